@@ -1,0 +1,58 @@
+# `make demo` and `make test` need Python >= 3.11 and make, nothing else: they
+# make their own virtual environment in .venv from requirements.txt.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# Newest first; a name that is missing, too old or without venv is passed over.
+PYTHONS ?= python3.13 python3.12 python3.11 python3 python
+MINI := --config configs/ade20k_pspnet.py:mini
+
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test lint bench clean
+
+help:
+	@echo 'make demo   make a small ADE20K, train, evaluate, draw pictures (demo/)'
+	@echo 'make test   code style and all tests'
+	@echo 'make venv   the environment alone (.venv)'
+	@echo 'make lint   code style alone'
+	@echo 'make bench  time the training step of the small config'
+	@echo 'make clean  remove demo/ and all caches (not .venv)'
+
+# Written last, so that a half-made environment is made again from scratch.
+$(VENV)/installed: requirements.txt
+	@for python in $(PYTHONS); do \
+	  if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	  then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo 'error: no Python >= 3.11 with the venv module among: $(PYTHONS).' \
+	    'Install one (Debian, Ubuntu: apt install python3-venv) or name it:' \
+	    'make PYTHONS=/path/to/python3' >&2; exit 1; \
+	fi; \
+	echo "making $(VENV) with $$($$found --version) (some minutes)"; \
+	$$found -m venv --clear $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+venv: $(VENV)/installed
+
+# Each step continues or reuses what an earlier, interrupted run left.
+demo: $(VENV)/installed
+	$(PY) -m resnest_jax.data.prepare ade20k_mini --data_dir demo/data
+	$(PY) train.py $(MINI) --config.data.data_dir=demo/data --workdir demo/run
+	$(PY) eval.py $(MINI) --config.data.data_dir=demo/data --workdir demo/run
+	@echo 'pictures:'; find demo/run -name '*.png' | sort | sed 's/^/  /'
+
+test: lint
+	$(PY) -m pytest
+
+lint: $(VENV)/installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+bench: $(VENV)/installed
+	$(PY) benchmarks/train_step.py $(MINI)
+
+clean:
+	rm -rf demo build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,28 @@
+"""ResNeSt semantic segmentation in JAX."""
+
+import importlib
+
+__version__ = '0.1.0'
+
+# Public name -> module. Imported on first use: `import resnest_jax` is quick
+# and needs none of the heavy packages.
+_EXPORTS = {
+  'UserError': 'errors',
+  'create_segmentor': 'models.segmentor',
+  'export_state_dict': 'weights.state_dict',
+  'import_state_dict': 'weights.state_dict',
+  'load_config': 'config',
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str):
+  if name not in _EXPORTS:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module = importlib.import_module(f'{__name__}.{_EXPORTS[name]}')
+  return getattr(module, name)
+
+
+def __dir__():
+  return [*globals(), *_EXPORTS]

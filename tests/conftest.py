@@ -1,0 +1,95 @@
+"""Set-up of all tests: four virtual CPU devices, a compile cache, mini data."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _set_up_jax() -> None:
+  """Has to happen before jax is imported; what is set already stays."""
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', str(ROOT / '.pytest_cache' / 'jax')
+  )
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+  flags = os.environ.get('XLA_FLAGS', '')
+  for name, value in (
+    ('--xla_force_host_platform_device_count', 4),
+    ('--xla_backend_optimization_level', 1),
+  ):
+    if name not in flags:
+      flags += f' {name}={value}'
+  os.environ['XLA_FLAGS'] = flags.strip()
+
+
+_set_up_jax()
+
+
+def _run_script(
+  *arguments: str | Path,
+  status: int = 0,
+  environment: dict[str, str] | None = None,
+  timeout: float = 600,
+) -> subprocess.CompletedProcess:
+  """Runs `python ARGUMENTS` in the repository's root.
+
+  Args:
+    *arguments: 'train.py' or '-m', 'resnest_jax.data.prepare', then flags.
+    status: the exit status it has to end with.
+    environment: variables to set besides the tests' own.
+    timeout: seconds.
+
+  Returns:
+    The finished process; `stdout` and `stderr` are text.
+  """
+  process = subprocess.run(
+    [sys.executable, *map(str, arguments)],
+    cwd=ROOT,
+    env=os.environ | (environment or {}),
+    capture_output=True,
+    text=True,
+    timeout=timeout,
+  )
+  assert process.returncode == status, (
+    f'{" ".join(map(str, arguments))} ended with {process.returncode}:\n'
+    f'{process.stdout}\n{process.stderr}'
+  )
+  return process
+
+
+@pytest.fixture(scope='session')
+def root() -> Path:
+  """The root of the repository."""
+  return ROOT
+
+
+@pytest.fixture(scope='session')
+def run_script():
+  """`run_script('train.py', '--config', ..., status=0)`; see `_run_script`."""
+  return _run_script
+
+
+@pytest.fixture(scope='session')
+def mini_archive(tmp_path_factory) -> Path:
+  """A small ADEChallengeData2016.zip: 24 training, 8 validation images."""
+  path = tmp_path_factory.mktemp('archive') / 'ADEChallengeData2016.zip'
+  _run_script(
+    *('-m', 'resnest_jax.data.mini', '--out', path, '--images', '24', '8')
+  )
+  return path
+
+
+@pytest.fixture(scope='session')
+def mini_data_dir(mini_archive, tmp_path_factory) -> Path:
+  """`mini_archive`, prepared as `ade20k_mini`. Not to be written to."""
+  path = tmp_path_factory.mktemp('data')
+  _run_script(
+    *('-m', 'resnest_jax.data.prepare', 'ade20k_mini'),
+    *('--archive', mini_archive, '--data_dir', path),
+  )
+  return path

@@ -1,0 +1,101 @@
+"""Every command of README and CONTRIBUTING names things that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from resnest_jax.config import load_config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+CONTRIBUTING = (ROOT / 'CONTRIBUTING.md').read_text()
+
+
+def _commands(text: str) -> list[str]:
+  """Lines of code blocks and inline code that are commands."""
+  blocks = re.findall(r'^    (\S.*)$', text, re.MULTILINE)
+  fenced = re.findall(r'^```\w*\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+  lines = blocks + [line for block in fenced for line in block.splitlines()]
+  lines += re.findall(r'`([^`\n]+)`', text)
+  known = r'(\.venv/bin/)?(python|pip|make|ruff)\s'
+  return list(dict.fromkeys(x for x in lines if re.match(known, x)))
+
+
+COMMANDS = _commands(README + CONTRIBUTING)
+
+
+def _check_python(words: list[str]) -> None:
+  """`words` follow `python`: a script or -m module, then its flags."""
+  if words[:2] == ['-m', 'pytest']:
+    assert all((ROOT / path).exists() for path in words[2:])
+    return
+  if words[0] == '-m':
+    path = ROOT / f'{words[1].replace(".", "/")}.py'
+  else:
+    path = ROOT / words[0]
+  source = path.read_text() + (ROOT / 'resnest_jax/config.py').read_text()
+  overrides = {}
+  for word in words[1:]:
+    flag, _, value = word.partition('=')
+    if flag.startswith('--config.'):
+      overrides[flag.removeprefix('--config.')] = value
+    elif flag.startswith('--'):
+      assert f"'{flag}'" in source, f'{path.name} has no flag {flag}'
+  if '--config' in words:
+    load_config(ROOT / words[words.index('--config') + 1], overrides)
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_command_names_what_exists(command):
+  program, *words = shlex.split(command)
+  program = Path(program).name
+  if program == 'make':
+    targets = re.findall(r'^([\w-]+):', _makefile(), re.MULTILINE)
+    assert set(words) <= set(targets)
+  elif program == 'pip':
+    assert words[:2] == ['install', '-r']
+    assert (ROOT / words[2]).is_file()
+  elif program == 'ruff':
+    assert words[0] in ('format', 'check')
+  else:
+    _check_python(words)
+
+
+def _makefile() -> str:
+  return (ROOT / 'Makefile').read_text()
+
+
+def test_the_commands_are_found():
+  found = set(COMMANDS)
+  assert {'make demo', 'make test'} <= found
+  for script in ('train.py', 'eval.py', '-m resnest_jax.data.prepare'):
+    assert any(x.startswith(f'python {script} ') for x in found), script
+
+
+def test_table_says_which_rows_have_a_config():
+  cells = r'^\| ((?:cityscapes|ade20k)_\w+) \| (\w+) \|'
+  rows = dict(re.findall(cells, README, re.MULTILINE))
+  assert len(rows) == 8
+  files = {path.stem for path in (ROOT / 'configs').glob('*.py')}
+  assert {name for name, config in rows.items() if config == 'yes'} == (
+    files - {'common'}
+  )
+
+
+def test_links_lead_somewhere():
+  links = re.findall(r'\]\(([^)#]+)\)', README + CONTRIBUTING)
+  missing = [x for x in links if '://' not in x and not (ROOT / x).exists()]
+  assert links
+  assert missing == []
+
+
+def test_makefile_and_requirements_are_whole():
+  assert '-r requirements.txt' in (ROOT / 'requirements-gpu.txt').read_text()
+  assert '-r requirements.txt' in (ROOT / 'requirements-tpu.txt').read_text()
+  pins = (ROOT / 'requirements.txt').read_text().splitlines()
+  pins = [line.split('#')[0].strip() for line in pins]
+  unpinned = [x for x in pins if x and not re.fullmatch(r'[\w.-]+==\S+', x)]
+  assert unpinned == []
+  assert not any(x.lower().startswith('tensorflow==') for x in pins)
