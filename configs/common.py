@@ -1,0 +1,139 @@
+"""Every key of a configuration, with its meaning and default.
+
+A row file calls `get_config()` and sets what its row needs. The keys are
+fixed (a misspelt one is an error) and so are their types. "mmseg" names the
+source of a default: mmsegmentation 1.2.2, `configs/_base_`.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from resnest_jax.errors import UserError
+
+
+def get_config() -> ConfigDict:
+  """The defaults: mmseg's 160k schedule on ADE20K with a ResNeSt-101."""
+  config = ConfigDict()
+  config.name = ''  # the row, written into logs and results
+  config.seed = 0  # of weights, dropout, order and augmentation
+  config.model = model()
+  config.data = data()
+
+  config.loss = ConfigDict()
+  config.loss.aux_weight = 0.4  # of the auxiliary head's loss, >= 0 (mmseg)
+  # False: mean over all pixels, ignored ones count as 0 (mmseg).
+  # True: mean over the pixels that have a label.
+  config.loss.avg_non_ignore = False
+
+  # SGD, weight decay added to the gradient, polynomial decay (all mmseg).
+  config.optimizer = ConfigDict()
+  config.optimizer.learning_rate = 0.01  # at step 0, for the global batch
+  config.optimizer.min_learning_rate = 1e-4  # at the last step
+  config.optimizer.power = 0.9  # of the polynomial, > 0
+  config.optimizer.momentum = 0.9  # 0 to 1 (excluded)
+  config.optimizer.weight_decay = 5e-4  # >= 0, on every parameter
+
+  config.train = ConfigDict()
+  config.train.total_steps = 160_000  # optimiser steps (mmseg)
+  config.train.batch_size = 16  # images a step, over all devices (mmseg: 4x4)
+  config.train.log_steps = 50  # steps between two log lines (mmseg)
+  config.train.eval_steps = 16_000  # steps between evaluations (mmseg)
+  config.train.checkpoint_steps = 2_000  # at most this many steps are lost
+  config.train.keep_checkpoints = 3  # the newest; the best mIoU is kept too
+
+  config.eval = ConfigDict()
+  config.eval.batch_size = 8  # images of one padded shape, over all devices
+  config.eval.bucket = 64  # pixels: padded shapes are multiples of this
+  config.eval.overlays = 8  # pictures to draw, 0 for none
+  return config.lock()
+
+
+def model() -> ConfigDict:
+  """What the network is. None: as the backbone's name says."""
+  config = ConfigDict()
+  config.backbone = 'resnest101'  # an unknown name lists the known ones
+  config.stage_sizes = placeholder(tuple)  # blocks of each of the 4 stages
+  config.stem_width = placeholder(int)  # channels of the first convolution
+  config.width = placeholder(int)  # channels of stage 1, doubled each stage
+  config.radix = placeholder(int)  # splits of the split attention
+  config.groups = placeholder(int)  # cardinality
+  config.base_width = placeholder(int)  # channels of a group where width is 64
+  config.output_stride = 8  # pixels a feature of the last stage: 8, 16, 32
+  # Where a dilated stage lost its stride, 'mmseg' drops the average pool,
+  # 'official' keeps it at stride 1, 'timm' pools the shortcut. The weights
+  # of each fit the others and give wrong results there.
+  config.dilation_rule = 'mmseg'
+  config.head = 'pspnet'
+  config.head_channels = 512  # inside the head (mmseg)
+  config.aux_channels = 256  # inside the auxiliary head on stage 3 (mmseg)
+  config.num_classes = 150
+  config.dropout = 0.1  # before both classifiers, 0 to 1 (excluded) (mmseg)
+  # Of activations; parameters, statistics and loss are at least float32.
+  config.dtype = 'float32'  # or 'bfloat16', 'float64'
+  return config
+
+
+def data() -> ConfigDict:
+  """Which images, and how they are changed before the network sees them."""
+  config = ConfigDict()
+  config.name = 'ade20k'
+  config.data_dir = 'data'  # where resnest_jax.data.prepare wrote it
+  config.train_split = 'train'
+  config.eval_split = 'validation'
+  # Pixels (long edge, short edge): images are resized to fit, keeping their
+  # shape, in training and in evaluation (mmseg).
+  config.image_scale = (2048, 512)
+  config.scale_range = (0.5, 2.0)  # image_scale times a uniform draw (mmseg)
+  config.crop_size = (512, 512)  # pixels (height, width) (mmseg)
+  # A crop is drawn again, up to 10 times, while one class covers more than
+  # this share of its labelled pixels; 1 takes the first (mmseg).
+  config.cat_max_ratio = 0.75
+  config.flip_probability = 0.5  # left to right, 0 to 1 (mmseg)
+  config.photometric = True  # random brightness, contrast, saturation, hue
+  # Speed alone; the batches are the same whatever these are.
+  config.num_workers = 0  # processes that read and augment; 0: this process
+  config.num_threads = 0  # reading threads a process; 0: one a core, 16 at most
+  config.prefetch = 4  # batches ready in advance, in each process
+  return config
+
+
+def vary(config: ConfigDict, argument: str | None) -> ConfigDict:
+  """Applies what stands after the colon in `configs/x.py:argument`.
+
+  Args:
+    config: a row.
+    argument: None or '' for the row itself, 'mini' for its small twin.
+
+  Raises:
+    UserError: another argument.
+  """
+  if argument == 'mini':
+    return mini(config)
+  if argument:
+    raise UserError(
+      f'unknown argument {argument!r} after the colon of the config; '
+      "accepted: 'mini' (or no colon at all for the full row)."
+    )
+  return config
+
+
+def mini(config: ConfigDict) -> ConfigDict:
+  """The same code, small enough that two CPU cores train it in minutes."""
+  config.name += '_mini'
+  config.model.stage_sizes = (1, 1, 1, 1)
+  config.model.stem_width = 16
+  config.model.width = 16
+  config.model.head_channels = 128
+  config.model.aux_channels = 64
+  config.data.name += '_mini'
+  config.data.image_scale = (512, 128)
+  config.data.crop_size = (128, 128)
+  config.optimizer.learning_rate = 0.05
+  config.optimizer.min_learning_rate = 5e-4
+  config.train.total_steps = 300
+  config.train.batch_size = 16
+  config.train.log_steps = 10
+  config.train.eval_steps = 100
+  config.train.checkpoint_steps = 50
+  config.eval.batch_size = 8
+  return config

@@ -1,0 +1,367 @@
+"""From a file of `configs/` and the command line to a checked ConfigDict."""
+
+import argparse
+import ast
+import difflib
+import inspect
+import json
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnest_jax.errors import UserError
+
+# Smallest accepted value of whole-number keys.
+_AT_LEAST = {
+  'seed': 0,
+  'model.stem_width': 1,
+  'model.width': 1,
+  'model.radix': 1,
+  'model.groups': 1,
+  'model.base_width': 1,
+  'model.head_channels': 1,
+  'model.aux_channels': 1,
+  'model.num_classes': 2,
+  'data.num_workers': 0,
+  'data.num_threads': 0,
+  'data.prefetch': 1,
+  'train.total_steps': 1,
+  # The split attention normalises 1x1 maps over the batch: one value has no
+  # variance.
+  'train.batch_size': 2,
+  'train.log_steps': 1,
+  'train.eval_steps': 1,
+  'train.checkpoint_steps': 1,
+  'train.keep_checkpoints': 1,
+  'eval.batch_size': 1,
+  'eval.bucket': 1,
+  'eval.overlays': 0,
+}
+# Bounds of real-number keys as written in words, and the test.
+_BOUNDS = {
+  'model.dropout': ('at least 0 and below 1', lambda x: 0 <= x < 1),
+  'data.cat_max_ratio': ('above 0 and at most 1', lambda x: 0 < x <= 1),
+  'data.flip_probability': ('from 0 to 1', lambda x: 0 <= x <= 1),
+  'loss.aux_weight': ('at least 0', lambda x: 0 <= x < float('inf')),
+  'optimizer.learning_rate': ('above 0', lambda x: 0 < x < float('inf')),
+  'optimizer.min_learning_rate': ('at least 0', lambda x: x >= 0),
+  'optimizer.power': ('above 0', lambda x: 0 < x < float('inf')),
+  'optimizer.momentum': ('at least 0 and below 1', lambda x: 0 <= x < 1),
+  'optimizer.weight_decay': ('at least 0', lambda x: 0 <= x < float('inf')),
+}
+# Length of tuples of positive whole numbers.
+_SIZES = {
+  'model.stage_sizes': 4,
+  'data.image_scale': 2,
+  'data.crop_size': 2,
+}
+
+
+def load_config(
+  spec: str | Path, overrides: Mapping[str, Any] | None = None
+) -> ConfigDict:
+  """Reads a configuration file.
+
+  Args:
+    spec: path of a Python file with `get_config`, and after a colon the
+      argument it is called with: 'configs/ade20k_pspnet.py:mini'.
+    overrides: dotted key -> value, or the value as a string:
+      {'train.total_steps': 1000, 'data.crop_size': '256,256'}.
+
+  Returns:
+    A locked, type-safe ConfigDict that `validate` has checked.
+
+  Raises:
+    UserError: no such file, a key that does not exist, a value of another
+      type or out of range.
+  """
+  path, _, argument = str(spec).partition(':')
+  config = _call_get_config(_config_file(path), argument)
+  for key, value in (overrides or {}).items():
+    _override(config, key, value)
+  validate(config)
+  return config.lock()
+
+
+def flag_parser(description: str) -> argparse.ArgumentParser:
+  """A parser with the flags all scripts share; a script may add its own."""
+  parser = _Parser(
+    description=description,
+    epilog='Every key of the configuration is a flag as well, for instance '
+    '--config.train.total_steps=1000. configs/common.py explains the keys.',
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--config',
+    required=True,
+    metavar='FILE[:ARGUMENT]',
+    help='a file of configs/; ARGUMENT "mini" is a small twin of the row',
+  )
+  parser.add_argument(
+    '--workdir',
+    required=True,
+    type=Path,
+    metavar='DIR',
+    help='checkpoints, logs and results of one run',
+  )
+  return parser
+
+
+def parse_flags(
+  parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+  """Parses a command line with `--config.key=value` or `--config.key value`.
+
+  Args:
+    parser: of `flag_parser`, with the script's own flags added.
+    arguments: the command line; None: that of the process.
+
+  Returns:
+    The flags; `config` is the loaded ConfigDict, `workdir` a Path.
+
+  Raises:
+    UserError: an unknown or missing flag, and all that `load_config` raises.
+  """
+  arguments = list(sys.argv[1:] if arguments is None else arguments)
+  rest, overrides = [], {}
+  while arguments:
+    flag, equals, value = arguments.pop(0).partition('=')
+    if not flag.startswith('--config.'):
+      rest.append(flag + equals + value)
+      continue
+    if not equals:
+      if not arguments or arguments[0].startswith('--'):
+        raise UserError(f'{flag} needs a value: {flag}=VALUE.')
+      value = arguments.pop(0)
+    overrides[flag.removeprefix('--config.')] = value
+  flags = parser.parse_args(rest)
+  flags.config = load_config(flags.config, overrides)
+  return flags
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Dotted key -> value, in the order of the keys."""
+  flat = {}
+  for key in sorted(config):
+    value = config[key]
+    if isinstance(value, Mapping | ConfigDict):
+      flat |= {f'{key}.{name}': leaf for name, leaf in flatten(value).items()}
+    else:
+      flat[key] = value
+  return flat
+
+
+def config_to_json(config: ConfigDict) -> str:
+  """The configuration as indented JSON with sorted keys."""
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+def differences(
+  saved: str, config: ConfigDict, ignore: Sequence[str] = ()
+) -> list[str]:
+  """Compares with what `config_to_json` wrote earlier.
+
+  Args:
+    saved: that JSON.
+    config: the configuration now.
+    ignore: keys and sections that may differ: ['data.data_dir', 'eval'].
+
+  Returns:
+    A line for every other key that differs, with both values.
+  """
+  old = flatten(json.loads(saved))
+  new = flatten(json.loads(config_to_json(config)))
+  absent = object()
+  lines = []
+  for key in sorted(old.keys() | new.keys()):
+    ignored = any(f'{key}.'.startswith(f'{prefix}.') for prefix in ignore)
+    before, now = old.get(key, absent), new.get(key, absent)
+    if not ignored and before != now:
+      shown = ['not set' if x is absent else repr(x) for x in (before, now)]
+      lines.append(f'{key}: {shown[0]} before, {shown[1]} now')
+  return lines
+
+
+def validate(config: ConfigDict) -> None:
+  """Refuses values that cannot be meant; names are checked where they are used.
+
+  Raises:
+    UserError: names the key, its value and what is accepted.
+  """
+  values = flatten(config)
+
+  def refuse(key: str, accepted: str):
+    raise UserError(f'config.{key} is {values[key]!r}; it must be {accepted}.')
+
+  for key, minimum in _AT_LEAST.items():
+    if values[key] is not None and values[key] < minimum:
+      refuse(key, f'at least {minimum}')
+  for key, (accepted, holds) in _BOUNDS.items():
+    if not holds(values[key]):
+      refuse(key, accepted)
+  for key, length in _SIZES.items():
+    size = values[key]
+    if size is not None and not _positive_integers(size, length):
+      refuse(key, f'{length} positive whole numbers')
+  if values['data.image_scale'][0] < values['data.image_scale'][1]:
+    refuse('data.image_scale', '(long edge, short edge) in pixels')
+  if not _is_range(values['data.scale_range']):
+    refuse('data.scale_range', 'two positive numbers, the smaller first')
+  if values['optimizer.min_learning_rate'] > values['optimizer.learning_rate']:
+    refuse('optimizer.min_learning_rate', 'at most optimizer.learning_rate')
+
+
+def _positive_integers(values: tuple, length: int) -> bool:
+  return len(values) == length and all(
+    type(value) is int and value > 0 for value in values
+  )
+
+
+def _is_range(values: tuple) -> bool:
+  numbers = all(type(value) in (int, float) for value in values)
+  return numbers and len(values) == 2 and 0 < values[0] <= values[1]
+
+
+class _Parser(argparse.ArgumentParser):
+  """Reports a wrong command line as all other errors are reported."""
+
+  def error(self, message: str):
+    raise UserError(f'{message}; {self.prog} --help lists the flags.')
+
+
+def _config_file(path: str) -> Path:
+  """The path if it is a file, else an error that lists those there are."""
+  file = Path(path)
+  if file.is_file():
+    return file
+  folder = file.parent if file.parent.is_dir() else Path('configs')
+  there = [str(f) for f in sorted(folder.glob('*.py')) if f.stem != 'common']
+  if there:
+    advice = f'in {folder}/ there are: {", ".join(there)}.'
+  else:
+    advice = 'run this in the root of the repository or give the full path.'
+  raise UserError(f'there is no config file {path!r}; {advice}')
+
+
+def _call_get_config(path: Path, argument: str) -> ConfigDict:
+  """Runs the file; its own mistakes are reported with their line."""
+  try:
+    with _importable(path.resolve().parent.parent):
+      get_config = runpy.run_path(str(path)).get('get_config')
+      if get_config is None:
+        raise UserError(f'{path} has no function get_config(argument=None).')
+      if not argument:
+        return get_config()
+      if not inspect.signature(get_config).parameters:
+        raise UserError(
+          f'{path} takes no argument; leave out ":{argument}" after the name.'
+        )
+      return get_config(argument)
+  except UserError:
+    raise
+  except Exception as error:
+    lines = [
+      frame.lineno
+      for frame in traceback.extract_tb(error.__traceback__)
+      if frame.filename == str(path)
+    ]
+    line = lines[-1] if lines else getattr(error, 'lineno', '?')
+    # After an unknown key ml_collections prints the whole section.
+    message = str(error.args[0] if error.args else '')
+    message = message.partition(' Other fields')[0].replace("'Key", 'Key')
+    raise UserError(
+      f'{path}, line {line}: {type(error).__name__}: {message}'
+    ) from error
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+  """Lets a config import its neighbours (`from configs import common`)."""
+  sys.path.insert(0, str(folder))
+  try:
+    yield
+  finally:
+    sys.path.remove(str(folder))
+
+
+def _override(config: ConfigDict, key: str, value: Any) -> None:
+  """Sets a dotted key; a string is read as the type that the key has."""
+  known = flatten(config)
+  if key not in known:
+    raise UserError(f'unknown config key {key!r}; {_nearest(key, known)}')
+  *sections, name = key.split('.')
+  for section in sections:
+    config = config[section]
+  kind = config.get_type(name)
+  config[name] = _convert(key, value, kind, optional=known[key] is None)
+
+
+def _nearest(key: str, known: Mapping[str, Any]) -> str:
+  """What may have been meant: a section's keys, or the most similar ones."""
+  inside = [name for name in known if name.startswith(f'{key}.')]
+  if inside:
+    return f'{key} is a section with the keys {", ".join(inside)}.'
+  # Someone forgets the section or misspells the name: the whole key and its
+  # last part are both compared.
+  likeness = {
+    name: max(_likeness(key, name), _likeness(_last(key), _last(name)))
+    for name in known
+  }
+  best = max(likeness.values())
+  if best < 0.6:
+    return 'configs/common.py lists and explains all keys.'
+  near = [name for name in known if likeness[name] > best - 0.12]
+  return f'did you mean {" or ".join(near[:3])}?'
+
+
+def _last(key: str) -> str:
+  return key.rpartition('.')[2]
+
+
+def _likeness(a: str, b: str) -> float:
+  return difflib.SequenceMatcher(None, a, b).ratio()
+
+
+_KINDS = {
+  bool: 'true or false',
+  int: 'a whole number',
+  float: 'a number',
+  str: 'a string',
+  tuple: 'numbers with commas between them, like 512,512',
+}
+
+
+def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
+  """The value as `kind`; only what loses nothing is converted."""
+  given = value
+  if isinstance(value, str) and kind is not str:
+    value = _read_literal(value)
+  if value is None and optional:
+    return None
+  if kind is float and type(value) is int:
+    return float(value)
+  if kind is tuple and type(value) is list:
+    return tuple(value)
+  if type(value) is kind:
+    return value
+  raise UserError(
+    f'config.{key} must be {_KINDS[kind]}{" or none" if optional else ""}, '
+    f'not {given!r}.'
+  )
+
+
+def _read_literal(text: str) -> Any:
+  """What the text means in Python; also true, false and none; else itself."""
+  words = {'true': True, 'false': False, 'none': None}
+  if text.lower() in words:
+    return words[text.lower()]
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return text

@@ -1,0 +1,276 @@
+"""Configuration files, their checks and the command line that changes them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnest_jax.config import (
+  config_to_json,
+  differences,
+  flag_parser,
+  flatten,
+  load_config,
+  parse_flags,
+)
+from resnest_jax.errors import UserError
+
+FOLDER = Path(__file__).parent.parent / 'configs'
+ROWS = sorted(f for f in FOLDER.glob('*.py') if f.stem != 'common')
+ROW = str(FOLDER / 'ade20k_pspnet.py')
+
+
+@pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
+def test_row_is_named_after_its_file_and_documented(path):
+  assert load_config(path).name == path.stem
+  assert load_config(f'{path}:').to_dict() == load_config(path).to_dict()
+  source = path.read_text()
+  assert f'--config configs/{path.name}' in source.split('"""')[1]
+  assert 15 <= len(source.splitlines()) <= 25
+
+
+@pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
+def test_mini_changes_sizes_only(path):
+  row, mini = flatten(load_config(path)), flatten(load_config(f'{path}:mini'))
+  assert row.keys() == mini.keys()
+  changed = {key for key in row if row[key] != mini[key]}
+  assert mini['model.stage_sizes'] == (1, 1, 1, 1)
+  assert mini['model.width'] == 16
+  assert mini['train.total_steps'] < row['train.total_steps'] / 100
+  assert not changed & {
+    *('model.head', 'model.backbone', 'model.output_stride'),
+    *('model.num_classes', 'model.dilation_rule', 'data.cat_max_ratio'),
+    *('optimizer.momentum', 'optimizer.weight_decay', 'loss.aux_weight'),
+  }
+
+
+@pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('argument', ['', ':mini'])
+def test_network_and_optimizer_can_be_built(path, argument):
+  import jax
+  import jax.numpy as jnp
+
+  from resnest_jax.models.segmentor import create_segmentor
+  from resnest_jax.training.optimizer import create_optimizer
+
+  config = load_config(f'{path}{argument}')
+  height, width = config.data.crop_size
+  images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+  model = create_segmentor(config.model)
+  out, variables = jax.eval_shape(
+    lambda rng, x: model.init_with_output(rng, x, train=False),
+    jax.random.key(0),
+    images,
+  )
+  stride = config.model.output_stride
+  shape = (1, height // stride, width // stride, config.model.num_classes)
+  assert out.logits.shape == out.aux_logits.shape == shape
+  optimizer = create_optimizer(config.optimizer, config.train.total_steps)
+  state = jax.eval_shape(optimizer.init, variables['params'])
+  momentum = sum(x.size for x in jax.tree.leaves(state) if x.ndim)
+  assert momentum == sum(x.size for x in jax.tree.leaves(variables['params']))
+
+
+def test_ade20k_pspnet_is_the_published_recipe():
+  config = flatten(load_config(ROW))
+  recipe = {
+    'model.backbone': 'resnest101',
+    'model.head': 'pspnet',
+    'model.output_stride': 8,
+    'data.crop_size': (512, 512),
+    'data.image_scale': (2048, 512),
+    'data.scale_range': (0.5, 2.0),
+    'train.total_steps': 160_000,
+    'train.batch_size': 16,
+    'optimizer.learning_rate': 0.01,
+    'optimizer.weight_decay': 0.0005,
+    'loss.aux_weight': 0.4,
+  }
+  assert {key: config[key] for key in recipe} == recipe
+
+
+def test_config_is_locked():
+  with pytest.raises(AttributeError, match='dropuot'):
+    load_config(ROW).model.dropuot = 0.1
+  with pytest.raises(TypeError):
+    load_config(ROW).train.total_steps = 1.5
+
+
+@pytest.mark.parametrize(
+  ('key', 'given', 'value'),
+  [
+    ('train.total_steps', '20', 20),
+    ('train.total_steps', 20, 20),
+    ('optimizer.learning_rate', '1', 1.0),
+    ('optimizer.learning_rate', 1, 1.0),
+    ('optimizer.learning_rate', '2e-2', 0.02),
+    ('data.crop_size', '(64, 96)', (64, 96)),
+    ('data.crop_size', '64,96', (64, 96)),
+    ('data.crop_size', [64, 96], (64, 96)),
+    ('data.photometric', 'false', False),
+    ('data.photometric', 'True', True),
+    ('data.data_dir', '123', '123'),
+    ('data.data_dir', 'none', 'none'),
+    ('model.width', '32', 32),
+    ('model.width', 'none', None),
+    ('model.stage_sizes', '1,2,2,1', (1, 2, 2, 1)),
+  ],
+)
+def test_override_is_read_as_the_type_of_its_key(key, given, value):
+  result = flatten(load_config(ROW, {key: given}))[key]
+  assert result == value
+  assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+  ('key', 'given', 'message'),
+  [
+    ('train.total_steps', '1.5', "a whole number, not '1.5'"),
+    ('train.total_steps', 2.0, 'a whole number, not 2.0'),
+    ('train.total_steps', True, 'a whole number, not True'),
+    ('train.total_steps', 'none', 'a whole number, not'),
+    ('data.photometric', '1', 'true or false'),
+    ('data.crop_size', '64', 'numbers with commas'),
+    ('data.crop_size', '64,0', '2 positive whole numbers'),
+    ('data.crop_size', '64,64,3', '2 positive whole numbers'),
+    ('data.crop_size', '64.0,64.0', '2 positive whole numbers'),
+    ('data.image_scale', '512,2048', r'\(long edge, short edge\)'),
+    ('data.scale_range', '2.0,0.5', 'the smaller first'),
+    ('data.flip_probability', '1.5', 'from 0 to 1'),
+    ('model.stage_sizes', '1,1,1', '4 positive whole numbers'),
+    ('model.dropout', '1', 'below 1'),
+    ('model.radix', '0', 'at least 1'),
+    ('train.batch_size', '1', 'at least 2'),
+    ('train.total_steps', '0', 'at least 1'),
+    ('optimizer.learning_rate', '-0.1', 'above 0'),
+    ('optimizer.learning_rate', '1e999', 'above 0'),
+    ('optimizer.min_learning_rate', '0.5', 'at most optimizer.learning_rate'),
+  ],
+)
+def test_wrong_value_is_refused_by_name(key, given, message):
+  with pytest.raises(UserError, match=message) as error:
+    load_config(ROW, {key: given})
+  assert f'config.{key} ' in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('key', 'nearest'),
+  [
+    ('model.dropuot', 'did you mean model.dropout?'),
+    ('batch_size', 'did you mean eval.batch_size or train.batch_size?'),
+    ('optimiser.momentum', 'did you mean optimizer.momentum?'),
+    ('loss', 'keys loss.aux_weight, loss.avg_non_ignore'),
+    ('model.dropout.rate', 'did you mean model.dropout?'),
+    ('xyz', 'configs/common.py'),
+  ],
+)
+def test_unknown_key_names_the_nearest(key, nearest):
+  with pytest.raises(UserError) as error:
+    load_config(ROW, {key: '1'})
+  assert f'unknown config key {key!r}' in str(error.value)
+  assert nearest in str(error.value)
+
+
+def test_missing_file_lists_those_there_are():
+  with pytest.raises(UserError, match=r'there is no .*nope\.py.*ade20k_pspnet'):
+    load_config(FOLDER / 'nope.py')
+
+
+def test_unknown_argument_lists_the_accepted():
+  with pytest.raises(UserError, match=r"'big'.*accepted: 'mini'"):
+    load_config(f'{ROW}:big')
+  with pytest.raises(UserError, match='takes no argument'):
+    load_config(f'{FOLDER}/common.py:mini')
+
+
+@pytest.mark.parametrize(
+  ('line', 'message'),
+  [
+    ("config.nmae = 'x'", r'own\.py, line 4: .*"nmae" does not exist'),
+    ('config.name = (', r'own\.py, line 4: SyntaxError'),
+    ('config.seed = 1 / 0', r'own\.py, line 4: ZeroDivisionError'),
+  ],
+)
+def test_mistake_in_a_config_file_is_reported_with_its_line(
+  tmp_path, line, message
+):
+  path = tmp_path / 'own.py'
+  path.write_text(
+    'from configs import common\ndef get_config():\n'
+    f'  config = common.get_config()\n  {line}\n  return config\n'
+  )
+  with pytest.raises(UserError, match=message):
+    load_config(path)
+
+
+def test_file_without_get_config_is_refused(tmp_path):
+  path = tmp_path / 'own.py'
+  path.write_text('x = 1\n')
+  with pytest.raises(UserError, match='has no function get_config'):
+    load_config(path)
+
+
+def test_both_forms_of_a_flag_and_a_flag_of_the_script():
+  parser = flag_parser('test')
+  parser.add_argument('--checkpoint')
+  flags = parse_flags(
+    parser,
+    [
+      *('--config', f'{ROW}:mini', '--config.train.total_steps=7'),
+      *('--workdir=run', '--config.data.data_dir', 'a=b'),
+      *('--checkpoint', 'c', '--config.train.total_steps', '8'),
+    ],
+  )
+  assert flags.config.train.total_steps == 8  # the last one counts
+  assert flags.config.data.data_dir == 'a=b'
+  assert flags.config.model.width == 16
+  assert (flags.workdir, flags.checkpoint) == (Path('run'), 'c')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--config', ROW], 'required: --workdir'),
+    (['--config', ROW, '--workdir', 'x', '--step', '1'], 'arguments: --step 1'),
+    (['--config', ROW, '--config.seed', '--workdir', 'x'], 'needs a value'),
+    (['--config', ROW, '--workdir', 'x', '--config.seed'], 'needs a value'),
+  ],
+)
+def test_wrong_command_line_is_refused(arguments, message):
+  with pytest.raises(UserError, match=message):
+    parse_flags(flag_parser('test'), arguments)
+
+
+def test_differences_name_key_and_both_values():
+  saved = config_to_json(load_config(f'{ROW}:mini'))
+  assert differences(saved, load_config(f'{ROW}:mini')) == []
+  other = load_config(
+    f'{ROW}:mini',
+    {'data.crop_size': '64,64', 'eval.overlays': 3, 'model.radix': 1},
+  )
+  assert differences(saved, other, ignore=['eval']) == [
+    'data.crop_size: [128, 128] before, [64, 64] now',
+    'model.radix: None before, 1 now',
+  ]
+  assert 'eval.overlays: 8 before, 3 now' in differences(saved, other, ['eva'])
+  older = saved.replace('"seed"', '"sede"')
+  assert differences(older, load_config(f'{ROW}:mini')) == [
+    'sede: 0 before, not set now',
+    'seed: not set before, 0 now',
+  ]
+
+
+def test_loading_needs_no_jax():
+  code = (
+    f'import sys, resnest_jax as rj; rj.load_config({ROW!r}); '
+    "print({'jax', 'tensorflow', 'cv2', 'grain'} & sys.modules.keys())"
+  )
+  process = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=FOLDER.parent,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert process.stdout.strip() == 'set()'
