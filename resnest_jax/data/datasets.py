@@ -1,0 +1,148 @@
+"""Random access to prepared data: index -> image and mask."""
+
+import operator
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from resnest_jax.data.ade20k import MINI, RELEASE, Ade20k
+from resnest_jax.data.labels import ADE20K, LabelSet
+from resnest_jax.errors import UserError
+
+CONFIGS = {'ade20k': RELEASE, 'ade20k_mini': MINI}
+
+
+def prepare_command(name: str, data_dir: str | os.PathLike) -> str:
+  """The command that prepares the data set `name` in `data_dir`."""
+  archive = '--archive ADEChallengeData2016.zip ' if name == 'ade20k' else ''
+  return (
+    f'python -m resnest_jax.data.prepare {name} {archive}--data_dir {data_dir}'
+  )
+
+
+def open_split(name: str, data_dir: str | os.PathLike, split: str) -> 'Split':
+  """Opens a split of a prepared data set.
+
+  Args:
+    name: 'ade20k' or 'ade20k_mini'.
+    data_dir: the folder that was given to `resnest_jax.data.prepare`.
+    split: 'train' or 'validation'.
+
+  Raises:
+    UserError: unknown name or split, or data that is not there; the message
+      has the command that prepares it.
+  """
+  return Split(name, data_dir, split)
+
+
+class Split:
+  """A sequence of samples; threads may share it and it can be pickled.
+
+  `split[i]` is a dict of
+    image: uint8 (H, W, 3), RGB.
+    label: uint8 (H, W), train ids 0-149 and 255 for pixels to ignore.
+    name: str, the file's stem in the archive.
+  H and W differ from sample to sample.
+
+  Attributes:
+    labels: the `LabelSet` of the train ids.
+  """
+
+  def __init__(self, name: str, data_dir: str | os.PathLike, split: str):
+    self.name = name
+    self.data_dir = os.fspath(data_dir)
+    self.split = split
+    self.labels: LabelSet = ADE20K
+    builder = _open_builder(name, self.data_dir)
+    if split not in builder.info.splits:
+      raise UserError(
+        f'{name} has no split {split!r}; it has '
+        f'{", ".join(sorted(builder.info.splits))}'
+      )
+    # tfds would decode with its own rules; we want the original bytes.
+    skip = tfds.decode.SkipDecoding()
+    self._source = builder.as_data_source(
+      split, decoders={'image': skip, 'label': skip}
+    )
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict:
+    index = operator.index(index)
+    if not 0 <= index < len(self):
+      raise IndexError(f'{index} is not in 0 .. {len(self) - 1}')
+    try:
+      example = self._source[index]
+    except Exception as error:  # ArrayRecord's errors have no common type.
+      raise self._unreadable(f'record {index}', error) from error
+    sample = example['name'].decode()
+    image = _decode(example['image'], cv2.IMREAD_COLOR_RGB)
+    mask = _decode(example['label'], cv2.IMREAD_UNCHANGED)
+    if image is None or mask is None or image.shape[:2] != mask.shape:
+      raise self._unreadable(sample, 'image and mask cannot be decoded')
+    label = self.labels.to_train_id[mask]
+    return {'image': image, 'label': label, 'name': sample}
+
+  def __reduce__(self):
+    # Readers hold open files, so a copy opens its own.
+    return open_split, (self.name, self.data_dir, self.split)
+
+  def _unreadable(self, sample: str, why: object) -> UserError:
+    return UserError(
+      f'{sample} of {self.name}, split {self.split}, cannot be read from '
+      f'{self.data_dir}: {why}\nThe prepared data is damaged; delete '
+      f'{_directory(self.name, self.data_dir)} and prepare it again:\n  '
+      f'{prepare_command(self.name, self.data_dir)}'
+    )
+
+
+def _decode(encoded: bytes, flags: int) -> np.ndarray | None:
+  if not encoded:  # OpenCV raises for these, and gives None for other errors.
+    return None
+  return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+
+
+def _directory(name: str, data_dir: str) -> Path:
+  version = str(Ade20k.VERSION)
+  return Path(data_dir, Ade20k.name, CONFIGS[name].name, version)
+
+
+def _open_builder(name: str, data_dir: str) -> Ade20k:
+  """Returns the builder of finished, complete data."""
+  if name not in CONFIGS:
+    raise UserError(
+      f'unknown data set {name!r}; there are {", ".join(CONFIGS)}'
+    )
+  directory = _directory(name, data_dir)
+  # Looked for before tfds is asked, which would write into its own folders.
+  if not (directory / 'dataset_info.json').is_file():
+    download = (
+      '\nWithout --archive it downloads the archive (about 970 MB).'
+      if CONFIGS[name].url
+      else ''
+    )
+    raise UserError(
+      f'{name} is not prepared in {data_dir} (there is no {directory}). '
+      f'Prepare it with:\n  {prepare_command(name, data_dir)}{download}'
+    )
+  builder = Ade20k(config=CONFIGS[name], data_dir=data_dir)
+  if missing := missing_files(builder):
+    raise UserError(
+      f'{directory} is incomplete: {missing[0]} is missing. Delete the '
+      f'folder and prepare it again:\n  {prepare_command(name, data_dir)}'
+    )
+  return builder
+
+
+def missing_files(builder: Ade20k) -> list[str]:
+  """The record files that prepared data should have and does not."""
+  paths = [
+    str(path)
+    for info in builder.info.splits.values()
+    for path in info.filepaths
+  ]
+  return [path for path in paths if not os.path.isfile(path)]

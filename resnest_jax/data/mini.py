@@ -1,0 +1,204 @@
+"""Writes a mini ADE20K: procedural scenes in the release's own layout.
+
+    python -m resnest_jax.data.mini --out ADEChallengeData2016_mini.zip
+
+The zip file has the folders, names and formats of ADEChallengeData2016.zip
+(JPEG pictures of many sizes, some grey; 8-bit index PNG masks, 0-150;
+objectInfo150.txt and sceneCategories.txt) and goes through the same builder.
+It is a function of --seed and --images alone.
+"""
+
+import argparse
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from resnest_jax import errors
+from resnest_jax.data.labels import ADE20K
+from resnest_jax.data.progress import progress_bar
+from resnest_jax.data.scenes.scene import draw_scene
+from resnest_jax.errors import UserError
+
+DEFAULT_COUNTS = {'train': 400, 'validation': 60}
+
+# To be raised when the same seed gives other scenes than before.
+VERSION = 1
+
+_ROOT = 'ADEChallengeData2016'
+# Split: (folder, file name's prefix, first part of the scenes' seeds).
+_SPLITS = {
+  'train': ('training', 'ADE_train', 0),
+  'validation': ('validation', 'ADE_val', 1),
+}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    prog='python -m resnest_jax.data.mini',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('--out', type=Path, required=True, metavar='ZIP')
+  add_arguments(parser)
+  args = parser.parse_args()
+  counts = counts_from_arguments(args)
+  write_archive(args.out, counts, args.seed)
+  print(
+    f'{args.out}: {counts["train"]} training and {counts["validation"]} '
+    f'validation images, {args.out.stat().st_size / 1e6:.1f} MB'
+  )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what decides the contents: --images and --seed."""
+  parser.add_argument(
+    '--images',
+    type=int,
+    nargs=2,
+    metavar=('TRAIN', 'VALIDATION'),
+    default=tuple(DEFAULT_COUNTS.values()),
+    help='how many scenes to generate (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--seed', type=int, default=0, help='of the scenes (default: 0)'
+  )
+
+
+def counts_from_arguments(args: argparse.Namespace) -> dict[str, int]:
+  """Images per split; a `UserError` for numbers that make no data set."""
+  if min(args.images) < 1 or args.seed < 0:
+    raise UserError(
+      f'--images {args.images[0]} {args.images[1]} --seed {args.seed}: the '
+      'numbers of images are at least 1, the seed at least 0'
+    )
+  return dict(zip(_SPLITS, args.images, strict=True))
+
+
+def archive_comment(counts: Mapping[str, int], seed: int) -> str:
+  """The zip file's comment; two archives are equal if their comments are."""
+  return json.dumps(
+    {
+      'generator': 'resnest_jax.data.mini',
+      'version': VERSION,
+      'seed': seed,
+      'images': dict(counts),
+    }
+  )
+
+
+def write_archive(path: Path, counts: Mapping[str, int], seed: int) -> None:
+  """Writes the archive; `path` appears when all of it is there.
+
+  Args:
+    path: of the zip file. If it exists already and was written for the same
+      counts and seed, nothing is done.
+    counts: images for 'train' and 'validation'.
+    seed: of the scenes.
+
+  Raises:
+    UserError: `path` exists and is something else, or cannot be written.
+  """
+  comment = archive_comment(counts, seed).encode()
+  if path.exists():
+    if zipfile.is_zipfile(path):
+      with zipfile.ZipFile(path) as archive:
+        if archive.comment == comment:
+          return
+    raise UserError(
+      f'{path} exists and was not written for these --images and this '
+      '--seed. Nothing was changed; give another name or delete it.'
+    )
+  partial = path.with_name(path.name + '.incomplete')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(partial, 'w') as archive:
+      archive.comment = comment
+      _write_contents(archive, counts, seed)
+    os.replace(partial, path)
+  except OSError as error:
+    raise UserError(f'cannot write {path}: {error}') from error
+
+
+def _write_contents(
+  archive: zipfile.ZipFile, counts: Mapping[str, int], seed: int
+) -> None:
+  """Draws all scenes and writes them with the two lists."""
+  scene_lines, seen, pixels = [], {}, np.zeros(256, np.int64)
+  total, done = sum(counts.values()), 0
+  with (
+    progress_bar('drawing scenes') as report,
+    ThreadPoolExecutor(os.cpu_count()) as pool,
+  ):
+    for split, (folder, prefix, number) in _SPLITS.items():
+      images = f'{_ROOT}/images/{folder}/'
+      masks = f'{_ROOT}/annotations/{folder}/'
+      _add(archive, images, b'')
+      _add(archive, masks, b'')
+      seeds = [(seed, number, i) for i in range(counts[split])]
+      seen[split] = np.zeros(256, np.int64)
+      samples = pool.map(_make_sample, seeds)
+      for i, (jpeg, png, mask, kind) in enumerate(samples, 1):
+        stem = f'{prefix}_{i:08d}'
+        _add(archive, f'{images}{stem}.jpg', jpeg)
+        _add(archive, f'{masks}{stem}.png', png)
+        scene_lines.append(f'{stem} {kind}\n')
+        values = np.bincount(mask.ravel(), minlength=256)
+        seen[split] += values > 0
+        pixels += values
+        done += 1
+        report(done, total)
+  _add(archive, f'{_ROOT}/sceneCategories.txt', ''.join(scene_lines).encode())
+  info = _object_info(pixels, seen['train'], seen['validation'])
+  _add(archive, f'{_ROOT}/objectInfo150.txt', info.encode())
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+  """Adds an entry with a fixed date, so that the file is reproducible."""
+  info = zipfile.ZipInfo(name, date_time=(2016, 7, 26, 0, 0, 0))
+  mode = 0o40755 if name.endswith('/') else 0o100644
+  info.external_attr = mode << 16
+  archive.writestr(info, data)
+
+
+def _make_sample(seed: tuple[int, ...]) -> tuple[bytes, bytes, np.ndarray, str]:
+  """Returns JPEG, PNG, the mask and the kind of one scene."""
+  rng = np.random.default_rng((*seed, 1))
+  height, width = _choose_size(rng)
+  image, mask, kind = draw_scene((*seed, 0), height, width)
+  if rng.random() < 0.04:  # The release has a few grey photographs.
+    image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+  else:
+    image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+  quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(85, 96))]
+  jpeg = cv2.imencode('.jpg', image, quality)[1].tobytes()
+  png = cv2.imencode('.png', mask)[1].tobytes()
+  return jpeg, png, mask, kind
+
+
+def _choose_size(rng: np.random.Generator) -> tuple[int, int]:
+  """Height and width in pixels, 96-224; three of four are landscape."""
+  short = int(rng.integers(96, 150))
+  aspect = rng.choice([1, 5 / 4, 4 / 3, 3 / 2, 16 / 9])
+  long = min(int(short * aspect), 224)
+  return (short, long) if rng.random() < 0.75 else (long, short)
+
+
+def _object_info(
+  pixels: np.ndarray, train: np.ndarray, validation: np.ndarray
+) -> str:
+  """objectInfo150.txt: share of pixels and images with each class."""
+  lines = ['Idx\tRatio\tTrain\tVal\tName\n']
+  ratios = pixels / max(pixels[1:].sum(), 1)
+  for i, name in enumerate(ADE20K.classes, 1):
+    lines.append(f'{i}\t{ratios[i]:.4f}\t{train[i]}\t{validation[i]}\t{name}\n')
+  return ''.join(lines)
+
+
+if __name__ == '__main__':
+  errors.run(main)

@@ -1,0 +1,1 @@
+"""Procedural scenes, the pictures of the mini ADE20K."""

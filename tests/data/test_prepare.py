@@ -1,0 +1,282 @@
+"""`python -m resnest_jax.data.prepare`, as users run it and when it fails."""
+
+import fcntl
+import hashlib
+import http.server
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+
+import pytest
+
+from resnest_jax.data import mini
+from resnest_jax.data.ade20k import Ade20k, Ade20kConfig
+from resnest_jax.data.datasets import CONFIGS, open_split
+from resnest_jax.data.prepare import prepare
+from resnest_jax.errors import UserError
+
+PREPARE = '-m', 'resnest_jax.data.prepare'
+MINI = CONFIGS['ade20k_mini']
+
+
+def snapshot(folder):
+  """Contents and times of all files below `folder`."""
+  return {
+    path: (path.read_bytes(), path.stat().st_mtime_ns)
+    for path in folder.rglob('*')
+    if path.is_file()
+  }
+
+
+@pytest.fixture
+def data_dir(mini_data_dir, tmp_path):
+  """A copy of prepared data."""
+  shutil.copytree(mini_data_dir / 'ade20k', tmp_path / 'data' / 'ade20k')
+  return tmp_path / 'data'
+
+
+# ---- The command -----------------------------------------------------------
+
+
+def test_generates_and_prepares_in_one_command(run_script, tmp_path):
+  command = *PREPARE, 'ade20k_mini', '--data_dir', tmp_path, '--images', '5'
+  process = run_script(*command, '3')
+  assert '8/8 images' in process.stderr
+  lines = [line.split() for line in process.stdout.splitlines()]
+  assert ['train', '5', 'images'] in lines
+  assert ['validation', '3', 'images'] in lines
+  assert lines[-1][:4] == [
+    *('python', 'train.py', '--config'),
+    'configs/ade20k_pspnet.py:mini',
+  ]
+  assert len(open_split('ade20k_mini', tmp_path, 'validation')) == 3
+
+  before = snapshot(tmp_path / 'ade20k')
+  assert 'Already prepared' in run_script(*command, '3').stdout
+  process = run_script(*command, '4', status=1)
+  assert 'Nothing was changed' in process.stderr
+  assert snapshot(tmp_path / 'ade20k') == before
+
+
+def test_wrong_path_and_wrong_release(run_script, mini_archive, tmp_path):
+  data_dir = tmp_path / 'data'
+  command = *PREPARE, 'ade20k', '--data_dir', data_dir, '--archive'
+  process = run_script(*command, tmp_path / 'nothing.zip', status=1)
+  assert process.stderr.startswith('error: there is no file')
+  assert 'Traceback' not in process.stderr
+  process = run_script(*command, mini_archive, status=1)
+  assert '24 training and 8 validation images' in process.stderr
+  assert '20210 and 2000' in process.stderr
+  assert not data_dir.exists()
+
+
+def test_killed_in_the_middle(run_script, mini_archive, tmp_path):
+  archive = tmp_path / 'large.zip'
+  write_large_archive(mini_archive, archive, copies=40)
+  data_dir = tmp_path / 'data'
+  command = *PREPARE, 'ade20k_mini', '--archive', archive
+  command = *map(str, command), '--data_dir', str(data_dir)
+  for _ in range(2):
+    process = subprocess.Popen(
+      [sys.executable, *command], stderr=subprocess.DEVNULL
+    )
+    while not unfinished(data_dir):
+      assert process.poll() is None
+      time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    # The second run has removed what the first one left.
+    assert len(unfinished(data_dir)) == 1
+  with pytest.raises(UserError, match=r'is not prepared'):
+    open_split('ade20k_mini', data_dir, 'train')
+
+  run_script(*command)
+  assert unfinished(data_dir) == []
+  split = open_split('ade20k_mini', data_dir, 'train')
+  assert len(split) == 24 * 40
+  assert split[24 * 40 - 1]['name'] == 'ADE_train_00000960'
+
+
+def unfinished(data_dir):
+  return list(data_dir.glob('ade20k/mini/incomplete.*'))
+
+
+def write_large_archive(source, path, copies):
+  """Repeats the samples of a mini archive under new names."""
+  numbers = {'training': 'ADE_train', 'validation': 'ADE_val'}
+  with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, 'w') as new:
+    for name in old.namelist():
+      if name.endswith(('.jpg', '.png')):
+        *head, folder, file = name.split('/')
+        number, extension = file.split('_')[-1].split('.')
+        count = 24 if folder == 'training' else 8
+        for copy in range(copies):
+          stem = f'{numbers[folder]}_{int(number) + copy * count:08d}'
+          target = '/'.join([*head, folder, f'{stem}.{extension}'])
+          new.writestr(target, old.read(name))
+    counts = {'train': 24 * copies, 'validation': 8 * copies}
+    new.comment = mini.archive_comment(counts, 0).encode()
+
+
+# ---- Data that is there already --------------------------------------------
+
+
+def test_already_prepared_from_the_same_archive(mini_archive, data_dir, capsys):
+  before = snapshot(data_dir / 'ade20k')
+  prepare(MINI, data_dir, mini_archive)
+  assert 'Already prepared' in capsys.readouterr().out
+  assert snapshot(data_dir / 'ade20k') == before
+
+
+def test_other_archive_is_refused(data_dir, tmp_path):
+  other = tmp_path / 'other.zip'
+  mini.write_archive(other, {'train': 2, 'validation': 1}, 0)
+  before = snapshot(data_dir / 'ade20k')
+  with pytest.raises(UserError, match=r'another archive.*Nothing was'):
+    prepare(MINI, data_dir, other)
+  assert snapshot(data_dir / 'ade20k') == before
+
+
+def test_strange_folder_is_left_alone(mini_archive, tmp_path):
+  folder = tmp_path / 'ade20k' / 'mini' / '1.0.0'
+  folder.mkdir(parents=True)
+  (folder / 'notes.txt').write_text('mine')
+  with pytest.raises(UserError, match=r'not a complete data set'):
+    prepare(MINI, tmp_path, mini_archive)
+  assert (folder / 'notes.txt').read_text() == 'mine'
+
+
+def test_damage_found_late_leaves_nothing_behind(mini_archive, tmp_path):
+  """An error after the first records were written."""
+  damaged = tmp_path / 'damaged.zip'
+  with (
+    zipfile.ZipFile(mini_archive) as old,
+    zipfile.ZipFile(damaged, 'w') as new,
+  ):
+    new.comment = old.comment
+    for name in old.namelist():
+      bad = name.endswith('ADE_val_00000008.png')
+      new.writestr(name, b'bad' if bad else old.read(name))
+  with pytest.raises(UserError, match=r'ADE_val_00000008\.png is not a PNG'):
+    prepare(MINI, tmp_path / 'data', damaged)
+  assert unfinished(tmp_path / 'data') == []
+  with pytest.raises(UserError, match=r'is not prepared'):
+    open_split('ade20k_mini', tmp_path / 'data', 'train')
+
+
+def test_two_at_once(mini_archive, tmp_path):
+  with open(tmp_path / '.prepare.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match=r'another process prepares'):
+      prepare(MINI, tmp_path, mini_archive)
+  prepare(MINI, tmp_path, mini_archive)
+  assert len(open_split('ade20k_mini', tmp_path, 'train')) == 24
+
+
+def test_data_dir_is_a_file(mini_archive, tmp_path):
+  (tmp_path / 'data').write_text('')
+  with pytest.raises(UserError, match=r'cannot write to .*data'):
+    prepare(MINI, tmp_path / 'data', mini_archive)
+
+
+# ---- Downloads -------------------------------------------------------------
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+  """Serves `server.body`, or the first `server.send` bytes of it."""
+
+  def do_GET(self):
+    self.server.requests += 1
+    if self.path != '/ADEChallengeData2016.zip':
+      self.send_error(404)
+      return
+    self.send_response(200)
+    self.send_header('Content-Length', str(len(self.server.body)))
+    self.end_headers()
+    self.wfile.write(self.server.body[: self.server.send])
+
+  def log_message(self, *arguments):
+    pass
+
+
+@pytest.fixture
+def server(mini_archive, monkeypatch):
+  monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server) as server:
+    server.body, server.send, server.requests = (
+      mini_archive.read_bytes(),
+      None,
+      0,
+    )
+    threading.Thread(target=server.serve_forever).start()
+    yield server
+    server.shutdown()
+
+
+def loopback_config(server, **kwargs):
+  port = server.server_address[1]
+  url = f'http://127.0.0.1:{port}/ADEChallengeData2016.zip'
+  return Ade20kConfig(name='loopback', **({'url': url} | kwargs))
+
+
+def downloaded(data_dir):
+  """The archives that tfds keeps, whole ones and parts."""
+  files = (data_dir / 'downloads').rglob('*.zip')
+  return [path for path in files if path.is_file()]
+
+
+def test_download(server, tmp_path):
+  sha1 = hashlib.sha1(server.body).hexdigest()
+  builder = prepare(loopback_config(server, sha1=sha1), tmp_path)
+  assert server.requests == 1
+  counts = {k: v.num_examples for k, v in builder.info.splits.items()}
+  assert counts == {'train': 24, 'validation': 8}
+  (kept,) = downloaded(tmp_path)
+  assert kept.read_bytes() == server.body
+
+
+def test_download_is_not_repeated(server, tmp_path):
+  """After an interruption between download and records, say."""
+  builder = prepare(loopback_config(server), tmp_path)
+  shutil.rmtree(builder.data_path)
+  prepare(loopback_config(server), tmp_path)
+  assert server.requests == 1
+
+
+def test_download_with_wrong_checksum(server, tmp_path):
+  config = loopback_config(server, sha1='0' * 40)
+  with pytest.raises(UserError, match=r'SHA-1 is .*, expected 000.*deleted'):
+    prepare(config, tmp_path)
+  assert downloaded(tmp_path) == []
+  assert not Ade20k(config=config, data_dir=tmp_path).is_prepared()
+
+
+def test_interrupted_download(server, tmp_path):
+  server.send = 100_000
+  with pytest.raises(UserError, match=r'(?s)could not download .*--archive'):
+    prepare(loopback_config(server), tmp_path)
+  (part,) = downloaded(tmp_path)
+  assert part.stat().st_size < len(server.body)
+  server.send = None
+  prepare(loopback_config(server), tmp_path)
+  assert not part.exists()
+  (whole,) = downloaded(tmp_path)
+  assert whole.read_bytes() == server.body
+
+
+def test_nothing_at_the_address(server, tmp_path):
+  config = loopback_config(server)
+  config.url += '.gone'
+  with pytest.raises(UserError, match=r'could not download .*404'):
+    prepare(config, tmp_path)
+
+
+def test_too_little_disk_space(server, tmp_path):
+  config = loopback_config(server, download_bytes=10**18)
+  with pytest.raises(UserError, match=r'GB free, about 3050000000.00 GB'):
+    prepare(config, tmp_path)
+  assert server.requests == 0
