@@ -1,0 +1,410 @@
+"""From a split to batches: order, randomness, parallel reading, bucketing.
+
+Training. Sample `step * batch_size + slot` of a run is its position, and the
+position and the seed alone decide everything about the sample:
+
+  record: epoch, i = divmod(position, len(split)); the record is Grain's
+    index_shuffle of i with a seed of (seed, epoch), which is a permutation. So
+    every epoch has another order and visits each record once; batches run on
+    across epochs.
+  draws: np.random.Philox with a key of seed, and the position as the highest
+    word of its counter, so that the streams of two positions never meet.
+
+Neither reads what came before. Threads, worker processes, hosts and resuming
+at any step therefore give the same batches, and resuming costs nothing.
+
+Evaluation. Images keep their order and every one is read once; those whose
+image and label fit the same padded shapes share a batch.
+
+OpenCV runs single-threaded here: parallelism is over samples, in Grain's
+threads (OpenCV releases the GIL) or in its worker processes.
+"""
+
+import functools
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from resnest_jax.data import transforms
+from resnest_jax.errors import UserError
+
+Batch = dict[str, Any]
+
+
+class Split(Protocol):
+  """What is read: random access to records, safe to use from threads.
+
+  A record is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W) train
+  ids with 255 ignored, and `name`. With worker processes it must pickle.
+  """
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class _Records:
+  """A split whose records are checked and whose failures name the record."""
+
+  def __init__(self, split: Split):
+    if len(split) == 0:
+      raise UserError(
+        'the split has no records. Prepare the data again, or choose another '
+        'split in the config.'
+      )
+    self._split = split
+
+  def __len__(self) -> int:
+    return len(self._split)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    try:
+      record = self._split[index]
+    except UserError:
+      raise
+    except Exception as error:
+      # Also because not every exception survives the way back from a worker
+      # process, and one that does not would leave the reader waiting.
+      raise RuntimeError(
+        f'reading record {index} failed: {type(error).__name__}: {error}'
+      ) from error
+    transforms.check_sizes(record['image'], record['label'], record['name'])
+    return record
+
+
+class BatchIterator:
+  """Iterates over batches; `close` ends its threads and processes.
+
+  They also end with the object or the interpreter, whichever comes first.
+
+  Attributes:
+    num_images: how many images all batches of this process hold together.
+  """
+
+  def __init__(
+    self,
+    batches: Iterator[Batch],
+    reader: grain.DatasetIterator,
+    num_images: int,
+  ):
+    """Wraps `batches`, made of what the Grain iterator `reader` reads."""
+    self.num_images = num_images
+    self._held = [batches, reader]
+    self._finalizer = weakref.finalize(self, _close_reader, self._held)
+
+  def __iter__(self) -> 'BatchIterator':
+    return self
+
+  def __next__(self) -> Batch:
+    if not self._held:
+      raise ValueError('this iterator is closed')
+    try:
+      return next(self._held[0])
+    except RuntimeError as error:
+      if 'Worker process was terminated' not in str(error):
+        raise
+      raise UserError(
+        f'a process that reads data has ended unexpectedly ({error}). It was '
+        'killed, most often for lack of memory: use fewer data.num_workers or '
+        'a smaller data.prefetch, and start again to resume.'
+      ) from error
+
+  def close(self) -> None:
+    """Stops reading. May be called at any time, and again."""
+    self._finalizer()
+
+
+def _close_reader(held: list) -> None:
+  # Drops it too: a Grain iterator that lives until the interpreter takes its
+  # modules apart fails noisily then.
+  if held:
+    _, reader = held
+    held.clear()
+    reader.close()
+
+
+def sample_key(seed: int) -> tuple[int, int]:
+  """Returns the Philox key of a run's augmentation draws."""
+  state = np.random.SeedSequence([seed, 1]).generate_state(2, np.uint64)
+  return int(state[0]), int(state[1])
+
+
+def sample_rng(key: Sequence[int], position: int) -> np.random.Generator:
+  """Returns the generator of the sample at `position` of a run."""
+  return np.random.Generator(
+    np.random.Philox(key=key, counter=[0, 0, 0, position])
+  )
+
+
+def _shuffle_seed(seed: int) -> int:
+  # Hashed, because Grain's shuffle takes seed + epoch in each epoch: runs of
+  # neighbouring seeds would otherwise share all but one of their orders.
+  return int(np.random.SeedSequence([seed, 0]).generate_state(1)[0])
+
+
+def _augment_record(
+  position: int,
+  record: dict[str, Any],
+  *,
+  key: tuple[int, int],
+  draw_options: dict[str, Any],
+  augment_options: dict[str, Any],
+) -> dict[str, np.ndarray]:
+  rng = sample_rng(key, position)
+  draw = transforms.draw_augmentation(rng, **draw_options)
+  return transforms.augment(
+    record['image'], record['label'], draw, **augment_options
+  )
+
+
+def _init_worker(worker_index: int, num_workers: int) -> None:
+  del worker_index, num_workers
+  cv2.setNumThreads(0)
+
+
+def read_threads(num_threads: int, num_workers: int = 0) -> int:
+  """Returns how many threads read in each process.
+
+  Args:
+    num_threads: as configured; 0 shares this machine's cores out among the
+      processes, at most 16 threads each.
+    num_workers: number of worker processes, 0 for none.
+  """
+  if num_threads > 0:
+    return num_threads
+  if hasattr(os, 'sched_getaffinity'):  # Respects containers; Linux only.
+    cores = len(os.sched_getaffinity(0))
+  else:
+    cores = os.cpu_count() or 1
+  return max(1, min(16, cores // max(num_workers, 1)))
+
+
+def _read_options(
+  num_threads: int, num_workers: int, ahead: int
+) -> grain.ReadOptions:
+  threads = read_threads(num_threads, num_workers)
+  # A thread without a place in the buffer would have nothing to do.
+  return grain.ReadOptions(
+    num_threads=threads, prefetch_buffer_size=max(ahead, threads)
+  )
+
+
+def make_train_iterator(
+  data_config: Any,
+  split: Split,
+  *,
+  seed: int,
+  batch_size: int,
+  start_step: int = 0,
+  total_steps: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> BatchIterator:
+  """Makes the augmented batches of a run's steps.
+
+  Args:
+    data_config: `config.data`.
+    split: the records.
+    seed: non-negative; decides order and augmentation.
+    batch_size: global, over all hosts.
+    start_step: first step to give; costs the same whatever it is.
+    total_steps: one past the last step.
+    process_index: this host. Host h gets slots h, h + H, ... of every batch.
+    process_count: number of hosts H, a divisor of `batch_size`.
+
+  Returns:
+    An iterator of `total_steps - start_step` batches of numpy arrays, with
+    b = batch_size / process_count: `image` uint8 (b, h, w, 3), `label` uint8
+    (b, h, w), `size` int32 (b, 2), `photometric` float32 (b, 5), as
+    `transforms.augment` describes them. Close it after use. Up to
+    `data_config.prefetch` batches (at least one a thread) wait in memory, in
+    each process that reads.
+
+  Raises:
+    UserError: the batch cannot be shared out, or (on iterating) a record cannot
+      be used or a worker process was killed.
+  """
+  if batch_size < 1 or batch_size % process_count:
+    raise UserError(
+      f'a batch of {batch_size} cannot be shared by {process_count} '
+      'processes. Set train.batch_size to a multiple of their number.'
+    )
+  if seed < 0:
+    raise UserError(f'seed is {seed}; it must be 0 or a positive integer.')
+  cv2.setNumThreads(0)
+  augment_record = functools.partial(
+    _augment_record,
+    key=sample_key(seed),
+    draw_options={
+      'scale_range': tuple(data_config.scale_range),
+      'flip_probability': data_config.flip_probability,
+      'photometric': data_config.photometric,
+    },
+    augment_options={
+      'image_scale': tuple(data_config.image_scale),
+      'crop_size': tuple(data_config.crop_size),
+      'cat_max_ratio': data_config.cat_max_ratio,
+    },
+  )
+  num_workers = data_config.num_workers
+  local_batch = batch_size // process_count
+  batches = (
+    grain.MapDataset.source(_Records(split))
+    .shuffle(seed=_shuffle_seed(seed))
+    .repeat()
+    .map_with_index(augment_record)
+    .slice(slice(process_index, None, process_count))
+    .batch(local_batch, drop_remainder=True)
+    .slice(slice(start_step, total_steps))
+    .to_iter_dataset(
+      _read_options(data_config.num_threads, num_workers, data_config.prefetch)
+    )
+  )
+  if num_workers > 0:
+    # Grain reads absl flags here, which nobody has parsed in a notebook.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    batches = batches.mp_prefetch(
+      grain.MultiprocessingOptions(
+        num_workers=num_workers, per_worker_buffer_size=2
+      ),
+      worker_init_fn=_init_worker,
+    )
+  reader = iter(batches)
+  num_steps = max(total_steps - start_step, 0)
+  return BatchIterator(reader, reader, num_steps * local_batch)
+
+
+def _resize_record(
+  index: int, record: dict[str, Any], *, image_scale: tuple[int, int]
+) -> dict[str, Any]:
+  height, width = record['image'].shape[:2]
+  size = transforms.keep_ratio_size(
+    height, width, max(image_scale), min(image_scale)
+  )
+  return {
+    'image': transforms.resize_image(record['image'], size),
+    'label': record['label'],
+    'index': index,
+    'name': record['name'],
+  }
+
+
+def padded_size(size: tuple[int, int], bucket: int) -> tuple[int, int]:
+  """Rounds height and width up to multiples of `bucket`."""
+  return (-(-size[0] // bucket) * bucket, -(-size[1] // bucket) * bucket)
+
+
+def _make_eval_batch(
+  samples: Sequence[dict[str, Any]],
+  batch_size: int,
+  image_shape: tuple[int, int],
+  label_shape: tuple[int, int],
+) -> Batch:
+  """Pads samples to common shapes and fills the batch with empty slots."""
+  batch = {
+    'image': np.zeros((batch_size, *image_shape, 3), np.uint8),
+    'size': np.ones((batch_size, 2), np.int32),
+    'label': np.full(
+      (batch_size, *label_shape), transforms.IGNORE_LABEL, np.uint8
+    ),
+    'label_size': np.ones((batch_size, 2), np.int32),
+    'index': np.full(batch_size, -1, np.int32),
+    'name': [sample['name'] for sample in samples],
+  }
+  batch['name'] += [''] * (batch_size - len(samples))
+  for slot, sample in enumerate(samples):
+    image, label = sample['image'], sample['label']
+    batch['image'][slot, : image.shape[0], : image.shape[1]] = image
+    batch['size'][slot] = image.shape[:2]
+    batch['label'][slot, : label.shape[0], : label.shape[1]] = label
+    batch['label_size'][slot] = label.shape
+    batch['index'][slot] = sample['index']
+  return batch
+
+
+def _group_by_shape(
+  samples: Iterator[dict[str, Any]], batch_size: int, bucket: int
+) -> Iterator[Batch]:
+  """Yields a batch whenever a pair of padded shapes has `batch_size` samples.
+
+  At the end the others follow, by the order in which their first came.
+  """
+  waiting: dict[tuple, list] = {}
+  for sample in samples:
+    shapes = (
+      padded_size(sample['image'].shape[:2], bucket),
+      padded_size(sample['label'].shape, bucket),
+    )
+    group = waiting.setdefault(shapes, [])
+    group.append(sample)
+    if len(group) == batch_size:
+      yield _make_eval_batch(waiting.pop(shapes), batch_size, *shapes)
+  for shapes, group in waiting.items():
+    yield _make_eval_batch(group, batch_size, *shapes)
+
+
+def make_eval_iterator(
+  data_config: Any,
+  split: Split,
+  *,
+  batch_size: int,
+  bucket: int,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> BatchIterator:
+  """Makes batches that hold every image of a split once.
+
+  Args:
+    data_config: `config.data`.
+    split: the records.
+    batch_size: rows of each batch of this host.
+    bucket: padded heights and widths are multiples of this many pixels.
+    process_index: this host. Host h reads images h, h + H, ...
+    process_count: number of hosts H. Their batches differ in shape and number,
+      so each host must evaluate its own on its own devices, and the counts be
+      added up at the end.
+
+  Returns:
+    An iterator with `num_images`, this host's number of images, of batches:
+    `image` uint8 (batch_size, H, W, 3), resized within
+    `data_config.image_scale` and padded with 0 at the bottom and right; `size`
+    int32 (batch_size, 2), height and width before padding; `label` uint8
+    (batch_size, Hl, Wl) at its original size, padded with 255, and its
+    `label_size`; `index` int32 (batch_size,), the image's place in the split,
+    and its `name`. Slots left over have index -1, name '', size 1x1 and a label
+    of 255 only. Close it after use.
+
+  Raises:
+    UserError: `batch_size` or `bucket` is not positive, or (on iterating) a
+      record cannot be used.
+  """
+  if batch_size < 1 or bucket < 1:
+    raise UserError(
+      f'eval.batch_size is {batch_size} and eval.bucket is {bucket}; both must '
+      'be 1 or more.'
+    )
+  cv2.setNumThreads(0)
+  resize_record = functools.partial(
+    _resize_record, image_scale=tuple(data_config.image_scale)
+  )
+  mine = slice(process_index, None, process_count)
+  # Read by threads even where training uses processes: an evaluation would
+  # spend more time starting them than they save.
+  reader = iter(
+    grain.MapDataset.source(_Records(split))
+    .map_with_index(resize_record)
+    .slice(mine)
+    .to_iter_dataset(_read_options(data_config.num_threads, 0, batch_size))
+  )
+  return BatchIterator(
+    _group_by_shape(reader, batch_size, bucket),
+    reader,
+    len(range(len(split))[mine]),
+  )

@@ -1,0 +1,384 @@
+"""Augmentation: stored results of mmsegmentation 1.2.2, twins, statistics."""
+
+import cv2
+import numpy as np
+import pytest
+from scipy import stats
+
+from resnest_jax.data import transforms
+from resnest_jax.errors import UserError
+
+IDENTITY = (0.0, 1.0, 1.0, 0.0, 1.0)
+
+# Eight RGB pixels and what mmsegmentation 1.2.2 (OpenCV 4.13) makes of them.
+PIXELS = np.array(
+  [
+    [[200, 30, 40], [10, 220, 90], [35, 60, 250], [128, 128, 128]],
+    [[255, 255, 255], [0, 0, 0], [90, 85, 20], [250, 120, 245]],
+  ],
+  np.uint8,
+)
+DISTORTED = {
+  'brightness': (
+    transforms.PhotometricDraw(brightness=-20.5),
+    [
+      [[179, 9, 19], [0, 199, 69], [14, 39, 229], [107, 107, 107]],
+      [[234, 234, 234], [0, 0, 0], [69, 64, 0], [229, 99, 224]],
+    ],
+  ),
+  'contrast': (
+    transforms.PhotometricDraw(contrast_first=1.37),
+    [
+      [[255, 41, 54], [13, 255, 123], [47, 82, 255], [175, 175, 175]],
+      [[255, 255, 255], [0, 0, 0], [123, 116, 27], [255, 164, 255]],
+    ],
+  ),
+  'saturation': (
+    transforms.PhotometricDraw(saturation=0.61),
+    [
+      [[200, 96, 103], [92, 220, 139], [120, 133, 250], [128, 128, 128]],
+      [[255, 255, 255], [0, 0, 0], [90, 87, 48], [250, 171, 247]],
+    ],
+  ),
+  'hue': (
+    transforms.PhotometricDraw(hue=-13),
+    [
+      [[200, 30, 115], [24, 220, 10], [35, 150, 250], [128, 128, 128]],
+      [[255, 255, 255], [0, 0, 0], [90, 55, 20], [198, 120, 250]],
+    ],
+  ),
+  'all': (
+    transforms.PhotometricDraw(
+      brightness=17.25, saturation=1.4, hue=11, contrast_last=0.72
+    ),
+    [
+      [[156, 46, 0], [0, 170, 125], [43, 0, 183], [104, 104, 104]],
+      [[183, 183, 183], [12, 12, 12], [56, 77, 6], [183, 64, 139]],
+    ],
+  ),
+}
+
+
+def blocks(rng, height, width, num_classes, cell, ignored=0.05):
+  """A label of square cells with random classes and some ignored pixels."""
+  cells = rng.integers(
+    0, num_classes, (-(-height // cell), -(-width // cell)), dtype=np.uint8
+  )
+  label = cells.repeat(cell, 0).repeat(cell, 1)[:height, :width].copy()
+  label[rng.random((height, width)) < ignored] = 255
+  return label
+
+
+def origin_twin(label, offsets, crop_size, cat_max_ratio):
+  """The crop rule with loops and np.unique."""
+  height, width = label.shape
+
+  def origin(u):
+    room_y = max(height - crop_size[0], 0)
+    room_x = max(width - crop_size[1], 0)
+    return int(np.floor(u[0] * (room_y + 1))), int(
+      np.floor(u[1] * (room_x + 1))
+    )
+
+  tries = iter(offsets)
+  top, left = origin(next(tries))
+  refused = 0
+  for _ in range(10):
+    crop = label[top : top + crop_size[0], left : left + crop_size[1]]
+    classes, counts = np.unique(crop[crop != 255], return_counts=True)
+    if len(classes) > 1 and max(counts) / sum(counts) < cat_max_ratio:
+      break
+    refused += 1
+    top, left = origin(next(tries))
+  return (top, left), refused
+
+
+@pytest.mark.parametrize('name', DISTORTED)
+def test_photometric_distortion_equals_stored_results(name):
+  draw, expected = DISTORTED[name]
+  result = transforms.photometric_distortion(PIXELS, draw)
+  np.testing.assert_array_equal(result, expected)
+
+
+def test_photometric_distortion_leaves_its_input_alone():
+  image = PIXELS.copy()
+  same = transforms.photometric_distortion(image, transforms.PhotometricDraw())
+  np.testing.assert_array_equal(same, PIXELS)
+  for draw, _ in DISTORTED.values():
+    transforms.photometric_distortion(image, draw)
+  np.testing.assert_array_equal(image, PIXELS)
+
+
+def test_photometric_parameters_are_ordered_and_identity_where_not_drawn():
+  np.testing.assert_array_equal(
+    transforms.PhotometricDraw().parameters(), np.float32(IDENTITY)
+  )
+  full = transforms.PhotometricDraw(-3.5, 1.25, 0.75, -7, 0.5).parameters()
+  np.testing.assert_array_equal(full, np.float32([-3.5, 1.25, 0.75, -7, 0.5]))
+  assert full.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+  ('size', 'edges', 'expected'),
+  [  # As mmcv 2.1.0's rescale_size gives them.
+    ((512, 683), (2048, 512), (512, 683)),
+    ((683, 512), (1024, 256), (342, 256)),
+    ((37, 100), (2048, 512), (512, 1384)),
+    ((500, 333), (1331, 333), (500, 333)),
+    ((1024, 2048), (1126, 563), (563, 1126)),
+    ((200, 3000), (2048, 512), (137, 2048)),
+    ((1, 5000), (2048, 512), (1, 2048)),  # Which mmcv refuses: 0 rows.
+  ],
+)
+def test_keep_ratio_size(size, edges, expected):
+  assert transforms.keep_ratio_size(*size, *edges) == expected
+
+
+@pytest.mark.parametrize('image_scale', [(96, 64), (64, 96)])
+def test_random_resize_matches_naive_sampling(image_scale):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+  label = rng.integers(0, 150, (40, 50), dtype=np.uint8)
+  # int(96 * 1.37) = 131 and int(64 * 1.37) = 87 bound the edges; the short one
+  # decides: 87 / 40 * 50 = 108.75.
+  resized, labels = transforms.random_resize(image, label, 1.37, image_scale)
+  assert resized.shape == (87, 109, 3)
+  assert labels.shape == (87, 109)
+
+  nearest = [
+    np.floor(np.arange(n) * (m / n)).astype(int)
+    for n, m in zip((87, 109), (40, 50), strict=True)
+  ]
+  np.testing.assert_array_equal(labels, label[np.ix_(*nearest)])
+
+  padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode='edge').astype(float)
+  for axis, (n, m) in enumerate(zip((87, 109), (40, 50), strict=True)):
+    at = np.clip((np.arange(n) + 0.5) * m / n + 0.5, 0.5, m + 0.5)
+    low = np.floor(at).astype(int)
+    weight = (at - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    padded = (
+      padded.take(low, axis) * (1 - weight)
+      + padded.take(np.minimum(low + 1, m + 1), axis) * weight
+    )
+  assert np.abs(resized - padded).max() <= 1.0
+
+
+def test_is_diverse_counts_valid_pixels_only():
+  label = np.full((4, 4), 255, np.uint8)
+  assert not transforms.is_diverse(label, 0.75)
+  label[0, 0] = 3
+  assert not transforms.is_diverse(label, 0.75)
+  label[0, 1] = 7
+  assert transforms.is_diverse(label, 0.75)
+  label[0, 2:4] = 3
+  assert not transforms.is_diverse(label, 0.75)  # Exactly 3 of 4.
+  label[1, 0] = 7
+  assert transforms.is_diverse(label, 0.75)
+
+
+@pytest.mark.parametrize('crop_size', [(24, 24), (48, 16), (200, 30)])
+def test_crop_origin_equals_naive_twin(crop_size):
+  rng = np.random.default_rng(1)
+  refusals = []
+  for _ in range(150):
+    shape = rng.integers(30, 90, 2)
+    label = blocks(rng, *shape, num_classes=3, cell=rng.integers(8, 60))
+    offsets = rng.random((11, 2))
+    expected, refused = origin_twin(label, offsets, crop_size, 0.75)
+    result = transforms.crop_origin(label, offsets, crop_size, 0.75)
+    assert result == expected
+    refusals.append(refused)
+  # The cases cover the first try, later ones and the unseen last one.
+  assert {0, 1, 2, 10} <= set(refusals)
+
+
+def test_crop_of_one_class_takes_the_eleventh_origin_unseen():
+  label = np.zeros((64, 64), np.uint8)
+  offsets = np.zeros((11, 2))
+  offsets[10] = 0.999, 0.5
+  assert transforms.crop_origin(label, offsets, (32, 32), 0.75) == (32, 16)
+  assert transforms.crop_origin(label, offsets, (32, 32), 1.0) == (0, 0)
+
+
+def test_random_crop_is_a_window_and_smaller_for_a_small_image():
+  image = np.arange(8 * 10 * 3, dtype=np.uint8).reshape(8, 10, 3)
+  label = image[..., 0]
+  offsets = np.full((11, 2), 0.5)
+  # Room of 3 and 5 origins: int(0.5 * 3) = 1, int(0.5 * 5) = 2.
+  crop, labels = transforms.random_crop(image, label, offsets, (6, 6), 1.0)
+  np.testing.assert_array_equal(crop, image[1:7, 2:8])
+  np.testing.assert_array_equal(labels, label[1:7, 2:8])
+  crop, labels = transforms.random_crop(image, label, offsets, (20, 4), 1.0)
+  np.testing.assert_array_equal(crop, image[:, 3:7])
+  assert labels.shape == (8, 4)
+
+
+def test_flip_mirrors_columns_of_both():
+  image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+  label = np.array([[1, 2], [3, 4]], np.uint8)
+  flipped, labels = transforms.random_flip(image, label, True)
+  np.testing.assert_array_equal(labels, [[2, 1], [4, 3]])
+  np.testing.assert_array_equal(flipped[0, 0], [3, 4, 5])
+  assert transforms.random_flip(image, label, False)[0] is image
+
+
+def test_pad_fills_bottom_and_right():
+  label = np.array([[1, 2]], np.uint8)
+  np.testing.assert_array_equal(
+    transforms.pad_bottom_right(label, (2, 3), 255),
+    [[1, 2, 255], [255, 255, 255]],
+  )
+
+
+def test_augment_pads_and_passes_the_distortion_on():
+  draw = transforms.AugmentationDraw(
+    ratio=0.5,
+    crop_offsets=np.zeros((11, 2)),
+    flip=True,
+    photometric=transforms.PhotometricDraw(hue=4),
+  )
+  image = np.full((40, 60, 3), 200, np.uint8)
+  label = np.full((40, 60), 9, np.uint8)
+  sample = transforms.augment(
+    image,
+    label,
+    draw,
+    image_scale=(160, 40),
+    crop_size=(32, 24),
+    cat_max_ratio=0.75,
+  )
+  np.testing.assert_array_equal(sample['size'], [20, 24])
+  assert (sample['image'][:20] == 200).all()
+  assert (sample['image'][20:] == 0).all()
+  assert (sample['label'][:20] == 9).all()
+  assert (sample['label'][20:] == 255).all()
+  np.testing.assert_array_equal(sample['photometric'], [0, 1, 1, 4, 1])
+
+
+@pytest.mark.parametrize('ratio', [0.5, 0.77, 1.0, 1.43, 2.0])
+@pytest.mark.parametrize('flip', [False, True])
+def test_a_label_painted_into_its_image_stays_aligned(ratio, flip):
+  rng = np.random.default_rng(int(ratio * 100))
+  label = blocks(rng, 90, 130, num_classes=5, cell=30, ignored=0)
+  image = np.repeat(label[..., None] * np.uint8(50), 3, axis=2)
+  draw = transforms.AugmentationDraw(
+    ratio, rng.random((11, 2)), flip, transforms.PhotometricDraw()
+  )
+  sample = transforms.augment(
+    image,
+    label,
+    draw,
+    image_scale=(400, 100),
+    crop_size=(112, 96),
+    cat_max_ratio=0.75,
+  )
+  rows, columns = (slice(length) for length in sample['size'])
+  labels = sample['label'][rows, columns]
+  painted = sample['image'][rows, columns, 0]
+
+  def disagreement(labels):
+    """Share of pixels that differ two or more pixels away from any border."""
+    window = np.ones((5, 5), np.uint8)
+    inside = cv2.dilate(labels, window) == cv2.erode(labels, window)
+    assert inside.mean() > 0.5
+    return (painted != labels * 50)[inside].mean()
+
+  assert disagreement(labels) == 0
+  # So a shift of three pixels, or a label that was not mirrored, would show.
+  assert disagreement(np.roll(labels, 3, axis=1)) > 0
+  assert disagreement(labels[:, ::-1].copy()) > 0.1
+
+
+def draws(count, **options):
+  rng = np.random.default_rng(1)
+  return [transforms.draw_augmentation(rng, **options) for _ in range(count)]
+
+
+def uniform_p(values, low, high):
+  return stats.kstest(values, 'uniform', args=(low, high - low)).pvalue
+
+
+def binomial_p(count, total, probability):
+  return stats.binomtest(count, total, probability).pvalue
+
+
+@pytest.fixture(scope='module')
+def ten_thousand():
+  return draws(10_000)
+
+
+def test_distribution_of_ratio_flip_and_offsets(ten_thousand):
+  assert uniform_p([d.ratio for d in ten_thousand], 0.5, 2.0) > 1e-3
+  flips = sum(d.flip for d in ten_thousand)
+  assert binomial_p(flips, 10_000, 0.5) > 1e-3
+  offsets = np.array([d.crop_offsets for d in ten_thousand])
+  for attempt in (0, 4, 10):
+    for axis in (0, 1):
+      assert uniform_p(offsets[:, attempt, axis], 0.0, 1.0) > 1e-3
+  # Every origin in a room of 13 equally often.
+  counts = np.bincount((offsets[:, 0, 0] * 13).astype(int), minlength=13)
+  assert stats.chisquare(counts).pvalue > 1e-3
+  assert len(counts) == 13
+
+
+def test_distribution_of_photometric_draws(ten_thousand):
+  drawn = [d.photometric for d in ten_thousand]
+  share = {'contrast_first': 0.25, 'contrast_last': 0.25}
+  low_high = {'brightness': (-32, 32), 'hue': (-18, 18)}
+  for name in transforms.PhotometricDraw.__dataclass_fields__:
+    values = [v for d in drawn if (v := getattr(d, name)) is not None]
+    assert binomial_p(len(values), 10_000, share.get(name, 0.5)) > 1e-3
+    if name == 'hue':
+      counts = np.bincount(np.array(values) + 18, minlength=36)
+      assert len(counts) == 36  # -18 to 17.
+      assert stats.chisquare(counts).pvalue > 1e-3
+    else:
+      assert uniform_p(values, *low_high.get(name, (0.5, 1.5))) > 1e-3
+  both = sum(
+    d.contrast_first is not None and d.contrast_last is not None for d in drawn
+  )
+  assert both == 0
+  # Brightness and saturation are drawn independently of each other.
+  pairs = sum(
+    d.brightness is not None and d.saturation is not None for d in drawn
+  )
+  assert binomial_p(pairs, 10_000, 0.25) > 1e-3
+
+
+def test_an_option_leaves_the_other_draws_as_they_were():
+  plain = draws(20)
+  other = draws(
+    20, scale_range=(1.0, 1.0), flip_probability=0.0, photometric=False
+  )
+  for a, b in zip(plain, other, strict=True):
+    np.testing.assert_array_equal(a.crop_offsets, b.crop_offsets)
+    assert b.ratio == 1.0
+    assert not b.flip
+    assert b.photometric == transforms.PhotometricDraw()
+  assert any(a.flip for a in plain)
+
+
+def test_rejection_rate_equals_the_twins():
+  """The first try is refused as often as by np.unique, over draws of ours."""
+  rng = np.random.default_rng(5)
+  labels = [blocks(rng, 80, 100, 4, cell) for cell in (10, 25, 40, 60)]
+  refused = [
+    origin_twin(labels[i % 4], d.crop_offsets, (32, 32), 0.75)[1] > 0
+    for i, d in enumerate(draws(400))
+  ]
+  moved = []
+  for i, d in enumerate(draws(400)):
+    label = labels[i % 4]
+    first = transforms.crop_origin(label, d.crop_offsets, (32, 32), 1.0)
+    chosen = transforms.crop_origin(label, d.crop_offsets, (32, 32), 0.75)
+    moved.append(first != chosen)
+  assert 0.2 < np.mean(refused) < 0.8
+  # A refused try may by chance be followed by the same origin again.
+  assert abs(np.mean(moved) - np.mean(refused)) < 0.01
+
+
+def test_sizes_that_differ_name_the_sample():
+  image = np.zeros((4, 6, 3), np.uint8)
+  transforms.check_sizes(image, image[..., 0], 'fine')
+  with pytest.raises(UserError, match=r"'ADE_7'.*6x4 .*5x4"):
+    transforms.check_sizes(image, np.zeros((4, 5), np.uint8), 'ADE_7')
