@@ -1,0 +1,40 @@
+"""Floating-point operations of a model, counted from its program."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def count_flops(function: Callable, *arguments: Any) -> int:
+  """Operations in the convolutions and matrix products of a function.
+
+  A multiply-add counts as two. Elementwise work is left out, as is usual;
+  the function is traced, not run.
+
+  Args:
+    function: takes `arguments`; its other inputs are constants.
+    *arguments: arrays or `jax.ShapeDtypeStruct`s.
+  """
+  return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+  total = 0
+  for equation in jaxpr.eqns:
+    output = math.prod(equation.outvars[0].aval.shape)
+    if equation.primitive.name == 'dot_general':
+      contracted = equation.params['dimension_numbers'][0][0]
+      shape = equation.invars[0].aval.shape
+      total += 2 * output * math.prod(shape[axis] for axis in contracted)
+    elif equation.primitive.name == 'conv_general_dilated':
+      kernel = equation.invars[1].aval.shape
+      features = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
+      total += 2 * output * math.prod(kernel) // features
+    for value in equation.params.values():
+      for inner in value if isinstance(value, (tuple, list)) else (value,):
+        inner = getattr(inner, 'jaxpr', inner)
+        if hasattr(inner, 'eqns'):
+          total += _count(inner)
+  return total

@@ -1,0 +1,308 @@
+"""ResNeSt: Split-Attention Networks (Zhang et al., arXiv 2004.08955).
+
+Numerically the network of mmsegmentation, of the authors and of timm, which
+share their parameters and differ only once a stage is dilated; `DilationRule`
+names the difference.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from resnest_jax.models.layers import (
+  Array,
+  BatchNorm,
+  Conv,
+  Size,
+  average_pool,
+  max_pool,
+  same_pool,
+  shortcut_pool,
+  spatial_mean,
+  strided,
+)
+
+EXPANSION = 4
+REDUCTION = 4
+
+
+class Backbone(NamedTuple):
+  """What distinguishes one published ResNeSt from another."""
+
+  stage_sizes: tuple[int, int, int, int]
+  stem_width: int = 32
+  radix: int = 2
+  groups: int = 1
+  base_width: int = 64
+  avd_first: bool = False
+  width: int = 64
+
+
+def _fast(radix: int, groups: int, base_width: int) -> Backbone:
+  return Backbone((3, 4, 6, 3), 32, radix, groups, base_width, avd_first=True)
+
+
+BACKBONES = {
+  'resnest14': Backbone((1, 1, 1, 1)),
+  'resnest26': Backbone((2, 2, 2, 2)),
+  'resnest50': Backbone((3, 4, 6, 3)),
+  'resnest101': Backbone((3, 4, 23, 3), stem_width=64),
+  'resnest200': Backbone((3, 24, 36, 3), stem_width=64),
+  'resnest269': Backbone((3, 30, 48, 8), stem_width=64),
+  'resnest50_fast_1s1x64d': _fast(1, 1, 64),
+  'resnest50_fast_2s1x64d': _fast(2, 1, 64),
+  'resnest50_fast_4s1x64d': _fast(4, 1, 64),
+  'resnest50_fast_1s2x40d': _fast(1, 2, 40),
+  'resnest50_fast_2s2x40d': _fast(2, 2, 40),
+  'resnest50_fast_4s2x40d': _fast(4, 2, 40),
+  'resnest50_fast_1s4x24d': _fast(1, 4, 24),
+}
+
+
+class DilationRule(NamedTuple):
+  """What the first block of a dilated stage does, where its stride became 1.
+
+  average_pool: a 3x3 average pool of stride 1 stays behind the split
+    attention (authors' code and PyTorch-Encoding).
+  shortcut_pool: a 2x2 average pool of stride 1 in the shortcut (timm).
+  """
+
+  average_pool: bool
+  shortcut_pool: bool
+
+
+DILATION_RULES = {
+  'mmseg': DilationRule(average_pool=False, shortcut_pool=False),
+  'official': DilationRule(average_pool=True, shortcut_pool=False),
+  'timm': DilationRule(average_pool=False, shortcut_pool=True),
+}
+
+
+class SplitAttention(nn.Module):
+  """Radix convolutions, weighted against each other for every channel.
+
+  Attributes:
+    features: output channels.
+    radix: number of splits.
+    groups: cardinality.
+    dilation: of the 3x3 convolution.
+    train: batch statistics rather than running ones.
+    dtype: of the activations.
+  """
+
+  features: int
+  radix: int
+  groups: int
+  dilation: int
+  train: bool
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Array, size: Size) -> Array:
+    dtype = self.dtype
+    in_channels = x.shape[-1]
+    splits = Conv(
+      self.features * self.radix,
+      3,
+      dilation=self.dilation,
+      groups=self.groups * self.radix,
+      parts=self.radix,
+      dtype=dtype,
+      name='conv',
+    )(x)
+    splits = splits if self.radix > 1 else (splits,)
+    norm = BatchNorm(self.train, relu=True, dtype=dtype, name='bn0')
+    splits = norm(splits, size)
+    gap = spatial_mean(sum(splits[1:], splits[0]), size)
+    hidden = max(in_channels * self.radix // REDUCTION, 32)
+    attention = Conv(
+      hidden, groups=self.groups, use_bias=True, dtype=dtype, name='fc1'
+    )(gap)
+    norm = BatchNorm(self.train, relu=True, dtype=dtype, name='bn1')
+    attention = Conv(
+      self.features * self.radix,
+      groups=self.groups,
+      use_bias=True,
+      dtype=dtype,
+      name='fc2',
+    )(norm(attention))
+    weights = self._weights(attention)
+    return sum(
+      (weights[:, r] * split for r, split in enumerate(splits[1:], 1)),
+      weights[:, 0] * splits[0],
+    )
+
+  def _weights(self, attention: Array) -> Array:
+    """(B, 1, 1, features * radix) -> (B, radix, 1, 1, features)."""
+    batch = attention.shape[0]
+    if self.radix == 1:
+      return nn.sigmoid(attention)[:, None]
+    # fc2's channels are ordered (groups, radix, channels of a group).
+    attention = attention.reshape(batch, self.groups, self.radix, -1)
+    weights = nn.softmax(attention, axis=2).swapaxes(1, 2)
+    return weights.reshape(batch, self.radix, 1, 1, self.features)
+
+
+class Bottleneck(nn.Module):
+  """1x1, split attention, 1x1, and the shortcut.
+
+  Attributes:
+    planes: a quarter of the output channels.
+    stride: 1 or 2.
+    dilation: of the split attention.
+    radix: splits.
+    groups: cardinality.
+    base_width: channels of a group, per 64 planes.
+    average_pool: a 3x3 average pool takes the stride (AVD), even if it is 1.
+    avd_first: that pool stands before the split attention.
+    project: the shortcut is a pool, a 1x1 convolution and a normalisation.
+    same_pool: the shortcut's pool is 2x2 with stride 1.
+    train: batch statistics rather than running ones.
+    dtype: of the activations.
+  """
+
+  planes: int
+  stride: int
+  dilation: int
+  radix: int
+  groups: int
+  base_width: int
+  average_pool: bool
+  avd_first: bool
+  project: bool
+  same_pool: bool
+  train: bool
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Array, size: Size) -> Array:
+    dtype, train = self.dtype, self.train
+    width = self.planes * self.base_width // 64 * self.groups
+    shortcut = self._shortcut(x, size) if self.project else x
+
+    x = Conv(width, dtype=dtype, name='conv1')(x)
+    x = BatchNorm(train, relu=True, dtype=dtype, name='bn1')(x, size)
+    if self.average_pool and self.avd_first:
+      x = average_pool(x, self.stride, size)
+      size = strided(size, self.stride)
+    x = SplitAttention(
+      width, self.radix, self.groups, self.dilation, train, dtype, name='conv2'
+    )(x, size)
+    if self.average_pool and not self.avd_first:
+      x = average_pool(x, self.stride, size)
+      size = strided(size, self.stride)
+    x = Conv(self.planes * EXPANSION, dtype=dtype, name='conv3')(x)
+    norm = BatchNorm(
+      train, dtype=dtype, scale_init=nn.initializers.zeros, name='bn3'
+    )
+    return nn.relu(norm(x, size) + shortcut)
+
+  def _shortcut(self, x: Array, size: Size) -> Array:
+    if self.same_pool:
+      x = same_pool(x, size)
+    else:
+      x = shortcut_pool(x, self.stride, size)
+    x = Conv(self.planes * EXPANSION, dtype=self.dtype, name='downsample_conv')(
+      x
+    )
+    norm = BatchNorm(self.train, dtype=self.dtype, name='downsample_bn')
+    return norm(x, strided(size, self.stride))
+
+
+# Blocks that are alike are traced and lowered once, which more than halves
+# the time that XLA is given to start with.
+TracedOnce = nn.jit(Bottleneck)
+
+
+class ResNeSt(nn.Module):
+  """The four stages' features, at strides 4, 8, 16, 32 or as dilated.
+
+  Attributes:
+    stage_sizes: blocks of each stage.
+    stem_width: channels of the stem's first two convolutions; the third has
+      twice as many.
+    radix: splits.
+    groups: cardinality.
+    base_width: channels of a group, per 64 planes.
+    avd_first: the strided average pool stands before the split attention.
+    width: planes of the first stage; they double with each stage, and a
+      stage puts out four times as many channels.
+    output_stride: 8, 16 or 32. Stages that would go beyond it are dilated.
+    dilation_rule: 'mmseg', 'official' or 'timm'.
+    dtype: of the activations.
+  """
+
+  stage_sizes: tuple[int, ...]
+  stem_width: int = 32
+  radix: int = 2
+  groups: int = 1
+  base_width: int = 64
+  avd_first: bool = False
+  width: int = 64
+  output_stride: int = 32
+  dilation_rule: str = 'mmseg'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Array, *, train: bool, size: Size = None
+  ) -> tuple[list[Array], list[Size]]:
+    """Features and their true sizes.
+
+    Args:
+      x: (B, H, W, 3), normalised, zero outside `size`.
+      train: batch statistics rather than running ones.
+      size: None, or true heights and widths (B, 2).
+
+    Returns:
+      Four arrays (B, ceil(H / s), ceil(W / s), 4 * planes), four sizes.
+    """
+    x, size = self._stem(x, train, size)
+    rule = DILATION_RULES[self.dilation_rule]
+    features, sizes = [], []
+    reached, dilation = 4, 1
+    for stage, blocks in enumerate(self.stage_sizes):
+      planes = self.width * 2**stage
+      stride = 1 if stage == 0 else 2
+      first_dilation = dilation
+      dilated = stride > 1 and reached * stride > self.output_stride
+      if dilated:
+        dilation, stride = dilation * stride, 1
+      reached *= stride
+      for index in range(blocks):
+        first = index == 0
+        x = TracedOnce(
+          planes=planes,
+          stride=stride if first else 1,
+          dilation=first_dilation if first else dilation,
+          radix=self.radix,
+          groups=self.groups,
+          base_width=self.base_width,
+          average_pool=first
+          and (stride > 1 or (dilated and rule.average_pool)),
+          avd_first=self.avd_first,
+          project=first,
+          same_pool=first and dilated and rule.shortcut_pool,
+          train=train,
+          dtype=self.dtype,
+          name=f'layer{stage + 1}_{index}',
+        )(x, size)
+        size = strided(size, stride) if first else size
+      features.append(x)
+      sizes.append(size)
+    return features, sizes
+
+  def _stem(self, x: Array, train: bool, size: Size) -> tuple[Array, Size]:
+    widths = (self.stem_width, self.stem_width, 2 * self.stem_width)
+    for index, width in enumerate(widths):
+      stride = 2 if index == 0 else 1
+      x = Conv(
+        width, 3, stride=stride, dtype=self.dtype, name=f'stem_conv{index + 1}'
+      )(x)
+      size = strided(size, stride)
+      norm = BatchNorm(
+        train, relu=True, dtype=self.dtype, name=f'stem_bn{index + 1}'
+      )
+      x = norm(x, size)
+    return max_pool(x, size), strided(size, 2)

@@ -1,0 +1,112 @@
+"""Backbone and heads together, and the one place that builds them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from resnest_jax.errors import UserError
+from resnest_jax.models.heads import FCNHead, PSPHead
+from resnest_jax.models.layers import Array, Size
+from resnest_jax.models.resnest import BACKBONES, DILATION_RULES, ResNeSt
+
+HEADS = {'pspnet': PSPHead}
+DTYPES = {
+  'float32': jnp.float32,
+  'bfloat16': jnp.bfloat16,
+  'float64': jnp.float64,
+}
+OUTPUT_STRIDES = (8, 16, 32)
+
+
+class SegmentorOutput(NamedTuple):
+  """Logits of both heads, (B, h, w, classes), at the heads' resolution."""
+
+  logits: Array
+  aux_logits: Array
+
+
+class Segmentor(nn.Module):
+  """A backbone, a head on its last stage, an auxiliary head on its third."""
+
+  backbone: nn.Module
+  decode_head: nn.Module
+  auxiliary_head: nn.Module
+
+  def __call__(
+    self, images: Array, *, train: bool, size: Size = None
+  ) -> SegmentorOutput:
+    """Logits before upsampling.
+
+    Args:
+      images: (B, H, W, 3), normalised RGB, zero outside `size`.
+      train: batch statistics and dropout (which needs an rng 'dropout').
+      size: None, or int (B, 2): each image's true height and width inside
+        the canvas. Logits inside ceil(size / output_stride) then equal those
+        of the image alone.
+
+    Returns:
+      Logits (B, ceil(H / s), ceil(W / s), classes), float32 or float64.
+    """
+    images = images.astype(self.backbone.dtype)
+    features, sizes = self.backbone(images, train=train, size=size)
+    logits = self.decode_head(features[3], train=train, size=sizes[3])
+    aux_logits = self.auxiliary_head(features[2], train=train, size=sizes[2])
+    return SegmentorOutput(logits, aux_logits)
+
+
+def _choice(config: Mapping[str, Any], key: str, accepted) -> Any:
+  if config[key] not in accepted:
+    names = ', '.join(map(str, accepted))
+    raise UserError(f'model.{key} is {config[key]!r}; accepted are {names}.')
+  return config[key]
+
+
+def create_backbone(config: Mapping[str, Any]) -> ResNeSt:
+  """The ResNeSt that `config.model` names, varied by the keys that are set."""
+  named = BACKBONES[_choice(config, 'backbone', BACKBONES)]._asdict()
+  varied = {
+    key: config[key]
+    for key in named
+    if key in config and config[key] is not None
+  }
+  if 'stage_sizes' in varied:
+    varied['stage_sizes'] = tuple(varied['stage_sizes'])
+  return ResNeSt(
+    **{**named, **varied},
+    output_stride=_choice(config, 'output_stride', OUTPUT_STRIDES),
+    dilation_rule=_choice(config, 'dilation_rule', DILATION_RULES),
+    dtype=DTYPES[_choice(config, 'dtype', DTYPES)],
+  )
+
+
+def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
+  """Builds the network that `config.model` describes.
+
+  Args:
+    config: the `model` part of a configuration (see `configs/common.py`).
+
+  Returns:
+    An unbound Linen module.
+
+  Raises:
+    UserError: a name that is not known; the message lists those that are.
+  """
+  backbone = create_backbone(config)
+  common = {
+    'num_classes': config['num_classes'],
+    'dropout': config['dropout'],
+    'dtype': backbone.dtype,
+  }
+  head = HEADS[_choice(config, 'head', HEADS)]
+  return Segmentor(
+    backbone=backbone,
+    decode_head=head(channels=config['head_channels'], **common),
+    auxiliary_head=FCNHead(
+      channels=config['aux_channels'],
+      num_convs=1,
+      concat_input=False,
+      **common,
+    ),
+  )
