@@ -1,0 +1,239 @@
+"""`train.py` as a user starts it: real processes on prepared data."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+CONFIG = 'configs/ade20k_pspnet.py:mini'
+STEPS = 8
+# As small as it gets: the time goes into starting and compiling.
+SMALL = (
+  '--config.model.width=8',
+  '--config.model.stem_width=8',
+  '--config.model.head_channels=16',
+  '--config.model.aux_channels=8',
+  '--config.data.image_scale=256,64',
+  '--config.data.crop_size=64,64',
+  f'--config.train.total_steps={STEPS}',
+  '--config.train.batch_size=4',
+  '--config.train.checkpoint_steps=2',
+  '--config.train.eval_steps=4',
+  '--config.train.log_steps=2',
+  '--config.eval.batch_size=4',
+)
+
+
+@pytest.fixture(scope='module')
+def arguments(mini_data_dir):
+  """The command line, but for `--workdir`."""
+  data_dir = f'--config.data.data_dir={mini_data_dir}'
+  return ('train.py', '--config', CONFIG, *SMALL, data_dir)
+
+
+@pytest.fixture(scope='module')
+def finished_run(arguments, run_script, tmp_path_factory):
+  """A run that nothing disturbed, and what it printed."""
+  workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+  process = run_script(*arguments, '--workdir', workdir)
+  return workdir, process.stdout
+
+
+def stored(workdir, step=STEPS):
+  """All arrays of a checkpoint by name."""
+  arrays = {}
+  for item in ('model', 'optimizer'):
+    path = workdir / 'checkpoints' / str(step) / item
+    tree = ocp.StandardCheckpointer().restore(path)
+    for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      arrays[item + jax.tree_util.keystr(key)] = np.asarray(leaf)
+  return arrays
+
+
+def assert_same_bits(workdir, other):
+  first, second = stored(workdir), stored(other)
+  assert first.keys() == second.keys()
+  assert len(first) > 100
+  for name, value in first.items():
+    np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+def log_of(workdir):
+  lines = (workdir / 'log.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_run_leaves_what_it_promises(finished_run):
+  workdir, stdout = finished_run
+  log = log_of(workdir)
+  losses = {line['step']: line['loss'] for line in log if 'loss' in line}
+  assert list(losses) == [2, 4, 6, 8]
+  # Both heads begin near the logarithm of 150 classes, the auxiliary's
+  # weight is 0.4.
+  assert losses[2] == pytest.approx(1.4 * np.log(150), rel=0.1)
+  assert losses[8] < losses[2]
+  evaluated = {line['step']: line['mIoU'] for line in log if 'mIoU' in line}
+  assert list(evaluated) == [4, 8]
+  rates = {
+    line['step']: line['learning_rate']
+    for line in log
+    if 'learning_rate' in line
+  }
+  assert rates[6] == pytest.approx(
+    (0.05 - 5e-4) * (1 - 5 / STEPS) ** 0.9 + 5e-4
+  )
+  assert (workdir / 'curves.png').read_bytes().startswith(b'\x89PNG')
+  assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
+  for word in ('ETA', 'images/s', 'data wait', 'compiled in', 'mIoU'):
+    assert word in stdout
+
+
+def test_keeps_the_newest_and_the_best(finished_run):
+  workdir, _ = finished_run
+  steps = {int(path.name) for path in (workdir / 'checkpoints').glob('[0-9]*')}
+  assert {4, 6, 8} <= steps
+  about = json.loads(
+    (workdir / 'checkpoints' / '8' / 'about' / 'metadata').read_text()
+  )
+  evaluated = [line for line in log_of(workdir) if 'mIoU' in line]
+  best = max(evaluated, key=lambda line: line['mIoU'])
+  assert about['best'] == {'step': best['step'], 'mIoU': best['mIoU']}
+  assert about['position'] == 8 * 4
+  assert about['dilation_rule'] == 'mmseg'
+  assert about['classes'][:3] == ['wall', 'building', 'sky']
+
+
+def test_started_again_does_nothing(finished_run, arguments, run_script):
+  workdir, _ = finished_run
+  before = sorted(path.stat().st_mtime_ns for path in workdir.rglob('*'))
+  process = run_script(*arguments, '--workdir', workdir)
+  assert f'{STEPS} steps are done' in process.stdout
+  config = workdir / 'config.json'
+  after = sorted(
+    path.stat().st_mtime_ns
+    for path in workdir.rglob('*')
+    if path not in (config, workdir)
+  )
+  assert set(after) <= set(before)
+
+
+def test_killed_at_any_moment_ends_with_the_same_bits(
+  finished_run, arguments, tmp_path
+):
+  workdir = tmp_path / 'run'
+  command = [sys.executable, *map(str, arguments), '--workdir', str(workdir)]
+  kills = 0
+  for first_step in (2, 4):  # After this checkpoint, at a random moment.
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+      checkpoint = workdir / 'checkpoints' / str(first_step)
+      deadline = time.monotonic() + 300
+      while not checkpoint.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+      time.sleep(random.uniform(0, 0.5))
+      process.send_signal(signal.SIGKILL)
+      kills += process.wait() == -signal.SIGKILL
+  assert kills > 0
+  last = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert 'going on after step' in last.stdout or 'are done' in last.stdout
+  assert_same_bits(finished_run[0], workdir)
+  steps = [line['step'] for line in log_of(workdir) if 'loss' in line]
+  assert steps == sorted(set(steps))
+
+
+def refused(run_script, *arguments):
+  """Standard error of a command that has to end with status 1, in one line."""
+  process = run_script(*arguments, status=1)
+  assert process.stderr.startswith('error: ')
+  assert 'Traceback' not in process.stderr
+  return process.stderr
+
+
+def test_data_that_is_not_prepared(arguments, run_script, tmp_path):
+  # The last flag counts.
+  stderr = refused(
+    run_script,
+    *arguments,
+    f'--config.data.data_dir={tmp_path / "none"}',
+    *('--workdir', tmp_path / 'run'),
+  )
+  assert (
+    'python -m resnest_jax.data.prepare ade20k_mini --data_dir '
+    f'{tmp_path / "none"}'
+  ) in stderr
+  assert not (tmp_path / 'run').exists()
+
+
+def test_full_row_names_the_command_that_prepares_it(run_script, tmp_path):
+  stderr = refused(
+    run_script,
+    *('train.py', '--config', 'configs/ade20k_pspnet.py'),
+    f'--config.data.data_dir={tmp_path}',
+    *('--workdir', tmp_path / 'run'),
+  )
+  assert (
+    'python -m resnest_jax.data.prepare ade20k '
+    f'--archive ADEChallengeData2016.zip --data_dir {tmp_path}'
+  ) in stderr
+
+
+def test_unknown_config_key(arguments, run_script, tmp_path):
+  stderr = refused(
+    run_script,
+    *arguments,
+    '--config.train.total_step=3',
+    *('--workdir', tmp_path / 'run'),
+  )
+  assert 'train.total_step' in stderr
+  assert 'did you mean train.total_steps' in stderr
+
+
+def test_workdir_of_another_config(
+  finished_run, arguments, run_script, tmp_path
+):
+  workdir, _ = finished_run
+  before = (workdir / 'config.json').read_bytes()
+  stderr = refused(
+    run_script,
+    *arguments,
+    '--config.optimizer.momentum=0.5',
+    *('--workdir', workdir),
+  )
+  assert 'optimizer.momentum: 0.9 before, 0.5 now' in stderr
+  assert '--workdir' in stderr
+  assert (workdir / 'config.json').read_bytes() == before
+
+
+def test_batch_that_the_devices_cannot_share(arguments, run_script, tmp_path):
+  stderr = refused(
+    run_script,
+    *arguments,
+    '--config.train.batch_size=6',
+    *('--workdir', tmp_path / 'run'),
+  )
+  assert 'a batch of 6' in stderr
+  assert '4 devices' in stderr
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_state(
+  arguments, run_script, tmp_path
+):
+  workdir = tmp_path / 'run'
+  stderr = refused(
+    run_script,
+    *arguments,
+    '--config.optimizer.learning_rate=1e30',
+    *('--workdir', workdir),
+  )
+  assert 'at step' in stderr
+  assert 'learning_rate' in stderr
+  for step in (workdir / 'checkpoints').glob('[0-9]*'):
+    for name, value in stored(workdir, step.name).items():
+      assert np.isfinite(value).all(), name

@@ -1,0 +1,93 @@
+"""Checkpoints: what stays, where they go back to, what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from resnest_jax.errors import UserError
+from resnest_jax.training import checkpoints
+from resnest_jax.training.sharding import replicated
+from resnest_jax.training.step import TrainState
+
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+
+
+def make_state(step=0, width=3):
+  params = {'conv': {'kernel': jnp.full((2, width), 1.0 + step)}}
+  return TrainState(
+    step=jnp.asarray(step, jnp.int32),
+    params=params,
+    batch_stats={'bn': {'mean': jnp.full(width, 2.0 * step)}},
+    opt_state=OPTIMIZER.init(params),
+  )
+
+
+def abstract(state, devices):
+  mesh = Mesh(np.asarray(devices).reshape(-1, 1), ('data', 'spatial'))
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+    state,
+  )
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  """Steps 10 to 60, evaluated at 20 and 40, of which 20 was better."""
+  metrics = {20: {'mIoU': 0.5}, 40: {'mIoU': 0.25}}
+  with checkpoints.open_checkpoints(tmp_path, keep=2) as manager:
+    for step in range(10, 70, 10):
+      about = {'step': step, 'best': 20}
+      checkpoints.save(manager, make_state(step), about, metrics.get(step))
+  return tmp_path
+
+
+def test_the_newest_and_the_best_stay(workdir):
+  with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
+    assert sorted(manager.all_steps()) == [20, 50, 60]
+    assert checkpoints.find_step(manager, 'latest') == 60
+    assert checkpoints.find_step(manager, 'best') == 20
+    assert checkpoints.find_step(manager, '50') == 50
+    with pytest.raises(UserError, match=r"'30'.*20, 50, 60"):
+      checkpoints.find_step(manager, '30')
+
+
+@pytest.mark.parametrize('count', [1, 4])
+def test_restores_onto_any_number_of_devices(workdir, count):
+  devices = jax.devices()[:count]
+  with checkpoints.open_checkpoints(workdir, keep=2) as manager:
+    state, about = checkpoints.restore(manager, abstract(make_state(), devices))
+  assert about == {'step': 60, 'best': 20}
+  expected = make_state(60)
+  jax.tree.map(np.testing.assert_array_equal, state, expected)
+  assert state.params['conv']['kernel'].sharding.device_set == set(devices)
+  assert type(state.opt_state) is type(expected.opt_state)
+
+
+def test_variables_alone(workdir):
+  wanted = abstract(make_state(), jax.devices()[:1]).variables()
+  variables, step, _ = checkpoints.restore_variables(workdir, 'best', wanted)
+  assert step == 20
+  assert (variables['params']['conv']['kernel'] == 21).all()
+  assert (variables['batch_stats']['bn']['mean'] == 40).all()
+
+
+def test_another_network_is_refused(workdir):
+  wanted = abstract(make_state(width=5), jax.devices()[:1])
+  with pytest.raises(UserError, match=r'conv/kernel: \(2, 3\) there, \(2, 5\)'):
+    checkpoints.restore_variables(workdir, 'latest', wanted.variables())
+  with (
+    checkpoints.open_checkpoints(workdir, keep=2) as manager,
+    pytest.raises(UserError, match='another network'),
+  ):
+    checkpoints.restore(manager, wanted)
+
+
+def test_no_checkpoint(tmp_path):
+  with pytest.raises(UserError, match='holds no run'):
+    checkpoints.restore_variables(tmp_path / 'none', 'latest', {})
+  (tmp_path / 'checkpoints').mkdir()
+  with pytest.raises(UserError, match='no checkpoint in'):
+    checkpoints.restore_variables(tmp_path, 'latest', {})

@@ -1,0 +1,132 @@
+"""Three training steps against mmsegmentation's, in float64."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import reference
+
+from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training.optimizer import create_optimizer, create_schedule
+from resnest_jax.training.step import TrainState, update
+from resnest_jax.weights.state_dict import (
+  COUNTER,
+  export_state_dict,
+  import_state_dict,
+  variable_shapes,
+)
+
+OPTIMIZER = {
+  'learning_rate': 0.01,
+  'min_learning_rate': 1e-4,
+  'power': 0.9,
+  'momentum': 0.9,
+  'weight_decay': 5e-4,
+}
+ROWS = ['cityscapes_pspnet']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def batch(golden, step):
+  """Images (B, H, W, 3) and labels (B, H, W) of one step."""
+  size, (h, w) = int(golden['batch']), golden['hw']
+  seed = int(golden['seed']) + step
+  rng = np.random.default_rng(seed + 1000)
+  labels = rng.integers(0, 19, (size, h // 8, w // 8))
+  labels = labels.repeat(8, 1).repeat(8, 2)
+  labels[rng.random(labels.shape) < 0.1] = 255
+  return reference.images(seed, size, h, w), labels
+
+
+@pytest.fixture(scope='module', params=ROWS)
+def run(request):
+  """The row's golden numbers and our three steps."""
+  golden = reference.load(f'train_{request.param}_s14')
+  head = request.param.split('_')[1]
+  model = create_segmentor(
+    reference.CONFIG
+    | {'backbone': 'resnest14', 'stem_width': 64, 'head': head, 'dropout': 0.0}
+  )
+  shapes = export_state_dict(
+    model,
+    jax.tree.map(lambda x: np.empty(x.shape), variable_shapes(model)),
+    'mmseg',
+  )
+  state_dict = reference.filled({k: v.shape for k, v in shapes.items()})
+  variables = import_state_dict(model, state_dict)
+  total_steps = int(golden['max_iters'])
+  optimizer = create_optimizer(OPTIMIZER, total_steps)
+  schedule = create_schedule(OPTIMIZER, total_steps)
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32),
+    opt_state=optimizer.init(variables['params']),
+    **variables,
+  )
+  step = jax.jit(
+    partial(
+      update,
+      model=model,
+      optimizer=optimizer,
+      aux_weight=0.4,
+      avg_non_ignore=False,
+    )
+  )
+  log, grads = [], []
+  for index in range(3):
+    state, scalars, grad = step(state, *batch(golden, index), jax.random.key(0))
+    log.append({'learning_rate': schedule(index), **scalars})
+    grads.append(grad)
+  return {
+    'golden': golden,
+    'log': log,
+    'grad0': export_state_dict(model, {'params': grads[0]}, 'mmseg'),
+    'final': export_state_dict(model, state.variables(), 'mmseg'),
+  }
+
+
+@pytest.mark.parametrize(
+  ('column', 'name'),
+  enumerate(['learning_rate', 'decode_loss', 'aux_loss']),
+)
+def test_rate_and_losses(run, column, name):
+  ours = [float(scalars[name]) for scalars in run['log']]
+  np.testing.assert_allclose(ours, run['golden']['log'][:, column], rtol=1e-8)
+
+
+def test_accuracy(run):
+  ours = np.float64([scalars['accuracy'] for scalars in run['log']]) * 100
+  expected = run['golden']['log'][:, 3]
+  # The reference computes this one in float32.
+  half_unit = np.spacing(np.float32(expected)) / 2
+  assert (abs(ours - expected) <= half_unit).all()
+
+
+def summary(tensor):
+  flat = np.ravel(tensor)
+  return np.array([flat.sum(), np.sqrt(flat @ flat), flat[0], flat[-1]])
+
+
+@pytest.mark.parametrize('what', ['grad0', 'final'])
+def test_every_tensor(run, what):
+  """Sum, norm, first and last element, relative to the tensor's scale."""
+  golden, tensors = run['golden'], run[what]
+  compared = set()
+  for name, expected in zip(golden['names'], golden[what], strict=True):
+    if name not in tensors:  # Statistics have no gradient.
+      assert np.isnan(expected).all()
+      assert '.running_' in name
+      continue
+    # A bias before a normalisation has no effect: its gradient is rounding.
+    scale = max(abs(expected).max(), 1e-6)
+    error = abs(summary(tensors[name]) - expected).max() / scale
+    assert error < 1e-8, name
+    compared.add(str(name))
+  # Counters are only written, as zero.
+  assert compared == {name for name in tensors if not name.endswith(COUNTER)}

@@ -1,0 +1,104 @@
+"""The loss against a slow NumPy twin in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden.reference import relative_error
+
+from resnest_jax.training.losses import IGNORE, segmentation_loss
+
+
+@pytest.fixture(scope='module', autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def upsample(x, length, axis):
+  """Bilinear, align_corners False, along one axis."""
+  given = x.shape[axis]
+  position = np.clip((np.arange(length) + 0.5) * given / length - 0.5, 0, None)
+  low = np.minimum(position.astype(int), given - 1)
+  high = np.minimum(low + 1, given - 1)
+  shape = [1] * x.ndim
+  shape[axis] = length
+  weight = (position - low).reshape(shape)
+  return x.take(low, axis) * (1 - weight) + x.take(high, axis) * weight
+
+
+def twin(logits, labels):
+  """Each pixel's loss (0 where ignored), and whether its class is right."""
+  logits = upsample(upsample(logits, labels.shape[1], 1), labels.shape[2], 2)
+  top = logits.max(-1, keepdims=True)
+  log_sum = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
+  losses, right = np.zeros(labels.shape), np.zeros(labels.shape, bool)
+  for pixel in zip(*np.nonzero(labels != IGNORE), strict=True):
+    losses[pixel] = log_sum[pixel] - logits[pixel][labels[pixel]]
+    right[pixel] = logits[pixel].argmax() == labels[pixel]
+  return losses, right
+
+
+def example():
+  """Logits (2, 3, 4, 5), labels (2, 24, 20) with a quarter ignored."""
+  rng = np.random.default_rng(0)
+  logits = 3 * rng.standard_normal((2, 3, 4, 5))
+  labels = rng.integers(0, 5, (2, 24, 20))
+  labels[rng.random(labels.shape) < 0.25] = IGNORE
+  return logits, labels
+
+
+def evaluate(logits, labels, avg_non_ignore):
+  """Loss, accuracy, gradient."""
+
+  def loss(logits):
+    return segmentation_loss(logits, labels, avg_non_ignore=avg_non_ignore)
+
+  (value, accuracy), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+    jnp.asarray(logits)
+  )
+  return float(value), float(accuracy), grad
+
+
+@pytest.mark.parametrize('avg_non_ignore', [False, True])
+def test_loss_and_accuracy_are_the_twins(avg_non_ignore):
+  logits, labels = example()
+  loss, accuracy, _ = evaluate(logits, labels, avg_non_ignore)
+  losses, right = twin(logits, labels)
+  valid = (labels != IGNORE).sum()
+  count = valid if avg_non_ignore else labels.size
+  assert loss == pytest.approx(losses.sum() / count, rel=1e-13)
+  assert accuracy == pytest.approx(right.sum() / valid, rel=1e-13)
+
+
+@pytest.mark.parametrize('avg_non_ignore', [False, True])
+def test_gradient_is_the_difference_quotient(avg_non_ignore):
+  logits, labels = example()
+  _, _, grad = evaluate(logits, labels, avg_non_ignore)
+  valid = (labels != IGNORE).sum()
+  count = valid if avg_non_ignore else labels.size
+  expected, step = np.zeros_like(logits), 1e-5
+  for index in np.ndindex(logits.shape):
+    change = np.zeros_like(logits)
+    change[index] = step
+    ends = [twin(logits + s * change, labels)[0].sum() for s in (1, -1)]
+    expected[index] = (ends[0] - ends[1]) / (2 * step * count)
+  assert relative_error(grad, expected) < 1e-7
+
+
+@pytest.mark.parametrize('avg_non_ignore', [False, True])
+def test_batch_without_labels_costs_nothing(avg_non_ignore):
+  logits, labels = example()
+  labels[:] = IGNORE
+  loss, accuracy, grad = evaluate(logits, labels, avg_non_ignore)
+  assert (loss, accuracy) == (0, 0)
+  assert not np.any(grad)
+
+
+def test_logits_far_apart_stay_finite():
+  logits = np.zeros((1, 2, 2, 3))
+  logits[..., 0] = 1e4
+  labels = np.full((1, 4, 4), 1)
+  loss, _, grad = evaluate(logits, labels, False)
+  assert loss == pytest.approx(1e4)
+  assert np.isfinite(grad).all()

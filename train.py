@@ -1,0 +1,280 @@
+"""Trains a segmentation network.
+
+    python train.py --config configs/ade20k_pspnet.py --workdir runs/pspnet
+
+The run lives in the workdir: `config.json`, `checkpoints/`, `log.jsonl`,
+`tensorboard/`, `curves.png`. Started again with the same flags it goes on
+from the newest checkpoint; the result does not depend on interruptions.
+"""
+
+import collections
+import contextlib
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+import resnest_jax as rj
+from resnest_jax import runtime
+from resnest_jax.config import (
+  config_to_json,
+  differences,
+  flag_parser,
+  parse_flags,
+)
+from resnest_jax.data.datasets import open_split
+from resnest_jax.data.pipeline import make_eval_iterator, make_train_iterator
+from resnest_jax.errors import UserError, run
+from resnest_jax.evaluation.inference import (
+  divisible_batch_size,
+  evaluate,
+  evaluation_progress,
+  make_eval_step,
+)
+from resnest_jax.evaluation.visualize import plot_curves
+from resnest_jax.models.layers import at_least_float32
+from resnest_jax.training import checkpoints, sharding
+from resnest_jax.training.logs import Pace, RunLog, duration
+from resnest_jax.training.optimizer import create_optimizer, create_schedule
+from resnest_jax.training.step import (
+  abstract_state,
+  create_state,
+  make_train_step,
+)
+
+# Keys that change neither the result nor what is stored.
+FREE_KEYS = (
+  'data.data_dir',
+  'data.num_workers',
+  'data.num_threads',
+  'data.prefetch',
+  'data.eval_split',
+  'train.log_steps',
+  'train.eval_steps',
+  'train.checkpoint_steps',
+  'train.keep_checkpoints',
+  'eval',
+)
+
+
+def claim_workdir(workdir: Path, config: ConfigDict) -> None:
+  """Writes the configuration, or compares with the one that is there."""
+  saved = workdir / 'config.json'
+  if saved.exists():
+    lines = differences(saved.read_text('utf-8'), config, FREE_KEYS)
+    if lines:
+      raise UserError(
+        f'{workdir} belongs to a run of another configuration '
+        f'({"; ".join(lines)}). Choose another --workdir, or give the flags '
+        'it was started with.'
+      )
+  elif checkpoints.checkpoint_dir(workdir).exists():
+    raise UserError(
+      f'{workdir} holds checkpoints but no config.json; choose another '
+      '--workdir.'
+    )
+  workdir.mkdir(parents=True, exist_ok=True)
+  temporary = saved.with_suffix('.tmp')
+  temporary.write_text(config_to_json(config), 'utf-8')
+  temporary.replace(saved)
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+  """Runs the training that the configuration describes, or the rest of it."""
+  total_steps, batch_size = config.train.total_steps, config.train.batch_size
+
+  # Devices, data, model.
+  mesh = sharding.make_mesh()
+  sharding.check_batch_size(batch_size, mesh)
+  train_split = open_split(
+    config.data.name, config.data.data_dir, config.data.train_split
+  )
+  eval_split = open_split(
+    config.data.name, config.data.data_dir, config.data.eval_split
+  )
+  labels = train_split.labels
+  if config.model.num_classes != len(labels.classes):
+    raise UserError(
+      f'config.model.num_classes is {config.model.num_classes}, the data set '
+      f'{config.data.name} has {len(labels.classes)} classes.'
+    )
+  model = rj.create_segmentor(config.model)
+  claim_workdir(workdir, config)
+  print(
+    f'{config.name}: {len(train_split)} images, {total_steps} steps of '
+    f'{batch_size} on {runtime.describe_devices()}, into {workdir}',
+    flush=True,
+  )
+
+  # Optimizer, state.
+  optimizer = create_optimizer(config.optimizer, total_steps)
+  schedule = create_schedule(config.optimizer, total_steps)
+  manager = checkpoints.open_checkpoints(
+    workdir, keep=config.train.keep_checkpoints
+  )
+  about = {
+    'config': json.loads(config_to_json(config)),
+    'classes': list(labels.classes),
+    'dilation_rule': config.model.dilation_rule,
+    'best': None,
+  }
+  if manager.latest_step() is None:
+    state = create_state(model, optimizer, config.seed, mesh)
+  else:
+    abstract = abstract_state(model, optimizer, mesh)
+    state, saved_about = checkpoints.restore(manager, abstract)
+    about['best'] = saved_about['best']
+    print(f'going on after step {int(state.step)} of {total_steps}', flush=True)
+  step = start_step = int(state.step)
+  if start_step >= total_steps:
+    print(f'nothing to do: {total_steps} steps are done', flush=True)
+    manager.close()
+    return
+
+  # The two compiled functions.
+  train_step = make_train_step(
+    model,
+    optimizer,
+    mesh,
+    seed=config.seed,
+    aux_weight=config.loss.aux_weight,
+    avg_non_ignore=config.loss.avg_non_ignore,
+  )
+  eval_step = make_eval_step(
+    model,
+    len(labels.classes),
+    mesh=mesh,
+    dtype=at_least_float32(config.model.dtype),
+  )
+
+  def run_evaluation(state) -> dict[str, float]:
+    batches = make_eval_iterator(
+      config.data,
+      eval_split,
+      batch_size=divisible_batch_size(config.eval.batch_size, mesh),
+      bucket=config.eval.bucket,
+    )
+    with contextlib.closing(batches), evaluation_progress() as progress:
+      result = evaluate(
+        eval_step,
+        state.variables(),
+        batches,
+        labels.classes,
+        len(eval_split),
+        progress=progress,
+      )
+    print(
+      f'step {step}: {config.data.eval_split} mIoU '
+      f'{result.scores.mIoU:.4f}, mAcc {result.scores.mAcc:.4f}, aAcc '
+      f'{result.scores.aAcc:.4f} ({result.num_images} images in '
+      f'{duration(result.seconds)})',
+      flush=True,
+    )
+    return result.scores.summary()
+
+  # The loop.
+  batches = make_train_iterator(
+    config.data,
+    train_split,
+    seed=config.seed,
+    batch_size=batch_size,
+    start_step=start_step,
+    total_steps=total_steps,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  log = RunLog(workdir, start_step)
+  pace = Pace(batch_size)
+  compiled = None
+  unread: collections.deque = collections.deque()
+
+  def read_scalars() -> dict[str, float]:
+    """Means since the last call; stops the run at a non-finite value."""
+    first = step - len(unread) + 1
+    rows = jax.device_get(list(unread))
+    unread.clear()
+    for number, row in enumerate(rows, first):
+      bad = [name for name, value in row.items() if not math.isfinite(value)]
+      if bad:
+        raise UserError(
+          f'{bad[0]} is {row[bad[0]]} at step {number}; the newest checkpoint '
+          f'is from step {manager.latest_step() or 0}. Lower '
+          'optimizer.learning_rate, or look at the labels.'
+        )
+    return {
+      name: float(sum(row[name] for row in rows) / len(rows))
+      for name in rows[0]
+    }
+
+  try:
+    while step < total_steps:
+      waiting = time.perf_counter()
+      batch = sharding.shard_batch(next(batches), mesh)
+      pace.count(time.perf_counter() - waiting)
+      if compiled is None:
+        compiling = time.perf_counter()
+        compiled = train_step.lower(state, batch).compile()
+        seconds = time.perf_counter() - compiling
+        print(f'compiled in {seconds:.1f} s', flush=True)
+        log.write(step, {'compile_seconds': seconds})
+        pace.restart()
+        pace.count(0.0)
+      state, scalars = compiled(state, batch)
+      step += 1
+      unread.append(scalars)
+      if len(unread) > 2:  # Stay at most two steps ahead of the devices.
+        jax.block_until_ready(unread[-3])
+
+      last = step == total_steps
+      evaluating = last or step % config.train.eval_steps == 0
+      saving = evaluating or step % config.train.checkpoint_steps == 0
+      if saving or step % config.train.log_steps == 0:
+        scalars = read_scalars()
+        scalars['learning_rate'] = float(schedule(step - 1))
+        scalars |= pace.report()
+        log.write(step, scalars)
+        eta = (total_steps - step) * scalars['step_seconds']
+        print(
+          f'step {step}/{total_steps}  loss {scalars["loss"]:.4f}  '
+          f'accuracy {scalars["accuracy"]:.3f}  '
+          f'lr {scalars["learning_rate"]:.2e}  '
+          f'{scalars["images_per_second"]:.1f} images/s  '
+          f'data wait {scalars["data_wait"]:.0%}  ETA {duration(eta)}',
+          flush=True,
+        )
+      metrics = None
+      if evaluating:
+        metrics = run_evaluation(state)
+        log.write(step, metrics)
+        if not about['best'] or metrics['mIoU'] > about['best']['mIoU']:
+          about['best'] = {'step': step, 'mIoU': metrics['mIoU']}
+      if saving:
+        about |= {'step': step, 'position': step * batch_size}
+        checkpoints.save(manager, state, about, metrics)
+        pace.restart()
+  finally:
+    batches.close()
+    log.close()
+    manager.close()  # Waits for the checkpoint that is being written.
+
+  plot_curves(log.path, workdir / 'curves.png', config.name)
+  best = about['best']
+  print(
+    f'done: best mIoU {best["mIoU"]:.4f} at step {best["step"]}; curves in '
+    f'{workdir / "curves.png"}',
+    flush=True,
+  )
+
+
+def main() -> None:
+  """Reads the command line and trains."""
+  flags = parse_flags(flag_parser(__doc__.splitlines()[0]))
+  runtime.set_up(flags.config.model.dtype)
+  train(flags.config, flags.workdir)
+
+
+if __name__ == '__main__':
+  run(main)
