@@ -1,0 +1,256 @@
+"""Evaluates a checkpoint on a whole split, every image once.
+
+    python eval.py --config configs/ade20k_pspnet.py --workdir runs/pspnet
+
+Prints a table of the classes, and writes into --out: metrics.json (the scores
+and all that is needed to know what they are of), overlays/NAME.png and
+contact_sheet.png (image, ground truth, prediction, errors).
+"""
+
+import datetime
+import json
+import math
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+
+import resnest_jax as rj
+from resnest_jax import runtime
+from resnest_jax.config import flag_parser, parse_flags
+from resnest_jax.data.datasets import open_split
+from resnest_jax.data.pipeline import make_eval_iterator
+from resnest_jax.errors import UserError, run
+from resnest_jax.evaluation import inference, metrics, visualize
+from resnest_jax.models.layers import at_least_float32
+from resnest_jax.training import checkpoints, sharding
+from resnest_jax.weights.state_dict import variable_shapes
+
+console = rich.console.Console()
+
+
+def main() -> None:
+  parser = flag_parser('Evaluates a checkpoint on a whole split.')
+  parser.add_argument(
+    '--checkpoint', default='latest', help='latest (default), best, or a step'
+  )
+  parser.add_argument(
+    '--split', help='of the data set; default: config.data.eval_split'
+  )
+  parser.add_argument(
+    '--out', type=Path, help='default: WORKDIR/eval/STEP-SPLIT'
+  )
+  flags = parse_flags(parser)
+  config = flags.config
+  runtime.set_up(config.model.dtype)
+
+  # The data, the network, and the weights of the checkpoint.
+  split_name = flags.split or config.data.eval_split
+  split = open_split(config.data.name, config.data.data_dir, split_name)
+  classes, palette = split.labels.classes, split.labels.palette
+  if len(classes) != config.model.num_classes:
+    raise UserError(
+      f'{config.data.name} has {len(classes)} classes, but '
+      f'config.model.num_classes is {config.model.num_classes}.'
+    )
+  mesh = sharding.make_mesh()
+  model = rj.create_segmentor(config.model)
+  placed = jax.tree.map(
+    lambda x: x.update(sharding=sharding.replicated(mesh)),
+    variable_shapes(model),
+  )
+  variables, step, about = checkpoints.restore_variables(
+    flags.workdir, flags.checkpoint, placed
+  )
+  if about['dilation_rule'] != config.model.dilation_rule:
+    raise UserError(
+      f'the checkpoint was trained with model.dilation_rule '
+      f'{about["dilation_rule"]!r}, the configuration has '
+      f'{config.model.dilation_rule!r}, with which its weights give wrong '
+      f'results. Add --config.model.dilation_rule={about["dilation_rule"]}.'
+    )
+  result = {
+    'config': config.name,
+    'checkpoint': str(checkpoints.checkpoint_dir(flags.workdir) / str(step)),
+    'step': step,
+    'data': {'name': config.data.name, 'split': split_name},
+  }
+  out = flags.out or flags.workdir / 'eval' / f'{step}-{split_name}'
+  replaced = previous_pictures(out, result)
+
+  # Every image once; the predictions of some are kept to be drawn.
+  eval_step = inference.make_eval_step(
+    model,
+    len(classes),
+    mesh=mesh,
+    dtype=at_least_float32(config.model.dtype),
+  )
+  batch_size = inference.divisible_batch_size(config.eval.batch_size, mesh)
+  batches = make_eval_iterator(
+    config.data, split, batch_size=batch_size, bucket=config.eval.bucket
+  )
+  number = min(config.eval.overlays, len(split))
+  drawn = set(np.linspace(0, len(split) - 1, number, dtype=int).tolist())
+  predictions = {}
+
+  def keep(image: inference.ImageResult) -> None:
+    if image.index in drawn:
+      predictions[image.index] = image.prediction.copy()
+
+  try:
+    with inference.evaluation_progress() as progress:
+      evaluation = inference.evaluate(
+        eval_step,
+        variables,
+        batches,
+        classes,
+        len(split),
+        progress=progress,
+        on_image=keep if drawn else None,
+      )
+  finally:
+    batches.close()
+
+  # What came out, on the console and in files.
+  print_table(evaluation, classes)
+  result |= describe(config, evaluation, batch_size, classes)
+  names = {index: split[index]['name'] for index in sorted(predictions)}
+  result['overlays'] = [f'overlays/{name}.png' for name in names.values()]
+  write_json(out / 'metrics.json', result)
+  for path in replaced:
+    path.unlink(missing_ok=True)
+  if predictions:
+    draw(out, split, predictions, classes, palette)
+  console.print(f'written to {out}', highlight=False, soft_wrap=True)
+
+
+def previous_pictures(out: Path, result: dict) -> list[Path]:
+  """The pictures of an earlier evaluation of the same, to be replaced.
+
+  Raises:
+    UserError: `out` holds something else.
+  """
+  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    return []
+  try:
+    old = json.loads((out / 'metrics.json').read_text('utf-8'))
+    same = all(old[key] == value for key, value in result.items())
+  except (OSError, ValueError, KeyError, TypeError):
+    same = False
+  if not same:
+    raise UserError(
+      f'{out} is there and is not an earlier result of checkpoint '
+      f'{result["checkpoint"]} on {result["data"]["split"]}; nothing was '
+      'evaluated. Give another --out, or remove it.'
+    )
+  return [out / name for name in old.get('overlays', [])]
+
+
+def describe(config, evaluation, batch_size, classes) -> dict:
+  """Scores, and all that is needed to know what they are of."""
+  scores = evaluation.scores
+  per_class = [
+    {
+      'class': name,
+      **{key: number(getattr(scores, key)[i]) for key in metrics.PER_CLASS},
+      'pixels': int(evaluation.confusion[i].sum()),
+    }
+    for i, name in enumerate(classes)
+  ]
+  return {
+    'protocol': {
+      'name': 'whole',
+      'image_scale': list(config.data.image_scale),
+      'bucket': config.eval.bucket,
+    },
+    'images': evaluation.num_images,
+    **{key: number(value) for key, value in scores.summary().items()},
+    'mean': {
+      key: number(getattr(scores, f'm{key}')) for key in metrics.PER_CLASS
+    },
+    'classes_averaged': scores.num_averaged,
+    'classes_absent': list(scores.absent),
+    'model': config.model.to_dict(),  # With dilation rule and dtype.
+    'batch_size': batch_size,
+    'seconds': round(evaluation.seconds, 3),
+    'devices': runtime.describe_devices(),
+    'versions': runtime.versions(),
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'per_class': per_class,
+  }
+
+
+def number(value: float) -> float | None:
+  """JSON has no NaN: undefined scores are null."""
+  return None if math.isnan(value) else float(value)
+
+
+def write_json(path: Path, content: dict) -> None:
+  """Writes the whole file or nothing."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(content, indent=2) + '\n', 'utf-8')
+  os.replace(temporary, path)
+
+
+def print_table(evaluation: inference.Evaluation, classes) -> None:
+  """The classes that take part in the mean, then the means."""
+  scores = evaluation.scores
+  columns = ('IoU', 'Acc', 'Precision', 'Dice')
+  table = rich.table.Table('class', title='scores in %')
+  for column in (*columns, 'pixels'):
+    table.add_column(column, justify='right')
+  for i, name in enumerate(classes):
+    if not math.isnan(scores.IoU[i]):
+      table.add_row(
+        name,
+        *(percent(getattr(scores, column)[i]) for column in columns),
+        f'{evaluation.confusion[i].sum():,}',
+      )
+  table.add_section()
+  table.add_row(
+    f'mean of {scores.num_averaged}',
+    *(percent(getattr(scores, f'm{column}')) for column in columns),
+    f'{evaluation.confusion.sum():,}',
+    style='bold',
+  )
+  console.print(table)
+  if scores.absent:
+    console.print(f'{len(scores.absent)} classes have no labelled pixel')
+  summary = '  '.join(
+    f'{key} {percent(value)}' for key, value in scores.summary().items()
+  )
+  speed = evaluation.num_images / evaluation.seconds
+  console.print(f'[bold]{summary}[/bold]')
+  console.print(f'{evaluation.num_images} images, {speed:.3g} images/s')
+
+
+def percent(value: float) -> str:
+  """Two decimals, as results tables have them."""
+  return '-' if math.isnan(value) else f'{100 * value:.2f}'
+
+
+def draw(out: Path, split, predictions, classes, palette) -> None:
+  """Overlays one by one, and all samples with their errors on one sheet."""
+  (out / 'overlays').mkdir(exist_ok=True)
+  panels = []
+  for index, prediction in sorted(predictions.items()):
+    sample = split[index]
+    image, label, name = (sample[key] for key in ('image', 'label', 'name'))
+    visualize.write_image(
+      out / 'overlays' / f'{name}.png',
+      visualize.overlay(image, prediction, palette),
+    )
+    panels.append(
+      visualize.panel(image, label, prediction, classes, palette, name)
+    )
+  visualize.write_image(
+    out / 'contact_sheet.png', visualize.contact_sheet(panels)
+  )
+
+
+if __name__ == '__main__':
+  run(main)

@@ -1,0 +1,151 @@
+"""Scores of a segmentation, from integer counts (NumPy).
+
+Everything is computed from one confusion matrix of int64 counts: rows are the
+ground truth, columns the prediction. The definitions are mmsegmentation's
+(`IoUMetric`), also where they surprise: a class that is predicted somewhere but
+is nowhere in the ground truth has IoU 0 and takes part in the mean; a class
+that is in neither has NaN and does not. Scores are fractions, not percent.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+IGNORE = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """Per-class scores, float64 (C,), NaN where undefined, and their means.
+
+  Names are mmsegmentation's. `Dice` and `Fscore` are one number written two
+  ways; they differ only where `Fscore`, the harmonic mean of precision and
+  recall, divides by zero (NaN).
+  """
+
+  IoU: np.ndarray
+  Acc: np.ndarray  # Equal to Recall.
+  Dice: np.ndarray
+  Fscore: np.ndarray
+  Precision: np.ndarray
+  Recall: np.ndarray
+  mIoU: float  # Means over the classes where the score is defined.
+  mAcc: float
+  mDice: float
+  mFscore: float
+  mPrecision: float
+  mRecall: float
+  aAcc: float  # The share of all labelled pixels that is right.
+  num_averaged: int  # Classes whose IoU is defined: the denominator of mIoU.
+  absent: tuple[str, ...]  # Classes without a single ground-truth pixel.
+
+  def summary(self) -> dict[str, float]:
+    """The three numbers of every results table, under their usual names."""
+    return {'mIoU': self.mIoU, 'mAcc': self.mAcc, 'aAcc': self.aAcc}
+
+
+PER_CLASS = ('IoU', 'Acc', 'Dice', 'Fscore', 'Precision', 'Recall')
+
+
+def confusion_matrix(
+  prediction: np.ndarray,
+  label: np.ndarray,
+  num_classes: int,
+  ignore: int = IGNORE,
+) -> np.ndarray:
+  """Counts pixels by (ground truth, prediction).
+
+  Args:
+    prediction: integers in [0, num_classes), any shape. Where the label is
+      ignored, anything may stand here.
+    label: integers of the same shape, in [0, num_classes) or `ignore`.
+    num_classes: C.
+    ignore: the label of pixels that are not counted.
+
+  Returns:
+    int64 (C, C), rows = ground truth, columns = prediction.
+
+  Raises:
+    ValueError: shapes differ, or a value is out of range.
+  """
+  prediction, label = np.asarray(prediction), np.asarray(label)
+  if prediction.shape != label.shape:
+    raise ValueError(
+      f'prediction {prediction.shape} and label {label.shape} differ in shape'
+    )
+  counted = label != ignore
+  rows = label[counted].astype(np.int64)
+  columns = prediction[counted].astype(np.int64)
+  for what, values in (('label', rows), ('prediction', columns)):
+    if values.size and not 0 <= values.min() <= values.max() < num_classes:
+      raise ValueError(
+        f'{what} values span {values.min()}..{values.max()}; accepted are '
+        f'0..{num_classes - 1}, and {ignore} (ignored) in labels'
+      )
+  counts = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
+  return counts.astype(np.int64).reshape(num_classes, num_classes)
+
+
+def scores(
+  confusion: np.ndarray, class_names: Sequence[str] | None = None
+) -> Scores:
+  """Scores of a confusion matrix.
+
+  Args:
+    confusion: (C, C) integer counts, rows = ground truth.
+    class_names: C names, for `Scores.absent`; '0', '1', ... when not given.
+
+  Returns:
+    `Scores`; with no counted pixel at all, every number is NaN.
+  """
+  confusion = np.asarray(confusion)
+  num_classes = len(confusion)
+  if confusion.shape != (num_classes, num_classes) or not np.issubdtype(
+    confusion.dtype, np.integer
+  ):
+    raise ValueError(
+      'a confusion matrix is a square array of integer counts, got '
+      f'{confusion.shape} {confusion.dtype}'
+    )
+  if class_names is None:
+    class_names = [str(i) for i in range(num_classes)]
+  if len(class_names) != num_classes:
+    raise ValueError(
+      f'{len(class_names)} class names for {num_classes} classes'
+    )
+  confusion = confusion.astype(np.int64)
+  right = np.diagonal(confusion)
+  labelled, predicted = confusion.sum(1), confusion.sum(0)
+  precision, recall = _ratio(right, predicted), _ratio(right, labelled)
+  per_class = {
+    'IoU': _ratio(right, labelled + predicted - right),
+    'Acc': recall,
+    'Dice': _ratio(2 * right, labelled + predicted),
+    'Fscore': _ratio(2 * precision * recall, precision + recall),
+    'Precision': precision,
+    'Recall': recall,
+  }
+  return Scores(
+    **per_class,
+    **{f'm{name}': _nanmean(values) for name, values in per_class.items()},
+    aAcc=float(_ratio(right.sum(), confusion.sum())),
+    num_averaged=int(np.count_nonzero(~np.isnan(per_class['IoU']))),
+    absent=tuple(
+      name
+      for name, count in zip(class_names, labelled, strict=True)
+      if count == 0
+    ),
+  )
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+  """Their quotient; 0 / 0 is NaN, without a warning."""
+  with np.errstate(divide='ignore', invalid='ignore'):
+    return np.asarray(numerator / np.asarray(denominator, np.float64))
+
+
+def _nanmean(values: np.ndarray) -> float:
+  """The mean of what is defined; NaN, without a warning, if nothing is."""
+  defined = values[~np.isnan(values)]
+  return float(defined.mean()) if defined.size else float('nan')

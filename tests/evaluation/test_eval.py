@@ -1,0 +1,189 @@
+"""The evaluation script, on a checkpoint of a tiny network."""
+
+import json
+import runpy
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from golden import reference
+
+from resnest_jax.config import load_config
+from resnest_jax.data.datasets import open_split
+from resnest_jax.errors import UserError
+from resnest_jax.evaluation import visualize
+from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training import checkpoints
+from resnest_jax.training.step import TrainState
+from resnest_jax.weights.state_dict import variable_shapes
+
+STEP = 7
+# One padded shape for all images, so that the network compiles once.
+OVERRIDES = {
+  'model.stem_width': 8,
+  'model.width': 8,
+  'model.head_channels': 16,
+  'model.aux_channels': 8,
+  'data.image_scale': (64, 64),
+  'eval.bucket': 64,
+  'eval.batch_size': 3,
+  'eval.overlays': 3,
+}
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """A run's folder with one checkpoint, of random weights."""
+  path = tmp_path_factory.mktemp('run')
+  config = load_config('configs/ade20k_pspnet.py:mini', OVERRIDES)
+  shapes = variable_shapes(create_segmentor(config.model))
+  state = TrainState(
+    step=np.int32(STEP),
+    **reference.filled_variables(shapes),
+    opt_state={'momentum': np.zeros(1)},
+  )
+  with checkpoints.open_checkpoints(path) as manager:
+    checkpoints.save(manager, state, {'dilation_rule': 'mmseg'})
+  return path
+
+
+def flags(workdir, data_dir, *others):
+  return [
+    *('--config', 'configs/ade20k_pspnet.py:mini'),
+    *('--workdir', str(workdir)),
+    f'--config.data.data_dir={data_dir}',
+    *(f'--config.{key}={value}' for key, value in OVERRIDES.items()),
+    *others,
+  ]
+
+
+@pytest.fixture(scope='module')
+def evaluated(workdir, mini_data_dir, run_script):
+  """The folder of results, and what stood on the console."""
+  console = run_script('eval.py', *flags(workdir, mini_data_dir)).stdout
+  return workdir / 'eval' / f'{STEP}-validation', console
+
+
+@pytest.fixture
+def evaluate_here(monkeypatch, root, workdir, mini_data_dir):
+  """Runs the script's `main` in this process, where errors can be caught."""
+
+  def run(*others, data_dir=mini_data_dir, workdir=workdir):
+    monkeypatch.chdir(root)
+    arguments = ['eval.py', *flags(workdir, data_dir, *others)]
+    monkeypatch.setattr(sys, 'argv', arguments)
+    runpy.run_path('eval.py')['main']()
+
+  return run
+
+
+def test_results_are_complete_and_consistent(evaluated, workdir, mini_data_dir):
+  folder, console = evaluated
+  result = json.loads((folder / 'metrics.json').read_text('utf-8'))
+  split = open_split('ade20k_mini', mini_data_dir, 'validation')
+  assert result['images'] == len(split) == 8
+  assert result['step'] == STEP
+  assert result['checkpoint'] == f'{workdir}/checkpoints/{STEP}'
+  assert result['data'] == {'name': 'ade20k_mini', 'split': 'validation'}
+  assert result['protocol'] == {
+    'name': 'whole',
+    'image_scale': [64, 64],
+    'bucket': 64,
+  }
+  assert result['model']['dilation_rule'] == 'mmseg'
+  assert result['model']['dtype'] == 'float32'
+  assert result['versions']['jax']
+  # The ground truth's pixels do not depend on the network.
+  labels = np.concatenate([sample['label'].ravel() for sample in split])
+  pixels = [entry['pixels'] for entry in result['per_class']]
+  np.testing.assert_array_equal(
+    pixels, np.bincount(labels, minlength=256)[:150]
+  )
+  # An untrained network; the mean is that of the rows.
+  ious = [entry['IoU'] for entry in result['per_class']]
+  known = [iou for iou in ious if iou is not None]
+  assert result['mIoU'] == pytest.approx(np.mean(known))
+  assert result['mIoU'] < 0.1
+  assert result['classes_averaged'] == len(known)
+  assert f'mIoU {100 * result["mIoU"]:.2f}' in console
+  assert 'sky' in console
+
+
+def test_overlays_show_the_images_in_the_palettes_colours(
+  evaluated, mini_data_dir
+):
+  folder, _ = evaluated
+  split = open_split('ade20k_mini', mini_data_dir, 'validation')
+  result = json.loads((folder / 'metrics.json').read_text('utf-8'))
+  drawn = [f'overlays/{split[index]["name"]}.png' for index in (0, 3, 7)]
+  assert result['overlays'] == drawn
+  assert sorted(drawn) == [
+    f'overlays/{path.name}' for path in sorted((folder / 'overlays').iterdir())
+  ]
+  # Each pixel is half the image's and half some class' colour.
+  picture = cv2.imread(str(folder / drawn[0]), cv2.IMREAD_COLOR_RGB)
+  image = split[0]['image']
+  assert picture.shape == image.shape
+  candidates = np.stack(
+    [
+      visualize.overlay(image, np.full_like(image[..., 0], i), colours)
+      for i, colours in ((c, split.labels.palette) for c in range(150))
+    ]
+  )
+  assert (candidates == picture).all(-1).any(0).all()
+  sheet = cv2.imread(str(folder / 'contact_sheet.png'))
+  assert sheet.shape[0] > 3 * 100
+
+
+def test_the_same_checkpoint_replaces_its_own_results(
+  evaluated, evaluate_here, mini_data_dir
+):
+  folder, _ = evaluated
+  before = json.loads((folder / 'metrics.json').read_text('utf-8'))
+  foreign = folder / 'overlays' / 'notes.txt'
+  foreign.write_text('kept')
+  evaluate_here('--config.eval.overlays=1')
+  after = json.loads((folder / 'metrics.json').read_text('utf-8'))
+  assert after['per_class'] == before['per_class']
+  assert after['overlays'] == before['overlays'][:1]
+  assert {path.name for path in (folder / 'overlays').iterdir()} == {
+    'notes.txt',
+    before['overlays'][0].removeprefix('overlays/'),
+  }
+
+
+def test_what_is_there_is_not_overwritten(evaluate_here, tmp_path):
+  (tmp_path / 'thesis.txt').write_text('all of it')
+  with pytest.raises(UserError, match='not an earlier result of checkpoint'):
+    evaluate_here('--out', str(tmp_path))
+  # Nor the results of another split.
+  other = {'config': 'ade20k_pspnet_mini', 'data': {'split': 'train'}}
+  (tmp_path / 'metrics.json').write_text(json.dumps(other))
+  with pytest.raises(UserError, match='nothing was evaluated'):
+    evaluate_here('--out', str(tmp_path))
+  assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_errors_say_what_to_do(evaluate_here, tmp_path):
+  with pytest.raises(UserError, match='train first'):
+    evaluate_here(workdir=tmp_path)
+  with pytest.raises(UserError, match=f"no checkpoint '3'; .* {STEP}"):
+    evaluate_here('--checkpoint', '3')
+  with pytest.raises(UserError, match='of another network'):
+    evaluate_here('--config.model.width=16')
+  with pytest.raises(UserError, match='dilation_rule=mmseg'):
+    evaluate_here('--config.model.dilation_rule=timm')
+  with pytest.raises(UserError, match=r'150 classes, but .* is 19'):
+    evaluate_here('--config.model.num_classes=19')
+  with pytest.raises(UserError, match="no split 'test'"):
+    evaluate_here('--split', 'test')
+  with pytest.raises(UserError, match=r'data\.prepare ade20k_mini'):
+    evaluate_here(data_dir=tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_an_error_is_one_line_and_a_status(run_script, workdir, tmp_path):
+  process = run_script('eval.py', *flags(workdir, tmp_path), status=1)
+  assert process.stderr.startswith('error: ade20k_mini is not prepared')
+  assert 'Traceback' not in process.stderr

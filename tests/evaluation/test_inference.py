@@ -1,0 +1,317 @@
+"""The final stage against plain resizing, one image at a time, in float64."""
+
+import re
+import types
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rich.progress
+from golden import reference
+
+from resnest_jax.data import device
+from resnest_jax.errors import UserError
+from resnest_jax.evaluation import inference, metrics
+from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.weights.state_dict import import_state_dict
+
+CLASSES = 7
+CANVAS, LABEL_CANVAS = (64, 96), (80, 64)
+# Height and width of the network's input and of the original: enlarged,
+# shrunk, mixed, one pixel, and the whole canvas.
+SIZES = [(33, 96), (64, 57), (41, 70), (1, 1), (64, 96)]
+LABEL_SIZES = [(80, 31), (20, 19), (29, 64), (5, 3), (80, 64)]
+
+
+class Upsampler:
+  """Stands in for a network: logits at stride 8 are a picture's colours."""
+
+  def __init__(self, num_classes=CLASSES):
+    self.num_classes = num_classes
+    self.traces = 0
+
+  def apply(self, variables, images, train, size):
+    assert train is False
+    self.traces += 1
+    batch, height, width, _ = images.shape
+    small = images[:, ::8, ::8] @ variables['kernel'][:, : self.num_classes]
+    assert small.shape == (batch, height // 8, width // 8, self.num_classes)
+    return types.SimpleNamespace(logits=small)
+
+
+def random_batch(seed, sizes, label_sizes, first_index=0):
+  rng = np.random.default_rng(seed)
+  count = len(sizes)
+  batch = {
+    'image': np.zeros((count, *CANVAS, 3), np.uint8),
+    'size': np.array(sizes, np.int32),
+    'label': np.full((count, *LABEL_CANVAS), 255, np.uint8),
+    'label_size': np.array(label_sizes, np.int32),
+    'index': np.arange(first_index, first_index + count, dtype=np.int32),
+    'name': [f'image_{first_index + i}' for i in range(count)],
+  }
+  for i, ((h, w), (hl, wl)) in enumerate(zip(sizes, label_sizes, strict=True)):
+    batch['image'][i, :h, :w] = rng.integers(0, 256, (h, w, 3))
+    label = rng.integers(0, CLASSES, (hl, wl))
+    label[rng.random((hl, wl)) < 0.2] = 255
+    batch['label'][i, :hl, :wl] = label
+  return batch
+
+
+def fill_slot(batch, slot):
+  """Turns a slot into the filler that the pipeline uses."""
+  batch['image'][slot] = 0
+  batch['size'][slot] = batch['label_size'][slot] = 1
+  batch['label'][slot] = 255
+  batch['index'][slot] = -1
+  batch['name'][slot] = ''
+
+
+def variables():
+  kernel = np.random.default_rng(5).standard_normal((3, CLASSES))
+  return {'kernel': kernel.astype(np.float32)}
+
+
+def plain_map(logits, size, label_size):
+  """Resize, resize, argmax, of one image without padding."""
+  for length in (size, label_size):
+    logits = jax.image.resize(
+      logits, (*length, CLASSES), 'linear', antialias=False
+    )
+  return np.asarray(jnp.argmax(logits, -1))
+
+
+def plain_evaluation(batch):
+  """The same protocol with neither buckets nor batches nor tiles."""
+  maps, confusion = [], np.zeros((CLASSES, CLASSES), np.int64)
+  for i, (h, w) in enumerate(batch['size']):
+    hl, wl = batch['label_size'][i]
+    image = device.preprocess(
+      batch['image'][i : i + 1, :h, :w], batch['size'][i : i + 1]
+    )
+    logits = image[0, ::8, ::8] @ variables()['kernel']
+    maps.append(plain_map(logits, (h, w), (hl, wl)))
+    confusion += metrics.confusion_matrix(
+      maps[-1], batch['label'][i, :hl, :wl], CLASSES
+    )
+  return maps, confusion
+
+
+@pytest.mark.parametrize('tile_bytes', [1, 200_000, inference.TILE_BYTES])
+def test_label_maps_equal_two_plain_resizes(tile_bytes):
+  with jax.enable_x64(True):
+    size = np.array(SIZES)
+    logits = np.random.default_rng(0).standard_normal((5, 8, 12, CLASSES))
+    # What stands in the padding must not matter.
+    maps = jax.jit(inference.label_maps, static_argnums=(2, 4, 5))(
+      logits, size, CANVAS, np.array(LABEL_SIZES), LABEL_CANVAS, tile_bytes
+    )
+    assert maps.dtype == np.uint8
+    assert maps.shape == (5, *LABEL_CANVAS)
+    for i, (h, w) in enumerate(LABEL_SIZES):
+      valid = [-(-n // 8) for n in SIZES[i]]
+      expected = plain_map(logits[i, : valid[0], : valid[1]], SIZES[i], (h, w))
+      np.testing.assert_array_equal(maps[i, :h, :w], expected)
+      outside = np.asarray(maps[i]).copy()
+      outside[:h, :w] = 255
+      assert (outside == 255).all()
+
+
+@pytest.mark.parametrize(
+  ('stride', 'logits_canvas'), [(4, (16, 24)), (8, (8, 12)), (32, (2, 3))]
+)
+def test_logits_size_follows_the_stride(stride, logits_canvas):
+  size = np.array([[64, 96], [1, 33]])
+  np.testing.assert_array_equal(
+    inference.logits_size(size, CANVAS, logits_canvas), -(-size // stride)
+  )
+  with pytest.raises(ValueError, match='no stride'):
+    inference.logits_size(size, CANVAS, (9, 12))
+
+
+def test_tiles_bound_the_memory():
+  shapes = (
+    jax.ShapeDtypeStruct((1, 16, 16, 150), jnp.float32),
+    jax.ShapeDtypeStruct((1, 2), jnp.int32),
+  )
+
+  def temporary_bytes(tile_bytes):
+    def stage(logits, size):
+      return inference.label_maps(
+        logits, size, (128, 128), 4 * size, (512, 512), tile_bytes
+      )
+
+    compiled = jax.jit(stage).lower(*shapes).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  whole = 512 * 512 * 150 * 4
+  assert temporary_bytes(2 * whole) > whole
+  assert temporary_bytes(2**21) < 2**23
+
+
+def test_counts_are_exact_and_nothing_invalid_is_counted():
+  rng = np.random.default_rng(1)
+  label = rng.integers(0, CLASSES, (3, 20, 30)).astype(np.uint8)
+  prediction = rng.integers(0, CLASSES, (3, 20, 30)).astype(np.uint8)
+  label[rng.random(label.shape) < 0.3] = 255
+  expected = np.stack(
+    [
+      metrics.confusion_matrix(p, t, CLASSES)
+      for p, t in zip(prediction, label, strict=True)
+    ]
+  )
+  count = jax.jit(inference.count_confusion, static_argnums=2)
+  np.testing.assert_array_equal(count(prediction, label, CLASSES), expected)
+  # Neither a label nor a prediction beyond the classes wraps into another bin.
+  label[0, 0, :2], prediction[0, 0, :2] = [CLASSES, 1], [0, CLASSES]
+  label[0, 1:] = 255
+  assert count(prediction, label, CLASSES)[0].sum() == np.count_nonzero(
+    label[0, 0, 2:] != 255
+  )
+
+
+def test_evaluate_equals_the_plain_way_and_gives_pictures():
+  batch = random_batch(0, SIZES, LABEL_SIZES)
+  maps, confusion = plain_evaluation(batch)
+  second = random_batch(0, SIZES, LABEL_SIZES)
+  for slot in range(5):
+    fill_slot(batch if slot >= 3 else second, slot)
+  results = {}
+  with rich.progress.Progress(disable=True) as progress:
+    evaluation = inference.evaluate(
+      inference.make_eval_step(Upsampler(), CLASSES),
+      variables(),
+      [batch, second],
+      tuple('abcdefg'),
+      5,
+      progress=progress,
+      on_image=lambda result: results.setdefault(result.index, result),
+    )
+    assert [task.completed for task in progress.tasks] == [5]
+  np.testing.assert_array_equal(evaluation.confusion, confusion)
+  assert evaluation.confusion.dtype == np.int64
+  assert evaluation.scores.mIoU == metrics.scores(confusion).mIoU
+  assert sorted(results) == [0, 1, 2, 3, 4]
+  for index, result in results.items():
+    assert result.name == f'image_{index}'
+    np.testing.assert_array_equal(result.prediction, maps[index])
+  np.testing.assert_array_equal(
+    sum(result.confusion for result in results.values()), confusion
+  )
+
+
+def test_a_padded_shape_compiles_once():
+  model = Upsampler()
+  # Same padded images, other padded labels: the network is not compiled again.
+  wide = random_batch(2, SIZES[:2], LABEL_SIZES[:2], first_index=4)
+  padding = ((0, 0), (0, 16), (0, 32))
+  wide['label'] = np.pad(wide['label'], padding, constant_values=255)
+  inference.evaluate(
+    inference.make_eval_step(model, CLASSES),
+    variables(),
+    [
+      random_batch(0, SIZES[:2], LABEL_SIZES[:2]),
+      random_batch(1, SIZES[2:4], LABEL_SIZES[2:4], first_index=2),
+      wide,
+    ],
+    tuple('abcdefg'),
+    6,
+  )
+  assert model.traces == 1
+
+
+@pytest.mark.parametrize('indices', [[0, 0], [0, -1]])
+def test_every_image_has_to_come_once(indices):
+  batch = random_batch(0, SIZES[:2], LABEL_SIZES[:2])
+  batch['index'] = np.array(indices)
+  eval_step = inference.make_eval_step(Upsampler(), CLASSES)
+  message = (
+    'came twice' if indices[1] == 0 else 'gave 1 images, the split has 2'
+  )
+  with pytest.raises(RuntimeError, match=message):
+    inference.evaluate(eval_step, variables(), [batch], tuple('abcdefg'), 2)
+
+
+def test_labels_that_are_no_class_are_an_error():
+  batch = random_batch(0, SIZES[:1], LABEL_SIZES[:1])
+  batch['label'][0, 0, :3] = [CLASSES, 200, 255]
+  eval_step = inference.make_eval_step(Upsampler(), CLASSES)
+  with pytest.raises(UserError, match=r'2 of \d+ labelled pixels of image_0'):
+    inference.evaluate(eval_step, variables(), [batch], tuple('abcdefg'), 1)
+
+
+def test_a_model_of_other_classes_is_refused():
+  eval_step = inference.make_eval_step(Upsampler(CLASSES - 1), CLASSES)
+  with pytest.raises(ValueError, match='the model has 6 classes, the labels 7'):
+    eval_step(variables(), random_batch(0, SIZES[:1], LABEL_SIZES[:1]))
+  with pytest.raises(ValueError, match='at most 255 classes'):
+    inference.make_eval_step(Upsampler(), 256)
+
+
+def make_mesh(devices):
+  return jax.sharding.Mesh(
+    np.asarray(jax.devices()[:devices]).reshape(-1, 1), ('data', 'spatial')
+  )
+
+
+def test_devices_do_not_change_maps_and_counts():
+  batch = random_batch(4, SIZES[:4], LABEL_SIZES[:4])
+  fill_slot(batch, 1)
+  (maps, counts), (sharded_maps, sharded_counts) = (
+    inference.make_eval_step(Upsampler(), CLASSES, mesh=mesh)(
+      variables(), batch
+    )
+    for mesh in (None, make_mesh(4))
+  )
+  assert len(sharded_maps.sharding.device_set) == 4
+  np.testing.assert_array_equal(sharded_maps, maps)
+  np.testing.assert_array_equal(sharded_counts, counts)
+  np.testing.assert_array_equal(
+    counts.sum((1, 2)), (batch['label'] != 255).sum((1, 2))
+  )
+
+
+def test_whole_protocol_equals_mmsegmentation():
+  golden = reference.load('infer_whole')
+  shapes = reference.manifest('mmseg/cityscapes_pspnet')
+  first_blocks = {  # Depth 14: one block a stage.
+    name: shape
+    for name, shape in shapes.items()
+    if not re.search(r'layer\d\.[1-9]', name)
+  }
+  model = create_segmentor(reference.CONFIG | {'stage_sizes': (1, 1, 1, 1)})
+  width, height = golden['scale']
+  label_height, label_width = golden['pred'].shape
+  # Padded, beside a filler, and each of the two on its own device.
+  batch = {
+    'image': np.zeros((2, 192, 256, 3), np.uint8),
+    'size': np.array([[1, 1], [height, width]], np.int32),
+    'label': np.full((2, 128, 128), 255, np.uint8),
+    'label_size': np.array([[1, 1], golden['pred'].shape], np.int32),
+  }
+  batch['image'][1, :height, :width] = cv2.resize(
+    golden['image'], (width, height), interpolation=cv2.INTER_LINEAR
+  )
+  batch['label'][1, :label_height, :label_width] = golden['pred']
+  with jax.enable_x64(True):
+    weights = import_state_dict(model, reference.filled(first_blocks))
+    step = inference.make_eval_step(
+      model, 19, mesh=make_mesh(2), dtype=jnp.float64
+    )
+    maps, counts = step(weights, batch)
+  np.testing.assert_array_equal(
+    maps[1, :label_height, :label_width], golden['pred']
+  )
+  assert np.trace(counts[1]) == golden['pred'].size
+
+
+def test_a_batch_has_to_be_divisible_by_the_devices():
+  mesh = make_mesh(4)
+  assert inference.divisible_batch_size(5, mesh) == 8
+  assert inference.divisible_batch_size(8, mesh) == 8
+  assert inference.divisible_batch_size(5, None) == 5
+  eval_step = inference.make_eval_step(Upsampler(), CLASSES, mesh=mesh)
+  with pytest.raises(UserError, match='5 images cannot be split over 4'):
+    eval_step(variables(), random_batch(0, SIZES, LABEL_SIZES))

@@ -1,0 +1,120 @@
+"""Metrics against mmsegmentation's stored numbers and against hand counts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnest_jax.evaluation import metrics
+
+GOLDEN = Path(__file__).parents[1] / 'golden' / 'metric_a.npz'
+
+
+@pytest.fixture(scope='module')
+def golden():
+  with np.load(GOLDEN) as file:
+    return dict(file)
+
+
+@pytest.fixture(scope='module')
+def golden_scores(golden):
+  num_classes = int(golden['k'])
+  confusion = sum(
+    metrics.confusion_matrix(golden[f'pred{i}'], golden[f'gt{i}'], num_classes)
+    for i in range(int(golden['n']))
+  )
+  assert confusion.dtype == np.int64
+  return metrics.scores(confusion)
+
+
+@pytest.mark.parametrize('name', ['IoU', 'Acc', 'Dice', 'Precision', 'Recall'])
+def test_per_class_equals_mmsegmentation_bit_for_bit(
+  name, golden, golden_scores
+):
+  # The reference divides float32 counts; a float64 quotient of such integers
+  # rounds to the same float32.
+  ours = getattr(golden_scores, name).astype(np.float32)
+  np.testing.assert_array_equal(ours, golden[name].astype(np.float32))
+
+
+def test_fscore_and_pixel_accuracy_equal_mmsegmentation(golden, golden_scores):
+  # The reference rounds precision and recall to float32 on the way.
+  np.testing.assert_allclose(
+    golden_scores.Fscore, golden['Fscore'], rtol=3e-7, atol=0
+  )
+  assert np.float32(golden_scores.aAcc) == np.float32(golden['aAcc'])
+
+
+def test_means_are_nanmeans_of_the_golden_columns(golden, golden_scores):
+  assert golden_scores.mIoU == pytest.approx(
+    np.nanmean(golden['IoU']), rel=1e-6
+  )
+  assert golden_scores.mAcc == pytest.approx(
+    np.nanmean(golden['Acc']), rel=1e-6
+  )
+  # Class 18 is predicted but never labelled: IoU 0 counts, accuracy does not.
+  assert golden_scores.num_averaged == 19
+  assert golden_scores.absent == ('18',)
+
+
+def test_rows_are_ground_truth_and_ignored_pixels_do_not_count():
+  label = np.array([[0, 0, 1], [2, 255, 255]], np.uint8)
+  prediction = np.array([[0, 1, 1], [0, 2, 77]], np.uint8)
+  np.testing.assert_array_equal(
+    metrics.confusion_matrix(prediction, label, 3),
+    [[1, 1, 0], [0, 1, 0], [1, 0, 0]],
+  )
+
+
+def test_hand_computed_scores():
+  scores = metrics.scores(
+    np.array([[3, 1, 0, 0], [1, 5, 0, 0], [0, 0, 0, 0], [0, 2, 0, 0]]),
+    ['wall', 'sky', 'tree', 'road'],
+  )
+  np.testing.assert_array_equal(scores.IoU, [3 / 5, 5 / 9, np.nan, 0])
+  np.testing.assert_array_equal(scores.Recall, [3 / 4, 5 / 6, np.nan, 0])
+  np.testing.assert_array_equal(
+    scores.Precision, [3 / 4, 5 / 8, np.nan, np.nan]
+  )
+  np.testing.assert_array_equal(scores.Dice, [6 / 8, 10 / 14, np.nan, 0])
+  assert scores.absent == ('tree',)
+  assert scores.num_averaged == 3
+  assert scores.summary() == {
+    'mIoU': pytest.approx((3 / 5 + 5 / 9) / 3),
+    'mAcc': pytest.approx((3 / 4 + 5 / 6) / 3),
+    'aAcc': pytest.approx(8 / 12),
+  }
+
+
+def test_counts_beyond_32_bits_are_kept():
+  big = 2**40 + 1
+  scores = metrics.scores(np.array([[big, 1], [0, 1]], np.int64))
+  assert scores.IoU[0] == big / (big + 1)
+
+
+def test_nothing_counted_gives_nan_without_warnings(recwarn):
+  scores = metrics.scores(np.zeros((2, 2), np.int64), ['a', 'b'])
+  assert np.isnan([scores.mIoU, scores.mAcc, scores.aAcc]).all()
+  assert scores.absent == ('a', 'b')
+  assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+  ('prediction', 'label', 'message'),
+  [
+    ([0, 1], [0, 3], 'label values span 0..3; accepted are 0..2'),
+    ([0, 3], [0, 1], 'prediction values span 0..3'),
+    ([0, -1], [0, 1], 'prediction values span -1..0'),
+    ([0], [0, 1], 'differ in shape'),
+  ],
+)
+def test_values_out_of_range_are_refused(prediction, label, message):
+  with pytest.raises(ValueError, match=message):
+    metrics.confusion_matrix(np.array(prediction), np.array(label), 3)
+
+
+def test_scores_refuse_what_is_not_counts():
+  with pytest.raises(ValueError, match='square array of integer counts'):
+    metrics.scores(np.eye(3))
+  with pytest.raises(ValueError, match='2 class names for 3 classes'):
+    metrics.scores(np.eye(3, dtype=np.int64), ['a', 'b'])

@@ -1,0 +1,150 @@
+"""Pictures: colours that can be computed by hand, and files that open."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from resnest_jax.data.labels import ADE20K
+from resnest_jax.evaluation import visualize
+
+PALETTE = np.array([[200, 0, 0], [0, 100, 0], [0, 0, 50]], np.uint8)
+NAMES = ('wall', 'sky', 'tree')
+LABEL = np.array([[0, 1], [2, 255]], np.uint8)
+
+
+def colours(picture):
+  return {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
+
+
+def test_colours_are_the_palettes_and_no_class_is_black():
+  picture = visualize.colour(LABEL, PALETTE)
+  assert picture.tolist() == [
+    [[200, 0, 0], [0, 100, 0]],
+    [[0, 0, 50], [0, 0, 0]],
+  ]
+  # A palette with all of ADE20K's classes.
+  label = np.array([[0, 149, 255]], np.uint8)
+  np.testing.assert_array_equal(
+    visualize.colour(label, ADE20K.palette)[0],
+    [ADE20K.palette[0], ADE20K.palette[149], [0, 0, 0]],
+  )
+
+
+def test_overlay_mixes_by_opacity_and_leaves_unlabelled_pixels():
+  image = np.full((2, 2, 3), 100, np.uint8)
+  picture = visualize.overlay(image, LABEL, PALETTE, opacity=0.25)
+  assert picture.tolist() == [
+    [[125, 75, 75], [75, 100, 75]],
+    [[75, 75, 88], [100, 100, 100]],
+  ]
+  with pytest.raises(ValueError, match='differ in size'):
+    visualize.overlay(image[:1], LABEL, PALETTE)
+
+
+def test_error_map_has_three_kinds_of_pixels():
+  picture = visualize.error_map(np.array([[0, 2], [2, 0]], np.uint8), LABEL)
+  right, wrong, ignored = picture[0, 0], picture[0, 1], picture[1, 1]
+  np.testing.assert_array_equal(picture[1, 0], right)
+  assert right.min() > 200
+  assert wrong[0] > 200 > 2 * wrong[1]
+  assert colours(picture) == {
+    tuple(p.tolist()) for p in (right, wrong, ignored)
+  }
+
+
+def test_legend_shows_the_classes_that_occur():
+  label = np.array([[0, 0, 2, 255]], np.uint8)
+  found = colours(visualize.legend([label], NAMES, PALETTE, 300))
+  assert {(200, 0, 0), (0, 0, 50)} <= found
+  assert (0, 100, 0) not in found
+  # In a narrow one the entries flow into further rows.
+  all_classes = [np.arange(150, dtype=np.uint8)]
+  wide, narrow = (
+    visualize.legend(all_classes, ADE20K.classes, ADE20K.palette, width)
+    for width in (2000, 500)
+  )
+  assert wide.shape[1] == 2000
+  assert narrow.shape[1] == 500
+  assert narrow.shape[0] > 3 * wide.shape[0]
+
+
+@pytest.mark.parametrize('shape', [(60, 90), (90, 30), (1, 1)])
+def test_panels_of_all_shapes_are_equally_wide(shape):
+  label = np.zeros(shape, np.uint8)
+  label[0, 0] = 255
+  prediction = np.full(shape, 1, np.uint8)
+  image = np.full((*shape, 3), 77, np.uint8)
+  panel = visualize.panel(
+    image, label, prediction, NAMES, PALETTE, 'title', box=(50, 60)
+  )
+  assert panel.shape[1] == 4 * 72
+  found = colours(panel)
+  assert {(77, 77, 77), (0, 100, 0)} <= found
+  assert ((200, 0, 0) in found) == (shape != (1, 1))
+
+
+def test_contact_sheet_keeps_every_picture():
+  pictures = [
+    np.full((10, 30, 3), 10, np.uint8),
+    np.full((20, 10, 3), 20, np.uint8),
+    np.full((5, 5, 3), 30, np.uint8),
+  ]
+  sheet = visualize.contact_sheet(pictures, columns=2, gap=4)
+  assert sheet.shape == (20 + 5 + 3 * 4, 30 + 10 + 3 * 4, 3)
+  for picture in pictures:
+    value = picture[0, 0, 0]
+    assert np.count_nonzero((sheet == value).all(-1)) == picture[..., 0].size
+  with pytest.raises(ValueError, match='at least one'):
+    visualize.contact_sheet([])
+
+
+def test_written_image_is_rgb(tmp_path):
+  visualize.write_image(tmp_path / 'a.png', PALETTE[None])
+  read = cv2.imread(str(tmp_path / 'a.png'), cv2.IMREAD_COLOR)
+  np.testing.assert_array_equal(read[..., ::-1], PALETTE[None])
+  with pytest.raises(OSError, match='could not write'):
+    visualize.write_image(tmp_path / 'missing' / 'a.png', PALETTE[None])
+
+
+def test_log_of_a_resumed_run_counts_the_last_word(tmp_path):
+  log = tmp_path / 'log.jsonl'
+  entries = [
+    {'step': 1, 'loss': 3.0},
+    {'step': 2, 'loss': 2.0, 'note': 'text', 'done': True},
+    {'step': 2, 'mIoU': float('nan')},
+    {'step': 3, 'loss': 1.5},
+    {'step': 2, 'loss': 2.5},
+  ]
+  lines = [json.dumps(entry) for entry in entries]
+  log.write_text('\n'.join(lines[:4]) + '\n{"step": 4, "lo\n' + lines[4])
+  scalars = visualize.read_log(log)
+  assert set(scalars) == {'loss', 'mIoU'}
+  np.testing.assert_array_equal(scalars['loss'], [[1, 2, 3], [3.0, 2.5, 1.5]])
+
+
+def test_smoothing_is_unbiased_and_passes_over_nan():
+  np.testing.assert_allclose(visualize.smooth(np.full(5, 3.0), 10), 3.0)
+  # Weights 1/4 (older) and 1/2 (newer), over their sum.
+  values = visualize.smooth(np.array([1.0, np.nan, 4.0]), 1)
+  np.testing.assert_allclose(values, [1.0, 1.0, 3.0])
+
+
+def test_curves_are_drawn(tmp_path):
+  log = tmp_path / 'log.jsonl'
+  keys = ('loss', 'aux_loss', 'accuracy', 'learning_rate', 'images_per_second')
+  lines = [{'step': s, **dict.fromkeys(keys, 1 / s)} for s in range(1, 30)]
+  lines += [{'step': 10, 'mIoU': 0.2}, {'step': 20, 'mIoU': 0.5}]
+  log.write_text('\n'.join(map(json.dumps, lines)))
+  visualize.plot_curves(log, tmp_path / 'full.png', 'a title')
+  log.write_text('')
+  visualize.plot_curves(log, tmp_path / 'empty.png', 'a title')
+  full, empty = (
+    cv2.imread(str(tmp_path / name)) for name in ('full.png', 'empty.png')
+  )
+  assert full.shape == empty.shape
+  # Saturated pixels are curves; without a log there are none.
+  saturated = [np.count_nonzero(np.ptp(p, axis=-1) > 60) for p in (full, empty)]
+  assert saturated[0] > 2000
+  assert saturated[1] == 0
