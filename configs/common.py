@@ -136,4 +136,5 @@ def mini(config: ConfigDict) -> ConfigDict:
   config.train.eval_steps = 100
   config.train.checkpoint_steps = 50
   config.eval.batch_size = 8
+  config.eval.bucket = 128  # few shapes: compiling them takes the time here
   return config

@@ -67,7 +67,7 @@ def bedroom(canvas: Canvas) -> None:
 def _make_room(canvas: Canvas) -> _Room:
   """Chooses the room and finds what each pixel sees of it."""
   rng = canvas.rng
-  back = rng.uniform(3.6, 5.2)
+  back = rng.uniform(3.2, 4.5)
   wider = min(canvas.width / canvas.height, 1.5) ** 0.7
   left = -rng.uniform(0.8, 1.7) * wider - 0.3
   right = rng.uniform(0.8, 1.7) * wider + 0.3
@@ -95,7 +95,7 @@ def _make_room(canvas: Canvas) -> _Room:
 def _surfaces(canvas: Canvas, room: _Room) -> None:
   """Paints floor, ceiling and walls with their materials and light."""
   rng = canvas.rng
-  wall = colour(rng, (0, 360), (0.02, 0.4), (0.45, 0.95))
+  wall = colour(rng, (0, 360), (0.02, 0.3), (0.55, 0.95))
   bright = _wallpaper(rng, room.u, room.v)
   for plane in (2, 3, 4):
     facing = {2: -1, 3: 1, 4: 0}[plane]
@@ -148,7 +148,7 @@ def _wallpaper(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _flooring(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
   """A floor of boards, tiles or carpet, (H, W, 3)."""
-  kind = rng.choice(3, p=[0.5, 0.25, 0.25])
+  kind = rng.choice(3, p=[0.6, 0.2, 0.2])
   if kind == 0:
     base = colour(rng, (15, 40), (0.25, 0.65), (0.3, 0.75))
     board = np.floor(u / 0.16)
@@ -168,7 +168,7 @@ def _flooring(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     bright = 1 - 0.25 * joint + 0.06 * stone
     bright = bright - rng.choice([0, 0.35]) * checks
   else:
-    base = colour(rng, (0, 360), (0.1, 0.5), (0.25, 0.7))
+    base = colour(rng, (0, 360), (0.1, 0.4), (0.25, 0.6))
     pile = tiled(fbm(rng, 256, 256, 3, 2), u * 70, v * 70)
     bright = 1 + 0.14 * pile
   return bright[..., None] * base
@@ -185,10 +185,10 @@ def _hangings(canvas: Canvas, room: _Room) -> None:
     at = begin + rng.uniform(0.1, 0.4)
     while at < end - 0.6:
       kind = rng.choice(3, p=[0.45, 0.4, 0.15])
-      width = min(rng.uniform(0.9, 1.7), end - at - 0.1)
+      width = min(rng.uniform(1.0, 1.8), end - at - 0.1)
       if kind < 2:
-        low = rng.uniform(0.75, 1.15)
-        high = min(low + rng.uniform(0.8, 1.5), room.top - 0.1)
+        low = rng.uniform(0.75, 1.05)
+        high = min(low + rng.uniform(1.0, 1.6), room.top - 0.1)
         frame = _Frame(canvas, on, room, (at, at + width), (low, high))
         if frame.inside.any():
           (_window, _painting)[kind](canvas.rng, frame)
@@ -269,7 +269,7 @@ def _bed(canvas: Canvas, room: _Room, x: float, width: float) -> None:
   foot = max(head - rng.uniform(1.7, 2.0), 1.9)
   wood = colour(rng, (10, 40), (0.05, 0.6), (0.15, 0.75))
   sheet = colour(rng, (0, 360), (0, 0.15), (0.7, 1))
-  cover = colour(rng, (0, 360), (0.05, 0.8), (0.25, 0.95))
+  cover = colour(rng, (0, 360), (0.3, 0.8), (0.3, 0.95))
   high = rng.uniform(0.45, 0.6)
   u, v = canvas.project(x + width / 2, 0, foot)
   canvas.shadow(u, v, 0.65 * width * canvas.f / foot, 0.1 * canvas.f)

@@ -10,11 +10,11 @@ from resnest_jax.data.scenes.canvas import ID, Canvas, colour, fbm, tiled
 
 # How near and far things stand, in metres.
 _RANGES = {
-  things.tree: (5.0, 18.0),
+  things.tree: (5.0, 14.0),
   things.building: (10.0, 20.0),
-  things.side_car: (5.5, 9.0),
-  things.rear_car: (4.5, 9.0),
-  things.person: (3.0, 5.5),
+  things.side_car: (5.0, 7.5),
+  things.rear_car: (4.0, 7.5),
+  things.person: (2.6, 4.6),
   things.clutter: (3.5, 10.0),
 }
 
@@ -88,7 +88,7 @@ def park(canvas: Canvas) -> None:
 def _sky(canvas: Canvas) -> None:
   """Blue, overcast or evening sky with clouds, over the whole picture."""
   rng = canvas.rng
-  mood = rng.choice(3, p=[0.5, 0.3, 0.2])
+  mood = rng.choice(3, p=[0.6, 0.25, 0.15])
   top = (
     colour(rng, (200, 225), (0.35, 0.7), (0.65, 0.95)),
     colour(rng, (190, 250), (0.02, 0.12), (0.55, 0.85)),
@@ -115,7 +115,7 @@ def _mountains(canvas: Canvas) -> None:
   rng = canvas.rng
   height, width = canvas.height, canvas.width
   layers = int(rng.integers(1, 4))
-  base = colour(rng, (20, 260), (0.1, 0.4), (0.25, 0.5))
+  base = colour(rng, (180, 290), (0.1, 0.35), (0.3, 0.55))
   haze_colour = canvas.image[int(canvas.horizon) - 1].mean(0)
   _, y = canvas.grid()
   for i in range(layers):
@@ -158,8 +158,8 @@ def _grass(canvas: Canvas) -> _Ground:
   """Green, dry or brownish meadow on all the ground."""
   rng = canvas.rng
   ground = _ground(canvas)
-  base = colour(rng, (50, 125), (0.3, 0.65), (0.3, 0.62))
-  dry = colour(rng, (35, 70), (0.25, 0.55), (0.35, 0.7))
+  base = colour(rng, (70, 125), (0.35, 0.65), (0.4, 0.7))
+  dry = colour(rng, (45, 75), (0.3, 0.55), (0.45, 0.75))
   blades = fbm(rng, 256, 256, 6, 3, 0.5)
   blades = tiled(blades, ground.x * 48, ground.z * 24) * ground.fade
   patches = fbm(rng, canvas.height, canvas.width, canvas.height / 5, 4, 3)

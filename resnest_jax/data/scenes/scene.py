@@ -58,14 +58,14 @@ def _develop(
   y = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
   cast = rng.uniform(0.93, 1.07, 3).astype(np.float32)
   image = image * (1 - rng.uniform(0, 0.18) * (x * x + y * y))
-  image = image * (rng.uniform(0.95, 1.25) * cast)
-  image = np.clip(image, 0, 1) ** rng.uniform(0.75, 1.1)
+  image = image * (rng.uniform(0.95, 1.2) * cast)
+  image = np.clip(image, 0, 1) ** rng.uniform(0.8, 1.05)
   grey = image.mean(-1, keepdims=True)
-  image = grey + (image - grey) * rng.uniform(0.6, 1.15)
+  image = grey + (image - grey) * rng.uniform(0.75, 1.15)
   if rng.random() < 0.3:
     image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 0.8))
   noise = rng.standard_normal(image.shape, dtype=np.float32)
-  image = image + rng.uniform(0.005, 0.02) * noise
+  image = image + rng.uniform(0.004, 0.015) * noise
   return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

@@ -42,8 +42,8 @@ def building(canvas: Canvas, x: float, z: float) -> None:
   width, depth = rng.uniform(4.5, 8.5), rng.uniform(3, 7)
   tall = rng.uniform(4, 13)
   base = colour(rng, (0, 360), (0.02, 0.4), (0.35, 0.85))
-  if rng.random() < 0.5:
-    base = colour(rng, (5, 45), (0.15, 0.55), (0.35, 0.8))
+  if rng.random() < 0.7:
+    base = colour(rng, (5, 45), (0.2, 0.55), (0.4, 0.85))
   left, right = x - width / 2, x + width / 2
   bricks = _stripes(rng.integers(18, 40), 0.06)
   front = _figure(canvas, x, z, 1, ID['building'])
@@ -105,8 +105,8 @@ def tree(canvas: Canvas, x: float, z: float) -> None:
 def _crown(figure: Figure, half: float, low: float, conifer: bool) -> None:
   """Leaves from `low` to 1, `half` wide to both sides."""
   canvas, rng = figure.canvas, figure.canvas.rng
-  green = colour(rng, (60, 150), (0.3, 0.7), (0.18, 0.5))
-  if rng.random() < 0.25:
+  green = colour(rng, (75, 150), (0.35, 0.7), (0.2, 0.45))
+  if rng.random() < 0.15:
     green = colour(rng, (10, 60), (0.5, 0.85), (0.35, 0.75))
   half, tall = half * figure.scale, (1 - low) * figure.scale
   top = figure.y - figure.scale
@@ -198,7 +198,7 @@ def person(canvas: Canvas, x: float, z: float) -> None:
   rng = canvas.rng
   body = _figure(canvas, x, z, rng.uniform(1.55, 1.9), ID['person'])
   skin = colour(rng, (12, 28), (0.25, 0.6), (0.3, 0.95))
-  coat = colour(rng, (0, 360), (0, 0.85), (0.12, 0.9))
+  coat = colour(rng, (0, 360), (0.2, 0.9), (0.2, 0.95))
   trousers = colour(rng, (0, 360), (0, 0.5), (0.08, 0.6))
   hair = colour(rng, (10, 45), (0.1, 0.7), (0.05, 0.6))
   skirt = rng.random() < 0.25

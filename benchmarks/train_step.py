@@ -1,0 +1,187 @@
+"""Times the training step of a configuration on this machine.
+
+    python benchmarks/train_step.py --config configs/ade20k_pspnet.py \
+        --batch_size 16 --dtype bfloat16
+
+Prints compile seconds, ms a step, images/s, memory, and the share of the
+device's peak that the model's operations (three times those of the forward
+pass) make up; `--out DIR` keeps them as JSON. Data is random and stays on the
+device. Needs jax, flax and optax, and ml_collections to read a `.py`; the
+`config.json` of a run is read without it.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from resnest_jax import runtime
+from resnest_jax.errors import run
+from resnest_jax.models.flops import count_flops
+from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training import sharding
+from resnest_jax.training.optimizer import create_optimizer
+from resnest_jax.training.step import create_state, make_train_step
+
+# Makers' figures for dense bfloat16 matrix products, operations/s a device.
+PEAK = {
+  'NVIDIA H200': 989e12,
+  'NVIDIA H100 80GB HBM3': 989e12,
+  'NVIDIA A100-SXM4-80GB': 312e12,
+  'NVIDIA A100-SXM4-40GB': 312e12,
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5': 459e12,
+  'TPU v6 lite': 918e12,
+}
+
+
+def read_config(spec: str) -> dict:
+  """A configuration as nested dicts, from a `.py[:argument]` or a `.json`."""
+  if spec.endswith('.json'):
+    return json.loads(Path(spec).read_text('utf-8'))
+  from resnest_jax.config import load_config
+
+  return load_config(spec).to_dict()
+
+
+def random_batch(batch_size: int, crop: tuple[int, int], classes: int) -> dict:
+  """A batch as the training pipeline makes it."""
+  rng = np.random.default_rng(0)
+  shape = (batch_size, *crop)
+  return {
+    'image': rng.integers(0, 256, (*shape, 3), np.uint8),
+    'label': rng.integers(0, classes, shape, np.uint8),
+    'size': np.tile(np.asarray(crop, np.int32), (batch_size, 1)),
+    'photometric': np.tile(
+      np.asarray([0, 1, 1, 0, 1], np.float32), (batch_size, 1)
+    ),
+  }
+
+
+def matmul_rate(dtype: str) -> float:
+  """Operations/s of a large matrix product on one device, as measured."""
+  n = 8192 if jax.default_backend() != 'cpu' else 2048
+  x = jnp.ones((n, n), dtype)
+  product = jax.jit(jnp.matmul)
+  jax.block_until_ready(product(x, x))
+  times = []
+  for _ in range(5):
+    start = time.perf_counter()
+    jax.block_until_ready([product(x, x) for _ in range(4)])
+    times.append((time.perf_counter() - start) / 4)
+  return 2 * n**3 / min(times)
+
+
+def measure(
+  config: dict, batch_size: int, crop: tuple[int, int], steps: int
+) -> dict:
+  """Compiles and times the step; a dict of figures."""
+  mesh = sharding.make_mesh()
+  sharding.check_batch_size(batch_size, mesh)
+  model = create_segmentor(config['model'])
+  optimizer = create_optimizer(config['optimizer'], 1000)
+  state = create_state(model, optimizer, 0, mesh)
+  classes = config['model']['num_classes']
+  batch = sharding.shard_batch(random_batch(batch_size, crop, classes), mesh)
+  step = make_train_step(model, optimizer, mesh, seed=0, **config['loss'])
+
+  start = time.perf_counter()
+  lowered = step.lower(state, batch)
+  lower_seconds = time.perf_counter() - start
+  start = time.perf_counter()
+  compiled = lowered.compile()
+  compile_seconds = time.perf_counter() - start
+  memory = compiled.memory_analysis()
+
+  seconds = []
+  for _ in range(steps + 2):  # The first two warm up.
+    start = time.perf_counter()
+    state, scalars = compiled(state, batch)
+    jax.block_until_ready((state, scalars))
+    seconds.append(time.perf_counter() - start)
+  step_seconds = statistics.median(seconds[2:])
+
+  images = jax.ShapeDtypeStruct((batch_size, *crop, 3), jnp.float32)
+  forward = count_flops(
+    partial(model.apply, state.variables(), train=False), images
+  )
+  rate = 3 * forward / step_seconds / mesh.size
+  measured = matmul_rate(config['model']['dtype'])
+  stats = jax.local_devices()[0].memory_stats() or {}
+  peak = PEAK.get(jax.devices()[0].device_kind)
+  return {
+    'lower_seconds': lower_seconds,
+    'compile_seconds': compile_seconds,
+    'step_ms': 1e3 * step_seconds,
+    'images_per_second': batch_size / step_seconds,
+    'forward_gflop_per_image': forward / batch_size / 1e9,
+    'model_tflops_per_device': rate / 1e12,
+    'share_of_matmul_rate': rate / measured,
+    'matmul_tflops_per_device': measured / 1e12,
+    'share_of_peak': rate / peak if peak else None,
+    'program_gb': (
+      memory.temp_size_in_bytes
+      + memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes
+    )
+    / 1e9,
+    'peak_gb': stats.get('peak_bytes_in_use', 0) / 1e9 or None,
+    'final_loss': float(scalars['loss']),
+  }
+
+
+def main() -> None:
+  """Reads the command line, measures, prints and writes."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--config', default='configs/ade20k_pspnet.py')
+  parser.add_argument('--batch_size', type=int, help='default: the config')
+  parser.add_argument('--crop', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'))
+  parser.add_argument('--dtype', help='default: the config')
+  parser.add_argument('--steps', type=int, default=20)
+  parser.add_argument('--out', type=Path, help='folder for the JSON')
+  flags = parser.parse_args()
+
+  config = read_config(flags.config)
+  config['model']['dtype'] = flags.dtype or config['model']['dtype']
+  batch_size = flags.batch_size or config['train']['batch_size']
+  crop = tuple(flags.crop or config['data']['crop_size'])
+  figures = measure(config, batch_size, crop, flags.steps)
+  result = {
+    'config': config['name'],
+    'dtype': config['model']['dtype'],
+    'batch_size': batch_size,
+    'crop': crop,
+    'devices': runtime.describe_devices(),
+    'machine': platform.processor() or platform.machine(),
+    'date': datetime.date.today().isoformat(),
+    **figures,
+    'versions': runtime.versions(),
+  }
+  for name, value in result.items():
+    if name != 'versions' and value is not None:
+      shown = f'{value:.4g}' if isinstance(value, float) else value
+      print(f'{name:26} {shown}')
+  if flags.out:
+    flags.out.mkdir(parents=True, exist_ok=True)
+    kind = jax.devices()[0].device_kind.replace(' ', '_').lower()
+    name = f'train_step-{result["config"]}-{result["dtype"]}-b{batch_size}'
+    path = flags.out / f'{name}-{kind}-{result["date"]}.json'
+    path.write_text(json.dumps(result, indent=2) + '\n', 'utf-8')
+    print(f'written to {path}')
+
+
+if __name__ == '__main__':
+  run(main)

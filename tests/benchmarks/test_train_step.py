@@ -1,0 +1,43 @@
+"""`benchmarks/train_step.py` measures, also where little is installed."""
+
+import json
+
+# Not on a bare GPU machine.
+ABSENT = (
+  'absl.flags',
+  'array_record',
+  'cv2',
+  'grain',
+  'ml_collections',
+  'rich',
+  'tensorboardX',
+  'tensorflow_datasets',
+)
+
+
+def test_measures_from_a_json_config_on_a_bare_machine(run_script, tmp_path):
+  config = tmp_path / 'config.json'
+  run_script(
+    '-c',
+    'import sys; from resnest_jax.config import *; open(sys.argv[1], "w")'
+    '.write(config_to_json(load_config("configs/ade20k_pspnet.py:mini")))',
+    config,
+  )
+  block = f'sys.modules.update(dict.fromkeys({ABSENT!r}))'
+  process = run_script(
+    '-c',
+    f'import runpy, sys; {block}; '
+    'runpy.run_path("benchmarks/train_step.py", run_name="__main__")',
+    *('--config', config, '--batch_size', 4, '--crop', 64, 64),
+    *('--steps', 2, '--out', tmp_path / 'results'),
+  )
+  (path,) = (tmp_path / 'results').glob('*.json')
+  result = json.loads(path.read_text())
+  assert result['config'] == 'ade20k_pspnet_mini'
+  assert result['devices'] == '4 x cpu'
+  assert result['images_per_second'] * result['step_ms'] == 4 * 1000
+  # As for a real batch: cross entropy of 150 classes, and 0.4 of it again.
+  assert 6 < result['final_loss'] < 8.5
+  assert 0 < result['share_of_matmul_rate'] < 1
+  assert 0.01 < result['program_gb'] < 1
+  assert 'images_per_second' in process.stdout
