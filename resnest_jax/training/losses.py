@@ -1,10 +1,12 @@
 """Pixel-wise cross entropy of upsampled logits, in tiles of rows."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from resnest_jax.models.layers import Array, at_least_float32, resize_matrix
 
@@ -57,29 +59,30 @@ _image_sums.defvjp(_image_sums_forward, _image_sums_backward)
 def _in_tiles(logits, labels, *, with_gradient):
   """Goes over tiles of rows, so that the upsampled logits never exist.
 
-  Columns are upsampled beforehand, a tile's rows on the way. Sums stay apart
-  for each image: on a sharded batch nothing is exchanged inside the loop.
+  Columns are upsampled beforehand, a tile's rows on the way, from the few rows
+  of logits that they lie between. Rows come first, so that these products need
+  no transposition; sums stay apart for each image, so that on a sharded batch
+  nothing is exchanged inside the loop.
   """
   batch, h, w, classes = logits.shape
   height, width = labels.shape[1:]
   rows = max(height // h, 1)
-  tiles = -(-height // rows)
+  bands, starts = row_bands(height, h, rows, logits.dtype)
+  tiles, _, taps = bands.shape
   missing = tiles * rows - height
-  row_matrix = resize_matrix(height, h, height, h, logits.dtype)
-  row_matrix = np.pad(row_matrix, ((0, missing), (0, 0)))
-  row_matrix = row_matrix.reshape(tiles, rows, h)
-  columns = resize_matrix(width, w, width, w, logits.dtype)
   labels = jnp.pad(
     labels, ((0, 0), (0, missing), (0, 0)), constant_values=IGNORE
   )
-  labels = labels.reshape(batch, tiles, rows, width).swapaxes(0, 1)
+  labels = labels.reshape(batch, tiles, rows, width).transpose(1, 2, 0, 3)
   einsum = partial(jnp.einsum, precision='highest')
-  wide = einsum('bhwc,jw->bhjc', logits, columns)
+  columns = resize_matrix(width, w, width, w, logits.dtype)
+  wide = einsum('bhwc,jw->hbjc', logits, columns)
 
   def tile(carry, this):
     losses, right, gradient = carry
-    matrix, label = this
-    z = einsum('ih,bhjc->bijc', matrix, wide)
+    band, start, label = this
+    source = lax.dynamic_slice_in_dim(wide, start, taps)
+    z = einsum('ik,kbjc->ibjc', band, source)
     largest = jnp.max(z, -1, keepdims=True)
     exponentials = jnp.exp(z - largest)
     total = jnp.sum(exponentials, -1, keepdims=True)
@@ -88,21 +91,52 @@ def _in_tiles(logits, labels, *, with_gradient):
     chosen = label[..., None] == jnp.arange(classes)
     picked = jnp.sum(jnp.where(chosen, z, 0), -1)
     loss = jnp.log(total[..., 0]) + largest[..., 0] - picked
-    losses += jnp.sum(jnp.where(valid, loss, 0), (1, 2))
+    losses += jnp.sum(jnp.where(valid, loss, 0), (0, 2))
     hits = valid & (picked == largest[..., 0])
-    right += jnp.sum(hits, (1, 2), jnp.int32)
+    right += jnp.sum(hits, (0, 2), jnp.int32)
     if with_gradient:
       share = exponentials * jnp.where(valid[..., None], 1 / total, 0)
       dz = share - jnp.where(chosen, 1, 0).astype(z.dtype)
-      gradient += einsum('ih,bijc->bhjc', matrix, dz)
+      before = lax.dynamic_slice_in_dim(gradient, start, taps)
+      gradient = lax.dynamic_update_slice_in_dim(
+        gradient, before + einsum('ik,ibjc->kbjc', band, dz), start, 0
+      )
     return (losses, right, gradient), None
 
-  start = (
+  begin = (
     jnp.zeros(batch, logits.dtype),
     jnp.zeros(batch, jnp.int32),
     jnp.zeros_like(wide) if with_gradient else None,
   )
-  (losses, right, gradient), _ = jax.lax.scan(tile, start, (row_matrix, labels))
+  (losses, right, gradient), _ = lax.scan(tile, begin, (bands, starts, labels))
   if with_gradient:
-    gradient = einsum('bhjc,jw->bhwc', gradient, columns)
+    gradient = einsum('hbjc,jw->bhwc', gradient, columns)
   return (losses, right), gradient
+
+
+def row_bands(
+  height: int, h: int, rows: int, dtype: Any
+) -> tuple[np.ndarray, np.ndarray]:
+  """The rows of a bilinear upsampling matrix, cut to what is not zero.
+
+  Args:
+    height: outputs.
+    h: inputs.
+    rows: outputs of a tile.
+    dtype: of the weights.
+
+  Returns:
+    Weights (tiles, rows, taps), zero for outputs beyond `height`, and the
+    first input (tiles,) that each tile takes.
+  """
+  tiles = -(-height // rows)
+  matrix = resize_matrix(height, h, tiles * rows, h, dtype)
+  matrix = matrix.reshape(tiles, rows, h)
+  used = [np.flatnonzero(tile.any(0)) for tile in matrix]
+  taps = max(inputs[-1] - inputs[0] + 1 for inputs in used)
+  starts = np.asarray([min(inputs[0], h - taps) for inputs in used], np.int32)
+  bands = [
+    tile[:, start : start + taps]
+    for tile, start in zip(matrix, starts, strict=True)
+  ]
+  return np.stack(bands), starts

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from golden.reference import relative_error
 
+from resnest_jax.models.layers import resize
 from resnest_jax.training.losses import IGNORE, segmentation_loss
 
 
@@ -102,3 +103,38 @@ def test_logits_far_apart_stay_finite():
   loss, _, grad = evaluate(logits, labels, False)
   assert loss == pytest.approx(1e4)
   assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize('shape', [(50, 67), (3, 4), (2, 9), (7, 8)])
+def test_sizes_that_are_no_multiple(shape):
+  """The last tile is not full; labels may be smaller than the logits."""
+  rng = np.random.default_rng(1)
+  logits = 3 * rng.standard_normal((2, 3, 4, 5))
+  labels = rng.integers(0, 5, (2, *shape))
+  losses, right = twin(logits, labels)
+  value, accuracy, grad = evaluate(logits, labels, False)
+  assert relative_error(value, losses.mean()) < 1e-12
+  assert accuracy == pytest.approx(right.mean(), abs=1e-12)
+  bump = np.zeros_like(logits)
+  bump[1, 2, 1, 3] = 1e-4
+  slope = (
+    twin(logits + bump, labels)[0].mean()
+    - twin(logits - bump, labels)[0].mean()
+  ) / 2e-4
+  assert float(grad[1, 2, 1, 3]) == pytest.approx(slope, rel=1e-6)
+
+
+def test_gradient_of_the_plain_form():
+  """In tiles as in one piece, for values and gradients."""
+  logits, labels = example()
+
+  def plain(logits):
+    z = resize(jnp.asarray(logits), labels.shape[1:])
+    chosen = jax.nn.one_hot(labels, z.shape[-1])
+    losses = -jnp.sum(chosen * jax.nn.log_softmax(z), -1)
+    return jnp.sum(jnp.where(labels == IGNORE, 0, losses)) / labels.size
+
+  value, _, grad = evaluate(logits, labels, False)
+  expected, expected_grad = jax.value_and_grad(plain)(logits)
+  assert relative_error(value, float(expected)) < 1e-12
+  assert relative_error(grad, expected_grad) < 1e-12
