@@ -43,8 +43,8 @@ class _Room:
 
 def bedroom(canvas: Canvas) -> None:
   rng = canvas.rng
-  canvas.horizon = canvas.height * rng.uniform(0.36, 0.52)
-  canvas.eye = rng.uniform(1.3, 1.7)
+  canvas.horizon = canvas.height * rng.uniform(0.34, 0.46)
+  canvas.eye = rng.uniform(1.4, 1.8)
   canvas.f = canvas.size() * rng.uniform(0.7, 0.95)
   room = _make_room(canvas)
   _surfaces(canvas, room)
@@ -57,7 +57,7 @@ def bedroom(canvas: Canvas) -> None:
     placed.append((room.back - 1.1, lambda: _bed(canvas, room, x, wide)))
   people = [things.person] * int(rng.choice(3, p=[0.55, 0.35, 0.1]))
   for draw in people + [things.clutter] * int(rng.integers(2)):
-    z = rng.uniform(2.3, room.back - 0.5)
+    z = rng.uniform(2.1, room.back - 0.5)
     place = rng.uniform(room.left + 0.4, room.right - 0.4), z
     placed.append((z, functools.partial(draw, canvas, *place)))
   for _, draw in sorted(placed, key=lambda item: -item[0]):
@@ -148,7 +148,7 @@ def _wallpaper(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _flooring(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
   """A floor of boards, tiles or carpet, (H, W, 3)."""
-  kind = rng.choice(3, p=[0.6, 0.2, 0.2])
+  kind = rng.choice(3, p=[0.7, 0.15, 0.15])
   if kind == 0:
     base = colour(rng, (15, 40), (0.25, 0.65), (0.3, 0.75))
     board = np.floor(u / 0.16)
@@ -190,7 +190,7 @@ def _hangings(canvas: Canvas, room: _Room) -> None:
         low = rng.uniform(0.75, 1.05)
         high = min(low + rng.uniform(1.0, 1.6), room.top - 0.1)
         frame = _Frame(canvas, on, room, (at, at + width), (low, high))
-        if frame.inside.any():
+        if frame.inside.sum() > 0.004 * on.size:
           (_window, _painting)[kind](canvas.rng, frame)
       at += width + rng.uniform(0.25, 0.8)
 
@@ -225,36 +225,36 @@ class _Frame:
 
 def _window(rng: np.random.Generator, at: _Frame) -> None:
   """A window: frame, bars and a bright view."""
-  sky = colour(rng, (190, 230), (0.05, 0.5), (0.8, 1.1))
-  green = colour(rng, (40, 140), (0.15, 0.6), (0.3, 0.75))
+  sky = colour(rng, (190, 230), (0.05, 0.45), (0.95, 1.2))
+  green = colour(rng, (60, 140), (0.15, 0.5), (0.5, 0.85))
   hills = 0.06 * np.sin(at.a * rng.uniform(3, 9)) + rng.uniform(0.1, 0.6)
   view = np.where((at.b > hills)[..., None], sky, green)
-  view = view * (0.6 + 0.5 * at.b + 0.08 * at.grain)[..., None]
+  view = view * (0.75 + 0.4 * at.b + 0.04 * at.grain)[..., None]
   bars = np.zeros_like(at.inside)
   for t, size in ((at.a, at.width), (at.b, at.height)):
     count = int(rng.integers(1, 4))
     half = 0.035 * count / size
     t = np.mod(t * count, 1)
     bars |= (t < half) | (t > 1 - half)
-  frame = colour(rng, (20, 60), (0, 0.5), (0.35, 1))
+  frame = colour(rng, (20, 60), (0, 0.15), (0.7, 1))
   at.paint(np.where(bars[..., None], frame, view), ID['windowpane'])
 
 
 def _painting(rng: np.random.Generator, at: _Frame) -> None:
   """A framed picture: bands like a landscape, or blots."""
-  border = rng.uniform(0.05, 0.1)
+  border = rng.uniform(0.07, 0.12)
   edge = np.minimum(
     np.minimum(at.a, 1 - at.a) * at.width,
     np.minimum(at.b, 1 - at.b) * at.height,
   )
-  inks = [colour(rng, (0, 360), (0.1, 0.9), (0.15, 0.95)) for _ in range(4)]
+  inks = [colour(rng, (0, 360), (0.4, 0.9), (0.15, 0.8)) for _ in range(4)]
   waves = np.sin(at.a * rng.uniform(4, 14) + rng.uniform(0, 6))
   blots = waves * np.sin(at.b * rng.uniform(4, 14) + rng.uniform(0, 6))
   bands = rng.random() < 0.5
   level = at.b * 3 + 0.5 * waves if bands else 1.5 + 1.8 * blots
   ink = np.stack(inks)[np.clip(np.floor(level), 0, 3).astype(int)]
   art = ink * (1 + 0.22 * at.grain)[..., None]
-  frame = colour(rng, (25, 50), (0, 0.7), (0.05, 0.7))
+  frame = colour(rng, (25, 50), (0.3, 0.7), (0.08, 0.55))
   ridge = frame * (0.8 + 4 * np.minimum(edge, border))[..., None]
   if rng.random() < 0.4:  # A white mount.
     art = np.where((edge < border * 2)[..., None], 0.9, art)

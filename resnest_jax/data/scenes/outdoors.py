@@ -14,7 +14,7 @@ _RANGES = {
   things.building: (10.0, 20.0),
   things.side_car: (5.0, 7.5),
   things.rear_car: (4.0, 7.5),
-  things.person: (2.6, 4.6),
+  things.person: (2.3, 3.8),
   things.clutter: (3.5, 10.0),
 }
 

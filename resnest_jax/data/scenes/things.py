@@ -194,31 +194,34 @@ def rear_car(canvas: Canvas, x: float, z: float) -> None:
 
 
 def person(canvas: Canvas, x: float, z: float) -> None:
-  """Somebody who stands or walks, in random clothes."""
+  """Somebody who stands or walks, in warm colours."""
   rng = canvas.rng
   body = _figure(canvas, x, z, rng.uniform(1.55, 1.9), ID['person'])
   skin = colour(rng, (12, 28), (0.25, 0.6), (0.3, 0.95))
-  coat = colour(rng, (0, 360), (0.2, 0.9), (0.2, 0.95))
-  trousers = colour(rng, (0, 360), (0, 0.5), (0.08, 0.6))
+  coat = colour(rng, (-60, 60), (0.45, 0.9), (0.4, 0.95))
+  trousers = colour(rng, (200, 260), (0.1, 0.6), (0.1, 0.45))
   hair = colour(rng, (10, 45), (0.1, 0.7), (0.05, 0.6))
   skirt = rng.random() < 0.25
-  foot, hand = rng.uniform(0.02, 0.11), rng.uniform(0.15, 0.24)
+  broad = rng.uniform(1.1, 1.4)
+  foot, hand = rng.uniform(0.05, 0.11), rng.uniform(0.17, 0.22) * broad
   body.shadow(0.25, 0.06)
   leg = skin if skirt else trousers
   for side in (-1, 1):
     x = side * foot
-    corners = (side * 0.005, side * 0.11, x + 0.05, x - 0.05)
+    hip = side * 0.11 * broad
+    corners = (side * 0.005, hip, x + 0.05, x - 0.05)
     body.polygon(corners, (0.5, 0.5, 0.03, 0.03), leg, shade=0.4)
     body.ellipse(x + 0.02, 0.03, 0.075, 0.03, trousers * 0.5)
   for side in (-1, 1):
     x = side * hand
-    corners = (side * 0.1, side * 0.155, x + 0.03, x - 0.035)
+    shoulder = side * 0.15 * broad
+    corners = (shoulder * 0.6, shoulder, x + 0.035, x - 0.04)
     body.polygon(corners, (0.83, 0.8, 0.47, 0.47), coat * 0.85)
     body.ellipse(x, 0.45, 0.035, 0.04, skin)
   hem, wide = (0.3, 0.19) if skirt else (0.47, 0.14)
   knit = _stripes(rng.integers(2, 9), rng.choice([0, 0, 0.35]))
   body.polygon(
-    (-wide, -0.1, -0.145, -0.05, 0.05, 0.145, 0.1, wide),
+    np.array((-wide, -0.1, -0.145, -0.05, 0.05, 0.145, 0.1, wide)) * broad,
     (hem, 0.62, 0.82, 0.86, 0.86, 0.82, 0.62, hem),
     coat,
     shade=0.5,
