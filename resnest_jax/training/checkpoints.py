@@ -106,17 +106,13 @@ def restore(
     The state, and the checkpoint's `about`.
 
   Raises:
-    UserError: the weights are those of another network.
+    UserError: the weights are those of another network, or damaged.
   """
-  step = manager.latest_step()
-  _check_shapes(manager, step, abstract.variables())
-  restored = manager.restore(
-    step,
-    args=ocp.args.Composite(
-      model=ocp.args.StandardRestore(abstract.variables()),
-      optimizer=ocp.args.StandardRestore(_optimizer_item(abstract)),
-      about=ocp.args.JsonRestore(),
-    ),
+  restored = _read(
+    manager,
+    manager.latest_step(),
+    model=abstract.variables(),
+    optimizer=_optimizer_item(abstract),
   )
   return TrainState(**restored.model, **restored.optimizer), restored.about
 
@@ -170,7 +166,7 @@ def restore_variables(
     The variables, the checkpoint's step and its `about`.
 
   Raises:
-    UserError: no such checkpoint, or one of another network.
+    UserError: no such checkpoint, one of another network, or damaged.
   """
   if not checkpoint_dir(workdir).is_dir():
     raise UserError(
@@ -179,15 +175,29 @@ def restore_variables(
     )
   with open_checkpoints(workdir, read_only=True) as manager:
     step = find_step(manager, which)
-    _check_shapes(manager, step, abstract)
-    restored = manager.restore(
-      step,
-      args=ocp.args.Composite(
-        model=ocp.args.StandardRestore(dict(abstract)),
-        about=ocp.args.JsonRestore(),
-      ),
-    )
+    restored = _read(manager, step, model=dict(abstract))
   return restored.model, step, restored.about
+
+
+def _read(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> Any:
+  """Restores items as they are described, and `about`."""
+  items = {
+    name: ocp.args.StandardRestore(item) for name, item in abstract.items()
+  }
+  try:
+    _check_shapes(manager, step, abstract['model'])
+    return manager.restore(
+      step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **items)
+    )
+  except UserError:
+    raise
+  except Exception as error:  # Orbax and TensorStore have no common type.
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    raise UserError(
+      f'checkpoint {manager.directory / str(step)} cannot be read '
+      f'({reason[0][:200]}). It is damaged; move this folder away to use the '
+      'checkpoint before it.'
+    ) from error
 
 
 def _check_shapes(

@@ -91,3 +91,18 @@ def test_no_checkpoint(tmp_path):
   (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(UserError, match='no checkpoint in'):
     checkpoints.restore_variables(tmp_path, 'latest', {})
+
+
+def test_damaged_checkpoint(workdir):
+  wanted = abstract(make_state(), jax.devices()[:1])
+  model = workdir / 'checkpoints' / '60' / 'model'
+  for path in model.rglob('*'):
+    if path.is_file() and not path.name.startswith('_'):
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with pytest.raises(UserError, match=r'60 cannot be read .* move this folder'):
+    checkpoints.restore_variables(workdir, 'latest', wanted.variables())
+  variables, step, _ = checkpoints.restore_variables(
+    workdir, '50', wanted.variables()
+  )
+  assert step == 50
+  assert (variables['params']['conv']['kernel'] == 51).all()
