@@ -4,7 +4,6 @@ import json
 
 # Not on a bare GPU machine.
 ABSENT = (
-  'absl.flags',
   'array_record',
   'cv2',
   'grain',
