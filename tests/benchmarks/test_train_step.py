@@ -2,13 +2,14 @@
 
 import json
 
-# Not on a bare GPU machine.
+import pytest
+
+# Not on a machine that has jax, flax, optax and orbax alone.
 ABSENT = (
   'array_record',
   'cv2',
   'grain',
   'ml_collections',
-  'rich',
   'tensorboardX',
   'tensorflow_datasets',
 )
@@ -34,7 +35,8 @@ def test_measures_from_a_json_config_on_a_bare_machine(run_script, tmp_path):
   result = json.loads(path.read_text())
   assert result['config'] == 'ade20k_pspnet_mini'
   assert result['devices'] == '4 x cpu'
-  assert result['images_per_second'] * result['step_ms'] == 4 * 1000
+  speed = result['images_per_second']
+  assert speed * result['step_ms'] == pytest.approx(4 * 1000)
   # As for a real batch: cross entropy of 150 classes, and 0.4 of it again.
   assert 6 < result['final_loss'] < 8.5
   assert 0 < result['share_of_matmul_rate'] < 1
