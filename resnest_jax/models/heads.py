@@ -1,5 +1,10 @@
-"""Segmentation heads: from the stages' features to logits."""
+"""Segmentation heads: from the stages' features to logits.
 
+A head is called with the backbone's four stages and their true sizes (see
+`layers`), and takes from them what it needs.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,10 +14,13 @@ from resnest_jax.models.layers import (
   Array,
   Conv,
   ConvBN,
+  SeparableConvBN,
   Size,
   adaptive_average_pool,
   at_least_float32,
   resize,
+  spatial_mean,
+  zero_outside,
 )
 
 classifier_init = nn.initializers.normal(0.01)
@@ -49,6 +57,7 @@ class FCNHead(nn.Module):
     channels: of the 3x3 convolutions.
     num_convs: how many of them.
     concat_input: the input joins their result before one more of them.
+    stage: whose features it works on, 0 to 3.
     dropout: rate, of whole channels.
     dtype: of the activations.
   """
@@ -57,11 +66,15 @@ class FCNHead(nn.Module):
   channels: int
   num_convs: int = 2
   concat_input: bool = True
+  stage: int = 3
   dropout: float = 0.1
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool, size: Size = None) -> Array:
+  def __call__(
+    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
+  ) -> Array:
+    x, size = features[self.stage], sizes[self.stage]
     conv = {'kernel_size': 3, 'train': train, 'dtype': self.dtype}
     y = x
     for index in range(self.num_convs):
@@ -92,7 +105,10 @@ class PSPHead(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool, size: Size = None) -> Array:
+  def __call__(
+    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
+  ) -> Array:
+    x, size = features[3], sizes[3]
     canvas = x.shape[1:3]
     levels = [x]
     for index, bins in enumerate(self.bins):
@@ -109,6 +125,111 @@ class PSPHead(nn.Module):
     y = ConvBN(
       self.channels, 3, train=train, dtype=self.dtype, name='bottleneck'
     )(y, size)
+    return Classifier(
+      self.num_classes, self.dropout, train, self.dtype, name='classifier'
+    )(y)
+
+
+class ASPP(nn.Module):
+  """Atrous spatial pyramid pooling, and the convolution that merges it.
+
+  An image-wide mean, a 1x1 convolution, and 3x3 convolutions of several
+  dilations, concatenated.
+
+  Attributes:
+    channels: of each branch and of the result.
+    dilations: of the branches; at 1 it is the 1x1 convolution.
+    separable: the 3x3 convolutions are depthwise, then 1x1.
+    dtype: of the activations.
+  """
+
+  channels: int
+  dilations: tuple[int, ...] = (1, 12, 24, 36)
+  separable: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, *, train: bool, size: Size = None) -> Array:
+    common = {'train': train, 'dtype': self.dtype}
+    pooled = spatial_mean(x, size)
+    pooled = ConvBN(self.channels, name='image_pool', **common)(pooled)
+    pooled = jnp.broadcast_to(pooled, (*x.shape[:3], self.channels))
+    branches = [zero_outside(pooled, size)]
+    for index, dilation in enumerate(self.dilations):
+      name = f'aspp_{index}'
+      if dilation == 1:
+        branch = ConvBN(self.channels, name=name, **common)
+      elif self.separable:
+        branch = SeparableConvBN(self.channels, dilation, name=name, **common)
+      else:
+        branch = ConvBN(self.channels, 3, dilation, name=name, **common)
+      branches.append(branch(x, size))
+    y = jnp.concatenate(branches, -1)
+    return ConvBN(self.channels, 3, name='bottleneck', **common)(y, size)
+
+
+class DeepLabV3Head(nn.Module):
+  """DeepLabV3 (Chen et al., arXiv 1706.05587).
+
+  Attributes:
+    num_classes: channels of the logits.
+    channels: of the pyramid's branches.
+    dropout: rate, of whole channels.
+    dtype: of the activations.
+  """
+
+  num_classes: int
+  channels: int
+  dropout: float = 0.1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
+  ) -> Array:
+    y = ASPP(self.channels, dtype=self.dtype, name='pyramid')(
+      features[3], train=train, size=sizes[3]
+    )
+    return Classifier(
+      self.num_classes, self.dropout, train, self.dtype, name='classifier'
+    )(y)
+
+
+class DeepLabV3PlusHead(nn.Module):
+  """DeepLabV3+ (Chen et al., arXiv 1802.02611).
+
+  Its logits have the resolution of stage 1, a quarter of the image's.
+
+  Attributes:
+    num_classes: channels of the logits.
+    channels: of the pyramid's branches and of the decoder.
+    low_level_channels: to which stage 1 is reduced.
+    dropout: rate, of whole channels.
+    dtype: of the activations.
+  """
+
+  num_classes: int
+  channels: int
+  low_level_channels: int = 48
+  dropout: float = 0.1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
+  ) -> Array:
+    common = {'train': train, 'dtype': self.dtype}
+    y = ASPP(self.channels, separable=True, dtype=self.dtype, name='pyramid')(
+      features[3], train=train, size=sizes[3]
+    )
+    low_level = ConvBN(self.low_level_channels, name='low_level', **common)(
+      features[0], sizes[0]
+    )
+    y = resize(y, low_level.shape[1:3], sizes[3], sizes[0])
+    y = jnp.concatenate([y, low_level], -1)
+    for index in range(2):
+      refine = SeparableConvBN(self.channels, name=f'refine_{index}', **common)
+      y = refine(y, sizes[0])
     return Classifier(
       self.num_classes, self.dropout, train, self.dtype, name='classifier'
     )(y)

@@ -62,6 +62,19 @@ def spatial_mean(x: Array, size: Size) -> Array:
   return (total / count).astype(x.dtype)
 
 
+def _within_reach(
+  kernel: Array, dilation: int, canvas: tuple[int, ...]
+) -> Array:
+  """Cuts off the taps that meet nothing but padding on a canvas this small."""
+  for axis, length in enumerate(canvas):
+    centre = kernel.shape[axis] // 2
+    reach = min(centre, (length - 1) // dilation)
+    kernel = lax.slice_in_dim(
+      kernel, centre - reach, centre + reach + 1, axis=axis
+    )
+  return kernel
+
+
 def convolve(
   x: Array,
   kernel: Array,
@@ -86,17 +99,17 @@ def convolve(
   Returns:
     `parts` arrays (B, H', W', out / parts), never concatenated.
   """
-  size = kernel.shape[0]
-  padding = dilation * (size // 2)
+  kernel = _within_reach(kernel, dilation, x.shape[1:3])
+  padding = [dilation * (taps // 2) for taps in kernel.shape[:2]]
 
   def dense(x: Array, kernel: Array) -> Array:
-    if size == 1 and stride == 1:
+    if kernel.shape[:2] == (1, 1) and stride == 1:
       return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
     return lax.conv_general_dilated(
       x,
       kernel,
       (stride, stride),
-      [(padding, padding)] * 2,
+      [(margin, margin) for margin in padding],
       rhs_dilation=(dilation, dilation),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )
@@ -154,6 +167,49 @@ class Conv(nn.Module):
       biases = jnp.split(bias.astype(self.dtype), self.parts)
       outputs = tuple(y + b for y, b in zip(outputs, biases, strict=True))
     return outputs if self.parts > 1 else outputs[0]
+
+
+def depthwise(x: Array, kernel: Array, dilation: int = 1) -> Array:
+  """Depthwise convolution with padding dilation * (k // 2), stride 1.
+
+  It is k * k shifted products, which XLA fuses into one loop: as a convolution
+  it is many times slower on CPU and GPU, in the backward pass above all.
+
+  Args:
+    x: (B, H, W, C).
+    kernel: (k, k, 1, C), the layout of a convolution with C groups.
+    dilation: spacing of the taps.
+
+  Returns:
+    (B, H, W, C), summed in at least float32.
+  """
+  height, width = x.shape[1:3]
+  kernel = _within_reach(kernel, dilation, (height, width))
+  rows, columns = kernel.shape[:2]
+  margins = [(dilation * (taps // 2),) * 2 for taps in (rows, columns)]
+  padded = jnp.pad(x, ((0, 0), *margins, (0, 0)))
+  total = jnp.zeros(x.shape, at_least_float32(x.dtype))
+  for i, j in np.ndindex(rows, columns):
+    top, left = i * dilation, j * dilation
+    window = padded[:, top : top + height, left : left + width]
+    total += window.astype(total.dtype) * kernel[i, j].astype(total.dtype)
+  return total.astype(x.dtype)
+
+
+class DepthwiseConv(nn.Module):
+  """Depthwise convolution; the kernel is (k, k, 1, channels)."""
+
+  kernel_size: int
+  dilation: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    k = self.kernel_size
+    kernel = self.param(
+      'kernel', kernel_init, (k, k, 1, x.shape[-1]), param_dtype(self.dtype)
+    )
+    return depthwise(x.astype(self.dtype), kernel, self.dilation)
 
 
 # Up to this many values a channel the variance takes a second pass. It costs
@@ -308,6 +364,35 @@ class ConvBN(nn.Module):
     )(x)
     norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
     return norm(x, size)
+
+
+class DepthwiseConvBN(nn.Module):
+  """3x3 depthwise convolution, batch normalisation and ReLU."""
+
+  dilation: int = 1
+  train: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, size: Size = None) -> Array:
+    x = DepthwiseConv(3, self.dilation, self.dtype, name='conv')(x)
+    norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
+    return norm(x, size)
+
+
+class SeparableConvBN(nn.Module):
+  """3x3 depthwise, then 1x1, each normalised and with ReLU."""
+
+  features: int
+  dilation: int = 1
+  train: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, size: Size = None) -> Array:
+    common = {'train': self.train, 'dtype': self.dtype}
+    x = DepthwiseConvBN(self.dilation, name='depthwise', **common)(x, size)
+    return ConvBN(self.features, name='pointwise', **common)(x, size)
 
 
 def _window(x: Array, axis: int, kernel: int, stride: int, length: int):

@@ -7,11 +7,21 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from resnest_jax.errors import UserError
-from resnest_jax.models.heads import FCNHead, PSPHead
+from resnest_jax.models.heads import (
+  DeepLabV3Head,
+  DeepLabV3PlusHead,
+  FCNHead,
+  PSPHead,
+)
 from resnest_jax.models.layers import Array, Size
 from resnest_jax.models.resnest import BACKBONES, DILATION_RULES, ResNeSt
 
-HEADS = {'pspnet': PSPHead}
+HEADS = {
+  'fcn': FCNHead,
+  'pspnet': PSPHead,
+  'deeplabv3': DeepLabV3Head,
+  'deeplabv3plus': DeepLabV3PlusHead,
+}
 DTYPES = {
   'float32': jnp.float32,
   'bfloat16': jnp.bfloat16,
@@ -28,7 +38,7 @@ class SegmentorOutput(NamedTuple):
 
 
 class Segmentor(nn.Module):
-  """A backbone, a head on its last stage, an auxiliary head on its third."""
+  """A backbone, a head, and an auxiliary head on the third stage."""
 
   backbone: nn.Module
   decode_head: nn.Module
@@ -43,16 +53,18 @@ class Segmentor(nn.Module):
       images: (B, H, W, 3), normalised RGB, zero outside `size`.
       train: batch statistics and dropout (which needs an rng 'dropout').
       size: None, or int (B, 2): each image's true height and width inside
-        the canvas. Logits inside ceil(size / output_stride) then equal those
-        of the image alone.
+        the canvas. Logits inside ceil(size / s) then equal those of the
+        image alone.
 
     Returns:
-      Logits (B, ceil(H / s), ceil(W / s), classes), float32 or float64.
+      Logits (B, ceil(H / s), ceil(W / s), classes), float32 or float64; s is
+      the output stride, or 4 for the logits of DeepLabV3+. The auxiliary
+      logits have at most stride 16.
     """
     images = images.astype(self.backbone.dtype)
     features, sizes = self.backbone(images, train=train, size=size)
-    logits = self.decode_head(features[3], train=train, size=sizes[3])
-    aux_logits = self.auxiliary_head(features[2], train=train, size=sizes[2])
+    logits = self.decode_head(features, train=train, sizes=sizes)
+    aux_logits = self.auxiliary_head(features, train=train, sizes=sizes)
     return SegmentorOutput(logits, aux_logits)
 
 
@@ -107,6 +119,7 @@ def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
       channels=config['aux_channels'],
       num_convs=1,
       concat_input=False,
+      stage=2,
       **common,
     ),
   )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 
@@ -15,12 +16,14 @@ def create_schedule(
     config: the `optimizer` part of a configuration.
     total_steps: steps after which the rate stays at its minimum.
   """
-  return optax.polynomial_schedule(
+  poly = optax.polynomial_schedule(
     config['learning_rate'],
     config['min_learning_rate'],
     config['power'],
     total_steps,
   )
+  # Of an int32 count optax computes in float32 even where float64 is enabled.
+  return lambda count: poly(jnp.asarray(count, float))
 
 
 def create_optimizer(

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from golden import reference
 
+from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.layers import resize
-from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.models.segmentor import HEADS, create_segmentor
 from resnest_jax.weights.state_dict import import_state_dict
 
-ROWS = ['ade20k_pspnet', 'cityscapes_pspnet']
+ROWS = [f'{data}_{head}' for data in ('ade20k', 'cityscapes') for head in HEADS]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -55,3 +56,23 @@ def test_float32_labels_are_mmsegmentations():
     for x in (ours, expected)
   ]
   assert np.mean(labels[0] == labels[1]) >= 0.999
+
+
+@pytest.mark.parametrize('rule', ['official', 'timm'])
+def test_dilated_stages_are_those_of_the_rules_source(rule):
+  """The authors' `dilated=True` and timm's `output_stride=8`."""
+  golden = reference.load(f'dilated_{rule}_resnest26')
+  model = create_classifier(
+    'resnest26', output_stride=8, dilation_rule=rule, dtype='float64'
+  ).backbone
+  state_dict = reference.filled(reference.manifest('timm/resnest26d'))
+  variables = import_state_dict(model, state_dict, drop=('fc',))
+  x = reference.images(int(golden['seed']), 2, *golden['hw'])
+  apply = jax.jit(lambda v, x: model.apply(v, x, train=False))
+  features, _ = apply(variables, x)
+  for stage in (3, 4):
+    assert features[stage - 1].shape[1:3] == (8, 12)
+    ours = features[stage - 1].transpose(0, 3, 1, 2).ravel()
+    expected = golden[f'stage{stage}']
+    every = int(golden['every'])
+    assert reference.relative_error(ours[::every], expected) < 1e-8

@@ -184,6 +184,7 @@ def test_one_value_a_channel_cannot_be_normalised_in_training():
   ('groups', 'parts', 'stride', 'dilation'),
   [
     *[(1, 1, 1, 1), (1, 1, 2, 1), (1, 1, 1, 4)],
+    *[(1, 1, 1, 8), (1, 1, 1, 12), (2, 2, 2, 12)],  # Taps out of reach.
     *[(2, 2, 1, 1), (2, 1, 1, 2), (2, 2, 2, 1)],
     *[(4, 2, 1, 2), (4, 4, 1, 1), (4, 1, 2, 1)],
     *[(8, 4, 1, 1), (8, 2, 1, 4), (8, 1, 1, 1)],
@@ -241,6 +242,49 @@ def test_pointwise_convolution_with_bias_is_a_matrix_product(groups, parts):
     np.testing.assert_allclose(
       y[..., channels], expected + bias[channels], rtol=1e-10
     )
+
+
+@pytest.mark.parametrize('dilation', [1, 2, 6, 12])
+def test_depthwise_convolution_and_its_gradients_are_laxs(dilation):
+  """Also where the outer taps lie beyond the image."""
+  x, kernel = random(2, 7, 9, 5), random(3, 3, 1, 5, seed=1)
+  direction = random(2, 7, 9, 5, seed=2)
+
+  def ours(x, kernel):
+    y = layers.depthwise(x, kernel, dilation)
+    return jnp.sum(y * direction), y
+
+  def plain(x, kernel):
+    y = lax.conv_general_dilated(
+      x,
+      kernel,
+      (1, 1),
+      [(dilation, dilation)] * 2,
+      rhs_dilation=(dilation, dilation),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      feature_group_count=5,
+    )
+    return jnp.sum(y * direction), y
+
+  grads, y = jax.jit(jax.grad(ours, (0, 1), has_aux=True))(x, kernel)
+  expected_grads, expected = jax.jit(jax.grad(plain, (0, 1), has_aux=True))(
+    x, kernel
+  )
+  assert relative_error(y, expected) < 1e-13
+  for grad, expected_grad in zip(grads, expected_grads, strict=True):
+    assert relative_error(grad, expected_grad) < 1e-13
+
+
+def test_depthwise_convolution_sums_bfloat16_in_float32():
+  x = jnp.asarray(random(1, 5, 5, 2), jnp.bfloat16)
+  kernel = jnp.asarray(random(3, 3, 1, 2, seed=1), jnp.float32)
+  y = layers.depthwise(x, kernel)
+  assert y.dtype == jnp.bfloat16
+  exact = layers.depthwise(x.astype(jnp.float64), kernel.astype(jnp.float64))
+  # One rounding at the end: half a unit in the last of eight digits.
+  np.testing.assert_allclose(
+    np.asarray(y, np.float64), exact, rtol=2**-8, atol=1e-6
+  )
 
 
 # Pooling and means

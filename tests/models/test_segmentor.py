@@ -80,14 +80,23 @@ def test_bfloat16_logits_are_close_to_the_exact_ones():
 
 
 @pytest.mark.parametrize(
-  ('config', 'total', 'auxiliary'),
+  ('head', 'num_classes', 'total', 'auxiliary'),
   [
-    ({'head': 'pspnet', 'num_classes': 19}, 71.67, 2.36),
-    ({'head': 'pspnet', 'num_classes': 150}, 71.78, 2.40),
+    ('fcn', 19, 72.20, 2.36),
+    ('pspnet', 19, 71.67, 2.36),
+    ('deeplabv3', 19, 90.81, 2.36),
+    ('deeplabv3plus', 19, 66.29, 2.36),
+    ('fcn', 150, 72.30, 2.40),
+    ('pspnet', 150, 71.78, 2.40),
+    ('deeplabv3', 150, 90.91, 2.40),
+    ('deeplabv3plus', 150, 66.39, 2.40),
   ],
 )
-def test_parameter_counts_are_the_published_ones(config, total, auxiliary):
-  params = variable_shapes(create_segmentor(CONFIG | config))['params']
+def test_parameter_counts_are_the_published_ones(
+  head, num_classes, total, auxiliary
+):
+  model = create_segmentor(CONFIG | {'head': head, 'num_classes': num_classes})
+  params = variable_shapes(model)['params']
   millions = {
     part: sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
     for part, tree in params.items()
