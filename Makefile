@@ -32,6 +32,11 @@ $(VENV)/installed: requirements.txt
 	echo "making $(VENV) with $$($$found --version) (some minutes)"; \
 	$$found -m venv --clear $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/testable: $(VENV)/installed requirements-test.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
 venv: $(VENV)/installed
@@ -43,8 +48,9 @@ demo: $(VENV)/installed
 	$(PY) eval.py $(MINI) --config.data.data_dir=demo/data --workdir demo/run
 	@echo 'pictures:'; find demo/run -name '*.png' | sort | sed 's/^/  /'
 
-test: lint
-	$(PY) -m pytest
+# Two processes; those of a module stay together, as they share what is slow.
+test: lint $(VENV)/testable
+	$(PY) -m pytest -n 2 --dist loadscope
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .

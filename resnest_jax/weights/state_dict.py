@@ -1,13 +1,20 @@
-"""PyTorch state dicts of ResNeSt models, to our variables and back.
+"""State dicts of ResNeSt models, to our variables and back.
 
-A state dict is a mapping from name to array. Names follow one of the
-`KINDS`: 'mmseg' (mmsegmentation's segmentors) prefixes the network's parts
-and numbers the stem as one sequence. Values only change their axes: a
-convolution's (out, in / groups, k, k) is our (k, k, in / groups, out).
+A state dict is a mapping from name to array. Its names follow one of the
+`KINDS`:
+
+  mmseg     mmsegmentation's segmentors and mmpretrain's classifiers
+  official  the authors' classifiers
+  timm      timm's, which have the authors' names
+  ours      our own variables, by their path
+
+Values only change their axes: a convolution's (out, in / groups, k, k) is our
+(k, k, in / groups, out), a linear layer's (out, in) our (in, out).
 """
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +24,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnest_jax.errors import UserError
+from resnest_jax.models.resnest import ResNeSt
 
 LEAVES = {
   ('params', 'kernel'): 'weight',
@@ -27,6 +35,12 @@ LEAVES = {
 }
 # Counts batches; PyTorch keeps it in each normalisation, nothing reads it.
 COUNTER = 'num_batches_tracked'
+# Layers whose shape follows the number of classes, in our paths.
+CLASS_LAYERS = (
+  'decode_head/classifier/conv_seg',
+  'auxiliary_head/classifier/conv_seg',
+  'fc',
+)
 
 # Our module path (joined by '/') -> theirs, first match wins.
 BLOCK = [
@@ -39,21 +53,14 @@ MMSEG_HEAD = [
   (r'classifier/conv_seg', 'conv_seg'),
   (r'pyramid_(\d)/(\w+)', r'psp_modules.\1.1.\2'),
   (r'convs_(\d)/(\w+)', r'convs.\1.\2'),
+  (r'pyramid/image_pool/(\w+)', r'image_pool.1.\1'),
+  (r'pyramid/aspp_(\d)/(\w+)/(\w+)', r'aspp_modules.\1.\2_conv.\3'),
+  (r'pyramid/aspp_(\d)/(\w+)', r'aspp_modules.\1.\2'),
+  (r'pyramid/bottleneck/(\w+)', r'bottleneck.\1'),
+  (r'low_level/(\w+)', r'c1_bottleneck.\1'),
+  (r'refine_(\d)/(\w+)/(\w+)', r'sep_bottleneck.\1.\2_conv.\3'),
   (r'(\w+)/(\w+)', r'\1.\2'),
 ]
-
-
-def _mmseg(path: str) -> str:
-  part, rest = path.split('/', 1)
-  if part != 'backbone':
-    return f'{part}.{_translate(rest, MMSEG_HEAD)}'
-  if stem := re.fullmatch(r'stem_(conv|bn)(\d)', rest):
-    index = 3 * (int(stem[2]) - 1) + (stem[1] == 'bn')
-    return f'backbone.stem.{index}'
-  return f'backbone.{_translate(rest, BLOCK)}'
-
-
-KINDS = {'mmseg': _mmseg}
 
 
 def _translate(path: str, table: list[tuple[str, str]]) -> str:
@@ -63,21 +70,89 @@ def _translate(path: str, table: list[tuple[str, str]]) -> str:
   raise KeyError(path)
 
 
-def _kind(names) -> str:
-  if any(name.startswith('decode_head.') for name in names):
+def _stem_index(path: str) -> int | None:
+  """Place in the stem as one sequence: conv, norm, relu, conv, ..."""
+  match = re.fullmatch(r'stem_(conv|bn)(\d)', path)
+  return match and 3 * (int(match[2]) - 1) + (match[1] == 'bn')
+
+
+def _mmseg(path: str) -> str:
+  part, _, rest = path.partition('/')
+  if part == 'backbone':
+    return f'backbone.{_mmseg(rest)}'
+  if part == 'fc':
+    return 'head.fc'
+  if part.endswith('_head'):
+    return f'{part}.{_translate(rest, MMSEG_HEAD)}'
+  index = _stem_index(path)
+  return f'stem.{index}' if index is not None else _translate(path, BLOCK)
+
+
+def _official(path: str) -> str:
+  part, _, rest = path.partition('/')
+  if part == 'backbone':
+    return _official(rest)
+  if part == 'fc':
+    return 'fc'
+  if part.endswith('_head'):
+    raise UserError(
+      f'official and timm state dicts have no place for {part}; export kind '
+      "'mmseg', or the backbone alone."
+    )
+  index = _stem_index(path)
+  if index is None:
+    return _translate(path, BLOCK)
+  return 'bn1' if index == 7 else f'conv1.{index}'
+
+
+def _ours(path: str) -> str:
+  return path
+
+
+KINDS = {
+  'mmseg': _mmseg,
+  'official': _official,
+  'timm': _official,
+  'ours': _ours,
+}
+
+
+def recognise(names: Iterable[str]) -> str:
+  """The kind of a state dict with these names.
+
+  timm's have the authors' names and are recognised as 'official'.
+
+  Raises:
+    UserError: none is known.
+  """
+  names = set(names)
+  if any(name.startswith('params/') for name in names):
+    return 'ours'
+  if names & {'backbone.stem.0.weight', 'stem.0.weight'}:
     return 'mmseg'
+  if 'conv1.0.weight' in names:
+    return 'official'
   raise UserError(
-    'this state dict is of no known kind: none of its names starts with '
-    "'decode_head.' (mmsegmentation). It begins with "
-    f'{", ".join(sorted(names)[:3])}.'
+    'this state dict is of no known kind: it has none of '
+    'backbone.stem.0.weight (mmsegmentation, mmpretrain), conv1.0.weight '
+    f'(the authors, timm) or params/... (ours). It begins with '
+    f'{_listed(names, 3)}.'
   )
 
 
 def variable_shapes(model: nn.Module) -> dict[str, Any]:
   """Shapes and types of a model's variables; nothing is computed."""
-  return jax.eval_shape(
-    lambda: model.init(
-      jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False
+  return unflatten_dict(_flat_shapes(model, jax.config.jax_enable_x64))
+
+
+@functools.lru_cache(maxsize=4)  # Tracing a deep network takes seconds.
+def _flat_shapes(model: nn.Module, x64: bool) -> dict[tuple, Any]:
+  del x64  # What float64 becomes depends on it.
+  return flatten_dict(
+    jax.eval_shape(
+      lambda: model.init(
+        jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False
+      )
     )
   )
 
@@ -86,27 +161,75 @@ def _names(variables: Mapping[str, Any], kind: str) -> dict[tuple, str]:
   """Path of each variable -> its name in a state dict of this kind."""
   if kind not in KINDS:
     raise UserError(f'kind {kind!r} is not one of {", ".join(KINDS)}.')
+  paths = flatten_dict(variables)
+  if kind == 'ours':
+    return {path: '/'.join(path) for path in paths}
   return {
     path: f'{KINDS[kind]("/".join(path[1:-1]))}.{LEAVES[path[0], path[-1]]}'
-    for path in flatten_dict(variables)
+    for path in paths
   }
 
 
-def _listed(names, limit: int = 5) -> str:
+def _listed(names: Iterable[str], limit: int = 5) -> str:
   names = sorted(names)
   more = f' and {len(names) - limit} more' if len(names) > limit else ''
   return ', '.join(names[:limit]) + more
 
 
-def import_state_dict(
-  model: nn.Module, state_dict: Mapping[str, Any]
+def without(
+  state_dict: Mapping[str, Any], drop: Sequence[str]
 ) -> dict[str, Any]:
-  """Variables of `model` from a PyTorch state dict.
+  """Leaves out tensors, or modules with all that is below them.
 
   Args:
-    model: from `create_segmentor`.
+    state_dict: of any kind.
+    drop: names as they are in the state dict; in our own, 'fc' stands for
+      what is in params/fc and batch_stats/fc.
+
+  Raises:
+    UserError: nothing has such a name.
+  """
+  kept = dict(state_dict)
+  for module in drop:
+    pattern = re.compile(
+      rf'((params|batch_stats)/)?{re.escape(module)}([./]|$)'
+    )
+    inside = [name for name in kept if pattern.match(name)]
+    if not inside:
+      modules = {top_module(name) for name in kept}
+      raise UserError(
+        f'the state dict has nothing named {module!r} to drop; it has '
+        f'{_listed(modules, 12)}.'
+      )
+    for name in inside:
+      del kept[name]
+  return kept
+
+
+def top_module(name: str) -> str:
+  """The outermost module in a name of any kind."""
+  name = re.sub(r'^(params|batch_stats)/', '', name)
+  return re.split(r'[./]', name)[0]
+
+
+def import_state_dict(
+  model: nn.Module,
+  state_dict: Mapping[str, Any],
+  *,
+  drop: Sequence[str] = (),
+  fresh: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """Variables of `model` from a state dict.
+
+  Args:
+    model: from `create_segmentor`, `create_classifier` or `create_backbone`.
     state_dict: name -> NumPy array (or anything NumPy takes). Its kind is
       recognised from the names.
+    drop: names, or modules with all below them, to leave out: ('fc',) to get
+      a backbone from a classifier.
+    fresh: initialised variables of the model. Layers whose number of classes
+      differs from the state dict's are taken from there; with None they are
+      an error.
 
   Returns:
     {'params': ..., 'batch_stats': ...} of NumPy arrays in the model's types.
@@ -115,49 +238,107 @@ def import_state_dict(
     UserError: names that are missing or left over, or shapes that differ;
       the message lists them.
   """
-  kind = _kind(state_dict)
+  kind = recognise(state_dict)
+  state_dict = without(state_dict, drop)
   shapes = variable_shapes(model)
   names = _names(shapes, kind)
+  if isinstance(model, ResNeSt) and kind != 'official':
+    state_dict = _unwrapped(state_dict)
+  _check_names(kind, set(names.values()), state_dict)
+  spare = flatten_dict(fresh or {})
+  variables, wrong = {}, []
+  for path, struct in flatten_dict(shapes).items():
+    value = np.asarray(state_dict[names[path]])
+    value = value if kind == 'ours' else _from_torch(value)
+    if value.shape != struct.shape:
+      if path in spare and '/'.join(path[1:-1]) in CLASS_LAYERS:
+        value = np.asarray(spare[path])
+      else:
+        wrong.append(f'{names[path]} is {value.shape}, not {struct.shape}')
+    variables[path] = value.astype(struct.dtype)
+  if wrong:
+    raise UserError(
+      f'{len(wrong)} shapes in the state dict ({kind}) differ from the model '
+      f'(axes in our order): {_listed(wrong)}. Check num_classes, widths and '
+      'the backbone.'
+    )
+  return unflatten_dict(variables)
+
+
+def _unwrapped(state_dict: dict[str, Any]) -> dict[str, Any]:
+  """Takes the module 'backbone' from the names."""
+  pattern = re.compile(r'^((?:params/|batch_stats/)?)backbone[./]')
+  return {pattern.sub(r'\1', name): v for name, v in state_dict.items()}
+
+
+def _check_names(kind: str, wanted: set[str], state_dict: Mapping) -> None:
   given = {name for name in state_dict if not name.endswith(COUNTER)}
-  missing, left_over = set(names.values()) - given, given - set(names.values())
+  missing, left_over = wanted - given, given - wanted
   problems = []
   if missing:
     problems.append(f'{len(missing)} missing ({_listed(missing)})')
   if left_over:
     problems.append(f'{len(left_over)} left over ({_listed(left_over)})')
-  if problems:
-    raise UserError(
-      f'the state dict ({kind}) does not fit the model: '
-      f'{", ".join(problems)}. Check the backbone, the head and whether the '
-      'checkpoint is whole.'
-    )
-  variables, wrong = {}, []
-  for path, struct in flatten_dict(shapes).items():
-    value = _from_torch(np.asarray(state_dict[names[path]]))
-    if value.shape != struct.shape:
-      wrong.append(f'{names[path]} is {value.shape}, not {struct.shape}')
-    variables[path] = value.astype(struct.dtype)
-  if wrong:
-    raise UserError(
-      f'shapes in the state dict ({kind}) differ from the model (axes in our '
-      f'order): {_listed(wrong)}. Check num_classes, widths and the backbone.'
-    )
-  return unflatten_dict(variables)
+  if not problems:
+    return
+  theirs, ours = _blocks(given), _blocks(wanted)
+  depth = ''
+  if theirs != ours:
+    depth = f' It has {theirs} blocks a stage, the model {ours}.'
+  raise UserError(
+    f'the state dict ({kind}) does not fit the model: {", ".join(problems)}.'
+    f'{depth} Check the backbone, the head and whether the checkpoint is '
+    'whole; what is not wanted has to be dropped by name.'
+  )
+
+
+def _blocks(names: Iterable[str]) -> tuple[int, ...]:
+  """Blocks of each stage that the names tell of."""
+  pattern = re.compile(r'(?:^|[./])layer(\d)[._](\d+)[./]')
+  blocks: dict[int, int] = {}
+  for name in names:
+    if match := pattern.search(name):
+      stage, index = int(match[1]), int(match[2])
+      blocks[stage] = max(blocks.get(stage, 0), index + 1)
+  return tuple(blocks[stage] for stage in sorted(blocks))
+
+
+def reinitialised(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
+  """Layers that `import_state_dict` would take from `fresh`, in our paths."""
+  kind = recognise(state_dict)
+  shapes = flatten_dict(variable_shapes(model))
+  names = _names(unflatten_dict(shapes), kind)
+  layers = set()
+  for path, struct in shapes.items():
+    layer, name = '/'.join(path[1:-1]), names[path]
+    # The first axis of PyTorch's tensors, the last of ours.
+    axis = -1 if kind == 'ours' else 0
+    if (
+      layer in CLASS_LAYERS
+      and name in state_dict
+      and np.shape(state_dict[name])[axis] != struct.shape[-1]
+    ):
+      layers.add(layer)
+  return sorted(layers)
 
 
 def export_state_dict(
   model: nn.Module, variables: Mapping[str, Any], kind: str
 ) -> dict[str, np.ndarray]:
-  """A PyTorch state dict with the values of `variables`.
+  """A state dict with the values of `variables`.
 
   Args:
-    model: from `create_segmentor`.
+    model: from `create_segmentor`, `create_classifier` or `create_backbone`.
     variables: {'params': ..., 'batch_stats': ...}; params alone will do, so
       that gradients can be exported too.
-    kind: whose names to use, 'mmseg'.
+    kind: whose names and axes to use: 'mmseg', 'official', 'timm', 'ours'.
 
   Returns:
-    name -> NumPy array with PyTorch's axes.
+    name -> NumPy array.
+
+  Raises:
+    UserError: an unknown kind, one that has no place for the model's heads,
+      or variables of another model.
   """
   flat = flatten_dict(variables)
   names = _names(variables, kind)
@@ -169,6 +350,8 @@ def export_state_dict(
   if set(flat) != expected:
     paths = ['/'.join(path) for path in set(flat) ^ expected]
     raise UserError(f"variables are not this model's: {_listed(paths)}.")
+  if kind == 'ours':
+    return {names[path]: np.asarray(value) for path, value in flat.items()}
   state_dict = {}
   for path, value in flat.items():
     state_dict[names[path]] = _to_torch(np.asarray(value))
@@ -179,8 +362,12 @@ def export_state_dict(
 
 
 def _from_torch(value: np.ndarray) -> np.ndarray:
-  return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+  if value.ndim == 4:
+    return value.transpose(2, 3, 1, 0)
+  return value.T if value.ndim == 2 else value
 
 
 def _to_torch(value: np.ndarray) -> np.ndarray:
-  return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+  if value.ndim == 4:
+    return value.transpose(3, 2, 0, 1)
+  return value.T if value.ndim == 2 else value

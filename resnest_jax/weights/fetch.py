@@ -1,0 +1,158 @@
+"""From a name, address or path to a weight file on this machine.
+
+Environment variables: RESNEST_JAX_CACHE is the folder of downloaded files
+(default: `resnest_jax/weights` in the user's cache folder);
+RESNEST_JAX_OFFLINE=1 forbids downloads, as HF_HUB_OFFLINE=1 does;
+HF_ENDPOINT is where hf:// addresses lead (default: https://huggingface.co).
+"""
+
+import difflib
+import hashlib
+import os
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from pathlib import Path
+
+import rich.progress
+from rich.console import Console
+
+from resnest_jax.errors import UserError
+from resnest_jax.weights.files import sha256
+from resnest_jax.weights.published import PUBLISHED, Published, known_file
+
+TIMEOUT = 30  # Seconds without a byte.
+BLOCK = 2**20  # Bytes read at a time.
+
+
+def fetch(
+  source: str | Path, published: Mapping[str, Published] = PUBLISHED
+) -> Path:
+  """The file or folder that `source` means, downloaded if need be.
+
+  Args:
+    source: the path of a file or folder, a published name ('resnest50',
+      'ade20k_pspnet'), an http(s) address, or 'hf://owner/repository/file'.
+    published: the names.
+
+  Returns:
+    A path that exists. Files with known digits have been checked.
+
+  Raises:
+    UserError: no such thing; no mirror could be reached; a file that is cut
+      off or has the wrong checksum.
+  """
+  path, text = Path(source), str(source)
+  if path.exists():
+    if known := known_file(path.name):
+      _check(path, known.sha256, f'{path.name} as published')
+    return path
+  if text in published:
+    known = published[text]
+    return _cached(known.urls, known.sha256)
+  if text.startswith(('http://', 'https://')):
+    known = known_file(_file_name(text))
+    return _cached((text,), known.sha256 if known else '')
+  if text.startswith('hf://'):
+    return _cached((_hub_url(text),), '')
+  near = difflib.get_close_matches(text, published, 3, 0.5)
+  meant = f' Did you mean {" or ".join(near)}?' if near else ''
+  raise UserError(
+    f'there is no file, folder or published model {text!r}.{meant} Accepted '
+    'are a path, an http(s) address, hf://owner/repository/file, and '
+    f'{", ".join(published)}.'
+  )
+
+
+def cache_folder() -> Path:
+  """Where downloads are kept."""
+  if folder := os.environ.get('RESNEST_JAX_CACHE'):
+    return Path(folder)
+  cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+  return Path(cache) / 'resnest_jax' / 'weights'
+
+
+def offline() -> bool:
+  """Whether downloads are forbidden."""
+  return any(
+    os.environ.get(name, '0').lower() not in ('', '0', 'false')
+    for name in ('RESNEST_JAX_OFFLINE', 'HF_HUB_OFFLINE')
+  )
+
+
+def _hub_url(text: str) -> str:
+  parts = text.removeprefix('hf://').split('/', 2)
+  if len(parts) < 3 or not all(parts):
+    raise UserError(
+      f'{text!r} names no file; write hf://owner/repository/file, for instance '
+      'hf://timm/resnest50d.in1k/model.safetensors.'
+    )
+  endpoint = os.environ.get('HF_ENDPOINT', 'https://huggingface.co')
+  owner, repository, file = (urllib.parse.quote(part) for part in parts)
+  return f'{endpoint.rstrip("/")}/{owner}/{repository}/resolve/main/{file}'
+
+
+def _file_name(url: str) -> str:
+  return urllib.parse.unquote(urllib.parse.urlsplit(url).path).split('/')[-1]
+
+
+def _cached(urls: Sequence[str], digits: str) -> Path:
+  """The downloaded file; it is downloaded if it is not there."""
+  name = _file_name(urls[0]) or 'weights'
+  if not digits:  # Others may have files of the same name.
+    name = f'{hashlib.sha256(urls[0].encode()).hexdigest()[:12]}-{name}'
+  path = cache_folder() / name
+  if path.is_file():
+    _check(path, digits, 'it should; remove it to download it again')
+    return path
+  advice = f'Download it by other means and give its path, or put it at {path}.'
+  if offline():
+    raise UserError(
+      f'{urls[0]} is not in the cache and downloads are switched off '
+      f'(RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE). {advice}'
+    )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  failures = []
+  for url in urls:
+    try:
+      _download(url, path, digits)
+      return path
+    except (OSError, HTTPException, ValueError, UserError) as error:
+      failures.append(f'{url}: {error}')
+  raise UserError(f'no download succeeded. {"; ".join(failures)}. {advice}')
+
+
+def _download(url: str, path: Path, digits: str) -> None:
+  """Writes the whole, checked file or none."""
+  temporary = path.with_name(f'{path.name}.{os.getpid()}.part')
+  request = urllib.request.Request(url, headers={'User-Agent': 'resnest-jax'})
+  try:
+    with (
+      urllib.request.urlopen(request, timeout=TIMEOUT) as response,
+      temporary.open('wb') as file,
+    ):
+      length = int(response.headers.get('Content-Length') or 0)
+      with rich.progress.wrap_file(
+        response, length, description=path.name, console=Console(stderr=True)
+      ) as reader:
+        shutil.copyfileobj(reader, file, BLOCK)
+      done = file.tell()
+    if length and done != length:
+      raise UserError(f'it was cut off after {done} of {length} bytes')
+    _check(temporary, digits, 'published')
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _check(path: Path, digits: str, expected: str) -> None:
+  """Compares the first digits of the SHA-256."""
+  found = sha256(path)[: len(digits)]
+  if found != digits:
+    raise UserError(
+      f'{path} has the wrong checksum: its SHA-256 begins with {found}, not '
+      f'with {digits} as {expected}. It is damaged or another file.'
+    )

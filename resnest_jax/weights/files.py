@@ -1,0 +1,267 @@
+"""Weight files: safetensors and PyTorch's, read without running their code.
+
+PyTorch files are pickles. They are read by PyTorch's own restricted loader,
+which refuses everything that could run code; PyTorch is an optional package.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resnest_jax.errors import UserError
+
+SAFETENSORS = 'model.safetensors'
+TORCH = 'model.pth'
+ABOUT = 'about.json'
+# Where a description of ours lies in a safetensors header and in a .pth.
+HEADER_KEY = 'resnest_jax'
+# Objects that mmengine puts beside the weights. They are read as nothing.
+IGNORED_OBJECTS = (
+  'mmengine.logging.history_buffer.HistoryBuffer',
+  '__builtin__.getattr',
+  'builtins.getattr',
+  'numpy.core.multiarray._reconstruct',
+  'numpy._core.multiarray._reconstruct',
+  'numpy.core.multiarray.scalar',
+  'numpy._core.multiarray.scalar',
+  'numpy.ndarray',
+  'numpy.dtype',
+)
+
+
+class WeightFile(NamedTuple):
+  """What a file holds.
+
+  state_dict: name -> NumPy array; half precision has become float32.
+  about: our description, {} in others' files.
+  meta: what others wrote beside the weights, {} if nothing.
+  """
+
+  state_dict: dict[str, np.ndarray]
+  about: dict[str, Any]
+  meta: dict[str, Any]
+
+
+def read_weights(path: Path) -> WeightFile:
+  """Reads a safetensors or PyTorch file; the content tells which it is.
+
+  Args:
+    path: a file, or a folder with a `model.safetensors`.
+
+  Raises:
+    UserError: neither format, damaged, a pickle that would run code, no state
+      dict in it, or PyTorch is needed and not installed.
+  """
+  path = Path(path)
+  if path.is_dir():
+    path = path / SAFETENSORS
+  if not path.is_file():
+    raise UserError(f'there is no weight file {path}.')
+  with path.open('rb') as file:
+    start = file.read(9)
+  if start[:4] == b'PK\x03\x04' or start[:1] == b'\x80':
+    return _read_torch(path)
+  if len(start) == 9 and start[8:9] == b'{':
+    return _read_safetensors(path)
+  raise UserError(
+    f'{path} is neither a safetensors nor a PyTorch file: it begins with '
+    f'{start!r}. It may be a web page or cut off; get it again.'
+  )
+
+
+def _read_safetensors(path: Path) -> WeightFile:
+  import safetensors
+
+  try:
+    with safetensors.safe_open(path, framework='np') as file:
+      header = file.metadata() or {}
+      state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+  except (safetensors.SafetensorError, OSError, ValueError) as error:
+    raise UserError(f'{path} is damaged ({error}); get it again.') from error
+  try:
+    about = json.loads(header.pop(HEADER_KEY, '{}'))
+  except ValueError as error:
+    raise UserError(f'{path} has a damaged header ({error}).') from error
+  state_dict = {name: _float32(value) for name, value in state_dict.items()}
+  return WeightFile(state_dict, about, dict(header))
+
+
+def _float32(value: np.ndarray) -> np.ndarray:
+  """Half precision as float32, which holds it exactly."""
+  short = value.dtype.itemsize < 4 and value.dtype.kind not in 'iub'
+  return value.astype(np.float32) if short else value
+
+
+class _Ignored:
+  """Takes the place of an object that nothing here needs."""
+
+  def __init__(self, *args, **kwargs):
+    del args, kwargs
+
+  def __new__(cls, *args, **kwargs):
+    del args, kwargs
+    return super().__new__(cls)
+
+  def __setstate__(self, state):
+    del state
+
+
+def _torch():
+  try:
+    import torch
+  except ImportError as error:
+    raise UserError(
+      'PyTorch files need the package torch (its CPU build will do): pip '
+      'install torch. safetensors files need nothing more.'
+    ) from error
+  return torch
+
+
+def _read_torch(path: Path) -> WeightFile:
+  torch = _torch()
+  ignored = [(_Ignored, name) for name in IGNORED_OBJECTS]
+  try:
+    with torch.serialization.safe_globals(ignored):
+      content = torch.load(path, map_location='cpu', weights_only=True)
+  except Exception as error:  # Damaged files raise errors of many kinds.
+    if found := re.search(r'GLOBAL (\S+)', str(error)):
+      raise UserError(
+        f'{path} wants to run {found[1]}, which weights have no need of; it '
+        'was not run and nothing was read. Use another source, or a '
+        'safetensors file.'
+      ) from error
+    first_line = str(error).strip().partition('\n')[0]
+    raise UserError(
+      f'{path} cannot be read as a PyTorch file ({type(error).__name__}: '
+      f'{first_line}). It may be cut off; get it again.'
+    ) from error
+  meta = content.get('meta') if isinstance(content, Mapping) else None
+  about = content.get(HEADER_KEY) if isinstance(content, Mapping) else None
+  return WeightFile(
+    _state_dict(path, content, torch),
+    about if isinstance(about, dict) else {},
+    meta if isinstance(meta, dict) else {},
+  )
+
+
+def _state_dict(path: Path, content: Any, torch: Any) -> dict[str, np.ndarray]:
+  """Finds the state dict in what was loaded, and turns it into NumPy's."""
+  tensors = content
+  if isinstance(content, Mapping):
+    for key in ('state_dict', 'model'):
+      if isinstance(content.get(key), Mapping):
+        tensors = content[key]
+        break
+  if not isinstance(tensors, Mapping) or not all(
+    isinstance(value, torch.Tensor) for value in tensors.values()
+  ):
+    keys = list(content)[:8] if isinstance(content, Mapping) else type(content)
+    raise UserError(
+      f'{path} holds no state dict: accepted are name -> tensor, alone or '
+      f"under 'state_dict' or 'model'; there is {keys}."
+    )
+  if tensors and all(name.startswith('module.') for name in tensors):
+    # Saved from DataParallel.
+    tensors = {name[len('module.') :]: v for name, v in tensors.items()}
+  half = (torch.float16, torch.bfloat16)
+  return {
+    name: (value.float() if value.dtype in half else value).numpy()
+    for name, value in tensors.items()
+  }
+
+
+def write_weights(
+  folder: Path,
+  kind: str,
+  state_dict: Mapping[str, np.ndarray],
+  about: Mapping[str, Any],
+) -> list[Path]:
+  """Writes a state dict and its description into a new folder.
+
+  Args:
+    folder: must not exist, or be empty. It appears whole or not at all.
+    kind: 'mmseg' writes `model.pth`, others `model.safetensors`.
+    state_dict: name -> array.
+    about: JSON-able; it goes into the weight file and into `about.json`.
+
+  Returns:
+    The files.
+  """
+  folder = Path(folder)
+  check_new(folder)
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  with _appearing(folder) as temporary:
+    if kind == 'mmseg':
+      names = [TORCH, ABOUT]
+      _write_torch(temporary / TORCH, state_dict, about)
+    else:
+      names = [SAFETENSORS, ABOUT]
+      _write_safetensors(temporary / SAFETENSORS, state_dict, about)
+    text = json.dumps(about, indent=2) + '\n'
+    (temporary / ABOUT).write_text(text, 'utf-8')
+  return [folder / name for name in names]
+
+
+def check_new(folder: Path) -> None:
+  """Raises `UserError` if something is there already."""
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise UserError(
+      f'{folder} is there already and nothing was written; give another '
+      'folder, or remove it.'
+    )
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+  """A temporary folder that takes its name once the block has succeeded."""
+  temporary = folder.with_name(f'.{folder.name}.{os.getpid()}')
+  temporary.mkdir()
+  try:
+    yield temporary
+    if folder.exists():
+      folder.rmdir()
+    temporary.rename(folder)
+  finally:
+    if temporary.exists():
+      for path in temporary.iterdir():
+        path.unlink()
+      temporary.rmdir()
+
+
+def _write_safetensors(path, state_dict, about) -> None:
+  from safetensors.numpy import save_file
+
+  tensors = {
+    name: np.ascontiguousarray(value).reshape(value.shape)
+    for name, value in state_dict.items()
+  }
+  # timm and others look for the format.
+  save_file(tensors, path, {'format': 'pt', HEADER_KEY: json.dumps(about)})
+
+
+def _write_torch(path, state_dict, about) -> None:
+  """mmsegmentation's layout, with the class names of both its versions."""
+  torch = _torch()
+  classes, palette = about.get('classes'), about.get('palette')
+  meta = {'dataset_meta': {'classes': classes, 'palette': palette}}
+  meta |= {'CLASSES': classes, 'PALETTE': palette}
+  tensors = {
+    # A copy: PyTorch wants to be able to write to its tensors.
+    name: torch.from_numpy(np.array(value))
+    for name, value in state_dict.items()
+  }
+  content = {'meta': meta if classes else {}, 'state_dict': tensors}
+  torch.save(content | {HEADER_KEY: dict(about)}, path)
+
+
+def sha256(path: Path) -> str:
+  """Of a file, in hexadecimal digits."""
+  with Path(path).open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

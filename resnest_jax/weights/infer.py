@@ -1,0 +1,158 @@
+"""Which model a state dict is of, from its names and shapes."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from resnest_jax.errors import UserError
+from resnest_jax.models.classifier import create_classifier
+from resnest_jax.models.resnest import BACKBONES, EXPANSION, Backbone
+from resnest_jax.models.segmentor import create_backbone, create_segmentor
+
+TASKS = ('segmentor', 'classifier', 'backbone')
+
+
+class Description(NamedTuple):
+  """A model's task, and its configuration as plain values.
+
+  The keys are those of `config.model`; a classifier or a backbone has only
+  those that concern it.
+  """
+
+  task: str
+  config: dict[str, Any]
+
+  def create(self) -> nn.Module:
+    """Builds the model."""
+    if self.task == 'segmentor':
+      return create_segmentor(self.config)
+    if self.task == 'classifier':
+      return create_classifier(**self.config)
+    if self.task == 'backbone':
+      return create_backbone(self.config)
+    raise UserError(
+      f'task {self.task!r} is not one of {", ".join(TASKS)}; the description '
+      'beside the weights is damaged or of a newer version.'
+    )
+
+
+def describe(
+  state_dict: Mapping[str, Any], kind: str, backbone: str | None = None
+) -> Description:
+  """Recognises the model of a state dict with others' names.
+
+  Args:
+    state_dict: name -> array.
+    kind: 'mmseg', 'official' or 'timm'.
+    backbone: its name where it is known. The names and shapes do not tell
+      whether the average pool stands before the split attention (avd_first);
+      without a name, of two that fit the one without it is taken.
+
+  Raises:
+    UserError: it is not a ResNeSt, or not the one that is named.
+  """
+  shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
+  config = _backbone_config(shapes, backbone)
+  rule = kind if kind in ('mmseg', 'timm') else 'official'
+  config |= {'output_stride': 32, 'dilation_rule': rule, 'dtype': 'float32'}
+  if any(name.startswith('decode_head.') for name in shapes):
+    return Description('segmentor', config | _heads_config(shapes))
+  layer = 'head.fc' if kind == 'mmseg' else 'fc'
+  if f'{layer}.weight' in shapes:
+    classes = shapes[f'{layer}.weight'][0]
+    extra = {'num_classes': classes, 'dropout': 0.0}
+    return Description('classifier', config | extra)
+  return Description('backbone', config)
+
+
+def _backbone_config(
+  shapes: Mapping[str, tuple], backbone: str | None
+) -> dict[str, Any]:
+  prefix = 'backbone.' if 'backbone.layer1.0.conv1.weight' in shapes else ''
+  try:
+    found = _measure(shapes, prefix)
+  except (KeyError, ZeroDivisionError, ValueError) as error:
+    raise UserError(
+      f'this is no state dict of a ResNeSt, or not a whole one ({error}).'
+    ) from error
+  fitting = [
+    name
+    for name, known in BACKBONES.items()
+    if known._replace(avd_first=False) == found
+  ]
+  if backbone is not None:
+    if backbone not in BACKBONES:
+      raise UserError(
+        f'backbone {backbone!r} is not one of {", ".join(BACKBONES)}.'
+      )
+    if backbone not in fitting:
+      what = ', '.join(fitting) if fitting else str(found._asdict())
+      raise UserError(
+        f'the state dict is not that of {backbone}; its shapes fit {what}.'
+      )
+    return {'backbone': backbone}
+  if fitting:
+    return {'backbone': fitting[0]}
+  varied = found._asdict()
+  del varied['avd_first']
+  return {'backbone': 'resnest50', **varied}
+
+
+def _measure(shapes: Mapping[str, tuple], prefix: str) -> Backbone:
+  """Reads widths and depths off the shapes; avd_first is left False."""
+  blocks: dict[int, int] = {}
+  pattern = re.compile(re.escape(prefix) + r'layer(\d)\.(\d+)\.conv1\.weight')
+  for name in shapes:
+    if match := pattern.fullmatch(name):
+      stage = int(match[1])
+      blocks[stage] = max(blocks.get(stage, 0), int(match[2]) + 1)
+  if sorted(blocks) != [1, 2, 3, 4]:
+    raise ValueError(f'its stages are {sorted(blocks)}')
+  stem = 'stem.0' if f'{prefix}stem.0.weight' in shapes else 'conv1.0'
+  block = f'{prefix}layer1.0'
+  channels = shapes[f'{block}.conv1.weight'][0]
+  splits, inputs = shapes[f'{block}.conv2.conv.weight'][:2]
+  planes = shapes[f'{block}.conv3.weight'][0] // EXPANSION
+  radix = splits // channels
+  groups = channels // (inputs * radix)
+  return Backbone(
+    tuple(blocks[stage] for stage in sorted(blocks)),
+    stem_width=shapes[f'{prefix}{stem}.weight'][0],
+    radix=radix,
+    groups=groups,
+    base_width=channels * 64 // (planes * groups),
+    width=planes,
+  )
+
+
+def _heads_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
+  """mmsegmentation's heads. They come with output stride 8."""
+  names = '\n'.join(shapes)
+  head = None
+  for mark, name in (
+    (r'^decode_head\.psp_modules\.', 'pspnet'),
+    (r'^decode_head\.aspp_modules\.1\.depthwise_conv\.', 'deeplabv3plus'),
+    (r'^decode_head\.aspp_modules\.', 'deeplabv3'),
+    (r'^decode_head\.conv_cat\.', 'fcn'),
+  ):
+    if head is None and re.search(mark, names, re.MULTILINE):
+      head = name
+  layer = shapes.get('decode_head.conv_seg.weight')
+  auxiliary = shapes.get('auxiliary_head.conv_seg.weight')
+  if head is None or layer is None or auxiliary is None:
+    raise UserError(
+      'the heads of this state dict are not known: accepted are '
+      'decode_head of FCN, PSPNet, DeepLabV3 or DeepLabV3+ with an '
+      'auxiliary_head. To keep the backbone alone, drop the others by name.'
+    )
+  return {
+    'head': head,
+    'head_channels': layer[1],
+    'aux_channels': auxiliary[1],
+    'num_classes': layer[0],
+    'dropout': 0.1,
+    'output_stride': 8,
+    'dilation_rule': 'mmseg',
+  }

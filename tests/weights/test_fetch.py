@@ -1,0 +1,178 @@
+"""Downloads, from a server on this machine."""
+
+import functools
+import hashlib
+import http.server
+import threading
+
+import pytest
+
+from resnest_jax.errors import UserError
+from resnest_jax.weights.fetch import cache_folder, fetch, offline
+from resnest_jax.weights.published import PUBLISHED, Published, known_file
+
+CONTENT = bytes(range(256)) * 1000
+DIGITS = hashlib.sha256(CONTENT).hexdigest()[:8]
+NAME = f'net-{DIGITS}.pth'
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+  """Serves a folder; paths below /short/ break off in the middle."""
+
+  def do_GET(self):
+    self.server.requests.append(self.path)
+    if self.path.startswith('/short/'):
+      self.send_response(200)
+      self.send_header('Content-Length', str(len(CONTENT)))
+      self.end_headers()
+      self.wfile.write(CONTENT[:1000])
+    elif self.path.startswith('/moved/'):
+      self.send_response(302)
+      self.send_header('Location', self.path.removeprefix('/moved'))
+      self.end_headers()
+    else:
+      super().do_GET()
+
+  def log_message(self, *args):
+    del args
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+  """A server of the folder `served`, and an empty cache."""
+  folder = tmp_path / 'served'
+  folder.mkdir()
+  (folder / NAME).write_bytes(CONTENT)
+  handler = functools.partial(Handler, directory=folder)
+  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+  server.requests = []
+  server.url = f'http://127.0.0.1:{server.server_port}'
+  thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+  thread.start()
+  monkeypatch.setenv('RESNEST_JAX_CACHE', str(tmp_path / 'cache'))
+  for name in ('RESNEST_JAX_OFFLINE', 'HF_HUB_OFFLINE'):
+    monkeypatch.delenv(name, raising=False)
+  yield server
+  server.shutdown()
+  server.server_close()
+  thread.join()
+
+
+def published(*urls):
+  return {'net': Published(urls, 'resnest50')}
+
+
+def cached():
+  folder = cache_folder()
+  return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def test_name_is_downloaded_once(server):
+  table = published(f'{server.url}/{NAME}')
+  path = fetch('net', table)
+  assert path == cache_folder() / NAME
+  assert path.read_bytes() == CONTENT
+  assert fetch('net', table) == path
+  assert server.requests == [f'/{NAME}']
+  assert cached() == [path]
+
+
+def test_next_mirror_is_tried(server):
+  table = published(
+    'http://127.0.0.1:9/' + NAME,  # Nobody listens there.
+    f'{server.url}/gone/{NAME}',
+    f'{server.url}/short/{NAME}',
+    f'{server.url}/moved/{NAME}',
+  )
+  assert fetch('net', table).read_bytes() == CONTENT
+  assert server.requests == [
+    *(f'/gone/{NAME}', f'/short/{NAME}', f'/moved/{NAME}', f'/{NAME}')
+  ]
+
+
+def test_failure_names_every_mirror_and_what_to_do(server):
+  urls = [f'{server.url}/gone/{NAME}', f'{server.url}/short/{NAME}']
+  with pytest.raises(UserError) as error:
+    fetch('net', published(*urls))
+  message = str(error.value)
+  assert f'{urls[0]}: HTTP Error 404' in message
+  assert f'{urls[1]}: it was cut off after 1000 of 256000 bytes' in message
+  assert f'give its path, or put it at {cache_folder() / NAME}' in message
+  assert cached() == []
+
+
+def test_wrong_checksum_leaves_nothing(server, tmp_path):
+  (tmp_path / 'served' / NAME).write_bytes(CONTENT[:-1] + b'x')
+  with pytest.raises(UserError, match=f'not with {DIGITS} as published'):
+    fetch('net', published(f'{server.url}/{NAME}'))
+  assert cached() == []
+
+
+def test_damaged_cache_is_noticed(server):
+  table = published(f'{server.url}/{NAME}')
+  fetch('net', table).write_bytes(b'damaged')
+  with pytest.raises(UserError, match='remove it to download it again'):
+    fetch('net', table)
+
+
+def test_address_is_cached_by_the_whole_address(server, tmp_path):
+  for folder in ('a', 'b'):
+    (tmp_path / 'served' / folder).mkdir()
+    path = tmp_path / 'served' / folder / 'weights.safetensors'
+    path.write_text(folder)
+  for folder in ('a', 'b', 'a'):
+    path = fetch(f'{server.url}/{folder}/weights.safetensors')
+    assert path.read_text() == folder
+  assert len(cached()) == len(server.requests) == 2
+
+
+def test_hub_file(server, tmp_path, monkeypatch):
+  monkeypatch.setenv('HF_ENDPOINT', f'{server.url}/')
+  folder = tmp_path / 'served/timm/resnest50d.in1k/resolve/main/sub'
+  folder.mkdir(parents=True)
+  (folder / 'model.safetensors').write_text('weights')
+  path = fetch('hf://timm/resnest50d.in1k/sub/model.safetensors')
+  assert path.read_text() == 'weights'
+  with pytest.raises(UserError, match='hf://owner/repository/file'):
+    fetch('hf://timm/resnest50d.in1k')
+
+
+@pytest.mark.parametrize('variable', ['RESNEST_JAX_OFFLINE', 'HF_HUB_OFFLINE'])
+def test_offline_only_the_cache_is_used(server, monkeypatch, variable):
+  table = published(f'{server.url}/{NAME}')
+  monkeypatch.setenv(variable, '1')
+  assert offline()
+  with pytest.raises(UserError, match='downloads are switched off') as error:
+    fetch('net', table)
+  assert str(cache_folder() / NAME) in str(error.value)
+  assert server.requests == []
+  # As the message says: brought there by other means.
+  cache_folder().mkdir(parents=True)
+  (cache_folder() / NAME).write_bytes(CONTENT)
+  assert fetch('net', table).read_bytes() == CONTENT
+
+
+def test_path_wins_and_known_file_names_are_checked(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'resnest50').write_bytes(CONTENT)
+  assert fetch('resnest50').read_bytes() == CONTENT
+  path = tmp_path / 'resnest50-528c19ca.pth'
+  path.write_bytes(CONTENT)
+  with pytest.raises(UserError, match=r'wrong checksum.*not with 528c19ca'):
+    fetch(path)
+
+
+def test_unknown_name_suggests_and_lists():
+  with pytest.raises(UserError) as error:
+    fetch('ade20k_psp')
+  assert 'Did you mean ade20k_pspnet' in str(error.value)
+  assert 'resnest50_fast_1s4x24d' in str(error.value)
+
+
+def test_published_files_end_in_the_digits_that_are_checked():
+  digits = [published.sha256 for published in PUBLISHED.values()]
+  assert len(set(digits)) == len(digits) == 26
+  for name, published_file in PUBLISHED.items():
+    endings = {url.rpartition('/')[2] for url in published_file.urls}
+    assert len(endings) == 1
+    assert known_file(endings.pop()) == published_file, name

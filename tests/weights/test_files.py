@@ -1,0 +1,231 @@
+"""Weight files: what is read, what is refused, what is written."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from golden.reference import FOLDER
+from safetensors.numpy import save_file
+
+from resnest_jax.errors import UserError
+from resnest_jax.weights.files import read_weights, write_weights
+
+ROOT = Path(__file__).parents[2]
+ABOUT = {
+  'task': 'segmentor',
+  'classes': ['wall', 'sky'],
+  'palette': [[120, 120, 120], [6, 230, 230]],
+}
+
+
+@pytest.fixture
+def state_dict():
+  rng = np.random.default_rng(0)
+  return {
+    'conv.weight': rng.standard_normal((4, 3, 3, 3)).astype(np.float32),
+    'bn.num_batches_tracked': np.zeros((), np.int64),
+  }
+
+
+def torch_file(path, content, legacy=False):
+  torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+  with path.open('rb') as file:
+    assert (file.read(2) == b'PK') != legacy
+  return path
+
+
+def assert_same(state_dict, expected):
+  assert state_dict.keys() == expected.keys()
+  for name, value in expected.items():
+    assert state_dict[name].dtype == value.dtype
+    assert state_dict[name].shape == value.shape
+    assert state_dict[name].tobytes() == value.tobytes()
+
+
+@pytest.mark.parametrize('kind', ['mmseg', 'official', 'timm', 'ours'])
+def test_what_is_written_is_read(kind, state_dict, tmp_path):
+  folder = tmp_path / 'new' / 'weights'
+  files = write_weights(folder, kind, state_dict, ABOUT)
+  name = 'model.pth' if kind == 'mmseg' else 'model.safetensors'
+  assert files == [folder / name, folder / 'about.json']
+  assert sorted(folder.parent.iterdir()) == [folder]
+  assert sorted(folder.iterdir()) == sorted(files)
+  read = read_weights(files[0])
+  assert_same(read.state_dict, state_dict)
+  assert read.about == ABOUT == json.loads(files[1].read_text())
+
+
+def test_folder_means_the_safetensors_in_it(state_dict, tmp_path):
+  write_weights(tmp_path / 'x', 'ours', state_dict, ABOUT)
+  assert read_weights(tmp_path / 'x').about == ABOUT
+  with pytest.raises(UserError, match='no weight file'):
+    read_weights(tmp_path)
+
+
+def test_transposed_arrays_are_written_in_their_order(tmp_path):
+  value = np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1)
+  for kind in ('ours', 'mmseg'):
+    files = write_weights(tmp_path / kind, kind, {'x': value}, {})
+    np.testing.assert_array_equal(read_weights(files[0]).state_dict['x'], value)
+
+
+def test_written_pth_has_the_class_names_of_both_mmsegmentations(
+  state_dict, tmp_path
+):
+  file, _ = write_weights(tmp_path / 'x', 'mmseg', state_dict, ABOUT)
+  content = torch.load(file, weights_only=True)
+  assert content['meta']['CLASSES'] == ABOUT['classes']
+  assert content['meta']['dataset_meta']['palette'] == ABOUT['palette']
+  assert torch.is_tensor(content['state_dict']['conv.weight'])
+
+
+def test_half_precision_becomes_float32_exactly(tmp_path):
+  values = np.array([1.0, -0.3, 3e-5, 60000])
+  bfloat16 = values.astype(ml_dtypes.bfloat16)
+  float16 = values.astype(np.float16)
+  save_file({'b': bfloat16, 'h': float16}, tmp_path / 'x.safetensors')
+  torch_file(
+    tmp_path / 'x.pth',
+    {
+      'b': torch.tensor(values, dtype=torch.bfloat16),
+      'h': torch.tensor(values, dtype=torch.float16),
+    },
+  )
+  for name in ('x.safetensors', 'x.pth'):
+    read = read_weights(tmp_path / name).state_dict
+    assert read['b'].dtype == read['h'].dtype == np.float32
+    np.testing.assert_array_equal(read['b'], bfloat16.astype(np.float32))
+    np.testing.assert_array_equal(read['h'], float16.astype(np.float32))
+
+
+@pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
+@pytest.mark.parametrize('key', [None, 'state_dict', 'model'])
+def test_pytorch_file_of_either_format(legacy, key, state_dict, tmp_path):
+  """A bare state dict, mmsegmentation 0.x's, and timm's training files."""
+  tensors = {k: torch.from_numpy(v) for k, v in state_dict.items()}
+  meta = {'mmseg_version': '0.6.0', 'CLASSES': ['wall', 'sky'], 'iter': 9}
+  content = tensors
+  if key:
+    content = {key: tensors, 'meta': meta, 'optimizer': {'lr': [0.1]}}
+  path = torch_file(tmp_path / 'x.pth', content, legacy)
+  read = read_weights(path)
+  assert_same(read.state_dict, state_dict)
+  assert read.meta == (meta if key else {})
+  assert read.about == {}
+
+
+def test_prefix_of_dataparallel_is_taken_off(state_dict, tmp_path):
+  tensors = {f'module.{k}': torch.from_numpy(v) for k, v in state_dict.items()}
+  path = torch_file(tmp_path / 'x.pth', {'state_dict': tensors})
+  assert_same(read_weights(path).state_dict, state_dict)
+
+
+def test_checkpoint_of_mmengine_with_its_log_objects():
+  """A file of mmengine 0.10.7, with message hub and optimizer."""
+  path = FOLDER / 'mmengine_checkpoint.pth'
+  with zipfile.ZipFile(path) as file:
+    assert b'HistoryBuffer' in file.read('mmengine_checkpoint/data.pkl')
+  read = read_weights(path)
+  assert_same(
+    read.state_dict,
+    {
+      'weight': np.arange(6, dtype=np.float32).reshape(2, 3),
+      'bias': np.float32([0.5, -2]),
+    },
+  )
+  assert read.meta['dataset_meta']['classes'] == ('wall', 'sky')
+
+
+class Bomb:
+  """Its pickle runs a command that leaves a file."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return os.system, (f'touch {self.path}',)
+
+
+@pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
+def test_code_in_a_pickle_is_not_run(legacy, tmp_path):
+  trace = tmp_path / 'was_run'
+  content = {'state_dict': {'x': torch.ones(1)}, 'meta': Bomb(trace)}
+  path = torch_file(tmp_path / 'x.pth', content, legacy)
+  with pytest.raises(UserError, match=r'wants to run posix\.system'):
+    read_weights(path)
+  assert not trace.exists()
+
+
+@pytest.mark.parametrize('share', [0.3, 0.7, 0.999])
+@pytest.mark.parametrize('name', ['zip.pth', 'legacy.pth', 'x.safetensors'])
+def test_truncated_file_is_refused(name, share, tmp_path):
+  path = tmp_path / name
+  values = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+  if path.suffix == '.pth':
+    torch_file(path, {'x': torch.from_numpy(values)}, name == 'legacy.pth')
+  else:
+    save_file({'x': values}, path)
+  content = path.read_bytes()
+  path.write_bytes(content[: int(len(content) * share)])
+  with pytest.raises(UserError, match=r'cut off|damaged'):
+    read_weights(path)
+
+
+@pytest.mark.parametrize(
+  'content', [b'', b'abc', b'<!DOCTYPE html><html>Not found</html>']
+)
+def test_other_files_are_refused(content, tmp_path):
+  path = tmp_path / 'x.pth'
+  path.write_bytes(content)
+  with pytest.raises(UserError, match='neither a safetensors nor a PyTorch'):
+    read_weights(path)
+
+
+def test_file_without_a_state_dict_is_refused(tmp_path):
+  path = torch_file(tmp_path / 'x.pth', {'epoch': 3, 'lr': 0.1})
+  with pytest.raises(UserError, match=r"no state dict.*\['epoch', 'lr'\]"):
+    read_weights(path)
+  path = torch_file(tmp_path / 'y.pth', [torch.ones(2)])
+  with pytest.raises(UserError, match='no state dict'):
+    read_weights(path)
+
+
+def test_nothing_is_overwritten(state_dict, tmp_path):
+  folder = tmp_path / 'x'
+  folder.mkdir()
+  (folder / 'precious').write_text('data')
+  with pytest.raises(UserError, match='is there already and nothing was'):
+    write_weights(folder, 'ours', state_dict, ABOUT)
+  assert [path.name for path in folder.iterdir()] == ['precious']
+
+
+def test_failed_writing_leaves_nothing(tmp_path):
+  with pytest.raises(Exception, match='object'):
+    write_weights(
+      tmp_path / 'x', 'ours', {'x': np.array([None, 'y'], object)}, ABOUT
+    )
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_without_torch_the_package_is_named(tmp_path):
+  path = torch_file(tmp_path / 'x.pth', {'x': torch.ones(1)})
+  code = (
+    "import sys; sys.modules['torch'] = None; "
+    'from resnest_jax.errors import run; '
+    'from resnest_jax.weights.files import read_weights; '
+    f'run(lambda: read_weights({str(path)!r}))'
+  )
+  process = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert process.returncode == 1
+  assert process.stderr.startswith(
+    'error: PyTorch files need the package torch'
+  )
