@@ -93,3 +93,27 @@ def mini_data_dir(mini_archive, tmp_path_factory) -> Path:
     *('--archive', mini_archive, '--data_dir', path),
   )
   return path
+
+
+@pytest.fixture(scope='session')
+def mini_cityscapes_archives(tmp_path_factory) -> Path:
+  """The folder of both zip files: 12 training, 4 validation, 1 test image."""
+  path = tmp_path_factory.mktemp('cityscapes')
+  _run_script(
+    *('-m', 'resnest_jax.data.mini_cityscapes', '--out', path),
+    *('--images', '12', '4', '--size', '192', '96'),
+  )
+  return path
+
+
+@pytest.fixture(scope='session')
+def mini_cityscapes_data_dir(
+  mini_cityscapes_archives, tmp_path_factory
+) -> Path:
+  """They, prepared as `cityscapes_mini`. Not to be written to."""
+  path = tmp_path_factory.mktemp('data')
+  _run_script(
+    *('-m', 'resnest_jax.data.prepare', 'cityscapes_mini'),
+    *('--archive_dir', mini_cityscapes_archives, '--data_dir', path),
+  )
+  return path

@@ -14,24 +14,19 @@ order. Other ADE20K releases look alike and are told apart here; tfds' own
 Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017.
 """
 
-import contextlib
-import dataclasses
 import hashlib
-import itertools
-import json
+import logging
 import os
 import posixpath
-import tarfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from resnest_jax.data import archives
+from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair
 from resnest_jax.data.labels import ADE20K
 from resnest_jax.errors import UserError
 
@@ -39,29 +34,7 @@ ROOT = 'ADEChallengeData2016'
 FOLDERS = {'train': 'training', 'validation': 'validation'}
 URL = f'http://data.csail.mit.edu/places/ADEchallenge/{ROOT}.zip'
 
-# (image, mask) names in the archive.
-Pair = tuple[str, str]
-
-
-@dataclasses.dataclass(eq=False)
-class Ade20kConfig(tfds.core.BuilderConfig):
-  """Which archive is expected.
-
-  Attributes:
-    url: where tfds downloads it; None: the archive must be given.
-    sha1: of the downloaded file, 40 hex digits; None: not checked.
-    download_bytes: about how large the download is, for the disk check.
-    counts: images per split; None: what the zip file's comment says, see
-      `counts_from_comment` (`resnest_jax.data.mini` writes it).
-  """
-
-  url: str | None = None
-  sha1: str | None = None
-  download_bytes: int = 0
-  counts: Mapping[str, int] | None = None
-
-
-RELEASE = Ade20kConfig(
+RELEASE = ArchiveConfig(
   name='release',
   description='The scene parsing release of 2016: 150 classes.',
   url=URL,
@@ -69,7 +42,7 @@ RELEASE = Ade20kConfig(
   download_bytes=970_000_000,
   counts={'train': 20210, 'validation': 2000},
 )
-MINI = Ade20kConfig(
+MINI = ArchiveConfig(
   name='mini',
   description='Procedural scenes in the layout of the release.',
 )
@@ -77,92 +50,39 @@ MINI = Ade20kConfig(
 _GET_THE_RIGHT_ONE = f'Needed is {ROOT}.zip from {URL}'
 
 
-class _LocalInfo(tfds.core.DatasetInfo):
-  """Does not ask tfds' bucket, which leaves a folder in /tmp each time."""
+class Ade20k(ArchiveBuilder, skip_registration=True):
+  """Writes and reads `DATA_DIR/ade20k/CONFIG/1.0.0`; see `ArchiveBuilder`.
 
-  def initialize_from_bucket(self) -> None:
-    pass
-
-
-class Ade20k(tfds.core.GeneratorBasedBuilder):
-  """Writes and reads `DATA_DIR/ade20k/CONFIG/1.0.0`.
-
-  Examples hold 'image' and 'label' (encoded, masks as in the archive: 0-150),
-  'name' (the file's stem), 'height' and 'width' in pixels.
-
-  Args:
-    data_dir: where prepared data lies.
-    config: `RELEASE`, `MINI`, their names or an `Ade20kConfig`.
-    version: as for every tfds builder.
-    archive: path of the zip file; None: tfds downloads it.
-    on_progress: called with (images done, images in all).
+  Masks are stored as in the archive, 0-150; names are the files' stems.
   """
 
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012
+  HOMEPAGE = 'http://sceneparsing.csail.mit.edu'
+  IMAGE_FORMAT = 'jpeg'
   BUILDER_CONFIGS = [RELEASE, MINI]  # noqa: RUF012
 
-  def __init__(
-    self,
-    *,
-    data_dir: str | os.PathLike | None = None,
-    config: str | Ade20kConfig | None = None,
-    version: str | None = None,
-    archive: str | os.PathLike | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-  ):
-    super().__init__(data_dir=data_dir, config=config, version=version)
-    self._archive = archive
-    self._on_progress = on_progress
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return _LocalInfo(
-      builder=self,
-      description='Scene parsing: images with a class for every pixel.',
-      homepage='http://sceneparsing.csail.mit.edu',
-      features=tfds.features.FeaturesDict(
-        {
-          'image': tfds.features.Image(encoding_format='jpeg'),
-          'label': tfds.features.Image(
-            shape=(None, None, 1), encoding_format='png'
-          ),
-          'name': tfds.features.Text(),
-          'height': np.int32,
-          'width': np.int32,
-        }
-      ),
-      # The archive's order; training shuffles while it reads.
-      disable_shuffling=True,
-      metadata=tfds.core.MetadataDict(),
-    )
-
-  def _split_generators(self, dl_manager):
-    path = self._archive or download_archive(self.builder_config, dl_manager)
+  @staticmethod
+  def open_contents(config, path):
     archive = open_archive(path)
     pairs = find_pairs(archive)
-    check_counts(archive, pairs, self.builder_config.counts)
-    self.info.metadata['fingerprint'] = fingerprint(archive)
-    self.info.metadata['comment'] = archive.comment.decode()
-    total = sum(map(len, pairs.values()))
-    done = itertools.count(1)
-    return {
-      split: self._generate_examples(archive, pairs[split], done, total)
-      for split in FOLDERS
-    }
+    check_counts(archive, pairs, config.counts)
+    return archives.Contents(
+      archives=(archive,),
+      pairs=pairs,
+      read=lambda pair: read_example(archive, pair),
+      fingerprint=archives.fingerprint(archive),
+      comment=archive.comment.decode(errors='replace'),
+    )
 
-  def _generate_examples(self, archive, pairs, done, total):
-    # Without shuffling, tfds sorts by integer keys. It also spreads them over
-    # its temporary files as if they were 128-bit hashes: take the full range.
-    step = 2**128 // max(len(pairs), 1)
-    for i, example in enumerate(read_examples(archive, pairs)):
-      yield i * step, example
-      self._on_progress(next(done), total)
+  def _download(self, dl_manager):
+    return download_archive(self.builder_config, dl_manager)
 
 
-def download_archive(config: Ade20kConfig, dl_manager) -> Path:
+def download_archive(config: ArchiveConfig, dl_manager) -> Path:
   """Lets tfds download the archive of `config` and checks its SHA-1."""
   # Of tfds' progress bars only the download's: the rest is ours.
   tfds.enable_progress_bar()
+  # It announces every one of its many attempts.
+  logging.getLogger('urllib3').setLevel(logging.ERROR)
   try:
     path = Path(dl_manager.download(config.url))
   except Exception as error:  # tfds, requests and urllib3 have one each.
@@ -189,27 +109,7 @@ def download_archive(config: Ade20kConfig, dl_manager) -> Path:
 
 def open_archive(path: str | os.PathLike) -> zipfile.ZipFile:
   """Opens the zip file `path`; a `UserError` if that is not possible."""
-  path = Path(path)
-  if path.is_dir():
-    raise UserError(
-      f'{path} is a folder. Pass the zip file itself, as downloaded; it need '
-      f'not be unpacked. {_GET_THE_RIGHT_ONE}'
-    )
-  if not path.exists():
-    raise UserError(f'there is no file {path}. {_GET_THE_RIGHT_ONE}')
-  try:
-    return zipfile.ZipFile(path)
-  except (zipfile.BadZipFile, OSError) as error:
-    size = path.stat().st_size
-    if size and tarfile.is_tarfile(path):
-      what = 'is a tar archive (the instance annotations are one)'
-    else:
-      what = (
-        f'is not a readable zip file ({error}). With {size} bytes it is '
-        'probably an interrupted download or an error page: delete it and '
-        'download it again'
-      )
-    raise UserError(f'{path} {what}. {_GET_THE_RIGHT_ONE}') from error
+  return archives.open_archive(path, _GET_THE_RIGHT_ONE)
 
 
 def find_pairs(archive: zipfile.ZipFile) -> dict[str, list[Pair]]:
@@ -221,32 +121,14 @@ def find_pairs(archive: zipfile.ZipFile) -> dict[str, list[Pair]]:
   names = archive.namelist()
   pairs = {}
   for split, folder in FOLDERS.items():
-    images = _stems(names, f'{ROOT}/images/{folder}', '.jpg')
-    masks = _stems(names, f'{ROOT}/annotations/{folder}', '.png')
+    images = archives.stems(names, f'{ROOT}/images/{folder}', '.jpg')
+    masks = archives.stems(names, f'{ROOT}/annotations/{folder}', '.png')
     if not images or not masks:
       raise UserError(f'{archive.filename} {_describe_other(names)}')
-    for have, lack, what in (
-      (images, masks, 'no mask'),
-      (masks, images, 'a mask but no image'),
-    ):
-      if missing := sorted(have.keys() - lack.keys()):
-        raise UserError(
-          f'{archive.filename}: {len(missing)} {folder} samples have {what}, '
-          f'the first is {missing[0]}. The archive is incomplete; download '
-          f'it again. {_GET_THE_RIGHT_ONE}'
-        )
-    pairs[split] = [(images[stem], masks[stem]) for stem in sorted(images)]
+    pairs[split] = archives.match_pairs(
+      archive.filename, folder, images, masks, _GET_THE_RIGHT_ONE
+    )
   return pairs
-
-
-def _stems(names: list[str], folder: str, suffix: str) -> dict[str, str]:
-  """Maps stem -> name for the files of one type right in `folder`."""
-  found = {}
-  for name in names:
-    head, tail = posixpath.split(name)
-    if head == folder and tail.endswith(suffix) and not tail.startswith('.'):
-      found[tail.removesuffix(suffix)] = name
-  return found
 
 
 def _describe_other(names: list[str]) -> str:
@@ -279,88 +161,32 @@ def check_counts(
   expected: Mapping[str, int] | None,
 ) -> None:
   """Compares the images per split with `expected` or the zip's comment."""
-  found = {split: len(pairs[split]) for split in FOLDERS}
   if expected is None:
-    expected = counts_from_comment(archive.comment)
+    expected = archives.counts_from_comment(archive.comment, FOLDERS)
   if expected is None:
     raise UserError(
       f'{archive.filename} is not a mini archive: its zip comment does not '
       'say how many images it has. Prepare the release as ade20k; make a '
       'mini archive with: python -m resnest_jax.data.mini --out ZIP'
     )
-  if found != dict(expected):
-    raise UserError(
-      f'{archive.filename} has {found["train"]} training and '
-      f'{found["validation"]} validation images, expected are '
-      f'{expected["train"]} and {expected["validation"]}. It is another or '
-      f'an incomplete release. {_GET_THE_RIGHT_ONE}'
-    )
-
-
-def counts_from_comment(comment: bytes) -> dict[str, int] | None:
-  """Images per split from a zip comment '{"images": {"train": ...}}'."""
-  try:
-    counts = json.loads(comment)['images']
-    return {split: int(counts[split]) for split in FOLDERS}
-  except (ValueError, KeyError, TypeError):
-    return None
-
-
-def fingerprint(archive: zipfile.ZipFile) -> str:
-  """SHA-256 over names, sizes and CRCs of images and masks.
-
-  Equal for two zip files with the same contents, however compressed.
-  """
-  entries = sorted(
-    f'{entry.filename} {entry.file_size} {entry.CRC:08x}'
-    for entry in archive.infolist()
-    if entry.filename.endswith(('.jpg', '.png'))
+  archives.check_counts(
+    archive.filename, pairs, expected, FOLDERS, _GET_THE_RIGHT_ONE
   )
-  return hashlib.sha256('\n'.join(entries).encode()).hexdigest()
-
-
-def read_examples(
-  archive: zipfile.ZipFile, pairs: list[Pair]
-) -> Iterator[dict]:
-  """Yields the checked examples of `pairs`, in order."""
-  # Decoding dominates and releases the interpreter lock. In blocks, as map()
-  # would read everything ahead.
-  threads = min(os.cpu_count() or 1, 8)
-  with ThreadPoolExecutor(threads) as pool:
-    for i in range(0, len(pairs), 8 * threads):
-      block = pairs[i : i + 8 * threads]
-      yield from pool.map(lambda pair: read_example(archive, pair), block)
 
 
 def read_example(archive: zipfile.ZipFile, pair: Pair) -> dict:
   """Reads and checks one image with its mask; keeps the original bytes."""
   image_name, mask_name = pair
-  with _clear_errors(archive, image_name):
-    jpeg = archive.read(image_name)
-  with _clear_errors(archive, mask_name):
-    png = archive.read(mask_name)
-  image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-  where = f'{archive.filename}: {image_name}'
-  if image is None:
-    raise UserError(
-      f'{where} cannot be decoded as an image. {_GET_THE_RIGHT_ONE}'
-    )
-  mask = read_mask(png, f'{archive.filename}: {mask_name}')
-  if image.shape[:2] != mask.shape:
-    raise UserError(
-      f'{where} is {image.shape[1]} x {image.shape[0]} pixels, its mask '
-      f'{mask.shape[1]} x {mask.shape[0]}: they do not belong together. '
-      f'{_GET_THE_RIGHT_ONE}'
-    )
-  stem = posixpath.splitext(posixpath.basename(image_name))[0]
-  height, width = mask.shape
-  return {
-    'image': jpeg,
-    'label': png,
-    'name': stem,
-    'height': height,
-    'width': width,
-  }
+  jpeg = archives.read_entry(archive, image_name, _GET_THE_RIGHT_ONE)
+  png = archives.read_entry(archive, mask_name, _GET_THE_RIGHT_ONE)
+  return archives.make_example(
+    jpeg,
+    png,
+    read_mask(png, f'{archive.filename}: {mask_name}'),
+    name=posixpath.splitext(posixpath.basename(image_name))[0],
+    where=f'{archive.filename}: {image_name}',
+    needed=_GET_THE_RIGHT_ONE,
+  )
 
 
 def read_mask(png: bytes, where: str) -> np.ndarray:
@@ -369,35 +195,11 @@ def read_mask(png: bytes, where: str) -> np.ndarray:
   Returns:
     uint8 (H, W), values 0-150.
   """
-  if png[:8] != b'\x89PNG\r\n\x1a\n' or len(png) < 26:
-    raise UserError(f'{where} is not a PNG file. {_GET_THE_RIGHT_ONE}')
-  bits, colour = png[24], png[25]  # Bit depth and colour type in IHDR.
-  if (bits, colour) != (8, 0):
-    kinds = {0: 'grey', 2: 'RGB', 3: 'palette', 4: 'grey-alpha', 6: 'RGBA'}
-    raise UserError(
-      f'{where} is a {bits}-bit {kinds.get(colour, "strange")} picture; '
-      'masks are 8-bit with a single channel that holds the class number, '
-      f'0-{len(ADE20K.classes)}. Coloured masks are for viewing or belong to '
-      f'another release. {_GET_THE_RIGHT_ONE}'
-    )
-  mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-  if mask is None:
-    raise UserError(f'{where} cannot be decoded. {_GET_THE_RIGHT_ONE}')
-  if (largest := int(mask.max())) > len(ADE20K.classes):
-    raise UserError(
-      f'{where} has the value {largest}; the scene parsing release has 0 '
-      f'(other) to {len(ADE20K.classes)}. {_GET_THE_RIGHT_ONE}'
-    )
-  return mask
-
-
-@contextlib.contextmanager
-def _clear_errors(archive: zipfile.ZipFile, name: str):
-  """Turns what zipfile raises for damaged entries into a `UserError`."""
-  try:
-    yield
-  except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-    raise UserError(
-      f'{archive.filename} is damaged at {name} ({error}). Delete it and '
-      f'download it again. {_GET_THE_RIGHT_ONE}'
-    ) from error
+  largest = len(ADE20K.classes)
+  return archives.read_mask(
+    png,
+    where,
+    allowed=np.arange(256) <= largest,
+    meaning=f'0 (other) to {largest}',
+    needed=_GET_THE_RIGHT_ONE,
+  )

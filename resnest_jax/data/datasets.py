@@ -1,5 +1,6 @@
 """Random access to prepared data: index -> image and mask."""
 
+import dataclasses
 import operator
 import os
 from pathlib import Path
@@ -8,28 +9,70 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from resnest_jax.data.ade20k import MINI, RELEASE, Ade20k
-from resnest_jax.data.labels import ADE20K, LabelSet
+from resnest_jax.data import ade20k, cityscapes
+from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
+from resnest_jax.data.labels import ADE20K, CITYSCAPES, LabelSet
 from resnest_jax.errors import UserError
 
-CONFIGS = {'ade20k': RELEASE, 'ade20k_mini': MINI}
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A data set that `resnest_jax.data.prepare` knows.
+
+  Attributes:
+    builder: class that writes and reads it.
+    config: of the builder.
+    labels: what its masks mean.
+    archive_flag: how `prepare` is told where the archive is, '' if it needs
+      none.
+    hint: to end the message that it is not prepared.
+  """
+
+  builder: type[ArchiveBuilder]
+  config: ArchiveConfig
+  labels: LabelSet
+  archive_flag: str = ''
+  hint: str = ''
+
+
+DATASETS = {
+  'ade20k': Dataset(
+    ade20k.Ade20k,
+    ade20k.RELEASE,
+    ADE20K,
+    f'--archive {ade20k.ROOT}.zip',
+    'Without --archive it downloads the archive (about 970 MB).',
+  ),
+  'ade20k_mini': Dataset(ade20k.Ade20k, ade20k.MINI, ADE20K),
+  'cityscapes': Dataset(
+    cityscapes.Cityscapes,
+    cityscapes.RELEASE,
+    CITYSCAPES,
+    '--archive_dir FOLDER',
+    f'FOLDER holds {cityscapes.IMAGES} and {cityscapes.MASKS} from '
+    f'{cityscapes.URL} (registration needed).',
+  ),
+  'cityscapes_mini': Dataset(
+    cityscapes.Cityscapes, cityscapes.MINI, CITYSCAPES
+  ),
+}
 
 
 def prepare_command(name: str, data_dir: str | os.PathLike) -> str:
   """The command that prepares the data set `name` in `data_dir`."""
-  archive = '--archive ADEChallengeData2016.zip ' if name == 'ade20k' else ''
-  return (
-    f'python -m resnest_jax.data.prepare {name} {archive}--data_dir {data_dir}'
-  )
+  archive = DATASETS[name].archive_flag
+  words = ('python -m resnest_jax.data.prepare', name, archive)
+  return f'{" ".join(filter(None, words))} --data_dir {data_dir}'
 
 
 def open_split(name: str, data_dir: str | os.PathLike, split: str) -> 'Split':
   """Opens a split of a prepared data set.
 
   Args:
-    name: 'ade20k' or 'ade20k_mini'.
+    name: a key of `DATASETS`: 'ade20k', 'cityscapes' or the mini ones.
     data_dir: the folder that was given to `resnest_jax.data.prepare`.
-    split: 'train' or 'validation'.
+    split: 'train' or 'validation'; Cityscapes also has 'test', whose labels
+      are all to be ignored.
 
   Raises:
     UserError: unknown name or split, or data that is not there; the message
@@ -43,9 +86,10 @@ class Split:
 
   `split[i]` is a dict of
     image: uint8 (H, W, 3), RGB.
-    label: uint8 (H, W), train ids 0-149 and 255 for pixels to ignore.
+    label: uint8 (H, W), train ids (positions in
+      `labels.classes`) and 255 for pixels to ignore.
     name: str, the file's stem in the archive.
-  H and W differ from sample to sample.
+  H and W may differ from sample to sample.
 
   Attributes:
     labels: the `LabelSet` of the train ids.
@@ -55,8 +99,8 @@ class Split:
     self.name = name
     self.data_dir = os.fspath(data_dir)
     self.split = split
-    self.labels: LabelSet = ADE20K
     builder = _open_builder(name, self.data_dir)
+    self.labels = DATASETS[name].labels
     if split not in builder.info.splits:
       raise UserError(
         f'{name} has no split {split!r}; it has '
@@ -107,29 +151,25 @@ def _decode(encoded: bytes, flags: int) -> np.ndarray | None:
 
 
 def _directory(name: str, data_dir: str) -> Path:
-  version = str(Ade20k.VERSION)
-  return Path(data_dir, Ade20k.name, CONFIGS[name].name, version)
+  builder, config = DATASETS[name].builder, DATASETS[name].config
+  return Path(data_dir, builder.name, config.name, str(builder.VERSION))
 
 
-def _open_builder(name: str, data_dir: str) -> Ade20k:
+def _open_builder(name: str, data_dir: str) -> ArchiveBuilder:
   """Returns the builder of finished, complete data."""
-  if name not in CONFIGS:
+  if name not in DATASETS:
     raise UserError(
-      f'unknown data set {name!r}; there are {", ".join(CONFIGS)}'
+      f'unknown data set {name!r}; there are {", ".join(DATASETS)}'
     )
-  directory = _directory(name, data_dir)
+  dataset, directory = DATASETS[name], _directory(name, data_dir)
   # Looked for before tfds is asked, which would write into its own folders.
   if not (directory / 'dataset_info.json').is_file():
-    download = (
-      '\nWithout --archive it downloads the archive (about 970 MB).'
-      if CONFIGS[name].url
-      else ''
-    )
     raise UserError(
       f'{name} is not prepared in {data_dir} (there is no {directory}). '
-      f'Prepare it with:\n  {prepare_command(name, data_dir)}{download}'
+      f'Prepare it with:\n  {prepare_command(name, data_dir)}'
+      f'\n{dataset.hint}'.rstrip()
     )
-  builder = Ade20k(config=CONFIGS[name], data_dir=data_dir)
+  builder = dataset.builder(config=dataset.config, data_dir=data_dir)
   if missing := missing_files(builder):
     raise UserError(
       f'{directory} is incomplete: {missing[0]} is missing. Delete the '
@@ -138,7 +178,7 @@ def _open_builder(name: str, data_dir: str) -> Ade20k:
   return builder
 
 
-def missing_files(builder: Ade20k) -> list[str]:
+def missing_files(builder: ArchiveBuilder) -> list[str]:
   """The record files that prepared data should have and does not."""
   paths = [
     str(path)

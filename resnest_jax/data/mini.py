@@ -106,10 +106,8 @@ def write_archive(path: Path, counts: Mapping[str, int], seed: int) -> None:
   """
   comment = archive_comment(counts, seed).encode()
   if path.exists():
-    if zipfile.is_zipfile(path):
-      with zipfile.ZipFile(path) as archive:
-        if archive.comment == comment:
-          return
+    if has_comment(path, comment):
+      return
     raise UserError(
       f'{path} exists and was not written for these --images and this '
       '--seed. Nothing was changed; give another name or delete it.'
@@ -125,6 +123,14 @@ def write_archive(path: Path, counts: Mapping[str, int], seed: int) -> None:
     raise UserError(f'cannot write {path}: {error}') from error
 
 
+def has_comment(path: Path, comment: bytes) -> bool:
+  """Whether `path` is a zip file with this comment."""
+  if not zipfile.is_zipfile(path):
+    return False
+  with zipfile.ZipFile(path) as archive:
+    return archive.comment == comment
+
+
 def _write_contents(
   archive: zipfile.ZipFile, counts: Mapping[str, int], seed: int
 ) -> None:
@@ -138,27 +144,29 @@ def _write_contents(
     for split, (folder, prefix, number) in _SPLITS.items():
       images = f'{_ROOT}/images/{folder}/'
       masks = f'{_ROOT}/annotations/{folder}/'
-      _add(archive, images, b'')
-      _add(archive, masks, b'')
+      add_entry(archive, images, b'')
+      add_entry(archive, masks, b'')
       seeds = [(seed, number, i) for i in range(counts[split])]
       seen[split] = np.zeros(256, np.int64)
       samples = pool.map(_make_sample, seeds)
       for i, (jpeg, png, mask, kind) in enumerate(samples, 1):
         stem = f'{prefix}_{i:08d}'
-        _add(archive, f'{images}{stem}.jpg', jpeg)
-        _add(archive, f'{masks}{stem}.png', png)
+        add_entry(archive, f'{images}{stem}.jpg', jpeg)
+        add_entry(archive, f'{masks}{stem}.png', png)
         scene_lines.append(f'{stem} {kind}\n')
         values = np.bincount(mask.ravel(), minlength=256)
         seen[split] += values > 0
         pixels += values
         done += 1
         report(done, total)
-  _add(archive, f'{_ROOT}/sceneCategories.txt', ''.join(scene_lines).encode())
+  add_entry(
+    archive, f'{_ROOT}/sceneCategories.txt', ''.join(scene_lines).encode()
+  )
   info = _object_info(pixels, seen['train'], seen['validation'])
-  _add(archive, f'{_ROOT}/objectInfo150.txt', info.encode())
+  add_entry(archive, f'{_ROOT}/objectInfo150.txt', info.encode())
 
 
-def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+def add_entry(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
   """Adds an entry with a fixed date, so that the file is reproducible."""
   info = zipfile.ZipInfo(name, date_time=(2016, 7, 26, 0, 0, 0))
   mode = 0o40755 if name.endswith('/') else 0o100644

@@ -334,20 +334,37 @@ def _group_by_shape(
 ) -> Iterator[Batch]:
   """Yields a batch whenever a pair of padded shapes has `batch_size` samples.
 
-  At the end the others follow, by the order in which their first came.
+  At the end the others follow, neighbours in aspect ratio together in shapes
+  that hold them all: a few padded pixels cost less than many empty slots.
   """
   waiting: dict[tuple, list] = {}
   for sample in samples:
-    shapes = (
-      padded_size(sample['image'].shape[:2], bucket),
-      padded_size(sample['label'].shape, bucket),
-    )
+    shapes = _padded_shapes([sample], bucket)
     group = waiting.setdefault(shapes, [])
     group.append(sample)
     if len(group) == batch_size:
       yield _make_eval_batch(waiting.pop(shapes), batch_size, *shapes)
-  for shapes, group in waiting.items():
-    yield _make_eval_batch(group, batch_size, *shapes)
+
+  def aspect(sample: dict[str, Any]) -> tuple:
+    height, width = sample['image'].shape[:2]
+    return width / height, height, sample['label'].shape
+
+  rest = sorted((s for group in waiting.values() for s in group), key=aspect)
+  for start in range(0, len(rest), batch_size):
+    group = rest[start : start + batch_size]
+    yield _make_eval_batch(group, batch_size, *_padded_shapes(group, bucket))
+
+
+def _padded_shapes(
+  samples: Sequence[dict[str, Any]], bucket: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  """The smallest shapes that hold all images, and all labels."""
+  images = np.max([sample['image'].shape[:2] for sample in samples], 0)
+  labels = np.max([sample['label'].shape for sample in samples], 0)
+  return (
+    padded_size(tuple(images.tolist()), bucket),
+    padded_size(tuple(labels.tolist()), bucket),
+  )
 
 
 def make_eval_iterator(

@@ -1,36 +1,38 @@
 """Turns an archive into a data set that training can read.
 
     python -m resnest_jax.data.prepare ade20k --archive ZIP --data_dir DIR
+    python -m resnest_jax.data.prepare cityscapes --archive_dir FOLDER
     python -m resnest_jax.data.prepare ade20k_mini --data_dir DIR
+    python -m resnest_jax.data.prepare cityscapes_mini --data_dir DIR
 
-Without --archive, ade20k is downloaded and ade20k_mini is generated. The data
-appears in DIR/ade20k at once when all of it is written and checked; stopped
-at any moment, the same command starts again. Finished data is never replaced.
+Without --archive, ade20k is downloaded; the mini data sets are generated if no
+archive is given. cityscapes has to be downloaded by hand, which needs a
+registration; FOLDER holds its two zip files. The data appears in DIR (`data`
+if not given) at once when all of it is written and checked; stopped at any
+moment, the same command starts again. Finished data is never replaced.
 """
 
 import argparse
 import contextlib
-import fcntl
 import io
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
 from resnest_jax import errors
-from resnest_jax.data import mini
-from resnest_jax.data.ade20k import (
-  Ade20k,
-  Ade20kConfig,
-  check_counts,
-  find_pairs,
-  fingerprint,
-  open_archive,
+from resnest_jax.data import mini, mini_cityscapes
+from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
+from resnest_jax.data.datasets import (
+  DATASETS,
+  Dataset,
+  missing_files,
+  prepare_command,
 )
-from resnest_jax.data.datasets import CONFIGS, missing_files
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.errors import UserError
+from resnest_jax.runtime import lock_folder
 
 # tfds keeps a split in memory up to here and in temporary files above.
 _TFDS_BUFFER_BYTES = 1000 * 2**20
@@ -42,87 +44,162 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('dataset', choices=CONFIGS)
+  parser.add_argument('dataset', choices=DATASETS)
   parser.add_argument('--data_dir', type=Path, default=Path('data'))
   parser.add_argument(
-    '--archive', type=Path, help='the zip file, as downloaded'
+    '--archive', type=Path, help='the zip file of ADE20K, as downloaded'
+  )
+  parser.add_argument(
+    '--archive_dir', type=Path, help='the folder of the zips of Cityscapes'
   )
   mini.add_arguments(parser)
+  mini_cityscapes.add_size_argument(parser)
   args = parser.parse_args()
-  config = CONFIGS[args.dataset]
-  if config is CONFIGS['ade20k_mini'] and args.archive is None:
-    counts = mini.counts_from_arguments(args)
-    builder = prepare_mini(args.data_dir, counts, args.seed)
+  dataset = DATASETS[args.dataset]
+  archive = archive_from_arguments(args)
+  if archive is None and args.dataset == 'ade20k_mini':
+    builder = prepare_ade20k_mini(args)
+  elif archive is None and args.dataset == 'cityscapes_mini':
+    builder = prepare_cityscapes_mini(args)
   else:
-    builder = prepare(config, args.data_dir, args.archive)
+    builder = prepare(dataset, args.data_dir, archive)
   print_summary(args.dataset, args.data_dir, builder)
 
 
-def prepare_mini(
-  data_dir: Path, counts: Mapping[str, int], seed: int
-) -> Ade20k:
-  """Generates the mini archive in `data_dir`/downloads and prepares it."""
-  builder = Ade20k(config=CONFIGS['ade20k_mini'], data_dir=data_dir)
-  comment = mini.archive_comment(counts, seed)
+def archive_from_arguments(args: argparse.Namespace) -> Path | None:
+  """The archive that was given, None if there is none.
+
+  Raises:
+    UserError: a flag of another data set, or none where one is needed.
+  """
+  city = args.dataset.startswith('cityscapes')
+  if city and args.archive:
+    raise UserError(
+      f'{args.dataset} has two archives: give --archive_dir, the folder that '
+      'holds both, instead of --archive'
+    )
+  if not city and (args.archive_dir or args.size):
+    flag = '--archive_dir' if args.archive_dir else '--size'
+    raise UserError(f'{flag} is for Cityscapes, not for {args.dataset}')
+  if args.dataset == 'cityscapes' and args.archive_dir is None:
+    raise UserError(
+      f'cityscapes cannot be downloaded by itself: '
+      f'{DATASETS["cityscapes"].hint} Then run:\n  '
+      f'{prepare_command("cityscapes", args.data_dir)}'
+    )
+  return args.archive_dir if city else args.archive
+
+
+def prepare_ade20k_mini(args: argparse.Namespace) -> ArchiveBuilder:
+  """Generates the mini ADE20K of --images and --seed and prepares it."""
+  counts = mini.counts_from_arguments(args)
+  name = f'ade20k_mini_{"_".join(map(str, counts.values()))}_seed{args.seed}'
+  return _prepare_generated(
+    DATASETS['ade20k_mini'],
+    args.data_dir,
+    f'{name}.zip',
+    mini.archive_comment(counts, args.seed),
+    lambda path: mini.write_archive(path, counts, args.seed),
+  )
+
+
+def prepare_cityscapes_mini(args: argparse.Namespace) -> ArchiveBuilder:
+  """Generates the mini Cityscapes of --images, --seed and --size."""
+  counts = mini_cityscapes.counts_from_arguments(args)
+  size = mini_cityscapes.size_from_arguments(args)
+  numbers = '_'.join(map(str, (*counts.values(), *size)))
+  what = counts, args.seed, size
+  return _prepare_generated(
+    DATASETS['cityscapes_mini'],
+    args.data_dir,
+    f'cityscapes_mini_{numbers}_seed{args.seed}',
+    mini_cityscapes.archive_comment(*what),
+    lambda folder: mini_cityscapes.write_archives(folder, *what),
+  )
+
+
+def _prepare_generated(
+  dataset: Dataset,
+  data_dir: Path,
+  name: str,
+  comment: str,
+  write: Callable[[Path], None],
+) -> ArchiveBuilder:
+  """Generates an archive in `data_dir`/downloads and prepares it.
+
+  Args:
+    dataset: a mini one.
+    data_dir: where prepared data lies.
+    name: of the archive or of its folder.
+    comment: that it will have; tells whether the right one is there.
+    write: function of the path that writes the archive.
+  """
+  builder = dataset.builder(config=dataset.config, data_dir=data_dir)
   if is_finished(builder):
     if builder.info.metadata['comment'] != comment:
       raise _already_other(builder, comment)
     print(f'Already prepared: {builder.data_path}')
     return builder
-  name = f'ade20k_mini_{"_".join(map(str, counts.values()))}_seed{seed}.zip'
-  archive = data_dir / 'downloads' / name
   with _exclusive(data_dir):
-    mini.write_archive(archive, counts, seed)
-  return prepare(CONFIGS['ade20k_mini'], data_dir, archive)
+    write(data_dir / 'downloads' / name)
+  return prepare(dataset, data_dir, data_dir / 'downloads' / name)
 
 
 def prepare(
-  config: Ade20kConfig, data_dir: Path, archive: Path | None = None
-) -> Ade20k:
+  dataset: Dataset, data_dir: Path, archive: Path | None = None
+) -> ArchiveBuilder:
   """Checks `archive` and writes it as records; does nothing if that is done.
 
   Args:
-    config: which archive is expected.
+    dataset: which archive is expected, and who writes it.
     data_dir: where prepared data lies; made if needed.
-    archive: the zip file; None: it is downloaded to `data_dir`/downloads.
+    archive: the zip file, or the folder of several; None: it is downloaded to
+      `data_dir`/downloads.
 
   Raises:
     UserError: an archive that is damaged or another release, too little disk
       space, or `data_dir` already has data from another archive.
   """
-  if archive is not None:
-    contents = _examine(config, archive)  # Before anything is written.
+  make, config = dataset.builder, dataset.config
+  if archive is not None:  # Before anything is written.
+    contents = make.open_contents(config, archive)
+    contents.close()
   elif config.url is None:
-    raise UserError(f'{config.name} cannot be downloaded; pass --archive')
+    raise UserError(f'{config.name} cannot be downloaded; pass the archive')
   with _exclusive(data_dir):
-    builder = Ade20k(config=config, data_dir=data_dir)
+    builder = make(config=config, data_dir=data_dir)
     if is_finished(builder):
-      if archive and contents != builder.info.metadata['fingerprint']:
+      if archive and contents.fingerprint != _fingerprint(builder):
         raise _already_other(builder, archive)
       print(f'Already prepared: {builder.data_path}')
       return builder
     _remove_unfinished(builder, data_dir)
-    _check_disk_space(config, data_dir, archive)
+    size = contents.num_bytes() if archive else None
+    _check_disk_space(config, data_dir, size)
     with progress_bar('checking and writing') as on_progress:
-      builder = Ade20k(
+      builder = make(
         config=config,
         data_dir=data_dir,
         archive=archive,
         on_progress=on_progress,
       )
-      # tfds prints about sizes that it does not know, and its bars are many.
-      tfds.disable_progress_bar()
-      with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(
-          download_dir=data_dir / 'downloads',
-          download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-          file_format='array_record',
-        )
+      _write_records(builder, data_dir)
     _remove_empty(data_dir / 'downloads' / 'extracted', data_dir / 'downloads')
     return builder
 
 
-def is_finished(builder: Ade20k) -> bool:
+def _write_records(builder: ArchiveBuilder, data_dir: Path) -> None:
+  # tfds prints about sizes that it does not know, and its bars are many.
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):
+    builder.download_and_prepare(
+      download_dir=data_dir / 'downloads',
+      download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+      file_format='array_record',
+    )
+
+
+def is_finished(builder: ArchiveBuilder) -> bool:
   """Whether the data is there; a `UserError` if only parts of it are."""
   if not builder.data_path.exists():
     return False
@@ -134,14 +211,11 @@ def is_finished(builder: Ade20k) -> bool:
   return True
 
 
-def _examine(config: Ade20kConfig, path: Path) -> str:
-  """Checks an archive's table of contents; returns its fingerprint."""
-  with open_archive(path) as archive:
-    check_counts(archive, find_pairs(archive), config.counts)
-    return fingerprint(archive)
+def _fingerprint(builder: ArchiveBuilder) -> str:
+  return builder.info.metadata['fingerprint']
 
 
-def _already_other(builder: Ade20k, asked: object) -> UserError:
+def _already_other(builder: ArchiveBuilder, asked: object) -> UserError:
   return UserError(
     f'{builder.data_path} was prepared from another archive '
     f'({_origin(builder)}) than the one given now ({asked}). Nothing was '
@@ -149,12 +223,12 @@ def _already_other(builder: Ade20k, asked: object) -> UserError:
   )
 
 
-def _origin(builder: Ade20k) -> str:
+def _origin(builder: ArchiveBuilder) -> str:
   images = {name: s.num_examples for name, s in builder.info.splits.items()}
   return builder.info.metadata['comment'] or str(images)
 
 
-def _remove_unfinished(builder: Ade20k, data_dir: Path) -> None:
+def _remove_unfinished(builder: ArchiveBuilder, data_dir: Path) -> None:
   """Deletes what a killed run left behind; call with the lock held."""
   for path in Path(builder.data_path).parent.glob('incomplete.*'):
     shutil.rmtree(path)
@@ -169,12 +243,12 @@ def _remove_empty(*folders: Path) -> None:
 
 
 def _check_disk_space(
-  config: Ade20kConfig, data_dir: Path, archive: Path | None
+  config: ArchiveConfig, data_dir: Path, archive_bytes: int | None
 ) -> None:
   """Records are as large as the archive: both hold compressed pictures."""
-  size = archive.stat().st_size if archive else config.download_bytes
+  size = archive_bytes or config.download_bytes
   needed = size * 1.05
-  if archive is None:
+  if archive_bytes is None:
     needed += size
   if size > _TFDS_BUFFER_BYTES:
     needed += size
@@ -192,31 +266,25 @@ def _exclusive(data_dir: Path) -> Iterator[None]:
 
   The lock ends with the process, however that ends.
   """
-  try:
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with open(data_dir / '.prepare.lock', 'w') as lock:
-      try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        raise UserError(
-          f'another process prepares data in {data_dir} just now. Wait until '
-          'it is done.'
-        ) from error
+  with lock_folder(data_dir, 'prepares data in'):
+    try:
       yield
-  except OSError as error:
-    raise UserError(
-      f'cannot write to {data_dir}: {error}. Free some space or give another '
-      '--data_dir, then run the same command again.'
-    ) from error
+    except OSError as error:
+      raise UserError(
+        f'cannot write to {data_dir}: {error}. Make sure that there is space '
+        'and that you may write there, or give another --data_dir; then run '
+        'the same command again.'
+      ) from error
 
 
-def print_summary(dataset: str, data_dir: Path, builder: Ade20k) -> None:
+def print_summary(
+  dataset: str, data_dir: Path, builder: ArchiveBuilder
+) -> None:
   """Says what is there, how large it is, and what to do with it."""
   infos = builder.info.splits
   size = sum(info.num_bytes for info in infos.values())
-  config = 'configs/ade20k_pspnet.py'
-  if dataset == 'ade20k_mini':
-    config += ':mini'
+  family, _, variant = dataset.partition('_')
+  config = f'configs/{family}_pspnet.py{":mini" if variant else ""}'
   options = ''
   if data_dir != Path('data'):
     options = f'--config.data.data_dir={data_dir} '

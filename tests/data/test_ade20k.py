@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from resnest_jax.data import ade20k
+from resnest_jax.data import ade20k, archives
 from resnest_jax.data.ade20k import Ade20k
 from resnest_jax.data.datasets import open_split
 from resnest_jax.errors import UserError
@@ -322,8 +322,8 @@ def test_fingerprint_is_of_the_contents(tmp_path):
   other = write_zip(
     tmp_path / 'c.zip', entries | sample_entries(png=PNG[:-1] + b'\0')
   )
-  assert ade20k.fingerprint(one) == ade20k.fingerprint(two)
-  assert ade20k.fingerprint(one) != ade20k.fingerprint(other)
+  assert archives.fingerprint(one) == archives.fingerprint(two)
+  assert archives.fingerprint(one) != archives.fingerprint(other)
 
 
 # ---- What is no sample -----------------------------------------------------

@@ -14,13 +14,15 @@ import zipfile
 import pytest
 
 from resnest_jax.data import mini
-from resnest_jax.data.ade20k import Ade20k, Ade20kConfig
-from resnest_jax.data.datasets import CONFIGS, open_split
+from resnest_jax.data.ade20k import Ade20k
+from resnest_jax.data.archives import ArchiveConfig
+from resnest_jax.data.datasets import DATASETS, Dataset, open_split
+from resnest_jax.data.labels import ADE20K
 from resnest_jax.data.prepare import prepare
 from resnest_jax.errors import UserError
 
 PREPARE = '-m', 'resnest_jax.data.prepare'
-MINI = CONFIGS['ade20k_mini']
+MINI = DATASETS['ade20k_mini']
 
 
 def snapshot(folder):
@@ -169,7 +171,7 @@ def test_damage_found_late_leaves_nothing_behind(mini_archive, tmp_path):
 
 
 def test_two_at_once(mini_archive, tmp_path):
-  with open(tmp_path / '.prepare.lock', 'w') as lock:
+  with open(tmp_path / '.lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     with pytest.raises(UserError, match=r'another process prepares'):
       prepare(MINI, tmp_path, mini_archive)
@@ -217,10 +219,11 @@ def server(mini_archive, monkeypatch):
     server.shutdown()
 
 
-def loopback_config(server, **kwargs):
+def loopback(server, **kwargs):
   port = server.server_address[1]
   url = f'http://127.0.0.1:{port}/ADEChallengeData2016.zip'
-  return Ade20kConfig(name='loopback', **({'url': url} | kwargs))
+  config = ArchiveConfig(name='loopback', **({'url': url} | kwargs))
+  return Dataset(Ade20k, config, ADE20K)
 
 
 def downloaded(data_dir):
@@ -231,7 +234,7 @@ def downloaded(data_dir):
 
 def test_download(server, tmp_path):
   sha1 = hashlib.sha1(server.body).hexdigest()
-  builder = prepare(loopback_config(server, sha1=sha1), tmp_path)
+  builder = prepare(loopback(server, sha1=sha1), tmp_path)
   assert server.requests == 1
   counts = {k: v.num_examples for k, v in builder.info.splits.items()}
   assert counts == {'train': 24, 'validation': 8}
@@ -241,42 +244,42 @@ def test_download(server, tmp_path):
 
 def test_download_is_not_repeated(server, tmp_path):
   """After an interruption between download and records, say."""
-  builder = prepare(loopback_config(server), tmp_path)
+  builder = prepare(loopback(server), tmp_path)
   shutil.rmtree(builder.data_path)
-  prepare(loopback_config(server), tmp_path)
+  prepare(loopback(server), tmp_path)
   assert server.requests == 1
 
 
 def test_download_with_wrong_checksum(server, tmp_path):
-  config = loopback_config(server, sha1='0' * 40)
+  dataset = loopback(server, sha1='0' * 40)
   with pytest.raises(UserError, match=r'SHA-1 is .*, expected 000.*deleted'):
-    prepare(config, tmp_path)
+    prepare(dataset, tmp_path)
   assert downloaded(tmp_path) == []
-  assert not Ade20k(config=config, data_dir=tmp_path).is_prepared()
+  assert not Ade20k(config=dataset.config, data_dir=tmp_path).is_prepared()
 
 
 def test_interrupted_download(server, tmp_path):
   server.send = 100_000
   with pytest.raises(UserError, match=r'(?s)could not download .*--archive'):
-    prepare(loopback_config(server), tmp_path)
+    prepare(loopback(server), tmp_path)
   (part,) = downloaded(tmp_path)
   assert part.stat().st_size < len(server.body)
   server.send = None
-  prepare(loopback_config(server), tmp_path)
+  prepare(loopback(server), tmp_path)
   assert not part.exists()
   (whole,) = downloaded(tmp_path)
   assert whole.read_bytes() == server.body
 
 
 def test_nothing_at_the_address(server, tmp_path):
-  config = loopback_config(server)
-  config.url += '.gone'
+  dataset = loopback(server)
+  dataset.config.url += '.gone'
   with pytest.raises(UserError, match=r'could not download .*404'):
-    prepare(config, tmp_path)
+    prepare(dataset, tmp_path)
 
 
 def test_too_little_disk_space(server, tmp_path):
-  config = loopback_config(server, download_bytes=10**18)
+  dataset = loopback(server, download_bytes=10**18)
   with pytest.raises(UserError, match=r'GB free, about 3050000000.00 GB'):
-    prepare(config, tmp_path)
+    prepare(dataset, tmp_path)
   assert server.requests == 0

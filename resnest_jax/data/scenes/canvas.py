@@ -23,6 +23,11 @@ ID = {
     *('wall', 'floor', 'ceiling', 'windowpane', 'painting', 'bed'),
   )
 }
+# What only the city has.
+CITY_ID = {
+  name: ADE20K.classes.index(name) + 1
+  for name in ('sidewalk', 'pole', 'signboard')
+}
 
 # A factor for the brightness of a surface at x, y, 0-1 within its box.
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -6,7 +6,14 @@ import cv2
 import numpy as np
 
 from resnest_jax.data.scenes import things
-from resnest_jax.data.scenes.canvas import ID, Canvas, colour, fbm, tiled
+from resnest_jax.data.scenes.canvas import (
+  CITY_ID,
+  ID,
+  Canvas,
+  colour,
+  fbm,
+  tiled,
+)
 
 # How near and far things stand, in metres.
 _RANGES = {
@@ -16,19 +23,21 @@ _RANGES = {
   things.rear_car: (4.0, 7.5),
   things.person: (2.3, 3.8),
   things.clutter: (3.5, 10.0),
+  things.lamp_post: (3.0, 9.0),
+  things.traffic_sign: (3.0, 7.0),
 }
 
 
 def street(canvas: Canvas) -> None:
   """Houses, cars and people along a road or across one."""
-  _sky(canvas)
+  sky(canvas)
   if canvas.rng.random() < 0.3:
     _mountains(canvas)
-  ground = _grass(canvas)
+  ground = grass(canvas)
   along = canvas.rng.random() < 0.5
   car = _road(canvas, ground, along)
   _building_row(canvas, along)
-  _stand(
+  stand(
     canvas,
     (car, 'road', 1, 3),
     (things.tree, 'grass', 0, 3),
@@ -40,14 +49,14 @@ def street(canvas: Canvas) -> None:
 def country(canvas: Canvas) -> None:
   """A road through meadows, or a lonely house."""
   rng = canvas.rng
-  _sky(canvas)
+  sky(canvas)
   if rng.random() < 0.8:
     _mountains(canvas)
-  ground = _grass(canvas)
+  ground = grass(canvas)
   main = things.building, 'grass', 1, 1
   if rng.random() < 0.75:
     main = _road(canvas, ground, rng.random() < 0.7), 'road', 0, 2
-  _stand(
+  stand(
     canvas,
     main,
     (things.tree, 'grass', 1, 5),
@@ -58,11 +67,11 @@ def country(canvas: Canvas) -> None:
 
 def lake(canvas: Canvas) -> None:
   """Water, mostly below mountains, with trees and people on the bank."""
-  _sky(canvas)
+  sky(canvas)
   if canvas.rng.random() < 0.85:
     _mountains(canvas)
-  _water(canvas, _grass(canvas))
-  _stand(
+  _water(canvas, grass(canvas))
+  stand(
     canvas,
     (things.tree, 'grass', 1, 3),
     (things.person, 'grass', 0, 2),
@@ -72,11 +81,11 @@ def lake(canvas: Canvas) -> None:
 
 def park(canvas: Canvas) -> None:
   """Trees and people on a meadow, some houses, sometimes a pond."""
-  _sky(canvas)
-  ground = _grass(canvas)
+  sky(canvas)
+  ground = grass(canvas)
   if canvas.rng.random() < 0.4:
     _water(canvas, ground)
-  _stand(
+  stand(
     canvas,
     (things.building, 'grass', 0, 2),
     (things.tree, 'grass', 2, 5),
@@ -85,7 +94,7 @@ def park(canvas: Canvas) -> None:
   )
 
 
-def _sky(canvas: Canvas) -> None:
+def sky(canvas: Canvas) -> None:
   """Blue, overcast or evening sky with clouds, over the whole picture."""
   rng = canvas.rng
   mood = rng.choice(3, p=[0.6, 0.25, 0.15])
@@ -136,7 +145,7 @@ def _mountains(canvas: Canvas) -> None:
 
 
 @dataclasses.dataclass
-class _Ground:
+class Ground:
   """Where each pixel below the horizon meets the plane Y = 0, in metres."""
 
   below: np.ndarray
@@ -145,16 +154,16 @@ class _Ground:
   fade: np.ndarray  # 1 near, 0 far: hides detail finer than a pixel.
 
 
-def _ground(canvas: Canvas) -> _Ground:
+def _ground(canvas: Canvas) -> Ground:
   x, y = canvas.grid()
   below = np.broadcast_to(y > canvas.horizon, canvas.mask.shape)
   z = canvas.f * canvas.eye / np.maximum(y - canvas.horizon, 0.5)
   z = np.broadcast_to(z, canvas.mask.shape)
   fade = np.clip(1.4 - z / 25, 0, 1)
-  return _Ground(below, (x - canvas.cx) * z / canvas.f, z, fade)
+  return Ground(below, (x - canvas.cx) * z / canvas.f, z, fade)
 
 
-def _grass(canvas: Canvas) -> _Ground:
+def grass(canvas: Canvas) -> Ground:
   """Green, dry or brownish meadow on all the ground."""
   rng = canvas.rng
   ground = _ground(canvas)
@@ -170,7 +179,7 @@ def _grass(canvas: Canvas) -> _Ground:
   return ground
 
 
-def _road(canvas: Canvas, ground: _Ground, along: bool):
+def _road(canvas: Canvas, ground: Ground, along: bool):
   """A road away from the camera (`along`) or across the view.
 
   Returns:
@@ -185,6 +194,27 @@ def _road(canvas: Canvas, ground: _Ground, along: bool):
   else:
     side = ground.z - rng.uniform(5, 7) - half * 0.6
     forward = ground.x
+  asphalt(canvas, ground, side, forward, half)
+  return things.rear_car if along else things.side_car
+
+
+def asphalt(
+  canvas: Canvas,
+  ground: Ground,
+  side: np.ndarray,
+  forward: np.ndarray,
+  half: float,
+) -> None:
+  """Paints a road, mostly with lines.
+
+  Args:
+    canvas: to paint on.
+    ground: of the canvas.
+    side: (H, W), metres to the right of the road's middle.
+    forward: (H, W), metres along the road.
+    half: half the road's width in metres.
+  """
+  rng = canvas.rng
   where = ground.below & (np.abs(side) < half) & (ground.z < 150)
   base = colour(rng, (0, 360), (0, 0.12), (0.22, 0.55))
   if rng.random() < 0.2:  # Unpaved.
@@ -200,10 +230,9 @@ def _road(canvas: Canvas, ground: _Ground, along: bool):
     white = colour(rng, (40, 55), (0, 0.5), (0.75, 0.95))
     paint = np.where(lines[..., None], white * bright[..., None], paint)
   canvas.paint(where, paint, ID['road'])
-  return things.rear_car if along else things.side_car
 
 
-def _water(canvas: Canvas, ground: _Ground) -> None:
+def _water(canvas: Canvas, ground: Ground) -> None:
   """A lake with a ragged shore, in which the background is mirrored."""
   rng = canvas.rng
   height, width = canvas.mask.shape
@@ -252,19 +281,19 @@ def _building_row(canvas: Canvas, along: bool) -> None:
       x += step
 
 
-def _stand(canvas: Canvas, *groups: tuple) -> None:
+def stand(canvas: Canvas, *groups: tuple) -> None:
   """Places things on the ground and draws them, the far ones first.
 
   Args:
     canvas: with its ground painted.
     *groups: (function of (canvas, x, z), class of the ground to stand on or
-      None for any dry ground, least number, greatest number).
+      None for grass and road, least number, greatest number).
   """
   rng = canvas.rng
   ground = canvas.mask.copy()
-  placed = []
+  placed, values = [], ID | CITY_ID
   for draw, on, least, most in groups:
-    allowed = [ID[on]] if on else [ID['grass'], ID['road']]
+    allowed = [values[on]] if on else [ID['grass'], ID['road']]
     for _ in range(int(rng.integers(least, most + 1))):
       if (place := _find_place(canvas, ground, draw, allowed)) is not None:
         placed.append((*place, draw))

@@ -45,11 +45,11 @@ def draw_scene(
   size = round(height * OVERSAMPLING), round(width * OVERSAMPLING)
   canvas = Canvas(rng, *size)
   KINDS[kind][0](canvas)
-  image = _develop(rng, canvas.image, height, width)
-  return image, _annotate(rng, canvas.mask, height, width), kind
+  image = develop(rng, canvas.image, height, width)
+  return image, annotate(rng, canvas.mask, height, width), kind
 
 
-def _develop(
+def develop(
   rng: np.random.Generator, image: np.ndarray, height: int, width: int
 ) -> np.ndarray:
   """What a camera makes of the scene: exposure, colour cast, blur, noise."""
@@ -69,7 +69,7 @@ def _develop(
   return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _annotate(
+def annotate(
   rng: np.random.Generator, mask: np.ndarray, height: int, width: int
 ) -> np.ndarray:
   """The mask as annotators leave it: some borders are "other"."""

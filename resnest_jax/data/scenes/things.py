@@ -1,4 +1,4 @@
-"""Things that stand outdoors: trees, cars, people, buildings, clutter.
+"""Things that stand outdoors: trees, cars, people, houses, signs, clutter.
 
 Each is a function (canvas, x, z) that draws one of random looks with its foot
 at X = x, Y = 0, Z = z.
@@ -7,6 +7,7 @@ at X = x, Y = 0, Z = z.
 import numpy as np
 
 from resnest_jax.data.scenes.canvas import (
+  CITY_ID,
   ID,
   OTHER,
   Canvas,
@@ -251,3 +252,45 @@ def clutter(canvas: Canvas, x: float, z: float) -> None:
   else:
     half, tall = rng.uniform(0.25, 0.5), rng.uniform(0.4, 0.9)
     thing.box((-half, half), (0, tall), paint, shade=0.4)
+
+
+def _post(canvas: Canvas, x: float, z: float, tall: float) -> Figure:
+  """A round post `tall` metres high; the figure has metres as units."""
+  rng = canvas.rng
+  post = _figure(canvas, x, z, 1, CITY_ID['pole'], int(rng.choice([-1, 1])))
+  half = rng.uniform(0.07, 0.12)
+  paint = colour(rng, (0, 360), (0, 0.3), (0.2, 0.7))
+  post.shadow(0.3, 0.08)
+  post.box((-half, half), (0, tall), paint, shade=0.9)
+  return post
+
+
+def lamp_post(canvas: Canvas, x: float, z: float) -> None:
+  """A street lamp: a post with an arm."""
+  tall = canvas.rng.uniform(4, 7)
+  post = _post(canvas, x, z, tall)
+  reach = canvas.rng.uniform(0.4, 1.2)
+  post.box((0, reach), (tall - 0.12, tall), (0.35,) * 3)
+  post.ellipse(reach, tall - 0.1, 0.35, 0.12, (0.8, 0.8, 0.75))
+
+
+def traffic_sign(canvas: Canvas, x: float, z: float) -> None:
+  """A round, triangular or rectangular sign with a border, on a post."""
+  rng = canvas.rng
+  tall = rng.uniform(1.9, 2.8)
+  post = _post(canvas, x, z, tall)
+  sign = _figure(canvas, x, z, rng.uniform(0.35, 0.5), CITY_ID['signboard'])
+  sign.y -= tall * post.scale
+  border = colour(rng, (-15, 10), (0.75, 0.95), (0.5, 0.85))
+  inside = np.array([0.9, 0.9, 0.85])
+  kind = rng.integers(4)
+  if kind == 0:
+    border, inside = colour(rng, (200, 230), (0.7, 0.95), (0.4, 0.8)), border
+  for size, paint in ((1, border), (0.72, inside)):
+    if kind < 2:
+      sign.ellipse(0, 0, size, size, paint, grain=0.04)
+    elif kind == 2:
+      corners = (-size, 0, size), (-0.7 * size, size, -0.7 * size)
+      sign.polygon(*corners, paint, grain=0.04)
+    else:
+      sign.box((-size, size), (-0.7 * size, 0.7 * size), paint, grain=0.04)

@@ -1,0 +1,435 @@
+"""What the builders have in common: zip files of images and index masks.
+
+A builder streams the official archive, checks every pair of image and mask
+and stores their original bytes as ArrayRecord, in the archive's order.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import posixpath
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from resnest_jax.errors import UserError
+
+# (image, mask) names in the archive.
+Pair = tuple[str, str]
+
+_COLOUR_TYPES = {
+  0: 'grey',
+  2: 'RGB',
+  3: 'palette',
+  4: 'grey-alpha',
+  6: 'RGBA',
+}
+
+
+@dataclasses.dataclass(eq=False)
+class ArchiveConfig(tfds.core.BuilderConfig):
+  """Which archive is expected.
+
+  Attributes:
+    url: where tfds downloads it; None: the archive must be given.
+    sha1: of the downloaded file, 40 hex digits; None: not checked.
+    download_bytes: about how large the download is, for the disk check.
+    counts: images per split; None: what the zip file's comment says, see
+      `counts_from_comment` (the generators of mini archives write it).
+    size: width and height of every image in pixels; None: any, or what the
+      zip file's comment says.
+  """
+
+  url: str | None = None
+  sha1: str | None = None
+  download_bytes: int = 0
+  counts: Mapping[str, int] | None = None
+  size: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contents:
+  """What opened archives hold: listed and compared, not read yet.
+
+  Attributes:
+    archives: the open zip files.
+    pairs: of each split, in the order in which they are stored.
+    read: function of a pair; the checked example.
+    fingerprint: see `fingerprint`.
+    comment: of the zip files.
+  """
+
+  archives: tuple[zipfile.ZipFile, ...]
+  pairs: dict[str, list[Pair]]
+  read: Callable[[Pair], dict]
+  fingerprint: str
+  comment: str
+
+  def num_bytes(self) -> int:
+    """Size of the zip files."""
+    return sum(os.path.getsize(archive.filename) for archive in self.archives)
+
+  def close(self) -> None:
+    for archive in self.archives:
+      archive.close()
+
+
+class _LocalInfo(tfds.core.DatasetInfo):
+  """Does not ask tfds' bucket, which leaves a folder in /tmp each time."""
+
+  def initialize_from_bucket(self) -> None:
+    pass
+
+
+# Registered names are for tfds.load; tfds has a `cityscapes` of its own.
+class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Writes and reads `DATA_DIR/NAME/CONFIG/1.0.0`.
+
+  Examples hold 'image' and 'label' (encoded, as in the archive), 'name',
+  'height' and 'width' in pixels.
+
+  Args:
+    data_dir: where prepared data lies.
+    config: an `ArchiveConfig`, or the name of one of the builder's own.
+    version: as for every tfds builder.
+    archive: path of the zip file, or of the folder that holds several; None:
+      tfds downloads it.
+    on_progress: called with (images done, images in all).
+  """
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012
+  HOMEPAGE = ''
+  IMAGE_FORMAT = 'jpeg'
+
+  def __init__(
+    self,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    config: str | ArchiveConfig | None = None,
+    version: str | None = None,
+    archive: str | os.PathLike | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+  ):
+    super().__init__(data_dir=data_dir, config=config, version=version)
+    self._archive = archive
+    self._on_progress = on_progress
+
+  @staticmethod
+  def open_contents(config: ArchiveConfig, path: str | os.PathLike) -> Contents:
+    """Opens and compares what `path` names with what `config` expects.
+
+    Raises:
+      UserError: damaged, incomplete, or something else.
+    """
+    raise NotImplementedError
+
+  def _download(self, dl_manager) -> Path:
+    raise UserError(
+      f'{self.name}/{self.builder_config.name} cannot be downloaded; give the '
+      'archive'
+    )
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return _LocalInfo(
+      builder=self,
+      description='Scene parsing: images with a class for every pixel.',
+      homepage=self.HOMEPAGE,
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(encoding_format=self.IMAGE_FORMAT),
+          'label': tfds.features.Image(
+            shape=(None, None, 1), encoding_format='png'
+          ),
+          'name': tfds.features.Text(),
+          'height': np.int32,
+          'width': np.int32,
+        }
+      ),
+      # The archive's order; training shuffles while it reads.
+      disable_shuffling=True,
+      metadata=tfds.core.MetadataDict(),
+    )
+
+  def _split_generators(self, dl_manager):
+    path = self._archive or self._download(dl_manager)
+    contents = self.open_contents(self.builder_config, path)
+    self.info.metadata['fingerprint'] = contents.fingerprint
+    self.info.metadata['comment'] = contents.comment
+    total = sum(map(len, contents.pairs.values()))
+    done = itertools.count(1)
+    return {
+      split: self._generate_examples(contents.read, pairs, done, total)
+      for split, pairs in contents.pairs.items()
+    }
+
+  def _generate_examples(self, read, pairs, done, total):
+    # Without shuffling, tfds sorts by integer keys. It also spreads them over
+    # its temporary files as if they were 128-bit hashes: take the full range.
+    step = 2**128 // max(len(pairs), 1)
+    for i, example in enumerate(_read_all(read, pairs)):
+      yield i * step, example
+      self._on_progress(next(done), total)
+
+
+def _read_all(
+  read: Callable[[Pair], dict], pairs: list[Pair]
+) -> Iterator[dict]:
+  """Yields the checked examples of `pairs`, in order."""
+  # Decoding dominates and releases the interpreter lock. In blocks, as map()
+  # would read everything ahead.
+  threads = min(os.cpu_count() or 1, 8)
+  with ThreadPoolExecutor(threads) as pool:
+    for i in range(0, len(pairs), 8 * threads):
+      yield from pool.map(read, pairs[i : i + 8 * threads])
+
+
+def open_archive(path: str | os.PathLike, needed: str) -> zipfile.ZipFile:
+  """Opens the zip file `path`.
+
+  Raises:
+    UserError: that is not possible; the message ends with `needed`, the
+      sentence that says which archive it should be.
+  """
+  path = Path(path)
+  if path.is_dir():
+    raise UserError(
+      f'{path} is a folder. Pass the zip file itself, as downloaded; it need '
+      f'not be unpacked. {needed}'
+    )
+  if not path.exists():
+    raise UserError(f'there is no file {path}. {needed}')
+  try:
+    return zipfile.ZipFile(path)
+  except (zipfile.BadZipFile, OSError) as error:
+    size = path.stat().st_size
+    if size and tarfile.is_tarfile(path):
+      what = 'is a tar archive, not a zip file'
+    else:
+      what = (
+        f'is not a readable zip file ({error}). With {size} bytes it is '
+        'probably an interrupted download or an error page: delete it and '
+        'download it again'
+      )
+    raise UserError(f'{path} {what}. {needed}') from error
+
+
+def stems(names: list[str], folder: str, suffix: str) -> dict[str, str]:
+  """Maps stem -> name for the files of one type right in `folder`."""
+  found = {}
+  for name in names:
+    head, tail = posixpath.split(name)
+    if head == folder and tail.endswith(suffix) and not tail.startswith('.'):
+      found[tail.removesuffix(suffix)] = name
+  return found
+
+
+def match_pairs(
+  where: str,
+  folder: str,
+  images: Mapping[str, str],
+  masks: Mapping[str, str],
+  needed: str,
+) -> list[Pair]:
+  """Pairs the files of one split, sorted by stem.
+
+  Args:
+    where: the archive, to begin messages with.
+    folder: the split, as the archive calls it.
+    images: stem -> name in the archive.
+    masks: stem -> name in the archive.
+    needed: see `open_archive`.
+
+  Raises:
+    UserError: an image without mask or the reverse.
+  """
+  for have, lack, what in (
+    (images, masks, 'no mask'),
+    (masks, images, 'a mask but no image'),
+  ):
+    if missing := sorted(have.keys() - lack.keys()):
+      raise UserError(
+        f'{where}: {len(missing)} {folder} samples have {what}, the first is '
+        f'{missing[0]}. The archive is incomplete; download it again. {needed}'
+      )
+  return [(images[stem], masks[stem]) for stem in sorted(images)]
+
+
+def check_counts(
+  where: str,
+  pairs: Mapping[str, list[Pair]],
+  expected: Mapping[str, int],
+  folders: Mapping[str, str],
+  needed: str,
+) -> None:
+  """Compares the images per split with `expected`.
+
+  Args:
+    where: the archive, to begin the message with.
+    pairs: those of each split.
+    expected: how many each split should have.
+    folders: what the archive calls each split.
+    needed: see `open_archive`.
+  """
+  found = {split: len(pairs[split]) for split in folders}
+  if found != {split: expected[split] for split in folders}:
+    has = enumeration(f'{found[split]} {folders[split]}' for split in folders)
+    wanted = enumeration(str(expected[split]) for split in folders)
+    raise UserError(
+      f'{where} has {has} images, expected are {wanted}. It is another or an '
+      f'incomplete release. {needed}'
+    )
+
+
+def enumeration(words: Iterator[str]) -> str:
+  """'a, b and c'."""
+  *first, last = words
+  return f'{", ".join(first)} and {last}' if first else last
+
+
+def counts_from_comment(
+  comment: bytes, splits: Collection[str]
+) -> dict[str, int] | None:
+  """Images per split from a zip comment '{"images": {"train": ...}}'."""
+  try:
+    counts = json.loads(comment)['images']
+    return {split: int(counts[split]) for split in splits}
+  except (ValueError, KeyError, TypeError):
+    return None
+
+
+def fingerprint(
+  *archives: zipfile.ZipFile, names: Collection[str] | None = None
+) -> str:
+  """SHA-256 over names, sizes and CRCs of images and masks.
+
+  Equal for two zip files with the same contents, however compressed.
+
+  Args:
+    *archives: the zip files.
+    names: of the images and masks in them; None: all JPEG and PNG files.
+  """
+  entries = sorted(
+    f'{entry.filename} {entry.file_size} {entry.CRC:08x}'
+    for archive in archives
+    for entry in archive.infolist()
+    if (
+      entry.filename.endswith(('.jpg', '.png'))
+      if names is None
+      else entry.filename in names
+    )
+  )
+  return hashlib.sha256('\n'.join(entries).encode()).hexdigest()
+
+
+def read_entry(archive: zipfile.ZipFile, name: str, needed: str) -> bytes:
+  """Reads one file; its CRC is checked. `needed`: see `open_archive`."""
+  with _clear_errors(archive, name, needed):
+    return archive.read(name)
+
+
+@contextlib.contextmanager
+def _clear_errors(archive: zipfile.ZipFile, name: str, needed: str):
+  """Turns what zipfile raises for damaged entries into a `UserError`."""
+  try:
+    yield
+  except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    raise UserError(
+      f'{archive.filename} is damaged at {name} ({error}). Delete it and '
+      f'download it again. {needed}'
+    ) from error
+
+
+def make_example(
+  image: bytes,
+  label: bytes,
+  mask: np.ndarray,
+  name: str,
+  where: str,
+  needed: str,
+) -> dict:
+  """The example of an encoded image and mask that belong together.
+
+  Args:
+    image: encoded.
+    label: encoded.
+    mask: `label`, decoded and checked.
+    name: of the sample.
+    where: archive and file of the image, to begin messages with.
+    needed: see `open_archive`.
+
+  Raises:
+    UserError: the image cannot be decoded or has not the mask's size.
+  """
+  pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+  if pixels is None:
+    raise UserError(f'{where} cannot be decoded as an image. {needed}')
+  if pixels.shape[:2] != mask.shape:
+    raise UserError(
+      f'{where} is {pixels.shape[1]} x {pixels.shape[0]} pixels, its mask '
+      f'{mask.shape[1]} x {mask.shape[0]}: they do not belong together. '
+      f'{needed}'
+    )
+  height, width = mask.shape
+  return {
+    'image': image,
+    'label': label,
+    'name': name,
+    'height': height,
+    'width': width,
+  }
+
+
+def png_kind(png: bytes, where: str, needed: str) -> tuple[int, str]:
+  """Bits of a channel and colour type ('grey', 'RGB', ...) of a PNG file."""
+  if png[:8] != b'\x89PNG\r\n\x1a\n' or len(png) < 26:
+    raise UserError(f'{where} is not a PNG file. {needed}')
+  # Bit depth and colour type in IHDR.
+  return png[24], _COLOUR_TYPES.get(png[25], 'strange')
+
+
+def read_mask(
+  png: bytes, where: str, allowed: np.ndarray, meaning: str, needed: str
+) -> np.ndarray:
+  """Decodes an index mask.
+
+  Args:
+    png: the encoded mask.
+    where: archive and file, to begin messages with.
+    allowed: bool (256,), which values there may be.
+    meaning: these values in words.
+    needed: see `open_archive`.
+
+  Returns:
+    uint8 (H, W).
+
+  Raises:
+    UserError: it is not an index mask or has other values.
+  """
+  bits, colour = png_kind(png, where, needed)
+  if (bits, colour) != (8, 'grey'):
+    raise UserError(
+      f'{where} is a {bits}-bit {colour} picture; masks are 8-bit with a '
+      f'single channel that holds the class number: {meaning}. Coloured masks '
+      f'are for viewing or belong to another release. {needed}'
+    )
+  mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+  if mask is None:
+    raise UserError(f'{where} cannot be decoded. {needed}')
+  wrong = ~allowed[mask]
+  if wrong.any():
+    raise UserError(
+      f'{where} has the value {mask[wrong].max()}; the masks of this release '
+      f'have {meaning}. {needed}'
+    )
+  return mask

@@ -1,0 +1,292 @@
+"""Cityscapes (fine annotations) as a tfds builder that needs no TensorFlow.
+
+The two archives, which need a registration, lie in one folder:
+
+    leftImg8bit_trainvaltest.zip
+      leftImg8bit/{train,val,test}/CITY/CITY_*_leftImg8bit.png
+    gtFine_trainvaltest.zip
+      gtFine/{train,val,test}/CITY/CITY_*_gtFine_labelIds.png
+
+with 2975, 500 and 1525 images of 2048 x 1024 pixels. Masks are 8-bit
+single-channel PNGs of label ids, 0 to 33; those of the test split are
+dummies. Licence plates have the label id -1, which the official masks do not
+draw; tools that do write it as 255. The builder checks every pair and stores
+the original bytes; `labels.CITYSCAPES` turns label ids into train ids when
+they are read.
+
+Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding,
+CVPR 2016.
+"""
+
+import json
+import os
+import posixpath
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from resnest_jax.data import archives
+from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair
+from resnest_jax.errors import UserError
+
+FOLDERS = {'train': 'train', 'validation': 'val', 'test': 'test'}
+URL = 'https://www.cityscapes-dataset.com'
+IMAGES = 'leftImg8bit_trainvaltest.zip'
+MASKS = 'gtFine_trainvaltest.zip'
+IMAGE_SUFFIX = '_leftImg8bit.png'
+MASK_SUFFIX = '_gtFine_labelIds.png'
+# Of the official files. Not asked for: contents are checked one by one.
+SHA1 = {
+  IMAGES: '2c0b77ce9933cc635adda307fbba5566f5d9d404',
+  MASKS: '99f532cb1af174f5fcc4c5bc8feea8c66246ddbc',
+}
+
+RELEASE = ArchiveConfig(
+  name='release',
+  description='Fine annotations: 5000 street scenes, 19 evaluated classes.',
+  counts={'train': 2975, 'validation': 500, 'test': 1525},
+  size=(2048, 1024),
+)
+MINI = ArchiveConfig(
+  name='mini',
+  description='Procedural streets in the layout of the release.',
+)
+
+_NEEDED = (
+  f'Needed are {IMAGES} (11 GB) and {MASKS} (241 MB) in one folder. Register '
+  f'at {URL} (free for research), download both, and run:\n'
+  '  python -m resnest_jax.data.prepare cityscapes --archive_dir FOLDER '
+  '--data_dir data'
+)
+
+# Other packages of the same site, by a part of their files' names.
+_OTHER_PACKAGES = {
+  'gtCoarse/': 'holds the coarse annotations (gtCoarse.zip)',
+  '/train_extra/': (
+    'holds the extra images, which have coarse annotations only '
+    '(leftImg8bit_trainextra.zip)'
+  ),
+  'leftImg8bit_sequence/': 'holds the video sequences',
+  'leftImg16bit/': 'holds the 16-bit images (leftImg16bit)',
+  'rightImg8bit/': "holds the right camera's images (rightImg8bit)",
+  'leftImg8bit/demoVideo/': 'holds the demo video',
+  'leftImg8bit_blurred/': 'holds the images with blurred faces',
+  '_gtFine_labelTrainIds.png': (
+    'has masks of train ids (*_gtFine_labelTrainIds.png, made by '
+    'cityscapesScripts) but not those of label ids '
+    '(*_gtFine_labelIds.png), so it is not the official file'
+  ),
+}
+
+
+class Cityscapes(ArchiveBuilder, skip_registration=True):
+  """Writes and reads `DATA_DIR/cityscapes/CONFIG/1.0.0`.
+
+  See `ArchiveBuilder`; `archive` is the folder of both zip files. Masks are
+  stored as in the archive: label ids. Names are CITY_SEQUENCE_FRAME.
+  """
+
+  HOMEPAGE = URL
+  IMAGE_FORMAT = 'png'
+  BUILDER_CONFIGS = [RELEASE, MINI]  # noqa: RUF012
+
+  @staticmethod
+  def open_contents(config, path):
+    images, masks = open_archives(path)
+    pairs = find_pairs(images, masks)
+    size = check_release(images, masks, pairs, config)
+    # Coloured masks and the like may be in the archive or not.
+    names = {
+      name for split in pairs.values() for pair in split for name in pair
+    }
+    return archives.Contents(
+      archives=(images, masks),
+      pairs=pairs,
+      read=lambda pair: read_example(images, masks, pair, size),
+      fingerprint=archives.fingerprint(images, masks, names=names),
+      comment=images.comment.decode(errors='replace'),
+    )
+
+
+def open_archives(
+  folder: str | os.PathLike,
+) -> tuple[zipfile.ZipFile, zipfile.ZipFile]:
+  """Opens the zip files of images and of masks in `folder`.
+
+  Raises:
+    UserError: one is missing or is no zip file.
+  """
+  folder = Path(folder)
+  if folder.is_file():
+    raise UserError(
+      f'{folder} is a file. --archive_dir is the folder that holds {IMAGES} '
+      f'and {MASKS}. {_NEEDED}'
+    )
+  if not folder.exists():
+    raise UserError(f'there is no folder {folder}. {_NEEDED}')
+  if missing := [n for n in (IMAGES, MASKS) if not (folder / n).exists()]:
+    raise UserError(
+      f'{folder} has no {" and no ".join(missing)}; {_describe_folder(folder)}'
+      f'. {_NEEDED}'
+    )
+  images, masks = (
+    archives.open_archive(
+      folder / name,
+      f'The SHA-1 of the whole file is {SHA1[name]}. {_NEEDED}',
+    )
+    for name in (IMAGES, MASKS)
+  )
+  return images, masks
+
+
+def _describe_folder(folder: Path) -> str:
+  """What is there instead of the archives, to follow 'FOLDER has no ...'."""
+  zips = sorted(path.name for path in folder.glob('*.zip'))
+  if zips:
+    return f'its zip files are {", ".join(zips[:8])}'
+  unpacked = [n for n in ('leftImg8bit', 'gtFine') if (folder / n).is_dir()]
+  if unpacked:
+    return (
+      f'it has the unpacked {" and ".join(unpacked)}, but the zip files '
+      'themselves are read'
+    )
+  return 'it has no zip files'
+
+
+def find_pairs(
+  images: zipfile.ZipFile, masks: zipfile.ZipFile
+) -> dict[str, list[Pair]]:
+  """Lists the images of each split with their masks, sorted by name.
+
+  Raises:
+    UserError: another package, or an image without mask or the reverse.
+  """
+  both = f'{images.filename} and {masks.filename}'
+  pairs = {}
+  for split, folder in FOLDERS.items():
+    found = []
+    for archive, root, suffix in (
+      (images, 'leftImg8bit', IMAGE_SUFFIX),
+      (masks, 'gtFine', MASK_SUFFIX),
+    ):
+      samples = _samples(archive.namelist(), f'{root}/{folder}', suffix)
+      if not samples:
+        wanted = f'{root}/{folder}/CITY/*{suffix}'
+        raise UserError(
+          f'{archive.filename} '
+          f'{_describe_other(archive.namelist(), wanted)}. {_NEEDED}'
+        )
+      found.append(samples)
+    pairs[split] = archives.match_pairs(both, folder, *found, _NEEDED)
+  return pairs
+
+
+def _samples(names: list[str], folder: str, suffix: str) -> dict[str, str]:
+  """Maps CITY_SEQUENCE_FRAME -> name for the files in `folder`/CITY."""
+  found = {}
+  for city in {posixpath.dirname(name) for name in names}:
+    if posixpath.dirname(city) == folder:
+      found |= archives.stems(names, city, suffix)
+  return found
+
+
+def _describe_other(names: list[str], wanted: str) -> str:
+  """Says which other package has these names, to follow its file name."""
+  for part, what in _OTHER_PACKAGES.items():
+    if any(part in name for name in names):
+      return what
+  files = [name for name in names if not name.endswith('/')]
+  begin = f'its first file is {files[0]}' if files else 'it has no files'
+  return f'has no {wanted}; {begin}'
+
+
+def check_release(
+  images: zipfile.ZipFile,
+  masks: zipfile.ZipFile,
+  pairs: Mapping[str, list[Pair]],
+  config: ArchiveConfig,
+) -> tuple[int, int]:
+  """Compares the number of images with `config` or the zip files' comment.
+
+  Returns:
+    Width and height that every image should have, in pixels.
+  """
+  counts, size = config.counts, config.size
+  if counts is None:
+    try:
+      counts = archives.counts_from_comment(images.comment, FOLDERS)
+      width, height = map(int, json.loads(images.comment)['size'])
+    except (ValueError, KeyError, TypeError):
+      counts = None
+    if counts is None or images.comment != masks.comment:
+      raise UserError(
+        f'{images.filename} and {masks.filename} are not a mini Cityscapes: '
+        'their zip comments do not say how many images of which size they '
+        'have, or not the same. Prepare the release as cityscapes; make mini '
+        'archives with: python -m resnest_jax.data.mini_cityscapes '
+        '--out FOLDER'
+      )
+    size = width, height
+  archives.check_counts(images.filename, pairs, counts, FOLDERS, _NEEDED)
+  return size
+
+
+def read_example(
+  images: zipfile.ZipFile,
+  masks: zipfile.ZipFile,
+  pair: Pair,
+  size: tuple[int, int],
+) -> dict:
+  """Reads and checks one image with its mask; keeps the original bytes.
+
+  Args:
+    images: zip file of the images.
+    masks: zip file of the masks.
+    pair: names of image and mask.
+    size: width and height that they should have.
+
+  Raises:
+    UserError: damaged, or not what the release has.
+  """
+  image_name, mask_name = pair
+  image = archives.read_entry(images, image_name, _NEEDED)
+  label = archives.read_entry(masks, mask_name, _NEEDED)
+  where = f'{images.filename}: {image_name}'
+  if (kind := archives.png_kind(image, where, _NEEDED)) != (8, 'RGB'):
+    raise UserError(
+      f'{where} is a {kind[0]}-bit {kind[1]} picture; the images of this '
+      f'release are 8-bit RGB. {_NEEDED}'
+    )
+  example = archives.make_example(
+    image,
+    label,
+    read_mask(label, f'{masks.filename}: {mask_name}'),
+    name=posixpath.basename(image_name).removesuffix(IMAGE_SUFFIX),
+    where=where,
+    needed=_NEEDED,
+  )
+  if (found := (example['width'], example['height'])) != size:
+    raise UserError(
+      f'{where} has {found[0]} x {found[1]} pixels, the release '
+      f'{size[0]} x {size[1]}: it was resized or is of another release. '
+      f'{_NEEDED}'
+    )
+  return example
+
+
+def read_mask(png: bytes, where: str) -> np.ndarray:
+  """Decodes an index mask; a `UserError` that begins with `where` if not one.
+
+  Returns:
+    uint8 (H, W), label ids 0-33, 255 for -1.
+  """
+  values = np.arange(256)
+  return archives.read_mask(
+    png,
+    where,
+    allowed=(values <= 33) | (values == 255),
+    meaning='the label ids 0 to 33, and 255 for -1',
+    needed=_NEEDED,
+  )
