@@ -16,6 +16,9 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.name = ''  # the row, written into logs and results
   config.seed = 0  # of weights, dropout, order and augmentation
+  # Weights to start from: '' for none, a published name (docs/weights.md), an
+  # address, hf://owner/repository/file, or a path. mmseg: 'resnest101_d2'.
+  config.pretrained = ''
   config.model = model()
   config.data = data()
 
@@ -97,6 +100,18 @@ def data() -> ConfigDict:
   return config
 
 
+def cityscapes(config: ConfigDict) -> None:
+  """Sets what all rows on Cityscapes share: mmseg's 80k schedule."""
+  config.model.num_classes = 19
+  config.data.name = 'cityscapes'
+  config.data.image_scale = (2048, 1024)  # the size of all its images
+  config.data.crop_size = (512, 1024)
+  config.train.total_steps = 80_000
+  config.train.batch_size = 8
+  config.train.eval_steps = 8_000
+  config.eval.batch_size = 1  # six times as large as images of ADE20K
+
+
 def vary(config: ConfigDict, argument: str | None) -> ConfigDict:
   """Applies what stands after the colon in `configs/x.py:argument`.
 
@@ -125,10 +140,14 @@ def mini(config: ConfigDict) -> ConfigDict:
   config.model.width = 16
   config.model.head_channels = 128
   config.model.aux_channels = 64
+  if config.data.name == 'cityscapes':
+    config.data.image_scale = (256, 128)
+    config.data.crop_size = (96, 192)
+  else:
+    config.data.image_scale = (512, 128)
+    config.data.crop_size = (128, 128)
   config.data.name += '_mini'
-  config.data.image_scale = (512, 128)
   config.data.scale_range = (0.75, 1.5)  # half as wide: it learns from nothing
-  config.data.crop_size = (128, 128)
   config.optimizer.learning_rate = 0.05
   config.optimizer.min_learning_rate = 5e-4
   config.train.total_steps = 400

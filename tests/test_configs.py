@@ -1,5 +1,6 @@
 """Configuration files, their checks and the command line that changes them."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,12 @@ def test_row_is_named_after_its_file_and_documented(path):
   source = path.read_text()
   assert f'--config configs/{path.name}' in source.split('"""')[1]
   assert 15 <= len(source.splitlines()) <= 25
+  head, crop = re.search(
+    r'"""\w+, ([\w+]+), .*, crop (\d+x\d+),', source
+  ).groups()
+  config = load_config(path)
+  assert head.lower().replace('+', 'plus') == config.model.head
+  assert crop == 'x'.join(map(str, config.data.crop_size))
 
 
 @pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
@@ -37,6 +44,7 @@ def test_mini_changes_sizes_only(path):
   changed = {key for key in row if row[key] != mini[key]}
   assert mini['model.stage_sizes'] == (1, 1, 1, 1)
   assert mini['model.width'] == 16
+  assert mini['data.name'] == f'{row["data.name"]}_mini'
   assert mini['train.total_steps'] < row['train.total_steps'] / 100
   assert not changed & {
     *('model.head', 'model.backbone', 'model.output_stride'),
@@ -63,31 +71,58 @@ def test_network_and_optimizer_can_be_built(path, argument):
     jax.random.key(0),
     images,
   )
-  stride = config.model.output_stride
-  shape = (1, height // stride, width // stride, config.model.num_classes)
-  assert out.logits.shape == out.aux_logits.shape == shape
+  classes = config.model.num_classes
+  assert out.aux_logits.shape == (1, height // 8, width // 8, classes)
+  stride = 4 if config.model.head == 'deeplabv3plus' else 8
+  assert out.logits.shape == (1, height // stride, width // stride, classes)
   optimizer = create_optimizer(config.optimizer, config.train.total_steps)
   state = jax.eval_shape(optimizer.init, variables['params'])
   momentum = sum(x.size for x in jax.tree.leaves(state) if x.ndim)
   assert momentum == sum(x.size for x in jax.tree.leaves(variables['params']))
 
 
-def test_ade20k_pspnet_is_the_published_recipe():
-  config = flatten(load_config(ROW))
-  recipe = {
-    'model.backbone': 'resnest101',
-    'model.head': 'pspnet',
-    'model.output_stride': 8,
-    'data.crop_size': (512, 512),
+PUBLISHED = {
+  'ade20k': {
     'data.image_scale': (2048, 512),
-    'data.scale_range': (0.5, 2.0),
+    'data.crop_size': (512, 512),
+    'model.num_classes': 150,
     'train.total_steps': 160_000,
     'train.batch_size': 16,
+  },
+  'cityscapes': {
+    'data.image_scale': (2048, 1024),
+    'data.crop_size': (512, 1024),
+    'model.num_classes': 19,
+    'train.total_steps': 80_000,
+    'train.batch_size': 8,
+  },
+}
+
+
+@pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
+def test_row_is_the_published_recipe(path):
+  config = flatten(load_config(path))
+  data, head = path.stem.split('_')
+  recipe = PUBLISHED[data] | {
+    'data.name': data,
+    'model.head': head,
+    'model.backbone': 'resnest101',
+    'model.output_stride': 8,
+    'model.dilation_rule': 'mmseg',
+    'data.scale_range': (0.5, 2.0),
     'optimizer.learning_rate': 0.01,
     'optimizer.weight_decay': 0.0005,
     'loss.aux_weight': 0.4,
   }
   assert {key: config[key] for key in recipe} == recipe
+
+
+def test_there_are_eight_rows():
+  assert {path.stem for path in ROWS} == {
+    f'{data}_{head}'
+    for data in PUBLISHED
+    for head in ('fcn', 'pspnet', 'deeplabv3', 'deeplabv3plus')
+  }
 
 
 def test_config_is_locked():

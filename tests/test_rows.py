@@ -1,0 +1,64 @@
+"""Every row's small twin trains and is evaluated."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import train
+from resnest_jax.config import load_config
+from resnest_jax.data.labels import ADE20K, CITYSCAPES
+
+FOLDER = Path(__file__).parent.parent / 'configs'
+ROWS = sorted(f.stem for f in FOLDER.glob('*.py') if f.stem != 'common')
+# Smaller yet: the time goes into compiling.
+SMALL = {
+  'model.width': 8,
+  'model.stem_width': 8,
+  'model.head_channels': 16,
+  'model.aux_channels': 8,
+  'data.crop_size': (64, 64),
+  'train.total_steps': 3,
+  'train.batch_size': 4,
+  'train.log_steps': 1,
+  'eval.batch_size': 4,
+}
+# Half as large as the images are.
+IMAGE_SCALES = {'ade20k': (256, 64), 'cityscapes': (128, 64)}
+
+
+@pytest.mark.parametrize('row', ROWS)
+def test_three_steps_and_an_evaluation(
+  row, mini_data_dir, mini_cityscapes_data_dir, tmp_path
+):
+  data, head = row.split('_')
+  data_dir, labels = {
+    'ade20k': (mini_data_dir, ADE20K),
+    'cityscapes': (mini_cityscapes_data_dir, CITYSCAPES),
+  }[data]
+  config = load_config(
+    FOLDER / f'{row}.py:mini',
+    SMALL
+    | {'data.image_scale': IMAGE_SCALES[data], 'data.data_dir': str(data_dir)},
+  )
+  train.train(config, tmp_path)
+
+  lines = (tmp_path / 'log.jsonl').read_text().splitlines()
+  log = [json.loads(line) for line in lines]
+  losses = {line['step']: line for line in log if 'loss' in line}
+  assert list(losses) == [1, 2, 3]
+  # It begins with every class as likely as any other; the auxiliary head's
+  # weight is 0.4. Ignored pixels count as 0.
+  first, expected = losses[1], math.log(len(labels.classes))
+  assert first['decode_loss'] == pytest.approx(expected, rel=0.1)
+  assert first['loss'] == pytest.approx(1.4 * expected, rel=0.1)
+  assert all(math.isfinite(line['loss']) for line in losses.values())
+  (scores,) = (line for line in log if 'mIoU' in line)
+  assert scores['step'] == 3
+  assert 0 <= scores['mIoU'] <= scores['aAcc'] <= 1
+  about = json.loads(
+    (tmp_path / 'checkpoints' / '3' / 'about' / 'metadata').read_text()
+  )
+  assert tuple(about['classes']) == labels.classes
+  assert about['config']['model']['head'] == head
