@@ -65,6 +65,7 @@ def main() -> None:
   variables, step, about = checkpoints.restore_variables(
     flags.workdir, flags.checkpoint, placed
   )
+  console.print(f'checkpoint {step} of {flags.workdir}', highlight=False)
   if about['dilation_rule'] != config.model.dilation_rule:
     raise UserError(
       f'the checkpoint was trained with model.dilation_rule '
@@ -240,10 +241,10 @@ def draw(out: Path, split, predictions, classes, palette) -> None:
   for index, prediction in sorted(predictions.items()):
     sample = split[index]
     image, label, name = (sample[key] for key in ('image', 'label', 'name'))
-    visualize.write_image(
-      out / 'overlays' / f'{name}.png',
-      visualize.overlay(image, prediction, palette),
-    )
+    picture = visualize.overlay(image, prediction, palette)
+    factor = max(400 // max(picture.shape), 1)  # Small ones are hard to see.
+    picture = picture.repeat(factor, 0).repeat(factor, 1)
+    visualize.write_image(out / 'overlays' / f'{name}.png', picture)
     panels.append(
       visualize.panel(image, label, prediction, classes, palette, name)
     )

@@ -13,6 +13,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import IO
 
 import jax
 from ml_collections import ConfigDict
@@ -44,6 +45,7 @@ from resnest_jax.training.step import (
   create_state,
   make_train_step,
 )
+from resnest_jax.weights.pretrained import start_from
 
 # Keys that change neither the result nor what is stored.
 FREE_KEYS = (
@@ -60,8 +62,8 @@ FREE_KEYS = (
 )
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-  """Writes the configuration, or compares with the one that is there."""
+def claim_workdir(workdir: Path, config: ConfigDict) -> IO[str]:
+  """Locks the workdir; writes the configuration or compares with its own."""
   saved = workdir / 'config.json'
   if saved.exists():
     lines = differences(saved.read_text('utf-8'), config, FREE_KEYS)
@@ -76,10 +78,11 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
       f'{workdir} holds checkpoints but no config.json; choose another '
       '--workdir.'
     )
-  workdir.mkdir(parents=True, exist_ok=True)
+  lock = runtime.lock_folder(workdir, 'trains in')
   temporary = saved.with_suffix('.tmp')
   temporary.write_text(config_to_json(config), 'utf-8')
   temporary.replace(saved)
+  return lock
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -102,7 +105,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
       f'{config.data.name} has {len(labels.classes)} classes.'
     )
   model = rj.create_segmentor(config.model)
-  claim_workdir(workdir, config)
+  lock = claim_workdir(workdir, config)
   print(
     f'{config.name}: {len(train_split)} images, {total_steps} steps of '
     f'{batch_size} on {runtime.describe_devices()}, into {workdir}',
@@ -123,6 +126,15 @@ def train(config: ConfigDict, workdir: Path) -> None:
   }
   if manager.latest_step() is None:
     state = create_state(model, optimizer, config.seed, mesh)
+    if config.pretrained:
+      variables, notes = start_from(
+        model, jax.device_get(state.variables()), config.pretrained
+      )
+      variables = jax.device_put(variables, sharding.replicated(mesh))
+      state = state.replace(**variables)
+    else:
+      notes = ['starting from random weights (config.pretrained is empty)']
+    print('; '.join(notes), flush=True)
   else:
     abstract = abstract_state(model, optimizer, mesh)
     state, saved_about = checkpoints.restore(manager, abstract)
@@ -132,6 +144,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
   if start_step >= total_steps:
     print(f'nothing to do: {total_steps} steps are done', flush=True)
     manager.close()
+    lock.close()
     return
 
   # The two compiled functions.
@@ -215,6 +228,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
       batch = sharding.shard_batch(next(batches), mesh)
       pace.count(time.perf_counter() - waiting)
       if compiled is None:
+        print('compiling (minutes at full size, seconds again)', flush=True)
         compiling = time.perf_counter()
         compiled = train_step.lower(state, batch).compile()
         seconds = time.perf_counter() - compiling
@@ -259,6 +273,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     batches.close()
     log.close()
     manager.close()  # Waits for the checkpoint that is being written.
+    lock.close()
 
   plot_curves(log.path, workdir / 'curves.png', config.name)
   best = about['best']

@@ -97,6 +97,7 @@ def measure(
   batch = sharding.shard_batch(random_batch(batch_size, crop, classes), mesh)
   step = make_train_step(model, optimizer, mesh, seed=0, **config['loss'])
 
+  print('compiling', flush=True)
   start = time.perf_counter()
   lowered = step.lower(state, batch)
   lower_seconds = time.perf_counter() - start
@@ -146,11 +147,23 @@ def measure(
 def main() -> None:
   """Reads the command line, measures, prints and writes."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--config', default='configs/ade20k_pspnet.py')
-  parser.add_argument('--batch_size', type=int, help='default: the config')
-  parser.add_argument('--crop', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'))
-  parser.add_argument('--dtype', help='default: the config')
-  parser.add_argument('--steps', type=int, default=20)
+  parser.add_argument(
+    '--config',
+    default='configs/ade20k_pspnet.py',
+    help='default: %(default)s; with :mini it fits a laptop',
+  )
+  parser.add_argument('--batch_size', type=int, help="default: the config's")
+  parser.add_argument(
+    '--crop',
+    type=int,
+    nargs=2,
+    metavar=('HEIGHT', 'WIDTH'),
+    help="pixels; default: the config's",
+  )
+  parser.add_argument('--dtype', help="default: the config's")
+  parser.add_argument(
+    '--steps', type=int, default=20, help='timed steps; default: %(default)s'
+  )
   parser.add_argument('--out', type=Path, help='folder for the JSON')
   flags = parser.parse_args()
 

@@ -8,9 +8,12 @@ __version__ = '0.1.0'
 # and needs none of the heavy packages.
 _EXPORTS = {
   'UserError': 'errors',
+  'create_backbone': 'models.segmentor',
+  'create_classifier': 'models.classifier',
   'create_segmentor': 'models.segmentor',
   'export_state_dict': 'weights.state_dict',
   'import_state_dict': 'weights.state_dict',
+  'load_checkpoint': 'training.checkpoints',
   'load_config': 'config',
 }
 

@@ -201,7 +201,8 @@ def validate(config: ConfigDict) -> None:
 
   for key, minimum in _AT_LEAST.items():
     if values[key] is not None and values[key] < minimum:
-      refuse(key, f'at least {minimum}')
+      why = ' (batch normalisation)' if key == 'train.batch_size' else ''
+      refuse(key, f'at least {minimum}{why}')
   for key, (accepted, holds) in _BOUNDS.items():
     if not holds(values[key]):
       refuse(key, accepted)

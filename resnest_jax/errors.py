@@ -13,9 +13,28 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-  """Runs a script's `main`; a `UserError` becomes one line and status 1."""
+  """Runs a script's `main` and ends the process as a user expects.
+
+  A `UserError` and a device out of memory become one line and status 1,
+  Ctrl-C one line and status 130.
+  """
   try:
     main()
   except UserError as error:
-    print(f'error: {error}', file=sys.stderr, flush=True)
-    sys.exit(1)
+    _exit(f'error: {error}', 1)
+  except KeyboardInterrupt:
+    _exit('stopped; the same command goes on from what is finished.', 130)
+  except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    _exit(
+      'error: the device has too little memory '
+      f'({str(error).splitlines()[0][:160]}). Try a smaller batch or crop, '
+      'model.dtype bfloat16, or more devices.',
+      1,
+    )
+
+
+def _exit(message: str, status: int) -> None:
+  print(message, file=sys.stderr, flush=True)
+  sys.exit(status)

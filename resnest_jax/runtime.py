@@ -1,10 +1,14 @@
 """What a script sets up once, and what it reports about where it ran."""
 
+import fcntl
 import importlib.metadata
 import logging
 import os
 import platform
 from pathlib import Path
+from typing import IO
+
+from resnest_jax.errors import UserError
 
 PACKAGES = (
   'resnest-jax',
@@ -49,6 +53,33 @@ def enable_compile_cache() -> Path:
   folder = Path(cache) / 'resnest_jax' / 'xla'
   jax.config.update('jax_compilation_cache_dir', str(folder))
   return folder
+
+
+def lock_folder(folder: Path, what: str) -> IO[str]:
+  """Takes a folder for this process, until it ends or closes the file.
+
+  Args:
+    folder: is made if it is not there.
+    what: does this process do, for the message to a second one.
+
+  Raises:
+    UserError: another process holds it, or it cannot be written to.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / '.lock').open('w')
+  except OSError as error:
+    raise UserError(
+      f'cannot write to {folder} ({error.strerror}). Give another folder.'
+    ) from error
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    raise UserError(
+      f'another process {what} {folder} just now. Wait until it is done, or '
+      'give another folder.'
+    ) from error
+  return lock
 
 
 def versions() -> dict[str, str]:

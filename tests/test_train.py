@@ -2,16 +2,22 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from resnest_jax.runtime import lock_folder
+
+ROOT = Path(__file__).resolve().parent.parent
 CONFIG = 'configs/ade20k_pspnet.py:mini'
 STEPS = 8
 # As small as it gets: the time goes into starting and compiling.
@@ -115,11 +121,11 @@ def test_started_again_does_nothing(finished_run, arguments, run_script):
   before = sorted(path.stat().st_mtime_ns for path in workdir.rglob('*'))
   process = run_script(*arguments, '--workdir', workdir)
   assert f'{STEPS} steps are done' in process.stdout
-  config = workdir / 'config.json'
+  rewritten = (workdir / 'config.json', workdir / '.lock')
   after = sorted(
     path.stat().st_mtime_ns
     for path in workdir.rglob('*')
-    if path not in (config, workdir)
+    if path not in rewritten
   )
   assert set(after) <= set(before)
 
@@ -146,6 +152,25 @@ def test_killed_at_any_moment_ends_with_the_same_bits(
   assert_same_bits(finished_run[0], workdir)
   steps = [line['step'] for line in log_of(workdir) if 'loss' in line]
   assert steps == sorted(set(steps))
+
+
+def test_starts_from_the_weights_of_a_run(
+  finished_run, arguments, run_script, tmp_path
+):
+  weights = tmp_path / 'weights'
+  run_script(
+    *('-m', 'resnest_jax.weights.convert', finished_run[0], '--out', weights)
+  )
+  process = run_script(
+    *arguments,
+    f'--config.pretrained={weights}',
+    *('--workdir', tmp_path / 'run'),
+  )
+  assert f'starting from {weights}' in process.stdout
+  # Where the other run began and where it ended.
+  before = {line['step']: line.get('loss') for line in log_of(finished_run[0])}
+  after = {line['step']: line.get('loss') for line in log_of(tmp_path / 'run')}
+  assert after[2] < (before[2] + before[8]) / 2
 
 
 def refused(run_script, *arguments):
@@ -209,6 +234,60 @@ def test_workdir_of_another_config(
   assert 'optimizer.momentum: 0.9 before, 0.5 now' in stderr
   assert '--workdir' in stderr
   assert (workdir / 'config.json').read_bytes() == before
+
+
+def test_workdir_that_another_process_trains_in(
+  arguments, run_script, tmp_path
+):
+  with lock_folder(tmp_path, 'trains in'):
+    stderr = refused(run_script, *arguments, '--workdir', tmp_path)
+  assert f'another process trains in {tmp_path}' in stderr
+  assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_workdir_that_is_a_file(arguments, run_script, tmp_path):
+  workdir = tmp_path / 'file'
+  workdir.write_text('mine')
+  stderr = refused(run_script, *arguments, '--workdir', workdir)
+  assert f'cannot write to {workdir}' in stderr
+  assert workdir.read_text() == 'mine'
+
+
+def test_interrupt_ends_in_one_line(arguments, tmp_path):
+  command = [sys.executable, *map(str, arguments)]
+  command += ['--workdir', str(tmp_path / 'run')]
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  ) as process:
+    for line in process.stdout:
+      if line.startswith('step 2/'):
+        process.send_signal(signal.SIGINT)
+    stderr = process.stderr.read()
+    assert process.wait() == 130
+  assert 'Traceback' not in stderr
+  assert 'the same command goes on' in stderr
+
+
+def test_python_of_the_readme(finished_run, tmp_path, monkeypatch, capsys):
+  """Its two blocks run as printed, on this run and a picture."""
+  text = (ROOT / 'README.md').read_text()
+  trained, fresh = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  (tmp_path / 'runs').mkdir()
+  (tmp_path / 'runs' / 'pspnet').symlink_to(finished_run[0])
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  rng = np.random.default_rng(0)
+  picture = rng.integers(0, 256, (60, 83, 3), np.uint8)
+  cv2.imwrite(str(tmp_path / 'street.jpg'), picture)
+  monkeypatch.chdir(tmp_path)
+  names = {}
+  exec(trained, names)
+  assert names['label_map'].shape == (8, 11)
+  assert names['about']['step'] in (4, 8)
+  printed = set(re.findall(r"'([^']+)'", capsys.readouterr().out))
+  assert printed <= set(names['about']['classes'])
+  exec(fresh, names)
+  initial = names['model'].init(jax.random.key(0), names['images'], train=False)
+  jax.tree.map(np.testing.assert_array_equal, names['variables'], initial)
 
 
 def test_batch_that_the_devices_cannot_share(arguments, run_script, tmp_path):

@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from resnest_jax.errors import UserError
+from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training.step import TrainState
+from resnest_jax.weights.state_dict import variable_shapes
 
 METRIC = 'mIoU'
 
@@ -168,15 +171,44 @@ def restore_variables(
   Raises:
     UserError: no such checkpoint, one of another network, or damaged.
   """
+  _check_is_run(workdir)
+  with open_checkpoints(workdir, read_only=True) as manager:
+    step = find_step(manager, which)
+    restored = _read(manager, step, model=dict(abstract))
+  return restored.model, step, restored.about
+
+
+def load_checkpoint(
+  workdir: Path, which: str | int = 'latest'
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+  """A trained model, ready to apply.
+
+  Args:
+    workdir: of the run.
+    which: 'latest', 'best' or a step.
+
+  Returns:
+    The `Segmentor`, its variables, and the checkpoint's `about`: `config`,
+    `classes`, `step` and more.
+
+  Raises:
+    UserError: no such checkpoint, or a damaged one.
+  """
+  _check_is_run(workdir)
+  with open_checkpoints(workdir, read_only=True) as manager:
+    step = find_step(manager, which)
+    about = _read(manager, step).about
+    model = create_segmentor(about['config']['model'])
+    restored = _read(manager, step, model=variable_shapes(model))
+  return model, restored.model, about
+
+
+def _check_is_run(workdir: Path) -> None:
   if not checkpoint_dir(workdir).is_dir():
     raise UserError(
       f'{workdir} holds no run (it has no folder "checkpoints"); train first, '
       'or give the --workdir that was given to train.py.'
     )
-  with open_checkpoints(workdir, read_only=True) as manager:
-    step = find_step(manager, which)
-    restored = _read(manager, step, model=dict(abstract))
-  return restored.model, step, restored.about
 
 
 def _read(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> Any:
@@ -185,7 +217,8 @@ def _read(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> Any:
     name: ocp.args.StandardRestore(item) for name, item in abstract.items()
   }
   try:
-    _check_shapes(manager, step, abstract['model'])
+    if 'model' in abstract:
+      _check_shapes(manager, step, abstract['model'])
     return manager.restore(
       step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **items)
     )
