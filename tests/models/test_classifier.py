@@ -35,7 +35,8 @@ def test_logits_are_the_references(name):
   shapes = reference.manifest(name.replace('_', '/', 1))
   variables = import_state_dict(model, reference.filled(shapes))
   x = reference.images(int(golden['seed']), 2, *golden['hw'])
-  logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
+  apply = reference.quick_jit(lambda v, x: model.apply(v, x, train=False))
+  logits = apply(variables, x)
   assert logits.shape == (2, 1000)
   assert reference.relative_error(logits, golden['logits']) < 1e-8
 
@@ -43,7 +44,9 @@ def test_logits_are_the_references(name):
 def test_logits_in_a_padded_canvas_are_those_of_the_image_alone():
   model = create_classifier('resnest14', 5, dtype='float64', **TINY)
   variables = reference.filled_variables(variable_shapes(model))
-  apply = jax.jit(lambda v, x, s: model.apply(v, x, train=False, size=s))
+  apply = reference.quick_jit(
+    lambda v, x, s: model.apply(v, x, train=False, size=s)
+  )
   image = reference.images(0, 1, 41, 57)
   padded = np.pad(image, ((0, 0), (0, 23), (0, 7), (0, 0)))
   ours = apply(variables, padded, np.array([[41, 57]]))

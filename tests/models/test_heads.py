@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.reference import TINY, filled_variables, relative_error
+from golden.reference import (
+  QUICK,
+  TINY,
+  filled_variables,
+  quick_jit,
+  relative_error,
+)
 from jax.sharding import Mesh
 
 from resnest_jax.models.segmentor import HEADS, create_segmentor
@@ -41,7 +47,7 @@ def test_logits_in_a_padded_canvas_are_those_of_the_image_alone(name):
   with jax.enable_x64(True):
     head = head_of(name, 'float64')
     variables = variables_of(head)
-    apply = jax.jit(lambda v, x, s: head.apply(v, x, train=False, sizes=s))
+    apply = quick_jit(lambda v, x, s: head.apply(v, x, train=False, sizes=s))
     rng = np.random.default_rng(0)
     features = [
       np.zeros((2, *canvas, channels))
@@ -93,7 +99,7 @@ def test_no_device_gathers_the_batch(name):
     step.lower(
       variables['params'], variables['batch_stats'], features, jax.random.key(0)
     )
-    .compile()
+    .compile(QUICK)
     .as_text()
   )
   assert 'all-reduce' in text

@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.reference import TINY, filled_variables, manifest, relative_error
+from golden.reference import (
+  TINY,
+  filled_variables,
+  manifest,
+  quick_jit,
+  relative_error,
+)
 
 from resnest_jax.errors import UserError
 from resnest_jax.models.resnest import BACKBONES, DILATION_RULES
@@ -32,14 +38,14 @@ def tiny_backbone(**config):
 
 
 def stages(model, variables, images, size=None):
-  apply = jax.jit(lambda v, x, s: model.apply(v, x, train=False, size=s))
+  apply = quick_jit(lambda v, x, s: model.apply(v, x, train=False, size=s))
   return apply(variables, images, size)
 
 
 @pytest.mark.parametrize(
   'config',
   [
-    {'output_stride': 8},
+    {'output_stride': 8, 'dilation_rule': 'mmseg'},
     {'output_stride': 16, 'dilation_rule': 'official', 'radix': 1},
     {'output_stride': 8, 'dilation_rule': 'timm', 'groups': 2},
     {'output_stride': 32, 'backbone': 'resnest50_fast_2s2x40d', 'width': 16},

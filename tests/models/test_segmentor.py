@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.reference import CONFIG, TINY, filled_variables, relative_error
+from golden.reference import (
+  CONFIG,
+  TINY,
+  filled_variables,
+  quick_jit,
+  relative_error,
+)
 
 from resnest_jax.errors import UserError
 from resnest_jax.models.layers import resize
@@ -24,7 +30,7 @@ def float64():
 def check_padded(model, sizes):
   """Each image's logits in one padded batch against its own run's."""
   variables = filled_variables(variable_shapes(model))
-  apply = jax.jit(lambda v, x, s: model.apply(v, x, train=False, size=s))
+  apply = quick_jit(lambda v, x, s: model.apply(v, x, train=False, size=s))
   rng = np.random.default_rng(1)
   images = np.zeros((len(SIZES), *CANVAS, 3))
   for image, (height, width) in zip(images, SIZES, strict=True):
@@ -45,7 +51,7 @@ def check_padded(model, sizes):
 
 
 @pytest.mark.parametrize(
-  ('stride', 'sizes'), [(8, SIZES), (16, SIZES[:1]), (32, SIZES[1:2])]
+  ('stride', 'sizes'), [(8, SIZES[::2]), (16, SIZES[:1]), (32, SIZES[1:2])]
 )
 def test_logits_in_a_padded_canvas_are_those_of_the_image_alone(stride, sizes):
   check_padded(create_segmentor(TINY | {'output_stride': stride}), sizes)
@@ -74,7 +80,7 @@ def test_bfloat16_logits_are_close_to_the_exact_ones():
   for dtype in ('bfloat16', 'float64'):
     model = create_segmentor(TINY | {'dtype': dtype})
     variables = filled_variables(variable_shapes(model))
-    apply = jax.jit(lambda v, x, m=model: m.apply(v, x, train=False))
+    apply = quick_jit(lambda v, x, m=model: m.apply(v, x, train=False))
     outputs[dtype] = apply(variables, images).logits
   assert relative_error(outputs['bfloat16'], outputs['float64']) < 0.05
 

@@ -69,7 +69,7 @@ def run(request):
     opt_state=optimizer.init(variables['params']),
     **variables,
   )
-  step = jax.jit(
+  step = reference.quick_jit(
     partial(
       update,
       model=model,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.reference import TINY, filled_variables
+from golden.reference import QUICK, TINY, filled_variables
 from jax.sharding import Mesh
 
 from resnest_jax.models.resnest import Bottleneck
@@ -74,7 +74,7 @@ class Run:
     )
     self.batch = shard_batch(training_batch(), mesh)
     abstract = abstract_state(model, optimizer, mesh)
-    self.step = step.lower(abstract, self.batch).compile()
+    self.step = step.lower(abstract, self.batch).compile(QUICK)
     variables = filled_variables(
       {'params': abstract.params, 'batch_stats': abstract.batch_stats}
     )
@@ -188,7 +188,7 @@ def test_no_block_gathers_the_batch(radix, groups):
     out_shardings=(whole, split),
   )
   stats, params = variables['batch_stats'], variables['params']
-  check_local(step.lower(params, stats, x).compile().as_text())
+  check_local(step.lower(params, stats, x).compile(QUICK).as_text())
 
 
 @pytest.fixture(scope='module')
