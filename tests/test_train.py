@@ -198,13 +198,14 @@ def test_predicts_pictures_with_a_run(finished_run, run_script, tmp_path):
   assert '--overwrite' in stderr
 
   model, variables, _ = load_checkpoint(finished_run[0])
+  apply = jax.jit(lambda v, x: model.apply(v, x, train=False).logits)
   for name, source in (('a', picture), ('b', picture[:50, ::-1])):
     height, width = source.shape[:2]
     factor = min(256 / width, 64 / height)
     size = int(width * factor + 0.5), int(height * factor + 0.5)
     image = cv2.resize(source[..., ::-1], size)[None]
     images = preprocess(image, np.asarray([size[::-1]]))
-    logits = model.apply(variables, images, train=False).logits
+    logits = apply(variables, images)
     classes = logits.shape[-1]
     for shape in (size[::-1], (height, width)):
       shape = (1, *shape, classes)
@@ -340,7 +341,7 @@ def test_python_of_the_readme(finished_run, tmp_path, monkeypatch, capsys):
   printed = set(re.findall(r"'([^']+)'", capsys.readouterr().out))
   assert printed <= set(names['about']['classes'])
   exec(fresh, names)
-  initial = names['model'].init(jax.random.key(0), names['images'], train=False)
+  initial = names['init'](jax.random.key(0))
   jax.tree.map(np.testing.assert_array_equal, names['variables'], initial)
 
 
