@@ -50,7 +50,7 @@ demo: $(VENV)/installed
 
 # Two processes; those of a module stay together, as they share what is slow.
 test: lint $(VENV)/testable
-	$(PY) -m pytest -n 2 --dist loadscope
+	$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
