@@ -21,7 +21,7 @@ import rich.table
 import resnest_jax as rj
 from resnest_jax import runtime
 from resnest_jax.config import flag_parser, parse_flags
-from resnest_jax.data.datasets import open_split
+from resnest_jax.data.datasets import open_data
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError, run
 from resnest_jax.evaluation import inference, metrics, visualize
@@ -49,7 +49,7 @@ def main() -> None:
 
   # The data, the network, and the weights of the checkpoint.
   split_name = flags.split or config.data.eval_split
-  split = open_split(config.data.name, config.data.data_dir, split_name)
+  split = open_data(config.data, split_name)
   classes, palette = split.labels.classes, split.labels.palette
   if len(classes) != config.model.num_classes:
     raise UserError(

@@ -26,7 +26,7 @@ from resnest_jax.config import (
   flag_parser,
   parse_flags,
 )
-from resnest_jax.data.datasets import open_split
+from resnest_jax.data.datasets import open_data
 from resnest_jax.data.pipeline import make_eval_iterator, make_train_iterator
 from resnest_jax.errors import UserError, run
 from resnest_jax.evaluation.inference import (
@@ -92,12 +92,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
   # Devices, data, model.
   mesh = sharding.make_mesh()
   sharding.check_batch_size(batch_size, mesh)
-  train_split = open_split(
-    config.data.name, config.data.data_dir, config.data.train_split
-  )
-  eval_split = open_split(
-    config.data.name, config.data.data_dir, config.data.eval_split
-  )
+  train_split = open_data(config.data, config.data.train_split)
+  eval_split = open_data(config.data, config.data.eval_split)
   labels = train_split.labels
   if config.model.num_classes != len(labels.classes):
     raise UserError(

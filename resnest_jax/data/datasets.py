@@ -4,6 +4,7 @@ import dataclasses
 import operator
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -81,6 +82,16 @@ def open_split(name: str, data_dir: str | os.PathLike, split: str) -> 'Split':
   return Split(name, data_dir, split)
 
 
+def open_data(data_config: Any, split: str) -> 'Split':
+  """Opens a split of the data that a configuration names.
+
+  Args:
+    data_config: `config.data`.
+    split: as for `open_split`.
+  """
+  return open_split(data_config.name, data_config.data_dir, split)
+
+
 class Split:
   """A sequence of samples; threads may share it and it can be pickled.
 
@@ -116,6 +127,20 @@ class Split:
     return len(self._source)
 
   def __getitem__(self, index: int) -> dict:
+    sample = self.raw(index)
+    image, mask = sample['image'], sample['mask']
+    if image.dtype != np.uint8 or image.shape[:2] != mask.shape:
+      raise self._unreadable(sample['name'], 'image and mask do not fit')
+    label = self.labels.to_train_id[mask]
+    return {'image': image, 'label': label, 'name': sample['name']}
+
+  def raw(self, index: int) -> dict:
+    """A sample as it is stored, for checks.
+
+    Returns:
+      `image` (H, W, 3), RGB, of any depth; `mask`, of any shape and type, its
+      values not yet train ids; `name`.
+    """
     index = operator.index(index)
     if not 0 <= index < len(self):
       raise IndexError(f'{index} is not in 0 .. {len(self) - 1}')
@@ -123,13 +148,14 @@ class Split:
       example = self._source[index]
     except Exception as error:  # ArrayRecord's errors have no common type.
       raise self._unreadable(f'record {index}', error) from error
-    sample = example['name'].decode()
-    image = _decode(example['image'], cv2.IMREAD_COLOR_RGB)
+    name = example['name'].decode()
+    image = _decode(
+      example['image'], cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+    )
     mask = _decode(example['label'], cv2.IMREAD_UNCHANGED)
-    if image is None or mask is None or image.shape[:2] != mask.shape:
-      raise self._unreadable(sample, 'image and mask cannot be decoded')
-    label = self.labels.to_train_id[mask]
-    return {'image': image, 'label': label, 'name': sample}
+    if image is None or mask is None:
+      raise self._unreadable(name, 'image or mask cannot be decoded')
+    return {'image': image, 'mask': mask, 'name': name}
 
   def __reduce__(self):
     # Readers hold open files, so a copy opens its own.

@@ -2,8 +2,9 @@
 
 Environment variables: RESNEST_JAX_CACHE is the folder of downloaded files
 (default: `resnest_jax/weights` in the user's cache folder);
-RESNEST_JAX_OFFLINE=1 forbids downloads, as HF_HUB_OFFLINE=1 does;
-HF_ENDPOINT is where hf:// addresses lead (default: https://huggingface.co).
+RESNEST_JAX_OFFLINE=1 forbids downloads, as HF_HUB_OFFLINE=1 does. What is
+said by hf://... is left to huggingface_hub, with its cache and its own
+variables (HF_HOME, HF_ENDPOINT, HF_TOKEN).
 """
 
 import difflib
@@ -35,7 +36,7 @@ def fetch(
 
   Args:
     source: the path of a file or folder, a published name ('resnest50',
-      'ade20k_pspnet'), an http(s) address, or 'hf://owner/repository/file'.
+      'ade20k_pspnet'), an http(s) address, or 'hf://owner/repository/file' (or owner/repository@revision).
     published: the names.
 
   Returns:
@@ -57,7 +58,7 @@ def fetch(
     known = known_file(_file_name(text))
     return _cached((text,), known.sha256 if known else '')
   if text.startswith('hf://'):
-    return _cached((_hub_url(text),), '')
+    return _from_hub(text)
   near = difflib.get_close_matches(text, published, 3, 0.5)
   meant = f' Did you mean {" or ".join(near)}?' if near else ''
   raise UserError(
@@ -83,16 +84,46 @@ def offline() -> bool:
   )
 
 
-def _hub_url(text: str) -> str:
+def _from_hub(text: str) -> Path:
+  """A file of a repository of the Hugging Face hub, from its cache or new."""
+  import huggingface_hub  # Takes half a second, which few commands need.
+  from huggingface_hub.errors import LocalEntryNotFoundError
+
   parts = text.removeprefix('hf://').split('/', 2)
   if len(parts) < 3 or not all(parts):
     raise UserError(
       f'{text!r} names no file; write hf://owner/repository/file, for instance '
       'hf://timm/resnest50d.in1k/model.safetensors.'
     )
-  endpoint = os.environ.get('HF_ENDPOINT', 'https://huggingface.co')
-  owner, repository, file = (urllib.parse.quote(part) for part in parts)
-  return f'{endpoint.rstrip("/")}/{owner}/{repository}/resolve/main/{file}'
+  repository, _, revision = parts[1].partition('@')
+  try:
+    path = huggingface_hub.hf_hub_download(
+      f'{parts[0]}/{repository}',
+      parts[2],
+      revision=revision or None,
+      library_name='resnest_jax',
+      endpoint=os.environ.get('HF_ENDPOINT', '').rstrip('/') or None,
+      local_files_only=offline(),
+    )
+  except LocalEntryNotFoundError as error:
+    why = (
+      'downloads are switched off (RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE)'
+      if offline()
+      else f'the hub cannot be reached ({_one_line(error.__cause__)})'
+    )
+    raise UserError(
+      f"{text} is not in the hub's cache and {why}. Download it by other means "
+      'and give its path.'
+    ) from error
+  except Exception as error:  # Those of httpx and of hf_xet have no base.
+    raise UserError(
+      f'{text} could not be downloaded: {_one_line(error)}'
+    ) from error
+  return Path(path)
+
+
+def _one_line(error: BaseException | None) -> str:
+  return ' '.join(str(error).split()) or type(error).__name__
 
 
 def _file_name(url: str) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import threading
 
+import huggingface_hub
 import pytest
 
 from resnest_jax.errors import UserError
@@ -32,6 +33,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
       self.end_headers()
     else:
       super().do_GET()
+
+  def end_headers(self):
+    if '/resolve/' in self.path:  # What a hub says of its files.
+      self.send_header('X-Repo-Commit', COMMIT)
+      self.send_header('ETag', f'"{DIGITS}"')
+    super().end_headers()
 
   def log_message(self, *args):
     del args
@@ -126,15 +133,49 @@ def test_address_is_cached_by_the_whole_address(server, tmp_path):
   assert len(cached()) == len(server.requests) == 2
 
 
-def test_hub_file(server, tmp_path, monkeypatch):
+COMMIT = '0123456789abcdef0123456789abcdef01234567'
+HUB_FILE = '/timm/resnest50d.in1k/resolve/main/sub/model.safetensors'
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+  """A hub with one file, and an empty cache of it."""
   monkeypatch.setenv('HF_ENDPOINT', f'{server.url}/')
-  folder = tmp_path / 'served/timm/resnest50d.in1k/resolve/main/sub'
-  folder.mkdir(parents=True)
-  (folder / 'model.safetensors').write_text('weights')
-  path = fetch('hf://timm/resnest50d.in1k/sub/model.safetensors')
-  assert path.read_text() == 'weights'
+  cache = tmp_path / 'hub_cache'
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(cache))
+  path = tmp_path / 'served' / HUB_FILE[1:]
+  path.parent.mkdir(parents=True)
+  path.write_bytes(CONTENT)
+  return server
+
+
+def test_hub_file_is_downloaded_once_and_served_offline(hub, monkeypatch):
+  text = 'hf://timm/resnest50d.in1k/sub/model.safetensors'
+  path = fetch(text)
+  assert path.read_bytes() == CONTENT
+  assert path.parts[-3:] == (COMMIT, 'sub', 'model.safetensors')
+  assert fetch(text) == path
+  assert hub.requests == [HUB_FILE]  # Asked again for its head only.
+  monkeypatch.setenv('RESNEST_JAX_OFFLINE', '1')
+  assert fetch(text) == path
+  with pytest.raises(UserError, match='downloads are switched off'):
+    fetch('hf://timm/resnest50d.in1k/model.safetensors')
+  assert hub.requests == [HUB_FILE]
+
+
+def test_hub_revision_and_what_it_does_not_have(hub, tmp_path, monkeypatch):
+  served = tmp_path / 'served/timm/resnest50d.in1k/resolve/v2'
+  served.mkdir()
+  (served / 'model.safetensors').write_text('second')
+  path = fetch('hf://timm/resnest50d.in1k@v2/model.safetensors')
+  assert path.read_text() == 'second'
+  with pytest.raises(UserError, match=r'other.safetensors could not be .*404'):
+    fetch('hf://timm/resnest50d.in1k/other.safetensors')
   with pytest.raises(UserError, match='hf://owner/repository/file'):
     fetch('hf://timm/resnest50d.in1k')
+  monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')  # Nobody listens.
+  with pytest.raises(UserError, match=r'the hub cannot be reached \(.*refused'):
+    fetch('hf://timm/resnest50d.in1k/other.safetensors')
 
 
 @pytest.mark.parametrize('variable', ['RESNEST_JAX_OFFLINE', 'HF_HUB_OFFLINE'])
