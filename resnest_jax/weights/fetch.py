@@ -36,7 +36,8 @@ def fetch(
 
   Args:
     source: the path of a file or folder, a published name ('resnest50',
-      'ade20k_pspnet'), an http(s) address, or 'hf://owner/repository/file' (or owner/repository@revision).
+      'ade20k_pspnet'), an http(s) address, or 'hf://owner/repository/file'
+      (owner/repository@revision/file for another revision).
     published: the names.
 
   Returns:
