@@ -1,6 +1,10 @@
 """Evaluates a checkpoint on a whole split, every image once.
 
     python eval.py --config configs/ade20k_pspnet.py --workdir runs/pspnet
+    python eval.py --config configs/ade20k_pspnet.py --weights ade20k_pspnet \\
+      --out results
+
+The second evaluates published or converted weights (docs/weights.md).
 
 Prints a table of the classes, and writes into --out: metrics.json (the scores
 and all that is needed to know what they are of), overlays/NAME.png and
@@ -12,6 +16,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,15 +32,23 @@ from resnest_jax.errors import UserError, run
 from resnest_jax.evaluation import inference, metrics, visualize
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.training import checkpoints, sharding
+from resnest_jax.weights.pretrained import load_segmentor
 from resnest_jax.weights.state_dict import variable_shapes
 
 console = rich.console.Console()
 
 
 def main() -> None:
-  parser = flag_parser('Evaluates a checkpoint on a whole split.')
+  parser = flag_parser(
+    'Evaluates a checkpoint on a whole split.', workdir_required=False
+  )
   parser.add_argument(
     '--checkpoint', default='latest', help='latest (default), best, or a step'
+  )
+  parser.add_argument(
+    '--weights',
+    metavar='SOURCE',
+    help='instead of --workdir: a published name, a path, an address',
   )
   parser.add_argument(
     '--split', help='of the data set; default: config.data.eval_split'
@@ -44,6 +57,13 @@ def main() -> None:
     '--out', type=Path, help='default: WORKDIR/eval/STEP-SPLIT'
   )
   flags = parse_flags(parser)
+  if bool(flags.workdir) == bool(flags.weights):
+    raise UserError(
+      'give either --workdir, the folder of a run, or --weights, a name, a '
+      'path or an address.'
+    )
+  if flags.weights and not flags.out:
+    raise UserError('--weights needs --out, a folder for the results.')
   config = flags.config
   runtime.set_up(config.model.dtype)
 
@@ -57,29 +77,18 @@ def main() -> None:
       f'config.model.num_classes is {config.model.num_classes}.'
     )
   mesh = sharding.make_mesh()
-  model = rj.create_segmentor(config.model)
-  placed = jax.tree.map(
-    lambda x: x.update(sharding=sharding.replicated(mesh)),
-    variable_shapes(model),
-  )
-  variables, step, about = checkpoints.restore_variables(
-    flags.workdir, flags.checkpoint, placed
-  )
-  console.print(f'checkpoint {step} of {flags.workdir}', highlight=False)
-  if about['dilation_rule'] != config.model.dilation_rule:
-    raise UserError(
-      f'the checkpoint was trained with model.dilation_rule '
-      f'{about["dilation_rule"]!r}, the configuration has '
-      f'{config.model.dilation_rule!r}, with which its weights give wrong '
-      f'results. Add --config.model.dilation_rule={about["dilation_rule"]}.'
-    )
+  if flags.weights:
+    model, variables, found = from_weights(flags.weights, config)
+  else:
+    model, variables, found = from_run(flags, mesh)
   result = {
     'config': config.name,
-    'checkpoint': str(checkpoints.checkpoint_dir(flags.workdir) / str(step)),
-    'step': step,
+    **found,  # The model with its dilation rule, too.
     'data': {'name': config.data.name, 'split': split_name},
   }
-  out = flags.out or flags.workdir / 'eval' / f'{step}-{split_name}'
+  out = flags.out
+  if out is None:
+    out = flags.workdir / 'eval' / f'{found["step"]}-{split_name}'
   replaced = previous_pictures(out, result)
 
   # Every image once; the predictions of some are kept to be drawn.
@@ -128,6 +137,48 @@ def main() -> None:
   console.print(f'written to {out}', highlight=False, soft_wrap=True)
 
 
+def from_run(flags, mesh) -> tuple[Any, Any, dict]:
+  """The network of the configuration with the weights of a checkpoint."""
+  config = flags.config.model
+  model = rj.create_segmentor(config)
+  placed = jax.tree.map(
+    lambda x: x.update(sharding=sharding.replicated(mesh)),
+    variable_shapes(model),
+  )
+  variables, step, about = checkpoints.restore_variables(
+    flags.workdir, flags.checkpoint, placed
+  )
+  console.print(f'checkpoint {step} of {flags.workdir}', highlight=False)
+  if about['dilation_rule'] != config.dilation_rule:
+    raise UserError(
+      f'the checkpoint was trained with model.dilation_rule '
+      f'{about["dilation_rule"]!r}, the configuration has '
+      f'{config.dilation_rule!r}, with which its weights give wrong '
+      f'results. Add --config.model.dilation_rule={about["dilation_rule"]}.'
+    )
+  path = str(checkpoints.checkpoint_dir(flags.workdir) / str(step))
+  found = {'checkpoint': path, 'step': step, 'model': config.to_dict()}
+  return model, variables, found
+
+
+def from_weights(source: str, config) -> tuple[Any, Any, dict]:
+  """The network that a weight file describes; the row gives data and dtype."""
+  model, variables, weights = load_segmentor(source, config.model.dtype)
+  theirs = weights.description.config
+  if theirs['num_classes'] != config.model.num_classes:
+    raise UserError(
+      f'{source} has {theirs["num_classes"]} classes, {config.name} has '
+      f'{config.model.num_classes}; choose the --config of its data set.'
+    )
+  console.print(
+    f'{theirs["head"]} on {theirs["backbone"]}, dilation rule '
+    f'{theirs["dilation_rule"]}, from {source}',
+    highlight=False,
+  )
+  where = {key: weights.provenance[key] for key in ('file', 'sha256')}
+  return model, variables, {'checkpoint': source, 'model': theirs, **where}
+
+
 def previous_pictures(out: Path, result: dict) -> list[Path]:
   """The pictures of an earlier evaluation of the same, to be replaced.
 
@@ -138,7 +189,8 @@ def previous_pictures(out: Path, result: dict) -> list[Path]:
     return []
   try:
     old = json.loads((out / 'metrics.json').read_text('utf-8'))
-    same = all(old[key] == value for key, value in result.items())
+    asked = json.loads(json.dumps(result))  # JSON has no tuples.
+    same = all(old[key] == value for key, value in asked.items())
   except (OSError, ValueError, KeyError, TypeError):
     same = False
   if not same:
@@ -174,7 +226,7 @@ def describe(config, evaluation, batch_size, classes) -> dict:
     },
     'classes_averaged': scores.num_averaged,
     'classes_absent': list(scores.absent),
-    'model': config.model.to_dict(),  # With dilation rule and dtype.
+    'dtype': config.model.dtype,
     'batch_size': batch_size,
     'seconds': round(evaluation.seconds, 3),
     'devices': runtime.describe_devices(),

@@ -25,7 +25,7 @@ from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError, run
 from resnest_jax.evaluation import inference, visualize
 from resnest_jax.training import checkpoints, sharding
-from resnest_jax.weights.pretrained import load_weights
+from resnest_jax.weights.pretrained import load_segmentor
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 # (long edge, short edge) in pixels, to which pictures are resized: the
@@ -82,13 +82,7 @@ def load_model(source: str, which: str) -> tuple[Any, Any, int, LabelSet]:
     model, variables, about = rj.load_checkpoint(Path(source), which)
     config, classes = about['config']['model'], about['classes']
   else:
-    weights = load_weights(source)
-    if weights.description.task != 'segmentor':
-      raise UserError(
-        f'{source} is a {weights.description.task}; a segmentor is needed.'
-      )
-    model = weights.description.create()
-    variables = rj.import_state_dict(model, weights.state_dict)
+    model, variables, weights = load_segmentor(source)
     config, classes = weights.description.config, weights.classes
   number = config['num_classes']
   for labels in (ADE20K, CITYSCAPES):

@@ -11,9 +11,7 @@ device. Needs jax, flax and optax, and ml_collections to read a `.py`; the
 """
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import sys
 import time
@@ -26,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.report import describe_machine, write_result
 from resnest_jax import runtime
 from resnest_jax.errors import run
 from resnest_jax.models.flops import count_flops
@@ -178,22 +177,17 @@ def main() -> None:
     'batch_size': batch_size,
     'crop': crop,
     'devices': runtime.describe_devices(),
-    'machine': platform.processor() or platform.machine(),
-    'date': datetime.date.today().isoformat(),
     **figures,
-    'versions': runtime.versions(),
+    **describe_machine(),
   }
   for name, value in result.items():
     if name != 'versions' and value is not None:
       shown = f'{value:.4g}' if isinstance(value, float) else value
       print(f'{name:26} {shown}')
   if flags.out:
-    flags.out.mkdir(parents=True, exist_ok=True)
     kind = jax.devices()[0].device_kind.replace(' ', '_').lower()
     name = f'train_step-{result["config"]}-{result["dtype"]}-b{batch_size}'
-    path = flags.out / f'{name}-{kind}-{result["date"]}.json'
-    path.write_text(json.dumps(result, indent=2) + '\n', 'utf-8')
-    print(f'written to {path}')
+    write_result(flags.out, f'{name}-{kind}', result)
 
 
 if __name__ == '__main__':

@@ -89,7 +89,9 @@ def load_config(
   return config.lock()
 
 
-def flag_parser(description: str) -> argparse.ArgumentParser:
+def flag_parser(
+  description: str, workdir_required: bool = True
+) -> argparse.ArgumentParser:
   """A parser with the flags all scripts share; a script may add its own."""
   parser = _Parser(
     description=description,
@@ -105,7 +107,7 @@ def flag_parser(description: str) -> argparse.ArgumentParser:
   )
   parser.add_argument(
     '--workdir',
-    required=True,
+    required=workdir_required,
     type=Path,
     metavar='DIR',
     help='checkpoints, logs and results of one run',

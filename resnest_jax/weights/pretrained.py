@@ -136,6 +136,31 @@ def load_weights(
   )
 
 
+def load_segmentor(
+  source: str | Path, dtype: str = 'float32'
+) -> tuple[nn.Module, dict[str, Any], Weights]:
+  """A published or converted segmentor, ready to apply.
+
+  Args:
+    source: see `load_weights`.
+    dtype: of the activations, as `config.model.dtype`.
+
+  Returns:
+    The `Segmentor`, its variables as NumPy arrays, and where they are from.
+
+  Raises:
+    UserError: not to be found, damaged, or weights of something else.
+  """
+  weights = load_weights(source)
+  task, config = weights.description
+  if task != 'segmentor':
+    raise UserError(
+      f'{source} is a {task}, which gives no label maps; a segmentor is needed.'
+    )
+  model = Description(task, config | {'dtype': dtype}).create()
+  return model, import_state_dict(model, weights.state_dict), weights
+
+
 def _described(path, file: WeightFile, state_dict, kind, drop, provenance):
   """Weights that `convert` wrote, with its description."""
   about = file.about

@@ -1,5 +1,6 @@
 """The evaluation script, on a checkpoint of a tiny network."""
 
+import hashlib
 import json
 import runpy
 import sys
@@ -7,6 +8,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 from golden import reference
 
 from resnest_jax.config import load_config
@@ -16,7 +18,11 @@ from resnest_jax.evaluation import visualize
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training import checkpoints
 from resnest_jax.training.step import TrainState
-from resnest_jax.weights.state_dict import variable_shapes
+from resnest_jax.weights import convert
+from resnest_jax.weights.state_dict import (
+  export_state_dict,
+  variable_shapes,
+)
 
 STEP = 7
 # One padded shape for all images, so that the network compiles once.
@@ -51,7 +57,7 @@ def workdir(tmp_path_factory):
 def flags(workdir, data_dir, *others):
   return [
     *('--config', 'configs/ade20k_pspnet.py:mini'),
-    *('--workdir', str(workdir)),
+    *(('--workdir', str(workdir)) if workdir else ()),
     f'--config.data.data_dir={data_dir}',
     *(f'--config.{key}={value}' for key, value in OVERRIDES.items()),
     *others,
@@ -92,7 +98,7 @@ def test_results_are_complete_and_consistent(evaluated, workdir, mini_data_dir):
     'bucket': 64,
   }
   assert result['model']['dilation_rule'] == 'mmseg'
-  assert result['model']['dtype'] == 'float32'
+  assert result['dtype'] == 'float32'
   assert result['versions']['jax']
   # The ground truth's pixels do not depend on the network.
   labels = np.concatenate([sample['label'].ravel() for sample in split])
@@ -154,6 +160,54 @@ def test_the_same_checkpoint_replaces_its_own_results(
     'notes.txt',
     before['overlays'][0].removeprefix('overlays/'),
   }
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+  """The checkpoint's weights as `convert` writes them."""
+  config = load_config('configs/ade20k_pspnet.py:mini', OVERRIDES).model
+  model = create_segmentor(config)
+  variables = reference.filled_variables(variable_shapes(model))
+  theirs = export_state_dict(model, variables, 'mmseg')
+  folder = tmp_path_factory.mktemp('weights') / 'theirs'
+  path = folder.with_suffix('.pth')
+  torch.save({name: torch.tensor(x) for name, x in theirs.items()}, path)
+  convert.main([str(path), '--out', str(folder)])
+  return folder
+
+
+def test_weights_give_the_checkpoints_scores(
+  evaluated, evaluate_here, weights, tmp_path
+):
+  before = json.loads((evaluated[0] / 'metrics.json').read_text('utf-8'))
+  out = tmp_path / 'results'
+  evaluate_here('--weights', str(weights), '--out', str(out), workdir=None)
+  after = json.loads((out / 'metrics.json').read_text('utf-8'))
+  assert after['per_class'] == before['per_class']
+  assert after['checkpoint'] == str(weights)
+  digits = hashlib.sha256((weights / after['file']).read_bytes()).hexdigest()
+  assert after['sha256'] == digits
+  assert after['model']['width'] == 8
+  assert after['model']['dilation_rule'] == 'mmseg'
+  assert len(list((out / 'overlays').iterdir())) == 3
+
+
+def test_weights_that_cannot_be_evaluated(evaluate_here, weights, tmp_path):
+  with pytest.raises(UserError, match='either --workdir'):
+    evaluate_here('--weights', str(weights))
+  with pytest.raises(UserError, match='either --workdir'):
+    evaluate_here(workdir=None)
+  with pytest.raises(UserError, match='needs --out'):
+    evaluate_here('--weights', str(weights), workdir=None)
+  out = ('--out', str(tmp_path / 'results'))
+  with pytest.raises(UserError, match='Did you mean ade20k_pspnet'):
+    evaluate_here('--weights', 'ade20k_psp', *out, workdir=None)
+  backbone = tmp_path / 'backbone'
+  heads = ('decode_head', 'auxiliary_head')
+  convert.main([str(weights), '--out', str(backbone), '--drop', *heads])
+  with pytest.raises(UserError, match='is a backbone, which gives no label'):
+    evaluate_here('--weights', str(backbone), *out, workdir=None)
+  assert not (tmp_path / 'results').exists()
 
 
 def test_what_is_there_is_not_overwritten(evaluate_here, tmp_path):

@@ -1,0 +1,342 @@
+"""Times the training pipeline: reading, augmenting and batching samples.
+
+    python benchmarks/pipeline.py
+    python benchmarks/pipeline.py --peer /path/to/python
+
+Images are made here: 1/f noise compresses like photographs do. They are
+prepared as the data sets are: ADE20K's JPEG of 683 x 512, Cityscapes' PNG of
+2048 x 1024, and these stored decoded. `--peer` names a Python that has
+mmsegmentation; its training transforms then read the same files in a process
+of their own. All take turns, round by round, and medians are compared.
+`--out DIR` keeps the figures as JSON.
+"""
+
+import argparse
+import contextlib
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rich.console
+import rich.table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.report import describe_machine, write_result
+from resnest_jax.config import load_config
+from resnest_jax.data import cityscapes, mini, mini_cityscapes, transforms
+from resnest_jax.data.datasets import DATASETS, Split, open_split
+from resnest_jax.data.pipeline import (
+  make_train_iterator,
+  sample_key,
+  sample_rng,
+)
+from resnest_jax.data.prepare import prepare
+from resnest_jax.errors import UserError, run
+
+SEED = 0
+DATA = ('ade20k', 'cityscapes')
+SIZES = {'ade20k': (512, 683), 'cityscapes': (1024, 2048)}
+
+
+def noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+  """float32 (height, width) of mean 0 and deviation 1, spectrum 1/f."""
+  rows = np.fft.fftfreq(height)[:, None] * height
+  columns = np.fft.rfftfreq(width)[None] * width
+  frequency = np.hypot(rows, columns)
+  frequency[0, 0] = np.inf
+  white = np.fft.rfft2(rng.standard_normal((height, width)))
+  field = np.fft.irfft2(white / frequency, (height, width))
+  return (field / field.std()).astype(np.float32)
+
+
+def make_sample(
+  seed: int, height: int, width: int, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Image uint8 (H, W, 3), and a map of about a dozen classes from 0 on."""
+  rng = np.random.default_rng([SEED, seed])
+  grey = noise(rng, height, width)
+  image = np.stack(
+    [grey + 0.3 * noise(rng, height, width) for _ in range(3)], 2
+  )
+  regions = np.digitize(noise(rng, height, width), np.linspace(-2, 2, 12))
+  names = rng.permutation(classes)[: regions.max() + 1]
+  image = (128 + 45 * image).clip(0, 255).astype(np.uint8)
+  return image, names[regions].astype(np.uint8)
+
+
+def write_ade20k(folder: Path, count: int) -> Path:
+  """Files for the peer below `folder`, and the zip file of a mini ADE20K."""
+  path = folder / 'ADEChallengeData2016.zip'
+  counts = {'train': count, 'validation': 1}
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.comment = mini.archive_comment(counts, SEED).encode()
+    lines = ''
+    for split, stem, seeds in (
+      ('training', 'ADE_train', range(count)),
+      ('validation', 'ADE_val', (count,)),
+    ):
+      for i, seed in enumerate(seeds, 1):
+        image, label = make_sample(seed, *SIZES['ade20k'], 150)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 90]
+        jpeg = cv2.imencode('.jpg', image, quality)[1].tobytes()
+        png = cv2.imencode('.png', label + 1)[1].tobytes()
+        name = f'{stem}_{i:08d}'
+        root = 'ADEChallengeData2016'
+        mini.add_entry(archive, f'{root}/images/{split}/{name}.jpg', jpeg)
+        mini.add_entry(archive, f'{root}/annotations/{split}/{name}.png', png)
+        lines += f'{name} misc\n'
+        if split == 'training':
+          (folder / f'{i:04d}.jpg').write_bytes(jpeg)
+          (folder / f'{i:04d}.png').write_bytes(png)
+    mini.add_entry(archive, f'{root}/sceneCategories.txt', lines.encode())
+  return path
+
+
+def write_cityscapes(folder: Path, count: int) -> Path:
+  """Files for the peer below `folder`, and both zips of a mini Cityscapes."""
+  counts = {'train': count, 'validation': 1, 'test': 1}
+  height, width = SIZES['cityscapes']
+  comment = mini_cityscapes.archive_comment(counts, SEED, (width, height))
+  ids = np.flatnonzero(cityscapes.CITYSCAPES.to_train_id < 19).astype(np.uint8)
+  with (
+    zipfile.ZipFile(folder / cityscapes.IMAGES, 'w') as images,
+    zipfile.ZipFile(folder / cityscapes.MASKS, 'w') as masks,
+  ):
+    images.comment = masks.comment = comment.encode()
+    for split, number in counts.items():
+      for i in range(number):
+        image, label = make_sample(i, height, width, 19)
+        mask = ids[label] if split != 'test' else np.zeros_like(label)
+        name = mini_cityscapes.sample_name(split, i, number)
+        where = f'{cityscapes.FOLDERS[split]}/{name.split("_")[0]}/{name}'
+        png = cv2.imencode('.png', image)[1].tobytes()
+        mini.add_entry(
+          images, f'leftImg8bit/{where}{cityscapes.IMAGE_SUFFIX}', png
+        )
+        mini.add_entry(
+          masks,
+          f'gtFine/{where}{cityscapes.MASK_SUFFIX}',
+          cv2.imencode('.png', mask)[1].tobytes(),
+        )
+        if split == 'train':
+          (folder / f'{i:04d}.png').write_bytes(png)
+          cv2.imwrite(str(folder / f'{i:04d}_label.png'), label)
+  return folder
+
+
+def images_per_second(split: Split, data_config, number: int) -> float:
+  """Of the whole pipeline, from opening the iterator to the last batch."""
+  batch_size = 4
+  start = time.perf_counter()
+  batches = make_train_iterator(
+    data_config,
+    split,
+    seed=SEED,
+    batch_size=batch_size,
+    total_steps=-(-number // batch_size),
+  )
+  with contextlib.closing(batches):
+    done = sum(len(batch['image']) for batch in batches)
+  return done / (time.perf_counter() - start)
+
+
+def stage_milliseconds(split: Split, data_config, number: int) -> dict:
+  """Medians of each step of a sample, in one thread."""
+  key = sample_key(SEED)
+  seconds: dict[str, list[float]] = {}
+
+  def timed(name: str, function: Callable, *arguments):
+    start = time.perf_counter()
+    result = function(*arguments)
+    seconds.setdefault(name, []).append(time.perf_counter() - start)
+    return result
+
+  for i in range(number):
+    draw = transforms.draw_augmentation(sample_rng(key, i))
+    sample = timed('read and decode', split.__getitem__, i % len(split))
+    image, label = sample['image'], sample['label']
+    result = timed(
+      'resize, crop, flip, pad',
+      lambda image, label, draw: transforms.augment(
+        image,
+        label,
+        draw,
+        image_scale=tuple(data_config.image_scale),
+        crop_size=tuple(data_config.crop_size),
+        cat_max_ratio=data_config.cat_max_ratio,
+      ),
+      image,
+      label,
+      draw,
+    )
+    # What the accelerator does in training; for comparison.
+    timed(
+      '(colour, on the device)',
+      transforms.photometric_distortion,
+      result['image'],
+      draw.photometric,
+    )
+  return {
+    name: 1e3 * statistics.median(values) for name, values in seconds.items()
+  }
+
+
+class Peer:
+  """The other pipeline in its own process; answers one request at a time."""
+
+  def __init__(self, command: str, data: str, folder: Path):
+    script = Path(__file__).with_name('pipeline_peer.py')
+    self._process = subprocess.Popen(
+      [*shlex.split(command), str(script), data, str(folder)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.version = self._answer()
+
+  def images_per_second(self, number: int, workers: int) -> float:
+    self._process.stdin.write(f'{number} {workers}\n')
+    self._process.stdin.flush()
+    return number / float(self._answer())
+
+  def _answer(self) -> str:
+    line = self._process.stdout.readline()
+    if not line:
+      raise UserError(
+        f'the peer has ended with status {self._process.wait()}; what it wrote '
+        'stands above. --peer needs a Python with mmsegmentation.'
+      )
+    return line.strip()
+
+  def close(self) -> None:
+    self._process.stdin.close()
+    self._process.wait()
+
+
+@contextlib.contextmanager
+def open_peer(command: str | None, data: str, folder: Path) -> Iterator:
+  """A `Peer`, or None without a command."""
+  if not command:
+    yield None
+    return
+  peer = Peer(command, data, folder)
+  try:
+    yield peer
+  finally:
+    peer.close()
+
+
+def compare(data, split, folder, flags) -> dict:
+  """Figures of one data set: ours, the peer's, and the ratios."""
+  config = load_config(f'configs/{data.partition("_")[0]}_pspnet.py').data
+  cores = len(os.sched_getaffinity(0))
+  ways = {
+    'one thread': {'num_threads': 1},
+    f'one process, {cores} threads': {'num_threads': cores},
+    f'{cores} worker processes': {'num_threads': 1, 'num_workers': cores},
+  }
+  number = flags.samples if data == 'ade20k' else -(-flags.samples // 4)
+  rates: dict[str, list[float]] = {}
+  with open_peer(flags.peer, data.partition('_')[0], folder) as peer:
+    for _ in range(flags.rounds + 1):  # The first one warms up.
+      for way, settings in ways.items():
+        with config.unlocked():
+          config.update({'num_workers': 0} | settings)
+        rate = images_per_second(split, config, number)
+        rates.setdefault(way, []).append(rate)
+      if peer:
+        for workers in (0, cores):
+          rate = peer.images_per_second(number, workers)
+          way = f'peer, {workers} workers' if workers else 'peer, one process'
+          rates.setdefault(way, []).append(rate)
+  medians = {
+    way: statistics.median(values[1:]) for way, values in rates.items()
+  }
+  result = {
+    'images_per_second': medians,
+    'rounds': {way: values[1:] for way, values in rates.items()},
+    'stages_ms': stage_milliseconds(split, config, number),
+  }
+  if flags.peer:
+    single = medians['peer, one process']
+    result['peer'] = peer.version
+    result['ratio'] = {way: medians[way] / single for way in ways}
+  return result
+
+
+def prepare_splits(folder: Path, flags) -> Iterator[tuple[str, Split, Path]]:
+  """Writes and prepares each data set in turn."""
+  for data, write, count in (
+    ('ade20k', write_ade20k, 48),
+    ('cityscapes', write_cityscapes, 8),
+  ):
+    if data not in flags.data and f'{data}_raw' not in flags.data:
+      continue
+    files = folder / data
+    files.mkdir()
+    archive = write(files, count if flags.samples > 8 else 2)
+    with contextlib.redirect_stdout(sys.stderr):
+      prepare(DATASETS[f'{data}_mini'], folder / 'data', archive)
+    if data in flags.data:
+      yield data, open_split(f'{data}_mini', folder / 'data', 'train'), files
+
+
+def print_figures(data: str, result: dict) -> None:
+  """The rates with their ratios to the peer, and the stages."""
+  table = rich.table.Table(data)
+  for column in ('images/s', 'ratio'):
+    table.add_column(column, justify='right')
+  for way, rate in result['images_per_second'].items():
+    ratio = result.get('ratio', {}).get(way)
+    table.add_row(way, f'{rate:.1f}', f'{ratio:.2f}' if ratio else '')
+  table.add_section()
+  for name, milliseconds in result['stages_ms'].items():
+    table.add_row(name, f'{milliseconds:.1f} ms', '')
+  rich.console.Console().print(table)
+
+
+def main() -> None:
+  """Reads the command line, measures, prints and writes."""
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    '--data', nargs='+', choices=DATA, default=DATA, help='default: all'
+  )
+  parser.add_argument(
+    '--samples',
+    type=int,
+    default=96,
+    help='of ADE20K a round, a quarter of it of Cityscapes (default: 96)',
+  )
+  parser.add_argument(
+    '--rounds', type=int, default=5, help='medians are over these (default: 5)'
+  )
+  parser.add_argument(
+    '--peer', metavar='COMMAND', help='a Python that has mmsegmentation'
+  )
+  parser.add_argument('--out', type=Path, help='folder for the JSON')
+  flags = parser.parse_args()
+  result = describe_machine() | {'samples': flags.samples}
+  with tempfile.TemporaryDirectory() as folder:
+    for data, split, files in prepare_splits(Path(folder), flags):
+      print(f'measuring {data}', flush=True)
+      result[data] = compare(data, split, files, flags)
+      print_figures(data, result[data])
+  if flags.out:
+    write_result(flags.out, 'pipeline', result)
+
+
+if __name__ == '__main__':
+  run(main)

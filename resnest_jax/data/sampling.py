@@ -1,0 +1,145 @@
+"""Which record a position of a run reads: a choice of samplers.
+
+A sampler is a function of the position (step * batch size + slot) alone, so
+that threads, worker processes, hosts and resuming change nothing, and any
+position costs the same.
+
+  uniform: every epoch visits each record once, in another order.
+  repeat_factor: records with rare classes come several times an epoch. The
+    factor of a class in a share f of the images is max(1, sqrt(t / f)), that
+    of a record the largest of its classes' (Gupta et al., LVIS, CVPR 2019).
+  class_balanced: the classes take turns, whatever their number of records;
+    each turn takes the next record that has the class. Ignored pixels are no
+    class. Records without a labelled pixel are not visited.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from grain.experimental import index_shuffle
+
+from resnest_jax.errors import UserError
+
+SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
+
+
+class Shuffled:
+  """Epochs over a list of records, each in another order.
+
+  Args:
+    records: int (N,), not empty; a record may stand there several times.
+    seed: of 32 bits.
+  """
+
+  def __init__(self, records: np.ndarray, seed: int):
+    self._records = np.asarray(records)
+    self._seed = seed
+
+  def __call__(self, position: int) -> int:
+    epoch, place = divmod(position, len(self._records))
+    seed = (self._seed + epoch) % 2**32
+    return int(self._records[_shuffle(place, len(self._records), seed)])
+
+
+class ClassBalanced:
+  """The classes take turns, each with the records that have it.
+
+  Args:
+    present: bool (N, C), whether a record has a class.
+    seed: of 32 bits.
+  """
+
+  def __init__(self, present: np.ndarray, seed: int):
+    self._of_class = [
+      np.flatnonzero(column) for column in present.T if column.any()
+    ]
+    self._seed = seed
+
+  def __call__(self, position: int) -> int:
+    turn, place = divmod(position, len(self._of_class))
+    number = len(self._of_class)
+    chosen = _shuffle(place, number, _mix(self._seed, turn))
+    records = self._of_class[chosen]
+    epoch, place = divmod(turn, len(records))
+    seed = _mix(self._seed, epoch, chosen)
+    return int(records[_shuffle(place, len(records), seed)])
+
+
+def _shuffle(place: int, length: int, seed: int) -> int:
+  """Where `place` goes in a permutation of `length` places, at no cost."""
+  return index_shuffle(place, max_index=length - 1, seed=seed, rounds=4)
+
+
+def _mix(*numbers: int) -> int:
+  return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
+  """How often an epoch should visit each record.
+
+  Args:
+    present: bool (N, C), whether a record has a class.
+    threshold: t; classes in a larger share of the records are not repeated.
+
+  Returns:
+    float (N,), at least 1.
+  """
+  share = present.mean(0)
+  with np.errstate(divide='ignore'):
+    of_class = np.maximum(1.0, np.sqrt(threshold / share))
+  return np.where(present, of_class, 1.0).max(1, initial=1.0)
+
+
+def repeated_records(factors: np.ndarray, seed: int) -> np.ndarray:
+  """A list in which each record stands as often as its factor says.
+
+  Fractions are rounded up as often as they are large: a record of factor 2.3
+  stands there three times with probability 0.3, else twice.
+
+  Args:
+    factors: float (N,), at least 0.
+    seed: decides the rounding.
+  """
+  times = np.floor(factors).astype(int)
+  drawn = np.random.default_rng(seed).random(len(factors))
+  times += drawn < factors - times
+  return np.repeat(np.arange(len(factors)), times)
+
+
+def make_sampler(
+  sampling: str,
+  num_records: int,
+  seed: int,
+  *,
+  present: np.ndarray | None = None,
+  threshold: float = 0.0,
+) -> Callable[[int], int]:
+  """Makes the function from a position to a record.
+
+  Args:
+    sampling: one of `SAMPLINGS`.
+    num_records: N, at least 1.
+    seed: of 32 bits.
+    present: bool (N, C), whether a record has a class; not needed for
+      'uniform'.
+    threshold: of `repeat_factors`.
+
+  Raises:
+    UserError: an unknown name, or no record has a class.
+  """
+  if sampling == 'uniform':
+    return Shuffled(np.arange(num_records), seed)
+  if sampling not in SAMPLINGS:
+    raise UserError(
+      f'config.data.sampling is {sampling!r}; it must be one of '
+      f'{", ".join(SAMPLINGS)}.'
+    )
+  if not present.any():
+    raise UserError(
+      'no record has a labelled pixel, so that classes cannot be sampled. '
+      'Look at the labels, or set data.sampling to uniform.'
+    )
+  if sampling == 'class_balanced':
+    return ClassBalanced(present, seed)
+  factors = repeat_factors(present, threshold)
+  return Shuffled(repeated_records(factors, seed), seed)

@@ -1,0 +1,119 @@
+"""Samplers: which record a position reads."""
+
+import grain
+import numpy as np
+import pytest
+from scipy import stats
+
+from resnest_jax.data.sampling import (
+  ClassBalanced,
+  Shuffled,
+  make_sampler,
+  repeat_factors,
+  repeated_records,
+)
+from resnest_jax.errors import UserError
+
+SEED = 11
+# Class 0 is everywhere, class 1 in a quarter, class 2 in one record; class 3
+# never; the last record has no label.
+PRESENT = np.zeros((20, 4), bool)
+PRESENT[:19, 0] = True
+PRESENT[:5, 1] = True
+PRESENT[7, 2] = True
+
+
+def visited(sampler, number, start=0):
+  return np.array([sampler(start + i) for i in range(number)])
+
+
+def test_uniform_is_grains_shuffle():
+  sampler = make_sampler('uniform', 13, SEED)
+  theirs = grain.MapDataset.range(13).shuffle(seed=SEED).repeat()
+  assert visited(sampler, 40).tolist() == [int(theirs[i]) for i in range(40)]
+
+
+def test_uniform_visits_each_record_once_an_epoch():
+  sampler = make_sampler('uniform', 13, SEED)
+  epochs = visited(sampler, 39).reshape(3, 13)
+  assert (np.sort(epochs, 1) == np.arange(13)).all()
+  assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_repeat_factors_are_those_of_the_paper():
+  factors = repeat_factors(PRESENT, threshold=0.5)
+  # Shares 0.95, 0.25 and 0.05 of the records.
+  expected = np.ones(20)
+  expected[:5] = np.sqrt(0.5 / 0.25)
+  expected[7] = np.sqrt(0.5 / 0.05)
+  np.testing.assert_allclose(factors, expected)
+  assert (repeat_factors(PRESENT, threshold=0.01) == 1).all()
+
+
+def test_records_stand_as_often_as_their_factors_say():
+  factors = np.array([1.0, 2.0, 2.25] + [1.5] * 2000)
+  records = repeated_records(factors, SEED)
+  times = np.bincount(records)
+  assert times[:2].tolist() == [1, 2]
+  assert times[2] in (2, 3)
+  assert set(times[3:]) == {1, 2}
+  assert stats.binomtest(int((times[3:] == 2).sum()), 2000, 0.5).pvalue > 1e-3
+
+
+def test_repeat_factor_epochs():
+  sampler = make_sampler(
+    'repeat_factor', 20, SEED, present=PRESENT, threshold=0.5
+  )
+  records = repeated_records(repeat_factors(PRESENT, 0.5), SEED)
+  epochs = visited(sampler, 3 * len(records)).reshape(3, -1)
+  for epoch in epochs:
+    assert np.sort(epoch).tolist() == records.tolist()
+  assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_classes_take_turns():
+  sampler = make_sampler('class_balanced', 20, SEED, present=PRESENT)
+  turns = visited(sampler, 3 * 19 * 5).reshape(-1, 3)
+  # The one record of class 2 comes in every turn, that without label never.
+  assert ((turns == 7).sum(1) >= 1).all()
+  assert 19 not in turns
+  # Each turn has a record of class 1 and one of class 0.
+  assert all(PRESENT[turn, 1].any() for turn in turns)
+  counts = np.bincount(turns.ravel(), minlength=20)
+  # In 95 turns, each record of class 0 stands for it five times, each of
+  # class 1 for that another 19 times.
+  expected = np.full(20, 5)
+  expected[:5] += 19
+  expected[7] += 95
+  expected[19] = 0
+  assert counts.tolist() == expected.tolist()
+
+
+def test_order_of_the_classes_is_drawn():
+  present = np.eye(6, dtype=bool)
+  turns = visited(ClassBalanced(present, SEED), 6 * 600).reshape(-1, 6)
+  assert (np.sort(turns, 1) == np.arange(6)).all()
+  first = np.bincount(turns[:, 0], minlength=6)
+  assert stats.chisquare(first).pvalue > 1e-3
+
+
+def test_seeds_differ():
+  one, other = (
+    visited(ClassBalanced(PRESENT, seed), 30) for seed in (SEED, SEED + 1)
+  )
+  assert not np.array_equal(one, other)
+  one, other = (visited(Shuffled(np.arange(30), s), 30) for s in (1, 2))
+  assert not np.array_equal(one, other)
+
+
+def test_far_positions_are_like_near_ones():
+  sampler = make_sampler('class_balanced', 20, SEED, present=PRESENT)
+  far = visited(sampler, 30, start=3 * 10**9)
+  assert PRESENT[far].any(0).tolist() == [True, True, True, False]
+
+
+def test_what_cannot_be_sampled():
+  with pytest.raises(UserError, match=r"'balanced'; it must be one of uniform"):
+    make_sampler('balanced', 3, SEED, present=PRESENT)
+  with pytest.raises(UserError, match='no record has a labelled pixel'):
+    make_sampler('class_balanced', 3, SEED, present=np.zeros((3, 2), bool))
