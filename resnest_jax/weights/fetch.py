@@ -110,7 +110,7 @@ def _from_hub(text: str) -> Path:
     why = (
       'downloads are switched off (RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE)'
       if offline()
-      else f'the hub cannot be reached ({_one_line(error.__cause__)})'
+      else f'the hub does not give it ({_one_line(error.__cause__)})'
     )
     raise UserError(
       f"{text} is not in the hub's cache and {why}. Download it by other means "

@@ -4,9 +4,10 @@ import functools
 import hashlib
 import http.server
 import threading
+from pathlib import Path
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from resnest_jax.errors import UserError
 from resnest_jax.weights.fetch import cache_folder, fetch, offline
@@ -38,6 +39,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     if '/resolve/' in self.path:  # What a hub says of its files.
       self.send_header('X-Repo-Commit', COMMIT)
       self.send_header('ETag', f'"{DIGITS}"')
+      if not Path(self.translate_path(self.path)).is_file():
+        self.send_header('X-Error-Code', 'EntryNotFound')
     super().end_headers()
 
   def log_message(self, *args):
@@ -142,7 +145,7 @@ def hub(server, tmp_path, monkeypatch):
   """A hub with one file, and an empty cache of it."""
   monkeypatch.setenv('HF_ENDPOINT', f'{server.url}/')
   cache = tmp_path / 'hub_cache'
-  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(cache))
+  monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(cache))
   path = tmp_path / 'served' / HUB_FILE[1:]
   path.parent.mkdir(parents=True)
   path.write_bytes(CONTENT)
@@ -174,7 +177,7 @@ def test_hub_revision_and_what_it_does_not_have(hub, tmp_path, monkeypatch):
   with pytest.raises(UserError, match='hf://owner/repository/file'):
     fetch('hf://timm/resnest50d.in1k')
   monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')  # Nobody listens.
-  with pytest.raises(UserError, match=r'the hub cannot be reached \(.*refused'):
+  with pytest.raises(UserError, match=r'the hub does not give it \(.*refused'):
     fetch('hf://timm/resnest50d.in1k/other.safetensors')
 
 
