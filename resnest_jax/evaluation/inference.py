@@ -377,15 +377,15 @@ def divisible_batch_size(batch_size: int, mesh: Mesh | None) -> int:
 
 
 class RateColumn(rich.progress.ProgressColumn):
-  """How many steps a second, named by what is counted."""
+  """How many a second since the start, named by what is counted."""
 
   def __init__(self, unit: str):
     super().__init__()
     self.unit = unit
 
   def render(self, task: rich.progress.Task) -> rich.progress.Text:
-    speed = task.finished_speed or task.speed
-    text = '' if speed is None else f'{speed:.3g} {self.unit}/s'
+    done = task.completed and task.elapsed
+    text = f'{task.completed / task.elapsed:.3g} {self.unit}/s' if done else ''
     return rich.progress.Text(text, style='progress.data.speed')
 
 
