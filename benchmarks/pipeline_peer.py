@@ -79,13 +79,15 @@ def main() -> None:
   for line in sys.stdin:
     number, workers = map(int, line.split())
     loader = torch.utils.data.DataLoader(
-      Samples(data, folder, number),
+      Samples(data, folder, 4 + number),
       batch_size=4,
       num_workers=workers,
       collate_fn=list,
     )
+    batches = iter(loader)
+    next(batches)  # Worker processes take seconds to start.
     start = time.perf_counter()
-    for _ in loader:
+    for _ in batches:
       pass
     print(time.perf_counter() - start, file=answers, flush=True)
 
