@@ -14,9 +14,16 @@ import posixpath
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -177,21 +184,27 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     # Without shuffling, tfds sorts by integer keys. It also spreads them over
     # its temporary files as if they were 128-bit hashes: take the full range.
     step = 2**128 // max(len(pairs), 1)
-    for i, example in enumerate(_read_all(read, pairs)):
+    for i, example in enumerate(read_all(read, pairs)):
       yield i * step, example
       self._on_progress(next(done), total)
 
 
-def _read_all(
-  read: Callable[[Pair], dict], pairs: list[Pair]
+def read_all(
+  read: Callable[[Any], dict], items: Sequence, ahead: int = 8
 ) -> Iterator[dict]:
-  """Yields the checked examples of `pairs`, in order."""
+  """Yields `read(item)` of all items, in order; threads share the work.
+
+  Args:
+    read: called by several threads.
+    items: what it is called with.
+    ahead: how many results a thread may have waiting.
+  """
   # Decoding dominates and releases the interpreter lock. In blocks, as map()
   # would read everything ahead.
   threads = min(os.cpu_count() or 1, 8)
   with ThreadPoolExecutor(threads) as pool:
-    for i in range(0, len(pairs), 8 * threads):
-      yield from pool.map(read, pairs[i : i + 8 * threads])
+    for i in range(0, len(items), ahead * threads):
+      yield from pool.map(read, items[i : i + ahead * threads])
 
 
 def open_archive(path: str | os.PathLike, needed: str) -> zipfile.ZipFile:

@@ -55,29 +55,37 @@ def main() -> None:
   )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds what decides the contents: --images and --seed."""
+def add_arguments(parser: argparse.ArgumentParser, default: str = '') -> None:
+  """Adds what decides the contents: --images, None if not given, and --seed.
+
+  Args:
+    parser: gets them.
+    default: words for the default of --images, if it is not that of here.
+  """
+  default = default or '{} {}'.format(*DEFAULT_COUNTS.values())
   parser.add_argument(
     '--images',
     type=int,
     nargs=2,
     metavar=('TRAIN', 'VALIDATION'),
-    default=tuple(DEFAULT_COUNTS.values()),
-    help='how many scenes to generate (default: %(default)s)',
+    help=f'how many scenes to generate (default: {default})',
   )
   parser.add_argument(
     '--seed', type=int, default=0, help='of the scenes (default: 0)'
   )
 
 
-def counts_from_arguments(args: argparse.Namespace) -> dict[str, int]:
+def counts_from_arguments(
+  args: argparse.Namespace, default: Mapping[str, int] = DEFAULT_COUNTS
+) -> dict[str, int]:
   """Images per split; a `UserError` for numbers that make no data set."""
-  if min(args.images) < 1 or args.seed < 0:
+  images = args.images or tuple(default.values())
+  if min(images) < 1 or args.seed < 0:
     raise UserError(
-      f'--images {args.images[0]} {args.images[1]} --seed {args.seed}: the '
-      'numbers of images are at least 1, the seed at least 0'
+      f'--images {images[0]} {images[1]} --seed {args.seed}: the numbers of '
+      'images are at least 1, the seed at least 0'
     )
-  return dict(zip(_SPLITS, args.images, strict=True))
+  return dict(zip(_SPLITS, images, strict=True))
 
 
 def archive_comment(counts: Mapping[str, int], seed: int) -> str:

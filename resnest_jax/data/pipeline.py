@@ -31,7 +31,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from resnest_jax.data import transforms
+from resnest_jax.data import resize, transforms
 from resnest_jax.errors import UserError
 
 Batch = dict[str, Any]
@@ -285,11 +285,11 @@ def _resize_record(
   index: int, record: dict[str, Any], *, image_scale: tuple[int, int]
 ) -> dict[str, Any]:
   height, width = record['image'].shape[:2]
-  size = transforms.keep_ratio_size(
+  size = resize.keep_ratio_size(
     height, width, max(image_scale), min(image_scale)
   )
   return {
-    'image': transforms.resize_image(record['image'], size),
+    'image': resize.resize_image(record['image'], size),
     'label': record['label'],
     'index': index,
     'name': record['name'],

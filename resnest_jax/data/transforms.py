@@ -4,7 +4,8 @@ The transforms, their order, their rounding and their distributions are those
 of mmsegmentation 1.2.2's ADE20K and Cityscapes training pipelines: keep-ratio
 resize at a random ratio, random crop that avoids crops of a single class,
 horizontal flip, photometric distortion, padding. Given the same draw the
-result is equal to its result, bit for bit.
+result is equal to its result, bit for bit. What no crop shows is not computed:
+the crop is chosen on the label alone, pixel by pixel, before anything else.
 
 What deviates is where the random numbers come from: `draw_augmentation` makes
 all of one sample's numbers before the sample is looked at, so that a sample's
@@ -22,6 +23,12 @@ import dataclasses
 import cv2
 import numpy as np
 
+from resnest_jax.data.resize import (
+  Window,
+  resize_image_window,
+  resize_label_window,
+  resized_size,
+)
 from resnest_jax.errors import UserError
 
 IGNORE_LABEL = 255
@@ -131,120 +138,69 @@ def draw_augmentation(
   )
 
 
-def keep_ratio_size(
-  height: int, width: int, long_edge: int, short_edge: int
-) -> tuple[int, int]:
-  """Returns the largest (height, width) of the same aspect within two edges.
-
-  Args:
-    height: the image's height.
-    width: the image's width.
-    long_edge: bound on the longer side.
-    short_edge: bound on the shorter side.
-
-  Returns:
-    Height and width, each rounded half up and at least 1.
-  """
-  scale = min(long_edge / max(height, width), short_edge / min(height, width))
-  return (
-    max(int(height * scale + 0.5), 1),
-    max(int(width * scale + 0.5), 1),
-  )
-
-
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Resizes an image to `size` (height, width), bilinear in OpenCV's sense."""
-  return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-
-
-def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Resizes a label to `size` (height, width), nearest in OpenCV's sense."""
-  return cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
-
-
-def random_resize(
-  image: np.ndarray,
-  label: np.ndarray,
-  ratio: float,
-  image_scale: tuple[int, int],
-) -> tuple[np.ndarray, np.ndarray]:
-  """Resizes both to `image_scale` (two edges, any order) times `ratio`."""
-  edges = [int(edge * ratio) for edge in image_scale]
-  height, width = image.shape[:2]
-  size = keep_ratio_size(height, width, max(edges), min(edges))
-  return resize_image(image, size), resize_label(label, size)
-
-
 def is_diverse(label: np.ndarray, cat_max_ratio: float) -> bool:
   """Whether a crop has two classes and none at or above `cat_max_ratio`.
 
   Ignored pixels count neither as a class nor in the ratio.
   """
-  counts = np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1)
-  counts[IGNORE_LABEL] = 0
+  # Six times as fast as np.bincount. Its float32 counts are exact to 2**24.
+  counts = cv2.calcHist([label], [0], None, [IGNORE_LABEL + 1], [0, 256])
+  counts = counts[:IGNORE_LABEL].astype(np.int64)
   if np.count_nonzero(counts) < 2:
     return False
   return bool(counts.max() / counts.sum() < cat_max_ratio)
 
 
-def crop_origin(
+def random_crop(
   label: np.ndarray,
+  size: tuple[int, int],
   offsets: np.ndarray,
   crop_size: tuple[int, int],
   cat_max_ratio: float,
-) -> tuple[int, int]:
-  """Chooses where to crop.
+) -> tuple[Window, np.ndarray]:
+  """Chooses where to crop the label that was resized to `size`.
 
   The tries are taken in order until one is diverse; the last one is taken
   unseen, so that a label of a single class can be cropped too. A side shorter
   than the crop starts at 0.
 
   Args:
-    label: uint8 (H, W).
+    label: uint8 (H, W), before it is resized.
+    size: height and width that it is resized to.
     offsets: (11, 2) uniform numbers in [0, 1) for top and left.
     crop_size: height and width of the crop.
     cat_max_ratio: share of valid pixels one class must stay below; 1.0 or more
       takes the first try.
 
   Returns:
-    Top row and left column.
+    Rows and columns of the resized label, at most `crop_size` of them, and
+    these pixels, uint8.
   """
   room = [
     max(length - crop, 0) + 1
-    for length, crop in zip(label.shape, crop_size, strict=True)
+    for length, crop in zip(size, crop_size, strict=True)
   ]
   origins = [(int(y * room[0]), int(x * room[1])) for y, x in offsets]
-  if cat_max_ratio >= 1.0:
-    return origins[0]
-  height, width = crop_size
-  for top, left in origins[:-1]:
-    crop = label[top : top + height, left : left + width]
+  refused = set()  # A small room gives the same origin again.
+  for number, (top, left) in enumerate(origins, 1):
+    if number < CROP_TRIES and (top, left) in refused:
+      continue
+    window = (
+      slice(top, min(top + crop_size[0], size[0])),
+      slice(left, min(left + crop_size[1], size[1])),
+    )
+    crop = resize_label_window(label, size, window)
+    if number == CROP_TRIES or cat_max_ratio >= 1.0:
+      break
     if is_diverse(crop, cat_max_ratio):
-      return top, left
-  return origins[-1]
+      break
+    refused.add((top, left))
+  return window, crop
 
 
-def random_crop(
-  image: np.ndarray,
-  label: np.ndarray,
-  offsets: np.ndarray,
-  crop_size: tuple[int, int],
-  cat_max_ratio: float = 1.0,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Crops both at `crop_origin`; smaller where the image is smaller."""
-  top, left = crop_origin(label, offsets, crop_size, cat_max_ratio)
-  rows = slice(top, top + crop_size[0])
-  columns = slice(left, left + crop_size[1])
-  return image[rows, columns], label[rows, columns]
-
-
-def random_flip(
-  image: np.ndarray, label: np.ndarray, flip: bool
-) -> tuple[np.ndarray, np.ndarray]:
-  """Mirrors both left to right if `flip`."""
-  if not flip:
-    return image, label
-  return image[:, ::-1], label[:, ::-1]
+def random_flip(array: np.ndarray, flip: bool) -> np.ndarray:
+  """Mirrors an image or a label left to right if `flip`."""
+  return cv2.flip(array, 1) if flip else array
 
 
 def pad_bottom_right(
@@ -258,9 +214,11 @@ def pad_bottom_right(
     value: fills the rest.
 
   Returns:
-    A new contiguous array (size[0], size[1], ...).
+    A contiguous array (size[0], size[1], ...): `array` itself if it is one.
   """
   height, width = array.shape[:2]
+  if (height, width) == tuple(size):
+    return np.ascontiguousarray(array)
   padded = np.empty((*size, *array.shape[2:]), array.dtype)
   padded[:height, :width] = array
   padded[height:] = value
@@ -341,7 +299,7 @@ def augment(
     draw: the sample's random numbers.
     image_scale: long and short edge at ratio 1, pixels.
     crop_size: height and width of the sample.
-    cat_max_ratio: see `crop_origin`.
+    cat_max_ratio: see `random_crop`.
 
   Returns:
     `image` uint8 (crop height, crop width, 3), 0 where padded; `label` uint8
@@ -349,11 +307,14 @@ def augment(
     width before padding; `photometric` float32 (5,), the distortion left to
     the accelerator.
   """
-  image, label = random_resize(image, label, draw.ratio, image_scale)
-  image, label = random_crop(
-    image, label, draw.crop_offsets, crop_size, cat_max_ratio
+  # The label decides where to crop; then only that much of the image is made.
+  size = resized_size(*label.shape, draw.ratio, image_scale)
+  window, label = random_crop(
+    label, size, draw.crop_offsets, crop_size, cat_max_ratio
   )
-  image, label = random_flip(image, label, draw.flip)
+  image = resize_image_window(image, size, window)
+  image = random_flip(image, draw.flip)
+  label = random_flip(label, draw.flip)
   return {
     'image': pad_bottom_right(image, crop_size, 0),
     'label': pad_bottom_right(label, crop_size, IGNORE_LABEL),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from resnest_jax.data import pipeline, transforms
+from resnest_jax.data import pipeline, resize, transforms
 from resnest_jax.errors import UserError
 
 SEED = 7
@@ -321,9 +321,9 @@ def test_evaluation_holds_every_image_once_in_padded_batches():
       assert batch['name'][slot] == record['name']
       height, width = record['label'].shape
       np.testing.assert_array_equal(batch['label_size'][slot], (height, width))
-      size = transforms.keep_ratio_size(height, width, 96, 48)
+      size = resize.keep_ratio_size(height, width, 96, 48)
       np.testing.assert_array_equal(batch['size'][slot], size)
-      image = transforms.resize_image(record['image'], size)
+      image = resize.resize_image(record['image'], size)
       inside = slice(size[0]), slice(size[1])
       np.testing.assert_array_equal(batch['image'][slot][inside], image)
       assert batch['image'][slot].sum() == image.sum()

@@ -118,51 +118,6 @@ def test_photometric_parameters_are_ordered_and_identity_where_not_drawn():
   assert full.dtype == np.float32
 
 
-@pytest.mark.parametrize(
-  ('size', 'edges', 'expected'),
-  [  # As mmcv 2.1.0's rescale_size gives them.
-    ((512, 683), (2048, 512), (512, 683)),
-    ((683, 512), (1024, 256), (342, 256)),
-    ((37, 100), (2048, 512), (512, 1384)),
-    ((500, 333), (1331, 333), (500, 333)),
-    ((1024, 2048), (1126, 563), (563, 1126)),
-    ((200, 3000), (2048, 512), (137, 2048)),
-    ((1, 5000), (2048, 512), (1, 2048)),  # Which mmcv refuses: 0 rows.
-  ],
-)
-def test_keep_ratio_size(size, edges, expected):
-  assert transforms.keep_ratio_size(*size, *edges) == expected
-
-
-@pytest.mark.parametrize('image_scale', [(96, 64), (64, 96)])
-def test_random_resize_matches_naive_sampling(image_scale):
-  rng = np.random.default_rng(0)
-  image = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-  label = rng.integers(0, 150, (40, 50), dtype=np.uint8)
-  # int(96 * 1.37) = 131 and int(64 * 1.37) = 87 bound the edges; the short one
-  # decides: 87 / 40 * 50 = 108.75.
-  resized, labels = transforms.random_resize(image, label, 1.37, image_scale)
-  assert resized.shape == (87, 109, 3)
-  assert labels.shape == (87, 109)
-
-  nearest = [
-    np.floor(np.arange(n) * (m / n)).astype(int)
-    for n, m in zip((87, 109), (40, 50), strict=True)
-  ]
-  np.testing.assert_array_equal(labels, label[np.ix_(*nearest)])
-
-  padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode='edge').astype(float)
-  for axis, (n, m) in enumerate(zip((87, 109), (40, 50), strict=True)):
-    at = np.clip((np.arange(n) + 0.5) * m / n + 0.5, 0.5, m + 0.5)
-    low = np.floor(at).astype(int)
-    weight = (at - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-    padded = (
-      padded.take(low, axis) * (1 - weight)
-      + padded.take(np.minimum(low + 1, m + 1), axis) * weight
-    )
-  assert np.abs(resized - padded).max() <= 1.0
-
-
 def test_is_diverse_counts_valid_pixels_only():
   label = np.full((4, 4), 255, np.uint8)
   assert not transforms.is_diverse(label, 0.75)
@@ -176,6 +131,15 @@ def test_is_diverse_counts_valid_pixels_only():
   assert transforms.is_diverse(label, 0.75)
 
 
+def origin(label, offsets, crop_size, cat_max_ratio):
+  """Top and left that are chosen for a label that keeps its size."""
+  (rows, columns), crop = transforms.random_crop(
+    label, label.shape, offsets, crop_size, cat_max_ratio
+  )
+  np.testing.assert_array_equal(crop, label[rows, columns])
+  return rows.start, columns.start
+
+
 @pytest.mark.parametrize('crop_size', [(24, 24), (48, 16), (200, 30)])
 def test_crop_origin_equals_naive_twin(crop_size):
   rng = np.random.default_rng(1)
@@ -185,8 +149,7 @@ def test_crop_origin_equals_naive_twin(crop_size):
     label = blocks(rng, *shape, num_classes=3, cell=rng.integers(8, 60))
     offsets = rng.random((11, 2))
     expected, refused = origin_twin(label, offsets, crop_size, 0.75)
-    result = transforms.crop_origin(label, offsets, crop_size, 0.75)
-    assert result == expected
+    assert origin(label, offsets, crop_size, 0.75) == expected
     refusals.append(refused)
   # The cases cover the first try, later ones and the unseen last one.
   assert {0, 1, 2, 10} <= set(refusals)
@@ -196,30 +159,36 @@ def test_crop_of_one_class_takes_the_eleventh_origin_unseen():
   label = np.zeros((64, 64), np.uint8)
   offsets = np.zeros((11, 2))
   offsets[10] = 0.999, 0.5
-  assert transforms.crop_origin(label, offsets, (32, 32), 0.75) == (32, 16)
-  assert transforms.crop_origin(label, offsets, (32, 32), 1.0) == (0, 0)
+  assert origin(label, offsets, (32, 32), 0.75) == (32, 16)
+  assert origin(label, offsets, (32, 32), 1.0) == (0, 0)
 
 
-def test_random_crop_is_a_window_and_smaller_for_a_small_image():
-  image = np.arange(8 * 10 * 3, dtype=np.uint8).reshape(8, 10, 3)
-  label = image[..., 0]
+def test_random_crop_is_a_window_and_smaller_for_a_small_label():
+  label = np.arange(8 * 10, dtype=np.uint8).reshape(8, 10)
   offsets = np.full((11, 2), 0.5)
   # Room of 3 and 5 origins: int(0.5 * 3) = 1, int(0.5 * 5) = 2.
-  crop, labels = transforms.random_crop(image, label, offsets, (6, 6), 1.0)
-  np.testing.assert_array_equal(crop, image[1:7, 2:8])
-  np.testing.assert_array_equal(labels, label[1:7, 2:8])
-  crop, labels = transforms.random_crop(image, label, offsets, (20, 4), 1.0)
-  np.testing.assert_array_equal(crop, image[:, 3:7])
-  assert labels.shape == (8, 4)
+  window, crop = transforms.random_crop(label, (8, 10), offsets, (6, 6), 1.0)
+  assert window == (slice(1, 7), slice(2, 8))
+  np.testing.assert_array_equal(crop, label[1:7, 2:8])
+  window, crop = transforms.random_crop(label, (8, 10), offsets, (20, 4), 1.0)
+  assert window == (slice(0, 8), slice(3, 7))
+  np.testing.assert_array_equal(crop, label[:, 3:7])
+  # Twice as large: room of 11 and 15 origins.
+  window, crop = transforms.random_crop(label, (16, 20), offsets, (6, 6), 1.0)
+  assert window == (slice(5, 11), slice(7, 13))
+  doubled = label.repeat(2, 0).repeat(2, 1)
+  np.testing.assert_array_equal(crop, doubled[window])
 
 
-def test_flip_mirrors_columns_of_both():
+def test_flip_mirrors_columns_of_images_and_labels():
   image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+  flipped = transforms.random_flip(image, True)
+  np.testing.assert_array_equal(flipped[0], [[3, 4, 5], [0, 1, 2]])
   label = np.array([[1, 2], [3, 4]], np.uint8)
-  flipped, labels = transforms.random_flip(image, label, True)
-  np.testing.assert_array_equal(labels, [[2, 1], [4, 3]])
-  np.testing.assert_array_equal(flipped[0, 0], [3, 4, 5])
-  assert transforms.random_flip(image, label, False)[0] is image
+  np.testing.assert_array_equal(
+    transforms.random_flip(label, True), [[2, 1], [4, 3]]
+  )
+  assert transforms.random_flip(image, False) is image
 
 
 def test_pad_fills_bottom_and_right():
@@ -253,6 +222,63 @@ def test_augment_pads_and_passes_the_distortion_on():
   assert (sample['label'][:20] == 9).all()
   assert (sample['label'][20:] == 255).all()
   np.testing.assert_array_equal(sample['photometric'], [0, 1, 1, 4, 1])
+
+
+def augment_twin(image, label, draw, image_scale, crop_size):
+  """Resizes all of both, then crops, flips and pads."""
+  height, width = label.shape
+  long, short = (int(edge * draw.ratio) for edge in image_scale)
+  scale = min(long / max(height, width), short / min(height, width))
+  size = int(width * scale + 0.5), int(height * scale + 0.5)
+  image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+  label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+  (top, left), refused = origin_twin(label, draw.crop_offsets, crop_size, 0.75)
+  results = []
+  for array, value in ((image, 0), (label, 255)):
+    crop = array[top : top + crop_size[0], left : left + crop_size[1]]
+    crop = crop[:, ::-1] if draw.flip else crop
+    padding = [(0, n - m) for n, m in zip(crop_size, crop.shape, strict=False)]
+    padding += [(0, 0)] * (array.ndim - 2)
+    results.append(np.pad(crop, padding, constant_values=value))
+  return *results, crop.shape, refused
+
+
+@pytest.mark.parametrize(
+  ('shape', 'image_scale', 'crop_size'),
+  [
+    ((128, 256), (256, 128), (64, 128)),  # Cityscapes, an eighth as large.
+    ((64, 85), (256, 64), (64, 64)),
+    ((91, 47), (256, 64), (64, 64)),
+  ],
+)
+def test_augment_equals_resizing_everything_first(
+  shape, image_scale, crop_size
+):
+  rng = np.random.default_rng(shape[0])
+  padded, refused = set(), set()
+  for _ in range(100):
+    label = blocks(rng, *shape, num_classes=2, cell=rng.integers(8, 90))
+    image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    draw = transforms.draw_augmentation(rng)
+    *expected, size, refusals = augment_twin(
+      image, label, draw, image_scale, crop_size
+    )
+    sample = transforms.augment(
+      image,
+      label,
+      draw,
+      image_scale=image_scale,
+      crop_size=crop_size,
+      cat_max_ratio=0.75,
+    )
+    np.testing.assert_array_equal(sample['image'], expected[0])
+    np.testing.assert_array_equal(sample['label'], expected[1])
+    np.testing.assert_array_equal(sample['size'], size)
+    assert sample['image'].flags.c_contiguous
+    padded.add(size != crop_size)
+    refused.add(refusals)
+  assert {0, 1, 2} <= refused
+  assert padded == ({False} if shape == (128, 256) else {False, True})
 
 
 @pytest.mark.parametrize('ratio', [0.5, 0.77, 1.0, 1.43, 2.0])
@@ -369,8 +395,8 @@ def test_rejection_rate_equals_the_twins():
   moved = []
   for i, d in enumerate(draws(400)):
     label = labels[i % 4]
-    first = transforms.crop_origin(label, d.crop_offsets, (32, 32), 1.0)
-    chosen = transforms.crop_origin(label, d.crop_offsets, (32, 32), 0.75)
+    first = origin(label, d.crop_offsets, (32, 32), 1.0)
+    chosen = origin(label, d.crop_offsets, (32, 32), 0.75)
     moved.append(first != chosen)
   assert 0.2 < np.mean(refused) < 0.8
   # A refused try may by chance be followed by the same origin again.

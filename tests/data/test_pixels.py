@@ -1,0 +1,324 @@
+"""Decoded pixels: the same samples and batches, restarts, damage."""
+
+import contextlib
+import inspect
+import json
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from resnest_jax.config import load_config
+from resnest_jax.data import pixels
+from resnest_jax.data import prepare as script
+from resnest_jax.data.datasets import open_split
+from resnest_jax.data.pipeline import make_train_iterator
+from resnest_jax.data.prepare import prepare_raw
+from resnest_jax.errors import UserError
+
+NAME = 'cityscapes_mini'
+
+
+@pytest.fixture(scope='module')
+def encoded(mini_cityscapes_data_dir):
+  """The training split as PNG files."""
+  return open_split(NAME, mini_cityscapes_data_dir, 'train')
+
+
+def copy_data(source, target):
+  shutil.copytree(source / 'cityscapes', target / 'cityscapes')
+  return target
+
+
+@pytest.fixture(scope='module')
+def raw_data_dir(mini_cityscapes_data_dir, tmp_path_factory):
+  """With decoded pixels. Not to be written to."""
+  folder = copy_data(mini_cityscapes_data_dir, tmp_path_factory.mktemp('raw'))
+  prepare_raw(NAME, folder)
+  return folder
+
+
+@pytest.fixture
+def data_dir(raw_data_dir, tmp_path):
+  """A copy, to be damaged."""
+  return copy_data(raw_data_dir, tmp_path)
+
+
+def folder_of(data_dir):
+  return data_dir / 'cityscapes' / 'mini_raw' / '1.0.0'
+
+
+# ---- Samples and batches ---------------------------------------------------
+
+
+def test_samples_are_those_of_the_png_files(encoded, raw_data_dir):
+  split = open_split(NAME, raw_data_dir, 'train')
+  assert split.decoded
+  assert not encoded.decoded
+  assert len(split) == len(encoded) == 12
+  with ThreadPoolExecutor(3) as pool:
+    samples = list(pool.map(split.__getitem__, range(12)))
+    stored = list(pool.map(split.raw, range(12)))
+  for i, expected in enumerate(encoded):
+    assert samples[i].keys() == expected.keys()
+    for key in expected:
+      np.testing.assert_array_equal(samples[i][key], expected[key])
+    assert samples[i]['image'].dtype == samples[i]['label'].dtype == np.uint8
+    np.testing.assert_array_equal(stored[i]['mask'], encoded.raw(i)['mask'])
+  with pytest.raises(IndexError):
+    split[12]
+  assert pickle.loads(pickle.dumps(split)).decoded
+
+
+def test_other_splits_are_still_read_from_the_records(raw_data_dir):
+  split = open_split(NAME, raw_data_dir, 'validation')
+  assert not split.decoded
+  assert len(split) == 4
+
+
+def test_batches_are_equal_bit_for_bit(root, encoded, raw_data_dir):
+  config = load_config(root / 'configs/cityscapes_fcn.py:mini')
+  batches = []
+  for split in (encoded, open_split(NAME, raw_data_dir, 'train')):
+    iterator = make_train_iterator(
+      config.data, split, seed=3, batch_size=4, total_steps=8
+    )
+    with contextlib.closing(iterator):
+      batches.append(list(iterator))
+  assert len(batches[0]) == 8
+  for batch, other in zip(*batches, strict=True):
+    assert batch.keys() == other.keys()
+    for key in batch:
+      np.testing.assert_array_equal(batch[key], other[key])
+
+
+# ---- The command -----------------------------------------------------------
+
+
+def test_the_command_needs_no_archive(
+  run_script, mini_cityscapes_data_dir, tmp_path
+):
+  copy_data(mini_cityscapes_data_dir, tmp_path)
+  command = '-m', 'resnest_jax.data.prepare', NAME, '--raw'
+  process = run_script(*command, '--data_dir', tmp_path)
+  assert '12/12 images' in process.stderr
+  assert f'train, in {folder_of(tmp_path)}' in process.stdout
+  assert open_split(NAME, tmp_path, 'train').decoded
+  size = 192 * 96 * 4 * 12
+  assert (folder_of(tmp_path) / 'train.pixels').stat().st_size == size
+  names = [path.name for path in folder_of(tmp_path).iterdir()]
+  assert sorted(names) == ['train.json', 'train.pixels']
+
+
+def call(monkeypatch, *arguments):
+  monkeypatch.setattr('sys.argv', ['prepare', *map(str, arguments)])
+  script.main()
+
+
+def test_from_archives_to_pixels_in_one_command(
+  monkeypatch, mini_cityscapes_archives, tmp_path, capsys
+):
+  command = NAME, '--raw', '--data_dir', tmp_path
+  call(monkeypatch, *command, '--archive_dir', mini_cityscapes_archives)
+  assert open_split(NAME, tmp_path, 'train').decoded
+  before = (folder_of(tmp_path) / 'train.json').stat().st_mtime_ns
+  capsys.readouterr()
+  call(monkeypatch, *command)
+  assert 'Already decoded' in capsys.readouterr().out
+  assert (folder_of(tmp_path) / 'train.json').stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['ade20k_mini', '--raw'], '--raw is for Cityscapes'),
+    (['cityscapes', '--raw'], 'cannot be downloaded by itself'),
+  ],
+)
+def test_flags_that_do_not_fit(arguments, message, monkeypatch, tmp_path):
+  with pytest.raises(UserError, match=message):
+    call(monkeypatch, *arguments, '--data_dir', tmp_path / 'data')
+  assert not (tmp_path / 'data').exists()
+
+
+def test_too_little_disk_space(monkeypatch, mini_cityscapes_data_dir, tmp_path):
+  copy_data(mini_cityscapes_data_dir, tmp_path)
+  size = 192 * 96 * 4 * 12
+  free = shutil.disk_usage(tmp_path)._replace(free=size - 1)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: free)
+  with pytest.raises(UserError, match=r'0\.00 GB free, about 0\.00 GB'):
+    prepare_raw(NAME, tmp_path)
+  assert not folder_of(tmp_path).exists()
+  free = free._replace(free=size)
+  prepare_raw(NAME, tmp_path)
+
+
+# ---- Restarts --------------------------------------------------------------
+
+
+class Reader:
+  """Small samples of odd size; counts what is read, may fail at one."""
+
+  def __init__(self, fails=None, shape=(3, 5)):
+    self.fails, self.shape, self.calls = fails, shape, []
+
+  def __call__(self, index):
+    self.calls.append(index)
+    if index == self.fails:
+      raise KeyboardInterrupt
+    rng = np.random.default_rng(index)
+    return {
+      'image': rng.integers(0, 256, (*self.shape, 3), dtype=np.uint8),
+      'mask': rng.integers(0, 34, self.shape, dtype=np.uint8),
+      'name': f'sample_{index}',
+    }
+
+
+def write(folder, read, source='a', count=40, done=None):
+  def on_progress(number, total):
+    assert total == count
+    if done is not None:
+      done.append(number)
+
+  pixels.write_pixels(folder, 'train', read, count, source, on_progress)
+
+
+def contents(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """What an uninterrupted call writes."""
+  folder = tmp_path_factory.mktemp('whole')
+  write(folder, Reader())
+  file = pixels.PixelFile(folder, 'train')
+  for index in (0, 17, 39):
+    sample, expected = file[index], Reader()(index)
+    for key in expected:
+      np.testing.assert_array_equal(sample[key], expected[key])
+  return contents(folder)
+
+
+@pytest.mark.parametrize('torn', [False, True])
+def test_goes_on_where_it_was_interrupted(whole, tmp_path, torn):
+  with pytest.raises(KeyboardInterrupt):
+    write(tmp_path, Reader(fails=20))
+  assert not pixels.is_written(tmp_path, 'train')
+  lines = (tmp_path / 'train.progress').read_text().splitlines()
+  written = len(lines) - 1
+  assert 0 < written <= 20
+  if torn:  # In the middle of a line, after the middle of another sample.
+    with open(tmp_path / 'train.progress', 'a') as file:
+      file.write('["sample_')
+    with open(tmp_path / 'train.pixels', 'ab') as file:
+      file.write(b'torn')
+  assert pixels.bytes_to_write(tmp_path, 'train', Reader(), 40, 'a') == 64 * (
+    40 - written
+  )
+  read, done = Reader(), []
+  write(tmp_path, read, done=done)
+  # The first tells the size.
+  assert sorted(read.calls) == [0, *range(written, 40)]
+  assert done == list(range(written + 1, 41))
+  assert contents(tmp_path) == whole
+
+
+def test_lost_pixels_are_written_again(whole, tmp_path):
+  """The log reached the disk and the end of the pixels did not."""
+  with pytest.raises(KeyboardInterrupt):
+    write(tmp_path, Reader(fails=20))
+  with open(tmp_path / 'train.pixels', 'r+b') as file:
+    file.truncate(3 * 64 + 10)
+  read = Reader()
+  write(tmp_path, read)
+  assert sorted(read.calls) == [0, *range(3, 40)]
+  assert contents(tmp_path) == whole
+
+
+def test_another_source_begins_anew(whole, tmp_path):
+  with pytest.raises(KeyboardInterrupt):
+    write(tmp_path, Reader(fails=20), source='b')
+  read = Reader()
+  write(tmp_path, read)
+  assert sorted(read.calls) == [0, 0, *range(1, 40)]
+  assert contents(tmp_path) == whole
+
+
+def test_killed_in_the_middle(root, whole, tmp_path):
+  program = (
+    'import pathlib, sys, time\n'
+    'import numpy as np\n'
+    'from resnest_jax.data import pixels\n'
+    f'{inspect.getsource(Reader)}\n'
+    'slow = lambda index: (time.sleep(0.05), Reader()(index))[1]\n'
+    'folder = pathlib.Path(sys.argv[1])\n'
+    'report = lambda done, total: None\n'
+    "pixels.write_pixels(folder, 'train', slow, 40, 'a', report)\n"
+  )
+  process = subprocess.Popen(
+    [sys.executable, '-c', program, str(tmp_path)], cwd=root
+  )
+  progress = tmp_path / 'train.progress'
+  while not progress.exists() or len(progress.read_bytes().splitlines()) < 4:
+    assert process.poll() is None
+    time.sleep(0.005)
+  process.kill()
+  assert process.wait() == -signal.SIGKILL
+  assert not pixels.is_written(tmp_path, 'train')
+  read = Reader()
+  write(tmp_path, read)
+  assert len(read.calls) < 40
+  assert contents(tmp_path) == whole
+
+
+def test_samples_of_two_sizes_are_refused(tmp_path):
+  def read(index):
+    return Reader(shape=(4, 5) if index == 7 else (3, 5))(index)
+
+  with pytest.raises(UserError, match=r'sample_7: the image .*\(4, 5, 3\)'):
+    write(tmp_path, read)
+
+
+# ---- Damage ----------------------------------------------------------------
+
+
+def test_a_changed_pixel_is_noticed_by_its_sample(encoded, data_dir):
+  path = folder_of(data_dir) / 'train.pixels'
+  with open(path, 'r+b') as file:
+    file.seek(4 * 192 * 96 * 5 + 1000)
+    value = file.read(1)[0]
+    file.seek(-1, 1)
+    file.write(bytes([value ^ 1]))
+  split = open_split(NAME, data_dir, 'train')
+  np.testing.assert_array_equal(split[4]['image'], encoded[4]['image'])
+  with pytest.raises(UserError) as error:
+    split[5]
+  message = str(error.value)
+  assert f'{encoded[5]["name"]} is not what was written' in message
+  assert f'delete {folder_of(data_dir)} and' in message
+  assert message.endswith(f'{NAME} --raw --data_dir {data_dir}')
+
+
+def test_a_file_that_was_cut_off_is_refused(data_dir):
+  path = folder_of(data_dir) / 'train.pixels'
+  with open(path, 'r+b') as file:
+    file.truncate(path.stat().st_size - 1)
+  with pytest.raises(UserError, match=r'884735 bytes instead of 884736'):
+    open_split(NAME, data_dir, 'train')
+  with pytest.raises(UserError, match=r'bytes instead of'):
+    prepare_raw(NAME, data_dir)
+
+
+def test_pixels_of_other_data_are_refused(data_dir):
+  path = folder_of(data_dir) / 'train.json'
+  about = json.loads(path.read_text())
+  path.write_text(json.dumps(about | {'source': 'other'}))
+  with pytest.raises(UserError, match=r'(?s)made from other data.*--raw'):
+    open_split(NAME, data_dir, 'train')

@@ -1,0 +1,113 @@
+"""Resizing: sizes, naive sampling, and windows against OpenCV's whole image."""
+
+import cv2
+import numpy as np
+import pytest
+
+from resnest_jax.data import resize
+
+
+def picture(rng, height, width):
+  image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+  label = rng.integers(0, 150, (height, width), dtype=np.uint8)
+  return image, label
+
+
+@pytest.mark.parametrize(
+  ('size', 'edges', 'expected'),
+  [  # As mmcv 2.1.0's rescale_size gives them.
+    ((512, 683), (2048, 512), (512, 683)),
+    ((683, 512), (1024, 256), (342, 256)),
+    ((37, 100), (2048, 512), (512, 1384)),
+    ((500, 333), (1331, 333), (500, 333)),
+    ((1024, 2048), (1126, 563), (563, 1126)),
+    ((200, 3000), (2048, 512), (137, 2048)),
+    ((1, 5000), (2048, 512), (1, 2048)),  # Which mmcv refuses: 0 rows.
+  ],
+)
+def test_keep_ratio_size(size, edges, expected):
+  assert resize.keep_ratio_size(*size, *edges) == expected
+
+
+@pytest.mark.parametrize('image_scale', [(96, 64), (64, 96)])
+def test_resizing_matches_naive_sampling(image_scale):
+  image, label = picture(np.random.default_rng(0), 40, 50)
+  # int(96 * 1.37) = 131 and int(64 * 1.37) = 87 bound the edges; the short one
+  # decides: 87 / 40 * 50 = 108.75.
+  size = resize.resized_size(40, 50, 1.37, image_scale)
+  assert size == (87, 109)
+  whole = slice(0, 87), slice(0, 109)
+  nearest = [
+    np.floor(np.arange(n) * (m / n)).astype(int)
+    for n, m in zip(size, label.shape, strict=True)
+  ]
+  np.testing.assert_array_equal(
+    resize.resize_label_window(label, size, whole), label[np.ix_(*nearest)]
+  )
+
+  padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode='edge').astype(float)
+  for axis, (n, m) in enumerate(zip(size, label.shape, strict=True)):
+    at = np.clip((np.arange(n) + 0.5) * m / n + 0.5, 0.5, m + 0.5)
+    low = np.floor(at).astype(int)
+    weight = (at - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    padded = (
+      padded.take(low, axis) * (1 - weight)
+      + padded.take(np.minimum(low + 1, m + 1), axis) * weight
+    )
+  resized = resize.resize_image(image, size)
+  assert resized.shape == (87, 109, 3)
+  assert np.abs(resized - padded).max() <= 1.0
+
+
+def random_window(rng, size):
+  """Anywhere, as small as one pixel and as large as all of them."""
+  ends = [np.sort(rng.integers(0, n + 1, 2)) for n in size]
+  return tuple(
+    slice(int(min(a, n - 1)), int(max(b, min(a, n - 1) + 1)))
+    for (a, b), n in zip(ends, size, strict=True)
+  )
+
+
+def assert_windows_equal_whole(image, label, size, windows):
+  resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+  labels = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+  for window in windows:
+    what = f'{label.shape} -> {size}, {window}'
+    np.testing.assert_array_equal(
+      resize.resize_image_window(image, size, window), resized[window], what
+    )
+    found = resize.resize_label_window(label, size, window)
+    np.testing.assert_array_equal(found, labels[window], what)
+    assert found.flags.c_contiguous
+
+
+def test_windows_equal_opencvs_whole_image():
+  """400 sizes, from a tenth to six times as large, three windows each."""
+  rng = np.random.default_rng(2)
+  for _ in range(400):
+    shape = rng.integers(1, 120, 2)
+    image, label = picture(rng, *shape)
+    factors = np.exp(rng.uniform(np.log(0.1), np.log(6), 2))
+    size = tuple(np.maximum(1, np.round(shape * factors)).astype(int).tolist())
+    windows = [random_window(rng, size) for _ in range(3)]
+    assert_windows_equal_whole(image, label, size, windows)
+
+
+@pytest.mark.parametrize('factor', [0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3])
+def test_windows_where_opencv_has_ways_of_its_own(factor):
+  """At a half it takes means of four pixels, at 1 it copies."""
+  rng = np.random.default_rng(3)
+  image, label = picture(rng, 96, 160)
+  size = int(96 * factor), int(160 * factor)
+  windows = [random_window(rng, size) for _ in range(10)]
+  assert_windows_equal_whole(image, label, size, windows)
+
+
+def test_nearest_pixels_of_long_axes_equal_opencvs():
+  """1000 lengths: rounding differs where a pixel lies on a border."""
+  rng = np.random.default_rng(4)
+  for length, new in rng.integers(1, 5000, (1000, 2)).tolist():
+    row = np.arange(length, dtype=np.float32)[None]
+    expected = cv2.resize(row, (new, 1), interpolation=cv2.INTER_NEAREST)
+    found = resize.nearest_pixels(length, new, slice(0, new))
+    np.testing.assert_array_equal(found, expected[0], f'{length} -> {new}')
