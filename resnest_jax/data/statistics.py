@@ -1,0 +1,97 @@
+"""How many pixels and images of a split have each class."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from resnest_jax.data.labels import IGNORE
+
+
+def count_pixels(
+  split: Any,
+  indices: Sequence[int] | None = None,
+  *,
+  num_threads: int = 0,
+  on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+  """Counts the pixels of each class in each sample.
+
+  Args:
+    split: of `datasets.open_data`.
+    indices: of N samples; None: all of them.
+    num_threads: that read; 0: one a core, 16 at most.
+    on_progress: called with (samples done, N).
+
+  Returns:
+    int64 (N, C + 1), the samples in the order of `indices`; the last column
+    has the ignored pixels.
+
+  Raises:
+    UserError: a sample that cannot be read.
+  """
+  indices = range(len(split)) if indices is None else indices
+  num_classes = len(split.labels.classes)
+  counts = np.zeros((len(indices), num_classes + 1), np.int64)
+
+  def count(index: int) -> np.ndarray:
+    return count_label(split[index]['label'], num_classes)
+
+  for i, row in enumerate(map_in_threads(count, indices, num_threads)):
+    counts[i] = row
+    on_progress(i + 1, len(indices))
+  return counts
+
+
+def count_classes(
+  split: Any,
+  indices: Sequence[int] | None = None,
+  *,
+  num_threads: int = 0,
+  on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Counts over samples; the arguments are those of `count_pixels`.
+
+  Returns:
+    Two int64 (C + 1,): pixels of each class, and images in which it has any.
+    The last entry is that of ignored pixels.
+  """
+  counts = count_pixels(
+    split, indices, num_threads=num_threads, on_progress=on_progress
+  )
+  return counts.sum(0), (counts > 0).sum(0)
+
+
+def count_label(label: np.ndarray, num_classes: int) -> np.ndarray:
+  """Pixels of each class in a label map.
+
+  Args:
+    label: uint8, train ids below `num_classes`, and 255.
+    num_classes: C.
+
+  Returns:
+    int64 (C + 1,), the last entry that of 255.
+  """
+  counts = np.bincount(label.ravel(), minlength=256)
+  return np.append(counts[:num_classes], counts[IGNORE])
+
+
+def map_in_threads(
+  function: Callable[[Any], Any], items: Iterable[Any], num_threads: int = 0
+) -> Iterator[Any]:
+  """Yields the function of each item, in order, some of them ahead.
+
+  Args:
+    function: releases the interpreter lock most of the time, as decoding
+      does.
+    items: any number; results of at most eight a thread wait in memory.
+    num_threads: 0: one a core, 16 at most.
+  """
+  items = list(items)
+  num_threads = num_threads or min(os.cpu_count() or 1, 16)
+  block = 8 * num_threads
+  with ThreadPoolExecutor(num_threads) as pool:
+    for start in range(0, len(items), block):
+      yield from pool.map(function, items[start : start + block])

@@ -1,0 +1,55 @@
+"""Counts of classes against naive ones."""
+
+import threading
+
+import numpy as np
+
+from resnest_jax.data import statistics
+from resnest_jax.data.datasets import open_split
+
+
+def test_a_label_map_counted_by_hand():
+  label = np.array([[0, 0, 2], [255, 1, 0]], np.uint8)
+  assert statistics.count_label(label, 4).tolist() == [3, 1, 1, 0, 1]
+
+
+def test_counts_are_those_of_a_naive_loop(mini_data_dir):
+  split = open_split('ade20k_mini', mini_data_dir, 'train')
+  chosen, calls = [20, 3, 11], []
+  rows = statistics.count_pixels(
+    split, chosen, on_progress=lambda *place: calls.append(place)
+  )
+  for row, index in zip(rows, chosen, strict=True):
+    label = split[index]['label']
+    expected = [(label == k).sum() for k in (*range(150), 255)]
+    assert row.tolist() == expected
+  assert calls == [(1, 3), (2, 3), (3, 3)]
+  pixels, images = statistics.count_classes(split, chosen)
+  assert pixels.dtype == images.dtype == np.int64
+  assert pixels.tolist() == rows.sum(0).tolist()
+  assert images.tolist() == [
+    sum(row[k] > 0 for row in rows) for k in range(151)
+  ]
+
+
+def test_all_samples_are_counted(mini_data_dir):
+  split = open_split('ade20k_mini', mini_data_dir, 'validation')
+  pixels, images = statistics.count_classes(split, num_threads=3)
+  sizes = [split[i]['label'].size for i in range(len(split))]
+  assert pixels.sum() == sum(sizes)
+  assert images.max() == len(split) == 8
+
+
+def test_order_is_kept_and_few_results_wait():
+  """What has been computed is never far ahead of what has been taken."""
+  lock, computed = threading.Lock(), [0]
+
+  def square(number: int) -> int:
+    with lock:
+      computed[0] += 1
+    return number**2
+
+  for i, value in enumerate(statistics.map_in_threads(square, range(100), 2)):
+    assert value == i**2
+    assert computed[0] <= i + 16
+  assert computed == [100]
