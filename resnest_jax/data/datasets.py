@@ -5,6 +5,7 @@ import hashlib
 import json
 import operator
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,16 @@ class Split:
       or image.shape[:2] != mask.shape
     ):
       raise self._unreadable(sample['name'], 'image and mask do not fit')
-    # As to_train_id[mask], four times as fast.
-    label = cv2.LUT(mask, self.labels.to_train_id)
+    label = self._to_label(mask)
     return {'image': image, 'label': label, 'name': sample['name']}
+
+  def label(self, index: int) -> np.ndarray:
+    """The label of `split[index]` alone; the image is not decoded."""
+    return self._to_label(self._read(index, self._samples.mask))
+
+  def _to_label(self, mask: np.ndarray) -> np.ndarray:
+    # As to_train_id[mask], four times as fast.
+    return cv2.LUT(mask, self.labels.to_train_id)
 
   def raw(self, index: int) -> dict:
     """A sample as it is stored, for checks.
@@ -156,11 +164,14 @@ class Split:
       `image` (H, W, 3), RGB, of any depth; `mask`, of any shape and type, its
       values not yet train ids; `name`.
     """
+    return self._read(index, self._samples.__getitem__)
+
+  def _read(self, index: int, read: Callable[[int], Any]) -> Any:
     index = operator.index(index)
     if not 0 <= index < len(self):
       raise IndexError(f'{index} is not in 0 .. {len(self) - 1}')
     try:
-      return self._samples[index]
+      return read(index)
     except Exception as error:  # ArrayRecord's errors have no common type.
       raise self._unreadable(f'record {index}', error) from error
 
@@ -226,17 +237,26 @@ class Records:
     example = self._source[index]
     image, mask, name = (example[key] for key in self._keys)
     name = name.decode()
-    image = _decode(image, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)
-    mask = _decode(mask, cv2.IMREAD_UNCHANGED)
-    if image is None or mask is None:
-      raise ValueError(f'image or mask of {name} cannot be decoded')
-    return {'image': image, 'mask': mask, 'name': name}
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+    return {
+      'image': _decode(image, flags, f'the image of {name}'),
+      'mask': _decode(mask, cv2.IMREAD_UNCHANGED, f'the mask of {name}'),
+      'name': name,
+    }
+
+  def mask(self, index: int) -> np.ndarray:
+    """The mask alone."""
+    mask, name = (self._source[index][key] for key in self._keys[1:])
+    return _decode(mask, cv2.IMREAD_UNCHANGED, f'the mask of {name.decode()}')
 
 
-def _decode(encoded: bytes, flags: int) -> np.ndarray | None:
-  if not encoded:  # OpenCV raises for these, and gives None for other errors.
-    return None
-  return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
+  pixels = None
+  if encoded:  # OpenCV raises for these, and gives None for other errors.
+    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+  if pixels is None:
+    raise ValueError(f'{what} cannot be decoded')
+  return pixels
 
 
 @dataclasses.dataclass(frozen=True)

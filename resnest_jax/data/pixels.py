@@ -66,6 +66,10 @@ class PixelFile:
       'name': name,
     }
 
+  def mask(self, index: int) -> np.ndarray:
+    """The mask alone."""
+    return self[index]['mask']
+
 
 def record_bytes(height: int, width: int) -> int:
   """How many bytes a sample takes."""

@@ -37,7 +37,7 @@ def count_pixels(
   counts = np.zeros((len(indices), num_classes + 1), np.int64)
 
   def count(index: int) -> np.ndarray:
-    return count_label(split[index]['label'], num_classes)
+    return count_label(split.label(index), num_classes)
 
   for i, row in enumerate(map_in_threads(count, indices, num_threads)):
     counts[i] = row
