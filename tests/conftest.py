@@ -20,7 +20,7 @@ def _set_up_jax() -> None:
   flags = os.environ.get('XLA_FLAGS', '')
   for name, value in (
     ('--xla_force_host_platform_device_count', 4),
-    ('--xla_backend_optimization_level', 1),
+    ('--xla_backend_optimization_level', 0),
   ):
     if name not in flags:
       flags += f' {name}={value}'
