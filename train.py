@@ -3,7 +3,8 @@
     python train.py --config configs/ade20k_pspnet.py --workdir runs/pspnet
 
 The run lives in the workdir: `config.json`, `checkpoints/`, `log.jsonl`,
-`tensorboard/`, `curves.png`. Started again with the same flags it goes on
+`tensorboard/`, `curves.png`, and `doctor.json` and `doctor.png` of a look at
+the data before the first step. Started again with the same flags it goes on
 from the newest checkpoint; the result does not depend on interruptions.
 """
 
@@ -27,6 +28,7 @@ from resnest_jax.config import (
   parse_flags,
 )
 from resnest_jax.data.datasets import open_data
+from resnest_jax.data.doctor import check_before_training
 from resnest_jax.data.pipeline import make_eval_iterator, make_train_iterator
 from resnest_jax.errors import UserError, run
 from resnest_jax.evaluation.inference import (
@@ -50,6 +52,7 @@ from resnest_jax.weights.pretrained import start_from
 # Keys that change neither the result nor what is stored.
 FREE_KEYS = (
   'data.data_dir',
+  'data.doctor_samples',
   'data.num_workers',
   'data.num_threads',
   'data.prefetch',
@@ -121,6 +124,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
     'best': None,
   }
   if manager.latest_step() is None:
+    try:
+      check_before_training(config, (train_split, eval_split), workdir)
+    except UserError:  # Nothing has begun: it may begin with other flags.
+      (workdir / 'config.json').unlink()
+      raise
     state = create_state(model, optimizer, config.seed, mesh)
     if config.pretrained:
       variables, notes = start_from(

@@ -93,6 +93,9 @@ def data() -> ConfigDict:
   config.cat_max_ratio = 0.75
   config.flip_probability = 0.5  # left to right, 0 to 1 (mmseg)
   config.photometric = True  # random brightness, contrast, saturation, hue
+  # Samples of both splits that are examined before the first step, 0 for
+  # none; docs/doctor.md.
+  config.doctor_samples = 50
   # Speed alone; the batches are the same whatever these are.
   config.num_workers = 0  # processes that read and augment; 0: this process
   config.num_threads = 0  # reading threads a process; 0: one a core, 16 at most

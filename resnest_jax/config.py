@@ -28,6 +28,7 @@ _AT_LEAST = {
   'model.head_channels': 1,
   'model.aux_channels': 1,
   'model.num_classes': 2,
+  'data.doctor_samples': 0,
   'data.num_workers': 0,
   'data.num_threads': 0,
   'data.prefetch': 1,

@@ -101,6 +101,13 @@ def test_run_leaves_what_it_promises(finished_run):
   assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
   for word in ('ETA', 'images/s', 'data wait', 'compiled in', 'mIoU'):
     assert word in stdout
+  assert (
+    'label doctor: 24 of 24 samples of train and 8 of 8 samples of validation: '
+    'nothing wrong'
+  ) in stdout
+  doctor = json.loads((workdir / 'doctor.json').read_text())
+  assert doctor['findings'] == []
+  assert (workdir / 'doctor.png').read_bytes().startswith(b'\x89PNG')
 
 
 def test_keeps_the_newest_and_the_best(finished_run):
@@ -151,6 +158,7 @@ def test_killed_at_any_moment_ends_with_the_same_bits(
   assert kills > 0
   last = subprocess.run(command, capture_output=True, text=True, check=True)
   assert 'going on after step' in last.stdout or 'are done' in last.stdout
+  assert 'label doctor' not in last.stdout
   assert_same_bits(finished_run[0], workdir)
   steps = [line['step'] for line in log_of(workdir) if 'loss' in line]
   assert steps == sorted(set(steps))

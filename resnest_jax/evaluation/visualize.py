@@ -131,23 +131,86 @@ def panel(
     'prediction': colour(prediction, palette),
     score: error_map(prediction, label),
   }
-  scale = min(box[0] / label.shape[0], box[1] / label.shape[1])
-  size = [max(round(length * scale), 1) for length in label.shape]
-  columns = []
-  for caption, part in parts.items():
-    smooth = part is image
-    part = cv2.resize(
-      part,
-      size[::-1],
-      interpolation=cv2.INTER_AREA if smooth else cv2.INTER_NEAREST,
-    )
-    columns.append(_captioned(part, caption, box[1]))
+  columns = [
+    _captioned(_fit(part, box, smooth=part is image), caption, box[1])
+    for caption, part in parts.items()
+  ]
   pictures = np.hstack(columns)
   heading = _paper(26 if title else 0, pictures.shape[1])
   if title:
     _write(heading, title, (8, 18))
   names = legend([label, prediction], class_names, palette, pictures.shape[1])
   return np.vstack([heading, pictures, names])
+
+
+def mask_panel(
+  image: np.ndarray,
+  label: np.ndarray,
+  class_names: Sequence[str],
+  palette: np.ndarray,
+  title: str = '',
+  note: str = '',
+  box: tuple[int, int] = (240, 320),
+) -> np.ndarray:
+  """An image beside itself with its label map over it, and a legend.
+
+  Args:
+    image: uint8 (H, W, 3).
+    label: uint8 (H, W), hatched where it is 255; or a picture, uint8
+      (h, w, 3), which is then shown as it is.
+    class_names: C names.
+    palette: uint8 (C, 3).
+    title: stands above.
+    note: stands below the title, in red.
+    box: height and width, in pixels, into which both are fitted.
+  """
+  parts = {'image': _fit(image, box, smooth=True)}
+  if label.ndim == 3:
+    parts['mask, as it is stored'] = _fit(label, box)
+  else:
+    ignored = (label == IGNORE).mean()
+    caption = f'classes ({ignored:.1%} ignored, hatched)'
+    parts[caption if ignored else 'classes'] = _with_classes(
+      parts['image'], _fit(label, box), palette
+    )
+  columns = [
+    _captioned(part, caption, box[1]) for caption, part in parts.items()
+  ]
+  pictures = contact_sheet(columns, columns=2, gap=0)
+  heading = _paper(22 * bool(title) + 22 * bool(note), pictures.shape[1])
+  if title:
+    _write(heading, title, (8, 18))
+  if note:
+    _write(heading, note, (8, heading.shape[0] - 4), _WRONG)
+  rows = [heading, pictures]
+  if label.ndim == 2:
+    rows.append(legend([label], class_names, palette, pictures.shape[1]))
+  return np.vstack(rows)
+
+
+def _with_classes(
+  image: np.ndarray, label: np.ndarray, palette: np.ndarray
+) -> np.ndarray:
+  """An overlay with lines between classes and hatched ignored pixels."""
+  picture = overlay(image, label, palette, 0.55)
+  y, x = np.indices(label.shape)
+  hatched = (label == IGNORE) & ((x + y) % 8 < 3)
+  picture[hatched] = _IGNORED
+  border = np.zeros(label.shape, bool)
+  border[:, 1:] = label[:, 1:] != label[:, :-1]
+  border[1:] |= label[1:] != label[:-1]
+  picture[border] = _PAPER
+  return picture
+
+
+def _fit(
+  picture: np.ndarray, box: tuple[int, int], smooth: bool = False
+) -> np.ndarray:
+  """Resizes to the largest size of the same shape that the box holds."""
+  scale = min(box[0] / picture.shape[0], box[1] / picture.shape[1])
+  height, width = (max(round(n * scale), 1) for n in picture.shape[:2])
+  interpolation = cv2.INTER_AREA if smooth else cv2.INTER_NEAREST
+  return cv2.resize(picture, (width, height), interpolation=interpolation)
 
 
 def contact_sheet(
@@ -193,8 +256,13 @@ def _text_width(text: str, scale: float = 0.45) -> int:
   return cv2.getTextSize(text, _FONT, scale, 1)[0][0]
 
 
-def _write(picture: np.ndarray, text: str, corner: tuple[int, int]) -> None:
-  cv2.putText(picture, text, corner, _FONT, 0.45, _INK, 1, cv2.LINE_AA)
+def _write(
+  picture: np.ndarray,
+  text: str,
+  corner: tuple[int, int],
+  ink: tuple[int, int, int] = _INK,
+) -> None:
+  cv2.putText(picture, text, corner, _FONT, 0.45, ink, 1, cv2.LINE_AA)
 
 
 def _captioned(picture: np.ndarray, caption: str, width: int) -> np.ndarray:

@@ -70,6 +70,32 @@ def test_legend_shows_the_classes_that_occur():
   assert narrow.shape[0] > 3 * wide.shape[0]
 
 
+def test_mask_panel_shows_classes_ignored_pixels_and_a_note():
+  image = np.full((40, 60, 3), 100, np.uint8)
+  label = np.zeros((40, 60), np.uint8)
+  label[:, 30:] = 255
+  options = {'box': (80, 120), 'title': 'a'}
+  plain = visualize.mask_panel(image, label, NAMES, PALETTE, **options)
+  # Each twice as large, with 12 pixels of paper around.
+  assert plain.shape[1] == 2 * (120 + 12)
+  right = plain[:, 132:].reshape(-1, 3)
+  # 45 % of the image and 55 % of the colour; what is ignored shows the image
+  # and the hatching.
+  for colour, share in (((155, 45, 45), 0.5), ((100, 100, 100), 0.5 * 5 / 8)):
+    number = (right == colour).all(-1).sum()
+    assert number == pytest.approx(share * 80 * 120, rel=0.05)
+  noted = visualize.mask_panel(
+    image, label, NAMES, PALETTE, note='size_mismatch', **options
+  )
+  np.testing.assert_array_equal(noted[44:], plain[22:])
+  red, green, blue = noted[22:44].reshape(-1, 3).astype(int).min(0)
+  assert red > 200 > 100 > max(green, blue)
+  # A mask that is no label map is shown as it is.
+  mask = np.full((20, 60, 3), (9, 8, 7), np.uint8)  # Of another shape, too.
+  stored = visualize.mask_panel(image, mask, NAMES, PALETTE, **options)
+  assert (stored == (9, 8, 7)).all(-1).sum() == 40 * 120
+
+
 @pytest.mark.parametrize('shape', [(60, 90), (90, 30), (1, 1)])
 def test_panels_of_all_shapes_are_equally_wide(shape):
   label = np.zeros(shape, np.uint8)

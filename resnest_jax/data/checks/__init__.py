@@ -1,0 +1,1 @@
+"""The label doctor's parts: what is seen, the rules, what is reported."""

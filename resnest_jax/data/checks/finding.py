@@ -1,0 +1,32 @@
+"""What a rule gives back."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from resnest_jax.data.checks.observe import Observation
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """A fault that was seen.
+
+  Attributes:
+    what: one or two sentences, with the numbers that give it away.
+    samples: names of all samples concerned; empty if it is the split itself.
+    remedy: what to do, with a command where there is one.
+  """
+
+  what: str
+  samples: tuple[str, ...]
+  remedy: str
+
+
+def names(observations: Iterable[Observation]) -> tuple[str, ...]:
+  return tuple(o.name for o in observations)
+
+
+def listed(words: Iterable[object], most: int = 6) -> str:
+  """'a, b, c and 7 more'."""
+  words = [str(word) for word in words]
+  rest = f' and {len(words) - most} more' if len(words) > most else ''
+  return ', '.join(words[:most]) + rest
