@@ -20,7 +20,7 @@ import rich.table
 
 import resnest_jax as rj
 from resnest_jax import runtime
-from resnest_jax.config import flag_parser, parse_flags
+from resnest_jax.config import fit_num_classes, flag_parser, parse_flags
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError, run
@@ -51,11 +51,7 @@ def main() -> None:
   split_name = flags.split or config.data.eval_split
   split = open_data(config.data, split_name)
   classes, palette = split.labels.classes, split.labels.palette
-  if len(classes) != config.model.num_classes:
-    raise UserError(
-      f'{config.data.name} has {len(classes)} classes, but '
-      f'config.model.num_classes is {config.model.num_classes}.'
-    )
+  fit_num_classes(config, len(classes))
   mesh = sharding.make_mesh()
   model = rj.create_segmentor(config.model)
   placed = jax.tree.map(
@@ -66,6 +62,7 @@ def main() -> None:
     flags.workdir, flags.checkpoint, placed
   )
   console.print(f'checkpoint {step} of {flags.workdir}', highlight=False)
+  checkpoints.check_classes(about, classes)
   if about['dilation_rule'] != config.model.dilation_rule:
     raise UserError(
       f'the checkpoint was trained with model.dilation_rule '
@@ -236,7 +233,6 @@ def percent(value: float) -> str:
 
 def draw(out: Path, split, predictions, classes, palette) -> None:
   """Overlays one by one, and all samples with their errors on one sheet."""
-  (out / 'overlays').mkdir(exist_ok=True)
   panels = []
   for index, prediction in sorted(predictions.items()):
     sample = split[index]
@@ -244,7 +240,9 @@ def draw(out: Path, split, predictions, classes, palette) -> None:
     picture = visualize.overlay(image, prediction, palette)
     factor = max(400 // max(picture.shape), 1)  # Small ones are hard to see.
     picture = picture.repeat(factor, 0).repeat(factor, 1)
-    visualize.write_image(out / 'overlays' / f'{name}.png', picture)
+    path = out / 'overlays' / f'{name}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    visualize.write_image(path, picture)
     panels.append(
       visualize.panel(image, label, prediction, classes, palette, name)
     )

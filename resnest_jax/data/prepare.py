@@ -4,25 +4,29 @@
     python -m resnest_jax.data.prepare cityscapes --archive_dir FOLDER
     python -m resnest_jax.data.prepare ade20k_mini --data_dir DIR
     python -m resnest_jax.data.prepare cityscapes_mini --data_dir DIR
+    python -m resnest_jax.data.prepare palette2id --help
 
 Without --archive, ade20k is downloaded; the mini data sets are generated if no
 archive is given. cityscapes has to be downloaded by hand, which needs a
 registration; FOLDER holds its two zip files. The data appears in DIR (`data`
 if not given) at once when all of it is written and checked; stopped at any
 moment, the same command starts again. Finished data is never replaced.
+palette2id converts the masks of data of one's own; configs/folder.py reads
+such data where it lies.
 """
 
 import argparse
 import contextlib
 import io
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
 from resnest_jax import errors
-from resnest_jax.data import mini, mini_cityscapes
+from resnest_jax.data import mini, mini_cityscapes, palette2id
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
 from resnest_jax.data.datasets import (
   DATASETS,
@@ -39,6 +43,9 @@ _TFDS_BUFFER_BYTES = 1000 * 2**20
 
 
 def main() -> None:
+  if sys.argv[1:2] == ['palette2id']:
+    palette2id.main(sys.argv[2:])
+    return
   parser = argparse.ArgumentParser(
     prog='python -m resnest_jax.data.prepare',
     description=__doc__,
