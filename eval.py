@@ -25,7 +25,7 @@ import rich.table
 
 import resnest_jax as rj
 from resnest_jax import runtime
-from resnest_jax.config import flag_parser, parse_flags
+from resnest_jax.config import fit_num_classes, flag_parser, parse_flags
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError, run
@@ -71,16 +71,12 @@ def main() -> None:
   split_name = flags.split or config.data.eval_split
   split = open_data(config.data, split_name)
   classes, palette = split.labels.classes, split.labels.palette
-  if len(classes) != config.model.num_classes:
-    raise UserError(
-      f'{config.data.name} has {len(classes)} classes, but '
-      f'config.model.num_classes is {config.model.num_classes}.'
-    )
+  fit_num_classes(config, len(classes))
   mesh = sharding.make_mesh()
   if flags.weights:
     model, variables, found = from_weights(flags.weights, config)
   else:
-    model, variables, found = from_run(flags, mesh)
+    model, variables, found = from_run(flags, mesh, classes)
   result = {
     'config': config.name,
     **found,  # The model with its dilation rule, too.
@@ -137,7 +133,7 @@ def main() -> None:
   console.print(f'written to {out}', highlight=False, soft_wrap=True)
 
 
-def from_run(flags, mesh) -> tuple[Any, Any, dict]:
+def from_run(flags, mesh, classes) -> tuple[Any, Any, dict]:
   """The network of the configuration with the weights of a checkpoint."""
   config = flags.config.model
   model = rj.create_segmentor(config)
@@ -149,6 +145,7 @@ def from_run(flags, mesh) -> tuple[Any, Any, dict]:
     flags.workdir, flags.checkpoint, placed
   )
   console.print(f'checkpoint {step} of {flags.workdir}', highlight=False)
+  checkpoints.check_classes(about, classes)
   if about['dilation_rule'] != config.dilation_rule:
     raise UserError(
       f'the checkpoint was trained with model.dilation_rule '
@@ -288,7 +285,6 @@ def percent(value: float) -> str:
 
 def draw(out: Path, split, predictions, classes, palette) -> None:
   """Overlays one by one, and all samples with their errors on one sheet."""
-  (out / 'overlays').mkdir(exist_ok=True)
   panels = []
   for index, prediction in sorted(predictions.items()):
     sample = split[index]
@@ -296,7 +292,9 @@ def draw(out: Path, split, predictions, classes, palette) -> None:
     picture = visualize.overlay(image, prediction, palette)
     factor = max(400 // max(picture.shape), 1)  # Small ones are hard to see.
     picture = picture.repeat(factor, 0).repeat(factor, 1)
-    visualize.write_image(out / 'overlays' / f'{name}.png', picture)
+    path = out / 'overlays' / f'{name}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    visualize.write_image(path, picture)
     panels.append(
       visualize.panel(image, label, prediction, classes, palette, name)
     )

@@ -20,16 +20,18 @@ from ml_collections import ConfigDict
 
 import resnest_jax as rj
 from resnest_jax import runtime
-from resnest_jax.data.labels import ADE20K, CITYSCAPES, IGNORE, LabelSet
+from resnest_jax.data.classes import label_set
+from resnest_jax.data.labels import IGNORE, LabelSet
+from resnest_jax.data.pairing import IMAGE_SUFFIXES as SUFFIXES
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError, run
 from resnest_jax.evaluation import inference, visualize
 from resnest_jax.training import checkpoints, sharding
 from resnest_jax.weights.pretrained import load_segmentor
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
-# (long edge, short edge) in pixels, to which pictures are resized: the
-# protocols of the data sets.
+# (long edge, short edge) in pixels, to which pictures are resized where the
+# weights do not say: the protocols of ADE20K and Cityscapes, by their number
+# of classes.
 IMAGE_SCALES = {150: (2048, 512), 19: (2048, 1024)}
 
 
@@ -76,23 +78,20 @@ def find_pictures(sources: list[Path]) -> list[Path]:
   return paths
 
 
-def load_model(source: str, which: str) -> tuple[Any, Any, int, LabelSet]:
-  """The network, its variables, its number of classes and their names."""
+def load_model(
+  source: str, which: str
+) -> tuple[Any, Any, LabelSet, tuple[int, int]]:
+  """The network, its variables, its labels, and the size for its pictures."""
   if checkpoints.checkpoint_dir(Path(source)).is_dir():
     model, variables, about = rj.load_checkpoint(Path(source), which)
-    config, classes = about['config']['model'], about['classes']
-  else:
-    model, variables, weights = load_segmentor(source)
-    config, classes = weights.description.config, weights.classes
-  number = config['num_classes']
-  for labels in (ADE20K, CITYSCAPES):
-    if number == len(labels.classes):
-      return model, variables, number, labels
-  rng = np.random.default_rng(0)
-  palette = rng.integers(0, 256, (number, 3)).astype(np.uint8)
-  names = tuple(classes or map(str, range(number)))
-  identity = np.arange(256, dtype=np.uint8)
-  return model, variables, number, LabelSet('own', names, palette, identity)
+    number = about['config']['model']['num_classes']
+    # Older checkpoints have no colours.
+    labels = label_set(number, about['classes'], about.get('palette'))
+    return model, variables, labels, about['config']['data']['image_scale']
+  model, variables, weights = load_segmentor(source)
+  number = weights.description.config['num_classes']
+  labels = label_set(number, weights.classes, weights.palette)
+  return model, variables, labels, IMAGE_SCALES.get(number, (2048, 512))
 
 
 def main() -> None:
@@ -109,7 +108,7 @@ def main() -> None:
     nargs=2,
     type=int,
     metavar=('LONG', 'SHORT'),
-    help="pixels to fit the edges into; default: the data set's",
+    help="pixels to fit the edges into; default: the training's",
   )
   parser.add_argument('--batch_size', type=int, default=1)
   parser.add_argument(
@@ -119,13 +118,13 @@ def main() -> None:
   runtime.set_up()
 
   paths = find_pictures(flags.pictures)
-  model, variables, number, labels = load_model(flags.weights, flags.checkpoint)
-  scale = flags.image_scale or IMAGE_SCALES.get(number, (2048, 512))
+  model, variables, labels, scale = load_model(flags.weights, flags.checkpoint)
+  scale = flags.image_scale or scale
   if flags.out.exists() and any(flags.out.iterdir()) and not flags.overwrite:
     raise UserError(f'{flags.out} is not empty; add --overwrite to replace.')
 
   mesh = sharding.make_mesh()
-  eval_step = inference.make_eval_step(model, number, mesh=mesh)
+  eval_step = inference.make_eval_step(model, len(labels.classes), mesh=mesh)
   batches = make_eval_iterator(
     ConfigDict({'image_scale': tuple(scale), 'num_threads': 0}),
     Pictures(paths),

@@ -24,6 +24,7 @@ from resnest_jax import runtime
 from resnest_jax.config import (
   config_to_json,
   differences,
+  fit_num_classes,
   flag_parser,
   parse_flags,
 )
@@ -56,6 +57,7 @@ FREE_KEYS = (
   'data.num_workers',
   'data.num_threads',
   'data.prefetch',
+  'data.skip_unreadable',
   'data.eval_split',
   'train.log_steps',
   'train.eval_steps',
@@ -98,11 +100,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
   train_split = open_data(config.data, config.data.train_split)
   eval_split = open_data(config.data, config.data.eval_split)
   labels = train_split.labels
-  if config.model.num_classes != len(labels.classes):
-    raise UserError(
-      f'config.model.num_classes is {config.model.num_classes}, the data set '
-      f'{config.data.name} has {len(labels.classes)} classes.'
-    )
+  fit_num_classes(config, len(labels.classes))
   model = rj.create_segmentor(config.model)
   lock = claim_workdir(workdir, config)
   print(
@@ -120,6 +118,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
   about = {
     'config': json.loads(config_to_json(config)),
     'classes': list(labels.classes),
+    'palette': labels.palette.tolist(),
     'dilation_rule': config.model.dilation_rule,
     'best': None,
   }
@@ -142,6 +141,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
   else:
     abstract = abstract_state(model, optimizer, mesh)
     state, saved_about = checkpoints.restore(manager, abstract)
+    checkpoints.check_classes(saved_about, labels.classes)
     about['best'] = saved_about['best']
     print(f'going on after step {int(state.step)} of {total_steps}', flush=True)
   step = start_step = int(state.step)
@@ -254,6 +254,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         scalars['learning_rate'] = float(schedule(step - 1))
         scalars |= pace.report()
         log.write(step, scalars)
+        if skipped := batches.report_skipped():
+          print(skipped, flush=True)
         eta = (total_steps - step) * scalars['step_seconds']
         print(
           f'step {step}/{total_steps}  loss {scalars["loss"]:.4f}  '

@@ -69,7 +69,7 @@ def model() -> ConfigDict:
   config.head = 'pspnet'
   config.head_channels = 512  # inside the head (mmseg)
   config.aux_channels = 256  # inside the auxiliary head on stage 3 (mmseg)
-  config.num_classes = 150
+  config.num_classes = 150  # 0: as many as the data set has
   config.dropout = 0.1  # before both classifiers, 0 to 1 (excluded) (mmseg)
   # Of activations; parameters, statistics and loss are at least float32.
   config.dtype = 'float32'  # or 'bfloat16', 'float64'
@@ -81,6 +81,7 @@ def data() -> ConfigDict:
   config = ConfigDict()
   config.name = 'ade20k'
   config.data_dir = 'data'  # where resnest_jax.data.prepare wrote it
+  config.folder = folder()  # for the name 'folder': data of one's own
   config.train_split = 'train'
   config.eval_split = 'validation'
   # Pixels (long edge, short edge): images are resized to fit, keeping their
@@ -96,10 +97,35 @@ def data() -> ConfigDict:
   # Samples of both splits that are examined before the first step, 0 for
   # none; docs/doctor.md.
   config.doctor_samples = 50
+  # What training does at a sample that cannot be read. False: stop with its
+  # name. True: take another one, count it and say so. Evaluation always stops.
+  config.skip_unreadable = False
   # Speed alone; the batches are the same whatever these are.
   config.num_workers = 0  # processes that read and augment; 0: this process
   config.num_threads = 0  # reading threads a process; 0: one a core, 16 at most
   config.prefetch = 4  # batches ready in advance, in each process
+  return config
+
+
+def folder() -> ConfigDict:
+  """Where a user's own files are; paths are relative to `data_dir`.
+
+  Splits are given if `images` has a sub folder with a split's name ('train'),
+  or a path has {split} in it, which stands for that name. Else they are drawn.
+  """
+  config = ConfigDict()
+  config.classes = 'classes.txt'  # names and colours; see docs/own-data.md
+  config.images = 'images'  # folder of JPEG, PNG, ... files and sub folders
+  config.masks = 'masks'  # folder of 8-bit PNG files of the same names
+  # How the names end, if images and masks differ: '_rgb.jpg', '_mask'. Files
+  # with other endings are left out. '': nothing but the extension.
+  config.image_suffix = ''
+  config.mask_suffix = ''
+  # Instead of folders: files of lines "image mask", relative to the file;
+  # 'lists/{split}.txt' for one a split.
+  config.lists = ''
+  config.eval_fraction = 0.2  # share drawn for eval_split, by name and seed
+  config.split_seed = 0
   return config
 
 
@@ -149,7 +175,8 @@ def mini(config: ConfigDict) -> ConfigDict:
   else:
     config.data.image_scale = (512, 128)
     config.data.crop_size = (128, 128)
-  config.data.name += '_mini'
+  if config.data.name != 'folder':  # There the data is the user's.
+    config.data.name += '_mini'
   config.data.scale_range = (0.75, 1.5)  # half as wide: it learns from nothing
   config.optimizer.learning_rate = 0.05
   config.optimizer.min_learning_rate = 5e-4

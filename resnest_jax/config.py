@@ -27,8 +27,9 @@ _AT_LEAST = {
   'model.base_width': 1,
   'model.head_channels': 1,
   'model.aux_channels': 1,
-  'model.num_classes': 2,
   'data.doctor_samples': 0,
+  'model.num_classes': 0,
+  'data.folder.split_seed': 0,
   'data.num_workers': 0,
   'data.num_threads': 0,
   'data.prefetch': 1,
@@ -47,6 +48,7 @@ _AT_LEAST = {
 # Bounds of real-number keys as written in words, and the test.
 _BOUNDS = {
   'model.dropout': ('at least 0 and below 1', lambda x: 0 <= x < 1),
+  'data.folder.eval_fraction': ('above 0 and below 1', lambda x: 0 < x < 1),
   'data.cat_max_ratio': ('above 0 and at most 1', lambda x: 0 < x <= 1),
   'data.flip_probability': ('from 0 to 1', lambda x: 0 <= x <= 1),
   'loss.aux_weight': ('at least 0', lambda x: 0 <= x < float('inf')),
@@ -213,12 +215,31 @@ def validate(config: ConfigDict) -> None:
     size = values[key]
     if size is not None and not _positive_integers(size, length):
       refuse(key, f'{length} positive whole numbers')
+  if values['model.num_classes'] == 1:
+    refuse('model.num_classes', 'at least 2, or 0: as many as the data has')
   if values['data.image_scale'][0] < values['data.image_scale'][1]:
     refuse('data.image_scale', '(long edge, short edge) in pixels')
   if not _is_range(values['data.scale_range']):
     refuse('data.scale_range', 'two positive numbers, the smaller first')
   if values['optimizer.min_learning_rate'] > values['optimizer.learning_rate']:
     refuse('optimizer.min_learning_rate', 'at most optimizer.learning_rate')
+
+
+def fit_num_classes(config: ConfigDict, num_classes: int) -> None:
+  """Sets `config.model.num_classes` to the data set's number where it is 0.
+
+  Raises:
+    UserError: it is another number.
+  """
+  if config.model.num_classes == 0:
+    config.model.num_classes = num_classes
+  if config.model.num_classes != num_classes:
+    raise UserError(
+      f'config.model.num_classes is {config.model.num_classes}, but the data '
+      f'set {config.data.name} has {num_classes} classes. Set '
+      f'--config.model.num_classes={num_classes}, or 0 for as many as there '
+      'are.'
+    )
 
 
 def _positive_integers(values: tuple, length: int) -> bool:

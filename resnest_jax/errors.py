@@ -12,6 +12,13 @@ class UserError(Exception):
   """
 
 
+class UnreadableSample(UserError):
+  """A sample's files or records are missing or damaged.
+
+  With `data.skip_unreadable` training goes on without it.
+  """
+
+
 def run(main: Callable[[], None]) -> None:
   """Runs a script's `main` and ends the process as a user expects.
 

@@ -15,8 +15,9 @@ import tensorflow_datasets as tfds
 
 from resnest_jax.data import ade20k, cityscapes, pixels, tfds_cityscapes
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
+from resnest_jax.data.folder import FolderSplit, make_folder_split
 from resnest_jax.data.labels import ADE20K, CITYSCAPES, LabelSet
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UnreadableSample, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +97,16 @@ def open_split(name: str, data_dir: str | os.PathLike, split: str) -> 'Split':
   return Split(name, data_dir, split)
 
 
-def open_data(data_config: Any, split: str) -> 'Split':
+def open_data(data_config: Any, split: str) -> 'Split | FolderSplit':
   """Opens a split of the data that a configuration names.
 
   Args:
     data_config: `config.data`.
-    split: as for `open_split`.
+    split: as for `open_split`, or for `make_folder_split` where the name is
+      'folder'.
   """
+  if data_config.name == 'folder':
+    return make_folder_split(data_config, split)
   return open_split(data_config.name, data_config.data_dir, split)
 
 
@@ -191,12 +195,12 @@ class Split:
       )
     return file
 
-  def _unreadable(self, sample: str, why: object) -> UserError:
+  def _unreadable(self, sample: str, why: object) -> UnreadableSample:
     folder, command = self.directory, self._stored.command
     if self.decoded:
       folder = self._stored.pixel_folder
       command = raw_command(self.name, self.data_dir)
-    return UserError(
+    return UnreadableSample(
       f'{sample} of {self.name}, split {self.split}, cannot be read from '
       f'{self.data_dir}: {why}\nThe prepared data is damaged; delete '
       f'{folder} and prepare it again:\n  {command}'
@@ -310,7 +314,8 @@ def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
   """
   if name not in DATASETS:
     raise UserError(
-      f'unknown data set {name!r}; there are {", ".join(DATASETS)}'
+      f'unknown data set {name!r}; there are {", ".join(DATASETS)}, and '
+      'folder (configs/folder.py) for data of your own'
     )
   dataset, directory = DATASETS[name], _directory(name, data_dir)
   command, keys = prepare_command(name, data_dir), ('image', 'label', 'name')

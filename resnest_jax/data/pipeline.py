@@ -9,6 +9,8 @@ position and the seed alone decide everything about the sample:
     across epochs.
   draws: np.random.Philox with a key of seed, and the position as the highest
     word of its counter, so that the streams of two positions never meet.
+  replacement: with `skip_unreadable`, another record, of a second such stream,
+    for one that cannot be read.
 
 Neither reads what came before. Threads, worker processes, hosts and resuming
 at any step therefore give the same batches, and resuming costs nothing.
@@ -24,7 +26,7 @@ import functools
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import grain
@@ -32,9 +34,12 @@ import numpy as np
 from absl import flags
 
 from resnest_jax.data import resize, transforms
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UnreadableSample, UserError
 
 Batch = dict[str, Any]
+
+# Records tried in place of one that cannot be read.
+REPLACEMENTS = 10
 
 
 class Split(Protocol):
@@ -49,24 +54,36 @@ class Split(Protocol):
   def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-class _Records:
-  """A split whose records are checked and whose failures name the record."""
+class _Unreadable(NamedTuple):
+  """Stands for the record of this index, which cannot be read."""
 
-  def __init__(self, split: Split):
+  index: int
+
+
+class _Records:
+  """A split whose records are checked and whose failures name the record.
+
+  With `skip_unreadable`, a record that cannot be read is an `_Unreadable`.
+  """
+
+  def __init__(self, split: Split, skip_unreadable: bool = False):
     if len(split) == 0:
       raise UserError(
         'the split has no records. Prepare the data again, or choose another '
         'split in the config.'
       )
     self._split = split
+    self._skip_unreadable = skip_unreadable
 
   def __len__(self) -> int:
     return len(self._split)
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
+  def __getitem__(self, index: int) -> dict[str, Any] | _Unreadable:
     try:
       record = self._split[index]
-    except UserError:
+    except UserError as error:
+      if self._skip_unreadable and isinstance(error, UnreadableSample):
+        return _Unreadable(index)
       raise
     except Exception as error:
       # Also because not every exception survives the way back from a worker
@@ -92,9 +109,12 @@ class BatchIterator:
     batches: Iterator[Batch],
     reader: grain.DatasetIterator,
     num_images: int,
+    split: Split,
   ):
     """Wraps `batches`, made of what the Grain iterator `reader` reads."""
     self.num_images = num_images
+    self._split = split
+    self._skipped: list[int] = []
     self._held = [batches, reader]
     self._finalizer = weakref.finalize(self, _close_reader, self._held)
 
@@ -105,7 +125,7 @@ class BatchIterator:
     if not self._held:
       raise ValueError('this iterator is closed')
     try:
-      return next(self._held[0])
+      batch = next(self._held[0])
     except RuntimeError as error:
       if 'Worker process was terminated' not in str(error):
         raise
@@ -114,6 +134,25 @@ class BatchIterator:
         'killed, most often for lack of memory: use fewer data.num_workers or '
         'a smaller data.prefetch, and start again to resume.'
       ) from error
+    if 'skipped' in batch:
+      skipped = batch.pop('skipped')
+      self._skipped += skipped[skipped >= 0].tolist()
+    return batch
+
+  def report_skipped(self) -> str:
+    """What was replaced since the last call, as a sentence; '' for nothing."""
+    if not self._skipped:
+      return ''
+    count, first = len(self._skipped), self._skipped[0]
+    self._skipped.clear()
+    try:
+      why = f'{self._split[first]["name"]}, which now can be read.'
+    except UserError as error:
+      why = str(error).splitlines()[0]
+    return (
+      f'{count} samples could not be read and were replaced by others; the '
+      f'first: {why}'
+    )
 
   def close(self) -> None:
     """Stops reading. May be called at any time, and again."""
@@ -135,10 +174,18 @@ def sample_key(seed: int) -> tuple[int, int]:
   return int(state[0]), int(state[1])
 
 
-def sample_rng(key: Sequence[int], position: int) -> np.random.Generator:
-  """Returns the generator of the sample at `position` of a run."""
+def sample_rng(
+  key: Sequence[int], position: int, stream: int = 0
+) -> np.random.Generator:
+  """Returns the generator of the sample at `position` of a run.
+
+  Args:
+    key: see `sample_key`.
+    position: step * batch_size + slot.
+    stream: 0 for the augmentation, 1 for the replacement.
+  """
   return np.random.Generator(
-    np.random.Philox(key=key, counter=[0, 0, 0, position])
+    np.random.Philox(key=key, counter=[0, 0, stream, position])
   )
 
 
@@ -148,19 +195,43 @@ def _shuffle_seed(seed: int) -> int:
   return int(np.random.SeedSequence([seed, 0]).generate_state(1)[0])
 
 
+def _replacement(
+  records: _Records, key: tuple[int, int], position: int
+) -> dict[str, Any]:
+  """A record for `position` in place of one that cannot be read."""
+  rng = sample_rng(key, position, stream=1)
+  for _ in range(REPLACEMENTS):
+    record = records[int(rng.integers(len(records)))]
+    if not isinstance(record, _Unreadable):
+      return record
+  raise UserError(
+    f'{REPLACEMENTS + 1} samples in a row could not be read. Check that the '
+    'data is there and whole; with data.skip_unreadable=false the error says '
+    'which one it is.'
+  )
+
+
 def _augment_record(
   position: int,
-  record: dict[str, Any],
+  record: dict[str, Any] | _Unreadable,
   *,
+  records: _Records,
+  skip_unreadable: bool,
   key: tuple[int, int],
   draw_options: dict[str, Any],
   augment_options: dict[str, Any],
 ) -> dict[str, np.ndarray]:
+  skipped = -1
+  if isinstance(record, _Unreadable):
+    skipped, record = record.index, _replacement(records, key, position)
   rng = sample_rng(key, position)
   draw = transforms.draw_augmentation(rng, **draw_options)
-  return transforms.augment(
+  sample = transforms.augment(
     record['image'], record['label'], draw, **augment_options
   )
+  if skip_unreadable:  # Counted where all batches come together.
+    sample['skipped'] = np.array(skipped, np.int32)
+  return sample
 
 
 def _init_worker(worker_index: int, num_workers: int) -> None:
@@ -238,8 +309,12 @@ def make_train_iterator(
   if seed < 0:
     raise UserError(f'seed is {seed}; it must be 0 or a positive integer.')
   cv2.setNumThreads(0)
+  skip_unreadable = data_config.skip_unreadable
+  records = _Records(split, skip_unreadable)
   augment_record = functools.partial(
     _augment_record,
+    records=records,
+    skip_unreadable=skip_unreadable,
     key=sample_key(seed),
     draw_options={
       'scale_range': tuple(data_config.scale_range),
@@ -255,7 +330,7 @@ def make_train_iterator(
   num_workers = data_config.num_workers
   local_batch = batch_size // process_count
   batches = (
-    grain.MapDataset.source(_Records(split))
+    grain.MapDataset.source(records)
     .shuffle(seed=_shuffle_seed(seed))
     .repeat()
     .map_with_index(augment_record)
@@ -278,7 +353,7 @@ def make_train_iterator(
     )
   reader = iter(batches)
   num_steps = max(total_steps - start_step, 0)
-  return BatchIterator(reader, reader, num_steps * local_batch)
+  return BatchIterator(reader, reader, num_steps * local_batch, split)
 
 
 def _resize_record(
@@ -424,4 +499,5 @@ def make_eval_iterator(
     _group_by_shape(reader, batch_size, bucket),
     reader,
     len(range(len(split))[mine]),
+    split,
   )

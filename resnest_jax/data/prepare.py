@@ -5,6 +5,7 @@
     python -m resnest_jax.data.prepare ade20k_mini --data_dir DIR
     python -m resnest_jax.data.prepare cityscapes_mini --data_dir DIR
     python -m resnest_jax.data.prepare cityscapes --raw --data_dir DIR
+    python -m resnest_jax.data.prepare palette2id --help
 
 Without --archive, ade20k is downloaded; the mini data sets are generated if no
 archive is given. cityscapes has to be downloaded by hand, which needs a
@@ -16,19 +17,23 @@ moment, the same command starts again. Finished data is never replaced.
 training need not decode PNG files (25 GB; 6.3 MB an image and 2.1 MB its mask).
 No archive is needed where the data is prepared. Training reads them by itself,
 with the same results; stopped at any moment, the same command goes on.
+
+palette2id converts the masks of data of one's own; configs/folder.py reads
+such data where it lies.
 """
 
 import argparse
 import contextlib
 import io
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
 from resnest_jax import errors
-from resnest_jax.data import mini, mini_cityscapes, pixels
+from resnest_jax.data import mini, mini_cityscapes, palette2id, pixels
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
 from resnest_jax.data.datasets import (
   DATASETS,
@@ -51,6 +56,9 @@ _TFDS_BUFFER_BYTES = 1000 * 2**20
 
 
 def main() -> None:
+  if sys.argv[1:2] == ['palette2id']:
+    palette2id.main(sys.argv[2:])
+    return
   parser = argparse.ArgumentParser(
     prog='python -m resnest_jax.data.prepare',
     description=__doc__,

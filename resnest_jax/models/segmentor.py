@@ -105,6 +105,12 @@ def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
   Raises:
     UserError: a name that is not known; the message lists those that are.
   """
+  if config['num_classes'] < 2:
+    raise UserError(
+      f'model.num_classes is {config["num_classes"]}. train.py and eval.py '
+      'replace 0 by the number of the data set; elsewhere set it: '
+      '--config.model.num_classes=NUMBER.'
+    )
   backbone = create_backbone(config)
   common = {
     'num_classes': config['num_classes'],

@@ -7,7 +7,8 @@ writes into a temporary folder and renames it, so what carries a step's number
 is whole.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def load_checkpoint(
 
   Returns:
     The `Segmentor`, its variables, and the checkpoint's `about`: `config`,
-    `classes`, `step` and more.
+    `classes`, `palette`, `step` and more.
 
   Raises:
     UserError: no such checkpoint, or a damaged one.
@@ -201,6 +202,22 @@ def load_checkpoint(
     model = create_segmentor(about['config']['model'])
     restored = _read(manager, step, model=variable_shapes(model))
   return model, restored.model, about
+
+
+def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:
+  """Raises `UserError` if a checkpoint's classes are not these, in order."""
+  there = about.get('classes', list(classes))
+  if there != list(classes):
+    first = next(
+      f'{theirs} there, {ours} now'
+      for theirs, ours in itertools.zip_longest(there, classes)
+      if theirs != ours
+    )
+    raise UserError(
+      f'the checkpoint was trained with other classes ({first}). Their names '
+      'and order are part of a run: restore them, or train in another '
+      '--workdir.'
+    )
 
 
 def _check_is_run(workdir: Path) -> None:

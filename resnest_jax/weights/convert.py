@@ -122,7 +122,7 @@ def _of_run(workdir: Path, which: str, drop: list[str]) -> Weights:
     'ours',
     description,
     about['classes'],
-    None,
+    about.get('palette'),
     NORMALIZATION,
     {'source': str(workdir), 'step': step, 'config': config['name']},
   )

@@ -58,6 +58,7 @@ def data_config(**changes):
     'num_workers': 0,
     'num_threads': 2,
     'prefetch': 2,
+    'skip_unreadable': False,
   }
   return SimpleNamespace(**(values | changes))
 
