@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 import jax
+import rich
 from ml_collections import ConfigDict
 
 import resnest_jax as rj
@@ -31,6 +32,7 @@ from resnest_jax.config import (
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.doctor import check_before_training
 from resnest_jax.data.pipeline import make_eval_iterator, make_train_iterator
+from resnest_jax.data.sampling import open_sampler
 from resnest_jax.errors import UserError, run
 from resnest_jax.evaluation.inference import (
   divisible_batch_size,
@@ -193,6 +195,11 @@ def train(config: ConfigDict, workdir: Path) -> None:
     return result.scores.summary()
 
   # The loop.
+  sampler, shares = open_sampler(
+    config.data, train_split, config.seed, workdir / 'class_pixels.npy'
+  )
+  if shares:
+    rich.print(shares)
   batches = make_train_iterator(
     config.data,
     train_split,
@@ -200,6 +207,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     batch_size=batch_size,
     start_step=start_step,
     total_steps=total_steps,
+    sampler=sampler,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )

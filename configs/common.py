@@ -84,6 +84,12 @@ def data() -> ConfigDict:
   config.folder = folder()  # for the name 'folder': data of one's own
   config.train_split = 'train'
   config.eval_split = 'validation'
+  # Which samples are read. 'uniform': each once an epoch (mmseg).
+  # 'repeat_factor': those with rare classes more often. 'class_balanced': the
+  # classes take turns, whatever their number of images.
+  config.sampling = 'uniform'
+  # Classes in a smaller share of the images are repeated (repeat_factor).
+  config.repeat_threshold = 0.05  # 0 to 1
   # Pixels (long edge, short edge): images are resized to fit, keeping their
   # shape, in training and in evaluation (mmseg).
   config.image_scale = (2048, 512)

@@ -50,6 +50,7 @@ _BOUNDS = {
   'model.dropout': ('at least 0 and below 1', lambda x: 0 <= x < 1),
   'data.folder.eval_fraction': ('above 0 and below 1', lambda x: 0 < x < 1),
   'data.cat_max_ratio': ('above 0 and at most 1', lambda x: 0 < x <= 1),
+  'data.repeat_threshold': ('from 0 to 1', lambda x: 0 <= x <= 1),
   'data.flip_probability': ('from 0 to 1', lambda x: 0 <= x <= 1),
   'loss.aux_weight': ('at least 0', lambda x: 0 <= x < float('inf')),
   'optimizer.learning_rate': ('above 0', lambda x: 0 < x < float('inf')),
@@ -58,6 +59,9 @@ _BOUNDS = {
   'optimizer.momentum': ('at least 0 and below 1', lambda x: 0 <= x < 1),
   'optimizer.weight_decay': ('at least 0', lambda x: 0 <= x < float('inf')),
 }
+SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
+# Accepted names.
+_CHOICES = {'data.sampling': SAMPLINGS}
 # Length of tuples of positive whole numbers.
 _SIZES = {
   'model.stage_sizes': 4,
@@ -211,6 +215,9 @@ def validate(config: ConfigDict) -> None:
   for key, (accepted, holds) in _BOUNDS.items():
     if not holds(values[key]):
       refuse(key, accepted)
+  for key, names in _CHOICES.items():
+    if values[key] not in names:
+      refuse(key, f'one of {", ".join(names)}')
   for key, length in _SIZES.items():
     size = values[key]
     if size is not None and not _positive_integers(size, length):

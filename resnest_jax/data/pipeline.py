@@ -3,10 +3,11 @@
 Training. Sample `step * batch_size + slot` of a run is its position, and the
 position and the seed alone decide everything about the sample:
 
-  record: epoch, i = divmod(position, len(split)); the record is Grain's
-    index_shuffle of i with a seed of (seed, epoch), which is a permutation. So
-    every epoch has another order and visits each record once; batches run on
-    across epochs.
+  record: chosen by a sampler (`resnest_jax.data.sampling`). By default epoch,
+    i = divmod(position, len(split)), and the record is Grain's index_shuffle
+    of i with a seed of (seed, epoch), which is a permutation. So every epoch
+    has another order and visits each record once; batches run on across
+    epochs.
   draws: np.random.Philox with a key of seed, and the position as the highest
     word of its counter, so that the streams of two positions never meet.
   replacement: with `skip_unreadable`, another record, of a second such stream,
@@ -34,6 +35,7 @@ import numpy as np
 from absl import flags
 
 from resnest_jax.data import resize, transforms
+from resnest_jax.data.sampling import Sampler, make_sampler, sampler_seed
 from resnest_jax.errors import UnreadableSample, UserError
 
 Batch = dict[str, Any]
@@ -189,12 +191,6 @@ def sample_rng(
   )
 
 
-def _shuffle_seed(seed: int) -> int:
-  # Hashed, because Grain's shuffle takes seed + epoch in each epoch: runs of
-  # neighbouring seeds would otherwise share all but one of their orders.
-  return int(np.random.SeedSequence([seed, 0]).generate_state(1)[0])
-
-
 def _replacement(
   records: _Records, key: tuple[int, int], position: int
 ) -> dict[str, Any]:
@@ -211,17 +207,17 @@ def _replacement(
   )
 
 
-def _augment_record(
+def _make_sample(
   position: int,
-  record: dict[str, Any] | _Unreadable,
   *,
   records: _Records,
+  sampler: Sampler,
   skip_unreadable: bool,
   key: tuple[int, int],
   draw_options: dict[str, Any],
   augment_options: dict[str, Any],
 ) -> dict[str, np.ndarray]:
-  skipped = -1
+  skipped, record = -1, records[sampler(position)]
   if isinstance(record, _Unreadable):
     skipped, record = record.index, _replacement(records, key, position)
   rng = sample_rng(key, position)
@@ -274,6 +270,7 @@ def make_train_iterator(
   batch_size: int,
   start_step: int = 0,
   total_steps: int,
+  sampler: Sampler | None = None,
   process_index: int = 0,
   process_count: int = 1,
 ) -> BatchIterator:
@@ -286,6 +283,8 @@ def make_train_iterator(
     batch_size: global, over all hosts.
     start_step: first step to give; costs the same whatever it is.
     total_steps: one past the last step.
+    sampler: decides which record a position reads; None: every epoch visits
+      each record once.
     process_index: this host. Host h gets slots h, h + H, ... of every batch.
     process_count: number of hosts H, a divisor of `batch_size`.
 
@@ -311,9 +310,12 @@ def make_train_iterator(
   cv2.setNumThreads(0)
   skip_unreadable = data_config.skip_unreadable
   records = _Records(split, skip_unreadable)
-  augment_record = functools.partial(
-    _augment_record,
+  if sampler is None:
+    sampler = make_sampler('uniform', len(split), sampler_seed(seed))
+  make_sample = functools.partial(
+    _make_sample,
     records=records,
+    sampler=sampler,
     skip_unreadable=skip_unreadable,
     key=sample_key(seed),
     draw_options={
@@ -330,10 +332,8 @@ def make_train_iterator(
   num_workers = data_config.num_workers
   local_batch = batch_size // process_count
   batches = (
-    grain.MapDataset.source(records)
-    .shuffle(seed=_shuffle_seed(seed))
-    .repeat()
-    .map_with_index(augment_record)
+    grain.MapDataset.range(max(total_steps, 1) * batch_size)
+    .map(make_sample)
     .slice(slice(process_index, None, process_count))
     .batch(local_batch, drop_remainder=True)
     .slice(slice(start_step, total_steps))

@@ -13,14 +13,22 @@ position costs the same.
     class. Records without a labelled pixel are not visited.
 """
 
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import rich.table
 from grain.experimental import index_shuffle
 
+from resnest_jax.config import SAMPLINGS
+from resnest_jax.data.progress import progress_bar
+from resnest_jax.data.statistics import count_pixels
 from resnest_jax.errors import UserError
 
-SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
+# From a position to a record.
+Sampler = Callable[[int], int]
 
 
 class Shuffled:
@@ -34,6 +42,11 @@ class Shuffled:
   def __init__(self, records: np.ndarray, seed: int):
     self._records = np.asarray(records)
     self._seed = seed
+
+  def weights(self, num_records: int) -> np.ndarray:
+    """float (num_records,) of sum 1, how often each record is read."""
+    times = np.bincount(self._records, minlength=num_records)
+    return times / times.sum()
 
   def __call__(self, position: int) -> int:
     epoch, place = divmod(position, len(self._records))
@@ -55,19 +68,33 @@ class ClassBalanced:
     ]
     self._seed = seed
 
+  def weights(self, num_records: int) -> np.ndarray:
+    """float (num_records,) of sum 1, how often each record is read."""
+    weights = np.zeros(num_records)
+    for records in self._of_class:
+      weights[records] += 1 / len(records) / len(self._of_class)
+    return weights
+
   def __call__(self, position: int) -> int:
     turn, place = divmod(position, len(self._of_class))
     number = len(self._of_class)
-    chosen = _shuffle(place, number, _mix(self._seed, turn))
+    chosen = _permuted(place, number, _mix(self._seed, turn))
     records = self._of_class[chosen]
     epoch, place = divmod(turn, len(records))
     seed = _mix(self._seed, epoch, chosen)
-    return int(records[_shuffle(place, len(records), seed)])
+    return int(records[_permuted(place, len(records), seed)])
 
 
 def _shuffle(place: int, length: int, seed: int) -> int:
   """Where `place` goes in a permutation of `length` places, at no cost."""
   return index_shuffle(place, max_index=length - 1, seed=seed, rounds=4)
+
+
+def _permuted(place: int, length: int, seed: int) -> int:
+  """As `_shuffle`, which takes milliseconds for a handful of places."""
+  if length > 1000:
+    return _shuffle(place, length, seed)
+  return int(np.random.default_rng(seed).permutation(length)[place])
 
 
 def _mix(*numbers: int) -> int:
@@ -106,6 +133,13 @@ def repeated_records(factors: np.ndarray, seed: int) -> np.ndarray:
   return np.repeat(np.arange(len(factors)), times)
 
 
+def sampler_seed(seed: int) -> int:
+  """The samplers' seed in a run of this seed."""
+  # Hashed, because an epoch's order is that of seed + epoch: runs of
+  # neighbouring seeds would otherwise share all but one of their orders.
+  return _mix(seed, 0)
+
+
 def make_sampler(
   sampling: str,
   num_records: int,
@@ -113,7 +147,7 @@ def make_sampler(
   *,
   present: np.ndarray | None = None,
   threshold: float = 0.0,
-) -> Callable[[int], int]:
+) -> Shuffled | ClassBalanced:
   """Makes the function from a position to a record.
 
   Args:
@@ -143,3 +177,81 @@ def make_sampler(
     return ClassBalanced(present, seed)
   factors = repeat_factors(present, threshold)
   return Shuffled(repeated_records(factors, seed), seed)
+
+
+def open_sampler(
+  data_config: Any, split: Any, seed: int, cache: Path
+) -> tuple[Sampler, rich.table.Table | None]:
+  """The sampler of a run; counts the pixels of all classes if it needs them.
+
+  Args:
+    data_config: `config.data`.
+    split: of `datasets.open_data`.
+    seed: of the run.
+    cache: the file, ending in .npy, that keeps the counts, so that a run that
+      is continued reads the same records and does not count again.
+
+  Returns:
+    The sampler, and a table of the classes' shares; None for 'uniform'.
+
+  Raises:
+    UserError: labels that cannot be read, or none at all.
+  """
+  sampling, seed = data_config.sampling, sampler_seed(seed)
+  if sampling == 'uniform':
+    return make_sampler(sampling, len(split), seed), None
+  counts = _cached_counts(data_config, split, cache)
+  present = counts[:, :-1] > 0
+  sampler = make_sampler(
+    sampling,
+    len(split),
+    seed,
+    present=present,
+    threshold=data_config.repeat_threshold,
+  )
+  weights = sampler.weights(len(split))
+  return sampler, share_table(counts, weights, split.labels.classes)
+
+
+def _cached_counts(data_config: Any, split: Any, cache: Path) -> np.ndarray:
+  """What `count_pixels` gives, from the file or new."""
+  shape = len(split), len(split.labels.classes) + 1
+  try:
+    counts = np.load(cache, allow_pickle=False)
+    if counts.shape == shape:
+      return counts
+  except (OSError, ValueError):  # Not there, or damaged.
+    pass
+  with progress_bar('counting classes') as on_progress:
+    counts = count_pixels(
+      split,
+      num_threads=data_config.num_threads,
+      skip_unreadable=data_config.skip_unreadable,
+      on_progress=on_progress,
+    )
+  temporary = cache.with_suffix(f'.{os.getpid()}.tmp')
+  with temporary.open('wb') as file:
+    np.save(file, counts)
+  temporary.replace(cache)
+  return counts
+
+
+def share_table(
+  counts: np.ndarray, weights: np.ndarray, classes: tuple[str, ...]
+) -> rich.table.Table:
+  """Of each class that occurs: its share before and after sampling.
+
+  Args:
+    counts: int (N, C + 1), see `count_pixels`.
+    weights: float (N,), how often each record is read.
+    classes: C names.
+  """
+  table = rich.table.Table('class', title='shares in %')
+  for column in ('pixels', 'images', 'images drawn'):
+    table.add_column(column, justify='right')
+  present = counts[:, :-1] > 0
+  pixels = counts[:, :-1].sum(0) / max(counts[:, :-1].sum(), 1)
+  for i in np.flatnonzero(present.any(0)):
+    shares = pixels[i], present[:, i].mean(), weights @ present[:, i]
+    table.add_row(classes[i], *(f'{100 * share:.2f}' for share in shares))
+  return table

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from resnest_jax.data.labels import IGNORE
+from resnest_jax.errors import UnreadableSample
 
 
 def count_pixels(
@@ -15,6 +16,7 @@ def count_pixels(
   indices: Sequence[int] | None = None,
   *,
   num_threads: int = 0,
+  skip_unreadable: bool = False,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
   """Counts the pixels of each class in each sample.
@@ -23,6 +25,8 @@ def count_pixels(
     split: of `datasets.open_data`.
     indices: of N samples; None: all of them.
     num_threads: that read; 0: one a core, 16 at most.
+    skip_unreadable: whether a label that cannot be read has no pixels, or is
+      an error.
     on_progress: called with (samples done, N).
 
   Returns:
@@ -37,7 +41,12 @@ def count_pixels(
   counts = np.zeros((len(indices), num_classes + 1), np.int64)
 
   def count(index: int) -> np.ndarray:
-    return count_label(split.label(index), num_classes)
+    try:
+      return count_label(split.label(index), num_classes)
+    except UnreadableSample:
+      if not skip_unreadable:
+        raise
+      return np.zeros(num_classes + 1, np.int64)
 
   for i, row in enumerate(map_in_threads(count, indices, num_threads)):
     counts[i] = row

@@ -1,18 +1,26 @@
 """Samplers: which record a position reads."""
 
+import contextlib
+
 import grain
 import numpy as np
 import pytest
 from scipy import stats
 
+from resnest_jax.config import load_config
+from resnest_jax.data import resize
+from resnest_jax.data.datasets import open_split
+from resnest_jax.data.pipeline import make_train_iterator
 from resnest_jax.data.sampling import (
   ClassBalanced,
   Shuffled,
   make_sampler,
+  open_sampler,
   repeat_factors,
   repeated_records,
+  share_table,
 )
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UnreadableSample, UserError
 
 SEED = 11
 # Class 0 is everywhere, class 1 in a quarter, class 2 in one record; class 3
@@ -97,6 +105,16 @@ def test_order_of_the_classes_is_drawn():
   assert stats.chisquare(first).pvalue > 1e-3
 
 
+def test_a_class_of_many_records():
+  present = np.zeros((3000, 2), bool)
+  present[:, 0] = True
+  present[5, 1] = True
+  drawn = visited(ClassBalanced(present, SEED), 6000)
+  counts = np.bincount(drawn, minlength=3000)
+  assert counts[5] == 3001
+  assert (np.delete(counts, 5) == 1).all()
+
+
 def test_seeds_differ():
   one, other = (
     visited(ClassBalanced(PRESENT, seed), 30) for seed in (SEED, SEED + 1)
@@ -117,3 +135,105 @@ def test_what_cannot_be_sampled():
     make_sampler('balanced', 3, SEED, present=PRESENT)
   with pytest.raises(UserError, match='no record has a labelled pixel'):
     make_sampler('class_balanced', 3, SEED, present=np.zeros((3, 2), bool))
+
+
+@pytest.fixture(scope='module')
+def split(mini_data_dir):
+  return open_split('ade20k_mini', mini_data_dir, 'train')
+
+
+def config_of(**settings):
+  overrides = {f'data.{key}': value for key, value in settings.items()}
+  return load_config('configs/ade20k_pspnet.py:mini', overrides).data
+
+
+def test_sampler_of_a_run_keeps_its_counts(split, tmp_path):
+  cache = tmp_path / 'class_pixels.npy'
+  config = config_of(sampling='class_balanced')
+  sampler, table = open_sampler(config, split, SEED, cache)
+  counts = np.load(cache)
+  assert counts.sum() == sum(split.label(i).size for i in range(len(split)))
+  present = counts[:, :-1] > 0
+  assert table.row_count == present.any(0).sum()
+  # Drawn as often as the table says: a class has its own turns at least.
+  number = 200 * table.row_count
+  drawn = present[visited(sampler, number)].mean(0)
+  expected = sampler.weights(len(split)) @ present
+  np.testing.assert_allclose(drawn, expected, atol=0.02)
+  assert drawn[present.any(0)].min() >= 1 / table.row_count
+  # The same again, from the file; other data is counted anew.
+  again, _ = open_sampler(config, Unreadable(split), SEED, cache)
+  assert (visited(again, 50) == visited(sampler, 50)).all()
+  np.save(cache, counts[:3])
+  with pytest.raises(UnreadableSample):
+    open_sampler(config, Unreadable(split), SEED, cache)
+
+
+class Unreadable:
+  """A split whose first label cannot be read."""
+
+  def __init__(self, split):
+    self._split = split
+    self.labels = split.labels
+
+  def __len__(self):
+    return len(self._split)
+
+  def label(self, index):
+    if index == 0:
+      raise UnreadableSample('damaged')
+    return self._split.label(index)
+
+
+def test_labels_that_cannot_be_read_are_not_drawn(split, tmp_path):
+  config = config_of(sampling='class_balanced', skip_unreadable=True)
+  cache = tmp_path / 'class_pixels.npy'
+  sampler, _ = open_sampler(config, Unreadable(split), SEED, cache)
+  drawn = np.bincount(visited(sampler, 3000), minlength=len(split))
+  assert drawn[0] == 0
+  assert drawn[1:].min() > 0
+
+
+def test_shares_by_hand():
+  counts = np.array([[30, 0, 0, 10], [10, 40, 0, 0]])
+  table = share_table(counts, np.array([0.25, 0.75]), ('a', 'b', 'c'))
+  cells = [list(column.cells) for column in table.columns]
+  assert cells == [
+    ['a', 'b'],
+    ['50.00', '50.00'],
+    ['100.00', '50.00'],
+    ['100.00', '75.00'],
+  ]
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_batches_are_those_of_the_samplers_records(
+  split, tmp_path, num_workers
+):
+  config = config_of(
+    sampling='repeat_factor',
+    repeat_threshold=0.9,
+    num_workers=num_workers,
+    scale_range=(1.0, 1.0),
+    flip_probability=0.0,
+    cat_max_ratio=1.0,
+    image_scale=(512, 128),
+  )
+  sampler, _ = open_sampler(config, split, SEED, tmp_path / 'pixels.npy')
+  batches = make_train_iterator(
+    config, split, seed=SEED, batch_size=4, total_steps=6, sampler=sampler
+  )
+  with contextlib.closing(batches):
+    sizes = [size for batch in batches for size in batch['size'].tolist()]
+  expected = []
+  for position in range(24):
+    height, width = split[sampler(position)]['label'].shape
+    expected.append(
+      [min(n, 128) for n in resize.resized_size(height, width, 1.0, (512, 128))]
+    )
+  assert sizes == expected
+
+
+def test_config_names_the_samplings():
+  with pytest.raises(UserError, match='one of uniform, repeat_factor, class_b'):
+    config_of(sampling='balanced')
