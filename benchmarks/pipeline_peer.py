@@ -78,8 +78,9 @@ def main() -> None:
   print(f'mmsegmentation {mmseg.__version__}', file=answers, flush=True)
   for line in sys.stdin:
     number, workers = map(int, line.split())
+    steps = -(-number // 4)
     loader = torch.utils.data.DataLoader(
-      Samples(data, folder, 4 + number),
+      Samples(data, folder, 4 * (1 + steps + 8)),
       batch_size=4,
       num_workers=workers,
       collate_fn=list,
@@ -87,8 +88,8 @@ def main() -> None:
     batches = iter(loader)
     next(batches)  # Worker processes take seconds to start.
     start = time.perf_counter()
-    for _ in batches:
-      pass
+    for _ in range(steps):
+      next(batches)
     print(time.perf_counter() - start, file=answers, flush=True)
 
 
