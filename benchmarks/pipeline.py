@@ -327,7 +327,7 @@ def main() -> None:
     '--samples',
     type=int,
     default=96,
-    help='a round, a quarter of it of Cityscapes' PNG (default: 96)',
+    help='a round, a quarter of it of PNG images (default: 96)',
   )
   parser.add_argument(
     '--rounds', type=int, default=5, help='medians are over these (default: 5)'
