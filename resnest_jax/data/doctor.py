@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 
 from resnest_jax import errors
 from resnest_jax.config import parse_flags
-from resnest_jax.data.checks import report
+from resnest_jax.data.checks import files, report
 from resnest_jax.data.checks.observe import Survey, survey
-from resnest_jax.data.checks.rules import ERROR, diagnose
+from resnest_jax.data.checks.rules import ERROR, Diagnosis, diagnose
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.errors import UserError
@@ -165,7 +165,9 @@ def check_before_training(
     f'{workdir / "doctor.png"})',
     flush=True,
   )
-  mistakes = [d for d in found if d.rule.severity == ERROR]
+  mistakes = [
+    d for d in found if d.rule.severity == ERROR and not _is_skipped(d, config)
+  ]
   for d in found:
     if d not in mistakes:
       print(report.describe(d), flush=True)
@@ -176,6 +178,15 @@ def check_before_training(
       f'Examine all samples: {examine_command(sys.argv[1:])}\n'
       'To train nevertheless: --config.data.doctor_samples=0'
     )
+
+
+def _is_skipped(diagnosis: Diagnosis, config: ConfigDict) -> bool:
+  """Whether it is about samples that the training is told to go without."""
+  return (
+    config.data.skip_unreadable
+    and diagnosis.rule.check is files.unreadable
+    and diagnosis.split == config.data.train_split
+  )
 
 
 def examine_command(arguments: Sequence[str]) -> str:

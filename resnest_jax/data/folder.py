@@ -36,6 +36,7 @@ class FolderSplit:
     split: as asked for.
     labels: the `LabelSet` of the classes file.
     pairs: the `Pair` of each sample.
+    known_values: bool (256,), the mask values in the classes file, and 255.
   """
 
   name = 'folder'
@@ -52,7 +53,7 @@ class FolderSplit:
     self.split = split
     self.pairs = tuple(pairs)
     self.labels = classes.labels
-    self._unknown = ~classes.known()
+    self.known_values = classes.known()
     self._classes_file = classes_file
     self._masks = masks
 
@@ -113,10 +114,10 @@ class FolderSplit:
         'masks of all files there:\n  python -m resnest_jax.data.prepare '
         f'palette2id {shlex.join(words)}{_HOW.get(colour, "")}'
       )
-    if (unknown := self._unknown[mask]).any():
+    if (unknown := ~self.known_values[mask]).any():
       values = np.unique(mask[unknown]).tolist()
       listed = enumeration(map(str, values[:10]))
-      known = np.flatnonzero(~self._unknown).tolist()
+      known = np.flatnonzero(self.known_values).tolist()
       raise UserError(
         f'{path} has {np.count_nonzero(unknown)} pixels with values that '
         f'{self._classes_file} does not have: {listed}'

@@ -12,7 +12,6 @@ from PIL import Image
 
 from resnest_jax.config import load_config
 from resnest_jax.data import doctor
-from resnest_jax.data.checks.observe import survey
 from resnest_jax.data.checks.rules import diagnose
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.labels import CITYSCAPES
@@ -143,54 +142,44 @@ def test_a_report_is_replaced_and_other_files_are_not(run, tmp_path):
 # ---- Real files ------------------------------------------------------------
 
 
-class Files:
-  """A split of image and mask files, decoded as prepared data is."""
-
-  name, split, labels = 'files', 'train', CITYSCAPES
-
-  def __init__(self, pairs):
-    self.pairs = pairs
-
-  def __len__(self):
-    return len(self.pairs)
-
-  def raw(self, index):
-    image, mask = self.pairs[index]
-    colours = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
-    return {
-      'image': self.decode(image, colours),
-      'mask': self.decode(mask, cv2.IMREAD_UNCHANGED),
-      'name': image.stem,
-    }
-
-  def decode(self, path, flags):
-    content = np.fromfile(path, np.uint8) if path.exists() else np.zeros(0)
-    pixels = cv2.imdecode(content, flags) if content.size else None
-    if pixels is None:
-      raise UserError(f'{path.name} cannot be decoded')
-    return pixels
-
-
 @pytest.fixture
-def files(mini_cityscapes_data_dir, tmp_path):
-  """Eight pairs of files."""
+def folder(mini_cityscapes_data_dir, tmp_path):
+  """Streets in folders of files, eight for training, two for evaluation."""
   config = load_config(
     'configs/cityscapes_fcn.py:mini',
     {'data.data_dir': str(mini_cityscapes_data_dir)},
   )
-  split, pairs = open_data(config.data, 'train'), []
-  for i in range(8):
-    sample = split.raw(i)
-    pair = tmp_path / f'{i}.jpg', tmp_path / f'{i}.png'
-    cv2.imwrite(str(pair[0]), sample['image'][..., ::-1])
-    cv2.imwrite(str(pair[1]), sample['mask'])
-    pairs.append(pair)
-  return pairs
+  for split, name, number in (('train', 'train', 8), ('val', 'validation', 2)):
+    source = open_data(config.data, name)
+    for part in ('images', 'masks'):
+      (tmp_path / part / split).mkdir(parents=True)
+    for i in range(number):
+      image, mask = (source.raw(i)[key] for key in ('image', 'mask'))
+      cv2.imwrite(f'{tmp_path}/images/{split}/{i}.jpg', image[..., ::-1])
+      cv2.imwrite(f'{tmp_path}/masks/{split}/{i}.png', mask)
+  lines = [
+    f'{value}: {CITYSCAPES.classes[k]}'
+    for value, k in enumerate(CITYSCAPES.to_train_id)
+    if k != 255
+  ]
+  ignored = np.flatnonzero(CITYSCAPES.to_train_id[:34] == 255)
+  lines.append(f'ignore: {" ".join(map(str, ignored))}')
+  (tmp_path / 'classes.txt').write_text('\n'.join(lines))
+  return tmp_path
 
 
-def rules_of(pairs):
-  s = survey(Files(pairs), for_training=True, num_outputs=19)
-  return {d.rule.name: d.finding.samples for d in diagnose([s])}
+def folder_config(folder, **overrides):
+  overrides = {'data.data_dir': str(folder), **overrides}
+  return load_config('configs/folder.py:mini', overrides)
+
+
+def rules_of(folder):
+  """Rule -> samples, of what is found in the training split."""
+  config = folder_config(folder)
+  splits = [open_data(config.data, name) for name in ('train', 'val')]
+  found = diagnose(doctor.examine(config, splits))
+  assert {d.split for d in found} <= {'train'}
+  return {d.rule.name: d.finding.samples for d in found}
 
 
 def cut(path: Path, share: float):
@@ -198,54 +187,63 @@ def cut(path: Path, share: float):
   path.write_bytes(content[: int(len(content) * share)])
 
 
-def test_files_that_are_cut_off(files):
-  assert rules_of(files) == {}
-  cut(files[1][0], 0.98)
-  cut(files[3][1], 0.5)
-  files[5][1].write_bytes(b'')
-  files[6][0].unlink()
-  assert rules_of(files) == {
-    'unreadable': tuple(
-      f'{name} cannot be decoded'
-      for name in ('1.jpg', '3.png', '5.png', '6.jpg')
-    )
-  }
+def test_files_that_are_cut_off(folder):
+  assert rules_of(folder) == {}
+  images, masks = folder / 'images' / 'train', folder / 'masks' / 'train'
+  cut(images / '1.jpg', 0.98)
+  cut(masks / '3.png', 0.5)
+  (masks / '5.png').write_bytes(b'')
+  (samples,) = rules_of(folder).values()
+  bad = images / '1.jpg', masks / '3.png', masks / '5.png'
+  for sample, path in zip(samples, bad, strict=True):
+    assert sample.startswith(f'{path} cannot be decoded')
 
 
-def test_files_of_16_bits(files):
-  image = cv2.imread(str(files[2][0])).astype(np.uint16) * 256
-  files[2] = files[2][0].with_suffix('.tif'), files[2][1]
-  cv2.imwrite(str(files[2][0]), image)
-  mask = cv2.imread(str(files[4][1]), cv2.IMREAD_UNCHANGED)
-  cv2.imwrite(str(files[4][1]), mask.astype(np.uint16))
-  assert rules_of(files) == {'image_depth': ('2',), 'mask_depth': ('4',)}
+def test_files_of_16_bits(folder):
+  image = cv2.imread(f'{folder}/images/train/2.jpg').astype(np.uint16) * 256
+  (folder / 'images' / 'train' / '2.jpg').unlink()
+  cv2.imwrite(f'{folder}/images/train/2.png', image)
+  path = f'{folder}/masks/train/4.png'
+  mask = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+  cv2.imwrite(path, mask.astype(np.uint16))
+  assert rules_of(folder) == {'image_depth': ('2',), 'mask_depth': ('4',)}
 
 
-def test_files_with_palettes(files):
+def test_files_with_palettes(folder):
   rng = np.random.default_rng(0)
   palettes = {
     1: np.repeat(rng.permutation(256), 3),
     5: rng.integers(0, 256, 768),
   }
   for i, palette in palettes.items():
-    indexed = Image.open(files[i][1]).convert('P')
+    path = f'{folder}/masks/train/{i}.png'
+    indexed = Image.open(path).convert('P')
     indexed.putpalette(palette.tolist())
-    indexed.save(files[i][1])
-  assert rules_of(files) == {
+    indexed.save(path)
+  assert rules_of(folder) == {
     'grey_masks_in_colour': ('1',),
     'colour_masks': ('5',),
   }
 
 
-def test_photograph_with_a_rotation_in_its_exif_data(files):
-  picture = Image.open(files[3][0])
+def test_value_that_the_classes_file_does_not_have(folder):
+  text = (folder / 'classes.txt').read_text()
+  (folder / 'classes.txt').write_text(text.replace('23: sky\n', ''))
+  config = folder_config(folder)
+  splits = [open_data(config.data, name) for name in ('train', 'val')]
+  found = diagnose(doctor.examine(config, splits))
+  assert [d.rule.name for d in found] == ['unknown_values'] * 2
+  assert 'that no class has: 23, on' in found[0].finding.what
+  assert '"23: name"' in found[0].finding.remedy
+
+
+def test_photograph_with_a_rotation_in_its_exif_data(folder):
+  path = folder / 'images' / 'train' / '3.jpg'
+  picture = Image.open(path)
   exif = picture.getexif()
   exif[0x0112] = 6  # Orientation: to be turned by 90 degrees.
-  picture.save(files[3][0], exif=exif)
-  s = survey(Files(files), for_training=True, num_outputs=19)
-  (found,) = diagnose([s])
-  assert (found.rule.name, found.finding.samples) == ('size_mismatch', ('3',))
-  assert 'In 1 of them height and width are exchanged' in found.finding.remedy
+  picture.save(path, exif=exif)
+  assert rules_of(folder) == {'size_mismatch': ('3',)}
 
 
 # ---- Before a training -----------------------------------------------------
@@ -284,6 +282,17 @@ def test_warnings_do_not_stop_a_training(mini_data_dir, tmp_path, capsys):
   assert 'warning: duplicates (validation)' in out
   content = json.loads((tmp_path / 'doctor.json').read_text())
   assert [f['rule'] for f in content['findings']] == ['duplicates']
+
+
+def test_samples_that_training_may_skip(folder, tmp_path, capsys):
+  config = folder_config(folder, **{'data.skip_unreadable': 'true'})
+  cut(folder / 'images' / 'train' / '1.jpg', 0.5)
+  splits = [open_data(config.data, name) for name in ('train', 'val')]
+  doctor.check_before_training(config, splits, tmp_path / 'run')
+  assert 'error: unreadable (train)' in capsys.readouterr().out
+  cut(folder / 'images' / 'val' / '1.jpg', 0.5)  # Evaluation skips nothing.
+  with pytest.raises(UserError, match=r'error: unreadable \(val\)'):
+    doctor.check_before_training(config, splits, tmp_path / 'run')
 
 
 class Repeated:

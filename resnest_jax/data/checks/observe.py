@@ -74,7 +74,8 @@ class Survey:
     size: how many samples the split has.
     seen: those that were looked at, in the split's order.
     for_training: whether it is what a network is trained on.
-    num_outputs: classes of the network that it is for.
+    num_outputs: classes of the network that it is for; 0: as many as there
+      are.
     known: bool (256,), the mask values that are a class or meant to be
       ignored.
   """

@@ -14,7 +14,7 @@ _LABEL_IDS = 33
 
 def class_count(s: Survey) -> Finding | None:
   classes = len(s.labels.classes)
-  if s.num_outputs == classes:
+  if s.num_outputs in (0, classes):  # 0: as many as the data has.
     return None
   why = ''
   if s.num_outputs == classes + 1:
@@ -24,7 +24,7 @@ def class_count(s: Survey) -> Finding | None:
     f'config.model.num_classes is {s.num_outputs}, {s.data} has {classes} '
     f'classes.{why}',
     (),
-    f'Add --config.model.num_classes={classes}.',
+    f'Add --config.model.num_classes={classes}, or 0 for as many as there are.',
   )
 
 
@@ -48,9 +48,9 @@ def off_by_one(s: Survey) -> Finding | None:
       f'they count the {classes} classes from 1, {s.data} counts from 0 '
       f'(0 to {classes - 1}).',
       names(bad),
-      'Give the values in the classes file ("1: name" for each class, and '
-      '"ignore: 0"; docs/own-data.md), or write mask - 1, with '
-      f'{IGNORE} where the mask is 0.',
+      'Give the values in the classes file of your own data ("1: name" for '
+      'each class, and "ignore: 0"; docs/own-data.md), or write mask - 1, '
+      f'with {IGNORE} where the mask is 0.',
     )
   # The release of ADE20K has no pixel of 255; masks that somebody has already
   # lowered by one have, where "other" was.
@@ -229,8 +229,8 @@ def unknown_values(s: Survey) -> Finding | None:
     f'values up to {largest}, and {IGNORE} for pixels to ignore.',
     names(bad),
     f'Write {IGNORE} where there is no class, or name the values in the '
-    f'classes file ("{s.unknown_values[0]}: name", or "ignore: '
-    f'{s.unknown_values[0]}"; docs/own-data.md). '
+    f'classes file of your own data ("{s.unknown_values[0]}: name", or '
+    f'"ignore: {s.unknown_values[0]}"; docs/own-data.md). '
     'Values at the borders of objects only come from masks that were saved '
     'as JPEG or resized with interpolation; use the originals, or '
     'cv2.INTER_NEAREST.',
