@@ -1,5 +1,8 @@
 """The pipeline: same batches however they are read; evaluation buckets."""
 
+import contextlib
+import itertools
+import multiprocessing
 import os
 import signal
 import threading
@@ -181,7 +184,7 @@ def test_hosts_share_out_the_slots(reference):
     assert_same(hosts[host], expected)
 
 
-@pytest.mark.parametrize('step', [1, 5, 11, 12, 20])
+@pytest.mark.parametrize('step', [*range(1, 13), 20])
 def test_resuming_continues_the_run(reference, step):
   assert_same(train_batches(start_step=step), reference[step:])
 
@@ -241,6 +244,23 @@ def test_a_killed_worker_is_noticed():
   config = data_config(num_workers=1)
   with pytest.raises(UserError, match=r'ended unexpectedly.*exit code -9'):
     train_batches(Scenes(10, broken=3, fault='kill'), config)
+
+
+def test_workers_that_are_killed_while_they_wait_are_noticed():
+  iterator = pipeline.make_train_iterator(
+    data_config(num_workers=2, num_threads=1),
+    Scenes(10),
+    seed=0,
+    batch_size=4,
+    total_steps=10**6,
+  )
+  with contextlib.closing(iterator):
+    next(iterator)
+    worker = multiprocessing.active_children()[-1]
+    os.kill(worker.pid, signal.SIGKILL)
+    # Those that wait in memory may still come.
+    with pytest.raises(UserError, match=r'ended unexpectedly.*exit code -9'):
+      list(itertools.islice(iterator, 100))
 
 
 def test_image_and_label_of_different_size_stop_with_the_name():

@@ -1,9 +1,9 @@
-"""Augmentation: stored results of mmsegmentation 1.2.2, twins, statistics."""
+"""Augmentation: stored results of mmsegmentation 1.2.2, and naive twins."""
 
 import cv2
 import numpy as np
 import pytest
-from scipy import stats
+from data.twins import blocks, origin_twin
 
 from resnest_jax.data import transforms
 from resnest_jax.errors import UserError
@@ -57,40 +57,6 @@ DISTORTED = {
     ],
   ),
 }
-
-
-def blocks(rng, height, width, num_classes, cell, ignored=0.05):
-  """A label of square cells with random classes and some ignored pixels."""
-  cells = rng.integers(
-    0, num_classes, (-(-height // cell), -(-width // cell)), dtype=np.uint8
-  )
-  label = cells.repeat(cell, 0).repeat(cell, 1)[:height, :width].copy()
-  label[rng.random((height, width)) < ignored] = 255
-  return label
-
-
-def origin_twin(label, offsets, crop_size, cat_max_ratio):
-  """The crop rule with loops and np.unique."""
-  height, width = label.shape
-
-  def origin(u):
-    room_y = max(height - crop_size[0], 0)
-    room_x = max(width - crop_size[1], 0)
-    return int(np.floor(u[0] * (room_y + 1))), int(
-      np.floor(u[1] * (room_x + 1))
-    )
-
-  tries = iter(offsets)
-  top, left = origin(next(tries))
-  refused = 0
-  for _ in range(10):
-    crop = label[top : top + crop_size[0], left : left + crop_size[1]]
-    classes, counts = np.unique(crop[crop != 255], return_counts=True)
-    if len(classes) > 1 and max(counts) / sum(counts) < cat_max_ratio:
-      break
-    refused += 1
-    top, left = origin(next(tries))
-  return (top, left), refused
 
 
 @pytest.mark.parametrize('name', DISTORTED)
@@ -281,7 +247,7 @@ def test_augment_equals_resizing_everything_first(
   assert padded == ({False} if shape == (128, 256) else {False, True})
 
 
-@pytest.mark.parametrize('ratio', [0.5, 0.77, 1.0, 1.43, 2.0])
+@pytest.mark.parametrize('ratio', np.linspace(0.5, 2, 16).round(1).tolist())
 @pytest.mark.parametrize('flip', [False, True])
 def test_a_label_painted_into_its_image_stays_aligned(ratio, flip):
   rng = np.random.default_rng(int(ratio * 100))
@@ -306,101 +272,15 @@ def test_a_label_painted_into_its_image_stays_aligned(ratio, flip):
     """Share of pixels that differ two or more pixels away from any border."""
     window = np.ones((5, 5), np.uint8)
     inside = cv2.dilate(labels, window) == cv2.erode(labels, window)
-    assert inside.mean() > 0.5
+    inside[:2] = inside[-2:] = False  # A border may lie beyond the crop's.
+    inside[:, :2] = inside[:, -2:] = False
+    assert inside.mean() > 0.4
     return (painted != labels * 50)[inside].mean()
 
   assert disagreement(labels) == 0
   # So a shift of three pixels, or a label that was not mirrored, would show.
   assert disagreement(np.roll(labels, 3, axis=1)) > 0
   assert disagreement(labels[:, ::-1].copy()) > 0.1
-
-
-def draws(count, **options):
-  rng = np.random.default_rng(1)
-  return [transforms.draw_augmentation(rng, **options) for _ in range(count)]
-
-
-def uniform_p(values, low, high):
-  return stats.kstest(values, 'uniform', args=(low, high - low)).pvalue
-
-
-def binomial_p(count, total, probability):
-  return stats.binomtest(count, total, probability).pvalue
-
-
-@pytest.fixture(scope='module')
-def ten_thousand():
-  return draws(10_000)
-
-
-def test_distribution_of_ratio_flip_and_offsets(ten_thousand):
-  assert uniform_p([d.ratio for d in ten_thousand], 0.5, 2.0) > 1e-3
-  flips = sum(d.flip for d in ten_thousand)
-  assert binomial_p(flips, 10_000, 0.5) > 1e-3
-  offsets = np.array([d.crop_offsets for d in ten_thousand])
-  for attempt in (0, 4, 10):
-    for axis in (0, 1):
-      assert uniform_p(offsets[:, attempt, axis], 0.0, 1.0) > 1e-3
-  # Every origin in a room of 13 equally often.
-  counts = np.bincount((offsets[:, 0, 0] * 13).astype(int), minlength=13)
-  assert stats.chisquare(counts).pvalue > 1e-3
-  assert len(counts) == 13
-
-
-def test_distribution_of_photometric_draws(ten_thousand):
-  drawn = [d.photometric for d in ten_thousand]
-  share = {'contrast_first': 0.25, 'contrast_last': 0.25}
-  low_high = {'brightness': (-32, 32), 'hue': (-18, 18)}
-  for name in transforms.PhotometricDraw.__dataclass_fields__:
-    values = [v for d in drawn if (v := getattr(d, name)) is not None]
-    assert binomial_p(len(values), 10_000, share.get(name, 0.5)) > 1e-3
-    if name == 'hue':
-      counts = np.bincount(np.array(values) + 18, minlength=36)
-      assert len(counts) == 36  # -18 to 17.
-      assert stats.chisquare(counts).pvalue > 1e-3
-    else:
-      assert uniform_p(values, *low_high.get(name, (0.5, 1.5))) > 1e-3
-  both = sum(
-    d.contrast_first is not None and d.contrast_last is not None for d in drawn
-  )
-  assert both == 0
-  # Brightness and saturation are drawn independently of each other.
-  pairs = sum(
-    d.brightness is not None and d.saturation is not None for d in drawn
-  )
-  assert binomial_p(pairs, 10_000, 0.25) > 1e-3
-
-
-def test_an_option_leaves_the_other_draws_as_they_were():
-  plain = draws(20)
-  other = draws(
-    20, scale_range=(1.0, 1.0), flip_probability=0.0, photometric=False
-  )
-  for a, b in zip(plain, other, strict=True):
-    np.testing.assert_array_equal(a.crop_offsets, b.crop_offsets)
-    assert b.ratio == 1.0
-    assert not b.flip
-    assert b.photometric == transforms.PhotometricDraw()
-  assert any(a.flip for a in plain)
-
-
-def test_rejection_rate_equals_the_twins():
-  """The first try is refused as often as by np.unique, over draws of ours."""
-  rng = np.random.default_rng(5)
-  labels = [blocks(rng, 80, 100, 4, cell) for cell in (10, 25, 40, 60)]
-  refused = [
-    origin_twin(labels[i % 4], d.crop_offsets, (32, 32), 0.75)[1] > 0
-    for i, d in enumerate(draws(400))
-  ]
-  moved = []
-  for i, d in enumerate(draws(400)):
-    label = labels[i % 4]
-    first = origin(label, d.crop_offsets, (32, 32), 1.0)
-    chosen = origin(label, d.crop_offsets, (32, 32), 0.75)
-    moved.append(first != chosen)
-  assert 0.2 < np.mean(refused) < 0.8
-  # A refused try may by chance be followed by the same origin again.
-  assert abs(np.mean(moved) - np.mean(refused)) < 0.01
 
 
 def test_sizes_that_differ_name_the_sample():
