@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import train
 from resnest_jax.config import load_config
 from resnest_jax.data.labels import ADE20K, CITYSCAPES
+from resnest_jax.training.loop import train
 
 FOLDER = Path(__file__).parent.parent / 'configs'
 ROWS = sorted(f.stem for f in FOLDER.glob('*.py') if f.stem != 'common')
@@ -42,7 +42,7 @@ def test_three_steps_and_an_evaluation(
     SMALL
     | {'data.image_scale': IMAGE_SCALES[data], 'data.data_dir': str(data_dir)},
   )
-  train.train(config, tmp_path)
+  train(config, tmp_path)
 
   lines = (tmp_path / 'log.jsonl').read_text().splitlines()
   log = [json.loads(line) for line in lines]
