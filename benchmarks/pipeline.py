@@ -13,7 +13,6 @@ of their own. All take turns, round by round, and medians are compared.
 
 import argparse
 import contextlib
-import os
 import shlex
 import statistics
 import subprocess
@@ -31,7 +30,7 @@ import rich.table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.report import describe_machine, write_result
+from benchmarks.report import count_cores, describe_machine, write_result
 from resnest_jax.config import load_config
 from resnest_jax.data import cityscapes, mini, mini_cityscapes, transforms
 from resnest_jax.data.datasets import DATASETS, Split, open_split
@@ -243,12 +242,14 @@ def open_peer(command: str | None, data: str, folder: Path) -> Iterator:
 def compare(data, split, folder, flags) -> dict:
   """Figures of one data set: ours, the peer's, and the ratios."""
   config = load_config(f'configs/{data.partition("_")[0]}_pspnet.py').data
-  cores = len(os.sched_getaffinity(0))
+  cores = count_cores()
   ways = {
     'one thread': {'num_threads': 1},
     f'one process, {cores} threads': {'num_threads': cores},
-    f'{cores} worker processes': {'num_threads': 1, 'num_workers': cores},
   }
+  if flags.workers:
+    settings = {'num_threads': 1, 'num_workers': flags.workers}
+    ways[f'{flags.workers} worker processes'] = settings
   number = -(-flags.samples // 4) if data == 'cityscapes' else flags.samples
   rates: dict[str, list[float]] = {}
   with open_peer(flags.peer, data.partition('_')[0], folder) as peer:
@@ -259,7 +260,7 @@ def compare(data, split, folder, flags) -> dict:
         rate = images_per_second(split, config, number)
         rates.setdefault(way, []).append(rate)
       if peer:
-        for workers in (0, cores):
+        for workers in {0, flags.workers}:
           rate = peer.images_per_second(number, workers)
           way = f'peer, {workers} workers' if workers else 'peer, one process'
           rates.setdefault(way, []).append(rate)
@@ -331,6 +332,12 @@ def main() -> None:
   )
   parser.add_argument(
     '--rounds', type=int, default=5, help='medians are over these (default: 5)'
+  )
+  parser.add_argument(
+    '--workers',
+    type=int,
+    default=count_cores(),
+    help='processes, 0 to leave them out (default: one a core)',
   )
   parser.add_argument(
     '--peer', metavar='COMMAND', help='a Python that has mmsegmentation'

@@ -15,10 +15,15 @@ def describe_machine() -> dict[str, Any]:
   """Where and when something was measured."""
   return {
     'cpu': _cpu_name(),
-    'cores': len(os.sched_getaffinity(0)),
+    'cores': count_cores(),
     'date': datetime.date.today().isoformat(),
     'versions': runtime.versions(),
   }
+
+
+def count_cores() -> int:
+  """Cores that this process may use."""
+  return len(os.sched_getaffinity(0))
 
 
 def _cpu_name() -> str:
