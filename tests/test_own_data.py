@@ -1,0 +1,284 @@
+"""docs/own-data.md: its commands, run in their order on a small garden."""
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from golden import reference
+
+from resnest_jax.config import load_config
+from resnest_jax.data import doctor, prepare
+from resnest_jax.data.classes import read_classes
+from resnest_jax.data.datasets import open_data
+from resnest_jax.models.segmentor import create_backbone
+from resnest_jax.training.checkpoints import load_checkpoint
+from resnest_jax.weights import convert
+from resnest_jax.weights.files import write_weights
+from resnest_jax.weights.infer import Description
+from resnest_jax.weights.pretrained import (
+  HEAD_KEYS,
+  NORMALIZATION,
+  Weights,
+  load_weights,
+)
+from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / 'docs' / 'own-data.md').read_text()
+COMMANDS = re.findall(r'^    (python .*)$', PAGE, re.MULTILINE)
+CLASSES = re.findall(r'```text\n(.*?)```', PAGE, re.DOTALL)
+NAMES = ('background', 'leaf', 'flower')
+COLOURS = ((60, 60, 60), (34, 139, 34), (220, 20, 60))
+# The time goes into compiling, so everything has one small shape.
+SMALL = {
+  'model.head': 'fcn',
+  'model.radix': 1,
+  'model.width': 8,
+  'model.stem_width': 8,
+  'model.head_channels': 16,
+  'model.aux_channels': 8,
+  'data.image_scale': (64, 64),
+  'data.crop_size': (64, 64),
+  'train.total_steps': 4,
+  'train.batch_size': 4,
+  'train.log_steps': 2,
+  'eval.batch_size': 4,
+  'eval.bucket': 64,
+  'eval.overlays': 2,
+}
+
+
+def write_garden(folder):
+  """Photographs with coloured masks of leaves and flowers, some nested."""
+  rng = np.random.default_rng(0)
+  for i in range(12):
+    ids = np.zeros((64, 64), np.uint8)
+    for value in (1, 2):
+      centre = tuple(rng.integers(10, 54, 2).tolist())
+      cv2.circle(ids, centre, 12, value, cv2.FILLED)
+    mask = np.array(COLOURS, np.uint8)[ids]
+    noise = rng.normal(0, 20, mask.shape)
+    photograph = np.clip(mask[..., ::-1] + noise, 0, 255).astype(np.uint8)
+    name = f'{"bed/" if i % 2 else ""}{i}'
+    for kind, picture in (
+      ('images', photograph),
+      ('coloured', mask[..., ::-1]),
+    ):
+      path = folder / kind / f'{name}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      cv2.imwrite(str(path), picture)
+
+
+def write_backbone(folder):
+  """Stands for the published weights, which are large and far away."""
+  config = load_config(ROOT / 'configs/folder.py:mini', SMALL).model.to_dict()
+  config = {k: v for k, v in config.items() if k not in HEAD_KEYS}
+  model = create_backbone(config)
+  variables = reference.filled_variables(variable_shapes(model))
+  state_dict = export_state_dict(model, variables, 'ours')
+  description = Description('backbone', config)
+  about = Weights(
+    state_dict, 'ours', description, None, None, NORMALIZATION, {}
+  ).about()
+  write_weights(folder, 'ours', state_dict, about)
+
+
+def run_command(command, monkeypatch):
+  """Runs one of the page in this process, at small size."""
+  program, *words = shlex.split(command)[1:]
+  if program == '-m':
+    program, *words = words
+  words = [
+    {
+      'configs/folder.py': 'configs/folder.py:mini',
+      '--config.pretrained=resnest101_d2': '--config.pretrained=backbone',
+    }.get(word, word)
+    for word in words
+  ]
+  if '--config' in words:
+    words += [f'--config.{key}={value}' for key, value in SMALL.items()]
+    words.append('--config.data.skip_unreadable=true')
+  monkeypatch.setattr(sys, 'argv', [program, *words])
+  if program == 'resnest_jax.data.prepare':
+    prepare.main()
+  elif program == 'resnest_jax.data.doctor':
+    doctor.main()
+  elif program == 'resnest_jax.weights.convert':
+    convert.main()
+  else:
+    runpy.run_path(str(ROOT / program))['main']()
+
+
+@pytest.fixture(scope='module')
+def garden(tmp_path_factory):
+  """The page from its first command to its last; folder and what it said."""
+  folder = tmp_path_factory.mktemp('garden')
+  write_garden(folder / 'mydata')
+  (folder / 'mydata' / 'classes.txt').write_text(CLASSES[0])
+  (folder / 'configs').symlink_to(ROOT / 'configs')
+  write_backbone(folder / 'backbone')
+  shutil.copytree(folder / 'mydata/images/bed', folder / 'new_photographs')
+  said = {}
+  quick = 'jax_disable_most_optimizations'
+  jax.config.update(quick, True)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.chdir(folder)
+    for command in COMMANDS:
+      if ' train.py ' in command:
+        damage_a_photograph(folder)
+      lines = []
+      monkeypatch.setattr(
+        'builtins.print', lambda *x, lines=lines, **_: lines.append(str(x[0]))
+      )
+      run_command(command, monkeypatch)
+      said[command.split()[1 if '-m' not in command else 2]] = lines
+  jax.config.update(quick, False)
+  return folder, said
+
+
+def own_split(folder, name):
+  changes = {'data.data_dir': str(folder / 'mydata')}
+  config = load_config(ROOT / 'configs/folder.py', changes)
+  return open_data(config.data, name)
+
+
+def damage_a_photograph(folder):
+  """The first one of the training split is cut off."""
+  path = Path(own_split(folder, 'train').pairs[0].image)
+  path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_the_page_has_all_steps():
+  programs = [shlex.split(command)[1:3] for command in COMMANDS]
+  assert [x[1] if x[0] == '-m' else x[0] for x in programs] == [
+    'resnest_jax.data.prepare',
+    'resnest_jax.data.doctor',
+    'train.py',
+    'eval.py',
+    'predict.py',
+    'resnest_jax.weights.convert',
+  ]
+
+
+@pytest.mark.parametrize('number', range(len(CLASSES)))
+def test_its_classes_files_can_be_read(number, tmp_path):
+  (tmp_path / 'classes.txt').write_text(CLASSES[number])
+  classes = read_classes(tmp_path / 'classes.txt')
+  expected = [((0,), (1,), (2,)), ((1,), (2, 3)), ((0,), (255,))]
+  assert classes.values == expected[number]
+
+
+def test_its_flags_are_keys():
+  flags = re.findall(
+    r'--config\.(data|train|optimizer)([\w.]+)=([^\s`]+)', PAGE
+  )
+  assert len(flags) > 15
+  defaults = load_config(ROOT / 'configs' / 'folder.py')
+  for section, key, value in flags:
+    load_config(ROOT / 'configs/folder.py', {f'{section}{key}': value})
+  (table,) = re.findall(r'with their defaults:\n\n(.*?)\n\n', PAGE, re.DOTALL)
+  for key, value in re.findall(r'--config\.([\w.]+)=([^`]+)', table):
+    same = load_config(ROOT / 'configs/folder.py', {key: value})
+    assert same.to_dict() == defaults.to_dict()
+
+
+def test_masks_became_indices(garden):
+  folder, _ = garden
+  for name in ('0', 'bed/11'):
+    mask = cv2.imread(
+      str(folder / f'mydata/masks/{name}.png'), cv2.IMREAD_UNCHANGED
+    )
+    coloured = cv2.imread(str(folder / f'mydata/coloured/{name}.png'))
+    np.testing.assert_array_equal(
+      np.array(COLOURS, np.uint8)[mask], coloured[..., ::-1]
+    )
+
+
+def test_the_doctor_says_nothing(garden):
+  folder, said = garden
+  report = json.loads((folder / 'doctor' / 'doctor.json').read_text())
+  assert report['findings'] == []
+  assert (folder / 'doctor' / 'doctor.png').is_file()
+  assert said['resnest_jax.data.doctor'][-1].startswith('written to')
+
+
+def test_the_run_knows_the_classes(garden):
+  folder, said = garden
+  saved = json.loads((folder / 'runs/own/config.json').read_text())
+  assert saved['model']['num_classes'] == 3
+  _, variables, about = load_checkpoint(folder / 'runs/own')
+  assert about['step'] == 4
+  assert tuple(about['classes']) == NAMES
+  assert tuple(map(tuple, about['palette'])) == COLOURS
+  classifier = variables['params']['decode_head']['classifier']
+  assert jax.tree.leaves(classifier)[0].shape[-1] == 3
+  assert any('starting from backbone' in line for line in said['train.py'])
+
+
+def test_training_said_which_photograph_it_left_out(garden):
+  folder, said = garden
+  (line, *_) = (x for x in said['train.py'] if 'could not be read' in x)
+  pair = own_split(folder, 'train').pairs[0]
+  assert Path(pair.image).name in line
+  assert 'cannot be decoded' in line
+
+
+def test_scores_and_pictures(garden):
+  folder, _ = garden
+  (out,) = (folder / 'runs/own/eval').iterdir()
+  assert out.name == '4-val'
+  result = json.loads((out / 'metrics.json').read_text())
+  split = own_split(folder, 'val')
+  assert [entry['class'] for entry in result['per_class']] == list(NAMES)
+  labels = np.concatenate([sample['label'].ravel() for sample in split])
+  pixels = [entry['pixels'] for entry in result['per_class']]
+  assert pixels == np.bincount(labels, minlength=3).tolist()
+  assert 0 <= result['mIoU'] <= 1
+  shown = {f'overlays/{split[i]["name"]}.png' for i in (0, len(split) - 1)}
+  assert set(result['overlays']) == shown
+  assert all((out / path).is_file() for path in shown)
+  assert (out / 'contact_sheet.png').is_file()
+
+
+def test_predictions_have_the_classes_and_colours(garden):
+  folder, _ = garden
+  out = folder / 'predictions'
+  listed = read_classes(out / 'classes.json').labels
+  assert listed.classes == NAMES
+  assert tuple(map(tuple, listed.palette.tolist())) == COLOURS
+  for path in (folder / 'new_photographs').iterdir():
+    predicted = cv2.imread(str(out / path.name), cv2.IMREAD_UNCHANGED)
+    assert predicted.shape == (64, 64)
+    assert predicted.max() < 3
+    overlay = cv2.imread(str(out / f'{path.stem}_overlay.png'))[..., ::-1]
+    photograph = cv2.imread(str(path))[..., ::-1]
+    colours = np.array(COLOURS)[predicted]
+    np.testing.assert_allclose(overlay, (photograph + colours) / 2, atol=1)
+
+
+def test_converted_weights_have_them_too(garden):
+  folder, _ = garden
+  weights = load_weights(folder / 'weights' / 'own')
+  assert tuple(weights.classes) == NAMES
+  assert tuple(map(tuple, weights.palette)) == COLOURS
+
+
+def test_other_classes_do_not_go_on_with_a_run(garden, monkeypatch):
+  """Renamed or reordered ones would turn a score into another."""
+  folder, _ = garden
+  changed = folder / 'mydata' / 'other.txt'
+  changed.write_text('\n'.join(NAMES[::-1]))
+  monkeypatch.chdir(folder)
+  command = next(x for x in COMMANDS if ' eval.py ' in x)
+  flag = ' --config.data.folder.classes=other.txt'
+  with pytest.raises(Exception, match='flower now') as error:
+    run_command(command + flag, monkeypatch)
+  assert type(error.value).__name__ == 'UserError'
