@@ -123,6 +123,7 @@ def test_keeps_the_newest_and_the_best(finished_run):
   assert about['position'] == 8 * 4
   assert about['dilation_rule'] == 'mmseg'
   assert about['classes'][:3] == ['wall', 'building', 'sky']
+  assert about['palette'][2] == [6, 230, 230]
 
 
 def test_started_again_does_nothing(finished_run, arguments, run_script):

@@ -111,8 +111,8 @@ def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int]]:
       ignored += _numbers(rest, where)
       continue
     values = tuple(_numbers(head, where)) if colon else None
-    match = _COLOUR.fullmatch(rest)
-    name = match[1] if match else rest
+    match = _COLOUR.fullmatch(f' {rest}')
+    name = match[1].strip() if match else rest
     if name.lower() == 'ignore':
       raise UserError(
         f'{where}: what is not a class is listed by its values in the masks, '

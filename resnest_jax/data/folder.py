@@ -35,6 +35,8 @@ class FolderSplit:
     name: 'folder'.
     split: as asked for.
     labels: the `LabelSet` of the classes file.
+    known_values: bool (256,), the mask values that are a class or meant to be
+      ignored.
     pairs: the `Pair` of each sample.
     known_values: bool (256,), the mask values in the classes file, and 255.
   """

@@ -231,7 +231,7 @@ def test_errors_say_what_to_do(evaluate_here, tmp_path):
     evaluate_here('--config.model.width=16')
   with pytest.raises(UserError, match='dilation_rule=mmseg'):
     evaluate_here('--config.model.dilation_rule=timm')
-  with pytest.raises(UserError, match=r'150 classes, but .* is 19'):
+  with pytest.raises(UserError, match=r'is 19, but .* has 150 classes'):
     evaluate_here('--config.model.num_classes=19')
   with pytest.raises(UserError, match="no split 'test'"):
     evaluate_here('--split', 'test')

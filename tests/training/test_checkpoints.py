@@ -106,3 +106,12 @@ def test_damaged_checkpoint(workdir):
   )
   assert step == 50
   assert (variables['params']['conv']['kernel'] == 51).all()
+
+
+def test_other_classes_are_told_from_the_same():
+  checkpoints.check_classes({'classes': ['a', 'b']}, ('a', 'b'))
+  checkpoints.check_classes({}, ('a', 'b'))  # Written before they were kept.
+  with pytest.raises(UserError, match=r'\(b there, c now\)'):
+    checkpoints.check_classes({'classes': ['a', 'b']}, ('a', 'c'))
+  with pytest.raises(UserError, match=r'\(None there, c now\)'):
+    checkpoints.check_classes({'classes': ['a', 'b']}, ('a', 'b', 'c'))

@@ -145,7 +145,11 @@ def test_run_of_train_goes_to_mmsegmentation(segmentor, tmp_path):
     state = TrainState(
       step=np.int32(7), opt_state={'empty': np.zeros(1)}, **variables
     )
-    about = {'classes': list('abcdefg'), 'dilation_rule': 'mmseg'}
+    about = {
+      'classes': list('abcdefg'),
+      'palette': [[i, 2 * i, 3 * i] for i in range(7)],
+      'dilation_rule': 'mmseg',
+    }
     save(manager, jax.device_put(state), about)
     manager.wait_until_finished()
   config = {'name': 'tiny', 'model': SEGMENTOR}
@@ -154,6 +158,7 @@ def test_run_of_train_goes_to_mmsegmentation(segmentor, tmp_path):
   convert.main([str(run), '--out', str(out), '--to', 'mmseg'])
   weights = load_weights(out / 'model.pth')
   assert weights.classes == list('abcdefg')
+  assert weights.palette == [[i, 2 * i, 3 * i] for i in range(7)]
   assert weights.provenance['from']['step'] == 7
   backbone = str(tmp_path / 'backbone')
   drop = ['--drop', 'decode_head', 'auxiliary_head']

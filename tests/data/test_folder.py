@@ -1,0 +1,400 @@
+"""A user's own folders and lists: what pairs, what is read and refused."""
+
+import pickle
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnest_jax.config import load_config
+from resnest_jax.data.datasets import open_data
+from resnest_jax.data.pairing import Pair, draw_split, match_pairs, walk
+from resnest_jax.data.pipeline import make_eval_iterator, make_train_iterator
+from resnest_jax.errors import UnreadableSample, UserError
+
+ROW = Path(__file__).parents[2] / 'configs' / 'folder.py'
+CLASSES = '1: road 128 64 128\n2 5: tree 34 139 34\nignore: 0\n'
+
+
+def write_pair(root, name, size=(12, 16), image='.png', mask='.png'):
+  """An image and a mask of some of the values 0, 1, 2, 5 and 255."""
+  rng = np.random.default_rng(list(name.encode()))
+  pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+  values = rng.choice(np.array([0, 1, 2, 5, 255], np.uint8), size)
+  for folder, suffix, array in (
+    ('images', image, pixels),
+    ('masks', mask, values),
+  ):
+    path = root / folder / f'{name}{suffix}'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+  return pixels, values
+
+
+@pytest.fixture
+def root(tmp_path):
+  """Six samples in the two splits, some in sub folders."""
+  (tmp_path / 'classes.txt').write_text(CLASSES)
+  for name in ('train/b', 'train/a', 'train/x/a', 'train/x/c', 'val/d'):
+    write_pair(tmp_path, name)
+  write_pair(tmp_path, 'val/E.e', image='.PNG', mask='.Png')
+  return tmp_path
+
+
+def data_config(root, **changes):
+  changes = {f'data.{key}': value for key, value in changes.items()}
+  return load_config(ROW, {'data.data_dir': str(root)} | changes).data
+
+
+def split_of(root, split='train', **changes):
+  changes = {f'folder.{key}': value for key, value in changes.items()}
+  return open_data(data_config(root, **changes), split)
+
+
+def names(split):
+  return [pair.name for pair in split.pairs]
+
+
+def flat(root):
+  """The same files without the splits' folders: names like train_b."""
+  for folder in ('images', 'masks'):
+    for path in walk(root / folder):
+      parts = path.relative_to(root / folder).parts
+      path.rename(root / folder / '_'.join(parts))
+    for path in (root / folder).iterdir():
+      if path.is_dir():
+        shutil.rmtree(path)
+  return root
+
+
+# ---- Which files belong together --------------------------------------------
+
+
+def test_sub_folders_are_the_splits(root):
+  split = split_of(root)
+  assert (split.name, split.split, len(split)) == ('folder', 'train', 4)
+  assert names(split) == ['a', 'b', 'x/a', 'x/c']
+  assert names(split_of(root, 'val')) == ['E.e', 'd']
+  write_pair(root, 'more/f')
+  assert names(split_of(root, 'more')) == ['f']
+
+
+def test_samples_are_the_files_with_train_ids(root):
+  pixels, values = write_pair(root, 'val/d')
+  sample = split_of(root, 'val')[1]
+  assert sample['name'] == 'd'
+  np.testing.assert_array_equal(sample['image'], pixels)
+  expected = {0: 255, 1: 0, 2: 1, 5: 1, 255: 255}
+  np.testing.assert_array_equal(
+    sample['label'], np.vectorize(expected.get)(values)
+  )
+  assert sample['image'].dtype == sample['label'].dtype == np.uint8
+  raw = split_of(root, 'val').raw(1)
+  np.testing.assert_array_equal(raw['mask'], values)
+  assert raw['name'] == 'd'
+  assert split_of(root).labels.classes == ('road', 'tree')
+  with pytest.raises(IndexError, match='2 is not in 0'):
+    split_of(root, 'val')[2]
+
+
+def test_split_in_the_middle_of_a_path(root):
+  for split in ('train', 'val'):
+    for kind in ('images', 'masks'):
+      shutil.move(root / kind / split, root / split / kind)
+  paths = {'images': '{split}/images', 'masks': '{split}/masks'}
+  assert names(split_of(root, 'train', **paths)) == ['a', 'b', 'x/a', 'x/c']
+  assert names(split_of(root, 'val', **paths)) == ['E.e', 'd']
+
+
+def test_suffixes_tell_images_from_masks_in_one_folder(tmp_path):
+  for file in ('a_rgb.JPG', 'a_Mask.png', 'b_rgb.png', 'b_mask.PNG', 'b.png'):
+    (tmp_path / file).touch()
+  folders = tmp_path, tmp_path
+  for suffixes in (('_rgb', '_mask'), ('_RGB', '_mask.png')):
+    pairs = match_pairs(*folders, *suffixes)
+    assert [pair.name for pair in pairs] == ['a', 'b']
+    files = [Path(file).name for pair in pairs for file in pair[1:]]
+    assert files == ['a_rgb.JPG', 'a_Mask.png', 'b_rgb.png', 'b_mask.PNG']
+
+
+def test_hidden_and_other_files_are_left_out_and_links_followed(root):
+  for hidden in ('images/train/._a.jpg', 'images/train/.cache/z.jpg'):
+    path = root / hidden
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b'')
+  (root / 'masks' / 'train' / 'Thumbs.db').write_bytes(b'')
+  for kind in ('images', 'masks'):
+    (root / kind / 'train' / 'linked').symlink_to(root / kind / 'val')
+    (root / kind / 'train' / 'x' / 'up').symlink_to(root / kind / 'train')
+  found = names(split_of(root))
+  assert found == ['a', 'b', 'linked/E.e', 'linked/d', 'x/a', 'x/c']
+
+
+def test_missing_partners_are_counted_and_named(root):
+  for i in range(5):
+    (root / 'images' / 'train' / f'photo{i}.jpeg').write_bytes(b'')
+  (root / 'masks' / 'train' / 'sketch.png').write_bytes(b'')
+  with pytest.raises(UserError) as error:
+    split_of(root)
+  message = str(error.value)
+  assert f'5 images in {root}/images/train have no mask' in message
+  assert '(photo0.jpeg, photo1.jpeg, photo2.jpeg, ...)' in message
+  assert f'1 masks in {root}/masks/train have no image' in message
+  assert '(sketch.png)' in message
+
+
+def test_a_name_that_comes_twice_is_refused(root):
+  shutil.copy(root / 'images/train/a.png', root / 'images/train/a.BMP')
+  with pytest.raises(UserError, match=r'a\.BMP and .*a\.png have the same'):
+    split_of(root)
+
+
+def test_folders_that_are_not_there(root):
+  with pytest.raises(UserError, match=r'photos\. Set .*data\.folder\.images'):
+    split_of(root, images='photos')
+  with pytest.raises(UserError, match=r'In .*/images there are: train, val'):
+    split_of(root, 'validation')
+  shutil.rmtree(root / 'masks' / 'train')
+  with pytest.raises(UserError, match=r'no folder .*/masks/train'):
+    split_of(root)
+
+
+def test_folders_without_masks_say_what_there_is(root):
+  for path in walk(root / 'masks' / 'train'):
+    path.rename(path.with_suffix('.JPG'))
+  with pytest.raises(UserError, match=r'has 4 \.jpg\. JPEG changes the values'):
+    split_of(root)
+  shutil.rmtree(root / 'images' / 'train')
+  (root / 'images' / 'train').mkdir()
+  with pytest.raises(UserError, match=r'no images in .*has no files'):
+    split_of(root)
+
+
+# ---- Drawn splits and lists -------------------------------------------------
+
+
+def test_drawn_splits_share_out_all_samples(root):
+  flat(root)
+  everything = ['train_a', 'train_b', 'train_x_a', 'train_x_c']
+  everything += ['val_E.e', 'val_d']
+  options = {'eval_fraction': 0.5, 'split_seed': 1}
+  train = names(split_of(root, 'train', **options))
+  val = names(split_of(root, 'val', **options))
+  assert train
+  assert val
+  assert sorted(train + val) == sorted(everything)
+  with pytest.raises(UserError, match=r"no split 'test'; 'train' and 'val'"):
+    split_of(root, 'test')
+  with pytest.raises(UserError, match=r'of the 6 samples .* none .*eval_frac'):
+    split_of(root, 'val', eval_fraction=1e-9)
+
+
+def test_a_sample_stays_in_its_split_when_others_come():
+  def drawn(count, split='val', seed=0, fraction=0.2):
+    pairs = [Pair(f'photo {i}', '', '') for i in range(count)]
+    drawn = draw_split(pairs, split, ('train', 'val'), fraction, seed)
+    return {pair.name for pair in drawn}
+
+  few, many = drawn(1000), drawn(3000)
+  assert few == {name for name in many if int(name.split()[1]) < 1000}
+  # Five standard deviations of a binomial distribution.
+  assert abs(len(many) - 600) < 5 * np.sqrt(3000 * 0.2 * 0.8)
+  assert len(drawn(3000, 'train') | many) == 3000
+  assert not drawn(3000, 'train') & many
+  # Another seed draws others; a larger share keeps those that were drawn.
+  assert 60 < len(many & drawn(3000, seed=1)) < 180
+  assert many < drawn(3000, fraction=0.3)
+
+
+def test_lists_for_each_split_and_one_for_both(root):
+  lists = root / 'lists'
+  lists.mkdir()
+  lines = [
+    '# harbour',
+    '../images/train/b.png ../masks/train/b.png',
+    '',
+    '../images/train/x/a.png\t../masks/train/x/a.png',
+  ]
+  (lists / 'train.txt').write_text('\n'.join(lines))
+  split = split_of(root, 'train', lists='lists/{split}.txt')
+  assert names(split) == ['images/train/b', 'images/train/x/a']
+  expected = split_of(root)[1]
+  np.testing.assert_array_equal(split[0]['image'], expected['image'])
+  np.testing.assert_array_equal(split[0]['label'], expected['label'])
+  one = {'lists': 'lists/train.txt', 'eval_fraction': 0.5, 'split_seed': 3}
+  both = [*split_of(root, 'train', **one).pairs]
+  both += split_of(root, 'val', **one).pairs
+  assert sorted(both) == sorted(split.pairs)
+
+
+@pytest.mark.parametrize(
+  ('lines', 'message'),
+  [
+    (['a.png'], r"line 1: 'a.png' is not an image and its mask"),
+    (['a b.png m.png'], 'Put a tab between'),
+    (['a.png m.png', 'a.jpg m.png'], 'line 2: a second image named a'),
+    (['a.png m.png'], r'2 files are not there \(.*a\.png, .*m\.png\)'),
+    (['# nothing'], 'has no samples'),
+  ],
+)
+def test_lines_that_are_no_pairs_are_refused(root, lines, message):
+  (root / 'train.txt').write_text('\n'.join(lines))
+  with pytest.raises(UserError, match=message):
+    split_of(root, lists='{split}.txt')
+  with pytest.raises(UserError, match=r'val\.txt cannot be read'):
+    split_of(root, 'val', lists='{split}.txt')
+
+
+# ---- What is read -----------------------------------------------------------
+
+
+def test_threads_share_it_and_it_pickles(root):
+  split = split_of(root)
+  copy = pickle.loads(pickle.dumps(split))
+  with ThreadPoolExecutor(4) as pool:
+    samples = list(pool.map(copy.__getitem__, [0, 1, 2, 3] * 5))
+  for i, sample in enumerate(samples):
+    expected = split[i % 4]
+    assert sample['name'] == expected['name']
+    np.testing.assert_array_equal(sample['image'], expected['image'])
+    np.testing.assert_array_equal(sample['label'], expected['label'])
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.png'])
+def test_a_truncated_image_is_never_decoded(root, suffix):
+  """Wherever it is cut; older versions of OpenCV filled up with grey."""
+  path = root / 'images' / 'train' / f'a{suffix}'
+  rng = np.random.default_rng(0)
+  picture = cv2.resize(rng.integers(0, 256, (5, 7, 3), np.uint8), (90, 60))
+  whole = cv2.imencode(suffix, picture)[1].tobytes()
+  (root / 'images' / 'train' / 'a.png').unlink()
+  mask = root / 'masks' / 'train' / 'a.png'
+  Image.fromarray(np.ones((60, 90), np.uint8)).save(mask)
+  path.write_bytes(whole)
+  assert split_of(root)[0]['image'].shape == (60, 90, 3)
+  for end in (0, 1, 10, len(whole) // 2, len(whole) - 30):
+    path.write_bytes(whole[:end])
+    with pytest.raises(UnreadableSample, match=re.escape(str(path))):
+      split_of(root)[0]
+  path.write_bytes(whole)
+  mask.write_bytes(mask.read_bytes()[:-20])
+  with pytest.raises(UnreadableSample, match=r'masks/train/a\.png cannot be'):
+    split_of(root)[0]
+  split = split_of(root)
+  mask.unlink()
+  with pytest.raises(UnreadableSample, match=r'a\.png cannot be read \(No su'):
+    split[0]
+
+
+def save_mask(root, array, **options):
+  picture = array if isinstance(array, Image.Image) else Image.fromarray(array)
+  picture.save(root / 'masks' / 'train' / 'a.png', **options)
+
+
+@pytest.mark.parametrize(
+  ('picture', 'message'),
+  [
+    (Image.new('RGB', (16, 12)), r'8-bit RGB .*--out \S+/masks_ids$'),
+    (Image.new('RGBA', (16, 12)), 'a 8-bit RGBA picture'),
+    (Image.new('P', (16, 12)), r'palette picture.*\nAdd --indices'),
+    (Image.new('1', (16, 12)), r'1-bit grey picture.*--indices$'),
+    (Image.new('I;16', (16, 12)), r'16-bit grey picture.*--indices$'),
+    (Image.new('LA', (16, 12)), 'grey-alpha picture'),
+  ],
+)
+def test_masks_of_another_kind_name_the_command(root, picture, message):
+  save_mask(root, picture)
+  with pytest.raises(UserError, match=f'(?s){message}') as error:
+    split_of(root)[0]
+  assert str(root / 'masks' / 'train' / 'a.png') in str(error.value)
+  command = (
+    'python -m resnest_jax.data.prepare palette2id --masks '
+    f'{root}/masks --classes {root}/classes.txt --out {root}/masks_ids'
+  )
+  assert command in str(error.value)
+  assert split_of(root).raw(0)['name'] == 'a'  # For those who check it.
+
+
+def test_values_that_are_no_class_are_named(root):
+  mask = np.ones((12, 16), np.uint8)
+  mask[0, :3] = 4, 7, 7
+  save_mask(root, mask)
+  with pytest.raises(UserError) as error:
+    split_of(root)[0]
+  message = str(error.value)
+  assert f'{root}/masks/train/a.png has 3 pixels' in message
+  assert 'does not have: 4 and 7; it has 0 to 2, 5 and 255' in message
+  assert '"ignore: 4"' in message
+  (root / 'classes.txt').write_text(f'{CLASSES}ignore: 4 7\n')
+  assert split_of(root)[0]['label'][0, :4].tolist() == [255, 255, 255, 0]
+
+
+def test_sizes_that_differ_name_both_files(root):
+  save_mask(root, np.ones((12, 15), np.uint8))
+  with pytest.raises(UserError) as error:
+    split_of(root)[0]
+  message = str(error.value)
+  assert 'images/train/a.png is 16x12 pixels' in message
+  assert 'masks/train/a.png is 15x12' in message
+  assert 'EXIF' not in message
+
+
+def test_images_of_16_bits_are_refused(root):
+  path = root / 'images' / 'train' / 'a.png'
+  cv2.imwrite(str(path), np.ones((12, 16, 3), np.uint16))
+  with pytest.raises(UserError, match=r'a\.png has 16 bits a channel'):
+    split_of(root)[0]
+
+
+def test_grey_images_become_rgb(root):
+  grey = np.arange(192, dtype=np.uint8).reshape(12, 16)
+  Image.fromarray(grey).save(root / 'images' / 'train' / 'a.png')
+  np.testing.assert_array_equal(
+    split_of(root)[0]['image'], np.stack([grey] * 3, -1)
+  )
+
+
+def test_exif_turns_the_image_and_not_the_mask(root):
+  """As mmsegmentation reads them; the mask belongs to the upright picture."""
+  exif = Image.Exif()
+  exif[0x0112] = 6  # The camera was turned: rotate by 90 degrees to view.
+  picture = np.zeros((12, 16, 3), np.uint8)
+  picture[:, :8] = 250
+  path = root / 'images' / 'train' / 'a.png'
+  path.unlink()
+  Image.fromarray(picture).save(path.with_suffix('.jpg'), exif=exif)
+  upright = np.full((16, 12), 2, np.uint8)
+  upright[:8] = 1
+  save_mask(root, upright, exif=exif)
+  sample = split_of(root)[0]
+  assert sample['image'].shape == (16, 12, 3)
+  # What was left is now above, in both.
+  bright = sample['image'].mean(-1) > 125
+  np.testing.assert_array_equal(sample['label'], np.where(bright, 0, 1))
+
+  save_mask(root, np.ones((12, 16), np.uint8))
+  with pytest.raises(UserError, match='is turned by its EXIF orientation'):
+    split_of(root)[0]
+
+
+def test_training_stops_at_a_damaged_file_and_evaluation_too(root):
+  path = root / 'images' / 'train' / 'b.png'
+  path.write_bytes(path.read_bytes()[:-50])
+  config = data_config(root, crop_size=(8, 8), image_scale=(16, 16))
+  split = open_data(config, 'train')
+  batches = make_train_iterator(
+    config, split, seed=0, batch_size=2, total_steps=2
+  )
+  with pytest.raises(UserError, match=r'b\.png cannot be decoded'):
+    list(batches)
+  batches.close()
+  config = data_config(root, skip_unreadable=True)
+  batches = make_eval_iterator(config, split, batch_size=2, bucket=16)
+  with pytest.raises(UserError, match=r'b\.png cannot be decoded'):
+    list(batches)
+  batches.close()

@@ -1,0 +1,191 @@
+"""`prepare palette2id`: coloured masks become index masks, exactly or not."""
+
+import re
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnest_jax.data import prepare
+from resnest_jax.data.pairing import walk
+from resnest_jax.errors import UserError
+
+CLASSES = '3: road 128 64 128\n7 8: tree 34 139 34\n0: sky 0 0 0\nignore: 5\n'
+COLOURS = {3: (128, 64, 128), 7: (34, 139, 34), 0: (0, 0, 0)}
+
+
+@pytest.fixture
+def convert(tmp_path, monkeypatch):
+  """Runs the command in this process."""
+  (tmp_path / 'classes.txt').write_text(CLASSES)
+  (tmp_path / 'masks').mkdir()
+
+  def run(*flags):
+    words = ['prepare', 'palette2id', '--masks', tmp_path / 'masks']
+    words += ['--classes', tmp_path / 'classes.txt', '--out', tmp_path / 'ids']
+    monkeypatch.setattr(sys, 'argv', [str(word) for word in (*words, *flags)])
+    prepare.main()
+
+  return run
+
+
+def ids_of(path):
+  """The written mask, after a look at its kind."""
+  encoded = path.read_bytes()
+  assert encoded[24:26] == b'\x08\x00'  # 8 bits, grey
+  return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def some_ids(seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.choice(np.array([0, 3, 7], np.uint8), (20, 30))
+
+
+def coloured(ids):
+  table = np.zeros((256, 3), np.uint8)
+  for value, colour in COLOURS.items():
+    table[value] = colour
+  return Image.fromarray(table[ids])
+
+
+def palette_image(ids, palette):
+  """A palette PNG with these indices."""
+  picture = Image.fromarray(ids).convert('P')
+  picture.putpalette([x for colour in palette for x in colour])
+  return picture
+
+
+def test_every_kind_of_picture_becomes_an_index_mask(convert, tmp_path, capsys):
+  masks = tmp_path / 'masks'
+  (masks / 'train').mkdir()
+  expected = {name: some_ids(seed) for seed, name in enumerate('abcd')}
+  coloured(expected['a']).save(masks / 'train' / 'a.PNG')
+  coloured(expected['b']).convert('RGBA').save(masks / 'b.png')
+  indices = np.searchsorted([0, 3, 7], expected['c']).astype(np.uint8)
+  palette = [COLOURS[value] for value in (0, 3, 7)]
+  palette_image(indices, palette).save(masks / 'c.png')
+  coloured(expected['d']).save(masks / 'd.bmp')
+  (masks / 'notes.txt').write_text('no mask')
+  convert()
+  files = {'train/a.png': 'a', 'b.png': 'b', 'c.png': 'c', 'd.png': 'd'}
+  out = tmp_path / 'ids'
+  assert {str(x.relative_to(out)) for x in walk(out)} == set(files)
+  for file, name in files.items():
+    np.testing.assert_array_equal(ids_of(out / file), expected[name])
+  assert capsys.readouterr().out == f'4 masks in {out}\n'
+
+
+def test_unknown_colours_are_counted_and_named(convert, tmp_path, capsys):
+  ids = some_ids()
+  first, second = (np.array(coloured(ids)) for _ in range(2))
+  first[0, :2] = 128, 64, 129
+  second[0, :5] = 128, 64, 129
+  second[1, 0] = 1, 2, 3
+  Image.fromarray(first).save(tmp_path / 'masks' / 'a.png')
+  Image.fromarray(second).save(tmp_path / 'masks' / 'b.png')
+  with pytest.raises(UserError) as error:
+    convert()
+  message = str(error.value)
+  assert '2 values or colours are no class' in message
+  a, b = tmp_path / 'masks' / 'a.png', tmp_path / 'masks' / 'b.png'
+  assert f'(128, 64, 129): 7 pixels, first in {a}\n' in message
+  assert f'(1, 2, 3): 1 pixels, first in {b}\n' in message
+  assert sorted(x.name for x in tmp_path.iterdir()) == ['classes.txt', 'masks']
+
+  convert('--unknown', 'ignore')
+  expected = ids.copy()
+  expected[0, :5] = 255
+  expected[1, 0] = 255
+  np.testing.assert_array_equal(ids_of(tmp_path / 'ids' / 'b.png'), expected)
+  printed = capsys.readouterr().out
+  assert 'became 255 (ignored):\n  (128, 64, 129): 7 pixels' in printed
+
+
+def test_many_unknown_colours_are_cut_short(convert, tmp_path):
+  ramp = np.stack([np.arange(1, 31, dtype=np.uint8)] * 3, -1)[None]
+  Image.fromarray(ramp).save(tmp_path / 'masks' / 'a.png')
+  with pytest.raises(UserError, match='and 20 more'):
+    convert()
+
+
+def test_indices_are_kept(convert, tmp_path):
+  masks = tmp_path / 'masks'
+  ids = some_ids()
+  ids[0] = 5, 8, 255, *ids[0, 3:]
+  wrong_colours = [(0, 0, i) for i in range(256)]
+  palette_image(ids, wrong_colours).save(masks / 'palette.png')
+  Image.fromarray(ids).save(masks / 'grey.png')
+  Image.fromarray(ids.astype(np.uint16)).save(masks / 'sixteen.png')
+  small = np.where(ids == 3, 3, 0).astype(np.uint8)
+  palette_image(small, wrong_colours[:4]).save(masks / 'two_bits.png', bits=2)
+  Image.fromarray(small > 0).save(masks / 'one_bit.png')
+  convert('--indices', '--unknown', 'ignore')
+  out = tmp_path / 'ids'
+  for name in ('palette', 'grey', 'sixteen'):
+    np.testing.assert_array_equal(ids_of(out / f'{name}.png'), ids)
+  np.testing.assert_array_equal(ids_of(out / 'two_bits.png'), small)
+  # 1 is no class here; 0 is.
+  expected = np.where(small > 0, 255, 0)
+  np.testing.assert_array_equal(ids_of(out / 'one_bit.png'), expected)
+
+
+def test_indices_that_are_no_class_are_refused(convert, tmp_path):
+  Image.fromarray(some_ids() + np.uint8(1)).save(tmp_path / 'masks' / 'a.png')
+  with pytest.raises(UserError, match=r'2 values .*\n  \d: \d+ pixels'):
+    convert('--indices')
+  coloured(some_ids()).save(tmp_path / 'masks' / 'a.png')
+  with pytest.raises(
+    UserError, match=r'a\.png is a colour picture .*Leave out'
+  ):
+    convert('--indices')
+
+
+def test_nothing_is_overwritten(convert, tmp_path):
+  coloured(some_ids()).save(tmp_path / 'masks' / 'a.png')
+  (tmp_path / 'ids').mkdir()
+  convert()  # An empty folder may be there.
+  before = (tmp_path / 'ids' / 'a.png').stat().st_mtime_ns
+  with pytest.raises(UserError, match='ids is there already'):
+    convert()
+  assert (tmp_path / 'ids' / 'a.png').stat().st_mtime_ns == before
+  with pytest.raises(UserError, match=r'--out .*masks/ids lies in --masks'):
+    convert('--out', tmp_path / 'masks' / 'ids')
+
+
+def test_a_damaged_mask_stops_and_leaves_nothing(convert, tmp_path):
+  path = tmp_path / 'masks' / 'b.png'
+  for name in 'abc':
+    coloured(some_ids()).save(tmp_path / 'masks' / f'{name}.png')
+  path.write_bytes(path.read_bytes()[:-40])
+  with pytest.raises(UserError, match=re.escape(f'{path} cannot be decoded')):
+    convert()
+  assert sorted(x.name for x in tmp_path.iterdir()) == ['classes.txt', 'masks']
+
+
+@pytest.mark.parametrize(
+  ('files', 'message'),
+  [
+    (['a.jpg'], r'a\.jpg is a JPEG, which changes the colours'),
+    (['a.png', 'a.tif'], r'a\.png and .*a\.tif would both become a\.png'),
+    (['notes.txt'], 'there are no masks'),
+  ],
+)
+def test_folders_that_cannot_be_meant(convert, tmp_path, files, message):
+  for file in files:
+    (tmp_path / 'masks' / file).touch()
+  with pytest.raises(UserError, match=message):
+    convert()
+
+
+def test_classes_without_colours_and_a_class_at_255(convert, tmp_path):
+  coloured(some_ids()).save(tmp_path / 'masks' / 'a.png')
+  (tmp_path / 'classes.txt').write_text('road 128 64 128\ntree\n')
+  with pytest.raises(UserError, match='gives no colour for tree; add'):
+    convert()
+  (tmp_path / 'classes.txt').write_text('0: dark 0 0 0\n255: light 9 9 9\n')
+  with pytest.raises(UserError, match=r'writes 255, but in .* is light'):
+    convert('--unknown', 'ignore')
+  with pytest.raises(UserError, match=r'no folder .*none'):
+    convert('--masks', tmp_path / 'none')
