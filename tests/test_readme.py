@@ -35,9 +35,10 @@ def _check_python(words: list[str]) -> None:
     path = ROOT / f'{words[1].replace(".", "/")}.py'
   else:
     path = ROOT / words[0]
-  source = path.read_text() + (ROOT / 'resnest_jax/config.py').read_text()
-  if words[2:3] == ['palette2id']:
-    source = (ROOT / 'resnest_jax/data/palette2id.py').read_text()
+  files = [path, ROOT / 'resnest_jax/config.py']
+  if path.stem == 'prepare':  # Each of its data sets adds flags.
+    files += sorted(path.parent.glob('*.py'))
+  source = ''.join(file.read_text() for file in files)
   overrides = {}
   for word in words[1:]:
     flag, _, value = word.partition('=')

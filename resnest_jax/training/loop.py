@@ -96,8 +96,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
   model = rj.create_segmentor(config.model)
   lock = claim_workdir(workdir, config)
   print(
-    f'{config.name}: {len(train_split)} images, {total_steps} steps of '
-    f'{batch_size} on {runtime.describe_devices()}, into {workdir}',
+    f'{config.name}: {len(train_split)} images, {len(eval_split)} to '
+    f'evaluate, {total_steps} steps of {batch_size} on '
+    f'{runtime.describe_devices()}, into {workdir}',
     flush=True,
   )
 
