@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 import resnest_jax as rj
 from resnest_jax import runtime
 from resnest_jax.data.classes import label_set
+from resnest_jax.data.images import decode_image
 from resnest_jax.data.labels import IGNORE, LabelSet
 from resnest_jax.data.pairing import IMAGE_SUFFIXES as SUFFIXES
 from resnest_jax.data.pipeline import make_eval_iterator
@@ -46,11 +47,11 @@ class Pictures:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     path = self.paths[index]
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    image = decode_image(path.read_bytes(), cv2.IMREAD_COLOR_RGB)
     if image is None:
       raise UserError(
-        f'{path} cannot be read as a picture; accepted are '
-        f'{", ".join(SUFFIXES)}. Leave it out or repair it.'
+        f'{path} cannot be read as a picture: it is damaged, cut off or none; '
+        f'accepted are {", ".join(SUFFIXES)}. Leave it out or repair it.'
       )
     label = np.full(image.shape[:2], IGNORE, np.uint8)
     return {'image': image, 'label': label, 'name': path.name}

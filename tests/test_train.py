@@ -228,13 +228,15 @@ def test_predicts_pictures_with_a_run(finished_run, run_script, tmp_path):
 
 
 def test_predict_refuses_what_is_no_picture(run_script, finished_run, tmp_path):
-  (tmp_path / 'text.jpg').write_text('not a picture')
+  picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+  jpeg = cv2.imencode('.jpg', picture)[1].tobytes()
+  (tmp_path / 'cut_off.jpg').write_bytes(jpeg[: len(jpeg) // 2])
   stderr = refused(
     run_script,
-    *('predict.py', '--weights', finished_run[0], tmp_path / 'text.jpg'),
+    *('predict.py', '--weights', finished_run[0], tmp_path / 'cut_off.jpg'),
     *('--out', tmp_path / 'out'),
   )
-  assert 'text.jpg cannot be read as a picture' in stderr
+  assert 'cut_off.jpg cannot be read as a picture: it is damaged' in stderr
 
 
 def refused(run_script, *arguments):

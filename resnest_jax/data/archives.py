@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from resnest_jax.data.images import decode_image
 from resnest_jax.errors import UserError
 
 # (image, mask) names in the archive.
@@ -384,7 +385,7 @@ def make_example(
   Raises:
     UserError: the image cannot be decoded or has not the mask's size.
   """
-  pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB)
+  pixels = decode_image(image, cv2.IMREAD_COLOR_RGB)
   if pixels is None:
     raise UserError(f'{where} cannot be decoded as an image. {needed}')
   if pixels.shape[:2] != mask.shape:
@@ -436,7 +437,7 @@ def read_mask(
       f'single channel that holds the class number: {meaning}. Coloured masks '
       f'are for viewing or belong to another release. {needed}'
     )
-  mask = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+  mask = decode_image(png, cv2.IMREAD_UNCHANGED)
   if mask is None:
     raise UserError(f'{where} cannot be decoded. {needed}')
   wrong = ~allowed[mask]

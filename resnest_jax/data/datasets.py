@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from resnest_jax.data import ade20k, cityscapes, pixels, tfds_cityscapes
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
 from resnest_jax.data.folder import FolderSplit, make_folder_split
+from resnest_jax.data.images import decode_image
 from resnest_jax.data.labels import ADE20K, CITYSCAPES, LabelSet
 from resnest_jax.errors import UnreadableSample, UserError
 
@@ -255,9 +256,7 @@ class Records:
 
 
 def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
-  pixels = None
-  if encoded:  # OpenCV raises for these, and gives None for other errors.
-    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+  pixels = decode_image(encoded, flags)
   if pixels is None:
     raise ValueError(f'{what} cannot be decoded')
   return pixels

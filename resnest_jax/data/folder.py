@@ -21,6 +21,7 @@ import numpy as np
 
 from resnest_jax.data.archives import enumeration, png_kind
 from resnest_jax.data.classes import Classes, read_classes
+from resnest_jax.data.images import decode_image
 from resnest_jax.data.pairing import Pair, draw_split, match_pairs, read_list
 from resnest_jax.errors import UnreadableSample, UserError
 
@@ -151,10 +152,7 @@ def _decode_file(path: str, flags: int) -> tuple[np.ndarray, bytes]:
     raise UnreadableSample(
       f'{path} cannot be read ({error.strerror}).'
     ) from error
-  # OpenCV raises for empty ones, and gives None for damaged ones.
-  pixels = None
-  if encoded:
-    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+  pixels = decode_image(encoded, flags)
   if pixels is None:
     raise UnreadableSample(
       f'{path} cannot be decoded: with {len(encoded)} bytes it is damaged, cut '

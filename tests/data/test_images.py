@@ -1,0 +1,34 @@
+"""Decoding whole and damaged pictures."""
+
+import cv2
+import numpy as np
+import pytest
+
+from resnest_jax.data.images import decode_image
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+
+
+def test_png_keeps_every_pixel():
+  png = cv2.imencode('.png', PICTURE)[1].tobytes()
+  assert (decode_image(png, cv2.IMREAD_COLOR) == PICTURE).all()
+  assert (decode_image(png, cv2.IMREAD_COLOR_RGB) == PICTURE[..., ::-1]).all()
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.webp'])
+def test_what_is_cut_off_is_no_picture(suffix):
+  encoded = cv2.imencode(suffix, PICTURE)[1].tobytes()
+  assert decode_image(encoded, cv2.IMREAD_COLOR).shape == PICTURE.shape
+  for kept in (0, 1, len(encoded) // 2, len(encoded) - 20):
+    assert decode_image(encoded[:kept], cv2.IMREAD_COLOR) is None, kept
+
+
+def test_progressive_jpeg_that_lacks_its_last_bytes():
+  flags = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+  encoded = cv2.imencode('.jpg', PICTURE, flags)[1].tobytes()
+  assert decode_image(encoded, cv2.IMREAD_COLOR) is not None
+  assert decode_image(encoded[:-1], cv2.IMREAD_COLOR) is None
+
+
+def test_text_is_no_picture():
+  assert decode_image(b'no picture', cv2.IMREAD_COLOR) is None
