@@ -35,7 +35,9 @@ def _check_python(words: list[str]) -> None:
     path = ROOT / f'{words[1].replace(".", "/")}.py'
   else:
     path = ROOT / words[0]
-  source = path.read_text() + (ROOT / 'resnest_jax/config.py').read_text()
+  # Scripts share the flags of two modules.
+  shared = 'resnest_jax/config.py', 'resnest_jax/data/mini.py'
+  source = ''.join(x.read_text() for x in (path, *(ROOT / x for x in shared)))
   overrides = {}
   for word in words[1:]:
     flag, _, value = word.partition('=')
