@@ -35,10 +35,16 @@ def _check_python(words: list[str]) -> None:
     path = ROOT / f'{words[1].replace(".", "/")}.py'
   else:
     path = ROOT / words[0]
+<<<<<<< HEAD
   files = [path, ROOT / 'resnest_jax/config.py']
   if path.stem == 'prepare':  # Each of its data sets adds flags.
     files += sorted(path.parent.glob('*.py'))
   source = ''.join(file.read_text() for file in files)
+=======
+  # Scripts share the flags of two modules.
+  shared = 'resnest_jax/config.py', 'resnest_jax/data/mini.py'
+  source = ''.join(x.read_text() for x in (path, *(ROOT / x for x in shared)))
+>>>>>>> hC
   overrides = {}
   for word in words[1:]:
     flag, _, value = word.partition('=')
