@@ -1,7 +1,8 @@
-"""Every command of README and CONTRIBUTING names things that exist."""
+"""Every command of README, CONTRIBUTING and docs names things that exist."""
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def _commands(text: str) -> list[str]:
   return list(dict.fromkeys(x for x in lines if re.match(known, x)))
 
 
-COMMANDS = _commands(README + CONTRIBUTING)
+DOCS = [path.read_text() for path in sorted((ROOT / 'docs').glob('*.md'))]
+COMMANDS = _commands('\n'.join([README, CONTRIBUTING, *DOCS]))
 
 
 def _check_python(words: list[str]) -> None:
@@ -35,16 +37,10 @@ def _check_python(words: list[str]) -> None:
     path = ROOT / f'{words[1].replace(".", "/")}.py'
   else:
     path = ROOT / words[0]
-<<<<<<< HEAD
   files = [path, ROOT / 'resnest_jax/config.py']
   if path.stem == 'prepare':  # Each of its data sets adds flags.
     files += sorted(path.parent.glob('*.py'))
   source = ''.join(file.read_text() for file in files)
-=======
-  # Scripts share the flags of two modules.
-  shared = 'resnest_jax/config.py', 'resnest_jax/data/mini.py'
-  source = ''.join(x.read_text() for x in (path, *(ROOT / x for x in shared)))
->>>>>>> hC
   overrides = {}
   for word in words[1:]:
     flag, _, value = word.partition('=')
@@ -64,8 +60,12 @@ def test_command_names_what_exists(command):
     targets = re.findall(r'^([\w-]+):', _makefile(), re.MULTILINE)
     assert set(words) <= set(targets)
   elif program == 'pip':
-    assert words[:2] == ['install', '-r']
-    assert (ROOT / words[2]).is_file()
+    assert words[0] == 'install'
+    if words[1] == '-r':
+      assert (ROOT / words[2]).is_file()
+    else:  # An optional package.
+      project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+      assert words[1] in project['optional-dependencies']
   elif program == 'ruff':
     assert words[0] in ('format', 'check')
   else:
