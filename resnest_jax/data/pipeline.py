@@ -27,7 +27,7 @@ import functools
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import cv2
 import grain
@@ -35,66 +35,11 @@ import numpy as np
 from absl import flags
 
 from resnest_jax.data import resize, transforms
+from resnest_jax.data.records import Records, Split, Unreadable, replacement
 from resnest_jax.data.sampling import Sampler, make_sampler, sampler_seed
-from resnest_jax.errors import UnreadableSample, UserError
+from resnest_jax.errors import UserError
 
 Batch = dict[str, Any]
-
-# Records tried in place of one that cannot be read.
-REPLACEMENTS = 10
-
-
-class Split(Protocol):
-  """What is read: random access to records, safe to use from threads.
-
-  A record is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W) train
-  ids with 255 ignored, and `name`. With worker processes it must pickle.
-  """
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-
-class _Unreadable(NamedTuple):
-  """Stands for the record of this index, which cannot be read."""
-
-  index: int
-
-
-class _Records:
-  """A split whose records are checked and whose failures name the record.
-
-  With `skip_unreadable`, a record that cannot be read is an `_Unreadable`.
-  """
-
-  def __init__(self, split: Split, skip_unreadable: bool = False):
-    if len(split) == 0:
-      raise UserError(
-        'the split has no records. Prepare the data again, or choose another '
-        'split in the config.'
-      )
-    self._split = split
-    self._skip_unreadable = skip_unreadable
-
-  def __len__(self) -> int:
-    return len(self._split)
-
-  def __getitem__(self, index: int) -> dict[str, Any] | _Unreadable:
-    try:
-      record = self._split[index]
-    except UserError as error:
-      if self._skip_unreadable and isinstance(error, UnreadableSample):
-        return _Unreadable(index)
-      raise
-    except Exception as error:
-      # Also because not every exception survives the way back from a worker
-      # process, and one that does not would leave the reader waiting.
-      raise RuntimeError(
-        f'reading record {index} failed: {type(error).__name__}: {error}'
-      ) from error
-    transforms.check_sizes(record['image'], record['label'], record['name'])
-    return record
 
 
 class BatchIterator:
@@ -191,26 +136,10 @@ def sample_rng(
   )
 
 
-def _replacement(
-  records: _Records, key: tuple[int, int], position: int
-) -> dict[str, Any]:
-  """A record for `position` in place of one that cannot be read."""
-  rng = sample_rng(key, position, stream=1)
-  for _ in range(REPLACEMENTS):
-    record = records[int(rng.integers(len(records)))]
-    if not isinstance(record, _Unreadable):
-      return record
-  raise UserError(
-    f'{REPLACEMENTS + 1} samples in a row could not be read. Check that the '
-    'data is there and whole; with data.skip_unreadable=false the error says '
-    'which one it is.'
-  )
-
-
 def _make_sample(
   position: int,
   *,
-  records: _Records,
+  records: Records,
   sampler: Sampler,
   skip_unreadable: bool,
   key: tuple[int, int],
@@ -218,8 +147,9 @@ def _make_sample(
   augment_options: dict[str, Any],
 ) -> dict[str, np.ndarray]:
   skipped, record = -1, records[sampler(position)]
-  if isinstance(record, _Unreadable):
-    skipped, record = record.index, _replacement(records, key, position)
+  if isinstance(record, Unreadable):
+    skipped = record.index
+    record = replacement(records, sample_rng(key, position, stream=1))
   rng = sample_rng(key, position)
   draw = transforms.draw_augmentation(rng, **draw_options)
   sample = transforms.augment(
@@ -309,7 +239,7 @@ def make_train_iterator(
     raise UserError(f'seed is {seed}; it must be 0 or a positive integer.')
   cv2.setNumThreads(0)
   skip_unreadable = data_config.skip_unreadable
-  records = _Records(split, skip_unreadable)
+  records = Records(split, skip_unreadable)
   if sampler is None:
     sampler = make_sampler('uniform', len(split), sampler_seed(seed))
   make_sample = functools.partial(
@@ -490,7 +420,7 @@ def make_eval_iterator(
   # Read by threads even where training uses processes: an evaluation would
   # spend more time starting them than they save.
   reader = iter(
-    grain.MapDataset.source(_Records(split))
+    grain.MapDataset.source(Records(split))
     .map_with_index(resize_record)
     .slice(mine)
     .to_iter_dataset(_read_options(data_config.num_threads, 0, batch_size))
