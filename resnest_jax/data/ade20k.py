@@ -27,6 +27,7 @@ import tensorflow_datasets as tfds
 
 from resnest_jax.data import archives
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair
+from resnest_jax.data.images import read_index_mask
 from resnest_jax.data.labels import ADE20K
 from resnest_jax.errors import UserError
 
@@ -196,7 +197,7 @@ def read_mask(png: bytes, where: str) -> np.ndarray:
     uint8 (H, W), values 0-150.
   """
   largest = len(ADE20K.classes)
-  return archives.read_mask(
+  return read_index_mask(
     png,
     where,
     allowed=np.arange(256) <= largest,

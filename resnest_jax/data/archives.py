@@ -35,14 +35,6 @@ from resnest_jax.errors import UserError
 # (image, mask) names in the archive.
 Pair = tuple[str, str]
 
-_COLOUR_TYPES = {
-  0: 'grey',
-  2: 'RGB',
-  3: 'palette',
-  4: 'grey-alpha',
-  6: 'RGBA',
-}
-
 
 @dataclasses.dataclass(eq=False)
 class ArchiveConfig(tfds.core.BuilderConfig):
@@ -402,48 +394,3 @@ def make_example(
     'height': height,
     'width': width,
   }
-
-
-def png_kind(png: bytes, where: str, needed: str) -> tuple[int, str]:
-  """Bits of a channel and colour type ('grey', 'RGB', ...) of a PNG file."""
-  if png[:8] != b'\x89PNG\r\n\x1a\n' or len(png) < 26:
-    raise UserError(f'{where} is not a PNG file. {needed}')
-  # Bit depth and colour type in IHDR.
-  return png[24], _COLOUR_TYPES.get(png[25], 'strange')
-
-
-def read_mask(
-  png: bytes, where: str, allowed: np.ndarray, meaning: str, needed: str
-) -> np.ndarray:
-  """Decodes an index mask.
-
-  Args:
-    png: the encoded mask.
-    where: archive and file, to begin messages with.
-    allowed: bool (256,), which values there may be.
-    meaning: these values in words.
-    needed: see `open_archive`.
-
-  Returns:
-    uint8 (H, W).
-
-  Raises:
-    UserError: it is not an index mask or has other values.
-  """
-  bits, colour = png_kind(png, where, needed)
-  if (bits, colour) != (8, 'grey'):
-    raise UserError(
-      f'{where} is a {bits}-bit {colour} picture; masks are 8-bit with a '
-      f'single channel that holds the class number: {meaning}. Coloured masks '
-      f'are for viewing or belong to another release. {needed}'
-    )
-  mask = decode_image(png, cv2.IMREAD_UNCHANGED)
-  if mask is None:
-    raise UserError(f'{where} cannot be decoded. {needed}')
-  wrong = ~allowed[mask]
-  if wrong.any():
-    raise UserError(
-      f'{where} has the value {mask[wrong].max()}; the masks of this release '
-      f'have {meaning}. {needed}'
-    )
-  return mask

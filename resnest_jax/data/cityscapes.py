@@ -29,6 +29,7 @@ import numpy as np
 
 from resnest_jax.data import archives
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair
+from resnest_jax.data.images import png_kind, read_index_mask
 from resnest_jax.errors import UserError
 
 FOLDERS = {'train': 'train', 'validation': 'val', 'test': 'test'}
@@ -254,7 +255,7 @@ def read_example(
   image = archives.read_entry(images, image_name, _NEEDED)
   label = archives.read_entry(masks, mask_name, _NEEDED)
   where = f'{images.filename}: {image_name}'
-  if (kind := archives.png_kind(image, where, _NEEDED)) != (8, 'RGB'):
+  if (kind := png_kind(image, where, _NEEDED)) != (8, 'RGB'):
     raise UserError(
       f'{where} is a {kind[0]}-bit {kind[1]} picture; the images of this '
       f'release are 8-bit RGB. {_NEEDED}'
@@ -283,7 +284,7 @@ def read_mask(png: bytes, where: str) -> np.ndarray:
     uint8 (H, W), label ids 0-33, 255 for -1.
   """
   values = np.arange(256)
-  return archives.read_mask(
+  return read_index_mask(
     png,
     where,
     allowed=(values <= 33) | (values == 255),

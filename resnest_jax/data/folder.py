@@ -19,9 +19,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resnest_jax.data.archives import enumeration, png_kind
+from resnest_jax.data.archives import enumeration
 from resnest_jax.data.classes import Classes, read_classes
-from resnest_jax.data.images import decode_image
+from resnest_jax.data.images import decode_image, png_kind
 from resnest_jax.data.pairing import Pair, draw_split, match_pairs, read_list
 from resnest_jax.errors import UnreadableSample, UserError
 

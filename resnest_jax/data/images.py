@@ -1,7 +1,17 @@
-"""Decoding pictures."""
+"""Decoding pictures and index masks."""
 
 import cv2
 import numpy as np
+
+from resnest_jax.errors import UserError
+
+_COLOUR_TYPES = {
+  0: 'grey',
+  2: 'RGB',
+  3: 'palette',
+  4: 'grey-alpha',
+  6: 'RGBA',
+}
 
 
 def decode_image(encoded: bytes, flags: int) -> np.ndarray | None:
@@ -17,3 +27,57 @@ def decode_image(encoded: bytes, flags: int) -> np.ndarray | None:
   if not encoded:  # For which OpenCV raises.
     return None
   return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+
+
+def png_kind(png: bytes, where: str, needed: str) -> tuple[int, str]:
+  """Bits of a channel and colour type ('grey', 'RGB', ...) of a PNG file.
+
+  Args:
+    png: the whole file.
+    where: its name, to begin messages with.
+    needed: the sentence that messages end with.
+
+  Raises:
+    UserError: it is not a PNG file.
+  """
+  if png[:8] != b'\x89PNG\r\n\x1a\n' or len(png) < 26:
+    raise UserError(f'{where} is not a PNG file. {needed}')
+  # Bit depth and colour type in IHDR.
+  return png[24], _COLOUR_TYPES.get(png[25], 'strange')
+
+
+def read_index_mask(
+  png: bytes, where: str, allowed: np.ndarray, meaning: str, needed: str
+) -> np.ndarray:
+  """Decodes an index mask.
+
+  Args:
+    png: the encoded mask.
+    where: its name, to begin messages with.
+    allowed: bool (256,), which values there may be.
+    meaning: these values in words.
+    needed: the sentence that messages end with.
+
+  Returns:
+    uint8 (H, W).
+
+  Raises:
+    UserError: it is not an index mask or has other values.
+  """
+  bits, colour = png_kind(png, where, needed)
+  if (bits, colour) != (8, 'grey'):
+    raise UserError(
+      f'{where} is a {bits}-bit {colour} picture; masks are 8-bit with a '
+      f'single channel that holds the class number: {meaning}. Coloured masks '
+      f'are for viewing or belong to another release. {needed}'
+    )
+  mask = decode_image(png, cv2.IMREAD_UNCHANGED)
+  if mask is None:
+    raise UserError(f'{where} cannot be decoded. {needed}')
+  wrong = ~allowed[mask]
+  if wrong.any():
+    raise UserError(
+      f'{where} has the value {mask[wrong].max()}; the masks of this release '
+      f'have {meaning}. {needed}'
+    )
+  return mask
