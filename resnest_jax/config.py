@@ -100,7 +100,7 @@ def flag_parser(
   description: str, workdir_required: bool = True
 ) -> argparse.ArgumentParser:
   """A parser with the flags all scripts share; a script may add its own."""
-  parser = _Parser(
+  parser = Parser(
     description=description,
     epilog='Every key of the configuration is a flag as well, for instance '
     '--config.train.total_steps=1000. configs/common.py explains the keys.',
@@ -260,7 +260,7 @@ def _is_range(values: tuple) -> bool:
   return numbers and len(values) == 2 and 0 < values[0] <= values[1]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
   """Reports a wrong command line as all other errors are reported."""
 
   def error(self, message: str):

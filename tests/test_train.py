@@ -15,8 +15,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from resnest_jax import load_checkpoint
-from resnest_jax.data.device import preprocess
 from resnest_jax.runtime import lock_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -184,59 +182,6 @@ def test_starts_from_the_weights_of_a_run(
     for run in (finished_run[0], tmp_path / 'run')
   )
   assert after[2] < (before[2] + before[8]) / 2
-
-
-def test_predicts_pictures_with_a_run(finished_run, run_script, tmp_path):
-  rng = np.random.default_rng(1)
-  picture = cv2.resize(rng.integers(0, 256, (6, 9, 3), np.uint8), (123, 77))
-  (tmp_path / 'in').mkdir()
-  cv2.imwrite(str(tmp_path / 'in' / 'a.png'), picture)
-  cv2.imwrite(str(tmp_path / 'in' / 'b.png'), picture[:50, ::-1])
-  (tmp_path / 'in' / 'notes.txt').write_text('no picture')
-  command = ('predict.py', '--weights', finished_run[0], tmp_path / 'in')
-  command += ('--out', tmp_path / 'out', '--image_scale', 256, 64)
-  run_script(*command)
-  assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
-    'a.png',
-    'a_overlay.png',
-    'b.png',
-    'b_overlay.png',
-    'classes.json',
-  ]
-  stderr = refused(run_script, *command)
-  assert '--overwrite' in stderr
-
-  model, variables, _ = load_checkpoint(finished_run[0])
-  apply = jax.jit(lambda v, x: model.apply(v, x, train=False).logits)
-  for name, source in (('a', picture), ('b', picture[:50, ::-1])):
-    height, width = source.shape[:2]
-    factor = min(256 / width, 64 / height)
-    size = int(width * factor + 0.5), int(height * factor + 0.5)
-    image = cv2.resize(source[..., ::-1], size)[None]
-    images = preprocess(image, np.asarray([size[::-1]]))
-    logits = apply(variables, images)
-    classes = logits.shape[-1]
-    for shape in (size[::-1], (height, width)):
-      shape = (1, *shape, classes)
-      logits = jax.image.resize(logits, shape, 'linear', antialias=False)
-    expected = np.asarray(logits.argmax(-1)[0])
-    predicted = cv2.imread(
-      str(tmp_path / 'out' / f'{name}.png'), cv2.IMREAD_UNCHANGED
-    )
-    assert predicted.shape == (height, width)
-    assert (predicted == expected).mean() > 0.999
-
-
-def test_predict_refuses_what_is_no_picture(run_script, finished_run, tmp_path):
-  picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-  jpeg = cv2.imencode('.jpg', picture)[1].tobytes()
-  (tmp_path / 'cut_off.jpg').write_bytes(jpeg[: len(jpeg) // 2])
-  stderr = refused(
-    run_script,
-    *('predict.py', '--weights', finished_run[0], tmp_path / 'cut_off.jpg'),
-    *('--out', tmp_path / 'out'),
-  )
-  assert 'cut_off.jpg cannot be read as a picture: it is damaged' in stderr
 
 
 def refused(run_script, *arguments):

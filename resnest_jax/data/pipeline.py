@@ -287,8 +287,13 @@ def make_train_iterator(
 
 
 def _resize_record(
-  index: int, record: dict[str, Any], *, image_scale: tuple[int, int]
-) -> dict[str, Any]:
+  index: int,
+  record: dict[str, Any] | Unreadable,
+  *,
+  image_scale: tuple[int, int],
+) -> dict[str, Any] | Unreadable:
+  if isinstance(record, Unreadable):
+    return record
   height, width = record['image'].shape[:2]
   size = resize.keep_ratio_size(
     height, width, max(image_scale), min(image_scale)
@@ -335,15 +340,18 @@ def _make_eval_batch(
 
 
 def _group_by_shape(
-  samples: Iterator[dict[str, Any]], batch_size: int, bucket: int
+  samples: Iterator[dict[str, Any] | Unreadable], batch_size: int, bucket: int
 ) -> Iterator[Batch]:
   """Yields a batch whenever a pair of padded shapes has `batch_size` samples.
 
   At the end the others follow, neighbours in aspect ratio together in shapes
   that hold them all: a few padded pixels cost less than many empty slots.
+  Unreadable samples are left out.
   """
   waiting: dict[tuple, list] = {}
   for sample in samples:
+    if isinstance(sample, Unreadable):
+      continue
     shapes = _padded_shapes([sample], bucket)
     group = waiting.setdefault(shapes, [])
     group.append(sample)
@@ -378,6 +386,7 @@ def make_eval_iterator(
   *,
   batch_size: int,
   bucket: int,
+  skip_unreadable: bool = False,
   process_index: int = 0,
   process_count: int = 1,
 ) -> BatchIterator:
@@ -388,6 +397,8 @@ def make_eval_iterator(
     split: the records.
     batch_size: rows of each batch of this host.
     bucket: padded heights and widths are multiples of this many pixels.
+    skip_unreadable: leave out records that raise `UnreadableSample` when they
+      are read, instead of ending with that error.
     process_index: this host. Host h reads images h, h + H, ...
     process_count: number of hosts H. Their batches differ in shape and number,
       so each host must evaluate its own on its own devices, and the counts be
@@ -420,7 +431,7 @@ def make_eval_iterator(
   # Read by threads even where training uses processes: an evaluation would
   # spend more time starting them than they save.
   reader = iter(
-    grain.MapDataset.source(Records(split))
+    grain.MapDataset.source(Records(split, skip_unreadable))
     .map_with_index(resize_record)
     .slice(mine)
     .to_iter_dataset(_read_options(data_config.num_threads, 0, batch_size))

@@ -159,6 +159,7 @@ def make_eval_step(
   mesh: Mesh | None = None,
   dtype: Any = jnp.float32,
   tile_bytes: int = TILE_BYTES,
+  on_compile: Callable[[int, int], None] = lambda height, width: None,
 ) -> EvalStep:
   """The whole-image protocol, compiled.
 
@@ -169,6 +170,8 @@ def make_eval_step(
       on its own images and nothing is exchanged. None: the default device.
     dtype: of the normalised images; float64 for comparisons.
     tile_bytes: see `label_maps`; per device.
+    on_compile: called with a new padded height and width in pixels, before the
+      network is compiled for it, which may take minutes.
 
   Returns:
     eval_step(variables, batch) -> (label maps, counts): `batch` as the
@@ -209,6 +212,8 @@ def make_eval_step(
     stage = functools.partial(finish, canvas)
     return _split_batch(stage, mesh, *4 * [P('data')])(*arrays)
 
+  compiled_shapes = set()
+
   def eval_step(variables, batch):
     if mesh is not None and len(batch['image']) % mesh.shape['data']:
       raise UserError(
@@ -219,6 +224,9 @@ def make_eval_step(
       [batch[name] for name in ('image', 'size', 'label', 'label_size')],
       sharding,
     )
+    if image.shape not in compiled_shapes:
+      compiled_shapes.add(image.shape)
+      on_compile(*image.shape[1:3])
     logits = compiled_forward(variables, image, size)
     return compiled_finish(image.shape[1:3], logits, size, label, label_size)
 
@@ -374,29 +382,3 @@ def divisible_batch_size(batch_size: int, mesh: Mesh | None) -> int:
   """The next batch size that the mesh's `data` axis divides."""
   devices = 1 if mesh is None else mesh.shape['data']
   return -(-batch_size // devices) * devices
-
-
-class RateColumn(rich.progress.ProgressColumn):
-  """How many a second since the start, named by what is counted."""
-
-  def __init__(self, unit: str):
-    super().__init__()
-    self.unit = unit
-
-  def render(self, task: rich.progress.Task) -> rich.progress.Text:
-    done = task.completed and task.elapsed
-    text = f'{task.completed / task.elapsed:.3g} {self.unit}/s' if done else ''
-    return rich.progress.Text(text, style='progress.data.speed')
-
-
-def evaluation_progress() -> rich.progress.Progress:
-  """A display for `evaluate`: bar, count, images/s, time gone and left."""
-  return rich.progress.Progress(
-    rich.progress.TextColumn('{task.description}'),
-    rich.progress.BarColumn(),
-    rich.progress.MofNCompleteColumn(),
-    RateColumn('images'),
-    rich.progress.TimeElapsedColumn(),
-    rich.progress.TextColumn('left'),
-    rich.progress.TimeRemainingColumn(),
-  )

@@ -243,8 +243,10 @@ def contact_sheet(
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-  """Writes an RGB image; the file name's ending decides the format."""
-  if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+  """Writes (H, W, 3) RGB or (H, W) grey; the name's ending is the format."""
+  if image.ndim == 3:
+    image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+  if not cv2.imwrite(str(path), image):
     raise OSError(f'OpenCV could not write {path}')
 
 

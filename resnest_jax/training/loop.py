@@ -27,9 +27,9 @@ from resnest_jax.errors import UserError
 from resnest_jax.evaluation.inference import (
   divisible_batch_size,
   evaluate,
-  evaluation_progress,
   make_eval_step,
 )
+from resnest_jax.evaluation.progress import evaluation_progress
 from resnest_jax.evaluation.visualize import plot_curves
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.training import checkpoints, sharding

@@ -1,0 +1,168 @@
+"""What an evaluation leaves: a table, `metrics.json`, pictures."""
+
+import datetime
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.table
+from ml_collections import ConfigDict
+
+from resnest_jax import runtime
+from resnest_jax.errors import UserError
+from resnest_jax.evaluation import inference, metrics, visualize
+
+
+def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
+  """The pictures of an earlier evaluation of the same, to be replaced.
+
+  Raises:
+    UserError: `out` holds something else.
+  """
+  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    return []
+  try:
+    old = json.loads((out / 'metrics.json').read_text('utf-8'))
+    asked = json.loads(json.dumps(result))  # JSON has no tuples.
+    same = all(old[key] == value for key, value in asked.items())
+  except (OSError, ValueError, KeyError, TypeError):
+    same = False
+  if not same:
+    raise UserError(
+      f'{out} is there and is not an earlier result of checkpoint '
+      f'{result["checkpoint"]} on {result["data"]["split"]}; nothing was '
+      'evaluated. Give another --out, or remove it.'
+    )
+  return [out / name for name in old.get('overlays', [])]
+
+
+def describe(
+  config: ConfigDict,
+  evaluation: inference.Evaluation,
+  batch_size: int,
+  classes: Sequence[str],
+) -> dict[str, Any]:
+  """Scores, and all that is needed to know what they are of."""
+  scores = evaluation.scores
+  per_class = [
+    {
+      'class': name,
+      **{key: number(getattr(scores, key)[i]) for key in metrics.PER_CLASS},
+      'pixels': int(evaluation.confusion[i].sum()),
+    }
+    for i, name in enumerate(classes)
+  ]
+  return {
+    'protocol': {
+      'name': 'whole',
+      'image_scale': list(config.data.image_scale),
+      'bucket': config.eval.bucket,
+    },
+    'images': evaluation.num_images,
+    **{key: number(value) for key, value in scores.summary().items()},
+    'mean': {
+      key: number(getattr(scores, f'm{key}')) for key in metrics.PER_CLASS
+    },
+    'classes_averaged': scores.num_averaged,
+    'classes_absent': list(scores.absent),
+    'dtype': config.model.dtype,
+    'batch_size': batch_size,
+    'seconds': round(evaluation.seconds, 3),
+    'devices': runtime.describe_devices(),
+    'versions': runtime.versions(),
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'per_class': per_class,
+  }
+
+
+def number(value: float) -> float | None:
+  """JSON has no NaN: undefined scores are null."""
+  return None if math.isnan(value) else float(value)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+  """Writes the whole file or nothing."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(content, indent=2) + '\n', 'utf-8')
+  os.replace(temporary, path)
+
+
+def print_table(
+  console: rich.console.Console,
+  evaluation: inference.Evaluation,
+  classes: Sequence[str],
+) -> None:
+  """The classes that take part in the mean, then the means."""
+  scores = evaluation.scores
+  columns = ('IoU', 'Acc', 'Precision', 'Dice')
+  table = rich.table.Table('class', title='scores in %')
+  for column in (*columns, 'pixels'):
+    table.add_column(column, justify='right')
+  for i, name in enumerate(classes):
+    if not math.isnan(scores.IoU[i]):
+      table.add_row(
+        name,
+        *(percent(getattr(scores, column)[i]) for column in columns),
+        f'{evaluation.confusion[i].sum():,}',
+      )
+  table.add_section()
+  table.add_row(
+    f'mean of {scores.num_averaged}',
+    *(percent(getattr(scores, f'm{column}')) for column in columns),
+    f'{evaluation.confusion.sum():,}',
+    style='bold',
+  )
+  console.print(table)
+  if scores.absent:
+    console.print(f'{len(scores.absent)} classes have no labelled pixel')
+  summary = '  '.join(
+    f'{key} {percent(value)}' for key, value in scores.summary().items()
+  )
+  speed = evaluation.num_images / evaluation.seconds
+  console.print(f'[bold]{summary}[/bold]')
+  console.print(f'{evaluation.num_images} images, {speed:.3g} images/s')
+
+
+def percent(value: float) -> str:
+  """Two decimals, as results tables have them."""
+  return '-' if math.isnan(value) else f'{100 * value:.2f}'
+
+
+def draw(
+  out: Path,
+  split: Any,
+  predictions: Mapping[int, np.ndarray],
+  classes: Sequence[str],
+  palette: np.ndarray,
+) -> None:
+  """Overlays one by one, and all samples with their errors on one sheet.
+
+  Args:
+    out: folder; gets overlays/NAME.png and contact_sheet.png.
+    split: of `open_data`.
+    predictions: index in the split -> uint8 (H, W) classes.
+    classes: C names.
+    palette: uint8 (C, 3) RGB.
+  """
+  panels = []
+  for index, prediction in sorted(predictions.items()):
+    sample = split[index]
+    image, label, name = (sample[key] for key in ('image', 'label', 'name'))
+    picture = visualize.overlay(image, prediction, palette)
+    factor = max(400 // max(picture.shape), 1)  # Small ones are hard to see.
+    picture = picture.repeat(factor, 0).repeat(factor, 1)
+    path = out / 'overlays' / f'{name}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    visualize.write_image(path, picture)
+    panels.append(
+      visualize.panel(image, label, prediction, classes, palette, name)
+    )
+  visualize.write_image(
+    out / 'contact_sheet.png', visualize.contact_sheet(panels)
+  )

@@ -1,0 +1,175 @@
+"""The evaluation of a split: from a checkpoint to scores and pictures."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import resnest_jax as rj
+from resnest_jax.config import fit_num_classes
+from resnest_jax.data.datasets import open_data
+from resnest_jax.data.pipeline import make_eval_iterator
+from resnest_jax.errors import UserError
+from resnest_jax.evaluation import inference, results
+from resnest_jax.evaluation.progress import compile_notice, evaluation_progress
+from resnest_jax.models.layers import at_least_float32
+from resnest_jax.training import checkpoints, sharding
+from resnest_jax.weights.pretrained import load_segmentor
+from resnest_jax.weights.state_dict import variable_shapes
+
+
+def evaluate_split(
+  config: ConfigDict,
+  *,
+  workdir: Path | None = None,
+  checkpoint: str = 'latest',
+  weights: str | None = None,
+  split_name: str | None = None,
+  out: Path | None = None,
+) -> None:
+  """Evaluates a network on every image of a split; prints and writes scores.
+
+  Args:
+    config: says which data, and the network of `workdir`.
+    workdir: of a run, one of whose checkpoints is evaluated; or
+    weights: a published name, a path or an address, with `out`.
+    checkpoint: of the workdir: 'latest', 'best' or a step.
+    split_name: of the data set; None: `config.data.eval_split`.
+    out: folder for the results; None: WORKDIR/eval/STEP-SPLIT.
+
+  Raises:
+    UserError: data or weights cannot be used, or `out` holds something else.
+  """
+  # The data, the network, and the weights of the checkpoint.
+  console = rich.console.Console()
+  split_name = split_name or config.data.eval_split
+  split = open_data(config.data, split_name)
+  classes, palette = split.labels.classes, split.labels.palette
+  fit_num_classes(config, len(classes))
+  mesh = sharding.make_mesh()
+  if weights:
+    model, variables, found = from_weights(weights, config)
+    theirs = found['model']
+    about = (
+      f'{theirs["head"]} on {theirs["backbone"]}, dilation rule '
+      f'{theirs["dilation_rule"]}, from {weights}'
+    )
+  else:
+    model, variables, found = from_run(
+      workdir, checkpoint, config, mesh, classes
+    )
+    about = f'checkpoint {found["step"]} of {workdir}'
+  console.print(about, highlight=False)
+  result = {
+    'config': config.name,
+    **found,  # The model with its dilation rule, too.
+    'data': {'name': config.data.name, 'split': split_name},
+  }
+  if out is None:
+    out = workdir / 'eval' / f'{found["step"]}-{split_name}'
+  replaced = results.previous_pictures(out, result)
+
+  # Every image once; the predictions of some are kept to be drawn.
+  batch_size = inference.divisible_batch_size(config.eval.batch_size, mesh)
+  batches = make_eval_iterator(
+    config.data, split, batch_size=batch_size, bucket=config.eval.bucket
+  )
+  number = min(config.eval.overlays, len(split))
+  drawn = set(np.linspace(0, len(split) - 1, number, dtype=int).tolist())
+  predictions = {}
+
+  def keep(image: inference.ImageResult) -> None:
+    if image.index in drawn:
+      predictions[image.index] = image.prediction.copy()
+
+  with contextlib.closing(batches), evaluation_progress() as progress:
+    eval_step = inference.make_eval_step(
+      model,
+      len(classes),
+      mesh=mesh,
+      dtype=at_least_float32(config.model.dtype),
+      on_compile=compile_notice(progress),
+    )
+    evaluation = inference.evaluate(
+      eval_step,
+      variables,
+      batches,
+      classes,
+      len(split),
+      progress=progress,
+      on_image=keep if drawn else None,
+    )
+
+  # What came out, on the console and in files.
+  results.print_table(console, evaluation, classes)
+  result |= results.describe(config, evaluation, batch_size, classes)
+  names = {index: split[index]['name'] for index in sorted(predictions)}
+  result['overlays'] = [f'overlays/{name}.png' for name in names.values()]
+  results.write_json(out / 'metrics.json', result)
+  for path in replaced:
+    path.unlink(missing_ok=True)
+  if predictions:
+    results.draw(out, split, predictions, classes, palette)
+  console.print(f'written to {out}', highlight=False, soft_wrap=True)
+
+
+def from_run(
+  workdir: Path,
+  checkpoint: str,
+  config: ConfigDict,
+  mesh: Mesh,
+  classes: Sequence[str],
+) -> tuple[Any, Any, dict[str, Any]]:
+  """The network of the configuration with the weights of a checkpoint.
+
+  Returns:
+    The `Segmentor`, its variables on the mesh, and where they are from.
+  """
+  model = rj.create_segmentor(config.model)
+  placed = jax.tree.map(
+    lambda x: x.update(sharding=sharding.replicated(mesh)),
+    variable_shapes(model),
+  )
+  variables, step, about = checkpoints.restore_variables(
+    workdir, checkpoint, placed
+  )
+  checkpoints.check_classes(about, classes)
+  rule = config.model.dilation_rule
+  if about['dilation_rule'] != rule:
+    raise UserError(
+      f'the checkpoint was trained with model.dilation_rule '
+      f'{about["dilation_rule"]!r}, the configuration has '
+      f'{rule!r}, with which its weights give wrong '
+      f'results. Add --config.model.dilation_rule={about["dilation_rule"]}.'
+    )
+  found = {
+    'checkpoint': str(checkpoints.checkpoint_dir(workdir) / str(step)),
+    'step': step,
+    'model': config.model.to_dict(),
+  }
+  return model, variables, found
+
+
+def from_weights(
+  source: str, config: ConfigDict
+) -> tuple[Any, Any, dict[str, Any]]:
+  """The network that a weight file describes; the row gives data and dtype.
+
+  Returns:
+    The `Segmentor`, its variables, and where they are from.
+  """
+  model, variables, weights = load_segmentor(source, config.model.dtype)
+  theirs = weights.description.config
+  if theirs['num_classes'] != config.model.num_classes:
+    raise UserError(
+      f'{source} has {theirs["num_classes"]} classes, {config.name} has '
+      f'{config.model.num_classes}; choose the --config of its data set.'
+    )
+  where = {key: weights.provenance[key] for key in ('file', 'sha256')}
+  return model, variables, {'checkpoint': source, 'model': theirs, **where}
