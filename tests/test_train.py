@@ -207,6 +207,18 @@ def test_data_that_is_not_prepared(arguments, run_script, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_pretrained_that_does_not_exist(arguments, run_script, tmp_path):
+  stderr = refused(
+    run_script,
+    *arguments,
+    '--config.pretrained=resnest101_d3',
+    *('--workdir', tmp_path / 'run'),
+  )
+  assert 'Did you mean resnest101_d2' in stderr
+  # Nothing has begun, so the next command may be another.
+  assert not (tmp_path / 'run').exists()
+
+
 def test_full_row_names_the_command_that_prepares_it(run_script, tmp_path):
   stderr = refused(
     run_script,

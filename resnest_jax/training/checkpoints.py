@@ -30,6 +30,12 @@ def checkpoint_dir(workdir: Path) -> Path:
   return Path(workdir).absolute() / 'checkpoints'
 
 
+def has_checkpoint(workdir: Path) -> bool:
+  """Whether a training has left a whole checkpoint there."""
+  folder = checkpoint_dir(workdir)
+  return folder.is_dir() and any(x.name.isdigit() for x in folder.iterdir())
+
+
 def open_checkpoints(
   workdir: Path, *, keep: int = 1, read_only: bool = False
 ) -> ocp.CheckpointManager:

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import IO
 
+import flax.linen as nn
 import jax
+import numpy as np
 import rich
 from ml_collections import ConfigDict
 
@@ -40,7 +42,9 @@ from resnest_jax.training.step import (
   create_state,
   make_train_step,
 )
+from resnest_jax.weights.fetch import fetch
 from resnest_jax.weights.pretrained import start_from
+from resnest_jax.weights.state_dict import variable_shapes
 
 # Keys that change neither the result nor what is stored.
 FREE_KEYS = (
@@ -57,29 +61,85 @@ FREE_KEYS = (
   'train.keep_checkpoints',
   'eval',
 )
+# Pixels of each class in each sample, where the sampling asks for them.
+CLASS_COUNTS = 'class_pixels.npy'
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> IO[str]:
-  """Locks the workdir; writes the configuration or compares with its own."""
+  """Locks the workdir and writes the configuration into it.
+
+  What was started there with another configuration and left no checkpoint has
+  nothing to lose: its logs and counts are removed.
+
+  Raises:
+    UserError: another process trains there, or the folder has checkpoints of
+      another configuration, or files of something else.
+  """
+  lock = runtime.lock_folder(workdir, 'trains in')
   saved = workdir / 'config.json'
+  begun = checkpoints.has_checkpoint(workdir)
   if saved.exists():
-    lines = differences(saved.read_text('utf-8'), config, FREE_KEYS)
-    if lines:
+    lines = differences(_read_saved(saved), config, FREE_KEYS)
+    if lines and begun:
       raise UserError(
         f'{workdir} belongs to a run of another configuration '
         f'({"; ".join(lines)}). Choose another --workdir, or give the flags '
         'it was started with.'
       )
-  elif checkpoints.checkpoint_dir(workdir).exists():
+    if lines:
+      more = f'; and {len(lines) - 3} more' if len(lines) > 3 else ''
+      print(
+        f'{workdir} holds a start without a checkpoint, of another '
+        f'configuration; beginning anew with this one '
+        f'({"; ".join(lines[:3])}{more})',
+        flush=True,
+      )
+      _remove_start(workdir)
+  elif begun:
     raise UserError(
       f'{workdir} holds checkpoints but no config.json; choose another '
       '--workdir.'
     )
-  lock = runtime.lock_folder(workdir, 'trains in')
   temporary = saved.with_suffix('.tmp')
   temporary.write_text(config_to_json(config), 'utf-8')
   temporary.replace(saved)
   return lock
+
+
+def _read_saved(path: Path) -> str:
+  """The configuration of an earlier start, as it was written."""
+  text = path.read_text('utf-8')
+  try:
+    if json.loads(text).keys() >= {'model', 'data', 'train'}:
+      return text
+  except (ValueError, AttributeError):
+    pass
+  raise UserError(
+    f'{path} is there and was not written by train.py, or is damaged; choose '
+    'another --workdir.'
+  )
+
+
+def _remove_start(workdir: Path) -> None:
+  """Removes what would mix with a run of another configuration."""
+  events = (workdir / 'tensorboard').glob('events.out.tfevents.*')
+  for path in (workdir / 'log.jsonl', workdir / CLASS_COUNTS, *events):
+    path.unlink(missing_ok=True)
+
+
+def check_pretrained(model: nn.Module, source: str) -> None:
+  """Raises now what `start_from` would raise once all else is made.
+
+  Args:
+    model: the segmentor.
+    source: `config.pretrained`.
+  """
+  fetch(source)  # Whether it is there takes no model to see.
+  blank = jax.tree.map(
+    lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape),
+    variable_shapes(model),
+  )
+  start_from(model, blank, source)
 
 
 def train(config: ConfigDict, workdir: Path) -> None:
@@ -94,6 +154,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
   labels = train_split.labels
   fit_num_classes(config, len(labels.classes))
   model = rj.create_segmentor(config.model)
+  if config.pretrained and not checkpoints.has_checkpoint(workdir):
+    check_pretrained(model, config.pretrained)
   lock = claim_workdir(workdir, config)
   print(
     f'{config.name}: {len(train_split)} images, {len(eval_split)} to '
@@ -116,11 +178,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
     'best': None,
   }
   if manager.latest_step() is None:
-    try:
-      check_before_training(config, (train_split, eval_split), workdir)
-    except UserError:  # Nothing has begun: it may begin with other flags.
-      (workdir / 'config.json').unlink()
-      raise
+    check_before_training(config, (train_split, eval_split), workdir)
     state = create_state(model, optimizer, config.seed, mesh)
     if config.pretrained:
       variables, notes = start_from(
@@ -187,7 +245,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
   # The loop.
   sampler, shares = open_sampler(
-    config.data, train_split, config.seed, workdir / 'class_pixels.npy'
+    config.data, train_split, config.seed, workdir / CLASS_COUNTS
   )
   if shares:
     rich.print(shares)

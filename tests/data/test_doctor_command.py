@@ -16,6 +16,7 @@ from resnest_jax.data.checks.rules import diagnose
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.labels import CITYSCAPES
 from resnest_jax.errors import UserError
+from resnest_jax.training.checkpoints import has_checkpoint
 
 CONFIG = 'configs/ade20k_pspnet.py:mini'
 
@@ -268,7 +269,7 @@ def test_errors_stop_a_training(run_script, damaged_dir, tmp_path):
   ) in process.stderr
   assert (tmp_path / 'doctor.json').exists()
   # It may begin again, with other flags as well.
-  assert not (tmp_path / 'config.json').exists()
+  assert not has_checkpoint(tmp_path)
 
 
 def test_warnings_do_not_stop_a_training(mini_data_dir, tmp_path, capsys):

@@ -1,0 +1,113 @@
+"""Whose a workdir is, and what is looked at before anything slow."""
+
+import json
+
+import numpy as np
+import pytest
+from golden.reference import TINY, filled_variables
+from safetensors.numpy import save_file
+
+from resnest_jax.config import load_config
+from resnest_jax.errors import UserError
+from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training.logs import RunLog
+from resnest_jax.training.loop import check_pretrained, claim_workdir
+from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
+
+ROW = 'configs/ade20k_pspnet.py:mini'
+SEGMENTOR = TINY | {'dtype': 'float32'}
+
+
+def started(workdir, **overrides):
+  """A start that wrote its configuration and a line of its log."""
+  claim_workdir(workdir, load_config(ROW, overrides)).close()
+  log = RunLog(workdir, 0)
+  log.write(0, {'compile_seconds': 1.0})
+  log.close()
+  (workdir / 'class_pixels.npy').write_bytes(b'counts of other data')
+  (workdir / 'notes.txt').write_text('mine')
+
+
+def files(workdir):
+  return {
+    path.name.partition('.tfevents')[0]
+    for path in workdir.rglob('*')
+    if path.is_file()
+  }
+
+
+def seed_of(workdir):
+  return json.loads((workdir / 'config.json').read_text())['seed']
+
+
+def test_start_without_a_checkpoint_gives_way(tmp_path, capsys):
+  started(tmp_path, seed=1)
+  (tmp_path / 'checkpoints').mkdir()
+  (tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp-0').mkdir()  # Killed.
+  claim_workdir(tmp_path, load_config(ROW, {'seed': 2})).close()
+  (line,) = capsys.readouterr().out.splitlines()
+  assert 'beginning anew' in line
+  assert line.endswith('(seed: 1 before, 2 now)')
+  assert seed_of(tmp_path) == 2
+  assert files(tmp_path) == {'.lock', 'config.json', 'notes.txt'}
+
+
+def test_same_configuration_keeps_what_is_there(tmp_path, capsys):
+  started(tmp_path)
+  before = files(tmp_path)
+  claim_workdir(tmp_path, load_config(ROW, {'eval.overlays': 1})).close()
+  assert capsys.readouterr().out == ''
+  assert files(tmp_path) == before
+  assert {'log.jsonl', 'class_pixels.npy', 'events.out'} <= before
+
+
+def test_run_with_a_checkpoint_is_not_replaced(tmp_path):
+  started(tmp_path, seed=1)
+  before = files(tmp_path)
+  (tmp_path / 'checkpoints' / '2').mkdir(parents=True)
+  with pytest.raises(UserError, match=r'\(seed: 1 before, 2 now\)'):
+    claim_workdir(tmp_path, load_config(ROW, {'seed': 2}))
+  assert seed_of(tmp_path) == 1
+  assert files(tmp_path) == before
+  (tmp_path / 'config.json').unlink()
+  with pytest.raises(UserError, match='checkpoints but no config'):
+    claim_workdir(tmp_path, load_config(ROW))
+
+
+@pytest.mark.parametrize('text', ['{"architectures": []}', '[]', '{"mod'])
+def test_config_of_something_else_is_not_replaced(text, tmp_path):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(UserError, match='not written by train'):
+    claim_workdir(tmp_path, load_config(ROW))
+  assert (tmp_path / 'config.json').read_text() == text
+
+
+def test_weights_that_are_not_there_are_told_before_a_model_is_made():
+  # None is needed for that.
+  with pytest.raises(UserError, match='Did you mean resnest101_d2'):
+    check_pretrained(None, 'resnest101_d3')
+
+
+def test_weights_of_another_network_are_told(make_weights):
+  pretrained = make_weights(SEGMENTOR)
+  check_pretrained(create_segmentor(SEGMENTOR), pretrained)
+  check_pretrained(create_segmentor(SEGMENTOR | {'num_classes': 3}), pretrained)
+  with pytest.raises(UserError, match='does not fit the model'):
+    check_pretrained(create_segmentor(SEGMENTOR | {'head': 'fcn'}), pretrained)
+  with pytest.raises(UserError, match='Check num_classes, widths'):
+    check_pretrained(create_segmentor(SEGMENTOR | {'width': 16}), pretrained)
+
+
+@pytest.fixture
+def make_weights(tmp_path):
+  """Function of a model's configuration: a file with weights for it."""
+
+  def make(config):
+    model = create_segmentor(config)
+    variables = filled_variables(variable_shapes(model))
+    tensors = export_state_dict(model, variables, 'mmseg')
+    path = tmp_path / 'weights.safetensors'
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path)
+    return str(path)
+
+  return make
