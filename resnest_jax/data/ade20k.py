@@ -171,7 +171,13 @@ def check_counts(
       'mini archive with: python -m resnest_jax.data.mini --out ZIP'
     )
   archives.check_counts(
-    archive.filename, pairs, expected, FOLDERS, _GET_THE_RIGHT_ONE
+    archive.filename,
+    pairs,
+    expected,
+    FOLDERS,
+    _GET_THE_RIGHT_ONE,
+    comment=archive.comment,
+    mini='ade20k_mini',
   )
 
 

@@ -277,6 +277,9 @@ def check_counts(
   expected: Mapping[str, int],
   folders: Mapping[str, str],
   needed: str,
+  *,
+  comment: bytes,
+  mini: str,
 ) -> None:
   """Compares the images per split with `expected`.
 
@@ -286,11 +289,18 @@ def check_counts(
     expected: how many each split should have.
     folders: what the archive calls each split.
     needed: see `open_archive`.
+    comment: of the archive; a generated one says there what it has.
+    mini: the data set that generated archives are prepared as.
   """
   found = {split: len(pairs[split]) for split in folders}
   if found != {split: expected[split] for split in folders}:
     has = enumeration(f'{found[split]} {folders[split]}' for split in folders)
     wanted = enumeration(str(expected[split]) for split in folders)
+    if found == counts_from_comment(comment, folders):
+      raise UserError(
+        f'{where} is a generated mini archive ({has} images). Prepare it as '
+        f'{mini}; the release has {wanted}. {needed}'
+      )
     raise UserError(
       f'{where} has {has} images, expected are {wanted}. It is another or an '
       f'incomplete release. {needed}'

@@ -230,7 +230,15 @@ def check_release(
         '--out FOLDER'
       )
     size = width, height
-  archives.check_counts(images.filename, pairs, counts, FOLDERS, _NEEDED)
+  archives.check_counts(
+    images.filename,
+    pairs,
+    counts,
+    FOLDERS,
+    _NEEDED,
+    comment=images.comment,
+    mini='cityscapes_mini',
+  )
   return size
 
 

@@ -64,16 +64,36 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('dataset', choices=DATASETS)
-  parser.add_argument('--data_dir', type=Path, default=Path('data'))
   parser.add_argument(
-    '--archive', type=Path, help='the zip file of ADE20K, as downloaded'
+    'dataset',
+    choices=DATASETS,
+    metavar='DATASET',
+    help=', '.join(DATASETS),
   )
   parser.add_argument(
-    '--archive_dir', type=Path, help='the folder of the zips of Cityscapes'
+    '--data_dir',
+    type=Path,
+    default=Path('data'),
+    metavar='DIR',
+    help='where the data is written (default: data)',
   )
   parser.add_argument(
-    '--raw', action='store_true', help='also store the pixels of Cityscapes'
+    '--archive',
+    type=Path,
+    metavar='ZIP',
+    help='the zip file of ADE20K, as downloaded; without it ade20k is '
+    'downloaded (0.9 GB)',
+  )
+  parser.add_argument(
+    '--archive_dir',
+    type=Path,
+    metavar='FOLDER',
+    help='the folder of the two zip files of Cityscapes, as downloaded',
+  )
+  parser.add_argument(
+    '--raw',
+    action='store_true',
+    help='also store the decoded pixels of Cityscapes (25 GB)',
   )
   mini.add_arguments(
     parser,
@@ -222,7 +242,11 @@ def prepare(
         archive=archive,
         on_progress=on_progress,
       )
-      _write_records(builder, data_dir)
+      try:
+        _write_records(builder, data_dir)
+      except Exception:  # A part of a download is of no use.
+        _remove_unfinished(builder, data_dir)
+        raise
     _remove_empty(data_dir / 'downloads' / 'extracted', data_dir / 'downloads')
     return builder
 
@@ -296,7 +320,7 @@ def _origin(builder: ArchiveBuilder) -> str:
 
 
 def _remove_unfinished(builder: ArchiveBuilder, data_dir: Path) -> None:
-  """Deletes what a killed run left behind; call with the lock held."""
+  """Deletes what a failed or killed run left; call with the lock held."""
   for path in Path(builder.data_path).parent.glob('incomplete.*'):
     shutil.rmtree(path)
   for path in list((data_dir / 'downloads').rglob('*.tmp.*')):

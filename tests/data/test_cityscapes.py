@@ -306,10 +306,13 @@ def test_counts_of_the_release(tmp_path):
 
 
 def test_other_counts_than_the_release(tmp_path):
-  message = error_of(write_archives(tmp_path), cityscapes.RELEASE)
+  folder = write_archives(tmp_path, comment='')
   assert (
     'has 1 train, 1 val and 1 test images, expected are 2975, 500 and 1525'
-  ) in message
+  ) in error_of(folder, cityscapes.RELEASE)
+  # A generated one says so.
+  message = error_of(write_archives(tmp_path), cityscapes.RELEASE)
+  assert 'Prepare it as cityscapes_mini' in message
 
 
 def test_archives_without_a_comment_are_no_mini(tmp_path):
