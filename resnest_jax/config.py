@@ -102,22 +102,24 @@ def flag_parser(
   """A parser with the flags all scripts share; a script may add its own."""
   parser = Parser(
     description=description,
-    epilog='Every key of the configuration is a flag as well, for instance '
+    epilog='Every key of the configuration is a flag as well, for instance\n'
     '--config.train.total_steps=1000. configs/common.py explains the keys.',
+    formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
   parser.add_argument(
     '--config',
     required=True,
     metavar='FILE[:ARGUMENT]',
-    help='a file of configs/; ARGUMENT "mini" is a small twin of the row',
+    help='a file of configs/: a row of the table in README.md, or folder.py '
+    'for data of your own; with :mini a small twin of a row',
   )
   parser.add_argument(
     '--workdir',
     required=workdir_required,
     type=Path,
     metavar='DIR',
-    help='checkpoints, logs and results of one run',
+    help='folder of one run: its checkpoints, logs and results',
   )
   return parser
 
@@ -268,9 +270,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def _config_file(path: str) -> Path:
-  """The path if it is a file, else an error that lists those there are."""
+  """The path of a row's file, else an error that lists those there are."""
   file = Path(path)
-  if file.is_file():
+  if file.is_file() and file.stem != 'common':
     return file
   folder = file.parent if file.parent.is_dir() else Path('configs')
   there = [str(f) for f in sorted(folder.glob('*.py')) if f.stem != 'common']
@@ -278,7 +280,10 @@ def _config_file(path: str) -> Path:
     advice = f'in {folder}/ there are: {", ".join(there)}.'
   else:
     advice = 'run this in the root of the repository or give the full path.'
-  raise UserError(f'there is no config file {path!r}; {advice}')
+  what = f'there is no config file {path!r}'
+  if file.is_file():
+    what = f'{path} holds the defaults of all rows and is none itself'
+  raise UserError(f'{what}; {advice}')
 
 
 def _call_get_config(path: Path, argument: str) -> ConfigDict:

@@ -235,8 +235,21 @@ def test_missing_file_lists_those_there_are():
 def test_unknown_argument_lists_the_accepted():
   with pytest.raises(UserError, match=r"'big'.*accepted: 'mini'"):
     load_config(f'{ROW}:big')
+
+
+def test_argument_that_is_not_taken(tmp_path):
+  path = tmp_path / 'own.py'
+  path.write_text(
+    'from configs import common\ndef get_config():\n'
+    '  return common.get_config()\n'
+  )
   with pytest.raises(UserError, match='takes no argument'):
-    load_config(f'{FOLDER}/common.py:mini')
+    load_config(f'{path}:mini')
+
+
+def test_defaults_are_no_row():
+  with pytest.raises(UserError, match=r'common\.py holds .*ade20k_pspnet'):
+    load_config(FOLDER / 'common.py')
 
 
 @pytest.mark.parametrize(

@@ -41,10 +41,17 @@ def main() -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument('--config', required=True, metavar='FILE[:ARGUMENT]')
+  parser.add_argument(
+    '--config',
+    required=True,
+    metavar='FILE[:ARGUMENT]',
+    help='the configuration that is trained with, a file of configs/; its keys '
+    'are flags as well: --config.data.data_dir=DIR',
+  )
   parser.add_argument(
     '--split',
     nargs='+',
+    metavar='NAME',
     help="default: the configuration's training and evaluation split",
   )
   parser.add_argument(
@@ -54,7 +61,10 @@ def main() -> None:
     help='look at N samples of each split, evenly spread; default: all',
   )
   parser.add_argument(
-    '--out', type=Path, metavar='DIR', help='for doctor.json and doctor.png'
+    '--out',
+    type=Path,
+    metavar='DIR',
+    help='folder for doctor.json and doctor.png; default: neither is written',
   )
   flags = parse_flags(parser)
   if flags.samples is not None and flags.samples < 1:

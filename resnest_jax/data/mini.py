@@ -44,7 +44,9 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--out', type=Path, required=True, metavar='ZIP')
+  parser.add_argument(
+    '--out', type=Path, required=True, metavar='ZIP', help='file to write'
+  )
   add_arguments(parser)
   args = parser.parse_args()
   counts = counts_from_arguments(args)

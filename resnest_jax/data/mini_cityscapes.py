@@ -57,7 +57,13 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--out', type=Path, required=True, metavar='FOLDER')
+  parser.add_argument(
+    '--out',
+    type=Path,
+    required=True,
+    metavar='FOLDER',
+    help='folder of the two zip files to write',
+  )
   mini.add_arguments(parser, '{} {}'.format(*DEFAULT_COUNTS.values()))
   add_size_argument(parser)
   args = parser.parse_args()

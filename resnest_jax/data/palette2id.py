@@ -45,9 +45,23 @@ def main(arguments: Sequence[str]) -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--masks', type=Path, required=True, metavar='DIR')
-  parser.add_argument('--classes', type=Path, required=True, metavar='FILE')
-  parser.add_argument('--out', type=Path, required=True, metavar='DIR')
+  parser.add_argument(
+    '--masks',
+    type=Path,
+    required=True,
+    metavar='DIR',
+    help='folder of the coloured masks, sub folders included',
+  )
+  parser.add_argument(
+    '--classes',
+    type=Path,
+    required=True,
+    metavar='FILE',
+    help='classes file with a line "name red green blue" for each class',
+  )
+  parser.add_argument(
+    '--out', type=Path, required=True, metavar='DIR', help='a new folder'
+  )
   parser.add_argument(
     '--indices',
     action='store_true',
