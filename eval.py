@@ -11,6 +11,8 @@ and all that is needed to know what they are of), overlays/NAME.png and
 contact_sheet.png (image, ground truth, prediction, errors).
 """
 
+import contextlib
+import dataclasses
 import datetime
 import json
 import math
@@ -26,10 +28,13 @@ import rich.table
 import resnest_jax as rj
 from resnest_jax import runtime
 from resnest_jax.config import fit_num_classes, flag_parser, parse_flags
+from resnest_jax.data.checks.finding import listed
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError, run
 from resnest_jax.evaluation import inference, metrics, visualize
+from resnest_jax.evaluation.bootstrap import Interval, miou_interval
+from resnest_jax.evaluation.boundary import BoundaryIoU, BoundaryScores
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.training import checkpoints, sharding
 from resnest_jax.weights.pretrained import load_segmentor
@@ -101,13 +106,19 @@ def main() -> None:
   number = min(config.eval.overlays, len(split))
   drawn = set(np.linspace(0, len(split) - 1, number, dtype=int).tolist())
   predictions = {}
+  boundary = BoundaryIoU(len(classes)) if config.eval.boundary_iou else None
 
-  def keep(image: inference.ImageResult) -> None:
+  def look(image: inference.ImageResult) -> None:
     if image.index in drawn:
       predictions[image.index] = image.prediction.copy()
+    if boundary:
+      boundary.add(image.prediction, image.label)
 
   try:
-    with inference.evaluation_progress() as progress:
+    with (
+      inference.evaluation_progress() as progress,
+      boundary or contextlib.nullcontext(),
+    ):
       evaluation = inference.evaluate(
         eval_step,
         variables,
@@ -115,14 +126,19 @@ def main() -> None:
         classes,
         len(split),
         progress=progress,
-        on_image=keep if drawn else None,
+        on_image=look if drawn or boundary else None,
+        fscore_beta=config.eval.fscore_beta,
       )
+      outlines = boundary and boundary.scores()
   finally:
     batches.close()
 
   # What came out, on the console and in files.
-  print_table(evaluation, classes)
-  result |= describe(config, evaluation, batch_size, classes)
+  interval = miou_interval(evaluation.image_counts)
+  print_table(evaluation, interval, outlines, classes)
+  result |= describe(
+    config, evaluation, interval, outlines, batch_size, classes
+  )
   names = {index: split[index]['name'] for index in sorted(predictions)}
   result['overlays'] = [f'overlays/{name}.png' for name in names.values()]
   write_json(out / 'metrics.json', result)
@@ -199,13 +215,21 @@ def previous_pictures(out: Path, result: dict) -> list[Path]:
   return [out / name for name in old.get('overlays', [])]
 
 
-def describe(config, evaluation, batch_size, classes) -> dict:
+def describe(
+  config,
+  evaluation: inference.Evaluation,
+  interval: Interval,
+  outlines: BoundaryScores | None,
+  batch_size: int,
+  classes,
+) -> dict:
   """Scores, and all that is needed to know what they are of."""
   scores = evaluation.scores
   per_class = [
     {
       'class': name,
       **{key: number(getattr(scores, key)[i]) for key in metrics.PER_CLASS},
+      **({'BoundaryIoU': number(outlines.IoU[i])} if outlines else {}),
       'pixels': int(evaluation.confusion[i].sum()),
     }
     for i, name in enumerate(classes)
@@ -218,8 +242,18 @@ def describe(config, evaluation, batch_size, classes) -> dict:
     },
     'images': evaluation.num_images,
     **{key: number(value) for key, value in scores.summary().items()},
+    'mIoU_interval': {
+      **dataclasses.asdict(interval),
+      **{key: number(getattr(interval, key)) for key in ('low', 'high')},
+    },
     'mean': {
       key: number(getattr(scores, f'm{key}')) for key in metrics.PER_CLASS
+    },
+    'fscore_beta': config.eval.fscore_beta,
+    'boundary': outlines
+    and {
+      'mIoU': number(outlines.mIoU),
+      'dilation_ratio': outlines.dilation_ratio,
     },
     'classes_averaged': scores.num_averaged,
     'classes_absent': list(scores.absent),
@@ -246,10 +280,20 @@ def write_json(path: Path, content: dict) -> None:
   os.replace(temporary, path)
 
 
-def print_table(evaluation: inference.Evaluation, classes) -> None:
+def print_table(
+  evaluation: inference.Evaluation,
+  interval: Interval,
+  outlines: BoundaryScores | None,
+  classes,
+) -> None:
   """The classes that take part in the mean, then the means."""
   scores = evaluation.scores
-  columns = ('IoU', 'Acc', 'Precision', 'Dice')
+  columns = {
+    key: (getattr(scores, key), getattr(scores, f'm{key}'))
+    for key in ('IoU', 'Acc', 'Precision', 'Dice')
+  }
+  if outlines:
+    columns['Boundary'] = (outlines.IoU, outlines.mIoU)
   table = rich.table.Table('class', title='scores in %')
   for column in (*columns, 'pixels'):
     table.add_column(column, justify='right')
@@ -257,24 +301,34 @@ def print_table(evaluation: inference.Evaluation, classes) -> None:
     if not math.isnan(scores.IoU[i]):
       table.add_row(
         name,
-        *(percent(getattr(scores, column)[i]) for column in columns),
+        *(percent(values[i]) for values, _ in columns.values()),
         f'{evaluation.confusion[i].sum():,}',
       )
   table.add_section()
   table.add_row(
     f'mean of {scores.num_averaged}',
-    *(percent(getattr(scores, f'm{column}')) for column in columns),
+    *(percent(mean) for _, mean in columns.values()),
     f'{evaluation.confusion.sum():,}',
     style='bold',
   )
   console.print(table)
   if scores.absent:
-    console.print(f'{len(scores.absent)} classes have no labelled pixel')
+    console.print(
+      f'{len(scores.absent)} classes have no labelled pixel: '
+      f'{listed(scores.absent, 8)}',
+      highlight=False,
+    )
   summary = '  '.join(
     f'{key} {percent(value)}' for key, value in scores.summary().items()
   )
   speed = evaluation.num_images / evaluation.seconds
   console.print(f'[bold]{summary}[/bold]')
+  console.print(
+    f'mIoU of other images like these: {percent(interval.low)} to '
+    f'{percent(interval.high)} ({interval.level:.0%} of '
+    f'{interval.resamples} bootstrap samples)',
+    highlight=False,
+  )
   console.print(f'{evaluation.num_images} images, {speed:.3g} images/s')
 
 
