@@ -48,6 +48,8 @@ def get_config() -> ConfigDict:
   config.eval.batch_size = 8  # images of one padded shape, over all devices
   config.eval.bucket = 64  # pixels: padded shapes are multiples of this
   config.eval.overlays = 8  # pictures to draw, 0 for none
+  config.eval.boundary_iou = False  # how well outlines fit; docs/metrics.md
+  config.eval.fscore_beta = 1.0  # recall counts beta times as much, > 0 (mmseg)
   return config.lock()
 
 

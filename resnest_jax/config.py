@@ -52,6 +52,7 @@ _BOUNDS = {
   'data.cat_max_ratio': ('above 0 and at most 1', lambda x: 0 < x <= 1),
   'data.repeat_threshold': ('from 0 to 1', lambda x: 0 <= x <= 1),
   'data.flip_probability': ('from 0 to 1', lambda x: 0 <= x <= 1),
+  'eval.fscore_beta': ('above 0', lambda x: 0 < x < float('inf')),
   'loss.aux_weight': ('at least 0', lambda x: 0 <= x < float('inf')),
   'optimizer.learning_rate': ('above 0', lambda x: 0 < x < float('inf')),
   'optimizer.min_learning_rate': ('at least 0', lambda x: x >= 0),

@@ -261,6 +261,7 @@ class ImageResult:
   index: int  # Position in the split.
   name: str
   prediction: np.ndarray | None  # uint8 (H, W) at the original size, classes.
+  label: np.ndarray  # uint8 (H, W), classes or 255.
   confusion: np.ndarray  # int64 (C, C), this image's counts.
 
 
@@ -272,6 +273,9 @@ class Evaluation:
   scores: metrics.Scores
   num_images: int
   seconds: float  # Wall time, compilation included.
+  # int64 (num_images, 2, C), by the images' position in the split: pixels in
+  # both and in either of ground truth and prediction.
+  image_counts: np.ndarray
 
 
 def image_results(
@@ -295,8 +299,9 @@ def image_results(
       _check_counts(counts[slot], batch, slot)
       height, width = batch['label_size'][slot]
       prediction = maps[slot, :height, :width] if with_predictions else None
+      label = batch['label'][slot, :height, :width]
       yield ImageResult(
-        int(index), batch['name'][slot], prediction, counts[slot]
+        int(index), batch['name'][slot], prediction, label, counts[slot]
       )
 
   pending = None
@@ -318,6 +323,7 @@ def evaluate(
   *,
   progress: rich.progress.Progress | None = None,
   on_image: Callable[[ImageResult], None] | None = None,
+  fscore_beta: float = 1.0,
 ) -> Evaluation:
   """Evaluates every image of a split once.
 
@@ -329,6 +335,7 @@ def evaluate(
     num_images: how many images `batches` has to hold: those of the split.
     progress: a running display that gets a task 'evaluate'.
     on_image: called for every image, in the order of the batches.
+    fscore_beta: see `metrics.scores`.
 
   Returns:
     `Evaluation`, the same for every batch size and number of devices.
@@ -339,14 +346,14 @@ def evaluate(
   """
   started = time.perf_counter()
   confusion = np.zeros((len(class_names), len(class_names)), np.int64)
-  seen = set()
+  seen = {}
   task = progress and progress.add_task('evaluate', total=num_images)
   for result in image_results(
     eval_step, variables, batches, with_predictions=on_image is not None
   ):
     if result.index in seen:
       raise RuntimeError(f'image {result.index} ({result.name}) came twice')
-    seen.add(result.index)
+    seen[result.index] = metrics.intersection_and_union(result.confusion)
     confusion += result.confusion
     if on_image is not None:
       on_image(result)
@@ -356,11 +363,13 @@ def evaluate(
     raise RuntimeError(
       f'the pipeline gave {len(seen)} images, the split has {num_images}'
     )
+  image_counts = [seen[index] for index in sorted(seen)]
   return Evaluation(
     confusion,
-    metrics.scores(confusion, class_names),
+    metrics.scores(confusion, class_names, fscore_beta),
     num_images,
     time.perf_counter() - started,
+    np.reshape(image_counts, (num_images, 2, len(class_names))),
   )
 
 

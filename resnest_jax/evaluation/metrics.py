@@ -19,9 +19,9 @@ IGNORE = 255
 class Scores:
   """Per-class scores, float64 (C,), NaN where undefined, and their means.
 
-  Names are mmsegmentation's. `Dice` and `Fscore` are one number written two
-  ways; they differ only where `Fscore`, the harmonic mean of precision and
-  recall, divides by zero (NaN).
+  Names are mmsegmentation's. With beta 1 `Dice` and `Fscore` are one number
+  written two ways; they differ only where `Fscore`, the harmonic mean of
+  precision and recall, divides by zero (NaN).
   """
 
   IoU: np.ndarray
@@ -87,14 +87,33 @@ def confusion_matrix(
   return counts.astype(np.int64).reshape(num_classes, num_classes)
 
 
+def intersection_and_union(confusion: np.ndarray) -> np.ndarray:
+  """Pixels in both, and in either, of ground truth and prediction.
+
+  Args:
+    confusion: (..., C, C) integer counts, rows = ground truth.
+
+  Returns:
+    int64 (..., 2, C): the numerators of IoU, and its denominators. Those of
+    several images may be summed.
+  """
+  confusion = np.asarray(confusion, np.int64)
+  right = np.diagonal(confusion, axis1=-2, axis2=-1)
+  union = confusion.sum(-1) + confusion.sum(-2) - right
+  return np.stack([right, union], axis=-2)
+
+
 def scores(
-  confusion: np.ndarray, class_names: Sequence[str] | None = None
+  confusion: np.ndarray,
+  class_names: Sequence[str] | None = None,
+  beta: float = 1.0,
 ) -> Scores:
   """Scores of a confusion matrix.
 
   Args:
     confusion: (C, C) integer counts, rows = ground truth.
     class_names: C names, for `Scores.absent`; '0', '1', ... when not given.
+    beta: how many times as much as precision recall counts in `Fscore`, > 0.
 
   Returns:
     `Scores`; with no counted pixel at all, every number is NaN.
@@ -117,19 +136,21 @@ def scores(
   confusion = confusion.astype(np.int64)
   right = np.diagonal(confusion)
   labelled, predicted = confusion.sum(1), confusion.sum(0)
-  precision, recall = _ratio(right, predicted), _ratio(right, labelled)
+  precision, recall = ratio(right, predicted), ratio(right, labelled)
   per_class = {
-    'IoU': _ratio(right, labelled + predicted - right),
+    'IoU': ratio(*intersection_and_union(confusion)),
     'Acc': recall,
-    'Dice': _ratio(2 * right, labelled + predicted),
-    'Fscore': _ratio(2 * precision * recall, precision + recall),
+    'Dice': ratio(2 * right, labelled + predicted),
+    'Fscore': ratio(
+      (1 + beta**2) * precision * recall, beta**2 * precision + recall
+    ),
     'Precision': precision,
     'Recall': recall,
   }
   return Scores(
     **per_class,
-    **{f'm{name}': _nanmean(values) for name, values in per_class.items()},
-    aAcc=float(_ratio(right.sum(), confusion.sum())),
+    **{f'm{name}': nanmean(values) for name, values in per_class.items()},
+    aAcc=float(ratio(right.sum(), confusion.sum())),
     num_averaged=int(np.count_nonzero(~np.isnan(per_class['IoU']))),
     absent=tuple(
       name
@@ -139,13 +160,13 @@ def scores(
   )
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
   """Their quotient; 0 / 0 is NaN, without a warning."""
   with np.errstate(divide='ignore', invalid='ignore'):
     return np.asarray(numerator / np.asarray(denominator, np.float64))
 
 
-def _nanmean(values: np.ndarray) -> float:
+def nanmean(values: np.ndarray) -> float:
   """The mean of what is defined; NaN, without a warning, if nothing is."""
   defined = values[~np.isnan(values)]
   return float(defined.mean()) if defined.size else float('nan')

@@ -1,5 +1,6 @@
 """What an evaluation leaves: a table, `metrics.json`, pictures."""
 
+import dataclasses
 import datetime
 import json
 import math
@@ -14,8 +15,11 @@ import rich.table
 from ml_collections import ConfigDict
 
 from resnest_jax import runtime
+from resnest_jax.data.checks.finding import listed
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import inference, metrics, visualize
+from resnest_jax.evaluation.bootstrap import Interval
+from resnest_jax.evaluation.boundary import BoundaryScores
 
 
 def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
@@ -44,6 +48,8 @@ def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
 def describe(
   config: ConfigDict,
   evaluation: inference.Evaluation,
+  interval: Interval,
+  outlines: BoundaryScores | None,
   batch_size: int,
   classes: Sequence[str],
 ) -> dict[str, Any]:
@@ -53,6 +59,7 @@ def describe(
     {
       'class': name,
       **{key: number(getattr(scores, key)[i]) for key in metrics.PER_CLASS},
+      **({'BoundaryIoU': number(outlines.IoU[i])} if outlines else {}),
       'pixels': int(evaluation.confusion[i].sum()),
     }
     for i, name in enumerate(classes)
@@ -65,8 +72,18 @@ def describe(
     },
     'images': evaluation.num_images,
     **{key: number(value) for key, value in scores.summary().items()},
+    'mIoU_interval': {
+      **dataclasses.asdict(interval),
+      **{key: number(getattr(interval, key)) for key in ('low', 'high')},
+    },
     'mean': {
       key: number(getattr(scores, f'm{key}')) for key in metrics.PER_CLASS
+    },
+    'fscore_beta': config.eval.fscore_beta,
+    'boundary': outlines
+    and {
+      'mIoU': number(outlines.mIoU),
+      'dilation_ratio': outlines.dilation_ratio,
     },
     'classes_averaged': scores.num_averaged,
     'classes_absent': list(scores.absent),
@@ -96,11 +113,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def print_table(
   console: rich.console.Console,
   evaluation: inference.Evaluation,
+  interval: Interval,
+  outlines: BoundaryScores | None,
   classes: Sequence[str],
 ) -> None:
   """The classes that take part in the mean, then the means."""
   scores = evaluation.scores
-  columns = ('IoU', 'Acc', 'Precision', 'Dice')
+  columns = {
+    key: (getattr(scores, key), getattr(scores, f'm{key}'))
+    for key in ('IoU', 'Acc', 'Precision', 'Dice')
+  }
+  if outlines:
+    columns['Boundary'] = (outlines.IoU, outlines.mIoU)
   table = rich.table.Table('class', title='scores in %')
   for column in (*columns, 'pixels'):
     table.add_column(column, justify='right')
@@ -108,24 +132,34 @@ def print_table(
     if not math.isnan(scores.IoU[i]):
       table.add_row(
         name,
-        *(percent(getattr(scores, column)[i]) for column in columns),
+        *(percent(values[i]) for values, _ in columns.values()),
         f'{evaluation.confusion[i].sum():,}',
       )
   table.add_section()
   table.add_row(
     f'mean of {scores.num_averaged}',
-    *(percent(getattr(scores, f'm{column}')) for column in columns),
+    *(percent(mean) for _, mean in columns.values()),
     f'{evaluation.confusion.sum():,}',
     style='bold',
   )
   console.print(table)
   if scores.absent:
-    console.print(f'{len(scores.absent)} classes have no labelled pixel')
+    console.print(
+      f'{len(scores.absent)} classes have no labelled pixel: '
+      f'{listed(scores.absent, 8)}',
+      highlight=False,
+    )
   summary = '  '.join(
     f'{key} {percent(value)}' for key, value in scores.summary().items()
   )
   speed = evaluation.num_images / evaluation.seconds
   console.print(f'[bold]{summary}[/bold]')
+  console.print(
+    f'mIoU of other images like these: {percent(interval.low)} to '
+    f'{percent(interval.high)} ({interval.level:.0%} of '
+    f'{interval.resamples} bootstrap samples)',
+    highlight=False,
+  )
   console.print(f'{evaluation.num_images} images, {speed:.3g} images/s')
 
 

@@ -17,6 +17,8 @@ from resnest_jax.data.datasets import open_data
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import inference, results
+from resnest_jax.evaluation.bootstrap import miou_interval
+from resnest_jax.evaluation.boundary import BoundaryIoU
 from resnest_jax.evaluation.progress import compile_notice, evaluation_progress
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.training import checkpoints, sharding
@@ -83,12 +85,19 @@ def evaluate_split(
   number = min(config.eval.overlays, len(split))
   drawn = set(np.linspace(0, len(split) - 1, number, dtype=int).tolist())
   predictions = {}
+  boundary = BoundaryIoU(len(classes)) if config.eval.boundary_iou else None
 
-  def keep(image: inference.ImageResult) -> None:
+  def look(image: inference.ImageResult) -> None:
     if image.index in drawn:
       predictions[image.index] = image.prediction.copy()
+    if boundary:
+      boundary.add(image.prediction, image.label)
 
-  with contextlib.closing(batches), evaluation_progress() as progress:
+  with (
+    contextlib.closing(batches),
+    evaluation_progress() as progress,
+    boundary or contextlib.nullcontext(),
+  ):
     eval_step = inference.make_eval_step(
       model,
       len(classes),
@@ -103,12 +112,17 @@ def evaluate_split(
       classes,
       len(split),
       progress=progress,
-      on_image=keep if drawn else None,
+      on_image=look if drawn or boundary else None,
+      fscore_beta=config.eval.fscore_beta,
     )
+    outlines = boundary and boundary.scores()
 
   # What came out, on the console and in files.
-  results.print_table(console, evaluation, classes)
-  result |= results.describe(config, evaluation, batch_size, classes)
+  interval = miou_interval(evaluation.image_counts)
+  results.print_table(console, evaluation, interval, outlines, classes)
+  result |= results.describe(
+    config, evaluation, interval, outlines, batch_size, classes
+  )
   names = {index: split[index]['name'] for index in sorted(predictions)}
   result['overlays'] = [f'overlays/{name}.png' for name in names.values()]
   results.write_json(out / 'metrics.json', result)

@@ -15,6 +15,7 @@ from resnest_jax.config import load_config
 from resnest_jax.data.datasets import open_split
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import visualize
+from resnest_jax.evaluation.boundary import boundary_counts
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training import checkpoints
 from resnest_jax.training.step import TrainState
@@ -113,6 +114,14 @@ def test_results_are_complete_and_consistent(evaluated, workdir, mini_data_dir):
   assert result['mIoU'] < 0.1
   assert result['classes_averaged'] == len(known)
   assert f'mIoU {100 * result["mIoU"]:.2f}' in console
+  interval = result['mIoU_interval']
+  assert 0 <= interval['low'] < interval['high'] < 0.1
+  assert (interval['resamples'], interval['level']) == (1000, 0.95)
+  assert f' {100 * interval["low"]:.2f} to ' in console
+  assert result['boundary'] is None
+  assert 'BoundaryIoU' not in result['per_class'][0]
+  # Of classes that are nowhere in the ground truth the first are named.
+  assert result['classes_absent'][0] in console
   assert 'sky' in console
 
 
@@ -155,11 +164,54 @@ def test_the_same_checkpoint_replaces_its_own_results(
   evaluate_here('--config.eval.overlays=1')
   after = json.loads((folder / 'metrics.json').read_text('utf-8'))
   assert after['per_class'] == before['per_class']
+  assert after['mIoU_interval'] == before['mIoU_interval']
   assert after['overlays'] == before['overlays'][:1]
   assert {path.name for path in (folder / 'overlays').iterdir()} == {
     'notes.txt',
     before['overlays'][0].removeprefix('overlays/'),
   }
+
+
+def test_boundary_iou_and_beta_on_demand(
+  evaluated, evaluate_here, mini_data_dir, monkeypatch, tmp_path, capsys
+):
+  # All pictures are drawn, so that all predictions are at hand.
+  seen = []
+  monkeypatch.setattr(
+    visualize, 'overlay', lambda image, p, _: seen.append(p) or image
+  )
+  evaluate_here(
+    *('--out', str(tmp_path / 'out')),
+    *('--config.eval.boundary_iou=true', '--config.eval.overlays=8'),
+    '--config.eval.fscore_beta=2',
+  )
+  result = json.loads((tmp_path / 'out/metrics.json').read_text('utf-8'))
+  labels = [
+    x['label'] for x in open_split('ade20k_mini', mini_data_dir, 'validation')
+  ]
+  counts = sum(
+    boundary_counts(*pair, 150) for pair in zip(seen, labels, strict=True)
+  )
+  known = counts[1] > 0
+  expected = counts[0][known] / counts[1][known]
+  found = [x['BoundaryIoU'] for x in result['per_class']]
+  assert [x for x in found if x is not None] == expected.tolist()
+  assert [x is not None for x in found] == known.tolist()
+  assert result['boundary'] == {
+    'mIoU': pytest.approx(expected.mean()),
+    'dilation_ratio': 0.02,
+  }
+  assert 'Boundary' in capsys.readouterr().out
+  # What stands for F2 beside precision and recall is F2, not F1.
+  assert result['fscore_beta'] == 2
+  precision, recall, fscore = (
+    next(x[key] for x in result['per_class'] if x['Fscore'])
+    for key in ('Precision', 'Recall', 'Fscore')
+  )
+  f2 = 5 * precision * recall / (4 * precision + recall)
+  assert fscore == pytest.approx(f2)
+  before = json.loads((evaluated[0] / 'metrics.json').read_text('utf-8'))
+  assert fscore not in [x['Fscore'] for x in before['per_class']]
 
 
 @pytest.fixture(scope='module')

@@ -197,6 +197,14 @@ def test_evaluate_equals_the_plain_way_and_gives_pictures():
   for index, result in results.items():
     assert result.name == f'image_{index}'
     np.testing.assert_array_equal(result.prediction, maps[index])
+    np.testing.assert_array_equal(
+      result.confusion,
+      metrics.confusion_matrix(result.prediction, result.label, CLASSES),
+    )
+    np.testing.assert_array_equal(
+      evaluation.image_counts[index],
+      metrics.intersection_and_union(result.confusion),
+    )
   np.testing.assert_array_equal(
     sum(result.confusion for result in results.values()), confusion
   )

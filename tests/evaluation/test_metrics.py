@@ -38,9 +38,17 @@ def test_per_class_equals_mmsegmentation_bit_for_bit(
 
 
 def test_fscore_and_pixel_accuracy_equal_mmsegmentation(golden, golden_scores):
-  # The reference rounds precision and recall to float32 on the way.
   np.testing.assert_allclose(
     golden_scores.Fscore, golden['Fscore'], rtol=3e-7, atol=0
+  )
+  # The reference works in float32; so done it is the same bit for bit.
+  precision, recall = (
+    getattr(golden_scores, name).astype(np.float32)
+    for name in ('Precision', 'Recall')
+  )
+  np.testing.assert_array_equal(
+    2 * (precision * recall) / (precision + recall),
+    golden['Fscore'].astype(np.float32),
   )
   assert np.float32(golden_scores.aAcc) == np.float32(golden['aAcc'])
 
@@ -84,6 +92,19 @@ def test_hand_computed_scores():
     'mAcc': pytest.approx((3 / 4 + 5 / 6) / 3),
     'aAcc': pytest.approx(8 / 12),
   }
+
+
+def test_beta_weighs_recall():
+  confusion = np.array([[3, 1], [4, 8]])
+  # By its other definition, in true and false positives and negatives of
+  # class 0: 3, 4 and 1.
+  for beta in (0.5, 1.0, 2.0):
+    scores = metrics.scores(confusion, beta=beta)
+    right = (1 + beta**2) * 3
+    assert scores.Fscore[0] == pytest.approx(right / (right + beta**2 * 1 + 4))
+    assert scores.Dice[0] == 6 / 11
+  assert metrics.scores(confusion).Fscore[0] == pytest.approx(6 / 11)
+  assert scores.mFscore == pytest.approx(scores.Fscore.mean())
 
 
 def test_counts_beyond_32_bits_are_kept():

@@ -1,0 +1,129 @@
+"""Boundary IoU against its definition, class by class, and by hand."""
+
+import cv2
+import numpy as np
+import pytest
+
+from resnest_jax.evaluation import boundary
+
+CLASSES = 6
+
+
+def blobs(seed, height, width):
+  """A label map of smooth areas, with a few ignored ones."""
+  rng = np.random.default_rng(seed)
+  fields = rng.standard_normal((height, width, CLASSES)).astype(np.float32)
+  classes = cv2.GaussianBlur(fields, (0, 0), 4).argmax(-1).astype(np.uint8)
+  classes[cv2.GaussianBlur(fields[..., 0], (0, 0), 3) > 0.09] = 255
+  return classes
+
+
+def twin_counts(prediction, label, ratio):
+  """As the paper defines it: every mask eroded on its own, step by step."""
+  height, width = label.shape
+  steps = max(1, round(ratio * np.sqrt(height**2 + width**2)))
+
+  def outline(mask):
+    eroded = np.pad(mask, 1)
+    for _ in range(steps):
+      padded = np.pad(eroded, 1)
+      eroded = np.min(
+        [
+          padded[y : y + height + 2, x : x + width + 2]
+          for y in range(3)
+          for x in range(3)
+        ],
+        axis=0,
+      )
+    return mask & ~eroded[1:-1, 1:-1]
+
+  counts = []
+  for k in range(CLASSES):
+    theirs = outline(label == k)
+    ours = outline((prediction == k) & (label != 255))
+    counts.append([(theirs & ours).sum(), (theirs | ours).sum()])
+  return np.transpose(counts)
+
+
+@pytest.mark.parametrize(
+  ('height', 'width', 'ratio'),
+  [(80, 120, 0.02), (61, 37, 0.05), (200, 9, 0.02), (1, 1, 0.02)],
+)
+def test_counts_equal_the_definition(height, width, ratio):
+  prediction = blobs(0, height, width)
+  prediction[prediction == 255] = CLASSES - 1
+  label = blobs(1, height, width)
+  label[: height // 2] = np.where(
+    label == 255, label, np.roll(prediction, 2, 1)
+  )[: height // 2]
+  counts = boundary.boundary_counts(prediction, label, CLASSES, ratio)
+  np.testing.assert_array_equal(counts, twin_counts(prediction, label, ratio))
+  assert counts.dtype == np.int64
+
+
+def test_by_hand():
+  # 10 x 10 pixels: a diagonal of 14, so that the boundary is one pixel wide.
+  label = np.zeros((10, 10), np.uint8)
+  label[2:7, 2:7] = 1  # 25 pixels, 16 of them its boundary.
+  prediction = np.zeros((10, 10), np.uint8)
+  prediction[2:7, 2:8] = 1  # 30 pixels, 18 of them: one column more.
+  counts = boundary.boundary_counts(prediction, label, 2)
+  # The right columns differ; 3 of the boundary's inner pixels are not shared.
+  assert counts[:, 1].tolist() == [13, 16 + 18 - 13]
+  # Class 0: the image's border (36) and 7 x 7 - 5 x 5 = 24 around the square.
+  assert boundary.boundary(label)[label == 0].sum() == 36 + 24
+
+
+def test_width_is_a_share_of_the_diagonal():
+  assert boundary.boundary_width(1024, 2048) == 46
+  assert boundary.boundary_width(512, 683) == 17
+  assert boundary.boundary_width(8, 8) == 1
+  assert boundary.boundary_width(30, 40, 0.1) == 5
+
+
+def test_ignored_pixels_do_not_count_whatever_is_predicted():
+  label = blobs(2, 60, 80)
+  prediction = blobs(3, 60, 80)
+  one, other = prediction.copy(), prediction.copy()
+  one[label == 255], other[label == 255] = 0, 4
+  np.testing.assert_array_equal(
+    boundary.boundary_counts(one, label, CLASSES),
+    boundary.boundary_counts(other, label, CLASSES),
+  )
+  assert (label == 255).sum() > 50
+
+
+def test_many_images_are_summed_then_divided():
+  pairs = [(blobs(i, 50, 70), blobs(i + 20, 50, 70)) for i in range(12)]
+  for prediction, label in pairs:
+    prediction[prediction >= 4] = 0
+    label[label == 4] = 255
+    label[label == 5] = 0
+  with boundary.BoundaryIoU(CLASSES, threads=2) as counter:
+    for pair in pairs:
+      counter.add(*pair)
+    scores = counter.scores()
+  counts = sum(boundary.boundary_counts(*pair, CLASSES) for pair in pairs)
+  known = counts[1] > 0
+  assert known.tolist() == [True] * 4 + [False] * 2
+  np.testing.assert_array_equal(
+    scores.IoU[known], counts[0][known] / counts[1][known]
+  )
+  assert np.isnan(scores.IoU[~known]).all()
+  assert scores.mIoU == pytest.approx(scores.IoU[known].mean(), rel=1e-12)
+  assert 0 < scores.mIoU < 1
+  assert scores.dilation_ratio == 0.02
+
+
+def test_the_same_map_has_one():
+  label = blobs(5, 90, 60)
+  with boundary.BoundaryIoU(CLASSES) as counter:
+    counter.add(label, label)
+    assert counter.scores().mIoU == 1
+
+
+def test_an_error_in_a_thread_is_not_lost():
+  with boundary.BoundaryIoU(2) as counter:
+    counter.add(np.zeros((2, 3), np.uint8), np.zeros((2, 2), np.uint8))
+    with pytest.raises(ValueError, match='differ in shape'):
+      counter.scores()
