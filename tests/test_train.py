@@ -278,6 +278,8 @@ def test_workdir_that_is_a_file(arguments, run_script, tmp_path):
 
 def test_interrupt_ends_in_one_line(arguments, tmp_path):
   command = [sys.executable, *map(str, arguments)]
+  # More steps than it can do until the signal arrives.
+  command += ['--config.train.total_steps=10000']
   command += ['--workdir', str(tmp_path / 'run')]
   with subprocess.Popen(
     command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
