@@ -31,7 +31,8 @@ def draw_split(
 ) -> list[Pair]:
   """Divides samples by a hash of seed and name.
 
-  So a sample stays where it is when others come or go.
+  So a sample stays where it is when others come or go, and when folders are
+  written as a list.
 
   Args:
     pairs: all samples.
@@ -50,7 +51,8 @@ def draw_split(
     )
 
   def is_drawn(pair: Pair) -> bool:
-    digest = hashlib.sha256(f'{seed}/{pair.name}'.encode()).digest()
+    name = pair.name.rpartition('/')[2]
+    digest = hashlib.sha256(f'{seed}/{name}'.encode()).digest()
     return int.from_bytes(digest[:8]) < fraction * 2**64
 
   for_training = split == names[0]

@@ -24,7 +24,9 @@ threads (OpenCV releases the GIL) or in its worker processes.
 """
 
 import functools
+import multiprocessing
 import os
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -62,6 +64,7 @@ class BatchIterator:
     self.num_images = num_images
     self._split = split
     self._skipped: list[int] = []
+    self._num_skipped = 0  # Reported already.
     self._held = [batches, reader]
     self._finalizer = weakref.finalize(self, _close_reader, self._held)
 
@@ -91,14 +94,15 @@ class BatchIterator:
     if not self._skipped:
       return ''
     count, first = len(self._skipped), self._skipped[0]
+    self._num_skipped += count
     self._skipped.clear()
     try:
       why = f'{self._split[first]["name"]}, which now can be read.'
     except UserError as error:
       why = str(error).splitlines()[0]
     return (
-      f'{count} samples could not be read and were replaced by others; the '
-      f'first: {why}'
+      f'{count} unreadable sample{"" if count == 1 else "s"} replaced by '
+      f'others ({self._num_skipped} in all); the first: {why}'
     )
 
   def close(self) -> None:
@@ -163,6 +167,13 @@ def _make_sample(
 def _init_worker(worker_index: int, num_workers: int) -> None:
   del worker_index, num_workers
   cv2.setNumThreads(0)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  """Ends this process when the one that started it was killed."""
+  multiprocessing.parent_process().join()
+  os._exit(1)
 
 
 def read_threads(num_threads: int, num_workers: int = 0) -> int:

@@ -5,10 +5,13 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 from data.readers import (
   SEED,
@@ -191,6 +194,38 @@ def test_workers_that_are_killed_while_they_wait_are_noticed():
     # Those that wait in memory may still come.
     with pytest.raises(UserError, match=r'ended unexpectedly.*exit code -9'):
       list(itertools.islice(iterator, 100))
+
+
+READS = """
+import sys
+from data import readers
+from resnest_jax.data import pipeline
+if __name__ == '__main__':
+  batches = pipeline.make_train_iterator(
+    readers.data_config(num_workers=1), readers.Scenes(10), seed=0,
+    batch_size=4, total_steps=10**6,
+  )
+  next(batches)
+  print('reading', flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(root, tmp_path):
+  script = tmp_path / 'reads.py'
+  script.write_text(READS)
+  with subprocess.Popen(
+    [sys.executable, str(script)],
+    env=os.environ | {'PYTHONPATH': f'{root}:{root / "tests"}'},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  ) as process:
+    assert process.stdout.readline() == b'reading\n'
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert started
+    process.kill()
+    _, alive = psutil.wait_procs(started, timeout=20)
+  assert not alive
 
 
 def test_image_and_label_of_different_size_stop_with_the_name():
