@@ -1,5 +1,7 @@
 """Decoding pictures and index masks."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 
@@ -12,6 +14,26 @@ _COLOUR_TYPES = {
   4: 'grey-alpha',
   6: 'RGBA',
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class PngHeader:
+  """What a PNG file says of itself."""
+
+  width: int  # pixels
+  height: int
+  bits: int  # of a channel
+  colour: str  # 'grey', 'RGB', 'palette', 'grey-alpha', 'RGBA' or 'strange'
+
+
+def png_header(png: bytes) -> PngHeader | None:
+  """Reads the first chunk of a PNG file, or None if it is none."""
+  if png[:8] != b'\x89PNG\r\n\x1a\n' or len(png) < 26:
+    return None
+  width, height = (int.from_bytes(png[i : i + 4]) for i in (16, 20))
+  return PngHeader(
+    width, height, png[24], _COLOUR_TYPES.get(png[25], 'strange')
+  )
 
 
 def decode_image(encoded: bytes, flags: int) -> np.ndarray | None:
@@ -40,10 +62,10 @@ def png_kind(png: bytes, where: str, needed: str) -> tuple[int, str]:
   Raises:
     UserError: it is not a PNG file.
   """
-  if png[:8] != b'\x89PNG\r\n\x1a\n' or len(png) < 26:
+  header = png_header(png)
+  if header is None:
     raise UserError(f'{where} is not a PNG file. {needed}')
-  # Bit depth and colour type in IHDR.
-  return png[24], _COLOUR_TYPES.get(png[25], 'strange')
+  return header.bits, header.colour
 
 
 def read_index_mask(

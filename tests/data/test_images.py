@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from resnest_jax.data.images import decode_image
+from resnest_jax.data.images import PngHeader, decode_image, png_header
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 
@@ -32,3 +32,13 @@ def test_progressive_jpeg_that_lacks_its_last_bytes():
 
 def test_text_is_no_picture():
   assert decode_image(b'no picture', cv2.IMREAD_COLOR) is None
+
+
+def test_png_header():
+  grey = np.zeros((70, 300), np.uint16)
+  png = cv2.imencode('.png', grey)[1].tobytes()
+  assert png_header(png) == PngHeader(300, 70, 16, 'grey')
+  png = cv2.imencode('.png', PICTURE)[1].tobytes()
+  assert png_header(png) == PngHeader(64, 48, 8, 'RGB')
+  assert png_header(png[:20]) is None
+  assert png_header(cv2.imencode('.jpg', PICTURE)[1].tobytes()) is None
