@@ -24,12 +24,13 @@ def main() -> None:
     '--checkpoint',
     default='latest',
     metavar='WHICH',
-    help='of the workdir: latest (default), best, or a step',
+    help='of a workdir: latest (default), best, or a step',
   )
   parser.add_argument(
     '--weights',
     metavar='SOURCE',
-    help='instead of --workdir: a published name, a path, an address',
+    help='instead of --workdir: a published name, a path, an address, or the '
+    'workdir of a training, whose network is then taken from there',
   )
   parser.add_argument(
     '--split',

@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
   config.name = ''  # the row, written into logs and results
   config.seed = 0  # of weights, dropout, order and augmentation
   # Weights to start from: '' for none, a published name (docs/weights.md), an
-  # address, hf://owner/repository/file, or a path. mmseg: 'resnest101_d2'.
+  # address, hf://owner/repository/file, a path, or the workdir of a training.
+  # mmseg: 'resnest101_d2'.
   config.pretrained = ''
   config.model = model()
   config.data = data()

@@ -15,6 +15,7 @@ _EXPORTS = {
   'import_state_dict': 'weights.state_dict',
   'load_checkpoint': 'training.checkpoints',
   'load_config': 'config',
+  'load_pretrained': 'weights.pretrained',
 }
 
 __all__ = sorted(_EXPORTS)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from resnest_jax.config import load_config
+from resnest_jax.weights.files import TORCH_INSTALL
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
@@ -66,6 +67,7 @@ def test_command_names_what_exists(command):
     else:  # An optional package.
       project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
       assert words[1] in project['optional-dependencies']
+      assert ' '.join(['pip', *words]) == TORCH_INSTALL
   elif program == 'ruff':
     assert words[0] in ('format', 'check')
   else:
@@ -78,7 +80,7 @@ def _makefile() -> str:
 
 def test_the_commands_are_found():
   found = set(COMMANDS)
-  assert {'make demo', 'make test'} <= found
+  assert {'make demo', 'make test', TORCH_INSTALL} <= found
   for script in ('train.py', 'eval.py', '-m resnest_jax.data.prepare'):
     assert any(x.startswith(f'python {script} ') for x in found), script
 

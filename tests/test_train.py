@@ -166,16 +166,12 @@ def test_killed_at_any_moment_ends_with_the_same_bits(
 def test_starts_from_the_weights_of_a_run(
   finished_run, arguments, run_script, tmp_path
 ):
-  weights = tmp_path / 'weights'
-  run_script(
-    *('-m', 'resnest_jax.weights.convert', finished_run[0], '--out', weights)
-  )
   process = run_script(
     *arguments,
-    f'--config.pretrained={weights}',
+    f'--config.pretrained={finished_run[0]}',
     *('--workdir', tmp_path / 'run'),
   )
-  assert f'starting from {weights}' in process.stdout
+  assert f'starting from {finished_run[0]} (step 8)' in process.stdout
   # Where the other run began and where it ended.
   before, after = (
     {line['step']: line['loss'] for line in log_of(run) if 'loss' in line}

@@ -11,7 +11,6 @@ import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
-import resnest_jax as rj
 from resnest_jax.data.classes import label_set
 from resnest_jax.data.images import decode_image
 from resnest_jax.data.labels import IGNORE, LabelSet
@@ -20,7 +19,7 @@ from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.evaluation import inference, visualize
 from resnest_jax.evaluation.progress import compile_notice, evaluation_progress
-from resnest_jax.training import checkpoints, sharding
+from resnest_jax.training import sharding
 from resnest_jax.weights.pretrained import load_segmentor
 
 # (long edge, short edge) in pixels, to which pictures are resized where the
@@ -163,16 +162,11 @@ def load_model(
     source: the workdir of a training, a published name, a path, an address.
     which: checkpoint of a workdir: 'latest', 'best' or a step.
   """
-  if checkpoints.checkpoint_dir(Path(source)).is_dir():
-    model, variables, about = rj.load_checkpoint(Path(source), which)
-    number = about['config']['model']['num_classes']
-    # Older checkpoints have no colours.
-    labels = label_set(number, about['classes'], about.get('palette'))
-    return model, variables, labels, about['config']['data']['image_scale']
-  model, variables, weights = load_segmentor(source)
+  model, variables, weights = load_segmentor(source, which)
   number = weights.description.config['num_classes']
   labels = label_set(number, weights.classes, weights.palette)
-  return model, variables, labels, IMAGE_SCALES.get(number, (2048, 512))
+  scale = weights.image_scale or IMAGE_SCALES.get(number, (2048, 512))
+  return model, variables, labels, tuple(scale)
 
 
 def predict_pictures(

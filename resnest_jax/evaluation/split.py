@@ -40,8 +40,8 @@ def evaluate_split(
   Args:
     config: says which data, and the network of `workdir`.
     workdir: of a run, one of whose checkpoints is evaluated; or
-    weights: a published name, a path or an address, with `out`.
-    checkpoint: of the workdir: 'latest', 'best' or a step.
+    weights: any source of weights (docs/weights.md), with `out`.
+    checkpoint: of a workdir: 'latest', 'best' or a step.
     split_name: of the data set; None: `config.data.eval_split`.
     out: folder for the results; None: WORKDIR/eval/STEP-SPLIT.
 
@@ -56,7 +56,7 @@ def evaluate_split(
   fit_num_classes(config, len(classes))
   mesh = sharding.make_mesh()
   if weights:
-    model, variables, found = from_weights(weights, config)
+    model, variables, found = from_weights(weights, checkpoint, config, classes)
     theirs = found['model']
     about = (
       f'{theirs["head"]} on {theirs["backbone"]}, dilation rule '
@@ -171,19 +171,25 @@ def from_run(
 
 
 def from_weights(
-  source: str, config: ConfigDict
+  source: str, checkpoint: str, config: ConfigDict, classes: Sequence[str]
 ) -> tuple[Any, Any, dict[str, Any]]:
-  """The network that a weight file describes; the row gives data and dtype.
+  """The network that the weights describe; the row gives data and dtype.
 
   Returns:
     The `Segmentor`, its variables, and where they are from.
   """
-  model, variables, weights = load_segmentor(source, config.model.dtype)
+  model, variables, weights = load_segmentor(
+    source, checkpoint, config.model.dtype
+  )
   theirs = weights.description.config
   if theirs['num_classes'] != config.model.num_classes:
     raise UserError(
       f'{source} has {theirs["num_classes"]} classes, {config.name} has '
       f'{config.model.num_classes}; choose the --config of its data set.'
     )
-  where = {key: weights.provenance[key] for key in ('file', 'sha256')}
+  found = weights.provenance
+  keys = [key for key in ('file', 'sha256', 'step') if key in found]
+  if 'step' in found:  # Of a run. Others spell the names as they like.
+    checkpoints.check_classes({'classes': weights.classes}, classes)
+  where = {key: found[key] for key in keys}
   return model, variables, {'checkpoint': source, 'model': theirs, **where}

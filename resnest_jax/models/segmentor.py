@@ -31,18 +31,24 @@ OUTPUT_STRIDES = (8, 16, 32)
 
 
 class SegmentorOutput(NamedTuple):
-  """Logits of both heads, (B, h, w, classes), at the heads' resolution."""
+  """Logits of both heads, (B, h, w, classes), at the heads' resolution.
+
+  `aux_logits` are None where there is no auxiliary head.
+  """
 
   logits: Array
-  aux_logits: Array
+  aux_logits: Array | None
 
 
 class Segmentor(nn.Module):
-  """A backbone, a head, and an auxiliary head on the third stage."""
+  """A backbone, a head, and an auxiliary head on the third stage.
+
+  Training needs the auxiliary head; for prediction it may be None.
+  """
 
   backbone: nn.Module
   decode_head: nn.Module
-  auxiliary_head: nn.Module
+  auxiliary_head: nn.Module | None
 
   def __call__(
     self, images: Array, *, train: bool, size: Size = None
@@ -64,7 +70,9 @@ class Segmentor(nn.Module):
     images = images.astype(self.backbone.dtype)
     features, sizes = self.backbone(images, train=train, size=size)
     logits = self.decode_head(features, train=train, sizes=sizes)
-    aux_logits = self.auxiliary_head(features, train=train, sizes=sizes)
+    aux_logits = None
+    if self.auxiliary_head is not None:
+      aux_logits = self.auxiliary_head(features, train=train, sizes=sizes)
     return SegmentorOutput(logits, aux_logits)
 
 
@@ -97,7 +105,8 @@ def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
   """Builds the network that `config.model` describes.
 
   Args:
-    config: the `model` part of a configuration (see `configs/common.py`).
+    config: the `model` part of a configuration (see `configs/common.py`);
+      with `aux_channels` None there is no auxiliary head.
 
   Returns:
     An unbound Linen module.
@@ -118,14 +127,17 @@ def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
     'dtype': backbone.dtype,
   }
   head = HEADS[_choice(config, 'head', HEADS)]
-  return Segmentor(
-    backbone=backbone,
-    decode_head=head(channels=config['head_channels'], **common),
-    auxiliary_head=FCNHead(
+  auxiliary_head = None
+  if config['aux_channels'] is not None:
+    auxiliary_head = FCNHead(
       channels=config['aux_channels'],
       num_convs=1,
       concat_input=False,
       stage=2,
       **common,
-    ),
+    )
+  return Segmentor(
+    backbone=backbone,
+    decode_head=head(channels=config['head_channels'], **common),
+    auxiliary_head=auxiliary_head,
   )

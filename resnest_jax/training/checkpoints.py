@@ -20,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from resnest_jax.errors import UserError
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training.step import TrainState
+from resnest_jax.weights.files import SAFETENSORS, TORCH
 from resnest_jax.weights.state_dict import variable_shapes
 
 METRIC = 'mIoU'
@@ -205,6 +206,11 @@ def load_checkpoint(
   with open_checkpoints(workdir, read_only=True) as manager:
     step = find_step(manager, which)
     about = _read(manager, step).about
+    if 'config' not in about:
+      raise UserError(
+        f'checkpoint {manager.directory / str(step)} has no configuration, so '
+        'its network is not known; train.py of this version writes one.'
+      )
     model = create_segmentor(about['config']['model'])
     restored = _read(manager, step, model=variable_shapes(model))
   return model, restored.model, about
@@ -227,11 +233,18 @@ def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:
 
 
 def _check_is_run(workdir: Path) -> None:
-  if not checkpoint_dir(workdir).is_dir():
+  if checkpoint_dir(workdir).is_dir():
+    return
+  if any((Path(workdir) / name).is_file() for name in (SAFETENSORS, TORCH)):
     raise UserError(
-      f'{workdir} holds no run (it has no folder "checkpoints"); train first, '
-      'or give the --workdir that was given to train.py.'
+      f'{workdir} holds no run but converted weights: eval.py and predict.py '
+      'take them with --weights, Python with '
+      f"rj.load_pretrained('{workdir}')."
     )
+  raise UserError(
+    f'{workdir} holds no run (it has no folder "checkpoints"); train first, '
+    'or give the --workdir that was given to train.py.'
+  )
 
 
 def _read(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> Any:

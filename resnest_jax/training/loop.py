@@ -43,7 +43,7 @@ from resnest_jax.training.step import (
   make_train_step,
 )
 from resnest_jax.weights.fetch import fetch
-from resnest_jax.weights.pretrained import start_from
+from resnest_jax.weights.start import start_from
 from resnest_jax.weights.state_dict import variable_shapes
 
 # Keys that change neither the result nor what is stored.

@@ -11,47 +11,43 @@ where the weights come from. This also stands inside the weight file.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax.traverse_util import flatten_dict
 
-from resnest_jax.errors import UserError, run
-from resnest_jax.weights.files import check_new, write_weights
-from resnest_jax.weights.infer import Description
-from resnest_jax.weights.pretrained import (
-  NORMALIZATION,
-  Weights,
-  load_weights,
-  remaining,
-)
-from resnest_jax.weights.state_dict import (
-  KINDS,
-  export_state_dict,
-  import_state_dict,
-  variable_shapes,
-  without,
-)
+from resnest_jax import runtime
+from resnest_jax.errors import run
+from resnest_jax.models.resnest import BACKBONES
+from resnest_jax.weights.files import check_new, check_torch, write_weights
+from resnest_jax.weights.infer import backbone_of, same_shapes
+from resnest_jax.weights.names import WHOSE, WHOSE_READ
+from resnest_jax.weights.pretrained import Weights, load_weights
+from resnest_jax.weights.state_dict import KINDS, export_state_dict
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Reads the command line, converts, says what was done."""
   flags = _parser().parse_args(arguments)
+  runtime.set_up()
   check_new(flags.out)
-  if (Path(flags.source) / 'checkpoints').is_dir():
-    weights = _of_run(Path(flags.source), flags.checkpoint, flags.drop)
-  else:
-    weights = load_weights(
-      flags.source, drop=flags.drop, backbone=flags.backbone
-    )
-  model = weights.description.create()
-  variables = import_state_dict(model, weights.state_dict)
+  if flags.to == 'mmseg':
+    check_torch()
+  weights = load_weights(
+    flags.source,
+    drop=flags.drop,
+    backbone=flags.backbone,
+    checkpoint=flags.checkpoint,
+  )
+  model, variables = weights.create()
   exported = export_state_dict(model, variables, flags.to)
   files = write_weights(flags.out, flags.to, exported, weights.about())
-  _report(weights, variables, files)
+  _report(weights, variables)
+  print(
+    f'written with {WHOSE[flags.to]} names: {len(exported)} tensors, in '
+    f'{", ".join(map(str, files))}'
+  )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,55 +94,34 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _of_run(workdir: Path, which: str, drop: list[str]) -> Weights:
-  """The weights of a training, by the names of their paths."""
-  from resnest_jax.training.checkpoints import restore_variables
-
-  try:
-    config = json.loads((workdir / 'config.json').read_text('utf-8'))
-    description = Description('segmentor', config['model'])
-  except (OSError, ValueError, KeyError) as error:
-    raise UserError(
-      f'{workdir} has checkpoints but no config.json of a training that can '
-      f'be read ({error}).'
-    ) from error
-  model = description.create()
-  variables, step, about = restore_variables(
-    workdir, which, variable_shapes(model)
-  )
-  state_dict = without(export_state_dict(model, variables, 'ours'), drop)
-  if drop:
-    description = remaining(description, state_dict)
-  return Weights(
-    state_dict,
-    'ours',
-    description,
-    about['classes'],
-    about.get('palette'),
-    NORMALIZATION,
-    {'source': str(workdir), 'step': step, 'config': config['name']},
-  )
-
-
-def _report(weights: Weights, variables: Any, files: list[Path]) -> None:
+def _report(weights: Weights, variables: Any) -> None:
+  """Says what the weights are of."""
   task, config = weights.description
-  arrays = flatten_dict(variables)
-  parameters = sum(v.size for k, v in arrays.items() if k[0] == 'params')
-  name = config['backbone']
-  if config.get('stage_sizes'):
-    name = f'a ResNeSt of {tuple(config["stage_sizes"])} blocks'
-  head = f' with {config["head"]}' if 'head' in config else ''
-  classes = (
-    f', {config["num_classes"]} classes' if 'num_classes' in config else ''
-  )
+  parameters = sum(v.size for v in flatten_dict(variables['params']).values())
+  name, found = config['backbone'], backbone_of(config)
+  if BACKBONES[name] != found:
+    name = f'a ResNeSt of {found.stage_sizes} blocks'
+  others = [other for other in same_shapes(found) if other != name]
+  if others and not weights.provenance['backbone_known']:
+    have = 'has' if len(others) == 1 else 'have'
+    name += (
+      f' (assumed from shapes; {", ".join(others)} {have} the same: '
+      '--backbone names it)'
+    )
+  parts = [f'{task}: {name}']
+  if 'head' in config:
+    parts[0] += f' with {config["head"]}'
+    if config['aux_channels'] is None:
+      parts[0] += ' and no auxiliary head'
+  if 'num_classes' in config:
+    parts.append(f'{config["num_classes"]} classes')
+  if config['output_stride'] < 32:  # Undilated, all rules are the same.
+    parts.append(f'dilation rule {config["dilation_rule"]}')
+  print(f'{", ".join(parts)}, {parameters / 1e6:.2f} M parameters')
   print(
-    f'{task}: {name}{head}{classes}, dilation rule '
-    f'{config["dilation_rule"]}, {parameters / 1e6:.2f} M parameters'
+    f'read with {WHOSE_READ[weights.kind]} names: {len(weights.state_dict)} '
+    'tensors, all placed'
   )
-  print(f'{len(weights.state_dict)} tensors of kind {weights.kind}, all placed')
-  if not all(np.isfinite(value).all() for value in arrays.values()):
-    print('warning: there are values that are not finite')
-  print(f'written: {", ".join(map(str, files))}')
 
 
 if __name__ == '__main__':

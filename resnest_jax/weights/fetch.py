@@ -22,7 +22,7 @@ import rich.progress
 from rich.console import Console
 
 from resnest_jax.errors import UserError
-from resnest_jax.weights.files import sha256
+from resnest_jax.weights.files import TORCH_SUFFIXES, check_torch, sha256
 from resnest_jax.weights.published import PUBLISHED, Published, known_file
 
 TIMEOUT = 30  # Seconds without a byte.
@@ -45,12 +45,13 @@ def fetch(
 
   Raises:
     UserError: no such thing; no mirror could be reached; a file that is cut
-      off or has the wrong checksum.
+      off or has the wrong checksum; a PyTorch file that is not here yet, and
+      no PyTorch to read it with.
   """
   path, text = Path(source), str(source)
   if path.exists():
     if known := known_file(path.name):
-      _check(path, known.sha256, f'{path.name} as published')
+      _check(path, known.sha256, str(path), f'{path.name} as published')
     return path
   if text in published:
     known = published[text]
@@ -97,6 +98,8 @@ def _from_hub(text: str) -> Path:
       'hf://timm/resnest50d.in1k/model.safetensors.'
     )
   repository, _, revision = parts[1].partition('@')
+  if text.endswith(TORCH_SUFFIXES):
+    check_torch()
   try:
     path = huggingface_hub.hf_hub_download(
       f'{parts[0]}/{repository}',
@@ -138,7 +141,8 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
     name = f'{hashlib.sha256(urls[0].encode()).hexdigest()[:12]}-{name}'
   path = cache_folder() / name
   if path.is_file():
-    _check(path, digits, 'it should; remove it to download it again')
+    expected = 'it should; remove it to download it again'
+    _check(path, digits, str(path), expected)
     return path
   advice = f'Download it by other means and give its path, or put it at {path}.'
   if offline():
@@ -146,6 +150,8 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
       f'{urls[0]} is not in the cache and downloads are switched off '
       f'(RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE). {advice}'
     )
+  if name.endswith(TORCH_SUFFIXES):
+    check_torch()
   path.parent.mkdir(parents=True, exist_ok=True)
   failures = []
   for url in urls:
@@ -153,7 +159,7 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
       _download(url, path, digits)
       return path
     except (OSError, HTTPException, ValueError, UserError) as error:
-      failures.append(f'{url}: {error}')
+      failures.append(f'{url}: {str(error).rstrip(".")}')
   raise UserError(f'no download succeeded. {"; ".join(failures)}. {advice}')
 
 
@@ -174,17 +180,17 @@ def _download(url: str, path: Path, digits: str) -> None:
       done = file.tell()
     if length and done != length:
       raise UserError(f'it was cut off after {done} of {length} bytes')
-    _check(temporary, digits, 'published')
+    _check(temporary, digits, 'what it sends', 'published')
     temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)
 
 
-def _check(path: Path, digits: str, expected: str) -> None:
-  """Compares the first digits of the SHA-256."""
+def _check(path: Path, digits: str, what: str, expected: str) -> None:
+  """Compares the first digits of the SHA-256; `what` begins the message."""
   found = sha256(path)[: len(digits)]
   if found != digits:
     raise UserError(
-      f'{path} has the wrong checksum: its SHA-256 begins with {found}, not '
+      f'{what} has the wrong checksum: its SHA-256 begins with {found}, not '
       f'with {digits} as {expected}. It is damaged or another file.'
     )

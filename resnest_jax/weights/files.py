@@ -5,9 +5,11 @@ which refuses everything that could run code; PyTorch is an optional package.
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,12 @@ from resnest_jax.errors import UserError
 SAFETENSORS = 'model.safetensors'
 TORCH = 'model.pth'
 ABOUT = 'about.json'
+TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
+TORCH_INSTALL = (
+  'pip install torch --index-url https://download.pytorch.org/whl/cpu'
+)
+# Bytes; safetensors allows no longer header.
+MAX_HEADER = 100_000_000
 # Where a description of ours lies in a safetensors header and in a .pth.
 HEADER_KEY = 'resnest_jax'
 # Objects that mmengine puts beside the weights. They are read as nothing.
@@ -53,26 +61,47 @@ def read_weights(path: Path) -> WeightFile:
   """Reads a safetensors or PyTorch file; the content tells which it is.
 
   Args:
-    path: a file, or a folder with a `model.safetensors`.
+    path: a file, or a folder; see `weight_file`.
 
   Raises:
     UserError: neither format, damaged, a pickle that would run code, no state
       dict in it, or PyTorch is needed and not installed.
   """
-  path = Path(path)
-  if path.is_dir():
-    path = path / SAFETENSORS
-  if not path.is_file():
-    raise UserError(f'there is no weight file {path}.')
+  path = weight_file(path)
   with path.open('rb') as file:
     start = file.read(9)
+  # First: the length may begin as a pickle or a zip file does.
+  length = int.from_bytes(start[:8], 'little')
+  if start[8:9] == b'{' and length <= MAX_HEADER:
+    return _read_safetensors(path)
   if start[:4] == b'PK\x03\x04' or start[:1] == b'\x80':
     return _read_torch(path)
-  if len(start) == 9 and start[8:9] == b'{':
-    return _read_safetensors(path)
   raise UserError(
     f'{path} is neither a safetensors nor a PyTorch file: it begins with '
     f'{start!r}. It may be a web page or cut off; get it again.'
+  )
+
+
+def weight_file(path: Path) -> Path:
+  """The file that is meant by it or by the folder that convert wrote.
+
+  Raises:
+    UserError: there is none; the message says what the folder holds.
+  """
+  path = Path(path)
+  if path.is_file():
+    return path
+  if not path.is_dir():
+    raise UserError(f'there is no weight file {path}.')
+  for name in (SAFETENSORS, TORCH):
+    if (path / name).is_file():
+      return path / name
+  inside = sorted(x.name for x in path.iterdir())
+  more = f' and {len(inside) - 8} more' if len(inside) > 8 else ''
+  raise UserError(
+    f'the folder {path} holds neither {SAFETENSORS} nor {TORCH}, nor the '
+    f'checkpoints of a training, but {", ".join(inside[:8]) or "nothing"}'
+    f'{more}. Give the file itself.'
   )
 
 
@@ -113,14 +142,19 @@ class _Ignored:
     del state
 
 
-def _torch():
-  try:
-    import torch
-  except ImportError as error:
+def check_torch() -> None:
+  """Raises `UserError` if PyTorch is not installed; takes no time."""
+  if importlib.util.find_spec('torch') is None:
     raise UserError(
-      'PyTorch files need the package torch (its CPU build will do): pip '
-      'install torch. safetensors files need nothing more.'
-    ) from error
+      'PyTorch files need the package torch (its CPU build will do): '
+      f'{TORCH_INSTALL}. safetensors files need nothing more.'
+    )
+
+
+def _torch():
+  check_torch()
+  import torch
+
   return torch
 
 
@@ -128,26 +162,37 @@ def _read_torch(path: Path) -> WeightFile:
   torch = _torch()
   ignored = [(_Ignored, name) for name in IGNORED_OBJECTS]
   try:
-    with torch.serialization.safe_globals(ignored):
+    with warnings.catch_warnings(), torch.serialization.safe_globals(ignored):
+      warnings.simplefilter('ignore')  # Of pickle protocols and TorchScript.
       content = torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:  # Damaged files raise errors of many kinds.
-    if found := re.search(r'GLOBAL (\S+)', str(error)):
-      raise UserError(
-        f'{path} wants to run {found[1]}, which weights have no need of; it '
-        'was not run and nothing was read. Use another source, or a '
-        'safetensors file.'
-      ) from error
-    first_line = str(error).strip().partition('\n')[0]
-    raise UserError(
-      f'{path} cannot be read as a PyTorch file ({type(error).__name__}: '
-      f'{first_line}). It may be cut off; get it again.'
-    ) from error
+    raise UserError(f'{path} {_why_not(error)}') from error
   meta = content.get('meta') if isinstance(content, Mapping) else None
   about = content.get(HEADER_KEY) if isinstance(content, Mapping) else None
   return WeightFile(
     _state_dict(path, content, torch),
     about if isinstance(about, dict) else {},
     meta if isinstance(meta, dict) else {},
+  )
+
+
+def _why_not(error: Exception) -> str:
+  """In our own words: PyTorch's advise to switch the restriction off."""
+  if found := re.search(r'GLOBAL (\S+)', str(error)):
+    return (
+      f'wants to run {found[1]}, which weights have no need of; it was not '
+      'run and nothing was read. Use another source, or a safetensors file.'
+    )
+  if 'weights_only' in str(error):
+    return (
+      "holds more than weights: PyTorch's restricted loader, which runs no "
+      'code of a file, refuses it, and nothing was read. Use another source, '
+      'or a safetensors file.'
+    )
+  first_line = str(error).strip().partition('\n')[0]
+  return (
+    f'cannot be read as a PyTorch file ({type(error).__name__}: {first_line}). '
+    'It may be cut off; get it again.'
   )
 
 
@@ -198,15 +243,14 @@ def write_weights(
   check_new(folder)
   folder.parent.mkdir(parents=True, exist_ok=True)
   with _appearing(folder) as temporary:
-    if kind == 'mmseg':
-      names = [TORCH, ABOUT]
-      _write_torch(temporary / TORCH, state_dict, about)
-    else:
-      names = [SAFETENSORS, ABOUT]
-      _write_safetensors(temporary / SAFETENSORS, state_dict, about)
+    name = TORCH if kind == 'mmseg' else SAFETENSORS
+    write = _write_torch if kind == 'mmseg' else _write_safetensors
+    write(temporary / name, state_dict, about)
     text = json.dumps(about, indent=2) + '\n'
     (temporary / ABOUT).write_text(text, 'utf-8')
-  return [folder / name for name in names]
+    # safetensors makes files that nobody else may read.
+    (temporary / name).chmod((temporary / ABOUT).stat().st_mode)
+  return [folder / name, folder / ABOUT]
 
 
 def check_new(folder: Path) -> None:

@@ -10,6 +10,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.resnest import BACKBONES, EXPANSION, Backbone
 from resnest_jax.models.segmentor import create_backbone, create_segmentor
+from resnest_jax.weights.names import head_modules, head_of
 
 TASKS = ('segmentor', 'classifier', 'backbone')
 
@@ -77,27 +78,68 @@ def _backbone_config(
     raise UserError(
       f'this is no state dict of a ResNeSt, or not a whole one ({error}).'
     ) from error
-  fitting = [
-    name
-    for name, known in BACKBONES.items()
-    if known._replace(avd_first=False) == found
-  ]
+  fitting = same_shapes(found)
   if backbone is not None:
-    if backbone not in BACKBONES:
-      raise UserError(
-        f'backbone {backbone!r} is not one of {", ".join(BACKBONES)}.'
-      )
-    if backbone not in fitting:
-      what = ', '.join(fitting) if fitting else str(found._asdict())
-      raise UserError(
-        f'the state dict is not that of {backbone}; its shapes fit {what}.'
-      )
+    _check_fits(backbone, found)
     return {'backbone': backbone}
   if fitting:
     return {'backbone': fitting[0]}
   varied = found._asdict()
   del varied['avd_first']
   return {'backbone': 'resnest50', **varied}
+
+
+def same_shapes(backbone: Backbone) -> list[str]:
+  """Names of the backbones whose weights have the same names and shapes."""
+  found = backbone._replace(avd_first=False)
+  return [
+    name
+    for name, known in BACKBONES.items()
+    if known._replace(avd_first=False) == found
+  ]
+
+
+def backbone_of(config: Mapping[str, Any]) -> Backbone:
+  """What a description's `config` says of the backbone."""
+  backbone = create_backbone(config)
+  return Backbone(*(getattr(backbone, key) for key in Backbone._fields))
+
+
+def _check_fits(name: str, found: Backbone) -> None:
+  if name not in BACKBONES:
+    raise UserError(f'backbone {name!r} is not one of {", ".join(BACKBONES)}.')
+  fitting = same_shapes(found)
+  if name not in fitting:
+    what = ', '.join(fitting) if fitting else str(found._asdict())
+    raise UserError(
+      f'the state dict is not that of {name}; its shapes fit {what}.'
+    )
+
+
+def with_backbone(
+  description: Description, name: str, known: bool
+) -> Description:
+  """A description whose backbone gets the name that the user gives.
+
+  Args:
+    description: of weights of ours.
+    name: of the backbone.
+    known: whether the description's is more than a guess from the shapes.
+
+  Raises:
+    UserError: the shapes do not fit it, or another one is known.
+  """
+  config = description.config
+  found = backbone_of(config)
+  _check_fits(name, found)
+  if known and BACKBONES[name] != found:
+    raise UserError(
+      f'the weights are known to be of {config["backbone"]}, not of {name}, '
+      'which has the same shapes and gives other results. Leave --backbone '
+      'out; if it was named wrongly, convert again from the original.'
+    )
+  kept = {k: v for k, v in config.items() if k not in Backbone._fields}
+  return description._replace(config=kept | {'backbone': name})
 
 
 def _measure(shapes: Mapping[str, tuple], prefix: str) -> Backbone:
@@ -129,28 +171,26 @@ def _measure(shapes: Mapping[str, tuple], prefix: str) -> Backbone:
 
 def _heads_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
   """mmsegmentation's heads. They come with output stride 8."""
-  names = '\n'.join(shapes)
-  head = None
-  for mark, name in (
-    (r'^decode_head\.psp_modules\.', 'pspnet'),
-    (r'^decode_head\.aspp_modules\.1\.depthwise_conv\.', 'deeplabv3plus'),
-    (r'^decode_head\.aspp_modules\.', 'deeplabv3'),
-    (r'^decode_head\.conv_cat\.', 'fcn'),
-  ):
-    if head is None and re.search(mark, names, re.MULTILINE):
-      head = name
+  head = head_of(shapes)
   layer = shapes.get('decode_head.conv_seg.weight')
   auxiliary = shapes.get('auxiliary_head.conv_seg.weight')
-  if head is None or layer is None or auxiliary is None:
+  modules = head_modules(shapes)
+  if head is None or layer is None:
     raise UserError(
-      'the heads of this state dict are not known: accepted are '
-      'decode_head of FCN, PSPNet, DeepLabV3 or DeepLabV3+ with an '
-      'auxiliary_head. To keep the backbone alone, drop the others by name.'
+      'the heads of this state dict are not known: accepted is a decode_head '
+      'of FCN, PSPNet, DeepLabV3 or DeepLabV3+. To keep the backbone alone: '
+      f'--drop {" ".join(modules)} (in Python the argument drop).'
+    )
+  if auxiliary is None and 'auxiliary_head' in modules:
+    raise UserError(
+      'the auxiliary_head of this state dict is not known: accepted is one of '
+      'FCN with its conv_seg. Prediction does not need it: --drop '
+      'auxiliary_head (in Python the argument drop).'
     )
   return {
     'head': head,
     'head_channels': layer[1],
-    'aux_channels': auxiliary[1],
+    'aux_channels': auxiliary[1] if auxiliary else None,
     'num_classes': layer[0],
     'dropout': 0.1,
     'output_stride': 8,

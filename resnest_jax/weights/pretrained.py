@@ -1,4 +1,4 @@
-"""Weights with all that belongs to them, and how a training starts from them.
+"""Weights with all that belongs to them: the one way in, whatever the source.
 
 A `Weights` is what `convert` reads and writes: a state dict of some kind, the
 model it is of, and where it comes from.
@@ -10,23 +10,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import numpy as np
 
 import resnest_jax
+from resnest_jax.data.classes import label_set
 from resnest_jax.errors import UserError
 from resnest_jax.weights.fetch import fetch
 from resnest_jax.weights.files import (
-  SAFETENSORS,
   WeightFile,
   read_weights,
   sha256,
+  weight_file,
 )
-from resnest_jax.weights.infer import Description, describe
+from resnest_jax.weights.infer import Description, describe, with_backbone
+from resnest_jax.weights.names import WHOSE_READ, head_modules, listed
 from resnest_jax.weights.published import PUBLISHED, known_file
 from resnest_jax.weights.state_dict import (
+  export_state_dict,
   import_state_dict,
   recognise,
-  reinitialised,
-  top_module,
   without,
 )
 
@@ -57,6 +59,8 @@ class Weights(NamedTuple):
   classes: names, or None.
   palette: colours (R, G, B) of the classes, or None.
   normalization: of the images.
+  image_scale: (long edge, short edge) in pixels of a training's images, or
+    None.
   provenance: where it comes from, JSON-able.
   """
 
@@ -66,6 +70,7 @@ class Weights(NamedTuple):
   classes: list[str] | None
   palette: list[list[int]] | None
   normalization: dict[str, Any]
+  image_scale: list[int] | None
   provenance: dict[str, Any]
 
   def about(self) -> dict[str, Any]:
@@ -77,8 +82,22 @@ class Weights(NamedTuple):
       'classes': self.classes,
       'palette': self.palette,
       'normalization': self.normalization,
+      'image_scale': self.image_scale,
       'provenance': self.provenance,
     }
+
+  def create(
+    self, dtype: str | None = None
+  ) -> tuple[nn.Module, dict[str, Any]]:
+    """The model and its variables, as NumPy arrays.
+
+    Args:
+      dtype: of the activations; None: as described.
+    """
+    task, config = self.description
+    config = config | ({'dtype': dtype} if dtype else {})
+    model = Description(task, config).create()
+    return model, import_state_dict(model, self.state_dict)
 
 
 def load_weights(
@@ -86,36 +105,159 @@ def load_weights(
   *,
   drop: Sequence[str] = (),
   backbone: str | None = None,
+  checkpoint: str | int = 'latest',
 ) -> Weights:
   """Finds and reads weights of any known kind.
 
   Args:
-    source: a path, published name, address or hf:// file; see `fetch`.
+    source: the workdir of a training, or a path, published name, address or
+      hf:// file; see `fetch`.
     drop: modules to leave out, by their names in the state dict.
     backbone: its name, where the file does not tell; see `describe`.
+    checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
 
   Raises:
-    UserError: no such file, a damaged one, or not a ResNeSt.
+    UserError: no such file, a damaged one, values that are not finite, or
+      not a ResNeSt.
   """
   path = fetch(source)
+  if (path / 'checkpoints').is_dir():
+    weights = _of_run(path, checkpoint, drop, backbone)
+  elif checkpoint != 'latest':
+    raise UserError(
+      f'{source} is not the workdir of a training, which alone has a '
+      f'checkpoint {checkpoint!r}; leave --checkpoint out.'
+    )
+  else:
+    weights = _of_file(source, weight_file(path), drop, backbone)
+  _check_finite(source, weights.state_dict)
+  return weights
+
+
+def load_pretrained(
+  source: str | Path,
+  *,
+  drop: Sequence[str] = (),
+  backbone: str | None = None,
+  checkpoint: str | int = 'latest',
+  dtype: str | None = None,
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+  """A model with its weights, ready to apply, from any source.
+
+  Args:
+    source: the workdir of a training, a file, a folder that convert wrote, a
+      published name ('resnest50', 'ade20k_pspnet'), an address, or
+      'hf://owner/repository/file'.
+    drop: modules to leave out, by their names in the source: ('fc',) leaves
+      a classifier's backbone.
+    backbone: its name, where the source does not tell; see `describe`.
+    checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
+    dtype: of the activations: 'float32', 'bfloat16' or 'float64'; None: as
+      it was trained here, and float32 for others' weights.
+
+  Returns:
+    The `Segmentor`, `Classifier` or `ResNeSt`, its variables as NumPy arrays,
+    and what is known of them: `task`, `model` (its configuration), `classes`,
+    `palette`, `normalization`, `image_scale` and `provenance`.
+
+  Raises:
+    UserError: not to be found, damaged, or not a ResNeSt.
+  """
+  weights = load_weights(
+    source, drop=drop, backbone=backbone, checkpoint=checkpoint
+  )
+  return *weights.create(dtype), weights.about()
+
+
+def load_segmentor(
+  source: str | Path,
+  checkpoint: str | int = 'latest',
+  dtype: str | None = None,
+) -> tuple[nn.Module, dict[str, Any], Weights]:
+  """As `load_pretrained`, of segmentors alone, with the `Weights`.
+
+  Raises:
+    UserError: not to be found, damaged, or weights of something else.
+  """
+  weights = load_weights(source, checkpoint=checkpoint)
+  task = weights.description.task
+  if task != 'segmentor':
+    raise UserError(
+      f'{source} is a {task}, which gives no label maps; a segmentor is needed.'
+    )
+  return *weights.create(dtype), weights
+
+
+def _check_finite(source: str | Path, state_dict: Mapping[str, Any]) -> None:
+  bad = [k for k, v in state_dict.items() if not np.isfinite(v).all()]
+  if bad:
+    raise UserError(
+      f'{source} has values that are not finite (NaN or infinity) in '
+      f'{len(bad)} of {len(state_dict)} tensors: {listed(bad)}. The training '
+      'has diverged or the file is damaged; take an earlier checkpoint, or '
+      'another source.'
+    )
+
+
+def _of_run(
+  workdir: Path, which: str | int, drop: Sequence[str], backbone: str | None
+) -> Weights:
+  """The weights of a training, by the names of their paths."""
+  # Orbax takes a second, which files need not.
+  from resnest_jax.training.checkpoints import load_checkpoint
+
+  model, variables, about = load_checkpoint(workdir, which)
+  state_dict = without(export_state_dict(model, variables, 'ours'), drop)
+  config = about['config']
+  description = Description('segmentor', config['model'])
+  if backbone:
+    description = with_backbone(description, backbone, known=True)
+  classes, palette = about['classes'], about.get('palette')
+  if palette is None:  # Older checkpoints have none.
+    labels = label_set(len(classes), classes, None)
+    palette = None if labels.name == 'own' else labels.palette.tolist()
+  return Weights(
+    state_dict,
+    'ours',
+    remaining(description, state_dict) if drop else description,
+    classes,
+    palette,
+    NORMALIZATION,
+    list(config['data']['image_scale']),
+    {
+      'source': str(workdir),
+      'step': about['step'],
+      'config': config['name'],
+      'dropped': list(drop),
+      'backbone_known': True,
+      'read_by': f'resnest_jax {resnest_jax.__version__}',
+    },
+  )
+
+
+def _of_file(
+  source: str | Path, path: Path, drop: Sequence[str], backbone: str | None
+) -> Weights:
   file = read_weights(path)
   state_dict = without(file.state_dict, drop)
   kind = recognise(state_dict)
-  if path.is_dir():
-    path = path / SAFETENSORS
   provenance = {
     'source': str(source),
     'file': path.name,
     'sha256': sha256(path),
-    'kind': kind,
+    'names': WHOSE_READ[kind],
     'dropped': list(drop),
     'meta': _readable(file.meta),
     'read_by': f'resnest_jax {resnest_jax.__version__}',
   }
   if file.about:
-    return _described(path, file, state_dict, kind, drop, provenance)
-  known = PUBLISHED.get(str(source)) or known_file(path.name)
-  if known and backbone is None:
+    return _described(path, file, state_dict, kind, drop, backbone, provenance)
+  if known := PUBLISHED.get(str(source)) or known_file(path.name):
+    if backbone not in (None, known.backbone):
+      raise UserError(
+        f'{source} is published as {known.backbone}, not as {backbone}; leave '
+        '--backbone out.'
+      )
     backbone = known.backbone
   provenance['backbone_known'] = backbone is not None
   if kind == 'ours':
@@ -132,40 +274,22 @@ def load_weights(
     classes,
     palette,
     DETECTRON_NORMALIZATION if detectron else NORMALIZATION,
+    None,
     provenance,
   )
 
 
-def load_segmentor(
-  source: str | Path, dtype: str = 'float32'
-) -> tuple[nn.Module, dict[str, Any], Weights]:
-  """A published or converted segmentor, ready to apply.
-
-  Args:
-    source: see `load_weights`.
-    dtype: of the activations, as `config.model.dtype`.
-
-  Returns:
-    The `Segmentor`, its variables as NumPy arrays, and where they are from.
-
-  Raises:
-    UserError: not to be found, damaged, or weights of something else.
-  """
-  weights = load_weights(source)
-  task, config = weights.description
-  if task != 'segmentor':
-    raise UserError(
-      f'{source} is a {task}, which gives no label maps; a segmentor is needed.'
-    )
-  model = Description(task, config | {'dtype': dtype}).create()
-  return model, import_state_dict(model, weights.state_dict), weights
-
-
-def _described(path, file: WeightFile, state_dict, kind, drop, provenance):
+def _described(
+  path, file: WeightFile, state_dict, kind, drop, backbone, provenance
+):
   """Weights that `convert` wrote, with its description."""
   about = file.about
   try:
     description = Description(about['task'], dict(about['model']))
+    known = about['provenance'].get('backbone_known', True)
+    if backbone:
+      description = with_backbone(description, backbone, known)
+      known = True
     if drop:
       description = remaining(description, state_dict)
     return Weights(
@@ -175,9 +299,10 @@ def _described(path, file: WeightFile, state_dict, kind, drop, provenance):
       about['classes'],
       about['palette'],
       about['normalization'],
-      provenance | {'backbone_known': True, 'from': about['provenance']},
+      about.get('image_scale'),
+      provenance | {'backbone_known': known, 'from': about['provenance']},
     )
-  except (KeyError, TypeError, ValueError) as error:
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(
       f'the description in {path} is damaged: {error!r}. Convert again from '
       'the original.'
@@ -193,9 +318,12 @@ def remaining(
     description: of the whole.
     state_dict: what is left of it, of any kind.
   """
-  names = '\n'.join(state_dict)
+  names, heads = '\n'.join(state_dict), head_modules(state_dict)
+  if 'decode_head' in heads and 'auxiliary_head' not in heads:
+    config = description.config | {'aux_channels': None}
+    return description._replace(config=config)
   kept = {
-    'segmentor': 'decode_head' in names or 'auxiliary_head' in names,
+    'segmentor': 'decode_head' in heads,
     'classifier': re.search(r'^(head\.|params/)?fc[./]', names, re.M),
     'backbone': True,
   }[description.task]
@@ -230,65 +358,3 @@ def _readable(meta: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(value, int | float)
     or (isinstance(value, str) and len(value) < 200)
   }
-
-
-def start_from(
-  model: nn.Module, variables: Mapping[str, Any], source: str
-) -> tuple[dict[str, Any], list[str]]:
-  """The variables a training begins with.
-
-  Args:
-    model: a segmentor.
-    variables: freshly initialised; what the weights do not hold stays.
-    source: see `load_weights`. Of a segmentor all is taken, and layers with
-      another number of classes stay fresh; of a classifier or a backbone
-      the backbone is taken, and a classifier's layer (fc, head) left out.
-
-  Returns:
-    The variables as NumPy arrays, and sentences that say what was done.
-
-  Raises:
-    UserError: they are of another backbone, head or dilation rule.
-  """
-  weights = load_weights(source)
-  notes = [f'starting from {source} ({weights.kind} names)']
-  _check_backbone(model.backbone, weights)
-  if weights.description.task == 'segmentor':
-    rule = weights.description.config['dilation_rule']
-    if rule != model.backbone.dilation_rule:
-      raise UserError(
-        f'{source} was trained with dilation rule {rule!r}, the model has '
-        f'{model.backbone.dilation_rule!r}, with which its weights give wrong '
-        f'results. Add --config.model.dilation_rule={rule}.'
-      )
-    layers = reinitialised(model, weights.state_dict)
-    if layers:
-      notes.append(
-        f'{" and ".join(layers)} are drawn anew: the number of classes differs'
-      )
-    merged = import_state_dict(model, weights.state_dict, fresh=variables)
-    return merged, notes
-  modules = {top_module(name) for name in weights.state_dict}
-  drop = sorted(modules & {'fc', 'head'})
-  if drop:
-    notes.append(f"the classifier's layer {drop[0]} is left out")
-  backbone = import_state_dict(model.backbone, weights.state_dict, drop=drop)
-  merged = {
-    key: {**tree, 'backbone': backbone[key]} for key, tree in variables.items()
-  }
-  notes.append('the heads are drawn anew')
-  return merged, notes
-
-
-def _check_backbone(backbone: nn.Module, weights: Weights) -> None:
-  """The one difference between backbones that no shape shows."""
-  if not weights.provenance['backbone_known']:
-    return
-  config = weights.description.config
-  theirs = Description('backbone', config).create().avd_first
-  if theirs != backbone.avd_first:
-    raise UserError(
-      f'the weights are of {config["backbone"]}, whose average pool stands '
-      f'{"before" if theirs else "behind"} the split attention (avd_first); '
-      "the model's does not. Set config.model.backbone to theirs."
-    )

@@ -25,6 +25,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnest_jax.errors import UserError
 from resnest_jax.models.resnest import ResNeSt
+from resnest_jax.weights.names import (
+  COUNTER,
+  WHOSE,
+  WHOSE_READ,
+  check_names,
+  head_modules,
+  listed,
+  top_module,
+)
 
 LEAVES = {
   ('params', 'kernel'): 'weight',
@@ -33,8 +42,6 @@ LEAVES = {
   ('batch_stats', 'mean'): 'running_mean',
   ('batch_stats', 'var'): 'running_var',
 }
-# Counts batches; PyTorch keeps it in each normalisation, nothing reads it.
-COUNTER = 'num_batches_tracked'
 # Layers whose shape follows the number of classes, in our paths.
 CLASS_LAYERS = (
   'decode_head/classifier/conv_seg',
@@ -94,11 +101,6 @@ def _official(path: str) -> str:
     return _official(rest)
   if part == 'fc':
     return 'fc'
-  if part.endswith('_head'):
-    raise UserError(
-      f'official and timm state dicts have no place for {part}; export kind '
-      "'mmseg', or the backbone alone."
-    )
   index = _stem_index(path)
   if index is None:
     return _translate(path, BLOCK)
@@ -136,7 +138,7 @@ def recognise(names: Iterable[str]) -> str:
     'this state dict is of no known kind: it has none of '
     'backbone.stem.0.weight (mmsegmentation, mmpretrain), conv1.0.weight '
     f'(the authors, timm) or params/... (ours). It begins with '
-    f'{_listed(names, 3)}.'
+    f'{listed(names, 3)}.'
   )
 
 
@@ -170,12 +172,6 @@ def _names(variables: Mapping[str, Any], kind: str) -> dict[tuple, str]:
   }
 
 
-def _listed(names: Iterable[str], limit: int = 5) -> str:
-  names = sorted(names)
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return ', '.join(names[:limit]) + more
-
-
 def without(
   state_dict: Mapping[str, Any], drop: Sequence[str]
 ) -> dict[str, Any]:
@@ -199,17 +195,11 @@ def without(
       modules = {top_module(name) for name in kept}
       raise UserError(
         f'the state dict has nothing named {module!r} to drop; it has '
-        f'{_listed(modules, 12)}.'
+        f'{listed(modules, 12)}.'
       )
     for name in inside:
       del kept[name]
   return kept
-
-
-def top_module(name: str) -> str:
-  """The outermost module in a name of any kind."""
-  name = re.sub(r'^(params|batch_stats)/', '', name)
-  return re.split(r'[./]', name)[0]
 
 
 def import_state_dict(
@@ -244,23 +234,24 @@ def import_state_dict(
   names = _names(shapes, kind)
   if isinstance(model, ResNeSt) and kind != 'official':
     state_dict = _unwrapped(state_dict)
-  _check_names(kind, set(names.values()), state_dict)
+  check_names(kind, set(names.values()), state_dict)
   spare = flatten_dict(fresh or {})
   variables, wrong = {}, []
   for path, struct in flatten_dict(shapes).items():
     value = np.asarray(state_dict[names[path]])
-    value = value if kind == 'ours' else _from_torch(value)
-    if value.shape != struct.shape:
-      if path in spare and '/'.join(path[1:-1]) in CLASS_LAYERS:
-        value = np.asarray(spare[path])
-      else:
-        wrong.append(f'{names[path]} is {value.shape}, not {struct.shape}')
+    shape = struct.shape if kind == 'ours' else _torch_shape(struct.shape)
+    if value.shape == shape:
+      value = value if kind == 'ours' else _from_torch(value)
+    elif path in spare and '/'.join(path[1:-1]) in CLASS_LAYERS:
+      value = np.asarray(spare[path])
+    else:
+      wrong.append(f'{names[path]} is {value.shape}, the model has {shape}')
     variables[path] = value.astype(struct.dtype)
   if wrong:
     raise UserError(
-      f'{len(wrong)} shapes in the state dict ({kind}) differ from the model '
-      f'(axes in our order): {_listed(wrong)}. Check num_classes, widths and '
-      'the backbone.'
+      f'{len(wrong)} of the weights ({WHOSE_READ[kind]} names) have another '
+      f'shape than in the model: {listed(wrong)}. Check num_classes, widths '
+      'and the backbone.'
     )
   return unflatten_dict(variables)
 
@@ -269,38 +260,6 @@ def _unwrapped(state_dict: dict[str, Any]) -> dict[str, Any]:
   """Takes the module 'backbone' from the names."""
   pattern = re.compile(r'^((?:params/|batch_stats/)?)backbone[./]')
   return {pattern.sub(r'\1', name): v for name, v in state_dict.items()}
-
-
-def _check_names(kind: str, wanted: set[str], state_dict: Mapping) -> None:
-  given = {name for name in state_dict if not name.endswith(COUNTER)}
-  missing, left_over = wanted - given, given - wanted
-  problems = []
-  if missing:
-    problems.append(f'{len(missing)} missing ({_listed(missing)})')
-  if left_over:
-    problems.append(f'{len(left_over)} left over ({_listed(left_over)})')
-  if not problems:
-    return
-  theirs, ours = _blocks(given), _blocks(wanted)
-  depth = ''
-  if theirs != ours:
-    depth = f' It has {theirs} blocks a stage, the model {ours}.'
-  raise UserError(
-    f'the state dict ({kind}) does not fit the model: {", ".join(problems)}.'
-    f'{depth} Check the backbone, the head and whether the checkpoint is '
-    'whole; what is not wanted has to be dropped by name.'
-  )
-
-
-def _blocks(names: Iterable[str]) -> tuple[int, ...]:
-  """Blocks of each stage that the names tell of."""
-  pattern = re.compile(r'(?:^|[./])layer(\d)[._](\d+)[./]')
-  blocks: dict[int, int] = {}
-  for name in names:
-    if match := pattern.search(name):
-      stage, index = int(match[1]), int(match[2])
-      blocks[stage] = max(blocks.get(stage, 0), index + 1)
-  return tuple(blocks[stage] for stage in sorted(blocks))
 
 
 def reinitialised(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
@@ -341,6 +300,13 @@ def export_state_dict(
       or variables of another model.
   """
   flat = flatten_dict(variables)
+  heads = head_modules('/'.join(path[1:]) for path in flat)
+  if heads and kind in ('official', 'timm'):
+    raise UserError(
+      f'{WHOSE[kind]} names have no place for {" and ".join(heads)}. Leave '
+      f'them out (--drop {" ".join(heads)}; in Python export the variables of '
+      "model.backbone), or write mmsegmentation's names (--to mmseg)."
+    )
   names = _names(variables, kind)
   expected = {
     path
@@ -349,7 +315,7 @@ def export_state_dict(
   }
   if set(flat) != expected:
     paths = ['/'.join(path) for path in set(flat) ^ expected]
-    raise UserError(f"variables are not this model's: {_listed(paths)}.")
+    raise UserError(f"variables are not this model's: {listed(paths)}.")
   if kind == 'ours':
     return {names[path]: np.asarray(value) for path, value in flat.items()}
   state_dict = {}
@@ -371,3 +337,10 @@ def _to_torch(value: np.ndarray) -> np.ndarray:
   if value.ndim == 4:
     return value.transpose(3, 2, 0, 1)
   return value.T if value.ndim == 2 else value
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Of our array, as `_to_torch` would give it."""
+  if len(shape) == 4:
+    return (shape[3], shape[2], shape[0], shape[1])
+  return shape[::-1] if len(shape) == 2 else shape

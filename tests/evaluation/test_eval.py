@@ -11,8 +11,9 @@ import pytest
 import torch
 from golden import reference
 
-from resnest_jax.config import load_config
+from resnest_jax.config import config_to_json, load_config
 from resnest_jax.data.datasets import open_split
+from resnest_jax.data.labels import ADE20K
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import visualize
 from resnest_jax.evaluation.boundary import boundary_counts
@@ -20,6 +21,7 @@ from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training import checkpoints
 from resnest_jax.training.step import TrainState
 from resnest_jax.weights import convert
+from resnest_jax.weights.pretrained import load_weights
 from resnest_jax.weights.state_dict import (
   export_state_dict,
   variable_shapes,
@@ -51,7 +53,13 @@ def workdir(tmp_path_factory):
     opt_state={'momentum': np.zeros(1)},
   )
   with checkpoints.open_checkpoints(path) as manager:
-    checkpoints.save(manager, state, {'dilation_rule': 'mmseg'})
+    about = {
+      'config': json.loads(config_to_json(config)),
+      'classes': ADE20K.classes,
+      'dilation_rule': 'mmseg',
+      'step': STEP,
+    }
+    checkpoints.save(manager, state, about)
   return path
 
 
@@ -242,6 +250,27 @@ def test_weights_give_the_checkpoints_scores(
   assert after['model']['width'] == 8
   assert after['model']['dilation_rule'] == 'mmseg'
   assert len(list((out / 'overlays').iterdir())) == 3
+
+
+def test_run_as_weights_gives_its_scores(
+  evaluated, evaluate_here, workdir, tmp_path
+):
+  """The network comes from the run, whatever the configuration says."""
+  before = json.loads((evaluated[0] / 'metrics.json').read_text('utf-8'))
+  out = ('--out', str(tmp_path / 'results'))
+  source = ('--weights', str(workdir))
+  evaluate_here(*source, *out, '--config.model.width=16', workdir=None)
+  after = json.loads((tmp_path / 'results/metrics.json').read_text('utf-8'))
+  assert after['per_class'] == before['per_class']
+  assert (after['checkpoint'], after['step']) == (str(workdir), STEP)
+  with pytest.raises(UserError, match=f"no checkpoint '3'; .* {STEP}"):
+    evaluate_here(*source, *out, '--checkpoint', '3', workdir=None)
+
+
+def test_run_without_colours_has_those_of_its_data_set(workdir):
+  weights = load_weights(workdir)
+  assert weights.palette == ADE20K.palette.tolist()
+  assert weights.image_scale == [64, 64]
 
 
 def test_weights_that_cannot_be_evaluated(evaluate_here, weights, tmp_path):

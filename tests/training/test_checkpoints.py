@@ -11,6 +11,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.training import checkpoints
 from resnest_jax.training.sharding import replicated
 from resnest_jax.training.step import TrainState
+from resnest_jax.weights.files import write_weights
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
@@ -91,6 +92,18 @@ def test_no_checkpoint(tmp_path):
   (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(UserError, match='no checkpoint in'):
     checkpoints.restore_variables(tmp_path, 'latest', {})
+
+
+def test_converted_weights_are_no_run(tmp_path):
+  write_weights(tmp_path / 'x', 'ours', {'x': np.zeros(1)}, {})
+  said = r"eval\.py .* --weights, Python with rj\.load_pretrained\('.*/x'\)"
+  with pytest.raises(UserError, match=said):
+    checkpoints.load_checkpoint(tmp_path / 'x')
+
+
+def test_checkpoint_that_does_not_know_its_network(workdir):
+  with pytest.raises(UserError, match='60 has no configuration'):
+    checkpoints.load_checkpoint(workdir)
 
 
 def test_damaged_checkpoint(workdir):

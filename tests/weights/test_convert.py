@@ -1,13 +1,16 @@
 """The converter as a command, and from Python."""
 
 import json
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from golden.reference import TINY, filled_variables
 
+import resnest_jax as rj
 from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.segmentor import create_segmentor
@@ -71,9 +74,9 @@ def test_there_and_back_again_as_commands(pth, run_script, tmp_path):
     'segmentor: a ResNeSt of (1, 1, 1, 1) blocks with pspnet, 7 classes'
     in (process.stdout)
   )
-  assert (
-    f'{len(state_dict)} tensors of kind mmseg, all placed' in process.stdout
-  )
+  said = f"read with mmsegmentation's names: {len(state_dict)} tensors, all"
+  assert said in process.stdout
+  assert 'dilation rule mmseg' in process.stdout
   run_script(*command, ours, '--out', theirs, '--to', 'mmseg')
   assert_same_bits(read_weights(theirs / 'model.pth').state_dict, state_dict)
   # What belongs to the weights went along both ways.
@@ -138,38 +141,77 @@ def test_segmentor_gives_its_backbone_to_official_names(pth, tmp_path):
   )
 
 
-def test_run_of_train_goes_to_mmsegmentation(segmentor, tmp_path):
+@pytest.fixture(scope='module')
+def run(segmentor, tmp_path_factory):
+  """A training's folder: steps 7 and, with zeros and the better score, 9."""
   _, variables = segmentor
-  run = tmp_path / 'run'
-  with open_checkpoints(run) as manager:
-    state = TrainState(
-      step=np.int32(7), opt_state={'empty': np.zeros(1)}, **variables
-    )
-    about = {
-      'classes': list('abcdefg'),
-      'palette': [[i, 2 * i, 3 * i] for i in range(7)],
-      'dilation_rule': 'mmseg',
-    }
-    save(manager, jax.device_put(state), about)
-    manager.wait_until_finished()
-  config = {'name': 'tiny', 'model': SEGMENTOR}
-  (run / 'config.json').write_text(json.dumps(config))
+  workdir = tmp_path_factory.mktemp('runs') / 'tiny'
+  about = {
+    'config': {
+      'name': 'tiny',
+      'model': SEGMENTOR,
+      'data': {'image_scale': [99, 66]},
+    },
+    'classes': list('abcdefg'),
+    'palette': [[i, 2 * i, 3 * i] for i in range(7)],
+    'dilation_rule': 'mmseg',
+  }
+  zeros = jax.tree.map(np.zeros_like, variables)
+  with open_checkpoints(workdir, keep=2) as manager:
+    for step, tree, score in ((7, zeros, 0.5), (9, variables, 0.25)):
+      state = TrainState(
+        step=np.int32(step), opt_state={'empty': np.zeros(1)}, **tree
+      )
+      metrics = {'mIoU': score}
+      save(manager, jax.device_put(state), about | {'step': step}, metrics)
+  return workdir
+
+
+def test_run_of_train_goes_to_mmsegmentation(
+  run, segmentor, run_script, tmp_path
+):
   out = tmp_path / 'x'
-  convert.main([str(run), '--out', str(out), '--to', 'mmseg'])
-  weights = load_weights(out / 'model.pth')
+  command = ('-m', 'resnest_jax.weights.convert', run, '--out')
+  process = run_script(*command, out, '--to', 'mmseg')
+  assert process.stderr == ''
+  weights = load_weights(out)
+  assert weights.provenance['file'] == 'model.pth'
   assert weights.classes == list('abcdefg')
   assert weights.palette == [[i, 2 * i, 3 * i] for i in range(7)]
-  assert weights.provenance['from']['step'] == 7
-  backbone = str(tmp_path / 'backbone')
-  drop = ['--drop', 'decode_head', 'auxiliary_head']
-  convert.main([str(run), '--out', backbone, '--to', 'timm', *drop])
-  exported = load_weights(backbone)
-  assert exported.description.task == 'backbone'
-  np.testing.assert_array_equal(
-    exported.state_dict['conv1.0.weight'],
-    weights.state_dict['backbone.stem.0.weight'],
-  )
+  assert weights.image_scale == [99, 66]
+  assert weights.provenance['from']['step'] == 9
+  meta = torch.load(out / 'model.pth', weights_only=True)['meta']
+  assert meta['PALETTE'] == meta['dataset_meta']['palette'] == weights.palette
   assert_same_bits(weights.state_dict, export_state_dict(*segmentor, 'mmseg'))
+
+
+def test_backbone_of_a_run_in_timms_names(run, segmentor, tmp_path, capsys):
+  out = str(tmp_path / 'backbone')
+  command = [str(run), '--out', out, '--to', 'timm']
+  with pytest.raises(UserError, match=r'--drop decode_head auxiliary_head;'):
+    convert.main(command)
+  convert.main([*command, '--drop', 'decode_head', 'auxiliary_head'])
+  said = capsys.readouterr().out
+  assert said.startswith('backbone: a ResNeSt of (1, 1, 1, 1) blocks, dilation')
+  exported = load_weights(out)
+  assert exported.description.task == 'backbone'
+  assert exported.palette is not None
+  number = len(exported.state_dict)
+  assert f"written with timm's names: {number} tensors, in {out}/" in said
+  theirs = export_state_dict(*segmentor, 'mmseg')
+  np.testing.assert_array_equal(
+    exported.state_dict['conv1.0.weight'], theirs['backbone.stem.0.weight']
+  )
+
+
+def test_best_checkpoint_of_a_run(run, tmp_path):
+  out = str(tmp_path / 'x')
+  convert.main([str(run), '--out', out, '--checkpoint', 'best'])
+  weights = load_weights(out)
+  assert weights.provenance['from']['step'] == 7
+  assert not weights.state_dict['params/backbone/stem_conv1/kernel'].any()
+  with pytest.raises(UserError, match=r"x is not the workdir .* 'best'"):
+    convert.main([out, '--out', str(tmp_path / 'y'), '--checkpoint', 'best'])
 
 
 def test_checkpoint_of_another_depth_writes_nothing(pth, tmp_path):
@@ -198,9 +240,119 @@ def test_left_over_tensors_write_nothing(pth, tmp_path):
   assert (tmp_path / 'out' / 'model.safetensors').is_file()
 
 
-def test_values_that_are_not_finite_are_pointed_out(pth, tmp_path, capsys):
+def test_values_that_are_not_finite_are_refused(pth, tmp_path):
   _, state_dict = pth
   bad = state_dict | {'decode_head.conv_seg.bias': np.full(7, np.nan, 'f')}
   write_weights(tmp_path / 'bad', 'official', bad, {})
-  convert.main([str(tmp_path / 'bad'), '--out', str(tmp_path / 'out')])
-  assert 'values that are not finite' in capsys.readouterr().out
+  with pytest.raises(
+    UserError,
+    match=r'not finite .* in 1 of \d+ .*: decode_head\.conv_seg\.bias',
+  ):
+    convert.main([str(tmp_path / 'bad'), '--out', str(tmp_path / 'out')])
+  assert not (tmp_path / 'out').exists()
+
+
+def test_undilated_models_have_no_rule(classifier, tmp_path, capsys):
+  path, state_dict = classifier
+  convert.main([str(path), '--out', str(tmp_path / 'x'), '--to', 'timm'])
+  first, second, third = capsys.readouterr().out.splitlines()
+  assert first.startswith('classifier: a ResNeSt of (1, 1, 1, 1) blocks, 10 ')
+  assert 'rule' not in first
+  number = len(state_dict)
+  assert second == (
+    f"read with the authors' / timm's names: {number} tensors, all placed"
+  )
+  assert third.startswith(f"written with timm's names: {number} tensors, in ")
+
+
+def test_assumed_backbone_is_said_and_can_be_named(tmp_path, capsys):
+  """Of two backbones with one shape, through a file of ours."""
+  model = create_classifier('resnest50_fast_2s1x64d', 4)
+  variables = filled_variables(variable_shapes(model))
+  state_dict = export_state_dict(model, variables, 'timm')
+  write_weights(tmp_path / 'theirs', 'timm', state_dict, {})
+  name = ['--backbone', 'resnest50_fast_2s1x64d']
+  outs = [tmp_path / 'guessed', tmp_path / 'again', tmp_path / 'named']
+  sources = [tmp_path / 'theirs', *outs]
+  for source, out, flags in zip(sources, outs, ([], [], name), strict=False):
+    convert.main([str(source), '--out', str(out), *flags])
+  said = capsys.readouterr().out.splitlines()[::3]
+  assumed = (
+    'resnest50 (assumed from shapes; resnest50_fast_2s1x64d has the same: '
+    '--backbone names it)'
+  )
+  assert said[0].startswith(f'classifier: {assumed}, 4 classes')
+  assert said[1] == said[0]
+  assert said[2].startswith('classifier: resnest50_fast_2s1x64d, 4 classes')
+  known = [load_weights(out).provenance['backbone_known'] for out in outs]
+  assert known == [False, False, True]
+  # What is known is not renamed, and what does not fit neither.
+  out = ['--out', str(tmp_path / 'x')]
+  with pytest.raises(UserError, match=r'known to be of .*_2s1x64d, not of res'):
+    convert.main([str(outs[2]), *out, '--backbone', 'resnest50'])
+  with pytest.raises(UserError, match='not that of resnest101; its shapes fit'):
+    convert.main([str(outs[0]), *out, '--backbone', 'resnest101'])
+  assert not (tmp_path / 'x').exists()
+
+
+def test_segmentor_without_an_auxiliary_head(pth, tmp_path, capsys):
+  """As mmsegmentation trains it with auxiliary_head=None."""
+  path, state_dict = pth
+  kept = {k: v for k, v in state_dict.items() if k[:10] != 'auxiliary_'}
+  write_weights(tmp_path / 'theirs', 'mmseg', kept, {})
+  out = str(tmp_path / 'ours')
+  convert.main([str(tmp_path / 'theirs'), '--out', out])
+  said = capsys.readouterr().out
+  assert 'with pspnet and no auxiliary head, 7 classes' in said
+  weights = load_weights(out)
+  assert weights.description.config['aux_channels'] is None
+  model, variables = weights.create()
+  assert_same_bits(export_state_dict(model, variables, 'mmseg'), kept)
+  # Dropping it gives the same.
+  dropped = load_weights(path, drop=['auxiliary_head'])
+  assert dropped.description.create() == model
+  convert.main([str(path), '--out', str(tmp_path / 'whole')])
+  dropped = load_weights(tmp_path / 'whole', drop=['auxiliary_head'])
+  assert dropped.description.create() == model
+
+
+def test_python_of_the_docs(run, classifier, root, tmp_path, monkeypatch):
+  """Its blocks run as printed, on a small classifier and a small run."""
+  text = (root / 'docs' / 'weights.md').read_text()
+  blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  convert.main(
+    [str(classifier[0]), '--out', str(tmp_path / 'weights/resnest50')]
+  )
+  (tmp_path / 'runs').mkdir()
+  (tmp_path / 'runs' / 'pspnet').symlink_to(run)
+  monkeypatch.chdir(tmp_path)
+  names = {}
+  exec(blocks[0], names)
+  assert names['logits'].shape == (1, 10)
+  exec(blocks[1], names)
+  assert names['label_map'].shape == (1, 8, 8)
+  assert names['about']['classes'] == list('abcdefg')
+  assert names['about']['provenance']['step'] == 7
+  exec(blocks[2], names)
+  assert_same_bits(names['state_dict'], classifier[1])
+  exec(blocks[3], names)
+  assert [names[f'c{i}'].shape[1] for i in range(1, 5)] == [16, 8, 8, 8]
+
+
+def test_every_source_has_the_same_weights(run, pth, tmp_path):
+  """A published checkpoint's way and a run's end in the same variables."""
+  convert.main([str(run), '--out', str(tmp_path / 'pth'), '--to', 'mmseg'])
+  convert.main([str(run), '--out', str(tmp_path / 'ours')])
+  model, variables, about = rj.load_pretrained(run)
+  for source in (tmp_path / 'pth', tmp_path / 'ours', pth[0]):
+    same, others, _ = rj.load_pretrained(source)
+    assert same == model
+    jax.tree.map(np.testing.assert_array_equal, others, variables)
+  assert about['task'] == 'segmentor'
+  assert about['palette'][2] == [2, 4, 6]
+  backbone, variables, about = rj.load_pretrained(
+    run, drop=('decode_head', 'auxiliary_head'), dtype='bfloat16'
+  )
+  assert about['task'] == 'backbone'
+  assert backbone == model.backbone.clone(dtype=backbone.dtype)
+  assert backbone.dtype == jnp.bfloat16

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import sys
 import threading
 from pathlib import Path
 
@@ -113,8 +114,25 @@ def test_failure_names_every_mirror_and_what_to_do(server):
 
 def test_wrong_checksum_leaves_nothing(server, tmp_path):
   (tmp_path / 'served' / NAME).write_bytes(CONTENT[:-1] + b'x')
-  with pytest.raises(UserError, match=f'not with {DIGITS} as published'):
+  url = f'{server.url}/{NAME}'
+  with pytest.raises(
+    UserError, match=f'not with {DIGITS} as published'
+  ) as error:
+    fetch('net', published(url))
+  message = str(error.value)
+  assert f' {url}: what it sends has the wrong checksum' in message
+  assert 'another file. Download it by other means' in message
+  assert '.part' not in message
+  assert cached() == []
+
+
+def test_nothing_is_downloaded_that_cannot_be_read(server, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(UserError, match='need the package torch'):
     fetch('net', published(f'{server.url}/{NAME}'))
+  with pytest.raises(UserError, match='need the package torch'):
+    fetch('hf://timm/resnest50d.in1k/pytorch_model.bin')
+  assert server.requests == []
   assert cached() == []
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -62,11 +64,52 @@ def test_what_is_written_is_read(kind, state_dict, tmp_path):
   assert read.about == ABOUT == json.loads(files[1].read_text())
 
 
-def test_folder_means_the_safetensors_in_it(state_dict, tmp_path):
-  write_weights(tmp_path / 'x', 'ours', state_dict, ABOUT)
-  assert read_weights(tmp_path / 'x').about == ABOUT
-  with pytest.raises(UserError, match='no weight file'):
+@pytest.mark.parametrize('start', [b'\x80\x38', b'PK\x03\x04'])
+@pytest.mark.parametrize('installed', [True, False])
+def test_safetensors_whose_length_begins_as_another_format(
+  start, installed, tmp_path, monkeypatch
+):
+  """The first byte is 0x80, as of pickles, in one of 32 files."""
+  if not installed:
+    monkeypatch.setitem(sys.modules, 'torch', None)
+  value = np.arange(6, dtype=np.float32)
+  entry = {'dtype': 'F32', 'shape': [6], 'data_offsets': [0, 24]}
+  header = json.dumps({'x': entry}).encode()
+  length = int.from_bytes(start, 'little')
+  path = tmp_path / 'model.safetensors'
+  with path.open('wb') as file:
+    file.write(length.to_bytes(8, 'little') + header.ljust(length))
+    file.write(value.tobytes())
+  assert path.read_bytes().startswith(start)
+  np.testing.assert_array_equal(read_weights(path).state_dict['x'], value)
+  path.write_bytes(path.read_bytes()[:100])
+  with pytest.raises(UserError, match=r'model\.safetensors is damaged'):
+    read_weights(path)
+
+
+def test_folder_means_the_weights_in_it(state_dict, tmp_path):
+  for kind in ('ours', 'mmseg'):
+    write_weights(tmp_path / kind, kind, state_dict, ABOUT)
+    assert read_weights(tmp_path / kind).about == ABOUT
+  with pytest.raises(
+    UserError, match=r'holds neither .* but mmseg, ours\. Give'
+  ):
     read_weights(tmp_path)
+  with pytest.raises(UserError, match='there is no weight file'):
+    read_weights(tmp_path / 'none')
+
+
+@pytest.mark.parametrize(('mask', 'mode'), [(0o022, 0o644), (0o077, 0o600)])
+@pytest.mark.parametrize('kind', ['ours', 'mmseg'])
+def test_files_have_the_modes_that_the_umask_leaves(
+  kind, mask, mode, state_dict, tmp_path
+):
+  before = os.umask(mask)
+  try:
+    files = write_weights(tmp_path / 'x', kind, state_dict, ABOUT)
+  finally:
+    os.umask(before)
+  assert [path.stat().st_mode & 0o777 for path in files] == [mode, mode]
 
 
 def test_transposed_arrays_are_written_in_their_order(tmp_path):
@@ -163,6 +206,28 @@ def test_code_in_a_pickle_is_not_run(legacy, tmp_path):
   assert not trace.exists()
 
 
+def test_refused_pickles_are_refused_in_our_words(tmp_path):
+  """PyTorch would advise to switch the restriction off."""
+  scripted = torch.jit.script(torch.nn.Linear(2, 2))
+  scripted.save(tmp_path / 'scripted.pth')
+  (tmp_path / 'pickle.pth').write_bytes(pickle.dumps({'x': {1, 2}}, protocol=4))
+  torch_file(tmp_path / 'module.pth', torch.nn.Linear(2, 2))
+  for name, reason in (
+    ('scripted', 'holds more than weights'),
+    ('pickle', 'holds more than weights'),
+    ('module', r'wants to run torch\.nn\.modules\.linear\.Linear'),
+  ):
+    path = tmp_path / f'{name}.pth'
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')
+      with pytest.raises(UserError, match=reason) as error:
+        read_weights(path)
+    message = str(error.value)
+    assert message.startswith(str(path))
+    assert 'weights_only' not in message
+    assert '\n' not in message
+
+
 @pytest.mark.parametrize('share', [0.3, 0.7, 0.999])
 @pytest.mark.parametrize('name', ['zip.pth', 'legacy.pth', 'x.safetensors'])
 def test_truncated_file_is_refused(name, share, tmp_path):
@@ -227,5 +292,6 @@ def test_without_torch_the_package_is_named(tmp_path):
   )
   assert process.returncode == 1
   assert process.stderr.startswith(
-    'error: PyTorch files need the package torch'
+    'error: PyTorch files need the package torch (its CPU build will do): pip '
+    'install torch --index-url https://download.pytorch.org/whl/cpu. safe'
   )

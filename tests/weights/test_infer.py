@@ -128,5 +128,25 @@ def test_unknown_head_is_refused():
   other = {
     key.replace('conv_cat', 'lateral'): value for key, value in shapes.items()
   }
-  with pytest.raises(UserError, match='heads of this state dict are not known'):
+  with pytest.raises(
+    UserError,
+    match=r'heads of this .* not known.*--drop decode_head auxiliary_head ',
+  ):
     describe(other, 'mmseg')
+  # One of several, as mmsegmentation numbers them.
+  other = {
+    key.replace('auxiliary_head.', 'auxiliary_head.0.'): value
+    for key, value in shapes.items()
+  }
+  with pytest.raises(
+    UserError, match=r'auxiliary_head .*--drop auxiliary_head '
+  ):
+    describe(other, 'mmseg')
+
+
+def test_auxiliary_head_may_be_absent():
+  shapes = structs('mmseg/ade20k_fcn')
+  bare = {k: v for k, v in shapes.items() if k[:10] != 'auxiliary_'}
+  whole, without = describe(shapes, 'mmseg'), describe(bare, 'mmseg')
+  assert without.task == 'segmentor'
+  assert without.config == whole.config | {'aux_channels': None}

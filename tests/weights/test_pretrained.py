@@ -11,7 +11,8 @@ from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.segmentor import create_backbone, create_segmentor
 from resnest_jax.weights.files import write_weights
-from resnest_jax.weights.pretrained import load_weights, start_from
+from resnest_jax.weights.pretrained import load_weights
+from resnest_jax.weights.start import start_from
 from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
 
 BACKBONE = {'stem_width': 8, 'width': 8}
@@ -171,6 +172,20 @@ def test_segmentor_gives_everything(segmentor, tmp_path):
   assert len(notes) == 1
 
 
+def test_auxiliary_head_that_is_not_there_is_drawn_anew(segmentor, tmp_path):
+  model, fresh = segmentor
+  theirs = variables_of(model, 1)
+  state_dict = export_state_dict(model, theirs, 'mmseg')
+  kept = {k: v for k, v in state_dict.items() if k[:10] != 'auxiliary_'}
+  write_weights(tmp_path / 'x', 'mmseg', kept, {})
+  variables, notes = start_from(model, fresh, str(tmp_path / 'x'))
+  for key, tree in variables.items():
+    assert_same(tree['auxiliary_head'], fresh[key]['auxiliary_head'])
+    for name in ('backbone', 'decode_head'):
+      assert_same(tree[name], theirs[key][name])
+  assert 'the auxiliary head is drawn anew: the weights have none' in notes
+
+
 def test_other_classes_are_drawn_anew_and_said(segmentor, tmp_path):
   theirs = segmentor[1]
   path = write_pth(tmp_path / 'x.pth', *segmentor, {})
@@ -193,7 +208,11 @@ def test_another_dilation_rule_is_refused(segmentor, tmp_path):
 def test_another_depth_is_refused(classifier, tmp_path):
   path = write_safetensors(tmp_path / 'x.safetensors', *classifier, 'official')
   model = create_segmentor(SEGMENTOR | {'stage_sizes': (1, 1, 2, 1)})
-  with pytest.raises(UserError, match=r'the model \(1, 1, 2, 1\)'):
+  with pytest.raises(
+    UserError,
+    match=r'stage_sizes is \(1, 1, 1, 1\), the model has \(1, 1, 2, 1\).* Add '
+    r"'--config\.model\.stage_sizes=\(1, 1, 1, 1\)'\.",
+  ):
     start_from(model, variables_of(model), str(path))
 
 

@@ -172,7 +172,7 @@ def test_missing_and_left_over_names_are_listed(tiny):
   del changed['decode_head.conv_seg.bias']
   with pytest.raises(
     UserError,
-    match=r'1 missing \(decode_head.conv_seg.bias\), '
+    match=r'1 missing \(decode_head.conv_seg.bias\); '
     r'1 left over \(backbone.layer5.0.conv1.weight\)',
   ):
     import_state_dict(model, changed)
@@ -185,27 +185,61 @@ def test_another_depth_is_said_and_long_lists_are_cut(tiny):
   )
   with pytest.raises(
     UserError,
-    match=r'missing \(backbone.layer2.1.* and \d+ more\)'
-    r'.*\(1, 1, 1, 1\) blocks a stage, the model \(1, 2, 1, 1\)',
+    match=r'fit the model: they have \(1, 1, 1, 1\) blocks a stage, the model '
+    r'\(1, 2, 1, 1\); 23 missing \(backbone.layer2.1.* and 18 more\)',
   ):
     import_state_dict(model, state_dict)
 
 
-def test_another_head_is_said(tiny):
-  model = create_segmentor(TINY | {'dtype': 'float32', 'head': 'fcn'})
+@pytest.mark.parametrize('head', HEADS)
+@pytest.mark.parametrize('kind', ['mmseg', 'ours'])
+def test_another_head_is_said_first(head, kind):
+  other = 'fcn' if head == 'pspnet' else 'pspnet'
+  source, model = (
+    create_segmentor(TINY | {'head': name, 'dtype': 'float32'})
+    for name in (head, other)
+  )
+  variables = filled_variables(variable_shapes(source))
   with pytest.raises(
     UserError,
-    match=r'missing \(decode_head\.conv_cat.*left over \(decode_head\.bot',
+    match=rf'not fit the model: the head of the weights is {head}, the model '
+    rf'has {other}; \d+ missing',
   ):
-    import_state_dict(model, tiny[1])
+    import_state_dict(model, export_state_dict(source, variables, kind))
 
 
-def test_wrong_shape_is_named(tiny):
+def test_missing_and_superfluous_modules_are_said(tiny):
   model, state_dict = tiny
-  name = 'decode_head.conv_seg.weight'
-  changed = state_dict | {name: np.zeros((9, 16, 1, 1))}
-  with pytest.raises(UserError, match=f'{name} is .*9.*, not .*7'):
-    import_state_dict(model, changed)
+  kept = {k: v for k, v in state_dict.items() if k[:10] != 'auxiliary_'}
+  with pytest.raises(
+    UserError,
+    match=r'auxiliary_head is missing; \d+ missing .* no auxiliary_head: cr',
+  ):
+    import_state_dict(model, kept)
+  with pytest.raises(
+    UserError, match=r'by name: --drop decode_head auxiliary_head \(in Python'
+  ):
+    import_state_dict(model.backbone, state_dict)
+  bare = model.clone(auxiliary_head=None)
+  variables = import_state_dict(bare, kept)
+  assert sorted(variables['params']) == ['backbone', 'decode_head']
+
+
+@pytest.mark.parametrize('kind', ['mmseg', 'ours'])
+def test_wrong_shape_has_the_axes_of_its_file(tiny, kind):
+  model, state_dict = tiny
+  source = export_state_dict(model, import_state_dict(model, state_dict), kind)
+  name, theirs, ours = {
+    'mmseg': ('decode_head.conv_seg.weight', (9, 16, 1, 1), (7, 16, 1, 1)),
+    'ours': (
+      'params/decode_head/classifier/conv_seg/kernel',
+      (1, 1, 16, 9),
+      (1, 1, 16, 7),
+    ),
+  }[kind]
+  with pytest.raises(UserError) as error:
+    import_state_dict(model, source | {name: np.zeros(theirs)})
+  assert f'{name} is {theirs}, the model has {ours}.' in str(error.value)
 
 
 @pytest.mark.parametrize('kind', ['mmseg', 'ours'])
@@ -255,7 +289,11 @@ def test_unknown_kind_of_state_dict_is_refused(tiny):
 
 def test_official_names_have_no_place_for_heads(tiny):
   variables = import_state_dict(*tiny)
-  with pytest.raises(UserError, match=r'no place for .*_head'):
+  with pytest.raises(
+    UserError,
+    match=r"the authors' names have no place for decode_head and auxiliary_head"
+    r'.*--drop decode_head auxiliary_head;',
+  ):
     export_state_dict(tiny[0], variables, 'official')
 
 

@@ -1,0 +1,107 @@
+"""How a training starts from weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from resnest_jax.errors import UserError
+from resnest_jax.models.resnest import Backbone
+from resnest_jax.weights.infer import backbone_of, same_shapes
+from resnest_jax.weights.names import WHOSE_READ, top_module
+from resnest_jax.weights.pretrained import Weights, load_weights
+from resnest_jax.weights.state_dict import import_state_dict, reinitialised
+
+
+def start_from(
+  model: nn.Module, variables: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any], list[str]]:
+  """The variables a training begins with.
+
+  Args:
+    model: a segmentor.
+    variables: freshly initialised; what the weights do not hold stays.
+    source: see `load_weights`. Of a segmentor all is taken, and layers with
+      another number of classes stay fresh, as does an auxiliary head that it
+      does not have; of a classifier or a backbone the backbone is taken, and
+      a classifier's layer (fc, head) left out.
+
+  Returns:
+    The variables as NumPy arrays, and sentences that say what was done.
+
+  Raises:
+    UserError: they are of another backbone, head or dilation rule.
+  """
+  weights = load_weights(source)
+  step = weights.provenance.get('step')
+  which = (
+    f'{WHOSE_READ[weights.kind]} names' if step is None else f'step {step}'
+  )
+  notes = [f'starting from {source} ({which})']
+  _check_backbone(source, model.backbone, weights)
+  if weights.description.task == 'segmentor':
+    rule = weights.description.config['dilation_rule']
+    if rule != model.backbone.dilation_rule:
+      raise UserError(
+        f'{source} was trained with dilation rule {rule!r}, the model has '
+        f'{model.backbone.dilation_rule!r}, with which its weights give wrong '
+        f'results. Add --config.model.dilation_rule={rule}.'
+      )
+    layers = reinitialised(model, weights.state_dict)
+    if layers:
+      notes.append(
+        f'{" and ".join(layers)} are drawn anew: the number of classes differs'
+      )
+    heads = {}
+    if weights.description.config['aux_channels'] is None:
+      model = model.clone(auxiliary_head=None)
+      heads = {
+        key: {'auxiliary_head': tree['auxiliary_head']}
+        for key, tree in variables.items()
+      }
+      notes.append('the auxiliary head is drawn anew: the weights have none')
+    merged = import_state_dict(model, weights.state_dict, fresh=variables)
+    return {k: tree | heads.get(k, {}) for k, tree in merged.items()}, notes
+  modules = {top_module(name) for name in weights.state_dict}
+  drop = sorted(modules & {'fc', 'head'})
+  if drop:
+    notes.append(f"the classifier's layer {drop[0]} is left out")
+  backbone = import_state_dict(model.backbone, weights.state_dict, drop=drop)
+  merged = {
+    key: {**tree, 'backbone': backbone[key]} for key, tree in variables.items()
+  }
+  notes.append('the heads are drawn anew')
+  return merged, notes
+
+
+def _check_backbone(source: str, backbone: nn.Module, weights: Weights) -> None:
+  """Raises `UserError` if they differ, also where no shape shows it."""
+  config = weights.description.config
+  theirs = backbone_of(config)
+  ours = Backbone(*(getattr(backbone, key) for key in Backbone._fields))
+  differ = [
+    key
+    for key in Backbone._fields
+    if key != 'avd_first' and getattr(theirs, key) != getattr(ours, key)
+  ]
+  if differ:
+    said = '; '.join(
+      f'its {key} is {getattr(theirs, key)}, the model has {getattr(ours, key)}'
+      for key in differ
+    )
+    flags = {key: getattr(theirs, key) for key in differ}
+    if same_shapes(theirs) and same_shapes(ours):  # Neither is varied.
+      flags = {'backbone': config['backbone']}
+    flags = (f"'--config.model.{key}={value}'" for key, value in flags.items())
+    raise UserError(
+      f'{source} has another backbone than the model: {said}. Add '
+      f'{" ".join(flags)}.'
+    )
+  if not weights.provenance['backbone_known']:
+    return
+  if theirs.avd_first != backbone.avd_first:
+    raise UserError(
+      f'the weights are of {config["backbone"]}, whose average pool stands '
+      f'{"before" if theirs.avd_first else "behind"} the split attention '
+      "(avd_first); the model's does not. Set config.model.backbone to theirs."
+    )
