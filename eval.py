@@ -41,7 +41,8 @@ def main() -> None:
     '--out',
     type=Path,
     metavar='DIR',
-    help='folder for the results; default: WORKDIR/eval/STEP-SPLIT',
+    help='folder for the results; default: WORKDIR/eval/STEP-SPLIT, and '
+    'the protocol if it is not "whole"',
   )
   flags = parse_flags(parser)
   if bool(flags.workdir) == bool(flags.weights):

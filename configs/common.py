@@ -51,6 +51,15 @@ def get_config() -> ConfigDict:
   config.eval.overlays = 8  # pictures to draw, 0 for none
   config.eval.boundary_iou = False  # how well outlines fit; docs/metrics.md
   config.eval.fscore_beta = 1.0  # recall counts beta times as much, > 0 (mmseg)
+  # How eval.py looks at an image; docs/evaluation.md. 'whole', 'slide' in
+  # windows, 'ms_flip_0x' or 'ms_flip_1x' at several scales and mirrored: 0x
+  # scales data.image_scale, 1x the original image. Training uses 'whole'.
+  config.eval.protocol = 'whole'
+  # slide: pixels (height, width) of a window, and from one to the next.
+  config.eval.slide_crop = placeholder(tuple)  # None: data.crop_size
+  config.eval.slide_stride = placeholder(tuple)  # None: two thirds of it
+  config.eval.scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # ms_flip_* (mmseg)
+  config.eval.flip = True  # ms_flip_*: each scale mirrored, too (mmseg)
   return config.lock()
 
 

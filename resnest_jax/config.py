@@ -61,13 +61,16 @@ _BOUNDS = {
   'optimizer.weight_decay': ('at least 0', lambda x: 0 <= x < float('inf')),
 }
 SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
+PROTOCOLS = ('whole', 'slide', 'ms_flip_0x', 'ms_flip_1x')
 # Accepted names.
-_CHOICES = {'data.sampling': SAMPLINGS}
+_CHOICES = {'data.sampling': SAMPLINGS, 'eval.protocol': PROTOCOLS}
 # Length of tuples of positive whole numbers.
 _SIZES = {
   'model.stage_sizes': 4,
   'data.image_scale': 2,
   'data.crop_size': 2,
+  'eval.slide_crop': 2,
+  'eval.slide_stride': 2,
 }
 
 
@@ -231,6 +234,14 @@ def validate(config: ConfigDict) -> None:
     refuse('data.image_scale', '(long edge, short edge) in pixels')
   if not _is_range(values['data.scale_range']):
     refuse('data.scale_range', 'two positive numbers, the smaller first')
+  scales = values['eval.scales']
+  if not scales or not all(_is_positive(scale) for scale in scales):
+    refuse('eval.scales', 'one or more positive numbers')
+  crop = values['eval.slide_crop'] or values['data.crop_size']
+  stride = values['eval.slide_stride'] or crop
+  if stride[0] > crop[0] or stride[1] > crop[1]:
+    window = f'{crop[0]},{crop[1]}'
+    refuse('eval.slide_stride', f'at most the window, which is {window}')
   if values['optimizer.min_learning_rate'] > values['optimizer.learning_rate']:
     refuse('optimizer.min_learning_rate', 'at most optimizer.learning_rate')
 
@@ -258,9 +269,13 @@ def _positive_integers(values: tuple, length: int) -> bool:
   )
 
 
+def _is_positive(value: Any) -> bool:
+  return type(value) in (int, float) and 0 < value < float('inf')
+
+
 def _is_range(values: tuple) -> bool:
-  numbers = all(type(value) in (int, float) for value in values)
-  return numbers and len(values) == 2 and 0 < values[0] <= values[1]
+  numbers = all(_is_positive(value) for value in values)
+  return numbers and len(values) == 2 and values[0] <= values[1]
 
 
 class Parser(argparse.ArgumentParser):

@@ -200,6 +200,11 @@ def test_override_is_read_as_the_type_of_its_key(key, given, value):
     ('train.total_steps', '0', 'at least 1'),
     ('optimizer.learning_rate', '-0.1', 'above 0'),
     ('optimizer.learning_rate', '1e999', 'above 0'),
+    ('eval.protocol', 'ms_flip', 'one of whole, slide, ms_flip_0x, ms_flip_1x'),
+    ('eval.slide_crop', '512', 'numbers with commas'),
+    ('eval.slide_stride', '600,512', 'at most the window, which is 512,512'),
+    ('eval.scales', '()', 'one or more positive numbers'),
+    ('eval.scales', '0.5,-1.0', 'one or more positive numbers'),
     ('optimizer.min_learning_rate', '0.5', 'at most optimizer.learning_rate'),
   ],
 )

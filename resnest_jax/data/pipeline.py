@@ -301,25 +301,22 @@ def _resize_record(
   index: int,
   record: dict[str, Any] | Unreadable,
   *,
-  image_scale: tuple[int, int],
+  image_scale: tuple[int, int] | None,
 ) -> dict[str, Any] | Unreadable:
   if isinstance(record, Unreadable):
     return record
-  height, width = record['image'].shape[:2]
-  size = resize.keep_ratio_size(
-    height, width, max(image_scale), min(image_scale)
-  )
+  image = record['image']
+  if image_scale is not None:
+    size = resize.keep_ratio_size(
+      *image.shape[:2], max(image_scale), min(image_scale)
+    )
+    image = resize.resize_image(image, size)
   return {
-    'image': resize.resize_image(record['image'], size),
+    'image': image,
     'label': record['label'],
     'index': index,
     'name': record['name'],
   }
-
-
-def padded_size(size: tuple[int, int], bucket: int) -> tuple[int, int]:
-  """Rounds height and width up to multiples of `bucket`."""
-  return (-(-size[0] // bucket) * bucket, -(-size[1] // bucket) * bucket)
 
 
 def _make_eval_batch(
@@ -351,12 +348,16 @@ def _make_eval_batch(
 
 
 def _group_by_shape(
-  samples: Iterator[dict[str, Any] | Unreadable], batch_size: int, bucket: int
+  samples: Iterator[dict[str, Any] | Unreadable],
+  batch_size: int,
+  bucket: int,
+  keep_size: bool,
 ) -> Iterator[Batch]:
   """Yields a batch whenever a pair of padded shapes has `batch_size` samples.
 
   At the end the others follow, neighbours in aspect ratio together in shapes
   that hold them all: a few padded pixels cost less than many empty slots.
+  Where images were not resized, neighbours in area of one orientation.
   Unreadable samples are left out.
   """
   waiting: dict[tuple, list] = {}
@@ -369,11 +370,13 @@ def _group_by_shape(
     if len(group) == batch_size:
       yield _make_eval_batch(waiting.pop(shapes), batch_size, *shapes)
 
-  def aspect(sample: dict[str, Any]) -> tuple:
+  def likeness(sample: dict[str, Any]) -> tuple:
     height, width = sample['image'].shape[:2]
+    if keep_size:
+      return width > height, height * width
     return width / height, height, sample['label'].shape
 
-  rest = sorted((s for group in waiting.values() for s in group), key=aspect)
+  rest = sorted((s for group in waiting.values() for s in group), key=likeness)
   for start in range(0, len(rest), batch_size):
     group = rest[start : start + batch_size]
     yield _make_eval_batch(group, batch_size, *_padded_shapes(group, bucket))
@@ -386,8 +389,8 @@ def _padded_shapes(
   images = np.max([sample['image'].shape[:2] for sample in samples], 0)
   labels = np.max([sample['label'].shape for sample in samples], 0)
   return (
-    padded_size(tuple(images.tolist()), bucket),
-    padded_size(tuple(labels.tolist()), bucket),
+    resize.padded_size(tuple(images.tolist()), bucket),
+    resize.padded_size(tuple(labels.tolist()), bucket),
   )
 
 
@@ -398,6 +401,7 @@ def make_eval_iterator(
   batch_size: int,
   bucket: int,
   skip_unreadable: bool = False,
+  keep_size: bool = False,
   process_index: int = 0,
   process_count: int = 1,
 ) -> BatchIterator:
@@ -410,6 +414,7 @@ def make_eval_iterator(
     bucket: padded heights and widths are multiples of this many pixels.
     skip_unreadable: leave out records that raise `UnreadableSample` when they
       are read, instead of ending with that error.
+    keep_size: leave images at their original size.
     process_index: this host. Host h reads images h, h + H, ...
     process_count: number of hosts H. Their batches differ in shape and number,
       so each host must evaluate its own on its own devices, and the counts be
@@ -418,12 +423,12 @@ def make_eval_iterator(
   Returns:
     An iterator with `num_images`, this host's number of images, of batches:
     `image` uint8 (batch_size, H, W, 3), resized within
-    `data_config.image_scale` and padded with 0 at the bottom and right; `size`
-    int32 (batch_size, 2), height and width before padding; `label` uint8
-    (batch_size, Hl, Wl) at its original size, padded with 255, and its
-    `label_size`; `index` int32 (batch_size,), the image's place in the split,
-    and its `name`. Slots left over have index -1, name '', size 1x1 and a label
-    of 255 only. Close it after use.
+    `data_config.image_scale` (unless `keep_size`) and padded with 0 at the
+    bottom and right; `size` int32 (batch_size, 2), height and width before
+    padding; `label` uint8 (batch_size, Hl, Wl) at its original size, padded
+    with 255, and its `label_size`; `index` int32 (batch_size,), the image's
+    place in the split, and its `name`. Slots left over have index -1, name '',
+    size 1x1 and a label of 255 only. Close it after use.
 
   Raises:
     UserError: `batch_size` or `bucket` is not positive, or (on iterating) a
@@ -435,9 +440,8 @@ def make_eval_iterator(
       'be 1 or more.'
     )
   cv2.setNumThreads(0)
-  resize_record = functools.partial(
-    _resize_record, image_scale=tuple(data_config.image_scale)
-  )
+  image_scale = None if keep_size else tuple(data_config.image_scale)
+  resize_record = functools.partial(_resize_record, image_scale=image_scale)
   mine = slice(process_index, None, process_count)
   # Read by threads even where training uses processes: an evaluation would
   # spend more time starting them than they save.
@@ -448,7 +452,7 @@ def make_eval_iterator(
     .to_iter_dataset(_read_options(data_config.num_threads, 0, batch_size))
   )
   return BatchIterator(
-    _group_by_shape(reader, batch_size, bucket),
+    _group_by_shape(reader, batch_size, bucket, keep_size),
     reader,
     len(range(len(split))[mine]),
     split,

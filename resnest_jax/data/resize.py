@@ -40,6 +40,44 @@ def resized_size(
   return keep_ratio_size(height, width, max(edges), min(edges))
 
 
+def scaled_size(height: int, width: int, ratio: float) -> tuple[int, int]:
+  """Returns the size of an image of `height` and `width` scaled by `ratio`.
+
+  Twice rounded, as mmsegmentation 1.x does it: the aspect ratio is kept within
+  the rounded edges.
+  """
+  edges = int(height * ratio + 0.5), int(width * ratio + 0.5)
+  return keep_ratio_size(height, width, max(edges), min(edges))
+
+
+def padded_size(size: tuple[int, int], bucket: int) -> tuple[int, int]:
+  """Rounds height and width up to multiples of `bucket`."""
+  return (-(-size[0] // bucket) * bucket, -(-size[1] // bucket) * bucket)
+
+
+def bilinear_taps(length: int, new: int, axis: int) -> np.ndarray:
+  """What OpenCV's bilinear resize of 8-bit images makes a pixel of.
+
+  Args:
+    length: pixels of one axis.
+    new: how many it gets.
+    axis: 0 for rows, 1 for columns; OpenCV treats their edges differently.
+
+  Returns:
+    int32 (new, 4): the two pixels, and their weights in units of 1/2048.
+  """
+  # In OpenCV's order of operations and precision.
+  place = ((np.arange(new) + 0.5) * (1 / (new / length)) - 0.5).astype('f4')
+  low = np.floor(place).astype(np.int64)
+  weight = place - low.astype(np.float32)
+  if axis == 1:
+    weight[(low < 0) | (low >= length - 1)] = 0
+    low = np.clip(low, 0, length - 1)
+  weights = [np.rint(x * np.float32(2048)) for x in (1 - weight, weight)]
+  pixels = [np.clip(low + i, 0, length - 1) for i in (0, 1)]
+  return np.stack([*pixels, *weights], -1).astype(np.int32)
+
+
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """Resizes an image to `size` (height, width), bilinear in OpenCV's sense."""
   return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)

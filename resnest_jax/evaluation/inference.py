@@ -3,13 +3,8 @@
 Images share a few padded shapes (buckets). Their true sizes are data, not
 shapes, so a bucket compiles once, and every valid pixel gets the logits of the
 unpadded run. The final stage, from logits to classes at the original size,
-runs in row tiles: floats of the size (B, height, width, classes) never exist,
-and only label maps and counts leave the device.
-
-Protocol `whole` (mmsegmentation's whole-image mode): the image is resized with
-its ratio kept, its logits are resized to that size and then to the original
-size, both bilinear with half-pixel centres, and the largest logit wins. The
-two resizes are linear maps, so each axis needs one matrix, their product.
+runs in row tiles (`final_stage`). What happens before, whether the image is
+seen whole, in windows or at several scales, is the protocol (`protocols`).
 """
 
 import dataclasses
@@ -28,10 +23,13 @@ from jax.sharding import PartitionSpec as P
 from resnest_jax.data import device
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import metrics
-from resnest_jax.models.layers import resize_matrix
-
-# Upper bound of one tile's logits at the original resolution, per device.
-TILE_BYTES = 64 * 2**20
+from resnest_jax.evaluation.final_stage import (
+  TILE_BYTES,
+  count_confusion,
+  label_maps,
+  split_batch,
+)
+from resnest_jax.evaluation.protocols import Protocol, make_views
 
 Batch = dict[str, Any]
 EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
@@ -40,132 +38,22 @@ EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 # --- On the device -----------------------------------------------------------
 
 
-def logits_size(
-  size: jax.Array, canvas: tuple[int, int], logits_canvas: tuple[int, int]
-) -> jax.Array:
-  """The valid size of logits, ceil(size / stride), int (..., 2).
-
-  The stride is the power of two that leads from the padded image's shape to
-  the padded logits' shape. (Halving with round-up k times is one division by
-  2^k with round-up, so this holds for every size.)
-  """
-  for stride in (1, 2, 4, 8, 16, 32):
-    if tuple(-(-length // stride) for length in canvas) == logits_canvas:
-      return (size + stride - 1) // stride
-  raise ValueError(
-    f'logits of shape {logits_canvas} are no stride 1, 2, ... 32 of an image '
-    f'of shape {canvas}'
-  )
-
-
-def label_maps(
-  logits: jax.Array,
-  size: jax.Array,
-  canvas: tuple[int, int],
-  label_size: jax.Array,
-  label_canvas: tuple[int, int],
-  tile_bytes: int = TILE_BYTES,
-) -> jax.Array:
-  """Classes at the original resolution, without the logits at that size.
-
-  Args:
-    logits: (B, h, w, C), valid in ceil(size / stride), C <= 255.
-    size: int (B, 2), height and width of the network's input, in pixels.
-    canvas: the padded height and width of that input.
-    label_size: int (B, 2), height and width of the original image.
-    label_canvas: the padded height and width of the result.
-    tile_bytes: how many bytes of logits may exist at the original resolution.
-
-  Returns:
-    uint8 (B, *label_canvas): the class with the largest logit, the lowest one
-    of equals; 255 outside `label_size`.
-  """
-  batch, height, width, num_classes = logits.shape
-  dtype = jnp.promote_types(logits.dtype, jnp.float32)
-  logits = logits.astype(dtype)
-  valid = logits_size(size, canvas, (height, width))
-  rows, columns = (
-    _resize_twice(
-      (label_size[:, axis], size[:, axis], valid[:, axis]),
-      (label_canvas[axis], canvas[axis], logits.shape[1 + axis]),
-      dtype,
-    )
-    for axis in (0, 1)
-  )
-
-  row_bytes = batch * label_canvas[1] * num_classes * dtype.itemsize
-  tile_rows = min(max(tile_bytes // row_bytes, 1), label_canvas[0])
-  tiles = -(-label_canvas[0] // tile_rows)
-  rows = jnp.pad(rows, ((0, 0), (0, tiles * tile_rows - rows.shape[1]), (0, 0)))
-  rows = rows.reshape(batch, tiles, tile_rows, height).swapaxes(0, 1)
-
-  def classes_of(tile):  # (B, tile_rows, h) -> (B, tile_rows, Wl)
-    dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    tile = dot('bth,bhwc->btwc', tile, logits)
-    tile = dot('bxw,btwc->btxc', columns, tile)
-    return jnp.argmax(tile, axis=-1).astype(jnp.uint8)
-
-  maps = jax.lax.map(classes_of, rows).swapaxes(0, 1)
-  maps = maps.reshape(batch, -1, label_canvas[1])[:, : label_canvas[0]]
-  inside = (
-    jnp.arange(label_canvas[0])[:, None] < label_size[:, 0, None, None]
-  ) & (jnp.arange(label_canvas[1]) < label_size[:, 1, None, None])
-  return jnp.where(inside, maps, jnp.uint8(metrics.IGNORE))
-
-
-def _resize_twice(
-  sizes: tuple[jax.Array, ...], lengths: tuple[int, ...], dtype: Any
-) -> jax.Array:
-  """(B, lengths[0], lengths[2]): bilinear to sizes[1], then to sizes[0].
-
-  All three `sizes` are (B,) valid lengths, `lengths` the padded ones.
-  """
-  outer = resize_matrix(sizes[0], sizes[1], lengths[0], lengths[1], dtype)
-  inner = resize_matrix(sizes[1], sizes[2], lengths[1], lengths[2], dtype)
-  return jnp.matmul(outer, inner, precision=jax.lax.Precision.HIGHEST)
-
-
-def count_confusion(
-  prediction: jax.Array, label: jax.Array, num_classes: int
-) -> jax.Array:
-  """Counts pixels of each image by (ground truth, prediction).
-
-  Args:
-    prediction: uint8 (B, H, W), classes.
-    label: uint8 (B, H, W), classes or 255.
-    num_classes: C.
-
-  Returns:
-    int32 (B, C, C), rows = ground truth. A pixel whose label or prediction is
-    not a class falls into an overflow bin that is thrown away; `evaluate`
-    compares the counts with the number of labelled pixels, so that only
-    labels of 255 can vanish.
-  """
-  label, prediction = label.astype(jnp.int32), prediction.astype(jnp.int32)
-  bins = num_classes**2
-  counted = (label < num_classes) & (prediction < num_classes)
-  index = jnp.where(counted, label * num_classes + prediction, bins)
-
-  def count(index):
-    return jnp.zeros(bins + 1, jnp.int32).at[index.ravel()].add(1)[:bins]
-
-  return jax.vmap(count)(index).reshape(-1, num_classes, num_classes)
-
-
 def make_eval_step(
   model: Any,
   num_classes: int,
   *,
+  protocol: Protocol | None = None,
   mesh: Mesh | None = None,
   dtype: Any = jnp.float32,
   tile_bytes: int = TILE_BYTES,
   on_compile: Callable[[int, int], None] = lambda height, width: None,
 ) -> EvalStep:
-  """The whole-image protocol, compiled.
+  """A protocol, compiled.
 
   Args:
     model: a segmentor; `apply(variables, images, train=False, size=size)`.
     num_classes: C, at most 255.
+    protocol: None: the whole image.
     mesh: devices; the batch is split over its axis `data`, every device works
       on its own images and nothing is exchanged. None: the default device.
     dtype: of the normalised images; float64 for comparisons.
@@ -177,9 +65,9 @@ def make_eval_step(
     eval_step(variables, batch) -> (label maps, counts): `batch` as the
     evaluation pipeline yields it, with NumPy arrays; label maps uint8
     (B, Hl, Wl) at the labels' padded size, 255 outside the true size; counts
-    int32 (B, C, C). The network compiles once for each padded shape of
-    images, the final stage, which is quick to compile, for each pair of padded
-    shapes of images and labels.
+    int32 (B, C, C). The network compiles once for each padded shape that it
+    sees (in windows: for one in all), the final stage, which is quick to
+    compile, for each pair of padded shapes of images and labels.
   """
   if num_classes > metrics.IGNORE:
     raise ValueError(
@@ -196,23 +84,32 @@ def make_eval_step(
       )
     return logits
 
-  def finish(canvas, logits, size, label, label_size):
-    maps = label_maps(
-      logits, size, canvas, label_size, label.shape[1:3], tile_bytes
-    )
+  def place(arrays):
+    return jax.device_put(arrays, sharding)
+
+  def finish(layout, arrays, label, label_size):
+    views = build(layout, arrays, label_size, label.shape[1:3])
+    maps = label_maps(views, label_size, tile_bytes)
     return maps, count_confusion(maps, label, num_classes)
 
   sharding = None if mesh is None else NamedSharding(mesh, P('data'))
   compiled_forward = jax.jit(
-    _split_batch(forward, mesh, P(), P('data'), P('data'))
+    split_batch(forward, mesh, P(), P('data'), P('data'))
   )
+  compiled_shapes = set()
+
+  def network(variables, image, size):
+    if image.shape not in compiled_shapes:
+      compiled_shapes.add(image.shape)
+      on_compile(*image.shape[1:3])
+    return compiled_forward(variables, image, size)
+
+  look, build = make_views(protocol or Protocol(), network, place, mesh)
 
   @functools.partial(jax.jit, static_argnums=0)
-  def compiled_finish(canvas, *arrays):
-    stage = functools.partial(finish, canvas)
-    return _split_batch(stage, mesh, *4 * [P('data')])(*arrays)
-
-  compiled_shapes = set()
+  def compiled_finish(layout, *arrays):
+    stage = functools.partial(finish, layout)
+    return split_batch(stage, mesh, *3 * [P('data')])(*arrays)
 
   def eval_step(variables, batch):
     if mesh is not None and len(batch['image']) % mesh.shape['data']:
@@ -220,35 +117,11 @@ def make_eval_step(
         f'an evaluation batch of {len(batch["image"])} images cannot be split '
         f'over {mesh.shape["data"]} devices; set eval.batch_size to a multiple.'
       )
-    image, size, label, label_size = jax.device_put(
-      [batch[name] for name in ('image', 'size', 'label', 'label_size')],
-      sharding,
-    )
-    if image.shape not in compiled_shapes:
-      compiled_shapes.add(image.shape)
-      on_compile(*image.shape[1:3])
-    logits = compiled_forward(variables, image, size)
-    return compiled_finish(image.shape[1:3], logits, size, label, label_size)
+    layout, arrays = look(variables, batch)
+    labels = place((batch['label'], batch['label_size']))
+    return compiled_finish(layout, arrays, *labels)
 
   return eval_step
-
-
-def _split_batch(function: Callable, mesh: Mesh | None, *specs: P) -> Callable:
-  """Runs the function on each device with the images it holds.
-
-  Not left to the partitioner: with the batch split by hand no operator of the
-  network can gather it, and counting stays where the pixels are.
-  """
-  if mesh is None:
-    return function
-  return jax.shard_map(
-    function,
-    mesh=mesh,
-    in_specs=specs,
-    out_specs=P('data'),
-    axis_names={'data'},
-    check_vma=False,
-  )
 
 
 # --- Over a data set ---------------------------------------------------------

@@ -39,8 +39,9 @@ def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
   if not same:
     raise UserError(
       f'{out} is there and is not an earlier result of checkpoint '
-      f'{result["checkpoint"]} on {result["data"]["split"]}; nothing was '
-      'evaluated. Give another --out, or remove it.'
+      f'{result["checkpoint"]} on {result["data"]["split"]} in the protocol '
+      f'{result["protocol"]["name"]}; nothing was evaluated. '
+      'Give another --out, or remove it.'
     )
   return [out / name for name in old.get('overlays', [])]
 
@@ -65,11 +66,6 @@ def describe(
     for i, name in enumerate(classes)
   ]
   return {
-    'protocol': {
-      'name': 'whole',
-      'image_scale': list(config.data.image_scale),
-      'bucket': config.eval.bucket,
-    },
     'images': evaluation.num_images,
     **{key: number(value) for key, value in scores.summary().items()},
     'mIoU_interval': {
@@ -89,6 +85,7 @@ def describe(
     'classes_absent': list(scores.absent),
     'dtype': config.model.dtype,
     'batch_size': batch_size,
+    'bucket': config.eval.bucket,
     'seconds': round(evaluation.seconds, 3),
     'devices': runtime.describe_devices(),
     'versions': runtime.versions(),

@@ -20,6 +20,7 @@ from resnest_jax.evaluation import inference, results
 from resnest_jax.evaluation.bootstrap import miou_interval
 from resnest_jax.evaluation.boundary import BoundaryIoU
 from resnest_jax.evaluation.progress import compile_notice, evaluation_progress
+from resnest_jax.evaluation.protocols import make_protocol
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.training import checkpoints, sharding
 from resnest_jax.weights.pretrained import load_segmentor
@@ -43,7 +44,8 @@ def evaluate_split(
     weights: any source of weights (docs/weights.md), with `out`.
     checkpoint: of a workdir: 'latest', 'best' or a step.
     split_name: of the data set; None: `config.data.eval_split`.
-    out: folder for the results; None: WORKDIR/eval/STEP-SPLIT.
+    out: folder for the results; None: WORKDIR/eval/STEP-SPLIT, and the
+      protocol's name if it is not `whole`.
 
   Raises:
     UserError: data or weights cannot be used, or `out` holds something else.
@@ -54,6 +56,7 @@ def evaluate_split(
   split = open_data(config.data, split_name)
   classes, palette = split.labels.classes, split.labels.palette
   fit_num_classes(config, len(classes))
+  protocol = make_protocol(config)
   mesh = sharding.make_mesh()
   if weights:
     model, variables, found = from_weights(weights, checkpoint, config, classes)
@@ -72,15 +75,21 @@ def evaluate_split(
     'config': config.name,
     **found,  # The model with its dilation rule, too.
     'data': {'name': config.data.name, 'split': split_name},
+    'protocol': protocol.describe(),
   }
   if out is None:
-    out = workdir / 'eval' / f'{found["step"]}-{split_name}'
+    named = '' if protocol.name == 'whole' else f'-{protocol.name}'
+    out = workdir / 'eval' / f'{found["step"]}-{split_name}{named}'
   replaced = results.previous_pictures(out, result)
 
   # Every image once; the predictions of some are kept to be drawn.
   batch_size = inference.divisible_batch_size(config.eval.batch_size, mesh)
   batches = make_eval_iterator(
-    config.data, split, batch_size=batch_size, bucket=config.eval.bucket
+    config.data,
+    split,
+    batch_size=batch_size,
+    bucket=config.eval.bucket,
+    keep_size=protocol.keep_size,
   )
   number = min(config.eval.overlays, len(split))
   drawn = set(np.linspace(0, len(split) - 1, number, dtype=int).tolist())
@@ -101,6 +110,7 @@ def evaluate_split(
     eval_step = inference.make_eval_step(
       model,
       len(classes),
+      protocol=protocol,
       mesh=mesh,
       dtype=at_least_float32(config.model.dtype),
       on_compile=compile_notice(progress),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from resnest_jax.data import device, transforms
+from resnest_jax.data import device, resize, transforms
 
 IDENTITY = np.float32([[0, 1, 1, 0, 1]])
 
@@ -147,3 +147,29 @@ def test_a_sharded_batch_needs_no_communication():
   text = apply.lower(*sharded).compile().as_text()
   for word in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'):
     assert word not in text
+
+
+@pytest.mark.parametrize(
+  'sizes',
+  [  # Height and width before and after.
+    [((40, 50), (20, 25)), ((33, 47), (33, 47)), ((1, 1), (40, 31))],
+    [((40, 50), (70, 88)), ((7, 33), (3, 80)), ((39, 50), (1, 1))],
+  ],
+)
+def test_resizing_equals_opencv(sizes):
+  rng = np.random.default_rng(2)
+  images = rng.integers(0, 256, (3, 40, 50, 3), np.uint8)
+  canvas = np.max([after for _, after in sizes], 0)
+  tables = [np.zeros((3, n, 4), np.int32) for n in canvas]
+  expected = np.zeros((3, *canvas, 3), np.uint8)
+  for i, ((h, w), after) in enumerate(sizes):
+    for axis, length in enumerate((h, w)):
+      tables[axis][i, : after[axis]] = resize.bilinear_taps(
+        length, after[axis], axis
+      )
+    expected[i, : after[0], : after[1]] = cv2.resize(
+      images[i, :h, :w], after[::-1], interpolation=cv2.INTER_LINEAR
+    )
+  np.testing.assert_array_equal(
+    jax.jit(device.resize)(images, *tables), expected
+  )

@@ -323,6 +323,22 @@ def test_evaluation_holds_every_image_once_in_padded_batches():
   assert len(batches) == 6
 
 
+def test_evaluation_can_keep_the_original_sizes():
+  split = Scenes(7)
+  _, batches = eval_batches(split, keep_size=True)
+  seen = 0
+  for batch in batches:
+    np.testing.assert_array_equal(batch['size'], batch['label_size'])
+    for slot, index in enumerate(batch['index'].tolist()):
+      if index >= 0:
+        height, width = batch['size'][slot]
+        np.testing.assert_array_equal(
+          batch['image'][slot, :height, :width], split[index]['image']
+        )
+        seen += 1
+  assert seen == 7
+
+
 def test_evaluation_fills_batches_up_with_empty_slots():
   _, (batch,) = eval_batches(Scenes(1), batch_size=3)
   np.testing.assert_array_equal(batch['index'], [0, -1, -1])

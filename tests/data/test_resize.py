@@ -29,6 +29,20 @@ def test_keep_ratio_size(size, edges, expected):
   assert resize.keep_ratio_size(*size, *edges) == expected
 
 
+@pytest.mark.parametrize(
+  ('size', 'ratio', 'expected'),
+  [
+    ((72, 100), 0.75, (54, 75)),
+    # 30 x 37 times 1.25 is 38 x 46 when rounded; within both edges 46 / 37
+    # decides, and 30 * 46 / 37 is 37.3.
+    ((30, 37), 1.25, (37, 46)),
+    ((1, 1), 0.25, (1, 1)),
+  ],
+)
+def test_scaled_size(size, ratio, expected):
+  assert resize.scaled_size(*size, ratio) == expected
+
+
 @pytest.mark.parametrize('image_scale', [(96, 64), (64, 96)])
 def test_resizing_matches_naive_sampling(image_scale):
   image, label = picture(np.random.default_rng(0), 40, 50)

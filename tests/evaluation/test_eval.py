@@ -104,8 +104,8 @@ def test_results_are_complete_and_consistent(evaluated, workdir, mini_data_dir):
   assert result['protocol'] == {
     'name': 'whole',
     'image_scale': [64, 64],
-    'bucket': 64,
   }
+  assert result['bucket'] == 64
   assert result['model']['dilation_rule'] == 'mmseg'
   assert result['dtype'] == 'float32'
   assert result['versions']['jax']
@@ -220,6 +220,30 @@ def test_boundary_iou_and_beta_on_demand(
   assert fscore == pytest.approx(f2)
   before = json.loads((evaluated[0] / 'metrics.json').read_text('utf-8'))
   assert fscore not in [x['Fscore'] for x in before['per_class']]
+
+
+def test_another_protocol_is_named_and_has_a_folder_of_its_own(
+  evaluated, evaluate_here, workdir
+):
+  evaluate_here(
+    '--config.eval.protocol=slide',
+    '--config.eval.slide_crop=48,48',
+    '--config.eval.overlays=0',
+  )
+  folder = workdir / 'eval' / f'{STEP}-validation-slide'
+  result = json.loads((folder / 'metrics.json').read_text('utf-8'))
+  assert result['protocol'] == {
+    'name': 'slide',
+    'image_scale': [64, 64],
+    'crop': [48, 48],
+    'stride': [32, 32],
+  }
+  whole = json.loads((evaluated[0] / 'metrics.json').read_text('utf-8'))
+  for key in ('per_class', 'mIoU'):
+    assert result[key] != whole[key]
+  assert result['images'] == whole['images']
+  with pytest.raises(UserError, match='in the protocol ms_flip_1x; nothing'):
+    evaluate_here('--config.eval.protocol=ms_flip_1x', '--out', str(folder))
 
 
 @pytest.fixture(scope='module')

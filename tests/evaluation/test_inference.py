@@ -1,7 +1,6 @@
-"""The final stage against plain resizing, one image at a time, in float64."""
+"""Evaluation against the plain way, one image at a time."""
 
 import re
-import types
 
 import cv2
 import jax
@@ -9,6 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.progress
+from evaluation.plain import (
+  CLASSES,
+  LABEL_SIZES,
+  SIZES,
+  Upsampler,
+  make_mesh,
+  plain_map,
+  random_batch,
+  variables,
+)
 from golden import reference
 
 from resnest_jax.data import device
@@ -16,48 +25,6 @@ from resnest_jax.errors import UserError
 from resnest_jax.evaluation import inference, metrics
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import import_state_dict
-
-CLASSES = 7
-CANVAS, LABEL_CANVAS = (64, 96), (80, 64)
-# Height and width of the network's input and of the original: enlarged,
-# shrunk, mixed, one pixel, and the whole canvas.
-SIZES = [(33, 96), (64, 57), (41, 70), (1, 1), (64, 96)]
-LABEL_SIZES = [(80, 31), (20, 19), (29, 64), (5, 3), (80, 64)]
-
-
-class Upsampler:
-  """Stands in for a network: logits at stride 8 are a picture's colours."""
-
-  def __init__(self, num_classes=CLASSES):
-    self.num_classes = num_classes
-    self.traces = 0
-
-  def apply(self, variables, images, train, size):
-    assert train is False
-    self.traces += 1
-    batch, height, width, _ = images.shape
-    small = images[:, ::8, ::8] @ variables['kernel'][:, : self.num_classes]
-    assert small.shape == (batch, height // 8, width // 8, self.num_classes)
-    return types.SimpleNamespace(logits=small)
-
-
-def random_batch(seed, sizes, label_sizes, first_index=0):
-  rng = np.random.default_rng(seed)
-  count = len(sizes)
-  batch = {
-    'image': np.zeros((count, *CANVAS, 3), np.uint8),
-    'size': np.array(sizes, np.int32),
-    'label': np.full((count, *LABEL_CANVAS), 255, np.uint8),
-    'label_size': np.array(label_sizes, np.int32),
-    'index': np.arange(first_index, first_index + count, dtype=np.int32),
-    'name': [f'image_{first_index + i}' for i in range(count)],
-  }
-  for i, ((h, w), (hl, wl)) in enumerate(zip(sizes, label_sizes, strict=True)):
-    batch['image'][i, :h, :w] = rng.integers(0, 256, (h, w, 3))
-    label = rng.integers(0, CLASSES, (hl, wl))
-    label[rng.random((hl, wl)) < 0.2] = 255
-    batch['label'][i, :hl, :wl] = label
-  return batch
 
 
 def fill_slot(batch, slot):
@@ -67,20 +34,6 @@ def fill_slot(batch, slot):
   batch['label'][slot] = 255
   batch['index'][slot] = -1
   batch['name'][slot] = ''
-
-
-def variables():
-  kernel = np.random.default_rng(5).standard_normal((3, CLASSES))
-  return {'kernel': kernel.astype(np.float32)}
-
-
-def plain_map(logits, size, label_size):
-  """Resize, resize, argmax, of one image without padding."""
-  for length in (size, label_size):
-    logits = jax.image.resize(
-      logits, (*length, CLASSES), 'linear', antialias=False
-    )
-  return np.asarray(jnp.argmax(logits, -1))
 
 
 def plain_evaluation(batch):
@@ -97,79 +50,6 @@ def plain_evaluation(batch):
       maps[-1], batch['label'][i, :hl, :wl], CLASSES
     )
   return maps, confusion
-
-
-@pytest.mark.parametrize('tile_bytes', [1, 200_000, inference.TILE_BYTES])
-def test_label_maps_equal_two_plain_resizes(tile_bytes):
-  with jax.enable_x64(True):
-    size = np.array(SIZES)
-    logits = np.random.default_rng(0).standard_normal((5, 8, 12, CLASSES))
-    # What stands in the padding must not matter.
-    maps = jax.jit(inference.label_maps, static_argnums=(2, 4, 5))(
-      logits, size, CANVAS, np.array(LABEL_SIZES), LABEL_CANVAS, tile_bytes
-    )
-    assert maps.dtype == np.uint8
-    assert maps.shape == (5, *LABEL_CANVAS)
-    for i, (h, w) in enumerate(LABEL_SIZES):
-      valid = [-(-n // 8) for n in SIZES[i]]
-      expected = plain_map(logits[i, : valid[0], : valid[1]], SIZES[i], (h, w))
-      np.testing.assert_array_equal(maps[i, :h, :w], expected)
-      outside = np.asarray(maps[i]).copy()
-      outside[:h, :w] = 255
-      assert (outside == 255).all()
-
-
-@pytest.mark.parametrize(
-  ('stride', 'logits_canvas'), [(4, (16, 24)), (8, (8, 12)), (32, (2, 3))]
-)
-def test_logits_size_follows_the_stride(stride, logits_canvas):
-  size = np.array([[64, 96], [1, 33]])
-  np.testing.assert_array_equal(
-    inference.logits_size(size, CANVAS, logits_canvas), -(-size // stride)
-  )
-  with pytest.raises(ValueError, match='no stride'):
-    inference.logits_size(size, CANVAS, (9, 12))
-
-
-def test_tiles_bound_the_memory():
-  shapes = (
-    jax.ShapeDtypeStruct((1, 16, 16, 150), jnp.float32),
-    jax.ShapeDtypeStruct((1, 2), jnp.int32),
-  )
-
-  def temporary_bytes(tile_bytes):
-    def stage(logits, size):
-      return inference.label_maps(
-        logits, size, (128, 128), 4 * size, (512, 512), tile_bytes
-      )
-
-    compiled = jax.jit(stage).lower(*shapes).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-  whole = 512 * 512 * 150 * 4
-  assert temporary_bytes(2 * whole) > whole
-  assert temporary_bytes(2**21) < 2**23
-
-
-def test_counts_are_exact_and_nothing_invalid_is_counted():
-  rng = np.random.default_rng(1)
-  label = rng.integers(0, CLASSES, (3, 20, 30)).astype(np.uint8)
-  prediction = rng.integers(0, CLASSES, (3, 20, 30)).astype(np.uint8)
-  label[rng.random(label.shape) < 0.3] = 255
-  expected = np.stack(
-    [
-      metrics.confusion_matrix(p, t, CLASSES)
-      for p, t in zip(prediction, label, strict=True)
-    ]
-  )
-  count = jax.jit(inference.count_confusion, static_argnums=2)
-  np.testing.assert_array_equal(count(prediction, label, CLASSES), expected)
-  # Neither a label nor a prediction beyond the classes wraps into another bin.
-  label[0, 0, :2], prediction[0, 0, :2] = [CLASSES, 1], [0, CLASSES]
-  label[0, 1:] = 255
-  assert count(prediction, label, CLASSES)[0].sum() == np.count_nonzero(
-    label[0, 0, 2:] != 255
-  )
 
 
 def test_evaluate_equals_the_plain_way_and_gives_pictures():
@@ -256,12 +136,6 @@ def test_a_model_of_other_classes_is_refused():
     eval_step(variables(), random_batch(0, SIZES[:1], LABEL_SIZES[:1]))
   with pytest.raises(ValueError, match='at most 255 classes'):
     inference.make_eval_step(Upsampler(), 256)
-
-
-def make_mesh(devices):
-  return jax.sharding.Mesh(
-    np.asarray(jax.devices()[:devices]).reshape(-1, 1), ('data', 'spatial')
-  )
 
 
 def test_devices_do_not_change_maps_and_counts():

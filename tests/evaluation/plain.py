@@ -1,0 +1,141 @@
+"""A small network, batches, and every protocol done the plain way.
+
+That is one image at a time, without padding, tiles or matrices, following
+mmsegmentation's own steps.
+"""
+
+import math
+import types
+
+import cv2
+import jax
+import numpy as np
+
+from resnest_jax.data import device
+
+CLASSES = 7
+CANVAS, LABEL_CANVAS = (64, 96), (80, 64)
+# Height and width of the network's input and of the original: enlarged,
+# shrunk, mixed, one pixel, and the whole canvas.
+SIZES = [(33, 96), (64, 57), (41, 70), (1, 1), (64, 96)]
+LABEL_SIZES = [(80, 31), (20, 19), (29, 64), (5, 3), (80, 64)]
+
+
+class Upsampler:
+  """Stands in for a network: logits at stride 8 are a picture's colours."""
+
+  def __init__(self, num_classes=CLASSES):
+    self.num_classes = num_classes
+    self.traces = 0
+
+  def apply(self, variables, images, train, size):
+    assert train is False
+    self.traces += 1
+    batch, height, width, _ = images.shape
+    small = images[:, ::8, ::8] @ variables['kernel'][:, : self.num_classes]
+    assert small.shape == (batch, height // 8, width // 8, self.num_classes)
+    return types.SimpleNamespace(logits=small)
+
+
+def random_batch(
+  seed, sizes, label_sizes, first_index=0, label_canvas=LABEL_CANVAS
+):
+  rng = np.random.default_rng(seed)
+  count = len(sizes)
+  batch = {
+    'image': np.zeros((count, *CANVAS, 3), np.uint8),
+    'size': np.array(sizes, np.int32),
+    'label': np.full((count, *label_canvas), 255, np.uint8),
+    'label_size': np.array(label_sizes, np.int32),
+    'index': np.arange(first_index, first_index + count, dtype=np.int32),
+    'name': [f'image_{first_index + i}' for i in range(count)],
+  }
+  for i, ((h, w), (hl, wl)) in enumerate(zip(sizes, label_sizes, strict=True)):
+    batch['image'][i, :h, :w] = rng.integers(0, 256, (h, w, 3))
+    label = rng.integers(0, CLASSES, (hl, wl))
+    label[rng.random((hl, wl)) < 0.2] = 255
+    batch['label'][i, :hl, :wl] = label
+  return batch
+
+
+def variables():
+  kernel = np.random.default_rng(5).standard_normal((3, CLASSES))
+  return {'kernel': kernel.astype(np.float32)}
+
+
+def resized(x, size):
+  """Bilinear with half-pixel centres, (h, w, C) -> (*size, C), in NumPy."""
+  for axis, new in enumerate(size):
+    length = x.shape[axis]
+    at = np.clip((np.arange(new) + 0.5) * length / new - 0.5, 0, length - 1)
+    low = np.floor(at).astype(int)
+    weight = (at - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+    high = np.minimum(low + 1, length - 1)
+    x = x.take(low, axis) * (1 - weight) + x.take(high, axis) * weight
+  return x
+
+
+def softmax(logits):
+  powers = np.exp(logits - logits.max(-1, keepdims=True))
+  return powers / powers.sum(-1, keepdims=True)
+
+
+def network(image):
+  """Logits of one uint8 image (h, w, 3), at its own size."""
+  normalised = (image[::8, ::8] - np.array(device.MEAN)) / device.STD
+  return resized(normalised @ variables()['kernel'], image.shape[:2])
+
+
+def plain_map(logits, size, label_size):
+  """Resize, resize, argmax, of one image without padding."""
+  logits = resized(resized(logits, size), label_size)
+  return logits.argmax(-1)
+
+
+def slide_scores(image, label_size, crop, stride):
+  """Logits at the original size, mean over windows."""
+  height, width = image.shape[:2]
+  total = np.zeros((height, width, CLASSES))
+  count = np.zeros((height, width, 1))
+  grid = [
+    max(n - c + s - 1, 0) // s + 1
+    for n, c, s in zip((height, width), crop, stride, strict=True)
+  ]
+  for row, column in np.ndindex(*grid):
+    bottom = min(row * stride[0] + crop[0], height)
+    right = min(column * stride[1] + crop[1], width)
+    top, left = max(bottom - crop[0], 0), max(right - crop[1], 0)
+    window = slice(top, bottom), slice(left, right)
+    total[window] += network(image[window])
+    count[window] += 1
+  return resized(total / count, label_size)
+
+
+def fitted(height, width, long, short):
+  """The size of an image that keeps its ratio within two edges."""
+  scale = min(long / max(height, width), short / min(height, width))
+  return math.floor(height * scale + 0.5), math.floor(width * scale + 0.5)
+
+
+def multiscale_scores(image, scales, flips, image_scale):
+  """Mean probabilities at the original size; `image_scale` None for 1.x."""
+  height, width = image.shape[:2]
+  total = 0
+  for ratio in scales:
+    if image_scale is None:
+      edges = [math.floor(n * ratio + 0.5) for n in (height, width)]
+    else:
+      edges = [math.floor(n * ratio) for n in image_scale]
+    size = fitted(height, width, max(edges), min(edges))
+    scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    for flip in flips:
+      step = -1 if flip else 1
+      logits = network(scaled[:, ::step])[:, ::step]
+      total += softmax(resized(logits, (height, width)))
+  return total / (len(scales) * len(flips))
+
+
+def make_mesh(devices):
+  return jax.sharding.Mesh(
+    np.asarray(jax.devices()[:devices]).reshape(-1, 1), ('data', 'spatial')
+  )
