@@ -213,7 +213,7 @@ def load_checkpoint(
       )
     model = create_segmentor(about['config']['model'])
     restored = _read(manager, step, model=variable_shapes(model))
-  return model, restored.model, about
+  return model, restored.model, about | {'step': step}
 
 
 def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:

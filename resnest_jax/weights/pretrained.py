@@ -59,9 +59,9 @@ class Weights(NamedTuple):
   classes: names, or None.
   palette: colours (R, G, B) of the classes, or None.
   normalization: of the images.
+  provenance: where it comes from, JSON-able.
   image_scale: (long edge, short edge) in pixels of a training's images, or
     None.
-  provenance: where it comes from, JSON-able.
   """
 
   state_dict: dict[str, Any]
@@ -70,8 +70,8 @@ class Weights(NamedTuple):
   classes: list[str] | None
   palette: list[list[int]] | None
   normalization: dict[str, Any]
-  image_scale: list[int] | None
   provenance: dict[str, Any]
+  image_scale: list[int] | None = None
 
   def about(self) -> dict[str, Any]:
     """All but the arrays, JSON-able; `load_weights` understands it."""
@@ -223,7 +223,6 @@ def _of_run(
     classes,
     palette,
     NORMALIZATION,
-    list(config['data']['image_scale']),
     {
       'source': str(workdir),
       'step': about['step'],
@@ -232,6 +231,7 @@ def _of_run(
       'backbone_known': True,
       'read_by': f'resnest_jax {resnest_jax.__version__}',
     },
+    list(config['data']['image_scale']),
   )
 
 
@@ -274,7 +274,6 @@ def _of_file(
     classes,
     palette,
     DETECTRON_NORMALIZATION if detectron else NORMALIZATION,
-    None,
     provenance,
   )
 
@@ -299,8 +298,8 @@ def _described(
       about['classes'],
       about['palette'],
       about['normalization'],
-      about.get('image_scale'),
       provenance | {'backbone_known': known, 'from': about['provenance']},
+      about.get('image_scale'),
     )
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(
