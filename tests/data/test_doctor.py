@@ -17,6 +17,7 @@ from resnest_jax.data.checks.observe import (
 )
 from resnest_jax.data.checks.rules import RULES, diagnose
 from resnest_jax.data.datasets import open_split
+from resnest_jax.data.images import decode_image
 from resnest_jax.data.labels import CITYSCAPES, LabelSet
 from resnest_jax.errors import UserError
 
@@ -225,6 +226,10 @@ FAULTS = {
     'No pixel of 12 masks has a class',
   ),
   'identical_masks': ('10', repeated_mask, 12, '12 different images'),
+  'damaged_jpeg': (
+    *('10', lambda pair: [Jpegs(pair[0], damaged=(3, 7)), pair[1]], 2),
+    'of 2 of 12 samples can be decoded, but the decoder complains',
+  ),
   'maybe_off_by_one': (
     *('10', both(lambda m: np.where(m < 10, m, 0), labels=counted(10, 1)), 0),
     'all values from 0 to 9 occur and 10 does not',
@@ -250,6 +255,27 @@ FAULTS = {
   'duplicates': ('10', copied, 1, 'more than once: 1, in 2 samples'),
   'leaked': ('10', leaking, 1, '1 of 4 images of validation are in train'),
 }
+
+
+class Jpegs(Samples):
+  """A copy whose images are decoded from JPEGs; some are damaged inside."""
+
+  def __init__(self, of, damaged):
+    super().__init__(of.split, of.labels, of.samples)
+    self.damaged = damaged
+
+  def raw(self, index):
+    sample = self.samples[index]
+    encoded = cv2.imencode('.jpg', sample['image'][..., ::-1])[1].tobytes()
+    if index in self.damaged:
+      encoded = damage(encoded)
+    return sample | {'image': decode_image(encoded, cv2.IMREAD_COLOR_RGB)}
+
+
+def damage(jpeg):
+  """The decoder takes the marker for the end, and invents the rest."""
+  middle = len(jpeg) // 2
+  return jpeg[:middle] + b'\xff\xd9' * 20 + jpeg[middle + 40 :]
 
 
 def spoil(clean, name):

@@ -200,6 +200,25 @@ def test_files_that_are_cut_off(folder):
     assert sample.startswith(f'{path} cannot be decoded')
 
 
+def test_jpeg_that_is_damaged_inside(folder, run_script):
+  path = folder / 'images' / 'train' / '1.jpg'
+  content = bytearray(path.read_bytes())
+  middle = len(content) // 2
+  content[middle : middle + 40] = b'\xff\xd9' * 20
+  path.write_bytes(content)
+  process = run_script(
+    *('-m', 'resnest_jax.data.doctor', '--config', 'configs/folder.py:mini'),
+    f'--config.data.data_dir={folder}',
+  )
+  out = ' '.join(process.stdout.split())
+  assert 'warning: damaged_jpeg (train) The JPEGs of 1 of 8 samples' in out
+  assert f'{path}: "Corrupt JPEG data: premature end' in out
+  assert 'Samples: 1 What to do' in out
+  # The complaint is not repeated among the other messages; the bar is there.
+  assert 'Corrupt' not in process.stderr
+  assert '10/10 images' in process.stderr
+
+
 def test_files_of_16_bits(folder):
   image = cv2.imread(f'{folder}/images/train/2.jpg').astype(np.uint16) * 256
   (folder / 'images' / 'train' / '2.jpg').unlink()

@@ -120,6 +120,11 @@ RULES = (
     unless=(content.no_labels,),
   ),
   Rule(
+    files.damaged_jpeg,
+    WARNING,
+    'JPEGs that the decoder complains about: damaged inside, perhaps',
+  ),
+  Rule(
     values.maybe_off_by_one,
     WARNING,
     'all values occur but the last, or the first: perhaps off by one',
