@@ -347,6 +347,30 @@ def test_masks_that_count_from_one(clean):
   assert 'they count the 10 classes from 1' in found[0].finding.what
 
 
+def lowered(mask):
+  return np.where(mask == 255, mask, mask - np.uint8(1))
+
+
+def test_masks_from_which_one_was_subtracted(clean):
+  """They counted from 0 already, and class 0 has become 255."""
+  pair = both(lowered)(clean['10'])
+  found = examine(pair)
+  assert {d.rule.name for d in found} == {'maybe_off_by_one'}
+  assert 'all values from 0 to 8 occur and 9 does not' in found[0].finding.what
+  assert "'class 9' just does not occur" in found[0].finding.remedy
+  assert 'add 1 to the masks' in found[0].finding.remedy
+  # Most of the pixels had the first class: that they are ignored is not said.
+  most = np.arange(192) < 115
+  mostly = first(lambda m: np.where(most, 0, m))(clean['10'])
+  train = mostly[0].masks(lowered)
+  assert np.mean([s['mask'] == 255 for s in train.samples]) > 0.5
+  found = [d for d in examine([train, pair[1]]) if d.split == 'train']
+  assert {d.rule.name for d in found} == {'maybe_off_by_one'}
+  # A last class that is absent alone says nothing.
+  rare = both(lambda m: np.where(m >= 9, 0, m))(clean['10'])
+  assert 'maybe_off_by_one' not in {d.rule.name for d in examine(rare)}
+
+
 def test_first_class_that_never_occurs(clean):
   """Perhaps masks that count from 1, in which the last class is missing."""
   pair = both(lambda m: np.where(m == 0, 255, m))(clean['10'])

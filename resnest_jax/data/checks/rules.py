@@ -134,7 +134,7 @@ RULES = (
     content.ignored_share,
     WARNING,
     'more than half of the pixels are ignored',
-    unless=(*_NUMBERS, content.no_labels),
+    unless=(*_NUMBERS, content.no_labels, values.maybe_off_by_one),
   ),
   Rule(
     content.unlabelled_masks,
