@@ -311,7 +311,23 @@ def test_samples_that_training_may_skip(folder, tmp_path, capsys):
   doctor.check_before_training(config, splits, tmp_path / 'run')
   assert 'error: unreadable (train)' in capsys.readouterr().out
   cut(folder / 'images' / 'val' / '1.jpg', 0.5)  # Evaluation skips nothing.
-  with pytest.raises(UserError, match=r'error: unreadable \(val\)'):
+  with pytest.raises(UserError, match=r'error: unreadable \(val\)') as error:
+    doctor.check_before_training(config, splits, tmp_path / 'run')
+  assert 'Those of val have to be mended' in str(error.value)
+  assert 'skip_unreadable' not in str(error.value)
+
+
+def test_advice_where_samples_cannot_be_read(folder, tmp_path):
+  config = folder_config(folder)
+  cut(folder / 'images' / 'train' / '1.jpg', 0.5)
+  splits = [open_data(config.data, name) for name in ('train', 'val')]
+  with pytest.raises(UserError) as error:
+    doctor.check_before_training(config, splits, tmp_path / 'run')
+  *_, last = str(error.value).splitlines()
+  assert last.endswith('cannot be read: --config.data.skip_unreadable=true')
+  # Other errors are not skipped.
+  config.model.num_classes = 5
+  with pytest.raises(UserError, match=r'nevertheless.*doctor_samples=0$'):
     doctor.check_before_training(config, splits, tmp_path / 'run')
 
 
