@@ -186,8 +186,27 @@ def check_before_training(
     raise UserError(
       f'the label doctor found what would spoil the training:\n{described}\n'
       f'Examine all samples: {examine_command(sys.argv[1:])}\n'
-      'To train nevertheless: --config.data.doctor_samples=0'
+      f'{_nevertheless(mistakes, config)}'
     )
+
+
+def _nevertheless(mistakes: Sequence[Diagnosis], config: ConfigDict) -> str:
+  """How to train without mending the data, if one can."""
+  if any(d.rule.check is not files.unreadable for d in mistakes):
+    return 'To train nevertheless: --config.data.doctor_samples=0'
+  training = config.data.train_split
+  lines = []
+  if any(d.split == training for d in mistakes):
+    lines.append(
+      'To train without the samples that cannot be read: '
+      '--config.data.skip_unreadable=true'
+    )
+  if others := [d.split for d in mistakes if d.split != training]:
+    lines.append(
+      f'Those of {", ".join(others)} have to be mended or taken away: '
+      'evaluation leaves out none.'
+    )
+  return '\n'.join(lines)
 
 
 def _is_skipped(diagnosis: Diagnosis, config: ConfigDict) -> bool:

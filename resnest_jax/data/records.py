@@ -9,6 +9,10 @@ from resnest_jax.errors import UnreadableSample, UserError
 
 # Records tried in place of one that cannot be read.
 REPLACEMENTS = 10
+_SKIPPING = (
+  'Training goes on without such samples with '
+  '--config.data.skip_unreadable=true (evaluation does not).'
+)
 
 
 class Split(Protocol):
@@ -53,6 +57,8 @@ class Records:
     except UserError as error:
       if self._skip_unreadable and isinstance(error, UnreadableSample):
         return Unreadable(index)
+      if isinstance(error, UnreadableSample):
+        raise UnreadableSample(f'{error}\n{_SKIPPING}') from error
       raise
     except Exception as error:
       # Also because not every exception survives the way back from a worker

@@ -17,6 +17,7 @@ from resnest_jax.data.checks.observe import (
 )
 from resnest_jax.data.checks.rules import RULES, diagnose
 from resnest_jax.data.datasets import open_split
+from resnest_jax.data.images import decode_image
 from resnest_jax.data.labels import CITYSCAPES, LabelSet
 from resnest_jax.errors import UserError
 
@@ -225,6 +226,10 @@ FAULTS = {
     'No pixel of 12 masks has a class',
   ),
   'identical_masks': ('10', repeated_mask, 12, '12 different images'),
+  'damaged_jpeg': (
+    *('10', lambda pair: [Jpegs(pair[0], damaged=(3, 7)), pair[1]], 2),
+    'of 2 of 12 samples can be decoded, but the decoder complains',
+  ),
   'maybe_off_by_one': (
     *('10', both(lambda m: np.where(m < 10, m, 0), labels=counted(10, 1)), 0),
     'all values from 0 to 9 occur and 10 does not',
@@ -250,6 +255,27 @@ FAULTS = {
   'duplicates': ('10', copied, 1, 'more than once: 1, in 2 samples'),
   'leaked': ('10', leaking, 1, '1 of 4 images of validation are in train'),
 }
+
+
+class Jpegs(Samples):
+  """A copy whose images are decoded from JPEGs; some are damaged inside."""
+
+  def __init__(self, of, damaged):
+    super().__init__(of.split, of.labels, of.samples)
+    self.damaged = damaged
+
+  def raw(self, index):
+    sample = self.samples[index]
+    encoded = cv2.imencode('.jpg', sample['image'][..., ::-1])[1].tobytes()
+    if index in self.damaged:
+      encoded = damage(encoded)
+    return sample | {'image': decode_image(encoded, cv2.IMREAD_COLOR_RGB)}
+
+
+def damage(jpeg):
+  """The decoder takes the marker for the end, and invents the rest."""
+  middle = len(jpeg) // 2
+  return jpeg[:middle] + b'\xff\xd9' * 20 + jpeg[middle + 40 :]
 
 
 def spoil(clean, name):
@@ -319,6 +345,30 @@ def test_masks_that_count_from_one(clean):
   found = examine(pair)
   assert [d.rule.name for d in found] == ['off_by_one']
   assert 'they count the 10 classes from 1' in found[0].finding.what
+
+
+def lowered(mask):
+  return np.where(mask == 255, mask, mask - np.uint8(1))
+
+
+def test_masks_from_which_one_was_subtracted(clean):
+  """They counted from 0 already, and class 0 has become 255."""
+  pair = both(lowered)(clean['10'])
+  found = examine(pair)
+  assert {d.rule.name for d in found} == {'maybe_off_by_one'}
+  assert 'all values from 0 to 8 occur and 9 does not' in found[0].finding.what
+  assert "'class 9' just does not occur" in found[0].finding.remedy
+  assert 'add 1 to the masks' in found[0].finding.remedy
+  # Most of the pixels had the first class: that they are ignored is not said.
+  most = np.arange(192) < 115
+  mostly = first(lambda m: np.where(most, 0, m))(clean['10'])
+  train = mostly[0].masks(lowered)
+  assert np.mean([s['mask'] == 255 for s in train.samples]) > 0.5
+  found = [d for d in examine([train, pair[1]]) if d.split == 'train']
+  assert {d.rule.name for d in found} == {'maybe_off_by_one'}
+  # A last class that is absent alone says nothing.
+  rare = both(lambda m: np.where(m >= 9, 0, m))(clean['10'])
+  assert 'maybe_off_by_one' not in {d.rule.name for d in examine(rare)}
 
 
 def test_first_class_that_never_occurs(clean):

@@ -200,6 +200,25 @@ def test_files_that_are_cut_off(folder):
     assert sample.startswith(f'{path} cannot be decoded')
 
 
+def test_jpeg_that_is_damaged_inside(folder, run_script):
+  path = folder / 'images' / 'train' / '1.jpg'
+  content = bytearray(path.read_bytes())
+  middle = len(content) // 2
+  content[middle : middle + 40] = b'\xff\xd9' * 20
+  path.write_bytes(content)
+  process = run_script(
+    *('-m', 'resnest_jax.data.doctor', '--config', 'configs/folder.py:mini'),
+    f'--config.data.data_dir={folder}',
+  )
+  out = ' '.join(process.stdout.split())
+  assert 'warning: damaged_jpeg (train) The JPEGs of 1 of 8 samples' in out
+  assert f'{path}: "Corrupt JPEG data: premature end' in out
+  assert 'Samples: 1 What to do' in out
+  # The complaint is not repeated among the other messages; the bar is there.
+  assert 'Corrupt' not in process.stderr
+  assert '10/10 images' in process.stderr
+
+
 def test_files_of_16_bits(folder):
   image = cv2.imread(f'{folder}/images/train/2.jpg').astype(np.uint16) * 256
   (folder / 'images' / 'train' / '2.jpg').unlink()
@@ -292,7 +311,23 @@ def test_samples_that_training_may_skip(folder, tmp_path, capsys):
   doctor.check_before_training(config, splits, tmp_path / 'run')
   assert 'error: unreadable (train)' in capsys.readouterr().out
   cut(folder / 'images' / 'val' / '1.jpg', 0.5)  # Evaluation skips nothing.
-  with pytest.raises(UserError, match=r'error: unreadable \(val\)'):
+  with pytest.raises(UserError, match=r'error: unreadable \(val\)') as error:
+    doctor.check_before_training(config, splits, tmp_path / 'run')
+  assert 'Those of val have to be mended' in str(error.value)
+  assert 'skip_unreadable' not in str(error.value)
+
+
+def test_advice_where_samples_cannot_be_read(folder, tmp_path):
+  config = folder_config(folder)
+  cut(folder / 'images' / 'train' / '1.jpg', 0.5)
+  splits = [open_data(config.data, name) for name in ('train', 'val')]
+  with pytest.raises(UserError) as error:
+    doctor.check_before_training(config, splits, tmp_path / 'run')
+  *_, last = str(error.value).splitlines()
+  assert last.endswith('cannot be read: --config.data.skip_unreadable=true')
+  # Other errors are not skipped.
+  config.model.num_classes = 5
+  with pytest.raises(UserError, match=r'nevertheless.*doctor_samples=0$'):
     doctor.check_before_training(config, splits, tmp_path / 'run')
 
 

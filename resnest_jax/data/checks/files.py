@@ -22,6 +22,23 @@ def unreadable(s: Survey) -> Finding | None:
   )
 
 
+def damaged_jpeg(s: Survey) -> Finding | None:
+  bad = [o for o in s.readable if o.damage]
+  if not bad:
+    return None
+  first = bad[0]
+  return Finding(
+    f'The JPEGs of {len(bad)} of {len(s.readable)} samples can be decoded, but '
+    f'the decoder complains; {first.files[0] if first.files else first.name}: '
+    f'"{first.damage}".',
+    names(bad),
+    'Look at them (doctor.png shows the first; --out DIR draws it). If a part '
+    'is grey, shifted or of other colours, the file was damaged: copy or '
+    'download it again, or take both image and mask away. A few extraneous '
+    'bytes in a picture that looks right do no harm.',
+  )
+
+
 def image_depth(s: Survey) -> Finding | None:
   bad = [o for o in s.readable if o.image_type != 'uint8']
   if not bad:

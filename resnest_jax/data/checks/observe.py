@@ -12,10 +12,12 @@ from typing import Any
 import cv2
 import numpy as np
 
+from resnest_jax.data.checks.decoder_warnings import jpeg_warnings
 from resnest_jax.data.labels import IGNORE, LabelSet
 from resnest_jax.data.statistics import map_in_threads
 
 _NOTHING = np.zeros(0, np.int64)
+_BLOCK = 64  # Samples that are read before complaints are looked at.
 _MOST_COLOURS = 100_000  # Pixels of a coloured mask that are looked at.
 _SMALL = 256  # Longest edge, in pixels, at which alignment is measured.
 
@@ -28,6 +30,8 @@ class Observation:
     index: its place in the split.
     name: of the sample; where it cannot be read, the reason in one line.
     error: why it cannot be read, '' if it can. Then nothing else is known.
+    files: paths of image and mask; empty if the data is not in files.
+    damage: what the decoder complained about, '' if nothing.
     image_size: height and width.
     image_type: of the pixels, as NumPy calls it.
     image_hash: of size and pixels.
@@ -45,6 +49,8 @@ class Observation:
   index: int
   name: str
   error: str = ''
+  files: tuple[str, ...] = ()
+  damage: str = ''
   image_size: tuple[int, int] = (0, 0)
   image_type: str = ''
   image_hash: bytes = b''
@@ -175,11 +181,15 @@ def survey(
   """
   indices = range(len(split)) if indices is None else indices
   seen = []
-  for observation in map_in_threads(
-    lambda index: observe(split, index), indices, num_threads
-  ):
-    seen.append(observation)
-    on_progress(len(seen), len(indices))
+  for start in range(0, len(indices), _BLOCK):
+    block = indices[start : start + _BLOCK]
+    with jpeg_warnings() as found:
+      read = map_in_threads(lambda i: observe(split, i), block, num_threads)
+      for observation in read:
+        seen.append(observation)
+        on_progress(len(seen), len(indices))
+    if found:
+      seen[start:] = [_with_damage(split, o) for o in seen[start:]]
   return Survey(
     data=split.name,
     split=split.split,
@@ -190,6 +200,13 @@ def survey(
     num_outputs=num_outputs,
     known=getattr(split, 'known_values', known_values(split.labels)),
   )
+
+
+def _with_damage(split: Any, observation: Observation) -> Observation:
+  """Reads a sample once more, to see whether the decoder complains."""
+  with jpeg_warnings() as found:
+    again = observe(split, observation.index)
+  return dataclasses.replace(again, damage=found[0] if found else '')
 
 
 def known_values(labels: LabelSet) -> np.ndarray:
@@ -215,6 +232,7 @@ def observe(split: Any, index: int) -> Observation:
   return Observation(
     index=index,
     name=sample['name'],
+    files=_files(split, index),
     image_size=image.shape[:2],
     image_type=str(image.dtype),
     image_hash=_hash(image),
@@ -226,6 +244,12 @@ def observe(split: Any, index: int) -> Observation:
     colours=_colours(mask),
     edges=_edges(image, mask),
   )
+
+
+def _files(split: Any, index: int) -> tuple[str, ...]:
+  """Paths of a sample's image and mask; empty if it is not in files."""
+  pairs = getattr(split, 'pairs', None)
+  return (pairs[index].image, pairs[index].mask) if pairs else ()
 
 
 def _hash(array: np.ndarray) -> bytes:

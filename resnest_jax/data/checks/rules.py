@@ -120,6 +120,11 @@ RULES = (
     unless=(content.no_labels,),
   ),
   Rule(
+    files.damaged_jpeg,
+    WARNING,
+    'JPEGs that the decoder complains about: damaged inside, perhaps',
+  ),
+  Rule(
     values.maybe_off_by_one,
     WARNING,
     'all values occur but the last, or the first: perhaps off by one',
@@ -129,7 +134,7 @@ RULES = (
     content.ignored_share,
     WARNING,
     'more than half of the pixels are ignored',
-    unless=(*_NUMBERS, content.no_labels),
+    unless=(*_NUMBERS, content.no_labels, values.maybe_off_by_one),
   ),
   Rule(
     content.unlabelled_masks,

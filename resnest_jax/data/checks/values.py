@@ -78,10 +78,26 @@ def _is_ade20k(s: Survey) -> bool:
 
 def maybe_off_by_one(s: Survey) -> Finding | None:
   classes, first = len(s.labels.classes), _counts_from(s)
-  inner = np.arange(1, classes)
+  inner = np.arange(1, classes - 1)
   if classes < 3 or not np.isin(inner, s.values).all():
     return None
-  if first == 1 and 0 in s.values and classes not in s.values:
+  remedy = (
+    'give the right values in the classes file ("0: name"; docs/own-data.md).'
+  )
+  if (
+    first == 0
+    and s.values.tolist() == list(range(classes - 1))
+    and 2 * len(bad := _with(s, np.array([IGNORE]))) > len(s.index_masks)
+  ):
+    what = (
+      f'all values from 0 to {classes - 2} occur and {classes - 1} does not, '
+      f'and {len(bad)} have {IGNORE}, as if 1 had been subtracted from masks '
+      f'that were right: 0 becomes {IGNORE} so.'
+    )
+    remedy = f'add 1 to the masks, as uint8: {IGNORE} becomes 0.'
+  elif classes - 1 not in s.values:
+    return None
+  elif first == 1 and 0 in s.values and classes not in s.values:
     what = (
       f'all values from 0 to {classes - 1} occur and {classes} does not, as '
       f'if masks counted from 0; {s.data} counts from 1, and 0 is ignored.'
@@ -93,13 +109,13 @@ def maybe_off_by_one(s: Survey) -> Finding | None:
     )
   else:
     return None
-  missing = s.labels.classes[0 if first == 0 else -1]
+  missing = s.labels.classes[0 if first == 0 and 0 not in s.values else -1]
   return Finding(
     f'In {len(s.index_masks)} masks {what}',
     (),
     'Look at the names in the contact sheet (--out DIR draws it). If they are '
-    f'right, {missing!r} just does not occur; if all are one class off, give '
-    'the right values in the classes file ("0: name"; docs/own-data.md).',
+    f'right, {missing!r} just does not occur; if all are one class off, '
+    f'{remedy}',
   )
 
 
