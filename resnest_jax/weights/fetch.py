@@ -100,30 +100,45 @@ def _from_hub(text: str) -> Path:
   repository, _, revision = parts[1].partition('@')
   if text.endswith(TORCH_SUFFIXES):
     check_torch()
+  what = {
+    'repo_id': f'{parts[0]}/{repository}',
+    'filename': parts[2],
+    'revision': revision or None,
+    'endpoint': os.environ.get('HF_ENDPOINT', '').rstrip('/') or None,
+  }
+  why = 'downloads are switched off (RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE)'
+  if not offline():
+    why = _refusal(what)
   try:
     path = huggingface_hub.hf_hub_download(
-      f'{parts[0]}/{repository}',
-      parts[2],
-      revision=revision or None,
-      library_name='resnest_jax',
-      endpoint=os.environ.get('HF_ENDPOINT', '').rstrip('/') or None,
-      local_files_only=offline(),
+      **what, library_name='resnest_jax', local_files_only=bool(why)
     )
   except LocalEntryNotFoundError as error:
-    why = (
-      'downloads are switched off (RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE)'
-      if offline()
-      else f'the hub does not give it ({_one_line(error.__cause__)})'
-    )
     raise UserError(
-      f"{text} is not in the hub's cache and {why}. Download it by other means "
-      'and give its path.'
+      f"{text} is not in the hub's cache and {why or _one_line(error)}. "
+      'Download it by other means and give its path.'
     ) from error
   except Exception as error:  # Those of httpx and of hf_xet have no base.
     raise UserError(
       f'{text} could not be downloaded: {_one_line(error)}'
     ) from error
   return Path(path)
+
+
+def _refusal(what: dict[str, str | None]) -> str:
+  """Why the hub does not give a file; '' if it does.
+
+  Asked once, where a download would be tried again for half a minute.
+  """
+  import huggingface_hub
+
+  try:
+    huggingface_hub.get_hf_file_metadata(
+      huggingface_hub.hf_hub_url(**what), timeout=TIMEOUT
+    )
+  except Exception as error:
+    return f'the hub does not give it ({_one_line(error)})'
+  return ''
 
 
 def _one_line(error: BaseException | None) -> str:
