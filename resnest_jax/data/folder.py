@@ -40,6 +40,8 @@ class FolderSplit:
       ignored.
     pairs: the `Pair` of each sample.
     known_values: bool (256,), the mask values in the classes file, and 255.
+    classes_file: its path.
+    masks: the folder of all masks, of other splits as well.
   """
 
   name = 'folder'
@@ -52,13 +54,12 @@ class FolderSplit:
     classes_file: str,
     masks: str,
   ):
-    """`masks` is the folder of all of them, for messages."""
     self.split = split
     self.pairs = tuple(pairs)
     self.labels = classes.labels
     self.known_values = classes.known()
-    self._classes_file = classes_file
-    self._masks = masks
+    self.classes_file = classes_file
+    self.masks = masks
 
   def __len__(self) -> int:
     return len(self.pairs)
@@ -110,8 +111,8 @@ class FolderSplit:
     needed = 'Masks are 8-bit PNG files with one channel, the class number.'
     bits, colour = png_kind(png, path, needed)
     if (bits, colour) != (8, 'grey'):
-      words = ['--masks', self._masks, '--classes', self._classes_file]
-      words += ['--out', f'{self._masks}_ids']
+      words = ['--masks', self.masks, '--classes', self.classes_file]
+      words += ['--out', f'{self.masks}_ids']
       raise UserError(
         f'{path} is a {bits}-bit {colour} picture. {needed} This writes such '
         'masks of all files there:\n  python -m resnest_jax.data.prepare '
@@ -123,7 +124,7 @@ class FolderSplit:
       known = np.flatnonzero(self.known_values).tolist()
       raise UserError(
         f'{path} has {np.count_nonzero(unknown)} pixels with values that '
-        f'{self._classes_file} does not have: {listed}'
+        f'{self.classes_file} does not have: {listed}'
         f'{" and more" if len(values) > 10 else ""}; it has '
         f'{_ranges(known)}. Give each a class ("{values[0]}: name"), or '
         f'leave it out of account ("ignore: {values[0]}").'

@@ -347,6 +347,39 @@ def test_masks_that_count_from_one(clean):
   assert 'they count the 10 classes from 1' in found[0].finding.what
 
 
+@pytest.mark.parametrize('ignored', [False, True])
+def test_class_numbers_times_any_step(clean, ignored):
+  def stretch(mask):
+    return np.where((mask == 9) & ignored, 255, mask % 4 * 80).astype(np.uint8)
+
+  pair = both(stretch, labels=counted(4))(clean['10'])
+  found = examine(pair)
+  assert {d.rule.name for d in found} == {'stretched_masks'}
+  assert 'multiples of 80 (0, 80, 160, 240' in found[0].finding.what
+  assert ('All values but 255' in found[0].finding.what) == ignored
+  remedy = found[0].finding.remedy
+  assert ('mask[mask != 255] //= 80' in remedy) == ignored
+  assert ('cv2.imwrite(path, mask // 80)' in remedy) != ignored
+  # One class more than there are.
+  found = examine(both(stretch, labels=counted(3))(clean['10']))
+  assert {d.rule.name for d in found} == {'unknown_values'}
+
+
+def test_two_classes_of_which_one_has_any_value(clean):
+  found = examine(both(lambda m: m * np.uint8(128))(clean['2']))
+  assert {d.rule.name for d in found} == {'stretched_masks'}
+  assert 'multiples of 128 (0, 128)' in found[0].finding.what
+
+
+def test_many_pixels_of_unknown_values_are_not_to_be_ignored(clean):
+  change = first(lambda m: np.where(m == 0, 77, m).astype(np.uint8))
+  found = examine(change(clean['10']))
+  assert [d.rule.name for d in found] == ['unknown_values']
+  assert found[0].finding.remedy.startswith('Name the values in the classes')
+  found = examine(first(dot, which=(4,))(clean['10']))
+  assert found[0].finding.remedy.startswith('Write 255 where there is no class')
+
+
 def lowered(mask):
   return np.where(mask == 255, mask, mask - np.uint8(1))
 

@@ -229,6 +229,40 @@ def test_files_of_16_bits(folder):
   assert rules_of(folder) == {'image_depth': ('2',), 'mask_depth': ('4',)}
 
 
+def found_in(folder):
+  config = folder_config(folder)
+  splits = [open_data(config.data, name) for name in ('train', 'val')]
+  return diagnose(doctor.examine(config, splits))
+
+
+def test_remedies_name_the_project_s_own_means_and_real_paths(folder):
+  path = f'{folder}/masks/train/4.png'
+  mask = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+  cv2.imwrite(path, mask.astype(np.uint16))
+  command = (
+    f'palette2id --masks {folder}/masks --classes {folder}/classes.txt '
+    f'--out {folder}/masks_ids'
+  )
+  (found,) = found_in(folder)
+  assert f'{command} --indices\n' in found.finding.remedy
+  cv2.imwrite(path, cv2.applyColorMap(mask, cv2.COLORMAP_JET))
+  (found,) = found_in(folder)
+  assert f'{command}\n' in found.finding.remedy
+  for path in (folder / 'masks').rglob('*.png'):
+    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    cv2.imwrite(str(path), np.uint8(mask == 7) * 255)
+  (folder / 'classes.txt').write_text('background\nleaf\n')
+  found = found_in(folder)
+  assert {d.rule.name for d in found} == {'stretched_masks'}
+  remedy = found[0].finding.remedy
+  assert f'{folder}/classes.txt' in remedy
+  lines = [line.strip() for line in remedy.splitlines()[1:]]
+  assert lines == ['0: background', '255: leaf']
+  # It is what helps.
+  (folder / 'classes.txt').write_text('\n'.join(lines))
+  assert not [d for d in found_in(folder) if d.rule.severity == 'error']
+
+
 def test_files_with_palettes(folder):
   rng = np.random.default_rng(0)
   palettes = {

@@ -1,5 +1,7 @@
 """Rules about the files themselves: can they be read, are they of one kind."""
 
+import shlex
+
 import numpy as np
 
 from resnest_jax.data.checks.finding import Finding, listed, names
@@ -69,9 +71,26 @@ def mask_depth(s: Survey) -> Finding | None:
     f'{len(bad)} of {len(s.readable)} masks are {_types(bad, "mask_type")}'
     f'{has}; masks have 8 bits.',
     names(bad),
-    f"{_REWRITE}cv2.imwrite(path, mask.astype('uint8')). Values above 255 "
-    'have to be mapped to classes first: masks that have them are usually '
-    'instance masks or those of another release.',
+    (
+      _convert(s, ' --indices')
+      or f"{_REWRITE}cv2.imwrite(path, mask.astype('uint8')). "
+    )
+    + 'Values above 255 have to be mapped to classes first: masks that have '
+    'them are usually instance masks or those of another release.',
+  )
+
+
+def _convert(s: Survey, flags: str = '') -> str:
+  """The command for a user's own masks; '' if the data is another."""
+  if not s.classes_file:
+    return ''
+  new = f'{s.masks}_ids'
+  words = ['--masks', s.masks, '--classes', s.classes_file, '--out', new]
+  return (
+    'This writes index masks of all files there:\n  python -m '
+    f'resnest_jax.data.prepare palette2id {shlex.join(words)}{flags}\n'
+    f'Put {new} in the place of {s.masks} then, or name it in '
+    'config.data.folder.masks. '
   )
 
 
@@ -123,10 +142,14 @@ def colour_masks(s: Survey) -> Finding | None:
     f'with a palette) instead of class numbers; {known} of their '
     f"{len(colours)} colours are those of this data set's classes.",
     names(bad),
-    'Turn colours into class numbers: python -m resnest_jax.data.prepare '
-    'palette2id --masks FOLDER --classes FILE --out NEW_FOLDER. If there are '
-    'far more colours than classes, the masks were saved as JPEG, resized '
-    'with interpolation or are instance masks, and the originals are needed.',
+    (
+      _convert(s)
+      or 'Turn colours into class numbers: python -m resnest_jax.data.prepare '
+      'palette2id --masks FOLDER --classes FILE --out NEW_FOLDER. '
+    )
+    + 'If there are far more colours than classes, the masks were saved as '
+    'JPEG, resized with interpolation or are instance masks, and the originals '
+    'are needed.',
   )
 
 

@@ -84,6 +84,8 @@ class Survey:
       are.
     known: bool (256,), the mask values that are a class or meant to be
       ignored.
+    classes_file: of a user's own data, '' if there is none.
+    masks: the folder of their masks.
   """
 
   data: str
@@ -94,6 +96,8 @@ class Survey:
   for_training: bool
   num_outputs: int
   known: np.ndarray
+  classes_file: str = ''
+  masks: str = ''
 
   @property
   def complete(self) -> bool:
@@ -199,6 +203,8 @@ def survey(
     for_training=for_training,
     num_outputs=num_outputs,
     known=getattr(split, 'known_values', known_values(split.labels)),
+    classes_file=getattr(split, 'classes_file', ''),
+    masks=getattr(split, 'masks', ''),
   )
 
 

@@ -83,7 +83,8 @@ RULES = (
   Rule(
     values.stretched_masks,
     ERROR,
-    'class numbers multiplied to be seen: 0 and 255 instead of 0 and 1',
+    'class numbers multiplied to be seen: 0 and 255 instead of 0 and 1, or '
+    'any other step',
     unless=(values.wrong_ade20k_release,),
   ),
   Rule(

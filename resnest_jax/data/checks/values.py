@@ -10,6 +10,8 @@ from resnest_jax.data.labels import ADE20K, CITYSCAPES, IGNORE
 _INSTANCE_CLASSES = 100
 # Highest label id of Cityscapes.
 _LABEL_IDS = 33
+# Share of the pixels above which unknown values are not just to be ignored.
+_MANY_UNKNOWN = 0.05
 
 
 def class_count(s: Survey) -> Finding | None:
@@ -216,21 +218,64 @@ def stretched_masks(s: Survey) -> Finding | None:
   if values.size < 2 or IGNORE in s.class_values:
     return None
   unknown = values[values > s.class_values.max()]
+  if step := _common_step(s):
+    return _stretched(s, step, unknown)
   # 1, 2 or 4 bits spread over 8, or the classes themselves.
   for step in (255, 85, 17, 255 // max(classes - 1, 1), 255 // classes):
     spread = step > 1 and not (values % step).any()
     beyond = unknown[unknown != IGNORE].size or values.tolist() == [0, IGNORE]
     if spread and beyond and values.max() // step <= classes:
-      bad = _with(s, unknown)
-      return Finding(
-        f'All values are multiples of {step} ({listed(values)}): the masks '
-        'were stretched so that one can see something, or are PNGs of 1, 2 '
-        f'or 4 bits. {IGNORE} is ignored.',
-        names(bad),
-        'For each of them: mask = cv2.imread(path, cv2.IMREAD_UNCHANGED); '
-        f'cv2.imwrite(path, mask // {step}).',
-      )
+      return _stretched(s, step, unknown)
   return None
+
+
+def _common_step(s: Survey) -> int:
+  """What all values but 255 are multiples of, where that explains them.
+
+  0 if it does not. 255 may be a multiple, or stand for pixels to ignore.
+  """
+  if not (s.unknown_values > s.class_values.max()).any():
+    return 0
+  step = int(np.gcd.reduce(s.values))
+  explained = step > 1 and s.values.max() // step < len(s.labels.classes)
+  # One value alone is always a multiple of itself.
+  several = np.count_nonzero(s.values) > 1
+  binary = len(s.labels.classes) == 2 and step > 2
+  return step if explained and (several or binary) else 0
+
+
+def _stretched(s: Survey, step: int, unknown: np.ndarray) -> Finding:
+  values = np.array(list(s.histogram))
+  multiples = values[values % step == 0]
+  what = f'All values are multiples of {step}'
+  if len(multiples) < len(values):
+    what = f'All values but {IGNORE} are multiples of {step}'
+  return Finding(
+    f'{what} ({listed(values)}): the masks were stretched so that one can '
+    f'see something, or are PNGs of 1, 2 or 4 bits. {IGNORE} is ignored.',
+    names(_with(s, unknown)),
+    _unstretch(s, step, multiples),
+  )
+
+
+def _unstretch(s: Survey, step: int, multiples: np.ndarray) -> str:
+  """The remedy: in the classes file if there is one, or in the masks."""
+  if s.classes_file:
+    lines = []
+    for value in multiples.tolist():
+      k = s.labels.to_train_id[value // step]
+      meaning = f'{value}: {s.labels.classes[k]}' if k != IGNORE else ''
+      lines.append(f'  {meaning or f"ignore: {value}"}')
+    return (
+      f'Write these values in front of the names in {s.classes_file}, if this '
+      'is what they mean (docs/own-data.md):\n' + '\n'.join(lines)
+    )
+  write = f'cv2.imwrite(path, mask // {step}).'
+  if len(multiples) < len(s.histogram):
+    write = f'mask[mask != {IGNORE}] //= {step}; cv2.imwrite(path, mask).'
+  return (
+    f'For each of them: mask = cv2.imread(path, cv2.IMREAD_UNCHANGED); {write}'
+  )
 
 
 def unknown_values(s: Survey) -> Finding | None:
@@ -239,15 +284,20 @@ def unknown_values(s: Survey) -> Finding | None:
   bad, largest = _with(s, s.unknown_values), s.class_values.max()
   pixels = sum(s.histogram[value] for value in s.unknown_values.tolist())
   share = pixels / sum(s.histogram.values())
+  classes_file = s.classes_file or 'the classes file of your own data'
+  name_them = (
+    f'ame the values in {classes_file} ("{s.unknown_values[0]}: name", or '
+    f'"ignore: {s.unknown_values[0]}"; docs/own-data.md). '
+  )
+  remedy = f'N{name_them}'
+  if share <= _MANY_UNKNOWN:
+    remedy = f'Write {IGNORE} where there is no class, or n{name_them}'
   return Finding(
     f'{len(bad)} of {len(s.index_masks)} masks have values that no class has: '
     f'{listed(s.unknown_values)}, on {share:.2%} of the pixels. {s.data} has '
     f'values up to {largest}, and {IGNORE} for pixels to ignore.',
     names(bad),
-    f'Write {IGNORE} where there is no class, or name the values in the '
-    f'classes file of your own data ("{s.unknown_values[0]}: name", or '
-    f'"ignore: {s.unknown_values[0]}"; docs/own-data.md). '
-    'Values at the borders of objects only come from masks that were saved '
-    'as JPEG or resized with interpolation; use the originals, or '
+    f'{remedy}Values at the borders of objects only come from masks that were '
+    'saved as JPEG or resized with interpolation; use the originals, or '
     'cv2.INTER_NEAREST.',
   )
