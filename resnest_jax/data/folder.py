@@ -21,7 +21,7 @@ import numpy as np
 
 from resnest_jax.data.archives import enumeration
 from resnest_jax.data.classes import Classes, read_classes
-from resnest_jax.data.images import decode_image, png_kind
+from resnest_jax.data.images import decode_image, is_turned, png_kind
 from resnest_jax.data.pairing import Pair, draw_split, match_pairs, read_list
 from resnest_jax.errors import UnreadableSample, UserError
 
@@ -36,8 +36,6 @@ class FolderSplit:
     name: 'folder'.
     split: as asked for.
     labels: the `LabelSet` of the classes file.
-    known_values: bool (256,), the mask values that are a class or meant to be
-      ignored.
     pairs: the `Pair` of each sample.
     known_values: bool (256,), the mask values in the classes file, and 255.
     classes_file: its path.
@@ -168,10 +166,12 @@ def _different_sizes(pair: Pair, image, mask) -> UserError:
   (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
   hint = 'Repair the pair or move it away.'
   if (height, width) == (mask_width, mask_height):
-    hint = (
-      'The photograph is turned by its EXIF orientation and the mask is not: '
-      'turn the mask, or save the photograph anew without that entry.'
-    )
+    hint = 'The mask is transposed, or turned: turn it back.'
+    if is_turned(pair.image):
+      hint = (
+        'The photograph is turned by its EXIF orientation and the mask is not: '
+        'turn the mask, or save the photograph anew without that entry.'
+      )
   return UserError(
     f'{pair.image} is {width}x{height} pixels but {pair.mask} is '
     f'{mask_width}x{mask_height}; both must have the same size. {hint}'

@@ -1,9 +1,11 @@
 """Decoding pictures and index masks."""
 
 import dataclasses
+import os
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from resnest_jax.errors import UserError
 
@@ -49,6 +51,18 @@ def decode_image(encoded: bytes, flags: int) -> np.ndarray | None:
   if not encoded:  # For which OpenCV raises.
     return None
   return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+
+
+_ORIENTATION = 0x0112  # The EXIF tag; 5 to 8 exchange height and width.
+
+
+def is_turned(path: str | os.PathLike) -> bool:
+  """Whether a picture's EXIF orientation exchanges its height and width."""
+  try:
+    with Image.open(path) as picture:
+      return picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+  except (OSError, ValueError, SyntaxError):  # Pillow cannot read its header.
+    return False
 
 
 def png_kind(png: bytes, where: str, needed: str) -> tuple[int, str]:

@@ -334,10 +334,25 @@ def test_samples_concerned_are_named(clean):
 
 def test_rotated_photographs_are_recognised(clean):
   (found,) = examine(spoil(clean, 'size_mismatch'))
+  # These are in no files: both may be the reason.
+  assert 'Perhaps the camera' in found.finding.remedy
   assert 'mogrify -auto-orient' in found.finding.remedy
+  assert 'Or the mask is transposed: mask.T' in found.finding.remedy
   pair = first(lambda m: m[:50], which=(5,))(clean['cityscapes'])
   (found,) = examine(pair)
   assert 'EXIF' not in found.finding.remedy
+  assert 'transposed' not in found.finding.remedy
+
+
+def test_masks_of_other_sizes_are_drawn_in_colour(clean, tmp_path):
+  train, _ = first(lambda m: m.T, which=(5,))(clean['10'])
+  shown = Samples(train.split, train.labels, [train.samples[5]])
+  s = survey(shown, for_training=True, num_outputs=10)
+  report.draw(tmp_path, [shown], [s], [])
+  picture = cv2.imread(str(tmp_path / 'doctor.png'))[..., ::-1]
+  values = np.unique(shown.samples[0]['mask'])
+  for k in values[values < 10]:
+    assert (picture == COLOURS[k]).all(-1).sum() > 4
 
 
 def test_masks_that_count_from_one(clean):

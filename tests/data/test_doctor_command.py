@@ -200,7 +200,7 @@ def test_files_that_are_cut_off(folder):
     assert sample.startswith(f'{path} cannot be decoded')
 
 
-def test_jpeg_that_is_damaged_inside(folder, run_script):
+def test_jpeg_that_is_damaged_inside(folder, run_script, tmp_path):
   path = folder / 'images' / 'train' / '1.jpg'
   content = bytearray(path.read_bytes())
   middle = len(content) // 2
@@ -208,7 +208,7 @@ def test_jpeg_that_is_damaged_inside(folder, run_script):
   path.write_bytes(content)
   process = run_script(
     *('-m', 'resnest_jax.data.doctor', '--config', 'configs/folder.py:mini'),
-    f'--config.data.data_dir={folder}',
+    *(f'--config.data.data_dir={folder}', '--out', tmp_path / 'report'),
   )
   out = ' '.join(process.stdout.split())
   assert 'warning: damaged_jpeg (train) The JPEGs of 1 of 8 samples' in out
@@ -297,7 +297,22 @@ def test_photograph_with_a_rotation_in_its_exif_data(folder):
   exif = picture.getexif()
   exif[0x0112] = 6  # Orientation: to be turned by 90 degrees.
   picture.save(path, exif=exif)
-  assert rules_of(folder) == {'size_mismatch': ('3',)}
+  (found,) = found_in(folder)
+  assert (found.rule.name, found.finding.samples) == ('size_mismatch', ('3',))
+  assert 'In 1 the camera noted a rotation' in found.finding.remedy
+  assert 'transposed' not in found.finding.remedy
+
+
+def test_mask_that_is_transposed(folder):
+  path = f'{folder}/masks/train/3.png'
+  cv2.imwrite(path, cv2.imread(path, cv2.IMREAD_UNCHANGED).T)
+  (found,) = found_in(folder)
+  assert (found.rule.name, found.finding.samples) == ('size_mismatch', ('3',))
+  assert 'In 1 the mask is transposed' in found.finding.remedy
+  assert 'auto-orient' not in found.finding.remedy
+  split = open_data(folder_config(folder).data, 'train')
+  with pytest.raises(UserError, match='The mask is transposed'):
+    split[[pair.name for pair in split.pairs].index('3')]
 
 
 # ---- Before a training -----------------------------------------------------

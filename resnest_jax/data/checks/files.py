@@ -6,6 +6,7 @@ import numpy as np
 
 from resnest_jax.data.checks.finding import Finding, listed, names
 from resnest_jax.data.checks.observe import Observation, Survey
+from resnest_jax.data.images import is_turned
 
 _REWRITE = 'For each of them: mask = cv2.imread(path, cv2.IMREAD_UNCHANGED); '
 
@@ -102,21 +103,15 @@ def size_mismatch(s: Survey) -> Finding | None:
   bad = [o for o in s.readable if o.image_size != o.mask_shape[:2]]
   if not bad:
     return None
-  turned = [o for o in bad if o.image_size == o.mask_shape[1::-1]]
+  swapped = [o for o in bad if o.image_size == o.mask_shape[1::-1]]
   first = bad[0]
   remedy = (
     'Give each mask the size of its image. If one of both was resized, resize '
     'the mask with interpolation=cv2.INTER_NEAREST, never with another. If '
     'they belong to different pictures, pair them anew.'
   )
-  if turned:
-    remedy = (
-      f'In {len(turned)} of them height and width are exchanged: the camera '
-      'noted a rotation in the EXIF data, which is obeyed for images and '
-      'which the mask was drawn without. Write the images upright, for '
-      'instance with ImageMagick: mogrify -auto-orient FILES, and turn masks '
-      'that then do not fit. '
-    ) + remedy
+  if swapped:
+    remedy = _exchanged(swapped) + remedy
   return Finding(
     f'{len(bad)} of {len(s.readable)} masks have another size than their '
     f'image; {first.name}: image {_size(first.image_size)}, mask '
@@ -124,6 +119,29 @@ def size_mismatch(s: Survey) -> Finding | None:
     names(bad),
     remedy,
   )
+
+
+def _exchanged(swapped: list[Observation]) -> str:
+  """Why height and width of some images are those of their masks, reversed."""
+  turned = [o for o in swapped if o.files and is_turned(o.files[0])]
+  upright = [o for o in swapped if o.files and o not in turned]
+  words = f'In {len(swapped)} of them height and width are exchanged. '
+  if len(upright) < len(swapped):
+    number = f'In {len(turned)} the' if turned else 'Perhaps the'
+    words += (
+      f'{number} camera noted a rotation in the EXIF data, which is obeyed for '
+      'images and which the mask was drawn without. Write the images upright, '
+      'for instance with ImageMagick: mogrify -auto-orient FILES, and turn '
+      'masks that then do not fit. '
+    )
+  if len(turned) < len(swapped):
+    number = f'In {len(upright)} the' if upright else 'Or the'
+    words += (
+      f'{number} mask is transposed'
+      f'{" (the image has no rotation in its EXIF data)" if upright else ""}: '
+      'mask.T undoes that. '
+    )
+  return words
 
 
 def _size(shape: tuple[int, ...]) -> str:

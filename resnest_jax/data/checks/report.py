@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import rich.table
 
+from resnest_jax.data.checks.decoder_warnings import jpeg_warnings
 from resnest_jax.data.checks.finding import listed
 from resnest_jax.data.checks.observe import Observation, Survey
 from resnest_jax.data.checks.rules import Diagnosis
@@ -192,7 +193,8 @@ def draw(
   for split, s in zip(splits, surveys, strict=True):
     faults = _faults(s, found)
     for o in _chosen(s, faults):
-      sample = split.raw(o.index)
+      with jpeg_warnings():  # They were reported.
+        sample = split.raw(o.index)
       note = ', '.join(faults.get(o.index, ()))
       panels.append(_panel(s, o, sample['image'], sample['mask'], note))
   if not panels:
@@ -238,6 +240,11 @@ def _panel(
     image = _grey_levels(image)
   if mask.dtype == np.uint8 and mask.shape == image.shape[:2]:
     label = s.labels.to_train_id[mask]
+  elif o.values.size and 0 <= o.values.min() <= o.values.max() <= IGNORE:
+    # Classes that cannot be laid over the image; no class is black.
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(s.labels.palette)] = s.labels.palette
+    label = colours[s.labels.to_train_id[mask.astype(np.uint8)]]
   elif mask.ndim == 3 and mask.shape[2] >= 3:
     label = _grey_levels(mask[..., 2::-1])
   else:
