@@ -83,8 +83,8 @@ def main() -> None:
     console.print(report.class_table(surveys))
   for line in (note for s in surveys for note in report.notes(s)):
     print(line)
-  for diagnosis in found:
-    print(f'\n{report.describe(diagnosis)}')
+  for description in report.describe(found):
+    print(f'\n{description}')
   print(f'\n{report.summary(surveys, found)}')
   if flags.out:
     report.write_json(flags.out, surveys, found)
@@ -178,11 +178,10 @@ def check_before_training(
   mistakes = [
     d for d in found if d.rule.severity == ERROR and not _is_skipped(d, config)
   ]
-  for d in found:
-    if d not in mistakes:
-      print(report.describe(d), flush=True)
+  for description in report.describe([d for d in found if d not in mistakes]):
+    print(description, flush=True)
   if mistakes:
-    described = '\n'.join(map(report.describe, mistakes))
+    described = '\n'.join(report.describe(mistakes))
     raise UserError(
       f'the label doctor found what would spoil the training:\n{described}\n'
       f'Examine all samples: {examine_command(sys.argv[1:])}\n'

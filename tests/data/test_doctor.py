@@ -182,7 +182,7 @@ FAULTS = {
   ),
   'image_depth': (
     *('ade20k', put(2, lambda s: {'image': sixteen_bits(s['image'])}), 1),
-    '1 of 24 images are uint16',
+    '1 of 24 images is uint16',
   ),
   'mask_depth': (
     *('10', first(lambda m: m.astype(np.uint16), which=(1, 2)), 2),
@@ -253,7 +253,7 @@ FAULTS = {
   ),
   'untrained_classes': ('ade20k', first(without_sky), None, 'sky'),
   'duplicates': ('10', copied, 1, 'more than once: 1, in 2 samples'),
-  'leaked': ('10', leaking, 1, '1 of 4 images of validation are in train'),
+  'leaked': ('10', leaking, 1, '1 of 4 images of validation is in train'),
 }
 
 
@@ -515,6 +515,45 @@ def test_faulty_samples_are_drawn_and_marked(clean, name, tmp_path):
   unmarked, marked = pictures
   # What cannot be read cannot be shown.
   assert np.array_equal(marked, unmarked) == (name == 'unreadable')
+
+
+def test_one_of_something_is_singular(clean):
+  train, other = clean['10']
+  (found,) = examine([train.masks(dot, (4,)), other])
+  assert found.finding.what.startswith('1 of 12 masks has values that no')
+  alone = Samples('train', train.labels, [train.samples[4]])
+  s = survey(alone, for_training=True, num_outputs=10)
+  assert report.summary([s], []) == '1 of 1 sample of train: nothing wrong'
+  one = Samples('train', counted(1), [train.samples[4]]).masks(
+    lambda m: m * np.uint8(0)
+  )
+  (found,) = examine([one, one], num_outputs=7)
+  assert 'mine has 1 class.' in found.finding.what
+  (found,) = examine(both(without_sky)(clean['10']))
+  assert '1 of 10 classes does not occur' in found.finding.what
+
+
+def test_what_two_splits_share_is_described_once(clean):
+  train, _ = clean['10']
+  same = Samples('validation', train.labels, train.samples[:4])
+  short = Samples('train', train.labels, train.samples[4:8])
+  found = examine([s.masks(dot, (1,)) for s in (short, same)])
+  assert [d.rule.name for d in found] == ['unknown_values'] * 2
+  texts = report.describe(found)
+  whats = {d.finding.what for d in found}
+  assert len(texts) == len(whats)
+  # Also where the shares of pixels are the same.
+  (text,) = report.describe(
+    [
+      dataclasses.replace(
+        d, finding=dataclasses.replace(d.finding, what='The same.')
+      )
+      for d in found
+    ]
+  )
+  assert text.startswith('error: unknown_values (train and validation)\n')
+  names = [s.samples[1]['name'] for s in (short, same)]
+  assert f'Samples: {names[0]}, {names[1]}\n' in text
 
 
 # ---- What is no fault -------------------------------------------------------

@@ -4,7 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resnest_jax.data.checks.finding import Finding, listed, names
+from resnest_jax.data.checks.finding import (
+  Finding,
+  listed,
+  names,
+  plural,
+  share_of,
+)
 from resnest_jax.data.checks.observe import Observation, Survey
 
 # A class that training should have shown this many times by the evaluation
@@ -20,8 +26,8 @@ def no_labels(s: Survey) -> Finding | None:
   if not s.index_masks or s.class_counts[0][:-1].any():
     return None
   return Finding(
-    f'No pixel of {len(s.index_masks)} masks has a class; their values are '
-    f'{listed(s.histogram)}, those of the classes '
+    f'No pixel of {plural(len(s.index_masks), "mask")} has a class; their '
+    f'values are {listed(s.histogram)}, those of the classes '
     f'{listed(s.class_values)}.',
     names(s.index_masks),
     'Compare both lists. Splits for a test server, as that of Cityscapes, '
@@ -59,7 +65,7 @@ def unlabelled_masks(s: Survey) -> Finding | None:
   if len(bad) < max(0.05 * len(s.index_masks), 1):
     return None
   return Finding(
-    f'{len(bad)} of {len(s.index_masks)} masks have no labelled pixel.',
+    f'{share_of(bad, s.index_masks, "mask", "have")} no labelled pixel.',
     names(bad),
     'Take these samples away, or label them: training spends time on them '
     'and learns nothing.',
@@ -72,7 +78,7 @@ def constant_masks(s: Survey) -> Finding | None:
     return None
   values = sorted({int(o.values[0]) for o in bad})
   return Finding(
-    f'{len(bad)} of {len(s.index_masks)} masks have one value all over: '
+    f'{share_of(bad, s.index_masks, "mask", "have")} one value all over: '
     f'{listed(values)}.',
     names(bad),
     'Open some of these masks: if their images show more than one class, the '
@@ -121,8 +127,9 @@ def leaked(train: Survey, other: Survey) -> Finding | None:
   if not groups:
     return None
   return Finding(
-    f'{len(groups)} of {len(other.readable)} images of {other.split} are in '
-    f'{train.split} too: scores on them say nothing about new images.',
+    f'{share_of(groups, other.readable, "image")} of {other.split} '
+    f'{"is" if len(groups) == 1 else "are"} in {train.split} too: scores '
+    'on them say nothing about new images.',
     _pairs(groups),
     f'Take them out of {train.split}. If all of them are, both splits read '
     'the same files: look at config.data.train_split and eval_split.',
@@ -143,7 +150,8 @@ def absent_classes(s: Survey) -> Finding | None:
     return None
   missing = [s.labels.classes[k] for k in absent]
   return Finding(
-    f'{len(absent)} of {classes} classes do not occur in {s.split}: '
+    f'{share_of(absent, s.labels.classes, "class", "do")} not occur in '
+    f'{s.split}: '
     f'{listed(missing, 20)}.',
     (),
     'Compare the values of the masks with those of the classes. A class that '
@@ -165,8 +173,8 @@ def untrained_classes(train: Survey, other: Survey) -> Finding | None:
     o for o in other.index_masks if np.isin(_train_ids(other, o), missing).any()
   ]
   return Finding(
-    f'{missing.size} classes are in {other.split} (in so many of '
-    f'{len(other.index_masks)} images) but nowhere in {train.split}: '
+    f'{plural(missing.size, "class", "are")} in {other.split} (in so many of '
+    f'{plural(len(other.index_masks), "image")}) but nowhere in {train.split}: '
     f'{listed(counts, 20)}.',
     names(concerned),
     'Nothing can be learnt about them. Draw the splits anew, or look whether '

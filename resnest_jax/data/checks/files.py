@@ -4,7 +4,12 @@ import shlex
 
 import numpy as np
 
-from resnest_jax.data.checks.finding import Finding, listed, names
+from resnest_jax.data.checks.finding import (
+  Finding,
+  listed,
+  names,
+  share_of,
+)
 from resnest_jax.data.checks.observe import Observation, Survey
 from resnest_jax.data.images import is_turned
 
@@ -17,7 +22,7 @@ def unreadable(s: Survey) -> Finding | None:
     return None
   _, _, advice = bad[0].error.partition('\n')
   return Finding(
-    f'{len(bad)} of {len(s.seen)} samples cannot be read: files are missing, '
+    f'{share_of(bad, s.seen, "sample")} cannot be read: files are missing, '
     'truncated or damaged.',
     names(bad),
     advice
@@ -47,7 +52,7 @@ def image_depth(s: Survey) -> Finding | None:
   if not bad:
     return None
   return Finding(
-    f'{len(bad)} of {len(s.readable)} images are {_types(bad, "image_type")}; '
+    f'{share_of(bad, s.readable, "image", "are")} {_types(bad, "image_type")}; '
     'the network takes 8 bits a channel.',
     names(bad),
     'Convert them, for instance with ImageMagick: mogrify -depth 8 FILES. If '
@@ -69,7 +74,7 @@ def mask_depth(s: Survey) -> Finding | None:
     has = f' with values from {min(v.min() for v in values)} to '
     has += f'{max(v.max() for v in values)}'
   return Finding(
-    f'{len(bad)} of {len(s.readable)} masks are {_types(bad, "mask_type")}'
+    f'{share_of(bad, s.readable, "mask", "are")} {_types(bad, "mask_type")}'
     f'{has}; masks have 8 bits.',
     names(bad),
     (
@@ -113,7 +118,7 @@ def size_mismatch(s: Survey) -> Finding | None:
   if swapped:
     remedy = _exchanged(swapped) + remedy
   return Finding(
-    f'{len(bad)} of {len(s.readable)} masks have another size than their '
+    f'{share_of(bad, s.readable, "mask", "have")} another size than their '
     f'image; {first.name}: image {_size(first.image_size)}, mask '
     f'{_size(first.mask_shape)} (width x height).',
     names(bad),
@@ -156,7 +161,7 @@ def colour_masks(s: Survey) -> Finding | None:
   palette = {tuple(colour) for colour in s.labels.palette.tolist()}
   known = sum(tuple(colour) in palette for colour in colours.tolist())
   return Finding(
-    f'{len(bad)} of {len(s.readable)} masks are colour pictures (RGB, or PNG '
+    f'{share_of(bad, s.readable, "mask", "are")} colour pictures (RGB, or PNG '
     f'with a palette) instead of class numbers; {known} of their '
     f"{len(colours)} colours are those of this data set's classes.",
     names(bad),
@@ -176,7 +181,7 @@ def grey_masks_in_colour(s: Survey) -> Finding | None:
   if not bad:
     return None
   return Finding(
-    f'{len(bad)} of {len(s.readable)} masks have '
+    f'{share_of(bad, s.readable, "mask", "have")} '
     f'{listed(sorted({o.mask_shape[2] for o in bad}))} channels with the same '
     'numbers in each; masks have one.',
     names(bad),

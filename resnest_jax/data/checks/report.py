@@ -12,7 +12,7 @@ import numpy as np
 import rich.table
 
 from resnest_jax.data.checks.decoder_warnings import jpeg_warnings
-from resnest_jax.data.checks.finding import listed
+from resnest_jax.data.checks.finding import listed, plural, share
 from resnest_jax.data.checks.observe import Observation, Survey
 from resnest_jax.data.checks.rules import Diagnosis
 from resnest_jax.data.labels import IGNORE
@@ -30,7 +30,7 @@ _MOST_NAMES = 1000  # Of a finding's samples in doctor.json.
 def summary(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> str:
   """One line: what was looked at and how many faults there are."""
   seen = ' and '.join(
-    f'{len(s.seen)} of {s.size} samples of {s.split}' for s in surveys
+    f'{share(len(s.seen), s.size, "sample")} of {s.split}' for s in surveys
   )
   counts = [
     f'{number} {severity}{"s" if number > 1 else ""}'
@@ -40,15 +40,28 @@ def summary(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> str:
   return f'{seen}: {", ".join(counts) or "nothing wrong"}'
 
 
-def describe(diagnosis: Diagnosis) -> str:
-  """A finding in some lines: what, which samples, what to do."""
-  finding = diagnosis.finding
+def describe(found: Sequence[Diagnosis]) -> list[str]:
+  """Each finding in some lines: what, which samples, what to do.
+
+  What differs only in split and samples is described once.
+  """
+  same: dict[tuple[str, ...], list[Diagnosis]] = {}
+  for d in found:
+    key = (d.rule.name, d.finding.what, d.finding.remedy)
+    same.setdefault(key, []).append(d)
+  return [_describe(diagnoses) for diagnoses in same.values()]
+
+
+def _describe(diagnoses: Sequence[Diagnosis]) -> str:
+  rule, finding = diagnoses[0].rule, diagnoses[0].finding
+  samples = [name for d in diagnoses for name in d.finding.samples]
+  splits = ' and '.join(d.split for d in diagnoses)
   lines = [
-    f'{diagnosis.rule.severity}: {diagnosis.rule.name} ({diagnosis.split})',
+    f'{rule.severity}: {rule.name} ({splits})',
     f'  {finding.what}',
   ]
-  if finding.samples:
-    lines.append(f'  Samples: {listed(finding.samples, 3)}')
+  if samples:
+    lines.append(f'  Samples: {listed(samples, 3)}')
   remedy = finding.remedy.replace('\n', '\n  ')
   return '\n'.join([*lines, f'  What to do: {remedy}'])
 
@@ -60,8 +73,9 @@ def notes(s: Survey) -> list[str]:
   lines = []
   if absent:
     lines.append(
-      f'{absent} of {classes} classes do not occur in these '
-      f'{len(s.readable)} samples of {s.split}'
+      f'{share(absent, classes, "class", "do")} not occur in '
+      f'{"these" if len(s.readable) > 1 else "this"} '
+      f'{plural(len(s.readable), "sample")} of {s.split}'
     )
   if pixels[-1]:
     ignored = [

@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from resnest_jax.data.checks.finding import Finding, listed, names
+from resnest_jax.data.checks.finding import (
+  Finding,
+  listed,
+  names,
+  plural,
+  share_of,
+)
 from resnest_jax.data.checks.observe import Observation, Survey
 from resnest_jax.data.labels import ADE20K, CITYSCAPES, IGNORE
 
@@ -23,8 +29,8 @@ def class_count(s: Survey) -> Finding | None:
     why = ' Pixels of no class ("other", "background") are ignored, not counted'
     why += ' as one more class.'
   return Finding(
-    f'config.model.num_classes is {s.num_outputs}, {s.data} has {classes} '
-    f'classes.{why}',
+    f'config.model.num_classes is {s.num_outputs}, {s.data} has '
+    f'{plural(classes, "class")}.{why}',
     (),
     f'Add --config.model.num_classes={classes}, or 0 for as many as there are.',
   )
@@ -46,7 +52,7 @@ def off_by_one(s: Survey) -> Finding | None:
   if first == 0 and s.unknown_values.tolist() == [classes]:
     bad = _with(s, s.unknown_values)
     return Finding(
-      f'{len(bad)} of {len(s.index_masks)} masks have the value {classes}: '
+      f'{share_of(bad, s.index_masks, "mask", "have")} the value {classes}: '
       f'they count the {classes} classes from 1, {s.data} counts from 0 '
       f'(0 to {classes - 1}).',
       names(bad),
@@ -61,7 +67,7 @@ def off_by_one(s: Survey) -> Finding | None:
     if top < classes:
       bad = _with(s, np.array([IGNORE]))
       return Finding(
-        f'{len(bad)} of {len(s.index_masks)} masks have the value {IGNORE}, '
+        f'{share_of(bad, s.index_masks, "mask", "have")} the value {IGNORE}, '
         f'and none has {classes}: they count the classes from 0 (0 to '
         f'{classes - 1}, {IGNORE} for "other"), {s.data} counts from 1 (0 is '
         '"other"). Every class would be taken for the one before it, and '
@@ -113,7 +119,7 @@ def maybe_off_by_one(s: Survey) -> Finding | None:
     return None
   missing = s.labels.classes[0 if first == 0 and 0 not in s.values else -1]
   return Finding(
-    f'In {len(s.index_masks)} masks {what}',
+    f'In {plural(len(s.index_masks), "mask")} {what}',
     (),
     'Look at the names in the contact sheet (--out DIR draws it). If they are '
     f'right, {missing!r} just does not occur; if all are one class off, '
@@ -165,8 +171,9 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
     )
   else:
     return None
+  verb, _, what = what.partition(' ')
   return Finding(
-    f'{len(bad)} of {len(s.readable)} masks {what}.',
+    f'{share_of(bad, s.readable, "mask", verb)} {what}.',
     names(bad),
     f'The {classes} classes are in the masks of the scene parsing release, '
     'annotations/ of ADEChallengeData2016.zip: python -m '
@@ -203,7 +210,7 @@ def label_ids(s: Survey) -> Finding | None:
     return None
   bad = _with(s, s.unknown_values)
   return Finding(
-    f'{len(bad)} of {len(s.index_masks)} masks have values up to '
+    f'{share_of(bad, s.index_masks, "mask", "have")} values up to '
     f"{s.unknown_values.max()}: these are Cityscapes' label ids (0 to "
     f'{_LABEL_IDS}), where {s.data} holds train ids (0 to {len(ids) - 1}).',
     names(bad),
@@ -293,7 +300,7 @@ def unknown_values(s: Survey) -> Finding | None:
   if share <= _MANY_UNKNOWN:
     remedy = f'Write {IGNORE} where there is no class, or n{name_them}'
   return Finding(
-    f'{len(bad)} of {len(s.index_masks)} masks have values that no class has: '
+    f'{share_of(bad, s.index_masks, "mask", "have")} values that no class has: '
     f'{listed(s.unknown_values)}, on {share:.2%} of the pixels. {s.data} has '
     f'values up to {largest}, and {IGNORE} for pixels to ignore.',
     names(bad),
