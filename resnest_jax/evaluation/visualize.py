@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import matplotlib.ticker
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from resnest_jax.evaluation.metrics import IGNORE
 
@@ -330,6 +327,11 @@ def plot_curves(log_path: Path, out_path: Path, title: str = '') -> None:
     title: stands above.
   """
   scalars = read_log(log_path)
+  # Half a second that pictures of label maps need not take.
+  import matplotlib.ticker
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
   figure = Figure(figsize=(11, 7), dpi=110, layout='constrained')
   FigureCanvasAgg(figure)
   (loss, score), (rate, speed) = figure.subplots(2, 2, sharex=True)

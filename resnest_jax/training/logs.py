@@ -5,8 +5,6 @@ import os
 import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 
 class RunLog:
   """Scalars of a run in `log.jsonl` and for TensorBoard.
@@ -25,6 +23,9 @@ class RunLog:
     self.path = workdir / 'log.jsonl'
     self._drop_after(start_step)
     self._file = self.path.open('a', encoding='utf-8')
+    # Takes seconds where torch is installed, which it imports.
+    from tensorboardX import SummaryWriter
+
     self._board = SummaryWriter(
       str(workdir / 'tensorboard'), purge_step=start_step + 1
     )

@@ -20,7 +20,8 @@ def test_measures_from_a_json_config_on_a_bare_machine(run_script, tmp_path):
   run_script(
     '-c',
     'import sys; from resnest_jax.config import *; open(sys.argv[1], "w")'
-    '.write(config_to_json(load_config("configs/ade20k_pspnet.py:mini")))',
+    '.write(config_to_json(load_config("configs/ade20k_pspnet.py:mini", '
+    '{"model.head": "fcn", "model.radix": 1, "model.width": 8})))',
     config,
   )
   block = f'sys.modules.update(dict.fromkeys({ABSENT!r}))'

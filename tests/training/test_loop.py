@@ -92,9 +92,9 @@ def test_weights_of_another_network_are_told(make_weights):
   pretrained = make_weights(SEGMENTOR)
   check_pretrained(create_segmentor(SEGMENTOR), pretrained)
   check_pretrained(create_segmentor(SEGMENTOR | {'num_classes': 3}), pretrained)
-  with pytest.raises(UserError, match='does not fit the model'):
+  with pytest.raises(UserError, match='head of the weights is pspnet'):
     check_pretrained(create_segmentor(SEGMENTOR | {'head': 'fcn'}), pretrained)
-  with pytest.raises(UserError, match='Check num_classes, widths'):
+  with pytest.raises(UserError, match='its width is 8, the model has 16'):
     check_pretrained(create_segmentor(SEGMENTOR | {'width': 16}), pretrained)
 
 
