@@ -1,20 +1,20 @@
 """Segmentation heads: from the stages' features to logits.
 
 A head is called with the backbone's four stages and their true sizes (see
-`layers`), and takes from them what it needs.
+`layers`), and takes from them what it needs: those that its `stages` names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from resnest_jax.models.initial import LOGITS
 from resnest_jax.models.layers import (
   Array,
   Conv,
-  ConvBN,
-  SeparableConvBN,
   Size,
   adaptive_average_pool,
   at_least_float32,
@@ -22,8 +22,45 @@ from resnest_jax.models.layers import (
   spatial_mean,
   zero_outside,
 )
+from resnest_jax.models.normalization import ConvBN, SeparableConvBN
 
-classifier_init = nn.initializers.normal(0.01)
+# The collection in which a `ChannelDropout` finds its images' places.
+SLOTS = 'slots'
+
+
+def place_variables(places: Array) -> dict[str, Any]:
+  """The variables that tell a segmentor the places of its images, int (B,)."""
+  head = {'classifier': {'channels': {'places': places}}}
+  return {SLOTS: {'decode_head': head, 'auxiliary_head': head}}
+
+
+class ChannelDropout(nn.Module):
+  """Dropout of whole channels, drawn for each image by its place.
+
+  An image's draw depends on the key and on its place in the batch alone, not
+  on how many others are computed with it. Places are 0, 1, ... unless the
+  collection 'slots' holds others, int (B,), under the name 'places'.
+  """
+
+  rate: float
+  train: bool
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    if not self.train or self.rate == 0:
+      return x
+    places = self.get_variable(SLOTS, 'places', jnp.arange(x.shape[0]))
+    key = self.make_rng('dropout')
+
+    def draw(place: Array) -> Array:
+      place_key = jax.random.fold_in(key, place)
+      return jax.random.bernoulli(place_key, 1 - self.rate, (x.shape[-1],))
+
+    keep = jax.vmap(draw)(places)[:, None, None]
+    return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
+
+
+Features = Sequence[Array] | Mapping[int, Array]
 
 
 class Classifier(nn.Module):
@@ -36,15 +73,12 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    x = nn.Dropout(
-      self.dropout, broadcast_dims=(1, 2), deterministic=not self.train
-    )(x)
+    x = ChannelDropout(self.dropout, self.train, name='channels')(x)
     logits = Conv(
       self.num_classes,
       use_bias=True,
       dtype=self.dtype,
-      kernel_init=classifier_init,
-      name='conv_seg',
+      name=LOGITS,
     )(x)
     return logits.astype(at_least_float32(self.dtype))
 
@@ -60,6 +94,7 @@ class FCNHead(nn.Module):
     stage: whose features it works on, 0 to 3.
     dropout: rate, of whole channels.
     dtype: of the activations.
+    frozen_bn: running statistics in training, too.
   """
 
   num_classes: int
@@ -69,13 +104,20 @@ class FCNHead(nn.Module):
   stage: int = 3
   dropout: float = 0.1
   dtype: Any = jnp.float32
+  frozen_bn: bool = False
+
+  @property
+  def stages(self) -> tuple[int, ...]:
+    """Which of the four it works on."""
+    return (self.stage,)
 
   @nn.compact
   def __call__(
-    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
+    self, features: Features, *, train: bool, sizes: Sequence[Size]
   ) -> Array:
     x, size = features[self.stage], sizes[self.stage]
-    conv = {'kernel_size': 3, 'train': train, 'dtype': self.dtype}
+    norm_train = train and not self.frozen_bn
+    conv = {'kernel_size': 3, 'train': norm_train, 'dtype': self.dtype}
     y = x
     for index in range(self.num_convs):
       y = ConvBN(self.channels, name=f'convs_{index}', **conv)(y, size)
@@ -96,6 +138,7 @@ class PSPHead(nn.Module):
     bins: rows and columns of each pyramid level.
     dropout: rate, of whole channels.
     dtype: of the activations.
+    frozen_bn: running statistics in training, too.
   """
 
   num_classes: int
@@ -103,28 +146,31 @@ class PSPHead(nn.Module):
   bins: tuple[int, ...] = (1, 2, 3, 6)
   dropout: float = 0.1
   dtype: Any = jnp.float32
+  frozen_bn: bool = False
+
+  @property
+  def stages(self) -> tuple[int, ...]:
+    """Which of the four it works on."""
+    return (3,)
 
   @nn.compact
   def __call__(
-    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
+    self, features: Features, *, train: bool, sizes: Sequence[Size]
   ) -> Array:
     x, size = features[3], sizes[3]
+    common = {'train': train and not self.frozen_bn, 'dtype': self.dtype}
     canvas = x.shape[1:3]
     levels = [x]
     for index, bins in enumerate(self.bins):
       pooled = adaptive_average_pool(x, bins, size)
-      pooled = ConvBN(
-        self.channels, train=train, dtype=self.dtype, name=f'pyramid_{index}'
-      )(pooled)
+      pooled = ConvBN(self.channels, name=f'pyramid_{index}', **common)(pooled)
       if size is None:
         levels.append(resize(pooled, canvas))
       else:
         whole = jnp.full_like(size, bins)
         levels.append(resize(pooled, canvas, whole, size))
     y = jnp.concatenate(levels, -1)
-    y = ConvBN(
-      self.channels, 3, train=train, dtype=self.dtype, name='bottleneck'
-    )(y, size)
+    y = ConvBN(self.channels, 3, name='bottleneck', **common)(y, size)
     return Classifier(
       self.num_classes, self.dropout, train, self.dtype, name='classifier'
     )(y)
@@ -176,19 +222,26 @@ class DeepLabV3Head(nn.Module):
     channels: of the pyramid's branches.
     dropout: rate, of whole channels.
     dtype: of the activations.
+    frozen_bn: running statistics in training, too.
   """
 
   num_classes: int
   channels: int
   dropout: float = 0.1
   dtype: Any = jnp.float32
+  frozen_bn: bool = False
+
+  @property
+  def stages(self) -> tuple[int, ...]:
+    """Which of the four it works on."""
+    return (3,)
 
   @nn.compact
   def __call__(
-    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
+    self, features: Features, *, train: bool, sizes: Sequence[Size]
   ) -> Array:
     y = ASPP(self.channels, dtype=self.dtype, name='pyramid')(
-      features[3], train=train, size=sizes[3]
+      features[3], train=train and not self.frozen_bn, size=sizes[3]
     )
     return Classifier(
       self.num_classes, self.dropout, train, self.dtype, name='classifier'
@@ -206,6 +259,7 @@ class DeepLabV3PlusHead(nn.Module):
     low_level_channels: to which stage 1 is reduced.
     dropout: rate, of whole channels.
     dtype: of the activations.
+    frozen_bn: running statistics in training, too.
   """
 
   num_classes: int
@@ -213,14 +267,21 @@ class DeepLabV3PlusHead(nn.Module):
   low_level_channels: int = 48
   dropout: float = 0.1
   dtype: Any = jnp.float32
+  frozen_bn: bool = False
+
+  @property
+  def stages(self) -> tuple[int, ...]:
+    """Which of the four it works on."""
+    return (0, 3)
 
   @nn.compact
   def __call__(
-    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
+    self, features: Features, *, train: bool, sizes: Sequence[Size]
   ) -> Array:
-    common = {'train': train, 'dtype': self.dtype}
+    norm_train = train and not self.frozen_bn
+    common = {'train': norm_train, 'dtype': self.dtype}
     y = ASPP(self.channels, separable=True, dtype=self.dtype, name='pyramid')(
-      features[3], train=train, size=sizes[3]
+      features[3], train=norm_train, size=sizes[3]
     )
     low_level = ConvBN(self.low_level_channels, name='low_level', **common)(
       features[0], sizes[0]

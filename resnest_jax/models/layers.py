@@ -12,8 +12,6 @@ slow), 1x1 convolutions are matrix products, pooling is strided slices,
 resizing and adaptive pooling are products with small matrices.
 """
 
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -22,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from resnest_jax.models.initial import kernel_std
+
 Array = jax.Array
 Size = Array | None
-kernel_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -142,16 +141,16 @@ class Conv(nn.Module):
   parts: int = 1
   use_bias: bool = False
   dtype: Any = jnp.float32
-  kernel_init: Any = kernel_init
 
   @nn.compact
   def __call__(self, x: Array) -> Array | tuple[Array, ...]:
     k = self.kernel_size
     stored = param_dtype(self.dtype)
+    shape = (k, k, x.shape[-1] // self.groups, self.features)
     kernel = self.param(
       'kernel',
-      self.kernel_init,
-      (k, k, x.shape[-1] // self.groups, self.features),
+      nn.initializers.normal(kernel_std(self.path, shape)),
+      shape,
       stored,
     )
     outputs = convolve(
@@ -206,193 +205,14 @@ class DepthwiseConv(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     k = self.kernel_size
+    shape = (k, k, 1, x.shape[-1])
     kernel = self.param(
-      'kernel', kernel_init, (k, k, 1, x.shape[-1]), param_dtype(self.dtype)
+      'kernel',
+      nn.initializers.normal(kernel_std(self.path, shape)),
+      shape,
+      param_dtype(self.dtype),
     )
     return depthwise(x.astype(self.dtype), kernel, self.dilation)
-
-
-# Up to this many values a channel the variance takes a second pass. It costs
-# nothing there, and E[x^2] - E[x]^2 cancels when the values lie close
-# together, as the few of a split attention may.
-FEW_VALUES = 1024
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def normalize(
-  x: Array, scale: Array, bias: Array, epsilon: float, relu: bool
-) -> tuple[Array, Array, Array]:
-  """Training-mode batch normalisation, optionally followed by ReLU.
-
-  Statistics are taken over all axes but the last; under jit with a sharded
-  batch that is the global batch. The backward pass keeps only the input and
-  the two moments and recomputes the rest, which more than halves the memory
-  of a network's activations.
-
-  Returns:
-    The normalised array, and mean and biased variance per channel (these two
-    carry no gradient).
-  """
-  return _normalize_forward(x, scale, bias, epsilon, relu)[0]
-
-
-def _normalize_forward(x, scale, bias, epsilon, relu):
-  axes = tuple(range(x.ndim - 1))
-  count = x.size // x.shape[-1]
-  exact = x.astype(at_least_float32(x.dtype))
-  mean = jnp.sum(exact, axes) / count
-  if count <= FEW_VALUES:
-    variance = jnp.sum(jnp.square(exact - mean), axes) / count
-  else:  # One pass over memory; rounding may push a tiny variance below zero.
-    square = jnp.sum(exact * exact, axes) / count
-    variance = jnp.maximum(square - mean * mean, 0)
-  inverse = lax.rsqrt(variance + epsilon)
-  y = (exact - mean) * (inverse * scale) + bias
-  if relu:
-    y = jnp.maximum(y, 0)
-  saved = (x, scale, bias, mean, inverse)
-  return (y.astype(x.dtype), mean, variance), saved
-
-
-def _normalize_backward(epsilon, relu, saved, cotangents):
-  del epsilon
-  x, scale, bias, mean, inverse = saved
-  axes = tuple(range(x.ndim - 1))
-  count = x.size // x.shape[-1]
-  centred = (x.astype(mean.dtype) - mean) * inverse
-  dy = cotangents[0].astype(mean.dtype)
-  if relu:
-    dy = jnp.where(centred * scale + bias > 0, dy, 0)
-  dbias = jnp.sum(dy, axes)
-  dscale = jnp.sum(dy * centred, axes)
-  dx = (scale * inverse) * (dy - dbias / count - centred * (dscale / count))
-  return dx.astype(x.dtype), dscale, dbias
-
-
-normalize.defvjp(_normalize_forward, _normalize_backward)
-
-
-class BatchNorm(nn.Module):
-  """Batch normalisation as PyTorch computes it, optionally with ReLU.
-
-  Unlike `flax.linen.BatchNorm` the running variance is the unbiased one, as
-  in PyTorch: in the split attention, where one value an image is normalised,
-  the two differ by n / (n - 1) for a batch of n.
-
-  The input may be a tuple of arrays, which together hold the channels; the
-  result is then a tuple as well.
-  """
-
-  train: bool
-  relu: bool = False
-  momentum: float = 0.9
-  epsilon: float = 1e-5
-  dtype: Any = jnp.float32
-  scale_init: Any = nn.initializers.ones
-
-  @nn.compact
-  def __call__(
-    self, x: Array | Sequence[Array], size: Size = None
-  ) -> Array | tuple[Array, ...]:
-    parts = tuple(x) if isinstance(x, (tuple, list)) else (x,)
-    ends = np.cumsum([part.shape[-1] for part in parts])
-    features, stored = int(ends[-1]), param_dtype(self.dtype)
-    scale = self.param('scale', self.scale_init, (features,), stored)
-    bias = self.param('bias', nn.initializers.zeros, (features,), stored)
-    mean = self.variable('batch_stats', 'mean', jnp.zeros, features, stored)
-    var = self.variable('batch_stats', 'var', jnp.ones, features, stored)
-
-    def split(values: Array) -> list[Array]:
-      return jnp.split(values, ends[:-1])
-
-    if self.train:
-      outputs = self._normalize(parts, split(scale), split(bias), mean, var)
-    else:
-      gain = scale * lax.rsqrt(var.value + self.epsilon)
-      shift = bias - mean.value * gain
-      outputs = tuple(
-        (part.astype(stored) * g + s).astype(self.dtype)
-        for part, g, s in zip(parts, split(gain), split(shift), strict=True)
-      )
-      if self.relu:
-        outputs = tuple(jnp.maximum(y, 0) for y in outputs)
-    outputs = tuple(zero_outside(y, size) for y in outputs)
-    return outputs if isinstance(x, (tuple, list)) else outputs[0]
-
-  def _normalize(self, parts, scales, biases, mean, var):
-    count = parts[0].size // parts[0].shape[-1]
-    if count < 2:
-      raise ValueError(
-        f'{"/".join(self.path)}: batch normalisation in training needs more '
-        f'than one value a channel, the input is {parts[0].shape}; use a '
-        'batch of at least 2 images.'
-      )
-    outputs, means, variances = zip(
-      *(
-        normalize(part, s, b, self.epsilon, self.relu)
-        for part, s, b in zip(parts, scales, biases, strict=True)
-      ),
-      strict=True,
-    )
-    if not self.is_initializing():
-      unbiased = jnp.concatenate(variances) * (count / (count - 1))
-      keep = self.momentum
-      mean.value = keep * mean.value + (1 - keep) * lax.stop_gradient(
-        jnp.concatenate(means)
-      )
-      var.value = keep * var.value + (1 - keep) * lax.stop_gradient(unbiased)
-    return outputs
-
-
-class ConvBN(nn.Module):
-  """Convolution, batch normalisation and ReLU: mmsegmentation's ConvModule."""
-
-  features: int
-  kernel_size: int = 1
-  dilation: int = 1
-  train: bool = False
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array, size: Size = None) -> Array:
-    x = Conv(
-      self.features,
-      self.kernel_size,
-      dilation=self.dilation,
-      dtype=self.dtype,
-      name='conv',
-    )(x)
-    norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
-    return norm(x, size)
-
-
-class DepthwiseConvBN(nn.Module):
-  """3x3 depthwise convolution, batch normalisation and ReLU."""
-
-  dilation: int = 1
-  train: bool = False
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array, size: Size = None) -> Array:
-    x = DepthwiseConv(3, self.dilation, self.dtype, name='conv')(x)
-    norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
-    return norm(x, size)
-
-
-class SeparableConvBN(nn.Module):
-  """3x3 depthwise, then 1x1, each normalised and with ReLU."""
-
-  features: int
-  dilation: int = 1
-  train: bool = False
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array, size: Size = None) -> Array:
-    common = {'train': self.train, 'dtype': self.dtype}
-    x = DepthwiseConvBN(self.dilation, name='depthwise', **common)(x, size)
-    return ConvBN(self.features, name='pointwise', **common)(x, size)
 
 
 def _window(x: Array, axis: int, kernel: int, stride: int, length: int):
@@ -452,6 +272,46 @@ def same_pool(x: Array, size: Size) -> Array:
   return zero_outside(_pool(x, jnp.add, 2, 1, (0, 1)) / 4, size)
 
 
+def resize_taps(
+  outputs: Array, out_size: int | Array, in_size: int | Array, dtype: Any
+) -> tuple[Array, Array, Array]:
+  """Between which inputs some outputs of a bilinear interpolation lie.
+
+  Args:
+    outputs: int (..., n), which.
+    out_size: true number of outputs, an int or an int array (...).
+    in_size: true number of inputs, likewise.
+    dtype: of the weights.
+
+  Returns:
+    Two inputs and the weight of the second, each (..., n).
+  """
+  xp = np if isinstance(outputs, np.ndarray) else jnp
+  out_size = xp.asarray(out_size)[..., None]
+  in_size = xp.asarray(in_size)[..., None]
+  # Source position ((i + 1/2) in / out - 1/2), times 2 out.
+  position = xp.maximum((2 * outputs + 1) * in_size - out_size, 0)
+  low = xp.minimum(position // (2 * out_size), in_size - 1)
+  high = xp.minimum(low + 1, in_size - 1)
+  weight = (position % (2 * out_size)).astype(dtype) / (2 * out_size)
+  return low, high, weight.astype(dtype)
+
+
+def resize_rows(
+  outputs: Array,
+  out_size: int | Array,
+  in_size: int | Array,
+  in_length: int,
+  dtype: Any,
+) -> Array:
+  """The rows of `resize_matrix` for some outputs (..., n) that are inside."""
+  xp = np if isinstance(outputs, np.ndarray) else jnp
+  low, high, weight = resize_taps(outputs, out_size, in_size, dtype)
+  inputs = xp.arange(in_length)
+  matrix = (inputs == low[..., None]) * (1 - weight)[..., None]
+  return matrix + (inputs == high[..., None]) * weight[..., None]
+
+
 def resize_matrix(
   out_size: int | Array,
   in_size: int | Array,
@@ -477,18 +337,10 @@ def resize_matrix(
   """
   static = all(isinstance(n, (int, np.integer)) for n in (out_size, in_size))
   xp = np if static else jnp
-  out_size = xp.asarray(out_size)[..., None]
-  in_size = xp.asarray(in_size)[..., None]
-  outputs, inputs = xp.arange(out_length), xp.arange(in_length)
-  # Source position ((i + 1/2) in / out - 1/2), times 2 out.
-  position = xp.maximum((2 * outputs + 1) * in_size - out_size, 0)
-  low = xp.minimum(position // (2 * out_size), in_size - 1)
-  high = xp.minimum(low + 1, in_size - 1)
-  weight = (position % (2 * out_size)).astype(dtype) / (2 * out_size)
-  weight = weight.astype(dtype)
-  matrix = (inputs == low[..., None]) * (1 - weight)[..., None]
-  matrix = matrix + (inputs == high[..., None]) * weight[..., None]
-  return (matrix * (outputs < out_size)[..., None]).astype(dtype)
+  outputs = xp.arange(out_length)
+  rows = resize_rows(outputs, out_size, in_size, in_length, dtype)
+  inside = outputs < xp.asarray(out_size)[..., None]
+  return (rows * inside[..., None]).astype(dtype)
 
 
 def pool_matrix(

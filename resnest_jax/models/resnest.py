@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from resnest_jax.models.initial import LAST_NORM
 from resnest_jax.models.layers import (
   Array,
-  BatchNorm,
   Conv,
   Size,
   average_pool,
@@ -22,6 +22,8 @@ from resnest_jax.models.layers import (
   spatial_mean,
   strided,
 )
+from resnest_jax.models.normalization import BatchNorm
+from resnest_jax.models.remat import BLOCKS, STAGES, in_groups, recomputed
 
 EXPANSION = 4
 REDUCTION = 4
@@ -193,9 +195,7 @@ class Bottleneck(nn.Module):
       x = average_pool(x, self.stride, size)
       size = strided(size, self.stride)
     x = Conv(self.planes * EXPANSION, dtype=dtype, name='conv3')(x)
-    norm = BatchNorm(
-      train, dtype=dtype, scale_init=nn.initializers.zeros, name='bn3'
-    )
+    norm = BatchNorm(train, dtype=dtype, name=LAST_NORM)
     return nn.relu(norm(x, size) + shortcut)
 
   def _shortcut(self, x: Array, size: Size) -> Array:
@@ -213,6 +213,40 @@ class Bottleneck(nn.Module):
 # Blocks that are alike are traced and lowered once, which more than halves
 # the time that XLA is given to start with.
 TracedOnce = nn.jit(Bottleneck)
+RecomputedOnce = nn.jit(nn.remat(Bottleneck))
+
+
+class Stem(nn.Module):
+  """Three 3x3 convolutions and a max-pool: stride 4.
+
+  Attributes:
+    width: channels of the first two convolutions; the third has twice as many.
+    train: batch statistics rather than running ones.
+    dtype: of the activations.
+  """
+
+  width: int
+  train: bool
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Array, size: Size) -> tuple[Array, Size]:
+    return stem(x, size, self.width, self.train, self.dtype)
+
+
+def stem(
+  x: Array, size: Size, width: int, train: bool, dtype: Any
+) -> tuple[Array, Size]:
+  """What a `Stem` does, with the layers in the module that calls it."""
+  for index, features in enumerate((width, width, 2 * width)):
+    stride = 2 if index == 0 else 1
+    conv = Conv(
+      features, 3, stride=stride, dtype=dtype, name=f'stem_conv{index + 1}'
+    )
+    size = strided(size, stride)
+    norm = BatchNorm(train, relu=True, dtype=dtype, name=f'stem_bn{index + 1}')
+    x = norm(conv(x), size)
+  return max_pool(x, size), strided(size, 2)
 
 
 class ResNeSt(nn.Module):
@@ -231,6 +265,9 @@ class ResNeSt(nn.Module):
     output_stride: 8, 16 or 32. Stages that would go beyond it are dilated.
     dilation_rule: 'mmseg', 'official' or 'timm'.
     dtype: of the activations.
+    frozen: so many parts from the input on, the stem and then the stages,
+      use running statistics in training, too, and keep them; 5: all.
+    remat: what the backward pass computes again; see `remat.parse`.
   """
 
   stage_sizes: tuple[int, ...]
@@ -243,6 +280,8 @@ class ResNeSt(nn.Module):
   output_stride: int = 32
   dilation_rule: str = 'mmseg'
   dtype: Any = jnp.float32
+  frozen: int = 0
+  remat: tuple[str, ...] = ()
 
   @nn.compact
   def __call__(
@@ -258,51 +297,66 @@ class ResNeSt(nn.Module):
     Returns:
       Four arrays (B, ceil(H / s), ceil(W / s), 4 * planes), four sizes.
     """
-    x, size = self._stem(x, train, size)
-    rule = DILATION_RULES[self.dilation_rule]
+
+    def run_stem(_: nn.Module, x: Array) -> tuple[Array, Size]:
+      moving = train and not self.frozen
+      return stem(x, size, self.stem_width, moving, self.dtype)
+
+    x, size = recomputed(run_stem, train and 'stem' in self.remat)(self, x)
     features, sizes = [], []
+    for stage, blocks in enumerate(self.blocks(train)):
+      for group in self._groups(blocks, train, f'layer{stage + 1}'):
+        x, size = group(self, x, size)
+      features.append(x)
+      sizes.append(size)
+    return features, sizes
+
+  def blocks(self, train: bool) -> list[dict[str, dict[str, Any]]]:
+    """For each stage the names of its blocks and their `Bottleneck` fields."""
+    rule = DILATION_RULES[self.dilation_rule]
+    stages = []
     reached, dilation = 4, 1
-    for stage, blocks in enumerate(self.stage_sizes):
-      planes = self.width * 2**stage
+    for stage, count in enumerate(self.stage_sizes):
       stride = 1 if stage == 0 else 2
       first_dilation = dilation
       dilated = stride > 1 and reached * stride > self.output_stride
       if dilated:
         dilation, stride = dilation * stride, 1
       reached *= stride
-      for index in range(blocks):
+      stages.append({})
+      for index in range(count):
         first = index == 0
-        x = TracedOnce(
-          planes=planes,
-          stride=stride if first else 1,
-          dilation=first_dilation if first else dilation,
-          radix=self.radix,
-          groups=self.groups,
-          base_width=self.base_width,
-          average_pool=first
+        stages[-1][f'layer{stage + 1}_{index}'] = {
+          'planes': self.width * 2**stage,
+          'stride': stride if first else 1,
+          'dilation': first_dilation if first else dilation,
+          'radix': self.radix,
+          'groups': self.groups,
+          'base_width': self.base_width,
+          'average_pool': first
           and (stride > 1 or (dilated and rule.average_pool)),
-          avd_first=self.avd_first,
-          project=first,
-          same_pool=first and dilated and rule.shortcut_pool,
-          train=train,
-          dtype=self.dtype,
-          name=f'layer{stage + 1}_{index}',
-        )(x, size)
-        size = strided(size, stride) if first else size
-      features.append(x)
-      sizes.append(size)
-    return features, sizes
+          'avd_first': self.avd_first,
+          'project': first,
+          'same_pool': first and dilated and rule.shortcut_pool,
+          'train': train and stage + 1 >= self.frozen,
+          'dtype': self.dtype,
+        }
+    return stages
 
-  def _stem(self, x: Array, train: bool, size: Size) -> tuple[Array, Size]:
-    widths = (self.stem_width, self.stem_width, 2 * self.stem_width)
-    for index, width in enumerate(widths):
-      stride = 2 if index == 0 else 1
-      x = Conv(
-        width, 3, stride=stride, dtype=self.dtype, name=f'stem_conv{index + 1}'
-      )(x)
-      size = strided(size, stride)
-      norm = BatchNorm(
-        train, relu=True, dtype=self.dtype, name=f'stem_bn{index + 1}'
-      )
-      x = norm(x, size)
-    return max_pool(x, size), strided(size, 2)
+  def _groups(
+    self, blocks: dict[str, dict[str, Any]], train: bool, stage: str
+  ) -> list[Any]:
+    """Functions of (self, x, size) that do a few of the blocks each."""
+    here = train and stage in self.remat
+    block = RecomputedOnce if here and BLOCKS in self.remat else TracedOnce
+
+    def run(names: list[str]) -> Any:
+      def group(_: nn.Module, x: Array, size: Size) -> tuple[Array, Size]:
+        for name in names:
+          x = block(**blocks[name], name=name)(x, size)
+          size = strided(size, blocks[name]['stride'])
+        return x, size
+
+      return recomputed(group, here and STAGES in self.remat)
+
+    return [run(names) for names in in_groups(list(blocks))]

@@ -14,6 +14,7 @@ from resnest_jax.models.heads import (
   PSPHead,
 )
 from resnest_jax.models.layers import Array, Size
+from resnest_jax.models.remat import parse, recomputed
 from resnest_jax.models.resnest import BACKBONES, DILATION_RULES, ResNeSt
 
 HEADS = {
@@ -28,6 +29,8 @@ DTYPES = {
   'float64': jnp.float64,
 }
 OUTPUT_STRIDES = (8, 16, 32)
+# Of which normalisations training leaves the running statistics as they are.
+FROZEN_BN = ('none', 'backbone', 'all')
 
 
 class SegmentorOutput(NamedTuple):
@@ -43,12 +46,15 @@ class SegmentorOutput(NamedTuple):
 class Segmentor(nn.Module):
   """A backbone, a head, and an auxiliary head on the third stage.
 
-  Training needs the auxiliary head; for prediction it may be None.
+  Training needs the auxiliary head; for prediction it may be None. `remat` is
+  what the backward pass computes again (see `remat.parse`); the backbone has
+  its own.
   """
 
   backbone: nn.Module
   decode_head: nn.Module
   auxiliary_head: nn.Module | None
+  remat: tuple[str, ...] = ()
 
   def __call__(
     self, images: Array, *, train: bool, size: Size = None
@@ -69,11 +75,37 @@ class Segmentor(nn.Module):
     """
     images = images.astype(self.backbone.dtype)
     features, sizes = self.backbone(images, train=train, size=size)
-    logits = self.decode_head(features, train=train, sizes=sizes)
+
+    def run(head: nn.Module, features: list[Array]) -> Array:
+      return head(features, train=train, sizes=sizes)
+
+    run = recomputed(run, train and 'heads' in self.remat)
+    logits = run(self.decode_head, features)
     aux_logits = None
     if self.auxiliary_head is not None:
-      aux_logits = self.auxiliary_head(features, train=train, sizes=sizes)
+      aux_logits = run(self.auxiliary_head, features)
     return SegmentorOutput(logits, aux_logits)
+
+
+def for_training(
+  model: Segmentor,
+  *,
+  remat: str = 'none',
+  freeze: int = 0,
+) -> Segmentor:
+  """The same network, with the same variables, as it is trained.
+
+  Args:
+    model: from `create_segmentor`.
+    remat: see `remat.parse`.
+    freeze: how many parts of the backbone from the stem on do not change;
+      their running statistics are used and kept.
+  """
+  names = parse(remat)
+  frozen = max(model.backbone.frozen, freeze)
+  return model.clone(
+    backbone=model.backbone.clone(remat=names, frozen=frozen), remat=names
+  )
 
 
 def _choice(config: Mapping[str, Any], key: str, accepted) -> Any:
@@ -98,7 +130,15 @@ def create_backbone(config: Mapping[str, Any]) -> ResNeSt:
     output_stride=_choice(config, 'output_stride', OUTPUT_STRIDES),
     dilation_rule=_choice(config, 'dilation_rule', DILATION_RULES),
     dtype=DTYPES[_choice(config, 'dtype', DTYPES)],
+    frozen=0 if _frozen_bn(config) == 'none' else 5,
   )
+
+
+def _frozen_bn(config: Mapping[str, Any]) -> str:
+  """The key, which configurations of older checkpoints do not have."""
+  if 'frozen_bn' not in config:
+    return 'none'
+  return _choice(config, 'frozen_bn', FROZEN_BN)
 
 
 def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
@@ -125,6 +165,7 @@ def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
     'num_classes': config['num_classes'],
     'dropout': config['dropout'],
     'dtype': backbone.dtype,
+    'frozen_bn': _frozen_bn(config) == 'all',
   }
   head = HEADS[_choice(config, 'head', HEADS)]
   auxiliary_head = None

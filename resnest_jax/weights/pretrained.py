@@ -62,6 +62,7 @@ class Weights(NamedTuple):
   provenance: where it comes from, JSON-able.
   image_scale: (long edge, short edge) in pixels of a training's images, or
     None.
+  crop_size: (height, width) in pixels of a training's crops, or None.
   """
 
   state_dict: dict[str, Any]
@@ -72,6 +73,7 @@ class Weights(NamedTuple):
   normalization: dict[str, Any]
   provenance: dict[str, Any]
   image_scale: list[int] | None = None
+  crop_size: list[int] | None = None
 
   def about(self) -> dict[str, Any]:
     """All but the arrays, JSON-able; `load_weights` understands it."""
@@ -83,6 +85,7 @@ class Weights(NamedTuple):
       'palette': self.palette,
       'normalization': self.normalization,
       'image_scale': self.image_scale,
+      'crop_size': self.crop_size,
       'provenance': self.provenance,
     }
 
@@ -158,7 +161,7 @@ def load_pretrained(
   Returns:
     The `Segmentor`, `Classifier` or `ResNeSt`, its variables as NumPy arrays,
     and what is known of them: `task`, `model` (its configuration), `classes`,
-    `palette`, `normalization`, `image_scale` and `provenance`.
+    `palette`, `normalization`, `image_scale`, `crop_size` and `provenance`.
 
   Raises:
     UserError: not to be found, damaged, or not a ResNeSt.
@@ -232,6 +235,7 @@ def _of_run(
       'read_by': f'resnest_jax {resnest_jax.__version__}',
     },
     list(config['data']['image_scale']),
+    list(config['data'].get('crop_size', ())) or None,
   )
 
 
@@ -300,6 +304,7 @@ def _described(
       about['normalization'],
       provenance | {'backbone_known': known, 'from': about['provenance']},
       about.get('image_scale'),
+      about.get('crop_size'),
     )
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(

@@ -12,18 +12,16 @@ Values only change their axes: a convolution's (out, in / groups, k, k) is our
 (k, k, in / groups, out), a linear layer's (out, in) our (in, out).
 """
 
-import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnest_jax.errors import UserError
+from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.weights.names import (
   COUNTER,
@@ -139,23 +137,6 @@ def recognise(names: Iterable[str]) -> str:
     'backbone.stem.0.weight (mmsegmentation, mmpretrain), conv1.0.weight '
     f'(the authors, timm) or params/... (ours). It begins with '
     f'{listed(names, 3)}.'
-  )
-
-
-def variable_shapes(model: nn.Module) -> dict[str, Any]:
-  """Shapes and types of a model's variables; nothing is computed."""
-  return unflatten_dict(_flat_shapes(model, jax.config.jax_enable_x64))
-
-
-@functools.lru_cache(maxsize=4)  # Tracing a deep network takes seconds.
-def _flat_shapes(model: nn.Module, x64: bool) -> dict[tuple, Any]:
-  del x64  # What float64 becomes depends on it.
-  return flatten_dict(
-    jax.eval_shape(
-      lambda: model.init(
-        jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False
-      )
-    )
   )
 
 

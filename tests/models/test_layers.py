@@ -11,8 +11,9 @@ import pytest
 from golden.reference import relative_error
 from jax import lax
 
-from resnest_jax.models import layers
-from resnest_jax.models.layers import BatchNorm, Conv, convolve
+from resnest_jax.models import layers, normalization
+from resnest_jax.models.layers import Conv, convolve
+from resnest_jax.models.normalization import BatchNorm
 
 EPSILON = 1e-5
 
@@ -58,7 +59,7 @@ def batch_norm(x, scale, bias, *, train=True, stats=None, size=None, **fields):
   ids=['two_passes', 'one_pass'],
 )
 def test_batch_norm_and_its_gradients_are_the_plain_ones(shape, relu):
-  assert (np.prod(shape[:3]) > layers.FEW_VALUES) == (shape[1] == 17)
+  assert (np.prod(shape[:3]) > normalization.FEW_VALUES) == (shape[1] == 17)
   x, direction = 2 * random(*shape) + 1, random(*shape, seed=1)
   arguments = (x, *affine(3))
 
@@ -165,7 +166,7 @@ def test_bfloat16_is_kept_and_statistics_are_float32(train):
 
 def test_variance_of_a_few_close_values_is_not_lost_in_rounding():
   x = jnp.asarray([1000.0, 1000.01, 1000.02, 1000.03], jnp.float32)
-  _, _, variance = layers.normalize(
+  _, _, variance = normalization.normalize(
     x.reshape(4, 1, 1, 1), jnp.ones(1), jnp.zeros(1), EPSILON, False
   )
   expected = np.var(np.asarray(x, np.float64))

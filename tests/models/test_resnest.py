@@ -99,8 +99,8 @@ def test_dilation_rules_agree_undilated(by_rule):
 )
 def test_dilation_rules_differ_where_dilated(by_rule, one, other):
   pairs = list(zip(by_rule[8, one], by_rule[8, other], strict=True))
-  for ours, theirs in pairs[:2]:
-    np.testing.assert_array_equal(ours, theirs)
+  for ours, theirs in pairs[:2]:  # But for how XLA fuses two programs.
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-13)
   for ours, theirs in pairs[2:]:
     assert ours.shape == theirs.shape
     assert relative_error(ours, theirs) > 1e-3

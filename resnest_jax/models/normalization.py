@@ -1,0 +1,242 @@
+"""Batch normalisation, and the convolutions that it follows."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from resnest_jax.models.initial import norm_scale
+from resnest_jax.models.layers import (
+  Array,
+  Conv,
+  DepthwiseConv,
+  Size,
+  at_least_float32,
+  param_dtype,
+  zero_outside,
+)
+
+# How much of the running statistics an update keeps, as in PyTorch.
+MOMENTUM = 0.9
+# Collections that a `BatchNorm` with given statistics writes if they are
+# mutable: the statistics of what it was given, and the values a channel.
+MOMENTS, COUNTS = 'moments', 'counts'
+
+# Up to this many values a channel the variance takes a second pass. It costs
+# nothing there, and E[x^2] - E[x]^2 cancels when the values lie close
+# together, as the few of a split attention may.
+FEW_VALUES = 1024
+
+
+def moments(x: Array) -> tuple[Array, Array]:
+  """Mean and biased variance of each channel, over all axes but the last."""
+  axes = tuple(range(x.ndim - 1))
+  count = x.size // x.shape[-1]
+  exact = x.astype(at_least_float32(x.dtype))
+  mean = jnp.sum(exact, axes) / count
+  if count <= FEW_VALUES:
+    variance = jnp.sum(jnp.square(exact - mean), axes) / count
+  else:  # One pass over memory; rounding may push a tiny variance below zero.
+    square = jnp.sum(exact * exact, axes) / count
+    variance = jnp.maximum(square - mean * mean, 0)
+  return mean, variance
+
+
+def running(kept: Array, mean_or_unbiased_variance: Array) -> Array:
+  """A running statistic after one more batch; it carries no gradient."""
+  new = lax.stop_gradient(mean_or_unbiased_variance)
+  return MOMENTUM * kept + (1 - MOMENTUM) * new
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalize(
+  x: Array, scale: Array, bias: Array, epsilon: float, relu: bool
+) -> tuple[Array, Array, Array]:
+  """Training-mode batch normalisation, optionally followed by ReLU.
+
+  Statistics are taken over all axes but the last; under jit with a sharded
+  batch that is the global batch. The backward pass keeps only the input and
+  the two moments and recomputes the rest, which more than halves the memory
+  of a network's activations.
+
+  Returns:
+    The normalised array, and mean and biased variance per channel (these two
+    carry no gradient).
+  """
+  return _normalize_forward(x, scale, bias, epsilon, relu)[0]
+
+
+def _normalize_forward(x, scale, bias, epsilon, relu):
+  mean, variance = moments(x)
+  exact = x.astype(mean.dtype)
+  inverse = lax.rsqrt(variance + epsilon)
+  y = (exact - mean) * (inverse * scale) + bias
+  if relu:
+    y = jnp.maximum(y, 0)
+  saved = (x, scale, bias, mean, inverse)
+  return (y.astype(x.dtype), mean, variance), saved
+
+
+def _normalize_backward(epsilon, relu, saved, cotangents):
+  del epsilon
+  x, scale, bias, mean, inverse = saved
+  axes = tuple(range(x.ndim - 1))
+  count = x.size // x.shape[-1]
+  centred = (x.astype(mean.dtype) - mean) * inverse
+  dy = cotangents[0].astype(mean.dtype)
+  if relu:
+    dy = jnp.where(centred * scale + bias > 0, dy, 0)
+  dbias = jnp.sum(dy, axes)
+  dscale = jnp.sum(dy * centred, axes)
+  dx = (scale * inverse) * (dy - dbias / count - centred * (dscale / count))
+  return dx.astype(x.dtype), dscale, dbias
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation as PyTorch computes it, optionally with ReLU.
+
+  Unlike `flax.linen.BatchNorm` the running variance is the unbiased one, as
+  in PyTorch: in the split attention, where one value an image is normalised,
+  the two differ by n / (n - 1) for a batch of n.
+
+  The input may be a tuple of arrays, which together hold the channels; the
+  result is then a tuple as well.
+  """
+
+  train: bool
+  relu: bool = False
+  epsilon: float = 1e-5
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Array | Sequence[Array], size: Size = None
+  ) -> Array | tuple[Array, ...]:
+    parts = tuple(x) if isinstance(x, (tuple, list)) else (x,)
+    ends = np.cumsum([part.shape[-1] for part in parts])
+    features, stored = int(ends[-1]), param_dtype(self.dtype)
+    start = nn.initializers.constant(norm_scale(self.path))
+    scale = self.param('scale', start, (features,), stored)
+    bias = self.param('bias', nn.initializers.zeros, (features,), stored)
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, features, stored)
+    var = self.variable('batch_stats', 'var', jnp.ones, features, stored)
+
+    def split(values: Array) -> list[Array]:
+      return jnp.split(values, ends[:-1])
+
+    if self.train:
+      outputs = self._normalize(parts, split(scale), split(bias), mean, var)
+    else:
+      asked = self.is_mutable_collection(MOMENTS) and not (
+        self.is_initializing()
+      )
+      # Only the input is kept for the backward pass.
+      given = jax.checkpoint(self._apply_given) if asked else self._apply_given
+      outputs = given(
+        parts, split(scale), split(bias), split(mean.value), split(var.value)
+      )
+      if asked:
+        self._report(parts)
+    outputs = tuple(zero_outside(y, size) for y in outputs)
+    return outputs if isinstance(x, (tuple, list)) else outputs[0]
+
+  def _normalize(self, parts, scales, biases, mean, var):
+    count = parts[0].size // parts[0].shape[-1]
+    if count < 2:
+      raise ValueError(
+        f'{"/".join(self.path)}: batch normalisation in training needs more '
+        f'than one value a channel, the input is {parts[0].shape}; use a '
+        'batch of at least 2 images.'
+      )
+    outputs, means, variances = zip(
+      *(
+        normalize(part, s, b, self.epsilon, self.relu)
+        for part, s, b in zip(parts, scales, biases, strict=True)
+      ),
+      strict=True,
+    )
+    if not self.is_initializing():
+      unbiased = jnp.concatenate(variances) * (count / (count - 1))
+      mean.value = running(mean.value, jnp.concatenate(means))
+      var.value = running(var.value, unbiased)
+    return outputs
+
+  def _apply_given(self, parts, scales, biases, means, variances):
+    """Outputs by given statistics."""
+    outputs = []
+    for part, scale, bias, mean, var in zip(
+      parts, scales, biases, means, variances, strict=True
+    ):
+      gain = scale * lax.rsqrt(var + self.epsilon)
+      y = part.astype(gain.dtype) * gain + (bias - mean * gain)
+      y = y.astype(self.dtype)
+      outputs.append(jnp.maximum(y, 0) if self.relu else y)
+    return tuple(outputs)
+
+  def _report(self, parts) -> None:
+    """The statistics of the input itself, for whom they are merged by."""
+    found = [jax.checkpoint(moments)(part) for part in parts]
+    means, variances = zip(*found, strict=True)
+    count = parts[0].size // parts[0].shape[-1]
+    self.put_variable(MOMENTS, 'mean', jnp.concatenate(means))
+    self.put_variable(MOMENTS, 'var', jnp.concatenate(variances))
+    self.put_variable(COUNTS, 'values', jnp.asarray(count, means[0].dtype))
+
+
+class ConvBN(nn.Module):
+  """Convolution, batch normalisation and ReLU: mmsegmentation's ConvModule."""
+
+  features: int
+  kernel_size: int = 1
+  dilation: int = 1
+  train: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, size: Size = None) -> Array:
+    x = Conv(
+      self.features,
+      self.kernel_size,
+      dilation=self.dilation,
+      dtype=self.dtype,
+      name='conv',
+    )(x)
+    norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
+    return norm(x, size)
+
+
+class DepthwiseConvBN(nn.Module):
+  """3x3 depthwise convolution, batch normalisation and ReLU."""
+
+  dilation: int = 1
+  train: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, size: Size = None) -> Array:
+    x = DepthwiseConv(3, self.dilation, self.dtype, name='conv')(x)
+    norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
+    return norm(x, size)
+
+
+class SeparableConvBN(nn.Module):
+  """3x3 depthwise, then 1x1, each normalised and with ReLU."""
+
+  features: int
+  dilation: int = 1
+  train: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, size: Size = None) -> Array:
+    common = {'train': self.train, 'dtype': self.dtype}
+    x = DepthwiseConvBN(self.dilation, name='depthwise', **common)(x, size)
+    return ConvBN(self.features, name='pointwise', **common)(x, size)
