@@ -154,6 +154,11 @@ class Split:
     label = self._to_label(mask)
     return {'image': image, 'label': label, 'name': sample['name']}
 
+  def describe(self, index: int) -> str:
+    """What `split[index]` reads."""
+    folder = self._stored.pixel_folder if self.decoded else self.directory
+    return f'record {index} of {self.split} in {folder}'
+
   def label(self, index: int) -> np.ndarray:
     """The label of `split[index]` alone; the image is not decoded."""
     return self._to_label(self._read(index, self._samples.mask))

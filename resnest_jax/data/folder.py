@@ -76,6 +76,11 @@ class FolderSplit:
     label = self.labels.to_train_id[mask]
     return {'image': image, 'label': label, 'name': pair.name}
 
+  def describe(self, index: int) -> str:
+    """Which files `split[index]` reads."""
+    pair = self.pairs[index]
+    return f'{pair.image} with {pair.mask}'
+
   def label(self, index: int) -> np.ndarray:
     """The label of `split[index]` alone; the image is not read."""
     pair = self.pairs[_checked(index, len(self))]

@@ -26,8 +26,8 @@ threads (OpenCV releases the GIL) or in its worker processes.
 import functools
 import multiprocessing
 import os
+import signal
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -37,86 +37,10 @@ import numpy as np
 from absl import flags
 
 from resnest_jax.data import resize, transforms
+from resnest_jax.data.batches import Batch, BatchIterator
 from resnest_jax.data.records import Records, Split, Unreadable, replacement
 from resnest_jax.data.sampling import Sampler, make_sampler, sampler_seed
 from resnest_jax.errors import UserError
-
-Batch = dict[str, Any]
-
-
-class BatchIterator:
-  """Iterates over batches; `close` ends its threads and processes.
-
-  They also end with the object or the interpreter, whichever comes first.
-
-  Attributes:
-    num_images: how many images all batches of this process hold together.
-  """
-
-  def __init__(
-    self,
-    batches: Iterator[Batch],
-    reader: grain.DatasetIterator,
-    num_images: int,
-    split: Split,
-  ):
-    """Wraps `batches`, made of what the Grain iterator `reader` reads."""
-    self.num_images = num_images
-    self._split = split
-    self._skipped: list[int] = []
-    self._num_skipped = 0  # Reported already.
-    self._held = [batches, reader]
-    self._finalizer = weakref.finalize(self, _close_reader, self._held)
-
-  def __iter__(self) -> 'BatchIterator':
-    return self
-
-  def __next__(self) -> Batch:
-    if not self._held:
-      raise ValueError('this iterator is closed')
-    try:
-      batch = next(self._held[0])
-    except RuntimeError as error:
-      if 'Worker process was terminated' not in str(error):
-        raise
-      raise UserError(
-        f'a process that reads data has ended unexpectedly ({error}). It was '
-        'killed, most often for lack of memory: use fewer data.num_workers or '
-        'a smaller data.prefetch, and start again to resume.'
-      ) from error
-    if 'skipped' in batch:
-      skipped = batch.pop('skipped')
-      self._skipped += skipped[skipped >= 0].tolist()
-    return batch
-
-  def report_skipped(self) -> str:
-    """What was replaced since the last call, as a sentence; '' for nothing."""
-    if not self._skipped:
-      return ''
-    count, first = len(self._skipped), self._skipped[0]
-    self._num_skipped += count
-    self._skipped.clear()
-    try:
-      why = f'{self._split[first]["name"]}, which now can be read.'
-    except UserError as error:
-      why = str(error).splitlines()[0]
-    return (
-      f'{count} unreadable sample{"" if count == 1 else "s"} replaced by '
-      f'others ({self._num_skipped} in all); the first: {why}'
-    )
-
-  def close(self) -> None:
-    """Stops reading. May be called at any time, and again."""
-    self._finalizer()
-
-
-def _close_reader(held: list) -> None:
-  # Drops it too: a Grain iterator that lives until the interpreter takes its
-  # modules apart fails noisily then.
-  if held:
-    _, reader = held
-    held.clear()
-    reader.close()
 
 
 def sample_key(seed: int) -> tuple[int, int]:
@@ -138,6 +62,14 @@ def sample_rng(
   return np.random.Generator(
     np.random.Philox(key=key, counter=[0, 0, stream, position])
   )
+
+
+def _position(
+  index: int, *, batch_size: int, local_batch: int, first_slot: int
+) -> int:
+  """The place in the run of the sample that is this host's `index`-th."""
+  step, slot = divmod(index, local_batch)
+  return step * batch_size + first_slot + slot
 
 
 def _make_sample(
@@ -166,6 +98,9 @@ def _make_sample(
 
 def _init_worker(worker_index: int, num_workers: int) -> None:
   del worker_index, num_workers
+  # Meant for the process that trains, which ends this one when it is done.
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN)
   cv2.setNumThreads(0)
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -226,7 +161,8 @@ def make_train_iterator(
     total_steps: one past the last step.
     sampler: decides which record a position reads; None: every epoch visits
       each record once.
-    process_index: this host. Host h gets slots h, h + H, ... of every batch.
+    process_index: this host. Host h gets the h-th of H equal runs of slots of
+      every batch, so that all hosts' together are in order.
     process_count: number of hosts H, a divisor of `batch_size`.
 
   Returns:
@@ -272,10 +208,16 @@ def make_train_iterator(
   )
   num_workers = data_config.num_workers
   local_batch = batch_size // process_count
+  position = functools.partial(
+    _position,
+    batch_size=batch_size,
+    local_batch=local_batch,
+    first_slot=process_index * local_batch,
+  )
   batches = (
-    grain.MapDataset.range(max(total_steps, 1) * batch_size)
+    grain.MapDataset.range(max(total_steps, 1) * local_batch)
+    .map(position)
     .map(make_sample)
-    .slice(slice(process_index, None, process_count))
     .batch(local_batch, drop_remainder=True)
     .slice(slice(start_step, total_steps))
     .to_iter_dataset(
@@ -294,10 +236,10 @@ def make_train_iterator(
     )
   reader = iter(batches)
   num_steps = max(total_steps - start_step, 0)
-  return BatchIterator(reader, reader, num_steps * local_batch, split)
+  return BatchIterator(reader, reader, num_steps * local_batch, records)
 
 
-def _resize_record(
+def resize_record(
   index: int,
   record: dict[str, Any] | Unreadable,
   *,
@@ -319,7 +261,7 @@ def _resize_record(
   }
 
 
-def _make_eval_batch(
+def make_eval_batch(
   samples: Sequence[dict[str, Any]],
   batch_size: int,
   image_shape: tuple[int, int],
@@ -364,11 +306,11 @@ def _group_by_shape(
   for sample in samples:
     if isinstance(sample, Unreadable):
       continue
-    shapes = _padded_shapes([sample], bucket)
+    shapes = padded_shapes([sample], bucket)
     group = waiting.setdefault(shapes, [])
     group.append(sample)
     if len(group) == batch_size:
-      yield _make_eval_batch(waiting.pop(shapes), batch_size, *shapes)
+      yield make_eval_batch(waiting.pop(shapes), batch_size, *shapes)
 
   def likeness(sample: dict[str, Any]) -> tuple:
     height, width = sample['image'].shape[:2]
@@ -379,10 +321,10 @@ def _group_by_shape(
   rest = sorted((s for group in waiting.values() for s in group), key=likeness)
   for start in range(0, len(rest), batch_size):
     group = rest[start : start + batch_size]
-    yield _make_eval_batch(group, batch_size, *_padded_shapes(group, bucket))
+    yield make_eval_batch(group, batch_size, *padded_shapes(group, bucket))
 
 
-def _padded_shapes(
+def padded_shapes(
   samples: Sequence[dict[str, Any]], bucket: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
   """The smallest shapes that hold all images, and all labels."""
@@ -441,13 +383,14 @@ def make_eval_iterator(
     )
   cv2.setNumThreads(0)
   image_scale = None if keep_size else tuple(data_config.image_scale)
-  resize_record = functools.partial(_resize_record, image_scale=image_scale)
+  resize_one = functools.partial(resize_record, image_scale=image_scale)
+  records = Records(split, skip_unreadable)
   mine = slice(process_index, None, process_count)
   # Read by threads even where training uses processes: an evaluation would
   # spend more time starting them than they save.
   reader = iter(
-    grain.MapDataset.source(Records(split, skip_unreadable))
-    .map_with_index(resize_record)
+    grain.MapDataset.source(records)
+    .map_with_index(resize_one)
     .slice(mine)
     .to_iter_dataset(_read_options(data_config.num_threads, 0, batch_size))
   )
@@ -455,5 +398,5 @@ def make_eval_iterator(
     _group_by_shape(reader, batch_size, bucket, keep_size),
     reader,
     len(range(len(split))[mine]),
-    split,
+    records,
   )

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from resnest_jax.data import transforms
+from resnest_jax.data.reading import ReadClock
 from resnest_jax.errors import UnreadableSample, UserError
 
 # Records tried in place of one that cannot be read.
@@ -26,6 +27,8 @@ class Split(Protocol):
 
   def __getitem__(self, index: int) -> dict[str, Any]: ...
 
+  def describe(self, index: int) -> str: ...  # Where it lies; nothing is read.
+
 
 class Unreadable(NamedTuple):
   """Stands for the record of this index, which cannot be read."""
@@ -37,6 +40,9 @@ class Records:
   """A split whose records are checked and whose failures name the record.
 
   With `skip_unreadable`, a record that cannot be read is an `Unreadable`.
+
+  Attributes:
+    split: what is read.
   """
 
   def __init__(self, split: Split, skip_unreadable: bool = False):
@@ -45,15 +51,17 @@ class Records:
         'the split has no records. Prepare the data again, or choose another '
         'split in the config.'
       )
-    self._split = split
+    self.split = split
     self._skip_unreadable = skip_unreadable
+    self._clock = ReadClock(len(split))
 
   def __len__(self) -> int:
-    return len(self._split)
+    return len(self.split)
 
   def __getitem__(self, index: int) -> dict[str, Any] | Unreadable:
     try:
-      record = self._split[index]
+      with self._clock.reading(index):
+        record = self.split[index]
     except UserError as error:
       if self._skip_unreadable and isinstance(error, UnreadableSample):
         return Unreadable(index)
@@ -68,6 +76,14 @@ class Records:
       ) from error
     transforms.check_sizes(record['image'], record['label'], record['name'])
     return record
+
+  def longest_read(self) -> str:
+    """What is being read since longest, '' if nothing is."""
+    longest = self._clock.longest()
+    if longest is None:
+      return ''
+    index, seconds = longest
+    return f'{self.split.describe(index)}, read since {seconds:.0f} s'
 
 
 def replacement(records: Records, rng: np.random.Generator) -> dict[str, Any]:

@@ -43,6 +43,9 @@ class Scenes:
       label = label[:-1]
     return {'image': image, 'label': label, 'name': f'scene_{index}'}
 
+  def describe(self, index):
+    return f'scene_{index}'
+
 
 class UnpicklableError(Exception):
   """Holds what cannot go to another process."""
