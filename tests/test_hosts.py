@@ -1,0 +1,169 @@
+"""Two processes that train as one: `train.py` as on two machines."""
+
+import argparse
+import json
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+from hosts import finish, start, start_pair
+
+from resnest_jax.errors import UserError
+from resnest_jax.host_join import add_flags, joined
+from resnest_jax.hosts import any_host, is_first, wait_for_all
+from resnest_jax.training.checkpoints import load_checkpoint
+
+STEPS = 8
+# As small as it gets, in numbers that can be compared.
+SMALL = (
+  '--config.model.dtype=float64',
+  '--config.model.head=fcn',
+  '--config.model.radix=1',
+  '--config.model.width=8',
+  '--config.model.stem_width=8',
+  '--config.model.head_channels=16',
+  '--config.model.aux_channels=8',
+  '--config.data.image_scale=64,64',
+  '--config.data.scale_range=1.0,1.5',
+  '--config.data.doctor_samples=0',
+  '--config.data.crop_size=32,32',
+  f'--config.train.total_steps={STEPS}',
+  '--config.train.batch_size=4',
+  '--config.train.checkpoint_steps=2',
+  f'--config.train.eval_steps={STEPS}',
+  '--config.train.log_steps=1',
+  '--config.eval.batch_size=4',
+  '--config.eval.bucket=64',
+)
+
+
+@pytest.fixture(scope='module')
+def command(mini_data_dir):
+  return (
+    *('train.py', '--config', 'configs/ade20k_pspnet.py:mini', *SMALL),
+    *(f'--config.data.data_dir={mini_data_dir}', '--workdir'),
+  )
+
+
+@pytest.fixture(scope='module')
+def undisturbed(command, tmp_path_factory):
+  """The workdir of one process with one device."""
+  workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+  finish(start(*command, workdir, devices=1))
+  return workdir
+
+
+def wait_for_checkpoint(workdir, step, process):
+  deadline = time.monotonic() + 300
+  while not (workdir / 'checkpoints' / str(step)).exists():
+    assert process.poll() is None, finish(process)
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+def scalars(workdir, name):
+  """(step, value) in the order in which they were logged."""
+  lines = (workdir / 'log.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  return [(row['step'], row[name]) for row in rows if name in row]
+
+
+def test_a_run_moves_between_processes_and_is_the_same(
+  undisturbed, command, tmp_path
+):
+  workdir = tmp_path / 'run'
+  # Two processes of two devices, of which one is killed.
+  first, second = start_pair(*command, workdir)
+  wait_for_checkpoint(workdir, 2, second)
+  second.send_signal(signal.SIGKILL)
+  killed = time.monotonic()
+  _, stderr = finish(first, status=1)
+  assert time.monotonic() - killed < 60
+  last = stderr.splitlines()[-1]
+  assert last.startswith(
+    f'error: host 1 ({socket.gethostname()}) has been kill'
+  )
+  assert 'Start the same command on all hosts again' in last
+  finish(second, status=-signal.SIGKILL)
+  # One process of one device, which is killed as well.
+  alone = start(*command, workdir, devices=1)
+  wait_for_checkpoint(workdir, 6, alone)
+  alone.send_signal(signal.SIGKILL)
+  stdout, _ = finish(alone, status=-signal.SIGKILL)
+  assert 'going on after step' in stdout
+  # The two again, which share the last steps.
+  first, second = start_pair(*command, workdir)
+  stdout, _ = finish(first)
+  assert 'going on after step 6' in stdout
+  assert 'on 4 x cpu' in stdout
+  stdout, _ = finish(second)
+  assert 'step' not in stdout  # The first one speaks for both.
+
+  for name in ('loss', 'gradient_norm', 'mIoU'):
+    expected = scalars(undisturbed, name)
+    assert len(expected) == (1 if name == 'mIoU' else STEPS)
+    np.testing.assert_allclose(scalars(workdir, name), expected, rtol=1e-9)
+  assert (workdir / 'curves.png').read_bytes().startswith(b'\x89PNG')
+  # Read on other devices than those that wrote it.
+  with jax.enable_x64(True):
+    ours, theirs = (
+      jax.tree.leaves(jax.device_get(load_checkpoint(run)[1]))
+      for run in (workdir, undisturbed)
+    )
+  assert len(ours) > 50
+  for value, expected in zip(ours, theirs, strict=True):
+    scale = max(abs(expected).max(), 1e-6)
+    assert abs(value - expected).max() / scale < 1e-9
+
+
+def test_processes_of_different_commands(command, tmp_path):
+  second_only = ('--config.seed=1', '--config.data.num_threads=1')
+  pair = start_pair(*command, tmp_path / 'run', second_only=second_only)
+  (_, by_first), (_, by_second) = (finish(x, status=1) for x in pair)
+  assert by_second.splitlines()[-1].startswith('error: this host (')
+  assert '(config.seed: 0 on host 0, 1 here). Use' in by_second
+  assert by_first.splitlines()[-1].startswith('error: host 1 has ended: this')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_coordinator_that_does_not_answer(command, tmp_path):
+  flags = ('--coordinator', '127.0.0.1:1', '--num_processes', 2)
+  flags += ('--process_id', 1, '--connect_timeout', 1)
+  process = start(*command, tmp_path / 'run', *flags, devices=1)
+  _, stderr = finish(process, status=1)
+  assert '127.0.0.1:1 cannot be reached within 1 s (Connection ref' in stderr
+
+
+WRONG = {
+  '--process_id=1': 'missing: --coordinator, --num_processes',
+  '--coordinator=a:1 --num_processes=2': 'missing: --process_id',
+  '--coordinator=a --num_processes=2 --process_id=0': 'must be HOST:PORT',
+  '--coordinator=a:x --num_processes=2 --process_id=0': 'must be HOST:PORT',
+  '--coordinator=a:1 --num_processes=0 --process_id=0': 'must be positive',
+  '--coordinator=a:1 --num_processes=2 --process_id=2': 'from 0 to 1',
+}
+
+
+@pytest.mark.parametrize('flags', WRONG)
+def test_flags_that_cannot_be_meant(flags):
+  parser = add_flags(argparse.ArgumentParser())
+  with (
+    pytest.raises(UserError, match=WRONG[flags]),
+    joined(parser.parse_args(flags.split()), {}),
+  ):
+    pass
+
+
+@pytest.mark.parametrize('flags', ['', '--num_processes=1'])
+def test_one_process_is_alone(flags):
+  parser = add_flags(argparse.ArgumentParser())
+  begun = time.monotonic()
+  with joined(parser.parse_args(flags.split()), {}):
+    assert is_first()
+    assert (any_host(True), any_host(False)) == (True, False)
+    wait_for_all('nobody')
+  assert time.monotonic() - begun < 1
+  assert jax.process_count() == 1
