@@ -23,19 +23,13 @@ def get_config() -> ConfigDict:
   config.model = model()
   config.data = data()
 
-  config.loss = ConfigDict()
-  config.loss.aux_weight = 0.4  # of the auxiliary head's loss, >= 0 (mmseg)
-  # False: mean over all pixels, ignored ones count as 0 (mmseg).
-  # True: mean over the pixels that have a label.
-  config.loss.avg_non_ignore = False
+  config.loss = loss()
+  config.optimizer = optimizer()
 
-  # SGD, weight decay added to the gradient, polynomial decay (all mmseg).
-  config.optimizer = ConfigDict()
-  config.optimizer.learning_rate = 0.01  # at step 0, for the global batch
-  config.optimizer.min_learning_rate = 1e-4  # at the last step
-  config.optimizer.power = 0.9  # of the polynomial, > 0
-  config.optimizer.momentum = 0.9  # 0 to 1 (excluded)
-  config.optimizer.weight_decay = 5e-4  # >= 0, on every parameter
+  # How all devices of all hosts share the work; docs/scale.md.
+  config.mesh = ConfigDict()
+  config.mesh.data = -1  # devices that share the batch; -1: all there are
+  config.mesh.spatial = 1  # devices that share the rows of each image
 
   config.train = ConfigDict()
   config.train.total_steps = 160_000  # optimiser steps (mmseg)
@@ -44,11 +38,28 @@ def get_config() -> ConfigDict:
   config.train.eval_steps = 16_000  # steps between evaluations (mmseg)
   config.train.checkpoint_steps = 2_000  # at most this many steps are lost
   config.train.keep_checkpoints = 3  # the newest; the best mIoU is kept too
+  # What fits into memory, and what is trained; docs/memory.md.
+  # Images that are computed together, over all devices; 0: the whole batch.
+  config.train.micro_batch_size = 0
+  # Of micro-batches. 'plain': each has its own batch norm statistics.
+  # 'exact': those of the whole batch, at several times the operations.
+  config.train.accumulation = 'plain'
+  # What the backward pass computes again instead of keeping it: 'none',
+  # 'blocks', 'stages', or parts such as 'stem,layer1'. It changes no result.
+  config.train.remat = 'none'
+  # Parts of the backbone, from the input on, that do not change: 1 the stem,
+  # 2 and stage 1, ..., 5 all of it.
+  config.train.freeze = 0
+  # True: scales and biases stay where model.frozen_bn keeps the statistics.
+  config.train.freeze_norms = False
+  # Of the moving averages that are evaluated and exported; 0: none of them.
+  config.train.ema_decay = 0.0  # 0 to 1 (excluded), such as 0.999
 
   config.eval = ConfigDict()
   config.eval.batch_size = 8  # images of one padded shape, over all devices
   config.eval.bucket = 64  # pixels: padded shapes are multiples of this
   config.eval.overlays = 8  # pictures to draw, 0 for none
+  config.eval.report_images = 6  # worst and best ones in report.html, each
   config.eval.boundary_iou = False  # how well outlines fit; docs/metrics.md
   config.eval.fscore_beta = 1.0  # recall counts beta times as much, > 0 (mmseg)
   # How eval.py looks at an image; docs/evaluation.md. 'whole', 'slide' in
@@ -61,6 +72,60 @@ def get_config() -> ConfigDict:
   config.eval.scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # ms_flip_* (mmseg)
   config.eval.flip = True  # ms_flip_*: each scale mirrored, too (mmseg)
   return config.lock()
+
+
+def loss() -> ConfigDict:
+  """What is minimised; docs/training.md has the formulas."""
+  config = ConfigDict()
+  config.terms = ConfigDict()  # factor of each term, >= 0; 0: left out
+  config.terms.cross_entropy = 1.0
+  config.terms.ohem = 0.0  # cross entropy of the hard pixels alone
+  config.terms.focal = 0.0
+  config.terms.dice = 0.0
+  config.terms.lovasz = 0.0
+  config.aux_weight = 0.4  # of the auxiliary head's loss, >= 0 (mmseg)
+  # cross_entropy, ohem, focal. False: mean over all pixels, ignored ones count
+  # as 0 (mmseg). True: mean over the pixels that have a label.
+  config.avg_non_ignore = False
+  # cross_entropy, ohem: a number >= 0 for each class, None: all 1.
+  config.class_weights = placeholder(tuple)
+  config.label_smoothing = 0.0  # cross_entropy, ohem; 0 to 1 (excluded)
+  # ohem: pixels are hard whose right class has a smaller probability, at least
+  # ohem_min_kept an image. None: those ohem_min_kept with the largest loss.
+  config.ohem_threshold = placeholder(float)
+  config.ohem_min_kept = 100_000  # (mmseg)
+  config.focal_gamma = 2.0  # >= 0 (mmseg)
+  config.focal_alpha = 0.5  # of the right class, 0 to 1; sigmoid alone (mmseg)
+  config.focal_activation = 'sigmoid'  # (mmseg) or 'softmax'
+  config.lovasz_per_image = False  # True: a loss for each image, averaged
+  return config
+
+
+def optimizer() -> ConfigDict:
+  """How parameters change; the defaults are mmseg's SGD and poly schedule."""
+  config = ConfigDict()
+  config.name = 'sgd'  # or 'adamw'
+  config.learning_rate = 0.01  # at step 0, for the global batch
+  config.min_learning_rate = 1e-4  # at the last step
+  config.schedule = 'poly'  # or 'cosine': from the former to the latter
+  config.power = 0.9  # of poly, > 0
+  # Before the schedule, as part of train.total_steps: a linear rise to
+  # learning_rate, from warmup_ratio times that.
+  config.warmup_steps = 0
+  config.warmup_ratio = 1e-6  # 0 to 1
+  config.momentum = 0.9  # sgd: 0 to 1 (excluded)
+  config.beta1 = 0.9  # adamw: 0 to 1 (excluded)
+  config.beta2 = 0.999  # adamw: 0 to 1 (excluded)
+  config.epsilon = 1e-8  # adamw: > 0
+  # >= 0. sgd: joins the gradient; adamw: apart from it, times the rate.
+  config.weight_decay = 5e-4
+  config.decay_norm_bias = True  # False: convolution kernels decay alone
+  # The rate of stage 4 is this many times that of the heads, that of stage 3
+  # this many times that of stage 4, and so on to the stem; > 0 to 1.
+  config.layer_decay = 1.0
+  config.head_multiplier = 1.0  # of the heads' rate alone, > 0
+  config.clip_norm = placeholder(float)  # longest gradient, > 0; None: any
+  return config
 
 
 def model() -> ConfigDict:
@@ -83,6 +148,9 @@ def model() -> ConfigDict:
   config.aux_channels = 256  # inside the auxiliary head on stage 3 (mmseg)
   config.num_classes = 150  # 0: as many as the data set has
   config.dropout = 0.1  # before both classifiers, 0 to 1 (excluded) (mmseg)
+  # Whose batch norms use the running statistics in training and keep them:
+  # 'none', 'backbone' (mmseg's norm_eval) or 'all'.
+  config.frozen_bn = 'none'
   # Of activations; parameters, statistics and loss are at least float32.
   config.dtype = 'float32'  # or 'bfloat16', 'float64'
   return config
@@ -122,6 +190,9 @@ def data() -> ConfigDict:
   config.num_workers = 0  # processes that read and augment; 0: this process
   config.num_threads = 0  # reading threads a process; 0: one a core, 16 at most
   config.prefetch = 4  # batches ready in advance, in each process
+  # Seconds that training waits for a batch; then it saves its state and stops.
+  # It says what it waits for after a tenth of that.
+  config.timeout = 600.0
   return config
 
 

@@ -1,8 +1,8 @@
 """From a file of `configs/` and the command line to a checked ConfigDict."""
 
 import argparse
-import ast
 import difflib
+import functools
 import inspect
 import json
 import runpy
@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnest_jax.errors import UserError
+from resnest_jax.overrides import override
 
 # Smallest accepted value of whole-number keys.
 _AT_LEAST = {
@@ -33,6 +34,10 @@ _AT_LEAST = {
   'data.num_workers': 0,
   'data.num_threads': 0,
   'data.prefetch': 1,
+  'loss.ohem_min_kept': 1,
+  'optimizer.warmup_steps': 0,
+  'mesh.data': -1,
+  'mesh.spatial': 1,
   'train.total_steps': 1,
   # The split attention normalises 1x1 maps over the batch: one value has no
   # variance.
@@ -41,29 +46,59 @@ _AT_LEAST = {
   'train.eval_steps': 1,
   'train.checkpoint_steps': 1,
   'train.keep_checkpoints': 1,
+  'train.micro_batch_size': 0,
   'eval.batch_size': 1,
   'eval.bucket': 1,
   'eval.overlays': 0,
+  'eval.report_images': 0,
 }
+LOSSES = ('cross_entropy', 'ohem', 'focal', 'dice', 'lovasz')
 # Bounds of real-number keys as written in words, and the test.
+_NOT_NEGATIVE = ('at least 0', lambda x: 0 <= x < float('inf'))
+_POSITIVE = ('above 0', lambda x: 0 < x < float('inf'))
+_SHARE = ('from 0 to 1', lambda x: 0 <= x <= 1)
+_SHARE_BELOW_1 = ('at least 0 and below 1', lambda x: 0 <= x < 1)
 _BOUNDS = {
-  'model.dropout': ('at least 0 and below 1', lambda x: 0 <= x < 1),
+  'model.dropout': _SHARE_BELOW_1,
   'data.folder.eval_fraction': ('above 0 and below 1', lambda x: 0 < x < 1),
   'data.cat_max_ratio': ('above 0 and at most 1', lambda x: 0 < x <= 1),
-  'data.repeat_threshold': ('from 0 to 1', lambda x: 0 <= x <= 1),
-  'data.flip_probability': ('from 0 to 1', lambda x: 0 <= x <= 1),
-  'eval.fscore_beta': ('above 0', lambda x: 0 < x < float('inf')),
-  'loss.aux_weight': ('at least 0', lambda x: 0 <= x < float('inf')),
-  'optimizer.learning_rate': ('above 0', lambda x: 0 < x < float('inf')),
+  'data.repeat_threshold': _SHARE,
+  'data.flip_probability': _SHARE,
+  'data.timeout': ('above 0', lambda x: x > 0),
+  'eval.fscore_beta': _POSITIVE,
+  **{f'loss.terms.{name}': _NOT_NEGATIVE for name in LOSSES},
+  'loss.aux_weight': _NOT_NEGATIVE,
+  'loss.label_smoothing': _SHARE_BELOW_1,
+  'loss.ohem_threshold': _SHARE,
+  'loss.focal_gamma': _NOT_NEGATIVE,
+  'loss.focal_alpha': _SHARE,
+  'optimizer.learning_rate': _POSITIVE,
   'optimizer.min_learning_rate': ('at least 0', lambda x: x >= 0),
-  'optimizer.power': ('above 0', lambda x: 0 < x < float('inf')),
-  'optimizer.momentum': ('at least 0 and below 1', lambda x: 0 <= x < 1),
-  'optimizer.weight_decay': ('at least 0', lambda x: 0 <= x < float('inf')),
+  'optimizer.power': _POSITIVE,
+  'optimizer.warmup_ratio': _SHARE,
+  'optimizer.momentum': _SHARE_BELOW_1,
+  'optimizer.beta1': _SHARE_BELOW_1,
+  'optimizer.beta2': _SHARE_BELOW_1,
+  'optimizer.epsilon': _POSITIVE,
+  'optimizer.weight_decay': _NOT_NEGATIVE,
+  'optimizer.layer_decay': ('above 0 and at most 1', lambda x: 0 < x <= 1),
+  'optimizer.head_multiplier': _POSITIVE,
+  'optimizer.clip_norm': _POSITIVE,
+  'train.freeze': ('from 0 to 5', lambda x: 0 <= x <= 5),
+  'train.ema_decay': ('at least 0 and below 1', lambda x: 0 <= x < 1),
 }
 SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
+ACCUMULATIONS = ('plain', 'exact')
 PROTOCOLS = ('whole', 'slide', 'ms_flip_0x', 'ms_flip_1x')
 # Accepted names.
-_CHOICES = {'data.sampling': SAMPLINGS, 'eval.protocol': PROTOCOLS}
+_CHOICES = {
+  'data.sampling': SAMPLINGS,
+  'eval.protocol': PROTOCOLS,
+  'loss.focal_activation': ('sigmoid', 'softmax'),
+  'optimizer.name': ('sgd', 'adamw'),
+  'optimizer.schedule': ('poly', 'cosine'),
+  'train.accumulation': ACCUMULATIONS,
+}
 # Length of tuples of positive whole numbers.
 _SIZES = {
   'model.stage_sizes': 4,
@@ -95,7 +130,7 @@ def load_config(
   path, _, argument = str(spec).partition(':')
   config = _call_get_config(_config_file(path), argument)
   for key, value in (overrides or {}).items():
-    _override(config, key, value)
+    override(config, key, value, flatten(config))
   validate(config)
   return config.lock()
 
@@ -182,6 +217,9 @@ def differences(
 ) -> list[str]:
   """Compares with what `config_to_json` wrote earlier.
 
+  A key that did not exist then counts as its default, which is how what came
+  later behaves where nobody asks for it.
+
   Args:
     saved: that JSON.
     config: the configuration now.
@@ -197,10 +235,23 @@ def differences(
   for key in sorted(old.keys() | new.keys()):
     ignored = any(f'{key}.'.startswith(f'{prefix}.') for prefix in ignore)
     before, now = old.get(key, absent), new.get(key, absent)
-    if not ignored and before != now:
-      shown = ['not set' if x is absent else repr(x) for x in (before, now)]
-      lines.append(f'{key}: {shown[0]} before, {shown[1]} now')
+    if ignored or before == now:
+      continue
+    if before is absent and _defaults().get(key, absent) == now:
+      continue
+    shown = ['not set' if x is absent else repr(x) for x in (before, now)]
+    lines.append(f'{key}: {shown[0]} before, {shown[1]} now')
   return lines
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+  """Flat, as JSON has them; of the configs beside this package, if any."""
+  path = Path(__file__).parent.parent / 'configs' / 'common.py'
+  if not path.is_file():
+    return {}
+  config = runpy.run_path(str(path))['get_config']()
+  return flatten(json.loads(config_to_json(config)))
 
 
 def validate(config: ConfigDict) -> None:
@@ -219,15 +270,19 @@ def validate(config: ConfigDict) -> None:
       why = ' (batch normalisation)' if key == 'train.batch_size' else ''
       refuse(key, f'at least {minimum}{why}')
   for key, (accepted, holds) in _BOUNDS.items():
-    if not holds(values[key]):
+    if values[key] is not None and not holds(values[key]):
       refuse(key, accepted)
   for key, names in _CHOICES.items():
     if values[key] not in names:
-      refuse(key, f'one of {", ".join(names)}')
+      near = difflib.get_close_matches(values[key], names, 1)
+      hint = f' (did you mean {near[0]}?)' if near else ''
+      refuse(key, f'one of {", ".join(names)}{hint}')
   for key, length in _SIZES.items():
     size = values[key]
     if size is not None and not _positive_integers(size, length):
       refuse(key, f'{length} positive whole numbers')
+  if values['mesh.data'] == 0:
+    refuse('mesh.data', 'at least 1, or -1: all devices')
   if values['model.num_classes'] == 1:
     refuse('model.num_classes', 'at least 2, or 0: as many as the data has')
   if values['data.image_scale'][0] < values['data.image_scale'][1]:
@@ -242,6 +297,23 @@ def validate(config: ConfigDict) -> None:
   if stride[0] > crop[0] or stride[1] > crop[1]:
     window = f'{crop[0]},{crop[1]}'
     refuse('eval.slide_stride', f'at most the window, which is {window}')
+  class_weights = values['loss.class_weights']
+  if class_weights is not None and not _are_weights(class_weights):
+    refuse('loss.class_weights', 'numbers of at least 0, not all 0')
+  if not any(config.loss.terms.values()):
+    raise UserError(
+      'there is no loss: set config.loss.terms. and one of '
+      f'{", ".join(LOSSES)} above 0.'
+    )
+  steps = values['train.total_steps']
+  if values['optimizer.warmup_steps'] >= steps:
+    refuse('optimizer.warmup_steps', f'below train.total_steps, {steps}')
+  micro_batch_size = values['train.micro_batch_size']
+  if micro_batch_size and values['train.batch_size'] % micro_batch_size:
+    batch_size = values['train.batch_size']
+    refuse(
+      'train.micro_batch_size', f'0 or divide train.batch_size, {batch_size}'
+    )
   if values['optimizer.min_learning_rate'] > values['optimizer.learning_rate']:
     refuse('optimizer.min_learning_rate', 'at most optimizer.learning_rate')
 
@@ -271,6 +343,10 @@ def _positive_integers(values: tuple, length: int) -> bool:
 
 def _is_positive(value: Any) -> bool:
   return type(value) in (int, float) and 0 < value < float('inf')
+
+
+def _are_weights(values: tuple) -> bool:
+  return any(values) and all(x == 0 or _is_positive(x) for x in values)
 
 
 def _is_range(values: tuple) -> bool:
@@ -341,80 +417,3 @@ def _importable(folder: Path) -> Iterator[None]:
     yield
   finally:
     sys.path.remove(str(folder))
-
-
-def _override(config: ConfigDict, key: str, value: Any) -> None:
-  """Sets a dotted key; a string is read as the type that the key has."""
-  known = flatten(config)
-  if key not in known:
-    raise UserError(f'unknown config key {key!r}; {_nearest(key, known)}')
-  *sections, name = key.split('.')
-  for section in sections:
-    config = config[section]
-  kind = config.get_type(name)
-  config[name] = _convert(key, value, kind, optional=known[key] is None)
-
-
-def _nearest(key: str, known: Mapping[str, Any]) -> str:
-  """What may have been meant: a section's keys, or the most similar ones."""
-  inside = [name for name in known if name.startswith(f'{key}.')]
-  if inside:
-    return f'{key} is a section with the keys {", ".join(inside)}.'
-  # Someone forgets the section or misspells the name: the whole key and its
-  # last part are both compared.
-  likeness = {
-    name: max(_likeness(key, name), _likeness(_last(key), _last(name)))
-    for name in known
-  }
-  best = max(likeness.values())
-  if best < 0.6:
-    return 'configs/common.py lists and explains all keys.'
-  near = [name for name in known if likeness[name] > best - 0.12]
-  return f'did you mean {" or ".join(near[:3])}?'
-
-
-def _last(key: str) -> str:
-  return key.rpartition('.')[2]
-
-
-def _likeness(a: str, b: str) -> float:
-  return difflib.SequenceMatcher(None, a, b).ratio()
-
-
-_KINDS = {
-  bool: 'true or false',
-  int: 'a whole number',
-  float: 'a number',
-  str: 'a string',
-  tuple: 'numbers with commas between them, like 512,512',
-}
-
-
-def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
-  """The value as `kind`; only what loses nothing is converted."""
-  given = value
-  if isinstance(value, str) and kind is not str:
-    value = _read_literal(value)
-  if value is None and optional:
-    return None
-  if kind is float and type(value) is int:
-    return float(value)
-  if kind is tuple and type(value) is list:
-    return tuple(value)
-  if type(value) is kind:
-    return value
-  raise UserError(
-    f'config.{key} must be {_KINDS[kind]}{" or none" if optional else ""}, '
-    f'not {given!r}.'
-  )
-
-
-def _read_literal(text: str) -> Any:
-  """What the text means in Python; also true, false and none; else itself."""
-  words = {'true': True, 'false': False, 'none': None}
-  if text.lower() in words:
-    return words[text.lower()]
-  try:
-    return ast.literal_eval(text)
-  except (SyntaxError, ValueError):
-    return text

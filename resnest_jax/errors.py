@@ -1,7 +1,12 @@
 """The one kind of error that a user is meant to read, and how scripts end."""
 
+import contextlib
+import errno
+import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -19,18 +24,81 @@ class UnreadableSample(UserError):
   """
 
 
-def run(main: Callable[[], None]) -> None:
+class DamagedCheckpoint(UserError):
+  """A checkpoint is not what was written, or not whole."""
+
+
+class UnwritableError(UserError):
+  """The system refused to write a file."""
+
+
+_REMEDIES = {
+  errno.ENOSPC: 'Free space there',
+  errno.EDQUOT: 'Free space there, or raise the quota',
+  errno.EFBIG: 'Raise the limit of file sizes (ulimit -f)',
+  errno.EROFS: 'Make it writable again',
+  errno.EACCES: 'Give this process the right to write there',
+  errno.EPERM: 'Give this process the right to write there',
+}
+# These come from writing alone.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+  """Turns the system's refusal to write into an `UnwritableError`.
+
+  Args:
+    path: what is written, for the message.
+  """
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    number = system_error(error)
+    if number is None:
+      raise
+    remedy = _REMEDIES.get(number, 'See whether the storage is in order')
+    raise UnwritableError(
+      f'{path} cannot be written: {os.strerror(number)}. {remedy}; the same '
+      'command then goes on from what is finished.'
+    ) from error
+
+
+def system_error(error: Exception) -> int | None:
+  """The errno of an error, which TensorStore puts into its text."""
+  if isinstance(error, OSError):
+    return error.errno
+  found = re.search(r"os_error_code='(\d+)'", str(error))
+  return int(found[1]) if found else None
+
+
+def run(
+  main: Callable[[], None],
+  stopped: str = 'stopped; the same command goes on from what is finished.',
+) -> None:
   """Runs a script's `main` and ends the process as a user expects.
 
   A `UserError` and a device out of memory become one line and status 1,
-  Ctrl-C one line and status 130.
+  Ctrl-C the line `stopped` and status 130.
   """
   try:
     main()
+  except UnwritableError as error:
+    # Orbax leaves threads behind that wait for what was not written, and the
+    # interpreter would wait for them.
+    leave(f'error: {error}', 1)
   except UserError as error:
     _exit(f'error: {error}', 1)
   except KeyboardInterrupt:
-    _exit('stopped; the same command goes on from what is finished.', 130)
+    _exit(stopped, 130)
+  except OSError as error:
+    if error.errno not in _REFUSED:
+      raise
+    _exit(
+      f'error: {error.filename or "a file"} cannot be written: '
+      f'{error.strerror}. {_REMEDIES[error.errno]}.',
+      1,
+    )
   except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
@@ -40,6 +108,20 @@ def run(main: Callable[[], None]) -> None:
       'model.dtype bfloat16, or more devices.',
       1,
     )
+
+
+def leave(message: str, status: int) -> NoReturn:
+  """Ends the process now, from any thread, without waiting for others."""
+  say(message)
+  with contextlib.suppress(OSError):
+    sys.stdout.flush()
+  os._exit(status)
+
+
+def say(message: str) -> None:
+  """Prints to stderr, which may be gone by now."""
+  with contextlib.suppress(OSError):
+    print(message, file=sys.stderr, flush=True)
 
 
 def _exit(message: str, status: int) -> None:

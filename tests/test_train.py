@@ -1,12 +1,7 @@
 """`train.py` as a user starts it: real processes on prepared data."""
 
 import json
-import random
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -65,14 +60,6 @@ def stored(workdir, step=STEPS):
   return arrays
 
 
-def assert_same_bits(workdir, other):
-  first, second = stored(workdir), stored(other)
-  assert first.keys() == second.keys()
-  assert len(first) > 100
-  for name, value in first.items():
-    np.testing.assert_array_equal(value, second[name], err_msg=name)
-
-
 def log_of(workdir):
   lines = (workdir / 'log.jsonl').read_text().splitlines()
   return [json.loads(line) for line in lines]
@@ -99,7 +86,8 @@ def test_run_leaves_what_it_promises(finished_run):
   )
   assert (workdir / 'curves.png').read_bytes().startswith(b'\x89PNG')
   assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
-  for word in ('ETA', 'images/s', 'data wait', 'compiled in', 'mIoU'):
+  words = ('ETA', 'images/s', 'data wait', 'compiled in', 'mIoU', 'stage 4')
+  for word in words:
     assert word in stdout
   assert (
     'label doctor: 24 of 24 samples of train and 8 of 8 samples of validation: '
@@ -138,31 +126,6 @@ def test_started_again_does_nothing(finished_run, arguments, run_script):
     if path not in rewritten
   )
   assert set(after) <= set(before)
-
-
-def test_killed_at_any_moment_ends_with_the_same_bits(
-  finished_run, arguments, tmp_path
-):
-  workdir = tmp_path / 'run'
-  command = [sys.executable, *map(str, arguments), '--workdir', str(workdir)]
-  kills = 0
-  for first_step in (2, 4):  # After this checkpoint, at a random moment.
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-      checkpoint = workdir / 'checkpoints' / str(first_step)
-      deadline = time.monotonic() + 300
-      while not checkpoint.exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-      time.sleep(random.uniform(0, 0.5))
-      process.send_signal(signal.SIGKILL)
-      kills += process.wait() == -signal.SIGKILL
-  assert kills > 0
-  last = subprocess.run(command, capture_output=True, text=True, check=True)
-  assert 'going on after step' in last.stdout or 'are done' in last.stdout
-  assert 'label doctor' not in last.stdout
-  assert_same_bits(finished_run[0], workdir)
-  steps = [line['step'] for line in log_of(workdir) if 'loss' in line]
-  assert steps == sorted(set(steps))
 
 
 def test_starts_from_the_weights_of_a_run(
@@ -274,31 +237,12 @@ def test_workdir_that_is_a_file(arguments, run_script, tmp_path):
   assert workdir.read_text() == 'mine'
 
 
-EVERY_STEP = ('log', 'eval', 'checkpoint')
-
-
-def test_interrupt_ends_in_one_line(arguments, tmp_path):
-  command = [sys.executable, *map(str, arguments)]
-  # Each step takes so long that the signal arrives before the last one; the
-  # compiled program is the other runs'.
-  command += [f'--config.train.{key}_steps=1' for key in EVERY_STEP]
-  command += ['--workdir', str(tmp_path / 'run')]
-  with subprocess.Popen(
-    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-  ) as process:
-    for line in process.stdout:
-      if line.startswith('step 1/'):
-        process.send_signal(signal.SIGINT)
-    stderr = process.stderr.read()
-    assert process.wait() == 130
-  assert 'Traceback' not in stderr
-  assert 'the same command goes on' in stderr
-
-
 def test_python_of_the_readme(finished_run, tmp_path, monkeypatch, capsys):
-  """Its two blocks run as printed, on this run and a picture."""
+  """Its three blocks run as printed, on this run and a picture."""
   text = (ROOT / 'README.md').read_text()
-  trained, fresh = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  predicted, trained, fresh = re.findall(
+    r'```python\n(.*?)```', text, re.DOTALL
+  )
   (tmp_path / 'runs').mkdir()
   (tmp_path / 'runs' / 'pspnet').symlink_to(finished_run[0])
   (tmp_path / 'configs').symlink_to(ROOT / 'configs')
@@ -307,11 +251,14 @@ def test_python_of_the_readme(finished_run, tmp_path, monkeypatch, capsys):
   cv2.imwrite(str(tmp_path / 'street.jpg'), picture)
   monkeypatch.chdir(tmp_path)
   names = {}
+  exec(predicted, names)
+  assert names['prediction'].labels.shape == (60, 83)
+  printed = set(re.findall(r"'([^']+)'", capsys.readouterr().out))
+  assert printed
+  assert printed <= set(names['model'].classes)
   exec(trained, names)
   assert names['label_map'].shape == (8, 11)
   assert names['about']['step'] in (4, 8)
-  printed = set(re.findall(r"'([^']+)'", capsys.readouterr().out))
-  assert printed <= set(names['about']['classes'])
   exec(fresh, names)
   initial = names['init'](jax.random.key(0))
   jax.tree.map(np.testing.assert_array_equal, names['variables'], initial)

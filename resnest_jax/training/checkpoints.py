@@ -1,14 +1,18 @@
 """Checkpoints with Orbax: written in the background, found again, checked.
 
-A checkpoint holds three items: `model` (params and batch_stats), `optimizer`
-(step and its state) and `about`, JSON that says where the run stood and what
-the weights are (configuration, dilation rule, position in the data). Orbax
-writes into a temporary folder and renames it, so what carries a step's number
-is whole.
+A checkpoint holds three items: `model` (params and batch_stats, or their
+moving averages), `optimizer` (step and its state; with averages also what they
+are averages of) and `about`, JSON that says where the run stood and what
+the weights are (configuration, dilation rule, position in the data, scores),
+with checksums of everything. Orbax writes into a temporary folder and renames
+it, so what carries a step's number was whole once; the checksums tell whether
+it still is.
 """
 
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +21,17 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from resnest_jax.errors import UserError
+from resnest_jax.errors import DamagedCheckpoint, UserError, writing
+from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training.digests import json_digest, tree_digest
+from resnest_jax.training.restoring import (
+  read_about,
+  read_items,
+  shapes_digest,
+)
 from resnest_jax.training.step import TrainState
 from resnest_jax.weights.files import SAFETENSORS, TORCH
-from resnest_jax.weights.state_dict import variable_shapes
 
 METRIC = 'mIoU'
 
@@ -31,52 +41,135 @@ def checkpoint_dir(workdir: Path) -> Path:
   return Path(workdir).absolute() / 'checkpoints'
 
 
+def interrupted_dir(workdir: Path) -> Path:
+  """Where a run that was stopped keeps its state for the next start."""
+  return Path(workdir).absolute() / 'interrupted'
+
+
+def steps_in(folder: Path) -> list[int]:
+  """The steps of the whole checkpoints in a folder, in order."""
+  names = [x.name for x in folder.iterdir()] if folder.is_dir() else []
+  return sorted(int(name) for name in names if name.isdigit())
+
+
 def has_checkpoint(workdir: Path) -> bool:
-  """Whether a training has left a whole checkpoint there."""
-  folder = checkpoint_dir(workdir)
-  return folder.is_dir() and any(x.name.isdigit() for x in folder.iterdir())
+  """Whether a training has left a state there from which it can go on."""
+  folders = (checkpoint_dir(workdir), interrupted_dir(workdir))
+  return any(steps_in(folder) for folder in folders)
+
+
+class Checkpoints(ocp.CheckpointManager):
+  """The checkpoints in a folder.
+
+  The scores lie in `about`, with its checksum. Orbax's own metrics are not
+  used: it cannot open a folder any more if one of their files is damaged.
+
+  Attributes:
+    scores: step -> mIoU of the checkpoints that were evaluated.
+  """
+
+  def __init__(self, folder: Path, keep: int, read_only: bool):
+    """Opens the folder; see `open_checkpoints`."""
+    self.scores: dict[int, float] = {}
+    self._told = False
+    for step in steps_in(folder):
+      try:
+        metrics = read_about(folder / str(step))['metrics']
+      except DamagedCheckpoint:
+        continue
+      if metrics:
+        self.scores[step] = metrics[METRIC]
+    policies = [checkpoint_managers.LatestN(keep), _Best(self.scores)]
+    with writing(folder):
+      super().__init__(
+        folder,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+            policies
+          ),
+          create=not read_only,
+          read_only=read_only,
+          cleanup_tmp_directories=not read_only,
+        ),
+        item_handlers={
+          'model': ocp.StandardCheckpointHandler(),
+          'optimizer': ocp.StandardCheckpointHandler(),
+          'about': ocp.JsonCheckpointHandler(),
+        },
+      )
+
+  @contextlib.contextmanager
+  def writing(self) -> Iterator[None]:
+    """Turns the system's refusal to write into a `UserError`."""
+    try:
+      with writing(self.directory):
+        yield
+    except UserError:
+      self._told = True
+      raise
+
+  def finish(self) -> None:
+    """Waits until everything is written.
+
+    Raises:
+      UserError: the system refused it.
+    """
+    with self.writing():
+      self.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits as `finish` does, and closes; says only what was not said yet."""
+    told = self._told
+    try:
+      with self.writing():
+        super().close()
+    except UserError:
+      if not told:
+        raise
+
+  def check(self) -> None:
+    """Raises what `finish` would, if writing has ended; does not wait."""
+    if not self.is_saving_in_progress():
+      self.finish()
+
+
+class _Best(checkpoint_managers.PreservationPolicy):
+  """Keeps the checkpoint of the best score, the first among equals."""
+
+  def __init__(self, scores: Mapping[int, float]):
+    self._scores = scores
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    steps = [info.step for info in checkpoints]
+    scored = [step for step in steps if step in self._scores]
+    best = best_step(self._scores, scored) if scored else None
+    return [step == best for step in steps]
+
+
+def best_step(scores: Mapping[int, float], steps: Sequence[int]) -> int:
+  """The step with the highest score, the first among equals."""
+  return max(sorted(steps), key=lambda step: scores[step])
 
 
 def open_checkpoints(
   workdir: Path, *, keep: int = 1, read_only: bool = False
-) -> ocp.CheckpointManager:
+) -> Checkpoints:
   """Opens a run's checkpoints.
 
   Args:
     workdir: the run's folder.
     keep: how many of the newest stay; the one with the best mIoU stays too.
     read_only: nothing is created or removed.
+
+  Raises:
+    UserError: the folder cannot be written to.
   """
-  policy = checkpoint_managers.AnyPreservationPolicy(
-    [
-      checkpoint_managers.LatestN(keep),
-      checkpoint_managers.BestN(
-        get_metric_fn=lambda metrics: metrics[METRIC],
-        n=1,
-        keep_checkpoints_without_metrics=False,
-      ),
-    ]
-  )
-  options = ocp.CheckpointManagerOptions(
-    best_fn=lambda metrics: metrics[METRIC],
-    preservation_policy=policy,
-    create=not read_only,
-    read_only=read_only,
-    cleanup_tmp_directories=not read_only,
-  )
-  return ocp.CheckpointManager(
-    checkpoint_dir(workdir),
-    options=options,
-    item_handlers={
-      'model': ocp.StandardCheckpointHandler(),
-      'optimizer': ocp.StandardCheckpointHandler(),
-      'about': ocp.JsonCheckpointHandler(),
-    },
-  )
+  return Checkpoints(checkpoint_dir(workdir), keep, read_only)
 
 
 def save(
-  manager: ocp.CheckpointManager,
+  manager: Checkpoints,
   state: TrainState,
   about: Mapping[str, Any],
   metrics: Mapping[str, float] | None = None,
@@ -88,47 +181,71 @@ def save(
     state: what to write; its step is the checkpoint's number.
     about: JSON-able description.
     metrics: of an evaluation of this state, with 'mIoU'; None without one.
+
+  Raises:
+    UserError: this checkpoint, or the one before it, cannot be written.
   """
-  manager.save(
-    int(state.step),
-    args=ocp.args.Composite(
-      model=ocp.args.StandardSave(state.variables()),
-      optimizer=ocp.args.StandardSave(_optimizer_item(state)),
-      about=ocp.args.JsonSave(dict(about)),
-    ),
-    metrics=dict(metrics) if metrics else None,
-  )
+  step, optimizer = int(state.step), _optimizer_item(state)
+  variables = state.best_variables()
+  about = dict(about) | {'metrics': dict(metrics) if metrics else None}
+  digests = {
+    'model': tree_digest(variables),
+    'optimizer': tree_digest(optimizer),
+    'shapes': shapes_digest(variables),
+  }
+  # As it will be read: JSON knows no tuples and no numbers as keys.
+  about = json.loads(json.dumps(about | {'digests': digests}))
+  about['digest'] = json_digest(about)
+  if metrics:
+    manager.scores[step] = metrics[METRIC]
+  with manager.writing():
+    manager.save(
+      step,
+      args=ocp.args.Composite(
+        model=ocp.args.StandardSave(variables),
+        optimizer=ocp.args.StandardSave(optimizer),
+        about=ocp.args.JsonSave(about),
+      ),
+    )
 
 
 def _optimizer_item(state: TrainState) -> dict[str, Any]:
-  return {'step': state.step, 'opt_state': state.opt_state}
+  item = {'step': state.step, 'opt_state': state.opt_state}
+  if state.ema is not None:  # They are the model; what is trained is here.
+    item['trained'] = state.variables()
+  return item
 
 
 def restore(
-  manager: ocp.CheckpointManager, abstract: TrainState
+  manager: Checkpoints, step: int, abstract: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-  """The newest checkpoint, placed as `abstract` says.
+  """A checkpoint, placed as `abstract` says.
 
   Args:
-    manager: holds at least one checkpoint.
+    manager: holds it.
+    step: its number.
     abstract: from `abstract_state`.
 
   Returns:
     The state, and the checkpoint's `about`.
 
   Raises:
-    UserError: the weights are those of another network, or damaged.
+    DamagedCheckpoint: it is not what was written.
+    UserError: the weights are those of another network.
   """
-  restored = _read(
+  restored, about = read_items(
     manager,
-    manager.latest_step(),
-    model=abstract.variables(),
+    step,
+    model=abstract.best_variables(),
     optimizer=_optimizer_item(abstract),
   )
-  return TrainState(**restored.model, **restored.optimizer), restored.about
+  model, optimizer = restored['model'], dict(restored['optimizer'])
+  trained = optimizer.pop('trained', model)
+  ema = None if abstract.ema is None else model
+  return TrainState(**trained, **optimizer, ema=ema), about
 
 
-def find_step(manager: ocp.CheckpointManager, which: str | int) -> int:
+def find_step(manager: Checkpoints, which: str | int) -> int:
   """The number of the checkpoint that is meant.
 
   Args:
@@ -147,13 +264,13 @@ def find_step(manager: ocp.CheckpointManager, which: str | int) -> int:
   if which == 'latest':
     return steps[-1]
   if which == 'best':
-    evaluated = [step for step in steps if manager.metrics(step)]
+    evaluated = [step for step in steps if step in manager.scores]
     if not evaluated:
       raise UserError(
         f'no checkpoint in {manager.directory} was evaluated in training; '
         f'choose one by its step: {", ".join(map(str, steps))}.'
       )
-    return max(evaluated, key=lambda step: manager.metrics(step)[METRIC])
+    return best_step(manager.scores, evaluated)
   if str(which).isdigit() and int(which) in steps:
     return int(which)
   raise UserError(
@@ -182,8 +299,8 @@ def restore_variables(
   _check_is_run(workdir)
   with open_checkpoints(workdir, read_only=True) as manager:
     step = find_step(manager, which)
-    restored = _read(manager, step, model=dict(abstract))
-  return restored.model, step, restored.about
+    restored, about = read_items(manager, step, model=dict(abstract))
+  return restored['model'], step, about
 
 
 def load_checkpoint(
@@ -205,15 +322,20 @@ def load_checkpoint(
   _check_is_run(workdir)
   with open_checkpoints(workdir, read_only=True) as manager:
     step = find_step(manager, which)
-    about = _read(manager, step).about
+    about = read_about(manager.directory / str(step))
     if 'config' not in about:
       raise UserError(
         f'checkpoint {manager.directory / str(step)} has no configuration, so '
         'its network is not known; train.py of this version writes one.'
       )
     model = create_segmentor(about['config']['model'])
-    restored = _read(manager, step, model=variable_shapes(model))
-  return model, restored.model, about | {'step': step}
+    # Else it would look for the devices that wrote it.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(
+      lambda x: x.update(sharding=here), variable_shapes(model)
+    )
+    restored, _ = read_items(manager, step, model=placed)
+  return model, restored['model'], about | {'step': step}
 
 
 def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:
@@ -245,59 +367,3 @@ def _check_is_run(workdir: Path) -> None:
     f'{workdir} holds no run (it has no folder "checkpoints"); train first, '
     'or give the --workdir that was given to train.py.'
   )
-
-
-def _read(manager: ocp.CheckpointManager, step: int, **abstract: Any) -> Any:
-  """Restores items as they are described, and `about`."""
-  items = {
-    name: ocp.args.StandardRestore(item) for name, item in abstract.items()
-  }
-  try:
-    if 'model' in abstract:
-      _check_shapes(manager, step, abstract['model'])
-    return manager.restore(
-      step, args=ocp.args.Composite(about=ocp.args.JsonRestore(), **items)
-    )
-  except UserError:
-    raise
-  except Exception as error:  # Orbax and TensorStore have no common type.
-    reason = str(error).strip().splitlines() or [type(error).__name__]
-    raise UserError(
-      f'checkpoint {manager.directory / str(step)} cannot be read '
-      f'({reason[0][:200]}). It is damaged; move this folder away to use the '
-      'checkpoint before it.'
-    ) from error
-
-
-def _check_shapes(
-  manager: ocp.CheckpointManager, step: int, abstract: Mapping[str, Any]
-) -> None:
-  """Compares names and shapes before anything is read."""
-  stored = manager.item_metadata(step)['model']
-  if stored is None:
-    raise UserError(
-      f'{manager.directory / str(step)} holds no model; it is damaged or not '
-      'a checkpoint of train.py. Remove this folder to use the one before.'
-    )
-  there, wanted = _shapes(stored), _shapes(abstract)
-  differ = [
-    f'{name}: {there.get(name, "absent")} there, '
-    f'{wanted.get(name, "absent")} in the configuration'
-    for name in sorted(there.keys() | wanted.keys())
-    if there.get(name) != wanted.get(name)
-  ]
-  if differ:
-    raise UserError(
-      f'checkpoint {manager.directory / str(step)} is of another network than '
-      f'the configuration: {len(differ)} arrays differ ({"; ".join(differ[:3])}'
-      f'{"; ..." if len(differ) > 3 else ""}). Give the --config and the '
-      '--config.model flags it was trained with.'
-    )
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    '/'.join(str(getattr(key, 'key', key)) for key in path): tuple(leaf.shape)
-    for path, leaf in leaves
-  }

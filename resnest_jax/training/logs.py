@@ -1,9 +1,12 @@
 """What a run tells: lines on the console, JSON lines, TensorBoard."""
 
+import contextlib
 import json
 import os
 import time
 from pathlib import Path
+
+from resnest_jax.errors import writing
 
 
 class RunLog:
@@ -13,48 +16,92 @@ class RunLog:
   logged beyond it, so that every step stands there once.
   """
 
-  def __init__(self, workdir: Path, start_step: int):
+  def __init__(
+    self,
+    workdir: Path,
+    start_step: int,
+    evaluate: bool = False,
+    write: bool = True,
+  ):
     """Opens the logs.
 
     Args:
       workdir: the run's folder.
       start_step: finished steps; later lines are dropped.
+      evaluate: the state after `start_step` is evaluated again; the scores
+        of it are dropped, too.
+      write: False: all is thrown away, as on all hosts but the first.
+
+    Raises:
+      UserError: the system refuses to write.
     """
     self.path = workdir / 'log.jsonl'
-    self._drop_after(start_step)
-    self._file = self.path.open('a', encoding='utf-8')
+    self._file = None
+    if not write:
+      return
     # Takes seconds where torch is installed, which it imports.
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-    self._board = SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=start_step + 1
-    )
+    board = workdir / 'tensorboard'
+    with writing(self.path):
+      self._drop_after(start_step, evaluate)
+      self._file = self.path.open('a', encoding='utf-8')
+      board.mkdir(exist_ok=True)
+      # What tensorboardX's SummaryWriter uses, whose thread dies at a full
+      # disk, after which the run would wait for it for ever.
+      self._board = EventsWriter(str(board / 'events'))
+      # Makes TensorBoard drop what came later.
+      start = SessionLog(status=SessionLog.START)
+      self._board.write_event(Event(step=start_step + 1, session_log=start))
 
-  def _drop_after(self, step: int) -> None:
+  def _drop_after(self, step: int, evaluate: bool) -> None:
     if not self.path.exists():
       return
     kept = []
     for line in self.path.read_text('utf-8').splitlines():
       try:
-        if json.loads(line)['step'] <= step:
-          kept.append(f'{line}\n')
+        scalars = json.loads(line)
+        late = scalars['step'] > step
       except ValueError:  # The line that a kill cut off.
         continue
+      again = evaluate and scalars['step'] == step and 'mIoU' in scalars
+      if not late and not again:
+        kept.append(f'{line}\n')
     temporary = self.path.with_suffix('.tmp')
     temporary.write_text(''.join(kept), 'utf-8')
     os.replace(temporary, self.path)
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
-    """Adds scalars that hold after `step` steps."""
-    self._file.write(json.dumps({'step': step, **scalars}) + '\n')
-    self._file.flush()
-    for name, value in scalars.items():
-      self._board.add_scalar(name, value, step)
+    """Adds scalars that hold after `step` steps.
+
+    Raises:
+      UserError: the system refuses to write.
+    """
+    if self._file is None:
+      return
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
+    with writing(self.path):
+      self._file.write(json.dumps({'step': step, **scalars}) + '\n')
+      self._file.flush()
+    now = time.time()
+    with writing(self.path.parent / 'tensorboard'):
+      for name, value in scalars.items():
+        self._board.write_event(
+          Event(wall_time=now, step=step, summary=scalar(name, value))
+        )
+      self._board.flush()
 
   def close(self) -> None:
-    """Flushes and closes the files."""
-    self._file.close()
-    self._board.close()
+    """Closes the files; every line is in them already."""
+    if self._file is None:
+      return
+    with contextlib.suppress(OSError):  # Which `write` has told.
+      self._file.close()
+    with contextlib.suppress(OSError):
+      self._board.close()
 
 
 class Pace:

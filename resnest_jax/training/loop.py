@@ -2,11 +2,12 @@
 
 import collections
 import contextlib
+import functools
 import json
 import math
 import time
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,17 +16,14 @@ import rich
 from ml_collections import ConfigDict
 
 import resnest_jax as rj
-from resnest_jax import runtime
-from resnest_jax.config import (
-  config_to_json,
-  differences,
-  fit_num_classes,
-)
+from resnest_jax import host_watch, hosts, runtime
+from resnest_jax.config import config_to_json, fit_num_classes
+from resnest_jax.data.batches import BatchIterator
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.doctor import check_before_training
 from resnest_jax.data.pipeline import make_eval_iterator, make_train_iterator
 from resnest_jax.data.sampling import open_sampler
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, writing
 from resnest_jax.evaluation.inference import (
   divisible_batch_size,
   evaluate,
@@ -33,98 +31,31 @@ from resnest_jax.evaluation.inference import (
 )
 from resnest_jax.evaluation.progress import evaluation_progress
 from resnest_jax.evaluation.visualize import plot_curves
+from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.layers import at_least_float32
-from resnest_jax.training import checkpoints, sharding
+from resnest_jax.models.segmentor import for_training
+from resnest_jax.training import checkpoints, resuming, sharding
+from resnest_jax.training.averages import start_average
+from resnest_jax.training.freezing import train_the_rest
 from resnest_jax.training.logs import Pace, RunLog, duration
-from resnest_jax.training.optimizer import create_optimizer, create_schedule
+from resnest_jax.training.objective import create_loss
+from resnest_jax.training.optimizer import (
+  create_optimizer,
+  create_schedule,
+  group_table,
+)
+from resnest_jax.training.plans import create_plan, describe
 from resnest_jax.training.step import (
   abstract_state,
   create_state,
   make_train_step,
 )
+from resnest_jax.training.stopping import Stopper
+from resnest_jax.training.workdir import CLASS_COUNTS, claim_workdir
 from resnest_jax.weights.fetch import fetch
 from resnest_jax.weights.start import start_from
-from resnest_jax.weights.state_dict import variable_shapes
 
-# Keys that change neither the result nor what is stored.
-FREE_KEYS = (
-  'data.data_dir',
-  'data.doctor_samples',
-  'data.num_workers',
-  'data.num_threads',
-  'data.prefetch',
-  'data.skip_unreadable',
-  'data.eval_split',
-  'train.log_steps',
-  'train.eval_steps',
-  'train.checkpoint_steps',
-  'train.keep_checkpoints',
-  'eval',
-)
-# Pixels of each class in each sample, where the sampling asks for them.
-CLASS_COUNTS = 'class_pixels.npy'
-
-
-def claim_workdir(workdir: Path, config: ConfigDict) -> IO[str]:
-  """Locks the workdir and writes the configuration into it.
-
-  What was started there with another configuration and left no checkpoint has
-  nothing to lose: its logs and counts are removed.
-
-  Raises:
-    UserError: another process trains there, or the folder has checkpoints of
-      another configuration, or files of something else.
-  """
-  lock = runtime.lock_folder(workdir, 'trains in')
-  saved = workdir / 'config.json'
-  begun = checkpoints.has_checkpoint(workdir)
-  if saved.exists():
-    lines = differences(_read_saved(saved), config, FREE_KEYS)
-    if lines and begun:
-      raise UserError(
-        f'{workdir} belongs to a run of another configuration '
-        f'({"; ".join(lines)}). Choose another --workdir, or give the flags '
-        'it was started with.'
-      )
-    if lines:
-      more = f'; and {len(lines) - 3} more' if len(lines) > 3 else ''
-      print(
-        f'{workdir} holds a start without a checkpoint, of another '
-        f'configuration; beginning anew with this one '
-        f'({"; ".join(lines[:3])}{more})',
-        flush=True,
-      )
-      _remove_start(workdir)
-  elif begun:
-    raise UserError(
-      f'{workdir} holds checkpoints but no config.json; choose another '
-      '--workdir.'
-    )
-  temporary = saved.with_suffix('.tmp')
-  temporary.write_text(config_to_json(config), 'utf-8')
-  temporary.replace(saved)
-  return lock
-
-
-def _read_saved(path: Path) -> str:
-  """The configuration of an earlier start, as it was written."""
-  text = path.read_text('utf-8')
-  try:
-    if json.loads(text).keys() >= {'model', 'data', 'train'}:
-      return text
-  except (ValueError, AttributeError):
-    pass
-  raise UserError(
-    f'{path} is there and was not written by train.py, or is damaged; choose '
-    'another --workdir.'
-  )
-
-
-def _remove_start(workdir: Path) -> None:
-  """Removes what would mix with a run of another configuration."""
-  events = (workdir / 'tensorboard').glob('events.out.tfevents.*')
-  for path in (workdir / 'log.jsonl', workdir / CLASS_COUNTS, *events):
-    path.unlink(missing_ok=True)
+CURVES = 'curves.png'
 
 
 def check_pretrained(model: nn.Module, source: str) -> None:
@@ -142,21 +73,49 @@ def check_pretrained(model: nn.Module, source: str) -> None:
   start_from(model, blank, source)
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
-  """Runs the training that the configuration describes, or the rest of it."""
+def draw_curves(workdir: Path, title: str) -> None:
+  """Draws the log of a finished run; the picture is whole or not there."""
+  path, temporary = workdir / CURVES, workdir / f'.{CURVES}'
+  with writing(path):
+    plot_curves(workdir / 'log.jsonl', temporary, title)
+    temporary.replace(path)
+
+
+def train(
+  config: ConfigDict, workdir: Path, stopper: Stopper | None = None
+) -> None:
+  """Runs the training that the configuration describes, or the rest of it.
+
+  Args:
+    config: what to train.
+    workdir: of the run.
+    stopper: tells when to stop before the end; None: nothing does.
+  """
+  stopper = stopper or Stopper()
   total_steps, batch_size = config.train.total_steps, config.train.batch_size
 
-  # Devices, data, model.
-  mesh = sharding.make_mesh()
+  # Devices, data, model, loss.
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.spatial)
+  host, num_hosts = sharding.host_share(mesh)
+  eval_mesh = sharding.local_mesh()
   sharding.check_batch_size(batch_size, mesh)
+  height = config.data.crop_size[0]
+  sharding.check_rows(height, config.model.output_stride, mesh)
   train_split = open_data(config.data, config.data.train_split)
   eval_split = open_data(config.data, config.data.eval_split)
   labels = train_split.labels
   fit_num_classes(config, len(labels.classes))
   model = rj.create_segmentor(config.model)
+  loss = create_loss(config.loss, config.model.num_classes)
+  trained_model = for_training(
+    model, remat=config.train.remat, freeze=config.train.freeze
+  )
+  plan = create_plan(config, mesh.shape['data'])
+  ema = config.train.ema_decay > 0
   if config.pretrained and not checkpoints.has_checkpoint(workdir):
     check_pretrained(model, config.pretrained)
-  lock = claim_workdir(workdir, config)
+  with hosts.first_goes_ahead('workdir'):
+    lock = claim_workdir(workdir, config)
   print(
     f'{config.name}: {len(train_split)} images, {len(eval_split)} to '
     f'evaluate, {total_steps} steps of {batch_size} on '
@@ -164,89 +123,87 @@ def train(config: ConfigDict, workdir: Path) -> None:
     flush=True,
   )
 
+  if notice := describe(plan, batch_size):
+    print(notice, flush=True)
+
   # Optimizer, state.
-  optimizer = create_optimizer(config.optimizer, total_steps)
+  optimizer = train_the_rest(
+    create_optimizer(config.optimizer, total_steps),
+    plan.freeze,
+    plan.frozen_norms,
+  )
   schedule = create_schedule(config.optimizer, total_steps)
   manager = checkpoints.open_checkpoints(
     workdir, keep=config.train.keep_checkpoints
   )
-  about = {
+  about: dict[str, Any] = {
     'config': json.loads(config_to_json(config)),
     'classes': list(labels.classes),
     'palette': labels.palette.tolist(),
     'dilation_rule': config.model.dilation_rule,
     'best': None,
   }
-  if manager.latest_step() is None:
-    check_before_training(config, (train_split, eval_split), workdir)
-    state = create_state(model, optimizer, config.seed, mesh)
+  unread: collections.deque = collections.deque()  # Scalars not yet logged.
+  evaluating = False
+  restored = None
+  if checkpoints.has_checkpoint(workdir):
+    abstract = abstract_state(model, optimizer, mesh, ema=ema)
+    restored = resuming.restore_newest(workdir, manager, abstract)
+  if restored is None:
+    if hosts.is_first():
+      check_before_training(config, (train_split, eval_split), workdir)
+    state = create_state(model, optimizer, config.seed, mesh, ema=ema)
     if config.pretrained:
       variables, notes = start_from(
         model, jax.device_get(state.variables()), config.pretrained
       )
-      variables = jax.device_put(variables, sharding.replicated(mesh))
-      state = state.replace(**variables)
+      variables = sharding.replicate(variables, mesh)
+      state = state.replace(
+        **variables, ema=start_average(variables) if ema else None
+      )
     else:
       notes = ['starting from random weights (config.pretrained is empty)']
     print('; '.join(notes), flush=True)
   else:
-    abstract = abstract_state(model, optimizer, mesh)
-    state, saved_about = checkpoints.restore(manager, abstract)
+    state, saved_about = restored
     checkpoints.check_classes(saved_about, labels.classes)
     about['best'] = saved_about['best']
+    # Of a run that was stopped between two checkpoints.
+    unread.extend(saved_about.get('unread', ()))
+    evaluating = saved_about.get('evaluating', False)
     print(f'going on after step {int(state.step)} of {total_steps}', flush=True)
-  step = start_step = int(state.step)
-  if start_step >= total_steps:
+  rich.print(group_table(state.params, config.optimizer))
+  step = start_step = saved_step = int(state.step)
+  if start_step >= total_steps and not evaluating:
     print(f'nothing to do: {total_steps} steps are done', flush=True)
+    if hosts.is_first() and not (workdir / CURVES).exists():
+      draw_curves(workdir, config.name)
     manager.close()
     lock.close()
     return
 
   # The two compiled functions.
   train_step = make_train_step(
-    model,
+    trained_model,
     optimizer,
     mesh,
     seed=config.seed,
+    loss=loss,
     aux_weight=config.loss.aux_weight,
-    avg_non_ignore=config.loss.avg_non_ignore,
+    plan=plan,
   )
   eval_step = make_eval_step(
     model,
     len(labels.classes),
-    mesh=mesh,
+    mesh=eval_mesh,
     dtype=at_least_float32(config.model.dtype),
   )
 
-  def run_evaluation(state) -> dict[str, float]:
-    batches = make_eval_iterator(
-      config.data,
-      eval_split,
-      batch_size=divisible_batch_size(config.eval.batch_size, mesh),
-      bucket=config.eval.bucket,
-    )
-    with contextlib.closing(batches), evaluation_progress() as progress:
-      result = evaluate(
-        eval_step,
-        state.variables(),
-        batches,
-        labels.classes,
-        len(eval_split),
-        progress=progress,
-      )
-    print(
-      f'step {step}: {config.data.eval_split} mIoU '
-      f'{result.scores.mIoU:.4f}, mAcc {result.scores.mAcc:.4f}, aAcc '
-      f'{result.scores.aAcc:.4f} ({result.num_images} images in '
-      f'{duration(result.seconds)})',
-      flush=True,
-    )
-    return result.scores.summary()
-
   # The loop.
-  sampler, shares = open_sampler(
-    config.data, train_split, config.seed, workdir / CLASS_COUNTS
-  )
+  with hosts.first_goes_ahead('sampler'):
+    sampler, shares = open_sampler(
+      config.data, train_split, config.seed, workdir / CLASS_COUNTS
+    )
   if shares:
     rich.print(shares)
   batches = make_train_iterator(
@@ -257,91 +214,161 @@ def train(config: ConfigDict, workdir: Path) -> None:
     start_step=start_step,
     total_steps=total_steps,
     sampler=sampler,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=host,
+    process_count=num_hosts,
   )
-  log = RunLog(workdir, start_step)
+  log = RunLog(workdir, start_step, evaluating, write=hosts.is_first())
   pace = Pace(batch_size)
   compiled = None
-  unread: collections.deque = collections.deque()
 
-  def read_scalars() -> dict[str, float]:
-    """Means since the last call; stops the run at a non-finite value."""
-    first = step - len(unread) + 1
-    rows = jax.device_get(list(unread))
-    unread.clear()
-    for number, row in enumerate(rows, first):
+  def read_rows() -> list[dict[str, float]]:
+    """The scalars of the steps since the last log line.
+
+    Raises:
+      UserError: one of them is not finite.
+    """
+    rows = [
+      {name: float(value) for name, value in row.items()}
+      for row in jax.device_get(list(unread))
+    ]
+    for number, row in enumerate(rows, step - len(rows) + 1):
       bad = [name for name, value in row.items() if not math.isfinite(value)]
       if bad:
         raise UserError(
           f'{bad[0]} is {row[bad[0]]} at step {number}; the newest checkpoint '
-          f'is from step {manager.latest_step() or 0}. Lower '
-          'optimizer.learning_rate, or look at the labels.'
+          f'is from step {saved_step}. Lower optimizer.learning_rate, or look '
+          'at the labels.'
         )
-    return {
-      name: float(sum(row[name] for row in rows) / len(rows))
-      for name in rows[0]
+    return rows
+
+  def write_log() -> None:
+    rows = read_rows()
+    unread.clear()
+    scalars = {
+      name: sum(row[name] for row in rows) / len(rows) for name in rows[0]
     }
+    scalars['learning_rate'] = float(schedule(step - 1))
+    scalars |= pace.report()
+    log.write(step, scalars)
+    if skipped := batches.report_skipped():
+      print(skipped, flush=True)
+    eta = (total_steps - step) * scalars['step_seconds']
+    print(
+      f'step {step}/{total_steps}  loss {scalars["loss"]:.4f}  '
+      f'accuracy {scalars["accuracy"]:.3f}  '
+      f'lr {scalars["learning_rate"]:.2e}  '
+      f'{scalars["images_per_second"]:.1f} images/s  '
+      f'data wait {scalars["data_wait"]:.0%}  ETA {duration(eta)}',
+      flush=True,
+    )
 
-  try:
-    while step < total_steps:
-      waiting = time.perf_counter()
-      batch = sharding.shard_batch(next(batches), mesh)
-      pace.count(time.perf_counter() - waiting)
-      if compiled is None:
-        print('compiling (minutes at full size, seconds again)', flush=True)
-        compiling = time.perf_counter()
-        compiled = train_step.lower(state, batch).compile()
-        seconds = time.perf_counter() - compiling
-        print(f'compiled in {seconds:.1f} s', flush=True)
-        log.write(step, {'compile_seconds': seconds})
-        pace.restart()
-        pace.count(0.0)
-      state, scalars = compiled(state, batch)
-      step += 1
-      unread.append(scalars)
-      if len(unread) > 2:  # Stay at most two steps ahead of the devices.
-        jax.block_until_ready(unread[-3])
+  def run_evaluation() -> dict[str, float]:
+    eval_batches = make_eval_iterator(
+      config.data,
+      eval_split,
+      batch_size=divisible_batch_size(config.eval.batch_size, eval_mesh),
+      bucket=config.eval.bucket,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    with (
+      waiting_for(eval_batches),
+      contextlib.closing(eval_batches),
+      evaluation_progress() as progress,
+    ):
+      result = evaluate(
+        eval_step,
+        sharding.local_copy(state.best_variables(), eval_mesh),
+        eval_batches,
+        labels.classes,
+        len(eval_split),
+        progress=progress,
+      )
+    if hosts.is_first():
+      print(
+        f'step {step}: {config.data.eval_split} mIoU '
+        f'{result.scores.mIoU:.4f}, mAcc {result.scores.mAcc:.4f}, aAcc '
+        f'{result.scores.aAcc:.4f} ({result.num_images} images in '
+        f'{duration(result.seconds)})',
+        flush=True,
+      )
+    return result.scores.summary()
 
-      last = step == total_steps
-      evaluating = last or step % config.train.eval_steps == 0
+  def save_now() -> str:
+    """Saves what is newer than the last checkpoint; says what there is."""
+    manager.finish()
+    if step > saved_step:
+      extra = {'unread': read_rows(), 'evaluating': evaluating}
+      resuming.save_interrupted(workdir, state, about | position() | extra)
+    if not step:
+      return 'no step was finished'
+    return f'step {step} of {total_steps} is saved'
+
+  def waiting_for(data: BatchIterator):
+    stuck = functools.partial(data.stuck, config.data.timeout)
+    return stopper.waiting(save_now, stuck)
+
+  def position() -> dict[str, int]:
+    return {'step': step, 'position': step * batch_size}
+
+  with contextlib.ExitStack() as stack:
+    stack.callback(lock.close)
+    stack.callback(manager.close)
+    stack.callback(log.close)
+    stack.callback(batches.close)
+    stack.enter_context(stopper.busy())
+    stack.enter_context(host_watch.leaving())
+    while evaluating or step < total_steps:
+      if stopper.requested(step):
+        stopper.stop(save_now)
+      if not evaluating:  # As it does where an evaluation was cut off.
+        waiting = time.perf_counter()
+        with waiting_for(batches):
+          batch = next(batches)
+        batch = sharding.shard_batch(batch, mesh)
+        pace.count(time.perf_counter() - waiting)
+        if compiled is None:
+          print('compiling (minutes at full size, seconds again)', flush=True)
+          compiling = time.perf_counter()
+          with stopper.waiting(save_now):
+            compiled = train_step.lower(state, batch).compile()
+          seconds = time.perf_counter() - compiling
+          print(f'compiled in {seconds:.1f} s', flush=True)
+          log.write(step, {'compile_seconds': seconds})
+          pace.restart()
+          pace.count(0.0)
+        state, scalars = compiled(state, batch)
+        step += 1
+        unread.append(scalars)
+        if len(unread) > 2:  # Stay at most two steps ahead of the devices.
+          jax.block_until_ready(unread[-3])
+        last = step == total_steps
+        evaluating = last or step % config.train.eval_steps == 0
+
       saving = evaluating or step % config.train.checkpoint_steps == 0
-      if saving or step % config.train.log_steps == 0:
-        scalars = read_scalars()
-        scalars['learning_rate'] = float(schedule(step - 1))
-        scalars |= pace.report()
-        log.write(step, scalars)
-        if skipped := batches.report_skipped():
-          print(skipped, flush=True)
-        eta = (total_steps - step) * scalars['step_seconds']
-        print(
-          f'step {step}/{total_steps}  loss {scalars["loss"]:.4f}  '
-          f'accuracy {scalars["accuracy"]:.3f}  '
-          f'lr {scalars["learning_rate"]:.2e}  '
-          f'{scalars["images_per_second"]:.1f} images/s  '
-          f'data wait {scalars["data_wait"]:.0%}  ETA {duration(eta)}',
-          flush=True,
-        )
+      if unread and (saving or step % config.train.log_steps == 0):
+        write_log()
+        manager.check()
       metrics = None
       if evaluating:
-        metrics = run_evaluation(state)
+        metrics = run_evaluation()
         log.write(step, metrics)
         if not about['best'] or metrics['mIoU'] > about['best']['mIoU']:
           about['best'] = {'step': step, 'mIoU': metrics['mIoU']}
       if saving:
-        about |= {'step': step, 'position': step * batch_size}
-        checkpoints.save(manager, state, about, metrics)
+        # Two, so that there is one before the newest, should that be damaged.
+        resuming.drop_superseded(workdir, 2)
+        checkpoints.save(manager, state, about | position(), metrics)
+        saved_step, evaluating = step, False
         pace.restart()
-  finally:
-    batches.close()
-    log.close()
-    manager.close()  # Waits for the checkpoint that is being written.
-    lock.close()
+    manager.finish()
+    resuming.drop_superseded(workdir)
 
-  plot_curves(log.path, workdir / 'curves.png', config.name)
+  if hosts.is_first():
+    draw_curves(workdir, config.name)
   best = about['best']
   print(
     f'done: best mIoU {best["mIoU"]:.4f} at step {best["step"]}; curves in '
-    f'{workdir / "curves.png"}',
+    f'{workdir / CURVES}',
     flush=True,
   )

@@ -1,44 +1,176 @@
-"""SGD with momentum, coupled weight decay and the poly schedule."""
+"""Optimizers, learning rates and the groups that parameters fall into.
 
-from collections.abc import Mapping
+SGD is PyTorch's: the weight decay joins the gradient before the momentum.
+AdamW is PyTorch's, too: the decay is taken off apart from the gradient, times
+the learning rate. docs/training.md has the formulas.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
+import rich.table
+
+# From the input on; the layer-wise decay of the rate counts from the end.
+LAYERS = ('stem', 'stage 1', 'stage 2', 'stage 3', 'stage 4', 'heads')
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamGroup:
+  """What parameters have in common.
+
+  Attributes:
+    name: for people.
+    learning_rate: factor of the scheduled rate.
+    weight_decay: >= 0.
+  """
+
+  name: str
+  learning_rate: float
+  weight_decay: float
+
+
+def param_groups(params: Any, config: Mapping[str, Any]) -> Any:
+  """The group of every parameter, by its path.
+
+  Args:
+    params: nested dicts of a segmentor.
+    config: the `optimizer` part of a configuration.
+
+  Returns:
+    A tree like `params`, with a `ParamGroup` for each leaf.
+  """
+
+  def group(path: tuple, _: Any) -> ParamGroup:
+    names = [entry.key for entry in path]
+    layer = _layer(names)
+    below = len(LAYERS) - 1 - LAYERS.index(layer)
+    rate = config['layer_decay'] ** below
+    if layer == 'heads':
+      rate *= config['head_multiplier']
+    if names[-1] == 'kernel' or config['decay_norm_bias']:
+      return ParamGroup(layer, rate, config['weight_decay'])
+    return ParamGroup(f'{layer}, norms and biases', rate, 0.0)
+
+  return jax.tree_util.tree_map_with_path(group, params)
+
+
+def _layer(names: list[str]) -> str:
+  if names[0] != 'backbone':
+    return 'heads'
+  block = names[1]  # 'stem_conv1', 'layer3_22'
+  return 'stem' if block.startswith('stem') else f'stage {block[5]}'
+
+
+def group_table(params: Any, config: Mapping[str, Any]) -> rich.table.Table:
+  """The groups with their factors and sizes, to be printed.
+
+  Args:
+    params: nested dicts of a segmentor.
+    config: the `optimizer` part of a configuration.
+  """
+  sizes = collections.Counter()
+  for group, leaf in zip(
+    jax.tree.leaves(param_groups(params, config)),
+    jax.tree.leaves(params),
+    strict=True,
+  ):
+    sizes[group] += leaf.size
+  table = rich.table.Table('parameters of', title=f'{config["name"]}')
+  for column in ('number', 'learning rate', 'weight decay'):
+    table.add_column(column, justify='right')
+  for group in sorted(sizes, key=_from_the_input_on):
+    rate = group.learning_rate * config['learning_rate']
+    table.add_row(
+      group.name, f'{sizes[group]:,}', f'{rate:.3g}', f'{group.weight_decay:g}'
+    )
+  return table
+
+
+def _from_the_input_on(group: ParamGroup) -> tuple[int, str]:
+  return LAYERS.index(group.name.partition(',')[0]), group.name
 
 
 def create_schedule(
   config: Mapping[str, Any], total_steps: int
 ) -> optax.Schedule:
-  """Poly: (lr - min) * (1 - step / total_steps) ** power + min.
+  """The learning rate of each step, from 0 on.
+
+  With t of T steps done after the warm-up, poly is
+  (lr - min) * (1 - t / T) ** power + min, and cosine
+  (lr - min) * (1 + cos(pi t / T)) / 2 + min. The warm-up rises linearly from
+  warmup_ratio * lr and reaches lr where the other begins.
 
   Args:
     config: the `optimizer` part of a configuration.
-    total_steps: steps after which the rate stays at its minimum.
+    total_steps: steps after which the rate stays at its minimum, the warm-up's
+      included.
   """
-  poly = optax.polynomial_schedule(
-    config['learning_rate'],
-    config['min_learning_rate'],
-    config['power'],
-    total_steps,
-  )
+  rate, least = config['learning_rate'], config['min_learning_rate']
+  warmup_steps = config['warmup_steps']
+  if config['schedule'] == 'poly':
+    schedule = optax.polynomial_schedule(
+      rate, least, config['power'], total_steps - warmup_steps
+    )
+  else:
+    schedule = optax.cosine_decay_schedule(
+      rate, total_steps - warmup_steps, least / rate
+    )
+  if warmup_steps:
+    warmup = optax.linear_schedule(
+      config['warmup_ratio'] * rate, rate, warmup_steps
+    )
+    schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
   # Of an int32 count optax computes in float32 even where float64 is enabled.
-  return lambda count: poly(jnp.asarray(count, float))
+  return lambda count: schedule(jnp.asarray(count, float))
 
 
 def create_optimizer(
   config: Mapping[str, Any], total_steps: int
 ) -> optax.GradientTransformation:
-  """PyTorch's SGD: the decay joins the gradient before the momentum.
-
-  It applies to every parameter, those of the normalisations and the biases
-  included, as in mmsegmentation's configurations.
+  """The optimizer that a configuration describes.
 
   Args:
     config: the `optimizer` part of a configuration.
     total_steps: length of the schedule.
   """
-  return optax.chain(
-    optax.add_decayed_weights(config['weight_decay']),
-    optax.sgd(create_schedule(config, total_steps), config['momentum']),
-  )
+  schedule = create_schedule(config, total_steps)
+  decay = _by_group(config, _add_decay)
+  stages = []
+  if config['clip_norm'] is not None:
+    stages.append(optax.clip_by_global_norm(config['clip_norm']))
+  if config['name'] == 'sgd':
+    stages += [decay, optax.sgd(schedule, config['momentum'])]
+  else:
+    stages += [
+      optax.scale_by_adam(config['beta1'], config['beta2'], config['epsilon']),
+      decay,
+      optax.scale_by_learning_rate(schedule),
+    ]
+  if config['layer_decay'] != 1 or config['head_multiplier'] != 1:
+    stages.append(_by_group(config, _scale))
+  return optax.chain(*stages)
+
+
+def _by_group(
+  config: Mapping[str, Any], rule: Callable
+) -> optax.GradientTransformation:
+  """Applies `rule(group, update, parameter)`; it has no state."""
+
+  def update(updates, params):
+    groups = param_groups(params, config)
+    return jax.tree.map(rule, groups, updates, params)
+
+  return optax.stateless(update)
+
+
+def _add_decay(group: ParamGroup, update: Any, param: Any) -> Any:
+  return update + group.weight_decay * param if group.weight_decay else update
+
+
+def _scale(group: ParamGroup, update: Any, _: Any) -> Any:
+  return update * group.learning_rate

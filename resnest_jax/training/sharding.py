@@ -1,28 +1,96 @@
-"""The device mesh, and how arrays lie on it."""
+"""The device mesh, and how arrays lie on it.
 
+Axis `data` splits a batch by images, axis `spatial` splits the rows of each
+image. Devices come host by host, and `spatial` runs over neighbours, so that
+an image stays on one host wherever the devices there allow it.
+"""
+
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from resnest_jax.errors import UserError
 
 
-def make_mesh() -> Mesh:
-  """All devices along `data`; `spatial` (image rows) has one."""
-  devices = np.asarray(jax.devices()).reshape(-1, 1)
+def make_mesh(data: int = -1, spatial: int = 1) -> Mesh:
+  """All devices of all hosts, along `data` and `spatial`.
+
+  Args:
+    data: devices that share the images of a batch; -1: all there are.
+    spatial: devices that share the rows of an image.
+
+  Raises:
+    UserError: this is not the number of devices.
+  """
+  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  count = len(devices)
+  if data == -1 and spatial <= count:
+    data = count // spatial
+  if data * spatial != count:
+    fits = [n for n in range(1, count + 1) if count % n == 0]
+    raise UserError(
+      f'mesh.data={data} and mesh.spatial={spatial} do not make the {count} '
+      f'devices there are; leave mesh.data at -1 and set mesh.spatial to one '
+      f'of {", ".join(map(str, fits))}.'
+    )
+  return Mesh(np.asarray(devices).reshape(data, spatial), ('data', 'spatial'))
+
+
+def local_mesh() -> Mesh:
+  """The devices of this host alone, along `data`."""
+  devices = np.asarray(jax.local_devices()).reshape(-1, 1)
   return Mesh(devices, ('data', 'spatial'))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   """A whole copy on every device: parameters, statistics, counts."""
-  return NamedSharding(mesh, PartitionSpec())
+  return NamedSharding(mesh, P())
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+  """Arrays that all hosts have alike, as global arrays on every device."""
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(replicated(mesh), x), tree
+  )
+
+
+def local_copy(tree: Any, mesh: Mesh) -> Any:
+  """Replicated arrays of all hosts as arrays of this one; nothing is copied.
+
+  Args:
+    tree: of arrays that are whole on every device.
+    mesh: `local_mesh()`.
+  """
+
+  def local(x: jax.Array) -> jax.Array:
+    copies = {shard.device: shard.data for shard in x.addressable_shards}
+    return jax.make_array_from_single_device_arrays(
+      x.shape, replicated(mesh), [copies[d] for d in mesh.devices.flat]
+    )
+
+  return jax.tree.map(local, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis over the devices, the rest whole."""
-  return NamedSharding(mesh, PartitionSpec('data'))
+  """The first axis over `data`, the rest whole."""
+  return NamedSharding(mesh, P('data'))
+
+
+def batch_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
+  """How a training batch lies on the mesh: pixels also over `spatial`."""
+  pixels = NamedSharding(mesh, P('data', 'spatial'))
+  whole = batch_sharding(mesh)
+  return {
+    'image': pixels,
+    'label': pixels,
+    'size': whole,
+    'photometric': whole,
+  }
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
@@ -35,10 +103,79 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     )
 
 
+def check_rows(height: int, output_stride: int, mesh: Mesh) -> None:
+  """Raises `UserError` where the devices cannot share rows evenly.
+
+  Args:
+    height: of the crop, in pixels.
+    output_stride: pixels a row of the last stage.
+    mesh: see `make_mesh`.
+  """
+  parts = mesh.shape['spatial']
+  multiple = parts * max(output_stride, 8)
+  if parts > 1 and height % multiple:
+    raise UserError(
+      f'{height} rows cannot be divided over mesh.spatial={parts} devices at '
+      f'output stride {output_stride}; set the height in data.crop_size to a '
+      f'multiple of {multiple}, or mesh.spatial to 1.'
+    )
+
+
+def shared_rows(mesh: Mesh) -> Callable[[Callable], Callable]:
+  """Tells a traced function's losses whether rows are split (`tiles`)."""
+
+  def decorate(function):
+    @functools.wraps(function)
+    def inside(*arguments):
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return function(*arguments)
+
+    return function if mesh.shape['spatial'] == 1 else inside
+
+  return decorate
+
+
+def host_share(mesh: Mesh) -> tuple[int, int]:
+  """Which part of every batch this host reads.
+
+  Returns:
+    (i, n): the i-th of n equal runs of images. Hosts that share the rows of
+    the same images have the same i.
+
+  Raises:
+    UserError: `spatial` would cut a host's devices unevenly.
+  """
+  spatial, here = mesh.shape['spatial'], len(mesh.local_devices)
+  if spatial % here and here % spatial:
+    raise UserError(
+      f'mesh.spatial={spatial} does not fit {here} devices a host; one of the '
+      'two numbers has to be a multiple of the other.'
+    )
+  images = max(here // spatial, 1)  # Of as many a host's devices hold rows.
+  owners = [device.process_index for device in mesh.devices.flat]
+  first = owners.index(jax.process_index()) // spatial
+  return first // images, mesh.shape['data'] // images
+
+
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-  """This process' rows of a batch, placed on the mesh as global arrays."""
-  sharding = batch_sharding(mesh)
-  return {
-    key: jax.make_array_from_process_local_data(sharding, value)
-    for key, value in batch.items()
-  }
+  """Places this host's images on the mesh, as part of the global batch.
+
+  Args:
+    batch: the images of `host_share`, whole; each device gets its rows.
+    mesh: see `make_mesh`.
+  """
+  shardings = {key: batch_shardings(mesh)[key] for key in batch}
+  if all(sharding.is_fully_addressable for sharding in shardings.values()):
+    return jax.device_put(batch, shardings)
+  run, runs = host_share(mesh)
+
+  def place(local: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    def part(index):
+      first, last, _ = index[0].indices(runs * len(local))
+      offset = run * len(local)
+      return local[(slice(first - offset, last - offset), *index[1:])]
+
+    shape = (runs * len(local), *local.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, part)
+
+  return jax.tree.map(place, dict(batch), shardings)

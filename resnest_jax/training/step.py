@@ -1,6 +1,6 @@
 """One optimisation step and its state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,34 +12,50 @@ import optax
 from jax.sharding import Mesh
 
 from resnest_jax.data.device import preprocess
+from resnest_jax.models.initial import initial_variables, variable_shapes
 from resnest_jax.models.layers import Array
-from resnest_jax.training.losses import segmentation_loss
-from resnest_jax.training.sharding import batch_sharding, replicated
+from resnest_jax.models.segmentor import SegmentorOutput
+from resnest_jax.training.averages import next_average, start_average
+from resnest_jax.training.objective import Loss
+from resnest_jax.training.plans import WHOLE, Plan
+from resnest_jax.training.sharding import (
+  batch_shardings,
+  replicate,
+  replicated,
+  shared_rows,
+)
 
 
 class TrainState(flax.struct.PyTreeNode):
   """All that changes in training; data only.
 
-  `step` counts finished updates (int32 scalar).
+  `step` counts finished updates (int32 scalar). `ema` is None, or variables
+  like those of `variables()`: their moving averages.
   """
 
   step: Array
   params: Any
   batch_stats: Any
   opt_state: optax.OptState
+  ema: Any = None
 
   def variables(self) -> dict[str, Any]:
-    """What `model.apply` takes."""
+    """What is trained, as `model.apply` takes it."""
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
+  def best_variables(self) -> dict[str, Any]:
+    """What is evaluated and exported: the averages where there are any."""
+    return self.variables() if self.ema is None else self.ema
 
-def init_state(
-  model: nn.Module, optimizer: optax.GradientTransformation, key: Array
+
+def start_state(
+  optimizer: optax.GradientTransformation,
+  variables: Mapping[str, Any],
+  ema: bool = False,
 ) -> TrainState:
-  """A fresh state; trace it with `jit` or `eval_shape`."""
-  images = jnp.zeros((1, 64, 64, 3))
-  variables = model.init(key, images, train=False)
+  """The state before the first step; trace it with `jit` or `eval_shape`."""
   return TrainState(
+    ema=start_average(variables) if ema else None,
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables['batch_stats'],
@@ -52,20 +68,30 @@ def create_state(
   optimizer: optax.GradientTransformation,
   seed: int,
   mesh: Mesh,
+  *,
+  ema: bool = False,
 ) -> TrainState:
   """A fresh state on the mesh, a function of the seed alone."""
-  init = jax.jit(
-    partial(init_state, model, optimizer), out_shardings=replicated(mesh)
+  whole = replicated(mesh)
+  variables = replicate(initial_variables(model, seed), mesh)
+  start = jax.jit(
+    partial(start_state, optimizer, ema=ema),
+    donate_argnums=0,
+    out_shardings=whole,
   )
-  return init(jax.random.key(seed))
+  return start(variables)
 
 
 def abstract_state(
-  model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  *,
+  ema: bool = False,
 ) -> TrainState:
   """Shapes, types and placement of a state; nothing is computed."""
   shapes = jax.eval_shape(
-    partial(init_state, model, optimizer), jax.random.key(0)
+    partial(start_state, optimizer, ema=ema), variable_shapes(model)
   )
   sharding = replicated(mesh)
   return jax.tree.map(
@@ -81,8 +107,9 @@ def update(
   *,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
+  loss: Loss,
   aux_weight: float,
-  avg_non_ignore: bool,
+  plan: Plan = WHOLE,
 ) -> tuple[TrainState, dict[str, Array], Any]:
   """Forward, backward, and one step of the optimizer.
 
@@ -93,36 +120,33 @@ def update(
     key: for the dropout.
     model: a `Segmentor`.
     optimizer: its state is `state.opt_state`.
+    loss: from `create_loss`, of both heads.
     aux_weight: factor of the auxiliary head's loss.
-    avg_non_ignore: see `segmentation_loss`.
+    plan: micro-batches, what is frozen, averages.
 
   Returns:
     The new state, the step's scalars (`loss` = `decode_loss` + `aux_loss`,
-    `accuracy` in [0, 1], `gradient_norm`), and the gradients.
+    `accuracy` in [0, 1], `gradient_norm` before any clipping, and where the
+    loss has several terms `decode_` and the name of each, before its weight),
+    and the gradients.
   """
 
-  def loss_fn(params):
-    output, changed = model.apply(
-      {'params': params, 'batch_stats': state.batch_stats},
-      images,
-      train=True,
-      mutable=['batch_stats'],
-      rngs={'dropout': key},
-    )
-    loss = partial(
-      segmentation_loss, labels=labels, avg_non_ignore=avg_non_ignore
-    )
-    decode_loss, accuracy = loss(output.logits)
-    aux_loss = aux_weight * loss(output.aux_logits)[0]
+  def score(output: SegmentorOutput, labels: Array) -> dict[str, Array]:
+    decode_loss, accuracy, terms = loss(output.logits, labels)
+    aux_loss = aux_weight * loss(output.aux_logits, labels)[0]
     scalars = {
       'loss': decode_loss + aux_loss,
       'decode_loss': decode_loss,
       'aux_loss': aux_loss,
       'accuracy': accuracy,
     }
-    return scalars['loss'], (scalars, changed['batch_stats'])
+    if len(terms) > 1:
+      scalars |= {f'decode_{name}': value for name, value in terms.items()}
+    return scalars
 
-  grads, (scalars, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+  grads, scalars, batch_stats = plan.gradients()(
+    model, score, state.variables(), images, labels, key, plan
+  )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   new_state = TrainState(
     step=state.step + 1,
@@ -130,6 +154,11 @@ def update(
     batch_stats=batch_stats,
     opt_state=opt_state,
   )
+  if state.ema is not None:
+    ema = next_average(
+      state.ema, new_state.variables(), state.step, plan.ema_decay
+    )
+    new_state = new_state.replace(ema=ema)
   scalars['gradient_norm'] = optax.global_norm(grads)
   return new_state, scalars, grads
 
@@ -140,16 +169,18 @@ def make_train_step(
   mesh: Mesh,
   *,
   seed: int,
+  loss: Loss,
   aux_weight: float,
-  avg_non_ignore: bool,
+  plan: Plan = WHOLE,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]:
   """The compiled step: (state, batch of uint8) -> (state, scalars).
 
   The state is donated. Batches are as the training pipeline makes them,
-  sharded over the mesh; statistics and the loss are those of the global
+  placed by `shard_batch`; statistics and the loss are those of the global
   batch. Every draw is a function of the seed and of the step.
   """
 
+  @shared_rows(mesh)
   def train_step(state, batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     images = preprocess(batch['image'], batch['size'], batch['photometric'])
@@ -160,12 +191,13 @@ def make_train_step(
       key,
       model=model,
       optimizer=optimizer,
+      loss=loss,
       aux_weight=aux_weight,
-      avg_non_ignore=avg_non_ignore,
+      plan=plan,
     )
     return state, scalars
 
-  whole, split = replicated(mesh), batch_sharding(mesh)
+  whole, split = replicated(mesh), batch_shardings(mesh)
   return jax.jit(
     train_step,
     donate_argnums=0,

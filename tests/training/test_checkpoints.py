@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from resnest_jax.errors import UserError
+from resnest_jax.errors import DamagedCheckpoint, UserError
 from resnest_jax.training import checkpoints
 from resnest_jax.training.sharding import replicated
 from resnest_jax.training.step import TrainState
@@ -59,8 +59,12 @@ def test_the_newest_and_the_best_stay(workdir):
 def test_restores_onto_any_number_of_devices(workdir, count):
   devices = jax.devices()[:count]
   with checkpoints.open_checkpoints(workdir, keep=2) as manager:
-    state, about = checkpoints.restore(manager, abstract(make_state(), devices))
-  assert about == {'step': 60, 'best': 20}
+    state, about = checkpoints.restore(
+      manager, 60, abstract(make_state(), devices)
+    )
+  assert about['step'] == 60
+  assert about['best'] == 20
+  assert about['metrics'] is None
   expected = make_state(60)
   jax.tree.map(np.testing.assert_array_equal, state, expected)
   assert state.params['conv']['kernel'].sharding.device_set == set(devices)
@@ -83,7 +87,7 @@ def test_another_network_is_refused(workdir):
     checkpoints.open_checkpoints(workdir, keep=2) as manager,
     pytest.raises(UserError, match='another network'),
   ):
-    checkpoints.restore(manager, wanted)
+    checkpoints.restore(manager, 60, wanted)
 
 
 def test_no_checkpoint(tmp_path):
@@ -112,7 +116,7 @@ def test_damaged_checkpoint(workdir):
   for path in model.rglob('*'):
     if path.is_file() and not path.name.startswith('_'):
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  with pytest.raises(UserError, match=r'60 cannot be read .* move this folder'):
+  with pytest.raises(DamagedCheckpoint, match=r'60 is damaged .*--checkpoint'):
     checkpoints.restore_variables(workdir, 'latest', wanted.variables())
   variables, step, _ = checkpoints.restore_variables(
     workdir, '50', wanted.variables()

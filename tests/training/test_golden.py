@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from golden import reference
 
+from resnest_jax.config import load_config
 from resnest_jax.models.segmentor import HEADS, create_segmentor
+from resnest_jax.training.objective import create_loss
 from resnest_jax.training.optimizer import create_optimizer, create_schedule
 from resnest_jax.training.step import TrainState, update
 from resnest_jax.weights.state_dict import (
@@ -18,13 +20,7 @@ from resnest_jax.weights.state_dict import (
   variable_shapes,
 )
 
-OPTIMIZER = {
-  'learning_rate': 0.01,
-  'min_learning_rate': 1e-4,
-  'power': 0.9,
-  'momentum': 0.9,
-  'weight_decay': 5e-4,
-}
+CONFIG = load_config('configs/cityscapes_pspnet.py')
 ROWS = [f'cityscapes_{head}' for head in HEADS]
 
 
@@ -62,8 +58,8 @@ def run(request):
   state_dict = reference.filled({k: v.shape for k, v in shapes.items()})
   variables = import_state_dict(model, state_dict)
   total_steps = int(golden['max_iters'])
-  optimizer = create_optimizer(OPTIMIZER, total_steps)
-  schedule = create_schedule(OPTIMIZER, total_steps)
+  optimizer = create_optimizer(CONFIG.optimizer, total_steps)
+  schedule = create_schedule(CONFIG.optimizer, total_steps)
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     opt_state=optimizer.init(variables['params']),
@@ -74,8 +70,8 @@ def run(request):
       update,
       model=model,
       optimizer=optimizer,
-      aux_weight=0.4,
-      avg_non_ignore=False,
+      loss=create_loss(CONFIG.loss, 19),
+      aux_weight=CONFIG.loss.aux_weight,
     )
   )
   log, grads = [], []

@@ -5,27 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.reference import relative_error
+from training.twins import upsample
 
 from resnest_jax.models.layers import resize
-from resnest_jax.training.losses import IGNORE, segmentation_loss
+from resnest_jax.training.losses import segmentation_loss
+from resnest_jax.training.tiles import IGNORE
 
 
 @pytest.fixture(scope='module', autouse=True)
 def float64():
   with jax.enable_x64(True):
     yield
-
-
-def upsample(x, length, axis):
-  """Bilinear, align_corners False, along one axis."""
-  given = x.shape[axis]
-  position = np.clip((np.arange(length) + 0.5) * given / length - 0.5, 0, None)
-  low = np.minimum(position.astype(int), given - 1)
-  high = np.minimum(low + 1, given - 1)
-  shape = [1] * x.ndim
-  shape[axis] = length
-  weight = (position - low).reshape(shape)
-  return x.take(low, axis) * (1 - weight) + x.take(high, axis) * weight
 
 
 def twin(logits, labels):

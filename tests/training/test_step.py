@@ -4,12 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from golden.reference import QUICK, TINY, filled_variables
 from jax.sharding import Mesh
 
+from resnest_jax.config import load_config
+from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.resnest import Bottleneck
 from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training.objective import create_loss
 from resnest_jax.training.optimizer import create_optimizer
+from resnest_jax.training.plans import WHOLE, Plan
 from resnest_jax.training.sharding import (
   batch_sharding,
   replicated,
@@ -22,13 +27,7 @@ from resnest_jax.training.step import (
   make_train_step,
 )
 
-OPTIMIZER = {
-  'learning_rate': 0.01,
-  'min_learning_rate': 1e-4,
-  'power': 0.9,
-  'momentum': 0.9,
-  'weight_decay': 5e-4,
-}
+CONFIG = load_config('configs/cityscapes_pspnet.py')
 BATCH, HEIGHT, WIDTH = 8, 32, 48
 
 
@@ -65,12 +64,18 @@ def training_batch():
 class Run:
   """The compiled step on a number of devices, and what it did once."""
 
-  def __init__(self, devices):
+  def __init__(self, devices, plan=WHOLE, **changes):
     mesh = mesh_of(devices)
-    model = create_segmentor(TINY)
-    optimizer = create_optimizer(OPTIMIZER, 10)
+    model = create_segmentor(TINY | changes)
+    optimizer = create_optimizer(CONFIG.optimizer, 10)
     step = make_train_step(
-      model, optimizer, mesh, seed=0, aux_weight=0.4, avg_non_ignore=False
+      model,
+      optimizer,
+      mesh,
+      seed=0,
+      loss=create_loss(CONFIG.loss, 7),
+      aux_weight=0.4,
+      plan=plan,
     )
     self.batch = shard_batch(training_batch(), mesh)
     abstract = abstract_state(model, optimizer, mesh)
@@ -106,8 +111,27 @@ def on_four():
   return Run(4)
 
 
-def test_four_devices_do_what_one_does(on_one, on_four):
+# A backbone of one block: exact micro-batches take long to compile.
+BLOCK = {'stage_sizes': (1, 0, 0, 0)}
+
+
+@pytest.fixture(scope='module')
+def block_on_one():
+  return Run(1, **BLOCK)
+
+
+@pytest.fixture(scope='module')
+def in_parts():
+  """Two micro-batches, an image of each on every device."""
+  return Run(4, Plan(micro_batches=2, exact=True), **BLOCK)
+
+
+@pytest.mark.parametrize(
+  ('one', 'other'), [('on_one', 'on_four'), ('block_on_one', 'in_parts')]
+)
+def test_four_devices_do_what_one_does(one, other, request):
   """With dropout: its draws do not depend on the devices either."""
+  on_one, on_four = map(request.getfixturevalue, (one, other))
   assert on_one.scalars.keys() == on_four.scalars.keys()
   for name, value in on_one.scalars.items():
     np.testing.assert_allclose(on_four.scalars[name], value, rtol=1e-10)
@@ -151,8 +175,9 @@ def check_local(text):
     assert collective not in text
 
 
-def test_no_device_gathers_the_batch(on_four):
-  check_local(on_four.step.as_text())
+@pytest.mark.parametrize('run', ['on_four', 'in_parts'])
+def test_no_device_gathers_the_batch(run, request):
+  check_local(request.getfixturevalue(run).step.as_text())
 
 
 @pytest.mark.parametrize(('radix', 'groups'), [(1, 1), (1, 2), (2, 2), (4, 2)])
@@ -195,7 +220,7 @@ def test_no_block_gathers_the_batch(radix, groups):
 def fresh():
   """(seed, devices) -> new state."""
   model = create_segmentor(TINY | {'dtype': 'float32'})
-  optimizer = create_optimizer(OPTIMIZER, 10)
+  optimizer = create_optimizer(CONFIG.optimizer, 10)
   return {
     (seed, devices): jax.device_get(
       create_state(model, optimizer, seed, mesh_of(devices))
@@ -210,6 +235,26 @@ def test_fresh_state_is_a_function_of_the_seed(fresh):
     np.testing.assert_array_equal(first, second)
   kernels = [i for i, leaf in enumerate(one) if leaf.ndim == 4]
   assert all((one[i] != other[i]).any() for i in kernels)
+
+
+def test_fresh_state_is_drawn_as_the_modules_draw():
+  """Every variable, but for chance, is what `model.init` gives."""
+  model = create_segmentor(TINY | {'dtype': 'float32'})
+  drawn = jax.jit(
+    lambda key: model.init(key, jnp.zeros((1, 64, 64, 3)), train=False)
+  )(jax.random.key(0))
+  ours, theirs = map(flatten_dict, (initial_variables(model, 0), drawn))
+  assert ours.keys() == theirs.keys()
+  for path, values in ours.items():
+    other = np.asarray(theirs[path])
+    assert (values.shape, values.dtype) == (other.shape, other.dtype)
+    if path[-1] == 'kernel':
+      # Five standard errors of the difference of two standard deviations.
+      margin = 5 / np.sqrt(values.size)
+      assert values.std() == pytest.approx(other.std(), rel=margin), path
+      assert abs(values.mean()) < margin * values.std(), path
+    else:
+      np.testing.assert_array_equal(values, other, err_msg='/'.join(path))
 
 
 def test_fresh_state_has_the_published_distributions(fresh):

@@ -1,0 +1,144 @@
+"""Reads a checkpoint back and tells whether it is what was written."""
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from resnest_jax.errors import DamagedCheckpoint, UserError, system_error
+from resnest_jax.training.digests import (
+  array_names,
+  json_digest,
+  tree_digest,
+)
+
+# Of the process, not of the files.
+_NOT_DAMAGE = (
+  errno.EACCES,
+  errno.EPERM,
+  errno.EMFILE,
+  errno.ENFILE,
+  errno.ENOMEM,
+)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+  """What a checkpoint says of itself.
+
+  Raises:
+    DamagedCheckpoint: it is not what was written.
+  """
+  try:
+    about = json.loads((folder / 'about' / 'metadata').read_bytes())
+    digest = about.pop('digest')
+  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    raise _failure(folder, error) from error
+  if digest != json_digest(about):
+    raise _damaged(folder, 'the checksum of its description is wrong')
+  return about
+
+
+def read_items(
+  manager: ocp.CheckpointManager, step: int, **abstract: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Restores items of a checkpoint and compares them with their checksums.
+
+  Args:
+    manager: holds it.
+    step: its number.
+    **abstract: name of an item -> tree of `jax.ShapeDtypeStruct`s.
+
+  Returns:
+    Name -> the tree restored, and `about`.
+
+  Raises:
+    DamagedCheckpoint: it is not what was written.
+    UserError: the arrays are those of another network.
+  """
+  folder = manager.directory / str(step)
+  about = read_about(folder)
+  try:
+    stored = manager.item_metadata(step)
+    _check_shapes(folder, stored['model'], abstract['model'], about)
+    restored = manager.restore(
+      step,
+      args=ocp.args.Composite(
+        **{
+          name: ocp.args.StandardRestore(_typed(item, stored[name]))
+          for name, item in abstract.items()
+        }
+      ),
+    )
+  except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+    raise
+  except Exception as error:  # Orbax and TensorStore have no common type.
+    raise _failure(folder, error) from error
+  trees = {}
+  for name, item in abstract.items():
+    if tree_digest(restored[name]) != about['digests'][name]:
+      raise _damaged(folder, f'the checksum of its item {name} is wrong')
+    trees[name] = jax.tree.map(
+      lambda x, wanted: x.astype(wanted.dtype), restored[name], item
+    )
+  return trees, about
+
+
+def _typed(item: Any, stored: Any) -> Any:
+  """`item`, with the types that are stored, of which the checksums are."""
+  types = {name: leaf.dtype for name, leaf in array_names(stored).items()}
+  names = iter(array_names(item))
+  return jax.tree.map(lambda x: x.update(dtype=types[next(names)]), item)
+
+
+def shapes_digest(tree: Any) -> str:
+  """CRC-32 of the names and shapes of all arrays, 8 digits."""
+  return json_digest({name: list(x) for name, x in _shapes(tree).items()})
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {name: tuple(leaf.shape) for name, leaf in array_names(tree).items()}
+
+
+def _check_shapes(
+  folder: Path, stored: Any, wanted: Any, about: Mapping[str, Any]
+) -> None:
+  """Compares names and shapes before anything is read."""
+  there, wanted = _shapes(stored), _shapes(wanted)
+  differ = [
+    f'{name}: {there.get(name, "absent")} there, '
+    f'{wanted.get(name, "absent")} in the configuration'
+    for name in sorted(there.keys() | wanted.keys())
+    if there.get(name) != wanted.get(name)
+  ]
+  if not differ:
+    return
+  shapes = {name: list(shape) for name, shape in wanted.items()}
+  if about['digests']['shapes'] == json_digest(shapes):
+    raise _damaged(folder, f'{len(differ)} arrays are not as they were')
+  raise UserError(
+    f'checkpoint {folder} is of another network than the configuration: '
+    f'{len(differ)} arrays differ ({"; ".join(differ[:3])}'
+    f'{"; ..." if len(differ) > 3 else ""}). Give the --config and the '
+    '--config.model flags it was trained with.'
+  )
+
+
+def _failure(folder: Path, error: Exception) -> UserError:
+  """What an error while reading means."""
+  number = system_error(error)
+  if number in _NOT_DAMAGE:
+    return UserError(f'{folder} cannot be read: {os.strerror(number)}.')
+  lines = str(error).strip().splitlines() or ['']
+  return _damaged(folder, f'{type(error).__name__}: {lines[0][:200]}')
+
+
+def _damaged(folder: Path, why: str) -> DamagedCheckpoint:
+  return DamagedCheckpoint(
+    f'checkpoint {folder} is damaged ({why}). train.py goes on from the one '
+    'before it; eval.py and predict.py take that with --checkpoint STEP.'
+  )

@@ -1,0 +1,269 @@
+"""Kills a small training at random instants and compares what becomes of it.
+
+    python tests/kills.py --kills 25
+
+Each run is killed up to five times, started again with the same command each
+time, and must end as a run that nothing disturbed: the same bits in every
+array of the state, the same losses and scores in the log, the same
+checkpoints. Prints a line for each kill and a summary; the status is 1 if
+anything differs.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 12
+# As small as it gets: the time goes into starting.
+SMALL = (
+  '--config.model.head=fcn',
+  '--config.model.radix=1',
+  '--config.model.width=8',
+  '--config.model.stem_width=8',
+  '--config.model.head_channels=8',
+  '--config.model.aux_channels=8',
+  '--config.data.image_scale=48,48',
+  '--config.data.scale_range=1.0,1.5',
+  '--config.data.crop_size=32,32',
+  '--config.data.doctor_samples=0',
+  f'--config.train.total_steps={STEPS}',
+  '--config.train.batch_size=4',
+  '--config.train.checkpoint_steps=4',
+  '--config.train.eval_steps=6',
+  '--config.train.log_steps=3',
+  '--config.eval.batch_size=2',
+  '--config.eval.bucket=48',
+)
+# What differs from run to run.
+SPEEDS = ('images_per_second', 'step_seconds', 'data_wait', 'compile_seconds')
+# When to kill: after which line of the output, and up to how many seconds
+# later. A save is recognised by its folder.
+MOMENTS = {
+  'start': ('', 4.0),
+  'compile': ('compiling', 0.8),
+  'step': ('step ', 0.2),
+  'evaluation': ('step 6/', 0.6),
+  'end': (f'step {STEPS}/', 0.8),
+  'save': (None, 0.03),
+}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STATUS = {
+  signal.SIGKILL: -signal.SIGKILL,
+  signal.SIGTERM: 75,
+  signal.SIGUSR1: 75,
+  signal.SIGINT: 130,
+}
+
+
+class Kill(NamedTuple):
+  """When a process is ended, and how."""
+
+  moment: str  # A key of MOMENTS.
+  signal: signal.Signals
+  delay: float  # Seconds after the moment has come.
+
+
+def make_data(folder: Path) -> None:
+  """Writes 16 training and 6 validation images with masks of three classes."""
+  rng = np.random.default_rng(0)
+  for split, number in (('train', 16), ('val', 6)):
+    for kind in ('images', 'masks'):
+      (folder / kind / split).mkdir(parents=True)
+    for index in range(number):
+      mask = np.full((48, 48), index % 3, np.uint8)
+      mask[8:40, 10:30] = (index + 1) % 3
+      image = rng.integers(0, 60, (48, 48, 3), np.uint8) + 90 * mask[..., None]
+      cv2.imwrite(f'{folder}/images/{split}/{index}.png', image)
+      cv2.imwrite(f'{folder}/masks/{split}/{index}.png', mask)
+  classes = ['sky 0 0 255', 'wall 255 0 0', 'road 0 255 0']
+  (folder / 'classes.txt').write_text('\n'.join(classes) + '\n')
+
+
+def command(data: Path, workdir: Path) -> list[str]:
+  """The command that trains, and goes on with it."""
+  return [
+    *(sys.executable, 'train.py', '--config', 'configs/folder.py:mini'),
+    *SMALL,
+    f'--config.data.data_dir={data}',
+    *('--workdir', str(workdir)),
+  ]
+
+
+def environment() -> dict[str, str]:
+  """The tests' variables, but for the number of devices: one is quicker."""
+  return os.environ | {
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+    'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('count=4', 'count=1'),
+  }
+
+
+def run(arguments: list[str], **options) -> subprocess.CompletedProcess:
+  """Runs the command to its end, with its output as text."""
+  options = {'cwd': ROOT, 'env': environment(), 'text': True} | options
+  return subprocess.run(arguments, capture_output=True, timeout=600, **options)
+
+
+def start(arguments: list[str], **options) -> subprocess.Popen:
+  """Starts the command; both outputs can be read as one."""
+  options = {'cwd': ROOT, 'env': environment(), 'text': True} | options
+  return subprocess.Popen(
+    arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+  )
+
+
+def run_and_kill(
+  arguments: list[str], workdir: Path, kill: Kill, **options
+) -> tuple[int, float, str]:
+  """Starts the command and kills it, unless it ends before the moment.
+
+  Args:
+    arguments: of `command`.
+    workdir: that is in them.
+    kill: when and how.
+    **options: of `subprocess.Popen`.
+
+  Returns:
+    Its status, the seconds from the signal to its end, and what it printed.
+  """
+  line, _ = MOMENTS[kill.moment]
+  printed = []
+  with start(arguments, **options) as process:
+    if line is None:
+      pattern, known = 'checkpoints/*orbax-checkpoint-tmp*', set()
+      while process.poll() is None:
+        if set(workdir.glob(pattern)) - known:
+          break
+        time.sleep(0.002)
+    elif line:
+      for text in process.stdout:
+        printed.append(text)
+        if text.startswith(line):
+          break
+    time.sleep(kill.delay)
+    process.send_signal(kill.signal)  # Does nothing if it has ended.
+    signalled = time.monotonic()
+    printed.append(process.stdout.read())
+    status = process.wait()
+  return status, time.monotonic() - signalled, ''.join(printed)
+
+
+def outcome(workdir: Path) -> dict[str, object]:
+  """All that a finished run must have in common with another, by name."""
+  import jax
+  import orbax.checkpoint as ocp
+
+  folder = workdir / 'checkpoints'
+  found: dict[str, object] = {
+    'checkpoints': sorted(x.name for x in folder.iterdir()),
+    'state left behind': (workdir / 'interrupted').exists(),
+    'curves': (workdir / 'curves.png').exists(),
+  }
+  about = json.loads((folder / str(STEPS) / 'about' / 'metadata').read_text())
+  found |= {f'about {name}': about[name] for name in ('best', 'metrics')}
+  for text in (workdir / 'log.jsonl').read_text().splitlines():
+    line = json.loads(text)
+    names = [x for x in line if x not in SPEEDS and x != 'step']
+    for name in names:
+      found.setdefault(f'log {name}', []).append((line['step'], line[name]))
+  for item in ('model', 'optimizer'):
+    tree = ocp.StandardCheckpointer().restore(folder / str(STEPS) / item)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      array = np.asarray(leaf)
+      key = f'{item}{jax.tree_util.keystr(path)}'
+      found[key] = (array.shape, array.dtype.name, array.tobytes())
+  return found
+
+
+def differences(run: Path, undisturbed: Path) -> list[str]:
+  """The names of what is not the same in two finished runs."""
+  first, second = outcome(run), outcome(undisturbed)
+  names = sorted(first.keys() | second.keys())
+  return [x for x in names if first.get(x) != second.get(x)]
+
+
+def draw_kill(rng: random.Random) -> Kill:
+  """A moment, a signal and a delay."""
+  moment = rng.choice(list(MOMENTS))
+  delay = rng.uniform(0, MOMENTS[moment][1])
+  return Kill(moment, rng.choice(SIGNALS), delay)
+
+
+def main() -> None:
+  """Reads the command line, kills and compares."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--kills', type=int, default=25, help='default: 25')
+  parser.add_argument('--seed', type=int, default=0, help='of the instants')
+  flags = parser.parse_args()
+  import conftest  # noqa: F401  Sets the tests' variables.
+
+  rng = random.Random(flags.seed)
+  folder = Path(tempfile.mkdtemp(prefix='kills-'))
+  data, undisturbed = folder / 'data', folder / 'undisturbed'
+  make_data(data)
+  began = time.monotonic()
+  run(command(data, undisturbed), check=True)
+  print(f'undisturbed: {time.monotonic() - began:.0f} s', flush=True)
+
+  kills, runs, failures = collections.Counter(), 0, []
+  slowest = 0.0
+  while sum(kills.values()) < flags.kills and not failures:
+    runs += 1
+    workdir = folder / f'run-{runs}'
+    arguments = command(data, workdir)
+    for _ in range(5):
+      kill = draw_kill(rng)
+      status, seconds, printed = run_and_kill(arguments, workdir, kill)
+      name = kill.signal.name
+      if status == 0:
+        break  # It was faster.
+      if status not in (STATUS[kill.signal], -kill.signal):
+        failures.append(f'run {runs}: status {status} after {name}:\n{printed}')
+        break
+      kills[f'{name} {kill.moment}'] += 1
+      if kill.signal != signal.SIGKILL:
+        slowest = max(slowest, seconds)
+      print(
+        f'kill {sum(kills.values())}/{flags.kills}: run {runs}, {name} in '
+        f'{kill.moment} + {kill.delay:.2f} s: status {status} after '
+        f'{seconds:.1f} s',
+        flush=True,
+      )
+      if sum(kills.values()) == flags.kills:
+        break
+    last = run(arguments)
+    if last.returncode:
+      failures.append(f'run {runs} needs a hand:\n{last.stdout}{last.stderr}')
+    elif differ := differences(workdir, undisturbed):
+      failures.append(f'run {runs} differs in {", ".join(differ[:9])}')
+    else:
+      print(f'run {runs}: the same bits', flush=True)
+  print(
+    f'{sum(kills.values())} kills of {runs} runs in '
+    f'{time.monotonic() - began:.0f} s; at most {slowest:.1f} s from a signal '
+    f'to the end; {len(failures)} runs differ'
+  )
+  for what, count in sorted(kills.items()):
+    print(f'  {count} x {what}')
+  if failures:
+    sys.exit('\n'.join([*failures, f'see {folder}']))
+  shutil.rmtree(folder)
+
+
+if __name__ == '__main__':
+  main()

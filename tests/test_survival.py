@@ -1,0 +1,138 @@
+"""Trainings that are killed, hang and run into full disks, as processes."""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import kills
+import pytest
+from kills import Kill
+from trouble import small_disk
+
+from resnest_jax.config import load_config
+from resnest_jax.data.datasets import open_data
+from resnest_jax.data.sampling import make_sampler, sampler_seed
+from resnest_jax.training import checkpoints
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('kills') / 'data'
+  kills.make_data(folder)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def undisturbed(data):
+  """A run that nothing disturbed, which also fills the compile cache."""
+  workdir = data.parent / 'undisturbed'
+  process = kills.run(kills.command(data, workdir))
+  assert process.returncode == 0, process.stderr
+  return workdir
+
+
+# `tests/kills.py` draws these; here are those that differ most.
+KILLS = (
+  Kill('compile', signal.SIGTERM, 1.0),
+  Kill('save', signal.SIGKILL, 0.005),
+  Kill('step', signal.SIGUSR1, 0.05),
+  Kill('evaluation', signal.SIGTERM, 0.2),
+  Kill('end', signal.SIGINT, 0.3),
+)
+
+
+def test_killed_five_times_it_ends_with_the_same_bits(
+  data, undisturbed, tmp_path
+):
+  arguments = kills.command(data, tmp_path / 'run')
+  ends = []
+  for kill in KILLS:
+    environment = kills.environment()
+    if kill.moment == 'compile':  # Which takes long then.
+      environment['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+    status, seconds, printed = kills.run_and_kill(
+      arguments, tmp_path / 'run', kill, env=environment
+    )
+    ends.append(status)
+    if kill.moment == 'compile':
+      assert 'no step was finished' in printed
+      assert 'compiled in' not in printed
+      assert not checkpoints.has_checkpoint(tmp_path / 'run')
+    assert status in (kills.STATUS[kill.signal], 0), printed
+    assert 'Traceback' not in printed
+    assert 'nothing to do' not in printed
+    if status > 0:
+      assert f'stopped by {kill.signal.name}' in printed
+      assert 'the same command goes on' in printed
+      assert seconds < 60
+  assert ends[:2] == [75, -9]
+  assert len([status for status in ends if status]) >= 4
+  last = kills.run(arguments)
+  assert last.returncode == 0, last.stderr
+  assert kills.differences(tmp_path / 'run', undisturbed) == []
+
+
+def image_of(data, step):
+  """The file of an image that no step before this one reads."""
+  config = load_config('configs/folder.py:mini', {'data.data_dir': str(data)})
+  split = open_data(config.data, 'train')
+  sampler = make_sampler('uniform', len(split), sampler_seed(config.seed))
+  return Path(split.pairs[sampler((step - 1) * 4)].image)
+
+
+def test_hung_read_full_disk_and_damage_one_after_the_other(
+  data, undisturbed, tmp_path
+):
+  hanging = tmp_path / 'data'
+  shutil.copytree(data, hanging)
+  image = image_of(hanging, step=3)
+  image.unlink()
+  os.mkfifo(image)
+  with small_disk(tmp_path / 'disk', '16m') as disk:
+    workdir = disk.folder / 'run'
+    process = kills.run(
+      [*kills.command(hanging, workdir), '--config.data.timeout=2']
+    )
+    assert process.returncode == 1
+    warning, error = process.stderr.splitlines()[-2:]
+    assert f'waiting for data since 0 s: {image} with' in warning
+    assert error.startswith('error: no data for 2 s (config.data.timeout): ')
+    assert f'{image} with {hanging}/masks' in error
+    assert error.endswith(f'step 2 of {kills.STEPS} is saved')
+
+    arguments = kills.command(data, workdir)
+    checkpoint = workdir / 'checkpoints' / '4'
+    printed = ''
+    with kills.start(arguments) as process:
+      for line in process.stdout:
+        printed += line
+        if line.startswith('step 6/'):  # Which is evaluated now.
+          break
+      while process.poll() is None and not checkpoint.exists():
+        time.sleep(0.01)
+      disk.fill(process.pid)
+      printed += process.stdout.read()
+    disk.free(os.getpid())
+    assert process.returncode == 1
+    assert f'going on after step 2 of {kills.STEPS}' in printed
+    assert printed.count('error: ') == 1
+    last = printed.splitlines()[-1]
+    assert last.startswith(f'error: {workdir}')
+    assert f'cannot be written: {disk.refusal}. ' in last
+
+    # Full before the checkpoint of step 6, if this process was quick.
+    before, newest = [2, *checkpoints.steps_in(checkpoint.parent)][-2:]
+    for path in (checkpoint.parent / str(newest) / 'model').rglob('d/*'):
+      changed = bytearray(path.read_bytes())
+      changed[len(changed) // 2] ^= 1
+      path.write_bytes(changed)
+    process = kills.run(arguments)
+    assert process.returncode == 0, process.stderr
+    damaged = f'{checkpoint.parent}/{newest} is damaged'
+    assert f'checkpoint {damaged}' in process.stdout
+    assert f'going on after step {before} of' in process.stdout
+    moved = workdir / 'damaged_checkpoints' / str(newest)
+    assert (moved / 'model').is_dir()
+    assert kills.differences(workdir, undisturbed) == []

@@ -1,0 +1,318 @@
+"""Every loss against a NumPy twin in float64, on one device and on four."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden.reference import QUICK, relative_error
+from jax.sharding import Mesh
+from training import twins
+
+from resnest_jax.config import load_config
+from resnest_jax.errors import UserError
+from resnest_jax.training.losses import order_statistic
+from resnest_jax.training.objective import create_loss
+from resnest_jax.training.sharding import batch_sharding, replicated
+
+ROW = 'configs/ade20k_pspnet.py'
+WEIGHTS = (0.5, 2.0, 0.0, 1.5)
+
+
+def cross_entropy(average_valid, weights=None, smoothing=0.0):
+  options = {
+    'avg_non_ignore': average_valid,
+    'class_weights': weights,
+    'label_smoothing': smoothing,
+  }
+  return options, lambda logits, labels, at: twins.cross_entropy(
+    logits, labels, average_valid, weights, smoothing
+  )
+
+
+def only(term, options, twin):
+  off = {'terms.cross_entropy': 0.0, f'terms.{term}': 1.0}
+  options = {f'{term}_{name}': value for name, value in options.items()}
+  return off | options, twin
+
+
+def ohem(threshold, min_kept):
+  def twin(logits, labels, at):
+    keep = twins.hard_pixels(at, labels, threshold, min_kept)
+    return twins.cross_entropy(logits, labels, False, keep=keep)
+
+  return only('ohem', {'threshold': threshold, 'min_kept': min_kept}, twin)
+
+
+def focal(gamma, alpha, activation):
+  options = {'gamma': gamma, 'alpha': alpha, 'activation': activation}
+  return only(
+    'focal',
+    options,
+    lambda logits, labels, at: twins.focal(logits, labels, **options),
+  )
+
+
+def dice(logits, labels, at):
+  return twins.dice(logits, labels)
+
+
+def lovasz(per_image):
+  return only(
+    'lovasz',
+    {'per_image': per_image},
+    lambda logits, labels, at: twins.lovasz(logits, labels, per_image),
+  )
+
+
+def weighted_sum(logits, labels, at):
+  return (
+    2 * twins.cross_entropy(logits, labels, False)
+    + 0.25 * twins.dice(logits, labels)
+    + 0.5 * twins.lovasz(logits, labels, False)
+  )
+
+
+# Name -> keys of config.loss, and the twin: a function of logits, labels, and
+# the logits at which pixels are chosen.
+LOSSES = {
+  'over all pixels': cross_entropy(False),
+  'over valid pixels': cross_entropy(True),
+  'weights over all': cross_entropy(False, WEIGHTS),
+  'weights over valid': cross_entropy(True, WEIGHTS),
+  'smoothing': cross_entropy(False, None, 0.1),
+  'smoothing and weights': cross_entropy(True, WEIGHTS, 0.3),
+  'ohem, below a threshold': ohem(0.3, 10),
+  'ohem, at least so many': ohem(0.001, 60),
+  'ohem, fewer than wanted': ohem(0.1, 100_000),
+  'ohem, the largest': ohem(None, 60),
+  'sigmoid focal': focal(2.0, 0.25, 'sigmoid'),
+  'softmax focal': focal(1.5, 0.5, 'softmax'),
+  'dice': only('dice', {}, dice),
+  'lovasz of the batch': lovasz(False),
+  'lovasz of images': lovasz(True),
+  'a sum of terms': (
+    {
+      'terms.cross_entropy': 2.0,
+      'terms.dice': 0.25,
+      'terms.lovasz': 0.5,
+    },
+    weighted_sum,
+  ),
+}
+
+
+def make_loss(name):
+  options = {f'loss.{key}': value for key, value in LOSSES[name][0].items()}
+  return create_loss(load_config(ROW, options).loss, 4)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def batch(kind):
+  """Logits (4, 4, 3, 4), labels (4, 18, 9), of which some are ignored."""
+  rng = np.random.default_rng(0)
+  logits = 2 * rng.standard_normal((4, 4, 3, 4))
+  labels = rng.integers(0, 4, (4, 18, 9))
+  if kind == 'one class':
+    labels[:] = 1
+  labels[rng.random(labels.shape) < 0.2] = twins.IGNORE
+  labels[0, :7] = twins.IGNORE  # All that the first row of logits reaches.
+  labels[1][labels[1] == 3] = 0  # A class that is not in every image.
+  labels[3] = twins.IGNORE
+  if kind == 'no label':
+    labels[:] = twins.IGNORE
+  return logits, labels
+
+
+def all_losses(logits, labels):
+  """Name -> value, gradient, accuracy, values of the terms."""
+  results = {}
+  for name in LOSSES:
+
+    def loss(logits, name=name):
+      value, *more = make_loss(name)(logits, labels)
+      return value, more
+
+    (value, more), gradient = jax.value_and_grad(loss, has_aux=True)(logits)
+    results[name] = value, gradient, *more
+  return results
+
+
+@pytest.fixture(scope='module')
+def on_one():
+  """Function of logits and labels: all losses on one device."""
+  shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in batch('mixed')]
+  return jax.jit(all_losses).lower(*shapes).compile(QUICK)
+
+
+@pytest.fixture(scope='module')
+def mixed(on_one):
+  return jax.device_get(on_one(*batch('mixed')))
+
+
+@pytest.fixture(scope='module')
+def sharded():
+  """The same, each image on a device of its own."""
+  mesh = Mesh(np.array(jax.devices()[:4]).reshape(4, 1), ('data', 'spatial'))
+  whole, split = replicated(mesh), batch_sharding(mesh)
+  function = jax.jit(
+    all_losses,
+    in_shardings=(split, split),
+    out_shardings={name: (whole, split, whole, whole) for name in LOSSES},
+  )
+  logits, labels = jax.device_put(batch('mixed'), split)
+  compiled = function.lower(logits, labels).compile(QUICK)
+  return jax.device_get(compiled(logits, labels))
+
+
+def difference_quotient(twin, logits, labels):
+  expected, step = np.zeros_like(logits), 1e-5
+  for index in np.ndindex(logits.shape):
+    change = np.zeros_like(logits)
+    change[index] = step
+    ends = [twin(logits + s * change, labels, logits) for s in (1, -1)]
+    expected[index] = (ends[0] - ends[1]) / (2 * step)
+  return expected
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_value_and_gradient_are_the_twins(name, mixed):
+  logits, labels = batch('mixed')
+  value, gradient, *_ = mixed[name]
+  twin = LOSSES[name][1]
+  assert value == pytest.approx(twin(logits, labels, logits), rel=1e-12)
+  expected = difference_quotient(twin, logits, labels)
+  assert relative_error(gradient, expected) < 1e-7
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_ignored_pixels_have_no_gradient(name, mixed):
+  gradient = mixed[name][1]
+  assert not gradient[3].any()
+  assert not gradient[0, 0].any()
+  assert gradient[0, 1].any()
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_batch_of_one_class(name, on_one):
+  logits, labels = batch('one class')
+  value, gradient, *_ = jax.device_get(on_one(logits, labels)[name])
+  twin = LOSSES[name][1]
+  assert value == pytest.approx(twin(logits, labels, logits), rel=1e-12)
+  bump = np.zeros_like(logits)
+  bump[2, 2, 1] = [1e-5, -2e-5, 0, 3e-5]
+  ends = [twin(logits + s * bump, labels, logits) for s in (1, -1)]
+  slope = (ends[0] - ends[1]) / 2
+  assert (gradient * bump).sum() == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_batch_without_labels_costs_nothing(name, on_one):
+  value, gradient, accuracy, _ = on_one(*batch('no label'))[name]
+  assert (value, accuracy) == (0, 0)
+  assert not np.any(gradient)
+
+
+def test_equal_logits(on_one):
+  _, labels = batch('mixed')
+  logits = np.zeros((4, 4, 3, 4))
+  for name, (value, gradient, *_) in on_one(logits, labels).items():
+    # Of equal losses it keeps all, not so many as a sort happens to put first.
+    same = 'over all pixels' if name == 'ohem, the largest' else name
+    expected = LOSSES[same][1](logits, labels, logits)
+    assert value == pytest.approx(expected, rel=1e-12), name
+    assert np.isfinite(gradient).all(), name
+
+
+def test_logits_far_apart_stay_finite(on_one):
+  logits, labels = batch('mixed')
+  for name, (value, gradient, *_) in on_one(1e4 * logits, labels).items():
+    assert 0 < value < 1e5, name
+    assert np.isfinite(gradient).all(), name
+
+
+def test_accuracy_is_that_of_the_largest_logit(mixed):
+  z, y, _ = twins.valid_pixels(*batch('mixed'))
+  right = (z.argmax(-1) == y).mean()
+  assert 0.1 < right < 0.9
+  for name, (_, _, accuracy, _) in mixed.items():
+    assert accuracy == pytest.approx(right, rel=1e-12), name
+
+
+def test_terms_are_told_before_their_weights(mixed):
+  values = mixed['a sum of terms'][3]
+  assert values.keys() == {'cross_entropy', 'dice', 'lovasz'}
+  for name, same in (
+    ('cross_entropy', 'over all pixels'),
+    ('dice', 'dice'),
+    ('lovasz', 'lovasz of the batch'),
+  ):
+    assert values[name] == pytest.approx(mixed[same][0], rel=1e-12)
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_four_devices_do_what_one_does(name, mixed, sharded):
+  """The images differ in their number of valid pixels; one has none."""
+  value, gradient, *_ = mixed[name]
+  assert sharded[name][0] == pytest.approx(value, rel=1e-10)
+  assert relative_error(sharded[name][1], gradient) < 1e-10
+
+
+def test_lovasz_of_images_keeps_pixels_on_their_device():
+  mesh = Mesh(np.array(jax.devices()[:4]).reshape(4, 1), ('data', 'spatial'))
+  split = batch_sharding(mesh)
+  loss = make_loss('lovasz of images')
+  function = jax.jit(
+    jax.grad(lambda *x: loss(*x)[0]),
+    in_shardings=(split, split),
+    out_shardings=split,
+  )
+  text = function.lower(*batch('mixed')).compile(QUICK).as_text()
+  assert 'all-reduce' in text
+  for collective in ('all-gather', 'all-to-all', 'collective-permute'):
+    assert collective not in text
+
+
+def array_sizes(jaxpr):
+  """Sizes of all arrays that a traced function makes, inner ones too."""
+  for equation in jaxpr.eqns:
+    yield from (variable.aval.size for variable in equation.outvars)
+    for value in equation.params.values():
+      for inner in value if isinstance(value, (tuple, list)) else [value]:
+        inner = getattr(inner, 'jaxpr', inner)
+        if hasattr(inner, 'eqns'):
+          yield from array_sizes(inner)
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_upsampled_logits_never_exist(name):
+  """Nothing is larger than a map of one value a pixel."""
+  logits = jax.ShapeDtypeStruct((2, 16, 16, 4), jnp.float32)
+  labels = jax.ShapeDtypeStruct((2, 128, 128), jnp.int32)
+  loss = make_loss(name)
+  gradient = jax.make_jaxpr(jax.grad(lambda *x: loss(*x)[0]))(logits, labels)
+  assert max(array_sizes(gradient.jaxpr)) == labels.size
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_order_statistic_is_that_of_a_sort(dtype):
+  rng = np.random.default_rng(3)
+  values = rng.random(200).astype(dtype) ** 8
+  values[:20] = rng.choice([0, 1, 1e-40, 0.5, -0.0], 20)
+  valid = rng.random(200) < 0.7
+  find = jax.jit(order_statistic)
+  expected = np.sort(values[valid])
+  assert expected[0] == 0
+  assert expected[-1] == 1
+  for rank in (0, 1, 5, 70, len(expected) - 1):
+    assert find(values, valid, rank) == expected[rank]
+
+
+def test_class_weights_of_another_number_are_refused():
+  config = load_config(ROW, {'loss.class_weights': '1,2,0.5'})
+  with pytest.raises(UserError, match=r'has 3 numbers, and there are 150'):
+    create_loss(config.loss, 150)

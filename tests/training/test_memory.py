@@ -1,0 +1,303 @@
+"""Rematerialisation, what is frozen, averages, bfloat16 and the planner."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+from golden.reference import TINY, filled_variables, quick_jit
+
+from resnest_jax.config import load_config
+from resnest_jax.errors import UserError
+from resnest_jax.models.initial import variable_shapes
+from resnest_jax.models.remat import in_groups, parse
+from resnest_jax.models.segmentor import create_segmentor, for_training
+from resnest_jax.training import checkpoints
+from resnest_jax.training.averages import next_average
+from resnest_jax.training.estimate import (
+  estimate,
+  loss_bytes,
+  measure_parts,
+  tree_bytes,
+)
+from resnest_jax.training.freezing import frozen_parameters, train_the_rest
+from resnest_jax.training.objective import create_loss
+from resnest_jax.training.optimizer import create_optimizer
+from resnest_jax.training.plan import parse_memory, plan
+from resnest_jax.training.plans import WHOLE, Plan
+from resnest_jax.training.step import start_state, update
+
+ROW = 'configs/ade20k_pspnet.py'
+# Three blocks of one stage: a group of two and one of one.
+SMALL = TINY | {'stage_sizes': (3, 0, 0, 0), 'head': 'fcn', 'dropout': 0.3}
+
+
+def made(dtype, **changes):
+  model = create_segmentor(SMALL | {'dtype': dtype} | changes)
+  return model, filled_variables(variable_shapes(model))
+
+
+def one_step(model, variables, optimizer, plan=WHOLE):
+  rng = np.random.default_rng(0)
+  images = jnp.asarray(rng.standard_normal((4, 24, 32, 3)))
+  labels = jnp.asarray(rng.integers(0, 7, (4, 24, 32)))
+  state = start_state(optimizer, jax.tree.map(jnp.asarray, variables))
+  step = partial(
+    update,
+    model=model,
+    optimizer=optimizer,
+    loss=create_loss(load_config(ROW).loss, 7),
+    aux_weight=0.4,
+    plan=plan,
+  )
+  return state, quick_jit(step)(state, images, labels, jax.random.key(1))
+
+
+def kept_bytes(model):
+  """What differentiation keeps from the forward pass."""
+  shapes = variable_shapes(model)
+
+  def residuals(params, stats, images):
+    def logits(params):
+      output, _ = model.apply(
+        {'params': params, 'batch_stats': stats},
+        images,
+        train=True,
+        mutable=['batch_stats'],
+        rngs={'dropout': jax.random.key(0)},
+      )
+      return output
+
+    return jax.vjp(logits, params)[1]
+
+  images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
+  return tree_bytes(
+    jax.eval_shape(residuals, shapes['params'], shapes['batch_stats'], images)
+  )
+
+
+def test_remat_changes_no_value():
+  """Nor are running statistics updated twice; the dropout is drawn alike."""
+  with jax.enable_x64(True):
+    model, variables = made('float64')
+    optimizer = optax.sgd(0.1)
+    _, (state, scalars, grads) = one_step(model, variables, optimizer)
+    for remat in ('blocks', 'stages'):
+      again = for_training(model, remat=remat)
+      _, (ours, ours_scalars, ours_grads) = one_step(
+        again, variables, optimizer
+      )
+      largest = max(abs(x).max() for x in jax.tree.leaves(grads))
+      for a, b in zip(
+        jax.tree.leaves((ours_grads, ours.batch_stats, ours_scalars)),
+        jax.tree.leaves((grads, state.batch_stats, scalars)),
+        strict=True,
+      ):
+        assert abs(a - b).max() <= 1e-12 * max(largest, abs(b).max())
+
+
+def test_remat_keeps_less():
+  model, _ = made('float32')
+  whole, blocks, stages, stem = (
+    kept_bytes(for_training(model, remat=remat))
+    for remat in ('none', 'blocks', 'stages', 'stem')
+  )
+  assert stages < blocks < 0.3 * whole
+  assert blocks < stem < whole
+  # Of a group of two blocks, the input of one is kept less.
+  features = 8 * 16 * 16 * 32 * 4
+  assert blocks - stages == features
+
+
+def test_names_of_remat():
+  assert parse('none') == ()
+  assert parse('stem, layer3') == ('blocks', 'stem', 'layer3')
+  assert [len(group) for group in in_groups('a' * 23)] == [5, 5, 5, 5, 3]
+  assert [len(group) for group in in_groups('abcd')] == [2, 2]
+  with pytest.raises(UserError, match=r"'layer5'.*layer4, heads"):
+    parse('layer5')
+
+
+def test_frozen_parts_stay():
+  """Parameters and statistics; no decay, no momentum, no backward pass."""
+  config = load_config('configs/ade20k_pspnet.py:mini')
+  model, variables = made('float32', stage_sizes=(1, 1, 0, 0))
+  optimizer = train_the_rest(create_optimizer(config.optimizer, 10), 2)
+  trained = for_training(model, freeze=2)
+  before, (after, _, grads) = one_step(
+    trained, variables, optimizer, Plan(freeze=2)
+  )
+  old, new, slopes = (
+    flatten_dict(x) for x in (before.params, after.params, grads)
+  )
+  frozen = flatten_dict(frozen_parameters(before.params, 2))
+  names = {path[1] for path, stays in frozen.items() if stays}
+  assert names == {
+    *('stem_conv1', 'stem_bn1', 'stem_conv2', 'stem_bn2'),
+    *('stem_conv3', 'stem_bn3', 'layer1_0'),
+  }
+  for path, stays in frozen.items():
+    assert (np.asarray(old[path]) == np.asarray(new[path])).all() == stays, path
+    assert stays == (not slopes[path].any()), path
+  stats = flatten_dict(before.batch_stats)
+  for path, value in flatten_dict(after.batch_stats).items():
+    same = (np.asarray(value) == np.asarray(stats[path])).all()
+    assert same == (path[1] in names), path
+  sizes = sum(new[path].size for path, stays in frozen.items() if not stays)
+  momentum = sum(x.size for x in jax.tree.leaves(after.opt_state) if x.ndim)
+  assert momentum == sizes
+  # The forward pass alone is left of them.
+  assert kept_bytes(trained) > 0
+
+
+def test_frozen_norms_are_those_of_the_statistics():
+  shapes = variable_shapes(made('float32')[0])['params']
+  flat = flatten_dict(frozen_parameters(shapes, 0, 'backbone'))
+  stay = {'/'.join(path) for path, stays in flat.items() if stays}
+  assert 'backbone/layer1_0/conv2/bn1/bias' in stay
+  assert 'backbone/layer1_0/conv2/fc1/bias' not in stay
+  assert 'decode_head/convs_0/bn/scale' not in stay
+  everywhere = flatten_dict(frozen_parameters(shapes, 0, 'all'))
+  assert everywhere['decode_head', 'convs_0', 'bn', 'scale']
+  optimizer = optax.sgd(0.1)
+  assert train_the_rest(optimizer, 0) is optimizer
+
+
+def test_average_is_the_closed_form():
+  """Decays 1/10, 2/11, 3/12, ... until they reach the limit."""
+  average, values = {'w': jnp.zeros(2)}, np.random.default_rng(0).random(30)
+  expected = 0.0
+  for step, value in enumerate(values):
+    average = next_average(
+      average, {'w': jnp.full(2, value)}, jnp.asarray(step, jnp.int32), 0.5
+    )
+    decay = min(0.5, (1 + step) / (10 + step))
+    expected = decay * expected + (1 - decay) * value
+  np.testing.assert_allclose(average['w'], expected, rtol=1e-5)
+
+
+def test_averages_are_what_a_checkpoint_offers(tmp_path):
+  optimizer = optax.sgd(0.1, 0.9)
+  variables = {
+    'params': {'conv': {'kernel': jnp.ones((2, 3))}},
+    'batch_stats': {'bn': {'mean': jnp.zeros(3)}},
+  }
+  state = start_state(optimizer, variables, ema=True)
+  state = state.replace(ema=jax.tree.map(lambda x: x + 7, state.ema))
+  assert state.best_variables() is state.ema
+  with checkpoints.open_checkpoints(tmp_path) as manager:
+    checkpoints.save(manager, state.replace(step=np.int32(5)), {})
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+  with checkpoints.open_checkpoints(tmp_path) as manager:
+    restored, _ = checkpoints.restore(manager, 5, shapes)
+  jax.tree.map(
+    np.testing.assert_array_equal, restored, state.replace(step=np.int32(5))
+  )
+  found, _, _ = checkpoints.restore_variables(
+    tmp_path, 'latest', shapes.variables()
+  )
+  assert (found['params']['conv']['kernel'] == 8).all()
+
+
+def test_bfloat16_rounds_and_no_more():
+  """Each activation is rounded by at most 2 ** -9 of itself.
+
+  Fifteen layers one after the other round their inputs, products and outputs;
+  if they are independent, 45 roundings add up to sqrt(45) 2 ** -9 = 1.3 % of
+  the logits, and normalisation may double what it is given.
+  """
+  outputs = {}
+  for dtype in ('float32', 'bfloat16'):
+    model, variables = made(dtype, dropout=0.0)
+    _, (state, scalars, grads) = one_step(model, variables, optax.sgd(0.1))
+    leaves = jax.tree.leaves((state.params, state.batch_stats, grads, scalars))
+    assert {x.dtype for x in leaves} == {jnp.dtype('float32')}
+    images = np.random.default_rng(1).standard_normal((2, 24, 32, 3))
+    logits = quick_jit(
+      lambda v, x, model=model: model.apply(v, x, train=False).logits
+    )(variables, images)
+    assert logits.dtype == jnp.float32
+    outputs[dtype] = logits, scalars['loss']
+  (exact, loss), (rounded, rounded_loss) = outputs.values()
+  error = jnp.linalg.norm(rounded - exact) / jnp.linalg.norm(exact)
+  assert 2**-9 < error < 2 * np.sqrt(45) * 2**-9
+  assert 0 < abs(rounded_loss - loss) / loss < 2 * np.sqrt(45) * 2**-9
+
+
+def estimated(spec, overrides, crop, images, micro, exact, remat, platform):
+  """Temporaries, in GB."""
+  config = load_config(spec, overrides)
+  model = create_segmentor(config.model)
+  optimizer = create_optimizer(config.optimizer, 10)
+  parts = measure_parts(model, crop)
+  found = estimate(
+    model,
+    optimizer,
+    parts,
+    crop,
+    images=images,
+    micro_images=micro,
+    exact=exact,
+    remat=remat,
+    ema=False,
+    platform=platform,
+  )
+  assert loss_bytes(model, parts, crop) > 0
+  return (found.total - found.parameters - found.optimizer) / 1e9
+
+
+# Of XLA's `memory_analysis` of whole programs: the mini network at a crop of
+# 256, and the row with 12 blocks for an H200 at 512, batch 16, bfloat16.
+MEASURED = [
+  (f'{ROW}:mini', 256, 8, 8, False, 'none', 'cpu', 0.605),
+  (f'{ROW}:mini', 256, 8, 2, False, 'none', 'cpu', 0.172),
+  (ROW, 512, 16, 16, False, 'none', 'gpu', 10.560),
+  (ROW, 512, 16, 16, False, 'blocks', 'gpu', 3.334),
+  (ROW, 512, 16, 16, False, 'stages', 'gpu', 2.530),
+  (ROW, 512, 16, 4, False, 'blocks', 'gpu', 1.235),
+  (ROW, 512, 16, 4, True, 'stages', 'gpu', 5.115),
+]
+
+
+@pytest.mark.parametrize(
+  ('spec', 'crop', 'images', 'micro', 'exact', 'remat', 'platform', 'measured'),
+  MEASURED,
+)
+def test_estimate_is_near_what_xla_says(
+  spec, crop, images, micro, exact, remat, platform, measured
+):
+  overrides = {}
+  if platform == 'gpu':
+    overrides = {'model.dtype': 'bfloat16', 'model.stage_sizes': '1,1,9,1'}
+  ours = estimated(
+    spec, overrides, (crop, crop), images, micro, exact, remat, platform
+  )
+  assert ours == pytest.approx(measured, rel=0.2)
+
+
+def test_planner_proposes_the_first_that_fits():
+  config = load_config(f'{ROW}:mini')
+  plenty, first = plan(config, 1e12, 1)
+  assert first == 0
+  assert plenty[0][0].flags().endswith('remat=none')
+  needed = [found.total for _, found in plenty]
+  # Between blocks and nothing computed again.
+  _, chosen = plan(config, 1.2 * needed[1], 1)
+  assert plenty[chosen][0].remat == 'blocks'
+  assert plan(config, 1e6, 1)[1] is None
+  # On four devices a quarter of the images lies on each.
+  shared, _ = plan(config, 1e12, 4)
+  assert shared[0][1].activations == pytest.approx(
+    plenty[0][1].activations / 4, rel=1e-9
+  )
+
+
+def test_memory_has_a_unit():
+  assert parse_memory('16GB') == 16e9
+  assert parse_memory('80 GiB') == 80 * 2**30
+  for text in ('16', 'GB', '-1GB', '16TBX', '0GB'):
+    with pytest.raises(UserError, match='as 16GB or 80GiB'):
+      parse_memory(text)

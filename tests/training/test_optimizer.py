@@ -1,0 +1,231 @@
+"""Groups, schedules and steps of the optimizers, against torch in float64."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from golden.reference import TINY
+
+from resnest_jax.config import load_config
+from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training.optimizer import (
+  create_optimizer,
+  create_schedule,
+  group_table,
+  param_groups,
+)
+from resnest_jax.weights.state_dict import variable_shapes
+
+TOTAL_STEPS = 50
+
+
+@pytest.fixture(scope='module', autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def settings(**options):
+  options = {f'optimizer.{key}': value for key, value in options.items()}
+  options['train.total_steps'] = TOTAL_STEPS
+  return load_config('configs/ade20k_pspnet.py', options).optimizer
+
+
+def small_params():
+  """One kernel, scale or bias of every layer, by the network's names."""
+  rng = np.random.default_rng(0)
+  return {
+    'backbone': {
+      'stem_conv1': {'kernel': rng.standard_normal((3, 2))},
+      'stem_bn1': {'scale': rng.standard_normal(2)},
+      'layer1_0': {'conv1': {'kernel': rng.standard_normal((2, 2))}},
+      'layer2_0': {'bn1': {'bias': rng.standard_normal(3)}},
+      'layer3_22': {'conv2': {'fc1': {'bias': rng.standard_normal(2)}}},
+      'layer4_0': {'conv2': {'bn0': {'scale': rng.standard_normal(2)}}},
+    },
+    'decode_head': {'conv_seg': {'kernel': rng.standard_normal((2, 5))}},
+    'auxiliary_head': {'conv_seg': {'bias': rng.standard_normal(5)}},
+  }
+
+
+# Of small_params with layer_decay 0.5 and head_multiplier 10, in the order of
+# its leaves (sorted by name): auxiliary head, stages 1 to 4, stem, head.
+FACTORS = [10, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1 / 32, 1 / 32, 10]
+KERNELS = [False, True, False, False, False, False, True, True]
+
+
+def gradients(params):
+  """Those of a few steps."""
+  rng = np.random.default_rng(1)
+  return [
+    jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), params)
+    for _ in range(4)
+  ]
+
+
+def run(optimizer, params):
+  """Parameters after a step for each gradient; the optimizer's last state."""
+  state = optimizer.init(params)
+
+  @jax.jit
+  def step(grads, state, params):
+    updates, state = optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  for grads in gradients(params):
+    params, state = step(grads, state, params)
+  return params, state
+
+
+def torchs(make, config, params, factors, decays):
+  """The same by torch, with a group for each parameter."""
+  leaves = [torch.tensor(x) for x in jax.tree.leaves(params)]
+  groups = [
+    {'params': [leaf], 'weight_decay': decay}
+    for leaf, decay in zip(leaves, decays, strict=True)
+  ]
+  optimizer = make(groups)
+  schedule = create_schedule(config, TOTAL_STEPS)
+  for step, grads in enumerate(gradients(params)):
+    for leaf, grad in zip(leaves, jax.tree.leaves(grads), strict=True):
+      leaf.grad = torch.tensor(grad)
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
+      group['lr'] = float(schedule(step)) * factor
+    optimizer.step()
+  return [leaf.numpy() for leaf in leaves]
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adamw'])
+@pytest.mark.parametrize('decay_norm_bias', [True, False])
+def test_step_is_torchs(name, decay_norm_bias):
+  config = settings(
+    name=name,
+    learning_rate=0.02,
+    weight_decay=0.05,
+    warmup_steps=2,
+    warmup_ratio=0.1,
+    layer_decay=0.5,
+    head_multiplier=10.0,
+    decay_norm_bias=decay_norm_bias,
+    beta2=0.99,
+    epsilon=1e-3,
+  )
+  params = small_params()
+
+  def make(groups):
+    if name == 'sgd':
+      return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), eps=1e-3)
+
+  decays = [0.05 if decay_norm_bias or k else 0.0 for k in KERNELS]
+  expected = torchs(make, config, params, FACTORS, decays)
+  actual, _ = run(create_optimizer(config, TOTAL_STEPS), params)
+  for mine, theirs, before in zip(
+    jax.tree.leaves(actual), expected, jax.tree.leaves(params), strict=True
+  ):
+    assert abs(theirs - before).max() > 1e-4
+    np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_default_is_plain_sgd_bit_for_bit():
+  """Its state too, so that checkpoints of plain SGD are read."""
+  config = settings()
+  params = jax.tree.map(jnp.float32, small_params())
+  plain = optax.chain(
+    optax.add_decayed_weights(5e-4),
+    optax.sgd(create_schedule(config, TOTAL_STEPS), momentum=0.9),
+  )
+  actual = run(create_optimizer(config, TOTAL_STEPS), params)
+  expected = run(plain, params)
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.parametrize('schedule', ['poly', 'cosine'])
+@pytest.mark.parametrize('warmup_steps', [0, 10])
+def test_rate_is_the_closed_form(schedule, warmup_steps):
+  config = settings(
+    schedule=schedule, warmup_steps=warmup_steps, warmup_ratio=0.1
+  )
+  rate = create_schedule(config, TOTAL_STEPS)
+  length = TOTAL_STEPS - warmup_steps
+  for step in (0, 1, 7, 9, 10, 11, 30, 49, 50, 60):
+    done = min(step - warmup_steps, length) / length
+    if step < warmup_steps:
+      expected = 0.01 * (0.1 + 0.9 * step / warmup_steps)
+    elif schedule == 'poly':
+      expected = 0.0099 * (1 - done) ** 0.9 + 1e-4
+    else:
+      expected = 0.0099 * (1 + math.cos(math.pi * done)) / 2 + 1e-4
+    assert float(rate(jnp.int32(step))) == pytest.approx(expected, rel=1e-12)
+
+
+def test_long_gradients_are_shortened_and_short_ones_kept():
+  params = {'decode_head': {'kernel': jnp.zeros((2,))}}
+  config = settings(clip_norm=2.0, weight_decay=0.0, momentum=0.0)
+  optimizer = create_optimizer(config, TOTAL_STEPS)
+  for gradient, expected in (
+    ([3.0, 4.0], [-0.012, -0.016]),
+    ([0.3, 0.4], [-0.003, -0.004]),
+  ):
+    grads = {'decode_head': {'kernel': jnp.asarray(gradient)}}
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(
+      updates['decode_head']['kernel'], expected, rtol=1e-12
+    )
+
+
+@pytest.fixture(scope='module')
+def tiny_params():
+  return variable_shapes(create_segmentor(TINY))['params']
+
+
+def test_groups_of_a_network(tiny_params):
+  config = settings(
+    layer_decay=0.5,
+    head_multiplier=10.0,
+    decay_norm_bias=False,
+    weight_decay=0.25,
+  )
+  groups = param_groups(tiny_params, config)
+  backbone = groups['backbone']
+  for group, expected in (
+    (backbone['stem_conv1']['kernel'], ('stem', 1 / 32, 0.25)),
+    (
+      backbone['stem_bn3']['scale'],
+      ('stem, norms and biases', 1 / 32, 0.0),
+    ),
+    (backbone['layer1_0']['conv2']['fc1']['kernel'], ('stage 1', 1 / 16, 0.25)),
+    (
+      backbone['layer4_0']['conv2']['fc2']['bias'],
+      ('stage 4, norms and biases', 1 / 2, 0.0),
+    ),
+    (
+      groups['auxiliary_head']['classifier']['conv_seg']['kernel'],
+      ('heads', 10.0, 0.25),
+    ),
+  ):
+    actual = (group.name, group.learning_rate, group.weight_decay)
+    assert actual == expected
+
+
+def test_table_has_every_parameter_once(tiny_params):
+  config = settings(layer_decay=0.5, decay_norm_bias=False)
+  names, numbers, rates, decays = (
+    list(column.cells) for column in group_table(tiny_params, config).columns
+  )
+  assert names[:3] == ['stem', 'stem, norms and biases', 'stage 1']
+  assert names[-2:] == ['heads', 'heads, norms and biases']
+  assert len(names) == 12
+  total = sum(x.size for x in jax.tree.leaves(tiny_params))
+  assert sum(int(number.replace(',', '')) for number in numbers) == total
+  assert rates[1::2] == rates[::2]
+  assert [float(rate) for rate in rates[::2]] == pytest.approx(
+    [0.01 / 32, 0.01 / 16, 0.01 / 8, 0.01 / 4, 0.01 / 2, 0.01], rel=2e-3
+  )
+  assert decays == ['0.0005', '0'] * 6
+  assert group_table(tiny_params, settings()).row_count == 6

@@ -1,0 +1,278 @@
+"""Damaged checkpoints, states of stopped runs, disks that refuse."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from trouble import obey_permissions, small_disk
+
+from resnest_jax.errors import DamagedCheckpoint, UserError
+from resnest_jax.training import checkpoints, resuming
+from resnest_jax.training.logs import RunLog
+from resnest_jax.training.step import TrainState
+
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+ABOUT = {'best': {'step': 10, 'mIoU': 0.5}, 'classes': ['a', 'b']}
+
+
+def make_state(step, size=2000):
+  """Of noise, which no compression makes smaller."""
+  rng = np.random.default_rng(step)
+  params = {'conv': {'kernel': jnp.asarray(rng.random((2, size)), jnp.float32)}}
+  return TrainState(
+    step=jnp.asarray(step, jnp.int32),
+    params=params,
+    batch_stats={'bn': {'mean': jnp.full(3, 2.0 * step)}},
+    opt_state=OPTIMIZER.init(params),
+  )
+
+
+ABSTRACT = jax.tree.map(
+  lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+  make_state(0),
+)
+
+
+def write(workdir, *steps):
+  with checkpoints.open_checkpoints(workdir, keep=3) as manager:
+    for step in steps:
+      checkpoints.save(manager, make_state(step), ABOUT | {'step': step})
+
+
+def resume(workdir):
+  with checkpoints.open_checkpoints(workdir, keep=3) as manager:
+    state, about = resuming.restore_newest(workdir, manager, ABSTRACT)
+    return state, about, sorted(manager.all_steps())
+
+
+def assert_is(state, step):
+  jax.tree.map(np.testing.assert_array_equal, state, make_state(step))
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('written')
+  write(folder, 10, 20, 30)
+  return folder
+
+
+@pytest.fixture
+def workdir(written, tmp_path):
+  subprocess.run(['cp', '-r', written, tmp_path / 'run'], check=True)
+  return tmp_path / 'run'
+
+
+def write_much(log):
+  for step in range(12, 1000):  # Until the last page is full.
+    log.write(step, {'loss': 0.5})
+
+
+def save_and_check(manager):
+  checkpoints.save(manager, make_state(20), ABOUT)
+  deadline = time.monotonic() + 60
+  while time.monotonic() < deadline:
+    manager.check()
+    time.sleep(0.01)
+
+
+def largest(folder):
+  """The file with the values of the arrays."""
+  return max(folder.rglob('d/*'), key=lambda path: path.stat().st_size)
+
+
+def description(folder):
+  return folder / 'about' / 'metadata'
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def zero(path):
+  path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize('which', [largest, description])
+@pytest.mark.parametrize('damage', [flip, cut, zero, Path.unlink])
+def test_the_checkpoint_before_a_damaged_one_is_used(
+  workdir, which, damage, capsys
+):
+  newest = workdir / 'checkpoints' / '30'
+  damage(which(newest))
+  state, about, steps = resume(workdir)
+  assert_is(state, 20)
+  assert about['step'] == 20
+  assert about['best'] == ABOUT['best']
+  assert steps == [10, 20]
+  out = capsys.readouterr().out
+  assert f'checkpoint {newest} is damaged' in out
+  assert f'Moved to {workdir}/damaged_checkpoints/30' in out
+  assert (workdir / 'damaged_checkpoints' / '30' / 'model').is_dir()
+  write(workdir, 30)  # Its place is free.
+  assert_is(resume(workdir)[0], 30)
+
+
+def test_any_changed_byte_is_noticed_or_changes_nothing(workdir, capsys):
+  newest = workdir / 'checkpoints' / '30'
+  rng = random.Random(0)
+  paths = sorted(path for path in newest.rglob('*') if path.is_file())
+  noticed = 0
+  for path in paths:
+    content = path.read_bytes()
+    changed = bytearray(content)
+    if content:
+      changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(changed)
+    with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
+      try:
+        state, about = checkpoints.restore(manager, 30, ABSTRACT)
+      except DamagedCheckpoint:
+        noticed += 1
+      else:
+        assert_is(state, 30)
+        assert about['best'] == ABOUT['best']
+    path.write_bytes(content)
+  assert 3 <= noticed < len(paths)
+  assert_is(resume(workdir)[0], 30)
+
+
+def test_two_damaged_ones_and_one_of_that_name_before(workdir):
+  for step in (20, 30):
+    zero(largest(workdir / 'checkpoints' / str(step)))
+  (workdir / 'damaged_checkpoints' / '30').mkdir(parents=True)
+  state, _, steps = resume(workdir)
+  assert_is(state, 10)
+  assert steps == [10]
+  moved = {path.name for path in (workdir / 'damaged_checkpoints').iterdir()}
+  assert moved == {'20', '30', '30-2'}
+
+
+def test_nothing_is_moved_if_all_are_damaged(workdir):
+  for step in (10, 20, 30):
+    cut(largest(workdir / 'checkpoints' / str(step)))
+  with pytest.raises(UserError, match=r'all 3 .*damaged; .*/30 is damaged'):
+    resume(workdir)
+  assert checkpoints.steps_in(workdir / 'checkpoints') == [10, 20, 30]
+
+
+def test_evaluation_does_not_take_another_than_was_meant(workdir):
+  flip(largest(workdir / 'checkpoints' / '30'))
+  wanted = ABSTRACT.variables()
+  with pytest.raises(DamagedCheckpoint, match=r'/30 is .*--checkpoint STEP'):
+    checkpoints.restore_variables(workdir, 'latest', wanted)
+  assert checkpoints.restore_variables(workdir, '20', wanted)[1] == 20
+  assert checkpoints.steps_in(workdir / 'checkpoints') == [10, 20, 30]
+
+
+def test_the_best_is_found_and_kept_beside_a_damaged_description(tmp_path):
+  with checkpoints.open_checkpoints(tmp_path, keep=1) as manager:
+    for step, score in ((10, 0.5), (20, 0.7), (30, 0.7), (40, 0.6)):
+      checkpoints.save(manager, make_state(step), ABOUT, {'mIoU': score})
+  assert checkpoints.steps_in(tmp_path / 'checkpoints') == [20, 40]
+  description(tmp_path / 'checkpoints' / '40').write_text('{')
+  with checkpoints.open_checkpoints(tmp_path, keep=1) as manager:
+    assert checkpoints.find_step(manager, 'best') == 20
+    checkpoints.save(manager, make_state(50), ABOUT)
+  assert checkpoints.steps_in(tmp_path / 'checkpoints') == [20, 50]
+
+
+def test_state_of_a_stopped_run_is_used_until_a_checkpoint_is_as_new(workdir):
+  resuming.save_interrupted(workdir, make_state(33), ABOUT | {'unread': [1]})
+  resuming.save_interrupted(workdir, make_state(37), ABOUT | {'unread': [2]})
+  folder = checkpoints.interrupted_dir(workdir)
+  assert checkpoints.steps_in(folder) == [37]
+  resuming.drop_superseded(workdir)
+  state, about, steps = resume(workdir)
+  assert_is(state, 37)
+  assert about['unread'] == [2]
+  assert steps == [10, 20, 30]  # None of them gave way.
+  write(workdir, 37)
+  assert 'unread' not in resume(workdir)[1]
+  resuming.drop_superseded(workdir, 2)
+  assert checkpoints.steps_in(folder) == [37]
+  resuming.drop_superseded(workdir)
+  assert not folder.exists()
+
+
+def test_damaged_state_of_a_stopped_run(workdir):
+  resuming.save_interrupted(workdir, make_state(33), ABOUT)
+  flip(largest(checkpoints.interrupted_dir(workdir) / '33'))
+  assert_is(resume(workdir)[0], 30)
+  assert (workdir / 'damaged_checkpoints' / '33').is_dir()
+
+
+def test_a_full_disk_stops_with_an_error_and_keeps_the_checkpoint(tmp_path):
+  with small_disk(tmp_path / 'disk', '2m') as disk:
+    write(disk.folder, 10)
+    log = RunLog(disk.folder, 10)
+    log.write(11, {'loss': 0.5})
+    disk.fill(os.getpid())
+    try:
+      with pytest.raises(UserError, match=f'checkpoints.*{disk.refusal}.*Free'):
+        write(disk.folder, 20)
+      with pytest.raises(UserError, match=f'interrupted.*{disk.refusal}'):
+        resuming.save_interrupted(disk.folder, make_state(20), ABOUT)
+      with pytest.raises(UserError, match=f'(log|tensorb).*{disk.refusal}'):
+        write_much(log)
+      log.close()
+    finally:
+      disk.free(os.getpid())
+    assert_is(resume(disk.folder)[0], 10)
+    write(disk.folder, 20)  # What was half written is not in the way.
+    assert_is(resume(disk.folder)[0], 20)
+
+
+def test_a_checkpoint_that_fails_in_the_background_is_noticed(tmp_path):
+  with small_disk(tmp_path / 'disk', '2m') as disk:
+    write(disk.folder, 10)
+    disk.fill(os.getpid())
+    manager = checkpoints.open_checkpoints(disk.folder, keep=1)
+    try:
+      with pytest.raises(UserError, match=disk.refusal):
+        save_and_check(manager)
+    finally:
+      disk.free(os.getpid())
+    manager.close()  # Says nothing that was not said.
+    assert_is(resume(disk.folder)[0], 10)
+
+
+REFUSED = """
+import sys
+from pathlib import Path
+from training import test_resuming as here
+from resnest_jax.errors import run
+workdir = Path(sys.argv[1])
+(workdir / 'checkpoints').chmod(0o555)
+run(lambda: here.write(workdir, 40))
+"""
+
+
+def test_a_right_to_write_that_is_lost(root, workdir):
+  environment = os.environ | {'PYTHONPATH': f'{root}:{root / "tests"}'}
+  process = subprocess.run(
+    [sys.executable, '-c', REFUSED, str(workdir)],
+    env=environment,
+    preexec_fn=obey_permissions,
+    capture_output=True,
+    text=True,
+  )
+  (workdir / 'checkpoints').chmod(0o755)
+  assert process.returncode == 1
+  said = process.stderr.splitlines()[-1]
+  assert said.startswith(f'error: {workdir}/checkpoints')
+  assert 'Permission denied. Give this process the right to write' in said
+  assert_is(resume(workdir)[0], 30)

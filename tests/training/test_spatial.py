@@ -1,0 +1,99 @@
+"""Rows of images over devices: what one device computes, and no more sent."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from golden.reference import quick_jit
+from hosts import finish, start_pair
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from training.one_step import assert_close, step_on
+
+from resnest_jax.config import load_config
+from resnest_jax.errors import UserError
+from resnest_jax.training import sharding
+from resnest_jax.training.objective import create_loss
+
+
+@pytest.fixture(scope='module', autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def mesh_of(data, spatial):
+  devices = np.array(jax.devices()[: data * spatial])
+  return Mesh(devices.reshape(data, spatial), ('data', 'spatial'))
+
+
+@pytest.fixture(scope='module')
+def on_one():
+  """What one device computes."""
+  return step_on(mesh_of(1, 1))[0]
+
+
+def test_devices_that_share_rows_do_what_one_does(on_one):
+  arrays, text = step_on(mesh_of(2, 2))
+  assert_close(arrays, on_one)
+  # Neighbours exchange rows; nobody collects an image.
+  assert 'all-gather' not in text
+  assert 'all-to-all' not in text
+  shapes = re.findall(r'= \w+\[([\d,]+)\]\S* collective-permute\(', text)
+  assert len(shapes) > 20
+  rows = {int(shape.split(',')[1]) for shape in shapes if shape.count(',') == 3}
+  # At most the 8 / spatial rows of a device at the stride of the dilated
+  # pyramid, and the pyramid's padding.
+  assert max(rows) <= 8
+
+
+def test_processes_that_share_rows_do_what_one_device_does(on_one, tmp_path):
+  """Each image lies on both, a quarter on each of their four devices."""
+  out = tmp_path / 'after.npz'
+  pair = start_pair('tests/training/step_of_hosts.py', out, 4)
+  for process in pair:
+    finish(process)
+  with np.load(out) as arrays:
+    assert_close(dict(arrays), on_one)
+
+
+TERMS = ('cross_entropy', 'ohem', 'focal', 'dice', 'lovasz')
+
+
+@pytest.mark.parametrize('term', TERMS)
+def test_loss_of_shared_rows(term):
+  """Value and gradient, with labels to ignore and rows between devices."""
+  config = load_config(
+    'configs/ade20k_pspnet.py',
+    {f'loss.terms.{name}': float(name == term) for name in TERMS},
+  )
+  loss = create_loss(config.loss, 5)
+  rng = np.random.default_rng(1)
+  logits = rng.normal(size=(2, 8, 6, 5))
+  labels = rng.integers(0, 6, (2, 64, 48))
+  labels[labels == 5] = 255
+
+  def both(logits, labels):
+    return jax.value_and_grad(lambda x: loss(x, labels)[0])(logits)
+
+  expected = quick_jit(both)(logits, labels)
+  mesh = mesh_of(1, 4)
+  rows = NamedSharding(mesh, PartitionSpec('data', 'spatial'))
+  split = quick_jit(sharding.shared_rows(mesh)(both), in_shardings=(rows, rows))
+  for ours, theirs in zip(split(logits, labels), expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+def test_mesh_that_is_not_there():
+  assert sharding.make_mesh(spatial=2).shape == {'data': 2, 'spatial': 2}
+  with pytest.raises(UserError, match=r'mesh.spatial=3 do not make the 4'):
+    sharding.make_mesh(spatial=3)
+  with pytest.raises(UserError, match='one of 1, 2, 4'):
+    sharding.make_mesh(2, 4)
+
+
+def test_rows_that_cannot_be_shared():
+  sharding.check_rows(64, 8, mesh_of(1, 4))
+  sharding.check_rows(70, 8, mesh_of(4, 1))
+  with pytest.raises(UserError, match=r'70 rows .* multiple of 32'):
+    sharding.check_rows(70, 8, mesh_of(1, 4))

@@ -1,0 +1,69 @@
+"""A disk that gets full and a right that is lost, for real."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+PR_CAPBSET_DROP = 24
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+
+
+class SmallDisk:
+  """A folder on a disk of its own, or a limit where mounting is forbidden."""
+
+  def __init__(self, folder: Path, mounted: bool):
+    self.folder = folder
+    self.refusal = 'No space left on device' if mounted else 'File too large'
+    self._filler = folder / 'filler' if mounted else None
+
+  def fill(self, process: int) -> None:
+    """Leaves no space, for that process at least."""
+    if not self._filler:
+      limits = psutil.Process(process).rlimit(resource.RLIMIT_FSIZE)
+      limits = (1024, limits[1])
+      psutil.Process(process).rlimit(resource.RLIMIT_FSIZE, limits)
+      return
+    with contextlib.suppress(OSError), self._filler.open('ab', 0) as file:
+      while True:
+        file.write(bytes(4096))
+
+  def free(self, process: int) -> None:
+    """Undoes `fill`."""
+    if self._filler:
+      self._filler.unlink()
+    else:
+      hard = psutil.Process(process).rlimit(resource.RLIMIT_FSIZE)[1]
+      psutil.Process(process).rlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[SmallDisk]:
+  """Mounts a tmpfs of that size ('4m'), if it may."""
+  folder.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', str(folder)]
+  try:
+    mounted = subprocess.run(mount, capture_output=True).returncode == 0
+  except FileNotFoundError:
+    mounted = False
+  try:
+    yield SmallDisk(folder, mounted)
+  finally:
+    if mounted:
+      subprocess.run(['umount', '--lazy', str(folder)], check=True)
+
+
+def obey_permissions() -> None:
+  """In a new process, before exec: permissions bind root as they do others."""
+  prctl = ctypes.CDLL(None, use_errno=True).prctl
+  for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+    if prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
+      number = ctypes.get_errno()
+      if number != errno.EPERM or os.geteuid() == 0:
+        raise OSError(number, os.strerror(number))
