@@ -7,12 +7,15 @@
 The second evaluates published or converted weights (docs/weights.md).
 
 Prints a table of the classes, and writes into --out: metrics.json (the scores
-and all that is needed to know what they are of), overlays/NAME.png and
-contact_sheet.png (image, ground truth, prediction, errors).
+and all that is needed to know what they are of), report.html (the same to look
+at in a browser, with the confusions and the worst and best images),
+overlays/NAME.png and contact_sheet.png (image, ground truth, prediction,
+errors).
 """
 
 from pathlib import Path
 
+from resnest_jax import host_join
 from resnest_jax.config import flag_parser, parse_flags
 from resnest_jax.errors import UserError, run
 
@@ -44,7 +47,7 @@ def main() -> None:
     help='folder for the results; default: WORKDIR/eval/STEP-SPLIT, and '
     'the protocol if it is not "whole"',
   )
-  flags = parse_flags(parser)
+  flags = parse_flags(host_join.add_flags(parser))
   if bool(flags.workdir) == bool(flags.weights):
     raise UserError(
       'give either --workdir, the folder of a run, or --weights, a name, a '
@@ -55,16 +58,18 @@ def main() -> None:
   # They take seconds, which a mistake in the command line need not.
   from resnest_jax import runtime
   from resnest_jax.evaluation.split import evaluate_split
+  from resnest_jax.training.workdir import same_on_all_hosts
 
   runtime.set_up(flags.config.model.dtype)
-  evaluate_split(
-    flags.config,
-    workdir=flags.workdir,
-    checkpoint=flags.checkpoint,
-    weights=flags.weights,
-    split_name=flags.split,
-    out=flags.out,
-  )
+  with host_join.joined(flags, same_on_all_hosts(flags.config)):
+    evaluate_split(
+      flags.config,
+      workdir=flags.workdir,
+      checkpoint=flags.checkpoint,
+      weights=flags.weights,
+      split_name=flags.split,
+      out=flags.out,
+    )
 
 
 if __name__ == '__main__':

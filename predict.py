@@ -1,54 +1,142 @@
-"""Predicts a class for every pixel of pictures.
+"""Predicts a class for every pixel of pictures and videos.
 
     python predict.py --weights ade20k_pspnet --out predictions street.jpg
     python predict.py --weights runs/pspnet --out predictions holiday/
+    python predict.py --weights runs/pspnet --out predictions drive.mp4
 
 --weights is a published name, a file, an address (see docs/weights.md) or the
 workdir of a training. For each picture --out gets NAME.png, 8-bit with the
-class numbers of the label list, NAME_overlay.png with their colours, and
-classes.json with the list. Where a street.png stands beside a street.jpg, NAME
-is the whole file name. Pictures that cannot be read are left out and listed at
-the end; the exit status is 1 then.
+class numbers of the label list, NAME_color.png with the classes' colours and
+NAME_overlay.png with the colours over the picture; for each video
+NAME_color.mp4 and NAME_overlay.mp4. classes.json has the list,
+predictions.json how all was made. What cannot be read is left out and listed
+at the end; the exit status is 1 then. docs/prediction.md says more.
 """
 
 import argparse
 from pathlib import Path
 
-from resnest_jax.config import Parser
+from resnest_jax.config import PROTOCOLS, Parser
 from resnest_jax.errors import UserError, run
+
+STOPPED = (
+  'stopped; what has its name is whole. The same command with --overwrite '
+  'begins again.'
+)
 
 
 def main() -> None:
   """Reads the command line and predicts."""
+  flags = make_parser().parse_args()
+  if flags.batch_size is not None and flags.batch_size < 1:
+    raise UserError(f'--batch_size is {flags.batch_size}; give 1 or more.')
+  # They take seconds, which a mistake in the command line need not.
+  from resnest_jax import runtime
+  from resnest_jax.evaluation.pictures import predict_files
+
+  runtime.set_up()
+  predict_files(
+    flags.sources,
+    flags.weights,
+    flags.out,
+    recursive=flags.recursive,
+    save=flags.save,
+    opacity=flags.opacity,
+    legend=flags.legend,
+    overwrite=flags.overwrite,
+    checkpoint=flags.checkpoint,
+    protocol=flags.protocol,
+    image_scale=flags.image_scale,
+    slide_crop=flags.slide_crop,
+    slide_stride=flags.slide_stride,
+    scales=flags.scales,
+    flip=flags.flip,
+    batch_size=flags.batch_size,
+  )
+
+
+def make_parser() -> argparse.ArgumentParser:
+  """All flags."""
   parser = Parser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument(
-    'pictures',
+  add = parser.add_argument
+  add(
+    'sources',
     nargs='+',
-    type=Path,
-    metavar='PICTURE',
-    help='a file, or a folder whose pictures are all meant (not those of its '
-    'sub folders)',
+    metavar='SOURCE',
+    help='a picture; a video (mp4, avi, mov, mkv, webm); a folder, whose '
+    "pictures and videos are meant; a pattern in quotes, like 'trip/**/*.jpg'",
   )
-  parser.add_argument(
+  add(
     '--weights',
     required=True,
     metavar='SOURCE',
     help='the workdir of a training, a published name, a path, an address',
   )
-  parser.add_argument(
-    '--out', required=True, type=Path, metavar='DIR', help='made if needed'
+  add('--out', required=True, type=Path, metavar='DIR', help='made if needed')
+  add(
+    '--recursive',
+    action='store_true',
+    help='sub folders of folders are meant, too; --out gets the same ones',
   )
-  parser.add_argument(
+  add(
+    '--save',
+    nargs='+',
+    action='extend',
+    choices=('masks', 'colors', 'overlays'),
+    help='what to write (default: all; of videos colors and overlays). The '
+    'masks of a video are NAME/000000.png, NAME/000001.png, ...',
+  )
+  add(
+    '--opacity',
+    type=float,
+    default=0.5,
+    help='of the colours in overlays, 0 to 1 (default: 0.5)',
+  )
+  add(
+    '--legend',
+    action='store_true',
+    help='overlays of pictures name their classes in a strip below',
+  )
+  add(
+    '--overwrite',
+    action='store_true',
+    help='write into --out though it is not empty; files of the same names '
+    'are replaced',
+  )
+  add(
     '--checkpoint',
     default='latest',
     metavar='WHICH',
     help='of a workdir: latest (default), best, or a step',
   )
-  parser.add_argument(
+  add(
+    '--batch_size',
+    type=int,
+    metavar='N',
+    help='pictures at a time, over all devices (default: 1 on a CPU, 4 for '
+    'each GPU or TPU)',
+  )
+  add_protocol_flags(parser)
+  return parser
+
+
+def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
+  """How pictures are shown to the network."""
+  add = parser.add_argument_group(
+    'protocol', 'how pictures are shown to the network; docs/evaluation.md'
+  ).add_argument
+  add(
+    '--protocol',
+    default='whole',
+    choices=PROTOCOLS,
+    help='whole (default); slide: in windows; ms_flip_0x, ms_flip_1x: at '
+    'several scales and mirrored, of image_scale or of the original size',
+  )
+  add(
     '--image_scale',
     nargs=2,
     type=int,
@@ -56,39 +144,35 @@ def main() -> None:
     help='pixels that pictures are resized to fit into before the network sees '
     "them (predictions have the pictures' size); default: as in training",
   )
-  parser.add_argument(
-    '--batch_size',
+  add(
+    '--slide_crop',
+    nargs=2,
     type=int,
-    default=1,
-    metavar='N',
-    help='pictures at a time, over all devices (default: 1)',
+    metavar=('HEIGHT', 'WIDTH'),
+    help='slide: pixels of a window (default: the crop of the training)',
   )
-  parser.add_argument(
-    '--overwrite',
-    action='store_true',
-    help='write into --out though it is not empty; files of the same names '
-    'are replaced',
+  add(
+    '--slide_stride',
+    nargs=2,
+    type=int,
+    metavar=('DOWN', 'RIGHT'),
+    help='slide: pixels from a window to the next (default: two thirds of it)',
   )
-  flags = parser.parse_args()
-  if flags.batch_size < 1:
-    raise UserError(f'--batch_size is {flags.batch_size}; give 1 or more.')
-  if flags.image_scale and min(flags.image_scale) < 1:
-    raise UserError('--image_scale needs two positive numbers of pixels.')
-  # They take seconds, which a mistake in the command line need not.
-  from resnest_jax import runtime
-  from resnest_jax.evaluation.pictures import predict_pictures
-
-  runtime.set_up()
-  predict_pictures(
-    flags.pictures,
-    flags.weights,
-    flags.out,
-    checkpoint=flags.checkpoint,
-    image_scale=flags.image_scale,
-    batch_size=flags.batch_size,
-    overwrite=flags.overwrite,
+  add(
+    '--scales',
+    nargs='+',
+    type=float,
+    metavar='SCALE',
+    help='ms_flip (default: 0.5 0.75 1 1.25 1.5 1.75)',
+  )
+  add(
+    '--no_flip',
+    dest='flip',
+    action='store_const',
+    const=False,
+    help='ms_flip: not mirrored',
   )
 
 
 if __name__ == '__main__':
-  run(main)
+  run(main, STOPPED)

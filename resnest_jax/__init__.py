@@ -7,11 +7,14 @@ __version__ = '0.1.0'
 # Public name -> module. Imported on first use: `import resnest_jax` is quick
 # and needs none of the heavy packages.
 _EXPORTS = {
+  'Prediction': 'evaluation.predictor',
+  'Predictor': 'evaluation.predictor',
   'UserError': 'errors',
   'create_backbone': 'models.segmentor',
   'create_classifier': 'models.classifier',
   'create_segmentor': 'models.segmentor',
   'export_state_dict': 'weights.state_dict',
+  'from_checkpoint': 'evaluation.predictor',
   'import_state_dict': 'weights.state_dict',
   'load_checkpoint': 'training.checkpoints',
   'load_config': 'config',

@@ -134,11 +134,15 @@ class BoundaryIoU:
       )
     )
 
-  def scores(self) -> BoundaryScores:
-    """The scores of all images that were added."""
+  def total(self) -> np.ndarray:
+    """The counts of all images that were added, int64 (2, C)."""
     while self._waiting:
       self.counts += self._waiting.popleft().result()
-    iou = ratio(*self.counts)
+    return self.counts
+
+  def scores(self) -> BoundaryScores:
+    """The scores of all images that were added."""
+    iou = ratio(*self.total())
     return BoundaryScores(iou, nanmean(iou), self.dilation_ratio)
 
   def __enter__(self) -> 'BoundaryIoU':

@@ -10,7 +10,7 @@ label maps and counts leave the device.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from resnest_jax.evaluation import metrics
-from resnest_jax.models.layers import resize_matrix
+from resnest_jax.models.layers import resize_rows, resize_taps
 
 # Upper bound of one tile's logits at the original resolution, per device.
 TILE_BYTES = 64 * 2**20
@@ -29,7 +29,8 @@ class View(NamedTuple):
 
   Attributes:
     logits: float (B, h, w, C).
-    rows: (B, Hl, h), the weights of the logits' rows in each row of the result.
+    rows: (B, Hl, h), the weights of the logits' rows in each row of the result
+      (meaningless beyond its true size).
     columns: (B, Wl, w), likewise.
   """
 
@@ -77,15 +78,41 @@ def resized_view(
   matrices = []
   for axis in (0, 1):
     sizes = label_size[:, axis], size[:, axis], valid[:, axis]
-    lengths = label_canvas[axis], canvas[axis], logits.shape[1 + axis]
-    outer, inner = (
-      resize_matrix(*sizes[i : i + 2], *lengths[i : i + 2], logits.dtype)
-      for i in (0, 1)
-    )
-    matrices.append(
-      jnp.matmul(outer, inner, precision=jax.lax.Precision.HIGHEST)
-    )
+    lengths = label_canvas[axis], logits.shape[1 + axis]
+    matrices.append(two_resizes(*sizes, *lengths, logits.dtype))
   return View(logits, *matrices)
+
+
+def two_resizes(
+  out_size: jax.Array,
+  middle_size: jax.Array,
+  in_size: jax.Array,
+  out_length: int,
+  in_length: int,
+  dtype: Any,
+) -> jax.Array:
+  """Two bilinear interpolations along an axis, one after the other, as one.
+
+  Args:
+    out_size: int (B,), true number of outputs.
+    middle_size: int (B,), after the first.
+    in_size: int (B,), true number of inputs.
+    out_length: padded number of outputs.
+    in_length: padded number of inputs.
+    dtype: of the weights.
+
+  Returns:
+    (B, out_length, in_length). Rows beyond `out_size` are meaningless.
+  """
+  low, high, weight = resize_taps(
+    jnp.arange(out_length), out_size, middle_size, dtype
+  )
+  first, second = (
+    resize_rows(places, middle_size, in_size, in_length, dtype)
+    for places in (low, high)
+  )
+  weight = weight[..., None]
+  return (1 - weight) * first + weight * second
 
 
 def scores(views: Sequence[View]) -> jax.Array:

@@ -9,9 +9,10 @@ seen whole, in windows or at several scales, is the protocol (`protocols`).
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ import rich.progress
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from resnest_jax import hosts
 from resnest_jax.data import device
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import metrics
@@ -27,6 +29,7 @@ from resnest_jax.evaluation.final_stage import (
   TILE_BYTES,
   count_confusion,
   label_maps,
+  scores,
   split_batch,
 )
 from resnest_jax.evaluation.protocols import Protocol, make_views
@@ -36,6 +39,57 @@ EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 
 
 # --- On the device -----------------------------------------------------------
+
+
+class Views(NamedTuple):
+  """A protocol with its network, compiled; see `make_views`."""
+
+  look: Callable
+  build: Callable
+  place: Callable
+
+
+def compile_views(
+  model: Any,
+  num_classes: int,
+  protocol: Protocol | None,
+  mesh: Mesh | None,
+  dtype: Any,
+  on_compile: Callable[[int, int], None],
+) -> Views:
+  """What `make_eval_step` and `make_predict_step` share; see there."""
+  if num_classes > metrics.IGNORE:
+    raise ValueError(
+      f'label maps are 8 bit with {metrics.IGNORE} for "no class", so at most '
+      f'{metrics.IGNORE} classes fit; got {num_classes}'
+    )
+
+  def forward(variables, image, size):
+    images = device.preprocess(image, size, dtype=dtype)
+    logits = model.apply(variables, images, train=False, size=size).logits
+    if logits.shape[-1] != num_classes:
+      raise ValueError(
+        f'the model has {logits.shape[-1]} classes, the labels {num_classes}'
+      )
+    return logits
+
+  def place(arrays):
+    return jax.device_put(arrays, sharding)
+
+  sharding = None if mesh is None else NamedSharding(mesh, P('data'))
+  compiled_forward = jax.jit(
+    split_batch(forward, mesh, P(), P('data'), P('data'))
+  )
+  compiled_shapes = set()
+
+  def network(variables, image, size):
+    if image.shape not in compiled_shapes:
+      compiled_shapes.add(image.shape)
+      on_compile(*image.shape[1:3])
+    return compiled_forward(variables, image, size)
+
+  look, build = make_views(protocol or Protocol(), network, place, mesh)
+  return Views(look, build, place)
 
 
 def make_eval_step(
@@ -69,42 +123,14 @@ def make_eval_step(
     sees (in windows: for one in all), the final stage, which is quick to
     compile, for each pair of padded shapes of images and labels.
   """
-  if num_classes > metrics.IGNORE:
-    raise ValueError(
-      f'label maps are 8 bit with {metrics.IGNORE} for "no class", so at most '
-      f'{metrics.IGNORE} classes fit; got {num_classes}'
-    )
-
-  def forward(variables, image, size):
-    images = device.preprocess(image, size, dtype=dtype)
-    logits = model.apply(variables, images, train=False, size=size).logits
-    if logits.shape[-1] != num_classes:
-      raise ValueError(
-        f'the model has {logits.shape[-1]} classes, the labels {num_classes}'
-      )
-    return logits
-
-  def place(arrays):
-    return jax.device_put(arrays, sharding)
+  look, build, place = compile_views(
+    model, num_classes, protocol, mesh, dtype, on_compile
+  )
 
   def finish(layout, arrays, label, label_size):
     views = build(layout, arrays, label_size, label.shape[1:3])
     maps = label_maps(views, label_size, tile_bytes)
     return maps, count_confusion(maps, label, num_classes)
-
-  sharding = None if mesh is None else NamedSharding(mesh, P('data'))
-  compiled_forward = jax.jit(
-    split_batch(forward, mesh, P(), P('data'), P('data'))
-  )
-  compiled_shapes = set()
-
-  def network(variables, image, size):
-    if image.shape not in compiled_shapes:
-      compiled_shapes.add(image.shape)
-      on_compile(*image.shape[1:3])
-    return compiled_forward(variables, image, size)
-
-  look, build = make_views(protocol or Protocol(), network, place, mesh)
 
   @functools.partial(jax.jit, static_argnums=0)
   def compiled_finish(layout, *arrays):
@@ -122,6 +148,47 @@ def make_eval_step(
     return compiled_finish(layout, arrays, *labels)
 
   return eval_step
+
+
+def make_predict_step(
+  model: Any,
+  num_classes: int,
+  *,
+  protocol: Protocol | None = None,
+  mesh: Mesh | None = None,
+  on_compile: Callable[[int, int], None] = lambda height, width: None,
+) -> Callable[[Any, Batch, bool], tuple[jax.Array, jax.Array | None]]:
+  """As `make_eval_step`, where there is no ground truth.
+
+  Returns:
+    predict_step(variables, batch, probabilities) -> (label maps, probabilities
+    of the classes or None): float32 (B, Hl, Wl, C), all in memory at once.
+  """
+  look, build, place = compile_views(
+    model, num_classes, protocol, mesh, jnp.float32, on_compile
+  )
+
+  def finish(layout, canvas, probabilities, arrays, label_size):
+    views = build(layout, arrays, label_size, canvas)
+    maps = label_maps(views, label_size)
+    if not probabilities:
+      return maps, None
+    mean = scores(views)
+    mean = jax.nn.softmax(mean) if len(views) == 1 else mean
+    return maps, mean.astype(jnp.float32)
+
+  @functools.partial(jax.jit, static_argnums=(0, 1, 2))
+  def compiled_finish(layout, canvas, probabilities, *arrays):
+    stage = functools.partial(finish, layout, canvas, probabilities)
+    return split_batch(stage, mesh, *2 * [P('data')])(*arrays)
+
+  def predict_step(variables, batch, probabilities=False):
+    layout, arrays = look(variables, batch)
+    canvas = batch['label'].shape[1:3]
+    size = place(batch['label_size'])
+    return compiled_finish(layout, canvas, probabilities, arrays, size)
+
+  return predict_step
 
 
 # --- Over a data set ---------------------------------------------------------
@@ -200,38 +267,58 @@ def evaluate(
 ) -> Evaluation:
   """Evaluates every image of a split once.
 
+  Several processes each evaluate images of their own, on devices of their own,
+  and add up the counts at the end; all have to call this.
+
   Args:
     eval_step: from `make_eval_step`.
     variables: the model's `params` and `batch_stats`, on the step's devices.
-    batches: the evaluation pipeline's, filler slots marked by index -1.
+    batches: the evaluation pipeline's, filler slots marked by index -1; this
+      process' share of the images, which may be none.
     class_names: C names.
-    num_images: how many images `batches` has to hold: those of the split.
+    num_images: those of the split, which all processes' `batches` together
+      have to hold.
     progress: a running display that gets a task 'evaluate'.
-    on_image: called for every image, in the order of the batches.
+    on_image: called for every image of this process, in the order of the
+      batches.
     fscore_beta: see `metrics.scores`.
 
   Returns:
-    `Evaluation`, the same for every batch size and number of devices.
+    `Evaluation`, the same for every batch size and number of devices and
+    processes, in all of them.
 
   Raises:
-    UserError: a label is neither a class nor 255.
+    UserError: a label is neither a class nor 255, or another process failed.
     RuntimeError: `batches` had an image twice, or not at all.
   """
   started = time.perf_counter()
-  confusion = np.zeros((len(class_names), len(class_names)), np.int64)
+  total = len(hosts.share(num_images))
+  task = progress and progress.add_task('evaluate', total=total)
+
+  def count_mine():
+    confusion = np.zeros((len(class_names), len(class_names)), np.int64)
+    counted = []
+    for result in image_results(
+      eval_step, variables, batches, with_predictions=on_image is not None
+    ):
+      counts = metrics.intersection_and_union(result.confusion)
+      counted.append((result.index, result.name, counts))
+      confusion += result.confusion
+      if on_image is not None:
+        on_image(result)
+      if progress:
+        progress.advance(task)
+    return confusion, counted
+
+  parts = hosts.gather(count_mine)
+  confusion = sum(part for part, _ in parts)
   seen = {}
-  task = progress and progress.add_task('evaluate', total=num_images)
-  for result in image_results(
-    eval_step, variables, batches, with_predictions=on_image is not None
+  for index, name, counts in itertools.chain(
+    *(counted for _, counted in parts)
   ):
-    if result.index in seen:
-      raise RuntimeError(f'image {result.index} ({result.name}) came twice')
-    seen[result.index] = metrics.intersection_and_union(result.confusion)
-    confusion += result.confusion
-    if on_image is not None:
-      on_image(result)
-    if progress:
-      progress.advance(task)
+    if index in seen:
+      raise RuntimeError(f'image {index} ({name}) came twice')
+    seen[index] = counts
   if len(seen) != num_images:
     raise RuntimeError(
       f'the pipeline gave {len(seen)} images, the split has {num_images}'
@@ -261,6 +348,11 @@ def _check_counts(counts: np.ndarray, batch: Batch, slot: int) -> None:
 
 
 def divisible_batch_size(batch_size: int, mesh: Mesh | None) -> int:
-  """The next batch size that the mesh's `data` axis divides."""
+  """This process' share of a batch, rounded up to what its devices divide.
+
+  Args:
+    batch_size: images over all devices.
+    mesh: this process' devices; None: one.
+  """
   devices = 1 if mesh is None else mesh.shape['data']
-  return -(-batch_size // devices) * devices
+  return -(-batch_size // (devices * jax.process_count())) * devices

@@ -105,18 +105,21 @@ def make_multiscale(
       multiple = max(int(bucket * ratio), 1)
       canvas = resize.padded_size(scaled.max(0).tolist(), multiple)
       size = place(scaled)
+      logits = []
       for mirror in (False, True)[: 1 + flip]:
         tables = place(taps(sizes, scaled, canvas, mirror))
-        logits = network(variables, compiled_resize(image, *tables), size)
-        layout.append((canvas, mirror))
-        arrays.append((logits, size))
+        images = compiled_resize(image, *tables)
+        logits.append(network(variables, images, size))
+      layout.append(canvas)
+      arrays.append((logits, size))
     return tuple(layout), arrays
 
   def build(layout, arrays, label_size, label_canvas):
     views = []
-    for (canvas, mirror), (logits, size) in zip(layout, arrays, strict=True):
-      view = resized_view(logits, size, canvas, label_size, label_canvas)
-      views.append(mirrored(view, label_size) if mirror else view)
+    for canvas, (both, size) in zip(layout, arrays, strict=True):
+      for mirror, logits in enumerate(both):
+        view = resized_view(logits, size, canvas, label_size, label_canvas)
+        views.append(mirrored(view, label_size) if mirror else view)
     return views
 
   return look, build

@@ -1,255 +1,274 @@
-"""Label maps of pictures: from weights and files to PNG files."""
+"""From weights and files to predicted files: what predict.py does."""
 
+import collections
 import contextlib
-import json
-from collections.abc import Sequence
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
-import flax.linen as nn
-import numpy as np
-from ml_collections import ConfigDict
+import rich.progress
 
-from resnest_jax.data.classes import label_set
-from resnest_jax.data.images import decode_image
-from resnest_jax.data.labels import IGNORE, LabelSet
-from resnest_jax.data.pairing import IMAGE_SUFFIXES as SUFFIXES
-from resnest_jax.data.pipeline import make_eval_iterator
+from resnest_jax import runtime
+from resnest_jax.data.pipeline import read_threads
 from resnest_jax.errors import UnreadableSample, UserError
-from resnest_jax.evaluation import inference, visualize
+from resnest_jax.evaluation import results, visualize
+from resnest_jax.evaluation.predictor import (
+  Prediction,
+  Predictor,
+  check_opacity,
+  from_checkpoint,
+)
 from resnest_jax.evaluation.progress import compile_notice, evaluation_progress
-from resnest_jax.training import sharding
-from resnest_jax.weights.pretrained import load_segmentor
+from resnest_jax.evaluation.sources import (
+  Source,
+  check_output,
+  find_sources,
+  output_files,
+)
+from resnest_jax.evaluation.video import VideoOutputs, VideoReader
 
-# (long edge, short edge) in pixels, to which pictures are resized where the
-# weights do not say: the protocols of ADE20K and Cityscapes, by their number
-# of classes.
-IMAGE_SCALES = {150: (2048, 512), 19: (2048, 1024)}
-# Padded heights and widths are multiples of this many pixels.
-BUCKET = 64
+Files = dict[str, Path]  # Kind -> relative to the output folder.
 
 
-class Pictures:
-  """Image files as the evaluation pipeline reads them, without labels.
-
-  All become 8-bit RGB, turned upright where their EXIF data says so: of 16 bits
-  the upper eight are taken, transparency is left out.
+@dataclasses.dataclass
+class Done:
+  """What has come out so far.
 
   Attributes:
-    unreadable: index -> why this file could not be read.
+    files: of each source that is done, or of which a part is.
+    frames: of the videos among them.
+    failed: why the others, and these parts, are not.
+    seconds: that it took, compilation included.
   """
 
-  def __init__(self, paths: Sequence[Path]):
-    self.paths = paths
-    self.unreadable: dict[int, str] = {}
+  files: dict[Path, Files] = dataclasses.field(default_factory=dict)
+  frames: dict[Path, int] = dataclasses.field(default_factory=dict)
+  failed: dict[Path, str] = dataclasses.field(default_factory=dict)
+  seconds: float = 0.0
 
-  def __len__(self) -> int:
-    return len(self.paths)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    path = self.paths[index]
-    try:
-      image = read_picture(path)
-    except UserError as error:
-      self.unreadable[index] = str(error)
-      raise
-    label = np.full(image.shape[:2], IGNORE, np.uint8)
-    return {'image': image, 'label': label, 'name': path.name}
+  def images(self) -> int:
+    """Pictures and frames."""
+    pictures = len(self.files) - len(self.frames)
+    return pictures + sum(self.frames.values())
 
 
-def read_picture(path: Path) -> np.ndarray:
-  """A picture as uint8 (H, W, 3) RGB.
-
-  Raises:
-    UnreadableSample: it cannot be read.
-  """
-  try:
-    image = decode_image(path.read_bytes(), cv2.IMREAD_COLOR_RGB)
-  except OSError as error:
-    raise UnreadableSample(f'{path}: {error.strerror}') from error
-  except cv2.error as error:
-    raise UnreadableSample(
-      f'{path}: OpenCV cannot decode it ({error.err}); it is larger than '
-      'OpenCV allows, or damaged'
-    ) from error
-  if image is None:
-    raise UnreadableSample(
-      f'{path} cannot be read as a picture: it is damaged, cut off or none; '
-      f'accepted are {", ".join(SUFFIXES)} of 8 or 16 bits'
-    )
-  return image
-
-
-def find_pictures(sources: Sequence[Path]) -> list[Path]:
-  """The files that are meant, each once: themselves, or those of a folder.
-
-  Raises:
-    UserError: there is no such file, or no picture at all.
-  """
-  paths = []
-  for source in sources:
-    if source.is_dir():
-      inside = sorted(source.iterdir())
-      paths += [path for path in inside if path.suffix.lower() in SUFFIXES]
-    elif source.is_file():
-      paths.append(source)
-    else:
-      raise UserError(f'there is no picture or folder {source}.')
-  if not paths:
-    raise UserError(
-      f'there is no picture in {", ".join(map(str, sources))}; accepted are '
-      f'{", ".join(SUFFIXES)}.'
-    )
-  return list({path.resolve(): path for path in paths}.values())
-
-
-def output_names(paths: Sequence[Path]) -> list[str]:
-  """What the files of each picture are called in the output folder.
-
-  'street' for street.jpg, but 'street.jpg' where there is a street.png too.
-
-  Raises:
-    UserError: two would be written to the same file.
-  """
-  stems = [path.stem for path in paths]
-  names = [
-    path.name if stems.count(path.stem) > 1 else path.stem for path in paths
-  ]
-  taken: dict[str, Path] = {}
-  for path, name in zip(paths, names, strict=True):
-    for file in output_files(name):
-      other = taken.setdefault(file, path)
-      if other is not path:
-        raise UserError(
-          f'{other} and {path} would both be written to {file}. Predict them '
-          'in two commands, each with its own --out, or rename one.'
-        )
-  return names
-
-
-def output_files(name: str) -> tuple[str, str]:
-  """The label map and the overlay of the picture with this output name."""
-  return f'{name}.png', f'{name}_overlay.png'
-
-
-def check_output(out: Path, paths: Sequence[Path], overwrite: bool) -> None:
-  """Refuses a folder in which something would be lost.
-
-  Raises:
-    UserError: it is a file, has the pictures themselves, or is not empty.
-  """
-  if out.exists() and not out.is_dir():
-    raise UserError(f'--out {out} is a file; give a folder.')
-  if any(path.resolve().parent == out.resolve() for path in paths):
-    raise UserError(
-      f'--out {out} is the folder of the pictures, which could be overwritten; '
-      'give another.'
-    )
-  if out.exists() and any(out.iterdir()) and not overwrite:
-    raise UserError(
-      f'{out} is not empty; add --overwrite to write into it all the same '
-      '(only files of the same names are replaced), or give another --out.'
-    )
-
-
-def load_model(
-  source: str, which: str
-) -> tuple[nn.Module, Any, LabelSet, tuple[int, int]]:
-  """The network, its variables, its labels, and the size for its pictures.
-
-  Args:
-    source: the workdir of a training, a published name, a path, an address.
-    which: checkpoint of a workdir: 'latest', 'best' or a step.
-  """
-  model, variables, weights = load_segmentor(source, which)
-  number = weights.description.config['num_classes']
-  labels = label_set(number, weights.classes, weights.palette)
-  scale = weights.image_scale or IMAGE_SCALES.get(number, (2048, 512))
-  return model, variables, labels, tuple(scale)
-
-
-def predict_pictures(
-  sources: Sequence[Path],
+def predict_files(
+  given: Sequence[str | Path],
   weights: str,
   out: Path,
   *,
-  checkpoint: str = 'latest',
-  image_scale: tuple[int, int] | None = None,
-  batch_size: int = 1,
+  recursive: bool = False,
+  save: Sequence[str] | None = None,
+  opacity: float = 0.5,
+  legend: bool = False,
   overwrite: bool = False,
+  **options: Any,
 ) -> None:
-  """Writes NAME.png and NAME_overlay.png for each picture, and classes.json.
+  """Writes what is predicted of pictures and videos, and two JSON files.
 
   Args:
-    sources: files and folders.
-    weights: see `load_model`.
+    given: see `find_sources`.
+    weights: see `from_checkpoint`.
     out: folder; made if needed.
-    checkpoint: see `load_model`.
-    image_scale: (long edge, short edge) in pixels that pictures are resized to
-      fit into; None: the training's.
-    batch_size: pictures at a time, over all devices.
+    recursive: see `find_sources`.
+    save: see `output_files`.
+    opacity: of the colours in overlays, 0 to 1.
+    legend: whether overlays of pictures name the classes.
     overwrite: `out` may hold files already.
+    **options: of `from_checkpoint`: protocol, batch size and others.
 
   Raises:
-    UserError: nothing can be done, or, after all others, some pictures could
-      not be read; the message lists them.
+    UserError: nothing can be done, or, after all others, some could not be
+      read; the message lists them.
   """
   # What it warns of is said in our words.
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-  paths = find_pictures(sources)
-  names = output_names(paths)
-  check_output(out, paths, overwrite)
-  model, variables, labels, scale = load_model(weights, checkpoint)
-
-  mesh = sharding.make_mesh()
-  pictures = Pictures(paths)
-  batches = make_eval_iterator(
-    ConfigDict({'image_scale': tuple(image_scale or scale), 'num_threads': 0}),
-    pictures,
-    batch_size=inference.divisible_batch_size(batch_size, mesh),
-    bucket=BUCKET,
-    skip_unreadable=True,
-  )
-  done = 0
-  with contextlib.closing(batches), evaluation_progress() as progress:
-    task = progress.add_task('predict', total=len(paths))
-    eval_step = inference.make_eval_step(
-      model,
-      len(labels.classes),
-      mesh=mesh,
-      on_compile=compile_notice(progress),
-    )
-    for result in inference.image_results(eval_step, variables, batches):
-      image = read_picture(paths[result.index])
-      overlay = visualize.overlay(image, result.prediction, labels.palette)
-      map_file, overlay_file = output_files(names[result.index])
-      try:
-        if not done:
-          write_classes(out, labels)
-        visualize.write_image(out / map_file, result.prediction)
-        visualize.write_image(out / overlay_file, overlay)
-      except OSError as error:
-        raise UserError(
-          f'cannot write to {out} ({error}). Make sure that there is space and '
-          'that you may write there, or give another --out.'
-        ) from error
-      done += 1
-      progress.advance(task)
-  if done:
-    print(f'{done} predictions in {out}', flush=True)
-  if pictures.unreadable:
-    reasons = '\n'.join(
-      f'  {why}' for _, why in sorted(pictures.unreadable.items())
-    )
+  check_opacity(opacity)
+  sources = find_sources(given, recursive, out)
+  files = output_files(sources, save)
+  check_output(out, sources, files, overwrite)
+  predictor = from_checkpoint(weights, **options)
+  done, started = Done(), time.perf_counter()
+  try:
+    with evaluation_progress() as progress:
+      predictor.on_compile = compile_notice(progress)
+      pairs = list(zip(sources, files, strict=True))
+      pictures = [pair for pair in pairs if not pair[0].is_video]
+      if pictures:
+        predict_pictures(
+          predictor, pictures, out, done, progress, opacity, legend
+        )
+      for source, its_files in pairs:
+        if source.is_video:
+          predict_video(
+            predictor, source, its_files, out, done, progress, opacity
+          )
+  except OSError as error:
     raise UserError(
-      f'{len(pictures.unreadable)} of {len(paths)} pictures could not be read; '
-      f'repair them or leave them out:\n{reasons}'
+      f'cannot write to {out} ({error}). Make sure that there is space and '
+      'that you may write there, or give another --out.'
+    ) from error
+  finally:
+    done.seconds = time.perf_counter() - started
+    if done.files:
+      with contextlib.suppress(OSError):
+        write_about(predictor, done, out)
+      print(summary(done, out), flush=True)
+  if done.failed:
+    reasons = ''.join(f'\n  {why}' for why in done.failed.values())
+    raise UserError(
+      f'{len(done.failed)} of {len(sources)} could not be read; repair them '
+      f'or leave them out:{reasons}'
     )
 
 
-def write_classes(out: Path, labels: LabelSet) -> None:
-  """Makes the folder with classes.json, the meaning of the label maps."""
-  out.mkdir(parents=True, exist_ok=True)
-  listed = {'classes': labels.classes, 'palette': labels.palette.tolist()}
-  (out / 'classes.json').write_text(json.dumps(listed), 'utf-8')
+def predict_pictures(
+  predictor: Predictor,
+  pictures: Sequence[tuple[Source, Files]],
+  out: Path,
+  done: Done,
+  progress: rich.progress.Progress,
+  opacity: float,
+  legend: bool,
+) -> None:
+  """Predicts pictures and writes their files, a few at a time."""
+
+  def write(prediction: Prediction, path: Path, files: Files) -> None:
+    for kind, file in files.items():
+      if kind == 'masks':
+        picture = prediction.labels
+      elif kind == 'colors':
+        picture = prediction.colors()
+      else:
+        picture = prediction.overlay(opacity, legend)
+      (out / file).parent.mkdir(parents=True, exist_ok=True)
+      visualize.write_image(out / file, picture)
+    done.files[path] = files
+
+  task = progress.add_task('predict', total=len(pictures))
+  paths = [source.path for source, _ in pictures]
+
+  def writes(pool: ThreadPoolExecutor) -> Iterator[tuple[Path, Future]]:
+    for index, result in predictor.predict_each(paths):
+      path, files = paths[index], pictures[index][1]
+      if isinstance(result, Prediction):
+        yield path, pool.submit(write, result, path, files)
+      else:
+        done.failed[path] = str(result)
+        progress.advance(task)
+
+  threads = read_threads(0)
+  with ThreadPoolExecutor(threads) as pool:
+    for path, future in _ahead(writes(pool), 2 * threads):
+      try:
+        future.result()
+      except UserError as error:  # An overlay reads its picture again.
+        done.failed[path] = str(error)
+      progress.advance(task)
+  order = {path: place for place, path in enumerate(paths)}
+  done.failed = dict(sorted(done.failed.items(), key=lambda x: order[x[0]]))
+
+
+def predict_video(
+  predictor: Predictor,
+  source: Source,
+  files: Files,
+  out: Path,
+  done: Done,
+  progress: rich.progress.Progress,
+  opacity: float,
+) -> None:
+  """Predicts a video's frames and writes its files, whole or not at all."""
+  try:
+    reader = VideoReader(source.path)
+  except UnreadableSample as error:
+    done.failed[source.path] = str(error)
+    return
+  task = progress.add_task(source.path.name, total=reader.total, unit='frames')
+  targets = {kind: out / file for kind, file in files.items()}
+  try:
+    with (
+      contextlib.closing(reader),
+      VideoOutputs(targets, reader.fps, opacity) as outputs,
+      # One, so that frames are written in their order.
+      ThreadPoolExecutor(1) as pool,
+    ):
+      writes = (
+        pool.submit(outputs.write, prediction)
+        for prediction in predictor.predict_frames(reader.frames())
+      )
+      for future in _ahead(writes, 4):
+        future.result()
+        progress.advance(task)
+      if reader.read:
+        outputs.finish()
+        done.files[source.path] = files
+        done.frames[source.path] = reader.read
+    progress.update(task, total=max(reader.read, 1))
+    reader.check_end()
+  except UserError as error:
+    done.failed[source.path] = str(error)
+
+
+def _ahead(items: Iterable[Any], number: int) -> Iterator[Any]:
+  """The same items, of which some are asked for before they are given on."""
+  waiting: collections.deque = collections.deque()
+  for item in items:
+    waiting.append(item)
+    if len(waiting) > number:
+      yield waiting.popleft()
+  yield from waiting
+
+
+def summary(done: Done, out: Path) -> str:
+  """A sentence of how much was done, where, and how fast."""
+  pictures = len(done.files) - len(done.frames)
+  parts = []
+  if pictures:
+    parts.append(f'{pictures} picture{"s" * (pictures != 1)}')
+  if done.frames:
+    videos, frames = len(done.frames), sum(done.frames.values())
+    parts.append(
+      f'{videos} video{"s" * (videos != 1)} of {frames} frame'
+      f'{"s" * (frames != 1)}{" in all" * (videos != 1)}'
+    )
+  rate = done.images() / done.seconds
+  return (
+    f'{" and ".join(parts)} predicted in {done.seconds:.1f} s ({rate:.3g} '
+    f'images/s, compiling included), written to {out}'
+  )
+
+
+def describe(predictor: Predictor, done: Done) -> dict[str, Any]:
+  """What the predictions are of and how they were made, for JSON."""
+
+  def listed(path: Path, files: Files) -> dict[str, Any]:
+    frames = {'frames': done.frames[path]} if path in done.frames else {}
+    return {'source': str(path), **frames} | {
+      kind: file.as_posix() for kind, file in files.items()
+    }
+
+  return {
+    **predictor.about,
+    'protocol': predictor.protocol.describe(),
+    'batch_size': predictor.batch_size,
+    'versions': runtime.versions(),
+    'devices': runtime.describe_devices(),
+    'seconds': round(done.seconds, 3),
+    'predictions': [listed(*item) for item in done.files.items()],
+    'failed': [
+      {'source': str(path), 'why': why} for path, why in done.failed.items()
+    ],
+  }
+
+
+def write_about(predictor: Predictor, done: Done, out: Path) -> None:
+  """Writes what the label maps mean, and how they were made."""
+  palette = predictor.palette.tolist()
+  classes = {'classes': predictor.classes, 'palette': palette}
+  results.write_json(out / 'classes.json', classes)
+  results.write_json(out / 'predictions.json', describe(predictor, done))

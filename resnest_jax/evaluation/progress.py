@@ -2,11 +2,17 @@
 
 from collections.abc import Callable
 
+import rich.console
 import rich.progress
+
+from resnest_jax import hosts
 
 
 class RateColumn(rich.progress.ProgressColumn):
-  """How many a second since the start, named by what is counted."""
+  """How many a second since the start, named by what is counted.
+
+  A task may count something else and say so in its field `unit`.
+  """
 
   def __init__(self, unit: str):
     super().__init__()
@@ -14,12 +20,17 @@ class RateColumn(rich.progress.ProgressColumn):
 
   def render(self, task: rich.progress.Task) -> rich.progress.Text:
     done = task.completed and task.elapsed
-    text = f'{task.completed / task.elapsed:.3g} {self.unit}/s' if done else ''
+    unit = task.fields.get('unit', self.unit)
+    text = f'{task.completed / task.elapsed:.3g} {unit}/s' if done else ''
     return rich.progress.Text(text, style='progress.data.speed')
 
 
 def evaluation_progress() -> rich.progress.Progress:
-  """A display for `evaluate`: bar, count, images/s, time gone and left."""
+  """A display for `evaluate`: bar, count, images/s, time gone and left.
+
+  Of several processes the first one shows its own share, the others nothing.
+  """
+  quiet = None if hosts.is_first() else rich.console.Console(quiet=True)
   return rich.progress.Progress(
     rich.progress.TextColumn('{task.description}'),
     rich.progress.BarColumn(),
@@ -28,6 +39,7 @@ def evaluation_progress() -> rich.progress.Progress:
     rich.progress.TimeElapsedColumn(),
     rich.progress.TextColumn('left'),
     rich.progress.TimeRemainingColumn(),
+    console=quiet,
   )
 
 

@@ -9,11 +9,12 @@ numbers used which.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
+from resnest_jax.errors import UserError
 from resnest_jax.evaluation.final_stage import resized_view
 from resnest_jax.evaluation.multiscale import make_multiscale
 from resnest_jax.evaluation.slide import make_slide
@@ -25,6 +26,7 @@ PARAMETERS = {
   'ms_flip_0x': ('image_scale', 'scales', 'flip'),
   'ms_flip_1x': ('scales', 'flip'),
 }
+_PAIRS = ('image_scale', 'slide_crop', 'slide_stride')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +69,75 @@ class Protocol:
 def make_protocol(config: Any) -> Protocol:
   """The protocol that a configuration names in `eval.protocol`."""
   crop = config.eval.slide_crop or config.data.crop_size
-  two_thirds = [max(2 * length // 3, 1) for length in crop]
   return Protocol(
     name=config.eval.protocol,
     image_scale=tuple(config.data.image_scale),
     crop=tuple(crop),
-    stride=tuple(config.eval.slide_stride or two_thirds),
+    stride=tuple(config.eval.slide_stride or default_stride(crop)),
     scales=tuple(float(scale) for scale in config.eval.scales),
     flip=config.eval.flip,
     bucket=config.eval.bucket,
   )
+
+
+def default_stride(crop: Sequence[int]) -> tuple[int, ...]:
+  """Two thirds of a window, in pixels."""
+  return tuple(max(2 * length // 3, 1) for length in crop)
+
+
+def choose_protocol(
+  name: str,
+  *,
+  image_scale: Sequence[int],
+  crop: Sequence[int],
+  given: Mapping[str, Any],
+) -> Protocol:
+  """A protocol with the parameters that somebody gives.
+
+  Args:
+    name: of the protocol.
+    image_scale: where it is not given.
+    crop: window, where it is not given.
+    given: `image_scale`, `slide_crop`, `slide_stride`, `scales` and `flip`, of
+      which those that are None are not given.
+
+  Raises:
+    UserError: no such protocol, a parameter that it does not have, or a value
+      that cannot be meant.
+  """
+  if name not in PARAMETERS:
+    raise UserError(
+      f'there is no protocol {name!r}; accepted are {", ".join(PARAMETERS)} '
+      '(docs/evaluation.md).'
+    )
+  given = {
+    key.removeprefix('slide_'): tuple(value) if key in _PAIRS else value
+    for key, value in given.items()
+    if value is not None
+  }
+  if unknown := sorted(given.keys() - set(PARAMETERS[name])):
+    raise UserError(
+      f'{unknown[0]} means nothing in the protocol {name!r}, which depends on '
+      f'{", ".join(PARAMETERS[name])}; leave it out or take another protocol.'
+    )
+  values = {'image_scale': tuple(image_scale), 'crop': tuple(crop)} | given
+  values.setdefault('stride', default_stride(values['crop']))
+  if 'scales' in given:
+    values['scales'] = tuple(map(float, given['scales']))
+  for key in ('image_scale', 'crop', 'stride'):
+    if len(values[key]) != 2 or min(values[key]) < 1:
+      raise UserError(
+        f'{key} is {values[key]}; it must be two positive numbers of pixels.'
+      )
+  if any(x > y for x, y in zip(values['stride'], values['crop'], strict=True)):
+    raise UserError(
+      f'the stride {values["stride"]} is longer than the window '
+      f'{values["crop"]} (height, width): pixels between would be left out.'
+    )
+  scales = values.get('scales', Protocol.scales)
+  if not scales or not all(0 < x < float('inf') for x in scales):
+    raise UserError(f'scales are {scales}; give one or more above 0.')
+  return Protocol(name, **values)
 
 
 def make_views(

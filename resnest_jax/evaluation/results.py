@@ -15,33 +15,51 @@ import rich.table
 from ml_collections import ConfigDict
 
 from resnest_jax import runtime
+from resnest_jax.config import flatten
 from resnest_jax.data.checks.finding import listed
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import inference, metrics, visualize
 from resnest_jax.evaluation.bootstrap import Interval
 from resnest_jax.evaluation.boundary import BoundaryScores
+from resnest_jax.evaluation.report import page
 
 
 def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
   """The pictures of an earlier evaluation of the same, to be replaced.
 
+  Its report has one name and is written over.
+
   Raises:
-    UserError: `out` holds something else.
+    UserError: `out` holds something else, or a report that is not its own.
   """
   if not out.exists() or (out.is_dir() and not any(out.iterdir())):
     return []
   try:
     old = json.loads((out / 'metrics.json').read_text('utf-8'))
-    asked = json.loads(json.dumps(result))  # JSON has no tuples.
-    same = all(old[key] == value for key, value in asked.items())
+    before = flatten({key: old[key] for key in result})
+    foreign = old.get('report') != page.NAME and (out / page.NAME).exists()
   except (OSError, ValueError, KeyError, TypeError):
-    same = False
-  if not same:
     raise UserError(
-      f'{out} is there and is not an earlier result of checkpoint '
-      f'{result["checkpoint"]} on {result["data"]["split"]} in the protocol '
-      f'{result["protocol"]["name"]}; nothing was evaluated. '
-      'Give another --out, or remove it.'
+      f'{out} is there and is not the result of an evaluation; nothing was '
+      'evaluated. Give another --out, or remove it.'
+    ) from None
+  # JSON has no tuples.
+  now = flatten(json.loads(json.dumps(result)))
+  if before != now:
+    others = [
+      f'{key}: {before[key]} there, {now[key]} now'
+      for key in sorted(before.keys() & now.keys())
+      if before[key] != now[key]
+    ]
+    others = others or sorted(before.keys() ^ now.keys())
+    raise UserError(
+      f'{out} holds the result of another evaluation ({listed(others, 3)}); '
+      'nothing was evaluated. Give another --out, or remove it.'
+    )
+  if foreign:
+    raise UserError(
+      f'{out / page.NAME} is there and is not of the evaluation beside it; '
+      'nothing was evaluated. Move it, or give another --out.'
     )
   return [out / name for name in old.get('overlays', [])]
 
@@ -157,7 +175,9 @@ def print_table(
     f'{interval.resamples} bootstrap samples)',
     highlight=False,
   )
-  console.print(f'{evaluation.num_images} images, {speed:.3g} images/s')
+  console.print(
+    f'{evaluation.num_images} images, {speed:.3g} images/s (with compiling)'
+  )
 
 
 def percent(value: float) -> str:

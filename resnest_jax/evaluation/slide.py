@@ -163,26 +163,36 @@ def make_slide(
   stride: tuple[int, int],
 ) -> tuple[Callable, Callable]:
   """The protocol's two parts; see `protocols.make_views`."""
-  compiled_cut = jax.jit(
-    split_batch(functools.partial(cut, crop), mesh, P('data'), P('data'))
-  )
+
+  @functools.cache
+  def compiled_cut(window):
+    stage = functools.partial(cut, window)
+    return jax.jit(split_batch(stage, mesh, P('data'), P('data')))
+
+  def window_of(canvas):
+    """What of a window lies beyond all images of a batch is not computed."""
+    return min(crop[0], canvas[0]), min(crop[1], canvas[1])
+
   devices = 1 if mesh is None else mesh.shape['data']
 
   def look(variables, batch):
     image = place(batch['image'])
     canvas = image.shape[1:3]
     sizes = np.asarray(batch['size'])
-    corners, window_sizes, places = plan(sizes, canvas, crop, stride, devices)
+    window = window_of(canvas)
+    corners, window_sizes, places = plan(sizes, canvas, window, stride, devices)
+    cut_out = compiled_cut(window)
     logits = [
-      network(variables, compiled_cut(image, place(corner)), place(size))
+      network(variables, cut_out(image, place(corner)), place(size))
       for corner, size in zip(corners, window_sizes, strict=True)
     ]
     return canvas, (logits, place(places), place(sizes))
 
   def build(canvas, arrays, label_size, label_canvas):
     logits, places, size = arrays
+    window = window_of(canvas)
     valid = logits_size(
-      jnp.minimum(size, jnp.array(crop)), crop, logits[0].shape[1:3]
+      jnp.minimum(size, jnp.array(window)), window, logits[0].shape[1:3]
     )
     logits = jnp.concatenate(logits)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -192,7 +202,7 @@ def make_slide(
         (label_size[:, i], size[:, i]),
         (label_canvas[i], canvas[i], (h, w)[i]),
         valid[:, i],
-        crop[i],
+        window[i],
         stride[i],
         logits.dtype,
       )

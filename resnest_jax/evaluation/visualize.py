@@ -129,7 +129,7 @@ def panel(
     score: error_map(prediction, label),
   }
   columns = [
-    _captioned(_fit(part, box, smooth=part is image), caption, box[1])
+    _captioned(fit(part, box, smooth=part is image), caption, box[1])
     for caption, part in parts.items()
   ]
   pictures = np.hstack(columns)
@@ -161,14 +161,14 @@ def mask_panel(
     note: stands below the title, in red.
     box: height and width, in pixels, into which both are fitted.
   """
-  parts = {'image': _fit(image, box, smooth=True)}
+  parts = {'image': fit(image, box, smooth=True)}
   if label.ndim == 3:
-    parts['mask, as it is stored'] = _fit(label, box)
+    parts['mask, as it is stored'] = fit(label, box)
   else:
     ignored = (label == IGNORE).mean()
     caption = f'classes ({ignored:.1%} ignored, hatched)'
     parts[caption if ignored else 'classes'] = _with_classes(
-      parts['image'], _fit(label, box), palette
+      parts['image'], fit(label, box), palette
     )
   columns = [
     _captioned(part, caption, box[1]) for caption, part in parts.items()
@@ -200,7 +200,7 @@ def _with_classes(
   return picture
 
 
-def _fit(
+def fit(
   picture: np.ndarray, box: tuple[int, int], smooth: bool = False
 ) -> np.ndarray:
   """Resizes to the largest size of the same shape that the box holds."""

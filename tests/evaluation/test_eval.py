@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import runpy
 import sys
 
@@ -9,17 +10,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from evaluation.runs import OVERRIDES, STEP, write_run
 from golden import reference
 
-from resnest_jax.config import config_to_json, load_config
+from resnest_jax.config import load_config
 from resnest_jax.data.datasets import open_split
 from resnest_jax.data.labels import ADE20K
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import visualize
+from resnest_jax.evaluation import metrics, results, visualize
 from resnest_jax.evaluation.boundary import boundary_counts
+from resnest_jax.evaluation.report import page
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.training import checkpoints
-from resnest_jax.training.step import TrainState
 from resnest_jax.weights import convert
 from resnest_jax.weights.pretrained import load_weights
 from resnest_jax.weights.state_dict import (
@@ -27,40 +28,11 @@ from resnest_jax.weights.state_dict import (
   variable_shapes,
 )
 
-STEP = 7
-# One padded shape for all images, so that the network compiles once.
-OVERRIDES = {
-  'model.stem_width': 8,
-  'model.width': 8,
-  'model.head_channels': 16,
-  'model.aux_channels': 8,
-  'data.image_scale': (64, 64),
-  'eval.bucket': 64,
-  'eval.batch_size': 3,
-  'eval.overlays': 3,
-}
-
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   """A run's folder with one checkpoint, of random weights."""
-  path = tmp_path_factory.mktemp('run')
-  config = load_config('configs/ade20k_pspnet.py:mini', OVERRIDES)
-  shapes = variable_shapes(create_segmentor(config.model))
-  state = TrainState(
-    step=np.int32(STEP),
-    **reference.filled_variables(shapes),
-    opt_state={'momentum': np.zeros(1)},
-  )
-  with checkpoints.open_checkpoints(path) as manager:
-    about = {
-      'config': json.loads(config_to_json(config)),
-      'classes': ADE20K.classes,
-      'dilation_rule': 'mmseg',
-      'step': STEP,
-    }
-    checkpoints.save(manager, state, about)
-  return path
+  return write_run(tmp_path_factory.mktemp('run'))
 
 
 def flags(workdir, data_dir, *others):
@@ -133,6 +105,19 @@ def test_results_are_complete_and_consistent(evaluated, workdir, mini_data_dir):
   assert 'sky' in console
 
 
+def test_report_is_named_and_holds_the_scores(evaluated):
+  folder, console = evaluated
+  result = json.loads((folder / 'metrics.json').read_text('utf-8'))
+  assert result['report'] == 'report.html'
+  assert f'report: {folder}/report.html' in console
+  text = (folder / 'report.html').read_text('utf-8')
+  assert f'<dt>mIoU</dt><dd>{100 * result["mIoU"]:.2f}</dd>' in text
+  assert text.count('data:image/jpeg') == 4
+  shown = [*result['report_images']['worst'], *result['report_images']['best']]
+  headings = re.findall(r'<strong>\d\. (.*?)</strong>', text)
+  assert headings == [image['name'] for image in shown]
+
+
 def test_overlays_show_the_images_in_the_palettes_colours(
   evaluated, mini_data_dir
 ):
@@ -178,6 +163,19 @@ def test_the_same_checkpoint_replaces_its_own_results(
     'notes.txt',
     before['overlays'][0].removeprefix('overlays/'),
   }
+  assert after['report_images'] == before['report_images']
+  assert after['date'].replace('T', ' ')[:16] in (
+    folder / 'report.html'
+  ).read_text('utf-8')
+
+
+def test_results_of_another_scale_are_kept_and_named(evaluated, evaluate_here):
+  folder, _ = evaluated
+  before = (folder / 'metrics.json').read_bytes()
+  found = r'protocol.image_scale: \[64, 64\] there, \[128, 64\] now'
+  with pytest.raises(UserError, match=found):
+    evaluate_here('--config.data.image_scale=(128,64)')
+  assert (folder / 'metrics.json').read_bytes() == before
 
 
 def test_boundary_iou_and_beta_on_demand(
@@ -194,9 +192,8 @@ def test_boundary_iou_and_beta_on_demand(
     '--config.eval.fscore_beta=2',
   )
   result = json.loads((tmp_path / 'out/metrics.json').read_text('utf-8'))
-  labels = [
-    x['label'] for x in open_split('ade20k_mini', mini_data_dir, 'validation')
-  ]
+  split = open_split('ade20k_mini', mini_data_dir, 'validation')
+  labels = [sample['label'] for sample in split]
   counts = sum(
     boundary_counts(*pair, 150) for pair in zip(seen, labels, strict=True)
   )
@@ -210,6 +207,19 @@ def test_boundary_iou_and_beta_on_demand(
     'dilation_ratio': 0.02,
   }
   assert 'Boundary' in capsys.readouterr().out
+  # The report has those with the lowest and the highest scores of their own.
+  own = {
+    sample['name']: metrics.scores(
+      metrics.confusion_matrix(prediction, sample['label'], 150)
+    ).mIoU
+    for prediction, sample in zip(seen, split, strict=True)
+  }
+  ranked = sorted(own.items(), key=lambda item: item[1])
+  ranked = [{'name': name, 'mIoU': pytest.approx(x)} for name, x in ranked]
+  assert result['report_images'] == {
+    'worst': ranked[:2],
+    'best': ranked[:-3:-1],
+  }
   # What stands for F2 beside precision and recall is F2, not F1.
   assert result['fscore_beta'] == 2
   precision, recall, fscore = (
@@ -242,7 +252,7 @@ def test_another_protocol_is_named_and_has_a_folder_of_its_own(
   for key in ('per_class', 'mIoU'):
     assert result[key] != whole[key]
   assert result['images'] == whole['images']
-  with pytest.raises(UserError, match='in the protocol ms_flip_1x; nothing'):
+  with pytest.raises(UserError, match='name: slide there, ms_flip_1x now'):
     evaluate_here('--config.eval.protocol=ms_flip_1x', '--out', str(folder))
 
 
@@ -317,7 +327,7 @@ def test_weights_that_cannot_be_evaluated(evaluate_here, weights, tmp_path):
 
 def test_what_is_there_is_not_overwritten(evaluate_here, tmp_path):
   (tmp_path / 'thesis.txt').write_text('all of it')
-  with pytest.raises(UserError, match='not an earlier result of checkpoint'):
+  with pytest.raises(UserError, match='not the result of an evaluation'):
     evaluate_here('--out', str(tmp_path))
   # Nor the results of another split.
   other = {'config': 'ade20k_pspnet_mini', 'data': {'split': 'train'}}
@@ -325,6 +335,23 @@ def test_what_is_there_is_not_overwritten(evaluate_here, tmp_path):
   with pytest.raises(UserError, match='nothing was evaluated'):
     evaluate_here('--out', str(tmp_path))
   assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_foreign_report_is_not_written_over(tmp_path):
+  asked = {
+    'checkpoint': '7',
+    'data': {'split': 'val'},
+    'protocol': {'name': 'whole'},
+  }
+  ours = {**asked, 'overlays': ['overlays/a.png']}
+  results.write_json(tmp_path / 'metrics.json', ours)
+  replaced = results.previous_pictures(tmp_path, asked)
+  assert replaced == [tmp_path / 'overlays/a.png']
+  (tmp_path / page.NAME).write_text('mine')
+  with pytest.raises(UserError, match=r'report\.html is there and is not of'):
+    results.previous_pictures(tmp_path, asked)
+  results.write_json(tmp_path / 'metrics.json', {**ours, 'report': page.NAME})
+  assert results.previous_pictures(tmp_path, asked) == replaced
 
 
 def test_errors_say_what_to_do(evaluate_here, tmp_path):

@@ -1,5 +1,7 @@
 """`predict.py` on pictures of all kinds, with a tiny network."""
 
+import json
+
 import cv2
 import jax
 import numpy as np
@@ -7,16 +9,10 @@ import pytest
 from golden import reference
 from PIL import Image
 
-from resnest_jax import load_checkpoint
+from resnest_jax import from_checkpoint, load_checkpoint
 from resnest_jax.config import load_config
 from resnest_jax.data.device import preprocess
 from resnest_jax.data.labels import ADE20K
-from resnest_jax.errors import UserError
-from resnest_jax.evaluation.pictures import (
-  check_output,
-  find_pictures,
-  output_names,
-)
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training import checkpoints
 from resnest_jax.training.step import TrainState
@@ -28,6 +24,9 @@ OVERRIDES = {
   'model.head_channels': 16,
   'model.aux_channels': 8,
 }
+
+
+ENDS = ('', '_color', '_overlay')
 
 
 @pytest.fixture(scope='module')
@@ -75,6 +74,16 @@ def pictures(tmp_path_factory):
   cv2.imwrite(str(folder / '16grey.tif'), deep[..., 2])
   Image.fromarray(rgb[:1, :1]).save(folder / 'pixel.png')
   (folder / 'notes.txt').write_text('no picture')
+  clip = cv2.VideoWriter(
+    str(folder / 'clip.avi'),
+    cv2.CAP_FFMPEG,
+    cv2.VideoWriter_fourcc(*'MJPG'),
+    12.5,
+    (122, 76),
+  )
+  for shift in range(6):
+    clip.write(np.roll(rgb, 9 * shift, 1)[:76, :122, ::-1].copy())
+  clip.release()
   return folder, {
     'plain.png': rgb,
     'plain.bmp': rgb[:, ::-1],
@@ -107,7 +116,8 @@ def predicted(workdir, pictures, broken, run_script, tmp_path_factory):
   """The folder of predictions, the finished process and its command."""
   out = tmp_path_factory.mktemp('predicted') / 'out'
   command = ('predict.py', '--weights', workdir, '--out', out)
-  command += ('--image_scale', 256, 64, broken, pictures[0])
+  command += ('--image_scale', 256, 64, '--opacity', 0.25)
+  command += (broken, pictures[0])
   return out, run_script(*command, status=1), command
 
 
@@ -115,10 +125,16 @@ def test_predicts_pictures_of_all_kinds(workdir, pictures, predicted):
   out, process, _ = predicted
   expected = pictures[1]
   files = {path.name for path in out.iterdir()}
-  assert files == {'classes.json'}.union(
-    *({f'{name}.png', f'{name}_overlay.png'} for name in expected)
+  assert files == {
+    *('classes.json', 'predictions.json'),
+    *('clip_color.mp4', 'clip_overlay.mp4'),
+    *(f'{name}{end}.png' for name in expected for end in ENDS),
+  }
+  said = ' '.join(process.stdout.split())
+  assert (
+    f'{len(expected)} pictures and 1 video of 6 frames predicted in' in said
   )
-  assert f'{len(expected)} predictions in {out}' in process.stdout
+  assert f'images/s, compiling included), written to {out}' in said
   assert process.stdout.count('compiling for images of up to ') == 1
 
   model, variables, _ = load_checkpoint(workdir)
@@ -140,52 +156,62 @@ def test_predicts_pictures_of_all_kinds(workdir, pictures, predicted):
     # JPEG's pixels are a little off, CMYK's more.
     lossy = name in ('turned', 'cmyk')
     assert (found == label_map).mean() > (0.97 if lossy else 0.999), name
-    overlay = cv2.imread(str(out / f'{name}_overlay.png'))
-    assert overlay.shape == picture.shape
+    colours = cv2.imread(str(out / f'{name}_color.png'))[..., ::-1]
+    np.testing.assert_array_equal(colours, ADE20K.palette[found])
+    overlay = cv2.imread(str(out / f'{name}_overlay.png'))[..., ::-1]
+    if not lossy:
+      mixed = picture * 0.75 + colours * 0.25
+      assert np.abs(overlay - mixed).max() <= 0.5
 
 
 def test_broken_pictures_are_told_after_all_others(predicted, broken):
   _, process, _ = predicted
   names = ('cut_off.jpg', 'cut_off.png', 'empty.png')
   error, *reasons = process.stderr.splitlines()
-  assert error.startswith('error: 3 of 13 pictures could not be read')
+  assert error.startswith('error: 3 of 14 could not be read')
   for name, reason in zip(names, reasons, strict=True):
     assert f'{broken / name} cannot be read as a picture: it is da' in reason
 
 
-def test_predict_overwrites_nothing_unasked(predicted, pictures, tmp_path):
+def test_python_predicts_what_the_command_does(workdir, pictures, predicted):
   out, _, _ = predicted
-  paths = find_pictures([pictures[0]])
-  with pytest.raises(UserError, match=r'is not empty; add --overwrite'):
-    check_output(out, paths, overwrite=False)
-  check_output(out, paths, overwrite=True)
-  with pytest.raises(UserError, match='is the folder of the pictures'):
-    check_output(pictures[0], paths, overwrite=True)
-  with pytest.raises(UserError, match='is a file'):
-    check_output(paths[0], paths, overwrite=True)
-  check_output(tmp_path, paths, overwrite=False)
+  model = from_checkpoint(workdir, image_scale=(256, 64))
+  assert model.classes == ADE20K.classes
+  prediction = model.predict(pictures[0] / 'plain.png')
+  mask = cv2.imread(str(out / 'plain.png.png'), cv2.IMREAD_UNCHANGED)
+  assert (prediction.labels == mask).mean() > 0.999
+  overlay = cv2.imread(str(out / 'plain.png_overlay.png'))[..., ::-1]
+  differs = (prediction.overlay(0.25) != overlay).any(-1)
+  assert not differs[prediction.labels == mask].any()
 
 
-def test_pictures_of_the_same_name(tmp_path):
-  first, second = tmp_path / 'first', tmp_path / 'second'
-  for folder in (first, second):
-    folder.mkdir()
-    for name in ('a.jpg', 'a.png', 'b.jpg'):
-      (folder / name).touch()
-  # Given by the folder and by its name: once.
-  paths = find_pictures([first, first / 'b.jpg', first / '..' / 'first'])
-  assert output_names(paths) == ['a.jpg', 'a.png', 'b']
-  with pytest.raises(UserError) as error:
-    output_names(find_pictures([first / 'b.jpg', second]))
-  assert (
-    f'{first / "b.jpg"} and {second / "b.jpg"} would both be written to '
-    'b.jpg.png'
-  ) in str(error.value)
-  paths = [first / 'b.jpg', first / 'b_overlay.jpg']
-  with pytest.raises(UserError, match='both be written to b_overlay'):
-    output_names(paths)
-  with pytest.raises(UserError, match='there is no picture in'):
-    find_pictures([tmp_path])
+def test_predictions_say_how_they_were_made(workdir, predicted, broken):
+  out, _, _ = predicted
+  about = json.loads((out / 'predictions.json').read_text())
+  assert about['weights']['source'] == str(workdir)
+  assert about['weights']['step'] == 3
+  assert about['model']['head'] == 'pspnet'
+  assert about['protocol'] == {'name': 'whole', 'image_scale': [256, 64]}
+  assert about['versions']['jax'] == jax.__version__
+  of_name = {x['source']: x for x in about['predictions']}
+  assert len(of_name) == 11
+  (clip,) = (x for name, x in of_name.items() if name.endswith('clip.avi'))
+  assert clip['frames'] == 6
+  assert clip['overlays'] == 'clip_overlay.mp4'
+  assert 'masks' not in clip
+  assert [x['source'] for x in about['failed']] == [
+    str(broken / name) for name in ('cut_off.jpg', 'cut_off.png', 'empty.png')
+  ]
+  clip = cv2.VideoCapture(str(out / 'clip_overlay.mp4'))
+  assert clip.get(cv2.CAP_PROP_FPS) == 12.5
+  assert clip.get(cv2.CAP_PROP_FRAME_COUNT) == 6
+
+
+def test_windows_are_as_large_as_the_crops_of_the_training(workdir):
+  protocol = from_checkpoint(workdir, protocol='slide').protocol
+  config = load_config('configs/ade20k_pspnet.py:mini')
+  assert protocol.crop == config.data.crop_size
+  assert protocol.image_scale == config.data.image_scale
 
 
 def test_predict_tells_mistakes_of_the_command_line(run_script, tmp_path):
@@ -193,6 +219,8 @@ def test_predict_tells_mistakes_of_the_command_line(run_script, tmp_path):
   for flag, message in (
     ('--outt', 'unrecognized arguments: --outt'),
     ('--batch_size=0', '--batch_size is 0'),
+    ('--protocol=hole', "argument --protocol: invalid choice: 'hole'"),
+    ('--save=mask', "argument --save: invalid choice: 'mask'"),
   ):
     stderr = run_script(*command, tmp_path, flag, status=1).stderr
     assert stderr.startswith(f'error: {message}')

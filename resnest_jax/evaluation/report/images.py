@@ -1,0 +1,157 @@
+"""The pictures of the report, as HTML with the pixels inside."""
+
+import base64
+import dataclasses
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import cv2
+import numpy as np
+
+from resnest_jax.evaluation import metrics, visualize
+from resnest_jax.evaluation.extremes import Extremes, ScoredImage
+from resnest_jax.evaluation.report.parts import swatch
+
+BOX = (480, 640)  # Height and width into which pictures are fitted, pixels.
+MOST_CHIPS = 12  # Classes named below an image.
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """An image of the split as the page shows it."""
+
+  name: str
+  score: float  # Its own mIoU.
+  right: float  # The share of its labelled pixels that is right.
+  parts: Mapping[str, str]  # Caption -> data URI, from image to errors.
+  size: tuple[int, int]  # Height and width of each part, pixels.
+  classes: Sequence[tuple[str, np.ndarray, float]]  # Name, colour, IoU.
+
+
+def make_pictures(
+  extremes: Extremes,
+  split: Sequence[Mapping[str, Any]],
+  classes: Sequence[str],
+  palette: np.ndarray,
+) -> dict[str, list[Picture]]:
+  """The worst and the best images of a split, ready to be shown.
+
+  Args:
+    extremes: which.
+    split: samples by index, see `make_picture`.
+    classes: C names.
+    palette: uint8 (C, 3) RGB.
+  """
+  return {
+    kind: [
+      make_picture(image, split[image.index], classes, palette)
+      for image in images
+    ]
+    for kind, images in extremes.both().items()
+  }
+
+
+def make_picture(
+  shown: ScoredImage,
+  sample: Mapping[str, Any],
+  classes: Sequence[str],
+  palette: np.ndarray,
+) -> Picture:
+  """Image, ground truth, prediction and errors.
+
+  Args:
+    shown: with the prediction.
+    sample: of the split: image uint8 (H, W, 3), label uint8 (H, W), name.
+    classes: C names.
+    palette: uint8 (C, 3) RGB.
+  """
+  prediction, label = shown.prediction, sample['label']
+  confusion = metrics.confusion_matrix(prediction, label, len(classes))
+  intersection, union = metrics.intersection_and_union(confusion)
+  largest = np.argsort(-union, kind='stable')[:MOST_CHIPS]
+  maps = {
+    'ground truth': visualize.colour(label, palette),
+    'prediction': visualize.colour(prediction, palette),
+    'errors': visualize.error_map(prediction, label),
+  }
+  image = visualize.fit(sample['image'], BOX, smooth=True)
+  parts = {'image': _data_uri(image, '.jpg')}
+  for caption, picture in maps.items():
+    parts[caption] = _data_uri(visualize.fit(picture, BOX), '.png')
+  return Picture(
+    name=sample['name'],
+    score=shown.score,
+    right=float(metrics.scores(confusion).aAcc),
+    parts=parts,
+    size=image.shape[:2],
+    classes=[
+      (classes[i], palette[i], intersection[i] / union[i])
+      for i in largest
+      if union[i]
+    ],
+  )
+
+
+def _data_uri(picture: np.ndarray, ending: str) -> str:
+  kind = {'.jpg': 'jpeg', '.png': 'png'}[ending]
+  options = {
+    '.jpg': [cv2.IMWRITE_JPEG_QUALITY, 85],
+    '.png': [cv2.IMWRITE_PNG_COMPRESSION, 9],
+  }[ending]
+  bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+  done, encoded = cv2.imencode(ending, bgr, options)
+  if not done:
+    raise OSError(f'OpenCV could not encode {picture.shape} as {ending}')
+  text = base64.b64encode(encoded.tobytes()).decode('ascii')
+  return f'data:image/{kind};base64,{text}'
+
+
+def section(pictures: Mapping[str, Sequence[Picture]], images: int) -> str:
+  """The worst and the best images."""
+  if not any(pictures.values()):
+    why = 'None was asked for.' if images else 'There are none.'
+    return f'<p class="note">{why}</p>'
+  content = [
+    '<p class="muted">By their own mIoU. In the errors, wrong pixels are red '
+    'and those without a label grey blue; in the ground truth these are '
+    'black.</p>'
+  ]
+  for kind, shown in pictures.items():
+    if shown:
+      content.append(f'<h3>{kind.capitalize()}</h3>')
+      content += [_article(kind, *item) for item in enumerate(shown, 1)]
+  return ''.join(content)
+
+
+def _article(kind: str, rank: int, picture: Picture) -> str:
+  height, width = picture.size
+  name = escape(picture.name)
+  figures = ''.join(
+    f'<figure><button type="button" aria-label="enlarge: {caption}">'
+    f'<img src="{uri}" alt="{name}: {caption}" width="{width}" '
+    f'height="{height}"></button><figcaption>{caption}</figcaption></figure>'
+    for caption, uri in picture.parts.items()
+  )
+  chips = ''.join(
+    f'<li>{swatch(colour)}{escape(label)} {100 * iou:.1f}</li>'
+    for label, colour, iou in picture.classes
+  )
+  return (
+    f'<article class="shown" data-kind="{kind}"><header>'
+    f'<strong>{rank}. {name}</strong>'
+    f'<span>mIoU {100 * picture.score:.2f}</span>'
+    f'<span class="muted">{picture.right:.1%} of pixels right</span></header>'
+    f'<div class="four">{figures}</div>'
+    f'<ul class="chips" aria-label="IoU of its largest classes">{chips}</ul>'
+    '</article>'
+  )
+
+
+def full_legend(classes: Sequence[str], palette: np.ndarray) -> str:
+  """All classes with their colours."""
+  entries = ''.join(
+    f'<li>{swatch(colour)}{escape(name)}</li>'
+    for name, colour in zip(classes, palette, strict=True)
+  )
+  return f'<ul class="legend">{entries}</ul>'

@@ -1,0 +1,167 @@
+"""The tables of the report: the classes, and what is taken for what."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from resnest_jax.data.checks.finding import plural
+from resnest_jax.evaluation.report.parts import UNDEFINED, percent, swatch
+
+MOST_CONFUSIONS = 16  # In the list beside the matrix.
+
+
+# --- Classes -----------------------------------------------------------------
+
+
+def class_table(
+  result: Mapping[str, Any], confusion: np.ndarray, palette: np.ndarray
+) -> str:
+  """All scores of each class, one row each, and their means."""
+  columns = {'IoU': 'IoU', 'Acc': 'Acc', 'Precision': 'Precision'}
+  columns['Dice'] = 'Dice'
+  means = dict(result['mean'])
+  if result['fscore_beta'] != 1:
+    columns['Fscore'] = f'F{result["fscore_beta"]:g}'
+  if result['boundary']:
+    columns['BoundaryIoU'] = 'Boundary IoU'
+    means['BoundaryIoU'] = result['boundary']['mIoU']
+  titles = {'#': 'number', 'Class': 'text'}
+  titles |= dict.fromkeys(columns.values(), 'number')
+  titles |= {'Pixels': 'number', 'Mostly taken for': 'number'}
+  head = ''.join(
+    f'<th scope="col" data-type="{kind}" aria-sort='
+    f'"{"ascending" if title == "#" else "none"}"'
+    f'{_text_column(title)}><button type="button">{title}</button></th>'
+    for title, kind in titles.items()
+  )
+  total = int(confusion.sum())
+  unscored = sum(entry['IoU'] is None for entry in result['per_class'])
+  choice = ''
+  if unscored:
+    # Most of 150 rows without a number would bury the others.
+    number = len(result['per_class'])
+    checked = ' checked' if number / 2 < unscored < number else ''
+    choice = (
+      f'<label><input id="scored" type="checkbox"{checked}> only classes with '
+      'a score</label>'
+    )
+  rows = [
+    _row(i, entry, columns, confusion[i], result['per_class'], palette[i])
+    for i, entry in enumerate(result['per_class'])
+  ]
+  foot = ''.join(f'<td>{percent(means[key])}</td>' for key in columns)
+  return (
+    '<p class="muted">Scores in percent. A heading sorts by its column, and '
+    'again the other way round.</p>'
+    '<div class="tools"><label>Filter <input id="filter" type="search" '
+    f'placeholder="name of a class" autocomplete="off"></label>{choice}'
+    '<span id="filtered" class="muted" role="status"></span></div>'
+    '<div class="scroll" tabindex="0" role="region" aria-label="Classes">'
+    f'<table id="class-table"><thead><tr>{head}</tr></thead>'
+    f'<tbody>{"".join(rows)}</tbody><tfoot><tr><td></td>'
+    f'<th scope="row" class="text">mean of {result["classes_averaged"]}</th>'
+    f'{foot}<td>{total:,}</td><td></td></tr></tfoot></table></div>'
+  )
+
+
+def _text_column(title: str) -> str:
+  return ' class="text"' if title in ('Class', 'Mostly taken for') else ''
+
+
+def _row(
+  index: int,
+  entry: Mapping[str, Any],
+  columns: Mapping[str, str],
+  counts: np.ndarray,
+  per_class: Sequence[Mapping[str, Any]],
+  colour: np.ndarray,
+) -> str:
+  """A class; `data-value` is what its cells are sorted by, '' undefined."""
+  name = entry['class']
+  cells = [
+    f'<td data-value="{index}">{index}</td>',
+    f'<th scope="row" class="text" data-value="{escape(name)}" '
+    f'title="{escape(name)}">{swatch(colour)}{escape(name)}</th>',
+  ]
+  for key in columns:
+    value = entry[key]
+    bar = ''
+    if key == 'IoU':
+      width = 0 if value is None else 100 * value
+      bar = f'<span class="bar"><i style="width:{width:.1f}%"></i></span>'
+    shown = UNDEFINED if value is None else percent(value)
+    sorted_by = '' if value is None else repr(value)
+    cells.append(f'<td data-value="{sorted_by}">{shown}{bar}</td>')
+  cells.append(f'<td data-value="{entry["pixels"]}">{entry["pixels"]:,}</td>')
+  others = counts.copy()
+  others[index] = 0
+  worst = int(others.argmax())
+  if others[worst]:
+    share = float(others[worst] / counts.sum())
+    taken = f'{escape(per_class[worst]["class"])} {percent(share, 1)} %'
+    cells.append(f'<td class="text" data-value="{share!r}">{taken}</td>')
+  else:
+    cells.append(f'<td class="text" data-value="">{UNDEFINED}</td>')
+  mark = ' data-unscored' if entry['IoU'] is None else ''
+  return f'<tr{mark}>{"".join(cells)}</tr>'
+
+
+# --- Confusions --------------------------------------------------------------
+
+
+def confusions(
+  confusion: np.ndarray, occurring: np.ndarray, classes: Sequence[str]
+) -> str:
+  """The matrix, which the script draws, and its largest errors as a list."""
+  if not occurring.size:
+    return '<p class="note">No pixel was counted.</p>'
+  left_out = len(classes) - len(occurring)
+  without = (
+    f' {plural(left_out, "class")} without any pixel left out.'
+    if left_out
+    else ''
+  )
+  return (
+    '<p class="muted">A row is a class of the ground truth, a column what was '
+    f'predicted; each row adds up to 100 %.{without}</p>'
+    '<div class="split"><div>'
+    '<div class="tools"><span class="ramps"><span>right 0<i class="ramp r">'
+    '</i>100 %</span><span>wrong 0<i class="ramp w"></i>100 %</span></span>'
+    '<label>Size <input id="zoom" type="range" min="3" '
+    'max="44" value="6"></label></div>'
+    '<div class="heat"><div class="heat-grid">'
+    '<div class="corner">predicted &rarr;<br>ground truth &darr;</div>'
+    '<div class="columns" aria-hidden="true"></div>'
+    '<div class="rows" aria-hidden="true"></div>'
+    '<div class="matrix"><canvas id="heat" tabindex="0" role="img" '
+    'aria-label="Confusion matrix; the arrow keys go from cell to cell">'
+    '</canvas></div></div></div>'
+    '<noscript><p class="note">The matrix needs JavaScript.</p></noscript>'
+    '</div><div><h3>Most frequent confusions</h3>'
+    f'{_confusion_list(confusion, occurring, classes)}</div></div>'
+  )
+
+
+def _confusion_list(
+  confusion: np.ndarray, occurring: np.ndarray, classes: Sequence[str]
+) -> str:
+  """Those with the most pixels, with their share of the ground truth."""
+  wrong = confusion - np.diag(np.diagonal(confusion))
+  order = np.argsort(-wrong, axis=None, kind='stable')[:MOST_CONFUSIONS]
+  place = {int(index): i for i, index in enumerate(occurring)}
+  entries = []
+  for r, c in zip(*np.unravel_index(order, wrong.shape), strict=True):
+    if not wrong[r, c]:
+      break
+    share = wrong[r, c] / confusion[r].sum()
+    entries.append(
+      f'<li><button type="button" data-row="{place[int(r)]}" '
+      f'data-column="{place[int(c)]}"><span>{escape(classes[r])} &rarr; '
+      f'{escape(classes[c])}</span><b>{percent(share, 1)} %</b>'
+      f'<small>{wrong[r, c]:,} pixels</small></button></li>'
+    )
+  if not entries:
+    return '<p>None: every pixel is right.</p>'
+  return f'<ol class="confusions">{"".join(entries)}</ol>'

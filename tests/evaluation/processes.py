@@ -1,0 +1,119 @@
+"""Evaluations in processes of their own: several devices, several hosts.
+
+    python tests/evaluation/processes.py devices
+    python tests/evaluation/processes.py host PORT INDEX OVERRIDES WORKDIR OUT
+
+Each evaluation is a line of JSON. `devices`: by number of devices and batch
+size. `host`: one of two, as a cluster would start it; the evaluations of
+`SPLITS`, then that of a run's checkpoint.
+"""
+
+import contextlib
+import json
+import sys
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+from evaluation import plain
+from golden import reference
+
+from resnest_jax.config import load_config
+from resnest_jax.data.pipeline import make_eval_iterator
+from resnest_jax.errors import UserError
+from resnest_jax.evaluation import inference
+from resnest_jax.evaluation.split import evaluate_split
+from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training import sharding
+from resnest_jax.weights.state_dict import variable_shapes
+
+
+class Noise:
+  """A split of random images and labels of many sizes."""
+
+  def __init__(self, number, broken=()):
+    self.number, self.broken = number, broken
+
+  def __len__(self):
+    return self.number
+
+  def __getitem__(self, index):
+    rng = np.random.default_rng(index)
+    size = tuple(rng.integers(20, 65, 2))
+    label = rng.integers(0, plain.CLASSES, size, np.uint8)
+    if index in self.broken:
+      label[0, 0] = plain.CLASSES
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    return {'image': image, 'label': label, 'name': f'image_{index}'}
+
+
+# Unevenly shared by two: three and two, one and none; and a wrong label.
+SPLITS = (Noise(5), Noise(1), Noise(5, broken=(3,)))
+
+
+def outcome(split, mesh=None, batch_size=3, model=None, variables=None):
+  """What an evaluation gives, to be compared as JSON; or the error's text."""
+  mesh = mesh or sharding.local_mesh()
+  shown, batch_size = [], inference.divisible_batch_size(batch_size, mesh)
+  batches = make_eval_iterator(
+    types.SimpleNamespace(num_threads=1, image_scale=(64, 64)),
+    split,
+    batch_size=batch_size,
+    bucket=64,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  try:
+    with contextlib.closing(batches):
+      evaluation = inference.evaluate(
+        inference.make_eval_step(
+          model or plain.Upsampler(), plain.CLASSES, mesh=mesh
+        ),
+        variables or plain.variables(),
+        batches,
+        tuple('abcdefg'),
+        len(split),
+        on_image=lambda result: shown.append(result.index),
+      )
+  except UserError as error:
+    return str(error)
+  return {
+    'batch_size': batch_size,
+    'shown': sorted(shown),
+    'confusion': evaluation.confusion.tolist(),
+    'dtype': str(evaluation.confusion.dtype),
+    'image_counts': evaluation.image_counts.tolist(),
+    'mIoU': evaluation.scores.mIoU,
+  }
+
+
+def on_devices():
+  config = reference.TINY | {
+    'dtype': 'float32',
+    'head': 'fcn',
+    'stem_width': 4,
+    'width': 4,
+    'aux_channels': None,
+  }
+  model = create_segmentor(config)
+  variables = reference.filled_variables(variable_shapes(model))
+  for number in (1, 2, 8):
+    for batch_size in (1, 7):
+      mesh = plain.make_mesh(number)
+      result = outcome(Noise(15), mesh, batch_size, model, variables)
+      print(json.dumps([number, batch_size, result]), flush=True)
+
+
+def on_host(port, index, overrides, workdir, out):
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  jax.distributed.initialize(f'localhost:{port}', 2, int(index))
+  for split in SPLITS:
+    print(json.dumps(outcome(split)), flush=True)
+  config = load_config('configs/ade20k_pspnet.py:mini', json.loads(overrides))
+  evaluate_split(config, workdir=Path(workdir), out=Path(out))
+
+
+if __name__ == '__main__':
+  what, *arguments = sys.argv[1:]
+  {'devices': on_devices, 'host': on_host}[what](*arguments)

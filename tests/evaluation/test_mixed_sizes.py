@@ -1,0 +1,108 @@
+"""Sixty sizes in shared shapes and batches against each image on its own."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import reference
+from models.torch_segmentor import TorchSegmentor, upsampled
+
+from resnest_jax import runtime
+from resnest_jax.data import device
+from resnest_jax.data.pipeline import make_eval_iterator
+from resnest_jax.evaluation import inference
+from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
+
+CLASSES = 7
+SMALLEST, LARGEST = (40, 40), (200, 300)
+
+
+class Pictures:
+  """A split of noise, 15 images of sizes drawn between the two above."""
+
+  def __init__(self, seed):
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(SMALLEST, np.add(LARGEST, 1), (13, 2)).tolist()
+    self.sizes = [SMALLEST, LARGEST, *map(tuple, drawn)]
+
+  def __len__(self):
+    return len(self.sizes)
+
+  def __getitem__(self, index):
+    rng = np.random.default_rng([8, index])
+    size = self.sizes[index]
+    return {
+      'image': rng.integers(0, 256, (*size, 3), np.uint8),
+      'label': rng.integers(0, CLASSES, size, np.uint8),
+      'name': str(index),
+    }
+
+
+@pytest.fixture
+def kept_logits(monkeypatch):
+  """Gets the logits of every batch that an evaluation step sees."""
+  logits, make_views = [], inference.make_views
+
+  def watched(protocol, network, *others):
+    def keeping(*arguments):
+      logits.append(network(*arguments))
+      return logits[-1]
+
+    return make_views(protocol, keeping, *others)
+
+  monkeypatch.setattr(inference, 'make_views', watched)
+  return logits
+
+
+@pytest.mark.parametrize(
+  ('head', 'output_stride'),
+  [('fcn', 16), ('pspnet', 8), ('deeplabv3', 8), ('deeplabv3plus', 8)],
+)
+def test_mixed_sizes_equal_each_image_alone(head, output_stride, kept_logits):
+  config = reference.TINY | {
+    'head': head,
+    'output_stride': output_stride,
+    'stem_width': 4,
+    'width': 4,
+    'aux_channels': None,
+  }
+  split, shapes, errors, seen = Pictures(len(head)), set(), [], []
+  with jax.enable_x64(True), runtime.count_compilations() as compiled:
+    model = create_segmentor(config)
+    variables = reference.filled_variables(variable_shapes(model))
+    alone = TorchSegmentor(
+      export_state_dict(model, variables, 'mmseg'), head, output_stride
+    )
+    step = inference.make_eval_step(model, CLASSES, dtype=jnp.float64)
+    batches = make_eval_iterator(
+      types.SimpleNamespace(num_threads=1),
+      split,
+      batch_size=5,
+      bucket=200,
+      keep_size=True,
+    )
+    for batch in batches:
+      # NumPy's slices do not compile.
+      maps = np.asarray(step(variables, batch)[0])
+      logits = np.asarray(kept_logits.pop())
+      shapes.add(batch['image'].shape)
+      for slot, index in enumerate(batch['index'].tolist()):
+        if index < 0:
+          continue
+        image = (split[index]['image'] - np.array(device.MEAN)) / device.STD
+        expected = alone(image)
+        rows, columns = expected.shape[2:]
+        ours = logits[slot, :rows, :columns].transpose(2, 0, 1)
+        errors.append(reference.relative_error(ours, expected[0]))
+        height, width = split.sizes[index]
+        classes = upsampled(expected, (height, width))[0].argmax(0)
+        flips = np.count_nonzero(maps[slot, :height, :width] != classes.numpy())
+        seen.append((index, flips))
+  assert sorted(seen) == [(index, 0) for index in range(15)]
+  assert max(errors) < 1e-9
+  # Few shapes, and the network was compiled once for each.
+  assert shapes == {(5, 200, 200, 3), (5, 200, 400, 3)}
+  assert sum('forward' in name for name in compiled) == 2

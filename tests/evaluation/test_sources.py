@@ -1,0 +1,150 @@
+"""Which files are meant, and how those that are written are called."""
+
+from pathlib import Path
+
+import pytest
+
+from resnest_jax.errors import UserError
+from resnest_jax.evaluation.sources import (
+  Source,
+  check_output,
+  find_sources,
+  output_files,
+)
+
+
+@pytest.fixture
+def trip(tmp_path, monkeypatch):
+  """A folder with sub folders, in which the process works."""
+  for name in (
+    *('trip/a.jpg', 'trip/b.MP4', 'trip/notes.txt', 'trip/.hidden.jpg'),
+    *('trip/day 1/a.jpg', 'trip/day 1/late/c.webm', 'trip/day 2/a.jpg'),
+  ):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  monkeypatch.chdir(tmp_path)
+  return tmp_path / 'trip'
+
+
+def found(*given, **options):
+  return [
+    (str(source.path), source.folder.as_posix())
+    for source in find_sources(given, **options)
+  ]
+
+
+def masks(sources):
+  return [files['masks'].as_posix() for files in output_files(sources, 'masks')]
+
+
+def test_folders_with_and_without_their_sub_folders(trip):
+  flat = [('trip/a.jpg', '.'), ('trip/b.MP4', '.')]
+  assert found('trip') == flat
+  assert found('trip', 'trip/a.jpg', trip / '..' / 'trip') == flat
+  assert found('trip', recursive=True) == [
+    ('trip/a.jpg', '.'),
+    ('trip/b.MP4', '.'),
+    ('trip/day 1/a.jpg', 'day 1'),
+    ('trip/day 1/late/c.webm', 'day 1/late'),
+    ('trip/day 2/a.jpg', 'day 2'),
+  ]
+  # What is in the output folder is no input.
+  (trip / 'out').mkdir()
+  (trip / 'out' / 'a.png').touch()
+  assert len(found('trip', recursive=True, out=Path('trip/out'))) == 5
+  assert found('trip/out', out=Path('trip/out')) == [('trip/out/a.png', '.')]
+
+
+def test_patterns_keep_the_folders_below_their_fixed_part(trip):
+  assert found('trip/*') == [('trip/a.jpg', '.'), ('trip/b.MP4', '.')]
+  assert found('trip/**/a.*') == [
+    ('trip/a.jpg', '.'),
+    ('trip/day 1/a.jpg', 'day 1'),
+    ('trip/day 2/a.jpg', 'day 2'),
+  ]
+  assert found('*/day [2-9]/?.jpg') == [('trip/day 2/a.jpg', 'trip/day 2')]
+  # A file of such a name is meant itself.
+  (trip / '[a].jpg').touch()
+  assert found('trip/[a].jpg') == [('trip/[a].jpg', '.')]
+
+
+def test_what_is_not_there_is_told(trip):
+  for given, message in (
+    ('trip/*.tif', r"the pattern 'trip/\*\.tif' matches no picture or video"),
+    ('trip/*.txt', r"the pattern 'trip/\*\.txt' matches no picture or video"),
+    ('nowhere', 'there is no file, folder or pattern nowhere'),
+  ):
+    with pytest.raises(UserError, match=message):
+      find_sources(['trip', given])
+  (trip / 'empty').mkdir()
+  with pytest.raises(UserError, match=r'no picture or video in .*--recursive'):
+    find_sources([trip / 'empty'])
+
+
+def test_names_of_what_is_written():
+  picture, video = Source(Path('x/a.jpg')), Source(Path('b.mp4'), Path('sub'))
+  of_picture, of_video = output_files([picture, video])
+  assert {kind: str(path) for kind, path in of_picture.items()} == {
+    'masks': 'a.png',
+    'colors': 'a_color.png',
+    'overlays': 'a_overlay.png',
+  }
+  assert {kind: str(path) for kind, path in of_video.items()} == {
+    'colors': 'sub/b_color.mp4',
+    'overlays': 'sub/b_overlay.mp4',
+  }
+  assert output_files([picture, video], ['masks']) == [
+    {'masks': Path('a.png')},
+    {'masks': Path('sub/b')},
+  ]
+
+
+def test_pictures_of_the_same_name(tmp_path):
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  for folder in (first, second):
+    folder.mkdir()
+    for name in ('a.jpg', 'a.png', 'b.jpg'):
+      (folder / name).touch()
+  sources = find_sources([first])
+  assert masks(sources) == ['a.jpg.png', 'a.png.png', 'b.png']
+  with pytest.raises(UserError) as error:
+    output_files(find_sources([first / 'b.jpg', first / 'a.jpg', second]))
+  assert (
+    f'{first / "a.jpg"} and {second / "a.jpg"} would both be written to '
+    'a.jpg.png'
+  ) in str(error.value)
+  sources = [Source(first / 'b.jpg'), Source(first / 'b_overlay.jpg')]
+  with pytest.raises(UserError, match='both be written to b_overlay'):
+    output_files(sources)
+  # The folder of a video's masks, and one of pictures.
+  sources = [Source(Path('day.mp4')), Source(Path('day/a.jpg'), Path('day'))]
+  assert masks(sources) == ['day.mp4', 'day/a.png']
+
+
+def check(out, given, overwrite=False, save=None):
+  sources = find_sources([given])
+  check_output(out, sources, output_files(sources, save), overwrite)
+
+
+def test_nothing_is_overwritten_unasked(trip, tmp_path):
+  out = tmp_path / 'out'
+  check(out, 'trip')
+  out.mkdir()
+  check(out, 'trip')
+  (out / 'a.png').touch()
+  with pytest.raises(UserError, match=r'is not empty; add --overwrite'):
+    check(out, 'trip')
+  check(out, 'trip', overwrite=True)
+  for folder, given in (
+    (trip, 'trip'),
+    (trip, 'trip/a.jpg'),
+  ):
+    with pytest.raises(UserError, match='is the folder of the pictures'):
+      check(folder, given, overwrite=True)
+  with pytest.raises(UserError, match='is a file'):
+    check(trip / 'a.jpg', 'trip')
+  # A pattern's sub folders would be written into themselves.
+  (trip / 'day 1' / 'a.png').touch()
+  with pytest.raises(UserError, match=r'day 1/a\.png could be overwritten'):
+    check(trip, 'trip/*/a.png', overwrite=True)
