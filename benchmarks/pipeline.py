@@ -13,9 +13,7 @@ of their own. All take turns, round by round, and medians are compared.
 
 import argparse
 import contextlib
-import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +28,7 @@ import rich.table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.peer import open_peer
 from benchmarks.report import count_cores, describe_machine, write_result
 from resnest_jax.config import load_config
 from resnest_jax.data import cityscapes, mini, mini_cityscapes, transforms
@@ -42,7 +41,7 @@ from resnest_jax.data.pipeline import (
 )
 from resnest_jax.data.prepare import prepare, prepare_raw
 from resnest_jax.data.sampling import Shuffled
-from resnest_jax.errors import UserError, run
+from resnest_jax.errors import run
 
 SEED = 0
 DATA = ('ade20k', 'cityscapes', 'cityscapes_raw')
@@ -197,51 +196,6 @@ def stage_milliseconds(split: Split, data_config, number: int) -> dict:
   }
 
 
-class Peer:
-  """The other pipeline in its own process; answers one request at a time."""
-
-  def __init__(self, command: str, data: str, folder: Path):
-    script = Path(__file__).with_name('pipeline_peer.py')
-    self._process = subprocess.Popen(
-      [*shlex.split(command), str(script), data, str(folder)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    self.version = self._answer()
-
-  def images_per_second(self, number: int, workers: int) -> float:
-    self._process.stdin.write(f'{number} {workers}\n')
-    self._process.stdin.flush()
-    return number / float(self._answer())
-
-  def _answer(self) -> str:
-    line = self._process.stdout.readline()
-    if not line:
-      raise UserError(
-        f'the peer has ended with status {self._process.wait()}; what it wrote '
-        'stands above. --peer needs a Python with mmsegmentation.'
-      )
-    return line.strip()
-
-  def close(self) -> None:
-    self._process.stdin.close()
-    self._process.wait()
-
-
-@contextlib.contextmanager
-def open_peer(command: str | None, data: str, folder: Path) -> Iterator:
-  """A `Peer`, or None without a command."""
-  if not command:
-    yield None
-    return
-  peer = Peer(command, data, folder)
-  try:
-    yield peer
-  finally:
-    peer.close()
-
-
 def compare(data, split, folder, flags) -> dict:
   """Figures of one data set: ours, the peer's, and the ratios."""
   config = load_config(f'configs/{data.partition("_")[0]}_pspnet.py').data
@@ -255,7 +209,8 @@ def compare(data, split, folder, flags) -> dict:
     ways[f'{flags.workers} worker processes'] = settings
   number = -(-flags.samples // 4) if data == 'cityscapes' else flags.samples
   rates: dict[str, list[float]] = {}
-  with open_peer(flags.peer, data.partition('_')[0], folder) as peer:
+  arguments = 'pipeline_peer.py', data.partition('_')[0], folder
+  with open_peer(flags.peer, *arguments) as peer:
     for _ in range(flags.rounds + 1):  # The first one warms up.
       for way, settings in ways.items():
         with config.unlocked():
@@ -264,7 +219,7 @@ def compare(data, split, folder, flags) -> dict:
         rates.setdefault(way, []).append(rate)
       if peer:
         for workers in {0, flags.workers}:
-          rate = peer.images_per_second(number, workers)
+          rate = number / peer.seconds(f'{number} {workers}')
           way = f'peer, {workers} workers' if workers else 'peer, one process'
           rates.setdefault(way, []).append(rate)
   medians = {

@@ -30,6 +30,7 @@ from resnest_jax.errors import run
 from resnest_jax.models.flops import count_flops
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training import sharding
+from resnest_jax.training.objective import create_loss
 from resnest_jax.training.optimizer import create_optimizer
 from resnest_jax.training.step import create_state, make_train_step
 
@@ -94,7 +95,14 @@ def measure(
   state = create_state(model, optimizer, 0, mesh)
   classes = config['model']['num_classes']
   batch = sharding.shard_batch(random_batch(batch_size, crop, classes), mesh)
-  step = make_train_step(model, optimizer, mesh, seed=0, **config['loss'])
+  step = make_train_step(
+    model,
+    optimizer,
+    mesh,
+    seed=0,
+    loss=create_loss(config['loss'], classes),
+    aux_weight=config['loss']['aux_weight'],
+  )
 
   print('compiling', flush=True)
   start = time.perf_counter()
