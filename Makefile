@@ -1,5 +1,6 @@
-# `make demo` and `make test` need Python >= 3.11 and make, nothing else: they
-# make their own virtual environment in .venv from requirements.txt.
+# `make demo` and `make test` need Python >= 3.11 and make: they make their own
+# virtual environment in .venv from requirements.txt. `make test` needs Chromium
+# as well.
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -8,7 +9,7 @@ PYTHONS ?= python3.13 python3.12 python3.11 python3 python
 MINI := --config configs/ade20k_pspnet.py:mini
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint bench clean
+.PHONY: help venv demo test browser lint bench clean
 
 help:
 	@echo 'make demo   make a small ADE20K, train, evaluate, draw pictures (demo/)'
@@ -49,8 +50,12 @@ demo: $(VENV)/installed
 	@echo 'pictures:'; find demo/run -name '*.png' | sort | sed 's/^/  /'
 
 # Two processes; those of a module stay together, as they share what is slow.
-test: lint $(VENV)/testable
+test: browser lint $(VENV)/testable
 	$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+# Chromium, which root's Debian is given and others are told to install.
+browser:
+	@tests/find_browser.sh
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .

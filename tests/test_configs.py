@@ -1,5 +1,6 @@
 """Configuration files, their checks and the command line that changes them."""
 
+import json
 import re
 import subprocess
 import sys
@@ -206,6 +207,16 @@ def test_override_is_read_as_the_type_of_its_key(key, given, value):
     ('eval.scales', '()', 'one or more positive numbers'),
     ('eval.scales', '0.5,-1.0', 'one or more positive numbers'),
     ('optimizer.min_learning_rate', '0.5', 'at most optimizer.learning_rate'),
+    ('optimizer.name', 'adam', r'sgd, adamw \(did you mean adamw\?\)'),
+    ('optimizer.schedule', 'step', r'one of poly, cosine\.'),
+    ('optimizer.warmup_steps', '160000', 'below train.total_steps, 160000'),
+    ('optimizer.layer_decay', '1.1', 'above 0 and at most 1'),
+    ('optimizer.clip_norm', '0', 'above 0'),
+    ('loss.terms.dice', '-1', 'at least 0'),
+    ('loss.class_weights', '1,-1', 'numbers of at least 0, not all 0'),
+    ('loss.class_weights', '0,0', 'numbers of at least 0, not all 0'),
+    ('loss.ohem_threshold', '2', 'from 0 to 1'),
+    ('loss.focal_activation', 'sigmoit', r'did you mean sigmoid\?'),
   ],
 )
 def test_wrong_value_is_refused_by_name(key, given, message):
@@ -221,6 +232,12 @@ def test_wrong_value_is_refused_by_name(key, given, message):
     ('batch_size', 'did you mean eval.batch_size or train.batch_size?'),
     ('optimiser.momentum', 'did you mean optimizer.momentum?'),
     ('loss', 'keys loss.aux_weight, loss.avg_non_ignore'),
+    ('loss.terms.lovaz', 'did you mean loss.terms.lovasz?'),
+    ('loss.lovas', 'did you mean loss.terms.lovasz?'),
+    (
+      'optimizer.warmup',
+      'did you mean optimizer.warmup_ratio or optimizer.warmup_steps?',
+    ),
     ('model.dropout.rate', 'did you mean model.dropout?'),
     ('xyz', 'configs/common.py'),
   ],
@@ -327,11 +344,27 @@ def test_differences_name_key_and_both_values():
     'model.radix: None before, 1 now',
   ]
   assert 'eval.overlays: 8 before, 3 now' in differences(saved, other, ['eva'])
-  older = saved.replace('"seed"', '"sede"')
-  assert differences(older, load_config(f'{ROW}:mini')) == [
-    'sede: 0 before, not set now',
-    'seed: not set before, 0 now',
+  gone = saved.replace('"seed": 0', '"seed": 0, "sede": 1')
+  assert differences(gone, load_config(f'{ROW}:mini')) == [
+    'sede: 1 before, not set now'
   ]
+
+
+def test_key_that_came_later_counts_as_its_default():
+  older = json.loads(config_to_json(load_config(ROW)))
+  del older['loss']['terms'], older['optimizer']['clip_norm'], older['seed']
+  older = json.dumps(older)
+  assert differences(older, load_config(ROW)) == []
+  changed = load_config(ROW, {'loss.terms.dice': 1, 'optimizer.clip_norm': 5})
+  assert differences(older, changed) == [
+    'loss.terms.dice: not set before, 1.0 now',
+    'optimizer.clip_norm: not set before, 5.0 now',
+  ]
+
+
+def test_configuration_without_a_loss_is_refused():
+  with pytest.raises(UserError, match=r'no loss: .* cross_entropy, ohem'):
+    load_config(ROW, {'loss.terms.cross_entropy': 0})
 
 
 def test_loading_needs_no_jax():

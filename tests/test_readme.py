@@ -38,7 +38,8 @@ def _check_python(words: list[str]) -> None:
     path = ROOT / f'{words[1].replace(".", "/")}.py'
   else:
     path = ROOT / words[0]
-  files = [path, ROOT / 'resnest_jax/config.py']
+  package = ROOT / 'resnest_jax'
+  files = [path, package / 'config.py', package / 'host_join.py']
   if path.stem == 'prepare':  # Each of its data sets adds flags.
     files += sorted(path.parent.glob('*.py'))
   source = ''.join(file.read_text() for file in files)

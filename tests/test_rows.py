@@ -31,11 +31,20 @@ SMALL = {
   'data.scale_range': (1.0, 1.5),
   'eval.bucket': 64,
 }
+# One of them in another way.
+VARIED = {
+  'cityscapes_fcn': {
+    'train.batch_size': 8,
+    'train.micro_batch_size': 4,
+    'train.remat': 'blocks',
+    'train.ema_decay': 0.9,
+  }
+}
 
 
 @pytest.mark.parametrize('row', ROWS)
 def test_three_steps_and_an_evaluation(
-  row, mini_data_dir, mini_cityscapes_data_dir, tmp_path
+  row, mini_data_dir, mini_cityscapes_data_dir, tmp_path, capsys
 ):
   data, head = row.split('_')
   data_dir, labels = {
@@ -44,7 +53,7 @@ def test_three_steps_and_an_evaluation(
   }[data]
   config = load_config(
     FOLDER / f'{row}.py:mini',
-    SMALL | {'data.data_dir': str(data_dir)},
+    SMALL | VARIED.get(row, {}) | {'data.data_dir': str(data_dir)},
   )
   train(config, tmp_path)
 
@@ -66,3 +75,5 @@ def test_three_steps_and_an_evaluation(
   )
   assert tuple(about['classes']) == labels.classes
   assert about['config']['model']['head'] == head
+  if row in VARIED:
+    assert 'in 2 x 4 images: batch norm has' in capsys.readouterr().out
