@@ -1,10 +1,13 @@
 """What a script sets up once, and what it reports about where it ran."""
 
+import contextlib
 import fcntl
 import importlib.metadata
 import logging
 import os
 import platform
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -35,8 +38,21 @@ def set_up(dtype: str = 'float32') -> None:
   if dtype == 'float64':
     jax.config.update('jax_enable_x64', True)
   enable_compile_cache()
-  # Orbax warns of each checkpoint without metrics and of read-only folders.
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  # Orbax warns of read-only folders, and of a full disk with pages of
+  # tracebacks before it raises the error.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
+  sys.unraisablehook = _leave_out_abandoned_writes
+
+
+def _leave_out_abandoned_writes(unraisable) -> None:
+  """A `sys.unraisablehook` that says only what can be acted on.
+
+  The first write that fails raises the error, and Orbax closes the event loop
+  of the others; each of TensorStore's threads that ends one of them later
+  would print that the loop is closed, amid or after the error's one line.
+  """
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
 
 
 def enable_compile_cache() -> Path:
@@ -80,6 +96,28 @@ def lock_folder(folder: Path, what: str) -> IO[str]:
       'give another folder.'
     ) from error
   return lock
+
+
+@contextlib.contextmanager
+def count_compilations() -> Iterator[list[str]]:
+  """Lists the names of the programs that XLA compiles meanwhile.
+
+  What comes from the cache on disk counts, too.
+  """
+  import jax.monitoring
+
+  names = []
+
+  def listen(event, seconds, **more):
+    del seconds
+    if event == '/jax/core/compile/backend_compile_duration':
+      names.append(more['fun_name'])
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield names
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def versions() -> dict[str, str]:

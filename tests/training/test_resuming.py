@@ -244,9 +244,9 @@ def test_a_checkpoint_that_fails_in_the_background_is_noticed(tmp_path):
     try:
       with pytest.raises(UserError, match=disk.refusal):
         save_and_check(manager)
+      manager.close()  # Says nothing that was not said.
     finally:
       disk.free(os.getpid())
-    manager.close()  # Says nothing that was not said.
     assert_is(resume(disk.folder)[0], 10)
 
 
@@ -260,19 +260,60 @@ workdir = Path(sys.argv[1])
 run(lambda: here.write(workdir, 40))
 """
 
+MANY_WRITES = """
+import sys
+from pathlib import Path
+import jax.numpy as jnp
+from training import test_resuming as here
+from resnest_jax import runtime
+from resnest_jax.errors import run
+from resnest_jax.training import checkpoints
+runtime.set_up()
+noise = jnp.asarray(here.np.random.default_rng(0).random((100, 1000)))
+params = {f'kernel{i}': noise + i for i in range(20)}
+state = here.make_state(10).replace(params=params)
 
-def test_a_right_to_write_that_is_lost(root, workdir):
+def main():
+  manager = checkpoints.open_checkpoints(Path(sys.argv[1]))
+  try:
+    here.checkpoints.save(manager, state, here.ABOUT)
+    manager.finish()
+  finally:
+    manager.close()
+
+run(main)
+"""
+
+
+def run_python(root, program, workdir, **options):
+  """Runs a program that may import the tests' modules, to status 1."""
   environment = os.environ | {'PYTHONPATH': f'{root}:{root / "tests"}'}
   process = subprocess.run(
-    [sys.executable, '-c', REFUSED, str(workdir)],
+    [sys.executable, '-c', program, str(workdir)],
     env=environment,
-    preexec_fn=obey_permissions,
     capture_output=True,
     text=True,
+    **options,
   )
-  (workdir / 'checkpoints').chmod(0o755)
   assert process.returncode == 1
-  said = process.stderr.splitlines()[-1]
+  return process.stderr.splitlines()
+
+
+def test_of_many_failing_writes_one_line_tells(root, tmp_path):
+  with small_disk(tmp_path / 'disk', '4m') as disk:
+    disk.fill(os.getpid())
+    try:
+      lines = run_python(root, MANY_WRITES, disk.folder)
+    finally:
+      disk.free(os.getpid())
+  assert len(lines) == 1
+  assert lines[0].startswith(f'error: {disk.folder}/checkpoints cannot be')
+  assert disk.refusal in lines[0]
+
+
+def test_a_right_to_write_that_is_lost(root, workdir):
+  said = run_python(root, REFUSED, workdir, preexec_fn=obey_permissions)[-1]
+  (workdir / 'checkpoints').chmod(0o755)
   assert said.startswith(f'error: {workdir}/checkpoints')
   assert 'Permission denied. Give this process the right to write' in said
   assert_is(resume(workdir)[0], 30)
