@@ -24,19 +24,27 @@ from resnest_jax.training.stopping import Stopper
 
 def main() -> None:
   """Reads the command line and trains."""
-  flags = parse_flags(host_join.add_flags(flag_parser(__doc__)))
+  parser = host_join.add_flags(flag_parser(__doc__))
+  parser.add_argument(
+    '--profile',
+    metavar='FIRST:LAST',
+    help='steps to trace into WORKDIR/profile, such as 10:15; docs/training.md',
+  )
+  flags = parse_flags(parser)
   stopper = Stopper()
   with stopper.listen():
     # They take seconds, which a mistake in the command line need not.
     from resnest_jax import runtime
     from resnest_jax.training.loop import train
+    from resnest_jax.training.watching import parse_steps
     from resnest_jax.training.workdir import same_on_all_hosts
 
+    profile = parse_steps(flags.profile) if flags.profile else None
     runtime.set_up(flags.config.model.dtype)
     with host_join.joined(
       flags, same_on_all_hosts(flags.config), stop_together=True
     ):
-      train(flags.config, flags.workdir, stopper)
+      train(flags.config, flags.workdir, stopper, profile)
 
 
 if __name__ == '__main__':

@@ -38,6 +38,8 @@ def get_config() -> ConfigDict:
   config.train.eval_steps = 16_000  # steps between evaluations (mmseg)
   config.train.checkpoint_steps = 2_000  # at most this many steps are lost
   config.train.keep_checkpoints = 3  # the newest; the best mIoU is kept too
+  config.train.pictures = 2  # of each evaluation, for TensorBoard; 0 for none
+  config.train.wandb = ''  # project of Weights & Biases; '': not used
   # What fits into memory, and what is trained; docs/memory.md.
   # Images that are computed together, over all devices; 0: the whole batch.
   config.train.micro_batch_size = 0

@@ -47,6 +47,7 @@ _AT_LEAST = {
   'train.checkpoint_steps': 1,
   'train.keep_checkpoints': 1,
   'train.micro_batch_size': 0,
+  'train.pictures': 0,
   'eval.batch_size': 1,
   'eval.bucket': 1,
   'eval.overlays': 0,

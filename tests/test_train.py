@@ -1,7 +1,9 @@
 """`train.py` as a user starts it: real processes on prepared data."""
 
+import gzip
 import json
 import re
+import struct
 from pathlib import Path
 
 import cv2
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from resnest_jax.runtime import lock_folder
 
@@ -45,7 +48,7 @@ def arguments(mini_data_dir):
 def finished_run(arguments, run_script, tmp_path_factory):
   """A run that nothing disturbed, and what it printed."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  process = run_script(*arguments, '--workdir', workdir)
+  process = run_script(*arguments, '--workdir', workdir, '--profile', '5:6')
   return workdir, process.stdout
 
 
@@ -96,6 +99,50 @@ def test_run_leaves_what_it_promises(finished_run):
   doctor = json.loads((workdir / 'doctor.json').read_text())
   assert doctor['findings'] == []
   assert (workdir / 'doctor.png').read_bytes().startswith(b'\x89PNG')
+
+
+def board_of(workdir):
+  """The events for TensorBoard."""
+  (path,) = (workdir / 'tensorboard').glob('events.out.tfevents.*')
+  data, events = path.read_bytes(), []
+  while data:  # Length, its checksum, the event, its checksum.
+    (length,) = struct.unpack('<Q', data[:8])
+    events.append(Event.FromString(data[12 : 12 + length]))
+    data = data[16 + length :]
+  return events
+
+
+def test_tensorboard_shows_scalars_and_predictions(finished_run):
+  workdir, _ = finished_run
+  values = [(x.step, v) for x in board_of(workdir) for v in x.summary.value]
+  losses = [(step, v.simple_value) for step, v in values if v.tag == 'loss']
+  logged = [(x['step'], x['loss']) for x in log_of(workdir) if 'loss' in x]
+  np.testing.assert_allclose(losses, logged, rtol=1e-6)  # float32 there
+  pictures = [(step, v) for step, v in values if v.HasField('image')]
+  assert [step for step, _ in pictures] == [4, 4, 8, 8]
+  assert len({v.tag for _, v in pictures}) == 2
+  for _, value in pictures:
+    assert value.tag.startswith('validation/ADE_val_')
+    encoded = np.frombuffer(value.image.encoded_image_string, np.uint8)
+    picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    # Four pictures of 320 pixels and 12 of margin; names below them.
+    assert picture.shape[1] == 4 * (320 + 12)
+    assert picture.shape[0] > 240
+    assert picture.std() > 20
+
+
+def test_profile_holds_the_steps_that_were_asked_for(finished_run):
+  workdir, stdout = finished_run
+  assert f'steps 5 to 6 are traced in {workdir / "profile"}' in stdout
+  (path,) = (workdir / 'profile').rglob('perfetto_trace.json.gz')
+  events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
+  steps = [x['args'] for x in events if x.get('name') == 'train']
+  assert sorted(int(step['step_num']) for step in steps) == [5, 6]
+  assert list((workdir / 'profile').rglob('*.xplane.pb'))
+
+
+def test_nothing_is_compiled_again(finished_run):
+  assert 'compiled again' not in finished_run[1]
 
 
 def test_keeps_the_newest_and_the_best(finished_run):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import rich.console
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,7 +17,7 @@ from resnest_jax.config import fit_num_classes
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import inference, metrics, results
+from resnest_jax.evaluation import inference, metrics, results, visualize
 from resnest_jax.evaluation.bootstrap import miou_interval
 from resnest_jax.evaluation.boundary import BoundaryIoU
 from resnest_jax.evaluation.extremes import Extremes
@@ -103,8 +102,7 @@ def evaluate_split(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
-  number = min(config.eval.overlays, len(split))
-  drawn = set(np.linspace(0, len(split) - 1, number, dtype=int).tolist())
+  drawn = visualize.spread(len(split), config.eval.overlays)
   predictions = {}
   extremes = Extremes(config.eval.report_images)
   boundary = BoundaryIoU(len(classes)) if config.eval.boundary_iou else None

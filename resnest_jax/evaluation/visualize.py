@@ -210,6 +210,12 @@ def fit(
   return cv2.resize(picture, (width, height), interpolation=interpolation)
 
 
+def spread(length: int, number: int) -> set[int]:
+  """Up to `number` places from the first to the last of `length`."""
+  places = np.linspace(0, length - 1, min(number, length), dtype=int)
+  return set(places.tolist())
+
+
 def contact_sheet(
   pictures: Sequence[np.ndarray], columns: int = 1, gap: int = 12
 ) -> np.ndarray:

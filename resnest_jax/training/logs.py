@@ -6,7 +6,10 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
+
 from resnest_jax.errors import writing
+from resnest_jax.training.watching import WeightsAndBiases
 
 
 class RunLog:
@@ -37,6 +40,7 @@ class RunLog:
     """
     self.path = workdir / 'log.jsonl'
     self._file = None
+    self.wandb: WeightsAndBiases | None = None  # Gets the scalars, too.
     if not write:
       return
     # Takes seconds where torch is installed, which it imports.
@@ -93,9 +97,31 @@ class RunLog:
           Event(wall_time=now, step=step, summary=scalar(name, value))
         )
       self._board.flush()
+    if self.wandb:
+      self.wandb.write(step, scalars)
+
+  def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+    """Adds a picture, uint8 (H, W, 3) RGB, for TensorBoard.
+
+    Raises:
+      UserError: the system refuses to write.
+    """
+    if self._file is None:
+      return
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import image
+
+    with writing(self.path.parent / 'tensorboard'):
+      summary = image(name, picture, dataformats='HWC')
+      self._board.write_event(
+        Event(wall_time=time.time(), step=step, summary=summary)
+      )
+      self._board.flush()
 
   def close(self) -> None:
     """Closes the files; every line is in them already."""
+    if self.wandb:
+      self.wandb.close()
     if self._file is None:
       return
     with contextlib.suppress(OSError):  # Which `write` has told.

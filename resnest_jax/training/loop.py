@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from resnest_jax.data.doctor import check_before_training
 from resnest_jax.data.pipeline import make_eval_iterator, make_train_iterator
 from resnest_jax.data.sampling import open_sampler
 from resnest_jax.errors import UserError, writing
+from resnest_jax.evaluation import visualize
 from resnest_jax.evaluation.inference import (
+  ImageResult,
   divisible_batch_size,
   evaluate,
   make_eval_step,
 )
 from resnest_jax.evaluation.progress import evaluation_progress
-from resnest_jax.evaluation.visualize import plot_curves
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.models.segmentor import for_training
@@ -51,6 +53,11 @@ from resnest_jax.training.step import (
   make_train_step,
 )
 from resnest_jax.training.stopping import Stopper
+from resnest_jax.training.watching import (
+  Compilations,
+  Profile,
+  WeightsAndBiases,
+)
 from resnest_jax.training.workdir import CLASS_COUNTS, claim_workdir
 from resnest_jax.weights.fetch import fetch
 from resnest_jax.weights.start import start_from
@@ -77,12 +84,41 @@ def draw_curves(workdir: Path, title: str) -> None:
   """Draws the log of a finished run; the picture is whole or not there."""
   path, temporary = workdir / CURVES, workdir / f'.{CURVES}'
   with writing(path):
-    plot_curves(workdir / 'log.jsonl', temporary, title)
+    visualize.plot_curves(workdir / 'log.jsonl', temporary, title)
     temporary.replace(path)
 
 
+def draw_predictions(
+  parts: Sequence[Mapping[int, np.ndarray]], split: Any
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Names of samples and their panels, in the order of the split.
+
+  Args:
+    parts: of each host, index in the split -> uint8 (H, W) classes.
+    split: of `open_data`.
+  """
+  if not hosts.is_first():
+    return
+  for index, prediction in sorted(collections.ChainMap(*parts).items()):
+    sample, labels = split[index], split.labels
+    yield (
+      sample['name'],
+      visualize.panel(
+        sample['image'],
+        sample['label'],
+        prediction,
+        labels.classes,
+        labels.palette,
+        sample['name'],
+      ),
+    )
+
+
 def train(
-  config: ConfigDict, workdir: Path, stopper: Stopper | None = None
+  config: ConfigDict,
+  workdir: Path,
+  stopper: Stopper | None = None,
+  profile_steps: tuple[int, int] | None = None,
 ) -> None:
   """Runs the training that the configuration describes, or the rest of it.
 
@@ -90,6 +126,7 @@ def train(
     config: what to train.
     workdir: of the run.
     stopper: tells when to stop before the end; None: nothing does.
+    profile_steps: the first and the last step to trace; None: none.
   """
   stopper = stopper or Stopper()
   total_steps, batch_size = config.train.total_steps, config.train.batch_size
@@ -218,6 +255,10 @@ def train(
     process_count=num_hosts,
   )
   log = RunLog(workdir, start_step, evaluating, write=hosts.is_first())
+  if config.train.wandb and hosts.is_first():
+    log.wandb = WeightsAndBiases(workdir, config.train.wandb, about['config'])
+  profile = Profile(workdir, profile_steps if hosts.is_first() else None)
+  shown = visualize.spread(len(eval_split), config.train.pictures)
   pace = Pace(batch_size)
   compiled = None
 
@@ -250,6 +291,8 @@ def train(
     scalars['learning_rate'] = float(schedule(step - 1))
     scalars |= pace.report()
     log.write(step, scalars)
+    if again := compilations.warning(f'until step {step}'):
+      print(again, flush=True)
     if skipped := batches.report_skipped():
       print(skipped, flush=True)
     eta = (total_steps - step) * scalars['step_seconds']
@@ -271,6 +314,13 @@ def train(
       process_index=jax.process_index(),
       process_count=jax.process_count(),
     )
+    predictions = {}
+    of_evaluations.skip()
+
+    def look(image: ImageResult) -> None:
+      if image.index in shown:
+        predictions[image.index] = image.prediction.copy()
+
     with (
       waiting_for(eval_batches),
       contextlib.closing(eval_batches),
@@ -283,7 +333,14 @@ def train(
         labels.classes,
         len(eval_split),
         progress=progress,
+        on_image=look if shown else None,
       )
+    if again := of_evaluations.warning(f'in the evaluation at step {step}'):
+      print(again, flush=True)
+    for name, picture in draw_predictions(
+      hosts.gather(lambda: predictions), eval_split
+    ):
+      log.write_picture(step, f'{config.data.eval_split}/{name}', picture)
     if hosts.is_first():
       print(
         f'step {step}: {config.data.eval_split} mIoU '
@@ -315,6 +372,10 @@ def train(
     stack.callback(lock.close)
     stack.callback(manager.close)
     stack.callback(log.close)
+    stack.callback(profile.close)
+    compiled_names = stack.enter_context(runtime.count_compilations())
+    compilations = Compilations(compiled_names)
+    of_evaluations = Compilations(compiled_names)
     stack.callback(batches.close)
     stack.enter_context(stopper.busy())
     stack.enter_context(host_watch.leaving())
@@ -337,8 +398,11 @@ def train(
           log.write(step, {'compile_seconds': seconds})
           pace.restart()
           pace.count(0.0)
-        state, scalars = compiled(state, batch)
+        profile.before(step + 1)
+        with jax.profiler.StepTraceAnnotation('train', step_num=step + 1):
+          state, scalars = compiled(state, batch)
         step += 1
+        profile.after(step, scalars)
         unread.append(scalars)
         if len(unread) > 2:  # Stay at most two steps ahead of the devices.
           jax.block_until_ready(unread[-3])
@@ -352,6 +416,7 @@ def train(
       metrics = None
       if evaluating:
         metrics = run_evaluation()
+        compilations.unsettle()
         log.write(step, metrics)
         if not about['best'] or metrics['mIoU'] > about['best']['mIoU']:
           about['best'] = {'step': step, 'mIoU': metrics['mIoU']}
@@ -360,6 +425,7 @@ def train(
         resuming.drop_superseded(workdir, 2)
         checkpoints.save(manager, state, about | position(), metrics)
         saved_step, evaluating = step, False
+        compilations.unsettle()
         pace.restart()
     manager.finish()
     resuming.drop_superseded(workdir)

@@ -28,6 +28,8 @@ FREE_KEYS = (
   'train.eval_steps',
   'train.checkpoint_steps',
   'train.keep_checkpoints',
+  'train.pictures',
+  'train.wandb',
   'train.remat',  # Apart from rounding.
   'eval',
 )

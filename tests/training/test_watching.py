@@ -1,0 +1,108 @@
+"""Profiles by steps, recompilations, Weights & Biases."""
+
+import json
+import struct
+
+import jax
+import jax.numpy as jnp
+import pytest
+import wandb
+from wandb.proto.wandb_internal_pb2 import Record
+
+from resnest_jax.errors import UserError
+from resnest_jax.runtime import count_compilations
+from resnest_jax.training.logs import RunLog
+from resnest_jax.training.watching import (
+  Compilations,
+  Profile,
+  WeightsAndBiases,
+  parse_steps,
+)
+
+
+def test_steps_of_a_profile():
+  assert parse_steps('10:15') == (10, 15)
+  assert parse_steps('3:3') == (3, 3)
+
+
+@pytest.mark.parametrize('text', ['10', 'a:b', '5:', '0:3', '7:6', '-1:2'])
+def test_steps_that_cannot_be_meant(text):
+  with pytest.raises(UserError, match=f'--profile {text}: .* step'):
+    parse_steps(text)
+
+
+def test_profile_beyond_the_end_traces_nothing(tmp_path):
+  profile = Profile(tmp_path, (5, 6))
+  for step in range(1, 4):
+    profile.before(step)
+    profile.after(step, jnp.zeros(1))
+  profile.close()
+  assert not (tmp_path / 'profile').exists()
+
+
+def test_profile_that_is_cut_off_is_still_written(tmp_path):
+  profile = Profile(tmp_path, (2, 9))
+  profile.before(2)
+  profile.after(2, jnp.ones(3).sum())
+  profile.close()
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+  profile.before(3)  # Is over.
+  profile.close()
+
+
+def test_what_compiles_late_is_told_once():
+  @jax.jit
+  def late(x):
+    return x * 3
+
+  with count_compilations() as names:
+    compilations = Compilations(names)
+    values = [jnp.ones(n) for n in (2, 3, 4, 5)]
+    late(values[0])
+    assert compilations.warning('until step 10') is None  # The first time.
+    late(values[0])
+    assert compilations.warning('until step 20') is None
+    late(values[1])
+    said = compilations.warning('until step 30')
+    assert said.startswith('warning: 1 programs were compiled again until')
+    assert 'step 30 (' in said
+    assert 'late' in said
+    late(values[2])
+    compilations.unsettle()
+    assert compilations.warning('until step 40') is None
+    late(values[3])
+    compilations.skip()
+    assert compilations.warning('until step 50') is None
+
+
+def history(paths):
+  """The scalars in files that `wandb sync` would send."""
+  rows = []
+  for path in paths:
+    data = path.read_bytes()[7:]  # After a header, records in LevelDB's format.
+    while data:
+      _, length, kind = struct.unpack('<IHB', data[:7])
+      assert kind == 1  # A whole one.
+      items = Record.FromString(data[7 : 7 + length]).history.item
+      data = data[7 + length :]
+      named = {''.join(x.nested_key) or x.key: x.value_json for x in items}
+      if named:
+        rows.append({k: json.loads(v) for k, v in named.items() if k[0] != '_'})
+  return rows
+
+
+def test_weights_and_biases_get_the_scalars_and_go_on(tmp_path, monkeypatch):
+  monkeypatch.setenv('WANDB_MODE', 'offline')
+  monkeypatch.setenv('WANDB_SILENT', 'true')
+  for step in (1, 2):
+    log = RunLog(tmp_path, step - 1)
+    log.wandb = WeightsAndBiases(tmp_path, 'rows', {'seed': 7})
+    log.write(step, {'loss': 0.5 * step})
+    assert wandb.run.config['seed'] == 7
+    assert wandb.run.project == 'rows'
+    log.close()
+    assert wandb.run is None
+  runs = sorted((tmp_path / 'wandb').glob('offline-run-*/*.wandb'))
+  known = (tmp_path / 'wandb' / 'run_id').read_text()
+  assert {path.stem for path in runs} == {f'run-{known}'}
+  assert history(runs) == [{'loss': 0.5}, {'loss': 1.0}]
