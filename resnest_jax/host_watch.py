@@ -27,6 +27,7 @@ _AGAIN = (
 )
 
 _leaving = threading.Event()  # Set once this process is about to end.
+_began = 0.0  # When this process began to listen.
 _heard: dict[int, tuple[str, float]] = {}  # Host -> what it said last, when.
 
 
@@ -39,6 +40,8 @@ def service() -> Any:
 
 def start() -> None:
   """Begins to look after the other hosts, in a thread."""
+  global _began
+  _began = time.monotonic()
   threading.Thread(target=_watch, daemon=True).start()
 
 
@@ -96,14 +99,17 @@ def _reason_of_others() -> str:
 
 def _silent() -> str:
   """Which hosts have not been heard of for a while."""
+  import jax
   from jax._src import distributed
 
   limit = time.monotonic() - HEARTBEAT_SECONDS / 2
-  silent = [
-    f'host {number} ({text.split()[0]})'
-    for number, (text, heard) in sorted(_heard.items())
-    if heard < limit
-  ]
+  silent = []
+  for number in range(jax.process_count()):
+    # Of one that ended early nothing was heard.
+    text, heard = _heard.get(number, ('', _began))
+    if number != jax.process_index() and heard < limit:
+      name = f' ({text.split()[0]})' if text else ''
+      silent.append(f'host {number}{name}')
   if silent:
     return ', '.join(silent)
   # What aborts at once is the end of the service, which is on host 0.
@@ -132,7 +138,7 @@ def leave(error: BaseException) -> None:
   if jax.process_count() == 1:
     return
   _leaving.set()
-  if isinstance(error, RuntimeError) and _is_of_a_collective(str(error)):
+  if is_of_a_collective(error):
     end(_wait_for_reason(str(error)))
   lines = str(error).strip().splitlines() or [type(error).__name__]
   if isinstance(error, KeyboardInterrupt):
@@ -160,9 +166,13 @@ def leave(error: BaseException) -> None:
   os._exit(status)
 
 
-def _is_of_a_collective(message: str) -> bool:
+def is_of_a_collective(error: BaseException) -> bool:
+  """Whether an error only says that another host does not answer."""
+  # JAX raises one or the other, depending on what fails.
+  if not isinstance(error, RuntimeError | ValueError):
+    return False
   names = ('gloo', 'nccl', 'collective', 'coordination', 'heartbeat')
-  return any(name in message.lower() for name in names)
+  return any(name in str(error).lower() for name in names)
 
 
 def _wait_for_reason(message: str) -> str:

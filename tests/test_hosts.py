@@ -13,6 +13,7 @@ from hosts import finish, start, start_pair
 
 from resnest_jax.errors import UserError
 from resnest_jax.host_join import add_flags, joined
+from resnest_jax.host_watch import is_of_a_collective
 from resnest_jax.hosts import any_host, is_first, wait_for_all
 from resnest_jax.training.checkpoints import load_checkpoint
 
@@ -117,6 +118,48 @@ def test_a_run_moves_between_processes_and_is_the_same(
   for value, expected in zip(ours, theirs, strict=True):
     scale = max(abs(expected).max(), 1e-6)
     assert abs(value - expected).max() / scale < 1e-9
+
+
+ERRORS = {
+  ValueError('UNKNOWN: Gloo AllGather failed: Connection closed'): True,
+  RuntimeError('UNAVAILABLE: The coordination service'): True,
+  ValueError('labels go up to 151'): False,
+  UserError('no space for the collective state'): False,
+  KeyboardInterrupt(): False,
+}
+
+
+@pytest.mark.parametrize('error', ERRORS, ids=str)
+def test_errors_that_only_say_that_a_host_is_gone(error):
+  assert is_of_a_collective(error) == ERRORS[error]
+
+
+# Orbax synchronises like this while it saves.
+GATHER = """
+import argparse, os, signal
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from resnest_jax import host_join, host_watch
+
+flags = host_join.add_flags(argparse.ArgumentParser()).parse_args()
+with host_join.joined(flags, {}), host_watch.leaving():
+  multihost_utils.sync_global_devices('both are here')
+  if jax.process_index() == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+  for _ in range(100):
+    multihost_utils.process_allgather(np.ones(3))
+"""
+
+
+def test_host_that_is_killed_while_the_other_gathers():
+  first, second = start_pair('-c', GATHER, devices=1)
+  finish(second, status=-signal.SIGKILL)
+  _, stderr = finish(first, status=1, timeout=60)
+  last = stderr.splitlines()[-1]
+  assert 'Traceback' not in stderr
+  assert last.startswith('error: host 1 ')
+  assert 'Start the same command on all hosts again' in last
 
 
 def test_processes_of_different_commands(command, tmp_path):

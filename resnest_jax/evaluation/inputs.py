@@ -34,7 +34,8 @@ def read_picture(path: Path) -> np.ndarray:
     ) from error
   if image is None:
     raise UnreadableSample(
-      f'{path} cannot be read as a picture: it is damaged, cut off or none; '
+      f'{path} cannot be read as a picture: it is damaged, cut off, '
+      'of another depth or none; '
       f'accepted are {", ".join(IMAGE_SUFFIXES)} of 8 or 16 bits'
     )
   return image

@@ -205,7 +205,7 @@ def main() -> None:
   limit = USABLE * memory / 1e9
   if chosen is None:
     raise UserError(
-      f'nothing fits into {USABLE:.0%} of {flags.memory} ({limit:.1f} GB): '
+      f'nothing fits into {USABLE:.0%} of {flags.memory} ({limit:.3g} GB): '
       'take more devices, a smaller crop (config.data.crop_size) or batch '
       '(config.train.batch_size).'
     )
