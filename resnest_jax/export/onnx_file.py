@@ -1,0 +1,68 @@
+"""ONNX by jax2onnx, run by onnxruntime."""
+
+import importlib
+import logging
+import pkgutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jax2onnx
+import jax2onnx.plugins.jax.lax as lax_plugins
+import numpy as np
+import onnx
+import onnxruntime
+from jax2onnx.plugins import plugin_system
+
+from resnest_jax.export.checks import Runner
+from resnest_jax.export.folding import folded
+from resnest_jax.export.program import Program
+
+# The first in which all operations that jax2onnx writes are defined.
+OPSET = 18
+OUTPUTS = ('labels', 'probabilities')
+
+
+def write_onnx(
+  path: Path, program: Program, size: tuple[int, int], probabilities: bool
+) -> None:
+  """Writes a program of pictures of one size, for any number of them.
+
+  Input `images`, outputs `OUTPUTS`, the second if it is asked for.
+  """
+  _import_plugins()
+  # It says of each value without a type that it has none.
+  logging.getLogger('onnx_ir').setLevel(logging.ERROR)
+  model = jax2onnx.to_onnx(
+    folded(program),
+    inputs=[jax.ShapeDtypeStruct(('b', *size, 3), jnp.uint8)],
+    model_name='resnest_jax',
+    opset=OPSET,
+    input_names=['images'],
+    output_names=list(OUTPUTS[: 1 + probabilities]),
+  )
+  onnx.save(model, path)
+  onnx.checker.check_model(path)
+
+
+def read_onnx(path: Path) -> Runner:
+  """The model in a file, on the CPU."""
+  session = onnxruntime.InferenceSession(
+    path, providers=['CPUExecutionProvider']
+  )
+
+  def run(images: np.ndarray) -> list[np.ndarray]:
+    return session.run(None, {'images': images})
+
+  return run
+
+
+def _import_plugins() -> None:
+  """Imports what translates operations of `jax.lax`, and nothing more.
+
+  By itself jax2onnx imports the translations of whole libraries of layers,
+  which takes most of a minute, as some compute at import.
+  """
+  for module in pkgutil.iter_modules(lax_plugins.__path__):
+    importlib.import_module(f'{lax_plugins.__name__}.{module.name}')
+  plugin_system._already_imported_plugins = True
