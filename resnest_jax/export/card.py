@@ -36,7 +36,8 @@ With `pip install onnxruntime numpy pillow`:
 import numpy as np, onnxruntime
 from PIL import Image
 
-session = onnxruntime.InferenceSession('{file}')
+providers = onnxruntime.get_available_providers()
+session = onnxruntime.InferenceSession('{file}', providers=providers)
 image = Image.open('street.jpg').convert('RGB').resize(({width}, {height}))
 {outputs} = session.run(None, {{'images': np.asarray(image)[None]}})
 ```

@@ -94,6 +94,8 @@ class _Folder:
         scaled = self.scaled(*inputs)
         if scaled is not None:
           return [scaled]
+    if name == 'select_n' and (chosen := _always(inputs)) is not None:
+      return [chosen]
     inputs = [self.whole(x) for x in inputs]
     if name == 'split' and len(equation.outvars) == 1:
       return inputs
@@ -177,3 +179,11 @@ def _padded(equation: Any, x: Any, value: Any) -> Any:
     if len(parts) > 1:
       x = lax.concatenate(parts, axis)
   return x
+
+
+def _always(inputs: Sequence[Any]) -> Any:
+  """What a constant predicate chooses everywhere; None: it depends."""
+  which = inputs[0].value if isinstance(inputs[0], _Broadcast) else inputs[0]
+  if isinstance(which, jax.core.Tracer) or len(np.unique(which)) > 1:
+    return None
+  return inputs[1 + int(np.ravel(which)[0])]
