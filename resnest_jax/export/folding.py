@@ -29,7 +29,6 @@ NESTED = {
 }
 # Operations that bring their operands to a common shape by themselves.
 ELEMENTWISE = ('add', 'sub', 'mul', 'div', 'max', 'min')
-CONVOLUTIONS = ('conv_general_dilated', 'dot_general')
 
 
 class _Broadcast(NamedTuple):
@@ -102,7 +101,7 @@ class _Folder:
     if name == 'pad' and isinstance(inputs[0], jax.core.Tracer):
       return [_padded(equation, *inputs)]
     outputs = _bind(equation, inputs)
-    if name in CONVOLUTIONS and not isinstance(inputs[1], jax.core.Tracer):
+    if _has_channels_of_kernel(equation, inputs):
       self.convolutions[id(outputs[0])] = outputs[0], equation, inputs
     return outputs
 
@@ -121,6 +120,25 @@ class _Folder:
     if gain.size != gain.shape[-1] or gain.shape[-1] != kernel.shape[-1]:
       return None
     return _bind(equation, [x, np.asarray(kernel) * gain.reshape(-1)])[0]
+
+
+def _has_channels_of_kernel(equation: Any, inputs: Sequence[Any]) -> bool:
+  """Whether it is a convolution with a constant kernel (..., out).
+
+  Or the product that a 1x1 convolution is. The result's last axis is `out`.
+  """
+  if len(inputs) < 2 or isinstance(inputs[1], jax.core.Tracer):
+    return False
+  numbers = equation.params.get('dimension_numbers')
+  if equation.primitive.name == 'conv_general_dilated':
+    last = np.ndim(inputs[1]) - 1
+    return numbers.rhs_spec[0] == last and numbers.out_spec[1] == last
+  if equation.primitive.name == 'dot_general':
+    contracting, batch = numbers
+    return (
+      batch == ((), ()) and contracting[1] == (0,) and np.ndim(inputs[1]) == 2
+    )
+  return False
 
 
 def _later(equation: Any, operand: Any) -> Any:
