@@ -21,6 +21,11 @@ RUN = ('--config', 'configs/ade20k_pspnet.py', '--workdir', 'x')
     (('eval.py', *RUN, '--config.sead=3'), 'or seed?'),
     (('eval.py', *RUN, '--weights', 'x'), 'either --workdir'),
     (('predict.py', '--weights', 'x', 'y'), 'required: --out'),
+    (('export.py', '--weights', 'x'), 'required: --out'),
+    (
+      ('export.py', '--weights', 'x', '--out', 'y', '--sizes', '512'),
+      'write HEIGHTxWIDTH',
+    ),
   ],
 )
 def test_mistake_in_the_command_line_is_told_at_once(

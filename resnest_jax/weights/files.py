@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -242,7 +243,7 @@ def write_weights(
   folder = Path(folder)
   check_new(folder)
   folder.parent.mkdir(parents=True, exist_ok=True)
-  with _appearing(folder) as temporary:
+  with appearing(folder) as temporary:
     name = TORCH if kind == 'mmseg' else SAFETENSORS
     write = _write_torch if kind == 'mmseg' else _write_safetensors
     write(temporary / name, state_dict, about)
@@ -263,7 +264,7 @@ def check_new(folder: Path) -> None:
 
 
 @contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def appearing(folder: Path) -> Iterator[Path]:
   """A temporary folder that takes its name once the block has succeeded."""
   temporary = folder.with_name(f'.{folder.name}.{os.getpid()}')
   temporary.mkdir()
@@ -274,9 +275,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
     temporary.rename(folder)
   finally:
     if temporary.exists():
-      for path in temporary.iterdir():
-        path.unlink()
-      temporary.rmdir()
+      shutil.rmtree(temporary)
 
 
 def _write_safetensors(path, state_dict, about) -> None:

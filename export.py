@@ -1,0 +1,109 @@
+"""Exports a trained network to StableHLO, ONNX, safetensors and mmsegmentation.
+
+    python export.py --weights runs/pspnet --out exported --sizes 512x512
+    python export.py --weights ade20k_pspnet --out exported --formats onnx
+
+--weights is a published name, a file, an address (see docs/weights.md) or the
+workdir of a training. StableHLO and ONNX hold all from uint8 pictures to label
+maps, for any number of pictures of a fixed size, and run without this project.
+Each file is read back and compared with the checkpoint, pixel by pixel; --out
+appears when all agree, with about.json and the model card README.md.
+docs/export.md says more.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from resnest_jax.config import Parser
+from resnest_jax.errors import UserError, run
+
+STOPPED = 'stopped; nothing was written.'
+
+
+def main() -> None:
+  """Reads the command line and exports."""
+  flags = make_parser().parse_args()
+  sizes = [parse_size(size) for size in flags.sizes]
+  # They take seconds, which a mistake in the command line need not.
+  from resnest_jax import runtime
+  from resnest_jax.export.folder import export_model
+
+  runtime.set_up()
+  export_model(
+    flags.weights,
+    flags.out,
+    formats=flags.formats,
+    sizes=sizes,
+    probabilities=flags.probabilities,
+    checkpoint=flags.checkpoint,
+    pictures=flags.pictures,
+  )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+  """'512x1024' -> (512, 1024), height and width."""
+  found = re.fullmatch(r'(\d{1,5})x(\d{1,5})', text)
+  if not found:
+    raise UserError(
+      f'--sizes {text} is no size; write HEIGHTxWIDTH in pixels, for instance '
+      '512x1024.'
+    )
+  return int(found[1]), int(found[2])
+
+
+def make_parser() -> argparse.ArgumentParser:
+  """All flags."""
+  parser = Parser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add(
+    '--weights',
+    required=True,
+    metavar='SOURCE',
+    help='the workdir of a training, a published name, a path, an address',
+  )
+  add('--out', required=True, type=Path, metavar='DIR', help='a new folder')
+  add(
+    '--formats',
+    nargs='+',
+    default=['stablehlo', 'safetensors'],
+    choices=('stablehlo', 'onnx', 'safetensors', 'mmseg'),
+    help='what to write (default: stablehlo safetensors)',
+  )
+  add(
+    '--sizes',
+    nargs='+',
+    default=[],
+    metavar='HxW',
+    help='height and width of the pictures of StableHLO and ONNX, a file each '
+    '(default: the crop of the training)',
+  )
+  add(
+    '--probabilities',
+    action='store_true',
+    help='StableHLO and ONNX give those of all classes, too: 4 bytes a class '
+    'and pixel',
+  )
+  add(
+    '--checkpoint',
+    default='latest',
+    metavar='WHICH',
+    help='of a workdir: latest (default), best, or a step',
+  )
+  add(
+    '--pictures',
+    nargs='+',
+    default=[],
+    metavar='PICTURE',
+    help='files or folders of pictures to compare on; 20 of them are taken '
+    '(default: 20 drawn scenes)',
+  )
+  return parser
+
+
+if __name__ == '__main__':
+  run(main, STOPPED)

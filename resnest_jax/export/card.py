@@ -1,0 +1,198 @@
+"""The model card that is written beside exports."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resnest_jax import __version__
+
+FRONT = """---
+library_name: resnest-jax
+pipeline_tag: image-segmentation
+tags: [jax, resnest, semantic-segmentation]
+---
+"""
+# How to run each format; the file name, the size and the outputs are filled in.
+STABLEHLO = """\
+With `pip install jax flatbuffers numpy pillow`; this project is not needed.
+It runs on CPU, CUDA and TPU:
+
+```python
+import jax, numpy as np
+from jax import export
+from PIL import Image
+
+with open('{file}', 'rb') as file:
+  program = jax.jit(export.deserialize(bytearray(file.read())).call)
+image = Image.open('street.jpg').convert('RGB').resize(({width}, {height}))
+{outputs} = program(np.asarray(image)[None])  # uint8 (1, {height}, {width})
+```
+"""
+ONNX = """\
+With `pip install onnxruntime numpy pillow`:
+
+```python
+import numpy as np, onnxruntime
+from PIL import Image
+
+providers = onnxruntime.get_available_providers()
+session = onnxruntime.InferenceSession('{file}', providers=providers)
+image = Image.open('street.jpg').convert('RGB').resize(({width}, {height}))
+{outputs} = session.run(None, {{'images': np.asarray(image)[None]}})
+```
+"""
+WEIGHTS = """\
+With resnest-jax, which resizes pictures as in training and gives label maps of
+their own size, from this folder:
+
+```python
+import resnest_jax as rj
+
+model = rj.from_checkpoint('.')
+labels = model.predict('street.jpg').labels  # uint8 (H, W)
+```
+"""
+MMSEG = """\
+With mmsegmentation and its configuration of the same network (`model.pth` has
+the class names and colours in its meta):
+
+```python
+from mmseg.apis import inference_model, init_model
+
+model = init_model('CONFIG.py', 'model.pth')
+labels = inference_model(model, 'street.jpg').pred_sem_seg.data
+```
+"""
+
+
+class Export(NamedTuple):
+  """A file that was written and has passed.
+
+  file: its name.
+  format: a key of `FORMATS`.
+  size: height and width of its pictures, or None: any.
+  agreement: share of pixels with the checkpoint's class.
+  pictures: on how many.
+  """
+
+  file: str
+  format: str
+  size: tuple[int, int] | None
+  agreement: float
+  pictures: int
+
+
+def model_card(
+  about: Mapping[str, Any],
+  exports: Sequence[Export],
+  classes: Sequence[str],
+  *,
+  probabilities: bool,
+  pictures: str,
+) -> str:
+  """README.md of a folder of exports.
+
+  Args:
+    about: as in `about.json`.
+    exports: what lies in the folder.
+    classes: names.
+    probabilities: whether StableHLO and ONNX give them, too.
+    pictures: what the exports were compared on.
+  """
+  config = about['model']
+  title = f'{config["backbone"]} with {config["head"]}'
+  parts = [
+    FRONT,
+    f'# {title}\n',
+    f'Semantic segmentation, {len(classes)} classes: every pixel of a picture '
+    f'gets a class. Written by resnest-jax {__version__}.\n',
+    '## Files\n',
+    _table(exports),
+    'Each was read back and compared with the checkpoint in float32 on '
+    f'{pictures}, stretched to its size.\n',
+    '## Input and output\n',
+    _interface(about, probabilities),
+  ]
+  for text, first in _how_to_run(exports):
+    height, width = first.size or (0, 0)
+    outputs = 'labels, probabilities' if probabilities else '(labels,)'
+    filled = text.format(
+      file=first.file, height=height, width=width, outputs=outputs
+    )
+    parts += [f'## Run {first.file}\n', filled]
+  parts += ['## Classes\n', _classes(classes, about['palette'])]
+  parts += ['## Provenance\n', _provenance(about)]
+  return '\n'.join(parts)
+
+
+def _table(exports: Sequence[Export]) -> str:
+  lines = ['| file | format | picture size | agreement |', '|---|---|---|---|']
+  for each in exports:
+    size = 'any'
+    if each.size:
+      size = f'{each.size[0]} high, {each.size[1]} wide'
+    lines.append(
+      f'| {each.file} | {each.format} | {size} | {each.agreement:.4%} |'
+    )
+  return '\n'.join(lines) + '\n'
+
+
+def _interface(about: Mapping[str, Any], probabilities: bool) -> str:
+  normalization = about['normalization']
+  more = ''
+  if probabilities:
+    more = ' and `probabilities`, float32 (b, H, W, classes)'
+  scale = about['image_scale']
+  trained = ''
+  if scale:
+    trained = (
+      f' In training pictures were fitted into {scale[0]} x {scale[1]} pixels '
+      '(long and short edge, ratio kept) before scaling at random; sizes near '
+      'that suit the network best.'
+    )
+  return (
+    'StableHLO and ONNX take `images`, uint8 (b, H, W, 3), RGB from 0 to 255, '
+    'any b, H and W as in the table, and give `labels`, uint8 (b, H, W)'
+    f'{more}. Normalisation and upsampling are inside: mean '
+    f'{normalization["mean"]}, deviation {normalization["std"]}. Protocol: '
+    'the whole picture at once, as large as it is given; no windows, no other '
+    f'scales, no mirroring.{trained} Scores of another protocol do not hold '
+    'for these files.\n'
+  )
+
+
+def _how_to_run(exports: Sequence[Export]) -> list[tuple[str, Export]]:
+  texts = {
+    'stablehlo': STABLEHLO,
+    'onnx': ONNX,
+    'safetensors': WEIGHTS,
+    'mmseg': MMSEG,
+  }
+  firsts: dict[str, Export] = {}
+  for each in exports:
+    firsts.setdefault(each.format, each)
+  return [(texts[name], first) for name, first in firsts.items()]
+
+
+def _classes(classes: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
+  lines = ['| label | class | colour |', '|---|---|---|']
+  for label, (name, colour) in enumerate(zip(classes, palette, strict=True)):
+    escaped = name.replace('|', '\\|')
+    code = ''.join(f'{value:02x}' for value in colour)
+    lines.append(f'| {label} | {escaped} | #{code} |')
+  return '\n'.join(lines) + '\n'
+
+
+def _provenance(about: Mapping[str, Any]) -> str:
+  """What is known of the weights; of local paths the last part alone."""
+  lines = [
+    f'- {key.replace("_", " ")}: {about["model"][key]}'
+    for key in ('backbone', 'head', 'output_stride', 'dilation_rule')
+  ]
+  for key, value in about['provenance'].items():
+    if key == 'source' and os.path.exists(value):
+      value = Path(value).resolve().name
+    if isinstance(value, str | int) and key != 'backbone_known':
+      lines.append(f'- {key.replace("_", " ")}: {value}')
+  return '\n'.join(lines) + '\n'

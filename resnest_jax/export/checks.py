@@ -1,0 +1,121 @@
+"""What an export has to prove before it gets its name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from resnest_jax.data.labels import LabelSet
+from resnest_jax.errors import UserError
+from resnest_jax.evaluation.predictor import Prediction, Predictor
+from resnest_jax.evaluation.protocols import Protocol
+from resnest_jax.export.pictures import fit
+from resnest_jax.weights.names import listed
+
+# The share of pixels that must have the checkpoint's class.
+MIN_AGREEMENT = 0.999
+# By how much a probability may be off.
+MAX_DEVIATION = 0.01
+# Pictures at a time; `NUMBER` is a multiple, so that one size of batch is
+# compiled.
+BATCH_SIZE = 4
+
+# uint8 (b, H, W, 3) -> (labels,) or (labels, probabilities).
+Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+class Reference:
+  """What the checkpoint says of pictures of one size.
+
+  Attributes:
+    images: uint8 (n, H, W, 3).
+    predictions: of each, by the `Predictor`.
+  """
+
+  def __init__(
+    self,
+    model: Any,
+    variables: Mapping[str, Any],
+    labels: LabelSet,
+    pictures: Sequence[np.ndarray],
+    size: tuple[int, int],
+    probabilities: bool = False,
+  ):
+    """Predicts the pictures, stretched to `size` (height, width)."""
+    self.images = np.stack([fit(picture, size) for picture in pictures])
+    # So that the predictor does not resize.
+    protocol = Protocol(image_scale=(max(size), min(size)))
+    predictor = Predictor(model, variables, labels, protocol)
+    self.predictions: list[Prediction] = list(
+      predictor.predict_frames(self.images, probabilities=probabilities)
+    )
+
+  def compare(self, name: str, run: Runner) -> float:
+    """The share of pixels with the same class.
+
+    Args:
+      name: of the export, for the message.
+      run: the export, read from its file.
+
+    Raises:
+      UserError: less than `MIN_AGREEMENT` agree, or a probability is off by
+        more than `MAX_DEVIATION`.
+    """
+    agreeing, deviation = 0, 0.0
+    for start in range(0, len(self.images), BATCH_SIZE):
+      part = slice(start, start + BATCH_SIZE)
+      labels, *more = map(np.asarray, run(self.images[part]))
+      for slot, expected in enumerate(self.predictions[part]):
+        agreeing += np.count_nonzero(labels[slot] == expected.labels)
+        if more:
+          off = np.abs(more[0][slot] - expected.probabilities).max()
+          # NaN, too, is too far off.
+          deviation = max(deviation, float(np.nan_to_num(off, nan=1.0)))
+    share = agreeing / self.images[..., 0].size
+    if share < MIN_AGREEMENT or deviation > MAX_DEVIATION:
+      off = f', and probabilities differ by up to {deviation:.3f}'
+      raise UserError(
+        f'{name} gives {share:.3%} of the pixels of {len(self.images)} '
+        f"pictures the checkpoint's class{off if deviation else ''}; "
+        f'{MIN_AGREEMENT:.1%} must agree. Nothing was written. Please report '
+        'it with the versions of your packages (pip list), and leave this '
+        'format out by --formats.'
+      )
+    return share
+
+  def run_of(
+    self, model: Any, variables: Mapping[str, Any], labels: LabelSet
+  ) -> Runner:
+    """Another model as a `Runner`, for pictures of this size."""
+    height, width = self.images.shape[1:3]
+    protocol = Protocol(image_scale=(max(height, width), min(height, width)))
+    predictor = Predictor(model, variables, labels, protocol)
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+      found = predictor.predict_frames(images)
+      return [np.stack([each.labels for each in found])]
+
+    return run
+
+
+def check_same_bits(
+  name: str, found: Mapping[str, Any], expected: Mapping[str, Any]
+) -> None:
+  """Raises `UserError` if two trees of variables differ in any bit."""
+  found, expected = flatten_dict(found), flatten_dict(expected)
+  differing = [
+    '/'.join(path)
+    for path in found.keys() | expected.keys()
+    if path not in found
+    or path not in expected
+    or found[path].dtype != expected[path].dtype
+    or found[path].shape != expected[path].shape
+    or np.asarray(found[path]).tobytes() != np.asarray(expected[path]).tobytes()
+  ]
+  if differing:
+    raise UserError(
+      f'{name} does not give back what was written: {len(differing)} tensors '
+      f'differ ({listed(differing)}). Nothing was kept; see whether the '
+      'storage is in order.'
+    )

@@ -1,0 +1,251 @@
+"""A folder of exports of one checkpoint, each compared with it."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from resnest_jax.data.classes import label_set
+from resnest_jax.data.labels import IGNORE, LabelSet
+from resnest_jax.errors import UserError, writing
+from resnest_jax.evaluation.predictor import CROP_SIZES, IMAGE_SCALES
+from resnest_jax.evaluation.protocols import Protocol
+from resnest_jax.export.card import Export, model_card
+from resnest_jax.export.checks import Reference, Runner, check_same_bits
+from resnest_jax.export.pictures import gather_pictures
+from resnest_jax.export.program import Program, make_program
+from resnest_jax.weights.files import (
+  ABOUT,
+  appearing,
+  check_new,
+  check_torch,
+  write_weights,
+)
+from resnest_jax.weights.pretrained import Weights, load_segmentor
+from resnest_jax.weights.state_dict import export_state_dict
+
+FORMATS = ('stablehlo', 'onnx', 'safetensors', 'mmseg')
+PROGRAMS = ('stablehlo', 'onnx')
+# What a format needs besides, and pip's words for it.
+NEEDS = {
+  'stablehlo': ('flatbuffers',),
+  'onnx': ('jax2onnx', 'onnxruntime'),
+}
+# Names that the weights' kinds have in `export_state_dict`.
+KINDS = {'safetensors': 'ours', 'mmseg': 'mmseg'}
+CARD = 'README.md'
+# Pixels of an edge.
+SHORTEST, LONGEST = 32, 8192
+
+Say = Callable[[str], None]
+
+
+class _Model(NamedTuple):
+  """A network as it is exported: in float32."""
+
+  model: nn.Module
+  variables: Mapping[str, Any]
+  labels: LabelSet
+
+
+def export_model(
+  source: str | Path,
+  out: Path,
+  *,
+  formats: Sequence[str] = ('stablehlo', 'safetensors'),
+  sizes: Sequence[tuple[int, int]] = (),
+  probabilities: bool = False,
+  checkpoint: str | int = 'latest',
+  pictures: Sequence[str | Path] = (),
+  say: Say = print,
+) -> list[Export]:
+  """Writes a network in several formats, and a model card.
+
+  Args:
+    source: of the weights; see `load_weights`.
+    out: a new folder, or an empty one. It appears when all in it has passed.
+    formats: of `FORMATS`.
+    sizes: height and width of the pictures of StableHLO and ONNX, a file each;
+      none: the crop of the training.
+    probabilities: whether StableHLO and ONNX give those of all classes, too.
+    checkpoint: of a training: 'latest', 'best' or a step.
+    pictures: to compare on, see `gather_pictures`.
+    say: is called with a line for every file.
+
+  Returns:
+    What was written.
+
+  Raises:
+    UserError: something given cannot be used, a package is missing, or an
+      export does not give what the checkpoint gives. Nothing is left then.
+  """
+  out = Path(out)
+  check_new(out)
+  formats = [name for name in FORMATS if name in formats]
+  check_packages(formats)
+  check_sizes(sizes)
+  seen = gather_pictures(pictures)
+  _, stored, weights = load_segmentor(source, checkpoint)
+  net = _as_exported(source, weights)
+  about = _about(weights, net.labels)
+  sizes = list(dict.fromkeys(sizes)) or [_default_size(weights)]
+  exports: list[Export] = []
+
+  def passed(file: Path, name: str, size: Any, share: float) -> None:
+    exports.append(Export(file.name, name, size, share, len(seen)))
+    say(
+      f'{file.name} ({file.stat().st_size / 1e6:.1f} MB): read back, '
+      f'{share:.4%} of the pixels of {len(seen)} pictures agree with the '
+      'checkpoint'
+    )
+
+  with writing(out):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(out) as folder:
+      for index, size in enumerate(sizes):
+        if index and not set(formats) & set(PROGRAMS):
+          break
+        reference = Reference(*net, seen, size, probabilities)
+        for name in formats:
+          if name in PROGRAMS:
+            program = make_program(*net[:2], size, probabilities=probabilities)
+            file = folder / f'model_{size[0]}x{size[1]}.{name}'
+            run = _write_program(name, file, program, size, probabilities)
+            share = reference.compare(file.name, run)
+            passed(file, name, size, share)
+          elif index == 0:
+            file = _write_weights(name, folder, weights, stored, about)
+            share = _compare_weights(file, stored, reference)
+            passed(file, name, None, share)
+      _describe(
+        folder, about, exports, net.labels, probabilities, bool(pictures)
+      )
+  say(f'written: {out}')
+  return exports
+
+
+def check_packages(formats: Sequence[str]) -> None:
+  """Raises `UserError` if a format needs what is not installed."""
+  for name in formats:
+    needed = NEEDS.get(name, ())
+    missing = [x for x in needed if importlib.util.find_spec(x) is None]
+    if missing:
+      raise UserError(
+        f'the format {name} needs {" and ".join(missing)}: pip install '
+        f'{" ".join(needed)}. --formats leaves it out.'
+      )
+  if 'mmseg' in formats:
+    check_torch()
+
+
+def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
+  """Raises `UserError` if pictures cannot have one of them."""
+  for height, width in sizes:
+    if not all(SHORTEST <= x <= LONGEST for x in (height, width)):
+      raise UserError(
+        f'pictures of {height}x{width} pixels (height x width) cannot be '
+        f'exported; each edge must have {SHORTEST} to {LONGEST}.'
+      )
+
+
+def _default_size(weights: Weights) -> tuple[int, int]:
+  """The crop of the training, or of its data set as far as that is known."""
+  number = weights.description.config['num_classes']
+  height, width = weights.crop_size or CROP_SIZES.get(number, (512, 512))
+  return height, width
+
+
+def _as_exported(source: str | Path, weights: Weights) -> _Model:
+  number = weights.description.config['num_classes']
+  if number > IGNORE:
+    raise UserError(
+      f'{source} has {number} classes; label maps are of 8 bits with {IGNORE} '
+      f'for none, so at most {IGNORE} can be exported.'
+    )
+  labels = label_set(number, weights.classes, weights.palette)
+  return _Model(*weights.create('float32'), labels)
+
+
+def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
+  """What goes into the files: the weights' description and the protocol."""
+  number = len(labels.classes)
+  scale = weights.image_scale or IMAGE_SCALES.get(number, (2048, 512))
+  return weights.about() | {
+    'classes': list(labels.classes),
+    'palette': labels.palette.tolist(),
+    'protocol': Protocol(image_scale=tuple(scale)).describe(),
+  }
+
+
+def _write_program(
+  name: str,
+  file: Path,
+  program: Program,
+  size: tuple[int, int],
+  probabilities: bool,
+) -> Runner:
+  """Writes StableHLO or ONNX and reads it back."""
+  # Each needs packages that the others do not.
+  if name == 'stablehlo':
+    from resnest_jax.export import stablehlo
+
+    stablehlo.write_stablehlo(file, program, size)
+    return stablehlo.read_stablehlo(file)
+  from resnest_jax.export import onnx_file
+
+  onnx_file.write_onnx(file, program, size, probabilities)
+  return onnx_file.read_onnx(file)
+
+
+def _write_weights(
+  name: str,
+  folder: Path,
+  weights: Weights,
+  stored: Mapping[str, Any],
+  about: Mapping[str, Any],
+) -> Path:
+  """Writes all variables as they are stored, with their description."""
+  kind = KINDS[name]
+  state_dict = export_state_dict(weights.description.create(), stored, kind)
+  # It makes a folder of its own.
+  file, _ = write_weights(folder / name, kind, state_dict, about)
+  moved = file.rename(folder / file.name)
+  shutil.rmtree(folder / name)
+  return moved
+
+
+def _compare_weights(
+  file: Path, stored: Mapping[str, Any], reference: Reference
+) -> float:
+  """Bits of all variables, and the share of agreeing pixels."""
+  _, found, weights = load_segmentor(file)
+  check_same_bits(file.name, found, stored)
+  net = _as_exported(file, weights)
+  return reference.compare(file.name, reference.run_of(*net))
+
+
+def _describe(
+  folder: Path,
+  about: Mapping[str, Any],
+  exports: Sequence[Export],
+  labels: LabelSet,
+  probabilities: bool,
+  given: bool,
+) -> None:
+  """Writes the description and the model card."""
+  described = dict(about) | {'exports': [each._asdict() for each in exports]}
+  text = json.dumps(described, indent=2) + '\n'
+  (folder / ABOUT).write_text(text, 'utf-8')
+  number = exports[0].pictures
+  card = model_card(
+    about,
+    exports,
+    labels.classes,
+    probabilities=probabilities,
+    pictures=f'{number} pictures' if given else f'{number} drawn scenes',
+  )
+  (folder / CARD).write_text(card, 'utf-8')

@@ -1,0 +1,83 @@
+"""That programs stay the same when what is constant is computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from resnest_jax.export.folding import folded
+
+
+def operations(program, *shape):
+  """Names of what is left of a program of floats (b, *shape)."""
+  (batch,) = jax.export.symbolic_shape('b')
+  spec = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+  # Dead ones are left out.
+  jaxpr = jax.make_jaxpr(jax.jit(folded(program)))(spec).jaxpr
+  (call,) = jaxpr.eqns
+  used, names = set(call.params['jaxpr'].jaxpr.outvars), []
+  for equation in reversed(call.params['jaxpr'].jaxpr.eqns):
+    if used & set(equation.outvars):
+      used |= {x for x in equation.invars if not hasattr(x, 'val')}
+      names.append(equation.primitive.name)
+  return names[::-1]
+
+
+def conv(x):
+  kernel = jnp.arange(3 * 3 * 2 * 4.0).reshape(3, 3, 2, 4)
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (1, 1),
+    'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+PROGRAMS = {
+  # A gain goes into the kernel, a shift stays.
+  'gain': (
+    lambda x: (conv(x) * jnp.array([1.0, 2, 3, 4]) + 5 * jnp.arange(4.0),),
+    ['conv_general_dilated', 'add'],
+  ),
+  # The result is used before the gain as well.
+  'both': (
+    lambda x: (conv(x) * jnp.array([1.0, 2, 3, 4]) + conv(x),),
+    None,
+  ),
+  # The gain is of rows: no channel's.
+  'rows': (
+    lambda x: (conv(x) * jnp.arange(5.0)[:, None, None],),
+    ['conv_general_dilated', 'mul'],
+  ),
+  # A product whose last axis is not the kernel's.
+  'turned': (
+    lambda x: (jnp.einsum('bhwc,ih->biwc', x, jnp.ones((2, 5))) * 3,),
+    None,
+  ),
+  'padded': (
+    lambda x: (jnp.pad(x, ((0, 0), (7, 0), (1, 6), (0, 0))),),
+    None,
+  ),
+  'relu': (lambda x: (jax.nn.relu(x),), ['max']),
+  'chosen': (
+    lambda x: (jnp.where(jnp.ones((5, 6, 2), bool), x, 0) + 1,),
+    ['add'],
+  ),
+}
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_results_stay_the_same(name):
+  program, left = PROGRAMS[name]
+  x = np.random.default_rng(0).standard_normal((3, 5, 6, 2), np.float32)
+  expected, found = program(x), jax.jit(folded(program))(x)
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-4)
+  if left is not None:
+    assert operations(program, 5, 6, 2) == left
+
+
+def test_only_zeros_can_be_padded():
+  with pytest.raises(NotImplementedError, match='padding'):
+    jax.jit(folded(lambda x: (jnp.pad(x, 1, constant_values=2),)))(np.ones(3))
