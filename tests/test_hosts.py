@@ -95,11 +95,11 @@ def test_a_run_moves_between_processes_and_is_the_same(
   alone.send_signal(signal.SIGKILL)
   stdout, _ = finish(alone, status=-signal.SIGKILL)
   assert 'going on after step' in stdout
-  # The two again, which share the last steps.
-  first, second = start_pair(*command, workdir)
+  # Two again, of one device each, which share the last steps.
+  first, second = start_pair(*command, workdir, devices=1)
   stdout, _ = finish(first)
   assert 'going on after step 6' in stdout
-  assert 'on 4 x cpu' in stdout
+  assert 'on 2 x cpu' in stdout
   stdout, _ = finish(second)
   assert 'step' not in stdout  # The first one speaks for both.
 
