@@ -99,21 +99,22 @@ def _reason_of_others() -> str:
 
 def _silent() -> str:
   """Which hosts have not been heard of for a while."""
-  import jax
   from jax._src import distributed
 
+  # Not of jax, whose locks may be held where JAX aborts.
+  shared = distributed.global_state
   limit = time.monotonic() - HEARTBEAT_SECONDS / 2
   silent = []
-  for number in range(jax.process_count()):
+  for number in range(shared.num_processes):
     # Of one that ended early nothing was heard.
     text, heard = _heard.get(number, ('', _began))
-    if number != jax.process_index() and heard < limit:
+    if number != shared.process_id and heard < limit:
       name = f' ({text.split()[0]})' if text else ''
       silent.append(f'host {number}{name}')
   if silent:
     return ', '.join(silent)
   # What aborts at once is the end of the service, which is on host 0.
-  return f'host 0 ({distributed.global_state.coordinator_address})'
+  return f'host 0 ({shared.coordinator_address})'
 
 
 @contextlib.contextmanager
