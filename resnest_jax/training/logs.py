@@ -3,13 +3,28 @@
 import contextlib
 import json
 import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from resnest_jax.errors import writing
 from resnest_jax.training.watching import WeightsAndBiases
+
+
+@contextlib.contextmanager
+def _hidden(package: str) -> Iterator[None]:
+  """Others cannot import this package meanwhile, unless somebody has."""
+  if package in sys.modules:
+    yield
+    return
+  sys.modules[package] = None
+  try:
+    yield
+  finally:
+    del sys.modules[package]
 
 
 class RunLog:
@@ -43,8 +58,9 @@ class RunLog:
     self.wandb: WeightsAndBiases | None = None  # Gets the scalars, too.
     if not write:
       return
-    # Takes seconds where torch is installed, which it imports.
-    from tensorboardX.event_file_writer import EventsWriter
+    # Would be imported for nothing, which takes seconds.
+    with _hidden('torch'):
+      from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     board = workdir / 'tensorboard'
