@@ -62,8 +62,8 @@ def train(data: Path, workdir: Path, steps: int) -> list[dict[str, float]]:
     *SMALL,
     f'--config.data.data_dir={data}',
     f'--config.train.total_steps={steps}',
-    f'--config.train.eval_steps={max(steps // 4, 1)}',
-    f'--config.train.checkpoint_steps={max(steps // 20, 1)}',
+    f'--config.train.eval_steps={max(steps // 4, LOG_STEPS)}',
+    f'--config.train.checkpoint_steps={max(steps // 20, LOG_STEPS)}',
     *('--workdir', str(workdir)),
   ]
   memory, said = {}, []
