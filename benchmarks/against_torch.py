@@ -1,7 +1,7 @@
 """Times our network against PyTorch's, training step and inference.
 
     python benchmarks/against_torch.py
-    python benchmarks/against_torch.py --batch_size 16 --size 512 --amp --channels_last
+    python benchmarks/against_torch.py --batch_size 16 --size 512 --amp
 
 ResNeSt-50-D8 with the PSP head and the auxiliary one, of the same weights:
 
@@ -80,6 +80,7 @@ TINY = {
   'head_channels': 8,
   'aux_channels': 4,
   'num_classes': 5,
+  'dropout': 0.0,  # So that the steps are the same.
 }
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 5e-4
 
@@ -100,9 +101,7 @@ class Ours:
     self._labels = jnp.asarray(labels, jnp.int32)
     self._state = jax.jit(partial(start_state, optimizer))(variables)
     step = jax.jit(
-      partial(
-        _train_step, model=create_segmentor(config), optimizer=optimizer
-      ),
+      partial(_train_step, model=create_segmentor(config), optimizer=optimizer),
       donate_argnums=0,
     )
     self._step = step.lower(self._state, self._images, self._labels).compile()
@@ -224,6 +223,7 @@ def compare(config: dict, flags: argparse.Namespace) -> dict[str, Any]:
     name: float(np.abs(way.infer() - expected).max() / np.abs(expected).max())
     for name, way in ways.items()
   }
+  losses = {name: [way.train(), way.train()] for name, way in ways.items()}
   milliseconds = {}
   for task in ('train', 'infer'):
     seconds = interleaved(
@@ -237,6 +237,7 @@ def compare(config: dict, flags: argparse.Namespace) -> dict[str, Any]:
       for task, found in milliseconds.items()
     },
     'logits_differ_by': differences,
+    'losses': losses,
   }
 
 
@@ -301,7 +302,8 @@ def main() -> None:
   )
   if flags.out:
     variant = [
-      name for name in ('amp', 'channels_last', 'compile')
+      name
+      for name in ('amp', 'channels_last', 'compile')
       if getattr(flags, name)
     ]
     path = write_result(

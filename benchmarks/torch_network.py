@@ -124,7 +124,7 @@ class Backbone(nn.Module):
 
 
 class PSPHead(nn.Module):
-  def __init__(self, inputs, channels, classes):
+  def __init__(self, inputs, channels, classes, dropout):
     super().__init__()
     bins = (1, 2, 3, 6)
     self.psp_modules = nn.ModuleList(
@@ -132,7 +132,7 @@ class PSPHead(nn.Module):
       for n in bins
     )
     self.bottleneck = ConvModule(inputs + len(bins) * channels, channels, 3)
-    self.dropout = nn.Dropout2d(0.1)
+    self.dropout = nn.Dropout2d(dropout)
     self.conv_seg = nn.Conv2d(channels, classes, 1)
 
   def forward(self, x):
@@ -147,10 +147,10 @@ class PSPHead(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-  def __init__(self, inputs, channels, classes):
+  def __init__(self, inputs, channels, classes, dropout):
     super().__init__()
     self.convs = nn.Sequential(ConvModule(inputs, channels, 3))
-    self.dropout = nn.Dropout2d(0.1)
+    self.dropout = nn.Dropout2d(dropout)
     self.conv_seg = nn.Conv2d(channels, classes, 1)
 
   def forward(self, x):
@@ -163,13 +163,11 @@ class Segmentor(nn.Module):
   def __init__(self, config: dict):
     super().__init__()
     width = config['width']
-    self.backbone = Backbone(
-      config['stage_sizes'], config['stem_width'], width
-    )
-    classes = config['num_classes']
-    self.decode_head = PSPHead(32 * width, config['head_channels'], classes)
+    self.backbone = Backbone(config['stage_sizes'], config['stem_width'], width)
+    ends = config['num_classes'], config['dropout']
+    self.decode_head = PSPHead(32 * width, config['head_channels'], *ends)
     self.auxiliary_head = AuxiliaryHead(
-      16 * width, config['aux_channels'], classes
+      16 * width, config['aux_channels'], *ends
     )
 
   def forward(self, images):

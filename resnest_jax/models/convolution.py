@@ -1,9 +1,11 @@
 """Convolutions, in the forms that `forms` has chosen for this machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -11,6 +13,9 @@ from jax import lax
 from resnest_jax.models import forms
 from resnest_jax.models.initial import kernel_std
 from resnest_jax.models.layers import Array, at_least_float32, param_dtype
+
+# The form 'products' is slower where a convolution has fewer.
+ENOUGH_OUTPUTS = 64
 
 
 def convolve(
@@ -83,6 +88,9 @@ def _dense(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
       return _on_every_dth(
         lambda x: _convolution(x, kernel, 1, 1, 1), x, dilation
       )
+  large = stride == 1 and kernel.shape[-1] >= ENOUGH_OUTPUTS
+  if large and forms.chosen('kernel_gradient') == 'products':
+    return _with_products(x, kernel, dilation)
   return _convolution(x, kernel, stride, dilation, 1)
 
 
@@ -100,6 +108,42 @@ def _convolution(
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=groups,
   )
+
+
+def _windows(
+  x: Array, rows: int, columns: int, dilation: int
+) -> Iterator[tuple[tuple[int, int], Array]]:
+  """What each tap of a kernel sees: ((i, j), an array like x)."""
+  height, width = x.shape[1:3]
+  margins = [(dilation * (taps // 2),) * 2 for taps in (rows, columns)]
+  padded = jnp.pad(x, ((0, 0), *margins, (0, 0)))
+  for i, j in np.ndindex(rows, columns):
+    top, left = i * dilation, j * dilation
+    yield (i, j), padded[:, top : top + height, left : left + width]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _with_products(x: Array, kernel: Array, dilation: int) -> Array:
+  """A convolution whose kernel's gradient is a matrix product for each tap."""
+  return _convolution(x, kernel, 1, dilation, 1)
+
+
+def _products_forward(x, kernel, dilation):
+  return _convolution(x, kernel, 1, dilation, 1), (x, kernel)
+
+
+def _products_backward(dilation, saved, dy):
+  x, kernel = saved
+  pull_back = jax.vjp(lambda x: _convolution(x, kernel, 1, dilation, 1), x)[1]
+  pixels = ((0, 1, 2), (0, 1, 2))
+  products = [
+    lax.dot_general(window, dy, (pixels, ((), ())))
+    for _, window in _windows(x, *kernel.shape[:2], dilation)
+  ]
+  return *pull_back(dy), jnp.stack(products).reshape(kernel.shape)
+
+
+_with_products.defvjp(_products_forward, _products_backward)
 
 
 def _block_diagonal(kernel: Array, groups: int) -> Array:
@@ -180,18 +224,12 @@ def depthwise(x: Array, kernel: Array, dilation: int = 1) -> Array:
     (B, H, W, C), of the type of `x`; shifted products are summed in at least
     float32.
   """
-  height, width = x.shape[1:3]
-  kernel = _within_reach(kernel, dilation, (height, width))
+  kernel = _within_reach(kernel, dilation, x.shape[1:3])
   if forms.chosen('depthwise') == 'convolution':
     return _convolution(x, kernel.astype(x.dtype), 1, dilation, x.shape[-1])
-  rows, columns = kernel.shape[:2]
-  margins = [(dilation * (taps // 2),) * 2 for taps in (rows, columns)]
-  padded = jnp.pad(x, ((0, 0), *margins, (0, 0)))
   total = jnp.zeros(x.shape, at_least_float32(x.dtype))
-  for i, j in np.ndindex(rows, columns):
-    top, left = i * dilation, j * dilation
-    window = padded[:, top : top + height, left : left + width]
-    total += window.astype(total.dtype) * kernel[i, j].astype(total.dtype)
+  for tap, window in _windows(x, *kernel.shape[:2], dilation):
+    total += window.astype(total.dtype) * kernel[tap].astype(total.dtype)
   return total.astype(x.dtype)
 
 

@@ -5,7 +5,7 @@ up to rounding, and the same parameters. Which is fastest depends on the
 hardware, not on the network, so this is no key of a configuration: `BEST` has
 the choice for each platform, and it can be overridden
 
-- for a process: RESNEST_JAX_FORMS='grouped=block_diagonal pooling=reduce_window'
+- for a process: RESNEST_JAX_FORMS='grouped=grouped pooling=reduce_window'
 - in Python: `with forms.use(grouped='block_diagonal'): ...`
 
 while a program is traced. docs/performance.md says what was measured.
@@ -34,6 +34,9 @@ FORMS = {
   'depthwise': ('shifts', 'convolution'),
   # A 1x1 convolution as a matrix product, or as it is.
   'pointwise': ('dot', 'convolution'),
+  # The gradient of a kernel that is larger than 1x1, as XLA's convolution; as a
+  # matrix product for each tap.
+  'kernel_gradient': ('convolution', 'products'),
   # The convolution over an upsampled pyramid on the pyramid's own bins; or
   # over the concatenation.
   'pyramid': ('low_rank', 'concatenated'),
@@ -46,7 +49,11 @@ FORMS = {
 
 # Measured on the CPU; on GPU and TPU chosen by what is known of them.
 _FIRST = {kind: accepted[0] for kind, accepted in FORMS.items()}
-BEST = {'cpu': _FIRST, 'gpu': _FIRST, 'tpu': _FIRST}
+BEST = {
+  'cpu': _FIRST | {'kernel_gradient': 'products'},
+  'gpu': _FIRST,
+  'tpu': _FIRST,
+}
 
 # Platform and (kind, form) pairs. A program that was traced under another
 # choice is traced again.

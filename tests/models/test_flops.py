@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from resnest_jax.config import load_config
-from resnest_jax.models.flops import count_flops
 from resnest_jax.models import forms
 from resnest_jax.models.convolution import convolve
+from resnest_jax.models.flops import count_flops
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import variable_shapes
 

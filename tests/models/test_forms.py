@@ -40,6 +40,13 @@ LAYERS = {
     # Does not divide the height: as it was.
     (lambda x, k: convolve(x, k, dilation=3)[0], X, random(3, 3, 8, 6)),
   ],
+  'kernel_gradient': [
+    (lambda x, k: convolve(x, k)[0], X, random(3, 3, 8, 64)),
+    (lambda x, k: convolve(x, k, dilation=4)[0], X, random(3, 3, 8, 64)),
+    (lambda x, k: convolve(x, k, dilation=8)[0], X, random(3, 3, 8, 64)),
+    # As it was: a stride.
+    (lambda x, k: convolve(x, k, stride=2)[0], X, random(3, 3, 8, 64)),
+  ],
   'depthwise': [
     (depthwise, X, random(3, 3, 1, 8)),
     (lambda x, k: depthwise(x, k, 12), X, random(3, 3, 1, 8)),
@@ -103,6 +110,8 @@ WRITTEN = {
   ),
   ('dilated', 'spaced_taps'): (lambda t: 'rhs_dilation=(2, 2)' in t),
   ('dilated', 'space_to_batch'): (lambda t: 'rhs_dilation=(1, 1)' in t),
+  ('kernel_gradient', 'convolution'): (lambda t: 'custom_vjp' not in t),
+  ('kernel_gradient', 'products'): (lambda t: 'custom_vjp' in t),
   ('depthwise', 'shifts'): (lambda t: 'conv_general' not in t),
   ('depthwise', 'convolution'): (lambda t: 'feature_group_count=8' in t),
   ('pointwise', 'dot'): (lambda t: 'dot_general' in t),
