@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,57 @@ def write_result(out: Path, name: str, result: dict[str, Any]) -> Path:
   path.write_text(json.dumps(result, indent=2) + '\n', 'utf-8')
   print(f'written to {path}')
   return path
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+  """Prints a table whose columns but the first are aligned to the right."""
+  widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+  for cells in (columns, *rows):
+    first, *others = (
+      cell.rjust(width) if index else cell.ljust(width)
+      for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    print('  '.join([first, *others]).rstrip())
+
+
+def draw_bars(
+  path: Path,
+  groups: Mapping[str, Mapping[str, float]],
+  unit: str,
+  title: str,
+) -> None:
+  """Draws groups of horizontal bars as a PNG.
+
+  Args:
+    path: of the PNG.
+    groups: name of a group -> name of a bar -> length.
+    unit: of the lengths.
+    title: above the picture.
+  """
+  import matplotlib.figure  # No window system is needed.
+
+  names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+  total = sum(len(bars) + 1 for bars in groups.values())
+  figure = matplotlib.figure.Figure((7, 0.9 + 0.22 * total), layout='tight')
+  axes = figure.subplots()
+  place, ticks = 0.0, []
+  for bars in groups.values():
+    ticks.append(place + (len(bars) - 1) / 2)
+    for name, length in bars.items():
+      axes.barh(place, length, 0.9, color=f'C{names.index(name) % 10}')
+      axes.text(length, place, f' {length:.3g}', va='center', fontsize=7)
+      place += 1
+    place += 1
+  axes.set_yticks(ticks, groups, fontsize=8)
+  axes.invert_yaxis()
+  axes.margins(x=0.1)
+  axes.set_xlabel(unit)
+  axes.set_title(title, fontsize=9)
+  handles = [
+    matplotlib.patches.Patch(color=f'C{index % 10}', label=name)
+    for index, name in enumerate(names)
+  ]
+  axes.legend(handles=handles, fontsize=8)
+  axes.spines[['top', 'right']].set_visible(False)
+  figure.savefig(path, dpi=120)
+  print(f'drawn to {path}')

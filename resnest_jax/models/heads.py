@@ -11,18 +11,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnest_jax.models.convolution import Conv
 from resnest_jax.models.initial import LOGITS
 from resnest_jax.models.layers import (
   Array,
-  Conv,
   Size,
   adaptive_average_pool,
   at_least_float32,
   resize,
   spatial_mean,
-  zero_outside,
 )
 from resnest_jax.models.normalization import ConvBN, SeparableConvBN
+from resnest_jax.models.pyramid import MergeConvBN, upsampled
 
 # The collection in which a `ChannelDropout` finds its images' places.
 SLOTS = 'slots'
@@ -164,13 +164,8 @@ class PSPHead(nn.Module):
     for index, bins in enumerate(self.bins):
       pooled = adaptive_average_pool(x, bins, size)
       pooled = ConvBN(self.channels, name=f'pyramid_{index}', **common)(pooled)
-      if size is None:
-        levels.append(resize(pooled, canvas))
-      else:
-        whole = jnp.full_like(size, bins)
-        levels.append(resize(pooled, canvas, whole, size))
-    y = jnp.concatenate(levels, -1)
-    y = ConvBN(self.channels, 3, name='bottleneck', **common)(y, size)
+      levels.append(upsampled(pooled, canvas, size))
+    y = MergeConvBN(self.channels, name='bottleneck', **common)(levels, size)
     return Classifier(
       self.num_classes, self.dropout, train, self.dtype, name='classifier'
     )(y)
@@ -199,8 +194,8 @@ class ASPP(nn.Module):
     common = {'train': train, 'dtype': self.dtype}
     pooled = spatial_mean(x, size)
     pooled = ConvBN(self.channels, name='image_pool', **common)(pooled)
-    pooled = jnp.broadcast_to(pooled, (*x.shape[:3], self.channels))
-    branches = [zero_outside(pooled, size)]
+    pooled = upsampled(pooled, x.shape[1:3], size)
+    branches = []
     for index, dilation in enumerate(self.dilations):
       name = f'aspp_{index}'
       if dilation == 1:
@@ -210,8 +205,8 @@ class ASPP(nn.Module):
       else:
         branch = ConvBN(self.channels, 3, dilation, name=name, **common)
       branches.append(branch(x, size))
-    y = jnp.concatenate(branches, -1)
-    return ConvBN(self.channels, 3, name='bottleneck', **common)(y, size)
+    merge = MergeConvBN(self.channels, name='bottleneck', **common)
+    return merge([pooled, jnp.concatenate(branches, -1)], size)
 
 
 class DeepLabV3Head(nn.Module):

@@ -1,4 +1,4 @@
-"""Building blocks: convolution, batch normalisation, pooling, resizing.
+"""What all layers share: types, true sizes, means, resizing.
 
 Activations are (B, H, W, C). Every block also takes `size`: None, or an int
 array (B, 2) with the true height and width of each image inside its padded
@@ -6,21 +6,14 @@ H x W canvas. Blocks expect zeros outside the true size and leave zeros there,
 so that a convolution sees the zero padding of the unpadded image, and means
 and interpolation count true pixels only. With None the canvas is the image.
 
-The forms are chosen for XLA: a grouped convolution is a few dense ones (the
-partitioner gathers the whole batch for a grouped one, and its backward is
-slow), 1x1 convolutions are matrix products, pooling is strided slices,
-resizing and adaptive pooling are products with small matrices.
+Resizing and adaptive pooling are products with small matrices.
 """
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-
-from resnest_jax.models.initial import kernel_std
 
 Array = jax.Array
 Size = Array | None
@@ -59,217 +52,6 @@ def spatial_mean(x: Array, size: Size) -> Array:
   else:
     count = (size[:, 0] * size[:, 1]).astype(total.dtype)[:, None, None, None]
   return (total / count).astype(x.dtype)
-
-
-def _within_reach(
-  kernel: Array, dilation: int, canvas: tuple[int, ...]
-) -> Array:
-  """Cuts off the taps that meet nothing but padding on a canvas this small."""
-  for axis, length in enumerate(canvas):
-    centre = kernel.shape[axis] // 2
-    reach = min(centre, (length - 1) // dilation)
-    kernel = lax.slice_in_dim(
-      kernel, centre - reach, centre + reach + 1, axis=axis
-    )
-  return kernel
-
-
-def convolve(
-  x: Array,
-  kernel: Array,
-  *,
-  groups: int = 1,
-  stride: int = 1,
-  dilation: int = 1,
-  parts: int = 1,
-) -> tuple[Array, ...]:
-  """Convolution with padding dilation * (k // 2), as dense convolutions.
-
-  Args:
-    x: (B, H, W, C).
-    kernel: (k, k, C / groups, out); the outputs of group g are the g-th
-      of `groups` equal slices, as in PyTorch and in `lax`.
-    groups: number of groups.
-    stride: window stride.
-    dilation: spacing of the taps.
-    parts: into how many equal slices of channels the result is cut; it must
-      divide `groups`.
-
-  Returns:
-    `parts` arrays (B, H', W', out / parts), never concatenated.
-  """
-  kernel = _within_reach(kernel, dilation, x.shape[1:3])
-  padding = [dilation * (taps // 2) for taps in kernel.shape[:2]]
-
-  def dense(x: Array, kernel: Array) -> Array:
-    if kernel.shape[:2] == (1, 1) and stride == 1:
-      return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-    return lax.conv_general_dilated(
-      x,
-      kernel,
-      (stride, stride),
-      [(margin, margin) for margin in padding],
-      rhs_dilation=(dilation, dilation),
-      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    )
-
-  outputs = [
-    dense(x, kernel)
-    for x, kernel in zip(
-      jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True
-    )
-  ]
-  each = groups // parts
-  return tuple(
-    jnp.concatenate(outputs[i : i + each], -1) if each > 1 else outputs[i]
-    for i in range(0, groups, each)
-  )
-
-
-class Conv(nn.Module):
-  """Convolution whose padding keeps ceil(H / stride) rows.
-
-  The kernel is (k, k, in / groups, features): PyTorch's tensor, transposed.
-  With `parts` > 1 the result is a tuple of that many slices of the channels.
-  """
-
-  features: int
-  kernel_size: int = 1
-  stride: int = 1
-  dilation: int = 1
-  groups: int = 1
-  parts: int = 1
-  use_bias: bool = False
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array | tuple[Array, ...]:
-    k = self.kernel_size
-    stored = param_dtype(self.dtype)
-    shape = (k, k, x.shape[-1] // self.groups, self.features)
-    kernel = self.param(
-      'kernel',
-      nn.initializers.normal(kernel_std(self.path, shape)),
-      shape,
-      stored,
-    )
-    outputs = convolve(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      groups=self.groups,
-      stride=self.stride,
-      dilation=self.dilation,
-      parts=self.parts,
-    )
-    if self.use_bias:
-      bias = self.param('bias', nn.initializers.zeros, (self.features,), stored)
-      biases = jnp.split(bias.astype(self.dtype), self.parts)
-      outputs = tuple(y + b for y, b in zip(outputs, biases, strict=True))
-    return outputs if self.parts > 1 else outputs[0]
-
-
-def depthwise(x: Array, kernel: Array, dilation: int = 1) -> Array:
-  """Depthwise convolution with padding dilation * (k // 2), stride 1.
-
-  It is k * k shifted products, which XLA fuses into one loop: as a convolution
-  it is many times slower on CPU and GPU, in the backward pass above all.
-
-  Args:
-    x: (B, H, W, C).
-    kernel: (k, k, 1, C), the layout of a convolution with C groups.
-    dilation: spacing of the taps.
-
-  Returns:
-    (B, H, W, C), summed in at least float32.
-  """
-  height, width = x.shape[1:3]
-  kernel = _within_reach(kernel, dilation, (height, width))
-  rows, columns = kernel.shape[:2]
-  margins = [(dilation * (taps // 2),) * 2 for taps in (rows, columns)]
-  padded = jnp.pad(x, ((0, 0), *margins, (0, 0)))
-  total = jnp.zeros(x.shape, at_least_float32(x.dtype))
-  for i, j in np.ndindex(rows, columns):
-    top, left = i * dilation, j * dilation
-    window = padded[:, top : top + height, left : left + width]
-    total += window.astype(total.dtype) * kernel[i, j].astype(total.dtype)
-  return total.astype(x.dtype)
-
-
-class DepthwiseConv(nn.Module):
-  """Depthwise convolution; the kernel is (k, k, 1, channels)."""
-
-  kernel_size: int
-  dilation: int = 1
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    k = self.kernel_size
-    shape = (k, k, 1, x.shape[-1])
-    kernel = self.param(
-      'kernel',
-      nn.initializers.normal(kernel_std(self.path, shape)),
-      shape,
-      param_dtype(self.dtype),
-    )
-    return depthwise(x.astype(self.dtype), kernel, self.dilation)
-
-
-def _window(x: Array, axis: int, kernel: int, stride: int, length: int):
-  """The `kernel` strided slices whose elementwise fold pools along `axis`."""
-  return [
-    lax.slice_in_dim(x, i, i + stride * (length - 1) + 1, stride, axis)
-    for i in range(kernel)
-  ]
-
-
-def _pool(x: Array, fold, kernel: int, stride: int, padding) -> Array:
-  """Separable pooling over zero-padded rows, then columns."""
-  for axis in (1, 2):
-    pad = [(0, 0)] * 4
-    pad[axis] = padding
-    padded = jnp.pad(x, pad)
-    length = (padded.shape[axis] - kernel) // stride + 1
-    windows = _window(padded, axis, kernel, stride, length)
-    x = windows[0]
-    for window in windows[1:]:
-      x = fold(x, window)
-  return x
-
-
-def max_pool(x: Array, size: Size) -> Array:
-  """Max-pool 3x3, stride 2, padding 1, of non-negative values."""
-  pooled = _pool(x, jnp.maximum, 3, 2, (1, 1))
-  return zero_outside(pooled, strided(size, 2))
-
-
-def average_pool(x: Array, stride: int, size: Size) -> Array:
-  """Average pool 3x3, padding 1, the padding counted."""
-  pooled = _pool(x, jnp.add, 3, stride, (1, 1)) / 9
-  return zero_outside(pooled, strided(size, stride))
-
-
-def shortcut_pool(x: Array, stride: int, size: Size) -> Array:
-  """Average pool of kernel = stride in ceil mode, the padding not counted."""
-  if stride == 1:
-    return x
-  odd = [-length % stride for length in x.shape[1:3]]
-  x = jnp.pad(x, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)))
-  total = _pool(x, jnp.add, stride, stride, (0, 0))
-  lengths = np.subtract(x.shape[1:3], odd) if size is None else size
-
-  def counts(axis: int) -> Array:
-    starts = stride * np.arange(total.shape[axis + 1])
-    inside = jnp.asarray(lengths)[..., axis, None] - starts
-    return jnp.clip(inside, 1, stride).astype(total.dtype)
-
-  rows, columns = counts(0), counts(1)
-  return total / (rows[..., :, None, None] * columns[..., None, :, None])
-
-
-def same_pool(x: Array, size: Size) -> Array:
-  """Average pool 2x2, stride 1, one zero row and column below and right."""
-  return zero_outside(_pool(x, jnp.add, 2, 1, (0, 1)) / 4, size)
 
 
 def resize_taps(
@@ -383,6 +165,37 @@ def apply_matrices(x: Array, rows: Array, columns: Array) -> Array:
   )
 
 
+def resize_matrices(
+  given: tuple[int, int],
+  shape: tuple[int, int],
+  in_size: Size,
+  out_size: Size,
+  dtype: Any,
+) -> tuple[Array, Array]:
+  """The matrices of rows and of columns with which `resize` multiplies.
+
+  Args:
+    given: height and width of the input's canvas.
+    shape: height and width of the result's.
+    in_size: true sizes (B, 2) in the input; None: the whole canvas.
+    out_size: true sizes (B, 2) in the result; None: the whole canvas.
+    dtype: of the weights.
+  """
+  matrices = [
+    resize_matrix(
+      shape[axis] if out_size is None else out_size[:, axis],
+      given[axis] if in_size is None else in_size[:, axis],
+      shape[axis],
+      given[axis],
+      dtype,
+    )
+    for axis in (0, 1)
+  ]
+  if matrices[0].ndim != matrices[1].ndim:
+    raise ValueError('rows and columns must both have true sizes or neither.')
+  return tuple(matrices)
+
+
 def resize(
   x: Array, shape: tuple[int, int], in_size: Size = None, out_size: Size = None
 ) -> Array:
@@ -398,19 +211,9 @@ def resize(
     (B, *shape, C), zero outside `out_size`.
   """
   dtype = at_least_float32(x.dtype)
-  matrices = [
-    resize_matrix(
-      shape[axis] if out_size is None else out_size[:, axis],
-      x.shape[axis + 1] if in_size is None else in_size[:, axis],
-      shape[axis],
-      x.shape[axis + 1],
-      dtype,
-    )
-    for axis in (0, 1)
-  ]
-  if matrices[0].ndim != matrices[1].ndim:
-    raise ValueError('rows and columns must both have true sizes or neither.')
-  return apply_matrices(x, *matrices)
+  return apply_matrices(
+    x, *resize_matrices(x.shape[1:3], shape, in_size, out_size, dtype)
+  )
 
 
 def adaptive_average_pool(x: Array, bins: int, size: Size = None) -> Array:

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from resnest_jax.models import forms
+from resnest_jax.models.convolution import Conv, DepthwiseConv
 from resnest_jax.models.initial import norm_scale
 from resnest_jax.models.layers import (
   Array,
-  Conv,
-  DepthwiseConv,
   Size,
   at_least_float32,
   param_dtype,
@@ -53,21 +53,27 @@ def running(kept: Array, mean_or_unbiased_variance: Array) -> Array:
   return MOMENTUM * kept + (1 - MOMENTUM) * new
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalize(
   x: Array, scale: Array, bias: Array, epsilon: float, relu: bool
 ) -> tuple[Array, Array, Array]:
   """Training-mode batch normalisation, optionally followed by ReLU.
 
   Statistics are taken over all axes but the last; under jit with a sharded
-  batch that is the global batch. The backward pass keeps only the input and
-  the two moments and recomputes the rest, which more than halves the memory
-  of a network's activations.
+  batch that is the global batch. By default the backward pass keeps only the
+  input and the two moments and recomputes the rest, which more than halves the
+  memory of a network's activations.
 
   Returns:
-    The normalised array, and mean and biased variance per channel (these two
-    carry no gradient).
+    The normalised array, and mean and biased variance per channel (no gradient
+    is to be taken of these two).
   """
+  if forms.chosen('norm') == 'custom_vjp':
+    return _normalize_keeping_input(x, scale, bias, epsilon, relu)
+  return _normalize_forward(x, scale, bias, epsilon, relu)[0]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize_keeping_input(x, scale, bias, epsilon, relu):
   return _normalize_forward(x, scale, bias, epsilon, relu)[0]
 
 
@@ -97,7 +103,7 @@ def _normalize_backward(epsilon, relu, saved, cotangents):
   return dx.astype(x.dtype), dscale, dbias
 
 
-normalize.defvjp(_normalize_forward, _normalize_backward)
+_normalize_keeping_input.defvjp(_normalize_forward, _normalize_backward)
 
 
 class BatchNorm(nn.Module):
@@ -108,7 +114,7 @@ class BatchNorm(nn.Module):
   the two differ by n / (n - 1) for a batch of n.
 
   The input may be a tuple of arrays, which together hold the channels; the
-  result is then a tuple as well.
+  result is then a tuple as well. Its type is `dtype`.
   """
 
   train: bool
@@ -145,7 +151,7 @@ class BatchNorm(nn.Module):
       )
       if asked:
         self._report(parts)
-    outputs = tuple(zero_outside(y, size) for y in outputs)
+    outputs = tuple(zero_outside(y.astype(self.dtype), size) for y in outputs)
     return outputs if isinstance(x, (tuple, list)) else outputs[0]
 
   def _normalize(self, parts, scales, biases, mean, var):

@@ -10,19 +10,16 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from resnest_jax.models.convolution import Conv
 from resnest_jax.models.initial import LAST_NORM
-from resnest_jax.models.layers import (
-  Array,
-  Conv,
-  Size,
+from resnest_jax.models.layers import Array, Size, spatial_mean, strided
+from resnest_jax.models.normalization import BatchNorm
+from resnest_jax.models.pooling import (
   average_pool,
   max_pool,
   same_pool,
   shortcut_pool,
-  spatial_mean,
-  strided,
 )
-from resnest_jax.models.normalization import BatchNorm
 from resnest_jax.models.remat import BLOCKS, STAGES, in_groups, recomputed
 
 EXPANSION = 4

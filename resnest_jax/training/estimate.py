@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from resnest_jax.models import forms
 from resnest_jax.models.heads import place_variables
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.normalization import COUNTS, MOMENTS
@@ -118,13 +119,17 @@ def _struct(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
 
 
 @functools.cache
-def _measure(piece: _Piece, shapes: tuple) -> tuple[PartBytes, tuple]:
+def _measure(
+  piece: _Piece, shapes: tuple, chosen: tuple
+) -> tuple[PartBytes, tuple]:
   """Bytes for an image, and the shape of the outputs without the batch.
 
   Args:
     piece: of the network; its `group` is passed on.
     shapes: of its inputs for one image, one for each of its `stages`.
+    chosen: `forms.current()`, on which the bytes depend.
   """
+  del chosen
   dtype = getattr(piece.trained, 'dtype', None)
   if dtype is None:  # A segmentor of one head.
     head = piece.trained.decode_head or piece.trained.auxiliary_head
@@ -188,12 +193,14 @@ def measure_parts(model: Segmentor, crop: tuple[int, int]) -> list[PartBytes]:
   parts, features = [], []
   for pieces in _backbone_pieces(model.backbone):
     for piece in pieces:
-      alike, shape = _measure(piece._replace(group=0), (shape,))
+      alike, shape = _measure(
+        piece._replace(group=0), (shape,), forms.current()
+      )
       parts.append(alike._replace(group=piece.group))
     features.append(shape)
   for piece in _head_pieces(model):
     taken = tuple(features[1 + stage] for stage in piece.stages)
-    part, _ = _measure(piece, taken)
+    part, _ = _measure(piece, taken, forms.current())
     # Other stages than the last are kept as inputs of blocks already.
     if 3 not in piece.stages:
       part = part._replace(inputs=0)

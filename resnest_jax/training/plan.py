@@ -100,6 +100,7 @@ def plan(
     ways that differ in the micro-batch alone there is one: the largest that
     fits, or else the smallest.
   """
+  from resnest_jax.models import forms
   from resnest_jax.models.segmentor import create_segmentor
   from resnest_jax.training.estimate import estimate, measure_parts
   from resnest_jax.training.freezing import train_the_rest
@@ -116,7 +117,10 @@ def plan(
     if way.dtype not in models:
       settings = config.model.to_dict() | {'dtype': way.dtype}
       models[way.dtype] = create_segmentor(settings)
-      parts[way.dtype] = measure_parts(models[way.dtype], config.data.crop_size)
+      with forms.use('gpu'):
+        parts[way.dtype] = measure_parts(
+          models[way.dtype], config.data.crop_size
+        )
     kind = way._replace(micro_batch_size=bool(way.micro_batch_size))
     if kind in found and found[kind][1].total <= USABLE * memory:
       continue

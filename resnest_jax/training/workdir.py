@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from resnest_jax import hosts, runtime
 from resnest_jax.config import config_to_json, differences, flatten
 from resnest_jax.errors import UserError, writing
+from resnest_jax.models import forms
 from resnest_jax.training import checkpoints
 
 # Keys that change neither the result nor what is stored.
@@ -45,13 +47,14 @@ CLASS_COUNTS = 'class_pixels.npy'
 
 
 def same_on_all_hosts(config: ConfigDict) -> dict[str, Any]:
-  """What `host_join.joined` compares: the configuration and the versions."""
+  """What `host_join.joined` compares: configuration, versions, forms."""
   flat = {
     f'config.{key}': value
     for key, value in flatten(config).items()
     if key not in HOST_KEYS
   }
-  return flat | runtime.versions()
+  chosen = os.environ.get(forms.VARIABLE, '')
+  return flat | runtime.versions() | {forms.VARIABLE: chosen}
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> IO[str]:

@@ -3,16 +3,7 @@
 import json
 
 import pytest
-
-# Not on a machine that has jax, flax, optax and orbax alone.
-ABSENT = (
-  'array_record',
-  'cv2',
-  'grain',
-  'ml_collections',
-  'tensorboardX',
-  'tensorflow_datasets',
-)
+from bare import on_a_bare_machine
 
 
 def test_measures_from_a_json_config_on_a_bare_machine(run_script, tmp_path):
@@ -24,11 +15,8 @@ def test_measures_from_a_json_config_on_a_bare_machine(run_script, tmp_path):
     '{"model.head": "fcn", "model.radix": 1, "model.width": 8})))',
     config,
   )
-  block = f'sys.modules.update(dict.fromkeys({ABSENT!r}))'
   process = run_script(
-    '-c',
-    f'import runpy, sys; {block}; '
-    'runpy.run_path("benchmarks/train_step.py", run_name="__main__")',
+    *on_a_bare_machine('benchmarks/train_step.py'),
     *('--config', config, '--batch_size', 4, '--crop', 64, 64),
     *('--steps', 2, '--out', tmp_path / 'results'),
   )

@@ -11,8 +11,8 @@ import pytest
 from golden.reference import relative_error
 from jax import lax
 
-from resnest_jax.models import layers, normalization
-from resnest_jax.models.layers import Conv, convolve
+from resnest_jax.models import layers, normalization, pooling
+from resnest_jax.models.convolution import Conv, convolve, depthwise
 from resnest_jax.models.normalization import BatchNorm
 
 EPSILON = 1e-5
@@ -252,7 +252,7 @@ def test_depthwise_convolution_and_its_gradients_are_laxs(dilation):
   direction = random(2, 7, 9, 5, seed=2)
 
   def ours(x, kernel):
-    y = layers.depthwise(x, kernel, dilation)
+    y = depthwise(x, kernel, dilation)
     return jnp.sum(y * direction), y
 
   def plain(x, kernel):
@@ -279,9 +279,9 @@ def test_depthwise_convolution_and_its_gradients_are_laxs(dilation):
 def test_depthwise_convolution_sums_bfloat16_in_float32():
   x = jnp.asarray(random(1, 5, 5, 2), jnp.bfloat16)
   kernel = jnp.asarray(random(3, 3, 1, 2, seed=1), jnp.float32)
-  y = layers.depthwise(x, kernel)
+  y = depthwise(x, kernel)
   assert y.dtype == jnp.bfloat16
-  exact = layers.depthwise(x.astype(jnp.float64), kernel.astype(jnp.float64))
+  exact = depthwise(x.astype(jnp.float64), kernel.astype(jnp.float64))
   # One rounding at the end: half a unit in the last of eight digits.
   np.testing.assert_allclose(
     np.asarray(y, np.float64), exact, rtol=2**-8, atol=1e-6
@@ -317,27 +317,27 @@ def naive_pool(x, kernel, stride, padding, ceil_mode, reduce):
 
 POOLS = {
   'max': (
-    layers.max_pool,
+    pooling.max_pool,
     lambda x: naive_pool(x, 3, 2, 1, False, lambda w: w.max((1, 2))),
     2,
   ),
   'average': (
-    lambda x, size: layers.average_pool(x, 2, size),
+    lambda x, size: pooling.average_pool(x, 2, size),
     lambda x: naive_pool(x, 3, 2, 1, False, lambda w: w.sum((1, 2)) / 9),
     2,
   ),
   'average_stride_1': (
-    lambda x, size: layers.average_pool(x, 1, size),
+    lambda x, size: pooling.average_pool(x, 1, size),
     lambda x: naive_pool(x, 3, 1, 1, False, lambda w: w.sum((1, 2)) / 9),
     1,
   ),
   'shortcut': (
-    lambda x, size: layers.shortcut_pool(x, 2, size),
+    lambda x, size: pooling.shortcut_pool(x, 2, size),
     lambda x: naive_pool(x, 2, 2, 0, True, lambda w: w.mean((1, 2))),
     2,
   ),
   'same': (
-    layers.same_pool,
+    pooling.same_pool,
     lambda x: naive_pool(
       np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))),
       *(2, 1, 0, False),
@@ -376,7 +376,7 @@ def test_pooling_sees_the_true_size_only(name):
 
 def test_shortcut_of_stride_1_is_the_identity():
   x = random(1, 3, 4, 2)
-  np.testing.assert_array_equal(layers.shortcut_pool(x, 1, None), x)
+  np.testing.assert_array_equal(pooling.shortcut_pool(x, 1, None), x)
 
 
 def test_spatial_mean_counts_true_pixels():

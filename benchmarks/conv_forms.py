@@ -1,0 +1,310 @@
+"""Times every form of a layer at the shapes that the network has.
+
+    python benchmarks/conv_forms.py
+    python benchmarks/conv_forms.py --batch_size 16 --size 512 --dtype bfloat16
+
+Forms are those of `resnest_jax.models.forms`, layers those of ResNeSt-D8 and
+its heads. Beside the grouped convolution of the split attention stands the one
+of jax-resnet, which is `flax.linen.Conv` with `feature_group_count=2`. Forward,
+and forward with backward, by turns; medians, and how many times as long as the
+form that is chosen on this machine. `--kinds grouped pyramid` measures these
+alone, `--smoke` one tiny layer of each kind. Needs jax, flax, NumPy and matplotlib.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.report import (
+  describe_machine,
+  draw_bars,
+  print_table,
+  write_result,
+)
+from benchmarks.timing import interleaved, medians
+from resnest_jax import runtime
+from resnest_jax.errors import run
+from resnest_jax.models import forms, normalization, pooling
+from resnest_jax.models.convolution import convolve, depthwise
+from resnest_jax.models.pyramid import MergeConv, upsampled
+
+PEER = 'jax-resnet'
+
+
+class Layer(NamedTuple):
+  """A layer of the network.
+
+  Attributes:
+    kind: of `forms.FORMS`.
+    name: for the table.
+    function: of arrays.
+    shapes: of these; the first is the input.
+    peer: the same function as jax-resnet writes it, or None.
+  """
+
+  kind: str
+  name: str
+  function: Callable
+  shapes: tuple[tuple[int, ...], ...]
+  peer: Callable | None = None
+
+
+def split_attention(x, kernel, dilation=1):
+  """Its convolution, as the two halves that follow are used."""
+  return convolve(x, kernel, groups=2, parts=2, dilation=dilation)
+
+
+def peer_conv(x, kernel, dilation=1):
+  """jax-resnet's; it has no dilation, which `nn.Conv` could do as well."""
+  conv = nn.Conv(
+    kernel.shape[-1],
+    (3, 3),
+    padding=((dilation, dilation),) * 2,
+    kernel_dilation=(dilation, dilation),
+    feature_group_count=2,
+    use_bias=False,
+    dtype=x.dtype,
+  )
+  return jnp.split(conv.apply({'params': {'kernel': kernel}}, x), 2, -1)
+
+
+def psp_bottleneck(x, kernel, *levels):
+  canvas = x.shape[1:3]
+  inputs = [x, *(upsampled(level, canvas, None) for level in levels)]
+  conv = MergeConv(kernel.shape[-1], dtype=x.dtype)
+  return conv.apply({'params': {'kernel': kernel}}, inputs)
+
+
+def aspp_bottleneck(x, kernel, pooled):
+  conv = MergeConv(kernel.shape[-1], dtype=x.dtype)
+  inputs = [upsampled(pooled, x.shape[1:3], None), x]
+  return conv.apply({'params': {'kernel': kernel}}, inputs)
+
+
+def batch_norm(x, scale, bias):
+  return normalization.normalize(x, scale, bias, 1e-5, True)[0]
+
+
+def layers(batch: int, size: int, thin: int) -> Iterator[Layer]:
+  """The network's, at a crop of size x size; channels are divided by `thin`."""
+
+  def shape(channels: int, stride: int) -> tuple[int, ...]:
+    return (batch, size // stride, size // stride, channels // thin)
+
+  def kernel(k: int, inputs: int, outputs: int) -> tuple[int, ...]:
+    return (k, k, max(inputs // thin, 1), outputs // thin)
+
+  for channels, stride, d in (
+    (64, 4, 1),
+    (128, 8, 1),
+    (256, 8, 2),
+    (512, 8, 4),
+  ):
+    yield Layer(
+      'grouped',
+      f'{channels} to {2 * channels}, /{stride}, dilation {d}',
+      lambda x, k, d=d: split_attention(x, k, d),
+      (shape(channels, stride), kernel(3, channels // 2, 2 * channels)),
+      lambda x, k, d=d: peer_conv(x, k, d),
+    )
+  for channels, d in ((256, 2), (512, 4)):
+    yield Layer(
+      'dilated',
+      f'{channels // 2} to {channels}, /8, dilation {d}',
+      lambda x, k, d=d: convolve(x, k, dilation=d),
+      (shape(channels // 2, 8), kernel(3, channels // 2, channels)),
+    )
+  for inputs, outputs, stride, d in (
+    (32, 64, 2, 1),
+    (128, 256, 8, 2),
+    (256, 512, 8, 4),
+  ):
+    yield Layer(
+      'kernel_gradient',
+      f'{inputs} to {outputs}, /{stride}, dilation {d}',
+      lambda x, k, d=d: convolve(x, k, dilation=d),
+      (shape(inputs, stride), kernel(3, inputs, outputs)),
+    )
+  for channels, stride, d in ((2048, 8, 12), (2048, 8, 24), (560, 4, 1)):
+    yield Layer(
+      'depthwise',
+      f'{channels}, /{stride}, dilation {d}',
+      lambda x, k, d=d: depthwise(x, k, d),
+      (shape(channels, stride), (3, 3, 1, channels // thin)),
+    )
+  for inputs, outputs, stride in ((256, 64, 4), (1024, 256, 8), (256, 1024, 8)):
+    yield Layer(
+      'pointwise',
+      f'{inputs} to {outputs}, /{stride}',
+      convolve,
+      (shape(inputs, stride), kernel(1, inputs, outputs)),
+    )
+  width = 512 // thin
+  yield Layer(
+    'pyramid',
+    'PSP bottleneck, 4096 to 512, /8',
+    psp_bottleneck,
+    (
+      shape(2048, 8),
+      (3, 3, 8 * width, width),
+      *((batch, bins, bins, width) for bins in (1, 2, 3, 6)),
+    ),
+  )
+  yield Layer(
+    'pyramid',
+    'ASPP bottleneck, 2560 to 512, /8',
+    aspp_bottleneck,
+    (shape(2048, 8), (3, 3, 5 * width, width), (batch, 1, 1, width)),
+  )
+  for name, pool, channels, stride in (
+    ('maximum 3x3', lambda x: pooling.max_pool(jnp.abs(x), None), 128, 2),
+    ('average 3x3', lambda x: pooling.average_pool(x, 2, None), 128, 4),
+    ('shortcut 2x2', lambda x: pooling.shortcut_pool(x, 2, None), 256, 4),
+  ):
+    yield Layer(
+      'pooling',
+      f'{name}, {channels}, /{stride}',
+      pool,
+      (shape(channels, stride),),
+    )
+  for channels, stride in ((128, 2), (256, 8), (1024, 8)):
+    yield Layer(
+      'norm',
+      f'{channels} and ReLU, /{stride}',
+      batch_norm,
+      (shape(channels, stride), (channels // thin,), (channels // thin,)),
+    )
+
+
+def timed(layer: Layer, dtype: Any, rounds: int, least: float) -> dict:
+  """Milliseconds of all forms: forward, and forward with backward."""
+  rng = np.random.default_rng(0)
+  arguments = [
+    jnp.asarray(0.05 * rng.standard_normal(shape, np.float32), dtype)
+    for shape in layer.shapes
+  ]
+  ways: dict[str, dict[str, Callable]] = {'forward': {}, 'with backward': {}}
+
+  def add(name: str, function: Callable) -> None:
+    def both(*arguments):
+      # The gradient that a layer gets from the next one is a full array.
+      outputs, pull_back = jax.vjp(function, *arguments)
+      return outputs, pull_back(outputs)
+
+    for way, program in (('forward', function), ('with backward', both)):
+      # A function of its own: compiled programs go by identity.
+      compiled = (
+        jax.jit(lambda *a, f=program: f(*a)).lower(*arguments).compile()
+      )
+      ways[way][name] = lambda run=compiled: run(*arguments)
+
+  for form in forms.FORMS[layer.kind]:
+    with forms.use(**{layer.kind: form}):
+      add(form, layer.function)
+  if layer.peer:
+    add(PEER, layer.peer)
+  return {
+    way: {
+      name: 1e3 * s
+      for name, s in medians(interleaved(f, rounds, least)).items()
+    }
+    for way, f in ways.items()
+  }
+
+
+def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
+  """A record of each layer: milliseconds, and ratios to the chosen form."""
+  found, seen = [], set()
+  for layer in layers(flags.batch_size, flags.size, 16 if flags.smoke else 1):
+    if layer.kind not in flags.kinds or (flags.smoke and layer.kind in seen):
+      continue
+    seen.add(layer.kind)
+    milliseconds = timed(
+      layer, flags.dtype, flags.rounds, 0 if flags.smoke else 0.05
+    )
+    best = forms.chosen(layer.kind)
+    ratio = {
+      way: {name: x / of_form[best] for name, x in of_form.items()}
+      for way, of_form in milliseconds.items()
+    }
+    found.append(
+      {
+        'kind': layer.kind,
+        'layer': layer.name,
+        'chosen': best,
+        'milliseconds': milliseconds,
+        'ratio': ratio,
+      }
+    )
+    print(f'{layer.kind}: {layer.name}', file=sys.stderr, flush=True)
+  return found
+
+
+def rows_of(record: dict[str, Any]) -> Iterator[list[str]]:
+  """Lines of the table."""
+  forward, both = record['milliseconds'].values()
+  for name in forward:
+    yield [
+      f'{record["kind"]}: {record["layer"]}',
+      name + (' *' if name == record['chosen'] else ''),
+      *(f'{x[name]:.2f}' for x in (forward, both)),
+      *(f'{x[name]:.2f}' for x in record['ratio'].values()),
+    ]
+
+
+def main() -> None:
+  """Reads the command line, measures, prints and writes."""
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('--batch_size', type=int, default=2)
+  parser.add_argument('--size', type=int, default=256, help='of the crop')
+  parser.add_argument('--dtype', default='float32')
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument(
+    '--kinds', nargs='+', choices=forms.FORMS, default=list(forms.FORMS)
+  )
+  parser.add_argument('--smoke', action='store_true', help='tiny and quick')
+  parser.add_argument('--out', type=Path, help='folder for JSON and picture')
+  flags = parser.parse_args()
+  if flags.smoke:
+    flags.batch_size, flags.size, flags.rounds = 1, 32, 1
+  records = measure(flags)
+  print_table(
+    ['layer', 'form', 'forward, ms', 'backward too', 'ratio', 'ratio'],
+    [row for record in records for row in rows_of(record)],
+  )
+  if flags.out:
+    result = describe_machine() | {
+      'devices': runtime.describe_devices(),
+      'batch_size': flags.batch_size,
+      'size': flags.size,
+      'dtype': flags.dtype,
+      'rounds': flags.rounds,
+      'layers': records,
+    }
+    path = write_result(flags.out, 'conv_forms', result)
+    draw_bars(
+      path.with_suffix('.png'),
+      {
+        f'{record["kind"]}\n{record["layer"]}': record['ratio']['with backward']
+        for record in records
+      },
+      'time, forward and backward, over that of the chosen form',
+      f'{result["devices"]}, batch {flags.batch_size}, {flags.size} px, '
+      f'{flags.dtype}',
+    )
+
+
+if __name__ == '__main__':
+  run(main)

@@ -1,0 +1,253 @@
+"""Convolutions, in the forms that `forms` has chosen for this machine."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from resnest_jax.models import forms
+from resnest_jax.models.initial import kernel_std
+from resnest_jax.models.layers import Array, at_least_float32, param_dtype
+
+# The form 'products' is slower where a convolution has fewer.
+ENOUGH_OUTPUTS = 64
+
+
+def convolve(
+  x: Array,
+  kernel: Array,
+  *,
+  groups: int = 1,
+  stride: int = 1,
+  dilation: int = 1,
+  parts: int = 1,
+) -> tuple[Array, ...]:
+  """Convolution with padding dilation * (k // 2).
+
+  Args:
+    x: (B, H, W, C).
+    kernel: (k, k, C / groups, out); the outputs of group g are the g-th
+      of `groups` equal slices, as in PyTorch and in `lax`.
+    groups: number of groups.
+    stride: window stride.
+    dilation: spacing of the taps.
+    parts: into how many equal slices of channels the result is cut; it must
+      divide `groups`.
+
+  Returns:
+    `parts` arrays (B, H', W', out / parts), which the form 'split' never
+    concatenates.
+  """
+  kernel = _within_reach(kernel, dilation, x.shape[1:3])
+  form = forms.chosen('grouped') if groups > 1 else 'split'
+  if form == 'grouped':
+    y = _convolution(x, kernel, stride, dilation, groups)
+    return tuple(jnp.split(y, parts, -1))
+  if form == 'block_diagonal':
+    y = _dense(x, _block_diagonal(kernel, groups), stride, dilation)
+    return tuple(jnp.split(y, parts, -1))
+  outputs = [
+    _dense(x, kernel, stride, dilation)
+    for x, kernel in zip(
+      jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True
+    )
+  ]
+  each = groups // parts
+  return tuple(
+    jnp.concatenate(outputs[i : i + each], -1) if each > 1 else outputs[i]
+    for i in range(0, groups, each)
+  )
+
+
+def _within_reach(
+  kernel: Array, dilation: int, canvas: tuple[int, ...]
+) -> Array:
+  """Cuts off the taps that meet nothing but padding on a canvas this small."""
+  for axis, length in enumerate(canvas):
+    centre = kernel.shape[axis] // 2
+    reach = min(centre, (length - 1) // dilation)
+    kernel = lax.slice_in_dim(
+      kernel, centre - reach, centre + reach + 1, axis=axis
+    )
+  return kernel
+
+
+def _dense(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
+  """A convolution of one group."""
+  if kernel.shape[:2] == (1, 1) and stride == 1:
+    if forms.chosen('pointwise') == 'dot':
+      return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+  elif dilation > 1 and stride == 1:
+    divides = not any(length % dilation for length in x.shape[1:3])
+    if divides and forms.chosen('dilated') == 'space_to_batch':
+      return _on_every_dth(
+        lambda x: _convolution(x, kernel, 1, 1, 1), x, dilation
+      )
+  large = stride == 1 and kernel.shape[-1] >= ENOUGH_OUTPUTS
+  if large and forms.chosen('kernel_gradient') == 'products':
+    return _with_products(x, kernel, dilation)
+  return _convolution(x, kernel, stride, dilation, 1)
+
+
+def _convolution(
+  x: Array, kernel: Array, stride: int, dilation: int, groups: int
+) -> Array:
+  """As XLA has it."""
+  margins = [dilation * (taps // 2) for taps in kernel.shape[:2]]
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    [(margin, margin) for margin in margins],
+    rhs_dilation=(dilation, dilation),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=groups,
+  )
+
+
+def _windows(
+  x: Array, rows: int, columns: int, dilation: int
+) -> Iterator[tuple[tuple[int, int], Array]]:
+  """What each tap of a kernel sees: ((i, j), an array like x)."""
+  height, width = x.shape[1:3]
+  margins = [(dilation * (taps // 2),) * 2 for taps in (rows, columns)]
+  padded = jnp.pad(x, ((0, 0), *margins, (0, 0)))
+  for i, j in np.ndindex(rows, columns):
+    top, left = i * dilation, j * dilation
+    yield (i, j), padded[:, top : top + height, left : left + width]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _with_products(x: Array, kernel: Array, dilation: int) -> Array:
+  """A convolution whose kernel's gradient is a matrix product for each tap."""
+  return _convolution(x, kernel, 1, dilation, 1)
+
+
+def _products_forward(x, kernel, dilation):
+  return _convolution(x, kernel, 1, dilation, 1), (x, kernel)
+
+
+def _products_backward(dilation, saved, dy):
+  x, kernel = saved
+  pull_back = jax.vjp(lambda x: _convolution(x, kernel, 1, dilation, 1), x)[1]
+  pixels = ((0, 1, 2), (0, 1, 2))
+  products = [
+    lax.dot_general(window, dy, (pixels, ((), ())))
+    for _, window in _windows(x, *kernel.shape[:2], dilation)
+  ]
+  return *pull_back(dy), jnp.stack(products).reshape(kernel.shape)
+
+
+_with_products.defvjp(_products_forward, _products_backward)
+
+
+def _block_diagonal(kernel: Array, groups: int) -> Array:
+  """The dense kernel (k, k, C, out) of a grouped one, zero between groups."""
+  *taps, inputs, outputs = kernel.shape
+  each = kernel.reshape(*taps, inputs, groups, outputs // groups)
+  same = np.eye(groups, dtype=bool)[:, None, :, None]
+  # (k, k, groups, inputs, groups, outputs of a group)
+  full = jnp.where(same, each[:, :, None], jnp.zeros((), kernel.dtype))
+  return full.reshape(*taps, groups * inputs, outputs)
+
+
+def _on_every_dth(layer: Callable[[Array], Array], x: Array, d: int) -> Array:
+  """Applies a layer to the d * d subsets of every d-th row and column."""
+  batch, height, width, _ = x.shape
+  x = x.reshape(batch, height // d, d, width // d, d, -1)
+  x = x.transpose(0, 2, 4, 1, 3, 5)
+  x = layer(x.reshape(batch * d * d, height // d, width // d, -1))
+  x = x.reshape(batch, d, d, height // d, width // d, -1)
+  return x.transpose(0, 3, 1, 4, 2, 5).reshape(batch, height, width, -1)
+
+
+class Conv(nn.Module):
+  """Convolution whose padding keeps ceil(H / stride) rows.
+
+  The kernel is (k, k, in / groups, features): PyTorch's tensor, transposed.
+  With `parts` > 1 the result is a tuple of that many slices of the channels.
+  """
+
+  features: int
+  kernel_size: int = 1
+  stride: int = 1
+  dilation: int = 1
+  groups: int = 1
+  parts: int = 1
+  use_bias: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array | tuple[Array, ...]:
+    k = self.kernel_size
+    stored = param_dtype(self.dtype)
+    shape = (k, k, x.shape[-1] // self.groups, self.features)
+    kernel = self.param(
+      'kernel',
+      nn.initializers.normal(kernel_std(self.path, shape)),
+      shape,
+      stored,
+    )
+    outputs = convolve(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      groups=self.groups,
+      stride=self.stride,
+      dilation=self.dilation,
+      parts=self.parts,
+    )
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, (self.features,), stored)
+      biases = jnp.split(bias.astype(self.dtype), self.parts)
+      outputs = tuple(y + b for y, b in zip(outputs, biases, strict=True))
+    return outputs if self.parts > 1 else outputs[0]
+
+
+def depthwise(x: Array, kernel: Array, dilation: int = 1) -> Array:
+  """Depthwise convolution with padding dilation * (k // 2), stride 1.
+
+  By default it is k * k shifted products, which XLA fuses into one loop: as a
+  convolution it is many times slower on CPU and GPU, in the backward pass above
+  all.
+
+  Args:
+    x: (B, H, W, C).
+    kernel: (k, k, 1, C), the layout of a convolution with C groups.
+    dilation: spacing of the taps.
+
+  Returns:
+    (B, H, W, C), of the type of `x`; shifted products are summed in at least
+    float32.
+  """
+  kernel = _within_reach(kernel, dilation, x.shape[1:3])
+  if forms.chosen('depthwise') == 'convolution':
+    return _convolution(x, kernel.astype(x.dtype), 1, dilation, x.shape[-1])
+  total = jnp.zeros(x.shape, at_least_float32(x.dtype))
+  for tap, window in _windows(x, *kernel.shape[:2], dilation):
+    total += window.astype(total.dtype) * kernel[tap].astype(total.dtype)
+  return total.astype(x.dtype)
+
+
+class DepthwiseConv(nn.Module):
+  """Depthwise convolution; the kernel is (k, k, 1, channels)."""
+
+  kernel_size: int
+  dilation: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    k = self.kernel_size
+    shape = (k, k, 1, x.shape[-1])
+    kernel = self.param(
+      'kernel',
+      nn.initializers.normal(kernel_std(self.path, shape)),
+      shape,
+      param_dtype(self.dtype),
+    )
+    return depthwise(x.astype(self.dtype), kernel, self.dilation)
