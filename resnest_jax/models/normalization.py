@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from resnest_jax.models.initial import norm_scale
 from resnest_jax.models.layers import (
@@ -20,6 +21,7 @@ from resnest_jax.models.layers import (
   param_dtype,
   zero_outside,
 )
+from resnest_jax.models.remat import STATISTICS
 
 # How much of the running statistics an update keeps, as in PyTorch.
 MOMENTUM = 0.9
@@ -72,7 +74,7 @@ def normalize(
 
 
 def _normalize_forward(x, scale, bias, epsilon, relu):
-  mean, variance = moments(x)
+  mean, variance = (checkpoint_name(m, STATISTICS) for m in moments(x))
   exact = x.astype(mean.dtype)
   inverse = lax.rsqrt(variance + epsilon)
   y = (exact - mean) * (inverse * scale) + bias
