@@ -17,14 +17,13 @@ compiled again (but with `--again`). docs/scale.md and docs/memory.md show them.
 
 import argparse
 import itertools
-import json
 import os
 import re
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 # Compilers for other platforms are called explicitly.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -33,14 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 import jax.numpy as jnp
-import rich.box
 import rich.console
-import rich.table
 
 from benchmarks import hlo
+from benchmarks.ahead import Case, Results, show
 from benchmarks.report import describe_machine
 from benchmarks.topologies import (
-  CHIPS,
   NAMES,
   count_devices,
   find_devices,
@@ -68,45 +65,6 @@ OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm')
 UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 
 
-class Case(NamedTuple):
-  """One program for some devices.
-
-  Attributes:
-    row: a file in configs/.
-    argument: after the colon of the configuration, 'mini' or ''.
-    topology: see `topologies.NAMES`.
-    program: 'train' or 'eval'.
-    batch_size: over all devices; of 'eval' as well.
-    micro_batch_size: likewise; 0: the whole batch.
-    remat: see `config.train.remat`.
-    accumulation: see `config.train.accumulation`.
-    dtype: of the activations.
-    memory: GB of a GPU that the compiler is told of; None: all of it.
-  """
-
-  row: str
-  argument: str
-  topology: str
-  program: str
-  batch_size: int
-  micro_batch_size: int
-  remat: str
-  accumulation: str
-  dtype: str
-  memory: float | None
-
-  def describe(self) -> str:
-    """A line for the eye."""
-    words = [self.row, self.topology, self.program, f'batch {self.batch_size}']
-    if self.micro_batch_size:
-      words.append(f'as {self.micro_batch_size} {self.accumulation}')
-    if self.remat != 'none':
-      words.append(f'remat {self.remat}')
-    if self.memory:
-      words.append(f'{self.memory:g} GB')
-    return ' '.join([*words, self.dtype])
-
-
 # --- Compiling ---------------------------------------------------------------
 
 
@@ -118,6 +76,8 @@ def configure(case: Case) -> Any:
   config.train.micro_batch_size = case.micro_batch_size
   config.train.remat = case.remat
   config.train.accumulation = case.accumulation
+  if case.stage_sizes:
+    config.model.stage_sizes = case.stage_sizes
   return config
 
 
@@ -195,7 +155,8 @@ def measure(case: Case) -> dict[str, Any]:
   lowered = lower(config, mesh)
   seconds = time.perf_counter() - start
   figures = {
-    name: compile_one(program, devices) for name, program in lowered.items()
+    name: compile_one(program, devices, case.effort)
+    for name, program in lowered.items()
   }
   return {
     'devices': len(devices),
@@ -205,17 +166,22 @@ def measure(case: Case) -> dict[str, Any]:
   }
 
 
-def compile_one(lowered: Any, devices: list[Any]) -> dict[str, Any]:
+def compile_one(
+  lowered: Any, devices: list[Any], effort: float
+) -> dict[str, Any]:
   """Compiles a program; its figures."""
-  # Autotuning needs the device; what LLVM does to kernels changes no figure.
-  options = {
-    'xla_gpu_autotune_level': '0',
-    'xla_backend_optimization_level': '0',
-  }
-  on_gpu = devices[0].platform in ('cuda', 'gpu')
+  options: dict[str, Any] = {}
+  if devices[0].platform in ('cuda', 'gpu'):
+    # Autotuning needs the device; what LLVM does to kernels changes no figure.
+    options = {
+      'xla_gpu_autotune_level': '0',
+      'xla_backend_optimization_level': '0',
+    }
+  elif effort:
+    options = {'exec_time_optimization_effort': effort}
   start = time.perf_counter()
   try:
-    compiled = lowered.compile(compiler_options=options if on_gpu else None)
+    compiled = lowered.compile(compiler_options=options or None)
   except jax.errors.JaxRuntimeError as error:
     found = OUT_OF_MEMORY.search(str(error))
     if not found:
@@ -248,116 +214,10 @@ def compile_one(lowered: Any, devices: list[Any]) -> dict[str, Any]:
   }
 
 
-# --- Results -----------------------------------------------------------------
-
-
-class Results:
-  """Figures by case, in one file for each kind of device."""
-
-  def __init__(self, out: Path | None):
-    """Reads what is there; None: nothing is kept."""
-    self._out, self._files = out, {}
-
-  def _read(self, kind: str) -> list[dict[str, Any]]:
-    if kind not in self._files:
-      path = self._out and self._path(kind)
-      known = path and path.exists()
-      self._files[kind] = json.loads(path.read_text('utf-8')) if known else []
-    return self._files[kind]
-
-  def _path(self, kind: str) -> Path:
-    return self._out / f'compile_ahead-{kind}.json'
-
-  def find(self, case: Case) -> dict[str, Any] | None:
-    """The figures of a case, or None."""
-    for entry in self._read(split_name(case.topology)[0]):
-      if entry['case'] == case._asdict():
-        return entry
-    return None
-
-  def add(self, case: Case, figures: dict[str, Any]) -> dict[str, Any]:
-    """Keeps figures, and writes them if there is a folder."""
-    kind = split_name(case.topology)[0]
-    entries = self._read(kind)
-    if before := self.find(case):
-      entries.remove(before)
-    entry = {'case': case._asdict(), **figures}
-    entries.append(entry)
-    if self._out:
-      self._out.mkdir(parents=True, exist_ok=True)
-      temporary = self._path(kind).with_suffix('.part')
-      temporary.write_text(json.dumps(entries, indent=1) + '\n', 'utf-8')
-      temporary.replace(self._path(kind))
-    return entry
-
-
-def show(entries: list[dict[str, Any]]) -> rich.table.Table:
-  """Memory, messages and calls, one line a program."""
-  table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-  table.add_column('program')
-  for column in (
-    'GB a chip',
-    'of',
-    'temporaries',
-    'all-reduces',
-    'MB',
-    'others',
-    'cuDNN',
-    'fusions',
-    'TFLOP',
-    's',
-  ):
-    table.add_column(column, justify='right', no_wrap=True)
-  for entry in entries:
-    case = Case(**entry['case'])
-    chip = CHIPS.get(split_name(case.topology)[0])
-    limit = case.memory or (chip and chip.memory)
-    for name, program in entry['programs'].items():
-      style = '' if not limit or program['memory_gb'] <= limit else 'red'
-      line = [
-        f'{case.describe()}: {name}'
-        if case.program == 'eval'
-        else case.describe(),
-        f'{program["memory_gb"]:.2f}',
-        f'{limit:.3g}' if limit else '',
-      ]
-      if program['fits']:
-        messages = {
-          kind: value for kind, value in program['collectives'].items()
-        }
-        reduced = messages.pop('all-reduce', {'count': 0, 'bytes': 0})
-        others = ' '.join(
-          f'{value["count"]} {kind}' for kind, value in messages.items()
-        )
-        calls = program['custom_calls'].items()
-        cudnn = sum(n for target, n in calls if '__cudnn' in target)
-        line += [
-          f'{program["temporaries_gb"]:.2f}',
-          f'{reduced["count"]}',
-          f'{reduced["bytes"] / 1e6:.1f}',
-          others,
-          f'{cudnn}',
-          f'{program["fusions"]}',
-          f'{program["gflops"] / 1e3:.2f}',
-          f'{program["compile_seconds"]:.0f}',
-        ]
-      table.add_row(*line, style=style)
-  return table
-
-
 def cases(flags: argparse.Namespace) -> Iterator[Case]:
   """All combinations of the flags."""
   argument = 'mini' if flags.mini else ''
-  for (
-    row,
-    topology,
-    program,
-    micro,
-    remat,
-    accumulation,
-    dtype,
-    memory,
-  ) in itertools.product(
+  for row, topology, program, *settings in itertools.product(
     *(flags.rows, flags.topologies, flags.programs, flags.micro_batch_size),
     *(flags.remat, flags.accumulation, flags.dtype, flags.memory),
   ):
@@ -366,18 +226,9 @@ def cases(flags: argparse.Namespace) -> Iterator[Case]:
     batch_size = flags.batch_size or part.batch_size
     if flags.images:
       batch_size = flags.images * count_devices(topology)
-    yield Case(
-      row,
-      argument,
-      topology,
-      program,
-      batch_size,
-      micro,
-      remat,
-      accumulation,
-      dtype,
-      memory,
-    )
+    sizes = flags.stage_sizes and tuple(flags.stage_sizes)
+    settings += [sizes, flags.effort]
+    yield Case(row, argument, topology, program, batch_size, *settings)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -427,6 +278,19 @@ def make_parser() -> argparse.ArgumentParser:
     type=lambda text: parse_memory(text) / 1e9,
     default=[None],
     help='of a GPU that is like the named one, as 24GB',
+  )
+  parser.add_argument(
+    '--stage_sizes',
+    nargs=4,
+    type=int,
+    metavar='BLOCKS',
+    help="of the backbone, to compile less than the row's",
+  )
+  parser.add_argument(
+    '--effort',
+    type=float,
+    default=0.0,
+    help="of a TPU's compiler, -1 to 0; at -1 memory means nothing",
   )
   parser.add_argument('--mini', action='store_true', help='of all rows')
   parser.add_argument('--out', type=Path, metavar='DIR', help='for the JSON')

@@ -26,6 +26,7 @@ _SHAPE = re.compile(r'\b(pred|bf16|[usf]\d+|f8\w+|c\d+)\[([\d,]*)\]')
 _CALLED = re.compile(r'\b(?:calls|body|to_apply)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r'\bcondition=%?([\w.\-]+)')
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
 
 
@@ -97,6 +98,20 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
   return found, entry
 
 
+def _trips(loop: str, computations: dict[str, list[_Instruction]]) -> int:
+  """How often a loop runs, from its attributes or condition; 0: not known."""
+  if known := _TRIPS.search(loop):
+    return int(known[1])
+  condition = computations.get(_CONDITION.search(loop)[1], [])
+  constants = [
+    rest.partition(')')[0]
+    for shape, opcode, rest in condition
+    if opcode == 'constant' and re.match(r's\d+\[\]', shape)
+  ]
+  below = any('direction=LT' in rest for _, _, rest in condition)
+  return int(constants[0]) if below and len(constants) == 1 else 0
+
+
 def read(text: str) -> Contents:
   """What a program does, from its text after optimisation."""
   computations, entry = _computations(text)
@@ -127,9 +142,9 @@ def read(text: str) -> Contents:
         continue
       trips = 1
       if opcode == 'while':
-        known = _TRIPS.search(rest)
-        trips = int(known[1]) if known else 1
-        totals['endless'] += not known
+        trips = _trips(rest, computations)
+        totals['endless'] += not trips
+        trips = trips or 1
       called = _CALLED.findall(rest)
       for names in _BRANCHES.findall(rest):
         called += re.findall(r'[\w.\-]+', names)
