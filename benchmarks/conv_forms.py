@@ -8,7 +8,8 @@ its heads. Beside the grouped convolution of the split attention stands the one
 of jax-resnet, which is `flax.linen.Conv` with `feature_group_count=2`. Forward,
 and forward with backward, by turns; medians, and how many times as long as the
 form that is chosen on this machine. `--kinds grouped pyramid` measures these
-alone, `--smoke` one tiny layer of each kind. Needs jax, flax, NumPy and matplotlib.
+alone, `--smoke` one tiny layer of each kind. Needs jax, flax, NumPy and
+matplotlib.
 """
 
 import argparse

@@ -28,11 +28,8 @@ from benchmarks.report import describe_machine, write_result
 from resnest_jax import runtime
 from resnest_jax.errors import run
 from resnest_jax.models.flops import count_flops
-from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training import sharding
-from resnest_jax.training.objective import create_loss
-from resnest_jax.training.optimizer import create_optimizer
-from resnest_jax.training.step import create_state, make_train_step
+from resnest_jax.training.step import create_state, create_training
 
 # Makers' figures for dense bfloat16 matrix products, operations/s a device.
 PEAK = {
@@ -84,25 +81,15 @@ def matmul_rate(dtype: str) -> float:
   return 2 * n**3 / min(times)
 
 
-def measure(
-  config: dict, batch_size: int, crop: tuple[int, int], steps: int
-) -> dict:
+def measure(config: dict, crop: tuple[int, int], steps: int) -> dict:
   """Compiles and times the step; a dict of figures."""
+  batch_size = config['train']['batch_size']
   mesh = sharding.make_mesh()
   sharding.check_batch_size(batch_size, mesh)
-  model = create_segmentor(config['model'])
-  optimizer = create_optimizer(config['optimizer'], 1000)
+  model, optimizer, _, step = create_training(config, mesh)
   state = create_state(model, optimizer, 0, mesh)
   classes = config['model']['num_classes']
   batch = sharding.shard_batch(random_batch(batch_size, crop, classes), mesh)
-  step = make_train_step(
-    model,
-    optimizer,
-    mesh,
-    seed=0,
-    loss=create_loss(config['loss'], classes),
-    aux_weight=config['loss']['aux_weight'],
-  )
 
   print('compiling', flush=True)
   start = time.perf_counter()
@@ -177,8 +164,9 @@ def main() -> None:
   config = read_config(flags.config)
   config['model']['dtype'] = flags.dtype or config['model']['dtype']
   batch_size = flags.batch_size or config['train']['batch_size']
+  config['train']['batch_size'] = batch_size
   crop = tuple(flags.crop or config['data']['crop_size'])
-  figures = measure(config, batch_size, crop, flags.steps)
+  figures = measure(config, crop, flags.steps)
   result = {
     'config': config['name'],
     'dtype': config['model']['dtype'],

@@ -42,8 +42,12 @@ EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 
 
 class Views(NamedTuple):
-  """A protocol with its network, compiled; see `make_views`."""
+  """A protocol with its network, compiled; see `make_views`.
 
+  `forward(variables, images, sizes)` is the network alone, a jitted function.
+  """
+
+  forward: Callable
   look: Callable
   build: Callable
   place: Callable
@@ -89,7 +93,7 @@ def compile_views(
     return compiled_forward(variables, image, size)
 
   look, build = make_views(protocol or Protocol(), network, place, mesh)
-  return Views(look, build, place)
+  return Views(compiled_forward, look, build, place)
 
 
 def make_eval_step(
@@ -123,19 +127,11 @@ def make_eval_step(
     sees (in windows: for one in all), the final stage, which is quick to
     compile, for each pair of padded shapes of images and labels.
   """
-  look, build, place = compile_views(
+  _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, dtype, on_compile
   )
 
-  def finish(layout, arrays, label, label_size):
-    views = build(layout, arrays, label_size, label.shape[1:3])
-    maps = label_maps(views, label_size, tile_bytes)
-    return maps, count_confusion(maps, label, num_classes)
-
-  @functools.partial(jax.jit, static_argnums=0)
-  def compiled_finish(layout, *arrays):
-    stage = functools.partial(finish, layout)
-    return split_batch(stage, mesh, *3 * [P('data')])(*arrays)
+  compiled_finish = make_finish(build, num_classes, mesh, tile_bytes)
 
   def eval_step(variables, batch):
     if mesh is not None and len(batch['image']) % mesh.shape['data']:
@@ -148,6 +144,32 @@ def make_eval_step(
     return compiled_finish(layout, arrays, *labels)
 
   return eval_step
+
+
+def make_finish(
+  build: Callable,
+  num_classes: int,
+  mesh: Mesh | None,
+  tile_bytes: int = TILE_BYTES,
+) -> Callable:
+  """What follows the network in an `EvalStep`, a jitted function.
+
+  Returns:
+    finish(layout, arrays, label, label_size) -> (label maps, counts); `layout`
+    and `arrays` are those of `make_views`.
+  """
+
+  def finish(layout, arrays, label, label_size):
+    views = build(layout, arrays, label_size, label.shape[1:3])
+    maps = label_maps(views, label_size, tile_bytes)
+    return maps, count_confusion(maps, label, num_classes)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def compiled_finish(layout, *arrays):
+    stage = functools.partial(finish, layout)
+    return split_batch(stage, mesh, *3 * [P('data')])(*arrays)
+
+  return compiled_finish
 
 
 def make_predict_step(
@@ -164,7 +186,7 @@ def make_predict_step(
     predict_step(variables, batch, probabilities) -> (label maps, probabilities
     of the classes or None): float32 (B, Hl, Wl, C), all in memory at once.
   """
-  look, build, place = compile_views(
+  _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, jnp.float32, on_compile
   )
 

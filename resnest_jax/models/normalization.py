@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from resnest_jax.models import forms
 from resnest_jax.models.convolution import Conv, DepthwiseConv
@@ -20,6 +21,7 @@ from resnest_jax.models.layers import (
   param_dtype,
   zero_outside,
 )
+from resnest_jax.models.remat import STATISTICS
 
 # How much of the running statistics an update keeps, as in PyTorch.
 MOMENTUM = 0.9
@@ -78,7 +80,7 @@ def _normalize_keeping_input(x, scale, bias, epsilon, relu):
 
 
 def _normalize_forward(x, scale, bias, epsilon, relu):
-  mean, variance = moments(x)
+  mean, variance = (checkpoint_name(m, STATISTICS) for m in moments(x))
   exact = x.astype(mean.dtype)
   inverse = lax.rsqrt(variance + epsilon)
   y = (exact - mean) * (inverse * scale) + bias

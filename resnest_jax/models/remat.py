@@ -5,14 +5,25 @@ It changes memory and time, and no value.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
+import jax
 
 from resnest_jax.errors import UserError
 
 # How, in `ResNeSt.remat` and `Segmentor.remat`, beside the parts.
 BLOCKS, STAGES = 'blocks', 'stages'
 PARTS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'heads')
+
+# What `jax.ad_checkpoint.checkpoint_name` calls means and variances. They are
+# small and are not computed again, which would take a pass over the features
+# and, on several devices, messages between them.
+STATISTICS = 'statistics'
+remat = partial(
+  nn.remat,
+  policy=jax.checkpoint_policies.save_only_these_names(STATISTICS),
+)
 
 
 def parse(text: str) -> tuple[str, ...]:
@@ -49,7 +60,7 @@ def parse(text: str) -> tuple[str, ...]:
 
 def recomputed(function: Callable, when: bool) -> Callable:
   """A function of (module, ...) whose insides the backward pass does again."""
-  return nn.remat(function) if when else function
+  return remat(function) if when else function
 
 
 def in_groups(

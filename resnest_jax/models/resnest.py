@@ -20,7 +20,13 @@ from resnest_jax.models.pooling import (
   same_pool,
   shortcut_pool,
 )
-from resnest_jax.models.remat import BLOCKS, STAGES, in_groups, recomputed
+from resnest_jax.models.remat import (
+  BLOCKS,
+  STAGES,
+  in_groups,
+  recomputed,
+  remat,
+)
 
 EXPANSION = 4
 REDUCTION = 4
@@ -210,7 +216,7 @@ class Bottleneck(nn.Module):
 # Blocks that are alike are traced and lowered once, which more than halves
 # the time that XLA is given to start with.
 TracedOnce = nn.jit(Bottleneck)
-RecomputedOnce = nn.jit(nn.remat(Bottleneck))
+RecomputedOnce = nn.jit(remat(Bottleneck))
 
 
 class Stem(nn.Module):

@@ -33,14 +33,12 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from resnest_jax.models.heads import place_variables
 from resnest_jax.models.layers import Array
 from resnest_jax.models.normalization import COUNTS, MOMENTS, running
-from resnest_jax.models.remat import in_groups
+from resnest_jax.models.remat import STATISTICS, in_groups
 from resnest_jax.models.resnest import Bottleneck, Stem
 from resnest_jax.models.segmentor import Segmentor, SegmentorOutput
 from resnest_jax.training.accumulation import Gradients, Score, deal
 from resnest_jax.training.freezing import without_gradient
 
-# By this name rematerialisation knows what it does not compute again.
-STATISTICS = 'statistics'
 # (path of a normalisation) -> {'mean', 'var'}.
 Statistics = dict[tuple[str, ...], dict[str, Array]]
 

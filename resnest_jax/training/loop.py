@@ -16,7 +16,6 @@ import numpy as np
 import rich
 from ml_collections import ConfigDict
 
-import resnest_jax as rj
 from resnest_jax import host_watch, hosts, runtime
 from resnest_jax.config import config_to_json, fit_num_classes
 from resnest_jax.data.batches import BatchIterator
@@ -35,22 +34,15 @@ from resnest_jax.evaluation.inference import (
 from resnest_jax.evaluation.progress import evaluation_progress
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.layers import at_least_float32
-from resnest_jax.models.segmentor import for_training
 from resnest_jax.training import checkpoints, resuming, sharding
 from resnest_jax.training.averages import start_average
-from resnest_jax.training.freezing import train_the_rest
 from resnest_jax.training.logs import Pace, RunLog, duration
-from resnest_jax.training.objective import create_loss
-from resnest_jax.training.optimizer import (
-  create_optimizer,
-  create_schedule,
-  group_table,
-)
-from resnest_jax.training.plans import create_plan, describe
+from resnest_jax.training.optimizer import create_schedule, group_table
+from resnest_jax.training.plans import describe
 from resnest_jax.training.step import (
   abstract_state,
   create_state,
-  make_train_step,
+  create_training,
 )
 from resnest_jax.training.stopping import Stopper
 from resnest_jax.training.watching import (
@@ -131,7 +123,7 @@ def train(
   stopper = stopper or Stopper()
   total_steps, batch_size = config.train.total_steps, config.train.batch_size
 
-  # Devices, data, model, loss.
+  # Devices, data, model, optimizer and the step, which is yet to compile.
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.spatial)
   host, num_hosts = sharding.host_share(mesh)
   eval_mesh = sharding.local_mesh()
@@ -142,12 +134,7 @@ def train(
   eval_split = open_data(config.data, config.data.eval_split)
   labels = train_split.labels
   fit_num_classes(config, len(labels.classes))
-  model = rj.create_segmentor(config.model)
-  loss = create_loss(config.loss, config.model.num_classes)
-  trained_model = for_training(
-    model, remat=config.train.remat, freeze=config.train.freeze
-  )
-  plan = create_plan(config, mesh.shape['data'])
+  model, optimizer, plan, train_step = create_training(config, mesh)
   ema = config.train.ema_decay > 0
   if config.pretrained and not checkpoints.has_checkpoint(workdir):
     check_pretrained(model, config.pretrained)
@@ -163,12 +150,7 @@ def train(
   if notice := describe(plan, batch_size):
     print(notice, flush=True)
 
-  # Optimizer, state.
-  optimizer = train_the_rest(
-    create_optimizer(config.optimizer, total_steps),
-    plan.freeze,
-    plan.frozen_norms,
-  )
+  # State.
   schedule = create_schedule(config.optimizer, total_steps)
   manager = checkpoints.open_checkpoints(
     workdir, keep=config.train.keep_checkpoints
@@ -219,16 +201,6 @@ def train(
     lock.close()
     return
 
-  # The two compiled functions.
-  train_step = make_train_step(
-    trained_model,
-    optimizer,
-    mesh,
-    seed=config.seed,
-    loss=loss,
-    aux_weight=config.loss.aux_weight,
-    plan=plan,
-  )
   eval_step = make_eval_step(
     model,
     len(labels.classes),

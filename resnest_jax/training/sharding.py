@@ -6,7 +6,7 @@ an image stays on one host wherever the devices there allow it.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,17 +17,21 @@ from jax.sharding import PartitionSpec as P
 from resnest_jax.errors import UserError
 
 
-def make_mesh(data: int = -1, spatial: int = 1) -> Mesh:
+def make_mesh(
+  data: int = -1, spatial: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
   """All devices of all hosts, along `data` and `spatial`.
 
   Args:
     data: devices that share the images of a batch; -1: all there are.
     spatial: devices that share the rows of an image.
+    devices: None: those of JAX.
 
   Raises:
     UserError: this is not the number of devices.
   """
-  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  devices = devices or jax.devices()
+  devices = sorted(devices, key=lambda d: (d.process_index, d.id))
   count = len(devices)
   if data == -1 and spatial <= count:
     data = count // spatial

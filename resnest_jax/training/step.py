@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import flax.linen as nn
@@ -14,10 +14,16 @@ from jax.sharding import Mesh
 from resnest_jax.data.device import preprocess
 from resnest_jax.models.initial import initial_variables, variable_shapes
 from resnest_jax.models.layers import Array
-from resnest_jax.models.segmentor import SegmentorOutput
+from resnest_jax.models.segmentor import (
+  SegmentorOutput,
+  create_segmentor,
+  for_training,
+)
 from resnest_jax.training.averages import next_average, start_average
-from resnest_jax.training.objective import Loss
-from resnest_jax.training.plans import WHOLE, Plan
+from resnest_jax.training.freezing import train_the_rest
+from resnest_jax.training.objective import Loss, create_loss
+from resnest_jax.training.optimizer import create_optimizer
+from resnest_jax.training.plans import WHOLE, Plan, create_plan
 from resnest_jax.training.sharding import (
   batch_shardings,
   replicate,
@@ -204,3 +210,49 @@ def make_train_step(
     in_shardings=(whole, split),
     out_shardings=(whole, whole),
   )
+
+
+class Training(NamedTuple):
+  """What a configuration makes of a mesh of devices.
+
+  Attributes:
+    model: the segmentor as it is evaluated; it has the step's variables.
+    optimizer: of what is trained.
+    plan: how gradients are computed.
+    step: of `make_train_step`.
+  """
+
+  model: nn.Module
+  optimizer: optax.GradientTransformation
+  plan: Plan
+  step: Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]
+
+
+def create_training(config: Mapping[str, Any], mesh: Mesh) -> Training:
+  """Everything that a training step needs but for the state and the data.
+
+  Args:
+    config: the whole configuration, its number of classes known.
+    mesh: devices, which may be described only (`jax.experimental.topologies`).
+
+  Raises:
+    UserError: the configuration asks for something that does not go.
+  """
+  train = config['train']
+  model = create_segmentor(config['model'])
+  plan = create_plan(config, mesh.shape['data'])
+  optimizer = train_the_rest(
+    create_optimizer(config['optimizer'], train['total_steps']),
+    plan.freeze,
+    plan.frozen_norms,
+  )
+  step = make_train_step(
+    for_training(model, remat=train['remat'], freeze=train['freeze']),
+    optimizer,
+    mesh,
+    seed=config['seed'],
+    loss=create_loss(config['loss'], config['model']['num_classes']),
+    aux_weight=config['loss']['aux_weight'],
+    plan=plan,
+  )
+  return Training(model, optimizer, plan, step)

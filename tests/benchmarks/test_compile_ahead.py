@@ -1,0 +1,200 @@
+"""`benchmarks/compile_ahead.py` on the CPU, and the figures that are kept."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from benchmarks import compile_ahead, hlo, scale_model
+from benchmarks.ahead import read_case
+from benchmarks.topologies import CHIPS, count_devices, split_name
+from resnest_jax.config import load_config
+from resnest_jax.errors import UserError
+from resnest_jax.models.initial import variable_shapes
+from resnest_jax.models.segmentor import create_segmentor
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / 'benchmarks' / 'results'
+KEPT = [
+  entry
+  for path in sorted(RESULTS.glob('compile_ahead-*.json'))
+  for entry in json.loads(path.read_text('utf-8'))
+]
+
+# As XLA writes it, but for most of the attributes.
+PROGRAM = """
+HloModule jit_step, is_scheduled=true
+
+%sum.1 (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add.1 = f32[] add(%a, %b)
+}
+
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0:T(256)}) parameter(0)
+  %x = f32[8]{0:T(256)} get-tuple-element(%p), index=1
+  %all-reduce.7 = f32[8]{0:T(256)} all-reduce(%x), to_apply=%sum.1
+  %f = f32[8]{0} fusion(%all-reduce.7), kind=kLoop, calls=%inside.1
+  ROOT %t = (s32[], f32[8]{0:T(256)}) tuple(%i, %f)
+}
+
+%inside.1 (q: f32[8]) -> f32[8] {
+  ROOT %n = f32[8]{0} negate(%q)
+}
+
+%condition.1 (p: (s32[], f32[8])) -> pred[] {
+  %constant.3 = s32[]{:T(128)} constant(5)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %constant.3), direction=LT
+}
+
+%unknown.1 (p: (s32[], f32[8])) -> pred[] {
+  ROOT %ne = pred[] compare(%i, %j), direction=NE
+}
+
+%left.1 (p: f32[8]) -> f32[16] {
+  ROOT %all-gather.2 = f32[16]{0} all-gather(%p), dimensions={0}
+}
+
+%right.1 (p: f32[8]) -> f32[16] {
+  ROOT %call = f32[16]{0} custom-call(%p), custom_call_target="__cudnn$convForward"
+}
+
+ENTRY %main.9 (x: bf16[3,4], y: f32[8]) -> f32[16] {
+  %s = (bf16[3,4]{1,0:T(8,128)(2,1)}, f32[2]{0}) all-reduce-start(%x, %z), to_apply=%sum.1
+  %d = (bf16[3,4]{1,0:T(8,128)(2,1)}, /*index=1*/f32[2]{0}) all-reduce-done(%s)
+  %ps = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%y)
+  %pd = f32[8]{0} collective-permute-done(%ps)
+  %w = (s32[], f32[8]{0}) while(%t0), condition=%unknown.1, body=%body.1, backend_config={"known_trip_count":{"n":"3"}}
+  %v = (s32[], f32[8]{0}) while(%t1), condition=%condition.1, body=%body.1
+  %u = (s32[], f32[8]{0}) while(%t2), condition=%unknown.1, body=%body.1
+  ROOT %c = f32[16]{0} conditional(%k, %y, %y), branch_computations={%left.1, %right.1}
+}
+"""  # noqa: E501
+
+
+def test_what_a_program_does_is_read_from_its_text():
+  contents = hlo.read(PROGRAM)
+  # Three loops of 3, 5 and an unknown number of rounds, which counts once.
+  assert contents.endless == 1
+  assert contents.fusions == 9
+  assert contents.collectives == {
+    'all-reduce': (1 + 9, 24 + 8 + 9 * 32),
+    'collective-permute': (1, 32),
+    'all-gather': (1, 64),
+  }
+  assert contents.dtypes == {'bf16': 24, 'f32': 8 + 9 * 32}
+  assert contents.gathered == 64
+  assert contents.custom_calls == {'__cudnn$convForward': 1}
+
+
+def test_bytes_of_shapes():
+  assert hlo.shape_bytes('(f32[2,3]{1,0}, pred[], u8[5]{0})').total() == 30
+  assert hlo.shape_bytes('bf16[4,1]{1,0:T(8,128)(2,1)S(1)}') == {'bf16': 8}
+  assert hlo.shape_bytes('s4[3]{0}') == {'s4': 3}
+
+
+@pytest.fixture(scope='module')
+def compiled(tmp_path_factory):
+  """Small figures, twice: what the second call says, and the entries."""
+  out = tmp_path_factory.mktemp('ahead')
+  arguments = [
+    *('compile_ahead.py', '--topologies', 'cpu', '--mini', '--dtype'),
+    *('float32', '--rows', 'ade20k_fcn', '--stage_sizes', '1', '0', '0', '0'),
+    *('--programs', 'train', 'eval', '--out', str(out)),
+  ]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sys, 'argv', arguments)
+    compile_ahead.main()
+    (path,) = out.glob('*.json')
+    before = path.read_bytes()
+    compile_ahead.main()  # Has nothing to do.
+  assert path.name == 'compile_ahead-cpu.json'
+  assert path.read_bytes() == before
+  return out, json.loads(before)
+
+
+def test_devices_send_each_other_gradients_and_statistics(compiled):
+  out, (training, _) = compiled
+  assert training['devices'] == 4
+  step = training['programs']['step']
+  assert set(step['collectives']) == {'all-reduce'}
+  assert step['largest_gathered_bytes'] == 0
+  config = load_config('configs/ade20k_fcn.py:mini')
+  config.model.stage_sizes = (1, 0, 0, 0)
+  shapes = variable_shapes(create_segmentor(config.model))
+  parameters = sum(x.size for x in jax.tree.leaves(shapes['params']))
+  channels = sum(x.size for x in jax.tree.leaves(shapes['batch_stats'])) // 2
+  # Batch norm's parameters have their gradients from two of the four sums.
+  expected = 4 * (parameters - 2 * channels) + 16 * channels
+  scalars = step['collectives']['all-reduce']['bytes'] - expected
+  assert 0 < scalars <= 32
+  (row,) = scale_model.compare(out)
+  assert row['predicted_bytes'] == expected
+  assert row['others'] == []
+  assert abs(row['predicted_rounds'] / row['emitted_rounds'] - 1) < 0.2
+  # Parameters and momentum, and the batch.
+  state = 4 * (2 * parameters + 2 * channels) + 16 * 128 * 128 * 4 / 4
+  assert step['arguments_gb'] == pytest.approx(state / 1e9, rel=0.01)
+  assert step['memory_gb'] > step['temporaries_gb'] > 0.001
+  assert step['fusions'] > 100
+
+
+def test_devices_evaluate_apart(compiled):
+  _, (_, evaluation) = compiled
+  network, finish = (
+    evaluation['programs'][name] for name in ('network', 'finish')
+  )
+  assert network['collectives'] == finish['collectives'] == {}
+  # Logits of 2 of 8 images, an eighth of the size, 150 classes.
+  assert network['outputs_gb'] == pytest.approx(2 * 32 * 32 * 150 * 4 / 1e9)
+  assert finish['temporaries_gb'] < 0.1
+
+
+def test_times_are_what_the_figures_say():
+  chip = CHIPS['v5e']._replace(teraflops=100, link=100)
+  messages = scale_model.Messages(10**9, 10**6, 100)
+  alone = scale_model.step_times(messages, 4e12, chip, 1)
+  assert alone == (pytest.approx(4e12 / (scale_model.SHARE * 1e14)), 0, 0)
+  times = scale_model.step_times(messages, 4e12, chip, 16)
+  assert times.compute == alone.compute
+  assert times.gradients == pytest.approx(2 * 15 / 16 * 0.01)
+  latency = scale_model.START + 8 * scale_model.HOP
+  assert times.statistics == pytest.approx(2 * 15 / 16 * 1e-5 + 100 * latency)
+
+
+def test_names_of_topologies():
+  assert split_name('v5e:16x16') == ('v5e', '16x16')
+  assert [count_devices(x) for x in ('v5e:16x16', 'h200:8', 'cpu')] == [
+    *(256, 8, jax.device_count()),
+  ]
+  for wrong in ('v7:2x2', 'v5e', 'h200:'):
+    with pytest.raises(UserError, match=r'v5e:2x2, v5e:4x4'):
+      split_name(wrong)
+
+
+def test_kept_figures_hold_what_the_pages_say():
+  """Less than 0.6 of the reference's memory, and nothing but all-reduces."""
+  assert KEPT
+  for entry in KEPT:
+    case = read_case(entry)
+    for program in entry['programs'].values():
+      assert set(program.get('collectives', {})) <= {'all-reduce'}
+    whole = not (case.argument or case.stage_sizes or case.effort)
+    if not whole or case.program != 'train' or case.topology != 'h200:1':
+      continue
+    source = (ROOT / 'configs' / f'{case.row}.py').read_text()
+    reference = float(re.search(r'([\d.]+) GB\s+a\s+GPU', source)[1])
+    # The reference's images a GPU: four GPUs share the batch.
+    config = load_config(f'configs/{case.row}.py')
+    assert case.batch_size == config.train.batch_size // 4
+    assert entry['programs']['step']['memory_gb'] < 0.6 * reference
+  rows = scale_model.compare(RESULTS)
+  assert rows
+  for row in rows:
+    ratio = row['predicted_bytes'] / row['emitted_bytes']
+    assert ratio == pytest.approx(1, abs=0.01)
