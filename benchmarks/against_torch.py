@@ -41,7 +41,7 @@ from benchmarks.report import (
   print_table,
   write_result,
 )
-from benchmarks.timing import interleaved, medians
+from benchmarks.timing import add_flags, interleaved, medians
 from resnest_jax import runtime
 from resnest_jax.errors import UserError, run
 from resnest_jax.models import forms
@@ -55,6 +55,7 @@ PLAIN = {
   'grouped': 'grouped',
   'depthwise': 'convolution',
   'pointwise': 'convolution',
+  'kernel_gradient': 'convolution',
   'pyramid': 'concatenated',
   'pooling': 'reduce_window',
   'norm': 'autodiff',
@@ -214,8 +215,9 @@ def compare(config: dict, flags: argparse.Namespace) -> dict[str, Any]:
   labels = rng.integers(0, config['num_classes'], shape, np.uint8)
   variables = initial_variables(create_segmentor(config), 0)
   ways = {'ours': Ours(config, variables, images, labels)}
-  with forms.use(**PLAIN):
-    ways['plain forms'] = Ours(config, variables, images, labels)
+  if not flags.without_plain:
+    with forms.use(**PLAIN):
+      ways['plain forms'] = Ours(config, variables, images, labels)
   state_dict = export_state_dict(create_segmentor(config), variables, 'mmseg')
   ways['torch'] = Theirs(config, state_dict, images, labels, flags)
   expected = ways['torch'].infer()
@@ -227,7 +229,9 @@ def compare(config: dict, flags: argparse.Namespace) -> dict[str, Any]:
   milliseconds = {}
   for task in ('train', 'infer'):
     seconds = interleaved(
-      {name: getattr(way, task) for name, way in ways.items()}, flags.rounds
+      {name: getattr(way, task) for name, way in ways.items()},
+      flags.rounds,
+      flags.clock,
     )
     milliseconds[task] = {n: 1e3 * s for n, s in medians(seconds).items()}
   return {
@@ -249,7 +253,7 @@ def main() -> None:
   )
   parser.add_argument('--batch_size', type=int, default=2)
   parser.add_argument('--size', type=int, default=256, help='of the crop')
-  parser.add_argument('--rounds', type=int, default=10)
+  add_flags(parser, 10)
   parser.add_argument(
     '--amp', action='store_true', help='bfloat16: ours, and autocast'
   )
@@ -258,6 +262,9 @@ def main() -> None:
   )
   parser.add_argument(
     '--compile', action='store_true', help='torch.compile, not eager'
+  )
+  parser.add_argument(
+    '--without_plain', action='store_true', help='no `plain forms`'
   )
   parser.add_argument('--smoke', action='store_true', help='tiny and quick')
   parser.add_argument('--out', type=Path, help='folder for JSON and picture')
@@ -281,6 +288,7 @@ def main() -> None:
     'batch_size': flags.batch_size,
     'size': flags.size,
     'rounds': flags.rounds,
+    'clock': flags.clock,
     'amp': flags.amp,
     'channels_last': flags.channels_last,
     'compiled': flags.compile,
@@ -313,7 +321,8 @@ def main() -> None:
       path.with_suffix('.png'),
       result['milliseconds'],
       'ms',
-      f'{result["devices"]}, batch {flags.batch_size}, {flags.size} px',
+      f'{result["devices"]}, batch {flags.batch_size}, {flags.size} px, '
+      f'{flags.clock} time',
     )
 
 

@@ -8,8 +8,7 @@ its heads. Beside the grouped convolution of the split attention stands the one
 of jax-resnet, which is `flax.linen.Conv` with `feature_group_count=2`. Forward,
 and forward with backward, by turns; medians, and how many times as long as the
 form that is chosen on this machine. `--kinds grouped pyramid` measures these
-alone, `--smoke` one tiny layer of each kind. Needs jax, flax, NumPy and
-matplotlib.
+alone, `--smoke` one tiny layer of each kind. Needs jax, flax and matplotlib.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from benchmarks.report import (
   print_table,
   write_result,
 )
-from benchmarks.timing import interleaved, medians
+from benchmarks.timing import add_flags, interleaved, medians
 from resnest_jax import runtime
 from resnest_jax.errors import run
 from resnest_jax.models import forms, normalization, pooling
@@ -186,7 +185,9 @@ def layers(batch: int, size: int, thin: int) -> Iterator[Layer]:
     )
 
 
-def timed(layer: Layer, dtype: Any, rounds: int, least: float) -> dict:
+def timed(
+  layer: Layer, dtype: Any, rounds: int, clock: str, least: float
+) -> dict:
   """Milliseconds of all forms: forward, and forward with backward."""
   rng = np.random.default_rng(0)
   arguments = [
@@ -216,7 +217,7 @@ def timed(layer: Layer, dtype: Any, rounds: int, least: float) -> dict:
   return {
     way: {
       name: 1e3 * s
-      for name, s in medians(interleaved(f, rounds, least)).items()
+      for name, s in medians(interleaved(f, rounds, clock, least)).items()
     }
     for way, f in ways.items()
   }
@@ -230,7 +231,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
       continue
     seen.add(layer.kind)
     milliseconds = timed(
-      layer, flags.dtype, flags.rounds, 0 if flags.smoke else 0.05
+      layer, flags.dtype, flags.rounds, flags.clock, 0 if flags.smoke else 0.05
     )
     best = forms.chosen(layer.kind)
     ratio = {
@@ -271,7 +272,7 @@ def main() -> None:
   parser.add_argument('--batch_size', type=int, default=2)
   parser.add_argument('--size', type=int, default=256, help='of the crop')
   parser.add_argument('--dtype', default='float32')
-  parser.add_argument('--rounds', type=int, default=7)
+  add_flags(parser, 7)
   parser.add_argument(
     '--kinds', nargs='+', choices=forms.FORMS, default=list(forms.FORMS)
   )
@@ -292,6 +293,7 @@ def main() -> None:
       'size': flags.size,
       'dtype': flags.dtype,
       'rounds': flags.rounds,
+      'clock': flags.clock,
       'layers': records,
     }
     path = write_result(flags.out, 'conv_forms', result)

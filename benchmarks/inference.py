@@ -31,7 +31,7 @@ from benchmarks.report import (
   print_table,
   write_result,
 )
-from benchmarks.timing import interleaved, medians
+from benchmarks.timing import add_flags, interleaved, medians
 from benchmarks.train_step import read_config
 from resnest_jax import runtime
 from resnest_jax.errors import run
@@ -62,7 +62,7 @@ def programs(
 
 
 def measure(
-  config: dict, batch_size: int, size: tuple[int, int], rounds: int
+  config: dict, batch_size: int, size: tuple[int, int], rounds: int, clock: str
 ) -> dict[str, Any]:
   """Compiles and times both ways."""
   model = create_segmentor(config['model'])
@@ -87,7 +87,7 @@ def measure(
     }
     calls[name] = lambda run=compiled, given=given: run(*given, images)
     labels[name] = np.asarray(calls[name]())
-  for name, seconds in medians(interleaved(calls, rounds)).items():
+  for name, seconds in medians(interleaved(calls, rounds, clock)).items():
     figures[name] |= {
       'images_per_second': batch_size / seconds,
       'milliseconds': 1e3 * seconds,
@@ -120,7 +120,7 @@ def main() -> None:
     help="pixels; default: the config's crop",
   )
   parser.add_argument('--dtype', help="default: the config's")
-  parser.add_argument('--rounds', type=int, default=10)
+  add_flags(parser, 10)
   parser.add_argument('--smoke', action='store_true', help='small and quick')
   parser.add_argument('--out', type=Path, help='folder for JSON and picture')
   flags = parser.parse_args()
@@ -136,7 +136,8 @@ def main() -> None:
     'batch_size': flags.batch_size,
     'size': size,
     'rounds': flags.rounds,
-    **measure(config, flags.batch_size, size, flags.rounds),
+    'clock': flags.clock,
+    **measure(config, flags.batch_size, size, flags.rounds, flags.clock),
   }
   print_table(
     ['', 'images/s', 'lower, s', 'compile, s', 'temporaries, MB'],

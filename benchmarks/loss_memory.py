@@ -27,7 +27,7 @@ from benchmarks.report import (
   print_table,
   write_result,
 )
-from benchmarks.timing import interleaved, medians
+from benchmarks.timing import add_flags, interleaved, medians
 from resnest_jax import runtime
 from resnest_jax.errors import run
 from resnest_jax.models.layers import resize
@@ -71,7 +71,9 @@ def temporary_bytes(loss: Callable, batch: int, size: int, classes: int) -> int:
   return program.memory_analysis().temp_size_in_bytes
 
 
-def seconds(batch: int, size: int, classes: int, rounds: int) -> dict:
+def seconds(
+  batch: int, size: int, classes: int, rounds: int, clock: str
+) -> dict:
   """Medians of a run of both ways."""
   rng = np.random.default_rng(0)
   small = size // STRIDE
@@ -88,6 +90,7 @@ def seconds(batch: int, size: int, classes: int, rounds: int) -> dict:
         for name, program in programs.items()
       },
       rounds,
+      clock,
     )
   )
 
@@ -104,7 +107,7 @@ def main() -> None:
   parser.add_argument(
     '--timed', type=int, default=0, metavar='IMAGES', help='run these, too'
   )
-  parser.add_argument('--rounds', type=int, default=5)
+  add_flags(parser, 5)
   parser.add_argument('--smoke', action='store_true', help='tiny and quick')
   parser.add_argument('--out', type=Path, help='folder for JSON and picture')
   flags = parser.parse_args()
@@ -117,12 +120,13 @@ def main() -> None:
     'batch_size': flags.batch_size,
     'size': flags.size,
     'classes': flags.classes,
+    'clock': flags.clock,
     'temporary_bytes': found,
     'ratio': found['upsampled'] / found['in tiles'],
   }
   columns, rows = ['', 'MB'], [[n, f'{b / 1e6:.1f}'] for n, b in found.items()]
   if flags.timed:
-    times = seconds(flags.timed, *shape[1:], flags.rounds)
+    times = seconds(flags.timed, *shape[1:], flags.rounds, flags.clock)
     result |= {'timed_images': flags.timed, 'seconds': times}
     columns.append(f'ms, {flags.timed} images')
     for row, value in zip(rows, times.values(), strict=True):

@@ -131,8 +131,9 @@ def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
     sums = jax.tree.map(jnp.add, sums, more)
     if with_gradient:
       before = lax.dynamic_slice_in_dim(gradient, start, taps)
+      dz = einsum('kbjc,jw->kbwc', einsum('ik,ibjc->kbjc', band, dz), columns)
       gradient = lax.dynamic_update_slice_in_dim(
-        gradient, before + einsum('ik,ibjc->kbjc', band, dz), start, 0
+        gradient, before + dz, start, 0
       )
     return (sums, gradient), pixels
 
@@ -144,11 +145,13 @@ def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
   )
   begin = (
     jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums),
-    jnp.zeros_like(wide) if with_gradient else None,
+    jnp.zeros((wide.shape[0], batch, w, wide.shape[3]), wide.dtype)
+    if with_gradient
+    else None,
   )
   (sums, gradient), pixels = lax.scan(tile, begin, over)
   if with_gradient:
-    gradient = einsum('hbjc,jw->bhwc', gradient, columns)
+    gradient = gradient.transpose(1, 0, 2, 3)
 
   def whole(values: Array) -> Array:
     values = values.transpose(2, 0, 1, 3)
