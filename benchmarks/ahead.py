@@ -92,6 +92,8 @@ class Results:
   def add(self, case: Case, figures: dict[str, Any]) -> dict[str, Any]:
     """Keeps figures, and writes them if there is a folder."""
     kind = split_name(case.topology)[0]
+    if self._out:  # Another process may have added to it.
+      self._files.pop(kind, None)
     entries = self._read(kind)
     if before := self.find(case):
       entries.remove(before)

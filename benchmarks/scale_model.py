@@ -42,7 +42,9 @@ SHARE = 0.4  # of a chip's peak that the step's operations reach
 START = 10e-6  # seconds until a message is under way
 HOP = 1e-6  # and for each chip that it passes
 DISK = 1e9  # bytes/s that a checkpoint is written with
-DECODE = 120  # images/s that a core reads of ADE20K; Cityscapes: a seventh
+
+# Images/s that one core reads, as measured (results/pipeline-*.json).
+DECODE = {'ade20k': 120, 'cityscapes': 16}
 
 
 class Messages(NamedTuple):
@@ -113,13 +115,15 @@ def step_times(
     messages: of it.
     operations: of a device.
     chip: which.
-    devices: a square of them, or those of one host.
+    devices: that share the batch.
   """
   compute = operations / (SHARE * 1e12 * chip.teraflops)
   if devices == 1:
     return Times(compute, 0.0, 0.0)
   # A ring sends everything twice, but for a device's own part.
-  seconds = 2 * (devices - 1) / devices / (1e9 * chip.link)
+  inside = devices <= chip.host
+  bandwidth = 1e9 * (chip.link if inside else chip.network)
+  seconds = 2 * (devices - 1) / devices / bandwidth
   hops = 2 * math.isqrt(devices)
   return Times(
     compute,
@@ -137,7 +141,10 @@ def training_operations(config: Any) -> float:
 
 
 def compare(folder: Path) -> list[dict[str, Any]]:
-  """What compilers emitted for whole batches, and what the model says."""
+  """What compilers emitted, and what the model says.
+
+  Every micro-batch has messages of its own, its gradients' among them.
+  """
   found = []
   for path in sorted(folder.glob('compile_ahead-*.json')):
     for entry in json.loads(path.read_text('utf-8')):
@@ -153,14 +160,16 @@ def compare(folder: Path) -> list[dict[str, Any]]:
       if case.stage_sizes:
         config.model.stage_sizes = case.stage_sizes
       narrow = 'bf16' in program['all_reduce_bytes']
+      micro = case.micro_batch_size or case.batch_size
+      times = case.batch_size // micro
       messages = count_messages(config, narrow)
       emitted = program['collectives']['all-reduce']
       found.append(
         {
           'case': case,
-          'predicted_bytes': messages.total,
+          'predicted_bytes': times * messages.total,
           'emitted_bytes': emitted['bytes'],
-          'predicted_rounds': messages.rounds,
+          'predicted_rounds': times * messages.rounds,
           'emitted_rounds': emitted['count'],
           'others': sorted(program['collectives'].keys() - {'all-reduce'}),
         }
@@ -177,7 +186,7 @@ def show_times(config: Any, kind: str, images: int) -> rich.table.Table:
     variable_shapes(create_segmentor(config.model))
   )
   height, width = config.data.crop_size
-  decode = DECODE / (7 if config.data.name.startswith('cityscapes') else 1)
+  decode = DECODE[config.data.name.removesuffix('_mini')]
   table = rich.table.Table(
     title=f'{config.name}, {images} images a chip, {kind}',
     box=rich.box.SIMPLE_HEAD,
@@ -188,7 +197,7 @@ def show_times(config: Any, kind: str, images: int) -> rich.table.Table:
     'checkpoint s',
   ):
     table.add_column(column, justify='right')
-  for devices in (1, 4, 16, 64, 256):
+  for devices in (1, 4, 8, 16, 64, 256):
     times = step_times(messages, operations, chip, devices)
     rate = images * devices / times.step
     here = rate * min(chip.host, devices) / devices

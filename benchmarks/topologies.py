@@ -20,6 +20,7 @@ class Chip(NamedTuple):
     memory: GB; of a TPU, what XLA does not keep for itself.
     teraflops: dense bfloat16 products, 1e12 operations/s.
     link: GB/s that a device can send to others in its slice or machine.
+    network: GB/s to those of other machines.
     host: devices of one host.
   """
 
@@ -27,17 +28,18 @@ class Chip(NamedTuple):
   memory: float
   teraflops: float
   link: float
+  network: float
   host: int
 
 
-# Google's pages on TPU versions (interconnect in Gbit/s a chip: v4 2400, v5e
-# 1600, v5p 4800, v6e 3200) and NVIDIA's data sheet.
+# Google's pages on TPU versions (a slice is one network), NVIDIA's on the H200
+# (NVLink one way; a 400 Gbit/s adapter for each).
 CHIPS = {
-  'v4': Chip('tpu', 32 * 1.0737, 275, 300, 4),
-  'v5e': Chip('tpu', 15.75 * 1.0737, 197, 200, 4),
-  'v5p': Chip('tpu', 95 * 1.0737, 459, 600, 4),
-  'v6e': Chip('tpu', 31.25 * 1.0737, 918, 400, 4),
-  'h200': Chip('cuda', 141, 989, 450, 8),
+  'v4': Chip('tpu', 32 * 1.0737, 275, 300, 300, 4),
+  'v5e': Chip('tpu', 15.75 * 1.0737, 197, 200, 200, 4),
+  'v5p': Chip('tpu', 95 * 1.0737, 459, 600, 600, 4),
+  'v6e': Chip('tpu', 31.25 * 1.0737, 918, 400, 400, 4),
+  'h200': Chip('cuda', 141, 989, 450, 50, 8),
 }
 NAMES = (
   'v5e:1x1',

@@ -58,6 +58,12 @@ def test_mini_changes_sizes_only(path):
   }
 
 
+def test_16gb_changes_no_result():
+  row, small = flatten(load_config(ROW)), flatten(load_config(f'{ROW}:16gb'))
+  changed = {key: small[key] for key in row if row[key] != small[key]}
+  assert changed == {'model.dtype': 'bfloat16', 'train.remat': 'blocks'}
+
+
 @pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
 @pytest.mark.parametrize('argument', ['', ':mini'])
 def test_network_and_optimizer_can_be_built(path, argument):

@@ -110,8 +110,9 @@ def test_links_lead_somewhere():
 
 
 def test_makefile_and_requirements_are_whole():
-  assert '-r requirements.txt' in (ROOT / 'requirements-gpu.txt').read_text()
-  assert '-r requirements.txt' in (ROOT / 'requirements-tpu.txt').read_text()
+  for kind in ('gpu', 'tpu', 'ahead'):
+    text = (ROOT / f'requirements-{kind}.txt').read_text()
+    assert '-r requirements.txt' in text
   pins = (ROOT / 'requirements.txt').read_text().splitlines()
   pins = [line.split('#')[0].strip() for line in pins]
   unpinned = [x for x in pins if x and not re.fullmatch(r'[\w.-]+==\S+', x)]

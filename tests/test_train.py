@@ -46,9 +46,13 @@ def arguments(mini_data_dir):
 
 @pytest.fixture(scope='module')
 def finished_run(arguments, run_script, tmp_path_factory):
-  """A run that nothing disturbed, and what it printed."""
+  """A run that nothing disturbed, and what it printed; JAX's log beside it."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  process = run_script(*arguments, '--workdir', workdir, '--profile', '5:6')
+  process = run_script(
+    *(*arguments, '--workdir', workdir, '--profile', '5:6'),
+    environment={'JAX_LOG_COMPILES': '1'},
+  )
+  (workdir.parent / 'compilations').write_text(process.stderr)
   return workdir, process.stdout
 
 
@@ -142,7 +146,12 @@ def test_profile_holds_the_steps_that_were_asked_for(finished_run):
 
 
 def test_nothing_is_compiled_again(finished_run):
-  assert 'compiled again' not in finished_run[1]
+  """The step once, the network once for the one padded shape there is."""
+  workdir, stdout = finished_run
+  assert 'compiled again' not in stdout
+  log = (workdir.parent / 'compilations').read_text()
+  names = re.findall(r'Finished XLA compilation of jit\((\w+)\)', log)
+  assert names.count('train_step') == names.count('forward') == 1
 
 
 def test_keeps_the_newest_and_the_best(finished_run):

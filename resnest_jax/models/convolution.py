@@ -234,10 +234,15 @@ def depthwise(x: Array, kernel: Array, dilation: int = 1) -> Array:
 
 
 class DepthwiseConv(nn.Module):
-  """Depthwise convolution; the kernel is (k, k, 1, channels)."""
+  """Depthwise convolution; the kernel is (k, k, 1, channels).
+
+  In training the backward pass keeps its input alone, and not the k * k shifted
+  copies of it that the sum over taps asks for.
+  """
 
   kernel_size: int
   dilation: int = 1
+  train: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -250,4 +255,6 @@ class DepthwiseConv(nn.Module):
       shape,
       param_dtype(self.dtype),
     )
-    return depthwise(x.astype(self.dtype), kernel, self.dilation)
+    run = partial(depthwise, dilation=self.dilation)
+    run = jax.checkpoint(run, prevent_cse=False) if self.train else run
+    return run(x.astype(self.dtype), kernel)

@@ -230,7 +230,8 @@ class DepthwiseConvBN(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, size: Size = None) -> Array:
-    x = DepthwiseConv(3, self.dilation, self.dtype, name='conv')(x)
+    conv = DepthwiseConv(3, self.dilation, self.train, self.dtype, name='conv')
+    x = conv(x)
     norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
     return norm(x, size)
 

@@ -156,7 +156,7 @@ def test_devices_evaluate_apart(compiled):
 
 
 def test_times_are_what_the_figures_say():
-  chip = CHIPS['v5e']._replace(teraflops=100, link=100)
+  chip = CHIPS['v5e']._replace(teraflops=100, network=100)
   messages = scale_model.Messages(10**9, 10**6, 100)
   alone = scale_model.step_times(messages, 4e12, chip, 1)
   assert alone == (pytest.approx(4e12 / (scale_model.SHARE * 1e14)), 0, 0)

@@ -288,6 +288,22 @@ def test_depthwise_convolution_sums_bfloat16_in_float32():
   )
 
 
+def test_depthwise_convolution_keeps_its_input_alone():
+  """Not its nine shifted copies, each of them in float32."""
+  x = jax.ShapeDtypeStruct((2, 7, 9, 5), jnp.bfloat16)
+  kernel = jax.ShapeDtypeStruct((3, 3, 1, 5), jnp.float32)
+  conv = convolution.DepthwiseConv(3, train=True, dtype=jnp.bfloat16)
+
+  def residuals(kernel, x):
+    def run(kernel, x):
+      return conv.apply({'params': {'kernel': kernel}}, x)
+
+    return jax.vjp(run, kernel, x)[1]
+
+  kept = jax.tree.leaves(jax.eval_shape(residuals, kernel, x))
+  assert sorted(leaf.shape for leaf in kept) == [x.shape, kernel.shape]
+
+
 # Pooling and means
 
 SIZES = np.array([[4, 3], [3, 5]])

@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from golden.reference import TINY, filled_variables, quick_jit
+from jax.extend.core import jaxprs_in_params
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
@@ -110,6 +111,48 @@ def test_remat_keeps_less():
   # Of a group of two blocks, the input of one is kept less.
   features = 8 * 16 * 16 * 32 * 4
   assert blocks - stages == features
+
+
+def count_sums(model):
+  """Sums over axes in a step's forward and backward pass."""
+
+  def count(jaxpr):
+    return sum(
+      equation.primitive.name == 'reduce_sum'
+      or sum(map(count, jaxprs_in_params(equation.params)))
+      for equation in jaxpr.eqns
+    )
+
+  def loss(params, stats, images):
+    output, _ = model.apply(
+      {'params': params, 'batch_stats': stats},
+      images,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': jax.random.key(0)},
+    )
+    return output.logits.sum() + output.aux_logits.sum()
+
+  shapes = variable_shapes(model)
+  images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
+  return count(
+    jax.make_jaxpr(jax.grad(loss))(
+      shapes['params'], shapes['batch_stats'], images
+    ).jaxpr
+  )
+
+
+def test_remat_does_not_compute_statistics_again():
+  """On several devices each of those sums is a message."""
+  model, _ = made('float32')
+  none, blocks, stages = (
+    count_sums(for_training(model, remat=remat))
+    for remat in ('none', 'blocks', 'stages')
+  )
+  # Each block's global average for the attention is a sum as well; in a group
+  # all blocks but the last are computed twice.
+  assert blocks - none == 2 * 3
+  assert stages - none == 2 * 3 + 2
 
 
 def test_names_of_remat():
