@@ -36,7 +36,7 @@ PARAMETERS = {
   }
 }
 # Larger pictures become JPEGs, and narrower ones.
-PNG_BYTES, WIDTH = 40_000, 1000
+PNG_BYTES, WIDTH = 40_000, 900
 
 
 def main() -> None:
@@ -165,7 +165,7 @@ def shrink_picture(data: dict[str, Any]) -> None:
   if picture.shape[1] > WIDTH:
     height = round(picture.shape[0] * WIDTH / picture.shape[1])
     picture = cv2.resize(picture, (WIDTH, height), interpolation=cv2.INTER_AREA)
-  jpeg = cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+  jpeg = cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
   del data['image/png']
   data['image/jpeg'] = base64.b64encode(jpeg.tobytes()).decode() + '\n'
 

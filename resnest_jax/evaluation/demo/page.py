@@ -4,9 +4,11 @@ It loads nothing from other hosts: fonts are the system's, pictures are inside.
 """
 
 import importlib.resources
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -46,12 +48,12 @@ def make_page(
     examples: pictures that are offered.
   """
 
-  def show(path: Path | None) -> tuple[str, str, str]:
-    if path is None:
+  def show(upload: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    if not upload:
       return EMPTY, '', ''
     predictor.on_compile = _say_compiling
     try:
-      seen = result.look_at(predictor, path)
+      seen = result.look_at(predictor, uploaded(upload))
     except UserError as error:
       return result.problem(str(error)), '', ''
     except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
@@ -80,9 +82,6 @@ def make_page(
           height=320,
           elem_id='picture',
         )
-        # Gradio would open the file and say of a broken one no more than
-        # "Error". (A class of its own has Gradio write a file beside this one.)
-        picture.preprocess = lambda upload: upload and Path(upload.path)
         if examples:
           gr.Examples(
             [[str(path)] for path in examples], picture, label='Examples'
@@ -104,11 +103,28 @@ def make_page(
       show,
       picture,
       [overlay, facts, legend],
+      # Which opens the file, and says of a broken one no more than "Error".
+      preprocess=False,
       concurrency_limit=1,
       show_progress_on=overlay,
       api_visibility='private',
     )
   return page
+
+
+def uploaded(upload: Mapping[str, Any]) -> Path:
+  """The file of an upload, as the browser names it.
+
+  Args:
+    upload: its `path`, on this machine.
+
+  Raises:
+    UserError: it is none that was uploaded: nobody shall read others.
+  """
+  path = Path(upload['path']).resolve()
+  if not path.is_relative_to(Path(os.environ['GRADIO_TEMP_DIR']).resolve()):
+    raise UserError(f'{path.name} was not uploaded.')
+  return path
 
 
 def _description(predictor: Predictor, name: str) -> str:

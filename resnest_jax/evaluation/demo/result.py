@@ -18,6 +18,7 @@ from resnest_jax.evaluation.report.parts import swatch
 
 MAX_EDGE = 1600  # Pixels: larger pictures are shrunk.
 MAX_PIXELS = 100_000_000  # Of a file; decoded, they are 300 MB.
+_SPACE = '\N{NO-BREAK SPACE}'
 
 Size = tuple[int, int]  # Height and width, pixels.
 
@@ -175,9 +176,11 @@ def problem(message: str) -> str:
 
 
 def _size(size: Size) -> str:
-  """'683 x 512': width first, as cameras say it."""
-  return f'{size[1]} \N{MULTIPLICATION SIGN} {size[0]}'
+  """'683 x 512' that stays in a line: width first, as cameras say it."""
+  return f'{size[1]}{_SPACE}\N{MULTIPLICATION SIGN}{_SPACE}{size[0]}'
 
 
 def _seconds(seconds: float) -> str:
-  return f'{1000 * seconds:.0f} ms' if seconds < 1 else f'{seconds:.1f} s'
+  if seconds < 1:
+    return f'{1000 * seconds:.0f}{_SPACE}ms'
+  return f'{seconds:.1f}{_SPACE}s'
