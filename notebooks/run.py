@@ -92,6 +92,7 @@ def execute(
     environment = os.environ | {
       'PATH': f'{programs}{os.pathsep}{os.environ["PATH"]}',
       'IPYTHONDIR': settings,
+      'TF_CPP_MIN_LOG_LEVEL': '3',  # XLA says how busy this machine is.
     }
     client = NotebookClient(
       notebook,

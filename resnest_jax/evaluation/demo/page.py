@@ -18,7 +18,7 @@ from resnest_jax.evaluation.predictor import Predictor
 
 # Largest file that may be uploaded.
 MAX_FILE_SIZE = '100mb'
-EMPTY = '<p class="empty">Drop a picture on the left, or choose one.</p>'
+EMPTY = '<p class="empty">Drop a picture into the box, or choose one.</p>'
 # The opacity of the colours is the browser's matter alone.
 SET_OPACITY = """(percent) => {
   document.documentElement.style.setProperty('--opacity', percent / 100);
