@@ -75,9 +75,10 @@ def test_command_names_what_exists(command):
 
 
 def _packages() -> set[str]:
-  """Names of what is needed always or for exports."""
+  """Names of what is needed always, for exports, or for the page."""
   project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-  needed = project['dependencies'] + project['optional-dependencies']['export']
+  extras = project['optional-dependencies']
+  needed = project['dependencies'] + extras['export'] + extras['demo']
   return {re.match(r'[\w-]+', each)[0] for each in needed}
 
 

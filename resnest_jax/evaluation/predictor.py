@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,8 @@ class Predictor:
     about: where the weights are from, and of which network; JSON-able.
     on_compile: is called with a padded height and width in pixels before the
       network is compiled for it. May be set.
+    on_step: is called with a batch and the seconds that the devices took for
+      it; they then do nothing while results are looked at. May be set.
   """
 
   def __init__(
@@ -156,6 +159,7 @@ class Predictor:
     self.protocol = protocol or Protocol()
     self.about = dict(about or {})
     self.on_compile: Callable[[int, int], None] = lambda height, width: None
+    self.on_step: Callable[[inference.Batch, float], None] | None = None
     self._mesh = sharding.make_mesh()
     if batch_size is None:
       platform = jax.devices()[0].platform
@@ -298,13 +302,18 @@ class Predictor:
 
     pending = None
     for batch in itertools.chain(batches, [None]):
-      started = batch and (
-        batch,
-        *self._step(self._variables, batch, probabilities),
-      )
+      started = batch and (batch, *self._run(batch, probabilities))
       if pending:
         yield from of(*pending)
       pending = started
+
+  def _run(self, batch: inference.Batch, probabilities: bool):
+    started = time.perf_counter()
+    outputs = self._step(self._variables, batch, probabilities)
+    if self.on_step is not None:
+      jax.block_until_ready(outputs)
+      self.on_step(batch, time.perf_counter() - started)
+    return outputs
 
   def _prediction(
     self, found: tuple[int, np.ndarray, np.ndarray | None], source: Any
@@ -350,6 +359,7 @@ def from_checkpoint(
   scales: Sequence[float] | None = None,
   flip: bool | None = None,
   batch_size: int | None = None,
+  bucket: int = Protocol.bucket,
 ) -> Predictor:
   """A trained network, ready to predict.
 
@@ -366,6 +376,8 @@ def from_checkpoint(
     scales: of ms_flip; None: 0.5 to 1.75 in steps of 0.25.
     flip: of ms_flip: mirrored, too; None: yes.
     batch_size: see `Predictor`.
+    bucket: pixels of which padded heights and widths are multiples: with more,
+      less is compiled and more computed.
 
   Raises:
     UserError: no such source, damaged, of something else than a segmentor, or
@@ -391,7 +403,7 @@ def from_checkpoint(
     model,
     variables,
     label_set(number, weights.classes, weights.palette),
-    chosen,
+    dataclasses.replace(chosen, bucket=bucket),
     batch_size=batch_size,
     about={'weights': weights.provenance, 'model': config},
   )

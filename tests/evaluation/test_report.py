@@ -2,11 +2,11 @@
 
 import base64
 import re
-import shutil
 
 import cv2
 import numpy as np
 import pytest
+from browser import open_browser
 from evaluation.made_up import (
   EVIL,
   NAMES,
@@ -15,8 +15,6 @@ from evaluation.made_up import (
   make_samples,
   write_report,
 )
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -27,33 +25,13 @@ from resnest_jax.evaluation.report import page
 
 BY_NAME = [EVIL, QUOTED, 'nowhere', 'Sky', 'tree 9', 'tree 10', 'wall']
 IMAGES = 9
-BROWSERS = (
-  *('chromium', 'chromium-browser'),
-  *('google-chrome', 'google-chrome-stable'),
-)
-FLAGS = (
-  *('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic'),
-  *('--no-first-run', '--disable-background-networking'),
-  *('--disable-component-update', '--disable-sync'),
-  *('--disable-dev-shm-usage', '--window-size=1280,1000'),
-)
 
 
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
   """One browser for all tests, with an empty profile."""
-  options = webdriver.ChromeOptions()
-  options.binary_location = next(filter(None, map(shutil.which, BROWSERS)), '')
-  driver = shutil.which('chromedriver')
-  assert options.binary_location, 'no browser: see tests/find_browser.sh'
-  assert driver, 'no chromedriver: see tests/find_browser.sh'
-  for flag in FLAGS:
-    options.add_argument(flag)
-  options.add_argument(f'--user-data-dir={tmp_path_factory.mktemp("profile")}')
-  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-  browser = webdriver.Chrome(options=options, service=Service(driver))
-  yield browser
-  browser.quit()
+  with open_browser(tmp_path_factory.mktemp('profile')) as browser:
+    yield browser
 
 
 @pytest.fixture(scope='module')

@@ -76,9 +76,9 @@ def make_picture(
     'errors': visualize.error_map(prediction, label),
   }
   image = visualize.fit(sample['image'], BOX, smooth=True)
-  parts = {'image': _data_uri(image, '.jpg')}
+  parts = {'image': data_uri(image, '.jpg')}
   for caption, picture in maps.items():
-    parts[caption] = _data_uri(visualize.fit(picture, BOX), '.png')
+    parts[caption] = data_uri(visualize.fit(picture, BOX), '.png')
   return Picture(
     name=sample['name'],
     score=shown.score,
@@ -93,7 +93,13 @@ def make_picture(
   )
 
 
-def _data_uri(picture: np.ndarray, ending: str) -> str:
+def data_uri(picture: np.ndarray, ending: str) -> str:
+  """A picture as an address that holds its pixels.
+
+  Args:
+    picture: uint8 (H, W, 3) RGB.
+    ending: '.jpg' or '.png'.
+  """
   kind = {'.jpg': 'jpeg', '.png': 'png'}[ending]
   options = {
     '.jpg': [cv2.IMWRITE_JPEG_QUALITY, 85],

@@ -1,0 +1,188 @@
+"""Opens a page in which a trained network can be tried on pictures.
+
+    python -m resnest_jax.demo --weights ade20k_pspnet
+    python -m resnest_jax.demo --weights runs/pspnet --examples holiday
+
+--weights is a published name, a file, an address (see docs/weights.md) or the
+workdir of a training. Drop a picture into the page to see its classes over it,
+and how much of it they cover. The page asks nothing of other hosts. Ctrl-C
+ends it, and deletes what was uploaded. docs/demo.md says more.
+"""
+
+import argparse
+import contextlib
+import errno
+import importlib.util
+import os
+import socket
+import tempfile
+import threading
+from pathlib import Path
+
+from resnest_jax.config import Parser
+from resnest_jax.errors import UserError, run
+
+# Padded heights and widths are multiples of this, so that few are compiled.
+BUCKET = 256
+# Of the picture for which the network is compiled at the start: 4:3.
+FIRST_SIZE = (480, 640)
+
+
+def main() -> None:
+  """Reads the command line, loads the network and serves the page."""
+  flags = make_parser().parse_args()
+  if importlib.util.find_spec('gradio') is None:
+    raise UserError(
+      "the page needs the package gradio: pip install 'gradio>=6', or "
+      "'resnest-jax[demo]'."
+    )
+  port = free_port(flags.host, flags.port)
+  # It takes seconds, which a mistake in the command line need not.
+  from resnest_jax import runtime
+  from resnest_jax.evaluation.predictor import from_checkpoint
+  from resnest_jax.evaluation.sources import find_sources
+
+  runtime.set_up()
+  sources = find_sources(flags.examples) if flags.examples else []
+  predictor = from_checkpoint(
+    flags.weights, checkpoint=flags.checkpoint, batch_size=1, bucket=BUCKET
+  )
+  examples = [source.path for source in sources if not source.is_video]
+  with tempfile.TemporaryDirectory(prefix='resnest_jax_demo_') as uploads:
+    # Gradio reads them when it is imported.
+    os.environ['GRADIO_TEMP_DIR'] = uploads
+    os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
+    serve(predictor, flags.weights, examples, flags.host, port, flags.share)
+
+
+def serve(predictor, name, examples, host, port, share) -> None:
+  """Compiles the network for a first size, and serves until it is stopped.
+
+  Args:
+    predictor: a `Predictor`.
+    name: of its weights, as it was given.
+    examples: paths of pictures to offer.
+    host: address to listen on.
+    port: the same, free a moment ago.
+    share: whether to open a public address, too.
+
+  Raises:
+    UserError: the address cannot be listened on or made public.
+  """
+  import numpy as np
+
+  from resnest_jax.evaluation.demo import page
+
+  print('compiling the network (a minute or more at full size)', flush=True)
+  predictor.predict(np.zeros((*FIRST_SIZE, 3), np.uint8))
+  blocks = page.make_page(predictor, Path(name).name, examples)
+  try:
+    _, local, public = blocks.queue().launch(
+      server_name=host,
+      server_port=port,
+      share=share,
+      inline=False,
+      prevent_thread_lock=True,
+      quiet=True,
+      ssr_mode=False,
+      footer_links=[],
+      max_file_size=page.MAX_FILE_SIZE,
+      **page.look(),
+    )
+  except OSError as error:
+    raise _cannot_listen(host, port) from error
+  for address in filter(None, (local, public)):
+    print(f'the page is at {address} (Ctrl-C ends it)', flush=True)
+  try:
+    threading.Event().wait()
+  finally:
+    with contextlib.suppress(Exception):
+      blocks.close(verbose=False)
+
+
+def free_port(host: str, port: int) -> int:
+  """The port, or any free one for 0.
+
+  Raises:
+    UserError: it is taken, not allowed, or the host is none of this machine's.
+  """
+  if not 0 <= port <= 65535:
+    raise UserError(
+      f'--port is {port}; give 1 to 65535, or 0 for any free one.'
+    )
+  try:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+      host, port, type=socket.SOCK_STREAM
+    )[0]
+    with socket.socket(family, kind, protocol) as trial:
+      trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      trial.bind(address)
+      return trial.getsockname()[1]
+  except OSError as error:
+    raise _cannot_listen(host, port, error) from error
+
+
+def _cannot_listen(
+  host: str, port: int, error: OSError | None = None
+) -> UserError:
+  number = error.errno if error else errno.EADDRINUSE
+  if isinstance(error, socket.gaierror) or number == errno.EADDRNOTAVAIL:
+    return UserError(
+      f'--host {host} is no address of this machine; give 127.0.0.1 for itself '
+      'alone or 0.0.0.0 for all of its network.'
+    )
+  why = {
+    errno.EADDRINUSE: 'is taken by another program',
+    errno.EACCES: 'is reserved for the administrator',
+  }.get(number, f'cannot be opened ({os.strerror(number)})')
+  return UserError(
+    f'the port {port} {why}; give another with --port, or --port 0 for any '
+    'free one.'
+  )
+
+
+def make_parser() -> argparse.ArgumentParser:
+  """All flags."""
+  parser = Parser(
+    prog='python -m resnest_jax.demo',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add(
+    '--weights',
+    required=True,
+    metavar='SOURCE',
+    help='the workdir of a training, a published name, a path, an address',
+  )
+  add(
+    '--checkpoint',
+    default='latest',
+    metavar='WHICH',
+    help='of a workdir: latest (default), best, or a step',
+  )
+  add(
+    '--examples',
+    nargs='+',
+    default=[],
+    metavar='PICTURE',
+    help='files, folders or patterns of pictures that the page offers',
+  )
+  add(
+    '--host',
+    default='127.0.0.1',
+    help='address to listen on (default: 127.0.0.1, this machine alone; '
+    '0.0.0.0: whoever can reach it)',
+  )
+  add('--port', type=int, default=7860, help='default: 7860; 0: any free one')
+  add(
+    '--share',
+    action='store_true',
+    help="open a public address, too, through Gradio's servers",
+  )
+  return parser
+
+
+if __name__ == '__main__':
+  run(main, 'stopped.')

@@ -1,0 +1,1 @@
+"""The page of `python -m resnest_jax.demo`."""
