@@ -9,15 +9,16 @@ PYTHONS ?= python3.13 python3.12 python3.11 python3 python
 MINI := --config configs/ade20k_pspnet.py:mini
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test browser lint bench clean
+.PHONY: help venv demo test browser docs lint bench clean
 
 help:
 	@echo 'make demo   make a small ADE20K, train, evaluate, draw pictures (demo/)'
 	@echo 'make test   code style and all tests'
 	@echo 'make venv   the environment alone (.venv)'
+	@echo 'make docs   these pages and the docstrings as a site (site/)'
 	@echo 'make lint   code style alone'
 	@echo 'make bench  time the training step of the small config'
-	@echo 'make clean  remove demo/ and all caches (not .venv)'
+	@echo 'make clean  remove demo/, site/ and all caches (not .venv)'
 
 # Written last, so that a half-made environment is made again from scratch.
 $(VENV)/installed: requirements.txt
@@ -57,6 +58,10 @@ test: browser lint $(VENV)/testable
 browser:
 	@tests/find_browser.sh
 
+docs: $(VENV)/testable
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo 'open site/index.html, or for its search: $(PY) -m mkdocs serve'
+
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -65,5 +70,5 @@ bench: $(VENV)/installed
 	$(PY) benchmarks/train_step.py $(MINI)
 
 clean:
-	rm -rf demo build *.egg-info .pytest_cache .ruff_cache
+	rm -rf demo site dist build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

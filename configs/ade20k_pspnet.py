@@ -1,7 +1,8 @@
 """ADE20K, PSPNet, ResNeSt-101-D8, crop 512x512, 160k steps, batch 16.
 
-Reference: mmsegmentation, pspnet_s101-d8_4xb4-160k_ade20k-512x512, on four
-V100: 45.44 mIoU, 46.28 multi-scale + flip, 14.2 GB a GPU, 13.02 images/s in
+Reference: mmsegmentation,
+resnest_s101-d8_pspnet_4xb4-160k_ade20k-512x512, on four V100:
+45.44 mIoU, 46.28 multi-scale + flip, 14.2 GB a GPU, 13.02 images/s in
 inference.
 
     python train.py --config configs/ade20k_pspnet.py --workdir runs/pspnet

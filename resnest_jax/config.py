@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from resnest_jax.errors import UserError
 from resnest_jax.overrides import override
+from resnest_jax.shipped import shipped
 
 # Smallest accepted value of whole-number keys.
 _AT_LEAST = {
@@ -247,8 +248,8 @@ def differences(
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-  """Flat, as JSON has them; of the configs beside this package, if any."""
-  path = Path(__file__).parent.parent / 'configs' / 'common.py'
+  """Flat, as JSON has them; of the configs that came along, if any."""
+  path = shipped('configs/common.py')
   if not path.is_file():
     return {}
   config = runpy.run_path(str(path))['get_config']()
@@ -363,16 +364,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def _config_file(path: str) -> Path:
-  """The path of a row's file, else an error that lists those there are."""
+  """The path of a row's file, else an error that lists those there are.
+
+  Seen from the working folder, else from where the scripts are.
+  """
   file = Path(path)
+  if not file.is_file() and shipped(file).is_file():
+    file = shipped(file)
   if file.is_file() and file.stem != 'common':
     return file
   folder = file.parent if file.parent.is_dir() else Path('configs')
-  there = [str(f) for f in sorted(folder.glob('*.py')) if f.stem != 'common']
-  if there:
-    advice = f'in {folder}/ there are: {", ".join(there)}.'
-  else:
-    advice = 'run this in the root of the repository or give the full path.'
+  files = folder.glob('*.py') if folder.is_dir() else shipped(folder).iterdir()
+  there = [str(folder / f.name) for f in files if f.suffix == '.py']
+  there = sorted(f for f in there if Path(f).stem != 'common')
+  advice = f'in {folder}/ there are: {", ".join(there)}.'
+  if not there:
+    advice = 'give the full path.'
   what = f'there is no config file {path!r}'
   if file.is_file():
     what = f'{path} holds the defaults of all rows and is none itself'

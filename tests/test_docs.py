@@ -9,7 +9,7 @@ import pytest
 from resnest_jax.config import flatten, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = sorted((ROOT / 'docs').glob('*.md'))
+DOCS = sorted((ROOT / 'docs').rglob('*.md'))
 PAGES = [ROOT / 'README.md', *DOCS]
 CONFIG = load_config(ROOT / 'configs' / 'folder.py')
 # The first names of keys, as pages write them without `config.`.
@@ -69,8 +69,9 @@ def test_relative_links_lead_to_a_file_and_a_heading(page):
 @each_page
 def test_keys_of_the_configuration_exist(page):
   text = page.read_text('utf-8')
-  # With `config.`, and in inline code also without: `eval.protocol=slide`.
-  names = re.findall(r'\bconfig\.([a-z]\w*(?:\.\w+)*)', text)
+  # With `config.` (not the module resnest_jax.config), and in inline code also
+  # without: `eval.protocol=slide`.
+  names = re.findall(r'(?<!_jax\.)\bconfig\.([a-z]\w*(?:\.\w+)*)', text)
   short = rf'`((?:{SECTIONS})\.[a-z]\w*(?:\.\w+)*)(?=[`= ])'
   names += re.findall(short, text)
   names = [name for name in names if not FILE_NAME.search(name)]
@@ -79,8 +80,9 @@ def test_keys_of_the_configuration_exist(page):
 
 def test_the_index_names_every_page():
   index = (ROOT / 'docs' / 'index.md').read_text('utf-8')
-  linked = set(re.findall(r'\]\((\w[\w-]*\.md)\)', index))
-  assert linked == {page.name for page in DOCS} - {'index.md'}
+  linked = set(re.findall(r'\]\((\w[\w/-]*\.md)\)', index))
+  pages = {page.relative_to(ROOT / 'docs').as_posix() for page in DOCS}
+  assert linked == pages - {'index.md'}
 
 
 def test_every_picture_of_the_docs_is_shown():
@@ -105,3 +107,20 @@ def test_anchors_are_those_of_github(tmp_path):
     'the-file-1',
     'a-link---here',
   }
+
+
+def test_configs_name_the_rows_of_mmsegmentation():
+  """As `configs/resnest/metafile.yaml` of 1.2.2 has them."""
+  heads = ('deeplabv3', 'deeplabv3plus', 'fcn', 'pspnet')
+  expected = {
+    f'ade20k_{head}': f'{head}_4xb4-160k_ade20k-512x512' for head in heads
+  } | {
+    f'cityscapes_{head}': f'{head}_4xb2-80k_cityscapes-512x1024'
+    for head in heads
+  }
+  # The one name of theirs without a hyphen.
+  expected['cityscapes_pspnet'] = 'pspnet_4xb2-80k_cityscapes512x1024'
+  for name, theirs in expected.items():
+    text = (ROOT / 'configs' / f'{name}.py').read_text()
+    (found,) = re.findall(r'[\w-]*s101-d8_[\w-]+', text)
+    assert found == f'resnest_s101-d8_{theirs}'

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from documented import documented
 
 from resnest_jax.config import load_config
 from resnest_jax.weights.files import TORCH_INSTALL
@@ -15,18 +16,7 @@ README = (ROOT / 'README.md').read_text()
 CONTRIBUTING = (ROOT / 'CONTRIBUTING.md').read_text()
 
 
-def _commands(text: str) -> list[str]:
-  """Lines of code blocks and inline code that are commands."""
-  blocks = re.findall(r'^    (\S.*)$', text, re.MULTILINE)
-  fenced = re.findall(r'^```\w*\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
-  lines = blocks + [line for block in fenced for line in block.splitlines()]
-  lines += re.findall(r'`([^`\n]+)`', text)
-  known = r'(\.venv/bin/)?(python|pip|make|ruff)\s'
-  return list(dict.fromkeys(x for x in lines if re.match(known, x)))
-
-
-DOCS = [path.read_text() for path in sorted((ROOT / 'docs').glob('*.md'))]
-COMMANDS = _commands('\n'.join([README, CONTRIBUTING, *DOCS]))
+COMMANDS = [command.text for command in documented()]
 
 
 def _check_python(words: list[str]) -> None:
@@ -34,6 +24,8 @@ def _check_python(words: list[str]) -> None:
   if words[:2] == ['-m', 'pytest']:
     assert all((ROOT / path).exists() for path in words[2:])
     return
+  if words[:2] == ['-m', 'build'] or words == ['run_export.py']:
+    return  # tests/test_release.py and test_commands.py run them.
   if words[0] == '-m':
     path = ROOT / f'{words[1].replace(".", "/")}.py'
   else:
@@ -65,21 +57,30 @@ def test_command_names_what_exists(command):
     assert words[0] == 'install'
     if words[1] == '-r':
       assert (ROOT / words[2]).is_file()
+    elif words[1][0] == '.':
+      extras = set(re.findall(r'\w+', words[1]))
+      assert extras <= _project()['optional-dependencies'].keys()
     else:  # Optional packages, by name.
       command = ' '.join(['pip', *words])
       assert command == TORCH_INSTALL or set(words[1:]) <= _packages()
   elif program == 'ruff':
     assert words[0] in ('format', 'check')
+  elif program == 'resnest-jax':
+    _check_python([f'{words[0]}.py', *words[1:]])
   else:
     _check_python(words)
 
 
 def _packages() -> set[str]:
   """Names of what is needed always, for exports, or for the page."""
-  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  project = _project()
   extras = project['optional-dependencies']
   needed = project['dependencies'] + extras['export'] + extras['demo']
   return {re.match(r'[\w-]+', each)[0] for each in needed}
+
+
+def _project() -> dict:
+  return tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 
 
 def _makefile() -> str:

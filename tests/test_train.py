@@ -294,8 +294,9 @@ def test_workdir_that_is_a_file(arguments, run_script, tmp_path):
 
 
 def test_python_of_the_readme(finished_run, tmp_path, monkeypatch, capsys):
-  """Its three blocks run as printed, on this run and a picture."""
-  text = (ROOT / 'README.md').read_text()
+  """Its block and those of the reference run, on this run and a picture."""
+  pages = (ROOT / 'README.md', ROOT / 'docs' / 'reference' / 'package.md')
+  text = ''.join(page.read_text() for page in pages)
   predicted, trained, fresh = re.findall(
     r'```python\n(.*?)```', text, re.DOTALL
   )

@@ -27,9 +27,9 @@ OVERRIDES = {
 }
 
 
-def write_run(path):
+def write_run(path, overrides=OVERRIDES):
   """Gives the folder one checkpoint, of random weights; returns it."""
-  config = load_config('configs/ade20k_pspnet.py:mini', OVERRIDES)
+  config = load_config('configs/ade20k_pspnet.py:mini', overrides)
   shapes = variable_shapes(create_segmentor(config.model))
   state = TrainState(
     step=np.int32(STEP),

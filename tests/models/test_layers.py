@@ -11,7 +11,7 @@ import pytest
 from golden.reference import relative_error
 from jax import lax
 
-from resnest_jax.models import layers, normalization, pooling
+from resnest_jax.models import convolution, layers, normalization, pooling
 from resnest_jax.models.convolution import Conv, convolve, depthwise
 from resnest_jax.models.normalization import BatchNorm
 

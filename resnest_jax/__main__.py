@@ -1,0 +1,76 @@
+"""`resnest-jax train` and so on: the scripts, from any folder.
+
+    resnest-jax train --config configs/folder.py --workdir runs/own
+    python -m resnest_jax predict --weights runs/own --out masks street.jpg
+
+Each is the script of that name with the same flags. What is installed from a
+wheel has no other way to start them.
+"""
+
+import importlib.util
+import sys
+from types import ModuleType
+
+from resnest_jax import __version__
+from resnest_jax.errors import UserError, run
+from resnest_jax.shipped import shipped
+
+COMMANDS = {
+  'train': 'trains a network',
+  'eval': 'scores a network on a split',
+  'predict': 'predicts pictures and videos',
+  'export': 'writes StableHLO, ONNX, safetensors, mmsegmentation files',
+}
+
+
+def main() -> None:
+  """Runs the command that the first argument names."""
+  name, *arguments = sys.argv[1:] or ['--help']
+  if name in ('-h', '--help'):
+    print(_usage())
+    return
+  if name == '--version':
+    print(__version__)
+    return
+  if name not in COMMANDS:
+    raise UserError(
+      f'there is no command {name!r}; there are {", ".join(COMMANDS)}.'
+    )
+  script = _load(name)
+  sys.argv = [f'resnest-jax {name}', *arguments]
+  stopped = getattr(script, 'STOPPED', None)
+  run(script.main, *([stopped] if stopped else []))
+
+
+def start() -> None:
+  """The console script `resnest-jax`."""
+  run(main)
+
+
+def _load(name: str) -> ModuleType:
+  """The script as a module."""
+  spec = importlib.util.spec_from_file_location(
+    f'resnest_jax.scripts.{name}', shipped(f'{name}.py')
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def _usage() -> str:
+  lines = [f'  {name:8} {what}' for name, what in COMMANDS.items()]
+  return '\n'.join(
+    [
+      'usage: resnest-jax COMMAND FLAGS',
+      '',
+      *lines,
+      '',
+      'resnest-jax COMMAND --help lists the flags. configs/folder.py and the',
+      'rows beside it are found wherever this is started. Data is prepared by',
+      'python -m resnest_jax.data.prepare.',
+    ]
+  )
+
+
+if __name__ == '__main__':
+  start()

@@ -1,0 +1,202 @@
+"""Wheel and sdist: what is in them; the wheel works without a clone."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from evaluation.runs import write_run
+from packaging.metadata import Metadata
+
+import resnest_jax
+from resnest_jax.__main__ import COMMANDS
+from resnest_jax.data.labels import ADE20K
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+# Optional, or slow to import: nobody who imports the package asks for them.
+HEAVY = {
+  *('cv2', 'flax', 'gradio', 'grain', 'huggingface_hub', 'jax', 'jax2onnx'),
+  *('matplotlib', 'ml_collections', 'numpy', 'onnx', 'onnxruntime', 'optax'),
+  *('orbax', 'PIL', 'tensorboardX', 'tensorflow', 'tensorflow_datasets'),
+  *('torch', 'wandb'),
+}
+# The time goes into compiling.
+_QUICK = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': ''}
+OPTIONAL = {'gradio', 'jax2onnx', 'onnx', 'onnxruntime', 'torch', 'wandb'}
+
+
+@pytest.fixture(scope='module')
+def archives(run_script, tmp_path_factory):
+  """The sdist, opened, and the wheel that is built from it."""
+  out = tmp_path_factory.mktemp('dist')
+  run_script('-m', 'build', '--no-isolation', '--outdir', out, ROOT)
+  (sdist,), (wheel,) = out.glob('*.tar.gz'), out.glob('*.whl')
+  with tarfile.open(sdist) as tar, zipfile.ZipFile(wheel) as zipped:
+    yield tar, zipped
+
+
+@pytest.fixture(scope='module')
+def installed(archives, tmp_path_factory):
+  """Runs a command of an environment with the wheel, outside of the clone.
+
+  The packages that it needs are those of the tests' environment, without the
+  clone that is installed there.
+  """
+  folder = tmp_path_factory.mktemp('clean')
+  venv.create(folder / 'env', with_pip=False)
+  scheme = {'base': str(folder / 'env'), 'platbase': str(folder / 'env')}
+  purelib = Path(sysconfig.get_path('purelib', 'posix_prefix', scheme))
+  needed = Path(importlib.metadata.distribution('jax').locate_file(''))
+  (purelib / 'needed.pth').write_text(f'{needed}\n')
+  pip = (sys.executable, '-m', 'pip', '--python', folder / 'env/bin/python')
+  subprocess.run(
+    [
+      *(*pip, 'install', '--quiet', '--no-deps', '--no-index'),
+      *('--disable-pip-version-check', archives[1].filename),
+    ],
+    check=True,
+  )
+  work = folder / 'work'
+  work.mkdir()
+
+  def run(program, *arguments, status=0):
+    process = subprocess.run(
+      [folder / 'env/bin' / program, *map(str, arguments)],
+      cwd=work,
+      env=os.environ | _QUICK | {'PYTHONPATH': ''},
+      capture_output=True,
+      text=True,
+    )
+    assert process.returncode == status, process.stdout + process.stderr
+    return process
+
+  return work, run
+
+
+def files_of(folder, suffixes=None):
+  return {
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / folder).rglob('*')
+    if path.is_file()
+    and path.suffix != '.pyc'
+    and (suffixes is None or path.suffix in suffixes)
+  }
+
+
+def test_wheel_has_package_scripts_and_configs_and_nothing_else(archives):
+  _, wheel = archives
+  expected = {path: path for path in files_of('resnest_jax')}
+  for path in (*files_of('configs'), *(f'{name}.py' for name in COMMANDS)):
+    expected[f'resnest_jax/scripts/{path}'] = path
+  names = {name for name in wheel.namelist() if '.dist-info/' not in name}
+  assert names == expected.keys()
+  for name, path in expected.items():
+    assert wheel.read(name) == (ROOT / path).read_bytes(), name
+
+
+def test_sdist_has_all_that_its_tests_need(archives):
+  sdist, _ = archives
+  top = f'resnest_jax-{PROJECT["version"]}/'
+  names = {name.removeprefix(top) for name in sdist.getnames()}
+  for folder in ('benchmarks', 'configs', 'docs', 'resnest_jax', 'tests'):
+    assert files_of(folder) - names == set()
+  tops = {path.name for path in ROOT.iterdir() if path.is_file()}
+  assert tops - names <= {'.git', '.gitignore'}
+  assert not any('__pycache__' in name for name in names)
+
+
+def test_metadata_is_valid_and_of_one_version(archives):
+  _, wheel = archives
+  (name,) = (x for x in wheel.namelist() if x.endswith('/METADATA'))
+  metadata = Metadata.from_email(wheel.read(name), validate=True)
+  version = str(metadata.version)
+  heading = re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.M)
+  assert version == PROJECT['version'] == heading[1] == resnest_jax.__version__
+  assert metadata.description_content_type == 'text/markdown'
+  assert (
+    metadata.description.strip() == (ROOT / 'README.md').read_text().strip()
+  )
+  assert metadata.license_expression == 'Apache-2.0'
+  assert metadata.requires_python == '>=3.11'
+  required = {x.name for x in metadata.requires_dist if x.marker is None}
+  named = {re.match(r'[\w-]+', x)[0] for x in PROJECT['dependencies']}
+  assert required == named
+
+
+def imported(run, code):
+  code = f'import sys; {code}; print(*sys.modules)'
+  names = run('python', '-c', code).stdout.split()
+  return {name.partition('.')[0] for name in names}
+
+
+def test_import_is_light(installed):
+  _, run = installed
+  assert imported(run, 'import resnest_jax') & HEAVY == set()
+  used = imported(run, 'import resnest_jax; resnest_jax.from_checkpoint')
+  assert 'jax' in used
+  assert used & (OPTIONAL | {'matplotlib', 'tensorflow'}) == set()
+
+
+def test_prediction_from_the_wheel(installed):
+  work, run = installed
+  where = run('python', '-c', 'import resnest_jax as r; print(r.__file__)')
+  assert where.stdout.startswith(str(work.parent))
+  write_run(work / 'run')
+  picture = np.random.default_rng(0).integers(0, 256, (50, 64, 3), np.uint8)
+  cv2.imwrite(str(work / 'street.png'), picture)
+  run('resnest-jax', 'predict', '--weights', 'run', '--out', 'a', 'street.png')
+  mask = cv2.imread(str(work / 'a/street.png'), cv2.IMREAD_UNCHANGED)
+  assert mask.shape == (50, 64)
+  assert len(np.unique(mask)) > 1
+  palette = np.array(ADE20K.palette)
+  colours = cv2.imread(str(work / 'a/street_color.png'))[..., ::-1]
+  np.testing.assert_array_equal(colours, palette[mask])
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'status', 'said'),
+  [
+    ([], 0, 'usage: resnest-jax COMMAND FLAGS'),
+    (['--version'], 0, PROJECT['version']),
+    (['draw'], 1, "no command 'draw'; there are train, eval, predict, export."),
+    (['predict', '--weights', 'x', 'y'], 1, 'resnest-jax predict --help'),
+    (
+      ['train', '--config', 'configs/ade20k.py', '--workdir', 'x'],
+      1,
+      'in configs/ there are: configs/ade20k_deeplabv3.py, ',
+    ),
+    (
+      ['train', '--config', 'configs/ade20k_fcn.py', '--config.sead=3'],
+      1,
+      'required: --workdir',
+    ),
+    (
+      ['eval', '--config', 'configs/ade20k_fcn.py:mini', '--config.sead=3'],
+      1,
+      'or seed?',
+    ),
+    (
+      [
+        *('train', '--config', 'configs/folder.py:mini', '--workdir', 'x'),
+        '--config.data.data_dir=mydata',
+      ],
+      1,
+      'there is no classes file mydata/classes.txt',
+    ),
+  ],
+)
+def test_command_line_of_the_wheel(arguments, status, said, installed):
+  process = installed[1]('resnest-jax', *arguments, status=status)
+  assert said in process.stdout + process.stderr
+  assert 'Traceback' not in process.stderr

@@ -1,0 +1,170 @@
+"""The site of `make docs`: its pages, links, pictures and docstrings."""
+
+import functools
+import importlib
+import inspect
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from markdown_it import MarkdownIt
+
+import resnest_jax as rj
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / 'docs'
+PAGES = sorted(DOCS.rglob('*.md'))
+# Pages of the repository's root and their place in the site.
+OTHERS = {
+  'README.md': 'overview.html',
+  'CONTRIBUTING.md': 'contributing.html',
+  'CHANGELOG.md': 'changelog.html',
+}
+REFERENCE = [path for path in PAGES if path.parent.name == 'reference']
+BLOCKS = ('blockquote', 'h1', 'h2', 'h3', 'img', 'li', 'p', 'pre', 'td', 'tr')
+BLOCKS += ('em', 'strong')
+
+
+@pytest.fixture(scope='module')
+def site(run_script, tmp_path_factory):
+  """The folder of the built site. Any warning ends the build."""
+  path = tmp_path_factory.mktemp('site')
+  run_script(
+    *('-m', 'mkdocs', 'build', '--quiet', '--strict', '--site-dir', path),
+    environment={'NO_MKDOCS_2_WARNING': '1'},
+  )
+  return path
+
+
+class Parsed(HTMLParser):
+  """Tags, ids, text, and what a page links to or loads."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.ids, self.links, self.loads, self.texts = [], [], [], [], []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attributes):
+    attributes = dict(attributes)
+    self.tags.append(tag)
+    self.ids += [attributes[k] for k in ('id', 'name') if k in attributes]
+    if 'src' in attributes:
+      self.loads.append(attributes['src'])
+    if tag == 'link' and attributes.get('rel') in ('stylesheet', 'icon'):
+      self.loads.append(attributes['href'])
+    elif 'href' in attributes:
+      self.links.append(attributes['href'])
+
+  def handle_data(self, data):
+    self.texts.append(data)
+
+  @property
+  def text(self):
+    return re.sub(r'\s+', ' ', ''.join(self.texts))
+
+
+@functools.cache
+def parsed(path):
+  return Parsed(path.read_text('utf-8'))
+
+
+def place(page):
+  """Where a page of the repository is in the site."""
+  if page.parent == ROOT:
+    return OTHERS[page.name]
+  return page.relative_to(DOCS).with_suffix('.html').as_posix()
+
+
+def leads_somewhere(page, link, site):
+  address = urlsplit(link)
+  target = page
+  if address.path:
+    target = (page.parent / unquote(address.path)).resolve()
+  if not target.is_file() or not target.is_relative_to(site):
+    return False
+  return not address.fragment or address.fragment in parsed(target).ids
+
+
+def test_every_page_is_there_and_in_the_navigation(site):
+  pages = [*PAGES, *(ROOT / name for name in OTHERS)]
+  linked = set(parsed(site / 'index.html').links)
+  for page in pages:
+    assert (site / place(page)).is_file(), page
+    assert page.name == 'index.md' or place(page) in linked, page
+
+
+def test_links_pictures_and_anchors_exist(site):
+  pages = [path for path in site.rglob('*.html') if path.name != '404.html']
+  assert len(pages) > len(PAGES)
+  lost, far = [], []
+  for page in pages:
+    found = parsed(page)
+    # Pages load nothing from elsewhere; they may link to it.
+    far += [link for link in found.loads if urlsplit(link).netloc]
+    near = [x for x in found.links + found.loads if not urlsplit(x).scheme]
+    lost += [
+      (page.name, link)
+      for link in near
+      if link != '.' and not leads_somewhere(page, link, site.resolve())
+    ]
+  assert lost == []
+  assert far == []
+
+
+def test_all_pictures_are_shown(site):
+  shown = {
+    Path(address).name
+    for page in site.rglob('*.html')
+    for address in parsed(page).loads
+  }
+  assert {path.name for path in (DOCS / 'images').iterdir()} <= shown
+
+
+def test_what_lies_outside_of_docs_has_a_page(site):
+  keys = parsed(site / 'source' / 'configs' / 'common.py.html')
+  assert 'config.train.total_steps' in keys.text
+  (link,) = {x for x in parsed(site / 'index.html').links if 'common.py' in x}
+  assert link == 'source/configs/common.py.html'
+  overview = parsed(site / 'overview.html')
+  assert 'images/mini_predictions.png' in overview.loads
+  assert 'own-data.html' in overview.links
+
+
+@pytest.mark.parametrize(
+  'page',
+  [*DOCS.glob('*.md'), *(ROOT / name for name in OTHERS)],
+  ids=lambda page: page.name,
+)
+def test_page_has_the_blocks_that_github_shows(page, site):
+  """Two readers of Markdown, which differ in lists and tables."""
+  html = (site / place(page)).read_text('utf-8')
+  article = Parsed(html[html.index('<article') : html.index('</article>')])
+  reader = MarkdownIt('commonmark').enable('table')
+  expected = Parsed(reader.render(page.read_text('utf-8')))
+  for tag in BLOCKS:
+    assert article.tags.count(tag) == expected.tags.count(tag), tag
+
+
+def test_every_public_name_is_in_the_reference(site):
+  ids = parsed(site / 'reference' / 'package.html').ids
+  for name, module in rj._EXPORTS.items():
+    assert f'resnest_jax.{module}.{name}' in ids
+
+
+@pytest.mark.parametrize('page', REFERENCE, ids=lambda page: page.stem)
+def test_reference_has_the_docstrings(page, site):
+  html = parsed(site / place(page))
+  paths = re.findall(r'^::: (\S+)$', page.read_text(), re.MULTILINE)
+  assert paths
+  for path in paths:
+    module, _, name = path.rpartition('.')
+    try:
+      there = importlib.import_module(path)
+    except ModuleNotFoundError:
+      there = getattr(importlib.import_module(module), name)
+    first, *_ = inspect.getdoc(there).split('\n\n')
+    plain = re.sub(r'\s+', ' ', first).replace('`', '')
+    assert plain in html.text, path
+    assert path in html.ids, path
