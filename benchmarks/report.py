@@ -74,14 +74,17 @@ def draw_bars(
 
   names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
   total = sum(len(bars) + 1 for bars in groups.values())
-  figure = matplotlib.figure.Figure((7, 0.9 + 0.22 * total), layout='tight')
+  figure = matplotlib.figure.Figure(
+    (7, 1.3 + 0.22 * total), layout='constrained'
+  )
   axes = figure.subplots()
   place, ticks = 0.0, []
   for bars in groups.values():
     ticks.append(place + (len(bars) - 1) / 2)
     for name, length in bars.items():
       axes.barh(place, length, 0.9, color=f'C{names.index(name) % 10}')
-      axes.text(length, place, f' {length:.3g}', va='center', fontsize=7)
+      shown = f' {length:.0f}' if length >= 100 else f' {length:.3g}'
+      axes.text(length, place, shown, va='center', fontsize=7)
       place += 1
     place += 1
   axes.set_yticks(ticks, groups, fontsize=8)
@@ -93,7 +96,9 @@ def draw_bars(
     matplotlib.patches.Patch(color=f'C{index % 10}', label=name)
     for index, name in enumerate(names)
   ]
-  axes.legend(handles=handles, fontsize=8)
+  figure.legend(
+    handles=handles, fontsize=8, loc='outside lower center', ncols=4
+  )
   axes.spines[['top', 'right']].set_visible(False)
   figure.savefig(path, dpi=120)
   print(f'drawn to {path}')

@@ -79,6 +79,20 @@ def _within_reach(
 
 def _dense(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
   """A convolution of one group."""
+  products = (
+    stride == 1
+    and kernel.shape[-1] >= ENOUGH_OUTPUTS
+    and forms.chosen('kernel_gradient') == 'products'
+  )
+  if products:
+    return _with_products(x, kernel, dilation)
+  return _with_given_gradient(x, kernel, stride, dilation)
+
+
+def _with_given_gradient(
+  x: Array, kernel: Array, stride: int, dilation: int
+) -> Array:
+  """A convolution of one group that is differentiated as it is written."""
   if kernel.shape[:2] == (1, 1) and stride == 1:
     if forms.chosen('pointwise') == 'dot':
       return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
@@ -88,9 +102,6 @@ def _dense(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
       return _on_every_dth(
         lambda x: _convolution(x, kernel, 1, 1, 1), x, dilation
       )
-  large = stride == 1 and kernel.shape[-1] >= ENOUGH_OUTPUTS
-  if large and forms.chosen('kernel_gradient') == 'products':
-    return _with_products(x, kernel, dilation)
   return _convolution(x, kernel, stride, dilation, 1)
 
 
@@ -125,20 +136,29 @@ def _windows(
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _with_products(x: Array, kernel: Array, dilation: int) -> Array:
   """A convolution whose kernel's gradient is a matrix product for each tap."""
-  return _convolution(x, kernel, 1, dilation, 1)
+  return _with_given_gradient(x, kernel, 1, dilation)
 
 
 def _products_forward(x, kernel, dilation):
-  return _convolution(x, kernel, 1, dilation, 1), (x, kernel)
+  return _with_given_gradient(x, kernel, 1, dilation), (x, kernel)
 
 
 def _products_backward(dilation, saved, dy):
   x, kernel = saved
-  pull_back = jax.vjp(lambda x: _convolution(x, kernel, 1, dilation, 1), x)[1]
+  _, pull_back = jax.vjp(
+    lambda x: _with_given_gradient(x, kernel, 1, dilation), x
+  )
   pixels = ((0, 1, 2), (0, 1, 2))
+
+  def product(window: Array) -> Array:
+    # XLA transposes the first factor in memory: the one that all taps share, or
+    # the smaller one.
+    if kernel.shape[:2] != (1, 1) or dy.size <= window.size:
+      return lax.dot_general(dy, window, (pixels, ((), ()))).T
+    return lax.dot_general(window, dy, (pixels, ((), ())))
+
   products = [
-    lax.dot_general(window, dy, (pixels, ((), ())))
-    for _, window in _windows(x, *kernel.shape[:2], dilation)
+    product(window) for _, window in _windows(x, *kernel.shape[:2], dilation)
   ]
   return *pull_back(dy), jnp.stack(products).reshape(kernel.shape)
 

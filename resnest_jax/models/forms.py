@@ -34,8 +34,8 @@ FORMS = {
   'depthwise': ('shifts', 'convolution'),
   # A 1x1 convolution as a matrix product, or as it is.
   'pointwise': ('dot', 'convolution'),
-  # The gradient of a kernel that is larger than 1x1, as XLA's convolution; as a
-  # matrix product for each tap.
+  # The gradient of a kernel as XLA differentiates; as a matrix product for each
+  # tap.
   'kernel_gradient': ('convolution', 'products'),
   # The convolution over an upsampled pyramid on the pyramid's own bins; or
   # over the concatenation.
