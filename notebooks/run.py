@@ -113,9 +113,11 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
     outputs = list(merged(cell.outputs))
     for output in outputs:
       if output.output_type == 'stream':
-        output.text = screen(output.text)
+        output.text = screen(output.text).replace(f'{ROOT}/', '')
       elif 'data' in output:
         shrink_picture(output.data)
+        for kind in output.data.keys() & {'text/plain', 'text/html'}:
+          output.data[kind] = output.data[kind].replace(f'{ROOT}/', '')
       if 'execution_count' in output:
         output.execution_count = number
     cell.outputs = outputs

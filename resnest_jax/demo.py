@@ -17,7 +17,9 @@ import os
 import socket
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from resnest_jax.config import Parser
 from resnest_jax.errors import UserError, run
@@ -55,7 +57,14 @@ def main() -> None:
     serve(predictor, flags.weights, examples, flags.host, port, flags.share)
 
 
-def serve(predictor, name, examples, host, port, share) -> None:
+def serve(
+  predictor: Any,
+  name: str,
+  examples: Sequence[Path],
+  host: str,
+  port: int,
+  share: bool,
+) -> None:
   """Compiles the network for a first size, and serves until it is stopped.
 
   Args:
@@ -91,9 +100,14 @@ def serve(predictor, name, examples, host, port, share) -> None:
     )
   except OSError as error:
     raise _cannot_listen(host, port) from error
-  for address in filter(None, (local, public)):
-    print(f'the page is at {address} (Ctrl-C ends it)', flush=True)
   try:
+    if share and not public:
+      raise UserError(
+        "Gradio's servers gave no public address; is there a network? Without "
+        '--share the page is for this machine.'
+      )
+    for address in filter(None, (local, public)):
+      print(f'the page is at {address} (Ctrl-C ends it)', flush=True)
     threading.Event().wait()
   finally:
     with contextlib.suppress(Exception):

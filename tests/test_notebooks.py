@@ -34,7 +34,7 @@ SMALL = {
   'model.aux_channels': 8,
   'data.image_scale': '64,64',
   'data.crop_size': '64,64',
-  'data.doctor_samples': 2,
+  'data.doctor_samples': 0,
   'train.batch_size': 2,
   'train.pictures': 0,
   'eval.batch_size': 4,
