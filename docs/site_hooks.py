@@ -24,9 +24,12 @@ PAGES = {
   'CHANGELOG.md': 'changelog.md',
   'LICENSE': 'license.md',
 }
+_TEXTS = ('.md', '.ipynb')
 _LINK = re.compile(r'(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))')
 # What a page of docs/reference says on GitHub, where it shows no docstrings.
 _ELSEWHERE = '> The docstrings are on the site, which `make docs` builds.\n'
+# Pictures of other hosts (badges), which a page is not to load.
+_FAR_PICTURE = re.compile(r'!\[([^\]]*)\]\(https?://[^)]*\)')
 _FENCE = re.compile(r'^(```.*?^```)', re.MULTILINE | re.DOTALL)
 
 
@@ -37,10 +40,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages.append(ROOT / name)
     files.append(_page(ROOT / name, config))
   for page in pages:
-    for target in _links(page.read_text('utf-8'), page.parent):
+    for target in _links(_content(page), page.parent):
       is_outside = target.exists() and not target.is_relative_to(DOCS)
       if is_outside and files.get_file_from_path(_site_path(target)) is None:
         files.append(_page(target, config))
+        if target.suffix in _TEXTS:
+          pages.append(target)  # Whose links are seen later.
   return files
 
 
@@ -49,7 +54,7 @@ def on_page_markdown(
 ) -> str:
   """Turns links to files of the repository into links to their pages."""
   origin = _origins().get(page.file.src_uri)
-  if origin is not None and origin.suffix != '.md':
+  if origin is not None and origin.suffix not in _TEXTS:
     return markdown  # Code, which links to nothing.
   folder = (origin or DOCS / page.file.src_uri).parent
   here = Path(page.file.src_uri).parent
@@ -61,7 +66,8 @@ def on_page_markdown(
     path = os.path.relpath(_site_path(target), here)
     return f'{match[1]}{Path(path).as_posix()}{match[3]}'
 
-  parts = _FENCE.split(markdown.replace(_ELSEWHERE, ''))
+  markdown = _FAR_PICTURE.sub(r'\1', markdown.replace(_ELSEWHERE, ''))
+  parts = _FENCE.split(markdown)
   parts[::2] = [_LINK.sub(relink, part) for part in parts[::2]]
   return ''.join(parts)
 

@@ -40,6 +40,7 @@ RUN_BY = {
   'eval.py': ('evaluation/test_eval.py',),
   'predict.py': ('evaluation/test_pictures.py',),
   'export.py': ('export/test_folder.py',),
+  'resnest_jax.demo': ('evaluation/test_demo.py',),
   'resnest_jax.data.doctor': ('data/test_doctor_command.py',),
   'resnest_jax.data.prepare': (
     *('conftest.py', 'data/test_ade20k.py', 'data/test_cityscapes.py'),
@@ -55,6 +56,7 @@ ELSEWHERE = {
   'make test': '.ci/run',
   'make lint': '.ci/run, through make test',
   'make docs': 'tests/test_site.py, its command',
+  'python notebooks/run.py': 'tests/test_notebooks.py, cell by cell',
   'make demo': 'test_recipes_of_the_makefile',
   'make bench': 'test_recipes_of_the_makefile',
   'pip install -r requirements.txt': 'make venv',

@@ -109,8 +109,9 @@ def test_sdist_has_all_that_its_tests_need(archives):
   sdist, _ = archives
   top = f'resnest_jax-{PROJECT["version"]}/'
   names = {name.removeprefix(top) for name in sdist.getnames()}
-  for folder in ('benchmarks', 'configs', 'docs', 'resnest_jax', 'tests'):
+  for folder in ('benchmarks', 'configs', 'docs', 'notebooks', 'tests'):
     assert files_of(folder) - names == set()
+  assert files_of('resnest_jax') - names == set()
   tops = {path.name for path in ROOT.iterdir() if path.is_file()}
   assert tops - names <= {'.git', '.gitignore'}
   assert not any('__pycache__' in name for name in names)
