@@ -205,7 +205,8 @@ def address(run, pictures, tmp_path_factory):
     process = subprocess.Popen(
       [
         *(sys.executable, '-m', 'resnest_jax.demo', '--weights', run),
-        *('--port', '0', '--examples', pictures / 'photo.png'),
+        *('--checkpoint', '7', '--port', '0'),
+        *('--examples', pictures / 'photo.png'),
       ],
       env=os.environ
       | {
