@@ -116,11 +116,25 @@ def _content(target: Path) -> str:
 
 
 def _notebook(target: Path) -> str:
-  """Its texts and its code, without what the code printed."""
+  """Its texts, its code, and what that printed and drew."""
   cells = json.loads(target.read_text('utf-8'))['cells']
   parts = []
   for cell in cells:
     text = ''.join(cell['source']).rstrip()
     is_code = cell['cell_type'] == 'code'
     parts.append(f'```python\n{text}\n```' if is_code else text)
+    parts += [_output(output) for output in cell.get('outputs', ())]
   return '\n\n'.join(parts) + '\n'
+
+
+def _output(output: dict) -> str:
+  """Text or a picture; what is HTML stays in the notebook."""
+  data = output.get('data', {})
+  for kind in ('image/png', 'image/jpeg'):
+    if kind in data:
+      encoded = ''.join(data[kind]).replace('\n', '')
+      return f'![Output](data:{kind};base64,{encoded})'
+  if 'text/html' in data:
+    return '*Shown in the notebook itself.*'
+  text = ''.join(output.get('text', data.get('text/plain', '')))
+  return f'```text\n{text.rstrip()}\n```'

@@ -35,8 +35,7 @@ def main() -> None:
   flags = make_parser().parse_args()
   if importlib.util.find_spec('gradio') is None:
     raise UserError(
-      "the page needs the package gradio: pip install 'gradio>=6', or "
-      "'resnest-jax[demo]'."
+      "the page needs the package gradio: pip install 'gradio>=6'."
     )
   port = free_port(flags.host, flags.port)
   # It takes seconds, which a mistake in the command line need not.

@@ -20,3 +20,10 @@ def shipped(path: str | Path) -> Path:
   """
   scripts = _PACKAGE / 'scripts'
   return (scripts if scripts.is_dir() else _PACKAGE.parent) / path
+
+
+def command(script: str) -> str:
+  """How a user starts 'train.py', ...: in the clone, or from a wheel."""
+  if (_PACKAGE / 'scripts').is_dir():
+    return f'resnest-jax {Path(script).stem}'
+  return f'python {script}'

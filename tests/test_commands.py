@@ -75,7 +75,7 @@ HERE = (
   'python -m resnest_jax.weights.convert runs/pspnet --out backbone --to timm ',
   'python predict.py docs/images/street.jpg ',
   'python export.py --weights runs/first ',
-  'python run_export.py',
+  'python exported/run_export.py',
 )
 RUN = 'runs/first'
 RUNS = ('ade20k_pspnet', 'runs/city', 'runs/pspnet')
@@ -183,7 +183,7 @@ def workshop(tmp_path_factory):
   steps = [x for x in documented([START]) if x.text.startswith(HERE)]
   *steps, last = steps
   assert [split(step)[0] for step in steps] == ['predict.py', 'export.py']
-  assert last.text == 'python run_export.py'
+  assert last.text == 'python exported/run_export.py'
   (block,) = re.findall(r'```python\n(.*?)```', START.read_text(), re.DOTALL)
   quick = 'jax_disable_most_optimizations'
   jax.config.update(quick, True)

@@ -152,7 +152,7 @@ def test_ade20k_mini_shows_its_pictures(ade20k_mini):
 
 def test_own_data_draws_a_folder_as_it_is_described(own_data):
   folder, notebook = own_data
-  data = folder / 'mydata'
+  data = folder / 'drawn'
   classes = read_classes(data / 'classes.txt')
   assert classes.labels.classes == ('background', 'sky', 'plants', 'person')
   masks = sorted(data.glob('masks/*.png'))
@@ -174,7 +174,7 @@ def test_own_data_predicts_with_what_it_has_trained(own_data):
   folder, notebook = own_data
   cell = cell_with(notebook, 'model.predict(pictures)')
   model = from_checkpoint(folder / 'run', checkpoint='best')
-  paths = sorted((folder / 'mydata' / 'images').iterdir())[:3]
+  paths = sorted((folder / 'drawn' / 'images').iterdir())[:3]
   overlays = pictures_of(cell)
   assert len(overlays) == 3
   lines = text_of(cell).splitlines()

@@ -47,6 +47,7 @@ from resnest_jax.data.datasets import (
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.errors import UserError
 from resnest_jax.runtime import lock_folder
+from resnest_jax.shipped import command
 
 # Of which --raw stores the pixels: evaluations decode little in comparison.
 _RAW_SPLIT = 'train'
@@ -393,7 +394,7 @@ def print_summary(
   if pixels.is_written(stored.pixel_folder, _RAW_SPLIT):
     print(f'  {"decoded":<13}{_RAW_SPLIT}, in {stored.pixel_folder}')
   print(
-    f'Next:\n  python train.py --config {config} {options}'
+    f'Next:\n  {command("train.py")} --config {config} {options}'
     f'--workdir runs/{dataset}'
   )
 

@@ -13,6 +13,7 @@ import jax2onnx.plugins.jax.lax as lax_plugins
 import numpy as np
 import onnx
 import onnxruntime
+from jax import export
 from jax2onnx.plugins import plugin_system
 
 from resnest_jax.errors import UserError
@@ -40,10 +41,15 @@ def write_onnx(
   _import_plugins()
   # It says of each value without a type that it has none.
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
+  translated = folded(program)
+  pictures = jax.ShapeDtypeStruct(('b', *size, 3), jnp.uint8)
+  (batch,) = export.symbolic_shape('b')
+  # What is wrong with the network itself is not to be blamed on jax2onnx.
+  jax.eval_shape(translated, jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8))
   try:
     model = jax2onnx.to_onnx(
-      folded(program),
-      inputs=[jax.ShapeDtypeStruct(('b', *size, 3), jnp.uint8)],
+      translated,
+      inputs=[pictures],
       model_name='resnest_jax',
       opset=OPSET,
       input_names=['images'],
@@ -51,10 +57,13 @@ def write_onnx(
     )
   except Exception as error:  # Of many kinds: it depends on versions.
     first_line = str(error).strip().partition('\n')[0]
+    remedy = 'L'
+    if version('jax2onnx') != TRIED:
+      remedy = f'{TRIED} is tried: pip install jax2onnx=={TRIED}. Or l'
     raise UserError(
       f'jax2onnx {version("jax2onnx")} cannot translate the network '
-      f'({type(error).__name__}: {first_line}). {TRIED} is tried: pip install '
-      f'jax2onnx=={TRIED}. Or leave the format out by --formats.'
+      f'({type(error).__name__}: {first_line}). {remedy}eave the format out '
+      'by --formats.'
     ) from error
   onnx.save(model, path)
   onnx.checker.check_model(path)

@@ -101,7 +101,8 @@ def convolve_upsampled(
     band = jnp.einsum(
       f'bhwyxo,{b}jxw->byhjo', seen, columns, precision='highest'
     )
-    bands.append(band.reshape(len(band), -1, *band.shape[3:]))
+    # Not len(band): a program for any number of images has no such number.
+    bands.append(band.reshape(band.shape[0], -1, *band.shape[3:]))
     shifted = _shifted(row, taps)
     rows.append(shifted.reshape(*shifted.shape[:-2], -1))
   # All levels have their rows from one product.

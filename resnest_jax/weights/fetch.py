@@ -65,8 +65,8 @@ def fetch(
   meant = f' Did you mean {" or ".join(near)}?' if near else ''
   raise UserError(
     f'there is no file, folder or published model {text!r}.{meant} Accepted '
-    'are a path, an http(s) address, hf://owner/repository/file, and '
-    f'{", ".join(published)}.'
+    'are the workdir of a training, a file, an http(s) address, '
+    f'hf://owner/repository/file, and {", ".join(published)}.'
   )
 
 

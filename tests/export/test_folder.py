@@ -111,9 +111,10 @@ def test_onnx_has_folded_what_is_constant(exported):
   assert model.opset_import[0].version >= 17
   operations = collections.Counter(node.op_type for node in model.graph.node)
   # Normalisations: neither their roots nor, but for the four fc1, which have a
-  # bias before it, their gains; two more weigh the splits of each block.
+  # bias before it, their gains; two more weigh the splits of each block. That
+  # of the bottleneck follows a sum, of the convolutions of map and pyramid.
   assert not operations.keys() & {'BatchNormalization', 'Sqrt', 'Reciprocal'}
-  assert operations['Mul'] == 4 + 2 * 4
+  assert operations['Mul'] == 4 + 2 * 4 + 1
   assert operations['Conv'] == 3 + 2 * 4 + 1  # Stem, splits, head.
   shapes = [
     [dim.dim_value or dim.dim_param for dim in each.type.tensor_type.shape.dim]
