@@ -1,6 +1,7 @@
 """Set-up of all tests: four virtual CPU devices, a compile cache, mini data."""
 
 import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -33,6 +34,10 @@ def _set_up_jax() -> None:
 
 
 _set_up_jax()
+# A shell's background jobs ignore SIGINT, and so would all processes that the
+# tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run_script(

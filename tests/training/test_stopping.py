@@ -26,16 +26,10 @@ READY = "  print('ready', flush=True)\n"
 COMPUTE = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
 
 
-def _not_in_the_background():
-  """Shells have background jobs, and so all that they start, ignore SIGINT."""
-  signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 class Ended:
   """A process of this text that gets signals once it has said 'ready'."""
 
   def __init__(self, root, text, *signals, pause=0.0, **options):
-    options.setdefault('preexec_fn', _not_in_the_background)
     with subprocess.Popen(
       [sys.executable, '-c', BEGIN + text],
       cwd=root,
