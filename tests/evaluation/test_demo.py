@@ -154,7 +154,7 @@ def test_mistakes_are_told(monkeypatch, flags, message):
 def test_a_missing_gradio_is_told(monkeypatch):
   monkeypatch.setitem(sys.modules, 'gradio', None)
   with pytest.raises(
-    UserError, match=r'needs the package gradio: pip .*demo\]'
+    UserError, match="needs the package gradio: pip install 'gradio>=6'"
   ):
     run_command(monkeypatch, '--weights', 'nowhere')
 
