@@ -18,17 +18,13 @@ from pathlib import Path
 from resnest_jax import host_join
 from resnest_jax.config import flag_parser, parse_flags
 from resnest_jax.errors import UserError, run
+from resnest_jax.flags import add_checkpoint_flag
 
 
 def main() -> None:
   """Reads the command line and evaluates."""
   parser = flag_parser(__doc__, workdir_required=False)
-  parser.add_argument(
-    '--checkpoint',
-    default='latest',
-    metavar='WHICH',
-    help='of a workdir: latest (default), best, or a step',
-  )
+  add_checkpoint_flag(parser)
   parser.add_argument(
     '--weights',
     metavar='SOURCE',

@@ -15,8 +15,8 @@ import argparse
 import re
 from pathlib import Path
 
-from resnest_jax.config import Parser
 from resnest_jax.errors import UserError, run
+from resnest_jax.flags import Parser, add_source_flags
 
 STOPPED = 'stopped; nothing was written.'
 
@@ -59,13 +59,8 @@ def make_parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
+  add_source_flags(parser)
   add = parser.add_argument
-  add(
-    '--weights',
-    required=True,
-    metavar='SOURCE',
-    help='the workdir of a training, a published name, a path, an address',
-  )
   add('--out', required=True, type=Path, metavar='DIR', help='a new folder')
   add(
     '--formats',
@@ -87,12 +82,6 @@ def make_parser() -> argparse.ArgumentParser:
     action='store_true',
     help='StableHLO and ONNX give those of all classes, too: 4 bytes a class '
     'and pixel',
-  )
-  add(
-    '--checkpoint',
-    default='latest',
-    metavar='WHICH',
-    help='of a workdir: latest (default), best, or a step',
   )
   add(
     '--pictures',

@@ -16,8 +16,9 @@ at the end; the exit status is 1 then. docs/prediction.md says more.
 import argparse
 from pathlib import Path
 
-from resnest_jax.config import PROTOCOLS, Parser
+from resnest_jax.config import PROTOCOLS
 from resnest_jax.errors import UserError, run
+from resnest_jax.flags import Parser, add_source_flags
 
 STOPPED = (
   'stopped; what has its name is whole. The same command with --overwrite '
@@ -62,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
+  add_source_flags(parser)
   add = parser.add_argument
   add(
     'sources',
@@ -69,12 +71,6 @@ def make_parser() -> argparse.ArgumentParser:
     metavar='SOURCE',
     help='a picture; a video (mp4, avi, mov, mkv, webm); a folder, whose '
     "pictures and videos are meant; a pattern in quotes, like 'trip/**/*.jpg'",
-  )
-  add(
-    '--weights',
-    required=True,
-    metavar='SOURCE',
-    help='the workdir of a training, a published name, a path, an address',
   )
   add('--out', required=True, type=Path, metavar='DIR', help='made if needed')
   add(
@@ -106,12 +102,6 @@ def make_parser() -> argparse.ArgumentParser:
     action='store_true',
     help='write into --out though it is not empty; files of the same names '
     'are replaced',
-  )
-  add(
-    '--checkpoint',
-    default='latest',
-    metavar='WHICH',
-    help='of a workdir: latest (default), best, or a step',
   )
   add(
     '--batch_size',

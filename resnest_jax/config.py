@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnest_jax.errors import UserError
+from resnest_jax.flags import Parser
 from resnest_jax.overrides import override
 from resnest_jax.shipped import shipped
 
@@ -354,13 +355,6 @@ def _are_weights(values: tuple) -> bool:
 def _is_range(values: tuple) -> bool:
   numbers = all(_is_positive(value) for value in values)
   return numbers and len(values) == 2 and values[0] <= values[1]
-
-
-class Parser(argparse.ArgumentParser):
-  """Reports a wrong command line as all other errors are reported."""
-
-  def error(self, message: str):
-    raise UserError(f'{message}; {self.prog} --help lists the flags.')
 
 
 def _config_file(path: str) -> Path:

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnest_jax.config import Parser
 from resnest_jax.errors import UserError, run
+from resnest_jax.flags import Parser, add_source_flags
 
 # Padded heights and widths are multiples of this, so that few are compiled.
 BUCKET = 256
@@ -162,19 +162,8 @@ def make_parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
+  add_source_flags(parser)
   add = parser.add_argument
-  add(
-    '--weights',
-    required=True,
-    metavar='SOURCE',
-    help='the workdir of a training, a published name, a path, an address',
-  )
-  add(
-    '--checkpoint',
-    default='latest',
-    metavar='WHICH',
-    help='of a workdir: latest (default), best, or a step',
-  )
   add(
     '--examples',
     nargs='+',

@@ -31,7 +31,8 @@ def _check_python(words: list[str]) -> None:
   else:
     path = ROOT / words[0]
   package = ROOT / 'resnest_jax'
-  files = [path, package / 'config.py', package / 'host_join.py']
+  files = [path, package / 'host_join.py']
+  files += [package / 'config.py', package / 'flags.py']
   if path.stem == 'prepare':  # Each of its data sets adds flags.
     files += sorted(path.parent.glob('*.py'))
   source = ''.join(file.read_text() for file in files)

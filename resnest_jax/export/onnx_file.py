@@ -41,15 +41,13 @@ def write_onnx(
   _import_plugins()
   # It says of each value without a type that it has none.
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
-  translated = folded(program)
-  pictures = jax.ShapeDtypeStruct(('b', *size, 3), jnp.uint8)
   (batch,) = export.symbolic_shape('b')
   # What is wrong with the network itself is not to be blamed on jax2onnx.
-  jax.eval_shape(translated, jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8))
+  jax.eval_shape(program, jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8))
   try:
     model = jax2onnx.to_onnx(
-      translated,
-      inputs=[pictures],
+      folded(program),
+      inputs=[jax.ShapeDtypeStruct(('b', *size, 3), jnp.uint8)],
       model_name='resnest_jax',
       opset=OPSET,
       input_names=['images'],
@@ -57,13 +55,13 @@ def write_onnx(
     )
   except Exception as error:  # Of many kinds: it depends on versions.
     first_line = str(error).strip().partition('\n')[0]
-    remedy = 'L'
-    if version('jax2onnx') != TRIED:
-      remedy = f'{TRIED} is tried: pip install jax2onnx=={TRIED}. Or l'
+    installed, remedy = version('jax2onnx'), ''
+    if installed != TRIED:
+      remedy = f' Version {TRIED} is tried: pip install jax2onnx=={TRIED}.'
     raise UserError(
-      f'jax2onnx {version("jax2onnx")} cannot translate the network '
-      f'({type(error).__name__}: {first_line}). {remedy}eave the format out '
-      'by --formats.'
+      f'jax2onnx {installed} cannot translate the network '
+      f'({type(error).__name__}: {first_line}).{remedy} Without it: leave '
+      'the format out by --formats.'
     ) from error
   onnx.save(model, path)
   onnx.checker.check_model(path)
