@@ -3,9 +3,9 @@
     python notebooks/run.py
     python notebooks/run.py own_data
 
-It takes the environment of `make test`, and the time of two small trainings:
-a quarter of an hour on two CPU cores. What the runs write is in runs/ and
-mydata/, which have to be out of the way first.
+It takes the environment of `make test`, and the time of two small trainings.
+What the runs write is in runs/ and mydata/, which have to be out of the way
+first.
 """
 
 import base64
