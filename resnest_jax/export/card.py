@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnest_jax import __version__
+from resnest_jax.weights.infer import title_of
 
 FRONT = """---
 library_name: resnest-jax
@@ -101,10 +102,10 @@ def model_card(
     pictures: what the exports were compared on.
   """
   config = about['model']
-  title = f'{config["backbone"]} with {config["head"]}'
+  title = f'{title_of(config)} with {config["head"]}'
   parts = [
     FRONT,
-    f'# {title}\n',
+    f'# {title[0].upper()}{title[1:]}\n',
     f'Semantic segmentation, {len(classes)} classes: every pixel of a picture '
     f'gets a class. Written by resnest-jax {__version__}.\n',
     '## Files\n',
@@ -186,9 +187,9 @@ def _classes(classes: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
 
 def _provenance(about: Mapping[str, Any]) -> str:
   """What is known of the weights; of local paths the last part alone."""
-  lines = [
+  lines = [f'- backbone: {title_of(about["model"])}'] + [
     f'- {key.replace("_", " ")}: {about["model"][key]}'
-    for key in ('backbone', 'head', 'output_stride', 'dilation_rule')
+    for key in ('head', 'output_stride', 'dilation_rule')
   ]
   for key, value in about['provenance'].items():
     if key == 'source' and os.path.exists(value):

@@ -19,9 +19,8 @@ from flax.traverse_util import flatten_dict
 
 from resnest_jax import runtime
 from resnest_jax.errors import run
-from resnest_jax.models.resnest import BACKBONES
 from resnest_jax.weights.files import check_new, check_torch, write_weights
-from resnest_jax.weights.infer import backbone_of, same_shapes
+from resnest_jax.weights.infer import backbone_of, same_shapes, title_of
 from resnest_jax.weights.names import WHOSE, WHOSE_READ
 from resnest_jax.weights.pretrained import Weights, load_weights
 from resnest_jax.weights.state_dict import KINDS, export_state_dict
@@ -98,9 +97,7 @@ def _report(weights: Weights, variables: Any) -> None:
   """Says what the weights are of."""
   task, config = weights.description
   parameters = sum(v.size for v in flatten_dict(variables['params']).values())
-  name, found = config['backbone'], backbone_of(config)
-  if BACKBONES[name] != found:
-    name = f'a ResNeSt of {found.stage_sizes} blocks'
+  name, found = title_of(config), backbone_of(config)
   others = [other for other in same_shapes(found) if other != name]
   if others and not weights.provenance['backbone_known']:
     have = 'has' if len(others) == 1 else 'have'

@@ -105,6 +105,14 @@ def backbone_of(config: Mapping[str, Any]) -> Backbone:
   return Backbone(*(getattr(backbone, key) for key in Backbone._fields))
 
 
+def title_of(config: Mapping[str, Any]) -> str:
+  """The backbone's name, or its blocks where it is not as it was published."""
+  found = backbone_of(config)
+  if found == BACKBONES[config['backbone']]:
+    return config['backbone']
+  return f'a ResNeSt of {found.stage_sizes} blocks'
+
+
 def _check_fits(name: str, found: Backbone) -> None:
   if name not in BACKBONES:
     raise UserError(f'backbone {name!r} is not one of {", ".join(BACKBONES)}.')

@@ -24,7 +24,13 @@ from resnest_jax.weights.files import (
 )
 from resnest_jax.weights.infer import Description, describe, with_backbone
 from resnest_jax.weights.names import WHOSE_READ, head_modules, listed
-from resnest_jax.weights.published import PUBLISHED, known_file
+from resnest_jax.weights.published import (
+  CLASSIFIERS,
+  PUBLISHED,
+  SEGMENTORS,
+  Published,
+  known_file,
+)
 from resnest_jax.weights.state_dict import (
   export_state_dict,
   import_state_dict,
@@ -109,6 +115,7 @@ def load_weights(
   drop: Sequence[str] = (),
   backbone: str | None = None,
   checkpoint: str | int = 'latest',
+  published: Mapping[str, Published] = PUBLISHED,
 ) -> Weights:
   """Finds and reads weights of any known kind.
 
@@ -118,12 +125,13 @@ def load_weights(
     drop: modules to leave out, by their names in the state dict.
     backbone: its name, where the file does not tell; see `describe`.
     checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
+    published: the names.
 
   Raises:
     UserError: no such file, a damaged one, values that are not finite, or
       not a ResNeSt.
   """
-  path = fetch(source)
+  path = fetch(source, published)
   if (path / 'checkpoints').is_dir():
     weights = _of_run(path, checkpoint, drop, backbone)
   elif checkpoint != 'latest':
@@ -182,8 +190,11 @@ def load_segmentor(
   Raises:
     UserError: not to be found, damaged, or weights of something else.
   """
-  weights = load_weights(source, checkpoint=checkpoint)
-  task = weights.description.task
+  if str(source) in CLASSIFIERS and not Path(source).exists():
+    task = 'classifier'  # As is known without downloading it.
+  else:
+    weights = load_weights(source, checkpoint=checkpoint, published=SEGMENTORS)
+    task = weights.description.task
   if task != 'segmentor':
     raise UserError(
       f'{source} is a {task}, which gives no label maps; a segmentor is needed.'

@@ -53,8 +53,9 @@ def _detectron(name: str, digits: str) -> Published:
   )
 
 
-PUBLISHED = {
-  # ImageNet classifiers of the authors.
+# Of ImageNet.
+CLASSIFIERS = {
+  # The authors'.
   'resnest50': _official('resnest50', '528c19ca', True),
   'resnest101': _official('resnest101', '22405ba7', True),
   'resnest200': _official('resnest200', '75117900', True),
@@ -100,7 +101,9 @@ PUBLISHED = {
     ),
     'resnest101',
   ),
-  # mmsegmentation's eight rows.
+}
+# mmsegmentation's eight rows.
+SEGMENTORS = {
   'cityscapes_fcn': _mmseg('fcn', 'cityscapes', '20200807_140631-f8d155b3'),
   'cityscapes_pspnet': _mmseg(
     'pspnet', 'cityscapes', '20200807_140631-c75f3b99'
@@ -118,6 +121,7 @@ PUBLISHED = {
     'deeplabv3plus', 'ade20k', '20200807_144503-27b26226'
   ),
 }
+PUBLISHED = CLASSIFIERS | SEGMENTORS
 
 
 def known_file(name: str) -> Published | None:

@@ -315,8 +315,11 @@ def test_weights_that_cannot_be_evaluated(evaluate_here, weights, tmp_path):
   with pytest.raises(UserError, match='needs --out'):
     evaluate_here('--weights', str(weights), workdir=None)
   out = ('--out', str(tmp_path / 'results'))
-  with pytest.raises(UserError, match='Did you mean ade20k_pspnet'):
+  with pytest.raises(UserError, match='Did you mean ade20k_pspnet') as caught:
     evaluate_here('--weights', 'ade20k_psp', *out, workdir=None)
+  assert 'resnest50' not in str(caught.value)
+  with pytest.raises(UserError, match='resnest50 is a classifier'):
+    evaluate_here('--weights', 'resnest50', *out, workdir=None)
   backbone = tmp_path / 'backbone'
   heads = ('decode_head', 'auxiliary_head')
   convert.main([str(weights), '--out', str(backbone), '--drop', *heads])

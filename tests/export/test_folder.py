@@ -188,6 +188,7 @@ def test_description_and_card(exported):
     each.file for each in exports
   ]
   card = (out / 'README.md').read_text()
+  assert '\n# A ResNeSt of (1, 1, 1, 1) blocks with pspnet\n' in card
   assert '| 1 | sky \\| clouds | #1e07c8 |' in card
   assert '123.675' in card
   assert str(out.parent) not in card

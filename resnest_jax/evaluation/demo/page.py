@@ -15,6 +15,7 @@ import gradio as gr
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.demo import result
 from resnest_jax.evaluation.predictor import Predictor
+from resnest_jax.weights.infer import title_of
 
 # Largest file that may be uploaded.
 MAX_FILE_SIZE = '100mb'
@@ -130,7 +131,7 @@ def uploaded(upload: Mapping[str, Any]) -> Path:
 def _description(predictor: Predictor, name: str) -> str:
   model = predictor.about['model']
   return (
-    f'{name}: {model["head"]} on {model["backbone"]}, '
+    f'{name}: {model["head"]} on {title_of(model)}, '
     f'{len(predictor.classes)} classes'
   )
 
