@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import importlib.metadata
 import logging
 import os
@@ -38,6 +39,7 @@ def set_up(dtype: str = 'float32') -> None:
   if dtype == 'float64':
     jax.config.update('jax_enable_x64', True)
   enable_compile_cache()
+  gc.freeze()  # Else each collection looks through all modules.
   # Orbax warns of read-only folders, and of a full disk with pages of
   # tracebacks before it raises the error.
   logging.getLogger('absl').setLevel(logging.CRITICAL)

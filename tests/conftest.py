@@ -1,5 +1,6 @@
 """Set-up of all tests: four virtual CPU devices, a compile cache, mini data."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -38,6 +39,12 @@ _set_up_jax()
 # tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+  """Spares the garbage collector what imports have made."""
+  gc.collect()
+  gc.freeze()
 
 
 def _run_script(

@@ -92,8 +92,8 @@ class Checkpoints(ocp.CheckpointManager):
           cleanup_tmp_directories=not read_only,
         ),
         item_handlers={
-          'model': ocp.StandardCheckpointHandler(),
-          'optimizer': ocp.StandardCheckpointHandler(),
+          'model': _array_handler(),
+          'optimizer': _array_handler(),
           'about': ocp.JsonCheckpointHandler(),
         },
       )
@@ -202,11 +202,26 @@ def save(
     manager.save(
       step,
       args=ocp.args.Composite(
-        model=ocp.args.StandardSave(variables),
-        optimizer=ocp.args.StandardSave(optimizer),
+        model=ocp.args.PyTreeSave(variables),
+        optimizer=ocp.args.PyTreeSave(optimizer),
         about=ocp.args.JsonSave(about),
       ),
     )
+
+
+def _array_handler() -> ocp.PyTreeCheckpointHandler:
+  """Writes trees of arrays, each of them from the first device that has it.
+
+  As it comes, Orbax has every device write a slice of what all of them have,
+  and XLA compiles a program for each shape of a slice: seconds at the first
+  save, for arrays that are written in a fraction of one.
+  """
+  arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+  return ocp.PyTreeCheckpointHandler(
+    type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+      (jax.Array, arrays)
+    )
+  )
 
 
 def _optimizer_item(state: TrainState) -> dict[str, Any]:

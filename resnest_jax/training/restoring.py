@@ -69,7 +69,7 @@ def read_items(
       step,
       args=ocp.args.Composite(
         **{
-          name: ocp.args.StandardRestore(_typed(item, stored[name]))
+          name: _restore_args(_typed(item, stored[name]))
           for name, item in abstract.items()
         }
       ),
@@ -86,6 +86,12 @@ def read_items(
       lambda x, wanted: x.astype(wanted.dtype), restored[name], item
     )
   return trees, about
+
+
+def _restore_args(item: Any) -> ocp.args.PyTreeRestore:
+  return ocp.args.PyTreeRestore(
+    item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
+  )
 
 
 def _typed(item: Any, stored: Any) -> Any:
