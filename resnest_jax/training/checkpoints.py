@@ -18,6 +18,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -216,10 +217,13 @@ def _array_handler() -> ocp.PyTreeCheckpointHandler:
   and XLA compiles a program for each shape of a slice: seconds at the first
   save, for arrays that are written in a fraction of one.
   """
-  arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+  handlers = ocp.type_handlers
   return ocp.PyTreeCheckpointHandler(
-    type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-      (jax.Array, arrays)
+    type_handler_registry=handlers.create_type_handler_registry(
+      (jax.Array, handlers.ArrayHandler(use_replica_parallel=False)),
+      (np.ndarray, handlers.NumpyHandler()),
+      (np.number, handlers.ScalarHandler()),
+      (int, handlers.ScalarHandler()),
     )
   )
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
+from resnest_jax import runtime
 from resnest_jax.errors import DamagedCheckpoint, UserError
 from resnest_jax.training import checkpoints
 from resnest_jax.training.sharding import replicated
@@ -69,6 +70,22 @@ def test_restores_onto_any_number_of_devices(workdir, count):
   jax.tree.map(np.testing.assert_array_equal, state, expected)
   assert state.params['conv']['kernel'].sharding.device_set == set(devices)
   assert type(state.opt_state) is type(expected.opt_state)
+
+
+def test_nothing_is_compiled_to_write_what_all_devices_have(tmp_path):
+  state = make_state(10, width=8)  # Which four devices could divide.
+  on_four = abstract(state, jax.devices()[:4])
+  shared = jax.device_put(state, jax.tree.map(lambda x: x.sharding, on_four))
+  assert len(shared.params['conv']['kernel'].sharding.device_set) == 4
+  with (
+    checkpoints.open_checkpoints(tmp_path, keep=2) as manager,
+    runtime.count_compilations() as compiled,
+  ):
+    checkpoints.save(manager, shared, {})
+  assert compiled == []
+  wanted = abstract(state, jax.devices()[:1]).variables()
+  variables, _, _ = checkpoints.restore_variables(tmp_path, 'latest', wanted)
+  assert (variables['params']['conv']['kernel'] == 11).all()
 
 
 def test_variables_alone(workdir):
