@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict
 
 from resnest_jax import runtime
 from resnest_jax.errors import run
+from resnest_jax.flags import add_checkpoint_flag
 from resnest_jax.weights.files import check_new, check_torch, write_weights
 from resnest_jax.weights.infer import backbone_of, same_shapes, title_of
 from resnest_jax.weights.names import WHOSE, WHOSE_READ
@@ -85,11 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     help="the source's backbone, where its file name does not tell: "
     'resnest50_fast_2s1x64d has the shapes of resnest50',
   )
-  parser.add_argument(
-    '--checkpoint',
-    default='latest',
-    help='of a workdir: latest (default), best, or a step',
-  )
+  add_checkpoint_flag(parser)
   return parser
 
 
