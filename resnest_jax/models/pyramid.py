@@ -86,20 +86,22 @@ def convolve_upsampled(
 
   Args:
     inputs: of the same canvas.
-    kernels: one for each, (k, k, C, out); they decide the type.
+    kernels: one for each, (k, k, C, out), of the type in which they meet the
+      bins. Devices exchange their gradients in it.
 
   Returns:
-    (B, H, W, out).
+    (B, H, W, out), at least float32.
   """
   bands, rows = [], []
+  wide = at_least_float32(kernels[0].dtype)
   for (values, row, column), kernel in zip(inputs, kernels, strict=True):
     taps = len(kernel)
     b = 'b' if column.ndim == 3 else ''
     # What each tap (y, x) makes of each bin, and then all of them of a column.
     seen = jnp.einsum('bhwc,yxco->bhwyxo', values.astype(kernel.dtype), kernel)
-    columns = jnp.asarray(_shifted(column, taps), kernel.dtype)
+    columns = jnp.asarray(_shifted(column, taps), wide)
     band = jnp.einsum(
-      f'bhwyxo,{b}jxw->byhjo', seen, columns, precision='highest'
+      f'bhwyxo,{b}jxw->byhjo', seen.astype(wide), columns, precision='highest'
     )
     # Not len(band): a program for any number of images has no such number.
     bands.append(band.reshape(band.shape[0], -1, *band.shape[3:]))
@@ -109,7 +111,7 @@ def convolve_upsampled(
   xp = np if isinstance(rows[0], np.ndarray) else jnp
   return jnp.einsum(
     f'{b}ik,bkjo->bijo',
-    jnp.asarray(xp.concatenate(rows, -1), kernels[0].dtype),
+    jnp.asarray(xp.concatenate(rows, -1), wide),
     jnp.concatenate(bands, 1),
     precision='highest',
   )
@@ -157,14 +159,15 @@ class MergeConv(nn.Module):
       ]
       x = jnp.concatenate([x.astype(self.dtype) for x in maps], -1)
       return convolve(x, kernel.astype(self.dtype))[0]
+    kernel = kernel.astype(self.dtype)
     kernels = jnp.split(kernel, np.cumsum(channels)[:-1], 2)
     place = coarse.index(False)
-    x, own_kernel = inputs[place], kernels[place]
-    y = convolve(x.astype(self.dtype), own_kernel.astype(self.dtype))[0]
+    y = convolve(inputs[place].astype(self.dtype), kernels[place])[0]
     others = [i for i, is_coarse in enumerate(coarse) if is_coarse]
-    return y.astype(kernel.dtype) + convolve_upsampled(
+    z = convolve_upsampled(
       [inputs[i] for i in others], [kernels[i] for i in others]
     )
+    return y.astype(z.dtype) + z
 
 
 class MergeConvBN(nn.Module):
