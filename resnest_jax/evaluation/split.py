@@ -28,6 +28,7 @@ from resnest_jax.evaluation.report import page
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.training import checkpoints, sharding
+from resnest_jax.weights.infer import title_of
 from resnest_jax.weights.pretrained import load_segmentor
 
 
@@ -69,7 +70,7 @@ def evaluate_split(
     model, variables, found = from_weights(weights, checkpoint, config, classes)
     theirs = found['model']
     about = (
-      f'{theirs["head"]} on {theirs["backbone"]}, dilation rule '
+      f'{theirs["head"]} on {title_of(theirs)}, dilation rule '
       f'{theirs["dilation_rule"]}, from {weights}'
     )
   else:

@@ -25,6 +25,7 @@ from resnest_jax.data.checks.finding import listed
 from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.report import images, tables
 from resnest_jax.evaluation.report.parts import percent
+from resnest_jax.weights.infer import title_of
 
 NAME = 'report.html'
 
@@ -88,7 +89,7 @@ def render(
   digest = hashlib.sha256(script.encode()).digest()
   model, data = result['model'], result['data']
   subtitle = (
-    f'{model["head"]} on {model["backbone"]}',
+    f'{model["head"]} on {title_of(model)}',
     f'{data["split"]} split of {data["name"]}',
     f'{result["images"]:,} images',
     f'protocol {result["protocol"]["name"]}',
