@@ -6,14 +6,17 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # Newest first; a name that is missing, too old or without venv is passed over.
 PYTHONS ?= python3.13 python3.12 python3.11 python3 python
+# Two processes; tests of a module stay together, as they share what is slow.
+PYTEST := $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 MINI := --config configs/ade20k_pspnet.py:mini
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test browser docs lint bench clean
+.PHONY: help venv demo test test-long browser docs lint bench clean
 
 help:
 	@echo 'make demo   make a small ADE20K, train, evaluate, draw pictures (demo/)'
-	@echo 'make test   code style and all tests'
+	@echo 'make test   code style and the tests'
+	@echo 'make test-long  the tests that make test leaves to CI: whole trainings'
 	@echo 'make venv   the environment alone (.venv)'
 	@echo 'make docs   these pages and the docstrings as a site (site/)'
 	@echo 'make lint   code style alone'
@@ -50,9 +53,12 @@ demo: $(VENV)/installed
 	$(PY) eval.py $(MINI) --config.data.data_dir=demo/data --workdir demo/run
 	@echo 'pictures:'; find demo/run -name '*.png' | sort | sed 's/^/  /'
 
-# Two processes; those of a module stay together, as they share what is slow.
 test: browser lint $(VENV)/testable
-	$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(PYTEST) -m 'not long'
+
+# Whole trainings, often of several processes.
+test-long: browser $(VENV)/testable
+	$(PYTEST) -m long
 
 # Chromium, which root's Debian is given and others are told to install.
 browser:

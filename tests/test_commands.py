@@ -54,6 +54,7 @@ RUN_BY = {
 ELSEWHERE = {
   'make venv': '.ci/run, through make test',
   'make test': '.ci/run',
+  'make test-long': '.ci/run',
   'make lint': '.ci/run, through make test',
   'make docs': 'tests/test_site.py, its command',
   'python notebooks/run.py': 'tests/test_notebooks.py, cell by cell',

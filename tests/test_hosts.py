@@ -72,6 +72,7 @@ def scalars(workdir, name):
   return [(row['step'], row[name]) for row in rows if name in row]
 
 
+@pytest.mark.long
 def test_a_run_moves_between_processes_and_is_the_same(
   undisturbed, command, tmp_path
 ):

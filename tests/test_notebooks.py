@@ -115,6 +115,7 @@ def own_data(tmp_path_factory):
   )
 
 
+@pytest.mark.long
 def test_ade20k_mini_shows_the_scores_of_its_run(ade20k_mini):
   folder, notebook = ade20k_mini
   (path,) = folder.glob('run/eval/1-validation/metrics.json')
@@ -129,6 +130,7 @@ def test_ade20k_mini_shows_the_scores_of_its_run(ade20k_mini):
   assert 'step 1/1  loss' in training
 
 
+@pytest.mark.long
 def test_ade20k_mini_shows_its_pictures(ade20k_mini):
   folder, notebook = ade20k_mini
   for words, file in (
@@ -150,6 +152,7 @@ def test_ade20k_mini_shows_its_pictures(ade20k_mini):
   assert overlay.shape[0] > 270  # With names below.
 
 
+@pytest.mark.long
 def test_own_data_draws_a_folder_as_it_is_described(own_data):
   folder, notebook = own_data
   data = folder / 'drawn'
@@ -170,6 +173,7 @@ def test_own_data_draws_a_folder_as_it_is_described(own_data):
   assert sheet.shape[1] > 400
 
 
+@pytest.mark.long
 def test_own_data_predicts_with_what_it_has_trained(own_data):
   folder, notebook = own_data
   cell = cell_with(notebook, 'model.predict(pictures)')

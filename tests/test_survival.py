@@ -16,6 +16,8 @@ from resnest_jax.data.datasets import open_data
 from resnest_jax.data.sampling import make_sampler, sampler_seed
 from resnest_jax.training import checkpoints
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):

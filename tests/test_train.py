@@ -184,6 +184,7 @@ def test_started_again_does_nothing(finished_run, arguments, run_script):
   assert set(after) <= set(before)
 
 
+@pytest.mark.long
 def test_starts_from_the_weights_of_a_run(
   finished_run, arguments, run_script, tmp_path
 ):

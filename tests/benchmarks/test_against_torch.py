@@ -6,6 +6,7 @@ import pytest
 from bare import on_a_bare_machine
 
 
+@pytest.mark.long
 def test_measures_the_same_network_on_a_bare_machine(run_script, tmp_path):
   process = run_script(
     *on_a_bare_machine('benchmarks/against_torch.py'),

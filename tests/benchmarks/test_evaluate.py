@@ -5,6 +5,7 @@ import json
 import pytest
 
 
+@pytest.mark.long
 def test_both_ways_evaluate_the_same(run_script, tmp_path):
   config = tmp_path / 'tiny.py'
   config.write_text(

@@ -8,6 +8,7 @@ from bare import on_a_bare_machine
 from resnest_jax.config import config_to_json, load_config
 
 
+@pytest.mark.long
 def test_measures_both_ways_on_a_bare_machine(run_script, tmp_path):
   config = load_config(
     'configs/ade20k_pspnet.py:mini',

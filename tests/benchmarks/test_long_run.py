@@ -3,6 +3,8 @@
 import json
 import os
 
+import pytest
+
 from benchmarks.long_run import compare
 
 
@@ -19,6 +21,7 @@ def test_first_and_last_steps_are_compared_after_the_warm_up():
   }
 
 
+@pytest.mark.long
 def test_a_training_is_watched_from_start_to_end(run_script, tmp_path):
   one_device = os.environ['XLA_FLAGS'].replace('count=4', 'count=1')
   process = run_script(

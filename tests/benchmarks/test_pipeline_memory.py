@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.long
 def test_the_pipeline_does_not_grow(run_script, mini_data_dir, tmp_path):
   process = run_script(
     'benchmarks/pipeline_memory.py',

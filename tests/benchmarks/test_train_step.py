@@ -6,6 +6,7 @@ import pytest
 from bare import on_a_bare_machine
 
 
+@pytest.mark.long
 def test_measures_from_a_json_config_on_a_bare_machine(run_script, tmp_path):
   config = tmp_path / 'config.json'
   run_script(

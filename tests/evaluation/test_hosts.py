@@ -15,6 +15,8 @@ from resnest_jax.config import load_config
 from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.split import evaluate_split
 
+pytestmark = pytest.mark.long
+
 
 def start(root, devices, *arguments):
   """`processes.py` with this many devices; its output is read later."""

@@ -47,6 +47,7 @@ def test_devices_that_share_rows_do_what_one_does(on_one):
   assert max(rows) <= 8
 
 
+@pytest.mark.long
 def test_processes_that_share_rows_do_what_one_device_does(on_one, tmp_path):
   """Each image lies on both, a quarter on each of their four devices."""
   out = tmp_path / 'after.npz'
