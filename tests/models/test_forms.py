@@ -89,6 +89,7 @@ def value_and_gradients(layer, *arguments):
   return quick_jit(jax.grad(loss, places, has_aux=True))(*arguments)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(('kind', 'form', 'number'), CASES)
 def test_form_and_its_gradients_are_the_defaults(kind, form, number):
   with jax.enable_x64(True):

@@ -11,6 +11,8 @@ from resnest_jax.models.layers import resize
 from resnest_jax.models.segmentor import HEADS, create_segmentor
 from resnest_jax.weights.state_dict import import_state_dict
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.fixture(scope='module', autouse=True)
 def float64():

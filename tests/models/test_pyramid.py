@@ -10,6 +10,8 @@ from resnest_jax.models import forms
 from resnest_jax.models.pyramid import MergeConv, upsampled
 from resnest_jax.models.segmentor import create_segmentor
 
+pytestmark = pytest.mark.gpu
+
 # True sizes inside a canvas of 6 x 8.
 SIZES = np.array([[6, 7], [4, 8]])
 CHANNELS = 24

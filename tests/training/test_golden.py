@@ -20,6 +20,8 @@ from resnest_jax.weights.state_dict import (
   variable_shapes,
 )
 
+pytestmark = pytest.mark.gpu
+
 CONFIG = load_config('configs/cityscapes_pspnet.py')
 ROWS = [f'cityscapes_{head}' for head in HEADS]
 
