@@ -296,7 +296,7 @@ def make_parser() -> argparse.ArgumentParser:
     '--effort',
     type=float,
     default=0.0,
-    help="of a TPU's compiler, -1 to 0; at -1 memory means nothing",
+    help="of a TPU's compiler, -1 to 0; at -1 quick, programs take more memory",
   )
   parser.add_argument('--mini', action='store_true', help='of all rows')
   parser.add_argument('--out', type=Path, metavar='DIR', help='for the JSON')
