@@ -6,7 +6,7 @@
 --weights is a published name, a file, an address (see docs/weights.md) or the
 workdir of a training. Drop a picture into the page to see its classes over it,
 and how much of it they cover. The page asks nothing of other hosts. Ctrl-C
-ends it, and deletes what was uploaded. docs/demo.md says more.
+or `kill` ends it, and deletes what was uploaded. docs/demo.md says more.
 """
 
 import argparse
@@ -14,7 +14,9 @@ import contextlib
 import errno
 import importlib.util
 import os
+import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -44,6 +46,8 @@ def main() -> None:
   from resnest_jax.evaluation.sources import find_sources
 
   runtime.set_up()
+  for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, _end)
   sources = find_sources(flags.examples) if flags.examples else []
   predictor = from_checkpoint(
     flags.weights, checkpoint=flags.checkpoint, batch_size=1, bucket=BUCKET
@@ -111,6 +115,11 @@ def serve(
   finally:
     with contextlib.suppress(Exception):
       blocks.close(verbose=False)
+
+
+def _end(number: int, _: Any) -> None:
+  """Ends as on Ctrl-C, so that what was uploaded is deleted."""
+  sys.exit(128 + number)
 
 
 def free_port(host: str, port: int) -> int:

@@ -22,11 +22,12 @@ It runs on CPU, CUDA and TPU:
 ```python
 import jax, numpy as np
 from jax import export
-from PIL import Image
+from PIL import Image, ImageOps
 
 with open('{file}', 'rb') as file:
   program = jax.jit(export.deserialize(bytearray(file.read())).call)
-image = Image.open('street.jpg').convert('RGB').resize(({width}, {height}))
+image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
+image = image.resize(({width}, {height}))
 {outputs} = program(np.asarray(image)[None])  # uint8 (1, {height}, {width})
 ```
 """
@@ -35,11 +36,12 @@ With `pip install onnxruntime numpy pillow`:
 
 ```python
 import numpy as np, onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 providers = onnxruntime.get_available_providers()
 session = onnxruntime.InferenceSession('{file}', providers=providers)
-image = Image.open('street.jpg').convert('RGB').resize(({width}, {height}))
+image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
+image = image.resize(({width}, {height}))
 {outputs} = session.run(None, {{'images': np.asarray(image)[None]}})
 ```
 """

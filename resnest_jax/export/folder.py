@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from resnest_jax.data.checks.finding import plural
 from resnest_jax.data.classes import label_set
 from resnest_jax.data.labels import IGNORE, LabelSet
 from resnest_jax.errors import UserError, writing
@@ -88,8 +89,16 @@ def export_model(
   formats = [name for name in FORMATS if name in formats]
   check_packages(formats)
   check_sizes(sizes)
+  programs = set(formats) & set(PROGRAMS)
+  if probabilities and not programs:
+    raise UserError(
+      'probabilities are an output of StableHLO and ONNX, and neither is among '
+      'the formats: add one, or leave --probabilities out.'
+    )
   seen = gather_pictures(pictures)
   _, stored, weights = load_segmentor(source, checkpoint)
+  if 'step' in weights.provenance:
+    say(f'checkpoint {weights.provenance["step"]} of {source}')
   net = _as_exported(source, weights)
   about = _about(weights, net.labels)
   sizes = list(dict.fromkeys(sizes)) or [_default_size(weights)]
@@ -99,15 +108,15 @@ def export_model(
     exports.append(Export(file.name, name, size, share, len(seen)))
     say(
       f'{file.name} ({file.stat().st_size / 1e6:.1f} MB): read back, '
-      f'{share:.4%} of the pixels of {len(seen)} pictures agree with the '
-      'checkpoint'
+      f'{share:.4%} of the pixels of {plural(len(seen), "picture")} agree with '
+      'the checkpoint'
     )
 
   with writing(out):
     out.parent.mkdir(parents=True, exist_ok=True)
     with appearing(out) as folder:
       for index, size in enumerate(sizes):
-        if index and not set(formats) & set(PROGRAMS):
+        if index and not programs:
           break
         reference = Reference(*net, seen, size, probabilities)
         for name in formats:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from evaluation.runs import STEP, write_run
 from golden.reference import TINY, filled_variables
 from PIL import Image
 
@@ -268,6 +269,10 @@ def test_missing_package_is_named(
 
 @pytest.mark.parametrize('size', [(31, 64), (64, 8193)])
 def test_size_out_of_bounds(size, sources, tmp_path):
+  with pytest.raises(UserError, match='neither is among the formats'):
+    export_model(
+      tmp_path, tmp_path / 'out', formats=['mmseg'], probabilities=True
+    )
   with pytest.raises(UserError, match='each edge must have 32 to 8192'):
     export_model(sources['fcn'], tmp_path / 'out', sizes=[size])
   assert_nothing_left(tmp_path)
@@ -292,14 +297,16 @@ def test_classifier_is_refused(tmp_path):
   assert os.listdir(tmp_path) == ['source']
 
 
-def test_command(sources, run_script, tmp_path):
+def test_command(run_script, tmp_path):
+  workdir = write_run(tmp_path / 'run')
   out = tmp_path / 'out'
   picture = tmp_path / 'one.png'
   Image.fromarray(gather_pictures([])[0]).save(picture)
   process = run_script(
-    *('export.py', '--weights', sources['pspnet'], '--out', out),
+    *('export.py', '--weights', workdir, '--out', out),
     *('--sizes', '65x64', '--formats', 'safetensors', '--pictures', picture),
   )
+  assert f'checkpoint {STEP} of {workdir}\n' in process.stdout
   assert 'model.safetensors' in process.stdout
-  assert '100.0000% of the pixels of 1 pictures agree' in process.stdout
+  assert '100.0000% of the pixels of 1 picture agree' in process.stdout
   assert f'written: {out}' in process.stdout

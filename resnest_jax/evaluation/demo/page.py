@@ -85,7 +85,10 @@ def make_page(
         )
         if examples:
           gr.Examples(
-            [[str(path)] for path in examples], picture, label='Examples'
+            [[str(path)] for path in examples],
+            picture,
+            label='Examples',
+            elem_id='examples',
           )
       with gr.Column(scale=3, min_width=320):
         overlay = gr.HTML(EMPTY, elem_id='overlay')
@@ -107,7 +110,7 @@ def make_page(
       # Which opens the file, and says of a broken one no more than "Error".
       preprocess=False,
       concurrency_limit=1,
-      show_progress_on=overlay,
+      show_progress_on=[overlay, facts, legend],
       api_visibility='private',
     )
   return page
@@ -130,9 +133,10 @@ def uploaded(upload: Mapping[str, Any]) -> Path:
 
 def _description(predictor: Predictor, name: str) -> str:
   model = predictor.about['model']
+  step = predictor.about['weights'].get('step')
   return (
-    f'{name}: {model["head"]} on {title_of(model)}, '
-    f'{len(predictor.classes)} classes'
+    f'{name}{"" if step is None else f", step {step}"}: {model["head"]} on '
+    f'{title_of(model)}, {len(predictor.classes)} classes'
   )
 
 
