@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from benchmarks import compile_ahead, hlo, scale_model
-from benchmarks.ahead import read_case
+from benchmarks.ahead import Case, read_case
 from benchmarks.topologies import CHIPS, count_devices, split_name
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
@@ -179,7 +179,7 @@ def test_names_of_topologies():
 
 def test_kept_figures_hold_what_the_pages_say():
   """Less than 0.6 of the reference's memory, and nothing but all-reduces."""
-  assert KEPT
+  compared = 0
   for entry in KEPT:
     case = read_case(entry)
     for program in entry['programs'].values():
@@ -191,10 +191,53 @@ def test_kept_figures_hold_what_the_pages_say():
     reference = float(re.search(r'([\d.]+) GB\s+a\s+GPU', source)[1])
     # The reference's images a GPU: four GPUs share the batch.
     config = load_config(f'configs/{case.row}.py')
-    assert case.batch_size == config.train.batch_size // 4
+    if case.batch_size != config.train.batch_size // 4:
+      continue
+    compared += 1
     assert entry['programs']['step']['memory_gb'] < 0.6 * reference
+  assert compared == 4
   rows = scale_model.compare(RESULTS)
   assert rows
   for row in rows:
     ratio = row['predicted_bytes'] / row['emitted_bytes']
     assert ratio == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+  ('topology', 'remat'),
+  [
+    ('v5e:2x2', 'none'),
+    ('v5e:1x1', 'blocks'),  # Which `:16gb` stands for.
+    ('h200:1', 'none'),
+    ('h200:8', 'none'),
+  ],
+)
+def test_every_row_fits_at_its_batch(topology, remat):
+  rows = {row: load_config(f'configs/{row}.py') for row in compile_ahead.ROWS}
+  wanted = [
+    Case(
+      *(row, '', topology, 'train', config.train.batch_size),
+      *(0, remat, 'plain', 'bfloat16'),
+    )
+    for row, config in rows.items()
+  ]
+  found = {
+    entry['case']['row']: entry['programs']['step']
+    for entry in KEPT
+    if read_case(entry)._replace(effort=0) in wanted
+  }
+  assert set(found) == set(rows)
+  memory = CHIPS[topology.partition(':')[0]].memory
+  assert all(step['fits'] for step in found.values())
+  assert all(1 < step['memory_gb'] < memory for step in found.values())
+
+
+def test_messages_do_not_grow_with_the_chips():
+  sent = {
+    case.topology: entry['programs']['step']['collectives']['all-reduce']
+    for case, entry in zip(map(read_case, KEPT), KEPT, strict=True)
+    if (case.row, case.argument) == ('ade20k_pspnet', '')
+    and case.topology in ('v5e:2x2', 'v5e:4x4', 'v5e:16x16')
+  }
+  assert len(sent) == 3
+  assert len({message['bytes'] for message in sent.values()}) == 1
