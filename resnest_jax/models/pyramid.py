@@ -152,14 +152,14 @@ class MergeConv(nn.Module):
       shape,
       param_dtype(self.dtype),
     )
+    kernel = kernel.astype(self.dtype)
     if forms.chosen('pyramid') == 'concatenated':
       maps = [
         apply_matrices(*x) if is_coarse else x
         for x, is_coarse in zip(inputs, coarse, strict=True)
       ]
       x = jnp.concatenate([x.astype(self.dtype) for x in maps], -1)
-      return convolve(x, kernel.astype(self.dtype))[0]
-    kernel = kernel.astype(self.dtype)
+      return convolve(x, kernel)[0]
     kernels = jnp.split(kernel, np.cumsum(channels)[:-1], 2)
     place = coarse.index(False)
     y = convolve(inputs[place].astype(self.dtype), kernels[place])[0]
