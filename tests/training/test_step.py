@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from golden.reference import QUICK, TINY, filled_variables
@@ -12,6 +13,7 @@ from resnest_jax.config import load_config
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.resnest import Bottleneck
 from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training import step as step_module
 from resnest_jax.training.objective import create_loss
 from resnest_jax.training.optimizer import create_optimizer
 from resnest_jax.training.plans import WHOLE, Plan
@@ -24,6 +26,7 @@ from resnest_jax.training.step import (
   TrainState,
   abstract_state,
   create_state,
+  global_norm,
   make_train_step,
 )
 
@@ -267,3 +270,15 @@ def test_fresh_state_has_the_published_distributions(fresh):
   assert classifier['kernel'].std() == pytest.approx(0.01, rel=0.3)
   assert not classifier['bias'].any()
   assert int(state.step) == 0
+
+
+@pytest.mark.parametrize('large', [1, 40, 10_000])
+def test_norm_of_gradients_is_optax(monkeypatch, large):
+  """Leaves that are summed alone, a few together, and all together."""
+  monkeypatch.setattr(step_module, 'LARGE', large)
+  rng = np.random.default_rng(0)
+  shapes = [(), (3,), (5, 7), (1, 1, 4, 9), (64,), (2,), (30,), (11,)]
+  tree = {str(i): rng.normal(size=shape) for i, shape in enumerate(shapes)}
+  np.testing.assert_allclose(
+    global_norm(tree), optax.global_norm(tree), rtol=1e-14
+  )
