@@ -16,7 +16,7 @@ MINI := --config configs/ade20k_pspnet.py:mini
 help:
 	@echo 'make demo   make a small ADE20K, train, evaluate, draw pictures (demo/)'
 	@echo 'make test   code style and the tests'
-	@echo 'make test-long  the tests that make test leaves to CI: whole trainings'
+	@echo 'make test-long  the tests that make test leaves to CI'
 	@echo 'make venv   the environment alone (.venv)'
 	@echo 'make docs   these pages and the docstrings as a site (site/)'
 	@echo 'make lint   code style alone'
@@ -56,7 +56,8 @@ demo: $(VENV)/installed
 test: browser lint $(VENV)/testable
 	$(PYTEST) -m 'not long'
 
-# Whole trainings, often of several processes.
+# Whole trainings, several processes, and the other heads and backbones of tests
+# that take long for each.
 test-long: browser $(VENV)/testable
 	$(PYTEST) -m long
 

@@ -197,6 +197,7 @@ def workshop(tmp_path_factory):
   jax.config.update(quick, False)
 
 
+@pytest.mark.long
 def test_first_steps_end_with_the_classes_of_a_picture(workshop):
   picture = Image.open(workshop / 'docs/images/street.jpg')
   mask = np.asarray(Image.open(workshop / 'predictions/street.png'))

@@ -149,6 +149,7 @@ def test_import_is_light(installed):
   assert used & (OPTIONAL | {'matplotlib', 'tensorflow'}) == set()
 
 
+@pytest.mark.long
 def test_prediction_from_the_wheel(installed):
   work, run = installed
   where = run('python', '-c', 'import resnest_jax as r; print(r.__file__)')

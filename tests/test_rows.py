@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+from lengths import others_long
 
 from resnest_jax.config import load_config
 from resnest_jax.data.labels import ADE20K, CITYSCAPES
@@ -42,16 +43,8 @@ VARIED = {
 }
 
 
-# A row of each data set says most; that every head goes with it takes long.
-FIRST = ('ade20k_pspnet', 'cityscapes_fcn')
-
-
 @pytest.mark.parametrize(
-  'row',
-  [
-    row if row in FIRST else pytest.param(row, marks=pytest.mark.long)
-    for row in ROWS
-  ],
+  'row', others_long(ROWS, 'ade20k_pspnet', 'cityscapes_fcn')
 )
 def test_three_steps_and_an_evaluation(
   row, mini_data_dir, mini_cityscapes_data_dir, tmp_path, capsys

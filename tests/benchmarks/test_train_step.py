@@ -25,6 +25,7 @@ def test_measures_from_a_json_config_on_a_bare_machine(run_script, tmp_path):
   result = json.loads(path.read_text())
   assert result['config'] == 'ade20k_pspnet_mini'
   assert result['devices'] == '4 x cpu'
+  assert 0 < result['cached_compile_seconds'] < result['compile_seconds']
   speed = result['images_per_second']
   assert speed * result['step_ms'] == pytest.approx(4 * 1000)
   # As for a real batch: cross entropy of 150 classes, and 0.4 of it again.

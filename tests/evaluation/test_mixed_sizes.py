@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import reference
+from lengths import others_long
 from models.torch_segmentor import TorchSegmentor, upsampled
 
 from resnest_jax import runtime
@@ -59,7 +60,11 @@ def kept_logits(monkeypatch):
 
 @pytest.mark.parametrize(
   ('head', 'output_stride'),
-  [('fcn', 16), ('pspnet', 8), ('deeplabv3', 8), ('deeplabv3plus', 8)],
+  others_long(
+    [('fcn', 16), ('pspnet', 8), ('deeplabv3', 8), ('deeplabv3plus', 8)],
+    ('pspnet', 8),
+    ('deeplabv3plus', 8),
+  ),
 )
 def test_mixed_sizes_equal_each_image_alone(head, output_stride, kept_logits):
   config = reference.TINY | {

@@ -105,6 +105,7 @@ def test_slide_equals_mmsegmentation():
   check_probabilities(plain.softmax(numpy_scores(view, 1)), golden)
 
 
+@pytest.mark.long
 def test_multiscale_and_flip_equal_mmsegmentation():
   golden = reference.load('infer_tta')
   protocol = Protocol('ms_flip_1x', bucket=8)

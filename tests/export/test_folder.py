@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from evaluation.runs import STEP, write_run
 from golden.reference import TINY, filled_variables
+from lengths import others_long
 from PIL import Image
 
 import resnest_jax as rj
@@ -86,7 +87,7 @@ def exported(sources, tmp_path_factory):
   return export
 
 
-@pytest.mark.parametrize('head', HEADS)
+@pytest.mark.parametrize('head', others_long(HEADS, 'pspnet', 'deeplabv3plus'))
 def test_head_agrees_with_its_checkpoint(head, exported, sources):
   out, exports = exported(head)
   assert [each.pictures for each in exports] == len(exports) * [20]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.reference import TINY, filled_variables, quick_jit
+from lengths import others_long
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
@@ -79,7 +80,7 @@ def assert_equal(ours, expected, tolerance):
   assert max(jax.tree.leaves(errors)) < tolerance
 
 
-@pytest.mark.parametrize('head', HEADS)
+@pytest.mark.parametrize('head', others_long(HEADS, 'pspnet'))
 def test_exact_micro_batches_equal_the_batch(head, batch):
   """4 x 2 is 8: loss, gradients, running statistics, with dropout."""
   model, variables = network(head=head, dropout=0.3)
@@ -94,6 +95,7 @@ def test_exact_micro_batches_equal_the_batch(head, batch):
   assert min(jax.tree.leaves(moved)) > 1e-4
 
 
+@pytest.mark.long
 def test_exact_takes_single_images_and_groups_of_blocks(batch):
   """Eight parts of one image; the group's blocks are computed again."""
   model, variables = network(stage_sizes=(2, 0, 0, 0), head='fcn')

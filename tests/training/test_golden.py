@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import reference
+from lengths import others_long
 
 from resnest_jax.config import load_config
 from resnest_jax.models.segmentor import HEADS, create_segmentor
@@ -43,7 +44,10 @@ def batch(golden, step):
   return reference.images(seed, size, h, w), labels
 
 
-@pytest.fixture(scope='module', params=ROWS)
+@pytest.fixture(
+  scope='module',
+  params=others_long(ROWS, 'cityscapes_pspnet', 'cityscapes_deeplabv3plus'),
+)
 def run(request):
   """The row's golden numbers and our three steps."""
   golden = reference.load(f'train_{request.param}_s14')

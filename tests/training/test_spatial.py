@@ -33,6 +33,7 @@ def on_one():
   return step_on(mesh_of(1, 1))[0]
 
 
+@pytest.mark.long
 def test_devices_that_share_rows_do_what_one_does(on_one):
   arrays, text = step_on(mesh_of(2, 2))
   assert_close(arrays, on_one)

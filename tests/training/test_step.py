@@ -8,6 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from golden.reference import QUICK, TINY, filled_variables
 from jax.sharding import Mesh
+from lengths import others_long
 
 from resnest_jax.config import load_config
 from resnest_jax.models.initial import initial_variables
@@ -130,7 +131,11 @@ def in_parts():
 
 
 @pytest.mark.parametrize(
-  ('one', 'other'), [('on_one', 'on_four'), ('block_on_one', 'in_parts')]
+  ('one', 'other'),
+  others_long(
+    [('on_one', 'on_four'), ('block_on_one', 'in_parts')],
+    ('on_one', 'on_four'),
+  ),
 )
 def test_four_devices_do_what_one_does(one, other, request):
   """With dropout: its draws do not depend on the devices either."""
@@ -178,7 +183,7 @@ def check_local(text):
     assert collective not in text
 
 
-@pytest.mark.parametrize('run', ['on_four', 'in_parts'])
+@pytest.mark.parametrize('run', others_long(['on_four', 'in_parts'], 'on_four'))
 def test_no_device_gathers_the_batch(run, request):
   check_local(request.getfixturevalue(run).step.as_text())
 
