@@ -40,3 +40,9 @@ def open_browser(profile, logs=('browser',)):
     yield browser
   finally:
     browser.quit()
+
+
+def plain(text):
+  """Sizes as they can be typed."""
+  text = text.replace('\N{NO-BREAK SPACE}', ' ')
+  return text.replace('\N{MULTIPLICATION SIGN}', 'x')

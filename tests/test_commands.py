@@ -40,7 +40,7 @@ RUN_BY = {
   'eval.py': ('evaluation/test_eval.py',),
   'predict.py': ('evaluation/test_pictures.py',),
   'export.py': ('export/test_folder.py',),
-  'resnest_jax.demo': ('evaluation/test_demo.py',),
+  'resnest_jax.demo': ('evaluation/test_demo_page.py',),
   'resnest_jax.data.doctor': ('data/test_doctor_command.py',),
   'resnest_jax.data.prepare': (
     *('conftest.py', 'data/test_ade20k.py', 'data/test_cityscapes.py'),

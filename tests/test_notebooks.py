@@ -196,6 +196,7 @@ def test_own_data_predicts_with_what_it_has_trained(own_data):
       assert int(shares[name]) == pytest.approx(share, abs=1.5)
 
 
+@pytest.mark.long
 def test_predict_keeps_the_label_maps(tmp_path):
   workdir = write_run(tmp_path / 'run')
   rng = np.random.default_rng(0)

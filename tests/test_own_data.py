@@ -31,6 +31,8 @@ from resnest_jax.weights.pretrained import (
 )
 from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / 'docs' / 'own-data.md').read_text()
 COMMANDS = re.findall(r'^    (python .*)$', PAGE, re.MULTILINE)

@@ -12,12 +12,7 @@ from jax import lax
 
 from resnest_jax.models import forms
 from resnest_jax.models.initial import kernel_std
-from resnest_jax.models.layers import (
-  Array,
-  at_least_float32,
-  param_dtype,
-  row_devices,
-)
+from resnest_jax.models.layers import Array, at_least_float32, param_dtype
 
 # The form 'products' is slower where a convolution has fewer.
 ENOUGH_OUTPUTS = 64
@@ -126,18 +121,13 @@ def _convolution(
   )
 
 
-def _padded(x: Array, rows: int, columns: int, dilation: int) -> Array:
-  """An input with the margins that a kernel's taps reach into."""
-  margins = [(dilation * (taps // 2),) * 2 for taps in (rows, columns)]
-  return jnp.pad(x, ((0, 0), *margins, (0, 0)))
-
-
 def _windows(
   x: Array, rows: int, columns: int, dilation: int
 ) -> Iterator[tuple[tuple[int, int], Array]]:
   """What each tap of a kernel sees: ((i, j), an array like x)."""
   height, width = x.shape[1:3]
-  padded = _padded(x, rows, columns, dilation)
+  margins = [(dilation * (taps // 2),) * 2 for taps in (rows, columns)]
+  padded = jnp.pad(x, ((0, 0), *margins, (0, 0)))
   for i, j in np.ndindex(rows, columns):
     top, left = i * dilation, j * dilation
     yield (i, j), padded[:, top : top + height, left : left + width]
@@ -167,19 +157,10 @@ def _products_backward(dilation, saved, dy):
       return lax.dot_general(dy, window, (pixels, ((), ()))).T
     return lax.dot_general(window, dy, (pixels, ((), ())))
 
-  taps = kernel.shape[:2]
-  if taps == (1, 1) or row_devices() > 1:
-    windows = _windows(x, *taps, dilation)
-    products = jnp.stack([product(window) for _, window in windows])
-  else:
-    # Nine slices and products of each layer are slow to compile.
-    padded = _padded(x, *taps, dilation)
-    corners = [(0, i * dilation, j * dilation, 0) for i, j in np.ndindex(*taps)]
-    products = lax.map(
-      lambda corner: product(lax.dynamic_slice(padded, corner, x.shape)),
-      np.array(corners, np.int32),
-    )
-  return *pull_back(dy), products.reshape(kernel.shape)
+  products = [
+    product(window) for _, window in _windows(x, *kernel.shape[:2], dilation)
+  ]
+  return *pull_back(dy), jnp.stack(products).reshape(kernel.shape)
 
 
 _with_products.defvjp(_products_forward, _products_backward)

@@ -29,11 +29,6 @@ def param_dtype(dtype: Any) -> Any:
   return at_least_float32(dtype)
 
 
-def row_devices() -> int:
-  """How many devices share the rows of an image; see `sharding.shared_rows`."""
-  return jax.sharding.get_abstract_mesh().shape.get('spatial', 1)
-
-
 def strided(size: Size, stride: int) -> Size:
   """True sizes after a layer of this stride: ceil(size / stride)."""
   return None if size is None else -(-size // stride)

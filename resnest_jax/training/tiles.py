@@ -16,12 +16,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from resnest_jax.models.layers import (
-  Array,
-  at_least_float32,
-  resize_matrix,
-  row_devices,
-)
+from resnest_jax.models.layers import Array, at_least_float32, resize_matrix
 
 IGNORE = 255
 einsum = partial(jnp.einsum, precision='highest')
@@ -63,7 +58,7 @@ def over_tiles(
     (B, H, W), and the gradient at the logits, or None.
   """
   run = partial(_over_tiles, visit, with_gradient=with_gradient)
-  devices = row_devices()
+  devices = jax.sharding.get_abstract_mesh().shape.get('spatial', 1)
   if devices == 1:
     return run(logits, labels, maps, False)
   pixels = PartitionSpec('data', 'spatial')

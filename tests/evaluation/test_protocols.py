@@ -92,6 +92,7 @@ def numpy_scores(view, slot):
   return np.einsum('th,hwc,xw->txc', rows, logits, columns, optimize=True)
 
 
+@pytest.mark.long
 def test_slide_equals_mmsegmentation():
   golden = reference.load('infer_slide')
   protocol = Protocol(

@@ -44,10 +44,7 @@ def batch(golden, step):
   return reference.images(seed, size, h, w), labels
 
 
-@pytest.fixture(
-  scope='module',
-  params=others_long(ROWS, 'cityscapes_pspnet', 'cityscapes_deeplabv3plus'),
-)
+@pytest.fixture(scope='module', params=others_long(ROWS, 'cityscapes_pspnet'))
 def run(request):
   """The row's golden numbers and our three steps."""
   golden = reference.load(f'train_{request.param}_s14')

@@ -80,6 +80,7 @@ def kept_bytes(model):
   )
 
 
+@pytest.mark.long
 def test_remat_changes_no_value():
   """Nor are running statistics updated twice; the dropout is drawn alike."""
   with jax.enable_x64(True):
@@ -321,6 +322,7 @@ def test_estimate_is_near_what_xla_says(
   assert ours == pytest.approx(measured, rel=0.2)
 
 
+@pytest.mark.long
 def test_planner_proposes_the_first_that_fits():
   config = load_config(f'{ROW}:mini')
   plenty, first = plan(config, 1e12, 1)
