@@ -281,11 +281,11 @@ def mini(config: ConfigDict) -> ConfigDict:
   config.data.scale_range = (0.75, 1.5)  # half as wide: it learns from nothing
   config.optimizer.learning_rate = 0.05
   config.optimizer.min_learning_rate = 5e-4
-  config.train.total_steps = 280
+  config.train.total_steps = 300
   config.train.batch_size = 16
   config.train.log_steps = 10
-  config.train.eval_steps = 70
-  config.train.checkpoint_steps = 35
+  config.train.eval_steps = 75
+  config.train.checkpoint_steps = 25
   config.eval.batch_size = 8
   config.eval.bucket = 128  # few shapes: compiling them takes the time here
   return config
