@@ -115,18 +115,18 @@ def global_norm(tree: Any) -> Array:
   Small leaves are summed together: XLA compiles a few kernels for each sum, and
   a deep network has hundreds of leaves.
   """
-  sums, together = [], []
+  parts, together = [], []
   for leaf in jax.tree.leaves(tree):
     if leaf.size >= LARGE:
-      sums.append(jnp.sum(jnp.square(leaf)))
+      parts.append(leaf)
       continue
     together.append(leaf.ravel())
     if sum(each.size for each in together) >= LARGE:
-      sums.append(jnp.sum(jnp.square(jnp.concatenate(together))))
+      parts.append(jnp.concatenate(together))
       together = []
   if together:
-    sums.append(jnp.sum(jnp.square(jnp.concatenate(together))))
-  return jnp.sqrt(sum(sums))
+    parts.append(jnp.concatenate(together))
+  return optax.global_norm(parts)
 
 
 def update(
