@@ -49,6 +49,7 @@ from resnest_jax.config import load_config
 from resnest_jax.errors import run
 from resnest_jax.evaluation.inference import compile_views, make_finish
 from resnest_jax.evaluation.protocols import make_protocol
+from resnest_jax.models import forms
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training import sharding
@@ -64,6 +65,8 @@ ROWS = [
 # Padded shapes of images and labels that the data sets have most often.
 BUCKETS = {'ade20k': (512, 704), 'cityscapes': (1024, 2048)}
 OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm')
+# Names of platforms, as devices have them and as `forms` has them.
+PLATFORMS = {'cpu': 'cpu', 'cuda': 'gpu', 'gpu': 'gpu', 'tpu': 'tpu'}
 UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 
 
@@ -155,7 +158,10 @@ def measure(case: Case) -> dict[str, Any]:
   training = case.program == 'train'
   lower = lower_training if training else lower_evaluation
   start = time.perf_counter()
-  lowered = lower(config, mesh)
+  # Not those of the CPU, on which this runs.
+  with forms.use(platform=PLATFORMS[devices[0].platform]):
+    chosen = dict(forms.current())
+    lowered = lower(config, mesh)
   seconds = time.perf_counter() - start
   figures = {
     name: compile_one(program, devices, case.effort, training)
@@ -164,6 +170,7 @@ def measure(case: Case) -> dict[str, Any]:
   return {
     'devices': len(devices),
     'device_kind': devices[0].device_kind,
+    'forms': chosen,
     'lower_seconds': round(seconds, 1),
     'programs': figures,
   }

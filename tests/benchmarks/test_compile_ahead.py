@@ -13,6 +13,7 @@ from benchmarks.ahead import Case, read_case
 from benchmarks.topologies import CHIPS, count_devices, split_name
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
+from resnest_jax.models import forms
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
 
@@ -142,6 +143,19 @@ def test_devices_send_each_other_gradients_and_statistics(compiled):
   assert step['arguments_gb'] == pytest.approx(state / 1e9, rel=0.01)
   assert step['memory_gb'] > step['temporaries_gb'] > 0.001
   assert step['fusions'] > 100
+
+
+def test_layers_have_the_forms_of_the_platform_that_is_compiled_for(compiled):
+  _, entries = compiled
+  assert entries[0]['forms']['kernel_gradient'] == 'products'
+  with forms.use(platform='gpu'):  # The devices decide, nothing else.
+    figures = compile_ahead.measure(read_case(entries[1]))
+  assert figures['forms'] == entries[1]['forms'] == forms.BEST['cpu']
+  kept = [entry for entry in KEPT if 'forms' in entry]
+  assert kept
+  for entry in kept:
+    chip = CHIPS[split_name(read_case(entry).topology)[0]]
+    assert entry['forms'] == forms.BEST[compile_ahead.PLATFORMS[chip.platform]]
 
 
 def test_devices_evaluate_apart(compiled):
