@@ -201,7 +201,8 @@ def test_starts_from_weights(train, tmp_path):
   model = create_segmentor(configuration()['model'])
   weights = initial_variables(model, 1)
   path = tmp_path / 'weights.safetensors'
-  save_file(export_state_dict(model, weights, 'mmseg'), path)
+  tensors = export_state_dict(model, weights, 'mmseg')
+  save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path)
   training, state, mesh = trainable('scanned', **train)
   check_pretrained(training.model, str(path))
   state, notes = start_from_weights(training.model, state, str(path), mesh)
