@@ -314,14 +314,11 @@ class ResNeSt(nn.Module):
     for stage, blocks in enumerate(self.blocks(train)):
       name = f'layer{stage + 1}'
       alike = self.stacked().get(name, 0)
-      apart = list(blocks)[: len(blocks) - alike]
-      for group in self._groups(
-        {name: blocks[name] for name in apart}, train, name
-      ):
+      apart = dict(list(blocks.items())[: len(blocks) - alike])
+      for group in self._groups(apart, train, name):
         x, size = group(self, x, size)
       if alike:
-        fields = blocks[f'{name}_1']
-        x = self._scan(name, alike, fields, train)(x, size)
+        x = self._scan(name, alike, blocks[f'{name}_1'], train)(x, size)
       features.append(x)
       sizes.append(size)
     return features, sizes
