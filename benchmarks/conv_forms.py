@@ -274,7 +274,7 @@ def main() -> None:
   parser.add_argument('--dtype', default='float32')
   add_flags(parser, 7)
   parser.add_argument(
-    '--kinds', nargs='+', choices=forms.FORMS, default=list(forms.FORMS)
+    '--kinds', nargs='+', choices=forms.LAYERS, default=list(forms.LAYERS)
   )
   parser.add_argument('--smoke', action='store_true', help='tiny and quick')
   parser.add_argument('--out', type=Path, help='folder for JSON and picture')

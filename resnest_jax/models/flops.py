@@ -23,18 +23,25 @@ def count_flops(function: Callable, *arguments: Any) -> int:
 def _count(jaxpr: Any) -> int:
   total = 0
   for equation in jaxpr.eqns:
-    output = math.prod(equation.outvars[0].aval.shape)
     if equation.primitive.name == 'dot_general':
       contracted = equation.params['dimension_numbers'][0][0]
       shape = equation.invars[0].aval.shape
-      total += 2 * output * math.prod(shape[axis] for axis in contracted)
+      total += (
+        2 * _values(equation) * math.prod(shape[axis] for axis in contracted)
+      )
     elif equation.primitive.name == 'conv_general_dilated':
       kernel = equation.invars[1].aval.shape
       features = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
-      total += 2 * output * math.prod(kernel) // features
+      total += 2 * _values(equation) * math.prod(kernel) // features
     for value in equation.params.values():
       for inner in value if isinstance(value, (tuple, list)) else (value,):
         inner = getattr(inner, 'jaxpr', inner)
         if hasattr(inner, 'eqns'):
-          total += _count(inner)
+          # Of a `scan` length times.
+          total += equation.params.get('length', 1) * _count(inner)
   return total
+
+
+def _values(equation: Any) -> int:
+  """How many the equation puts out."""
+  return math.prod(equation.outvars[0].aval.shape)

@@ -8,7 +8,8 @@ the choice for each platform, and it can be overridden
 - for a process: RESNEST_JAX_FORMS='grouped=grouped pooling=reduce_window'
 - in Python: `with forms.use(grouped='block_diagonal'): ...`
 
-while a program is traced. docs/performance.md says what was measured.
+while a program is traced; that of 'blocks' while a training is set up, whose
+state it shapes. docs/performance.md says what was measured.
 """
 
 import functools
@@ -42,15 +43,20 @@ FORMS = {
   'pyramid': ('low_rank', 'concatenated'),
   # As a fold of strided slices; as XLA's window reduction.
   'pooling': ('slices', 'reduce_window'),
+  # Blocks that are alike in training: each by itself; or as a loop, of which
+  # there is less to compile.
+  'blocks': ('unrolled', 'scanned'),
   # The backward pass of batch normalisation by hand, keeping its input alone;
   # or by differentiation of the forward pass.
   'norm': ('custom_vjp', 'autodiff'),
 }
 
+LAYERS = tuple(kind for kind in FORMS if kind != 'blocks')
+
 # Measured on the CPU; on GPU and TPU chosen by what is known of them.
 _FIRST = {kind: accepted[0] for kind, accepted in FORMS.items()}
 BEST = {
-  'cpu': _FIRST | {'kernel_gradient': 'products'},
+  'cpu': _FIRST | {'kernel_gradient': 'products', 'blocks': 'scanned'},
   'gpu': _FIRST,
   'tpu': _FIRST,
 }

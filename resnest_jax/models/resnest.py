@@ -27,6 +27,7 @@ from resnest_jax.models.remat import (
   recomputed,
   remat,
 )
+from resnest_jax.models.stacking import ENOUGH, REST
 
 EXPANSION = 4
 REDUCTION = 4
@@ -271,6 +272,8 @@ class ResNeSt(nn.Module):
     frozen: so many parts from the input on, the stem and then the stages,
       use running statistics in training, too, and keep them; 5: all.
     remat: what the backward pass computes again; see `remat.parse`.
+    scanned: blocks that are alike have their variables as one (`stacking`),
+      and are a loop; not with 'stages' in `remat`.
   """
 
   stage_sizes: tuple[int, ...]
@@ -285,6 +288,7 @@ class ResNeSt(nn.Module):
   dtype: Any = jnp.float32
   frozen: int = 0
   remat: tuple[str, ...] = ()
+  scanned: bool = False
 
   @nn.compact
   def __call__(
@@ -308,8 +312,13 @@ class ResNeSt(nn.Module):
     x, size = recomputed(run_stem, train and 'stem' in self.remat)(self, x)
     features, sizes = [], []
     for stage, blocks in enumerate(self.blocks(train)):
-      for group in self._groups(blocks, train, f'layer{stage + 1}'):
+      name = f'layer{stage + 1}'
+      alike = self.stacked().get(name, 0)
+      apart = dict(list(blocks.items())[: len(blocks) - alike])
+      for group in self._groups(apart, train, name):
         x, size = group(self, x, size)
+      if alike:
+        x = self._scan(name, alike, blocks[f'{name}_1'], train)(x, size)
       features.append(x)
       sizes.append(size)
     return features, sizes
@@ -346,12 +355,41 @@ class ResNeSt(nn.Module):
         }
     return stages
 
+  def stacked(self) -> dict[str, int]:
+    """Stage -> how many of its blocks are one, where any are."""
+    return {
+      f'layer{stage + 1}': count - 1
+      for stage, count in enumerate(self.stage_sizes)
+      if self.scanned and count > ENOUGH
+    }
+
+  def _scan(
+    self, stage: str, count: int, fields: dict[str, Any], train: bool
+  ) -> Any:
+    """A function of (x, size) that does the blocks of a stage but the first."""
+    block = remat(Bottleneck) if self._again(stage, train) else Bottleneck
+
+    def run(x: Array, size: Size) -> Array:
+      scan = nn.scan(
+        lambda module, x, _: (module(x, size), None),
+        variable_axes={'params': 0, 'batch_stats': 0},
+        split_rngs={'params': True},
+        length=count,
+      )
+      return scan(block(**fields, name=f'{stage}_{REST}'), x, None)[0]
+
+    return run
+
+  def _again(self, stage: str, train: bool) -> bool:
+    """Whether the backward pass computes the blocks of a stage again."""
+    return train and stage in self.remat and BLOCKS in self.remat
+
   def _groups(
     self, blocks: dict[str, dict[str, Any]], train: bool, stage: str
   ) -> list[Any]:
     """Functions of (self, x, size) that do a few of the blocks each."""
     here = train and stage in self.remat
-    block = RecomputedOnce if here and BLOCKS in self.remat else TracedOnce
+    block = RecomputedOnce if self._again(stage, train) else TracedOnce
 
     def run(names: list[str]) -> Any:
       def group(_: nn.Module, x: Array, size: Size) -> tuple[Array, Size]:

@@ -108,6 +108,16 @@ def for_training(
   )
 
 
+def scanned(model: Segmentor, loop: bool = True) -> Segmentor:
+  """The same network, with blocks that are alike as one (`stacking`).
+
+  Args:
+    model: from `create_segmentor`.
+    loop: or each by itself, as it is made.
+  """
+  return model.clone(backbone=model.backbone.clone(scanned=loop))
+
+
 def _choice(config: Mapping[str, Any], key: str, accepted) -> Any:
   if config[key] not in accepted:
     names = ', '.join(map(str, accepted))

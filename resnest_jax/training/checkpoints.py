@@ -25,6 +25,7 @@ from orbax.checkpoint import checkpoint_managers
 from resnest_jax.errors import DamagedCheckpoint, UserError, writing
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.models.stacking import stack, stacked, unstack
 from resnest_jax.training.digests import json_digest, tree_digest
 from resnest_jax.training.restoring import (
   read_about,
@@ -186,8 +187,9 @@ def save(
   Raises:
     UserError: this checkpoint, or the one before it, cannot be written.
   """
-  step, optimizer = int(state.step), _optimizer_item(state)
-  variables = state.best_variables()
+  step, counts = int(state.step), stacked(state.params)
+  optimizer = unstack(_optimizer_item(state), counts)
+  variables = unstack(state.best_variables(), counts)
   about = dict(about) | {'metrics': dict(metrics) if metrics else None}
   digests = {
     'model': tree_digest(variables),
@@ -252,16 +254,26 @@ def restore(
     DamagedCheckpoint: it is not what was written.
     UserError: the weights are those of another network.
   """
+  counts = stacked(abstract.params)
   restored, about = read_items(
     manager,
     step,
-    model=abstract.best_variables(),
-    optimizer=_optimizer_item(abstract),
+    model=unstack(abstract.best_variables(), counts),
+    optimizer=unstack(_optimizer_item(abstract), counts),
   )
   model, optimizer = restored['model'], dict(restored['optimizer'])
   trained = optimizer.pop('trained', model)
   ema = None if abstract.ema is None else model
-  return TrainState(**trained, **optimizer, ema=ema), about
+  state = TrainState(**trained, **optimizer, ema=ema)
+  if counts:
+    state = jax.tree.map(
+      lambda x, wanted: jax.make_array_from_process_local_data(
+        wanted.sharding, np.asarray(x)
+      ),
+      stack(jax.device_get(state), counts),
+      abstract,
+    )
+  return state, about
 
 
 def find_step(manager: Checkpoints, which: str | int) -> int:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import rich
@@ -32,13 +31,15 @@ from resnest_jax.evaluation.inference import (
   make_eval_step,
 )
 from resnest_jax.evaluation.progress import evaluation_progress
-from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.training import checkpoints, resuming, sharding
-from resnest_jax.training.averages import start_average
 from resnest_jax.training.logs import Pace, RunLog, duration
 from resnest_jax.training.optimizer import create_schedule, group_table
 from resnest_jax.training.plans import describe
+from resnest_jax.training.starting import (
+  check_pretrained,
+  start_from_weights,
+)
 from resnest_jax.training.step import (
   abstract_state,
   create_state,
@@ -51,25 +52,8 @@ from resnest_jax.training.watching import (
   WeightsAndBiases,
 )
 from resnest_jax.training.workdir import CLASS_COUNTS, claim_workdir
-from resnest_jax.weights.fetch import fetch
-from resnest_jax.weights.start import start_from
 
 CURVES = 'curves.png'
-
-
-def check_pretrained(model: nn.Module, source: str) -> None:
-  """Raises now what `start_from` would raise once all else is made.
-
-  Args:
-    model: the segmentor.
-    source: `config.pretrained`.
-  """
-  fetch(source)  # Whether it is there takes no model to see.
-  blank = jax.tree.map(
-    lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape),
-    variable_shapes(model),
-  )
-  start_from(model, blank, source)
 
 
 def draw_curves(workdir: Path, title: str) -> None:
@@ -173,13 +157,7 @@ def train(
       check_before_training(config, (train_split, eval_split), workdir)
     state = create_state(model, optimizer, config.seed, mesh, ema=ema)
     if config.pretrained:
-      variables, notes = start_from(
-        model, jax.device_get(state.variables()), config.pretrained
-      )
-      variables = sharding.replicate(variables, mesh)
-      state = state.replace(
-        **variables, ema=start_average(variables) if ema else None
-      )
+      state, notes = start_from_weights(model, state, config.pretrained, mesh)
     else:
       notes = ['starting from random weights (config.pretrained is empty)']
     print('; '.join(notes), flush=True)

@@ -12,13 +12,17 @@ import optax
 from jax.sharding import Mesh
 
 from resnest_jax.data.device import preprocess
+from resnest_jax.models import forms
 from resnest_jax.models.initial import initial_variables, variable_shapes
 from resnest_jax.models.layers import Array
+from resnest_jax.models.remat import STAGES, parse
 from resnest_jax.models.segmentor import (
   SegmentorOutput,
   create_segmentor,
   for_training,
+  scanned,
 )
+from resnest_jax.models.stacking import stack
 from resnest_jax.training.averages import next_average, start_average
 from resnest_jax.training.freezing import train_the_rest
 from resnest_jax.training.objective import Loss, create_loss
@@ -83,7 +87,8 @@ def create_state(
 ) -> TrainState:
   """A fresh state on the mesh, a function of the seed alone."""
   whole = replicated(mesh)
-  variables = replicate(initial_variables(model, seed), mesh)
+  variables = initial_variables(scanned(model, False), seed)
+  variables = replicate(stack(variables, model.backbone.stacked()), mesh)
   start = jax.jit(
     partial(start_state, optimizer, ema=ema),
     donate_argnums=0,
@@ -240,7 +245,8 @@ class Training(NamedTuple):
   """What a configuration makes of a mesh of devices.
 
   Attributes:
-    model: the segmentor as it is evaluated; it has the step's variables.
+    model: the segmentor as it is evaluated; it has the step's variables, in
+      which blocks may be stacked (`models.stacking`).
     optimizer: of what is trained.
     plan: how gradients are computed.
     step: of `make_train_step`.
@@ -265,6 +271,9 @@ def create_training(config: Mapping[str, Any], mesh: Mesh) -> Training:
   train = config['train']
   model = create_segmentor(config['model'])
   plan = create_plan(config, mesh.shape['data'])
+  alone = plan.exact or STAGES in parse(train['remat'])
+  if forms.chosen('blocks') == 'scanned' and not alone:
+    model = scanned(model)
   optimizer = train_the_rest(
     create_optimizer(config['optimizer'], train['total_steps']),
     plan.freeze,

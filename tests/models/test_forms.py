@@ -138,7 +138,7 @@ def test_every_platform_has_a_form_of_every_kind():
   for table in forms.BEST.values():
     assert table.keys() == forms.FORMS.keys()
     assert all(form in forms.FORMS[kind] for kind, form in table.items())
-  assert LAYERS.keys() | {'pyramid'} == forms.FORMS.keys()
+  assert LAYERS.keys() | {'pyramid'} == set(forms.LAYERS)
 
 
 def test_choices_nest_and_end():

@@ -11,7 +11,7 @@ from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training.logs import RunLog
-from resnest_jax.training.loop import check_pretrained
+from resnest_jax.training.starting import check_pretrained
 from resnest_jax.training.workdir import claim_workdir
 from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
 
