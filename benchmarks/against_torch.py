@@ -14,8 +14,8 @@ ResNeSt-50-D8 with the PSP head and the auxiliary one, of the same weights:
 
 All take turns, round by round, and medians are compared. A training step is
 forward, backward and SGD with momentum and decay; inference ends with the
-logits. `--smoke` does it with a tiny network. Needs jax, flax, optax, NumPy,
-matplotlib and PyTorch.
+logits. `--smoke` does it with a tiny network. Needs jax, flax, optax, NumPy
+and PyTorch; with matplotlib `--out` draws.
 """
 
 import argparse
@@ -35,6 +35,7 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.flags import SMOKE, add_out, add_smoke, positive
 from benchmarks.report import (
   describe_machine,
   draw_bars,
@@ -46,7 +47,8 @@ from resnest_jax import runtime
 from resnest_jax.errors import UserError, run
 from resnest_jax.models import forms
 from resnest_jax.models.initial import initial_variables
-from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.models.segmentor import create_segmentor, scanned
+from resnest_jax.models.stacking import stack
 from resnest_jax.training.losses import segmentation_loss
 from resnest_jax.training.step import start_state, update
 from resnest_jax.weights.state_dict import export_state_dict
@@ -59,6 +61,7 @@ PLAIN = {
   'pyramid': 'concatenated',
   'pooling': 'reduce_window',
   'norm': 'autodiff',
+  'blocks': 'unrolled',
 }
 NETWORK = {
   'backbone': 'resnest50',
@@ -97,12 +100,16 @@ class Ours:
   """Our training step and inference, compiled."""
 
   def __init__(self, config: dict, variables: Any, images, labels):
-    optimizer = sgd()
+    model, optimizer = create_segmentor(config), sgd()
+    if forms.chosen('blocks') == 'scanned':
+      model = scanned(model)
     self._images = jnp.asarray(images)
     self._labels = jnp.asarray(labels, jnp.int32)
-    self._state = jax.jit(partial(start_state, optimizer))(variables)
+    self._state = jax.jit(partial(start_state, optimizer))(
+      stack(variables, model.backbone.stacked())
+    )
     step = jax.jit(
-      partial(_train_step, model=create_segmentor(config), optimizer=optimizer),
+      partial(_train_step, model=model, optimizer=optimizer),
       donate_argnums=0,
     )
     self._step = step.lower(self._state, self._images, self._labels).compile()
@@ -251,8 +258,8 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--batch_size', type=int, default=2)
-  parser.add_argument('--size', type=int, default=256, help='of the crop')
+  parser.add_argument('--batch_size', type=positive, default=2)
+  parser.add_argument('--size', type=positive, default=256, help='of the crop')
   add_flags(parser, 10)
   parser.add_argument(
     '--amp', action='store_true', help='bfloat16: ours, and autocast'
@@ -266,8 +273,8 @@ def main() -> None:
   parser.add_argument(
     '--without_plain', action='store_true', help='no `plain forms`'
   )
-  parser.add_argument('--smoke', action='store_true', help='tiny and quick')
-  parser.add_argument('--out', type=Path, help='folder for JSON and picture')
+  add_smoke(parser)
+  add_out(parser, 'JSON and picture')
   flags = parser.parse_args()
   try:
     import torch
@@ -308,6 +315,8 @@ def main() -> None:
       for name in result['milliseconds']['train']
     ],
   )
+  if flags.smoke:
+    print(SMOKE)
   if flags.out:
     variant = [
       name
@@ -315,7 +324,7 @@ def main() -> None:
       if getattr(flags, name)
     ]
     path = write_result(
-      flags.out, '-'.join(['against_torch', *variant]), result
+      flags.out, '-'.join(['against_torch', *variant]), result, flags.smoke
     )
     draw_bars(
       path.with_suffix('.png'),

@@ -44,7 +44,8 @@ class Case(NamedTuple):
 
   def describe(self) -> str:
     """A line for the eye."""
-    words = [self.row, self.topology, self.program, f'batch {self.batch_size}']
+    row = f'{self.row}:{self.argument}' if self.argument else self.row
+    words = [row, self.topology, self.program, f'batch {self.batch_size}']
     if self.micro_batch_size:
       words.append(f'as {self.micro_batch_size} {self.accumulation}')
     if self.remat != 'none':

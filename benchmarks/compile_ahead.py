@@ -38,6 +38,7 @@ import rich.console
 
 from benchmarks import hlo
 from benchmarks.ahead import Case, Results, show
+from benchmarks.flags import add_out, natural, positive
 from benchmarks.report import describe_machine
 from benchmarks.topologies import (
   NAMES,
@@ -244,6 +245,14 @@ def cases(flags: argparse.Namespace) -> Iterator[Case]:
     yield Case(row, argument, topology, program, batch_size, *settings)
 
 
+def tpu_effort(text: str) -> float:
+  """A number from -1 to 0, for `type`."""
+  number = float(text)
+  if not -1 <= number <= 0:
+    raise argparse.ArgumentTypeError(f'{number}, and has to be from -1 to 0')
+  return number
+
+
 def make_parser() -> argparse.ArgumentParser:
   """The command line's flags."""
   parser = argparse.ArgumentParser(
@@ -272,13 +281,13 @@ def make_parser() -> argparse.ArgumentParser:
   )
   batch = parser.add_mutually_exclusive_group()
   batch.add_argument(
-    '--batch_size', type=int, help="over all devices; default: the row's"
+    '--batch_size', type=positive, help="over all devices; default: the row's"
   )
-  batch.add_argument('--images', type=int, help='on each device, instead')
+  batch.add_argument('--images', type=positive, help='on each device, instead')
   parser.add_argument(
     '--micro_batch_size',
     nargs='+',
-    type=int,
+    type=natural,
     default=[0],
     help='over all devices (default: 0, the whole batch)',
   )
@@ -295,18 +304,18 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--stage_sizes',
     nargs=4,
-    type=int,
+    type=natural,
     metavar='BLOCKS',
     help="of the backbone, to compile less than the row's",
   )
   parser.add_argument(
     '--effort',
-    type=float,
+    type=tpu_effort,
     default=0.0,
     help="of a TPU's compiler, -1 to 0; at -1 quick, programs take more memory",
   )
   parser.add_argument('--mini', action='store_true', help='of all rows')
-  parser.add_argument('--out', type=Path, metavar='DIR', help='for the JSON')
+  add_out(parser)
   parser.add_argument(
     '--again', action='store_true', help='compile also what DIR has'
   )
@@ -322,7 +331,11 @@ def main() -> None:
   todo = [case for case in wanted if flags.again or not results.find(case)]
   machine, start = describe_machine(), time.perf_counter()
   for number, case in enumerate(todo):
-    print(f'{number + 1}/{len(todo)} {case.describe()}', flush=True)
+    print(
+      f'{number + 1}/{len(todo)} {case.describe()}: compiling, '
+      'which takes minutes for a whole row',
+      flush=True,
+    )
     entry = results.add(case, measure(case) | machine)
     jax.clear_caches()
     passed = time.perf_counter() - start

@@ -8,7 +8,9 @@ its heads. Beside the grouped convolution of the split attention stands the one
 of jax-resnet, which is `flax.linen.Conv` with `feature_group_count=2`. Forward,
 and forward with backward, by turns; medians, and how many times as long as the
 form that is chosen on this machine. `--kinds grouped pyramid` measures these
-alone, `--smoke` one tiny layer of each kind. Needs jax, flax and matplotlib.
+alone, `--smoke` one tiny layer of each kind. (The kind `blocks` is of whole
+networks: train_step.py with RESNEST_JAX_FORMS=blocks=unrolled.) Needs jax and
+flax; with matplotlib `--out` draws.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.flags import DTYPES, SMOKE, add_out, add_smoke, positive
 from benchmarks.report import (
   describe_machine,
   draw_bars,
@@ -168,7 +171,7 @@ def layers(batch: int, size: int, thin: int) -> Iterator[Layer]:
   for name, pool, channels, stride in (
     ('maximum 3x3', lambda x: pooling.max_pool(jnp.abs(x), None), 128, 2),
     ('average 3x3', lambda x: pooling.average_pool(x, 2, None), 128, 4),
-    ('shortcut 2x2', lambda x: pooling.shortcut_pool(x, 2, None), 256, 4),
+    ('average 2x2', lambda x: pooling.shortcut_pool(x, 2, None), 256, 4),
   ):
     yield Layer(
       'pooling',
@@ -269,23 +272,26 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--batch_size', type=int, default=2)
-  parser.add_argument('--size', type=int, default=256, help='of the crop')
-  parser.add_argument('--dtype', default='float32')
+  parser.add_argument('--batch_size', type=positive, default=2)
+  parser.add_argument('--size', type=positive, default=256, help='of the crop')
+  parser.add_argument('--dtype', default='float32', choices=DTYPES)
   add_flags(parser, 7)
   parser.add_argument(
     '--kinds', nargs='+', choices=forms.LAYERS, default=list(forms.LAYERS)
   )
-  parser.add_argument('--smoke', action='store_true', help='tiny and quick')
-  parser.add_argument('--out', type=Path, help='folder for JSON and picture')
+  add_smoke(parser)
+  add_out(parser, 'JSON and picture')
   flags = parser.parse_args()
   if flags.smoke:
     flags.batch_size, flags.size, flags.rounds = 1, 32, 1
   records = measure(flags)
   print_table(
-    ['layer', 'form', 'forward, ms', 'backward too', 'ratio', 'ratio'],
+    ['layer', 'form', 'forward, ms', 'and backward', 'times *', 'times *'],
     [row for record in records for row in rows_of(record)],
   )
+  print('* is chosen on this machine; times *: how many times as long, of both')
+  if flags.smoke:
+    print(SMOKE)
   if flags.out:
     result = describe_machine() | {
       'devices': runtime.describe_devices(),
@@ -296,7 +302,7 @@ def main() -> None:
       'clock': flags.clock,
       'layers': records,
     }
-    path = write_result(flags.out, 'conv_forms', result)
+    path = write_result(flags.out, 'conv_forms', result, flags.smoke)
     draw_bars(
       path.with_suffix('.png'),
       {

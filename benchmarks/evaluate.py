@@ -34,6 +34,7 @@ import rich.table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.flags import add_out, positive
 from benchmarks.peer import open_peer
 from benchmarks.report import describe_machine, write_result
 from resnest_jax import runtime
@@ -250,21 +251,21 @@ def main() -> None:
     help='a row on ADE20K (default: %(default)s)',
   )
   parser.add_argument(
-    '--images', type=int, default=60, help='default: %(default)s'
+    '--images', type=positive, default=60, help='default: %(default)s'
   )
   parser.add_argument(
     '--rounds',
-    type=int,
+    type=positive,
     default=3,
     help='medians are over these (default: %(default)s)',
   )
   parser.add_argument(
-    '--batch_size', type=int, help="of bucketed; default: the config's"
+    '--batch_size', type=positive, help="of bucketed; default: the config's"
   )
   parser.add_argument(
     '--peer', metavar='COMMAND', help='a Python that has mmsegmentation'
   )
-  parser.add_argument('--out', type=Path, help='folder for the JSON')
+  add_out(parser)
   flags = parser.parse_args()
   config = load_config(flags.config)
   flags.batch_size = flags.batch_size or config.eval.batch_size

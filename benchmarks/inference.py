@@ -7,9 +7,10 @@ From uint8 pictures to label maps of the same size, in two ways by turns: with
 the variables as inputs, as eval.py and predict.py have it, and with the gains
 of batch normalisation folded into the kernels, as the exports have it. Prints
 images/s, compile seconds, memory and how many pixels differ; `--out DIR` keeps
-them as JSON and draws them, `--smoke` takes a small picture and few rounds.
-Weights are random. Needs jax, flax, optax and matplotlib, and ml_collections to
-read a `.py`; the `config.json` of a run is read without it.
+them as JSON and draws them (where matplotlib is installed), `--smoke` takes a
+tiny network, a small picture and few rounds. Weights are random. Needs jax,
+flax and optax, and ml_collections to read a `.py`; the `config.json` of a run
+is read without it.
 """
 
 import argparse
@@ -25,8 +26,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.flags import SMOKE, add_out, add_smoke, positive
 from benchmarks.report import (
   describe_machine,
+  device_name,
   draw_bars,
   print_table,
   write_result,
@@ -37,10 +40,18 @@ from resnest_jax import runtime
 from resnest_jax.errors import run
 from resnest_jax.export.folding import folded
 from resnest_jax.export.program import make_program
+from resnest_jax.models import forms
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import create_segmentor
 
 FOLDED = 'norms folded'
+TINY = {
+  'stage_sizes': (1, 1, 1, 1),
+  'stem_width': 4,
+  'width': 4,
+  'head_channels': 8,
+  'aux_channels': 4,
+}
 
 
 def programs(
@@ -111,23 +122,24 @@ def main() -> None:
     default='configs/ade20k_pspnet.py',
     help='default: %(default)s; with :mini it fits a laptop',
   )
-  parser.add_argument('--batch_size', type=int, default=1)
+  parser.add_argument('--batch_size', type=positive, default=1)
   parser.add_argument(
     '--size',
-    type=int,
+    type=positive,
     nargs=2,
     metavar=('HEIGHT', 'WIDTH'),
     help="pixels; default: the config's crop",
   )
   parser.add_argument('--dtype', help="default: the config's")
   add_flags(parser, 10)
-  parser.add_argument('--smoke', action='store_true', help='small and quick')
-  parser.add_argument('--out', type=Path, help='folder for JSON and picture')
+  add_smoke(parser)
+  add_out(parser, 'JSON and picture')
   flags = parser.parse_args()
   config = read_config(flags.config)
   config['model']['dtype'] = flags.dtype or config['model']['dtype']
   size = tuple(flags.size or config['data']['crop_size'])
   if flags.smoke:
+    config['model'] |= TINY
     size, flags.rounds = (32, 48), 2
   result = describe_machine() | {
     'config': config['name'],
@@ -137,6 +149,7 @@ def main() -> None:
     'size': size,
     'rounds': flags.rounds,
     'clock': flags.clock,
+    'forms': dict(forms.current()),
     **measure(config, flags.batch_size, size, flags.rounds, flags.clock),
   }
   print_table(
@@ -153,9 +166,12 @@ def main() -> None:
     ],
   )
   print(f'{result["pixels_that_differ"]} of {result["pixels"]} pixels differ')
+  if flags.smoke:
+    print(SMOKE)
   if flags.out:
     name = f'inference-{result["config"]}-{result["dtype"]}'
-    path = write_result(flags.out, name, result)
+    name = f'{name}-b{flags.batch_size}-{device_name()}'
+    path = write_result(flags.out, name, result, flags.smoke)
     draw_bars(
       path.with_suffix('.png'),
       {

@@ -21,6 +21,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.flags import add_out, positive
 from benchmarks.report import describe_machine, write_result
 from resnest_jax.errors import UserError, run
 
@@ -120,8 +121,10 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--steps', type=int, default=2000, help='default: 2000')
-  parser.add_argument('--out', type=Path, help='folder for the JSON')
+  parser.add_argument(
+    '--steps', type=positive, default=2000, help='default: 2000'
+  )
+  add_out(parser)
   flags = parser.parse_args()
   part = min(100, flags.steps // 3)
   if part < LOG_STEPS:

@@ -5,8 +5,8 @@
 
 Bytes are those that XLA plans for value and gradient besides inputs and
 outputs (`memory_analysis`); nothing of that size is run. With `--timed 2` both
-are also run for two images, by turns. `--smoke` takes small images. Needs jax,
-NumPy and matplotlib.
+are also run for two images, by turns. `--smoke` takes small images. Needs jax
+and NumPy; with matplotlib `--out` draws.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.flags import SMOKE, add_out, add_smoke, natural, positive
 from benchmarks.report import (
   describe_machine,
   draw_bars,
@@ -101,15 +102,15 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--batch_size', type=int, default=16)
-  parser.add_argument('--size', type=int, default=512, help='of the crop')
-  parser.add_argument('--classes', type=int, default=150)
+  parser.add_argument('--batch_size', type=positive, default=16)
+  parser.add_argument('--size', type=positive, default=512, help='of the crop')
+  parser.add_argument('--classes', type=positive, default=150)
   parser.add_argument(
-    '--timed', type=int, default=0, metavar='IMAGES', help='run these, too'
+    '--timed', type=natural, default=0, metavar='IMAGES', help='run these, too'
   )
   add_flags(parser, 5)
-  parser.add_argument('--smoke', action='store_true', help='tiny and quick')
-  parser.add_argument('--out', type=Path, help='folder for JSON and picture')
+  add_smoke(parser)
+  add_out(parser, 'JSON and picture')
   flags = parser.parse_args()
   if flags.smoke:
     flags.batch_size, flags.size, flags.classes, flags.timed = 2, 64, 10, 1
@@ -133,8 +134,10 @@ def main() -> None:
       row.append(f'{1e3 * value:.1f}')
   print_table(columns, rows)
   print(f'upsampled takes {result["ratio"]:.1f} times as much memory')
+  if flags.smoke:
+    print(SMOKE)
   if flags.out:
-    path = write_result(flags.out, 'loss_memory', result)
+    path = write_result(flags.out, 'loss_memory', result, flags.smoke)
     draw_bars(
       path.with_suffix('.png'),
       {'temporaries': {name: n / 1e6 for name, n in found.items()}},

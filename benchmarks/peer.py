@@ -28,12 +28,18 @@ class Peer:
       UserError: it does not start.
     """
     path = Path(__file__).with_name(script)
-    self._process = subprocess.Popen(
-      [*shlex.split(command), str(path), *map(str, arguments)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
+    try:
+      self._process = subprocess.Popen(
+        [*shlex.split(command), str(path), *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+      )
+    except OSError as error:
+      raise UserError(
+        f'--peer {command} does not start ({error.strerror}); it needs a '
+        'Python with mmsegmentation.'
+      ) from error
     self.version = self._answer()
 
   def seconds(self, request: str = '') -> float:

@@ -28,6 +28,7 @@ import rich.table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.flags import add_out, natural, positive
 from benchmarks.peer import open_peer
 from benchmarks.report import count_cores, describe_machine, write_result
 from resnest_jax.config import load_config
@@ -284,23 +285,26 @@ def main() -> None:
   )
   parser.add_argument(
     '--samples',
-    type=int,
+    type=positive,
     default=96,
     help='a round, a quarter of it of PNG images (default: 96)',
   )
   parser.add_argument(
-    '--rounds', type=int, default=5, help='medians are over these (default: 5)'
+    '--rounds',
+    type=positive,
+    default=5,
+    help='medians are over these (default: 5)',
   )
   parser.add_argument(
     '--workers',
-    type=int,
+    type=natural,
     default=count_cores(),
     help='processes, 0 to leave them out (default: one a core)',
   )
   parser.add_argument(
     '--peer', metavar='COMMAND', help='a Python that has mmsegmentation'
   )
-  parser.add_argument('--out', type=Path, help='folder for the JSON')
+  add_out(parser)
   flags = parser.parse_args()
   result = describe_machine() | {'samples': flags.samples}
   with tempfile.TemporaryDirectory() as folder:

@@ -19,6 +19,7 @@ import rich.table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.flags import add_out, positive
 from benchmarks.report import describe_machine, write_result
 from resnest_jax.config import flag_parser, parse_flags
 from resnest_jax.data.datasets import open_data
@@ -63,9 +64,9 @@ def main() -> None:
   """Reads the command line, watches, prints and writes."""
   parser = flag_parser(__doc__.splitlines()[0], workdir_required=False)
   parser.add_argument(
-    '--samples', type=int, default=20_000, help='how many (default: 20000)'
+    '--samples', type=positive, default=20_000, help='how many (default: 20000)'
   )
-  parser.add_argument('--out', type=Path, help='folder for the JSON')
+  add_out(parser)
   flags = parse_flags(parser)
   if flags.samples < 1:
     raise UserError(f'--samples is {flags.samples}; it must be 1 or more')

@@ -22,6 +22,13 @@ def describe_machine() -> dict[str, Any]:
   }
 
 
+def device_name() -> str:
+  """The kind of the devices, for the name of a file."""
+  import jax
+
+  return jax.devices()[0].device_kind.replace(' ', '_').lower()
+
+
 def count_cores() -> int:
   """Cores that this process may use."""
   return len(os.sched_getaffinity(0))
@@ -36,8 +43,14 @@ def _cpu_name() -> str:
   return found[1] if found else platform.processor() or platform.machine()
 
 
-def write_result(out: Path, name: str, result: dict[str, Any]) -> Path:
-  """Writes `OUT/NAME-DATE.json`; a result of the same day is replaced."""
+def write_result(
+  out: Path, name: str, result: dict[str, Any], smoke: bool = False
+) -> Path:
+  """Writes `OUT/NAME-DATE.json`; a result of the same day is replaced.
+
+  That of a smoke run is `smoke-NAME-DATE.json`.
+  """
+  name = f'smoke-{name}' if smoke else name
   out.mkdir(parents=True, exist_ok=True)
   path = out / f'{name}-{result["date"]}.json'
   path.write_text(json.dumps(result, indent=2) + '\n', 'utf-8')
@@ -62,7 +75,7 @@ def draw_bars(
   unit: str,
   title: str,
 ) -> None:
-  """Draws groups of horizontal bars as a PNG.
+  """Draws groups of horizontal bars as a PNG, where matplotlib is installed.
 
   Args:
     path: of the PNG.
@@ -70,7 +83,11 @@ def draw_bars(
     unit: of the lengths.
     title: above the picture.
   """
-  import matplotlib.figure  # No window system is needed.
+  try:
+    import matplotlib.figure  # No window system is needed.
+  except ImportError:
+    print('not drawn: matplotlib is not installed')
+    return
 
   names = list(dict.fromkeys(name for bars in groups.values() for name in bars))
   total = sum(len(bars) + 1 for bars in groups.values())

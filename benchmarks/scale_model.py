@@ -27,9 +27,10 @@ import rich.table
 from flax.traverse_util import flatten_dict
 
 from benchmarks.ahead import read_case
+from benchmarks.flags import positive
 from benchmarks.topologies import CHIPS, Chip
 from resnest_jax.config import load_config
-from resnest_jax.errors import run
+from resnest_jax.errors import UserError, run
 from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
@@ -222,10 +223,15 @@ def main() -> None:
   parser.add_argument('--config', default='configs/ade20k_pspnet.py')
   parser.add_argument('--chip', default='v5e', choices=CHIPS)
   parser.add_argument(
-    '--images', type=int, default=4, help='a chip; default: %(default)s'
+    '--images', type=positive, default=4, help='a chip; default: %(default)s'
   )
   parser.add_argument('--results', type=Path, default=RESULTS, metavar='DIR')
   flags = parser.parse_args()
+  if not list(flags.results.glob('compile_ahead-*.json')):
+    raise UserError(
+      f'--results {flags.results} has no compile_ahead-*.json; '
+      'benchmarks/compile_ahead.py --out writes them.'
+    )
   config = load_config(flags.config)
   config.model.dtype = 'bfloat16'
   console = rich.console.Console(width=140)
@@ -235,7 +241,7 @@ def main() -> None:
     rounds = row['predicted_rounds'], row['emitted_rounds']
     console.print(
       f'{row["case"].describe()}: predicted {bytes_[0] / 1e6:.3f} MB in '
-      f'{rounds[0]} rounds, compiled {bytes_[1] / 1e6:.3f} MB in {rounds[1]}'
+      f'{rounds[0]} messages, compiled {bytes_[1] / 1e6:.3f} MB in {rounds[1]}'
       f'{"".join(", " + kind for kind in row["others"])}',
       highlight=False,
     )

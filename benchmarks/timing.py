@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from benchmarks.flags import positive
+
 # On a CPU that others use as well, the time of all threads of this process says
 # more than the time that passes.
 CLOCKS = {'wall': time.perf_counter, 'cpu': time.process_time}
@@ -17,7 +19,7 @@ def add_flags(parser: argparse.ArgumentParser, rounds: int) -> None:
   """The flags `--rounds` and `--clock`."""
   parser.add_argument(
     '--rounds',
-    type=int,
+    type=positive,
     default=rounds,
     help='medians are over these (default: %(default)s)',
   )

@@ -93,8 +93,8 @@ def split_name(name: str) -> tuple[str, str]:
     return 'cpu', ''
   if kind not in CHIPS or not re.fullmatch(r'\d+(x\d+){0,2}', shape):
     raise UserError(
-      f'--topologies {name}: there is no such one; write a chip of '
-      f'{", ".join(CHIPS)}, a colon and how many, as {", ".join(NAMES)}.'
+      f'--topologies {name}: there is no such one; write cpu, or a chip of '
+      f'{", ".join(CHIPS)}, a colon and how many, as {", ".join(NAMES[:-1])}.'
     )
   return kind, shape
 
@@ -144,7 +144,8 @@ def find_devices(name: str, memory: float | None = None) -> list[Any]:
       ).devices
   except Exception as error:
     raise UserError(
-      f'--topologies {name}: no compiler for it here ({error}). Install it: '
-      'pip install -r requirements-ahead.txt'
+      f'--topologies {name}: no compiler here makes anything for it ({error}). '
+      'Either pip install -r requirements-ahead.txt is still to be done, or '
+      f'there is no such slice; known to work are {", ".join(NAMES)}.'
     ) from error
   return sorted(found, key=lambda device: device.id)

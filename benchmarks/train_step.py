@@ -26,11 +26,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.report import describe_machine, write_result
+from benchmarks.flags import add_out, positive
+from benchmarks.report import describe_machine, device_name, write_result
 from resnest_jax import runtime
-from resnest_jax.errors import run
+from resnest_jax.errors import UserError, run
+from resnest_jax.models import forms
 from resnest_jax.models.flops import count_flops
 from resnest_jax.training import sharding
+from resnest_jax.training.logs import duration
 from resnest_jax.training.step import create_state, create_training
 
 # Makers' figures for dense bfloat16 matrix products, operations/s a device.
@@ -49,7 +52,13 @@ PEAK = {
 def read_config(spec: str) -> dict:
   """A configuration as nested dicts, from a `.py[:argument]` or a `.json`."""
   if spec.endswith('.json'):
-    return json.loads(Path(spec).read_text('utf-8'))
+    try:
+      return json.loads(Path(spec).read_text('utf-8'))
+    except (OSError, ValueError) as error:
+      raise UserError(
+        f'--config {spec} cannot be read ({error}); name the config.json of a '
+        "run's folder, or a file in configs/."
+      ) from error
   from resnest_jax.config import load_config
 
   return load_config(spec).to_dict()
@@ -102,18 +111,22 @@ def measure(config: dict, crop: tuple[int, int], steps: int) -> dict:
   classes = config['model']['num_classes']
   batch = sharding.shard_batch(random_batch(batch_size, crop, classes), mesh)
 
-  print('compiling', flush=True)
+  print('compiling, twice: anew and from a cache on disk', flush=True)
   compiled, lower_seconds, compile_seconds = compile_step(step, state, batch)
   jax.clear_caches()
   _, _, cached_seconds = compile_step(step, state, batch)
   memory = compiled.memory_analysis()
 
-  seconds = []
-  for _ in range(steps + 2):  # The first two warm up.
+  seconds, shown = [], time.perf_counter()
+  for number in range(steps + 2):  # The first two warm up.
     start = time.perf_counter()
     state, scalars = compiled(state, batch)
     jax.block_until_ready((state, scalars))
     seconds.append(time.perf_counter() - start)
+    if time.perf_counter() - shown > 5:
+      shown = time.perf_counter()
+      left = duration((steps + 1 - number) * seconds[-1])
+      print(f'step {number + 1} of {steps + 2}, ETA {left}', flush=True)
   step_seconds = statistics.median(seconds[2:])
 
   images = jax.ShapeDtypeStruct((batch_size, *crop, 3), jnp.float32)
@@ -155,19 +168,24 @@ def main() -> None:
     default='configs/ade20k_pspnet.py',
     help='default: %(default)s; with :mini it fits a laptop',
   )
-  parser.add_argument('--batch_size', type=int, help="default: the config's")
+  parser.add_argument(
+    '--batch_size', type=positive, help="default: the config's"
+  )
   parser.add_argument(
     '--crop',
-    type=int,
+    type=positive,
     nargs=2,
     metavar=('HEIGHT', 'WIDTH'),
     help="pixels; default: the config's",
   )
   parser.add_argument('--dtype', help="default: the config's")
   parser.add_argument(
-    '--steps', type=int, default=20, help='timed steps; default: %(default)s'
+    '--steps',
+    type=positive,
+    default=20,
+    help='timed steps; default: %(default)s',
   )
-  parser.add_argument('--out', type=Path, help='folder for the JSON')
+  add_out(parser)
   flags = parser.parse_args()
 
   config = read_config(flags.config)
@@ -186,17 +204,17 @@ def main() -> None:
     'batch_size': batch_size,
     'crop': crop,
     'devices': runtime.describe_devices(),
+    'forms': dict(forms.current()),
     **figures,
     **describe_machine(),
   }
   for name, value in result.items():
-    if name != 'versions' and value is not None:
+    if not isinstance(value, dict) and value is not None:
       shown = f'{value:.4g}' if isinstance(value, float) else value
       print(f'{name:26} {shown}')
   if flags.out:
-    kind = jax.devices()[0].device_kind.replace(' ', '_').lower()
     name = f'train_step-{result["config"]}-{result["dtype"]}-b{batch_size}'
-    write_result(flags.out, f'{name}-{kind}', result)
+    write_result(flags.out, f'{name}-{device_name()}', result)
 
 
 if __name__ == '__main__':

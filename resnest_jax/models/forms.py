@@ -94,7 +94,7 @@ def current() -> tuple[tuple[str, str], ...]:
   platform, override = _override.value
   platform = platform or jax.default_backend()
   best = BEST.get(platform, BEST['gpu'])
-  return tuple((best | _of_process() | dict(override)).items())
+  return tuple((best | of_process() | dict(override)).items())
 
 
 def chosen(kind: str) -> str:
@@ -102,7 +102,8 @@ def chosen(kind: str) -> str:
   return dict(current())[kind]
 
 
-def _of_process() -> dict[str, str]:
+def of_process() -> dict[str, str]:
+  """What the environment of this process chooses, by kind."""
   return _parse(os.environ.get(VARIABLE, ''))
 
 
@@ -110,7 +111,16 @@ def _of_process() -> dict[str, str]:
 def _parse(text: str) -> dict[str, str]:
   """'kind=form kind=form', with spaces or commas between."""
   words = text.replace(',', ' ').split()
-  choice = dict(word.partition('=')[::2] for word in words)
+  choice: dict[str, str] = {}
+  for word in words:
+    kind, equals, form = word.partition('=')
+    if not equals or kind in choice:
+      raise UserError(
+        f'{VARIABLE}: {word!r} is '
+        f'{"one more of its kind" if equals else "no KIND=FORM"}; write '
+        "'KIND=FORM KIND=FORM', each kind once."
+      )
+    choice[kind] = form
   _check(choice, VARIABLE)
   return choice
 

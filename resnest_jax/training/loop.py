@@ -38,6 +38,7 @@ from resnest_jax.training.optimizer import create_schedule, group_table
 from resnest_jax.training.plans import describe
 from resnest_jax.training.starting import (
   check_pretrained,
+  describe_forms,
   start_from_weights,
 )
 from resnest_jax.training.step import (
@@ -131,8 +132,9 @@ def train(
     flush=True,
   )
 
-  if notice := describe(plan, batch_size):
-    print(notice, flush=True)
+  for notice in (describe(plan, batch_size), describe_forms(model)):
+    if notice:
+      print(notice, flush=True)
 
   # State.
   schedule = create_schedule(config.optimizer, total_steps)

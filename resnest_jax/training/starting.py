@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from resnest_jax.models import forms
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import Segmentor, scanned
 from resnest_jax.models.stacking import stack, unstack
@@ -28,6 +29,17 @@ def check_pretrained(model: Segmentor, source: str) -> None:
     variable_shapes(by_name),
   )
   start_from(by_name, blank, source)
+
+
+def describe_forms(model: Segmentor) -> str:
+  """A line on forms that the environment chooses; '' where it does not."""
+  choice = forms.of_process()
+  if not choice:
+    return ''
+  line = f'{forms.VARIABLE}: ' + ' '.join('='.join(x) for x in choice.items())
+  if choice.get('blocks') == 'scanned' and not model.backbone.stacked():
+    line += ' (blocks: no stage here is run as a loop)'
+  return line
 
 
 def start_from_weights(

@@ -12,7 +12,7 @@ def test_measures_the_same_network_on_a_bare_machine(run_script, tmp_path):
     *on_a_bare_machine('benchmarks/against_torch.py'),
     *('--smoke', '--out', tmp_path),
   )
-  (path,) = tmp_path.glob('against_torch-*.json')
+  (path,) = tmp_path.glob('smoke-against_torch-*.json')
   result = json.loads(path.read_text())
   ways = {'ours', 'plain forms', 'torch'}
   assert set(result['milliseconds']['train']) == ways

@@ -13,7 +13,7 @@ def test_measures_all_forms_on_a_bare_machine(run_script, tmp_path):
     *on_a_bare_machine('benchmarks/conv_forms.py'),
     *('--smoke', '--out', tmp_path),
   )
-  (path,) = tmp_path.glob('conv_forms-*.json')
+  (path,) = tmp_path.glob('smoke-conv_forms-*.json')
   layers = json.loads(path.read_text())['layers']
   assert {layer['kind'] for layer in layers} == set(forms.LAYERS)
   for layer in layers:

@@ -10,17 +10,14 @@ from resnest_jax.config import config_to_json, load_config
 
 @pytest.mark.long
 def test_measures_both_ways_on_a_bare_machine(run_script, tmp_path):
-  config = load_config(
-    'configs/ade20k_pspnet.py:mini',
-    {'model.width': 4, 'model.stem_width': 4, 'model.head_channels': 8},
-  )
+  config = load_config('configs/ade20k_pspnet.py:mini')
   (tmp_path / 'config.json').write_text(config_to_json(config))
   process = run_script(
     *on_a_bare_machine('benchmarks/inference.py'),
     *('--config', tmp_path / 'config.json', '--batch_size', 2, '--smoke'),
     *('--out', tmp_path),
   )
-  (path,) = tmp_path.glob('inference-ade20k_pspnet_mini-float32-*.json')
+  (path,) = tmp_path.glob('smoke-inference-ade20k_pspnet_mini-*.json')
   result = json.loads(path.read_text())
   assert result['pixels'] == 2 * 32 * 48
   # Only where two classes are as good as equal.

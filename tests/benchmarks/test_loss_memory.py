@@ -13,7 +13,7 @@ def test_measures_on_a_bare_machine(run_script, tmp_path):
     *on_a_bare_machine('benchmarks/loss_memory.py'),
     *('--smoke', '--out', tmp_path),
   )
-  (path,) = tmp_path.glob('loss_memory-*.json')
+  (path,) = tmp_path.glob('smoke-loss_memory-*.json')
   result = json.loads(path.read_text())
   tiled, plain = result['temporary_bytes'].values()
   assert result['ratio'] == pytest.approx(plain / tiled)

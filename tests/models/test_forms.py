@@ -186,7 +186,8 @@ def test_environment_decides_for_the_process(monkeypatch):
   for text, message in (
     ('grouped=dense', r"grouped is 'dense'; accepted are split, grouped"),
     ('group=split', r"'group' is no kind of layer; there are grouped"),
-    ('grouped', r"grouped is ''"),
+    ('grouped', r"'grouped' is no KIND=FORM; write 'KIND=FORM"),
+    ('norm=autodiff norm=autodiff', r"'norm=autodiff' is one more of its kind"),
   ):
     monkeypatch.setenv(forms.VARIABLE, text)
     with pytest.raises(UserError, match=message):

@@ -11,11 +11,15 @@ from resnest_jax.config import load_config
 from resnest_jax.models import forms
 from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import initial_variables
-from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.models.segmentor import create_segmentor, scanned
 from resnest_jax.models.stacking import stack, stacked, unstack
 from resnest_jax.training import checkpoints
 from resnest_jax.training.sharding import make_mesh, shard_batch
-from resnest_jax.training.starting import check_pretrained, start_from_weights
+from resnest_jax.training.starting import (
+  check_pretrained,
+  describe_forms,
+  start_from_weights,
+)
 from resnest_jax.training.step import (
   abstract_state,
   create_state,
@@ -214,6 +218,16 @@ def test_starts_from_weights(train, tmp_path):
     np.testing.assert_array_equal, by_name(state).best_variables(), weights
   )
   assert (state.ema is None) == (not train)
+
+
+def test_a_run_says_which_forms_its_environment_chose(monkeypatch):
+  model = create_segmentor(configuration()['model'])
+  assert describe_forms(scanned(model)) == ''
+  monkeypatch.setenv(forms.VARIABLE, 'norm=autodiff blocks=scanned')
+  line = 'RESNEST_JAX_FORMS: norm=autodiff blocks=scanned'
+  assert describe_forms(scanned(model)) == line
+  note = f'{line} (blocks: no stage here is run as a loop)'
+  assert describe_forms(model) == note
 
 
 def test_operations_of_a_loop_count_as_often_as_it_runs():

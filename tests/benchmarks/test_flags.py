@@ -1,0 +1,42 @@
+"""What is wrong on a command line is said before anything is measured."""
+
+import argparse
+
+import pytest
+
+from benchmarks import flags
+
+
+def test_numbers():
+  assert (flags.positive('1'), flags.natural('0')) == (1, 0)
+  for kind, text in ((flags.positive, '0'), (flags.natural, '-1')):
+    with pytest.raises(argparse.ArgumentTypeError, match=text):
+      kind(text)
+
+
+def test_a_folder_is_no_file_and_not_below_one(tmp_path):
+  path = tmp_path / 'README.md'
+  path.touch()
+  assert flags.folder(str(tmp_path)) == tmp_path
+  assert flags.folder(str(tmp_path / 'new' / 'one')) == tmp_path / 'new' / 'one'
+  for wrong in (path, path / 'results'):
+    with pytest.raises(argparse.ArgumentTypeError, match=r'README\.md'):
+      flags.folder(str(wrong))
+
+
+@pytest.mark.parametrize(
+  ('status', 'script', 'arguments', 'words'),
+  [
+    (2, 'conv_forms', ('--rounds', 0), '--rounds: 0, and has to be 1 or more'),
+    (2, 'loss_memory', ('--out', 'README.md'), 'README.md is or lies below'),
+    (2, 'compile_ahead', ('--effort', 3), 'has to be from -1 to 0'),
+    (1, 'train_step', ('--config', 'no.json'), '--config no.json cannot be'),
+    (1, 'scale_model', ('--results', 'docs'), '--results docs has no compile'),
+  ],
+)
+def test_scripts_say_it_in_a_line(run_script, status, script, arguments, words):
+  path = f'benchmarks/{script}.py'
+  more = ('--topologies', 'cpu') if script == 'compile_ahead' else ()
+  process = run_script(path, *more, *arguments, status=status)
+  assert words in process.stderr
+  assert 'Traceback' not in process.stderr
