@@ -18,7 +18,6 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,11 @@ from resnest_jax.models import forms
 from resnest_jax.models.flops import count_flops
 from resnest_jax.training import sharding
 from resnest_jax.training.logs import duration
-from resnest_jax.training.step import create_state, create_training
+from resnest_jax.training.step import (
+  compile_step,
+  create_state,
+  create_training,
+)
 
 # Makers' figures for dense bfloat16 matrix products, operations/s a device.
 PEAK = {
@@ -92,15 +95,6 @@ def matmul_rate(dtype: str) -> float:
   return 2 * n**3 / min(times)
 
 
-def compile_step(step, *arguments) -> tuple[Any, float, float]:
-  """The compiled step, seconds of tracing, and seconds of XLA."""
-  start = time.perf_counter()
-  lowered = step.lower(*arguments)
-  between = time.perf_counter()
-  compiled = lowered.compile()
-  return compiled, between - start, time.perf_counter() - between
-
-
 def measure(config: dict, crop: tuple[int, int], steps: int) -> dict:
   """Compiles and times the step; a dict of figures."""
   batch_size = config['train']['batch_size']
@@ -112,9 +106,9 @@ def measure(config: dict, crop: tuple[int, int], steps: int) -> dict:
   batch = sharding.shard_batch(random_batch(batch_size, crop, classes), mesh)
 
   print('compiling, twice: anew and from a cache on disk', flush=True)
-  compiled, lower_seconds, compile_seconds = compile_step(step, state, batch)
+  compiled, anew = compile_step(step, state, batch)
   jax.clear_caches()
-  _, _, cached_seconds = compile_step(step, state, batch)
+  _, cached = compile_step(step, state, batch)
   memory = compiled.memory_analysis()
 
   seconds, shown = [], time.perf_counter()
@@ -138,9 +132,8 @@ def measure(config: dict, crop: tuple[int, int], steps: int) -> dict:
   stats = jax.local_devices()[0].memory_stats() or {}
   peak = PEAK.get(jax.devices()[0].device_kind)
   return {
-    'lower_seconds': lower_seconds,
-    'compile_seconds': compile_seconds,
-    'cached_compile_seconds': cached_seconds,
+    **anew,
+    'cached_compile_seconds': cached['compile_seconds'],
     'step_ms': 1e3 * step_seconds,
     'images_per_second': batch_size / step_seconds,
     'forward_gflop_per_image': forward / batch_size / 1e9,

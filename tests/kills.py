@@ -49,7 +49,13 @@ SMALL = (
   '--config.eval.bucket=48',
 )
 # What differs from run to run.
-SPEEDS = ('images_per_second', 'step_seconds', 'data_wait', 'compile_seconds')
+SPEEDS = (
+  'images_per_second',
+  'step_seconds',
+  'data_wait',
+  'trace_seconds',
+  'compile_seconds',
+)
 # When to kill: after which line of the output, and up to how many seconds
 # later. A save is recognised by its folder.
 MOMENTS = {

@@ -93,7 +93,15 @@ def test_run_leaves_what_it_promises(finished_run):
   )
   assert (workdir / 'curves.png').read_bytes().startswith(b'\x89PNG')
   assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
-  words = ('ETA', 'images/s', 'data wait', 'compiled in', 'mIoU', 'stage 4')
+  words = (
+    'ETA',
+    'images/s',
+    'data wait',
+    'traced in',
+    'compiled in',
+    'mIoU',
+    'stage 4',
+  )
   for word in words:
     assert word in stdout
   assert (

@@ -43,6 +43,7 @@ from resnest_jax.training.starting import (
 )
 from resnest_jax.training.step import (
   abstract_state,
+  compile_step,
   create_state,
   create_training,
 )
@@ -342,12 +343,14 @@ def train(
         pace.count(time.perf_counter() - waiting)
         if compiled is None:
           print('compiling (minutes at full size, seconds again)', flush=True)
-          compiling = time.perf_counter()
           with stopper.waiting(save_now):
-            compiled = train_step.lower(state, batch).compile()
-          seconds = time.perf_counter() - compiling
-          print(f'compiled in {seconds:.1f} s', flush=True)
-          log.write(step, {'compile_seconds': seconds})
+            compiled, seconds = compile_step(train_step, state, batch)
+          print(
+            f'traced in {seconds["trace_seconds"]:.1f} s, '
+            f'compiled in {seconds["compile_seconds"]:.1f} s',
+            flush=True,
+          )
+          log.write(step, seconds)
           pace.restart()
           pace.count(0.0)
         profile.before(step + 1)

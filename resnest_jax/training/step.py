@@ -1,5 +1,6 @@
 """One optimisation step and its state."""
 
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -239,6 +240,29 @@ def make_train_step(
     in_shardings=(whole, split),
     out_shardings=(whole, whole),
   )
+
+
+def compile_step(
+  step: Callable, *arguments: Any
+) -> tuple[jax.stages.Compiled, dict[str, float]]:
+  """A compiled function, and how long that took.
+
+  Args:
+    step: of `make_train_step`, or another function of `jax.jit`.
+    *arguments: of it; shapes are enough.
+
+  Returns:
+    The program; `trace_seconds`, of Python, and `compile_seconds`, of XLA or of
+    reading the program from the cache on disk.
+  """
+  start = time.perf_counter()
+  lowered = step.lower(*arguments)
+  between = time.perf_counter()
+  compiled = lowered.compile()
+  return compiled, {
+    'trace_seconds': between - start,
+    'compile_seconds': time.perf_counter() - between,
+  }
 
 
 class Training(NamedTuple):

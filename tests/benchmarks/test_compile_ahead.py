@@ -28,7 +28,7 @@ KEPT = [
 # Programs, arguments and topologies of docs/memory.md's table of all rows.
 TABULATED = {
   ('train', '', topology)
-  for topology in ('v5e:1x1', 'v5e:2x2', 'h200:1', 'h200:8')
+  for topology in ('v5e:1x1', 'v5e:2x2', 'v5e:16x16', 'h200:1', 'h200:8')
 }
 
 # As XLA writes it, but for most of the attributes.
@@ -165,7 +165,7 @@ def test_layers_have_the_forms_of_the_platform_that_is_compiled_for(compiled):
     checked += 1
     chip = CHIPS[split_name(case.topology)[0]]
     assert entry['forms'] == forms.BEST[compile_ahead.PLATFORMS[chip.platform]]
-  assert checked >= 4 * len(compile_ahead.ROWS)
+  assert checked >= 5 * len(compile_ahead.ROWS)
 
 
 def test_devices_evaluate_apart(compiled):
@@ -256,12 +256,22 @@ def test_every_row_fits_at_its_batch(topology, remat):
   assert all(1 < step['memory_gb'] < memory for step in found.values())
 
 
-def test_messages_do_not_grow_with_the_chips():
-  sent = {
-    case.topology: entry['programs']['step']['collectives']['all-reduce']
-    for case, entry in zip(map(read_case, KEPT), KEPT, strict=True)
-    if (case.row, case.argument) == ('ade20k_pspnet', '')
-    and case.topology in ('v5e:2x2', 'v5e:4x4', 'v5e:16x16')
-  }
-  assert len(sent) == 3
+@pytest.mark.parametrize('row', compile_ahead.ROWS)
+def test_messages_do_not_grow_with_the_chips(row):
+  topologies = ['v5e:2x2', 'v5e:16x16']
+  if row == 'ade20k_pspnet':
+    topologies.append('v5e:4x4')
+  batch_size = load_config(f'configs/{row}.py').train.batch_size
+  sent = {}
+  for case, entry in zip(map(read_case, KEPT), KEPT, strict=True):
+    if (case.row, case.argument, case.program) != (row, '', 'train'):
+      continue
+    if case.topology in topologies:
+      # As many images on each chip.
+      assert case.batch_size == batch_size * entry['devices'] // 4
+      step = entry['programs']['step']
+      assert step['largest_gathered_bytes'] == 0
+      sent[case.topology] = step['collectives']['all-reduce']
+  assert sorted(sent) == sorted(topologies)
   assert len({message['bytes'] for message in sent.values()}) == 1
+  assert len({message['count'] for message in sent.values()}) == 1
