@@ -42,6 +42,7 @@ from benchmarks.flags import add_out, natural, positive
 from benchmarks.report import describe_machine
 from benchmarks.topologies import (
   NAMES,
+  PLATFORMS,
   count_devices,
   find_devices,
   split_name,
@@ -66,8 +67,6 @@ ROWS = [
 # Padded shapes of images and labels that the data sets have most often.
 BUCKETS = {'ade20k': (512, 704), 'cityscapes': (1024, 2048)}
 OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm')
-# Names of platforms, as devices have them and as `forms` has them.
-PLATFORMS = {'cpu': 'cpu', 'cuda': 'gpu', 'gpu': 'gpu', 'tpu': 'tpu'}
 UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 
 

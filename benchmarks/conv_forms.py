@@ -15,7 +15,8 @@ flax; with matplotlib `--out` draws.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,16 +189,17 @@ def layers(batch: int, size: int, thin: int) -> Iterator[Layer]:
     )
 
 
-def timed(
-  layer: Layer, dtype: Any, rounds: int, clock: str, least: float
-) -> dict:
-  """Milliseconds of all forms: forward, and forward with backward."""
-  rng = np.random.default_rng(0)
-  arguments = [
-    jnp.asarray(0.05 * rng.standard_normal(shape, np.float32), dtype)
-    for shape in layer.shapes
-  ]
-  ways: dict[str, dict[str, Callable]] = {'forward': {}, 'with backward': {}}
+def lowered(
+  layer: Layer, arguments: Sequence[Any], platform: str | None = None
+) -> dict[str, dict[str, jax.stages.Lowered]]:
+  """Programs of a layer, by way and form.
+
+  Args:
+    layer: of `layers`.
+    arguments: of its function; arrays, or their shapes.
+    platform: whose forms its parts have; None: this machine's.
+  """
+  ways: dict[str, dict[str, Any]] = {'forward': {}, 'with backward': {}}
 
   def add(name: str, function: Callable) -> None:
     def both(*arguments):
@@ -207,16 +209,34 @@ def timed(
 
     for way, program in (('forward', function), ('with backward', both)):
       # A function of its own: compiled programs go by identity.
-      compiled = (
-        jax.jit(lambda *a, f=program: f(*a)).lower(*arguments).compile()
-      )
-      ways[way][name] = lambda run=compiled: run(*arguments)
+      program = jax.jit(lambda *a, f=program: f(*a))
+      ways[way][name] = program.lower(*arguments)
 
   for form in forms.FORMS[layer.kind]:
-    with forms.use(**{layer.kind: form}):
+    with forms.use(platform, **{layer.kind: form}):
       add(form, layer.function)
   if layer.peer:
     add(PEER, layer.peer)
+  return ways
+
+
+def timed(
+  layer: Layer, dtype: Any, rounds: int, clock: str, least: float
+) -> dict:
+  """Milliseconds of all forms: forward, and forward with backward."""
+  rng = np.random.default_rng(0)
+  arguments = [
+    jnp.asarray(0.05 * rng.standard_normal(shape, np.float32), dtype)
+    for shape in layer.shapes
+  ]
+
+  def call(program: jax.stages.Lowered) -> Callable:
+    return partial(program.compile(), *arguments)
+
+  ways = {
+    way: {name: call(program) for name, program in programs.items()}
+    for way, programs in lowered(layer, arguments).items()
+  }
   return {
     way: {
       name: 1e3 * s
@@ -312,6 +332,7 @@ def main() -> None:
       'time, forward and backward, over that of the chosen form',
       f'{result["devices"]}, batch {flags.batch_size}, {flags.size} px, '
       f'{flags.dtype}',
+      log=True,
     )
 
 

@@ -74,6 +74,7 @@ def draw_bars(
   groups: Mapping[str, Mapping[str, float]],
   unit: str,
   title: str,
+  log: bool = False,
 ) -> None:
   """Draws groups of horizontal bars as a PNG, where matplotlib is installed.
 
@@ -82,6 +83,7 @@ def draw_bars(
     groups: name of a group -> name of a bar -> length.
     unit: of the lengths.
     title: above the picture.
+    log: of lengths that differ by orders of magnitude; bars begin at 1.
   """
   try:
     import matplotlib.figure  # No window system is needed.
@@ -99,7 +101,9 @@ def draw_bars(
   for bars in groups.values():
     ticks.append(place + (len(bars) - 1) / 2)
     for name, length in bars.items():
-      axes.barh(place, length, 0.9, color=f'C{names.index(name) % 10}')
+      color = f'C{names.index(name) % 10}'
+      start = 1 if log else 0
+      axes.barh(place, length - start, 0.9, left=start, color=color)
       shown = f' {length:.0f}' if length >= 100 else f' {length:.3g}'
       axes.text(length, place, shown, va='center', fontsize=7)
       place += 1
@@ -107,6 +111,9 @@ def draw_bars(
   axes.set_yticks(ticks, groups, fontsize=8)
   axes.invert_yaxis()
   axes.margins(x=0.1)
+  if log:
+    axes.set_xscale('log')
+    axes.axvline(1, color='black', linewidth=0.8)
   axes.set_xlabel(unit)
   axes.set_title(title, fontsize=9)
   handles = [

@@ -54,6 +54,9 @@ NAMES = (
   'cpu',
 )
 
+# Names of platforms, as devices have them and as `forms` has them.
+PLATFORMS = {'cpu': 'cpu', 'cuda': 'gpu', 'gpu': 'gpu', 'tpu': 'tpu'}
+
 # What XLA wants to know of an H200 to compile for one that is not there.
 _H200 = """
 gpu_device_info {

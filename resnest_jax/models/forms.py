@@ -53,12 +53,13 @@ FORMS = {
 
 LAYERS = tuple(kind for kind in FORMS if kind != 'blocks')
 
-# Measured on the CPU; on GPU and TPU chosen by what is known of them.
+# Measured on the CPU; on TPU by what its compiler expects; on GPU by what is
+# known of it.
 _FIRST = {kind: accepted[0] for kind, accepted in FORMS.items()}
 BEST = {
   'cpu': _FIRST | {'kernel_gradient': 'products', 'blocks': 'scanned'},
   'gpu': _FIRST,
-  'tpu': _FIRST,
+  'tpu': _FIRST | {'depthwise': 'convolution'},
 }
 
 # Platform and (kind, form) pairs. A program that was traced under another

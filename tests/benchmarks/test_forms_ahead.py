@@ -1,0 +1,44 @@
+"""`benchmarks/forms_ahead.py`, and what is kept of a TPU's compiler."""
+
+import json
+from pathlib import Path
+
+from benchmarks import forms_ahead
+from resnest_jax.models import forms
+
+RESULTS = Path(forms_ahead.__file__).parent / 'results'
+
+
+def test_compiles_all_forms_for_a_named_device(run_script, tmp_path):
+  process = run_script(
+    *('benchmarks/forms_ahead.py', '--topology', 'cpu', '--smoke'),
+    *('--kinds', 'grouped', 'depthwise', '--out', tmp_path),
+  )
+  (path,) = tmp_path.glob('smoke-forms_ahead-cpu-*.json')
+  layers = json.loads(path.read_text())['layers']
+  assert {layer['kind'] for layer in layers} == {'grouped', 'depthwise'}
+  for layer in layers:
+    assert layer['chosen'] == forms.BEST['cpu'][layer['kind']]
+    assert set(layer['forms']) >= set(forms.FORMS[layer['kind']])
+    # The CPU's compiler estimates nothing.
+    assert {x['cycles'] for x in layer['forms'].values()} == {None}
+  assert '* is chosen on cpu' in process.stdout
+
+
+def test_cycles_are_summed():
+  text = '"estimated_cycles":"70","x":1} {"estimated_cycles":"5"'
+  assert sum(map(int, forms_ahead.CYCLES.findall(text))) == 75
+
+
+def test_the_form_for_tpus_is_the_one_with_the_fewest_cycles():
+  (path,) = RESULTS.glob('forms_ahead-tpu_v5_lite-*.json')
+  result = json.loads(path.read_text('utf-8'))
+  cycles: dict[str, dict[str, int]] = {}
+  for layer in result['layers']:
+    of_kind = cycles.setdefault(layer['kind'], {})
+    for form in forms.FORMS[layer['kind']]:
+      found = layer['forms'][form]['cycles']
+      of_kind[form] = of_kind.get(form, 0) + found
+  assert set(cycles) == set(forms.LAYERS)
+  for kind, of_form in cycles.items():
+    assert min(of_form, key=of_form.get) == forms.BEST['tpu'][kind], kind
