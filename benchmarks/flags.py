@@ -4,6 +4,14 @@ import argparse
 from pathlib import Path
 
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
+# Of `config.model`, in a smoke run.
+TINY = {
+  'stage_sizes': (1, 1, 1, 1),
+  'stem_width': 4,
+  'width': 4,
+  'head_channels': 8,
+  'aux_channels': 4,
+}
 SMOKE = 'a smoke run: figures of something this small say nothing'
 
 

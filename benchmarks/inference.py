@@ -26,7 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.flags import SMOKE, add_out, add_smoke, positive
+from benchmarks.flags import SMOKE, TINY, add_out, add_smoke, positive
 from benchmarks.report import (
   describe_machine,
   device_name,
@@ -45,13 +45,6 @@ from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import create_segmentor
 
 FOLDED = 'norms folded'
-TINY = {
-  'stage_sizes': (1, 1, 1, 1),
-  'stem_width': 4,
-  'width': 4,
-  'head_channels': 8,
-  'aux_channels': 4,
-}
 
 
 def programs(
