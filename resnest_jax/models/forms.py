@@ -59,7 +59,7 @@ _FIRST = {kind: accepted[0] for kind, accepted in FORMS.items()}
 BEST = {
   'cpu': _FIRST | {'kernel_gradient': 'products', 'blocks': 'scanned'},
   'gpu': _FIRST,
-  'tpu': _FIRST | {'depthwise': 'convolution'},
+  'tpu': _FIRST | {'depthwise': 'convolution', 'pooling': 'reduce_window'},
 }
 
 # Platform and (kind, form) pairs. A program that was traced under another
