@@ -145,22 +145,28 @@ def _products_forward(x, kernel, dilation):
 
 def _products_backward(dilation, saved, dy):
   x, kernel = saved
-  _, pull_back = jax.vjp(
-    lambda x: _with_given_gradient(x, kernel, 1, dilation), x
-  )
-  pixels = ((0, 1, 2), (0, 1, 2))
+  taps, wider = kernel.shape[:2], x.shape[-1] > dy.shape[-1]
 
-  def product(window: Array) -> Array:
-    # XLA transposes the first factor in memory: the one that all taps share, or
-    # the smaller one.
-    if kernel.shape[:2] != (1, 1) or dy.size <= window.size:
-      return lax.dot_general(dy, window, (pixels, ((), ()))).T
-    return lax.dot_general(window, dy, (pixels, ((), ())))
+  def product(first: Array, second: Array) -> Array:
+    pixels = ((0, 1, 2), (0, 1, 2))
+    return lax.dot_general(first, second, (pixels, ((), ())))
 
-  products = [
-    product(window) for _, window in _windows(x, *kernel.shape[:2], dilation)
-  ]
-  return *pull_back(dy), jnp.stack(products).reshape(kernel.shape)
+  # XLA transposes the first factor in memory: the smaller one, or the larger
+  # one, of which there is one for all taps, beside windows of the other.
+  if taps == (1, 1):
+    dkernel = product(dy, x).T if wider else product(x, dy)
+  elif wider:
+    windows = [window for _, window in _windows(dy, *taps, dilation)]
+    dkernel = jnp.stack([product(x, window) for window in reversed(windows)])
+  else:
+    windows = [window for _, window in _windows(x, *taps, dilation)]
+    # Not one by one, of which XLA makes products that it is slow in.
+    dkernel = jnp.stack([product(dy, w) for w in windows]).swapaxes(1, 2)
+  # As a convolution of the same layout, and not as XLA differentiates it: within
+  # a loop XLA does not bring the layout of a kernel into the one it is quick in.
+  turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+  dx = _with_given_gradient(dy, turned, 1, dilation)
+  return dx, dkernel.reshape(kernel.shape)
 
 
 _with_products.defvjp(_products_forward, _products_backward)
