@@ -55,6 +55,7 @@ from resnest_jax.weights.state_dict import export_state_dict
 
 PLAIN = {
   'grouped': 'grouped',
+  'wide': 'convolution',
   'depthwise': 'convolution',
   'pointwise': 'convolution',
   'kernel_gradient': 'convolution',

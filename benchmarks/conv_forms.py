@@ -138,6 +138,12 @@ def layers(batch: int, size: int, thin: int) -> Iterator[Layer]:
       lambda x, k, d=d: convolve(x, k, dilation=d),
       (shape(inputs, stride), kernel(3, inputs, outputs)),
     )
+  yield Layer(
+    'wide',
+    '2048 to 512, /8',
+    convolve,
+    (shape(2048, 8), kernel(3, 2048, 512)),
+  )
   for channels, stride, d in ((2048, 8, 12), (2048, 8, 24), (560, 4, 1)):
     yield Layer(
       'depthwise',

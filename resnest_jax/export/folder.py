@@ -19,6 +19,7 @@ from resnest_jax.export.card import Export, model_card
 from resnest_jax.export.checks import Reference, Runner, check_same_bits
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.export.program import Program, make_program
+from resnest_jax.models import forms
 from resnest_jax.weights.files import (
   ABOUT,
   appearing,
@@ -198,16 +199,18 @@ def _write_program(
   probabilities: bool,
 ) -> Runner:
   """Writes StableHLO or ONNX and reads it back."""
-  # Each needs packages that the others do not.
-  if name == 'stablehlo':
-    from resnest_jax.export import stablehlo
+  # Whatever runs it knows convolutions, and which of its ways suits them.
+  with forms.use(wide='convolution'):
+    # Each needs packages that the others do not.
+    if name == 'stablehlo':
+      from resnest_jax.export import stablehlo
 
-    stablehlo.write_stablehlo(file, program, size)
-    return stablehlo.read_stablehlo(file)
-  from resnest_jax.export import onnx_file
+      stablehlo.write_stablehlo(file, program, size)
+      return stablehlo.read_stablehlo(file)
+    from resnest_jax.export import onnx_file
 
-  onnx_file.write_onnx(file, program, size, probabilities)
-  return onnx_file.read_onnx(file)
+    onnx_file.write_onnx(file, program, size, probabilities)
+    return onnx_file.read_onnx(file)
 
 
 def _write_weights(

@@ -13,9 +13,14 @@ from jax import lax
 from resnest_jax.models import forms
 from resnest_jax.models.initial import kernel_std
 from resnest_jax.models.layers import Array, at_least_float32, param_dtype
+from resnest_jax.models.winograd import convolve_3x3
 
 # The form 'products' is slower where a convolution has fewer.
 ENOUGH_OUTPUTS = 64
+# The form 'winograd' gains nothing where there are fewer pixels, or pairs of an
+# input's and an output's channel.
+ENOUGH_PIXELS = 1024
+ENOUGH_PAIRS = 2**20
 
 
 def convolve(
@@ -79,6 +84,10 @@ def _within_reach(
 
 def _dense(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
   """A convolution of one group."""
+  if forms.chosen('wide') == 'winograd' and _is_wide(
+    x, kernel, stride, dilation
+  ):
+    return convolve_3x3(x, kernel)
   products = (
     stride == 1
     and kernel.shape[-1] >= ENOUGH_OUTPUTS
@@ -87,6 +96,16 @@ def _dense(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
   if products:
     return _with_products(x, kernel, dilation)
   return _with_given_gradient(x, kernel, stride, dilation)
+
+
+def _is_wide(x: Array, kernel: Array, stride: int, dilation: int) -> bool:
+  """Whether the form 'winograd' is for this convolution."""
+  return (
+    (*kernel.shape[:2], stride, dilation) == (3, 3, 1, 1)
+    and x.dtype == at_least_float32(x.dtype)
+    and x.shape[-1] * kernel.shape[-1] >= ENOUGH_PAIRS
+    and x.size // x.shape[-1] >= ENOUGH_PIXELS
+  )
 
 
 def _with_given_gradient(
@@ -162,8 +181,8 @@ def _products_backward(dilation, saved, dy):
     windows = [window for _, window in _windows(x, *taps, dilation)]
     # Not one by one, of which XLA makes products that it is slow in.
     dkernel = jnp.stack([product(dy, w) for w in windows]).swapaxes(1, 2)
-  # As a convolution of the same layout, and not as XLA differentiates it: within
-  # a loop XLA does not bring the layout of a kernel into the one it is quick in.
+  # A convolution of the same layout, not of the one that XLA differentiates to:
+  # within a loop XLA leaves a kernel in a layout that it is slow in.
   turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
   dx = _with_given_gradient(dy, turned, 1, dilation)
   return dx, dkernel.reshape(kernel.shape)

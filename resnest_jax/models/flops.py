@@ -6,18 +6,22 @@ from typing import Any
 
 import jax
 
+from resnest_jax.models import forms
+
 
 def count_flops(function: Callable, *arguments: Any) -> int:
   """Operations in the convolutions and matrix products of a function.
 
-  A multiply-add counts as two. Elementwise work is left out, as is usual;
-  the function is traced, not run.
+  A multiply-add counts as two. Elementwise work is left out, as is usual, and
+  a convolution has all of its taps, also where it takes fewer multiplications.
+  The function is traced, not run.
 
   Args:
     function: takes `arguments`; its other inputs are constants.
     *arguments: arrays or `jax.ShapeDtypeStruct`s.
   """
-  return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+  with forms.use(wide='convolution'):
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def _count(jaxpr: Any) -> int:

@@ -31,6 +31,8 @@ FORMS = {
   # As XLA's convolution with spaced taps; as one without on every d-th row and
   # column, where d divides height and width.
   'dilated': ('spaced_taps', 'space_to_batch'),
+  # A 3x3 convolution of many channels: as it is; with fewer multiplications.
+  'wide': ('convolution', 'winograd'),
   # As k * k shifted products; as a convolution of as many groups as channels.
   'depthwise': ('shifts', 'convolution'),
   # A 1x1 convolution as a matrix product, or as it is.
@@ -57,7 +59,8 @@ LAYERS = tuple(kind for kind in FORMS if kind != 'blocks')
 # known of it.
 _FIRST = {kind: accepted[0] for kind, accepted in FORMS.items()}
 BEST = {
-  'cpu': _FIRST | {'kernel_gradient': 'products', 'blocks': 'scanned'},
+  'cpu': _FIRST
+  | {'wide': 'winograd', 'kernel_gradient': 'products', 'blocks': 'scanned'},
   'gpu': _FIRST,
   'tpu': _FIRST | {'depthwise': 'convolution', 'pooling': 'reduce_window'},
 }

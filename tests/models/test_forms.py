@@ -9,6 +9,7 @@ from golden.reference import quick_jit, relative_error
 from resnest_jax.errors import UserError
 from resnest_jax.models import forms, normalization, pooling
 from resnest_jax.models.convolution import convolve, depthwise
+from resnest_jax.models.winograd import convolve_3x3
 
 
 def random(*shape, seed=0):
@@ -20,6 +21,7 @@ def grouped(x, kernel, **more):
 
 
 X = random(2, 8, 12, 8)
+WIDE = random(1, 33, 32, 1024), random(3, 3, 1024, 1024)
 # Kind -> function and arguments. Of the pyramid there is a test of its own.
 LAYERS = {
   'grouped': [
@@ -48,6 +50,14 @@ LAYERS = {
     (lambda x, k: convolve(x, k)[0], random(2, 3, 3, 96), random(1, 1, 96, 64)),
     # As it was: a stride.
     (lambda x, k: convolve(x, k, stride=2)[0], X, random(3, 3, 8, 64)),
+  ],
+  'wide': [
+    # As many channels and pixels as it takes.
+    (lambda x, k: convolve(x, k)[0], *WIDE),
+    # As it was: channels, dilation, stride.
+    (lambda x, k: convolve(x, k)[0], X, random(3, 3, 8, 6)),
+    (lambda x, k: convolve(x, k, dilation=2)[0], X, random(3, 3, 8, 6)),
+    (lambda x, k: convolve(x, k, stride=2)[0], X, random(3, 3, 8, 6)),
   ],
   'depthwise': [
     (depthwise, X, random(3, 3, 1, 8)),
@@ -105,6 +115,36 @@ def test_form_and_its_gradients_are_the_defaults(kind, form, number):
     assert relative_error(a, b) < 1e-10
 
 
+@pytest.mark.parametrize('length', [1, 2, 7])
+def test_winograds_convolution_of_any_size(length):
+  with jax.enable_x64(True):
+    layers = (
+      convolve_3x3,
+      lambda x, k: convolve(x, k)[0],
+    )
+    ours, expected = (
+      value_and_gradients(
+        layer, random(2, length, 6, 5), random(3, 3, 5, 4, seed=1)
+      )
+      for layer in layers
+    )
+  for a, b in zip(
+    jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True
+  ):
+    assert relative_error(a, b) < 1e-12
+
+
+def test_few_pixels_and_few_digits_are_not_for_winograd():
+  with forms.use(wide='winograd'):
+    for x in (WIDE[0][:, :8], WIDE[0].astype(jnp.bfloat16)):
+      text = str(
+        jax.make_jaxpr(lambda x, k: convolve(x, k)[0])(
+          x, WIDE[1].astype(x.dtype)
+        )
+      )
+      assert 'conv_general_dilated' in text
+
+
 WRITTEN = {
   ('grouped', 'split'): (lambda t: t.count('conv_general_dilated[') == 2),
   ('grouped', 'grouped'): (lambda t: 'feature_group_count=2' in t),
@@ -115,6 +155,10 @@ WRITTEN = {
   ('dilated', 'space_to_batch'): (lambda t: 'rhs_dilation=(1, 1)' in t),
   ('kernel_gradient', 'convolution'): (lambda t: 'custom_vjp' not in t),
   ('kernel_gradient', 'products'): (lambda t: 'custom_vjp' in t),
+  ('wide', 'convolution'): (lambda t: t.count('dot_general') == 0),
+  ('wide', 'winograd'): (
+    lambda t: t.count('dot_general') == 16 and 'conv_general' not in t
+  ),
   ('depthwise', 'shifts'): (lambda t: 'conv_general' not in t),
   ('depthwise', 'convolution'): (lambda t: 'feature_group_count=8' in t),
   ('pointwise', 'dot'): (lambda t: 'dot_general' in t),
