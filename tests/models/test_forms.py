@@ -48,6 +48,10 @@ LAYERS = {
     (lambda x, k: convolve(x, k, dilation=8)[0], X, random(3, 3, 8, 64)),
     (lambda x, k: convolve(x, k)[0], X, random(1, 1, 8, 64)),
     (lambda x, k: convolve(x, k)[0], random(2, 3, 3, 96), random(1, 1, 96, 64)),
+    (
+      lambda x, k: convolve(x, k, dilation=2)[0],
+      *(random(2, 5, 4, 96), random(3, 3, 96, 64)),
+    ),
     # As it was: a stride.
     (lambda x, k: convolve(x, k, stride=2)[0], X, random(3, 3, 8, 64)),
   ],
