@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from resnest_jax.errors import UserError
+from resnest_jax.models import forms
 
 
 def make_mesh(
@@ -126,12 +127,20 @@ def check_rows(height: int, output_stride: int, mesh: Mesh) -> None:
 
 
 def shared_rows(mesh: Mesh) -> Callable[[Callable], Callable]:
-  """Tells a traced function's losses whether rows are split (`tiles`)."""
+  """Traces a function for a mesh whose devices may share rows.
+
+  Where they do, losses learn of it (`tiles`), and layers have the forms for
+  which devices exchange no more than neighbouring rows: XLA would collect whole
+  feature maps for the gradient of a window's maximum.
+  """
 
   def decorate(function):
     @functools.wraps(function)
     def inside(*arguments):
-      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      with (
+        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+        forms.use(pooling='slices', wide='convolution'),
+      ):
         return function(*arguments)
 
     return function if mesh.shape['spatial'] == 1 else inside

@@ -12,6 +12,7 @@ from training.one_step import assert_close, step_on
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
+from resnest_jax.models import forms
 from resnest_jax.training import sharding
 from resnest_jax.training.objective import create_loss
 
@@ -34,8 +35,10 @@ def on_one():
 
 
 @pytest.mark.long
-def test_devices_that_share_rows_do_what_one_does(on_one):
-  arrays, text = step_on(mesh_of(2, 2))
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+def test_devices_that_share_rows_do_what_one_does(on_one, platform):
+  with forms.use(platform):
+    arrays, text = step_on(mesh_of(2, 2))
   assert_close(arrays, on_one)
   # Neighbours exchange rows; nobody collects an image.
   assert 'all-gather' not in text
