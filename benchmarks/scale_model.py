@@ -141,13 +141,13 @@ def training_operations(config: Any) -> float:
   return 3 * count_flops(forward, variable_shapes(model), images)
 
 
-def compare(folder: Path) -> list[dict[str, Any]]:
-  """What compilers emitted, and what the model says.
+def compare(folder: Path, chip: str = '*') -> list[dict[str, Any]]:
+  """What compilers emitted for a chip (default: all), and what the model says.
 
   Every micro-batch has messages of its own, its gradients' among them.
   """
   found = []
-  for path in sorted(folder.glob('compile_ahead-*.json')):
+  for path in sorted(folder.glob(f'compile_ahead-{chip}.json')):
     for entry in json.loads(path.read_text('utf-8')):
       case = read_case(entry)
       program = entry['programs'].get('step')
@@ -236,7 +236,7 @@ def main() -> None:
   config.model.dtype = 'bfloat16'
   console = rich.console.Console(width=140)
   console.print(show_times(config, flags.chip, flags.images))
-  for row in compare(flags.results):
+  for row in compare(flags.results, flags.chip):
     bytes_ = row['predicted_bytes'], row['emitted_bytes']
     rounds = row['predicted_rounds'], row['emitted_rounds']
     console.print(

@@ -229,6 +229,10 @@ def test_kept_figures_hold_what_the_pages_say():
   for row in rows:
     ratio = row['predicted_bytes'] / row['emitted_bytes']
     assert ratio == pytest.approx(1, abs=0.01)
+  of_one_chip = scale_model.compare(RESULTS, 'h200')
+  assert {split_name(row['case'].topology)[0] for row in of_one_chip} == {
+    'h200'
+  }
 
 
 @pytest.mark.parametrize(
