@@ -4,6 +4,7 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 # Newest first; a name that is missing, too old or without venv is passed over.
 PYTHONS ?= python3.13 python3.12 python3.11 python3 python
 # Two processes; tests of a module stay together, as they share what is slow.
@@ -36,12 +37,13 @@ $(VENV)/installed: requirements.txt
 	fi; \
 	echo "making $(VENV) with $$($$found --version) (some minutes)"; \
 	$$found -m venv --clear $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps -e .
 	@touch $@
 
-$(VENV)/testable: $(VENV)/installed requirements-test.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+$(VENV)/testable: $(VENV)/installed requirements-test.txt requirements-onnx.txt
+	$(PIP) -r requirements-test.txt
+	$(PIP) --no-deps -r requirements-onnx.txt
 	@touch $@
 
 venv: $(VENV)/installed
