@@ -145,13 +145,15 @@ def _check_flags(coordinator: str, num_processes: int, process_id: int) -> None:
 
 def _find_others(timeout: int) -> bool:
   """Joins what JAX detects; False where it finds no cluster."""
+  from resnest_jax.jax_private import NO_CLUSTER
+
   try:
     with warnings.catch_warnings():
       if 'JOB_COMPLETION_INDEX' not in os.environ:  # Of Kubernetes' jobs.
         warnings.simplefilter('ignore')
       _initialize(timeout)
   except ValueError as error:
-    if 'coordinator_address should be defined' in str(error):
+    if NO_CLUSTER in str(error):
       return False
     raise UserError(
       f'cannot join other hosts ({error}). Give --coordinator, '
@@ -192,9 +194,8 @@ def _initialize(timeout: int, **arguments: Any) -> None:
 
 def _give_up(timeout: int, arguments: Mapping[str, Any]) -> None:
   """Ends the process with what can be said about why nobody came."""
-  from jax._src import distributed
+  from resnest_jax.jax_private import distributed_state as state
 
-  state = distributed.global_state
   address = state.coordinator_address or arguments.get('coordinator_address')
   if address is None:
     end(f'no coordinator was found within {timeout} s.')

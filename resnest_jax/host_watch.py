@@ -33,9 +33,9 @@ _heard: dict[int, tuple[str, float]] = {}  # Host -> what it said last, when.
 
 def service() -> Any:
   """JAX's client of the service that all hosts share; Orbax uses it, too."""
-  from jax._src import distributed
+  from resnest_jax.jax_private import distributed_state
 
-  return distributed.global_state.client
+  return distributed_state.client
 
 
 def start() -> None:
@@ -99,10 +99,9 @@ def _reason_of_others() -> str:
 
 def _silent() -> str:
   """Which hosts have not been heard of for a while."""
-  from jax._src import distributed
-
   # Not of jax, whose locks may be held where JAX aborts.
-  shared = distributed.global_state
+  from resnest_jax.jax_private import distributed_state as shared
+
   limit = time.monotonic() - HEARTBEAT_SECONDS / 2
   silent = []
   for number in range(shared.num_processes):

@@ -1,7 +1,6 @@
 """What a script sets up once, and what it reports about where it ran."""
 
 import contextlib
-import fcntl
 import gc
 import importlib.metadata
 import logging
@@ -10,7 +9,8 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+
+import filelock
 
 from resnest_jax.errors import UserError
 
@@ -91,8 +91,8 @@ def enable_compile_cache() -> Path:
   return folder
 
 
-def lock_folder(folder: Path, what: str) -> IO[str]:
-  """Takes a folder for this process, until it ends or closes the file.
+def lock_folder(folder: Path, what: str) -> contextlib.ExitStack:
+  """Takes a folder for this process, until it ends or the stack is closed.
 
   Args:
     folder: is made if it is not there.
@@ -101,21 +101,20 @@ def lock_folder(folder: Path, what: str) -> IO[str]:
   Raises:
     UserError: another process holds it, or it cannot be written to.
   """
+  held = contextlib.ExitStack()
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / '.lock').open('w')
-  except OSError as error:
-    raise UserError(
-      f'cannot write to {folder} ({error.strerror}). Give another folder.'
-    ) from error
-  try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
+    held.enter_context(filelock.FileLock(folder / '.lock', timeout=0))
+  except filelock.Timeout as error:
     raise UserError(
       f'another process {what} {folder} just now. Wait until it is done, or '
       'give another folder.'
     ) from error
-  return lock
+  except OSError as error:
+    raise UserError(
+      f'cannot write to {folder} ({error.strerror}). Give another folder.'
+    ) from error
+  return held
 
 
 @contextlib.contextmanager
@@ -126,11 +125,13 @@ def count_compilations() -> Iterator[list[str]]:
   """
   import jax.monitoring
 
+  from resnest_jax.jax_private import COMPILED
+
   names = []
 
   def listen(event, seconds, **more):
     del seconds
-    if event == '/jax/core/compile/backend_compile_duration':
+    if event == COMPILED:
       names.append(more['fun_name'])
 
   jax.monitoring.register_event_duration_secs_listener(listen)

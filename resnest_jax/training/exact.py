@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.interpreters.partial_eval import dce_jaxpr
 
+from resnest_jax.jax_private import dce_jaxpr
 from resnest_jax.models.heads import place_variables
 from resnest_jax.models.layers import Array
 from resnest_jax.models.normalization import COUNTS, MOMENTS, running

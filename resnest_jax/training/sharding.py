@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from resnest_jax.errors import UserError
@@ -43,13 +43,17 @@ def make_mesh(
       f'devices there are; leave mesh.data at -1 and set mesh.spatial to one '
       f'of {", ".join(map(str, fits))}.'
     )
-  return Mesh(np.asarray(devices).reshape(data, spatial), ('data', 'spatial'))
+  return _mesh(np.asarray(devices).reshape(data, spatial))
 
 
 def local_mesh() -> Mesh:
   """The devices of this host alone, along `data`."""
-  devices = np.asarray(jax.local_devices()).reshape(-1, 1)
-  return Mesh(devices, ('data', 'spatial'))
+  return _mesh(np.asarray(jax.local_devices()).reshape(-1, 1))
+
+
+def _mesh(devices: np.ndarray) -> Mesh:
+  # XLA decides how what is computed lies on it, whatever JAX's default is.
+  return Mesh(devices, ('data', 'spatial'), axis_types=2 * (AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

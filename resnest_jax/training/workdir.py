@@ -5,7 +5,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -57,7 +57,7 @@ def same_on_all_hosts(config: ConfigDict) -> dict[str, Any]:
   return flat | runtime.versions() | {forms.VARIABLE: chosen}
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> IO[str]:
+def claim_workdir(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
   """Locks the workdir and writes the configuration into it.
 
   What was started there with another configuration and left no checkpoint has
@@ -102,13 +102,13 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> IO[str]:
   return lock
 
 
-def _find_shared(workdir: Path, config: ConfigDict) -> IO[str]:
-  """Opens the configuration that the first host has written there."""
+def _find_shared(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
+  """Waits for the configuration that the first host has written there."""
   saved = workdir / 'config.json'
   for _ in range(30):  # Network file systems show new files late.
     with contextlib.suppress(OSError):
       if not differences(saved.read_text('utf-8'), config, FREE_KEYS):
-        return saved.open()
+        return contextlib.ExitStack()
     time.sleep(1)
   raise UserError(
     f'{workdir} is not the folder that host 0 writes to. Give a --workdir on '

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnest_jax.data import device, resize, transforms
+from resnest_jax.training.sharding import batch_sharding, make_mesh
 
 IDENTITY = np.float32([[0, 1, 1, 0, 1]])
 
@@ -131,9 +131,8 @@ def test_preprocess_dtypes():
 
 
 def test_a_sharded_batch_needs_no_communication():
-  devices = np.array(jax.devices())
-  sharding = NamedSharding(Mesh(devices, 'data'), PartitionSpec('data'))
-  count = 2 * len(devices)
+  sharding = batch_sharding(make_mesh())
+  count = 2 * jax.device_count()
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
   size = np.full((count, 2), 7, np.int32)

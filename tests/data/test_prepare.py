@@ -1,6 +1,5 @@
 """`python -m resnest_jax.data.prepare`, as users run it and when it fails."""
 
-import fcntl
 import hashlib
 import http.server
 import shutil
@@ -11,6 +10,7 @@ import threading
 import time
 import zipfile
 
+import filelock
 import pytest
 
 from resnest_jax.data import mini
@@ -173,10 +173,11 @@ def test_damage_found_late_leaves_nothing_behind(mini_archive, tmp_path):
 
 
 def test_two_at_once(mini_archive, tmp_path):
-  with open(tmp_path / '.lock', 'w') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match=r'another process prepares'):
-      prepare(MINI, tmp_path, mini_archive)
+  with (
+    filelock.FileLock(tmp_path / '.lock'),
+    pytest.raises(UserError, match=r'another process prepares'),
+  ):
+    prepare(MINI, tmp_path, mini_archive)
   prepare(MINI, tmp_path, mini_archive)
   assert len(open_split('ade20k_mini', tmp_path, 'train')) == 24
 

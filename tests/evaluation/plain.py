@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from resnest_jax.data import device
+from resnest_jax.training import sharding
 
 CLASSES = 7
 CANVAS, LABEL_CANVAS = (64, 96), (80, 64)
@@ -136,6 +137,4 @@ def multiscale_scores(image, scales, flips, image_scale):
 
 
 def make_mesh(devices):
-  return jax.sharding.Mesh(
-    np.asarray(jax.devices()[:devices]).reshape(-1, 1), ('data', 'spatial')
-  )
+  return sharding.make_mesh(devices=jax.devices()[:devices])

@@ -22,6 +22,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.evaluation.inputs import as_rgb
 from resnest_jax.evaluation.predictor import Prediction, Predictor
 from resnest_jax.evaluation.protocols import Protocol, choose_protocol
+from resnest_jax.runtime import count_compilations
 
 LABELS = label_set(CLASSES, tuple('abcdefg'), None)
 # Of one bucket, but for the last.
@@ -80,29 +81,22 @@ def test_a_list_of_all_kinds_keeps_its_order(model, tmp_path):
 
 
 def test_sizes_of_a_bucket_are_compiled_once():
-  compiled = []
-
-  def listen(event, duration, **_):
-    if event == '/jax/core/compile/backend_compile_duration':
-      compiled.append(event)
-
   shapes = []
   model = predictor(Protocol(image_scale=(128, 128)))
   model.on_compile = lambda *shape: shapes.append(shape)
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  model.predict(picture((50, 51)))
-  assert shapes == [(128, 128)]
-  assert compiled
-  compiled.clear()
-  for size in ((64, 64), (33, 33), (60, 61)):
-    model.predict(picture(size))
-  model.predict([picture((50, 50)), picture((64, 63))])
-  assert compiled == []
-  assert shapes == [(128, 128)]
-  model.predict(picture((50, 70)))  # Other labels, the same network.
-  assert compiled
-  assert shapes == [(128, 128)]
-  jax.monitoring.unregister_event_duration_listener(listen)
+  with count_compilations() as compiled:
+    model.predict(picture((50, 51)))
+    assert shapes == [(128, 128)]
+    assert compiled
+    compiled.clear()
+    for size in ((64, 64), (33, 33), (60, 61)):
+      model.predict(picture(size))
+    model.predict([picture((50, 50)), picture((64, 63))])
+    assert compiled == []
+    assert shapes == [(128, 128)]
+    model.predict(picture((50, 70)))  # Other labels, the same network.
+    assert compiled
+    assert shapes == [(128, 128)]
 
 
 def test_probabilities_of_all_classes(model):

@@ -11,10 +11,9 @@ from golden.reference import (
   quick_jit,
   relative_error,
 )
-from jax.sharding import Mesh
 
 from resnest_jax.models.segmentor import HEADS, create_segmentor
-from resnest_jax.training.sharding import batch_sharding, replicated
+from resnest_jax.training.sharding import batch_sharding, make_mesh, replicated
 
 # Of the four stages at output stride 8: an image of 41 x 57 and of 33 x 64.
 SIZES = [
@@ -88,7 +87,7 @@ def test_no_device_gathers_the_batch(name):
     )
     return jnp.sum(logits**2)
 
-  mesh = Mesh(np.array(jax.devices()).reshape(4, 1), ('data', 'spatial'))
+  mesh = make_mesh()
   whole, split = replicated(mesh), batch_sharding(mesh)
   step = jax.jit(
     jax.grad(loss, (0, 2)),

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
 
 from resnest_jax import runtime
 from resnest_jax.errors import DamagedCheckpoint, UserError
 from resnest_jax.training import checkpoints
-from resnest_jax.training.sharding import replicated
+from resnest_jax.training.sharding import make_mesh, replicated
 from resnest_jax.training.step import TrainState
 from resnest_jax.weights.files import write_weights
 
@@ -28,7 +27,7 @@ def make_state(step=0, width=3):
 
 
 def abstract(state, devices):
-  mesh = Mesh(np.asarray(devices).reshape(-1, 1), ('data', 'spatial'))
+  mesh = make_mesh(devices=devices)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
     state,

@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.reference import QUICK, relative_error
-from jax.sharding import Mesh
 from training import twins
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.training.losses import order_statistic
 from resnest_jax.training.objective import create_loss
-from resnest_jax.training.sharding import batch_sharding, replicated
+from resnest_jax.training.sharding import batch_sharding, make_mesh, replicated
 
 ROW = 'configs/ade20k_pspnet.py'
 WEIGHTS = (0.5, 2.0, 0.0, 1.5)
@@ -157,7 +156,7 @@ def mixed(on_one):
 @pytest.fixture(scope='module')
 def sharded():
   """The same, each image on a device of its own."""
-  mesh = Mesh(np.array(jax.devices()[:4]).reshape(4, 1), ('data', 'spatial'))
+  mesh = make_mesh(devices=jax.devices()[:4])
   whole, split = replicated(mesh), batch_sharding(mesh)
   function = jax.jit(
     all_losses,
@@ -263,7 +262,7 @@ def test_four_devices_do_what_one_does(name, mixed, sharded):
 
 
 def test_lovasz_of_images_keeps_pixels_on_their_device():
-  mesh = Mesh(np.array(jax.devices()[:4]).reshape(4, 1), ('data', 'spatial'))
+  mesh = make_mesh(devices=jax.devices()[:4])
   split = batch_sharding(mesh)
   loss = make_loss('lovasz of images')
   function = jax.jit(

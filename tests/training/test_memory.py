@@ -9,10 +9,10 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from golden.reference import TINY, filled_variables, quick_jit
-from jax.extend.core import jaxprs_in_params
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
+from resnest_jax.jax_private import jaxprs_in_params
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.remat import in_groups, parse
 from resnest_jax.models.segmentor import create_segmentor, for_training

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from golden.reference import quick_jit
 from hosts import finish, start_pair
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from training.one_step import assert_close, step_on
 
 from resnest_jax.config import load_config
@@ -24,8 +24,7 @@ def float64():
 
 
 def mesh_of(data, spatial):
-  devices = np.array(jax.devices()[: data * spatial])
-  return Mesh(devices.reshape(data, spatial), ('data', 'spatial'))
+  return sharding.make_mesh(data, spatial, jax.devices()[: data * spatial])
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,6 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from golden.reference import QUICK, TINY, filled_variables
-from jax.sharding import Mesh
 from lengths import others_long
 
 from resnest_jax.config import load_config
@@ -20,6 +19,7 @@ from resnest_jax.training.optimizer import create_optimizer
 from resnest_jax.training.plans import WHOLE, Plan
 from resnest_jax.training.sharding import (
   batch_sharding,
+  make_mesh,
   replicated,
   shard_batch,
 )
@@ -42,9 +42,7 @@ def float64():
 
 
 def mesh_of(devices):
-  return Mesh(
-    np.array(jax.devices()[:devices]).reshape(-1, 1), ('data', 'spatial')
-  )
+  return make_mesh(devices=jax.devices()[:devices])
 
 
 def training_batch():

@@ -1,0 +1,138 @@
+"""What JAX does not promise is there, and is what the project takes it for."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnest_jax import jax_private
+from resnest_jax.runtime import count_compilations
+
+ROOT = Path(__file__).resolve().parent.parent
+# Where JAX keeps what it may change: https://docs.jax.dev/en/latest/jep/25516.
+PRIVATE = re.compile(r'^jax\.(_src|core|extend|interpreters|lib)\b')
+
+
+def test_tracers_are_what_is_being_traced():
+  seen = []
+  jax.make_jaxpr(lambda x: seen.append(x) or x)(1.0)
+  assert isinstance(seen[0], jax_private.Tracer)
+  assert not isinstance(jnp.ones(2), jax_private.Tracer)
+
+
+def test_literals_and_functions_inside_of_equations():
+  closed = jax.make_jaxpr(lambda x: jax.jit(lambda y: y * 3.0)(x))(1.0)
+  (call,) = closed.jaxpr.eqns
+  (inner,) = jax_private.jaxprs_in_params(call.params)
+  (product,) = inner.eqns
+  assert product.primitive.name == 'mul'
+  assert [isinstance(x, jax_private.Literal) for x in product.invars] == [
+    False,
+    True,
+  ]
+  assert float(product.invars[1].val) == 3.0
+
+
+def test_equations_are_dropped_that_nobody_needs():
+  closed = jax.make_jaxpr(lambda x, y: (jnp.sin(x), jnp.cos(y)))(1.0, 2.0)
+  jaxpr, used = jax_private.dce_jaxpr(closed.jaxpr, [False, True])
+  assert used == [False, True]
+  assert [e.primitive.name for e in jaxpr.eqns] == ['cos']
+
+
+def test_compilations_are_counted_by_name():
+  def a_new_program(x):
+    return x * 7 + np.arange(5)
+
+  argument = jnp.zeros(5, jnp.int32)
+  with count_compilations() as compiled:
+    jax.jit(a_new_program)(argument)
+  assert [name for name in compiled if 'a_new_program' in name] == compiled
+  assert len(compiled) == 1
+
+
+def test_hosts_are_known_before_and_after_they_are_joined():
+  code = """
+import jax, socket
+from resnest_jax.jax_private import NO_CLUSTER, distributed_state as state
+try:
+  jax.distributed.initialize()
+except ValueError as error:
+  assert str(error).startswith(NO_CLUSTER), error
+assert state.client is None
+with socket.socket() as free:
+  free.bind(('localhost', 0))
+  address = 'localhost:%d' % free.getsockname()[1]
+jax.distributed.initialize(address, 1, 0)
+assert state.coordinator_address == address
+assert (state.num_processes, state.process_id) == (1, 0)
+state.client.key_value_set('resnest_jax/a/0', 'said')
+print(state.client.key_value_dir_get('resnest_jax/a/'))
+"""
+  process = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert process.returncode == 0, process.stderr
+  assert process.stdout == "[('resnest_jax/a/0', 'said')]\n"
+
+
+def private_names(path):
+  """The private names that a file imports or spells out, with their lines."""
+  found = []
+  for node in ast.walk(ast.parse(path.read_text('utf-8'))):
+    names = []
+    if isinstance(node, ast.ImportFrom):
+      names = [f'{node.module}.{alias.name}' for alias in node.names]
+    elif isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.Attribute):
+      names = [ast.unparse(node)]
+    found += [(node.lineno, name) for name in names if PRIVATE.match(name)]
+  return found
+
+
+def test_private_names_are_used_from_one_module_alone():
+  ours = Path(jax_private.__file__)
+  assert {name.rpartition('.')[2] for _, name in private_names(ours)} == {
+    *('Literal', 'Tracer', 'dce_jaxpr', 'global_state', 'jaxprs_in_params')
+  }
+  folders = ('resnest_jax', 'benchmarks', 'configs', 'notebooks', 'tests')
+  files = [path for x in folders for path in (ROOT / x).rglob('*.py')]
+  assert len(files) > 200
+  elsewhere = {
+    path.relative_to(ROOT).as_posix(): names
+    for path in (*files, *ROOT.glob('*.py'))
+    if path != ours and (names := private_names(path))
+  }
+  # Asks JAX which numbers TPUs have, to compare them with a table.
+  assert elsewhere.keys() == {'tests/test_notebooks.py'}
+
+
+def test_every_module_imports_where_there_is_no_fcntl():
+  """As on Windows, which is not promised but need not fail at once."""
+  code = """
+import importlib, pkgutil, sys
+sys.modules['fcntl'] = None
+import resnest_jax
+count = 0
+for module in pkgutil.walk_packages(resnest_jax.__path__, 'resnest_jax.'):
+  if not module.name.startswith('resnest_jax.scripts'):
+    importlib.import_module(module.name)
+    count += 1
+print(count)
+"""
+  process = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    env=os.environ | {'MPLBACKEND': 'agg'},
+    capture_output=True,
+    text=True,
+  )
+  assert process.returncode == 0, process.stderr
+  assert int(process.stdout) > 100
