@@ -12,6 +12,7 @@ from resnest_jax.data.scenes.canvas import (
   Canvas,
   colour,
   fbm,
+  remap,
   tiled,
 )
 
@@ -248,11 +249,11 @@ def _water(canvas: Canvas, ground: Ground) -> None:
   depth = np.maximum(y - canvas.horizon, 0)
   source = canvas.horizon - depth * rng.uniform(0.8, 1.1) - 2
   source = source + ripples * (2 + 0.06 * depth)
-  mirrored = cv2.remap(
+  mirrored = remap(
     canvas.image,
     np.broadcast_to(x, source.shape).astype(np.float32),
     np.clip(source, 0, canvas.horizon - 2).astype(np.float32),
-    cv2.INTER_LINEAR,
+    cv2.BORDER_CONSTANT,
   )
   tint = colour(rng, (150, 230), (0.2, 0.6), (0.25, 0.6))
   clear = rng.uniform(0.35, 0.7)
