@@ -1,0 +1,40 @@
+"""The network inside of an NNX program, as docs/architecture.md has it."""
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+from evaluation.runs import OVERRIDES, write_run
+from flax import nnx
+from golden.reference import quick_jit
+
+SMALL = OVERRIDES | {'model.head': 'fcn', 'model.radix': 1}
+
+
+def test_network_inside_of_nnx(root, tmp_path, monkeypatch):
+  page = (root / 'docs' / 'architecture.md').read_text('utf-8')
+  (block,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+  write_run(tmp_path / 'runs' / 'pspnet', SMALL)
+  monkeypatch.chdir(tmp_path)
+  names = {}
+  exec(block, names)
+  assert names['logits'].shape == (2, 8, 8, 150)
+
+  network, model = names['network'], names['model']
+  rng = np.random.default_rng(0)
+  images = rng.standard_normal((2, 64, 64, 3)).astype(np.float32)
+  trained = quick_jit(lambda v, x: model.apply(v, x, train=False).logits)(
+    names['variables'], images
+  )
+  assert np.abs(trained).max() > 0.1
+
+  @nnx.jit
+  def gradient(network, images):
+    return nnx.grad(lambda net: jnp.sum(net(images) ** 2))(network)
+
+  # A loss of (logits / T)^2 falls by twice its value at T = 1.
+  slope = gradient(network, images)['temperature'][...]
+  np.testing.assert_allclose(slope, -2 * np.sum(trained**2.0), rtol=1e-4)
+  network.temperature[...] = jnp.array(2.0)
+  halved = names['predict'](network, images)
+  np.testing.assert_allclose(2 * halved, trained, rtol=1e-4, atol=1e-5)
