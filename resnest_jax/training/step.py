@@ -116,7 +116,7 @@ def abstract_state(
 
 
 def global_norm(tree: Any) -> Array:
-  """The root of the sum of all squares, as `optax.global_norm`.
+  """The root of the sum of all squares, as `optax.tree.norm`.
 
   Small leaves are summed together: XLA compiles a few kernels for each sum, and
   a deep network has hundreds of leaves.
@@ -132,7 +132,7 @@ def global_norm(tree: Any) -> Array:
       together = []
   if together:
     parts.append(jnp.concatenate(together))
-  return optax.global_norm(parts)
+  return optax.tree.norm(parts)
 
 
 def update(

@@ -70,7 +70,13 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
   """
   if not hosts.is_first():
     return _find_shared(workdir, config)
-  lock = runtime.lock_folder(workdir, 'trains in')
+  with runtime.lock_folder(workdir, 'trains in') as lock:
+    _write_config(workdir, config)
+    return lock.pop_all()  # Held where nothing was raised.
+
+
+def _write_config(workdir: Path, config: ConfigDict) -> None:
+  """Compares the configuration with an earlier start's, and writes it."""
   saved = workdir / 'config.json'
   begun = checkpoints.has_checkpoint(workdir)
   if saved.exists():
@@ -99,7 +105,6 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
   with writing(saved):
     temporary.write_text(config_to_json(config), 'utf-8')
     temporary.replace(saved)
-  return lock
 
 
 def _find_shared(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:

@@ -92,7 +92,7 @@ def run(request):
 
 @pytest.mark.parametrize(
   ('column', 'name'),
-  enumerate(['learning_rate', 'decode_loss', 'aux_loss']),
+  [(0, 'learning_rate'), (1, 'decode_loss'), (2, 'aux_loss')],
 )
 def test_rate_and_losses(run, column, name):
   ours = [float(scalars[name]) for scalars in run['log']]
