@@ -3,26 +3,42 @@
 # as well.
 
 VENV := .venv
-PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
-# Newest first; a name that is missing, too old or without venv is passed over.
-PYTHONS ?= python3.13 python3.12 python3.11 python3 python
+PY = $(VENV)/bin/python
+PIP = $(PY) -m pip install --quiet --disable-pip-version-check
+# Newest first, on the PATH or where pyenv keeps them; what is missing, too old
+# or without venv is passed over.
+PYENV_ROOT ?= $(HOME)/.pyenv
+python = python$(1) $(wildcard $(PYENV_ROOT)/versions/$(1).*/bin/python$(1))
+PYTHONS ?= $(foreach v,3.13 3.12 3.11,$(call python,$(v))) python3 python
 # Two processes; tests of a module stay together, as they share what is slow.
-PYTEST := $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+PYTEST = $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 MINI := --config configs/ade20k_pspnet.py:mini
+# The oldest Python that is supported, and what is tried with it: goldens, steps,
+# the scripts, and the places where versions differ.
+OLDEST := 3.11
+OLDEST_TESTS := tests/models/test_golden_forward.py \
+  tests/models/test_classifier.py tests/models/test_nnx.py \
+  tests/training/test_golden.py tests/training/test_step.py \
+  tests/training/test_checkpoints.py tests/training/test_resuming.py \
+  tests/evaluation/test_inference.py tests/evaluation/test_protocols.py \
+  tests/evaluation/test_metrics.py tests/evaluation/test_eval.py \
+  tests/evaluation/test_pictures.py tests/export tests/weights/test_convert.py \
+  tests/data/test_prepare.py tests/data/test_opencv.py tests/test_train.py \
+  tests/test_scripts.py tests/test_commands.py tests/test_jax_private.py
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-long browser docs lint bench clean
+.PHONY: help venv demo test test-long test-oldest test-some browser docs lint bench clean
 
 help:
 	@echo 'make demo   make a small ADE20K, train, evaluate, draw pictures (demo/)'
 	@echo 'make test   code style and the tests'
 	@echo 'make test-long  the tests that make test leaves to CI'
+	@echo 'make test-oldest  goldens, steps and scripts with Python $(OLDEST) (.venv-oldest)'
 	@echo 'make venv   the environment alone (.venv)'
 	@echo 'make docs   these pages and the docstrings as a site (site/)'
 	@echo 'make lint   code style alone'
 	@echo 'make bench  time the training step of the small config'
-	@echo 'make clean  remove demo/, site/ and all caches (not .venv)'
+	@echo 'make clean  remove demo/, site/ and all caches (no environment)'
 
 # Written last, so that a half-made environment is made again from scratch.
 $(VENV)/installed: requirements.txt
@@ -63,6 +79,13 @@ test: browser lint $(VENV)/testable
 test-long: browser $(VENV)/testable
 	$(PYTEST) -m long
 
+test-oldest:
+	@$(MAKE) --no-print-directory VENV=.venv-oldest \
+	  PYTHONS='$(call python,$(OLDEST))' TESTS='$(OLDEST_TESTS)' test-some
+
+test-some: $(VENV)/testable
+	$(PYTEST) -m 'not long' $(TESTS)
+
 # Chromium, which root's Debian is given and others are told to install.
 browser:
 	@tests/find_browser.sh
@@ -80,4 +103,4 @@ bench: $(VENV)/installed
 
 clean:
 	rm -rf demo site dist build *.egg-info .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -47,6 +47,10 @@ def pytest_collection_finish():
   gc.freeze()
 
 
+# Errors there as in the tests' own process (pyproject.toml).
+_WARNINGS = {'PYTHONWARNINGS': 'error::DeprecationWarning,error::FutureWarning'}
+
+
 def _run_script(
   *arguments: str | Path,
   status: int = 0,
@@ -67,7 +71,7 @@ def _run_script(
   process = subprocess.run(
     [sys.executable, *map(str, arguments)],
     cwd=ROOT,
-    env=os.environ | (environment or {}),
+    env=os.environ | _WARNINGS | (environment or {}),
     capture_output=True,
     text=True,
     timeout=timeout,

@@ -55,6 +55,7 @@ ELSEWHERE = {
   'make venv': '.ci/run, through make test',
   'make test': '.ci/run',
   'make test-long': '.ci/run',
+  'make test-oldest': '.ci/run',
   'make lint': '.ci/run, through make test',
   'make docs': 'tests/test_site.py, its command',
   'python notebooks/run.py': 'tests/test_notebooks.py, cell by cell',
