@@ -20,6 +20,10 @@ MAX_DEVIATION = 0.01
 # Pictures at a time; `NUMBER` is a multiple, so that one size of batch is
 # compiled.
 BATCH_SIZE = 4
+# The version of jax2onnx that the tests use. Its metadata forbids today's
+# orbax-checkpoint, of which it uses nothing.
+JAX2ONNX = '0.17.1'
+INSTALL_JAX2ONNX = f'pip install --no-deps jax2onnx=={JAX2ONNX}'
 
 # uint8 (b, H, W, 3) -> (labels,) or (labels, probabilities).
 Runner = Callable[[np.ndarray], Sequence[np.ndarray]]

@@ -16,7 +16,12 @@ from resnest_jax.errors import UserError, writing
 from resnest_jax.evaluation.predictor import CROP_SIZES, IMAGE_SCALES
 from resnest_jax.evaluation.protocols import Protocol
 from resnest_jax.export.card import Export, model_card
-from resnest_jax.export.checks import Reference, Runner, check_same_bits
+from resnest_jax.export.checks import (
+  INSTALL_JAX2ONNX,
+  Reference,
+  Runner,
+  check_same_bits,
+)
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.export.program import Program, make_program
 from resnest_jax.models import forms
@@ -32,10 +37,13 @@ from resnest_jax.weights.state_dict import export_state_dict
 
 FORMATS = ('stablehlo', 'onnx', 'safetensors', 'mmseg')
 PROGRAMS = ('stablehlo', 'onnx')
-# What a format needs besides, and pip's words for it.
+# What a format needs besides, and how to install it.
 NEEDS = {
-  'stablehlo': ('flatbuffers',),
-  'onnx': ('jax2onnx', 'onnxruntime'),
+  'stablehlo': (('flatbuffers',), 'pip install flatbuffers'),
+  'onnx': (
+    ('jax2onnx', 'onnx_ir', 'onnxruntime'),
+    f'pip install onnx-ir onnxruntime && {INSTALL_JAX2ONNX}',
+  ),
 }
 # Names that the weights' kinds have in `export_state_dict`.
 KINDS = {'safetensors': 'ours', 'mmseg': 'mmseg'}
@@ -141,12 +149,12 @@ def export_model(
 def check_packages(formats: Sequence[str]) -> None:
   """Raises `UserError` if a format needs what is not installed."""
   for name in formats:
-    needed = NEEDS.get(name, ())
+    needed, install = NEEDS.get(name, ((), ''))
     missing = [x for x in needed if importlib.util.find_spec(x) is None]
     if missing:
       raise UserError(
-        f'the format {name} needs {" and ".join(missing)}: pip install '
-        f'{" ".join(needed)}. --formats leaves it out.'
+        f'the format {name} needs {" and ".join(missing)}: {install} '
+        '(--formats leaves it out).'
       )
   if 'mmseg' in formats:
     check_torch()
