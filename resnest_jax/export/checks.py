@@ -83,8 +83,8 @@ class Reference:
         f'{name} gives {share:.3%} of the pixels of {len(self.images)} '
         f"pictures the checkpoint's class{off if deviation else ''}; "
         f'{MIN_AGREEMENT:.1%} must agree. Nothing was written. Please report '
-        'it with the versions of your packages (pip list), and leave this '
-        'format out by --formats.'
+        'it with the versions of your packages (pip list), and export without '
+        'this format by --formats.'
       )
     return share
 
