@@ -100,6 +100,8 @@ def test_release_of_this_jax_is_known():
   )
   assert f'released on {released}; ' in written.sentence()
   assert f', until {written.read_until}, read it' in written.sentence()
+  row = f'| JAX {jax.__version__} | {released} | {promised(released)} |\n'
+  assert row in (ROOT / 'docs' / 'export.md').read_text('utf-8')
 
 
 def test_unknown_release_promises_no_date(monkeypatch):
