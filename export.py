@@ -2,12 +2,15 @@
 
     python export.py --weights runs/pspnet --out exported --sizes 512x512
     python export.py --weights ade20k_pspnet --out exported --formats onnx
+    python export.py --renew exported
 
 --weights is a published name, a file, an address (see docs/weights.md) or the
 workdir of a training. StableHLO and ONNX hold all from uint8 pictures to label
 maps, for any number of pictures of a fixed size, and run without this project.
 Each file is read back and compared with the checkpoint, pixel by pixel; --out
-appears when all agree, with about.json and the model card README.md.
+appears when all agree, with about.json and the model card README.md. Much later
+releases of JAX refuse StableHLO: --renew writes that of a folder again, from
+the weights there, by the JAX at hand.
 docs/export.md says more.
 """
 
@@ -18,18 +21,24 @@ from pathlib import Path
 from resnest_jax.errors import UserError, run
 from resnest_jax.flags import Parser, add_source_flags
 
+# What an export has to be given.
+SOURCE = ('weights', 'out')
 STOPPED = 'stopped; nothing was written.'
 
 
 def main() -> None:
   """Reads the command line and exports."""
-  flags = make_parser().parse_args()
+  flags = parse()
   sizes = [parse_size(size) for size in flags.sizes]
   # They take seconds, which a mistake in the command line need not.
   from resnest_jax import runtime
   from resnest_jax.export.folder import export_model
+  from resnest_jax.export.renew import renew_exports
 
   runtime.set_up()
+  if flags.renew:
+    renew_exports(flags.renew, pictures=flags.pictures)
+    return
   export_model(
     flags.weights,
     flags.out,
@@ -39,6 +48,32 @@ def main() -> None:
     checkpoint=flags.checkpoint,
     pictures=flags.pictures,
   )
+
+
+def parse() -> argparse.Namespace:
+  """The flags, those of an export or --renew without them."""
+  parser = make_parser()
+  flags = parser.parse_args()
+  if not flags.renew:
+    missing = [f'--{name}' for name in SOURCE if not getattr(flags, name)]
+    if missing:
+      parser.error(
+        f'the following arguments are required: {", ".join(missing)} (or '
+        '--renew DIR alone)'
+      )
+    return flags
+  # Without their defaults it shows what was given.
+  names = (*SOURCE, 'formats', 'sizes', 'probabilities', 'checkpoint')
+  bare = argparse.Namespace(**dict.fromkeys(names))
+  bare = parser.parse_args(namespace=bare)
+  given = [f'--{name}' for name in names if getattr(bare, name) is not None]
+  if given:
+    raise UserError(
+      f'--renew {flags.renew} writes what is there again, from the weights '
+      f'there, and cannot be given with {", ".join(given)}. Leave it out to '
+      'export anew, or give --pictures alone with it.'
+    )
+  return flags
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -59,9 +94,16 @@ def make_parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  add_source_flags(parser)
+  add_source_flags(parser, required=False)
   add = parser.add_argument
-  add('--out', required=True, type=Path, metavar='DIR', help='a new folder')
+  add('--out', type=Path, metavar='DIR', help='a new folder')
+  add(
+    '--renew',
+    type=Path,
+    metavar='DIR',
+    help='writes the StableHLO of this folder of exports again; instead of all '
+    'but --pictures',
+  )
   add(
     '--formats',
     nargs='+',

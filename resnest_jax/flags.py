@@ -22,11 +22,13 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def add_source_flags(parser: argparse.ArgumentParser) -> None:
+def add_source_flags(
+  parser: argparse.ArgumentParser, required: bool = True
+) -> None:
   """Whose network is meant, of a command without a configuration."""
   parser.add_argument(
     '--weights',
-    required=True,
+    required=required,
     metavar='SOURCE',
     help='the workdir of a training, a published name, a path, an address',
   )

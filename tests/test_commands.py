@@ -39,7 +39,7 @@ RUN_BY = {
   'train.py': ('test_train.py', 'test_hosts.py'),
   'eval.py': ('evaluation/test_eval.py',),
   'predict.py': ('evaluation/test_pictures.py',),
-  'export.py': ('export/test_folder.py',),
+  'export.py': ('export/test_folder.py', 'export/test_renew.py'),
   'resnest_jax.demo': ('evaluation/test_demo_page.py',),
   'resnest_jax.data.doctor': ('data/test_doctor_command.py',),
   'resnest_jax.data.prepare': (

@@ -26,6 +26,17 @@ RUN = ('--config', 'configs/ade20k_pspnet.py', '--workdir', 'x')
       ('export.py', '--weights', 'x', '--out', 'y', '--sizes', '512'),
       'write HEIGHTxWIDTH',
     ),
+    (
+      ('export.py', '--renew', 'x', '--out', 'y', '--checkpoint', 'latest'),
+      'cannot be given with --out, --checkpoint.',
+    ),
+    (
+      (
+        *('export.py', '--weights', 'w', '--sizes', '9x9', '--probabilities'),
+        *('--renew', 'x', '--formats', 'stablehlo', 'safetensors'),
+      ),
+      'with --weights, --formats, --sizes, --probabilities.',
+    ),
   ],
 )
 def test_mistake_in_the_command_line_is_told_at_once(

@@ -1,4 +1,4 @@
-"""The model card that is written beside exports."""
+"""The model card that is written next to exports."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnest_jax import __version__
+from resnest_jax.data.checks.finding import plural
+from resnest_jax.export.promise import Written
 from resnest_jax.weights.infer import title_of
 
 FRONT = """---
@@ -77,6 +79,9 @@ class Export(NamedTuple):
   size: height and width of its pictures, or None: any.
   agreement: share of pixels with the checkpoint's class.
   pictures: on how many.
+  drawn: whether these were drawn scenes.
+  probabilities: whether it gives them, too; None: it is weights.
+  written: of StableHLO, which JAX did it.
   """
 
   file: str
@@ -84,26 +89,36 @@ class Export(NamedTuple):
   size: tuple[int, int] | None
   agreement: float
   pictures: int
+  drawn: bool = False
+  probabilities: bool | None = None
+  written: Written | None = None
+
+  def entry(self) -> dict[str, Any]:
+    """As it stands in `about.json`."""
+    written = self.written and self.written._asdict()
+    return self._asdict() | {'written': written}
+
+  @classmethod
+  def of(cls, entry: Mapping[str, Any]) -> 'Export':
+    """The inverse of `entry`; also of older ones, which have less."""
+    size, written = entry['size'], entry.get('written')
+    return cls(**entry)._replace(
+      size=size and tuple(size), written=written and Written(**written)
+    )
 
 
 def model_card(
   about: Mapping[str, Any],
   exports: Sequence[Export],
-  classes: Sequence[str],
-  *,
-  probabilities: bool,
-  pictures: str,
 ) -> str:
   """README.md of a folder of exports.
 
   Args:
     about: as in `about.json`.
     exports: what lies in the folder.
-    classes: names.
-    probabilities: whether StableHLO and ONNX give them, too.
-    pictures: what the exports were compared on.
   """
-  config = about['model']
+  config, classes = about['model'], about['classes']
+  probabilities = any(each.probabilities for each in exports)
   title = f'{title_of(config)} with {config["head"]}'
   parts = [
     FRONT,
@@ -112,8 +127,8 @@ def model_card(
     f'gets a class. Written by resnest-jax {__version__}.\n',
     '## Files\n',
     _table(exports),
-    'Each was read back and compared with the checkpoint in float32 on '
-    f'{pictures}, stretched to its size.\n',
+    'Each was read back and compared with the checkpoint in float32, on '
+    'pictures that were stretched to its size.\n',
     '## Input and output\n',
     _interface(about, probabilities),
   ]
@@ -124,19 +139,25 @@ def model_card(
       file=first.file, height=height, width=width, outputs=outputs
     )
     parts += [f'## Run {first.file}\n', filled]
+    if first.format == 'stablehlo':
+      parts.append(_how_long(exports))
   parts += ['## Classes\n', _classes(classes, about['palette'])]
   parts += ['## Provenance\n', _provenance(about)]
   return '\n'.join(parts)
 
 
 def _table(exports: Sequence[Export]) -> str:
-  lines = ['| file | format | picture size | agreement |', '|---|---|---|---|']
+  lines = [
+    '| file | format | picture size | agreement | on |',
+    '|---|---|---|---|---|',
+  ]
   for each in exports:
     size = 'any'
     if each.size:
       size = f'{each.size[0]} high, {each.size[1]} wide'
     lines.append(
-      f'| {each.file} | {each.format} | {size} | {each.agreement:.4%} |'
+      f'| {each.file} | {each.format} | {size} | {each.agreement:.4%} '
+      f'| {plural(each.pictures, "drawn scene" if each.drawn else "picture")} |'
     )
   return '\n'.join(lines) + '\n'
 
@@ -162,6 +183,23 @@ def _interface(about: Mapping[str, Any], probabilities: bool) -> str:
     'the whole picture at once, as large as it is given; no windows, no other '
     f'scales, no mirroring.{trained} Scores of another protocol do not hold '
     'for these files.\n'
+  )
+
+
+def _how_long(exports: Sequence[Export]) -> str:
+  """Which JAX reads the StableHLO files, and what to do with another."""
+  lines = [
+    f'- {each.file}: {each.written.sentence()}\n'
+    for each in exports
+    if each.written
+  ]
+  weights = 'the original weights, into a new folder'
+  if any(each.format in ('safetensors', 'mmseg') for each in exports):
+    weights = 'the weights in this folder: `python export.py --renew .`'
+  return (
+    'JAX refuses StableHLO that a much older or a newer release wrote.\n\n'
+    f'{"".join(lines)}\nThis project writes the files again by the JAX at '
+    f'hand, from {weights}. Without it, use the release that wrote them.\n'
   )
 
 

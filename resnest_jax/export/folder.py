@@ -16,9 +16,14 @@ from resnest_jax.errors import UserError, writing
 from resnest_jax.evaluation.predictor import CROP_SIZES, IMAGE_SCALES
 from resnest_jax.evaluation.protocols import Protocol
 from resnest_jax.export.card import Export, model_card
-from resnest_jax.export.checks import Reference, Runner, check_same_bits
+from resnest_jax.export.checks import (
+  INSTALL_JAX2ONNX,
+  Reference,
+  check_same_bits,
+)
 from resnest_jax.export.pictures import gather_pictures
-from resnest_jax.export.program import Program, make_program
+from resnest_jax.export.program import make_program
+from resnest_jax.export.promise import written_now
 from resnest_jax.models import forms
 from resnest_jax.weights.files import (
   ABOUT,
@@ -32,10 +37,13 @@ from resnest_jax.weights.state_dict import export_state_dict
 
 FORMATS = ('stablehlo', 'onnx', 'safetensors', 'mmseg')
 PROGRAMS = ('stablehlo', 'onnx')
-# What a format needs besides, and pip's words for it.
+# What a format needs besides, and how to install it.
 NEEDS = {
-  'stablehlo': ('flatbuffers',),
-  'onnx': ('jax2onnx', 'onnxruntime'),
+  'stablehlo': (('flatbuffers',), 'pip install flatbuffers'),
+  'onnx': (
+    ('jax2onnx', 'onnx_ir', 'onnxruntime'),
+    f'pip install onnx-ir onnxruntime && {INSTALL_JAX2ONNX}',
+  ),
 }
 # Names that the weights' kinds have in `export_state_dict`.
 KINDS = {'safetensors': 'ours', 'mmseg': 'mmseg'}
@@ -46,7 +54,7 @@ SHORTEST, LONGEST = 32, 8192
 Say = Callable[[str], None]
 
 
-class _Model(NamedTuple):
+class Model(NamedTuple):
   """A network as it is exported: in float32."""
 
   model: nn.Module
@@ -100,18 +108,10 @@ def export_model(
   _, stored, weights = load_segmentor(source, checkpoint)
   if 'step' in weights.provenance:
     say(f'checkpoint {weights.provenance["step"]} of {source}')
-  net = _as_exported(source, weights)
+  net = as_exported(source, weights)
   about = _about(weights, net.labels)
   sizes = list(dict.fromkeys(sizes)) or [_default_size(weights)]
   exports: list[Export] = []
-
-  def passed(file: Path, name: str, size: Any, share: float) -> None:
-    exports.append(Export(file.name, name, size, share, len(seen)))
-    say(
-      f'{file.name} ({file.stat().st_size / 1e6:.1f} MB): read back, '
-      f'{share:.4%} of the pixels of {plural(len(seen), "picture")} agree with '
-      'the checkpoint'
-    )
 
   with writing(out):
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -122,31 +122,41 @@ def export_model(
         reference = Reference(*net, seen, size, probabilities)
         for name in formats:
           if name in PROGRAMS:
-            program = make_program(*net[:2], size, probabilities=probabilities)
             file = folder / f'model_{size[0]}x{size[1]}.{name}'
-            run = _write_program(name, file, program, size, probabilities)
-            share = reference.compare(file.name, run)
-            passed(file, name, size, share)
+            export = write_program(
+              name, file, net, size, probabilities, reference
+            )
           elif index == 0:
             file = _write_weights(name, folder, weights, stored, about)
             share = _compare_weights(file, stored, reference)
-            passed(file, name, None, share)
-      _describe(
-        folder, about, exports, net.labels, probabilities, bool(pictures)
-      )
+            export = Export(file.name, name, None, share, len(seen))
+          else:
+            continue
+          exports.append(export._replace(drawn=not pictures))
+          say(passed(file, export))
+      describe(folder, about, exports)
   say(f'written: {out}')
   return exports
+
+
+def passed(file: Path, export: Export) -> str:
+  """The line that is said of a file."""
+  return (
+    f'{file.name} ({file.stat().st_size / 1e6:.1f} MB): read back, '
+    f'{export.agreement:.4%} of the pixels of '
+    f'{plural(export.pictures, "picture")} agree with the checkpoint'
+  )
 
 
 def check_packages(formats: Sequence[str]) -> None:
   """Raises `UserError` if a format needs what is not installed."""
   for name in formats:
-    needed = NEEDS.get(name, ())
+    needed, install = NEEDS.get(name, ((), ''))
     missing = [x for x in needed if importlib.util.find_spec(x) is None]
     if missing:
       raise UserError(
-        f'the format {name} needs {" and ".join(missing)}: pip install '
-        f'{" ".join(needed)}. --formats leaves it out.'
+        f'the format {name} needs {" and ".join(missing)}: {install} '
+        '(--formats leaves it out).'
       )
   if 'mmseg' in formats:
     check_torch()
@@ -169,7 +179,12 @@ def _default_size(weights: Weights) -> tuple[int, int]:
   return height, width
 
 
-def _as_exported(source: str | Path, weights: Weights) -> _Model:
+def as_exported(source: str | Path, weights: Weights) -> Model:
+  """The network of weights, as it is exported.
+
+  Raises:
+    UserError: it has too many classes.
+  """
   number = weights.description.config['num_classes']
   if number > IGNORE:
     raise UserError(
@@ -177,7 +192,7 @@ def _as_exported(source: str | Path, weights: Weights) -> _Model:
       f'for none, so at most {IGNORE} can be exported.'
     )
   labels = label_set(number, weights.classes, weights.palette)
-  return _Model(*weights.create('float32'), labels)
+  return Model(*weights.create('float32'), labels)
 
 
 def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
@@ -191,14 +206,29 @@ def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
   }
 
 
-def _write_program(
+def write_program(
   name: str,
   file: Path,
-  program: Program,
+  net: Model,
   size: tuple[int, int],
   probabilities: bool,
-) -> Runner:
-  """Writes StableHLO or ONNX and reads it back."""
+  reference: Reference,
+) -> Export:
+  """Writes StableHLO or ONNX, reads it back and compares it.
+
+  Args:
+    name: of `PROGRAMS`.
+    file: to be written.
+    net: from `as_exported`.
+    size: height and width of the pictures, in pixels.
+    probabilities: whether those of all classes are an output, too.
+    reference: what the checkpoint gives for pictures of this size.
+
+  Raises:
+    UserError: it cannot be written, or does not give what the checkpoint gives.
+  """
+  program = make_program(*net[:2], size, probabilities=probabilities)
+  written = None
   # Whatever runs it knows convolutions, and which of its ways suits them.
   with forms.use(wide='convolution'):
     # Each needs packages that the others do not.
@@ -206,11 +236,21 @@ def _write_program(
       from resnest_jax.export import stablehlo
 
       stablehlo.write_stablehlo(file, program, size)
-      return stablehlo.read_stablehlo(file)
-    from resnest_jax.export import onnx_file
+      run, written = stablehlo.read_stablehlo(file), written_now()
+    else:
+      from resnest_jax.export import onnx_file
 
-    onnx_file.write_onnx(file, program, size, probabilities)
-    return onnx_file.read_onnx(file)
+      onnx_file.write_onnx(file, program, size, probabilities)
+      run = onnx_file.read_onnx(file)
+  return Export(
+    file.name,
+    name,
+    size,
+    reference.compare(file.name, run),
+    len(reference.images),
+    probabilities=probabilities,
+    written=written,
+  )
 
 
 def _write_weights(
@@ -236,28 +276,15 @@ def _compare_weights(
   """Bits of all variables, and the share of agreeing pixels."""
   _, found, weights = load_segmentor(file)
   check_same_bits(file.name, found, stored)
-  net = _as_exported(file, weights)
+  net = as_exported(file, weights)
   return reference.compare(file.name, reference.run_of(*net))
 
 
-def _describe(
-  folder: Path,
-  about: Mapping[str, Any],
-  exports: Sequence[Export],
-  labels: LabelSet,
-  probabilities: bool,
-  given: bool,
+def describe(
+  folder: Path, about: Mapping[str, Any], exports: Sequence[Export]
 ) -> None:
   """Writes the description and the model card."""
-  described = dict(about) | {'exports': [each._asdict() for each in exports]}
+  described = dict(about) | {'exports': [each.entry() for each in exports]}
   text = json.dumps(described, indent=2) + '\n'
   (folder / ABOUT).write_text(text, 'utf-8')
-  number = exports[0].pictures
-  card = model_card(
-    about,
-    exports,
-    labels.classes,
-    probabilities=probabilities,
-    pictures=f'{number} pictures' if given else f'{number} drawn scenes',
-  )
-  (folder / CARD).write_text(card, 'utf-8')
+  (folder / CARD).write_text(model_card(about, exports), 'utf-8')

@@ -14,18 +14,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import lax
-from jax.extend import core
+from jax.core import Tracer
+from jax.extend.core import Literal
 
 from resnest_jax.export.program import Program
 
 # Operations that stand for a function, and the parameter that holds it.
 NESTED = {
   'jit': 'jaxpr',
-  'pjit': 'jaxpr',
-  'closed_call': 'call_jaxpr',
   'custom_jvp_call': 'call_jaxpr',
   'custom_vjp_call': 'call_jaxpr',
-  'checkpoint': 'jaxpr',
+  'remat2': 'jaxpr',
 }
 # Operations that bring their operands to a common shape by themselves.
 ELEMENTWISE = ('add', 'sub', 'mul', 'div', 'max', 'min')
@@ -67,7 +66,7 @@ class _Folder:
     values |= dict(zip(jaxpr.invars, arguments, strict=True))
 
     def read(variable: Any) -> Any:
-      if isinstance(variable, core.Literal):
+      if isinstance(variable, Literal):
         return np.asarray(variable.val, variable.aval.dtype)
       return values[variable]
 
@@ -98,8 +97,6 @@ class _Folder:
     inputs = [self.whole(x) for x in inputs]
     if name == 'split' and len(equation.outvars) == 1:
       return inputs
-    if name == 'pad' and isinstance(inputs[0], jax.core.Tracer):
-      return [_padded(equation, *inputs)]
     outputs = _bind(equation, inputs)
     if _has_channels_of_kernel(equation, inputs):
       self.convolutions[id(outputs[0])] = outputs[0], equation, inputs
@@ -113,7 +110,7 @@ class _Folder:
 
   def scaled(self, result: Any, gain: Any) -> Any:
     """A convolution times a constant a channel, as one; None: it is not."""
-    if id(result) not in self.convolutions or isinstance(gain, jax.core.Tracer):
+    if id(result) not in self.convolutions or isinstance(gain, Tracer):
       return None
     _, equation, (x, kernel) = self.convolutions[id(result)]
     gain = np.asarray(gain)
@@ -127,7 +124,7 @@ def _has_channels_of_kernel(equation: Any, inputs: Sequence[Any]) -> bool:
 
   Or the product that a 1x1 convolution is. The result's last axis is `out`.
   """
-  if len(inputs) < 2 or isinstance(inputs[1], jax.core.Tracer):
+  if len(inputs) < 2 or isinstance(inputs[1], Tracer):
     return False
   numbers = equation.params.get('dimension_numbers')
   if equation.primitive.name == 'conv_general_dilated':
@@ -147,7 +144,7 @@ def _later(equation: Any, operand: Any) -> Any:
   compact = [1] * len(shape)
   for axis, place in enumerate(equation.params['broadcast_dimensions']):
     compact[place] = operand.shape[axis]
-  if isinstance(operand, jax.core.Tracer):
+  if isinstance(operand, Tracer):
     value = operand
     if tuple(compact) != operand.shape:
       value = lax.reshape(operand, compact)
@@ -168,7 +165,7 @@ def _bind(equation: Any, inputs: Sequence[Any]) -> list[Any]:
   """Carries out an operation, now if all operands are known."""
   lengths = [n for out in equation.outvars for n in out.aval.shape]
   known = all(isinstance(n, int) for n in lengths) and not any(
-    isinstance(x, jax.core.Tracer) for x in inputs
+    isinstance(x, Tracer) for x in inputs
   )
   if known:
     with jax.ensure_compile_time_eval():
@@ -179,29 +176,9 @@ def _bind(equation: Any, inputs: Sequence[Any]) -> list[Any]:
   return [np.asarray(x) for x in found] if known else found
 
 
-def _padded(equation: Any, x: Any, value: Any) -> Any:
-  """Zeros around an array, which jax2onnx 0.13 cannot pad by itself.
-
-  It does not where the batch is a symbol.
-  """
-  widths = equation.params['padding_config']
-  if np.any(value) or any(min(width) < 0 or width[2] for width in widths):
-    raise NotImplementedError(f'padding {widths} with {value}')
-  for axis, (before, after, _) in enumerate(widths):
-    parts = [x]
-    for width, place in ((before, 0), (after, len(parts))):
-      while width:
-        slab = lax.slice_in_dim(x, 0, min(width, x.shape[axis]), axis=axis)
-        parts.insert(len(parts) if place else 0, lax.sub(slab, slab))
-        width -= slab.shape[axis]
-    if len(parts) > 1:
-      x = lax.concatenate(parts, axis)
-  return x
-
-
 def _always(inputs: Sequence[Any]) -> Any:
   """What a constant predicate chooses everywhere; None: it depends."""
   which = inputs[0].value if isinstance(inputs[0], _Broadcast) else inputs[0]
-  if isinstance(which, jax.core.Tracer) or len(np.unique(which)) > 1:
+  if isinstance(which, Tracer) or len(np.unique(which)) > 1:
     return None
   return inputs[1 + int(np.ravel(which)[0])]

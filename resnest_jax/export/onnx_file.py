@@ -17,14 +17,12 @@ from jax import export
 from jax2onnx.plugins import plugin_system
 
 from resnest_jax.errors import UserError
-from resnest_jax.export.checks import Runner
+from resnest_jax.export.checks import INSTALL_JAX2ONNX, JAX2ONNX, Runner
 from resnest_jax.export.folding import folded
 from resnest_jax.export.program import Program
 
 # The first in which all operations that jax2onnx writes are defined.
 OPSET = 18
-# The version of jax2onnx that the tests use.
-TRIED = '0.13.0'
 OUTPUTS = ('labels', 'probabilities')
 
 
@@ -56,8 +54,8 @@ def write_onnx(
   except Exception as error:  # Of many kinds: it depends on versions.
     first_line = str(error).strip().partition('\n')[0]
     installed, remedy = version('jax2onnx'), ''
-    if installed != TRIED:
-      remedy = f' Version {TRIED} is tried: pip install jax2onnx=={TRIED}.'
+    if installed != JAX2ONNX:
+      remedy = f' Version {JAX2ONNX} is tried: {INSTALL_JAX2ONNX}.'
     raise UserError(
       f'jax2onnx {installed} cannot translate the network '
       f'({type(error).__name__}: {first_line}).{remedy} Without it: leave '
@@ -80,11 +78,13 @@ def read_onnx(path: Path) -> Runner:
 
 
 def _import_plugins() -> None:
-  """Imports what translates operations of `jax.lax`, and nothing more.
+  """Imports what translates operations of `jax.lax`, and `jnp.pad`.
 
   By itself jax2onnx imports the translations of whole libraries of layers,
-  which takes most of a minute, as some compute at import.
+  which takes long, as some compute at import. `lax.pad` it cannot translate
+  where the batch is a symbol, `jnp.pad` it can.
   """
-  for module in pkgutil.iter_modules(lax_plugins.__path__):
-    importlib.import_module(f'{lax_plugins.__name__}.{module.name}')
+  names = [each.name for each in pkgutil.iter_modules(lax_plugins.__path__)]
+  for name in (*(f'lax.{each}' for each in names), 'numpy.pad'):
+    importlib.import_module(f'jax2onnx.plugins.jax.{name}')
   plugin_system._already_imported_plugins = True

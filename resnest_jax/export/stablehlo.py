@@ -1,13 +1,17 @@
 """StableHLO by `jax.export`: one file for CPU, CUDA and TPU."""
 
+import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax import export
 
+from resnest_jax.errors import UserError
+from resnest_jax.export.card import Export
 from resnest_jax.export.checks import Runner
 from resnest_jax.export.program import Program
+from resnest_jax.weights.files import ABOUT
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
@@ -23,6 +27,46 @@ def write_stablehlo(
 
 
 def read_stablehlo(path: Path) -> Runner:
-  """The program in a file, compiled as it is used."""
-  exported = export.deserialize(bytearray(path.read_bytes()))
-  return jax.jit(exported.call)
+  """The program in a file, compiled as it is used.
+
+  Raises:
+    UserError: this JAX refuses it, here or, as it may do with files of newer
+      versions, when it is compiled.
+  """
+  content = bytearray(path.read_bytes())
+  try:
+    program = jax.jit(export.deserialize(content).call)
+  except ImportError:  # There is no flatbuffers.
+    raise
+  except Exception as error:  # Of many kinds, if it is damaged.
+    raise _refused(path, error) from error
+
+  def run(images: jax.Array) -> tuple[jax.Array, ...]:
+    try:
+      return program(images)
+    except jax.errors.JaxRuntimeError as error:
+      if 'deserialize StableHLO' not in str(error):
+        raise
+      raise _refused(path, error) from error
+
+  return run
+
+
+def _refused(path: Path, error: Exception) -> UserError:
+  first_line = str(error).strip().partition('\n')[0]
+  return UserError(
+    f'JAX {jax.__version__} does not read {path} ({type(error).__name__}: '
+    f'{first_line}).{_history(path)} python export.py --renew {path.parent} '
+    'writes it again, from the weights in its folder; or use the release of '
+    'JAX that wrote it.'
+  )
+
+
+def _history(path: Path) -> str:
+  """The sentence on a file that the description in its folder allows."""
+  try:
+    about = json.loads((path.parent / ABOUT).read_text('utf-8'))
+    (entry,) = (each for each in about['exports'] if each['file'] == path.name)
+    return f' It was {Export.of(entry).written.sentence()}'
+  except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    return ''  # Others', or older than what is described.

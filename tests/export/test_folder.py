@@ -254,7 +254,7 @@ def test_nothing_is_overwritten(sources, tmp_path):
   ('package', 'format_', 'message'),
   [
     ('flatbuffers', 'stablehlo', 'pip install flatbuffers'),
-    ('jax2onnx', 'onnx', 'needs jax2onnx: pip install jax2onnx onnxruntime'),
+    ('jax2onnx', 'onnx', 'runtime && pip install --no-deps jax2onnx==0.17.1'),
     ('torch', 'mmseg', 'pip install torch'),
   ],
 )

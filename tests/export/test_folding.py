@@ -60,6 +60,10 @@ PROGRAMS = {
     lambda x: (jnp.pad(x, ((0, 0), (7, 0), (1, 6), (0, 0))),),
     None,
   ),
+  'nested': (
+    lambda x: (jax.checkpoint(conv)(x) * jnp.array([1.0, 2, 3, 4]),),
+    ['conv_general_dilated'],
+  ),
   'relu': (lambda x: (jax.nn.relu(x),), ['max']),
   'chosen': (
     lambda x: (jnp.where(jnp.ones((5, 6, 2), bool), x, 0) + 1,),
@@ -76,8 +80,3 @@ def test_results_stay_the_same(name):
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-4)
   if left is not None:
     assert operations(program, 5, 6, 2) == left
-
-
-def test_only_zeros_can_be_padded():
-  with pytest.raises(NotImplementedError, match='padding'):
-    jax.jit(folded(lambda x: (jnp.pad(x, 1, constant_values=2),)))(np.ones(3))

@@ -1,0 +1,64 @@
+"""For how long JAX promises to read the StableHLO that it writes."""
+
+import calendar
+from datetime import date
+from typing import NamedTuple
+
+import jax
+
+MONTHS = 6
+# JAX knows its version, not its date. These are the days on which the wheels
+# of jax and jaxlib were built, by the files in them; the promise counts from
+# there.
+RELEASED = {
+  '0.10.2': '2026-06-17',
+  '0.11.2': '2026-09-17',
+  '0.12.0': '2026-10-16',
+  '0.12.0.1': '2026-10-20',
+}
+
+
+class Written(NamedTuple):
+  """Which JAX wrote a file, and which are promised to read it.
+
+  jax: its version.
+  on: the day, as '2026-11-29', as all days here.
+  released: the day of that version, or None: not known here.
+  read_until: the last day whose releases are promised to read it; or None.
+  """
+
+  jax: str
+  on: str
+  released: str | None
+  read_until: str | None
+
+  def sentence(self) -> str:
+    """The same in words."""
+    start = f'written on {self.on} by JAX {self.jax}'
+    if self.released:
+      return (
+        f'{start}, released on {self.released}; JAX promises that its releases '
+        f'of the {MONTHS} months after that, until {self.read_until}, read it.'
+      )
+    return (
+      f'{start}; JAX promises that its releases of the {MONTHS} months after '
+      'that one read it. Its date is not known here: they end on '
+      f'{promised(self.on)} at the latest.'
+    )
+
+
+def written_now(today: date | None = None) -> Written:
+  """What the running JAX writes today."""
+  released = RELEASED.get(jax.__version__)
+  until = promised(released) if released else None
+  day = (today or date.today()).isoformat()
+  return Written(jax.__version__, day, released, until)
+
+
+def promised(day: str) -> str:
+  """`MONTHS` after a day, or the last day of that month if it is shorter."""
+  start = date.fromisoformat(day)
+  years, month = divmod(start.month - 1 + MONTHS, 12)
+  year = start.year + years
+  last = calendar.monthrange(year, month + 1)[1]
+  return date(year, month + 1, min(start.day, last)).isoformat()

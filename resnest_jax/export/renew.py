@@ -1,0 +1,122 @@
+"""StableHLO of a folder of exports, written again by the JAX at hand."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resnest_jax.errors import UserError, writing
+from resnest_jax.export.card import Export
+from resnest_jax.export.checks import Reference
+from resnest_jax.export.folder import (
+  CARD,
+  Say,
+  as_exported,
+  check_packages,
+  describe,
+  passed,
+  write_program,
+)
+from resnest_jax.export.pictures import gather_pictures
+from resnest_jax.weights.files import ABOUT, SAFETENSORS, TORCH
+from resnest_jax.weights.pretrained import load_segmentor
+
+
+def renew_exports(
+  folder: Path,
+  *,
+  pictures: Sequence[str | Path] = (),
+  say: Say = print,
+) -> list[Export]:
+  """Writes each StableHLO file again, from the weights next to it.
+
+  They keep their names, sizes and outputs. about.json and the model card are
+  written anew, all else stays.
+
+  Args:
+    folder: which `export_model` wrote.
+    pictures: to compare on, see `gather_pictures`.
+    say: is called with a line for every file.
+
+  Returns:
+    All exports of the folder.
+
+  Raises:
+    UserError: there is nothing to renew, or nothing to renew it from, or a
+      new file does not give what the checkpoint gives. All files stay then.
+  """
+  folder = Path(folder)
+  about, exports = _read(folder)
+  check_packages(['stablehlo'])
+  seen = gather_pictures(pictures)
+  _, _, weights = load_segmentor(_weights_of(folder, exports))
+  net = as_exported(folder, weights)
+  with (
+    writing(folder),
+    tempfile.TemporaryDirectory(prefix='.renew', dir=folder) as name,
+  ):
+    new = Path(name)
+    for place, old in enumerate(exports):
+      if old.format != 'stablehlo':
+        continue
+      gives = _gives_probabilities(folder, old)
+      reference = Reference(*net, seen, old.size, gives)
+      file = new / Path(old.file).name
+      export = write_program('stablehlo', file, net, old.size, gives, reference)
+      exports[place] = export._replace(drawn=not pictures)
+      say(passed(file, export))
+    describe(new, about, exports)
+    # The description last: one of older files promises too little.
+    for path in sorted(new.iterdir(), key=lambda x: x.name in (ABOUT, CARD)):
+      path.replace(folder / path.name)
+  say(f'renewed: {folder}')
+  return exports
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], list[Export]]:
+  """The description without the exports, and these."""
+  try:
+    about = json.loads((folder / ABOUT).read_text('utf-8'))
+    exports = [Export.of(entry) for entry in about.pop('exports')]
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise UserError(
+      f'{folder} is no folder of exports: its {ABOUT} is missing or does not '
+      f'list them ({type(error).__name__}: {error}). Give the folder that '
+      'export.py --out wrote.'
+    ) from error
+  if not any(each.format == 'stablehlo' for each in exports):
+    raise UserError(
+      f'there is nothing to renew in {folder}: it has no StableHLO, and only '
+      'that expires.'
+    )
+  return about, exports
+
+
+def _weights_of(folder: Path, exports: Sequence[Export]) -> Path:
+  for name in (SAFETENSORS, TORCH):
+    if (folder / name).is_file():
+      return folder / name
+  programs = [each for each in exports if each.format == 'stablehlo']
+  sizes = ' '.join(f'{each.size[0]}x{each.size[1]}' for each in programs)
+  more = ' --probabilities' if programs[0].probabilities else ''
+  raise UserError(
+    f'{folder} has neither {SAFETENSORS} nor {TORCH} to renew its StableHLO '
+    'from. Export again from the original weights: python export.py --weights '
+    f'SOURCE --out NEW --sizes {sizes}{more}.'
+  )
+
+
+def _gives_probabilities(folder: Path, export: Export) -> bool:
+  """Whether a file does; of older folders the card alone says so."""
+  if export.probabilities is not None:
+    return export.probabilities
+  card = folder / CARD
+  if not card.is_file():
+    height, width = export.size
+    raise UserError(
+      f'neither {ABOUT} nor {CARD} of {folder} says whether {export.file} '
+      f'gives probabilities. Export again: python export.py --weights {folder} '
+      f'--out NEW --sizes {height}x{width}, with --probabilities if it does.'
+    )
+  return '`probabilities`' in card.read_text('utf-8')
