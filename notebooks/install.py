@@ -46,8 +46,7 @@ def main() -> None:
   after = installed()
   new = [f'{name} {after[name]}' for name in after if name not in before]
   print('new:', ', '.join(new) or 'nothing')
-  changed = [name for name in after if before.get(name, '') != after[name]]
-  replaced = [name for name in changed if name in before]
+  replaced = [x for x in after if before.get(x, after[x]) != after[x]]
   print('replaced:', '' if replaced else 'nothing')
   for name in replaced:
     print(f'  {name} {before[name]} -> {after[name]}')

@@ -330,8 +330,6 @@ def test_the_kept_files_name_one_address_or_none():
   kept = addresses(ROOT)
   named = {name for names in kept.values() for name in names}
   assert kept == expected_addresses(*named)
-  for page in ('README.md', 'docs/install.md', 'CONTRIBUTING.md'):
-    assert 'OWNER' not in (ROOT / page).read_text()
 
 
 @pytest.fixture
