@@ -48,6 +48,7 @@ RUN_BY = {
   ),
   'resnest_jax.evaluation.submission': ('evaluation/test_submission.py',),
   'resnest_jax.weights.convert': ('weights/test_convert.py',),
+  'notebooks/address.py': ('test_notebooks.py',),
   'build': ('test_release.py',),
 }
 # Commands without flags to look for, and what runs them.

@@ -5,6 +5,11 @@ import html
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import cv2
@@ -22,8 +27,6 @@ KEPT = {
   name: nbformat.read(ROOT / f'notebooks/{name}.ipynb', as_version=4)
   for name in run.NAMES
 }
-# Whose notebooks Colab opens and whose checkout it clones.
-REPOSITORY = 'github.com/OWNER/resnest-jax'
 # The time goes into compiling, so everything has one small shape.
 SMALL = {
   'model.head': 'fcn',
@@ -280,8 +283,7 @@ def test_parameters_are_tagged_and_the_start_is_the_same(name):
   assert tagged == code(KEPT[name])[:1]
   installing = [code(notebook)[1].source for notebook in KEPT.values()]
   assert len(set(installing)) == 1
-  (clone,) = re.findall(r'git clone .*https://(\S+)', installing[0])
-  assert clone == REPOSITORY
+  assert 'repository' in tagged[0].source
 
 
 def test_unknown_parameters_are_refused():
@@ -290,31 +292,203 @@ def test_unknown_parameters_are_refused():
 
 
 @each_notebook
-def test_badges_and_links_lead_to_files(name):
+def test_links_lead_to_files(name):
   texts = [
     cell.source for cell in KEPT[name].cells if cell.cell_type == 'markdown'
   ]
   links = re.findall(r'\]\(([^)\s]+)\)', '\n'.join(texts))
-  colab = 'https://colab.research.google.com/'
-  assert links[:2] == [
-    f'{colab}assets/colab-badge.svg',
-    f'{colab}{REPOSITORY.replace(".com", "")}/blob/main/notebooks/{name}.ipynb',
-  ]
-  for link in links[2:]:
+  near = [link for link in links if '://' not in link]
+  assert near
+  for link in near:
     assert (ROOT / 'notebooks' / link.split('#')[0]).is_file(), link
 
 
-def test_the_pages_give_the_same_addresses():
-  colab = f'https://colab.research.google.com/{REPOSITORY}'.replace(
-    '.com/O', '/O'
+# --- The project's address ---------------------------------------------------
+
+
+def addresses(root):
+  """The repositories that each file names as this project's, in order."""
+  place = re.compile(
+    r'(?:git clone .*|Repository = .|repository = .)https://github\.com/'
+    r'([\w-]+/[\w.-]+)|colab\.research\.google\.com/github/([\w-]+/[^/]+)/'
   )
-  readme = (ROOT / 'README.md').read_text()
+  files = ['README.md', 'docs/install.md', 'pyproject.toml']
+  files += [f'notebooks/{name}.ipynb' for name in run.NAMES]
+  return {
+    file: [a or b for a, b in place.findall((root / file).read_text())]
+    for file in files
+  }
+
+
+def expected_addresses(*repository):
+  numbers = (3, 1, 1, 2, 2, 2)
+  names = addresses(ROOT)
+  return {x: [*repository] * n for x, n in zip(names, numbers, strict=True)}
+
+
+def test_the_kept_files_name_one_address_or_none():
+  kept = addresses(ROOT)
+  named = {name for names in kept.values() for name in names}
+  assert kept == expected_addresses(*named)
+
+
+@pytest.fixture
+def give_address(tmp_path):
+  """Runs the command on a copy, and gives the folder and what it did."""
+  for folder in ('notebooks', 'docs'):
+    shutil.copytree(ROOT / folder, tmp_path / folder)
+  for file in ('README.md', 'pyproject.toml'):
+    shutil.copy(ROOT / file, tmp_path)
+
+  def give(*arguments):
+    command = [sys.executable, 'notebooks/address.py', *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    return tmp_path, done
+
+  return give
+
+
+def test_an_address_is_written_everywhere_and_replaced(give_address):
+  for repository in ('some-one/resnest-jax', 'more/resnest.2', 'a/b', 'a/b'):
+    root, done = give_address(f'https://github.com/{repository}')
+    assert done.returncode == 0, done.stderr
+    assert addresses(root) == expected_addresses(repository)
+  project = tomllib.loads((root / 'pyproject.toml').read_text())['project']
+  assert project['urls'] == {'Repository': 'https://github.com/a/b'}
+  assert project['scripts']
+  colab = 'https://colab.research.google.com'
   for name in run.NAMES:
-    assert f'({colab}/blob/main/notebooks/{name}.ipynb)' in readme
-  pages = [readme, (ROOT / 'docs/install.md').read_text()]
-  for page in pages:
-    found = set(re.findall(r'github(?:\.com)?/(\w+/resnest-jax)', page))
-    assert found == {REPOSITORY.partition('/')[2]}
+    notebook = nbformat.read(root / f'notebooks/{name}.ipynb', as_version=4)
+    nbformat.validate(notebook)
+    badge, text = notebook.cells[0].source.split('\n\n', 1)
+    assert badge == (
+      f'[![Open in Colab]({colab}/assets/colab-badge.svg)]'
+      f'({colab}/github/a/b/blob/main/notebooks/{name}.ipynb)'
+    )
+    assert text.startswith('# ')
+    assert badge in (root / 'README.md').read_text()
+    values = {}
+    exec(notebook.cells[1].source, values)
+    assert values['repository'] == 'https://github.com/a/b'
+
+
+@pytest.mark.parametrize(
+  'wrong',
+  [
+    'github.com/a/b',
+    'https://github.com/a',
+    'https://github.com/a/b/',
+    'https://github.com/a/b.git',
+    'https://example.org/a/b',
+  ],
+)
+def test_a_malformed_address_is_refused(give_address, wrong):
+  root, done = give_address(wrong)
+  assert done.returncode == 1
+  assert f"error: the arguments are ['{wrong}']. Give one" in done.stderr
+  assert addresses(root) == addresses(ROOT)
+
+
+# --- The cell that finds and installs the project ----------------------------
+
+
+def first_cells(folder, before='', python=sys.executable, **parameters):
+  """Runs the cells in a folder, as a notebook that stands there alone."""
+  first, second = (cell.source for cell in code(KEPT['predict'])[:2])
+  lines = [f'{key} = {value!r}' for key, value in parameters.items()]
+  found = "import importlib.util as i; print(i.find_spec('resnest_jax').origin)"
+  cells = '\n'.join([before, first, *lines, second, found])
+  command = [str(python), '-c', cells]
+  return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture
+def uploaded(tmp_path):
+  """The folder that a notebook starts in, and the project elsewhere."""
+  project, folder = tmp_path / 'there/project', tmp_path / 'here'
+  folder.mkdir()
+  for name in ('resnest_jax', 'notebooks', 'configs'):
+    shutil.copytree(ROOT / name, project / name)
+  for name in ('pyproject.toml', 'requirements.txt', 'train.py'):
+    shutil.copy(ROOT / name, project)
+  return folder, project
+
+
+@pytest.mark.parametrize('kind', ['zip', 'folder', 'address'])
+def test_a_notebook_alone_fetches_the_project(uploaded, kind):
+  folder, project = uploaded
+  repository = {'zip': '', 'folder': project, 'address': f'file://{project}'}
+  if kind == 'zip':
+    name = folder / 'resnest-jax-main'
+    shutil.make_archive(name, 'zip', project.parent, 'project')
+  if kind == 'address':
+    who = ('-c', 'user.name=a', '-c', 'user.email=a@b')
+    for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'all']):
+      subprocess.run(['git', *who, *words], cwd=project, check=True)
+  root = folder / 'resnest-jax' / ('project' if kind == 'zip' else '')
+  # The second time it is there; the third a notebook is inside of it.
+  for place in (folder, folder, root / 'notebooks'):
+    done = first_cells(place, repository=str(repository[kind]))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+      'nothing to change: all that the project needs is installed',
+      str(root / 'resnest_jax/__init__.py'),
+    ]
+
+
+def test_a_notebook_alone_says_what_to_upload(tmp_path):
+  done = first_cells(tmp_path, repository='')
+  assert done.returncode == 1
+  last = done.stderr.splitlines()[-1]
+  assert f"resnest_jax is not in {tmp_path}, and repository = ''" in last
+  assert 'Upload a zip of the project, resnest-jax.zip, into this' in last
+
+
+# What Colab has, as far as the project knows it.
+COLAB = (
+  *('jax==0.7.2', 'jaxlib==0.7.2', 'flax==0.11.2', 'numpy==2.1.3'),
+  *('grain==0.2.18', 'orbax-checkpoint==0.12.4', 'packaging'),
+  *('opencv-python-headless==5.0.0.93', 'opencv-contrib-python==4.14.0.94'),
+)
+
+
+@pytest.mark.long
+def test_a_session_like_colabs_gets_what_is_missing(uploaded):
+  """Installed for real, after jax was imported; then a step of training."""
+  folder, project = uploaded
+  python = folder / 'colab/bin/python'
+  for words in (
+    [sys.executable, '-m', 'venv', folder / 'colab'],
+    [python, '-m', 'pip', 'install', '-q', '--no-compile', *COLAB],
+  ):
+    subprocess.run(words, check=True)
+  done = first_cells(folder, 'import jax', python, repository=str(project))
+  assert done.returncode == 1
+  pin = install.jax_requirement('').removeprefix('jax==')
+  said = done.stdout.splitlines()
+  assert said[0] == f'installing jax=={pin} and what the project needs'
+  assert re.search(r'^new: .*\btensorflow-datasets 4\.', done.stdout, re.M)
+  assert {f'  jax 0.7.2 -> {pin}', f'  jaxlib 0.7.2 -> {pin}'} <= set(said)
+  replaced = {line.split()[0] for line in said if ' -> ' in line}
+  assert replaced - {'numpy'} == {'jax', 'jaxlib', 'flax'}
+  assert 'restart the session now' in done.stderr
+  assert 'has imported jax, jaxlib' in done.stderr
+  done = first_cells(folder, 'import jax, cv2', python)
+  assert done.stdout.startswith('nothing to change'), done.stderr
+  for words in (
+    '-m resnest_jax.data.prepare ade20k_mini --images 4 4 --data_dir data',
+    'train.py --config configs/ade20k_pspnet.py:mini --workdir run '
+    f'--config.data.data_dir=data --config.train.total_steps=1 {FLAGS}',
+  ):
+    done = subprocess.run(
+      [python, *words.split()],
+      cwd=folder / 'resnest-jax',
+      env=os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, done.stderr
+  assert 'step 1/1  loss' in done.stdout
 
 
 # --- What runs and installs them ---------------------------------------------
@@ -366,13 +540,21 @@ def test_large_pictures_become_small_ones():
   [
     (True, None, 'tpu'),
     (False, None, ''),
-    (False, 580, 'cuda13'),
-    (False, 579, 'cuda12'),
-    (False, 525, 'cuda12'),
+    (False, '580.65.06, 7.5', 'cuda13'),
+    (False, '580.65.06, 6.0', 'cuda12'),
+    (False, '579.1, 9.0\n579.1, 9.0', 'cuda12'),
+    (False, '525.60.13, 7.5', 'cuda12'),
   ],
 )
-def test_jax_gets_what_the_device_needs(tpu, driver, extra):
-  assert install.choose_extra(tpu, driver) == extra
+def test_jax_gets_what_the_device_needs(
+  tpu, driver, extra, tmp_path, monkeypatch
+):
+  if driver is not None:  # A program that says it.
+    program = tmp_path / 'nvidia-smi'
+    program.write_text(f"#!/bin/sh\necho '{driver}'\n")
+    program.chmod(0o755)
+  monkeypatch.setenv('PATH', f'{tmp_path}:/bin' if driver else str(tmp_path))
+  assert install.choose_extra(tpu, *install.nvidia()) == extra
 
 
 def test_an_old_driver_is_told():
@@ -406,8 +588,23 @@ def test_tpus_are_those_that_jax_knows():
 
 
 def test_the_installed_jax_is_the_pinned_one():
-  for extra, file in (('cuda13', 'gpu'), ('tpu', 'tpu')):
-    pins = (ROOT / f'requirements-{file}.txt').read_text().splitlines()
-    assert install.jax_requirement(extra) in pins
-  pins = (ROOT / 'requirements.txt').read_text().splitlines()
-  assert install.jax_requirement('') in pins
+  for extra, file in (('cuda13', '-gpu'), ('tpu', '-tpu'), ('', '')):
+    pins = (ROOT / f'requirements{file}.txt').read_text().splitlines()
+    mark = "python_version < '3.12'"
+    if sys.version_info >= (3, 12):
+      mark = "python_version >= '3.12'"
+    assert f'{install.jax_requirement(extra)}; {mark}' in pins
+  assert install.jax_requirement('') == f'jax=={metadata.version("jax")}'
+
+
+@pytest.mark.parametrize(
+  ('needed', 'expected'),
+  [
+    ('nbformat', True),
+    ('nbformat>=5,<6', True),
+    ('nbformat>=99', False),
+    ('no-such-package', False),
+  ],
+)
+def test_needs_are_compared_with_what_is_installed(needed, expected):
+  assert install.is_met(needed) is expected
