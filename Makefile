@@ -6,10 +6,10 @@ VENV := .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 # Newest first, on the PATH or where pyenv keeps them; what is missing, too old
-# or without venv is passed over.
+# or without venv is passed over. 3.14, with which nothing has been run, last.
 PYENV_ROOT ?= $(HOME)/.pyenv
 python = python$(1) $(wildcard $(PYENV_ROOT)/versions/$(1).*/bin/python$(1))
-PYTHONS ?= $(foreach v,3.13 3.12 3.11,$(call python,$(v))) python3 python
+PYTHONS ?= $(foreach v,3.13 3.12 3.11 3.14,$(call python,$(v))) python3 python
 # Two processes; tests of a module stay together, as they share what is slow.
 PYTEST = $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 MINI := --config configs/ade20k_pspnet.py:mini

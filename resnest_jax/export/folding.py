@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import lax
-from jax.core import Tracer
-from jax.extend.core import Literal
 
 from resnest_jax.export.program import Program
+from resnest_jax.jax_private import Literal, Tracer
 
 # Operations that stand for a function, and the parameter that holds it.
 NESTED = {
