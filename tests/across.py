@@ -1,0 +1,100 @@
+"""Begins trainings under one Python, resumes them under another, and compares.
+
+    python tests/across.py .venv/bin/python .venv-oldest/bin/python
+
+Each of the two trains without a break; the other resumes its run from the
+checkpoint in the middle. From there to the end the losses must be the same
+within `LIMIT`. They are computed in float64: in float32 the roundings of two
+versions of JAX grow tenfold every two steps, and so do those of one version on
+two machines. Further arguments are flags of train.py.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS, LIMIT = 20, 1e-4
+FLAGS = {
+  'model.dtype': 'float64',
+  'train.total_steps': 2 * STEPS,
+  'train.checkpoint_steps': STEPS,
+  'train.eval_steps': 2 * STEPS,
+  'train.log_steps': 1,
+  'train.pictures': 0,
+}
+
+
+def main() -> None:
+  """Prints a line for each direction; the exit status says whether all hold."""
+  pythons, flags = sys.argv[1:3], sys.argv[3:]
+  with tempfile.TemporaryDirectory() as name:
+    folder = Path(name)
+    archive = folder / 'archive.zip'
+    run(pythons[0], '-m', 'resnest_jax.data.mini', '--out', archive)
+    run(
+      *(pythons[0], '-m', 'resnest_jax.data.prepare', 'ade20k_mini'),
+      *('--archive', archive, '--data_dir', folder),
+    )
+    flags = [
+      *('--config', 'configs/ade20k_pspnet.py:mini'),
+      f'--config.data.data_dir={folder}',
+      *(f'--config.{key}={value}' for key, value in FLAGS.items()),
+      *flags,
+    ]
+    worst = [
+      compare(folder / f'run{i}', *order, flags)
+      for i, order in enumerate((pythons, pythons[::-1]))
+    ]
+  sys.exit(not all(each < LIMIT for each in worst))
+
+
+def compare(workdir: Path, first: str, second: str, flags: list[str]) -> float:
+  """The largest relative difference of a loss after the resumption."""
+  train = ('train.py', *flags, '--workdir', workdir)
+  run(first, *train)
+  undisturbed = losses(workdir)
+  shutil.rmtree(workdir / 'checkpoints' / str(2 * STEPS))
+  run(second, *train)
+  resumed = losses(workdir)
+  steps = range(STEPS + 1, 2 * STEPS + 1)
+  worst = max(abs(resumed[x] / undisturbed[x] - 1) for x in steps)
+  print(
+    f'begun under {version(first)}, resumed under {version(second)}: losses of '
+    f'{STEPS} steps differ by at most {worst:.1e}, {LIMIT:.0e} is allowed'
+  )
+  return worst
+
+
+def losses(workdir: Path) -> dict[int, float]:
+  """Loss by step."""
+  lines = map(json.loads, (workdir / 'log.jsonl').read_text().splitlines())
+  return {line['step']: line['loss'] for line in lines if 'loss' in line}
+
+
+def version(python: str) -> str:
+  """Such as 'Python 3.13.0, JAX 0.12.0.1'."""
+  code = 'import platform, jax; print(platform.python_version(), jax.__version__)'
+  return 'Python {}, JAX {}'.format(*run(python, '-c', code).split())
+
+
+def run(python: str, *arguments: str | Path) -> str:
+  """Returns what it prints; ends with its errors where it fails."""
+  done = subprocess.run(
+    [python, *map(str, arguments)],
+    cwd=ROOT,
+    env=os.environ | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+    capture_output=True,
+    text=True,
+  )
+  if done.returncode:
+    sys.exit(f'{" ".join(map(str, arguments))}\n{done.stdout}{done.stderr}')
+  return done.stdout
+
+
+if __name__ == '__main__':
+  main()
