@@ -9,6 +9,7 @@ import pytest
 from documented import documented
 
 from resnest_jax.config import load_config
+from resnest_jax.export.checks import INSTALL_JAX2ONNX
 from resnest_jax.weights.files import TORCH_INSTALL
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +64,8 @@ def test_command_names_what_exists(command):
       assert extras <= _project()['optional-dependencies'].keys()
     else:  # Optional packages, by name.
       command = ' '.join(['pip', *words])
-      assert command == TORCH_INSTALL or set(words[1:]) <= _packages()
+      by_itself = (TORCH_INSTALL, INSTALL_JAX2ONNX)
+      assert command in by_itself or set(words[1:]) <= _packages()
   elif program == 'ruff':
     assert words[0] in ('format', 'check')
   elif program == 'resnest-jax':
@@ -90,7 +92,9 @@ def _makefile() -> str:
 
 def test_the_commands_are_found():
   found = set(COMMANDS)
-  assert {'make demo', 'make test', TORCH_INSTALL} <= found
+  assert {'make demo', 'make test', TORCH_INSTALL, INSTALL_JAX2ONNX} <= found
+  pins = (ROOT / 'requirements-onnx.txt').read_text().splitlines()
+  assert INSTALL_JAX2ONNX.split()[-1] in pins
   for script in ('train.py', 'eval.py', '-m resnest_jax.data.prepare'):
     assert any(x.startswith(f'python {script} ') for x in found), script
 
