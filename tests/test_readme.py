@@ -92,7 +92,9 @@ def _makefile() -> str:
 
 def test_the_commands_are_found():
   found = set(COMMANDS)
-  assert {'make demo', 'make test', TORCH_INSTALL} <= found
+  assert {'make demo', 'make test', TORCH_INSTALL, INSTALL_JAX2ONNX} <= found
+  pins = (ROOT / 'requirements-onnx.txt').read_text().splitlines()
+  assert INSTALL_JAX2ONNX.split()[-1] in pins
   for script in ('train.py', 'eval.py', '-m resnest_jax.data.prepare'):
     assert any(x.startswith(f'python {script} ') for x in found), script
 
