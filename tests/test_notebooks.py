@@ -284,6 +284,8 @@ def test_parameters_are_tagged_and_the_start_is_the_same(name):
   installing = [code(notebook)[1].source for notebook in KEPT.values()]
   assert len(set(installing)) == 1
   assert 'repository' in tagged[0].source
+  (output,) = code(KEPT[name])[1].outputs
+  assert output.text.startswith('nothing to change: ')
 
 
 def test_unknown_parameters_are_refused():
