@@ -12,10 +12,14 @@ python = python$(1) $(wildcard $(PYENV_ROOT)/versions/$(1).*/bin/python$(1))
 PYTHONS ?= $(foreach v,3.13 3.12 3.11 3.14,$(call python,$(v))) python3 python
 # Two processes; tests of a module stay together, as they share what is slow.
 PYTEST = $(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+# For the error where none is found.
+WANTED := >= 3.11
+NAME_IT := make venv PYTHONS=/path/to/python3
 MINI := --config configs/ade20k_pspnet.py:mini
 # The oldest Python that is supported, and what is tried with it: goldens, steps,
 # the scripts, and the places where versions differ.
 OLDEST := 3.11
+OLDEST_PYTHONS ?= $(call python,$(OLDEST))
 OLDEST_TESTS := tests/models/test_golden_forward.py \
   tests/models/test_classifier.py tests/models/test_nnx.py \
   tests/training/test_golden.py tests/training/test_step.py \
@@ -47,9 +51,9 @@ $(VENV)/installed: requirements.txt
 	  then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	  echo 'error: no Python >= 3.11 with the venv module among: $(PYTHONS).' \
+	  echo 'error: no Python $(WANTED) with the venv module among: $(PYTHONS).' \
 	    'Install one (Debian, Ubuntu: apt install python3-venv) or name it:' \
-	    'make PYTHONS=/path/to/python3' >&2; exit 1; \
+	    '$(NAME_IT)' >&2; exit 1; \
 	fi; \
 	echo "making $(VENV) with $$($$found --version) (some minutes)"; \
 	$$found -m venv --clear $(VENV)
@@ -81,7 +85,9 @@ test-long: browser $(VENV)/testable
 
 test-oldest:
 	@$(MAKE) --no-print-directory VENV=.venv-oldest \
-	  PYTHONS='$(call python,$(OLDEST))' TESTS='$(OLDEST_TESTS)' test-some
+	  PYTHONS='$(OLDEST_PYTHONS)' WANTED=$(OLDEST) \
+	  NAME_IT='make test-oldest OLDEST_PYTHONS=/path/to/python$(OLDEST)' \
+	  TESTS='$(OLDEST_TESTS)' test-some
 
 test-some: $(VENV)/testable
 	$(PYTEST) -m 'not long' $(TESTS)

@@ -8,9 +8,9 @@
 workdir of a training. StableHLO and ONNX hold all from uint8 pictures to label
 maps, for any number of pictures of a fixed size, and run without this project.
 Each file is read back and compared with the checkpoint, pixel by pixel; --out
-appears when all agree, with about.json and the model card README.md. Much later
-releases of JAX refuse StableHLO: --renew writes that of a folder again, from
-the weights there, by the JAX at hand.
+appears when all agree, with about.json and the model card README.md. Later
+releases of JAX may refuse a StableHLO file; --renew writes those of a folder
+again, from the weights there, by the JAX at hand.
 docs/export.md says more.
 """
 
@@ -69,9 +69,9 @@ def parse() -> argparse.Namespace:
   given = [f'--{name}' for name in names if getattr(bare, name) is not None]
   if given:
     raise UserError(
-      f'--renew {flags.renew} writes what is there again, from the weights '
-      f'there, and cannot be given with {", ".join(given)}. Leave it out to '
-      'export anew, or give --pictures alone with it.'
+      f'--renew {flags.renew} takes weights, sizes and outputs from the folder '
+      f'and cannot be given with {", ".join(given)}. Leave these out, or leave '
+      '--renew out for a new export.'
     )
   return flags
 
@@ -101,8 +101,8 @@ def make_parser() -> argparse.ArgumentParser:
     '--renew',
     type=Path,
     metavar='DIR',
-    help='writes the StableHLO of this folder of exports again; instead of all '
-    'but --pictures',
+    help='write the StableHLO of this folder of exports again; alone, or with '
+    '--pictures',
   )
   add(
     '--formats',

@@ -34,6 +34,8 @@ def main() -> None:
   clone = f'!git clone -q --depth 1 {address} resnest-jax'
   fetch = r'^!(unzip -q resnest-jax\.zip|git clone .* resnest-jax)$'
   replace(ROOT / 'docs/install.md', fetch, clone)
+  first = f'git clone {address} resnest-jax'
+  replace(ROOT / 'docs/start.md', r'^git clone \S+ resnest-jax$', first)
   section = r'^(\[project\.urls\]\n.*\n\n)?\[project\.scripts\]'
   urls = f'[project.urls]\nRepository = "{address}"\n\n[project.scripts]'
   replace(ROOT / 'pyproject.toml', section, urls)

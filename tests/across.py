@@ -33,6 +33,8 @@ FLAGS = {
 def main() -> None:
   """Prints a line for each direction; the exit status says whether all hold."""
   pythons, flags = sys.argv[1:3], sys.argv[3:]
+  if len(pythons) < 2:
+    sys.exit(f'error: give two Pythons.{__doc__}')
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     archive = folder / 'archive.zip'

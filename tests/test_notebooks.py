@@ -314,7 +314,7 @@ def addresses(root):
     r'(?:git clone .*|Repository = .|repository = .)https://github\.com/'
     r'([\w-]+/[\w.-]+)|colab\.research\.google\.com/github/([\w-]+/[^/]+)/'
   )
-  files = ['README.md', 'docs/install.md', 'pyproject.toml']
+  files = ['README.md', 'docs/install.md', 'docs/start.md', 'pyproject.toml']
   files += [f'notebooks/{name}.ipynb' for name in run.NAMES]
   return {
     file: [a or b for a, b in place.findall((root / file).read_text())]
@@ -323,7 +323,7 @@ def addresses(root):
 
 
 def expected_addresses(*repository):
-  numbers = (3, 1, 1, 2, 2, 2)
+  numbers = (3, 1, 1, 1, 2, 2, 2)
   names = addresses(ROOT)
   return {x: [*repository] * n for x, n in zip(names, numbers, strict=True)}
 

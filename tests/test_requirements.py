@@ -125,6 +125,7 @@ def test_the_newest_python_that_works_is_taken(tmp_path):
   assert 'no Python >= 3.11 with the venv module among: python3.13 python4' in (
     none.stderr
   )
+  assert 'make venv PYTHONS=/path/to/python3' in none.stderr
   found = make()
   assert found.returncode == 0, found.stderr
   assert f'making {tmp_path}/env with 12' in found.stdout

@@ -195,11 +195,12 @@ def _how_long(exports: Sequence[Export]) -> str:
   ]
   weights = 'the original weights, into a new folder'
   if any(each.format in ('safetensors', 'mmseg') for each in exports):
-    weights = 'the weights in this folder: `python export.py --renew .`'
+    weights = 'the weights in this folder: `resnest-jax export --renew .`'
   return (
-    'JAX refuses StableHLO that a much older or a newer release wrote.\n\n'
+    'JAX may refuse StableHLO that a much older or a newer release wrote.\n\n'
     f'{"".join(lines)}\nThis project writes the files again by the JAX at '
-    f'hand, from {weights}. Without it, use the release that wrote them.\n'
+    f'hand, from {weights} (in a clone, `python export.py`). Without it, use '
+    'the release that wrote them.\n'
   )
 
 

@@ -141,10 +141,13 @@ def export_model(
 
 def passed(file: Path, export: Export) -> str:
   """The line that is said of a file."""
+  until = ''
+  if export.written and export.written.read_until:
+    until = f'; JAX promises to read it until {export.written.read_until}'
   return (
     f'{file.name} ({file.stat().st_size / 1e6:.1f} MB): read back, '
     f'{export.agreement:.4%} of the pixels of '
-    f'{plural(export.pictures, "picture")} agree with the checkpoint'
+    f'{plural(export.pictures, "picture")} agree with the checkpoint{until}'
   )
 
 

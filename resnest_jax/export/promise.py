@@ -46,6 +46,19 @@ class Written(NamedTuple):
       f'{promised(self.on)} at the latest.'
     )
 
+  def shorter_than(self, other: 'Written | None', today: str) -> str:
+    """A line if this promise has ended, or ends before another's; or ''."""
+    if self.read_until is None:
+      return ''
+    before = other and other.read_until and self.read_until < other.read_until
+    if not before and self.read_until >= today:
+      return ''
+    than = f', before that of JAX {other.jax}' if before else ''
+    return (
+      f"JAX {self.jax}'s promise to read it ends on {self.read_until}{than}: "
+      'write it by a newer release (from 0.11 on they need Python 3.12).'
+    )
+
 
 def written_now(today: date | None = None) -> Written:
   """What the running JAX writes today."""

@@ -66,6 +66,9 @@ def renew_exports(
       export = write_program('stablehlo', file, net, old.size, gives, reference)
       exports[place] = export._replace(drawn=not pictures)
       say(passed(file, export))
+      new_one = export.written
+      if less := new_one.shorter_than(old.written, new_one.on):
+        say(f'warning: {less}')
     describe(new, about, exports)
     # The description last: one of older files promises too little.
     for path in sorted(new.iterdir(), key=lambda x: x.name in (ABOUT, CARD)):

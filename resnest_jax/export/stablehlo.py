@@ -67,6 +67,7 @@ def _history(path: Path) -> str:
   try:
     about = json.loads((path.parent / ABOUT).read_text('utf-8'))
     (entry,) = (each for each in about['exports'] if each['file'] == path.name)
-    return f' It was {Export.of(entry).written.sentence()}'
+    sentence = Export.of(entry).written.sentence()
+    return f' {ABOUT} has of it: {sentence}'
   except (OSError, ValueError, LookupError, TypeError, AttributeError):
     return ''  # Others', or older than what is described.

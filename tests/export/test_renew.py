@@ -111,6 +111,24 @@ def test_unknown_release_promises_no_date(monkeypatch):
   assert 'not known here: they end on 2027-05-29 at the' in written.sentence()
 
 
+@pytest.mark.parametrize(
+  ('until', 'other', 'said'),
+  [
+    ('2027-04-20', None, ''),
+    ('2027-04-20', '2026-12-17', ''),
+    ('2026-12-17', '2027-04-20', '2026-12-17, before that of JAX 2: write'),
+    ('2026-11-28', '2026-11-28', 'ends on 2026-11-28: write it by a newer'),
+    (None, '2027-04-20', ''),
+  ],
+)
+def test_shorter_promises_are_told(until, other, said):
+  new = Written('1', '2026-11-29', None, until)
+  old = other and Written('2', '2026-10-29', None, other)
+  found = new.shorter_than(old, '2026-11-29')
+  assert said in found
+  assert bool(found) == bool(said)
+
+
 def test_export_tells_how_long_it_is_read(exported):
   entries = json.loads((exported / 'about.json').read_text())['exports']
   released = RELEASED[jax.__version__]
@@ -129,7 +147,7 @@ def test_export_tells_how_long_it_is_read(exported):
   for name in FILES:
     assert f'- {name}: written on 2' in card
   assert card.count(f'until {promised(released)}, read it') == 2
-  assert '`python export.py --renew .`' in card
+  assert '`resnest-jax export --renew .` (in a clone' in card
 
 
 def test_refused_file_is_told_with_its_history_and_the_remedy(tmp_path):
@@ -144,7 +162,7 @@ def test_refused_file_is_told_with_its_history_and_the_remedy(tmp_path):
   entry = {'file': file.name, 'format': 'stablehlo', 'size': [4, 4]}
   entry |= {'agreement': 1, 'pictures': 1, 'written': written._asdict()}
   (tmp_path / 'about.json').write_text(json.dumps({'exports': [entry]}))
-  history = f'It was written on 2026-11-29 by JAX {WRITER}; .* the latest. '
+  history = f'about.json has of it: written .* JAX {WRITER}; .* the latest. '
   with pytest.raises(UserError, match=f'{message}{history}{remedy}'):
     read_stablehlo(file)(images)
   file.write_bytes(REFUSED.read_bytes()[:100])
@@ -165,6 +183,7 @@ def test_renewed_folder_gives_what_its_weights_give(
   lines = capsys.readouterr().out.splitlines()
   assert [line.partition(' ')[0] for line in lines] == [*FILES, 'renewed:']
   assert '100.0000% of the pixels of 1 picture agree' in lines[0]
+  assert lines[0].endswith(f'read it until {written_now().read_until}')
 
   after = contents(old)
   assert after.keys() == before.keys()
