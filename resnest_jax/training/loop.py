@@ -106,7 +106,19 @@ def train(
     stopper: tells when to stop before the end; None: nothing does.
     profile_steps: the first and the last step to trace; None: none.
   """
-  stopper = stopper or Stopper()
+  # A host that fails leaves before the exits of the stack wait for the others.
+  with contextlib.ExitStack() as at_exit, host_watch.leaving():
+    _train(config, workdir, stopper or Stopper(), profile_steps, at_exit)
+
+
+def _train(
+  config: ConfigDict,
+  workdir: Path,
+  stopper: Stopper,
+  profile_steps: tuple[int, int] | None,
+  at_exit: contextlib.ExitStack,
+) -> None:
+  """`train`; what has to be closed is entered into the stack at once."""
   total_steps, batch_size = config.train.total_steps, config.train.batch_size
 
   # Devices, data, model, optimizer and the step, which is yet to compile.
@@ -125,7 +137,7 @@ def train(
   if config.pretrained and not checkpoints.has_checkpoint(workdir):
     check_pretrained(model, config.pretrained)
   with hosts.first_goes_ahead('workdir'):
-    lock = claim_workdir(workdir, config)
+    at_exit.enter_context(claim_workdir(workdir, config))
   print(
     f'{config.name}: {len(train_split)} images, {len(eval_split)} to '
     f'evaluate, {total_steps} steps of {batch_size} on '
@@ -142,6 +154,7 @@ def train(
   manager = checkpoints.open_checkpoints(
     workdir, keep=config.train.keep_checkpoints
   )
+  at_exit.callback(manager.close)
   about: dict[str, Any] = {
     'config': json.loads(config_to_json(config)),
     'classes': list(labels.classes),
@@ -178,8 +191,6 @@ def train(
     print(f'nothing to do: {total_steps} steps are done', flush=True)
     if hosts.is_first() and not (workdir / CURVES).exists():
       draw_curves(workdir, config.name)
-    manager.close()
-    lock.close()
     return
 
   eval_step = make_eval_step(
@@ -207,10 +218,16 @@ def train(
     process_index=host,
     process_count=num_hosts,
   )
+  at_exit.callback(batches.close)
   log = RunLog(workdir, start_step, evaluating, write=hosts.is_first())
+  at_exit.callback(log.close)
   if config.train.wandb and hosts.is_first():
     log.wandb = WeightsAndBiases(workdir, config.train.wandb, about['config'])
   profile = Profile(workdir, profile_steps if hosts.is_first() else None)
+  at_exit.callback(profile.close)
+  compiled_names = at_exit.enter_context(runtime.count_compilations())
+  compilations = Compilations(compiled_names)
+  of_evaluations = Compilations(compiled_names)
   shown = visualize.spread(len(eval_split), config.train.pictures)
   pace = Pace(batch_size)
   compiled = None
@@ -321,17 +338,7 @@ def train(
   def position() -> dict[str, int]:
     return {'step': step, 'position': step * batch_size}
 
-  with contextlib.ExitStack() as stack:
-    stack.callback(lock.close)
-    stack.callback(manager.close)
-    stack.callback(log.close)
-    stack.callback(profile.close)
-    compiled_names = stack.enter_context(runtime.count_compilations())
-    compilations = Compilations(compiled_names)
-    of_evaluations = Compilations(compiled_names)
-    stack.callback(batches.close)
-    stack.enter_context(stopper.busy())
-    stack.enter_context(host_watch.leaving())
+  with stopper.busy():
     while evaluating or step < total_steps:
       if stopper.requested(step):
         stopper.stop(save_now)

@@ -17,6 +17,7 @@ from resnest_jax.data.datasets import open_data
 from resnest_jax.data.labels import CITYSCAPES
 from resnest_jax.errors import UserError
 from resnest_jax.training.checkpoints import has_checkpoint
+from resnest_jax.training.loop import train
 
 CONFIG = 'configs/ade20k_pspnet.py:mini'
 
@@ -378,6 +379,24 @@ def test_advice_where_samples_cannot_be_read(folder, tmp_path):
   config.model.num_classes = 5
   with pytest.raises(UserError, match=r'nevertheless.*doctor_samples=0$'):
     doctor.check_before_training(config, splits, tmp_path / 'run')
+
+
+def test_training_starts_after_an_error_of_the_doctor(folder, tmp_path):
+  """In the same process, as in a notebook, which keeps the error."""
+  small = {'model.head': 'fcn', 'train.total_steps': 1, 'train.batch_size': 4}
+  sizes = ('width', 'stem_width', 'head_channels', 'aux_channels')
+  small |= {f'model.{size}': 8 for size in sizes}
+  config = folder_config(folder, **small)
+  picture = folder / 'images' / 'train' / '1.jpg'
+  whole = picture.read_bytes()
+  cut(picture, 0.5)
+  for _ in range(2):
+    with pytest.raises(UserError, match='error: unreadable') as error:
+      train(config, tmp_path / 'run')
+  picture.write_bytes(whole)
+  train(config, tmp_path / 'run')
+  assert has_checkpoint(tmp_path / 'run')
+  assert error.traceback  # Until here.
 
 
 class Repeated:
