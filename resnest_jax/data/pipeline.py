@@ -38,6 +38,7 @@ from absl import flags
 
 from resnest_jax.data import resize, transforms
 from resnest_jax.data.batches import Batch, BatchIterator
+from resnest_jax.data.labels import IGNORE
 from resnest_jax.data.records import Records, Split, Unreadable, replacement
 from resnest_jax.data.sampling import Sampler, make_sampler, sampler_seed
 from resnest_jax.errors import UserError
@@ -271,9 +272,7 @@ def make_eval_batch(
   batch = {
     'image': np.zeros((batch_size, *image_shape, 3), np.uint8),
     'size': np.ones((batch_size, 2), np.int32),
-    'label': np.full(
-      (batch_size, *label_shape), transforms.IGNORE_LABEL, np.uint8
-    ),
+    'label': np.full((batch_size, *label_shape), IGNORE, np.uint8),
     'label_size': np.ones((batch_size, 2), np.int32),
     'index': np.full(batch_size, -1, np.int32),
     'name': [sample['name'] for sample in samples],

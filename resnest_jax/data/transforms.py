@@ -23,6 +23,7 @@ import dataclasses
 import cv2
 import numpy as np
 
+from resnest_jax.data.labels import IGNORE
 from resnest_jax.data.resize import (
   Window,
   resize_image_window,
@@ -31,7 +32,6 @@ from resnest_jax.data.resize import (
 )
 from resnest_jax.errors import UserError
 
-IGNORE_LABEL = 255
 # The first crop and ten more when the one before it is refused.
 CROP_TRIES = 11
 
@@ -144,8 +144,8 @@ def is_diverse(label: np.ndarray, cat_max_ratio: float) -> bool:
   Ignored pixels count neither as a class nor in the ratio.
   """
   # Six times as fast as np.bincount. Its float32 counts are exact to 2**24.
-  counts = cv2.calcHist([label], [0], None, [IGNORE_LABEL + 1], [0, 256])
-  counts = counts[:IGNORE_LABEL].astype(np.int64)
+  counts = cv2.calcHist([label], [0], None, [IGNORE + 1], [0, 256])
+  counts = counts[:IGNORE].astype(np.int64)
   if np.count_nonzero(counts) < 2:
     return False
   return bool(counts.max() / counts.sum() < cat_max_ratio)
@@ -317,7 +317,7 @@ def augment(
   label = random_flip(label, draw.flip)
   return {
     'image': pad_bottom_right(image, crop_size, 0),
-    'label': pad_bottom_right(label, crop_size, IGNORE_LABEL),
+    'label': pad_bottom_right(label, crop_size, IGNORE),
     'size': np.array(label.shape, np.int32),
     'photometric': draw.photometric.parameters(),
   }

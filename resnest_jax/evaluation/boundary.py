@@ -22,7 +22,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import cv2
 import numpy as np
 
-from resnest_jax.evaluation.metrics import IGNORE, nanmean, ratio
+from resnest_jax.data.labels import IGNORE
+from resnest_jax.evaluation.metrics import nanmean, ratio
 
 DILATION_RATIO = 0.02  # Of the image's diagonal (the paper's).
 

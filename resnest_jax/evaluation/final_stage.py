@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from resnest_jax.evaluation import metrics
+from resnest_jax.data.labels import IGNORE
 from resnest_jax.models.layers import resize_rows, resize_taps
 
 # Upper bound of one tile's logits at the original resolution, per device.
@@ -170,7 +170,7 @@ def label_maps(
   inside = (jnp.arange(height)[:, None] < label_size[:, 0, None, None]) & (
     jnp.arange(width) < label_size[:, 1, None, None]
   )
-  return jnp.where(inside, maps, jnp.uint8(metrics.IGNORE))
+  return jnp.where(inside, maps, jnp.uint8(IGNORE))
 
 
 def count_confusion(

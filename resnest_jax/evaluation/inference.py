@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from resnest_jax import hosts
 from resnest_jax.data import device
+from resnest_jax.data.labels import IGNORE
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.final_stage import (
@@ -62,10 +63,10 @@ def compile_views(
   on_compile: Callable[[int, int], None],
 ) -> Views:
   """What `make_eval_step` and `make_predict_step` share; see there."""
-  if num_classes > metrics.IGNORE:
+  if num_classes > IGNORE:
     raise ValueError(
-      f'label maps are 8 bit with {metrics.IGNORE} for "no class", so at most '
-      f'{metrics.IGNORE} classes fit; got {num_classes}'
+      f'label maps are 8 bit with {IGNORE} for "no class", so at most '
+      f'{IGNORE} classes fit; got {num_classes}'
     )
 
   def forward(variables, image, size):
@@ -358,13 +359,13 @@ def evaluate(
 def _check_counts(counts: np.ndarray, batch: Batch, slot: int) -> None:
   """Every pixel that has a label must have been counted."""
   label = batch['label'][slot]
-  labelled = np.count_nonzero(label != metrics.IGNORE)
+  labelled = np.count_nonzero(label != IGNORE)
   if counts.sum() != labelled:
     raise UserError(
       f'{labelled - counts.sum()} of {labelled} labelled pixels of '
       f'{batch["name"][slot]} have no class: its labels go up to '
-      f'{label[label != metrics.IGNORE].max()}; accepted are '
-      f'0..{len(counts) - 1} and {metrics.IGNORE} (ignored). Prepare the data '
+      f'{label[label != IGNORE].max()}; accepted are '
+      f'0..{len(counts) - 1} and {IGNORE} (ignored). Prepare the data '
       'set again'
     )
 

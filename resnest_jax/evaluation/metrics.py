@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-IGNORE = 255
+from resnest_jax.data.labels import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from resnest_jax.evaluation.metrics import IGNORE
+from resnest_jax.data.labels import IGNORE
 
 _INK, _PAPER = (38, 38, 38), (255, 255, 255)
 _RIGHT, _WRONG, _IGNORED = (232, 236, 240), (214, 39, 40), (150, 160, 180)

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnest_jax.data.labels import IGNORE
 from resnest_jax.models.heads import place_variables
 from resnest_jax.models.layers import Array
 from resnest_jax.training.freezing import without_gradient
-from resnest_jax.training.losses import IGNORE
 
 # (output, labels) -> scalars, one of which is 'loss'.
 Score = Callable[[Any, Array], dict[str, Array]]

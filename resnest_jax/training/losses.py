@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnest_jax.data.labels import IGNORE
 from resnest_jax.models.layers import Array
 from resnest_jax.training.tiles import (
-  IGNORE,
   exact,
   exponentials_of,
   one_hot,

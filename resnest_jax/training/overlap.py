@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from resnest_jax.data.labels import IGNORE
 from resnest_jax.models.layers import Array, resize_matrix
 from resnest_jax.training.tiles import (
-  IGNORE,
   einsum,
   exact,
   exponentials_of,

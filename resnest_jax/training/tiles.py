@@ -16,9 +16,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from resnest_jax.data.labels import IGNORE
 from resnest_jax.models.layers import Array, at_least_float32, resize_matrix
 
-IGNORE = 255
 einsum = partial(jnp.einsum, precision='highest')
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 import resnest_jax
 from resnest_jax.data.classes import label_set
+from resnest_jax.data.device import MEAN, STD
 from resnest_jax.errors import UserError
 from resnest_jax.weights.fetch import fetch
 from resnest_jax.weights.files import (
@@ -41,8 +42,8 @@ from resnest_jax.weights.state_dict import (
 # What the networks were trained to see: RGB, 0 to 255, minus mean, over std.
 NORMALIZATION = {
   'order': 'RGB',
-  'mean': [123.675, 116.28, 103.53],
-  'std': [58.395, 57.12, 57.375],
+  'mean': list(MEAN),
+  'std': list(STD),
 }
 # detectron2-ResNeSt's, in the files whose names end in _d2.
 DETECTRON_NORMALIZATION = {

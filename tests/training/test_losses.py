@@ -7,9 +7,9 @@ import pytest
 from golden.reference import relative_error
 from training.twins import upsample
 
+from resnest_jax.data.labels import IGNORE
 from resnest_jax.models.layers import resize
 from resnest_jax.training.losses import segmentation_loss
-from resnest_jax.training.tiles import IGNORE
 
 
 @pytest.fixture(scope='module', autouse=True)
