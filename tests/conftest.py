@@ -83,6 +83,15 @@ def _run_script(
   return process
 
 
+@pytest.fixture
+def float64():
+  """JAX computes in float64; `usefixtures('float64')` for whole modules."""
+  import jax
+
+  with jax.enable_x64(True):
+    yield
+
+
 @pytest.fixture(scope='session')
 def root() -> Path:
   """The root of the repository."""
