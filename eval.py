@@ -53,7 +53,7 @@ def main() -> None:
     raise UserError('--weights needs --out, a folder for the results.')
   # They take seconds, which a mistake in the command line need not.
   from resnest_jax import runtime
-  from resnest_jax.evaluation.split import evaluate_split
+  from resnest_jax.evaluation.evaluate_split import evaluate_split
   from resnest_jax.training.workdir import same_on_all_hosts
 
   runtime.set_up(flags.config.model.dtype)

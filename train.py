@@ -36,7 +36,7 @@ def main() -> None:
     # They take seconds, which a mistake in the command line need not.
     from resnest_jax import runtime
     from resnest_jax.training.loop import train
-    from resnest_jax.training.watching import parse_steps
+    from resnest_jax.training.profiling import parse_steps
     from resnest_jax.training.workdir import same_on_all_hosts
 
     profile = parse_steps(flags.profile) if flags.profile else None

@@ -44,13 +44,14 @@ from benchmarks.report import (
 )
 from benchmarks.timing import add_flags, interleaved, medians
 from resnest_jax import runtime
+from resnest_jax.checkpoints.state import start_state
 from resnest_jax.errors import UserError, run
 from resnest_jax.models import forms
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import create_segmentor, scanned
 from resnest_jax.models.stacking import stack
 from resnest_jax.training.losses import segmentation_loss
-from resnest_jax.training.step import start_state, update
+from resnest_jax.training.step import update
 from resnest_jax.weights.state_dict import export_state_dict
 
 PLAIN = {

@@ -47,6 +47,8 @@ from benchmarks.topologies import (
   find_devices,
   split_name,
 )
+from resnest_jax import sharding
+from resnest_jax.checkpoints.state import abstract_state
 from resnest_jax.config import load_config
 from resnest_jax.errors import run
 from resnest_jax.evaluation.inference import compile_views, make_finish
@@ -54,10 +56,9 @@ from resnest_jax.evaluation.protocols import make_protocol
 from resnest_jax.models import forms
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.training import sharding
 from resnest_jax.training.logs import duration
 from resnest_jax.training.plan import parse_memory
-from resnest_jax.training.step import abstract_state, create_training
+from resnest_jax.training.step import create_training
 
 ROWS = [
   f'{data}_{head}'

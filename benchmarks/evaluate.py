@@ -44,6 +44,7 @@ from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.data.prepare import prepare
 from resnest_jax.errors import run
 from resnest_jax.evaluation import inference
+from resnest_jax.evaluation.evaluate import evaluate
 from resnest_jax.evaluation.final_stage import count_confusion
 from resnest_jax.models.layers import resize
 from resnest_jax.models.segmentor import create_segmentor
@@ -103,9 +104,7 @@ def measure_way(
       )
       classes = [str(i) for i in range(config.model.num_classes)]
       with contextlib.closing(batches):
-        evaluation = inference.evaluate(
-          noted, variables, batches, classes, len(split)
-        )
+        evaluation = evaluate(noted, variables, batches, classes, len(split))
       seconds.append(evaluation.seconds)
   networks = [x for x in compiled if 'forward' in x or 'plain_network' in x]
   figures = {

@@ -27,17 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.flags import add_out, positive
 from benchmarks.report import describe_machine, device_name, write_result
-from resnest_jax import runtime
+from resnest_jax import runtime, sharding
+from resnest_jax.checkpoints.state import create_state
 from resnest_jax.errors import UserError, run
 from resnest_jax.models import forms
 from resnest_jax.models.flops import count_flops
-from resnest_jax.training import sharding
+from resnest_jax.models.initial import initial_variables
+from resnest_jax.models.segmentor import scanned
 from resnest_jax.training.logs import duration
-from resnest_jax.training.step import (
-  compile_step,
-  create_state,
-  create_training,
-)
+from resnest_jax.training.step import compile_step, create_training
 
 # Makers' figures for dense bfloat16 matrix products, operations/s a device.
 PEAK = {
@@ -101,7 +99,8 @@ def measure(config: dict, crop: tuple[int, int], steps: int) -> dict:
   mesh = sharding.make_mesh()
   sharding.check_batch_size(batch_size, mesh)
   model, optimizer, _, step = create_training(config, mesh)
-  state = create_state(model, optimizer, 0, mesh)
+  variables = initial_variables(scanned(model, False), 0)
+  state = create_state(model, optimizer, variables, mesh)
   classes = config['model']['num_classes']
   batch = sharding.shard_batch(random_batch(batch_size, crop, classes), mesh)
 

@@ -16,7 +16,7 @@ _EXPORTS = {
   'export_state_dict': 'weights.state_dict',
   'from_checkpoint': 'evaluation.predictor',
   'import_state_dict': 'weights.state_dict',
-  'load_checkpoint': 'training.checkpoints',
+  'load_checkpoint': 'checkpoints.store',
   'load_config': 'config',
   'load_pretrained': 'weights.pretrained',
 }

@@ -25,7 +25,15 @@ class UnreadableSample(UserError):
 
 
 class DamagedCheckpoint(UserError):
-  """A checkpoint is not what was written, or not whole."""
+  """A checkpoint is not what was written, or not whole.
+
+  Attributes:
+    why: the checkpoint and its damage, without the remedy.
+  """
+
+  def __init__(self, why: str, remedy: str):
+    super().__init__(f'{why}. {remedy}')
+    self.why = why
 
 
 class UnwritableError(UserError):
@@ -64,6 +72,24 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     ) from error
 
 
+@contextlib.contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+  """Turns a device's lack of memory into a `UserError`.
+
+  Args:
+    remedy: what to do about it, whole sentences.
+  """
+  try:
+    yield
+  except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    raise UserError(
+      'the device has too little memory '
+      f'({str(error).splitlines()[0][:160]}). {remedy}'
+    ) from error
+
+
 def system_error(error: Exception) -> int | None:
   """The errno of an error, which TensorStore puts into its text."""
   if isinstance(error, OSError):
@@ -82,7 +108,10 @@ def run(
   Ctrl-C the line `stopped` and status 130.
   """
   try:
-    main()
+    with enough_memory(
+      'Try a smaller batch or crop, model.dtype bfloat16, or more devices.'
+    ):
+      main()
   except UnwritableError as error:
     # Orbax leaves threads behind that wait for what was not written, and the
     # interpreter would wait for them.
@@ -97,15 +126,6 @@ def run(
     _exit(
       f'error: {error.filename or "a file"} cannot be written: '
       f'{error.strerror}. {_REMEDIES[error.errno]}.',
-      1,
-    )
-  except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
-    if 'RESOURCE_EXHAUSTED' not in str(error):
-      raise
-    _exit(
-      'error: the device has too little memory '
-      f'({str(error).splitlines()[0][:160]}). Try a smaller batch or crop, '
-      'model.dtype bfloat16, or more devices.',
       1,
     )
 

@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -139,6 +140,31 @@ def count_compilations() -> Iterator[list[str]]:
     yield names
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def step_memory(step: Any) -> str:
+  """The memory of a compiled function on each device, and how much there is.
+
+  Args:
+    step: of `jax.stages.Compiled`.
+  """
+  import jax
+
+  used = step.memory_analysis()
+  # Donated arguments and results share their memory.
+  needed = (
+    used.argument_size_in_bytes
+    + used.output_size_in_bytes
+    + used.temp_size_in_bytes
+    - used.alias_size_in_bytes
+  )
+  device = jax.local_devices()[0]
+  limit = (device.memory_stats() or {}).get('bytes_limit')
+  of, where = limit, f'of each {device.device_kind}'
+  if limit is None:  # The CPU's, which JAX does not know.
+    of = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    where = 'of this machine'
+  return f'a step takes {needed / 1e9:.3g} of the {of / 1e9:.1f} GB {where}'
 
 
 def versions() -> dict[str, str]:

@@ -67,7 +67,7 @@ def compare(workdir: Path, first: str, second: str, flags: list[str]) -> float:
   undisturbed = losses(workdir)
   shutil.rmtree(workdir / 'checkpoints' / str(2 * STEPS))
   said = run(second, *train)
-  assert f'going on after step {STEPS} of {2 * STEPS}' in said, said
+  assert f'resuming after step {STEPS} of {2 * STEPS}' in said, said
   resumed = losses(workdir)
   steps = range(STEPS + 1, 2 * STEPS + 1)
   worst = max(abs(resumed[x] / undisturbed[x] - 1) for x in steps)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hosts import finish, start, start_pair
 
+from resnest_jax.checkpoints.store import load_checkpoint
 from resnest_jax.errors import UserError
 from resnest_jax.host_join import add_flags, joined
 from resnest_jax.host_watch import is_of_a_collective
 from resnest_jax.hosts import any_host, is_first, wait_for_all
-from resnest_jax.training.checkpoints import load_checkpoint
 
 STEPS = 8
 # As small as it gets, in numbers that can be compared.
@@ -95,11 +95,11 @@ def test_a_run_moves_between_processes_and_is_the_same(
   wait_for_checkpoint(workdir, 6, alone)
   alone.send_signal(signal.SIGKILL)
   stdout, _ = finish(alone, status=-signal.SIGKILL)
-  assert 'going on after step' in stdout
+  assert 'resuming after step' in stdout
   # Two again, of one device each, which share the last steps.
   first, second = start_pair(*command, workdir, devices=1)
   stdout, _ = finish(first)
-  assert 'going on after step 6' in stdout
+  assert 'resuming after step 6' in stdout
   assert 'on 2 x cpu' in stdout
   stdout, _ = finish(second)
   assert 'step' not in stdout  # The first one speaks for both.

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from golden import reference
 
+from resnest_jax.checkpoints.store import load_checkpoint
 from resnest_jax.config import load_config
 from resnest_jax.data import doctor, prepare
 from resnest_jax.data.classes import read_classes
 from resnest_jax.data.datasets import open_data
 from resnest_jax.models.segmentor import create_backbone
-from resnest_jax.training.checkpoints import load_checkpoint
 from resnest_jax.weights import convert
 from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.infer import Description

@@ -11,10 +11,10 @@ import pytest
 from kills import Kill
 from trouble import small_disk
 
+from resnest_jax.checkpoints import store
 from resnest_jax.config import load_config
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.sampling import make_sampler, sampler_seed
-from resnest_jax.training import checkpoints
 
 pytestmark = pytest.mark.long
 
@@ -61,7 +61,7 @@ def test_killed_five_times_it_ends_with_the_same_bits(
     if kill.moment == 'compile':
       assert 'no step was finished' in printed
       assert 'compiled in' not in printed
-      assert not checkpoints.has_checkpoint(tmp_path / 'run')
+      assert not store.has_checkpoint(tmp_path / 'run')
     assert status in (kills.STATUS[kill.signal], 0), printed
     assert 'Traceback' not in printed
     assert 'nothing to do' not in printed
@@ -118,14 +118,14 @@ def test_hung_read_full_disk_and_damage_one_after_the_other(
       printed += process.stdout.read()
     disk.free(os.getpid())
     assert process.returncode == 1
-    assert f'going on after step 2 of {kills.STEPS}' in printed
+    assert f'resuming after step 2 of {kills.STEPS}' in printed
     assert printed.count('error: ') == 1
     last = printed.splitlines()[-1]
     assert last.startswith(f'error: {workdir}')
     assert f'cannot be written: {disk.refusal}. ' in last
 
     # Full before the checkpoint of step 6, if this process was quick.
-    before, newest = [2, *checkpoints.steps_in(checkpoint.parent)][-2:]
+    before, newest = [2, *store.steps_in(checkpoint.parent)][-2:]
     for path in (checkpoint.parent / str(newest) / 'model').rglob('d/*'):
       changed = bytearray(path.read_bytes())
       changed[len(changed) // 2] ^= 1
@@ -134,7 +134,7 @@ def test_hung_read_full_disk_and_damage_one_after_the_other(
     assert process.returncode == 0, process.stderr
     damaged = f'{checkpoint.parent}/{newest} is damaged'
     assert f'checkpoint {damaged}' in process.stdout
-    assert f'going on after step {before} of' in process.stdout
+    assert f'resuming after step {before} of' in process.stdout
     moved = workdir / 'damaged_checkpoints' / str(newest)
     assert (moved / 'model').is_dir()
     assert kills.differences(workdir, undisturbed) == []

@@ -1,9 +1,10 @@
 """An iterator over batches that knows what was skipped and what hangs."""
 
+import contextlib
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -14,13 +15,14 @@ from resnest_jax.errors import UserError
 Batch = dict[str, Any]
 
 
-class BatchIterator:
-  """Iterates over batches; `close` ends its threads and processes.
+class BatchIterator(contextlib.AbstractContextManager):
+  """Iterates over batches; `close` or its exit ends threads and processes.
 
   They also end with the object or the interpreter, whichever comes first.
 
   Attributes:
     num_images: how many images all batches of this process hold together.
+    place: puts each batch on the devices. May be set.
   """
 
   def __init__(
@@ -39,6 +41,7 @@ class BatchIterator:
       records: what is read.
     """
     self.num_images = num_images
+    self.place: Callable[[Batch], Batch] = lambda batch: batch
     self._records = records
     self._since: float | None = None  # While a batch is waited for.
     self._warned = False
@@ -73,7 +76,7 @@ class BatchIterator:
     if 'skipped' in batch:
       skipped = batch.pop('skipped')
       self._skipped += skipped[skipped >= 0].tolist()
-    return batch
+    return self.place(batch)
 
   def stuck(self, timeout: float) -> str:
     """Why no batch came for `timeout` seconds, '' as long as one may come.
@@ -122,6 +125,9 @@ class BatchIterator:
   def close(self) -> None:
     """Stops reading. May be called at any time, and again."""
     self._finalizer()
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
 
 
 def _close_reader(held: list) -> None:

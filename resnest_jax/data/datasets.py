@@ -7,12 +7,14 @@ import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
+from resnest_jax.config import fit_num_classes
 from resnest_jax.data import ade20k, cityscapes, pixels, tfds_cityscapes
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
 from resnest_jax.data.folder import FolderSplit, make_folder_split
@@ -109,6 +111,31 @@ def open_data(data_config: Any, split: str) -> 'Split | FolderSplit':
   if data_config.name == 'folder':
     return make_folder_split(data_config, split)
   return open_split(data_config.name, data_config.data_dir, split)
+
+
+class Splits(NamedTuple):
+  """The two splits of a training."""
+
+  train: 'Split | FolderSplit'
+  eval: 'Split | FolderSplit'
+
+
+def open_splits(config: ConfigDict) -> Splits:
+  """Opens the splits that a configuration trains and evaluates on.
+
+  Args:
+    config: the whole configuration; `model.num_classes` is set to the number
+      of classes of the data where it is 0.
+
+  Raises:
+    UserError: data that is not there, or has another number of classes.
+  """
+  data = config.data
+  splits = Splits(
+    open_data(data, data.train_split), open_data(data, data.eval_split)
+  )
+  fit_num_classes(config, len(splits.train.labels.classes))
+  return splits
 
 
 class Split:

@@ -29,18 +29,28 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
 import grain
 import numpy as np
+import rich
 from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from resnest_jax import hosts, sharding
 from resnest_jax.data import resize, transforms
 from resnest_jax.data.batches import Batch, BatchIterator
 from resnest_jax.data.labels import IGNORE
 from resnest_jax.data.records import Records, Split, Unreadable, replacement
-from resnest_jax.data.sampling import Sampler, make_sampler, sampler_seed
+from resnest_jax.data.sampling import (
+  Sampler,
+  make_sampler,
+  open_sampler,
+  sampler_seed,
+)
 from resnest_jax.errors import UserError
 
 
@@ -238,6 +248,49 @@ def make_train_iterator(
   reader = iter(batches)
   num_steps = max(total_steps - start_step, 0)
   return BatchIterator(reader, reader, num_steps * local_batch, records)
+
+
+def training_batches(
+  config: ConfigDict,
+  split: Split,
+  mesh: Mesh,
+  start_step: int = 0,
+  cache: Path | None = None,
+) -> BatchIterator:
+  """The batches of a training, on the devices; to be closed after use.
+
+  Args:
+    config: the whole configuration.
+    split: of `open_splits`.
+    mesh: every host reads what its devices need.
+    start_step: finished steps; the batches are those that would have followed.
+    cache: a file ending in .npy that keeps the counts of the classes' pixels,
+      which some samplings need, for the next start; None: count again.
+
+  Returns:
+    An iterator of `train.total_steps - start_step` batches for the step of
+    `create_training`: 'image' uint8 (B, h, w, 3), 'label' uint8 (B, h, w),
+    'size' int32 (B, 2) and 'photometric' float32 (B, 5).
+  """
+  host, num_hosts = sharding.host_share(mesh)
+  # The first host counts, the others find the file.
+  with hosts.first_goes_ahead('sampler'):
+    sampler, shares = open_sampler(config.data, split, config.seed, cache)
+  if shares:
+    rich.print(shares)
+  batches = make_train_iterator(
+    config.data,
+    split,
+    seed=config.seed,
+    batch_size=config.train.batch_size,
+    start_step=start_step,
+    total_steps=config.train.total_steps,
+    sampler=sampler,
+    process_index=host,
+    process_count=num_hosts,
+  )
+  batches.place = functools.partial(sharding.shard_batch, mesh=mesh)
+  return batches
 
 
 def resize_record(

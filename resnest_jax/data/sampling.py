@@ -13,6 +13,7 @@ position costs the same.
     class. Records without a labelled pixel are not visited.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -180,7 +181,7 @@ def make_sampler(
 
 
 def open_sampler(
-  data_config: Any, split: Any, seed: int, cache: Path
+  data_config: Any, split: Any, seed: int, cache: Path | None
 ) -> tuple[Sampler, rich.table.Table | None]:
   """The sampler of a run; counts the pixels of all classes if it needs them.
 
@@ -189,7 +190,7 @@ def open_sampler(
     split: of `datasets.open_data`.
     seed: of the run.
     cache: the file, ending in .npy, that keeps the counts, so that a run that
-      is continued reads the same records and does not count again.
+      resumes reads the same records and does not count again; None: none.
 
   Returns:
     The sampler, and a table of the classes' shares; None for 'uniform'.
@@ -213,15 +214,15 @@ def open_sampler(
   return sampler, share_table(counts, weights, split.labels.classes)
 
 
-def _cached_counts(data_config: Any, split: Any, cache: Path) -> np.ndarray:
-  """What `count_pixels` gives, from the file or new."""
+def _cached_counts(
+  data_config: Any, split: Any, cache: Path | None
+) -> np.ndarray:
+  """The result of `count_pixels`, from the file or new."""
   shape = len(split), len(split.labels.classes) + 1
-  try:
-    counts = np.load(cache, allow_pickle=False)
-    if counts.shape == shape:
+  # Not there, or damaged: counted again.
+  with contextlib.suppress(OSError, ValueError):
+    if cache and (counts := np.load(cache, allow_pickle=False)).shape == shape:
       return counts
-  except (OSError, ValueError):  # Not there, or damaged.
-    pass
   with progress_bar('counting classes') as on_progress:
     counts = count_pixels(
       split,
@@ -229,10 +230,11 @@ def _cached_counts(data_config: Any, split: Any, cache: Path) -> np.ndarray:
       skip_unreadable=data_config.skip_unreadable,
       on_progress=on_progress,
     )
-  temporary = cache.with_suffix(f'.{os.getpid()}.tmp')
-  with temporary.open('wb') as file:
-    np.save(file, counts)
-  temporary.replace(cache)
+  if cache:
+    temporary = cache.with_suffix(f'.{os.getpid()}.tmp')
+    with temporary.open('wb') as file:
+      np.save(file, counts)
+    temporary.replace(cache)
   return counts
 
 

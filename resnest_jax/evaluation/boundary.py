@@ -22,7 +22,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import cv2
 import numpy as np
 
+from resnest_jax import hosts
 from resnest_jax.data.labels import IGNORE
+from resnest_jax.evaluation.evaluate import ImageResult
 from resnest_jax.evaluation.metrics import nanmean, ratio
 
 DILATION_RATIO = 0.02  # Of the image's diagonal (the paper's).
@@ -105,7 +107,7 @@ class BoundaryIoU:
   """Sums the counts of many images, in threads beside the device's work.
 
       with BoundaryIoU(num_classes) as counter:
-        counter.add(prediction, label)  # For every image.
+        counter.add(image)  # Every `ImageResult`.
         scores = counter.scores()
 
   The order of the images does not matter. Few of them wait at a time, so that
@@ -124,14 +126,18 @@ class BoundaryIoU:
     self._pool = ThreadPoolExecutor(self._threads)
     self._waiting: collections.deque[Future] = collections.deque()
 
-  def add(self, prediction: np.ndarray, label: np.ndarray) -> None:
-    """Counts an image, see `boundary_counts`; the arrays must not change."""
+  def add(self, image: ImageResult) -> None:
+    """Counts an image, see `boundary_counts`; its arrays must not change."""
     while len(self._waiting) > 2 * self._threads:
       self.counts += self._waiting.popleft().result()
     num_classes = self.counts.shape[1]
     self._waiting.append(
       self._pool.submit(
-        boundary_counts, prediction, label, num_classes, self.dilation_ratio
+        boundary_counts,
+        image.prediction,
+        image.label,
+        num_classes,
+        self.dilation_ratio,
       )
     )
 
@@ -140,6 +146,10 @@ class BoundaryIoU:
     while self._waiting:
       self.counts += self._waiting.popleft().result()
     return self.counts
+
+  def gather(self) -> None:
+    """Adds up the counts of all hosts."""
+    self.counts = sum(hosts.gather(self.total))
 
   def scores(self) -> BoundaryScores:
     """The scores of all images that were added."""

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from resnest_jax import hosts
+from resnest_jax.evaluation.evaluate import ImageResult
+from resnest_jax.evaluation.metrics import intersection_and_union, own_score
+
 
 @dataclasses.dataclass(frozen=True)
 class ScoredImage:
@@ -35,15 +39,20 @@ class Extremes:
     self.number = number
     self._kept: list[ScoredImage] = []
 
-  def add(self, index: int, score: float, prediction: np.ndarray) -> None:
-    """Looks at an image.
+  def add(self, image: ImageResult) -> None:
+    """Ranks an image by its own mIoU."""
+    score = own_score(intersection_and_union(image.confusion))
+    self.rank(image.index, score, image.prediction)
+
+  def rank(self, index: int, score: float, prediction: np.ndarray) -> None:
+    """Ranks an image.
 
     Args:
       index: position in the split.
       score: the higher the better; an image with NaN is passed over.
       prediction: uint8 (H, W); copied if it is kept.
     """
-    if math.isnan(score):
+    if not self.number or math.isnan(score):
       return
     full = len(self._kept) == 2 * self.number
     place = bisect.bisect(self._kept, (score, index), key=lambda x: x.rank)
@@ -56,11 +65,15 @@ class Extremes:
 
   @classmethod
   def joined(cls, parts: Sequence['Extremes']) -> 'Extremes':
-    """Of the images of all parts, which ask for the same number."""
+    """Ranks the images of all parts, which ask for the same number."""
     whole = cls(parts[0].number)
     for image in itertools.chain(*(part._kept for part in parts)):
-      whole.add(image.index, image.score, image.prediction)
+      whole.rank(image.index, image.score, image.prediction)
     return whole
+
+  def gather(self) -> None:
+    """Ranks the images of all hosts."""
+    self._kept = self.joined(hosts.gather(lambda: self))._kept
 
   def both(self) -> dict[str, list[ScoredImage]]:
     """'worst' and 'best': at most `number` images each, that one first.

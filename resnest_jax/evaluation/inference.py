@@ -1,4 +1,4 @@
-"""From images of mixed sizes to label maps and counts, exactly.
+"""Compiled steps from images of mixed sizes to label maps and counts, exactly.
 
 Images share a few padded shapes (buckets). Their true sizes are data, not
 shapes, so a bucket compiles once, and every valid pixel gets the logits of the
@@ -7,25 +7,18 @@ runs in row tiles (`final_stage`). What happens before, whether the image is
 seen whole, in windows or at several scales, is the protocol (`protocols`).
 """
 
-import dataclasses
 import functools
-import itertools
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import rich.progress
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnest_jax import hosts
 from resnest_jax.data import device
 from resnest_jax.data.labels import IGNORE
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.final_stage import (
   TILE_BYTES,
   count_confusion,
@@ -37,9 +30,6 @@ from resnest_jax.evaluation.protocols import Protocol, make_views
 
 Batch = dict[str, Any]
 EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
-
-
-# --- On the device -----------------------------------------------------------
 
 
 class Views(NamedTuple):
@@ -212,170 +202,3 @@ def make_predict_step(
     return compiled_finish(layout, canvas, probabilities, arrays, size)
 
   return predict_step
-
-
-# --- Over a data set ---------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageResult:
-  """What came out for one image."""
-
-  index: int  # Position in the split.
-  name: str
-  prediction: np.ndarray | None  # uint8 (H, W) at the original size, classes.
-  label: np.ndarray  # uint8 (H, W), classes or 255.
-  confusion: np.ndarray  # int64 (C, C), this image's counts.
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """What came out for a data set."""
-
-  confusion: np.ndarray  # int64 (C, C), rows = ground truth.
-  scores: metrics.Scores
-  num_images: int
-  seconds: float  # Wall time, compilation included.
-  # int64 (num_images, 2, C), by the images' position in the split: pixels in
-  # both and in either of ground truth and prediction.
-  image_counts: np.ndarray
-
-
-def image_results(
-  eval_step: EvalStep,
-  variables: Any,
-  batches: Iterable[Batch],
-  with_predictions: bool = True,
-) -> Iterator[ImageResult]:
-  """Yields each image's result, in the order of the batches, without fillers.
-
-  One batch is always on the device while the previous one is looked at and
-  the next one is read. Without predictions label maps stay on the device.
-  """
-
-  def results(batch, maps, counts):
-    counts = np.asarray(counts).astype(np.int64)
-    maps = np.asarray(maps) if with_predictions else None
-    for slot, index in enumerate(batch['index']):
-      if index < 0:
-        continue
-      _check_counts(counts[slot], batch, slot)
-      height, width = batch['label_size'][slot]
-      prediction = maps[slot, :height, :width] if with_predictions else None
-      label = batch['label'][slot, :height, :width]
-      yield ImageResult(
-        int(index), batch['name'][slot], prediction, label, counts[slot]
-      )
-
-  pending = None
-  for batch in batches:
-    outputs = eval_step(variables, batch)
-    if pending is not None:
-      yield from results(*pending)
-    pending = (batch, *outputs)
-  if pending is not None:
-    yield from results(*pending)
-
-
-def evaluate(
-  eval_step: EvalStep,
-  variables: Any,
-  batches: Iterable[Batch],
-  class_names: Sequence[str],
-  num_images: int,
-  *,
-  progress: rich.progress.Progress | None = None,
-  on_image: Callable[[ImageResult], None] | None = None,
-  fscore_beta: float = 1.0,
-) -> Evaluation:
-  """Evaluates every image of a split once.
-
-  Several processes each evaluate images of their own, on devices of their own,
-  and add up the counts at the end; all have to call this.
-
-  Args:
-    eval_step: from `make_eval_step`.
-    variables: the model's `params` and `batch_stats`, on the step's devices.
-    batches: the evaluation pipeline's, filler slots marked by index -1; this
-      process' share of the images, which may be none.
-    class_names: C names.
-    num_images: those of the split, which all processes' `batches` together
-      have to hold.
-    progress: a running display that gets a task 'evaluate'.
-    on_image: called for every image of this process, in the order of the
-      batches.
-    fscore_beta: see `metrics.scores`.
-
-  Returns:
-    `Evaluation`, the same for every batch size and number of devices and
-    processes, in all of them.
-
-  Raises:
-    UserError: a label is neither a class nor 255, or another process failed.
-    RuntimeError: `batches` had an image twice, or not at all.
-  """
-  started = time.perf_counter()
-  total = len(hosts.share(num_images))
-  task = progress and progress.add_task('evaluate', total=total)
-
-  def count_mine():
-    confusion = np.zeros((len(class_names), len(class_names)), np.int64)
-    counted = []
-    for result in image_results(
-      eval_step, variables, batches, with_predictions=on_image is not None
-    ):
-      counts = metrics.intersection_and_union(result.confusion)
-      counted.append((result.index, result.name, counts))
-      confusion += result.confusion
-      if on_image is not None:
-        on_image(result)
-      if progress:
-        progress.advance(task)
-    return confusion, counted
-
-  parts = hosts.gather(count_mine)
-  confusion = sum(part for part, _ in parts)
-  seen = {}
-  for index, name, counts in itertools.chain(
-    *(counted for _, counted in parts)
-  ):
-    if index in seen:
-      raise RuntimeError(f'image {index} ({name}) came twice')
-    seen[index] = counts
-  if len(seen) != num_images:
-    raise RuntimeError(
-      f'the pipeline gave {len(seen)} images, the split has {num_images}'
-    )
-  image_counts = [seen[index] for index in sorted(seen)]
-  return Evaluation(
-    confusion,
-    metrics.scores(confusion, class_names, fscore_beta),
-    num_images,
-    time.perf_counter() - started,
-    np.reshape(image_counts, (num_images, 2, len(class_names))),
-  )
-
-
-def _check_counts(counts: np.ndarray, batch: Batch, slot: int) -> None:
-  """Every pixel that has a label must have been counted."""
-  label = batch['label'][slot]
-  labelled = np.count_nonzero(label != IGNORE)
-  if counts.sum() != labelled:
-    raise UserError(
-      f'{labelled - counts.sum()} of {labelled} labelled pixels of '
-      f'{batch["name"][slot]} have no class: its labels go up to '
-      f'{label[label != IGNORE].max()}; accepted are '
-      f'0..{len(counts) - 1} and {IGNORE} (ignored). Prepare the data '
-      'set again'
-    )
-
-
-def divisible_batch_size(batch_size: int, mesh: Mesh | None) -> int:
-  """This process' share of a batch, rounded up to what its devices divide.
-
-  Args:
-    batch_size: images over all devices.
-    mesh: this process' devices; None: one.
-  """
-  devices = 1 if mesh is None else mesh.shape['data']
-  return -(-batch_size // (devices * jax.process_count())) * devices

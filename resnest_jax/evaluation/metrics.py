@@ -170,3 +170,15 @@ def nanmean(values: np.ndarray) -> float:
   """The mean of what is defined; NaN, without a warning, if nothing is."""
   defined = values[~np.isnan(values)]
   return float(defined.mean()) if defined.size else float('nan')
+
+
+def own_score(counts: np.ndarray) -> float:
+  """An image's own mIoU, over the classes that it has or was given.
+
+  Args:
+    counts: int64 (2, C), see `intersection_and_union`.
+
+  Returns:
+    A fraction, NaN for an image without a labelled pixel.
+  """
+  return nanmean(ratio(*counts))

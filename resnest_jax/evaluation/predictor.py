@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from resnest_jax import sharding
 from resnest_jax.data.classes import label_set
 from resnest_jax.data.frames import batches_in_order, unlabelled
 from resnest_jax.data.labels import LabelSet
@@ -29,7 +30,6 @@ from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.evaluation import inference, visualize
 from resnest_jax.evaluation.inputs import as_rgb
 from resnest_jax.evaluation.protocols import Protocol, choose_protocol
-from resnest_jax.training import sharding
 from resnest_jax.weights.pretrained import load_segmentor
 
 # Where the weights do not say: the protocols of ADE20K and Cityscapes, by
@@ -165,7 +165,7 @@ class Predictor:
       platform = jax.devices()[0].platform
       of_one = BATCH_SIZES.get(platform, ACCELERATOR_BATCH_SIZE)
       batch_size = of_one * self._mesh.shape['data']
-    self.batch_size = inference.divisible_batch_size(batch_size, self._mesh)
+    self.batch_size = sharding.divisible_batch_size(batch_size, self._mesh)
     replicated = sharding.replicated(self._mesh)
     self._variables = jax.device_put(dict(variables), replicated)
     self._step = inference.make_predict_step(
@@ -269,7 +269,7 @@ class Predictor:
   def _rows(self, number: int) -> int:
     """The rows of a batch: a power of two suffices for few pictures."""
     rows = min(self.batch_size, 1 << (number - 1).bit_length())
-    return inference.divisible_batch_size(rows, self._mesh)
+    return sharding.divisible_batch_size(rows, self._mesh)
 
   def _in_order(
     self, images: Iterable[np.ndarray], batch_size: int
@@ -278,7 +278,7 @@ class Predictor:
     return batches_in_order(
       images,
       image_scale=scale,
-      batch_size=inference.divisible_batch_size(batch_size, self._mesh),
+      batch_size=sharding.divisible_batch_size(batch_size, self._mesh),
       bucket=self.protocol.bucket,
     )
 

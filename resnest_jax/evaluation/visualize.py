@@ -6,8 +6,9 @@ object interface: no global state, no display).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -138,6 +139,26 @@ def panel(
     _write(heading, title, (8, 18))
   names = legend([label, prediction], class_names, palette, pictures.shape[1])
   return np.vstack([heading, pictures, names])
+
+
+def panels(
+  split: Any, predictions: Mapping[int, np.ndarray]
+) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+  """Sample, prediction and `panel` of each prediction, in the split's order.
+
+  Args:
+    split: samples by index, with `labels`.
+    predictions: index in the split -> uint8 (H, W) classes.
+  """
+  classes, palette = split.labels.classes, split.labels.palette
+  for index, prediction in sorted(predictions.items()):
+    sample = split[index]
+    image, label, name = (sample[key] for key in ('image', 'label', 'name'))
+    yield (
+      sample,
+      prediction,
+      panel(image, label, prediction, classes, palette, name),
+    )
 
 
 def mask_panel(

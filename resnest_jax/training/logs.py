@@ -1,17 +1,160 @@
-"""What a run tells: lines on the console, JSON lines, TensorBoard."""
+"""The reports of a run: console, `log.jsonl`, TensorBoard, W&B, profile."""
 
 import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from resnest_jax.errors import writing
-from resnest_jax.training.watching import WeightsAndBiases
+from resnest_jax import hosts, runtime
+from resnest_jax.checkpoints.state import Run, unlogged_scalars
+from resnest_jax.config import config_to_json
+from resnest_jax.errors import UserError, writing
+from resnest_jax.evaluation import visualize
+from resnest_jax.evaluation.evaluate import Evaluation
+from resnest_jax.training.optimizer import create_schedule
+from resnest_jax.training.profiling import Profile
+
+
+class Report(contextlib.AbstractContextManager):
+  """Tells how a run proceeds; of several hosts the first one does."""
+
+  def __init__(
+    self,
+    workdir: Path,
+    config: ConfigDict,
+    run: Run,
+    profile_steps: tuple[int, int] | None,
+  ):
+    """Opens the logs of a run that starts or resumes.
+
+    Args:
+      workdir: the run's folder.
+      config: the whole configuration.
+      run: where it stands.
+      profile_steps: the first and the last step to trace; None: none.
+
+    Raises:
+      UserError: the system refuses to write, or W&B cannot be used.
+    """
+    self._total_steps = config.train.total_steps
+    self._schedule = create_schedule(config.optimizer, self._total_steps)
+    self._eval_split = config.data.eval_split
+    first = hosts.is_first()
+    wandb = (
+      start_wandb(workdir, config) if config.train.wandb and first else None
+    )
+    self._log = RunLog(workdir, run.step, run.evaluating, write=first)
+    self._log.wandb = wandb
+    self.profile = Profile(workdir, profile_steps if first else None)
+    self.pace = Pace(config.train.batch_size)
+
+  def compiled(self, run: Run, step: Any, seconds: Mapping[str, float]) -> None:
+    """Tells how long the step took to compile, and its memory."""
+    memory = runtime.step_memory(step)
+    print(
+      f'traced in {seconds["trace_seconds"]:.1f} s, compiled in '
+      f'{seconds["compile_seconds"]:.1f} s; {memory}',
+      flush=True,
+    )
+    self._log.write(run.step, dict(seconds))
+    self.pace.restart()
+    self.pace.count(0.0)
+
+  def steps(self, run: Run, skipped: str) -> None:
+    """Logs the mean of the scalars since the last call, and forgets them.
+
+    Args:
+      run: where it stands, with at least one unlogged step.
+      skipped: a sentence on samples that were replaced, or ''.
+
+    Raises:
+      UserError: one of them is not finite, or the system refuses to write.
+    """
+    rows = unlogged_scalars(run)
+    run.unlogged.clear()
+    scalars = {
+      name: sum(row[name] for row in rows) / len(rows) for name in rows[0]
+    }
+    scalars['learning_rate'] = float(self._schedule(run.step - 1))
+    scalars |= self.pace.report()
+    self._log.write(run.step, scalars)
+    if skipped:
+      print(skipped, flush=True)
+    eta = (self._total_steps - run.step) * scalars['step_seconds']
+    print(
+      f'step {run.step}/{self._total_steps}  loss {scalars["loss"]:.4f}  '
+      f'accuracy {scalars["accuracy"]:.3f}  '
+      f'lr {scalars["learning_rate"]:.2e}  '
+      f'{scalars["images_per_second"]:.1f} images/s  '
+      f'data wait {scalars["data_wait"]:.0%}  ETA {duration(eta)}',
+      flush=True,
+    )
+
+  def evaluation(self, run: Run, evaluation: Evaluation, split: Any) -> None:
+    """Logs scores, and pictures of the predictions that were kept."""
+    if not hosts.is_first():
+      return
+    scores = evaluation.scores
+    for sample, _, panel in visualize.panels(split, evaluation.predictions):
+      name = f'{self._eval_split}/{sample["name"]}'
+      self._log.write_picture(run.step, name, panel)
+    print(
+      f'step {run.step}: {self._eval_split} mIoU {scores.mIoU:.4f}, mAcc '
+      f'{scores.mAcc:.4f}, aAcc {scores.aAcc:.4f} ({evaluation.num_images} '
+      f'images in {duration(evaluation.seconds)})',
+      flush=True,
+    )
+    self._log.write(run.step, scores.summary())
+
+  def __exit__(self, *_: Any) -> None:
+    self.profile.close()
+    self._log.close()
+
+
+def start_wandb(workdir: Path, config: ConfigDict) -> Any:
+  """Starts or continues the run of a workdir at Weights & Biases.
+
+  `WANDB_MODE=offline` keeps everything in `WORKDIR/wandb`, for `wandb sync`.
+  wandb's own `sync_tensorboard` would need the package tensorboard, and a
+  SummaryWriter, which `RunLog` must not use.
+
+  Raises:
+    UserError: the package is missing, or it cannot log in.
+  """
+  try:
+    import wandb
+  except ImportError as error:
+    raise UserError(
+      'config.train.wandb needs the package wandb: pip install wandb, or '
+      'leave the key empty.'
+    ) from error
+  known = workdir / 'wandb' / 'run_id'
+  with writing(known.parent):
+    known.parent.mkdir(exist_ok=True)
+    if not known.exists():
+      known.write_text(uuid.uuid4().hex[:12], 'utf-8')
+  try:
+    return wandb.init(
+      project=config.train.wandb,
+      id=known.read_text('utf-8'),
+      name=workdir.name,
+      dir=str(workdir),
+      config=json.loads(config_to_json(config)),
+      resume='allow',
+    )
+  except wandb.errors.Error as error:
+    raise UserError(
+      f'Weights & Biases: {error} (config.train.wandb; WANDB_MODE=offline '
+      'keeps the figures in the workdir).'
+    ) from error
 
 
 @contextlib.contextmanager
@@ -55,7 +198,7 @@ class RunLog:
     """
     self.path = workdir / 'log.jsonl'
     self._file = None
-    self.wandb: WeightsAndBiases | None = None  # Gets the scalars, too.
+    self.wandb: Any = None  # Gets the scalars, too; of `start_wandb`.
     if not write:
       return
     # Would be imported for nothing, which takes seconds.
@@ -114,7 +257,7 @@ class RunLog:
         )
       self._board.flush()
     if self.wandb:
-      self.wandb.write(step, scalars)
+      self.wandb.log(dict(scalars), step=step)
 
   def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
     """Adds a picture, uint8 (H, W, 3) RGB, for TensorBoard.
@@ -136,10 +279,11 @@ class RunLog:
 
   def close(self) -> None:
     """Closes the files; every line is in them already."""
-    if self.wandb:
-      self.wandb.close()
     if self._file is None:
       return
+    if self.wandb:
+      with contextlib.suppress(OSError):
+        self.wandb.finish()
     with contextlib.suppress(OSError):  # Which `write` has told.
       self._file.close()
     with contextlib.suppress(OSError):

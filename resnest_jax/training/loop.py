@@ -1,95 +1,43 @@
 """The training of a run: from a configuration and a workdir to checkpoints."""
 
-import collections
 import contextlib
 import functools
-import json
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import rich
 from ml_collections import ConfigDict
 
-from resnest_jax import host_watch, hosts, runtime
-from resnest_jax.config import config_to_json, fit_num_classes
-from resnest_jax.data.batches import BatchIterator
-from resnest_jax.data.datasets import open_data
+from resnest_jax import host_watch, hosts, runtime, sharding
+from resnest_jax.checkpoints.state import Run, abstract_state, create_state
+from resnest_jax.checkpoints.store import Store, has_checkpoint
+from resnest_jax.data.batches import Batch, BatchIterator
+from resnest_jax.data.datasets import Splits, open_splits
 from resnest_jax.data.doctor import check_before_training
-from resnest_jax.data.pipeline import make_eval_iterator, make_train_iterator
-from resnest_jax.data.sampling import open_sampler
-from resnest_jax.errors import UserError, writing
+from resnest_jax.data.pipeline import training_batches
+from resnest_jax.errors import enough_memory, writing
 from resnest_jax.evaluation import visualize
-from resnest_jax.evaluation.inference import (
-  ImageResult,
-  divisible_batch_size,
-  evaluate,
-  make_eval_step,
-)
-from resnest_jax.evaluation.progress import evaluation_progress
-from resnest_jax.models.layers import at_least_float32
-from resnest_jax.training import checkpoints, resuming, sharding
-from resnest_jax.training.logs import Pace, RunLog, duration
-from resnest_jax.training.optimizer import create_schedule, group_table
+from resnest_jax.evaluation.evaluate import Evaluator
+from resnest_jax.training.logs import Report
+from resnest_jax.training.optimizer import group_table
 from resnest_jax.training.plans import describe
-from resnest_jax.training.starting import (
-  check_pretrained,
-  describe_forms,
-  start_from_weights,
-)
-from resnest_jax.training.step import (
-  abstract_state,
-  compile_step,
-  create_state,
-  create_training,
-)
+from resnest_jax.training.step import compile_step, create_training
 from resnest_jax.training.stopping import Stopper
-from resnest_jax.training.watching import (
-  Compilations,
-  Profile,
-  WeightsAndBiases,
-)
 from resnest_jax.training.workdir import CLASS_COUNTS, claim_workdir
+from resnest_jax.weights.start import start_variables
 
 CURVES = 'curves.png'
-
-
-def draw_curves(workdir: Path, title: str) -> None:
-  """Draws the log of a finished run; the picture is whole or not there."""
-  path, temporary = workdir / CURVES, workdir / f'.{CURVES}'
-  with writing(path):
-    visualize.plot_curves(workdir / 'log.jsonl', temporary, title)
-    temporary.replace(path)
-
-
-def draw_predictions(
-  parts: Sequence[Mapping[int, np.ndarray]], split: Any
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Names of samples and their panels, in the order of the split.
-
-  Args:
-    parts: of each host, index in the split -> uint8 (H, W) classes.
-    split: of `open_data`.
-  """
-  if not hosts.is_first():
-    return
-  for index, prediction in sorted(collections.ChainMap(*parts).items()):
-    sample, labels = split[index], split.labels
-    yield (
-      sample['name'],
-      visualize.panel(
-        sample['image'],
-        sample['label'],
-        prediction,
-        labels.classes,
-        labels.palette,
-        sample['name'],
-      ),
-    )
+# Out of memory: what a training can do about it.
+SMALLER = (
+  'Set train.remat=blocks or stages (no other result), train.micro_batch_size '
+  'to a part of the batch, model.dtype to bfloat16, or give the config the '
+  'argument :16gb, as in configs/ade20k_pspnet.py:16gb; docs/memory.md.'
+)
+# The host may run this many steps ahead of the devices.
+STEPS_AHEAD = 2
 
 
 def train(
@@ -101,302 +49,161 @@ def train(
   """Runs the training that the configuration describes, or the rest of it.
 
   Args:
-    config: what to train.
-    workdir: of the run.
+    config: what to train; where `model.num_classes` is 0 it is set.
+    workdir: the run's folder.
     stopper: tells when to stop before the end; None: nothing does.
     profile_steps: the first and the last step to trace; None: none.
+
+  Raises:
+    UserError: something given cannot be used, or the loss is not finite.
   """
+  stopper, total_steps = stopper or Stopper(), config.train.total_steps
   # A host that fails leaves before the exits of the stack wait for the others.
-  with contextlib.ExitStack() as at_exit, host_watch.leaving():
-    _train(config, workdir, stopper or Stopper(), profile_steps, at_exit)
+  with (
+    contextlib.ExitStack() as at_exit,
+    host_watch.leaving(),
+    enough_memory(SMALLER),
+  ):
+    # What is trained, and on what. Nothing is written yet: mistakes are cheap.
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.spatial)
+    sharding.check_batch_size(config.train.batch_size, mesh)
+    stride = config.model.output_stride
+    sharding.check_rows(config.data.crop_size[0], stride, mesh)
+    splits = open_splits(config)
+    model, optimizer, plan, train_step = create_training(config, mesh)
+    ema = config.train.ema_decay > 0
+    fresh = not has_checkpoint(workdir)
+    variables, notes = start_variables(model, config) if fresh else (None, [])
 
-
-def _train(
-  config: ConfigDict,
-  workdir: Path,
-  stopper: Stopper,
-  profile_steps: tuple[int, int] | None,
-  at_exit: contextlib.ExitStack,
-) -> None:
-  """`train`; what has to be closed is entered into the stack at once."""
-  total_steps, batch_size = config.train.total_steps, config.train.batch_size
-
-  # Devices, data, model, optimizer and the step, which is yet to compile.
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.spatial)
-  host, num_hosts = sharding.host_share(mesh)
-  eval_mesh = sharding.local_mesh()
-  sharding.check_batch_size(batch_size, mesh)
-  height = config.data.crop_size[0]
-  sharding.check_rows(height, config.model.output_stride, mesh)
-  train_split = open_data(config.data, config.data.train_split)
-  eval_split = open_data(config.data, config.data.eval_split)
-  labels = train_split.labels
-  fit_num_classes(config, len(labels.classes))
-  model, optimizer, plan, train_step = create_training(config, mesh)
-  ema = config.train.ema_decay > 0
-  if config.pretrained and not checkpoints.has_checkpoint(workdir):
-    check_pretrained(model, config.pretrained)
-  with hosts.first_goes_ahead('workdir'):
-    at_exit.enter_context(claim_workdir(workdir, config))
-  print(
-    f'{config.name}: {len(train_split)} images, {len(eval_split)} to '
-    f'evaluate, {total_steps} steps of {batch_size} on '
-    f'{runtime.describe_devices()}, into {workdir}',
-    flush=True,
-  )
-
-  for notice in (describe(plan, batch_size), describe_forms(model)):
-    if notice:
-      print(notice, flush=True)
-
-  # State.
-  schedule = create_schedule(config.optimizer, total_steps)
-  manager = checkpoints.open_checkpoints(
-    workdir, keep=config.train.keep_checkpoints
-  )
-  at_exit.callback(manager.close)
-  about: dict[str, Any] = {
-    'config': json.loads(config_to_json(config)),
-    'classes': list(labels.classes),
-    'palette': labels.palette.tolist(),
-    'dilation_rule': config.model.dilation_rule,
-    'best': None,
-  }
-  unread: collections.deque = collections.deque()  # Scalars not yet logged.
-  evaluating = False
-  restored = None
-  if checkpoints.has_checkpoint(workdir):
-    abstract = abstract_state(model, optimizer, mesh, ema=ema)
-    restored = resuming.restore_newest(workdir, manager, abstract)
-  if restored is None:
-    if hosts.is_first():
-      check_before_training(config, (train_split, eval_split), workdir)
-    state = create_state(model, optimizer, config.seed, mesh, ema=ema)
-    if config.pretrained:
-      state, notes = start_from_weights(model, state, config.pretrained, mesh)
+    # From here on the workdir is ours.
+    with hosts.first_goes_ahead('workdir'):
+      at_exit.enter_context(claim_workdir(workdir, config))
+    announce(config, workdir, splits, describe(plan, config.train.batch_size))
+    store = at_exit.enter_context(Store(workdir, config, splits.train.labels))
+    if fresh:
+      if hosts.is_first():
+        check_before_training(config, splits, workdir)
+      run = Run(create_state(model, optimizer, variables, mesh, ema=ema))
+      del variables  # They are on the devices now.
     else:
-      notes = ['starting from random weights (config.pretrained is empty)']
+      run = store.resume(abstract_state(model, optimizer, mesh, ema=ema))
+      notes = [f'resuming after step {run.step} of {total_steps}']
     print('; '.join(notes), flush=True)
-  else:
-    state, saved_about = restored
-    checkpoints.check_classes(saved_about, labels.classes)
-    about['best'] = saved_about['best']
-    # Of a run that was stopped between two checkpoints.
-    unread.extend(saved_about.get('unread', ()))
-    evaluating = saved_about.get('evaluating', False)
-    print(f'going on after step {int(state.step)} of {total_steps}', flush=True)
-  rich.print(group_table(state.params, config.optimizer))
-  step = start_step = saved_step = int(state.step)
-  if start_step >= total_steps and not evaluating:
-    print(f'nothing to do: {total_steps} steps are done', flush=True)
-    if hosts.is_first() and not (workdir / CURVES).exists():
-      draw_curves(workdir, config.name)
-    return
-
-  eval_step = make_eval_step(
-    model,
-    len(labels.classes),
-    mesh=eval_mesh,
-    dtype=at_least_float32(config.model.dtype),
-  )
-
-  # The loop.
-  with hosts.first_goes_ahead('sampler'):
-    sampler, shares = open_sampler(
-      config.data, train_split, config.seed, workdir / CLASS_COUNTS
+    rich.print(group_table(run.state.params, config.optimizer))
+    if run.step >= total_steps and not run.evaluating:
+      print(f'nothing to do: {total_steps} steps are done', flush=True)
+      draw_curves(workdir, config.name, again=False)
+      return
+    batches = at_exit.enter_context(
+      training_batches(
+        config, splits.train, mesh, run.step, workdir / CLASS_COUNTS
+      )
     )
-  if shares:
-    rich.print(shares)
-  batches = make_train_iterator(
-    config.data,
-    train_split,
-    seed=config.seed,
-    batch_size=batch_size,
-    start_step=start_step,
-    total_steps=total_steps,
-    sampler=sampler,
-    process_index=host,
-    process_count=num_hosts,
-  )
-  at_exit.callback(batches.close)
-  log = RunLog(workdir, start_step, evaluating, write=hosts.is_first())
-  at_exit.callback(log.close)
-  if config.train.wandb and hosts.is_first():
-    log.wandb = WeightsAndBiases(workdir, config.train.wandb, about['config'])
-  profile = Profile(workdir, profile_steps if hosts.is_first() else None)
-  at_exit.callback(profile.close)
-  compiled_names = at_exit.enter_context(runtime.count_compilations())
-  compilations = Compilations(compiled_names)
-  of_evaluations = Compilations(compiled_names)
-  shown = visualize.spread(len(eval_split), config.train.pictures)
-  pace = Pace(batch_size)
-  compiled = None
+    report = at_exit.enter_context(Report(workdir, config, run, profile_steps))
+    evaluate = Evaluator(config, model, splits.eval, keep=config.train.pictures)
+    compiled = None
 
-  def read_rows() -> list[dict[str, float]]:
-    """The scalars of the steps since the last log line.
+    def save() -> str:
+      """Saves the newest state, from whichever thread stops the run."""
+      store.save_interrupted(run)
+      saved = f'step {run.step} of {total_steps} is saved'
+      return saved if run.step else 'no step was finished'
 
-    Raises:
-      UserError: one of them is not finite.
-    """
-    rows = [
-      {name: float(value) for name, value in row.items()}
-      for row in jax.device_get(list(unread))
-    ]
-    for number, row in enumerate(rows, step - len(rows) + 1):
-      bad = [name for name, value in row.items() if not math.isfinite(value)]
-      if bad:
-        raise UserError(
-          f'{bad[0]} is {row[bad[0]]} at step {number}; the newest checkpoint '
-          f'is from step {saved_step}. Lower optimizer.learning_rate, or look '
-          'at the labels.'
-        )
-    return rows
+    def waiting(data: BatchIterator) -> contextlib.AbstractContextManager:
+      stuck = functools.partial(data.stuck, config.data.timeout)
+      return stopper.waiting(save, stuck)
 
-  def write_log() -> None:
-    rows = read_rows()
-    unread.clear()
-    scalars = {
-      name: sum(row[name] for row in rows) / len(rows) for name in rows[0]
-    }
-    scalars['learning_rate'] = float(schedule(step - 1))
-    scalars |= pace.report()
-    log.write(step, scalars)
-    if again := compilations.warning(f'until step {step}'):
-      print(again, flush=True)
-    if skipped := batches.report_skipped():
-      print(skipped, flush=True)
-    eta = (total_steps - step) * scalars['step_seconds']
+    # Between two waits only this thread may stop the run: `run` changes.
+    at_exit.enter_context(stopper.busy())
+    while run.evaluating or run.step < total_steps:
+      if stopper.requested(run.step):
+        stopper.stop(save)
+      # An evaluation that was cut off comes before the next step.
+      if not run.evaluating:
+        start = time.perf_counter()
+        with waiting(batches):
+          batch = next(batches)
+        report.pace.count(time.perf_counter() - start)
+        if compiled is None:
+          with stopper.waiting(save):
+            compiled = compile_first(train_step, run, batch, report)
+        take_step(compiled, run, batch, report)
+        last = run.step == total_steps
+        run.evaluating = last or run.step % config.train.eval_steps == 0
+
+      saving = run.evaluating or run.step % config.train.checkpoint_steps == 0
+      # Before anything is saved: it raises where the loss is not finite.
+      if run.unlogged and (saving or run.step % config.train.log_steps == 0):
+        report.steps(run, batches.report_skipped())
+        store.check()
+      metrics = None
+      if run.evaluating:
+        evaluation = evaluate(run.state.best_variables(), waiting)
+        report.evaluation(run, evaluation, splits.eval)
+        metrics = evaluation.scores.summary()
+        if not run.best or metrics['mIoU'] > run.best['mIoU']:
+          run.best = {'step': run.step, 'mIoU': metrics['mIoU']}
+      if saving:
+        store.save(run, metrics)
+        run.saved_step, run.evaluating = run.step, False
+        report.pace.restart()
+    store.finish()
+    draw_curves(workdir, config.name)
     print(
-      f'step {step}/{total_steps}  loss {scalars["loss"]:.4f}  '
-      f'accuracy {scalars["accuracy"]:.3f}  '
-      f'lr {scalars["learning_rate"]:.2e}  '
-      f'{scalars["images_per_second"]:.1f} images/s  '
-      f'data wait {scalars["data_wait"]:.0%}  ETA {duration(eta)}',
+      f'done: best mIoU {run.best["mIoU"]:.4f} at step {run.best["step"]}; '
+      f'curves in {workdir / CURVES}',
       flush=True,
     )
 
-  def run_evaluation() -> dict[str, float]:
-    eval_batches = make_eval_iterator(
-      config.data,
-      eval_split,
-      batch_size=divisible_batch_size(config.eval.batch_size, eval_mesh),
-      bucket=config.eval.bucket,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-    )
-    predictions = {}
-    of_evaluations.skip()
 
-    def look(image: ImageResult) -> None:
-      if image.index in shown:
-        predictions[image.index] = image.prediction.copy()
-
-    with (
-      waiting_for(eval_batches),
-      contextlib.closing(eval_batches),
-      evaluation_progress() as progress,
-    ):
-      result = evaluate(
-        eval_step,
-        sharding.local_copy(state.best_variables(), eval_mesh),
-        eval_batches,
-        labels.classes,
-        len(eval_split),
-        progress=progress,
-        on_image=look if shown else None,
-      )
-    if again := of_evaluations.warning(f'in the evaluation at step {step}'):
-      print(again, flush=True)
-    for name, picture in draw_predictions(
-      hosts.gather(lambda: predictions), eval_split
-    ):
-      log.write_picture(step, f'{config.data.eval_split}/{name}', picture)
-    if hosts.is_first():
-      print(
-        f'step {step}: {config.data.eval_split} mIoU '
-        f'{result.scores.mIoU:.4f}, mAcc {result.scores.mAcc:.4f}, aAcc '
-        f'{result.scores.aAcc:.4f} ({result.num_images} images in '
-        f'{duration(result.seconds)})',
-        flush=True,
-      )
-    return result.scores.summary()
-
-  def save_now() -> str:
-    """Saves what is newer than the last checkpoint; says what there is."""
-    manager.finish()
-    if step > saved_step:
-      extra = {'unread': read_rows(), 'evaluating': evaluating}
-      resuming.save_interrupted(workdir, state, about | position() | extra)
-    if not step:
-      return 'no step was finished'
-    return f'step {step} of {total_steps} is saved'
-
-  def waiting_for(data: BatchIterator):
-    stuck = functools.partial(data.stuck, config.data.timeout)
-    return stopper.waiting(save_now, stuck)
-
-  def position() -> dict[str, int]:
-    return {'step': step, 'position': step * batch_size}
-
-  with stopper.busy():
-    while evaluating or step < total_steps:
-      if stopper.requested(step):
-        stopper.stop(save_now)
-      if not evaluating:  # As it does where an evaluation was cut off.
-        waiting = time.perf_counter()
-        with waiting_for(batches):
-          batch = next(batches)
-        batch = sharding.shard_batch(batch, mesh)
-        pace.count(time.perf_counter() - waiting)
-        if compiled is None:
-          print('compiling (minutes at full size, seconds again)', flush=True)
-          with stopper.waiting(save_now):
-            compiled, seconds = compile_step(train_step, state, batch)
-          print(
-            f'traced in {seconds["trace_seconds"]:.1f} s, '
-            f'compiled in {seconds["compile_seconds"]:.1f} s',
-            flush=True,
-          )
-          log.write(step, seconds)
-          pace.restart()
-          pace.count(0.0)
-        profile.before(step + 1)
-        with jax.profiler.StepTraceAnnotation('train', step_num=step + 1):
-          state, scalars = compiled(state, batch)
-        step += 1
-        profile.after(step, scalars)
-        unread.append(scalars)
-        if len(unread) > 2:  # Stay at most two steps ahead of the devices.
-          jax.block_until_ready(unread[-3])
-        last = step == total_steps
-        evaluating = last or step % config.train.eval_steps == 0
-
-      saving = evaluating or step % config.train.checkpoint_steps == 0
-      if unread and (saving or step % config.train.log_steps == 0):
-        write_log()
-        manager.check()
-      metrics = None
-      if evaluating:
-        metrics = run_evaluation()
-        compilations.unsettle()
-        log.write(step, metrics)
-        if not about['best'] or metrics['mIoU'] > about['best']['mIoU']:
-          about['best'] = {'step': step, 'mIoU': metrics['mIoU']}
-      if saving:
-        # Two, so that there is one before the newest, should that be damaged.
-        resuming.drop_superseded(workdir, 2)
-        checkpoints.save(manager, state, about | position(), metrics)
-        saved_step, evaluating = step, False
-        compilations.unsettle()
-        pace.restart()
-    manager.finish()
-    resuming.drop_superseded(workdir)
-
-  if hosts.is_first():
-    draw_curves(workdir, config.name)
-  best = about['best']
+def announce(
+  config: ConfigDict, workdir: Path, splits: Splits, micro_batches: str
+) -> None:
+  """Prints what is trained, on what, and where it is written."""
   print(
-    f'done: best mIoU {best["mIoU"]:.4f} at step {best["step"]}; curves in '
-    f'{workdir / CURVES}',
+    f'{config.name}: {len(splits.train)} images, {len(splits.eval)} to '
+    f'evaluate, {config.train.total_steps} steps of {config.train.batch_size} '
+    f'on {runtime.describe_devices()}, into {workdir}',
     flush=True,
   )
+  if micro_batches:
+    print(micro_batches, flush=True)
+
+
+def compile_first(
+  step: Callable, run: Run, batch: Batch, report: Report
+) -> Any:
+  """The compiled step; every batch has the first one's shapes."""
+  print('compiling (minutes at full size, seconds again)', flush=True)
+  compiled, seconds = compile_step(step, run.state, batch)
+  report.compiled(run, compiled, seconds)
+  return compiled
+
+
+def take_step(compiled: Any, run: Run, batch: Batch, report: Report) -> None:
+  """Starts a step on the devices; returns before it has ended."""
+  number = run.step + 1
+  report.profile.before(number)
+  with jax.profiler.StepTraceAnnotation('train', step_num=number):
+    run.state, scalars = compiled(run.state, batch)
+  run.step = number
+  report.profile.after(number, scalars)
+  run.unlogged.append(scalars)
+  if len(run.unlogged) > STEPS_AHEAD:
+    jax.block_until_ready(run.unlogged[-1 - STEPS_AHEAD])
+
+
+def draw_curves(workdir: Path, title: str, again: bool = True) -> None:
+  """Draws the log of a finished run; the picture is whole or not there.
+
+  Args:
+    workdir: the run's folder.
+    title: of the picture.
+    again: also where there is a picture.
+  """
+  path, temporary = workdir / CURVES, workdir / f'.{CURVES}'
+  if not hosts.is_first() or (path.exists() and not again):
+    return
+  with writing(path):
+    visualize.plot_curves(workdir / 'log.jsonl', temporary, title)
+    temporary.replace(path)

@@ -2,19 +2,17 @@
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.data.device import preprocess
 from resnest_jax.models import forms
-from resnest_jax.models.initial import initial_variables, variable_shapes
 from resnest_jax.models.layers import Array
 from resnest_jax.models.remat import STAGES, parse
 from resnest_jax.models.segmentor import (
@@ -23,95 +21,38 @@ from resnest_jax.models.segmentor import (
   for_training,
   scanned,
 )
-from resnest_jax.models.stacking import stack
-from resnest_jax.training.averages import next_average, start_average
+from resnest_jax.sharding import batch_shardings, replicated, shared_rows
 from resnest_jax.training.freezing import train_the_rest
 from resnest_jax.training.objective import Loss, create_loss
 from resnest_jax.training.optimizer import create_optimizer
 from resnest_jax.training.plans import WHOLE, Plan, create_plan
-from resnest_jax.training.sharding import (
-  batch_shardings,
-  replicate,
-  replicated,
-  shared_rows,
-)
 
 # Values of a gradient that has a sum of its own; smaller ones are copied next
 # to each other, up to about as many.
 LARGE = 2**20
 
 
-class TrainState(flax.struct.PyTreeNode):
-  """All that changes in training; data only.
+def next_average(
+  average: Any, variables: Any, step: Array, decay: float
+) -> Any:
+  """The averages after one more step.
 
-  `step` counts finished updates (int32 scalar). `ema` is None, or variables
-  like those of `variables()`: their moving averages.
+  The decay rises from 0.1 to `decay` as (1 + step) / (10 + step), as in
+  TensorFlow's `ExponentialMovingAverage`: the average forgets the beginning
+  as fast as a short run needs it.
+
+  Args:
+    average: before the step.
+    variables: after the step, of the same structure.
+    step: int scalar, steps finished before this one.
+    decay: of a long run, 0 to 1 (excluded).
   """
-
-  step: Array
-  params: Any
-  batch_stats: Any
-  opt_state: optax.OptState
-  ema: Any = None
-
-  def variables(self) -> dict[str, Any]:
-    """What is trained, as `model.apply` takes it."""
-    return {'params': self.params, 'batch_stats': self.batch_stats}
-
-  def best_variables(self) -> dict[str, Any]:
-    """What is evaluated and exported: the averages where there are any."""
-    return self.variables() if self.ema is None else self.ema
-
-
-def start_state(
-  optimizer: optax.GradientTransformation,
-  variables: Mapping[str, Any],
-  ema: bool = False,
-) -> TrainState:
-  """The state before the first step; trace it with `jit` or `eval_shape`."""
-  return TrainState(
-    ema=start_average(variables) if ema else None,
-    step=jnp.zeros((), jnp.int32),
-    params=variables['params'],
-    batch_stats=variables['batch_stats'],
-    opt_state=optimizer.init(variables['params']),
-  )
-
-
-def create_state(
-  model: nn.Module,
-  optimizer: optax.GradientTransformation,
-  seed: int,
-  mesh: Mesh,
-  *,
-  ema: bool = False,
-) -> TrainState:
-  """A fresh state on the mesh, a function of the seed alone."""
-  whole = replicated(mesh)
-  variables = initial_variables(scanned(model, False), seed)
-  variables = replicate(stack(variables, model.backbone.stacked()), mesh)
-  start = jax.jit(
-    partial(start_state, optimizer, ema=ema),
-    donate_argnums=0,
-    out_shardings=whole,
-  )
-  return start(variables)
-
-
-def abstract_state(
-  model: nn.Module,
-  optimizer: optax.GradientTransformation,
-  mesh: Mesh,
-  *,
-  ema: bool = False,
-) -> TrainState:
-  """Shapes, types and placement of a state; nothing is computed."""
-  shapes = jax.eval_shape(
-    partial(start_state, optimizer, ema=ema), variable_shapes(model)
-  )
-  sharding = replicated(mesh)
+  warm = (1.0 + step) / (10.0 + step)
+  change = 1 - jnp.minimum(decay, warm)
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+    lambda old, new: old + change.astype(old.dtype) * (new - old),
+    average,
+    variables,
   )
 
 

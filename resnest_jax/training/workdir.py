@@ -10,10 +10,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnest_jax import hosts, runtime
+from resnest_jax.checkpoints import store
 from resnest_jax.config import config_to_json, differences, flatten
 from resnest_jax.errors import UserError, writing
 from resnest_jax.models import forms
-from resnest_jax.training import checkpoints
 
 # Keys that change neither the result nor what is stored.
 FREE_KEYS = (
@@ -78,7 +78,7 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
 def _write_config(workdir: Path, config: ConfigDict) -> None:
   """Compares the configuration with an earlier start's, and writes it."""
   saved = workdir / 'config.json'
-  begun = checkpoints.has_checkpoint(workdir)
+  begun = store.has_checkpoint(workdir)
   if saved.exists():
     lines = differences(_read_saved(saved), config, FREE_KEYS)
     if lines and begun:

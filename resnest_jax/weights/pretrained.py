@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 import resnest_jax
+from resnest_jax import hosts
 from resnest_jax.data.classes import label_set
 from resnest_jax.data.device import MEAN, STD
 from resnest_jax.errors import UserError
@@ -33,7 +36,6 @@ from resnest_jax.weights.published import (
   known_file,
 )
 from resnest_jax.weights.state_dict import (
-  export_state_dict,
   import_state_dict,
   recognise,
   without,
@@ -58,18 +60,20 @@ HEAD_KEYS = ('head', 'head_channels', 'aux_channels', 'num_classes', 'dropout')
 
 
 class Weights(NamedTuple):
-  """A state dict and what is known of it.
+  """A state dict, the model that it belongs to, and its origin.
 
   state_dict: name -> NumPy array.
-  kind: 'mmseg', 'official' or 'ours'.
-  description: the model it is of.
+  kind: whose names these are: 'mmseg', 'official' or 'ours'.
+  description: the model.
   classes: names, or None.
   palette: colours (R, G, B) of the classes, or None.
   normalization: of the images.
-  provenance: where it comes from, JSON-able.
+  provenance: the origin, JSON-able.
   image_scale: (long edge, short edge) in pixels of a training's images, or
     None.
   crop_size: (height, width) in pixels of a training's crops, or None.
+  variables: the same arrays as the tree that a run's checkpoint stores; None:
+    `create` builds it from the state dict.
   """
 
   state_dict: dict[str, Any]
@@ -81,6 +85,7 @@ class Weights(NamedTuple):
   provenance: dict[str, Any]
   image_scale: list[int] | None = None
   crop_size: list[int] | None = None
+  variables: dict[str, Any] | None = None
 
   def about(self) -> dict[str, Any]:
     """All but the arrays, JSON-able; `load_weights` understands it."""
@@ -107,6 +112,8 @@ class Weights(NamedTuple):
     task, config = self.description
     config = config | ({'dtype': dtype} if dtype else {})
     model = Description(task, config).create()
+    if self.variables is not None:
+      return model, self.variables
     return model, import_state_dict(model, self.state_dict)
 
 
@@ -117,6 +124,7 @@ def load_weights(
   backbone: str | None = None,
   checkpoint: str | int = 'latest',
   published: Mapping[str, Published] = PUBLISHED,
+  model_config: Mapping[str, Any] | None = None,
 ) -> Weights:
   """Finds and reads weights of any known kind.
 
@@ -127,6 +135,8 @@ def load_weights(
     backbone: its name, where the file does not tell; see `describe`.
     checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
     published: the names.
+    model_config: `config.model` to build a training's network by; None: as it
+      was trained.
 
   Raises:
     UserError: no such file, a damaged one, values that are not finite, or
@@ -134,7 +144,7 @@ def load_weights(
   """
   path = fetch(source, published)
   if (path / 'checkpoints').is_dir():
-    weights = _of_run(path, checkpoint, drop, backbone)
+    weights = _of_run(path, checkpoint, drop, backbone, model_config)
   elif checkpoint != 'latest':
     raise UserError(
       f'{source} is not the workdir of a training, which alone has a '
@@ -185,8 +195,15 @@ def load_segmentor(
   source: str | Path,
   checkpoint: str | int = 'latest',
   dtype: str | None = None,
+  model_config: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, dict[str, Any], Weights]:
-  """As `load_pretrained`, of segmentors alone, with the `Weights`.
+  """As `load_pretrained`, segmentors alone, with the `Weights`.
+
+  Args:
+    source: see `load_pretrained`.
+    checkpoint: likewise.
+    dtype: likewise.
+    model_config: see `load_weights`.
 
   Raises:
     UserError: not to be found, damaged, or weights of something else.
@@ -194,7 +211,12 @@ def load_segmentor(
   if str(source) in CLASSIFIERS and not Path(source).exists():
     task = 'classifier'  # As is known without downloading it.
   else:
-    weights = load_weights(source, checkpoint=checkpoint, published=SEGMENTORS)
+    weights = load_weights(
+      source,
+      checkpoint=checkpoint,
+      published=SEGMENTORS,
+      model_config=model_config,
+    )
     task = weights.description.task
   if task != 'segmentor':
     raise UserError(
@@ -215,20 +237,28 @@ def _check_finite(source: str | Path, state_dict: Mapping[str, Any]) -> None:
 
 
 def _of_run(
-  workdir: Path, which: str | int, drop: Sequence[str], backbone: str | None
+  workdir: Path,
+  which: str | int,
+  drop: Sequence[str],
+  backbone: str | None,
+  model_config: Mapping[str, Any] | None,
 ) -> Weights:
-  """The weights of a training, by the names of their paths."""
-  # Orbax takes a second, which files need not.
-  from resnest_jax.training.checkpoints import load_checkpoint
+  """The weights of a training; the names are the paths in its tree."""
+  # Imported late: Orbax takes a second, which files do not need.
+  from resnest_jax.checkpoints.store import load_checkpoint
 
-  model, variables, about = load_checkpoint(workdir, which)
-  state_dict = without(export_state_dict(model, variables, 'ours'), drop)
-  config = about['config']
-  description = Description('segmentor', config['model'])
+  _, variables, about = load_checkpoint(workdir, which, model_config)
+  variables = jax.device_get(variables)
+  config = about.get('config') or {'name': None, 'data': {}}
+  trained = config.get('model', model_config)
+  if model_config is not None:
+    _check_same_network(about, trained, model_config)
+  description = Description('segmentor', dict(model_config or trained))
+  state_dict = without(flatten_dict(variables, sep='/'), drop)
   if backbone:
     description = with_backbone(description, backbone, known=True)
-  classes, palette = about['classes'], about.get('palette')
-  if palette is None:  # Older checkpoints have none.
+  classes, palette = about.get('classes'), about.get('palette')
+  if palette is None and classes:  # Older checkpoints have none.
     labels = label_set(len(classes), classes, None)
     palette = None if labels.name == 'own' else labels.palette.tolist()
   return Weights(
@@ -246,9 +276,36 @@ def _of_run(
       'backbone_known': True,
       'read_by': f'resnest_jax {resnest_jax.__version__}',
     },
-    list(config['data']['image_scale']),
+    list(config['data'].get('image_scale', ())) or None,
     list(config['data'].get('crop_size', ())) or None,
+    None if drop else variables,
   )
+
+
+def _check_same_network(
+  about: Mapping[str, Any],
+  trained: Mapping[str, Any],
+  config: Mapping[str, Any],
+) -> None:
+  """Looks for differences of two networks whose arrays have equal shapes.
+
+  Raises:
+    UserError: the dilation rules differ, which the shapes do not show.
+  """
+  rule, stride = config['dilation_rule'], config['output_stride']
+  if about['dilation_rule'] != rule:
+    raise UserError(
+      f'the checkpoint was trained with model.dilation_rule '
+      f'{about["dilation_rule"]!r}, the configuration has {rule!r}, with which '
+      'its weights give wrong results. Add '
+      f'--config.model.dilation_rule={about["dilation_rule"]}.'
+    )
+  if trained['output_stride'] != stride and hosts.is_first():
+    print(
+      f'note: trained at output stride {trained["output_stride"]}, not '
+      f'{stride}',
+      flush=True,
+    )
 
 
 def _of_file(

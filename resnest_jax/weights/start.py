@@ -1,4 +1,4 @@
-"""How a training starts from weights."""
+"""Initialises a run: random weights, or pretrained ones with fresh heads."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,41 @@ from typing import Any
 import flax.linen as nn
 
 from resnest_jax.errors import UserError
+from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.resnest import Backbone
+from resnest_jax.models.segmentor import Segmentor, scanned
+from resnest_jax.weights.fetch import fetch
 from resnest_jax.weights.infer import backbone_of, same_shapes
 from resnest_jax.weights.names import WHOSE_READ, top_module
 from resnest_jax.weights.pretrained import Weights, load_weights
 from resnest_jax.weights.state_dict import import_state_dict, reinitialised
+
+
+def start_variables(
+  model: Segmentor, config: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+  """The variables a run starts from; a function of the configuration alone.
+
+  Nothing is put on a device or written.
+
+  Args:
+    model: from `create_training` or `create_segmentor`.
+    config: the whole configuration; `seed` and `pretrained` are read.
+
+  Returns:
+    `params` and `batch_stats` of NumPy arrays, one entry a block, and
+    sentences that say what was done.
+
+  Raises:
+    UserError: see `start_from`.
+  """
+  source, by_name = config['pretrained'], scanned(model, False)
+  if source:
+    fetch(source)  # A name that does not exist fails before seconds of draws.
+  fresh = initial_variables(by_name, config['seed'])
+  if not source:
+    return fresh, ['starting from random weights (config.pretrained is empty)']
+  return start_from(by_name, fresh, source)
 
 
 def start_from(

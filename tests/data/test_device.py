@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resnest_jax.data import device, resize, transforms
-from resnest_jax.training.sharding import batch_sharding, make_mesh
+from resnest_jax.sharding import batch_sharding, make_mesh
 
 IDENTITY = np.float32([[0, 1, 1, 0, 1]])
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnest_jax.checkpoints.store import has_checkpoint
 from resnest_jax.config import load_config
 from resnest_jax.data import doctor
 from resnest_jax.data.checks.rules import diagnose
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.labels import CITYSCAPES
 from resnest_jax.errors import UserError
-from resnest_jax.training.checkpoints import has_checkpoint
 from resnest_jax.training.loop import train
 
 CONFIG = 'configs/ade20k_pspnet.py:mini'

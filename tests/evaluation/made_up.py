@@ -1,12 +1,16 @@
 """Reports of made-up evaluations, with names that are hard to show."""
 
+import types
+
 import numpy as np
 
 from resnest_jax.config import load_config
 from resnest_jax.data.labels import ADE20K
-from resnest_jax.evaluation import inference, metrics, results
+from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.bootstrap import miou_interval
 from resnest_jax.evaluation.boundary import BoundaryIoU
+from resnest_jax.evaluation.evaluate import Evaluation, ImageResult
+from resnest_jax.evaluation.evaluate_split import summarize
 from resnest_jax.evaluation.extremes import Extremes
 from resnest_jax.evaluation.report import images as report_images
 from resnest_jax.evaluation.report import page
@@ -50,14 +54,15 @@ def write_report(path, samples, names=NAMES, palette=PALETTE, confusion=None):
       pair = sample['prediction'], sample['label']
       own = metrics.confusion_matrix(*pair, len(names))
       counts.append(metrics.intersection_and_union(own))
-      extremes.add(i, page.own_score(counts[-1]), sample['prediction'])
-      boundary.add(*pair)
+      image = ImageResult(i, sample['name'], *pair, own)
+      extremes.add(image)
+      boundary.add(image)
       total += own
     outlines = boundary.scores()
   total = total if confusion is None else confusion
   counts = np.reshape(counts, (len(samples), 2, len(names))).astype(np.int64)
   scores = metrics.scores(total, names, 2.0)
-  evaluation = inference.Evaluation(total, scores, len(samples), 1.5, counts)
+  evaluation = Evaluation(total, scores, len(samples), 1.5, counts)
   result = {
     'config': config.name,
     'checkpoint': '/runs/"<i>&\'/checkpoints/7',
@@ -66,7 +71,8 @@ def write_report(path, samples, names=NAMES, palette=PALETTE, confusion=None):
     'protocol': {'name': 'slide', 'crop': [48, 64], 'stride': [32, 42]},
   }
   interval = miou_interval(counts, resamples=20)
-  result |= results.describe(config, evaluation, interval, outlines, 8, names)
+  split = types.SimpleNamespace(labels=types.SimpleNamespace(classes=names))
+  result |= summarize(config, evaluation, interval, outlines, 8, split)
   pictures = report_images.make_pictures(extremes, samples, names, palette)
   page.write(path, result, total, counts, pictures, palette)
   return result, total

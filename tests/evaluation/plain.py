@@ -11,8 +11,8 @@ import cv2
 import jax
 import numpy as np
 
+from resnest_jax import sharding
 from resnest_jax.data import device
-from resnest_jax.training import sharding
 
 CLASSES = 7
 CANVAS, LABEL_CANVAS = (64, 96), (80, 64)

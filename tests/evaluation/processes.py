@@ -19,13 +19,13 @@ import numpy as np
 from evaluation import plain
 from golden import reference
 
+from resnest_jax import sharding
 from resnest_jax.config import load_config
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import inference
-from resnest_jax.evaluation.split import evaluate_split
+from resnest_jax.evaluation import evaluate, inference
+from resnest_jax.evaluation.evaluate_split import evaluate_split
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.training import sharding
 from resnest_jax.weights.state_dict import variable_shapes
 
 
@@ -55,7 +55,7 @@ SPLITS = (Noise(5), Noise(1), Noise(5, broken=(3,)))
 def outcome(split, mesh=None, batch_size=3, model=None, variables=None):
   """What an evaluation gives, to be compared as JSON; or the error's text."""
   mesh = mesh or sharding.local_mesh()
-  shown, batch_size = [], inference.divisible_batch_size(batch_size, mesh)
+  shown, batch_size = [], sharding.divisible_batch_size(batch_size, mesh)
   batches = make_eval_iterator(
     types.SimpleNamespace(num_threads=1, image_scale=(64, 64)),
     split,
@@ -66,7 +66,7 @@ def outcome(split, mesh=None, batch_size=3, model=None, variables=None):
   )
   try:
     with contextlib.closing(batches):
-      evaluation = inference.evaluate(
+      evaluation = evaluate.evaluate(
         inference.make_eval_step(
           model or plain.Upsampler(), plain.CLASSES, mesh=mesh
         ),

@@ -5,11 +5,11 @@ import json
 import numpy as np
 from golden import reference
 
+from resnest_jax.checkpoints import store
+from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.config import config_to_json, load_config
 from resnest_jax.data.labels import ADE20K
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.training import checkpoints
-from resnest_jax.training.step import TrainState
 from resnest_jax.weights.state_dict import variable_shapes
 
 STEP = 7
@@ -36,12 +36,12 @@ def write_run(path, overrides=OVERRIDES):
     **reference.filled_variables(shapes),
     opt_state={'momentum': np.zeros(1)},
   )
-  with checkpoints.open_checkpoints(path) as manager:
+  with store.open_checkpoints(path) as manager:
     about = {
       'config': json.loads(config_to_json(config)),
       'classes': ADE20K.classes,
       'dilation_rule': 'mmseg',
       'step': STEP,
     }
-    checkpoints.save(manager, state, about)
+    store.save(manager, state, about)
   return path

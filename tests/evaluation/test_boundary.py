@@ -1,5 +1,7 @@
 """Boundary IoU against its definition, class by class, and by hand."""
 
+import types
+
 import cv2
 import numpy as np
 import pytest
@@ -93,6 +95,10 @@ def test_ignored_pixels_do_not_count_whatever_is_predicted():
   assert (label == 255).sum() > 50
 
 
+def result(prediction, label):
+  return types.SimpleNamespace(prediction=prediction, label=label)
+
+
 def test_many_images_are_summed_then_divided():
   pairs = [(blobs(i, 50, 70), blobs(i + 20, 50, 70)) for i in range(12)]
   for prediction, label in pairs:
@@ -101,7 +107,7 @@ def test_many_images_are_summed_then_divided():
     label[label == 5] = 0
   with boundary.BoundaryIoU(CLASSES, threads=2) as counter:
     for pair in pairs:
-      counter.add(*pair)
+      counter.add(result(*pair))
     scores = counter.scores()
   counts = sum(boundary.boundary_counts(*pair, CLASSES) for pair in pairs)
   known = counts[1] > 0
@@ -118,12 +124,12 @@ def test_many_images_are_summed_then_divided():
 def test_the_same_map_has_one():
   label = blobs(5, 90, 60)
   with boundary.BoundaryIoU(CLASSES) as counter:
-    counter.add(label, label)
+    counter.add(result(label, label))
     assert counter.scores().mIoU == 1
 
 
 def test_an_error_in_a_thread_is_not_lost():
   with boundary.BoundaryIoU(2) as counter:
-    counter.add(np.zeros((2, 3), np.uint8), np.zeros((2, 2), np.uint8))
+    counter.add(result(np.zeros((2, 3)), np.zeros((2, 2))))
     with pytest.raises(ValueError, match='differ in shape'):
       counter.scores()

@@ -26,7 +26,7 @@ def test_any_order_keeps_what_sorting_all_would(number, images):
   for _ in range(4):
     extremes = Extremes(number)
     for index in rng.permutation(images):
-      extremes.add(int(index), scores[index], np.full((2, 3), index, np.uint8))
+      extremes.rank(int(index), scores[index], np.full((2, 3), index, np.uint8))
       assert sum(map(len, extremes.both().values())) <= 2 * number
     assert kept(extremes) == {'worst': worst, 'best': best}
     for image in itertools.chain(*extremes.both().values()):
@@ -41,14 +41,14 @@ def test_parts_join_to_what_one_would_keep(images):
   whole = Extremes(2)
   for index, score in enumerate(scores):
     for extremes in (whole, parts[index % 3]):
-      extremes.add(index, score, np.zeros((1, 1), np.uint8))
+      extremes.rank(index, score, np.zeros((1, 1), np.uint8))
   assert kept(Extremes.joined(parts)) == kept(whole)
 
 
 def test_prediction_outlives_the_batch_that_it_came_in():
   extremes = Extremes(1)
   batch = np.full((1, 4, 4), 7, np.uint8)
-  extremes.add(0, 0.5, batch[0, :2, :3])
+  extremes.rank(0, 0.5, batch[0, :2, :3])
   batch[:] = 9
   (image,) = extremes.both()['worst']
   assert image.prediction.tolist() == [[7, 7, 7], [7, 7, 7]]
@@ -56,8 +56,8 @@ def test_prediction_outlives_the_batch_that_it_came_in():
 
 def test_images_without_a_score_and_none_asked_for():
   extremes = Extremes(2)
-  extremes.add(0, float('nan'), np.zeros((1, 1), np.uint8))
+  extremes.rank(0, float('nan'), np.zeros((1, 1), np.uint8))
   assert kept(extremes) == {'worst': [], 'best': []}
   none = Extremes(0)
-  none.add(0, 0.5, np.zeros((1, 1), np.uint8))
+  none.rank(0, 0.5, np.zeros((1, 1), np.uint8))
   assert kept(none) == {'worst': [], 'best': []}

@@ -13,7 +13,7 @@ from evaluation.runs import OVERRIDES, write_run
 
 from resnest_jax.config import load_config
 from resnest_jax.evaluation import metrics
-from resnest_jax.evaluation.split import evaluate_split
+from resnest_jax.evaluation.evaluate_split import evaluate_split
 
 pytestmark = pytest.mark.long
 

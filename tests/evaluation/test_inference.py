@@ -20,9 +20,10 @@ from evaluation.plain import (
 )
 from golden import reference
 
+from resnest_jax import sharding
 from resnest_jax.data import device
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import inference, metrics
+from resnest_jax.evaluation import evaluate, inference, metrics
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import import_state_dict
 
@@ -60,7 +61,7 @@ def test_evaluate_equals_the_plain_way_and_gives_pictures():
     fill_slot(batch if slot >= 3 else second, slot)
   results = {}
   with rich.progress.Progress(disable=True) as progress:
-    evaluation = inference.evaluate(
+    evaluation = evaluate.evaluate(
       inference.make_eval_step(Upsampler(), CLASSES),
       variables(),
       [batch, second],
@@ -96,7 +97,7 @@ def test_a_padded_shape_compiles_once():
   wide = random_batch(2, SIZES[:2], LABEL_SIZES[:2], first_index=4)
   padding = ((0, 0), (0, 16), (0, 32))
   wide['label'] = np.pad(wide['label'], padding, constant_values=255)
-  inference.evaluate(
+  evaluate.evaluate(
     inference.make_eval_step(model, CLASSES),
     variables(),
     [
@@ -119,7 +120,7 @@ def test_every_image_has_to_come_once(indices):
     'came twice' if indices[1] == 0 else 'gave 1 images, the split has 2'
   )
   with pytest.raises(RuntimeError, match=message):
-    inference.evaluate(eval_step, variables(), [batch], tuple('abcdefg'), 2)
+    evaluate.evaluate(eval_step, variables(), [batch], tuple('abcdefg'), 2)
 
 
 def test_labels_that_are_no_class_are_an_error():
@@ -127,7 +128,7 @@ def test_labels_that_are_no_class_are_an_error():
   batch['label'][0, 0, :3] = [CLASSES, 200, 255]
   eval_step = inference.make_eval_step(Upsampler(), CLASSES)
   with pytest.raises(UserError, match=r'2 of \d+ labelled pixels of image_0'):
-    inference.evaluate(eval_step, variables(), [batch], tuple('abcdefg'), 1)
+    evaluate.evaluate(eval_step, variables(), [batch], tuple('abcdefg'), 1)
 
 
 def test_a_model_of_other_classes_is_refused():
@@ -191,9 +192,9 @@ def test_whole_protocol_equals_mmsegmentation():
 
 def test_a_batch_has_to_be_divisible_by_the_devices():
   mesh = make_mesh(4)
-  assert inference.divisible_batch_size(5, mesh) == 8
-  assert inference.divisible_batch_size(8, mesh) == 8
-  assert inference.divisible_batch_size(5, None) == 5
+  assert sharding.divisible_batch_size(5, mesh) == 8
+  assert sharding.divisible_batch_size(8, mesh) == 8
+  assert sharding.divisible_batch_size(5, None) == 5
   eval_step = inference.make_eval_step(Upsampler(), CLASSES, mesh=mesh)
   with pytest.raises(UserError, match='5 images cannot be split over 4'):
     eval_step(variables(), random_batch(0, SIZES, LABEL_SIZES))

@@ -10,12 +10,12 @@ from golden import reference
 from PIL import Image
 
 from resnest_jax import from_checkpoint, load_checkpoint
+from resnest_jax.checkpoints import store
+from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.config import load_config
 from resnest_jax.data.device import preprocess
 from resnest_jax.data.labels import ADE20K
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.training import checkpoints
-from resnest_jax.training.step import TrainState
 from resnest_jax.weights.state_dict import variable_shapes
 
 OVERRIDES = {
@@ -41,8 +41,8 @@ def workdir(tmp_path_factory):
     opt_state={'momentum': np.zeros(1)},
   )
   about = {'config': config.to_dict(), 'classes': list(ADE20K.classes)}
-  with checkpoints.open_checkpoints(path) as manager:
-    checkpoints.save(manager, state, about)
+  with store.open_checkpoints(path) as manager:
+    store.save(manager, state, about)
   return path
 
 

@@ -13,7 +13,7 @@ from golden.reference import (
 )
 
 from resnest_jax.models.segmentor import HEADS, create_segmentor
-from resnest_jax.training.sharding import batch_sharding, make_mesh, replicated
+from resnest_jax.sharding import batch_sharding, make_mesh, replicated
 
 # Of the four stages at output stride 8: an image of 41 x 57 and of 33 x 64.
 SIZES = [

@@ -10,7 +10,7 @@ import numpy as np
 from training.one_step import step_on
 
 from resnest_jax import host_join, hosts
-from resnest_jax.training.sharding import make_mesh
+from resnest_jax.sharding import make_mesh
 
 
 def main():

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from training.stored import variables_of
 
 from resnest_jax import runtime
+from resnest_jax.checkpoints import store
+from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.errors import DamagedCheckpoint, UserError
-from resnest_jax.training import checkpoints
-from resnest_jax.training.sharding import make_mesh, replicated
-from resnest_jax.training.step import TrainState
-from resnest_jax.weights.files import write_weights
+from resnest_jax.sharding import make_mesh, replicated
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 
@@ -38,30 +38,28 @@ def abstract(state, devices):
 def workdir(tmp_path):
   """Steps 10 to 60, evaluated at 20 and 40, of which 20 was better."""
   metrics = {20: {'mIoU': 0.5}, 40: {'mIoU': 0.25}}
-  with checkpoints.open_checkpoints(tmp_path, keep=2) as manager:
+  with store.open_checkpoints(tmp_path, keep=2) as manager:
     for step in range(10, 70, 10):
       about = {'step': step, 'best': 20}
-      checkpoints.save(manager, make_state(step), about, metrics.get(step))
+      store.save(manager, make_state(step), about, metrics.get(step))
   return tmp_path
 
 
 def test_the_newest_and_the_best_stay(workdir):
-  with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
+  with store.open_checkpoints(workdir, read_only=True) as manager:
     assert sorted(manager.all_steps()) == [20, 50, 60]
-    assert checkpoints.find_step(manager, 'latest') == 60
-    assert checkpoints.find_step(manager, 'best') == 20
-    assert checkpoints.find_step(manager, '50') == 50
+    assert store.find_step(manager, 'latest') == 60
+    assert store.find_step(manager, 'best') == 20
+    assert store.find_step(manager, '50') == 50
     with pytest.raises(UserError, match=r"'30'.*20, 50, 60"):
-      checkpoints.find_step(manager, '30')
+      store.find_step(manager, '30')
 
 
 @pytest.mark.parametrize('count', [1, 4])
 def test_restores_onto_any_number_of_devices(workdir, count):
   devices = jax.devices()[:count]
-  with checkpoints.open_checkpoints(workdir, keep=2) as manager:
-    state, about = checkpoints.restore(
-      manager, 60, abstract(make_state(), devices)
-    )
+  with store.open_checkpoints(workdir, keep=2) as manager:
+    state, about = store.restore(manager, 60, abstract(make_state(), devices))
   assert about['step'] == 60
   assert about['best'] == 20
   assert about['metrics'] is None
@@ -77,19 +75,19 @@ def test_nothing_is_compiled_to_write_what_all_devices_have(tmp_path):
   shared = jax.device_put(state, jax.tree.map(lambda x: x.sharding, on_four))
   assert len(shared.params['conv']['kernel'].sharding.device_set) == 4
   with (
-    checkpoints.open_checkpoints(tmp_path, keep=2) as manager,
+    store.open_checkpoints(tmp_path, keep=2) as manager,
     runtime.count_compilations() as compiled,
   ):
-    checkpoints.save(manager, shared, {})
+    store.save(manager, shared, {})
   assert compiled == []
   wanted = abstract(state, jax.devices()[:1]).variables()
-  variables, _, _ = checkpoints.restore_variables(tmp_path, 'latest', wanted)
+  variables, _ = variables_of(tmp_path, 'latest', wanted)
   assert (variables['params']['conv']['kernel'] == 11).all()
 
 
 def test_variables_alone(workdir):
   wanted = abstract(make_state(), jax.devices()[:1]).variables()
-  variables, step, _ = checkpoints.restore_variables(workdir, 'best', wanted)
+  variables, step = variables_of(workdir, 'best', wanted)
   assert step == 20
   assert (variables['params']['conv']['kernel'] == 21).all()
   assert (variables['batch_stats']['bn']['mean'] == 40).all()
@@ -98,32 +96,25 @@ def test_variables_alone(workdir):
 def test_another_network_is_refused(workdir):
   wanted = abstract(make_state(width=5), jax.devices()[:1])
   with pytest.raises(UserError, match=r'conv/kernel: \(2, 3\) there, \(2, 5\)'):
-    checkpoints.restore_variables(workdir, 'latest', wanted.variables())
+    variables_of(workdir, 'latest', wanted.variables())
   with (
-    checkpoints.open_checkpoints(workdir, keep=2) as manager,
+    store.open_checkpoints(workdir, keep=2) as manager,
     pytest.raises(UserError, match='another network'),
   ):
-    checkpoints.restore(manager, 60, wanted)
+    store.restore(manager, 60, wanted)
 
 
 def test_no_checkpoint(tmp_path):
-  with pytest.raises(UserError, match='holds no run'):
-    checkpoints.restore_variables(tmp_path / 'none', 'latest', {})
+  with pytest.raises(UserError, match=r"holds no run.*rj\.load_pretrained\('"):
+    store.load_checkpoint(tmp_path)
   (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(UserError, match='no checkpoint in'):
-    checkpoints.restore_variables(tmp_path, 'latest', {})
-
-
-def test_converted_weights_are_no_run(tmp_path):
-  write_weights(tmp_path / 'x', 'ours', {'x': np.zeros(1)}, {})
-  said = r"eval\.py .* --weights, Python with rj\.load_pretrained\('.*/x'\)"
-  with pytest.raises(UserError, match=said):
-    checkpoints.load_checkpoint(tmp_path / 'x')
+    store.load_checkpoint(tmp_path)
 
 
 def test_checkpoint_that_does_not_know_its_network(workdir):
   with pytest.raises(UserError, match='60 has no configuration'):
-    checkpoints.load_checkpoint(workdir)
+    store.load_checkpoint(workdir)
 
 
 def test_damaged_checkpoint(workdir):
@@ -133,18 +124,16 @@ def test_damaged_checkpoint(workdir):
     if path.is_file() and not path.name.startswith('_'):
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   with pytest.raises(DamagedCheckpoint, match=r'60 is damaged .*--checkpoint'):
-    checkpoints.restore_variables(workdir, 'latest', wanted.variables())
-  variables, step, _ = checkpoints.restore_variables(
-    workdir, '50', wanted.variables()
-  )
+    variables_of(workdir, 'latest', wanted.variables())
+  variables, step = variables_of(workdir, '50', wanted.variables())
   assert step == 50
   assert (variables['params']['conv']['kernel'] == 51).all()
 
 
 def test_other_classes_are_told_from_the_same():
-  checkpoints.check_classes({'classes': ['a', 'b']}, ('a', 'b'))
-  checkpoints.check_classes({}, ('a', 'b'))  # Written before they were kept.
+  store.check_classes({'classes': ['a', 'b']}, ('a', 'b'))
+  store.check_classes({}, ('a', 'b'))  # Written before they were kept.
   with pytest.raises(UserError, match=r'\(b there, c now\)'):
-    checkpoints.check_classes({'classes': ['a', 'b']}, ('a', 'c'))
+    store.check_classes({'classes': ['a', 'b']}, ('a', 'c'))
   with pytest.raises(UserError, match=r'\(None there, c now\)'):
-    checkpoints.check_classes({'classes': ['a', 'b']}, ('a', 'b', 'c'))
+    store.check_classes({'classes': ['a', 'b']}, ('a', 'b', 'c'))

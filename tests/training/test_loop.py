@@ -11,8 +11,8 @@ from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training.logs import RunLog
-from resnest_jax.training.starting import check_pretrained
 from resnest_jax.training.workdir import claim_workdir
+from resnest_jax.weights.start import start_variables
 from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
 
 ROW = 'configs/ade20k_pspnet.py:mini'
@@ -83,20 +83,29 @@ def test_config_of_something_else_is_not_replaced(text, tmp_path):
   assert (tmp_path / 'config.json').read_text() == text
 
 
+def start(model_config, pretrained):
+  return start_variables(
+    create_segmentor(model_config), {'pretrained': pretrained, 'seed': 0}
+  )
+
+
 def test_weights_that_are_not_there_are_told_before_a_model_is_made():
-  # None is needed for that.
   with pytest.raises(UserError, match='Did you mean resnest101_d2'):
-    check_pretrained(None, 'resnest101_d3')
+    start(SEGMENTOR, 'resnest101_d3')
 
 
 def test_weights_of_another_network_are_told(make_weights):
   pretrained = make_weights(SEGMENTOR)
-  check_pretrained(create_segmentor(SEGMENTOR), pretrained)
-  check_pretrained(create_segmentor(SEGMENTOR | {'num_classes': 3}), pretrained)
+  variables, (note,) = start(SEGMENTOR, pretrained)
+  kernel = variables['params']['backbone']['stem_conv1']['kernel']
+  assert type(kernel) is np.ndarray  # Nothing is on a device yet.
+  assert note.startswith('starting from')
+  notes = start(SEGMENTOR | {'num_classes': 3}, pretrained)[1]
+  assert 'the number of classes differs' in notes[1]
   with pytest.raises(UserError, match='head of the weights is pspnet'):
-    check_pretrained(create_segmentor(SEGMENTOR | {'head': 'fcn'}), pretrained)
+    start(SEGMENTOR | {'head': 'fcn'}, pretrained)
   with pytest.raises(UserError, match='its width is 8, the model has 16'):
-    check_pretrained(create_segmentor(SEGMENTOR | {'width': 16}), pretrained)
+    start(SEGMENTOR | {'width': 16}, pretrained)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from training import twins
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
+from resnest_jax.sharding import batch_sharding, make_mesh, replicated
 from resnest_jax.training.losses import order_statistic
 from resnest_jax.training.objective import create_loss
-from resnest_jax.training.sharding import batch_sharding, make_mesh, replicated
 
 ROW = 'configs/ade20k_pspnet.py'
 WEIGHTS = (0.5, 2.0, 0.0, 1.5)

@@ -9,15 +9,16 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from golden.reference import TINY, filled_variables, quick_jit
+from training.stored import variables_of
 
+from resnest_jax.checkpoints import store
+from resnest_jax.checkpoints.state import start_state
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.jax_private import jaxprs_in_params
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.remat import in_groups, parse
 from resnest_jax.models.segmentor import create_segmentor, for_training
-from resnest_jax.training import checkpoints
-from resnest_jax.training.averages import next_average
 from resnest_jax.training.estimate import (
   estimate,
   loss_bytes,
@@ -29,7 +30,7 @@ from resnest_jax.training.objective import create_loss
 from resnest_jax.training.optimizer import create_optimizer
 from resnest_jax.training.plan import parse_memory, plan
 from resnest_jax.training.plans import WHOLE, Plan
-from resnest_jax.training.step import start_state, update
+from resnest_jax.training.step import next_average, update
 
 ROW = 'configs/ade20k_pspnet.py'
 # Three blocks of one stage: a group of two and one of one.
@@ -232,17 +233,15 @@ def test_averages_are_what_a_checkpoint_offers(tmp_path):
   state = start_state(optimizer, variables, ema=True)
   state = state.replace(ema=jax.tree.map(lambda x: x + 7, state.ema))
   assert state.best_variables() is state.ema
-  with checkpoints.open_checkpoints(tmp_path) as manager:
-    checkpoints.save(manager, state.replace(step=np.int32(5)), {})
+  with store.open_checkpoints(tmp_path) as manager:
+    store.save(manager, state.replace(step=np.int32(5)), {})
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-  with checkpoints.open_checkpoints(tmp_path) as manager:
-    restored, _ = checkpoints.restore(manager, 5, shapes)
+  with store.open_checkpoints(tmp_path) as manager:
+    restored, _ = store.restore(manager, 5, shapes)
   jax.tree.map(
     np.testing.assert_array_equal, restored, state.replace(step=np.int32(5))
   )
-  found, _, _ = checkpoints.restore_variables(
-    tmp_path, 'latest', shapes.variables()
-  )
+  found, _ = variables_of(tmp_path, 'latest', shapes.variables())
   assert (found['params']['conv']['kernel'] == 8).all()
 
 

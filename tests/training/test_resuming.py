@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from training.stored import variables_of
 from trouble import obey_permissions, small_disk
 
+from resnest_jax.checkpoints import store
+from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.errors import DamagedCheckpoint, UserError
-from resnest_jax.training import checkpoints, resuming
 from resnest_jax.training.logs import RunLog
-from resnest_jax.training.step import TrainState
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 ABOUT = {'best': {'step': 10, 'mIoU': 0.5}, 'classes': ['a', 'b']}
@@ -42,14 +43,14 @@ ABSTRACT = jax.tree.map(
 
 
 def write(workdir, *steps):
-  with checkpoints.open_checkpoints(workdir, keep=3) as manager:
+  with store.open_checkpoints(workdir, keep=3) as manager:
     for step in steps:
-      checkpoints.save(manager, make_state(step), ABOUT | {'step': step})
+      store.save(manager, make_state(step), ABOUT | {'step': step})
 
 
 def resume(workdir):
-  with checkpoints.open_checkpoints(workdir, keep=3) as manager:
-    state, about = resuming.restore_newest(workdir, manager, ABSTRACT)
+  with store.open_checkpoints(workdir, keep=3) as manager:
+    state, about = store.restore_newest(workdir, manager, ABSTRACT)
     return state, about, sorted(manager.all_steps())
 
 
@@ -76,7 +77,7 @@ def write_much(log):
 
 
 def save_and_check(manager):
-  checkpoints.save(manager, make_state(20), ABOUT)
+  store.save(manager, make_state(20), ABOUT)
   deadline = time.monotonic() + 60
   while time.monotonic() < deadline:
     manager.check()
@@ -137,9 +138,9 @@ def test_any_changed_byte_is_noticed_or_changes_nothing(workdir, capsys):
     if content:
       changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(changed)
-    with checkpoints.open_checkpoints(workdir, read_only=True) as manager:
+    with store.open_checkpoints(workdir, read_only=True) as manager:
       try:
-        state, about = checkpoints.restore(manager, 30, ABSTRACT)
+        state, about = store.restore(manager, 30, ABSTRACT)
       except DamagedCheckpoint:
         noticed += 1
       else:
@@ -166,51 +167,51 @@ def test_nothing_is_moved_if_all_are_damaged(workdir):
     cut(largest(workdir / 'checkpoints' / str(step)))
   with pytest.raises(UserError, match=r'all 3 .*damaged; .*/30 is damaged'):
     resume(workdir)
-  assert checkpoints.steps_in(workdir / 'checkpoints') == [10, 20, 30]
+  assert store.steps_in(workdir / 'checkpoints') == [10, 20, 30]
 
 
 def test_evaluation_does_not_take_another_than_was_meant(workdir):
   flip(largest(workdir / 'checkpoints' / '30'))
   wanted = ABSTRACT.variables()
   with pytest.raises(DamagedCheckpoint, match=r'/30 is .*--checkpoint STEP'):
-    checkpoints.restore_variables(workdir, 'latest', wanted)
-  assert checkpoints.restore_variables(workdir, '20', wanted)[1] == 20
-  assert checkpoints.steps_in(workdir / 'checkpoints') == [10, 20, 30]
+    variables_of(workdir, 'latest', wanted)
+  assert variables_of(workdir, '20', wanted)[1] == 20
+  assert store.steps_in(workdir / 'checkpoints') == [10, 20, 30]
 
 
 def test_the_best_is_found_and_kept_beside_a_damaged_description(tmp_path):
-  with checkpoints.open_checkpoints(tmp_path, keep=1) as manager:
+  with store.open_checkpoints(tmp_path, keep=1) as manager:
     for step, score in ((10, 0.5), (20, 0.7), (30, 0.7), (40, 0.6)):
-      checkpoints.save(manager, make_state(step), ABOUT, {'mIoU': score})
-  assert checkpoints.steps_in(tmp_path / 'checkpoints') == [20, 40]
+      store.save(manager, make_state(step), ABOUT, {'mIoU': score})
+  assert store.steps_in(tmp_path / 'checkpoints') == [20, 40]
   description(tmp_path / 'checkpoints' / '40').write_text('{')
-  with checkpoints.open_checkpoints(tmp_path, keep=1) as manager:
-    assert checkpoints.find_step(manager, 'best') == 20
-    checkpoints.save(manager, make_state(50), ABOUT)
-  assert checkpoints.steps_in(tmp_path / 'checkpoints') == [20, 50]
+  with store.open_checkpoints(tmp_path, keep=1) as manager:
+    assert store.find_step(manager, 'best') == 20
+    store.save(manager, make_state(50), ABOUT)
+  assert store.steps_in(tmp_path / 'checkpoints') == [20, 50]
 
 
 def test_state_of_a_stopped_run_is_used_until_a_checkpoint_is_as_new(workdir):
-  resuming.save_interrupted(workdir, make_state(33), ABOUT | {'unread': [1]})
-  resuming.save_interrupted(workdir, make_state(37), ABOUT | {'unread': [2]})
-  folder = checkpoints.interrupted_dir(workdir)
-  assert checkpoints.steps_in(folder) == [37]
-  resuming.drop_superseded(workdir)
+  store.save_interrupted(workdir, make_state(33), ABOUT | {'unread': [1]})
+  store.save_interrupted(workdir, make_state(37), ABOUT | {'unread': [2]})
+  folder = store.interrupted_dir(workdir)
+  assert store.steps_in(folder) == [37]
+  store.drop_superseded(workdir)
   state, about, steps = resume(workdir)
   assert_is(state, 37)
   assert about['unread'] == [2]
   assert steps == [10, 20, 30]  # None of them gave way.
   write(workdir, 37)
   assert 'unread' not in resume(workdir)[1]
-  resuming.drop_superseded(workdir, 2)
-  assert checkpoints.steps_in(folder) == [37]
-  resuming.drop_superseded(workdir)
+  store.drop_superseded(workdir, 2)
+  assert store.steps_in(folder) == [37]
+  store.drop_superseded(workdir)
   assert not folder.exists()
 
 
 def test_damaged_state_of_a_stopped_run(workdir):
-  resuming.save_interrupted(workdir, make_state(33), ABOUT)
-  flip(largest(checkpoints.interrupted_dir(workdir) / '33'))
+  store.save_interrupted(workdir, make_state(33), ABOUT)
+  flip(largest(store.interrupted_dir(workdir) / '33'))
   assert_is(resume(workdir)[0], 30)
   assert (workdir / 'damaged_checkpoints' / '33').is_dir()
 
@@ -225,7 +226,7 @@ def test_a_full_disk_stops_with_an_error_and_keeps_the_checkpoint(tmp_path):
       with pytest.raises(UserError, match=f'checkpoints.*{disk.refusal}.*Free'):
         write(disk.folder, 20)
       with pytest.raises(UserError, match=f'interrupted.*{disk.refusal}'):
-        resuming.save_interrupted(disk.folder, make_state(20), ABOUT)
+        store.save_interrupted(disk.folder, make_state(20), ABOUT)
       with pytest.raises(UserError, match=f'(log|tensorb).*{disk.refusal}'):
         write_much(log)
       log.close()
@@ -240,7 +241,7 @@ def test_a_checkpoint_that_fails_in_the_background_is_noticed(tmp_path):
   with small_disk(tmp_path / 'disk', '2m') as disk:
     write(disk.folder, 10)
     disk.fill(os.getpid())
-    manager = checkpoints.open_checkpoints(disk.folder, keep=1)
+    manager = store.open_checkpoints(disk.folder, keep=1)
     try:
       with pytest.raises(UserError, match=disk.refusal):
         save_and_check(manager)
@@ -267,14 +268,14 @@ import jax.numpy as jnp
 from training import test_resuming as here
 from resnest_jax import runtime
 from resnest_jax.errors import run
-from resnest_jax.training import checkpoints
+from resnest_jax.checkpoints import store
 runtime.set_up()
 noise = jnp.asarray(here.np.random.default_rng(0).random((100, 1000)))
 params = {f'kernel{i}': noise + i for i in range(20)}
 state = here.make_state(10).replace(params=params)
 
 def main():
-  manager = checkpoints.open_checkpoints(Path(sys.argv[1]))
+  manager = store.open_checkpoints(Path(sys.argv[1]))
   try:
     here.checkpoints.save(manager, state, here.ABOUT)
     manager.finish()

@@ -10,10 +10,10 @@ from hosts import finish, start_pair
 from jax.sharding import NamedSharding, PartitionSpec
 from training.one_step import assert_close, step_on
 
+from resnest_jax import sharding
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.models import forms
-from resnest_jax.training import sharding
 from resnest_jax.training.objective import create_loss
 
 

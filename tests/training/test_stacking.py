@@ -7,24 +7,17 @@ from golden.reference import QUICK
 from safetensors.numpy import save_file
 from training.one_step import BATCH, training_batch
 
+from resnest_jax.checkpoints import store
+from resnest_jax.checkpoints.state import abstract_state, create_state
 from resnest_jax.config import load_config
 from resnest_jax.models import forms
 from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import initial_variables
-from resnest_jax.models.segmentor import create_segmentor, scanned
+from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.models.stacking import stack, stacked, unstack
-from resnest_jax.training import checkpoints
-from resnest_jax.training.sharding import make_mesh, shard_batch
-from resnest_jax.training.starting import (
-  check_pretrained,
-  describe_forms,
-  start_from_weights,
-)
-from resnest_jax.training.step import (
-  abstract_state,
-  create_state,
-  create_training,
-)
+from resnest_jax.sharding import make_mesh, shard_batch
+from resnest_jax.training.step import create_training
+from resnest_jax.weights.start import start_variables
 from resnest_jax.weights.state_dict import export_state_dict
 
 
@@ -48,14 +41,21 @@ def mesh_of(devices):
   return make_mesh(devices=jax.devices()[:devices])
 
 
+def fresh(training, mesh, pretrained='', ema=False):
+  """The state that a run starts from."""
+  model, optimizer, *_ = training
+  settings = {'seed': 0, 'pretrained': pretrained}
+  variables, _ = start_variables(model, settings)
+  return create_state(model, optimizer, variables, mesh, ema=ema)
+
+
 def trainable(form, devices=1, **train):
   """The training, its fresh state, and its mesh."""
   config, mesh = configuration(**train), mesh_of(devices)
   with forms.use(blocks=form):
     training = create_training(config, mesh)
   ema = config['train']['ema_decay'] > 0
-  state = create_state(training.model, training.optimizer, 0, mesh, ema=ema)
-  return training, state, mesh
+  return training, fresh(training, mesh, ema=ema), mesh
 
 
 def by_name(state):
@@ -151,14 +151,14 @@ def test_either_goes_on_from_the_other(form, other, train, tmp_path):
   state = jax.tree.map(
     lambda x: x + np.arange(x.size, dtype=x.dtype).reshape(x.shape), state
   )
-  with checkpoints.open_checkpoints(tmp_path) as manager:
-    checkpoints.save(manager, state, {})
+  with store.open_checkpoints(tmp_path) as manager:
+    store.save(manager, state, {})
   training, _, mesh = trainable(other, 4, **train)
   abstract = abstract_state(
     training.model, training.optimizer, mesh, ema=bool(train)
   )
-  with checkpoints.open_checkpoints(tmp_path, read_only=True) as manager:
-    restored, _ = checkpoints.restore(manager, int(state.step), abstract)
+  with store.open_checkpoints(tmp_path, read_only=True) as manager:
+    restored, _ = store.restore(manager, int(state.step), abstract)
   assert jax.tree.structure(restored) == jax.tree.structure(abstract)
   jax.tree.map(np.testing.assert_array_equal, by_name(restored), by_name(state))
   (kernel, *_) = jax.tree.leaves(restored.params)
@@ -169,9 +169,9 @@ def test_files_are_the_same(tmp_path):
   """To the checksum, and without a trace of stacked blocks."""
   abouts = []
   for form in ('scanned', 'unrolled'):
-    with checkpoints.open_checkpoints(tmp_path / form) as manager:
-      checkpoints.save(manager, trainable(form)[1], {})
-    folder = checkpoints.checkpoint_dir(tmp_path / form) / '0'
+    with store.open_checkpoints(tmp_path / form) as manager:
+      store.save(manager, trainable(form)[1], {})
+    folder = store.checkpoint_dir(tmp_path / form) / '0'
     abouts.append((folder / 'about' / 'metadata').read_text())
     assert 'layer3_5' in (folder / 'model' / '_METADATA').read_text()
     assert 'layer3_rest' not in (folder / 'model' / '_METADATA').read_text()
@@ -184,15 +184,12 @@ def test_frozen_blocks_have_no_optimizer_state():
   with forms.use(blocks='scanned'):
     config = configuration(**freeze) | {'pretrained': 'somewhere'}
     training = create_training(config, mesh_of(1))
-  state = create_state(training.model, training.optimizer, 0, mesh_of(1))
+  state = fresh(training, mesh_of(1))
   counts = stacked(state.params)
   names = by_name(state)
-  alone = create_state(
-    training.model.clone(backbone=training.model.backbone.clone(scanned=False)),
-    training.optimizer,
-    0,
-    mesh_of(1),
-  )
+  backbone = training.model.backbone.clone(scanned=False)
+  alone = training._replace(model=training.model.clone(backbone=backbone))
+  alone = fresh(alone, mesh_of(1))
   assert jax.tree.structure(names) == jax.tree.structure(alone)
   again = stack(names, counts)
   assert jax.tree.structure(again) == jax.tree.structure(state)
@@ -207,10 +204,8 @@ def test_starts_from_weights(train, tmp_path):
   path = tmp_path / 'weights.safetensors'
   tensors = export_state_dict(model, weights, 'mmseg')
   save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path)
-  training, state, mesh = trainable('scanned', **train)
-  check_pretrained(training.model, str(path))
-  state, notes = start_from_weights(training.model, state, str(path), mesh)
-  assert notes == [f"starting from {path} (mmsegmentation's names)"]
+  training, _, mesh = trainable('scanned', **train)
+  state = fresh(training, mesh, str(path), ema=bool(train))
   jax.tree.map(
     np.testing.assert_array_equal, by_name(state).variables(), weights
   )
@@ -218,16 +213,6 @@ def test_starts_from_weights(train, tmp_path):
     np.testing.assert_array_equal, by_name(state).best_variables(), weights
   )
   assert (state.ema is None) == (not train)
-
-
-def test_a_run_says_which_forms_its_environment_chose(monkeypatch):
-  model = create_segmentor(configuration()['model'])
-  assert describe_forms(scanned(model)) == ''
-  monkeypatch.setenv(forms.VARIABLE, 'norm=autodiff blocks=scanned')
-  line = 'RESNEST_JAX_FORMS: norm=autodiff blocks=scanned'
-  assert describe_forms(scanned(model)) == line
-  note = f'{line} (blocks: no stage here is run as a loop)'
-  assert describe_forms(model) == note
 
 
 def test_operations_of_a_loop_count_as_often_as_it_runs():

@@ -9,27 +9,26 @@ from flax.traverse_util import flatten_dict
 from golden.reference import QUICK, TINY, filled_variables
 from lengths import others_long
 
+from resnest_jax.checkpoints.state import (
+  TrainState,
+  abstract_state,
+  create_state,
+)
 from resnest_jax.config import load_config
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.resnest import Bottleneck
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.training import step as step_module
-from resnest_jax.training.objective import create_loss
-from resnest_jax.training.optimizer import create_optimizer
-from resnest_jax.training.plans import WHOLE, Plan
-from resnest_jax.training.sharding import (
+from resnest_jax.sharding import (
   batch_sharding,
   make_mesh,
   replicated,
   shard_batch,
 )
-from resnest_jax.training.step import (
-  TrainState,
-  abstract_state,
-  create_state,
-  global_norm,
-  make_train_step,
-)
+from resnest_jax.training import step as step_module
+from resnest_jax.training.objective import create_loss
+from resnest_jax.training.optimizer import create_optimizer
+from resnest_jax.training.plans import WHOLE, Plan
+from resnest_jax.training.step import global_norm, make_train_step
 
 CONFIG = load_config('configs/cityscapes_pspnet.py')
 BATCH, HEIGHT, WIDTH = 8, 32, 48
@@ -229,7 +228,9 @@ def fresh():
   optimizer = create_optimizer(CONFIG.optimizer, 10)
   return {
     (seed, devices): jax.device_get(
-      create_state(model, optimizer, seed, mesh_of(devices))
+      create_state(
+        model, optimizer, initial_variables(model, seed), mesh_of(devices)
+      )
     )
     for seed, devices in ((0, 1), (0, 4), (1, 1))
   }

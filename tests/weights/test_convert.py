@@ -11,11 +11,11 @@ import torch
 from golden.reference import TINY, filled_variables
 
 import resnest_jax as rj
+from resnest_jax.checkpoints.state import TrainState
+from resnest_jax.checkpoints.store import open_checkpoints, save
 from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.training.checkpoints import open_checkpoints, save
-from resnest_jax.training.step import TrainState
 from resnest_jax.weights import convert
 from resnest_jax.weights.files import read_weights, write_weights
 from resnest_jax.weights.pretrained import load_weights

@@ -55,18 +55,6 @@ def write(
   os.replace(temporary, path)
 
 
-def own_score(counts: np.ndarray) -> float:
-  """An image's own mIoU, over the classes that it has or was given.
-
-  Args:
-    counts: int64 (2, C), see `metrics.intersection_and_union`.
-
-  Returns:
-    A fraction, NaN for an image without a labelled pixel.
-  """
-  return metrics.nanmean(metrics.ratio(*counts))
-
-
 def render(
   result: Mapping[str, Any],
   confusion: np.ndarray,
@@ -78,7 +66,9 @@ def render(
   classes = [entry['class'] for entry in result['per_class']]
   occurring = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
   sections = {
-    'Scores': headline(result, np.array([own_score(x) for x in image_counts])),
+    'Scores': headline(
+      result, np.array([metrics.own_score(x) for x in image_counts])
+    ),
     'Classes': tables.class_table(result, confusion, palette),
     'Confusions': tables.confusions(confusion, occurring, classes),
     'Images': images.section(pictures, result['images']),

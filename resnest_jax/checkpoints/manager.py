@@ -1,4 +1,4 @@
-"""Checkpoints with Orbax: written in the background, found again, checked.
+"""The checkpoints in a folder, with Orbax: written in the background, checked.
 
 A checkpoint holds three items: `model` (params and batch_stats, or their
 moving averages), `optimizer` (step and its state; with averages also what they
@@ -10,54 +10,34 @@ it still is.
 """
 
 import contextlib
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from resnest_jax.errors import DamagedCheckpoint, UserError, writing
-from resnest_jax.models.initial import variable_shapes
-from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.models.stacking import stack, stacked, unstack
-from resnest_jax.training.digests import json_digest, tree_digest
-from resnest_jax.training.restoring import (
+from resnest_jax.checkpoints.integrity import (
+  json_digest,
   read_about,
   read_items,
   shapes_digest,
+  tree_digest,
 )
-from resnest_jax.training.step import TrainState
-from resnest_jax.weights.files import SAFETENSORS, TORCH
+from resnest_jax.checkpoints.state import TrainState
+from resnest_jax.errors import DamagedCheckpoint, UserError, writing
+from resnest_jax.models.stacking import stack, stacked, unstack
 
 METRIC = 'mIoU'
-
-
-def checkpoint_dir(workdir: Path) -> Path:
-  """Where a run keeps its checkpoints (Orbax wants an absolute path)."""
-  return Path(workdir).absolute() / 'checkpoints'
-
-
-def interrupted_dir(workdir: Path) -> Path:
-  """Where a run that was stopped keeps its state for the next start."""
-  return Path(workdir).absolute() / 'interrupted'
 
 
 def steps_in(folder: Path) -> list[int]:
   """The steps of the whole checkpoints in a folder, in order."""
   names = [x.name for x in folder.iterdir()] if folder.is_dir() else []
   return sorted(int(name) for name in names if name.isdigit())
-
-
-def has_checkpoint(workdir: Path) -> bool:
-  """Whether a training has left a state there from which it can go on."""
-  folders = (checkpoint_dir(workdir), interrupted_dir(workdir))
-  return any(steps_in(folder) for folder in folders)
 
 
 class Checkpoints(ocp.CheckpointManager):
@@ -71,7 +51,16 @@ class Checkpoints(ocp.CheckpointManager):
   """
 
   def __init__(self, folder: Path, keep: int, read_only: bool):
-    """Opens the folder; see `open_checkpoints`."""
+    """Opens the folder.
+
+    Args:
+      folder: an absolute path.
+      keep: so many of the newest stay; the one with the best mIoU stays, too.
+      read_only: nothing is created or removed.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
     self.scores: dict[int, float] = {}
     self._told = False
     for step in steps_in(folder):
@@ -154,22 +143,6 @@ def best_step(scores: Mapping[int, float], steps: Sequence[int]) -> int:
   return max(sorted(steps), key=lambda step: scores[step])
 
 
-def open_checkpoints(
-  workdir: Path, *, keep: int = 1, read_only: bool = False
-) -> Checkpoints:
-  """Opens a run's checkpoints.
-
-  Args:
-    workdir: the run's folder.
-    keep: how many of the newest stay; the one with the best mIoU stays too.
-    read_only: nothing is created or removed.
-
-  Raises:
-    UserError: the folder cannot be written to.
-  """
-  return Checkpoints(checkpoint_dir(workdir), keep, read_only)
-
-
 def save(
   manager: Checkpoints,
   state: TrainState,
@@ -179,7 +152,7 @@ def save(
   """Starts writing a checkpoint; returns once the state may change again.
 
   Args:
-    manager: from `open_checkpoints`.
+    manager: of the folder.
     state: what to write; its step is the checkpoint's number.
     about: JSON-able description.
     metrics: of an evaluation of this state, with 'mIoU'; None without one.
@@ -307,94 +280,4 @@ def find_step(manager: Checkpoints, which: str | int) -> int:
   raise UserError(
     f"there is no checkpoint {which!r}; accepted are 'latest', 'best', "
     f'{", ".join(map(str, steps))}.'
-  )
-
-
-def restore_variables(
-  workdir: Path, which: str | int, abstract: Mapping[str, Any]
-) -> tuple[dict[str, Any], int, dict[str, Any]]:
-  """Weights and running statistics alone, for evaluation and prediction.
-
-  Args:
-    workdir: of the run.
-    which: 'latest', 'best' or a step.
-    abstract: {'params', 'batch_stats'} as `jax.ShapeDtypeStruct`s, with
-      shardings where they shall be placed.
-
-  Returns:
-    The variables, the checkpoint's step and its `about`.
-
-  Raises:
-    UserError: no such checkpoint, one of another network, or damaged.
-  """
-  _check_is_run(workdir)
-  with open_checkpoints(workdir, read_only=True) as manager:
-    step = find_step(manager, which)
-    restored, about = read_items(manager, step, model=dict(abstract))
-  return restored['model'], step, about
-
-
-def load_checkpoint(
-  workdir: Path, which: str | int = 'latest'
-) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-  """A trained model, ready to apply.
-
-  Args:
-    workdir: of the run.
-    which: 'latest', 'best' or a step.
-
-  Returns:
-    The `Segmentor`, its variables, and the checkpoint's `about`: `config`,
-    `classes`, `palette`, `step` and more.
-
-  Raises:
-    UserError: no such checkpoint, or a damaged one.
-  """
-  _check_is_run(workdir)
-  with open_checkpoints(workdir, read_only=True) as manager:
-    step = find_step(manager, which)
-    about = read_about(manager.directory / str(step))
-    if 'config' not in about:
-      raise UserError(
-        f'checkpoint {manager.directory / str(step)} has no configuration, so '
-        'its network is not known; train.py of this version writes one.'
-      )
-    model = create_segmentor(about['config']['model'])
-    # Else it would look for the devices that wrote it.
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = jax.tree.map(
-      lambda x: x.update(sharding=here), variable_shapes(model)
-    )
-    restored, _ = read_items(manager, step, model=placed)
-  return model, restored['model'], about | {'step': step}
-
-
-def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:
-  """Raises `UserError` if a checkpoint's classes are not these, in order."""
-  there = about.get('classes', list(classes))
-  if there != list(classes):
-    first = next(
-      f'{theirs} there, {ours} now'
-      for theirs, ours in itertools.zip_longest(there, classes)
-      if theirs != ours
-    )
-    raise UserError(
-      f'the checkpoint was trained with other classes ({first}). Their names '
-      'and order are part of a run: restore them, or train in another '
-      '--workdir.'
-    )
-
-
-def _check_is_run(workdir: Path) -> None:
-  if checkpoint_dir(workdir).is_dir():
-    return
-  if any((Path(workdir) / name).is_file() for name in (SAFETENSORS, TORCH)):
-    raise UserError(
-      f'{workdir} holds no run but converted weights: eval.py and predict.py '
-      'take them with --weights, Python with '
-      f"rj.load_pretrained('{workdir}')."
-    )
-  raise UserError(
-    f'{workdir} holds no run (it has no folder "checkpoints"); train first, '
-    'or give the --workdir that was given to train.py.'
   )

@@ -68,21 +68,29 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   )
 
 
-def local_copy(tree: Any, mesh: Mesh) -> Any:
-  """Replicated arrays of all hosts as arrays of this one; nothing is copied.
+def place_locally(tree: Any, mesh: Mesh) -> Any:
+  """Arrays as whole copies on the devices of this host.
 
   Args:
-    tree: of arrays that are whole on every device.
+    tree: of arrays of the host, or of arrays that are whole on every device of
+      all hosts: these are taken as they lie there, and nothing is copied.
     mesh: `local_mesh()`.
   """
+  here = set(mesh.devices.flat)
 
-  def local(x: jax.Array) -> jax.Array:
+  def place(x: Any) -> jax.Array:
+    if not (
+      isinstance(x, jax.Array)
+      and x.is_fully_replicated
+      and x.sharding.device_set >= here
+    ):
+      return jax.device_put(x, replicated(mesh))
     copies = {shard.device: shard.data for shard in x.addressable_shards}
     return jax.make_array_from_single_device_arrays(
       x.shape, replicated(mesh), [copies[d] for d in mesh.devices.flat]
     )
 
-  return jax.tree.map(local, tree)
+  return jax.tree.map(place, tree)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -100,6 +108,17 @@ def batch_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
     'size': whole,
     'photometric': whole,
   }
+
+
+def divisible_batch_size(batch_size: int, mesh: Mesh | None) -> int:
+  """This process' share of a batch, rounded up to what its devices divide.
+
+  Args:
+    batch_size: images over all devices of all processes.
+    mesh: this process' devices; None: one.
+  """
+  devices = 1 if mesh is None else mesh.shape['data']
+  return -(-batch_size // (devices * jax.process_count())) * devices
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -1,21 +1,18 @@
-"""Profiles by steps, recompilations, Weights & Biases."""
+"""Profiles by steps, Weights & Biases."""
 
 import json
 import struct
 
-import jax
 import jax.numpy as jnp
 import pytest
 import wandb
+from small import small_config
 from wandb.proto.wandb_internal_pb2 import Record
 
 from resnest_jax.errors import UserError
-from resnest_jax.runtime import count_compilations
-from resnest_jax.training.logs import RunLog
-from resnest_jax.training.watching import (
-  Compilations,
+from resnest_jax.training.logs import RunLog, start_wandb
+from resnest_jax.training.profiling import (
   Profile,
-  WeightsAndBiases,
   parse_steps,
 )
 
@@ -50,31 +47,6 @@ def test_profile_that_is_cut_off_is_still_written(tmp_path):
   profile.close()
 
 
-def test_what_compiles_late_is_told_once():
-  @jax.jit
-  def late(x):
-    return x * 3
-
-  with count_compilations() as names:
-    compilations = Compilations(names)
-    values = [jnp.ones(n) for n in (2, 3, 4, 5)]
-    late(values[0])
-    assert compilations.warning('until step 10') is None  # The first time.
-    late(values[0])
-    assert compilations.warning('until step 20') is None
-    late(values[1])
-    said = compilations.warning('until step 30')
-    assert said.startswith('warning: 1 programs were compiled again until')
-    assert 'step 30 (' in said
-    assert 'late' in said
-    late(values[2])
-    compilations.unsettle()
-    assert compilations.warning('until step 40') is None
-    late(values[3])
-    compilations.skip()
-    assert compilations.warning('until step 50') is None
-
-
 def history(paths):
   """The scalars in files that `wandb sync` would send."""
   rows = []
@@ -96,7 +68,8 @@ def test_weights_and_biases_get_the_scalars_and_go_on(tmp_path, monkeypatch):
   monkeypatch.setenv('WANDB_SILENT', 'true')
   for step in (1, 2):
     log = RunLog(tmp_path, step - 1)
-    log.wandb = WeightsAndBiases(tmp_path, 'rows', {'seed': 7})
+    config = small_config(**{'seed': 7, 'train.wandb': 'rows'})
+    log.wandb = start_wandb(tmp_path, config)
     log.write(step, {'loss': 0.5 * step})
     assert wandb.run.config['seed'] == 7
     assert wandb.run.project == 'rows'

@@ -1,21 +1,25 @@
-"""Reads a checkpoint back and tells whether it is what was written."""
+"""Checksums of a checkpoint, and reading back what they belong to.
 
+Orbax and TensorStore notice files that are missing, truncated or empty, but not
+a changed byte in the values of an array. So sums of the values are computed
+when a checkpoint is written, stored in it, and compared when it is read,
+whatever the number of devices then.
+"""
+
+import concurrent.futures
 import errno
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from resnest_jax.errors import DamagedCheckpoint, UserError, system_error
-from resnest_jax.training.digests import (
-  array_names,
-  json_digest,
-  tree_digest,
-)
 
 # Of the process, not of the files.
 _NOT_DAMAGE = (
@@ -25,6 +29,46 @@ _NOT_DAMAGE = (
   errno.ENFILE,
   errno.ENOMEM,
 )
+
+
+def array_names(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree by name: 'params/conv/kernel'."""
+  return {
+    '/'.join(str(_key(key)) for key in path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _key(key: Any) -> Any:
+  for name in ('key', 'name', 'idx'):
+    if hasattr(key, name):
+      return getattr(key, name)
+  return key
+
+
+def tree_digest(tree: Any) -> str:
+  """CRC-32 of names, shapes, types and values of all arrays, 8 digits.
+
+  Args:
+    tree: of arrays, each of which this process can read whole.
+  """
+  arrays = array_names(jax.device_get(tree))
+  threads = max(1, min(4, os.cpu_count() or 1))  # zlib releases the GIL.
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    sums = pool.map(_array_sum, arrays.values())
+    return json_digest(dict(zip(arrays, sums, strict=True)))
+
+
+def _array_sum(array: Any) -> list:
+  array = np.asarray(array)
+  values = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+  return [array.dtype.name, list(array.shape), zlib.crc32(values)]
+
+
+def json_digest(value: Mapping[str, Any]) -> str:
+  """CRC-32 of JSON, whatever the order of its keys, 8 digits."""
+  text = json.dumps(value, sort_keys=True)
+  return f'{zlib.crc32(text.encode()):08x}'
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -145,6 +189,7 @@ def _failure(folder: Path, error: Exception) -> UserError:
 
 def _damaged(folder: Path, why: str) -> DamagedCheckpoint:
   return DamagedCheckpoint(
-    f'checkpoint {folder} is damaged ({why}). train.py goes on from the one '
-    'before it; eval.py and predict.py take that with --checkpoint STEP.'
+    f'checkpoint {folder} is damaged ({why})',
+    'train.py resumes from the one before it; eval.py and predict.py take that '
+    'with --checkpoint STEP.',
   )

@@ -1,0 +1,151 @@
+"""What training changes: the state of a step, and where a run stands."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from resnest_jax.errors import UserError
+from resnest_jax.models.initial import variable_shapes
+from resnest_jax.models.layers import Array
+from resnest_jax.models.stacking import stack
+from resnest_jax.sharding import replicate, replicated
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that changes in training; data only.
+
+  `step` counts finished updates (int32 scalar). `ema` is None, or variables
+  like those of `variables()`: their moving averages.
+  """
+
+  step: Array
+  params: Any
+  batch_stats: Any
+  opt_state: optax.OptState
+  ema: Any = None
+
+  def variables(self) -> dict[str, Any]:
+    """The trained variables, as `model.apply` takes them."""
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+  def best_variables(self) -> dict[str, Any]:
+    """The variables to evaluate and export: the averages if there are any."""
+    return self.variables() if self.ema is None else self.ema
+
+
+@dataclasses.dataclass
+class Run:
+  """Where a run stands: what the loop changes, and what the next start needs.
+
+  Changed only while `Stopper.busy()`: an interrupted save reads it from the
+  stopper's thread.
+
+  Attributes:
+    state: after `step` finished steps.
+    step: as a Python integer, which costs no wait for the devices.
+    saved_step: of the newest regular checkpoint, or of the start.
+    evaluating: the evaluation of `step` is due or was cut off.
+    best: {'step', 'mIoU'} of the best evaluation, None before the first.
+    unlogged: the scalars of each step since the last log line, on the devices.
+  """
+
+  state: TrainState
+  step: int = 0
+  saved_step: int = 0
+  evaluating: bool = False
+  best: dict[str, Any] | None = None
+  unlogged: collections.deque = dataclasses.field(
+    default_factory=collections.deque
+  )
+
+
+def unlogged_scalars(run: Run) -> list[dict[str, float]]:
+  """The scalars of each step since the last log line; waits for the devices.
+
+  Raises:
+    UserError: one of them is not finite.
+  """
+  rows = [
+    {name: float(value) for name, value in row.items()}
+    for row in jax.device_get(list(run.unlogged))
+  ]
+  for step, row in enumerate(rows, run.step - len(rows) + 1):
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if bad:
+      raise UserError(
+        f'{bad[0]} is {row[bad[0]]} at step {step}; the newest checkpoint '
+        f'is from step {run.saved_step}. Lower optimizer.learning_rate, or '
+        'look at the labels.'
+      )
+  return rows
+
+
+def start_state(
+  optimizer: optax.GradientTransformation,
+  variables: Mapping[str, Any],
+  ema: bool = False,
+) -> TrainState:
+  """The state before the first step; trace it with `jit` or `eval_shape`."""
+  averages = None
+  if ema:  # Memory of their own: state and averages are donated to the step.
+    averages = jax.tree.map(jnp.copy, dict(variables))
+  return TrainState(
+    ema=averages,
+    step=jnp.zeros((), jnp.int32),
+    params=variables['params'],
+    batch_stats=variables['batch_stats'],
+    opt_state=optimizer.init(variables['params']),
+  )
+
+
+def create_state(
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  variables: Mapping[str, Any],
+  mesh: Mesh,
+  *,
+  ema: bool = False,
+) -> TrainState:
+  """A state on the mesh that starts from the variables of `start_variables`.
+
+  Args:
+    model: of `create_training`; says which blocks are stacked.
+    optimizer: likewise.
+    variables: NumPy arrays, the same on all hosts.
+    mesh: every device gets a whole copy.
+    ema: keep moving averages.
+  """
+  variables = replicate(stack(variables, model.backbone.stacked()), mesh)
+  start = jax.jit(
+    partial(start_state, optimizer, ema=ema),
+    donate_argnums=0,
+    out_shardings=replicated(mesh),
+  )
+  return start(variables)
+
+
+def abstract_state(
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  *,
+  ema: bool = False,
+) -> TrainState:
+  """Shapes, types and placement of a state; nothing is computed."""
+  shapes = jax.eval_shape(
+    partial(start_state, optimizer, ema=ema), variable_shapes(model)
+  )
+  sharding = replicated(mesh)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+  )

@@ -1,0 +1,277 @@
+"""The checkpoints of a run: where they are, how it resumes, how it is read.
+
+A regular checkpoint belongs to the run's plan (`train.checkpoint_steps`). The
+state that a stopped run leaves does not: it lies in a folder of its own, so
+that the checkpoints of a run are the same however often it was stopped, and
+an evaluation that was cut off writes the checkpoint that it would have
+written.
+"""
+
+import contextlib
+import itertools
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from resnest_jax import hosts
+from resnest_jax.checkpoints.integrity import read_about, read_items
+from resnest_jax.checkpoints.manager import (
+  Checkpoints,
+  find_step,
+  restore,
+  save,
+  steps_in,
+)
+from resnest_jax.checkpoints.state import Run, TrainState, unlogged_scalars
+from resnest_jax.config import config_to_json
+from resnest_jax.data.labels import LabelSet
+from resnest_jax.errors import DamagedCheckpoint, UserError
+from resnest_jax.models.initial import variable_shapes
+from resnest_jax.models.segmentor import create_segmentor
+
+DAMAGED = 'damaged_checkpoints'
+
+
+def checkpoint_dir(workdir: Path) -> Path:
+  """Where a run keeps its checkpoints (Orbax wants an absolute path)."""
+  return Path(workdir).absolute() / 'checkpoints'
+
+
+def interrupted_dir(workdir: Path) -> Path:
+  """Where a run that was stopped keeps its state for the next start."""
+  return Path(workdir).absolute() / 'interrupted'
+
+
+def open_checkpoints(
+  workdir: Path, *, keep: int = 1, read_only: bool = False
+) -> Checkpoints:
+  """Opens a run's regular checkpoints; see `Checkpoints`."""
+  return Checkpoints(checkpoint_dir(workdir), keep, read_only)
+
+
+def has_checkpoint(workdir: Path) -> bool:
+  """Whether a training has left a state from which it can resume."""
+  folders = (checkpoint_dir(workdir), interrupted_dir(workdir))
+  return any(steps_in(folder) for folder in folders)
+
+
+class Store(contextlib.AbstractContextManager):
+  """Writes the checkpoints of a run, and finds the newest that is whole."""
+
+  def __init__(self, workdir: Path, config: ConfigDict, labels: LabelSet):
+    """Opens the run's checkpoints; their folder is created.
+
+    Raises:
+      UserError: the folder cannot be written to.
+    """
+    self._workdir, self._batch_size = workdir, config.train.batch_size
+    self._about = {
+      'config': json.loads(config_to_json(config)),
+      'classes': list(labels.classes),
+      'palette': labels.palette.tolist(),
+      'dilation_rule': config.model.dilation_rule,
+    }
+    self._manager = open_checkpoints(
+      workdir, keep=config.train.keep_checkpoints
+    )
+
+  def resume(self, abstract: TrainState) -> Run:
+    """The newest state that is whole; damaged ones are moved aside.
+
+    Args:
+      abstract: from `abstract_state`.
+
+    Raises:
+      UserError: all are damaged, or of another network or other classes.
+    """
+    state, about = restore_newest(self._workdir, self._manager, abstract)
+    check_classes(about, self._about['classes'])
+    run = Run(state, step=int(state.step), saved_step=int(state.step))
+    run.best = about['best']
+    # A run that was stopped between two checkpoints has these as well.
+    run.unlogged.extend(about.get('unread', ()))
+    run.evaluating = about.get('evaluating', False)
+    return run
+
+  def save(self, run: Run, metrics: Mapping[str, float] | None) -> None:
+    """Starts writing a regular checkpoint; see `manager.save`."""
+    # Two, so that there is one before the newest, should that be damaged.
+    drop_superseded(self._workdir, 2)
+    save(self._manager, run.state, self._describe(run), metrics)
+
+  def save_interrupted(self, run: Run) -> None:
+    """Saves what is newer than the newest checkpoint; returns when it is there.
+
+    Called from the stopper's thread, or between two steps.
+
+    Raises:
+      UserError: the system refused it, or the loss is not finite.
+    """
+    self._manager.finish()
+    if run.step > run.saved_step:
+      more = {'unread': unlogged_scalars(run), 'evaluating': run.evaluating}
+      save_interrupted(self._workdir, run.state, self._describe(run) | more)
+
+  def check(self) -> None:
+    """Raises `UserError` if the last write has failed; does not wait."""
+    self._manager.check()
+
+  def finish(self) -> None:
+    """Waits until everything is written, and drops what it supersedes."""
+    self._manager.finish()
+    drop_superseded(self._workdir)
+
+  def __exit__(self, *_: Any) -> None:
+    self._manager.close()
+
+  def _describe(self, run: Run) -> dict[str, Any]:
+    position = run.step * self._batch_size
+    return self._about | {
+      'best': run.best,
+      'step': run.step,
+      'position': position,
+    }
+
+
+def save_interrupted(
+  workdir: Path, state: TrainState, about: Mapping[str, Any]
+) -> None:
+  """Writes the state of a run that stops; returns when it is there.
+
+  Raises:
+    UserError: the system refused it.
+  """
+  manager = Checkpoints(interrupted_dir(workdir), keep=1, read_only=False)
+  try:
+    save(manager, state, about)
+    manager.finish()
+  finally:
+    manager.close()
+
+
+def drop_superseded(workdir: Path, number: int = 1) -> None:
+  """Removes an interrupted state if `number` checkpoints are as new as it."""
+  if not hosts.is_first():
+    return
+  folder = interrupted_dir(workdir)
+  regular = steps_in(checkpoint_dir(workdir))
+  newest = max(steps_in(folder), default=0)
+  if folder.is_dir() and sum(step >= newest for step in regular) >= number:
+    shutil.rmtree(folder)
+
+
+def restore_newest(
+  workdir: Path, manager: Checkpoints, abstract: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+  """The newest state that can be read, and its `about`; see `Store.resume`.
+
+  Raises:
+    UserError: all are damaged, or of another network.
+  """
+  # Of the same step the regular one, which was saved after its evaluation.
+  found = sorted(
+    (step, folder == manager.directory, folder)
+    for folder in (manager.directory, interrupted_dir(workdir))
+    for step in steps_in(folder)
+  )
+  damaged: list[tuple[Path, DamagedCheckpoint]] = []
+  for step, is_regular, folder in reversed(found):
+    try:
+      if is_regular:
+        restored = restore(manager, step, abstract)
+      else:
+        with Checkpoints(folder, keep=1, read_only=True) as interrupted:
+          restored = restore(interrupted, step, abstract)
+      break
+    except DamagedCheckpoint as error:
+      damaged.append((folder / str(step), error))
+  else:
+    raise UserError(
+      f'all {len(found)} checkpoints of {workdir} are damaged; of the newest: '
+      f'{damaged[0][1].why}. To begin anew, choose another --workdir.'
+    )
+  # All hosts have read before the first one moves anything.
+  hosts.wait_for_all('restored')
+  with hosts.first_goes_ahead('damaged checkpoints'):
+    for path, error in damaged if hosts.is_first() else ():
+      aside = _move_aside(path, workdir / DAMAGED)
+      print(f'{error.why}. Moved to {aside}', flush=True)
+  manager.reload()
+  return restored
+
+
+def _move_aside(path: Path, folder: Path) -> Path:
+  """Moves a checkpoint to where nothing of that name is yet."""
+  folder.mkdir(exist_ok=True)
+  target, number = folder / path.name, 1
+  while target.exists():
+    number += 1
+    target = folder / f'{path.name}-{number}'
+  return path.rename(target)
+
+
+def load_checkpoint(
+  workdir: Path,
+  which: str | int = 'latest',
+  model_config: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+  """A trained model, ready to apply.
+
+  Args:
+    workdir: the folder of a run.
+    which: 'latest', 'best' (by mIoU of the periodic evaluations) or a step.
+    model_config: `config.model` of a network with the same arrays, to be built
+      instead of the one that was trained; None: that one.
+
+  Returns:
+    The `Segmentor`, its variables, and the checkpoint's `about`: `config`,
+    `classes`, `palette`, `step` and more.
+
+  Raises:
+    UserError: no such checkpoint, one of another network, or a damaged one.
+  """
+  if not checkpoint_dir(workdir).is_dir():
+    raise UserError(
+      f'{workdir} holds no run (it has no folder "checkpoints"). Train first, '
+      'or give the --workdir that was given to train.py; published and '
+      'converted weights are read with --weights, in Python with '
+      f"rj.load_pretrained('{workdir}')."
+    )
+  with open_checkpoints(workdir, read_only=True) as manager:
+    step = find_step(manager, which)
+    about = read_about(manager.directory / str(step))
+    if model_config is None and 'config' not in about:
+      raise UserError(
+        f'checkpoint {manager.directory / str(step)} has no configuration, so '
+        'its network is not known; train.py of this version writes one.'
+      )
+    model = create_segmentor(model_config or about['config']['model'])
+    # Else Orbax would look for the devices that wrote it.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(
+      lambda x: x.update(sharding=here), variable_shapes(model)
+    )
+    restored, _ = read_items(manager, step, model=placed)
+  return model, restored['model'], about | {'step': step}
+
+
+def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:
+  """Raises `UserError` if a checkpoint's classes are not these, in order."""
+  there = about.get('classes') or list(classes)
+  if there != list(classes):
+    first = next(
+      f'{theirs} there, {ours} now'
+      for theirs, ours in itertools.zip_longest(there, classes)
+      if theirs != ours
+    )
+    raise UserError(
+      f'the checkpoint was trained with other classes ({first}). Their names '
+      'and order are part of a run: restore them, or train in another '
+      '--workdir.'
+    )

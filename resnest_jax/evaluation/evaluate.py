@@ -1,0 +1,294 @@
+"""Evaluates every image of a split once, and adds up what was counted."""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import rich.progress
+from ml_collections import ConfigDict
+
+from resnest_jax import hosts, sharding
+from resnest_jax.data.batches import BatchIterator
+from resnest_jax.data.labels import IGNORE
+from resnest_jax.data.pipeline import make_eval_iterator
+from resnest_jax.errors import UserError, enough_memory
+from resnest_jax.evaluation import metrics, visualize
+from resnest_jax.evaluation.inference import Batch, EvalStep, make_eval_step
+from resnest_jax.evaluation.progress import compile_notice, evaluation_progress
+from resnest_jax.evaluation.protocols import Protocol
+from resnest_jax.models.layers import at_least_float32
+
+# Out of memory: what an evaluation can do about it.
+SMALLER = (
+  'Set eval.batch_size or eval.bucket lower, model.dtype to bfloat16, or use '
+  'more devices; docs/memory.md.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageResult:
+  """The result of one image."""
+
+  index: int  # Position in the split.
+  name: str
+  prediction: np.ndarray | None  # uint8 (H, W) at the original size, classes.
+  label: np.ndarray  # uint8 (H, W), classes or 255.
+  confusion: np.ndarray  # int64 (C, C), this image's counts.
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """The result of a split."""
+
+  confusion: np.ndarray  # int64 (C, C), rows = ground truth.
+  scores: metrics.Scores
+  num_images: int
+  seconds: float  # Wall time, compilation included.
+  # int64 (num_images, 2, C), by the images' position in the split: pixels in
+  # both and in either of ground truth and prediction.
+  image_counts: np.ndarray
+  # Position in the split -> uint8 (H, W), of the images that are kept.
+  predictions: Mapping[int, np.ndarray] = dataclasses.field(
+    default_factory=dict
+  )
+
+
+class Evaluator:
+  """Evaluates a network on every image of a split; compiled once.
+
+  Several processes each evaluate images of their own, on devices of their own.
+
+  Attributes:
+    batch_size: images at a time on this host.
+  """
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    model: Any,
+    split: Any,
+    *,
+    protocol: Protocol | None = None,
+    keep: int = 0,
+    watchers: Sequence[Any] = (),
+  ):
+    """Builds the step; nothing is compiled yet.
+
+    Args:
+      config: the whole configuration; `data`, `eval` and the dtype are read.
+      model: a `Segmentor`.
+      split: of `open_data`.
+      protocol: None: the whole image, whatever `config.eval` names.
+      keep: how many predictions to return, spread over the split.
+      watchers: their `add(image)` gets every `ImageResult` of this host, whose
+        arrays do not last; their `gather()`, called on all hosts after the
+        last image, joins what these have seen.
+    """
+    self._config, self._split, self._watchers = config, split, watchers
+    self._protocol = protocol
+    self._mesh = sharding.local_mesh()
+    self.batch_size = sharding.divisible_batch_size(
+      config.eval.batch_size, self._mesh
+    )
+    self._kept = visualize.spread(len(split), keep)
+    self._notice: Callable[[int, int], None] = lambda height, width: None
+    self._step = make_eval_step(
+      model,
+      len(split.labels.classes),
+      protocol=protocol,
+      mesh=self._mesh,
+      dtype=at_least_float32(config.model.dtype),
+      on_compile=lambda height, width: self._notice(height, width),
+    )
+
+  def __call__(
+    self,
+    variables: Any,
+    waiting: Callable[[BatchIterator], contextlib.AbstractContextManager] = (
+      contextlib.nullcontext
+    ),
+  ) -> Evaluation:
+    """Evaluates these weights; where there are several hosts, all call this.
+
+    Args:
+      variables: `params` and `batch_stats`, arrays of the host or of devices.
+      waiting: given the batches, is entered for as long as it lasts.
+
+    Raises:
+      UserError: data cannot be used, or the device has too little memory.
+    """
+    classes, predictions = self._split.labels.classes, {}
+
+    def look(image: ImageResult) -> None:
+      if image.index in self._kept:
+        predictions[image.index] = image.prediction.copy()
+      for watcher in self._watchers:
+        watcher.add(image)
+
+    batches = make_eval_iterator(
+      self._config.data,
+      self._split,
+      batch_size=self.batch_size,
+      bucket=self._config.eval.bucket,
+      keep_size=self._protocol is not None and self._protocol.keep_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    with (
+      waiting(batches),
+      contextlib.closing(batches),
+      evaluation_progress() as progress,
+      enough_memory(SMALLER),
+    ):
+      self._notice = compile_notice(progress)
+      evaluation = evaluate(
+        self._step,
+        sharding.place_locally(variables, self._mesh),
+        batches,
+        classes,
+        len(self._split),
+        progress=progress,
+        on_image=look if self._kept or self._watchers else None,
+        fscore_beta=self._config.eval.fscore_beta,
+      )
+    for watcher in self._watchers:
+      watcher.gather()
+    everywhere = hosts.gather(lambda: predictions)
+    return dataclasses.replace(
+      evaluation, predictions=dict(collections.ChainMap(*everywhere))
+    )
+
+
+def image_results(
+  eval_step: EvalStep,
+  variables: Any,
+  batches: Iterable[Batch],
+  with_predictions: bool = True,
+) -> Iterator[ImageResult]:
+  """Yields each image's result, in the order of the batches, without fillers.
+
+  One batch is always on the device while the previous one is looked at and
+  the next one is read. Without predictions label maps stay on the device.
+  """
+
+  def results(batch, maps, counts):
+    counts = np.asarray(counts).astype(np.int64)
+    maps = np.asarray(maps) if with_predictions else None
+    for slot, index in enumerate(batch['index']):
+      if index < 0:
+        continue
+      _check_counts(counts[slot], batch, slot)
+      height, width = batch['label_size'][slot]
+      prediction = maps[slot, :height, :width] if with_predictions else None
+      label = batch['label'][slot, :height, :width]
+      yield ImageResult(
+        int(index), batch['name'][slot], prediction, label, counts[slot]
+      )
+
+  pending = None
+  for batch in batches:
+    outputs = eval_step(variables, batch)
+    if pending is not None:
+      yield from results(*pending)
+    pending = (batch, *outputs)
+  if pending is not None:
+    yield from results(*pending)
+
+
+def evaluate(
+  eval_step: EvalStep,
+  variables: Any,
+  batches: Iterable[Batch],
+  class_names: Sequence[str],
+  num_images: int,
+  *,
+  progress: rich.progress.Progress | None = None,
+  on_image: Callable[[ImageResult], None] | None = None,
+  fscore_beta: float = 1.0,
+) -> Evaluation:
+  """Evaluates every image of a split once.
+
+  Several processes each evaluate images of their own, on devices of their own,
+  and add up the counts at the end; all have to call this.
+
+  Args:
+    eval_step: from `make_eval_step`.
+    variables: the model's `params` and `batch_stats`, on the step's devices.
+    batches: the evaluation pipeline's, filler slots marked by index -1; this
+      process' share of the images, which may be none.
+    class_names: C names.
+    num_images: those of the split, which all processes' `batches` together
+      have to hold.
+    progress: a running display that gets a task 'evaluate'.
+    on_image: called for every image of this process, in the order of the
+      batches.
+    fscore_beta: see `metrics.scores`.
+
+  Returns:
+    `Evaluation`, the same for every batch size and number of devices and
+    processes, in all of them.
+
+  Raises:
+    UserError: a label is neither a class nor 255, or another process failed.
+    RuntimeError: `batches` had an image twice, or not at all.
+  """
+  started = time.perf_counter()
+  total = len(hosts.share(num_images))
+  task = progress and progress.add_task('evaluate', total=total)
+
+  def count_mine():
+    confusion = np.zeros((len(class_names), len(class_names)), np.int64)
+    counted = []
+    for result in image_results(
+      eval_step, variables, batches, with_predictions=on_image is not None
+    ):
+      counts = metrics.intersection_and_union(result.confusion)
+      counted.append((result.index, result.name, counts))
+      confusion += result.confusion
+      if on_image is not None:
+        on_image(result)
+      if progress:
+        progress.advance(task)
+    return confusion, counted
+
+  parts = hosts.gather(count_mine)
+  confusion = sum(part for part, _ in parts)
+  seen = {}
+  for index, name, counts in itertools.chain(
+    *(counted for _, counted in parts)
+  ):
+    if index in seen:
+      raise RuntimeError(f'image {index} ({name}) came twice')
+    seen[index] = counts
+  if len(seen) != num_images:
+    raise RuntimeError(
+      f'the pipeline gave {len(seen)} images, the split has {num_images}'
+    )
+  image_counts = [seen[index] for index in sorted(seen)]
+  return Evaluation(
+    confusion,
+    metrics.scores(confusion, class_names, fscore_beta),
+    num_images,
+    time.perf_counter() - started,
+    np.reshape(image_counts, (num_images, 2, len(class_names))),
+  )
+
+
+def _check_counts(counts: np.ndarray, batch: Batch, slot: int) -> None:
+  """Every pixel that has a label must have been counted."""
+  label = batch['label'][slot]
+  labelled = np.count_nonzero(label != IGNORE)
+  if counts.sum() != labelled:
+    raise UserError(
+      f'{labelled - counts.sum()} of {labelled} labelled pixels of '
+      f'{batch["name"][slot]} have no class: its labels go up to '
+      f'{label[label != IGNORE].max()}; accepted are '
+      f'0..{len(counts) - 1} and {IGNORE} (ignored). Prepare the data '
+      'set again'
+    )

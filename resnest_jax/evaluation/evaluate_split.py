@@ -1,0 +1,391 @@
+"""Evaluates a split: from a checkpoint to scores, a report and pictures.
+
+This is the body of eval.py.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+from ml_collections import ConfigDict
+
+from resnest_jax import hosts, runtime
+from resnest_jax.checkpoints.store import check_classes, checkpoint_dir
+from resnest_jax.config import fit_num_classes, flatten
+from resnest_jax.data.checks.finding import listed
+from resnest_jax.data.datasets import open_data
+from resnest_jax.errors import UserError
+from resnest_jax.evaluation import metrics, visualize
+from resnest_jax.evaluation.bootstrap import Interval, miou_interval
+from resnest_jax.evaluation.boundary import BoundaryIoU, BoundaryScores
+from resnest_jax.evaluation.evaluate import Evaluation, Evaluator
+from resnest_jax.evaluation.extremes import Extremes
+from resnest_jax.evaluation.protocols import make_protocol
+from resnest_jax.evaluation.report import images as report_images
+from resnest_jax.evaluation.report import page
+from resnest_jax.weights.infer import title_of
+from resnest_jax.weights.pretrained import load_segmentor
+
+
+def evaluate_split(
+  config: ConfigDict,
+  *,
+  workdir: Path | None = None,
+  checkpoint: str = 'latest',
+  weights: str | None = None,
+  split_name: str | None = None,
+  out: Path | None = None,
+) -> None:
+  """Evaluates a network on every image of a split; prints and writes scores.
+
+  If `jax.distributed` has connected several processes, all have to call it:
+  each evaluates its share of the images, and the first one prints and writes.
+
+  Args:
+    config: says which data, and the network of `workdir`.
+    workdir: of a run, one of whose checkpoints is evaluated; or
+    weights: any source of weights (docs/weights.md), with `out`.
+    checkpoint: of a workdir: 'latest', 'best' or a step.
+    split_name: None: `config.data.eval_split`.
+    out: folder for the results; None: WORKDIR/eval/STEP-SPLIT, and the
+      protocol's name if it is not `whole`.
+
+  Raises:
+    UserError: data or weights cannot be used, or `out` holds something else.
+  """
+  # The data, the network and the weights. Nothing is written yet.
+  console = rich.console.Console(quiet=not hosts.is_first())
+  split_name = split_name or config.data.eval_split
+  split = open_data(config.data, split_name)
+  fit_num_classes(config, len(split.labels.classes))
+  protocol = make_protocol(config)
+  model, variables, found = load_network(
+    config, workdir, weights, checkpoint, split.labels.classes, console
+  )
+  result = {
+    'config': config.name,
+    **found,  # The model with its dilation rule, too.
+    'data': {'name': config.data.name, 'split': split_name},
+    'protocol': protocol.describe(),
+  }
+  if out is None:
+    named = '' if protocol.name == 'whole' else f'-{protocol.name}'
+    out = workdir / 'eval' / f'{found["step"]}-{split_name}{named}'
+  # Before hours of work: `out` may hold something else.
+  replaced = hosts.gather(
+    lambda: hosts.is_first() and previous_pictures(out, result)
+  )[0]
+
+  # Every image once.
+  extremes = Extremes(config.eval.report_images)
+  with contextlib.ExitStack() as at_exit:
+    boundary = config.eval.boundary_iou and at_exit.enter_context(
+      BoundaryIoU(len(split.labels.classes))
+    )
+    evaluator = Evaluator(
+      config,
+      model,
+      split,
+      protocol=protocol,
+      keep=config.eval.overlays,
+      watchers=[x for x in (extremes.number and extremes, boundary) if x],
+    )
+    evaluation = evaluator(variables)
+    outlines = boundary.scores() if boundary else None
+
+  # The results, on the console and in files.
+  if not hosts.is_first():
+    return
+  interval = miou_interval(evaluation.image_counts)
+  print_table(console, evaluation, interval, outlines, split.labels.classes)
+  batch_size = evaluator.batch_size * jax.process_count()
+  result |= summarize(config, evaluation, interval, outlines, batch_size, split)
+  write_results(out, result, replaced, split, evaluation, extremes)
+  console.print(f'written to {out}', highlight=False, soft_wrap=True)
+  console.print(
+    f'report: {out / page.NAME}', highlight=False, soft_wrap=True, markup=False
+  )
+
+
+def load_network(
+  config: ConfigDict,
+  workdir: Path | None,
+  weights: str | None,
+  checkpoint: str,
+  classes: Sequence[str],
+  console: rich.console.Console,
+) -> tuple[Any, Any, dict[str, Any]]:
+  """The network of a run, as configured, or the one that weights describe.
+
+  Returns:
+    The `Segmentor`, its variables, and their origin for metrics.json.
+
+  Raises:
+    UserError: they have other classes; and see `load_segmentor`.
+  """
+  model, variables, loaded = load_segmentor(
+    weights or workdir,
+    checkpoint,
+    config.model.dtype,
+    model_config=None if weights else config.model.to_dict(),
+  )
+  theirs, provenance = loaded.description.config, loaded.provenance
+  if theirs['num_classes'] != config.model.num_classes:
+    raise UserError(
+      f'{weights} has {theirs["num_classes"]} classes, {config.name} has '
+      f'{config.model.num_classes}; choose the --config of its data set.'
+    )
+  step = provenance.get('step')
+  if step is not None:  # Of a run. Others spell the names as they like.
+    check_classes({'classes': loaded.classes}, classes)
+  if not weights:
+    about, source = f'checkpoint {step} of {workdir}', checkpoint_dir(workdir)
+    found = {'checkpoint': str(source.resolve() / str(step)), 'step': step}
+  else:
+    about = (
+      f'{theirs["head"]} on {title_of(theirs)}, dilation rule '
+      f'{theirs["dilation_rule"]}, from {weights}'
+    )
+    keys = [key for key in ('file', 'sha256', 'step') if key in provenance]
+    found = {'checkpoint': weights, **{key: provenance[key] for key in keys}}
+  console.print(about, highlight=False)
+  return model, variables, found | {'model': theirs}
+
+
+def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
+  """The pictures of an earlier evaluation of the same, to be replaced.
+
+  Its report has one name and is written over.
+
+  Raises:
+    UserError: `out` holds something else, or a report that is not its own.
+  """
+  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    return []
+  try:
+    old = json.loads((out / 'metrics.json').read_text('utf-8'))
+    before = flatten({key: old[key] for key in result})
+    foreign = old.get('report') != page.NAME and (out / page.NAME).exists()
+  except (OSError, ValueError, KeyError, TypeError):
+    raise UserError(
+      f'{out} is there and is not the result of an evaluation; nothing was '
+      'evaluated. Give another --out, or remove it.'
+    ) from None
+  # JSON has no tuples.
+  now = flatten(json.loads(json.dumps(result)))
+  if before != now:
+    others = [
+      f'{key}: {before[key]} there, {now[key]} now'
+      for key in sorted(before.keys() & now.keys())
+      if before[key] != now[key]
+    ]
+    others = others or sorted(before.keys() ^ now.keys())
+    raise UserError(
+      f'{out} holds the result of another evaluation ({listed(others, 3)}); '
+      'nothing was evaluated. Give another --out, or remove it.'
+    )
+  if foreign:
+    raise UserError(
+      f'{out / page.NAME} is there and is not of the evaluation beside it; '
+      'nothing was evaluated. Move it, or give another --out.'
+    )
+  return [out / name for name in old.get('overlays', [])]
+
+
+def summarize(
+  config: ConfigDict,
+  evaluation: Evaluation,
+  interval: Interval,
+  outlines: BoundaryScores | None,
+  batch_size: int,
+  split: Any,
+) -> dict[str, Any]:
+  """Scores for metrics.json, and the conditions they were computed under."""
+  scores, classes = evaluation.scores, split.labels.classes
+  per_class = [
+    {
+      'class': name,
+      **{key: number(getattr(scores, key)[i]) for key in metrics.PER_CLASS},
+      **({'BoundaryIoU': number(outlines.IoU[i])} if outlines else {}),
+      'pixels': int(evaluation.confusion[i].sum()),
+    }
+    for i, name in enumerate(classes)
+  ]
+  return {
+    'images': evaluation.num_images,
+    **{key: number(value) for key, value in scores.summary().items()},
+    'mIoU_interval': {
+      **dataclasses.asdict(interval),
+      **{key: number(getattr(interval, key)) for key in ('low', 'high')},
+    },
+    'mean': {
+      key: number(getattr(scores, f'm{key}')) for key in metrics.PER_CLASS
+    },
+    'fscore_beta': config.eval.fscore_beta,
+    'boundary': outlines
+    and {
+      'mIoU': number(outlines.mIoU),
+      'dilation_ratio': outlines.dilation_ratio,
+    },
+    'classes_averaged': scores.num_averaged,
+    'classes_absent': list(scores.absent),
+    'dtype': config.model.dtype,
+    'batch_size': batch_size,
+    'bucket': config.eval.bucket,
+    'seconds': round(evaluation.seconds, 3),
+    'devices': runtime.describe_devices(),
+    'versions': runtime.versions(),
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'per_class': per_class,
+  }
+
+
+def number(value: float) -> float | None:
+  """JSON has no NaN: undefined scores are null."""
+  return None if math.isnan(value) else float(value)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+  """Writes the whole file or nothing."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(content, indent=2) + '\n', 'utf-8')
+  os.replace(temporary, path)
+
+
+def print_table(
+  console: rich.console.Console,
+  evaluation: Evaluation,
+  interval: Interval,
+  outlines: BoundaryScores | None,
+  classes: Sequence[str],
+) -> None:
+  """The classes that take part in the mean, then the means."""
+  scores = evaluation.scores
+  columns = {
+    key: (getattr(scores, key), getattr(scores, f'm{key}'))
+    for key in ('IoU', 'Acc', 'Precision', 'Dice')
+  }
+  if outlines:
+    columns['Boundary'] = (outlines.IoU, outlines.mIoU)
+  table = rich.table.Table('class', title='scores in %')
+  for column in (*columns, 'pixels'):
+    table.add_column(column, justify='right')
+  for i, name in enumerate(classes):
+    if not math.isnan(scores.IoU[i]):
+      table.add_row(
+        name,
+        *(percent(values[i]) for values, _ in columns.values()),
+        f'{evaluation.confusion[i].sum():,}',
+      )
+  table.add_section()
+  table.add_row(
+    f'mean of {scores.num_averaged}',
+    *(percent(mean) for _, mean in columns.values()),
+    f'{evaluation.confusion.sum():,}',
+    style='bold',
+  )
+  console.print(table)
+  if scores.absent:
+    console.print(
+      f'{len(scores.absent)} classes have no labelled pixel: '
+      f'{listed(scores.absent, 8)}',
+      highlight=False,
+    )
+  summary = '  '.join(
+    f'{key} {percent(value)}' for key, value in scores.summary().items()
+  )
+  speed = evaluation.num_images / evaluation.seconds
+  console.print(f'[bold]{summary}[/bold]')
+  console.print(
+    f'mIoU of other images like these: {percent(interval.low)} to '
+    f'{percent(interval.high)} ({interval.level:.0%} of '
+    f'{interval.resamples} bootstrap samples)',
+    highlight=False,
+  )
+  console.print(
+    f'{evaluation.num_images} images, {speed:.3g} images/s (with compiling)'
+  )
+
+
+def percent(value: float) -> str:
+  """Two decimals, as results tables have them."""
+  return '-' if math.isnan(value) else f'{100 * value:.2f}'
+
+
+def write_results(
+  out: Path,
+  result: dict[str, Any],
+  replaced: Sequence[Path],
+  split: Any,
+  evaluation: Evaluation,
+  extremes: Extremes,
+) -> None:
+  """Writes metrics.json, pictures and the report into `out`.
+
+  Args:
+    out: folder.
+    result: for metrics.json; gets the names of the pictures.
+    replaced: pictures of an earlier evaluation, to be removed.
+    split: of `open_data`.
+    evaluation: with the predictions to draw.
+    extremes: the worst and the best images.
+  """
+  labels, predictions = split.labels, evaluation.predictions
+  names = [split[index]['name'] for index in sorted(predictions)]
+  result['overlays'] = [f'overlays/{name}.png' for name in names]
+  pictures = report_images.make_pictures(
+    extremes, split, labels.classes, labels.palette
+  )
+  result['report'] = page.NAME
+  result['report_images'] = {
+    kind: [{'name': x.name, 'mIoU': x.score} for x in shown]
+    for kind, shown in pictures.items()
+  }
+  write_json(out / 'metrics.json', result)
+  for path in replaced:
+    path.unlink(missing_ok=True)
+  if predictions:
+    draw(out, split, predictions)
+  page.write(
+    out / page.NAME,
+    result,
+    evaluation.confusion,
+    evaluation.image_counts,
+    pictures,
+    labels.palette,
+  )
+
+
+def draw(out: Path, split: Any, predictions: Mapping[int, np.ndarray]) -> None:
+  """Overlays one by one, and all samples with their errors on one sheet.
+
+  Args:
+    out: folder; gets overlays/NAME.png and contact_sheet.png.
+    split: of `open_data`.
+    predictions: index in the split -> uint8 (H, W) classes.
+  """
+  sheet = []
+  for sample, prediction, panel in visualize.panels(split, predictions):
+    picture = visualize.overlay(
+      sample['image'], prediction, split.labels.palette
+    )
+    factor = max(400 // max(picture.shape), 1)  # Small ones are hard to see.
+    picture = picture.repeat(factor, 0).repeat(factor, 1)
+    path = out / 'overlays' / f'{sample["name"]}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    visualize.write_image(path, picture)
+    sheet.append(panel)
+  visualize.write_image(
+    out / 'contact_sheet.png', visualize.contact_sheet(sheet)
+  )

@@ -1,0 +1,73 @@
+"""Traces some steps of a run with JAX's profiler."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from resnest_jax.errors import UserError, writing
+
+PROFILE = 'profile'
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+  """First and last of the steps in 'FIRST:LAST', counted from 1.
+
+  Raises:
+    UserError: the text does not say that.
+  """
+  first, colon, last = text.partition(':')
+  if not (colon and first.isdigit() and last.isdigit()):
+    raise UserError(f'--profile {text}: give two steps, such as 10:15.')
+  if not 1 <= int(first) <= int(last):
+    raise UserError(
+      f'--profile {text}: the first step is 1, and the last one not before '
+      'the first.'
+    )
+  return int(first), int(last)
+
+
+class Profile:
+  """Traces some steps of a run into `WORKDIR/profile`.
+
+  TensorBoard (with its plugin xprof) opens the folder, Perfetto the file
+  `perfetto_trace.json.gz` in it.
+  """
+
+  def __init__(self, workdir: Path, steps: tuple[int, int] | None):
+    """Nothing is traced yet.
+
+    Args:
+      workdir: of the run.
+      steps: the first and the last one; None: none.
+    """
+    self.folder = workdir / PROFILE
+    self._steps, self._running = steps, False
+
+  def before(self, step: int) -> None:
+    """Starts if that step, which comes next, is the first one to trace."""
+    if self._steps and not self._running:
+      first, last = self._steps
+      if first <= step <= last:
+        with writing(self.folder):
+          jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
+        self._running = True
+
+  def after(self, step: int, result: Any) -> None:
+    """Ends once the last step's `result` is there."""
+    if self._running and step >= self._steps[1]:
+      first = self._steps[0]
+      jax.block_until_ready(result)
+      self.close()
+      print(
+        f'steps {first} to {step} are traced in {self.folder} '
+        '(perfetto_trace.json.gz opens in ui.perfetto.dev)',
+        flush=True,
+      )
+
+  def close(self) -> None:
+    """Ends what is being traced, at the end of the run or on an error."""
+    if self._running:
+      self._running, self._steps = False, None
+      with writing(self.folder):
+        jax.profiler.stop_trace()
