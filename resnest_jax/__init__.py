@@ -7,18 +7,27 @@ __version__ = '0.1.0'
 # Public name -> module. Imported on first use: `import resnest_jax` is quick
 # and needs none of the heavy packages.
 _EXPORTS = {
+  'Evaluator': 'evaluation.evaluate',
   'Prediction': 'evaluation.predictor',
   'Predictor': 'evaluation.predictor',
   'UserError': 'errors',
   'create_backbone': 'models.segmentor',
   'create_classifier': 'models.classifier',
+  'create_loss': 'training.objective',
   'create_segmentor': 'models.segmentor',
+  'create_state': 'checkpoints.state',
+  'create_training': 'training.step',
   'export_state_dict': 'weights.state_dict',
   'from_checkpoint': 'evaluation.predictor',
   'import_state_dict': 'weights.state_dict',
   'load_checkpoint': 'checkpoints.store',
   'load_config': 'config',
   'load_pretrained': 'weights.pretrained',
+  'make_mesh': 'sharding',
+  'open_splits': 'data.datasets',
+  'set_up': 'runtime',
+  'start_variables': 'weights.start',
+  'training_batches': 'data.pipeline',
 }
 
 __all__ = sorted(_EXPORTS)

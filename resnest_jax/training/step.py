@@ -223,12 +223,15 @@ class Training(NamedTuple):
   step: Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]
 
 
-def create_training(config: Mapping[str, Any], mesh: Mesh) -> Training:
+def create_training(
+  config: Mapping[str, Any], mesh: Mesh, loss: Loss | None = None
+) -> Training:
   """Everything that a training step needs but for the state and the data.
 
   Args:
     config: the whole configuration, its number of classes known.
     mesh: devices, which may be described only (`jax.experimental.topologies`).
+    loss: of both heads; None: the one that `config.loss` describes.
 
   Raises:
     UserError: the configuration asks for something that does not go.
@@ -249,7 +252,7 @@ def create_training(config: Mapping[str, Any], mesh: Mesh) -> Training:
     optimizer,
     mesh,
     seed=config['seed'],
-    loss=create_loss(config['loss'], config['model']['num_classes']),
+    loss=loss or create_loss(config['loss'], config['model']['num_classes']),
     aux_weight=config['loss']['aux_weight'],
     plan=plan,
   )

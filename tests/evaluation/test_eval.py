@@ -17,7 +17,8 @@ from resnest_jax.config import load_config
 from resnest_jax.data.datasets import open_split
 from resnest_jax.data.labels import ADE20K
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import metrics, results, visualize
+from resnest_jax.evaluation import evaluate_split as results
+from resnest_jax.evaluation import metrics, visualize
 from resnest_jax.evaluation.boundary import boundary_counts
 from resnest_jax.evaluation.report import page
 from resnest_jax.models.segmentor import create_segmentor

@@ -1,4 +1,4 @@
-"""The variables of a checkpoint of any tree, as `load_checkpoint` reads them."""
+"""Reads the variables of a checkpoint of any tree."""
 
 from resnest_jax.checkpoints.integrity import read_items
 from resnest_jax.checkpoints.store import find_step, open_checkpoints

@@ -277,7 +277,7 @@ state = here.make_state(10).replace(params=params)
 def main():
   manager = store.open_checkpoints(Path(sys.argv[1]))
   try:
-    here.checkpoints.save(manager, state, here.ABOUT)
+    here.store.save(manager, state, here.ABOUT)
     manager.finish()
   finally:
     manager.close()
