@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
   config.train.keep_checkpoints = 3  # the newest; the best mIoU is kept too
   config.train.pictures = 2  # of each evaluation, for TensorBoard; 0 for none
   config.train.wandb = ''  # project of Weights & Biases; '': not used
-  # What fits into memory, and what is trained; docs/memory.md.
+  # Memory (docs/memory.md) and the parts that are trained (docs/training.md).
   # Images that are computed together, over all devices; 0: the whole batch.
   config.train.micro_batch_size = 0
   # Of micro-batches. 'plain': each has its own batch norm statistics.
