@@ -12,7 +12,7 @@ from configs import common
 
 
 def get_config(argument=None):
-  """The row; argument 'mini': its small twin."""
+  """The row; argument 'mini' or '16gb': see `common.vary`."""
   config = common.get_config()
   config.name = 'ade20k_deeplabv3'
   config.model.head = 'deeplabv3'

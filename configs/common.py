@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
   config.loss = loss()
   config.optimizer = optimizer()
 
-  # How all devices of all hosts share the work; docs/scale.md.
+  # Sharing of the work among all devices of all hosts; docs/scale.md.
   config.mesh = ConfigDict()
   config.mesh.data = -1  # devices that share the batch; -1: all there are
   config.mesh.spatial = 1  # devices that share the rows of each image
@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
   config.train.keep_checkpoints = 3  # the newest; the best mIoU is kept too
   config.train.pictures = 2  # of each evaluation, for TensorBoard; 0 for none
   config.train.wandb = ''  # project of Weights & Biases; '': not used
-  # What fits into memory, and what is trained; docs/memory.md.
+  # Memory (docs/memory.md) and the parts that are trained (docs/training.md).
   # Images that are computed together, over all devices; 0: the whole batch.
   config.train.micro_batch_size = 0
   # Of micro-batches. 'plain': each has its own batch norm statistics.
@@ -49,12 +49,12 @@ def get_config() -> ConfigDict:
   # What the backward pass computes again instead of keeping it: 'none',
   # 'blocks', 'stages', or parts such as 'stem,layer1'. It changes no result.
   config.train.remat = 'none'
-  # Parts of the backbone, from the input on, that do not change: 1 the stem,
+  # Parts of the backbone, from the input on, that stay as they are: 1 the stem,
   # 2 and stage 1, ..., 5 all of it.
   config.train.freeze = 0
   # True: scales and biases stay where model.frozen_bn keeps the statistics.
   config.train.freeze_norms = False
-  # Of the moving averages that are evaluated and exported; 0: none of them.
+  # Decay of the moving averages that are evaluated and exported; 0: none.
   config.train.ema_decay = 0.0  # 0 to 1 (excluded), such as 0.999
 
   config.eval = ConfigDict()
@@ -64,9 +64,9 @@ def get_config() -> ConfigDict:
   config.eval.report_images = 6  # worst and best ones in report.html, each
   config.eval.boundary_iou = False  # how well outlines fit; docs/metrics.md
   config.eval.fscore_beta = 1.0  # recall counts beta times as much, > 0 (mmseg)
-  # How eval.py looks at an image; docs/evaluation.md. 'whole', 'slide' in
-  # windows, 'ms_flip_0x' or 'ms_flip_1x' at several scales and mirrored: 0x
-  # scales data.image_scale, 1x the original image. Training uses 'whole'.
+  # Protocol of eval.py (docs/evaluation.md): 'whole', 'slide' in windows,
+  # 'ms_flip_0x' or 'ms_flip_1x' at several scales and mirrored; 0x scales
+  # data.image_scale, 1x the original image. Training uses 'whole'.
   config.eval.protocol = 'whole'
   # slide: pixels (height, width) of a window, and from one to the next.
   config.eval.slide_crop = placeholder(tuple)  # None: data.crop_size
@@ -77,11 +77,11 @@ def get_config() -> ConfigDict:
 
 
 def loss() -> ConfigDict:
-  """What is minimised; docs/training.md has the formulas."""
+  """The loss; docs/training.md has the formulas."""
   config = ConfigDict()
   config.terms = ConfigDict()  # factor of each term, >= 0; 0: left out
   config.terms.cross_entropy = 1.0
-  config.terms.ohem = 0.0  # cross entropy of the hard pixels alone
+  config.terms.ohem = 0.0  # cross entropy of the hard pixels
   config.terms.focal = 0.0
   config.terms.dice = 0.0
   config.terms.lovasz = 0.0
@@ -92,19 +92,19 @@ def loss() -> ConfigDict:
   # cross_entropy, ohem: a number >= 0 for each class, None: all 1.
   config.class_weights = placeholder(tuple)
   config.label_smoothing = 0.0  # cross_entropy, ohem; 0 to 1 (excluded)
-  # ohem: pixels are hard whose right class has a smaller probability, at least
+  # ohem: pixels are hard if their class has a smaller probability, at least
   # ohem_min_kept an image. None: those ohem_min_kept with the largest loss.
   config.ohem_threshold = placeholder(float)
   config.ohem_min_kept = 100_000  # (mmseg)
   config.focal_gamma = 2.0  # >= 0 (mmseg)
-  config.focal_alpha = 0.5  # of the right class, 0 to 1; sigmoid alone (mmseg)
+  config.focal_alpha = 0.5  # of the right class, 0 to 1; only sigmoid (mmseg)
   config.focal_activation = 'sigmoid'  # (mmseg) or 'softmax'
   config.lovasz_per_image = False  # True: a loss for each image, averaged
   return config
 
 
 def optimizer() -> ConfigDict:
-  """How parameters change; the defaults are mmseg's SGD and poly schedule."""
+  """The optimizer; the defaults are mmseg's SGD and poly schedule."""
   config = ConfigDict()
   config.name = 'sgd'  # or 'adamw'
   config.learning_rate = 0.01  # at step 0, for the global batch
@@ -119,19 +119,19 @@ def optimizer() -> ConfigDict:
   config.beta1 = 0.9  # adamw: 0 to 1 (excluded)
   config.beta2 = 0.999  # adamw: 0 to 1 (excluded)
   config.epsilon = 1e-8  # adamw: > 0
-  # >= 0. sgd: joins the gradient; adamw: apart from it, times the rate.
+  # >= 0. sgd: added to the gradient; adamw: decoupled, times the rate.
   config.weight_decay = 5e-4
-  config.decay_norm_bias = True  # False: convolution kernels decay alone
-  # The rate of stage 4 is this many times that of the heads, that of stage 3
-  # this many times that of stage 4, and so on to the stem; > 0 to 1.
+  config.decay_norm_bias = True  # False: only convolution kernels decay
+  # Multiplies the rate of stage 4 relative to the heads, that of stage 3
+  # relative to stage 4, and so on to the stem; > 0 to 1.
   config.layer_decay = 1.0
-  config.head_multiplier = 1.0  # of the heads' rate alone, > 0
+  config.head_multiplier = 1.0  # multiplies the heads' rate, > 0
   config.clip_norm = placeholder(float)  # longest gradient, > 0; None: any
   return config
 
 
 def model() -> ConfigDict:
-  """What the network is. None: as the backbone's name says."""
+  """The network. None: the backbone's name decides."""
   config = ConfigDict()
   config.backbone = 'resnest101'  # an unknown name lists the known ones
   config.stage_sizes = placeholder(tuple)  # blocks of each of the 4 stages
@@ -141,34 +141,34 @@ def model() -> ConfigDict:
   config.groups = placeholder(int)  # cardinality
   config.base_width = placeholder(int)  # channels of a group where width is 64
   config.output_stride = 8  # pixels a feature of the last stage: 8, 16, 32
-  # Where a dilated stage lost its stride, 'mmseg' drops the average pool,
-  # 'official' keeps it at stride 1, 'timm' pools the shortcut. The weights
-  # of each fit the others and give wrong results there.
+  # In the block that gave its stride to dilation, 'mmseg' drops the average
+  # pool, 'official' keeps it at stride 1, 'timm' pools the shortcut. The
+  # weights of each fit the others and give wrong results there.
   config.dilation_rule = 'mmseg'
   config.head = 'pspnet'
   config.head_channels = 512  # inside the head (mmseg)
   config.aux_channels = 256  # inside the auxiliary head on stage 3 (mmseg)
   config.num_classes = 150  # 0: as many as the data set has
   config.dropout = 0.1  # before both classifiers, 0 to 1 (excluded) (mmseg)
-  # Whose batch norms use the running statistics in training and keep them:
+  # Batch norms that use the running statistics in training and keep them:
   # 'none', 'backbone' (mmseg's norm_eval) or 'all'.
   config.frozen_bn = 'none'
-  # Of activations; parameters, statistics and loss are at least float32.
+  # Type of activations; parameters, statistics and loss are at least float32.
   config.dtype = 'float32'  # or 'bfloat16', 'float64'
   return config
 
 
 def data() -> ConfigDict:
-  """Which images, and how they are changed before the network sees them."""
+  """The images and their augmentation."""
   config = ConfigDict()
   config.name = 'ade20k'
   config.data_dir = 'data'  # where resnest_jax.data.prepare wrote it
-  config.folder = folder()  # for the name 'folder': data of one's own
+  config.folder = folder()  # for the name 'folder': your own data
   config.train_split = 'train'
   config.eval_split = 'validation'
-  # Which samples are read. 'uniform': each once an epoch (mmseg).
-  # 'repeat_factor': those with rare classes more often. 'class_balanced': the
-  # classes take turns, whatever their number of images.
+  # Choice of samples. 'uniform': each once an epoch (mmseg). 'repeat_factor':
+  # samples with rare classes more often. 'class_balanced': the classes take
+  # turns, whatever their number of images.
   config.sampling = 'uniform'
   # Classes in a smaller share of the images are repeated (repeat_factor).
   config.repeat_threshold = 0.05  # 0 to 1
@@ -185,31 +185,32 @@ def data() -> ConfigDict:
   # Samples of both splits that are examined before the first step, 0 for
   # none; docs/doctor.md.
   config.doctor_samples = 50
-  # What training does at a sample that cannot be read. False: stop with its
-  # name. True: take another one, count it and say so. Evaluation always stops.
+  # Unreadable samples in training. False: stop with the name. True: take
+  # another sample, count it and say so. Evaluation always stops.
   config.skip_unreadable = False
-  # Speed alone; the batches are the same whatever these are.
+  # Only speed: these change no batch.
   config.num_workers = 0  # processes that read and augment; 0: this process
   config.num_threads = 0  # reading threads a process; 0: one a core, 16 at most
   config.prefetch = 4  # batches ready in advance, in each process
-  # Seconds that training waits for a batch; then it saves its state and stops.
-  # It says what it waits for after a tenth of that.
+  # Seconds that training waits for a batch before it saves its state and stops.
+  # After a tenth of that it names the sample it waits for.
   config.timeout = 600.0
   return config
 
 
 def folder() -> ConfigDict:
-  """Where a user's own files are; paths are relative to `data_dir`.
+  """Your own files; paths are relative to `data_dir`.
 
   Splits are given if `images` has a sub folder with a split's name ('train'),
-  or a path has {split} in it, which stands for that name. Else they are drawn.
+  or a path has {split} in it, which stands for that name. Otherwise they are
+  drawn.
   """
   config = ConfigDict()
   config.classes = 'classes.txt'  # names and colours; see docs/own-data.md
   config.images = 'images'  # folder of JPEG, PNG, ... files and sub folders
   config.masks = 'masks'  # folder of 8-bit PNG files of the same names
-  # How the names end, if images and masks differ: '_rgb.jpg', '_mask'. Files
-  # with other endings are left out. '': nothing but the extension.
+  # Endings of the names, if images and masks differ: '_rgb.jpg', '_mask'. Files
+  # with other endings are skipped. '': only the extension.
   config.image_suffix = ''
   config.mask_suffix = ''
   # Instead of folders: files of lines "image mask", relative to the file;
@@ -221,7 +222,7 @@ def folder() -> ConfigDict:
 
 
 def cityscapes(config: ConfigDict) -> None:
-  """Sets what all rows on Cityscapes share: mmseg's 80k schedule."""
+  """Applies mmseg's 80k schedule, which all rows on Cityscapes share."""
   config.model.num_classes = 19
   config.data.name = 'cityscapes'
   config.data.image_scale = (2048, 1024)  # the size of all its images
@@ -233,7 +234,7 @@ def cityscapes(config: ConfigDict) -> None:
 
 
 def vary(config: ConfigDict, argument: str | None) -> ConfigDict:
-  """Applies what stands after the colon in `configs/x.py:argument`.
+  """Applies the argument after the colon of `configs/x.py:argument`.
 
   Args:
     config: a row.
@@ -276,7 +277,7 @@ def mini(config: ConfigDict) -> ConfigDict:
   else:
     config.data.image_scale = (512, 128)
     config.data.crop_size = (128, 128)
-  if config.data.name != 'folder':  # There the data is the user's.
+  if config.data.name != 'folder':  # Whose data is the user's.
     config.data.name += '_mini'
   config.data.scale_range = (0.75, 1.5)  # half as wide: it learns from nothing
   config.optimizer.learning_rate = 0.05

@@ -1,7 +1,7 @@
 """Folder, DeepLabV3+, ResNeSt-101-D8, crop 512x512, 40k steps, batch 8.
 
-Images and masks of one's own in two folders; docs/own-data.md says how they
-lie there. There is no reference.
+Your own images and masks in two folders (docs/own-data.md). There is no
+reference.
 
     python train.py --config configs/folder.py --config.data.data_dir=mydata \
       --workdir runs/own
@@ -11,7 +11,7 @@ from configs import common
 
 
 def get_config(argument=None):
-  """The row; argument 'mini': its small twin."""
+  """The row; argument 'mini' or '16gb': see `common.vary`."""
   config = common.get_config()
   config.name = 'folder'
   config.model.head = 'deeplabv3plus'
