@@ -38,7 +38,7 @@ import rich.console
 
 from benchmarks import hlo
 from benchmarks.ahead import Case, Results, show
-from benchmarks.flags import add_out, natural, positive
+from benchmarks.flags import add_out, gigabytes, natural, positive
 from benchmarks.report import describe_machine
 from benchmarks.topologies import (
   NAMES,
@@ -56,7 +56,6 @@ from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training import sharding
 from resnest_jax.training.logs import duration
-from resnest_jax.training.plan import parse_memory
 from resnest_jax.training.step import abstract_state, create_training
 
 ROWS = [
@@ -296,7 +295,7 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--memory',
     nargs='+',
-    type=lambda text: parse_memory(text) / 1e9,
+    type=gigabytes,
     default=[None],
     help='of a GPU that is like the named one, as 24GB',
   )
