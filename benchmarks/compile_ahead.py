@@ -79,7 +79,6 @@ def configure(case: Case) -> Any:
   config.train.batch_size = case.batch_size
   config.train.micro_batch_size = case.micro_batch_size
   config.train.remat = case.remat
-  config.train.accumulation = case.accumulation
   if case.stage_sizes:
     config.model.stage_sizes = case.stage_sizes
   return config
@@ -231,7 +230,7 @@ def cases(flags: argparse.Namespace) -> Iterator[Case]:
   argument = 'mini' if flags.mini else ''
   for row, topology, program, *settings in itertools.product(
     *(flags.rows, flags.topologies, flags.programs, flags.micro_batch_size),
-    *(flags.remat, flags.accumulation, flags.dtype, flags.memory),
+    *(flags.remat, flags.dtype, flags.memory),
   ):
     config = load_config(f'configs/{row}.py:{argument}')
     part = config.train if program == 'train' else config.eval
@@ -290,7 +289,6 @@ def make_parser() -> argparse.ArgumentParser:
     help='over all devices (default: 0, the whole batch)',
   )
   parser.add_argument('--remat', nargs='+', default=['none'])
-  parser.add_argument('--accumulation', nargs='+', default=['plain'])
   parser.add_argument('--dtype', nargs='+', default=['bfloat16'])
   parser.add_argument(
     '--memory',
