@@ -21,7 +21,6 @@ class Case(NamedTuple):
     batch_size: over all devices; of 'eval' as well.
     micro_batch_size: likewise; 0: the whole batch.
     remat: see `config.train.remat`.
-    accumulation: see `config.train.accumulation`.
     dtype: of the activations.
     memory: GB of a GPU that the compiler is told of; None: all of it.
     stage_sizes: blocks of the backbone's stages; None: the row's.
@@ -36,7 +35,6 @@ class Case(NamedTuple):
   batch_size: int
   micro_batch_size: int
   remat: str
-  accumulation: str
   dtype: str
   memory: float | None = None
   stage_sizes: tuple[int, ...] | None = None
@@ -47,7 +45,7 @@ class Case(NamedTuple):
     row = f'{self.row}:{self.argument}' if self.argument else self.row
     words = [row, self.topology, self.program, f'batch {self.batch_size}']
     if self.micro_batch_size:
-      words.append(f'as {self.micro_batch_size} {self.accumulation}')
+      words.append(f'as {self.micro_batch_size}')
     if self.remat != 'none':
       words.append(f'remat {self.remat}')
     if self.memory:

@@ -38,7 +38,7 @@ import rich.console
 
 from benchmarks import hlo
 from benchmarks.ahead import Case, Results, show
-from benchmarks.flags import add_out, natural, positive
+from benchmarks.flags import add_out, gigabytes, natural, positive
 from benchmarks.report import describe_machine
 from benchmarks.topologies import (
   NAMES,
@@ -57,7 +57,6 @@ from resnest_jax.models import forms
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training.logs import duration
-from resnest_jax.training.plan import parse_memory
 from resnest_jax.training.step import create_training
 
 ROWS = [
@@ -81,7 +80,6 @@ def configure(case: Case) -> Any:
   config.train.batch_size = case.batch_size
   config.train.micro_batch_size = case.micro_batch_size
   config.train.remat = case.remat
-  config.train.accumulation = case.accumulation
   if case.stage_sizes:
     config.model.stage_sizes = case.stage_sizes
   return config
@@ -233,7 +231,7 @@ def cases(flags: argparse.Namespace) -> Iterator[Case]:
   argument = 'mini' if flags.mini else ''
   for row, topology, program, *settings in itertools.product(
     *(flags.rows, flags.topologies, flags.programs, flags.micro_batch_size),
-    *(flags.remat, flags.accumulation, flags.dtype, flags.memory),
+    *(flags.remat, flags.dtype, flags.memory),
   ):
     config = load_config(f'configs/{row}.py:{argument}')
     part = config.train if program == 'train' else config.eval
@@ -292,12 +290,11 @@ def make_parser() -> argparse.ArgumentParser:
     help='over all devices (default: 0, the whole batch)',
   )
   parser.add_argument('--remat', nargs='+', default=['none'])
-  parser.add_argument('--accumulation', nargs='+', default=['plain'])
   parser.add_argument('--dtype', nargs='+', default=['bfloat16'])
   parser.add_argument(
     '--memory',
     nargs='+',
-    type=lambda text: parse_memory(text) / 1e9,
+    type=gigabytes,
     default=[None],
     help='of a GPU that is like the named one, as 24GB',
   )

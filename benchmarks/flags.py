@@ -1,6 +1,7 @@
 """What the command lines of all benchmarks have in common."""
 
 import argparse
+import re
 from pathlib import Path
 
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
@@ -12,6 +13,8 @@ TINY = {
   'head_channels': 8,
   'aux_channels': 4,
 }
+# Of memory, in GB.
+UNITS = {'GB': 1, 'GIB': 2**30 / 1e9, 'MB': 1e-3, 'MIB': 2**20 / 1e9}
 SMOKE = 'a smoke run: figures of something this small say nothing'
 
 
@@ -28,6 +31,20 @@ def natural(text: str) -> int:
   number = int(text)
   if number < 0:
     raise argparse.ArgumentTypeError(f'{number}, and has to be 0 or more')
+  return number
+
+
+def gigabytes(text: str) -> float:
+  """GB of '16GB', '80 GiB', '900MB', for `type`."""
+  match = re.fullmatch(r'\s*([0-9.]+)\s*([A-Za-z]+)\s*', text)
+  try:
+    number = float(match[1]) * UNITS[match[2].upper()]
+  except (TypeError, ValueError, KeyError):
+    number = 0
+  if not number > 0:
+    raise argparse.ArgumentTypeError(
+      f'{text!r}; give a number and a unit, as 16GB or 80GiB'
+    )
   return number
 
 

@@ -171,7 +171,7 @@ def stage_milliseconds(split: Split, data_config, number: int) -> dict:
     draw = transforms.draw_augmentation(sample_rng(key, i))
     sample = timed('read and decode', split.__getitem__, i % len(split))
     image, label = sample['image'], sample['label']
-    result = timed(
+    timed(
       'resize, crop, flip, pad',
       lambda image, label, draw: transforms.augment(
         image,
@@ -184,13 +184,6 @@ def stage_milliseconds(split: Split, data_config, number: int) -> dict:
       image,
       label,
       draw,
-    )
-    # What the accelerator does in training; for comparison.
-    timed(
-      '(colour, on the device)',
-      transforms.photometric_distortion,
-      result['image'],
-      draw.photometric,
     )
   return {
     name: 1e3 * statistics.median(values) for name, values in seconds.items()

@@ -34,7 +34,6 @@ from resnest_jax.errors import UserError, run
 from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.training.estimate import tree_bytes
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 
@@ -176,6 +175,11 @@ def compare(folder: Path, chip: str = '*') -> list[dict[str, Any]]:
         }
       )
   return found
+
+
+def tree_bytes(tree: Any) -> int:
+  """Bytes of all arrays or `jax.ShapeDtypeStruct`s of a tree."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def show_times(config: Any, kind: str, images: int) -> rich.table.Table:

@@ -42,10 +42,8 @@ def get_config() -> ConfigDict:
   config.train.wandb = ''  # project of Weights & Biases; '': not used
   # Memory (docs/memory.md) and the parts that are trained (docs/training.md).
   # Images that are computed together, over all devices; 0: the whole batch.
+  # Each such micro-batch has its own batch norm statistics.
   config.train.micro_batch_size = 0
-  # Of micro-batches. 'plain': each has its own batch norm statistics.
-  # 'exact': those of the whole batch, at several times the operations.
-  config.train.accumulation = 'plain'
   # What the backward pass computes again instead of keeping it: 'none',
   # 'blocks', 'stages', or parts such as 'stem,layer1'. It changes no result.
   config.train.remat = 'none'

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser
-from resnest_jax.overrides import override
+from resnest_jax.overrides import REMOVED, override
 from resnest_jax.shipped import shipped
 
 # Smallest accepted value of whole-number keys.
@@ -91,7 +91,6 @@ _BOUNDS = {
   'train.ema_decay': ('at least 0 and below 1', lambda x: 0 <= x < 1),
 }
 SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
-ACCUMULATIONS = ('plain', 'exact')
 PROTOCOLS = ('whole', 'slide', 'ms_flip_0x', 'ms_flip_1x')
 # Accepted names.
 _CHOICES = {
@@ -100,7 +99,6 @@ _CHOICES = {
   'loss.focal_activation': ('sigmoid', 'softmax'),
   'optimizer.name': ('sgd', 'adamw'),
   'optimizer.schedule': ('poly', 'cosine'),
-  'train.accumulation': ACCUMULATIONS,
 }
 # Length of tuples of positive whole numbers.
 _SIZES = {
@@ -221,7 +219,8 @@ def differences(
   """Compares with what `config_to_json` wrote earlier.
 
   A key that did not exist then counts as its default, which is how what came
-  later behaves where nobody asks for it.
+  later behaves where nobody asks for it. So does one that is gone now, of which
+  a run had the former default.
 
   Args:
     saved: that JSON.
@@ -241,6 +240,10 @@ def differences(
     if ignored or before == now:
       continue
     if before is absent and _defaults().get(key, absent) == now:
+      continue
+    if now is absent and key in REMOVED:
+      if before != REMOVED[key].default:
+        lines.append(f'{key}: {before!r} before, {REMOVED[key].instead}')
       continue
     shown = ['not set' if x is absent else repr(x) for x in (before, now)]
     lines.append(f'{key}: {shown[0]} before, {shown[1]} now')

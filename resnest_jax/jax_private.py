@@ -14,9 +14,6 @@ from jax.core import Tracer
 # Equations of a traced function: its constants, and functions inside of it.
 from jax.extend.core import Literal, jaxprs_in_params
 
-# Drops the equations that chosen results do not need.
-from jax.interpreters.partial_eval import dce_jaxpr
-
 # The event of `jax.monitoring` that ends each compilation, cached or not; its
 # keyword `fun_name` names the program.
 COMPILED = '/jax/core/compile/backend_compile_duration'
@@ -28,7 +25,6 @@ __all__ = [
   'NO_CLUSTER',
   'Literal',
   'Tracer',
-  'dce_jaxpr',
   'distributed_state',
   'jaxprs_in_params',
 ]

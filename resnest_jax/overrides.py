@@ -3,11 +3,31 @@
 import ast
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from resnest_jax.errors import UserError
+
+
+class Removed(NamedTuple):
+  """A key of former releases.
+
+  Attributes:
+    default: its value where nobody asked for another one.
+    instead: the end of a sentence that says what replaces it.
+  """
+
+  default: Any
+  instead: str
+
+
+REMOVED = {
+  'train.accumulation': Removed(
+    'plain',
+    'removed; train.remat=stages gives the same result in less memory',
+  ),
+}
 
 
 def override(
@@ -24,6 +44,8 @@ def override(
   Raises:
     UserError: a key that does not exist, or a value of another type.
   """
+  if key in REMOVED:
+    raise UserError(f'unknown config key {key!r}: {REMOVED[key].instead}.')
   if key not in known:
     raise UserError(f'unknown config key {key!r}; {_nearest(key, known)}')
   *sections, name = key.split('.')

@@ -255,6 +255,15 @@ def test_unknown_key_names_the_nearest(key, nearest):
   assert nearest in str(error.value)
 
 
+def test_removed_key_names_its_replacement():
+  for value in ('exact', 'plain'):
+    with pytest.raises(
+      UserError,
+      match=r"unknown config key 'train\.accumulation': removed; train\.remat",
+    ):
+      load_config(ROW, {'train.accumulation': value})
+
+
 def test_missing_file_lists_those_there_are():
   with pytest.raises(UserError, match=r'there is no .*nope\.py.*ade20k_pspnet'):
     load_config(FOLDER / 'nope.py')
@@ -365,6 +374,17 @@ def test_key_that_came_later_counts_as_its_default():
   assert differences(older, changed) == [
     'loss.terms.dice: not set before, 1.0 now',
     'optimizer.clip_norm: not set before, 5.0 now',
+  ]
+
+
+def test_removed_key_counts_unless_it_had_its_default():
+  older = json.loads(config_to_json(load_config(ROW)))
+  older['train']['accumulation'] = 'plain'
+  assert differences(json.dumps(older), load_config(ROW)) == []
+  older['train']['accumulation'] = 'exact'
+  assert differences(json.dumps(older), load_config(ROW)) == [
+    "train.accumulation: 'exact' before, removed; train.remat=stages gives the "
+    'same result in less memory'
   ]
 
 

@@ -9,10 +9,9 @@ the crop is chosen on the label alone, pixel by pixel, before anything else.
 
 What deviates is where the random numbers come from: `draw_augmentation` makes
 all of one sample's numbers before the sample is looked at, so that a sample's
-augmentation depends on nothing but its random generator. Training applies the
-photometric distortion on the accelerator (`resnest_jax.data.device`); the
-function here does it in 8-bit host arithmetic and is what that one is held
-against.
+augmentation depends on nothing but its random generator. The photometric
+distortion is only drawn here; the accelerator applies it
+(`resnest_jax.data.device`).
 
 Images are uint8 (H, W, 3) RGB, labels uint8 (H, W) of train ids with 255 for
 ignored pixels. Sizes are (height, width) in pixels.
@@ -40,8 +39,7 @@ CROP_TRIES = 11
 class PhotometricDraw:
   """Which distortions an image gets, in the order they are applied.
 
-  `None` means not applied. A drawn value that changes nothing, such as a hue
-  shift of 0, still rounds the image to 8-bit HSV and back on the host.
+  `None` means not applied.
 
   Attributes:
     brightness: added to every channel, grey levels, [-32, 32).
@@ -224,51 +222,6 @@ def pad_bottom_right(
   padded[height:] = value
   padded[:height, width:] = value
   return padded
-
-
-def _scale_and_shift(
-  image: np.ndarray, factor: float = 1.0, shift: float = 0.0
-) -> np.ndarray:
-  """Returns image * factor + shift in float32, clipped and truncated."""
-  changed = image.astype(np.float32) * np.float32(factor) + np.float32(shift)
-  return np.clip(changed, 0, 255).astype(np.uint8)
-
-
-def _scale_saturation(image: np.ndarray, factor: float) -> np.ndarray:
-  hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-  hsv[..., 1] = _scale_and_shift(hsv[..., 1], factor=factor)
-  return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-def _shift_hue(image: np.ndarray, shift: int) -> np.ndarray:
-  hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-  hsv[..., 0] = (hsv[..., 0].astype(int) + shift) % 180
-  return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-def photometric_distortion(
-  image: np.ndarray, draw: PhotometricDraw
-) -> np.ndarray:
-  """Distorts colours in 8-bit arithmetic, rounding after each step.
-
-  Args:
-    image: uint8 (H, W, 3) RGB; left as it is.
-    draw: what to apply.
-
-  Returns:
-    uint8 (H, W, 3) RGB.
-  """
-  if draw.brightness is not None:
-    image = _scale_and_shift(image, shift=draw.brightness)
-  if draw.contrast_first is not None:
-    image = _scale_and_shift(image, factor=draw.contrast_first)
-  if draw.saturation is not None:
-    image = _scale_saturation(image, draw.saturation)
-  if draw.hue is not None:
-    image = _shift_hue(image, draw.hue)
-  if draw.contrast_last is not None:
-    image = _scale_and_shift(image, factor=draw.contrast_last)
-  return image
 
 
 def check_sizes(image: np.ndarray, label: np.ndarray, name: str) -> None:

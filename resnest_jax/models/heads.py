@@ -1,10 +1,10 @@
 """Segmentation heads: from the stages' features to logits.
 
 A head is called with the backbone's four stages and their true sizes (see
-`layers`), and takes from them what it needs: those that its `stages` names.
+`layers`), and takes from them what it needs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -60,9 +60,6 @@ class ChannelDropout(nn.Module):
     return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
 
 
-Features = Sequence[Array] | Mapping[int, Array]
-
-
 class Classifier(nn.Module):
   """Dropout of whole channels, then a 1x1 convolution to the classes."""
 
@@ -106,14 +103,9 @@ class FCNHead(nn.Module):
   dtype: Any = jnp.float32
   frozen_bn: bool = False
 
-  @property
-  def stages(self) -> tuple[int, ...]:
-    """Which of the four it works on."""
-    return (self.stage,)
-
   @nn.compact
   def __call__(
-    self, features: Features, *, train: bool, sizes: Sequence[Size]
+    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
   ) -> Array:
     x, size = features[self.stage], sizes[self.stage]
     norm_train = train and not self.frozen_bn
@@ -148,14 +140,9 @@ class PSPHead(nn.Module):
   dtype: Any = jnp.float32
   frozen_bn: bool = False
 
-  @property
-  def stages(self) -> tuple[int, ...]:
-    """Which of the four it works on."""
-    return (3,)
-
   @nn.compact
   def __call__(
-    self, features: Features, *, train: bool, sizes: Sequence[Size]
+    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
   ) -> Array:
     x, size = features[3], sizes[3]
     common = {'train': train and not self.frozen_bn, 'dtype': self.dtype}
@@ -226,14 +213,9 @@ class DeepLabV3Head(nn.Module):
   dtype: Any = jnp.float32
   frozen_bn: bool = False
 
-  @property
-  def stages(self) -> tuple[int, ...]:
-    """Which of the four it works on."""
-    return (3,)
-
   @nn.compact
   def __call__(
-    self, features: Features, *, train: bool, sizes: Sequence[Size]
+    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
   ) -> Array:
     y = ASPP(self.channels, dtype=self.dtype, name='pyramid')(
       features[3], train=train and not self.frozen_bn, size=sizes[3]
@@ -264,14 +246,9 @@ class DeepLabV3PlusHead(nn.Module):
   dtype: Any = jnp.float32
   frozen_bn: bool = False
 
-  @property
-  def stages(self) -> tuple[int, ...]:
-    """Which of the four it works on."""
-    return (0, 3)
-
   @nn.compact
   def __call__(
-    self, features: Features, *, train: bool, sizes: Sequence[Size]
+    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
   ) -> Array:
     norm_train = train and not self.frozen_bn
     common = {'train': norm_train, 'dtype': self.dtype}

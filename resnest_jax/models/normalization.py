@@ -25,9 +25,6 @@ from resnest_jax.models.remat import STATISTICS
 
 # How much of the running statistics an update keeps, as in PyTorch.
 MOMENTUM = 0.9
-# Collections that a `BatchNorm` with given statistics writes if they are
-# mutable: the statistics of what it was given, and the values a channel.
-MOMENTS, COUNTS = 'moments', 'counts'
 
 # Up to this many values a channel the variance takes a second pass. It costs
 # nothing there, and E[x^2] - E[x]^2 cancels when the values lie close
@@ -143,16 +140,9 @@ class BatchNorm(nn.Module):
     if self.train:
       outputs = self._normalize(parts, split(scale), split(bias), mean, var)
     else:
-      asked = self.is_mutable_collection(MOMENTS) and not (
-        self.is_initializing()
-      )
-      # Only the input is kept for the backward pass.
-      given = jax.checkpoint(self._apply_given) if asked else self._apply_given
-      outputs = given(
+      outputs = self._apply_given(
         parts, split(scale), split(bias), split(mean.value), split(var.value)
       )
-      if asked:
-        self._report(parts)
     outputs = tuple(zero_outside(y.astype(self.dtype), size) for y in outputs)
     return outputs if isinstance(x, (tuple, list)) else outputs[0]
 
@@ -188,15 +178,6 @@ class BatchNorm(nn.Module):
       y = y.astype(self.dtype)
       outputs.append(jnp.maximum(y, 0) if self.relu else y)
     return tuple(outputs)
-
-  def _report(self, parts) -> None:
-    """The statistics of the input itself, for whom they are merged by."""
-    found = [jax.checkpoint(moments)(part) for part in parts]
-    means, variances = zip(*found, strict=True)
-    count = parts[0].size // parts[0].shape[-1]
-    self.put_variable(MOMENTS, 'mean', jnp.concatenate(means))
-    self.put_variable(MOMENTS, 'var', jnp.concatenate(variances))
-    self.put_variable(COUNTS, 'values', jnp.asarray(count, means[0].dtype))
 
 
 class ConvBN(nn.Module):

@@ -63,19 +63,13 @@ def recomputed(function: Callable, when: bool) -> Callable:
   return remat(function) if when else function
 
 
-def in_groups(
-  names: Sequence[str], length: int | None = None
-) -> list[list[str]]:
-  """Cuts a stage's blocks into groups.
+def in_groups(names: Sequence[str]) -> list[list[str]]:
+  """Cuts a stage's blocks into about as many groups as a group has blocks.
 
-  Args:
-    names: of the blocks.
-    length: of a group. None: about as many as there are groups, because the
-      inputs of all groups and those of the blocks of one group, which are in
-      memory together, are then the fewest.
+  The inputs of all groups and those of the blocks of one group, which are in
+  memory together, are then the fewest.
   """
-  if length is None:
-    length = math.isqrt(max(len(names) - 1, 0)) + 1
+  length = math.isqrt(max(len(names) - 1, 0)) + 1
   return [
     list(names[begin : begin + length])
     for begin in range(0, len(names), length)

@@ -220,28 +220,18 @@ TracedOnce = nn.jit(Bottleneck)
 RecomputedOnce = nn.jit(remat(Bottleneck))
 
 
-class Stem(nn.Module):
+def stem(
+  x: Array, size: Size, width: int, train: bool, dtype: Any
+) -> tuple[Array, Size]:
   """Three 3x3 convolutions and a max-pool: stride 4.
 
-  Attributes:
+  Args:
+    x: (B, H, W, 3).
+    size: true sizes, see `layers`.
     width: channels of the first two convolutions; the third has twice as many.
     train: batch statistics rather than running ones.
     dtype: of the activations.
   """
-
-  width: int
-  train: bool
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Array, size: Size) -> tuple[Array, Size]:
-    return stem(x, size, self.width, self.train, self.dtype)
-
-
-def stem(
-  x: Array, size: Size, width: int, train: bool, dtype: Any
-) -> tuple[Array, Size]:
-  """What a `Stem` does, with the layers in the module that calls it."""
   for index, features in enumerate((width, width, 2 * width)):
     stride = 2 if index == 0 else 1
     conv = Conv(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from resnest_jax.errors import UserError
-from resnest_jax.training import accumulation, exact
+from resnest_jax.training import accumulation
 from resnest_jax.training.freezing import frozen_parameters
 
 
@@ -13,17 +13,12 @@ class Plan(NamedTuple):
 
   Attributes:
     micro_batches: into how many equal parts the batch is cut; 1: none.
-    exact: the statistics of the normalisations are those of the whole batch.
-    groups: with `exact`, the inputs of groups of blocks are kept rather than
-      those of all blocks.
     freeze: see `frozen_parameters`.
     frozen_norms: likewise `norms`.
     ema_decay: of the moving averages, where the state has them.
   """
 
   micro_batches: int = 1
-  exact: bool = False
-  groups: bool = False
   freeze: int = 0
   frozen_norms: str = 'none'
   ema_decay: float = 0.0
@@ -32,7 +27,7 @@ class Plan(NamedTuple):
     """The function that does it; all of them take and return the same."""
     if self.micro_batches == 1:
       return accumulation.whole_gradients
-    return exact.exact_gradients if self.exact else accumulation.mean_gradients
+    return accumulation.mean_gradients
 
   def frozen(self, params: Any) -> Any:
     """A tree of bools, or None where nothing is frozen."""
@@ -70,12 +65,12 @@ def create_plan(config: Mapping[str, Any], devices: int) -> Plan:
       '--config.train.micro_batch_size=0; rows over devices save memory as '
       'micro-batches do.'
     )
-  exactly = train['accumulation'] == 'exact'
-  if micro == 1 and not exactly and frozen_bn != 'all':
+  if micro == 1 and frozen_bn != 'all':
     raise UserError(
       'config.train.micro_batch_size is 1, and batch normalisation has no '
-      'statistics of one image: set it to 2 or more, or '
-      "--config.train.accumulation=exact, or --config.model.frozen_bn='all'."
+      'statistics of one image: set it to 2 or more, or to 0 with '
+      '--config.train.remat=stages, which fits the whole batch into less '
+      'memory, or set --config.model.frozen_bn=all.'
     )
   if train['freeze_norms'] and frozen_bn == 'none':
     raise UserError(
@@ -91,8 +86,6 @@ def create_plan(config: Mapping[str, Any], devices: int) -> Plan:
     )
   return Plan(
     micro_batches=train['batch_size'] // micro,
-    exact=exactly,
-    groups=train['remat'] == 'stages',
     freeze=train['freeze'],
     frozen_norms=frozen_bn if train['freeze_norms'] else 'none',
     ema_decay=train['ema_decay'],
@@ -105,13 +98,9 @@ def describe(plan: Plan, batch_size: int) -> str:
     return ''
   micro = batch_size // plan.micro_batches
   text = f'each batch of {batch_size} in {plan.micro_batches} x {micro} images'
-  if plan.exact:
-    return (
-      f'{text}, batch norm with the statistics of all {batch_size} (exact, at '
-      'several times the operations; docs/memory.md)'
-    )
   return (
     f'{text}: batch norm has the statistics of {micro} images, and its running '
     f'statistics are updated {plan.micro_batches} times a step '
-    '(--config.train.accumulation=exact: those of all; docs/memory.md)'
+    '(--config.train.remat=stages and no micro-batches: those of all '
+    f'{batch_size}; docs/memory.md)'
   )

@@ -239,7 +239,7 @@ def create_training(
   train = config['train']
   model = create_segmentor(config['model'])
   plan = create_plan(config, mesh.shape['data'])
-  alone = plan.exact or STAGES in parse(train['remat'])
+  alone = STAGES in parse(train['remat'])
   if forms.chosen('blocks') == 'scanned' and not alone:
     model = scanned(model)
   optimizer = train_the_rest(

@@ -249,7 +249,7 @@ def test_every_row_fits_at_its_batch(topology, remat):
   wanted = [
     Case(
       *(row, '', topology, 'train', config.train.batch_size),
-      *(0, remat, 'plain', 'bfloat16'),
+      *(0, remat, 'bfloat16'),
     )
     for row, config in rows.items()
   ]

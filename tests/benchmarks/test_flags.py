@@ -14,6 +14,15 @@ def test_numbers():
       kind(text)
 
 
+def test_memory_has_a_unit():
+  assert flags.gigabytes('16GB') == 16
+  assert flags.gigabytes('80 GiB') == pytest.approx(80 * 2**30 / 1e9)
+  assert flags.gigabytes('900MB') == pytest.approx(0.9)
+  for text in ('16', 'GB', '-1GB', '16TBX', '0GB'):
+    with pytest.raises(argparse.ArgumentTypeError, match='as 16GB or 80GiB'):
+      flags.gigabytes(text)
+
+
 def test_a_folder_is_no_file_and_not_below_one(tmp_path):
   path = tmp_path / 'README.md'
   path.touch()

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data.twins import photometric_distortion
 
 from resnest_jax.data import device, resize, transforms
 from resnest_jax.sharding import batch_sharding, make_mesh
@@ -36,7 +37,7 @@ def test_distortion_is_near_the_8_bit_host_pipeline():
   drawn = [transforms.draw_photometric(rng) for _ in images]
   host = np.stack(
     [
-      transforms.photometric_distortion(image, draw)
+      photometric_distortion(image, draw)
       for image, draw in zip(images, drawn, strict=True)
     ]
   ).astype(float)

@@ -1,5 +1,6 @@
-"""What augmentation is held against: random labels and a naive crop rule."""
+"""What augmentation is held against, in plain NumPy and 8-bit OpenCV."""
 
+import cv2
 import numpy as np
 
 
@@ -35,3 +36,40 @@ def origin_twin(label, offsets, crop_size, cat_max_ratio):
     refused += 1
     top, left = origin(next(tries))
   return (top, left), refused
+
+
+def scale_and_shift(image, factor=1.0, shift=0.0):
+  """image * factor + shift in float32, clipped and truncated."""
+  changed = image.astype(np.float32) * np.float32(factor) + np.float32(shift)
+  return np.clip(changed, 0, 255).astype(np.uint8)
+
+
+def scale_saturation(image, factor):
+  hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+  hsv[..., 1] = scale_and_shift(hsv[..., 1], factor=factor)
+  return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def shift_hue(image, shift):
+  hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+  hsv[..., 0] = (hsv[..., 0].astype(int) + shift) % 180
+  return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def photometric_distortion(image, draw):
+  """mmsegmentation's, on uint8 (H, W, 3) RGB, rounding after each step.
+
+  A drawn value that changes nothing, such as a hue shift of 0, still rounds the
+  image to 8-bit HSV and back.
+  """
+  if draw.brightness is not None:
+    image = scale_and_shift(image, shift=draw.brightness)
+  if draw.contrast_first is not None:
+    image = scale_and_shift(image, factor=draw.contrast_first)
+  if draw.saturation is not None:
+    image = scale_saturation(image, draw.saturation)
+  if draw.hue is not None:
+    image = shift_hue(image, draw.hue)
+  if draw.contrast_last is not None:
+    image = scale_and_shift(image, factor=draw.contrast_last)
+  return image

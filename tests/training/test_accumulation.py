@@ -1,4 +1,4 @@
-"""Micro-batches: what they equal, and that exact ones equal the batch."""
+"""Micro-batches: what they equal."""
 
 from functools import partial
 
@@ -7,23 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.reference import TINY, filled_variables, quick_jit
-from lengths import others_long
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.models.initial import variable_shapes
-from resnest_jax.models.segmentor import HEADS, create_segmentor
+from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training.accumulation import (
   deal,
   mean_gradients,
   whole_gradients,
 )
-from resnest_jax.training.exact import exact_gradients
 from resnest_jax.training.losses import segmentation_loss
 from resnest_jax.training.plans import Plan, create_plan, describe
 
 BATCH, HEIGHT, WIDTH = 8, 24, 32
-# One block, so that compiling takes seconds; every head has its own levels.
+# One block, so that compiling takes seconds.
 SMALL = TINY | {'stage_sizes': (1, 0, 0, 0)}
 
 
@@ -59,10 +57,7 @@ def network(**changes):
 
 
 def gradients(function, model, variables, batch, plan):
-  """Jitted where `function` is not made of jitted pieces."""
-  run = partial(function, model, score, plan=plan)
-  if function is not exact_gradients:
-    run = quick_jit(run)
+  run = quick_jit(partial(function, model, score, plan=plan))
   return run(variables, *map(jnp.asarray, batch), jax.random.key(3))
 
 
@@ -78,31 +73,6 @@ def assert_equal(ours, expected, tolerance):
     lambda a, b: abs(a - b).max() / abs(b).max(), ours[2], stats
   )
   assert max(jax.tree.leaves(errors)) < tolerance
-
-
-@pytest.mark.parametrize('head', others_long(HEADS, 'pspnet'))
-def test_exact_micro_batches_equal_the_batch(head, batch):
-  """4 x 2 is 8: loss, gradients, running statistics, with dropout."""
-  model, variables = network(head=head, dropout=0.3)
-  whole = gradients(whole_gradients, model, variables, batch, Plan())
-  plan = Plan(micro_batches=4, exact=True)
-  ours = gradients(exact_gradients, model, variables, batch, plan)
-  assert_equal(ours, whole, 1e-10)
-  # The statistics did change, and by what the batch has, not by its parts.
-  moved = jax.tree.map(
-    lambda a, b: abs(a - b).max(), ours[2], variables['batch_stats']
-  )
-  assert min(jax.tree.leaves(moved)) > 1e-4
-
-
-@pytest.mark.long
-def test_exact_takes_single_images_and_groups_of_blocks(batch):
-  """Eight parts of one image; the group's blocks are computed again."""
-  model, variables = network(stage_sizes=(2, 0, 0, 0), head='fcn')
-  whole = gradients(whole_gradients, model, variables, batch, Plan())
-  plan = Plan(micro_batches=8, exact=True, groups=True)
-  ours = gradients(exact_gradients, model, variables, batch, plan)
-  assert_equal(ours, whole, 1e-10)
 
 
 def test_plain_micro_batches_are_steps_without_an_update(batch):
@@ -163,14 +133,6 @@ def test_what_a_log_says():
   assert '4 x 4 images: batch norm has the statistics of 4' in describe(
     plain, 16
   )
-  exact = create_plan(
-    load_config(
-      ROW, {'train.micro_batch_size': 8, 'train.accumulation': 'exact'}
-    ),
-    4,
-  )
-  assert exact == Plan(micro_batches=2, exact=True)
-  assert 'with the statistics of all 16' in describe(exact, 16)
   assert describe(create_plan(load_config(ROW), 1), 16) == ''
 
 
@@ -183,7 +145,6 @@ def test_what_a_log_says():
     ({'train.freeze': 6}, 'from 0 to 5'),
     ({'train.freeze': 1}, 'config.pretrained'),
     ({'train.freeze_norms': True}, 'config.model.frozen_bn=backbone'),
-    ({'train.accumulation': 'both'}, 'one of plain, exact'),
     ({'train.ema_decay': 1.0}, 'below 1'),
   ],
 )
@@ -194,5 +155,5 @@ def test_what_cannot_be_meant_is_refused(overrides, message):
 
 def test_one_image_has_no_statistics():
   config = load_config(ROW, {'train.micro_batch_size': 1})
-  with pytest.raises(UserError, match='accumulation=exact'):
+  with pytest.raises(UserError, match=r'train\.remat=stages'):
     create_plan(config, 1)

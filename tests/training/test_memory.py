@@ -1,4 +1,4 @@
-"""Rematerialisation, what is frozen, averages, bfloat16 and the planner."""
+"""Rematerialisation, what is frozen, averages and bfloat16."""
 
 from functools import partial
 
@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from golden.reference import TINY, filled_variables, quick_jit
 from training.stored import variables_of
 
+from benchmarks.scale_model import tree_bytes
 from resnest_jax.checkpoints import store
 from resnest_jax.checkpoints.state import start_state
 from resnest_jax.config import load_config
@@ -19,16 +20,9 @@ from resnest_jax.jax_private import jaxprs_in_params
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.remat import in_groups, parse
 from resnest_jax.models.segmentor import create_segmentor, for_training
-from resnest_jax.training.estimate import (
-  estimate,
-  loss_bytes,
-  measure_parts,
-  tree_bytes,
-)
 from resnest_jax.training.freezing import frozen_parameters, train_the_rest
 from resnest_jax.training.objective import create_loss
 from resnest_jax.training.optimizer import create_optimizer
-from resnest_jax.training.plan import parse_memory, plan
 from resnest_jax.training.plans import WHOLE, Plan
 from resnest_jax.training.step import next_average, update
 
@@ -268,80 +262,3 @@ def test_bfloat16_rounds_and_no_more():
   error = jnp.linalg.norm(rounded - exact) / jnp.linalg.norm(exact)
   assert 2**-9 < error < 2 * np.sqrt(45) * 2**-9
   assert 0 < abs(rounded_loss - loss) / loss < 2 * np.sqrt(45) * 2**-9
-
-
-def estimated(spec, overrides, crop, images, micro, exact, remat, platform):
-  """Temporaries, in GB."""
-  config = load_config(spec, overrides)
-  model = create_segmentor(config.model)
-  optimizer = create_optimizer(config.optimizer, 10)
-  parts = measure_parts(model, crop)
-  found = estimate(
-    model,
-    optimizer,
-    parts,
-    crop,
-    images=images,
-    micro_images=micro,
-    exact=exact,
-    remat=remat,
-    ema=False,
-    platform=platform,
-  )
-  assert loss_bytes(model, parts, crop) > 0
-  return (found.total - found.parameters - found.optimizer) / 1e9
-
-
-# Of XLA's `memory_analysis` of whole programs: the mini network at a crop of
-# 256, and the row with 12 blocks for an H200 at 512, batch 16, bfloat16.
-MEASURED = [
-  (f'{ROW}:mini', 256, 8, 8, False, 'none', 'cpu', 0.605),
-  (f'{ROW}:mini', 256, 8, 2, False, 'none', 'cpu', 0.172),
-  (ROW, 512, 16, 16, False, 'none', 'gpu', 10.560),
-  (ROW, 512, 16, 16, False, 'blocks', 'gpu', 3.334),
-  (ROW, 512, 16, 16, False, 'stages', 'gpu', 2.530),
-  (ROW, 512, 16, 4, False, 'blocks', 'gpu', 1.235),
-  (ROW, 512, 16, 4, True, 'stages', 'gpu', 5.115),
-]
-
-
-@pytest.mark.parametrize(
-  ('spec', 'crop', 'images', 'micro', 'exact', 'remat', 'platform', 'measured'),
-  MEASURED,
-)
-def test_estimate_is_near_what_xla_says(
-  spec, crop, images, micro, exact, remat, platform, measured
-):
-  overrides = {}
-  if platform == 'gpu':
-    overrides = {'model.dtype': 'bfloat16', 'model.stage_sizes': '1,1,9,1'}
-  ours = estimated(
-    spec, overrides, (crop, crop), images, micro, exact, remat, platform
-  )
-  assert ours == pytest.approx(measured, rel=0.2)
-
-
-@pytest.mark.long
-def test_planner_proposes_the_first_that_fits():
-  config = load_config(f'{ROW}:mini')
-  plenty, first = plan(config, 1e12, 1)
-  assert first == 0
-  assert plenty[0][0].flags().endswith('remat=none')
-  needed = [found.total for _, found in plenty]
-  # Between blocks and nothing computed again.
-  _, chosen = plan(config, 1.2 * needed[1], 1)
-  assert plenty[chosen][0].remat == 'blocks'
-  assert plan(config, 1e6, 1)[1] is None
-  # On four devices a quarter of the images lies on each.
-  shared, _ = plan(config, 1e12, 4)
-  assert shared[0][1].activations == pytest.approx(
-    plenty[0][1].activations / 4, rel=1e-9
-  )
-
-
-def test_memory_has_a_unit():
-  assert parse_memory('16GB') == 16e9
-  assert parse_memory('80 GiB') == 80 * 2**30
-  for text in ('16', 'GB', '-1GB', '16TBX', '0GB'):
-    with pytest.raises(UserError, match='as 16GB or 80GiB'):
-      parse_memory(text)
