@@ -24,6 +24,7 @@ from resnest_jax.data.labels import ADE20K
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.data.scenes.scene import draw_scene
 from resnest_jax.errors import UserError
+from resnest_jax.files import explain_refusal, whole_file
 
 DEFAULT_COUNTS = {'train': 400, 'validation': 60}
 
@@ -122,15 +123,13 @@ def write_archive(path: Path, counts: Mapping[str, int], seed: int) -> None:
       f'{path} exists and was not written for these --images and this '
       '--seed. Nothing was changed; give another name or delete it.'
     )
-  partial = path.with_name(path.name + '.incomplete')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(partial, 'w') as archive:
-      archive.comment = comment
-      _write_contents(archive, counts, seed)
-    os.replace(partial, path)
-  except OSError as error:
-    raise UserError(f'cannot write {path}: {error}') from error
+  with (
+    explain_refusal(path, 'give another folder'),
+    whole_file(path) as temporary,
+    zipfile.ZipFile(temporary, 'w') as archive,
+  ):
+    archive.comment = comment
+    _write_contents(archive, counts, seed)
 
 
 def has_comment(path: Path, comment: bytes) -> bool:

@@ -34,6 +34,7 @@ from resnest_jax.data.cityscapes import (
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.data.scenes.city import draw_scene
 from resnest_jax.errors import UserError
+from resnest_jax.files import explain_refusal, whole_file
 
 # As the release: drawing an image takes about three seconds of a core.
 DEFAULT_SIZE = 2048, 1024
@@ -143,19 +144,15 @@ def write_archives(
       )
   if there == paths:
     return
-  partial = [path.with_name(path.name + '.incomplete') for path in paths]
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-      zipfile.ZipFile(partial[0], 'w') as images,
-      zipfile.ZipFile(partial[1], 'w') as masks,
-    ):
-      images.comment = masks.comment = comment
-      _write_contents(images, masks, counts, seed, size)
-    for source, target in zip(partial, paths, strict=True):
-      os.replace(source, target)
-  except OSError as error:
-    raise UserError(f'cannot write to {folder}: {error}') from error
+  with (
+    explain_refusal(f'to {folder}', 'give another folder'),
+    whole_file(paths[0]) as of_images,
+    whole_file(paths[1]) as of_masks,
+    zipfile.ZipFile(of_images, 'w') as images,
+    zipfile.ZipFile(of_masks, 'w') as masks,
+  ):
+    images.comment = masks.comment = comment
+    _write_contents(images, masks, counts, seed, size)
 
 
 def _write_contents(

@@ -14,10 +14,8 @@ of a grey one, are kept. --out appears when all of it is written.
 import argparse
 import collections
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -29,6 +27,7 @@ from resnest_jax.data.labels import IGNORE
 from resnest_jax.data.pairing import walk
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.errors import UserError
+from resnest_jax.files import check_new, explain_refusal, whole_folder
 
 SUFFIXES = ('.png', '.bmp', '.gif', '.tif', '.tiff')
 SHOWN = 10  # How many colours a message lists.
@@ -210,11 +209,7 @@ def convert_folder(
       same name, or there is something unknown.
   """
   targets = _targets(masks, out)
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise UserError(
-      f'{out} is there already and nothing was written; give another --out, '
-      'or remove it.'
-    )
+  check_new(out)
   pixels: collections.Counter = collections.Counter()
   first: dict[int, Path] = {}
 
@@ -227,7 +222,8 @@ def convert_folder(
     return source, unknown
 
   with (
-    _appearing(out) as folder,
+    explain_refusal(out, 'give another --out'),
+    whole_folder(out) as folder,
     progress_bar('converting masks') as report,
     ThreadPoolExecutor(os.cpu_count()) as pool,
   ):
@@ -284,20 +280,3 @@ def _targets(masks: Path, out: Path) -> dict[Path, Path]:
       f'there are no masks in {masks}; accepted are {", ".join(SUFFIXES)}.'
     )
   return targets
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-  """A temporary folder that takes its name once the block has succeeded."""
-  temporary = folder.with_name(f'.{folder.name}.{os.getpid()}')
-  try:
-    temporary.mkdir(parents=True)
-    yield temporary
-    temporary.replace(folder)
-  except OSError as error:
-    raise UserError(
-      f'cannot write {folder}: {error}. Make sure that there is space and that '
-      'you may write there, or give another --out.'
-    ) from error
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)

@@ -21,6 +21,7 @@ import numpy as np
 
 from resnest_jax.data.archives import read_all
 from resnest_jax.errors import UserError
+from resnest_jax.files import write_text
 
 
 class PixelFile:
@@ -151,9 +152,8 @@ def write_pixels(
       log.flush()
       on_progress(len(done), count)
     os.fsync(file.fileno())
-  finished = folder / f'{split}.json.incomplete'
-  finished.write_text(json.dumps(about | {'samples': done}), 'utf-8')
-  finished.replace(folder / f'{split}.json')
+  about['samples'] = done
+  write_text(folder / f'{split}.json', json.dumps(about))
   progress.unlink()
 
 

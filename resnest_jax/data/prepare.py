@@ -46,6 +46,7 @@ from resnest_jax.data.datasets import (
 )
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.errors import UserError
+from resnest_jax.files import explain_refusal
 from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
 
@@ -363,15 +364,12 @@ def _exclusive(data_dir: Path) -> Iterator[None]:
 
   The lock ends with the process, however that ends.
   """
-  with lock_folder(data_dir, 'prepares data in'):
-    try:
-      yield
-    except OSError as error:
-      raise UserError(
-        f'cannot write to {data_dir}: {error}. Make sure that there is space '
-        'and that you may write there, or give another --data_dir; then run '
-        'the same command again.'
-      ) from error
+  again = 'give another --data_dir; then run the same command again'
+  with (
+    lock_folder(data_dir, 'prepares data in'),
+    explain_refusal(f'to {data_dir}', again),
+  ):
+    yield
 
 
 def print_summary(

@@ -13,7 +13,6 @@ position costs the same.
     class. Records without a labelled pixel are not visited.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from resnest_jax.config import SAMPLINGS
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.data.statistics import count_pixels
 from resnest_jax.errors import UserError
+from resnest_jax.files import whole_file
 
 # From a position to a record.
 Sampler = Callable[[int], int]
@@ -229,10 +229,8 @@ def _cached_counts(data_config: Any, split: Any, cache: Path) -> np.ndarray:
       skip_unreadable=data_config.skip_unreadable,
       on_progress=on_progress,
     )
-  temporary = cache.with_suffix(f'.{os.getpid()}.tmp')
-  with temporary.open('wb') as file:
-    np.save(file, counts)
-  temporary.replace(cache)
+  with whole_file(cache) as temporary:
+    np.save(temporary, counts)
   return counts
 
 

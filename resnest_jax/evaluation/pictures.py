@@ -15,7 +15,7 @@ import rich.progress
 from resnest_jax import runtime
 from resnest_jax.data.pipeline import read_threads
 from resnest_jax.errors import UnreadableSample, UserError
-from resnest_jax.evaluation import results, visualize
+from resnest_jax.evaluation import visualize
 from resnest_jax.evaluation.predictor import (
   Prediction,
   Predictor,
@@ -30,6 +30,7 @@ from resnest_jax.evaluation.sources import (
   output_files,
 )
 from resnest_jax.evaluation.video import VideoOutputs, VideoReader
+from resnest_jax.files import explain_refusal, write_json
 
 Files = dict[str, Path]  # Kind -> relative to the output folder.
 
@@ -94,7 +95,10 @@ def predict_files(
   predictor = from_checkpoint(weights, **options)
   done, started = Done(), time.perf_counter()
   try:
-    with evaluation_progress() as progress:
+    with (
+      explain_refusal(f'to {out}', 'give another --out'),
+      evaluation_progress() as progress,
+    ):
       predictor.on_compile = compile_notice(progress)
       pairs = list(zip(sources, files, strict=True))
       pictures = [pair for pair in pairs if not pair[0].is_video]
@@ -107,11 +111,6 @@ def predict_files(
           predict_video(
             predictor, source, its_files, out, done, progress, opacity
           )
-  except OSError as error:
-    raise UserError(
-      f'cannot write to {out} ({error}). Make sure that there is space and '
-      'that you may write there, or give another --out.'
-    ) from error
   finally:
     done.seconds = time.perf_counter() - started
     if done.files:
@@ -270,5 +269,5 @@ def write_about(predictor: Predictor, done: Done, out: Path) -> None:
   """Writes what the label maps mean, and how they were made."""
   palette = predictor.palette.tolist()
   classes = {'classes': predictor.classes, 'palette': palette}
-  results.write_json(out / 'classes.json', classes)
-  results.write_json(out / 'predictions.json', describe(predictor, done))
+  write_json(out / 'classes.json', classes)
+  write_json(out / 'predictions.json', describe(predictor, done))

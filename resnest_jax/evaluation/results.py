@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from resnest_jax.evaluation import inference, metrics, visualize
 from resnest_jax.evaluation.bootstrap import Interval
 from resnest_jax.evaluation.boundary import BoundaryScores
 from resnest_jax.evaluation.report import page
+from resnest_jax.files import write_json as write_json
 
 
 def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
@@ -115,14 +115,6 @@ def describe(
 def number(value: float) -> float | None:
   """JSON has no NaN: undefined scores are null."""
   return None if math.isnan(value) else float(value)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-  """Writes the whole file or nothing."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(content, indent=2) + '\n', 'utf-8')
-  os.replace(temporary, path)
 
 
 def print_table(

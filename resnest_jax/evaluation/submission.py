@@ -13,11 +13,9 @@ with a zip file, of any origin, without the server. docs/submission.md.
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -43,6 +41,7 @@ from resnest_jax.evaluation.submission_rules import (
   Benchmark,
   Size,
 )
+from resnest_jax.files import explain_refusal, whole_file
 
 # A third of the time of zlib's default strategy, and smaller files.
 PNG_FLAGS = (
@@ -99,7 +98,8 @@ def write(
 
   masks = {}
   with (
-    _appearing(out) as temporary,
+    explain_refusal(out, 'give another --out'),
+    whole_file(out) as temporary,
     zipfile.ZipFile(temporary, 'w') as archive,
     progress_bar('writing masks') as report,
   ):
@@ -110,6 +110,7 @@ def write(
       archive.writestr(f'{key}{benchmark.suffix}', png)
       report(done, len(files))
     complain(check_files(masks))
+    check_new(out)  # Another process may have come first.
   return len(files)
 
 
@@ -170,24 +171,6 @@ def complain(findings: Sequence[Finding]) -> None:
   if findings:
     lines = [line for finding in findings for line in _lines(finding)]
     raise UserError('\n  '.join(['nothing was written:', *lines]))
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-  """A temporary file that takes its name once the block has succeeded."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    yield temporary
-    check_new(path)  # Another may have come first.
-    temporary.rename(path)
-  except OSError as error:
-    raise UserError(
-      f'cannot write {path}: {error}. Make sure that there is space and that '
-      'you may write there, or give another --out.'
-    ) from error
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 # --- On the console ----------------------------------------------------------

@@ -1,7 +1,6 @@
 """A folder of exports of one checkpoint, each compared with it."""
 
 import importlib.util
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,10 @@ from resnest_jax.export.checks import (
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.export.program import make_program
 from resnest_jax.export.promise import written_now
+from resnest_jax.files import check_new, whole_folder, write_json
 from resnest_jax.models import forms
 from resnest_jax.weights.files import (
   ABOUT,
-  appearing,
-  check_new,
   check_torch,
   write_weights,
 )
@@ -113,28 +111,26 @@ def export_model(
   sizes = list(dict.fromkeys(sizes)) or [_default_size(weights)]
   exports: list[Export] = []
 
-  with writing(out):
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with appearing(out) as folder:
-      for index, size in enumerate(sizes):
-        if index and not programs:
-          break
-        reference = Reference(*net, seen, size, probabilities)
-        for name in formats:
-          if name in PROGRAMS:
-            file = folder / f'model_{size[0]}x{size[1]}.{name}'
-            export = write_program(
-              name, file, net, size, probabilities, reference
-            )
-          elif index == 0:
-            file = _write_weights(name, folder, weights, stored, about)
-            share = _compare_weights(file, stored, reference)
-            export = Export(file.name, name, None, share, len(seen))
-          else:
-            continue
-          exports.append(export._replace(drawn=not pictures))
-          say(passed(file, export))
-      describe(folder, about, exports)
+  with writing(out), whole_folder(out) as folder:
+    for index, size in enumerate(sizes):
+      if index and not programs:
+        break
+      reference = Reference(*net, seen, size, probabilities)
+      for name in formats:
+        if name in PROGRAMS:
+          file = folder / f'model_{size[0]}x{size[1]}.{name}'
+          export = write_program(
+            name, file, net, size, probabilities, reference
+          )
+        elif index == 0:
+          file = _write_weights(name, folder, weights, stored, about)
+          share = _compare_weights(file, stored, reference)
+          export = Export(file.name, name, None, share, len(seen))
+        else:
+          continue
+        exports.append(export._replace(drawn=not pictures))
+        say(passed(file, export))
+    describe(folder, about, exports)
   say(f'written: {out}')
   return exports
 
@@ -288,6 +284,5 @@ def describe(
 ) -> None:
   """Writes the description and the model card."""
   described = dict(about) | {'exports': [each.entry() for each in exports]}
-  text = json.dumps(described, indent=2) + '\n'
-  (folder / ABOUT).write_text(text, 'utf-8')
+  write_json(folder / ABOUT, described)
   (folder / CARD).write_text(model_card(about, exports), 'utf-8')

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 import rich.table
 
+from resnest_jax import files
 from resnest_jax.data.checks.decoder_warnings import jpeg_warnings
 from resnest_jax.data.checks.finding import listed, plural, share
 from resnest_jax.data.checks.observe import Observation, Survey
@@ -164,9 +164,7 @@ def write_json(
     ],
     'splits': {s.split: _facts(s) for s in surveys},
   }
-  temporary = folder / 'doctor.json.tmp'
-  temporary.write_text(json.dumps(content, indent=2) + '\n', 'utf-8')
-  os.replace(temporary, folder / 'doctor.json')
+  files.write_json(folder / 'doctor.json', content)
 
 
 def _facts(s: Survey) -> dict[str, Any]:
