@@ -14,16 +14,8 @@ import posixpath
 import tarfile
 import zipfile
 import zlib
-from collections.abc import (
-  Callable,
-  Collection,
-  Iterator,
-  Mapping,
-  Sequence,
-)
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +23,7 @@ import tensorflow_datasets as tfds
 
 from resnest_jax.data.images import decode_image
 from resnest_jax.errors import UserError
+from resnest_jax.threads import map_in_threads
 
 # (image, mask) names in the archive.
 Pair = tuple[str, str]
@@ -177,27 +170,9 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     # Without shuffling, tfds sorts by integer keys. It also spreads them over
     # its temporary files as if they were 128-bit hashes: take the full range.
     step = 2**128 // max(len(pairs), 1)
-    for i, example in enumerate(read_all(read, pairs)):
+    for i, example in enumerate(map_in_threads(read, pairs)):
       yield i * step, example
       self._on_progress(next(done), total)
-
-
-def read_all(
-  read: Callable[[Any], dict], items: Sequence, ahead: int = 8
-) -> Iterator[dict]:
-  """Yields `read(item)` of all items, in order; threads share the work.
-
-  Args:
-    read: called by several threads.
-    items: what it is called with.
-    ahead: how many results a thread may have waiting.
-  """
-  # Decoding dominates and releases the interpreter lock. In blocks, as map()
-  # would read everything ahead.
-  threads = min(os.cpu_count() or 1, 8)
-  with ThreadPoolExecutor(threads) as pool:
-    for i in range(0, len(items), ahead * threads):
-      yield from pool.map(read, items[i : i + ahead * threads])
 
 
 def open_archive(path: str | os.PathLike, needed: str) -> zipfile.ZipFile:

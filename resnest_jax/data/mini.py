@@ -10,10 +10,8 @@ It is a function of --seed and --images alone.
 
 import argparse
 import json
-import os
 import zipfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -25,6 +23,7 @@ from resnest_jax.data.progress import progress_bar
 from resnest_jax.data.scenes.scene import draw_scene
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, whole_file
+from resnest_jax.threads import map_in_threads
 
 DEFAULT_COUNTS = {'train': 400, 'validation': 60}
 
@@ -146,10 +145,7 @@ def _write_contents(
   """Draws all scenes and writes them with the two lists."""
   scene_lines, seen, pixels = [], {}, np.zeros(256, np.int64)
   total, done = sum(counts.values()), 0
-  with (
-    progress_bar('drawing scenes') as report,
-    ThreadPoolExecutor(os.cpu_count()) as pool,
-  ):
+  with progress_bar('drawing scenes') as report:
     for split, (folder, prefix, number) in _SPLITS.items():
       images = f'{_ROOT}/images/{folder}/'
       masks = f'{_ROOT}/annotations/{folder}/'
@@ -157,7 +153,7 @@ def _write_contents(
       add_entry(archive, masks, b'')
       seeds = [(seed, number, i) for i in range(counts[split])]
       seen[split] = np.zeros(256, np.int64)
-      samples = pool.map(_make_sample, seeds)
+      samples = map_in_threads(_make_sample, seeds)
       for i, (jpeg, png, mask, kind) in enumerate(samples, 1):
         stem = f'{prefix}_{i:08d}'
         add_entry(archive, f'{images}{stem}.jpg', jpeg)

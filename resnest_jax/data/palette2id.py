@@ -13,9 +13,7 @@ of a grey one, are kept. --out appears when all of it is written.
 
 import argparse
 import collections
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -28,6 +26,7 @@ from resnest_jax.data.pairing import walk
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.errors import UserError
 from resnest_jax.files import check_new, explain_refusal, whole_folder
+from resnest_jax.threads import map_in_threads
 
 SUFFIXES = ('.png', '.bmp', '.gif', '.tif', '.tiff')
 SHOWN = 10  # How many colours a message lists.
@@ -225,10 +224,9 @@ def convert_folder(
     explain_refusal(out, 'give another --out'),
     whole_folder(out) as folder,
     progress_bar('converting masks') as report,
-    ThreadPoolExecutor(os.cpu_count()) as pool,
   ):
     for done, (source, unknown) in enumerate(
-      pool.map(work, targets.items()), 1
+      map_in_threads(work, targets.items()), 1
     ):
       pixels.update(unknown)
       for value in unknown:

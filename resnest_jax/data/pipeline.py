@@ -42,6 +42,7 @@ from resnest_jax.data.labels import IGNORE
 from resnest_jax.data.records import Records, Split, Unreadable, replacement
 from resnest_jax.data.sampling import Sampler, make_sampler, sampler_seed
 from resnest_jax.errors import UserError
+from resnest_jax.threads import thread_count
 
 
 def sample_key(seed: int) -> tuple[int, int]:
@@ -112,27 +113,10 @@ def _end_with_parent() -> None:
   os._exit(1)
 
 
-def read_threads(num_threads: int, num_workers: int = 0) -> int:
-  """Returns how many threads read in each process.
-
-  Args:
-    num_threads: as configured; 0 shares this machine's cores out among the
-      processes, at most 16 threads each.
-    num_workers: number of worker processes, 0 for none.
-  """
-  if num_threads > 0:
-    return num_threads
-  if hasattr(os, 'sched_getaffinity'):  # Respects containers; Linux only.
-    cores = len(os.sched_getaffinity(0))
-  else:
-    cores = os.cpu_count() or 1
-  return max(1, min(16, cores // max(num_workers, 1)))
-
-
 def _read_options(
   num_threads: int, num_workers: int, ahead: int
 ) -> grain.ReadOptions:
-  threads = read_threads(num_threads, num_workers)
+  threads = thread_count(num_threads, max(num_workers, 1))
   # A thread without a place in the buffer would have nothing to do.
   return grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(ahead, threads)

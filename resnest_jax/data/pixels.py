@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from resnest_jax.data.archives import read_all
 from resnest_jax.errors import UserError
 from resnest_jax.files import write_text
+from resnest_jax.threads import map_in_threads
 
 
 class PixelFile:
@@ -143,7 +143,7 @@ def write_pixels(
   path = folder / f'{split}.pixels'
   with open(path, 'ab') as file, open(progress, 'a', encoding='utf-8') as log:
     file.truncate(len(done) * record_bytes(height, width))
-    for sample in read_all(read, range(len(done), count), ahead=2):
+    for sample in map_in_threads(read, range(len(done), count), ahead=2):
       record = _to_record(sample, height, width)
       file.write(record)
       file.flush()  # Before the line that says that it is there.

@@ -1,11 +1,9 @@
 """From weights and files to predicted files: what predict.py does."""
 
-import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import cv2
 import rich.progress
 
 from resnest_jax import runtime
-from resnest_jax.data.pipeline import read_threads
 from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.evaluation import visualize
 from resnest_jax.evaluation.predictor import (
@@ -31,6 +28,7 @@ from resnest_jax.evaluation.sources import (
 )
 from resnest_jax.evaluation.video import VideoOutputs, VideoReader
 from resnest_jax.files import explain_refusal, write_json
+from resnest_jax.threads import map_in_threads
 
 Files = dict[str, Path]  # Kind -> relative to the output folder.
 
@@ -136,38 +134,29 @@ def predict_pictures(
 ) -> None:
   """Predicts pictures and writes their files, a few at a time."""
 
-  def write(prediction: Prediction, path: Path, files: Files) -> None:
-    for kind, file in files.items():
-      if kind == 'masks':
-        picture = prediction.labels
-      elif kind == 'colors':
-        picture = prediction.colors()
-      else:
-        picture = prediction.overlay(opacity, legend)
-      (out / file).parent.mkdir(parents=True, exist_ok=True)
-      visualize.write_image(out / file, picture)
-    done.files[path] = files
+  def write(predicted: tuple[int, Prediction | UserError]) -> None:
+    index, prediction = predicted
+    source, files = pictures[index]
+    try:
+      if isinstance(prediction, UserError):
+        raise prediction
+      for kind, file in files.items():
+        if kind == 'masks':
+          picture = prediction.labels
+        elif kind == 'colors':
+          picture = prediction.colors()
+        else:
+          picture = prediction.overlay(opacity, legend)
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        visualize.write_image(out / file, picture)
+      done.files[source.path] = files
+    except UserError as error:  # An overlay reads its picture again.
+      done.failed[source.path] = str(error)
 
   task = progress.add_task('predict', total=len(pictures))
   paths = [source.path for source, _ in pictures]
-
-  def writes(pool: ThreadPoolExecutor) -> Iterator[tuple[Path, Future]]:
-    for index, result in predictor.predict_each(paths):
-      path, files = paths[index], pictures[index][1]
-      if isinstance(result, Prediction):
-        yield path, pool.submit(write, result, path, files)
-      else:
-        done.failed[path] = str(result)
-        progress.advance(task)
-
-  threads = read_threads(0)
-  with ThreadPoolExecutor(threads) as pool:
-    for path, future in _ahead(writes(pool), 2 * threads):
-      try:
-        future.result()
-      except UserError as error:  # An overlay reads its picture again.
-        done.failed[path] = str(error)
-      progress.advance(task)
+  for _ in map_in_threads(write, predictor.predict_each(paths), ahead=2):
+    progress.advance(task)
   order = {path: place for place, path in enumerate(paths)}
   done.failed = dict(sorted(done.failed.items(), key=lambda x: order[x[0]]))
 
@@ -193,16 +182,15 @@ def predict_video(
     with (
       contextlib.closing(reader),
       VideoOutputs(targets, reader.fps, opacity) as outputs,
-      # One, so that frames are written in their order.
-      ThreadPoolExecutor(1) as pool,
     ):
-      writes = (
-        pool.submit(outputs.write, prediction)
-        for prediction in predictor.predict_frames(reader.frames())
-      )
-      for future in _ahead(writes, 4):
-        future.result()
-        progress.advance(task)
+      predictions = predictor.predict_frames(reader.frames())
+      # One thread, so that frames are written in their order. Closed before
+      # the outputs, to which it writes.
+      with contextlib.closing(
+        map_in_threads(outputs.write, predictions, num_threads=1)
+      ) as writes:
+        for _ in writes:
+          progress.advance(task)
       if reader.read:
         outputs.finish()
         done.files[source.path] = files
@@ -211,16 +199,6 @@ def predict_video(
     reader.check_end()
   except UserError as error:
     done.failed[source.path] = str(error)
-
-
-def _ahead(items: Iterable[Any], number: int) -> Iterator[Any]:
-  """The same items, of which some are asked for before they are given on."""
-  waiting: collections.deque = collections.deque()
-  for item in items:
-    waiting.append(item)
-    if len(waiting) > number:
-      yield waiting.popleft()
-  yield from waiting
 
 
 def summary(done: Done, out: Path) -> str:

@@ -32,7 +32,6 @@ from resnest_jax.evaluation.submission_check import (
   Mask,
   Verdict,
   check_files,
-  in_threads,
   read_mask,
   validate,
 )
@@ -42,6 +41,7 @@ from resnest_jax.evaluation.submission_rules import (
   Size,
 )
 from resnest_jax.files import explain_refusal, whole_file
+from resnest_jax.threads import map_in_threads
 
 # A third of the time of zlib's default strategy, and smaller files.
 PNG_FLAGS = (
@@ -104,7 +104,7 @@ def write(
     progress_bar('writing masks') as report,
   ):
     for done, (key, (name, mask, png)) in enumerate(
-      zip(files, in_threads(convert, files.items()), strict=True), 1
+      zip(files, map_in_threads(convert, files.items()), strict=True), 1
     ):
       masks[name] = mask
       archive.writestr(f'{key}{benchmark.suffix}', png)

@@ -2,13 +2,10 @@
 
 import collections
 import dataclasses
-import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -24,10 +21,7 @@ from resnest_jax.evaluation.submission_rules import (
   Benchmark,
   Size,
 )
-
-THREADS = min(os.cpu_count() or 1, 16)
-AHEAD = 4 * THREADS  # Files in memory at a time.
-
+from resnest_jax.threads import map_in_threads
 
 # --- Of single masks ---------------------------------------------------------
 
@@ -329,7 +323,7 @@ def _validate(archive, entries, benchmark, images) -> Verdict:
 
   with progress_bar('reading masks') as report:
     for done, ((_, entry), mask) in enumerate(
-      zip(items, in_threads(read, items), strict=True), 1
+      zip(items, map_in_threads(read, items), strict=True), 1
     ):
       masks[entry.filename] = mask
       report(done, len(items))
@@ -345,19 +339,3 @@ def _validate(archive, entries, benchmark, images) -> Verdict:
     pixels=counts.sum(0),
     images=np.count_nonzero(counts, axis=0),
   )
-
-
-def in_threads(function: Callable, items: Iterable) -> Iterator[Any]:
-  """Results in order; only a few items are worked on ahead."""
-  with ThreadPoolExecutor(THREADS) as pool:
-    waiting = collections.deque()
-    try:
-      for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > AHEAD:
-          yield waiting.popleft().result()
-      while waiting:
-        yield waiting.popleft().result()
-    finally:
-      for future in waiting:
-        future.cancel()

@@ -6,15 +6,15 @@ made of the values when a checkpoint is written, lie in it, and are compared
 when it is read, whatever the number of devices then.
 """
 
-import concurrent.futures
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from resnest_jax.threads import map_in_threads
 
 
 def array_names(tree: Any) -> dict[str, Any]:
@@ -39,10 +39,9 @@ def tree_digest(tree: Any) -> str:
     tree: of arrays, each of which this process can read whole.
   """
   arrays = array_names(jax.device_get(tree))
-  threads = max(1, min(4, os.cpu_count() or 1))  # zlib releases the GIL.
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    sums = pool.map(_array_sum, arrays.values())
-    return json_digest(dict(zip(arrays, sums, strict=True)))
+  # zlib releases the GIL.
+  sums = map_in_threads(_array_sum, arrays.values())
+  return json_digest(dict(zip(arrays, sums, strict=True)))
 
 
 def _array_sum(array: Any) -> list:

@@ -267,16 +267,6 @@ def test_closing_early_and_twice_ends_the_threads():
   assert not any(thread.is_alive() for thread in readers)
 
 
-@pytest.mark.parametrize('cores', [1, 2, 16, 64])
-def test_threads_share_the_cores(monkeypatch, cores):
-  monkeypatch.setattr(
-    os, 'sched_getaffinity', lambda pid: set(range(cores)), raising=False
-  )
-  assert pipeline.read_threads(3) == 3
-  assert pipeline.read_threads(0) == min(cores, 16)
-  assert pipeline.read_threads(0, num_workers=8) == max(cores // 8, 1)
-
-
 def eval_batches(split, config=None, **options):
   options = {'batch_size': 4, 'bucket': 16} | options
   iterator = pipeline.make_eval_iterator(
