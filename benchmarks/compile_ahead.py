@@ -54,8 +54,8 @@ from resnest_jax.evaluation.protocols import make_protocol
 from resnest_jax.models import forms
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.text import duration
 from resnest_jax.training import sharding
-from resnest_jax.training.logs import duration
 from resnest_jax.training.plan import parse_memory
 from resnest_jax.training.step import abstract_state, create_training
 

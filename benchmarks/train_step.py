@@ -31,8 +31,8 @@ from resnest_jax import runtime
 from resnest_jax.errors import UserError, run
 from resnest_jax.models import forms
 from resnest_jax.models.flops import count_flops
+from resnest_jax.text import duration
 from resnest_jax.training import sharding
-from resnest_jax.training.logs import duration
 from resnest_jax.training.step import (
   compile_step,
   create_state,

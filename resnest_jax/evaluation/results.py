@@ -15,13 +15,13 @@ from ml_collections import ConfigDict
 
 from resnest_jax import runtime
 from resnest_jax.config import flatten
-from resnest_jax.data.checks.finding import listed
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import inference, metrics, visualize
 from resnest_jax.evaluation.bootstrap import Interval
 from resnest_jax.evaluation.boundary import BoundaryScores
 from resnest_jax.evaluation.report import page
 from resnest_jax.files import write_json as write_json
+from resnest_jax.text import listed, percent
 
 
 def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
@@ -170,11 +170,6 @@ def print_table(
   console.print(
     f'{evaluation.num_images} images, {speed:.3g} images/s (with compiling)'
   )
-
-
-def percent(value: float) -> str:
-  """Two decimals, as results tables have them."""
-  return '-' if math.isnan(value) else f'{100 * value:.2f}'
 
 
 def draw(

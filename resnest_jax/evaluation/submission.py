@@ -23,7 +23,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from resnest_jax.data.checks.finding import Finding, listed
+from resnest_jax.data.checks.finding import Finding
 from resnest_jax.data.pairing import walk
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.errors import UserError, run
@@ -41,6 +41,7 @@ from resnest_jax.evaluation.submission_rules import (
   Size,
 )
 from resnest_jax.files import explain_refusal, whole_file
+from resnest_jax.text import listed
 from resnest_jax.threads import map_in_threads
 
 # A third of the time of zlib's default strategy, and smaller files.

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from resnest_jax.data.checks.finding import Finding, listed
+from resnest_jax.data.checks.finding import Finding
 from resnest_jax.data.images import decode_image, png_header
 from resnest_jax.data.labels import IGNORE
 from resnest_jax.data.progress import progress_bar
@@ -21,6 +21,7 @@ from resnest_jax.evaluation.submission_rules import (
   Benchmark,
   Size,
 )
+from resnest_jax.text import listed
 from resnest_jax.threads import map_in_threads
 
 # --- Of single masks ---------------------------------------------------------

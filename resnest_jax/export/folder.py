@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from resnest_jax.data.checks.finding import plural
 from resnest_jax.data.classes import label_set
 from resnest_jax.data.labels import IGNORE, LabelSet
 from resnest_jax.errors import UserError, writing
@@ -25,6 +24,7 @@ from resnest_jax.export.program import make_program
 from resnest_jax.export.promise import written_now
 from resnest_jax.files import check_new, whole_folder, write_json
 from resnest_jax.models import forms
+from resnest_jax.text import plural
 from resnest_jax.weights.files import (
   ABOUT,
   check_torch,

@@ -12,12 +12,12 @@ import rich.table
 
 from resnest_jax import files
 from resnest_jax.data.checks.decoder_warnings import jpeg_warnings
-from resnest_jax.data.checks.finding import listed, plural, share
 from resnest_jax.data.checks.observe import Observation, Survey
 from resnest_jax.data.checks.rules import Diagnosis
 from resnest_jax.data.labels import IGNORE
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import visualize
+from resnest_jax.text import listed, percent, plural, share
 
 WRITER = 'resnest_jax.data.doctor'
 _PICTURES = 8  # Of each split on the contact sheet.
@@ -103,16 +103,16 @@ def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
     if any(images[k] for _, images in counts):
       cells = []
       for s, (pixels, images) in zip(surveys, counts, strict=True):
-        cells.append(_percent(pixels[k], pixels.sum()))
-        cells.append(_percent(images[k], len(s.index_masks)))
+        cells.append(percent(_share(pixels[k], pixels.sum())))
+        cells.append(percent(_share(images[k], len(s.index_masks))))
       values = np.flatnonzero(labels.to_train_id == train_id).tolist()
       value = listed(values, 3) if train_id != IGNORE else ''
       table.add_row(value, name, *cells)
   return table
 
 
-def _percent(part: int, whole: int) -> str:
-  return f'{100 * part / whole:.2f}' if whole else '-'
+def _share(part: int, whole: int) -> float | None:
+  return part / whole if whole else None
 
 
 # --- Files -------------------------------------------------------------------
@@ -238,8 +238,7 @@ def _chosen(s: Survey, faults: dict[int, list[str]]) -> list[Observation]:
       rules |= set(faults[o.index])
       chosen[o.index] = o
   others = [o for o in s.readable if o.index not in chosen]
-  number = min(_PICTURES - len(chosen), len(others))
-  for place in np.linspace(0, len(others) - 1, number, dtype=int):
+  for place in visualize.spread(len(others), _PICTURES - len(chosen)):
     chosen[others[place].index] = others[place]
   return [chosen[index] for index in sorted(chosen)]
 

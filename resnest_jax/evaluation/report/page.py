@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from resnest_jax import files
-from resnest_jax.data.checks.finding import listed
 from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.report import images, tables
 from resnest_jax.evaluation.report.parts import percent
+from resnest_jax.text import listed
 from resnest_jax.weights.infer import title_of
 
 NAME = 'report.html'
