@@ -21,7 +21,7 @@ import numpy as np
 import rich.table
 from grain.experimental import index_shuffle
 
-from resnest_jax.config import SAMPLINGS
+from resnest_jax.config_keys import SAMPLINGS
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.data.statistics import count_pixels
 from resnest_jax.errors import UserError
