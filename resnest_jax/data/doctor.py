@@ -83,8 +83,8 @@ def main() -> None:
     console.print(report.class_table(surveys))
   for line in (note for s in surveys for note in report.notes(s)):
     print(line)
-  for description in report.describe(found):
-    print(f'\n{description}')
+  for paragraph in report.paragraphs(found):
+    print(f'\n{paragraph}')
   print(f'\n{report.summary(surveys, found)}')
   if flags.out:
     report.write_json(flags.out, surveys, found)
@@ -173,10 +173,10 @@ def check_before_training(
   mistakes = [
     d for d in found if d.rule.severity == ERROR and not _is_skipped(d, config)
   ]
-  for description in report.describe([d for d in found if d not in mistakes]):
-    print(description, flush=True)
+  for paragraph in report.paragraphs([d for d in found if d not in mistakes]):
+    print(paragraph, flush=True)
   if mistakes:
-    described = '\n'.join(report.describe(mistakes))
+    described = '\n'.join(report.paragraphs(mistakes))
     raise UserError(
       f'the label doctor found what would spoil the training:\n{described}\n'
       f'Examine all samples: {examine_command(sys.argv[1:])}\n'

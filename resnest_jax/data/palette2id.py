@@ -13,7 +13,7 @@ of a grey one, are kept. --out appears when all of it is written.
 
 import argparse
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
     args.out,
     convert,
     ignore_unknown=args.unknown == 'ignore',
-    describe=str if args.indices else _colour_name,
+    in_words=str if args.indices else _colour_name,
     classes_file=str(args.classes),
   )
 
@@ -190,7 +190,7 @@ def convert_folder(
   convert: Convert,
   *,
   ignore_unknown: bool,
-  describe: Callable[[int], str],
+  in_words: Callable[[int], str],
   classes_file: str,
 ) -> None:
   """Converts all pictures of a tree.
@@ -200,7 +200,7 @@ def convert_folder(
     out: must not exist, or be empty; appears whole or not at all.
     convert: of one file.
     ignore_unknown: whether what is no class becomes 255.
-    describe: a value or colour in words.
+    in_words: a value or colour in words.
     classes_file: for messages.
 
   Raises:
@@ -209,8 +209,42 @@ def convert_folder(
   """
   targets = _targets(masks, out)
   check_new(out)
-  pixels: collections.Counter = collections.Counter()
-  first: dict[int, Path] = {}
+  with (
+    explain_refusal(out, 'give another --out'),
+    whole_folder(out) as folder,
+  ):
+    pixels, first = _convert_all(targets, folder, convert, ignore_unknown)
+    unknown = '\n'.join(
+      f'  {in_words(value)}: {count} pixels, first in {first[value]}'
+      for value, count in pixels.most_common(SHOWN)
+    )
+    if len(pixels) > SHOWN:
+      unknown += f'\n  and {len(pixels) - SHOWN} more'
+    if pixels and not ignore_unknown:
+      raise UserError(
+        f'nothing was written: {len(pixels)} values or colours are no class '
+        f'of {classes_file}:\n{unknown}\nAdd them to that file, or make them '
+        '255 (ignored) with --unknown ignore. Very many colours come from '
+        'smoothed edges or from JPEG; if the masks hold class numbers '
+        'already, add --indices.'
+      )
+  if pixels:
+    print(f'became 255 (ignored):\n{unknown}')
+  print(f'{len(targets)} masks in {out}')
+
+
+def _convert_all(
+  targets: Mapping[Path, Path],
+  folder: Path,
+  convert: Convert,
+  ignore_unknown: bool,
+) -> tuple[collections.Counter, dict[int, Path]]:
+  """Writes masks without unknown values, and the others if these are ignored.
+
+  Returns:
+    Pixels of each unknown value or colour, and the first picture with it.
+  """
+  pixels, first = collections.Counter(), {}
 
   def work(item: tuple[Path, Path]) -> tuple[Path, dict[int, int]]:
     target, source = item
@@ -220,35 +254,14 @@ def convert_folder(
       (folder / target).write_bytes(cv2.imencode('.png', mask)[1].tobytes())
     return source, unknown
 
-  with (
-    explain_refusal(out, 'give another --out'),
-    whole_folder(out) as folder,
-    progress_bar('converting masks') as report,
-  ):
-    for done, (source, unknown) in enumerate(
-      map_in_threads(work, targets.items()), 1
-    ):
+  with progress_bar('converting masks') as report:
+    converted = map_in_threads(work, targets.items())
+    for done, (source, unknown) in enumerate(converted, 1):
       pixels.update(unknown)
       for value in unknown:
         first.setdefault(value, source)
       report(done, len(targets))
-    listed = '\n'.join(
-      f'  {describe(value)}: {count} pixels, first in {first[value]}'
-      for value, count in pixels.most_common(SHOWN)
-    )
-    if len(pixels) > SHOWN:
-      listed += f'\n  and {len(pixels) - SHOWN} more'
-    if pixels and not ignore_unknown:
-      raise UserError(
-        f'nothing was written: {len(pixels)} values or colours are no class '
-        f'of {classes_file}:\n{listed}\nAdd them to that file, or make them '
-        '255 (ignored) with --unknown ignore. Very many colours come from '
-        'smoothed edges or from JPEG; if the masks hold class numbers '
-        'already, add --indices.'
-      )
-  if pixels:
-    print(f'became 255 (ignored):\n{listed}')
-  print(f'{len(targets)} masks in {out}')
+  return pixels, first
 
 
 def _targets(masks: Path, out: Path) -> dict[Path, Path]:

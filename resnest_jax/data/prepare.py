@@ -61,6 +61,24 @@ def main() -> None:
   if sys.argv[1:2] == ['palette2id']:
     palette2id.main(sys.argv[2:])
     return
+  args = _parse_arguments()
+  dataset = DATASETS[args.dataset]
+  archive = archive_from_arguments(args)
+  asked = archive or args.images or args.size
+  if args.raw and not asked and is_prepared(args.dataset, args.data_dir):
+    builder = find_stored(args.dataset, args.data_dir).builder
+  elif archive is None and args.dataset == 'ade20k_mini':
+    builder = prepare_ade20k_mini(args)
+  elif archive is None and args.dataset == 'cityscapes_mini':
+    builder = prepare_cityscapes_mini(args)
+  else:
+    builder = prepare(dataset, args.data_dir, archive)
+  if args.raw:
+    prepare_raw(args.dataset, args.data_dir)
+  print_summary(args.dataset, args.data_dir, builder)
+
+
+def _parse_arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     prog='python -m resnest_jax.data.prepare',
     description=__doc__,
@@ -104,21 +122,7 @@ def main() -> None:
     ),
   )
   mini_cityscapes.add_size_argument(parser)
-  args = parser.parse_args()
-  dataset = DATASETS[args.dataset]
-  archive = archive_from_arguments(args)
-  asked = archive or args.images or args.size
-  if args.raw and not asked and is_prepared(args.dataset, args.data_dir):
-    builder = find_stored(args.dataset, args.data_dir).builder
-  elif archive is None and args.dataset == 'ade20k_mini':
-    builder = prepare_ade20k_mini(args)
-  elif archive is None and args.dataset == 'cityscapes_mini':
-    builder = prepare_cityscapes_mini(args)
-  else:
-    builder = prepare(dataset, args.data_dir, archive)
-  if args.raw:
-    prepare_raw(args.dataset, args.data_dir)
-  print_summary(args.dataset, args.data_dir, builder)
+  return parser.parse_args()
 
 
 def archive_from_arguments(args: argparse.Namespace) -> Path | None:

@@ -99,8 +99,7 @@ def predict_files(
     ):
       predictor.on_compile = compile_notice(progress)
       pairs = list(zip(sources, files, strict=True))
-      pictures = [pair for pair in pairs if not pair[0].is_video]
-      if pictures:
+      if pictures := [pair for pair in pairs if not pair[0].is_video]:
         predict_pictures(
           predictor, pictures, out, done, progress, opacity, legend
         )
@@ -220,10 +219,10 @@ def summary(done: Done, out: Path) -> str:
   )
 
 
-def describe(predictor: Predictor, done: Done) -> dict[str, Any]:
+def about_predictions(predictor: Predictor, done: Done) -> dict[str, Any]:
   """What the predictions are of and how they were made, for JSON."""
 
-  def listed(path: Path, files: Files) -> dict[str, Any]:
+  def entry(path: Path, files: Files) -> dict[str, Any]:
     frames = {'frames': done.frames[path]} if path in done.frames else {}
     return {'source': str(path), **frames} | {
       kind: file.as_posix() for kind, file in files.items()
@@ -236,7 +235,7 @@ def describe(predictor: Predictor, done: Done) -> dict[str, Any]:
     'versions': runtime.versions(),
     'devices': runtime.describe_devices(),
     'seconds': round(done.seconds, 3),
-    'predictions': [listed(*item) for item in done.files.items()],
+    'predictions': [entry(*item) for item in done.files.items()],
     'failed': [
       {'source': str(path), 'why': why} for path, why in done.failed.items()
     ],
@@ -248,4 +247,4 @@ def write_about(predictor: Predictor, done: Done, out: Path) -> None:
   palette = predictor.palette.tolist()
   classes = {'classes': predictor.classes, 'palette': palette}
   write_json(out / 'classes.json', classes)
-  write_json(out / 'predictions.json', describe(predictor, done))
+  write_json(out / 'predictions.json', about_predictions(predictor, done))

@@ -38,7 +38,7 @@ from resnest_jax.evaluation.submission_check import (
 from resnest_jax.evaluation.submission_rules import (
   BENCHMARKS,
   Benchmark,
-  Size,
+  ImageSize,
 )
 from resnest_jax.files import explain_refusal, whole_file
 from resnest_jax.text import listed
@@ -58,7 +58,7 @@ def write(
   benchmark: Benchmark,
   predictions: Path,
   out: Path,
-  images: Mapping[str, Size] | None = None,
+  images: Mapping[str, ImageSize] | None = None,
 ) -> int:
   """Writes the zip file of predictions, whole or not at all.
 

@@ -94,14 +94,8 @@ def export_model(
   out = Path(out)
   check_new(out)
   formats = [name for name in FORMATS if name in formats]
-  check_packages(formats)
-  check_sizes(sizes)
   programs = set(formats) & set(PROGRAMS)
-  if probabilities and not programs:
-    raise UserError(
-      'probabilities are an output of StableHLO and ONNX, and neither is among '
-      'the formats: add one, or leave --probabilities out.'
-    )
+  _check_options(formats, sizes, probabilities)
   seen = gather_pictures(pictures)
   _, stored, weights = load_segmentor(source, checkpoint)
   if 'step' in weights.provenance:
@@ -109,28 +103,29 @@ def export_model(
   net = as_exported(source, weights)
   about = _about(weights, net.labels)
   sizes = list(dict.fromkeys(sizes)) or [_default_size(weights)]
+  if not programs:
+    sizes = sizes[:1]  # To compare the weights on.
   exports: list[Export] = []
 
+  def add(file: Path, export: Export) -> None:
+    exports.append(export._replace(drawn=not pictures))
+    say(passed(file, export))
+
   with writing(out), whole_folder(out) as folder:
-    for index, size in enumerate(sizes):
-      if index and not programs:
-        break
+    for size in sizes:
       reference = Reference(*net, seen, size, probabilities)
       for name in formats:
         if name in PROGRAMS:
           file = folder / f'model_{size[0]}x{size[1]}.{name}'
-          export = write_program(
-            name, file, net, size, probabilities, reference
+          add(
+            file,
+            write_program(name, file, net, size, probabilities, reference),
           )
-        elif index == 0:
+        elif size == sizes[0]:
           file = _write_weights(name, folder, weights, stored, about)
           share = _compare_weights(file, stored, reference)
-          export = Export(file.name, name, None, share, len(seen))
-        else:
-          continue
-        exports.append(export._replace(drawn=not pictures))
-        say(passed(file, export))
-    describe(folder, about, exports)
+          add(file, Export(file.name, name, None, share, len(seen)))
+    write_description(folder, about, exports)
   say(f'written: {out}')
   return exports
 
@@ -145,6 +140,18 @@ def passed(file: Path, export: Export) -> str:
     f'{export.agreement:.4%} of the pixels of '
     f'{plural(export.pictures, "picture")} agree with the checkpoint{until}'
   )
+
+
+def _check_options(
+  formats: Sequence[str], sizes: Sequence[tuple[int, int]], probabilities: bool
+) -> None:
+  check_packages(formats)
+  check_sizes(sizes)
+  if probabilities and not set(formats) & set(PROGRAMS):
+    raise UserError(
+      'probabilities are an output of StableHLO and ONNX, and neither is among '
+      'the formats: add one, or leave --probabilities out.'
+    )
 
 
 def check_packages(formats: Sequence[str]) -> None:
@@ -279,7 +286,7 @@ def _compare_weights(
   return reference.compare(file.name, reference.run_of(*net))
 
 
-def describe(
+def write_description(
   folder: Path, about: Mapping[str, Any], exports: Sequence[Export]
 ) -> None:
   """Writes the description and the model card."""

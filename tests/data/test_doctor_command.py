@@ -102,7 +102,7 @@ def test_damaged_records(run, damaged_dir, tmp_path):
   content = json.loads((tmp_path / 'doctor.json').read_text())
   (finding,) = content['findings']
   assert (finding['rule'], finding['count']) == ('unreadable', len(bad))
-  assert f'record {bad[0]} of ade20k_mini' in finding['samples'][0]
+  assert f'sample {bad[0]} of ade20k_mini' in finding['samples'][0]
 
 
 def test_some_samples_of_one_split(run):

@@ -40,7 +40,7 @@ def summary(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> str:
   return f'{seen}: {", ".join(counts) or "nothing wrong"}'
 
 
-def describe(found: Sequence[Diagnosis]) -> list[str]:
+def paragraphs(found: Sequence[Diagnosis]) -> list[str]:
   """Each finding in some lines: what, which samples, what to do.
 
   What differs only in split and samples is described once.
@@ -49,10 +49,10 @@ def describe(found: Sequence[Diagnosis]) -> list[str]:
   for d in found:
     key = (d.rule.name, d.finding.what, d.finding.remedy)
     same.setdefault(key, []).append(d)
-  return [_describe(diagnoses) for diagnoses in same.values()]
+  return [_paragraph(diagnoses) for diagnoses in same.values()]
 
 
-def _describe(diagnoses: Sequence[Diagnosis]) -> str:
+def _paragraph(diagnoses: Sequence[Diagnosis]) -> str:
   rule, finding = diagnoses[0].rule, diagnoses[0].finding
   samples = [name for d in diagnoses for name in d.finding.samples]
   splits = ' and '.join(d.split for d in diagnoses)
