@@ -47,8 +47,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path: a new folder, or an empty one; see `check_new`.
   """
   temporary = temporary_path(path)
+  temporary.mkdir(parents=True)  # Fails if it is another process's.
   try:
-    temporary.mkdir(parents=True)
     yield temporary
     if path.exists():
       path.rmdir()  # Fails if another process has filled it meanwhile.

@@ -355,7 +355,7 @@ def make_example(
     image: encoded.
     label: encoded.
     mask: `label`, decoded and checked.
-    name: of the sample.
+    name: of the example.
     where: archive and file of the image, to begin messages with.
     needed: see `open_archive`.
 

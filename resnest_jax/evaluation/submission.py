@@ -136,7 +136,7 @@ def find_predictions(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
   if not found:
     raise UserError(
       f'{folder} holds no prediction of a test image of {benchmark.name}. '
-      f'Predict images with names like {rules.example(benchmark)} (python '
+      f'Predict images with names like {rules.typical_name(benchmark)} (python '
       f'predict.py --out {folder} ...).'
     )
   return dict(sorted(found.items()))

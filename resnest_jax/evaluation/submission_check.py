@@ -314,8 +314,8 @@ def _check_entries(
       Finding(
         f'{len(foreign)} files have names that no test image has.',
         tuple(foreign),
-        f'Of {rules.example(benchmark)} the mask is '
-        f'{benchmark.image(rules.example(benchmark))}{benchmark.suffix}.',
+        f'Of {rules.typical_name(benchmark)} the mask is '
+        f'{benchmark.image(rules.typical_name(benchmark))}{benchmark.suffix}.',
       )
     )
   if deep:

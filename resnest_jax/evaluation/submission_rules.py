@@ -139,7 +139,7 @@ def read_images(benchmark: Benchmark, source: Path) -> dict[str, ImageSize]:
   if not sizes:
     raise UserError(
       f'--images {source} holds no test image of {benchmark.name}; their names '
-      f'are like {example(benchmark)}.'
+      f'are like {typical_name(benchmark)}.'
     )
   return sizes
 
@@ -169,7 +169,7 @@ def _size(file, name: str) -> ImageSize:
     ) from error
 
 
-def example(benchmark: Benchmark) -> str:
+def typical_name(benchmark: Benchmark) -> str:
   """A name of a test image, in words."""
   if benchmark.name == 'ade20k':
     return 'ADE_test_00000001.jpg'
