@@ -222,17 +222,11 @@ def match_pairs(
   masks: Mapping[str, str],
   needed: str,
 ) -> list[Pair]:
-  """Pairs the files of one split, sorted by stem.
-
-  Args:
-    where: the archive, to begin messages with.
-    folder: the split, as the archive calls it.
-    images: stem -> name in the archive.
-    masks: stem -> name in the archive.
-    needed: see `open_archive`.
+  """Pairs the files of one split, given as stem -> name, sorted by stem.
 
   Raises:
-    UserError: an image without mask or the reverse.
+    UserError: an image without mask or the reverse. The message begins with
+      `where`, the archive, and ends as that of `open_archive`.
   """
   for have, lack, what in (
     (images, masks, 'no mask'),
@@ -260,9 +254,9 @@ def check_counts(
 
   Args:
     where: the archive, to begin the message with.
-    pairs: those of each split.
-    expected: how many each split should have.
-    folders: what the archive calls each split.
+    pairs: of each split.
+    expected: of each split.
+    folders: split -> what the archive calls it.
     needed: see `open_archive`.
     comment: of the archive; a generated one says there what it has.
     mini: the data set that generated archives are prepared as.
@@ -349,7 +343,7 @@ def make_example(
   where: str,
   needed: str,
 ) -> dict:
-  """The example of an encoded image and mask that belong together.
+  """The example of an encoded image and label that belong together.
 
   Args:
     image: encoded.
@@ -358,9 +352,6 @@ def make_example(
     name: of the example.
     where: archive and file of the image, to begin messages with.
     needed: see `open_archive`.
-
-  Raises:
-    UserError: the image cannot be decoded or has not the mask's size.
   """
   pixels = decode_image(image, cv2.IMREAD_COLOR_RGB)
   if pixels is None:

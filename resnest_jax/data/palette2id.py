@@ -193,19 +193,15 @@ def convert_folder(
   in_words: Callable[[int], str],
   classes_file: str,
 ) -> None:
-  """Converts all pictures of a tree.
+  """Converts all pictures below a folder into a new or empty one.
 
   Args:
-    masks: folder with sub folders.
-    out: must not exist, or be empty; appears whole or not at all.
-    convert: of one file.
-    ignore_unknown: whether what is no class becomes 255.
-    in_words: a value or colour in words.
+    masks: the folder.
+    out: appears whole or not at all.
+    convert: one picture.
+    ignore_unknown: whether what is no class becomes 255, or is an error.
+    in_words: says a value or colour.
     classes_file: for messages.
-
-  Raises:
-    UserError: there are no masks, one cannot be converted, two would have the
-      same name, or there is something unknown.
   """
   targets = _targets(masks, out)
   check_new(out)

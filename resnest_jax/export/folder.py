@@ -220,18 +220,15 @@ def write_program(
   probabilities: bool,
   reference: Reference,
 ) -> Export:
-  """Writes StableHLO or ONNX, reads it back and compares it.
+  """Writes one of `PROGRAMS`, reads it back and compares it.
 
   Args:
-    name: of `PROGRAMS`.
-    file: to be written.
+    name: of the program.
+    file: is written.
     net: from `as_exported`.
     size: height and width of the pictures, in pixels.
     probabilities: whether those of all classes are an output, too.
     reference: what the checkpoint gives for pictures of this size.
-
-  Raises:
-    UserError: it cannot be written, or does not give what the checkpoint gives.
   """
   program = make_program(*net[:2], size, probabilities=probabilities)
   written = None
