@@ -16,7 +16,7 @@ at the end; the exit status is 1 then. docs/prediction.md says more.
 import argparse
 from pathlib import Path
 
-from resnest_jax.config import PROTOCOLS
+from resnest_jax.config_keys import PROTOCOLS
 from resnest_jax.errors import UserError, run
 from resnest_jax.flags import Parser, add_source_flags
 

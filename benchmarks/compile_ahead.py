@@ -56,7 +56,7 @@ from resnest_jax.evaluation.protocols import make_protocol
 from resnest_jax.models import forms
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.training.logs import duration
+from resnest_jax.text import duration
 from resnest_jax.training.step import create_training
 
 ROWS = [

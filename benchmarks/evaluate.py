@@ -39,7 +39,7 @@ from benchmarks.report import describe_machine, write_result
 from resnest_jax import runtime
 from resnest_jax.config import load_config
 from resnest_jax.data import device, mini
-from resnest_jax.data.datasets import DATASETS, Split, open_split
+from resnest_jax.data.datasets import DATASETS, PreparedSplit, open_split
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.data.prepare import prepare
 from resnest_jax.errors import run
@@ -81,7 +81,7 @@ def make_plain_step(model: Any, num_classes: int) -> inference.EvalStep:
 def measure_way(
   make_step: Callable[[], inference.EvalStep],
   variables: Any,
-  split: Split,
+  split: PreparedSplit,
   config: Any,
   batch_size: int,
   bucket: int,
@@ -117,7 +117,7 @@ def measure_way(
   return figures, evaluation.confusion
 
 
-def prepare_images(folder: Path, number: int) -> Split:
+def prepare_images(folder: Path, number: int) -> PreparedSplit:
   """Draws scenes, writes them as files, and as a prepared split."""
   archive = folder / 'ADEChallengeData2016.zip'
   with contextlib.redirect_stdout(sys.stderr):
@@ -184,7 +184,7 @@ def draw_variables(model: Any) -> Any:
   return jax.tree_util.tree_map_with_path(draw, variable_shapes(model))
 
 
-def count_sizes(split: Split) -> int:
+def count_sizes(split: PreparedSplit) -> int:
   """How many different sizes its images have."""
   return len({split[i]['label'].shape for i in range(len(split))})
 

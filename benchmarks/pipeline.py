@@ -33,7 +33,7 @@ from benchmarks.peer import open_peer
 from benchmarks.report import count_cores, describe_machine, write_result
 from resnest_jax.config import load_config
 from resnest_jax.data import cityscapes, mini, mini_cityscapes, transforms
-from resnest_jax.data.datasets import DATASETS, Split, open_split
+from resnest_jax.data.datasets import DATASETS, PreparedSplit, open_split
 from resnest_jax.data.labels import CITYSCAPES
 from resnest_jax.data.pipeline import (
   make_train_iterator,
@@ -135,7 +135,7 @@ def write_cityscapes(folder: Path, count: int) -> Path:
   return folder
 
 
-def images_per_second(split: Split, data_config, number: int) -> float:
+def images_per_second(split: PreparedSplit, data_config, number: int) -> float:
   """Of the whole pipeline while it runs, without its start and its end."""
   batch_size, extra = 4, 8
   steps = -(-number // batch_size)
@@ -156,7 +156,7 @@ def images_per_second(split: Split, data_config, number: int) -> float:
     return batch_size * steps / (time.perf_counter() - start)
 
 
-def stage_milliseconds(split: Split, data_config, number: int) -> dict:
+def stage_milliseconds(split: PreparedSplit, data_config, number: int) -> dict:
   """Medians of each step of a sample, in one thread."""
   key = sample_key(SEED)
   seconds: dict[str, list[float]] = {}
@@ -231,7 +231,9 @@ def compare(data, split, folder, flags) -> dict:
   return result
 
 
-def prepare_splits(folder: Path, flags) -> Iterator[tuple[str, Split, Path]]:
+def prepare_splits(
+  folder: Path, flags
+) -> Iterator[tuple[str, PreparedSplit, Path]]:
   """Writes and prepares each data set in turn."""
   for data, write, count in (
     ('ade20k', write_ade20k, 48),

@@ -34,7 +34,7 @@ from resnest_jax.models import forms
 from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import scanned
-from resnest_jax.training.logs import duration
+from resnest_jax.text import duration
 from resnest_jax.training.step import compile_step, create_training
 
 # Makers' figures for dense bfloat16 matrix products, operations/s a device.

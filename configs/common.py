@@ -1,8 +1,10 @@
 """Every key of a configuration, with its meaning and default.
 
 A row file calls `get_config()` and sets what its row needs. The keys are
-fixed (a misspelt one is an error) and so are their types. "mmseg" names the
-source of a default: mmsegmentation 1.2.2, `configs/_base_`.
+fixed (a misspelt one is an error) and so are their types. Which values they
+accept, and which may change while a run continues, is in
+`resnest_jax/config_keys.py`. "mmseg" names the source of a default:
+mmsegmentation 1.2.2, `configs/_base_`.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,6 @@
 """From a file of `configs/` and the command line to a checked ConfigDict."""
 
 import argparse
-import difflib
 import functools
 import inspect
 import json
@@ -15,99 +14,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from resnest_jax.config_keys import KEYS
 from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser
 from resnest_jax.overrides import REMOVED, override
 from resnest_jax.shipped import shipped
-
-# Smallest accepted value of whole-number keys.
-_AT_LEAST = {
-  'seed': 0,
-  'model.stem_width': 1,
-  'model.width': 1,
-  'model.radix': 1,
-  'model.groups': 1,
-  'model.base_width': 1,
-  'model.head_channels': 1,
-  'model.aux_channels': 1,
-  'data.doctor_samples': 0,
-  'model.num_classes': 0,
-  'data.folder.split_seed': 0,
-  'data.num_workers': 0,
-  'data.num_threads': 0,
-  'data.prefetch': 1,
-  'loss.ohem_min_kept': 1,
-  'optimizer.warmup_steps': 0,
-  'mesh.data': -1,
-  'mesh.spatial': 1,
-  'train.total_steps': 1,
-  # The split attention normalises 1x1 maps over the batch: one value has no
-  # variance.
-  'train.batch_size': 2,
-  'train.log_steps': 1,
-  'train.eval_steps': 1,
-  'train.checkpoint_steps': 1,
-  'train.keep_checkpoints': 1,
-  'train.micro_batch_size': 0,
-  'train.pictures': 0,
-  'eval.batch_size': 1,
-  'eval.bucket': 1,
-  'eval.overlays': 0,
-  'eval.report_images': 0,
-}
-LOSSES = ('cross_entropy', 'ohem', 'focal', 'dice', 'lovasz')
-# Bounds of real-number keys as written in words, and the test.
-_NOT_NEGATIVE = ('at least 0', lambda x: 0 <= x < float('inf'))
-_POSITIVE = ('above 0', lambda x: 0 < x < float('inf'))
-_SHARE = ('from 0 to 1', lambda x: 0 <= x <= 1)
-_SHARE_BELOW_1 = ('at least 0 and below 1', lambda x: 0 <= x < 1)
-_BOUNDS = {
-  'model.dropout': _SHARE_BELOW_1,
-  'data.folder.eval_fraction': ('above 0 and below 1', lambda x: 0 < x < 1),
-  'data.cat_max_ratio': ('above 0 and at most 1', lambda x: 0 < x <= 1),
-  'data.repeat_threshold': _SHARE,
-  'data.flip_probability': _SHARE,
-  'data.timeout': ('above 0', lambda x: x > 0),
-  'eval.fscore_beta': _POSITIVE,
-  **{f'loss.terms.{name}': _NOT_NEGATIVE for name in LOSSES},
-  'loss.aux_weight': _NOT_NEGATIVE,
-  'loss.label_smoothing': _SHARE_BELOW_1,
-  'loss.ohem_threshold': _SHARE,
-  'loss.focal_gamma': _NOT_NEGATIVE,
-  'loss.focal_alpha': _SHARE,
-  'optimizer.learning_rate': _POSITIVE,
-  'optimizer.min_learning_rate': ('at least 0', lambda x: x >= 0),
-  'optimizer.power': _POSITIVE,
-  'optimizer.warmup_ratio': _SHARE,
-  'optimizer.momentum': _SHARE_BELOW_1,
-  'optimizer.beta1': _SHARE_BELOW_1,
-  'optimizer.beta2': _SHARE_BELOW_1,
-  'optimizer.epsilon': _POSITIVE,
-  'optimizer.weight_decay': _NOT_NEGATIVE,
-  'optimizer.layer_decay': ('above 0 and at most 1', lambda x: 0 < x <= 1),
-  'optimizer.head_multiplier': _POSITIVE,
-  'optimizer.clip_norm': _POSITIVE,
-  'train.freeze': ('from 0 to 5', lambda x: 0 <= x <= 5),
-  'train.ema_decay': ('at least 0 and below 1', lambda x: 0 <= x < 1),
-}
-SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
-PROTOCOLS = ('whole', 'slide', 'ms_flip_0x', 'ms_flip_1x')
-# Accepted names.
-_CHOICES = {
-  'data.sampling': SAMPLINGS,
-  'eval.protocol': PROTOCOLS,
-  'loss.focal_activation': ('sigmoid', 'softmax'),
-  'optimizer.name': ('sgd', 'adamw'),
-  'optimizer.schedule': ('poly', 'cosine'),
-}
-# Length of tuples of positive whole numbers.
-_SIZES = {
-  'model.stage_sizes': 4,
-  'data.image_scale': 2,
-  'data.crop_size': 2,
-  'eval.slide_crop': 2,
-  'eval.slide_stride': 2,
-}
 
 
 def load_config(
@@ -271,52 +182,27 @@ def validate(config: ConfigDict) -> None:
   def refuse(key: str, accepted: str):
     raise UserError(f'config.{key} is {values[key]!r}; it must be {accepted}.')
 
-  for key, minimum in _AT_LEAST.items():
-    if values[key] is not None and values[key] < minimum:
-      why = ' (batch normalisation)' if key == 'train.batch_size' else ''
-      refuse(key, f'at least {minimum}{why}')
-  for key, (accepted, holds) in _BOUNDS.items():
-    if values[key] is not None and not holds(values[key]):
-      refuse(key, accepted)
-  for key, names in _CHOICES.items():
-    if values[key] not in names:
-      near = difflib.get_close_matches(values[key], names, 1)
-      hint = f' (did you mean {near[0]}?)' if near else ''
-      refuse(key, f'one of {", ".join(names)}{hint}')
-  for key, length in _SIZES.items():
-    size = values[key]
-    if size is not None and not _positive_integers(size, length):
-      refuse(key, f'{length} positive whole numbers')
-  if values['mesh.data'] == 0:
-    refuse('mesh.data', 'at least 1, or -1: all devices')
-  if values['model.num_classes'] == 1:
-    refuse('model.num_classes', 'at least 2, or 0: as many as the data has')
-  if values['data.image_scale'][0] < values['data.image_scale'][1]:
-    refuse('data.image_scale', '(long edge, short edge) in pixels')
-  if not _is_range(values['data.scale_range']):
-    refuse('data.scale_range', 'two positive numbers, the smaller first')
-  scales = values['eval.scales']
-  if not scales or not all(_is_positive(scale) for scale in scales):
-    refuse('eval.scales', 'one or more positive numbers')
+  for name, key in KEYS.items():
+    value = values.get(name)
+    if key.accepted and value is not None and not key.accepted.holds(value):
+      refuse(name, key.accepted.said_of(value))
+  # How values depend on each other.
   crop = values['eval.slide_crop'] or values['data.crop_size']
   stride = values['eval.slide_stride'] or crop
   if stride[0] > crop[0] or stride[1] > crop[1]:
     window = f'{crop[0]},{crop[1]}'
     refuse('eval.slide_stride', f'at most the window, which is {window}')
-  class_weights = values['loss.class_weights']
-  if class_weights is not None and not _are_weights(class_weights):
-    refuse('loss.class_weights', 'numbers of at least 0, not all 0')
   if not any(config.loss.terms.values()):
     raise UserError(
       'there is no loss: set config.loss.terms. and one of '
-      f'{", ".join(LOSSES)} above 0.'
+      f'{", ".join(config.loss.terms)} above 0.'
     )
   steps = values['train.total_steps']
   if values['optimizer.warmup_steps'] >= steps:
     refuse('optimizer.warmup_steps', f'below train.total_steps, {steps}')
+  batch_size = values['train.batch_size']
   micro_batch_size = values['train.micro_batch_size']
-  if micro_batch_size and values['train.batch_size'] % micro_batch_size:
-    batch_size = values['train.batch_size']
+  if micro_batch_size and batch_size % micro_batch_size:
     refuse(
       'train.micro_batch_size', f'0 or divide train.batch_size, {batch_size}'
     )
@@ -339,25 +225,6 @@ def fit_num_classes(config: ConfigDict, num_classes: int) -> None:
       f'--config.model.num_classes={num_classes}, or 0 for as many as there '
       'are.'
     )
-
-
-def _positive_integers(values: tuple, length: int) -> bool:
-  return len(values) == length and all(
-    type(value) is int and value > 0 for value in values
-  )
-
-
-def _is_positive(value: Any) -> bool:
-  return type(value) in (int, float) and 0 < value < float('inf')
-
-
-def _are_weights(values: tuple) -> bool:
-  return any(values) and all(x == 0 or _is_positive(x) for x in values)
-
-
-def _is_range(values: tuple) -> bool:
-  numbers = all(_is_positive(value) for value in values)
-  return numbers and len(values) == 2 and values[0] <= values[1]
 
 
 def _config_file(path: str) -> Path:

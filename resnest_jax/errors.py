@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 class UnreadableSample(UserError):
-  """A sample's files or records are missing or damaged.
+  """A sample's files are missing or damaged.
 
   With `data.skip_unreadable` training goes on without it.
   """

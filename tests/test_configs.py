@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import resnest_jax as rj
@@ -18,7 +20,9 @@ from resnest_jax.config import (
   load_config,
   parse_flags,
 )
+from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS, KEYS
 from resnest_jax.errors import UserError
+from resnest_jax.training.objective import create_loss
 
 FOLDER = Path(__file__).parent.parent / 'configs'
 FILES = sorted(f for f in FOLDER.glob('*.py') if f.stem != 'common')
@@ -231,6 +235,27 @@ def test_wrong_value_is_refused_by_name(key, given, message):
   assert f'config.{key} ' in str(error.value)
 
 
+def test_every_key_has_its_facts():
+  """Those of sections stand for keys that earlier versions had, too."""
+  flat = flatten(load_config(ROW))
+  sections = KEYS.keys() - flat.keys()
+  assert sections == {'mesh', 'eval'}
+  assert flat.keys() <= KEYS.keys()
+  assert 'data.prefetch' in FREE_KEYS
+  assert 'train.batch_size' not in FREE_KEYS
+  assert sections < set(FREE_KEYS)
+  assert set(HOST_KEYS) < set(FREE_KEYS)
+
+
+def test_every_term_of_the_loss_has_a_weight():
+  terms = list(load_config(ROW).loss.terms)
+  config = load_config(ROW, {f'loss.terms.{name}': 1.0 for name in terms})
+  loss = create_loss(config.loss, num_classes=2)
+  labels = np.zeros((1, 2, 2), np.uint8)
+  _, _, values = loss(jnp.zeros((1, 2, 2, 2)), labels)
+  assert sorted(values) == terms
+
+
 @pytest.mark.parametrize(
   ('key', 'nearest'),
   [
@@ -389,7 +414,7 @@ def test_removed_key_counts_unless_it_had_its_default():
 
 
 def test_configuration_without_a_loss_is_refused():
-  with pytest.raises(UserError, match=r'no loss: .* cross_entropy, ohem'):
+  with pytest.raises(UserError, match=r'no loss: .* cross_entropy, dice'):
     load_config(ROW, {'loss.terms.cross_entropy': 0})
 
 

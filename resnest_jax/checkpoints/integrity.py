@@ -6,7 +6,6 @@ when a checkpoint is written, stored in it, and compared when it is read,
 whatever the number of devices then.
 """
 
-import concurrent.futures
 import errno
 import json
 import os
@@ -20,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from resnest_jax.errors import DamagedCheckpoint, UserError, system_error
+from resnest_jax.threads import map_in_threads
 
 # Of the process, not of the files.
 _NOT_DAMAGE = (
@@ -53,10 +53,9 @@ def tree_digest(tree: Any) -> str:
     tree: of arrays, each of which this process can read whole.
   """
   arrays = array_names(jax.device_get(tree))
-  threads = max(1, min(4, os.cpu_count() or 1))  # zlib releases the GIL.
-  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-    sums = pool.map(_array_sum, arrays.values())
-    return json_digest(dict(zip(arrays, sums, strict=True)))
+  # zlib releases the GIL.
+  sums = map_in_threads(_array_sum, arrays.values())
+  return json_digest(dict(zip(arrays, sums, strict=True)))
 
 
 def _array_sum(array: Any) -> list:

@@ -14,16 +14,8 @@ import posixpath
 import tarfile
 import zipfile
 import zlib
-from collections.abc import (
-  Callable,
-  Collection,
-  Iterator,
-  Mapping,
-  Sequence,
-)
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +23,7 @@ import tensorflow_datasets as tfds
 
 from resnest_jax.data.images import decode_image
 from resnest_jax.errors import UserError
+from resnest_jax.threads import map_in_threads
 
 # (image, mask) names in the archive.
 Pair = tuple[str, str]
@@ -177,27 +170,9 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     # Without shuffling, tfds sorts by integer keys. It also spreads them over
     # its temporary files as if they were 128-bit hashes: take the full range.
     step = 2**128 // max(len(pairs), 1)
-    for i, example in enumerate(read_all(read, pairs)):
+    for i, example in enumerate(map_in_threads(read, pairs)):
       yield i * step, example
       self._on_progress(next(done), total)
-
-
-def read_all(
-  read: Callable[[Any], dict], items: Sequence, ahead: int = 8
-) -> Iterator[dict]:
-  """Yields `read(item)` of all items, in order; threads share the work.
-
-  Args:
-    read: called by several threads.
-    items: what it is called with.
-    ahead: how many results a thread may have waiting.
-  """
-  # Decoding dominates and releases the interpreter lock. In blocks, as map()
-  # would read everything ahead.
-  threads = min(os.cpu_count() or 1, 8)
-  with ThreadPoolExecutor(threads) as pool:
-    for i in range(0, len(items), ahead * threads):
-      yield from pool.map(read, items[i : i + ahead * threads])
 
 
 def open_archive(path: str | os.PathLike, needed: str) -> zipfile.ZipFile:
@@ -247,17 +222,11 @@ def match_pairs(
   masks: Mapping[str, str],
   needed: str,
 ) -> list[Pair]:
-  """Pairs the files of one split, sorted by stem.
-
-  Args:
-    where: the archive, to begin messages with.
-    folder: the split, as the archive calls it.
-    images: stem -> name in the archive.
-    masks: stem -> name in the archive.
-    needed: see `open_archive`.
+  """Pairs the files of one split, given as stem -> name, sorted by stem.
 
   Raises:
-    UserError: an image without mask or the reverse.
+    UserError: an image without mask or the reverse. The message begins with
+      `where`, the archive, and ends as that of `open_archive`.
   """
   for have, lack, what in (
     (images, masks, 'no mask'),
@@ -285,9 +254,9 @@ def check_counts(
 
   Args:
     where: the archive, to begin the message with.
-    pairs: those of each split.
-    expected: how many each split should have.
-    folders: what the archive calls each split.
+    pairs: of each split.
+    expected: of each split.
+    folders: split -> what the archive calls it.
     needed: see `open_archive`.
     comment: of the archive; a generated one says there what it has.
     mini: the data set that generated archives are prepared as.
@@ -374,18 +343,15 @@ def make_example(
   where: str,
   needed: str,
 ) -> dict:
-  """The example of an encoded image and mask that belong together.
+  """The example of an encoded image and label that belong together.
 
   Args:
     image: encoded.
     label: encoded.
     mask: `label`, decoded and checked.
-    name: of the sample.
+    name: of the example.
     where: archive and file of the image, to begin messages with.
     needed: see `open_archive`.
-
-  Raises:
-    UserError: the image cannot be decoded or has not the mask's size.
   """
   pixels = decode_image(image, cv2.IMREAD_COLOR_RGB)
   if pixels is None:

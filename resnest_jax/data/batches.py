@@ -9,7 +9,7 @@ from typing import Any
 
 import grain
 
-from resnest_jax.data.records import Records
+from resnest_jax.data.records import CheckedSplit
 from resnest_jax.errors import UserError
 
 Batch = dict[str, Any]
@@ -30,7 +30,7 @@ class BatchIterator(contextlib.AbstractContextManager):
     batches: Iterator[Batch],
     reader: grain.DatasetIterator,
     num_images: int,
-    records: Records,
+    split: CheckedSplit,
   ):
     """Wraps `batches`, made of what the Grain iterator `reader` reads.
 
@@ -38,11 +38,11 @@ class BatchIterator(contextlib.AbstractContextManager):
       batches: what is iterated over.
       reader: closes what reads.
       num_images: see above.
-      records: what is read.
+      split: what is read.
     """
     self.num_images = num_images
     self.place: Callable[[Batch], Batch] = lambda batch: batch
-    self._records = records
+    self._split = split
     self._since: float | None = None  # While a batch is waited for.
     self._warned = False
     self._skipped: list[int] = []
@@ -90,7 +90,7 @@ class BatchIterator(contextlib.AbstractContextManager):
     seconds = time.monotonic() - since
     if seconds < timeout / 10:
       return ''
-    what = self._records.longest_read() or 'no record is being read'
+    what = self._split.longest_read() or 'no sample is being read'
     if seconds >= timeout:
       return (
         f'no data for {seconds:.0f} s (config.data.timeout): {what}. See '
@@ -114,7 +114,7 @@ class BatchIterator(contextlib.AbstractContextManager):
     self._num_skipped += count
     self._skipped.clear()
     try:
-      why = f'{self._records.split[first]["name"]}, which now can be read.'
+      why = f'{self._split.split[first]["name"]}, which now can be read.'
     except UserError as error:
       why = str(error).splitlines()[0]
     return (

@@ -80,7 +80,9 @@ def raw_command(name: str, data_dir: str | os.PathLike) -> str:
   )
 
 
-def open_split(name: str, data_dir: str | os.PathLike, split: str) -> 'Split':
+def open_split(
+  name: str, data_dir: str | os.PathLike, split: str
+) -> 'PreparedSplit':
   """Opens a split of a prepared data set.
 
   Cityscapes that tfds' own builder has prepared is read if our own is not
@@ -97,10 +99,10 @@ def open_split(name: str, data_dir: str | os.PathLike, split: str) -> 'Split':
     UserError: unknown name or split, or data that is not there; the message
       has the command that prepares it.
   """
-  return Split(name, data_dir, split)
+  return PreparedSplit(name, data_dir, split)
 
 
-def open_data(data_config: Any, split: str) -> 'Split | FolderSplit':
+def open_data(data_config: Any, split: str) -> 'PreparedSplit | FolderSplit':
   """Opens a split of the data that a configuration names.
 
   Args:
@@ -116,8 +118,8 @@ def open_data(data_config: Any, split: str) -> 'Split | FolderSplit':
 class Splits(NamedTuple):
   """The two splits of a training."""
 
-  train: 'Split | FolderSplit'
-  eval: 'Split | FolderSplit'
+  train: 'PreparedSplit | FolderSplit'
+  eval: 'PreparedSplit | FolderSplit'
 
 
 def open_splits(config: ConfigDict) -> Splits:
@@ -138,7 +140,7 @@ def open_splits(config: ConfigDict) -> Splits:
   return splits
 
 
-class Split:
+class PreparedSplit:
   """A sequence of samples; threads may share it and it can be pickled.
 
   `split[i]` is a dict of
@@ -160,7 +162,7 @@ class Split:
     self.split = split
     self._stored = find_stored(name, self.data_dir)
     self.directory = self._stored.directory
-    self._samples = Records(self._stored, split)
+    self._samples = StoredSamples(self._stored, split)
     self.labels = DATASETS[name].labels
     self.decoded = pixels.is_written(self._stored.pixel_folder, split)
     if self.decoded:
@@ -181,10 +183,10 @@ class Split:
     label = self._to_label(mask)
     return {'image': image, 'label': label, 'name': sample['name']}
 
-  def describe(self, index: int) -> str:
-    """What `split[index]` reads."""
+  def location(self, index: int) -> str:
+    """Where `split[index]` is stored, in words."""
     folder = self._stored.pixel_folder if self.decoded else self.directory
-    return f'record {index} of {self.split} in {folder}'
+    return f'sample {index} of {self.split} in {folder}'
 
   def label(self, index: int) -> np.ndarray:
     """The label of `split[index]` alone; the image is not decoded."""
@@ -210,7 +212,7 @@ class Split:
     try:
       return read(index)
     except Exception as error:  # ArrayRecord's errors have no common type.
-      raise self._unreadable(f'record {index}', error) from error
+      raise self._unreadable(f'sample {index}', error) from error
 
   def __reduce__(self):
     # Readers hold open files, so a copy opens its own.
@@ -240,7 +242,7 @@ class Split:
     )
 
 
-class Records:
+class StoredSamples:
   """The samples of a split as they were prepared, decoded when they are read.
 
   Args:
@@ -270,7 +272,7 @@ class Records:
     return len(self._source)
 
   def __getitem__(self, index: int) -> dict:
-    """See `Split.raw`."""
+    """See `PreparedSplit.raw`."""
     example = self._source[index]
     image, mask, name = (example[key] for key in self._keys)
     name = name.decode()

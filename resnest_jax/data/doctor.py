@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import rich.console
 from ml_collections import ConfigDict
 
@@ -30,6 +29,7 @@ from resnest_jax.data.checks.rules import ERROR, Diagnosis, diagnose
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.errors import UserError
+from resnest_jax.evaluation import visualize
 
 _COMMAND = 'python -m resnest_jax.data.doctor'
 
@@ -83,8 +83,8 @@ def main() -> None:
     console.print(report.class_table(surveys))
   for line in (note for s in surveys for note in report.notes(s)):
     print(line)
-  for description in report.describe(found):
-    print(f'\n{description}')
+  for paragraph in report.paragraphs(found):
+    print(f'\n{paragraph}')
   print(f'\n{report.summary(surveys, found)}')
   if flags.out:
     report.write_json(flags.out, surveys, found)
@@ -112,7 +112,9 @@ def examine(
     UserError: a split without samples.
   """
   cv2.setNumThreads(0)  # Samples are read in parallel.
-  chosen = [spread(len(split), num_samples) for split in splits]
+  chosen = [
+    visualize.spread(len(split), num_samples or len(split)) for split in splits
+  ]
   total, surveys, before = sum(map(len, chosen)), [], 0
   for split, indices in zip(splits, chosen, strict=True):
     if not indices:
@@ -134,13 +136,6 @@ def examine(
     )
     before += len(indices)
   return surveys
-
-
-def spread(size: int, number: int | None) -> list[int]:
-  """`number` different indices below `size`, evenly spread; None: all."""
-  if number is None or number >= size:
-    return list(range(size))
-  return np.linspace(0, size - 1, number).round().astype(int).tolist()
 
 
 def check_before_training(
@@ -178,10 +173,10 @@ def check_before_training(
   mistakes = [
     d for d in found if d.rule.severity == ERROR and not _is_skipped(d, config)
   ]
-  for description in report.describe([d for d in found if d not in mistakes]):
-    print(description, flush=True)
+  for paragraph in report.paragraphs([d for d in found if d not in mistakes]):
+    print(paragraph, flush=True)
   if mistakes:
-    described = '\n'.join(report.describe(mistakes))
+    described = '\n'.join(report.paragraphs(mistakes))
     raise UserError(
       f'the label doctor found what would spoil the training:\n{described}\n'
       f'Examine all samples: {examine_command(sys.argv[1:])}\n'

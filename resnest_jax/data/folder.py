@@ -29,8 +29,8 @@ from resnest_jax.errors import UnreadableSample, UserError
 class FolderSplit:
   """A sequence of samples; threads may share it and it can be pickled.
 
-  `split[i]` is as in `datasets.Split`: `image` uint8 (H, W, 3) RGB, `label`
-  uint8 (H, W) train ids and 255, `name`.
+  `split[i]` is as in `datasets.PreparedSplit`: `image` uint8 (H, W, 3) RGB,
+  `label` uint8 (H, W) train ids and 255, `name`.
 
   Attributes:
     name: 'folder'.
@@ -76,7 +76,7 @@ class FolderSplit:
     label = self.labels.to_train_id[mask]
     return {'image': image, 'label': label, 'name': pair.name}
 
-  def describe(self, index: int) -> str:
+  def location(self, index: int) -> str:
     """Which files `split[index]` reads."""
     pair = self.pairs[index]
     return f'{pair.image} with {pair.mask}'

@@ -10,12 +10,12 @@ from resnest_jax.data.labels import IGNORE
 from resnest_jax.data.pipeline import (
   make_eval_batch,
   padded_shapes,
-  resize_record,
+  resize_sample,
 )
 
 
 def unlabelled(image: np.ndarray, name: str = '') -> dict[str, Any]:
-  """A record of a picture without ground truth, which takes no memory."""
+  """A sample of a picture without ground truth, which takes no memory."""
   label = np.broadcast_to(np.uint8(IGNORE), image.shape[:2])
   return {'image': image, 'label': label, 'name': name}
 
@@ -39,9 +39,9 @@ def batches_in_order(
     batch_size: rows of each batch; the last is filled up.
     bucket: padded heights and widths are multiples of this many pixels.
   """
-  records = (
-    resize_record(index, unlabelled(image), image_scale=image_scale)
+  samples = (
+    resize_sample(index, unlabelled(image), image_scale=image_scale)
     for index, image in enumerate(images)
   )
-  while group := list(itertools.islice(records, batch_size)):
+  while group := list(itertools.islice(samples, batch_size)):
     yield make_eval_batch(group, batch_size, *padded_shapes(group, bucket))

@@ -10,10 +10,8 @@ It is a function of --seed and --images alone.
 
 import argparse
 import json
-import os
 import zipfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -24,6 +22,8 @@ from resnest_jax.data.labels import ADE20K
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.data.scenes.scene import draw_scene
 from resnest_jax.errors import UserError
+from resnest_jax.files import explain_refusal, whole_file
+from resnest_jax.threads import map_in_threads
 
 DEFAULT_COUNTS = {'train': 400, 'validation': 60}
 
@@ -122,15 +122,13 @@ def write_archive(path: Path, counts: Mapping[str, int], seed: int) -> None:
       f'{path} exists and was not written for these --images and this '
       '--seed. Nothing was changed; give another name or delete it.'
     )
-  partial = path.with_name(path.name + '.incomplete')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(partial, 'w') as archive:
-      archive.comment = comment
-      _write_contents(archive, counts, seed)
-    os.replace(partial, path)
-  except OSError as error:
-    raise UserError(f'cannot write {path}: {error}') from error
+  with (
+    explain_refusal(path, 'give another folder'),
+    whole_file(path) as temporary,
+    zipfile.ZipFile(temporary, 'w') as archive,
+  ):
+    archive.comment = comment
+    _write_contents(archive, counts, seed)
 
 
 def has_comment(path: Path, comment: bytes) -> bool:
@@ -147,10 +145,7 @@ def _write_contents(
   """Draws all scenes and writes them with the two lists."""
   scene_lines, seen, pixels = [], {}, np.zeros(256, np.int64)
   total, done = sum(counts.values()), 0
-  with (
-    progress_bar('drawing scenes') as report,
-    ThreadPoolExecutor(os.cpu_count()) as pool,
-  ):
+  with progress_bar('drawing scenes') as report:
     for split, (folder, prefix, number) in _SPLITS.items():
       images = f'{_ROOT}/images/{folder}/'
       masks = f'{_ROOT}/annotations/{folder}/'
@@ -158,7 +153,7 @@ def _write_contents(
       add_entry(archive, masks, b'')
       seeds = [(seed, number, i) for i in range(counts[split])]
       seen[split] = np.zeros(256, np.int64)
-      samples = pool.map(_make_sample, seeds)
+      samples = map_in_threads(_make_sample, seeds)
       for i, (jpeg, png, mask, kind) in enumerate(samples, 1):
         stem = f'{prefix}_{i:08d}'
         add_entry(archive, f'{images}{stem}.jpg', jpeg)

@@ -13,10 +13,8 @@ release's if --size does not make them smaller, for quick trials.
 
 import argparse
 import json
-import os
 import zipfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -34,6 +32,8 @@ from resnest_jax.data.cityscapes import (
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.data.scenes.city import draw_scene
 from resnest_jax.errors import UserError
+from resnest_jax.files import explain_refusal, whole_file
+from resnest_jax.threads import map_in_threads
 
 # As the release: drawing an image takes about three seconds of a core.
 DEFAULT_SIZE = 2048, 1024
@@ -143,19 +143,15 @@ def write_archives(
       )
   if there == paths:
     return
-  partial = [path.with_name(path.name + '.incomplete') for path in paths]
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-      zipfile.ZipFile(partial[0], 'w') as images,
-      zipfile.ZipFile(partial[1], 'w') as masks,
-    ):
-      images.comment = masks.comment = comment
-      _write_contents(images, masks, counts, seed, size)
-    for source, target in zip(partial, paths, strict=True):
-      os.replace(source, target)
-  except OSError as error:
-    raise UserError(f'cannot write to {folder}: {error}') from error
+  with (
+    explain_refusal(f'to {folder}', 'give another folder'),
+    whole_file(paths[0]) as of_images,
+    whole_file(paths[1]) as of_masks,
+    zipfile.ZipFile(of_images, 'w') as images,
+    zipfile.ZipFile(of_masks, 'w') as masks,
+  ):
+    images.comment = masks.comment = comment
+    _write_contents(images, masks, counts, seed, size)
 
 
 def _write_contents(
@@ -167,13 +163,10 @@ def _write_contents(
 ) -> None:
   """Draws all scenes and writes them in the order of their names."""
   total, done = sum(counts.values()), 0
-  with (
-    progress_bar('drawing streets') as report,
-    ThreadPoolExecutor(os.cpu_count()) as pool,
-  ):
+  with progress_bar('drawing streets') as report:
     for number, (split, folder) in enumerate(FOLDERS.items()):
       seeds = [(seed, number, i) for i in range(counts[split])]
-      samples = pool.map(lambda seed: _make_sample(seed, size), seeds)
+      samples = map_in_threads(lambda seed: _make_sample(seed, size), seeds)
       for i, (image, mask) in enumerate(samples):
         name = sample_name(split, i, counts[split])
         city = name.split('_')[0]

@@ -13,11 +13,7 @@ of a grey one, are kept. --out appears when all of it is written.
 
 import argparse
 import collections
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -29,6 +25,8 @@ from resnest_jax.data.labels import IGNORE
 from resnest_jax.data.pairing import walk
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.errors import UserError
+from resnest_jax.files import check_new, explain_refusal, whole_folder
+from resnest_jax.threads import map_in_threads
 
 SUFFIXES = ('.png', '.bmp', '.gif', '.tif', '.tiff')
 SHOWN = 10  # How many colours a message lists.
@@ -90,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
     args.out,
     convert,
     ignore_unknown=args.unknown == 'ignore',
-    describe=str if args.indices else _colour_name,
+    in_words=str if args.indices else _colour_name,
     classes_file=str(args.classes),
   )
 
@@ -192,31 +190,57 @@ def convert_folder(
   convert: Convert,
   *,
   ignore_unknown: bool,
-  describe: Callable[[int], str],
+  in_words: Callable[[int], str],
   classes_file: str,
 ) -> None:
-  """Converts all pictures of a tree.
+  """Converts all pictures below a folder into a new or empty one.
 
   Args:
-    masks: folder with sub folders.
-    out: must not exist, or be empty; appears whole or not at all.
-    convert: of one file.
-    ignore_unknown: whether what is no class becomes 255.
-    describe: a value or colour in words.
+    masks: the folder.
+    out: appears whole or not at all.
+    convert: one picture.
+    ignore_unknown: whether what is no class becomes 255, or is an error.
+    in_words: says a value or colour.
     classes_file: for messages.
-
-  Raises:
-    UserError: there are no masks, one cannot be converted, two would have the
-      same name, or there is something unknown.
   """
   targets = _targets(masks, out)
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise UserError(
-      f'{out} is there already and nothing was written; give another --out, '
-      'or remove it.'
+  check_new(out)
+  with (
+    explain_refusal(out, 'give another --out'),
+    whole_folder(out) as folder,
+  ):
+    pixels, first = _convert_all(targets, folder, convert, ignore_unknown)
+    unknown = '\n'.join(
+      f'  {in_words(value)}: {count} pixels, first in {first[value]}'
+      for value, count in pixels.most_common(SHOWN)
     )
-  pixels: collections.Counter = collections.Counter()
-  first: dict[int, Path] = {}
+    if len(pixels) > SHOWN:
+      unknown += f'\n  and {len(pixels) - SHOWN} more'
+    if pixels and not ignore_unknown:
+      raise UserError(
+        f'nothing was written: {len(pixels)} values or colours are no class '
+        f'of {classes_file}:\n{unknown}\nAdd them to that file, or make them '
+        '255 (ignored) with --unknown ignore. Very many colours come from '
+        'smoothed edges or from JPEG; if the masks hold class numbers '
+        'already, add --indices.'
+      )
+  if pixels:
+    print(f'became 255 (ignored):\n{unknown}')
+  print(f'{len(targets)} masks in {out}')
+
+
+def _convert_all(
+  targets: Mapping[Path, Path],
+  folder: Path,
+  convert: Convert,
+  ignore_unknown: bool,
+) -> tuple[collections.Counter, dict[int, Path]]:
+  """Writes masks without unknown values, and the others if these are ignored.
+
+  Returns:
+    Pixels of each unknown value or colour, and the first picture with it.
+  """
+  pixels, first = collections.Counter(), {}
 
   def work(item: tuple[Path, Path]) -> tuple[Path, dict[int, int]]:
     target, source = item
@@ -226,35 +250,14 @@ def convert_folder(
       (folder / target).write_bytes(cv2.imencode('.png', mask)[1].tobytes())
     return source, unknown
 
-  with (
-    _appearing(out) as folder,
-    progress_bar('converting masks') as report,
-    ThreadPoolExecutor(os.cpu_count()) as pool,
-  ):
-    for done, (source, unknown) in enumerate(
-      pool.map(work, targets.items()), 1
-    ):
+  with progress_bar('converting masks') as report:
+    converted = map_in_threads(work, targets.items())
+    for done, (source, unknown) in enumerate(converted, 1):
       pixels.update(unknown)
       for value in unknown:
         first.setdefault(value, source)
       report(done, len(targets))
-    listed = '\n'.join(
-      f'  {describe(value)}: {count} pixels, first in {first[value]}'
-      for value, count in pixels.most_common(SHOWN)
-    )
-    if len(pixels) > SHOWN:
-      listed += f'\n  and {len(pixels) - SHOWN} more'
-    if pixels and not ignore_unknown:
-      raise UserError(
-        f'nothing was written: {len(pixels)} values or colours are no class '
-        f'of {classes_file}:\n{listed}\nAdd them to that file, or make them '
-        '255 (ignored) with --unknown ignore. Very many colours come from '
-        'smoothed edges or from JPEG; if the masks hold class numbers '
-        'already, add --indices.'
-      )
-  if pixels:
-    print(f'became 255 (ignored):\n{listed}')
-  print(f'{len(targets)} masks in {out}')
+  return pixels, first
 
 
 def _targets(masks: Path, out: Path) -> dict[Path, Path]:
@@ -284,20 +287,3 @@ def _targets(masks: Path, out: Path) -> dict[Path, Path]:
       f'there are no masks in {masks}; accepted are {", ".join(SUFFIXES)}.'
     )
   return targets
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-  """A temporary folder that takes its name once the block has succeeded."""
-  temporary = folder.with_name(f'.{folder.name}.{os.getpid()}')
-  try:
-    temporary.mkdir(parents=True)
-    yield temporary
-    temporary.replace(folder)
-  except OSError as error:
-    raise UserError(
-      f'cannot write {folder}: {error}. Make sure that there is space and that '
-      'you may write there, or give another --out.'
-    ) from error
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)

@@ -3,14 +3,14 @@
 Training. Sample `step * batch_size + slot` of a run is its position, and the
 position and the seed alone decide everything about the sample:
 
-  record: chosen by a sampler (`resnest_jax.data.sampling`). By default epoch,
-    i = divmod(position, len(split)), and the record is Grain's index_shuffle
+  sample: chosen by a sampler (`resnest_jax.data.sampling`). By default epoch,
+    i = divmod(position, len(split)), and the sample is Grain's index_shuffle
     of i with a seed of (seed, epoch), which is a permutation. So every epoch
-    has another order and visits each record once; batches run on across
+    has another order and visits each sample once; batches run on across
     epochs.
   draws: np.random.Philox with a key of seed, and the position as the highest
     word of its counter, so that the streams of two positions never meet.
-  replacement: with `skip_unreadable`, another record, of a second such stream,
+  replacement: with `skip_unreadable`, another sample, of a second such stream,
     for one that cannot be read.
 
 Neither reads what came before. Threads, worker processes, hosts and resuming
@@ -28,7 +28,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,12 @@ from resnest_jax import hosts, sharding
 from resnest_jax.data import resize, transforms
 from resnest_jax.data.batches import Batch, BatchIterator
 from resnest_jax.data.labels import IGNORE
-from resnest_jax.data.records import Records, Split, Unreadable, replacement
+from resnest_jax.data.records import (
+  CheckedSplit,
+  Split,
+  Unreadable,
+  replacement,
+)
 from resnest_jax.data.sampling import (
   Sampler,
   make_sampler,
@@ -52,6 +57,7 @@ from resnest_jax.data.sampling import (
   sampler_seed,
 )
 from resnest_jax.errors import UserError
+from resnest_jax.threads import thread_count
 
 
 def sample_key(seed: int) -> tuple[int, int]:
@@ -86,21 +92,21 @@ def _position(
 def _make_sample(
   position: int,
   *,
-  records: Records,
+  split: CheckedSplit,
   sampler: Sampler,
   skip_unreadable: bool,
   key: tuple[int, int],
   draw_options: dict[str, Any],
   augment_options: dict[str, Any],
 ) -> dict[str, np.ndarray]:
-  skipped, record = -1, records[sampler(position)]
-  if isinstance(record, Unreadable):
-    skipped = record.index
-    record = replacement(records, sample_rng(key, position, stream=1))
+  skipped, sample = -1, split[sampler(position)]
+  if isinstance(sample, Unreadable):
+    skipped = sample.index
+    sample = replacement(split, sample_rng(key, position, stream=1))
   rng = sample_rng(key, position)
   draw = transforms.draw_augmentation(rng, **draw_options)
   sample = transforms.augment(
-    record['image'], record['label'], draw, **augment_options
+    sample['image'], sample['label'], draw, **augment_options
   )
   if skip_unreadable:  # Counted where all batches come together.
     sample['skipped'] = np.array(skipped, np.int32)
@@ -122,27 +128,10 @@ def _end_with_parent() -> None:
   os._exit(1)
 
 
-def read_threads(num_threads: int, num_workers: int = 0) -> int:
-  """Returns how many threads read in each process.
-
-  Args:
-    num_threads: as configured; 0 shares this machine's cores out among the
-      processes, at most 16 threads each.
-    num_workers: number of worker processes, 0 for none.
-  """
-  if num_threads > 0:
-    return num_threads
-  if hasattr(os, 'sched_getaffinity'):  # Respects containers; Linux only.
-    cores = len(os.sched_getaffinity(0))
-  else:
-    cores = os.cpu_count() or 1
-  return max(1, min(16, cores // max(num_workers, 1)))
-
-
 def _read_options(
   num_threads: int, num_workers: int, ahead: int
 ) -> grain.ReadOptions:
-  threads = read_threads(num_threads, num_workers)
+  threads = thread_count(num_threads, max(num_workers, 1))
   # A thread without a place in the buffer would have nothing to do.
   return grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(ahead, threads)
@@ -165,13 +154,13 @@ def make_train_iterator(
 
   Args:
     data_config: `config.data`.
-    split: the records.
+    split: the samples.
     seed: non-negative; decides order and augmentation.
     batch_size: global, over all hosts.
     start_step: first step to give; costs the same whatever it is.
     total_steps: one past the last step.
-    sampler: decides which record a position reads; None: every epoch visits
-      each record once.
+    sampler: decides which sample a position reads; None: every epoch visits
+      each once.
     process_index: this host. Host h gets the h-th of H equal runs of slots of
       every batch, so that all hosts' together are in order.
     process_count: number of hosts H, a divisor of `batch_size`.
@@ -185,7 +174,7 @@ def make_train_iterator(
     each process that reads.
 
   Raises:
-    UserError: the batch cannot be shared out, or (on iterating) a record cannot
+    UserError: the batch cannot be shared out, or (on iterating) a sample cannot
       be used or a worker process was killed.
   """
   if batch_size < 1 or batch_size % process_count:
@@ -196,15 +185,37 @@ def make_train_iterator(
   if seed < 0:
     raise UserError(f'seed is {seed}; it must be 0 or a positive integer.')
   cv2.setNumThreads(0)
-  skip_unreadable = data_config.skip_unreadable
-  records = Records(split, skip_unreadable)
+  checked = CheckedSplit(split, data_config.skip_unreadable)
   if sampler is None:
     sampler = make_sampler('uniform', len(split), sampler_seed(seed))
-  make_sample = functools.partial(
+  local_batch = batch_size // process_count
+  position = functools.partial(
+    _position,
+    batch_size=batch_size,
+    local_batch=local_batch,
+    first_slot=process_index * local_batch,
+  )
+  batches = (
+    grain.MapDataset.range(max(total_steps, 1) * local_batch)
+    .map(position)
+    .map(_sample_maker(data_config, checked, sampler, seed))
+    .batch(local_batch, drop_remainder=True)
+    .slice(slice(start_step, total_steps))
+  )
+  reader = iter(_reading(batches, data_config))
+  num_steps = max(total_steps - start_step, 0)
+  return BatchIterator(reader, reader, num_steps * local_batch, checked)
+
+
+def _sample_maker(
+  data_config: Any, checked: CheckedSplit, sampler: Sampler, seed: int
+) -> Callable[[int], dict[str, np.ndarray]]:
+  """A function of the position, which worker processes can unpickle."""
+  return functools.partial(
     _make_sample,
-    records=records,
+    split=checked,
     sampler=sampler,
-    skip_unreadable=skip_unreadable,
+    skip_unreadable=data_config.skip_unreadable,
     key=sample_key(seed),
     draw_options={
       'scale_range': tuple(data_config.scale_range),
@@ -217,37 +228,25 @@ def make_train_iterator(
       'cat_max_ratio': data_config.cat_max_ratio,
     },
   )
+
+
+def _reading(batches: grain.MapDataset, data_config: Any) -> grain.IterDataset:
+  """Makes batches ahead, in threads of this process or of others."""
   num_workers = data_config.num_workers
-  local_batch = batch_size // process_count
-  position = functools.partial(
-    _position,
-    batch_size=batch_size,
-    local_batch=local_batch,
-    first_slot=process_index * local_batch,
+  batches = batches.to_iter_dataset(
+    _read_options(data_config.num_threads, num_workers, data_config.prefetch)
   )
-  batches = (
-    grain.MapDataset.range(max(total_steps, 1) * local_batch)
-    .map(position)
-    .map(make_sample)
-    .batch(local_batch, drop_remainder=True)
-    .slice(slice(start_step, total_steps))
-    .to_iter_dataset(
-      _read_options(data_config.num_threads, num_workers, data_config.prefetch)
-    )
+  if num_workers == 0:
+    return batches
+  # Grain reads absl flags here, which nobody has parsed in a notebook.
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  return batches.mp_prefetch(
+    grain.MultiprocessingOptions(
+      num_workers=num_workers, per_worker_buffer_size=2
+    ),
+    worker_init_fn=_init_worker,
   )
-  if num_workers > 0:
-    # Grain reads absl flags here, which nobody has parsed in a notebook.
-    if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()
-    batches = batches.mp_prefetch(
-      grain.MultiprocessingOptions(
-        num_workers=num_workers, per_worker_buffer_size=2
-      ),
-      worker_init_fn=_init_worker,
-    )
-  reader = iter(batches)
-  num_steps = max(total_steps - start_step, 0)
-  return BatchIterator(reader, reader, num_steps * local_batch, records)
 
 
 def training_batches(
@@ -293,15 +292,15 @@ def training_batches(
   return batches
 
 
-def resize_record(
+def resize_sample(
   index: int,
-  record: dict[str, Any] | Unreadable,
+  sample: dict[str, Any] | Unreadable,
   *,
   image_scale: tuple[int, int] | None,
 ) -> dict[str, Any] | Unreadable:
-  if isinstance(record, Unreadable):
-    return record
-  image = record['image']
+  if isinstance(sample, Unreadable):
+    return sample
+  image = sample['image']
   if image_scale is not None:
     size = resize.keep_ratio_size(
       *image.shape[:2], max(image_scale), min(image_scale)
@@ -309,9 +308,9 @@ def resize_record(
     image = resize.resize_image(image, size)
   return {
     'image': image,
-    'label': record['label'],
+    'label': sample['label'],
     'index': index,
-    'name': record['name'],
+    'name': sample['name'],
   }
 
 
@@ -403,10 +402,10 @@ def make_eval_iterator(
 
   Args:
     data_config: `config.data`.
-    split: the records.
+    split: the samples.
     batch_size: rows of each batch of this host.
     bucket: padded heights and widths are multiples of this many pixels.
-    skip_unreadable: leave out records that raise `UnreadableSample` when they
+    skip_unreadable: leave out samples that raise `UnreadableSample` when they
       are read, instead of ending with that error.
     keep_size: leave images at their original size.
     process_index: this host. Host h reads images h, h + H, ...
@@ -426,7 +425,7 @@ def make_eval_iterator(
 
   Raises:
     UserError: `batch_size` or `bucket` is not positive, or (on iterating) a
-      record cannot be used.
+      sample cannot be used.
   """
   if batch_size < 1 or bucket < 1:
     raise UserError(
@@ -435,13 +434,13 @@ def make_eval_iterator(
     )
   cv2.setNumThreads(0)
   image_scale = None if keep_size else tuple(data_config.image_scale)
-  resize_one = functools.partial(resize_record, image_scale=image_scale)
-  records = Records(split, skip_unreadable)
+  resize_one = functools.partial(resize_sample, image_scale=image_scale)
+  checked = CheckedSplit(split, skip_unreadable)
   mine = slice(process_index, None, process_count)
   # Read by threads even where training uses processes: an evaluation would
   # spend more time starting them than they save.
   reader = iter(
-    grain.MapDataset.source(records)
+    grain.MapDataset.source(checked)
     .map_with_index(resize_one)
     .slice(mine)
     .to_iter_dataset(_read_options(data_config.num_threads, 0, batch_size))
@@ -450,5 +449,5 @@ def make_eval_iterator(
     _group_by_shape(reader, batch_size, bucket, keep_size),
     reader,
     len(range(len(split))[mine]),
-    records,
+    checked,
   )

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from resnest_jax.data.archives import read_all
 from resnest_jax.errors import UserError
+from resnest_jax.files import write_text
+from resnest_jax.threads import map_in_threads
 
 
 class PixelFile:
@@ -41,7 +42,7 @@ class PixelFile:
     self.source = about['source']
     self._height, self._width = about['size']
     self._samples = about['samples']
-    self._bytes = record_bytes(self._height, self._width)
+    self._bytes = sample_bytes(self._height, self._width)
     path = folder / f'{split}.pixels'
     expected = self._bytes * len(self._samples)
     if (found := path.stat().st_size) != expected:
@@ -54,15 +55,15 @@ class PixelFile:
 
   def __getitem__(self, index: int) -> dict:
     name, checksum = self._samples[index]
-    record = np.empty(self._bytes, np.uint8)
-    _read_into(self._file, record, index * self._bytes)
-    if _checksum(record) != checksum:
+    flat = np.empty(self._bytes, np.uint8)
+    _read_into(self._file, flat, index * self._bytes)
+    if _checksum(flat) != checksum:
       raise ValueError(f'{name} is not what was written')
     pixels = self._height * self._width
     shape = self._height, self._width
     return {
-      'image': record[: 3 * pixels].reshape(*shape, 3),
-      'mask': record[3 * pixels : 4 * pixels].reshape(shape),
+      'image': flat[: 3 * pixels].reshape(*shape, 3),
+      'mask': flat[3 * pixels : 4 * pixels].reshape(shape),
       'name': name,
     }
 
@@ -71,14 +72,14 @@ class PixelFile:
     return self[index]['mask']
 
 
-def record_bytes(height: int, width: int) -> int:
+def sample_bytes(height: int, width: int) -> int:
   """How many bytes a sample takes."""
   return -(-4 * height * width // 8) * 8
 
 
-def _read_into(file: int, record: np.ndarray, offset: int) -> None:
-  """Fills `record` with what stands at `offset`."""
-  rest = memoryview(record)
+def _read_into(file: int, flat: np.ndarray, offset: int) -> None:
+  """Fills `flat` with what stands at `offset`."""
+  rest = memoryview(flat)
   while rest:
     count = os.preadv(file, [rest], offset)
     if count == 0:
@@ -86,9 +87,9 @@ def _read_into(file: int, record: np.ndarray, offset: int) -> None:
     rest, offset = rest[count:], offset + count
 
 
-def _checksum(record: np.ndarray) -> int:
+def _checksum(flat: np.ndarray) -> int:
   """The sum of all 64-bit words: quick, and no single change leaves it."""
-  return int(record.view(np.uint64).sum(dtype=np.uint64))
+  return int(flat.view(np.uint64).sum(dtype=np.uint64))
 
 
 def is_written(folder: Path, split: str) -> bool:
@@ -106,7 +107,7 @@ def bytes_to_write(
   """How many bytes `write_pixels` would add to those that are there."""
   about = _describe(read, count, source)
   done = _read_progress(folder, split, about)
-  return record_bytes(*about['size']) * (count - len(done))
+  return sample_bytes(*about['size']) * (count - len(done))
 
 
 def write_pixels(
@@ -141,19 +142,18 @@ def write_pixels(
   progress.write_text(''.join(lines), 'utf-8')
   path = folder / f'{split}.pixels'
   with open(path, 'ab') as file, open(progress, 'a', encoding='utf-8') as log:
-    file.truncate(len(done) * record_bytes(height, width))
-    for sample in read_all(read, range(len(done), count), ahead=2):
-      record = _to_record(sample, height, width)
-      file.write(record)
+    file.truncate(len(done) * sample_bytes(height, width))
+    for sample in map_in_threads(read, range(len(done), count), ahead=2):
+      flat = _flattened(sample, height, width)
+      file.write(flat)
       file.flush()  # Before the line that says that it is there.
-      done.append([sample['name'], _checksum(record)])
+      done.append([sample['name'], _checksum(flat)])
       log.write(json.dumps(done[-1]) + '\n')
       log.flush()
       on_progress(len(done), count)
     os.fsync(file.fileno())
-  finished = folder / f'{split}.json.incomplete'
-  finished.write_text(json.dumps(about | {'samples': done}), 'utf-8')
-  finished.replace(folder / f'{split}.json')
+  about['samples'] = done
+  write_text(folder / f'{split}.json', json.dumps(about))
   progress.unlink()
 
 
@@ -174,12 +174,12 @@ def _read_progress(folder: Path, split: str, about: dict) -> list[list]:
   lines = [json.loads(line) for line in lines if line.endswith('\n')]
   if not lines or lines[0] != about:
     return []
-  return lines[1 : 1 + size // record_bytes(*about['size'])]
+  return lines[1 : 1 + size // sample_bytes(*about['size'])]
 
 
-def _to_record(sample: dict, height: int, width: int) -> np.ndarray:
+def _flattened(sample: dict, height: int, width: int) -> np.ndarray:
   """Image and mask one after the other."""
-  record = np.zeros(record_bytes(height, width), np.uint8)
+  flat = np.zeros(sample_bytes(height, width), np.uint8)
   end = 0
   for key, shape in (
     ('image', (height, width, 3)),
@@ -192,6 +192,6 @@ def _to_record(sample: dict, height: int, width: int) -> np.ndarray:
         f'that of the first sample uint8 {shape}. Decoded pixels are '
         'stored for samples of one size only.'
       )
-    record[end : end + array.size] = array.ravel()
+    flat[end : end + array.size] = array.ravel()
     end += array.size
-  return record
+  return flat

@@ -46,6 +46,7 @@ from resnest_jax.data.datasets import (
 )
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.errors import UserError
+from resnest_jax.files import explain_refusal
 from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
 
@@ -60,6 +61,24 @@ def main() -> None:
   if sys.argv[1:2] == ['palette2id']:
     palette2id.main(sys.argv[2:])
     return
+  args = _parse_arguments()
+  dataset = DATASETS[args.dataset]
+  archive = archive_from_arguments(args)
+  asked = archive or args.images or args.size
+  if args.raw and not asked and is_prepared(args.dataset, args.data_dir):
+    builder = find_stored(args.dataset, args.data_dir).builder
+  elif archive is None and args.dataset == 'ade20k_mini':
+    builder = prepare_ade20k_mini(args)
+  elif archive is None and args.dataset == 'cityscapes_mini':
+    builder = prepare_cityscapes_mini(args)
+  else:
+    builder = prepare(dataset, args.data_dir, archive)
+  if args.raw:
+    prepare_raw(args.dataset, args.data_dir)
+  print_summary(args.dataset, args.data_dir, builder)
+
+
+def _parse_arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     prog='python -m resnest_jax.data.prepare',
     description=__doc__,
@@ -103,21 +122,7 @@ def main() -> None:
     ),
   )
   mini_cityscapes.add_size_argument(parser)
-  args = parser.parse_args()
-  dataset = DATASETS[args.dataset]
-  archive = archive_from_arguments(args)
-  asked = archive or args.images or args.size
-  if args.raw and not asked and is_prepared(args.dataset, args.data_dir):
-    builder = find_stored(args.dataset, args.data_dir).builder
-  elif archive is None and args.dataset == 'ade20k_mini':
-    builder = prepare_ade20k_mini(args)
-  elif archive is None and args.dataset == 'cityscapes_mini':
-    builder = prepare_cityscapes_mini(args)
-  else:
-    builder = prepare(dataset, args.data_dir, archive)
-  if args.raw:
-    prepare_raw(args.dataset, args.data_dir)
-  print_summary(args.dataset, args.data_dir, builder)
+  return parser.parse_args()
 
 
 def archive_from_arguments(args: argparse.Namespace) -> Path | None:
@@ -363,15 +368,12 @@ def _exclusive(data_dir: Path) -> Iterator[None]:
 
   The lock ends with the process, however that ends.
   """
-  with lock_folder(data_dir, 'prepares data in'):
-    try:
-      yield
-    except OSError as error:
-      raise UserError(
-        f'cannot write to {data_dir}: {error}. Make sure that there is space '
-        'and that you may write there, or give another --data_dir; then run '
-        'the same command again.'
-      ) from error
+  again = 'give another --data_dir; then run the same command again'
+  with (
+    lock_folder(data_dir, 'prepares data in'),
+    explain_refusal(f'to {data_dir}', again),
+  ):
+    yield
 
 
 def print_summary(

@@ -1,4 +1,4 @@
-"""Since when each record is being read, to tell what hangs."""
+"""Since when each sample is being read, to tell what hangs."""
 
 import contextlib
 import mmap
@@ -10,14 +10,14 @@ import numpy as np
 
 
 class ReadClock:
-  """When the reading of each record began, also in worker processes.
+  """When the reading of each sample began, also in worker processes.
 
   Copies that were pickled write into the same memory where the system has
   memfd (Linux); elsewhere a worker keeps its times to itself.
   """
 
   def __init__(self, size: int):
-    """Makes a clock for records 0 to `size` - 1."""
+    """Makes a clock for samples 0 to `size` - 1."""
     self._size = size
     self._file = -1
     if hasattr(os, 'memfd_create'):
@@ -34,7 +34,7 @@ class ReadClock:
 
   @contextlib.contextmanager
   def reading(self, index: int) -> Iterator[None]:
-    """While this lasts record `index` is being read."""
+    """While this lasts sample `index` is being read."""
     self._since[index] = time.monotonic()  # The same clock in all processes.
     try:
       yield
@@ -42,7 +42,7 @@ class ReadClock:
       self._since[index] = 0
 
   def longest(self) -> tuple[int, float] | None:
-    """The record that is read since longest, and since how many seconds."""
+    """The sample that is read since longest, and since how many seconds."""
     since = np.array(self._since)
     if not since.any():
       return None

@@ -1,4 +1,4 @@
-"""The records of a split, checked as they are read."""
+"""The samples of a split, checked as they are read."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -8,7 +8,7 @@ from resnest_jax.data import transforms
 from resnest_jax.data.reading import ReadClock
 from resnest_jax.errors import UnreadableSample, UserError
 
-# Records tried in place of one that cannot be read.
+# Samples tried in place of one that cannot be read.
 REPLACEMENTS = 10
 _SKIPPING = (
   'Training goes on without such samples with '
@@ -17,9 +17,9 @@ _SKIPPING = (
 
 
 class Split(Protocol):
-  """What is read: random access to records, safe to use from threads.
+  """What is read: random access to samples, safe to use from threads.
 
-  A record is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W) train
+  A sample is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W) train
   ids with 255 ignored, and `name`. With worker processes it must pickle.
   """
 
@@ -27,19 +27,19 @@ class Split(Protocol):
 
   def __getitem__(self, index: int) -> dict[str, Any]: ...
 
-  def describe(self, index: int) -> str: ...  # Where it lies; nothing is read.
+  def location(self, index: int) -> str: ...  # Nothing is read.
 
 
 class Unreadable(NamedTuple):
-  """Stands for the record of this index, which cannot be read."""
+  """Stands for the sample of this index, which cannot be read."""
 
   index: int
 
 
-class Records:
-  """A split whose records are checked and whose failures name the record.
+class CheckedSplit:
+  """A split whose samples are checked and whose failures name the sample.
 
-  With `skip_unreadable`, a record that cannot be read is an `Unreadable`.
+  With `skip_unreadable`, a sample that cannot be read is an `Unreadable`.
 
   Attributes:
     split: what is read.
@@ -48,7 +48,7 @@ class Records:
   def __init__(self, split: Split, skip_unreadable: bool = False):
     if len(split) == 0:
       raise UserError(
-        'the split has no records. Prepare the data again, or choose another '
+        'the split has no samples. Prepare the data again, or choose another '
         'split in the config.'
       )
     self.split = split
@@ -61,7 +61,7 @@ class Records:
   def __getitem__(self, index: int) -> dict[str, Any] | Unreadable:
     try:
       with self._clock.reading(index):
-        record = self.split[index]
+        sample = self.split[index]
     except UserError as error:
       if self._skip_unreadable and isinstance(error, UnreadableSample):
         return Unreadable(index)
@@ -72,10 +72,10 @@ class Records:
       # Also because not every exception survives the way back from a worker
       # process, and one that does not would leave the reader waiting.
       raise RuntimeError(
-        f'reading record {index} failed: {type(error).__name__}: {error}'
+        f'reading sample {index} failed: {type(error).__name__}: {error}'
       ) from error
-    transforms.check_sizes(record['image'], record['label'], record['name'])
-    return record
+    transforms.check_sizes(sample['image'], sample['label'], sample['name'])
+    return sample
 
   def longest_read(self) -> str:
     """What is being read since longest, '' if nothing is."""
@@ -83,19 +83,21 @@ class Records:
     if longest is None:
       return ''
     index, seconds = longest
-    return f'{self.split.describe(index)}, read since {seconds:.0f} s'
+    return f'{self.split.location(index)}, read since {seconds:.0f} s'
 
 
-def replacement(records: Records, rng: np.random.Generator) -> dict[str, Any]:
-  """Another record in place of one that cannot be read.
+def replacement(
+  split: CheckedSplit, rng: np.random.Generator
+) -> dict[str, Any]:
+  """Another sample in place of one that cannot be read.
 
   Raises:
     UserError: `REPLACEMENTS` others cannot be read either.
   """
   for _ in range(REPLACEMENTS):
-    record = records[int(rng.integers(len(records)))]
-    if not isinstance(record, Unreadable):
-      return record
+    sample = split[int(rng.integers(len(split)))]
+    if not isinstance(sample, Unreadable):
+      return sample
   raise UserError(
     f'{REPLACEMENTS + 1} samples in a row could not be read. Check that the '
     'data is there and whole; with data.skip_unreadable=false the error says '

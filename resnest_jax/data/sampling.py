@@ -1,20 +1,19 @@
-"""Which record a position of a run reads: a choice of samplers.
+"""Which sample a position of a run reads: a choice of samplers.
 
 A sampler is a function of the position (step * batch size + slot) alone, so
 that threads, worker processes, hosts and resuming change nothing, and any
 position costs the same.
 
-  uniform: every epoch visits each record once, in another order.
-  repeat_factor: records with rare classes come several times an epoch. The
+  uniform: every epoch visits each sample once, in another order.
+  repeat_factor: samples with rare classes come several times an epoch. The
     factor of a class in a share f of the images is max(1, sqrt(t / f)), that
-    of a record the largest of its classes' (Gupta et al., LVIS, CVPR 2019).
-  class_balanced: the classes take turns, whatever their number of records;
-    each turn takes the next record that has the class. Ignored pixels are no
-    class. Records without a labelled pixel are not visited.
+    of a sample the largest of its classes' (Gupta et al., LVIS, CVPR 2019).
+  class_balanced: the classes take turns, whatever their number of samples;
+    each turn takes the next sample that has the class. Ignored pixels are no
+    class. Samples without a labelled pixel are not visited.
 """
 
 import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,43 +22,44 @@ import numpy as np
 import rich.table
 from grain.experimental import index_shuffle
 
-from resnest_jax.config import SAMPLINGS
+from resnest_jax.config_keys import SAMPLINGS
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.data.statistics import count_pixels
 from resnest_jax.errors import UserError
+from resnest_jax.files import whole_file
 
-# From a position to a record.
+# From a position to a sample.
 Sampler = Callable[[int], int]
 
 
 class Shuffled:
-  """Epochs over a list of records, each in another order.
+  """Epochs over a list of samples, each in another order.
 
   Args:
-    records: int (N,), not empty; a record may stand there several times.
+    samples: int (N,), not empty; a sample may stand there several times.
     seed: of 32 bits.
   """
 
-  def __init__(self, records: np.ndarray, seed: int):
-    self._records = np.asarray(records)
+  def __init__(self, samples: np.ndarray, seed: int):
+    self._samples = np.asarray(samples)
     self._seed = seed
 
-  def weights(self, num_records: int) -> np.ndarray:
-    """float (num_records,) of sum 1, how often each record is read."""
-    times = np.bincount(self._records, minlength=num_records)
+  def weights(self, num_samples: int) -> np.ndarray:
+    """float (num_samples,) of sum 1, how often each sample is read."""
+    times = np.bincount(self._samples, minlength=num_samples)
     return times / times.sum()
 
   def __call__(self, position: int) -> int:
-    epoch, place = divmod(position, len(self._records))
+    epoch, place = divmod(position, len(self._samples))
     seed = (self._seed + epoch) % 2**32
-    return int(self._records[_shuffle(place, len(self._records), seed)])
+    return int(self._samples[_shuffle(place, len(self._samples), seed)])
 
 
 class ClassBalanced:
-  """The classes take turns, each with the records that have it.
+  """The classes take turns, each with the samples that have it.
 
   Args:
-    present: bool (N, C), whether a record has a class.
+    present: bool (N, C), whether a sample has a class.
     seed: of 32 bits.
   """
 
@@ -69,21 +69,21 @@ class ClassBalanced:
     ]
     self._seed = seed
 
-  def weights(self, num_records: int) -> np.ndarray:
-    """float (num_records,) of sum 1, how often each record is read."""
-    weights = np.zeros(num_records)
-    for records in self._of_class:
-      weights[records] += 1 / len(records) / len(self._of_class)
+  def weights(self, num_samples: int) -> np.ndarray:
+    """float (num_samples,) of sum 1, how often each sample is read."""
+    weights = np.zeros(num_samples)
+    for samples in self._of_class:
+      weights[samples] += 1 / len(samples) / len(self._of_class)
     return weights
 
   def __call__(self, position: int) -> int:
     turn, place = divmod(position, len(self._of_class))
     number = len(self._of_class)
     chosen = _permuted(place, number, _mix(self._seed, turn))
-    records = self._of_class[chosen]
-    epoch, place = divmod(turn, len(records))
+    samples = self._of_class[chosen]
+    epoch, place = divmod(turn, len(samples))
     seed = _mix(self._seed, epoch, chosen)
-    return int(records[_permuted(place, len(records), seed)])
+    return int(samples[_permuted(place, len(samples), seed)])
 
 
 def _shuffle(place: int, length: int, seed: int) -> int:
@@ -103,11 +103,11 @@ def _mix(*numbers: int) -> int:
 
 
 def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
-  """How often an epoch should visit each record.
+  """How often an epoch should visit each sample.
 
   Args:
-    present: bool (N, C), whether a record has a class.
-    threshold: t; classes in a larger share of the records are not repeated.
+    present: bool (N, C), whether a sample has a class.
+    threshold: t; classes in a larger share of the samples are not repeated.
 
   Returns:
     float (N,), at least 1.
@@ -118,10 +118,10 @@ def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
   return np.where(present, of_class, 1.0).max(1, initial=1.0)
 
 
-def repeated_records(factors: np.ndarray, seed: int) -> np.ndarray:
-  """A list in which each record stands as often as its factor says.
+def repeated_samples(factors: np.ndarray, seed: int) -> np.ndarray:
+  """A list in which each sample stands as often as its factor says.
 
-  Fractions are rounded up as often as they are large: a record of factor 2.3
+  Fractions are rounded up as often as they are large: a sample of factor 2.3
   stands there three times with probability 0.3, else twice.
 
   Args:
@@ -143,27 +143,27 @@ def sampler_seed(seed: int) -> int:
 
 def make_sampler(
   sampling: str,
-  num_records: int,
+  num_samples: int,
   seed: int,
   *,
   present: np.ndarray | None = None,
   threshold: float = 0.0,
 ) -> Shuffled | ClassBalanced:
-  """Makes the function from a position to a record.
+  """Makes the function from a position to a sample.
 
   Args:
     sampling: one of `SAMPLINGS`.
-    num_records: N, at least 1.
+    num_samples: N, at least 1.
     seed: of 32 bits.
-    present: bool (N, C), whether a record has a class; not needed for
+    present: bool (N, C), whether a sample has a class; not needed for
       'uniform'.
     threshold: of `repeat_factors`.
 
   Raises:
-    UserError: an unknown name, or no record has a class.
+    UserError: an unknown name, or no sample has a class.
   """
   if sampling == 'uniform':
-    return Shuffled(np.arange(num_records), seed)
+    return Shuffled(np.arange(num_samples), seed)
   if sampling not in SAMPLINGS:
     raise UserError(
       f'config.data.sampling is {sampling!r}; it must be one of '
@@ -171,13 +171,13 @@ def make_sampler(
     )
   if not present.any():
     raise UserError(
-      'no record has a labelled pixel, so that classes cannot be sampled. '
+      'no sample has a labelled pixel, so that classes cannot be sampled. '
       'Look at the labels, or set data.sampling to uniform.'
     )
   if sampling == 'class_balanced':
     return ClassBalanced(present, seed)
   factors = repeat_factors(present, threshold)
-  return Shuffled(repeated_records(factors, seed), seed)
+  return Shuffled(repeated_samples(factors, seed), seed)
 
 
 def open_sampler(
@@ -190,7 +190,7 @@ def open_sampler(
     split: of `datasets.open_data`.
     seed: of the run.
     cache: the file, ending in .npy, that keeps the counts, so that a run that
-      resumes reads the same records and does not count again; None: none.
+      resumes reads the same samples and does not count again; None: none.
 
   Returns:
     The sampler, and a table of the classes' shares; None for 'uniform'.
@@ -231,10 +231,8 @@ def _cached_counts(
       on_progress=on_progress,
     )
   if cache:
-    temporary = cache.with_suffix(f'.{os.getpid()}.tmp')
-    with temporary.open('wb') as file:
-      np.save(file, counts)
-    temporary.replace(cache)
+    with whole_file(cache) as temporary:
+      np.save(temporary, counts)
   return counts
 
 
@@ -245,7 +243,7 @@ def share_table(
 
   Args:
     counts: int (N, C + 1), see `count_pixels`.
-    weights: float (N,), how often each record is read.
+    weights: float (N,), how often each sample is read.
     classes: C names.
   """
   table = rich.table.Table('class', title='shares in %')

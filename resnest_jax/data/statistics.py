@@ -1,14 +1,13 @@
 """How many pixels and images of a split have each class."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from resnest_jax.data.labels import IGNORE
 from resnest_jax.errors import UnreadableSample
+from resnest_jax.threads import map_in_threads
 
 
 def count_pixels(
@@ -24,7 +23,7 @@ def count_pixels(
   Args:
     split: of `datasets.open_data`.
     indices: of N samples; None: all of them.
-    num_threads: that read; 0: one a core, 16 at most.
+    num_threads: that read, see `thread_count`.
     skip_unreadable: whether a label that cannot be read has no pixels, or is
       an error.
     on_progress: called with (samples done, N).
@@ -85,22 +84,3 @@ def count_label(label: np.ndarray, num_classes: int) -> np.ndarray:
   """
   counts = np.bincount(label.ravel(), minlength=256)
   return np.append(counts[:num_classes], counts[IGNORE])
-
-
-def map_in_threads(
-  function: Callable[[Any], Any], items: Iterable[Any], num_threads: int = 0
-) -> Iterator[Any]:
-  """Yields the function of each item, in order, some of them ahead.
-
-  Args:
-    function: releases the interpreter lock most of the time, as decoding
-      does.
-    items: any number; results of at most eight a thread wait in memory.
-    num_threads: 0: one a core, 16 at most.
-  """
-  items = list(items)
-  num_threads = num_threads or min(os.cpu_count() or 1, 16)
-  block = 8 * num_threads
-  with ThreadPoolExecutor(num_threads) as pool:
-    for start in range(0, len(items), block):
-      yield from pool.map(function, items[start : start + block])

@@ -16,7 +16,6 @@ not depend on the number of classes.
 
 import collections
 import dataclasses
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
@@ -26,6 +25,7 @@ from resnest_jax import hosts
 from resnest_jax.data.labels import IGNORE
 from resnest_jax.evaluation.evaluate import ImageResult
 from resnest_jax.evaluation.metrics import nanmean, ratio
+from resnest_jax.threads import thread_count
 
 DILATION_RATIO = 0.02  # Of the image's diagonal (the paper's).
 
@@ -118,11 +118,11 @@ class BoundaryIoU:
     self,
     num_classes: int,
     dilation_ratio: float = DILATION_RATIO,
-    threads: int | None = None,
+    threads: int = 0,
   ):
     self.dilation_ratio = dilation_ratio
     self.counts = np.zeros((2, num_classes), np.int64)
-    self._threads = threads or os.cpu_count() or 1
+    self._threads = thread_count(threads)
     self._pool = ThreadPoolExecutor(self._threads)
     self._waiting: collections.deque[Future] = collections.deque()
 

@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from ml_collections import ConfigDict
 from resnest_jax import hosts, runtime
 from resnest_jax.checkpoints.store import check_classes, checkpoint_dir
 from resnest_jax.config import fit_num_classes, flatten
-from resnest_jax.data.checks.finding import listed
 from resnest_jax.data.datasets import open_data
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import metrics, visualize
@@ -33,6 +31,8 @@ from resnest_jax.evaluation.extremes import Extremes
 from resnest_jax.evaluation.protocols import make_protocol
 from resnest_jax.evaluation.report import images as report_images
 from resnest_jax.evaluation.report import page
+from resnest_jax.files import write_json
+from resnest_jax.text import listed, percent
 from resnest_jax.weights.infer import title_of
 from resnest_jax.weights.pretrained import load_segmentor
 
@@ -255,14 +255,6 @@ def number(value: float) -> float | None:
   return None if math.isnan(value) else float(value)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-  """Writes the whole file or nothing."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(content, indent=2) + '\n', 'utf-8')
-  os.replace(temporary, path)
-
-
 def print_table(
   console: rich.console.Console,
   evaluation: Evaluation,
@@ -316,11 +308,6 @@ def print_table(
   console.print(
     f'{evaluation.num_images} images, {speed:.3g} images/s (with compiling)'
   )
-
-
-def percent(value: float) -> str:
-  """Two decimals, as results tables have them."""
-  return '-' if math.isnan(value) else f'{100 * value:.2f}'
 
 
 def write_results(

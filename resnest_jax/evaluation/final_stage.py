@@ -115,7 +115,7 @@ def two_resizes(
   return (1 - weight) * first + weight * second
 
 
-def scores(views: Sequence[View]) -> jax.Array:
+def class_scores(views: Sequence[View]) -> jax.Array:
   """(B, rows, columns, C): logits of one view, mean probabilities of several.
 
   The rows are those of the views' `rows`; a tile of them gives a tile.
@@ -163,7 +163,7 @@ def label_maps(
     parts = [
       view._replace(rows=rows) for view, rows in zip(views, tile, strict=True)
     ]
-    return jnp.argmax(scores(parts), axis=-1).astype(jnp.uint8)
+    return jnp.argmax(class_scores(parts), axis=-1).astype(jnp.uint8)
 
   maps = jax.lax.map(classes_of, [in_tiles(view.rows) for view in views])
   maps = maps.swapaxes(0, 1).reshape(batch, -1, width)[:, :height]

@@ -21,9 +21,9 @@ from resnest_jax.data.labels import IGNORE
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.final_stage import (
   TILE_BYTES,
+  class_scores,
   count_confusion,
   label_maps,
-  scores,
   split_batch,
 )
 from resnest_jax.evaluation.protocols import Protocol, make_views
@@ -186,7 +186,7 @@ def make_predict_step(
     maps = label_maps(views, label_size)
     if not probabilities:
       return maps, None
-    mean = scores(views)
+    mean = class_scores(views)
     mean = jax.nn.softmax(mean) if len(views) == 1 else mean
     return maps, mean.astype(jnp.float32)
 

@@ -1,11 +1,9 @@
 """From weights and files to predicted files: what predict.py does."""
 
-import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,8 @@ import cv2
 import rich.progress
 
 from resnest_jax import runtime
-from resnest_jax.data.pipeline import read_threads
 from resnest_jax.errors import UnreadableSample, UserError
-from resnest_jax.evaluation import results, visualize
+from resnest_jax.evaluation import visualize
 from resnest_jax.evaluation.predictor import (
   Prediction,
   Predictor,
@@ -30,6 +27,8 @@ from resnest_jax.evaluation.sources import (
   output_files,
 )
 from resnest_jax.evaluation.video import VideoOutputs, VideoReader
+from resnest_jax.files import explain_refusal, write_json
+from resnest_jax.threads import map_in_threads
 
 Files = dict[str, Path]  # Kind -> relative to the output folder.
 
@@ -94,11 +93,13 @@ def predict_files(
   predictor = from_checkpoint(weights, **options)
   done, started = Done(), time.perf_counter()
   try:
-    with evaluation_progress() as progress:
+    with (
+      explain_refusal(f'to {out}', 'give another --out'),
+      evaluation_progress() as progress,
+    ):
       predictor.on_compile = compile_notice(progress)
       pairs = list(zip(sources, files, strict=True))
-      pictures = [pair for pair in pairs if not pair[0].is_video]
-      if pictures:
+      if pictures := [pair for pair in pairs if not pair[0].is_video]:
         predict_pictures(
           predictor, pictures, out, done, progress, opacity, legend
         )
@@ -107,11 +108,6 @@ def predict_files(
           predict_video(
             predictor, source, its_files, out, done, progress, opacity
           )
-  except OSError as error:
-    raise UserError(
-      f'cannot write to {out} ({error}). Make sure that there is space and '
-      'that you may write there, or give another --out.'
-    ) from error
   finally:
     done.seconds = time.perf_counter() - started
     if done.files:
@@ -137,38 +133,29 @@ def predict_pictures(
 ) -> None:
   """Predicts pictures and writes their files, a few at a time."""
 
-  def write(prediction: Prediction, path: Path, files: Files) -> None:
-    for kind, file in files.items():
-      if kind == 'masks':
-        picture = prediction.labels
-      elif kind == 'colors':
-        picture = prediction.colors()
-      else:
-        picture = prediction.overlay(opacity, legend)
-      (out / file).parent.mkdir(parents=True, exist_ok=True)
-      visualize.write_image(out / file, picture)
-    done.files[path] = files
+  def write(predicted: tuple[int, Prediction | UserError]) -> None:
+    index, prediction = predicted
+    source, files = pictures[index]
+    try:
+      if isinstance(prediction, UserError):
+        raise prediction
+      for kind, file in files.items():
+        if kind == 'masks':
+          picture = prediction.labels
+        elif kind == 'colors':
+          picture = prediction.colors()
+        else:
+          picture = prediction.overlay(opacity, legend)
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        visualize.write_image(out / file, picture)
+      done.files[source.path] = files
+    except UserError as error:  # An overlay reads its picture again.
+      done.failed[source.path] = str(error)
 
   task = progress.add_task('predict', total=len(pictures))
   paths = [source.path for source, _ in pictures]
-
-  def writes(pool: ThreadPoolExecutor) -> Iterator[tuple[Path, Future]]:
-    for index, result in predictor.predict_each(paths):
-      path, files = paths[index], pictures[index][1]
-      if isinstance(result, Prediction):
-        yield path, pool.submit(write, result, path, files)
-      else:
-        done.failed[path] = str(result)
-        progress.advance(task)
-
-  threads = read_threads(0)
-  with ThreadPoolExecutor(threads) as pool:
-    for path, future in _ahead(writes(pool), 2 * threads):
-      try:
-        future.result()
-      except UserError as error:  # An overlay reads its picture again.
-        done.failed[path] = str(error)
-      progress.advance(task)
+  for _ in map_in_threads(write, predictor.predict_each(paths), ahead=2):
+    progress.advance(task)
   order = {path: place for place, path in enumerate(paths)}
   done.failed = dict(sorted(done.failed.items(), key=lambda x: order[x[0]]))
 
@@ -194,16 +181,15 @@ def predict_video(
     with (
       contextlib.closing(reader),
       VideoOutputs(targets, reader.fps, opacity) as outputs,
-      # One, so that frames are written in their order.
-      ThreadPoolExecutor(1) as pool,
     ):
-      writes = (
-        pool.submit(outputs.write, prediction)
-        for prediction in predictor.predict_frames(reader.frames())
-      )
-      for future in _ahead(writes, 4):
-        future.result()
-        progress.advance(task)
+      predictions = predictor.predict_frames(reader.frames())
+      # One thread, so that frames are written in their order. Closed before
+      # the outputs, to which it writes.
+      with contextlib.closing(
+        map_in_threads(outputs.write, predictions, num_threads=1)
+      ) as writes:
+        for _ in writes:
+          progress.advance(task)
       if reader.read:
         outputs.finish()
         done.files[source.path] = files
@@ -212,16 +198,6 @@ def predict_video(
     reader.check_end()
   except UserError as error:
     done.failed[source.path] = str(error)
-
-
-def _ahead(items: Iterable[Any], number: int) -> Iterator[Any]:
-  """The same items, of which some are asked for before they are given on."""
-  waiting: collections.deque = collections.deque()
-  for item in items:
-    waiting.append(item)
-    if len(waiting) > number:
-      yield waiting.popleft()
-  yield from waiting
 
 
 def summary(done: Done, out: Path) -> str:
@@ -243,10 +219,10 @@ def summary(done: Done, out: Path) -> str:
   )
 
 
-def describe(predictor: Predictor, done: Done) -> dict[str, Any]:
+def about_predictions(predictor: Predictor, done: Done) -> dict[str, Any]:
   """What the predictions are of and how they were made, for JSON."""
 
-  def listed(path: Path, files: Files) -> dict[str, Any]:
+  def entry(path: Path, files: Files) -> dict[str, Any]:
     frames = {'frames': done.frames[path]} if path in done.frames else {}
     return {'source': str(path), **frames} | {
       kind: file.as_posix() for kind, file in files.items()
@@ -259,7 +235,7 @@ def describe(predictor: Predictor, done: Done) -> dict[str, Any]:
     'versions': runtime.versions(),
     'devices': runtime.describe_devices(),
     'seconds': round(done.seconds, 3),
-    'predictions': [listed(*item) for item in done.files.items()],
+    'predictions': [entry(*item) for item in done.files.items()],
     'failed': [
       {'source': str(path), 'why': why} for path, why in done.failed.items()
     ],
@@ -270,5 +246,5 @@ def write_about(predictor: Predictor, done: Done, out: Path) -> None:
   """Writes what the label maps mean, and how they were made."""
   palette = predictor.palette.tolist()
   classes = {'classes': predictor.classes, 'palette': palette}
-  results.write_json(out / 'classes.json', classes)
-  results.write_json(out / 'predictions.json', describe(predictor, done))
+  write_json(out / 'classes.json', classes)
+  write_json(out / 'predictions.json', about_predictions(predictor, done))

@@ -14,18 +14,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from resnest_jax.config_keys import PROTOCOLS
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.final_stage import resized_view
 from resnest_jax.evaluation.multiscale import make_multiscale
 from resnest_jax.evaluation.slide import make_slide
 
-# What each name's result depends on, in the order in which it is written.
-PARAMETERS = {
-  'whole': ('image_scale',),
-  'slide': ('image_scale', 'crop', 'stride'),
-  'ms_flip_0x': ('image_scale', 'scales', 'flip'),
-  'ms_flip_1x': ('scales', 'flip'),
-}
 _PAIRS = ('image_scale', 'slide_crop', 'slide_stride')
 
 
@@ -34,7 +28,7 @@ class Protocol:
   """A way to evaluate, with all that its results depend on.
 
   Attributes:
-    name: a key of `PARAMETERS`.
+    name: a key of `PROTOCOLS`.
     image_scale: long and short edge in pixels that images are fitted into.
     crop: `slide`: height and width of a window in pixels.
     stride: `slide`: pixels from a window to the next, down and to the right.
@@ -59,7 +53,7 @@ class Protocol:
 
   def describe(self) -> dict[str, Any]:
     """Name and parameters, for JSON; equal for equal results."""
-    values = {key: getattr(self, key) for key in PARAMETERS[self.name]}
+    values = {key: getattr(self, key) for key in PROTOCOLS[self.name]}
     return {'name': self.name} | {
       key: list(value) if isinstance(value, tuple) else value
       for key, value in values.items()
@@ -105,9 +99,9 @@ def choose_protocol(
     UserError: no such protocol, a parameter that it does not have, or a value
       that cannot be meant.
   """
-  if name not in PARAMETERS:
+  if name not in PROTOCOLS:
     raise UserError(
-      f'there is no protocol {name!r}; accepted are {", ".join(PARAMETERS)} '
+      f'there is no protocol {name!r}; accepted are {", ".join(PROTOCOLS)} '
       '(docs/evaluation.md).'
     )
   given = {
@@ -115,10 +109,10 @@ def choose_protocol(
     for key, value in given.items()
     if value is not None
   }
-  if unknown := sorted(given.keys() - set(PARAMETERS[name])):
+  if unknown := sorted(given.keys() - set(PROTOCOLS[name])):
     raise UserError(
       f'{unknown[0]} means nothing in the protocol {name!r}, which depends on '
-      f'{", ".join(PARAMETERS[name])}; leave it out or take another protocol.'
+      f'{", ".join(PROTOCOLS[name])}; leave it out or take another protocol.'
     )
   values = {'image_scale': tuple(image_scale), 'crop': tuple(crop)} | given
   values.setdefault('stride', default_stride(values['crop']))
@@ -160,7 +154,7 @@ def make_views(
   if protocol.name == 'slide':
     return make_slide(network, place, mesh, protocol.crop, protocol.stride)
   if protocol.keep_size:
-    relative = 'image_scale' in PARAMETERS[protocol.name]
+    relative = 'image_scale' in PROTOCOLS[protocol.name]
     return make_multiscale(
       network,
       place,

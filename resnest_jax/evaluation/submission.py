@@ -13,11 +13,9 @@ with a zip file, of any origin, without the server. docs/submission.md.
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -25,7 +23,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from resnest_jax.data.checks.finding import Finding, listed
+from resnest_jax.data.checks.finding import Finding
 from resnest_jax.data.pairing import walk
 from resnest_jax.data.progress import progress_bar
 from resnest_jax.errors import UserError, run
@@ -34,15 +32,17 @@ from resnest_jax.evaluation.submission_check import (
   Mask,
   Verdict,
   check_files,
-  in_threads,
   read_mask,
   validate,
 )
 from resnest_jax.evaluation.submission_rules import (
   BENCHMARKS,
   Benchmark,
-  Size,
+  ImageSize,
 )
+from resnest_jax.files import explain_refusal, whole_file
+from resnest_jax.text import listed
+from resnest_jax.threads import map_in_threads
 
 # A third of the time of zlib's default strategy, and smaller files.
 PNG_FLAGS = (
@@ -58,7 +58,7 @@ def write(
   benchmark: Benchmark,
   predictions: Path,
   out: Path,
-  images: Mapping[str, Size] | None = None,
+  images: Mapping[str, ImageSize] | None = None,
 ) -> int:
   """Writes the zip file of predictions, whole or not at all.
 
@@ -99,17 +99,19 @@ def write(
 
   masks = {}
   with (
-    _appearing(out) as temporary,
+    explain_refusal(out, 'give another --out'),
+    whole_file(out) as temporary,
     zipfile.ZipFile(temporary, 'w') as archive,
     progress_bar('writing masks') as report,
   ):
     for done, (key, (name, mask, png)) in enumerate(
-      zip(files, in_threads(convert, files.items()), strict=True), 1
+      zip(files, map_in_threads(convert, files.items()), strict=True), 1
     ):
       masks[name] = mask
       archive.writestr(f'{key}{benchmark.suffix}', png)
       report(done, len(files))
     complain(check_files(masks))
+    check_new(out)  # Another process may have come first.
   return len(files)
 
 
@@ -134,7 +136,7 @@ def find_predictions(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
   if not found:
     raise UserError(
       f'{folder} holds no prediction of a test image of {benchmark.name}. '
-      f'Predict images with names like {rules.example(benchmark)} (python '
+      f'Predict images with names like {rules.typical_name(benchmark)} (python '
       f'predict.py --out {folder} ...).'
     )
   return dict(sorted(found.items()))
@@ -170,24 +172,6 @@ def complain(findings: Sequence[Finding]) -> None:
   if findings:
     lines = [line for finding in findings for line in _lines(finding)]
     raise UserError('\n  '.join(['nothing was written:', *lines]))
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-  """A temporary file that takes its name once the block has succeeded."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    yield temporary
-    check_new(path)  # Another may have come first.
-    temporary.rename(path)
-  except OSError as error:
-    raise UserError(
-      f'cannot write {path}: {error}. Make sure that there is space and that '
-      'you may write there, or give another --out.'
-    ) from error
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 # --- On the console ----------------------------------------------------------

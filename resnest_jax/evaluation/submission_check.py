@@ -2,18 +2,15 @@
 
 import collections
 import dataclasses
-import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from resnest_jax.data.checks.finding import Finding, listed
+from resnest_jax.data.checks.finding import Finding
 from resnest_jax.data.images import decode_image, png_header
 from resnest_jax.data.labels import IGNORE
 from resnest_jax.data.progress import progress_bar
@@ -22,12 +19,10 @@ from resnest_jax.evaluation import submission_rules as rules
 from resnest_jax.evaluation.submission_rules import (
   BENCHMARKS,
   Benchmark,
-  Size,
+  ImageSize,
 )
-
-THREADS = min(os.cpu_count() or 1, 16)
-AHEAD = 4 * THREADS  # Files in memory at a time.
-
+from resnest_jax.text import listed
+from resnest_jax.threads import map_in_threads
 
 # --- Of single masks ---------------------------------------------------------
 
@@ -51,7 +46,7 @@ class Mask:
   )
 
 
-def read_mask(png: bytes, size: Size | None) -> Mask:
+def read_mask(png: bytes, size: ImageSize | None) -> Mask:
   """Decodes a mask: an 8-bit grey PNG of a given size (None: any)."""
   header = png_header(png)
   if header is None:
@@ -267,10 +262,45 @@ def guess(path: Path, entries: Sequence[zipfile.ZipInfo]) -> Benchmark:
   return BENCHMARKS[best]
 
 
-def _validate(archive, entries, benchmark, images) -> Verdict:
-  errors, warnings = [], []
+def _validate(
+  archive: zipfile.ZipFile,
+  entries: Sequence[zipfile.ZipInfo],
+  benchmark: Benchmark,
+  images: Mapping[str, ImageSize] | None,
+) -> Verdict:
+  errors, named = _check_entries(entries, benchmark)
+  errors += rules.check_names(benchmark, named, images)
+  warnings = []
+  if images is not None and len(images) != benchmark.number:
+    warnings.append(
+      Finding(
+        f'--images has {len(images)} test images, {benchmark.name} has '
+        f'{benchmark.number}.',
+        (),
+        'Give all of them, or leave --images out.',
+      )
+    )
+  masks = _read_masks(archive, named, benchmark, images or {})
+  errors += check_files(masks)
+  more_errors, more_warnings = check_values(benchmark, masks)
+  counts = np.array([m.counts for m in masks.values()]).reshape(-1, 256)
+  counts = counts[:, benchmark.mask_values[: len(benchmark.labels.classes)]]
+  return Verdict(
+    benchmark=benchmark,
+    files=len(named),
+    errors=errors + more_errors,
+    warnings=warnings + more_warnings,
+    pixels=counts.sum(0),
+    images=np.count_nonzero(counts, axis=0),
+  )
+
+
+def _check_entries(
+  entries: Sequence[zipfile.ZipInfo], benchmark: Benchmark
+) -> tuple[list[Finding], dict[str, list[zipfile.ZipInfo]]]:
+  """Errors in how files are called and where they lie, and key -> masks."""
+  errors, foreign, deep = [], [], []
   named = collections.defaultdict(list)
-  foreign, deep = [], []
   for entry in entries:
     folder, _, name = entry.filename.rpartition('/')
     if key := benchmark.submitted(name):
@@ -284,8 +314,8 @@ def _validate(archive, entries, benchmark, images) -> Verdict:
       Finding(
         f'{len(foreign)} files have names that no test image has.',
         tuple(foreign),
-        f'Of {rules.example(benchmark)} the mask is '
-        f'{benchmark.image(rules.example(benchmark))}{benchmark.suffix}.',
+        f'Of {rules.typical_name(benchmark)} the mask is '
+        f'{benchmark.image(rules.typical_name(benchmark))}{benchmark.suffix}.',
       )
     )
   if deep:
@@ -304,60 +334,32 @@ def _validate(archive, entries, benchmark, images) -> Verdict:
         'Leave one of each; with several the server stops.',
       )
     )
-  errors += rules.check_names(benchmark, named, images)
-  if images is not None and len(images) != benchmark.number:
-    warnings.append(
-      Finding(
-        f'--images has {len(images)} test images, {benchmark.name} has '
-        f'{benchmark.number}.',
-        (),
-        'Give all of them, or leave --images out.',
-      )
-    )
+  return errors, named
 
-  masks = {}
+
+def _read_masks(
+  archive: zipfile.ZipFile,
+  named: Mapping[str, Sequence[zipfile.ZipInfo]],
+  benchmark: Benchmark,
+  images: Mapping[str, ImageSize],
+) -> dict[str, Mask]:
+  """Name in the archive -> what is in the mask, without its pixels."""
   items = [(key, entry) for key, group in named.items() for entry in group]
 
-  def read(item) -> Mask:
+  def read(item: tuple[str, zipfile.ZipInfo]) -> Mask:
     key, entry = item
-    size = (images or {}).get(key, benchmark.size)
+    size = images.get(key, benchmark.size)
     try:
       mask = read_mask(archive.read(entry), size)  # Checks the CRC.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
       return Mask('damaged', f'not readable ({error})')
     return dataclasses.replace(mask, pixels=None)
 
+  masks = {}
   with progress_bar('reading masks') as report:
-    for done, ((_, entry), mask) in enumerate(
-      zip(items, in_threads(read, items), strict=True), 1
+    for (_, entry), mask in zip(
+      items, map_in_threads(read, items), strict=True
     ):
       masks[entry.filename] = mask
-      report(done, len(items))
-  errors += check_files(masks)
-  more_errors, more_warnings = check_values(benchmark, masks)
-  counts = np.array([m.counts for m in masks.values()]).reshape(-1, 256)
-  counts = counts[:, benchmark.mask_values[: len(benchmark.labels.classes)]]
-  return Verdict(
-    benchmark=benchmark,
-    files=len(named),
-    errors=errors + more_errors,
-    warnings=warnings + more_warnings,
-    pixels=counts.sum(0),
-    images=np.count_nonzero(counts, axis=0),
-  )
-
-
-def in_threads(function: Callable, items: Iterable) -> Iterator[Any]:
-  """Results in order; only a few items are worked on ahead."""
-  with ThreadPoolExecutor(THREADS) as pool:
-    waiting = collections.deque()
-    try:
-      for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > AHEAD:
-          yield waiting.popleft().result()
-      while waiting:
-        yield waiting.popleft().result()
-    finally:
-      for future in waiting:
-        future.cancel()
+      report(len(masks), len(items))
+  return masks

@@ -23,7 +23,7 @@ from resnest_jax.data.labels import ADE20K, CITYSCAPES, IGNORE, LabelSet
 from resnest_jax.data.pairing import walk
 from resnest_jax.errors import UserError
 
-Size = tuple[int, int]  # Width, height.
+ImageSize = tuple[int, int]  # Width, height.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Benchmark:
   key: str
   suffix: str
   image_suffix: str
-  size: Size | None
+  size: ImageSize | None
   folders: bool
 
   @property
@@ -115,7 +115,7 @@ _ONE_FRAME = ('berlin', 'bonn', 'leverkusen', 'munich')
 _ADE_LAST = 3489  # The highest number; not all below are there.
 
 
-def read_images(benchmark: Benchmark, source: Path) -> dict[str, Size]:
+def read_images(benchmark: Benchmark, source: Path) -> dict[str, ImageSize]:
   """Keys and sizes of the test images in a folder or a zip file.
 
   Where there is a folder `test` or `testing`, only what is in it counts.
@@ -139,7 +139,7 @@ def read_images(benchmark: Benchmark, source: Path) -> dict[str, Size]:
   if not sizes:
     raise UserError(
       f'--images {source} holds no test image of {benchmark.name}; their names '
-      f'are like {example(benchmark)}.'
+      f'are like {typical_name(benchmark)}.'
     )
   return sizes
 
@@ -158,7 +158,7 @@ def _images_in(benchmark: Benchmark, names: Iterable[str]) -> dict[str, str]:
   return test or found
 
 
-def _size(file, name: str) -> Size:
+def _size(file, name: str) -> ImageSize:
   try:
     with Image.open(file) as image:
       return image.size
@@ -169,7 +169,7 @@ def _size(file, name: str) -> Size:
     ) from error
 
 
-def example(benchmark: Benchmark) -> str:
+def typical_name(benchmark: Benchmark) -> str:
   """A name of a test image, in words."""
   if benchmark.name == 'ade20k':
     return 'ADE_test_00000001.jpg'
@@ -177,7 +177,9 @@ def example(benchmark: Benchmark) -> str:
 
 
 def check_names(
-  benchmark: Benchmark, keys: Iterable[str], images: Mapping[str, Size] | None
+  benchmark: Benchmark,
+  keys: Iterable[str],
+  images: Mapping[str, ImageSize] | None,
 ) -> list[Finding]:
   """What is missing, what is too much.
 
@@ -226,7 +228,7 @@ def check_names(
 
 
 def _expected(
-  benchmark: Benchmark, images: Mapping[str, Size] | None
+  benchmark: Benchmark, images: Mapping[str, ImageSize] | None
 ) -> tuple[set[str], dict[str, int]]:
   """Names that must be there, and numbers of those that are not known."""
   if images is not None:

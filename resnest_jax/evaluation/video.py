@@ -17,6 +17,7 @@ import numpy as np
 from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.evaluation.predictor import Prediction
 from resnest_jax.evaluation.visualize import write_image
+from resnest_jax.files import temporary_path
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
 # Frames a second beyond which a file is not believed; what mp4 can say; and
@@ -121,8 +122,7 @@ class VideoWriter:
   def __init__(self, path: Path, fps: float):
     """Writes nothing yet: the first frame says the size."""
     self.path, self._fps, self._written = path, fps, 0
-    # By the ending OpenCV knows the format.
-    self._temporary = path.with_name(f'.{path.stem}.{os.getpid()}.mp4')
+    self._temporary = temporary_path(path)
     self._writer: cv2.VideoWriter | None = None
 
   def write(self, frame: np.ndarray) -> None:
@@ -180,7 +180,7 @@ class MaskFolder:
 
   def __init__(self, path: Path):
     self.path, self._written = path, 0
-    self._temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    self._temporary = temporary_path(path)
 
   def write(self, labels: np.ndarray) -> None:
     """Writes the next frame's, uint8 (H, W)."""

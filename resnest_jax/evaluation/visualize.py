@@ -231,10 +231,9 @@ def fit(
   return cv2.resize(picture, (width, height), interpolation=interpolation)
 
 
-def spread(length: int, number: int) -> set[int]:
+def spread(length: int, number: int) -> list[int]:
   """Up to `number` places from the first to the last of `length`."""
-  places = np.linspace(0, length - 1, min(number, length), dtype=int)
-  return set(places.tolist())
+  return np.linspace(0, length - 1, min(number, length), dtype=int).tolist()
 
 
 def contact_sheet(

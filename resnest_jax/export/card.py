@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnest_jax import __version__
-from resnest_jax.data.checks.finding import plural
 from resnest_jax.export.promise import Written
+from resnest_jax.text import plural
 from resnest_jax.weights.infer import title_of
 
 FRONT = """---

@@ -11,7 +11,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.evaluation.predictor import Prediction, Predictor
 from resnest_jax.evaluation.protocols import Protocol
 from resnest_jax.export.pictures import fit
-from resnest_jax.weights.names import listed
+from resnest_jax.text import listed
 
 # The share of pixels that must have the checkpoint's class.
 MIN_AGREEMENT = 0.999
@@ -120,6 +120,6 @@ def check_same_bits(
   if differing:
     raise UserError(
       f'{name} does not give back what was written: {len(differing)} tensors '
-      f'differ ({listed(differing)}). Nothing was kept; see whether the '
-      'storage is in order.'
+      f'differ ({listed(sorted(differing))}). Nothing was kept; see whether '
+      'the storage is in order.'
     )

@@ -1,7 +1,6 @@
 """A folder of exports of one checkpoint, each compared with it."""
 
 import importlib.util
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from resnest_jax.data.checks.finding import plural
 from resnest_jax.data.classes import label_set
 from resnest_jax.data.labels import IGNORE, LabelSet
 from resnest_jax.errors import UserError, writing
@@ -24,11 +22,11 @@ from resnest_jax.export.checks import (
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.export.program import make_program
 from resnest_jax.export.promise import written_now
+from resnest_jax.files import check_new, whole_folder, write_json
 from resnest_jax.models import forms
+from resnest_jax.text import plural
 from resnest_jax.weights.files import (
   ABOUT,
-  appearing,
-  check_new,
   check_torch,
   write_weights,
 )
@@ -96,14 +94,8 @@ def export_model(
   out = Path(out)
   check_new(out)
   formats = [name for name in FORMATS if name in formats]
-  check_packages(formats)
-  check_sizes(sizes)
   programs = set(formats) & set(PROGRAMS)
-  if probabilities and not programs:
-    raise UserError(
-      'probabilities are an output of StableHLO and ONNX, and neither is among '
-      'the formats: add one, or leave --probabilities out.'
-    )
+  _check_options(formats, sizes, probabilities)
   seen = gather_pictures(pictures)
   _, stored, weights = load_segmentor(source, checkpoint)
   if 'step' in weights.provenance:
@@ -111,30 +103,29 @@ def export_model(
   net = as_exported(source, weights)
   about = _about(weights, net.labels)
   sizes = list(dict.fromkeys(sizes)) or [_default_size(weights)]
+  if not programs:
+    sizes = sizes[:1]  # To compare the weights on.
   exports: list[Export] = []
 
-  with writing(out):
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with appearing(out) as folder:
-      for index, size in enumerate(sizes):
-        if index and not programs:
-          break
-        reference = Reference(*net, seen, size, probabilities)
-        for name in formats:
-          if name in PROGRAMS:
-            file = folder / f'model_{size[0]}x{size[1]}.{name}'
-            export = write_program(
-              name, file, net, size, probabilities, reference
-            )
-          elif index == 0:
-            file = _write_weights(name, folder, weights, stored, about)
-            share = _compare_weights(file, stored, reference)
-            export = Export(file.name, name, None, share, len(seen))
-          else:
-            continue
-          exports.append(export._replace(drawn=not pictures))
-          say(passed(file, export))
-      describe(folder, about, exports)
+  def add(file: Path, export: Export) -> None:
+    exports.append(export._replace(drawn=not pictures))
+    say(passed(file, export))
+
+  with writing(out), whole_folder(out) as folder:
+    for size in sizes:
+      reference = Reference(*net, seen, size, probabilities)
+      for name in formats:
+        if name in PROGRAMS:
+          file = folder / f'model_{size[0]}x{size[1]}.{name}'
+          add(
+            file,
+            write_program(name, file, net, size, probabilities, reference),
+          )
+        elif size == sizes[0]:
+          file = _write_weights(name, folder, weights, stored, about)
+          share = _compare_weights(file, stored, reference)
+          add(file, Export(file.name, name, None, share, len(seen)))
+    write_description(folder, about, exports)
   say(f'written: {out}')
   return exports
 
@@ -149,6 +140,18 @@ def passed(file: Path, export: Export) -> str:
     f'{export.agreement:.4%} of the pixels of '
     f'{plural(export.pictures, "picture")} agree with the checkpoint{until}'
   )
+
+
+def _check_options(
+  formats: Sequence[str], sizes: Sequence[tuple[int, int]], probabilities: bool
+) -> None:
+  check_packages(formats)
+  check_sizes(sizes)
+  if probabilities and not set(formats) & set(PROGRAMS):
+    raise UserError(
+      'probabilities are an output of StableHLO and ONNX, and neither is among '
+      'the formats: add one, or leave --probabilities out.'
+    )
 
 
 def check_packages(formats: Sequence[str]) -> None:
@@ -217,18 +220,15 @@ def write_program(
   probabilities: bool,
   reference: Reference,
 ) -> Export:
-  """Writes StableHLO or ONNX, reads it back and compares it.
+  """Writes one of `PROGRAMS`, reads it back and compares it.
 
   Args:
-    name: of `PROGRAMS`.
-    file: to be written.
+    name: of the program.
+    file: is written.
     net: from `as_exported`.
     size: height and width of the pictures, in pixels.
     probabilities: whether those of all classes are an output, too.
     reference: what the checkpoint gives for pictures of this size.
-
-  Raises:
-    UserError: it cannot be written, or does not give what the checkpoint gives.
   """
   program = make_program(*net[:2], size, probabilities=probabilities)
   written = None
@@ -283,11 +283,10 @@ def _compare_weights(
   return reference.compare(file.name, reference.run_of(*net))
 
 
-def describe(
+def write_description(
   folder: Path, about: Mapping[str, Any], exports: Sequence[Export]
 ) -> None:
   """Writes the description and the model card."""
   described = dict(about) | {'exports': [each.entry() for each in exports]}
-  text = json.dumps(described, indent=2) + '\n'
-  (folder / ABOUT).write_text(text, 'utf-8')
+  write_json(folder / ABOUT, described)
   (folder / CARD).write_text(model_card(about, exports), 'utf-8')

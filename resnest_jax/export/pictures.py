@@ -8,6 +8,7 @@ import numpy as np
 
 from resnest_jax.data.scenes.scene import draw_scene
 from resnest_jax.errors import UserError
+from resnest_jax.evaluation import visualize
 from resnest_jax.evaluation.inputs import read_picture
 from resnest_jax.evaluation.sources import find_sources
 
@@ -32,8 +33,8 @@ def gather_pictures(given: Sequence[str | Path]) -> list[np.ndarray]:
       f'there is no picture in {", ".join(map(str, given))}, only videos; '
       'give pictures to compare the exports on, or leave --pictures out.'
     )
-  places = np.linspace(0, len(paths) - 1, min(NUMBER, len(paths)))
-  return [read_picture(paths[round(place)]) for place in places]
+  places = visualize.spread(len(paths), NUMBER)
+  return [read_picture(paths[place]) for place in places]
 
 
 def _drawn(index: int) -> np.ndarray:

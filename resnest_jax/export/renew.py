@@ -14,8 +14,8 @@ from resnest_jax.export.folder import (
   Say,
   as_exported,
   check_packages,
-  describe,
   passed,
+  write_description,
   write_program,
 )
 from resnest_jax.export.pictures import gather_pictures
@@ -69,7 +69,7 @@ def renew_exports(
       new_one = export.written
       if less := new_one.shorter_than(old.written, new_one.on):
         say(f'warning: {less}')
-    describe(new, about, exports)
+    write_description(new, about, exports)
     # The description last: one of older files promises too little.
     for path in sorted(new.iterdir(), key=lambda x: x.name in (ABOUT, CARD)):
       path.replace(folder / path.name)

@@ -19,6 +19,7 @@ from resnest_jax.config import config_to_json
 from resnest_jax.errors import UserError, writing
 from resnest_jax.evaluation import visualize
 from resnest_jax.evaluation.evaluate import Evaluation
+from resnest_jax.text import duration
 from resnest_jax.training.optimizer import create_schedule
 from resnest_jax.training.profiling import Profile
 
@@ -322,12 +323,3 @@ class Pace:
     }
     self.restart()
     return scalars
-
-
-def duration(seconds: float) -> str:
-  """Hours, minutes and seconds: '1:02:03', '2:03'."""
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f'{hours}:{minutes:02}:{seconds:02}'
-  return f'{minutes}:{seconds:02}'

@@ -12,36 +12,10 @@ from ml_collections import ConfigDict
 from resnest_jax import hosts, runtime
 from resnest_jax.checkpoints import store
 from resnest_jax.config import config_to_json, differences, flatten
+from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS
 from resnest_jax.errors import UserError, writing
 from resnest_jax.models import forms
 
-# Keys that change neither the result nor what is stored.
-FREE_KEYS = (
-  'data.data_dir',
-  'data.doctor_samples',
-  'data.num_workers',
-  'data.num_threads',
-  'data.prefetch',
-  'data.skip_unreadable',
-  'data.timeout',
-  'data.eval_split',
-  'mesh',
-  'train.log_steps',
-  'train.eval_steps',
-  'train.checkpoint_steps',
-  'train.keep_checkpoints',
-  'train.pictures',
-  'train.wandb',
-  'train.remat',  # Apart from rounding.
-  'eval',
-)
-# Keys that may differ between the hosts of one run.
-HOST_KEYS = (
-  'data.data_dir',
-  'data.num_workers',
-  'data.num_threads',
-  'data.prefetch',
-)
 # Pixels of each class in each sample, where the sampling asks for them.
 CLASS_COUNTS = 'class_pixels.npy'
 

@@ -19,8 +19,9 @@ from flax.traverse_util import flatten_dict
 
 from resnest_jax import runtime
 from resnest_jax.errors import run
+from resnest_jax.files import check_new
 from resnest_jax.flags import add_checkpoint_flag
-from resnest_jax.weights.files import check_new, check_torch, write_weights
+from resnest_jax.weights.files import check_torch, write_weights
 from resnest_jax.weights.infer import backbone_of, same_shapes, title_of
 from resnest_jax.weights.names import WHOSE, WHOSE_READ
 from resnest_jax.weights.pretrained import Weights, load_weights

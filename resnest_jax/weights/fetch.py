@@ -22,6 +22,7 @@ import rich.progress
 from rich.console import Console
 
 from resnest_jax.errors import UserError
+from resnest_jax.files import whole_file
 from resnest_jax.weights.files import TORCH_SUFFIXES, check_torch, sha256
 from resnest_jax.weights.published import PUBLISHED, Published, known_file
 
@@ -180,9 +181,8 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
 
 def _download(url: str, path: Path, digits: str) -> None:
   """Writes the whole, checked file or none."""
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.part')
   request = urllib.request.Request(url, headers={'User-Agent': 'resnest-jax'})
-  try:
+  with whole_file(path) as temporary:
     with (
       urllib.request.urlopen(request, timeout=TIMEOUT) as response,
       temporary.open('wb') as file,
@@ -196,9 +196,6 @@ def _download(url: str, path: Path, digits: str) -> None:
     if length and done != length:
       raise UserError(f'it was cut off after {done} of {length} bytes')
     _check(temporary, digits, 'what it sends', 'published')
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def _check(path: Path, digits: str, what: str, expected: str) -> None:

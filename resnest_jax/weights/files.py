@@ -7,18 +7,16 @@ which refuses everything that could run code; PyTorch is an optional package.
 import hashlib
 import importlib.util
 import json
-import os
 import re
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from resnest_jax.errors import UserError
+from resnest_jax.files import check_new, whole_folder, write_json
 
 SAFETENSORS = 'model.safetensors'
 TORCH = 'model.pth'
@@ -242,40 +240,14 @@ def write_weights(
   """
   folder = Path(folder)
   check_new(folder)
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  with appearing(folder) as temporary:
+  with whole_folder(folder) as temporary:
     name = TORCH if kind == 'mmseg' else SAFETENSORS
     write = _write_torch if kind == 'mmseg' else _write_safetensors
     write(temporary / name, state_dict, about)
-    text = json.dumps(about, indent=2) + '\n'
-    (temporary / ABOUT).write_text(text, 'utf-8')
+    write_json(temporary / ABOUT, about)
     # safetensors makes files that nobody else may read.
     (temporary / name).chmod((temporary / ABOUT).stat().st_mode)
   return [folder / name, folder / ABOUT]
-
-
-def check_new(folder: Path) -> None:
-  """Raises `UserError` if something is there already."""
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise UserError(
-      f'{folder} is there already and nothing was written; give another '
-      'folder, or remove it.'
-    )
-
-
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-  """A temporary folder that takes its name once the block has succeeded."""
-  temporary = folder.with_name(f'.{folder.name}.{os.getpid()}')
-  temporary.mkdir()
-  try:
-    yield temporary
-    if folder.exists():
-      folder.rmdir()
-    temporary.rename(folder)
-  finally:
-    if temporary.exists():
-      shutil.rmtree(temporary)
 
 
 def _write_safetensors(path, state_dict, about) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from resnest_jax.errors import UserError
+from resnest_jax.text import listed as listed
 
 # Whose names a kind has, as `export_state_dict` writes them.
 WHOSE = {
@@ -24,13 +25,6 @@ HEAD_MARKS = (
   ('deeplabv3', r'aspp_modules\.|pyramid/'),
   ('fcn', r'conv_cat[./]'),
 )
-
-
-def listed(names: Iterable[str], limit: int = 5) -> str:
-  """The first names in order, and how many more there are."""
-  names = sorted(names)
-  more = f' and {len(names) - limit} more' if len(names) > limit else ''
-  return ', '.join(names[:limit]) + more
 
 
 def top_module(name: str) -> str:
@@ -90,9 +84,9 @@ def check_names(kind: str, wanted: set[str], names: Iterable[str]) -> None:
   for head in (name for name in absent if name in HEAD_MODULES):
     problems.append(f'{head} is missing')
   if missing:
-    problems.append(f'{len(missing)} missing ({listed(missing)})')
+    problems.append(f'{len(missing)} missing ({listed(sorted(missing))})')
   if left_over:
-    problems.append(f'{len(left_over)} left over ({listed(left_over)})')
+    problems.append(f'{len(left_over)} left over ({listed(sorted(left_over))})')
   advice = 'Check the backbone, the head and whether the checkpoint is whole.'
   if 'auxiliary_head' in absent:
     advice += ' For prediction a model needs no auxiliary_head: create it with'

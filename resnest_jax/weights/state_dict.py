@@ -23,13 +23,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from resnest_jax.errors import UserError
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.resnest import ResNeSt
+from resnest_jax.text import listed
 from resnest_jax.weights.names import (
   COUNTER,
   WHOSE,
   WHOSE_READ,
   check_names,
   head_modules,
-  listed,
   top_module,
 )
 
@@ -136,7 +136,7 @@ def recognise(names: Iterable[str]) -> str:
     'this state dict is of no known kind: it has none of '
     'backbone.stem.0.weight (mmsegmentation, mmpretrain), conv1.0.weight '
     f'(the authors, timm) or params/... (ours). It begins with '
-    f'{listed(names, 3)}.'
+    f'{listed(sorted(names), 3)}.'
   )
 
 
@@ -176,7 +176,7 @@ def without(
       modules = {top_module(name) for name in kept}
       raise UserError(
         f'the state dict has nothing named {module!r} to drop; it has '
-        f'{listed(modules, 12)}.'
+        f'{listed(sorted(modules), 12)}.'
       )
     for name in inside:
       del kept[name]
@@ -231,8 +231,8 @@ def import_state_dict(
   if wrong:
     raise UserError(
       f'{len(wrong)} of the weights ({WHOSE_READ[kind]} names) have another '
-      f'shape than in the model: {listed(wrong)}. Check num_classes, widths '
-      'and the backbone.'
+      f'shape than in the model: {listed(sorted(wrong))}. Check num_classes, '
+      'widths and the backbone.'
     )
   return unflatten_dict(variables)
 
@@ -296,7 +296,7 @@ def export_state_dict(
   }
   if set(flat) != expected:
     paths = ['/'.join(path) for path in set(flat) ^ expected]
-    raise UserError(f"variables are not this model's: {listed(paths)}.")
+    raise UserError(f"variables are not this model's: {listed(sorted(paths))}.")
   if kind == 'ours':
     return {names[path]: np.asarray(value) for path, value in flat.items()}
   state_dict = {}

@@ -43,7 +43,7 @@ class Scenes:
       label = label[:-1]
     return {'image': image, 'label': label, 'name': f'scene_{index}'}
 
-  def describe(self, index):
+  def location(self, index):
     return f'scene_{index}'
 
 
@@ -90,5 +90,5 @@ def assert_same(batches, expected):
 
 
 def which(batch):
-  """The record each row shows."""
+  """The sample each row shows."""
   return batch['image'][:, 0, 0, 0].tolist()

@@ -181,7 +181,7 @@ def test_damaged_records_name_the_sample(mini_data_dir, tmp_path):
   data[middle : middle + 20_000] = bytes(20_000)
   path.write_bytes(data)
   split = open_split('ade20k_mini', tmp_path, 'train')
-  with pytest.raises(UserError, match=r'(record|ADE_train).*split train'):
+  with pytest.raises(UserError, match=r'(sample|ADE_train).*split train'):
     [split[i] for i in range(len(split))]
 
 

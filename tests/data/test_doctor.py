@@ -539,11 +539,11 @@ def test_what_two_splits_share_is_described_once(clean):
   short = Samples('train', train.labels, train.samples[4:8])
   found = examine([s.masks(dot, (1,)) for s in (short, same)])
   assert [d.rule.name for d in found] == ['unknown_values'] * 2
-  texts = report.describe(found)
+  texts = report.paragraphs(found)
   whats = {d.finding.what for d in found}
   assert len(texts) == len(whats)
   # Also where the shares of pixels are the same.
-  (text,) = report.describe(
+  (text,) = report.paragraphs(
     [
       dataclasses.replace(
         d, finding=dataclasses.replace(d.finding, what='The same.')

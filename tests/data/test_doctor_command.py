@@ -17,6 +17,7 @@ from resnest_jax.data.checks.rules import diagnose
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.labels import CITYSCAPES
 from resnest_jax.errors import UserError
+from resnest_jax.evaluation import visualize
 from resnest_jax.training.loop import train
 
 CONFIG = 'configs/ade20k_pspnet.py:mini'
@@ -101,7 +102,7 @@ def test_damaged_records(run, damaged_dir, tmp_path):
   content = json.loads((tmp_path / 'doctor.json').read_text())
   (finding,) = content['findings']
   assert (finding['rule'], finding['count']) == ('unreadable', len(bad))
-  assert f'record {bad[0]} of ade20k_mini' in finding['samples'][0]
+  assert f'sample {bad[0]} of ade20k_mini' in finding['samples'][0]
 
 
 def test_some_samples_of_one_split(run):
@@ -111,9 +112,9 @@ def test_some_samples_of_one_split(run):
 
 
 def test_samples_are_spread_evenly():
-  assert doctor.spread(5, None) == doctor.spread(5, 9) == [0, 1, 2, 3, 4]
-  assert doctor.spread(11, 3) == [0, 5, 10]
-  chosen = doctor.spread(20210, 50)
+  assert visualize.spread(5, 5) == visualize.spread(5, 9) == [0, 1, 2, 3, 4]
+  assert visualize.spread(11, 3) == [0, 5, 10]
+  chosen = visualize.spread(20210, 50)
   assert len(set(chosen)) == 50
   assert set(np.diff(chosen)) == {412, 413}
   with pytest.raises(UserError, match='at least 1'):

@@ -19,7 +19,7 @@ from resnest_jax.data import pipeline
 
 
 class Hanging(Scenes):
-  """Reads a pipe before one of its records, as from storage that hangs."""
+  """Reads a pipe before one of its samples, as from storage that hangs."""
 
   def __init__(self, count, which, pipe):
     super().__init__(count)
@@ -71,7 +71,7 @@ def open_iterator(split, **changes):
 @pytest.mark.parametrize('workers', [0, 1])
 def test_hung_read_is_warned_of_and_the_run_goes_on(pipe, workers, capfd):
   expected = train_batches()
-  late = which(expected[2])[1]  # No record of the batches before.
+  late = which(expected[2])[1]  # No sample of the batches before.
   split = Hanging(10, late, pipe)
   iterator = open_iterator(split, num_workers=workers)
   batches = []

@@ -171,14 +171,6 @@ def test_existing_files_are_kept(tmp_path):
   assert path.read_bytes() == b'mine'
 
 
-def test_half_written_archive_is_written_again(tmp_path):
-  path = tmp_path / 'a.zip'
-  (tmp_path / 'a.zip.incomplete').write_bytes(b'half')
-  mini.write_archive(path, {'train': 1, 'validation': 1}, 0)
-  assert zipfile.ZipFile(path).testzip() is None
-  assert [p.name for p in tmp_path.iterdir()] == ['a.zip']
-
-
 def test_command_line_rejects_empty_splits(run_script, tmp_path):
   process = run_script(
     *('-m', 'resnest_jax.data.mini', '--out', tmp_path / 'a.zip'),

@@ -58,11 +58,11 @@ def test_every_sample_is_its_documented_draw(reference):
   key = pipeline.sample_key(SEED)
   for position in (0, 5, 17, 47):
     batch, slot = reference[position // 4], position % 4
-    record = split[which(batch)[slot]]
+    sample = split[which(batch)[slot]]
     draw = transforms.draw_augmentation(pipeline.sample_rng(key, position))
     expected = transforms.augment(
-      record['image'],
-      record['label'],
+      sample['image'],
+      sample['label'],
       draw,
       image_scale=(96, 48),
       crop_size=(32, 40),
@@ -73,7 +73,7 @@ def test_every_sample_is_its_documented_draw(reference):
 
 
 def test_every_epoch_visits_each_record_once_in_another_order():
-  # 5 epochs of 10 records in batches of 4 do not end where batches end.
+  # 5 epochs of 10 samples in batches of 4 do not end where batches end.
   batches = train_batches(total_steps=25, batch_size=2)
   order = np.reshape([which(batch) for batch in batches], (5, 10))
   np.testing.assert_array_equal(np.sort(order, axis=1), [range(10)] * 5)
@@ -169,7 +169,7 @@ def test_a_bad_record_stops_with_its_name(workers):
 
 def test_an_error_that_does_not_pickle_still_comes_through():
   config = data_config(num_workers=1)
-  with pytest.raises(RuntimeError, match='record 3 failed: UnpicklableError'):
+  with pytest.raises(RuntimeError, match='sample 3 failed: UnpicklableError'):
     train_batches(Scenes(10, broken=3, fault='bug'), config)
 
 
@@ -239,7 +239,7 @@ def test_image_and_label_of_different_size_stop_with_the_name():
     ({'batch_size': 5, 'process_count': 2}, 'a batch of 5 .* 2 processes'),
     ({'batch_size': 0}, 'a batch of 0'),
     ({'seed': -1}, 'seed is -1'),
-    ({'split': Scenes(0)}, 'no records'),
+    ({'split': Scenes(0)}, 'no samples'),
   ],
 )
 def test_unusable_options_are_refused(options, message):
@@ -265,16 +265,6 @@ def test_closing_early_and_twice_ends_the_threads():
   for thread in readers:
     thread.join(timeout=10)
   assert not any(thread.is_alive() for thread in readers)
-
-
-@pytest.mark.parametrize('cores', [1, 2, 16, 64])
-def test_threads_share_the_cores(monkeypatch, cores):
-  monkeypatch.setattr(
-    os, 'sched_getaffinity', lambda pid: set(range(cores)), raising=False
-  )
-  assert pipeline.read_threads(3) == 3
-  assert pipeline.read_threads(0) == min(cores, 16)
-  assert pipeline.read_threads(0, num_workers=8) == max(cores // 8, 1)
 
 
 def eval_batches(split, config=None, **options):
@@ -303,19 +293,19 @@ def test_evaluation_holds_every_image_once_in_padded_batches():
       if index < 0:
         continue
       seen.append(index)
-      record = split[index]
-      assert batch['name'][slot] == record['name']
-      height, width = record['label'].shape
+      sample = split[index]
+      assert batch['name'][slot] == sample['name']
+      height, width = sample['label'].shape
       np.testing.assert_array_equal(batch['label_size'][slot], (height, width))
       size = resize.keep_ratio_size(height, width, 96, 48)
       np.testing.assert_array_equal(batch['size'][slot], size)
-      image = resize.resize_image(record['image'], size)
+      image = resize.resize_image(sample['image'], size)
       inside = slice(size[0]), slice(size[1])
       np.testing.assert_array_equal(batch['image'][slot][inside], image)
       assert batch['image'][slot].sum() == image.sum()
       inside = slice(height), slice(width)
       np.testing.assert_array_equal(
-        batch['label'][slot][inside], record['label']
+        batch['label'][slot][inside], sample['label']
       )
       assert (batch['label'][slot] < 255).sum() == height * width
   assert sorted(seen) == list(range(23))

@@ -1,4 +1,4 @@
-"""Samplers: which record a position reads."""
+"""Samplers: which sample a position reads."""
 
 import contextlib
 
@@ -17,14 +17,14 @@ from resnest_jax.data.sampling import (
   make_sampler,
   open_sampler,
   repeat_factors,
-  repeated_records,
+  repeated_samples,
   share_table,
 )
 from resnest_jax.errors import UnreadableSample, UserError
 
 SEED = 11
-# Class 0 is everywhere, class 1 in a quarter, class 2 in one record; class 3
-# never; the last record has no label.
+# Class 0 is everywhere, class 1 in a quarter, class 2 in one sample; class 3
+# never; the last sample has no label.
 PRESENT = np.zeros((20, 4), bool)
 PRESENT[:19, 0] = True
 PRESENT[:5, 1] = True
@@ -50,7 +50,7 @@ def test_uniform_visits_each_record_once_an_epoch():
 
 def test_repeat_factors_are_those_of_the_paper():
   factors = repeat_factors(PRESENT, threshold=0.5)
-  # Shares 0.95, 0.25 and 0.05 of the records.
+  # Shares 0.95, 0.25 and 0.05 of the samples.
   expected = np.ones(20)
   expected[:5] = np.sqrt(0.5 / 0.25)
   expected[7] = np.sqrt(0.5 / 0.05)
@@ -60,8 +60,8 @@ def test_repeat_factors_are_those_of_the_paper():
 
 def test_records_stand_as_often_as_their_factors_say():
   factors = np.array([1.0, 2.0, 2.25] + [1.5] * 2000)
-  records = repeated_records(factors, SEED)
-  times = np.bincount(records)
+  samples = repeated_samples(factors, SEED)
+  times = np.bincount(samples)
   assert times[:2].tolist() == [1, 2]
   assert times[2] in (2, 3)
   assert set(times[3:]) == {1, 2}
@@ -72,23 +72,23 @@ def test_repeat_factor_epochs():
   sampler = make_sampler(
     'repeat_factor', 20, SEED, present=PRESENT, threshold=0.5
   )
-  records = repeated_records(repeat_factors(PRESENT, 0.5), SEED)
-  epochs = visited(sampler, 3 * len(records)).reshape(3, -1)
+  samples = repeated_samples(repeat_factors(PRESENT, 0.5), SEED)
+  epochs = visited(sampler, 3 * len(samples)).reshape(3, -1)
   for epoch in epochs:
-    assert np.sort(epoch).tolist() == records.tolist()
+    assert np.sort(epoch).tolist() == samples.tolist()
   assert not np.array_equal(epochs[0], epochs[1])
 
 
 def test_classes_take_turns():
   sampler = make_sampler('class_balanced', 20, SEED, present=PRESENT)
   turns = visited(sampler, 3 * 19 * 5).reshape(-1, 3)
-  # The one record of class 2 comes in every turn, that without label never.
+  # The one sample of class 2 comes in every turn, that without label never.
   assert ((turns == 7).sum(1) >= 1).all()
   assert 19 not in turns
-  # Each turn has a record of class 1 and one of class 0.
+  # Each turn has a sample of class 1 and one of class 0.
   assert all(PRESENT[turn, 1].any() for turn in turns)
   counts = np.bincount(turns.ravel(), minlength=20)
-  # In 95 turns, each record of class 0 stands for it five times, each of
+  # In 95 turns, each sample of class 0 stands for it five times, each of
   # class 1 for that another 19 times.
   expected = np.full(20, 5)
   expected[:5] += 19
@@ -133,7 +133,7 @@ def test_far_positions_are_like_near_ones():
 def test_what_cannot_be_sampled():
   with pytest.raises(UserError, match=r"'balanced'; it must be one of uniform"):
     make_sampler('balanced', 3, SEED, present=PRESENT)
-  with pytest.raises(UserError, match='no record has a labelled pixel'):
+  with pytest.raises(UserError, match='no sample has a labelled pixel'):
     make_sampler('class_balanced', 3, SEED, present=np.zeros((3, 2), bool))
 
 

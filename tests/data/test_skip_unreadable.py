@@ -59,10 +59,10 @@ def test_others_take_the_place_of_unreadable_samples(reference, replaced):
       rng = pipeline.sample_rng(key, position, stream=1)
       while (index := int(rng.integers(10))) in (3, 8):
         pass
-      record = Scenes(10)[index]
+      other = Scenes(10)[index]
       expected = transforms.augment(
-        record['image'],
-        record['label'],
+        other['image'],
+        other['label'],
         transforms.draw_augmentation(pipeline.sample_rng(key, position)),
         image_scale=(96, 48),
         crop_size=(32, 40),

@@ -1,7 +1,5 @@
 """Counts of classes against naive ones."""
 
-import threading
-
 import numpy as np
 
 from resnest_jax.data import statistics
@@ -40,18 +38,3 @@ def test_all_samples_are_counted(mini_data_dir):
   for k in (0, 2, 4):
     assert images[k] == sum((label == k).any() for label in labels)
   assert images.max() > 1
-
-
-def test_order_is_kept_and_few_results_wait():
-  """What has been computed is never far ahead of what has been taken."""
-  lock, computed = threading.Lock(), [0]
-
-  def square(number: int) -> int:
-    with lock:
-      computed[0] += 1
-    return number**2
-
-  for i, value in enumerate(statistics.map_in_threads(square, range(100), 2)):
-    assert value == i**2
-    assert computed[0] <= i + 16
-  assert computed == [100]

@@ -186,7 +186,7 @@ def test_another_depth_is_said_and_long_lists_are_cut(tiny):
   with pytest.raises(
     UserError,
     match=r'fit the model: they have \(1, 1, 1, 1\) blocks a stage, the model '
-    r'\(1, 2, 1, 1\); 23 missing \(backbone.layer2.1.* and 18 more\)',
+    r'\(1, 2, 1, 1\); 23 missing \(backbone.layer2.1.* and 17 more\)',
   ):
     import_state_dict(model, state_dict)
 

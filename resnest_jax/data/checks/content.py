@@ -4,14 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resnest_jax.data.checks.finding import (
-  Finding,
-  listed,
-  names,
-  plural,
-  share_of,
-)
+from resnest_jax.data.checks.finding import Finding, names
 from resnest_jax.data.checks.observe import Observation, Survey
+from resnest_jax.text import listed, plural, share_of
 
 # A class that training should have shown this many times by the evaluation
 # split's rate, and has not, is missing and not just rare: chance leaves one

@@ -4,14 +4,10 @@ import shlex
 
 import numpy as np
 
-from resnest_jax.data.checks.finding import (
-  Finding,
-  listed,
-  names,
-  share_of,
-)
+from resnest_jax.data.checks.finding import Finding, names
 from resnest_jax.data.checks.observe import Observation, Survey
 from resnest_jax.data.images import is_turned
+from resnest_jax.text import listed, share_of
 
 _REWRITE = 'For each of them: mask = cv2.imread(path, cv2.IMREAD_UNCHANGED); '
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from resnest_jax.data.checks.decoder_warnings import jpeg_warnings
 from resnest_jax.data.labels import IGNORE, LabelSet
-from resnest_jax.data.statistics import map_in_threads
+from resnest_jax.threads import map_in_threads
 
 _NOTHING = np.zeros(0, np.int64)
 _BLOCK = 64  # Samples that are read before complaints are looked at.
@@ -180,7 +180,7 @@ def survey(
     indices: ascending; None: all samples.
     for_training: see `Survey`.
     num_outputs: see `Survey`.
-    num_threads: that read; 0: one a core, 16 at most.
+    num_threads: that read, see `thread_count`.
     on_progress: called with (samples done, samples in all).
   """
   indices = range(len(split)) if indices is None else indices

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,14 @@ import cv2
 import numpy as np
 import rich.table
 
+from resnest_jax import files
 from resnest_jax.data.checks.decoder_warnings import jpeg_warnings
-from resnest_jax.data.checks.finding import listed, plural, share
 from resnest_jax.data.checks.observe import Observation, Survey
 from resnest_jax.data.checks.rules import Diagnosis
 from resnest_jax.data.labels import IGNORE
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import visualize
+from resnest_jax.text import listed, percent, plural, share
 
 WRITER = 'resnest_jax.data.doctor'
 _PICTURES = 8  # Of each split on the contact sheet.
@@ -40,7 +40,7 @@ def summary(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> str:
   return f'{seen}: {", ".join(counts) or "nothing wrong"}'
 
 
-def describe(found: Sequence[Diagnosis]) -> list[str]:
+def paragraphs(found: Sequence[Diagnosis]) -> list[str]:
   """Each finding in some lines: what, which samples, what to do.
 
   What differs only in split and samples is described once.
@@ -49,10 +49,10 @@ def describe(found: Sequence[Diagnosis]) -> list[str]:
   for d in found:
     key = (d.rule.name, d.finding.what, d.finding.remedy)
     same.setdefault(key, []).append(d)
-  return [_describe(diagnoses) for diagnoses in same.values()]
+  return [_paragraph(diagnoses) for diagnoses in same.values()]
 
 
-def _describe(diagnoses: Sequence[Diagnosis]) -> str:
+def _paragraph(diagnoses: Sequence[Diagnosis]) -> str:
   rule, finding = diagnoses[0].rule, diagnoses[0].finding
   samples = [name for d in diagnoses for name in d.finding.samples]
   splits = ' and '.join(d.split for d in diagnoses)
@@ -103,16 +103,16 @@ def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
     if any(images[k] for _, images in counts):
       cells = []
       for s, (pixels, images) in zip(surveys, counts, strict=True):
-        cells.append(_percent(pixels[k], pixels.sum()))
-        cells.append(_percent(images[k], len(s.index_masks)))
+        cells.append(percent(_share(pixels[k], pixels.sum())))
+        cells.append(percent(_share(images[k], len(s.index_masks))))
       values = np.flatnonzero(labels.to_train_id == train_id).tolist()
       value = listed(values, 3) if train_id != IGNORE else ''
       table.add_row(value, name, *cells)
   return table
 
 
-def _percent(part: int, whole: int) -> str:
-  return f'{100 * part / whole:.2f}' if whole else '-'
+def _share(part: int, whole: int) -> float | None:
+  return part / whole if whole else None
 
 
 # --- Files -------------------------------------------------------------------
@@ -164,9 +164,7 @@ def write_json(
     ],
     'splits': {s.split: _facts(s) for s in surveys},
   }
-  temporary = folder / 'doctor.json.tmp'
-  temporary.write_text(json.dumps(content, indent=2) + '\n', 'utf-8')
-  os.replace(temporary, folder / 'doctor.json')
+  files.write_json(folder / 'doctor.json', content)
 
 
 def _facts(s: Survey) -> dict[str, Any]:
@@ -240,8 +238,7 @@ def _chosen(s: Survey, faults: dict[int, list[str]]) -> list[Observation]:
       rules |= set(faults[o.index])
       chosen[o.index] = o
   others = [o for o in s.readable if o.index not in chosen]
-  number = min(_PICTURES - len(chosen), len(others))
-  for place in np.linspace(0, len(others) - 1, number, dtype=int):
+  for place in visualize.spread(len(others), _PICTURES - len(chosen)):
     chosen[others[place].index] = others[place]
   return [chosen[index] for index in sorted(chosen)]
 

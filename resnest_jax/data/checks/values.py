@@ -2,15 +2,10 @@
 
 import numpy as np
 
-from resnest_jax.data.checks.finding import (
-  Finding,
-  listed,
-  names,
-  plural,
-  share_of,
-)
+from resnest_jax.data.checks.finding import Finding, names
 from resnest_jax.data.checks.observe import Observation, Survey
 from resnest_jax.data.labels import ADE20K, CITYSCAPES, IGNORE
+from resnest_jax.text import listed, plural, share_of
 
 # Highest class in the instance masks of ADE20K.
 _INSTANCE_CLASSES = 100

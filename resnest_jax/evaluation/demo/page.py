@@ -3,6 +3,7 @@
 It loads nothing from other hosts: fonts are the system's, pictures are inside.
 """
 
+import functools
 import importlib.resources
 import os
 from collections.abc import Mapping, Sequence
@@ -48,24 +49,6 @@ def make_page(
     name: of the network, shown above.
     examples: pictures that are offered.
   """
-
-  def show(upload: Mapping[str, Any] | None) -> tuple[str, str, str]:
-    if not upload:
-      return EMPTY, '', ''
-    predictor.on_compile = _say_compiling
-    try:
-      seen = result.look_at(predictor, uploaded(upload))
-    except UserError as error:
-      return result.problem(str(error)), '', ''
-    except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
-      if 'RESOURCE_EXHAUSTED' not in str(error):
-        raise
-      message = 'The device has too little memory for a picture of this size.'
-      return result.problem(message), '', ''
-    found = seen.prediction
-    table = result.legend(found.labels, found.classes, found.palette)
-    return result.overlay(seen), result.facts(seen), table
-
   with gr.Blocks(
     title=f'{name}: {TITLE.lower()}',
     analytics_enabled=False,
@@ -104,7 +87,7 @@ def make_page(
         legend = gr.HTML(elem_id='legend')
     opacity.change(None, opacity, js=SET_OPACITY)
     picture.change(
-      show,
+      functools.partial(_show, predictor),
       picture,
       [overlay, facts, legend],
       # Which opens the file, and says of a broken one no more than "Error".
@@ -114,6 +97,27 @@ def make_page(
       api_visibility='private',
     )
   return page
+
+
+def _show(
+  predictor: Predictor, upload: Mapping[str, Any] | None
+) -> tuple[str, str, str]:
+  """Overlay, facts and legend of an upload, as HTML."""
+  if not upload:
+    return EMPTY, '', ''
+  predictor.on_compile = _say_compiling
+  try:
+    seen = result.look_at(predictor, uploaded(upload))
+  except UserError as error:
+    return result.problem(str(error)), '', ''
+  except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    message = 'The device has too little memory for a picture of this size.'
+    return result.problem(message), '', ''
+  found = seen.prediction
+  table = result.legend(found.labels, found.classes, found.palette)
+  return result.overlay(seen), result.facts(seen), table
 
 
 def uploaded(upload: Mapping[str, Any]) -> Path:

@@ -20,7 +20,7 @@ MAX_EDGE = 1600  # Pixels: larger pictures are shrunk.
 MAX_PIXELS = 100_000_000  # Of a file; decoded, they are 300 MB.
 _SPACE = '\N{NO-BREAK SPACE}'
 
-Size = tuple[int, int]  # Height and width, pixels.
+Shape = tuple[int, int]  # Height and width, pixels.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,9 +38,9 @@ class Result:
 
   name: str
   prediction: Prediction
-  original: Size
-  seen: Size
-  padded: Size
+  original: Shape
+  seen: Shape
+  padded: Shape
   seconds: float
 
 
@@ -175,7 +175,7 @@ def problem(message: str) -> str:
   return f'<p class="problem" role="alert">{escape(message)}</p>'
 
 
-def _size(size: Size) -> str:
+def _size(size: Shape) -> str:
   """'683 x 512' that stays in a line: width first, as cameras say it."""
   return f'{size[1]}{_SPACE}\N{MULTIPLICATION SIGN}{_SPACE}{size[0]}'
 

@@ -12,7 +12,6 @@ import datetime
 import hashlib
 import importlib.resources
 import json
-import os
 import string
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -21,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from resnest_jax.data.checks.finding import listed
+from resnest_jax import files
 from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.report import images, tables
 from resnest_jax.evaluation.report.parts import percent
+from resnest_jax.text import listed
 from resnest_jax.weights.infer import title_of
 
 NAME = 'report.html'
@@ -49,10 +49,7 @@ def write(
     palette: uint8 (C, 3) RGB.
   """
   page = render(result, confusion, image_counts, pictures, palette)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(page, 'utf-8')
-  os.replace(temporary, path)
+  files.write_text(path, page)
 
 
 def render(

@@ -1,17 +1,16 @@
 """What the parts of the report share: percentages and squares of colour."""
 
-import math
+import functools
 
 import numpy as np
+
+from resnest_jax import text
 
 UNDEFINED = '<span class="none">&ndash;</span>'
 
 
-def percent(value: float | None, digits: int = 2) -> str:
-  """A fraction in percent, as the console has it; a dash if undefined."""
-  if value is None or math.isnan(value):
-    return '\N{EN DASH}'
-  return f'{100 * value:.{digits}f}'
+# As on the console, with the dash of the page.
+percent = functools.partial(text.percent, undefined='\N{EN DASH}')
 
 
 def swatch(colour: np.ndarray) -> str:

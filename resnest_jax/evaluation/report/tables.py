@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from resnest_jax.data.checks.finding import plural
 from resnest_jax.evaluation.report.parts import UNDEFINED, percent, swatch
+from resnest_jax.text import plural
 
 MOST_CONFUSIONS = 16  # In the list beside the matrix.
 

@@ -1,0 +1,219 @@
+"""The keys of a configuration: which values they accept, which may differ.
+
+Their meanings and defaults are in configs/common.py. How values depend on each
+other is in `config.validate`; names of networks, data sets and the like are
+checked where they are used.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+# The ways to evaluate, and what each depends on, in the order in which it is
+# written into results.
+PROTOCOLS = {
+  'whole': ('image_scale',),
+  'slide': ('image_scale', 'crop', 'stride'),
+  'ms_flip_0x': ('image_scale', 'scales', 'flip'),
+  'ms_flip_1x': ('scales', 'flip'),
+}
+SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
+
+
+class Accepted(NamedTuple):
+  """Values in words, and the test."""
+
+  words: str
+  holds: Callable[[Any], bool]
+  names: Collection[str] = ()  # All there are, of which the nearest is meant.
+
+  def said_of(self, value: Any) -> str:
+    """The words, with the name that may have been meant."""
+    near = difflib.get_close_matches(value, self.names, 1) if self.names else ()
+    return self.words + (f' (did you mean {near[0]}?)' if near else '')
+
+
+def at_least(minimum: int, why: str = '') -> Accepted:
+  return Accepted(f'at least {minimum}{why}', lambda x: x >= minimum)
+
+
+def one_of(names: Collection[str]) -> Accepted:
+  return Accepted(f'one of {", ".join(names)}', lambda x: x in names, names)
+
+
+def whole_numbers(length: int) -> Accepted:
+  def holds(values: tuple) -> bool:
+    return len(values) == length and all(
+      type(value) is int and value > 0 for value in values
+    )
+
+  return Accepted(f'{length} positive whole numbers', holds)
+
+
+def is_positive(value: Any) -> bool:
+  return type(value) in (int, float) and 0 < value < float('inf')
+
+
+def _is_range(values: tuple) -> bool:
+  numbers = all(is_positive(value) for value in values)
+  return numbers and len(values) == 2 and values[0] <= values[1]
+
+
+def _are_scales(values: tuple) -> bool:
+  return bool(values) and all(is_positive(value) for value in values)
+
+
+def _are_weights(values: tuple) -> bool:
+  return any(values) and all(x == 0 or is_positive(x) for x in values)
+
+
+NOT_NEGATIVE = Accepted('at least 0', lambda x: 0 <= x < float('inf'))
+POSITIVE = Accepted('above 0', lambda x: 0 < x < float('inf'))
+SHARE = Accepted('from 0 to 1', lambda x: 0 <= x <= 1)
+SHARE_BELOW_1 = Accepted('at least 0 and below 1', lambda x: 0 <= x < 1)
+SHARE_ABOVE_0 = Accepted('above 0 and at most 1', lambda x: 0 < x <= 1)
+BETWEEN_0_AND_1 = Accepted('above 0 and below 1', lambda x: 0 < x < 1)
+STAGES = Accepted('from 0 to 5', lambda x: 0 <= x <= 5)
+DEVICES = Accepted(
+  'at least 1, or -1: all devices', lambda x: x >= 1 or x == -1
+)
+CLASSES = Accepted(
+  'at least 2, or 0: as many as the data has', lambda x: x >= 2 or x == 0
+)
+LONG_AND_SHORT = Accepted(
+  'two positive whole numbers: (long edge, short edge) in pixels',
+  lambda x: whole_numbers(2).holds(x) and x[0] >= x[1],
+)
+RANGE = Accepted('two positive numbers, the smaller first', _is_range)
+SCALES = Accepted('one or more positive numbers', _are_scales)
+WEIGHTS = Accepted('numbers of at least 0, not all 0', _are_weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+  """What is known of a key, or of all keys of a section.
+
+  Attributes:
+    accepted: values besides None; None: all of the key's type.
+    free: whether it may change from one start of a run to the next, because
+      it changes neither the result nor what is stored.
+    per_host: whether the hosts of one run may differ in it.
+  """
+
+  accepted: Accepted | None = None
+  free: bool = False
+  per_host: bool = False
+
+
+KEYS = {
+  'name': Key(),
+  'seed': Key(at_least(0)),
+  'pretrained': Key(),
+  'model.backbone': Key(),
+  'model.stage_sizes': Key(whole_numbers(4)),
+  'model.stem_width': Key(at_least(1)),
+  'model.width': Key(at_least(1)),
+  'model.radix': Key(at_least(1)),
+  'model.groups': Key(at_least(1)),
+  'model.base_width': Key(at_least(1)),
+  'model.output_stride': Key(),
+  'model.dilation_rule': Key(),
+  'model.head': Key(),
+  'model.head_channels': Key(at_least(1)),
+  'model.aux_channels': Key(at_least(1)),
+  'model.num_classes': Key(CLASSES),
+  'model.dropout': Key(SHARE_BELOW_1),
+  'model.frozen_bn': Key(),
+  'model.dtype': Key(),
+  'data.name': Key(),
+  'data.data_dir': Key(free=True, per_host=True),
+  'data.folder.classes': Key(),
+  'data.folder.images': Key(),
+  'data.folder.masks': Key(),
+  'data.folder.image_suffix': Key(),
+  'data.folder.mask_suffix': Key(),
+  'data.folder.lists': Key(),
+  'data.folder.eval_fraction': Key(BETWEEN_0_AND_1),
+  'data.folder.split_seed': Key(at_least(0)),
+  'data.train_split': Key(),
+  'data.eval_split': Key(free=True),
+  'data.sampling': Key(one_of(SAMPLINGS)),
+  'data.repeat_threshold': Key(SHARE),
+  'data.image_scale': Key(LONG_AND_SHORT),
+  'data.scale_range': Key(RANGE),
+  'data.crop_size': Key(whole_numbers(2)),
+  'data.cat_max_ratio': Key(SHARE_ABOVE_0),
+  'data.flip_probability': Key(SHARE),
+  'data.photometric': Key(),
+  'data.doctor_samples': Key(at_least(0), free=True),
+  'data.skip_unreadable': Key(free=True),
+  'data.num_workers': Key(at_least(0), free=True, per_host=True),
+  'data.num_threads': Key(at_least(0), free=True, per_host=True),
+  'data.prefetch': Key(at_least(1), free=True, per_host=True),
+  'data.timeout': Key(Accepted('above 0', lambda x: x > 0), free=True),
+  'loss.terms.cross_entropy': Key(NOT_NEGATIVE),
+  'loss.terms.ohem': Key(NOT_NEGATIVE),
+  'loss.terms.focal': Key(NOT_NEGATIVE),
+  'loss.terms.dice': Key(NOT_NEGATIVE),
+  'loss.terms.lovasz': Key(NOT_NEGATIVE),
+  'loss.aux_weight': Key(NOT_NEGATIVE),
+  'loss.avg_non_ignore': Key(),
+  'loss.class_weights': Key(WEIGHTS),
+  'loss.label_smoothing': Key(SHARE_BELOW_1),
+  'loss.ohem_threshold': Key(SHARE),
+  'loss.ohem_min_kept': Key(at_least(1)),
+  'loss.focal_gamma': Key(NOT_NEGATIVE),
+  'loss.focal_alpha': Key(SHARE),
+  'loss.focal_activation': Key(one_of(('sigmoid', 'softmax'))),
+  'loss.lovasz_per_image': Key(),
+  'optimizer.name': Key(one_of(('sgd', 'adamw'))),
+  'optimizer.learning_rate': Key(POSITIVE),
+  'optimizer.min_learning_rate': Key(NOT_NEGATIVE),
+  'optimizer.schedule': Key(one_of(('poly', 'cosine'))),
+  'optimizer.power': Key(POSITIVE),
+  'optimizer.warmup_steps': Key(at_least(0)),
+  'optimizer.warmup_ratio': Key(SHARE),
+  'optimizer.momentum': Key(SHARE_BELOW_1),
+  'optimizer.beta1': Key(SHARE_BELOW_1),
+  'optimizer.beta2': Key(SHARE_BELOW_1),
+  'optimizer.epsilon': Key(POSITIVE),
+  'optimizer.weight_decay': Key(NOT_NEGATIVE),
+  'optimizer.decay_norm_bias': Key(),
+  'optimizer.layer_decay': Key(SHARE_ABOVE_0),
+  'optimizer.head_multiplier': Key(POSITIVE),
+  'optimizer.clip_norm': Key(POSITIVE),
+  'mesh': Key(free=True),
+  'mesh.data': Key(DEVICES),
+  'mesh.spatial': Key(at_least(1)),
+  'train.total_steps': Key(at_least(1)),
+  # The split attention normalises 1x1 maps over the batch: one value has no
+  # variance.
+  'train.batch_size': Key(at_least(2, ' (batch normalisation)')),
+  'train.log_steps': Key(at_least(1), free=True),
+  'train.eval_steps': Key(at_least(1), free=True),
+  'train.checkpoint_steps': Key(at_least(1), free=True),
+  'train.keep_checkpoints': Key(at_least(1), free=True),
+  'train.pictures': Key(at_least(0), free=True),
+  'train.wandb': Key(free=True),
+  'train.micro_batch_size': Key(at_least(0)),
+  'train.remat': Key(free=True),  # Apart from rounding.
+  'train.freeze': Key(STAGES),
+  'train.freeze_norms': Key(),
+  'train.ema_decay': Key(SHARE_BELOW_1),
+  'eval': Key(free=True),
+  'eval.batch_size': Key(at_least(1)),
+  'eval.bucket': Key(at_least(1)),
+  'eval.overlays': Key(at_least(0)),
+  'eval.report_images': Key(at_least(0)),
+  'eval.boundary_iou': Key(),
+  'eval.fscore_beta': Key(POSITIVE),
+  'eval.protocol': Key(one_of(PROTOCOLS)),
+  'eval.slide_crop': Key(whole_numbers(2)),
+  'eval.slide_stride': Key(whole_numbers(2)),
+  'eval.scales': Key(SCALES),
+  'eval.flip': Key(),
+}
+# Sections stand for all of their keys, also those of earlier versions.
+FREE_KEYS = tuple(name for name, key in KEYS.items() if key.free)
+HOST_KEYS = tuple(name for name, key in KEYS.items() if key.per_host)

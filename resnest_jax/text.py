@@ -1,0 +1,52 @@
+"""Numbers and lists in words."""
+
+import math
+from collections.abc import Iterable, Sized
+
+
+def plural(number: int, noun: str, verb: str = '') -> str:
+  """'1 mask', '2 masks', '3 classes', with verb '1 mask has'."""
+  ending = 'es' if noun.endswith('s') else 's'
+  words = f'{number} {noun}{"" if number == 1 else ending}'
+  return f'{words} {_conjugated(number, verb)}'.rstrip()
+
+
+def share(part: int, whole: int, noun: str, verb: str = '') -> str:
+  """'1 of 3 masks has', '2 of 3 masks have', '1 of 1 mask has'."""
+  words = f'{part} of {plural(whole, noun)}'
+  return f'{words} {_conjugated(part, verb)}'.rstrip()
+
+
+def share_of(part: Sized, whole: Sized, noun: str, verb: str = '') -> str:
+  """`share` of what is in two collections."""
+  return share(len(part), len(whole), noun, verb)
+
+
+def _conjugated(number: int, verb: str) -> str:
+  singular = {'have': 'has', 'are': 'is', 'do': 'does'}
+  return singular.get(verb, verb) if number == 1 else verb
+
+
+def listed(words: Iterable[object], most: int = 6) -> str:
+  """'a, b, c and 7 more'."""
+  words = [str(word) for word in words]
+  rest = f' and {len(words) - most} more' if len(words) > most else ''
+  return ', '.join(words[:most]) + rest
+
+
+def percent(
+  fraction: float | None, digits: int = 2, undefined: str = '-'
+) -> str:
+  """'12.34' for 0.1234; None and NaN are undefined."""
+  if fraction is None or math.isnan(fraction):
+    return undefined
+  return f'{100 * fraction:.{digits}f}'
+
+
+def duration(seconds: float) -> str:
+  """Hours, minutes and seconds: '1:02:03', '2:03'."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours}:{minutes:02}:{seconds:02}'
+  return f'{minutes}:{seconds:02}'
