@@ -135,15 +135,15 @@ def load_weights(
     backbone: its name, where the file does not tell; see `describe`.
     checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
     published: the names.
-    model_config: `config.model` to build a training's network by; None: as it
-      was trained.
+    model_config: `config.model` to build the network by; the source then is
+      the workdir of a training. None: as the source describes it.
 
   Raises:
     UserError: no such file, a damaged one, values that are not finite, or
       not a ResNeSt.
   """
-  path = fetch(source, published)
-  if (path / 'checkpoints').is_dir():
+  path = fetch(source, published) if model_config is None else Path(source)
+  if model_config is not None or (path / 'checkpoints').is_dir():
     weights = _of_run(path, checkpoint, drop, backbone, model_config)
   elif checkpoint != 'latest':
     raise UserError(
