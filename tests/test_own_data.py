@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from golden import reference
+from numpy.testing import assert_allclose, assert_equal
 
 from resnest_jax.config import load_config
 from resnest_jax.data import doctor, prepare
@@ -199,9 +200,7 @@ def test_masks_became_indices(garden):
       str(folder / f'mydata/masks/{name}.png'), cv2.IMREAD_UNCHANGED
     )
     coloured = cv2.imread(str(folder / f'mydata/coloured/{name}.png'))
-    np.testing.assert_array_equal(
-      np.array(COLOURS, np.uint8)[mask], coloured[..., ::-1]
-    )
+    assert_equal(np.array(COLOURS, np.uint8)[mask], coloured[..., ::-1])
 
 
 def test_the_doctor_says_nothing(garden):
@@ -263,7 +262,7 @@ def test_predictions_have_the_classes_and_colours(garden):
     overlay = cv2.imread(str(out / f'{path.stem}_overlay.png'))[..., ::-1]
     photograph = cv2.imread(str(path))[..., ::-1]
     colours = np.array(COLOURS)[predicted]
-    np.testing.assert_allclose(overlay, (photograph + colours) / 2, atol=1)
+    assert_allclose(overlay, (photograph + colours) / 2, atol=1)
 
 
 def test_converted_weights_have_them_too(garden):

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from evaluation.runs import write_run
+from numpy.testing import assert_equal
 from packaging.metadata import Metadata
 
 import resnest_jax
@@ -163,7 +164,7 @@ def test_prediction_from_the_wheel(installed):
   assert len(np.unique(mask)) > 1
   palette = np.array(ADE20K.palette)
   colours = cv2.imread(str(work / 'a/street_color.png'))[..., ::-1]
-  np.testing.assert_array_equal(colours, palette[mask])
+  assert_equal(colours, palette[mask])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from numpy.testing import assert_equal
 
 from resnest_jax.data.classes import (
   distinct_colours,
@@ -47,7 +48,7 @@ def test_lines_with_mask_values(read):
   assert classes.labels.classes == ('road', 'a: b', 'sky')
   expected = np.full(256, 255)
   expected[[7, 8, 11, 12, 255]] = [0, 1, 1, 1, 2]
-  np.testing.assert_array_equal(classes.labels.to_train_id, expected)
+  assert_equal(classes.labels.to_train_id, expected)
   assert classes.values == ((7,), (8, 11, 12), (255,))
   assert classes.ignored == (0, 1)
   known = np.flatnonzero(classes.known()).tolist()
@@ -65,10 +66,8 @@ def test_json_says_the_same(read):
     }
   )
   assert same.labels.classes == text.labels.classes
-  np.testing.assert_array_equal(same.labels.palette, text.labels.palette)
-  np.testing.assert_array_equal(
-    same.labels.to_train_id, text.labels.to_train_id
-  )
+  assert_equal(same.labels.palette, text.labels.palette)
+  assert_equal(same.labels.to_train_id, text.labels.to_train_id)
   assert (same.values, same.ignored) == (text.values, text.ignored)
   names = read({'classes': ['a', 'b'], 'palette': [None, [1, 2, 3]]})
   assert names.chosen == ('a',)
@@ -149,5 +148,5 @@ def test_labels_of_weights_that_say():
   assert labels.palette.tolist() == palette
   labels = label_set(19, names, None)
   assert labels.classes == tuple(names)
-  np.testing.assert_array_equal(labels.palette, distinct_colours(19))
+  assert_equal(labels.palette, distinct_colours(19))
   assert label_set(3, None, None).classes == ('0', '1', '2')

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from numpy.testing import assert_equal
 
 from resnest_jax.config import load_config
 from resnest_jax.data import pixels
@@ -68,9 +69,9 @@ def test_samples_are_those_of_the_png_files(encoded, raw_data_dir):
   for i, expected in enumerate(encoded):
     assert samples[i].keys() == expected.keys()
     for key in expected:
-      np.testing.assert_array_equal(samples[i][key], expected[key])
+      assert_equal(samples[i][key], expected[key])
     assert samples[i]['image'].dtype == samples[i]['label'].dtype == np.uint8
-    np.testing.assert_array_equal(stored[i]['mask'], encoded.raw(i)['mask'])
+    assert_equal(stored[i]['mask'], encoded.raw(i)['mask'])
   with pytest.raises(IndexError):
     split[12]
   assert pickle.loads(pickle.dumps(split)).decoded
@@ -95,7 +96,7 @@ def test_batches_are_equal_bit_for_bit(root, encoded, raw_data_dir):
   for batch, other in zip(*batches, strict=True):
     assert batch.keys() == other.keys()
     for key in batch:
-      np.testing.assert_array_equal(batch[key], other[key])
+      assert_equal(batch[key], other[key])
 
 
 # ---- The command -----------------------------------------------------------
@@ -202,7 +203,7 @@ def whole(tmp_path_factory):
   for index in (0, 17, 39):
     sample, expected = file[index], Reader()(index)
     for key in expected:
-      np.testing.assert_array_equal(sample[key], expected[key])
+      assert_equal(sample[key], expected[key])
   return contents(folder)
 
 
@@ -297,7 +298,7 @@ def test_a_changed_pixel_is_noticed_by_its_sample(encoded, data_dir):
     file.seek(-1, 1)
     file.write(bytes([value ^ 1]))
   split = open_split(NAME, data_dir, 'train')
-  np.testing.assert_array_equal(split[4]['image'], encoded[4]['image'])
+  assert_equal(split[4]['image'], encoded[4]['image'])
   with pytest.raises(UserError) as error:
     split[5]
   message = str(error.value)

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from numpy.testing import assert_equal
 
 from resnest_jax.data import resize
 
@@ -55,7 +56,7 @@ def test_resizing_matches_naive_sampling(image_scale):
     np.floor(np.arange(n) * (m / n)).astype(int)
     for n, m in zip(size, label.shape, strict=True)
   ]
-  np.testing.assert_array_equal(
+  assert_equal(
     resize.resize_label_window(label, size, whole), label[np.ix_(*nearest)]
   )
 
@@ -87,11 +88,11 @@ def assert_windows_equal_whole(image, label, size, windows):
   labels = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
   for window in windows:
     what = f'{label.shape} -> {size}, {window}'
-    np.testing.assert_array_equal(
+    assert_equal(
       resize.resize_image_window(image, size, window), resized[window], what
     )
     found = resize.resize_label_window(label, size, window)
-    np.testing.assert_array_equal(found, labels[window], what)
+    assert_equal(found, labels[window], what)
     assert found.flags.c_contiguous
 
 
@@ -124,4 +125,4 @@ def test_nearest_pixels_of_long_axes_equal_opencvs():
     row = np.arange(length, dtype=np.float32)[None]
     expected = cv2.resize(row, (new, 1), interpolation=cv2.INTER_NEAREST)
     found = resize.nearest_pixels(length, new, slice(0, new))
-    np.testing.assert_array_equal(found, expected[0], f'{length} -> {new}')
+    assert_equal(found, expected[0], f'{length} -> {new}')

@@ -5,6 +5,7 @@ import contextlib
 import grain
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 from scipy import stats
 
 from resnest_jax.config import load_config
@@ -54,7 +55,7 @@ def test_repeat_factors_are_those_of_the_paper():
   expected = np.ones(20)
   expected[:5] = np.sqrt(0.5 / 0.25)
   expected[7] = np.sqrt(0.5 / 0.05)
-  np.testing.assert_allclose(factors, expected)
+  assert_allclose(factors, expected)
   assert (repeat_factors(PRESENT, threshold=0.01) == 1).all()
 
 
@@ -159,7 +160,7 @@ def test_sampler_of_a_run_keeps_its_counts(split, tmp_path):
   number = 200 * table.row_count
   drawn = present[visited(sampler, number)].mean(0)
   expected = sampler.weights(len(split)) @ present
-  np.testing.assert_allclose(drawn, expected, atol=0.02)
+  assert_allclose(drawn, expected, atol=0.02)
   assert drawn[present.any(0)].min() >= 1 / table.row_count
   # The same again, from the file; other data is counted anew.
   again, _ = open_sampler(config, Unreadable(split), SEED, cache)

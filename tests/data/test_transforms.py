@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from data.twins import blocks, origin_twin
+from numpy.testing import assert_equal
 
 from resnest_jax.data import transforms
 from resnest_jax.errors import UserError
@@ -63,24 +64,22 @@ DISTORTED = {
 def test_photometric_distortion_equals_stored_results(name):
   draw, expected = DISTORTED[name]
   result = transforms.photometric_distortion(PIXELS, draw)
-  np.testing.assert_array_equal(result, expected)
+  assert_equal(result, expected)
 
 
 def test_photometric_distortion_leaves_its_input_alone():
   image = PIXELS.copy()
   same = transforms.photometric_distortion(image, transforms.PhotometricDraw())
-  np.testing.assert_array_equal(same, PIXELS)
+  assert_equal(same, PIXELS)
   for draw, _ in DISTORTED.values():
     transforms.photometric_distortion(image, draw)
-  np.testing.assert_array_equal(image, PIXELS)
+  assert_equal(image, PIXELS)
 
 
 def test_photometric_parameters_are_ordered_and_identity_where_not_drawn():
-  np.testing.assert_array_equal(
-    transforms.PhotometricDraw().parameters(), np.float32(IDENTITY)
-  )
+  assert_equal(transforms.PhotometricDraw().parameters(), np.float32(IDENTITY))
   full = transforms.PhotometricDraw(-3.5, 1.25, 0.75, -7, 0.5).parameters()
-  np.testing.assert_array_equal(full, np.float32([-3.5, 1.25, 0.75, -7, 0.5]))
+  assert_equal(full, np.float32([-3.5, 1.25, 0.75, -7, 0.5]))
   assert full.dtype == np.float32
 
 
@@ -102,7 +101,7 @@ def origin(label, offsets, crop_size, cat_max_ratio):
   (rows, columns), crop = transforms.random_crop(
     label, label.shape, offsets, crop_size, cat_max_ratio
   )
-  np.testing.assert_array_equal(crop, label[rows, columns])
+  assert_equal(crop, label[rows, columns])
   return rows.start, columns.start
 
 
@@ -135,31 +134,29 @@ def test_random_crop_is_a_window_and_smaller_for_a_small_label():
   # Room of 3 and 5 origins: int(0.5 * 3) = 1, int(0.5 * 5) = 2.
   window, crop = transforms.random_crop(label, (8, 10), offsets, (6, 6), 1.0)
   assert window == (slice(1, 7), slice(2, 8))
-  np.testing.assert_array_equal(crop, label[1:7, 2:8])
+  assert_equal(crop, label[1:7, 2:8])
   window, crop = transforms.random_crop(label, (8, 10), offsets, (20, 4), 1.0)
   assert window == (slice(0, 8), slice(3, 7))
-  np.testing.assert_array_equal(crop, label[:, 3:7])
+  assert_equal(crop, label[:, 3:7])
   # Twice as large: room of 11 and 15 origins.
   window, crop = transforms.random_crop(label, (16, 20), offsets, (6, 6), 1.0)
   assert window == (slice(5, 11), slice(7, 13))
   doubled = label.repeat(2, 0).repeat(2, 1)
-  np.testing.assert_array_equal(crop, doubled[window])
+  assert_equal(crop, doubled[window])
 
 
 def test_flip_mirrors_columns_of_images_and_labels():
   image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
   flipped = transforms.random_flip(image, True)
-  np.testing.assert_array_equal(flipped[0], [[3, 4, 5], [0, 1, 2]])
+  assert_equal(flipped[0], [[3, 4, 5], [0, 1, 2]])
   label = np.array([[1, 2], [3, 4]], np.uint8)
-  np.testing.assert_array_equal(
-    transforms.random_flip(label, True), [[2, 1], [4, 3]]
-  )
+  assert_equal(transforms.random_flip(label, True), [[2, 1], [4, 3]])
   assert transforms.random_flip(image, False) is image
 
 
 def test_pad_fills_bottom_and_right():
   label = np.array([[1, 2]], np.uint8)
-  np.testing.assert_array_equal(
+  assert_equal(
     transforms.pad_bottom_right(label, (2, 3), 255),
     [[1, 2, 255], [255, 255, 255]],
   )
@@ -182,12 +179,12 @@ def test_augment_pads_and_passes_the_distortion_on():
     crop_size=(32, 24),
     cat_max_ratio=0.75,
   )
-  np.testing.assert_array_equal(sample['size'], [20, 24])
+  assert_equal(sample['size'], [20, 24])
   assert (sample['image'][:20] == 200).all()
   assert (sample['image'][20:] == 0).all()
   assert (sample['label'][:20] == 9).all()
   assert (sample['label'][20:] == 255).all()
-  np.testing.assert_array_equal(sample['photometric'], [0, 1, 1, 4, 1])
+  assert_equal(sample['photometric'], [0, 1, 1, 4, 1])
 
 
 def augment_twin(image, label, draw, image_scale, crop_size):
@@ -237,9 +234,9 @@ def test_augment_equals_resizing_everything_first(
       crop_size=crop_size,
       cat_max_ratio=0.75,
     )
-    np.testing.assert_array_equal(sample['image'], expected[0])
-    np.testing.assert_array_equal(sample['label'], expected[1])
-    np.testing.assert_array_equal(sample['size'], size)
+    assert_equal(sample['image'], expected[0])
+    assert_equal(sample['label'], expected[1])
+    assert_equal(sample['size'], size)
     assert sample['image'].flags.c_contiguous
     padded.add(size != crop_size)
     refused.add(refusals)
