@@ -23,14 +23,9 @@ from resnest_jax.data.datasets import open_data
 from resnest_jax.errors import UserError
 from resnest_jax.models.segmentor import create_backbone
 from resnest_jax.training.checkpoints import load_checkpoint
+from resnest_jax.weights import pretrained
 from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.infer import Description
-from resnest_jax.weights.pretrained import (
-  HEAD_KEYS,
-  NORMALIZATION,
-  Weights,
-  load_weights,
-)
 from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
 
 pytestmark = pytest.mark.long
@@ -69,13 +64,13 @@ def write_garden(folder):
 def write_backbone(folder):
   """Stands for the published weights, which are large and far away."""
   config = load_config(ROOT / 'configs/folder.py:mini', SMALL).model.to_dict()
-  config = {k: v for k, v in config.items() if k not in HEAD_KEYS}
+  config = {k: v for k, v in config.items() if k not in pretrained.HEAD_KEYS}
   model = create_backbone(config)
   variables = reference.filled_variables(variable_shapes(model))
   state_dict = export_state_dict(model, variables, 'ours')
   description = Description('backbone', config)
-  about = Weights(
-    state_dict, 'ours', description, None, None, NORMALIZATION, {}
+  about = pretrained.Weights(
+    state_dict, 'ours', description, None, None, pretrained.NORMALIZATION, {}
   ).about()
   write_weights(folder, 'ours', state_dict, about)
 
@@ -246,7 +241,7 @@ def test_predictions_have_the_classes_and_colours(garden):
 
 def test_converted_weights_have_them_too(garden):
   folder, _ = garden
-  weights = load_weights(folder / 'weights' / 'own')
+  weights = pretrained.load_weights(folder / 'weights' / 'own')
   assert tuple(weights.classes) == NAMES
   assert tuple(map(tuple, weights.palette)) == COLOURS
 
