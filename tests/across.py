@@ -16,18 +16,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kills import SMALL
+from small import MINI, small_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, LIMIT = 20, 1e-4
-FLAGS = {
-  'model.dtype': 'float64',
-  'train.total_steps': 2 * STEPS,
-  'train.checkpoint_steps': STEPS,
-  'train.eval_steps': 2 * STEPS,
-  'train.log_steps': 1,
-  'train.pictures': 0,
-}
+FLAGS = small_flags(
+  {
+    **{'model.dtype': 'float64', 'model.head': 'fcn', 'model.radix': 1},
+    **{'train.total_steps': 2 * STEPS, 'train.checkpoint_steps': STEPS},
+    **{'train.eval_steps': 2 * STEPS, 'train.log_steps': 1},
+    **{'train.pictures': 0, 'data.doctor_samples': 0},
+  }
+)
 
 
 def main() -> None:
@@ -37,20 +37,13 @@ def main() -> None:
     sys.exit(f'error: give two Pythons.{__doc__}')
   with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
-    archive = folder / 'archive.zip'
-    run(
-      *(pythons[0], '-m', 'resnest_jax.data.mini', '--out', archive),
-      *('--images', '24', '8'),
-    )
-    run(
-      *(pythons[0], '-m', 'resnest_jax.data.prepare', 'ade20k_mini'),
-      *('--archive', archive, '--data_dir', folder),
-    )
+    prepare = ('-m', 'resnest_jax.data.prepare', 'ade20k_mini')
+    run(pythons[0], *prepare, '--images', '24', '8', '--data_dir', folder)
     flags = [
-      *('--config', 'configs/ade20k_pspnet.py:mini'),
+      '--config',
+      MINI,
       f'--config.data.data_dir={folder}',
-      *SMALL,
-      *(f'--config.{key}={value}' for key, value in FLAGS.items()),
+      *FLAGS,
       *flags,
     ]
     worst = [
@@ -92,12 +85,8 @@ def version(python: str) -> str:
 
 def run(python: str, *arguments: str | Path) -> str:
   """Returns what it prints; ends with its errors where it fails."""
-  done = subprocess.run(
-    [python, *map(str, arguments)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+  command = [python, *map(str, arguments)]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   if done.returncode:
     sys.exit(f'{" ".join(map(str, arguments))}\n{done.stdout}{done.stderr}')
   return done.stdout

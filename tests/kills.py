@@ -10,7 +10,6 @@ anything differs.
 """
 
 import argparse
-import collections
 import json
 import os
 import random
@@ -25,28 +24,19 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from small import small_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 12
-# As small as it gets: the time goes into starting.
-SMALL = (
-  '--config.model.head=fcn',
-  '--config.model.radix=1',
-  '--config.model.width=8',
-  '--config.model.stem_width=8',
-  '--config.model.head_channels=8',
-  '--config.model.aux_channels=8',
-  '--config.data.image_scale=48,48',
-  '--config.data.scale_range=1.0,1.5',
-  '--config.data.crop_size=32,32',
-  '--config.data.doctor_samples=0',
-  f'--config.train.total_steps={STEPS}',
-  '--config.train.batch_size=4',
-  '--config.train.checkpoint_steps=4',
-  '--config.train.eval_steps=6',
-  '--config.train.log_steps=3',
-  '--config.eval.batch_size=2',
-  '--config.eval.bucket=48',
+# The time goes into starting.
+SMALL = small_flags(
+  {
+    **{'model.head': 'fcn', 'model.radix': 1, 'model.head_channels': 8},
+    **{'data.image_scale': (48, 48), 'data.doctor_samples': 0},
+    **{'train.total_steps': STEPS, 'train.checkpoint_steps': 4},
+    **{'train.eval_steps': 6, 'train.log_steps': 3},
+    **{'eval.batch_size': 2, 'eval.bucket': 48},
+  }
 )
 # What differs from run to run.
 SPEEDS = (
@@ -66,7 +56,7 @@ MOMENTS = {
   'end': (f'step {STEPS}/', 0.8),
   'save': (None, 0.03),
 }
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Exit statuses.
 STATUS = {
   signal.SIGKILL: -signal.SIGKILL,
   signal.SIGTERM: 75,
@@ -95,8 +85,8 @@ def make_data(folder: Path) -> None:
       image = rng.integers(0, 60, (48, 48, 3), np.uint8) + 90 * mask[..., None]
       cv2.imwrite(f'{folder}/images/{split}/{index}.png', image)
       cv2.imwrite(f'{folder}/masks/{split}/{index}.png', mask)
-  classes = ['sky 0 0 255', 'wall 255 0 0', 'road 0 255 0']
-  (folder / 'classes.txt').write_text('\n'.join(classes) + '\n')
+  classes = 'sky 0 0 255\nwall 255 0 0\nroad 0 255 0\n'
+  (folder / 'classes.txt').write_text(classes)
 
 
 def command(data: Path, workdir: Path) -> list[str]:
@@ -205,7 +195,24 @@ def draw_kill(rng: random.Random) -> Kill:
   """A moment, a signal and a delay."""
   moment = rng.choice(list(MOMENTS))
   delay = rng.uniform(0, MOMENTS[moment][1])
-  return Kill(moment, rng.choice(SIGNALS), delay)
+  return Kill(moment, rng.choice(list(STATUS)), delay)
+
+
+def disturb(
+  arguments: list[str], workdir: Path, rng: random.Random, most: int
+) -> tuple[int, str]:
+  """Kills a run up to `most` times; how often, and what went wrong."""
+  for number in range(most):
+    kill = draw_kill(rng)
+    status, seconds, printed = run_and_kill(arguments, workdir, kill)
+    if status == 0:
+      return number, ''  # It was faster.
+    said = f'{workdir.name}, {kill.signal.name} in {kill.moment}: '
+    said += f'status {status} after {seconds:.1f} s'
+    if status not in (STATUS[kill.signal], -kill.signal):
+      return number, f'{said}:\n{printed}'
+    print(f'{said}, {kill.delay:.2f} s late', flush=True)
+  return most, ''
 
 
 def main() -> None:
@@ -222,52 +229,26 @@ def main() -> None:
   folder = Path(tempfile.mkdtemp(prefix='kills-'))
   data, undisturbed = folder / 'data', folder / 'undisturbed'
   make_data(data)
-  began = time.monotonic()
   run(command(data, undisturbed), check=True)
-  print(f'undisturbed: {time.monotonic() - began:.0f} s', flush=True)
-
-  kills, runs, failures = collections.Counter(), 0, []
-  slowest = 0.0
-  while sum(kills.values()) < flags.kills and not failures:
+  kills, runs, failure = 0, 0, ''
+  while kills < flags.kills and not failure:
     runs += 1
     workdir = folder / f'run-{runs}'
     arguments = command(data, workdir)
-    for _ in range(5):
-      kill = draw_kill(rng)
-      status, seconds, printed = run_and_kill(arguments, workdir, kill)
-      name = kill.signal.name
-      if status == 0:
-        break  # It was faster.
-      if status not in (STATUS[kill.signal], -kill.signal):
-        failures.append(f'run {runs}: status {status} after {name}:\n{printed}')
-        break
-      kills[f'{name} {kill.moment}'] += 1
-      if kill.signal != signal.SIGKILL:
-        slowest = max(slowest, seconds)
-      print(
-        f'kill {sum(kills.values())}/{flags.kills}: run {runs}, {name} in '
-        f'{kill.moment} + {kill.delay:.2f} s: status {status} after '
-        f'{seconds:.1f} s',
-        flush=True,
-      )
-      if sum(kills.values()) == flags.kills:
-        break
+    number, failure = disturb(
+      arguments, workdir, rng, min(5, flags.kills - kills)
+    )
+    kills += number
     last = run(arguments)
     if last.returncode:
-      failures.append(f'run {runs} needs a hand:\n{last.stdout}{last.stderr}')
+      failure += f'run {runs} needs a hand:\n{last.stdout}{last.stderr}'
     elif differ := differences(workdir, undisturbed):
-      failures.append(f'run {runs} differs in {", ".join(differ[:9])}')
+      failure += f'run {runs} differs in {", ".join(differ[:9])}'
     else:
-      print(f'run {runs}: the same bits', flush=True)
-  print(
-    f'{sum(kills.values())} kills of {runs} runs in '
-    f'{time.monotonic() - began:.0f} s; at most {slowest:.1f} s from a signal '
-    f'to the end; {len(failures)} runs differ'
-  )
-  for what, count in sorted(kills.items()):
-    print(f'  {count} x {what}')
-  if failures:
-    sys.exit('\n'.join([*failures, f'see {folder}']))
+      print(f'run {runs}: the same bits after {number} kills', flush=True)
+  print(f'{kills} kills of {runs} runs')
+  if failure:
+    sys.exit(f'{failure}\nsee {folder}')
   shutil.rmtree(folder)
 
 

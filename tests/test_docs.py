@@ -1,4 +1,4 @@
-"""Links and configuration keys in the README and in docs lead somewhere."""
+"""Links, keys of the configuration and rows that the pages name exist."""
 
 import functools
 import re
@@ -10,7 +10,7 @@ from resnest_jax.config import flatten, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / 'docs').rglob('*.md'))
-PAGES = [ROOT / 'README.md', *DOCS]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *DOCS]
 CONFIG = load_config(ROOT / 'configs' / 'folder.py')
 # The first names of keys, as pages write them without `config.`.
 SECTIONS = '|'.join(
@@ -86,12 +86,12 @@ def test_the_index_names_every_page():
 
 
 def test_every_picture_of_the_docs_is_shown():
-  shown = set()
-  for page in PAGES:
-    for link in re.findall(r'!\[[^]]*\]\(([^)]+)\)', page.read_text('utf-8')):
-      if '://' not in link:
-        shown.add((page.parent / link).resolve())
-  assert shown == set((ROOT / 'docs' / 'images').iterdir())
+  shown = {
+    (page.parent / link).resolve()
+    for page in PAGES
+    for link in re.findall(r'!\[[^]]*\]\(([^)]+)\)', page.read_text('utf-8'))
+  }
+  assert set((ROOT / 'docs' / 'images').iterdir()) <= shown
 
 
 def test_anchors_are_those_of_github(tmp_path):
@@ -101,26 +101,32 @@ def test_anchors_are_those_of_github(tmp_path):
     '## The file\n## The file\n## A [link](x.md) - here\n'
   )
   assert _anchors(page) == {
-    'where-ab-is-and-why',
-    '2-the-file',
-    'the-file',
-    'the-file-1',
+    *('where-ab-is-and-why', '2-the-file', 'the-file', 'the-file-1'),
     'a-link---here',
   }
 
 
-def test_configs_name_the_rows_of_mmsegmentation():
+def test_readme_says_which_rows_have_a_config():
+  readme = (ROOT / 'README.md').read_text()
+  cells = r'^\| ((?:cityscapes|ade20k)_\w+) \| (\w+) \|'
+  rows = dict(re.findall(cells, readme, re.MULTILINE))
+  assert len(rows) == 8
+  files = {path.stem for path in (ROOT / 'configs').glob('*.py')}
+  with_config = {name for name, config in rows.items() if config == 'yes'}
+  assert with_config == files - {'common', 'folder'}
+
+
+@pytest.mark.parametrize(
+  'head', ['deeplabv3', 'deeplabv3plus', 'fcn', 'pspnet']
+)
+def test_configs_name_the_rows_of_mmsegmentation(head):
   """As `configs/resnest/metafile.yaml` of 1.2.2 has them."""
-  heads = ('deeplabv3', 'deeplabv3plus', 'fcn', 'pspnet')
-  expected = {
-    f'ade20k_{head}': f'{head}_4xb4-160k_ade20k-512x512' for head in heads
-  } | {
-    f'cityscapes_{head}': f'{head}_4xb2-80k_cityscapes-512x1024'
-    for head in heads
-  }
   # The one name of theirs without a hyphen.
-  expected['cityscapes_pspnet'] = 'pspnet_4xb2-80k_cityscapes512x1024'
-  for name, theirs in expected.items():
-    text = (ROOT / 'configs' / f'{name}.py').read_text()
+  hyphen = '' if head == 'pspnet' else '-'
+  for name, theirs in (
+    ('ade20k', '4xb4-160k_ade20k-512x512'),
+    ('cityscapes', f'4xb2-80k_cityscapes{hyphen}512x1024'),
+  ):
+    text = (ROOT / 'configs' / f'{name}_{head}.py').read_text()
     (found,) = re.findall(r'[\w-]*s101-d8_[\w-]+', text)
-    assert found == f'resnest_s101-d8_{theirs}'
+    assert found == f'resnest_s101-d8_{head}_{theirs}'

@@ -1,5 +1,6 @@
 """docs/own-data.md: its commands, run in their order on a small garden."""
 
+import importlib
 import json
 import re
 import runpy
@@ -13,22 +14,19 @@ import jax
 import numpy as np
 import pytest
 from golden import reference
+from numpy.testing import assert_allclose, assert_equal
+from small import RUN, small_flags
 
 from resnest_jax.checkpoints.store import load_checkpoint
 from resnest_jax.config import load_config
-from resnest_jax.data import doctor, prepare
 from resnest_jax.data.classes import read_classes
 from resnest_jax.data.datasets import open_data
+from resnest_jax.errors import UserError
 from resnest_jax.models.segmentor import create_backbone
-from resnest_jax.weights import convert
+from resnest_jax.training.checkpoints import load_checkpoint
+from resnest_jax.weights import pretrained
 from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.infer import Description
-from resnest_jax.weights.pretrained import (
-  HEAD_KEYS,
-  NORMALIZATION,
-  Weights,
-  load_weights,
-)
 from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
 
 pytestmark = pytest.mark.long
@@ -39,22 +37,9 @@ COMMANDS = re.findall(r'^    (python .*)$', PAGE, re.MULTILINE)
 CLASSES = re.findall(r'```text\n(.*?)```', PAGE, re.DOTALL)
 NAMES = ('background', 'leaf', 'flower')
 COLOURS = ((60, 60, 60), (34, 139, 34), (220, 20, 60))
-# The time goes into compiling, so everything has one small shape.
-SMALL = {
-  'model.head': 'fcn',
-  'model.radix': 1,
-  'model.width': 8,
-  'model.stem_width': 8,
-  'model.head_channels': 16,
-  'model.aux_channels': 8,
-  'data.image_scale': (64, 64),
-  'data.crop_size': (64, 64),
-  'train.total_steps': 4,
-  'train.batch_size': 4,
-  'train.log_steps': 2,
-  'eval.batch_size': 4,
-  'eval.bucket': 64,
-  'eval.overlays': 2,
+SMALL = RUN | {
+  **{'model.head': 'fcn', 'model.radix': 1, 'data.crop_size': (64, 64)},
+  **{'train.total_steps': 4, 'train.log_steps': 2, 'eval.overlays': 2},
 }
 
 
@@ -66,29 +51,27 @@ def write_garden(folder):
     for value in (1, 2):
       centre = tuple(rng.integers(10, 54, 2).tolist())
       cv2.circle(ids, centre, 12, value, cv2.FILLED)
-    mask = np.array(COLOURS, np.uint8)[ids]
-    noise = rng.normal(0, 20, mask.shape)
-    photograph = np.clip(mask[..., ::-1] + noise, 0, 255).astype(np.uint8)
-    name = f'{"bed/" if i % 2 else ""}{i}'
+    mask = np.array(COLOURS, np.uint8)[ids][..., ::-1]
+    photograph = mask + rng.normal(0, 20, mask.shape)
     for kind, picture in (
-      ('images', photograph),
-      ('coloured', mask[..., ::-1]),
+      ('images', photograph.clip(0, 255)),
+      ('coloured', mask),
     ):
-      path = folder / kind / f'{name}.png'
+      path = folder / kind / f'{"bed/" if i % 2 else ""}{i}.png'
       path.parent.mkdir(parents=True, exist_ok=True)
-      cv2.imwrite(str(path), picture)
+      cv2.imwrite(str(path), picture.astype(np.uint8))
 
 
 def write_backbone(folder):
   """Stands for the published weights, which are large and far away."""
   config = load_config(ROOT / 'configs/folder.py:mini', SMALL).model.to_dict()
-  config = {k: v for k, v in config.items() if k not in HEAD_KEYS}
+  config = {k: v for k, v in config.items() if k not in pretrained.HEAD_KEYS}
   model = create_backbone(config)
   variables = reference.filled_variables(variable_shapes(model))
   state_dict = export_state_dict(model, variables, 'ours')
   description = Description('backbone', config)
-  about = Weights(
-    state_dict, 'ours', description, None, None, NORMALIZATION, {}
+  about = pretrained.Weights(
+    state_dict, 'ours', description, None, None, pretrained.NORMALIZATION, {}
   ).about()
   write_weights(folder, 'ours', state_dict, about)
 
@@ -98,25 +81,18 @@ def run_command(command, monkeypatch):
   program, *words = shlex.split(command)[1:]
   if program == '-m':
     program, *words = words
-  words = [
-    {
-      'configs/folder.py': 'configs/folder.py:mini',
-      '--config.pretrained=resnest101_d2': '--config.pretrained=backbone',
-    }.get(word, word)
-    for word in words
-  ]
+  stands_for = {
+    'configs/folder.py': 'configs/folder.py:mini',
+    '--config.pretrained=resnest101_d2': '--config.pretrained=backbone',
+  }
+  words = [stands_for.get(word, word) for word in words]
   if '--config' in words:
-    words += [f'--config.{key}={value}' for key, value in SMALL.items()]
-    words.append('--config.data.skip_unreadable=true')
+    words += small_flags(SMALL | {'data.skip_unreadable': 'true'})
   monkeypatch.setattr(sys, 'argv', [program, *words])
-  if program == 'resnest_jax.data.prepare':
-    prepare.main()
-  elif program == 'resnest_jax.data.doctor':
-    doctor.main()
-  elif program == 'resnest_jax.weights.convert':
-    convert.main()
-  else:
+  if program.endswith('.py'):
     runpy.run_path(str(ROOT / program))['main']()
+  else:
+    importlib.import_module(program).main()
 
 
 @pytest.fixture(scope='module')
@@ -192,16 +168,15 @@ def test_its_flags_are_keys():
     assert same.to_dict() == defaults.to_dict()
 
 
+def read(path):
+  return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
 def test_masks_became_indices(garden):
-  folder, _ = garden
-  for name in ('0', 'bed/11'):
-    mask = cv2.imread(
-      str(folder / f'mydata/masks/{name}.png'), cv2.IMREAD_UNCHANGED
-    )
-    coloured = cv2.imread(str(folder / f'mydata/coloured/{name}.png'))
-    np.testing.assert_array_equal(
-      np.array(COLOURS, np.uint8)[mask], coloured[..., ::-1]
-    )
+  data = garden[0] / 'mydata'
+  for name in ('0.png', 'bed/11.png'):
+    coloured = read(data / 'coloured' / name)[..., ::-1]
+    assert_equal(np.array(COLOURS)[read(data / 'masks' / name)], coloured)
 
 
 def test_the_doctor_says_nothing(garden):
@@ -246,8 +221,7 @@ def test_scores_and_pictures(garden):
   assert 0 <= result['mIoU'] <= 1
   shown = {f'overlays/{split[i]["name"]}.png' for i in (0, len(split) - 1)}
   assert set(result['overlays']) == shown
-  assert all((out / path).is_file() for path in shown)
-  assert (out / 'contact_sheet.png').is_file()
+  assert all((out / x).is_file() for x in (*shown, 'contact_sheet.png'))
 
 
 def test_predictions_have_the_classes_and_colours(garden):
@@ -257,18 +231,18 @@ def test_predictions_have_the_classes_and_colours(garden):
   assert listed.classes == NAMES
   assert tuple(map(tuple, listed.palette.tolist())) == COLOURS
   for path in (folder / 'new_photographs').iterdir():
-    predicted = cv2.imread(str(out / path.name), cv2.IMREAD_UNCHANGED)
+    predicted = read(out / path.name)
     assert predicted.shape == (64, 64)
     assert predicted.max() < 3
-    overlay = cv2.imread(str(out / f'{path.stem}_overlay.png'))[..., ::-1]
-    photograph = cv2.imread(str(path))[..., ::-1]
+    overlay = read(out / f'{path.stem}_overlay.png')[..., ::-1]
     colours = np.array(COLOURS)[predicted]
-    np.testing.assert_allclose(overlay, (photograph + colours) / 2, atol=1)
+    expected = (read(path)[..., ::-1] + colours) / 2
+    assert_allclose(overlay, expected, atol=1)
 
 
 def test_converted_weights_have_them_too(garden):
   folder, _ = garden
-  weights = load_weights(folder / 'weights' / 'own')
+  weights = pretrained.load_weights(folder / 'weights' / 'own')
   assert tuple(weights.classes) == NAMES
   assert tuple(map(tuple, weights.palette)) == COLOURS
 
@@ -281,6 +255,5 @@ def test_other_classes_do_not_go_on_with_a_run(garden, monkeypatch):
   monkeypatch.chdir(folder)
   command = next(x for x in COMMANDS if ' eval.py ' in x)
   flag = ' --config.data.folder.classes=other.txt'
-  with pytest.raises(Exception, match='flower now') as error:
+  with pytest.raises(UserError, match='flower now'):
     run_command(command + flag, monkeypatch)
-  assert type(error.value).__name__ == 'UserError'

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from evaluation.runs import write_run
+from numpy.testing import assert_equal
 from packaging.metadata import Metadata
 
 import resnest_jax
@@ -24,16 +25,15 @@ from resnest_jax.data.labels import ADE20K
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+OPTIONAL = {'gradio', 'jax2onnx', 'onnx', 'onnxruntime', 'torch', 'wandb'}
 # Optional, or slow to import: nobody who imports the package asks for them.
-HEAVY = {
-  *('cv2', 'flax', 'gradio', 'grain', 'huggingface_hub', 'jax', 'jax2onnx'),
-  *('matplotlib', 'ml_collections', 'numpy', 'onnx', 'onnxruntime', 'optax'),
-  *('orbax', 'PIL', 'tensorboardX', 'tensorflow', 'tensorflow_datasets'),
-  *('torch', 'wandb'),
+HEAVY = OPTIONAL | {
+  *('cv2', 'flax', 'grain', 'huggingface_hub', 'jax', 'matplotlib', 'numpy'),
+  *('ml_collections', 'optax', 'orbax', 'PIL', 'tensorboardX', 'tensorflow'),
+  'tensorflow_datasets',
 }
 # The time goes into compiling.
 _QUICK = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': ''}
-OPTIONAL = {'gradio', 'jax2onnx', 'onnx', 'onnxruntime', 'torch', 'wandb'}
 
 
 @pytest.fixture(scope='module')
@@ -59,14 +59,10 @@ def installed(archives, tmp_path_factory):
   purelib = Path(sysconfig.get_path('purelib', 'posix_prefix', scheme))
   needed = Path(importlib.metadata.distribution('jax').locate_file(''))
   (purelib / 'needed.pth').write_text(f'{needed}\n')
-  pip = (sys.executable, '-m', 'pip', '--python', folder / 'env/bin/python')
-  subprocess.run(
-    [
-      *(*pip, 'install', '--quiet', '--no-deps', '--no-index'),
-      *('--disable-pip-version-check', archives[1].filename),
-    ],
-    check=True,
-  )
+  pip = ('pip', '--python', folder / 'env/bin/python', 'install', '--quiet')
+  options = ('--no-deps', '--no-index', '--disable-pip-version-check')
+  command = [sys.executable, '-m', *pip, *options, archives[1].filename]
+  subprocess.run(command, check=True)
   work = folder / 'work'
   work.mkdir()
 
@@ -84,13 +80,12 @@ def installed(archives, tmp_path_factory):
   return work, run
 
 
-def files_of(folder, suffixes=None):
+def files_of(*folders):
   return {
     path.relative_to(ROOT).as_posix()
+    for folder in folders
     for path in (ROOT / folder).rglob('*')
-    if path.is_file()
-    and path.suffix != '.pyc'
-    and (suffixes is None or path.suffix in suffixes)
+    if path.is_file() and path.suffix != '.pyc'
   }
 
 
@@ -109,9 +104,8 @@ def test_sdist_has_all_that_its_tests_need(archives):
   sdist, _ = archives
   top = f'resnest_jax-{PROJECT["version"]}/'
   names = {name.removeprefix(top) for name in sdist.getnames()}
-  for folder in ('benchmarks', 'configs', 'docs', 'notebooks', 'tests'):
-    assert files_of(folder) - names == set()
-  assert files_of('resnest_jax') - names == set()
+  folders = ('benchmarks', 'configs', 'docs', 'notebooks', 'tests')
+  assert files_of(*folders, 'resnest_jax') - names == set()
   tops = {path.name for path in ROOT.iterdir() if path.is_file()}
   assert tops - names <= {'.git', '.gitignore'}
   assert not any('__pycache__' in name for name in names)
@@ -125,9 +119,8 @@ def test_metadata_is_valid_and_of_one_version(archives):
   heading = re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.M)
   assert version == PROJECT['version'] == heading[1] == resnest_jax.__version__
   assert metadata.description_content_type == 'text/markdown'
-  assert (
-    metadata.description.strip() == (ROOT / 'README.md').read_text().strip()
-  )
+  readme = (ROOT / 'README.md').read_text()
+  assert metadata.description.strip() == readme.strip()
   assert metadata.license_expression == 'Apache-2.0'
   assert metadata.requires_python == '>=3.11'
   required = {x.name for x in metadata.requires_dist if x.marker is None}
@@ -163,42 +156,35 @@ def test_prediction_from_the_wheel(installed):
   assert len(np.unique(mask)) > 1
   palette = np.array(ADE20K.palette)
   colours = cv2.imread(str(work / 'a/street_color.png'))[..., ::-1]
-  np.testing.assert_array_equal(colours, palette[mask])
+  assert_equal(colours, palette[mask])
+
+
+FCN = '--config configs/ade20k_fcn.py'
+FOLDER = '--config configs/folder.py:mini'
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'status', 'said'),
+  ('arguments', 'said'),
   [
-    ([], 0, 'usage: resnest-jax COMMAND FLAGS'),
-    (['--version'], 0, PROJECT['version']),
-    (['draw'], 1, "no command 'draw'; there are train, eval, predict, export."),
-    (['predict', '--weights', 'x', 'y'], 1, 'resnest-jax predict --help'),
+    ('', 'usage: resnest-jax COMMAND FLAGS'),
+    ('--version', PROJECT['version']),
+    ('draw', "no command 'draw'; there are train, eval, predict, export."),
+    ('predict --weights x y', 'resnest-jax predict --help'),
     (
-      ['train', '--config', 'configs/ade20k.py', '--workdir', 'x'],
-      1,
+      'train --config configs/ade20k.py --workdir x',
       'in configs/ there are: configs/ade20k_deeplabv3.py, ',
     ),
+    (f'train {FCN} --config.sead=3', 'required: --workdir'),
+    (f'eval {FCN}:mini --config.sead=3', 'or seed?'),
     (
-      ['train', '--config', 'configs/ade20k_fcn.py', '--config.sead=3'],
-      1,
-      'required: --workdir',
-    ),
-    (
-      ['eval', '--config', 'configs/ade20k_fcn.py:mini', '--config.sead=3'],
-      1,
-      'or seed?',
-    ),
-    (
-      [
-        *('train', '--config', 'configs/folder.py:mini', '--workdir', 'x'),
-        '--config.data.data_dir=mydata',
-      ],
-      1,
+      f'train {FOLDER} --workdir x --config.data.data_dir=mydata',
       'there is no classes file mydata/classes.txt',
     ),
   ],
 )
-def test_command_line_of_the_wheel(arguments, status, said, installed):
-  process = installed[1]('resnest-jax', *arguments, status=status)
+def test_command_line_of_the_wheel(arguments, said, installed):
+  _, run = installed
+  status = 0 if arguments in ('', '--version') else 1
+  process = run('resnest-jax', *arguments.split(), status=status)
   assert said in process.stdout + process.stderr
   assert 'Traceback' not in process.stderr

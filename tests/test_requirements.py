@@ -25,16 +25,17 @@ def pins(*files, python):
       if not line or line.startswith('-r '):
         continue
       requirement = Requirement(line)
-      if requirement.marker and not requirement.marker.evaluate(
-        {'python_version': python}
-      ):
-        continue
-      (version,) = requirement.specifier
-      assert version.operator == '==', line
-      name = canonicalize_name(requirement.name)
-      assert name not in found, line
-      found[name] = version.version
+      if is_needed(requirement, python_version=python):
+        (version,) = requirement.specifier
+        assert version.operator == '==', line
+        name = canonicalize_name(requirement.name)
+        assert name not in found, line
+        found[name] = version.version
   return found
+
+
+def is_needed(requirement, **environment):
+  return not requirement.marker or requirement.marker.evaluate(environment)
 
 
 @pytest.mark.parametrize('python', ['3.11', '3.12', '3.13'])
@@ -51,15 +52,6 @@ def test_every_python_has_one_pin_of_each_package(python):
     assert accelerated == {'jax': found['jax']}
 
 
-def needs(name):
-  """The packages that an installed one needs on this machine."""
-  lines = importlib.metadata.requires(name) or ()
-  for requirement in map(Requirement, lines):
-    marker = requirement.marker
-    if marker is None or marker.evaluate({'extra': ''}):
-      yield canonicalize_name(requirement.name)
-
-
 def test_what_is_installed_is_what_is_pinned():
   """And so is all that it needs, but for the CUDA that torch may bring."""
   found = pins(*ALL, python=HERE)
@@ -68,11 +60,10 @@ def test_what_is_installed_is_what_is_pinned():
   installed = {k: v.partition('+')[0] for k, v in installed.items()}
   assert installed == found
   unpinned = {
-    f'{need} of {name}'
-    for name in found
-    if name != 'torch'
-    for need in needs(name)
-    if need not in found
+    f'{need.name} of {name}'
+    for name in found.keys() - {'torch'}
+    for need in map(Requirement, importlib.metadata.requires(name) or ())
+    if is_needed(need, extra='') and canonicalize_name(need.name) not in found
   }
   assert unpinned == set()
 
@@ -110,21 +101,15 @@ def test_the_newest_python_that_works_is_taken(tmp_path):
     python.chmod(0o755)
 
   def make(*arguments):
-    return subprocess.run(
-      [
-        *('make', '-C', ROOT, 'venv', 'PIP=:', f'VENV={tmp_path}/env'),
-        *(f'PYENV_ROOT={tmp_path}/pyenv', *arguments),
-      ],
-      env={'PATH': str(tools)},
-      capture_output=True,
-      text=True,
-    )
+    command = ['make', '-C', ROOT, 'venv', 'PIP=:', f'VENV={tmp_path}/env']
+    command += [f'PYENV_ROOT={tmp_path}/pyenv', *arguments]
+    path = {'PATH': str(tools)}
+    return subprocess.run(command, env=path, capture_output=True, text=True)
 
   none = make('PYTHONS=python3.13 python4')
   assert none.returncode == 2
-  assert 'no Python >= 3.11 with the venv module among: python3.13 python4' in (
-    none.stderr
-  )
+  said = 'no Python >= 3.11 with the venv module among: python3.13 python4'
+  assert said in none.stderr
   assert 'make venv PYTHONS=/path/to/python3' in none.stderr
   found = make()
   assert found.returncode == 0, found.stderr

@@ -24,6 +24,7 @@ KEPT = [
   for path in sorted(RESULTS.glob('compile_ahead-*.json'))
   for entry in json.loads(path.read_text('utf-8'))
 ]
+CASES = [*map(read_case, KEPT)]
 
 # Programs, arguments and topologies of docs/memory.md's table of all rows.
 TABULATED = {
@@ -158,8 +159,7 @@ def test_layers_have_the_forms_of_the_platform_that_is_compiled_for(compiled):
     figures = compile_ahead.measure(read_case(entries[1]))
   assert figures['forms'] == entries[1]['forms'] == forms.BEST['cpu']
   checked = 0
-  for entry in KEPT:
-    case = read_case(entry)
+  for case, entry in zip(CASES, KEPT, strict=True):
     if (case.program, case.argument, case.topology) not in TABULATED:
       continue
     checked += 1
@@ -197,9 +197,8 @@ def test_times_are_what_the_figures_say():
 
 def test_names_of_topologies():
   assert split_name('v5e:16x16') == ('v5e', '16x16')
-  assert [count_devices(x) for x in ('v5e:16x16', 'h200:8', 'cpu')] == [
-    *(256, 8, jax.device_count()),
-  ]
+  devices = {'v5e:16x16': 256, 'h200:8': 8, 'cpu': jax.device_count()}
+  assert {name: count_devices(name) for name in devices} == devices
   for wrong in ('v7:2x2', 'v5e', 'h200:'):
     with pytest.raises(UserError, match=r'v5e:2x2, v5e:4x4'):
       split_name(wrong)
@@ -208,31 +207,31 @@ def test_names_of_topologies():
 def test_kept_figures_hold_what_the_pages_say():
   """Less than 0.6 of the reference's memory, and nothing but all-reduces."""
   compared = 0
-  for entry in KEPT:
-    case = read_case(entry)
+  for case, entry in zip(CASES, KEPT, strict=True):
     for program in entry['programs'].values():
       assert set(program.get('collectives', {})) <= {'all-reduce'}
     whole = not (case.argument or case.stage_sizes or case.effort)
     if not whole or case.program != 'train' or case.topology != 'h200:1':
       continue
-    source = (ROOT / 'configs' / f'{case.row}.py').read_text()
-    reference = float(re.search(r'([\d.]+) GB\s+a\s+GPU', source)[1])
     # The reference's images a GPU: four GPUs share the batch.
     config = load_config(f'configs/{case.row}.py')
     if case.batch_size != config.train.batch_size // 4:
       continue
     compared += 1
+    source = (ROOT / 'configs' / f'{case.row}.py').read_text()
+    reference = float(re.search(r'([\d.]+) GB\s+a\s+GPU', source)[1])
     assert entry['programs']['step']['memory_gb'] < 0.6 * reference
   assert compared == 4
   rows = scale_model.compare(RESULTS)
+  ratios = [row['predicted_bytes'] / row['emitted_bytes'] for row in rows]
+  assert ratios == pytest.approx([1] * len(rows), abs=0.01)
   assert rows
-  for row in rows:
-    ratio = row['predicted_bytes'] / row['emitted_bytes']
-    assert ratio == pytest.approx(1, abs=0.01)
-  of_one_chip = scale_model.compare(RESULTS, 'h200')
-  assert {split_name(row['case'].topology)[0] for row in of_one_chip} == {
-    'h200'
-  }
+  cases = [row['case'] for row in scale_model.compare(RESULTS, 'h200')]
+  assert {split_name(case.topology)[0] for case in cases} == {'h200'}
+
+
+def batch_size_of(row):
+  return load_config(f'configs/{row}.py').train.batch_size
 
 
 @pytest.mark.parametrize(
@@ -245,20 +244,19 @@ def test_kept_figures_hold_what_the_pages_say():
   ],
 )
 def test_every_row_fits_at_its_batch(topology, remat):
-  rows = {row: load_config(f'configs/{row}.py') for row in compile_ahead.ROWS}
   wanted = [
     Case(
-      *(row, '', topology, 'train', config.train.batch_size),
-      *(0, remat, 'bfloat16'),
+      *(row, '', topology, 'train', batch_size_of(row)),
+      *(0, remat, 'plain', 'bfloat16'),
     )
-    for row, config in rows.items()
+    for row in compile_ahead.ROWS
   ]
   found = {
-    entry['case']['row']: entry['programs']['step']
-    for entry in KEPT
-    if read_case(entry)._replace(effort=0) in wanted
+    case.row: entry['programs']['step']
+    for case, entry in zip(CASES, KEPT, strict=True)
+    if case._replace(effort=0) in wanted
   }
-  assert set(found) == set(rows)
+  assert set(found) == set(compile_ahead.ROWS)
   memory = CHIPS[topology.partition(':')[0]].memory
   assert all(step['fits'] for step in found.values())
   assert all(1 < step['memory_gb'] < memory for step in found.values())
@@ -269,14 +267,13 @@ def test_messages_do_not_grow_with_the_chips(row):
   topologies = ['v5e:2x2', 'v5e:16x16']
   if row == 'ade20k_pspnet':
     topologies.append('v5e:4x4')
-  batch_size = load_config(f'configs/{row}.py').train.batch_size
   sent = {}
-  for case, entry in zip(map(read_case, KEPT), KEPT, strict=True):
+  for case, entry in zip(CASES, KEPT, strict=True):
     if (case.row, case.argument, case.program) != (row, '', 'train'):
       continue
     if case.topology in topologies:
       # As many images on each chip.
-      assert case.batch_size == batch_size * entry['devices'] // 4
+      assert case.batch_size == batch_size_of(row) * entry['devices'] // 4
       step = entry['programs']['step']
       assert step['largest_gathered_bytes'] == 0
       sent[case.topology] = step['collectives']['all-reduce']

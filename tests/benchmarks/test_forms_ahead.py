@@ -9,20 +9,20 @@ from resnest_jax.models import forms
 RESULTS = Path(forms_ahead.__file__).parent / 'results'
 
 
-def test_compiles_all_forms_for_a_named_device(run_script, tmp_path):
-  process = run_script(
-    *('benchmarks/forms_ahead.py', '--topology', 'cpu', '--smoke'),
-    *('--kinds', 'grouped', 'depthwise', '--out', tmp_path),
+def test_compiles_all_forms_for_a_named_device(measure):
+  result, printed = measure(
+    *('forms_ahead', '--topology', 'cpu', '--smoke'),
+    *('--kinds', 'grouped', 'depthwise'),
+    bare=False,
   )
-  (path,) = tmp_path.glob('smoke-forms_ahead-cpu-*.json')
-  layers = json.loads(path.read_text())['layers']
+  layers = result['layers']
   assert {layer['kind'] for layer in layers} == {'grouped', 'depthwise'}
   for layer in layers:
     assert layer['chosen'] == forms.BEST['cpu'][layer['kind']]
     assert set(layer['forms']) >= set(forms.FORMS[layer['kind']])
     # The CPU's compiler estimates nothing.
     assert {x['cycles'] for x in layer['forms'].values()} == {None}
-  assert '* is chosen on cpu' in process.stdout
+  assert '* is chosen on cpu' in printed
 
 
 def test_cycles_are_summed():

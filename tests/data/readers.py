@@ -1,5 +1,6 @@
 """A small split without files, and batches of it."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -7,10 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from resnest_jax.data import pipeline
+from resnest_jax.data import pipeline, transforms
 from resnest_jax.errors import UnreadableSample, UserError
 
 SEED = 7
+AUGMENT = {
+  'image_scale': (96, 48),
+  'crop_size': (32, 40),
+  'cat_max_ratio': 0.75,
+}
 
 
 class Scenes:
@@ -18,9 +24,7 @@ class Scenes:
 
   def __init__(self, count, broken=None, fault='error', unreadable=()):
     self.count = count
-    self.broken = broken
-    self.fault = fault
-    self.unreadable = unreadable
+    self.broken, self.fault, self.unreadable = broken, fault, unreadable
 
   def __len__(self):
     return self.count
@@ -28,19 +32,18 @@ class Scenes:
   def __getitem__(self, index):
     if index in self.unreadable:
       raise UnreadableSample(f'scene_{index} is cut off.\nRepair it.')
-    if index == self.broken and self.fault == 'error':
+    fault = self.fault if index == self.broken else ''
+    if fault == 'error':
       raise UserError(f'sample scene_{index} cannot be decoded')
-    if index == self.broken and self.fault == 'bug':
+    if fault == 'bug':
       raise UnpicklableError(threading.Lock())
-    if index == self.broken and self.fault == 'kill':
+    if fault == 'kill':
       os.kill(os.getpid(), signal.SIGKILL)
     rng = np.random.default_rng(index)
     height, width = 40 + 7 * (index % 3), 56 - 5 * (index % 4)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     image[..., 0] = index
-    label = rng.integers(0, 4, (height, width), dtype=np.uint8)
-    if index == self.broken and self.fault == 'size':
-      label = label[:-1]
+    label = rng.integers(0, 4, (height - (fault == 'size'), width), np.uint8)
     return {'image': image, 'label': label, 'name': f'scene_{index}'}
 
   def location(self, index):
@@ -52,11 +55,8 @@ class UnpicklableError(Exception):
 
 
 def data_config(**changes):
-  values = {
-    'image_scale': (96, 48),
+  values = AUGMENT | {
     'scale_range': (0.5, 2.0),
-    'crop_size': (32, 40),
-    'cat_max_ratio': 0.75,
     'flip_probability': 0.5,
     'photometric': True,
     'num_workers': 0,
@@ -67,28 +67,40 @@ def data_config(**changes):
   return SimpleNamespace(**(values | changes))
 
 
-def train_batches(split=None, config=None, **options):
+def open_train(split=None, config=None, **options):
+  """An iterator over 12 batches of 4; closes itself at the end of a `with`."""
   options = {'seed': SEED, 'batch_size': 4, 'total_steps': 12} | options
-  iterator = pipeline.make_train_iterator(
-    config or data_config(), split or Scenes(10), **options
+  return contextlib.closing(
+    pipeline.make_train_iterator(
+      config or data_config(),
+      Scenes(10) if split is None else split,
+      **options,
+    )
   )
-  try:
-    return [
-      {key: np.array(value) for key, value in batch.items()}
-      for batch in iterator
-    ]
-  finally:
-    iterator.close()
 
 
-def assert_same(batches, expected):
-  assert len(batches) == len(expected)
-  for batch, other in zip(batches, expected, strict=True):
-    assert batch.keys() == other.keys()
-    for key in batch:
-      np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
+def copied(batch):
+  return {key: np.array(value) for key, value in batch.items()}
+
+
+def train_batches(split=None, config=None, **options):
+  with open_train(split, config, **options) as batches:
+    return list(map(copied, batches))
+
+
+def of_host(batches, host):
+  """The rows of the first or the second of two hosts."""
+  rows = slice(2 * host, 2 * host + 2)
+  return [{k: value[rows] for k, value in batch.items()} for batch in batches]
 
 
 def which(batch):
   """The sample each row shows."""
   return batch['image'][:, 0, 0, 0].tolist()
+
+
+def augmented(record, position):
+  """What a position of the run makes of a record."""
+  rng = pipeline.sample_rng(pipeline.sample_key(SEED), position)
+  draw = transforms.draw_augmentation(rng)
+  return transforms.augment(record['image'], record['label'], draw, **AUGMENT)

@@ -4,16 +4,16 @@ import os
 import threading
 import time
 
-import numpy as np
 import pytest
 from data.readers import (
-  SEED,
   Scenes,
-  assert_same,
+  copied,
   data_config,
+  open_train,
   train_batches,
   which,
 )
+from numpy.testing import assert_equal
 
 from resnest_jax.data import pipeline
 
@@ -47,6 +47,12 @@ def release(pipe):
   os.close(file)
 
 
+def in_thread(function):
+  thread = threading.Thread(target=function, daemon=True)
+  thread.start()
+  return thread
+
+
 def first_problem(iterator, timeout):
   """What the watching thread of a training would see."""
   found = []
@@ -57,79 +63,51 @@ def first_problem(iterator, timeout):
         found.append(problem)
       time.sleep(0.02)
 
-  thread = threading.Thread(target=watch, daemon=True)
-  thread.start()
-  return found, thread
-
-
-def open_iterator(split, **changes):
-  return pipeline.make_train_iterator(
-    data_config(**changes), split, seed=SEED, batch_size=4, total_steps=12
-  )
+  return found, in_thread(watch)
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_hung_read_is_warned_of_and_the_run_goes_on(pipe, workers, capfd):
+def test_hung_read_is_warned_of_and_the_run_continues(pipe, workers, capfd):
   expected = train_batches()
-  late = which(expected[2])[1]  # No sample of the batches before.
-  split = Hanging(10, late, pipe)
-  iterator = open_iterator(split, num_workers=workers)
-  batches = []
-
-  def read():
-    batch = next(iterator)
-    batches.append({key: np.array(value) for key, value in batch.items()})
-
-  read()  # Processes have started now.
-  found, _ = first_problem(iterator, 30.0)
-
-  def read_all():
-    while len(batches) < len(expected):
-      read()
-
-  reading = threading.Thread(target=read_all)
-  reading.start()
-  said = ''
-  while 'waiting for data' not in said:
-    said += capfd.readouterr().err
-    time.sleep(0.05)
-  assert f'scene_{late}, read since' in said
-  assert 'the run stops after 30 s (config.data.timeout)' in said
-  release(pipe)
-  reading.join(timeout=60)
-  assert 'the data came after' in capfd.readouterr().err
-  assert not found
-  assert_same(batches, expected)
-  iterator.close()
+  late = which(expected[2])[1]  # No record of the batches before.
+  config = data_config(num_workers=workers)
+  with open_train(Hanging(10, late, pipe), config) as iterator:
+    batches = [copied(next(iterator))]  # Processes have started now.
+    found, _ = first_problem(iterator, 30.0)
+    reading = in_thread(lambda: batches.extend(map(copied, iterator)))
+    said = ''
+    while 'waiting for data' not in said:
+      said += capfd.readouterr().err
+      time.sleep(0.05)
+    assert f'scene_{late}, read since' in said
+    assert 'the run stops after 30 s (config.data.timeout)' in said
+    release(pipe)
+    reading.join(timeout=60)
+    assert 'the data came after' in capfd.readouterr().err
+    assert not found
+    assert_equal(batches, expected)
 
 
-def test_hung_read_is_given_up_after_the_limit(pipe):
-  iterator = open_iterator(Hanging(10, 6, pipe))
-  found, thread = first_problem(iterator, 1.0)
-  reading = threading.Thread(target=lambda: list(iterator), daemon=True)
-  reading.start()
-  thread.join(timeout=60)
-  assert found[0].startswith('no data for 1 s (config.data.timeout): scene_6')
-  release(pipe)
-  reading.join(timeout=60)
-
-
-def test_hung_evaluation_is_told_as_well(pipe):
-  iterator = pipeline.make_eval_iterator(
-    data_config(), Hanging(5, 3, pipe), batch_size=2, bucket=16
+def open_eval(split):
+  return pipeline.make_eval_iterator(
+    data_config(), split, batch_size=2, bucket=16
   )
+
+
+@pytest.mark.parametrize('make', [lambda x: open_train(x).thing, open_eval])
+def test_hung_read_is_given_up_after_the_limit(pipe, make):
+  iterator = make(Hanging(5, 3, pipe))
   found, thread = first_problem(iterator, 1.0)
-  reading = threading.Thread(target=lambda: list(iterator), daemon=True)
-  reading.start()
+  reading = in_thread(lambda: list(iterator))
   thread.join(timeout=60)
+  assert found[0].startswith('no data for 1 s (config.data.timeout): scene_3')
   assert 'scene_3, read since' in found[0]
   release(pipe)
   reading.join(timeout=60)
 
 
 def test_a_slow_step_is_no_hung_read():
-  iterator = open_iterator(Scenes(10))
-  next(iterator)
-  time.sleep(0.3)
-  assert iterator.stuck(0.2) == ''
-  iterator.close()
+  with open_train() as iterator:
+    next(iterator)
+    time.sleep(0.3)
+    assert iterator.stuck(0.2) == ''

@@ -1,4 +1,4 @@
-"""The generated archive: layout, formats, and pictures worth learning from."""
+"""The generated archives: layout, formats, and pictures worth learning from."""
 
 import json
 import zipfile
@@ -6,176 +6,222 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
+from data.small_archives import ADE20K, ONE_OF_EACH, decode, mask_name
+from numpy.testing import assert_equal
 
-from resnest_jax.data import mini
+from resnest_jax.data import mini, mini_cityscapes
+from resnest_jax.data.cityscapes import IMAGES, MASKS
+from resnest_jax.data.labels import CITYSCAPES
+from resnest_jax.data.scenes import city
 from resnest_jax.data.scenes.canvas import ID, OTHER
 from resnest_jax.data.scenes.scene import draw_scene
 from resnest_jax.errors import UserError
 
-ROOT = 'ADEChallengeData2016'
-
-
-def decode(data, flags):
-  return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-
-
-def draw(split, count):
-  """JPEG, PNG, mask and kind of a split's first samples, default seed."""
-  return [mini._make_sample((0, split, i)) for i in range(count)]
+STREET_IDS = [i for i in city.LABEL_IDS.values() if i > 3]
+UNLABELLED = np.flatnonzero(CITYSCAPES.to_train_id == 255)
 
 
 @pytest.fixture(scope='module')
-def train():
-  return draw(0, 60)
+def scenes():
+  """Of training and validation: JPEG, PNG, mask and kind, default seed."""
+  counts = 60, mini.DEFAULT_COUNTS['validation']
+  return [
+    [mini._make_sample((0, split, i)) for i in range(count)]
+    for split, count in enumerate(counts)
+  ]
 
 
 @pytest.fixture(scope='module')
-def validation():
-  """The whole validation split of the default size."""
-  return draw(1, mini.DEFAULT_COUNTS['validation'])
+def drawn(scenes):
+  """Pictures and masks of both splits, of scenes and of streets."""
+  make = mini_cityscapes._make_sample
+  return {
+    'scenes': [
+      [(decode(jpeg, cv2.IMREAD_COLOR), mask) for jpeg, _, mask, _ in samples]
+      for samples in scenes
+    ],
+    'streets': [
+      [make((0, split, i), (256, 128)) for i in range(30)] for split in (0, 1)
+    ],
+  }
+
+
+# ---- Layout and formats ----------------------------------------------------
 
 
 def test_layout_is_the_releases(mini_archive):
   with zipfile.ZipFile(mini_archive) as archive:
     files = {n for n in archive.namelist() if not n.endswith('/')}
-  expected = {f'{ROOT}/objectInfo150.txt', f'{ROOT}/sceneCategories.txt'}
-  for folder, prefix, count in (
-    ('training', 'ADE_train', 24),
-    ('validation', 'ADE_val', 8),
-  ):
-    for i in range(1, count + 1):
-      stem = f'{folder}/{prefix}_{i:08d}'
-      expected |= {
-        f'{ROOT}/images/{stem}.jpg',
-        f'{ROOT}/annotations/{stem}.png',
-      }
-  assert files == expected
+    comment = json.loads(archive.comment)
+  stems = [f'training/ADE_train_{i:08d}' for i in range(1, 25)]
+  stems += [f'validation/ADE_val_{i:08d}' for i in range(1, 9)]
+  assert files == {
+    *(f'{ADE20K}/images/{stem}.jpg' for stem in stems),
+    *(f'{ADE20K}/annotations/{stem}.png' for stem in stems),
+    *(f'{ADE20K}/objectInfo150.txt', f'{ADE20K}/sceneCategories.txt'),
+  }
+  assert comment['images'] == {'train': 24, 'validation': 8}
+  assert comment['seed'] == 0
 
 
 def test_lists(mini_archive):
   with zipfile.ZipFile(mini_archive) as archive:
-    info = archive.read(f'{ROOT}/objectInfo150.txt').decode().splitlines()
-    scenes = archive.read(f'{ROOT}/sceneCategories.txt').decode().splitlines()
-    masks = [
-      decode(archive.read(name), cv2.IMREAD_UNCHANGED)
-      for name in archive.namelist()
-      if name.endswith('.png')
-    ]
+    info, scenes = (
+      archive.read(f'{ADE20K}/{name}.txt').decode().splitlines()
+      for name in ('objectInfo150', 'sceneCategories')
+    )
+    names = [name for name in archive.namelist() if name.endswith('.png')]
+    masks = [decode(archive.read(name)) for name in names]
   assert len(info) == 151
   index, ratio, train, validation, name = info[3].split('\t')
   assert (index, name) == ('3', 'sky')
   assert int(train) + int(validation) == sum((m == 3).any() for m in masks)
   pixels = np.concatenate([m.ravel() for m in masks])
-  assert float(ratio) == pytest.approx(
-    (pixels == 3).sum() / (pixels > 0).sum(), abs=1e-4
-  )
-  assert [line.split()[0] for line in scenes[23:25]] == [
-    'ADE_train_00000024',
-    'ADE_val_00000001',
-  ]
-  kinds = {'street', 'highway', 'lake', 'park', 'bedroom'}
-  assert {line.split()[1] for line in scenes} <= kinds
+  share = (pixels == 3).sum() / (pixels > 0).sum()
+  assert float(ratio) == pytest.approx(share, abs=1e-4)
+  samples, kinds = zip(*map(str.split, scenes), strict=True)
+  assert samples[23:25] == ('ADE_train_00000024', 'ADE_val_00000001')
+  assert set(kinds) <= {'street', 'highway', 'lake', 'park', 'bedroom'}
 
 
-def test_formats(train):
-  for jpeg, png, mask, _ in train:
+def test_formats(scenes):
+  for jpeg, png, mask, _ in scenes[0]:
     assert jpeg[:3] == b'\xff\xd8\xff'
     assert tuple(png[24:26]) == (8, 0)  # 8 bits, one channel.
-    image = decode(jpeg, cv2.IMREAD_COLOR)
-    assert image.shape[:2] == mask.shape
-    np.testing.assert_array_equal(decode(png, cv2.IMREAD_UNCHANGED), mask)
+    assert decode(jpeg, cv2.IMREAD_COLOR).shape[:2] == mask.shape
+    assert_equal(decode(png), mask)
     assert set(np.unique(mask)) <= {OTHER, *ID.values()}
+  channels = [decode(jpeg).ndim for jpeg, *_ in scenes[0] + scenes[1]]
+  assert 1 <= channels.count(2) <= 12  # Some are grey.
 
 
-def test_sizes_are_many(train):
-  sizes = np.array([mask.shape for *_, mask, _ in train])
+def test_sizes_are_many(scenes):
+  sizes = np.array([mask.shape for _, _, mask, _ in scenes[0]])
   assert sizes.min() >= 96
   assert sizes.max() <= 224
   aspects = sizes[:, 1] / sizes[:, 0]
   assert aspects.min() < 0.7
   assert aspects.max() > 1.6
-  assert len({tuple(size) for size in sizes}) > 30
+  assert len(np.unique(sizes, axis=0)) > 30
 
 
-def test_some_pictures_are_grey(train, validation):
-  channels = [
-    decode(jpeg, cv2.IMREAD_UNCHANGED).ndim for jpeg, *_ in train + validation
-  ]
-  assert 1 <= channels.count(2) <= 12
+def test_layout_and_formats_are_those_of_cityscapes(mini_cityscapes_archives):
+  images, masks = (
+    zipfile.ZipFile(mini_cityscapes_archives / x) for x in (IMAGES, MASKS)
+  )
+  with images, masks:
+    assert len(images.namelist()) == len(masks.namelist()) == 17
+    for image, mask in zip(images.namelist(), masks.namelist(), strict=True):
+      root, split, place, file = image.split('/')
+      assert root == 'leftImg8bit'
+      assert file.startswith(f'{place}_')
+      assert mask == mask_name(file.removesuffix('_leftImg8bit.png'), split)
+      size = bytes([0, 0, 0, 192, 0, 0, 0, 96, 8])
+      png = masks.read(mask)
+      assert images.read(image)[16:26] == size + b'\2'  # RGB
+      assert png[16:26] == size + b'\0'  # One channel.
+      ids = [] if split == 'test' else range(7, 34)
+      assert set(np.unique(decode(png))) <= {0, 1, 3, *ids}
 
 
-def test_every_class_is_frequent_in_both_splits(train, validation):
-  for samples in (train, validation):
-    masks = [mask for *_, mask, _ in samples]
-    values = np.concatenate([mask.ravel() for mask in masks])
-    for name, value in ID.items():
-      assert (values == value).mean() > 0.005, name
-      assert sum((mask == value).any() for mask in masks) >= 8, name
+# ---- Pictures --------------------------------------------------------------
 
 
-def test_colour_alone_does_not_tell_the_class(train, validation):
+@pytest.mark.parametrize(
+  ('kind', 'values', 'share', 'number'),
+  [('scenes', [*ID.values()], 0.005, 8), ('streets', STREET_IDS, 0.01, 15)],
+)
+def test_every_class_is_frequent_in_both_splits(
+  drawn, kind, values, share, number
+):
+  assert len(STREET_IDS) == 10
+  for samples in drawn[kind]:
+    masks = [mask for _, mask in samples]
+    pixels = np.concatenate([mask.ravel() for mask in masks])
+    for value in values:
+      assert (pixels == value).mean() > share, value
+      assert sum((mask == value).any() for mask in masks) >= number, value
+    if kind == 'streets':
+      assert 0.02 < np.isin(pixels, UNLABELLED).mean() < 0.15
+
+
+@pytest.mark.parametrize(
+  ('kind', 'ignored', 'most'),
+  [('scenes', [OTHER], 0.2), ('streets', UNLABELLED, 0.25)],
+)
+def test_colour_alone_does_not_tell_the_class(drawn, kind, ignored, most):
   """A class's mean colour must not be enough to segment by."""
 
   def pixels(samples):
-    images = [decode(jpeg, cv2.IMREAD_COLOR) for jpeg, *_ in samples]
-    x = np.concatenate([image.reshape(-1, 3) for image in images])[::17]
-    return x, np.concatenate([mask.ravel() for *_, mask, _ in samples])[::17]
+    x = np.concatenate([image.reshape(-1, 3)[::17] for image, _ in samples])
+    y = np.concatenate([mask.ravel()[::17] for _, mask in samples])
+    valid = ~np.isin(y, ignored)
+    return x[valid].astype(float), y[valid]
 
-  x, y = pixels(train)
-  classes = np.array(list(ID.values()))
+  (x, y), (held_out, truth) = map(pixels, drawn[kind])
+  classes = np.unique(y)
   centres = np.stack([x[y == c].mean(0) for c in classes])
-  x, y = pixels(validation)
-  distances = ((x[:, None] - centres) ** 2).sum(-1)
+  distances = ((held_out[:, None] - centres) ** 2).sum(-1)
   guess = classes[distances.argmin(1)]
-  valid = y != OTHER
-  ious = [
-    (valid & (guess == c) & (y == c)).sum()
-    / (valid & ((guess == c) | (y == c))).sum()
-    for c in classes
-  ]
-  assert np.mean(ious) < 0.2
+  pairs = [(guess == c, truth == c) for c in classes]
+  assert np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs]) < most
 
 
 def test_scene_is_a_function_of_its_seed():
-  one, mask, kind = draw_scene((3, 4), 96, 128)
-  again, same_mask, same_kind = draw_scene((3, 4), 96, 128)
-  other, *_ = draw_scene((3, 5), 96, 128)
-  assert one.shape == (96, 128, 3)
-  np.testing.assert_array_equal(one, again)
-  np.testing.assert_array_equal(mask, same_mask)
-  assert kind == same_kind
-  assert (one != other).mean() > 0.5
+  one, again, other = (draw_scene((3, x), 96, 128) for x in (4, 4, 5))
+  assert one[0].shape == (96, 128, 3)
+  assert_equal(one, again)
+  assert (one[0] != other[0]).mean() > 0.5
 
 
-def test_archive_is_a_function_of_its_arguments(tmp_path):
-  counts = {'train': 3, 'validation': 2}
+# ---- Writing ---------------------------------------------------------------
+
+
+def write_ade20k(folder, seed=0):
+  folder.mkdir(exist_ok=True)
+  mini.write_archive(folder / 'a.zip', {'train': 3, 'validation': 2}, seed)
+
+
+def write_cityscapes(folder, seed=0):
+  mini_cityscapes.write_archives(folder, ONE_OF_EACH, seed, (64, 32))
+
+
+each_kind = pytest.mark.parametrize(
+  ('write', 'files'),
+  [(write_ade20k, ['a.zip']), (write_cityscapes, [MASKS, IMAGES])],
+)
+
+
+def contents(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@each_kind
+def test_archives_are_a_function_of_their_arguments(tmp_path, write, files):
   for name, seed in (('a', 7), ('b', 7), ('c', 8)):
-    mini.write_archive(tmp_path / name, counts, seed)
-  a, b, c = ((tmp_path / name).read_bytes() for name in 'abc')
+    write(tmp_path / name, seed)
+  a, b, c = (contents(tmp_path / name) for name in 'abc')
+  assert sorted(a) == files
   assert a == b
-  assert a != c
+  assert all(a[file] != c[file] for file in files)
 
 
-def test_comment_says_what_is_inside(mini_archive):
-  with zipfile.ZipFile(mini_archive) as archive:
-    comment = json.loads(archive.comment)
-  assert comment['images'] == {'train': 24, 'validation': 8}
-  assert comment['seed'] == 0
+@each_kind
+def test_existing_files_are_kept(tmp_path, write, files):
+  (tmp_path / files[-1]).write_bytes(b'mine')
+  with pytest.raises(
+    UserError, match=f'{files[-1]} exists and was not written for these'
+  ):
+    write(tmp_path)
+  assert contents(tmp_path) == {files[-1]: b'mine'}
 
 
-def test_existing_files_are_kept(tmp_path):
-  path = tmp_path / 'a.zip'
-  path.write_bytes(b'mine')
-  with pytest.raises(UserError, match='exists and was not written for these'):
-    mini.write_archive(path, {'train': 1, 'validation': 1}, 0)
-  assert path.read_bytes() == b'mine'
-
-
-def test_command_line_rejects_empty_splits(run_script, tmp_path):
-  process = run_script(
-    *('-m', 'resnest_jax.data.mini', '--out', tmp_path / 'a.zip'),
-    *('--images', '0', '5'),
-    status=1,
-  )
-  assert process.stderr.startswith('error: --images 0 5')
-  assert not (tmp_path / 'a.zip').exists()
+@each_kind
+def test_archives_of_a_killed_process_are_written_again(tmp_path, write, files):
+  """One half written, or killed between the two files."""
+  write(tmp_path)
+  before = contents(tmp_path)
+  (tmp_path / files[0]).unlink()
+  (tmp_path / f'{files[0]}.incomplete').write_bytes(b'half')
+  write(tmp_path)
+  assert contents(tmp_path) == before

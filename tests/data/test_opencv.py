@@ -9,6 +9,7 @@ import io
 import cv2
 import numpy as np
 import pytest
+from numpy.testing import assert_equal
 from PIL import Image
 
 from resnest_jax.data.scenes import city, scene
@@ -80,7 +81,7 @@ def test_drawn_scenes(name, root):
   image, mask, *_ = DRAWN[name]()
   path = root / f'tests/data/scenes/{name}.png'  # BGR, and the mask as alpha.
   kept = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-  np.testing.assert_array_equal(mask, kept[..., 3])
+  assert_equal(mask, kept[..., 3])
   off = np.abs(image.astype(int) - kept[..., 2::-1])
   assert off.max() <= 1
   assert (off > 0).mean() < 0.001

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from numpy.testing import assert_equal
 
 from resnest_jax.config import load_config
 from resnest_jax.data import pixels
@@ -23,6 +25,7 @@ from resnest_jax.data.prepare import prepare_raw
 from resnest_jax.errors import UserError
 
 NAME = 'cityscapes_mini'
+BYTES = 192 * 96 * 4 * 12
 
 
 @pytest.fixture(scope='module')
@@ -64,13 +67,10 @@ def test_samples_are_those_of_the_png_files(encoded, raw_data_dir):
   assert len(split) == len(encoded) == 12
   with ThreadPoolExecutor(3) as pool:
     samples = list(pool.map(split.__getitem__, range(12)))
-    stored = list(pool.map(split.raw, range(12)))
-  for i, expected in enumerate(encoded):
-    assert samples[i].keys() == expected.keys()
-    for key in expected:
-      np.testing.assert_array_equal(samples[i][key], expected[key])
-    assert samples[i]['image'].dtype == samples[i]['label'].dtype == np.uint8
-    np.testing.assert_array_equal(stored[i]['mask'], encoded.raw(i)['mask'])
+    masks = list(pool.map(lambda i: split.raw(i)['mask'], range(12)))
+  assert_equal(samples, list(encoded))
+  assert_equal(masks, [encoded.raw(i)['mask'] for i in range(12)])
+  assert samples[0]['image'].dtype == samples[0]['label'].dtype == np.uint8
   with pytest.raises(IndexError):
     split[12]
   assert pickle.loads(pickle.dumps(split)).decoded
@@ -82,80 +82,56 @@ def test_other_splits_are_still_read_from_the_records(raw_data_dir):
   assert len(split) == 4
 
 
-def test_batches_are_equal_bit_for_bit(root, encoded, raw_data_dir):
-  config = load_config(root / 'configs/cityscapes_fcn.py:mini')
-  batches = []
-  for split in (encoded, open_split(NAME, raw_data_dir, 'train')):
-    iterator = make_train_iterator(
-      config.data, split, seed=3, batch_size=4, total_steps=8
-    )
-    with contextlib.closing(iterator):
-      batches.append(list(iterator))
-  assert len(batches[0]) == 8
-  for batch, other in zip(*batches, strict=True):
-    assert batch.keys() == other.keys()
-    for key in batch:
-      np.testing.assert_array_equal(batch[key], other[key])
+def test_batches_are_equal_bit_for_bit(encoded, raw_data_dir):
+  config = load_config('configs/cityscapes_fcn.py:mini').data
+  decoded = open_split(NAME, raw_data_dir, 'train')
+  batches, expected = (
+    make_train_iterator(config, split, seed=3, batch_size=4, total_steps=8)
+    for split in (decoded, encoded)
+  )
+  with contextlib.closing(batches), contextlib.closing(expected):
+    batches = list(batches)
+    assert len(batches) == 8
+    assert_equal(batches, list(expected))
 
 
 # ---- The command -----------------------------------------------------------
 
 
 def test_the_command_needs_no_archive(
-  run_script, mini_cityscapes_data_dir, tmp_path
+  call, mini_cityscapes_data_dir, tmp_path, capsys
 ):
   copy_data(mini_cityscapes_data_dir, tmp_path)
-  command = '-m', 'resnest_jax.data.prepare', NAME, '--raw'
-  process = run_script(*command, '--data_dir', tmp_path)
-  assert '12/12 images' in process.stderr
-  assert f'train, in {folder_of(tmp_path)}' in process.stdout
+  call(script.main, NAME, '--raw', '--data_dir', tmp_path)
+  said = capsys.readouterr()
+  assert '12/12 images' in said.err
+  assert f'train, in {folder_of(tmp_path)}' in said.out
   assert open_split(NAME, tmp_path, 'train').decoded
-  size = 192 * 96 * 4 * 12
-  assert (folder_of(tmp_path) / 'train.pixels').stat().st_size == size
+  assert (folder_of(tmp_path) / 'train.pixels').stat().st_size == BYTES
   names = [path.name for path in folder_of(tmp_path).iterdir()]
   assert sorted(names) == ['train.json', 'train.pixels']
 
 
-def call(monkeypatch, *arguments):
-  monkeypatch.setattr('sys.argv', ['prepare', *map(str, arguments)])
-  script.main()
-
-
 def test_from_archives_to_pixels_in_one_command(
-  monkeypatch, mini_cityscapes_archives, tmp_path, capsys
+  call, mini_cityscapes_archives, tmp_path, capsys
 ):
-  command = NAME, '--raw', '--data_dir', tmp_path
-  call(monkeypatch, *command, '--archive_dir', mini_cityscapes_archives)
+  command = script.main, NAME, '--raw', '--data_dir', tmp_path
+  call(*command, '--archive_dir', mini_cityscapes_archives)
   assert open_split(NAME, tmp_path, 'train').decoded
   before = (folder_of(tmp_path) / 'train.json').stat().st_mtime_ns
-  capsys.readouterr()
-  call(monkeypatch, *command)
+  call(*command)
   assert 'Already decoded' in capsys.readouterr().out
   assert (folder_of(tmp_path) / 'train.json').stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'message'),
-  [
-    (['ade20k_mini', '--raw'], '--raw is for Cityscapes'),
-    (['cityscapes', '--raw'], 'cannot be downloaded by itself'),
-  ],
-)
-def test_flags_that_do_not_fit(arguments, message, monkeypatch, tmp_path):
-  with pytest.raises(UserError, match=message):
-    call(monkeypatch, *arguments, '--data_dir', tmp_path / 'data')
-  assert not (tmp_path / 'data').exists()
-
-
 def test_too_little_disk_space(monkeypatch, mini_cityscapes_data_dir, tmp_path):
   copy_data(mini_cityscapes_data_dir, tmp_path)
-  size = 192 * 96 * 4 * 12
-  free = shutil.disk_usage(tmp_path)._replace(free=size - 1)
+  free = shutil.disk_usage(tmp_path)._replace(free=BYTES - 1)
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: free)
   with pytest.raises(UserError, match=r'0\.00 GB free, about 0\.00 GB'):
     prepare_raw(NAME, tmp_path)
   assert not folder_of(tmp_path).exists()
-  free = free._replace(free=size)
+  free = free._replace(free=BYTES)
   prepare_raw(NAME, tmp_path)
 
 
@@ -200,45 +176,41 @@ def whole(tmp_path_factory):
   write(folder, Reader())
   file = pixels.PixelFile(folder, 'train')
   for index in (0, 17, 39):
-    sample, expected = file[index], Reader()(index)
-    for key in expected:
-      np.testing.assert_array_equal(sample[key], expected[key])
+    assert_equal(file[index], Reader()(index))
   return contents(folder)
 
 
-@pytest.mark.parametrize('torn', [False, True])
-def test_goes_on_where_it_was_interrupted(whole, tmp_path, torn):
+def tear(folder):
+  """In the middle of a line, after the middle of another sample."""
+  for name, rest in (('progress', b'["sample_'), ('pixels', b'torn')):
+    with open(folder / f'train.{name}', 'ab') as file:
+      file.write(rest)
+
+
+def lose_pixels(folder):
+  """The log reached the disk and the end of the pixels did not."""
+  os.truncate(folder / 'train.pixels', 3 * 64 + 10)
+
+
+@pytest.mark.parametrize(
+  ('damage', 'kept'), [(None, None), (tear, None), (lose_pixels, 3)]
+)
+def test_resumes_where_it_was_interrupted(whole, tmp_path, damage, kept):
   with pytest.raises(KeyboardInterrupt):
     write(tmp_path, Reader(fails=20))
   assert not pixels.is_written(tmp_path, 'train')
   lines = (tmp_path / 'train.progress').read_text().splitlines()
-  written = len(lines) - 1
-  assert 0 < written <= 20
-  if torn:  # In the middle of a line, after the middle of another sample.
-    with open(tmp_path / 'train.progress', 'a') as file:
-      file.write('["sample_')
-    with open(tmp_path / 'train.pixels', 'ab') as file:
-      file.write(b'torn')
-  assert pixels.bytes_to_write(tmp_path, 'train', Reader(), 40, 'a') == 64 * (
-    40 - written
-  )
+  kept = kept or len(lines) - 1
+  assert 0 < kept <= 20
+  if damage:
+    damage(tmp_path)
+  missing = pixels.bytes_to_write(tmp_path, 'train', Reader(), 40, 'a')
+  assert missing == 64 * (40 - kept)
   read, done = Reader(), []
   write(tmp_path, read, done=done)
   # The first tells the size.
-  assert sorted(read.calls) == [0, *range(written, 40)]
-  assert done == list(range(written + 1, 41))
-  assert contents(tmp_path) == whole
-
-
-def test_lost_pixels_are_written_again(whole, tmp_path):
-  """The log reached the disk and the end of the pixels did not."""
-  with pytest.raises(KeyboardInterrupt):
-    write(tmp_path, Reader(fails=20))
-  with open(tmp_path / 'train.pixels', 'r+b') as file:
-    file.truncate(3 * 64 + 10)
-  read = Reader()
-  write(tmp_path, read)
-  assert sorted(read.calls) == [0, *range(3, 40)]
+  assert sorted(read.calls) == [0, *range(kept, 40)]
+  assert done == list(range(kept + 1, 41))
   assert contents(tmp_path) == whole
 
 
@@ -291,13 +263,11 @@ def test_samples_of_two_sizes_are_refused(tmp_path):
 
 def test_a_changed_pixel_is_noticed_by_its_sample(encoded, data_dir):
   path = folder_of(data_dir) / 'train.pixels'
-  with open(path, 'r+b') as file:
-    file.seek(4 * 192 * 96 * 5 + 1000)
-    value = file.read(1)[0]
-    file.seek(-1, 1)
-    file.write(bytes([value ^ 1]))
+  data = bytearray(path.read_bytes())
+  data[4 * 192 * 96 * 5 + 1000] ^= 1
+  path.write_bytes(data)
   split = open_split(NAME, data_dir, 'train')
-  np.testing.assert_array_equal(split[4]['image'], encoded[4]['image'])
+  assert_equal(split[4]['image'], encoded[4]['image'])
   with pytest.raises(UserError) as error:
     split[5]
   message = str(error.value)
@@ -308,8 +278,7 @@ def test_a_changed_pixel_is_noticed_by_its_sample(encoded, data_dir):
 
 def test_a_file_that_was_cut_off_is_refused(data_dir):
   path = folder_of(data_dir) / 'train.pixels'
-  with open(path, 'r+b') as file:
-    file.truncate(path.stat().st_size - 1)
+  os.truncate(path, BYTES - 1)
   with pytest.raises(UserError, match=r'884735 bytes instead of 884736'):
     open_split(NAME, data_dir, 'train')
   with pytest.raises(UserError, match=r'bytes instead of'):

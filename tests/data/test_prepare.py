@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import re
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,10 @@ import zipfile
 
 import filelock
 import pytest
+from data.small_archives import write_zip
 
 from resnest_jax.data import mini
+from resnest_jax.data import prepare as script
 from resnest_jax.data.ade20k import Ade20k
 from resnest_jax.data.archives import ArchiveConfig
 from resnest_jax.data.datasets import DATASETS, Dataset, open_split
@@ -21,7 +24,6 @@ from resnest_jax.data.labels import ADE20K
 from resnest_jax.data.prepare import prepare
 from resnest_jax.errors import UserError
 
-PREPARE = '-m', 'resnest_jax.data.prepare'
 MINI = DATASETS['ade20k_mini']
 
 
@@ -44,49 +46,82 @@ def data_dir(mini_data_dir, tmp_path):
 # ---- The command -----------------------------------------------------------
 
 
-def test_generates_and_prepares_in_one_command(run_script, tmp_path):
-  command = *PREPARE, 'ade20k_mini', '--data_dir', tmp_path, '--images', '5'
-  process = run_script(*command, '3')
+def test_generates_and_prepares_in_one_command(
+  run_script, call, tmp_path, capsys
+):
+  command = 'ade20k_mini', '--data_dir', tmp_path, '--images', '5'
+  process = run_script('-m', 'resnest_jax.data.prepare', *command, '3')
   assert '8/8 images' in process.stderr
   lines = [line.split() for line in process.stdout.splitlines()]
   assert ['train', '5', 'images'] in lines
   assert ['validation', '3', 'images'] in lines
-  assert lines[-1][:4] == [
-    *('python', 'train.py', '--config'),
-    'configs/ade20k_pspnet.py:mini',
-  ]
+  train = ['python', 'train.py', '--config', 'configs/ade20k_pspnet.py:mini']
+  assert lines[-1][:4] == train
   assert len(open_split('ade20k_mini', tmp_path, 'validation')) == 3
 
   before = snapshot(tmp_path / 'ade20k')
-  assert 'Already prepared' in run_script(*command, '3').stdout
-  process = run_script(*command, '4', status=1)
-  assert 'Nothing was changed' in process.stderr
+  call(script.main, *command, '3')
+  assert 'Already prepared' in capsys.readouterr().out
+  with pytest.raises(UserError, match='Nothing was changed'):
+    call(script.main, *command, '4')
   assert snapshot(tmp_path / 'ade20k') == before
 
 
-def test_wrong_path_and_wrong_release(run_script, mini_archive, tmp_path):
-  data_dir = tmp_path / 'data'
-  command = *PREPARE, 'ade20k', '--data_dir', data_dir, '--archive'
-  process = run_script(*command, tmp_path / 'nothing.zip', status=1)
-  assert process.stderr.startswith('error: there is no file')
-  assert 'Traceback' not in process.stderr
-  process = run_script(*command, mini_archive, status=1)
-  assert (
-    'is a generated mini archive (24 training and 8 validation images). '
-    'Prepare it as ade20k_mini; the release has 20210 and 2000.'
-  ) in process.stderr
-  assert not data_dir.exists()
+def test_generates_cityscapes(call, tmp_path, capsys):
+  size = ('--images', '3', '2', '--size', '64', '32')
+  call(script.main, 'cityscapes_mini', '--data_dir', tmp_path, *size)
+  lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+  for words in (['train', '3'], ['validation', '2'], ['test', '1']):
+    assert [*words, 'images'] in lines
+  assert 'configs/cityscapes_pspnet.py:mini' in lines[-1]
+  sample = open_split('cityscapes_mini', tmp_path, 'validation')[1]
+  assert sample['image'].shape == (32, 64, 3)
 
 
-def test_killed_in_the_middle(run_script, mini_archive, tmp_path):
-  archive = tmp_path / 'large.zip'
+IS_A_MINI = (
+  r'is a generated mini archive \(24 training and 8 validation images\). '
+  'Prepare it as ade20k_mini; the release has 20210 and 2000.'
+)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ('ade20k --archive nothing.zip', 'there is no file'),
+    ('ade20k --archive MINI', IS_A_MINI),
+    ('ade20k --archive_dir a', '--archive_dir is for Cityscapes'),
+    ('ade20k_mini --size 64 32', '--size is for Cityscapes'),
+    ('ade20k_mini --raw', '--raw is for Cityscapes'),
+    ('cityscapes --raw', 'cannot be downloaded by itself'),
+    ('cityscapes', 'cannot be downloaded by itself.*--archive_dir FOLDER'),
+    ('cityscapes --archive a.zip', 'has two archives'),
+    ('cityscapes_mini --size 64 8', '--size 64 8: both are from'),
+  ],
+)
+def test_wrong_flags_and_archives(
+  call, mini_archive, tmp_path, arguments, message
+):
+  words = arguments.replace('MINI', str(mini_archive)).split()
+  with pytest.raises(UserError, match=f'(?s){message}'):
+    call(script.main, *words, '--data_dir', tmp_path / 'data')
+  assert not (tmp_path / 'data').exists()
+
+
+def test_generated_archives_have_images(call, tmp_path):
+  flags = '--out', tmp_path / 'a.zip', '--images', '0', '5'
+  with pytest.raises(UserError, match='--images 0 5'):
+    call(mini.main, *flags)
+  assert not (tmp_path / 'a.zip').exists()
+
+
+def test_killed_in_the_middle(call, mini_archive, tmp_path):
+  archive, data_dir = tmp_path / 'large.zip', tmp_path / 'data'
   write_large_archive(mini_archive, archive, copies=40)
-  data_dir = tmp_path / 'data'
-  command = *PREPARE, 'ade20k_mini', '--archive', archive
-  command = *map(str, command), '--data_dir', str(data_dir)
+  command = ['ade20k_mini', '--archive', archive, '--data_dir', data_dir]
   for _ in range(2):
     process = subprocess.Popen(
-      [sys.executable, *command], stderr=subprocess.DEVNULL
+      [sys.executable, '-m', 'resnest_jax.data.prepare', *map(str, command)],
+      stderr=subprocess.DEVNULL,
     )
     while not unfinished(data_dir):
       assert process.poll() is None
@@ -98,7 +133,7 @@ def test_killed_in_the_middle(run_script, mini_archive, tmp_path):
   with pytest.raises(UserError, match=r'is not prepared'):
     open_split('ade20k_mini', data_dir, 'train')
 
-  run_script(*command)
+  call(script.main, *command)
   assert unfinished(data_dir) == []
   split = open_split('ade20k_mini', data_dir, 'train')
   assert len(split) == 24 * 40
@@ -109,21 +144,22 @@ def unfinished(data_dir):
   return list(data_dir.glob('ade20k/mini/incomplete.*'))
 
 
+def contents(archive):
+  with zipfile.ZipFile(archive) as opened:
+    return {name: opened.read(name) for name in opened.namelist()}
+
+
 def write_large_archive(source, path, copies):
   """Repeats the samples of a mini archive under new names."""
-  numbers = {'training': 'ADE_train', 'validation': 'ADE_val'}
-  with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, 'w') as new:
-    for name in old.namelist():
-      if name.endswith(('.jpg', '.png')):
-        *head, folder, file = name.split('/')
-        number, extension = file.split('_')[-1].split('.')
-        count = 24 if folder == 'training' else 8
-        for copy in range(copies):
-          stem = f'{numbers[folder]}_{int(number) + copy * count:08d}'
-          target = '/'.join([*head, folder, f'{stem}.{extension}'])
-          new.writestr(target, old.read(name))
-    counts = {'train': 24 * copies, 'validation': 8 * copies}
-    new.comment = mini.archive_comment(counts, 0).encode()
+  counts = {'train': 24 * copies, 'validation': 8 * copies}
+  entries = {}
+  for name, content in contents(source).items():
+    if match := re.fullmatch(r'(.*_)(\d{8})(\..*)', name):
+      count = 24 if 'training' in name else 8
+      for copy in range(copies):
+        number = int(match[2]) + copy * count
+        entries[f'{match[1]}{number:08d}{match[3]}'] = content
+  write_zip(path, entries, mini.archive_comment(counts, 0))
 
 
 # ---- Data that is there already --------------------------------------------
@@ -156,15 +192,11 @@ def test_strange_folder_is_left_alone(mini_archive, tmp_path):
 
 def test_damage_found_late_leaves_nothing_behind(mini_archive, tmp_path):
   """An error after the first records were written."""
+  entries = contents(mini_archive)
+  (name,) = (x for x in entries if x.endswith('ADE_val_00000008.png'))
+  comment = mini.archive_comment({'train': 24, 'validation': 8}, 0)
   damaged = tmp_path / 'damaged.zip'
-  with (
-    zipfile.ZipFile(mini_archive) as old,
-    zipfile.ZipFile(damaged, 'w') as new,
-  ):
-    new.comment = old.comment
-    for name in old.namelist():
-      bad = name.endswith('ADE_val_00000008.png')
-      new.writestr(name, b'bad' if bad else old.read(name))
+  write_zip(damaged, entries | {name: b'bad'}, comment)
   with pytest.raises(UserError, match=r'ADE_val_00000008\.png is not a PNG'):
     prepare(MINI, tmp_path / 'data', damaged)
   assert unfinished(tmp_path / 'data') == []
@@ -212,11 +244,8 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server(mini_archive, monkeypatch):
   monkeypatch.setenv('NO_PROXY', '127.0.0.1')
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server) as server:
-    server.body, server.send, server.requests = (
-      mini_archive.read_bytes(),
-      None,
-      0,
-    )
+    server.body = mini_archive.read_bytes()
+    server.send, server.requests = None, 0
     threading.Thread(target=server.serve_forever).start()
     yield server
     server.shutdown()
@@ -235,22 +264,16 @@ def downloaded(data_dir):
   return [path for path in files if path.is_file()]
 
 
-def test_download(server, tmp_path):
-  sha1 = hashlib.sha1(server.body).hexdigest()
-  builder = prepare(loopback(server, sha1=sha1), tmp_path)
-  assert server.requests == 1
-  counts = {k: v.num_examples for k, v in builder.info.splits.items()}
-  assert counts == {'train': 24, 'validation': 8}
-  (kept,) = downloaded(tmp_path)
-  assert kept.read_bytes() == server.body
-
-
-def test_download_is_not_repeated(server, tmp_path):
+def test_download_is_kept_and_not_repeated(server, tmp_path):
   """After an interruption between download and records, say."""
-  builder = prepare(loopback(server), tmp_path)
-  shutil.rmtree(builder.data_path)
-  prepare(loopback(server), tmp_path)
+  sha1 = hashlib.sha1(server.body).hexdigest()
+  for _ in range(2):
+    builder = prepare(loopback(server, sha1=sha1), tmp_path)
+    counts = {k: v.num_examples for k, v in builder.info.splits.items()}
+    assert counts == {'train': 24, 'validation': 8}
+    shutil.rmtree(builder.data_path)
   assert server.requests == 1
+  assert [x.read_bytes() for x in downloaded(tmp_path)] == [server.body]
 
 
 def test_download_with_wrong_checksum(server, tmp_path):
@@ -270,8 +293,7 @@ def test_interrupted_download(server, tmp_path):
   assert list((tmp_path / 'downloads').rglob('*.tmp.*')) == []
   server.send = None
   prepare(loopback(server), tmp_path)
-  (whole,) = downloaded(tmp_path)
-  assert whole.read_bytes() == server.body
+  assert [x.read_bytes() for x in downloaded(tmp_path)] == [server.body]
 
 
 def test_nothing_at_the_address(server, tmp_path):

@@ -5,7 +5,9 @@ import contextlib
 import grain
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_equal
 from scipy import stats
+from small import MINI
 
 from resnest_jax.config import load_config
 from resnest_jax.data import resize
@@ -13,7 +15,6 @@ from resnest_jax.data.datasets import open_split
 from resnest_jax.data.pipeline import make_train_iterator
 from resnest_jax.data.sampling import (
   ClassBalanced,
-  Shuffled,
   make_sampler,
   open_sampler,
   repeat_factors,
@@ -41,20 +42,13 @@ def test_uniform_is_grains_shuffle():
   assert visited(sampler, 40).tolist() == [int(theirs[i]) for i in range(40)]
 
 
-def test_uniform_visits_each_record_once_an_epoch():
-  sampler = make_sampler('uniform', 13, SEED)
-  epochs = visited(sampler, 39).reshape(3, 13)
-  assert (np.sort(epochs, 1) == np.arange(13)).all()
-  assert len({tuple(epoch) for epoch in epochs}) == 3
-
-
 def test_repeat_factors_are_those_of_the_paper():
   factors = repeat_factors(PRESENT, threshold=0.5)
   # Shares 0.95, 0.25 and 0.05 of the samples.
   expected = np.ones(20)
   expected[:5] = np.sqrt(0.5 / 0.25)
   expected[7] = np.sqrt(0.5 / 0.05)
-  np.testing.assert_allclose(factors, expected)
+  assert_allclose(factors, expected)
   assert (repeat_factors(PRESENT, threshold=0.01) == 1).all()
 
 
@@ -69,11 +63,10 @@ def test_records_stand_as_often_as_their_factors_say():
 
 
 def test_repeat_factor_epochs():
-  sampler = make_sampler(
-    'repeat_factor', 20, SEED, present=PRESENT, threshold=0.5
-  )
-  samples = repeated_samples(repeat_factors(PRESENT, 0.5), SEED)
-  epochs = visited(sampler, 3 * len(samples)).reshape(3, -1)
+  options = {'present': PRESENT, 'threshold': 0.5}
+  sampler = make_sampler('repeat_factor', 20, SEED, **options)
+  records = repeated_records(repeat_factors(PRESENT, 0.5), SEED)
+  epochs = visited(sampler, 3 * len(records)).reshape(3, -1)
   for epoch in epochs:
     assert np.sort(epoch).tolist() == samples.tolist()
   assert not np.array_equal(epochs[0], epochs[1])
@@ -116,11 +109,7 @@ def test_a_class_of_many_records():
 
 
 def test_seeds_differ():
-  one, other = (
-    visited(ClassBalanced(PRESENT, seed), 30) for seed in (SEED, SEED + 1)
-  )
-  assert not np.array_equal(one, other)
-  one, other = (visited(Shuffled(np.arange(30), s), 30) for s in (1, 2))
+  one, other = (visited(ClassBalanced(PRESENT, s), 30) for s in (SEED, 12))
   assert not np.array_equal(one, other)
 
 
@@ -143,8 +132,7 @@ def split(mini_data_dir):
 
 
 def config_of(**settings):
-  overrides = {f'data.{key}': value for key, value in settings.items()}
-  return load_config('configs/ade20k_pspnet.py:mini', overrides).data
+  return load_config(MINI, {f'data.{k}': v for k, v in settings.items()}).data
 
 
 def test_sampler_of_a_run_keeps_its_counts(split, tmp_path):
@@ -159,7 +147,7 @@ def test_sampler_of_a_run_keeps_its_counts(split, tmp_path):
   number = 200 * table.row_count
   drawn = present[visited(sampler, number)].mean(0)
   expected = sampler.weights(len(split)) @ present
-  np.testing.assert_allclose(drawn, expected, atol=0.02)
+  assert_allclose(drawn, expected, atol=0.02)
   assert drawn[present.any(0)].min() >= 1 / table.row_count
   # The same again, from the file; other data is counted anew.
   again, _ = open_sampler(config, Unreadable(split), SEED, cache)
@@ -197,8 +185,7 @@ def test_labels_that_cannot_be_read_are_not_drawn(split, tmp_path):
 def test_shares_by_hand():
   counts = np.array([[30, 0, 0, 10], [10, 40, 0, 0]])
   table = share_table(counts, np.array([0.25, 0.75]), ('a', 'b', 'c'))
-  cells = [list(column.cells) for column in table.columns]
-  assert cells == [
+  assert [list(column.cells) for column in table.columns] == [
     ['a', 'b'],
     ['50.00', '50.00'],
     ['100.00', '50.00'],
@@ -206,32 +193,25 @@ def test_shares_by_hand():
   ]
 
 
-@pytest.mark.parametrize('num_workers', [0, 2])
+@pytest.mark.parametrize('num_workers', [0, 1])
 def test_batches_are_those_of_the_samplers_records(
   split, tmp_path, num_workers
 ):
   config = config_of(
-    sampling='repeat_factor',
-    repeat_threshold=0.9,
+    **{'sampling': 'repeat_factor', 'repeat_threshold': 0.9},
+    **{'scale_range': (1.0, 1.0), 'image_scale': (512, 128)},
+    **{'flip_probability': 0.0, 'cat_max_ratio': 1.0},
     num_workers=num_workers,
-    scale_range=(1.0, 1.0),
-    flip_probability=0.0,
-    cat_max_ratio=1.0,
-    image_scale=(512, 128),
   )
   sampler, _ = open_sampler(config, split, SEED, tmp_path / 'pixels.npy')
   batches = make_train_iterator(
     config, split, seed=SEED, batch_size=4, total_steps=6, sampler=sampler
   )
   with contextlib.closing(batches):
-    sizes = [size for batch in batches for size in batch['size'].tolist()]
-  expected = []
-  for position in range(24):
-    height, width = split[sampler(position)]['label'].shape
-    expected.append(
-      [min(n, 128) for n in resize.resized_size(height, width, 1.0, (512, 128))]
-    )
-  assert sizes == expected
+    sizes = np.concatenate([batch['size'] for batch in batches])
+  shapes = [split[sampler(i)]['label'].shape for i in range(24)]
+  resized = [resize.resized_size(*x, 1.0, (512, 128)) for x in shapes]
+  assert_equal(sizes, np.minimum(resized, 128))
 
 
 def test_config_names_the_samplings():

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from numpy.testing import assert_equal
 from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder
 
 from resnest_jax.data import tfds_cityscapes
@@ -73,23 +74,14 @@ def test_samples_are_those_of_our_own_builder(
   ours = open_split('cityscapes_mini', mini_cityscapes_data_dir, split)
   assert len(theirs) == len(ours) == count
   assert theirs.labels is CITYSCAPES
-  samples = {sample['name']: sample for sample in theirs}
-  assert len(samples) == count
+  order = {sample['name']: i for i, sample in enumerate(theirs)}
   for i, sample in enumerate(ours):
-    for key in ('image', 'label'):
-      found = samples[sample['name']][key]
-      np.testing.assert_array_equal(found, sample[key])
-      assert found.dtype == np.uint8
-    stored = {s['name']: s for s in map(theirs.raw, range(count))}
-    np.testing.assert_array_equal(
-      stored[sample['name']]['mask'], ours.raw(i)['mask']
-    )
-
-
-def test_a_copy_in_another_process_reads_the_same(tfds_data_dir):
-  split = open_split('cityscapes', tfds_data_dir, 'train')
-  copy = pickle.loads(pickle.dumps(split))
-  assert copy[3]['name'] == split[3]['name']
+    index = order.pop(sample['name'])
+    assert_equal(theirs[index], sample)
+    assert_equal(theirs.raw(index)['mask'], ours.raw(i)['mask'])
+    assert theirs[index]['image'].dtype == np.uint8
+    assert theirs[index]['label'].dtype == np.uint8
+  assert pickle.loads(pickle.dumps(theirs))[0]['name'] == theirs[0]['name']
 
 
 def test_our_own_data_comes_first(mini_cityscapes_data_dir, data_dir):
@@ -127,9 +119,8 @@ def test_converted_in_place_is_read(data_dir, tfds_data_dir):
     data_dir, fileFormat='tfrecord', alternativeFileFormats=['array_record']
   )
   split = open_split('cityscapes', data_dir, 'train')
-  expected = open_split('cityscapes', tfds_data_dir, 'train')[0]
-  assert split[0]['name'] == expected['name']
-  np.testing.assert_array_equal(split[0]['image'], expected['image'])
+  expected = open_split('cityscapes', tfds_data_dir, 'train')
+  assert_equal(split[0], expected[0])
 
 
 def test_missing_file_and_other_features(data_dir):
@@ -150,10 +141,9 @@ def test_damaged_record_is_named(data_dir):
   data = bytearray(path.read_bytes())
   data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)
   path.write_bytes(data)
-  with pytest.raises(
-    UserError, match=r'semantic_segmentation.*prepare it again'
-  ):
-    list(open_split('cityscapes', data_dir, 'validation'))
+  split = open_split('cityscapes', data_dir, 'validation')
+  with pytest.raises(UserError, match=r'semantic_seg.*prepare it again'):
+    list(split)
 
 
 def test_the_mini_data_set_is_never_theirs(tfds_data_dir):
@@ -166,9 +156,6 @@ def test_pixels_are_decoded_from_it(tfds_data_dir, data_dir):
   assert folder.parent.name == 'semantic_segmentation_raw'
   split = open_split('cityscapes', data_dir, 'train')
   assert split.decoded
-  for sample, expected in zip(
-    split, open_split('cityscapes', tfds_data_dir, 'train'), strict=True
-  ):
-    assert sample['name'] == expected['name']
-    np.testing.assert_array_equal(sample['image'], expected['image'])
-    np.testing.assert_array_equal(sample['label'], expected['label'])
+  assert_equal(
+    list(split), list(open_split('cityscapes', tfds_data_dir, 'train'))
+  )

@@ -3,12 +3,12 @@
 import cv2
 import numpy as np
 import pytest
-from data.twins import blocks, origin_twin, photometric_distortion
+from data.twins import blocks, origin_twin
+from numpy.testing import assert_equal
 
 from resnest_jax.data import transforms
+from resnest_jax.data.transforms import PhotometricDraw, augment
 from resnest_jax.errors import UserError
-
-IDENTITY = (0.0, 1.0, 1.0, 0.0, 1.0)
 
 # Eight RGB pixels and what mmsegmentation 1.2.2 (OpenCV 4.13) makes of them.
 PIXELS = np.array(
@@ -20,35 +20,35 @@ PIXELS = np.array(
 )
 DISTORTED = {
   'brightness': (
-    transforms.PhotometricDraw(brightness=-20.5),
+    PhotometricDraw(brightness=-20.5),
     [
       [[179, 9, 19], [0, 199, 69], [14, 39, 229], [107, 107, 107]],
       [[234, 234, 234], [0, 0, 0], [69, 64, 0], [229, 99, 224]],
     ],
   ),
   'contrast': (
-    transforms.PhotometricDraw(contrast_first=1.37),
+    PhotometricDraw(contrast_first=1.37),
     [
       [[255, 41, 54], [13, 255, 123], [47, 82, 255], [175, 175, 175]],
       [[255, 255, 255], [0, 0, 0], [123, 116, 27], [255, 164, 255]],
     ],
   ),
   'saturation': (
-    transforms.PhotometricDraw(saturation=0.61),
+    PhotometricDraw(saturation=0.61),
     [
       [[200, 96, 103], [92, 220, 139], [120, 133, 250], [128, 128, 128]],
       [[255, 255, 255], [0, 0, 0], [90, 87, 48], [250, 171, 247]],
     ],
   ),
   'hue': (
-    transforms.PhotometricDraw(hue=-13),
+    PhotometricDraw(hue=-13),
     [
       [[200, 30, 115], [24, 220, 10], [35, 150, 250], [128, 128, 128]],
       [[255, 255, 255], [0, 0, 0], [90, 55, 20], [198, 120, 250]],
     ],
   ),
   'all': (
-    transforms.PhotometricDraw(
+    PhotometricDraw(
       brightness=17.25, saturation=1.4, hue=11, contrast_last=0.72
     ),
     [
@@ -62,16 +62,18 @@ DISTORTED = {
 @pytest.mark.parametrize('name', DISTORTED)
 def test_twin_of_the_photometric_distortion_equals_stored_results(name):
   draw, expected = DISTORTED[name]
-  result = photometric_distortion(PIXELS, draw)
-  np.testing.assert_array_equal(result, expected)
+  image = PIXELS.copy()
+  assert_equal(transforms.photometric_distortion(image, draw), expected)
+  assert_equal(image, PIXELS)
 
 
-def test_photometric_parameters_are_ordered_and_identity_where_not_drawn():
-  np.testing.assert_array_equal(
-    transforms.PhotometricDraw().parameters(), np.float32(IDENTITY)
-  )
-  full = transforms.PhotometricDraw(-3.5, 1.25, 0.75, -7, 0.5).parameters()
-  np.testing.assert_array_equal(full, np.float32([-3.5, 1.25, 0.75, -7, 0.5]))
+def test_what_is_not_drawn_is_the_identity():
+  image = PIXELS.copy()
+  same = transforms.photometric_distortion(image, PhotometricDraw())
+  assert_equal(same, PIXELS)
+  assert_equal(PhotometricDraw().parameters(), np.float32([0, 1, 1, 0, 1]))
+  full = PhotometricDraw(-3.5, 1.25, 0.75, -7, 0.5).parameters()
+  assert_equal(full, np.float32([-3.5, 1.25, 0.75, -7, 0.5]))
   assert full.dtype == np.float32
 
 
@@ -93,7 +95,7 @@ def origin(label, offsets, crop_size, cat_max_ratio):
   (rows, columns), crop = transforms.random_crop(
     label, label.shape, offsets, crop_size, cat_max_ratio
   )
-  np.testing.assert_array_equal(crop, label[rows, columns])
+  assert_equal(crop, label[rows, columns])
   return rows.start, columns.start
 
 
@@ -120,65 +122,52 @@ def test_crop_of_one_class_takes_the_eleventh_origin_unseen():
   assert origin(label, offsets, (32, 32), 1.0) == (0, 0)
 
 
-def test_random_crop_is_a_window_and_smaller_for_a_small_label():
+@pytest.mark.parametrize(
+  ('size', 'crop_size', 'window'),
+  [
+    # Room of 3 and 5 origins: int(0.5 * 3) = 1, int(0.5 * 5) = 2.
+    ((8, 10), (6, 6), (slice(1, 7), slice(2, 8))),
+    ((8, 10), (20, 4), (slice(0, 8), slice(3, 7))),
+    # Twice as large: room of 11 and 15 origins.
+    ((16, 20), (6, 6), (slice(5, 11), slice(7, 13))),
+  ],
+)
+def test_random_crop_is_a_window(size, crop_size, window):
   label = np.arange(8 * 10, dtype=np.uint8).reshape(8, 10)
   offsets = np.full((11, 2), 0.5)
-  # Room of 3 and 5 origins: int(0.5 * 3) = 1, int(0.5 * 5) = 2.
-  window, crop = transforms.random_crop(label, (8, 10), offsets, (6, 6), 1.0)
-  assert window == (slice(1, 7), slice(2, 8))
-  np.testing.assert_array_equal(crop, label[1:7, 2:8])
-  window, crop = transforms.random_crop(label, (8, 10), offsets, (20, 4), 1.0)
-  assert window == (slice(0, 8), slice(3, 7))
-  np.testing.assert_array_equal(crop, label[:, 3:7])
-  # Twice as large: room of 11 and 15 origins.
-  window, crop = transforms.random_crop(label, (16, 20), offsets, (6, 6), 1.0)
-  assert window == (slice(5, 11), slice(7, 13))
-  doubled = label.repeat(2, 0).repeat(2, 1)
-  np.testing.assert_array_equal(crop, doubled[window])
+  found, crop = transforms.random_crop(label, size, offsets, crop_size, 1.0)
+  assert found == window
+  factor = size[0] // 8
+  assert_equal(crop, label.repeat(factor, 0).repeat(factor, 1)[window])
 
 
 def test_flip_mirrors_columns_of_images_and_labels():
   image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
   flipped = transforms.random_flip(image, True)
-  np.testing.assert_array_equal(flipped[0], [[3, 4, 5], [0, 1, 2]])
+  assert_equal(flipped[0], [[3, 4, 5], [0, 1, 2]])
   label = np.array([[1, 2], [3, 4]], np.uint8)
-  np.testing.assert_array_equal(
-    transforms.random_flip(label, True), [[2, 1], [4, 3]]
-  )
+  assert_equal(transforms.random_flip(label, True), [[2, 1], [4, 3]])
   assert transforms.random_flip(image, False) is image
 
 
 def test_pad_fills_bottom_and_right():
-  label = np.array([[1, 2]], np.uint8)
-  np.testing.assert_array_equal(
-    transforms.pad_bottom_right(label, (2, 3), 255),
-    [[1, 2, 255], [255, 255, 255]],
-  )
+  label = transforms.pad_bottom_right(np.array([[1, 2]], np.uint8), (2, 3), 255)
+  assert_equal(label, [[1, 2, 255], [255, 255, 255]])
 
 
 def test_augment_pads_and_passes_the_distortion_on():
   draw = transforms.AugmentationDraw(
-    ratio=0.5,
-    crop_offsets=np.zeros((11, 2)),
-    flip=True,
-    photometric=transforms.PhotometricDraw(hue=4),
+    0.5, np.zeros((11, 2)), flip=True, photometric=PhotometricDraw(hue=4)
   )
   image = np.full((40, 60, 3), 200, np.uint8)
   label = np.full((40, 60), 9, np.uint8)
-  sample = transforms.augment(
-    image,
-    label,
-    draw,
-    image_scale=(160, 40),
-    crop_size=(32, 24),
-    cat_max_ratio=0.75,
-  )
-  np.testing.assert_array_equal(sample['size'], [20, 24])
-  assert (sample['image'][:20] == 200).all()
-  assert (sample['image'][20:] == 0).all()
-  assert (sample['label'][:20] == 9).all()
-  assert (sample['label'][20:] == 255).all()
-  np.testing.assert_array_equal(sample['photometric'], [0, 1, 1, 4, 1])
+  options = {'image_scale': (160, 40), 'crop_size': (32, 24)}
+  sample = augment(image, label, draw, cat_max_ratio=0.75, **options)
+  rows = (np.arange(32) < 20)[:, None] & np.ones(24, bool)
+  assert_equal(sample['size'], [20, 24])
+  assert_equal(sample['image'][..., 0], np.where(rows, 200, 0))
+  assert_equal(sample['label'], np.where(rows, 9, 255))
+  assert_equal(sample['photometric'], [0, 1, 1, 4, 1])
 
 
 def augment_twin(image, label, draw, image_scale, crop_size):
@@ -193,11 +182,10 @@ def augment_twin(image, label, draw, image_scale, crop_size):
   results = []
   for array, value in ((image, 0), (label, 255)):
     crop = array[top : top + crop_size[0], left : left + crop_size[1]]
-    crop = crop[:, ::-1] if draw.flip else crop
-    padding = [(0, n - m) for n, m in zip(crop_size, crop.shape, strict=False)]
-    padding += [(0, 0)] * (array.ndim - 2)
-    results.append(np.pad(crop, padding, constant_values=value))
-  return *results, crop.shape, refused
+    whole = np.full((*crop_size, *array.shape[2:]), value, np.uint8)
+    whole[: len(crop), : crop.shape[1]] = crop[:, :: -1 if draw.flip else 1]
+    results.append(whole)
+  return *results, crop.shape[:2], refused
 
 
 @pytest.mark.parametrize(
@@ -213,24 +201,15 @@ def test_augment_equals_resizing_everything_first(
 ):
   rng = np.random.default_rng(shape[0])
   padded, refused = set(), set()
+  options = {'image_scale': image_scale, 'crop_size': crop_size}
   for _ in range(100):
     label = blocks(rng, *shape, num_classes=2, cell=rng.integers(8, 90))
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     draw = transforms.draw_augmentation(rng)
-    *expected, size, refusals = augment_twin(
-      image, label, draw, image_scale, crop_size
-    )
-    sample = transforms.augment(
-      image,
-      label,
-      draw,
-      image_scale=image_scale,
-      crop_size=crop_size,
-      cat_max_ratio=0.75,
-    )
-    np.testing.assert_array_equal(sample['image'], expected[0])
-    np.testing.assert_array_equal(sample['label'], expected[1])
-    np.testing.assert_array_equal(sample['size'], size)
+    *expected, size, refusals = augment_twin(image, label, draw, **options)
+    sample = augment(image, label, draw, cat_max_ratio=0.75, **options)
+    assert_equal([sample['image'], sample['label']], expected)
+    assert_equal(sample['size'], size)
     assert sample['image'].flags.c_contiguous
     padded.add(size != crop_size)
     refused.add(refusals)
@@ -244,17 +223,10 @@ def test_a_label_painted_into_its_image_stays_aligned(ratio, flip):
   rng = np.random.default_rng(int(ratio * 100))
   label = blocks(rng, 90, 130, num_classes=5, cell=30, ignored=0)
   image = np.repeat(label[..., None] * np.uint8(50), 3, axis=2)
-  draw = transforms.AugmentationDraw(
-    ratio, rng.random((11, 2)), flip, transforms.PhotometricDraw()
-  )
-  sample = transforms.augment(
-    image,
-    label,
-    draw,
-    image_scale=(400, 100),
-    crop_size=(112, 96),
-    cat_max_ratio=0.75,
-  )
+  offsets = rng.random((11, 2))
+  draw = transforms.AugmentationDraw(ratio, offsets, flip, PhotometricDraw())
+  options = {'image_scale': (400, 100), 'crop_size': (112, 96)}
+  sample = augment(image, label, draw, cat_max_ratio=0.75, **options)
   rows, columns = (slice(length) for length in sample['size'])
   labels = sample['label'][rows, columns]
   painted = sample['image'][rows, columns, 0]

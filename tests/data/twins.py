@@ -16,14 +16,10 @@ def blocks(rng, height, width, num_classes, cell, ignored=0.05):
 
 def origin_twin(label, offsets, crop_size, cat_max_ratio):
   """The crop rule with loops and np.unique."""
-  height, width = label.shape
 
   def origin(u):
-    room_y = max(height - crop_size[0], 0)
-    room_x = max(width - crop_size[1], 0)
-    return int(np.floor(u[0] * (room_y + 1))), int(
-      np.floor(u[1] * (room_x + 1))
-    )
+    room = np.maximum(np.subtract(label.shape, crop_size), 0) + 1
+    return tuple(np.floor(u * room).astype(int).tolist())
 
   tries = iter(offsets)
   top, left = origin(next(tries))
