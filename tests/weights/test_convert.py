@@ -132,16 +132,6 @@ def test_classifier_loses_its_layer_by_name_only(classifier, tmp_path):
   )
 
 
-def test_segmentor_gives_its_backbone_to_official_names(pth, tmp_path):
-  path, state_dict = pth
-  exported = converted(path, tmp_path / 'x', '--to', 'official', *HEADS)
-  assert exported.state_dict.keys() >= {'conv1.0.weight', 'bn1.running_var'}
-  np.testing.assert_array_equal(
-    exported.state_dict['layer4.0.conv2.fc1.bias'],
-    state_dict['backbone.layer4.0.conv2.fc1.bias'],
-  )
-
-
 @pytest.fixture(scope='module')
 def run(segmentor, tmp_path_factory):
   """A training's folder: steps 7 and, with zeros and the better score, 9."""
@@ -182,21 +172,35 @@ def test_run_of_train_goes_to_mmsegmentation(
   assert_same_bits(weights.state_dict, export_state_dict(*segmentor, 'mmseg'))
 
 
-def test_backbone_of_a_run_in_timms_names(run, segmentor, tmp_path, capsys):
+@pytest.mark.parametrize(
+  ('source', 'kind', 'whose', 'refusal', 'title'),
+  [
+    ('run', 'timm', "timm's", '--drop decode_head auxiliary_head;', 'dilation'),
+    ('pth', 'official', "the authors'", 'no place for .*_head', '0.14 M'),
+  ],
+)
+def test_backbone_of_a_segmentor(
+  source, kind, whose, refusal, title, run, pth, tmp_path, capsys
+):
+  source = {'run': run, 'pth': pth[0]}[source]
   out = tmp_path / 'backbone'
-  with pytest.raises(UserError, match=r'--drop decode_head auxiliary_head;'):
-    converted(run, out, '--to', 'timm')
-  exported = converted(run, out, '--to', 'timm', *HEADS)
+  with pytest.raises(UserError, match=refusal):
+    converted(source, out, '--to', kind)
+  exported = converted(source, out, '--to', kind, *HEADS)
   said = capsys.readouterr().out
-  assert said.startswith('backbone: a ResNeSt of (1, 1, 1, 1) blocks, dilation')
+  assert said.startswith(f'backbone: a ResNeSt of (1, 1, 1, 1) blocks, {title}')
+  number = len(exported.state_dict)
+  assert f'written with {whose} names: {number} tensors, in {out}/' in said
   assert exported.description.task == 'backbone'
   assert exported.palette is not None
-  number = len(exported.state_dict)
-  assert f"written with timm's names: {number} tensors, in {out}/" in said
-  theirs = export_state_dict(*segmentor, 'mmseg')
-  np.testing.assert_array_equal(
-    exported.state_dict['conv1.0.weight'], theirs['backbone.stem.0.weight']
-  )
+  for ours, theirs in (
+    ('conv1.0.weight', 'stem.0.weight'),
+    ('bn1.running_var', 'stem.7.running_var'),
+    ('layer4.0.conv2.fc1.bias', 'layer4.0.conv2.fc1.bias'),
+  ):
+    np.testing.assert_array_equal(
+      exported.state_dict[ours], pth[1][f'backbone.{theirs}']
+    )
 
 
 def test_best_checkpoint_of_a_run(run, tmp_path):
