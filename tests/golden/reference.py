@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from resnest_jax.models.initial import variable_shapes
+
 FOLDER = Path(__file__).parent
 
 # Compiler options that halve its time, for what runs once or twice.
@@ -45,6 +47,11 @@ TINY = CONFIG | {
   'aux_channels': 8,
   'num_classes': 7,
 }
+# What timm calls otherwise than the authors, besides a last letter.
+TIMM = {
+  'resnest50d_4s2x40d': 'resnest50_fast_4s2x40d',
+  'resnest50d_1s4x24d': 'resnest50_fast_1s4x24d',
+}
 
 
 def load(name: str) -> dict[str, np.ndarray]:
@@ -62,6 +69,12 @@ def _manifests() -> dict[str, dict[str, list[int]]]:
 def manifest_names() -> list[str]:
   """All there are: 'mmseg/ade20k_pspnet', 'timm/resnest50d', ..."""
   return sorted(_manifests())
+
+
+def backbone_of(name: str) -> str:
+  """What 'official/resnest50' or 'timm/resnest50d' is called here."""
+  row = name.partition('/')[2]
+  return row if name[0] == 'o' else TIMM.get(row, row.rstrip('de'))
 
 
 def manifest(name: str) -> dict[str, tuple[int, ...]]:
@@ -111,6 +124,17 @@ def filled_variables(shapes: Mapping[str, Any], seed: int = 0) -> Any:
   return unflatten_dict({path: draw(path[-1], flat[path]) for path in flat})
 
 
+def variables_of(model: Any, seed: int = 0) -> Any:
+  """Such variables of a model."""
+  return filled_variables(variable_shapes(model), seed)
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def evaluate(model: Any, variables: Any, images: Any, size: Any = None) -> Any:
+  """What the model gives in evaluation."""
+  return model.apply(variables, images, train=False, size=size)
+
+
 def images(seed: int, batch: int, height: int, width: int) -> np.ndarray:
   """The reference's input, (B, H, W, 3)."""
   rng = np.random.default_rng(seed)
@@ -122,3 +146,14 @@ def relative_error(actual: Any, expected: Any) -> float:
   """Largest difference over the largest expected magnitude."""
   expected = np.asarray(expected)
   return np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
+
+
+def assert_same_bits(
+  state_dict: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+) -> None:
+  """The same names, types, shapes and bits."""
+  assert state_dict.keys() == expected.keys()
+  for name, value in expected.items():
+    ours, bits = state_dict[name], f'u{value.itemsize}'
+    assert (ours.dtype, ours.shape) == (value.dtype, value.shape), name
+    assert (ours.view(bits) == value.view(bits)).all(), name

@@ -1,10 +1,10 @@
 """The full-size rows against mmsegmentation's stored logits."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import reference
+from golden.reference import evaluate, relative_error
 from lengths import others_long
 
 from resnest_jax.models.classifier import create_classifier
@@ -12,17 +12,15 @@ from resnest_jax.models.layers import resize
 from resnest_jax.models.segmentor import HEADS, create_segmentor
 from resnest_jax.weights.state_dict import import_state_dict
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures('float64')]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
+def images(golden):
+  return reference.images(int(golden['seed']), 2, *golden['hw'])
 
 
 def run(head, dtype):
-  """Both rows of a head at once: golden numbers and our output of each.
+  """Golden numbers and our output of both rows of a head.
 
   Their weights are filled by name, so they differ in the classifiers alone:
   one network with the classes of both, ADE20K's first, computes both.
@@ -39,15 +37,10 @@ def run(head, dtype):
     reference.CONFIG | {'head': head, 'num_classes': 169, 'dtype': dtype}
   )
   variables = import_state_dict(model, state_dict)
-  x = [
-    reference.images(int(golden['seed']), 2, *golden['hw'])
-    for golden in goldens
-  ]
-  apply = reference.quick_jit(lambda v, x: model.apply(v, x, train=False))
-  output = apply(variables, np.concatenate(x))
-  ade20k = [x[:2, ..., :150] for x in output]
-  cityscapes = [x[2:, ..., 150:] for x in output]
-  return zip(goldens, (ade20k, cityscapes), strict=True)
+  x = np.concatenate([images(golden) for golden in goldens])
+  output = evaluate(model, variables, x)
+  yield goldens[0], [x[:2, ..., :150] for x in output]
+  yield goldens[1], [x[2:, ..., 150:] for x in output]
 
 
 @pytest.mark.parametrize('head', others_long(HEADS, 'pspnet', 'deeplabv3plus'))
@@ -56,17 +49,15 @@ def test_logits_are_mmsegmentations(head):
     for name, ours in zip(('logits', 'aux_logits'), output, strict=True):
       ours = ours.transpose(0, 3, 1, 2)
       assert ours.shape == golden[name].shape
-      assert reference.relative_error(ours, golden[name]) < 1e-8
+      assert relative_error(ours, golden[name]) < 1e-8
 
 
 def test_float32_labels_are_mmsegmentations():
   for golden, (ours, _) in run('pspnet', 'float32'):
     assert ours.dtype == jnp.float32
-    expected = golden['logits'].transpose(0, 2, 3, 1)
-    labels = [
-      np.asarray(resize(jnp.asarray(x), tuple(golden['hw']))).argmax(-1)
-      for x in (ours, expected)
-    ]
+    expected = jnp.asarray(golden['logits'].transpose(0, 2, 3, 1))
+    size = tuple(golden['hw'])
+    labels = [resize(x, size).argmax(-1) for x in (ours, expected)]
     assert np.mean(labels[0] == labels[1]) >= 0.999
 
 
@@ -79,12 +70,9 @@ def test_dilated_stages_are_those_of_the_rules_source(rule):
   ).backbone
   state_dict = reference.filled(reference.manifest('timm/resnest26d'))
   variables = import_state_dict(model, state_dict, drop=('fc',))
-  x = reference.images(int(golden['seed']), 2, *golden['hw'])
-  apply = reference.quick_jit(lambda v, x: model.apply(v, x, train=False))
-  features, _ = apply(variables, x)
+  features, _ = evaluate(model, variables, images(golden))
   for stage in (3, 4):
     assert features[stage - 1].shape[1:3] == (8, 12)
     ours = features[stage - 1].transpose(0, 3, 1, 2).ravel()
-    expected = golden[f'stage{stage}']
-    every = int(golden['every'])
-    assert reference.relative_error(ours[::every], expected) < 1e-8
+    ours = ours[:: int(golden['every'])]
+    assert relative_error(ours, golden[f'stage{stage}']) < 1e-8

@@ -1,6 +1,6 @@
 """Three training steps against mmsegmentation's, in float64."""
 
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,12 @@ from resnest_jax.weights.state_dict import (
   COUNTER,
   export_state_dict,
   import_state_dict,
-  variable_shapes,
 )
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures('float64')]
 
 CONFIG = load_config('configs/cityscapes_pspnet.py')
 ROWS = [f'cityscapes_{head}' for head in HEADS]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
 
 
 def batch(golden, step):
@@ -45,32 +38,27 @@ def batch(golden, step):
   return reference.images(seed, size, h, w), labels
 
 
-@pytest.fixture(scope='module', params=others_long(ROWS, 'cityscapes_pspnet'))
-def run(request):
+@functools.cache
+def steps(row):
   """The row's golden numbers and our three steps."""
-  golden = reference.load(f'train_{request.param}_s14')
-  head = request.param.split('_')[1]
+  golden = reference.load(f'train_{row}_s14')
   model = create_segmentor(
     reference.CONFIG
-    | {'backbone': 'resnest14', 'stem_width': 64, 'head': head, 'dropout': 0.0}
+    | {'backbone': 'resnest14', 'stem_width': 64, 'dropout': 0.0}
+    | {'head': row.split('_')[1]}
   )
-  shapes = export_state_dict(
-    model,
-    jax.tree.map(lambda x: np.empty(x.shape), variable_shapes(model)),
-    'mmseg',
-  )
+  shapes = export_state_dict(model, reference.variables_of(model), 'mmseg')
   state_dict = reference.filled({k: v.shape for k, v in shapes.items()})
   variables = import_state_dict(model, state_dict)
   total_steps = int(golden['max_iters'])
   optimizer = create_optimizer(CONFIG.optimizer, total_steps)
   schedule = create_schedule(CONFIG.optimizer, total_steps)
+  opt_state = optimizer.init(variables['params'])
   state = TrainState(
-    step=jnp.zeros((), jnp.int32),
-    opt_state=optimizer.init(variables['params']),
-    **variables,
+    step=jnp.zeros((), jnp.int32), opt_state=opt_state, **variables
   )
   step = reference.quick_jit(
-    partial(
+    functools.partial(
       update,
       model=model,
       optimizer=optimizer,
@@ -89,6 +77,11 @@ def run(request):
     'grad0': export_state_dict(model, {'params': grads[0]}, 'mmseg'),
     'final': export_state_dict(model, state.variables(), 'mmseg'),
   }
+
+
+@pytest.fixture(params=others_long(ROWS, 'cityscapes_pspnet'))
+def run(request, float64):
+  return steps(request.param)
 
 
 @pytest.mark.parametrize(

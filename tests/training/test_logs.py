@@ -1,8 +1,6 @@
 """The log of a run that was interrupted and continued."""
 
 import json
-import subprocess
-import sys
 
 from resnest_jax.training.logs import RunLog, duration
 
@@ -26,19 +24,14 @@ def test_continuing_drops_what_lies_beyond_the_checkpoint(tmp_path):
   assert json.loads(log.path.read_text().splitlines()[-1])['loss'] == 0.5
 
 
-def test_writing_for_tensorboard_does_not_load_torch(tmp_path):
+def test_writing_for_tensorboard_does_not_load_torch(run_script, tmp_path):
   program = (
     'import sys, pathlib; from resnest_jax.training.logs import RunLog\n'
     'log = RunLog(pathlib.Path(sys.argv[1]), 0)\n'
     'log.write(1, {"loss": 0.5}); log.close()\n'
     'print("torch" in sys.modules); import torch; print(torch.ones(2).sum())'
   )
-  done = subprocess.run(
-    [sys.executable, '-c', program, tmp_path],
-    capture_output=True,
-    text=True,
-    check=True,
-  )
+  done = run_script('-c', program, tmp_path)
   assert done.stdout == 'False\ntensor(2.)\n'
   assert len(list((tmp_path / 'tensorboard').glob('events*'))) == 1
 

@@ -1,130 +1,349 @@
-"""The loss against a slow NumPy twin in float64."""
+"""Every loss against a NumPy twin in float64, on one device and on four."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.reference import relative_error
-from training.twins import upsample
+from collectives import assert_local, mesh_of
+from golden.reference import QUICK, relative_error
+from training import twins
 
-from resnest_jax.data.labels import IGNORE
+from resnest_jax.config import load_config
+from resnest_jax.errors import UserError
 from resnest_jax.models.layers import resize
-from resnest_jax.training.losses import segmentation_loss
+from resnest_jax.training.losses import order_statistic
+from resnest_jax.training.objective import create_loss
+from resnest_jax.training.sharding import batch_sharding, replicated
+
+pytestmark = pytest.mark.usefixtures('float64')
+
+ROW = 'configs/ade20k_pspnet.py'
+WEIGHTS = (0.5, 2.0, 0.0, 1.5)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
+def cross_entropy(average_valid, weights=None, smoothing=0.0):
+  options = {
+    'avg_non_ignore': average_valid,
+    'class_weights': weights,
+    'label_smoothing': smoothing,
+  }
+  return options, lambda logits, labels, at: twins.cross_entropy(
+    logits, labels, average_valid, weights, smoothing
+  )
 
 
-def twin(logits, labels):
-  """Each pixel's loss (0 where ignored), and whether its class is right."""
-  logits = upsample(upsample(logits, labels.shape[1], 1), labels.shape[2], 2)
-  top = logits.max(-1, keepdims=True)
-  log_sum = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
-  losses, right = np.zeros(labels.shape), np.zeros(labels.shape, bool)
-  for pixel in zip(*np.nonzero(labels != IGNORE), strict=True):
-    losses[pixel] = log_sum[pixel] - logits[pixel][labels[pixel]]
-    right[pixel] = logits[pixel].argmax() == labels[pixel]
-  return losses, right
+def only(term, options, twin):
+  off = {'terms.cross_entropy': 0.0, f'terms.{term}': 1.0}
+  options = {f'{term}_{name}': value for name, value in options.items()}
+  return off | options, twin
 
 
-def example():
-  """Logits (2, 3, 4, 5), labels (2, 24, 20) with a quarter ignored."""
+def ohem(threshold, min_kept):
+  def twin(logits, labels, at):
+    keep = twins.hard_pixels(at, labels, threshold, min_kept)
+    return twins.cross_entropy(logits, labels, False, keep=keep)
+
+  return only('ohem', {'threshold': threshold, 'min_kept': min_kept}, twin)
+
+
+def focal(gamma, alpha, activation):
+  options = {'gamma': gamma, 'alpha': alpha, 'activation': activation}
+  return only(
+    'focal',
+    options,
+    lambda logits, labels, at: twins.focal(logits, labels, **options),
+  )
+
+
+def dice(logits, labels, at):
+  return twins.dice(logits, labels)
+
+
+def lovasz(per_image):
+  return only(
+    'lovasz',
+    {'per_image': per_image},
+    lambda logits, labels, at: twins.lovasz(logits, labels, per_image),
+  )
+
+
+def weighted_sum(logits, labels, at):
+  return (
+    2 * twins.cross_entropy(logits, labels, False)
+    + 0.25 * twins.dice(logits, labels)
+    + 0.5 * twins.lovasz(logits, labels, False)
+  )
+
+
+# Name -> keys of config.loss, and the twin: a function of logits, labels, and
+# the logits at which pixels are chosen.
+LOSSES = {
+  'over all pixels': cross_entropy(False),
+  'over valid pixels': cross_entropy(True),
+  'weights over all': cross_entropy(False, WEIGHTS),
+  'weights over valid': cross_entropy(True, WEIGHTS),
+  'smoothing': cross_entropy(False, None, 0.1),
+  'smoothing and weights': cross_entropy(True, WEIGHTS, 0.3),
+  'ohem, below a threshold': ohem(0.3, 10),
+  'ohem, at least so many': ohem(0.001, 60),
+  'ohem, fewer than wanted': ohem(0.1, 100_000),
+  'ohem, the largest': ohem(None, 60),
+  'sigmoid focal': focal(2.0, 0.25, 'sigmoid'),
+  'softmax focal': focal(1.5, 0.5, 'softmax'),
+  'dice': only('dice', {}, dice),
+  'lovasz of the batch': lovasz(False),
+  'lovasz of images': lovasz(True),
+  'a sum of terms': (
+    {'terms.cross_entropy': 2.0, 'terms.dice': 0.25, 'terms.lovasz': 0.5},
+    weighted_sum,
+  ),
+}
+
+
+EVERY = pytest.mark.parametrize('name', LOSSES)
+
+
+def make_loss(name):
+  options = {f'loss.{key}': value for key, value in LOSSES[name][0].items()}
+  return create_loss(load_config(ROW, options).loss, 4)
+
+
+def batch(kind):
+  """Logits (4, 4, 3, 4), labels (4, 18, 9), of which some are ignored."""
   rng = np.random.default_rng(0)
-  logits = 3 * rng.standard_normal((2, 3, 4, 5))
-  labels = rng.integers(0, 5, (2, 24, 20))
-  labels[rng.random(labels.shape) < 0.25] = IGNORE
+  logits = 2 * rng.standard_normal((4, 4, 3, 4))
+  labels = rng.integers(0, 4, (4, 18, 9))
+  if kind == 'one class':
+    labels[:] = 1
+  labels[rng.random(labels.shape) < 0.2] = twins.IGNORE
+  labels[0, :7] = twins.IGNORE  # All that the first row of logits reaches.
+  labels[1][labels[1] == 3] = 0  # A class that is not in every image.
+  labels[3] = twins.IGNORE
+  if kind == 'no label':
+    labels[:] = twins.IGNORE
   return logits, labels
 
 
-def evaluate(logits, labels, avg_non_ignore):
-  """Loss, accuracy, gradient."""
+def value_and_gradient(name, logits, labels):
+  """Also the accuracy and the values of the terms."""
 
   def loss(logits):
-    return segmentation_loss(logits, labels, avg_non_ignore=avg_non_ignore)
+    value, *more = make_loss(name)(logits, labels)
+    return value, more
 
-  (value, accuracy), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(
-    jnp.asarray(logits)
+  (value, more), gradient = jax.value_and_grad(loss, has_aux=True)(logits)
+  return value, gradient, *more
+
+
+def all_losses(logits, labels):
+  return {name: value_and_gradient(name, logits, labels) for name in LOSSES}
+
+
+@functools.cache
+def on(devices):
+  """Function of logits and labels: all losses, on one device or four."""
+  mesh = mesh_of(devices)
+  whole, split = replicated(mesh), batch_sharding(mesh)
+  function = jax.jit(
+    all_losses,
+    in_shardings=(split, split),
+    out_shardings={name: (whole, split, whole, whole) for name in LOSSES},
   )
-  return float(value), float(accuracy), grad
+  return function.lower(*batch('mixed')).compile(QUICK)
 
 
-@pytest.mark.parametrize('avg_non_ignore', [False, True])
-def test_loss_and_accuracy_are_the_twins(avg_non_ignore):
-  logits, labels = example()
-  loss, accuracy, _ = evaluate(logits, labels, avg_non_ignore)
-  losses, right = twin(logits, labels)
-  valid = (labels != IGNORE).sum()
-  count = valid if avg_non_ignore else labels.size
-  assert loss == pytest.approx(losses.sum() / count, rel=1e-13)
-  assert accuracy == pytest.approx(right.sum() / valid, rel=1e-13)
+@functools.cache
+def results(kind='mixed', devices=1):
+  return jax.device_get(on(devices)(*batch(kind)))
 
 
-@pytest.mark.parametrize('avg_non_ignore', [False, True])
-def test_gradient_is_the_difference_quotient(avg_non_ignore):
-  logits, labels = example()
-  _, _, grad = evaluate(logits, labels, avg_non_ignore)
-  valid = (labels != IGNORE).sum()
-  count = valid if avg_non_ignore else labels.size
+def difference_quotient(twin, logits, labels):
   expected, step = np.zeros_like(logits), 1e-5
   for index in np.ndindex(logits.shape):
     change = np.zeros_like(logits)
     change[index] = step
-    ends = [twin(logits + s * change, labels)[0].sum() for s in (1, -1)]
-    expected[index] = (ends[0] - ends[1]) / (2 * step * count)
-  assert relative_error(grad, expected) < 1e-7
+    ends = [twin(logits + s * change, labels, logits) for s in (1, -1)]
+    expected[index] = (ends[0] - ends[1]) / (2 * step)
+  return expected
 
 
-@pytest.mark.parametrize('avg_non_ignore', [False, True])
-def test_batch_without_labels_costs_nothing(avg_non_ignore):
-  logits, labels = example()
-  labels[:] = IGNORE
-  loss, accuracy, grad = evaluate(logits, labels, avg_non_ignore)
-  assert (loss, accuracy) == (0, 0)
-  assert not np.any(grad)
+@EVERY
+def test_value_and_gradient_are_the_twins(name):
+  logits, labels = batch('mixed')
+  value, gradient, *_ = results()[name]
+  twin = LOSSES[name][1]
+  rel = 1e-13 if name.startswith('over') else 1e-12
+  assert value == pytest.approx(twin(logits, labels, logits), rel=rel)
+  expected = difference_quotient(twin, logits, labels)
+  assert relative_error(gradient, expected) < 1e-7
+
+
+@EVERY
+def test_ignored_pixels_have_no_gradient(name):
+  gradient = results()[name][1]
+  assert not gradient[3].any()
+  assert not gradient[0, 0].any()
+  assert gradient[0, 1].any()
+
+
+@EVERY
+def test_batch_of_one_class(name):
+  logits, labels = batch('one class')
+  value, gradient, *_ = results('one class')[name]
+  twin = LOSSES[name][1]
+  assert value == pytest.approx(twin(logits, labels, logits), rel=1e-12)
+  bump = np.zeros_like(logits)
+  bump[2, 2, 1] = [1e-5, -2e-5, 0, 3e-5]
+  ends = [twin(logits + s * bump, labels, logits) for s in (1, -1)]
+  slope = (ends[0] - ends[1]) / 2
+  assert (gradient * bump).sum() == pytest.approx(slope, rel=1e-5)
+
+
+@EVERY
+def test_batch_without_labels_costs_nothing(name):
+  value, gradient, accuracy, _ = results('no label')[name]
+  assert (value, accuracy) == (0, 0)
+  assert not np.any(gradient)
+
+
+def test_equal_logits():
+  _, labels = batch('mixed')
+  logits = np.zeros((4, 4, 3, 4))
+  for name, (value, gradient, *_) in on(1)(logits, labels).items():
+    # Of equal losses it keeps all, not so many as a sort happens to put first.
+    same = 'over all pixels' if name == 'ohem, the largest' else name
+    expected = LOSSES[same][1](logits, labels, logits)
+    assert value == pytest.approx(expected, rel=1e-12), name
+    assert np.isfinite(gradient).all(), name
 
 
 def test_logits_far_apart_stay_finite():
-  logits = np.zeros((1, 2, 2, 3))
-  logits[..., 0] = 1e4
-  labels = np.full((1, 4, 4), 1)
-  loss, _, grad = evaluate(logits, labels, False)
-  assert loss == pytest.approx(1e4)
-  assert np.isfinite(grad).all()
+  logits, labels = batch('mixed')
+  for name, (value, gradient, *_) in on(1)(1e4 * logits, labels).items():
+    assert 0 < value < 1e5, name
+    assert np.isfinite(gradient).all(), name
+  logits = np.tile([1e4, 0, 0, 0], (4, 4, 3, 1))
+  value, gradient, *_ = on(1)(logits, np.ones_like(labels))['over all pixels']
+  assert value == pytest.approx(1e4)
+  assert np.isfinite(gradient).all()
+
+
+def test_accuracy_is_that_of_the_largest_logit():
+  z, y, _ = twins.valid_pixels(*batch('mixed'))
+  right = (z.argmax(-1) == y).mean()
+  assert 0.1 < right < 0.9
+  for name, (_, _, accuracy, _) in results().items():
+    assert accuracy == pytest.approx(right, rel=1e-13), name
+
+
+def test_terms_are_told_before_their_weights():
+  values = results()['a sum of terms'][3]
+  assert values.keys() == {'cross_entropy', 'dice', 'lovasz'}
+  for name, same in (
+    ('cross_entropy', 'over all pixels'),
+    ('dice', 'dice'),
+    ('lovasz', 'lovasz of the batch'),
+  ):
+    assert values[name] == pytest.approx(results()[same][0], rel=1e-12)
+
+
+@EVERY
+def test_four_devices_do_what_one_does(name):
+  """The images differ in their number of valid pixels; one has none."""
+  value, gradient, *_ = results()[name]
+  split_value, split_gradient, *_ = results(devices=4)[name]
+  assert split_value == pytest.approx(value, rel=1e-10)
+  assert relative_error(split_gradient, gradient) < 1e-10
+
+
+def test_lovasz_of_images_keeps_pixels_on_their_device():
+  split = batch_sharding(mesh_of(4))
+  loss = make_loss('lovasz of images')
+  function = jax.jit(
+    jax.grad(lambda *x: loss(*x)[0]),
+    in_shardings=(split, split),
+    out_shardings=split,
+  )
+  assert_local(function.lower(*batch('mixed')).compile(QUICK))
+
+
+def array_sizes(jaxpr):
+  """Sizes of all arrays that a traced function makes, inner ones too."""
+  for equation in jaxpr.eqns:
+    yield from (variable.aval.size for variable in equation.outvars)
+    for value in equation.params.values():
+      for inner in value if isinstance(value, (tuple, list)) else [value]:
+        inner = getattr(inner, 'jaxpr', inner)
+        if hasattr(inner, 'eqns'):
+          yield from array_sizes(inner)
+
+
+@EVERY
+def test_upsampled_logits_never_exist(name):
+  """Nothing is larger than a map of one value a pixel."""
+  logits = jax.ShapeDtypeStruct((2, 16, 16, 4), jnp.float32)
+  labels = jax.ShapeDtypeStruct((2, 128, 128), jnp.int32)
+  loss = make_loss(name)
+  gradient = jax.make_jaxpr(jax.grad(lambda *x: loss(*x)[0]))(logits, labels)
+  assert max(array_sizes(gradient.jaxpr)) == labels.size
 
 
 @pytest.mark.parametrize('shape', [(50, 67), (3, 4), (2, 9), (7, 8)])
 def test_sizes_that_are_no_multiple(shape):
   """The last tile is not full; labels may be smaller than the logits."""
   rng = np.random.default_rng(1)
-  logits = 3 * rng.standard_normal((2, 3, 4, 5))
-  labels = rng.integers(0, 5, (2, *shape))
-  losses, right = twin(logits, labels)
-  value, accuracy, grad = evaluate(logits, labels, False)
-  assert relative_error(value, losses.mean()) < 1e-12
-  assert accuracy == pytest.approx(right.mean(), abs=1e-12)
+  logits = 3 * rng.standard_normal((2, 3, 4, 4))
+  labels = rng.integers(0, 4, (2, *shape))
+  value, gradient, accuracy, _ = jax.jit(value_and_gradient, static_argnums=0)(
+    'over all pixels', logits, labels
+  )
+  assert (
+    relative_error(value, twins.cross_entropy(logits, labels, False)) < 1e-12
+  )
+  z, y, _ = twins.valid_pixels(logits, labels)
+  assert accuracy == pytest.approx((z.argmax(-1) == y).mean(), abs=1e-12)
   bump = np.zeros_like(logits)
   bump[1, 2, 1, 3] = 1e-4
-  slope = (
-    twin(logits + bump, labels)[0].mean()
-    - twin(logits - bump, labels)[0].mean()
-  ) / 2e-4
-  assert float(grad[1, 2, 1, 3]) == pytest.approx(slope, rel=1e-6)
+  ends = [
+    twins.cross_entropy(logits + s * bump, labels, False) for s in (1, -1)
+  ]
+  slope = (ends[0] - ends[1]) / 2e-4
+  assert float(gradient[1, 2, 1, 3]) == pytest.approx(slope, rel=1e-6)
 
 
 def test_gradient_of_the_plain_form():
   """In tiles as in one piece, for values and gradients."""
-  logits, labels = example()
+  logits, labels = batch('mixed')
 
   def plain(logits):
     z = resize(jnp.asarray(logits), labels.shape[1:])
     chosen = jax.nn.one_hot(labels, z.shape[-1])
     losses = -jnp.sum(chosen * jax.nn.log_softmax(z), -1)
-    return jnp.sum(jnp.where(labels == IGNORE, 0, losses)) / labels.size
+    return jnp.sum(jnp.where(labels == twins.IGNORE, 0, losses)) / labels.size
 
-  value, _, grad = evaluate(logits, labels, False)
-  expected, expected_grad = jax.value_and_grad(plain)(logits)
+  value, gradient, *_ = results()['over all pixels']
+  expected, expected_gradient = jax.value_and_grad(plain)(logits)
   assert relative_error(value, float(expected)) < 1e-12
-  assert relative_error(grad, expected_grad) < 1e-12
+  assert relative_error(gradient, expected_gradient) < 1e-12
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_order_statistic_is_that_of_a_sort(dtype):
+  rng = np.random.default_rng(3)
+  values = rng.random(200).astype(dtype) ** 8
+  values[:20] = rng.choice([0, 1, 1e-40, 0.5, -0.0], 20)
+  valid = rng.random(200) < 0.7
+  find = jax.jit(order_statistic)
+  expected = np.sort(values[valid])
+  assert expected[0] == 0
+  assert expected[-1] == 1
+  for rank in (0, 1, 5, 70, len(expected) - 1):
+    assert find(values, valid, rank) == expected[rank]
+
+
+def test_class_weights_of_another_number_are_refused():
+  config = load_config(ROW, {'loss.class_weights': '1,2,0.5'})
+  with pytest.raises(UserError, match=r'has 3 numbers, and there are 150'):
+    create_loss(config.loss, 150)

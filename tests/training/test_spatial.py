@@ -1,5 +1,6 @@
 """Rows of images over devices: what one device computes, and no more sent."""
 
+import functools
 import re
 
 import jax
@@ -16,18 +17,14 @@ from resnest_jax.errors import UserError
 from resnest_jax.models import forms
 from resnest_jax.training.objective import create_loss
 
-
-@pytest.fixture(scope='module', autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def mesh_of(data, spatial):
   return sharding.make_mesh(data, spatial, jax.devices()[: data * spatial])
 
 
-@pytest.fixture(scope='module')
+@functools.cache
 def on_one():
   """What one device computes."""
   return step_on(mesh_of(1, 1))[0]
@@ -35,10 +32,10 @@ def on_one():
 
 @pytest.mark.long
 @pytest.mark.parametrize('platform', ['cpu', 'tpu'])
-def test_devices_that_share_rows_do_what_one_does(on_one, platform):
+def test_devices_that_share_rows_do_what_one_does(platform):
   with forms.use(platform):
     arrays, text = step_on(mesh_of(2, 2))
-  assert_close(arrays, on_one)
+  assert_close(arrays, on_one())
   # Neighbours exchange rows; nobody collects an image.
   assert 'all-gather' not in text
   assert 'all-to-all' not in text
@@ -51,14 +48,13 @@ def test_devices_that_share_rows_do_what_one_does(on_one, platform):
 
 
 @pytest.mark.long
-def test_processes_that_share_rows_do_what_one_device_does(on_one, tmp_path):
+def test_processes_that_share_rows_do_what_one_device_does(tmp_path):
   """Each image lies on both, a quarter on each of their four devices."""
   out = tmp_path / 'after.npz'
-  pair = start_pair('tests/training/step_of_hosts.py', out, 4)
-  for process in pair:
+  for process in start_pair('tests/training/step_of_hosts.py', out, 4):
     finish(process)
   with np.load(out) as arrays:
-    assert_close(dict(arrays), on_one)
+    assert_close(dict(arrays), on_one())
 
 
 TERMS = ('cross_entropy', 'ohem', 'focal', 'dice', 'lovasz')

@@ -1,11 +1,14 @@
 """Blocks that train as one: the same step, and the same files."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
+from collectives import assert_local, mesh_of
 from golden.reference import QUICK
 from safetensors.numpy import save_file
-from training.one_step import BATCH, training_batch
+from training.one_step import BATCH, assert_close, training_batch
 
 from resnest_jax.checkpoints import store
 from resnest_jax.checkpoints.state import abstract_state, create_state
@@ -15,10 +18,21 @@ from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.models.stacking import stack, stacked, unstack
-from resnest_jax.sharding import make_mesh, shard_batch
-from resnest_jax.training.step import create_training
-from resnest_jax.weights.start import start_variables
+from resnest_jax.training import checkpoints
+from resnest_jax.training.sharding import shard_batch
+from resnest_jax.training.starting import (
+  check_pretrained,
+  describe_forms,
+  start_from_weights,
+)
+from resnest_jax.training.step import (
+  abstract_state,
+  create_state,
+  create_training,
+)
 from resnest_jax.weights.state_dict import export_state_dict
+
+pytestmark = pytest.mark.usefixtures('float64')
 
 
 def configuration(**train):
@@ -37,18 +51,6 @@ def configuration(**train):
   return config
 
 
-def mesh_of(devices):
-  return make_mesh(devices=jax.devices()[:devices])
-
-
-def fresh(training, mesh, pretrained='', ema=False):
-  """The state that a run starts from."""
-  model, optimizer, *_ = training
-  settings = {'seed': 0, 'pretrained': pretrained}
-  variables, _ = start_variables(model, settings)
-  return create_state(model, optimizer, variables, mesh, ema=ema)
-
-
 def trainable(form, devices=1, **train):
   """The training, its fresh state, and its mesh."""
   config, mesh = configuration(**train), mesh_of(devices)
@@ -63,59 +65,43 @@ def by_name(state):
   return unstack(jax.device_get(state), stacked(state.params))
 
 
-@pytest.fixture(scope='module', autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
-
-
 def step(form, devices, **train):
   """State and scalars after a step, and the program."""
   training, state, mesh = trainable(form, devices, **train)
   batch = shard_batch(training_batch(), mesh)
   program = training.step.lower(state, batch).compile(QUICK)
   state, scalars = program(state, batch)
-  return by_name(state), jax.device_get(scalars), program.as_text()
+  return (by_name(state), jax.device_get(scalars)), program
 
 
-@pytest.fixture(scope='module')
-def unrolled():
-  return step('unrolled', 1)
+unrolled = functools.cache(functools.partial(step, 'unrolled', 1))
 
 
 def assert_same_step(ours, expected):
-  """But for rounding; `ours` with one more loop, and neither with gathers."""
-  assert ours[2].count(' while(') > expected[2].count(' while(')
-  for collective in ('all-gather', 'all-to-all', 'collective-permute'):
-    assert collective not in ours[2]
-  for name, value in expected[1].items():
-    np.testing.assert_allclose(ours[1][name], value, rtol=1e-10)
-  assert jax.tree.structure(ours[0]) == jax.tree.structure(expected[0])
-  for right, leaf in zip(
-    jax.tree.leaves(expected[0]), jax.tree.leaves(ours[0]), strict=True
-  ):
-    scale = max(np.abs(right).max(), 1e-6)
-    assert np.abs(leaf - right).max() / scale < 1e-10
+  """But for rounding; `ours` with one more loop."""
+  assert_close(ours[0], expected[0])
+  more, fewer = (x[1].as_text().count(' while(') for x in (ours, expected))
+  assert more > fewer
 
 
-def test_a_loop_on_four_devices_does_what_its_blocks_do_on_one(unrolled):
-  assert_same_step(step('scanned', 4), unrolled)
+def test_a_loop_on_four_devices_does_what_its_blocks_do_on_one():
+  on_four = step('scanned', 4)
+  assert_same_step(on_four, unrolled())
+  assert_local(on_four[1])
 
 
 @pytest.mark.long
-def test_a_loop_whose_blocks_are_computed_again(unrolled):
-  assert_same_step(step('scanned', 1, remat='blocks'), unrolled)
+def test_a_loop_whose_blocks_are_computed_again():
+  assert_same_step(step('scanned', 1, remat='blocks'), unrolled())
 
 
 @pytest.mark.long
 def test_a_loop_in_the_loop_over_micro_batches():
   in_parts = {'micro_batch_size': BATCH // 2}
-  assert_same_step(
-    step('scanned', 1, **in_parts), step('unrolled', 1, **in_parts)
-  )
+  assert_same_step(step('scanned', 1, **in_parts), unrolled(**in_parts))
 
 
-def test_what_is_stacked(unrolled):
+def test_what_is_stacked():
   _, state, _ = trainable('scanned')
   assert stacked(state.params) == {'layer3': 5}
   kernel = state.params['backbone']['layer3_rest']['conv3']['kernel']
@@ -173,18 +159,16 @@ def test_files_are_the_same(tmp_path):
 
 def test_frozen_blocks_have_no_optimizer_state():
   """Their places are kept, which have no array that tells how many."""
-  freeze = {'freeze': 4}
+  config = configuration(freeze=4) | {'pretrained': 'somewhere'}
   with forms.use(blocks='scanned'):
-    config = configuration(**freeze) | {'pretrained': 'somewhere'}
-    training = create_training(config, mesh_of(1))
-  state = fresh(training, mesh_of(1))
-  counts = stacked(state.params)
+    model, optimizer, *_ = create_training(config, mesh_of(1))
+  by_blocks = model.clone(backbone=model.backbone.clone(scanned=False))
+  state, alone = (
+    create_state(each, optimizer, 0, mesh_of(1)) for each in (model, by_blocks)
+  )
   names = by_name(state)
-  backbone = training.model.backbone.clone(scanned=False)
-  alone = training._replace(model=training.model.clone(backbone=backbone))
-  alone = fresh(alone, mesh_of(1))
   assert jax.tree.structure(names) == jax.tree.structure(alone)
-  again = stack(names, counts)
+  again = stack(names, stacked(state.params))
   assert jax.tree.structure(again) == jax.tree.structure(state)
   jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(state))
 
@@ -197,14 +181,13 @@ def test_starts_from_weights(train, tmp_path):
   path = tmp_path / 'weights.safetensors'
   tensors = export_state_dict(model, weights, 'mmseg')
   save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path)
-  training, _, mesh = trainable('scanned', **train)
-  state = fresh(training, mesh, str(path), ema=bool(train))
-  jax.tree.map(
-    np.testing.assert_array_equal, by_name(state).variables(), weights
-  )
-  jax.tree.map(
-    np.testing.assert_array_equal, by_name(state).best_variables(), weights
-  )
+  training, state, mesh = trainable('scanned', **train)
+  check_pretrained(training.model, str(path))
+  state, notes = start_from_weights(training.model, state, str(path), mesh)
+  assert notes == [f"starting from {path} (mmsegmentation's names)"]
+  state = by_name(state)
+  for variables in (state.variables(), state.best_variables()):
+    jax.tree.map(np.testing.assert_array_equal, variables, weights)
   assert (state.ema is None) == (not train)
 
 
@@ -213,12 +196,6 @@ def test_operations_of_a_loop_count_as_often_as_it_runs():
   for form in ('scanned', 'unrolled'):
     training, state, _ = trainable(form)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-    counted.append(
-      count_flops(
-        lambda x, training=training, state=state: training.model.apply(
-          state.variables(), x, train=False
-        ),
-        images,
-      )
-    )
+    apply = functools.partial(training.model.apply, train=False)
+    counted.append(count_flops(apply, state.variables(), images))
   assert counted[0] == counted[1] > 1e6

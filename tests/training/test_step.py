@@ -1,37 +1,31 @@
 """The compiled step: the same on any number of devices, donated, seeded."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from collectives import assert_gradients_local, assert_local, mesh_of
 from flax.traverse_util import flatten_dict
-from golden.reference import QUICK, TINY, filled_variables
+from golden.reference import TINY
 from lengths import others_long
-
-from resnest_jax.checkpoints.state import (
-  TrainState,
-  abstract_state,
-  create_state,
+from training.one_step import (
+  CONFIG,
+  assert_close,
+  compiled_step,
+  training_batch,
 )
-from resnest_jax.config import load_config
+
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.resnest import Bottleneck
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.sharding import (
-  batch_sharding,
-  make_mesh,
-  replicated,
-  shard_batch,
-)
 from resnest_jax.training import step as step_module
-from resnest_jax.training.objective import create_loss
 from resnest_jax.training.optimizer import create_optimizer
 from resnest_jax.training.plans import WHOLE, Plan
-from resnest_jax.training.step import global_norm, make_train_step
-
-CONFIG = load_config('configs/cityscapes_pspnet.py')
-BATCH, HEIGHT, WIDTH = 8, 32, 48
+from resnest_jax.training.sharding import replicated
+from resnest_jax.training.step import create_state, global_norm
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -40,56 +34,14 @@ def float64():
     yield
 
 
-def mesh_of(devices):
-  return make_mesh(devices=jax.devices()[:devices])
-
-
-def training_batch():
-  """What the pipeline yields, with padding and ignored pixels."""
-  rng = np.random.default_rng(0)
-  shape = (BATCH, HEIGHT, WIDTH)
-  size = np.tile(np.int32([HEIGHT, WIDTH]), (BATCH, 1))
-  size[1], size[6] = (20, 48), (32, 31)
-  labels = rng.integers(0, 7, shape).astype(np.uint8)
-  labels[rng.random(shape) < 0.2] = 255
-  photometric = np.tile(np.float32([0, 1, 1, 0, 1]), (BATCH, 1))
-  photometric[3] = [20, 1.2, 0.8, 5, 1]
-  return {
-    'image': rng.integers(0, 256, (*shape, 3)).astype(np.uint8),
-    'label': labels,
-    'size': size,
-    'photometric': photometric,
-  }
-
-
 class Run:
   """The compiled step on a number of devices, and what it did once."""
 
   def __init__(self, devices, plan=WHOLE, **changes):
     mesh = mesh_of(devices)
-    model = create_segmentor(TINY | changes)
-    optimizer = create_optimizer(CONFIG.optimizer, 10)
-    step = make_train_step(
-      model,
-      optimizer,
-      mesh,
-      seed=0,
-      loss=create_loss(CONFIG.loss, 7),
-      aux_weight=0.4,
+    self.step, self.start, self.batch = compiled_step(
+      *(create_segmentor(TINY | changes), mesh, training_batch(8, 32, 48)),
       plan=plan,
-    )
-    self.batch = shard_batch(training_batch(), mesh)
-    abstract = abstract_state(model, optimizer, mesh)
-    self.step = step.lower(abstract, self.batch).compile(QUICK)
-    variables = filled_variables(
-      {'params': abstract.params, 'batch_stats': abstract.batch_stats}
-    )
-    self.start = jax.device_get(
-      TrainState(
-        step=np.zeros((), np.int32),
-        opt_state=optimizer.init(variables['params']),
-        **variables,
-      )
     )
     self.sharding = replicated(mesh)
     self.before = self.at_step(0)
@@ -137,18 +89,8 @@ def in_parts():
 def test_four_devices_do_what_one_does(one, other, request):
   """With dropout: its draws do not depend on the devices either."""
   on_one, on_four = map(request.getfixturevalue, (one, other))
-  assert on_one.scalars.keys() == on_four.scalars.keys()
-  for name, value in on_one.scalars.items():
-    np.testing.assert_allclose(on_four.scalars[name], value, rtol=1e-10)
   # After the first step the momentum is the gradient and the decay.
-  leaves = jax.tree.leaves(on_one.after)
-  assert len(leaves) > 2 * len(jax.tree.leaves(on_one.after.params))
-  for expected, ours in zip(
-    leaves, jax.tree.leaves(on_four.after), strict=True
-  ):
-    scale = max(abs(np.asarray(expected)).max(), 1e-6)
-    error = abs(np.asarray(ours) - np.asarray(expected)).max() / scale
-    assert error < 1e-10
+  assert_close((on_four.after, on_four.scalars), (on_one.after, on_one.scalars))
 
 
 def test_scalars_are_consistent(on_one):
@@ -173,21 +115,13 @@ def test_state_is_donated(on_four):
   assert not any(x.is_deleted() for x in jax.tree.leaves(on_four.after))
 
 
-def check_local(text):
-  """The batch is summed over, and never collected or exchanged."""
-  assert 'all-reduce' in text
-  for collective in ('all-gather', 'all-to-all', 'collective-permute'):
-    assert collective not in text
-
-
 @pytest.mark.parametrize('run', others_long(['on_four', 'in_parts'], 'on_four'))
 def test_no_device_gathers_the_batch(run, request):
-  check_local(request.getfixturevalue(run).step.as_text())
+  assert_local(request.getfixturevalue(run).step)
 
 
 @pytest.mark.parametrize(('radix', 'groups'), [(1, 1), (1, 2), (2, 2), (4, 2)])
 def test_no_block_gathers_the_batch(radix, groups):
-  mesh = mesh_of(4)
   block = Bottleneck(
     planes=8,
     stride=2,
@@ -204,44 +138,25 @@ def test_no_block_gathers_the_batch(radix, groups):
   )
   x = jax.ShapeDtypeStruct((8, 16, 16, 8), jnp.float32)
   variables = jax.eval_shape(block.init, jax.random.key(0), x, None)
-
-  def loss(params, stats, x):
-    y, _ = block.apply(
-      {'params': params, 'batch_stats': stats}, x, None, mutable='batch_stats'
-    )
-    return jnp.sum(y**2)
-
-  whole, split = replicated(mesh), batch_sharding(mesh)
-  step = jax.jit(
-    jax.grad(loss, (0, 2)),
-    in_shardings=(whole, whole, split),
-    out_shardings=(whole, split),
+  assert_gradients_local(
+    lambda v, x: block.apply(v, x, None, mutable='batch_stats'), variables, x
   )
-  stats, params = variables['batch_stats'], variables['params']
-  check_local(step.lower(params, stats, x).compile(QUICK).as_text())
 
 
-@pytest.fixture(scope='module')
-def fresh():
-  """(seed, devices) -> new state."""
+@functools.cache
+def fresh(seed=0, devices=1):
+  """A new state."""
   model = create_segmentor(TINY | {'dtype': 'float32'})
   optimizer = create_optimizer(CONFIG.optimizer, 10)
-  return {
-    (seed, devices): jax.device_get(
-      create_state(
-        model, optimizer, initial_variables(model, seed), mesh_of(devices)
-      )
-    )
-    for seed, devices in ((0, 1), (0, 4), (1, 1))
-  }
+  state = create_state(model, optimizer, seed, mesh_of(devices))
+  return jax.device_get(state)
 
 
-def test_fresh_state_is_a_function_of_the_seed(fresh):
-  one, four, other = (jax.tree.leaves(x.params) for x in fresh.values())
-  for first, second in zip(one, four, strict=True):
-    np.testing.assert_array_equal(first, second)
-  kernels = [i for i, leaf in enumerate(one) if leaf.ndim == 4]
-  assert all((one[i] != other[i]).any() for i in kernels)
+def test_fresh_state_is_a_function_of_the_seed():
+  one, four, other = (fresh(*x).params for x in ((0, 1), (0, 4), (1, 1)))
+  jax.tree.map(np.testing.assert_array_equal, one, four)
+  pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+  assert all((a != b).any() for a, b in pairs if a.ndim == 4)
 
 
 def test_fresh_state_is_drawn_as_the_modules_draw():
@@ -264,9 +179,9 @@ def test_fresh_state_is_drawn_as_the_modules_draw():
       np.testing.assert_array_equal(values, other, err_msg='/'.join(path))
 
 
-def test_fresh_state_has_the_published_distributions(fresh):
+def test_fresh_state_has_the_published_distributions():
   """He normal (fan out) in the backbone, N(0, 0.01) in the classifiers."""
-  state = fresh[0, 1]
+  state = fresh()
   kernel = state.params['backbone']['layer4_0']['conv3']['kernel']
   fan_out = kernel.shape[-1]
   assert kernel.std() == pytest.approx(np.sqrt(2 / fan_out), rel=0.05)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from golden.reference import TINY, filled_variables
+from golden.reference import TINY, assert_same_bits, variables_of
 
 import resnest_jax as rj
 from resnest_jax.checkpoints.state import TrainState
@@ -17,21 +17,22 @@ from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights import convert
-from resnest_jax.weights.files import read_weights, write_weights
+from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.pretrained import load_weights
 from resnest_jax.weights.state_dict import (
   export_state_dict,
-  import_state_dict,
-  variable_shapes,
 )
 
 SEGMENTOR = TINY | {'dtype': 'float32'}
 
 
+HEADS = ['--drop', 'decode_head', 'auxiliary_head']
+
+
 @pytest.fixture(scope='module')
 def segmentor():
   model = create_segmentor(SEGMENTOR)
-  return model, filled_variables(variable_shapes(model))
+  return model, variables_of(model)
 
 
 @pytest.fixture(scope='module')
@@ -49,20 +50,16 @@ def pth(segmentor, tmp_path_factory):
 def classifier(tmp_path_factory):
   """A file of a classifier in the authors' names, and its state dict."""
   model = create_classifier('resnest14', 10, stem_width=8, width=8)
-  variables = filled_variables(variable_shapes(model))
-  state_dict = export_state_dict(model, variables, 'official')
-  path = tmp_path_factory.mktemp('classifier') / 'net.pth'
-  torch.save(
-    {k: torch.from_numpy(v.copy()) for k, v in state_dict.items()}, path
-  )
+  state_dict = export_state_dict(model, variables_of(model), 'official')
+  folder = tmp_path_factory.mktemp('classifier') / 'net'
+  path, _ = write_weights(folder, 'official', state_dict, {})
   return path, state_dict
 
 
-def assert_same_bits(state_dict, expected):
-  assert state_dict.keys() == expected.keys()
-  for name, value in expected.items():
-    assert state_dict[name].shape == value.shape
-    assert state_dict[name].tobytes() == value.tobytes(), name
+def converted(source, out, *flags):
+  """What the converter writes."""
+  convert.main([str(source), '--out', str(out), *flags])
+  return load_weights(out)
 
 
 def test_there_and_back_again_as_commands(pth, run_script, tmp_path):
@@ -70,15 +67,14 @@ def test_there_and_back_again_as_commands(pth, run_script, tmp_path):
   ours, theirs = tmp_path / 'ours', tmp_path / 'theirs'
   command = ('-m', 'resnest_jax.weights.convert')
   process = run_script(*command, path, '--out', ours)
-  assert (
-    'segmentor: a ResNeSt of (1, 1, 1, 1) blocks with pspnet, 7 classes'
-    in (process.stdout)
-  )
-  said = f"read with mmsegmentation's names: {len(state_dict)} tensors, all"
-  assert said in process.stdout
-  assert 'dilation rule mmseg' in process.stdout
+  for said in (
+    'segmentor: a ResNeSt of (1, 1, 1, 1) blocks with pspnet, 7 classes',
+    f"read with mmsegmentation's names: {len(state_dict)} tensors, all",
+    'dilation rule mmseg',
+  ):
+    assert said in process.stdout
   run_script(*command, ours, '--out', theirs, '--to', 'mmseg')
-  assert_same_bits(read_weights(theirs / 'model.pth').state_dict, state_dict)
+  assert_same_bits(load_weights(theirs / 'model.pth').state_dict, state_dict)
   # What belongs to the weights went along both ways.
   about = json.loads((theirs / 'about.json').read_text())
   assert about['classes'] == list('abcdefg')
@@ -94,15 +90,32 @@ def test_there_and_back_again_as_commands(pth, run_script, tmp_path):
   assert 'Traceback' not in process.stderr
 
 
-@pytest.mark.parametrize('kind', ['official', 'timm', 'mmseg', 'ours'])
-def test_classifier_to_every_kind_and_back(kind, classifier, tmp_path):
+@pytest.mark.parametrize(
+  ('kind', 'whose'),
+  [
+    ('official', "the authors'"),
+    ('timm', "timm's"),
+    ('mmseg', "mmsegmentation's"),
+    ('ours', 'our own'),
+  ],
+)
+def test_classifier_to_every_kind_and_back(
+  kind, whose, classifier, tmp_path, capsys
+):
   path, state_dict = classifier
-  arguments = ['--out', str(tmp_path / kind), '--to', kind]
-  convert.main([str(path), *arguments])
+  there = converted(path, tmp_path / kind, '--to', kind)
+  first, second, third = capsys.readouterr().out.splitlines()
+  assert first.startswith('classifier: a ResNeSt of (1, 1, 1, 1) blocks, 10 ')
+  assert 'rule' not in first  # Undilated models have none.
+  assert second == (
+    f"read with the authors' / timm's names: {len(state_dict)} tensors, all "
+    'placed'
+  )
+  number = len(there.state_dict)
+  assert third.startswith(f'written with {whose} names: {number} tensors, in ')
   name = 'model.pth' if kind == 'mmseg' else 'model.safetensors'
-  back = ['--out', str(tmp_path / 'back'), '--to', 'official']
-  convert.main([str(tmp_path / kind / name), *back])
-  weights = load_weights(tmp_path / 'back')
+  source = tmp_path / kind / name
+  weights = converted(source, tmp_path / 'back', '--to', 'official')
   assert_same_bits(weights.state_dict, state_dict)
   assert weights.description.task == 'classifier'
   assert weights.description.config['num_classes'] == 10
@@ -110,34 +123,12 @@ def test_classifier_to_every_kind_and_back(kind, classifier, tmp_path):
 
 def test_classifier_loses_its_layer_by_name_only(classifier, tmp_path):
   path, state_dict = classifier
-  out = tmp_path / 'backbone'
-  convert.main([str(path), '--out', str(out), '--drop', 'fc'])
-  weights = load_weights(out)
+  weights = converted(path, tmp_path / 'backbone', '--drop', 'fc')
   assert weights.description.task == 'backbone'
   assert weights.provenance['from']['dropped'] == ['fc']
-  model = weights.description.create()
-  returned = export_state_dict(
-    model, import_state_dict(model, weights.state_dict), 'official'
-  )
-  for name in ('fc.weight', 'fc.bias'):
-    assert name not in returned
   assert_same_bits(
-    returned, {k: v for k, v in state_dict.items() if k[:3] != 'fc.'}
-  )
-
-
-def test_segmentor_gives_its_backbone_to_official_names(pth, tmp_path):
-  path, state_dict = pth
-  out = str(tmp_path / 'x')
-  with pytest.raises(UserError, match=r'no place for .*_head'):
-    convert.main([str(path), '--out', out, '--to', 'official'])
-  drop = ['--drop', 'decode_head', 'auxiliary_head']
-  convert.main([str(path), '--out', out, '--to', 'official', *drop])
-  exported = load_weights(out).state_dict
-  assert exported.keys() >= {'conv1.0.weight', 'bn1.running_var'}
-  np.testing.assert_array_equal(
-    exported['layer4.0.conv2.fc1.bias'],
-    state_dict['backbone.layer4.0.conv2.fc1.bias'],
+    export_state_dict(*weights.create(), 'official'),
+    {k: v for k, v in state_dict.items() if k[:3] != 'fc.'},
   )
 
 
@@ -146,12 +137,9 @@ def run(segmentor, tmp_path_factory):
   """A training's folder: steps 7 and, with zeros and the better score, 9."""
   _, variables = segmentor
   workdir = tmp_path_factory.mktemp('runs') / 'tiny'
+  data = {'image_scale': [99, 66]}
   about = {
-    'config': {
-      'name': 'tiny',
-      'model': SEGMENTOR,
-      'data': {'image_scale': [99, 66]},
-    },
+    'config': {'name': 'tiny', 'model': SEGMENTOR, 'data': data},
     'classes': list('abcdefg'),
     'palette': [[i, 2 * i, 3 * i] for i in range(7)],
     'dilation_rule': 'mmseg',
@@ -159,11 +147,10 @@ def run(segmentor, tmp_path_factory):
   zeros = jax.tree.map(np.zeros_like, variables)
   with open_checkpoints(workdir, keep=2) as manager:
     for step, tree, score in ((7, zeros, 0.5), (9, variables, 0.25)):
-      state = TrainState(
-        step=np.int32(step), opt_state={'empty': np.zeros(1)}, **tree
-      )
-      metrics = {'mIoU': score}
-      save(manager, jax.device_put(state), about | {'step': step}, metrics)
+      empty = {'empty': np.zeros(1)}
+      state = TrainState(step=np.int32(step), opt_state=empty, **tree)
+      more = about | {'step': step}
+      save(manager, jax.device_put(state), more, {'mIoU': score})
   return workdir
 
 
@@ -185,97 +172,92 @@ def test_run_of_train_goes_to_mmsegmentation(
   assert_same_bits(weights.state_dict, export_state_dict(*segmentor, 'mmseg'))
 
 
-def test_backbone_of_a_run_in_timms_names(run, segmentor, tmp_path, capsys):
-  out = str(tmp_path / 'backbone')
-  command = [str(run), '--out', out, '--to', 'timm']
-  with pytest.raises(UserError, match=r'--drop decode_head auxiliary_head;'):
-    convert.main(command)
-  convert.main([*command, '--drop', 'decode_head', 'auxiliary_head'])
+@pytest.mark.parametrize(
+  ('source', 'kind', 'whose', 'refusal', 'title'),
+  [
+    ('run', 'timm', "timm's", '--drop decode_head auxiliary_head;', 'dilation'),
+    ('pth', 'official', "the authors'", 'no place for .*_head', '0.14 M'),
+  ],
+)
+def test_backbone_of_a_segmentor(
+  source, kind, whose, refusal, title, run, pth, tmp_path, capsys
+):
+  source = {'run': run, 'pth': pth[0]}[source]
+  out = tmp_path / 'backbone'
+  with pytest.raises(UserError, match=refusal):
+    converted(source, out, '--to', kind)
+  exported = converted(source, out, '--to', kind, *HEADS)
   said = capsys.readouterr().out
-  assert said.startswith('backbone: a ResNeSt of (1, 1, 1, 1) blocks, dilation')
-  exported = load_weights(out)
+  assert said.startswith(f'backbone: a ResNeSt of (1, 1, 1, 1) blocks, {title}')
+  number = len(exported.state_dict)
+  assert f'written with {whose} names: {number} tensors, in {out}/' in said
   assert exported.description.task == 'backbone'
   assert exported.palette is not None
-  number = len(exported.state_dict)
-  assert f"written with timm's names: {number} tensors, in {out}/" in said
-  theirs = export_state_dict(*segmentor, 'mmseg')
-  np.testing.assert_array_equal(
-    exported.state_dict['conv1.0.weight'], theirs['backbone.stem.0.weight']
-  )
+  for ours, theirs in (
+    ('conv1.0.weight', 'stem.0.weight'),
+    ('bn1.running_var', 'stem.7.running_var'),
+    ('layer4.0.conv2.fc1.bias', 'layer4.0.conv2.fc1.bias'),
+  ):
+    np.testing.assert_array_equal(
+      exported.state_dict[ours], pth[1][f'backbone.{theirs}']
+    )
 
 
 def test_best_checkpoint_of_a_run(run, tmp_path):
-  out = str(tmp_path / 'x')
-  convert.main([str(run), '--out', out, '--checkpoint', 'best'])
-  weights = load_weights(out)
+  best = ['--checkpoint', 'best']
+  weights = converted(run, tmp_path / 'x', *best)
   assert weights.provenance['from']['step'] == 7
   assert not weights.state_dict['params/backbone/stem_conv1/kernel'].any()
   with pytest.raises(UserError, match=r"x is not the workdir .* 'best'"):
-    convert.main([out, '--out', str(tmp_path / 'y'), '--checkpoint', 'best'])
+    converted(tmp_path / 'x', tmp_path / 'y', *best)
 
 
-def test_checkpoint_of_another_depth_writes_nothing(pth, tmp_path):
-  path, state_dict = pth
-  torn = {k: v for k, v in state_dict.items() if '.layer3.0.bn1.' not in k}
-  tensors = {k: torch.from_numpy(v.copy()) for k, v in torn.items()}
-  torch.save({'state_dict': tensors}, tmp_path / 'torn.pth')
-  out = tmp_path / 'out'
-  with pytest.raises(UserError, match=r'4 missing \(backbone\.layer3\.0\.bn1'):
-    convert.main([str(tmp_path / 'torn.pth'), '--out', str(out)])
-  with pytest.raises(UserError, match='not that of resnest101'):
-    convert.main([str(path), '--out', str(out), '--backbone', 'resnest101'])
-  assert not out.exists()
-
-
-def test_left_over_tensors_write_nothing(pth, tmp_path):
-  _, state_dict = pth
-  tensors = {k: torch.from_numpy(v.copy()) for k, v in state_dict.items()}
-  tensors['neck.weight'] = torch.ones(1)
-  torch.save({'state_dict': tensors}, tmp_path / 'more.pth')
-  out = ['--out', str(tmp_path / 'out')]
-  with pytest.raises(UserError, match=r'1 left over \(neck\.weight\)'):
-    convert.main([str(tmp_path / 'more.pth'), *out])
+@pytest.mark.parametrize(
+  ('gone', 'more', 'flags', 'message'),
+  [
+    # Of another depth.
+    ('layer3.0.bn1.', {}, [], r'4 missing \(backbone\.layer3\.0\.bn1'),
+    (None, {}, ['--backbone', 'resnest101'], 'not that of resnest101'),
+    (
+      *(None, {'neck.weight': np.ones(1)}, []),
+      r'1 left over \(neck\.weight\)',
+    ),
+    (
+      *(None, {'decode_head.conv_seg.bias': np.full(7, np.nan, 'f')}, []),
+      r'not finite .* in 1 of \d+ .*: decode_head\.conv_seg\.bias',
+    ),
+  ],
+)
+def test_weights_that_do_not_fit_write_nothing(
+  gone, more, flags, message, pth, tmp_path
+):
+  kept = {k: v for k, v in pth[1].items() if not gone or gone not in k}
+  write_weights(tmp_path / 'bad', 'mmseg', kept | more, {})
+  with pytest.raises(UserError, match=message):
+    converted(tmp_path / 'bad', tmp_path / 'out', *flags)
   assert not (tmp_path / 'out').exists()
-  convert.main([str(tmp_path / 'more.pth'), *out, '--drop', 'neck'])
+
+
+def test_left_over_tensors_can_be_dropped(pth, tmp_path):
+  more = pth[1] | {'neck.weight': np.ones(1)}
+  write_weights(tmp_path / 'more', 'mmseg', more, {})
+  converted(tmp_path / 'more', tmp_path / 'out', '--drop', 'neck')
   assert (tmp_path / 'out' / 'model.safetensors').is_file()
-
-
-def test_values_that_are_not_finite_are_refused(pth, tmp_path):
-  _, state_dict = pth
-  bad = state_dict | {'decode_head.conv_seg.bias': np.full(7, np.nan, 'f')}
-  write_weights(tmp_path / 'bad', 'official', bad, {})
-  with pytest.raises(
-    UserError,
-    match=r'not finite .* in 1 of \d+ .*: decode_head\.conv_seg\.bias',
-  ):
-    convert.main([str(tmp_path / 'bad'), '--out', str(tmp_path / 'out')])
-  assert not (tmp_path / 'out').exists()
-
-
-def test_undilated_models_have_no_rule(classifier, tmp_path, capsys):
-  path, state_dict = classifier
-  convert.main([str(path), '--out', str(tmp_path / 'x'), '--to', 'timm'])
-  first, second, third = capsys.readouterr().out.splitlines()
-  assert first.startswith('classifier: a ResNeSt of (1, 1, 1, 1) blocks, 10 ')
-  assert 'rule' not in first
-  number = len(state_dict)
-  assert second == (
-    f"read with the authors' / timm's names: {number} tensors, all placed"
-  )
-  assert third.startswith(f"written with timm's names: {number} tensors, in ")
 
 
 def test_assumed_backbone_is_said_and_can_be_named(tmp_path, capsys):
   """Of two backbones with one shape, through a file of ours."""
-  model = create_classifier('resnest50_fast_2s1x64d', 4)
-  variables = filled_variables(variable_shapes(model))
-  state_dict = export_state_dict(model, variables, 'timm')
+  named = 'resnest50_fast_2s1x64d'
+  model = create_classifier(named, 4)
+  state_dict = export_state_dict(model, variables_of(model), 'timm')
   write_weights(tmp_path / 'theirs', 'timm', state_dict, {})
-  name = ['--backbone', 'resnest50_fast_2s1x64d']
-  outs = [tmp_path / 'guessed', tmp_path / 'again', tmp_path / 'named']
-  sources = [tmp_path / 'theirs', *outs]
-  for source, out, flags in zip(sources, outs, ([], [], name), strict=False):
-    convert.main([str(source), '--out', str(out), *flags])
+  flags = ([], [], ['--backbone', named])
+  paths = [tmp_path / x for x in ('theirs', 'guessed', 'again', 'named')]
+  known = [
+    converted(source, out, *more).provenance['backbone_known']
+    for source, out, more in zip(paths, paths[1:], flags, strict=False)
+  ]
+  assert known == [False, False, True]
   said = capsys.readouterr().out.splitlines()[::3]
   assumed = (
     'resnest50 (assumed from shapes; resnest50_fast_2s1x64d has the same: '
@@ -284,14 +266,13 @@ def test_assumed_backbone_is_said_and_can_be_named(tmp_path, capsys):
   assert said[0].startswith(f'classifier: {assumed}, 4 classes')
   assert said[1] == said[0]
   assert said[2].startswith('classifier: resnest50_fast_2s1x64d, 4 classes')
-  known = [load_weights(out).provenance['backbone_known'] for out in outs]
-  assert known == [False, False, True]
   # What is known is not renamed, and what does not fit neither.
-  out = ['--out', str(tmp_path / 'x')]
-  with pytest.raises(UserError, match=r'known to be of .*_2s1x64d, not of res'):
-    convert.main([str(outs[2]), *out, '--backbone', 'resnest50'])
-  with pytest.raises(UserError, match='not that of resnest101; its shapes fit'):
-    convert.main([str(outs[0]), *out, '--backbone', 'resnest101'])
+  for source, backbone, message in (
+    (paths[3], 'resnest50', r'known to be of .*_2s1x64d, not of res'),
+    (paths[1], 'resnest101', 'not that of resnest101; its shapes fit'),
+  ):
+    with pytest.raises(UserError, match=message):
+      converted(source, tmp_path / 'x', '--backbone', backbone)
   assert not (tmp_path / 'x').exists()
 
 
@@ -300,29 +281,24 @@ def test_segmentor_without_an_auxiliary_head(pth, tmp_path, capsys):
   path, state_dict = pth
   kept = {k: v for k, v in state_dict.items() if k[:10] != 'auxiliary_'}
   write_weights(tmp_path / 'theirs', 'mmseg', kept, {})
-  out = str(tmp_path / 'ours')
-  convert.main([str(tmp_path / 'theirs'), '--out', out])
+  weights = converted(tmp_path / 'theirs', tmp_path / 'ours')
   said = capsys.readouterr().out
   assert 'with pspnet and no auxiliary head, 7 classes' in said
-  weights = load_weights(out)
   assert weights.description.config['aux_channels'] is None
   model, variables = weights.create()
   assert_same_bits(export_state_dict(model, variables, 'mmseg'), kept)
   # Dropping it gives the same.
-  dropped = load_weights(path, drop=['auxiliary_head'])
-  assert dropped.description.create() == model
-  convert.main([str(path), '--out', str(tmp_path / 'whole')])
-  dropped = load_weights(tmp_path / 'whole', drop=['auxiliary_head'])
-  assert dropped.description.create() == model
+  converted(path, tmp_path / 'whole')
+  for source in (path, tmp_path / 'whole'):
+    dropped = load_weights(source, drop=['auxiliary_head'])
+    assert dropped.description.create() == model
 
 
 def test_python_of_the_docs(run, classifier, root, tmp_path, monkeypatch):
   """Its blocks run as printed, on a small classifier and a small run."""
   text = (root / 'docs' / 'weights.md').read_text()
   blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-  convert.main(
-    [str(classifier[0]), '--out', str(tmp_path / 'weights/resnest50')]
-  )
+  converted(classifier[0], tmp_path / 'weights' / 'resnest50')
   (tmp_path / 'runs').mkdir()
   (tmp_path / 'runs' / 'pspnet').symlink_to(run)
   monkeypatch.chdir(tmp_path)
@@ -341,8 +317,8 @@ def test_python_of_the_docs(run, classifier, root, tmp_path, monkeypatch):
 
 def test_every_source_has_the_same_weights(run, pth, tmp_path):
   """A published checkpoint's way and a run's end in the same variables."""
-  convert.main([str(run), '--out', str(tmp_path / 'pth'), '--to', 'mmseg'])
-  convert.main([str(run), '--out', str(tmp_path / 'ours')])
+  converted(run, tmp_path / 'pth', '--to', 'mmseg')
+  converted(run, tmp_path / 'ours')
   model, variables, about = rj.load_pretrained(run)
   for source in (tmp_path / 'pth', tmp_path / 'ours', pth[0]):
     same, others, _ = rj.load_pretrained(source)
@@ -351,7 +327,7 @@ def test_every_source_has_the_same_weights(run, pth, tmp_path):
   assert about['task'] == 'segmentor'
   assert about['palette'][2] == [2, 4, 6]
   backbone, variables, about = rj.load_pretrained(
-    run, drop=('decode_head', 'auxiliary_head'), dtype='bfloat16'
+    run, drop=HEADS[1:], dtype='bfloat16'
   )
   assert about['task'] == 'backbone'
   assert backbone == model.backbone.clone(dtype=backbone.dtype)

@@ -3,64 +3,49 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 import warnings
 import zipfile
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from golden.reference import FOLDER
+from golden.reference import FOLDER, assert_same_bits
 from safetensors.numpy import save_file
 
 from resnest_jax.errors import UserError
 from resnest_jax.weights.files import read_weights, write_weights
 
-ROOT = Path(__file__).parents[2]
 ABOUT = {
   'task': 'segmentor',
   'classes': ['wall', 'sky'],
   'palette': [[120, 120, 120], [6, 230, 230]],
 }
-
-
-@pytest.fixture
-def state_dict():
-  rng = np.random.default_rng(0)
-  return {
-    'conv.weight': rng.standard_normal((4, 3, 3, 3)).astype(np.float32),
-    'bn.num_batches_tracked': np.zeros((), np.int64),
-  }
+STATE_DICT = {
+  'conv.weight': np.random.default_rng(0).random((4, 3, 3, 3), np.float32),
+  'bn.num_batches_tracked': np.zeros((), np.int64),
+}
+TENSORS = {name: torch.tensor(value) for name, value in STATE_DICT.items()}
+FORMATS = pytest.mark.parametrize('legacy', [False, True])
 
 
 def torch_file(path, content, legacy=False):
   torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-  with path.open('rb') as file:
-    assert (file.read(2) == b'PK') != legacy
+  assert (path.read_bytes()[:2] == b'PK') != legacy
   return path
 
 
-def assert_same(state_dict, expected):
-  assert state_dict.keys() == expected.keys()
-  for name, value in expected.items():
-    assert state_dict[name].dtype == value.dtype
-    assert state_dict[name].shape == value.shape
-    assert state_dict[name].tobytes() == value.tobytes()
-
-
 @pytest.mark.parametrize('kind', ['mmseg', 'official', 'timm', 'ours'])
-def test_what_is_written_is_read(kind, state_dict, tmp_path):
+def test_what_is_written_is_read(kind, tmp_path):
   folder = tmp_path / 'new' / 'weights'
-  files = write_weights(folder, kind, state_dict, ABOUT)
+  files = write_weights(folder, kind, STATE_DICT, ABOUT)
   name = 'model.pth' if kind == 'mmseg' else 'model.safetensors'
   assert files == [folder / name, folder / 'about.json']
   assert sorted(folder.parent.iterdir()) == [folder]
   assert sorted(folder.iterdir()) == sorted(files)
   read = read_weights(files[0])
-  assert_same(read.state_dict, state_dict)
+  assert_same_bits(read.state_dict, STATE_DICT)
   assert read.about == ABOUT == json.loads(files[1].read_text())
 
 
@@ -87,26 +72,24 @@ def test_safetensors_whose_length_begins_as_another_format(
     read_weights(path)
 
 
-def test_folder_means_the_weights_in_it(state_dict, tmp_path):
+def test_folder_means_the_weights_in_it(tmp_path):
   for kind in ('ours', 'mmseg'):
-    write_weights(tmp_path / kind, kind, state_dict, ABOUT)
+    write_weights(tmp_path / kind, kind, STATE_DICT, ABOUT)
     assert read_weights(tmp_path / kind).about == ABOUT
-  with pytest.raises(
-    UserError, match=r'holds neither .* but mmseg, ours\. Give'
+  for path, message in (
+    (tmp_path, r'holds neither .* but mmseg, ours\. Give'),
+    (tmp_path / 'none', 'there is no weight file'),
   ):
-    read_weights(tmp_path)
-  with pytest.raises(UserError, match='there is no weight file'):
-    read_weights(tmp_path / 'none')
+    with pytest.raises(UserError, match=message):
+      read_weights(path)
 
 
 @pytest.mark.parametrize(('mask', 'mode'), [(0o022, 0o644), (0o077, 0o600)])
 @pytest.mark.parametrize('kind', ['ours', 'mmseg'])
-def test_files_have_the_modes_that_the_umask_leaves(
-  kind, mask, mode, state_dict, tmp_path
-):
+def test_files_have_the_modes_that_the_umask_leaves(kind, mask, mode, tmp_path):
   before = os.umask(mask)
   try:
-    files = write_weights(tmp_path / 'x', kind, state_dict, ABOUT)
+    files = write_weights(tmp_path / 'x', kind, STATE_DICT, ABOUT)
   finally:
     os.umask(before)
   assert [path.stat().st_mode & 0o777 for path in files] == [mode, mode]
@@ -119,10 +102,8 @@ def test_transposed_arrays_are_written_in_their_order(tmp_path):
     np.testing.assert_array_equal(read_weights(files[0]).state_dict['x'], value)
 
 
-def test_written_pth_has_the_class_names_of_both_mmsegmentations(
-  state_dict, tmp_path
-):
-  file, _ = write_weights(tmp_path / 'x', 'mmseg', state_dict, ABOUT)
+def test_written_pth_has_the_class_names_of_both_mmsegmentations(tmp_path):
+  file, _ = write_weights(tmp_path / 'x', 'mmseg', STATE_DICT, ABOUT)
   content = torch.load(file, weights_only=True)
   assert content['meta']['CLASSES'] == ABOUT['classes']
   assert content['meta']['dataset_meta']['palette'] == ABOUT['palette']
@@ -131,43 +112,40 @@ def test_written_pth_has_the_class_names_of_both_mmsegmentations(
 
 def test_half_precision_becomes_float32_exactly(tmp_path):
   values = np.array([1.0, -0.3, 3e-5, 60000])
-  bfloat16 = values.astype(ml_dtypes.bfloat16)
-  float16 = values.astype(np.float16)
-  save_file({'b': bfloat16, 'h': float16}, tmp_path / 'x.safetensors')
-  torch_file(
-    tmp_path / 'x.pth',
-    {
-      'b': torch.tensor(values, dtype=torch.bfloat16),
-      'h': torch.tensor(values, dtype=torch.float16),
-    },
-  )
+  halves = {
+    'b': values.astype(ml_dtypes.bfloat16),
+    'h': values.astype(np.float16),
+  }
+  save_file(halves, tmp_path / 'x.safetensors')
+  content = {
+    'b': torch.tensor(values, dtype=torch.bfloat16),
+    'h': torch.tensor(values, dtype=torch.float16),
+  }
+  torch_file(tmp_path / 'x.pth', content)
+  exact = {name: value.astype(np.float32) for name, value in halves.items()}
   for name in ('x.safetensors', 'x.pth'):
-    read = read_weights(tmp_path / name).state_dict
-    assert read['b'].dtype == read['h'].dtype == np.float32
-    np.testing.assert_array_equal(read['b'], bfloat16.astype(np.float32))
-    np.testing.assert_array_equal(read['h'], float16.astype(np.float32))
+    assert_same_bits(read_weights(tmp_path / name).state_dict, exact)
 
 
-@pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
+@FORMATS
 @pytest.mark.parametrize('key', [None, 'state_dict', 'model'])
-def test_pytorch_file_of_either_format(legacy, key, state_dict, tmp_path):
+def test_pytorch_file_of_either_format(legacy, key, tmp_path):
   """A bare state dict, mmsegmentation 0.x's, and timm's training files."""
-  tensors = {k: torch.from_numpy(v) for k, v in state_dict.items()}
   meta = {'mmseg_version': '0.6.0', 'CLASSES': ['wall', 'sky'], 'iter': 9}
-  content = tensors
+  content = TENSORS
   if key:
-    content = {key: tensors, 'meta': meta, 'optimizer': {'lr': [0.1]}}
+    content = {key: TENSORS, 'meta': meta, 'optimizer': {'lr': [0.1]}}
   path = torch_file(tmp_path / 'x.pth', content, legacy)
   read = read_weights(path)
-  assert_same(read.state_dict, state_dict)
+  assert_same_bits(read.state_dict, STATE_DICT)
   assert read.meta == (meta if key else {})
   assert read.about == {}
 
 
-def test_prefix_of_dataparallel_is_taken_off(state_dict, tmp_path):
-  tensors = {f'module.{k}': torch.from_numpy(v) for k, v in state_dict.items()}
+def test_prefix_of_dataparallel_is_taken_off(tmp_path):
+  tensors = {f'module.{name}': value for name, value in TENSORS.items()}
   path = torch_file(tmp_path / 'x.pth', {'state_dict': tensors})
-  assert_same(read_weights(path).state_dict, state_dict)
+  assert_same_bits(read_weights(path).state_dict, STATE_DICT)
 
 
 def test_checkpoint_of_mmengine_with_its_log_objects():
@@ -176,7 +154,7 @@ def test_checkpoint_of_mmengine_with_its_log_objects():
   with zipfile.ZipFile(path) as file:
     assert b'HistoryBuffer' in file.read('mmengine_checkpoint/data.pkl')
   read = read_weights(path)
-  assert_same(
+  assert_same_bits(
     read.state_dict,
     {
       'weight': np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -196,7 +174,7 @@ class Bomb:
     return os.system, (f'touch {self.path}',)
 
 
-@pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
+@FORMATS
 def test_code_in_a_pickle_is_not_run(legacy, tmp_path):
   trace = tmp_path / 'was_run'
   content = {'state_dict': {'x': torch.ones(1)}, 'meta': Bomb(trace)}
@@ -206,26 +184,50 @@ def test_code_in_a_pickle_is_not_run(legacy, tmp_path):
   assert not trace.exists()
 
 
-def test_refused_pickles_are_refused_in_our_words(tmp_path):
+LINEAR = torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+  ('write', 'reason'),
+  [
+    (
+      lambda path: torch.jit.script(LINEAR).save(path),
+      'holds more than weights',
+    ),
+    (
+      lambda path: path.write_bytes(pickle.dumps({'x': {1, 2}}, protocol=4)),
+      'holds more than weights',
+    ),
+    (
+      lambda path: torch_file(path, LINEAR),
+      r'wants to run torch\.nn\.modules\.linear\.Linear',
+    ),
+    (
+      lambda path: torch_file(path, {'epoch': 3, 'lr': 0.1}),
+      r"no state dict.*\['epoch', 'lr'\]",
+    ),
+    (lambda path: torch_file(path, [torch.ones(2)]), 'no state dict'),
+    *(
+      (
+        lambda path, content=content: path.write_bytes(content),
+        'neither a safetensors nor a PyTorch',
+      )
+      for content in (b'', b'abc', b'<!DOCTYPE html><html>Not found</html>')
+    ),
+  ],
+)
+def test_other_files_are_refused_in_our_words(write, reason, tmp_path):
   """PyTorch would advise to switch the restriction off."""
-  scripted = torch.jit.script(torch.nn.Linear(2, 2))
-  scripted.save(tmp_path / 'scripted.pth')
-  (tmp_path / 'pickle.pth').write_bytes(pickle.dumps({'x': {1, 2}}, protocol=4))
-  torch_file(tmp_path / 'module.pth', torch.nn.Linear(2, 2))
-  for name, reason in (
-    ('scripted', 'holds more than weights'),
-    ('pickle', 'holds more than weights'),
-    ('module', r'wants to run torch\.nn\.modules\.linear\.Linear'),
-  ):
-    path = tmp_path / f'{name}.pth'
-    with warnings.catch_warnings():
-      warnings.simplefilter('error')
-      with pytest.raises(UserError, match=reason) as error:
-        read_weights(path)
-    message = str(error.value)
-    assert message.startswith(str(path))
-    assert 'weights_only' not in message
-    assert '\n' not in message
+  path = tmp_path / 'x.pth'
+  write(path)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    with pytest.raises(UserError, match=reason) as error:
+      read_weights(path)
+  message = str(error.value)
+  assert message.startswith(str(path))
+  assert 'weights_only' not in message
+  assert '\n' not in message
 
 
 @pytest.mark.parametrize('share', [0.3, 0.7, 0.999])
@@ -243,55 +245,26 @@ def test_truncated_file_is_refused(name, share, tmp_path):
     read_weights(path)
 
 
-@pytest.mark.parametrize(
-  'content', [b'', b'abc', b'<!DOCTYPE html><html>Not found</html>']
-)
-def test_other_files_are_refused(content, tmp_path):
-  path = tmp_path / 'x.pth'
-  path.write_bytes(content)
-  with pytest.raises(UserError, match='neither a safetensors nor a PyTorch'):
-    read_weights(path)
-
-
-def test_file_without_a_state_dict_is_refused(tmp_path):
-  path = torch_file(tmp_path / 'x.pth', {'epoch': 3, 'lr': 0.1})
-  with pytest.raises(UserError, match=r"no state dict.*\['epoch', 'lr'\]"):
-    read_weights(path)
-  path = torch_file(tmp_path / 'y.pth', [torch.ones(2)])
-  with pytest.raises(UserError, match='no state dict'):
-    read_weights(path)
-
-
-def test_nothing_is_overwritten(state_dict, tmp_path):
-  folder = tmp_path / 'x'
-  folder.mkdir()
-  (folder / 'precious').write_text('data')
+def test_nothing_is_overwritten(tmp_path):
+  (tmp_path / 'precious').write_text('data')
   with pytest.raises(UserError, match='is there already and nothing was'):
-    write_weights(folder, 'ours', state_dict, ABOUT)
-  assert [path.name for path in folder.iterdir()] == ['precious']
+    write_weights(tmp_path, 'ours', STATE_DICT, ABOUT)
+  assert [path.name for path in tmp_path.iterdir()] == ['precious']
 
 
 def test_failed_writing_leaves_nothing(tmp_path):
+  bad = {'x': np.array([None, 'y'], object)}
   with pytest.raises(Exception, match='object'):
-    write_weights(
-      tmp_path / 'x', 'ours', {'x': np.array([None, 'y'], object)}, ABOUT
-    )
+    write_weights(tmp_path / 'x', 'ours', bad, ABOUT)
   assert list(tmp_path.iterdir()) == []
 
 
-def test_without_torch_the_package_is_named(tmp_path):
-  path = torch_file(tmp_path / 'x.pth', {'x': torch.ones(1)})
-  code = (
-    "import sys; sys.modules['torch'] = None; "
-    'from resnest_jax.errors import run; '
-    'from resnest_jax.weights.files import read_weights; '
-    f'run(lambda: read_weights({str(path)!r}))'
-  )
-  process = subprocess.run(
-    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
-  )
-  assert process.returncode == 1
-  assert process.stderr.startswith(
-    'error: PyTorch files need the package torch (its CPU build will do): pip '
+def test_without_torch_the_package_is_named(tmp_path, monkeypatch):
+  path = torch_file(tmp_path / 'x.pth', TENSORS)
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(UserError) as error:
+    read_weights(path)
+  assert str(error.value).startswith(
+    'PyTorch files need the package torch (its CPU build will do): pip '
     'install torch --index-url https://download.pytorch.org/whl/cpu. safe'
   )

@@ -4,41 +4,27 @@ import jax
 import numpy as np
 import pytest
 import torch
-from golden.reference import TINY, filled_variables
-from safetensors.numpy import save_file
+from golden.reference import TINY, variables_of
 
 from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import create_classifier
-from resnest_jax.models.segmentor import create_backbone, create_segmentor
+from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.pretrained import load_weights
 from resnest_jax.weights.start import start_from
-from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
+from resnest_jax.weights.state_dict import export_state_dict
 
-BACKBONE = {'stem_width': 8, 'width': 8}
 SEGMENTOR = TINY | {'dtype': 'float32'}
-
-
-def variables_of(model, seed=0):
-  return filled_variables(variable_shapes(model), seed)
 
 
 def assert_same(tree, other):
   jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-def write_safetensors(path, model, variables, kind):
+def written(folder, model, variables, kind='mmseg', about=None):
+  """The file of a state dict."""
   state_dict = export_state_dict(model, variables, kind)
-  tensors = {k: np.ascontiguousarray(v) for k, v in state_dict.items()}
-  save_file(tensors, path)
-  return path
-
-
-def write_pth(path, model, variables, meta):
-  state_dict = export_state_dict(model, variables, 'mmseg')
-  tensors = {k: torch.from_numpy(v.copy()) for k, v in state_dict.items()}
-  torch.save({'meta': meta, 'state_dict': tensors}, path)
-  return path
+  return write_weights(folder, kind, state_dict, about or {})[0]
 
 
 @pytest.fixture(scope='module')
@@ -49,26 +35,24 @@ def segmentor():
 
 @pytest.fixture(scope='module')
 def classifier():
-  model = create_classifier('resnest14', 10, **BACKBONE)
+  model = create_classifier('resnest14', 10, stem_width=8, width=8)
   return model, variables_of(model)
+
+
+MEANT = {'classes': ('a', 'b'), 'palette': [(1, 2, 3), (4, 5, 6)]}
 
 
 @pytest.mark.parametrize(
   'meta',
-  [
-    {'CLASSES': ('a', 'b'), 'PALETTE': [[1, 2, 3], [4, 5, 6]]},
-    {
-      'dataset_meta': {
-        'classes': ('a', 'b'),
-        'palette': [(1, 2, 3), (4, 5, 6)],
-      }
-    },
-  ],
-  ids=['0.x', '1.x'],
+  [{'dataset_meta': MEANT}, {k.upper(): v for k, v in MEANT.items()}],
+  ids=['1.x', '0.x'],
 )
 def test_meta_of_mmsegmentation_goes_along(meta, segmentor, tmp_path):
-  meta |= {'iter': 80000, 'time': 'today', 'config': 'x' * 5000}
-  path = write_pth(tmp_path / 'iter.pth', *segmentor, meta)
+  meta = meta | {'iter': 80000, 'time': 'today', 'config': 'x' * 5000}
+  state_dict = export_state_dict(*segmentor, 'mmseg')
+  tensors = {k: torch.from_numpy(v.copy()) for k, v in state_dict.items()}
+  path = tmp_path / 'iter.pth'
+  torch.save({'meta': meta, 'state_dict': tensors}, path)
   weights = load_weights(path)
   assert weights.kind == 'mmseg'
   assert weights.classes == ['a', 'b']
@@ -82,13 +66,12 @@ def test_meta_of_mmsegmentation_goes_along(meta, segmentor, tmp_path):
 
 
 def test_description_is_kept_with_the_weights(segmentor, tmp_path):
-  path = write_pth(tmp_path / 'x.pth', *segmentor, {'CLASSES': ['a']})
+  path = written(tmp_path / 'x', *segmentor)
   first = load_weights(path)
   config = first.description.config | {'dilation_rule': 'official'}
   description = first.description._replace(config=config)
-  about = first._replace(description=description).about()
-  state_dict = export_state_dict(*segmentor, 'ours')
-  write_weights(tmp_path / 'ours', 'ours', state_dict, about)
+  about = first._replace(description=description, classes=['a']).about()
+  written(tmp_path / 'ours', *segmentor, 'ours', about)
   second = load_weights(tmp_path / 'ours')
   assert second.kind == 'ours'
   assert second.description.config['dilation_rule'] == 'official'
@@ -98,75 +81,65 @@ def test_description_is_kept_with_the_weights(segmentor, tmp_path):
 
 def test_files_of_detectron2_say_their_normalization(classifier, tmp_path):
   model = classifier[0].backbone
-  path = write_safetensors(
-    tmp_path / 'resnest14_d2-1.safetensors', model, variables_of(model), 'mmseg'
-  )
+  path = written(tmp_path / 'x', model, variables_of(model))
+  path = path.rename(tmp_path / 'resnest14_d2-1.pth')
   weights = load_weights(path)
   assert weights.description.task == 'backbone'
   assert weights.normalization['mean'] == [123.68, 116.779, 103.939]
 
 
-def test_our_names_without_a_description_are_refused(segmentor, tmp_path):
-  path = write_safetensors(tmp_path / 'x.safetensors', *segmentor, 'ours')
-  with pytest.raises(UserError, match='no description of its model'):
-    load_weights(path)
-
-
 @pytest.mark.parametrize(
-  'about', [{'task': 'segmentor'}, {'task': 'segmentor', 'model': 3}]
+  ('about', 'message'),
+  [
+    ({}, 'no description of its model'),
+    ({'task': 'segmentor'}, r'description in .* is damaged'),
+    ({'task': 'segmentor', 'model': 3}, r'description in .* is damaged'),
+  ],
 )
-def test_damaged_description_is_refused(about, segmentor, tmp_path):
-  state_dict = export_state_dict(*segmentor, 'ours')
-  write_weights(tmp_path / 'x', 'ours', state_dict, about)
-  with pytest.raises(UserError, match=r'description in .* is damaged'):
+def test_our_names_need_a_description(about, message, segmentor, tmp_path):
+  written(tmp_path / 'x', *segmentor, 'ours', about)
+  with pytest.raises(UserError, match=message):
     load_weights(tmp_path / 'x')
 
 
 # Training starts
 
 
-@pytest.mark.parametrize('kind', ['official', 'mmseg'])
-def test_classifier_gives_its_backbone(kind, segmentor, classifier, tmp_path):
+@pytest.mark.parametrize(
+  ('kind', 'layer'), [('official', 'fc'), ('mmseg', 'head')]
+)
+def test_classifier_gives_its_backbone(
+  kind, layer, segmentor, classifier, tmp_path
+):
   model, fresh = segmentor
-  source = write_safetensors(tmp_path / 'x.safetensors', *classifier, kind)
+  source = written(tmp_path / 'x', *classifier, kind)
   variables, notes = start_from(model, fresh, str(source))
   for key, tree in variables.items():
     assert_same(tree['backbone'], classifier[1][key]['backbone'])
     for head in ('decode_head', 'auxiliary_head'):
       assert_same(tree[head], fresh[key][head])
-  layer = {'official': 'fc', 'mmseg': 'head'}[kind]
   assert f"the classifier's layer {layer} is left out" in notes
   assert 'the heads are drawn anew' in notes
 
 
-def test_bare_backbone(segmentor, tmp_path):
-  model, fresh = segmentor
-  backbone = create_backbone(SEGMENTOR)
-  theirs = variables_of(backbone, 1)
-  path = write_safetensors(
-    tmp_path / 'x.safetensors', backbone, theirs, 'mmseg'
-  )
-  variables, _ = start_from(model, fresh, str(path))
-  assert_same(variables['params']['backbone'], theirs['params'])
-
-
-def test_backbone_with_a_classifiers_layer(segmentor, tmp_path):
-  """A bare backbone's names, and fc beside them."""
+@pytest.mark.parametrize('layer', [False, True])
+def test_bare_backbone(layer, segmentor, tmp_path):
+  """A bare backbone's names, and maybe a classifier's layer next to them."""
   model, fresh = segmentor
   theirs = variables_of(model.backbone, 1)
   tensors = export_state_dict(model.backbone, theirs, 'mmseg')
-  tensors = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
-  tensors['fc.weight'] = np.zeros((10, 256), np.float32)
-  save_file(tensors, tmp_path / 'x.safetensors')
-  variables, notes = start_from(model, fresh, str(tmp_path / 'x.safetensors'))
+  if layer:
+    tensors['fc.weight'] = np.zeros((10, 256), np.float32)
+  path, _ = write_weights(tmp_path / 'x', 'official', tensors, {})
+  variables, notes = start_from(model, fresh, str(path))
   assert_same(variables['params']['backbone'], theirs['params'])
-  assert "the classifier's layer fc is left out" in notes
+  assert ("the classifier's layer fc is left out" in notes) == layer
 
 
 def test_segmentor_gives_everything(segmentor, tmp_path):
   model, fresh = segmentor
   theirs = variables_of(model, 1)
-  path = write_pth(tmp_path / 'x.pth', model, theirs, {})
+  path = written(tmp_path / 'x', model, theirs)
   variables, notes = start_from(model, fresh, str(path))
   assert_same(variables, theirs)
   assert len(notes) == 1
@@ -174,45 +147,44 @@ def test_segmentor_gives_everything(segmentor, tmp_path):
 
 def test_auxiliary_head_that_is_not_there_is_drawn_anew(segmentor, tmp_path):
   model, fresh = segmentor
-  theirs = variables_of(model, 1)
-  state_dict = export_state_dict(model, theirs, 'mmseg')
-  kept = {k: v for k, v in state_dict.items() if k[:10] != 'auxiliary_'}
-  write_weights(tmp_path / 'x', 'mmseg', kept, {})
-  variables, notes = start_from(model, fresh, str(tmp_path / 'x'))
+  bare = model.clone(auxiliary_head=None)
+  theirs = variables_of(bare, 1)
+  path = written(tmp_path / 'x', bare, theirs)
+  variables, notes = start_from(model, fresh, str(path))
   for key, tree in variables.items():
-    assert_same(tree['auxiliary_head'], fresh[key]['auxiliary_head'])
-    for name in ('backbone', 'decode_head'):
-      assert_same(tree[name], theirs[key][name])
+    assert_same(tree.pop('auxiliary_head'), fresh[key]['auxiliary_head'])
+  assert_same(variables, theirs)
   assert 'the auxiliary head is drawn anew: the weights have none' in notes
 
 
 def test_other_classes_are_drawn_anew_and_said(segmentor, tmp_path):
-  theirs = segmentor[1]
-  path = write_pth(tmp_path / 'x.pth', *segmentor, {})
+  path = written(tmp_path / 'x', *segmentor)
   model = create_segmentor(SEGMENTOR | {'num_classes': 3})
   fresh = variables_of(model, 1)
   variables, notes = start_from(model, fresh, str(path))
-  head, new = variables['params']['decode_head'], fresh['params']['decode_head']
+  head, new, theirs = (
+    tree['params']['decode_head'] for tree in (variables, fresh, segmentor[1])
+  )
   assert_same(head['classifier'], new['classifier'])
-  assert_same(head['bottleneck'], theirs['params']['decode_head']['bottleneck'])
+  assert_same(head['bottleneck'], theirs['bottleneck'])
   assert 'decode_head/classifier/conv_seg are drawn anew' in notes[1]
 
 
-def test_another_dilation_rule_is_refused(segmentor, tmp_path):
-  path = write_pth(tmp_path / 'x.pth', *segmentor, {})
-  model = create_segmentor(SEGMENTOR | {'dilation_rule': 'timm'})
-  with pytest.raises(UserError, match=r'--config\.model\.dilation_rule=mmseg'):
-    start_from(model, variables_of(model), str(path))
-
-
-def test_another_depth_is_refused(classifier, tmp_path):
-  path = write_safetensors(tmp_path / 'x.safetensors', *classifier, 'official')
-  model = create_segmentor(SEGMENTOR | {'stage_sizes': (1, 1, 2, 1)})
-  with pytest.raises(
-    UserError,
-    match=r'stage_sizes is \(1, 1, 1, 1\), the model has \(1, 1, 2, 1\).* Add '
-    r"'--config\.model\.stage_sizes=\(1, 1, 1, 1\)'\.",
-  ):
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'dilation_rule': 'timm'}, r'--config\.model\.dilation_rule=mmseg'),
+    (
+      {'stage_sizes': (1, 1, 2, 1)},
+      r'stage_sizes is \(1, 1, 1, 1\), the model has \(1, 1, 2, 1\).* Add '
+      r"'--config\.model\.stage_sizes=\(1, 1, 1, 1\)'\.",
+    ),
+  ],
+)
+def test_another_network_is_refused(changes, message, segmentor, tmp_path):
+  path = written(tmp_path / 'x', *segmentor)
+  model = create_segmentor(SEGMENTOR | changes)
+  with pytest.raises(UserError, match=message):
     start_from(model, variables_of(model), str(path))
 
 
@@ -220,16 +192,13 @@ def test_another_place_of_the_average_pool_is_refused(tmp_path):
   """No shape shows it; it has to be known from a name or a description."""
   theirs = create_classifier('resnest50_fast_2s1x64d', 4)
   variables = variables_of(theirs)
-  path = write_safetensors(
-    tmp_path / 'x.safetensors', theirs, variables, 'timm'
-  )
+  path = written(tmp_path / 'x', theirs, variables, 'timm')
   model = create_segmentor(
     SEGMENTOR | {'backbone': 'resnest50', 'stem_width': None, 'width': None}
   )
   fresh = variables_of(model)
   start_from(model, fresh, str(path))
-  named = load_weights(path, backbone='resnest50_fast_2s1x64d')
-  state_dict = export_state_dict(theirs, variables, 'ours')
-  write_weights(tmp_path / 'ours', 'ours', state_dict, named.about())
+  about = load_weights(path, backbone='resnest50_fast_2s1x64d').about()
+  path = written(tmp_path / 'ours', theirs, variables, 'ours', about)
   with pytest.raises(UserError, match=r'2s1x64d, whose average pool .* before'):
-    start_from(model, fresh, str(tmp_path / 'ours'))
+    start_from(model, fresh, str(path))
