@@ -15,6 +15,7 @@ from golden import reference
 
 from resnest_jax.data import device
 from resnest_jax.data.classes import label_set
+from resnest_jax.evaluation import inference
 from resnest_jax.evaluation.predictor import Predictor
 from resnest_jax.evaluation.protocols import Protocol
 from resnest_jax.models.segmentor import create_segmentor
@@ -67,6 +68,16 @@ def random_batch(
     label[rng.random((hl, wl)) < 0.2] = 255
     batch['label'][i, :hl, :wl] = label
   return batch
+
+
+def batch_of(seed, indices, first_index=0):
+  """Those of `SIZES`."""
+  sizes, label_sizes = SIZES[indices], LABEL_SIZES[indices]
+  return random_batch(seed, sizes, label_sizes, first_index)
+
+
+def make_step(model=None, **options):
+  return inference.make_eval_step(model or Upsampler(), CLASSES, **options)
 
 
 def fill_slot(batch, slot):

@@ -1,12 +1,10 @@
-"""Evaluations in processes of their own: several devices, several hosts.
+"""An evaluation by two processes, as a cluster would start them.
 
-    python tests/evaluation/processes.py devices
-    python tests/evaluation/processes.py host OVERRIDES WORKDIR OUT \\
+    python tests/evaluation/processes.py OVERRIDES WORKDIR OUT \\
       --coordinator HOST:PORT --num_processes 2 --process_id INDEX
 
-Each evaluation is a line of JSON. `devices`: by number of devices and batch
-size. `host`: one of two, as a cluster would start it; the evaluations of
-`SPLITS`, then that of a run's checkpoint.
+Each of the evaluations of `SPLITS` is a line of JSON; then comes that of a
+run's checkpoint.
 """
 
 import contextlib
@@ -18,7 +16,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from evaluation import plain
-from golden import reference
 from small import MINI
 
 from resnest_jax.config import load_config
@@ -26,9 +23,7 @@ from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import inference
 from resnest_jax.evaluation.split import evaluate_split
-from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training import sharding
-from resnest_jax.weights.state_dict import variable_shapes
 
 
 class Noise:
@@ -70,7 +65,7 @@ def outcome(split, mesh=None, batch_size=3, network=None):
   try:
     with contextlib.closing(batches):
       evaluation = inference.evaluate(
-        inference.make_eval_step(model, plain.CLASSES, mesh=mesh),
+        plain.make_step(model, mesh=mesh),
         variables,
         batches,
         plain.NAMES,
@@ -89,15 +84,6 @@ def outcome(split, mesh=None, batch_size=3, network=None):
   }
 
 
-def on_devices():
-  model = create_segmentor(plain.TINY | {'dtype': 'float32', 'head': 'fcn'})
-  network = model, reference.filled_variables(variable_shapes(model))
-  for number in (1, 2, 8):
-    for batch_size in (1, 7):
-      result = outcome(Noise(15), plain.make_mesh(number), batch_size, network)
-      print(json.dumps([number, batch_size, result]), flush=True)
-
-
 def on_host(overrides, workdir, out, *flags):
   _, address, *_, index = flags
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
@@ -109,5 +95,4 @@ def on_host(overrides, workdir, out, *flags):
 
 
 if __name__ == '__main__':
-  what, *arguments = sys.argv[1:]
-  {'devices': on_devices, 'host': on_host}[what](*arguments)
+  on_host(*sys.argv[1:])

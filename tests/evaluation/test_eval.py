@@ -15,9 +15,8 @@ from small import MINI, small_config, small_flags
 from resnest_jax.data.datasets import open_split
 from resnest_jax.data.labels import ADE20K
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import metrics, results, visualize
+from resnest_jax.evaluation import metrics, visualize
 from resnest_jax.evaluation.boundary import boundary_counts
-from resnest_jax.evaluation.report import page
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights import convert
 from resnest_jax.weights.pretrained import load_weights
@@ -286,6 +285,7 @@ REFUSED = {
   NEW + '{weights}/../backbone': 'is a backbone, which gives no label',
   NEW + '{run} --checkpoint=3': "no checkpoint '3'; .* 7",
   # What is there is not overwritten: something else, or another's results.
+  RUN + '--out={old}/eval': r'report\.html is there and is not of',
   RUN + '--out={old}': 'not the result of an evaluation',
   RUN + '--out={old}/train': 'nothing was evaluated',
   RUN + '--config.data.image_scale=(128,64)': (
@@ -302,35 +302,24 @@ def test_mistakes_are_told_and_nothing_is_written(
   flags, result, out, weights, workdir, command, call_script, tmp_path
 ):
   before = (out / 'metrics.json').read_bytes()
-  (tmp_path / 'train').mkdir()
   (tmp_path / 'thesis.txt').write_text('all of it')
-  other = {'config': 'ade20k_pspnet_mini', 'data': {'split': 'train'}}
-  (tmp_path / 'train' / 'metrics.json').write_text(json.dumps(other))
+  # The first is of a version without reports, though one is there.
+  for name, other in (
+    ('eval', result),
+    ('train', {'data': {'split': 'train'}}),
+  ):
+    (tmp_path / name).mkdir()
+    other = {x: other[x] for x in other if x != 'report'}
+    (tmp_path / name / 'metrics.json').write_text(json.dumps(other))
+    (tmp_path / name / 'report.html').write_text('mine')
+  there = sorted(tmp_path.rglob('*'))
   folders = {'run': workdir, 'weights': weights, 'old': tmp_path}
   flags_here = flags.format(**folders, new=tmp_path / 'new').split()
   with pytest.raises(UserError, match=f'(?s){REFUSED[flags]}'):
     call_script(*command, *flags_here)
-  files = {path.name for path in tmp_path.rglob('*')}
-  assert files == {'train', 'thesis.txt', 'metrics.json'}
+  assert sorted(tmp_path.rglob('*')) == there
   assert read(tmp_path / 'train') == other
   assert (out / 'metrics.json').read_bytes() == before
-
-
-def test_foreign_report_is_not_written_over(tmp_path):
-  asked = {
-    'checkpoint': '7',
-    'data': {'split': 'val'},
-    'protocol': {'name': 'whole'},
-  }
-  ours = {**asked, 'overlays': ['overlays/a.png']}
-  results.write_json(tmp_path / 'metrics.json', ours)
-  replaced = results.previous_pictures(tmp_path, asked)
-  assert replaced == [tmp_path / 'overlays/a.png']
-  (tmp_path / page.NAME).write_text('mine')
-  with pytest.raises(UserError, match=r'report\.html is there and is not of'):
-    results.previous_pictures(tmp_path, asked)
-  results.write_json(tmp_path / 'metrics.json', {**ours, 'report': page.NAME})
-  assert results.previous_pictures(tmp_path, asked) == replaced
 
 
 def test_an_error_is_one_line_and_a_status(

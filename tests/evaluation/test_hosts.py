@@ -4,37 +4,37 @@ import json
 
 import numpy as np
 import pytest
-from evaluation import processes
+from evaluation import plain, processes
 from evaluation.runs import OVERRIDES
-from hosts import finish, start, start_pair
+from golden import reference
+from hosts import finish, start_pair
 from small import MINI
 
 from resnest_jax.config import load_config
 from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.split import evaluate_split
+from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.weights.state_dict import variable_shapes
 
 pytestmark = pytest.mark.long
 
-SCRIPT = 'tests/evaluation/processes.py'
-
-
-def printed(process):
-  """Its lines; one of JAX's ways to connect processes says that it has."""
-  lines = finish(process, timeout=600)[0].splitlines()
-  return [line for line in lines if not line.startswith('[Gloo]')]
-
 
 def test_devices_and_batch_size_do_not_change_the_counts():
-  lines = printed(start(SCRIPT, 'devices', devices=8))
-  results = {(n, size): x for n, size, x in map(json.loads, lines)}
+  model = create_segmentor(plain.TINY | {'dtype': 'float32', 'head': 'fcn'})
+  network = model, reference.filled_variables(variable_shapes(model))
+  split, results = processes.Noise(15), {}
+  for devices in (1, 2, 4):
+    mesh = plain.make_mesh(devices)
+    for size in (1, 7):
+      found = processes.outcome(split, mesh, size, network)
+      results[devices, size, found.pop('batch_size')] = found
   # What the devices cannot share evenly is rounded up.
-  rows = {key: x.pop('batch_size') for key, x in results.items()}
-  keys = [(1, 1), (1, 7), (2, 1), (2, 7), (8, 1), (8, 7)]
-  assert rows == dict(zip(keys, (1, 7, 2, 8, 8, 8), strict=True))
-  first = results[1, 1]
+  rows = [rows for *_, rows in results]
+  assert rows == [1, 7, 2, 8, 4, 8]
+  first = results[1, 1, 1]
   assert all(x == first for x in results.values())
   # Every labelled pixel of every image was counted once.
-  labels = [processes.Noise(15)[i]['label'].ravel() for i in range(15)]
+  labels = [split[i]['label'].ravel() for i in range(15)]
   np.testing.assert_array_equal(
     np.sum(first['confusion'], 1), np.bincount(np.concatenate(labels))
   )
@@ -54,10 +54,13 @@ def evaluated(written_run, tmp_path_factory, mini_data_dir):
     'data.data_dir': str(mini_data_dir),
     'eval.boundary_iou': True,
   }
-  hosts = start_pair(SCRIPT, 'host', json.dumps(overrides), written_run, both)
+  arguments = json.dumps(overrides), written_run, both
+  hosts = start_pair('tests/evaluation/processes.py', *arguments)
   config = load_config(MINI, overrides)
   evaluate_split(config, workdir=written_run, out=alone)
-  return alone, both, [printed(process) for process in hosts]
+  # One of JAX's ways to connect processes says that it has: [Gloo] ...
+  said = [finish(host, timeout=600)[0].splitlines() for host in hosts]
+  return alone, both, [[x for x in y if not x.startswith('[Gl')] for y in said]
 
 
 def test_hosts_add_up_what_each_has_counted(evaluated):

@@ -5,19 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.progress
-from evaluation.plain import (
-  CLASSES,
-  LABEL_SIZES,
-  NAMES,
-  SIZES,
-  Upsampler,
-  fill_slot,
-  golden_model,
-  make_mesh,
-  plain_map,
-  random_batch,
-  variables,
-)
+from evaluation import plain
 from golden import reference
 
 from resnest_jax.data import device
@@ -26,10 +14,8 @@ from resnest_jax.evaluation import inference, metrics
 
 
 def evaluate(*batches, number, model=None, **options):
-  step = inference.make_eval_step(model or Upsampler(), CLASSES)
-  return inference.evaluate(
-    step, variables(), batches, NAMES, number, **options
-  )
+  given = plain.variables(), batches, plain.NAMES, number
+  return inference.evaluate(plain.make_step(model), *given, **options)
 
 
 def plain_evaluation(batch):
@@ -41,19 +27,19 @@ def plain_evaluation(batch):
     image = device.preprocess(
       batch['image'][one, :height, :width], batch['size'][one]
     )
-    logits = image[0, ::8, ::8] @ variables()['kernel']
-    maps.append(plain_map(logits, (height, width), (rows, columns)))
+    logits = image[0, ::8, ::8] @ plain.variables()['kernel']
+    maps.append(plain.plain_map(logits, (height, width), (rows, columns)))
     label = batch['label'][slot, :rows, :columns]
-    confusion += metrics.confusion_matrix(maps[-1], label, CLASSES)
+    confusion += metrics.confusion_matrix(maps[-1], label, plain.CLASSES)
   return maps, confusion
 
 
 def test_evaluate_equals_the_plain_way_and_gives_pictures():
   equal, results = np.testing.assert_array_equal, {}
-  batch, second = (random_batch(0, SIZES, LABEL_SIZES) for _ in range(2))
+  batch, second = (plain.batch_of(0, slice(5)) for _ in range(2))
   maps, confusion = plain_evaluation(batch)
   for slot in range(5):
-    fill_slot(batch if slot >= 3 else second, slot)
+    plain.fill_slot(batch if slot >= 3 else second, slot)
   with rich.progress.Progress(disable=True) as progress:
     evaluation = evaluate(
       batch,
@@ -71,18 +57,16 @@ def test_evaluate_equals_the_plain_way_and_gives_pictures():
     assert result.name == f'image_{index}'
     equal(result.prediction, maps[index])
     pair = result.prediction, result.label
-    equal(result.confusion, metrics.confusion_matrix(*pair, CLASSES))
+    equal(result.confusion, metrics.confusion_matrix(*pair, plain.CLASSES))
     counts = metrics.intersection_and_union(result.confusion)
     equal(evaluation.image_counts[index], counts)
   equal(sum(result.confusion for result in results.values()), confusion)
 
 
 def test_a_padded_shape_compiles_once():
-  model = Upsampler()
-  batches = [
-    random_batch(i, SIZES[at], LABEL_SIZES[at], first_index=2 * i)
-    for i, at in enumerate((slice(2), slice(2, 4), slice(2)))
-  ]
+  model = plain.Upsampler()
+  slices = enumerate((slice(2), slice(2, 4), slice(2)))
+  batches = [plain.batch_of(i, at, first_index=2 * i) for i, at in slices]
   # Same padded images, other padded labels: the network is not compiled again.
   padding = ((0, 0), (0, 16), (0, 32))
   label = np.pad(batches[2]['label'], padding, constant_values=255)
@@ -95,16 +79,13 @@ def test_a_padded_shape_compiles_once():
   [
     ([0, 0], [0, 0], RuntimeError, 'came twice'),
     ([0, -1], [0, 0], RuntimeError, 'gave 1 images, the split has 2'),
-    (
-      *([0, 1], [CLASSES, 200], UserError),
-      r'2 of \d+ labelled pixels of image_0',
-    ),
+    ([0, 1], [7, 200], UserError, r'2 of \d+ labelled pixels of image_0'),
   ],
 )
 def test_every_image_has_to_come_once_with_classes(
   indices, values, error, message
 ):
-  batch = random_batch(0, SIZES[:2], LABEL_SIZES[:2])
+  batch = plain.batch_of(0, slice(2))
   batch['index'] = np.array(indices)
   batch['label'][0, 0, :3] = [*values, 255]
   with pytest.raises(error, match=message):
@@ -112,11 +93,11 @@ def test_every_image_has_to_come_once_with_classes(
 
 
 def test_a_model_of_other_classes_is_refused():
-  eval_step = inference.make_eval_step(Upsampler(CLASSES - 1), CLASSES)
+  eval_step = plain.make_step(plain.Upsampler(plain.CLASSES - 1))
   with pytest.raises(ValueError, match='the model has 6 classes, the labels 7'):
-    eval_step(variables(), random_batch(0, SIZES[:1], LABEL_SIZES[:1]))
+    eval_step(plain.variables(), plain.batch_of(0, slice(1)))
   with pytest.raises(ValueError, match='at most 255 classes'):
-    inference.make_eval_step(Upsampler(), 256)
+    inference.make_eval_step(plain.Upsampler(), 256)
 
 
 @pytest.mark.usefixtures('float64')
@@ -134,9 +115,9 @@ def test_whole_protocol_equals_mmsegmentation():
   place = np.s_[1, : shape[0], : shape[1]]
   batch['image'][1, : image.shape[0], : image.shape[1]] = image
   batch['label'][place] = golden['pred']
-  model, weights = golden_model('cityscapes_pspnet')
+  model, weights = plain.golden_model('cityscapes_pspnet')
   step = inference.make_eval_step(
-    model, 19, mesh=make_mesh(2), dtype=jnp.float64
+    model, 19, mesh=plain.make_mesh(2), dtype=jnp.float64
   )
   maps, counts = step(weights, batch)
   np.testing.assert_array_equal(maps[place], golden['pred'])
@@ -144,10 +125,9 @@ def test_whole_protocol_equals_mmsegmentation():
 
 
 def test_a_batch_has_to_be_divisible_by_the_devices():
-  mesh = make_mesh(4)
+  mesh = plain.make_mesh(4)
   assert inference.divisible_batch_size(5, mesh) == 8
   assert inference.divisible_batch_size(8, mesh) == 8
   assert inference.divisible_batch_size(5, None) == 5
-  eval_step = inference.make_eval_step(Upsampler(), CLASSES, mesh=mesh)
   with pytest.raises(UserError, match='5 images cannot be split over 4'):
-    eval_step(variables(), random_batch(0, SIZES, LABEL_SIZES))
+    plain.make_step(mesh=mesh)(plain.variables(), plain.batch_of(0, slice(5)))
