@@ -1,10 +1,14 @@
 """Opens Chromium or Chrome, which tests/find_browser.sh finds or installs."""
 
+import base64
 import contextlib
 import shutil
 
+import cv2
+import numpy as np
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
 
 BROWSERS = (
   *('chromium', 'chromium-browser'),
@@ -16,6 +20,8 @@ FLAGS = (
   *('--disable-component-update', '--disable-sync'),
   *('--disable-dev-shm-usage', '--window-size=1280,1000'),
 )
+PHONE = {'width': 360, 'height': 740, 'deviceScaleFactor': 2, 'mobile': True}
+WIDTHS = 'return [document.documentElement.scrollWidth, window.innerWidth]'
 
 
 @contextlib.contextmanager
@@ -40,6 +46,40 @@ def open_browser(profile, logs=('browser',)):
     yield browser
   finally:
     browser.quit()
+
+
+@contextlib.contextmanager
+def on_phone(browser):
+  """Until the end the screen is small; checks that the page is no wider."""
+  browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', PHONE)
+  try:
+    yield
+    assert browser.execute_script(WIDTHS) == [360, 360]
+  finally:
+    browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
+
+
+def set_media(browser, theme=None, media=''):
+  """The system's theme, 'light' or 'dark', and 'print', if anything."""
+  features = [{'name': 'prefers-color-scheme', 'value': theme}] if theme else []
+  browser.execute_cdp_cmd(
+    'Emulation.setEmulatedMedia', {'media': media, 'features': features}
+  )
+
+
+def one(browser, selector):
+  return browser.find_element(By.CSS_SELECTOR, selector)
+
+
+def every(browser, selector):
+  return browser.find_elements(By.CSS_SELECTOR, selector)
+
+
+def decoded(image):
+  """The pixels of an element whose source is a data URI."""
+  encoded = image.get_attribute('src').split(';base64,')[1]
+  pixels = np.frombuffer(base64.b64decode(encoded), np.uint8)
+  return cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB)
 
 
 def plain(text):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -102,6 +103,27 @@ def root() -> Path:
 def run_script():
   """`run_script('train.py', '--config', ..., status=0)`; see `_run_script`."""
   return _run_script
+
+
+@pytest.fixture
+def call_script(monkeypatch):
+  """`call_script('eval.py', ...)`: its `main` in this process."""
+
+  def call(script: str, *arguments: str | Path) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
+    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
+    runpy.run_path(script)['main']()
+
+  return call
+
+
+@pytest.fixture(scope='session')
+def written_run(tmp_path_factory) -> Path:
+  """A finished run of random weights; see `write_run`. Not to be changed."""
+  from evaluation.runs import write_run
+
+  return write_run(tmp_path_factory.mktemp('written') / 'run')
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,7 @@
 """Processes that take part in one computation, on this machine."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -9,27 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def environment(devices):
-  """The tests' variables, with another number of virtual devices."""
-  flags = [
-    flag
-    for flag in os.environ['XLA_FLAGS'].split()
-    if 'device_count' not in flag
-  ]
-  flags.append(f'--xla_force_host_platform_device_count={devices}')
-  paths = [str(ROOT), str(ROOT / 'tests')]
-  return os.environ | {
-    'XLA_FLAGS': ' '.join(flags),
-    'PYTHONPATH': os.pathsep.join(paths),
-  }
-
-
 def start(*command, devices):
   """Starts `python COMMAND` with so many devices; the output is piped."""
+  count = f'device_count={devices}'
+  flags = re.sub(r'device_count=\d+', count, os.environ['XLA_FLAGS'])
+  paths = {'PYTHONPATH': os.pathsep.join([f'{ROOT}', f'{ROOT}/tests'])}
   return subprocess.Popen(
     [sys.executable, *map(str, command)],
     cwd=ROOT,
-    env=environment(devices),
+    env=os.environ | paths | {'XLA_FLAGS': flags},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

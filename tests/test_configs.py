@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -26,26 +24,31 @@ from resnest_jax.training.objective import create_loss
 
 FOLDER = Path(__file__).parent.parent / 'configs'
 FILES = sorted(f for f in FOLDER.glob('*.py') if f.stem != 'common')
-ROWS = [f for f in FILES if f.stem != 'folder']  # That one has no reference.
+# By name: keys of PUBLISHED and heads. `folder` has no reference.
+ROWS = [
+  FOLDER / f'{data}_{head}.py'
+  for data in ('ade20k', 'cityscapes')
+  for head in ('fcn', 'pspnet', 'deeplabv3', 'deeplabv3plus')
+]
 ROW = str(FOLDER / 'ade20k_pspnet.py')
 
+each_file = pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+each_row = pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+
+@each_file
 def test_row_is_named_after_its_file_and_documented(path):
-  assert load_config(path).name == path.stem
-  assert load_config(f'{path}:').to_dict() == load_config(path).to_dict()
-  source = path.read_text()
+  config, source = load_config(path), path.read_text()
+  assert config.name == path.stem
+  assert load_config(f'{path}:').to_dict() == config.to_dict()
   assert f'--config configs/{path.name}' in source.split('"""')[1]
   assert 15 <= len(source.splitlines()) <= 25
-  head, crop = re.search(
-    r'"""\w+, ([\w+]+), .*, crop (\d+x\d+),', source
-  ).groups()
-  config = load_config(path)
-  assert head.lower().replace('+', 'plus') == config.model.head
-  assert crop == 'x'.join(map(str, config.data.crop_size))
+  found = re.search(r'"""\w+, ([\w+]+), .*, crop (\d+x\d+),', source)
+  assert found[1].lower().replace('+', 'plus') == config.model.head
+  assert found[2] == 'x'.join(map(str, config.data.crop_size))
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
+@each_file
 def test_mini_changes_sizes_only(path):
   row, mini = flatten(load_config(path)), flatten(load_config(f'{path}:mini'))
   assert row.keys() == mini.keys()
@@ -68,7 +71,7 @@ def test_16gb_changes_no_result():
   assert changed == {'model.dtype': 'bfloat16', 'train.remat': 'blocks'}
 
 
-@pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
+@each_row
 @pytest.mark.parametrize('argument', ['', ':mini'])
 def test_network_and_optimizer_can_be_built(path, argument):
   import jax
@@ -79,47 +82,41 @@ def test_network_and_optimizer_can_be_built(path, argument):
 
   config = load_config(f'{path}{argument}')
   height, width = config.data.crop_size
-  images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
   model = create_segmentor(config.model)
   out, variables = jax.eval_shape(
     lambda rng, x: model.init_with_output(rng, x, train=False),
     jax.random.key(0),
-    images,
+    jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32),
   )
-  classes = config.model.num_classes
-  assert out.aux_logits.shape == (1, height // 8, width // 8, classes)
   stride = 4 if config.model.head == 'deeplabv3plus' else 8
-  assert out.logits.shape == (1, height // stride, width // stride, classes)
+  for logits, step in ((out.aux_logits, 8), (out.logits, stride)):
+    expected = (1, height // step, width // step, config.model.num_classes)
+    assert logits.shape == expected
   optimizer = create_optimizer(config.optimizer, config.train.total_steps)
   state = jax.eval_shape(optimizer.init, variables['params'])
   momentum = sum(x.size for x in jax.tree.leaves(state) if x.ndim)
   assert momentum == sum(x.size for x in jax.tree.leaves(variables['params']))
 
 
+# Long and short edge, crop, classes, steps, batch.
 PUBLISHED = {
-  'ade20k': {
-    'data.image_scale': (2048, 512),
-    'data.crop_size': (512, 512),
-    'model.num_classes': 150,
-    'train.total_steps': 160_000,
-    'train.batch_size': 16,
-  },
-  'cityscapes': {
-    'data.image_scale': (2048, 1024),
-    'data.crop_size': (512, 1024),
-    'model.num_classes': 19,
-    'train.total_steps': 80_000,
-    'train.batch_size': 8,
-  },
+  'ade20k': ((2048, 512), (512, 512), 150, 160_000, 16),
+  'cityscapes': ((2048, 1024), (512, 1024), 19, 80_000, 8),
 }
 
 
-@pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
+@each_row
 def test_row_is_the_published_recipe(path):
   config = flatten(load_config(path))
   data, head = path.stem.split('_')
-  recipe = PUBLISHED[data] | {
+  scale, crop, classes, steps, batch = PUBLISHED[data]
+  recipe = {
     'data.name': data,
+    'data.image_scale': scale,
+    'data.crop_size': crop,
+    'model.num_classes': classes,
+    'train.total_steps': steps,
+    'train.batch_size': batch,
     'model.head': head,
     'model.backbone': 'resnest101',
     'model.output_stride': 8,
@@ -132,12 +129,8 @@ def test_row_is_the_published_recipe(path):
   assert {key: config[key] for key in recipe} == recipe
 
 
-def test_there_are_eight_rows():
-  assert {path.stem for path in ROWS} == {
-    f'{data}_{head}'
-    for data in PUBLISHED
-    for head in ('fcn', 'pspnet', 'deeplabv3', 'deeplabv3plus')
-  }
+def test_there_are_eight_rows_and_one_for_folders():
+  assert set(FILES) == {*ROWS, FOLDER / 'folder.py'}
 
 
 def test_number_of_classes_is_that_of_the_data():
@@ -148,9 +141,8 @@ def test_number_of_classes_is_that_of_the_data():
   for _ in range(2):
     fit_num_classes(config, 7)
     assert config.model.num_classes == 7
-  with pytest.raises(
-    UserError, match=r'folder has 8 classes. Set --config.model.num_classes=8'
-  ):
+  remedy = r'folder has 8 classes. Set --config.model.num_classes=8'
+  with pytest.raises(UserError, match=remedy):
     fit_num_classes(config, 8)
 
 
@@ -265,10 +257,7 @@ def test_every_term_of_the_loss_has_a_weight():
     ('loss', 'keys loss.aux_weight, loss.avg_non_ignore'),
     ('loss.terms.lovaz', 'did you mean loss.terms.lovasz?'),
     ('loss.lovas', 'did you mean loss.terms.lovasz?'),
-    (
-      'optimizer.warmup',
-      'did you mean optimizer.warmup_ratio or optimizer.warmup_steps?',
-    ),
+    ('optimizer.warmup', 'optimizer.warmup_ratio or optimizer.warmup_steps?'),
     ('model.dropout.rate', 'did you mean model.dropout?'),
     ('xyz', 'configs/common.py'),
   ],
@@ -280,65 +269,42 @@ def test_unknown_key_names_the_nearest(key, nearest):
   assert nearest in str(error.value)
 
 
-def test_removed_key_names_its_replacement():
-  for value in ('exact', 'plain'):
-    with pytest.raises(
-      UserError,
-      match=r"unknown config key 'train\.accumulation': removed; train\.remat",
-    ):
-      load_config(ROW, {'train.accumulation': value})
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('nope.py', r'there is no .*nope\.py.*ade20k_pspnet'),
+    ('ade20k_pspnet.py:big', r"'big'.*accepted: 'mini'"),
+    ('common.py', r'common\.py holds .*ade20k_pspnet'),
+  ],
+)
+def test_what_is_no_row_names_those_there_are(name, message):
+  with pytest.raises(UserError, match=message):
+    load_config(FOLDER / name)
 
 
-def test_missing_file_lists_those_there_are():
-  with pytest.raises(UserError, match=r'there is no .*nope\.py.*ade20k_pspnet'):
-    load_config(FOLDER / 'nope.py')
-
-
-def test_unknown_argument_lists_the_accepted():
-  with pytest.raises(UserError, match=r"'big'.*accepted: 'mini'"):
-    load_config(f'{ROW}:big')
-
-
-def test_argument_that_is_not_taken(tmp_path):
-  path = tmp_path / 'own.py'
-  path.write_text(
-    'from configs import common\ndef get_config():\n'
-    '  return common.get_config()\n'
-  )
-  with pytest.raises(UserError, match='takes no argument'):
-    load_config(f'{path}:mini')
-
-
-def test_defaults_are_no_row():
-  with pytest.raises(UserError, match=r'common\.py holds .*ade20k_pspnet'):
-    load_config(FOLDER / 'common.py')
+FUNCTION = 'from configs import common\ndef get_config():\n'
 
 
 @pytest.mark.parametrize(
-  ('line', 'message'),
+  ('source', 'argument', 'message'),
   [
-    ("config.nmae = 'x'", r'own\.py, line 4: .*"nmae" does not exist'),
-    ('config.name = (', r'own\.py, line 4: SyntaxError'),
-    ('config.seed = 1 / 0', r'own\.py, line 4: ZeroDivisionError'),
+    (f'{FUNCTION}  return common.get_config()', ':mini', 'takes no argument'),
+    (f'{FUNCTION}\n  x = (', '', r'own\.py, line 4: SyntaxError'),
+    (f'{FUNCTION}\n  1 / 0', '', r'own\.py, line 4: ZeroDivisionError'),
+    (
+      f'{FUNCTION}  config = common.get_config()\n  config.nmae = 1',
+      '',
+      r'own\.py, line 4: .*"nmae" does not exist',
+    ),
+    ('x = 1', '', 'has no function get_config'),
   ],
 )
 def test_mistake_in_a_config_file_is_reported_with_its_line(
-  tmp_path, line, message
+  tmp_path, source, argument, message
 ):
-  path = tmp_path / 'own.py'
-  path.write_text(
-    'from configs import common\ndef get_config():\n'
-    f'  config = common.get_config()\n  {line}\n  return config\n'
-  )
+  (tmp_path / 'own.py').write_text(source)
   with pytest.raises(UserError, match=message):
-    load_config(path)
-
-
-def test_file_without_get_config_is_refused(tmp_path):
-  path = tmp_path / 'own.py'
-  path.write_text('x = 1\n')
-  with pytest.raises(UserError, match='has no function get_config'):
-    load_config(path)
+    load_config(f'{tmp_path}/own.py{argument}')
 
 
 def test_both_forms_of_a_flag_and_a_flag_of_the_script():
@@ -373,21 +339,18 @@ def test_wrong_command_line_is_refused(arguments, message):
 
 
 def test_differences_name_key_and_both_values():
-  saved = config_to_json(load_config(f'{ROW}:mini'))
-  assert differences(saved, load_config(f'{ROW}:mini')) == []
-  other = load_config(
-    f'{ROW}:mini',
-    {'data.crop_size': '64,64', 'eval.overlays': 3, 'model.radix': 1},
-  )
+  mini = load_config(f'{ROW}:mini')
+  saved = config_to_json(mini)
+  assert differences(saved, mini) == []
+  changes = {'data.crop_size': '64,64', 'eval.overlays': 3, 'model.radix': 1}
+  other = load_config(f'{ROW}:mini', changes)
   assert differences(saved, other, ignore=['eval']) == [
     'data.crop_size: [128, 128] before, [64, 64] now',
     'model.radix: None before, 1 now',
   ]
   assert 'eval.overlays: 8 before, 3 now' in differences(saved, other, ['eva'])
   gone = saved.replace('"seed": 0', '"seed": 0, "sede": 1')
-  assert differences(gone, load_config(f'{ROW}:mini')) == [
-    'sede: 1 before, not set now'
-  ]
+  assert differences(gone, mini) == ['sede: 1 before, not set now']
 
 
 def test_key_that_came_later_counts_as_its_default():
@@ -418,16 +381,9 @@ def test_configuration_without_a_loss_is_refused():
     load_config(ROW, {'loss.terms.cross_entropy': 0})
 
 
-def test_loading_needs_no_jax():
+def test_loading_needs_no_jax(run_script):
   code = (
     f'import sys, resnest_jax as rj; rj.load_config({ROW!r}); '
     "print({'jax', 'tensorflow', 'cv2', 'grain'} & sys.modules.keys())"
   )
-  process = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=FOLDER.parent,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert process.stdout.strip() == 'set()'
+  assert run_script('-c', code).stdout.strip() == 'set()'

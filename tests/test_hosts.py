@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from hosts import finish, start, start_pair
+from small import MINI, small_flags
 
 from resnest_jax.checkpoints.store import load_checkpoint
 from resnest_jax.errors import UserError
@@ -18,43 +19,23 @@ from resnest_jax.host_watch import is_of_a_collective
 from resnest_jax.hosts import any_host, is_first, wait_for_all
 
 STEPS = 8
-# As small as it gets, in numbers that can be compared.
-SMALL = (
-  '--config.model.dtype=float64',
-  '--config.model.head=fcn',
-  '--config.model.radix=1',
-  '--config.model.width=8',
-  '--config.model.stem_width=8',
-  '--config.model.head_channels=16',
-  '--config.model.aux_channels=8',
-  '--config.data.image_scale=64,64',
-  '--config.data.scale_range=1.0,1.5',
-  '--config.data.doctor_samples=0',
-  '--config.data.crop_size=32,32',
-  f'--config.train.total_steps={STEPS}',
-  '--config.train.batch_size=4',
-  '--config.train.checkpoint_steps=2',
-  f'--config.train.eval_steps={STEPS}',
-  '--config.train.log_steps=1',
-  '--config.eval.batch_size=4',
-  '--config.eval.bucket=64',
-)
 
 
 @pytest.fixture(scope='module')
 def command(mini_data_dir):
-  return (
-    *('train.py', '--config', 'configs/ade20k_pspnet.py:mini', *SMALL),
-    *(f'--config.data.data_dir={mini_data_dir}', '--workdir'),
-  )
-
-
-@pytest.fixture(scope='module')
-def undisturbed(command, tmp_path_factory):
-  """The workdir of one process with one device."""
-  workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  finish(start(*command, workdir, devices=1))
-  return workdir
+  """In numbers that can be compared; the workdir comes next."""
+  values = {
+    'model.dtype': 'float64',
+    'model.head': 'fcn',
+    'model.radix': 1,
+    'data.data_dir': mini_data_dir,
+    'data.doctor_samples': 0,
+    'train.total_steps': STEPS,
+    'train.checkpoint_steps': 2,
+    'train.eval_steps': STEPS,
+    'train.log_steps': 1,
+  }
+  return 'train.py', '--config', MINI, *small_flags(values), '--workdir'
 
 
 def wait_for_checkpoint(workdir, step, process):
@@ -68,15 +49,15 @@ def wait_for_checkpoint(workdir, step, process):
 def scalars(workdir, name):
   """(step, value) in the order in which they were logged."""
   lines = (workdir / 'log.jsonl').read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
-  return [(row['step'], row[name]) for row in rows if name in row]
+  return [
+    (row['step'], row[name]) for row in map(json.loads, lines) if name in row
+  ]
 
 
 @pytest.mark.long
-def test_a_run_moves_between_processes_and_is_the_same(
-  undisturbed, command, tmp_path
-):
-  workdir = tmp_path / 'run'
+def test_a_run_moves_between_processes_and_is_the_same(command, tmp_path):
+  undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
+  finish(start(*command, undisturbed, devices=1))
   # Two processes of two devices, of which one is killed.
   first, second = start_pair(*command, workdir)
   wait_for_checkpoint(workdir, 2, second)
@@ -85,9 +66,8 @@ def test_a_run_moves_between_processes_and_is_the_same(
   _, stderr = finish(first, status=1)
   assert time.monotonic() - killed < 60
   last = stderr.splitlines()[-1]
-  assert last.startswith(
-    f'error: host 1 ({socket.gethostname()}) has been kill'
-  )
+  told = f'error: host 1 ({socket.gethostname()}) has been kill'
+  assert last.startswith(told)
   assert 'Start the same command on all hosts again' in last
   finish(second, status=-signal.SIGKILL)
   # One process of one device, which is killed as well.
@@ -181,6 +161,11 @@ def test_coordinator_that_does_not_answer(command, tmp_path):
   assert '127.0.0.1:1 cannot be reached within 1 s (Connection ref' in stderr
 
 
+def join(flags):
+  parser = add_flags(argparse.ArgumentParser())
+  return joined(parser.parse_args(flags.split()), {})
+
+
 WRONG = {
   '--process_id=1': 'missing: --coordinator, --num_processes',
   '--coordinator=a:1 --num_processes=2': 'missing: --process_id',
@@ -193,19 +178,14 @@ WRONG = {
 
 @pytest.mark.parametrize('flags', WRONG)
 def test_flags_that_cannot_be_meant(flags):
-  parser = add_flags(argparse.ArgumentParser())
-  with (
-    pytest.raises(UserError, match=WRONG[flags]),
-    joined(parser.parse_args(flags.split()), {}),
-  ):
+  with pytest.raises(UserError, match=WRONG[flags]), join(flags):
     pass
 
 
 @pytest.mark.parametrize('flags', ['', '--num_processes=1'])
 def test_one_process_is_alone(flags):
-  parser = add_flags(argparse.ArgumentParser())
   begun = time.monotonic()
-  with joined(parser.parse_args(flags.split()), {}):
+  with join(flags):
     assert is_first()
     assert (any_host(True), any_host(False)) == (True, False)
     wait_for_all('nobody')

@@ -76,20 +76,17 @@ def test_killed_five_times_it_ends_with_the_same_bits(
   assert kills.differences(tmp_path / 'run', undisturbed) == []
 
 
-def image_of(data, step):
-  """The file of an image that no step before this one reads."""
-  config = load_config('configs/folder.py:mini', {'data.data_dir': str(data)})
-  split = open_data(config.data, 'train')
-  sampler = make_sampler('uniform', len(split), sampler_seed(config.seed))
-  return Path(split.pairs[sampler((step - 1) * 4)].image)
-
-
 def test_hung_read_full_disk_and_damage_one_after_the_other(
   data, undisturbed, tmp_path
 ):
   hanging = tmp_path / 'data'
   shutil.copytree(data, hanging)
-  image = image_of(hanging, step=3)
+  own = {'data.data_dir': str(hanging)}
+  config = load_config('configs/folder.py:mini', own)
+  split = open_data(config.data, 'train')
+  sampler = make_sampler('uniform', len(split), sampler_seed(config.seed))
+  # No step before the third reads this one.
+  image = Path(split.pairs[sampler(2 * 4)].image)
   image.unlink()
   os.mkfifo(image)
   with small_disk(tmp_path / 'disk', '16m') as disk:

@@ -5,16 +5,28 @@ mmsegmentation's own steps.
 """
 
 import math
+import re
 import types
 
 import cv2
 import jax
 import numpy as np
+from golden import reference
 
 from resnest_jax import sharding
 from resnest_jax.data import device
+from resnest_jax.data.classes import label_set
+from resnest_jax.evaluation import inference
+from resnest_jax.evaluation.predictor import Predictor
+from resnest_jax.evaluation.protocols import Protocol
+from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training import sharding
+from resnest_jax.weights.state_dict import import_state_dict
 
 CLASSES = 7
+NAMES = tuple('abcdefg')
+# Of a network that is smaller yet, without an auxiliary head.
+TINY = reference.TINY | {'stem_width': 4, 'width': 4, 'aux_channels': None}
 CANVAS, LABEL_CANVAS = (64, 96), (80, 64)
 # Height and width of the network's input and of the original: enlarged,
 # shrunk, mixed, one pixel, and the whole canvas.
@@ -57,6 +69,37 @@ def random_batch(
     label[rng.random((hl, wl)) < 0.2] = 255
     batch['label'][i, :hl, :wl] = label
   return batch
+
+
+def batch_of(seed, indices, first_index=0):
+  """Those of `SIZES`."""
+  sizes, label_sizes = SIZES[indices], LABEL_SIZES[indices]
+  return random_batch(seed, sizes, label_sizes, first_index)
+
+
+def make_step(model=None, **options):
+  return inference.make_eval_step(model or Upsampler(), CLASSES, **options)
+
+
+def fill_slot(batch, slot):
+  """Turns a slot into the filler that the pipeline uses."""
+  batch['image'][slot] = 0
+  batch['size'][slot] = batch['label_size'][slot] = 1
+  batch['label'][slot] = 255
+  batch['index'][slot] = -1
+  batch['name'][slot] = ''
+
+
+def golden_model(row):
+  """mmsegmentation's network of depth 14, one block a stage, and weights."""
+  shapes = {
+    name: shape
+    for name, shape in reference.manifest(f'mmseg/{row}').items()
+    if not re.search(r'layer\d\.[1-9]', name)
+  }
+  config = {'stage_sizes': (1, 1, 1, 1), 'head': row.partition('_')[2]}
+  model = create_segmentor(reference.CONFIG | config)
+  return model, import_state_dict(model, reference.filled(shapes))
 
 
 def variables():
@@ -134,6 +177,16 @@ def multiscale_scores(image, scales, flips, image_scale):
       logits = network(scaled[:, ::step])[:, ::step]
       total += softmax(resized(logits, (height, width)))
   return total / (len(scales) * len(flips))
+
+
+def make_predictor(model=None, protocol=None, batch_size=None):
+  return Predictor(
+    model or Upsampler(),
+    variables(),
+    label_set(CLASSES, NAMES, None),
+    protocol or Protocol(image_scale=(128, 64)),
+    batch_size=batch_size,
+  )
 
 
 def make_mesh(devices):

@@ -1,11 +1,10 @@
-"""Evaluations in processes of their own: several devices, several hosts.
+"""An evaluation by two processes, as a cluster would start them.
 
-    python tests/evaluation/processes.py devices
-    python tests/evaluation/processes.py host PORT INDEX OVERRIDES WORKDIR OUT
+    python tests/evaluation/processes.py OVERRIDES WORKDIR OUT \\
+      --coordinator HOST:PORT --num_processes 2 --process_id INDEX
 
-Each evaluation is a line of JSON. `devices`: by number of devices and batch
-size. `host`: one of two, as a cluster would start it; the evaluations of
-`SPLITS`, then that of a run's checkpoint.
+Each of the evaluations of `SPLITS` is a line of JSON; then comes that of a
+run's checkpoint.
 """
 
 import contextlib
@@ -17,16 +16,15 @@ from pathlib import Path
 import jax
 import numpy as np
 from evaluation import plain
-from golden import reference
+from small import MINI
 
 from resnest_jax import sharding
 from resnest_jax.config import load_config
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import evaluate, inference
-from resnest_jax.evaluation.evaluate_split import evaluate_split
-from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.weights.state_dict import variable_shapes
+from resnest_jax.evaluation import inference
+from resnest_jax.evaluation.split import evaluate_split
+from resnest_jax.training import sharding
 
 
 class Noise:
@@ -52,10 +50,11 @@ class Noise:
 SPLITS = (Noise(5), Noise(1), Noise(5, broken=(3,)))
 
 
-def outcome(split, mesh=None, batch_size=3, model=None, variables=None):
+def outcome(split, mesh=None, batch_size=3, network=None):
   """What an evaluation gives, to be compared as JSON; or the error's text."""
   mesh = mesh or sharding.local_mesh()
-  shown, batch_size = [], sharding.divisible_batch_size(batch_size, mesh)
+  shown, batch_size = [], inference.divisible_batch_size(batch_size, mesh)
+  model, variables = network or (plain.Upsampler(), plain.variables())
   batches = make_eval_iterator(
     types.SimpleNamespace(num_threads=1, image_scale=(64, 64)),
     split,
@@ -66,13 +65,11 @@ def outcome(split, mesh=None, batch_size=3, model=None, variables=None):
   )
   try:
     with contextlib.closing(batches):
-      evaluation = evaluate.evaluate(
-        inference.make_eval_step(
-          model or plain.Upsampler(), plain.CLASSES, mesh=mesh
-        ),
-        variables or plain.variables(),
+      evaluation = inference.evaluate(
+        plain.make_step(model, mesh=mesh),
+        variables,
         batches,
-        tuple('abcdefg'),
+        plain.NAMES,
         len(split),
         on_image=lambda result: shown.append(result.index),
       )
@@ -88,32 +85,15 @@ def outcome(split, mesh=None, batch_size=3, model=None, variables=None):
   }
 
 
-def on_devices():
-  config = reference.TINY | {
-    'dtype': 'float32',
-    'head': 'fcn',
-    'stem_width': 4,
-    'width': 4,
-    'aux_channels': None,
-  }
-  model = create_segmentor(config)
-  variables = reference.filled_variables(variable_shapes(model))
-  for number in (1, 2, 8):
-    for batch_size in (1, 7):
-      mesh = plain.make_mesh(number)
-      result = outcome(Noise(15), mesh, batch_size, model, variables)
-      print(json.dumps([number, batch_size, result]), flush=True)
-
-
-def on_host(port, index, overrides, workdir, out):
+def on_host(overrides, workdir, out, *flags):
+  _, address, *_, index = flags
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  jax.distributed.initialize(f'localhost:{port}', 2, int(index))
+  jax.distributed.initialize(address, 2, int(index))
   for split in SPLITS:
     print(json.dumps(outcome(split)), flush=True)
-  config = load_config('configs/ade20k_pspnet.py:mini', json.loads(overrides))
+  config = load_config(MINI, json.loads(overrides))
   evaluate_split(config, workdir=Path(workdir), out=Path(out))
 
 
 if __name__ == '__main__':
-  what, *arguments = sys.argv[1:]
-  {'devices': on_devices, 'host': on_host}[what](*arguments)
+  on_host(*sys.argv[1:])

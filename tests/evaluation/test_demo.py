@@ -8,16 +8,13 @@ import cv2
 import numpy as np
 import pytest
 from browser import plain
-from evaluation.plain import CLASSES, Upsampler, variables
-from evaluation.smooth import smooth_picture
+from evaluation.drawn import smooth_picture
+from evaluation.plain import make_predictor
 from PIL import Image
 
 from resnest_jax import demo
-from resnest_jax.data.classes import label_set
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.demo import page, result
-from resnest_jax.evaluation.predictor import Predictor
-from resnest_jax.evaluation.protocols import Protocol
 
 
 @pytest.mark.parametrize(
@@ -36,11 +33,15 @@ def test_shares_add_up(counts, expected):
   assert result.shares(labels, len(counts)) == expected
 
 
-@pytest.fixture(scope='module')
-def predictor():
-  labels = label_set(CLASSES, tuple('abcdefg'), None)
-  protocol = Protocol(image_scale=(128, 64), bucket=64)
-  return Predictor(Upsampler(), variables(), labels, protocol)
+@pytest.fixture
+def look(tmp_path):
+  """What `look_at` finds in a picture of a size."""
+
+  def look_at(predictor, *size):
+    cv2.imwrite(f'{tmp_path}/street.png', smooth_picture(*size))
+    return result.look_at(predictor, tmp_path / 'street.png')
+
+  return look_at
 
 
 @pytest.mark.parametrize(
@@ -53,10 +54,9 @@ def predictor():
     ),
   ],
 )
-def test_sizes_are_told(predictor, tmp_path, size, shown, seen, padded, words):
-  path = tmp_path / 'street.jpg'
-  cv2.imwrite(str(path), smooth_picture(*size))
-  found = result.look_at(predictor, path)
+def test_sizes_are_told(look, size, shown, seen, padded, words):
+  predictor = make_predictor()
+  found = look(predictor, *size)
   assert found.original == size
   assert found.prediction.labels.shape == shown
   assert (found.seen, tuple(found.padded)) == (seen, padded)
@@ -65,27 +65,22 @@ def test_sizes_are_told(predictor, tmp_path, size, shown, seen, padded, words):
   assert words in plain(re.sub('<.*?>', '', result.facts(found)))
 
 
-def test_time_is_without_compiling(tmp_path):
+def test_time_is_without_compiling(look):
   """The first picture is shown to the network twice, those after it once."""
-  labels = label_set(CLASSES, tuple('abcdefg'), None)
-  model = Upsampler()
-  fresh = Predictor(model, variables(), labels, Protocol(image_scale=(64, 64)))
-  steps = []
-  run = fresh._step
-  fresh._step = lambda *given: steps.append(given) or run(*given)
+  predictor, steps = make_predictor(), []
+  run = predictor._step
+  predictor._step = lambda *given: steps.append(given) or run(*given)
   for number, expected in ((1, 2), (2, 3), (3, 4)):
-    path = tmp_path / f'{number}.png'
-    cv2.imwrite(str(path), smooth_picture(40 + number, 50))
-    result.look_at(fresh, path)
+    look(predictor, 40 + number, 50)
     assert len(steps) == expected
 
 
-def test_pictures_of_too_many_pixels_are_not_decoded(predictor, tmp_path):
+def test_pictures_of_too_many_pixels_are_not_decoded(tmp_path):
   path = tmp_path / 'bomb.png'
   Image.new('1', (20_000, 10_000)).save(path)
   assert path.stat().st_size < 100_000
   with pytest.raises(UserError, match=r'bomb\.png has more than 100 million'):
-    result.look_at(predictor, path)
+    result.look_at(make_predictor(), path)
 
 
 def test_only_what_was_uploaded_is_read(tmp_path, monkeypatch):
@@ -98,11 +93,9 @@ def test_only_what_was_uploaded_is_read(tmp_path, monkeypatch):
       page.uploaded({'path': str(path)})
 
 
-# --- The command line --------------------------------------------------------
-
-
 def run_command(monkeypatch, *flags):
-  monkeypatch.setattr(sys, 'argv', ['demo', *map(str, flags)])
+  command = ['demo', '--weights', 'nowhere', *flags]
+  monkeypatch.setattr(sys, 'argv', command)
   demo.main()
 
 
@@ -110,27 +103,26 @@ def test_a_taken_port_is_told(monkeypatch):
   with socketserver.TCPServer(('127.0.0.1', 0), None) as server:
     port = server.server_address[1]
     with pytest.raises(UserError, match=f'port {port} is taken .* --port 0'):
-      run_command(monkeypatch, '--weights', 'nowhere', '--port', port)
+      run_command(monkeypatch, f'--port={port}')
 
 
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    (['--port', '70000'], r'--port is 70000; give 1 to 65535'),
-    (['--port', '0', '--host', '192.0.2.1'], r'192\.0\.2\.1 is no address of'),
-    (['--port', '0'], 'nowhere'),
-    (['--port', '0', '--examples', 'none.jpg'], r'no file.* none\.jpg'),
-    (['--prot', '1'], 'unrecognized arguments: --prot 1'),
+    (['--port=70000'], r'--port is 70000; give 1 to 65535'),
+    (['--port=0', '--host=192.0.2.1'], r'192\.0\.2\.1 is no address of'),
+    (['--port=0'], 'nowhere'),
+    (['--port=0', '--examples=none.jpg'], r'no file.* none\.jpg'),
+    (['--prot=1'], 'unrecognized arguments: --prot=1'),
   ],
 )
 def test_mistakes_are_told(monkeypatch, flags, message):
   with pytest.raises(UserError, match=message):
-    run_command(monkeypatch, '--weights', 'nowhere', *flags)
+    run_command(monkeypatch, *flags)
 
 
 def test_a_missing_gradio_is_told(monkeypatch):
   monkeypatch.setitem(sys.modules, 'gradio', None)
-  with pytest.raises(
-    UserError, match="needs the package gradio: pip install 'gradio>=6'"
-  ):
-    run_command(monkeypatch, '--weights', 'nowhere')
+  message = "needs the package gradio: pip install 'gradio>=6'"
+  with pytest.raises(UserError, match=message):
+    run_command(monkeypatch)

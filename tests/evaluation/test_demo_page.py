@@ -1,6 +1,5 @@
 """The page to try a network, opened in a browser."""
 
-import base64
 import json
 import os
 import re
@@ -13,11 +12,17 @@ import threading
 import cv2
 import numpy as np
 import pytest
-from browser import open_browser, plain
-from evaluation.runs import write_run
-from evaluation.smooth import smooth_picture
+from browser import (
+  decoded,
+  every,
+  on_phone,
+  one,
+  open_browser,
+  plain,
+  set_media,
+)
+from evaluation.drawn import smooth_picture
 from PIL import Image
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -28,12 +33,8 @@ pytestmark = pytest.mark.long
 
 SECONDS = 120  # To wait for what a busy machine may take long for.
 EVIL = '<b>evil & "co".png'
-PHONE = {'width': 360, 'height': 740, 'deviceScaleFactor': 1, 'mobile': True}
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  return write_run(tmp_path_factory.mktemp('run'))
+UPLOAD = '#picture input[type=file]'
+SLIDER = '#opacity input[type=range]'
 
 
 @pytest.fixture(scope='module')
@@ -63,26 +64,23 @@ class Listener(socketserver.ThreadingTCPServer):
 
 
 @pytest.fixture(scope='module')
-def address(run, pictures, tmp_path_factory):
+def address(written_run, pictures, tmp_path_factory):
   """The page, served by the command, until Ctrl-C."""
   uploads = tmp_path_factory.mktemp('uploads')
-  one = '--xla_force_host_platform_device_count=1'
-  flags = re.sub(r'--xla_force_host\S*', one, os.environ['XLA_FLAGS'])
+  flags = re.sub(r'count=\d+', 'count=1', os.environ['XLA_FLAGS'])
   with Listener(('127.0.0.1', 0), None) as proxy:
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     proxy_address = 'http://127.0.0.1:{1}'.format(*proxy.server_address)
     process = subprocess.Popen(
       [
-        *(sys.executable, '-m', 'resnest_jax.demo', '--weights', run),
+        *(sys.executable, '-m', 'resnest_jax.demo', '--weights', written_run),
         *('--checkpoint', '7', '--port', '0'),
         *('--examples', pictures / 'photo.png'),
       ],
       env=os.environ
-      | {
-        **dict.fromkeys(('HTTP_PROXY', 'HTTPS_PROXY'), proxy_address),
-        **{'NO_PROXY': '127.0.0.1,localhost', 'TMPDIR': str(uploads)},
-        'XLA_FLAGS': flags,
-      },
+      | dict.fromkeys(('HTTP_PROXY', 'HTTPS_PROXY'), proxy_address)
+      | {'NO_PROXY': '127.0.0.1,localhost', 'TMPDIR': str(uploads)}
+      | {'XLA_FLAGS': flags},
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -125,66 +123,51 @@ def opened(browser, address):
 
 def open_page(browser, address):
   browser.get(address)
-  wait(browser, '#picture input[type=file]')
+  wait(browser, UPLOAD)
 
 
 def wait(browser, selector):
-  """The first element that the selector finds, as soon as there is one."""
-  return WebDriverWait(browser, SECONDS).until(
-    lambda browser: next(
-      iter(browser.find_elements(By.CSS_SELECTOR, selector)), None
-    )
-  )
+  """Until there is such an element."""
+  WebDriverWait(browser, SECONDS).until(lambda page: every(page, selector))
 
 
 def upload(browser, path):
-  """Gives the page a picture, and waits for what it says."""
-  box = browser.find_element(By.CSS_SELECTOR, '#picture input[type=file]')
-  box.send_keys(str(path))
+  """Gives the page a picture, and waits; returns what it says."""
+  one(browser, UPLOAD).send_keys(str(path))
   wait(browser, '#legend td, .problem')
+  return plain(one(browser, '#facts').text)
 
 
-def shown(browser, kind):
-  """The pixels of a layer, as they came."""
-  image = browser.find_element(By.CSS_SELECTOR, f'.layers .{kind}')
-  encoded = image.get_attribute('src').split(';base64,')[1]
-  pixels = np.frombuffer(base64.b64decode(encoded), np.uint8)
-  return cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB)
-
-
-def facts(browser):
-  return plain(browser.find_element(By.ID, 'facts').text)
+def photograph(browser):
+  return decoded(one(browser, '.layers .photograph')).astype(int)
 
 
 def table(browser):
   """Class -> colour and share in percent, as they are written."""
-  rows = browser.find_elements(By.CSS_SELECTOR, '#legend tbody tr')
   found = {}
-  for row in rows:
-    swatch = row.find_element(By.CSS_SELECTOR, '.swatch')
-    colour = swatch.value_of_css_property('background-color')
-    found[row.find_element(By.TAG_NAME, 'th').text] = (
+  for row in every(browser, '#legend tbody tr'):
+    colour = one(row, '.swatch').value_of_css_property('background-color')
+    found[one(row, 'th').text] = (
       tuple(map(int, re.findall(r'\d+', colour)[:3])),
-      row.find_element(By.CSS_SELECTOR, '.share').text.removesuffix(' %'),
+      one(row, '.share').text.removesuffix(' %'),
     )
   return found
 
 
-def test_a_picture_gets_its_classes(opened, run, pictures):
-  upload(opened, pictures / 'photo.png')
-  expected = from_checkpoint(run).predict(pictures / 'photo.png')
-  colours = shown(opened, 'colours')
+def test_a_picture_gets_its_classes(opened, written_run, pictures):
+  facts = upload(opened, pictures / 'photo.png')
+  assert 'photo.png: 120 x 90 pixels.' in facts
+  assert re.search(
+    r'at 64 x 48, padded to 256 x 256, for (\d+ ms|\d+\.\d s) on 1 x cpu', facts
+  )
+  expected = from_checkpoint(written_run).predict(pictures / 'photo.png')
+  colours = decoded(one(opened, '.layers .colours'))
   # Another padded shape rounds otherwise.
   same = (colours == expected.colors()).all(-1)
   assert same.mean() > 0.999
   assert len(np.unique(expected.labels)) > 1
-  error = np.abs(shown(opened, 'photograph').astype(int) - expected.image)
+  error = np.abs(photograph(opened) - expected.image)
   assert error.mean() < 3  # A JPEG.
-  assert re.search(r'photo\.png: 120 x 90 pixels\.', facts(opened))
-  assert re.search(
-    r'at 64 x 48, padded to 256 x 256, for (\d+ ms|\d+\.\d s) on 1 x cpu',
-    facts(opened),
-  )
   # The table counts the pixels that are shown.
   found = table(opened)
   assert found
@@ -202,164 +185,119 @@ def test_a_picture_gets_its_classes(opened, run, pictures):
 
 def test_the_slider_sets_the_opacity(opened, pictures):
   upload(opened, pictures / 'photo.png')
-  layers = wait(opened, '.layers')
-  slider = opened.find_element(By.CSS_SELECTOR, '#opacity input[type=range]')
-  layer = opened.find_element(By.CSS_SELECTOR, '.layers .colours')
+  layers, layer = one(opened, '.layers'), one(opened, '.layers .colours')
   assert layer.value_of_css_property('opacity') == '0.5'
-
-  def looks():
-    pixels = np.frombuffer(layers.screenshot_as_png, np.uint8)
-    picture = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB)
-    return cv2.resize(picture, (120, 90), interpolation=cv2.INTER_AREA)
-
-  def distance(picture):
-    # Without borders of classes and the round corners.
-    return np.median(np.abs(looks().astype(int) - picture), axis=(0, 1)).max()
-
-  for key, opacity, picture in (
-    (Keys.END, '1', shown(opened, 'colours')),
-    (Keys.HOME, '0', shown(opened, 'photograph')),
+  colours = decoded(layer)
+  for keys, opacity, picture in (
+    ([Keys.END], '1', colours),
+    ([Keys.HOME], '0', photograph(opened)),
+    (10 * [Keys.ARROW_RIGHT], '0.1', None),
   ):
-    slider.send_keys(key)
+    one(opened, SLIDER).send_keys(*keys)
     WebDriverWait(opened, SECONDS).until(
       lambda _, opacity=opacity: (
         layer.value_of_css_property('opacity') == opacity
       )
     )
-    assert distance(picture) < 8
-  slider.send_keys(*10 * [Keys.ARROW_RIGHT])
-  WebDriverWait(opened, SECONDS).until(
-    lambda _: layer.value_of_css_property('opacity') == '0.1'
-  )
+    if picture is not None:
+      pixels = np.frombuffer(layers.screenshot_as_png, np.uint8)
+      looks = cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB)
+      looks = cv2.resize(looks, (120, 90), interpolation=cv2.INTER_AREA)
+      # Without borders of classes and the round corners.
+      difference = np.abs(looks.astype(int) - picture)
+      assert np.median(difference, axis=(0, 1)).max() < 8
 
 
 @pytest.mark.parametrize(
-  ('name', 'size', 'turn'),
-  [('turned.jpg', '90 x 120', 1), ('grey.png', '120 x 90', 0)],
+  ('name', 'told', 'turn', 'error'),
+  [
+    ('turned.jpg', 'turned.jpg: 90 x 120 pixels', 1, 5),
+    ('grey.png', 'grey.png: 120 x 90 pixels', 0, 5),
+    (EVIL, ': 120 x 90 pixels', 0, 3),  # Its transparency is left out.
+  ],
 )
-def test_pictures_are_upright_and_may_be_grey(
-  opened, pictures, name, size, turn
+def test_pictures_are_upright_and_may_be_grey_and_names_are_text(
+  opened, pictures, name, told, turn, error
 ):
-  upload(opened, pictures / name)
-  assert f'{name}: {size} pixels' in facts(opened)
-  upright = np.rot90(smooth_picture(), -turn).astype(int)
+  assert told in upload(opened, pictures / name)
+  assert every(opened, '#facts b') == []
+  upright = np.rot90(smooth_picture(), -turn)
   if name == 'grey.png':
     upright = upright @ [[0.299] * 3, [0.587] * 3, [0.114] * 3]
-  assert np.abs(shown(opened, 'photograph') - upright).mean() < 5
-
-
-def test_transparency_is_left_out_and_names_are_text(opened, pictures):
-  upload(opened, pictures / EVIL)
-  assert '120 x 90 pixels' in facts(opened)
-  assert opened.find_elements(By.CSS_SELECTOR, '#facts b') == []
-  error = np.abs(shown(opened, 'photograph').astype(int) - smooth_picture())
-  assert error.mean() < 3
+  assert np.abs(photograph(opened) - upright).mean() < error
 
 
 def test_a_broken_file_is_told_and_the_next_one_works(
   opened, address, pictures
 ):
   upload(opened, pictures / 'broken.jpg')
-  (problem,) = opened.find_elements(By.CSS_SELECTOR, '#overlay [role=alert]')
+  (problem,) = every(opened, '#overlay [role=alert]')
   assert problem.text.startswith('broken.jpg cannot be read as a picture')
   assert '/' not in problem.text
   assert table(opened) == {}
   open_page(opened, address)
-  upload(opened, pictures / 'photo.png')
-  assert 'photo.png' in facts(opened)
+  assert 'photo.png' in upload(opened, pictures / 'photo.png')
 
 
 def test_keys_reach_everything(opened):
   """The example is chosen, the opacity set, without a mouse."""
-  visited = []
+  kinds = {
+    'upload': '#picture button',
+    'example': '.gallery-item, .gallery button',
+    'opacity': SLIDER,
+  }
+  visited = {}
   for _ in range(12):
     opened.switch_to.active_element.send_keys(Keys.TAB)
-    visited.append(opened.switch_to.active_element)
-  kinds = [
-    next(
-      (
-        kind
-        for kind, selector in {
-          'upload': '#picture button',
-          'example': '.gallery-item, .gallery button',
-          'opacity': '#opacity input[type=range]',
-        }.items()
-        if opened.execute_script(
-          'return arguments[0].matches(arguments[1])', element, selector
-        )
-      ),
-      None,
-    )
-    for element in visited
-  ]
-  order = list(dict.fromkeys(kind for kind in kinds if kind))
-  assert order == ['upload', 'example', 'opacity']
-  visited[kinds.index('example')].send_keys(Keys.ENTER)
+    element = opened.switch_to.active_element
+    for kind, selector in kinds.items():
+      matches = 'return arguments[0].matches(arguments[1])'
+      if opened.execute_script(matches, element, selector):
+        visited.setdefault(kind, element)
+  assert list(visited) == ['upload', 'example', 'opacity']
+  visited['example'].send_keys(Keys.ENTER)
   wait(opened, '#legend td')
-  assert 'photo.png' in facts(opened)
+  assert 'photo.png' in one(opened, '#facts').text
 
 
-def test_page_follows_the_systems_theme(browser, address, pictures):
-  brightness = {}
-  for theme in ('light', 'dark'):
-    feature = {'name': 'prefers-color-scheme', 'value': theme}
-    browser.execute_cdp_cmd(
-      'Emulation.setEmulatedMedia', {'features': [feature]}
-    )
-    open_page(browser, address)
-    upload(browser, pictures / 'photo.png')
-    for selector, key in (
-      ('body', 'background-color'),
-      ('#legend tbody th', 'color'),
-      ('#facts p', 'color'),
-    ):
-      colour = browser.find_element(By.CSS_SELECTOR, selector)
-      numbers = re.findall(r'[\d.]+', colour.value_of_css_property(key))[:3]
-      numbers = np.array(numbers, float)
-      scale = 255 if numbers.max() <= 1 else 1
-      brightness[theme, selector] = numbers.mean() * scale
-  browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': []})
-  light, dark = (
-    [brightness[t, s] for s in ('body', '#legend tbody th')]
-    for t in ('light', 'dark')
-  )
-  assert light[0] > 240
-  assert light[1] < 60
-  assert dark[0] < 30
-  assert dark[1] > 200
+def test_page_follows_the_systems_theme_and_fits_a_phone(
+  browser, address, pictures
+):
+  def brightness(selector, key):
+    colour = one(browser, selector).value_of_css_property(key)
+    numbers = np.array(re.findall(r'[\d.]+', colour)[:3], float)
+    return numbers.mean() * (255 if numbers.max() <= 1 else 1)
 
-
-def test_it_fits_a_phone(browser, address, pictures):
-  browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', PHONE)
-  try:
-    open_page(browser, address)
-    upload(browser, pictures / 'photo.png')
-    widths = browser.execute_script(
-      'return [document.documentElement.scrollWidth, window.innerWidth,'
-      'document.querySelector(".layers").getBoundingClientRect().width]'
-    )
-  finally:
-    browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
-  assert widths[:2] == [360, 360]
-  assert 250 < widths[2] < 360
+  looks = {}
+  with on_phone(browser):
+    for theme in ('light', 'dark'):
+      set_media(browser, theme)
+      open_page(browser, address)
+      upload(browser, pictures / 'photo.png')
+      looks[theme] = (
+        brightness('body', 'background-color'),
+        brightness('#legend tbody th', 'color'),
+      )
+    set_media(browser)
+    assert 250 < one(browser, '.layers').rect['width'] < 360
+  assert looks['light'][0] > 240
+  assert looks['light'][1] < 60
+  assert looks['dark'][0] < 30
+  assert looks['dark'][1] > 200
 
 
 def test_nothing_is_asked_of_other_hosts(browser, address):
   """Of all that the tests above have loaded."""
   open_page(browser, address)
-  loaded = []
-  for entry in browser.get_log('performance'):
-    message = json.loads(entry['message'])['message']
-    if message['method'] == 'Network.requestWillBeSent':
-      loaded.append(message['params']['request']['url'])
-  assert len(loaded) > 10
-  others = [
-    url
-    for url in loaded
-    if not url.startswith((address, 'data:', f'blob:{address}'))
+  log = browser.get_log('performance')
+  messages = [json.loads(entry['message'])['message'] for entry in log]
+  loaded = [
+    message['params']['request']['url']
+    for message in messages
+    if message['method'] == 'Network.requestWillBeSent'
   ]
-  assert others == []
-  hints = browser.find_elements(
-    By.CSS_SELECTOR, 'link[rel~=preconnect], link[rel~=dns-prefetch]'
-  )
-  assert hints == []
+  assert len(loaded) > 10
+  ours = (address, 'data:', f'blob:{address}')
+  assert [url for url in loaded if not url.startswith(ours)] == []
+  hints = 'link[rel~=preconnect], link[rel~=dns-prefetch]'
+  assert every(browser, hints) == []

@@ -1,7 +1,5 @@
 """Which images are kept, against sorting all of them."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -29,17 +27,15 @@ def test_any_order_keeps_what_sorting_all_would(number, images):
       extremes.rank(int(index), scores[index], np.full((2, 3), index, np.uint8))
       assert sum(map(len, extremes.both().values())) <= 2 * number
     assert kept(extremes) == {'worst': worst, 'best': best}
-    for image in itertools.chain(*extremes.both().values()):
+    for image in (*extremes.both()['worst'], *extremes.both()['best']):
       assert image.score == scores[image.index]
       assert (image.prediction == image.index).all()
 
 
 @pytest.mark.parametrize('images', [1, 4, 5, 30])
 def test_parts_join_to_what_one_would_keep(images):
-  scores = np.random.default_rng(images).random(images)
-  parts = [Extremes(2) for _ in range(3)]
-  whole = Extremes(2)
-  for index, score in enumerate(scores):
+  parts, whole = [Extremes(2) for _ in range(3)], Extremes(2)
+  for index, score in enumerate(np.random.default_rng(images).random(images)):
     for extremes in (whole, parts[index % 3]):
       extremes.rank(index, score, np.zeros((1, 1), np.uint8))
   assert kept(Extremes.joined(parts)) == kept(whole)
@@ -54,10 +50,8 @@ def test_prediction_outlives_the_batch_that_it_came_in():
   assert image.prediction.tolist() == [[7, 7, 7], [7, 7, 7]]
 
 
-def test_images_without_a_score_and_none_asked_for():
-  extremes = Extremes(2)
-  extremes.rank(0, float('nan'), np.zeros((1, 1), np.uint8))
+@pytest.mark.parametrize(('number', 'score'), [(2, float('nan')), (0, 0.5)])
+def test_images_without_a_score_and_none_asked_for(number, score):
+  extremes = Extremes(number)
+  extremes.add(0, score, np.zeros((1, 1), np.uint8))
   assert kept(extremes) == {'worst': [], 'best': []}
-  none = Extremes(0)
-  none.rank(0, 0.5, np.zeros((1, 1), np.uint8))
-  assert kept(none) == {'worst': [], 'best': []}

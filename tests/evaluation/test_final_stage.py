@@ -1,49 +1,45 @@
 """The final stage against plain resizing, one image at a time, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluation.plain import (
-  CANVAS,
-  CLASSES,
-  LABEL_CANVAS,
-  LABEL_SIZES,
-  SIZES,
-  plain_map,
-)
+from evaluation import plain
+from evaluation.plain import CANVAS, CLASSES, LABEL_CANVAS, LABEL_SIZES, SIZES
 
 from resnest_jax.data.resize import padded_size
 from resnest_jax.evaluation import final_stage, metrics
 from resnest_jax.evaluation.multiscale import scaled_sizes
 from resnest_jax.evaluation.protocols import Protocol, make_views
 
+floats = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+
 
 def whole(logits, size, canvas, label_size, label_canvas, tile_bytes):
-  view = final_stage.resized_view(
-    logits, size, canvas, label_size, label_canvas
-  )
+  canvases = size, canvas, label_size, label_canvas
+  view = final_stage.resized_view(logits, *canvases)
   return final_stage.label_maps([view], label_size, tile_bytes)
 
 
+@pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('tile_bytes', [1, 200_000, final_stage.TILE_BYTES])
 def test_label_maps_equal_two_plain_resizes(tile_bytes):
-  with jax.enable_x64(True):
-    size = np.array(SIZES)
-    logits = np.random.default_rng(0).standard_normal((5, 8, 12, CLASSES))
-    # What stands in the padding must not matter.
-    maps = jax.jit(whole, static_argnums=(2, 4, 5))(
-      logits, size, CANVAS, np.array(LABEL_SIZES), LABEL_CANVAS, tile_bytes
-    )
-    assert maps.dtype == np.uint8
-    assert maps.shape == (5, *LABEL_CANVAS)
-    for i, (h, w) in enumerate(LABEL_SIZES):
-      valid = [-(-n // 8) for n in SIZES[i]]
-      expected = plain_map(logits[i, : valid[0], : valid[1]], SIZES[i], (h, w))
-      np.testing.assert_array_equal(maps[i, :h, :w], expected)
-      outside = np.asarray(maps[i]).copy()
-      outside[:h, :w] = 255
-      assert (outside == 255).all()
+  logits = np.random.default_rng(0).standard_normal((5, 8, 12, CLASSES))
+  # What stands in the padding must not matter.
+  maps = jax.jit(whole, static_argnums=(2, 4, 5))(
+    *(logits, np.array(SIZES), CANVAS),
+    *(np.array(LABEL_SIZES), LABEL_CANVAS, tile_bytes),
+  )
+  assert maps.dtype == np.uint8
+  assert maps.shape == (5, *LABEL_CANVAS)
+  for i, (h, w) in enumerate(LABEL_SIZES):
+    valid = logits[i, : -(-SIZES[i][0] // 8), : -(-SIZES[i][1] // 8)]
+    expected = np.full(LABEL_CANVAS, 255)
+    expected[:h, :w] = plain.plain_map(valid, SIZES[i], (h, w))
+    np.testing.assert_array_equal(maps[i], expected)
 
 
 @pytest.mark.parametrize(
@@ -60,22 +56,16 @@ def test_logits_size_follows_the_stride(stride, logits_canvas):
 
 @pytest.mark.parametrize('views', [1, 4])
 def test_tiles_bound_the_memory(views):
-  shapes = (
-    jax.ShapeDtypeStruct((1, 16, 16, 150), jnp.float32),
-    jax.ShapeDtypeStruct((1, 2), jnp.int32),
-  )
-
   def temporary_bytes(tile_bytes):
     def stage(logits, size):
+      canvases = size, (128, 128), 4 * size, (512, 512)
       seen = [
-        final_stage.resized_view(
-          logits + i, size, (128, 128), 4 * size, (512, 512)
-        )
-        for i in range(views)
+        final_stage.resized_view(logits + i, *canvases) for i in range(views)
       ]
       return final_stage.label_maps(seen, 4 * size, tile_bytes)
 
-    compiled = jax.jit(stage).lower(*shapes).compile()
+    logits, size = floats((1, 16, 16, 150)), integers((1, 2))
+    compiled = jax.jit(stage).lower(logits, size).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
   plain = 512 * 512 * 150 * 4
@@ -85,15 +75,12 @@ def test_tiles_bound_the_memory(views):
 
 def test_counts_are_exact_and_nothing_invalid_is_counted():
   rng = np.random.default_rng(1)
-  label = rng.integers(0, CLASSES, (3, 20, 30)).astype(np.uint8)
-  prediction = rng.integers(0, CLASSES, (3, 20, 30)).astype(np.uint8)
+  label, prediction = rng.integers(0, CLASSES, (2, 3, 20, 30), np.uint8)
   label[rng.random(label.shape) < 0.3] = 255
-  expected = np.stack(
-    [
-      metrics.confusion_matrix(p, t, CLASSES)
-      for p, t in zip(prediction, label, strict=True)
-    ]
-  )
+  expected = [
+    metrics.confusion_matrix(*pair, CLASSES)
+    for pair in zip(prediction, label, strict=True)
+  ]
   count = jax.jit(final_stage.count_confusion, static_argnums=2)
   np.testing.assert_array_equal(count(prediction, label, CLASSES), expected)
   # Neither a label nor a prediction beyond the classes wraps into another bin.
@@ -107,20 +94,15 @@ def test_counts_are_exact_and_nothing_invalid_is_counted():
 @pytest.mark.parametrize('name', ['whole', 'ms_flip_1x'])
 def test_a_large_image_of_many_classes_takes_little_memory(name):
   """Twelve megapixels; one copy of the scores of all classes has 7.2 GB."""
-  protocol, size = Protocol(name), np.array([[3000, 4000]])
-  canvases = [(512, 704)]
-  if name != 'whole':
-    scaled = (scaled_sizes(size, ratio, None) for ratio in protocol.scales)
-    canvases = [padded_size(x[0].tolist(), 64) for x in scaled]
-  sizes = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-  logits = [
-    jax.ShapeDtypeStruct((1, height // 8, width // 8, 150), jnp.float32)
-    for height, width in canvases
-  ]
+  protocol, sizes = Protocol(name), integers((1, 2))
   if name == 'whole':
-    layout, arrays = canvases[0], (logits[0], sizes)
+    layout, arrays = (512, 704), (floats((1, 64, 88, 150)), sizes)
   else:
-    layout, arrays = canvases, [(2 * [x], sizes) for x in logits]
+    size = np.array([[3000, 4000]])
+    scaled = (scaled_sizes(size, ratio, None) for ratio in protocol.scales)
+    layout = [padded_size(x[0].tolist(), 64) for x in scaled]
+    logits = (floats((1, h // 8, w // 8, 150)) for h, w in layout)
+    arrays = [(2 * [x], sizes) for x in logits]
   _, build = make_views(protocol, None, None, None)
 
   def finish(arrays, label_size, label):

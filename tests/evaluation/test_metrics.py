@@ -1,65 +1,49 @@
 """Metrics against mmsegmentation's stored numbers and against hand counts."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from golden import reference
 
 from resnest_jax.evaluation import metrics
-
-GOLDEN = Path(__file__).parents[1] / 'golden' / 'metric_a.npz'
 
 
 @pytest.fixture(scope='module')
 def golden():
-  with np.load(GOLDEN) as file:
-    return dict(file)
+  return reference.load('metric_a')
 
 
 @pytest.fixture(scope='module')
 def golden_scores(golden):
-  num_classes = int(golden['k'])
   confusion = sum(
-    metrics.confusion_matrix(golden[f'pred{i}'], golden[f'gt{i}'], num_classes)
+    metrics.confusion_matrix(
+      golden[f'pred{i}'], golden[f'gt{i}'], int(golden['k'])
+    )
     for i in range(int(golden['n']))
   )
   assert confusion.dtype == np.int64
   return metrics.scores(confusion)
 
 
-@pytest.mark.parametrize('name', ['IoU', 'Acc', 'Dice', 'Precision', 'Recall'])
-def test_per_class_equals_mmsegmentation_bit_for_bit(
-  name, golden, golden_scores
-):
+def test_scores_equal_mmsegmentation(golden, golden_scores):
   # The reference divides float32 counts; a float64 quotient of such integers
-  # rounds to the same float32.
-  ours = getattr(golden_scores, name).astype(np.float32)
-  np.testing.assert_array_equal(ours, golden[name].astype(np.float32))
-
-
-def test_fscore_and_pixel_accuracy_equal_mmsegmentation(golden, golden_scores):
+  # rounds to the same float32, bit for bit.
+  for name in ('IoU', 'Acc', 'Dice', 'Precision', 'Recall', 'aAcc'):
+    ours = np.float32(getattr(golden_scores, name))
+    np.testing.assert_array_equal(ours, np.float32(golden[name]), name)
   np.testing.assert_allclose(
     golden_scores.Fscore, golden['Fscore'], rtol=3e-7, atol=0
   )
   # The reference works in float32; so done it is the same bit for bit.
-  precision, recall = (
-    getattr(golden_scores, name).astype(np.float32)
-    for name in ('Precision', 'Recall')
-  )
-  np.testing.assert_array_equal(
-    2 * (precision * recall) / (precision + recall),
-    golden['Fscore'].astype(np.float32),
-  )
-  assert np.float32(golden_scores.aAcc) == np.float32(golden['aAcc'])
+  precision = np.float32(golden_scores.Precision)
+  recall = np.float32(golden_scores.Recall)
+  fscore = 2 * (precision * recall) / (precision + recall)
+  np.testing.assert_array_equal(fscore, np.float32(golden['Fscore']))
 
 
 def test_means_are_nanmeans_of_the_golden_columns(golden, golden_scores):
-  assert golden_scores.mIoU == pytest.approx(
-    np.nanmean(golden['IoU']), rel=1e-6
-  )
-  assert golden_scores.mAcc == pytest.approx(
-    np.nanmean(golden['Acc']), rel=1e-6
-  )
+  for mean, column in (('mIoU', 'IoU'), ('mAcc', 'Acc')):
+    expected = pytest.approx(np.nanmean(golden[column]), rel=1e-6)
+    assert getattr(golden_scores, mean) == expected
   # Class 18 is predicted but never labelled: IoU 0 counts, accuracy does not.
   assert golden_scores.num_averaged == 19
   assert golden_scores.absent == ('18',)
@@ -79,12 +63,13 @@ def test_hand_computed_scores():
     np.array([[3, 1, 0, 0], [1, 5, 0, 0], [0, 0, 0, 0], [0, 2, 0, 0]]),
     ['wall', 'sky', 'tree', 'road'],
   )
-  np.testing.assert_array_equal(scores.IoU, [3 / 5, 5 / 9, np.nan, 0])
-  np.testing.assert_array_equal(scores.Recall, [3 / 4, 5 / 6, np.nan, 0])
-  np.testing.assert_array_equal(
-    scores.Precision, [3 / 4, 5 / 8, np.nan, np.nan]
-  )
-  np.testing.assert_array_equal(scores.Dice, [6 / 8, 10 / 14, np.nan, 0])
+  for name, expected in (
+    ('IoU', [3 / 5, 5 / 9, np.nan, 0]),
+    ('Recall', [3 / 4, 5 / 6, np.nan, 0]),
+    ('Precision', [3 / 4, 5 / 8, np.nan, np.nan]),
+    ('Dice', [6 / 8, 10 / 14, np.nan, 0]),
+  ):
+    np.testing.assert_array_equal(getattr(scores, name), expected, name)
   assert scores.absent == ('tree',)
   assert scores.num_averaged == 3
   assert scores.summary() == {

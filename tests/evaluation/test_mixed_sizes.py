@@ -2,10 +2,10 @@
 
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from evaluation.plain import CLASSES, TINY
 from golden import reference
 from lengths import others_long
 from models.torch_segmentor import TorchSegmentor, upsampled
@@ -17,7 +17,6 @@ from resnest_jax.evaluation import inference
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
 
-CLASSES = 7
 SMALLEST, LARGEST = (40, 40), (200, 300)
 
 
@@ -42,22 +41,7 @@ class Pictures:
     }
 
 
-@pytest.fixture
-def kept_logits(monkeypatch):
-  """Gets the logits of every batch that an evaluation step sees."""
-  logits, make_views = [], inference.make_views
-
-  def watched(protocol, network, *others):
-    def keeping(*arguments):
-      logits.append(network(*arguments))
-      return logits[-1]
-
-    return make_views(protocol, keeping, *others)
-
-  monkeypatch.setattr(inference, 'make_views', watched)
-  return logits
-
-
+@pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize(
   ('head', 'output_stride'),
   others_long(
@@ -66,33 +50,33 @@ def kept_logits(monkeypatch):
     ('deeplabv3plus', 8),
   ),
 )
-def test_mixed_sizes_equal_each_image_alone(head, output_stride, kept_logits):
-  config = reference.TINY | {
-    'head': head,
-    'output_stride': output_stride,
-    'stem_width': 4,
-    'width': 4,
-    'aux_channels': None,
-  }
+def test_mixed_sizes_equal_each_image_alone(head, output_stride, monkeypatch):
+  kept, make_views = [], inference.make_views
+
+  def watched(protocol, network, *others):
+    def keeping(*arguments):
+      kept.append(network(*arguments))
+      return kept[-1]
+
+    return make_views(protocol, keeping, *others)
+
+  monkeypatch.setattr(inference, 'make_views', watched)
   split, shapes, errors, seen = Pictures(len(head)), set(), [], []
-  with jax.enable_x64(True), runtime.count_compilations() as compiled:
-    model = create_segmentor(config)
+  with runtime.count_compilations() as compiled:
+    model = create_segmentor(
+      TINY | {'head': head, 'output_stride': output_stride}
+    )
     variables = reference.filled_variables(variable_shapes(model))
-    alone = TorchSegmentor(
-      export_state_dict(model, variables, 'mmseg'), head, output_stride
-    )
+    state_dict = export_state_dict(model, variables, 'mmseg')
+    alone = TorchSegmentor(state_dict, head, output_stride)
     step = inference.make_eval_step(model, CLASSES, dtype=jnp.float64)
-    batches = make_eval_iterator(
-      types.SimpleNamespace(num_threads=1),
-      split,
-      batch_size=5,
-      bucket=200,
-      keep_size=True,
-    )
-    for batch in batches:
+    threads = types.SimpleNamespace(num_threads=1)
+    for batch in make_eval_iterator(
+      threads, split, batch_size=5, bucket=200, keep_size=True
+    ):
       # NumPy's slices do not compile.
       maps = np.asarray(step(variables, batch)[0])
-      logits = np.asarray(kept_logits.pop())
+      logits = np.asarray(kept.pop())
       shapes.add(batch['image'].shape)
       for slot, index in enumerate(batch['index'].tolist()):
         if index < 0:

@@ -6,44 +6,17 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from golden import reference
+from evaluation.drawn import write_video
+from evaluation.runs import OVERRIDES, STEP
 from PIL import Image
 
 from resnest_jax import from_checkpoint, load_checkpoint
-from resnest_jax.checkpoints import store
-from resnest_jax.checkpoints.state import TrainState
-from resnest_jax.config import load_config
 from resnest_jax.data.device import preprocess
 from resnest_jax.data.labels import ADE20K
-from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.weights.state_dict import variable_shapes
-
-OVERRIDES = {
-  'model.stem_width': 8,
-  'model.width': 8,
-  'model.head_channels': 16,
-  'model.aux_channels': 8,
-}
-
+from resnest_jax.errors import UserError
 
 ENDS = ('', '_color', '_overlay')
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  """A run's folder with one checkpoint, of random weights."""
-  path = tmp_path_factory.mktemp('run')
-  config = load_config('configs/ade20k_pspnet.py:mini', OVERRIDES)
-  shapes = variable_shapes(create_segmentor(config.model))
-  state = TrainState(
-    step=np.int32(3),
-    **reference.filled_variables(shapes),
-    opt_state={'momentum': np.zeros(1)},
-  )
-  about = {'config': config.to_dict(), 'classes': list(ADE20K.classes)}
-  with store.open_checkpoints(path) as manager:
-    store.save(manager, state, about)
-  return path
+BROKEN = ('cut_off.jpg', 'cut_off.png', 'empty.png')
 
 
 @pytest.fixture(scope='module')
@@ -74,16 +47,7 @@ def pictures(tmp_path_factory):
   cv2.imwrite(str(folder / '16grey.tif'), deep[..., 2])
   Image.fromarray(rgb[:1, :1]).save(folder / 'pixel.png')
   (folder / 'notes.txt').write_text('no picture')
-  clip = cv2.VideoWriter(
-    str(folder / 'clip.avi'),
-    cv2.CAP_FFMPEG,
-    cv2.VideoWriter_fourcc(*'MJPG'),
-    12.5,
-    (122, 76),
-  )
-  for shift in range(6):
-    clip.write(np.roll(rgb, 9 * shift, 1)[:76, :122, ::-1].copy())
-  clip.release()
+  write_video(folder / 'clip.avi', 6, 12.5, size=(122, 76))
   return folder, {
     'plain.png': rgb,
     'plain.bmp': rgb[:, ::-1],
@@ -103,93 +67,94 @@ def broken(tmp_path_factory):
   """Three files that are no pictures, whatever their names say."""
   folder = tmp_path_factory.mktemp('broken')
   picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-  for suffix in ('.jpg', '.png'):
-    encoded = cv2.imencode(suffix, picture)[1].tobytes()
-    path = folder / f'cut_off{suffix}'
-    path.write_bytes(encoded[: len(encoded) // 2])
-  (folder / 'empty.png').touch()
-  return folder
+  for name in BROKEN[:2]:
+    encoded = cv2.imencode(name[-4:], picture)[1].tobytes()
+    (folder / name).write_bytes(encoded[: len(encoded) // 2])
+  (folder / BROKEN[2]).touch()
+  return [str(folder / name) for name in BROKEN]
 
 
 @pytest.fixture(scope='module')
-def predicted(workdir, pictures, broken, run_script, tmp_path_factory):
-  """The folder of predictions, the finished process and its command."""
+def predicted(written_run, pictures, broken, run_script, tmp_path_factory):
+  """The folder of predictions, the finished process and its record."""
   out = tmp_path_factory.mktemp('predicted') / 'out'
-  command = ('predict.py', '--weights', workdir, '--out', out)
-  command += ('--image_scale', 256, 64, '--opacity', 0.25)
-  command += (broken, pictures[0])
-  return out, run_script(*command, status=1), command
+  process = run_script(
+    *('predict.py', '--weights', written_run, '--out', out),
+    *('--image_scale', 256, 64, '--opacity', 0.25, *broken, pictures[0]),
+    status=1,
+  )
+  return out, process, json.loads((out / 'predictions.json').read_text())
 
 
-def test_predicts_pictures_of_all_kinds(workdir, pictures, predicted):
+def read(out, name):
+  return cv2.imread(f'{out}/{name}.png', cv2.IMREAD_COLOR_RGB)
+
+
+def read_mask(out, name):
+  return cv2.imread(f'{out}/{name}.png', cv2.IMREAD_UNCHANGED)
+
+
+def test_predicts_pictures_of_all_kinds(written_run, pictures, predicted):
   out, process, _ = predicted
   expected = pictures[1]
-  files = {path.name for path in out.iterdir()}
-  assert files == {
+  assert {path.name for path in out.iterdir()} == {
     *('classes.json', 'predictions.json'),
     *('clip_color.mp4', 'clip_overlay.mp4'),
     *(f'{name}{end}.png' for name in expected for end in ENDS),
   }
   said = ' '.join(process.stdout.split())
-  assert (
-    f'{len(expected)} pictures and 1 video of 6 frames predicted in' in said
-  )
+  assert '10 pictures and 1 video of 6 frames predicted in' in said
   assert f'images/s, compiling included), written to {out}' in said
   assert process.stdout.count('compiling for images of up to ') == 1
 
-  model, variables, _ = load_checkpoint(workdir)
+  model, variables, _ = load_checkpoint(written_run)
   apply = jax.jit(lambda v, x: model.apply(v, x, train=False).logits)
   for name, picture in expected.items():
     height, width = picture.shape[:2]
     factor = min(256 / max(width, height), 64 / min(width, height))
-    size = int(width * factor + 0.5), int(height * factor + 0.5)
-    image = cv2.resize(picture, size)[None]
-    images = preprocess(image, np.asarray([size[::-1]]))
-    logits = apply(variables, images)
-    classes = logits.shape[-1]
-    for shape in (size[::-1], (height, width)):
-      shape = (1, *shape, classes)
-      logits = jax.image.resize(logits, shape, 'linear', antialias=False)
-    label_map = np.asarray(logits.argmax(-1)[0])
-    found = cv2.imread(str(out / f'{name}.png'), cv2.IMREAD_UNCHANGED)
+    size = int(height * factor + 0.5), int(width * factor + 0.5)
+    image = cv2.resize(picture, size[::-1])[None]
+    logits = apply(variables, preprocess(image, np.asarray([size])))
+    for shape in (size, (height, width)):
+      logits = jax.image.resize(
+        logits, (1, *shape, logits.shape[-1]), 'linear', antialias=False
+      )
+    found = read_mask(out, name)
     assert found.shape == (height, width), name
     # JPEG's pixels are a little off, CMYK's more.
     lossy = name in ('turned', 'cmyk')
-    assert (found == label_map).mean() > (0.97 if lossy else 0.999), name
-    colours = cv2.imread(str(out / f'{name}_color.png'))[..., ::-1]
+    same = found == np.asarray(logits.argmax(-1)[0])
+    assert same.mean() > (0.97 if lossy else 0.999), name
+    colours = read(out, f'{name}_color')
     np.testing.assert_array_equal(colours, ADE20K.palette[found])
-    overlay = cv2.imread(str(out / f'{name}_overlay.png'))[..., ::-1]
     if not lossy:
       mixed = picture * 0.75 + colours * 0.25
-      assert np.abs(overlay - mixed).max() <= 0.5
+      assert np.abs(read(out, f'{name}_overlay') - mixed).max() <= 0.5
 
 
 def test_broken_pictures_are_told_after_all_others(predicted, broken):
-  _, process, _ = predicted
-  names = ('cut_off.jpg', 'cut_off.png', 'empty.png')
-  error, *reasons = process.stderr.splitlines()
+  error, *reasons = predicted[1].stderr.splitlines()
   assert error.startswith('error: 3 of 14 could not be read')
-  for name, reason in zip(names, reasons, strict=True):
-    assert f'{broken / name} cannot be read as a picture: it is da' in reason
+  for path, reason in zip(broken, reasons, strict=True):
+    assert f'{path} cannot be read as a picture: it is da' in reason
 
 
-def test_python_predicts_what_the_command_does(workdir, pictures, predicted):
-  out, _, _ = predicted
-  model = from_checkpoint(workdir, image_scale=(256, 64))
+def test_python_predicts_what_the_command_does(
+  written_run, pictures, predicted
+):
+  model = from_checkpoint(written_run, image_scale=(256, 64))
   assert model.classes == ADE20K.classes
   prediction = model.predict(pictures[0] / 'plain.png')
-  mask = cv2.imread(str(out / 'plain.png.png'), cv2.IMREAD_UNCHANGED)
-  assert (prediction.labels == mask).mean() > 0.999
-  overlay = cv2.imread(str(out / 'plain.png_overlay.png'))[..., ::-1]
-  differs = (prediction.overlay(0.25) != overlay).any(-1)
-  assert not differs[prediction.labels == mask].any()
+  same = prediction.labels == read_mask(predicted[0], 'plain.png')
+  assert same.mean() > 0.999
+  overlay = read(predicted[0], 'plain.png_overlay')
+  assert (prediction.overlay(0.25) == overlay)[same].all()
 
 
-def test_predictions_say_how_they_were_made(workdir, predicted, broken):
-  out, _, _ = predicted
-  about = json.loads((out / 'predictions.json').read_text())
-  assert about['weights']['source'] == str(workdir)
-  assert about['weights']['step'] == 3
+def test_predictions_say_how_they_were_made(written_run, predicted, broken):
+  out, _, about = predicted
+  assert about['weights']['source'] == str(written_run)
+  assert about['weights']['step'] == STEP
   assert about['model']['head'] == 'pspnet'
   assert about['protocol'] == {'name': 'whole', 'image_scale': [256, 64]}
   assert about['versions']['jax'] == jax.__version__
@@ -199,28 +164,29 @@ def test_predictions_say_how_they_were_made(workdir, predicted, broken):
   assert clip['frames'] == 6
   assert clip['overlays'] == 'clip_overlay.mp4'
   assert 'masks' not in clip
-  assert [x['source'] for x in about['failed']] == [
-    str(broken / name) for name in ('cut_off.jpg', 'cut_off.png', 'empty.png')
-  ]
+  assert [x['source'] for x in about['failed']] == broken
   clip = cv2.VideoCapture(str(out / 'clip_overlay.mp4'))
   assert clip.get(cv2.CAP_PROP_FPS) == 12.5
   assert clip.get(cv2.CAP_PROP_FRAME_COUNT) == 6
 
 
-def test_windows_are_as_large_as_the_crops_of_the_training(workdir):
-  protocol = from_checkpoint(workdir, protocol='slide').protocol
-  config = load_config('configs/ade20k_pspnet.py:mini')
-  assert protocol.crop == config.data.crop_size
-  assert protocol.image_scale == config.data.image_scale
+def test_windows_are_as_large_as_the_crops_of_the_training(written_run):
+  protocol = from_checkpoint(written_run, protocol='slide').protocol
+  assert protocol.crop == OVERRIDES['data.crop_size']
+  assert protocol.image_scale == OVERRIDES['data.image_scale']
 
 
-def test_predict_tells_mistakes_of_the_command_line(run_script, tmp_path):
-  command = ('predict.py', '--weights', 'resnest', '--out', tmp_path)
-  for flag, message in (
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
     ('--outt', 'unrecognized arguments: --outt'),
     ('--batch_size=0', '--batch_size is 0'),
     ('--protocol=hole', "argument --protocol: invalid choice: 'hole'"),
     ('--save=mask', "argument --save: invalid choice: 'mask'"),
-  ):
-    stderr = run_script(*command, tmp_path, flag, status=1).stderr
-    assert stderr.startswith(f'error: {message}')
+  ],
+)
+def test_mistakes_of_the_command_line_are_told(
+  flag, message, call_script, tmp_path
+):
+  with pytest.raises(UserError, match=f'^{message}'):
+    call_script('predict.py', '--weights=x', '--out', tmp_path, 'y', flag)

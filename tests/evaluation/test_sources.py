@@ -38,66 +38,61 @@ def masks(sources):
   return [files['masks'].as_posix() for files in output_files(sources, 'masks')]
 
 
+FLAT = [('trip/a.jpg', '.'), ('trip/b.MP4', '.')]
+FIRST, SECOND = ('trip/day 1/a.jpg', 'day 1'), ('trip/day 2/a.jpg', 'day 2')
+LATE = ('trip/day 1/late/c.webm', 'day 1/late')
+
+
 def test_folders_with_and_without_their_sub_folders(trip):
-  flat = [('trip/a.jpg', '.'), ('trip/b.MP4', '.')]
-  assert found('trip') == flat
-  assert found('trip', 'trip/a.jpg', trip / '..' / 'trip') == flat
-  assert found('trip', recursive=True) == [
-    ('trip/a.jpg', '.'),
-    ('trip/b.MP4', '.'),
-    ('trip/day 1/a.jpg', 'day 1'),
-    ('trip/day 1/late/c.webm', 'day 1/late'),
-    ('trip/day 2/a.jpg', 'day 2'),
-  ]
+  assert found('trip') == FLAT
+  assert found('trip', 'trip/a.jpg', trip / '..' / 'trip') == FLAT
+  everything = [*FLAT, FIRST, LATE, SECOND]
+  assert found('trip', recursive=True) == everything
   # What is in the output folder is no input.
   (trip / 'out').mkdir()
   (trip / 'out' / 'a.png').touch()
-  assert len(found('trip', recursive=True, out=Path('trip/out'))) == 5
+  assert found('trip', recursive=True, out=Path('trip/out')) == everything
   assert found('trip/out', out=Path('trip/out')) == [('trip/out/a.png', '.')]
 
 
 def test_patterns_keep_the_folders_below_their_fixed_part(trip):
-  assert found('trip/*') == [('trip/a.jpg', '.'), ('trip/b.MP4', '.')]
-  assert found('trip/**/a.*') == [
-    ('trip/a.jpg', '.'),
-    ('trip/day 1/a.jpg', 'day 1'),
-    ('trip/day 2/a.jpg', 'day 2'),
-  ]
+  assert found('trip/*') == FLAT
+  assert found('trip/**/a.*') == [FLAT[0], FIRST, SECOND]
   assert found('*/day [2-9]/?.jpg') == [('trip/day 2/a.jpg', 'trip/day 2')]
   # A file of such a name is meant itself.
   (trip / '[a].jpg').touch()
   assert found('trip/[a].jpg') == [('trip/[a].jpg', '.')]
 
 
-def test_what_is_not_there_is_told(trip):
-  for given, message in (
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
     ('trip/*.tif', r"the pattern 'trip/\*\.tif' matches no picture or video"),
     ('trip/*.txt', r"the pattern 'trip/\*\.txt' matches no picture or video"),
     ('nowhere', 'there is no file, folder or pattern nowhere'),
-  ):
-    with pytest.raises(UserError, match=message):
-      find_sources(['trip', given])
-  (trip / 'empty').mkdir()
-  with pytest.raises(UserError, match=r'no picture or video in .*--recursive'):
-    find_sources([trip / 'empty'])
+    ('empty', r'no picture or video in .*--recursive'),
+  ],
+)
+def test_what_is_not_there_is_told(trip, given, message):
+  (trip.parent / 'empty').mkdir()
+  with pytest.raises(UserError, match=message):
+    find_sources(['trip', given] if given != 'empty' else [given])
 
 
 def test_names_of_what_is_written():
   picture, video = Source(Path('x/a.jpg')), Source(Path('b.mp4'), Path('sub'))
-  of_picture, of_video = output_files([picture, video])
-  assert {kind: str(path) for kind, path in of_picture.items()} == {
-    'masks': 'a.png',
-    'colors': 'a_color.png',
-    'overlays': 'a_overlay.png',
-  }
-  assert {kind: str(path) for kind, path in of_video.items()} == {
-    'colors': 'sub/b_color.mp4',
-    'overlays': 'sub/b_overlay.mp4',
-  }
-  assert output_files([picture, video], ['masks']) == [
-    {'masks': Path('a.png')},
-    {'masks': Path('sub/b')},
+  assert output_files([picture, video]) == [
+    {
+      'masks': Path('a.png'),
+      'colors': Path('a_color.png'),
+      'overlays': Path('a_overlay.png'),
+    },
+    {
+      'colors': Path('sub/b_color.mp4'),
+      'overlays': Path('sub/b_overlay.mp4'),
+    },
   ]
+  assert masks([picture, video]) == ['a.png', 'sub/b']
 
 
 def test_pictures_of_the_same_name(tmp_path):
@@ -106,14 +101,11 @@ def test_pictures_of_the_same_name(tmp_path):
     folder.mkdir()
     for name in ('a.jpg', 'a.png', 'b.jpg'):
       (folder / name).touch()
-  sources = find_sources([first])
-  assert masks(sources) == ['a.jpg.png', 'a.png.png', 'b.png']
-  with pytest.raises(UserError) as error:
-    output_files(find_sources([first / 'b.jpg', first / 'a.jpg', second]))
-  assert (
-    f'{first / "a.jpg"} and {second / "a.jpg"} would both be written to '
-    'a.jpg.png'
-  ) in str(error.value)
+  assert masks(find_sources([first])) == ['a.jpg.png', 'a.png.png', 'b.png']
+  of_both = find_sources([first / 'b.jpg', first / 'a.jpg', second])
+  told = f'{first}/a.jpg and {second}/a.jpg would both be written to a.jpg.png'
+  with pytest.raises(UserError, match=told):
+    output_files(of_both)
   sources = [Source(first / 'b.jpg'), Source(first / 'b_overlay.jpg')]
   with pytest.raises(UserError, match='both be written to b_overlay'):
     output_files(sources)
@@ -122,29 +114,26 @@ def test_pictures_of_the_same_name(tmp_path):
   assert masks(sources) == ['day.mp4', 'day/a.png']
 
 
-def check(out, given, overwrite=False, save=None):
+def check(out, given, overwrite=False):
   sources = find_sources([given])
-  check_output(out, sources, output_files(sources, save), overwrite)
+  check_output(out, sources, output_files(sources), overwrite)
 
 
-def test_nothing_is_overwritten_unasked(trip, tmp_path):
-  out = tmp_path / 'out'
+def test_nothing_is_overwritten_unasked(trip):
+  out = trip.parent / 'out'
   check(out, 'trip')
   out.mkdir()
   check(out, 'trip')
   (out / 'a.png').touch()
-  with pytest.raises(UserError, match=r'is not empty; add --overwrite'):
-    check(out, 'trip')
   check(out, 'trip', overwrite=True)
-  for folder, given in (
-    (trip, 'trip'),
-    (trip, 'trip/a.jpg'),
-  ):
-    with pytest.raises(UserError, match='is the folder of the pictures'):
-      check(folder, given, overwrite=True)
-  with pytest.raises(UserError, match='is a file'):
-    check(trip / 'a.jpg', 'trip')
   # A pattern's sub folders would be written into themselves.
   (trip / 'day 1' / 'a.png').touch()
-  with pytest.raises(UserError, match=r'day 1/a\.png could be overwritten'):
-    check(trip, 'trip/*/a.png', overwrite=True)
+  for folder, given, overwrite, message in (
+    (out, 'trip', False, 'is not empty; add --overwrite'),
+    (trip, 'trip', True, 'is the folder of the pictures'),
+    (trip, 'trip/a.jpg', True, 'is the folder of the pictures'),
+    (trip / 'a.jpg', 'trip', False, 'is a file'),
+    (trip, 'trip/*/a.png', True, r'day 1/a\.png could be overwritten'),
+  ):
+    with pytest.raises(UserError, match=message):
+      check(folder, given, overwrite)

@@ -9,40 +9,26 @@ import time
 import cv2
 import numpy as np
 import pytest
-from evaluation.plain import CLASSES, Upsampler, variables
+from evaluation.drawn import write_video
+from evaluation.plain import make_predictor
 
-from resnest_jax.data.classes import label_set
 from resnest_jax.errors import UnreadableSample
 from resnest_jax.evaluation.pictures import Done, predict_video
-from resnest_jax.evaluation.predictor import Predictor
 from resnest_jax.evaluation.progress import evaluation_progress
 from resnest_jax.evaluation.protocols import Protocol
 from resnest_jax.evaluation.sources import KINDS, Source, output_files
-from resnest_jax.evaluation.video import VideoReader, _measure_fps
+from resnest_jax.evaluation.video import (
+  VideoOutputs,
+  VideoReader,
+  _measure_fps,
+)
 
-LABELS = label_set(CLASSES, None, None)
-SIZE = (64, 48)  # Width and height.
+PROTOCOL = Protocol(image_scale=(64, 48))
 
 
 @pytest.fixture(scope='module')
-def predictors():
-  protocol = Protocol(image_scale=(64, 48))
-  return {
-    size: Predictor(Upsampler(), variables(), LABELS, protocol, batch_size=size)
-    for size in (4, 8)
-  }
-
-
-def write_video(path, frames=10, fps=15.0, codec='MJPG', size=SIZE):
-  """Frames of large random patches."""
-  writer = cv2.VideoWriter(
-    str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*codec), fps, size
-  )
-  for i in range(frames):
-    small = np.random.default_rng(i).integers(0, 256, (3, 4, 3), np.uint8)
-    writer.write(cv2.resize(small, size, interpolation=cv2.INTER_NEAREST))
-  writer.release()
-  return path
+def predictor():
+  return make_predictor(protocol=PROTOCOL, batch_size=4)
 
 
 def read_video(path):
@@ -52,6 +38,10 @@ def read_video(path):
   while (found := capture.read())[0]:
     frames.append(found[1][..., ::-1])
   return frames, capture.get(cv2.CAP_PROP_FPS)
+
+
+def names_in(folder):
+  return sorted(path.name for path in folder.iterdir())
 
 
 def predict(predictor, path, out, save=None):
@@ -66,60 +56,51 @@ def predict(predictor, path, out, save=None):
 
 
 @pytest.mark.parametrize('batch_size', [4, 8])
-def test_frames_keep_their_order(predictors, batch_size, tmp_path):
-  predictor = predictors[batch_size]
-  path = write_video(tmp_path / 'clip.avi')
-  out = tmp_path / 'out'
+def test_frames_keep_their_order(batch_size, tmp_path):
+  predictor = make_predictor(protocol=PROTOCOL, batch_size=batch_size)
+  path, out = write_video(tmp_path / 'clip.avi'), tmp_path / 'out'
   done, files = predict(predictor, path, out, KINDS)
   assert (done.failed, done.frames) == ({}, {path: 10})
   assert done.tasks == [(10, 10)]
-  frames, _ = read_video(path)
-  expected = [predictor.predict(frame) for frame in frames]
-  names = sorted(file.name for file in (out / 'clip').iterdir())
-  assert names == [f'{i:06}.png' for i in range(10)]
-  for name, prediction in zip(names, expected, strict=True):
+  expected = [predictor.predict(frame) for frame in read_video(path)[0]]
+  assert names_in(out / 'clip') == [f'{i:06}.png' for i in range(10)]
+  for name, prediction in zip(names_in(out / 'clip'), expected, strict=True):
     mask = cv2.imread(str(out / 'clip' / name), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(mask, prediction.labels)
-  for kind in ('colors', 'overlays'):
+  for kind, drawn in (
+    ('colors', [prediction.colors() for prediction in expected]),
+    ('overlays', [prediction.overlay() for prediction in expected]),
+  ):
     written, fps = read_video(out / files[kind])
     assert fps == 15.0
-    drawn = np.array(
-      [
-        prediction.colors() if kind == 'colors' else prediction.overlay()
-        for prediction in expected
-      ]
-    ).astype(float)
-    assert len(written) == len(drawn)
+    assert np.shape(written) == np.shape(drawn)
     for i, frame in enumerate(written):  # The codec changes pixels a little.
-      assert frame.shape == drawn[i].shape
-      assert np.abs(drawn - frame).mean((1, 2, 3)).argmin() == i
+      distances = np.abs(np.subtract(drawn, frame, dtype=float))
+      assert distances.mean((1, 2, 3)).argmin() == i
 
 
-def test_files_of_videos_and_their_names(predictors, tmp_path):
+def test_files_of_videos_and_their_names(predictor, tmp_path):
   path = write_video(tmp_path / 'clip.mov', 3, 24000 / 1001, 'mp4v')
-  done, _ = predict(predictors[4], path, tmp_path / 'out')
-  names = sorted(file.name for file in (tmp_path / 'out').iterdir())
-  assert names == ['clip_color.mp4', 'clip_overlay.mp4']
+  done, _ = predict(predictor, path, tmp_path / 'out')
+  assert names_in(tmp_path / 'out') == ['clip_color.mp4', 'clip_overlay.mp4']
   assert done.images() == 3
-  assert read_video(tmp_path / 'out' / names[1])[1] == 23.976
+  assert read_video(tmp_path / 'out' / 'clip_overlay.mp4')[1] == 23.976
 
 
-def test_what_was_read_of_a_video_that_is_cut_off_is_done(predictors, tmp_path):
+def test_what_was_read_of_a_video_that_is_cut_off_is_done(predictor, tmp_path):
   whole = write_video(tmp_path / 'whole.avi', 40).read_bytes()
   path = tmp_path / 'cut.avi'
   path.write_bytes(whole[: len(whole) // 2])
   there = len(read_video(path)[0])
   assert 10 < there < 30
-  done, files = predict(predictors[4], path, tmp_path / 'out')
+  done, files = predict(predictor, path, tmp_path / 'out')
   assert done.frames == {path: there}
-  assert (
-    f'cut.avi is cut off or damaged after {there} of 40 frames'
-    in (done.failed[path])
-  )
+  told = f'cut.avi is cut off or damaged after {there} of 40 frames'
+  assert told in done.failed[path]
   assert len(read_video(tmp_path / 'out' / files['overlays'])[0]) == there
 
 
-def test_what_is_no_video_is_told_and_nothing_written(predictors, tmp_path):
+def test_what_is_no_video_is_told_and_nothing_written(predictor, tmp_path):
   whole = write_video(tmp_path / 'whole.mp4', 40, codec='mp4v').read_bytes()
   header = write_video(tmp_path / 'whole.mkv').read_bytes()[:600]
   for name, content, reason in (
@@ -130,15 +111,14 @@ def test_what_is_no_video_is_told_and_nothing_written(predictors, tmp_path):
   ):
     path = tmp_path / name
     path.write_bytes(content)
-    done, _ = predict(predictors[4], path, tmp_path / 'out')
+    done, _ = predict(predictor, path, tmp_path / 'out')
     assert reason in done.failed[path], name
     assert done.files == {}
   assert not (tmp_path / 'out').exists()
 
 
-def test_stopping_leaves_nothing_half_written(predictors, tmp_path):
-  path = write_video(tmp_path / 'long.avi', 600)
-  out = tmp_path / 'out'
+def test_stopping_leaves_nothing_half_written(predictor, tmp_path):
+  path, out = write_video(tmp_path / 'long.avi', 600), tmp_path / 'out'
   out.mkdir()
   (out / 'long_overlay.mp4').write_bytes(b'of an earlier run')
 
@@ -150,37 +130,28 @@ def test_stopping_leaves_nothing_half_written(predictors, tmp_path):
   watcher = threading.Thread(target=stop)
   watcher.start()
   with pytest.raises(KeyboardInterrupt):
-    predict(predictors[4], path, out, KINDS)
+    predict(predictor, path, out, KINDS)
   watcher.join()
-  assert [file.name for file in out.iterdir()] == ['long_overlay.mp4']
+  assert names_in(out) == ['long_overlay.mp4']
   assert (out / 'long_overlay.mp4').read_bytes() == b'of an earlier run'
 
 
-def test_masks_of_an_earlier_run_are_replaced(predictors, tmp_path):
+def test_masks_of_an_earlier_run_are_replaced(predictor, tmp_path):
   out = tmp_path / 'out'
   (out / 'clip').mkdir(parents=True)
   for name in ('000000.png', '000009.png', 'notes.txt'):
     (out / 'clip' / name).write_text('old')
-  path = write_video(tmp_path / 'clip.avi', 2)
-  predict(predictors[4], path, out, ['masks'])
-  names = sorted(file.name for file in (out / 'clip').iterdir())
-  assert names == ['000000.png', '000001.png', 'notes.txt']
+  predict(predictor, write_video(tmp_path / 'clip.avi', 2), out, ['masks'])
+  assert names_in(out / 'clip') == ['000000.png', '000001.png', 'notes.txt']
   assert cv2.imread(str(out / 'clip' / '000000.png')).shape == (48, 64, 3)
-  assert [file.name for file in out.iterdir()] == ['clip']
+  assert names_in(out) == ['clip']
 
 
-def test_a_frame_is_no_more_than_a_few_batches_ahead(predictors):
-  taken = 0
-
-  def frames():
-    nonlocal taken
-    for _ in range(100):
-      taken += 1
-      yield np.zeros((48, 64, 3), np.uint8)
-
+def test_a_frame_is_no_more_than_a_few_batches_ahead(predictor):
+  taken = []
+  frames = (taken.append(i) or np.zeros((48, 64, 3), 'u1') for i in range(100))
   ahead = [
-    taken - done
-    for done, _ in enumerate(predictors[4].predict_frames(frames()))
+    len(taken) - done for done, _ in enumerate(predictor.predict_frames(frames))
   ]
   assert len(ahead) == 100
   assert max(ahead) <= 3 * 4
@@ -191,39 +162,34 @@ def test_a_turned_video_is_read_upright(tmp_path):
   content = bytearray(path.read_bytes())
   matrix = content.index(b'tkhd') + 44
   one = 1 << 16
-  turned = struct.pack('>9i', 0, one, 0, -one, 0, 0, SIZE[1] * one, 0, 1 << 30)
+  turned = struct.pack('>9i', 0, one, 0, -one, 0, 0, 48 * one, 0, 1 << 30)
   content[matrix : matrix + 36] = turned
   path.write_bytes(content)
-  frames = list(VideoReader(path).frames())
-  assert [frame.shape for frame in frames] == [(64, 48, 3)] * 2
+  shapes = [frame.shape for frame in VideoReader(path).frames()]
+  assert shapes == [(64, 48, 3)] * 2
 
 
 def test_frames_a_second_are_measured_where_the_file_is_not_believed(
   tmp_path,
 ):
-  path = write_video(tmp_path / 'slow.mp4', 8, 12.5, 'mp4v')
-  assert _measure_fps(path) == pytest.approx(12.5)
-  assert (VideoReader(path).fps, VideoReader(path).total) == (12.5, 8)
-  path = write_video(tmp_path / 'fast.mp4', 8, 1000, 'mp4v')
-  reader = VideoReader(path)
-  assert reader.fps == pytest.approx(1000)
-  assert reader.total == 8
+  slow = write_video(tmp_path / 'slow.mp4', 8, 12.5, 'mp4v')
+  fast = VideoReader(write_video(tmp_path / 'fast.mp4', 8, 1000, 'mp4v'))
+  assert _measure_fps(slow) == pytest.approx(12.5)
+  assert (VideoReader(slow).fps, VideoReader(slow).total) == (12.5, 8)
+  assert (fast.fps, fast.total) == (pytest.approx(1000), 8)
 
 
-def test_sizes_that_mp4_cannot_hold(predictors, tmp_path):
+def test_sizes_that_mp4_cannot_hold(predictor, tmp_path):
   """Of odd ones the last row is left out; the masks have all."""
-  model = predictors[4]
   frames = [np.full((47, 63, 3), i, np.uint8) for i in (20, 200)]
-  from resnest_jax.evaluation.video import VideoOutputs
-
   files = {'masks': tmp_path / 'a', 'overlays': tmp_path / 'a.mp4'}
   with VideoOutputs(files, 10) as outputs:
-    for prediction in model.predict_frames(frames):
+    for prediction in predictor.predict_frames(frames):
       outputs.write(prediction)
     outputs.finish()
   assert read_video(tmp_path / 'a.mp4')[0][0].shape == (46, 62, 3)
   assert cv2.imread(str(tmp_path / 'a' / '000001.png')).shape == (47, 63, 3)
-  (thin,) = model.predict_frames([np.zeros((1, 9, 3), np.uint8)])
+  (thin,) = predictor.predict_frames([np.zeros((1, 9, 3), np.uint8)])
   with (
     VideoOutputs({'overlays': tmp_path / 'b.mp4'}, 10) as outputs,
     pytest.raises(Exception, match='a video of 9x1 pixels cannot be written'),

@@ -1,6 +1,7 @@
 """Exports of tiny networks: that they agree, run alone, and fail cleanly."""
 
 import collections
+import functools
 import importlib.util
 import json
 import os
@@ -12,7 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from evaluation.runs import STEP, write_run
+from evaluation.runs import STEP
 from golden.reference import TINY, filled_variables
 from lengths import others_long
 from PIL import Image
@@ -25,8 +26,7 @@ from resnest_jax.export.checks import Reference
 from resnest_jax.export.folder import FORMATS, export_model
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.models import convolution
-from resnest_jax.models.classifier import create_classifier
-from resnest_jax.models.segmentor import HEADS, create_segmentor
+from resnest_jax.models.segmentor import HEADS
 from resnest_jax.weights.files import read_weights, write_weights
 from resnest_jax.weights.infer import Description
 from resnest_jax.weights.pretrained import NORMALIZATION, Weights, load_weights
@@ -35,60 +35,55 @@ from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
 # Not square, and rows that no stride divides.
 SIZE = (65, 64)
 NAMES = ['wall', 'sky | clouds', 'tree', 'road', 'car', 'sea', 'dog']
+PALETTE = [[30 * i, 7, 200] for i in range(7)]
 
 
-def write_source(path, head):
-  """Weights of a tiny segmentor, as convert writes them."""
-  config = TINY | {'dtype': 'float32', 'head': head}
-  model = create_segmentor(config)
+def write_source(path, description, kind='ours'):
+  """Weights of a tiny network, as convert writes them."""
+  model = description.create()
   variables = filled_variables(variable_shapes(model))
-  state_dict = export_state_dict(model, variables, 'ours')
-  about = Weights(
-    state_dict,
-    'ours',
-    Description('segmentor', config),
-    NAMES,
-    [[30 * i, 7, 200] for i in range(7)],
-    NORMALIZATION,
+  state_dict = export_state_dict(model, variables, kind)
+  weights = Weights(
+    *(state_dict, kind, description, NAMES, PALETTE, NORMALIZATION),
     {'source': 'drawn at random'},
-  ).about()
-  write_weights(path, 'ours', state_dict, about)
-  return path
+  )
+  write_weights(path, kind, state_dict, weights.about())
 
 
 @pytest.fixture(scope='module')
 def sources(tmp_path_factory):
   """Weights of each head."""
   root = tmp_path_factory.mktemp('sources')
-  return {head: write_source(root / head, head) for head in HEADS}
+  for head in HEADS:
+    config = TINY | {'dtype': 'float32', 'head': head}
+    write_source(root / head, Description('segmentor', config))
+  return root
 
 
 @pytest.fixture(scope='module')
 def exported(sources, tmp_path_factory):
   """exported(head): a folder of its exports, and what was said of them."""
-  made = {}
 
+  @functools.cache
   def export(head):
-    if head not in made:
-      out = tmp_path_factory.mktemp('exported') / head
-      all_of_it = head == 'pspnet'
-      with pytest.MonkeyPatch.context() as patch:
-        if all_of_it:
-          # So that the CPU's ways with wide convolutions would show.
-          patch.setattr(convolution, 'ENOUGH_PAIRS', 1)
-          patch.setattr(convolution, 'ENOUGH_PIXELS', 1)
-        exports = export_model(
-          sources[head],
-          out,
-          formats=FORMATS if all_of_it else FORMATS[:2],
-          sizes=[SIZE],
-          probabilities=head == 'fcn',
-          say=lambda line: None,
-        )
-      made[head] = out, exports
-    return made[head]
+    out = tmp_path_factory.mktemp('exported') / head
+    all_of_it = head == 'pspnet'
+    with pytest.MonkeyPatch.context() as patch:
+      if all_of_it:
+        # So that the CPU's ways with wide convolutions would show.
+        patch.setattr(convolution, 'ENOUGH_PAIRS', 1)
+        patch.setattr(convolution, 'ENOUGH_PIXELS', 1)
+      formats = FORMATS if all_of_it else FORMATS[:2]
+      options = {'sizes': [SIZE], 'probabilities': head == 'fcn'}
+      return out, export_model(sources / head, out, formats=formats, **options)
 
   return export
+
+
+def assert_same_bits(found, expected):
+  assert found.keys() == expected.keys()
+  for name, value in expected.items():
+    assert found[name].tobytes() == value.tobytes(), name
 
 
 @pytest.mark.parametrize('head', others_long(HEADS, 'pspnet'))
@@ -98,7 +93,7 @@ def test_head_agrees_with_its_checkpoint(head, exported, sources):
   assert all(each.agreement >= 0.999 for each in exports)
   # Not by its own account alone; and three pictures are as good as four.
   images = np.random.default_rng(5).integers(0, 256, (3, *SIZE, 3), np.uint8)
-  model = rj.from_checkpoint(sources[head], image_scale=SIZE)
+  model = rj.from_checkpoint(sources / head, image_scale=SIZE)
   expected = list(model.predict_frames(images, probabilities=head == 'fcn'))
   path = out / 'model_65x64.onnx'
   found = onnxruntime.InferenceSession(path).run(None, {'images': images})
@@ -112,8 +107,7 @@ def test_head_agrees_with_its_checkpoint(head, exported, sources):
 
 
 def test_onnx_has_folded_what_is_constant(exported):
-  out, _ = exported('pspnet')
-  model = onnx.load(out / 'model_65x64.onnx')
+  model = onnx.load(exported('pspnet')[0] / 'model_65x64.onnx')
   assert model.opset_import[0].version >= 17
   operations = collections.Counter(node.op_type for node in model.graph.node)
   # Normalisations: neither their roots nor, but for the four fc1, which have a
@@ -140,59 +134,45 @@ def test_card_runs_without_this_project(
   format_, absent, exported, sources, tmp_path
 ):
   out, _ = exported('pspnet')
-  card = (out / 'README.md').read_text()
-  section = card.partition(f'## Run model_65x64.{format_}\n')[2]
+  name = f'model_65x64.{format_}'
+  section = (out / 'README.md').read_text().partition(f'## Run {name}\n')[2]
   code = re.search(r'```python\n(.*?)```', section, re.DOTALL)[1]
   image = gather_pictures([])[3]
   Image.fromarray(image).save(tmp_path / 'street.jpg', quality=95)
-  (tmp_path / f'model_65x64.{format_}').symlink_to(
-    out / f'model_65x64.{format_}'
-  )
+  (tmp_path / name).symlink_to(out / name)
   block = f'import sys; sys.modules.update(dict.fromkeys({absent}))\n'
   save = "np.save('labels.npy', np.asarray(labels))\n"
-  (tmp_path / 'run.py').write_text(block + code + save)
-  subprocess.run([sys.executable, 'run.py'], cwd=tmp_path, check=True)
+  command = [sys.executable, '-c', block + code + save]
+  subprocess.run(command, cwd=tmp_path, check=True)
   labels = np.load(tmp_path / 'labels.npy')
   assert labels.shape == (1, *SIZE)
   resized = Image.open(tmp_path / 'street.jpg').resize(SIZE[::-1])
-  model = rj.from_checkpoint(sources['pspnet'], image_scale=SIZE)
+  model = rj.from_checkpoint(sources / 'pspnet', image_scale=SIZE)
   assert (labels[0] == model.predict(resized).labels).mean() >= 0.999
 
 
 def test_weights_come_back_with_the_same_bits(exported, sources):
   out, _ = exported('pspnet')
-  original = read_weights(sources['pspnet']).state_dict
-  found = read_weights(out / 'model.safetensors').state_dict
-  assert found.keys() == original.keys()
-  for name, value in original.items():
-    assert found[name].tobytes() == value.tobytes(), name
+  original = read_weights(sources / 'pspnet').state_dict
+  assert_same_bits(read_weights(out / 'model.safetensors').state_dict, original)
   weights = load_weights(out / 'model.pth')
   assert weights.kind == 'mmseg'
   assert weights.classes == NAMES
-  back = export_state_dict(*weights.create(), 'ours')
-  assert back.keys() == original.keys()
-  for name, value in original.items():
-    assert back[name].tobytes() == value.tobytes(), name
+  assert_same_bits(export_state_dict(*weights.create(), 'ours'), original)
 
 
 def test_description_and_card(exported):
   out, exports = exported('pspnet')
-  assert sorted(path.name for path in out.iterdir()) == [
-    'README.md',
-    'about.json',
-    'model.pth',
-    'model.safetensors',
-    'model_65x64.onnx',
-    'model_65x64.stablehlo',
-  ]
+  files = ['model.pth', 'model.safetensors']
+  files += ['model_65x64.onnx', 'model_65x64.stablehlo']
+  assert sorted(os.listdir(out)) == ['README.md', 'about.json', *files]
   about = json.loads((out / 'about.json').read_text())
   assert about['classes'] == NAMES
-  assert about['palette'][6] == [180, 7, 200]
+  assert about['palette'] == PALETTE
   assert about['protocol'] == {'name': 'whole', 'image_scale': [2048, 512]}
   assert about['provenance']['from']['source'] == 'drawn at random'
-  assert [each['file'] for each in about['exports']] == [
-    each.file for each in exports
-  ]
+  told = [each['file'] for each in about['exports']]
+  assert told == [each.file for each in exports]
   card = (out / 'README.md').read_text()
   assert '\n# A ResNeSt of (1, 1, 1, 1) blocks with pspnet\n' in card
   assert '| 1 | sky \\| clouds | #1e07c8 |' in card
@@ -202,29 +182,23 @@ def test_description_and_card(exported):
   assert load_weights(out).description.config['head'] == 'pspnet'
 
 
-def assert_nothing_left(folder):
-  assert os.listdir(folder) == []
+# --- What goes wrong ---------------------------------------------------------
 
 
-def test_wrong_export_leaves_nothing(sources, monkeypatch, tmp_path):
-  def make_wrong(*arguments, **more):
-    return lambda images: (images[..., 0] * 0 + 7,)
-
-  monkeypatch.setattr(export_folder, 'make_program', make_wrong)
-  with pytest.raises(UserError, match=r'gives 0\.000% of the pixels of 20'):
-    export_model(sources['fcn'], tmp_path / 'out', sizes=[SIZE])
-  assert_nothing_left(tmp_path)
+def reference_of(labels, probabilities=None):
+  reference = Reference.__new__(Reference)
+  reference.images = np.zeros((*labels.shape, 3), np.uint8)
+  reference.predictions = [
+    Prediction(each, tuple(NAMES), None, None, probabilities) for each in labels
+  ]
+  return reference
 
 
 @pytest.mark.parametrize('wrong', [10, 11])
 def test_one_in_a_thousand_pixels_may_differ(wrong):
   labels = np.arange(10_000).reshape(4, 50, 50) % 7
-  reference = Reference.__new__(Reference)
-  reference.images = np.zeros((4, 50, 50, 3), np.uint8)
-  reference.predictions = [
-    Prediction(each, tuple(NAMES), None, None) for each in labels
-  ]
   found = np.where(np.arange(10_000).reshape(labels.shape) < wrong, 8, labels)
+  reference = reference_of(labels)
   if wrong == 10:
     assert reference.compare('x', lambda images: [found]) == 0.999
   else:
@@ -233,85 +207,82 @@ def test_one_in_a_thousand_pixels_may_differ(wrong):
 
 
 def test_wrong_probabilities_are_told():
-  reference = Reference.__new__(Reference)
-  reference.images = np.zeros((1, 2, 2, 3), np.uint8)
-  labels, even = np.zeros((2, 2), np.uint8), np.full((2, 2, 7), 1 / 7)
-  reference.predictions = [Prediction(labels, tuple(NAMES), None, None, even)]
+  labels, even = np.zeros((1, 2, 2), np.uint8), np.full((2, 2, 7), 1 / 7)
+  reference = reference_of(labels, even)
   for off, said in ((0.02, '0.020'), (np.nan, '1.000')):
     with pytest.raises(UserError, match=f'differ by up to {said}'):
-      reference.compare('x', lambda images, off=off: [[labels], [even + off]])
-  assert reference.compare('x', lambda images: [[labels], [even + 0.009]]) == 1
+      reference.compare('x', lambda images, off=off: [labels, [even + off]])
+  assert reference.compare('x', lambda images: [labels, [even + 0.009]]) == 1
+
+
+def all_seven(images):
+  return (images[..., 0] * 0 + 7,)
+
+
+@pytest.mark.parametrize(
+  ('broken', 'options', 'message'),
+  [
+    ('', {'sizes': [(31, 64)]}, 'each edge must have 32 to 8192'),
+    ('', {'sizes': [(64, 8193)]}, 'each edge must have 32 to 8192'),
+    (
+      '',
+      {'formats': ['mmseg'], 'probabilities': True},
+      'neither is among the formats',
+    ),
+    ('program', {'sizes': [SIZE]}, r'gives 0\.000% of the pixels of 20'),
+    ('flatbuffers', {'formats': ['stablehlo']}, 'pip install flatbuffers'),
+    (
+      'jax2onnx',
+      {'formats': ['onnx']},
+      'runtime && pip install --no-deps jax2onnx==0.17.1',
+    ),
+    ('torch', {'formats': ['mmseg']}, 'pip install torch'),
+  ],
+)
+def test_what_fails_leaves_nothing(
+  broken, options, message, sources, monkeypatch, tmp_path
+):
+  find = importlib.util.find_spec
+  absent = {broken: None}
+  monkeypatch.setattr(
+    'importlib.util.find_spec', lambda name: absent.get(name, find(name))
+  )
+  if broken == 'program':
+    monkeypatch.setattr(
+      export_folder, 'make_program', lambda *_, **__: all_seven
+    )
+  with pytest.raises(UserError, match=message):
+    export_model(sources / 'fcn', tmp_path / 'out', **options)
+  assert os.listdir(tmp_path) == []
 
 
 def test_nothing_is_overwritten(sources, tmp_path):
   (tmp_path / 'mine.txt').write_text('mine')
   with pytest.raises(UserError, match='is there already'):
-    export_model(sources['fcn'], tmp_path)
+    export_model(sources / 'fcn', tmp_path)
   assert os.listdir(tmp_path) == ['mine.txt']
 
 
-@pytest.mark.parametrize(
-  ('package', 'format_', 'message'),
-  [
-    ('flatbuffers', 'stablehlo', 'pip install flatbuffers'),
-    ('jax2onnx', 'onnx', 'runtime && pip install --no-deps jax2onnx==0.17.1'),
-    ('torch', 'mmseg', 'pip install torch'),
-  ],
-)
-def test_missing_package_is_named(
-  package, format_, message, sources, monkeypatch, tmp_path
-):
-  find = importlib.util.find_spec
-  monkeypatch.setattr(
-    importlib.util,
-    'find_spec',
-    lambda name: None if name == package else find(name),
-  )
-  with pytest.raises(UserError, match=message):
-    export_model(sources['fcn'], tmp_path / 'out', formats=[format_])
-  assert_nothing_left(tmp_path)
-
-
-@pytest.mark.parametrize('size', [(31, 64), (64, 8193)])
-def test_size_out_of_bounds(size, sources, tmp_path):
-  with pytest.raises(UserError, match='neither is among the formats'):
-    export_model(
-      tmp_path, tmp_path / 'out', formats=['mmseg'], probabilities=True
-    )
-  with pytest.raises(UserError, match='each edge must have 32 to 8192'):
-    export_model(sources['fcn'], tmp_path / 'out', sizes=[size])
-  assert_nothing_left(tmp_path)
-
-
 def test_classifier_is_refused(tmp_path):
-  model = create_classifier('resnest14', 10, stem_width=8, width=8)
-  variables = filled_variables(variable_shapes(model))
-  state_dict = export_state_dict(model, variables, 'official')
-  about = {
-    'task': 'classifier',
-    'model': {'backbone': 'resnest14', 'stem_width': 8, 'width': 8},
-  }
-  about['model'] |= {'num_classes': 10, 'output_stride': 32}
-  about['model'] |= {'dilation_rule': 'official', 'dtype': 'float32'}
-  about |= {'classes': None, 'palette': None, 'normalization': NORMALIZATION}
-  about['provenance'] = {'source': 'drawn at random'}
-  source = tmp_path / 'source'
-  write_weights(source, 'official', state_dict, about)
+  config = {'backbone': 'resnest14', 'stem_width': 8, 'width': 8}
+  config |= {'num_classes': 10, 'output_stride': 32}
+  config |= {'dilation_rule': 'official', 'dtype': 'float32'}
+  description = Description('classifier', config)
+  write_source(tmp_path / 'source', description, 'official')
   with pytest.raises(UserError, match='is a classifier'):
-    export_model(source, tmp_path / 'out')
+    export_model(tmp_path / 'source', tmp_path / 'out')
   assert os.listdir(tmp_path) == ['source']
 
 
-def test_command(run_script, tmp_path):
-  workdir = write_run(tmp_path / 'run')
-  out = tmp_path / 'out'
-  picture = tmp_path / 'one.png'
+def test_command(call_script, written_run, tmp_path, capsys):
+  out, picture = tmp_path / 'out', tmp_path / 'one.png'
   Image.fromarray(gather_pictures([])[0]).save(picture)
-  process = run_script(
-    *('export.py', '--weights', workdir, '--out', out),
+  call_script(
+    *('export.py', '--weights', written_run, '--out', out),
     *('--sizes', '65x64', '--formats', 'safetensors', '--pictures', picture),
   )
-  assert f'checkpoint {STEP} of {workdir}\n' in process.stdout
-  assert 'model.safetensors' in process.stdout
-  assert '100.0000% of the pixels of 1 picture agree' in process.stdout
-  assert f'written: {out}' in process.stdout
+  said = capsys.readouterr().out
+  assert f'checkpoint {STEP} of {written_run}\n' in said
+  assert 'model.safetensors' in said
+  assert '100.0000% of the pixels of 1 picture agree' in said
+  assert f'written: {out}' in said

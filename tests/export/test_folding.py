@@ -26,57 +26,46 @@ def operations(program, *shape):
 
 def conv(x):
   kernel = jnp.arange(3 * 3 * 2 * 4.0).reshape(3, 3, 2, 4)
+  numbers = ('NHWC', 'HWIO', 'NHWC')
   return lax.conv_general_dilated(
-    x,
-    kernel,
-    (1, 1),
-    'SAME',
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    x, kernel, (1, 1), 'SAME', dimension_numbers=numbers
   )
 
 
+GAINS = jnp.array([1.0, 2, 3, 4])
 PROGRAMS = {
   # A gain goes into the kernel, a shift stays.
   'gain': (
-    lambda x: (conv(x) * jnp.array([1.0, 2, 3, 4]) + 5 * jnp.arange(4.0),),
+    lambda x: conv(x) * GAINS + 5 * jnp.arange(4.0),
     ['conv_general_dilated', 'add'],
   ),
   # The result is used before the gain as well.
-  'both': (
-    lambda x: (conv(x) * jnp.array([1.0, 2, 3, 4]) + conv(x),),
-    None,
-  ),
+  'both': (lambda x: conv(x) * GAINS + conv(x), None),
   # The gain is of rows: no channel's.
   'rows': (
-    lambda x: (conv(x) * jnp.arange(5.0)[:, None, None],),
+    lambda x: conv(x) * jnp.arange(5.0)[:, None, None],
     ['conv_general_dilated', 'mul'],
   ),
   # A product whose last axis is not the kernel's.
   'turned': (
-    lambda x: (jnp.einsum('bhwc,ih->biwc', x, jnp.ones((2, 5))) * 3,),
+    lambda x: jnp.einsum('bhwc,ih->biwc', x, jnp.ones((2, 5))) * 3,
     None,
   ),
-  'padded': (
-    lambda x: (jnp.pad(x, ((0, 0), (7, 0), (1, 6), (0, 0))),),
-    None,
-  ),
+  'padded': (lambda x: jnp.pad(x, ((0, 0), (7, 0), (1, 6), (0, 0))), None),
   'nested': (
-    lambda x: (jax.checkpoint(conv)(x) * jnp.array([1.0, 2, 3, 4]),),
+    lambda x: jax.checkpoint(conv)(x) * GAINS,
     ['conv_general_dilated'],
   ),
-  'relu': (lambda x: (jax.nn.relu(x),), ['max']),
-  'chosen': (
-    lambda x: (jnp.where(jnp.ones((5, 6, 2), bool), x, 0) + 1,),
-    ['add'],
-  ),
+  'relu': (jax.nn.relu, ['max']),
+  'chosen': (lambda x: jnp.where(jnp.ones((5, 6, 2), bool), x, 0) + 1, ['add']),
 }
 
 
 @pytest.mark.parametrize('name', PROGRAMS)
 def test_results_stay_the_same(name):
-  program, left = PROGRAMS[name]
+  compute, left = PROGRAMS[name]
   x = np.random.default_rng(0).standard_normal((3, 5, 6, 2), np.float32)
-  expected, found = program(x), jax.jit(folded(program))(x)
-  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-4)
+  found = jax.jit(folded(lambda x: (compute(x),)))(x)[0]
+  np.testing.assert_allclose(found, compute(x), rtol=1e-5, atol=1e-4)
   if left is not None:
-    assert operations(program, 5, 6, 2) == left
+    assert operations(lambda x: (compute(x),), 5, 6, 2) == left

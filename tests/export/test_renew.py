@@ -1,16 +1,13 @@
 """StableHLO that expires: dates, refused files, and writing it again."""
 
 import json
-import runpy
 import shutil
-import sys
 from datetime import date
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from evaluation.runs import write_run
 from PIL import Image
 
 import resnest_jax as rj
@@ -36,10 +33,8 @@ WRITER = '0.7.2' if jax.__version_info__ >= (0, 12) else '0.12.0.1'
 REFUSED = Path(__file__).with_name(f'jax_{WRITER}.stablehlo')
 
 
-def told(entry, **changes):
-  """What older versions told of an export in about.json, changed."""
-  keys = ('file', 'format', 'size', 'agreement', 'pictures')
-  return {key: entry[key] for key in keys} | changes
+# Told of an export in about.json by older versions.
+TOLD = ('file', 'format', 'size', 'agreement', 'pictures')
 
 
 def rewrite(folder, change):
@@ -47,7 +42,6 @@ def rewrite(folder, change):
   about = json.loads((folder / 'about.json').read_text())
   about['exports'] = change(about['exports'])
   (folder / 'about.json').write_text(json.dumps(about))
-  return about
 
 
 def contents(folder):
@@ -56,11 +50,11 @@ def contents(folder):
 
 
 @pytest.fixture(scope='module')
-def exported(tmp_path_factory):
+def exported(written_run, tmp_path_factory):
   """An export with probabilities of a tiny network, in two sizes."""
   out = tmp_path_factory.mktemp('renew') / 'exported'
-  run = write_run(out.parent / 'run')
-  export_model(run, out, sizes=SIZES, probabilities=True, say=lambda line: 0)
+  say = {'say': lambda line: None}
+  export_model(written_run, out, sizes=SIZES, probabilities=True, **say)
   return out
 
 
@@ -69,7 +63,7 @@ def old(exported, tmp_path):
   """The same as of an older version, with files that are refused."""
   folder = tmp_path / 'exported'
   shutil.copytree(exported, folder)
-  rewrite(folder, lambda entries: [told(each) for each in entries])
+  rewrite(folder, lambda entries: [{k: x[k] for k in TOLD} for x in entries])
   for name in FILES:
     shutil.copy(REFUSED, folder / name)
   return folder
@@ -91,16 +85,11 @@ def test_six_months_later(day, end):
 
 def test_release_of_this_jax_is_known():
   written = written_now(date(2026, 11, 29))
-  released = RELEASED[jax.__version__]
-  assert written == (
-    jax.__version__,
-    '2026-11-29',
-    released,
-    promised(released),
-  )
+  version, released = jax.__version__, RELEASED[jax.__version__]
+  assert written == (version, '2026-11-29', released, promised(released))
   assert f'released on {released}; ' in written.sentence()
   assert f', until {written.read_until}, read it' in written.sentence()
-  row = f'| JAX {jax.__version__} | {released} | {promised(released)} |\n'
+  row = f'| JAX {version} | {released} | {promised(released)} |\n'
   assert row in (ROOT / 'docs' / 'export.md').read_text('utf-8')
 
 
@@ -130,23 +119,19 @@ def test_shorter_promises_are_told(until, other, said):
 
 
 def test_export_tells_how_long_it_is_read(exported):
-  entries = json.loads((exported / 'about.json').read_text())['exports']
-  released = RELEASED[jax.__version__]
-  for entry in entries:
+  now = written_now()._asdict()
+  for entry in json.loads((exported / 'about.json').read_text())['exports']:
     if entry['format'] == 'safetensors':
       assert entry['written'] is entry['probabilities'] is None
     else:
       assert entry['probabilities'] is True
-      assert entry['written'].pop('on') <= date.today().isoformat()
-      assert entry['written'] == {
-        'jax': jax.__version__,
-        'released': released,
-        'read_until': promised(released),
-      }
+      assert entry['written'].pop('on') <= now['on']
+      assert now | entry['written'] == now
+      assert entry['written'].keys() == {'jax', 'released', 'read_until'}
   card = (exported / 'README.md').read_text()
   for name in FILES:
     assert f'- {name}: written on 2' in card
-  assert card.count(f'until {promised(released)}, read it') == 2
+  assert card.count(f'until {now["read_until"]}, read it') == 2
   assert '`resnest-jax export --renew .` (in a clone' in card
 
 
@@ -155,31 +140,30 @@ def test_refused_file_is_told_with_its_history_and_the_remedy(tmp_path):
   shutil.copy(REFUSED, file)
   message = rf'^JAX {jax.__version__} does not read .*33x32.stablehlo \(.*\)\. '
   remedy = f'python export.py --renew {tmp_path} writes it again'
-  images = np.zeros((1, 4, 4, 3), np.uint8)
-  with pytest.raises(UserError, match=f'{message}{remedy}'):
-    read_stablehlo(file)(images)
+
+  def refused(history=''):
+    with pytest.raises(UserError, match=f'{message}{history}{remedy}'):
+      read_stablehlo(file)(np.zeros((1, 4, 4, 3), np.uint8))
+
+  refused()
   written = Written(WRITER, '2026-11-29', None, None)
   entry = {'file': file.name, 'format': 'stablehlo', 'size': [4, 4]}
   entry |= {'agreement': 1, 'pictures': 1, 'written': written._asdict()}
   (tmp_path / 'about.json').write_text(json.dumps({'exports': [entry]}))
-  history = f'about.json has of it: written .* JAX {WRITER}; .* the latest. '
-  with pytest.raises(UserError, match=f'{message}{history}{remedy}'):
-    read_stablehlo(file)(images)
+  refused(f'about.json has of it: written .* JAX {WRITER}; .* the latest. ')
   file.write_bytes(REFUSED.read_bytes()[:100])
   with pytest.raises(UserError, match=rf'33x32.stablehlo \(.*{remedy}'):
     read_stablehlo(file)
 
 
 def test_renewed_folder_gives_what_its_weights_give(
-  old, tmp_path, monkeypatch, capsys
+  old, tmp_path, call_script, capsys
 ):
   (old / 'notes.txt').write_text('mine')
   before, about = contents(old), json.loads((old / 'about.json').read_text())
   picture = tmp_path / 'one.png'
   Image.fromarray(gather_pictures([])[3]).save(picture)
-  command = ['export.py', '--renew', str(old), '--pictures', str(picture)]
-  monkeypatch.setattr(sys, 'argv', command)
-  runpy.run_path(str(ROOT / 'export.py'))['main']()
+  call_script('export.py', '--renew', old, '--pictures', picture)
   lines = capsys.readouterr().out.splitlines()
   assert [line.partition(' ')[0] for line in lines] == [*FILES, 'renewed:']
   assert '100.0000% of the pixels of 1 picture agree' in lines[0]
@@ -196,23 +180,23 @@ def test_renewed_folder_gives_what_its_weights_give(
     assert (each.labels == found[0][slot]).mean() >= 0.999
     np.testing.assert_allclose(found[1][slot], each.probabilities, atol=1e-4)
 
-  new = json.loads(after['about.json'])
-  entries, olds = new.pop('exports'), about.pop('exports')
-  assert new == about
-  assert [told(each) for each in entries] == [
-    told(each, pictures=1 if each['file'] in FILES else 20) for each in olds
-  ]
-  for entry in entries:
+  for entry in about['exports']:
     is_new = entry['file'] in FILES
-    assert entry['probabilities'] is (True if is_new else None)
-    assert entry['written'] == (written_now()._asdict() if is_new else None)
+    entry |= {
+      'pictures': 1 if is_new else 20,
+      'drawn': False,
+      'probabilities': True if is_new else None,
+      'written': written_now()._asdict() if is_new else None,
+    }
+  assert json.loads(after['about.json']) == about
   card = after['README.md'].decode()
-  assert (
-    f'{FILES[1]} | stablehlo | 32 high, 40 wide | 100.0000% | 1 pict' in card
-  )
-  assert 'model.safetensors | safetensors | any | 100.0000% | 20 pict' in card
-  assert f' by JAX {jax.__version__}, released on ' in card
-  assert 'labels, probabilities = program(' in card
+  for words in (
+    f'{FILES[1]} | stablehlo | 32 high, 40 wide | 100.0000% | 1 pict',
+    'model.safetensors | safetensors | any | 100.0000% | 20 pict',
+    f' by JAX {jax.__version__}, released on ',
+    'labels, probabilities = program(',
+  ):
+    assert words in card
 
 
 @pytest.mark.parametrize('error', [UserError, KeyboardInterrupt])
@@ -234,10 +218,6 @@ def test_failed_renewal_leaves_all_as_it_was(error, old, monkeypatch):
   assert contents(old) == before
 
 
-def no_stablehlo(entries):
-  return [each for each in entries if each['format'] != 'stablehlo']
-
-
 @pytest.mark.parametrize(
   ('break_it', 'message'),
   [
@@ -247,7 +227,7 @@ def no_stablehlo(entries):
       "is no folder of exports: .*KeyError: 'exports'.* that export.py --out",
     ),
     (
-      lambda folder: rewrite(folder, no_stablehlo),
+      lambda folder: rewrite(folder, lambda entries: entries[1:2]),
       'nothing to renew in .* it has no StableHLO',
     ),
     (
