@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from golden.reference import QUICK
 from jax.sharding import Mesh
-
 from resnest_jax.training.sharding import (
   batch_sharding,
   make_mesh,

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from golden import reference
 from numpy.testing import assert_allclose, assert_equal
+from resnest_jax.training.checkpoints import load_checkpoint
 from small import RUN, small_flags
 
 from resnest_jax.checkpoints.store import load_checkpoint
@@ -23,7 +24,6 @@ from resnest_jax.data.classes import read_classes
 from resnest_jax.data.datasets import open_data
 from resnest_jax.errors import UserError
 from resnest_jax.models.segmentor import create_backbone
-from resnest_jax.training.checkpoints import load_checkpoint
 from resnest_jax.weights import pretrained
 from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.infer import Description

@@ -16,7 +16,6 @@ from resnest_jax.data.checks.rules import diagnose
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.labels import CITYSCAPES
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import visualize
 from resnest_jax.training.loop import train
 
 

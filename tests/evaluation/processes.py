@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from evaluation import plain
+from resnest_jax.evaluation.split import evaluate_split
 from small import MINI
 
 from resnest_jax import sharding
@@ -23,7 +24,6 @@ from resnest_jax.config import load_config
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import inference
-from resnest_jax.evaluation.split import evaluate_split
 from resnest_jax.training import sharding
 
 

@@ -8,7 +8,6 @@ import rich.progress
 from evaluation import plain
 from golden import reference
 
-from resnest_jax import sharding
 from resnest_jax.data import device
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import inference, metrics

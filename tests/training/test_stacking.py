@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 from collectives import assert_local, mesh_of
 from golden.reference import QUICK
+from resnest_jax.training.sharding import shard_batch
+from resnest_jax.training.starting import (
+  check_pretrained,
+  start_from_weights,
+)
 from safetensors.numpy import save_file
 from training.one_step import BATCH, assert_close, training_batch
 
@@ -18,13 +23,6 @@ from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.models.stacking import stack, stacked, unstack
-from resnest_jax.training import checkpoints
-from resnest_jax.training.sharding import shard_batch
-from resnest_jax.training.starting import (
-  check_pretrained,
-  describe_forms,
-  start_from_weights,
-)
 from resnest_jax.training.step import (
   abstract_state,
   create_state,

@@ -11,6 +11,7 @@ from collectives import assert_gradients_local, assert_local, mesh_of
 from flax.traverse_util import flatten_dict
 from golden.reference import TINY
 from lengths import others_long
+from resnest_jax.training.sharding import replicated
 from training.one_step import (
   CONFIG,
   assert_close,
@@ -24,7 +25,6 @@ from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training import step as step_module
 from resnest_jax.training.optimizer import create_optimizer
 from resnest_jax.training.plans import WHOLE, Plan
-from resnest_jax.training.sharding import replicated
 from resnest_jax.training.step import create_state, global_norm
 
 
