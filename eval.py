@@ -15,8 +15,8 @@ errors).
 
 from pathlib import Path
 
-from resnest_jax import host_join
 from resnest_jax.config import flag_parser, parse_flags
+from resnest_jax.distributed import join
 from resnest_jax.errors import UserError, run
 from resnest_jax.flags import add_checkpoint_flag
 
@@ -43,7 +43,7 @@ def main() -> None:
     help='folder for the results; default: WORKDIR/eval/STEP-SPLIT, and '
     'the protocol if it is not "whole"',
   )
-  flags = parse_flags(host_join.add_flags(parser))
+  flags = parse_flags(join.add_flags(parser))
   if bool(flags.workdir) == bool(flags.weights):
     raise UserError(
       'give either --workdir, the folder of a run, or --weights, a name, a '
@@ -57,7 +57,7 @@ def main() -> None:
   from resnest_jax.training.workdir import same_on_all_hosts
 
   runtime.set_up(flags.config.model.dtype)
-  with host_join.joined(flags, same_on_all_hosts(flags.config)):
+  with join.joined(flags, same_on_all_hosts(flags.config)):
     evaluate_split(
       flags.config,
       workdir=flags.workdir,

@@ -33,7 +33,7 @@ def main() -> None:
     raise UserError(f'--batch_size is {flags.batch_size}; give 1 or more.')
   # They take seconds, which a mistake in the command line need not.
   from resnest_jax import runtime
-  from resnest_jax.evaluation.pictures import predict_files
+  from resnest_jax.prediction.files import predict_files
 
   runtime.set_up()
   predict_files(

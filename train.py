@@ -16,15 +16,15 @@ status is then 75 (130 after Ctrl-C). docs/survival.md has recipes for SLURM
 and Kubernetes.
 """
 
-from resnest_jax import host_join
 from resnest_jax.config import flag_parser, parse_flags
+from resnest_jax.distributed import join
 from resnest_jax.errors import run
 from resnest_jax.training.stopping import Stopper
 
 
 def main() -> None:
   """Reads the command line and trains."""
-  parser = host_join.add_flags(flag_parser(__doc__))
+  parser = join.add_flags(flag_parser(__doc__))
   parser.add_argument(
     '--profile',
     metavar='FIRST:LAST',
@@ -41,7 +41,7 @@ def main() -> None:
 
     profile = parse_steps(flags.profile) if flags.profile else None
     runtime.set_up(flags.config.model.dtype)
-    with host_join.joined(
+    with join.joined(
       flags, same_on_all_hosts(flags.config), stop_together=True
     ):
       train(flags.config, flags.workdir, stopper, profile)

@@ -46,11 +46,11 @@ from benchmarks.timing import add_flags, interleaved, medians
 from resnest_jax import runtime
 from resnest_jax.checkpoints.state import start_state
 from resnest_jax.errors import UserError, run
-from resnest_jax.models import forms
+from resnest_jax.losses.pixels import segmentation_loss
+from resnest_jax.models import implementations
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import create_segmentor, scanned
 from resnest_jax.models.stacking import stack
-from resnest_jax.training.losses import segmentation_loss
 from resnest_jax.training.step import update
 from resnest_jax.weights.state_dict import export_state_dict
 
@@ -96,7 +96,7 @@ class Ours:
 
   def __init__(self, config: dict, variables: Any, images, labels):
     model, optimizer = create_segmentor(config), sgd()
-    if forms.chosen('blocks') == 'scanned':
+    if implementations.chosen('blocks') == 'scanned':
       model = scanned(model)
     self._images = jnp.asarray(images)
     self._labels = jnp.asarray(labels, jnp.int32)
@@ -218,7 +218,7 @@ def compare(config: dict, flags: argparse.Namespace) -> dict[str, Any]:
   variables = initial_variables(create_segmentor(config), 0)
   ways = {'ours': Ours(config, variables, images, labels)}
   if not flags.without_plain:
-    with forms.use(**PLAIN):
+    with implementations.use(**PLAIN):
       ways['plain forms'] = Ours(config, variables, images, labels)
   state_dict = export_state_dict(create_segmentor(config), variables, 'mmseg')
   ways['torch'] = Theirs(config, state_dict, images, labels, flags)

@@ -51,9 +51,9 @@ from resnest_jax import sharding
 from resnest_jax.checkpoints.state import abstract_state
 from resnest_jax.config import load_config
 from resnest_jax.errors import run
-from resnest_jax.evaluation.inference import compile_views, make_finish
-from resnest_jax.evaluation.protocols import make_protocol
-from resnest_jax.models import forms
+from resnest_jax.inference.protocols import make_protocol
+from resnest_jax.inference.steps import compile_views, make_finish
+from resnest_jax.models import implementations
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.text import duration
@@ -158,8 +158,8 @@ def measure(case: Case) -> dict[str, Any]:
   lower = lower_training if training else lower_evaluation
   start = time.perf_counter()
   # Not those of the CPU, on which this runs.
-  with forms.use(platform=PLATFORMS[devices[0].platform]):
-    chosen = dict(forms.current())
+  with implementations.use(platform=PLATFORMS[devices[0].platform]):
+    chosen = dict(implementations.current())
     lowered = lower(config, mesh)
   seconds = time.perf_counter() - start
   figures = {

@@ -3,7 +3,7 @@
     python benchmarks/conv_forms.py
     python benchmarks/conv_forms.py --batch_size 16 --size 512 --dtype bfloat16
 
-Forms are those of `resnest_jax.models.forms`, layers those of ResNeSt-D8 and
+Forms are those of `resnest_jax.models.implementations`, layers those of ResNeSt-D8 and
 its heads. Beside the grouped convolution of the split attention stands the one
 of jax-resnet, which is `flax.linen.Conv` with `feature_group_count=2`. Forward,
 and forward with backward, by turns; medians, and how many times as long as the
@@ -37,7 +37,7 @@ from benchmarks.report import (
 from benchmarks.timing import add_flags, interleaved, medians
 from resnest_jax import runtime
 from resnest_jax.errors import run
-from resnest_jax.models import forms, normalization, pooling
+from resnest_jax.models import implementations, normalization, pooling
 from resnest_jax.models.convolution import convolve, depthwise
 from resnest_jax.models.pyramid import MergeConv, upsampled
 
@@ -218,8 +218,8 @@ def lowered(
       program = jax.jit(lambda *a, f=program: f(*a))
       ways[way][name] = program.lower(*arguments)
 
-  for form in forms.FORMS[layer.kind]:
-    with forms.use(platform, **{layer.kind: form}):
+  for form in implementations.FORMS[layer.kind]:
+    with implementations.use(platform, **{layer.kind: form}):
       add(form, layer.function)
   if layer.peer:
     add(PEER, layer.peer)
@@ -262,7 +262,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     milliseconds = timed(
       layer, flags.dtype, flags.rounds, flags.clock, 0 if flags.smoke else 0.05
     )
-    best = forms.chosen(layer.kind)
+    best = implementations.chosen(layer.kind)
     ratio = {
       way: {name: x / of_form[best] for name, x in of_form.items()}
       for way, of_form in milliseconds.items()
@@ -303,7 +303,10 @@ def main() -> None:
   parser.add_argument('--dtype', default='float32', choices=DTYPES)
   add_flags(parser, 7)
   parser.add_argument(
-    '--kinds', nargs='+', choices=forms.LAYERS, default=list(forms.LAYERS)
+    '--kinds',
+    nargs='+',
+    choices=implementations.LAYERS,
+    default=list(implementations.LAYERS),
   )
   add_smoke(parser)
   add_out(parser, 'JSON and picture')

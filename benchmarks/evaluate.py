@@ -38,20 +38,21 @@ from benchmarks.peer import open_peer
 from benchmarks.report import describe_machine, write_result
 from resnest_jax import runtime
 from resnest_jax.config import load_config
-from resnest_jax.data import device, mini
+from resnest_jax.data import preprocess
 from resnest_jax.data.datasets import DATASETS, PreparedSplit, open_split
+from resnest_jax.data.mini import ade20k_mini
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.data.prepare import prepare
 from resnest_jax.errors import run
-from resnest_jax.evaluation import inference
 from resnest_jax.evaluation.evaluate import evaluate
-from resnest_jax.evaluation.final_stage import count_confusion
+from resnest_jax.inference import steps
+from resnest_jax.inference.label_maps import count_confusion
 from resnest_jax.models.layers import resize
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
 
 
-def make_plain_step(model: Any, num_classes: int) -> inference.EvalStep:
+def make_plain_step(model: Any, num_classes: int) -> steps.EvalStep:
   """As `make_eval_step`, for images without padding.
 
   The network compiles for each size of its input, what follows for each size
@@ -61,7 +62,7 @@ def make_plain_step(model: Any, num_classes: int) -> inference.EvalStep:
   @jax.jit
   def plain_network(variables, image):
     size = jnp.array([image.shape[1:3]])
-    images = device.preprocess(image, size)
+    images = preprocess.preprocess(image, size)
     logits = model.apply(variables, images, train=False).logits
     return resize(logits, image.shape[1:3])
 
@@ -79,7 +80,7 @@ def make_plain_step(model: Any, num_classes: int) -> inference.EvalStep:
 
 
 def measure_way(
-  make_step: Callable[[], inference.EvalStep],
+  make_step: Callable[[], steps.EvalStep],
   variables: Any,
   split: PreparedSplit,
   config: Any,
@@ -121,7 +122,7 @@ def prepare_images(folder: Path, number: int) -> PreparedSplit:
   """Draws scenes, writes them as files, and as a prepared split."""
   archive = folder / 'ADEChallengeData2016.zip'
   with contextlib.redirect_stdout(sys.stderr):
-    mini.write_archive(archive, {'train': 1, 'validation': number}, 0)
+    ade20k_mini.write_archive(archive, {'train': 1, 'validation': number}, 0)
     prepare(DATASETS['ade20k_mini'], folder / 'data', archive)
   with zipfile.ZipFile(archive) as files:
     files.extractall(folder)
@@ -143,7 +144,7 @@ def compare(config: Any, folder: Path, flags: argparse.Namespace) -> dict:
   classes = config.model.num_classes
   ways = {
     bucketed: (
-      lambda: inference.make_eval_step(model, classes),
+      lambda: steps.make_eval_step(model, classes),
       *(flags.batch_size, config.eval.bucket),
     ),
     plain: (lambda: make_plain_step(model, classes), 1, 1),

@@ -30,7 +30,7 @@ from benchmarks.flags import DTYPES, SMOKE, add_out, add_smoke, positive
 from benchmarks.report import describe_machine, print_table, write_result
 from benchmarks.topologies import PLATFORMS, find_devices
 from resnest_jax.errors import run
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
@@ -53,8 +53,8 @@ def estimate(layer: Layer, device: Any, dtype: str) -> dict[str, Any]:
       'cycles': sum(cycles) if cycles else None,
       'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
     }
-  with forms.use(platform):
-    chosen = forms.chosen(layer.kind)
+  with implementations.use(platform):
+    chosen = implementations.chosen(layer.kind)
   return {
     'kind': layer.kind,
     'layer': layer.name,
@@ -96,7 +96,10 @@ def main() -> None:
   )
   parser.add_argument('--dtype', default='bfloat16', choices=DTYPES)
   parser.add_argument(
-    '--kinds', nargs='+', choices=forms.LAYERS, default=list(forms.LAYERS)
+    '--kinds',
+    nargs='+',
+    choices=implementations.LAYERS,
+    default=list(implementations.LAYERS),
   )
   add_smoke(parser)
   add_out(parser)

@@ -40,7 +40,7 @@ from resnest_jax import runtime
 from resnest_jax.errors import run
 from resnest_jax.export.folding import folded
 from resnest_jax.export.program import make_program
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import create_segmentor
 
@@ -142,7 +142,7 @@ def main() -> None:
     'size': size,
     'rounds': flags.rounds,
     'clock': flags.clock,
-    'forms': dict(forms.current()),
+    'forms': dict(implementations.current()),
     **measure(config, flags.batch_size, size, flags.rounds, flags.clock),
   }
   print_table(

@@ -30,10 +30,10 @@ from benchmarks.report import (
 )
 from benchmarks.timing import add_flags, interleaved, medians
 from resnest_jax import runtime
-from resnest_jax.data.labels import IGNORE
 from resnest_jax.errors import run
+from resnest_jax.labels import IGNORE
+from resnest_jax.losses.pixels import segmentation_loss
 from resnest_jax.models.layers import resize
-from resnest_jax.training.losses import segmentation_loss
 
 STRIDE = 8  # Of the logits.
 

@@ -32,9 +32,9 @@ from benchmarks.flags import add_out, natural, positive
 from benchmarks.peer import open_peer
 from benchmarks.report import count_cores, describe_machine, write_result
 from resnest_jax.config import load_config
-from resnest_jax.data import cityscapes, mini, mini_cityscapes, transforms
+from resnest_jax.data import cityscapes, transforms
 from resnest_jax.data.datasets import DATASETS, PreparedSplit, open_split
-from resnest_jax.data.labels import CITYSCAPES
+from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
 from resnest_jax.data.pipeline import (
   make_train_iterator,
   sample_key,
@@ -43,6 +43,7 @@ from resnest_jax.data.pipeline import (
 from resnest_jax.data.prepare import prepare, prepare_raw
 from resnest_jax.data.sampling import Shuffled
 from resnest_jax.errors import run
+from resnest_jax.labels import CITYSCAPES
 
 SEED = 0
 DATA = ('ade20k', 'cityscapes', 'cityscapes_raw')
@@ -80,7 +81,7 @@ def write_ade20k(folder: Path, count: int) -> Path:
   path = folder / 'ADEChallengeData2016.zip'
   counts = {'train': count, 'validation': 1}
   with zipfile.ZipFile(path, 'w') as archive:
-    archive.comment = mini.archive_comment(counts, SEED).encode()
+    archive.comment = ade20k_mini.archive_comment(counts, SEED).encode()
     lines = ''
     for split, stem, seeds in (
       ('training', 'ADE_train', range(count)),
@@ -93,13 +94,19 @@ def write_ade20k(folder: Path, count: int) -> Path:
         png = cv2.imencode('.png', label + 1)[1].tobytes()
         name = f'{stem}_{i:08d}'
         root = 'ADEChallengeData2016'
-        mini.add_entry(archive, f'{root}/images/{split}/{name}.jpg', jpeg)
-        mini.add_entry(archive, f'{root}/annotations/{split}/{name}.png', png)
+        ade20k_mini.add_entry(
+          archive, f'{root}/images/{split}/{name}.jpg', jpeg
+        )
+        ade20k_mini.add_entry(
+          archive, f'{root}/annotations/{split}/{name}.png', png
+        )
         lines += f'{name} misc\n'
         if split == 'training':
           (folder / f'{i:04d}.jpg').write_bytes(jpeg)
           (folder / f'{i:04d}.png').write_bytes(png)
-    mini.add_entry(archive, f'{root}/sceneCategories.txt', lines.encode())
+    ade20k_mini.add_entry(
+      archive, f'{root}/sceneCategories.txt', lines.encode()
+    )
   return path
 
 
@@ -107,7 +114,7 @@ def write_cityscapes(folder: Path, count: int) -> Path:
   """Files for the peer below `folder`, and both zips of a mini Cityscapes."""
   counts = {'train': count, 'validation': 1, 'test': 1}
   height, width = SIZES['cityscapes']
-  comment = mini_cityscapes.archive_comment(counts, SEED, (width, height))
+  comment = cityscapes_mini.archive_comment(counts, SEED, (width, height))
   ids = np.flatnonzero(CITYSCAPES.to_train_id < 19).astype(np.uint8)
   with (
     zipfile.ZipFile(folder / cityscapes.IMAGES, 'w') as images,
@@ -118,13 +125,13 @@ def write_cityscapes(folder: Path, count: int) -> Path:
       for i in range(number):
         image, label = make_sample(i, height, width, 19)
         mask = ids[label] if split != 'test' else np.zeros_like(label)
-        name = mini_cityscapes.sample_name(split, i, number)
+        name = cityscapes_mini.sample_name(split, i, number)
         where = f'{cityscapes.FOLDERS[split]}/{name.split("_")[0]}/{name}'
         png = cv2.imencode('.png', image)[1].tobytes()
-        mini.add_entry(
+        ade20k_mini.add_entry(
           images, f'leftImg8bit/{where}{cityscapes.IMAGE_SUFFIX}', png
         )
-        mini.add_entry(
+        ade20k_mini.add_entry(
           masks,
           f'gtFine/{where}{cityscapes.MASK_SUFFIX}',
           cv2.imencode('.png', mask)[1].tobytes(),

@@ -30,7 +30,7 @@ from benchmarks.report import describe_machine, device_name, write_result
 from resnest_jax import runtime, sharding
 from resnest_jax.checkpoints.state import create_state
 from resnest_jax.errors import UserError, run
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import scanned
@@ -198,7 +198,7 @@ def main() -> None:
     'batch_size': batch_size,
     'crop': crop,
     'devices': runtime.describe_devices(),
-    'forms': dict(forms.current()),
+    'forms': dict(implementations.current()),
     **figures,
     **describe_machine(),
   }

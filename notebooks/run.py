@@ -175,7 +175,7 @@ def shrink_picture(data: dict[str, Any]) -> None:
 
 def draw_pictures(folder: Path) -> None:
   """Scenes that no training has seen."""
-  from resnest_jax.data.scenes.scene import draw_scene
+  from resnest_jax.data.mini.scene import draw_scene
 
   folder.mkdir(parents=True, exist_ok=True)
   for i in range(3):

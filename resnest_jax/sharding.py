@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from resnest_jax.errors import UserError
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 
 
 def make_mesh(
@@ -162,7 +162,7 @@ def shared_rows(mesh: Mesh) -> Callable[[Callable], Callable]:
     def inside(*arguments):
       with (
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
-        forms.use(pooling='slices', wide='convolution'),
+        implementations.use(pooling='slices', wide='convolution'),
       ):
         return function(*arguments)
 

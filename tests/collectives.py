@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 from golden.reference import QUICK
 from jax.sharding import Mesh
-from resnest_jax.training.sharding import (
-  batch_sharding,
-  make_mesh,
-  replicated,
-)
+
+from resnest_jax.sharding import batch_sharding, make_mesh, replicated
 
 
 def mesh_of(devices: int) -> Mesh:

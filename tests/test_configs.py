@@ -20,7 +20,7 @@ from resnest_jax.config import (
 )
 from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS, KEYS
 from resnest_jax.errors import UserError
-from resnest_jax.training.objective import create_loss
+from resnest_jax.losses.objective import create_loss
 
 FOLDER = Path(__file__).parent.parent / 'configs'
 FILES = sorted(f for f in FOLDER.glob('*.py') if f.stem != 'common')

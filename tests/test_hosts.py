@@ -13,10 +13,10 @@ from hosts import finish, start, start_pair
 from small import MINI, small_flags
 
 from resnest_jax.checkpoints.store import load_checkpoint
+from resnest_jax.distributed.failures import is_of_a_collective
+from resnest_jax.distributed.join import add_flags, joined
+from resnest_jax.distributed.messages import any_host, is_first, wait_for_all
 from resnest_jax.errors import UserError
-from resnest_jax.host_join import add_flags, joined
-from resnest_jax.host_watch import is_of_a_collective
-from resnest_jax.hosts import any_host, is_first, wait_for_all
 
 STEPS = 8
 

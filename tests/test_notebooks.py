@@ -21,7 +21,7 @@ from small import small_flags
 
 from notebooks import install, run
 from resnest_jax import from_checkpoint
-from resnest_jax.data.classes import read_classes
+from resnest_jax.data.own.classes import read_classes
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = {

@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 from golden import reference
 from numpy.testing import assert_allclose, assert_equal
-from resnest_jax.training.checkpoints import load_checkpoint
 from small import RUN, small_flags
 
 from resnest_jax.checkpoints.store import load_checkpoint
 from resnest_jax.config import load_config
-from resnest_jax.data.classes import read_classes
 from resnest_jax.data.datasets import open_data
+from resnest_jax.data.own.classes import read_classes
 from resnest_jax.errors import UserError
 from resnest_jax.models.segmentor import create_backbone
 from resnest_jax.weights import pretrained

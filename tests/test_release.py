@@ -21,7 +21,7 @@ from packaging.metadata import Metadata
 
 import resnest_jax
 from resnest_jax.__main__ import COMMANDS
-from resnest_jax.data.labels import ADE20K
+from resnest_jax.labels import ADE20K
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']

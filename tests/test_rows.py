@@ -9,7 +9,7 @@ from lengths import others_long
 from small import RUN
 
 from resnest_jax.config import load_config
-from resnest_jax.data.labels import ADE20K, CITYSCAPES
+from resnest_jax.labels import ADE20K, CITYSCAPES
 from resnest_jax.training.loop import train
 
 FOLDER = Path(__file__).parent.parent / 'configs'

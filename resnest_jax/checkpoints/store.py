@@ -19,7 +19,6 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from resnest_jax import hosts
 from resnest_jax.checkpoints.integrity import read_about, read_items
 from resnest_jax.checkpoints.manager import (
   Checkpoints,
@@ -30,8 +29,9 @@ from resnest_jax.checkpoints.manager import (
 )
 from resnest_jax.checkpoints.state import Run, TrainState, unlogged_scalars
 from resnest_jax.config import config_to_json
-from resnest_jax.data.labels import LabelSet
+from resnest_jax.distributed import messages
 from resnest_jax.errors import DamagedCheckpoint, UserError
+from resnest_jax.labels import LabelSet
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
 
@@ -157,7 +157,7 @@ def save_interrupted(
 
 def drop_superseded(workdir: Path, number: int = 1) -> None:
   """Removes an interrupted state if `number` checkpoints are as new as it."""
-  if not hosts.is_first():
+  if not messages.is_first():
     return
   folder = interrupted_dir(workdir)
   regular = steps_in(checkpoint_dir(workdir))
@@ -197,9 +197,9 @@ def restore_newest(
       f'{damaged[0][1].why}. To begin anew, choose another --workdir.'
     )
   # All hosts have read before the first one moves anything.
-  hosts.wait_for_all('restored')
-  with hosts.first_goes_ahead('damaged checkpoints'):
-    for path, error in damaged if hosts.is_first() else ():
+  messages.wait_for_all('restored')
+  with messages.first_goes_ahead('damaged checkpoints'):
+    for path, error in damaged if messages.is_first() else ():
       aside = _move_aside(path, workdir / DAMAGED)
       print(f'{error.why}. Moved to {aside}', flush=True)
   manager.reload()

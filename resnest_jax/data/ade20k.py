@@ -28,8 +28,8 @@ import tensorflow_datasets as tfds
 from resnest_jax.data import archives
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair
 from resnest_jax.data.images import read_index_mask
-from resnest_jax.data.labels import ADE20K
 from resnest_jax.errors import UserError
+from resnest_jax.labels import ADE20K
 
 ROOT = 'ADEChallengeData2016'
 FOLDERS = {'train': 'training', 'validation': 'validation'}

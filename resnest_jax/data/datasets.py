@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from resnest_jax.config import fit_num_classes
 from resnest_jax.data import ade20k, cityscapes, pixels, tfds_cityscapes
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
-from resnest_jax.data.folder import FolderSplit, make_folder_split
 from resnest_jax.data.images import decode_image
-from resnest_jax.data.labels import ADE20K, CITYSCAPES, LabelSet
+from resnest_jax.data.own.folder import FolderSplit, make_folder_split
 from resnest_jax.errors import UnreadableSample, UserError
+from resnest_jax.labels import ADE20K, CITYSCAPES, LabelSet
 
 
 @dataclasses.dataclass(frozen=True)

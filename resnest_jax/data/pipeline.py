@@ -40,11 +40,11 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnest_jax import hosts, sharding
+from resnest_jax import sharding
 from resnest_jax.data import resize, transforms
-from resnest_jax.data.batches import Batch, BatchIterator
-from resnest_jax.data.labels import IGNORE
-from resnest_jax.data.records import (
+from resnest_jax.data.batches import (
+  Batch,
+  BatchIterator,
   CheckedSplit,
   Split,
   Unreadable,
@@ -56,7 +56,9 @@ from resnest_jax.data.sampling import (
   open_sampler,
   sampler_seed,
 )
+from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
+from resnest_jax.labels import IGNORE
 from resnest_jax.threads import thread_count
 
 
@@ -273,7 +275,7 @@ def training_batches(
   """
   host, num_hosts = sharding.host_share(mesh)
   # The first host counts, the others find the file.
-  with hosts.first_goes_ahead('sampler'):
+  with messages.first_goes_ahead('sampler'):
     sampler, shares = open_sampler(config.data, split, config.seed, cache)
   if shares:
     rich.print(shares)

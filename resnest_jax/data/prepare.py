@@ -33,7 +33,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from resnest_jax import errors
-from resnest_jax.data import mini, mini_cityscapes, palette2id, pixels
+from resnest_jax.data import pixels
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
 from resnest_jax.data.datasets import (
   DATASETS,
@@ -44,9 +44,11 @@ from resnest_jax.data.datasets import (
   open_split,
   prepare_command,
 )
-from resnest_jax.data.progress import progress_bar
+from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
+from resnest_jax.data.own import palette2id
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal
+from resnest_jax.progress import progress_bar
 from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
 
@@ -115,13 +117,14 @@ def _parse_arguments() -> argparse.Namespace:
     action='store_true',
     help='also store the decoded pixels of Cityscapes (25 GB)',
   )
-  mini.add_arguments(
+  ade20k_mini.add_arguments(
     parser,
     '{} {}; Cityscapes: {} {}'.format(
-      *mini.DEFAULT_COUNTS.values(), *mini_cityscapes.DEFAULT_COUNTS.values()
+      *ade20k_mini.DEFAULT_COUNTS.values(),
+      *cityscapes_mini.DEFAULT_COUNTS.values(),
     ),
   )
-  mini_cityscapes.add_size_argument(parser)
+  cityscapes_mini.add_size_argument(parser)
   return parser.parse_args()
 
 
@@ -157,29 +160,29 @@ def archive_from_arguments(args: argparse.Namespace) -> Path | None:
 
 def prepare_ade20k_mini(args: argparse.Namespace) -> ArchiveBuilder:
   """Generates the mini ADE20K of --images and --seed and prepares it."""
-  counts = mini.counts_from_arguments(args)
+  counts = ade20k_mini.counts_from_arguments(args)
   name = f'ade20k_mini_{"_".join(map(str, counts.values()))}_seed{args.seed}'
   return _prepare_generated(
     DATASETS['ade20k_mini'],
     args.data_dir,
     f'{name}.zip',
-    mini.archive_comment(counts, args.seed),
-    lambda path: mini.write_archive(path, counts, args.seed),
+    ade20k_mini.archive_comment(counts, args.seed),
+    lambda path: ade20k_mini.write_archive(path, counts, args.seed),
   )
 
 
 def prepare_cityscapes_mini(args: argparse.Namespace) -> ArchiveBuilder:
   """Generates the mini Cityscapes of --images, --seed and --size."""
-  counts = mini_cityscapes.counts_from_arguments(args)
-  size = mini_cityscapes.size_from_arguments(args)
+  counts = cityscapes_mini.counts_from_arguments(args)
+  size = cityscapes_mini.size_from_arguments(args)
   numbers = '_'.join(map(str, (*counts.values(), *size)))
   what = counts, args.seed, size
   return _prepare_generated(
     DATASETS['cityscapes_mini'],
     args.data_dir,
     f'cityscapes_mini_{numbers}_seed{args.seed}',
-    mini_cityscapes.archive_comment(*what),
-    lambda folder: mini_cityscapes.write_archives(folder, *what),
+    cityscapes_mini.archive_comment(*what),
+    lambda folder: cityscapes_mini.write_archives(folder, *what),
   )
 
 

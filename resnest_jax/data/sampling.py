@@ -23,10 +23,10 @@ import rich.table
 from grain.experimental import index_shuffle
 
 from resnest_jax.config_keys import SAMPLINGS
-from resnest_jax.data.progress import progress_bar
 from resnest_jax.data.statistics import count_pixels
 from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
+from resnest_jax.progress import progress_bar
 
 # From a position to a sample.
 Sampler = Callable[[int], int]

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from resnest_jax.data.labels import IGNORE
 from resnest_jax.errors import UnreadableSample
+from resnest_jax.labels import IGNORE
 from resnest_jax.threads import map_in_threads
 
 

@@ -11,7 +11,7 @@ What deviates is where the random numbers come from: `draw_augmentation` makes
 all of one sample's numbers before the sample is looked at, so that a sample's
 augmentation depends on nothing but its random generator. The photometric
 distortion is only drawn here; the accelerator applies it
-(`resnest_jax.data.device`).
+(`resnest_jax.data.preprocess`).
 
 Images are uint8 (H, W, 3) RGB, labels uint8 (H, W) of train ids with 255 for
 ignored pixels. Sizes are (height, width) in pixels.
@@ -22,7 +22,6 @@ import dataclasses
 import cv2
 import numpy as np
 
-from resnest_jax.data.labels import IGNORE
 from resnest_jax.data.resize import (
   Window,
   resize_image_window,
@@ -30,6 +29,7 @@ from resnest_jax.data.resize import (
   resized_size,
 )
 from resnest_jax.errors import UserError
+from resnest_jax.labels import IGNORE
 
 # The first crop and ten more when the one before it is refused.
 CROP_TRIES = 11

@@ -21,10 +21,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import cv2
 import numpy as np
 
-from resnest_jax import hosts
-from resnest_jax.data.labels import IGNORE
+from resnest_jax.distributed import messages
 from resnest_jax.evaluation.evaluate import ImageResult
 from resnest_jax.evaluation.metrics import nanmean, ratio
+from resnest_jax.labels import IGNORE
 from resnest_jax.threads import thread_count
 
 DILATION_RATIO = 0.02  # Of the image's diagonal (the paper's).
@@ -149,7 +149,7 @@ class BoundaryIoU:
 
   def gather(self) -> None:
     """Adds up the counts of all hosts."""
-    self.counts = sum(hosts.gather(self.total))
+    self.counts = sum(messages.gather(self.total))
 
   def scores(self) -> BoundaryScores:
     """The scores of all images that were added."""

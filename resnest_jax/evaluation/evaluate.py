@@ -13,16 +13,17 @@ import numpy as np
 import rich.progress
 from ml_collections import ConfigDict
 
-from resnest_jax import hosts, sharding
+from resnest_jax import drawing, sharding
 from resnest_jax.data.batches import BatchIterator
-from resnest_jax.data.labels import IGNORE
 from resnest_jax.data.pipeline import make_eval_iterator
+from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, enough_memory
-from resnest_jax.evaluation import metrics, visualize
-from resnest_jax.evaluation.inference import Batch, EvalStep, make_eval_step
-from resnest_jax.evaluation.progress import compile_notice, evaluation_progress
-from resnest_jax.evaluation.protocols import Protocol
+from resnest_jax.evaluation import metrics
+from resnest_jax.inference.protocols import Protocol
+from resnest_jax.inference.steps import Batch, EvalStep, make_eval_step
+from resnest_jax.labels import IGNORE
 from resnest_jax.models.layers import at_least_float32
+from resnest_jax.progress import compile_notice, evaluation_progress
 
 # Out of memory: what an evaluation can do about it.
 SMALLER = (
@@ -96,7 +97,7 @@ class Evaluator:
     self.batch_size = sharding.divisible_batch_size(
       config.eval.batch_size, self._mesh
     )
-    self._kept = visualize.spread(len(split), keep)
+    self._kept = drawing.spread(len(split), keep)
     self._notice: Callable[[int, int], None] = lambda height, width: None
     self._step = make_eval_step(
       model,
@@ -143,7 +144,7 @@ class Evaluator:
     with (
       waiting(batches),
       contextlib.closing(batches),
-      evaluation_progress() as progress,
+      evaluation_progress(quiet=not messages.is_first()) as progress,
       enough_memory(SMALLER),
     ):
       self._notice = compile_notice(progress)
@@ -159,7 +160,7 @@ class Evaluator:
       )
     for watcher in self._watchers:
       watcher.gather()
-    everywhere = hosts.gather(lambda: predictions)
+    everywhere = messages.gather(lambda: predictions)
     return dataclasses.replace(
       evaluation, predictions=dict(collections.ChainMap(*everywhere))
     )
@@ -239,7 +240,7 @@ def evaluate(
     RuntimeError: `batches` had an image twice, or not at all.
   """
   started = time.perf_counter()
-  total = len(hosts.share(num_images))
+  total = len(messages.share(num_images))
   task = progress and progress.add_task('evaluate', total=total)
 
   def count_mine():
@@ -257,7 +258,7 @@ def evaluate(
         progress.advance(task)
     return confusion, counted
 
-  parts = hosts.gather(count_mine)
+  parts = messages.gather(count_mine)
   confusion = sum(part for part, _ in parts)
   seen = {}
   for index, name, counts in itertools.chain(

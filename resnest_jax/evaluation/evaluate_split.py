@@ -18,20 +18,21 @@ import rich.console
 import rich.table
 from ml_collections import ConfigDict
 
-from resnest_jax import hosts, runtime
+from resnest_jax import drawing, runtime
 from resnest_jax.checkpoints.store import check_classes, checkpoint_dir
 from resnest_jax.config import fit_num_classes, flatten
 from resnest_jax.data.datasets import open_data
+from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import metrics, visualize
+from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.bootstrap import Interval, miou_interval
 from resnest_jax.evaluation.boundary import BoundaryIoU, BoundaryScores
 from resnest_jax.evaluation.evaluate import Evaluation, Evaluator
-from resnest_jax.evaluation.extremes import Extremes
-from resnest_jax.evaluation.protocols import make_protocol
+from resnest_jax.evaluation.ranked_images import Extremes
 from resnest_jax.evaluation.report import images as report_images
 from resnest_jax.evaluation.report import page
 from resnest_jax.files import write_json
+from resnest_jax.inference.protocols import make_protocol
 from resnest_jax.text import listed, percent
 from resnest_jax.weights.infer import title_of
 from resnest_jax.weights.pretrained import load_segmentor
@@ -64,7 +65,7 @@ def evaluate_split(
     UserError: data or weights cannot be used, or `out` holds something else.
   """
   # The data, the network and the weights. Nothing is written yet.
-  console = rich.console.Console(quiet=not hosts.is_first())
+  console = rich.console.Console(quiet=not messages.is_first())
   split_name = split_name or config.data.eval_split
   split = open_data(config.data, split_name)
   fit_num_classes(config, len(split.labels.classes))
@@ -82,8 +83,8 @@ def evaluate_split(
     named = '' if protocol.name == 'whole' else f'-{protocol.name}'
     out = workdir / 'eval' / f'{found["step"]}-{split_name}{named}'
   # Before hours of work: `out` may hold something else.
-  replaced = hosts.gather(
-    lambda: hosts.is_first() and previous_pictures(out, result)
+  replaced = messages.gather(
+    lambda: messages.is_first() and previous_pictures(out, result)
   )[0]
 
   # Every image once.
@@ -104,7 +105,7 @@ def evaluate_split(
     outlines = boundary.scores() if boundary else None
 
   # The results, on the console and in files.
-  if not hosts.is_first():
+  if not messages.is_first():
     return
   interval = miou_interval(evaluation.image_counts)
   print_table(console, evaluation, interval, outlines, split.labels.classes)
@@ -363,16 +364,12 @@ def draw(out: Path, split: Any, predictions: Mapping[int, np.ndarray]) -> None:
     predictions: index in the split -> uint8 (H, W) classes.
   """
   sheet = []
-  for sample, prediction, panel in visualize.panels(split, predictions):
-    picture = visualize.overlay(
-      sample['image'], prediction, split.labels.palette
-    )
+  for sample, prediction, panel in drawing.panels(split, predictions):
+    picture = drawing.overlay(sample['image'], prediction, split.labels.palette)
     factor = max(400 // max(picture.shape), 1)  # Small ones are hard to see.
     picture = picture.repeat(factor, 0).repeat(factor, 1)
     path = out / 'overlays' / f'{sample["name"]}.png'
     path.parent.mkdir(parents=True, exist_ok=True)
-    visualize.write_image(path, picture)
+    drawing.write_image(path, picture)
     sheet.append(panel)
-  visualize.write_image(
-    out / 'contact_sheet.png', visualize.contact_sheet(sheet)
-  )
+  drawing.write_image(out / 'contact_sheet.png', drawing.contact_sheet(sheet))

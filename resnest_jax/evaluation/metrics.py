@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resnest_jax.data.labels import IGNORE
+from resnest_jax.labels import IGNORE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from resnest_jax.data.labels import LabelSet
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation.predictor import Prediction, Predictor
-from resnest_jax.evaluation.protocols import Protocol
 from resnest_jax.export.pictures import fit
+from resnest_jax.inference.predictor import Prediction, Predictor
+from resnest_jax.inference.protocols import Protocol
+from resnest_jax.labels import LabelSet
 from resnest_jax.text import listed
 
 # The share of pixels that must have the checkpoint's class.

@@ -8,11 +8,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from resnest_jax.data.classes import label_set
-from resnest_jax.data.labels import IGNORE, LabelSet
+from resnest_jax.data.own.classes import label_set
 from resnest_jax.errors import UserError, writing
-from resnest_jax.evaluation.predictor import CROP_SIZES, IMAGE_SCALES
-from resnest_jax.evaluation.protocols import Protocol
 from resnest_jax.export.card import Export, model_card
 from resnest_jax.export.checks import (
   INSTALL_JAX2ONNX,
@@ -23,7 +20,10 @@ from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.export.program import make_program
 from resnest_jax.export.promise import written_now
 from resnest_jax.files import check_new, whole_folder, write_json
-from resnest_jax.models import forms
+from resnest_jax.inference.predictor import CROP_SIZES, IMAGE_SCALES
+from resnest_jax.inference.protocols import Protocol
+from resnest_jax.labels import IGNORE, LabelSet
+from resnest_jax.models import implementations
 from resnest_jax.text import plural
 from resnest_jax.weights.files import (
   ABOUT,
@@ -233,7 +233,7 @@ def write_program(
   program = make_program(*net[:2], size, probabilities=probabilities)
   written = None
   # Whatever runs it knows convolutions, and which of its ways suits them.
-  with forms.use(wide='convolution'):
+  with implementations.use(wide='convolution'):
     # Each needs packages that the others do not.
     if name == 'stablehlo':
       from resnest_jax.export import stablehlo

@@ -6,11 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from resnest_jax.data.scenes.scene import draw_scene
+from resnest_jax import drawing
+from resnest_jax.data.mini.scene import draw_scene
+from resnest_jax.data.pictures import read_picture
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import visualize
-from resnest_jax.evaluation.inputs import read_picture
-from resnest_jax.evaluation.sources import find_sources
+from resnest_jax.prediction.sources import find_sources
 
 # At most so many of those given are looked at, spread evenly.
 NUMBER = 20
@@ -33,7 +33,7 @@ def gather_pictures(given: Sequence[str | Path]) -> list[np.ndarray]:
       f'there is no picture in {", ".join(map(str, given))}, only videos; '
       'give pictures to compare the exports on, or leave --pictures out.'
     )
-  places = visualize.spread(len(paths), NUMBER)
+  places = drawing.spread(len(paths), NUMBER)
   return [read_picture(paths[place]) for place in places]
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnest_jax.data.device import preprocess
+from resnest_jax.data.preprocess import preprocess
 from resnest_jax.models.layers import apply_matrices, resize_matrix
 
 # Upper bound of the scores of one picture that exist at a time, where only

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 from resnest_jax.models.initial import kernel_std
 from resnest_jax.models.layers import Array, at_least_float32, param_dtype
 from resnest_jax.models.winograd import convolve_3x3
@@ -50,7 +50,7 @@ def convolve(
     concatenates.
   """
   kernel = _within_reach(kernel, dilation, x.shape[1:3])
-  form = forms.chosen('grouped') if groups > 1 else 'split'
+  form = implementations.chosen('grouped') if groups > 1 else 'split'
   if form == 'grouped':
     y = _convolution(x, kernel, stride, dilation, groups)
     return tuple(jnp.split(y, parts, -1))
@@ -85,14 +85,14 @@ def _within_reach(
 
 def _dense(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
   """A convolution of one group."""
-  if forms.chosen('wide') == 'winograd' and _is_wide(
+  if implementations.chosen('wide') == 'winograd' and _is_wide(
     x, kernel, stride, dilation
   ):
     return convolve_3x3(x, kernel)
   products = (
     stride == 1
     and kernel.shape[-1] >= ENOUGH_OUTPUTS
-    and forms.chosen('kernel_gradient') == 'products'
+    and implementations.chosen('kernel_gradient') == 'products'
   )
   if products:
     return _with_products(x, kernel, dilation)
@@ -114,11 +114,11 @@ def _with_given_gradient(
 ) -> Array:
   """A convolution of one group that is differentiated as it is written."""
   if kernel.shape[:2] == (1, 1) and stride == 1:
-    if forms.chosen('pointwise') == 'dot':
+    if implementations.chosen('pointwise') == 'dot':
       return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
   elif dilation > 1 and stride == 1:
     divides = not any(length % dilation for length in x.shape[1:3])
-    if divides and forms.chosen('dilated') == 'space_to_batch':
+    if divides and implementations.chosen('dilated') == 'space_to_batch':
       return _on_every_dth(
         lambda x: _convolution(x, kernel, 1, 1, 1), x, dilation
       )
@@ -271,7 +271,7 @@ def depthwise(x: Array, kernel: Array, dilation: int = 1) -> Array:
     float32.
   """
   kernel = _within_reach(kernel, dilation, x.shape[1:3])
-  if forms.chosen('depthwise') == 'convolution':
+  if implementations.chosen('depthwise') == 'convolution':
     return _convolution(x, kernel.astype(x.dtype), 1, dilation, x.shape[-1])
   total = jnp.zeros(x.shape, at_least_float32(x.dtype))
   for tap, window in _windows(x, *kernel.shape[:2], dilation):

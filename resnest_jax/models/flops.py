@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 
 
 def count_flops(function: Callable, *arguments: Any) -> int:
@@ -20,7 +20,7 @@ def count_flops(function: Callable, *arguments: Any) -> int:
     function: takes `arguments`; its other inputs are constants.
     *arguments: arrays or `jax.ShapeDtypeStruct`s.
   """
-  with forms.use(wide='convolution'):
+  with implementations.use(wide='convolution'):
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 

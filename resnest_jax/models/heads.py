@@ -60,7 +60,7 @@ class ChannelDropout(nn.Module):
     return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
 
 
-class Classifier(nn.Module):
+class ClassLogits(nn.Module):
   """Dropout of whole channels, then a 1x1 convolution to the classes."""
 
   num_classes: int
@@ -116,7 +116,7 @@ class FCNHead(nn.Module):
     if self.concat_input:
       y = jnp.concatenate([x, y], -1)
       y = ConvBN(self.channels, name='conv_cat', **conv)(y, size)
-    return Classifier(
+    return ClassLogits(
       self.num_classes, self.dropout, train, self.dtype, name='classifier'
     )(y)
 
@@ -153,7 +153,7 @@ class PSPHead(nn.Module):
       pooled = ConvBN(self.channels, name=f'pyramid_{index}', **common)(pooled)
       levels.append(upsampled(pooled, canvas, size))
     y = MergeConvBN(self.channels, name='bottleneck', **common)(levels, size)
-    return Classifier(
+    return ClassLogits(
       self.num_classes, self.dropout, train, self.dtype, name='classifier'
     )(y)
 
@@ -220,7 +220,7 @@ class DeepLabV3Head(nn.Module):
     y = ASPP(self.channels, dtype=self.dtype, name='pyramid')(
       features[3], train=train and not self.frozen_bn, size=sizes[3]
     )
-    return Classifier(
+    return ClassLogits(
       self.num_classes, self.dropout, train, self.dtype, name='classifier'
     )(y)
 
@@ -263,6 +263,6 @@ class DeepLabV3PlusHead(nn.Module):
     for index in range(2):
       refine = SeparableConvBN(self.channels, name=f'refine_{index}', **common)
       y = refine(y, sizes[0])
-    return Classifier(
+    return ClassLogits(
       self.num_classes, self.dropout, train, self.dtype, name='classifier'
     )(y)

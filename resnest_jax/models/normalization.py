@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 from resnest_jax.models.convolution import Conv, DepthwiseConv
 from resnest_jax.models.initial import norm_scale
 from resnest_jax.models.layers import (
@@ -66,7 +66,7 @@ def normalize(
     The normalised array, and mean and biased variance per channel (no gradient
     is to be taken of these two).
   """
-  if forms.chosen('norm') == 'custom_vjp':
+  if implementations.chosen('norm') == 'custom_vjp':
     return _normalize_keeping_input(x, scale, bias, epsilon, relu)
   return _normalize_forward(x, scale, bias, epsilon, relu)[0]
 

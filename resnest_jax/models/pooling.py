@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 from resnest_jax.models.layers import Array, Size, strided, zero_outside
 
 
@@ -18,7 +18,7 @@ def _window(x: Array, axis: int, kernel: int, stride: int, length: int):
 
 def _pool(x: Array, fold, kernel: int, stride: int, padding) -> Array:
   """Separable pooling over zero-padded rows, then columns."""
-  if forms.chosen('pooling') == 'reduce_window':
+  if implementations.chosen('pooling') == 'reduce_window':
     return _reduce_window(x, fold, kernel, stride, padding)
   for axis in (1, 2):
     pad = [(0, 0)] * 4

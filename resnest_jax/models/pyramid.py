@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 from resnest_jax.models.convolution import convolve
 from resnest_jax.models.initial import kernel_std
 from resnest_jax.models.layers import (
@@ -153,7 +153,7 @@ class MergeConv(nn.Module):
       param_dtype(self.dtype),
     )
     kernel = kernel.astype(self.dtype)
-    if forms.chosen('pyramid') == 'concatenated':
+    if implementations.chosen('pyramid') == 'concatenated':
       maps = [
         apply_matrices(*x) if is_coarse else x
         for x, is_coarse in zip(inputs, coarse, strict=True)

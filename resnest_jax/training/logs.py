@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnest_jax import hosts, runtime
+from resnest_jax import drawing, runtime
 from resnest_jax.checkpoints.state import Run, unlogged_scalars
 from resnest_jax.config import config_to_json
+from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, writing
-from resnest_jax.evaluation import visualize
 from resnest_jax.evaluation.evaluate import Evaluation
 from resnest_jax.text import duration
 from resnest_jax.training.optimizer import create_schedule
@@ -48,7 +48,7 @@ class Report(contextlib.AbstractContextManager):
     self._total_steps = config.train.total_steps
     self._schedule = create_schedule(config.optimizer, self._total_steps)
     self._eval_split = config.data.eval_split
-    first = hosts.is_first()
+    first = messages.is_first()
     wandb = (
       start_wandb(workdir, config) if config.train.wandb and first else None
     )
@@ -101,10 +101,10 @@ class Report(contextlib.AbstractContextManager):
 
   def evaluation(self, run: Run, evaluation: Evaluation, split: Any) -> None:
     """Logs scores, and pictures of the predictions that were kept."""
-    if not hosts.is_first():
+    if not messages.is_first():
       return
     scores = evaluation.scores
-    for sample, _, panel in visualize.panels(split, evaluation.predictions):
+    for sample, _, panel in drawing.panels(split, evaluation.predictions):
       name = f'{self._eval_split}/{sample["name"]}'
       self._log.write_picture(run.step, name, panel)
     print(

@@ -11,19 +11,19 @@ import jax
 import rich
 from ml_collections import ConfigDict
 
-from resnest_jax import host_watch, hosts, runtime, sharding
+from resnest_jax import drawing, runtime, sharding
 from resnest_jax.checkpoints.state import Run, abstract_state, create_state
 from resnest_jax.checkpoints.store import Store, has_checkpoint
 from resnest_jax.data.batches import Batch, BatchIterator
 from resnest_jax.data.datasets import Splits, open_splits
-from resnest_jax.data.doctor import check_before_training
+from resnest_jax.data.doctor.examine import check_before_training
 from resnest_jax.data.pipeline import training_batches
+from resnest_jax.distributed import failures, messages
 from resnest_jax.errors import enough_memory, writing
-from resnest_jax.evaluation import visualize
 from resnest_jax.evaluation.evaluate import Evaluator
+from resnest_jax.training.gradients import describe
 from resnest_jax.training.logs import Report
 from resnest_jax.training.optimizer import group_table
-from resnest_jax.training.plans import describe
 from resnest_jax.training.step import compile_step, create_training
 from resnest_jax.training.stopping import Stopper
 from resnest_jax.training.workdir import CLASS_COUNTS, claim_workdir
@@ -61,7 +61,7 @@ def train(
   # A host that fails leaves before the exits of the stack wait for the others.
   with (
     contextlib.ExitStack() as at_exit,
-    host_watch.leaving(),
+    failures.leaving(),
     enough_memory(SMALLER),
   ):
     # What is trained, and on what. Nothing is written yet: mistakes are cheap.
@@ -76,12 +76,12 @@ def train(
     variables, notes = start_variables(model, config) if fresh else (None, [])
 
     # From here on the workdir is ours.
-    with hosts.first_goes_ahead('workdir'):
+    with messages.first_goes_ahead('workdir'):
       at_exit.enter_context(claim_workdir(workdir, config))
     announce(config, workdir, splits, describe(plan, config.train.batch_size))
     store = at_exit.enter_context(Store(workdir, config, splits.train.labels))
     if fresh:
-      if hosts.is_first():
+      if messages.is_first():
         check_before_training(config, splits, workdir)
       run = Run(create_state(model, optimizer, variables, mesh, ema=ema))
       del variables  # They are on the devices now.
@@ -202,8 +202,8 @@ def draw_curves(workdir: Path, title: str, again: bool = True) -> None:
     again: also where there is a picture.
   """
   path, temporary = workdir / CURVES, workdir / f'.{CURVES}'
-  if not hosts.is_first() or (path.exists() and not again):
+  if not messages.is_first() or (path.exists() and not again):
     return
   with writing(path):
-    visualize.plot_curves(workdir / 'log.jsonl', temporary, title)
+    drawing.plot_curves(workdir / 'log.jsonl', temporary, title)
     temporary.replace(path)

@@ -11,8 +11,9 @@ import optax
 from jax.sharding import Mesh
 
 from resnest_jax.checkpoints.state import TrainState
-from resnest_jax.data.device import preprocess
-from resnest_jax.models import forms
+from resnest_jax.data.preprocess import preprocess
+from resnest_jax.losses.objective import Loss, create_loss
+from resnest_jax.models import implementations
 from resnest_jax.models.layers import Array
 from resnest_jax.models.remat import STAGES, parse
 from resnest_jax.models.segmentor import (
@@ -23,9 +24,8 @@ from resnest_jax.models.segmentor import (
 )
 from resnest_jax.sharding import batch_shardings, replicated, shared_rows
 from resnest_jax.training.freezing import train_the_rest
-from resnest_jax.training.objective import Loss, create_loss
+from resnest_jax.training.gradients import WHOLE, Plan, create_plan
 from resnest_jax.training.optimizer import create_optimizer
-from resnest_jax.training.plans import WHOLE, Plan, create_plan
 
 # Values of a gradient that has a sum of its own; smaller ones are copied next
 # to each other, up to about as many.
@@ -240,7 +240,7 @@ def create_training(
   model = create_segmentor(config['model'])
   plan = create_plan(config, mesh.shape['data'])
   alone = STAGES in parse(train['remat'])
-  if forms.chosen('blocks') == 'scanned' and not alone:
+  if implementations.chosen('blocks') == 'scanned' and not alone:
     model = scanned(model)
   optimizer = train_the_rest(
     create_optimizer(config['optimizer'], train['total_steps']),

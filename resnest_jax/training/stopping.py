@@ -116,9 +116,9 @@ class Stopper:
     self._ending = True  # Leave it to this thread.
     said = save()
     if _is_distributed():
-      from resnest_jax import host_watch
+      from resnest_jax.distributed import failures
 
-      host_watch.part()
+      failures.part()
     leave(self._farewell(said), self._status())
 
   @contextlib.contextmanager

@@ -9,12 +9,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnest_jax import hosts, runtime
+from resnest_jax import runtime
 from resnest_jax.checkpoints import store
 from resnest_jax.config import config_to_json, differences, flatten
 from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS
+from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, writing
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 
 # Pixels of each class in each sample, where the sampling asks for them.
 CLASS_COUNTS = 'class_pixels.npy'
@@ -27,8 +28,8 @@ def same_on_all_hosts(config: ConfigDict) -> dict[str, Any]:
     for key, value in flatten(config).items()
     if key not in HOST_KEYS
   }
-  chosen = os.environ.get(forms.VARIABLE, '')
-  return flat | runtime.versions() | {forms.VARIABLE: chosen}
+  chosen = os.environ.get(implementations.VARIABLE, '')
+  return flat | runtime.versions() | {implementations.VARIABLE: chosen}
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
@@ -42,7 +43,7 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
     UserError: another process trains there, or the folder has checkpoints of
       another configuration, or files of something else, or is not shared.
   """
-  if not hosts.is_first():
+  if not messages.is_first():
     return _find_shared(workdir, config)
   with runtime.lock_folder(workdir, 'trains in') as lock:
     _write_config(workdir, config)

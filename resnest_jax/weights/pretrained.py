@@ -15,9 +15,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 import resnest_jax
-from resnest_jax import hosts
-from resnest_jax.data.classes import label_set
-from resnest_jax.data.device import MEAN, STD
+from resnest_jax.data.own.classes import label_set
+from resnest_jax.data.preprocess import MEAN, STD
+from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.weights.fetch import fetch
 from resnest_jax.weights.files import (
@@ -300,7 +300,7 @@ def _check_same_network(
       'its weights give wrong results. Add '
       f'--config.model.dilation_rule={about["dilation_rule"]}.'
     )
-  if trained['output_stride'] != stride and hosts.is_first():
+  if trained['output_stride'] != stride and messages.is_first():
     print(
       f'note: trained at output stride {trained["output_stride"]}, not '
       f'{stride}',

@@ -13,7 +13,7 @@ from benchmarks.ahead import Case, read_case
 from benchmarks.topologies import CHIPS, count_devices, split_name
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
 
@@ -155,16 +155,18 @@ def test_devices_send_each_other_gradients_and_statistics(compiled):
 def test_layers_have_the_forms_of_the_platform_that_is_compiled_for(compiled):
   _, entries = compiled
   assert entries[0]['forms']['kernel_gradient'] == 'products'
-  with forms.use(platform='gpu'):  # The devices decide, nothing else.
+  with implementations.use(platform='gpu'):  # The devices decide, nothing else.
     figures = compile_ahead.measure(read_case(entries[1]))
-  assert figures['forms'] == entries[1]['forms'] == forms.BEST['cpu']
+  assert figures['forms'] == entries[1]['forms'] == implementations.BEST['cpu']
   checked = 0
   for case, entry in zip(CASES, KEPT, strict=True):
     if (case.program, case.argument, case.topology) not in TABULATED:
       continue
     checked += 1
     chip = CHIPS[split_name(case.topology)[0]]
-    expected = dict(forms.BEST[compile_ahead.PLATFORMS[chip.platform]])
+    expected = dict(
+      implementations.BEST[compile_ahead.PLATFORMS[chip.platform]]
+    )
     if not case.row.endswith('deeplabv3plus'):
       # What no layer of a network has makes no difference.
       expected['depthwise'] = entry['forms']['depthwise']

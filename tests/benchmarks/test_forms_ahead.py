@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks import forms_ahead
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 
 RESULTS = Path(forms_ahead.__file__).parent / 'results'
 
@@ -18,8 +18,8 @@ def test_compiles_all_forms_for_a_named_device(measure):
   layers = result['layers']
   assert {layer['kind'] for layer in layers} == {'grouped', 'depthwise'}
   for layer in layers:
-    assert layer['chosen'] == forms.BEST['cpu'][layer['kind']]
-    assert set(layer['forms']) >= set(forms.FORMS[layer['kind']])
+    assert layer['chosen'] == implementations.BEST['cpu'][layer['kind']]
+    assert set(layer['forms']) >= set(implementations.FORMS[layer['kind']])
     # The CPU's compiler estimates nothing.
     assert {x['cycles'] for x in layer['forms'].values()} == {None}
   assert '* is chosen on cpu' in printed
@@ -36,9 +36,11 @@ def test_the_forms_for_tpus_have_the_fewest_cycles():
   cycles: dict[str, dict[str, int]] = {}
   for layer in result['layers']:
     of_kind = cycles.setdefault(layer['kind'], {})
-    for form in forms.FORMS[layer['kind']]:
+    for form in implementations.FORMS[layer['kind']]:
       found = layer['forms'][form]['cycles']
       of_kind[form] = of_kind.get(form, 0) + found
-  assert set(cycles) == set(forms.LAYERS)
+  assert set(cycles) == set(implementations.LAYERS)
   quickest = {kind: min(found, key=found.get) for kind, found in cycles.items()}
-  assert quickest == {kind: forms.BEST['tpu'][kind] for kind in forms.LAYERS}
+  assert quickest == {
+    kind: implementations.BEST['tpu'][kind] for kind in implementations.LAYERS
+  }

@@ -8,7 +8,7 @@ from small import MINI
 from benchmarks.long_run import compare
 from benchmarks.loss_memory import WAYS, temporary_bytes
 from resnest_jax.config import config_to_json, load_config
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 
 
 @pytest.mark.long
@@ -31,11 +31,11 @@ def test_against_torch_compares_the_same_network(measure):
 def test_conv_forms_measures_every_form_of_every_kind(measure):
   result, printed = measure('conv_forms', '--smoke')
   layers = result['layers']
-  assert {layer['kind'] for layer in layers} == set(forms.LAYERS)
+  assert {layer['kind'] for layer in layers} == set(implementations.LAYERS)
   for layer in layers:
-    expected = list(forms.FORMS[layer['kind']])
+    expected = list(implementations.FORMS[layer['kind']])
     expected += ['jax-resnet'] * (layer['kind'] == 'grouped')
-    assert layer['chosen'] == forms.chosen(layer['kind'])
+    assert layer['chosen'] == implementations.chosen(layer['kind'])
     for way, times in layer['milliseconds'].items():
       assert list(times) == expected
       for name, ratio in layer['ratio'][way].items():

@@ -21,9 +21,9 @@ from resnest_jax.data import cityscapes
 from resnest_jax.data.archives import ArchiveConfig
 from resnest_jax.data.cityscapes import IMAGES, MASKS, Cityscapes
 from resnest_jax.data.datasets import DATASETS, open_split
-from resnest_jax.data.labels import CITYSCAPES
 from resnest_jax.data.prepare import prepare
 from resnest_jax.errors import UserError
+from resnest_jax.labels import CITYSCAPES
 
 MINI = DATASETS['cityscapes_mini']
 # The class of each of the 34 label ids, copied by hand from labels.py of

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_equal
 
-from resnest_jax.data.classes import (
+from resnest_jax.data.own.classes import (
   distinct_colours,
   label_set,
   read_classes,
 )
-from resnest_jax.data.labels import ADE20K, CITYSCAPES
 from resnest_jax.errors import UserError
+from resnest_jax.labels import ADE20K, CITYSCAPES
 
 
 @pytest.fixture

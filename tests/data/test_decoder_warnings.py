@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from resnest_jax.data.checks.decoder_warnings import jpeg_warnings
+from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
 
 COMPLAINT = b'Corrupt JPEG data: 213 extraneous bytes before marker 0xd9\n'
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from resnest_jax.data import device, resize, transforms
+from resnest_jax.data import preprocess, resize, transforms
 from resnest_jax.sharding import batch_sharding, make_mesh
 
 IDENTITY = np.float32([[0, 1, 1, 0, 1]])
 
-distort = jax.jit(device.photometric_distortion)
+distort = jax.jit(preprocess.photometric_distortion)
 
 
 def natural_images(rng, count, height, width):
@@ -88,7 +88,7 @@ def test_contrast_first_and_last_differ_through_the_clipping():
 def test_preprocess_normalises_and_blanks_the_padding():
   images = np.full((2, 4, 5, 3), 130, np.uint8)
   size = np.int32([[4, 5], [2, 3]])
-  result = np.asarray(jax.jit(device.preprocess)(images, size))
+  result = np.asarray(jax.jit(preprocess.preprocess)(images, size))
   assert result.dtype == np.float32
   pixel = [6.325 / 58.395, 13.72 / 57.12, 26.47 / 57.375]
   assert_allclose(result[0], np.tile(pixel, (4, 5, 1)), rtol=1e-6)
@@ -100,7 +100,7 @@ def test_preprocess_normalises_and_blanks_the_padding():
 def test_preprocess_distorts_before_it_normalises():
   images = np.full((1, 1, 1, 3), 130, np.uint8)
   photometric = np.float32([[10, 1, 1, 0, 1]])
-  result = device.preprocess(images, np.int32([[1, 1]]), photometric)
+  result = preprocess.preprocess(images, np.int32([[1, 1]]), photometric)
   pixel = [16.325 / 58.395, 23.72 / 57.12, 36.47 / 57.375]
   assert_allclose(result[0, 0, 0], pixel, rtol=1e-6)
 
@@ -110,14 +110,14 @@ def test_preprocess_dtypes():
   images = rng.integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
   size = np.int32([[8, 8]])
   photometric = np.float32([[3.5, 1.25, 0.75, 7, 1]])
-  half = device.preprocess(images, size, photometric, dtype=jnp.bfloat16)
-  single = device.preprocess(images, size, photometric)
+  half = preprocess.preprocess(images, size, photometric, dtype=jnp.bfloat16)
+  single = preprocess.preprocess(images, size, photometric)
   with jax.enable_x64(True):
-    double = device.preprocess(images, size, dtype=jnp.float64)
+    double = preprocess.preprocess(images, size, dtype=jnp.float64)
     assert double.dtype == jnp.float64
-    expected = (images - np.array(device.MEAN)) / np.array(device.STD)
+    expected = (images - np.array(preprocess.MEAN)) / np.array(preprocess.STD)
     assert_allclose(double, expected, rtol=1e-13)
-    double = device.preprocess(images, size, photometric, dtype=jnp.float64)
+    double = preprocess.preprocess(images, size, photometric, dtype=jnp.float64)
     assert_allclose(double, single, atol=1.01 / 57)
   assert half.dtype == jnp.bfloat16
   # Rounded once, at the end.
@@ -132,7 +132,7 @@ def test_a_sharded_batch_needs_no_communication():
   size = np.full((count, 2), 7, np.int32)
   parameters = np.repeat(np.float32([[9, 1.1, 0.8, 5, 1]]), count, 0)
   parameters[:, 0] += np.arange(count)
-  apply = jax.jit(device.preprocess)
+  apply = jax.jit(preprocess.preprocess)
   sharded = jax.device_put((images, size, parameters), sharding)
   result = apply(*sharded)
   assert result.sharding.is_equivalent_to(sharding, 4)
@@ -163,4 +163,4 @@ def test_resizing_equals_opencv(sizes):
     expected[i, : after[0], : after[1]] = cv2.resize(
       images[i, :h, :w], after[::-1], interpolation=cv2.INTER_LINEAR
     )
-  assert_array_equal(jax.jit(device.resize)(images, *tables), expected)
+  assert_array_equal(jax.jit(preprocess.resize)(images, *tables), expected)

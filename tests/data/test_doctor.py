@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from data.small_archives import encode
 
-from resnest_jax.data.checks import observe, report
-from resnest_jax.data.checks.rules import RULES, diagnose
 from resnest_jax.data.datasets import open_split
+from resnest_jax.data.doctor import observe, report
+from resnest_jax.data.doctor.rules import RULES, diagnose
 from resnest_jax.data.images import decode_image
-from resnest_jax.data.labels import CITYSCAPES, LabelSet
 from resnest_jax.errors import UserError
+from resnest_jax.labels import CITYSCAPES, LabelSet
 
 COLOURS = np.random.default_rng(0).integers(1, 256, (256, 3), np.uint8)
 IDS = CITYSCAPES.to_train_id

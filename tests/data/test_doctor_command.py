@@ -11,11 +11,11 @@ from small import MINI as CONFIG
 
 from resnest_jax.checkpoints.store import has_checkpoint
 from resnest_jax.config import load_config
-from resnest_jax.data import doctor
-from resnest_jax.data.checks.rules import diagnose
 from resnest_jax.data.datasets import open_data
-from resnest_jax.data.labels import CITYSCAPES
+from resnest_jax.data.doctor import examine
+from resnest_jax.data.doctor.rules import diagnose
 from resnest_jax.errors import UserError
+from resnest_jax.labels import CITYSCAPES
 from resnest_jax.training.loop import train
 
 
@@ -27,7 +27,7 @@ def run(call, mini_data_dir, capsys):
     status = 0
     try:
       data_dir = f'--config.data.data_dir={data_dir}'
-      call(doctor.main, '--config', CONFIG, data_dir, *flags)
+      call(examine.main, '--config', CONFIG, data_dir, *flags)
     except SystemExit as end:
       status = end.code
     return status, capsys.readouterr().out
@@ -112,9 +112,9 @@ def test_some_samples_of_one_split(run):
 
 
 def test_samples_are_spread_evenly(run):
-  assert doctor.spread(5, None) == doctor.spread(5, 9) == [0, 1, 2, 3, 4]
-  assert doctor.spread(11, 3) == [0, 5, 10]
-  chosen = doctor.spread(20210, 50)
+  assert examine.spread(5, None) == examine.spread(5, 9) == [0, 1, 2, 3, 4]
+  assert examine.spread(11, 3) == [0, 5, 10]
+  chosen = examine.spread(20210, 50)
   assert len(set(chosen)) == 50
   assert set(np.diff(chosen)) == {412, 413}
   with pytest.raises(UserError, match='at least 1'):
@@ -173,7 +173,7 @@ def folder_config(folder, **overrides):
 
 def found_in(folder):
   config = folder_config(folder)
-  return diagnose(doctor.examine(config, splits_of(config)))
+  return diagnose(examine.examine(config, splits_of(config)))
 
 
 def cut(path, share=0.5):
@@ -350,7 +350,7 @@ def test_warnings_do_not_stop_a_training(mini_data_dir, tmp_path, capsys):
   config = config_of(mini_data_dir)
   train, validation = splits_of(config)
   repeated = Repeated(validation, 4)
-  doctor.check_before_training(config, [train, repeated], tmp_path)
+  examine.check_before_training(config, [train, repeated], tmp_path)
   out = capsys.readouterr().out
   assert '24 of 24 samples of train and 8 of 8 samples of validation' in out
   assert '1 warning (' in out
@@ -363,7 +363,7 @@ def refusal(folder, **overrides):
   """What the doctor says before a training, '' if it lets it begin."""
   config = folder_config(folder, **overrides)
   try:
-    doctor.check_before_training(config, splits_of(config), folder / 'run')
+    examine.check_before_training(config, splits_of(config), folder / 'run')
   except UserError as error:
     return str(error)
   return ''
@@ -406,7 +406,7 @@ def test_number_of_samples_before_a_training(
 ):
   config = config_of(mini_data_dir, **{'data.doctor_samples': number})
   workdir = tmp_path / 'run'
-  doctor.check_before_training(config, splits_of(config), workdir)
+  examine.check_before_training(config, splits_of(config), workdir)
   out = capsys.readouterr().out
   assert words in out
   assert bool(out) == workdir.exists() == (number != '0')
@@ -415,7 +415,7 @@ def test_number_of_samples_before_a_training(
 def test_command_that_examines_everything():
   words = ['--config', 'my config.py:mini', '--workdir', 'runs/a']
   words += ['--config.data.data_dir', 'data', '--config.seed=3']
-  assert doctor.examine_command(words) == (
+  assert examine.examine_command(words) == (
     "python -m resnest_jax.data.doctor --config 'my config.py:mini' "
     '--config.data.data_dir=data --config.seed=3 --out doctor'
   )

@@ -16,7 +16,7 @@ from PIL import Image
 
 from resnest_jax.config import load_config
 from resnest_jax.data.datasets import open_data
-from resnest_jax.data.pairing import Pair, draw_split, match_pairs, walk
+from resnest_jax.data.own.pairing import Pair, draw_split, match_pairs, walk
 from resnest_jax.data.pipeline import make_eval_iterator, make_train_iterator
 from resnest_jax.errors import UnreadableSample, UserError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from resnest_jax.data.labels import ADE20K, CITYSCAPES
+from resnest_jax.labels import ADE20K, CITYSCAPES
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,12 @@ import pytest
 from data.small_archives import ADE20K, ONE_OF_EACH, decode, mask_name
 from numpy.testing import assert_equal
 
-from resnest_jax.data import mini, mini_cityscapes
 from resnest_jax.data.cityscapes import IMAGES, MASKS
-from resnest_jax.data.labels import CITYSCAPES
-from resnest_jax.data.scenes import city
-from resnest_jax.data.scenes.canvas import ID, OTHER
-from resnest_jax.data.scenes.scene import draw_scene
+from resnest_jax.data.mini import ade20k_mini, city, cityscapes_mini
+from resnest_jax.data.mini.canvas import ID, OTHER
+from resnest_jax.data.mini.scene import draw_scene
 from resnest_jax.errors import UserError
+from resnest_jax.labels import CITYSCAPES
 
 STREET_IDS = [i for i in city.LABEL_IDS.values() if i > 3]
 UNLABELLED = np.flatnonzero(CITYSCAPES.to_train_id == 255)
@@ -24,9 +23,9 @@ UNLABELLED = np.flatnonzero(CITYSCAPES.to_train_id == 255)
 @pytest.fixture(scope='module')
 def scenes():
   """Of training and validation: JPEG, PNG, mask and kind, default seed."""
-  counts = 60, mini.DEFAULT_COUNTS['validation']
+  counts = 60, ade20k_mini.DEFAULT_COUNTS['validation']
   return [
-    [mini._make_sample((0, split, i)) for i in range(count)]
+    [ade20k_mini._make_sample((0, split, i)) for i in range(count)]
     for split, count in enumerate(counts)
   ]
 
@@ -34,7 +33,7 @@ def scenes():
 @pytest.fixture(scope='module')
 def drawn(scenes):
   """Pictures and masks of both splits, of scenes and of streets."""
-  make = mini_cityscapes._make_sample
+  make = cityscapes_mini._make_sample
   return {
     'scenes': [
       [(decode(jpeg, cv2.IMREAD_COLOR), mask) for jpeg, _, mask, _ in samples]
@@ -179,11 +178,13 @@ def test_scene_is_a_function_of_its_seed():
 
 def write_ade20k(folder, seed=0):
   folder.mkdir(exist_ok=True)
-  mini.write_archive(folder / 'a.zip', {'train': 3, 'validation': 2}, seed)
+  ade20k_mini.write_archive(
+    folder / 'a.zip', {'train': 3, 'validation': 2}, seed
+  )
 
 
 def write_cityscapes(folder, seed=0):
-  mini_cityscapes.write_archives(folder, ONE_OF_EACH, seed, (64, 32))
+  cityscapes_mini.write_archives(folder, ONE_OF_EACH, seed, (64, 32))
 
 
 each_kind = pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_equal
 from PIL import Image
 
-from resnest_jax.data.scenes import city, scene
+from resnest_jax.data.mini import city, scene
 
 # Digests of what 4.13 makes of `image`.
 RESIZED = {

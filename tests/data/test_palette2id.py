@@ -10,7 +10,7 @@ from numpy.testing import assert_equal
 from PIL import Image
 
 from resnest_jax.data import prepare
-from resnest_jax.data.pairing import walk
+from resnest_jax.data.own.pairing import walk
 from resnest_jax.errors import UserError
 
 CLASSES = '3: road 128 64 128\n7 8: tree 34 139 34\n0: sky 0 0 0\nignore: 5\n'

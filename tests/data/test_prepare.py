@@ -15,14 +15,14 @@ import filelock
 import pytest
 from data.small_archives import write_zip
 
-from resnest_jax.data import mini
 from resnest_jax.data import prepare as script
 from resnest_jax.data.ade20k import Ade20k
 from resnest_jax.data.archives import ArchiveConfig
 from resnest_jax.data.datasets import DATASETS, Dataset, open_split
-from resnest_jax.data.labels import ADE20K
+from resnest_jax.data.mini import ade20k_mini
 from resnest_jax.data.prepare import prepare
 from resnest_jax.errors import UserError
+from resnest_jax.labels import ADE20K
 
 MINI = DATASETS['ade20k_mini']
 
@@ -110,7 +110,7 @@ def test_wrong_flags_and_archives(
 def test_generated_archives_have_images(call, tmp_path):
   flags = '--out', tmp_path / 'a.zip', '--images', '0', '5'
   with pytest.raises(UserError, match='--images 0 5'):
-    call(mini.main, *flags)
+    call(ade20k_mini.main, *flags)
   assert not (tmp_path / 'a.zip').exists()
 
 
@@ -159,7 +159,7 @@ def write_large_archive(source, path, copies):
       for copy in range(copies):
         number = int(match[2]) + copy * count
         entries[f'{match[1]}{number:08d}{match[3]}'] = content
-  write_zip(path, entries, mini.archive_comment(counts, 0))
+  write_zip(path, entries, ade20k_mini.archive_comment(counts, 0))
 
 
 # ---- Data that is there already --------------------------------------------
@@ -174,7 +174,7 @@ def test_already_prepared_from_the_same_archive(mini_archive, data_dir, capsys):
 
 def test_other_archive_is_refused(data_dir, tmp_path):
   other = tmp_path / 'other.zip'
-  mini.write_archive(other, {'train': 2, 'validation': 1}, 0)
+  ade20k_mini.write_archive(other, {'train': 2, 'validation': 1}, 0)
   before = snapshot(data_dir / 'ade20k')
   with pytest.raises(UserError, match=r'another archive.*Nothing was'):
     prepare(MINI, data_dir, other)
@@ -194,7 +194,7 @@ def test_damage_found_late_leaves_nothing_behind(mini_archive, tmp_path):
   """An error after the first records were written."""
   entries = contents(mini_archive)
   (name,) = (x for x in entries if x.endswith('ADE_val_00000008.png'))
-  comment = mini.archive_comment({'train': 24, 'validation': 8}, 0)
+  comment = ade20k_mini.archive_comment({'train': 24, 'validation': 8}, 0)
   damaged = tmp_path / 'damaged.zip'
   write_zip(damaged, entries | {name: b'bad'}, comment)
   with pytest.raises(UserError, match=r'ADE_val_00000008\.png is not a PNG'):

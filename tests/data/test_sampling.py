@@ -65,8 +65,8 @@ def test_records_stand_as_often_as_their_factors_say():
 def test_repeat_factor_epochs():
   options = {'present': PRESENT, 'threshold': 0.5}
   sampler = make_sampler('repeat_factor', 20, SEED, **options)
-  records = repeated_records(repeat_factors(PRESENT, 0.5), SEED)
-  epochs = visited(sampler, 3 * len(records)).reshape(3, -1)
+  samples = repeated_samples(repeat_factors(PRESENT, 0.5), SEED)
+  epochs = visited(sampler, 3 * len(samples)).reshape(3, -1)
   for epoch in epochs:
     assert np.sort(epoch).tolist() == samples.tolist()
   assert not np.array_equal(epochs[0], epochs[1])

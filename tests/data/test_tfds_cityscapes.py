@@ -16,9 +16,9 @@ from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder
 
 from resnest_jax.data import tfds_cityscapes
 from resnest_jax.data.datasets import open_split
-from resnest_jax.data.labels import CITYSCAPES
 from resnest_jax.data.prepare import prepare_raw
 from resnest_jax.errors import UserError
+from resnest_jax.labels import CITYSCAPES
 
 # What the builder asks TensorFlow for.
 GFILE = types.SimpleNamespace(exists=os.path.exists, listdir=os.listdir)

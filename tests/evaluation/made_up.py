@@ -5,15 +5,15 @@ import types
 import numpy as np
 
 from resnest_jax.config import load_config
-from resnest_jax.data.labels import ADE20K
 from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.bootstrap import miou_interval
 from resnest_jax.evaluation.boundary import BoundaryIoU
 from resnest_jax.evaluation.evaluate import Evaluation, ImageResult
 from resnest_jax.evaluation.evaluate_split import summarize
-from resnest_jax.evaluation.extremes import Extremes
+from resnest_jax.evaluation.ranked_images import Extremes
 from resnest_jax.evaluation.report import images as report_images
 from resnest_jax.evaluation.report import page
+from resnest_jax.labels import ADE20K
 
 EVIL = '<script>alert(1)</script>'
 QUOTED = 'a & "b" \'c\' $d </td>'

@@ -14,13 +14,12 @@ import numpy as np
 from golden import reference
 
 from resnest_jax import sharding
-from resnest_jax.data import device
-from resnest_jax.data.classes import label_set
-from resnest_jax.evaluation import inference
-from resnest_jax.evaluation.predictor import Predictor
-from resnest_jax.evaluation.protocols import Protocol
+from resnest_jax.data import preprocess
+from resnest_jax.data.own.classes import label_set
+from resnest_jax.inference import steps
+from resnest_jax.inference.predictor import Predictor
+from resnest_jax.inference.protocols import Protocol
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.training import sharding
 from resnest_jax.weights.state_dict import import_state_dict
 
 CLASSES = 7
@@ -78,7 +77,7 @@ def batch_of(seed, indices, first_index=0):
 
 
 def make_step(model=None, **options):
-  return inference.make_eval_step(model or Upsampler(), CLASSES, **options)
+  return steps.make_eval_step(model or Upsampler(), CLASSES, **options)
 
 
 def fill_slot(batch, slot):
@@ -126,7 +125,7 @@ def softmax(logits):
 
 def network(image):
   """Logits of one uint8 image (h, w, 3), at its own size."""
-  normalised = (image[::8, ::8] - np.array(device.MEAN)) / device.STD
+  normalised = (image[::8, ::8] - np.array(preprocess.MEAN)) / preprocess.STD
   return resized(normalised @ variables()['kernel'], image.shape[:2])
 
 

@@ -16,15 +16,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from evaluation import plain
-from resnest_jax.evaluation.split import evaluate_split
 from small import MINI
 
 from resnest_jax import sharding
 from resnest_jax.config import load_config
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import inference
-from resnest_jax.training import sharding
+from resnest_jax.evaluation.evaluate_split import evaluate_split
+from resnest_jax.inference import steps
 
 
 class Noise:
@@ -53,7 +52,7 @@ SPLITS = (Noise(5), Noise(1), Noise(5, broken=(3,)))
 def outcome(split, mesh=None, batch_size=3, network=None):
   """What an evaluation gives, to be compared as JSON; or the error's text."""
   mesh = mesh or sharding.local_mesh()
-  shown, batch_size = [], inference.divisible_batch_size(batch_size, mesh)
+  shown, batch_size = [], steps.divisible_batch_size(batch_size, mesh)
   model, variables = network or (plain.Upsampler(), plain.variables())
   batches = make_eval_iterator(
     types.SimpleNamespace(num_threads=1, image_scale=(64, 64)),
@@ -65,7 +64,7 @@ def outcome(split, mesh=None, batch_size=3, network=None):
   )
   try:
     with contextlib.closing(batches):
-      evaluation = inference.evaluate(
+      evaluation = steps.evaluate(
         plain.make_step(model, mesh=mesh),
         variables,
         batches,

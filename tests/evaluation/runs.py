@@ -4,8 +4,10 @@ import numpy as np
 from golden import reference
 from small import MINI, RUN
 
+from resnest_jax.checkpoints import store
+from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.config import load_config
-from resnest_jax.data.labels import ADE20K
+from resnest_jax.labels import ADE20K
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import variable_shapes
 
@@ -32,6 +34,6 @@ def write_run(path, overrides=OVERRIDES):
     'dilation_rule': 'mmseg',
     'step': STEP,
   }
-  with checkpoints.open_checkpoints(path) as manager:
-    checkpoints.save(manager, state, about)
+  with store.open_checkpoints(path) as manager:
+    store.save(manager, state, about)
   return path

@@ -12,9 +12,8 @@ from evaluation.drawn import smooth_picture
 from evaluation.plain import make_predictor
 from PIL import Image
 
-from resnest_jax import demo
+from resnest_jax.demo import page, result, serve
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation.demo import page, result
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_only_what_was_uploaded_is_read(tmp_path, monkeypatch):
 def run_command(monkeypatch, *flags):
   command = ['demo', '--weights', 'nowhere', *flags]
   monkeypatch.setattr(sys, 'argv', command)
-  demo.main()
+  serve.main()
 
 
 def test_a_taken_port_is_told(monkeypatch):

@@ -27,7 +27,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from resnest_jax import from_checkpoint
-from resnest_jax.data.labels import ADE20K
+from resnest_jax.labels import ADE20K
 
 pytestmark = pytest.mark.long
 

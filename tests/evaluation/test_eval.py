@@ -12,11 +12,12 @@ from evaluation.runs import OVERRIDES, STEP, write_run
 from golden import reference
 from small import MINI, small_config, small_flags
 
+from resnest_jax import drawing
 from resnest_jax.data.datasets import open_split
-from resnest_jax.data.labels import ADE20K
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import metrics, visualize
+from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.boundary import boundary_counts
+from resnest_jax.labels import ADE20K
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights import convert
 from resnest_jax.weights.pretrained import load_weights
@@ -130,7 +131,7 @@ def test_overlays_show_the_images_in_the_palettes_colours(result, out, split):
   maps = np.arange(150, dtype=np.uint8)[:, None, None]
   maps = np.broadcast_to(maps, (150, *image.shape[:2]))
   palette = split.labels.palette
-  candidates = [visualize.overlay(image, each, palette) for each in maps]
+  candidates = [drawing.overlay(image, each, palette) for each in maps]
   found = np.equal(candidates, picture[::factor, ::factor])
   assert found.all(-1).any(0).all()
   assert cv2.imread(str(out / 'contact_sheet.png')).shape[0] > 3 * 100
@@ -157,7 +158,7 @@ def test_boundary_iou_and_beta_on_demand(
   before, seen = result, []
   # All pictures are drawn, so that all predictions are at hand.
   monkeypatch.setattr(
-    visualize, 'overlay', lambda image, p, _: seen.append(p) or image
+    drawing, 'overlay', lambda image, p, _: seen.append(p) or image
   )
   call_script(
     *(*command, '--workdir', workdir, '--out', tmp_path / 'out'),

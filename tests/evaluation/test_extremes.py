@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from resnest_jax.evaluation.extremes import Extremes
+from resnest_jax.evaluation.ranked_images import Extremes
 
 
 def kept(extremes):

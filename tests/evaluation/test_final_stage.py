@@ -10,9 +10,10 @@ from evaluation import plain
 from evaluation.plain import CANVAS, CLASSES, LABEL_CANVAS, LABEL_SIZES, SIZES
 
 from resnest_jax.data.resize import padded_size
-from resnest_jax.evaluation import final_stage, metrics
-from resnest_jax.evaluation.multiscale import scaled_sizes
-from resnest_jax.evaluation.protocols import Protocol, make_views
+from resnest_jax.evaluation import metrics
+from resnest_jax.inference import label_maps
+from resnest_jax.inference.multiscale import scaled_sizes
+from resnest_jax.inference.protocols import Protocol, make_views
 
 floats = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
@@ -20,12 +21,12 @@ integers = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
 
 def whole(logits, size, canvas, label_size, label_canvas, tile_bytes):
   canvases = size, canvas, label_size, label_canvas
-  view = final_stage.resized_view(logits, *canvases)
-  return final_stage.label_maps([view], label_size, tile_bytes)
+  view = label_maps.resized_view(logits, *canvases)
+  return label_maps.label_maps([view], label_size, tile_bytes)
 
 
 @pytest.mark.usefixtures('float64')
-@pytest.mark.parametrize('tile_bytes', [1, 200_000, final_stage.TILE_BYTES])
+@pytest.mark.parametrize('tile_bytes', [1, 200_000, label_maps.TILE_BYTES])
 def test_label_maps_equal_two_plain_resizes(tile_bytes):
   logits = np.random.default_rng(0).standard_normal((5, 8, 12, CLASSES))
   # What stands in the padding must not matter.
@@ -48,10 +49,10 @@ def test_label_maps_equal_two_plain_resizes(tile_bytes):
 def test_logits_size_follows_the_stride(stride, logits_canvas):
   size = np.array([[64, 96], [1, 33]])
   np.testing.assert_array_equal(
-    final_stage.logits_size(size, CANVAS, logits_canvas), -(-size // stride)
+    label_maps.logits_size(size, CANVAS, logits_canvas), -(-size // stride)
   )
   with pytest.raises(ValueError, match='no stride'):
-    final_stage.logits_size(size, CANVAS, (9, 12))
+    label_maps.logits_size(size, CANVAS, (9, 12))
 
 
 @pytest.mark.parametrize('views', [1, 4])
@@ -60,9 +61,9 @@ def test_tiles_bound_the_memory(views):
     def stage(logits, size):
       canvases = size, (128, 128), 4 * size, (512, 512)
       seen = [
-        final_stage.resized_view(logits + i, *canvases) for i in range(views)
+        label_maps.resized_view(logits + i, *canvases) for i in range(views)
       ]
-      return final_stage.label_maps(seen, 4 * size, tile_bytes)
+      return label_maps.label_maps(seen, 4 * size, tile_bytes)
 
     logits, size = floats((1, 16, 16, 150)), integers((1, 2))
     compiled = jax.jit(stage).lower(logits, size).compile()
@@ -81,7 +82,7 @@ def test_counts_are_exact_and_nothing_invalid_is_counted():
     metrics.confusion_matrix(*pair, CLASSES)
     for pair in zip(prediction, label, strict=True)
   ]
-  count = jax.jit(final_stage.count_confusion, static_argnums=2)
+  count = jax.jit(label_maps.count_confusion, static_argnums=2)
   np.testing.assert_array_equal(count(prediction, label, CLASSES), expected)
   # Neither a label nor a prediction beyond the classes wraps into another bin.
   label[0, 0, :2], prediction[0, 0, :2] = [CLASSES, 1], [0, CLASSES]
@@ -107,8 +108,8 @@ def test_a_large_image_of_many_classes_takes_little_memory(name):
 
   def finish(arrays, label_size, label):
     views = build(layout, arrays, label_size, label.shape[1:3])
-    maps = final_stage.label_maps(views, label_size)
-    return maps, final_stage.count_confusion(maps, label, 150)
+    maps = label_maps.label_maps(views, label_size)
+    return maps, label_maps.count_confusion(maps, label, 150)
 
   label = jax.ShapeDtypeStruct((1, 3008, 4032), jnp.uint8)
   compiled = jax.jit(finish).lower(arrays, sizes, label).compile()

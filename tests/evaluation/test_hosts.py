@@ -8,11 +8,11 @@ from evaluation import plain, processes
 from evaluation.runs import OVERRIDES
 from golden import reference
 from hosts import finish, start_pair
-from resnest_jax.evaluation.split import evaluate_split
 from small import MINI
 
 from resnest_jax.config import load_config
 from resnest_jax.evaluation import metrics
+from resnest_jax.evaluation.evaluate_split import evaluate_split
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import variable_shapes
 

@@ -8,14 +8,15 @@ import rich.progress
 from evaluation import plain
 from golden import reference
 
-from resnest_jax.data import device
+from resnest_jax.data import preprocess
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import inference, metrics
+from resnest_jax.evaluation import metrics
+from resnest_jax.inference import steps
 
 
 def evaluate(*batches, number, model=None, **options):
   given = plain.variables(), batches, plain.NAMES, number
-  return inference.evaluate(plain.make_step(model), *given, **options)
+  return steps.evaluate(plain.make_step(model), *given, **options)
 
 
 def plain_evaluation(batch):
@@ -24,7 +25,7 @@ def plain_evaluation(batch):
   for slot, (height, width) in enumerate(batch['size']):
     one = slice(slot, slot + 1)
     rows, columns = batch['label_size'][slot]
-    image = device.preprocess(
+    image = preprocess.preprocess(
       batch['image'][one, :height, :width], batch['size'][one]
     )
     logits = image[0, ::8, ::8] @ plain.variables()['kernel']
@@ -97,7 +98,7 @@ def test_a_model_of_other_classes_is_refused():
   with pytest.raises(ValueError, match='the model has 6 classes, the labels 7'):
     eval_step(plain.variables(), plain.batch_of(0, slice(1)))
   with pytest.raises(ValueError, match='at most 255 classes'):
-    inference.make_eval_step(plain.Upsampler(), 256)
+    steps.make_eval_step(plain.Upsampler(), 256)
 
 
 @pytest.mark.usefixtures('float64')
@@ -116,7 +117,7 @@ def test_whole_protocol_equals_mmsegmentation():
   batch['image'][1, : image.shape[0], : image.shape[1]] = image
   batch['label'][place] = golden['pred']
   model, weights = plain.golden_model('cityscapes_pspnet')
-  step = inference.make_eval_step(
+  step = steps.make_eval_step(
     model, 19, mesh=plain.make_mesh(2), dtype=jnp.float64
   )
   maps, counts = step(weights, batch)
@@ -126,8 +127,8 @@ def test_whole_protocol_equals_mmsegmentation():
 
 def test_a_batch_has_to_be_divisible_by_the_devices():
   mesh = plain.make_mesh(4)
-  assert inference.divisible_batch_size(5, mesh) == 8
-  assert inference.divisible_batch_size(8, mesh) == 8
-  assert inference.divisible_batch_size(5, None) == 5
+  assert steps.divisible_batch_size(5, mesh) == 8
+  assert steps.divisible_batch_size(8, mesh) == 8
+  assert steps.divisible_batch_size(5, None) == 5
   with pytest.raises(UserError, match='5 images cannot be split over 4'):
     plain.make_step(mesh=mesh)(plain.variables(), plain.batch_of(0, slice(5)))

@@ -11,9 +11,9 @@ from lengths import others_long
 from models.torch_segmentor import TorchSegmentor, upsampled
 
 from resnest_jax import runtime
-from resnest_jax.data import device
+from resnest_jax.data import preprocess
 from resnest_jax.data.pipeline import make_eval_iterator
-from resnest_jax.evaluation import inference
+from resnest_jax.inference import steps
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
 
@@ -51,7 +51,7 @@ class Pictures:
   ),
 )
 def test_mixed_sizes_equal_each_image_alone(head, output_stride, monkeypatch):
-  kept, make_views = [], inference.make_views
+  kept, make_views = [], steps.make_views
 
   def watched(protocol, network, *others):
     def keeping(*arguments):
@@ -60,7 +60,7 @@ def test_mixed_sizes_equal_each_image_alone(head, output_stride, monkeypatch):
 
     return make_views(protocol, keeping, *others)
 
-  monkeypatch.setattr(inference, 'make_views', watched)
+  monkeypatch.setattr(steps, 'make_views', watched)
   split, shapes, errors, seen = Pictures(len(head)), set(), [], []
   with runtime.count_compilations() as compiled:
     model = create_segmentor(
@@ -69,7 +69,7 @@ def test_mixed_sizes_equal_each_image_alone(head, output_stride, monkeypatch):
     variables = reference.filled_variables(variable_shapes(model))
     state_dict = export_state_dict(model, variables, 'mmseg')
     alone = TorchSegmentor(state_dict, head, output_stride)
-    step = inference.make_eval_step(model, CLASSES, dtype=jnp.float64)
+    step = steps.make_eval_step(model, CLASSES, dtype=jnp.float64)
     threads = types.SimpleNamespace(num_threads=1)
     for batch in make_eval_iterator(
       threads, split, batch_size=5, bucket=200, keep_size=True
@@ -81,7 +81,9 @@ def test_mixed_sizes_equal_each_image_alone(head, output_stride, monkeypatch):
       for slot, index in enumerate(batch['index'].tolist()):
         if index < 0:
           continue
-        image = (split[index]['image'] - np.array(device.MEAN)) / device.STD
+        image = (
+          split[index]['image'] - np.array(preprocess.MEAN)
+        ) / preprocess.STD
         expected = alone(image)
         rows, columns = expected.shape[2:]
         ours = logits[slot, :rows, :columns].transpose(2, 0, 1)

@@ -11,9 +11,9 @@ from evaluation.runs import OVERRIDES, STEP
 from PIL import Image
 
 from resnest_jax import from_checkpoint, load_checkpoint
-from resnest_jax.data.device import preprocess
-from resnest_jax.data.labels import ADE20K
+from resnest_jax.data.preprocess import preprocess
 from resnest_jax.errors import UserError
+from resnest_jax.labels import ADE20K
 
 ENDS = ('', '_color', '_overlay')
 BROKEN = ('cut_off.jpg', 'cut_off.png', 'empty.png')

@@ -9,10 +9,10 @@ from evaluation.drawn import smooth_picture
 from PIL import Image
 
 import resnest_jax as rj
+from resnest_jax.data.pictures import as_rgb
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation.inputs import as_rgb
-from resnest_jax.evaluation.predictor import Prediction, Predictor
-from resnest_jax.evaluation.protocols import Protocol, choose_protocol
+from resnest_jax.inference.predictor import Prediction, Predictor
+from resnest_jax.inference.protocols import Protocol, choose_protocol
 from resnest_jax.runtime import count_compilations
 
 # Of one bucket, but for the last.

@@ -10,9 +10,9 @@ from evaluation.made_up import EVIL, NAMES, PALETTE, QUOTED
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from resnest_jax.data.labels import ADE20K
-from resnest_jax.evaluation import visualize
+from resnest_jax import drawing
 from resnest_jax.evaluation.report import page
+from resnest_jax.labels import ADE20K
 
 BY_NAME = [EVIL, QUOTED, 'nowhere', 'Sky', 'tree 9', 'tree 10', 'wall']
 ARROW = '\N{RIGHTWARDS ARROW}'
@@ -266,12 +266,12 @@ def test_worst_and_best_images_are_shown(opened, written):
     found = map(decoded, every(article, 'img'))
     drawn = (
       sample['image'],
-      visualize.colour(sample['label'], PALETTE),
-      visualize.colour(sample['prediction'], PALETTE),
-      visualize.error_map(sample['prediction'], sample['label']),
+      drawing.colour(sample['label'], PALETTE),
+      drawing.colour(sample['prediction'], PALETTE),
+      drawing.error_map(sample['prediction'], sample['label']),
     )
     for i, (seen, picture) in enumerate(zip(found, drawn, strict=True)):
-      large = visualize.fit(picture, (480, 640), smooth=i == 0)
+      large = drawing.fit(picture, (480, 640), smooth=i == 0)
       assert seen.shape == large.shape == (480, 640, 3)
       if i:
         np.testing.assert_array_equal(seen, large)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation.sources import (
+from resnest_jax.prediction.sources import (
   Source,
   check_output,
   find_sources,

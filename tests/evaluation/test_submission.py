@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnest_jax.data.labels import ADE20K, CITYSCAPES
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import submission, submission_rules
-from resnest_jax.evaluation.submission_check import validate
-from resnest_jax.evaluation.submission_rules import BENCHMARKS
+from resnest_jax.evaluation.submission import rules, write
+from resnest_jax.evaluation.submission.check import validate
+from resnest_jax.evaluation.submission.rules import BENCHMARKS
+from resnest_jax.labels import ADE20K, CITYSCAPES
 
 CITY, ADE = BENCHMARKS['cityscapes'], BENCHMARKS['ade20k']
 LABEL_IDS = np.array([7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33])
@@ -79,15 +79,13 @@ def city(tmp_path):
 @pytest.fixture
 def good_city(city, tmp_path):
   out = tmp_path / 'good.zip'
-  submission.write(
-    CITY, city[0], out, submission_rules.read_images(CITY, city[1])
-  )
+  write.write(CITY, city[0], out, rules.read_images(CITY, city[1]))
   return out
 
 
 def command(name, folders, out):
   predictions, images = map(str, folders)
-  submission.main(
+  write.main(
     [name, '--predictions', predictions, '--out', str(out), '--images', images]
   )
 
@@ -148,7 +146,7 @@ def test_cityscapes_has_label_ids(city, tmp_path, capsys):
   verdict = validate(out, images=city[1])
   assert verdict.errors == []
   assert verdict.images.tolist() == [2] * 19
-  submission.main(['validate', str(out), '--images', str(city[1])])
+  write.main(['validate', str(out), '--images', str(city[1])])
   assert '0 errors, 1 warnings' in capsys.readouterr().out
 
 
@@ -162,7 +160,7 @@ def test_numbers_and_names_without_the_images(city, good_city, tmp_path):
   assert '0 masks are there whose names begin with bielefeld_' in said(errors)
   assert 'begin with mainz_; the benchmark has 298' in said(errors)
   with pytest.raises(UserError, match='1045 masks are missing'):
-    submission.write(CITY, city[0], tmp_path / 'other.zip')
+    write.write(CITY, city[0], tmp_path / 'other.zip')
   assert not list(tmp_path.glob('*other*'))
 
 
@@ -178,7 +176,7 @@ ADE_NAMES = [f'ADE_test_{i:08d}' for i in range(1, 3353)]
 def test_complete_sets_have_nothing_missing():
   assert len(set(CITY_NAMES)) == 1525
   for benchmark, names in ((CITY, CITY_NAMES), (ADE, ADE_NAMES)):
-    assert submission_rules.check_names(benchmark, names, None) == []
+    assert rules.check_names(benchmark, names, None) == []
 
 
 @pytest.mark.parametrize(
@@ -192,14 +190,14 @@ def test_complete_sets_have_nothing_missing():
   ids=['unknown', 'one missing', 'another missing', 'beyond'],
 )
 def test_names_of_no_complete_set_are_told(benchmark, names, told):
-  (finding,) = submission_rules.check_names(benchmark, names, None)
+  (finding,) = rules.check_names(benchmark, names, None)
   assert told in f'{finding.samples} {finding.what}'
 
 
 @pytest.fixture
 def good(ade, tmp_path):
   out = tmp_path / 'good.zip'
-  submission.write(ADE, ade[0], out, ADE_SIZES)
+  write.write(ADE, ade[0], out, ADE_SIZES)
   return out
 
 
@@ -288,7 +286,7 @@ def test_damaged_bytes_are_seen_by_their_checksum(good, tmp_path):
 
 def test_the_command_ends_with_one_for_errors(good, capsys):
   with pytest.raises(SystemExit) as end:
-    submission.main(['validate', str(good)])
+    write.main(['validate', str(good)])
   assert end.value.code == 1
   out = capsys.readouterr().out
   assert '3 masks are there whose names begin with ADE_test_' in out
@@ -302,7 +300,7 @@ def test_nothing_is_written_over_or_halfway(ade, tmp_path):
 
   def refused(message, **sizes):
     with pytest.raises(UserError, match=message):
-      submission.write(ADE, ade[0], out, ADE_SIZES | sizes)
+      write.write(ADE, ade[0], out, ADE_SIZES | sizes)
 
   refused('is there already')
   assert out.read_text() == 'precious'
@@ -324,13 +322,13 @@ def test_predictions_that_do_not_fit(ade, tmp_path):
     (ade[0], 'x.zip', 'of 19 classes, road, sidewalk'),
   ):
     with pytest.raises(UserError, match=message):
-      submission.write(ADE, folder, tmp_path / out, ADE_SIZES)
+      write.write(ADE, folder, tmp_path / out, ADE_SIZES)
   for images, message in (
     (ade[1], 'holds no test image of cityscapes'),
     (ade[0] / 'classes.json', 'no folder and no zip'),
   ):
     with pytest.raises(UserError, match=message):
-      submission_rules.read_images(CITY, images)
+      rules.read_images(CITY, images)
 
 
 def test_a_zip_of_something_else(tmp_path):

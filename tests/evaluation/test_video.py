@@ -13,15 +13,11 @@ from evaluation.drawn import write_video
 from evaluation.plain import make_predictor
 
 from resnest_jax.errors import UnreadableSample
-from resnest_jax.evaluation.pictures import Done, predict_video
-from resnest_jax.evaluation.progress import evaluation_progress
-from resnest_jax.evaluation.protocols import Protocol
-from resnest_jax.evaluation.sources import KINDS, Source, output_files
-from resnest_jax.evaluation.video import (
-  VideoOutputs,
-  VideoReader,
-  _measure_fps,
-)
+from resnest_jax.inference.protocols import Protocol
+from resnest_jax.prediction.files import Done, predict_video
+from resnest_jax.prediction.sources import KINDS, Source, output_files
+from resnest_jax.prediction.video import VideoOutputs, VideoReader, _measure_fps
+from resnest_jax.progress import evaluation_progress
 
 PROTOCOL = Protocol(image_scale=(64, 48))
 

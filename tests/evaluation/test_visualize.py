@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from resnest_jax.data.labels import ADE20K
-from resnest_jax.evaluation import visualize
+from resnest_jax import drawing
+from resnest_jax.labels import ADE20K
 
 PALETTE = np.array([[200, 0, 0], [0, 100, 0], [0, 0, 50]], np.uint8)
 NAMES = ('wall', 'sky', 'tree')
@@ -19,7 +19,7 @@ def colours(picture):
 
 
 def test_colours_are_the_palettes_and_no_class_is_black():
-  picture = visualize.colour(LABEL, PALETTE)
+  picture = drawing.colour(LABEL, PALETTE)
   assert picture.tolist() == [
     [[200, 0, 0], [0, 100, 0]],
     [[0, 0, 50], [0, 0, 0]],
@@ -27,24 +27,24 @@ def test_colours_are_the_palettes_and_no_class_is_black():
   # A palette with all of ADE20K's classes.
   label = np.array([[0, 149, 255]], np.uint8)
   np.testing.assert_array_equal(
-    visualize.colour(label, ADE20K.palette)[0],
+    drawing.colour(label, ADE20K.palette)[0],
     [ADE20K.palette[0], ADE20K.palette[149], [0, 0, 0]],
   )
 
 
 def test_overlay_mixes_by_opacity_and_leaves_unlabelled_pixels():
   image = np.full((2, 2, 3), 100, np.uint8)
-  picture = visualize.overlay(image, LABEL, PALETTE, opacity=0.25)
+  picture = drawing.overlay(image, LABEL, PALETTE, opacity=0.25)
   assert picture.tolist() == [
     [[125, 75, 75], [75, 100, 75]],
     [[75, 75, 88], [100, 100, 100]],
   ]
   with pytest.raises(ValueError, match='differ in size'):
-    visualize.overlay(image[:1], LABEL, PALETTE)
+    drawing.overlay(image[:1], LABEL, PALETTE)
 
 
 def test_error_map_has_three_kinds_of_pixels():
-  picture = visualize.error_map(np.array([[0, 2], [2, 0]], np.uint8), LABEL)
+  picture = drawing.error_map(np.array([[0, 2], [2, 0]], np.uint8), LABEL)
   right, wrong, ignored = picture[0, 0], picture[0, 1], picture[1, 1]
   np.testing.assert_array_equal(picture[1, 0], right)
   assert right.min() > 200
@@ -54,13 +54,13 @@ def test_error_map_has_three_kinds_of_pixels():
 
 def test_legend_shows_the_classes_that_occur():
   label = np.array([[0, 0, 2, 255]], np.uint8)
-  found = colours(visualize.legend([label], NAMES, PALETTE, 300))
+  found = colours(drawing.legend([label], NAMES, PALETTE, 300))
   assert {(200, 0, 0), (0, 0, 50)} <= found
   assert (0, 100, 0) not in found
   # In a narrow one the entries flow into further rows.
   all_classes = [np.arange(150, dtype=np.uint8)]
   wide, narrow = (
-    visualize.legend(all_classes, ADE20K.classes, ADE20K.palette, width)
+    drawing.legend(all_classes, ADE20K.classes, ADE20K.palette, width)
     for width in (2000, 500)
   )
   assert wide.shape[1] == 2000
@@ -73,7 +73,7 @@ def test_mask_panel_shows_classes_ignored_pixels_and_a_note():
   label = np.zeros((40, 60), np.uint8)
   label[:, 30:] = 255
   options = {'box': (80, 120), 'title': 'a'}
-  plain = visualize.mask_panel(image, label, NAMES, PALETTE, **options)
+  plain = drawing.mask_panel(image, label, NAMES, PALETTE, **options)
   # Each twice as large, with 12 pixels of paper around.
   assert plain.shape[1] == 2 * (120 + 12)
   right = plain[:, 132:].reshape(-1, 3)
@@ -82,7 +82,7 @@ def test_mask_panel_shows_classes_ignored_pixels_and_a_note():
   for colour, share in (((155, 45, 45), 0.5), ((100, 100, 100), 0.5 * 5 / 8)):
     number = (right == colour).all(-1).sum()
     assert number == pytest.approx(share * 80 * 120, rel=0.05)
-  noted = visualize.mask_panel(
+  noted = drawing.mask_panel(
     image, label, NAMES, PALETTE, note='size_mismatch', **options
   )
   np.testing.assert_array_equal(noted[44:], plain[22:])
@@ -90,7 +90,7 @@ def test_mask_panel_shows_classes_ignored_pixels_and_a_note():
   assert red > 200 > 100 > max(green, blue)
   # A mask that is no label map is shown as it is.
   mask = np.full((20, 60, 3), (9, 8, 7), np.uint8)  # Of another shape, too.
-  stored = visualize.mask_panel(image, mask, NAMES, PALETTE, **options)
+  stored = drawing.mask_panel(image, mask, NAMES, PALETTE, **options)
   assert (stored == (9, 8, 7)).all(-1).sum() == 40 * 120
 
 
@@ -100,7 +100,7 @@ def test_panels_of_all_shapes_are_equally_wide(shape):
   label[0, 0] = 255
   prediction = np.full(shape, 1, np.uint8)
   image = np.full((*shape, 3), 77, np.uint8)
-  panel = visualize.panel(
+  panel = drawing.panel(
     image, label, prediction, NAMES, PALETTE, 'title', box=(50, 60)
   )
   assert panel.shape[1] == 4 * 72
@@ -112,20 +112,20 @@ def test_panels_of_all_shapes_are_equally_wide(shape):
 def test_contact_sheet_keeps_every_picture():
   shapes = {10: (10, 30), 20: (20, 10), 30: (5, 5)}
   pictures = [np.full((*x, 3), i, np.uint8) for i, x in shapes.items()]
-  sheet = visualize.contact_sheet(pictures, columns=2, gap=4)
+  sheet = drawing.contact_sheet(pictures, columns=2, gap=4)
   assert sheet.shape == (20 + 5 + 3 * 4, 30 + 10 + 3 * 4, 3)
   for value, (height, width) in shapes.items():
     assert np.count_nonzero((sheet == value).all(-1)) == height * width
   with pytest.raises(ValueError, match='at least one'):
-    visualize.contact_sheet([])
+    drawing.contact_sheet([])
 
 
 def test_written_image_is_rgb(tmp_path):
-  visualize.write_image(tmp_path / 'a.png', PALETTE[None])
+  drawing.write_image(tmp_path / 'a.png', PALETTE[None])
   read = cv2.imread(str(tmp_path / 'a.png'), cv2.IMREAD_COLOR)
   np.testing.assert_array_equal(read[..., ::-1], PALETTE[None])
   with pytest.raises(OSError, match='could not write'):
-    visualize.write_image(tmp_path / 'missing' / 'a.png', PALETTE[None])
+    drawing.write_image(tmp_path / 'missing' / 'a.png', PALETTE[None])
 
 
 def test_log_of_a_resumed_run_counts_the_last_word(tmp_path):
@@ -139,15 +139,15 @@ def test_log_of_a_resumed_run_counts_the_last_word(tmp_path):
   ]
   lines = [json.dumps(entry) for entry in entries]
   log.write_text('\n'.join(lines[:4]) + '\n{"step": 4, "lo\n' + lines[4])
-  scalars = visualize.read_log(log)
+  scalars = drawing.read_log(log)
   assert set(scalars) == {'loss', 'mIoU'}
   np.testing.assert_array_equal(scalars['loss'], [[1, 2, 3], [3.0, 2.5, 1.5]])
 
 
 def test_smoothing_is_unbiased_and_passes_over_nan():
-  np.testing.assert_allclose(visualize.smooth(np.full(5, 3.0), 10), 3.0)
+  np.testing.assert_allclose(drawing.smooth(np.full(5, 3.0), 10), 3.0)
   # Weights 1/4 (older) and 1/2 (newer), over their sum.
-  values = visualize.smooth(np.array([1.0, np.nan, 4.0]), 1)
+  values = drawing.smooth(np.array([1.0, np.nan, 4.0]), 1)
   np.testing.assert_allclose(values, [1.0, 1.0, 3.0])
 
 
@@ -157,9 +157,9 @@ def test_curves_are_drawn(tmp_path):
   lines = [{'step': s, **dict.fromkeys(keys, 1 / s)} for s in range(1, 30)]
   lines += [{'step': 10, 'mIoU': 0.2}, {'step': 20, 'mIoU': 0.5}]
   log.write_text('\n'.join(map(json.dumps, lines)))
-  visualize.plot_curves(log, tmp_path / 'full.png', 'a title')
+  drawing.plot_curves(log, tmp_path / 'full.png', 'a title')
   log.write_text('')
-  visualize.plot_curves(log, tmp_path / 'empty.png', 'a title')
+  drawing.plot_curves(log, tmp_path / 'empty.png', 'a title')
   full, empty = (
     cv2.imread(f'{tmp_path}/{name}.png') for name in ('full', 'empty')
   )

@@ -20,11 +20,11 @@ from PIL import Image
 
 import resnest_jax as rj
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation.predictor import Prediction
 from resnest_jax.export import folder as export_folder
 from resnest_jax.export.checks import Reference
 from resnest_jax.export.folder import FORMATS, export_model
 from resnest_jax.export.pictures import gather_pictures
+from resnest_jax.inference.predictor import Prediction
 from resnest_jax.models import convolution
 from resnest_jax.models.segmentor import HEADS
 from resnest_jax.weights.files import read_weights, write_weights

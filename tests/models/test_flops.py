@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from resnest_jax.config import load_config
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 from resnest_jax.models.convolution import convolve
 from resnest_jax.models.flops import count_flops
 from resnest_jax.models.segmentor import create_segmentor
@@ -33,7 +33,7 @@ def test_pspnet_row(form, expected):
   """
   model = create_segmentor(load_config('configs/ade20k_pspnet.py').model)
   images = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
-  with forms.use(pyramid=form):
+  with implementations.use(pyramid=form):
     counted = count_flops(
       lambda v, x: model.apply(v, x, train=False),
       variable_shapes(model),

@@ -7,7 +7,7 @@ import pytest
 from golden.reference import quick_jit, relative_error
 
 from resnest_jax.errors import UserError
-from resnest_jax.models import forms, normalization, pooling
+from resnest_jax.models import implementations, normalization, pooling
 from resnest_jax.models.convolution import convolve, depthwise
 from resnest_jax.models.winograd import convolve_3x3
 
@@ -89,7 +89,7 @@ LAYERS = {
 CASES = [
   (kind, form, number)
   for kind, layers in LAYERS.items()
-  for form in forms.FORMS[kind][1:]
+  for form in implementations.FORMS[kind][1:]
   for number in range(len(layers))
 ]
 
@@ -107,11 +107,11 @@ def value_and_gradients(layer, *arguments):
 @pytest.mark.parametrize(('kind', 'form', 'number'), CASES)
 def test_form_and_its_gradients_are_the_defaults(kind, form, number):
   with jax.enable_x64(True):
-    default = forms.FORMS[kind][0]
+    default = implementations.FORMS[kind][0]
     layer = LAYERS[kind][number]
-    with forms.use(**{kind: default}):
+    with implementations.use(**{kind: default}):
       expected = value_and_gradients(*layer)
-    with forms.use(**{kind: form}):
+    with implementations.use(**{kind: form}):
       ours = value_and_gradients(*layer)
   for a, b in zip(
     jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True
@@ -139,7 +139,7 @@ def test_winograds_convolution_of_any_size(length):
 
 
 def test_few_pixels_and_few_digits_are_not_for_winograd():
-  with forms.use(wide='winograd'):
+  with implementations.use(wide='winograd'):
     for x in (WIDE[0][:, :8], WIDE[0].astype(jnp.bfloat16)):
       text = str(
         jax.make_jaxpr(lambda x, k: convolve(x, k)[0])(
@@ -176,37 +176,39 @@ WRITTEN = {
 
 @pytest.mark.parametrize(('kind', 'form'), WRITTEN)
 def test_form_is_written_as_its_name_says(kind, form):
-  with forms.use(**{kind: form}):
+  with implementations.use(**{kind: form}):
     text = str(jax.make_jaxpr(LAYERS[kind][0][0])(*LAYERS[kind][0][1:]))
   assert WRITTEN[kind, form](text)
 
 
 def test_every_platform_has_a_form_of_every_kind():
-  assert set(forms.BEST) == {'cpu', 'gpu', 'tpu'}
-  for table in forms.BEST.values():
-    assert table.keys() == forms.FORMS.keys()
-    assert all(form in forms.FORMS[kind] for kind, form in table.items())
-  assert LAYERS.keys() | {'pyramid'} == set(forms.LAYERS)
+  assert set(implementations.BEST) == {'cpu', 'gpu', 'tpu'}
+  for table in implementations.BEST.values():
+    assert table.keys() == implementations.FORMS.keys()
+    assert all(
+      form in implementations.FORMS[kind] for kind, form in table.items()
+    )
+  assert LAYERS.keys() | {'pyramid'} == set(implementations.LAYERS)
 
 
 def test_choices_nest_and_end():
-  default = forms.current()
-  with forms.use(norm='autodiff'):
-    with forms.use(grouped='grouped'):
-      assert forms.chosen('grouped') == 'grouped'
-      assert forms.chosen('norm') == 'autodiff'
-    assert forms.chosen('grouped') == dict(default)['grouped']
-  assert forms.current() == default
+  default = implementations.current()
+  with implementations.use(norm='autodiff'):
+    with implementations.use(grouped='grouped'):
+      assert implementations.chosen('grouped') == 'grouped'
+      assert implementations.chosen('norm') == 'autodiff'
+    assert implementations.chosen('grouped') == dict(default)['grouped']
+  assert implementations.current() == default
 
 
 def test_another_platform_has_its_own_table(monkeypatch):
-  table = forms.BEST['tpu'] | {'grouped': 'block_diagonal'}
-  monkeypatch.setitem(forms.BEST, 'tpu', table)
-  assert forms.chosen('grouped') == 'split'
-  with forms.use('tpu'):
-    assert forms.chosen('grouped') == 'block_diagonal'
-    with forms.use(norm='autodiff'):
-      assert forms.chosen('grouped') == 'block_diagonal'
+  table = implementations.BEST['tpu'] | {'grouped': 'block_diagonal'}
+  monkeypatch.setitem(implementations.BEST, 'tpu', table)
+  assert implementations.chosen('grouped') == 'split'
+  with implementations.use('tpu'):
+    assert implementations.chosen('grouped') == 'block_diagonal'
+    with implementations.use(norm='autodiff'):
+      assert implementations.chosen('grouped') == 'block_diagonal'
 
 
 def test_compiled_function_is_traced_again_under_another_choice():
@@ -214,11 +216,11 @@ def test_compiled_function_is_traced_again_under_another_choice():
 
   @jax.jit
   def layer(x):
-    traced.append(forms.chosen('grouped'))
+    traced.append(implementations.chosen('grouped'))
     return x
 
   layer(1.0)
-  with forms.use(grouped='grouped'):
+  with implementations.use(grouped='grouped'):
     layer(1.0)
     layer(1.0)
   layer(1.0)
@@ -226,24 +228,26 @@ def test_compiled_function_is_traced_again_under_another_choice():
 
 
 def test_environment_decides_for_the_process(monkeypatch):
-  monkeypatch.setenv(forms.VARIABLE, 'grouped=grouped, pooling=reduce_window')
-  assert forms.chosen('grouped') == 'grouped'
-  assert forms.chosen('pooling') == 'reduce_window'
-  with forms.use(grouped='split'):
-    assert forms.chosen('grouped') == 'split'
+  monkeypatch.setenv(
+    implementations.VARIABLE, 'grouped=grouped, pooling=reduce_window'
+  )
+  assert implementations.chosen('grouped') == 'grouped'
+  assert implementations.chosen('pooling') == 'reduce_window'
+  with implementations.use(grouped='split'):
+    assert implementations.chosen('grouped') == 'split'
   for text, message in (
     ('grouped=dense', r"grouped is 'dense'; accepted are split, grouped"),
     ('group=split', r"'group' is no kind of layer; there are grouped"),
     ('grouped', r"'grouped' is no KIND=FORM; write 'KIND=FORM"),
     ('norm=autodiff norm=autodiff', r"'norm=autodiff' is one more of its kind"),
   ):
-    monkeypatch.setenv(forms.VARIABLE, text)
+    monkeypatch.setenv(implementations.VARIABLE, text)
     with pytest.raises(UserError, match=message):
-      forms.current()
+      implementations.current()
 
 
 def test_unknown_names():
   with pytest.raises(UserError, match=r"norm is 'fast'; .* custom_vjp"):
-    forms.use(norm='fast')
+    implementations.use(norm='fast')
   with pytest.raises(UserError, match=r"platform is 'cuda'; .* cpu, gpu, tpu"):
-    forms.use('cuda')
+    implementations.use('cuda')

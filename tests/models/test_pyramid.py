@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from golden.reference import TINY, filled_variables, quick_jit, relative_error
 
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 from resnest_jax.models.pyramid import MergeConv, upsampled
 from resnest_jax.models.segmentor import create_segmentor
 
@@ -65,8 +65,8 @@ def test_heads_and_their_gradients_are_those_of_the_concatenation(
       return jax.grad(loss, (0, 1), has_aux=True)(params, x)
 
     found = {}
-    for form in forms.FORMS['pyramid']:
-      with forms.use(pyramid=form):
+    for form in implementations.FORMS['pyramid']:
+      with implementations.use(pyramid=form):
         found[form] = quick_jit(both)(variables['params'], x, size)
     leaves = [jax.tree.leaves_with_path(found[form]) for form in found]
     assert len(leaves[0]) > 10
@@ -85,7 +85,7 @@ def test_any_odd_kernel_and_canvas_smaller_than_it():
       shape = (kernel, kernel, 9, 6)
       params = {'params': {'kernel': rng.standard_normal(shape)}}
       ours = conv.apply(params, inputs)
-      with forms.use(pyramid='concatenated'):
+      with implementations.use(pyramid='concatenated'):
         expected = conv.apply(params, inputs)
       assert ours.shape == (2, *canvas, 6)
       assert relative_error(ours, expected) < 1e-12
@@ -115,12 +115,12 @@ def test_bfloat16_is_not_rounded_more_than_in_the_concatenation():
         x.astype(dtype),
         *(upsampled(p.astype(dtype), canvas, None) for p in levels),
       ]
-      with forms.use(pyramid=form):
+      with implementations.use(pyramid=form):
         return conv.apply({'params': {'kernel': kernel}}, inputs)
 
     exact = run(jnp.float64, 'concatenated')
     errors = {}
-    for form in forms.FORMS['pyramid']:
+    for form in implementations.FORMS['pyramid']:
       y = run(jnp.bfloat16, form).astype(jnp.float64)
       errors[form] = float(jnp.linalg.norm(y - exact) / jnp.linalg.norm(exact))
   assert 2**-12 < errors['low_rank'] <= errors['concatenated'] < 2**-7

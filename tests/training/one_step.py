@@ -10,12 +10,13 @@ from golden.reference import QUICK, TINY, filled_variables
 
 from resnest_jax.checkpoints.state import TrainState, abstract_state
 from resnest_jax.config import load_config
+from resnest_jax.losses.objective import create_loss
 from resnest_jax.models.segmentor import (
   HEADS,
   SegmentorOutput,
   create_segmentor,
 )
-from resnest_jax.training.objective import create_loss
+from resnest_jax.sharding import host_share, replicate, shard_batch
 from resnest_jax.training.optimizer import create_optimizer
 from resnest_jax.training.step import make_train_step
 

@@ -9,21 +9,21 @@ import jax
 import numpy as np
 from training.one_step import step_on
 
-from resnest_jax import host_join, hosts
+from resnest_jax.distributed import join, messages
 from resnest_jax.sharding import make_mesh
 
 
 def main():
-  parser = host_join.add_flags(argparse.ArgumentParser())
+  parser = join.add_flags(argparse.ArgumentParser())
   parser.add_argument('out')
   parser.add_argument('spatial', type=int)
   flags = parser.parse_args()
   jax.config.update('jax_enable_x64', True)
-  with host_join.joined(flags, {'spatial': flags.spatial}):
+  with join.joined(flags, {'spatial': flags.spatial}):
     arrays, _ = step_on(make_mesh(spatial=flags.spatial))
-    if hosts.is_first():
+    if messages.is_first():
       np.savez(flags.out, **arrays)
-    assert hosts.any_host(jax.process_index() == 1)
+    assert messages.any_host(jax.process_index() == 1)
 
 
 if __name__ == '__main__':

@@ -10,15 +10,17 @@ from golden.reference import TINY, filled_variables, quick_jit
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
+from resnest_jax.losses.pixels import segmentation_loss
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.training.accumulation import (
+from resnest_jax.training.gradients import (
+  Plan,
+  create_plan,
   deal,
+  describe,
   mean_gradients,
   whole_gradients,
 )
-from resnest_jax.training.losses import segmentation_loss
-from resnest_jax.training.plans import Plan, create_plan, describe
 
 BATCH, HEIGHT, WIDTH = 8, 24, 32
 # One block, so that compiling takes seconds.

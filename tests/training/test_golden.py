@@ -11,8 +11,8 @@ from lengths import others_long
 
 from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.config import load_config
+from resnest_jax.losses.objective import create_loss
 from resnest_jax.models.segmentor import HEADS, create_segmentor
-from resnest_jax.training.objective import create_loss
 from resnest_jax.training.optimizer import create_optimizer, create_schedule
 from resnest_jax.training.step import update
 from resnest_jax.weights.state_dict import (

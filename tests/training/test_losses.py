@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from collectives import assert_local, mesh_of
 from golden.reference import QUICK, relative_error
-from resnest_jax.training.sharding import batch_sharding, replicated
 from training import twins
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
+from resnest_jax.losses.objective import create_loss
+from resnest_jax.losses.pixels import order_statistic
 from resnest_jax.models.layers import resize
-from resnest_jax.training.losses import order_statistic
-from resnest_jax.training.objective import create_loss
+from resnest_jax.sharding import batch_sharding, replicated
 
 pytestmark = pytest.mark.usefixtures('float64')
 

@@ -17,13 +17,13 @@ from resnest_jax.checkpoints.state import start_state
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.jax_private import jaxprs_in_params
+from resnest_jax.losses.objective import create_loss
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.remat import in_groups, parse
 from resnest_jax.models.segmentor import create_segmentor, for_training
 from resnest_jax.training.freezing import frozen_parameters, train_the_rest
-from resnest_jax.training.objective import create_loss
+from resnest_jax.training.gradients import WHOLE, Plan
 from resnest_jax.training.optimizer import create_optimizer
-from resnest_jax.training.plans import WHOLE, Plan
 from resnest_jax.training.step import next_average, update
 
 ROW = 'configs/ade20k_pspnet.py'

@@ -14,8 +14,8 @@ from training.one_step import assert_close, step_on
 from resnest_jax import sharding
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
-from resnest_jax.models import forms
-from resnest_jax.training.objective import create_loss
+from resnest_jax.losses.objective import create_loss
+from resnest_jax.models import implementations
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -33,7 +33,7 @@ def on_one():
 @pytest.mark.long
 @pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 def test_devices_that_share_rows_do_what_one_does(platform):
-  with forms.use(platform):
+  with implementations.use(platform):
     arrays, text = step_on(mesh_of(2, 2))
   assert_close(arrays, on_one())
   # Neighbours exchange rows; nobody collects an image.

@@ -7,27 +7,20 @@ import numpy as np
 import pytest
 from collectives import assert_local, mesh_of
 from golden.reference import QUICK
-from resnest_jax.training.sharding import shard_batch
-from resnest_jax.training.starting import (
-  check_pretrained,
-  start_from_weights,
-)
 from safetensors.numpy import save_file
 from training.one_step import BATCH, assert_close, training_batch
 
 from resnest_jax.checkpoints import store
 from resnest_jax.checkpoints.state import abstract_state, create_state
 from resnest_jax.config import load_config
-from resnest_jax.models import forms
+from resnest_jax.models import implementations
 from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.models.stacking import stack, stacked, unstack
-from resnest_jax.training.step import (
-  abstract_state,
-  create_state,
-  create_training,
-)
+from resnest_jax.sharding import shard_batch
+from resnest_jax.training.step import create_training
+from resnest_jax.weights.start import start_variables
 from resnest_jax.weights.state_dict import export_state_dict
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -49,10 +42,18 @@ def configuration(**train):
   return config
 
 
+def fresh(training, mesh, pretrained='', ema=False):
+  """The state that a run starts from."""
+  model, optimizer, *_ = training
+  settings = {'seed': 0, 'pretrained': pretrained}
+  variables, _ = start_variables(model, settings)
+  return create_state(model, optimizer, variables, mesh, ema=ema)
+
+
 def trainable(form, devices=1, **train):
   """The training, its fresh state, and its mesh."""
   config, mesh = configuration(**train), mesh_of(devices)
-  with forms.use(blocks=form):
+  with implementations.use(blocks=form):
     training = create_training(config, mesh)
   ema = config['train']['ema_decay'] > 0
   return training, fresh(training, mesh, ema=ema), mesh
@@ -113,7 +114,7 @@ def test_what_is_stacked():
 
 
 def test_what_needs_blocks_by_name_has_them():
-  with forms.use(blocks='scanned'):
+  with implementations.use(blocks='scanned'):
     training = create_training(configuration(remat='stages'), mesh_of(1))
   assert training.model.backbone.stacked() == {}
 
@@ -158,11 +159,13 @@ def test_files_are_the_same(tmp_path):
 def test_frozen_blocks_have_no_optimizer_state():
   """Their places are kept, which have no array that tells how many."""
   config = configuration(freeze=4) | {'pretrained': 'somewhere'}
-  with forms.use(blocks='scanned'):
+  with implementations.use(blocks='scanned'):
     model, optimizer, *_ = create_training(config, mesh_of(1))
   by_blocks = model.clone(backbone=model.backbone.clone(scanned=False))
+  variables = initial_variables(by_blocks, 0)
   state, alone = (
-    create_state(each, optimizer, 0, mesh_of(1)) for each in (model, by_blocks)
+    create_state(each, optimizer, variables, mesh_of(1))
+    for each in (model, by_blocks)
   )
   names = by_name(state)
   assert jax.tree.structure(names) == jax.tree.structure(alone)
@@ -179,11 +182,8 @@ def test_starts_from_weights(train, tmp_path):
   path = tmp_path / 'weights.safetensors'
   tensors = export_state_dict(model, weights, 'mmseg')
   save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path)
-  training, state, mesh = trainable('scanned', **train)
-  check_pretrained(training.model, str(path))
-  state, notes = start_from_weights(training.model, state, str(path), mesh)
-  assert notes == [f"starting from {path} (mmsegmentation's names)"]
-  state = by_name(state)
+  training, _, mesh = trainable('scanned', **train)
+  state = by_name(fresh(training, mesh, str(path), ema=bool(train)))
   for variables in (state.variables(), state.best_variables()):
     jax.tree.map(np.testing.assert_array_equal, variables, weights)
   assert (state.ema is None) == (not train)

@@ -11,7 +11,6 @@ from collectives import assert_gradients_local, assert_local, mesh_of
 from flax.traverse_util import flatten_dict
 from golden.reference import TINY
 from lengths import others_long
-from resnest_jax.training.sharding import replicated
 from training.one_step import (
   CONFIG,
   assert_close,
@@ -22,9 +21,10 @@ from training.one_step import (
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.resnest import Bottleneck
 from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.sharding import replicated
 from resnest_jax.training import step as step_module
+from resnest_jax.training.gradients import WHOLE, Plan
 from resnest_jax.training.optimizer import create_optimizer
-from resnest_jax.training.plans import WHOLE, Plan
 from resnest_jax.training.step import create_state, global_norm
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resnest_jax.evaluation import metrics, visualize
-from resnest_jax.evaluation.extremes import Extremes, ScoredImage
+from resnest_jax import drawing
+from resnest_jax.evaluation import metrics
+from resnest_jax.evaluation.ranked_images import Extremes, ScoredImage
 from resnest_jax.evaluation.report.parts import swatch
 
 BOX = (480, 640)  # Height and width into which pictures are fitted, pixels.
@@ -71,14 +72,14 @@ def make_picture(
   intersection, union = metrics.intersection_and_union(confusion)
   largest = np.argsort(-union, kind='stable')[:MOST_CHIPS]
   maps = {
-    'ground truth': visualize.colour(label, palette),
-    'prediction': visualize.colour(prediction, palette),
-    'errors': visualize.error_map(prediction, label),
+    'ground truth': drawing.colour(label, palette),
+    'prediction': drawing.colour(prediction, palette),
+    'errors': drawing.error_map(prediction, label),
   }
-  image = visualize.fit(sample['image'], BOX, smooth=True)
+  image = drawing.fit(sample['image'], BOX, smooth=True)
   parts = {'image': data_uri(image, '.jpg')}
   for caption, picture in maps.items():
-    parts[caption] = data_uri(visualize.fit(picture, BOX), '.png')
+    parts[caption] = data_uri(drawing.fit(picture, BOX), '.png')
   return Picture(
     name=sample['name'],
     score=shown.score,

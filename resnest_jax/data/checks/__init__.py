@@ -1,1 +1,0 @@
-"""The label doctor's parts: what is seen, the rules, what is reported."""

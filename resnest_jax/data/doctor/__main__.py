@@ -1,0 +1,89 @@
+"""Examines images and masks before somebody trains on them for a week.
+
+    python -m resnest_jax.data.doctor --config configs/ade20k_pspnet.py
+
+Reads every sample of the training and the evaluation split of the
+configuration and reports what is wrong with them: for each finding what was
+seen, in how many samples, in which, and what to do. docs/doctor.md lists the
+rules. With --out it also writes doctor.json and the contact sheet doctor.png.
+The exit status is 1 if there are errors, 0 if there are warnings or nothing.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import rich.console
+
+from resnest_jax import errors
+from resnest_jax.config import parse_flags
+from resnest_jax.data.datasets import open_data
+from resnest_jax.data.doctor import report
+from resnest_jax.data.doctor.examine import COMMAND, examine
+from resnest_jax.data.doctor.rules import ERROR, diagnose
+from resnest_jax.errors import UserError
+from resnest_jax.progress import progress_bar
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    prog=COMMAND,
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--config',
+    required=True,
+    metavar='FILE[:ARGUMENT]',
+    help='the configuration that is trained with, a file of configs/; its keys '
+    'are flags as well: --config.data.data_dir=DIR',
+  )
+  parser.add_argument(
+    '--split',
+    nargs='+',
+    metavar='NAME',
+    help="default: the configuration's training and evaluation split",
+  )
+  parser.add_argument(
+    '--samples',
+    type=int,
+    metavar='N',
+    help='look at N samples of each split, evenly spread; default: all',
+  )
+  parser.add_argument(
+    '--out',
+    type=Path,
+    metavar='DIR',
+    help='folder for doctor.json and doctor.png; default: neither is written',
+  )
+  flags = parse_flags(parser)
+  if flags.samples is not None and flags.samples < 1:
+    raise UserError(f'--samples is {flags.samples}; it must be at least 1.')
+  data = flags.config.data
+  names = flags.split or (data.train_split, data.eval_split)
+  splits = [open_data(data, name) for name in dict.fromkeys(names)]
+  if flags.out:
+    report.claim(flags.out)
+  with progress_bar('looking at samples') as on_progress:
+    surveys = examine(flags.config, splits, flags.samples, on_progress)
+  found = diagnose(surveys)
+
+  console = rich.console.Console()
+  if any(s.index_masks for s in surveys):
+    console.print(report.class_table(surveys))
+  for line in (note for s in surveys for note in report.notes(s)):
+    print(line)
+  for paragraph in report.paragraphs(found):
+    print(f'\n{paragraph}')
+  print(f'\n{report.summary(surveys, found)}')
+  if flags.out:
+    report.write_json(flags.out, surveys, found)
+    report.draw(flags.out, splits, surveys, found)
+    print(f'written to {flags.out}')
+  if any(d.rule.severity == ERROR for d in found):
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  errors.run(main)

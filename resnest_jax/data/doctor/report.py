@@ -1,0 +1,278 @@
+"""What the doctor says: text, a table of classes, JSON, a contact sheet."""
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import rich.table
+
+from resnest_jax import drawing, files
+from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
+from resnest_jax.data.doctor.observe import Observation, Survey
+from resnest_jax.data.doctor.rules import Diagnosis
+from resnest_jax.errors import UserError
+from resnest_jax.labels import IGNORE
+from resnest_jax.text import listed, percent, plural, share
+
+WRITER = 'resnest_jax.data.doctor'
+_PICTURES = 8  # Of each split on the contact sheet.
+_MOST_NAMES = 1000  # Of a finding's samples in doctor.json.
+
+
+# --- Text --------------------------------------------------------------------
+
+
+def summary(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> str:
+  """One line: what was looked at and how many faults there are."""
+  seen = ' and '.join(
+    f'{share(len(s.seen), s.size, "sample")} of {s.split}' for s in surveys
+  )
+  counts = [
+    f'{number} {severity}{"s" if number > 1 else ""}'
+    for severity in ('error', 'warning')
+    if (number := sum(d.rule.severity == severity for d in found))
+  ]
+  return f'{seen}: {", ".join(counts) or "nothing wrong"}'
+
+
+def paragraphs(found: Sequence[Diagnosis]) -> list[str]:
+  """Each finding in some lines: what, which samples, what to do.
+
+  What differs only in split and samples is described once.
+  """
+  same: dict[tuple[str, ...], list[Diagnosis]] = {}
+  for d in found:
+    key = (d.rule.name, d.finding.what, d.finding.remedy)
+    same.setdefault(key, []).append(d)
+  return [_paragraph(diagnoses) for diagnoses in same.values()]
+
+
+def _paragraph(diagnoses: Sequence[Diagnosis]) -> str:
+  rule, finding = diagnoses[0].rule, diagnoses[0].finding
+  samples = [name for d in diagnoses for name in d.finding.samples]
+  splits = ' and '.join(d.split for d in diagnoses)
+  lines = [
+    f'{rule.severity}: {rule.name} ({splits})',
+    f'  {finding.what}',
+  ]
+  if samples:
+    lines.append(f'  Samples: {listed(samples, 3)}')
+  remedy = finding.remedy.replace('\n', '\n  ')
+  return '\n'.join([*lines, f'  What to do: {remedy}'])
+
+
+def notes(s: Survey) -> list[str]:
+  """What is worth knowing and not wrong."""
+  pixels, images = s.class_counts
+  classes, absent = len(s.labels.classes), np.count_nonzero(images[:-1] == 0)
+  lines = []
+  if absent:
+    lines.append(
+      f'{share(absent, classes, "class", "do")} not occur in '
+      f'{"these" if len(s.readable) > 1 else "this"} '
+      f'{plural(len(s.readable), "sample")} of {s.split}'
+    )
+  if pixels[-1]:
+    ignored = [
+      f'{value} ({count / pixels.sum():.1%})'
+      for value, count in s.histogram.items()
+      if value not in s.class_values
+    ]
+    lines.append(
+      f'{pixels[-1] / pixels.sum():.1%} of the pixels of {s.split} are '
+      f'ignored; their values in the masks: {listed(ignored, 12)}'
+    )
+  return lines
+
+
+def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
+  """Shares of pixels and images of each class that occurs."""
+  table = rich.table.Table('value', 'class', title='shares in %')
+  counts = [s.class_counts for s in surveys]
+  for s in surveys:
+    table.add_column(f'{s.split}\npixels', justify='right')
+    table.add_column(f'{s.split}\nimages', justify='right')
+  labels = surveys[0].labels
+  for k, name in enumerate([*labels.classes, 'ignored']):
+    train_id = k if k < len(labels.classes) else IGNORE
+    if any(images[k] for _, images in counts):
+      cells = []
+      for s, (pixels, images) in zip(surveys, counts, strict=True):
+        cells.append(percent(_share(pixels[k], pixels.sum())))
+        cells.append(percent(_share(images[k], len(s.index_masks))))
+      values = np.flatnonzero(labels.to_train_id == train_id).tolist()
+      value = listed(values, 3) if train_id != IGNORE else ''
+      table.add_row(value, name, *cells)
+  return table
+
+
+def _share(part: int, whole: int) -> float | None:
+  return part / whole if whole else None
+
+
+# --- Files -------------------------------------------------------------------
+
+
+def claim(folder: Path) -> None:
+  """Makes the folder; a `UserError` if it holds another's doctor.json or .png.
+
+  An earlier report of the doctor's is replaced.
+  """
+  report, picture = folder / 'doctor.json', folder / 'doctor.png'
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = json.loads(report.read_text('utf-8')) if report.exists() else {}
+    ours = content.get('written_by') == WRITER
+  except OSError as error:
+    raise UserError(
+      f'cannot write to {folder} ({error.strerror}). Give another folder.'
+    ) from error
+  except (ValueError, AttributeError):
+    ours = False
+  there = [path for path in (report, picture) if path.exists()]
+  if there and not ours:
+    raise UserError(
+      f'{there[0]} is there and is not an earlier report of the doctor; '
+      'nothing was written. Give another folder, or remove it.'
+    )
+
+
+def write_json(
+  folder: Path, surveys: Sequence[Survey], found: Sequence[Diagnosis]
+) -> None:
+  """Writes `doctor.json`, whole or not at all."""
+  content = {
+    'written_by': WRITER,
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'data': surveys[0].data,
+    'findings': [
+      {
+        'rule': d.rule.name,
+        'severity': d.rule.severity,
+        'split': d.split,
+        'what': d.finding.what,
+        'count': len(d.finding.samples),
+        'samples': d.finding.samples[:_MOST_NAMES],
+        'remedy': d.finding.remedy,
+      }
+      for d in found
+    ],
+    'splits': {s.split: _facts(s) for s in surveys},
+  }
+  files.write_json(folder / 'doctor.json', content)
+
+
+def _facts(s: Survey) -> dict[str, Any]:
+  pixels, images = (counts.tolist() for counts in s.class_counts)
+  return {
+    'samples': s.size,
+    'seen': len(s.seen),
+    'ignored_pixels': pixels[-1],
+    'mask_values': {str(value): n for value, n in s.histogram.items()},
+    'classes': [
+      {'class': name, 'pixels': pixels[k], 'images': images[k]}
+      for k, name in enumerate(s.labels.classes)
+    ],
+  }
+
+
+# --- The contact sheet -------------------------------------------------------
+
+
+def draw(
+  folder: Path,
+  splits: Sequence[Any],
+  surveys: Sequence[Survey],
+  found: Sequence[Diagnosis],
+) -> Path | None:
+  """Writes `doctor.png`: samples with their masks over them.
+
+  Args:
+    folder: is there.
+    splits: those of the surveys.
+    surveys: what was seen of them.
+    found: the first sample of each finding is drawn, and named.
+
+  Returns:
+    The picture's path; None if no sample can be read.
+  """
+  panels = []
+  for split, s in zip(splits, surveys, strict=True):
+    faults = _faults(s, found)
+    for o in _chosen(s, faults):
+      with jpeg_warnings():  # They were reported.
+        sample = split.raw(o.index)
+      note = ', '.join(faults.get(o.index, ()))
+      panels.append(_panel(s, o, sample['image'], sample['mask'], note))
+  if not panels:
+    return None
+  path = folder / 'doctor.png'
+  sheet = drawing.contact_sheet(panels, columns=2)
+  drawing.write_image(path, sheet)
+  return path
+
+
+def _faults(s: Survey, found: Sequence[Diagnosis]) -> dict[int, list[str]]:
+  """Index -> names of the rules that it breaks."""
+  faults: dict[int, list[str]] = {}
+  for d in found:
+    concerned = {
+      name for entry in d.finding.samples for name in entry.split(' = ')
+    }
+    for o in s.readable:
+      if d.split == s.split and o.name in concerned:
+        faults.setdefault(o.index, []).append(d.rule.name)
+  return faults
+
+
+def _chosen(s: Survey, faults: dict[int, list[str]]) -> list[Observation]:
+  """Samples of every fault, then others spread evenly, in the split's order."""
+  chosen, rules = {}, set()
+  for o in s.readable:
+    if set(faults.get(o.index, ())) - rules and len(chosen) < _PICTURES:
+      rules |= set(faults[o.index])
+      chosen[o.index] = o
+  others = [o for o in s.readable if o.index not in chosen]
+  for place in drawing.spread(len(others), _PICTURES - len(chosen)):
+    chosen[others[place].index] = others[place]
+  return [chosen[index] for index in sorted(chosen)]
+
+
+def _panel(
+  s: Survey, o: Observation, image: np.ndarray, mask: np.ndarray, note: str
+) -> np.ndarray:
+  """One sample; a mask that is no index mask is shown as a picture."""
+  if image.dtype != np.uint8:
+    image = _grey_levels(image)
+  if mask.dtype == np.uint8 and mask.shape == image.shape[:2]:
+    label = s.labels.to_train_id[mask]
+  elif o.values.size and 0 <= o.values.min() <= o.values.max() <= IGNORE:
+    # Classes that cannot be laid over the image; no class is black.
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(s.labels.palette)] = s.labels.palette
+    label = colours[s.labels.to_train_id[mask.astype(np.uint8)]]
+  elif mask.ndim == 3 and mask.shape[2] >= 3:
+    label = _grey_levels(mask[..., 2::-1])
+  else:
+    grey = _grey_levels(mask.reshape(*mask.shape[:2], -1)[..., 0])
+    label = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+  return drawing.mask_panel(
+    image,
+    label,
+    s.labels.classes,
+    s.labels.palette,
+    title=f'{o.name} ({s.split})',
+    note=note,
+  )
+
+
+def _grey_levels(pixels: np.ndarray) -> np.ndarray:
+  """Any numbers as uint8; the largest becomes white unless 8 bits hold it."""
+  if pixels.dtype == np.uint8:
+    return np.ascontiguousarray(pixels)
+  top = max(float(pixels.max()), 1.0)
+  return (np.clip(pixels / top, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,305 @@
+"""Rules about what the numbers in the masks mean."""
+
+import numpy as np
+
+from resnest_jax.data.doctor.observe import Observation, Survey, names
+from resnest_jax.findings import Finding
+from resnest_jax.labels import ADE20K, CITYSCAPES, IGNORE
+from resnest_jax.text import listed, plural, share_of
+
+# Highest class in the instance masks of ADE20K.
+_INSTANCE_CLASSES = 100
+# Highest label id of Cityscapes.
+_LABEL_IDS = 33
+# Share of the pixels above which unknown values are not just to be ignored.
+_MANY_UNKNOWN = 0.05
+
+
+def class_count(s: Survey) -> Finding | None:
+  classes = len(s.labels.classes)
+  if s.num_outputs in (0, classes):  # 0: as many as the data has.
+    return None
+  why = ''
+  if s.num_outputs == classes + 1:
+    why = ' Pixels of no class ("other", "background") are ignored, not counted'
+    why += ' as one more class.'
+  return Finding(
+    f'config.model.num_classes is {s.num_outputs}, {s.data} has '
+    f'{plural(classes, "class")}.{why}',
+    (),
+    f'Add --config.model.num_classes={classes}, or 0 for as many as there are.',
+  )
+
+
+def _counts_from(s: Survey) -> int | None:
+  """The first class's value if the classes are numbered without gaps."""
+  first, last = s.class_values.min(), s.class_values.max()
+  gapless = last - first + 1 == len(s.class_values) == len(s.labels.classes)
+  return int(first) if gapless else None
+
+
+def _with(s: Survey, wanted: np.ndarray) -> list[Observation]:
+  return [o for o in s.index_masks if o.has(wanted)]
+
+
+def off_by_one(s: Survey) -> Finding | None:
+  classes, first = len(s.labels.classes), _counts_from(s)
+  if first == 0 and s.unknown_values.tolist() == [classes]:
+    bad = _with(s, s.unknown_values)
+    return Finding(
+      f'{share_of(bad, s.index_masks, "mask", "have")} the value {classes}: '
+      f'they count the {classes} classes from 1, {s.data} counts from 0 '
+      f'(0 to {classes - 1}).',
+      names(bad),
+      'Give the values in the classes file of your own data ("1: name" for '
+      'each class, and "ignore: 0"; docs/own-data.md), or write mask - 1, '
+      f'with {IGNORE} where the mask is 0.',
+    )
+  # The release of ADE20K has no pixel of 255; masks that somebody has already
+  # lowered by one have, where "other" was.
+  if _is_ade20k(s) and IGNORE in s.histogram and s.values.size:
+    top = s.values.max()
+    if top < classes:
+      bad = _with(s, np.array([IGNORE]))
+      return Finding(
+        f'{share_of(bad, s.index_masks, "mask", "have")} the value {IGNORE}, '
+        f'and none has {classes}: they count the classes from 0 (0 to '
+        f'{classes - 1}, {IGNORE} for "other"), {s.data} counts from 1 (0 is '
+        '"other"). Every class would be taken for the one before it, and '
+        f'{s.labels.classes[0]} be ignored.',
+        names(bad),
+        'Prepare the release itself, whose masks count from 1 (python -m '
+        'resnest_jax.data.prepare ade20k), or add 1 to the masks: 255 becomes '
+        '0.',
+      )
+  return None
+
+
+def _is_ade20k(s: Survey) -> bool:
+  return s.labels.classes == ADE20K.classes and _counts_from(s) == 1
+
+
+def maybe_off_by_one(s: Survey) -> Finding | None:
+  classes, first = len(s.labels.classes), _counts_from(s)
+  inner = np.arange(1, classes - 1)
+  if classes < 3 or not np.isin(inner, s.values).all():
+    return None
+  remedy = (
+    'give the right values in the classes file ("0: name"; docs/own-data.md).'
+  )
+  if (
+    first == 0
+    and s.values.tolist() == list(range(classes - 1))
+    and 2 * len(bad := _with(s, np.array([IGNORE]))) > len(s.index_masks)
+  ):
+    what = (
+      f'all values from 0 to {classes - 2} occur and {classes - 1} does not, '
+      f'and {len(bad)} have {IGNORE}, as if 1 had been subtracted from masks '
+      f'that were right: 0 becomes {IGNORE} so.'
+    )
+    remedy = f'add 1 to the masks, as uint8: {IGNORE} becomes 0.'
+  elif classes - 1 not in s.values:
+    return None
+  elif first == 1 and 0 in s.values and classes not in s.values:
+    what = (
+      f'all values from 0 to {classes - 1} occur and {classes} does not, as '
+      f'if masks counted from 0; {s.data} counts from 1, and 0 is ignored.'
+    )
+  elif first == 0 and 0 not in s.values:
+    what = (
+      f'all values from 1 to {classes - 1} occur and 0 does not, as if masks '
+      f'counted from 1; {s.data} counts from 0.'
+    )
+  else:
+    return None
+  missing = s.labels.classes[0 if first == 0 and 0 not in s.values else -1]
+  return Finding(
+    f'In {plural(len(s.index_masks), "mask")} {what}',
+    (),
+    'Look at the names in the contact sheet (--out DIR draws it). If they are '
+    f'right, {missing!r} just does not occur; if all are one class off, '
+    f'{remedy}',
+  )
+
+
+def wrong_ade20k_release(s: Survey) -> Finding | None:
+  if not _is_ade20k(s):
+    return None
+  classes = len(s.labels.classes)
+  coloured = [o for o in s.readable if len(o.colours)]
+  beyond = _with(s, s.unknown_values)
+  instances = [
+    o
+    for o in coloured
+    if not o.colours[:, 2].any()
+    and 0 < o.colours[:, 0].max() <= _INSTANCE_CLASSES
+  ]
+  # Red holds ten times the number of 256 classes, green the rest, blue the
+  # object.
+  full = [
+    o for o in coloured if not (o.colours[:, 0] % 10).any() and o.colours.any()
+  ]
+  few = (s.values > 0).sum() > 0.8 * _INSTANCE_CLASSES
+  if beyond:
+    bad = beyond
+    what = (
+      f'have values up to {s.unknown_values.max()}, which only the full '
+      f'release with thousands of classes has; here 0 to {classes} are meant'
+    )
+  elif coloured and len(instances) == len(coloured):
+    bad = instances
+    what = (
+      f'are instance masks: {_INSTANCE_CLASSES} classes of things in the red '
+      "channel, the object's number in the green one"
+    )
+  elif coloured and len(full) == len(coloured):
+    bad = full
+    what = (
+      'are those of the full release (*_seg.png), whose thousands of classes '
+      'are coded in colours'
+    )
+  elif len(s.index_masks) >= 500 and few and s.values.max() <= 100:
+    bad = s.index_masks
+    what = (
+      f'have no value above {_INSTANCE_CLASSES}, as the instance masks, whose '
+      'classes are things only'
+    )
+  else:
+    return None
+  verb, _, what = what.partition(' ')
+  return Finding(
+    f'{share_of(bad, s.readable, "mask", verb)} {what}.',
+    names(bad),
+    f'The {classes} classes are in the masks of the scene parsing release, '
+    'annotations/ of ADEChallengeData2016.zip: python -m '
+    'resnest_jax.data.prepare ade20k downloads and checks it. If these masks '
+    'are of that release, they were changed: saved as JPEG, say, or resized '
+    'with interpolation.',
+  )
+
+
+def train_ids(s: Survey) -> Finding | None:
+  classes = len(s.labels.classes)
+  higher = s.class_values[s.class_values >= classes]
+  few = s.values.size < max(classes / 3, 3) or 2 * higher.size < classes
+  if few or s.values.max() >= classes:
+    return None
+  bad = _with(s, np.arange(classes))
+  return Finding(
+    f'No mask has a value above {s.values.max()} (but {IGNORE}), and '
+    f'{higher.size} of the {classes} classes are stored as higher ones, up to '
+    f'{higher.max()}: these are train ids (0 to {classes - 1}), where '
+    f'{s.data} holds label ids.',
+    names(bad),
+    'Use the masks of label ids (*_gtFine_labelIds.png), which the official '
+    'gtFine_trainvaltest.zip has: python -m resnest_jax.data.prepare '
+    'cityscapes --archive_dir FOLDER.',
+  )
+
+
+def label_ids(s: Survey) -> Finding | None:
+  ids = np.flatnonzero(CITYSCAPES.to_train_id != IGNORE)
+  if len(s.labels.classes) != len(ids) or _counts_from(s) != 0:
+    return None
+  if s.unknown_values.size < 2 or s.unknown_values.max() > _LABEL_IDS:
+    return None
+  bad = _with(s, s.unknown_values)
+  return Finding(
+    f'{share_of(bad, s.index_masks, "mask", "have")} values up to '
+    f"{s.unknown_values.max()}: these are Cityscapes' label ids (0 to "
+    f'{_LABEL_IDS}), where {s.data} holds train ids (0 to {len(ids) - 1}).',
+    names(bad),
+    'Prepare the official archives, whose label ids are understood (python -m '
+    'resnest_jax.data.prepare cityscapes --archive_dir FOLDER), or use masks '
+    'of train ids: csCreateTrainIdLabelImgs of cityscapesScripts writes them.',
+  )
+
+
+def stretched_masks(s: Survey) -> Finding | None:
+  classes, values = len(s.labels.classes), np.array(list(s.histogram))
+  if values.size < 2 or IGNORE in s.class_values:
+    return None
+  unknown = values[values > s.class_values.max()]
+  if step := _common_step(s):
+    return _stretched(s, step, unknown)
+  # 1, 2 or 4 bits spread over 8, or the classes themselves.
+  for step in (255, 85, 17, 255 // max(classes - 1, 1), 255 // classes):
+    spread = step > 1 and not (values % step).any()
+    beyond = unknown[unknown != IGNORE].size or values.tolist() == [0, IGNORE]
+    if spread and beyond and values.max() // step <= classes:
+      return _stretched(s, step, unknown)
+  return None
+
+
+def _common_step(s: Survey) -> int:
+  """What all values but 255 are multiples of, where that explains them.
+
+  0 if it does not. 255 may be a multiple, or stand for pixels to ignore.
+  """
+  if not (s.unknown_values > s.class_values.max()).any():
+    return 0
+  step = int(np.gcd.reduce(s.values))
+  explained = step > 1 and s.values.max() // step < len(s.labels.classes)
+  # One value alone is always a multiple of itself.
+  several = np.count_nonzero(s.values) > 1
+  binary = len(s.labels.classes) == 2 and step > 2
+  return step if explained and (several or binary) else 0
+
+
+def _stretched(s: Survey, step: int, unknown: np.ndarray) -> Finding:
+  values = np.array(list(s.histogram))
+  multiples = values[values % step == 0]
+  what = f'All values are multiples of {step}'
+  if len(multiples) < len(values):
+    what = f'All values but {IGNORE} are multiples of {step}'
+  return Finding(
+    f'{what} ({listed(values)}): the masks were stretched so that one can '
+    f'see something, or are PNGs of 1, 2 or 4 bits. {IGNORE} is ignored.',
+    names(_with(s, unknown)),
+    _unstretch(s, step, multiples),
+  )
+
+
+def _unstretch(s: Survey, step: int, multiples: np.ndarray) -> str:
+  """The remedy: in the classes file if there is one, or in the masks."""
+  if s.classes_file:
+    lines = []
+    for value in multiples.tolist():
+      k = s.labels.to_train_id[value // step]
+      meaning = f'{value}: {s.labels.classes[k]}' if k != IGNORE else ''
+      lines.append(f'  {meaning or f"ignore: {value}"}')
+    return (
+      f'Write these values in front of the names in {s.classes_file}, if this '
+      'is what they mean (docs/own-data.md):\n' + '\n'.join(lines)
+    )
+  write = f'cv2.imwrite(path, mask // {step}).'
+  if len(multiples) < len(s.histogram):
+    write = f'mask[mask != {IGNORE}] //= {step}; cv2.imwrite(path, mask).'
+  return (
+    f'For each of them: mask = cv2.imread(path, cv2.IMREAD_UNCHANGED); {write}'
+  )
+
+
+def unknown_values(s: Survey) -> Finding | None:
+  if not s.unknown_values.size:
+    return None
+  bad, largest = _with(s, s.unknown_values), s.class_values.max()
+  pixels = sum(s.histogram[value] for value in s.unknown_values.tolist())
+  share = pixels / sum(s.histogram.values())
+  classes_file = s.classes_file or 'the classes file of your own data'
+  name_them = (
+    f'ame the values in {classes_file} ("{s.unknown_values[0]}: name", or '
+    f'"ignore: {s.unknown_values[0]}"; docs/own-data.md). '
+  )
+  remedy = f'N{name_them}'
+  if share <= _MANY_UNKNOWN:
+    remedy = f'Write {IGNORE} where there is no class, or n{name_them}'
+  return Finding(
+    f'{share_of(bad, s.index_masks, "mask", "have")} values that no class has: '
+    f'{listed(s.unknown_values)}, on {share:.2%} of the pixels. {s.data} has '
+    f'values up to {largest}, and {IGNORE} for pixels to ignore.',
+    names(bad),
+    f'{remedy}Values at the borders of objects only come from masks that were '
+    'saved as JPEG or resized with interpolation; use the originals, or '
+    'cv2.INTER_NEAREST.',
+  )

@@ -1,0 +1,139 @@
+"""City streets as a car's camera sees them, with 10 of Cityscapes' classes."""
+
+import numpy as np
+
+from resnest_jax.data.mini import things
+from resnest_jax.data.mini.canvas import CITY_ID, ID, Canvas, colour, fbm, tiled
+from resnest_jax.data.mini.outdoors import Ground, asphalt, grass, sky, stand
+from resnest_jax.data.mini.scene import OVERSAMPLING, annotate, develop
+
+# Of the canvas, for what is no thing of the scene.
+EGO_VEHICLE = 254
+OUT_OF_ROI = 255
+
+# Cityscapes' label ids of the canvas' values; what is missing is unlabelled.
+LABEL_IDS = {
+  EGO_VEHICLE: 1,
+  OUT_OF_ROI: 3,
+  ID['road']: 7,
+  CITY_ID['sidewalk']: 8,
+  ID['building']: 11,
+  CITY_ID['pole']: 17,
+  CITY_ID['signboard']: 20,
+  ID['tree']: 21,
+  ID['grass']: 22,
+  ID['sky']: 23,
+  ID['person']: 24,
+  ID['car']: 26,
+}
+
+
+def draw_scene(
+  seed: tuple[int, ...], height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draws the street that `seed` stands for.
+
+  Args:
+    seed: non-negative integers.
+    height: in pixels.
+    width: in pixels.
+
+  Returns:
+    picture, uint8 (height, width, 3) RGB; mask, uint8 (height, width) with
+    the values of `LABEL_IDS` and 0.
+  """
+  rng = np.random.default_rng(seed)
+  canvas = Canvas(
+    rng, round(height * OVERSAMPLING), round(width * OVERSAMPLING)
+  )
+  _street(canvas)
+  if rng.random() < 0.7:
+    _bonnet(canvas)
+  image = develop(rng, canvas.image, height, width)
+  mask = annotate(rng, canvas.mask, height, width)
+  margin = max(round(width / 400), 1)
+  mask[:margin] = mask[-margin:] = OUT_OF_ROI
+  mask[:, :margin] = mask[:, -margin:] = OUT_OF_ROI
+  table = np.zeros(256, np.uint8)
+  table[list(LABEL_IDS)] = list(LABEL_IDS.values())
+  return image, table[mask]
+
+
+def _street(canvas: Canvas) -> None:
+  """A road between pavements, houses, verges; along the view or across it."""
+  rng = canvas.rng
+  sky(canvas)
+  ground = grass(canvas)
+  along = rng.random() < 0.7
+  half, pavement = rng.uniform(2.2, 3.6), rng.uniform(1.2, 2.4)
+  if along:
+    bend = rng.uniform(-0.008, 0.008)
+    side = ground.x - rng.uniform(-1.5, 1.5) - bend * ground.z**2
+    forward = ground.z
+  else:
+    side = ground.z - rng.uniform(4.5, 6) - half
+    forward = ground.x
+  _pavement(canvas, ground, side, forward, half + pavement)
+  asphalt(canvas, ground, side, forward, half)
+  _houses(canvas, along, half + pavement)
+  stand(
+    canvas,
+    (things.rear_car if along else things.side_car, 'road', 1, 3),
+    (things.tree, 'grass', 0, 3),
+    (things.tree, 'sidewalk', 0, 1),
+    (things.person, 'sidewalk', 0, 3),
+    (things.person, 'road', 0, 1),
+    (things.lamp_post, 'sidewalk', 0, 2),
+    (things.traffic_sign, 'sidewalk', 1, 2),
+    (things.clutter, 'sidewalk', 0, 1),
+  )
+
+
+def _pavement(
+  canvas: Canvas,
+  ground: Ground,
+  side: np.ndarray,
+  forward: np.ndarray,
+  half: float,
+) -> None:
+  """Slabs up to `half` metres from the road's middle; see `asphalt`."""
+  rng = canvas.rng
+  where = ground.below & (np.abs(side) < half) & (ground.z < 150)
+  base = colour(rng, (0, 60), (0, 0.25), (0.35, 0.75))
+  stones = tiled(fbm(rng, 256, 256, 4, 2), forward * 30, side * 30)
+  length, wide = rng.uniform(0.4, 1, 2)
+  joints = (np.mod(forward, length) < 0.08) | (np.mod(side, wide) < 0.06)
+  bright = 1 + 0.07 * stones * ground.fade + 0.05 * canvas.grain
+  bright = bright * (1 - rng.uniform(0.2, 0.4) * joints * ground.fade)
+  canvas.paint(where, bright[..., None] * base, CITY_ID['sidewalk'])
+
+
+def _houses(canvas: Canvas, along: bool, free: float) -> None:
+  """Rows of houses, `free` metres and more from the road's middle."""
+  rng = canvas.rng
+  if along:
+    for side in (-1, 1):
+      verge = rng.uniform(0, 3)
+      z = rng.uniform(34, 44)
+      while z > 9:
+        things.building(canvas, side * (free + verge + rng.uniform(4, 5)), z)
+        z -= rng.uniform(5, 9)
+    return
+  z = rng.uniform(6, 9) + 2 * free
+  x = -z * 1.3
+  while x < z * 1.3:
+    step = rng.uniform(5, 9)
+    if rng.random() < 0.85:
+      things.building(canvas, x + step / 2, z + rng.uniform(0, 2))
+    x += step
+
+
+def _bonnet(canvas: Canvas) -> None:
+  """The bonnet of the car that carries the camera."""
+  rng = canvas.rng
+  paint = colour(rng, (0, 360), (0, 0.3), (0.1, 0.5))
+  middle = canvas.width * rng.uniform(0.4, 0.6)
+  half, high = canvas.width * rng.uniform(0.4, 0.6), canvas.height * 0.1
+  t = np.linspace(0, np.pi, 48)
+  points = [middle + half * np.cos(t), canvas.height - high * np.sin(t)]
+  canvas.fill(np.stack(points, -1), paint, EGO_VEHICLE, grain=0.03)

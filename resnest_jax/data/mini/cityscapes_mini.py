@@ -1,0 +1,197 @@
+"""Writes a mini Cityscapes: procedural streets in the release's own layout.
+
+    python -m resnest_jax.data.mini_cityscapes --out FOLDER
+
+The folder gets leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip with
+the folders, names and formats of the official files (8-bit RGB PNG pictures,
+8-bit PNG masks of label ids; coloured masks, instances and polygons are left
+out) and goes through the same builder. The masks of the test split, a tenth
+as large as the validation split, are dummies as in the release. Everything is
+a function of --seed, --images and --size alone. Pictures are as large as the
+release's if --size does not make them smaller, for quick trials.
+"""
+
+import argparse
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from resnest_jax.data.cityscapes import (
+  FOLDERS,
+  IMAGE_SUFFIX,
+  IMAGES,
+  MASK_SUFFIX,
+  MASKS,
+)
+from resnest_jax.data.mini import ade20k_mini
+from resnest_jax.data.mini.city import draw_scene
+from resnest_jax.errors import UserError
+from resnest_jax.files import explain_refusal, whole_file
+from resnest_jax.progress import progress_bar
+from resnest_jax.threads import map_in_threads
+
+# As the release: drawing an image takes about three seconds of a core.
+DEFAULT_SIZE = 2048, 1024
+DEFAULT_COUNTS = {'train': 60, 'validation': 12}
+
+# To be raised when the same seed gives other scenes than before.
+VERSION = 1
+
+# As many as keep the folders readable; the names are those of real ones.
+_CITIES = {
+  'train': ('aachen', 'bochum', 'zurich'),
+  'validation': ('frankfurt', 'lindau', 'munster'),
+  'test': ('berlin',),
+}
+_DUMMY_IDS = 4  # Label ids below this one are left in the test split's masks.
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    prog='python -m resnest_jax.data.mini_cityscapes',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    '--out',
+    type=Path,
+    required=True,
+    metavar='FOLDER',
+    help='folder of the two zip files to write',
+  )
+  ade20k_mini.add_arguments(parser, '{} {}'.format(*DEFAULT_COUNTS.values()))
+  add_size_argument(parser)
+  args = parser.parse_args()
+  counts, size = counts_from_arguments(args), size_from_arguments(args)
+  write_archives(args.out, counts, args.seed, size)
+  number = sum((args.out / n).stat().st_size for n in (IMAGES, MASKS))
+  print(
+    f'{args.out}: {counts["train"]} training, {counts["validation"]} '
+    f'validation and {counts["test"]} test images, {number / 1e6:.1f} MB'
+  )
+
+
+def add_size_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds --size; without it the value is None."""
+  parser.add_argument(
+    '--size',
+    type=int,
+    nargs=2,
+    metavar=('WIDTH', 'HEIGHT'),
+    help='pixels of the images of a mini Cityscapes (default: {} {}, as in '
+    'the release)'.format(*DEFAULT_SIZE),
+  )
+
+
+def size_from_arguments(args: argparse.Namespace) -> tuple[int, int]:
+  """Width and height in pixels; a `UserError` for sizes too small to draw."""
+  width, height = args.size or DEFAULT_SIZE
+  if not 32 <= min(width, height) <= max(width, height) <= 8192:
+    raise UserError(f'--size {width} {height}: both are from 32 to 8192 pixels')
+  return width, height
+
+
+def counts_from_arguments(args: argparse.Namespace) -> dict[str, int]:
+  """Images per split; a `UserError` for numbers that make no data set."""
+  counts = ade20k_mini.counts_from_arguments(args, DEFAULT_COUNTS)
+  return counts | {'test': max(counts['validation'] // 10, 1)}
+
+
+def archive_comment(
+  counts: Mapping[str, int], seed: int, size: tuple[int, int]
+) -> str:
+  """The zip files' comment; two pairs are equal if their comments are."""
+  return json.dumps(
+    {
+      'generator': 'resnest_jax.data.mini_cityscapes',
+      'version': VERSION,
+      'seed': seed,
+      'images': dict(counts),
+      'size': list(size),
+    }
+  )
+
+
+def write_archives(
+  folder: Path, counts: Mapping[str, int], seed: int, size: tuple[int, int]
+) -> None:
+  """Writes both archives; they appear when all of them is there.
+
+  Args:
+    folder: of the zip files. If they exist already and were written for the
+      same arguments, nothing is done.
+    counts: images for 'train', 'validation' and 'test'.
+    seed: of the scenes.
+    size: width and height in pixels.
+
+  Raises:
+    UserError: `folder` has other archives, or cannot be written to.
+  """
+  comment = archive_comment(counts, seed, size).encode()
+  paths = [folder / name for name in (IMAGES, MASKS)]
+  there = [path for path in paths if path.exists()]
+  for path in there:
+    if not ade20k_mini.has_comment(path, comment):
+      raise UserError(
+        f'{path} exists and was not written for these --images, --size and '
+        'this --seed. Nothing was changed; give another folder or delete it.'
+      )
+  if there == paths:
+    return
+  with (
+    explain_refusal(f'to {folder}', 'give another folder'),
+    whole_file(paths[0]) as of_images,
+    whole_file(paths[1]) as of_masks,
+    zipfile.ZipFile(of_images, 'w') as images,
+    zipfile.ZipFile(of_masks, 'w') as masks,
+  ):
+    images.comment = masks.comment = comment
+    _write_contents(images, masks, counts, seed, size)
+
+
+def _write_contents(
+  images: zipfile.ZipFile,
+  masks: zipfile.ZipFile,
+  counts: Mapping[str, int],
+  seed: int,
+  size: tuple[int, int],
+) -> None:
+  """Draws all scenes and writes them in the order of their names."""
+  total, done = sum(counts.values()), 0
+  with progress_bar('drawing streets') as report:
+    for number, (split, folder) in enumerate(FOLDERS.items()):
+      seeds = [(seed, number, i) for i in range(counts[split])]
+      samples = map_in_threads(lambda seed: _make_sample(seed, size), seeds)
+      for i, (image, mask) in enumerate(samples):
+        name = sample_name(split, i, counts[split])
+        city = name.split('_')[0]
+        if split == 'test':
+          mask = np.where(mask < _DUMMY_IDS, mask, np.uint8(0))
+        for archive, root, suffix, pixels in (
+          (images, 'leftImg8bit', IMAGE_SUFFIX, image[..., ::-1]),
+          (masks, 'gtFine', MASK_SUFFIX, mask),
+        ):
+          png = cv2.imencode('.png', pixels)[1].tobytes()
+          path = f'{root}/{folder}/{city}/{name}{suffix}'
+          ade20k_mini.add_entry(archive, path, png)
+        done += 1
+        report(done, total)
+
+
+def _make_sample(
+  seed: tuple[int, ...], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Picture, RGB, and mask of one street."""
+  width, height = size
+  return draw_scene(seed, height, width)
+
+
+def sample_name(split: str, index: int, count: int) -> str:
+  """CITY_SEQUENCE_FRAME of the sample `index` of `count`."""
+  cities = _CITIES[split]
+  city = cities[index * len(cities) // count]
+  return f'{city}_{index:06d}_000019'

@@ -1,0 +1,290 @@
+"""A user's own classes: names, colours and mask values, from a small file.
+
+Plain text has a class on every line, its colour (red, green, blue) behind it.
+The first class is 0 in the masks, the second 1, and so on:
+
+    road 128 64 128
+    tree 34 139 34
+
+Masks with other values say so, in front of the name. What is not a class but
+appears in masks is listed as `ignore`; 255 is ignored anyway, unless a class
+has it. Colours that are left out are chosen, lines with # are comments:
+
+    1: road 128 64 128
+    2 3: tree
+    ignore: 0
+
+JSON has the same in lists, `values` and `ignore` again optional; predict.py
+writes its `classes.json` in this form:
+
+    {"classes": ["road", "tree"], "palette": [[128, 64, 128], [34, 139, 34]],
+     "values": [1, [2, 3]], "ignore": [0]}
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnest_jax.errors import UserError
+from resnest_jax.labels import ADE20K, CITYSCAPES, IGNORE, LabelSet
+
+Colour = tuple[int, int, int]
+
+EXAMPLE = (
+  'Its lines are a name and a colour, for instance "road 128 64 128"; the '
+  'first is class 0 in the masks. docs/own-data.md says more.'
+)
+_COLOUR = re.compile(r'(.*?)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classes:
+  """What a classes file says.
+
+  Attributes:
+    labels: names, colours and the train id of each mask value.
+    values: mask values of each class, the one to write first.
+    ignored: mask values that are meant to be no class, sorted.
+    chosen: names of the classes whose colour the file leaves open.
+  """
+
+  labels: LabelSet
+  values: tuple[tuple[int, ...], ...]
+  ignored: tuple[int, ...]
+  chosen: tuple[str, ...]
+
+  def known(self) -> np.ndarray:
+    """Bool (256,): which mask values are a class or to be ignored."""
+    known = self.labels.to_train_id != IGNORE
+    known[[*self.ignored, IGNORE]] = True
+    return known
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+  """A class as it stands in the file; `where` begins messages about it."""
+
+  where: str
+  name: str
+  colour: Colour | None
+  values: tuple[int, ...] | None
+
+
+def read_classes(path: str | Path) -> Classes:
+  """Reads a classes file, plain text or JSON.
+
+  Raises:
+    UserError: there is none, or the line that cannot be meant.
+  """
+  path = Path(path)
+  try:
+    text = path.read_text('utf-8-sig')
+  except FileNotFoundError as error:
+    raise UserError(
+      f'there is no classes file {path}; write it. {EXAMPLE}'
+    ) from error
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(
+      f'the classes file {path} cannot be read ({error}). {EXAMPLE}'
+    ) from error
+  read = _read_json if text.lstrip().startswith('{') else _read_text
+  entries, ignored = read(text, str(path))
+  _check(entries, ignored, str(path))
+  return _make(entries, ignored)
+
+
+def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int]]:
+  entries, ignored = [], []
+  for number, line in enumerate(text.splitlines(), 1):
+    where = f'{path}, line {number}'
+    line = line.strip()
+    if not line or line.startswith('#'):
+      continue
+    head, colon, rest = map(str.strip, line.partition(':'))
+    rest = rest if colon else head
+    if colon and head.lower() == 'ignore':
+      ignored += _numbers(rest, where)
+      continue
+    values = tuple(_numbers(head, where)) if colon else None
+    match = _COLOUR.fullmatch(f' {rest}')
+    name = match[1].strip() if match else rest
+    if name.lower() == 'ignore':
+      raise UserError(
+        f'{where}: what is not a class is listed by its values in the masks, '
+        'for instance "ignore: 0".'
+      )
+    colour = tuple(map(int, match.groups()[1:])) if match else None
+    entries.append(_Entry(where, name, colour, values))
+  return entries, ignored
+
+
+def _numbers(text: str, where: str) -> list[int]:
+  words = text.replace(',', ' ').split()
+  if not words or not all(word.isdecimal() for word in words):
+    raise UserError(
+      f'{where}: {text!r} is no mask value. With a colon a line reads "1: '
+      'road 128 64 128" or "ignore: 0"; without one, the name comes first.'
+    )
+  return [int(word) for word in words]
+
+
+def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int]]:
+  try:
+    content = json.loads(text)
+  except ValueError as error:
+    raise UserError(f'{path} is not valid JSON: {error}') from error
+  if unknown := content.keys() - {'classes', 'palette', 'values', 'ignore'}:
+    raise UserError(
+      f'{path} has {sorted(unknown)[0]!r}; accepted are classes, palette, '
+      'values and ignore.'
+    )
+  names = content.get('classes')
+  if not _is_list(names, str):
+    raise UserError(f'{path}: "classes" must be a list of names.')
+  number = len(names)
+  palette = content.get('palette') or [None] * number
+  values = content.get('values') or [None] * number
+  ignored = content.get('ignore') or []
+  if not _is_list(ignored, int) or not all(
+    isinstance(column, list) and len(column) == number
+    for column in (palette, values)
+  ):
+    raise UserError(
+      f'{path}: "palette" and "values" must be lists as long as "classes" '
+      f'({number}), "ignore" a list of numbers.'
+    )
+  entries = []
+  for i, name in enumerate(names):
+    where = f'{path}, class {i}'
+    value = [values[i]] if type(values[i]) is int else values[i]
+    for what, given, length in (
+      ('colour', palette[i], 3),
+      ('value', value, None),
+    ):
+      if given is not None and (
+        not _is_list(given, int) or len(given) != (length or len(given) or 1)
+      ):
+        raise UserError(f'{where}: {given!r} is no {what}.')
+    entries.append(_Entry(where, name, _tuple(palette[i]), _tuple(value)))
+  return entries, ignored
+
+
+def _is_list(value: Any, kind: type) -> bool:
+  return isinstance(value, list) and all(type(x) is kind for x in value)
+
+
+def _tuple(value: list | None) -> tuple | None:
+  return None if value is None else tuple(value)
+
+
+def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
+  """Refuses what is out of range or stands there twice."""
+  if not 2 <= len(entries) <= IGNORE:
+    raise UserError(
+      f'{path} has {len(entries)} classes; there must be 2 to {IGNORE}. '
+      f'{EXAMPLE}'
+    )
+  if len({entry.values is None for entry in entries}) > 1:
+    (first, *_) = (entry for entry in entries if entry.values is None)
+    raise UserError(
+      f'{first.where}: {first.name} has no mask value, but other classes '
+      'have one ("1: road"); give all of them one.'
+    )
+  taken = {('value', value): 'ignore' for value in ignored}
+  for train_id, entry in enumerate(entries):
+    values = (train_id,) if entry.values is None else entry.values
+    numbers = (*values, *(entry.colour or ()))
+    if bad := [number for number in numbers if not 0 <= number <= 255]:
+      raise UserError(f'{entry.where}: {bad[0]} is not from 0 to 255.')
+    facts = [('name', entry.name), *(('value', value) for value in values)]
+    if entry.colour:
+      facts.append(('colour', entry.colour))
+    for fact in facts:
+      if fact in taken:
+        raise UserError(
+          f'{entry.where}: the {fact[0]} {fact[1]} of {entry.name} is that '
+          f'of {taken[fact]} as well. Every class has its own; mask values '
+          'stand before the name ("1: road").'
+        )
+    taken |= dict.fromkeys(facts, entry.name)
+    if not entry.name:
+      raise UserError(f'{entry.where}: the name is missing. {EXAMPLE}')
+  if bad := [value for value in ignored if not 0 <= value <= 255]:
+    raise UserError(f'{path}: ignore {bad[0]} is not from 0 to 255.')
+
+
+def _make(entries: list[_Entry], ignored: list[int]) -> Classes:
+  given = [entry.colour for entry in entries if entry.colour]
+  open_ = [entry.name for entry in entries if not entry.colour]
+  colours = dict(zip(open_, distinct_colours(len(open_), given), strict=True))
+  values = tuple(
+    (i,) if entry.values is None else entry.values
+    for i, entry in enumerate(entries)
+  )
+  to_train_id = np.full(256, IGNORE, np.uint8)
+  for train_id, of_class in enumerate(values):
+    to_train_id[list(of_class)] = train_id
+  labels = LabelSet(
+    'own',
+    tuple(entry.name for entry in entries),
+    np.array([e.colour or colours[e.name] for e in entries], np.uint8),
+    to_train_id,
+  )
+  return Classes(labels, values, tuple(sorted(set(ignored))), tuple(open_))
+
+
+def distinct_colours(number: int, taken: Sequence[Colour] = ()) -> list[Colour]:
+  """Colours far from each other, from `taken`, from black and from white.
+
+  Each is the one of a grid that is farthest from all before it; the distance
+  weighs the channels as the eye does, in whole numbers.
+  """
+  levels = np.linspace(0, 255, 9).astype(np.int64)
+  grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
+  before = np.array([(0, 0, 0), (255, 255, 255), *taken], np.int64)
+  nearest = np.min([_distance(grid, colour) for colour in before], 0)
+  chosen = []
+  for _ in range(number):
+    colour = grid[nearest.argmax()]
+    chosen.append(tuple(colour.tolist()))
+    nearest = np.minimum(nearest, _distance(grid, colour))
+  return chosen
+
+
+def _distance(colours: np.ndarray, colour: np.ndarray) -> np.ndarray:
+  """Squared; red counts more in bright colours, blue in dark ones."""
+  red, green, blue = ((colours - colour) ** 2).T
+  redness = colours[:, 0] + colour[0]  # 0 to 510
+  return (1024 + redness) * red + 2048 * green + (1534 - redness) * blue
+
+
+def label_set(
+  number: int,
+  classes: Sequence[str] | None,
+  palette: Sequence[Sequence[int]] | None,
+) -> LabelSet:
+  """The labels of weights, from what is stored with them.
+
+  Args:
+    number: of classes.
+    classes: their names; None, or of another number: those of the data set
+      with so many classes, else numbers.
+    palette: their colours; None, or of another number: colours are chosen.
+  """
+  names = tuple(classes or ())
+  for labels in (ADE20K, CITYSCAPES):
+    fits = len(names) != number or (names == labels.classes and not palette)
+    if fits and number == len(labels.classes):
+      return labels
+  if len(names) != number:
+    names = tuple(map(str, range(number)))
+  if palette is None or len(palette) != number:
+    palette = distinct_colours(number)
+  to_train_id = np.arange(256, dtype=np.uint8)
+  to_train_id[number:] = IGNORE
+  return LabelSet('own', names, np.array(palette, np.uint8), to_train_id)

@@ -1,0 +1,265 @@
+"""A user's own images and index masks, read where they lie.
+
+An image and its mask have the same name in two trees of folders, but for
+suffixes, or stand on one line of a list. Masks are 8-bit PNG files with one
+channel; a classes file says what their values mean. Other masks are refused
+with the command that converts them.
+
+A photograph's EXIF orientation is applied, as mmsegmentation and most viewers
+do; its mask is taken as it is, so it has to be drawn on the upright picture.
+"""
+
+import operator
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from resnest_jax.data.archives import enumeration
+from resnest_jax.data.images import decode_image, is_turned, png_kind
+from resnest_jax.data.own.classes import Classes, read_classes
+from resnest_jax.data.own.pairing import (
+  Pair,
+  draw_split,
+  match_pairs,
+  read_list,
+)
+from resnest_jax.errors import UnreadableSample, UserError
+
+
+class FolderSplit:
+  """A sequence of samples; threads may share it and it can be pickled.
+
+  `split[i]` is as in `datasets.PreparedSplit`: `image` uint8 (H, W, 3) RGB,
+  `label` uint8 (H, W) train ids and 255, `name`.
+
+  Attributes:
+    name: 'folder'.
+    split: as asked for.
+    labels: the `LabelSet` of the classes file.
+    pairs: the `Pair` of each sample.
+    known_values: bool (256,), the mask values in the classes file, and 255.
+    classes_file: its path.
+    masks: the folder of all masks, of other splits as well.
+  """
+
+  name = 'folder'
+
+  def __init__(
+    self,
+    split: str,
+    pairs: Sequence[Pair],
+    classes: Classes,
+    classes_file: str,
+    masks: str,
+  ):
+    self.split = split
+    self.pairs = tuple(pairs)
+    self.labels = classes.labels
+    self.known_values = classes.known()
+    self.classes_file = classes_file
+    self.masks = masks
+
+  def __len__(self) -> int:
+    return len(self.pairs)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    pair = self.pairs[_checked(index, len(self))]
+    image, mask, png = self._decode(pair)
+    self._check_mask(pair.mask, png, mask)
+    if image.dtype != np.uint8:
+      raise UserError(
+        f'{pair.image} has {8 * image.dtype.itemsize} bits a channel; images '
+        'have 8. Convert it.'
+      )
+    if image.shape[:2] != mask.shape:
+      raise _different_sizes(pair, image, mask)
+    label = self.labels.to_train_id[mask]
+    return {'image': image, 'label': label, 'name': pair.name}
+
+  def location(self, index: int) -> str:
+    """Which files `split[index]` reads."""
+    pair = self.pairs[index]
+    return f'{pair.image} with {pair.mask}'
+
+  def label(self, index: int) -> np.ndarray:
+    """The label of `split[index]` alone; the image is not read."""
+    pair = self.pairs[_checked(index, len(self))]
+    mask, png = _decode_file(pair.mask, cv2.IMREAD_UNCHANGED)
+    self._check_mask(pair.mask, png, mask)
+    return self.labels.to_train_id[mask]
+
+  def raw(self, index: int) -> dict[str, Any]:
+    """A sample as it is stored, for checks.
+
+    Returns:
+      `image` (H, W, 3), RGB, of any depth; `mask`, of any shape and type, its
+      values not yet train ids; `name`.
+
+    Raises:
+      UnreadableSample: a file is missing or damaged.
+    """
+    pair = self.pairs[_checked(index, len(self))]
+    image, mask, _ = self._decode(pair)
+    return {'image': image, 'mask': mask, 'name': pair.name}
+
+  def _decode(self, pair: Pair) -> tuple[np.ndarray, np.ndarray, bytes]:
+    """The image, the mask, and the mask's file."""
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+    image, _ = _decode_file(pair.image, flags)
+    mask, encoded = _decode_file(pair.mask, cv2.IMREAD_UNCHANGED)
+    return image, mask, encoded
+
+  def _check_mask(self, path: str, png: bytes, mask: np.ndarray) -> None:
+    """Raises `UserError` unless it is an index mask of known values."""
+    needed = 'Masks are 8-bit PNG files with one channel, the class number.'
+    bits, colour = png_kind(png, path, needed)
+    if (bits, colour) != (8, 'grey'):
+      words = ['--masks', self.masks, '--classes', self.classes_file]
+      words += ['--out', f'{self.masks}_ids']
+      raise UserError(
+        f'{path} is a {bits}-bit {colour} picture. {needed} This writes such '
+        'masks of all files there:\n  python -m resnest_jax.data.prepare '
+        f'palette2id {shlex.join(words)}{_HOW.get(colour, "")}'
+      )
+    if (unknown := ~self.known_values[mask]).any():
+      values = np.unique(mask[unknown]).tolist()
+      listed = enumeration(map(str, values[:10]))
+      known = np.flatnonzero(self.known_values).tolist()
+      raise UserError(
+        f'{path} has {np.count_nonzero(unknown)} pixels with values that '
+        f'{self.classes_file} does not have: {listed}'
+        f'{" and more" if len(values) > 10 else ""}; it has '
+        f'{_ranges(known)}. Give each a class ("{values[0]}: name"), or '
+        f'leave it out of account ("ignore: {values[0]}").'
+      )
+
+
+# Which flag of palette2id a mask needs, by its PNG colour type.
+_HOW = {
+  'palette': '\nAdd --indices if the indices of its palette are the classes.',
+  'grey': ' --indices',
+  'grey-alpha': ' --indices',
+}
+
+
+def _checked(index: int, length: int) -> int:
+  index = operator.index(index)
+  if not 0 <= index < length:
+    raise IndexError(f'{index} is not in 0 .. {length - 1}')
+  return index
+
+
+def _decode_file(path: str, flags: int) -> tuple[np.ndarray, bytes]:
+  try:
+    encoded = Path(path).read_bytes()
+  except OSError as error:
+    raise UnreadableSample(
+      f'{path} cannot be read ({error.strerror}).'
+    ) from error
+  pixels = decode_image(encoded, flags)
+  if pixels is None:
+    raise UnreadableSample(
+      f'{path} cannot be decoded: with {len(encoded)} bytes it is damaged, cut '
+      'off, or not the picture that its name says. Repair it, or move it and '
+      'its partner away.'
+    )
+  return pixels, encoded
+
+
+def _different_sizes(pair: Pair, image, mask) -> UserError:
+  """Names both files and sizes; a turned photograph is the usual reason."""
+  (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
+  hint = 'Repair the pair or move it away.'
+  if (height, width) == (mask_width, mask_height):
+    hint = 'The mask is transposed, or turned: turn it back.'
+    if is_turned(pair.image):
+      hint = (
+        'The photograph is turned by its EXIF orientation and the mask is not: '
+        'turn the mask, or save the photograph anew without that entry.'
+      )
+  return UserError(
+    f'{pair.image} is {width}x{height} pixels but {pair.mask} is '
+    f'{mask_width}x{mask_height}; both must have the same size. {hint}'
+  )
+
+
+def _ranges(values: Sequence[int]) -> str:
+  """'0 to 3, 7 and 255'."""
+  parts: list[list[int]] = []
+  for value in values:
+    if parts and value == parts[-1][-1] + 1:
+      parts[-1].append(value)
+    else:
+      parts.append([value])
+  return enumeration(
+    f'{part[0]} to {part[-1]}' if len(part) > 2 else ', '.join(map(str, part))
+    for part in parts
+  )
+
+
+def make_folder_split(data_config: Any, split: str) -> FolderSplit:
+  """Opens a split of the folders that a configuration names.
+
+  Args:
+    data_config: `config.data`; its section `folder` explains the rules.
+    split: `data_config.train_split`, `eval_split`, or the name of another sub
+      folder or list.
+
+  Raises:
+    UserError: no such folder, list or classes file, images without masks or
+      masks without images, names that occur twice, or nothing at all.
+  """
+  root, options = Path(data_config.data_dir), data_config.folder
+  classes_file = root / options.classes
+  classes = read_classes(classes_file)
+  names = (data_config.train_split, data_config.eval_split)
+  if options.lists:
+    given = '{split}' in options.lists
+    source = root / options.lists.replace('{split}', split)
+    pairs = read_list(source)
+    all_masks = os.path.dirname(pairs[0].mask)
+  else:
+    source, masks = (
+      root / path.replace('{split}', split)
+      for path in (options.images, options.masks)
+    )
+    all_masks = str(masks)
+    given = '{split}' in options.images
+    if not given and any((source / name).is_dir() for name in names):
+      given, source, masks = True, source / split, masks / split
+    _check_folder('images', source, given)
+    _check_folder('masks', masks, given)
+    pairs = match_pairs(
+      source, masks, options.image_suffix, options.mask_suffix
+    )
+  if not given:
+    total = len(pairs)
+    pairs = draw_split(
+      pairs, split, names, options.eval_fraction, options.split_seed
+    )
+    if not pairs:
+      raise UserError(
+        f'of the {total} samples in {source} none was drawn for the split '
+        f'{split!r}. Set config.data.folder.eval_fraction or split_seed, or '
+        f'make sub folders {names[0]} and {names[1]}.'
+      )
+  return FolderSplit(split, pairs, classes, str(classes_file), all_masks)
+
+
+def _check_folder(key: str, folder: Path, given: bool) -> None:
+  """Raises `UserError` if it is not there; `given`: it is of one split."""
+  if folder.is_dir():
+    return
+  flags = f'config.data.data_dir and config.data.folder.{key}'
+  listed = ''
+  if given:
+    flags += ', or config.data.train_split and eval_split to their names'
+    if folder.parent.is_dir():
+      inside = sorted(x.name for x in folder.parent.iterdir() if x.is_dir())
+      listed = f' In {folder.parent} there are: {", ".join(inside) or "none"}.'
+  raise UserError(f'there is no folder {folder}.{listed} Set {flags}.')

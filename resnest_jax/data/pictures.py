@@ -1,0 +1,118 @@
+"""Whatever shows a picture, as uint8 RGB: files, Pillow's images, arrays."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from resnest_jax.data.images import decode_image
+from resnest_jax.data.own.pairing import IMAGE_SUFFIXES
+from resnest_jax.errors import UnreadableSample, UserError
+
+_ARRAYS = 'uint8 (H, W, 3) with RGB values from 0 to 255, or (H, W) in grey'
+
+
+def read_picture(path: Path) -> np.ndarray:
+  """A picture as uint8 (H, W, 3) RGB.
+
+  Turned upright where its EXIF data says so; of 16 bits the upper eight are
+  taken, transparency is left out.
+
+  Raises:
+    UnreadableSample: it cannot be read.
+  """
+  try:
+    image = decode_image(path.read_bytes(), cv2.IMREAD_COLOR_RGB)
+  except OSError as error:
+    raise UnreadableSample(f'{path}: {error.strerror}') from error
+  except cv2.error as error:
+    raise UnreadableSample(
+      f'{path}: OpenCV cannot decode it ({error.err}); it is larger than '
+      'OpenCV allows, or damaged'
+    ) from error
+  if image is None:
+    raise UnreadableSample(
+      f'{path} cannot be read as a picture: it is damaged, cut off, '
+      'of another depth or none; '
+      f'accepted are {", ".join(IMAGE_SUFFIXES)} of 8 or 16 bits'
+    )
+  return image
+
+
+def as_rgb(image: Any) -> np.ndarray:
+  """A picture of any accepted kind as uint8 (H, W, 3) RGB.
+
+  Args:
+    image: an array, see `_ARRAYS`; an image of Pillow; or a path.
+
+  Raises:
+    UserError: of another kind, shape or type, empty, or not to be read.
+  """
+  if isinstance(image, str | Path):
+    return read_picture(Path(image))
+  if isinstance(image, Image.Image):
+    return _from_pillow(image)
+  if isinstance(image, np.ndarray) or hasattr(image, '__array__'):
+    return _from_array(np.asarray(image))
+  raise UserError(
+    f'an image cannot be of type {type(image).__name__}; accepted are arrays, '
+    f'{_ARRAYS}, paths, and images of Pillow.'
+  )
+
+
+def _from_pillow(image: Image.Image) -> np.ndarray:
+  """As `read_picture` reads the file: upright, 8 bits, not transparent."""
+  if image.width < 1 or image.height < 1:
+    raise UserError(f'the image is empty: it has {image.width}x{image.height}.')
+  try:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == 'F':
+      raise UserError(
+        'the image has floats (mode F); convert it to 8 bits first, of which '
+        'only you know how: image.convert("L") cuts at 0 and 255.'
+      )
+    if image.mode.startswith('I'):  # 16 bits.
+      grey = np.asarray(image)
+      if grey.min() < 0 or grey.max() > 65535:
+        raise UserError(
+          f'the image has values from {grey.min()} to {grey.max()}; of more '
+          'than 8 bits only 0 to 65535 are accepted.'
+        )
+      return _from_array((grey >> 8).astype(np.uint8))
+    return np.array(image.convert('RGB'))
+  except (OSError, SyntaxError, ValueError) as error:
+    name = getattr(image, 'filename', '') or 'the image'
+    raise UnreadableSample(
+      f'{name} cannot be read by Pillow ({error}); it is damaged or cut off'
+    ) from error
+
+
+def _from_array(image: np.ndarray) -> np.ndarray:
+  kind = f'an array {image.dtype} {image.shape}'
+  remedy = None
+  if image.dtype != np.uint8:
+    remedy = 'convert it to uint8'
+    if np.issubdtype(image.dtype, np.floating):
+      remedy = (
+        'floats from 0 to 1 become it by (image * 255).round().astype'
+        "('uint8'); do not normalise it, that is done here"
+      )
+    elif image.dtype == np.uint16:
+      remedy = "16 bits become it by (image >> 8).astype('uint8')"
+  elif 0 in image.shape:
+    remedy = 'it is empty'
+  elif image.ndim == 4:
+    remedy = 'for several give a list, for instance list(images)'
+  elif image.ndim == 3 and image.shape[-1] == 4:
+    remedy = 'leave the transparency out: image[..., :3]'
+  elif image.ndim == 3 and image.shape[-1] not in (1, 3) and len(image) == 3:
+    remedy = 'the channels come last: image.transpose(1, 2, 0)'
+  elif image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
+    remedy = 'give one of these'
+  if remedy:
+    raise UserError(f'{kind} is no image; accepted is {_ARRAYS}. {remedy}.')
+  if image.shape[2:] != (3,):
+    image = np.repeat(image.reshape(*image.shape[:2], 1), 3, -1)
+  return np.ascontiguousarray(image)

@@ -1,1 +1,0 @@
-"""Procedural scenes, the pictures of the mini ADE20K."""

@@ -1,0 +1,151 @@
+"""The page to try a network on pictures, made of Gradio's components.
+
+It loads nothing from other hosts: fonts are the system's, pictures are inside.
+"""
+
+import functools
+import importlib.resources
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from resnest_jax.demo import result
+from resnest_jax.errors import UserError
+from resnest_jax.inference.predictor import Predictor
+from resnest_jax.weights.infer import title_of
+
+# Largest file that may be uploaded.
+MAX_FILE_SIZE = '100mb'
+EMPTY = '<p class="empty">Drop a picture into the box, or choose one.</p>'
+# The opacity of the colours is the browser's matter alone.
+SET_OPACITY = """(percent) => {
+  document.documentElement.style.setProperty('--opacity', percent / 100);
+}"""
+TITLE = 'Semantic segmentation'
+
+
+def look() -> dict:
+  """Theme and style, as `Blocks.launch` takes them."""
+  css = importlib.resources.files(__package__).joinpath('page.css')
+  theme = gr.themes.Default(
+    primary_hue='blue',
+    font=['system-ui', 'Segoe UI', 'Roboto', 'Noto Sans', 'sans-serif'],
+    font_mono=['ui-monospace', 'Consolas', 'monospace'],
+  )
+  return {'theme': theme, 'css': css.read_text('utf-8')}
+
+
+def make_page(
+  predictor: Predictor, name: str, examples: Sequence[Path] = ()
+) -> gr.Blocks:
+  """The page, not yet served.
+
+  Args:
+    predictor: one picture after the other is given to it.
+    name: of the network, shown above.
+    examples: pictures that are offered.
+  """
+  with gr.Blocks(
+    title=f'{name}: {TITLE.lower()}',
+    analytics_enabled=False,
+    delete_cache=(3600, 3600),  # Seconds.
+  ) as page:
+    about = escape(_description(predictor, name))
+    gr.HTML(f'<h1>{TITLE}</h1><p class="facts">{about}</p>', elem_id='heading')
+    with gr.Row():
+      with gr.Column(scale=2, min_width=280):
+        picture = gr.Image(
+          label='Picture',
+          type='filepath',
+          sources=['upload', 'clipboard'],
+          buttons=[],
+          height=320,
+          elem_id='picture',
+        )
+        if examples:
+          gr.Examples(
+            [[str(path)] for path in examples],
+            picture,
+            label='Examples',
+            elem_id='examples',
+          )
+      with gr.Column(scale=3, min_width=320):
+        overlay = gr.HTML(EMPTY, elem_id='overlay')
+        opacity = gr.Slider(
+          0,
+          100,
+          50,
+          step=1,
+          label='Opacity of the colours, %',
+          elem_id='opacity',
+        )
+        facts = gr.HTML(elem_id='facts')
+        legend = gr.HTML(elem_id='legend')
+    opacity.change(None, opacity, js=SET_OPACITY)
+    picture.change(
+      functools.partial(_show, predictor),
+      picture,
+      [overlay, facts, legend],
+      # Which opens the file, and says of a broken one no more than "Error".
+      preprocess=False,
+      concurrency_limit=1,
+      show_progress_on=[overlay, facts, legend],
+      api_visibility='private',
+    )
+  return page
+
+
+def _show(
+  predictor: Predictor, upload: Mapping[str, Any] | None
+) -> tuple[str, str, str]:
+  """Overlay, facts and legend of an upload, as HTML."""
+  if not upload:
+    return EMPTY, '', ''
+  predictor.on_compile = _say_compiling
+  try:
+    seen = result.look_at(predictor, uploaded(upload))
+  except UserError as error:
+    return result.problem(str(error)), '', ''
+  except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    message = 'The device has too little memory for a picture of this size.'
+    return result.problem(message), '', ''
+  found = seen.prediction
+  table = result.legend(found.labels, found.classes, found.palette)
+  return result.overlay(seen), result.facts(seen), table
+
+
+def uploaded(upload: Mapping[str, Any]) -> Path:
+  """The file of an upload, as the browser names it.
+
+  Args:
+    upload: its `path`, on this machine.
+
+  Raises:
+    UserError: it is none that was uploaded: nobody shall read others.
+  """
+  path = Path(upload['path']).resolve()
+  if not path.is_relative_to(Path(os.environ['GRADIO_TEMP_DIR']).resolve()):
+    raise UserError(f'{path.name} was not uploaded.')
+  return path
+
+
+def _description(predictor: Predictor, name: str) -> str:
+  model = predictor.about['model']
+  step = predictor.about['weights'].get('step')
+  return (
+    f'{name}{"" if step is None else f", step {step}"}: {model["head"]} on '
+    f'{title_of(model)}, {len(predictor.classes)} classes'
+  )
+
+
+def _say_compiling(height: int, width: int) -> None:
+  gr.Info(
+    f'Compiling for pictures of up to {width} x {height} pixels. It is done '
+    'once for each such size and can take a minute.'
+  )

@@ -1,0 +1,185 @@
+"""What the page shows of a picture: its pixels in colours, shares and times."""
+
+import dataclasses
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from resnest_jax import drawing, runtime
+from resnest_jax.data.pictures import read_picture
+from resnest_jax.errors import UserError
+from resnest_jax.evaluation.report.images import data_uri
+from resnest_jax.evaluation.report.parts import swatch
+from resnest_jax.inference.predictor import Prediction, Predictor
+
+MAX_EDGE = 1600  # Pixels: larger pictures are shrunk.
+MAX_PIXELS = 100_000_000  # Of a file; decoded, they are 300 MB.
+_SPACE = '\N{NO-BREAK SPACE}'
+
+Shape = tuple[int, int]  # Height and width, pixels.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+  """A picture that was predicted.
+
+  Attributes:
+    name: of the file.
+    prediction: of the picture as it is shown.
+    original: its size in the file, upright.
+    seen: the size at which the network saw it.
+    padded: the same, filled up to a shape that is compiled.
+    seconds: of the devices, without compiling.
+  """
+
+  name: str
+  prediction: Prediction
+  original: Shape
+  seen: Shape
+  padded: Shape
+  seconds: float
+
+
+def look_at(predictor: Predictor, path: Path) -> Result:
+  """Predicts a picture of a file, shrunk where it is very large.
+
+  Args:
+    predictor: is used by no one else meanwhile.
+    path: of the file.
+
+  Raises:
+    UserError: it cannot be read as a picture, or is too large to be.
+  """
+  picture = _read(path)
+  original = picture.shape[:2]
+  if max(original) > MAX_EDGE:
+    picture = drawing.fit(picture, (MAX_EDGE, MAX_EDGE), smooth=True)
+  steps = []
+  predictor.on_step = lambda *step: steps.append(step)
+  try:
+    with runtime.count_compilations() as compiled:
+      prediction = predictor.predict(picture)
+    if compiled:  # The time of compiling is none of the picture's.
+      prediction = predictor.predict(picture)
+  finally:
+    predictor.on_step = None
+  batch, seconds = steps[-1]
+  height, width = batch['size'][0].tolist()
+  return Result(
+    path.name,
+    prediction,
+    original,
+    (height, width),
+    batch['image'].shape[1:3],
+    seconds,
+  )
+
+
+def _read(path: Path) -> np.ndarray:
+  try:
+    with Image.open(path) as header:
+      pixels = header.width * header.height
+  except Image.DecompressionBombError:
+    pixels = float('inf')
+  except (OSError, SyntaxError, ValueError):  # OpenCV's message will do.
+    pixels = 0
+  if pixels > MAX_PIXELS:
+    raise UserError(
+      f'{path.name} has more than {MAX_PIXELS // 10**6} million pixels; shrink '
+      'it first.'
+    )
+  try:
+    return read_picture(path)
+  except UserError as error:  # Where it was uploaded to tells nobody anything.
+    raise UserError(str(error).replace(str(path), path.name)) from error
+
+
+def shares(labels: np.ndarray, number: int) -> list[tuple[int, int]]:
+  """How much of a label map each of its classes covers.
+
+  Args:
+    labels: uint8 (H, W).
+    number: of classes.
+
+  Returns:
+    Class and share in tenths of a percent, the largest first. They add up to
+    1000: what rounding down leaves goes to the largest remainders.
+  """
+  counts = np.bincount(labels.ravel(), minlength=number)[:number]
+  tenths, rest = np.divmod(1000 * counts, counts.sum())
+  lacking = 1000 - tenths.sum()
+  tenths[np.argsort(-rest, kind='stable')[:lacking]] += 1
+  order = np.argsort(-counts, kind='stable')
+  return [(int(i), int(tenths[i])) for i in order if counts[i]]
+
+
+def overlay(result: Result) -> str:
+  """The picture and, over it, its classes; the slider sets how opaque."""
+  found = result.prediction
+  height, width = found.labels.shape
+  name = escape(result.name)
+  layers = (
+    ('photograph', name, data_uri(found.image, '.jpg')),
+    ('colours', f'{name}: its classes', data_uri(found.colors(), '.png')),
+  )
+  images = ''.join(
+    f'<img class="{kind}" alt="{text}" width="{width}" height="{height}" '
+    f'src="{uri}">'
+    for kind, text, uri in layers
+  )
+  ratio = f'--ratio: {width / height:.4f}'
+  return f'<div class="layers" style="{ratio}">{images}</div>'
+
+
+def legend(
+  labels: np.ndarray, classes: Sequence[str], palette: np.ndarray
+) -> str:
+  """A table of the classes in a label map: colour, name, share."""
+  rows = []
+  for index, tenths in shares(labels, len(classes)):
+    share = f'{tenths / 10:.1f}' if tenths else '&lt; 0.1'
+    rows.append(
+      f'<tr><th scope="row">{swatch(palette[index])}{escape(classes[index])}'
+      f'</th><td><span class="bar" style="width:{tenths / 10}%"></span></td>'
+      f'<td class="share">{share} %</td></tr>'
+    )
+  return (
+    '<table class="classes"><thead><tr><th scope="col">Class</th>'
+    '<th scope="col" colspan="2">Share of the pixels</th></tr></thead>'
+    f'<tbody>{"".join(rows)}</tbody></table>'
+  )
+
+
+def facts(result: Result) -> str:
+  """Sizes and time in words."""
+  shown = result.prediction.labels.shape
+  size = _size(result.original)
+  if shown != result.original:
+    size += (
+      f'; it is large and was shrunk to {_size(shown)} before everything else'
+    )
+  return (
+    f'<p class="facts"><strong>{escape(result.name)}</strong>: {size} pixels. '
+    f'The network saw it at {_size(result.seen)}, padded to '
+    f'{_size(result.padded)}, for <strong>{_seconds(result.seconds)}</strong> '
+    f'on {escape(runtime.describe_devices())}.</p>'
+  )
+
+
+def problem(message: str) -> str:
+  """Why there is no result."""
+  return f'<p class="problem" role="alert">{escape(message)}</p>'
+
+
+def _size(size: Shape) -> str:
+  """'683 x 512' that stays in a line: width first, as cameras say it."""
+  return f'{size[1]}{_SPACE}\N{MULTIPLICATION SIGN}{_SPACE}{size[0]}'
+
+
+def _seconds(seconds: float) -> str:
+  if seconds < 1:
+    return f'{1000 * seconds:.0f}{_SPACE}ms'
+  return f'{seconds:.1f}{_SPACE}s'

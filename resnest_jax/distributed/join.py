@@ -1,0 +1,242 @@
+"""Several hosts that compute as one: how they find each other, and part.
+
+Each host runs the same command. `jax.distributed` finds the others on TPU
+pods, SLURM, Open MPI and Kubernetes; elsewhere flags name them. Everything
+that a run writes or says comes from the first host. `messages` is what they
+tell each other, `failures` what they do when one of them fails.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from resnest_jax.distributed import failures as watch
+from resnest_jax.distributed.failures import (
+  HEARTBEAT_SECONDS,
+  end,
+  end_quietly_on_abort,
+)
+from resnest_jax.errors import UserError
+
+_STARTED = 'resnest_jax/started/'
+
+
+def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+  """Adds the flags of `joined`."""
+  group = parser.add_argument_group('several hosts (docs/scale.md)')
+  group.add_argument(
+    '--coordinator',
+    metavar='HOST:PORT',
+    help='address of host 0 and a free port there; not needed on TPU pods, '
+    'SLURM, Open MPI and Kubernetes',
+  )
+  group.add_argument(
+    '--num_processes', type=int, metavar='N', help='1: do not look for others'
+  )
+  group.add_argument(
+    '--process_id', type=int, metavar='I', help='of this one, 0 to N - 1'
+  )
+  group.add_argument(
+    '--connect_timeout',
+    type=int,
+    default=300,
+    metavar='SECONDS',
+    help='how long to wait for the others (default: 300)',
+  )
+  return parser
+
+
+@contextlib.contextmanager
+def joined(
+  flags: argparse.Namespace,
+  facts: Mapping[str, Any],
+  stop_together: bool = False,
+) -> Iterator[None]:
+  """Joins the other hosts, if there are any, and leaves them at the end.
+
+  Has to come before JAX computes anything. Hosts but the first are silent.
+
+  Args:
+    flags: of `add_flags`.
+    facts: what has to be the same on all hosts, by name; JSON-able.
+    stop_together: SIGTERM does not end a host, but is told to all by JAX's
+      `reached_preemption_sync_point`.
+
+  Raises:
+    UserError: wrong flags, or hosts that differ in `facts`.
+  """
+  if not _connect(flags, stop_together):
+    yield
+    return
+  import jax
+
+  from resnest_jax.distributed import messages
+
+  with contextlib.ExitStack() as stack:
+    try:
+      watch.start()
+      _check_same(facts)
+      if jax.process_index():
+        nowhere = stack.enter_context(open(os.devnull, 'w'))
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+      yield
+      messages.wait_for_all('end')
+      watch.stop()
+    except BaseException as error:
+      watch.leave(error)
+  jax.distributed.shutdown()
+
+
+def _connect(flags: argparse.Namespace, stop_together: bool) -> bool:
+  """Returns whether this is now one of several hosts."""
+  import jax
+
+  # Its handler swallows SIGTERM, of which only a loop that asks it knows.
+  jax.config.update('jax_enable_preemption_service', stop_together)
+  given = {
+    key: getattr(flags, key)
+    for key in ('coordinator', 'num_processes', 'process_id')
+  }
+  if given['num_processes'] == 1:
+    return False
+  absent = [f'--{key}' for key, value in given.items() if value is None]
+  if 0 < len(absent) < 3:
+    raise UserError(
+      f'--coordinator, --num_processes and --process_id go together; '
+      f'missing: {", ".join(absent)}.'
+    )
+  timeout = flags.connect_timeout
+  if absent:
+    return _find_others(timeout)
+  _check_flags(**given)
+  _initialize(
+    timeout,
+    coordinator_address=flags.coordinator,
+    num_processes=flags.num_processes,
+    process_id=flags.process_id,
+    cluster_detection_method='deactivate',
+  )
+  return True
+
+
+def _check_flags(coordinator: str, num_processes: int, process_id: int) -> None:
+  host, colon, port = coordinator.rpartition(':')
+  if not (host and colon and port.isdigit() and 0 < int(port) < 65536):
+    raise UserError(
+      f'--coordinator is {coordinator!r}; it must be HOST:PORT, for instance '
+      '10.0.0.1:8476.'
+    )
+  if num_processes < 1:
+    raise UserError(f'--num_processes is {num_processes}; it must be positive.')
+  if not 0 <= process_id < num_processes:
+    raise UserError(
+      f'--process_id is {process_id}; with --num_processes={num_processes} it '
+      f'must be from 0 to {num_processes - 1}, another one on each host.'
+    )
+
+
+def _find_others(timeout: int) -> bool:
+  """Joins what JAX detects; False where it finds no cluster."""
+  from resnest_jax.jax_private import NO_CLUSTER
+
+  try:
+    with warnings.catch_warnings():
+      if 'JOB_COMPLETION_INDEX' not in os.environ:  # Of Kubernetes' jobs.
+        warnings.simplefilter('ignore')
+      _initialize(timeout)
+  except ValueError as error:
+    if NO_CLUSTER in str(error):
+      return False
+    raise UserError(
+      f'cannot join other hosts ({error}). Give --coordinator, '
+      '--num_processes and --process_id, or --num_processes=1 to train alone.'
+    ) from error
+  except Exception as error:  # Of metadata servers and the like.
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    print(f'no other hosts are known ({reason[0][:200]})', flush=True)
+    return False
+  import jax
+
+  if jax.process_count() == 1:
+    handler = signal.getsignal(signal.SIGTERM)
+    jax.distributed.shutdown()
+    signal.signal(signal.SIGTERM, handler)  # The service had put its own.
+    watch.end_as_usual_on_abort()
+    return False
+  return True
+
+
+def _initialize(timeout: int, **arguments: Any) -> None:
+  import jax
+
+  # JAX ends a process that waited in vain with a stack trace, so this does.
+  timer = threading.Timer(timeout, _give_up, (timeout, arguments))
+  timer.daemon = True
+  timer.start()
+  try:
+    jax.distributed.initialize(
+      **arguments,
+      initialization_timeout=timeout + 60,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+  finally:
+    timer.cancel()
+  end_quietly_on_abort()
+
+
+def _give_up(timeout: int, arguments: Mapping[str, Any]) -> None:
+  """Ends the process with what can be said about why nobody came."""
+  from resnest_jax.jax_private import distributed_state as state
+
+  address = state.coordinator_address or arguments.get('coordinator_address')
+  if address is None:
+    end(f'no coordinator was found within {timeout} s.')
+  host, _, port = address.rpartition(':')
+  try:
+    socket.create_connection((host.strip('[]'), int(port)), 5).close()
+  except OSError as error:
+    end(
+      f'the coordinator {address} cannot be reached within {timeout} s '
+      f'({error.strerror or error}). It is the process with --process_id 0: '
+      'start it, and look at the address and at firewalls.'
+    )
+  end(
+    f'not all processes came to {address} within {timeout} s. Start as many '
+    'as --num_processes says, each with its own --process_id from 0 on, or '
+    'give a longer --connect_timeout.'
+  )
+
+
+def _check_same(facts: Mapping[str, Any]) -> None:
+  """Raises `UserError` where this host differs from the first one."""
+  from resnest_jax.distributed import messages
+
+  client = messages.service()
+  if messages.is_first():
+    client.key_value_set(f'{_STARTED}0', json.dumps(facts))
+    messages.wait_for_all('comparison')
+    return
+  first = json.loads(
+    client.blocking_key_value_get(f'{_STARTED}0', messages.PATIENCE_MS)
+  )
+  ours = json.loads(json.dumps(facts))
+  differ = [
+    f'{name}: {first.get(name)!r} on host 0, {ours.get(name)!r} here'
+    for name in sorted(first.keys() | ours.keys())
+    if first.get(name) != ours.get(name)
+  ]
+  if differ:
+    more = f'; and {len(differ) - 3} more' if len(differ) > 3 else ''
+    raise UserError(
+      f'this host ({socket.gethostname()}) was started with other settings '
+      f'or versions than host 0 ({"; ".join(differ[:3])}{more}). Use the same '
+      'command and the same environment on all hosts.'
+    )
+  messages.wait_for_all('comparison')

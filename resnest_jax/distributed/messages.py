@@ -1,0 +1,116 @@
+"""What the processes of one run, each with devices of its own, tell each other.
+
+`host_join` has connected them before. With a single process nothing is
+exchanged and nobody waits.
+"""
+
+import contextlib
+import itertools
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from resnest_jax.errors import UserError
+
+T = TypeVar('T')
+
+# Long enough for any difference between two hosts; one that has ended is
+# noticed by jax.distributed itself.
+PATIENCE_MS = 24 * 60 * 60 * 1000
+_meetings = itertools.count()
+
+
+def service() -> Any:
+  """JAX's client of the service that all hosts share; Orbax uses it, too."""
+  from resnest_jax.jax_private import distributed_state
+
+  return distributed_state.client
+
+
+def is_first() -> bool:
+  """Whether this process is the one that prints and writes."""
+  return jax.process_index() == 0
+
+
+def share(number: int) -> range:
+  """Which of `number` things are this process': h, h + H, ..."""
+  return range(jax.process_index(), number, jax.process_count())
+
+
+def any_host(value: bool) -> bool:
+  """Whether it is true in any process. All have to ask, at the same place."""
+  return any(gather(lambda: value))
+
+
+def wait_for_all(name: str) -> None:
+  """Returns once all processes are here; a name serves once."""
+  if jax.process_count() > 1:
+    service().wait_at_barrier(f'resnest_jax/{name}', PATIENCE_MS)
+
+
+@contextlib.contextmanager
+def first_goes_ahead(name: str) -> Iterator[None]:
+  """Lets the first process through, and then the others.
+
+  For files that the first one writes and the others find there.
+  """
+  if not is_first():
+    wait_for_all(name)
+  yield
+  if is_first():
+    wait_for_all(name)
+
+
+def gather(work: Callable[[], T]) -> list[T]:
+  """Lets every process do its work, and gives all of them all results.
+
+  Every process has to call it, as often as the others and in the same order.
+  The first to be done wait for the last, however long it takes.
+
+  Args:
+    work: returns anything that pickles, numbers of any type included.
+
+  Returns:
+    What it returned in each process, in their order.
+
+  Raises:
+    UserError: it failed in another process. Where it did, its own error.
+  """
+  if jax.process_count() == 1:
+    return [work()]
+  mine, failure = None, None
+  try:
+    mine = work()
+  except Exception as error:  # The others must not wait for it.
+    failure = error
+  message = failure and f'{type(failure).__name__}: {failure}'
+  if isinstance(failure, UserError):
+    message = str(failure)
+  parts = [pickle.loads(x) for x in _exchange(pickle.dumps((mine, message)))]
+  if failure:
+    raise failure
+  for index, (_, message) in enumerate(parts):
+    if message:
+      raise UserError(f'process {index} has failed: {message}')
+  return [part for part, _ in parts]
+
+
+def _exchange(mine: bytes) -> list[bytes]:
+  """The bytes of every process, of any length."""
+  from jax.experimental.multihost_utils import process_allgather
+  from orbax.checkpoint import multihost
+
+  # Devices give up waiting for each other after a minute or so; this does not.
+  multihost.get_barrier_sync_fn()(
+    key=f'resnest_jax_gather_{next(_meetings)}', timeout_ms=PATIENCE_MS
+  )
+  lengths = process_allgather(np.array([len(mine)], np.int32)).ravel()
+  padded = np.zeros(lengths.max(), np.uint8)
+  padded[: len(mine)] = np.frombuffer(mine, np.uint8)
+  rows = np.asarray(process_allgather(padded))
+  return [
+    row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)
+  ]

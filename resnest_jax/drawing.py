@@ -1,0 +1,432 @@
+"""Pictures: label maps in colours, overlays, legends, panels, curves.
+
+Images are uint8 (H, W, 3) RGB arrays, label maps uint8 (H, W) with 255 for "no
+class", palettes uint8 (C, 3) RGB. Pixels are OpenCV's, curves matplotlib's (its
+object interface: no global state, no display).
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from resnest_jax.labels import IGNORE
+
+_INK, _PAPER = (38, 38, 38), (255, 255, 255)
+_RIGHT, _WRONG, _IGNORED = (232, 236, 240), (214, 39, 40), (150, 160, 180)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def colour(label_map: np.ndarray, palette: np.ndarray) -> np.ndarray:
+  """The label map in the palette's colours; black where there is no class."""
+  table = np.zeros((256, 3), np.uint8)
+  table[: len(palette)] = palette
+  table[IGNORE] = 0
+  return table[label_map]
+
+
+def overlay(
+  image: np.ndarray,
+  label_map: np.ndarray,
+  palette: np.ndarray,
+  opacity: float = 0.5,
+) -> np.ndarray:
+  """The image with the classes' colours over it.
+
+  Args:
+    image: uint8 (H, W, 3).
+    label_map: uint8 (H, W); the image shows unchanged where it is 255.
+    palette: uint8 (C, 3).
+    opacity: of the colours, 0 (invisible) to 1.
+  """
+  if image.shape[:2] != label_map.shape:
+    raise ValueError(
+      f'image {image.shape} and label map {label_map.shape} differ in size'
+    )
+  mixed = cv2.addWeighted(
+    image, 1 - opacity, colour(label_map, palette), opacity, 0
+  )
+  return np.where((label_map == IGNORE)[..., None], image, mixed)
+
+
+def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+  """Wrong pixels red, right ones light, unlabelled ones grey blue."""
+  picture = np.empty((*label.shape, 3), np.uint8)
+  picture[...] = _RIGHT
+  picture[prediction != label] = _WRONG
+  picture[label == IGNORE] = _IGNORED
+  return picture
+
+
+def legend(
+  label_maps: Sequence[np.ndarray],
+  class_names: Sequence[str],
+  palette: np.ndarray,
+  width: int,
+) -> np.ndarray:
+  """Names and colours of the classes that are in the label maps.
+
+  Args:
+    label_maps: any number of label maps.
+    class_names: C names.
+    palette: uint8 (C, 3).
+    width: of the result, in pixels; entries flow from left to right.
+
+  Returns:
+    uint8 (H, width, 3), most frequent class first.
+  """
+  counts = sum(np.bincount(m.ravel(), minlength=256) for m in label_maps)
+  order = np.argsort(-counts[: len(class_names)], kind='stable')
+  entries = [int(i) for i in order if counts[i]]
+  row_height, swatch, gap = 24, 14, 16
+  places, x, y = [], 8, 0
+  for entry in entries:
+    length = swatch + 6 + _text_width(class_names[entry]) + gap
+    if x + length > width and x > 8:
+      x, y = 8, y + row_height
+    places.append((x, y))
+    x += length
+  picture = _paper(y + row_height + 6, width)
+  for entry, (x, y) in zip(entries, places, strict=True):
+    corner = (x, y + 8)
+    far = (x + swatch, y + 8 + swatch)
+    cv2.rectangle(picture, corner, far, palette[entry].tolist(), cv2.FILLED)
+    cv2.rectangle(picture, corner, far, _INK, 1)
+    _write(picture, class_names[entry], (x + swatch + 6, y + 20))
+  return picture
+
+
+def panel(
+  image: np.ndarray,
+  label: np.ndarray,
+  prediction: np.ndarray,
+  class_names: Sequence[str],
+  palette: np.ndarray,
+  title: str = '',
+  box: tuple[int, int] = (240, 320),
+) -> np.ndarray:
+  """Image, ground truth, prediction and errors side by side, with a legend.
+
+  Args:
+    image: uint8 (H, W, 3).
+    label: uint8 (H, W), the ground truth.
+    prediction: uint8 (H, W).
+    class_names: C names.
+    palette: uint8 (C, 3).
+    title: stands above, with the share of right pixels.
+    box: height and width, in pixels, into which each of the four is fitted;
+      so panels of all shapes are equally wide.
+  """
+  labelled = label != IGNORE
+  right = np.count_nonzero((prediction == label) & labelled)
+  score = f'{right / max(np.count_nonzero(labelled), 1):.1%} of pixels right'
+  parts = {
+    'image': image,
+    'ground truth': colour(label, palette),
+    'prediction': colour(prediction, palette),
+    score: error_map(prediction, label),
+  }
+  columns = [
+    _captioned(fit(part, box, smooth=part is image), caption, box[1])
+    for caption, part in parts.items()
+  ]
+  pictures = np.hstack(columns)
+  heading = _paper(26 if title else 0, pictures.shape[1])
+  if title:
+    _write(heading, title, (8, 18))
+  names = legend([label, prediction], class_names, palette, pictures.shape[1])
+  return np.vstack([heading, pictures, names])
+
+
+def panels(
+  split: Any, predictions: Mapping[int, np.ndarray]
+) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+  """Sample, prediction and `panel` of each prediction, in the split's order.
+
+  Args:
+    split: samples by index, with `labels`.
+    predictions: index in the split -> uint8 (H, W) classes.
+  """
+  classes, palette = split.labels.classes, split.labels.palette
+  for index, prediction in sorted(predictions.items()):
+    sample = split[index]
+    image, label, name = (sample[key] for key in ('image', 'label', 'name'))
+    yield (
+      sample,
+      prediction,
+      panel(image, label, prediction, classes, palette, name),
+    )
+
+
+def mask_panel(
+  image: np.ndarray,
+  label: np.ndarray,
+  class_names: Sequence[str],
+  palette: np.ndarray,
+  title: str = '',
+  note: str = '',
+  box: tuple[int, int] = (240, 320),
+) -> np.ndarray:
+  """An image beside itself with its label map over it, and a legend.
+
+  Args:
+    image: uint8 (H, W, 3).
+    label: uint8 (H, W), hatched where it is 255; or a picture, uint8
+      (h, w, 3), which is then shown as it is.
+    class_names: C names.
+    palette: uint8 (C, 3).
+    title: stands above.
+    note: stands below the title, in red.
+    box: height and width, in pixels, into which both are fitted.
+  """
+  parts = {'image': fit(image, box, smooth=True)}
+  if label.ndim == 3:
+    parts['mask, as it is stored'] = fit(label, box)
+  else:
+    ignored = (label == IGNORE).mean()
+    caption = f'classes ({ignored:.1%} ignored, hatched)'
+    parts[caption if ignored else 'classes'] = _with_classes(
+      parts['image'], fit(label, box), palette
+    )
+  columns = [
+    _captioned(part, caption, box[1]) for caption, part in parts.items()
+  ]
+  pictures = contact_sheet(columns, columns=2, gap=0)
+  heading = _paper(22 * bool(title) + 22 * bool(note), pictures.shape[1])
+  if title:
+    _write(heading, title, (8, 18))
+  if note:
+    _write(heading, note, (8, heading.shape[0] - 4), _WRONG)
+  rows = [heading, pictures]
+  if label.ndim == 2:
+    rows.append(legend([label], class_names, palette, pictures.shape[1]))
+  return np.vstack(rows)
+
+
+def _with_classes(
+  image: np.ndarray, label: np.ndarray, palette: np.ndarray
+) -> np.ndarray:
+  """An overlay with lines between classes and hatched ignored pixels."""
+  picture = overlay(image, label, palette, 0.55)
+  y, x = np.indices(label.shape)
+  hatched = (label == IGNORE) & ((x + y) % 8 < 3)
+  picture[hatched] = _IGNORED
+  border = np.zeros(label.shape, bool)
+  border[:, 1:] = label[:, 1:] != label[:, :-1]
+  border[1:] |= label[1:] != label[:-1]
+  picture[border] = _PAPER
+  return picture
+
+
+def fit(
+  picture: np.ndarray, box: tuple[int, int], smooth: bool = False
+) -> np.ndarray:
+  """Resizes to the largest size of the same shape that the box holds."""
+  scale = min(box[0] / picture.shape[0], box[1] / picture.shape[1])
+  height, width = (max(round(n * scale), 1) for n in picture.shape[:2])
+  interpolation = cv2.INTER_AREA if smooth else cv2.INTER_NEAREST
+  return cv2.resize(picture, (width, height), interpolation=interpolation)
+
+
+def spread(length: int, number: int) -> list[int]:
+  """Up to `number` places from the first to the last of `length`."""
+  return np.linspace(0, length - 1, min(number, length), dtype=int).tolist()
+
+
+def contact_sheet(
+  pictures: Sequence[np.ndarray], columns: int = 1, gap: int = 12
+) -> np.ndarray:
+  """Pictures of any sizes in a grid on white, each column as wide as needed."""
+  if not pictures:
+    raise ValueError('a contact sheet needs at least one picture')
+  rows = [
+    pictures[start : start + columns]
+    for start in range(0, len(pictures), columns)
+  ]
+  widths = [
+    max(row[i].shape[1] for row in rows if i < len(row))
+    for i in range(len(rows[0]))
+  ]
+  heights = [max(picture.shape[0] for picture in row) for row in rows]
+  sheet = _paper(
+    sum(heights) + gap * (len(heights) + 1),
+    sum(widths) + gap * (len(widths) + 1),
+  )
+  y = gap
+  for row, height in zip(rows, heights, strict=True):
+    x = gap
+    for picture, width in zip(row, widths, strict=False):
+      sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+      x += width + gap
+    y += height + gap
+  return sheet
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+  """Writes (H, W, 3) RGB or (H, W) grey; the name's ending is the format."""
+  if image.ndim == 3:
+    image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+  if not cv2.imwrite(str(path), image):
+    raise OSError(f'OpenCV could not write {path}')
+
+
+def _paper(height: int, width: int) -> np.ndarray:
+  return np.full((height, width, 3), _PAPER, np.uint8)
+
+
+def _text_width(text: str, scale: float = 0.45) -> int:
+  return cv2.getTextSize(text, _FONT, scale, 1)[0][0]
+
+
+def _write(
+  picture: np.ndarray,
+  text: str,
+  corner: tuple[int, int],
+  ink: tuple[int, int, int] = _INK,
+) -> None:
+  cv2.putText(picture, text, corner, _FONT, 0.45, ink, 1, cv2.LINE_AA)
+
+
+def _captioned(picture: np.ndarray, caption: str, width: int) -> np.ndarray:
+  """The picture on paper of this width, under a line of text."""
+  height = picture.shape[0]
+  paper = _paper(22 + height + 4, width + 12)
+  _write(paper, caption, (8, 15))
+  paper[22 : 22 + height, 6 : 6 + picture.shape[1]] = picture
+  return paper
+
+
+# --- Curves ------------------------------------------------------------------
+
+
+def read_log(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Scalars of a JSON-lines training log: name -> (steps, values).
+
+  A run that was killed and resumed logs some steps again: the last word
+  counts. A line that the kill cut off is passed over.
+  """
+  scalars: dict[str, dict[int, float]] = {}
+  for line in Path(path).read_text().splitlines():
+    try:
+      entry = json.loads(line)
+      step = entry.pop('step')
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
+      continue
+    for name, value in entry.items():
+      if isinstance(value, (int, float)) and not isinstance(value, bool):
+        scalars.setdefault(name, {})[step] = value
+  return {
+    name: (
+      np.array(sorted(values)),
+      np.array([values[step] for step in sorted(values)], float),
+    )
+    for name, values in scalars.items()
+  }
+
+
+def smooth(values: np.ndarray, span: float) -> np.ndarray:
+  """Exponential moving average over about `span` values, unbiased at the start.
+
+  NaN is passed over.
+  """
+  decay = span / (span + 1)
+  result, total, weight = np.empty(len(values)), 0.0, 0.0
+  for i, value in enumerate(values):
+    if not np.isnan(value):
+      total = decay * total + (1 - decay) * value
+      weight = decay * weight + (1 - decay)
+    result[i] = total / weight if weight else np.nan
+  return result
+
+
+def plot_curves(log_path: Path, out_path: Path, title: str = '') -> None:
+  """Draws a training log: losses, accuracy and mIoU, learning rate, speed.
+
+  Args:
+    log_path: JSON lines, each a dict with 'step' and some of 'loss',
+      'aux_loss', 'accuracy', 'mIoU', 'mAcc', 'learning_rate',
+      'images_per_second'. What is missing leaves its curve out.
+    out_path: the picture, PNG or whatever its ending says.
+    title: stands above.
+  """
+  scalars = read_log(log_path)
+  # Half a second that pictures of label maps need not take.
+  import matplotlib.ticker
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(11, 7), dpi=110, layout='constrained')
+  FigureCanvasAgg(figure)
+  (loss, score), (rate, speed) = figure.subplots(2, 2, sharex=True)
+  _curves(loss, 'Training loss', scalars, ('loss', 'aux_loss'))
+  _curves(score, 'Training accuracy and held-out scores', scalars, ['accuracy'])
+  _scores(score, scalars)
+  _curves(rate, 'Learning rate', scalars, ['learning_rate'], smoothed=False)
+  _curves(speed, 'Images per second', scalars, ['images_per_second'])
+  rate.ticklabel_format(axis='y', style='sci', scilimits=(-2, 2))
+  loss.set_ylim(bottom=0)
+  speed.set_ylim(bottom=0)
+  score.set_ylim(0, 1)
+  score.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+  for axes in (rate, speed):
+    axes.set_xlabel('step')
+    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=''))
+  if title:
+    figure.suptitle(title, fontsize=13, fontweight='bold')
+  figure.savefig(out_path)
+
+
+_COLOURS = {
+  'loss': '#1f5fa8',
+  'aux_loss': '#e08214',
+  'accuracy': '#7a7a7a',
+  'learning_rate': '#542788',
+  'images_per_second': '#35978f',
+  'mIoU': '#b2182b',
+  'mAcc': '#ef8a62',
+}
+
+
+def _curves(axes, title, scalars, names, smoothed=True) -> None:
+  """Draws scalars against steps, noisy ones faint under their average."""
+  axes.set_title(title, loc='left', fontsize=10.5)
+  axes.grid(alpha=0.25, linewidth=0.6)
+  axes.spines[['top', 'right']].set_visible(False)
+  for name in names:
+    if name not in scalars:
+      continue
+    steps, values = scalars[name]
+    line = {'color': _COLOURS[name], 'label': name.replace('_', ' ')}
+    if smoothed and len(values) > 20:
+      axes.plot(steps, values, color=line['color'], alpha=0.25, linewidth=0.8)
+      values = smooth(values, len(values) / 40)
+    axes.plot(steps, values, linewidth=1.7, **line)
+  if sum(name in scalars for name in names) > 1:
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _scores(axes, scalars) -> None:
+  """Adds the evaluations' points and marks the best mIoU."""
+  for name in ('mAcc', 'mIoU'):
+    if name in scalars:
+      steps, values = scalars[name]
+      axes.plot(
+        steps, values, 'o-', color=_COLOURS[name], markersize=4, label=name
+      )
+  if 'mIoU' in scalars and not np.isnan(scalars['mIoU'][1]).all():
+    steps, values = scalars['mIoU']
+    best = np.nanargmax(values)
+    axes.annotate(
+      f'{values[best]:.1%}',
+      (steps[best], values[best]),
+      xytext=(0, -14),
+      textcoords='offset points',
+      ha='left' if 2 * steps[best] < steps[0] + steps[-1] else 'right',
+      color=_COLOURS['mIoU'],
+      fontweight='bold',
+    )
+  if axes.lines:
+    axes.legend(frameon=False, fontsize=9, loc='lower right')

@@ -1,0 +1,211 @@
+"""Zip files for the test servers of Cityscapes and ADE20K.
+
+    python -m resnest_jax.evaluation.submission cityscapes \\
+      --predictions predictions --out cityscapes.zip
+    python -m resnest_jax.evaluation.submission ade20k \\
+      --predictions predictions --out ade20k.zip --images release_test/testing
+    python -m resnest_jax.evaluation.submission validate ade20k.zip
+
+--predictions is what predict.py has written. The second form says what is wrong
+with a zip file, of any origin, without the server. docs/submission.md.
+"""
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rich.console
+import rich.table
+
+from resnest_jax.data.own.pairing import walk
+from resnest_jax.errors import UserError
+from resnest_jax.evaluation.submission import rules
+from resnest_jax.evaluation.submission.check import (
+  Mask,
+  Verdict,
+  check_files,
+  read_mask,
+)
+from resnest_jax.evaluation.submission.rules import (
+  Benchmark,
+  ImageSize,
+)
+from resnest_jax.files import explain_refusal, whole_file
+from resnest_jax.findings import Finding
+from resnest_jax.progress import progress_bar
+from resnest_jax.text import listed
+from resnest_jax.threads import map_in_threads
+
+# A third of the time of zlib's default strategy, and smaller files.
+PNG_FLAGS = (
+  *(cv2.IMWRITE_PNG_COMPRESSION, 6),
+  *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+)
+
+
+# --- Writing -----------------------------------------------------------------
+
+
+def write(
+  benchmark: Benchmark,
+  predictions: Path,
+  out: Path,
+  images: Mapping[str, ImageSize] | None = None,
+) -> int:
+  """Writes the zip file of predictions, whole or not at all.
+
+  Args:
+    benchmark: the server.
+    predictions: folder of predict.py's index masks; all else is left alone.
+    out: must not exist.
+    images: names and sizes of the test images, where they are at hand.
+
+  Returns:
+    The number of masks.
+
+  Raises:
+    UserError: `out` is there, masks are missing, too many, of other classes or
+      no index masks.
+  """
+  check_new(out)
+  files = find_predictions(benchmark, predictions)
+  complain(rules.check_names(benchmark, files, images))
+  values = benchmark.mask_values
+  num_classes = len(benchmark.labels.classes)
+
+  def convert(item: tuple[str, Path]) -> tuple[str, Mask, bytes]:
+    key, path = item
+    size = benchmark.size if images is None else images[key]
+    mask = read_mask(path.read_bytes(), size)
+    if mask.fault:
+      return path.name, mask, b''
+    if mask.counts[num_classes:].any():
+      wrong = np.flatnonzero(mask.counts)[-1]
+      raise UserError(
+        f'{path} has the value {wrong}; the masks of predict.py have class '
+        f'numbers from 0 to {num_classes - 1}. Predict with weights of '
+        f'{benchmark.name}.'
+      )
+    png = cv2.imencode('.png', values[mask.pixels], PNG_FLAGS)
+    return path.name, dataclasses.replace(mask, pixels=None), png[1].tobytes()
+
+  masks = {}
+  with (
+    explain_refusal(out, 'give another --out'),
+    whole_file(out) as temporary,
+    zipfile.ZipFile(temporary, 'w') as archive,
+    progress_bar('writing masks') as report,
+  ):
+    for done, (key, (name, mask, png)) in enumerate(
+      zip(files, map_in_threads(convert, files.items()), strict=True), 1
+    ):
+      masks[name] = mask
+      archive.writestr(f'{key}{benchmark.suffix}', png)
+      report(done, len(files))
+    complain(check_files(masks))
+    check_new(out)  # Another process may have come first.
+  return len(files)
+
+
+def find_predictions(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
+  """Key -> index mask, sorted.
+
+  Raises:
+    UserError: there is none, one comes twice, or they are of other classes.
+  """
+  if not folder.is_dir():
+    raise UserError(f'there is no folder {folder}; give --predictions another.')
+  found: dict[str, Path] = {}
+  for path in walk(folder):
+    if path.name == 'classes.json':
+      _check_classes(benchmark, path)
+    elif key := benchmark.predicted(path.name):
+      if key in found:
+        raise UserError(
+          f'{found[key]} and {path} are of the same test image; remove one.'
+        )
+      found[key] = path
+  if not found:
+    raise UserError(
+      f'{folder} holds no prediction of a test image of {benchmark.name}. '
+      f'Predict images with names like {rules.typical_name(benchmark)} (python '
+      f'predict.py --out {folder} ...).'
+    )
+  return dict(sorted(found.items()))
+
+
+def _check_classes(benchmark: Benchmark, path: Path) -> None:
+  try:
+    classes = tuple(json.loads(path.read_text('utf-8'))['classes'])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(f'{path} is damaged ({error}); predict again.') from error
+  if classes != benchmark.labels.classes:
+    raise UserError(
+      f'{path} says that the predictions are of {len(classes)} classes, '
+      f'{listed(classes, 3)}; those of {benchmark.name} are '
+      f'{listed(benchmark.labels.classes, 3)}. Predict with weights of '
+      f'{benchmark.name}.'
+    )
+
+
+def check_new(out: Path) -> None:
+  """Raises `UserError` if something is there, or it is no zip."""
+  if out.suffix != '.zip':
+    raise UserError(f'--out {out} has to end with .zip.')
+  if out.exists():
+    raise UserError(
+      f'{out} is there already and nothing was written; give another --out, '
+      'or remove it.'
+    )
+
+
+def complain(findings: Sequence[Finding]) -> None:
+  """Raises a `UserError` of all findings, if there are any."""
+  if findings:
+    lines = [line for finding in findings for line in _lines(finding)]
+    raise UserError('\n  '.join(['nothing was written:', *lines]))
+
+
+# --- On the console ----------------------------------------------------------
+
+
+def _lines(finding: Finding) -> list[str]:
+  lines = [finding.what]
+  if finding.samples:
+    lines.append(f'  Files: {listed(finding.samples)}')
+  return [*lines, f'  What to do: {finding.remedy}']
+
+
+def show(path: Path, verdict: Verdict) -> None:
+  """Prints classes and findings."""
+  console = rich.console.Console()
+  labels = verdict.benchmark.labels
+  values = verdict.benchmark.mask_values
+  table = rich.table.Table('value', 'class', title=f'masks of {path.name}')
+  table.add_column('pixels in %', justify='right')
+  table.add_column('masks', justify='right')
+  total = max(verdict.pixels.sum(), 1)
+  for k in np.flatnonzero(verdict.images):
+    share = f'{100 * verdict.pixels[k] / total:.3f}'
+    name = labels.classes[k]
+    table.add_row(str(values[k]), name, share, str(verdict.images[k]))
+  console.print(table)
+  never = [labels.classes[k] for k in np.flatnonzero(verdict.images == 0)]
+  if never:
+    print(f'{len(never)} classes are predicted nowhere: {listed(never)}')
+  for severity, findings in (
+    ('error', verdict.errors),
+    ('warning', verdict.warnings),
+  ):
+    for finding in findings:
+      print('\n  '.join([f'{severity}:', *_lines(finding)]))
+  size = path.stat().st_size / 1e6
+  print(
+    f'{path}: {verdict.files} of {verdict.benchmark.number} masks for '
+    f'{verdict.benchmark.name}, {size:.1f} MB, {len(verdict.errors)} errors, '
+    f'{len(verdict.warnings)} warnings'
+  )

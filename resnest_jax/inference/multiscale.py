@@ -1,0 +1,127 @@
+"""Protocols `ms_flip_0x` and `ms_flip_1x`: several scales, and their mirrors.
+
+As in mmsegmentation: the image is resized to several sizes, each as it is and
+mirrored, the logits of each are resized to the original size, and the mean of
+their softmax decides. The image comes at its original size; resizing, in
+OpenCV's arithmetic, and mirroring are done on the device.
+
+The two differ in what a scale is relative to, see `scaled_sizes`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from resnest_jax.data import preprocess, resize
+from resnest_jax.inference.label_maps import View, resized_view, split_batch
+
+
+def scaled_sizes(
+  sizes: np.ndarray, ratio: float, image_scale: tuple[int, int] | None
+) -> np.ndarray:
+  """The heights and widths at one scale, int32 (B, 2).
+
+  Args:
+    sizes: int (B, 2), original heights and widths in pixels.
+    ratio: the scale.
+    image_scale: long and short edge in pixels. The image is fitted into `ratio`
+      times them (0.x). None: `ratio` is relative to the original size (1.x).
+  """
+
+  def scaled(height, width):
+    if image_scale is None:
+      return resize.scaled_size(height, width, ratio)
+    return resize.resized_size(height, width, ratio, image_scale)
+
+  return np.array([scaled(*size) for size in sizes.tolist()], np.int32)
+
+
+def taps(
+  sizes: np.ndarray, scaled: np.ndarray, canvas: tuple[int, int], flip: bool
+) -> tuple[np.ndarray, np.ndarray]:
+  """What `device.resize` takes to resize, and mirror, a batch of images.
+
+  Args:
+    sizes: int (B, 2), heights and widths of the images in pixels.
+    scaled: int (B, 2), those that they get.
+    canvas: the padded height and width of the result.
+    flip: whether to mirror them left to right.
+
+  Returns:
+    int32 (B, canvas height, 4) and (B, canvas width, 4).
+  """
+  tables = [np.zeros((len(sizes), length, 4), np.int32) for length in canvas]
+  for image, (before, after) in enumerate(zip(sizes, scaled, strict=True)):
+    for axis, table in enumerate(tables):
+      of_axis = resize.bilinear_taps(before[axis], after[axis], axis)
+      if flip and axis == 1:
+        of_axis = of_axis[::-1]
+      table[image, : after[axis]] = of_axis
+  return tuple(tables)
+
+
+def mirrored(view: View, label_size: jax.Array) -> View:
+  """The view of mirrored images, mirrored back within `label_size` (B, 2)."""
+  columns = jnp.arange(view.columns.shape[1])
+  columns = jnp.maximum(label_size[:, 1, None] - 1 - columns, 0)
+  return view._replace(
+    columns=jax.vmap(lambda matrix, rows: matrix[rows])(view.columns, columns)
+  )
+
+
+def make_multiscale(
+  network: Callable,
+  place: Callable,
+  mesh: Mesh | None,
+  *,
+  image_scale: tuple[int, int] | None,
+  scales: Sequence[float],
+  flip: bool,
+  bucket: int,
+) -> tuple[Callable, Callable]:
+  """The protocol's two parts; see `protocols.make_views`.
+
+  Args:
+    network: see there, like `place` and `mesh`.
+    place: see there.
+    mesh: see there.
+    image_scale: see `scaled_sizes`.
+    scales: one or more.
+    flip: whether each is looked at mirrored, too.
+    bucket: padded heights and widths are multiples of this many pixels, times
+      the scale: so images that share a shape at one scale share it at all.
+  """
+  compiled_resize = jax.jit(
+    split_batch(preprocess.resize, mesh, *3 * [P('data')])
+  )
+
+  def look(variables, batch):
+    image, sizes = place(batch['image']), np.asarray(batch['size'])
+    layout, arrays = [], []
+    for ratio in scales:
+      scaled = scaled_sizes(sizes, ratio, image_scale)
+      multiple = max(int(bucket * ratio), 1)
+      canvas = resize.padded_size(scaled.max(0).tolist(), multiple)
+      size = place(scaled)
+      logits = []
+      for mirror in (False, True)[: 1 + flip]:
+        tables = place(taps(sizes, scaled, canvas, mirror))
+        images = compiled_resize(image, *tables)
+        logits.append(network(variables, images, size))
+      layout.append(canvas)
+      arrays.append((logits, size))
+    return tuple(layout), arrays
+
+  def build(layout, arrays, label_size, label_canvas):
+    views = []
+    for canvas, (both, size) in zip(layout, arrays, strict=True):
+      for mirror, logits in enumerate(both):
+        view = resized_view(logits, size, canvas, label_size, label_canvas)
+        views.append(mirrored(view, label_size) if mirror else view)
+    return views
+
+  return look, build

@@ -1,0 +1,181 @@
+"""The ways to evaluate, by name.
+
+`whole`: the image is resized with its ratio kept, its logits are resized to
+that size and then to the original size, both bilinear with half-pixel centres,
+and the largest logit wins. `slide`: the same with windows, see `slide`.
+`ms_flip_0x` and `ms_flip_1x`: several scales and their mirrors, see
+`multiscale`. All are mmsegmentation's; docs/evaluation.md says which published
+numbers used which.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from resnest_jax.config_keys import PROTOCOLS
+from resnest_jax.errors import UserError
+from resnest_jax.inference.label_maps import resized_view
+from resnest_jax.inference.multiscale import make_multiscale
+from resnest_jax.inference.slide import make_slide
+
+_PAIRS = ('image_scale', 'slide_crop', 'slide_stride')
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+  """A way to evaluate, with all that its results depend on.
+
+  Attributes:
+    name: a key of `PROTOCOLS`.
+    image_scale: long and short edge in pixels that images are fitted into.
+    crop: `slide`: height and width of a window in pixels.
+    stride: `slide`: pixels from a window to the next, down and to the right.
+    scales: `ms_flip_*`: relative to `image_scale` (0x) or the original (1x).
+    flip: `ms_flip_*`: whether each scale is looked at mirrored, too.
+    bucket: padded heights and widths are multiples of this many pixels (at
+      scale 1). Results do not depend on it, but for rounding.
+  """
+
+  name: str = 'whole'
+  image_scale: tuple[int, int] = (2048, 512)
+  crop: tuple[int, int] = (512, 512)
+  stride: tuple[int, int] = (341, 341)
+  scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+  flip: bool = True
+  bucket: int = 64
+
+  @property
+  def keep_size(self) -> bool:
+    """Whether images have to come at their original size."""
+    return self.name.startswith('ms_')
+
+  def describe(self) -> dict[str, Any]:
+    """Name and parameters, for JSON; equal for equal results."""
+    values = {key: getattr(self, key) for key in PROTOCOLS[self.name]}
+    return {'name': self.name} | {
+      key: list(value) if isinstance(value, tuple) else value
+      for key, value in values.items()
+    }
+
+
+def make_protocol(config: Any) -> Protocol:
+  """The protocol that a configuration names in `eval.protocol`."""
+  crop = config.eval.slide_crop or config.data.crop_size
+  return Protocol(
+    name=config.eval.protocol,
+    image_scale=tuple(config.data.image_scale),
+    crop=tuple(crop),
+    stride=tuple(config.eval.slide_stride or default_stride(crop)),
+    scales=tuple(float(scale) for scale in config.eval.scales),
+    flip=config.eval.flip,
+    bucket=config.eval.bucket,
+  )
+
+
+def default_stride(crop: Sequence[int]) -> tuple[int, ...]:
+  """Two thirds of a window, in pixels."""
+  return tuple(max(2 * length // 3, 1) for length in crop)
+
+
+def choose_protocol(
+  name: str,
+  *,
+  image_scale: Sequence[int],
+  crop: Sequence[int],
+  given: Mapping[str, Any],
+) -> Protocol:
+  """A protocol with the parameters that somebody gives.
+
+  Args:
+    name: of the protocol.
+    image_scale: where it is not given.
+    crop: window, where it is not given.
+    given: `image_scale`, `slide_crop`, `slide_stride`, `scales` and `flip`, of
+      which those that are None are not given.
+
+  Raises:
+    UserError: no such protocol, a parameter that it does not have, or a value
+      that cannot be meant.
+  """
+  if name not in PROTOCOLS:
+    raise UserError(
+      f'there is no protocol {name!r}; accepted are {", ".join(PROTOCOLS)} '
+      '(docs/evaluation.md).'
+    )
+  given = {
+    key.removeprefix('slide_'): tuple(value) if key in _PAIRS else value
+    for key, value in given.items()
+    if value is not None
+  }
+  if unknown := sorted(given.keys() - set(PROTOCOLS[name])):
+    raise UserError(
+      f'{unknown[0]} means nothing in the protocol {name!r}, which depends on '
+      f'{", ".join(PROTOCOLS[name])}; leave it out or take another protocol.'
+    )
+  values = {'image_scale': tuple(image_scale), 'crop': tuple(crop)} | given
+  values.setdefault('stride', default_stride(values['crop']))
+  if 'scales' in given:
+    values['scales'] = tuple(map(float, given['scales']))
+  for key in ('image_scale', 'crop', 'stride'):
+    if len(values[key]) != 2 or min(values[key]) < 1:
+      raise UserError(
+        f'{key} is {values[key]}; it must be two positive numbers of pixels.'
+      )
+  if any(x > y for x, y in zip(values['stride'], values['crop'], strict=True)):
+    raise UserError(
+      f'the stride {values["stride"]} is longer than the window '
+      f'{values["crop"]} (height, width): pixels between would be left out.'
+    )
+  scales = values.get('scales', Protocol.scales)
+  if not scales or not all(0 < x < float('inf') for x in scales):
+    raise UserError(f'scales are {scales}; give one or more above 0.')
+  return Protocol(name, **values)
+
+
+def make_views(
+  protocol: Protocol, network: Callable, place: Callable, mesh: Mesh | None
+) -> tuple[Callable, Callable]:
+  """What runs the network, and what its logits mean.
+
+  Args:
+    protocol: which.
+    network: (variables, uint8 images, sizes) -> logits, compiled.
+    place: puts arrays whose first axis is the batch on the devices.
+    mesh: the devices; None: the default one.
+
+  Returns:
+    look(variables, batch) -> (layout, arrays): runs the network; `layout` is
+    static, `arrays` are on the devices.
+    build(layout, arrays, label_size, label_canvas) -> list of `View`, on each
+    device, to be compiled.
+  """
+  if protocol.name == 'slide':
+    return make_slide(network, place, mesh, protocol.crop, protocol.stride)
+  if protocol.keep_size:
+    relative = 'image_scale' in PROTOCOLS[protocol.name]
+    return make_multiscale(
+      network,
+      place,
+      mesh,
+      image_scale=protocol.image_scale if relative else None,
+      scales=protocol.scales,
+      flip=protocol.flip,
+      bucket=protocol.bucket,
+    )
+  return make_whole(network, place)
+
+
+def make_whole(network: Callable, place: Callable) -> tuple[Callable, Callable]:
+  """The whole image at once."""
+
+  def look(variables, batch):
+    image, size = place((batch['image'], batch['size']))
+    return image.shape[1:3], (network(variables, image, size), size)
+
+  def build(canvas, arrays, label_size, label_canvas):
+    logits, size = arrays
+    return [resized_view(logits, size, canvas, label_size, label_canvas)]
+
+  return look, build

@@ -1,0 +1,204 @@
+"""Compiled steps from images of mixed sizes to label maps and counts, exactly.
+
+Images share a few padded shapes (buckets). Their true sizes are data, not
+shapes, so a bucket compiles once, and every valid pixel gets the logits of the
+unpadded run. The final stage, from logits to classes at the original size,
+runs in row tiles (`final_stage`). What happens before, whether the image is
+seen whole, in windows or at several scales, is the protocol (`protocols`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from resnest_jax.data import preprocess
+from resnest_jax.errors import UserError
+from resnest_jax.inference.label_maps import (
+  TILE_BYTES,
+  class_scores,
+  count_confusion,
+  label_maps,
+  split_batch,
+)
+from resnest_jax.inference.protocols import Protocol, make_views
+from resnest_jax.labels import IGNORE
+
+Batch = dict[str, Any]
+EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+
+
+class Views(NamedTuple):
+  """A protocol with its network, compiled; see `make_views`.
+
+  `forward(variables, images, sizes)` is the network alone, a jitted function.
+  """
+
+  forward: Callable
+  look: Callable
+  build: Callable
+  place: Callable
+
+
+def compile_views(
+  model: Any,
+  num_classes: int,
+  protocol: Protocol | None,
+  mesh: Mesh | None,
+  dtype: Any,
+  on_compile: Callable[[int, int], None],
+) -> Views:
+  """What `make_eval_step` and `make_predict_step` share; see there."""
+  if num_classes > IGNORE:
+    raise ValueError(
+      f'label maps are 8 bit with {IGNORE} for "no class", so at most '
+      f'{IGNORE} classes fit; got {num_classes}'
+    )
+
+  def forward(variables, image, size):
+    images = preprocess.preprocess(image, size, dtype=dtype)
+    logits = model.apply(variables, images, train=False, size=size).logits
+    if logits.shape[-1] != num_classes:
+      raise ValueError(
+        f'the model has {logits.shape[-1]} classes, the labels {num_classes}'
+      )
+    return logits
+
+  def place(arrays):
+    return jax.device_put(arrays, sharding)
+
+  sharding = None if mesh is None else NamedSharding(mesh, P('data'))
+  compiled_forward = jax.jit(
+    split_batch(forward, mesh, P(), P('data'), P('data'))
+  )
+  compiled_shapes = set()
+
+  def network(variables, image, size):
+    if image.shape not in compiled_shapes:
+      compiled_shapes.add(image.shape)
+      on_compile(*image.shape[1:3])
+    return compiled_forward(variables, image, size)
+
+  look, build = make_views(protocol or Protocol(), network, place, mesh)
+  return Views(compiled_forward, look, build, place)
+
+
+def make_eval_step(
+  model: Any,
+  num_classes: int,
+  *,
+  protocol: Protocol | None = None,
+  mesh: Mesh | None = None,
+  dtype: Any = jnp.float32,
+  tile_bytes: int = TILE_BYTES,
+  on_compile: Callable[[int, int], None] = lambda height, width: None,
+) -> EvalStep:
+  """A protocol, compiled.
+
+  Args:
+    model: a segmentor; `apply(variables, images, train=False, size=size)`.
+    num_classes: C, at most 255.
+    protocol: None: the whole image.
+    mesh: devices; the batch is split over its axis `data`, every device works
+      on its own images and nothing is exchanged. None: the default device.
+    dtype: of the normalised images; float64 for comparisons.
+    tile_bytes: see `label_maps`; per device.
+    on_compile: called with a new padded height and width in pixels, before the
+      network is compiled for it, which may take minutes.
+
+  Returns:
+    eval_step(variables, batch) -> (label maps, counts): `batch` as the
+    evaluation pipeline yields it, with NumPy arrays; label maps uint8
+    (B, Hl, Wl) at the labels' padded size, 255 outside the true size; counts
+    int32 (B, C, C). The network compiles once for each padded shape that it
+    sees (in windows: for one in all), the final stage, which is quick to
+    compile, for each pair of padded shapes of images and labels.
+  """
+  _, look, build, place = compile_views(
+    model, num_classes, protocol, mesh, dtype, on_compile
+  )
+
+  compiled_finish = make_finish(build, num_classes, mesh, tile_bytes)
+
+  def eval_step(variables, batch):
+    if mesh is not None and len(batch['image']) % mesh.shape['data']:
+      raise UserError(
+        f'an evaluation batch of {len(batch["image"])} images cannot be split '
+        f'over {mesh.shape["data"]} devices; set eval.batch_size to a multiple.'
+      )
+    layout, arrays = look(variables, batch)
+    labels = place((batch['label'], batch['label_size']))
+    return compiled_finish(layout, arrays, *labels)
+
+  return eval_step
+
+
+def make_finish(
+  build: Callable,
+  num_classes: int,
+  mesh: Mesh | None,
+  tile_bytes: int = TILE_BYTES,
+) -> Callable:
+  """What follows the network in an `EvalStep`, a jitted function.
+
+  Returns:
+    finish(layout, arrays, label, label_size) -> (label maps, counts); `layout`
+    and `arrays` are those of `make_views`.
+  """
+
+  def finish(layout, arrays, label, label_size):
+    views = build(layout, arrays, label_size, label.shape[1:3])
+    maps = label_maps(views, label_size, tile_bytes)
+    return maps, count_confusion(maps, label, num_classes)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def compiled_finish(layout, *arrays):
+    stage = functools.partial(finish, layout)
+    return split_batch(stage, mesh, *3 * [P('data')])(*arrays)
+
+  return compiled_finish
+
+
+def make_predict_step(
+  model: Any,
+  num_classes: int,
+  *,
+  protocol: Protocol | None = None,
+  mesh: Mesh | None = None,
+  on_compile: Callable[[int, int], None] = lambda height, width: None,
+) -> Callable[[Any, Batch, bool], tuple[jax.Array, jax.Array | None]]:
+  """As `make_eval_step`, where there is no ground truth.
+
+  Returns:
+    predict_step(variables, batch, probabilities) -> (label maps, probabilities
+    of the classes or None): float32 (B, Hl, Wl, C), all in memory at once.
+  """
+  _, look, build, place = compile_views(
+    model, num_classes, protocol, mesh, jnp.float32, on_compile
+  )
+
+  def finish(layout, canvas, probabilities, arrays, label_size):
+    views = build(layout, arrays, label_size, canvas)
+    maps = label_maps(views, label_size)
+    if not probabilities:
+      return maps, None
+    mean = class_scores(views)
+    mean = jax.nn.softmax(mean) if len(views) == 1 else mean
+    return maps, mean.astype(jnp.float32)
+
+  @functools.partial(jax.jit, static_argnums=(0, 1, 2))
+  def compiled_finish(layout, canvas, probabilities, *arrays):
+    stage = functools.partial(finish, layout, canvas, probabilities)
+    return split_batch(stage, mesh, *2 * [P('data')])(*arrays)
+
+  def predict_step(variables, batch, probabilities=False):
+    layout, arrays = look(variables, batch)
+    canvas = batch['label'].shape[1:3]
+    size = place(batch['label_size'])
+    return compiled_finish(layout, canvas, probabilities, arrays, size)
+
+  return predict_step

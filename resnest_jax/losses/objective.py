@@ -1,0 +1,81 @@
+"""The loss that a configuration describes: terms, each with a weight."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from resnest_jax.errors import UserError
+from resnest_jax.losses.areas import dice_loss, lovasz_softmax
+from resnest_jax.losses.pixels import (
+  focal_loss,
+  ohem_cross_entropy,
+  pixel_accuracy,
+  segmentation_loss,
+)
+from resnest_jax.models.layers import Array
+
+# (logits, labels) -> loss, accuracy, the value of each term before its weight.
+Loss = Callable[[Array, Array], tuple[Array, Array, dict[str, Array]]]
+
+
+def create_loss(config: Mapping[str, Any], num_classes: int) -> Loss:
+  """The weighted sum of the terms whose weight is not 0.
+
+  Args:
+    config: the `loss` part of a configuration.
+    num_classes: of the logits.
+
+  Returns:
+    A function of logits (B, h, w, classes) and labels (B, H, W), as those of
+    `losses`: a scalar; the share of valid pixels that are right, in [0, 1];
+    and name -> value of the terms.
+
+  Raises:
+    UserError: another number of class weights than of classes.
+  """
+  class_weights = config['class_weights']
+  if class_weights is not None:
+    class_weights = tuple(class_weights)
+    if len(class_weights) != num_classes:
+      raise UserError(
+        f'config.loss.class_weights has {len(class_weights)} numbers, and '
+        f'there are {num_classes} classes; give one of each class, in their '
+        'order.'
+      )
+  average = {'avg_non_ignore': config['avg_non_ignore']}
+  target = average | {
+    'class_weights': class_weights,
+    'label_smoothing': config['label_smoothing'],
+  }
+  terms = {
+    'cross_entropy': partial(segmentation_loss, **target),
+    'ohem': partial(
+      ohem_cross_entropy,
+      threshold=config['ohem_threshold'],
+      min_kept=config['ohem_min_kept'],
+      **target,
+    ),
+    'focal': partial(
+      focal_loss,
+      gamma=config['focal_gamma'],
+      alpha=config['focal_alpha'],
+      activation=config['focal_activation'],
+      **average,
+    ),
+    'dice': dice_loss,
+    'lovasz': partial(lovasz_softmax, per_image=config['lovasz_per_image']),
+  }
+  weights = {
+    name: config['terms'][name] for name in terms if config['terms'][name]
+  }
+
+  def loss(logits, labels):
+    values = {name: terms[name](logits, labels) for name in weights}
+    if 'cross_entropy' in values:  # Its pass over the pixels gives both.
+      values['cross_entropy'], accuracy = values['cross_entropy']
+    else:
+      accuracy = pixel_accuracy(logits, labels)
+    total = sum(weights[name] * value for name, value in values.items())
+    return total, accuracy, values
+
+  return loss

@@ -1,0 +1,217 @@
+"""Losses over tiles of rows, so that the upsampled logits never exist.
+
+What a loss says about a pixel needs the logits of that pixel alone, once they
+are upsampled to the labels' size. So a few rows are upsampled at a time, and
+what stays are sums, maps of one value a pixel, and the gradient at the logits'
+own size.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from resnest_jax.labels import IGNORE
+from resnest_jax.models.layers import Array, at_least_float32, resize_matrix
+
+einsum = partial(jnp.einsum, precision='highest')
+
+
+def exact(logits: Array) -> Array:
+  """Logits in the type of a loss, at least float32."""
+  return logits.astype(at_least_float32(logits.dtype))
+
+
+def over_tiles(
+  visit: Callable[..., tuple[Any, Any, Array | None]],
+  logits: Array,
+  labels: Array,
+  maps: Sequence[Array] = (),
+  *,
+  with_gradient: bool = False,
+) -> tuple[Any, Any, Array | None]:
+  """Calls a function with one tile of upsampled logits after the other.
+
+  Columns are upsampled beforehand, a tile's rows on the way, from the few rows
+  of logits that they lie between. Rows come first, so that these products need
+  no transposition; sums stay apart for each image, so that on a sharded batch
+  nothing is exchanged inside the loop.
+
+  Args:
+    visit: called with a tile's logits (rows, B, W, classes), its labels and
+      its part of every map, each (rows, B, W). Rows beyond the last one have
+      the label 255. Returns a tree of arrays that begin with B, a tree of
+      arrays (rows, B, W), and the gradient of whatever is differentiated, at
+      the tile's logits.
+    logits: (B, h, w, classes).
+    labels: int (B, H, W).
+    maps: arrays (B, H, W).
+    with_gradient: `visit` returns a gradient, not None.
+
+  Returns:
+    The sums over all tiles of the first tree, the second tree as arrays
+    (B, H, W), and the gradient at the logits, or None.
+  """
+  run = partial(_over_tiles, visit, with_gradient=with_gradient)
+  devices = jax.sharding.get_abstract_mesh().shape.get('spatial', 1)
+  if devices == 1:
+    return run(logits, labels, maps, False)
+  pixels = PartitionSpec('data', 'spatial')
+  return jax.shard_map(
+    partial(_over_own_rows, run, devices - 1),
+    in_specs=pixels,
+    out_specs=(PartitionSpec('data'), pixels, pixels),
+    check_vma=False,
+  )(logits, labels, tuple(maps))
+
+
+def _over_own_rows(run, last, logits, labels, maps):
+  """What one of the devices that share an image's rows does with its own.
+
+  Not left to the partitioner, which would collect each tile. Neighbours send
+  each other a row of logits, as pixels are interpolated between the two, and
+  the gradient at that row back.
+  """
+  down = [(i, i + 1) for i in range(last)]
+  up = [(i + 1, i) for i in range(last)]
+  place = lax.axis_index('spatial')
+
+  def beside(first: Array, final: Array) -> tuple[Array, Array]:
+    """The neighbours' rows; at the image's edges one's own again."""
+    above = lax.ppermute(final, 'spatial', down)
+    below = lax.ppermute(first, 'spatial', up)
+    above = jnp.where(place == 0, first, above)
+    return above, jnp.where(place == last, final, below)
+
+  above, below = beside(logits[:, :1], logits[:, -1:])
+  strip = jnp.concatenate([above, logits, below], 1)
+  sums, pixels, gradient = run(strip, labels, maps, True)
+  sums = jax.tree.map(lambda x: lax.psum(x, 'spatial'), sums)
+  if gradient is not None:
+    above, below = beside(gradient[:, :1], gradient[:, -1:])
+    gradient = gradient[:, 1:-1].at[:, :1].add(above).at[:, -1:].add(below)
+  return sums, pixels, gradient
+
+
+def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
+  """`over_tiles` on one device.
+
+  With `margins` the first and the last row of the logits are the neighbours'.
+  """
+  batch, h, w, _ = logits.shape
+  height, width = labels.shape[1:]
+  h -= 2 * margins
+  rows = max(height // h, 1)
+  bands, starts = row_bands(height, h, rows, logits.dtype, margins)
+  tiles, _, taps = bands.shape
+  missing = tiles * rows - height
+
+  def cut(values: Array, fill: int) -> Array:
+    values = jnp.pad(
+      values, ((0, 0), (0, missing), (0, 0)), constant_values=fill
+    )
+    return values.reshape(batch, tiles, rows, width).transpose(1, 2, 0, 3)
+
+  columns = resize_matrix(width, w, width, w, logits.dtype)
+  wide = einsum('bhwc,jw->hbjc', logits, columns)
+
+  def upsampled(band: Array, start: Array) -> Array:
+    source = lax.dynamic_slice_in_dim(wide, start, taps)
+    return einsum('ik,kbjc->ibjc', band, source)
+
+  def tile(carry, this):
+    sums, gradient = carry
+    band, start, label, *parts = this
+    more, pixels, dz = visit(upsampled(band, start), label, *parts)
+    sums = jax.tree.map(jnp.add, sums, more)
+    if with_gradient:
+      before = lax.dynamic_slice_in_dim(gradient, start, taps)
+      dz = einsum('kbjc,jw->kbwc', einsum('ik,ibjc->kbjc', band, dz), columns)
+      gradient = lax.dynamic_update_slice_in_dim(
+        gradient, before + dz, start, 0
+      )
+    return (sums, gradient), pixels
+
+  cuts = [cut(values, 0) for values in maps]
+  over = (bands, starts, cut(labels, IGNORE), *cuts)
+  one = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in over]
+  sums = jax.eval_shape(
+    lambda band, start, *rest: visit(upsampled(band, start), *rest)[0], *one
+  )
+  begin = (
+    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums),
+    jnp.zeros((wide.shape[0], batch, w, wide.shape[3]), wide.dtype)
+    if with_gradient
+    else None,
+  )
+  (sums, gradient), pixels = lax.scan(tile, begin, over)
+  if with_gradient:
+    gradient = gradient.transpose(1, 0, 2, 3)
+
+  def whole(values: Array) -> Array:
+    values = values.transpose(2, 0, 1, 3)
+    return values.reshape(batch, tiles * rows, width)[:, :height]
+
+  return sums, jax.tree.map(whole, pixels), gradient
+
+
+def exponentials_of(z: Array) -> tuple[Array, Array, Array]:
+  """What softmax is made of, safe for logits of any size.
+
+  Args:
+    z: (..., classes).
+
+  Returns:
+    exp(z - largest), their sum (..., 1) and `largest` (..., 1).
+  """
+  largest = jnp.max(z, -1, keepdims=True)
+  exponentials = jnp.exp(z - largest)
+  return exponentials, jnp.sum(exponentials, -1, keepdims=True), largest
+
+
+def one_hot(label: Array, classes: int) -> Array:
+  """Bool (..., classes), all False where the label is 255.
+
+  A comparison, not a gather: it fuses and stays local.
+  """
+  return label[..., None] == jnp.arange(classes)
+
+
+def row_bands(
+  height: int, h: int, rows: int, dtype: Any, margins: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+  """The rows of a bilinear upsampling matrix, cut to what is not zero.
+
+  Args:
+    height: outputs.
+    h: inputs.
+    rows: outputs of a tile.
+    dtype: of the weights.
+    margins: one more input on either side, in place of the edges' repetition.
+
+  Returns:
+    Weights (tiles, rows, taps), zero for outputs beyond `height`, and the
+    first input (tiles,) that each tile takes.
+  """
+  tiles = -(-height // rows)
+  if margins:  # The middle one of three strips.
+    matrix = resize_matrix(3 * height, 3 * h, 3 * height, 3 * h, dtype)
+    matrix = matrix[height:-height, h - 1 : 2 * h + 1]
+    matrix = np.pad(matrix, ((0, tiles * rows - height), (0, 0)))
+    h += 2
+  else:
+    matrix = resize_matrix(height, h, tiles * rows, h, dtype)
+  matrix = matrix.reshape(tiles, rows, h)
+  used = [np.flatnonzero(tile.any(0)) for tile in matrix]
+  taps = max(inputs[-1] - inputs[0] + 1 for inputs in used)
+  starts = np.asarray([min(inputs[0], h - taps) for inputs in used], np.int32)
+  bands = [
+    tile[:, start : start + taps]
+    for tile, start in zip(matrix, starts, strict=True)
+  ]
+  return np.stack(bands), starts

@@ -1,0 +1,249 @@
+"""From weights and files to predicted files: what predict.py does."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import rich.progress
+
+from resnest_jax import drawing, runtime
+from resnest_jax.errors import UnreadableSample, UserError
+from resnest_jax.files import explain_refusal, write_json
+from resnest_jax.inference.predictor import (
+  Prediction,
+  Predictor,
+  check_opacity,
+  from_checkpoint,
+)
+from resnest_jax.prediction.sources import (
+  Source,
+  check_output,
+  find_sources,
+  output_files,
+)
+from resnest_jax.prediction.video import VideoOutputs, VideoReader
+from resnest_jax.progress import compile_notice, evaluation_progress
+from resnest_jax.threads import map_in_threads
+
+Files = dict[str, Path]  # Kind -> relative to the output folder.
+
+
+@dataclasses.dataclass
+class Done:
+  """What has come out so far.
+
+  Attributes:
+    files: of each source that is done, or of which a part is.
+    frames: of the videos among them.
+    failed: why the others, and these parts, are not.
+    seconds: that it took, compilation included.
+  """
+
+  files: dict[Path, Files] = dataclasses.field(default_factory=dict)
+  frames: dict[Path, int] = dataclasses.field(default_factory=dict)
+  failed: dict[Path, str] = dataclasses.field(default_factory=dict)
+  seconds: float = 0.0
+
+  def images(self) -> int:
+    """Pictures and frames."""
+    pictures = len(self.files) - len(self.frames)
+    return pictures + sum(self.frames.values())
+
+
+def predict_files(
+  given: Sequence[str | Path],
+  weights: str,
+  out: Path,
+  *,
+  recursive: bool = False,
+  save: Sequence[str] | None = None,
+  opacity: float = 0.5,
+  legend: bool = False,
+  overwrite: bool = False,
+  **options: Any,
+) -> None:
+  """Writes what is predicted of pictures and videos, and two JSON files.
+
+  Args:
+    given: see `find_sources`.
+    weights: see `from_checkpoint`.
+    out: folder; made if needed.
+    recursive: see `find_sources`.
+    save: see `output_files`.
+    opacity: of the colours in overlays, 0 to 1.
+    legend: whether overlays of pictures name the classes.
+    overwrite: `out` may hold files already.
+    **options: of `from_checkpoint`: protocol, batch size and others.
+
+  Raises:
+    UserError: nothing can be done, or, after all others, some could not be
+      read; the message lists them.
+  """
+  # What it warns of is said in our words.
+  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+  check_opacity(opacity)
+  sources = find_sources(given, recursive, out)
+  files = output_files(sources, save)
+  check_output(out, sources, files, overwrite)
+  predictor = from_checkpoint(weights, **options)
+  done, started = Done(), time.perf_counter()
+  try:
+    with (
+      explain_refusal(f'to {out}', 'give another --out'),
+      evaluation_progress() as progress,
+    ):
+      predictor.on_compile = compile_notice(progress)
+      pairs = list(zip(sources, files, strict=True))
+      if pictures := [pair for pair in pairs if not pair[0].is_video]:
+        predict_pictures(
+          predictor, pictures, out, done, progress, opacity, legend
+        )
+      for source, its_files in pairs:
+        if source.is_video:
+          predict_video(
+            predictor, source, its_files, out, done, progress, opacity
+          )
+  finally:
+    done.seconds = time.perf_counter() - started
+    if done.files:
+      with contextlib.suppress(OSError):
+        write_about(predictor, done, out)
+      print(summary(done, out), flush=True)
+  if done.failed:
+    reasons = ''.join(f'\n  {why}' for why in done.failed.values())
+    raise UserError(
+      f'{len(done.failed)} of {len(sources)} could not be read; repair them '
+      f'or leave them out:{reasons}'
+    )
+
+
+def predict_pictures(
+  predictor: Predictor,
+  pictures: Sequence[tuple[Source, Files]],
+  out: Path,
+  done: Done,
+  progress: rich.progress.Progress,
+  opacity: float,
+  legend: bool,
+) -> None:
+  """Predicts pictures and writes their files, a few at a time."""
+
+  def write(predicted: tuple[int, Prediction | UserError]) -> None:
+    index, prediction = predicted
+    source, files = pictures[index]
+    try:
+      if isinstance(prediction, UserError):
+        raise prediction
+      for kind, file in files.items():
+        if kind == 'masks':
+          picture = prediction.labels
+        elif kind == 'colors':
+          picture = prediction.colors()
+        else:
+          picture = prediction.overlay(opacity, legend)
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        drawing.write_image(out / file, picture)
+      done.files[source.path] = files
+    except UserError as error:  # An overlay reads its picture again.
+      done.failed[source.path] = str(error)
+
+  task = progress.add_task('predict', total=len(pictures))
+  paths = [source.path for source, _ in pictures]
+  for _ in map_in_threads(write, predictor.predict_each(paths), ahead=2):
+    progress.advance(task)
+  order = {path: place for place, path in enumerate(paths)}
+  done.failed = dict(sorted(done.failed.items(), key=lambda x: order[x[0]]))
+
+
+def predict_video(
+  predictor: Predictor,
+  source: Source,
+  files: Files,
+  out: Path,
+  done: Done,
+  progress: rich.progress.Progress,
+  opacity: float,
+) -> None:
+  """Predicts a video's frames and writes its files, whole or not at all."""
+  try:
+    reader = VideoReader(source.path)
+  except UnreadableSample as error:
+    done.failed[source.path] = str(error)
+    return
+  task = progress.add_task(source.path.name, total=reader.total, unit='frames')
+  targets = {kind: out / file for kind, file in files.items()}
+  try:
+    with (
+      contextlib.closing(reader),
+      VideoOutputs(targets, reader.fps, opacity) as outputs,
+    ):
+      predictions = predictor.predict_frames(reader.frames())
+      # One thread, so that frames are written in their order. Closed before
+      # the outputs, to which it writes.
+      with contextlib.closing(
+        map_in_threads(outputs.write, predictions, num_threads=1)
+      ) as writes:
+        for _ in writes:
+          progress.advance(task)
+      if reader.read:
+        outputs.finish()
+        done.files[source.path] = files
+        done.frames[source.path] = reader.read
+    progress.update(task, total=max(reader.read, 1))
+    reader.check_end()
+  except UserError as error:
+    done.failed[source.path] = str(error)
+
+
+def summary(done: Done, out: Path) -> str:
+  """A sentence of how much was done, where, and how fast."""
+  pictures = len(done.files) - len(done.frames)
+  parts = []
+  if pictures:
+    parts.append(f'{pictures} picture{"s" * (pictures != 1)}')
+  if done.frames:
+    videos, frames = len(done.frames), sum(done.frames.values())
+    parts.append(
+      f'{videos} video{"s" * (videos != 1)} of {frames} frame'
+      f'{"s" * (frames != 1)}{" in all" * (videos != 1)}'
+    )
+  rate = done.images() / done.seconds
+  return (
+    f'{" and ".join(parts)} predicted in {done.seconds:.1f} s ({rate:.3g} '
+    f'images/s, compiling included), written to {out}'
+  )
+
+
+def about_predictions(predictor: Predictor, done: Done) -> dict[str, Any]:
+  """What the predictions are of and how they were made, for JSON."""
+
+  def entry(path: Path, files: Files) -> dict[str, Any]:
+    frames = {'frames': done.frames[path]} if path in done.frames else {}
+    return {'source': str(path), **frames} | {
+      kind: file.as_posix() for kind, file in files.items()
+    }
+
+  return {
+    **predictor.about,
+    'protocol': predictor.protocol.describe(),
+    'batch_size': predictor.batch_size,
+    'versions': runtime.versions(),
+    'devices': runtime.describe_devices(),
+    'seconds': round(done.seconds, 3),
+    'predictions': [entry(*item) for item in done.files.items()],
+    'failed': [
+      {'source': str(path), 'why': why} for path, why in done.failed.items()
+    ],
+  }
+
+
+def write_about(predictor: Predictor, done: Done, out: Path) -> None:
+  """Writes what the label maps mean, and how they were made."""
+  palette = predictor.palette.tolist()
+  classes = {'classes': predictor.classes, 'palette': palette}
+  write_json(out / 'classes.json', classes)
+  write_json(out / 'predictions.json', about_predictions(predictor, done))

@@ -1,0 +1,193 @@
+"""What is to be predicted, and how its files are called in the output."""
+
+import dataclasses
+import glob
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from resnest_jax.data.own.pairing import IMAGE_SUFFIXES, walk
+from resnest_jax.errors import UserError
+from resnest_jax.prediction.video import VIDEO_SUFFIXES
+
+SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+KINDS = ('masks', 'colors', 'overlays')
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A picture or a video.
+
+  Attributes:
+    path: of the file.
+    folder: the sub folder of the output that it is predicted into.
+  """
+
+  path: Path
+  folder: Path = Path()
+
+  @property
+  def is_video(self) -> bool:
+    """Whether its name says so."""
+    return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def find_sources(
+  given: Sequence[str | Path], recursive: bool = False, out: Path | None = None
+) -> list[Source]:
+  """The files that are meant, each once.
+
+  Args:
+    given: files; folders, whose pictures and videos are meant; or patterns
+      with *, ?, [abc] or **, which keep their sub folders from the first part
+      with such a character on.
+    recursive: whether those of the sub folders are meant, too.
+    out: in which nothing is looked for, if it is inside of a folder given.
+
+  Raises:
+    UserError: there is no such file, or nothing in it.
+  """
+  sources = []
+  for one in map(Path, given):
+    path = one.expanduser()
+    if path.is_dir():
+      files = walk(path) if recursive else sorted(path.iterdir())
+      found = [
+        Source(x, x.parent.relative_to(path))
+        for x in files
+        if not (x.name.startswith('.') or _inside(x, out, path))
+      ]
+    elif path.is_file():
+      sources.append(Source(path))
+      continue
+    elif glob.has_magic(str(path)):
+      found = _matching(path, out)
+    else:
+      raise UserError(f'there is no file, folder or pattern {one}.')
+    found = [
+      source
+      for source in found
+      if source.path.suffix.lower() in SUFFIXES and source.path.is_file()
+    ]
+    if not found and glob.has_magic(str(path)) and not path.is_dir():
+      raise UserError(
+        f'the pattern {str(one)!r} matches no picture or video; accepted are '
+        f'{", ".join(SUFFIXES)}.'
+      )
+    sources += found
+  if not sources:
+    deeper = '' if recursive else ' Sub folders are looked into by --recursive.'
+    raise UserError(
+      f'there is no picture or video in {", ".join(map(str, given))}; accepted '
+      f'are {", ".join(SUFFIXES)}.{deeper}'
+    )
+  unique: dict[Path, Source] = {}
+  for source in sources:
+    unique.setdefault(source.path.resolve(), source)
+  return list(unique.values())
+
+
+def _inside(path: Path, out: Path | None, folder: Path) -> bool:
+  """Whether the file is in `out`, and `out` somewhere below the folder."""
+  return (
+    out is not None
+    and folder.resolve() in out.resolve().parents
+    and path.resolve().is_relative_to(out.resolve())
+  )
+
+
+def _matching(pattern: Path, out: Path | None) -> list[Source]:
+  """What a pattern matches, below its part without wildcards."""
+  fixed = []
+  for part in pattern.parts:
+    if glob.has_magic(part):
+      break
+    fixed.append(part)
+  base = Path(*fixed)
+  paths = sorted(set(map(Path, glob.glob(str(pattern), recursive=True))))
+  return [
+    Source(path, path.parent.relative_to(base))
+    for path in paths
+    if not _inside(path, out, base)
+  ]
+
+
+def output_files(
+  sources: Sequence[Source], save: Collection[str] | None = None
+) -> list[dict[str, Path]]:
+  """The files of each source, by kind, relative to the output folder.
+
+  'street.png' for street.jpg, but 'street.jpg.png' where there is a
+  street.png too.
+
+  Args:
+    sources: from `find_sources`.
+    save: some of `KINDS`; None: all, but of videos no masks.
+
+  Raises:
+    UserError: two would be written to the same file.
+  """
+  stems = [source.folder / source.path.stem for source in sources]
+  # A video's masks have a folder of their own.
+  folders = {parent for stem in stems for parent in stem.parents}
+  taken: dict[Path, Path] = {}
+  files = []
+  for source, stem in zip(sources, stems, strict=True):
+    if stems.count(stem) > 1 or (source.is_video and stem in folders):
+      stem = source.folder / source.path.name
+    files.append(_files_of(stem, source.is_video, save))
+    for file in files[-1].values():
+      other = taken.setdefault(file, source.path)
+      if other is not source.path:
+        raise UserError(
+          f'{other} and {source.path} would both be written to {file}. Predict '
+          'them in two commands, each with its own --out, or rename one.'
+        )
+  return files
+
+
+def _files_of(
+  stem: Path, is_video: bool, save: Collection[str] | None
+) -> dict[str, Path]:
+  ending = '.mp4' if is_video else '.png'
+  of_kind = {
+    'masks': stem if is_video else stem.with_name(f'{stem.name}.png'),
+    'colors': stem.with_name(f'{stem.name}_color{ending}'),
+    'overlays': stem.with_name(f'{stem.name}_overlay{ending}'),
+  }
+  if save is None:
+    save = KINDS[1:] if is_video else KINDS
+  return {kind: path for kind, path in of_kind.items() if kind in save}
+
+
+def check_output(
+  out: Path,
+  sources: Sequence[Source],
+  files: Sequence[Mapping[str, Path]],
+  overwrite: bool,
+) -> None:
+  """Refuses a folder in which something would be lost.
+
+  Args:
+    out: the folder.
+    sources: from `find_sources`.
+    files: of each, from `output_files`.
+    overwrite: whether it may hold files already.
+
+  Raises:
+    UserError: it is a file, has the pictures themselves, or is not empty.
+  """
+  if out.exists() and not out.is_dir():
+    raise UserError(f'--out {out} is a file; give a folder.')
+  written = {(out / x).resolve() for of in files for x in of.values()}
+  for source in sources:
+    path = source.path.resolve()
+    if path.parent == out.resolve() or written & {path, *path.parents}:
+      raise UserError(
+        f'--out {out} is the folder of the pictures, and {source.path} could '
+        'be overwritten; give another.'
+      )
+  if out.exists() and any(out.iterdir()) and not overwrite:
+    raise UserError(
+      f'{out} is not empty; add --overwrite to write into it all the same '
+      '(only files of the same names are replaced), or give another --out.'
+    )

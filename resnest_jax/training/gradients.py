@@ -1,0 +1,227 @@
+"""Gradients of a batch: at once, or summed over micro-batches.
+
+A batch of B images is cut into M micro-batches as a pack of cards is dealt:
+image b belongs to micro-batch b % M. On a batch that lies on several devices
+every device then has its share of every micro-batch, nothing is exchanged, and
+the cut does not depend on the number of devices. The dropout of an image
+depends on its place in the batch alone.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from resnest_jax.errors import UserError
+from resnest_jax.labels import IGNORE
+from resnest_jax.models.heads import place_variables
+from resnest_jax.models.layers import Array
+from resnest_jax.training.freezing import frozen_parameters, without_gradient
+
+
+class Plan(NamedTuple):
+  """Which parts of the batch are computed together, and what stays.
+
+  Attributes:
+    micro_batches: into how many equal parts the batch is cut; 1: none.
+    freeze: see `frozen_parameters`.
+    frozen_norms: likewise `norms`.
+    ema_decay: of the moving averages, where the state has them.
+  """
+
+  micro_batches: int = 1
+  freeze: int = 0
+  frozen_norms: str = 'none'
+  ema_decay: float = 0.0
+
+  def gradients(self) -> Callable:
+    """The function that does it; all of them take and return the same."""
+    if self.micro_batches == 1:
+      return whole_gradients
+    return mean_gradients
+
+  def frozen(self, params: Any) -> Any:
+    """A tree of bools, or None where nothing is frozen."""
+    if not self.freeze and self.frozen_norms == 'none':
+      return None
+    return frozen_parameters(params, self.freeze, self.frozen_norms)
+
+
+# The batch at once, and all of the network.
+WHOLE = Plan()
+
+
+def create_plan(config: Mapping[str, Any], devices: int) -> Plan:
+  """What `config.train` and `config.model` ask for.
+
+  Args:
+    config: the whole configuration.
+    devices: that share a batch.
+
+  Raises:
+    UserError: the devices cannot share a micro-batch, one has too few images,
+      or there are no weights of which something could stay.
+  """
+  train, frozen_bn = config['train'], config['model']['frozen_bn']
+  micro = train['micro_batch_size'] or train['batch_size']
+  if micro % devices:
+    raise UserError(
+      f'config.train.micro_batch_size is {micro} and cannot be divided over '
+      f'{devices} devices; set it to a multiple of {devices}.'
+    )
+  if micro < train['batch_size'] and config['mesh']['spatial'] > 1:
+    raise UserError(
+      'config.train.micro_batch_size and config.mesh.spatial do not go '
+      'together yet: set --config.mesh.spatial=1, or '
+      '--config.train.micro_batch_size=0; rows over devices save memory as '
+      'micro-batches do.'
+    )
+  if micro == 1 and frozen_bn != 'all':
+    raise UserError(
+      'config.train.micro_batch_size is 1, and batch normalisation has no '
+      'statistics of one image: set it to 2 or more, or to 0 with '
+      '--config.train.remat=stages, which fits the whole batch into less '
+      'memory, or set --config.model.frozen_bn=all.'
+    )
+  if train['freeze_norms'] and frozen_bn == 'none':
+    raise UserError(
+      'config.train.freeze_norms keeps scales and biases where '
+      "config.model.frozen_bn keeps the statistics, and that is 'none': set "
+      '--config.model.frozen_bn=backbone (or all).'
+    )
+  if (train['freeze'] or frozen_bn != 'none') and not config['pretrained']:
+    raise UserError(
+      'config.train.freeze and config.model.frozen_bn keep weights or '
+      'statistics as they are, but there are none to start from: set '
+      '--config.pretrained=resnest101_d2 or another source of weights.'
+    )
+  return Plan(
+    micro_batches=train['batch_size'] // micro,
+    freeze=train['freeze'],
+    frozen_norms=frozen_bn if train['freeze_norms'] else 'none',
+    ema_decay=train['ema_decay'],
+  )
+
+
+def describe(plan: Plan, batch_size: int) -> str:
+  """What a log says about micro-batches; '' where there are none."""
+  if plan.micro_batches == 1:
+    return ''
+  micro = batch_size // plan.micro_batches
+  text = f'each batch of {batch_size} in {plan.micro_batches} x {micro} images'
+  return (
+    f'{text}: batch norm has the statistics of {micro} images, and its running '
+    f'statistics are updated {plan.micro_batches} times a step '
+    '(--config.train.remat=stages and no micro-batches: those of all '
+    f'{batch_size}; docs/memory.md)'
+  )
+
+
+# (output, labels) -> scalars, one of which is 'loss'.
+Score = Callable[[Any, Array], dict[str, Array]]
+Gradients = tuple[Any, dict[str, Array], Any]
+
+
+def deal(x: Array, micro_batches: int) -> Array:
+  """(B, ...) -> (M, B / M, ...)."""
+  rows = x.shape[0] // micro_batches
+  return x.reshape(rows, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+
+
+def whole_gradients(
+  model: nn.Module,
+  score: Score,
+  variables: Mapping[str, Any],
+  images: Array,
+  labels: Array,
+  key: Array,
+  plan: Any,
+) -> Gradients:
+  """Gradients of the loss of a batch.
+
+  Args:
+    model: a `Segmentor`.
+    score: gives the loss and other scalars.
+    variables: 'params' and 'batch_stats'.
+    images: (B, H, W, 3) normalised.
+    labels: int (B, H, W), 255 ignored.
+    key: for the dropout.
+    plan: a `Plan`.
+
+  Returns:
+    The gradients of all parameters (zero where they are frozen), the scalars
+    of `score`, and the running statistics after the batch.
+  """
+  return _gradients(
+    model, score, variables, images, labels, key, plan, jnp.arange(len(images))
+  )
+
+
+def _gradients(model, score, variables, images, labels, key, plan, places):
+  frozen = plan.frozen(variables['params'])
+
+  def loss_fn(params):
+    if frozen is not None:
+      params = without_gradient(params, frozen)
+    output, changed = model.apply(
+      {'params': params, 'batch_stats': variables['batch_stats']}
+      | place_variables(places),
+      images,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': key},
+    )
+    scalars = score(output, labels)
+    return scalars['loss'], (scalars, changed['batch_stats'])
+
+  grads, (scalars, batch_stats) = jax.grad(loss_fn, has_aux=True)(
+    variables['params']
+  )
+  return grads, scalars, batch_stats
+
+
+def mean_gradients(
+  model: nn.Module,
+  score: Score,
+  variables: Mapping[str, Any],
+  images: Array,
+  labels: Array,
+  key: Array,
+  plan: Any,
+) -> Gradients:
+  """The mean of the gradients of the micro-batches, one after the other.
+
+  Each is normalised by its own statistics, and the running statistics are
+  updated once for each. The loss is the mean of theirs.
+  """
+  count = plan.micro_batches
+  places = jnp.arange(len(images))
+  parts = [deal(x, count) for x in (images, labels, places)]
+
+  def one(carry, part):
+    batch_stats, total = carry
+    images, labels, places = part
+    grads, scalars, batch_stats = _gradients(
+      model,
+      score,
+      variables | {'batch_stats': batch_stats},
+      images,
+      labels,
+      key,
+      plan,
+      places,
+    )
+    total = jax.tree.map(lambda a, b: a + b / count, total, grads)
+    return (batch_stats, total), (scalars, jnp.sum(labels != IGNORE))
+
+  zeros = jax.tree.map(jnp.zeros_like, variables['params'])
+  (batch_stats, grads), (scalars, valid) = lax.scan(
+    one, (variables['batch_stats'], zeros), parts
+  )
+  means = {name: jnp.mean(values) for name, values in scalars.items()}
+  shares = valid / jnp.maximum(jnp.sum(valid), 1)
+  means['accuracy'] = jnp.sum(scalars['accuracy'] * shares)
+  return grads, means, batch_stats

@@ -1,0 +1,55 @@
+"""Imports run down: none goes to a higher floor, none in a circle."""
+
+import ast
+import graphlib
+
+PACKAGE = 'resnest_jax'
+# docs/architecture.md draws them. Commands and public names see all floors.
+FLOORS = (
+  'errors labels findings files text threads flags shipped overrides '
+  'config_keys jax_private',
+  'config runtime distributed drawing models',
+  'sharding progress losses',
+  'data checkpoints',
+  'weights data.doctor',
+  'inference',
+  'evaluation',
+  'training prediction',
+  'export demo __main__ __init__',
+)
+
+
+def floor_of(module):
+  """Of the longest name in `FLOORS` that the module has or lies in."""
+  places = {room: i for i, floor in enumerate(FLOORS) for room in floor.split()}
+  parts = module.split('.')
+  names = ('.'.join(parts[:n]) for n in range(len(parts), 0, -1))
+  return next(places[name] for name in names if name in places)
+
+
+def imports_of(path, modules):
+  """The modules that a file imports, also inside of functions."""
+  for node in ast.walk(ast.parse(path.read_text('utf-8'))):
+    if isinstance(node, ast.ImportFrom) and node.module.startswith(PACKAGE):
+      base = node.module.removeprefix(PACKAGE).lstrip('.')
+      for name in (f'{base}.{x.name}'.lstrip('.') for x in node.names):
+        yield name if name in modules else base or '__init__'
+
+
+def test_imports_run_down_and_not_in_circles(root):
+  files = {
+    '.'.join(path.relative_to(root / PACKAGE).with_suffix('').parts): path
+    for path in (root / PACKAGE).rglob('*.py')
+  }
+  graph = {name: set(imports_of(path, files)) for name, path in files.items()}
+  # The version alone, which is a name of the package.
+  graph = {name: used - {'__init__'} for name, used in graph.items()}
+  up = [
+    f'{name} imports {other}'
+    for name, used in graph.items()
+    for other in used
+    if floor_of(other) > floor_of(name)
+  ]
+  assert len(graph) > 100
+  assert not up
+  graphlib.TopologicalSorter(graph).prepare()  # Raises CycleError.
