@@ -18,6 +18,7 @@ from training.one_step import (
   training_batch,
 )
 
+from resnest_jax.checkpoints.state import create_state
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.resnest import Bottleneck
 from resnest_jax.models.segmentor import create_segmentor
@@ -25,7 +26,7 @@ from resnest_jax.sharding import replicated
 from resnest_jax.training import step as step_module
 from resnest_jax.training.gradients import WHOLE, Plan
 from resnest_jax.training.optimizer import create_optimizer
-from resnest_jax.training.step import create_state, global_norm
+from resnest_jax.training.step import global_norm
 
 
 @pytest.fixture(scope='module', autouse=True)
