@@ -106,7 +106,7 @@ def create_plan(config: Mapping[str, Any], devices: int) -> Plan:
   )
 
 
-def describe(plan: Plan, batch_size: int) -> str:
+def micro_batch_note(plan: Plan, batch_size: int) -> str:
   """What a log says about micro-batches; '' where there are none."""
   if plan.micro_batches == 1:
     return ''

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import time
 import uuid
@@ -19,6 +18,7 @@ from resnest_jax.config import config_to_json
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, writing
 from resnest_jax.evaluation.evaluate import Evaluation
+from resnest_jax.files import write_text
 from resnest_jax.text import duration
 from resnest_jax.training.optimizer import create_schedule
 from resnest_jax.training.profiling import Profile
@@ -232,9 +232,7 @@ class RunLog:
       again = evaluate and scalars['step'] == step and 'mIoU' in scalars
       if not late and not again:
         kept.append(f'{line}\n')
-    temporary = self.path.with_suffix('.tmp')
-    temporary.write_text(''.join(kept), 'utf-8')
-    os.replace(temporary, self.path)
+    write_text(self.path, ''.join(kept))
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Adds scalars that hold after `step` steps.

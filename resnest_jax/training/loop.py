@@ -21,7 +21,8 @@ from resnest_jax.data.pipeline import training_batches
 from resnest_jax.distributed import failures, messages
 from resnest_jax.errors import enough_memory, writing
 from resnest_jax.evaluation.evaluate import Evaluator
-from resnest_jax.training.gradients import describe
+from resnest_jax.files import whole_file
+from resnest_jax.training.gradients import micro_batch_note
 from resnest_jax.training.logs import Report
 from resnest_jax.training.optimizer import group_table
 from resnest_jax.training.step import compile_step, create_training
@@ -78,7 +79,9 @@ def train(
     # From here on the workdir is ours.
     with messages.first_goes_ahead('workdir'):
       at_exit.enter_context(claim_workdir(workdir, config))
-    announce(config, workdir, splits, describe(plan, config.train.batch_size))
+    announce(
+      config, workdir, splits, micro_batch_note(plan, config.train.batch_size)
+    )
     store = at_exit.enter_context(Store(workdir, config, splits.train.labels))
     if fresh:
       if messages.is_first():
@@ -201,9 +204,8 @@ def draw_curves(workdir: Path, title: str, again: bool = True) -> None:
     title: of the picture.
     again: also where there is a picture.
   """
-  path, temporary = workdir / CURVES, workdir / f'.{CURVES}'
+  path = workdir / CURVES
   if not messages.is_first() or (path.exists() and not again):
     return
-  with writing(path):
+  with writing(path), whole_file(path) as temporary:
     drawing.plot_curves(workdir / 'log.jsonl', temporary, title)
-    temporary.replace(path)

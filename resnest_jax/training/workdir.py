@@ -15,6 +15,7 @@ from resnest_jax.config import config_to_json, differences, flatten
 from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, writing
+from resnest_jax.files import write_text
 from resnest_jax.models import implementations
 
 # Pixels of each class in each sample, where the sampling asks for them.
@@ -76,10 +77,8 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
       f'{workdir} holds checkpoints but no config.json; choose another '
       '--workdir.'
     )
-  temporary = saved.with_suffix('.tmp')
   with writing(saved):
-    temporary.write_text(config_to_json(config), 'utf-8')
-    temporary.replace(saved)
+    write_text(saved, config_to_json(config))
 
 
 def _find_shared(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
