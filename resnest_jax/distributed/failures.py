@@ -1,9 +1,9 @@
-"""What the other hosts do when one of several fails: end, and say which.
+"""Ends all hosts of a run when one of them fails, and says which one failed.
 
-They wait for it inside a collective operation, which no exception reaches. So
-each looks every second whether another has said that it ends, JAX's service
-notices within `HEARTBEAT_SECONDS` that one is gone, and in either case the
-process ends with a line that names it and says what to do.
+The others wait for it inside a collective operation, which no exception
+reaches. So each host checks every second whether another one has announced its
+end, and JAX's service notices within `HEARTBEAT_SECONDS` that a host is gone.
+Either way the process ends with a line that names the host and the remedy.
 """
 
 import contextlib
@@ -21,39 +21,44 @@ HEARTBEAT_SECONDS = 20
 _ALIVE = 'resnest_jax/alive/'
 _ENDED = 'resnest_jax/ended/'
 _AGAIN = (
-  'Start the same command on all hosts again: it goes on from the newest '
+  'Start the same command on all hosts again: it resumes from the newest '
   'checkpoint.'
 )
 
-_leaving = threading.Event()  # Set once this process is about to end.
-_began = 0.0  # When this process began to listen.
-_heard: dict[int, tuple[str, float]] = {}  # Host -> what it said last, when.
+# Set once this process is about to end: it must not end a second time, with
+# another host's reason.
+_leaving = threading.Event()
+_began = 0.0  # `time.monotonic()` when this process began to listen.
+# Host -> its last heartbeat, and when it arrived by this host's clock: the
+# clocks of hosts differ, so times are never sent.
+_heard: dict[int, tuple[str, float]] = {}
 
 
 def start() -> None:
-  """Begins to look after the other hosts, in a thread."""
+  """Watches the other hosts, in a thread."""
   global _began
   _began = time.monotonic()
   threading.Thread(target=_watch, daemon=True).start()
 
 
 def stop() -> None:
-  """Ends looking after them, as they may end now."""
+  """Stops watching: from here on the others may end."""
   _leaving.set()
 
 
 def part() -> None:
-  """Returns once all hosts are here, each of which has to end now."""
+  """Waits until all hosts are here; then each has to end its process."""
   from resnest_jax.distributed import messages
 
   messages.wait_for_all('part')
   stop()
-  if messages.is_first():  # The service ends with it, which the others notice.
+  # JAX's service lives in the first host. Were it gone before the others have
+  # ended, they would report a failure.
+  if messages.is_first():
     time.sleep(3)
 
 
 def _watch() -> None:
-  """Ends this process once another host has said that it ends."""
   import jax
 
   from resnest_jax.distributed import messages
@@ -62,6 +67,8 @@ def _watch() -> None:
   while not _leaving.wait(1):
     try:
       count += 1
+      # A heartbeat every three seconds, so that `_silent` can name the host
+      # that is gone: JAX's own message names a task number at most.
       if count % 3 == 0:
         key = f'{_ALIVE}{jax.process_index()}'
         messages.service().key_value_set(
@@ -71,14 +78,16 @@ def _watch() -> None:
           if _heard.get(number, ('', 0.0))[0] != text:
             _heard[number] = text, time.monotonic()
       reason = _reason_of_others()
-    except Exception:  # The service is gone, of which JAX tells.
+    except Exception:
+      # The service is gone. JAX notices as well and aborts the process, which
+      # `_aborted` explains.
       return
     if reason and not _leaving.is_set():
       end(reason)
 
 
 def _said(folder: str) -> dict[int, str]:
-  """What the other hosts have left in a folder of the service."""
+  """The entries of the other hosts in a folder of the service, by host."""
   import jax
 
   from resnest_jax.distributed import messages
@@ -90,27 +99,27 @@ def _said(folder: str) -> dict[int, str]:
 
 
 def _reason_of_others() -> str:
-  """Why another host has ended, if one has said so."""
   said = _said(_ENDED)
   return f'host {min(said)} has ended: {said[min(said)]}' if said else ''
 
 
 def _silent() -> str:
-  """Which hosts have not been heard of for a while."""
-  # Not of jax, whose locks may be held where JAX aborts.
+  """The hosts whose heartbeats are overdue."""
+  # Runs in a signal handler while JAX aborts, maybe with JAX's locks held: no
+  # call into jax, and none to the service.
   from resnest_jax.jax_private import distributed_state as shared
 
   limit = time.monotonic() - HEARTBEAT_SECONDS / 2
   silent = []
   for number in range(shared.num_processes):
-    # Of one that ended early nothing was heard.
+    # A host that exited early has never sent a heartbeat.
     text, heard = _heard.get(number, ('', _began))
     if number != shared.process_id and heard < limit:
       name = f' ({text.split()[0]})' if text else ''
       silent.append(f'host {number}{name}')
   if silent:
     return ', '.join(silent)
-  # What aborts at once is the end of the service, which is on host 0.
+  # No heartbeat is overdue yet: the service itself has ended, with host 0.
   return f'host 0 ({shared.coordinator_address})'
 
 
@@ -125,10 +134,11 @@ def leaving() -> Iterator[None]:
 
 
 def leave(error: BaseException) -> None:
-  """Ends this process after an error and tells the other hosts; none: returns.
+  """Announces an error to the other hosts and ends this process.
 
-  Not by raising it: JAX, and Orbax before it, would wait for all hosts.
+  Returns if there are no other hosts.
   """
+  # Raising it would run the exits of Orbax and JAX, which wait for all hosts.
   import jax
 
   from resnest_jax import errors
@@ -145,9 +155,8 @@ def leave(error: BaseException) -> None:
   with contextlib.suppress(Exception):
     key = f'{_ENDED}{jax.process_index()}'
     messages.service().key_value_set(key, lines[0][:500], allow_overwrite=True)
-    if (
-      jax.process_index() == 0
-    ):  # The service ends with it: let the others read.
+    # The service ends with the first host: the others have to read this first.
+    if messages.is_first():
       time.sleep(3)
 
   def fail():
@@ -167,7 +176,7 @@ def leave(error: BaseException) -> None:
 
 def is_of_a_collective(error: BaseException) -> bool:
   """Whether an error only says that another host does not answer."""
-  # JAX raises one or the other, depending on what fails.
+  # JAX has no type of its own for it; the libraries below raise either.
   if not isinstance(error, RuntimeError | ValueError):
     return False
   names = ('gloo', 'nccl', 'collective', 'coordination', 'heartbeat')
@@ -175,10 +184,9 @@ def is_of_a_collective(error: BaseException) -> bool:
 
 
 def _wait_for_reason(message: str) -> str:
-  """What the others say of why a collective operation failed here.
-
-  JAX's service ends this process meanwhile if it misses a host, and names it.
-  """
+  # The host that failed announces why, but maybe later than the collective
+  # operation fails here. If it was killed it says nothing, and JAX's service
+  # ends this process meanwhile, through `_aborted`.
   deadline = time.monotonic() + 2 * HEARTBEAT_SECONDS
   while time.monotonic() < deadline:
     with contextlib.suppress(Exception):
@@ -191,6 +199,8 @@ def _wait_for_reason(message: str) -> str:
 
 def end(reason: str) -> None:
   """Ends the process from any thread, without waiting for anything."""
+  # Neither print nor sys.exit: buffers and locks may be in use, and this may
+  # run in a signal handler.
   os.write(2, f'error: {reason}\n'.encode())
   os._exit(1)
 
@@ -205,14 +215,12 @@ def _aborted(number: int) -> None:
 
 
 def end_quietly_on_abort() -> None:
-  """Has the last line say what to do where JAX aborts the process.
-
-  It does when a host is gone, with a stack trace, and from a thread of its
-  own that no Python handler could interrupt.
-  """
+  """Prints the remedy as the last line when JAX aborts the process."""
+  # JAX aborts from a thread of its own when a host is gone. Python would run
+  # its handlers in the main thread only, which waits in C code: hence a C
+  # handler by ctypes.
   ctypes.CDLL(None).signal(int(signal.SIGABRT), _aborted)
 
 
 def end_as_usual_on_abort() -> None:
-  """Takes that back."""
   ctypes.CDLL(None).signal(int(signal.SIGABRT), None)

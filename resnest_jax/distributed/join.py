@@ -1,9 +1,8 @@
-"""Several hosts that compute as one: how they find each other, and part.
+"""Connects the hosts of a run, and disconnects them at its end.
 
 Each host runs the same command. `jax.distributed` finds the others on TPU
-pods, SLURM, Open MPI and Kubernetes; elsewhere flags name them. Everything
-that a run writes or says comes from the first host. `messages` is what they
-tell each other, `failures` what they do when one of them fails.
+pods, SLURM, Open MPI and Kubernetes; elsewhere flags name them. The first host
+alone writes files and prints.
 """
 
 import argparse
@@ -59,15 +58,15 @@ def joined(
   facts: Mapping[str, Any],
   stop_together: bool = False,
 ) -> Iterator[None]:
-  """Joins the other hosts, if there are any, and leaves them at the end.
+  """Connects the hosts, if there are several, for as long as it lasts.
 
-  Has to come before JAX computes anything. Hosts but the first are silent.
+  Enter it before JAX computes anything.
 
   Args:
     flags: of `add_flags`.
-    facts: what has to be the same on all hosts, by name; JSON-able.
-    stop_together: SIGTERM does not end a host, but is told to all by JAX's
-      `reached_preemption_sync_point`.
+    facts: values that must be equal on all hosts, by name; JSON-able.
+    stop_together: SIGTERM does not end a host; JAX's
+      `reached_preemption_sync_point` tells all of them.
 
   Raises:
     UserError: wrong flags, or hosts that differ in `facts`.
@@ -84,9 +83,11 @@ def joined(
       watch.start()
       _check_same(facts)
       if jax.process_index():
+        # One host prints. The others' stderr stays open for their errors.
         nowhere = stack.enter_context(open(os.devnull, 'w'))
         stack.enter_context(contextlib.redirect_stdout(nowhere))
       yield
+      # Nobody may leave while another host still needs the service.
       messages.wait_for_all('end')
       watch.stop()
     except BaseException as error:
@@ -98,7 +99,8 @@ def _connect(flags: argparse.Namespace, stop_together: bool) -> bool:
   """Returns whether this is now one of several hosts."""
   import jax
 
-  # Its handler swallows SIGTERM, of which only a loop that asks it knows.
+  # The service's handler swallows SIGTERM, which only helps a loop that asks
+  # it: evaluation would ignore the signal.
   jax.config.update('jax_enable_preemption_service', stop_together)
   given = {
     key: getattr(flags, key)
@@ -143,7 +145,7 @@ def _check_flags(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def _find_others(timeout: int) -> bool:
-  """Joins what JAX detects; False where it finds no cluster."""
+  """Joins the cluster that JAX detects; False if it detects none."""
   from resnest_jax.jax_private import NO_CLUSTER
 
   try:
@@ -158,12 +160,15 @@ def _find_others(timeout: int) -> bool:
       f'cannot join other hosts ({error}). Give --coordinator, '
       '--num_processes and --process_id, or --num_processes=1 to train alone.'
     ) from error
-  except Exception as error:  # Of metadata servers and the like.
+  except Exception as error:
+    # Detection asks metadata servers of clouds, which fail in their own ways.
+    # None of them should keep a single machine from training.
     reason = str(error).strip().splitlines() or [type(error).__name__]
     print(f'no other hosts are known ({reason[0][:200]})', flush=True)
     return False
   import jax
 
+  # A cluster of one host, such as a SLURM job with one task: nothing to join.
   if jax.process_count() == 1:
     handler = signal.getsignal(signal.SIGTERM)
     jax.distributed.shutdown()
@@ -176,7 +181,8 @@ def _find_others(timeout: int) -> bool:
 def _initialize(timeout: int, **arguments: Any) -> None:
   import jax
 
-  # JAX ends a process that waited in vain with a stack trace, so this does.
+  # JAX aborts a process that waited in vain, with a stack trace. The timer is
+  # a minute faster and says what can be done.
   timer = threading.Timer(timeout, _give_up, (timeout, arguments))
   timer.daemon = True
   timer.start()
@@ -192,7 +198,7 @@ def _initialize(timeout: int, **arguments: Any) -> None:
 
 
 def _give_up(timeout: int, arguments: Mapping[str, Any]) -> None:
-  """Ends the process with what can be said about why nobody came."""
+  """Ends the process with the likely reason and its remedy."""
   from resnest_jax.jax_private import distributed_state as state
 
   address = state.coordinator_address or arguments.get('coordinator_address')
@@ -215,7 +221,8 @@ def _give_up(timeout: int, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_same(facts: Mapping[str, Any]) -> None:
-  """Raises `UserError` where this host differs from the first one."""
+  # Different flags or versions would show much later, as a hanging collective
+  # or as results that nobody can repeat.
   from resnest_jax.distributed import messages
 
   client = messages.service()
@@ -226,7 +233,7 @@ def _check_same(facts: Mapping[str, Any]) -> None:
   first = json.loads(
     client.blocking_key_value_get(f'{_STARTED}0', messages.PATIENCE_MS)
   )
-  ours = json.loads(json.dumps(facts))
+  ours = json.loads(json.dumps(facts))  # JSON knows no tuples.
   differ = [
     f'{name}: {first.get(name)!r} on host 0, {ours.get(name)!r} here'
     for name in sorted(first.keys() | ours.keys())

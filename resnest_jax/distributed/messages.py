@@ -1,7 +1,7 @@
-"""What the processes of one run, each with devices of its own, tell each other.
+"""Messages between the processes of one run: barriers and gathered results.
 
-`host_join` has connected them before. With a single process nothing is
-exchanged and nobody waits.
+`join` has connected them before. With a single process nothing is exchanged
+and nobody waits.
 """
 
 import contextlib
@@ -17,9 +17,11 @@ from resnest_jax.errors import UserError
 
 T = TypeVar('T')
 
-# Long enough for any difference between two hosts; one that has ended is
-# noticed by jax.distributed itself.
+# Longer than any difference between two hosts: hours of reading, say. A host
+# that has ended is noticed by `failures`, not by this.
 PATIENCE_MS = 24 * 60 * 60 * 1000
+# Names of Orbax's barriers serve once; all hosts count alike, as all of them
+# meet in the same order.
 _meetings = itertools.count()
 
 
@@ -41,21 +43,21 @@ def share(number: int) -> range:
 
 
 def any_host(value: bool) -> bool:
-  """Whether it is true in any process. All have to ask, at the same place."""
+  """Whether it is true in any process; all of them have to call this."""
   return any(gather(lambda: value))
 
 
 def wait_for_all(name: str) -> None:
-  """Returns once all processes are here; a name serves once."""
+  """Waits for all processes. A name serves once."""
   if jax.process_count() > 1:
     service().wait_at_barrier(f'resnest_jax/{name}', PATIENCE_MS)
 
 
 @contextlib.contextmanager
 def first_goes_ahead(name: str) -> Iterator[None]:
-  """Lets the first process through, and then the others.
+  """Lets the first process through, then the others.
 
-  For files that the first one writes and the others find there.
+  The first one writes files that the others find there.
   """
   if not is_first():
     wait_for_all(name)
@@ -84,7 +86,8 @@ def gather(work: Callable[[], T]) -> list[T]:
   mine, failure = None, None
   try:
     mine = work()
-  except Exception as error:  # The others must not wait for it.
+  except Exception as error:
+    # Raised only after the exchange: the others already wait in it.
     failure = error
   message = failure and f'{type(failure).__name__}: {failure}'
   if isinstance(failure, UserError):
@@ -99,14 +102,15 @@ def gather(work: Callable[[], T]) -> list[T]:
 
 
 def _exchange(mine: bytes) -> list[bytes]:
-  """The bytes of every process, of any length."""
   from jax.experimental.multihost_utils import process_allgather
   from orbax.checkpoint import multihost
 
-  # Devices give up waiting for each other after a minute or so; this does not.
+  # Collectives on devices give up after a minute or so. Orbax's barrier is of
+  # the service and has a timeout of its own, so the hosts meet there first.
   multihost.get_barrier_sync_fn()(
     key=f'resnest_jax_gather_{next(_meetings)}', timeout_ms=PATIENCE_MS
   )
+  # Arrays of all hosts need one shape: exchange the lengths, then padded bytes.
   lengths = process_allgather(np.array([len(mine)], np.int32)).ravel()
   padded = np.zeros(lengths.max(), np.uint8)
   padded[: len(mine)] = np.frombuffer(mine, np.uint8)
