@@ -36,6 +36,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.flags import SMOKE, TINY, add_out, add_smoke, positive
+from benchmarks.plain_layers import plain_network
 from benchmarks.report import (
   describe_machine,
   draw_bars,
@@ -54,17 +55,6 @@ from resnest_jax.models.stacking import stack
 from resnest_jax.training.step import update
 from resnest_jax.weights.state_dict import export_state_dict
 
-PLAIN = {
-  'grouped': 'grouped',
-  'wide': 'convolution',
-  'depthwise': 'convolution',
-  'pointwise': 'convolution',
-  'kernel_gradient': 'convolution',
-  'pyramid': 'concatenated',
-  'pooling': 'reduce_window',
-  'norm': 'autodiff',
-  'blocks': 'unrolled',
-}
 NETWORK = {
   'backbone': 'resnest50',
   'stage_sizes': (3, 4, 6, 3),
@@ -218,7 +208,7 @@ def compare(config: dict, flags: argparse.Namespace) -> dict[str, Any]:
   variables = initial_variables(create_segmentor(config), 0)
   ways = {'ours': Ours(config, variables, images, labels)}
   if not flags.without_plain:
-    with implementations.use(**PLAIN):
+    with plain_network():
       ways['plain forms'] = Ours(config, variables, images, labels)
   state_dict = export_state_dict(create_segmentor(config), variables, 'mmseg')
   ways['torch'] = Theirs(config, state_dict, images, labels, flags)

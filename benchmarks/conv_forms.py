@@ -1,23 +1,25 @@
-"""Times every form of a layer at the shapes that the network has.
+"""Times every way to write a layer, at the shapes that the network has.
 
     python benchmarks/conv_forms.py
     python benchmarks/conv_forms.py --batch_size 16 --size 512 --dtype bfloat16
 
-Forms are those of `resnest_jax.models.implementations`, layers those of ResNeSt-D8 and
-its heads. Beside the grouped convolution of the split attention stands the one
-of jax-resnet, which is `flax.linen.Conv` with `feature_group_count=2`. Forward,
-and forward with backward, by turns; medians, and how many times as long as the
-form that is chosen on this machine. `--kinds grouped pyramid` measures these
-alone, `--smoke` one tiny layer of each kind. (The kind `blocks` is of whole
-networks: train_step.py with RESNEST_JAX_FORMS=blocks=unrolled.) Needs jax and
-flax; with matplotlib `--out` draws.
+Layers are those of ResNeSt-D8 and its heads. Ways are those of
+`models.implementations` and of `plain_layers`; the split attention's grouped
+convolution is compared with jax-resnet's as well, which is `flax.linen.Conv`
+with `feature_group_count=2`. Forward, and forward with
+backward, by turns; medians, and how many times as long as the way that is
+chosen on this machine. `--kinds grouped pyramid` measures these alone,
+`--smoke` one tiny layer of each kind. (The kind `blocks` is of whole networks:
+train_step.py with `--blocks unrolled`.) Needs jax and flax; with matplotlib
+`--out` draws.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -27,6 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import plain_layers
 from benchmarks.flags import DTYPES, SMOKE, add_out, add_smoke, positive
 from benchmarks.report import (
   describe_machine,
@@ -39,32 +42,40 @@ from resnest_jax import runtime
 from resnest_jax.errors import run
 from resnest_jax.models import implementations, normalization, pooling
 from resnest_jax.models.convolution import convolve, depthwise
-from resnest_jax.models.pyramid import MergeConv, upsampled
+from resnest_jax.models.pyramid import convolve_merged, upsampled
 
-PEER = 'jax-resnet'
+# Kinds that the network writes in one way on every platform, and its name.
+OURS = {
+  'grouped': 'split',
+  'dilated': 'spaced_taps',
+  'pointwise': 'dot',
+  'pyramid': 'low_rank',
+  'norm': 'custom_vjp',
+}
+KINDS = (*OURS, *implementations.LAYERS)
 
 
 class Layer(NamedTuple):
   """A layer of the network.
 
   Attributes:
-    kind: of `forms.FORMS`.
+    kind: one of `KINDS`.
     name: for the table.
     function: of arrays.
     shapes: of these; the first is the input.
-    peer: the same function as jax-resnet writes it, or None.
+    others: the same function in ways that the network does not take.
   """
 
   kind: str
   name: str
   function: Callable
   shapes: tuple[tuple[int, ...], ...]
-  peer: Callable | None = None
+  others: Mapping[str, Callable] = MappingProxyType({})
 
 
-def split_attention(x, kernel, dilation=1):
-  """Its convolution, as the two halves that follow are used."""
-  return convolve(x, kernel, groups=2, parts=2, dilation=dilation)
+def chosen(kind: str) -> str:
+  """The way in which the network has layers of a kind, at this moment."""
+  return OURS.get(kind) or implementations.chosen(kind)
 
 
 def peer_conv(x, kernel, dilation=1):
@@ -81,21 +92,18 @@ def peer_conv(x, kernel, dilation=1):
   return jnp.split(conv.apply({'params': {'kernel': kernel}}, x), 2, -1)
 
 
-def psp_bottleneck(x, kernel, *levels):
+def psp_bottleneck(merge, x, kernel, *levels):
   canvas = x.shape[1:3]
   inputs = [x, *(upsampled(level, canvas, None) for level in levels)]
-  conv = MergeConv(kernel.shape[-1], dtype=x.dtype)
-  return conv.apply({'params': {'kernel': kernel}}, inputs)
+  return merge(inputs, kernel)
 
 
-def aspp_bottleneck(x, kernel, pooled):
-  conv = MergeConv(kernel.shape[-1], dtype=x.dtype)
-  inputs = [upsampled(pooled, x.shape[1:3], None), x]
-  return conv.apply({'params': {'kernel': kernel}}, inputs)
+def aspp_bottleneck(merge, x, kernel, pooled):
+  return merge([upsampled(pooled, x.shape[1:3], None), x], kernel)
 
 
-def batch_norm(x, scale, bias):
-  return normalization.normalize(x, scale, bias, 1e-5, True)[0]
+def batch_norm(normalize, x, scale, bias):
+  return normalize(x, scale, bias, 1e-5, True)[0]
 
 
 def layers(batch: int, size: int, thin: int) -> Iterator[Layer]:
@@ -116,16 +124,26 @@ def layers(batch: int, size: int, thin: int) -> Iterator[Layer]:
     yield Layer(
       'grouped',
       f'{channels} to {2 * channels}, /{stride}, dilation {d}',
-      lambda x, k, d=d: split_attention(x, k, d),
+      # As the two halves that follow are used.
+      partial(convolve, groups=2, parts=2, dilation=d),
       (shape(channels, stride), kernel(3, channels // 2, 2 * channels)),
-      lambda x, k, d=d: peer_conv(x, k, d),
+      {
+        'grouped': partial(
+          plain_layers.convolve, groups=2, parts=2, dilation=d
+        ),
+        'block_diagonal': partial(
+          plain_layers.block_diagonal, groups=2, parts=2, dilation=d
+        ),
+        'jax-resnet': partial(peer_conv, dilation=d),
+      },
     )
   for channels, d in ((256, 2), (512, 4)):
     yield Layer(
       'dilated',
       f'{channels // 2} to {channels}, /8, dilation {d}',
-      lambda x, k, d=d: convolve(x, k, dilation=d),
+      partial(convolve, dilation=d),
       (shape(channels // 2, 8), kernel(3, channels // 2, channels)),
+      {'space_to_batch': partial(plain_layers.space_to_batch, dilation=d)},
     )
   for inputs, outputs, stride, d in (
     (32, 64, 2, 1),
@@ -135,7 +153,7 @@ def layers(batch: int, size: int, thin: int) -> Iterator[Layer]:
     yield Layer(
       'kernel_gradient',
       f'{inputs} to {outputs}, /{stride}, dilation {d}',
-      lambda x, k, d=d: convolve(x, k, dilation=d),
+      partial(convolve, dilation=d),
       (shape(inputs, stride), kernel(3, inputs, outputs)),
     )
   yield Layer(
@@ -157,23 +175,26 @@ def layers(batch: int, size: int, thin: int) -> Iterator[Layer]:
       f'{inputs} to {outputs}, /{stride}',
       convolve,
       (shape(inputs, stride), kernel(1, inputs, outputs)),
+      {'convolution': plain_layers.convolve},
     )
   width = 512 // thin
   yield Layer(
     'pyramid',
     'PSP bottleneck, 4096 to 512, /8',
-    psp_bottleneck,
+    partial(psp_bottleneck, convolve_merged),
     (
       shape(2048, 8),
       (3, 3, 8 * width, width),
       *((batch, bins, bins, width) for bins in (1, 2, 3, 6)),
     ),
+    {'concatenated': partial(psp_bottleneck, plain_layers.convolve_merged)},
   )
   yield Layer(
     'pyramid',
     'ASPP bottleneck, 2560 to 512, /8',
-    aspp_bottleneck,
+    partial(aspp_bottleneck, convolve_merged),
     (shape(2048, 8), (3, 3, 5 * width, width), (batch, 1, 1, width)),
+    {'concatenated': partial(aspp_bottleneck, plain_layers.convolve_merged)},
   )
   for name, pool, channels, stride in (
     ('maximum 3x3', lambda x: pooling.max_pool(jnp.abs(x), None), 128, 2),
@@ -190,22 +211,23 @@ def layers(batch: int, size: int, thin: int) -> Iterator[Layer]:
     yield Layer(
       'norm',
       f'{channels} and ReLU, /{stride}',
-      batch_norm,
+      partial(batch_norm, normalization.normalize),
       (shape(channels, stride), (channels // thin,), (channels // thin,)),
+      {'autodiff': partial(batch_norm, plain_layers.normalize)},
     )
 
 
 def lowered(
   layer: Layer, arguments: Sequence[Any], platform: str | None = None
 ) -> dict[str, dict[str, jax.stages.Lowered]]:
-  """Programs of a layer, by way and form.
+  """Programs of a layer, forward and with backward, by how it is written.
 
   Args:
     layer: of `layers`.
     arguments: of its function; arrays, or their shapes.
     platform: whose forms its parts have; None: this machine's.
   """
-  ways: dict[str, dict[str, Any]] = {'forward': {}, 'with backward': {}}
+  programs: dict[str, dict[str, Any]] = {'forward': {}, 'with backward': {}}
 
   def add(name: str, function: Callable) -> None:
     def both(*arguments):
@@ -216,14 +238,17 @@ def lowered(
     for way, program in (('forward', function), ('with backward', both)):
       # A function of its own: compiled programs go by identity.
       program = jax.jit(lambda *a, f=program: f(*a))
-      ways[way][name] = program.lower(*arguments)
+      programs[way][name] = program.lower(*arguments)
 
-  for form in implementations.FORMS[layer.kind]:
-    with implementations.use(platform, **{layer.kind: form}):
-      add(form, layer.function)
-  if layer.peer:
-    add(PEER, layer.peer)
-  return ways
+  with implementations.use(platform):
+    if layer.kind in OURS:
+      add(OURS[layer.kind], layer.function)
+    for form in implementations.FORMS.get(layer.kind, ()):
+      with implementations.use(**{layer.kind: form}):
+        add(form, layer.function)
+    for name, function in layer.others.items():
+      add(name, function)
+  return programs
 
 
 def timed(
@@ -262,7 +287,7 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     milliseconds = timed(
       layer, flags.dtype, flags.rounds, flags.clock, 0 if flags.smoke else 0.05
     )
-    best = implementations.chosen(layer.kind)
+    best = chosen(layer.kind)
     ratio = {
       way: {name: x / of_form[best] for name, x in of_form.items()}
       for way, of_form in milliseconds.items()
@@ -302,12 +327,7 @@ def main() -> None:
   parser.add_argument('--size', type=positive, default=256, help='of the crop')
   parser.add_argument('--dtype', default='float32', choices=DTYPES)
   add_flags(parser, 7)
-  parser.add_argument(
-    '--kinds',
-    nargs='+',
-    choices=implementations.LAYERS,
-    default=list(implementations.LAYERS),
-  )
+  parser.add_argument('--kinds', nargs='+', choices=KINDS, default=list(KINDS))
   add_smoke(parser)
   add_out(parser, 'JSON and picture')
   flags = parser.parse_args()

@@ -1,9 +1,9 @@
-"""What a TPU's compiler expects of every form of a layer, without a TPU.
+"""What a TPU's compiler expects of every way to write a layer, without a TPU.
 
     pip install -r requirements-ahead.txt
     python benchmarks/forms_ahead.py --topology v5e:1x1 --out benchmarks/results
 
-Layers and forms are those of conv_forms.py, forward with backward. Cycles are
+Layers and ways are those of conv_forms.py, forward with backward. Cycles are
 the sum of what XLA's cost model writes beside each operation of the compiled
 program, temporaries what the program needs besides inputs and outputs. Nothing
 runs: cycles are the compiler's estimate, not a measurement. `cpu` has none.
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 
-from benchmarks.conv_forms import Layer, layers, lowered
+from benchmarks.conv_forms import KINDS, Layer, chosen, layers, lowered
 from benchmarks.flags import DTYPES, SMOKE, add_out, add_smoke, positive
 from benchmarks.report import describe_machine, print_table, write_result
 from benchmarks.topologies import PLATFORMS, find_devices
@@ -36,7 +36,7 @@ CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 def estimate(layer: Layer, device: Any, dtype: str) -> dict[str, Any]:
-  """Cycles and bytes of all forms of a layer."""
+  """Cycles and bytes of a layer in all ways."""
   placed = jax.sharding.SingleDeviceSharding(device)
   arguments = [
     jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
@@ -54,11 +54,11 @@ def estimate(layer: Layer, device: Any, dtype: str) -> dict[str, Any]:
       'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
     }
   with implementations.use(platform):
-    chosen = implementations.chosen(layer.kind)
+    best = chosen(layer.kind)
   return {
     'kind': layer.kind,
     'layer': layer.name,
-    'chosen': chosen,
+    'chosen': best,
     'forms': figures,
   }
 
@@ -95,12 +95,7 @@ def main() -> None:
     '--size', type=positive, default=512, help='of the crop; default: 512'
   )
   parser.add_argument('--dtype', default='bfloat16', choices=DTYPES)
-  parser.add_argument(
-    '--kinds',
-    nargs='+',
-    choices=implementations.LAYERS,
-    default=list(implementations.LAYERS),
-  )
+  parser.add_argument('--kinds', nargs='+', choices=KINDS, default=list(KINDS))
   add_smoke(parser)
   add_out(parser)
   flags = parser.parse_args()

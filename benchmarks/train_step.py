@@ -179,6 +179,11 @@ def main() -> None:
     default=20,
     help='timed steps; default: %(default)s',
   )
+  parser.add_argument(
+    '--blocks',
+    choices=implementations.FORMS['blocks'],
+    help="default: the platform's choice, see docs/performance.md",
+  )
   add_out(parser)
   flags = parser.parse_args()
 
@@ -189,16 +194,18 @@ def main() -> None:
   crop = tuple(flags.crop or config['data']['crop_size'])
   runtime.set_up_compiler()
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-  with tempfile.TemporaryDirectory() as cache:
+  choice = {'blocks': flags.blocks} if flags.blocks else {}
+  with tempfile.TemporaryDirectory() as cache, implementations.use(**choice):
     jax.config.update('jax_compilation_cache_dir', cache)
     figures = measure(config, crop, flags.steps)
+    chosen = dict(implementations.current())
   result = {
     'config': config['name'],
     'dtype': config['model']['dtype'],
     'batch_size': batch_size,
     'crop': crop,
     'devices': runtime.describe_devices(),
-    'forms': dict(implementations.current()),
+    'forms': chosen,
     **figures,
     **describe_machine(),
   }

@@ -1,6 +1,6 @@
 """Convolutions, in the forms that `forms` has chosen for this machine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,10 @@ def convolve(
   dilation: int = 1,
   parts: int = 1,
 ) -> tuple[Array, ...]:
-  """Convolution with padding dilation * (k // 2).
+  """Convolution with padding dilation * (k // 2), a dense one for each group.
+
+  XLA's grouped convolutions are many times slower on the CPU, and gather the
+  batch where devices share it.
 
   Args:
     x: (B, H, W, C).
@@ -46,17 +49,9 @@ def convolve(
       divide `groups`.
 
   Returns:
-    `parts` arrays (B, H', W', out / parts), which the form 'split' never
-    concatenates.
+    `parts` arrays (B, H', W', out / parts).
   """
   kernel = _within_reach(kernel, dilation, x.shape[1:3])
-  form = implementations.chosen('grouped') if groups > 1 else 'split'
-  if form == 'grouped':
-    y = _convolution(x, kernel, stride, dilation, groups)
-    return tuple(jnp.split(y, parts, -1))
-  if form == 'block_diagonal':
-    y = _dense(x, _block_diagonal(kernel, groups), stride, dilation)
-    return tuple(jnp.split(y, parts, -1))
   outputs = [
     _dense(x, kernel, stride, dilation)
     for x, kernel in zip(
@@ -114,14 +109,7 @@ def _with_given_gradient(
 ) -> Array:
   """A convolution of one group that is differentiated as it is written."""
   if kernel.shape[:2] == (1, 1) and stride == 1:
-    if implementations.chosen('pointwise') == 'dot':
-      return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-  elif dilation > 1 and stride == 1:
-    divides = not any(length % dilation for length in x.shape[1:3])
-    if divides and implementations.chosen('dilated') == 'space_to_batch':
-      return _on_every_dth(
-        lambda x: _convolution(x, kernel, 1, 1, 1), x, dilation
-      )
+    return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
   return _convolution(x, kernel, stride, dilation, 1)
 
 
@@ -190,26 +178,6 @@ def _products_backward(dilation, saved, dy):
 
 
 _with_products.defvjp(_products_forward, _products_backward)
-
-
-def _block_diagonal(kernel: Array, groups: int) -> Array:
-  """The dense kernel (k, k, C, out) of a grouped one, zero between groups."""
-  *taps, inputs, outputs = kernel.shape
-  each = kernel.reshape(*taps, inputs, groups, outputs // groups)
-  same = np.eye(groups, dtype=bool)[:, None, :, None]
-  # (k, k, groups, inputs, groups, outputs of a group)
-  full = jnp.where(same, each[:, :, None], jnp.zeros((), kernel.dtype))
-  return full.reshape(*taps, groups * inputs, outputs)
-
-
-def _on_every_dth(layer: Callable[[Array], Array], x: Array, d: int) -> Array:
-  """Applies a layer to the d * d subsets of every d-th row and column."""
-  batch, height, width, _ = x.shape
-  x = x.reshape(batch, height // d, d, width // d, d, -1)
-  x = x.transpose(0, 2, 4, 1, 3, 5)
-  x = layer(x.reshape(batch * d * d, height // d, width // d, -1))
-  x = x.reshape(batch, d, d, height // d, width // d, -1)
-  return x.transpose(0, 3, 1, 4, 2, 5).reshape(batch, height, width, -1)
 
 
 class Conv(nn.Module):

@@ -11,7 +11,6 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from resnest_jax.models import implementations
 from resnest_jax.models.convolution import Conv, DepthwiseConv
 from resnest_jax.models.initial import norm_scale
 from resnest_jax.models.layers import (
@@ -52,27 +51,21 @@ def running(kept: Array, mean_or_unbiased_variance: Array) -> Array:
   return MOMENTUM * kept + (1 - MOMENTUM) * new
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalize(
   x: Array, scale: Array, bias: Array, epsilon: float, relu: bool
 ) -> tuple[Array, Array, Array]:
   """Training-mode batch normalisation, optionally followed by ReLU.
 
   Statistics are taken over all axes but the last; under jit with a sharded
-  batch that is the global batch. By default the backward pass keeps only the
-  input and the two moments and recomputes the rest, which more than halves the
-  memory of a network's activations.
+  batch that is the global batch. The backward pass keeps only the input and the
+  two moments and recomputes the rest, which more than halves the memory of a
+  network's activations.
 
   Returns:
     The normalised array, and mean and biased variance per channel (no gradient
     is to be taken of these two).
   """
-  if implementations.chosen('norm') == 'custom_vjp':
-    return _normalize_keeping_input(x, scale, bias, epsilon, relu)
-  return _normalize_forward(x, scale, bias, epsilon, relu)[0]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _normalize_keeping_input(x, scale, bias, epsilon, relu):
   return _normalize_forward(x, scale, bias, epsilon, relu)[0]
 
 
@@ -102,7 +95,7 @@ def _normalize_backward(epsilon, relu, saved, cotangents):
   return dx.astype(x.dtype), dscale, dbias
 
 
-_normalize_keeping_input.defvjp(_normalize_forward, _normalize_backward)
+normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class BatchNorm(nn.Module):

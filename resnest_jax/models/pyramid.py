@@ -19,13 +19,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from resnest_jax.models import implementations
 from resnest_jax.models.convolution import convolve
 from resnest_jax.models.initial import kernel_std
 from resnest_jax.models.layers import (
   Array,
   Size,
-  apply_matrices,
   at_least_float32,
   param_dtype,
   resize_matrices,
@@ -117,12 +115,38 @@ def convolve_upsampled(
   )
 
 
-class MergeConv(nn.Module):
+def convolve_merged(
+  inputs: Sequence[Array | Upsampled], kernel: Array
+) -> Array:
   """The convolution over a concatenation, of which some is upsampled.
 
-  The kernel is (k, k, all channels, features), as of a `Conv` over the
-  concatenation.
+  Args:
+    inputs: in the order of the channels; just one is an array (B, H, W, C).
+    kernel: (k, k, all channels, out).
+
+  Returns:
+    (B, H, W, out), at least float32, so that the sum of the two parts is not
+    rounded once more.
   """
+  coarse = [isinstance(x, Upsampled) for x in inputs]
+  kernels = jnp.split(kernel, np.cumsum(_channels(inputs))[:-1], 2)
+  place = coarse.index(False)
+  y = convolve(inputs[place].astype(kernel.dtype), kernels[place])[0]
+  others = [i for i, is_coarse in enumerate(coarse) if is_coarse]
+  z = convolve_upsampled(
+    [inputs[i] for i in others], [kernels[i] for i in others]
+  )
+  return y.astype(z.dtype) + z
+
+
+def _channels(inputs: Sequence[Array | Upsampled]) -> list[int]:
+  return [
+    x.channels if isinstance(x, Upsampled) else x.shape[-1] for x in inputs
+  ]
+
+
+class MergeConv(nn.Module):
+  """`convolve_merged` with the kernel of a `Conv` over the concatenation."""
 
   features: int
   kernel_size: int = 3
@@ -130,44 +154,15 @@ class MergeConv(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: Sequence[Array | Upsampled]) -> Array:
-    """The convolution.
-
-    Args:
-      inputs: in the order of the channels; just one is an array (B, H, W, C).
-
-    Returns:
-      (B, H, W, features). It is at least float32, so that the sum of the two
-      parts is not rounded once more, unless the maps are concatenated.
-    """
-    coarse = [isinstance(x, Upsampled) for x in inputs]
-    channels = [
-      x.channels if is_coarse else x.shape[-1]
-      for x, is_coarse in zip(inputs, coarse, strict=True)
-    ]
     k = self.kernel_size
-    shape = (k, k, sum(channels), self.features)
+    shape = (k, k, sum(_channels(inputs)), self.features)
     kernel = self.param(
       'kernel',
       nn.initializers.normal(kernel_std(self.path, shape)),
       shape,
       param_dtype(self.dtype),
     )
-    kernel = kernel.astype(self.dtype)
-    if implementations.chosen('pyramid') == 'concatenated':
-      maps = [
-        apply_matrices(*x) if is_coarse else x
-        for x, is_coarse in zip(inputs, coarse, strict=True)
-      ]
-      x = jnp.concatenate([x.astype(self.dtype) for x in maps], -1)
-      return convolve(x, kernel)[0]
-    kernels = jnp.split(kernel, np.cumsum(channels)[:-1], 2)
-    place = coarse.index(False)
-    y = convolve(inputs[place].astype(self.dtype), kernels[place])[0]
-    others = [i for i, is_coarse in enumerate(coarse) if is_coarse]
-    z = convolve_upsampled(
-      [inputs[i] for i in others], [kernels[i] for i in others]
-    )
-    return y.astype(z.dtype) + z
+    return convolve_merged(inputs, kernel.astype(self.dtype))
 
 
 class MergeConvBN(nn.Module):

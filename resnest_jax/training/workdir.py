@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,19 @@ from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, writing
 from resnest_jax.files import write_text
-from resnest_jax.models import implementations
 
 # Pixels of each class in each sample, where the sampling asks for them.
 CLASS_COUNTS = 'class_pixels.npy'
 
 
 def same_on_all_hosts(config: ConfigDict) -> dict[str, Any]:
-  """What `host_join.joined` compares: configuration, versions, forms."""
+  """What `host_join.joined` compares: configuration and versions."""
   flat = {
     f'config.{key}': value
     for key, value in flatten(config).items()
     if key not in HOST_KEYS
   }
-  chosen = os.environ.get(implementations.VARIABLE, '')
-  return flat | runtime.versions() | {implementations.VARIABLE: chosen}
+  return flat | runtime.versions()
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:

@@ -5,10 +5,20 @@ import os
 import pytest
 from small import MINI
 
+from benchmarks import conv_forms
 from benchmarks.long_run import compare
 from benchmarks.loss_memory import WAYS, temporary_bytes
 from resnest_jax.config import config_to_json, load_config
 from resnest_jax.models import implementations
+
+# Kind -> ways, next to those of `implementations`.
+OTHERS = {
+  'grouped': ['split', 'grouped', 'block_diagonal', 'jax-resnet'],
+  'dilated': ['spaced_taps', 'space_to_batch'],
+  'pointwise': ['dot', 'convolution'],
+  'pyramid': ['low_rank', 'concatenated'],
+  'norm': ['custom_vjp', 'autodiff'],
+}
 
 
 @pytest.mark.long
@@ -28,16 +38,17 @@ def test_against_torch_compares_the_same_network(measure):
   assert 'times ours' in printed
 
 
-def test_conv_forms_measures_every_form_of_every_kind(measure):
+def test_conv_forms_measures_every_way_of_every_kind(measure):
   result, printed = measure('conv_forms', '--smoke')
   layers = result['layers']
-  assert {layer['kind'] for layer in layers} == set(implementations.LAYERS)
+  ways = OTHERS | {
+    kind: list(implementations.FORMS[kind]) for kind in implementations.LAYERS
+  }
+  assert {layer['kind'] for layer in layers} == set(ways)
   for layer in layers:
-    expected = list(implementations.FORMS[layer['kind']])
-    expected += ['jax-resnet'] * (layer['kind'] == 'grouped')
-    assert layer['chosen'] == implementations.chosen(layer['kind'])
+    assert layer['chosen'] == conv_forms.chosen(layer['kind'])
     for way, times in layer['milliseconds'].items():
-      assert list(times) == expected
+      assert list(times) == ways[layer['kind']]
       for name, ratio in layer['ratio'][way].items():
         assert ratio == pytest.approx(times[name] / times[layer['chosen']])
   assert 'PSP bottleneck' in printed

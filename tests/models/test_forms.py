@@ -1,14 +1,19 @@
-"""Every form of a layer against the default one, and how one is chosen."""
+"""Every form of a layer against the others, and how one is chosen."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.reference import quick_jit, relative_error
+from golden.reference import TINY, quick_jit, relative_error
 
+from benchmarks import plain_layers
 from resnest_jax.errors import UserError
 from resnest_jax.models import implementations, normalization, pooling
 from resnest_jax.models.convolution import convolve, depthwise
+from resnest_jax.models.initial import variable_shapes
+from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.models.winograd import convolve_3x3
 
 
@@ -16,32 +21,10 @@ def random(*shape, seed=0):
   return np.random.default_rng(seed).standard_normal(shape)
 
 
-def grouped(x, kernel, **more):
-  return jnp.concatenate(convolve(x, kernel, **more), -1)
-
-
 X = random(2, 8, 12, 8)
 WIDE = random(1, 33, 32, 1024), random(3, 3, 1024, 1024)
-# Kind -> function and arguments. Of the pyramid there is a test of its own.
+# Kind -> function and arguments.
 LAYERS = {
-  'grouped': [
-    (lambda x, k: grouped(x, k, groups=2, parts=2), X, random(3, 3, 4, 6)),
-    (
-      lambda x, k: grouped(x, k, groups=4, parts=2, dilation=2),
-      *(X, random(3, 3, 2, 8)),
-    ),
-    (
-      lambda x, k: grouped(x, k, groups=2, stride=2),
-      *(X, random(3, 3, 4, 6)),
-    ),
-    (lambda x, k: grouped(x, k, groups=4), X, random(1, 1, 2, 8)),
-  ],
-  'dilated': [
-    (lambda x, k: convolve(x, k, dilation=2)[0], X, random(3, 3, 8, 6)),
-    (lambda x, k: convolve(x, k, dilation=4)[0], X, random(3, 3, 8, 6)),
-    # Does not divide the height: as it was.
-    (lambda x, k: convolve(x, k, dilation=3)[0], X, random(3, 3, 8, 6)),
-  ],
   'kernel_gradient': [
     (lambda x, k: convolve(x, k)[0], X, random(3, 3, 8, 64)),
     (lambda x, k: convolve(x, k, dilation=4)[0], X, random(3, 3, 8, 64)),
@@ -67,7 +50,6 @@ LAYERS = {
     (depthwise, X, random(3, 3, 1, 8)),
     (lambda x, k: depthwise(x, k, 12), X, random(3, 3, 1, 8)),
   ],
-  'pointwise': [(lambda x, k: convolve(x, k)[0], X, random(1, 1, 8, 6))],
   'pooling': [
     # Of values of which no two are equal, as the gradients at ties differ.
     (lambda x: pooling.max_pool(x, None), np.abs(X)),
@@ -75,15 +57,6 @@ LAYERS = {
     (lambda x: pooling.average_pool(x, 1, None), X),
     (lambda x: pooling.shortcut_pool(x, 2, None), random(2, 7, 9, 3)),
     (lambda x: pooling.same_pool(x, None), X),
-  ],
-  'norm': [
-    (
-      lambda x, s, b, relu=relu: normalization.normalize(x, s, b, 1e-5, relu)[
-        0
-      ],
-      *(X, random(8, seed=1), random(8, seed=2)),
-    )
-    for relu in (False, True)
   ],
 }
 CASES = [
@@ -96,11 +69,18 @@ CASES = [
 
 def value_and_gradients(layer, *arguments):
   def loss(*arguments):
-    y = layer(*arguments)
+    y = jnp.concatenate(jax.tree.leaves(layer(*arguments)), -1)
     return jnp.sum(y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)), y
 
   places = tuple(range(len(arguments)))
   return quick_jit(jax.grad(loss, places, has_aux=True))(*arguments)
+
+
+def assert_close(ours, expected, tolerance):
+  for a, b in zip(
+    jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True
+  ):
+    assert relative_error(a, b) < tolerance
 
 
 @pytest.mark.gpu
@@ -113,10 +93,41 @@ def test_form_and_its_gradients_are_the_defaults(kind, form, number):
       expected = value_and_gradients(*layer)
     with implementations.use(**{kind: form}):
       ours = value_and_gradients(*layer)
-  for a, b in zip(
-    jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True
-  ):
-    assert relative_error(a, b) < 1e-10
+  assert_close(ours, expected, 1e-10)
+
+
+GROUPED = [
+  ({'groups': 2, 'parts': 2}, random(3, 3, 4, 6)),
+  ({'groups': 4, 'parts': 2, 'dilation': 2}, random(3, 3, 2, 8)),
+  ({'groups': 2, 'stride': 2}, random(3, 3, 4, 6)),
+  ({'groups': 4}, random(1, 1, 2, 8)),
+  ({}, random(1, 1, 8, 6)),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(('more', 'kernel'), GROUPED)
+def test_groups_and_single_taps_are_those_of_xlas_convolution(more, kernel):
+  with jax.enable_x64(True):
+    ours, expected = (
+      value_and_gradients(partial(function, **more), X, kernel)
+      for function in (convolve, plain_layers.convolve)
+    )
+  assert_close(ours, expected, 1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('relu', [False, True])
+def test_normalisation_has_the_gradients_of_its_formula(relu):
+  with jax.enable_x64(True):
+    ours, expected = (
+      value_and_gradients(
+        lambda x, s, b, normalize=normalize: normalize(x, s, b, 1e-5, relu)[0],
+        *(X, random(8, seed=1), random(8, seed=2)),
+      )
+      for normalize in (normalization.normalize, plain_layers.normalize)
+    )
+  assert_close(ours, expected, 1e-10)
 
 
 @pytest.mark.parametrize('length', [1, 2, 7])
@@ -132,10 +143,7 @@ def test_winograds_convolution_of_any_size(length):
       )
       for layer in layers
     )
-  for a, b in zip(
-    jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True
-  ):
-    assert relative_error(a, b) < 1e-12
+  assert_close(ours, expected, 1e-12)
 
 
 def test_few_pixels_and_few_digits_are_not_for_winograd():
@@ -150,13 +158,6 @@ def test_few_pixels_and_few_digits_are_not_for_winograd():
 
 
 WRITTEN = {
-  ('grouped', 'split'): (lambda t: t.count('conv_general_dilated[') == 2),
-  ('grouped', 'grouped'): (lambda t: 'feature_group_count=2' in t),
-  ('grouped', 'block_diagonal'): (
-    lambda t: t.count('conv_general_dilated[') == 1 and '_count=2' not in t
-  ),
-  ('dilated', 'spaced_taps'): (lambda t: 'rhs_dilation=(2, 2)' in t),
-  ('dilated', 'space_to_batch'): (lambda t: 'rhs_dilation=(1, 1)' in t),
   ('kernel_gradient', 'convolution'): (lambda t: 'custom_vjp' not in t),
   ('kernel_gradient', 'products'): (lambda t: 'custom_vjp' in t),
   ('wide', 'convolution'): (lambda t: t.count('dot_general') == 0),
@@ -165,12 +166,8 @@ WRITTEN = {
   ),
   ('depthwise', 'shifts'): (lambda t: 'conv_general' not in t),
   ('depthwise', 'convolution'): (lambda t: 'feature_group_count=8' in t),
-  ('pointwise', 'dot'): (lambda t: 'dot_general' in t),
-  ('pointwise', 'convolution'): (lambda t: 'conv_general' in t),
   ('pooling', 'slices'): (lambda t: 'reduce_window' not in t),
   ('pooling', 'reduce_window'): (lambda t: 'reduce_window_max' in t),
-  ('norm', 'custom_vjp'): (lambda t: 'custom_vjp' in t),
-  ('norm', 'autodiff'): (lambda t: 'custom_vjp' not in t),
 }
 
 
@@ -181,6 +178,40 @@ def test_form_is_written_as_its_name_says(kind, form):
   assert WRITTEN[kind, form](text)
 
 
+def test_groups_are_convolutions_apart_and_single_taps_products():
+  def written(kernel, **more):
+    return str(jax.make_jaxpr(partial(convolve, **more))(X, kernel))
+
+  text = written(random(3, 3, 4, 6), groups=2, parts=2)
+  assert text.count('conv_general_dilated[') == 2
+  assert 'feature_group_count=2' not in text
+  text = written(random(1, 1, 8, 6))
+  assert 'dot_general' in text
+  assert 'conv_general' not in text
+
+
+def test_plain_network_is_written_as_flax_would():
+  config = TINY | {'head': 'pspnet', 'dtype': 'float32'}
+  model = create_segmentor(config)
+  shapes = variable_shapes(model)
+  images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+
+  def written():
+    run = partial(model.apply, train=True, mutable=['batch_stats'])
+    key = {'dropout': jax.random.key(0)}
+    return str(jax.make_jaxpr(lambda v, x: run(v, x, rngs=key))(shapes, images))
+
+  ours = written()
+  with plain_layers.plain_network():
+    plain = written()
+  assert written() == ours
+  for name in ('feature_group_count=2', 'reduce_window_max'):
+    assert name in plain
+    assert name not in ours
+  assert 'custom_vjp' in ours
+  assert 'custom_vjp' not in plain
+
+
 def test_every_platform_has_a_form_of_every_kind():
   assert set(implementations.BEST) == {'cpu', 'gpu', 'tpu'}
   for table in implementations.BEST.values():
@@ -188,27 +219,30 @@ def test_every_platform_has_a_form_of_every_kind():
     assert all(
       form in implementations.FORMS[kind] for kind, form in table.items()
     )
-  assert LAYERS.keys() | {'pyramid'} == set(implementations.LAYERS)
+  assert LAYERS.keys() == set(implementations.LAYERS)
+  # Every form is chosen somewhere.
+  for kind, accepted in implementations.FORMS.items():
+    assert {table[kind] for table in implementations.BEST.values()} == set(
+      accepted
+    )
 
 
 def test_choices_nest_and_end():
   default = implementations.current()
-  with implementations.use(norm='autodiff'):
-    with implementations.use(grouped='grouped'):
-      assert implementations.chosen('grouped') == 'grouped'
-      assert implementations.chosen('norm') == 'autodiff'
-    assert implementations.chosen('grouped') == dict(default)['grouped']
+  with implementations.use(pooling='reduce_window'):
+    with implementations.use(depthwise='convolution'):
+      assert implementations.chosen('depthwise') == 'convolution'
+      assert implementations.chosen('pooling') == 'reduce_window'
+    assert implementations.chosen('depthwise') == dict(default)['depthwise']
   assert implementations.current() == default
 
 
-def test_another_platform_has_its_own_table(monkeypatch):
-  table = implementations.BEST['tpu'] | {'grouped': 'block_diagonal'}
-  monkeypatch.setitem(implementations.BEST, 'tpu', table)
-  assert implementations.chosen('grouped') == 'split'
+def test_another_platform_has_its_own_table():
+  assert implementations.chosen('depthwise') == 'shifts'
   with implementations.use('tpu'):
-    assert implementations.chosen('grouped') == 'block_diagonal'
-    with implementations.use(norm='autodiff'):
-      assert implementations.chosen('grouped') == 'block_diagonal'
+    assert implementations.chosen('depthwise') == 'convolution'
+    with implementations.use(pooling='slices'):
+      assert implementations.chosen('depthwise') == 'convolution'
 
 
 def test_compiled_function_is_traced_again_under_another_choice():
@@ -216,38 +250,21 @@ def test_compiled_function_is_traced_again_under_another_choice():
 
   @jax.jit
   def layer(x):
-    traced.append(implementations.chosen('grouped'))
+    traced.append(implementations.chosen('depthwise'))
     return x
 
   layer(1.0)
-  with implementations.use(grouped='grouped'):
+  with implementations.use(depthwise='convolution'):
     layer(1.0)
     layer(1.0)
   layer(1.0)
-  assert traced == ['split', 'grouped']
-
-
-def test_environment_decides_for_the_process(monkeypatch):
-  monkeypatch.setenv(
-    implementations.VARIABLE, 'grouped=grouped, pooling=reduce_window'
-  )
-  assert implementations.chosen('grouped') == 'grouped'
-  assert implementations.chosen('pooling') == 'reduce_window'
-  with implementations.use(grouped='split'):
-    assert implementations.chosen('grouped') == 'split'
-  for text, message in (
-    ('grouped=dense', r"grouped is 'dense'; accepted are split, grouped"),
-    ('group=split', r"'group' is no kind of layer; there are grouped"),
-    ('grouped', r"'grouped' is no KIND=FORM; write 'KIND=FORM"),
-    ('norm=autodiff norm=autodiff', r"'norm=autodiff' is one more of its kind"),
-  ):
-    monkeypatch.setenv(implementations.VARIABLE, text)
-    with pytest.raises(UserError, match=message):
-      implementations.current()
+  assert traced == ['shifts', 'convolution']
 
 
 def test_unknown_names():
-  with pytest.raises(UserError, match=r"norm is 'fast'; .* custom_vjp"):
-    implementations.use(norm='fast')
+  with pytest.raises(UserError, match=r"wide is 'fast'; .* winograd"):
+    implementations.use(wide='fast')
+  with pytest.raises(UserError, match=r"'wine' is no kind of layer; .* wide"):
+    implementations.use(wine='convolution')
   with pytest.raises(UserError, match=r"platform is 'cuda'; .* cpu, gpu, tpu"):
     implementations.use('cuda')

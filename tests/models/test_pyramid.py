@@ -1,13 +1,16 @@
 """Convolutions over upsampled maps against those over the concatenation."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.reference import TINY, filled_variables, quick_jit, relative_error
 
-from resnest_jax.models import implementations
-from resnest_jax.models.pyramid import MergeConv, upsampled
+from benchmarks import plain_layers
+from resnest_jax.models import pyramid
+from resnest_jax.models.pyramid import convolve_merged, upsampled
 from resnest_jax.models.segmentor import create_segmentor
 
 pytestmark = pytest.mark.gpu
@@ -32,7 +35,7 @@ def features(size):
 @pytest.mark.parametrize('size', [None, SIZES], ids=['canvas', 'sizes'])
 @pytest.mark.parametrize('name', ['pspnet', 'deeplabv3'])
 def test_heads_and_their_gradients_are_those_of_the_concatenation(
-  name, size, train
+  name, size, train, monkeypatch
 ):
   with jax.enable_x64(True):
     head = create_segmentor(TINY | {'head': name}).decode_head
@@ -64,11 +67,13 @@ def test_heads_and_their_gradients_are_those_of_the_concatenation(
 
       return jax.grad(loss, (0, 1), has_aux=True)(params, x)
 
-    found = {}
-    for form in implementations.FORMS['pyramid']:
-      with implementations.use(pyramid=form):
-        found[form] = quick_jit(both)(variables['params'], x, size)
-    leaves = [jax.tree.leaves_with_path(found[form]) for form in found]
+    found = []
+    for merge in (convolve_merged, plain_layers.convolve_merged):
+      monkeypatch.setattr(pyramid, 'convolve_merged', merge)
+      # A function of its own, so that it is traced.
+      run = quick_jit(partial(both))
+      found.append(run(variables['params'], x, size))
+    leaves = [jax.tree.leaves_with_path(results) for results in found]
     assert len(leaves[0]) > 10
     for (path, ours), (_, expected) in zip(*leaves, strict=True):
       assert relative_error(ours, expected) < 1e-10, path
@@ -80,13 +85,10 @@ def test_any_odd_kernel_and_canvas_smaller_than_it():
     for kernel, canvas in ((5, (7, 3)), (3, (1, 1)), (1, (4, 5))):
       p = rng.standard_normal((2, 2, 3, 4))
       x = rng.standard_normal((2, *canvas, 5))
-      conv = MergeConv(6, kernel, jnp.float64)
       inputs = [upsampled(jnp.asarray(p), canvas, None), jnp.asarray(x)]
-      shape = (kernel, kernel, 9, 6)
-      params = {'params': {'kernel': rng.standard_normal(shape)}}
-      ours = conv.apply(params, inputs)
-      with implementations.use(pyramid='concatenated'):
-        expected = conv.apply(params, inputs)
+      weights = jnp.asarray(rng.standard_normal((kernel, kernel, 9, 6)))
+      ours = convolve_merged(inputs, weights)
+      expected = plain_layers.convolve_merged(inputs, weights)
       assert ours.shape == (2, *canvas, 6)
       assert relative_error(ours, expected) < 1e-12
 
@@ -109,18 +111,16 @@ def test_bfloat16_is_not_rounded_more_than_in_the_concatenation():
     kernel = rng.standard_normal((3, 3, 8 * channels, features))
     kernel = kernel.astype(np.float32) / np.sqrt(9 * 8 * channels)
 
-    def run(dtype, form):
-      conv = MergeConv(features, dtype=dtype)
+    def run(dtype, merge):
       inputs = [
         x.astype(dtype),
         *(upsampled(p.astype(dtype), canvas, None) for p in levels),
       ]
-      with implementations.use(pyramid=form):
-        return conv.apply({'params': {'kernel': kernel}}, inputs)
+      return merge(inputs, jnp.asarray(kernel, dtype))
 
-    exact = run(jnp.float64, 'concatenated')
-    errors = {}
-    for form in implementations.FORMS['pyramid']:
-      y = run(jnp.bfloat16, form).astype(jnp.float64)
-      errors[form] = float(jnp.linalg.norm(y - exact) / jnp.linalg.norm(exact))
-  assert 2**-12 < errors['low_rank'] <= errors['concatenated'] < 2**-7
+    exact = run(jnp.float64, plain_layers.convolve_merged)
+    errors = []
+    for merge in (convolve_merged, plain_layers.convolve_merged):
+      y = run(jnp.bfloat16, merge).astype(jnp.float64)
+      errors.append(float(jnp.linalg.norm(y - exact) / jnp.linalg.norm(exact)))
+  assert 2**-12 < errors[0] <= errors[1] < 2**-7
