@@ -1,8 +1,7 @@
-"""The device mesh, and how arrays lie on it.
+"""The device mesh, and the placement of arrays on it.
 
 Axis `data` splits a batch by images, axis `spatial` splits the rows of each
-image. Devices come host by host, and `spatial` runs over neighbours, so that
-an image stays on one host wherever the devices there allow it.
+image.
 """
 
 import functools
@@ -24,14 +23,16 @@ def make_mesh(
   """All devices of all hosts, along `data` and `spatial`.
 
   Args:
-    data: devices that share the images of a batch; -1: all there are.
+    data: devices that share the images of a batch; -1: all of them.
     spatial: devices that share the rows of an image.
-    devices: None: those of JAX.
+    devices: None: JAX's.
 
   Raises:
-    UserError: this is not the number of devices.
+    UserError: data * spatial is not the number of devices.
   """
   devices = devices or jax.devices()
+  # Host by host, with `spatial` over neighbours: an image stays on one host
+  # where possible, as halos are exchanged in every layer.
   devices = sorted(devices, key=lambda d: (d.process_index, d.id))
   count = len(devices)
   if data == -1 and spatial <= count:
@@ -47,12 +48,13 @@ def make_mesh(
 
 
 def local_mesh() -> Mesh:
-  """The devices of this host alone, along `data`."""
+  """The devices of this host alone, along `data`: hosts evaluate apart."""
   return _mesh(np.asarray(jax.local_devices()).reshape(-1, 1))
 
 
 def _mesh(devices: np.ndarray) -> Mesh:
-  # XLA decides how what is computed lies on it, whatever JAX's default is.
+  # XLA decides on the placement of intermediate arrays, whatever JAX's default
+  # is: with explicit axes each operation would have to state it.
   return Mesh(devices, ('data', 'spatial'), axis_types=2 * (AxisType.Auto,))
 
 
@@ -69,11 +71,11 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def place_locally(tree: Any, mesh: Mesh) -> Any:
-  """Arrays as whole copies on the devices of this host.
+  """Whole copies of arrays on the devices of this host.
 
   Args:
-    tree: of arrays of the host, or of arrays that are whole on every device of
-      all hosts: these are taken as they lie there, and nothing is copied.
+    tree: of arrays of the host, or replicated over all hosts; the latter are
+      used in place, without a copy.
     mesh: `local_mesh()`.
   """
   here = set(mesh.devices.flat)
@@ -85,6 +87,8 @@ def place_locally(tree: Any, mesh: Mesh) -> Any:
       and x.sharding.device_set >= here
     ):
       return jax.device_put(x, replicated(mesh))
+    # Evaluation runs on arrays of this host alone: a global array would make
+    # all hosts take part in each of its programs.
     copies = {shard.device: shard.data for shard in x.addressable_shards}
     return jax.make_array_from_single_device_arrays(
       x.shape, replicated(mesh), [copies[d] for d in mesh.devices.flat]
@@ -99,7 +103,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
-  """How a training batch lies on the mesh: pixels also over `spatial`."""
+  """The placement of a training batch: pixels are split over both axes."""
   pixels = NamedSharding(mesh, P('data', 'spatial'))
   whole = batch_sharding(mesh)
   return {
@@ -122,7 +126,7 @@ def divisible_batch_size(batch_size: int, mesh: Mesh | None) -> int:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-  """Raises `UserError` where the devices cannot share a batch evenly."""
+  """Raises `UserError` if the devices cannot share a batch evenly."""
   devices = mesh.shape['data']
   if batch_size % devices:
     raise UserError(
@@ -132,13 +136,8 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def check_rows(height: int, output_stride: int, mesh: Mesh) -> None:
-  """Raises `UserError` where the devices cannot share rows evenly.
-
-  Args:
-    height: of the crop, in pixels.
-    output_stride: pixels a row of the last stage.
-    mesh: see `make_mesh`.
-  """
+  """Raises `UserError` if the devices cannot share the crop's rows evenly."""
+  # Rows are halved three times at least; each part has to be whole throughout.
   parts = mesh.shape['spatial']
   multiple = parts * max(output_stride, 8)
   if parts > 1 and height % multiple:
@@ -150,12 +149,11 @@ def check_rows(height: int, output_stride: int, mesh: Mesh) -> None:
 
 
 def shared_rows(mesh: Mesh) -> Callable[[Callable], Callable]:
-  """Traces a function for a mesh whose devices may share rows.
-
-  Where they do, losses learn of it (`tiles`), and layers have the forms for
-  which devices exchange no more than neighbouring rows: XLA would collect whole
-  feature maps for the gradient of a window's maximum.
-  """
+  """Traces a function for a mesh whose devices may share rows."""
+  # The abstract mesh lets losses tile each device's own rows. Of the layers
+  # those implementations are chosen for which devices exchange neighbouring
+  # rows alone: for the gradient of a window's maximum XLA would gather whole
+  # feature maps.
 
   def decorate(function):
     @functools.wraps(function)
@@ -172,11 +170,9 @@ def shared_rows(mesh: Mesh) -> Callable[[Callable], Callable]:
 
 
 def host_share(mesh: Mesh) -> tuple[int, int]:
-  """Which part of every batch this host reads.
+  """The part of every batch that this host reads: the i-th of n equal runs.
 
-  Returns:
-    (i, n): the i-th of n equal runs of images. Hosts that share the rows of
-    the same images have the same i.
+  Hosts that share the rows of the same images have the same i.
 
   Raises:
     UserError: `spatial` would cut a host's devices unevenly.
@@ -187,22 +183,19 @@ def host_share(mesh: Mesh) -> tuple[int, int]:
       f'mesh.spatial={spatial} does not fit {here} devices a host; one of the '
       'two numbers has to be a multiple of the other.'
     )
-  images = max(here // spatial, 1)  # Of as many a host's devices hold rows.
+  images = max(here // spatial, 1)  # This host's devices hold rows of so many.
   owners = [device.process_index for device in mesh.devices.flat]
   first = owners.index(jax.process_index()) // spatial
   return first // images, mesh.shape['data'] // images
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-  """Places this host's images on the mesh, as part of the global batch.
-
-  Args:
-    batch: the images of `host_share`, whole; each device gets its rows.
-    mesh: see `make_mesh`.
-  """
+  """Places this host's images, those of `host_share`, in the global batch."""
   shardings = {key: batch_shardings(mesh)[key] for key in batch}
   if all(sharding.is_fully_addressable for sharding in shardings.values()):
     return jax.device_put(batch, shardings)
+  # Each host has whole images, so JAX's own assembly from local arrays fails
+  # where hosts share rows: every device picks its part by global indices.
   run, runs = host_share(mesh)
 
   def place(local: np.ndarray, sharding: NamedSharding) -> jax.Array:

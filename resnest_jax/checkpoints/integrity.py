@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from resnest_jax.errors import DamagedCheckpoint, UserError, system_error
 from resnest_jax.threads import map_in_threads
 
-# Of the process, not of the files.
+# Errors of the process or of rights: the files may be whole.
 _NOT_DAMAGE = (
   errno.EACCES,
   errno.EPERM,
@@ -32,7 +32,7 @@ _NOT_DAMAGE = (
 
 
 def array_names(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree by name: 'params/conv/kernel'."""
+  """The leaves of a tree by name, 'params/conv/kernel'."""
   return {
     '/'.join(str(_key(key)) for key in path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -47,11 +47,7 @@ def _key(key: Any) -> Any:
 
 
 def tree_digest(tree: Any) -> str:
-  """CRC-32 of names, shapes, types and values of all arrays, 8 digits.
-
-  Args:
-    tree: of arrays, each of which this process can read whole.
-  """
+  """CRC-32 of names, shapes, types and values of all arrays, 8 digits."""
   arrays = array_names(jax.device_get(tree))
   # zlib releases the GIL.
   sums = map_in_threads(_array_sum, arrays.values())
@@ -65,13 +61,13 @@ def _array_sum(array: Any) -> list:
 
 
 def json_digest(value: Mapping[str, Any]) -> str:
-  """CRC-32 of JSON, whatever the order of its keys, 8 digits."""
+  """CRC-32 of JSON with sorted keys, 8 digits."""
   text = json.dumps(value, sort_keys=True)
   return f'{zlib.crc32(text.encode()):08x}'
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-  """What a checkpoint says of itself.
+  """The description of a checkpoint.
 
   Raises:
     DamagedCheckpoint: it is not what was written.
@@ -89,23 +85,25 @@ def read_about(folder: Path) -> dict[str, Any]:
 def read_items(
   manager: ocp.CheckpointManager, step: int, **abstract: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Restores items of a checkpoint and compares them with their checksums.
+  """Restores items of a checkpoint and verifies their checksums.
 
   Args:
-    manager: holds it.
+    manager: holds the checkpoint.
     step: its number.
     **abstract: name of an item -> tree of `jax.ShapeDtypeStruct`s.
 
   Returns:
-    Name -> the tree restored, and `about`.
+    Name -> restored tree, and `about`.
 
   Raises:
     DamagedCheckpoint: it is not what was written.
-    UserError: the arrays are those of another network.
+    UserError: the arrays belong to another network.
   """
   folder = manager.directory / str(step)
   about = read_about(folder)
   try:
+    # Shapes first: a wrong configuration is told in a second, before gigabytes
+    # are read, and not as damage.
     stored = manager.item_metadata(step)
     _check_shapes(folder, stored['model'], abstract['model'], about)
     restored = manager.restore(
@@ -138,7 +136,8 @@ def _restore_args(item: Any) -> ocp.args.PyTreeRestore:
 
 
 def _typed(item: Any, stored: Any) -> Any:
-  """`item`, with the types that are stored, of which the checksums are."""
+  # Checksums are of the stored values: restore in the stored types, verify,
+  # and cast afterwards.
   types = {name: leaf.dtype for name, leaf in array_names(stored).items()}
   names = iter(array_names(item))
   return jax.tree.map(lambda x: x.update(dtype=types[next(names)]), item)
@@ -156,7 +155,6 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def _check_shapes(
   folder: Path, stored: Any, wanted: Any, about: Mapping[str, Any]
 ) -> None:
-  """Compares names and shapes before anything is read."""
   there, wanted = _shapes(stored), _shapes(wanted)
   differ = [
     f'{name}: {there.get(name, "absent")} there, '
@@ -166,6 +164,8 @@ def _check_shapes(
   ]
   if not differ:
     return
+  # The description has a digest of the shapes as they were written. If the
+  # configuration agrees with that, the files have changed.
   shapes = {name: list(shape) for name, shape in wanted.items()}
   if about['digests']['shapes'] == json_digest(shapes):
     raise _damaged(folder, f'{len(differ)} arrays are not as they were')
@@ -178,7 +178,6 @@ def _check_shapes(
 
 
 def _failure(folder: Path, error: Exception) -> UserError:
-  """What an error while reading means."""
   number = system_error(error)
   if number in _NOT_DAMAGE:
     return UserError(f'{folder} cannot be read: {os.strerror(number)}.')

@@ -43,12 +43,12 @@ def steps_in(folder: Path) -> list[int]:
 class Checkpoints(ocp.CheckpointManager):
   """The checkpoints in a folder.
 
-  The scores lie in `about`, with its checksum. Orbax's own metrics are not
-  used: it cannot open a folder any more if one of their files is damaged.
-
   Attributes:
     scores: step -> mIoU of the checkpoints that were evaluated.
   """
+
+  # Scores lie in `about`, under its checksum. With Orbax's own metrics one
+  # damaged file of theirs would keep the whole folder from being opened.
 
   def __init__(self, folder: Path, keep: int, read_only: bool):
     """Opens the folder.
@@ -62,7 +62,7 @@ class Checkpoints(ocp.CheckpointManager):
       UserError: the folder cannot be written to.
     """
     self.scores: dict[int, float] = {}
-    self._told = False
+    self._told = False  # A refused write was raised already.
     for step in steps_in(folder):
       try:
         metrics = read_about(folder / str(step))['metrics']
@@ -91,7 +91,6 @@ class Checkpoints(ocp.CheckpointManager):
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
-    """Turns the system's refusal to write into a `UserError`."""
     try:
       with writing(self.directory):
         yield
@@ -100,16 +99,12 @@ class Checkpoints(ocp.CheckpointManager):
       raise
 
   def finish(self) -> None:
-    """Waits until everything is written.
-
-    Raises:
-      UserError: the system refused it.
-    """
+    """Waits until everything is written; raises `UserError` if it is refused."""
     with self.writing():
       self.wait_until_finished()
 
   def close(self) -> None:
-    """Waits as `finish` does, and closes; says only what was not said yet."""
+    """Waits as `finish` does, and closes; raises no refusal a second time."""
     told = self._told
     try:
       with self.writing():
@@ -119,7 +114,7 @@ class Checkpoints(ocp.CheckpointManager):
         raise
 
   def check(self) -> None:
-    """Raises what `finish` would, if writing has ended; does not wait."""
+    """Raises what `finish` would raise by now; does not wait."""
     if not self.is_saving_in_progress():
       self.finish()
 
@@ -149,17 +144,19 @@ def save(
   about: Mapping[str, Any],
   metrics: Mapping[str, float] | None = None,
 ) -> None:
-  """Starts writing a checkpoint; returns once the state may change again.
+  """Starts writing a checkpoint; returns once the state may be donated.
 
   Args:
     manager: of the folder.
-    state: what to write; its step is the checkpoint's number.
+    state: its step is the checkpoint's number.
     about: JSON-able description.
     metrics: of an evaluation of this state, with 'mIoU'; None without one.
 
   Raises:
     UserError: this checkpoint, or the one before it, cannot be written.
   """
+  # Files have each block by its name, so that they do not depend on which
+  # platform stacks blocks.
   step, counts = int(state.step), stacked(state.params)
   optimizer = unstack(_optimizer_item(state), counts)
   variables = unstack(state.best_variables(), counts)
@@ -169,7 +166,8 @@ def save(
     'optimizer': tree_digest(optimizer),
     'shapes': shapes_digest(variables),
   }
-  # As it will be read: JSON knows no tuples and no numbers as keys.
+  # The digest is of what will be read: JSON knows no tuples, and only strings
+  # as keys.
   about = json.loads(json.dumps(about | {'digests': digests}))
   about['digest'] = json_digest(about)
   if metrics:
@@ -186,12 +184,9 @@ def save(
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
-  """Writes trees of arrays, each of them from the first device that has it.
-
-  As it comes, Orbax has every device write a slice of what all of them have,
-  and XLA compiles a program for each shape of a slice: seconds at the first
-  save, for arrays that are written in a fraction of one.
-  """
+  # Each array is written by the first device that has it. By default Orbax has
+  # every device write a slice of a replicated array, and XLA compiles a program
+  # for each shape of a slice: seconds at the first save.
   handlers = ocp.type_handlers
   return ocp.PyTreeCheckpointHandler(
     type_handler_registry=handlers.create_type_handler_registry(
@@ -205,7 +200,8 @@ def _array_handler() -> ocp.PyTreeCheckpointHandler:
 
 def _optimizer_item(state: TrainState) -> dict[str, Any]:
   item = {'step': state.step, 'opt_state': state.opt_state}
-  if state.ema is not None:  # They are the model; what is trained is here.
+  # With averages these are the item `model`; what they average is here.
+  if state.ema is not None:
     item['trained'] = state.variables()
   return item
 
@@ -213,19 +209,11 @@ def _optimizer_item(state: TrainState) -> dict[str, Any]:
 def restore(
   manager: Checkpoints, step: int, abstract: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-  """A checkpoint, placed as `abstract` says.
-
-  Args:
-    manager: holds it.
-    step: its number.
-    abstract: from `abstract_state`.
-
-  Returns:
-    The state, and the checkpoint's `about`.
+  """The state of a checkpoint, placed as `abstract` says, and its `about`.
 
   Raises:
     DamagedCheckpoint: it is not what was written.
-    UserError: the weights are those of another network.
+    UserError: the weights belong to another network.
   """
   counts = stacked(abstract.params)
   restored, about = read_items(
@@ -250,14 +238,10 @@ def restore(
 
 
 def find_step(manager: Checkpoints, which: str | int) -> int:
-  """The number of the checkpoint that is meant.
-
-  Args:
-    manager: of the run.
-    which: 'latest', 'best' (by mIoU of the periodic evaluations), or a step.
+  """The step of 'latest', of 'best' (by mIoU), or the step itself.
 
   Raises:
-    UserError: there is none such; the message lists those that are there.
+    UserError: there is no such checkpoint; the message lists them.
   """
   steps = sorted(manager.all_steps())
   if not steps:

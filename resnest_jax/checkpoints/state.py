@@ -22,13 +22,12 @@ from resnest_jax.sharding import replicate, replicated
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """All that changes in training; data only.
+  """All that a step changes; data only.
 
-  `step` counts finished updates (int32 scalar). `ema` is None, or variables
-  like those of `variables()`: their moving averages.
+  `ema` is None, or the moving averages of `variables()`.
   """
 
-  step: Array
+  step: Array  # int32 scalar, finished updates.
   params: Any
   batch_stats: Any
   opt_state: optax.OptState
@@ -49,28 +48,23 @@ class Run:
 
   Changed only while `Stopper.busy()`: an interrupted save reads it from the
   stopper's thread.
-
-  Attributes:
-    state: after `step` finished steps.
-    step: as a Python integer, which costs no wait for the devices.
-    saved_step: of the newest regular checkpoint, or of the start.
-    evaluating: the evaluation of `step` is due or was cut off.
-    best: {'step', 'mIoU'} of the best evaluation, None before the first.
-    unlogged: the scalars of each step since the last log line, on the devices.
   """
 
   state: TrainState
+  # Finished steps. `state.step` has the same number, but on the devices: to
+  # read it is to wait for them.
   step: int = 0
-  saved_step: int = 0
-  evaluating: bool = False
-  best: dict[str, Any] | None = None
+  saved_step: int = 0  # Of the newest regular checkpoint, or of the start.
+  evaluating: bool = False  # An evaluation of `step` is due, or was cut off.
+  best: dict[str, Any] | None = None  # {'step', 'mIoU'} of the best evaluation.
+  # The scalars of each step since the last log line, still on the devices.
   unlogged: collections.deque = dataclasses.field(
     default_factory=collections.deque
   )
 
 
 def unlogged_scalars(run: Run) -> list[dict[str, float]]:
-  """The scalars of each step since the last log line; waits for the devices.
+  """The scalars of each unlogged step; waits for the devices.
 
   Raises:
     UserError: one of them is not finite.
@@ -95,9 +89,10 @@ def start_state(
   variables: Mapping[str, Any],
   ema: bool = False,
 ) -> TrainState:
-  """The state before the first step; trace it with `jit` or `eval_shape`."""
+  """The state before the first step, to be traced."""
   averages = None
-  if ema:  # Memory of their own: state and averages are donated to the step.
+  # Copies: parameters and averages are donated to the step, each once.
+  if ema:
     averages = jax.tree.map(jnp.copy, dict(variables))
   return TrainState(
     ema=averages,
@@ -116,16 +111,18 @@ def create_state(
   *,
   ema: bool = False,
 ) -> TrainState:
-  """A state on the mesh that starts from the variables of `start_variables`.
+  """The state on the mesh before the first step.
 
   Args:
-    model: of `create_training`; says which blocks are stacked.
-    optimizer: likewise.
-    variables: NumPy arrays, the same on all hosts.
+    model: of `create_training`, as the optimizer.
+    optimizer: of the parameters.
+    variables: from `start_variables`, the same on all hosts.
     mesh: every device gets a whole copy.
     ema: keep moving averages.
   """
+  # Files and draws have each block by its name, however a platform runs them.
   variables = replicate(stack(variables, model.backbone.stacked()), mesh)
+  # One program: run eagerly, each leaf of a deep network would compile its own.
   start = jax.jit(
     partial(start_state, optimizer, ema=ema),
     donate_argnums=0,

@@ -65,11 +65,7 @@ class Store(contextlib.AbstractContextManager):
   """Writes the checkpoints of a run, and finds the newest that is whole."""
 
   def __init__(self, workdir: Path, config: ConfigDict, labels: LabelSet):
-    """Opens the run's checkpoints; their folder is created.
-
-    Raises:
-      UserError: the folder cannot be written to.
-    """
+    """Opens the run's checkpoints; raises `UserError` if it may not write."""
     self._workdir, self._batch_size = workdir, config.train.batch_size
     self._about = {
       'config': json.loads(config_to_json(config)),
@@ -83,9 +79,6 @@ class Store(contextlib.AbstractContextManager):
 
   def resume(self, abstract: TrainState) -> Run:
     """The newest state that is whole; damaged ones are moved aside.
-
-    Args:
-      abstract: from `abstract_state`.
 
     Raises:
       UserError: all are damaged, or of another network or other classes.
@@ -106,12 +99,12 @@ class Store(contextlib.AbstractContextManager):
     save(self._manager, run.state, self._describe(run), metrics)
 
   def save_interrupted(self, run: Run) -> None:
-    """Saves what is newer than the newest checkpoint; returns when it is there.
+    """Saves a state that is newer than the newest checkpoint, and waits.
 
     Called from the stopper's thread, or between two steps.
 
     Raises:
-      UserError: the system refused it, or the loss is not finite.
+      UserError: the system refuses it, or the loss is not finite.
     """
     self._manager.finish()
     if run.step > run.saved_step:
@@ -142,11 +135,6 @@ class Store(contextlib.AbstractContextManager):
 def save_interrupted(
   workdir: Path, state: TrainState, about: Mapping[str, Any]
 ) -> None:
-  """Writes the state of a run that stops; returns when it is there.
-
-  Raises:
-    UserError: the system refused it.
-  """
   manager = Checkpoints(interrupted_dir(workdir), keep=1, read_only=False)
   try:
     save(manager, state, about)
@@ -169,12 +157,9 @@ def drop_superseded(workdir: Path, number: int = 1) -> None:
 def restore_newest(
   workdir: Path, manager: Checkpoints, abstract: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
-  """The newest state that can be read, and its `about`; see `Store.resume`.
-
-  Raises:
-    UserError: all are damaged, or of another network.
-  """
-  # Of the same step the regular one, which was saved after its evaluation.
+  """The newest state that is whole, and its `about`; see `Store.resume`."""
+  # Of two states of one step the regular one, sorted last, is tried first: it
+  # was saved after its evaluation.
   found = sorted(
     (step, folder == manager.directory, folder)
     for folder in (manager.directory, interrupted_dir(workdir))
@@ -207,7 +192,7 @@ def restore_newest(
 
 
 def _move_aside(path: Path, folder: Path) -> Path:
-  """Moves a checkpoint to where nothing of that name is yet."""
+  # An earlier damage of the same step may be there already.
   folder.mkdir(exist_ok=True)
   target, number = folder / path.name, 1
   while target.exists():

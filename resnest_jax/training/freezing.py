@@ -1,4 +1,4 @@
-"""Parameters that training leaves as they are."""
+"""Freezes parts of the network: no gradient, no decay, no optimizer state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,14 @@ from jax import lax
 def frozen_parameters(
   params: Mapping[str, Any], freeze: int, norms: str = 'none'
 ) -> Any:
-  """Which parameters do not change.
+  """A tree of bools like `params`: which parameters are frozen.
 
   Args:
     params: of a segmentor; shapes are enough.
-    freeze: parts of the backbone from the input on: 1: the stem, 2: and stage
-      1, ..., 5: all of it; 0: none.
-    norms: 'backbone' or 'all': whose normalisations keep scale and bias, too;
-      'none'.
-
-  Returns:
-    A tree of bools like `params`.
+    freeze: parts of the backbone from the input on: 0 none, 1 the stem, 2 and
+      stage 1, ..., 5 all of it.
+    norms: 'none', 'backbone' or 'all': scales and biases of these
+      normalisations are frozen as well.
   """
   flat = flatten_dict(params)
 
@@ -37,12 +34,12 @@ def frozen_parameters(
 
 
 def _part(name: str) -> int:
-  """0 for what belongs to the stem, 1 to 4 for blocks: 'layer3_22'."""
+  # 'stem_conv1' -> 0, 'layer3_22' -> 3.
   return 0 if name.startswith('stem') else int(name[len('layer')])
 
 
 def without_gradient(params: Any, frozen: Any) -> Any:
-  """The parameters; the frozen ones are constants to differentiation."""
+  """The parameters, the frozen ones as constants."""
   return jax.tree.map(
     lambda value, stays: lax.stop_gradient(value) if stays else value,
     params,
@@ -53,16 +50,9 @@ def without_gradient(params: Any, frozen: Any) -> Any:
 def train_the_rest(
   optimizer: optax.GradientTransformation, freeze: int, norms: str = 'none'
 ) -> optax.GradientTransformation:
-  """The optimizer without state, decay and steps for what is frozen.
-
-  Where nothing is frozen it is the optimizer itself. Updates of frozen
-  parameters are their gradients, which have to be zero (`without_gradient`).
-
-  Args:
-    optimizer: of all parameters.
-    freeze: see `frozen_parameters`.
-    norms: likewise.
-  """
+  """The optimizer, without state, decay and updates for frozen parameters."""
+  # Outside its mask `optax.masked` passes gradients on as updates. Those of
+  # frozen parameters are zero, by `without_gradient`.
   if not freeze and norms == 'none':
     return optimizer
 

@@ -23,13 +23,12 @@ from resnest_jax.training.freezing import frozen_parameters, without_gradient
 
 
 class Plan(NamedTuple):
-  """Which parts of the batch are computed together, and what stays.
+  """How a step computes its gradients.
 
   Attributes:
-    micro_batches: into how many equal parts the batch is cut; 1: none.
-    freeze: see `frozen_parameters`.
-    frozen_norms: likewise `norms`.
-    ema_decay: of the moving averages, where the state has them.
+    micro_batches: equal parts of the batch, one after the other; 1: whole.
+    freeze: see `frozen_parameters`, as `frozen_norms`.
+    ema_decay: of the moving averages, if the state has them.
   """
 
   micro_batches: int = 1
@@ -38,7 +37,7 @@ class Plan(NamedTuple):
   ema_decay: float = 0.0
 
   def gradients(self) -> Callable:
-    """The function that does it; all of them take and return the same."""
+    """`whole_gradients`, or another function with its signature."""
     if self.micro_batches == 1:
       return whole_gradients
     return mean_gradients
@@ -55,15 +54,11 @@ WHOLE = Plan()
 
 
 def create_plan(config: Mapping[str, Any], devices: int) -> Plan:
-  """What `config.train` and `config.model` ask for.
-
-  Args:
-    config: the whole configuration.
-    devices: that share a batch.
+  """The plan that `config.train` and `config.model` ask for.
 
   Raises:
-    UserError: the devices cannot share a micro-batch, one has too few images,
-      or there are no weights of which something could stay.
+    UserError: `devices` cannot share a micro-batch, it has too few images, or
+      there are no pretrained weights to freeze.
   """
   train, frozen_bn = config['train'], config['model']['frozen_bn']
   micro = train['micro_batch_size'] or train['batch_size']
@@ -107,7 +102,7 @@ def create_plan(config: Mapping[str, Any], devices: int) -> Plan:
 
 
 def micro_batch_note(plan: Plan, batch_size: int) -> str:
-  """What a log says about micro-batches; '' where there are none."""
+  """A sentence on micro-batches for the log; '' without any."""
   if plan.micro_batches == 1:
     return ''
   micro = batch_size // plan.micro_batches
@@ -126,7 +121,7 @@ Gradients = tuple[Any, dict[str, Array], Any]
 
 
 def deal(x: Array, micro_batches: int) -> Array:
-  """(B, ...) -> (M, B / M, ...)."""
+  # (B, ...) -> (M, B / M, ...); image b goes to micro-batch b % M.
   rows = x.shape[0] // micro_batches
   return x.reshape(rows, micro_batches, *x.shape[1:]).swapaxes(0, 1)
 
@@ -140,16 +135,7 @@ def whole_gradients(
   key: Array,
   plan: Any,
 ) -> Gradients:
-  """Gradients of the loss of a batch.
-
-  Args:
-    model: a `Segmentor`.
-    score: gives the loss and other scalars.
-    variables: 'params' and 'batch_stats'.
-    images: (B, H, W, 3) normalised.
-    labels: int (B, H, W), 255 ignored.
-    key: for the dropout.
-    plan: a `Plan`.
+  """Gradients of the loss of a batch; arguments as those of `update`.
 
   Returns:
     The gradients of all parameters (zero where they are frozen), the scalars
@@ -164,6 +150,7 @@ def _gradients(model, score, variables, images, labels, key, plan, places):
   frozen = plan.frozen(variables['params'])
 
   def loss_fn(params):
+    # Without gradients XLA drops the backward pass of frozen parts.
     if frozen is not None:
       params = without_gradient(params, frozen)
     output, changed = model.apply(
@@ -192,11 +179,9 @@ def mean_gradients(
   key: Array,
   plan: Any,
 ) -> Gradients:
-  """The mean of the gradients of the micro-batches, one after the other.
-
-  Each is normalised by its own statistics, and the running statistics are
-  updated once for each. The loss is the mean of theirs.
-  """
+  """The mean of the gradients of the micro-batches, one after the other."""
+  # Each micro-batch is normalised by its own statistics, and the running
+  # statistics are updated once for each, as PyTorch's accumulation does.
   count = plan.micro_batches
   places = jnp.arange(len(images))
   parts = [deal(x, count) for x in (images, labels, places)]
@@ -217,11 +202,13 @@ def mean_gradients(
     total = jax.tree.map(lambda a, b: a + b / count, total, grads)
     return (batch_stats, total), (scalars, jnp.sum(labels != IGNORE))
 
+  # A scan compiles the network once, whatever the number of micro-batches.
   zeros = jax.tree.map(jnp.zeros_like, variables['params'])
   (batch_stats, grads), (scalars, valid) = lax.scan(
     one, (variables['batch_stats'], zeros), parts
   )
   means = {name: jnp.mean(values) for name, values in scalars.items()}
+  # Accuracy is a mean over valid pixels, and micro-batches differ in these.
   shares = valid / jnp.maximum(jnp.sum(valid), 1)
   means['accuracy'] = jnp.sum(scalars['accuracy'] * shares)
   return grads, means, batch_stats

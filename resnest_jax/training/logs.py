@@ -25,7 +25,7 @@ from resnest_jax.training.profiling import Profile
 
 
 class Report(contextlib.AbstractContextManager):
-  """Tells how a run proceeds; of several hosts the first one does."""
+  """Reports how a run proceeds; on hosts but the first it writes nothing."""
 
   def __init__(
     self,
@@ -35,12 +35,6 @@ class Report(contextlib.AbstractContextManager):
     profile_steps: tuple[int, int] | None,
   ):
     """Opens the logs of a run that starts or resumes.
-
-    Args:
-      workdir: the run's folder.
-      config: the whole configuration.
-      run: where it stands.
-      profile_steps: the first and the last step to trace; None: none.
 
     Raises:
       UserError: the system refuses to write, or W&B cannot be used.
@@ -58,7 +52,7 @@ class Report(contextlib.AbstractContextManager):
     self.pace = Pace(config.train.batch_size)
 
   def compiled(self, run: Run, step: Any, seconds: Mapping[str, float]) -> None:
-    """Tells how long the step took to compile, and its memory."""
+    """Reports how long the step took to compile, and its memory."""
     memory = runtime.step_memory(step)
     print(
       f'traced in {seconds["trace_seconds"]:.1f} s, compiled in '
@@ -66,24 +60,23 @@ class Report(contextlib.AbstractContextManager):
       flush=True,
     )
     self._log.write(run.step, dict(seconds))
+    # The first step is counted from here: compiling is no training speed.
     self.pace.restart()
     self.pace.count(0.0)
 
   def steps(self, run: Run, skipped: str) -> None:
-    """Logs the mean of the scalars since the last call, and forgets them.
-
-    Args:
-      run: where it stands, with at least one unlogged step.
-      skipped: a sentence on samples that were replaced, or ''.
+    """Logs the means of the unlogged scalars, at least one step's.
 
     Raises:
       UserError: one of them is not finite, or the system refuses to write.
     """
+    # This waits for the devices, and so does not belong into every step.
     rows = unlogged_scalars(run)
     run.unlogged.clear()
     scalars = {
       name: sum(row[name] for row in rows) / len(rows) for name in rows[0]
     }
+    # The rate of the step that was just taken: schedules count from 0.
     scalars['learning_rate'] = float(self._schedule(run.step - 1))
     scalars |= self.pace.report()
     self._log.write(run.step, scalars)
@@ -121,15 +114,13 @@ class Report(contextlib.AbstractContextManager):
 
 
 def start_wandb(workdir: Path, config: ConfigDict) -> Any:
-  """Starts or continues the run of a workdir at Weights & Biases.
-
-  `WANDB_MODE=offline` keeps everything in `WORKDIR/wandb`, for `wandb sync`.
-  wandb's own `sync_tensorboard` would need the package tensorboard, and a
-  SummaryWriter, which `RunLog` must not use.
+  """Starts or resumes the run of a workdir at Weights & Biases.
 
   Raises:
     UserError: the package is missing, or it cannot log in.
   """
+  # Not by wandb's `sync_tensorboard`: that needs the package tensorboard, and a
+  # SummaryWriter, which `RunLog` must not use.
   try:
     import wandb
   except ImportError as error:
@@ -137,6 +128,7 @@ def start_wandb(workdir: Path, config: ConfigDict) -> Any:
       'config.train.wandb needs the package wandb: pip install wandb, or '
       'leave the key empty.'
     ) from error
+  # The same id makes a resumed run the same run there.
   known = workdir / 'wandb' / 'run_id'
   with writing(known.parent):
     known.parent.mkdir(exist_ok=True)
@@ -160,7 +152,7 @@ def start_wandb(workdir: Path, config: ConfigDict) -> Any:
 
 @contextlib.contextmanager
 def _hidden(package: str) -> Iterator[None]:
-  """Others cannot import this package meanwhile, unless somebody has."""
+  """Makes a package look absent to others, unless it is imported already."""
   if package in sys.modules:
     yield
     return
@@ -174,8 +166,8 @@ def _hidden(package: str) -> Iterator[None]:
 class RunLog:
   """Scalars of a run in `log.jsonl` and for TensorBoard.
 
-  A run that continues from a checkpoint first drops what an earlier process
-  logged beyond it, so that every step stands there once.
+  A resumed run first drops what an earlier process logged after the checkpoint,
+  so that every step is logged once.
   """
 
   def __init__(
@@ -190,9 +182,9 @@ class RunLog:
     Args:
       workdir: the run's folder.
       start_step: finished steps; later lines are dropped.
-      evaluate: the state after `start_step` is evaluated again; the scores
-        of it are dropped, too.
-      write: False: all is thrown away, as on all hosts but the first.
+      evaluate: an evaluation after `start_step` follows; an earlier one's
+        scores are dropped as well.
+      write: False: nothing is written.
 
     Raises:
       UserError: the system refuses to write.
@@ -202,7 +194,7 @@ class RunLog:
     self.wandb: Any = None  # Gets the scalars, too; of `start_wandb`.
     if not write:
       return
-    # Would be imported for nothing, which takes seconds.
+    # tensorboardX imports torch if it can, for nothing, which takes seconds.
     with _hidden('torch'):
       from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -212,10 +204,10 @@ class RunLog:
       self._drop_after(start_step, evaluate)
       self._file = self.path.open('a', encoding='utf-8')
       board.mkdir(exist_ok=True)
-      # What tensorboardX's SummaryWriter uses, whose thread dies at a full
-      # disk, after which the run would wait for it for ever.
+      # SummaryWriter would write from a thread of its own. At a full disk that
+      # thread dies, and the run would wait for it for ever.
       self._board = EventsWriter(str(board / 'events'))
-      # Makes TensorBoard drop what came later.
+      # Makes TensorBoard drop events of later steps.
       start = SessionLog(status=SessionLog.START)
       self._board.write_event(Event(step=start_step + 1, session_log=start))
 
@@ -227,7 +219,7 @@ class RunLog:
       try:
         scalars = json.loads(line)
         late = scalars['step'] > step
-      except ValueError:  # The line that a kill cut off.
+      except ValueError:  # A kill has truncated this line.
         continue
       again = evaluate and scalars['step'] == step and 'mIoU' in scalars
       if not late and not again:
@@ -277,7 +269,7 @@ class RunLog:
       self._board.flush()
 
   def close(self) -> None:
-    """Closes the files; every line is in them already."""
+    """Closes the files; every line is written already."""
     if self._file is None:
       return
     if self.wandb:
@@ -290,29 +282,24 @@ class RunLog:
 
 
 class Pace:
-  """Speed since the last report, and the time that is left."""
+  """The speed of training since the last report."""
 
   def __init__(self, batch_size: int):
-    """Starts counting; `batch_size` in images, over all devices."""
+    """Starts counting; `batch_size` is global."""
     self._batch_size = batch_size
     self.restart()
 
   def restart(self) -> None:
-    """Forgets what was counted, as after a pause that is not training."""
+    """Forgets what was counted: after an evaluation, say."""
     self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
   def count(self, waited: float) -> None:
-    """Counts a step that waited so many seconds for its data."""
+    """Counts a step that waited this many seconds for its batch."""
     self._steps += 1
     self._waited += waited
 
   def report(self) -> dict[str, float]:
-    """Scalars of the steps counted so far, and starts again.
-
-    Returns:
-      `images_per_second`, `step_seconds`, and `data_wait`, the share of the
-      time in which the step waited for data, in [0, 1].
-    """
+    """Speed and `data_wait`, a share in [0, 1]; starts counting again."""
     seconds = time.perf_counter() - self._start
     scalars = {
       'images_per_second': self._steps * self._batch_size / seconds,

@@ -37,7 +37,8 @@ SMALLER = (
   'to a part of the batch, model.dtype to bfloat16, or give the config the '
   'argument :16gb, as in configs/ade20k_pspnet.py:16gb; docs/memory.md.'
 )
-# The host may run this many steps ahead of the devices.
+# The host may run this many steps ahead of the devices: enough to hide its own
+# work, and few enough that a stop or a NaN is noticed soon.
 STEPS_AHEAD = 2
 
 
@@ -47,12 +48,12 @@ def train(
   stopper: Stopper | None = None,
   profile_steps: tuple[int, int] | None = None,
 ) -> None:
-  """Runs the training that the configuration describes, or the rest of it.
+  """Runs a training, or resumes it from the newest checkpoint.
 
   Args:
-    config: what to train; where `model.num_classes` is 0 it is set.
+    config: the whole configuration; a `model.num_classes` of 0 is set.
     workdir: the run's folder.
-    stopper: tells when to stop before the end; None: nothing does.
+    stopper: stops the run before its end; None: nothing does.
     profile_steps: the first and the last step to trace; None: none.
 
   Raises:
@@ -176,7 +177,8 @@ def announce(
 def compile_first(
   step: Callable, run: Run, batch: Batch, report: Report
 ) -> Any:
-  """The compiled step; every batch has the first one's shapes."""
+  # Ahead of time, so that its duration and memory are known. Every batch has
+  # the first one's shapes, and nothing is compiled again.
   print('compiling (minutes at full size, seconds again)', flush=True)
   compiled, seconds = compile_step(step, run.state, batch)
   report.compiled(run, compiled, seconds)
@@ -184,7 +186,7 @@ def compile_first(
 
 
 def take_step(compiled: Any, run: Run, batch: Batch, report: Report) -> None:
-  """Starts a step on the devices; returns before it has ended."""
+  """Starts a step on the devices; returns before it is finished."""
   number = run.step + 1
   report.profile.before(number)
   with jax.profiler.StepTraceAnnotation('train', step_num=number):
@@ -197,13 +199,7 @@ def take_step(compiled: Any, run: Run, batch: Batch, report: Report) -> None:
 
 
 def draw_curves(workdir: Path, title: str, again: bool = True) -> None:
-  """Draws the log of a finished run; the picture is whole or not there.
-
-  Args:
-    workdir: the run's folder.
-    title: of the picture.
-    again: also where there is a picture.
-  """
+  """Draws the log of a finished run; `again` replaces a picture."""
   path = workdir / CURVES
   if not messages.is_first() or (path.exists() and not again):
     return

@@ -1,8 +1,8 @@
-"""Optimizers, learning rates and the groups that parameters fall into.
+"""Optimizers, schedules, and groups of parameters with their own rates.
 
-SGD is PyTorch's: the weight decay joins the gradient before the momentum.
-AdamW is PyTorch's, too: the decay is taken off apart from the gradient, times
-the learning rate. docs/training.md has the formulas.
+Both optimizers are PyTorch's: SGD adds the weight decay to the gradient before
+the momentum, AdamW applies it separately, times the learning rate.
+docs/training.md has the formulas.
 """
 
 import collections
@@ -15,19 +15,14 @@ import jax.numpy as jnp
 import optax
 import rich.table
 
-# From the input on; the layer-wise decay of the rate counts from the end.
+# From the input on. The layer-wise decay of the learning rate counts from the
+# heads backwards.
 LAYERS = ('stem', 'stage 1', 'stage 2', 'stage 3', 'stage 4', 'heads')
 
 
 @dataclasses.dataclass(frozen=True)
 class ParamGroup:
-  """What parameters have in common.
-
-  Attributes:
-    name: for people.
-    learning_rate: factor of the scheduled rate.
-    weight_decay: >= 0.
-  """
+  """Parameters with the same factor of the learning rate and weight decay."""
 
   name: str
   learning_rate: float
@@ -35,19 +30,12 @@ class ParamGroup:
 
 
 def param_groups(params: Any, config: Mapping[str, Any]) -> Any:
-  """The group of every parameter, by its path.
-
-  Args:
-    params: nested dicts of a segmentor.
-    config: the `optimizer` part of a configuration.
-
-  Returns:
-    A tree like `params`, with a `ParamGroup` for each leaf.
-  """
+  """A tree like `params` with the `ParamGroup` of each leaf, by its path."""
 
   def group(path: tuple, _: Any) -> ParamGroup:
     names = [entry.key for entry in path]
     layer = _layer(names)
+    # Heads have rate 1, stage 4 decay, stage 3 decay^2, ... (BEiT, 2106.08254).
     below = len(LAYERS) - 1 - LAYERS.index(layer)
     rate = config['layer_decay'] ** below
     if layer == 'heads':
@@ -67,12 +55,7 @@ def _layer(names: list[str]) -> str:
 
 
 def group_table(params: Any, config: Mapping[str, Any]) -> rich.table.Table:
-  """The groups with their factors and sizes, to be printed.
-
-  Args:
-    params: nested dicts of a segmentor.
-    config: the `optimizer` part of a configuration.
-  """
+  """The groups with rates, decays and numbers of parameters, for the log."""
   sizes = collections.Counter()
   for group, leaf in zip(
     jax.tree.leaves(param_groups(params, config)),
@@ -98,17 +81,12 @@ def _from_the_input_on(group: ParamGroup) -> tuple[int, str]:
 def create_schedule(
   config: Mapping[str, Any], total_steps: int
 ) -> optax.Schedule:
-  """The learning rate of each step, from 0 on.
+  """The learning rate of each step, from 0 on; `total_steps` with the warm-up.
 
   With t of T steps done after the warm-up, poly is
-  (lr - min) * (1 - t / T) ** power + min, and cosine
+  (lr - min) * (1 - t / T) ** power + min and cosine
   (lr - min) * (1 + cos(pi t / T)) / 2 + min. The warm-up rises linearly from
-  warmup_ratio * lr and reaches lr where the other begins.
-
-  Args:
-    config: the `optimizer` part of a configuration.
-    total_steps: steps after which the rate stays at its minimum, the warm-up's
-      included.
+  warmup_ratio * lr to lr.
   """
   rate, least = config['learning_rate'], config['min_learning_rate']
   warmup_steps = config['warmup_steps']
@@ -125,19 +103,17 @@ def create_schedule(
       config['warmup_ratio'] * rate, rate, warmup_steps
     )
     schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
-  # Of an int32 count optax computes in float32 even where float64 is enabled.
+  # From an int32 count optax computes in float32 even when float64 is enabled.
   return lambda count: schedule(jnp.asarray(count, float))
 
 
 def create_optimizer(
   config: Mapping[str, Any], total_steps: int
 ) -> optax.GradientTransformation:
-  """The optimizer that a configuration describes.
-
-  Args:
-    config: the `optimizer` part of a configuration.
-    total_steps: length of the schedule.
-  """
+  """The optimizer that `config.optimizer` describes."""
+  # Order matters: clip raw gradients, as PyTorch's `clip_grad_norm_` before the
+  # optimizer; decay before the momentum of SGD, after Adam's scaling; factors
+  # of groups last, as they multiply the learning rate.
   schedule = create_schedule(config, total_steps)
   decay = _by_group(config, _add_decay)
   stages = []
@@ -159,7 +135,8 @@ def create_optimizer(
 def _by_group(
   config: Mapping[str, Any], rule: Callable
 ) -> optax.GradientTransformation:
-  """Applies `rule(group, update, parameter)`; it has no state."""
+  """Maps `rule(group, update, parameter)` over the leaves."""
+  # Stateless, so that checkpoints do not depend on groups.
 
   def update(updates, params):
     groups = param_groups(params, config)

@@ -11,11 +11,7 @@ PROFILE = 'profile'
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-  """First and last of the steps in 'FIRST:LAST', counted from 1.
-
-  Raises:
-    UserError: the text does not say that.
-  """
+  """The first and the last step of 'FIRST:LAST', counted from 1."""
   first, colon, last = text.partition(':')
   if not (colon and first.isdigit() and last.isdigit()):
     raise UserError(f'--profile {text}: give two steps, such as 10:15.')
@@ -35,17 +31,11 @@ class Profile:
   """
 
   def __init__(self, workdir: Path, steps: tuple[int, int] | None):
-    """Nothing is traced yet.
-
-    Args:
-      workdir: of the run.
-      steps: the first and the last one; None: none.
-    """
     self.folder = workdir / PROFILE
     self._steps, self._running = steps, False
 
   def before(self, step: int) -> None:
-    """Starts if that step, which comes next, is the first one to trace."""
+    """Starts tracing if `step`, which comes next, is to be traced."""
     if self._steps and not self._running:
       first, last = self._steps
       if first <= step <= last:
@@ -54,7 +44,8 @@ class Profile:
         self._running = True
 
   def after(self, step: int, result: Any) -> None:
-    """Ends once the last step's `result` is there."""
+    """Stops tracing after the last step, once its `result` is there."""
+    # Steps are dispatched ahead of the devices: wait, or the trace is empty.
     if self._running and step >= self._steps[1]:
       first = self._steps[0]
       jax.block_until_ready(result)
@@ -66,7 +57,7 @@ class Profile:
       )
 
   def close(self) -> None:
-    """Ends what is being traced, at the end of the run or on an error."""
+    """Stops tracing, also after an error; what was traced is written."""
     if self._running:
       self._running, self._steps = False, None
       with writing(self.folder):

@@ -1,4 +1,4 @@
-"""One optimisation step and its state."""
+"""One optimiser step: forward, backward, update; compiled for a mesh."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -27,26 +27,17 @@ from resnest_jax.training.freezing import train_the_rest
 from resnest_jax.training.gradients import WHOLE, Plan, create_plan
 from resnest_jax.training.optimizer import create_optimizer
 
-# Values of a gradient that has a sum of its own; smaller ones are copied next
-# to each other, up to about as many.
+# Leaves of at least so many values are summed by kernels of their own;
+# `global_norm` concatenates smaller ones up to about this size.
 LARGE = 2**20
 
 
 def next_average(
   average: Any, variables: Any, step: Array, decay: float
 ) -> Any:
-  """The averages after one more step.
-
-  The decay rises from 0.1 to `decay` as (1 + step) / (10 + step), as in
-  TensorFlow's `ExponentialMovingAverage`: the average forgets the beginning
-  as fast as a short run needs it.
-
-  Args:
-    average: before the step.
-    variables: after the step, of the same structure.
-    step: int scalar, steps finished before this one.
-    decay: of a long run, 0 to 1 (excluded).
-  """
+  """The moving averages after one more step."""
+  # TensorFlow's `ExponentialMovingAverage`: the decay rises from 0.1, so that
+  # the average of a short run does not remember its random start.
   warm = (1.0 + step) / (10.0 + step)
   change = 1 - jnp.minimum(decay, warm)
   return jax.tree.map(
@@ -57,11 +48,9 @@ def next_average(
 
 
 def global_norm(tree: Any) -> Array:
-  """The root of the sum of all squares, as `optax.tree.norm`.
-
-  Small leaves are summed together: XLA compiles a few kernels for each sum, and
-  a deep network has hundreds of leaves.
-  """
+  """The root of the sum of all squares, as `optax.tree.norm`."""
+  # XLA compiles a few kernels for each sum, and a deep network has hundreds of
+  # leaves: small ones are concatenated and summed together.
   parts, together = [], []
   for leaf in jax.tree.leaves(tree):
     if leaf.size >= LARGE:
@@ -88,27 +77,28 @@ def update(
   aux_weight: float,
   plan: Plan = WHOLE,
 ) -> tuple[TrainState, dict[str, Array], Any]:
-  """Forward, backward, and one step of the optimizer.
+  """Forward, backward, and one update.
 
   Args:
     state: before the step.
     images: (B, H, W, 3) normalised.
     labels: int (B, H, W), 255 ignored.
-    key: for the dropout.
-    model: a `Segmentor`.
+    key: of the dropout.
+    model: a `Segmentor` in training mode.
     optimizer: its state is `state.opt_state`.
-    loss: from `create_loss`, of both heads.
+    loss: from `create_loss`; both heads have it.
     aux_weight: factor of the auxiliary head's loss.
-    plan: micro-batches, what is frozen, averages.
+    plan: micro-batches, frozen parts, averages.
 
   Returns:
-    The new state, the step's scalars (`loss` = `decode_loss` + `aux_loss`,
-    `accuracy` in [0, 1], `gradient_norm` before any clipping, and where the
-    loss has several terms `decode_` and the name of each, before its weight),
-    and the gradients.
+    The new state; the step's scalars: `loss` = `decode_loss` + `aux_loss`,
+    `accuracy` in [0, 1], `gradient_norm` before clipping, and each of several
+    terms as `decode_NAME` before its weight; and the gradients.
   """
 
   def score(output: SegmentorOutput, labels: Array) -> dict[str, Array]:
+    # Both heads' logits are (B, h, w, classes), labels (B, H, W): the loss
+    # upsamples in row tiles, (B, H, W, classes) never exists.
     decode_loss, accuracy, terms = loss(output.logits, labels)
     aux_loss = aux_weight * loss(output.aux_logits, labels)[0]
     scalars = {
@@ -136,6 +126,7 @@ def update(
       state.ema, new_state.variables(), state.step, plan.ema_decay
     )
     new_state = new_state.replace(ema=ema)
+  # Of the raw gradients: the optimizer clips a copy.
   scalars['gradient_norm'] = global_norm(grads)
   return new_state, scalars, grads
 
@@ -150,15 +141,15 @@ def make_train_step(
   aux_weight: float,
   plan: Plan = WHOLE,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]:
-  """The compiled step: (state, batch of uint8) -> (state, scalars).
+  """The jitted step: (state, batch) -> (state, scalars); donates the state.
 
-  The state is donated. Batches are as the training pipeline makes them,
-  placed by `shard_batch`; statistics and the loss are those of the global
-  batch. Every draw is a function of the seed and of the step.
+  Batches come from `training_batches`. Statistics and loss are computed over
+  the global batch, whatever the number of devices.
   """
 
   @shared_rows(mesh)
   def train_step(state, batch):
+    # A function of seed and step, never stored: a resumed run draws alike.
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     images = preprocess(batch['image'], batch['size'], batch['photometric'])
     state, scalars, _ = update(
@@ -174,6 +165,8 @@ def make_train_step(
     )
     return state, scalars
 
+  # With these shardings the program is written for the global batch, and XLA
+  # inserts what devices exchange: batch norm needs no axis name.
   whole, split = replicated(mesh), batch_shardings(mesh)
   return jax.jit(
     train_step,
@@ -186,15 +179,15 @@ def make_train_step(
 def compile_step(
   step: Callable, *arguments: Any
 ) -> tuple[jax.stages.Compiled, dict[str, float]]:
-  """A compiled function, and how long that took.
+  """The compiled function of `jax.jit`, with its times in seconds.
 
   Args:
-    step: of `make_train_step`, or another function of `jax.jit`.
-    *arguments: of it; shapes are enough.
+    step: from `make_train_step`, say.
+    *arguments: arrays, or their shapes.
 
   Returns:
-    The program; `trace_seconds`, of Python, and `compile_seconds`, of XLA or of
-    reading the program from the cache on disk.
+    The program; `trace_seconds` of Python and `compile_seconds` of XLA, or of
+    reading the compile cache on disk.
   """
   start = time.perf_counter()
   lowered = step.lower(*arguments)
@@ -207,14 +200,14 @@ def compile_step(
 
 
 class Training(NamedTuple):
-  """What a configuration makes of a mesh of devices.
+  """The parts of a training on a mesh.
 
   Attributes:
-    model: the segmentor as it is evaluated; it has the step's variables, in
-      which blocks may be stacked (`models.stacking`).
-    optimizer: of what is trained.
+    model: the segmentor as it is evaluated. It shares its variables with the
+      step; blocks may be stacked in them (`models.stacking`).
+    optimizer: of the parameters that are not frozen.
     plan: how gradients are computed.
-    step: of `make_train_step`.
+    step: from `make_train_step`.
   """
 
   model: nn.Module
@@ -226,19 +219,20 @@ class Training(NamedTuple):
 def create_training(
   config: Mapping[str, Any], mesh: Mesh, loss: Loss | None = None
 ) -> Training:
-  """Everything that a training step needs but for the state and the data.
+  """Model, optimizer and step of a configuration.
 
   Args:
-    config: the whole configuration, its number of classes known.
-    mesh: devices, which may be described only (`jax.experimental.topologies`).
-    loss: of both heads; None: the one that `config.loss` describes.
+    config: the whole configuration, with the number of classes.
+    mesh: devices, or descriptions of them (`jax.experimental.topologies`).
+    loss: of both heads; None: as `config.loss` describes it.
 
   Raises:
-    UserError: the configuration asks for something that does not go.
+    UserError: keys that exclude each other.
   """
   train = config['train']
   model = create_segmentor(config['model'])
   plan = create_plan(config, mesh.shape['data'])
+  # Rematerialising whole stages needs their blocks one by one.
   alone = STAGES in parse(train['remat'])
   if implementations.chosen('blocks') == 'scanned' and not alone:
     model = scanned(model)

@@ -1,10 +1,10 @@
-"""Stops a training on a signal, or at hung data, with its state saved.
+"""Stops a training on a signal or at hung data, with its state saved.
 
-A thread watches, because Python's own signal handlers wait until the main
-thread is back from C code, and compiling takes minutes there. While the main
-thread waits for something (data, the compiler, an evaluation) the state does
-not change, so that the thread itself saves it and ends the process. Between
-two steps the main thread does (`Stopper.requested`).
+A thread watches: Python runs signal handlers only when the main thread is back
+from C code, and compiling keeps it there for minutes. While the main thread
+waits (for data, the compiler, an evaluation) the state does not change, so the
+watching thread saves it and ends the process. Between two steps the main
+thread does that itself (`Stopper.requested`).
 """
 
 import contextlib
@@ -20,15 +20,16 @@ from typing import NamedTuple, NoReturn
 
 from resnest_jax.errors import UserError, leave, say
 
-# What a scheduler shall start again: EX_TEMPFAIL of sysexits.h.
+# EX_TEMPFAIL of sysexits.h: schedulers are told to start such a job again.
 TRY_AGAIN = 75
-# The status that a process ends with after a signal.
+# Exit status by signal.
 STATUS = {
   signal.SIGTERM: TRY_AGAIN,
   signal.SIGUSR1: TRY_AGAIN,  # sbatch --signal=USR1@60
   signal.SIGINT: 130,
 }
-# Schedulers send a signal to a process and to its group: that is one notice.
+# Schedulers signal a process and its group: within this time that is one
+# notice, not a second one that ends the process at once.
 DUPLICATE_SECONDS = 2.0
 POLL_SECONDS = 0.2
 
@@ -36,37 +37,34 @@ Save = Callable[[], str]
 
 
 def save_nothing() -> str:
-  """For the time in which there is nothing to save."""
   return ''
 
 
 def never_stuck() -> str:
-  """For the time in which no data are read."""
   return ''
 
 
 class Task(NamedTuple):
-  """What is done if the process has to end while the main thread waits."""
+  """How to end the process while the main thread waits."""
 
   save: Save = save_nothing
   stuck: Callable[[], str] = never_stuck
 
 
 class Stopper:
-  """Knows whether the training has to stop, and ends it.
-
-  Without `listen` nothing ever stops it, as in a notebook.
+  """Stops a training; without `listen`, as in a notebook, nothing does.
 
   Attributes:
-    signal: the first that came, or None.
+    signal: the first one that arrived, or None.
   """
 
   def __init__(self):
     self.signal: signal.Signals | None = None
     self._since = 0.0
-    self._lock = threading.Lock()  # Held while the task changes or is done.
+    # Held while the task changes or runs: the state cannot change under a save.
+    self._lock = threading.Lock()
     self._task: Task | None = Task()  # None: the main thread is in a step.
-    self._ending = False
+    self._ending = False  # A thread has taken on the end of the process.
 
   @contextlib.contextmanager
   def listen(self) -> Iterator[None]:
@@ -76,8 +74,10 @@ class Stopper:
       os.set_blocking(end, False)
     handlers = {}
     for number in STATUS:
-      if signal.getsignal(number) != signal.SIG_IGN:  # As nohup and & want it.
-        # Enough for Python to write the number into the pipe.
+      # nohup and & have signals ignored, and they stay so.
+      if signal.getsignal(number) != signal.SIG_IGN:
+        # With any Python handler CPython writes the number into the wake-up
+        # pipe at once, from C, whatever the main thread does.
         handlers[number] = signal.signal(number, lambda number, frame: None)
     wakeup = signal.set_wakeup_fd(there, warn_on_full_buffer=False)
     watching = threading.Event()
@@ -97,11 +97,9 @@ class Stopper:
       os.close(there)
 
   def requested(self, step: int) -> bool:
-    """Whether to stop now, after `step` finished steps.
-
-    All processes of a run need the same answer, as they save together. With
-    several, JAX's preemption service makes them agree on a step.
-    """
+    """Whether to stop now, after `step` finished steps."""
+    # Hosts save together, so they have to stop after the same step: JAX's
+    # preemption service makes them agree on one.
     if _is_distributed():
       from jax.experimental import multihost_utils
 
@@ -109,16 +107,14 @@ class Stopper:
     return self.signal is not None
 
   def stop(self, save: Save) -> NoReturn:
-    """Saves and ends the process from its main thread.
-
-    Reads may hang, so that nothing is closed that would wait for them.
-    """
-    self._ending = True  # Leave it to this thread.
+    """Saves and ends the process from its main thread."""
+    self._ending = True  # The watching thread keeps out of it.
     said = save()
     if _is_distributed():
       from resnest_jax.distributed import failures
 
       failures.part()
+    # Not by an exception: reads may hang, and closing would wait for them.
     leave(self._farewell(said), self._status())
 
   @contextlib.contextmanager
@@ -128,21 +124,23 @@ class Stopper:
     """While this lasts the process may be ended at any moment.
 
     Args:
-      save: called before that, in another thread; says what it did.
-      stuck: called now and then; why the process has to end, or ''.
+      save: called before the end, in another thread; returns what it saved,
+        in words.
+      stuck: polled; returns why the process has to end, or ''.
     """
     with self._doing(Task(save, stuck)):
       yield
 
   @contextlib.contextmanager
   def busy(self) -> Iterator[None]:
-    """While this lasts the main thread asks itself, with `requested`."""
+    """While this lasts the main thread asks `requested` itself."""
     with self._doing(None):
       yield
 
   @contextlib.contextmanager
   def _doing(self, task: Task | None) -> Iterator[None]:
-    # Waits here for ever if the process is just being ended.
+    # While the process is being ended the lock is never released: the main
+    # thread stops here instead of changing what is being saved.
     with self._lock:
       before, self._task = self._task, task
     try:
@@ -157,10 +155,12 @@ class Stopper:
       for number in os.read(pipe, 64) if ready else b'':
         if number in STATUS:
           self._note(signal.Signals(number))
+      # Read without the lock, as `_end` looks again with it.
       task = self._task
       if task is None or self._ending:
         continue
       problem = task.stuck()
+      # Hosts must agree on a step, so a signal alone ends none of several.
       if problem or (self.signal and not _is_distributed()):
         self._ending = True
         # In a thread of its own, so that a second signal is seen.
@@ -176,8 +176,9 @@ class Stopper:
       leave(f'{number.name} again: ended at once.', self._status())
 
   def _end(self, problem: str) -> None:
-    """Ends the process from another than its main thread, if that waits."""
+    """Ends the process from this thread, if the main thread still waits."""
     with self._lock:
+      # The main thread has meanwhile gone on to a step: it stops by itself.
       if self._task is None:
         self._ending = False
         return
@@ -197,7 +198,7 @@ class Stopper:
   def _farewell(self, said: str) -> str:
     name = f'stopped by {self.signal.name}' if self.signal else 'stopped'
     said = f'{name}; {said}' if said else name
-    return f'{said}; the same command goes on from what is finished.'
+    return f'{said}; the same command resumes from there.'
 
 
 def _is_distributed() -> bool:

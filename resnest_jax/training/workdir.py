@@ -1,4 +1,4 @@
-"""Whose a workdir is: one run, one configuration, one process."""
+"""Claims a workdir for one run: one configuration, one process at a time."""
 
 import contextlib
 import json
@@ -16,12 +16,12 @@ from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, writing
 from resnest_jax.files import write_text
 
-# Pixels of each class in each sample, where the sampling asks for them.
+# Pixels of each class in each sample, for samplings that balance classes.
 CLASS_COUNTS = 'class_pixels.npy'
 
 
 def same_on_all_hosts(config: ConfigDict) -> dict[str, Any]:
-  """What `host_join.joined` compares: configuration and versions."""
+  """Configuration and versions, which `distributed.join` compares."""
   flat = {
     f'config.{key}': value
     for key, value in flatten(config).items()
@@ -33,14 +33,14 @@ def same_on_all_hosts(config: ConfigDict) -> dict[str, Any]:
 def claim_workdir(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
   """Locks the workdir and writes the configuration into it.
 
-  What was started there with another configuration and left no checkpoint has
-  nothing to lose: its logs and counts are removed. Of several hosts the first
-  one does that, and the others look whether they see it.
+  A start with another configuration that left no checkpoint gives way: its logs
+  are removed.
 
   Raises:
     UserError: another process trains there, or the folder has checkpoints of
       another configuration, or files of something else, or is not shared.
   """
+  # The first host claims it, the others check that they see the same folder.
   if not messages.is_first():
     return _find_shared(workdir, config)
   with runtime.lock_folder(workdir, 'trains in') as lock:
@@ -49,7 +49,6 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
 
 
 def _write_config(workdir: Path, config: ConfigDict) -> None:
-  """Compares the configuration with an earlier start's, and writes it."""
   saved = workdir / 'config.json'
   begun = store.has_checkpoint(workdir)
   if saved.exists():
@@ -79,9 +78,8 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
 
 
 def _find_shared(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
-  """Waits for the configuration that the first host has written there."""
   saved = workdir / 'config.json'
-  for _ in range(30):  # Network file systems show new files late.
+  for _ in range(30):  # Network file systems show new files late, in seconds.
     with contextlib.suppress(OSError):
       if not differences(saved.read_text('utf-8'), config, FREE_KEYS):
         return contextlib.ExitStack()
@@ -93,7 +91,6 @@ def _find_shared(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
 
 
 def _read_saved(path: Path) -> str:
-  """The configuration of an earlier start, as it was written."""
   text = path.read_text('utf-8')
   try:
     if json.loads(text).keys() >= {'model', 'data', 'train'}:
@@ -107,7 +104,7 @@ def _read_saved(path: Path) -> str:
 
 
 def _remove_start(workdir: Path) -> None:
-  """Removes what would mix with a run of another configuration."""
+  # What would mix with the new run. Other files are the user's and stay.
   events = (workdir / 'tensorboard').glob('events.out.tfevents.*')
   for path in (workdir / 'log.jsonl', workdir / CLASS_COUNTS, *events):
     path.unlink(missing_ok=True)
