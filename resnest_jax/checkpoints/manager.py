@@ -99,7 +99,7 @@ class Checkpoints(ocp.CheckpointManager):
       raise
 
   def finish(self) -> None:
-    """Waits until everything is written; raises `UserError` if it is refused."""
+    """Waits until all is written; raises `UserError` if that is refused."""
     with self.writing():
       self.wait_until_finished()
 

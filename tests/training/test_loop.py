@@ -2,15 +2,20 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden.reference import TINY, filled_variables
 from safetensors.numpy import save_file
+from small import small_config
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training import loop
 from resnest_jax.training.logs import RunLog
+from resnest_jax.training.step import create_training
 from resnest_jax.training.workdir import claim_workdir
 from resnest_jax.weights.start import start_variables
 from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
@@ -121,3 +126,22 @@ def make_weights(tmp_path):
     return str(path)
 
   return make
+
+
+def test_out_of_memory_is_one_error_with_its_remedies(
+  mini_data_dir, tmp_path, monkeypatch
+):
+  def hungry(state, batch):
+    return state, {'loss': jnp.zeros((2**20, 2**24)) + state.step}  # 70 TB
+
+  def create_hungry_training(config, mesh):
+    step = jax.jit(hungry, donate_argnums=0)
+    return create_training(config, mesh)._replace(step=step)
+
+  monkeypatch.setattr(loop, 'create_training', create_hungry_training)
+  config = small_config(
+    **{'data.data_dir': str(mini_data_dir), 'data.doctor_samples': 0}
+  )
+  remedies = r'train\.remat.*train\.micro_batch_size.*:16gb'
+  with pytest.raises(UserError, match=f'too little memory.*{remedies}'):
+    loop.train(config, tmp_path)
