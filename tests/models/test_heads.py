@@ -15,14 +15,19 @@ from golden.reference import (
 from resnest_jax.models.layers import zero_outside
 from resnest_jax.models.segmentor import HEADS, create_segmentor
 
-# Of the four stages at output stride 8: an image of 41 x 57 and of 33 x 64.
-SIZES = [np.array([[11, 15], [9, 16]])] + 3 * [np.array([[6, 8], [5, 8]])]
+# Of the four stages at output stride 8: images of 41 x 57, 33 x 64, 1 x 1.
+SIZES = [
+  np.array([[11, 15], [9, 16], [1, 1]]),
+  *3 * [np.array([[6, 8], [5, 8], [1, 1]])],
+]
 SHAPES = [(12, 16, 32), (6, 8, 64), (6, 8, 128), (6, 8, 256)]
 
 
 def head_of(name, dtype):
   """A head, and random variables of it."""
-  head = create_segmentor(TINY | {'head': name, 'dtype': dtype}).decode_head
+  config = TINY | {'dtype': dtype} | ({'head': name} if name in HEADS else {})
+  model = create_segmentor(config)
+  head = model.decode_head if name in HEADS else model.auxiliary_head
   features = [jnp.zeros((1, *shape)) for shape in SHAPES]
   shapes = jax.eval_shape(
     lambda: head.init(
@@ -33,17 +38,17 @@ def head_of(name, dtype):
 
 
 @pytest.mark.usefixtures('float64')
-@pytest.mark.parametrize('name', HEADS)
+@pytest.mark.parametrize('name', [*HEADS, 'auxiliary'])
 def test_logits_in_a_padded_canvas_are_those_of_the_image_alone(name):
   head, variables = head_of(name, 'float64')
   apply = quick_jit(lambda v, x, s: head.apply(v, x, train=False, sizes=s))
   rng = np.random.default_rng(0)
   features = [
-    zero_outside(rng.standard_normal((2, *shape)), sizes)
+    zero_outside(rng.standard_normal((3, *shape)), sizes)
     for shape, sizes in zip(SHAPES, SIZES, strict=True)
   ]
   padded = apply(variables, features, SIZES)
-  for index in range(2):
+  for index in range(3):
     here = slice(index, index + 1)
     alone = [
       x[here, : sizes[index, 0], : sizes[index, 1]]

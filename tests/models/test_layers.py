@@ -42,6 +42,13 @@ def assert_same_with_gradients(ours, plain, arguments, limits=(1e-13, 1e-13)):
     assert relative_error(grad, expected_grad) < limits[1]
 
 
+def assert_rounded_once(y, exact):
+  """To bfloat16: half a unit in the last of its eight digits."""
+  assert y.dtype == jnp.bfloat16
+  y = y.astype(jnp.float64)
+  np.testing.assert_allclose(y, exact, rtol=2**-8, atol=1e-6)
+
+
 def assert_in_corner(y, expected, rtol):
   """`expected`, and zeros outside of it; both (rows, columns, ...)."""
   rows, columns = expected.shape[:2]
@@ -141,18 +148,14 @@ def test_bfloat16_is_kept_and_statistics_are_float32(train):
   x = jnp.asarray(random(2, 4, 5, 3), jnp.bfloat16)
   norm = BatchNorm(train, dtype=jnp.bfloat16)
   y, variables = norm.init_with_output(jax.random.key(0), x)
-  assert y.dtype == jnp.bfloat16
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {
     jnp.dtype(jnp.float32)
   }
-  exact = np.asarray(x, np.float64)
+  exact = x.astype(jnp.float64)
   expected = exact / np.sqrt(1 + EPSILON)
   if train:
     expected = plain_batch_norm(exact, 1.0, 0.0, relu=False)
-  # Half a unit in the last of bfloat16's eight digits.
-  np.testing.assert_allclose(
-    np.asarray(y, np.float64), expected, rtol=2**-8, atol=1e-6
-  )
+  assert_rounded_once(y, expected)
 
 
 def test_variance_of_a_few_close_values_is_not_lost_in_rounding():
@@ -234,13 +237,8 @@ def test_depthwise_convolution_and_its_gradients_are_laxs(dilation):
 def test_depthwise_convolution_sums_bfloat16_in_float32():
   x = jnp.asarray(random(1, 5, 5, 2), jnp.bfloat16)
   kernel = jnp.asarray(random(3, 3, 1, 2, seed=1), jnp.float32)
-  y = depthwise(x, kernel)
-  assert y.dtype == jnp.bfloat16
   exact = depthwise(x.astype(jnp.float64), kernel.astype(jnp.float64))
-  # One rounding at the end: half a unit in the last of eight digits.
-  np.testing.assert_allclose(
-    np.asarray(y, np.float64), exact, rtol=2**-8, atol=1e-6
-  )
+  assert_rounded_once(depthwise(x, kernel), exact)
 
 
 def test_depthwise_convolution_keeps_its_input_alone():

@@ -10,6 +10,7 @@ from golden.reference import TINY, filled_variables, quick_jit, relative_error
 
 from benchmarks import plain_layers
 from resnest_jax.models import pyramid
+from resnest_jax.models.layers import zero_outside
 from resnest_jax.models.pyramid import convolve_merged, upsampled
 from resnest_jax.models.segmentor import create_segmentor
 
@@ -22,13 +23,8 @@ CHANNELS = 24
 
 def features(size):
   """The last stage's, zero outside."""
-  rng = np.random.default_rng(0)
-  x = rng.standard_normal((2, 6, 8, CHANNELS))
-  if size is not None:
-    for image, (height, width) in zip(x, size, strict=True):
-      image[height:] = 0
-      image[:, width:] = 0
-  return x
+  x = np.random.default_rng(0).standard_normal((2, 6, 8, CHANNELS))
+  return zero_outside(x, size)
 
 
 @pytest.mark.parametrize('train', [False, True])

@@ -1,4 +1,4 @@
-"""Backbone and heads together: padded canvas, types, counts, errors."""
+"""Networks of every kind: shapes, types, counts, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -13,55 +13,60 @@ from golden.reference import (
 )
 
 from resnest_jax.errors import UserError
-from resnest_jax.models.layers import resize, zero_outside
-from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.models.classifier import create_classifier
+from resnest_jax.models.segmentor import create_backbone, create_segmentor
 from resnest_jax.weights.state_dict import variable_shapes
 
 pytestmark = pytest.mark.usefixtures('float64')
 
-SIZES = np.array([(41, 57), (33, 64), (1, 1)])
+TRUNK = [(2, 8, 16, 32), (2, 4, 8, 64)]
+
+
+def tiny_classifier(config):
+  kept = {key: config[key] for key in ('stem_width', 'width', 'dtype')}
+  return create_classifier('resnest14', 5, **kept)
 
 
 @pytest.mark.parametrize(
-  ('stride', 'indices'), [(8, [0, 2]), (16, [0]), (32, [1])]
+  ('create', 'changes', 'shapes', 'dtype'),
+  [
+    (create_segmentor, {'dtype': dtype}, 2 * [(2, 4, 8, 7)], expected)
+    for dtype, expected in (
+      ('float32', 'float32'),
+      ('bfloat16', 'float32'),
+      ('float64', 'float64'),
+    )
+  ]
+  + [
+    (tiny_classifier, {'dtype': 'bfloat16'}, [(2, 5)], 'float32'),
+    (
+      *(create_backbone, {'output_stride': 8, 'dtype': 'bfloat16'}),
+      *([*TRUNK, (2, 4, 8, 128), (2, 4, 8, 256)], 'bfloat16'),
+    ),
+    (
+      *(create_backbone, {'output_stride': 16}),
+      *([*TRUNK, (2, 2, 4, 128), (2, 2, 4, 256)], 'float64'),
+    ),
+    (
+      *(create_backbone, {'output_stride': 32}),
+      *([*TRUNK, (2, 2, 4, 128), (2, 1, 2, 256)], 'float64'),
+    ),
+  ],
 )
-def test_logits_in_a_padded_canvas_are_those_of_the_image_alone(
-  stride, indices
-):
-  model = create_segmentor(TINY | {'output_stride': stride})
-  variables = variables_of(model)
-  images = np.random.default_rng(1).standard_normal((3, 48, 64, 3))
-  images = zero_outside(images, SIZES)
-  padded = evaluate(model, variables, images, SIZES)
-  for index in indices:
-    here, (height, width) = slice(index, index + 1), SIZES[index]
-    alone = evaluate(model, variables, images[here, :height, :width])
-    shape = (-(-height // stride), -(-width // stride))
-    assert alone.logits.shape[1:3] == shape
-    for ours, expected in zip(padded, alone, strict=True):
-      rows, columns = expected.shape[1:3]
-      ours = ours[here, :rows, :columns]
-      assert relative_error(ours, expected) < 1e-9
-      size = (int(height), int(width))
-      labels = [resize(x, size).argmax(-1) for x in (ours, expected)]
-      np.testing.assert_array_equal(*labels)
-
-
-@pytest.mark.parametrize(
-  ('dtype', 'logits'),
-  [('float32', 'float32'), ('bfloat16', 'float32'), ('float64', 'float64')],
-)
-def test_logits_and_parameters_are_at_least_float32(dtype, logits):
-  model = create_segmentor(TINY | {'dtype': dtype})
+def test_shapes_and_types(create, changes, shapes, dtype):
+  """Logits and parameters are at least float32."""
+  config = TINY | changes
+  model = create(config)
   output, variables = jax.eval_shape(
     lambda: model.init_with_output(
-      jax.random.key(0), jnp.zeros((2, 64, 96, 3)), train=False
+      jax.random.key(0), jnp.zeros((2, 32, 64, 3)), train=False
     )
   )
-  assert output.logits.shape == output.aux_logits.shape == (2, 8, 12, 7)
-  assert {x.dtype for x in (*output, *jax.tree.leaves(variables))} == {
-    jnp.dtype(logits)
-  }
+  output = jax.tree.leaves(output)
+  assert [x.shape for x in output] == shapes
+  assert {x.dtype for x in output} == {jnp.dtype(dtype)}
+  kept = 'float64' if config['dtype'] == 'float64' else 'float32'
+  assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype(kept)}
 
 
 def test_bfloat16_logits_are_close_to_the_exact_ones():

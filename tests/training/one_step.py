@@ -41,7 +41,7 @@ class AllHeads(nn.Module):
 
 def create_model():
   models = [create_segmentor(TINY | {'head': head}) for head in HEADS]
-  return AllHeads(models[0].backbone, [model.decode_head for model in models])
+  return AllHeads(models[0].backbone, tuple(x.decode_head for x in models))
 
 
 def training_batch(batch=BATCH, height=64, width=24):

@@ -23,90 +23,58 @@ ROW = 'configs/ade20k_pspnet.py'
 WEIGHTS = (0.5, 2.0, 0.0, 1.5)
 
 
-def cross_entropy(average_valid, weights=None, smoothing=0.0):
-  options = {
-    'avg_non_ignore': average_valid,
-    'class_weights': weights,
-    'label_smoothing': smoothing,
-  }
-  return options, lambda logits, labels, at: twins.cross_entropy(
-    logits, labels, average_valid, weights, smoothing
-  )
-
-
-def only(term, options, twin):
-  off = {'terms.cross_entropy': 0.0, f'terms.{term}': 1.0}
-  options = {f'{term}_{name}': value for name, value in options.items()}
-  return off | options, twin
-
-
-def ohem(threshold, min_kept):
-  def twin(logits, labels, at):
-    keep = twins.hard_pixels(at, labels, threshold, min_kept)
-    return twins.cross_entropy(logits, labels, False, keep=keep)
-
-  return only('ohem', {'threshold': threshold, 'min_kept': min_kept}, twin)
-
-
-def focal(gamma, alpha, activation):
-  options = {'gamma': gamma, 'alpha': alpha, 'activation': activation}
-  return only(
-    'focal',
-    options,
-    lambda logits, labels, at: twins.focal(logits, labels, **options),
-  )
-
-
-def dice(logits, labels, at):
-  return twins.dice(logits, labels)
-
-
-def lovasz(per_image):
-  return only(
-    'lovasz',
-    {'per_image': per_image},
-    lambda logits, labels, at: twins.lovasz(logits, labels, per_image),
-  )
-
-
-def weighted_sum(logits, labels, at):
-  return (
-    2 * twins.cross_entropy(logits, labels, False)
-    + 0.25 * twins.dice(logits, labels)
-    + 0.5 * twins.lovasz(logits, labels, False)
-  )
-
-
-# Name -> keys of config.loss, and the twin: a function of logits, labels, and
-# the logits at which pixels are chosen.
-LOSSES = {
-  'over all pixels': cross_entropy(False),
-  'over valid pixels': cross_entropy(True),
-  'weights over all': cross_entropy(False, WEIGHTS),
-  'weights over valid': cross_entropy(True, WEIGHTS),
-  'smoothing': cross_entropy(False, None, 0.1),
-  'smoothing and weights': cross_entropy(True, WEIGHTS, 0.3),
-  'ohem, below a threshold': ohem(0.3, 10),
-  'ohem, at least so many': ohem(0.001, 60),
-  'ohem, fewer than wanted': ohem(0.1, 100_000),
-  'ohem, the largest': ohem(None, 60),
-  'sigmoid focal': focal(2.0, 0.25, 'sigmoid'),
-  'softmax focal': focal(1.5, 0.5, 'softmax'),
-  'dice': only('dice', {}, dice),
-  'lovasz of the batch': lovasz(False),
-  'lovasz of images': lovasz(True),
-  'a sum of terms': (
-    {'terms.cross_entropy': 2.0, 'terms.dice': 0.25, 'terms.lovasz': 0.5},
-    weighted_sum,
-  ),
+# A term's options as a configuration has them, in the order of the twin.
+OPTIONS = {
+  'cross_entropy': ('avg_non_ignore', 'class_weights', 'label_smoothing'),
+  'ohem': ('threshold', 'min_kept'),
+  'focal': ('gamma', 'alpha', 'activation'),
+  'dice': (),
+  'lovasz': ('per_image',),
 }
+# Name -> the term and its options.
+LOSSES = {
+  'over all pixels': ('cross_entropy', False),
+  'over valid pixels': ('cross_entropy', True),
+  'weights over all': ('cross_entropy', False, WEIGHTS),
+  'weights over valid': ('cross_entropy', True, WEIGHTS),
+  'smoothing': ('cross_entropy', False, None, 0.1),
+  'smoothing and weights': ('cross_entropy', True, WEIGHTS, 0.3),
+  'ohem, below a threshold': ('ohem', 0.3, 10),
+  'ohem, at least so many': ('ohem', 0.001, 60),
+  'ohem, fewer than wanted': ('ohem', 0.1, 100_000),
+  'ohem, the largest': ('ohem', None, 60),
+  'sigmoid focal': ('focal', 2.0, 0.25, 'sigmoid'),
+  'softmax focal': ('focal', 1.5, 0.5, 'softmax'),
+  'dice': ('dice',),
+  'lovasz of the batch': ('lovasz', False),
+  'lovasz of images': ('lovasz', True),
+  'a sum of terms': ('sum',),
+}
+SUM = {'cross_entropy': 2.0, 'dice': 0.25, 'lovasz': 0.5}
+
+
+def twin(name, logits, labels, at):
+  """`at`: the logits by which pixels are chosen."""
+  term, *options = LOSSES[name]
+  if term == 'ohem':
+    options.append(at)
+  return sum(
+    weight * getattr(twins, each)(logits, labels, *options)
+    for each, weight in (SUM if term == 'sum' else {term: 1.0}).items()
+  )
 
 
 EVERY = pytest.mark.parametrize('name', LOSSES)
 
 
 def make_loss(name):
-  options = {f'loss.{key}': value for key, value in LOSSES[name][0].items()}
+  term, *values = LOSSES[name]
+  prefix = '' if term == 'cross_entropy' else f'{term}_'
+  terms = SUM if term == 'sum' else {'cross_entropy': 0.0} | {term: 1.0}
+  options = {f'terms.{key}': weight for key, weight in terms.items()}
+  for key, value in zip(OPTIONS.get(term, ()), values, strict=False):
+    options[prefix + key] = value
+  options = {f'loss.{key}': value for key, value in options.items()}
   return create_loss(load_config(ROW, options).loss, 4)
 
 
@@ -159,13 +127,18 @@ def results(kind='mixed', devices=1):
   return jax.device_get(on(devices)(*batch(kind)))
 
 
-def difference_quotient(twin, logits, labels):
+def slope(name, logits, labels, change):
+  """How much the twin's loss grows, to first order."""
+  ends = [twin(name, logits + s * change, labels, logits) for s in (1, -1)]
+  return (ends[0] - ends[1]) / 2
+
+
+def difference_quotient(name, logits, labels):
   expected, step = np.zeros_like(logits), 1e-5
   for index in np.ndindex(logits.shape):
     change = np.zeros_like(logits)
     change[index] = step
-    ends = [twin(logits + s * change, labels, logits) for s in (1, -1)]
-    expected[index] = (ends[0] - ends[1]) / (2 * step)
+    expected[index] = slope(name, logits, labels, change) / step
   return expected
 
 
@@ -173,10 +146,9 @@ def difference_quotient(twin, logits, labels):
 def test_value_and_gradient_are_the_twins(name):
   logits, labels = batch('mixed')
   value, gradient, *_ = results()[name]
-  twin = LOSSES[name][1]
   rel = 1e-13 if name.startswith('over') else 1e-12
-  assert value == pytest.approx(twin(logits, labels, logits), rel=rel)
-  expected = difference_quotient(twin, logits, labels)
+  assert value == pytest.approx(twin(name, logits, labels, logits), rel=rel)
+  expected = difference_quotient(name, logits, labels)
   assert relative_error(gradient, expected) < 1e-7
 
 
@@ -192,13 +164,11 @@ def test_ignored_pixels_have_no_gradient(name):
 def test_batch_of_one_class(name):
   logits, labels = batch('one class')
   value, gradient, *_ = results('one class')[name]
-  twin = LOSSES[name][1]
-  assert value == pytest.approx(twin(logits, labels, logits), rel=1e-12)
+  assert value == pytest.approx(twin(name, logits, labels, logits), rel=1e-12)
   bump = np.zeros_like(logits)
   bump[2, 2, 1] = [1e-5, -2e-5, 0, 3e-5]
-  ends = [twin(logits + s * bump, labels, logits) for s in (1, -1)]
-  slope = (ends[0] - ends[1]) / 2
-  assert (gradient * bump).sum() == pytest.approx(slope, rel=1e-5)
+  expected = slope(name, logits, labels, bump)
+  assert (gradient * bump).sum() == pytest.approx(expected, rel=1e-5)
 
 
 @EVERY
@@ -214,7 +184,7 @@ def test_equal_logits():
   for name, (value, gradient, *_) in on(1)(logits, labels).items():
     # Of equal losses it keeps all, not so many as a sort happens to put first.
     same = 'over all pixels' if name == 'ohem, the largest' else name
-    expected = LOSSES[same][1](logits, labels, logits)
+    expected = twin(same, logits, labels, logits)
     assert value == pytest.approx(expected, rel=1e-12), name
     assert np.isfinite(gradient).all(), name
 
@@ -296,21 +266,16 @@ def test_sizes_that_are_no_multiple(shape):
   rng = np.random.default_rng(1)
   logits = 3 * rng.standard_normal((2, 3, 4, 4))
   labels = rng.integers(0, 4, (2, *shape))
-  value, gradient, accuracy, _ = jax.jit(value_and_gradient, static_argnums=0)(
-    'over all pixels', logits, labels
-  )
-  assert (
-    relative_error(value, twins.cross_entropy(logits, labels, False)) < 1e-12
-  )
+  name = 'over all pixels'
+  evaluate = jax.jit(value_and_gradient, static_argnums=0)
+  value, gradient, accuracy, _ = evaluate(name, logits, labels)
+  assert relative_error(value, twin(name, logits, labels, logits)) < 1e-12
   z, y, _ = twins.valid_pixels(logits, labels)
   assert accuracy == pytest.approx((z.argmax(-1) == y).mean(), abs=1e-12)
   bump = np.zeros_like(logits)
   bump[1, 2, 1, 3] = 1e-4
-  ends = [
-    twins.cross_entropy(logits + s * bump, labels, False) for s in (1, -1)
-  ]
-  slope = (ends[0] - ends[1]) / 2e-4
-  assert float(gradient[1, 2, 1, 3]) == pytest.approx(slope, rel=1e-6)
+  expected = slope(name, logits, labels, bump)
+  assert (gradient * bump).sum() == pytest.approx(expected, rel=1e-6)
 
 
 def test_gradient_of_the_plain_form():

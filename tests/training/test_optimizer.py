@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import torch
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from golden.reference import TINY
 
 from resnest_jax.config import load_config
@@ -33,27 +33,24 @@ def settings(**options):
   return load_config('configs/ade20k_pspnet.py', options).optimizer
 
 
+# One kernel, scale or bias of every layer by the network's names: its shape,
+# and its share of the rate with layer_decay 0.5 and head_multiplier 10.
+PARAMETERS = {
+  'auxiliary_head/conv_seg/bias': ((5,), 10),
+  'backbone/layer1_0/conv1/kernel': ((2, 2), 1 / 16),
+  'backbone/layer2_0/bn1/bias': ((3,), 1 / 8),
+  'backbone/layer3_22/conv2/fc1/bias': ((2,), 1 / 4),
+  'backbone/layer4_0/conv2/bn0/scale': ((2,), 1 / 2),
+  'backbone/stem_bn1/scale': ((2,), 1 / 32),
+  'backbone/stem_conv1/kernel': ((3, 2), 1 / 32),
+  'decode_head/conv_seg/kernel': ((2, 5), 10),
+}
+
+
 def small_params():
-  """One kernel, scale or bias of every layer, by the network's names."""
   rng = np.random.default_rng(0)
-  return {
-    'backbone': {
-      'stem_conv1': {'kernel': rng.standard_normal((3, 2))},
-      'stem_bn1': {'scale': rng.standard_normal(2)},
-      'layer1_0': {'conv1': {'kernel': rng.standard_normal((2, 2))}},
-      'layer2_0': {'bn1': {'bias': rng.standard_normal(3)}},
-      'layer3_22': {'conv2': {'fc1': {'bias': rng.standard_normal(2)}}},
-      'layer4_0': {'conv2': {'bn0': {'scale': rng.standard_normal(2)}}},
-    },
-    'decode_head': {'conv_seg': {'kernel': rng.standard_normal((2, 5))}},
-    'auxiliary_head': {'conv_seg': {'bias': rng.standard_normal(5)}},
-  }
-
-
-# Of small_params with layer_decay 0.5 and head_multiplier 10, in the order of
-# its leaves (sorted by name): auxiliary head, stages 1 to 4, stem, head.
-FACTORS = [10, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1 / 32, 1 / 32, 10]
-KERNELS = [False, True, False, False, False, False, True, True]
+  flat = {k: rng.standard_normal(shape) for k, (shape, _) in PARAMETERS.items()}
+  return unflatten_dict(flat, sep='/')
 
 
 def gradients(params):
@@ -74,22 +71,24 @@ def run(optimizer, params):
   return params, state
 
 
-def torchs(make, config, params, factors, decays):
-  """The same by torch, with a group for each parameter."""
-  leaves = [torch.tensor(x) for x in jax.tree.leaves(params)]
-  groups = [
-    {'params': [leaf], 'weight_decay': decay}
-    for leaf, decay in zip(leaves, decays, strict=True)
-  ]
-  optimizer = make(groups)
+def torchs(make, config, params):
+  """The same parameters by torch, with a group for each; by name."""
+  leaves = {
+    name: torch.tensor(x) for name, x in flatten_dict(params, sep='/').items()
+  }
+  decayed = [config.decay_norm_bias or x.endswith('kernel') for x in leaves]
+  optimizer = make(
+    {'params': [leaf], 'weight_decay': config.weight_decay * decay}
+    for leaf, decay in zip(leaves.values(), decayed, strict=True)
+  )
   schedule = create_schedule(config, TOTAL_STEPS)
   for step, grads in enumerate(gradients(params)):
-    for leaf, grad in zip(leaves, jax.tree.leaves(grads), strict=True):
-      leaf.grad = torch.tensor(grad)
-    for group, factor in zip(optimizer.param_groups, factors, strict=True):
-      group['lr'] = float(schedule(step)) * factor
+    grads = flatten_dict(grads, sep='/')
+    for name, group in zip(leaves, optimizer.param_groups, strict=True):
+      leaves[name].grad = torch.tensor(grads[name])
+      group['lr'] = float(schedule(step)) * PARAMETERS[name][1]
     optimizer.step()
-  return [leaf.numpy() for leaf in leaves]
+  return leaves
 
 
 @pytest.mark.parametrize('name', ['sgd', 'adamw'])
@@ -112,13 +111,12 @@ def test_step_is_torchs(name, decay_norm_bias):
     'sgd': partial(torch.optim.SGD, lr=1.0, momentum=0.9),
     'adamw': partial(torch.optim.AdamW, lr=1.0, betas=(0.9, 0.99), eps=1e-3),
   }[name]
-  decays = [0.05 if decay_norm_bias or k else 0.0 for k in KERNELS]
-  expected = torchs(make, config, params, FACTORS, decays)
+  expected = torchs(make, config, params)
   actual, _ = run(create_optimizer(config, TOTAL_STEPS), params)
-  for mine, theirs, before in zip(
-    jax.tree.leaves(actual), expected, jax.tree.leaves(params), strict=True
-  ):
-    assert abs(theirs - before).max() > 1e-4
+  before = flatten_dict(params, sep='/')
+  for name, mine in flatten_dict(actual, sep='/').items():
+    theirs = expected[name].numpy()
+    assert abs(theirs - before[name]).max() > 1e-4
     np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-14)
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from collectives import assert_local, mesh_of
 from golden.reference import QUICK
-from safetensors.numpy import save_file
 from training.one_step import BATCH, assert_close, training_batch
 
 from resnest_jax.checkpoints import store
@@ -20,6 +19,7 @@ from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.models.stacking import stack, stacked, unstack
 from resnest_jax.sharding import shard_batch
 from resnest_jax.training.step import create_training
+from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.start import start_variables
 from resnest_jax.weights.state_dict import export_state_dict
 
@@ -179,9 +179,8 @@ def test_starts_from_weights(train, tmp_path):
   """Which have blocks by name, as all weights."""
   model = create_segmentor(configuration()['model'])
   weights = initial_variables(model, 1)
-  path = tmp_path / 'weights.safetensors'
   tensors = export_state_dict(model, weights, 'mmseg')
-  save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path)
+  path, _ = write_weights(tmp_path / 'x', 'official', tensors, {})
   training, _, mesh = trainable('scanned', **train)
   state = by_name(fresh(training, mesh, str(path), ema=bool(train)))
   for variables in (state.variables(), state.best_variables()):

@@ -1,7 +1,9 @@
 """Signals, at any moment: what is saved and how the process ends."""
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -48,24 +50,7 @@ class Ended:
     self.seconds = time.monotonic() - started
 
 
-@pytest.mark.parametrize(
-  ('number', 'status'),
-  [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)],
-)
-def test_in_c_code_it_is_saved_and_ended_at_once(root, number, status):
-  text = f'  with stopper.waiting(save):\n  {READY}    {COMPUTE}'
-  ended = Ended(root, text, number)
-  assert (ended.status, ended.out) == (status, 'saved\n')
-  assert f'stopped by {number.name}; step 7 is saved' in ended.err
-  assert 'the same command goes on' in ended.err
-  assert ended.seconds < 20
-
-
-def test_before_and_after_the_training_there_is_nothing_to_save(root):
-  ended = Ended(root, f'{READY}  {COMPUTE}', signal.SIGTERM)
-  assert (ended.status, ended.out) == (75, '')
-
-
+IN_C = f'  with stopper.waiting(save):\n  {READY}    {COMPUTE}'
 IN_STEPS = """
   with stopper.busy():
     with stopper.waiting(save):
@@ -79,17 +64,6 @@ IN_STEPS = """
       return ''
     stopper.stop(save_here)
 """
-
-
-@pytest.mark.parametrize(
-  ('number', 'status'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
-)
-def test_between_steps_the_main_thread_saves(root, number, status):
-  ended = Ended(root, IN_STEPS, number)
-  assert (ended.status, ended.out) == (status, 'by the main thread\n')
-  assert ended.err.count('stopped by') == 1
-
-
 SLOW = """
   stopping.DUPLICATE_SECONDS = 0.5
   def slow():
@@ -100,40 +74,53 @@ SLOW = """
     print('ready', flush=True)
     time.sleep(60)
 """
-
-
-def test_a_second_signal_ends_at_once(root):
-  text = SLOW.format(seconds=50)
-  ended = Ended(root, text, signal.SIGTERM, signal.SIGTERM, pause=1.0)
-  assert (ended.status, ended.out) == (75, '')
-  assert 'SIGTERM again: ended at once' in ended.err
-  assert ended.seconds < 30
-
-
-def test_the_same_signal_to_the_group_is_no_second_one(root):
-  text = SLOW.format(seconds=1)
-  ended = Ended(root, text, signal.SIGTERM, signal.SIGTERM)
-  assert (ended.status, ended.out) == (75, 'saved\n')
-
-
-def test_state_that_cannot_be_saved_is_an_error(root):
-  text = f"""
+FULL = f"""
   def fail():
     raise UserError('the disk is full')
   with stopper.waiting(fail):
   {READY}    {COMPUTE}"""
-  ended = Ended(root, text, signal.SIGTERM)
-  assert ended.status == 1
-  assert ended.err.splitlines()[-1] == 'error: the disk is full'
-
-
-def test_hung_data_end_with_the_state_saved(root):
-  text = f"""
+HUNG = f"""
   with stopper.waiting(save, lambda: 'no data for 9 s.'):
   {READY}    {COMPUTE}"""
-  ended = Ended(root, text)
-  assert (ended.status, ended.out) == (1, 'saved\n')
-  assert ended.err == 'error: no data for 9 s. step 7 is saved\n'
+TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+
+
+@pytest.mark.parametrize(
+  ('text', 'signals', 'status', 'out', 'err'),
+  [
+    # In C code it is saved and ended at once.
+    *(
+      (
+        *(IN_C, [number], status, 'saved\n'),
+        rf'stopped by {number.name}; step 7 is saved.*the same command goes on',
+      )
+      for number, status in ((TERM, 75), (USR1, 75), (INT, 130))
+    ),
+    # Before and after the training there is nothing to save.
+    (f'{READY}  {COMPUTE}', [TERM], 75, '', 'stopped by SIGTERM'),
+    # Between steps the main thread saves.
+    (IN_STEPS, [TERM], 75, 'by the main thread\n', 'stopped by SIGTERM'),
+    (IN_STEPS, [INT], 130, 'by the main thread\n', 'stopped by SIGINT'),
+    # The same signal to the group is no second one.
+    (SLOW.format(seconds=1), [TERM, TERM], 75, 'saved\n', ''),
+    # What cannot be saved is an error.
+    (FULL, [TERM], 1, '', r'(^|\n)error: the disk is full\n$'),
+    (HUNG, [], 1, 'saved\n', r'^error: no data for 9 s\. step 7 is saved\n$'),
+  ],
+)
+def test_end_with_the_state_saved(root, text, signals, status, out, err):
+  ended = Ended(root, text, *signals)
+  assert (ended.status, ended.out) == (status, out)
+  assert re.search(err, ended.err, re.DOTALL)
+  assert ended.err.count('stopped by') <= 1
+  assert ended.seconds < 20
+
+
+def test_a_second_signal_ends_at_once(root):
+  ended = Ended(root, SLOW.format(seconds=50), TERM, TERM, pause=1.0)
+  assert (ended.status, ended.out) == (75, '')
+  assert 'SIGTERM again: ended at once' in ended.err
+  assert ended.seconds < 30
 
 
 def test_what_was_ignored_stays_ignored_and_handlers_come_back(root):
@@ -166,19 +153,11 @@ SEVERAL = """
 """
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
-def test_several_processes_agree_on_the_step(root, number, free_port):
+@pytest.mark.parametrize('number', [TERM, USR1])
+def test_several_processes_agree_on_the_step(root, number):
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    text = SEVERAL.format(port=free.getsockname()[1])
   environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
-  text = SEVERAL.format(port=free_port)
   ended = Ended(root, text, number, env=environment)
   assert (ended.status, ended.out) == (0, 'agreed\n')
-
-
-@pytest.fixture
-def free_port():
-  """A TCP port that was free just now."""
-  import socket
-
-  with socket.socket() as server:
-    server.bind(('localhost', 0))
-    return server.getsockname()[1]

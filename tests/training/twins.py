@@ -33,43 +33,45 @@ def log_softmax(z):
   return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
-def pixel_losses(z, y, weights=None, smoothing=0.0):
+def pixel_losses(z, y, class_weights=None, label_smoothing=0.0):
   """Cross entropy with the target as a distribution, times class weights."""
   classes = z.shape[-1]
-  target = (1 - smoothing) * np.eye(classes)[y] + smoothing / classes
-  weights = np.ones(classes) if weights is None else np.asarray(weights)
+  target = (1 - label_smoothing) * np.eye(classes)[
+    y
+  ] + label_smoothing / classes
+  weights = 1 if class_weights is None else np.asarray(class_weights)
   return -(target * weights * log_softmax(z)).sum(-1)
 
 
-def divisor(labels, average_valid, weights=None):
-  y = labels[labels != IGNORE]
-  mass = len(y) if weights is None else np.asarray(weights)[y].sum()
-  if not average_valid:
-    mass += labels.size - len(y)
-  return mass or 1
-
-
 def cross_entropy(
-  logits, labels, average_valid, weights=None, smoothing=0.0, keep=slice(None)
+  logits,
+  labels,
+  avg_non_ignore=False,
+  class_weights=None,
+  label_smoothing=0.0,
+  keep=slice(None),
 ):
   z, y, _ = valid_pixels(logits, labels)
-  losses = pixel_losses(z, y, weights, smoothing)[keep]
-  return losses.sum() / divisor(labels, average_valid, weights)
+  losses = pixel_losses(z, y, class_weights, label_smoothing)[keep]
+  mass = len(y) if class_weights is None else np.asarray(class_weights)[y].sum()
+  if not avg_non_ignore:
+    mass += labels.size - len(y)
+  return losses.sum() / (mass or 1)
 
 
-def hard_pixels(logits, labels, threshold, min_kept):
-  """Bool, of the valid pixels: mmsegmentation's rule, with a sort."""
-  z, y, _ = valid_pixels(logits, labels)
+def ohem(logits, labels, threshold, min_kept, at):
+  """Mmsegmentation's rule, with a sort; pixels are chosen by logits `at`."""
+  z, y, _ = valid_pixels(at, labels)
   wanted = min_kept * len(labels)
   if not len(y):
-    return np.zeros(0, bool)
+    return 0.0
   if threshold is None:
-    keep = np.zeros(len(y), bool)
-    keep[np.argsort(-pixel_losses(z, y))[:wanted]] = True
-    return keep
-  right = np.exp(log_softmax(z))[np.arange(len(y)), y]
-  least = np.sort(right)[min(wanted, len(y) - 1)]
-  return right < max(least, threshold)
+    keep = np.argsort(-pixel_losses(z, y))[:wanted]
+  else:
+    right = np.exp(log_softmax(z))[np.arange(len(y)), y]
+    least = np.sort(right)[min(wanted, len(y) - 1)]
+    keep = right < max(least, threshold)
+  return cross_entropy(logits, labels, keep=keep)
 
 
 def focal(logits, labels, gamma, alpha, activation):
@@ -112,7 +114,7 @@ def lovasz_of_pixels(z, y):
   return np.mean(losses) if losses else 0.0
 
 
-def lovasz(logits, labels, per_image):
+def lovasz(logits, labels, per_image=False):
   z, y, image = valid_pixels(logits, labels)
   if not per_image:
     return lovasz_of_pixels(z, y)

@@ -15,24 +15,13 @@ from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.checkpoints.store import open_checkpoints, save
 from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import create_classifier
-from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights import convert
 from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.pretrained import load_weights
-from resnest_jax.weights.state_dict import (
-  export_state_dict,
-)
+from resnest_jax.weights.state_dict import export_state_dict
 
-SEGMENTOR = TINY | {'dtype': 'float32'}
-
-
+COMMAND = ('-m', 'resnest_jax.weights.convert')
 HEADS = ['--drop', 'decode_head', 'auxiliary_head']
-
-
-@pytest.fixture(scope='module')
-def segmentor():
-  model = create_segmentor(SEGMENTOR)
-  return model, variables_of(model)
 
 
 @pytest.fixture(scope='module')
@@ -47,10 +36,9 @@ def pth(segmentor, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def classifier(tmp_path_factory):
+def official(classifier, tmp_path_factory):
   """A file of a classifier in the authors' names, and its state dict."""
-  model = create_classifier('resnest14', 10, stem_width=8, width=8)
-  state_dict = export_state_dict(model, variables_of(model), 'official')
+  state_dict = export_state_dict(*classifier, 'official')
   folder = tmp_path_factory.mktemp('classifier') / 'net'
   path, _ = write_weights(folder, 'official', state_dict, {})
   return path, state_dict
@@ -62,19 +50,18 @@ def converted(source, out, *flags):
   return load_weights(out)
 
 
-def test_there_and_back_again_as_commands(pth, run_script, tmp_path):
+def test_there_and_back_again(pth, run_script, tmp_path):
   path, state_dict = pth
   ours, theirs = tmp_path / 'ours', tmp_path / 'theirs'
-  command = ('-m', 'resnest_jax.weights.convert')
-  process = run_script(*command, path, '--out', ours)
+  process = run_script(*COMMAND, path, '--out', ours)
   for said in (
     'segmentor: a ResNeSt of (1, 1, 1, 1) blocks with pspnet, 7 classes',
     f"read with mmsegmentation's names: {len(state_dict)} tensors, all",
     'dilation rule mmseg',
   ):
     assert said in process.stdout
-  run_script(*command, ours, '--out', theirs, '--to', 'mmseg')
-  assert_same_bits(load_weights(theirs / 'model.pth').state_dict, state_dict)
+  back = converted(ours, theirs, '--to', 'mmseg')
+  assert_same_bits(back.state_dict, state_dict)
   # What belongs to the weights went along both ways.
   about = json.loads((theirs / 'about.json').read_text())
   assert about['classes'] == list('abcdefg')
@@ -84,8 +71,8 @@ def test_there_and_back_again_as_commands(pth, run_script, tmp_path):
   assert about['provenance']['from']['source'] == str(path)
   meta = torch.load(theirs / 'model.pth', weights_only=True)['meta']
   assert meta['CLASSES'] == list('abcdefg')
-  # Once more: nothing is overwritten.
-  process = run_script(*command, ours, '--out', theirs, status=1)
+  # Nothing is overwritten.
+  process = run_script(*COMMAND, ours, '--out', theirs, status=1)
   assert process.stderr.startswith(f'error: {theirs} is there already')
   assert 'Traceback' not in process.stderr
 
@@ -100,9 +87,9 @@ def test_there_and_back_again_as_commands(pth, run_script, tmp_path):
   ],
 )
 def test_classifier_to_every_kind_and_back(
-  kind, whose, classifier, tmp_path, capsys
+  kind, whose, official, tmp_path, capsys
 ):
-  path, state_dict = classifier
+  path, state_dict = official
   there = converted(path, tmp_path / kind, '--to', kind)
   first, second, third = capsys.readouterr().out.splitlines()
   assert first.startswith('classifier: a ResNeSt of (1, 1, 1, 1) blocks, 10 ')
@@ -121,8 +108,8 @@ def test_classifier_to_every_kind_and_back(
   assert weights.description.config['num_classes'] == 10
 
 
-def test_classifier_loses_its_layer_by_name_only(classifier, tmp_path):
-  path, state_dict = classifier
+def test_classifier_loses_its_layer_by_name_only(official, tmp_path):
+  path, state_dict = official
   weights = converted(path, tmp_path / 'backbone', '--drop', 'fc')
   assert weights.description.task == 'backbone'
   assert weights.provenance['from']['dropped'] == ['fc']
@@ -137,9 +124,10 @@ def run(segmentor, tmp_path_factory):
   """A training's folder: steps 7 and, with zeros and the better score, 9."""
   _, variables = segmentor
   workdir = tmp_path_factory.mktemp('runs') / 'tiny'
-  data = {'image_scale': [99, 66]}
+  config = {'model': TINY | {'dtype': 'float32'}}
+  config |= {'name': 'tiny', 'data': {'image_scale': [99, 66]}}
   about = {
-    'config': {'name': 'tiny', 'model': SEGMENTOR, 'data': data},
+    'config': config,
     'classes': list('abcdefg'),
     'palette': [[i, 2 * i, 3 * i] for i in range(7)],
     'dilation_rule': 'mmseg',
@@ -154,22 +142,34 @@ def run(segmentor, tmp_path_factory):
   return workdir
 
 
-def test_run_of_train_goes_to_mmsegmentation(
-  run, segmentor, run_script, tmp_path
-):
-  out = tmp_path / 'x'
-  command = ('-m', 'resnest_jax.weights.convert', run, '--out')
-  process = run_script(*command, out, '--to', 'mmseg')
-  assert process.stderr == ''
+def test_every_source_has_the_same_weights(run, pth, run_script, tmp_path):
+  """A run's, converted or not, and a published checkpoint's."""
+  out = tmp_path / 'pth'
+  assert run_script(*COMMAND, run, '--out', out, '--to', 'mmseg').stderr == ''
   weights = load_weights(out)
   assert weights.provenance['file'] == 'model.pth'
+  assert weights.provenance['from']['step'] == 9
   assert weights.classes == list('abcdefg')
   assert weights.palette == [[i, 2 * i, 3 * i] for i in range(7)]
   assert weights.image_scale == [99, 66]
-  assert weights.provenance['from']['step'] == 9
   meta = torch.load(out / 'model.pth', weights_only=True)['meta']
   assert meta['PALETTE'] == meta['dataset_meta']['palette'] == weights.palette
-  assert_same_bits(weights.state_dict, export_state_dict(*segmentor, 'mmseg'))
+  assert_same_bits(weights.state_dict, pth[1])
+
+  converted(run, tmp_path / 'ours')
+  model, variables, about = rj.load_pretrained(run)
+  for source in (out, tmp_path / 'ours', pth[0]):
+    same, others, _ = rj.load_pretrained(source)
+    assert same == model
+    jax.tree.map(np.testing.assert_array_equal, others, variables)
+  assert about['task'] == 'segmentor'
+  assert about['palette'] == weights.palette
+  backbone, variables, about = rj.load_pretrained(
+    run, drop=HEADS[1:], dtype='bfloat16'
+  )
+  assert about['task'] == 'backbone'
+  assert backbone == model.backbone.clone(dtype=backbone.dtype)
+  assert backbone.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -212,29 +212,27 @@ def test_best_checkpoint_of_a_run(run, tmp_path):
     converted(tmp_path / 'x', tmp_path / 'y', *best)
 
 
+NAN = np.full(7, np.nan, 'f')
+
+
 @pytest.mark.parametrize(
-  ('gone', 'more', 'flags', 'message'),
+  ('gone', 'more', 'message'),
   [
-    # Of another depth.
-    ('layer3.0.bn1.', {}, [], r'4 missing \(backbone\.layer3\.0\.bn1'),
-    (None, {}, ['--backbone', 'resnest101'], 'not that of resnest101'),
+    ('layer3.0.bn1.', {}, r'4 missing \(backbone\.layer3\.0\.bn1'),
+    ('-', {'neck.weight': np.ones(1)}, r'1 left over \(neck\.weight\)'),
     (
-      *(None, {'neck.weight': np.ones(1)}, []),
-      r'1 left over \(neck\.weight\)',
-    ),
-    (
-      *(None, {'decode_head.conv_seg.bias': np.full(7, np.nan, 'f')}, []),
+      *('-', {'decode_head.conv_seg.bias': NAN}),
       r'not finite .* in 1 of \d+ .*: decode_head\.conv_seg\.bias',
     ),
   ],
 )
 def test_weights_that_do_not_fit_write_nothing(
-  gone, more, flags, message, pth, tmp_path
+  gone, more, message, pth, tmp_path
 ):
-  kept = {k: v for k, v in pth[1].items() if not gone or gone not in k}
+  kept = {k: v for k, v in pth[1].items() if gone not in k}
   write_weights(tmp_path / 'bad', 'mmseg', kept | more, {})
   with pytest.raises(UserError, match=message):
-    converted(tmp_path / 'bad', tmp_path / 'out', *flags)
+    converted(tmp_path / 'bad', tmp_path / 'out')
   assert not (tmp_path / 'out').exists()
 
 
@@ -294,11 +292,11 @@ def test_segmentor_without_an_auxiliary_head(pth, tmp_path, capsys):
     assert dropped.description.create() == model
 
 
-def test_python_of_the_docs(run, classifier, root, tmp_path, monkeypatch):
+def test_python_of_the_docs(run, official, root, tmp_path, monkeypatch):
   """Its blocks run as printed, on a small classifier and a small run."""
   text = (root / 'docs' / 'weights.md').read_text()
   blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-  converted(classifier[0], tmp_path / 'weights' / 'resnest50')
+  converted(official[0], tmp_path / 'weights' / 'resnest50')
   (tmp_path / 'runs').mkdir()
   (tmp_path / 'runs' / 'pspnet').symlink_to(run)
   monkeypatch.chdir(tmp_path)
@@ -310,25 +308,6 @@ def test_python_of_the_docs(run, classifier, root, tmp_path, monkeypatch):
   assert names['about']['classes'] == list('abcdefg')
   assert names['about']['provenance']['step'] == 7
   exec(blocks[2], names)
-  assert_same_bits(names['state_dict'], classifier[1])
+  assert_same_bits(names['state_dict'], official[1])
   exec(blocks[3], names)
   assert [names[f'c{i}'].shape[1] for i in range(1, 5)] == [16, 8, 8, 8]
-
-
-def test_every_source_has_the_same_weights(run, pth, tmp_path):
-  """A published checkpoint's way and a run's end in the same variables."""
-  converted(run, tmp_path / 'pth', '--to', 'mmseg')
-  converted(run, tmp_path / 'ours')
-  model, variables, about = rj.load_pretrained(run)
-  for source in (tmp_path / 'pth', tmp_path / 'ours', pth[0]):
-    same, others, _ = rj.load_pretrained(source)
-    assert same == model
-    jax.tree.map(np.testing.assert_array_equal, others, variables)
-  assert about['task'] == 'segmentor'
-  assert about['palette'][2] == [2, 4, 6]
-  backbone, variables, about = rj.load_pretrained(
-    run, drop=HEADS[1:], dtype='bfloat16'
-  )
-  assert about['task'] == 'backbone'
-  assert backbone == model.backbone.clone(dtype=backbone.dtype)
-  assert backbone.dtype == jnp.bfloat16

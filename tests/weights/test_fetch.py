@@ -86,7 +86,7 @@ def cached():
   return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def test_name_is_downloaded_once(server):
+def test_name_is_downloaded_once_and_damage_noticed(server):
   table = published(f'{server.url}/{NAME}')
   path = fetch('net', table)
   assert path == cache_folder() / NAME
@@ -94,6 +94,8 @@ def test_name_is_downloaded_once(server):
   assert fetch('net', table) == path
   assert server.requests == [f'/{NAME}']
   assert cached() == [path]
+  path.write_bytes(b'damaged')
+  assert 'remove it to download it again' in refusal('net', table)
 
 
 def test_next_mirror_is_tried(server):
@@ -109,22 +111,19 @@ def test_next_mirror_is_tried(server):
   ]
 
 
-def test_failure_names_every_mirror_and_what_to_do(server):
-  urls = [f'{server.url}/gone/{NAME}', f'{server.url}/short/{NAME}']
-  message = refusal('net', published(*urls))
-  assert f'{urls[0]}: HTTP Error 404' in message
-  assert f'{urls[1]}: it was cut off after 1000 of 256000 bytes' in message
-  assert f'give its path, or put it at {cache_folder() / NAME}' in message
-  assert cached() == []
-
-
-def test_wrong_checksum_leaves_nothing(server, tmp_path):
+def test_failure_names_every_mirror_and_what_to_do(server, tmp_path):
   (tmp_path / 'served' / NAME).write_bytes(CONTENT[:-1] + b'x')
-  url = f'{server.url}/{NAME}'
-  message = refusal('net', published(url))
-  assert f'not with {DIGITS} as published' in message
-  assert f' {url}: what it sends has the wrong checksum' in message
-  assert 'another file. Download it by other means' in message
+  urls = [f'{server.url}/{x}{NAME}' for x in ('gone/', 'short/', '')]
+  message = refusal('net', published(*urls))
+  for said in (
+    f'{urls[0]}: HTTP Error 404',
+    f'{urls[1]}: it was cut off after 1000 of 256000 bytes',
+    f' {urls[2]}: what it sends has the wrong checksum',
+    f'not with {DIGITS} as published',
+    'another file. Download it by other means',
+    f'give its path, or put it at {cache_folder() / NAME}',
+  ):
+    assert said in message
   assert '.part' not in message
   assert cached() == []
 
@@ -138,12 +137,6 @@ def test_nothing_is_downloaded_that_cannot_be_read(server, monkeypatch):
     assert 'need the package torch' in refusal(*arguments)
   assert server.requests == []
   assert cached() == []
-
-
-def test_damaged_cache_is_noticed(server):
-  table = published(f'{server.url}/{NAME}')
-  fetch('net', table).write_bytes(b'damaged')
-  assert 'remove it to download it again' in refusal('net', table)
 
 
 def test_address_is_cached_by_the_whole_address(server, tmp_path):

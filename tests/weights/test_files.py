@@ -22,8 +22,9 @@ ABOUT = {
   'classes': ['wall', 'sky'],
   'palette': [[120, 120, 120], [6, 230, 230]],
 }
+VALUES = np.random.default_rng(0).random((3, 5, 3, 4), np.float32)
 STATE_DICT = {
-  'conv.weight': np.random.default_rng(0).random((4, 3, 3, 3), np.float32),
+  'conv.weight': VALUES.transpose(3, 2, 0, 1),  # Not as it lies in memory.
   'bn.num_batches_tracked': np.zeros((), np.int64),
 }
 TENSORS = {name: torch.tensor(value) for name, value in STATE_DICT.items()}
@@ -47,6 +48,11 @@ def test_what_is_written_is_read(kind, tmp_path):
   read = read_weights(files[0])
   assert_same_bits(read.state_dict, STATE_DICT)
   assert read.about == ABOUT == json.loads(files[1].read_text())
+  if kind == 'mmseg':  # The class names of both its versions.
+    content = torch.load(files[0], weights_only=True)
+    assert content['meta']['CLASSES'] == ABOUT['classes']
+    assert content['meta']['dataset_meta']['palette'] == ABOUT['palette']
+    assert torch.is_tensor(content['state_dict']['conv.weight'])
 
 
 @pytest.mark.parametrize('start', [b'\x80\x38', b'PK\x03\x04'])
@@ -95,57 +101,34 @@ def test_files_have_the_modes_that_the_umask_leaves(kind, mask, mode, tmp_path):
   assert [path.stat().st_mode & 0o777 for path in files] == [mode, mode]
 
 
-def test_transposed_arrays_are_written_in_their_order(tmp_path):
-  value = np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1)
-  for kind in ('ours', 'mmseg'):
-    files = write_weights(tmp_path / kind, kind, {'x': value}, {})
-    np.testing.assert_array_equal(read_weights(files[0]).state_dict['x'], value)
-
-
-def test_written_pth_has_the_class_names_of_both_mmsegmentations(tmp_path):
-  file, _ = write_weights(tmp_path / 'x', 'mmseg', STATE_DICT, ABOUT)
-  content = torch.load(file, weights_only=True)
-  assert content['meta']['CLASSES'] == ABOUT['classes']
-  assert content['meta']['dataset_meta']['palette'] == ABOUT['palette']
-  assert torch.is_tensor(content['state_dict']['conv.weight'])
-
-
-def test_half_precision_becomes_float32_exactly(tmp_path):
+@pytest.mark.parametrize(
+  ('half', 'torchs'),
+  [(ml_dtypes.bfloat16, torch.bfloat16), (np.float16, torch.float16)],
+)
+def test_half_precision_becomes_float32_exactly(half, torchs, tmp_path):
   values = np.array([1.0, -0.3, 3e-5, 60000])
-  halves = {
-    'b': values.astype(ml_dtypes.bfloat16),
-    'h': values.astype(np.float16),
-  }
-  save_file(halves, tmp_path / 'x.safetensors')
-  content = {
-    'b': torch.tensor(values, dtype=torch.bfloat16),
-    'h': torch.tensor(values, dtype=torch.float16),
-  }
-  torch_file(tmp_path / 'x.pth', content)
-  exact = {name: value.astype(np.float32) for name, value in halves.items()}
+  save_file({'x': values.astype(half)}, tmp_path / 'x.safetensors')
+  torch_file(tmp_path / 'x.pth', {'x': torch.tensor(values, dtype=torchs)})
   for name in ('x.safetensors', 'x.pth'):
-    assert_same_bits(read_weights(tmp_path / name).state_dict, exact)
+    read = read_weights(tmp_path / name).state_dict
+    assert_same_bits(read, {'x': values.astype(half).astype('f')})
 
 
 @FORMATS
-@pytest.mark.parametrize('key', [None, 'state_dict', 'model'])
-def test_pytorch_file_of_either_format(legacy, key, tmp_path):
-  """A bare state dict, mmsegmentation 0.x's, and timm's training files."""
+@pytest.mark.parametrize(
+  ('key', 'prefix'),
+  [(None, ''), ('state_dict', ''), ('model', ''), ('state_dict', 'module.')],
+)
+def test_pytorch_file_of_either_format(legacy, key, prefix, tmp_path):
+  """Bare, of mmsegmentation 0.x, of timm's training, of DataParallel."""
   meta = {'mmseg_version': '0.6.0', 'CLASSES': ['wall', 'sky'], 'iter': 9}
-  content = TENSORS
-  if key:
-    content = {key: TENSORS, 'meta': meta, 'optimizer': {'lr': [0.1]}}
-  path = torch_file(tmp_path / 'x.pth', content, legacy)
+  tensors = {prefix + name: value for name, value in TENSORS.items()}
+  whole = {key: tensors, 'meta': meta, 'optimizer': {'lr': [0.1]}}
+  path = torch_file(tmp_path / 'x.pth', whole if key else tensors, legacy)
   read = read_weights(path)
   assert_same_bits(read.state_dict, STATE_DICT)
   assert read.meta == (meta if key else {})
   assert read.about == {}
-
-
-def test_prefix_of_dataparallel_is_taken_off(tmp_path):
-  tensors = {f'module.{name}': value for name, value in TENSORS.items()}
-  path = torch_file(tmp_path / 'x.pth', {'state_dict': tensors})
-  assert_same_bits(read_weights(path).state_dict, STATE_DICT)
 
 
 def test_checkpoint_of_mmengine_with_its_log_objects():

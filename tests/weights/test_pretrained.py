@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from flax.traverse_util import flatten_dict
 from golden.reference import TINY, variables_of
 
 from resnest_jax.errors import UserError
@@ -25,18 +26,6 @@ def written(folder, model, variables, kind='mmseg', about=None):
   """The file of a state dict."""
   state_dict = export_state_dict(model, variables, kind)
   return write_weights(folder, kind, state_dict, about or {})[0]
-
-
-@pytest.fixture(scope='module')
-def segmentor():
-  model = create_segmentor(SEGMENTOR)
-  return model, variables_of(model)
-
-
-@pytest.fixture(scope='module')
-def classifier():
-  model = create_classifier('resnest14', 10, stem_width=8, width=8)
-  return model, variables_of(model)
 
 
 MEANT = {'classes': ('a', 'b'), 'palette': [(1, 2, 3), (4, 5, 6)]}
@@ -136,38 +125,33 @@ def test_bare_backbone(layer, segmentor, tmp_path):
   assert ("the classifier's layer fc is left out" in notes) == layer
 
 
-def test_segmentor_gives_everything(segmentor, tmp_path):
-  model, fresh = segmentor
-  theirs = variables_of(model, 1)
-  path = written(tmp_path / 'x', model, theirs)
-  variables, notes = start_from(model, fresh, str(path))
-  assert_same(variables, theirs)
-  assert len(notes) == 1
-
-
-def test_auxiliary_head_that_is_not_there_is_drawn_anew(segmentor, tmp_path):
-  model, fresh = segmentor
-  bare = model.clone(auxiliary_head=None)
-  theirs = variables_of(bare, 1)
-  path = written(tmp_path / 'x', bare, theirs)
-  variables, notes = start_from(model, fresh, str(path))
-  for key, tree in variables.items():
-    assert_same(tree.pop('auxiliary_head'), fresh[key]['auxiliary_head'])
-  assert_same(variables, theirs)
-  assert 'the auxiliary head is drawn anew: the weights have none' in notes
-
-
-def test_other_classes_are_drawn_anew_and_said(segmentor, tmp_path):
-  path = written(tmp_path / 'x', *segmentor)
-  model = create_segmentor(SEGMENTOR | {'num_classes': 3})
-  fresh = variables_of(model, 1)
-  variables, notes = start_from(model, fresh, str(path))
-  head, new, theirs = (
-    tree['params']['decode_head'] for tree in (variables, fresh, segmentor[1])
-  )
-  assert_same(head['classifier'], new['classifier'])
-  assert_same(head['bottleneck'], theirs['bottleneck'])
-  assert 'decode_head/classifier/conv_seg are drawn anew' in notes[1]
+@pytest.mark.parametrize(
+  ('changes', 'anew', 'said'),
+  [
+    ({}, None, 'starting from'),
+    (
+      *({'aux_channels': None}, 'auxiliary_head'),
+      'the auxiliary head is drawn anew: the weights have none',
+    ),
+    (
+      *({'num_classes': 3}, 'classifier'),
+      'decode_head/classifier/conv_seg are drawn anew',
+    ),
+  ],
+)
+def test_segmentor_gives_what_fits(changes, anew, said, segmentor, tmp_path):
+  source = create_segmentor(SEGMENTOR | changes)
+  theirs = variables_of(source, 1)
+  path = written(tmp_path / 'x', source, theirs)
+  variables, notes = start_from(*segmentor, str(path))
+  assert said in notes[-1]
+  assert len(notes) == (2 if anew else 1)
+  trees = (variables, theirs, segmentor[1])
+  variables, theirs, fresh = map(flatten_dict, trees)
+  assert variables.keys() == fresh.keys()
+  for path, value in variables.items():
+    expected = fresh if anew in path else theirs
+    np.testing.assert_array_equal(value, expected[path])
 
 
 @pytest.mark.parametrize(

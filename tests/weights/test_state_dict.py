@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from golden.reference import (
-  CONFIG,
   TINY,
   assert_same_bits,
   backbone_of,
@@ -17,12 +16,12 @@ from golden.reference import (
 )
 
 from resnest_jax.errors import UserError
-from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.segmentor import (
   HEADS,
   create_backbone,
   create_segmentor,
 )
+from resnest_jax.weights.infer import describe
 from resnest_jax.weights.state_dict import (
   COUNTER,
   export_state_dict,
@@ -32,61 +31,35 @@ from resnest_jax.weights.state_dict import (
 )
 
 
-def model_of(name):
-  """The model whose state dict in the reference has this name."""
-  kind, row = name.split('/')
-  if kind != 'mmseg':
-    return create_classifier(backbone_of(name))
-  data, head = row.split('_')
-  classes = {'ade20k': 150, 'cityscapes': 19}[data]
-  return create_segmentor(
-    CONFIG | {'head': head, 'num_classes': classes, 'dtype': 'float32'}
-  )
-
-
-@pytest.fixture(scope='module')
-def noise():
-  """(name, shape) -> float32 of random bits, NaNs among them, or a counter."""
-  bits = np.random.default_rng(0).integers(0, 2**32, 2**25, np.uint32)
-
-  def draw(name, shape):
-    if name.endswith(COUNTER):
-      return np.zeros((), np.int64)
-    start = zlib.crc32(name.encode()) % 2**20
-    return bits[start : start + np.prod(shape)].view(np.float32).reshape(shape)
-
-  return draw
+def noise(name, shape):
+  """Random bits, NaNs among them, or a counter."""
+  if name.endswith(COUNTER):
+    return np.zeros((), np.int64)
+  rng = np.random.default_rng(zlib.crc32(name.encode()))
+  return rng.integers(0, 2**32, shape, np.uint32).view(np.float32)
 
 
 @pytest.mark.parametrize('name', manifest_names())
-def test_every_reference_goes_in_and_comes_out_bit_for_bit(name, noise):
+def test_every_reference_goes_in_and_comes_out_bit_for_bit(name):
   state_dict = {key: noise(key, s) for key, s in manifest(name).items()}
-  model = model_of(name)
+  kind = name.split('/')[0]
+  backbone = None if kind == 'mmseg' else backbone_of(name)
+  model = describe(state_dict, kind, backbone).create()
   variables = import_state_dict(model, state_dict)
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {
     np.dtype(np.float32)
   }
-  returned = export_state_dict(model, variables, name.split('/')[0])
-  assert_same_bits(returned, state_dict)
+  assert_same_bits(export_state_dict(model, variables, kind), state_dict)
 
 
-def segmentor(**changes):
+def varied(**changes):
   return create_segmentor(TINY | {'dtype': 'float32'} | changes)
 
 
-@pytest.fixture(scope='module')
-def tiny():
+@pytest.fixture
+def tiny(segmentor):
   """A segmentor, and a state dict (float32) that fits it."""
-  model = segmentor()
-  return model, export_state_dict(model, variables_of(model), 'mmseg')
-
-
-@pytest.fixture(scope='module')
-def tiny_classifier():
-  """A classifier of 10 classes, and its variables."""
-  small = {key: TINY[key] for key in ('stem_width', 'width', 'output_stride')}
-  model = create_classifier('resnest14', 10, **small)
-  return model, variables_of(model)
+  return segmentor[0], export_state_dict(*segmentor, 'mmseg')
 
 
 def assert_same(tree, other):
@@ -94,37 +67,27 @@ def assert_same(tree, other):
 
 
 @pytest.mark.parametrize('kind', ['mmseg', 'official', 'timm', 'ours'])
-def test_classifier_in_every_kind(tiny_classifier, kind):
-  model, variables = tiny_classifier
+def test_classifier_in_every_kind(classifier, kind):
+  model, variables = classifier
   exported = export_state_dict(model, variables, kind)
   assert recognise(exported) == ('official' if kind == 'timm' else kind)
   assert_same(import_state_dict(model, exported), variables)
+  if kind == 'mmseg':  # Mmpretrain's names.
+    assert exported['head.fc.weight'].shape == (10, 256)
+    assert 'backbone.stem.7.running_var' in exported
+    assert 'backbone.layer4.0.conv2.fc1.bias' in exported
 
 
-def test_mmpretrain_names_of_a_classifier(tiny_classifier):
-  names = export_state_dict(*tiny_classifier, 'mmseg')
-  assert names['head.fc.weight'].shape == (10, 256)
-  assert 'backbone.stem.7.running_var' in names
-  assert 'backbone.layer4.0.conv2.fc1.bias' in names
-
-
+KERNEL = 'params/backbone/layer1_0/conv2/conv/kernel'
 BARE = create_backbone(TINY | {'dtype': 'float32'})
 
 
 @pytest.mark.parametrize(
   ('model', 'kind', 'name', 'shape'),
   [
-    *(
-      (
-        segmentor(head=head),
-        'ours',
-        'params/backbone/layer1_0/conv2/conv/kernel',
-        (3, 3, 4, 16),
-      )
-      for head in HEADS
-    ),
     (BARE, 'mmseg', 'stem.0.weight', (8, 3, 3, 3)),
     (BARE, 'official', 'conv1.0.weight', (8, 3, 3, 3)),
+    *((varied(head=x), 'ours', KERNEL, (3, 3, 4, 16)) for x in HEADS),
   ],
 )
 def test_names_shapes_and_the_way_back(model, kind, name, shape):
@@ -135,8 +98,8 @@ def test_names_shapes_and_the_way_back(model, kind, name, shape):
 
 
 @pytest.mark.parametrize('kind', ['mmseg', 'official', 'ours'])
-def test_backbone_of_a_classifier_by_dropping_its_layer(tiny_classifier, kind):
-  model, variables = tiny_classifier
+def test_backbone_of_a_classifier_by_dropping_its_layer(classifier, kind):
+  model, variables = classifier
   exported = export_state_dict(model, variables, kind)
   layer = 'head' if kind == 'mmseg' else 'fc'
   backbone = import_state_dict(model.backbone, exported, drop=(layer,))
@@ -147,13 +110,13 @@ def test_backbone_of_a_classifier_by_dropping_its_layer(tiny_classifier, kind):
     import_state_dict(model.backbone, exported)
 
 
-def test_axes_are_transposed(tiny, tiny_classifier):
+def test_axes_are_transposed(tiny, classifier):
   model, state_dict = tiny
   name = 'backbone.layer1.0.conv2.conv.weight'
   params = import_state_dict(model, state_dict)['params']
   kernel = params['backbone']['layer1_0']['conv2']['conv']['kernel']
   assert kernel[2, 0, 1, 5] == state_dict[name][5, 1, 2, 0]
-  model, variables = tiny_classifier
+  model, variables = classifier
   matrix = export_state_dict(model, variables, 'official')['fc.weight']
   assert matrix[7, 200] == variables['params']['fc']['kernel'][200, 7]
 
@@ -177,7 +140,7 @@ REFUSED = [
     r'1 left over \(backbone.layer5.0.conv1.weight\)',
   ),
   (
-    lambda _, tensors: imported(segmentor(stage_sizes=(1, 2, 1, 1)), tensors),
+    lambda _, tensors: imported(varied(stage_sizes=(1, 2, 1, 1)), tensors),
     r'fit the model: they have \(1, 1, 1, 1\) blocks a stage, the model '
     r'\(1, 2, 1, 1\); 23 missing \(backbone.layer2.1.* and 18 more\)',
   ),
@@ -233,22 +196,15 @@ def test_what_does_not_fit_is_refused(tiny, call, message):
 @pytest.mark.parametrize('head', HEADS)
 @pytest.mark.parametrize('kind', ['mmseg', 'ours'])
 def test_another_head_is_said_first(head, kind):
-  source, other = segmentor(head=head), 'fcn' if head == 'pspnet' else 'pspnet'
+  other = 'fcn' if head == 'pspnet' else 'pspnet'
+  source = varied(head=head)
   state_dict = export_state_dict(source, variables_of(source), kind)
   with pytest.raises(
     UserError,
     match=rf'not fit the model: the head of the weights is {head}, the model '
     rf'has {other}; \d+ missing',
   ):
-    import_state_dict(segmentor(head=other), state_dict)
-
-
-def test_segmentor_without_an_auxiliary_head(tiny):
-  model, state_dict = tiny
-  variables = imported(
-    model.clone(auxiliary_head=None), state_dict, 'auxiliary_'
-  )
-  assert sorted(variables['params']) == ['backbone', 'decode_head']
+    import_state_dict(varied(head=other), state_dict)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +224,7 @@ def test_other_classes_are_drawn_anew_by_request_only(
   model, state_dict = tiny
   same = import_state_dict(model, state_dict)
   source = export_state_dict(model, same, kind)
-  target = segmentor(num_classes=4)
+  target = varied(num_classes=4)
   assert reinitialised(model, source) == []
   assert reinitialised(target, source) == [
     'auxiliary_head/classifier/conv_seg',
