@@ -71,13 +71,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def place_locally(tree: Any, mesh: Mesh) -> Any:
-  """Whole copies of arrays on the devices of this host.
-
-  Args:
-    tree: of arrays of the host, or replicated over all hosts; the latter are
-      used in place, without a copy.
-    mesh: `local_mesh()`.
-  """
+  """Whole copies on the devices of `local_mesh()`; replicas are not copied."""
   here = set(mesh.devices.flat)
 
   def place(x: Any) -> jax.Array:
@@ -115,12 +109,7 @@ def batch_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
 
 
 def divisible_batch_size(batch_size: int, mesh: Mesh | None) -> int:
-  """This process' share of a batch, rounded up to what its devices divide.
-
-  Args:
-    batch_size: images over all devices of all processes.
-    mesh: this process' devices; None: one.
-  """
+  """This process' share of a global batch, rounded up to suit its devices."""
   devices = 1 if mesh is None else mesh.shape['data']
   return -(-batch_size // (devices * jax.process_count())) * devices
 
@@ -170,13 +159,9 @@ def shared_rows(mesh: Mesh) -> Callable[[Callable], Callable]:
 
 
 def host_share(mesh: Mesh) -> tuple[int, int]:
-  """The part of every batch that this host reads: the i-th of n equal runs.
-
-  Hosts that share the rows of the same images have the same i.
-
-  Raises:
-    UserError: `spatial` would cut a host's devices unevenly.
-  """
+  """This host reads the i-th of n equal runs of every batch: (i, n)."""
+  # Hosts that share the rows of the same images have the same i, and read them
+  # all.
   spatial, here = mesh.shape['spatial'], len(mesh.local_devices)
   if spatial % here and here % spatial:
     raise UserError(

@@ -67,11 +67,7 @@ def json_digest(value: Mapping[str, Any]) -> str:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-  """The description of a checkpoint.
-
-  Raises:
-    DamagedCheckpoint: it is not what was written.
-  """
+  """The description of a checkpoint, or a `DamagedCheckpoint`."""
   try:
     about = json.loads((folder / 'about' / 'metadata').read_bytes())
     digest = about.pop('digest')

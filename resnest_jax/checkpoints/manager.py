@@ -51,15 +51,12 @@ class Checkpoints(ocp.CheckpointManager):
   # damaged file of theirs would keep the whole folder from being opened.
 
   def __init__(self, folder: Path, keep: int, read_only: bool):
-    """Opens the folder.
+    """Opens the folder, an absolute path.
 
     Args:
-      folder: an absolute path.
-      keep: so many of the newest stay; the one with the best mIoU stays, too.
+      folder: is created unless it is only read.
+      keep: so many of the newest stay, and the one with the best mIoU.
       read_only: nothing is created or removed.
-
-    Raises:
-      UserError: the folder cannot be written to.
     """
     self.scores: dict[int, float] = {}
     self._told = False  # A refused write was raised already.

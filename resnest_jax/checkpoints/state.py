@@ -111,13 +111,13 @@ def create_state(
   *,
   ema: bool = False,
 ) -> TrainState:
-  """The state on the mesh before the first step.
+  """The state before the first step, whole on every device of the mesh.
 
   Args:
     model: of `create_training`, as the optimizer.
     optimizer: of the parameters.
     variables: from `start_variables`, the same on all hosts.
-    mesh: every device gets a whole copy.
+    mesh: the devices.
     ema: keep moving averages.
   """
   # Files and draws have each block by its name, however a platform runs them.

@@ -99,13 +99,8 @@ class Store(contextlib.AbstractContextManager):
     save(self._manager, run.state, self._describe(run), metrics)
 
   def save_interrupted(self, run: Run) -> None:
-    """Saves a state that is newer than the newest checkpoint, and waits.
-
-    Called from the stopper's thread, or between two steps.
-
-    Raises:
-      UserError: the system refuses it, or the loss is not finite.
-    """
+    """Saves a state that is newer than the newest checkpoint, and waits."""
+    # Called from the stopper's thread, or between two steps.
     self._manager.finish()
     if run.step > run.saved_step:
       more = {'unread': unlogged_scalars(run), 'evaluating': run.evaluating}

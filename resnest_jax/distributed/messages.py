@@ -55,10 +55,7 @@ def wait_for_all(name: str) -> None:
 
 @contextlib.contextmanager
 def first_goes_ahead(name: str) -> Iterator[None]:
-  """Lets the first process through, then the others.
-
-  The first one writes files that the others find there.
-  """
+  """Lets the first process through, then the others, which find its files."""
   if not is_first():
     wait_for_all(name)
   yield

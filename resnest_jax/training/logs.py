@@ -177,17 +177,14 @@ class RunLog:
     evaluate: bool = False,
     write: bool = True,
   ):
-    """Opens the logs.
+    """Opens the logs and drops lines after `start_step`.
 
     Args:
       workdir: the run's folder.
-      start_step: finished steps; later lines are dropped.
-      evaluate: an evaluation after `start_step` follows; an earlier one's
-        scores are dropped as well.
+      start_step: finished steps.
+      evaluate: an evaluation after `start_step` follows; scores of an earlier
+        one are dropped as well.
       write: False: nothing is written.
-
-    Raises:
-      UserError: the system refuses to write.
     """
     self.path = workdir / 'log.jsonl'
     self._file = None
@@ -227,11 +224,7 @@ class RunLog:
     write_text(self.path, ''.join(kept))
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
-    """Adds scalars that hold after `step` steps.
-
-    Raises:
-      UserError: the system refuses to write.
-    """
+    """Adds scalars after `step` steps; a refused write is a `UserError`."""
     if self._file is None:
       return
     from tensorboardX.proto.event_pb2 import Event
@@ -251,11 +244,7 @@ class RunLog:
       self.wandb.log(dict(scalars), step=step)
 
   def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
-    """Adds a picture, uint8 (H, W, 3) RGB, for TensorBoard.
-
-    Raises:
-      UserError: the system refuses to write.
-    """
+    """Adds a picture, uint8 (H, W, 3) RGB, for TensorBoard."""
     if self._file is None:
       return
     from tensorboardX.proto.event_pb2 import Event

@@ -179,14 +179,10 @@ def make_train_step(
 def compile_step(
   step: Callable, *arguments: Any
 ) -> tuple[jax.stages.Compiled, dict[str, float]]:
-  """The compiled function of `jax.jit`, with its times in seconds.
-
-  Args:
-    step: from `make_train_step`, say.
-    *arguments: arrays, or their shapes.
+  """Compiles a function of `jax.jit` for these arguments, or their shapes.
 
   Returns:
-    The program; `trace_seconds` of Python and `compile_seconds` of XLA, or of
+    The program; `trace_seconds` of Python, and `compile_seconds` of XLA or of
     reading the compile cache on disk.
   """
   start = time.perf_counter()
@@ -200,18 +196,12 @@ def compile_step(
 
 
 class Training(NamedTuple):
-  """The parts of a training on a mesh.
+  """The parts of a training on a mesh."""
 
-  Attributes:
-    model: the segmentor as it is evaluated. It shares its variables with the
-      step; blocks may be stacked in them (`models.stacking`).
-    optimizer: of the parameters that are not frozen.
-    plan: how gradients are computed.
-    step: from `make_train_step`.
-  """
-
+  # As it is evaluated. It shares its variables with the step; blocks may be
+  # stacked in them (`models.stacking`).
   model: nn.Module
-  optimizer: optax.GradientTransformation
+  optimizer: optax.GradientTransformation  # Of what is not frozen.
   plan: Plan
   step: Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]
 
@@ -225,9 +215,6 @@ def create_training(
     config: the whole configuration, with the number of classes.
     mesh: devices, or descriptions of them (`jax.experimental.topologies`).
     loss: of both heads; None: as `config.loss` describes it.
-
-  Raises:
-    UserError: keys that exclude each other.
   """
   train = config['train']
   model = create_segmentor(config['model'])
