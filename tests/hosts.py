@@ -10,15 +10,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def start(*command, devices):
+def start(*command, devices, **variables):
   """Starts `python COMMAND` with so many devices; the output is piped."""
   count = f'device_count={devices}'
-  flags = re.sub(r'device_count=\d+', count, os.environ['XLA_FLAGS'])
-  paths = {'PYTHONPATH': os.pathsep.join([f'{ROOT}', f'{ROOT}/tests'])}
+  variables |= {
+    'XLA_FLAGS': re.sub(r'device_count=\d+', count, os.environ['XLA_FLAGS']),
+    'PYTHONPATH': os.pathsep.join([f'{ROOT}', f'{ROOT}/tests']),
+  }
   return subprocess.Popen(
     [sys.executable, *map(str, command)],
     cwd=ROOT,
-    env=os.environ | paths | {'XLA_FLAGS': flags},
+    env=os.environ | variables,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

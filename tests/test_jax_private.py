@@ -1,4 +1,4 @@
-"""What JAX does not promise is there, and is what the project takes it for."""
+"""Private parts of JAX exist, and are what the project takes them for."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from resnest_jax import jax_private
 from resnest_jax.runtime import count_compilations
 
 ROOT = Path(__file__).resolve().parent.parent
-# Where JAX keeps what it may change: https://docs.jax.dev/en/latest/jep/25516.
+# Names that JAX may change: https://docs.jax.dev/en/latest/jep/25516.
 PRIVATE = re.compile(r'^jax\.(_src|core|extend|interpreters|lib)\b')
 
 

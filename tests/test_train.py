@@ -36,7 +36,7 @@ def arguments(mini_data_dir):
 
 @pytest.fixture(scope='module')
 def finished_run(arguments, run_script, tmp_path_factory):
-  """A run that nothing disturbed, and what it printed; JAX's log beside it."""
+  """A run that nothing disturbed, and what it printed; JAX's log next to it."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
   process = run_script(
     *(*arguments, workdir, '--profile', '5:6'),
@@ -151,7 +151,7 @@ def test_starts_from_the_weights_of_a_run(
   source = f'--config.pretrained={finished_run[0]}'
   process = run_script(*arguments, tmp_path / 'run', source)
   assert f'starting from {finished_run[0]} (step 8)' in process.stdout
-  # Where the other run began and where it ended.
+  # Lower than halfway between start and end of the other run.
   before, after = (
     logged(run, 'loss') for run in (finished_run[0], tmp_path / 'run')
   )

@@ -24,7 +24,7 @@ from resnest_jax.weights.state_dict import import_state_dict
 
 CLASSES = 7
 NAMES = tuple('abcdefg')
-# Of a network that is smaller yet, without an auxiliary head.
+# A network that is smaller yet, without an auxiliary head.
 TINY = reference.TINY | {'stem_width': 4, 'width': 4, 'aux_channels': None}
 CANVAS, LABEL_CANVAS = (64, 96), (80, 64)
 # Height and width of the network's input and of the original: enlarged,

@@ -50,7 +50,7 @@ SPLITS = (Noise(5), Noise(1), Noise(5, broken=(3,)))
 
 
 def outcome(split, mesh=None, batch_size=3, network=None):
-  """What an evaluation gives, to be compared as JSON; or the error's text."""
+  """Results of an evaluation, to be compared as JSON; or the error's text."""
   mesh = mesh or sharding.local_mesh()
   shown, batch_size = [], steps.divisible_batch_size(batch_size, mesh)
   model, variables = network or (plain.Upsampler(), plain.variables())

@@ -1,4 +1,4 @@
-"""What the page to try a network says, without a browser."""
+"""Texts of the page to try a network, without a browser."""
 
 import re
 import socketserver
@@ -34,7 +34,7 @@ def test_shares_add_up(counts, expected):
 
 @pytest.fixture
 def look(tmp_path):
-  """What `look_at` finds in a picture of a size."""
+  """look(predictor, height, width): results for such a picture."""
 
   def look_at(predictor, *size):
     cv2.imwrite(f'{tmp_path}/street.png', smooth_picture(*size))

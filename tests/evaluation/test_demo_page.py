@@ -1,12 +1,9 @@
 """The page to try a network, opened in a browser."""
 
 import json
-import os
 import re
 import signal
 import socketserver
-import subprocess
-import sys
 import threading
 
 import cv2
@@ -22,6 +19,7 @@ from browser import (
   set_media,
 )
 from evaluation.drawn import smooth_picture
+from hosts import finish, start
 from PIL import Image
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -67,37 +65,27 @@ class Listener(socketserver.ThreadingTCPServer):
 def address(written_run, pictures, tmp_path_factory):
   """The page, served by the command, until Ctrl-C."""
   uploads = tmp_path_factory.mktemp('uploads')
-  flags = re.sub(r'count=\d+', 'count=1', os.environ['XLA_FLAGS'])
   with Listener(('127.0.0.1', 0), None) as proxy:
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     proxy_address = 'http://127.0.0.1:{1}'.format(*proxy.server_address)
-    process = subprocess.Popen(
-      [
-        *(sys.executable, '-m', 'resnest_jax.demo', '--weights', written_run),
-        *('--checkpoint', '7', '--port', '0'),
-        *('--examples', pictures / 'photo.png'),
-      ],
-      env=os.environ
-      | dict.fromkeys(('HTTP_PROXY', 'HTTPS_PROXY'), proxy_address)
-      | {'NO_PROXY': '127.0.0.1,localhost', 'TMPDIR': str(uploads)}
-      | {'XLA_FLAGS': flags},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
+    process = start(
+      *('-m', 'resnest_jax.demo', '--weights', written_run),
+      *('--checkpoint', 7, '--port', 0, '--examples', pictures / 'photo.png'),
+      devices=1,
+      HTTP_PROXY=proxy_address,
+      HTTPS_PROXY=proxy_address,
+      NO_PROXY='127.0.0.1,localhost',
+      TMPDIR=str(uploads),
     )
-    lines = []
-    for line in process.stdout:
-      lines.append(line)
-      if found := re.search(r'the page is at (http://127\.0\.0\.1:\d+/)', line):
-        break
-    assert found, ''.join(lines)
+    page = re.compile(r'the page is at (http://127\.0\.0\.1:\d+/)')
+    found = next(filter(None, map(page.search, process.stdout)), None)
+    assert found, finish(process)
     yield found[1]
     assert list(uploads.iterdir()) != []
     # As schedulers do; Ctrl-C goes the same way.
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=SECONDS)
-    assert process.returncode == 128 + signal.SIGTERM, said
-    assert said == ''
+    said = finish(process, status=128 + signal.SIGTERM, timeout=SECONDS)
+    assert said == ('', '')
     assert list(uploads.glob('resnest_jax_demo_*')) == []
     proxy.shutdown()
     assert proxy.asked == 0
@@ -287,7 +275,7 @@ def test_page_follows_the_systems_theme_and_fits_a_phone(
 
 
 def test_nothing_is_asked_of_other_hosts(browser, address):
-  """Of all that the tests above have loaded."""
+  """Looks at all that the tests above have loaded."""
   open_page(browser, address)
   log = browser.get_log('performance')
   messages = [json.loads(entry['message'])['message'] for entry in log]

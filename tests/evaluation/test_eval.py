@@ -49,7 +49,7 @@ def out(workdir):
 
 @pytest.fixture(scope='module')
 def console(workdir, command, run_script):
-  """What stood on it when the run was evaluated into `out`."""
+  """Output of the evaluation of the run into `out`."""
   return run_script(*command, '--workdir', workdir).stdout
 
 
@@ -99,7 +99,7 @@ def test_results_are_complete_and_consistent(
     f'mIoU {100 * result["mIoU"]:.2f}',
     f' {100 * interval["low"]:.2f} to ',
     f'report: {out}/report.html',
-    # Of classes that are nowhere in the ground truth the first are named.
+    # The first of the classes that are nowhere in the ground truth.
     result['classes_absent'][0],
     'sky',
   ):
@@ -189,7 +189,7 @@ def test_boundary_iou_and_beta_on_demand(
     'worst': ranked[:2],
     'best': ranked[:-3:-1],
   }
-  # What stands for F2 beside precision and recall is F2, not F1.
+  # The column next to precision and recall is F2, not F1.
   assert result['fscore_beta'] == 2
   entry = next(x for x in result['per_class'] if x['Fscore'])
   precision, recall = entry['Precision'], entry['Recall']
@@ -285,7 +285,7 @@ REFUSED = {
   NEW + 'resnest50': 'resnest50 is a classifier',
   NEW + '{weights}/../backbone': 'is a backbone, which gives no label',
   NEW + '{run} --checkpoint=3': "no checkpoint '3'; .* 7",
-  # What is there is not overwritten: something else, or another's results.
+  # Nothing is overwritten: neither other files nor results of another kind.
   RUN + '--out={old}/eval': r'report\.html is there and is not of',
   RUN + '--out={old}': 'not the result of an evaluation',
   RUN + '--out={old}/train': 'nothing was evaluated',
@@ -305,19 +305,16 @@ def test_mistakes_are_told_and_nothing_is_written(
   before = (out / 'metrics.json').read_bytes()
   (tmp_path / 'thesis.txt').write_text('all of it')
   # The first is of a version without reports, though one is there.
-  for name, other in (
-    ('eval', result),
-    ('train', {'data': {'split': 'train'}}),
-  ):
+  unreported = {key: result[key] for key in result if key != 'report'}
+  for name, other in (('eval', unreported), ('train', {'data': 'train'})):
     (tmp_path / name).mkdir()
-    other = {x: other[x] for x in other if x != 'report'}
     (tmp_path / name / 'metrics.json').write_text(json.dumps(other))
     (tmp_path / name / 'report.html').write_text('mine')
   there = sorted(tmp_path.rglob('*'))
   folders = {'run': workdir, 'weights': weights, 'old': tmp_path}
-  flags_here = flags.format(**folders, new=tmp_path / 'new').split()
+  given = flags.format(**folders, new=tmp_path / 'new').split()
   with pytest.raises(UserError, match=f'(?s){REFUSED[flags]}'):
-    call_script(*command, *flags_here)
+    call_script(*command, *given)
   assert sorted(tmp_path.rglob('*')) == there
   assert read(tmp_path / 'train') == other
   assert (out / 'metrics.json').read_bytes() == before

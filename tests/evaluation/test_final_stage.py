@@ -29,7 +29,7 @@ def whole(logits, size, canvas, label_size, label_canvas, tile_bytes):
 @pytest.mark.parametrize('tile_bytes', [1, 200_000, label_maps.TILE_BYTES])
 def test_label_maps_equal_two_plain_resizes(tile_bytes):
   logits = np.random.default_rng(0).standard_normal((5, 8, 12, CLASSES))
-  # What stands in the padding must not matter.
+  # The padding must not matter.
   maps = jax.jit(whole, static_argnums=(2, 4, 5))(
     *(logits, np.array(SIZES), CANVAS),
     *(np.array(LABEL_SIZES), LABEL_CANVAS, tile_bytes),
@@ -115,6 +115,6 @@ def test_a_large_image_of_many_classes_takes_little_memory(name):
   compiled = jax.jit(finish).lower(arrays, sizes, label).compile()
   memory = compiled.memory_analysis()
   assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 400e6
-  # What the network has given comes on top: at 1.75 times the size it is much.
+  # Logits of the network come on top: at 1.75 times the size they are many.
   given = {'whole': 16e6, 'ms_flip_1x': 2e9}[name]
   assert memory.argument_size_in_bytes == pytest.approx(given, rel=0.05)

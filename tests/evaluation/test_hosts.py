@@ -28,7 +28,7 @@ def test_devices_and_batch_size_do_not_change_the_counts():
     for size in (1, 7):
       found = processes.outcome(split, mesh, size, network)
       results[devices, size, found.pop('batch_size')] = found
-  # What the devices cannot share evenly is rounded up.
+  # Rounded up to a number that the devices can share evenly.
   rows = [rows for *_, rows in results]
   assert rows == [1, 7, 2, 8, 4, 8]
   first = results[1, 1, 1]
@@ -47,7 +47,7 @@ def test_devices_and_batch_size_do_not_change_the_counts():
 
 @pytest.fixture(scope='module')
 def evaluated(written_run, tmp_path_factory, mini_data_dir):
-  """Of one process and of two: their folders, and what the two printed."""
+  """Folders of one process and of two, and lines printed by the two."""
   folder = tmp_path_factory.mktemp('evaluated')
   alone, both = folder / 'alone', folder / 'both'
   overrides = OVERRIDES | {

@@ -106,7 +106,7 @@ def test_whole_protocol_equals_mmsegmentation():
   golden = reference.load('infer_whole')
   shape = golden['pred'].shape
   image = cv2.resize(golden['image'], golden['scale'])
-  # Padded, beside a filler, and each of the two on its own device.
+  # Padded, next to a filler, and each of the two on its own device.
   batch = {
     'image': np.zeros((2, 192, 256, 3), np.uint8),
     'size': np.array([[1, 1], image.shape[:2]], np.int32),

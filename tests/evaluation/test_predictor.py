@@ -15,7 +15,7 @@ from resnest_jax.inference.predictor import Prediction, Predictor
 from resnest_jax.inference.protocols import Protocol, choose_protocol
 from resnest_jax.runtime import count_compilations
 
-# Of one bucket, but for the last.
+# All fit one bucket but the last.
 SIZES = ((50, 60), (40, 64), (64, 33), (30, 100))
 PICTURES = [smooth_picture(*size, i) for i, size in enumerate(SIZES)]
 

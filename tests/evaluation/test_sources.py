@@ -48,7 +48,7 @@ def test_folders_with_and_without_their_sub_folders(trip):
   assert found('trip', 'trip/a.jpg', trip / '..' / 'trip') == FLAT
   everything = [*FLAT, FIRST, LATE, SECOND]
   assert found('trip', recursive=True) == everything
-  # What is in the output folder is no input.
+  # Files in the output folder are no input.
   (trip / 'out').mkdir()
   (trip / 'out' / 'a.png').touch()
   assert found('trip', recursive=True, out=Path('trip/out')) == everything

@@ -41,7 +41,7 @@ def names_in(folder):
 
 
 def predict(predictor, path, out, save=None):
-  """What `predict_video` has done, and the files."""
+  """Results of `predict_video`, and the files."""
   source = Source(path)
   (files,) = output_files([source], save)
   done = Done()
@@ -176,7 +176,7 @@ def test_frames_a_second_are_measured_where_the_file_is_not_believed(
 
 
 def test_sizes_that_mp4_cannot_hold(predictor, tmp_path):
-  """Of odd ones the last row is left out; the masks have all."""
+  """The last row of odd ones is left out; the masks have all."""
   frames = [np.full((47, 63, 3), i, np.uint8) for i in (20, 200)]
   files = {'masks': tmp_path / 'a', 'overlays': tmp_path / 'a.mp4'}
   with VideoOutputs(files, 10) as outputs:
