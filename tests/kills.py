@@ -139,10 +139,8 @@ def run_and_kill(
   printed = []
   with start(arguments, **options) as process:
     if line is None:
-      pattern, known = 'checkpoints/*orbax-checkpoint-tmp*', set()
-      while process.poll() is None:
-        if set(workdir.glob(pattern)) - known:
-          break
+      unfinished = 'checkpoints/*orbax-checkpoint-tmp*'
+      while process.poll() is None and not any(workdir.glob(unfinished)):
         time.sleep(0.002)
     elif line:
       for text in process.stdout:

@@ -1,5 +1,6 @@
 """What tests of data share."""
 
+import shutil
 import sys
 
 import pytest
@@ -14,3 +15,22 @@ def call(monkeypatch):
     main()
 
   return call
+
+
+@pytest.fixture
+def data_dir(mini_data_dir, tmp_path):
+  """A copy of prepared data, to be written to."""
+  return shutil.copytree(mini_data_dir, tmp_path / 'data')
+
+
+@pytest.fixture(scope='session')
+def damaged_dir(mini_data_dir, tmp_path_factory):
+  """Prepared data, some bytes of whose training records are others."""
+  folder = tmp_path_factory.mktemp('damaged')
+  shutil.copytree(mini_data_dir, folder, dirs_exist_ok=True)
+  (records,) = folder.glob('ade20k/mini/1.0.0/*-train.*')
+  content = bytearray(records.read_bytes())
+  middle = len(content) // 2
+  content[middle : middle + 64] = bytes(64)
+  records.write_bytes(content)
+  return folder

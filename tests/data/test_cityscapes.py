@@ -96,6 +96,14 @@ def test_label_ids_become_train_ids(tmp_path):
   assert sample['name'] == 'ulm_1_9'
 
 
+def test_unprepared_data_names_the_files(tmp_path):
+  with pytest.raises(UserError) as error:
+    open_split('cityscapes', tmp_path, 'train')
+  *_, hint = str(error.value).splitlines()
+  for word in (IMAGES, MASKS, 'cityscapes-dataset.com'):
+    assert word in hint
+
+
 def test_prepared_once(mini_cityscapes_archives, tmp_path, capsys):
   prepare(MINI, tmp_path, mini_cityscapes_archives)
   prepare(MINI, tmp_path, mini_cityscapes_archives)

@@ -1,7 +1,6 @@
 """The doctor as users meet it: the command, real files, before a training."""
 
 import json
-import shutil
 
 import cv2
 import numpy as np
@@ -44,19 +43,6 @@ def splits_of(config):
   return [open_data(config.data, name) for name in ('train', other)]
 
 
-@pytest.fixture(scope='module')
-def damaged_dir(mini_data_dir, tmp_path_factory):
-  """Prepared data, some bytes of whose training records are others."""
-  folder = tmp_path_factory.mktemp('damaged')
-  shutil.copytree(mini_data_dir / 'ade20k', folder / 'ade20k')
-  (records,) = folder.rglob('*train*array_record*')
-  content = bytearray(records.read_bytes())
-  middle = len(content) // 2
-  content[middle : middle + 64] = bytes(64)
-  records.write_bytes(content)
-  return folder
-
-
 # ---- The command -----------------------------------------------------------
 
 
@@ -86,21 +72,23 @@ def test_clean_data(run_script, mini_data_dir, tmp_path):
   assert picture.shape[0] > 8 * 200
 
 
+def is_damaged(split, index):
+  try:
+    split.raw(index)
+  except UserError:
+    return True
+  return False
+
+
 def test_damaged_records(run, damaged_dir, tmp_path):
   split, _ = splits_of(config_of(damaged_dir))
-  bad = []
-  for i in range(len(split)):
-    try:
-      split.raw(i)
-    except UserError:
-      bad.append(i)
+  bad = [i for i in range(24) if is_damaged(split, i)]
   assert 0 < len(bad) < 24
   status, out = run('--out', tmp_path, data_dir=damaged_dir)
   assert status == 1
   assert f'error: unreadable (train)\n  {len(bad)} of 24 samples' in out
   assert 'python -m resnest_jax.data.prepare ade20k_mini' in out
-  content = json.loads((tmp_path / 'doctor.json').read_text())
-  (finding,) = content['findings']
+  (finding,) = json.loads((tmp_path / 'doctor.json').read_text())['findings']
   assert (finding['rule'], finding['count']) == ('unreadable', len(bad))
   assert f'sample {bad[0]} of ade20k_mini' in finding['samples'][0]
 
@@ -123,16 +111,16 @@ def test_samples_are_spread_evenly(run):
 
 def test_a_report_is_replaced_and_other_files_are_not(run, tmp_path):
   out = tmp_path / 'new' / 'folder'
-  for number in ('2', '3'):
-    status, _ = run('--out', out, '--samples', number)
-    assert status == 0
-    content = json.loads((out / 'doctor.json').read_text())
-    assert content['splits']['train']['seen'] == int(number)
-  (out / 'doctor.json').write_text('{"mine": 1}')
+  report = out / 'doctor.json'
+  for number in (2, 3):
+    assert run('--out', out, '--samples', number)[0] == 0
+    content = json.loads(report.read_text())
+    assert content['splits']['train']['seen'] == number
+  report.write_text('{"mine": 1}')
   with pytest.raises(UserError, match=r'doctor\.json is there and is not'):
     run('--out', out)
-  assert (out / 'doctor.json').read_text() == '{"mine": 1}'
-  (out / 'doctor.json').unlink()
+  assert report.read_text() == '{"mine": 1}'
+  report.unlink()
   with pytest.raises(UserError, match=r'doctor\.png is there and is not'):
     run('--out', out)
 
@@ -156,14 +144,12 @@ def folder(mini_cityscapes_data_dir, tmp_path):
       image = sample['image'][..., ::-1]
       cv2.imwrite(f'{tmp_path}/images/{split}/{i}.jpg', image)
       cv2.imwrite(f'{tmp_path}/masks/{split}/{i}.png', sample['mask'])
-  lines = [
-    f'{value}: {CITYSCAPES.classes[k]}'
-    for value, k in enumerate(CITYSCAPES.to_train_id)
-    if k != 255
-  ]
-  ignored = np.flatnonzero(CITYSCAPES.to_train_id[:34] == 255)
-  lines.append(f'ignore: {" ".join(map(str, ignored))}')
-  (tmp_path / 'classes.txt').write_text('\n'.join(lines))
+  train_ids = CITYSCAPES.to_train_id[:34]
+  names = CITYSCAPES.classes
+  lines = [f'{i}: {names[k]}' for i, k in enumerate(train_ids) if k != 255]
+  ignored = ' '.join(map(str, np.flatnonzero(train_ids == 255)))
+  text = '\n'.join([*lines, f'ignore: {ignored}'])
+  (tmp_path / 'classes.txt').write_text(text)
   return tmp_path
 
 
@@ -217,9 +203,10 @@ def read(path):
 
 
 def wide_image(folder):
-  image = read(folder / 'images/train/4.jpg').astype(np.uint16) * 256
-  (folder / 'images/train/4.jpg').unlink()
-  cv2.imwrite(f'{folder}/images/train/4.png', image)
+  path = folder / 'images/train/4.jpg'
+  image = read(path).astype(np.uint16) * 256
+  path.unlink()
+  cv2.imwrite(str(path.with_suffix('.png')), image)
 
 
 def change_mask(change):

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from data.readers import (
+  SEED,
   Scenes,
   augmented,
   data_config,
@@ -67,27 +68,27 @@ def test_every_sample_is_its_documented_draw(reference):
     assert_equal({name: batch[name][slot] for name in expected}, expected)
 
 
+def orders(count, batch_size, total_steps, seed=SEED):
+  """The records of each epoch, as they are visited."""
+  options = {'batch_size': batch_size, 'total_steps': total_steps}
+  batches = train_batches(Scenes(count), seed=seed, **options)
+  epochs = np.reshape([which(batch) for batch in batches], (-1, count))
+  assert (np.sort(epochs, axis=1) == range(count)).all()
+  return set(map(tuple, epochs.tolist()))
+
+
 def test_every_epoch_visits_each_record_once_in_another_order():
-  # 5 epochs of 10 samples in batches of 4 do not end where batches end.
-  batches = train_batches(total_steps=25, batch_size=2)
-  order = np.reshape([which(batch) for batch in batches], (5, 10))
-  assert_equal(np.sort(order, axis=1), [range(10)] * 5)
-  assert len({tuple(row) for row in order.tolist()}) == 5
-  assert [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] not in order.tolist()
+  # 10 epochs of 10 samples in batches of 4 do not end where batches end.
+  found = orders(10, 4, 25)
+  assert len(found) == 10
+  assert tuple(range(10)) not in found
+  assert orders(3, 8, 3)  # A split smaller than a batch is repeated.
+  assert not orders(10, 1, 40, seed=0) & orders(10, 1, 40, seed=1)
 
 
 def test_the_draws_change_from_epoch_to_epoch():
   batches = train_batches(Scenes(1), total_steps=6, batch_size=1)
   assert len({batch['image'].tobytes() for batch in batches}) == 6
-
-
-def test_seeds_differ_and_neighbours_share_no_order():
-  def orders(seed):
-    batches = train_batches(total_steps=40, batch_size=1, seed=seed)
-    order = np.reshape([which(batch) for batch in batches], (4, 10))
-    return {tuple(row) for row in order.tolist()}
-
-  assert not orders(0) & orders(1)
 
 
 @pytest.mark.parametrize(
@@ -131,40 +132,30 @@ def test_resuming_late_costs_no_more_than_early():
   assert late < 5 * early + 0.1
 
 
-def test_a_split_smaller_than_a_batch_is_repeated():
-  batches = train_batches(Scenes(3), batch_size=8, total_steps=3)
-  order = np.reshape([which(batch) for batch in batches], (8, 3))
-  assert_equal(np.sort(order, axis=1), [range(3)] * 8)
-
-
 def test_photometric_off_leaves_identity_and_all_else(reference):
   batches = train_batches(config=data_config(photometric=False))
-  for batch, other in zip(batches, reference, strict=True):
-    assert_equal(batch['photometric'], np.tile([0, 1, 1, 0, 1], (4, 1)))
-    assert_equal(batch['image'], other['image'])
+  identity = np.tile([0, 1, 1, 0, 1], (4, 1))
+  expected = [batch | {'photometric': identity} for batch in reference]
+  assert_equal(batches, expected)
 
 
 @pytest.mark.parametrize(
-  ('broken', 'workers', 'error', 'message'),
+  ('broken', 'fault', 'workers', 'error', 'message'),
   [
-    ({'broken': 6}, 0, UserError, 'scene_6 cannot be decoded'),
-    ({'broken': 6}, 1, UserError, 'scene_6 cannot be decoded'),
-    ({'broken': 2, 'fault': 'size'}, 0, UserError, "'scene_2'"),
+    (6, 'error', 0, UserError, 'scene_6 cannot be decoded'),
+    (6, 'error', 1, UserError, 'scene_6 cannot be decoded'),
+    (2, 'size', 0, UserError, "'scene_2'"),
     # An error that does not pickle still comes through.
-    (
-      {'broken': 3, 'fault': 'bug'},
-      *(1, RuntimeError, 'record 3 failed: UnpicklableError'),
-    ),
-    (
-      {'broken': 3, 'fault': 'kill'},
-      *(1, UserError, r'ended unexpectedly.*exit code -9'),
-    ),
+    (3, 'bug', 1, RuntimeError, 'record 3 failed: UnpicklableError'),
+    (3, 'kill', 1, UserError, r'ended unexpectedly.*exit code -9'),
   ],
 )
-def test_a_bad_record_stops_with_its_name(broken, workers, error, message):
+def test_a_bad_record_stops_with_its_name(
+  broken, fault, workers, error, message
+):
   config = data_config(num_workers=workers, num_threads=1)
   with pytest.raises(error, match=message):
-    train_batches(Scenes(10, **broken), config)
+    train_batches(Scenes(10, broken, fault), config)
 
 
 def test_workers_that_are_killed_while_they_wait_are_noticed():
@@ -325,13 +316,13 @@ def test_evaluation_hosts_share_the_images():
 
 
 @pytest.mark.parametrize(
-  ('broken', 'options', 'message'),
+  ('broken', 'fault', 'bucket', 'message'),
   [
-    ({'broken': 3}, {}, 'scene_3 cannot be decoded'),
-    ({'broken': 5, 'fault': 'size'}, {}, "'scene_5'"),
-    ({}, {'bucket': 0}, r'eval\.bucket is 0'),
+    (3, 'error', 16, 'scene_3 cannot be decoded'),
+    (5, 'size', 16, "'scene_5'"),
+    (None, '', 0, r'eval\.bucket is 0'),
   ],
 )
-def test_evaluation_stops_at_a_bad_record(broken, options, message):
+def test_evaluation_stops_at_a_bad_record(broken, fault, bucket, message):
   with pytest.raises(UserError, match=message):
-    eval_batches(Scenes(6, **broken), **options)
+    eval_batches(Scenes(6, broken, fault), bucket=bucket)

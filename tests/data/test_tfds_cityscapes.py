@@ -138,9 +138,9 @@ def test_missing_file_and_other_features(data_dir):
 def test_damaged_record_is_named(data_dir):
   folder = tfds_cityscapes.directory(data_dir)
   path = folder / 'cityscapes-validation.array_record-00000-of-00001'
-  data = bytearray(path.read_bytes())
-  data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)
-  path.write_bytes(data)
+  data = path.read_bytes()
+  third, half = len(data) // 3, len(data) // 2
+  path.write_bytes(data[:third] + bytes(half - third) + data[half:])
   split = open_split('cityscapes', data_dir, 'validation')
   with pytest.raises(UserError, match=r'semantic_seg.*prepare it again'):
     list(split)
