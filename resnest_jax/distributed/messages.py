@@ -42,11 +42,6 @@ def share(number: int) -> range:
   return range(jax.process_index(), number, jax.process_count())
 
 
-def any_host(value: bool) -> bool:
-  """Whether it is true in any process; all of them have to call this."""
-  return any(gather(lambda: value))
-
-
 def wait_for_all(name: str) -> None:
   """Waits for all processes. A name serves once."""
   if jax.process_count() > 1:

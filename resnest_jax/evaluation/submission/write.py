@@ -1,14 +1,4 @@
-"""Zip files for the test servers of Cityscapes and ADE20K.
-
-    python -m resnest_jax.evaluation.submission cityscapes \\
-      --predictions predictions --out cityscapes.zip
-    python -m resnest_jax.evaluation.submission ade20k \\
-      --predictions predictions --out ade20k.zip --images release_test/testing
-    python -m resnest_jax.evaluation.submission validate ade20k.zip
-
---predictions is what predict.py has written. The second form says what is wrong
-with a zip file, of any origin, without the server. docs/submission.md.
-"""
+"""Writes zip files for the test servers of Cityscapes and ADE20K."""
 
 import dataclasses
 import json
