@@ -202,8 +202,8 @@ def check_names(
           f'{len(members)} masks are there whose names begin with {group}; the '
           f'benchmark has {number}.',
           tuple(sorted(members))[:1],
-          'Give --images, the folder or zip file of the test images, to get the '
-          'names that are missing or superfluous.',
+          'Give --images, the folder or zip file of the test images, to see '
+          'which names are missing or superfluous.',
         )
       )
   if extra := sorted(keys - known):
@@ -211,7 +211,8 @@ def check_names(
       Finding(
         f'{len(extra)} masks are of no test image of {benchmark.name}.',
         tuple(extra),
-        'Remove them. Masks of training or validation images do not belong here.',
+        'Remove them: the server takes no masks of training or validation '
+        'images.',
       )
     )
   return findings
