@@ -177,10 +177,7 @@ def image_results(
   batches: Iterable[Batch],
   with_predictions: bool = True,
 ) -> Iterator[ImageResult]:
-  """Yields each image's result, in the order of the batches, without fillers.
-
-  Without predictions the label maps stay on the device.
-  """
+  """Yields each image's result, in the order of the batches."""
 
   def results(batch, maps, counts):
     # Waits for the device. The counts of an image fit in int32, their sums over

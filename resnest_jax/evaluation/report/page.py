@@ -38,13 +38,8 @@ def write(
 ) -> None:
   """Writes the whole page or nothing.
 
-  Args:
-    path: the file; its folder is made.
-    result: the content of metrics.json.
-    confusion: int64 (C, C), rows = ground truth.
-    image_counts: see `evaluate.Evaluation`.
-    pictures: by 'worst' and 'best', in the order on the page.
-    palette: uint8 (C, 3) RGB.
+  `result` is the content of metrics.json; `confusion` and `image_counts` are as
+  in `Evaluation`, `pictures` as from `make_pictures`.
   """
   page = render(result, confusion, image_counts, pictures, palette)
   files.write_text(path, page)

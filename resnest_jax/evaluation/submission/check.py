@@ -230,11 +230,8 @@ def validate(
 ) -> Verdict:
   """Finds the faults of a zip file.
 
-  Args:
-    path: the zip file.
-    benchmark: the server; None: guessed from the names in the file.
-    images: folder or zip file of the test images; None: sizes and some names
-      are not checked.
+  Without `benchmark` the server is guessed from the names in the file. Without
+  `images`, a folder or zip file, some names and sizes are not checked.
   """
   if not path.is_file():
     raise UserError(f'there is no file {path}.')

@@ -170,12 +170,9 @@ def check_names(
   keys: Iterable[str],
   images: Mapping[str, ImageSize] | None,
 ) -> list[Finding]:
-  """Masks that are missing or belong to no test image.
+  """Masks that are missing or belong to no test image, from keys alone.
 
-  Args:
-    benchmark: the server.
-    keys: of the masks.
-    images: sizes of the test images by key; None: not available.
+  Without `images` (key -> size) not all names are known.
   """
   keys = set(keys)
   expected, counted = _expected(benchmark, images)

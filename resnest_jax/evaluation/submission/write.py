@@ -49,14 +49,8 @@ def write(
 ) -> int:
   """Writes the zip file, whole or not at all; returns the number of masks.
 
-  Args:
-    benchmark: the server.
-    predictions: folder with predict.py's index masks; other files are ignored.
-    out: a new file.
-    images: sizes of the test images by key; None: not available.
-
-  Raises:
-    UserError: `out` exists, or the masks do not fit the benchmark.
+  `predictions` is the --out of predict.py; `images` are the sizes of the test
+  images by key, if they are available.
   """
   # All that names and classes.json tell is checked before any mask is decoded.
   check_new(out)
