@@ -47,6 +47,8 @@ class ImageResult:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
+  """Counts and scores of a split, the same on every host."""
+
   confusion: np.ndarray  # int64 (C, C), rows = ground truth.
   scores: metrics.Scores
   num_images: int
@@ -162,7 +164,7 @@ class Evaluator:
         on_image=look if self._kept or self._watchers else None,
         fscore_beta=self._config.eval.fscore_beta,
       )
-    # Hosts have the same watchers, and so reach the exchanges in one order.
+    # All hosts have the same watchers, so that their exchanges match.
     for watcher in self._watchers:
       watcher.gather()
     everywhere = messages.gather(lambda: predictions)
@@ -255,7 +257,7 @@ def evaluate(
         progress.advance(task)
     return confusion, counted
 
-  # A host that fails inside tells the others, which else wait for its counts.
+  # A host that fails in here tells the others, so that they do not wait for it.
   parts = messages.gather(count_mine)
   confusion = sum(part for part, _ in parts)
   seen = {}

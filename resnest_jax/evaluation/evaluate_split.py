@@ -46,7 +46,7 @@ def evaluate_split(
 ) -> None:
   """Evaluates a network on every image of a split; prints and writes scores.
 
-  All processes of `jax.distributed` have to call it; the first one writes.
+  Every process has to call it; the first one prints and writes.
 
   Args:
     config: names the data, the protocol and the network of `workdir`.

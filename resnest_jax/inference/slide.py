@@ -130,7 +130,7 @@ def window_matrix(
   first = starts(length, crop, stride, count)
   within = jnp.arange(padded[1]) - first[..., None]  # (B, windows, pixels)
   shown = (within >= 0) & (within < window[:, None, None])
-  # The grid is that of the padded length; a smaller image has fewer windows.
+  # The grid belongs to the padded length; a smaller image has fewer windows.
   shown &= (jnp.arange(count) < grid(length, crop, stride)[:, None])[..., None]
   # No window shows the padding.
   weight = shown / jnp.maximum(shown.sum(1, keepdims=True), 1)

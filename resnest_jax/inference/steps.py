@@ -107,9 +107,9 @@ def make_eval_step(
       compiled for it, which may take minutes.
 
   Returns:
-    eval_step(variables, batch) -> (label maps, counts): `batch` from
-    `make_eval_iterator`; uint8 (B, Hl, Wl), 255 outside the true size; int32
-    (B, C, C).
+    eval_step(variables, batch) -> (label maps, counts). Batches are those of
+    `make_eval_iterator`; maps are uint8 (B, Hl, Wl), 255 outside the true size;
+    counts are int32 (B, C, C).
   """
   # The network compiles once for each padded shape of images, the final stage
   # (quick) for each pair of padded shapes of images and labels.
@@ -178,7 +178,7 @@ def make_predict_step(
     maps = label_maps(views, label_size)
     if not probabilities:
       return maps, None
-    # Of one view these are logits, of several already probabilities.
+    # One view gives logits, several give probabilities.
     mean = class_scores(views)
     mean = jax.nn.softmax(mean) if len(views) == 1 else mean
     return maps, mean.astype(jnp.float32)
