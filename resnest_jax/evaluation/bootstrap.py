@@ -1,30 +1,25 @@
-"""How much mIoU would move with other images: a bootstrap over images.
+"""A bootstrap interval of mIoU: how far it would move on other images.
 
-A test set is one draw of images out of many possible. As many images as it has
-are drawn from it with replacement, again and again, and mIoU is computed each
-time; the middle 95 % of these values are the interval. It says nothing about
-another training with another seed.
-
-Images are drawn whole, because the pixels of one belong together. All that is
-needed of an image are two numbers a class, intersection and union.
-
-Efron and Tibshirani, An Introduction to the Bootstrap, 1993 (percentiles).
+The percentile interval of Efron and Tibshirani, An Introduction to the
+Bootstrap, 1993. It says nothing about another seed of the training.
 """
 
 import dataclasses
 
 import numpy as np
 
-MOST_DRAWS = 2**20  # At a time, to bound memory: 8 bytes each, a few times.
+# Images drawn at a time. Each takes 8 bytes in a few arrays, so that memory
+# stays at tens of megabytes for any number of resamples.
+MOST_DRAWS = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """Where mIoU lies, fractions; NaN if nothing was counted."""
+  """An interval of mIoU, in fractions; NaN if no pixel was counted."""
 
   low: float
   high: float
-  level: float  # The share of the resamples inside.
+  level: float  # Share of the resamples inside the interval.
   resamples: int
   seed: int
 
@@ -36,18 +31,14 @@ def miou_interval(
   resamples: int = 1000,
   seed: int = 0,
 ) -> Interval:
-  """The percentile interval of mIoU.
+  """The percentile interval of mIoU over resampled images.
 
   Args:
-    counts: int (images, 2, C), of each image the pixels in both and in either
-      of ground truth and prediction (`metrics.intersection_and_union`).
-    level: 0 to 1 (excluded).
-    resamples: how often images are drawn, at least 1.
-    seed: of the draws; the same counts and seed give the same interval.
-
-  Returns:
-    `Interval`. A class that is in no drawn image takes no part in that mean,
-    as everywhere.
+    counts: int (images, 2, C): intersection and union of each image, see
+      `metrics.intersection_and_union`.
+    level: between 0 and 1, both excluded.
+    resamples: at least 1.
+    seed: the same counts and seed give the same interval.
   """
   counts = np.asarray(counts)
   if counts.ndim != 3 or counts.shape[1] != 2:
@@ -58,18 +49,24 @@ def miou_interval(
       f'{resamples}'
     )
   images, _, num_classes = counts.shape
-  # Exact in float64 as long as a class has fewer than 2^53 pixels.
+  # BLAS multiplies floats only. They are exact in float64 as long as a class
+  # has fewer than 2^53 pixels.
   flat = counts.reshape(images, 2 * num_classes).astype(np.float64)
   rng = np.random.default_rng(seed)
   chunk = max(MOST_DRAWS // max(images, 1), 1)
   values = []
   for start in range(0, resamples if images else 0, chunk):
     number = min(chunk, resamples - start)
+    # Whole images are drawn, because the pixels of one image are correlated.
     drawn = rng.integers(images, size=(number, images))
+    # Each resample gets a range of its own, so that one bincount tells how
+    # often each of them drew each image: (number, images).
     drawn += images * np.arange(number)[:, None]
     times = np.bincount(drawn.ravel(), minlength=number * images)
     sums = times.reshape(number, images) @ flat
     intersection, union = sums.reshape(number, 2, num_classes).swapaxes(0, 1)
+    # A class that no drawn image has is left out of that resample's mean, as in
+    # `metrics.scores`.
     known = union > 0
     iou = np.divide(intersection, union, where=known, out=np.zeros_like(union))
     means = iou.sum(1)[known.any(1)] / known.sum(1)[known.any(1)]

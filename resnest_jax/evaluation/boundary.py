@@ -1,17 +1,9 @@
 """Boundary IoU: how well the outlines fit, whatever the size of the areas.
 
 Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation
-Evaluation, CVPR 2021. A class' boundary is the part of its mask that lies
-within d pixels of something else, where d is 2 % of the image's diagonal: the
-mask without its d-fold erosion by a 3x3 square. The border of the image counts
-as something else. IoU is then taken of the two boundaries. As with mIoU the
-pixels are summed over all images before they are divided. Ignored pixels
-belong to no mask, neither of the ground truth nor of the prediction.
-
-The authors erode each mask on its own. Here the label map is eroded once and
-dilated once: a pixel's (2d + 1)-square holds nothing but its own class if and
-only if the smallest and the largest class in it are equal. So the time does
-not depend on the number of classes.
+Evaluation, CVPR 2021. The boundary of a class is the part of its mask within d
+pixels of anything else, the image's border included; d is 2 % of the diagonal.
+As in mIoU, pixels are summed over all images before the division.
 """
 
 import collections
@@ -27,7 +19,7 @@ from resnest_jax.evaluation.metrics import nanmean, ratio
 from resnest_jax.labels import IGNORE
 from resnest_jax.threads import thread_count
 
-DILATION_RATIO = 0.02  # Of the image's diagonal (the paper's).
+DILATION_RATIO = 0.02  # The paper's share of the image's diagonal.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,28 +34,29 @@ class BoundaryScores:
 def boundary_width(
   height: int, width: int, dilation_ratio: float = DILATION_RATIO
 ) -> int:
-  """How many pixels of a mask, from its outline inwards, are its boundary."""
+  """The boundary's width d in pixels, at least 1."""
   return max(1, round(dilation_ratio * float(np.hypot(height, width))))
 
 
 def boundary(
   label_map: np.ndarray, dilation_ratio: float = DILATION_RATIO
 ) -> np.ndarray:
-  """Which pixels lie on the boundary of their class.
+  """Which pixels of a uint8 (H, W) map lie on the boundary of their class.
 
-  Args:
-    label_map: uint8 (H, W).
-    dilation_ratio: the boundary's width as a share of the diagonal.
-
-  Returns:
-    bool (H, W): true where another value, or the end of the image, is at most
-    the boundary's width away (in rows and in columns).
+  True where another value or the image's border is at most `boundary_width`
+  away, in rows and in columns.
   """
   d = boundary_width(*label_map.shape, dilation_ratio)
+  # The authors erode the mask of each class. Here the label map is eroded once
+  # and dilated once, so that the time does not depend on the number of classes:
+  # the (2d + 1)-square around a pixel holds a single class if and only if the
+  # smallest and the largest label in it are equal.
   square = np.ones((3, 3), np.uint8)
   smallest = cv2.erode(label_map, square, iterations=d)
   largest = cv2.dilate(label_map, square, iterations=d)
   found = smallest != largest
+  # OpenCV ignores pixels outside the image, but the paper counts them as
+  # something else. A small image may be all boundary: the slices then overlap.
   for edge in (found[:d], found[-d:], found[:, :d], found[:, -d:]):
     edge[...] = True
   return found
@@ -75,13 +68,13 @@ def boundary_counts(
   num_classes: int,
   dilation_ratio: float = DILATION_RATIO,
 ) -> np.ndarray:
-  """Boundary pixels of one image by class.
+  """Boundary pixels of each class in one image.
 
   Args:
-    prediction: uint8 (H, W), classes; anything where the label is ignored.
+    prediction: uint8 (H, W), classes; not read where the label is ignored.
     label: uint8 (H, W), classes or 255.
     num_classes: C, at most 255.
-    dilation_ratio: see `boundary`.
+    dilation_ratio: see `boundary_width`.
 
   Returns:
     int64 (2, C): pixels on both boundaries of a class, and on either.
@@ -90,12 +83,16 @@ def boundary_counts(
     raise ValueError(
       f'prediction {prediction.shape} and label {label.shape} differ in shape'
     )
+  # Ignored pixels belong to no mask, so that the edge of an ignored region is
+  # an outline in both maps.
   prediction = np.where(label == IGNORE, np.uint8(IGNORE), prediction)
+  # Label maps of the boundaries, with 255 off them.
   theirs, ours = (
     np.where(boundary(x, dilation_ratio), x, np.uint8(IGNORE))
     for x in (label, prediction)
   )
   both = theirs[theirs == ours]
+  # Slicing drops the bin of 255.
   both, theirs, ours = (
     np.bincount(x.ravel(), minlength=IGNORE + 1)[:num_classes]
     for x in (both, theirs, ours)
@@ -104,14 +101,11 @@ def boundary_counts(
 
 
 class BoundaryIoU:
-  """Sums the counts of many images, in threads beside the device's work.
+  """Sums the counts of many images, in threads, while the device computes.
 
-      with BoundaryIoU(num_classes) as counter:
-        counter.add(image)  # Every `ImageResult`.
-        scores = counter.scores()
-
-  The order of the images does not matter. Few of them wait at a time, so that
-  memory stays small: `add` blocks if the threads cannot follow.
+  with BoundaryIoU(num_classes) as counter:
+    counter.add(image)  # Every `ImageResult`.
+    scores = counter.scores()
   """
 
   def __init__(
@@ -127,7 +121,9 @@ class BoundaryIoU:
     self._waiting: collections.deque[Future] = collections.deque()
 
   def add(self, image: ImageResult) -> None:
-    """Counts an image, see `boundary_counts`; its arrays must not change."""
+    """Counts an image, in another thread: its arrays must not change."""
+    # A waiting image keeps the arrays of its whole batch alive. Blocking here
+    # bounds memory when the threads are slower than the device.
     while len(self._waiting) > 2 * self._threads:
       self.counts += self._waiting.popleft().result()
     num_classes = self.counts.shape[1]
@@ -142,17 +138,19 @@ class BoundaryIoU:
     )
 
   def total(self) -> np.ndarray:
-    """The counts of all images that were added, int64 (2, C)."""
+    """The counts of all images so far, int64 (2, C)."""
     while self._waiting:
       self.counts += self._waiting.popleft().result()
     return self.counts
 
   def gather(self) -> None:
-    """Adds up the counts of all hosts."""
+    """Adds up the counts of all hosts; all of them have to call it."""
+    # `total` runs inside, so that an error in a counting thread reaches the
+    # other hosts instead of leaving them waiting.
     self.counts = sum(messages.gather(self.total))
 
   def scores(self) -> BoundaryScores:
-    """The scores of all images that were added."""
+    """The scores of all images so far."""
     iou = ratio(*self.total())
     return BoundaryScores(iou, nanmean(iou), self.dilation_ratio)
 
@@ -160,4 +158,5 @@ class BoundaryIoU:
     return self
 
   def __exit__(self, *_) -> None:
+    # After an error nobody asks for the images that still wait.
     self._pool.shutdown(cancel_futures=True)

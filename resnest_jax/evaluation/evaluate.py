@@ -1,4 +1,7 @@
-"""Evaluates every image of a split once, and adds up what was counted."""
+"""Evaluates every image of a split once and adds up integer counts.
+
+Counts, unlike means, are the same for every batch size and number of hosts.
+"""
 
 import collections
 import contextlib
@@ -25,7 +28,7 @@ from resnest_jax.labels import IGNORE
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.progress import compile_notice, evaluation_progress
 
-# Out of memory: what an evaluation can do about it.
+# The remedy in the error of a device that is out of memory.
 SMALLER = (
   'Set eval.batch_size or eval.bucket lower, model.dtype to bfloat16, or use '
   'more devices; docs/memory.md.'
@@ -34,36 +37,35 @@ SMALLER = (
 
 @dataclasses.dataclass(frozen=True)
 class ImageResult:
-  """The result of one image."""
-
   index: int  # Position in the split.
   name: str
-  prediction: np.ndarray | None  # uint8 (H, W) at the original size, classes.
+  # Views of a batch, at the original size. Copy what has to outlast the batch.
+  prediction: np.ndarray | None  # uint8 (H, W), classes.
   label: np.ndarray  # uint8 (H, W), classes or 255.
-  confusion: np.ndarray  # int64 (C, C), this image's counts.
+  confusion: np.ndarray  # int64 (C, C), rows = ground truth.
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """The result of a split."""
+  """Counts and scores of a split, the same on every host."""
 
   confusion: np.ndarray  # int64 (C, C), rows = ground truth.
   scores: metrics.Scores
   num_images: int
   seconds: float  # Wall time, compilation included.
-  # int64 (num_images, 2, C), by the images' position in the split: pixels in
-  # both and in either of ground truth and prediction.
+  # int64 (num_images, 2, C): intersection and union of each image, by position
+  # in the split.
   image_counts: np.ndarray
-  # Position in the split -> uint8 (H, W), of the images that are kept.
+  # Position in the split -> uint8 (H, W), for the images that are kept.
   predictions: Mapping[int, np.ndarray] = dataclasses.field(
     default_factory=dict
   )
 
 
 class Evaluator:
-  """Evaluates a network on every image of a split; compiled once.
+  """Evaluates a network on every image of a split, any number of times.
 
-  Several processes each evaluate images of their own, on devices of their own.
+  Each process evaluates its share of the images on its own devices.
 
   Attributes:
     batch_size: images at a time on this host.
@@ -84,15 +86,16 @@ class Evaluator:
     Args:
       config: the whole configuration; `data`, `eval` and the dtype are read.
       model: a `Segmentor`.
-      split: of `open_data`.
+      split: from `open_data`.
       protocol: None: the whole image, whatever `config.eval` names.
-      keep: how many predictions to return, spread over the split.
-      watchers: their `add(image)` gets every `ImageResult` of this host, whose
-        arrays do not last; their `gather()`, called on all hosts after the
-        last image, joins what these have seen.
+      keep: number of predictions to return, spread over the split.
+      watchers: `add(image)` gets every `ImageResult` of this host; `gather()`,
+        called on all hosts after the last image, joins the hosts' results.
     """
     self._config, self._split, self._watchers = config, split, watchers
     self._protocol = protocol
+    # The hosts' batches differ in shape and number, so that no program may span
+    # the devices of several hosts.
     self._mesh = sharding.local_mesh()
     self.batch_size = sharding.divisible_batch_size(
       config.eval.batch_size, self._mesh
@@ -105,6 +108,7 @@ class Evaluator:
       protocol=protocol,
       mesh=self._mesh,
       dtype=at_least_float32(config.model.dtype),
+      # Looked up late: the notice belongs to the progress bar of each call.
       on_compile=lambda height, width: self._notice(height, width),
     )
 
@@ -115,11 +119,11 @@ class Evaluator:
       contextlib.nullcontext
     ),
   ) -> Evaluation:
-    """Evaluates these weights; where there are several hosts, all call this.
+    """Evaluates one set of weights; every host has to call it.
 
     Args:
-      variables: `params` and `batch_stats`, arrays of the host or of devices.
-      waiting: given the batches, is entered for as long as it lasts.
+      variables: `params` and `batch_stats`, on the host or on devices.
+      waiting: makes a context from the batches; the images are evaluated in it.
 
     Raises:
       UserError: data cannot be used, or the device has too little memory.
@@ -142,8 +146,9 @@ class Evaluator:
       process_count=jax.process_count(),
     )
     with (
+      # Outermost: a stop signal may end the process at any point below.
       waiting(batches),
-      contextlib.closing(batches),
+      contextlib.closing(batches),  # Ends the reading threads.
       evaluation_progress(quiet=not messages.is_first()) as progress,
       enough_memory(SMALLER),
     ):
@@ -155,9 +160,11 @@ class Evaluator:
         classes,
         len(self._split),
         progress=progress,
+        # None leaves the label maps on the device, as nobody looks at them.
         on_image=look if self._kept or self._watchers else None,
         fscore_beta=self._config.eval.fscore_beta,
       )
+    # All hosts have the same watchers, so that their exchanges match.
     for watcher in self._watchers:
       watcher.gather()
     everywhere = messages.gather(lambda: predictions)
@@ -172,17 +179,15 @@ def image_results(
   batches: Iterable[Batch],
   with_predictions: bool = True,
 ) -> Iterator[ImageResult]:
-  """Yields each image's result, in the order of the batches, without fillers.
-
-  One batch is always on the device while the previous one is looked at and
-  the next one is read. Without predictions label maps stay on the device.
-  """
+  """Yields each image's result, in the order of the batches."""
 
   def results(batch, maps, counts):
+    # Waits for the device. The counts of an image fit in int32, their sums over
+    # a split may not.
     counts = np.asarray(counts).astype(np.int64)
     maps = np.asarray(maps) if with_predictions else None
     for slot, index in enumerate(batch['index']):
-      if index < 0:
+      if index < 0:  # An empty slot.
         continue
       _check_counts(counts[slot], batch, slot)
       height, width = batch['label_size'][slot]
@@ -192,6 +197,9 @@ def image_results(
         int(index), batch['name'][slot], prediction, label, counts[slot]
       )
 
+  # JAX dispatches a step and returns at once. Each batch is dispatched before
+  # the results of the previous one are awaited, so that the device computes
+  # while the host looks at images and reads the next batch.
   pending = None
   for batch in batches:
     outputs = eval_step(variables, batch)
@@ -213,31 +221,22 @@ def evaluate(
   on_image: Callable[[ImageResult], None] | None = None,
   fscore_beta: float = 1.0,
 ) -> Evaluation:
-  """Evaluates every image of a split once.
-
-  Several processes each evaluate images of their own, on devices of their own,
-  and add up the counts at the end; all have to call this.
+  """Evaluates every image of a split once; every process has to call it.
 
   Args:
     eval_step: from `make_eval_step`.
-    variables: the model's `params` and `batch_stats`, on the step's devices.
-    batches: the evaluation pipeline's, filler slots marked by index -1; this
-      process' share of the images, which may be none.
+    variables: `params` and `batch_stats`, on the step's devices.
+    batches: this process' share of the images, which may be none; empty slots
+      have index -1.
     class_names: C names.
-    num_images: those of the split, which all processes' `batches` together
-      have to hold.
+    num_images: images in the split, over all processes.
     progress: a running display that gets a task 'evaluate'.
-    on_image: called for every image of this process, in the order of the
-      batches.
+    on_image: called for every image of this process.
     fscore_beta: see `metrics.scores`.
-
-  Returns:
-    `Evaluation`, the same for every batch size and number of devices and
-    processes, in all of them.
 
   Raises:
     UserError: a label is neither a class nor 255, or another process failed.
-    RuntimeError: `batches` had an image twice, or not at all.
+    RuntimeError: an image came twice, or not at all.
   """
   started = time.perf_counter()
   total = len(messages.share(num_images))
@@ -258,6 +257,7 @@ def evaluate(
         progress.advance(task)
     return confusion, counted
 
+  # A host that fails in here tells the others, so that they do not wait for it.
   parts = messages.gather(count_mine)
   confusion = sum(part for part, _ in parts)
   seen = {}
@@ -271,6 +271,7 @@ def evaluate(
     raise RuntimeError(
       f'the pipeline gave {len(seen)} images, the split has {num_images}'
     )
+  # By position: batches come in another order for every batch size.
   image_counts = [seen[index] for index in sorted(seen)]
   return Evaluation(
     confusion,
@@ -282,7 +283,8 @@ def evaluate(
 
 
 def _check_counts(counts: np.ndarray, batch: Batch, slot: int) -> None:
-  """Every pixel that has a label must have been counted."""
+  # `count_confusion` drops labels that are not a class. This reports them, so
+  # that labels of another data set do not pass as ignored pixels.
   label = batch['label'][slot]
   labelled = np.count_nonzero(label != IGNORE)
   if counts.sum() != labelled:
@@ -291,5 +293,5 @@ def _check_counts(counts: np.ndarray, batch: Batch, slot: int) -> None:
       f'{batch["name"][slot]} have no class: its labels go up to '
       f'{label[label != IGNORE].max()}; accepted are '
       f'0..{len(counts) - 1} and {IGNORE} (ignored). Prepare the data '
-      'set again'
+      'set again.'
     )

@@ -1,7 +1,4 @@
-"""Evaluates a split: from a checkpoint to scores, a report and pictures.
-
-This is the body of eval.py.
-"""
+"""The body of eval.py: from a checkpoint to scores, a report and pictures."""
 
 import contextlib
 import dataclasses
@@ -49,17 +46,16 @@ def evaluate_split(
 ) -> None:
   """Evaluates a network on every image of a split; prints and writes scores.
 
-  If `jax.distributed` has connected several processes, all have to call it:
-  each evaluates its share of the images, and the first one prints and writes.
+  Every process has to call it; the first one prints and writes.
 
   Args:
-    config: says which data, and the network of `workdir`.
-    workdir: of a run, one of whose checkpoints is evaluated; or
+    config: names the data, the protocol and the network of `workdir`.
+    workdir: a run, one of whose checkpoints is evaluated; or
     weights: any source of weights (docs/weights.md), with `out`.
     checkpoint: of a workdir: 'latest', 'best' or a step.
     split_name: None: `config.data.eval_split`.
-    out: folder for the results; None: WORKDIR/eval/STEP-SPLIT, and the
-      protocol's name if it is not `whole`.
+    out: folder for the results; None: WORKDIR/eval/STEP-SPLIT, followed by the
+      protocol's name unless it is `whole`.
 
   Raises:
     UserError: data or weights cannot be used, or `out` holds something else.
@@ -75,14 +71,15 @@ def evaluate_split(
   )
   result = {
     'config': config.name,
-    **found,  # The model with its dilation rule, too.
+    **found,
     'data': {'name': config.data.name, 'split': split_name},
     'protocol': protocol.describe(),
   }
   if out is None:
     named = '' if protocol.name == 'whole' else f'-{protocol.name}'
     out = workdir / 'eval' / f'{found["step"]}-{split_name}{named}'
-  # Before hours of work: `out` may hold something else.
+  # `out` may hold something else, which is refused before hours of work. Only
+  # the first process looks; the others get its answer, or its error.
   replaced = messages.gather(
     lambda: messages.is_first() and previous_pictures(out, result)
   )[0]
@@ -102,6 +99,7 @@ def evaluate_split(
       watchers=[x for x in (extremes.number and extremes, boundary) if x],
     )
     evaluation = evaluator(variables)
+    # Before the exit above cancels the threads that still count.
     outlines = boundary.scores() if boundary else None
 
   # The results, on the console and in files.
@@ -126,14 +124,9 @@ def load_network(
   classes: Sequence[str],
   console: rich.console.Console,
 ) -> tuple[Any, Any, dict[str, Any]]:
-  """The network of a run, as configured, or the one that weights describe.
-
-  Returns:
-    The `Segmentor`, its variables, and their origin for metrics.json.
-
-  Raises:
-    UserError: they have other classes; and see `load_segmentor`.
-  """
+  """The `Segmentor`, its variables, and their origin for metrics.json."""
+  # For a run the configuration describes the network, so that a flag that does
+  # not fit the checkpoint is an error. Other weights describe it themselves.
   model, variables, loaded = load_segmentor(
     weights or workdir,
     checkpoint,
@@ -147,7 +140,9 @@ def load_network(
       f'{config.model.num_classes}; choose the --config of its data set.'
     )
   step = provenance.get('step')
-  if step is not None:  # Of a run. Others spell the names as they like.
+  # Only runs have a step. Weights of other origin may spell the classes in
+  # another way, so that only their number is compared.
+  if step is not None:
     check_classes({'classes': loaded.classes}, classes)
   if not weights:
     about, source = f'checkpoint {step} of {workdir}', checkpoint_dir(workdir)
@@ -164,9 +159,7 @@ def load_network(
 
 
 def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
-  """The pictures of an earlier evaluation of the same, to be replaced.
-
-  Its report has one name and is written over.
+  """The overlays that an earlier run of this evaluation left in `out`.
 
   Raises:
     UserError: `out` holds something else, or a report that is not its own.
@@ -176,13 +169,14 @@ def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
   try:
     old = json.loads((out / 'metrics.json').read_text('utf-8'))
     before = flatten({key: old[key] for key in result})
+    # Early versions wrote no report, so this one may be anybody's file.
     foreign = old.get('report') != page.NAME and (out / page.NAME).exists()
   except (OSError, ValueError, KeyError, TypeError):
     raise UserError(
       f'{out} is there and is not the result of an evaluation; nothing was '
       'evaluated. Give another --out, or remove it.'
     ) from None
-  # JSON has no tuples.
+  # Through JSON, which has no tuples, like `before`.
   now = flatten(json.loads(json.dumps(result)))
   if before != now:
     others = [
@@ -197,7 +191,7 @@ def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
     )
   if foreign:
     raise UserError(
-      f'{out / page.NAME} is there and is not of the evaluation beside it; '
+      f'{out / page.NAME} is there and is not of the evaluation next to it; '
       'nothing was evaluated. Move it, or give another --out.'
     )
   return [out / name for name in old.get('overlays', [])]
@@ -211,7 +205,7 @@ def summarize(
   batch_size: int,
   split: Any,
 ) -> dict[str, Any]:
-  """Scores for metrics.json, and the conditions they were computed under."""
+  """The part of metrics.json that is known only after the evaluation."""
   scores, classes = evaluation.scores, split.labels.classes
   per_class = [
     {
@@ -252,7 +246,7 @@ def summarize(
 
 
 def number(value: float) -> float | None:
-  """JSON has no NaN: undefined scores are null."""
+  # JSON has no NaN: undefined scores are null.
   return None if math.isnan(value) else float(value)
 
 
@@ -263,7 +257,7 @@ def print_table(
   outlines: BoundaryScores | None,
   classes: Sequence[str],
 ) -> None:
-  """The classes that take part in the mean, then the means."""
+  """Prints the classes that take part in the mean, then the means."""
   scores = evaluation.scores
   columns = {
     key: (getattr(scores, key), getattr(scores, f'm{key}'))
@@ -275,6 +269,7 @@ def print_table(
   for column in (*columns, 'pixels'):
     table.add_column(column, justify='right')
   for i, name in enumerate(classes):
+    # Up to 150 rows: those without a score would bury the others.
     if not math.isnan(scores.IoU[i]):
       table.add_row(
         name,
@@ -319,16 +314,7 @@ def write_results(
   evaluation: Evaluation,
   extremes: Extremes,
 ) -> None:
-  """Writes metrics.json, pictures and the report into `out`.
-
-  Args:
-    out: folder.
-    result: for metrics.json; gets the names of the pictures.
-    replaced: pictures of an earlier evaluation, to be removed.
-    split: of `open_data`.
-    evaluation: with the predictions to draw.
-    extremes: the worst and the best images.
-  """
+  """Writes metrics.json, overlays and the report; removes `replaced`."""
   labels, predictions = split.labels, evaluation.predictions
   names = [split[index]['name'] for index in sorted(predictions)]
   result['overlays'] = [f'overlays/{name}.png' for name in names]
@@ -340,6 +326,8 @@ def write_results(
     kind: [{'name': x.name, 'mIoU': x.score} for x in shown]
     for kind, shown in pictures.items()
   }
+  # metrics.json comes first: if the process is killed below, it names the files
+  # that the next evaluation may replace.
   write_json(out / 'metrics.json', result)
   for path in replaced:
     path.unlink(missing_ok=True)
@@ -356,17 +344,12 @@ def write_results(
 
 
 def draw(out: Path, split: Any, predictions: Mapping[int, np.ndarray]) -> None:
-  """Overlays one by one, and all samples with their errors on one sheet.
-
-  Args:
-    out: folder; gets overlays/NAME.png and contact_sheet.png.
-    split: of `open_data`.
-    predictions: index in the split -> uint8 (H, W) classes.
-  """
+  """Writes overlays/NAME.png, and contact_sheet.png with all of them."""
   sheet = []
   for sample, prediction, panel in drawing.panels(split, predictions):
     picture = drawing.overlay(sample['image'], prediction, split.labels.palette)
-    factor = max(400 // max(picture.shape), 1)  # Small ones are hard to see.
+    # Small pictures are enlarged, by whole factors, so that no colour blends.
+    factor = max(400 // max(picture.shape), 1)
     picture = picture.repeat(factor, 0).repeat(factor, 1)
     path = out / 'overlays' / f'{sample["name"]}.png'
     path.parent.mkdir(parents=True, exist_ok=True)

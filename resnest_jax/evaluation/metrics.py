@@ -1,10 +1,9 @@
-"""Scores of a segmentation, from integer counts (NumPy).
+"""Scores of a segmentation, from a confusion matrix of int64 counts (NumPy).
 
-Everything is computed from one confusion matrix of int64 counts: rows are the
-ground truth, columns the prediction. The definitions are mmsegmentation's
-(`IoUMetric`), also where they surprise: a class that is predicted somewhere but
-is nowhere in the ground truth has IoU 0 and takes part in the mean; a class
-that is in neither has NaN and does not. Scores are fractions, not percent.
+Rows are the ground truth, columns the prediction; scores are fractions. The
+definitions are those of mmsegmentation's `IoUMetric`: a class that is predicted
+but absent from the ground truth has IoU 0 and takes part in the mean; a class
+that is in neither is NaN and does not.
 """
 
 import dataclasses
@@ -17,15 +16,13 @@ from resnest_jax.labels import IGNORE
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-  """Per-class scores, float64 (C,), NaN where undefined, and their means.
+  """Per-class scores, float64 (C,), NaN where undefined, and their means."""
 
-  Names are mmsegmentation's. With beta 1 `Dice` and `Fscore` are one number
-  written two ways; they differ only where `Fscore`, the harmonic mean of
-  precision and recall, divides by zero (NaN).
-  """
-
+  # The names are mmsegmentation's.
   IoU: np.ndarray
   Acc: np.ndarray  # Equal to Recall.
+  # With beta 1 these two are the same number, except where precision and recall
+  # are both 0: Dice is then 0, and Fscore, their harmonic mean, is NaN.
   Dice: np.ndarray
   Fscore: np.ndarray
   Precision: np.ndarray
@@ -36,12 +33,12 @@ class Scores:
   mFscore: float
   mPrecision: float
   mRecall: float
-  aAcc: float  # The share of all labelled pixels that is right.
+  aAcc: float  # Share of all labelled pixels that are right.
   num_averaged: int  # Classes whose IoU is defined: the denominator of mIoU.
-  absent: tuple[str, ...]  # Classes without a single ground-truth pixel.
+  absent: tuple[str, ...]  # Classes without a ground-truth pixel.
 
   def summary(self) -> dict[str, float]:
-    """The three numbers of every results table, under their usual names."""
+    """The three numbers of results tables, under their usual names."""
     return {'mIoU': self.mIoU, 'mAcc': self.mAcc, 'aAcc': self.aAcc}
 
 
@@ -54,17 +51,14 @@ def confusion_matrix(
   num_classes: int,
   ignore: int = IGNORE,
 ) -> np.ndarray:
-  """Counts pixels by (ground truth, prediction).
+  """Counts pixels by (ground truth, prediction): int64 (C, C).
 
   Args:
-    prediction: integers in [0, num_classes), any shape. Where the label is
-      ignored, anything may stand here.
+    prediction: integers in [0, num_classes), of any shape; not read where the
+      label is ignored.
     label: integers of the same shape, in [0, num_classes) or `ignore`.
     num_classes: C.
-    ignore: the label of pixels that are not counted.
-
-  Returns:
-    int64 (C, C), rows = ground truth, columns = prediction.
+    ignore: label of pixels that are not counted.
 
   Raises:
     ValueError: shapes differ, or a value is out of range.
@@ -75,8 +69,10 @@ def confusion_matrix(
       f'prediction {prediction.shape} and label {label.shape} differ in shape'
     )
   counted = label != ignore
+  # Wide enough for row * C + column: uint8 would wrap beyond 16 classes.
   rows = label[counted].astype(np.int64)
   columns = prediction[counted].astype(np.int64)
+  # A value out of range would be counted in the bin of another pair.
   for what, values in (('label', rows), ('prediction', columns)):
     if values.size and not 0 <= values.min() <= values.max() < num_classes:
       raise ValueError(
@@ -88,14 +84,10 @@ def confusion_matrix(
 
 
 def intersection_and_union(confusion: np.ndarray) -> np.ndarray:
-  """Pixels in both, and in either, of ground truth and prediction.
+  """Numerators and denominators of IoU, int64 (..., 2, C).
 
   Args:
-    confusion: (..., C, C) integer counts, rows = ground truth.
-
-  Returns:
-    int64 (..., 2, C): the numerators of IoU, and its denominators. Those of
-    several images may be summed.
+    confusion: (..., C, C) integer counts.
   """
   confusion = np.asarray(confusion, np.int64)
   right = np.diagonal(confusion, axis1=-2, axis2=-1)
@@ -108,15 +100,12 @@ def scores(
   class_names: Sequence[str] | None = None,
   beta: float = 1.0,
 ) -> Scores:
-  """Scores of a confusion matrix.
+  """All scores; every one is NaN if no pixel was counted.
 
   Args:
-    confusion: (C, C) integer counts, rows = ground truth.
-    class_names: C names, for `Scores.absent`; '0', '1', ... when not given.
-    beta: how many times as much as precision recall counts in `Fscore`, > 0.
-
-  Returns:
-    `Scores`; with no counted pixel at all, every number is NaN.
+    confusion: (C, C) integer counts.
+    class_names: C names, for `Scores.absent`; None: '0', '1', ...
+    beta: weight of recall against precision in `Fscore`, > 0.
   """
   confusion = np.asarray(confusion)
   num_classes = len(confusion)
@@ -161,24 +150,22 @@ def scores(
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-  """Their quotient; 0 / 0 is NaN, without a warning."""
+  """The quotient in float64; 0 / 0 is NaN, without a warning."""
   with np.errstate(divide='ignore', invalid='ignore'):
     return np.asarray(numerator / np.asarray(denominator, np.float64))
 
 
 def nanmean(values: np.ndarray) -> float:
-  """The mean of what is defined; NaN, without a warning, if nothing is."""
+  """The mean of the values that are not NaN; NaN if there are none."""
+  # `np.nanmean` would warn if there are none.
   defined = values[~np.isnan(values)]
   return float(defined.mean()) if defined.size else float('nan')
 
 
 def own_score(counts: np.ndarray) -> float:
-  """An image's own mIoU, over the classes that it has or was given.
+  """mIoU of one image, over the classes in its labels or its prediction.
 
   Args:
-    counts: int64 (2, C), see `intersection_and_union`.
-
-  Returns:
-    A fraction, NaN for an image without a labelled pixel.
+    counts: int64 (2, C), see `intersection_and_union`; NaN if all are 0.
   """
   return nanmean(ratio(*counts))

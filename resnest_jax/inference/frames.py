@@ -1,4 +1,4 @@
-"""Batches of pictures that come one after the other, in their order."""
+"""Batches of pictures that keep the order of a stream."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,9 @@ from resnest_jax.labels import IGNORE
 
 
 def unlabelled(image: np.ndarray, name: str = '') -> dict[str, Any]:
-  """A sample of a picture without ground truth, which takes no memory."""
+  """A sample without ground truth."""
+  # The pipeline wants a label of the image's size. A broadcast scalar takes no
+  # memory.
   label = np.broadcast_to(np.uint8(IGNORE), image.shape[:2])
   return {'image': image, 'label': label, 'name': name}
 
@@ -27,21 +29,21 @@ def batches_in_order(
   batch_size: int,
   bucket: int,
 ) -> Iterator[dict[str, Any]]:
-  """Batches as `make_eval_iterator` makes them, of neighbours.
-
-  Meant for frames, which are of one size: pictures of different sizes share a
-  padded shape that holds all of the batch.
+  """Batches of neighbours, in the format of `make_eval_iterator`.
 
   Args:
-    images: uint8 (H, W, 3); no more than a batch is taken ahead.
-    image_scale: long and short edge in pixels that images are fitted into;
-      None: they keep their size.
-    batch_size: rows of each batch; the last is filled up.
+    images: uint8 (H, W, 3), at best of one size, as frames are; at most a batch
+      of them is read ahead.
+    image_scale: long and short edge in pixels; None: images keep their size.
+    batch_size: images in a batch; the last is filled up with empty slots.
     bucket: padded heights and widths are multiples of this many pixels.
   """
+  # A generator, so that images are taken and resized when a batch needs them.
   samples = (
     resize_sample(index, unlabelled(image), image_scale=image_scale)
     for index, image in enumerate(images)
   )
+  # `make_eval_iterator` would sort pictures into groups of one padded shape and
+  # so change their order. Here a batch gets the shape that holds all of it.
   while group := list(itertools.islice(samples, batch_size)):
     yield make_eval_batch(group, batch_size, *padded_shapes(group, bucket))

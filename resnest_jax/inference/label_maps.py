@@ -1,11 +1,10 @@
 """From logits to label maps and counts, in tiles of rows.
 
-Every protocol ends here. What lies between the network's logits and scores at
-the original size is linear along each axis: upsampling to the network's input,
-averaging windows, resizing to the original size, mirroring. So one matrix an
-axis does all of it, and a few rows of the result can be computed without the
-others: floats of the size (B, height, width, classes) never exist, and only
-label maps and counts leave the device.
+Every protocol ends here. All steps between the logits and the scores at the
+original size (upsampling, averaging of windows, resizing, mirroring) are linear
+along each axis, so that one matrix for each axis does all of them. A tile of
+rows can then be computed without the others: scores of the size (B, height,
+width, C) never exist, and only label maps and counts leave the device.
 """
 
 import functools
@@ -20,34 +19,28 @@ from jax.sharding import PartitionSpec as P
 from resnest_jax.labels import IGNORE
 from resnest_jax.models.layers import resize_rows, resize_taps
 
-# Upper bound of one tile's logits at the original resolution, per device.
+# Upper bound of a tile's scores at the original size, on each device. An image
+# of 3000 x 4000 pixels and 150 classes would need 7.2 GB in one piece.
 TILE_BYTES = 64 * 2**20
 
 
 class View(NamedTuple):
-  """Logits, and how they become scores at the original size.
+  """Logits, and how they become scores at the original size (Hl, Wl)."""
 
-  Attributes:
-    logits: float (B, h, w, C).
-    rows: (B, Hl, h), the weights of the logits' rows in each row of the result
-      (meaningless beyond its true size).
-    columns: (B, Wl, w), likewise.
-  """
-
-  logits: jax.Array
+  logits: jax.Array  # float (B, h, w, C).
+  # (B, Hl, h): the weights of the logits' rows in each row of the result. Rows
+  # beyond the true size of an image are arbitrary.
   rows: jax.Array
-  columns: jax.Array
+  columns: jax.Array  # (B, Wl, w), likewise.
 
 
 def logits_size(
   size: jax.Array, canvas: tuple[int, int], logits_canvas: tuple[int, int]
 ) -> jax.Array:
-  """The valid size of logits, ceil(size / stride), int (..., 2).
-
-  The stride is the power of two that leads from the padded image's shape to
-  the padded logits' shape. (Halving with round-up k times is one division by
-  2^k with round-up, so this holds for every size.)
-  """
+  """The valid size of logits, ceil(size / stride), int (..., 2)."""
+  # The stride follows from the padded shapes of image and logits. The network
+  # halves with round-up k times, which is one division by 2^k with round-up,
+  # so that true sizes follow the same rule.
   for stride in (1, 2, 4, 8, 16, 32):
     if tuple(-(-length // stride) for length in canvas) == logits_canvas:
       return (size + stride - 1) // stride
@@ -66,13 +59,10 @@ def resized_view(
 ) -> View:
   """Two bilinear resizes: to the network's input, then to the original size.
 
-  Args:
-    logits: (B, h, w, C), valid in ceil(size / stride).
-    size: int (B, 2), height and width of the network's input, in pixels.
-    canvas: the padded height and width of that input.
-    label_size: int (B, 2), height and width of the original image.
-    label_canvas: the padded height and width of the result.
+  `logits` are (B, h, w, C). `size` and `label_size` are int (B, 2), the true
+  heights and widths; `canvas` and `label_canvas` are the padded ones.
   """
+  # bfloat16 ends here: neighbouring scores would round to equal ones.
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   valid = logits_size(size, canvas, logits.shape[1:3])
   matrices = []
@@ -91,19 +81,14 @@ def two_resizes(
   in_length: int,
   dtype: Any,
 ) -> jax.Array:
-  """Two bilinear interpolations along an axis, one after the other, as one.
+  """Two successive bilinear interpolations along an axis as one matrix.
 
-  Args:
-    out_size: int (B,), true number of outputs.
-    middle_size: int (B,), after the first.
-    in_size: int (B,), true number of inputs.
-    out_length: padded number of outputs.
-    in_length: padded number of inputs.
-    dtype: of the weights.
-
-  Returns:
-    (B, out_length, in_length). Rows beyond `out_size` are meaningless.
+  Sizes are int (B,), lengths are padded; the result is (B, out_length,
+  in_length), arbitrary in rows beyond `out_size`.
   """
+  # mmsegmentation interpolates twice, and one interpolation gives other labels.
+  # Each output lies between two rows of the middle size, and each of these
+  # between two inputs: the middle size, which is data, has no array of its own.
   low, high, weight = resize_taps(
     jnp.arange(out_length), out_size, middle_size, dtype
   )
@@ -116,16 +101,17 @@ def two_resizes(
 
 
 def class_scores(views: Sequence[View]) -> jax.Array:
-  """(B, rows, columns, C): logits of one view, mean probabilities of several.
-
-  The rows are those of the views' `rows`; a tile of them gives a tile.
-  """
+  """(B, rows, columns, C): logits of a view, mean probabilities of several."""
+  # TPUs multiply float32 in bfloat16 by default, GPUs may use TF32. That would
+  # move labels where two scores are close.
   dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
   def resized(view):
+    # Rows first: they may be a tile, which makes all that follows small.
     x = dot('bth,bhwc->btwc', view.rows, view.logits)
     return dot('bxw,btwc->btxc', view.columns, x)
 
+  # The largest logit has the largest probability: one view needs no softmax.
   if len(views) == 1:
     return resized(views[0])
   return sum(jax.nn.softmax(resized(view)) for view in views) / len(views)
@@ -134,20 +120,17 @@ def class_scores(views: Sequence[View]) -> jax.Array:
 def label_maps(
   views: Sequence[View], label_size: jax.Array, tile_bytes: int = TILE_BYTES
 ) -> jax.Array:
-  """Classes at the original resolution, without the scores at that size.
+  """Classes at the original size, uint8 (B, Hl, Wl), 255 outside `label_size`.
 
   Args:
     views: of the same images, C <= 255.
-    label_size: int (B, 2), height and width of the original image.
-    tile_bytes: how many bytes of scores may exist at the original resolution.
-
-  Returns:
-    uint8 (B, Hl, Wl): the class with the largest score, the lowest one of
-    equals; 255 outside `label_size`.
+    label_size: int (B, 2), true heights and widths.
+    tile_bytes: bytes of scores that may exist at a time.
   """
   batch, *_, num_classes = views[0].logits.shape
   height, width = views[0].rows.shape[1], views[0].columns.shape[1]
-  # All views may be in memory together, and one before its softmax.
+  # All views may be in memory together, and one before its softmax. A tile has
+  # the logits' width until its columns are resized.
   widest = max(width, *(view.logits.shape[2] for view in views))
   copies = 1 if len(views) == 1 else len(views) + 2
   itemsize = views[0].logits.dtype.itemsize
@@ -155,6 +138,7 @@ def label_maps(
   tile_rows = min(max(tile_bytes // row_bytes, 1), height)
   tiles = -(-height // tile_rows)
 
+  # `lax.map` runs one tile after the other over the leading axis.
   def in_tiles(rows):  # (B, Hl, h) -> (tiles, B, tile_rows, h)
     rows = jnp.pad(rows, ((0, 0), (0, tiles * tile_rows - height), (0, 0)))
     return rows.reshape(batch, tiles, tile_rows, -1).swapaxes(0, 1)
@@ -163,9 +147,11 @@ def label_maps(
     parts = [
       view._replace(rows=rows) for view, rows in zip(views, tile, strict=True)
     ]
+    # Of equal scores the lowest class wins, as in NumPy and PyTorch.
     return jnp.argmax(class_scores(parts), axis=-1).astype(jnp.uint8)
 
   maps = jax.lax.map(classes_of, [in_tiles(view.rows) for view in views])
+  # (tiles, B, tile_rows, Wl) -> (B, Hl, Wl)
   maps = maps.swapaxes(0, 1).reshape(batch, -1, width)[:, :height]
   inside = (jnp.arange(height)[:, None] < label_size[:, 0, None, None]) & (
     jnp.arange(width) < label_size[:, 1, None, None]
@@ -176,21 +162,12 @@ def label_maps(
 def count_confusion(
   prediction: jax.Array, label: jax.Array, num_classes: int
 ) -> jax.Array:
-  """Counts pixels of each image by (ground truth, prediction).
-
-  Args:
-    prediction: uint8 (B, H, W), classes.
-    label: uint8 (B, H, W), classes or 255.
-    num_classes: C.
-
-  Returns:
-    int32 (B, C, C), rows = ground truth. A pixel whose label or prediction is
-    not a class falls into an overflow bin that is thrown away; `evaluate`
-    compares the counts with the number of labelled pixels, so that only
-    labels of 255 can vanish.
-  """
+  """Counts pixels of uint8 (B, H, W): int32 (B, C, C), rows = ground truth."""
   label, prediction = label.astype(jnp.int32), prediction.astype(jnp.int32)
   bins = num_classes**2
+  # A device cannot raise. Pixels whose label is not a class fall into an extra
+  # bin, which is dropped, and not into that of another pair; `evaluate` then
+  # compares the counts with the labelled pixels and raises.
   counted = (label < num_classes) & (prediction < num_classes)
   index = jnp.where(counted, label * num_classes + prediction, bins)
 
@@ -201,13 +178,12 @@ def count_confusion(
 
 
 def split_batch(function: Callable, mesh: Mesh | None, *specs: P) -> Callable:
-  """Runs the function on each device with the images it holds.
-
-  Not left to the partitioner: with the batch split by hand no operator of the
-  network can gather it, and counting stays where the pixels are.
-  """
+  """Runs the function on each device, with the images that the device holds."""
   if mesh is None:
     return function
+  # Left to itself, the partitioner gathers the batch for some operators (XLA's
+  # grouped convolution is one). No image depends on another here, so that a
+  # split by hand needs no exchange at all.
   return jax.shard_map(
     function,
     mesh=mesh,

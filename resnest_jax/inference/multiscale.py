@@ -1,11 +1,9 @@
-"""Protocols `ms_flip_0x` and `ms_flip_1x`: several scales, and their mirrors.
+"""Protocols `ms_flip_0x` and `ms_flip_1x`: several scales and their mirrors.
 
-As in mmsegmentation: the image is resized to several sizes, each as it is and
-mirrored, the logits of each are resized to the original size, and the mean of
-their softmax decides. The image comes at its original size; resizing, in
-OpenCV's arithmetic, and mirroring are done on the device.
-
-The two differ in what a scale is relative to, see `scaled_sizes`.
+As in mmsegmentation, the image is resized to several sizes, each also mirrored;
+the logits of each are resized to the original size, and the mean of their
+softmax decides. 0x and 1x (after mmsegmentation's versions) differ in the size
+to which a scale is relative.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,11 +23,8 @@ def scaled_sizes(
 ) -> np.ndarray:
   """The heights and widths at one scale, int32 (B, 2).
 
-  Args:
-    sizes: int (B, 2), original heights and widths in pixels.
-    ratio: the scale.
-    image_scale: long and short edge in pixels. The image is fitted into `ratio`
-      times them (0.x). None: `ratio` is relative to the original size (1.x).
+  With `image_scale` (0.x) an image is fitted into `ratio` times these edges;
+  with None (1.x) `ratio` is relative to its original size.
   """
 
   def scaled(height, width):
@@ -43,21 +38,18 @@ def scaled_sizes(
 def taps(
   sizes: np.ndarray, scaled: np.ndarray, canvas: tuple[int, int], flip: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What `device.resize` takes to resize, and mirror, a batch of images.
+  """The tables with which `preprocess.resize` resizes and mirrors images.
 
-  Args:
-    sizes: int (B, 2), heights and widths of the images in pixels.
-    scaled: int (B, 2), those that they get.
-    canvas: the padded height and width of the result.
-    flip: whether to mirror them left to right.
-
-  Returns:
-    int32 (B, canvas height, 4) and (B, canvas width, 4).
+  int32 (B, canvas height, 4) and (B, canvas width, 4), from the old and the new
+  heights and widths, int (B, 2).
   """
+  # Sizes are data, so that one compiled resize serves all images that share a
+  # padded shape. Zeros give zeros: the result is padded as the network expects.
   tables = [np.zeros((len(sizes), length, 4), np.int32) for length in canvas]
   for image, (before, after) in enumerate(zip(sizes, scaled, strict=True)):
     for axis, table in enumerate(tables):
       of_axis = resize.bilinear_taps(before[axis], after[axis], axis)
+      # Mirrored within the true width: the padding stays at the right.
       if flip and axis == 1:
         of_axis = of_axis[::-1]
       table[image, : after[axis]] = of_axis
@@ -66,6 +58,8 @@ def taps(
 
 def mirrored(view: View, label_size: jax.Array) -> View:
   """The view of mirrored images, mirrored back within `label_size` (B, 2)."""
+  # Only the matrix of the columns is reordered, not the scores. Columns beyond
+  # the true width are arbitrary, but their index must be valid.
   columns = jnp.arange(view.columns.shape[1])
   columns = jnp.maximum(label_size[:, 1, None] - 1 - columns, 0)
   return view._replace(
@@ -83,34 +77,26 @@ def make_multiscale(
   flip: bool,
   bucket: int,
 ) -> tuple[Callable, Callable]:
-  """The protocol's two parts; see `protocols.make_views`.
-
-  Args:
-    network: see there, like `place` and `mesh`.
-    place: see there.
-    mesh: see there.
-    image_scale: see `scaled_sizes`.
-    scales: one or more.
-    flip: whether each is looked at mirrored, too.
-    bucket: padded heights and widths are multiples of this many pixels, times
-      the scale: so images that share a shape at one scale share it at all.
-  """
+  """`look` and `build` of `protocols.make_views`; see there."""
   compiled_resize = jax.jit(
     split_batch(preprocess.resize, mesh, *3 * [P('data')])
   )
 
   def look(variables, batch):
+    # The original images are sent once, not once for each scale.
     image, sizes = place(batch['image']), np.asarray(batch['size'])
     layout, arrays = [], []
     for ratio in scales:
       scaled = scaled_sizes(sizes, ratio, image_scale)
+      # The bucket scales as well: images that share a padded shape at one scale
+      # then share it at most others, and few shapes are compiled.
       multiple = max(int(bucket * ratio), 1)
       canvas = resize.padded_size(scaled.max(0).tolist(), multiple)
       size = place(scaled)
       logits = []
       for mirror in (False, True)[: 1 + flip]:
         tables = place(taps(sizes, scaled, canvas, mirror))
-        images = compiled_resize(image, *tables)
+        images = compiled_resize(image, *tables)  # uint8 (B, *canvas, 3)
         logits.append(network(variables, images, size))
       layout.append(canvas)
       arrays.append((logits, size))
@@ -119,6 +105,7 @@ def make_multiscale(
   def build(layout, arrays, label_size, label_canvas):
     views = []
     for canvas, (both, size) in zip(layout, arrays, strict=True):
+      # The second of both, if there is one, is the mirrored image.
       for mirror, logits in enumerate(both):
         view = resized_view(logits, size, canvas, label_size, label_canvas)
         views.append(mirrored(view, label_size) if mirror else view)

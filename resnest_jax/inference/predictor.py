@@ -1,9 +1,7 @@
-"""A trained network that turns pictures into label maps.
+"""A trained network that turns pictures into label maps: docs/prediction.md.
 
-    model = resnest_jax.from_checkpoint('runs/pspnet')
-    prediction = model.predict('street.jpg')
-
-`predict.py` uses the same class. docs/prediction.md.
+model = resnest_jax.from_checkpoint('runs/pspnet')
+prediction = model.predict('street.jpg')
 """
 
 import collections
@@ -32,25 +30,27 @@ from resnest_jax.inference.protocols import Protocol, choose_protocol
 from resnest_jax.labels import LabelSet
 from resnest_jax.weights.pretrained import load_segmentor
 
-# Where the weights do not say: the protocols of ADE20K and Cityscapes, by
-# their number of classes. Long and short edge, and height and width, in pixels.
+# Weights of other origin do not say how they were trained. Their number of
+# classes tells ADE20K from Cityscapes; these are the values of those rows: long
+# and short edge, and height and width, in pixels.
 IMAGE_SCALES = {150: (2048, 512), 19: (2048, 1024)}
 CROP_SIZES = {150: (512, 512), 19: (512, 1024)}
-# Pictures at a time on each device: more do not help a CPU.
+# Pictures at a time on each device. A CPU is as fast one by one, and the last
+# batch has no empty slots then.
 BATCH_SIZES = {'cpu': 1}
 ACCELERATOR_BATCH_SIZE = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-  """What a network sees in a picture.
+  """The label map of a picture.
 
   Attributes:
     labels: uint8 (H, W), the class of every pixel.
-    classes: C names; `classes[labels[y, x]]` is that of a pixel.
-    palette: uint8 (C, 3), the classes' colours, RGB.
-    source: the picture: an array, or the path that it is read from again.
-    probabilities: float32 (H, W, C) where they were asked for, else None.
+    classes: C names: `classes[labels[y, x]]`.
+    palette: uint8 (C, 3), RGB.
+    source: the picture, an array or its path.
+    probabilities: float32 (H, W, C) if requested, else None.
   """
 
   labels: np.ndarray
@@ -62,6 +62,7 @@ class Prediction:
   @property
   def image(self) -> np.ndarray:
     """The picture, uint8 (H, W, 3) RGB."""
+    # Read again from a path, so that thousands of predictions fit in memory.
     return as_rgb(self.source)
 
   def colors(self) -> np.ndarray:
@@ -69,11 +70,10 @@ class Prediction:
     return drawing.colour(self.labels, self.palette)
 
   def overlay(self, opacity: float = 0.5, legend: bool = False) -> np.ndarray:
-    """The picture with the classes' colours over it, uint8 (H, W, 3) RGB.
+    """The picture under the classes' colours, uint8 (H, W, 3) RGB.
 
-    Args:
-      opacity: of the colours, 0 (invisible) to 1.
-      legend: whether to add a strip with the names of the classes below.
+    `opacity` is from 0 (invisible) to 1; `legend` adds a strip with the names
+    of the classes below the picture.
     """
     check_opacity(opacity)
     mixed = drawing.overlay(self.image, self.labels, self.palette, opacity)
@@ -85,7 +85,7 @@ class Prediction:
 
 
 def check_opacity(opacity: float) -> None:
-  """Raises `UserError` if it is not from 0 to 1."""
+  # Also called by predict.py before the network is loaded.
   if not 0 <= opacity <= 1:
     raise UserError(
       f'opacity is {opacity}; it must be from 0 (invisible) to 1.'
@@ -93,7 +93,7 @@ def check_opacity(opacity: float) -> None:
 
 
 class _Pictures:
-  """Pictures as the evaluation pipeline reads them, in threads."""
+  """A split that keeps the reasons why pictures cannot be read."""
 
   def __init__(self, sources: Sequence[Any]):
     self.sources = sources
@@ -112,21 +112,18 @@ class _Pictures:
 
 
 class Predictor:
-  """A network with its variables on all devices, compiled as it is used.
-
-  It compiles once for each padded shape and number of pictures at a time, so
-  that pictures of similar sizes share a program.
+  """A network on all devices, compiled once for each padded shape.
 
   Attributes:
     classes: C names.
-    palette: uint8 (C, 3), their colours, RGB.
+    palette: uint8 (C, 3), RGB.
     protocol: how pictures are shown to the network.
     batch_size: pictures at a time, over all devices.
-    about: where the weights are from, and of which network; JSON-able.
-    on_compile: is called with a padded height and width in pixels before the
+    about: origin of the weights and description of the network, for JSON.
+    on_compile: called with a padded height and width in pixels before the
       network is compiled for it. May be set.
-    on_step: is called with a batch and the seconds that the devices took for
-      it; they then do nothing while results are looked at. May be set.
+    on_step: called with a batch and the seconds that the devices took for it.
+      May be set, which makes the devices idle between batches.
   """
 
   def __init__(
@@ -142,16 +139,13 @@ class Predictor:
     """Places the variables on the devices; nothing is compiled yet.
 
     Args:
-      model: a segmentor.
+      model: a `Segmentor`.
       variables: its `params` and `batch_stats`.
-      labels: of its classes.
+      labels: its classes.
       protocol: None: the whole picture, fitted into 2048 x 512 pixels.
-      batch_size: pictures at a time, over all devices, and rounded up to a
-        multiple of their number; None: one on a CPU, four on each accelerator.
+      batch_size: rounded up to a multiple of the devices; None: one on each
+        CPU device, four on each accelerator.
       about: see the attribute.
-
-    Raises:
-      UserError: the batch size is not positive.
     """
     if batch_size is not None and batch_size < 1:
       raise UserError(f'batch_size is {batch_size}; give 1 or more.')
@@ -173,23 +167,21 @@ class Predictor:
       len(self.classes),
       protocol=self.protocol,
       mesh=self._mesh,
+      # Looked up late, as the attribute may be set after this.
       on_compile=lambda height, width: self.on_compile(height, width),
     )
 
   def predict(
     self, image: Any, *, probabilities: bool = False
   ) -> Prediction | list[Prediction]:
-    """The classes of a picture's pixels, or of a list of pictures'.
+    """Predicts a picture, or a list of pictures, in its order.
 
     Args:
-      image: uint8 (H, W, 3) RGB (not BGR, as OpenCV reads files) or (H, W)
-        grey, a path, an image of Pillow, or a list of them.
-      probabilities: whether to give those of all classes, too: 4 * C bytes a
-        pixel, several times that while they are computed (600 MB a megapixel
-        with 150 classes). The pictures of a list then go one by one.
-
-    Returns:
-      A `Prediction`, of a list a list in its order.
+      image: uint8 (H, W, 3) RGB (OpenCV reads files as BGR) or (H, W) grey, a
+        path, an image of Pillow, or a list of these.
+      probabilities: whether to return them for all classes: 4 * C bytes a
+        pixel (600 MB a megapixel with 150 classes), and several times that
+        while they are computed.
 
     Raises:
       UserError: something is no picture or cannot be read.
@@ -199,7 +191,8 @@ class Predictor:
       batches = self._in_order([image], batch_size=1)
       (found,) = self._results(batches, probabilities)
       return self._prediction(found, image)
-    # Paths are read when they are needed.
+    # Paths are read by threads when they are needed. Arrays are checked now,
+    # so that a wrong one fails before others are predicted.
     sources = [
       each if isinstance(each, str | Path) else _numbered(index, each)
       for index, each in enumerate(image)
@@ -216,20 +209,16 @@ class Predictor:
   def predict_each(
     self, images: Sequence[Any], *, probabilities: bool = False
   ) -> Iterator[tuple[int, Prediction | UserError]]:
-    """Predicts any number of pictures, of which few are in memory at a time.
+    """Predicts any number of pictures, with few in memory at a time.
 
-    Args:
-      images: as in `predict`; paths are read by threads, ahead.
-      probabilities: as in `predict`.
-
-    Yields:
-      The place in `images` and the `Prediction`, or the `UserError` that says
-      why it cannot be read. Those that share a padded shape come together,
-      so the order is another one.
+    Takes what `predict` takes. Yields the index in `images`, and the
+    `Prediction` or the `UserError` of a picture that cannot be read. Pictures
+    of one padded shape share batches, so the order differs.
     """
     if not len(images):
       return
     pictures = _Pictures(images)
+    # The pipeline of evaluation: the same pixels and padding as in eval.py.
     batches = make_eval_iterator(
       ConfigDict({'image_scale': self.protocol.image_scale, 'num_threads': 0}),
       pictures,
@@ -243,6 +232,7 @@ class Predictor:
         yield found[0], self._prediction(found, images[found[0]])
         while pictures.unreadable:
           yield pictures.unreadable.popleft()
+    # Found while the last batch was filled, or if no picture can be read.
     yield from pictures.unreadable
 
   def predict_frames(
@@ -250,10 +240,10 @@ class Predictor:
   ) -> Iterator[Prediction]:
     """Predicts a stream of pictures of one size, in its order.
 
-    Args:
-      frames: uint8 (H, W, 3) RGB. At most three batches are in memory.
-      probabilities: as in `predict`.
+    Frames are uint8 (H, W, 3) RGB. At most three batches are read ahead.
     """
+    # Frames whose results are awaited. Results come in the order of frames, so
+    # the oldest frame belongs to the next result.
     held: collections.deque[np.ndarray] = collections.deque()
 
     def taken():
@@ -267,7 +257,8 @@ class Predictor:
       yield self._prediction(found, held.popleft())
 
   def _rows(self, number: int) -> int:
-    """The rows of a batch: a power of two suffices for few pictures."""
+    # For few pictures a smaller batch suffices. Powers of two bound the number
+    # of batch sizes, each of which is compiled.
     rows = min(self.batch_size, 1 << (number - 1).bit_length())
     return sharding.divisible_batch_size(rows, self._mesh)
 
@@ -285,10 +276,7 @@ class Predictor:
   def _results(
     self, batches: Iterable[steps.Batch], probabilities: bool
   ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-    """Index, labels and probabilities of each picture.
-
-    A batch is on the devices while the one before it is looked at.
-    """
+    """Index, labels and probabilities of each picture."""
 
     def of(batch, *outputs):
       outputs = [x if x is None else np.asarray(x) for x in outputs]
@@ -300,6 +288,8 @@ class Predictor:
             *(x if x is None else x[slot, :height, :width] for x in outputs),
           )
 
+    # A batch is dispatched before the results of the previous one are awaited,
+    # as in `evaluate.image_results`. None makes room for the last results.
     pending = None
     for batch in itertools.chain(batches, [None]):
       started = batch and (batch, *self._run(batch, probabilities))
@@ -310,6 +300,7 @@ class Predictor:
   def _run(self, batch: steps.Batch, probabilities: bool):
     started = time.perf_counter()
     outputs = self._step(self._variables, batch, probabilities)
+    # Without waiting only the dispatch would be timed.
     if self.on_step is not None:
       jax.block_until_ready(outputs)
       self.on_step(batch, time.perf_counter() - started)
@@ -318,7 +309,7 @@ class Predictor:
   def _prediction(
     self, found: tuple[int, np.ndarray, np.ndarray | None], source: Any
   ) -> Prediction:
-    # Copies: of a batch, padded, this is a part.
+    # Copies, because views would keep the padded batch alive.
     _, labels, probabilities = found
     if probabilities is not None:
       probabilities = np.array(probabilities)
@@ -338,7 +329,7 @@ def _numbered(index: int, image: Any) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Orbax warns of reading alone."""
+  # Orbax logs warnings through absl even when it only restores a checkpoint.
   logger = logging.getLogger('absl')
   level = logger.level
   logger.setLevel(logging.ERROR)
@@ -364,24 +355,23 @@ def from_checkpoint(
   """A trained network, ready to predict.
 
   Args:
-    source: the workdir of a training, a published name, a path, an address;
-      see `load_pretrained`.
+    source: workdir of a training, published name, path or address; see
+      `load_pretrained`.
     checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
-    protocol: 'whole', 'slide', 'ms_flip_0x' or 'ms_flip_1x'; see
-      docs/evaluation.md, also for the five that follow.
-    image_scale: (long edge, short edge) in pixels that pictures are resized to
-      fit into; None: the training's.
+    protocol: 'whole', 'slide', 'ms_flip_0x' or 'ms_flip_1x'; docs/evaluation.md
+      describes them and the next five parameters.
+    image_scale: (long edge, short edge) in pixels; None: the training's.
     slide_crop: height and width of a window; None: the training's crop.
     slide_stride: pixels between windows; None: two thirds of a window.
     scales: of ms_flip; None: 0.5 to 1.75 in steps of 0.25.
-    flip: of ms_flip: mirrored, too; None: yes.
+    flip: of ms_flip: whether to add mirrors; None: yes.
     batch_size: see `Predictor`.
-    bucket: pixels of which padded heights and widths are multiples: with more,
-      less is compiled and more computed.
+    bucket: padded heights and widths are multiples of it: a larger one compiles
+      fewer shapes and computes more.
 
   Raises:
-    UserError: no such source, damaged, of something else than a segmentor, or
-      a parameter that cannot be meant.
+    UserError: the source is missing, damaged or not a segmentor, or a parameter
+      is invalid.
   """
   with _quiet():
     model, variables, weights = load_segmentor(source, checkpoint)

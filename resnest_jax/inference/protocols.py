@@ -1,11 +1,7 @@
-"""The ways to evaluate, by name.
+"""The protocols of evaluation, by name: `whole`, `slide`, `ms_flip_0x`, `_1x`.
 
-`whole`: the image is resized with its ratio kept, its logits are resized to
-that size and then to the original size, both bilinear with half-pixel centres,
-and the largest logit wins. `slide`: the same with windows, see `slide`.
-`ms_flip_0x` and `ms_flip_1x`: several scales and their mirrors, see
-`multiscale`. All are mmsegmentation's; docs/evaluation.md says which published
-numbers used which.
+All are mmsegmentation's. docs/evaluation.md describes them and says which
+published numbers used which.
 """
 
 import dataclasses
@@ -25,17 +21,17 @@ _PAIRS = ('image_scale', 'slide_crop', 'slide_stride')
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """A way to evaluate, with all that its results depend on.
+  """A protocol with all parameters that its results depend on.
 
   Attributes:
-    name: a key of `PROTOCOLS`.
+    name: 'whole', 'slide', 'ms_flip_0x' or 'ms_flip_1x'.
     image_scale: long and short edge in pixels that images are fitted into.
     crop: `slide`: height and width of a window in pixels.
-    stride: `slide`: pixels from a window to the next, down and to the right.
+    stride: `slide`: pixels between windows, down and to the right.
     scales: `ms_flip_*`: relative to `image_scale` (0x) or the original (1x).
-    flip: `ms_flip_*`: whether each scale is looked at mirrored, too.
+    flip: `ms_flip_*`: whether each scale is also shown mirrored.
     bucket: padded heights and widths are multiples of this many pixels (at
-      scale 1). Results do not depend on it, but for rounding.
+      scale 1). Results depend on it only by rounding.
   """
 
   name: str = 'whole'
@@ -48,11 +44,14 @@ class Protocol:
 
   @property
   def keep_size(self) -> bool:
-    """Whether images have to come at their original size."""
+    """Whether images must not be resized before they are batched."""
+    # The scales are made from the original image, on the device.
     return self.name.startswith('ms_')
 
   def describe(self) -> dict[str, Any]:
-    """Name and parameters, for JSON; equal for equal results."""
+    """Name and parameters for metrics.json."""
+    # Only parameters that affect results: eval.py compares these dicts to see
+    # whether a folder holds an earlier run of the same evaluation.
     values = {key: getattr(self, key) for key in PROTOCOLS[self.name]}
     return {'name': self.name} | {
       key: list(value) if isinstance(value, tuple) else value
@@ -61,7 +60,7 @@ class Protocol:
 
 
 def make_protocol(config: Any) -> Protocol:
-  """The protocol that a configuration names in `eval.protocol`."""
+  """The protocol of a configuration, `eval.protocol`."""
   crop = config.eval.slide_crop or config.data.crop_size
   return Protocol(
     name=config.eval.protocol,
@@ -86,18 +85,17 @@ def choose_protocol(
   crop: Sequence[int],
   given: Mapping[str, Any],
 ) -> Protocol:
-  """A protocol with the parameters that somebody gives.
+  """A protocol from explicit parameters and defaults.
 
   Args:
-    name: of the protocol.
-    image_scale: where it is not given.
-    crop: window, where it is not given.
-    given: `image_scale`, `slide_crop`, `slide_stride`, `scales` and `flip`, of
-      which those that are None are not given.
+    name: a name of `Protocol`.
+    image_scale: default, in pixels.
+    crop: default window (height, width), in pixels.
+    given: `image_scale`, `slide_crop`, `slide_stride`, `scales` and `flip`;
+      None stands for the default.
 
   Raises:
-    UserError: no such protocol, a parameter that it does not have, or a value
-      that cannot be meant.
+    UserError: unknown protocol, or an unknown or invalid parameter.
   """
   if name not in PROTOCOLS:
     raise UserError(
@@ -109,12 +107,15 @@ def choose_protocol(
     for key, value in given.items()
     if value is not None
   }
+  # An error rather than silence: a crop without `slide` changes nothing, and
+  # whoever gives one expects windows.
   if unknown := sorted(given.keys() - set(PROTOCOLS[name])):
     raise UserError(
       f'{unknown[0]} means nothing in the protocol {name!r}, which depends on '
-      f'{", ".join(PROTOCOLS[name])}; leave it out or take another protocol.'
+      f'{", ".join(PROTOCOLS[name])}; omit it or choose another protocol.'
     )
   values = {'image_scale': tuple(image_scale), 'crop': tuple(crop)} | given
+  # Two thirds of the window in use, which may be a given one.
   values.setdefault('stride', default_stride(values['crop']))
   if 'scales' in given:
     values['scales'] = tuple(map(float, given['scales']))
@@ -126,7 +127,8 @@ def choose_protocol(
   if any(x > y for x, y in zip(values['stride'], values['crop'], strict=True)):
     raise UserError(
       f'the stride {values["stride"]} is longer than the window '
-      f'{values["crop"]} (height, width): pixels between would be left out.'
+      f'{values["crop"]} (height, width): pixels between windows would be '
+      'left out.'
     )
   scales = values.get('scales', Protocol.scales)
   if not scales or not all(0 < x < float('inf') for x in scales):
@@ -137,20 +139,22 @@ def choose_protocol(
 def make_views(
   protocol: Protocol, network: Callable, place: Callable, mesh: Mesh | None
 ) -> tuple[Callable, Callable]:
-  """What runs the network, and what its logits mean.
+  """The two parts of a protocol, `look` and `build`.
 
   Args:
-    protocol: which.
+    protocol: whose parts.
     network: (variables, uint8 images, sizes) -> logits, compiled.
     place: puts arrays whose first axis is the batch on the devices.
     mesh: the devices; None: the default one.
 
   Returns:
-    look(variables, batch) -> (layout, arrays): runs the network; `layout` is
-    static, `arrays` are on the devices.
-    build(layout, arrays, label_size, label_canvas) -> list of `View`, on each
-    device, to be compiled.
+    look(variables, batch) -> (layout, arrays): runs the network, outside jit;
+    `layout` is static, `arrays` are on the devices.
+    build(layout, arrays, label_size, label_canvas) -> list of `View`: traced on
+    each device's share of the batch.
   """
+  # Two parts, because only the network takes long to compile: the same program
+  # serves labels of any padded shape.
   if protocol.name == 'slide':
     return make_slide(network, place, mesh, protocol.crop, protocol.stride)
   if protocol.keep_size:
@@ -168,7 +172,7 @@ def make_views(
 
 
 def make_whole(network: Callable, place: Callable) -> tuple[Callable, Callable]:
-  """The whole image at once."""
+  """`look` and `build` of `whole`: the image in one piece."""
 
   def look(variables, batch):
     image, size = place((batch['image'], batch['size']))

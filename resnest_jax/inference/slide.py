@@ -5,11 +5,6 @@ last one of a row or column is moved back to end at the image's edge, and an
 image smaller than a window is a smaller window. Each window's logits are
 upsampled to its size, a pixel gets the mean over the windows that show it, and
 the result is resized to the original size.
-
-The windows of all images of a batch are cut on the device and share batches of
-one shape, so the network compiles once, whatever the images' sizes. The mean
-is a matrix an axis, too: windows are a grid, so how many of them show a pixel
-is a number of rows times a number of columns.
 """
 
 import functools
@@ -27,20 +22,15 @@ from resnest_jax.models.layers import resize_matrix
 
 
 def grid(length: Any, crop: int, stride: int) -> Any:
-  """How many windows an axis of `length` pixels (int or array) has."""
+  """The number of windows along an axis of `length` pixels (int or array)."""
+  # Operators alone, so that it takes integers, NumPy's and traced arrays.
   beyond = length - crop + stride - 1
   return beyond * (beyond > 0) // stride + 1
 
 
 def starts(length: Any, crop: int, stride: int, count: int) -> Any:
-  """Where windows 0 to `count` - 1 start, (B, count).
-
-  Args:
-    length: (B,) true lengths of an axis in pixels.
-    crop: length of a window.
-    stride: between two windows.
-    count: windows to give; those past `grid` are to be ignored.
-  """
+  """Where windows start on axes of `length` (B,) pixels: (B, count)."""
+  # Beyond the `grid` of an image its last window repeats; callers skip those.
   room = (length - crop) * (length > crop)
   xp = np if isinstance(length, np.ndarray) else jnp
   return xp.minimum(xp.arange(count) * stride, room[:, None])
@@ -53,30 +43,30 @@ def plan(
   stride: tuple[int, int],
   devices: int = 1,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Puts the windows of a batch of images into batches of the same length.
+  """Distributes the windows of B images over n batches of B windows.
 
   Args:
-    sizes: int (B, 2), the images' true heights and widths in pixels.
+    sizes: int (B, 2), the images' true heights and widths.
     canvas: their padded height and width.
     crop: height and width of a window.
-    stride: between windows, downwards and to the right.
-    devices: D, a divisor of B. Each works on the windows of its own B / D
-      images, which are neighbours in the batch.
+    stride: pixels between windows, down and to the right.
+    devices: a divisor of B. Each holds B / devices neighbouring images.
 
   Returns:
-    corners: int32 (n, B, 3), for each of n batches and each place in it the
-      image, counted on its device, and the window's top and left edge.
-    window_sizes: int32 (n, B, 2), true heights and widths, 1x1 where there is
-      no window.
-    places: int32 (B, rows, columns), where among its device's windows (batch
-      by batch) that of an image and a row and column of the canvas' grid is; 0
-      where the image has none.
+    corners: int32 (n, B, 3): image, counted on its device, top, and left edge.
+    window_sizes: int32 (n, B, 2): true heights and widths.
+    places: int32 (B, rows, columns): position of each window of the canvas'
+      grid among its device's windows.
   """
+  # Windows stay on the device that holds their image, so that cutting and
+  # averaging them needs no exchange. All windows have one padded shape: the
+  # network is compiled once, whatever the images' sizes.
   batch = len(sizes)
   local = batch // devices
   counts = [grid(canvas[i], crop[i], stride[i]) for i in (0, 1)]
   edges = [starts(sizes[:, i], crop[i], stride[i], counts[i]) for i in (0, 1)]
   mine = [grid(sizes[:, i], crop[i], stride[i]) for i in (0, 1)]
+  # 0 where an image has no window: `window_matrix` gives those no weight.
   places = np.zeros((batch, *counts), np.int32)
   windows = [[] for _ in range(devices)]
   for image in range(batch):
@@ -86,12 +76,16 @@ def plan(
       corner = edges[0][image, row], edges[1][image, column]
       size = np.minimum(sizes[image], crop)
       windows[device].append((index, *corner, *size))
+  # Every device has as many batches as the busiest one. Slots without a window
+  # show one pixel of image 0, as a size of 0 would divide by zero.
   number = -(-max(map(len, windows)) // local)
   table = np.zeros((number, devices, local, 5), np.int32)
   table[..., 3:] = 1
   for device, listed in enumerate(windows):
     for i, window in enumerate(listed):
       table[i // local, device, i % local] = window
+  # (n, devices, B / devices, 5) -> (n, B, 5): the batch axis runs device by
+  # device, as the mesh splits it.
   table = table.reshape(number, batch, 5)
   return table[..., :3], table[..., 3:], places
 
@@ -99,13 +93,9 @@ def plan(
 def cut(
   crop: tuple[int, int], images: jax.Array, corners: jax.Array
 ) -> jax.Array:
-  """Cuts windows (n, *crop, 3) out of images (B, H, W, 3).
-
-  Args:
-    crop: height and width of a window.
-    images: smaller ones than a window are padded with zeros.
-    corners: int (n, 3): which image, top and left edge.
-  """
+  """Cuts windows (n, *crop, 3) out of images; `corners` is as in `plan`."""
+  # `dynamic_slice` moves a window that reaches beyond the array back inside,
+  # and so would show other pixels than the corner says.
   more = (max(n - m, 0) for n, m in zip(crop, images.shape[1:3], strict=True))
   images = jnp.pad(images, ((0, 0), *((0, n) for n in more), (0, 0)))
 
@@ -126,18 +116,13 @@ def window_matrix(
 ) -> jax.Array:
   """From the logits of all windows along an axis to the original pixels.
 
-  Args:
-    lengths: (B,) pixels of the original, and of the image that was cut.
-    padded: padded lengths of both, and of one window's logits, n.
-    valid: (B,), the true length of a window's logits.
-    crop: padded pixels of a window.
-    stride: pixels between windows.
-    dtype: of the weights.
-
-  Returns:
-    (B, padded[0], windows * n): upsampled to the window, averaged over windows,
-    resized to the original.
+  `lengths` are (B,) pixels of the original and of the image that was cut.
+  `padded` are the padded lengths of both, and of a window's logits, n, whose
+  true length is `valid` (B,). Returns (B, padded[0], windows * n).
   """
+  # The mean over windows is linear along each axis as well: the windows are a
+  # grid, so the number of them that show a pixel is a number of rows times a
+  # number of columns.
   label_length, length = lengths
   window = jnp.minimum(length, crop)
   count = grid(padded[1], crop, stride)
@@ -145,12 +130,16 @@ def window_matrix(
   first = starts(length, crop, stride, count)
   within = jnp.arange(padded[1]) - first[..., None]  # (B, windows, pixels)
   shown = (within >= 0) & (within < window[:, None, None])
+  # The grid belongs to the padded length; a smaller image has fewer windows.
   shown &= (jnp.arange(count) < grid(length, crop, stride)[:, None])[..., None]
+  # No window shows the padding.
   weight = shown / jnp.maximum(shown.sum(1, keepdims=True), 1)
   within = jnp.clip(within, 0, crop - 1)
   placed = jax.vmap(lambda matrix, rows: matrix[rows])(upsample, within)
   placed = placed * weight[..., None].astype(dtype)
+  # (B, windows, pixels, n) -> (B, pixels, windows * n)
   mean = placed.swapaxes(1, 2).reshape(len(length), padded[1], -1)
+  # As in mmsegmentation: average at the network's input size, then resize.
   resize = resize_matrix(label_length, length, *padded[:2], dtype)
   return jnp.matmul(resize, mean, precision=jax.lax.Precision.HIGHEST)
 
@@ -162,7 +151,7 @@ def make_slide(
   crop: tuple[int, int],
   stride: tuple[int, int],
 ) -> tuple[Callable, Callable]:
-  """The protocol's two parts; see `protocols.make_views`."""
+  """`look` and `build` of `protocols.make_views`; see there."""
 
   @functools.cache
   def compiled_cut(window):
@@ -170,7 +159,8 @@ def make_slide(
     return jax.jit(split_batch(stage, mesh, P('data'), P('data')))
 
   def window_of(canvas):
-    """What of a window lies beyond all images of a batch is not computed."""
+    # Crops the window to the canvas: parts that no image of the batch reaches
+    # are not computed.
     return min(crop[0], canvas[0]), min(crop[1], canvas[1])
 
   devices = 1 if mesh is None else mesh.shape['data']
@@ -178,6 +168,8 @@ def make_slide(
   def look(variables, batch):
     image = place(batch['image'])
     canvas = image.shape[1:3]
+    # The plan is made on the host, because the number of windows, and so of
+    # batches, depends on the sizes.
     sizes = np.asarray(batch['size'])
     window = window_of(canvas)
     corners, window_sizes, places = plan(sizes, canvas, window, stride, devices)
@@ -209,6 +201,7 @@ def make_slide(
       for i in (0, 1)
     ]
     batch, rows, columns = places.shape
+    # The windows of each image side by side, overlaps included:
     # (B, rows, columns, h, w, C) -> (B, rows * h, columns * w, C)
     logits = logits[places].swapaxes(2, 3)
     logits = logits.reshape(batch, rows * h, columns * w, classes)

@@ -1,10 +1,8 @@
 """Compiled steps from images of mixed sizes to label maps and counts, exactly.
 
-Images share a few padded shapes (buckets). Their true sizes are data, not
-shapes, so a bucket compiles once, and every valid pixel gets the logits of the
-unpadded run. The final stage, from logits to classes at the original size,
-runs in row tiles (`final_stage`). What happens before, whether the image is
-seen whole, in windows or at several scales, is the protocol (`protocols`).
+Images share a few padded shapes. Their true sizes are data, so that a shape
+compiles once and every valid pixel gets the logits of the unpadded image. The
+protocol runs the network; `label_maps` turns logits into classes.
 """
 
 import functools
@@ -33,12 +31,9 @@ EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 
 
 class Views(NamedTuple):
-  """A protocol with its network, compiled; see `make_views`.
+  """A protocol with its network, compiled; see `make_views`."""
 
-  `forward(variables, images, sizes)` is the network alone, a jitted function.
-  """
-
-  forward: Callable
+  forward: Callable  # (variables, images, sizes) -> logits, jitted.
   look: Callable
   build: Callable
   place: Callable
@@ -52,7 +47,7 @@ def compile_views(
   dtype: Any,
   on_compile: Callable[[int, int], None],
 ) -> Views:
-  """What `make_eval_step` and `make_predict_step` share; see there."""
+  """The part that `make_eval_step` and `make_predict_step` share; see there."""
   if num_classes > IGNORE:
     raise ValueError(
       f'label maps are 8 bit with {IGNORE} for "no class", so at most '
@@ -60,6 +55,7 @@ def compile_views(
     )
 
   def forward(variables, image, size):
+    # uint8 travels to the device, a quarter of the bytes of float32.
     images = preprocess.preprocess(image, size, dtype=dtype)
     logits = model.apply(variables, images, train=False, size=size).logits
     if logits.shape[-1] != num_classes:
@@ -77,6 +73,7 @@ def compile_views(
   )
   compiled_shapes = set()
 
+  # JAX calls nobody before it compiles, so new shapes are noticed here.
   def network(variables, image, size):
     if image.shape not in compiled_shapes:
       compiled_shapes.add(image.shape)
@@ -100,24 +97,22 @@ def make_eval_step(
   """A protocol, compiled.
 
   Args:
-    model: a segmentor; `apply(variables, images, train=False, size=size)`.
+    model: a `Segmentor`.
     num_classes: C, at most 255.
     protocol: None: the whole image.
-    mesh: devices; the batch is split over its axis `data`, every device works
-      on its own images and nothing is exchanged. None: the default device.
+    mesh: devices that share the images of a batch; None: the default one.
     dtype: of the normalised images; float64 for comparisons.
     tile_bytes: see `label_maps`; per device.
-    on_compile: called with a new padded height and width in pixels, before the
-      network is compiled for it, which may take minutes.
+    on_compile: called with a padded height and width before the network is
+      compiled for it, which may take minutes.
 
   Returns:
-    eval_step(variables, batch) -> (label maps, counts): `batch` as the
-    evaluation pipeline yields it, with NumPy arrays; label maps uint8
-    (B, Hl, Wl) at the labels' padded size, 255 outside the true size; counts
-    int32 (B, C, C). The network compiles once for each padded shape that it
-    sees (in windows: for one in all), the final stage, which is quick to
-    compile, for each pair of padded shapes of images and labels.
+    eval_step(variables, batch) -> (label maps, counts). Batches are those of
+    `make_eval_iterator`; maps are uint8 (B, Hl, Wl), 255 outside the true size;
+    counts are int32 (B, C, C).
   """
+  # The network compiles once for each padded shape of images, the final stage
+  # (quick) for each pair of padded shapes of images and labels.
   _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, dtype, on_compile
   )
@@ -125,6 +120,7 @@ def make_eval_step(
   compiled_finish = make_finish(build, num_classes, mesh, tile_bytes)
 
   def eval_step(variables, batch):
+    # Checked here, as JAX's own error does not name the key.
     if mesh is not None and len(batch['image']) % mesh.shape['data']:
       raise UserError(
         f'an evaluation batch of {len(batch["image"])} images cannot be split '
@@ -143,18 +139,14 @@ def make_finish(
   mesh: Mesh | None,
   tile_bytes: int = TILE_BYTES,
 ) -> Callable:
-  """What follows the network in an `EvalStep`, a jitted function.
-
-  Returns:
-    finish(layout, arrays, label, label_size) -> (label maps, counts); `layout`
-    and `arrays` are those of `make_views`.
-  """
+  """The rest of an `EvalStep` after `look` of `make_views`, jitted."""
 
   def finish(layout, arrays, label, label_size):
     views = build(layout, arrays, label_size, label.shape[1:3])
     maps = label_maps(views, label_size, tile_bytes)
     return maps, count_confusion(maps, label, num_classes)
 
+  # `layout` has the padded shapes at which images were shown.
   @functools.partial(jax.jit, static_argnums=0)
   def compiled_finish(layout, *arrays):
     stage = functools.partial(finish, layout)
@@ -171,11 +163,11 @@ def make_predict_step(
   mesh: Mesh | None = None,
   on_compile: Callable[[int, int], None] = lambda height, width: None,
 ) -> Callable[[Any, Batch, bool], tuple[jax.Array, jax.Array | None]]:
-  """As `make_eval_step`, where there is no ground truth.
+  """As `make_eval_step`, for images without ground truth.
 
   Returns:
-    predict_step(variables, batch, probabilities) -> (label maps, probabilities
-    of the classes or None): float32 (B, Hl, Wl, C), all in memory at once.
+    predict_step(variables, batch, probabilities) -> (label maps, None or
+    probabilities float32 (B, Hl, Wl, C), which are not computed in tiles).
   """
   _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, jnp.float32, on_compile
@@ -186,6 +178,7 @@ def make_predict_step(
     maps = label_maps(views, label_size)
     if not probabilities:
       return maps, None
+    # One view gives logits, several give probabilities.
     mean = class_scores(views)
     mean = jax.nn.softmax(mean) if len(views) == 1 else mean
     return maps, mean.astype(jnp.float32)
@@ -197,6 +190,7 @@ def make_predict_step(
 
   def predict_step(variables, batch, probabilities=False):
     layout, arrays = look(variables, batch)
+    # Labels are empty here and stay on the host: only their shape is needed.
     canvas = batch['label'].shape[1:3]
     size = place(batch['label_size'])
     return compiled_finish(layout, canvas, probabilities, arrays, size)

@@ -1,4 +1,4 @@
-"""The pictures of the report, as HTML with the pixels inside."""
+"""The pictures of the report, embedded in the page."""
 
 import base64
 import dataclasses
@@ -14,7 +14,9 @@ from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.ranked_images import Extremes, ScoredImage
 from resnest_jax.evaluation.report.parts import swatch
 
-BOX = (480, 640)  # Height and width into which pictures are fitted, pixels.
+# Height and width in pixels into which pictures are fitted. The file grows with
+# them: all pictures are inside.
+BOX = (480, 640)
 MOST_CHIPS = 12  # Classes named below an image.
 
 
@@ -24,9 +26,9 @@ class Picture:
 
   name: str
   score: float  # Its own mIoU.
-  right: float  # The share of its labelled pixels that is right.
+  right: float  # Share of its labelled pixels that are right.
   parts: Mapping[str, str]  # Caption -> data URI, from image to errors.
-  size: tuple[int, int]  # Height and width of each part, pixels.
+  size: tuple[int, int]  # Height and width of each part in pixels.
   classes: Sequence[tuple[str, np.ndarray, float]]  # Name, colour, IoU.
 
 
@@ -36,14 +38,7 @@ def make_pictures(
   classes: Sequence[str],
   palette: np.ndarray,
 ) -> dict[str, list[Picture]]:
-  """The worst and the best images of a split, ready to be shown.
-
-  Args:
-    extremes: which.
-    split: samples by index, see `make_picture`.
-    classes: C names.
-    palette: uint8 (C, 3) RGB.
-  """
+  """The pictures of 'worst' and 'best'; `palette` is uint8 (C, 3) RGB."""
   return {
     kind: [
       make_picture(image, split[image.index], classes, palette)
@@ -59,23 +54,19 @@ def make_picture(
   classes: Sequence[str],
   palette: np.ndarray,
 ) -> Picture:
-  """Image, ground truth, prediction and errors.
-
-  Args:
-    shown: with the prediction.
-    sample: of the split: image uint8 (H, W, 3), label uint8 (H, W), name.
-    classes: C names.
-    palette: uint8 (C, 3) RGB.
-  """
+  """Image, ground truth, prediction and errors of a sample of the split."""
   prediction, label = shown.prediction, sample['label']
   confusion = metrics.confusion_matrix(prediction, label, len(classes))
   intersection, union = metrics.intersection_and_union(confusion)
+  # Stable: classes of equal size have the same order on every machine.
   largest = np.argsort(-union, kind='stable')[:MOST_CHIPS]
   maps = {
     'ground truth': drawing.colour(label, palette),
     'prediction': drawing.colour(prediction, palette),
     'errors': drawing.error_map(prediction, label),
   }
+  # The photograph is averaged and stored as JPEG. Maps are neither: both would
+  # invent colours, which the legend would not explain.
   image = drawing.fit(sample['image'], BOX, smooth=True)
   parts = {'image': data_uri(image, '.jpg')}
   for caption, picture in maps.items():
@@ -95,12 +86,7 @@ def make_picture(
 
 
 def data_uri(picture: np.ndarray, ending: str) -> str:
-  """A picture as an address that holds its pixels.
-
-  Args:
-    picture: uint8 (H, W, 3) RGB.
-    ending: '.jpg' or '.png'.
-  """
+  """An RGB picture encoded as '.jpg' or '.png', as a data URI."""
   kind = {'.jpg': 'jpeg', '.png': 'png'}[ending]
   options = {
     '.jpg': [cv2.IMWRITE_JPEG_QUALITY, 85],
@@ -115,7 +101,7 @@ def data_uri(picture: np.ndarray, ending: str) -> str:
 
 
 def section(pictures: Mapping[str, Sequence[Picture]], images: int) -> str:
-  """The worst and the best images."""
+  """The HTML of the worst and the best images."""
   if not any(pictures.values()):
     why = 'None was asked for.' if images else 'There are none.'
     return f'<p class="note">{why}</p>'
@@ -132,6 +118,7 @@ def section(pictures: Mapping[str, Sequence[Picture]], images: int) -> str:
 
 
 def _article(kind: str, rank: int, picture: Picture) -> str:
+  # The sizes are written out so that the page does not jump while it loads.
   height, width = picture.size
   name = escape(picture.name)
   figures = ''.join(
@@ -156,7 +143,7 @@ def _article(kind: str, rank: int, picture: Picture) -> str:
 
 
 def full_legend(classes: Sequence[str], palette: np.ndarray) -> str:
-  """All classes with their colours."""
+  """The HTML of all classes with their colours."""
   entries = ''.join(
     f'<li>{swatch(colour)}{escape(name)}</li>'
     for name, colour in zip(classes, palette, strict=True)

@@ -1,10 +1,8 @@
-"""Puts the report together.
+"""Puts the report together, from page.html, page.css, page.js and results.
 
-`page.html`, `page.css` and `page.js` are its frame, style and script, which
-are put into the file as they are. Everything that comes from data (names of
-classes, images, paths) is escaped, and the page forbids itself to load
-anything or to run another script. Without JavaScript the tables and pictures
-are there; the matrix is not.
+Text from data (names of classes, images, paths) is escaped, and the page's
+policy forbids it to load anything or to run another script. Only the confusion
+matrix needs JavaScript.
 """
 
 import base64
@@ -40,13 +38,8 @@ def write(
 ) -> None:
   """Writes the whole page or nothing.
 
-  Args:
-    path: the file; its folder is made.
-    result: what `metrics.json` holds.
-    confusion: int64 (C, C) pixels, rows = ground truth.
-    image_counts: int64 (images, 2, C), see `inference.Evaluation`.
-    pictures: by 'worst' and 'best', in the order in which they are shown.
-    palette: uint8 (C, 3) RGB.
+  `result` is the content of metrics.json; `confusion` and `image_counts` are as
+  in `Evaluation`, `pictures` as from `make_pictures`.
   """
   page = render(result, confusion, image_counts, pictures, palette)
   files.write_text(path, page)
@@ -59,8 +52,9 @@ def render(
   pictures: Mapping[str, Sequence[images.Picture]],
   palette: np.ndarray,
 ) -> str:
-  """The page; see `write`."""
   classes = [entry['class'] for entry in result['per_class']]
+  # Only classes with pixels are in the matrix: of 150 in ADE20K a small split
+  # may have 20, and the matrix is drawn and stored at this size.
   occurring = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
   sections = {
     'Scores': headline(
@@ -72,6 +66,8 @@ def render(
     'Legend': images.full_legend(classes, palette),
     'Details': details(result, confusion),
   }
+  # The page's Content-Security-Policy admits the script by its hash, so that a
+  # script smuggled in by a name would not run even if escaping failed.
   script = _part('page.js')
   digest = hashlib.sha256(script.encode()).digest()
   model, data = result['model'], result['data']
@@ -113,7 +109,8 @@ def _part(name: str) -> str:
 
 
 def _json_in_html(content: Any) -> str:
-  """JSON that a script element may hold: nothing in it can end the element."""
+  # A class named '</script>' would end the element that holds the JSON. These
+  # three characters occur only in strings, where \uXXXX stands for them.
   text = json.dumps(content, separators=(',', ':'))
   for character in '<>&':
     text = text.replace(character, f'\\u{ord(character):04x}')
@@ -129,12 +126,13 @@ def _date(text: str) -> str:
 
 
 def headline(result: Mapping[str, Any], image_scores: np.ndarray) -> str:
-  """The means, mIoU with its interval, and how the images are spread."""
+  """The HTML of the means, the interval and the images' own mIoU."""
   interval, mean = result['mIoU_interval'], result['mean']
   cards = [_card(key, percent(result[key])) for key in ('mAcc', 'aAcc')]
   cards += [
     _card(f'm{key}', percent(mean[key])) for key in ('Dice', 'Precision')
   ]
+  # With beta 1 it is the same number as mDice.
   if result['fscore_beta'] != 1:
     title = f'mFscore, beta {result["fscore_beta"]:g}'
     cards.append(_card(title, percent(mean['Fscore'])))
@@ -172,6 +170,7 @@ def _card(title: str, value: str, more: str = '', kind: str = '') -> str:
 def _interval(result: Mapping[str, Any]) -> str:
   interval = result['mIoU_interval']
   low, high = interval['low'], interval['high']
+  # None is a score that is not defined, as no pixel was counted.
   if low is None or result['mIoU'] is None:
     return ''
   return (
@@ -183,13 +182,14 @@ def _interval(result: Mapping[str, Any]) -> str:
 
 
 def _histogram(image_scores: np.ndarray, bins: int = 25) -> str:
-  """How many images have which mIoU of their own."""
+  # Images without a labelled pixel have no mIoU.
   known = image_scores[~np.isnan(image_scores)]
   if not known.size:
     return ''
   counts, edges = np.histogram(known, bins=bins, range=(0, 1))
   bars = []
   for i, count in enumerate(counts):
+    # Relative to the highest bar, which is as high as the picture.
     height = 100 * count / counts.max()
     told = f'{percent(edges[i], 0)} to {percent(edges[i + 1], 0)}: {count:,}'
     bars.append(
@@ -210,11 +210,11 @@ def _histogram(image_scores: np.ndarray, bins: int = 25) -> str:
   )
 
 
-# --- What it is of -----------------------------------------------------------
+# --- Details -----------------------------------------------------------------
 
 
 def details(result: Mapping[str, Any], confusion: np.ndarray) -> str:
-  """All that is needed to know what the scores are of."""
+  """The HTML of all that the scores depend on."""
   where = ('config', 'checkpoint', 'step', 'file', 'sha256')
   how = ('batch_size', 'bucket', 'dtype', 'seconds', 'devices')
   seconds, interval = result['seconds'], dict(result['mIoU_interval'])
@@ -244,6 +244,7 @@ def details(result: Mapping[str, Any], confusion: np.ndarray) -> str:
     known = {
       str(key).replace('_', ' '): _value(value)
       for key, value in facts.items()
+      # Some keys do not apply: published weights have no step, runs no file.
       if value not in (None, '')
     }
     if known:

@@ -1,4 +1,4 @@
-"""What the parts of the report share: percentages and squares of colour."""
+"""Percentages and squares of colour, which all parts of the report use."""
 
 import functools
 
@@ -9,12 +9,12 @@ from resnest_jax import text
 UNDEFINED = '<span class="none">&ndash;</span>'
 
 
-# As on the console, with the dash of the page.
+# As on the console, but with a dash for scores that are not defined.
 percent = functools.partial(text.percent, undefined='\N{EN DASH}')
 
 
 def swatch(colour: np.ndarray) -> str:
-  """A small square in an RGB colour."""
+  """The HTML of a small square in an RGB colour."""
   red, green, blue = (int(value) for value in colour)
   style = f'background:rgb({red},{green},{blue})'
   return f'<span class="swatch" style="{style}"></span>'

@@ -1,4 +1,4 @@
-"""The tables of the report: the classes, and what is taken for what."""
+"""The tables of the report: scores of the classes, and confusions."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -9,7 +9,7 @@ import numpy as np
 from resnest_jax.evaluation.report.parts import UNDEFINED, percent, swatch
 from resnest_jax.text import plural
 
-MOST_CONFUSIONS = 16  # In the list beside the matrix.
+MOST_CONFUSIONS = 16  # In the list next to the matrix.
 
 
 # --- Classes -----------------------------------------------------------------
@@ -18,7 +18,8 @@ MOST_CONFUSIONS = 16  # In the list beside the matrix.
 def class_table(
   result: Mapping[str, Any], confusion: np.ndarray, palette: np.ndarray
 ) -> str:
-  """All scores of each class, one row each, and their means."""
+  """The HTML of all scores: a row for each class, and the means."""
+  # Key of metrics.json -> heading. Recall is left out, as Acc equals it.
   columns = {'IoU': 'IoU', 'Acc': 'Acc', 'Precision': 'Precision'}
   columns['Dice'] = 'Dice'
   means = dict(result['mean'])
@@ -40,7 +41,8 @@ def class_table(
   unscored = sum(entry['IoU'] is None for entry in result['per_class'])
   choice = ''
   if unscored:
-    # Most of 150 rows without a number would bury the others.
+    # Rows without a score are hidden at first if they are the majority of some
+    # 150 and would bury the others, but not if they are all there is.
     number = len(result['per_class'])
     checked = ' checked' if number / 2 < unscored < number else ''
     choice = (
@@ -78,7 +80,7 @@ def _row(
   per_class: Sequence[Mapping[str, Any]],
   colour: np.ndarray,
 ) -> str:
-  """A class; `data-value` is what its cells are sorted by, '' undefined."""
+  # page.js sorts by data-value, which has all digits; '' sorts last.
   name = entry['class']
   cells = [
     f'<td data-value="{index}">{index}</td>',
@@ -95,6 +97,7 @@ def _row(
     sorted_by = '' if value is None else repr(value)
     cells.append(f'<td data-value="{sorted_by}">{shown}{bar}</td>')
   cells.append(f'<td data-value="{entry["pixels"]}">{entry["pixels"]:,}</td>')
+  # A row of the confusion matrix without its diagonal: the wrong pixels.
   others = counts.copy()
   others[index] = 0
   worst = int(others.argmax())
@@ -104,6 +107,7 @@ def _row(
     cells.append(f'<td class="text" data-value="{share!r}">{taken}</td>')
   else:
     cells.append(f'<td class="text" data-value="">{UNDEFINED}</td>')
+  # The checkbox above the table hides rows with this mark.
   mark = ' data-unscored' if entry['IoU'] is None else ''
   return f'<tr{mark}>{"".join(cells)}</tr>'
 
@@ -114,7 +118,7 @@ def _row(
 def confusions(
   confusion: np.ndarray, occurring: np.ndarray, classes: Sequence[str]
 ) -> str:
-  """The matrix, which the script draws, and its largest errors as a list."""
+  """The HTML of the matrix, which page.js draws, and of its largest errors."""
   if not occurring.size:
     return '<p class="note">No pixel was counted.</p>'
   left_out = len(classes) - len(occurring)
@@ -147,9 +151,10 @@ def confusions(
 def _confusion_list(
   confusion: np.ndarray, occurring: np.ndarray, classes: Sequence[str]
 ) -> str:
-  """Those with the most pixels, with their share of the ground truth."""
+  # By pixels: sorted by share, rare classes would fill the list.
   wrong = confusion - np.diag(np.diagonal(confusion))
   order = np.argsort(-wrong, axis=None, kind='stable')[:MOST_CONFUSIONS]
+  # The matrix on the page has only the classes that occur.
   place = {int(index): i for i, index in enumerate(occurring)}
   entries = []
   for r, c in zip(*np.unravel_index(order, wrong.shape), strict=True):

@@ -1,4 +1,4 @@
-"""Zip files for the test servers of Cityscapes and ADE20K.
+"""Zip files for the test servers of Cityscapes and ADE20K: docs/submission.md.
 
     python -m resnest_jax.evaluation.submission cityscapes \\
       --predictions predictions --out cityscapes.zip
@@ -6,8 +6,8 @@
       --predictions predictions --out ade20k.zip --images release_test/testing
     python -m resnest_jax.evaluation.submission validate ade20k.zip
 
---predictions is what predict.py has written. The second form says what is wrong
-with a zip file, of any origin, without the server. docs/submission.md.
+--predictions is the --out of predict.py. `validate` checks a zip file of any
+origin, without the server.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from resnest_jax.evaluation.submission.write import show, write
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Reads the command line, then writes or validates."""
   parser = argparse.ArgumentParser(
     prog='python -m resnest_jax.evaluation.submission',
     description=__doc__.splitlines()[0],
@@ -56,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     benchmark = BENCHMARKS.get(flags.benchmark)
     verdict = validate(flags.zip, benchmark, flags.images)
     show(flags.zip, verdict)
+    # Findings are printed in full, not raised: a script tells a bad zip file by
+    # the exit status.
     if verdict.errors:
       sys.exit(1)
     return

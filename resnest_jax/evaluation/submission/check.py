@@ -1,4 +1,4 @@
-"""What is wrong with a zip file for a test server, without the server."""
+"""Checks a zip file as the test server would, without the server."""
 
 import collections
 import dataclasses
@@ -24,23 +24,15 @@ from resnest_jax.progress import progress_bar
 from resnest_jax.text import listed
 from resnest_jax.threads import map_in_threads
 
-# --- Of single masks ---------------------------------------------------------
+# --- Single masks ------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Mask:
-  """What is in a mask.
-
-  Attributes:
-    fault: the rule that it breaks; '' if none.
-    detail: what was seen instead.
-    pixels: uint8 (H, W); None where there is a fault.
-    counts: int64 (256,), pixels of each value.
-  """
-
-  fault: str = ''
-  detail: str = ''
-  pixels: np.ndarray | None = None
+  fault: str = ''  # A key of `_FAULTS`, '' if there is none.
+  detail: str = ''  # The value that is not accepted.
+  pixels: np.ndarray | None = None  # uint8 (H, W); None if there is a fault.
+  # int64 (256,), pixels of each value.
   counts: np.ndarray = dataclasses.field(
     default_factory=lambda: np.zeros(256, np.int64)
   )
@@ -48,6 +40,8 @@ class Mask:
 
 def read_mask(png: bytes, size: ImageSize | None) -> Mask:
   """Decodes a mask: an 8-bit grey PNG of a given size (None: any)."""
+  # The header is checked before the pixels: OpenCV expands palettes into
+  # colours, and decoding a file of a wrong size only costs time and memory.
   header = png_header(png)
   if header is None:
     return Mask('not_png', 'no PNG file')
@@ -65,6 +59,7 @@ def read_mask(png: bytes, size: ImageSize | None) -> Mask:
   return Mask(pixels=pixels, counts=counts)
 
 
+# In the order in which they are reported; each follows 'N of M files'.
 _FAULTS = {
   'not_png': 'are no PNG files',
   'mode': 'are not 8-bit grey',
@@ -78,18 +73,20 @@ _REMEDIES = {
     'no palette, no transparency.'
   ),
   'size': (
-    'Predict at the original size: predict.py does, from unresized images.'
+    'Predict the original images, not resized ones; predict.py keeps the size.'
   ),
   'damaged': 'Write the zip again.',
 }
 
 
 def check_files(masks: Mapping[str, Mask]) -> list[Finding]:
-  """Files that are no masks of the right kind; name -> mask."""
+  """Files that are not masks of the right kind; `masks` is name -> mask."""
   findings = []
   for fault, what in _FAULTS.items():
     found = {n: mask.detail for n, mask in masks.items() if mask.fault == fault}
     if found:
+      # One finding for a kind of fault, with its distinct details: thousands of
+      # masks usually have the same fault.
       details = collections.Counter(found.values())
       findings.append(
         Finding(
@@ -104,7 +101,8 @@ def check_files(masks: Mapping[str, Mask]) -> list[Finding]:
 def check_values(
   benchmark: Benchmark, masks: Mapping[str, Mask]
 ) -> tuple[list[Finding], list[Finding]]:
-  """Errors and warnings about the values of masks; name -> mask."""
+  """Errors and warnings about the values; `masks` is name -> mask."""
+  # Only which values occur decides, so that pixels need not stay in memory.
   values = {
     name: set(np.flatnonzero(mask.counts).tolist())
     for name, mask in masks.items()
@@ -120,10 +118,14 @@ def _check_label_ids(
 ) -> tuple[list[Finding], list[Finding]]:
   classes = set(benchmark.mask_values[: len(benchmark.labels.classes)].tolist())
   train_ids = set(range(len(classes)))
-  # 0 and 255 may be somebody's void; if there are only train ids they are not.
+  # Train ids 0 to 18 and label ids 7 to 33 overlap, so a single mask may fit
+  # both. 0 is road as a train id and "unlabeled" as a label id: it counts as
+  # the second unless no mask in the zip file has a value above 18.
   seen = set().union(*values.values())
   void = set() if seen - {IGNORE} <= train_ids else {0}
   errors, warnings = [], []
+  # All values can be train ids, and at least one cannot be a label id that the
+  # network predicts.
   trained = [
     name
     for name, v in values.items()
@@ -133,12 +135,13 @@ def _check_label_ids(
     errors.append(
       Finding(
         f'{len(trained)} of {len(values)} masks hold train ids: their values '
-        'are 0 to 18, which are road to bicycle in training alone.',
+        'are 0 to 18, which mean road to bicycle only in training.',
         tuple(trained),
-        'The server wants label ids: 7 for road to 33 for bicycle. Write the '
-        'zip with this command, from what predict.py has written.',
+        'The server expects label ids, 7 for road to 33 for bicycle. Write the '
+        'zip with this command, from the masks of predict.py.',
       )
     )
+  # Masks of train ids would break the rules below as well: one finding each.
   rest = {name: v for name, v in values.items() if name not in set(trained)}
   if wrong := {n: v for n, v in rest.items() if any(x > 33 for x in v)}:
     seen = sorted({x for v in wrong.values() for x in v if x > 33})
@@ -150,6 +153,8 @@ def _check_label_ids(
         'Every pixel needs a class; the server refuses 255.',
       )
     )
+  # The server accepts label ids of classes that it does not evaluate, such as
+  # 1 for the ego vehicle. They are a warning only.
   unused = {n: v for n, v in rest.items() if {x for x in v if x < 34} - classes}
   if unused:
     seen = sorted({x for v in unused.values() for x in v if x < 34} - classes)
@@ -170,6 +175,8 @@ def _check_counted_from_one(
   last = len(benchmark.labels.classes)
   seen = set().union(*values.values())
   findings = []
+  # 0 has two causes. The highest class tells them apart: masks that count from
+  # 0 never reach it, correct ones of thousands of images almost surely do.
   if zero := tuple(name for name, v in values.items() if 0 in v):
     if last in seen:
       what = (
@@ -184,8 +191,8 @@ def _check_counted_from_one(
         'Every class would be taken for the one before it.'
       )
       remedy = (
-        'Add 1 to every pixel, or write the zip with this command, from what '
-        'predict.py has written.'
+        'Add 1 to every pixel, or write the zip with this command, from the '
+        'masks of predict.py.'
       )
     findings.append(Finding(what, zero, remedy))
   if high := {n: v for n, v in values.items() if max(v, default=0) > last}:
@@ -195,25 +202,25 @@ def _check_counted_from_one(
         f'{len(high)} of {len(values)} masks have values above {last}: '
         f'{listed(seen)}.',
         tuple(high),
-        f'Accepted are 1 to {last}; 1 is added once.',
+        f'Accepted are 1 to {last}. Add 1 to the class numbers only once.',
       )
     )
   return findings
 
 
-# --- Of a whole file ---------------------------------------------------------
+# --- The whole file ----------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What is to be said of a zip file."""
+  """The result of `validate`."""
 
   benchmark: Benchmark
-  files: int  # Masks in it.
+  files: int  # Test images that have a mask.
   errors: list[Finding]
   warnings: list[Finding]
-  pixels: np.ndarray  # int64 (C,), of each class.
-  images: np.ndarray  # int64 (C,), masks that have it.
+  pixels: np.ndarray  # int64 (C,), pixels of each class.
+  images: np.ndarray  # int64 (C,), masks that contain the class.
 
 
 def validate(
@@ -221,15 +228,10 @@ def validate(
   benchmark: Benchmark | None = None,
   images: Path | None = None,
 ) -> Verdict:
-  """Says what the server would find wrong with a zip file.
+  """Finds the faults of a zip file.
 
-  Args:
-    path: the zip file.
-    benchmark: the server; None: as the names in it say.
-    images: folder or zip file of the test images, where they are at hand.
-
-  Raises:
-    UserError: it is no zip file, or it is not clear for which server.
+  Without `benchmark` the server is guessed from the names in the file. Without
+  `images`, a folder or zip file, some names and sizes are not checked.
   """
   if not path.is_file():
     raise UserError(f'there is no file {path}.')
@@ -246,7 +248,7 @@ def validate(
 
 
 def guess(path: Path, entries: Sequence[zipfile.ZipInfo]) -> Benchmark:
-  """The server whose names most files have."""
+  # By most of the names: a few foreign ones are a fault to report later.
   names = [entry.filename.rsplit('/', 1)[-1] for entry in entries]
   numbers = {
     name: sum(b.submitted(n) is not None for n in names)
@@ -256,8 +258,8 @@ def guess(path: Path, entries: Sequence[zipfile.ZipInfo]) -> Benchmark:
   if not numbers[best]:
     raise UserError(
       f'{path} has no file with a name of Cityscapes or ADE20K (the first of '
-      f'{len(names)} is {names[0] if names else "missing"}); say with '
-      f'--benchmark ({" or ".join(BENCHMARKS)}) for which server it is.'
+      f'{len(names)} is {names[0] if names else "missing"}); name the server '
+      f'with --benchmark {" or ".join(BENCHMARKS)}.'
     )
   return BENCHMARKS[best]
 
@@ -271,18 +273,21 @@ def _validate(
   errors, named = _check_entries(entries, benchmark)
   errors += rules.check_names(benchmark, named, images)
   warnings = []
+  # The names above are then compared with an incomplete list.
   if images is not None and len(images) != benchmark.number:
     warnings.append(
       Finding(
         f'--images has {len(images)} test images, {benchmark.name} has '
         f'{benchmark.number}.',
         (),
-        'Give all of them, or leave --images out.',
+        'Give all of them, or omit --images.',
       )
     )
   masks = _read_masks(archive, named, benchmark, images or {})
   errors += check_files(masks)
   more_errors, more_warnings = check_values(benchmark, masks)
+  # (masks, 256) -> (masks, C), from values in the file to train ids. The shape
+  # is given because a zip file may hold no mask.
   counts = np.array([m.counts for m in masks.values()]).reshape(-1, 256)
   counts = counts[:, benchmark.mask_values[: len(benchmark.labels.classes)]]
   return Verdict(
@@ -298,7 +303,7 @@ def _validate(
 def _check_entries(
   entries: Sequence[zipfile.ZipInfo], benchmark: Benchmark
 ) -> tuple[list[Finding], dict[str, list[zipfile.ZipInfo]]]:
-  """Errors in how files are called and where they lie, and key -> masks."""
+  """Errors in names and folders of the files; and key -> its masks."""
   errors, foreign, deep = [], [], []
   named = collections.defaultdict(list)
   for entry in entries:
@@ -314,7 +319,7 @@ def _check_entries(
       Finding(
         f'{len(foreign)} files have names that no test image has.',
         tuple(foreign),
-        f'Of {rules.typical_name(benchmark)} the mask is '
+        f'The mask of {rules.typical_name(benchmark)} is named '
         f'{benchmark.image(rules.typical_name(benchmark))}{benchmark.suffix}.',
       )
     )
@@ -331,7 +336,7 @@ def _check_entries(
       Finding(
         f'{len(twice)} test images have several masks.',
         tuple(x.filename for group in twice.values() for x in group),
-        'Leave one of each; with several the server stops.',
+        'Keep one of each: the server stops where there are several.',
       )
     )
   return errors, named
@@ -343,16 +348,20 @@ def _read_masks(
   benchmark: Benchmark,
   images: Mapping[str, ImageSize],
 ) -> dict[str, Mask]:
-  """Name in the archive -> what is in the mask, without its pixels."""
+  """Name in the archive -> mask, without its pixels."""
   items = [(key, entry) for key, group in named.items() for entry in group]
 
   def read(item: tuple[str, zipfile.ZipInfo]) -> Mask:
     key, entry = item
     size = images.get(key, benchmark.size)
+    # Reading checks the CRC. A fault of one file is a finding, so that a single
+    # run reports all of them; zipfile raises RuntimeError for encrypted ones.
+    # Threads may share the archive: zipfile locks its file.
     try:
-      mask = read_mask(archive.read(entry), size)  # Checks the CRC.
+      mask = read_mask(archive.read(entry), size)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
       return Mask('damaged', f'not readable ({error})')
+    # 1525 masks of Cityscapes would take 3 GB.
     return dataclasses.replace(mask, pixels=None)
 
   masks = {}

@@ -1,12 +1,11 @@
-"""What the test servers of Cityscapes and ADE20K want, and which files.
+"""The files that the test servers of Cityscapes and ADE20K expect.
 
 Cityscapes (evalPixelLevelSemanticLabeling of cityscapesScripts, which the
-server runs): for each of the 1525 test images one PNG file whose name begins
-with CITY_SEQUENCE_FRAME, anywhere in the zip, as large as the image, with label
-ids, not train ids.
+server runs): a PNG file for each test image, named CITY_SEQUENCE_FRAME*.png,
+anywhere in the zip, of the image's size, with label ids, not train ids.
 
-ADE20K (readme.txt in release_test.zip): for each of the 3352 test images one
-PNG file of its name and size, with class numbers from 1 to 150.
+ADE20K (readme.txt in release_test.zip): a PNG file of each test image's name
+and size, with class numbers from 1 to 150.
 """
 
 import dataclasses
@@ -28,51 +27,43 @@ ImageSize = tuple[int, int]  # Width, height.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Benchmark:
-  """A test server.
+  """A test server. A *key* is the part of a name that identifies an image."""
 
-  Attributes:
-    name: of the command line.
-    labels: the classes, and which values of masks they have.
-    number: of test images.
-    key: the part of a name that says which image is meant.
-    suffix: what stands behind it in the files that are written.
-    image_suffix: what may stand behind it in the names of images, and so of
-      their predictions.
-    size: of all images; None: they differ.
-    folders: whether files may lie in folders of the zip.
-  """
-
-  name: str
+  name: str  # On the command line.
   labels: LabelSet
-  number: int
-  key: str
-  suffix: str
+  number: int  # Test images.
+  key: str  # A regular expression.
+  suffix: str  # Follows the key in files that are written.
+  # May follow the key in names of images, and so of their predictions.
   image_suffix: str
-  size: ImageSize | None
-  folders: bool
+  size: ImageSize | None  # None: images differ in size.
+  folders: bool  # Whether the zip file may have folders.
 
   @property
   def mask_values(self) -> np.ndarray:
     """uint8 (256,): train id -> value in a submitted mask."""
+    # The inverse of the table that turned label ids, or 1 to 150, into train
+    # ids for training.
     values = np.full(256, IGNORE, np.uint8)
     for k in range(len(self.labels.classes)):
       values[k] = np.flatnonzero(self.labels.to_train_id == k)[0]
     return values
 
   def submitted(self, name: str) -> str | None:
-    """The key of a file in a zip, None if the server would not take it."""
-    # Cityscapes lets anything follow.
+    """The key of a file in a zip file, None if the server does not read it."""
+    # Cityscapes' script looks for CITY_SEQUENCE_FRAME*.png.
     end = r'[^/]*' if self.suffix != '.png' else ''
     found = re.fullmatch(rf'({self.key}){end}\.png', name)
     return found and found[1]
 
   def predicted(self, name: str) -> str | None:
-    """The key of a file that predict.py wrote, None if it is no index mask."""
+    """The key of an index mask, None if it is another file of predict.py."""
+    # A full match leaves out NAME_color.png and NAME_overlay.png.
     found = re.fullmatch(rf'({self.key})({self.image_suffix})?\.png', name)
     return found and found[1]
 
   def image(self, name: str) -> str | None:
-    """The key of a test image."""
+    """The key of a test image, None if it is another file."""
     pattern = rf'({self.key})({self.image_suffix})?\.(png|jpg)'
     found = re.fullmatch(pattern, name)
     return found and found[1]
@@ -101,8 +92,9 @@ BENCHMARKS = {
   ),
 }
 
-# Test images of each city. Four cities have one image, frame 19, of every
-# sequence; of the others the frames are known from the images alone.
+# Test images of each city. In four cities they are frame 19 of sequences 0, 1,
+# ..., so that all names are known. In the other two frame numbers follow no
+# rule, so that only the number of images is known.
 _CITIES = {
   'berlin': 544,
   'bielefeld': 181,
@@ -112,17 +104,12 @@ _CITIES = {
   'munich': 398,
 }
 _ONE_FRAME = ('berlin', 'bonn', 'leverkusen', 'munich')
-_ADE_LAST = 3489  # The highest number; not all below are there.
+_ADE_LAST = 3489  # The highest number. The 3352 numbers have gaps.
 
 
 def read_images(benchmark: Benchmark, source: Path) -> dict[str, ImageSize]:
-  """Keys and sizes of the test images in a folder or a zip file.
-
-  Where there is a folder `test` or `testing`, only what is in it counts.
-
-  Raises:
-    UserError: there are none, or one cannot be read.
-  """
+  """Keys and sizes of the test images in a folder or a zip file."""
+  # Pillow reads no more than the header of each image for its size.
   if source.is_dir():
     files = {path.relative_to(source).as_posix(): path for path in walk(source)}
     found = _images_in(benchmark, files)
@@ -145,11 +132,13 @@ def read_images(benchmark: Benchmark, source: Path) -> dict[str, ImageSize]:
 
 
 def _images_in(benchmark: Benchmark, names: Iterable[str]) -> dict[str, str]:
-  """Key -> name."""
+  """Key -> name; see `Benchmark`."""
   found = {}
   for name in names:
     if key := benchmark.image(name.rsplit('/', 1)[-1]):
       found[key] = name
+  # leftImg8bit_trainvaltest.zip has the other splits as well, whose names match
+  # the same pattern: if there is a folder of test images, only it counts.
   test = {
     key: name
     for key, name in found.items()
@@ -170,7 +159,7 @@ def _size(file, name: str) -> ImageSize:
 
 
 def typical_name(benchmark: Benchmark) -> str:
-  """A name of a test image, in words."""
+  """An example of a test image's name, for messages."""
   if benchmark.name == 'ade20k':
     return 'ADE_test_00000001.jpg'
   return 'berlin_000000_000019_leftImg8bit.png'
@@ -181,12 +170,9 @@ def check_names(
   keys: Iterable[str],
   images: Mapping[str, ImageSize] | None,
 ) -> list[Finding]:
-  """What is missing, what is too much.
+  """Masks that are missing or belong to no test image, from keys alone.
 
-  Args:
-    benchmark: the server.
-    keys: of the masks, without repetitions.
-    images: of the test images, where they are at hand.
+  Without `images` (key -> size) not all names are known.
   """
   keys = set(keys)
   expected, counted = _expected(benchmark, images)
@@ -200,6 +186,7 @@ def check_names(
         'Predict these test images and write the zip again.',
       )
     )
+  # Groups of names that cannot be listed are counted instead.
   known = keys & expected
   for group, number in counted.items():
     members = {key for key in keys - expected if key.startswith(group)}
@@ -212,8 +199,8 @@ def check_names(
           f'{len(members)} masks are there whose names begin with {group}; the '
           f'benchmark has {number}.',
           tuple(sorted(members))[:1],
-          'Give --images, the folder or zip file of the test images; then the '
-          'names that are missing or too many are listed.',
+          'Give --images, the folder or zip file of the test images, to see '
+          'which names are missing or superfluous.',
         )
       )
   if extra := sorted(keys - known):
@@ -221,7 +208,8 @@ def check_names(
       Finding(
         f'{len(extra)} masks are of no test image of {benchmark.name}.',
         tuple(extra),
-        'Leave them out: those of training and validation do not belong here.',
+        'Remove them: the server takes no masks of training or validation '
+        'images.',
       )
     )
   return findings
@@ -230,7 +218,7 @@ def check_names(
 def _expected(
   benchmark: Benchmark, images: Mapping[str, ImageSize] | None
 ) -> tuple[set[str], dict[str, int]]:
-  """Names that must be there, and numbers of those that are not known."""
+  """Keys that must be there; and prefixes of further keys -> their number."""
   if images is not None:
     return set(images), {}
   if benchmark.name == 'ade20k':

@@ -30,7 +30,8 @@ from resnest_jax.progress import progress_bar
 from resnest_jax.text import listed
 from resnest_jax.threads import map_in_threads
 
-# A third of the time of zlib's default strategy, and smaller files.
+# Run-length encoding suits label maps: it takes a third of the time of zlib's
+# default strategy, and the files are smaller.
 PNG_FLAGS = (
   *(cv2.IMWRITE_PNG_COMPRESSION, 6),
   *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
@@ -46,21 +47,12 @@ def write(
   out: Path,
   images: Mapping[str, ImageSize] | None = None,
 ) -> int:
-  """Writes the zip file of predictions, whole or not at all.
+  """Writes the zip file, whole or not at all; returns the number of masks.
 
-  Args:
-    benchmark: the server.
-    predictions: folder of predict.py's index masks; all else is left alone.
-    out: must not exist.
-    images: names and sizes of the test images, where they are at hand.
-
-  Returns:
-    The number of masks.
-
-  Raises:
-    UserError: `out` is there, masks are missing, too many, of other classes or
-      no index masks.
+  `predictions` is the --out of predict.py; `images` are the sizes of the test
+  images by key, if they are available.
   """
+  # All that names and classes.json tell is checked before any mask is decoded.
   check_new(out)
   files = find_predictions(benchmark, predictions)
   complain(rules.check_names(benchmark, files, images))
@@ -71,16 +63,19 @@ def write(
     key, path = item
     size = benchmark.size if images is None else images[key]
     mask = read_mask(path.read_bytes(), size)
+    # Faults are collected, to be reported together after the last mask.
     if mask.fault:
       return path.name, mask, b''
+    # `values` would map these to 255, which no server accepts.
     if mask.counts[num_classes:].any():
       wrong = np.flatnonzero(mask.counts)[-1]
       raise UserError(
-        f'{path} has the value {wrong}; the masks of predict.py have class '
-        f'numbers from 0 to {num_classes - 1}. Predict with weights of '
+        f'{path} has the value {wrong}; accepted are class numbers from 0 to '
+        f'{num_classes - 1}. Predict with weights of '
         f'{benchmark.name}.'
       )
     png = cv2.imencode('.png', values[mask.pixels], PNG_FLAGS)
+    # Pixels are dropped: thousands of masks would not fit in memory.
     return path.name, dataclasses.replace(mask, pixels=None), png[1].tobytes()
 
   masks = {}
@@ -90,27 +85,28 @@ def write(
     zipfile.ZipFile(temporary, 'w') as archive,
     progress_bar('writing masks') as report,
   ):
+    # Threads convert masks and this one writes them, so that files are in the
+    # order of their names, whichever thread is first.
     for done, (key, (name, mask, png)) in enumerate(
       zip(files, map_in_threads(convert, files.items()), strict=True), 1
     ):
       masks[name] = mask
       archive.writestr(f'{key}{benchmark.suffix}', png)
       report(done, len(files))
+    # An error in here leaves no file: it gets its name at the end of the block.
     complain(check_files(masks))
-    check_new(out)  # Another process may have come first.
+    check_new(out)  # Another process may have written it meanwhile.
   return len(files)
 
 
 def find_predictions(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
-  """Key -> index mask, sorted.
-
-  Raises:
-    UserError: there is none, one comes twice, or they are of other classes.
-  """
+  """Key -> path of its index mask, sorted by key."""
   if not folder.is_dir():
-    raise UserError(f'there is no folder {folder}; give --predictions another.')
+    raise UserError(f'there is no folder {folder}; give another --predictions.')
   found: dict[str, Path] = {}
   for path in walk(folder):
+    # predict.py writes one into each --out, and Cityscapes may have a folder
+    # for each city.
     if path.name == 'classes.json':
       _check_classes(benchmark, path)
     elif key := benchmark.predicted(path.name):
@@ -136,14 +132,14 @@ def _check_classes(benchmark: Benchmark, path: Path) -> None:
   if classes != benchmark.labels.classes:
     raise UserError(
       f'{path} says that the predictions are of {len(classes)} classes, '
-      f'{listed(classes, 3)}; those of {benchmark.name} are '
+      f'{listed(classes, 3)}; the classes of {benchmark.name} are '
       f'{listed(benchmark.labels.classes, 3)}. Predict with weights of '
       f'{benchmark.name}.'
     )
 
 
 def check_new(out: Path) -> None:
-  """Raises `UserError` if something is there, or it is no zip."""
+  """Raises `UserError` unless `out` is a new file that ends in .zip."""
   if out.suffix != '.zip':
     raise UserError(f'--out {out} has to end with .zip.')
   if out.exists():
@@ -154,7 +150,7 @@ def check_new(out: Path) -> None:
 
 
 def complain(findings: Sequence[Finding]) -> None:
-  """Raises a `UserError` of all findings, if there are any."""
+  """Raises one `UserError` with all findings, if there are any."""
   if findings:
     lines = [line for finding in findings for line in _lines(finding)]
     raise UserError('\n  '.join(['nothing was written:', *lines]))
@@ -171,13 +167,15 @@ def _lines(finding: Finding) -> list[str]:
 
 
 def show(path: Path, verdict: Verdict) -> None:
-  """Prints classes and findings."""
+  """Prints the verdict: a table of the classes, then the findings."""
   console = rich.console.Console()
   labels = verdict.benchmark.labels
   values = verdict.benchmark.mask_values
   table = rich.table.Table('value', 'class', title=f'masks of {path.name}')
   table.add_column('pixels in %', justify='right')
   table.add_column('masks', justify='right')
+  # A class that is never predicted often means wrong weights or a wrong order
+  # of classes, which no rule of the server detects.
   total = max(verdict.pixels.sum(), 1)
   for k in np.flatnonzero(verdict.images):
     share = f'{100 * verdict.pixels[k] / total:.3f}'
