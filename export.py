@@ -9,8 +9,7 @@
 one size into label maps without this project. Each file is read back and
 compared with the checkpoint; --out appears once all agree, with about.json and
 a model card, README.md. Later releases of JAX may refuse a StableHLO file;
---renew writes those of a folder again with the installed JAX. See
-docs/export.md.
+--renew rewrites a folder's with the installed JAX. See docs/export.md.
 """
 
 import argparse

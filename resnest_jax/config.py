@@ -175,7 +175,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def validate(config: ConfigDict) -> None:
-  """Raises `UserError` for a value that cannot be meant.
+  """Raises `UserError` for a value out of its range.
 
   Names of networks, data sets and the like are checked where they are used.
   """
@@ -238,7 +238,7 @@ def _config_file(path: str) -> Path:
     file = shipped(file)
   if file.is_file() and file.stem != 'common':
     return file
-  # The error lists the rows in the folder that was meant.
+  # The error lists the rows in the folder of the path.
   folder = file.parent if file.parent.is_dir() else Path('configs')
   files = folder.glob('*.py') if folder.is_dir() else shipped(folder).iterdir()
   there = [str(folder / f.name) for f in files if f.suffix == '.py']

@@ -46,7 +46,7 @@ _REMEDIES = {
   errno.EACCES: 'Give this process the right to write there',
   errno.EPERM: 'Give this process the right to write there',
 }
-# Only writing raises these, whereas reading may be refused with EACCES, too.
+# Only writing raises these. EACCES and EPERM may come from reading as well.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 

@@ -119,7 +119,7 @@ def lock_folder(folder: Path, what: str) -> contextlib.ExitStack:
 
 @contextlib.contextmanager
 def count_compilations() -> Iterator[list[str]]:
-  """Lists names of programs that XLA compiles meanwhile, cached ones as well."""
+  """Lists the programs that XLA compiles meanwhile, including cached ones."""
   import jax.monitoring
 
   from resnest_jax.jax_private import COMPILED

@@ -79,7 +79,7 @@ def export_model(
     formats: of `FORMATS`.
     sizes: (height, width) in pixels, for each of which StableHLO and ONNX get a
       file; empty: the crop of the training.
-    probabilities: whether StableHLO and ONNX give those of all classes.
+    probabilities: whether StableHLO and ONNX output all classes' probabilities.
     checkpoint: of a training: 'latest', 'best' or a step.
     pictures: to compare on; see `gather_pictures`.
     say: is called with a line for every file.
@@ -232,7 +232,7 @@ def write_program(
     file: is written.
     net: from `as_exported`.
     size: (height, width) of the pictures in pixels.
-    probabilities: whether those of all classes are an output.
+    probabilities: whether to output the probabilities of all classes.
     reference: the checkpoint's predictions for pictures of this size.
   """
   program = make_program(*net[:2], size, probabilities=probabilities)

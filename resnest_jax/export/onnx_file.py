@@ -80,8 +80,8 @@ def read_onnx(path: Path) -> Runner:
 
 def _import_plugins() -> None:
   # By itself jax2onnx imports its translations of whole libraries of layers,
-  # some of which compute at import. The program needs those of `jax.lax` only,
-  # and of `jnp.pad`: `lax.pad` fails with a symbolic batch.
+  # some of which compute at import. The program needs only `jax.lax`, and
+  # `jnp.pad` because the translation of `lax.pad` fails with a symbolic batch.
   names = [each.name for each in pkgutil.iter_modules(lax_plugins.__path__)]
   for name in (*(f'lax.{each}' for each in names), 'numpy.pad'):
     importlib.import_module(f'jax2onnx.plugins.jax.{name}')

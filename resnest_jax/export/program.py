@@ -1,7 +1,7 @@
 """From pictures to label maps as one function of fixed size, for exports.
 
-It normalises, runs the network, resizes the logits to the picture and takes the
-largest: the protocol `whole` without a resize of the picture.
+The function normalises, runs the network, resizes the logits to the picture and
+takes the best class: the protocol `whole` without a resize of the picture.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ def make_program(
     model: a segmentor that computes in float32.
     variables: its `params` and `batch_stats`.
     size: (height, width) of the pictures in pixels.
-    probabilities: whether those of all classes are an output.
+    probabilities: whether to output the probabilities of all classes.
 
   Returns:
     program(images) -> (labels,) or (labels, probabilities): uint8 (b, H, W, 3)

@@ -48,7 +48,7 @@ def fetch(
       checksum, or a PyTorch download without PyTorch to read it.
   """
   path, text = Path(source), str(source)
-  # A path wins over a published name: what lies here is what was meant.
+  # A path wins over a published name: a file of that name is here on purpose.
   if path.exists():
     # A copy that was brought here by hand may be truncated as well.
     if known := known_file(path.name):
@@ -177,7 +177,7 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
     try:
       _download(url, path, digits)
       return path
-    # A truncated or wrong file (`UserError`) sends us to the next mirror, too.
+    # A truncated or wrong file (`UserError`) is no reason to give up either.
     except (OSError, HTTPException, ValueError, UserError) as error:
       failures.append(f'{url}: {str(error).rstrip(".")}')
   raise UserError(f'no download succeeded. {"; ".join(failures)}. {advice}')

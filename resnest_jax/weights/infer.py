@@ -105,7 +105,7 @@ def same_shapes(backbone: Backbone) -> list[str]:
 
 def backbone_of(config: Mapping[str, Any]) -> Backbone:
   """The backbone's fields in a description's `config`."""
-  # Building it applies the keys that override those of the named backbone.
+  # Building it applies the keys that override the named backbone.
   backbone = create_backbone(config)
   return Backbone(*(getattr(backbone, key) for key in Backbone._fields))
 

@@ -192,7 +192,7 @@ def load_segmentor(
 ) -> tuple[nn.Module, dict[str, Any], Weights]:
   """Loads a segmentor as `load_pretrained` does, with its `Weights`.
 
-  `model_config` is that of `load_weights`.
+  `load_weights` explains `model_config`.
 
   Raises:
     UserError: not found, damaged, or not a segmentor.
@@ -251,8 +251,8 @@ def _of_run(
   if backbone:
     description = with_backbone(description, backbone, known=True)
   classes, palette = about.get('classes'), about.get('palette')
-  # Older checkpoints have class names only: those of a known data set imply
-  # its palette.
+  # Older checkpoints have class names only. A known data set implies its
+  # palette.
   if palette is None and classes:
     labels = label_set(len(classes), classes, None)
     palette = None if labels.name == 'own' else labels.palette.tolist()

@@ -80,7 +80,8 @@ def start_from(
     layers = reinitialised(model, weights.state_dict)
     if layers:
       notes.append(
-        f'{" and ".join(layers)} are drawn anew: the number of classes differs'
+        f'{" and ".join(layers)} are freshly initialised: the number of '
+        'classes differs'
       )
     # Without an auxiliary head, as after --drop, import into a model that has
     # none either, and put the fresh one back afterwards.
@@ -91,7 +92,9 @@ def start_from(
         key: {'auxiliary_head': tree['auxiliary_head']}
         for key, tree in variables.items()
       }
-      notes.append('the auxiliary head is drawn anew: the weights have none')
+      notes.append(
+        'the auxiliary head is freshly initialised: the weights have none'
+      )
     merged = import_state_dict(model, weights.state_dict, fresh=variables)
     return {k: tree | heads.get(k, {}) for k, tree in merged.items()}, notes
   # A classifier or a backbone. The classifier's layer is 'head' in mmpretrain's
@@ -104,7 +107,7 @@ def start_from(
   merged = {
     key: {**tree, 'backbone': backbone[key]} for key, tree in variables.items()
   }
-  notes.append('the heads are drawn anew')
+  notes.append('the heads are freshly initialised')
   return merged, notes
 
 

@@ -119,7 +119,7 @@ def test_classifier_gives_its_backbone(
     for head in ('decode_head', 'auxiliary_head'):
       assert_same(tree[head], fresh[key][head])
   assert f"the classifier's layer {layer} is left out" in notes
-  assert 'the heads are drawn anew' in notes
+  assert 'the heads are freshly initialised' in notes
 
 
 @pytest.mark.parametrize('layer', [False, True])
@@ -154,7 +154,9 @@ def test_auxiliary_head_that_is_not_there_is_drawn_anew(segmentor, tmp_path):
   for key, tree in variables.items():
     assert_same(tree.pop('auxiliary_head'), fresh[key]['auxiliary_head'])
   assert_same(variables, theirs)
-  assert 'the auxiliary head is drawn anew: the weights have none' in notes
+  assert (
+    'the auxiliary head is freshly initialised: the weights have none' in notes
+  )
 
 
 def test_other_classes_are_drawn_anew_and_said(segmentor, tmp_path):
@@ -167,7 +169,7 @@ def test_other_classes_are_drawn_anew_and_said(segmentor, tmp_path):
   )
   assert_same(head['classifier'], new['classifier'])
   assert_same(head['bottleneck'], theirs['bottleneck'])
-  assert 'decode_head/classifier/conv_seg are drawn anew' in notes[1]
+  assert 'decode_head/classifier/conv_seg are freshly initialised' in notes[1]
 
 
 @pytest.mark.parametrize(
