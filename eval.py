@@ -1,16 +1,15 @@
-"""Evaluates a checkpoint on a whole split, every image once.
+"""Evaluates a network on a whole split, every image once.
 
     python eval.py --config configs/ade20k_pspnet.py --workdir runs/pspnet
     python eval.py --config configs/ade20k_pspnet.py --weights ade20k_pspnet \\
       --out results
 
-The second evaluates published or converted weights (docs/weights.md).
+The second command evaluates published or converted weights (docs/weights.md).
 
-Prints a table of the classes, and writes into --out: metrics.json (the scores
-and all that is needed to know what they are of), report.html (the same to look
-at in a browser, with the confusions and the worst and best images),
-overlays/NAME.png and contact_sheet.png (image, ground truth, prediction,
-errors).
+Prints a table of the classes and writes into --out: metrics.json (the scores
+and their origin), report.html (the same for a browser, with confusions and the
+worst and best images), overlays/NAME.png and contact_sheet.png (image, ground
+truth, prediction, errors).
 """
 
 from pathlib import Path
@@ -22,14 +21,13 @@ from resnest_jax.flags import add_checkpoint_flag
 
 
 def main() -> None:
-  """Reads the command line and evaluates."""
   parser = flag_parser(__doc__, workdir_required=False)
   add_checkpoint_flag(parser)
   parser.add_argument(
     '--weights',
     metavar='SOURCE',
     help='instead of --workdir: a published name, a path, an address, or the '
-    'workdir of a training, whose network is then taken from there',
+    'workdir of a training, with the network that was trained there',
   )
   parser.add_argument(
     '--split',
@@ -51,12 +49,13 @@ def main() -> None:
     )
   if flags.weights and not flags.out:
     raise UserError('--weights needs --out, a folder for the results.')
-  # They take seconds, which a mistake in the command line need not.
+  # Imported late: these take seconds, and a mistyped flag should fail at once.
   from resnest_jax import runtime
   from resnest_jax.evaluation.evaluate_split import evaluate_split
   from resnest_jax.training.workdir import same_on_all_hosts
 
   runtime.set_up(flags.config.model.dtype)
+  # JAX has to join the other hosts before it computes anything.
   with join.joined(flags, same_on_all_hosts(flags.config)):
     evaluate_split(
       flags.config,

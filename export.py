@@ -4,14 +4,12 @@
     python export.py --weights ade20k_pspnet --out exported --formats onnx
     python export.py --renew exported
 
---weights is a published name, a file, an address (see docs/weights.md) or the
-workdir of a training. StableHLO and ONNX hold all from uint8 pictures to label
-maps, for any number of pictures of a fixed size, and run without this project.
-Each file is read back and compared with the checkpoint, pixel by pixel; --out
-appears when all agree, with about.json and the model card README.md. Later
-releases of JAX may refuse a StableHLO file; --renew writes those of a folder
-again, from the weights there, by the JAX at hand.
-docs/export.md says more.
+--weights is the workdir of a training, a published name, a file or an address
+(docs/weights.md). StableHLO and ONNX files turn any number of uint8 pictures of
+one size into label maps without this project. Each file is read back and
+compared with the checkpoint; --out appears once all agree, with about.json and
+a model card, README.md. Later releases of JAX may refuse a StableHLO file;
+--renew rewrites a folder's with the installed JAX. See docs/export.md.
 """
 
 import argparse
@@ -21,16 +19,15 @@ from pathlib import Path
 from resnest_jax.errors import UserError, run
 from resnest_jax.flags import Parser, add_source_flags
 
-# What an export has to be given.
+# Flags that an export needs and --renew refuses.
 SOURCE = ('weights', 'out')
 STOPPED = 'stopped; nothing was written.'
 
 
 def main() -> None:
-  """Reads the command line and exports."""
   flags = parse()
   sizes = [parse_size(size) for size in flags.sizes]
-  # They take seconds, which a mistake in the command line need not.
+  # Imported late: these take seconds, and a mistyped flag should fail at once.
   from resnest_jax import runtime
   from resnest_jax.export.folder import export_model
   from resnest_jax.export.renew import renew_exports
@@ -51,10 +48,11 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-  """The flags, those of an export or --renew without them."""
+  """Parses the command line of an export, or of --renew."""
   parser = make_parser()
   flags = parser.parse_args()
   if not flags.renew:
+    # Not `required` in the parser, because --renew goes without them.
     missing = [f'--{name}' for name in SOURCE if not getattr(flags, name)]
     if missing:
       parser.error(
@@ -62,7 +60,8 @@ def parse() -> argparse.Namespace:
         '--renew DIR alone)'
       )
     return flags
-  # Without their defaults it shows what was given.
+  # Attributes that exist already keep their values instead of the defaults, so
+  # a second parse shows which flags were given.
   names = (*SOURCE, 'formats', 'sizes', 'probabilities', 'checkpoint')
   bare = argparse.Namespace(**dict.fromkeys(names))
   bare = parser.parse_args(namespace=bare)
@@ -70,8 +69,8 @@ def parse() -> argparse.Namespace:
   if given:
     raise UserError(
       f'--renew {flags.renew} takes weights, sizes and outputs from the folder '
-      f'and cannot be given with {", ".join(given)}. Leave these out, or leave '
-      '--renew out for a new export.'
+      f'and cannot be given with {", ".join(given)}. Leave these out, or omit '
+      '--renew for a new export.'
     )
   return flags
 
@@ -81,14 +80,13 @@ def parse_size(text: str) -> tuple[int, int]:
   found = re.fullmatch(r'(\d{1,5})x(\d{1,5})', text)
   if not found:
     raise UserError(
-      f'--sizes {text} is no size; write HEIGHTxWIDTH in pixels, for instance '
+      f'--sizes {text} is no size; write HEIGHTxWIDTH in pixels, such as '
       '512x1024.'
     )
   return int(found[1]), int(found[2])
 
 
 def make_parser() -> argparse.ArgumentParser:
-  """All flags."""
   parser = Parser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -101,13 +99,14 @@ def make_parser() -> argparse.ArgumentParser:
     '--renew',
     type=Path,
     metavar='DIR',
-    help='write the StableHLO of this folder of exports again; alone, or with '
+    help='write the StableHLO of this folder of exports again, alone or with '
     '--pictures',
   )
   add(
     '--formats',
     nargs='+',
     default=['stablehlo', 'safetensors'],
+    # `FORMATS`, whose import would take seconds.
     choices=('stablehlo', 'onnx', 'safetensors', 'mmseg'),
     help='what to write (default: stablehlo safetensors)',
   )
@@ -116,21 +115,21 @@ def make_parser() -> argparse.ArgumentParser:
     nargs='+',
     default=[],
     metavar='HxW',
-    help='height and width of the pictures of StableHLO and ONNX, a file each '
+    help='height and width of pictures, a StableHLO and an ONNX file for each '
     '(default: the crop of the training)',
   )
   add(
     '--probabilities',
     action='store_true',
-    help='StableHLO and ONNX give those of all classes, too: 4 bytes a class '
-    'and pixel',
+    help='output the probabilities of all classes from StableHLO and ONNX: 4 '
+    'bytes a class and pixel',
   )
   add(
     '--pictures',
     nargs='+',
     default=[],
     metavar='PICTURE',
-    help='files or folders of pictures to compare on; 20 of them are taken '
+    help='files or folders of pictures to compare on, of which 20 are taken '
     '(default: 20 drawn scenes)',
   )
   return parser

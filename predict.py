@@ -4,13 +4,12 @@
     python predict.py --weights runs/pspnet --out predictions holiday/
     python predict.py --weights runs/pspnet --out predictions drive.mp4
 
---weights is a published name, a file, an address (see docs/weights.md) or the
-workdir of a training. For each picture --out gets NAME.png, 8-bit with the
-class numbers of the label list, NAME_color.png with the classes' colours and
-NAME_overlay.png with the colours over the picture; for each video
-NAME_color.mp4 and NAME_overlay.mp4. classes.json has the list,
-predictions.json how all was made. What cannot be read is left out and listed
-at the end; the exit status is 1 then. docs/prediction.md says more.
+--weights is the workdir of a training, a published name, a file or an address
+(docs/weights.md). Each picture becomes NAME.png (8-bit class numbers),
+NAME_color.png (the classes' colours) and NAME_overlay.png (colours over the
+picture); each video NAME_color.mp4 and NAME_overlay.mp4. classes.json lists the
+classes, predictions.json the settings. Unreadable files are skipped and listed
+at the end, with exit status 1. See docs/prediction.md.
 """
 
 import argparse
@@ -20,18 +19,18 @@ from resnest_jax.config_keys import PROTOCOLS
 from resnest_jax.errors import UserError, run
 from resnest_jax.flags import Parser, add_source_flags
 
+# Files get their names when they are complete, but nothing is resumed.
 STOPPED = (
-  'stopped; what has its name is whole. The same command with --overwrite '
-  'begins again.'
+  'stopped; every file that has its name is complete. The same command with '
+  '--overwrite begins again.'
 )
 
 
 def main() -> None:
-  """Reads the command line and predicts."""
   flags = make_parser().parse_args()
   if flags.batch_size is not None and flags.batch_size < 1:
     raise UserError(f'--batch_size is {flags.batch_size}; give 1 or more.')
-  # They take seconds, which a mistake in the command line need not.
+  # Imported late: these take seconds, and a mistyped flag should fail at once.
   from resnest_jax import runtime
   from resnest_jax.prediction.files import predict_files
 
@@ -57,7 +56,6 @@ def main() -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-  """All flags."""
   parser = Parser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,21 +67,21 @@ def make_parser() -> argparse.ArgumentParser:
     'sources',
     nargs='+',
     metavar='SOURCE',
-    help='a picture; a video (mp4, avi, mov, mkv, webm); a folder, whose '
-    "pictures and videos are meant; a pattern in quotes, like 'trip/**/*.jpg'",
+    help='a picture; a video (mp4, avi, mov, mkv, webm); a folder of pictures '
+    "and videos; a pattern in quotes, like 'trip/**/*.jpg'",
   )
   add('--out', required=True, type=Path, metavar='DIR', help='made if needed')
   add(
     '--recursive',
     action='store_true',
-    help='sub folders of folders are meant, too; --out gets the same ones',
+    help='search folders with their subfolders, which --out gets as well',
   )
   add(
     '--save',
     nargs='+',
     action='extend',
     choices=('masks', 'colors', 'overlays'),
-    help='what to write (default: all; of videos colors and overlays). The '
+    help='what to write (default: all; for videos colors and overlays). The '
     'masks of a video are NAME/000000.png, NAME/000001.png, ...',
   )
   add(
@@ -95,13 +93,13 @@ def make_parser() -> argparse.ArgumentParser:
   add(
     '--legend',
     action='store_true',
-    help='overlays of pictures name their classes in a strip below',
+    help='name the classes of a picture in a strip below its overlay',
   )
   add(
     '--overwrite',
     action='store_true',
-    help='write into --out though it is not empty; files of the same names '
-    'are replaced',
+    help='write into --out even if it is not empty, and replace files of the '
+    'same names',
   )
   add(
     '--batch_size',
@@ -115,7 +113,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
-  """How pictures are shown to the network."""
   add = parser.add_argument_group(
     'protocol', 'how pictures are shown to the network; docs/evaluation.md'
   ).add_argument
@@ -123,16 +120,16 @@ def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     '--protocol',
     default='whole',
     choices=PROTOCOLS,
-    help='whole (default); slide: in windows; ms_flip_0x, ms_flip_1x: at '
-    'several scales and mirrored, of image_scale or of the original size',
+    help='whole (default); slide: in windows; ms_flip_0x, ms_flip_1x: mirrored '
+    'and at several scales of image_scale or of the original size',
   )
   add(
     '--image_scale',
     nargs=2,
     type=int,
     metavar=('LONG', 'SHORT'),
-    help='pixels that pictures are resized to fit into before the network sees '
-    "them (predictions have the pictures' size); default: as in training",
+    help='pixels that pictures are resized to fit into for the network '
+    "(predictions have the pictures' size); default: as in training",
   )
   add(
     '--slide_crop',
@@ -146,7 +143,8 @@ def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     nargs=2,
     type=int,
     metavar=('DOWN', 'RIGHT'),
-    help='slide: pixels from a window to the next (default: two thirds of it)',
+    help='slide: pixels from a window to the next (default: two thirds of a '
+    'window)',
   )
   add(
     '--scales',
@@ -155,6 +153,8 @@ def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     metavar='SCALE',
     help='ms_flip (default: 0.5 0.75 1 1.25 1.5 1.75)',
   )
+  # None means the protocol's default. `choose_protocol` refuses parameters that
+  # a protocol does not have.
   add(
     '--no_flip',
     dest='flip',

@@ -2,18 +2,17 @@
 
     python train.py --config configs/ade20k_pspnet.py --workdir runs/pspnet
 
-The run lives in the workdir: `config.json`, `checkpoints/`, `log.jsonl`,
-`tensorboard/`, `curves.png`, and `doctor.json` and `doctor.png` of a look at
-the data before the first step. Started again with the same flags it goes on
-from the newest checkpoint; the result does not depend on interruptions. A
-workdir without a checkpoint may be started again with other flags.
+The workdir holds `config.json`, `checkpoints/`, `log.jsonl`, `tensorboard/`,
+`curves.png`, and `doctor.json` and `doctor.png` about the data. The same
+command resumes from the newest checkpoint, with the same result as without an
+interruption. Without a checkpoint the flags may still change.
 
-All devices are used. On several hosts, start the same command on each of them;
-docs/scale.md says how they find each other.
+All devices are used. On several hosts, start the same command on each of them
+(docs/scale.md).
 
-SIGTERM, SIGUSR1 and Ctrl-C save the state and stop, at any moment; the exit
-status is then 75 (130 after Ctrl-C). docs/survival.md has recipes for SLURM
-and Kubernetes.
+SIGTERM, SIGUSR1 and Ctrl-C save the state and stop at any moment, with exit
+status 75 (130 after Ctrl-C). docs/survival.md has recipes for SLURM and
+Kubernetes.
 """
 
 from resnest_jax.config import flag_parser, parse_flags
@@ -23,7 +22,6 @@ from resnest_jax.training.stopping import Stopper
 
 
 def main() -> None:
-  """Reads the command line and trains."""
   parser = join.add_flags(flag_parser(__doc__))
   parser.add_argument(
     '--profile',
@@ -31,9 +29,11 @@ def main() -> None:
     help='steps to trace into WORKDIR/profile, such as 10:15; docs/training.md',
   )
   flags = parse_flags(parser)
+  # Before the imports, so that a signal during them ends the process cleanly.
   stopper = Stopper()
   with stopper.listen():
-    # They take seconds, which a mistake in the command line need not.
+    # Imported late: these take seconds, and a mistyped flag should fail at
+    # once.
     from resnest_jax import runtime
     from resnest_jax.training.loop import train
     from resnest_jax.training.profiling import parse_steps
@@ -41,6 +41,7 @@ def main() -> None:
 
     profile = parse_steps(flags.profile) if flags.profile else None
     runtime.set_up(flags.config.model.dtype)
+    # JAX has to join the other hosts before it computes anything.
     with join.joined(
       flags, same_on_all_hosts(flags.config), stop_together=True
     ):

@@ -1,10 +1,9 @@
-"""`resnest-jax train` and so on: the scripts, from any folder.
+"""The command `resnest-jax`, which starts the scripts from any folder.
 
     resnest-jax train --config configs/folder.py --workdir runs/own
     python -m resnest_jax predict --weights runs/own --out masks street.jpg
 
-Each is the script of that name with the same flags. What is installed from a
-wheel has no other way to start them.
+Each command has the flags of the script of its name.
 """
 
 import importlib.util
@@ -24,7 +23,6 @@ COMMANDS = {
 
 
 def main() -> None:
-  """Runs the command that the first argument names."""
   name, *arguments = sys.argv[1:] or ['--help']
   if name in ('-h', '--help'):
     print(_usage())
@@ -37,18 +35,20 @@ def main() -> None:
       f'there is no command {name!r}; there are {", ".join(COMMANDS)}.'
     )
   script = _load(name)
+  # argparse takes the program's name from there, for --help and errors.
   sys.argv = [f'resnest-jax {name}', *arguments]
+  # As the script's own `if __name__ == '__main__'` would call it.
   stopped = getattr(script, 'STOPPED', None)
   run(script.main, *([stopped] if stopped else []))
 
 
 def start() -> None:
-  """The console script `resnest-jax`."""
+  """The entry point that pyproject.toml names."""
   run(main)
 
 
 def _load(name: str) -> ModuleType:
-  """The script as a module."""
+  # By path, because the scripts of a clone belong to no package.
   spec = importlib.util.spec_from_file_location(
     f'resnest_jax.scripts.{name}', shipped(f'{name}.py')
   )
@@ -66,7 +66,7 @@ def _usage() -> str:
       *lines,
       '',
       'resnest-jax COMMAND --help lists the flags. configs/folder.py and the',
-      'rows beside it are found wherever this is started. Data is prepared by',
+      'rows next to it are found from any folder. Data is prepared by',
       'python -m resnest_jax.data.prepare.',
     ]
   )

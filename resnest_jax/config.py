@@ -1,4 +1,4 @@
-"""From a file of `configs/` and the command line to a checked ConfigDict."""
+"""Loads and checks configurations: a file of `configs/` plus overrides."""
 
 import argparse
 import functools
@@ -27,8 +27,8 @@ def load_config(
   """Reads a configuration file.
 
   Args:
-    spec: path of a Python file with `get_config`, and after a colon the
-      argument it is called with: 'configs/ade20k_pspnet.py:mini'.
+    spec: path of a Python file with `get_config`, optionally with a colon and
+      its argument: 'configs/ade20k_pspnet.py:mini'.
     overrides: dotted key -> value, or the value as a string:
       {'train.total_steps': 1000, 'data.crop_size': '256,256'}.
 
@@ -36,13 +36,14 @@ def load_config(
     A locked, type-safe ConfigDict that `validate` has checked.
 
   Raises:
-    UserError: no such file, a key that does not exist, a value of another
-      type or out of range.
+    UserError: no such file, an unknown key, a value of another type or out of
+      range.
   """
   path, _, argument = str(spec).partition(':')
   config = _call_get_config(_config_file(path), argument)
   for key, value in (overrides or {}).items():
     override(config, key, value, flatten(config))
+  # After all overrides, because values depend on each other.
   validate(config)
   return config.lock()
 
@@ -50,10 +51,11 @@ def load_config(
 def flag_parser(
   description: str, workdir_required: bool = True
 ) -> argparse.ArgumentParser:
-  """A parser with the flags all scripts share; a script may add its own."""
+  """A parser with the flags of all scripts that take a configuration."""
+  # Abbreviations would let a mistyped flag mean another one instead of failing.
   parser = Parser(
     description=description,
-    epilog='Every key of the configuration is a flag as well, for instance\n'
+    epilog='Every key of the configuration is a flag as well, such as\n'
     '--config.train.total_steps=1000. configs/common.py explains the keys.',
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
@@ -81,16 +83,18 @@ def parse_flags(
   """Parses a command line with `--config.key=value` or `--config.key value`.
 
   Args:
-    parser: of `flag_parser`, with the script's own flags added.
-    arguments: the command line; None: that of the process.
+    parser: from `flag_parser`, with the script's own flags added.
+    arguments: the command line; None: the process's.
 
   Returns:
-    The flags; `config` is the loaded ConfigDict, `workdir` a Path.
+    The flags; `config` is the loaded ConfigDict.
 
   Raises:
-    UserError: an unknown or missing flag, and all that `load_config` raises.
+    UserError: an unknown or missing flag; see also `load_config`.
   """
   arguments = list(sys.argv[1:] if arguments is None else arguments)
+  # The keys are known only once the file has been read, so argparse cannot
+  # parse --config.key; the last of equal keys counts, as in argparse.
   rest, overrides = [], {}
   while arguments:
     flag, equals, value = arguments.pop(0).partition('=')
@@ -108,7 +112,7 @@ def parse_flags(
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Dotted key -> value, in the order of the keys."""
+  """Dotted key -> value, sorted within each section."""
   flat = {}
   for key in sorted(config):
     value = config[key]
@@ -127,21 +131,18 @@ def config_to_json(config: ConfigDict) -> str:
 def differences(
   saved: str, config: ConfigDict, ignore: Sequence[str] = ()
 ) -> list[str]:
-  """Compares with what `config_to_json` wrote earlier.
-
-  A key that did not exist then counts as its default, which is how what came
-  later behaves where nobody asks for it. So does one that is gone now, of which
-  a run had the former default.
+  """Compares a configuration with an earlier one.
 
   Args:
-    saved: that JSON.
-    config: the configuration now.
+    saved: the earlier one, written by `config_to_json`.
+    config: the one of today.
     ignore: keys and sections that may differ: ['data.data_dir', 'eval'].
 
   Returns:
-    A line for every other key that differs, with both values.
+    A line with both values for every other key that differs.
   """
   old = flatten(json.loads(saved))
+  # Through JSON as well, so that tuples have become lists in both.
   new = flatten(json.loads(config_to_json(config)))
   absent = object()
   lines = []
@@ -150,8 +151,10 @@ def differences(
     before, now = old.get(key, absent), new.get(key, absent)
     if ignored or before == now:
       continue
+    # A key that is newer than the run: its default leaves everything as it was.
     if before is absent and _defaults().get(key, absent) == now:
       continue
+    # A key that was removed since: only its former default still exists.
     if now is absent and key in REMOVED:
       if before != REMOVED[key].default:
         lines.append(f'{key}: {before!r} before, {REMOVED[key].instead}')
@@ -163,7 +166,7 @@ def differences(
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-  """Flat, as JSON has them; of the configs that came along, if any."""
+  # Flat, as in JSON. Without the configs next to the package there are none.
   path = shipped('configs/common.py')
   if not path.is_file():
     return {}
@@ -172,10 +175,9 @@ def _defaults() -> dict[str, Any]:
 
 
 def validate(config: ConfigDict) -> None:
-  """Refuses values that cannot be meant; names are checked where they are used.
+  """Raises `UserError` for a value out of its range.
 
-  Raises:
-    UserError: names the key, its value and what is accepted.
+  Names of networks, data sets and the like are checked where they are used.
   """
   values = flatten(config)
 
@@ -186,7 +188,8 @@ def validate(config: ConfigDict) -> None:
     value = values.get(name)
     if key.accepted and value is not None and not key.accepted.holds(value):
       refuse(name, key.accepted.said_of(value))
-  # How values depend on each other.
+  # Values that depend on each other. A stride beyond the window would leave
+  # pixels between windows without a prediction.
   crop = values['eval.slide_crop'] or values['data.crop_size']
   stride = values['eval.slide_stride'] or crop
   if stride[0] > crop[0] or stride[1] > crop[1]:
@@ -211,7 +214,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def fit_num_classes(config: ConfigDict, num_classes: int) -> None:
-  """Sets `config.model.num_classes` to the data set's number where it is 0.
+  """Sets `config.model.num_classes` from the data set if it is 0.
 
   Raises:
     UserError: it is another number.
@@ -228,15 +231,14 @@ def fit_num_classes(config: ConfigDict, num_classes: int) -> None:
 
 
 def _config_file(path: str) -> Path:
-  """The path of a row's file, else an error that lists those there are.
-
-  Seen from the working folder, else from where the scripts are.
-  """
+  # From the working folder first, then from the folder of the scripts, so that
+  # an installed `resnest-jax` finds the rows from anywhere.
   file = Path(path)
   if not file.is_file() and shipped(file).is_file():
     file = shipped(file)
   if file.is_file() and file.stem != 'common':
     return file
+  # The error lists the rows in the folder of the path.
   folder = file.parent if file.parent.is_dir() else Path('configs')
   files = folder.glob('*.py') if folder.is_dir() else shipped(folder).iterdir()
   there = [str(folder / f.name) for f in files if f.suffix == '.py']
@@ -251,8 +253,8 @@ def _config_file(path: str) -> Path:
 
 
 def _call_get_config(path: Path, argument: str) -> ConfigDict:
-  """Runs the file; its own mistakes are reported with their line."""
   try:
+    # configs/x.py imports `configs.common`, so the parent is importable.
     with _importable(path.resolve().parent.parent):
       get_config = runpy.run_path(str(path)).get('get_config')
       if get_config is None:
@@ -267,6 +269,7 @@ def _call_get_config(path: Path, argument: str) -> ConfigDict:
   except UserError:
     raise
   except Exception as error:
+    # The last line of the file in the traceback; a SyntaxError has none.
     lines = [
       frame.lineno
       for frame in traceback.extract_tb(error.__traceback__)
@@ -283,7 +286,6 @@ def _call_get_config(path: Path, argument: str) -> ConfigDict:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-  """Lets a config import its neighbours (`from configs import common`)."""
   sys.path.insert(0, str(folder))
   try:
     yield

@@ -1,8 +1,7 @@
-"""The keys of a configuration: which values they accept, which may differ.
+"""Configuration keys: accepted values, and which keys may change in a run.
 
-Their meanings and defaults are in configs/common.py. How values depend on each
-other is in `config.validate`; names of networks, data sets and the like are
-checked where they are used.
+configs/common.py has meanings and defaults. `config.validate` checks how values
+depend on each other.
 """
 
 import dataclasses
@@ -10,8 +9,8 @@ import difflib
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-# The ways to evaluate, and what each depends on, in the order in which it is
-# written into results.
+# Protocol of evaluation -> the parameters it depends on, in the order in which
+# results have them.
 PROTOCOLS = {
   'whole': ('image_scale',),
   'slide': ('image_scale', 'crop', 'stride'),
@@ -22,14 +21,14 @@ SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
 
 
 class Accepted(NamedTuple):
-  """Values in words, and the test."""
+  """A set of values: in words, and as a test."""
 
   words: str
   holds: Callable[[Any], bool]
-  names: Collection[str] = ()  # All there are, of which the nearest is meant.
+  names: Collection[str] = ()  # Candidates for "did you mean".
 
   def said_of(self, value: Any) -> str:
-    """The words, with the name that may have been meant."""
+    """The words, with the nearest name to a mistyped one."""
     near = difflib.get_close_matches(value, self.names, 1) if self.names else ()
     return self.words + (f' (did you mean {near[0]}?)' if near else '')
 
@@ -43,6 +42,7 @@ def one_of(names: Collection[str]) -> Accepted:
 
 
 def whole_numbers(length: int) -> Accepted:
+  # `type` instead of isinstance here and below: bool is a subclass of int.
   def holds(values: tuple) -> bool:
     return len(values) == length and all(
       type(value) is int and value > 0 for value in values
@@ -68,6 +68,7 @@ def _are_weights(values: tuple) -> bool:
   return any(values) and all(x == 0 or is_positive(x) for x in values)
 
 
+# Comparisons are written so that NaN fails all of them.
 NOT_NEGATIVE = Accepted('at least 0', lambda x: 0 <= x < float('inf'))
 POSITIVE = Accepted('above 0', lambda x: 0 < x < float('inf'))
 SHARE = Accepted('from 0 to 1', lambda x: 0 <= x <= 1)
@@ -92,13 +93,13 @@ WEIGHTS = Accepted('numbers of at least 0, not all 0', _are_weights)
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-  """What is known of a key, or of all keys of a section.
+  """Facts about a key, or about all keys of a section.
 
   Attributes:
-    accepted: values besides None; None: all of the key's type.
-    free: whether it may change from one start of a run to the next, because
-      it changes neither the result nor what is stored.
-    per_host: whether the hosts of one run may differ in it.
+    accepted: values next to None; None: all of the key's type.
+    free: may change when a run resumes, because neither the result nor the
+      checkpoints depend on it.
+    per_host: may differ between the hosts of a run.
   """
 
   accepted: Accepted | None = None
@@ -106,6 +107,8 @@ class Key:
   per_host: bool = False
 
 
+# A key without a range is a name or a switch: names are checked where they are
+# used, the type by ConfigDict.
 KEYS = {
   'name': Key(),
   'seed': Key(at_least(0)),
@@ -187,8 +190,8 @@ KEYS = {
   'mesh.data': Key(DEVICES),
   'mesh.spatial': Key(at_least(1)),
   'train.total_steps': Key(at_least(1)),
-  # The split attention normalises 1x1 maps over the batch: one value has no
-  # variance.
+  # Split attention normalises 1x1 maps over the batch, and a single value has
+  # no variance.
   'train.batch_size': Key(at_least(2, ' (batch normalisation)')),
   'train.log_steps': Key(at_least(1), free=True),
   'train.eval_steps': Key(at_least(1), free=True),
@@ -197,7 +200,8 @@ KEYS = {
   'train.pictures': Key(at_least(0), free=True),
   'train.wandb': Key(free=True),
   'train.micro_batch_size': Key(at_least(0)),
-  'train.remat': Key(free=True),  # Apart from rounding.
+  # Recomputation changes a result by rounding at most.
+  'train.remat': Key(free=True),
   'train.freeze': Key(STAGES),
   'train.freeze_norms': Key(),
   'train.ema_decay': Key(SHARE_BELOW_1),
@@ -214,6 +218,7 @@ KEYS = {
   'eval.scales': Key(SCALES),
   'eval.flip': Key(),
 }
-# Sections stand for all of their keys, also those of earlier versions.
+# A section such as 'eval' stands for all of its keys, including keys of earlier
+# versions in the saved configuration of a run.
 FREE_KEYS = tuple(name for name, key in KEYS.items() if key.free)
 HOST_KEYS = tuple(name for name, key in KEYS.items() if key.per_host)

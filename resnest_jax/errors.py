@@ -1,4 +1,4 @@
-"""The one kind of error that a user is meant to read, and how scripts end."""
+"""Errors for users to read, and the ends of scripts."""
 
 import contextlib
 import errno
@@ -20,17 +20,15 @@ class UserError(Exception):
 class UnreadableSample(UserError):
   """A sample's files are missing or damaged.
 
-  With `data.skip_unreadable` training goes on without it.
+  With `data.skip_unreadable` training continues without it.
   """
 
 
 class DamagedCheckpoint(UserError):
-  """A checkpoint is not what was written, or not whole.
+  """A checkpoint is incomplete or has changed since it was written."""
 
-  Attributes:
-    why: the checkpoint and its damage, without the remedy.
-  """
-
+  # `why` is the message without the remedy, printed by a resume that falls back
+  # to an older checkpoint.
   def __init__(self, why: str, remedy: str):
     super().__init__(f'{why}. {remedy}')
     self.why = why
@@ -48,19 +46,16 @@ _REMEDIES = {
   errno.EACCES: 'Give this process the right to write there',
   errno.EPERM: 'Give this process the right to write there',
 }
-# These come from writing alone.
+# Only writing raises these. EACCES and EPERM may come from reading as well.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-  """Turns the system's refusal to write into an `UnwritableError`.
-
-  Args:
-    path: what is written, for the message.
-  """
+  """Turns the system's refusal to write `path` into an `UnwritableError`."""
   try:
     yield
+  # TensorStore raises ValueError, with the errno in its text.
   except (OSError, ValueError) as error:
     number = system_error(error)
     if number is None:
@@ -68,20 +63,17 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     remedy = _REMEDIES.get(number, 'See whether the storage is in order')
     raise UnwritableError(
       f'{path} cannot be written: {os.strerror(number)}. {remedy}; the same '
-      'command then goes on from what is finished.'
+      'command then resumes from what is finished.'
     ) from error
 
 
 @contextlib.contextmanager
 def enough_memory(remedy: str) -> Iterator[None]:
-  """Turns a device's lack of memory into a `UserError`.
-
-  Args:
-    remedy: what to do about it, whole sentences.
-  """
+  """Turns a device's lack of memory into a `UserError` ending in `remedy`."""
   try:
     yield
-  except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
+  # The base class of jax.errors.JaxRuntimeError: JAX need not be imported.
+  except RuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     raise UserError(
@@ -91,7 +83,7 @@ def enough_memory(remedy: str) -> Iterator[None]:
 
 
 def system_error(error: Exception) -> int | None:
-  """The errno of an error, which TensorStore puts into its text."""
+  """The errno of an error of Python or TensorStore, or None."""
   if isinstance(error, OSError):
     return error.errno
   found = re.search(r"os_error_code='(\d+)'", str(error))
@@ -100,7 +92,7 @@ def system_error(error: Exception) -> int | None:
 
 def run(
   main: Callable[[], None],
-  stopped: str = 'stopped; the same command goes on from what is finished.',
+  stopped: str = 'stopped; the same command resumes from what is finished.',
 ) -> None:
   """Runs a script's `main` and ends the process as a user expects.
 
@@ -112,14 +104,17 @@ def run(
       'Try a smaller batch or crop, model.dtype bfloat16, or more devices.'
     ):
       main()
+  # A subclass of UserError, so it comes first. Orbax leaves threads behind that
+  # wait for data that will never be written, and the interpreter would wait
+  # for them.
   except UnwritableError as error:
-    # Orbax leaves threads behind that wait for what was not written, and the
-    # interpreter would wait for them.
     leave(f'error: {error}', 1)
   except UserError as error:
     _exit(f'error: {error}', 1)
   except KeyboardInterrupt:
     _exit(stopped, 130)
+  # A write outside of `writing`. Any other error of the system is a bug of ours
+  # and keeps its traceback.
   except OSError as error:
     if error.errno not in _REFUSED:
       raise
@@ -133,13 +128,15 @@ def run(
 def leave(message: str, status: int) -> NoReturn:
   """Ends the process now, from any thread, without waiting for others."""
   say(message)
+  # os._exit does not flush, and sys.exit would end the calling thread only.
   with contextlib.suppress(OSError):
     sys.stdout.flush()
   os._exit(status)
 
 
 def say(message: str) -> None:
-  """Prints to stderr, which may be gone by now."""
+  """Prints to stderr."""
+  # The terminal may be gone, which must not replace the end of the process.
   with contextlib.suppress(OSError):
     print(message, file=sys.stderr, flush=True)
 

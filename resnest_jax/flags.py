@@ -1,4 +1,4 @@
-"""Flags that several commands have."""
+"""Flags that several commands share."""
 
 import argparse
 
@@ -6,14 +6,14 @@ from resnest_jax.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-  """Reports a wrong command line as all other errors are reported."""
+  """Reports a wrong command line as a `UserError`."""
 
+  # argparse would print its usage of dozens of flags and exit with status 2.
   def error(self, message: str):
     raise UserError(f'{message}; {self.prog} --help lists the flags.')
 
 
 def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
-  """Which checkpoint of a training."""
   parser.add_argument(
     '--checkpoint',
     default='latest',
@@ -25,7 +25,7 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
 def add_source_flags(
   parser: argparse.ArgumentParser, required: bool = True
 ) -> None:
-  """Whose network is meant, of a command without a configuration."""
+  """Adds --weights and --checkpoint, for commands without a configuration."""
   parser.add_argument(
     '--weights',
     required=required,

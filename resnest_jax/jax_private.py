@@ -1,23 +1,23 @@
-"""Names of JAX that it may move or drop in any release, used from here alone.
+"""The names of JAX that any release may move or drop, in one place.
 
-A new JAX is tried by tests/test_jax_private.py first, which uses each of them
-as the project does. Importing this imports JAX.
+tests/test_jax_private.py uses each of them as the project does.
 """
 
-# The client of the service that all hosts share, and who they are. Public JAX
-# says neither before a backend is made nor after it has failed.
+# The client of the service that all hosts share, and this host's place among
+# them. Public JAX needs a backend for that, which may not exist yet or may have
+# failed.
 from jax._src.distributed import global_state as distributed_state
 
-# A value that is being traced, in contrast to an array that is known.
+# The type of a value that is being traced; everything else is a known array.
 from jax.core import Tracer
 
-# Equations of a traced function: its constants, and functions inside of it.
+# Constants in the equations of a traced function, and its inner functions.
 from jax.extend.core import Literal, jaxprs_in_params
 
-# The event of `jax.monitoring` that ends each compilation, cached or not; its
-# keyword `fun_name` names the program.
+# `jax.monitoring` sends this event after each compilation, cached or not, with
+# the program's name as `fun_name`.
 COMPILED = '/jax/core/compile/backend_compile_duration'
-# Begins the error of `jax.distributed.initialize` where it finds no cluster.
+# `jax.distributed.initialize` begins its error so if it finds no cluster.
 NO_CLUSTER = 'coordinator_address should be defined'
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Keys of a configuration set by name, as a command line does."""
+"""Overrides configuration keys by name, as on a command line."""
 
 import ast
 import difflib
@@ -11,17 +11,13 @@ from resnest_jax.errors import UserError
 
 
 class Removed(NamedTuple):
-  """A key of former releases.
-
-  Attributes:
-    default: its value where nobody asked for another one.
-    instead: the end of a sentence that says what replaces it.
-  """
+  """A key of former releases: its default, and a phrase on its replacement."""
 
   default: Any
   instead: str
 
 
+# Runs of former releases resume if they had the default.
 REMOVED = {
   'train.accumulation': Removed(
     'plain',
@@ -33,16 +29,16 @@ REMOVED = {
 def override(
   config: ConfigDict, key: str, value: Any, known: Mapping[str, Any]
 ) -> None:
-  """Sets a dotted key; a string is read as the type that the key has.
+  """Sets a dotted key of `config`; a string is read as the key's type.
 
   Args:
     config: is changed.
-    key: 'train.total_steps'.
-    value: of the key's type, or the text of one.
-    known: dotted key -> value, of all keys.
+    key: such as 'train.total_steps'.
+    value: of the key's type, or its text.
+    known: dotted key -> value, for all keys.
 
   Raises:
-    UserError: a key that does not exist, or a value of another type.
+    UserError: an unknown key, or a value of another type.
   """
   if key in REMOVED:
     raise UserError(f'unknown config key {key!r}: {REMOVED[key].instead}.')
@@ -51,17 +47,17 @@ def override(
   *sections, name = key.split('.')
   for section in sections:
     config = config[section]
+  # A placeholder has a type though its value is None.
   kind = config.get_type(name)
   config[name] = _convert(key, value, kind, optional=known[key] is None)
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:
-  """What may have been meant: a section's keys, or the most similar ones."""
   inside = [name for name in known if name.startswith(f'{key}.')]
   if inside:
     return f'{key} is a section with the keys {", ".join(inside)}.'
-  # Someone forgets the section or misspells the name: the whole key and its
-  # last part are both compared. Or the name is cut short.
+  # The usual mistakes: a misspelt key, a forgotten section (so the last parts
+  # are compared as well), a name that is cut short.
   likeness = {
     name: max(
       _likeness(key, name),
@@ -73,6 +69,7 @@ def _nearest(key: str, known: Mapping[str, Any]) -> str:
   best = max(likeness.values())
   if best < 0.6:
     return 'configs/common.py lists and explains all keys.'
+  # Equal names in several sections: none of them is better than the others.
   near = [name for name in known if likeness[name] > best - 0.12]
   return f'did you mean {" or ".join(near[:3])}?'
 
@@ -95,7 +92,8 @@ _KINDS = {
 
 
 def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
-  """The value as `kind`; only what loses nothing is converted."""
+  # Only lossless conversions: 1.5 is no step count, and '1' is no bool. Texts
+  # of string keys stay as they are, even '123' and 'none'.
   given = value
   if isinstance(value, str) and kind is not str:
     value = _read_literal(value)
@@ -114,7 +112,7 @@ def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
 
 
 def _read_literal(text: str) -> Any:
-  """What the text means in Python; also true, false and none; else itself."""
+  # A Python literal, or true, false and none in any case; else the text itself.
   words = {'true': True, 'false': False, 'none': None}
   if text.lower() in words:
     return words[text.lower()]

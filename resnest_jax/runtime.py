@@ -1,4 +1,4 @@
-"""What a script sets up once, and what it reports about where it ran."""
+"""Process-wide settings of scripts, and facts about where they run."""
 
 import contextlib
 import gc
@@ -29,61 +29,59 @@ PACKAGES = (
 )
 
 
-# Loops of the CPU's kernels that are not unrolled are compiled in three
-# quarters of the time and run as fast (docs/performance.md). Other platforms
-# pass over it.
+# Without unrolled loops the CPU's kernels compile in three quarters of the time
+# and run as fast (docs/performance.md). Other platforms ignore the option.
 _XLA_OPTION = '--xla_backend_extra_options'
 _NOT_UNROLLED = 'xla_cpu_disable_loop_unrolling'
 
 
 def set_up_compiler() -> None:
-  """Sets what XLA reads when it first compiles.
-
-  An XLA_FLAGS that has `--xla_backend_extra_options` is left as it is.
-  """
+  """Adds our option to XLA_FLAGS, which XLA reads when it first compiles."""
+  # The flag is one list of all such options, so a user's own is left alone.
   flags = os.environ.get('XLA_FLAGS', '')
   if _XLA_OPTION not in flags:
     os.environ['XLA_FLAGS'] = f'{flags} {_XLA_OPTION}={_NOT_UNROLLED}'.strip()
 
 
 def set_up(dtype: str = 'float32') -> None:
-  """What every script does before it computes.
+  """Prepares a process; has to come before JAX computes anything.
 
   Args:
-    dtype: `config.model.dtype`; JAX makes float64 only when told to.
+    dtype: `config.model.dtype`.
   """
   import jax
 
+  # By default JAX turns float64 into float32.
   if dtype == 'float64':
     jax.config.update('jax_enable_x64', True)
   set_up_compiler()
   enable_compile_cache()
-  gc.freeze()  # Else each collection looks through all modules.
-  # Orbax warns of read-only folders, and of a full disk with pages of
-  # tracebacks before it raises the error.
+  # Modules live to the end, and every full collection would walk through them.
+  gc.freeze()
+  # Orbax warns of read-only folders, and logs pages of tracebacks about a full
+  # disk before it raises the error that is reported.
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   sys.unraisablehook = _leave_out_abandoned_writes
 
 
 def _leave_out_abandoned_writes(unraisable) -> None:
-  """A `sys.unraisablehook` that says only what can be acted on.
-
-  The first write that fails raises the error, and Orbax closes the event loop
-  of the others; each of TensorStore's threads that ends one of them later
-  would print that the loop is closed, amid or after the error's one line.
-  """
+  # On a full disk the first failing write raises the error that is reported,
+  # and Orbax closes the event loop of the others. Each of TensorStore's threads
+  # that ends later would print that the loop is closed, in the middle of the
+  # error's line or after it.
   if str(unraisable.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(unraisable)
 
 
 def enable_compile_cache() -> Path:
-  """Keeps compiled programs on disk, so that a second start is quick.
+  """Caches compiled programs on disk and returns the folder.
 
-  The folder is that of the variable JAX_COMPILATION_CACHE_DIR, or else
-  `resnest_jax/xla` in the user's cache folder.
+  JAX_COMPILATION_CACHE_DIR names it; by default it is `resnest_jax/xla` in the
+  user's cache folder.
   """
   import jax
 
+  # JAX reads the variable itself.
   if folder := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     return Path(folder)
   cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
@@ -93,15 +91,16 @@ def enable_compile_cache() -> Path:
 
 
 def lock_folder(folder: Path, what: str) -> contextlib.ExitStack:
-  """Takes a folder for this process, until it ends or the stack is closed.
+  """Locks a folder for this process, until it ends or the stack is closed.
 
   Args:
-    folder: is made if it is not there.
-    what: does this process do, for the message to a second one.
+    folder: is made if it does not exist.
+    what: the verb of the message to a second process: 'trains in'.
 
   Raises:
-    UserError: another process holds it, or it cannot be written to.
+    UserError: another process holds it, or it is not writable.
   """
+  # The system releases the lock when a process dies, so none is ever stale.
   held = contextlib.ExitStack()
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,10 +119,7 @@ def lock_folder(folder: Path, what: str) -> contextlib.ExitStack:
 
 @contextlib.contextmanager
 def count_compilations() -> Iterator[list[str]]:
-  """Lists the names of the programs that XLA compiles meanwhile.
-
-  What comes from the cache on disk counts, too.
-  """
+  """Lists the programs that XLA compiles meanwhile, including cached ones."""
   import jax.monitoring
 
   from resnest_jax.jax_private import COMPILED
@@ -143,15 +139,11 @@ def count_compilations() -> Iterator[list[str]]:
 
 
 def step_memory(step: Any) -> str:
-  """The memory of a compiled function on each device, and how much there is.
-
-  Args:
-    step: of `jax.stages.Compiled`.
-  """
+  """Says how much memory a `jax.stages.Compiled` step takes on each device."""
   import jax
 
   used = step.memory_analysis()
-  # Donated arguments and results share their memory.
+  # Results alias the donated arguments, so that memory counts once.
   needed = (
     used.argument_size_in_bytes
     + used.output_size_in_bytes
@@ -161,7 +153,8 @@ def step_memory(step: Any) -> str:
   device = jax.local_devices()[0]
   limit = (device.memory_stats() or {}).get('bytes_limit')
   of, where = limit, f'of each {device.device_kind}'
-  if limit is None:  # The CPU's, which JAX does not know.
+  # JAX does not report the limit of a CPU.
+  if limit is None:
     of = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     where = 'of this machine'
   return f'a step takes {needed / 1e9:.3g} of the {of / 1e9:.1f} GB {where}'
@@ -177,13 +170,13 @@ def versions() -> dict[str, str]:
       found[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
       found[package] = 'not installed'
-  # Also where the package is used from its folder.
+  # In a clone the package is not installed, or an older version is.
   found['resnest-jax'] = __version__
   return found
 
 
 def describe_devices() -> str:
-  """For instance '8 x TPU v5e'."""
+  """The number and kind of all devices: '8 x TPU v5e'."""
   import jax
 
   devices = jax.devices()

@@ -1,29 +1,23 @@
-"""Where the scripts and `configs/` are: in the clone, or in a wheel.
-
-The wheel has them in `resnest_jax/scripts`, laid out as in the root of the
-repository; pyproject.toml says so.
-"""
+"""Finds the scripts and `configs/`, in a clone or in an installed wheel."""
 
 from pathlib import Path
 
+# pyproject.toml maps the root of the repository to resnest_jax/scripts in the
+# wheel. A clone has no such folder.
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(path: str | Path) -> Path:
-  """The path of 'train.py', 'configs/common.py', ... that came with this code.
+  """The absolute path of 'train.py', 'configs/common.py', ...; may not exist.
 
-  Args:
-    path: relative to the root of the repository.
-
-  Returns:
-    The absolute path; whether there is such a file is not looked at.
+  `path` is relative to the root of the repository.
   """
   scripts = _PACKAGE / 'scripts'
   return (scripts if scripts.is_dir() else _PACKAGE.parent) / path
 
 
 def command(script: str) -> str:
-  """How a user starts 'train.py', ...: in the clone, or from a wheel."""
+  """The command line that starts 'train.py', ..., for messages."""
   if (_PACKAGE / 'scripts').is_dir():
     return f'resnest-jax {Path(script).stem}'
   return f'python {script}'

@@ -1,4 +1,4 @@
-"""The model card that is written next to exports."""
+"""The model card of a folder of exports."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,9 @@ pipeline_tag: image-segmentation
 tags: [jax, resnest, semantic-segmentation]
 ---
 """
-# How to run each format; the file name, the size and the outputs are filled in.
+# How to run each format. `model_card` fills in file name, size and outputs, so
+# braces of the code are doubled. The code of StableHLO and ONNX must not need
+# this project; PIL's resize and EXIF rotation stand in for its own.
 STABLEHLO = """\
 With `pip install jax flatbuffers numpy pillow`; this project is not needed.
 It runs on CPU, CUDA and TPU:
@@ -72,16 +74,16 @@ labels = inference_model(model, 'street.jpg').pred_sem_seg.data
 
 
 class Export(NamedTuple):
-  """A file that was written and has passed.
+  """A written file that agrees with its checkpoint.
 
   file: its name.
-  format: a key of `FORMATS`.
-  size: height and width of its pictures, or None: any.
-  agreement: share of pixels with the checkpoint's class.
-  pictures: on how many.
+  format: one of `FORMATS`.
+  size: (height, width) of its pictures in pixels; None: any (weights).
+  agreement: share of pixels with the checkpoint's class, 0 to 1.
+  pictures: how many were compared.
   drawn: whether these were drawn scenes.
-  probabilities: whether it gives them, too; None: it is weights.
-  written: of StableHLO, which JAX did it.
+  probabilities: whether they are an output; None: weights, or not known.
+  written: the JAX that wrote StableHLO; None for other formats.
   """
 
   file: str
@@ -94,13 +96,15 @@ class Export(NamedTuple):
   written: Written | None = None
 
   def entry(self) -> dict[str, Any]:
-    """As it stands in `about.json`."""
+    """Its entry in `about.json`."""
+    # _asdict leaves the nested tuple alone, which JSON would make a list.
     written = self.written and self.written._asdict()
     return self._asdict() | {'written': written}
 
   @classmethod
   def of(cls, entry: Mapping[str, Any]) -> 'Export':
-    """The inverse of `entry`; also of older ones, which have less."""
+    """The inverse of `entry`. Older entries lack the last three fields."""
+    # JSON has made lists of the tuples.
     size, written = entry['size'], entry.get('written')
     return cls(**entry)._replace(
       size=size and tuple(size), written=written and Written(**written)
@@ -111,12 +115,7 @@ def model_card(
   about: Mapping[str, Any],
   exports: Sequence[Export],
 ) -> str:
-  """README.md of a folder of exports.
-
-  Args:
-    about: as in `about.json`.
-    exports: what lies in the folder.
-  """
+  """Returns README.md for the content of `about.json` and the exports."""
   config, classes = about['model'], about['classes']
   probabilities = any(each.probabilities for each in exports)
   title = f'{title_of(config)} with {config["head"]}'
@@ -187,7 +186,6 @@ def _interface(about: Mapping[str, Any], probabilities: bool) -> str:
 
 
 def _how_long(exports: Sequence[Export]) -> str:
-  """Which JAX reads the StableHLO files, and what to do with another."""
   lines = [
     f'- {each.file}: {each.written.sentence()}\n'
     for each in exports
@@ -211,6 +209,7 @@ def _how_to_run(exports: Sequence[Export]) -> list[tuple[str, Export]]:
     'safetensors': WEIGHTS,
     'mmseg': MMSEG,
   }
+  # One section a format: files of several sizes run alike.
   firsts: dict[str, Export] = {}
   for each in exports:
     firsts.setdefault(each.format, each)
@@ -220,6 +219,7 @@ def _how_to_run(exports: Sequence[Export]) -> list[tuple[str, Export]]:
 def _classes(classes: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
   lines = ['| label | class | colour |', '|---|---|---|']
   for label, (name, colour) in enumerate(zip(classes, palette, strict=True)):
+    # A bar would end the cell of the table.
     escaped = name.replace('|', '\\|')
     code = ''.join(f'{value:02x}' for value in colour)
     lines.append(f'| {label} | {escaped} | #{code} |')
@@ -227,12 +227,12 @@ def _classes(classes: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
 
 
 def _provenance(about: Mapping[str, Any]) -> str:
-  """What is known of the weights; of local paths the last part alone."""
   lines = [f'- backbone: {title_of(about["model"])}'] + [
     f'- {key.replace("_", " ")}: {about["model"][key]}'
     for key in ('head', 'output_stride', 'dilation_rule')
   ]
   for key, value in about['provenance'].items():
+    # The card may be published: of a local path only the last part is shown.
     if key == 'source' and os.path.exists(value):
       value = Path(value).resolve().name
     if isinstance(value, str | int) and key != 'backbone_known':

@@ -1,4 +1,4 @@
-"""What an export has to prove before it gets its name."""
+"""Checks that an export passes before it gets its name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,15 +13,16 @@ from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import LabelSet
 from resnest_jax.text import listed
 
-# The share of pixels that must have the checkpoint's class.
+# The share of pixels that must have the checkpoint's class. Rounding differs
+# between compilers, and pixels on the border of two classes may flip.
 MIN_AGREEMENT = 0.999
-# By how much a probability may be off.
+# The largest accepted difference of a probability.
 MAX_DEVIATION = 0.01
-# Pictures at a time; `NUMBER` is a multiple, so that one size of batch is
-# compiled.
+# Pictures at a time. `pictures.NUMBER` is a multiple of it, so that a program
+# is compiled for one batch size.
 BATCH_SIZE = 4
-# The version of jax2onnx that the tests use. Its metadata forbids today's
-# orbax-checkpoint, of which it uses nothing.
+# The version that the tests use. It is installed without its dependencies,
+# because it forbids our orbax-checkpoint, from which it imports nothing.
 JAX2ONNX = '0.17.1'
 INSTALL_JAX2ONNX = f'pip install --no-deps jax2onnx=={JAX2ONNX}'
 
@@ -30,11 +31,11 @@ Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
 class Reference:
-  """What the checkpoint says of pictures of one size.
+  """The checkpoint's predictions for pictures of one size.
 
   Attributes:
     images: uint8 (n, H, W, 3).
-    predictions: of each, by the `Predictor`.
+    predictions: one `Prediction` an image.
   """
 
   def __init__(
@@ -48,7 +49,7 @@ class Reference:
   ):
     """Predicts the pictures, stretched to `size` (height, width)."""
     self.images = np.stack([fit(picture, size) for picture in pictures])
-    # So that the predictor does not resize.
+    # Exports do not resize. With this scale the predictor does not either.
     protocol = Protocol(image_scale=(max(size), min(size)))
     predictor = Predictor(model, variables, labels, protocol)
     self.predictions: list[Prediction] = list(
@@ -56,14 +57,14 @@ class Reference:
     )
 
   def compare(self, name: str, run: Runner) -> float:
-    """The share of pixels with the same class.
+    """Returns the share of pixels to which an export gives the same class.
 
     Args:
       name: of the export, for the message.
-      run: the export, read from its file.
+      run: the export, read back from its file.
 
     Raises:
-      UserError: less than `MIN_AGREEMENT` agree, or a probability is off by
+      UserError: the share is below `MIN_AGREEMENT`, or a probability is off by
         more than `MAX_DEVIATION`.
     """
     agreeing, deviation = 0, 0.0
@@ -74,7 +75,7 @@ class Reference:
         agreeing += np.count_nonzero(labels[slot] == expected.labels)
         if more:
           off = np.abs(more[0][slot] - expected.probabilities).max()
-          # NaN, too, is too far off.
+          # max() and > would let NaN pass.
           deviation = max(deviation, float(np.nan_to_num(off, nan=1.0)))
     share = agreeing / self.images[..., 0].size
     if share < MIN_AGREEMENT or deviation > MAX_DEVIATION:
@@ -91,7 +92,7 @@ class Reference:
   def run_of(
     self, model: Any, variables: Mapping[str, Any], labels: LabelSet
   ) -> Runner:
-    """Another model as a `Runner`, for pictures of this size."""
+    """Runs another model by the `Predictor`, for pictures of this size."""
     height, width = self.images.shape[1:3]
     protocol = Protocol(image_scale=(max(height, width), min(height, width)))
     predictor = Predictor(model, variables, labels, protocol)
@@ -107,6 +108,7 @@ def check_same_bits(
   name: str, found: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> None:
   """Raises `UserError` if two trees of variables differ in any bit."""
+  # Bytes rather than values: -0.0 equals 0.0, and NaN does not equal itself.
   found, expected = flatten_dict(found), flatten_dict(expected)
   differing = [
     '/'.join(path)

@@ -1,4 +1,4 @@
-"""A folder of exports of one checkpoint, each compared with it."""
+"""Exports a checkpoint into a folder and compares each file with it."""
 
 import importlib.util
 import shutil
@@ -35,7 +35,7 @@ from resnest_jax.weights.state_dict import export_state_dict
 
 FORMATS = ('stablehlo', 'onnx', 'safetensors', 'mmseg')
 PROGRAMS = ('stablehlo', 'onnx')
-# What a format needs besides, and how to install it.
+# Optional packages of a format, and how to install them.
 NEEDS = {
   'stablehlo': (('flatbuffers',), 'pip install flatbuffers'),
   'onnx': (
@@ -43,7 +43,7 @@ NEEDS = {
     f'pip install onnx-ir onnxruntime && {INSTALL_JAX2ONNX}',
   ),
 }
-# Names that the weights' kinds have in `export_state_dict`.
+# The formats of weights -> their kind in `export_state_dict`.
 KINDS = {'safetensors': 'ours', 'mmseg': 'mmseg'}
 CARD = 'README.md'
 # Pixels of an edge.
@@ -53,7 +53,7 @@ Say = Callable[[str], None]
 
 
 class Model(NamedTuple):
-  """A network as it is exported: in float32."""
+  """A network in float32, as all exports are."""
 
   model: nn.Module
   variables: Mapping[str, Any]
@@ -71,27 +71,29 @@ def export_model(
   pictures: Sequence[str | Path] = (),
   say: Say = print,
 ) -> list[Export]:
-  """Writes a network in several formats, and a model card.
+  """Exports a network in several formats, with a model card.
 
   Args:
     source: of the weights; see `load_weights`.
-    out: a new folder, or an empty one. It appears when all in it has passed.
+    out: a new folder, or an empty one. It appears once all files have passed.
     formats: of `FORMATS`.
-    sizes: height and width of the pictures of StableHLO and ONNX, a file each;
-      none: the crop of the training.
-    probabilities: whether StableHLO and ONNX give those of all classes, too.
+    sizes: (height, width) in pixels, for each of which StableHLO and ONNX get a
+      file; empty: the crop of the training.
+    probabilities: whether StableHLO and ONNX output all classes' probabilities.
     checkpoint: of a training: 'latest', 'best' or a step.
-    pictures: to compare on, see `gather_pictures`.
+    pictures: to compare on; see `gather_pictures`.
     say: is called with a line for every file.
 
   Returns:
-    What was written.
+    The files that were written, without the description and the card.
 
   Raises:
-    UserError: something given cannot be used, a package is missing, or an
-      export does not give what the checkpoint gives. Nothing is left then.
+    UserError: an argument cannot be used, a package is missing, or an export
+      disagrees with the checkpoint. Nothing is left behind.
   """
   out = Path(out)
+  # Everything that can fail without the weights is checked before they are
+  # loaded, which may mean a download.
   check_new(out)
   formats = [name for name in FORMATS if name in formats]
   programs = set(formats) & set(PROGRAMS)
@@ -103,16 +105,19 @@ def export_model(
   net = as_exported(source, weights)
   about = _about(weights, net.labels)
   sizes = list(dict.fromkeys(sizes)) or [_default_size(weights)]
+  # Weights have no size. They are compared on one.
   if not programs:
-    sizes = sizes[:1]  # To compare the weights on.
+    sizes = sizes[:1]
   exports: list[Export] = []
 
   def add(file: Path, export: Export) -> None:
     exports.append(export._replace(drawn=not pictures))
     say(passed(file, export))
 
+  # An error removes the folder: a file that disagrees never gets its name.
   with writing(out), whole_folder(out) as folder:
     for size in sizes:
+      # One reference serves all formats of this size.
       reference = Reference(*net, seen, size, probabilities)
       for name in formats:
         if name in PROGRAMS:
@@ -131,7 +136,7 @@ def export_model(
 
 
 def passed(file: Path, export: Export) -> str:
-  """The line that is said of a file."""
+  """The line to print about a file."""
   until = ''
   if export.written and export.written.read_until:
     until = f'; JAX promises to read it until {export.written.read_until}'
@@ -155,7 +160,7 @@ def _check_options(
 
 
 def check_packages(formats: Sequence[str]) -> None:
-  """Raises `UserError` if a format needs what is not installed."""
+  """Raises `UserError` if a format needs a package that is not installed."""
   for name in formats:
     needed, install = NEEDS.get(name, ((), ''))
     missing = [x for x in needed if importlib.util.find_spec(x) is None]
@@ -169,7 +174,7 @@ def check_packages(formats: Sequence[str]) -> None:
 
 
 def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
-  """Raises `UserError` if pictures cannot have one of them."""
+  """Raises `UserError` if pictures of a size cannot be exported."""
   for height, width in sizes:
     if not all(SHORTEST <= x <= LONGEST for x in (height, width)):
       raise UserError(
@@ -179,17 +184,18 @@ def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
 
 
 def _default_size(weights: Weights) -> tuple[int, int]:
-  """The crop of the training, or of its data set as far as that is known."""
+  # Published weights do not store their crop; their number of classes tells
+  # the data set.
   number = weights.description.config['num_classes']
   height, width = weights.crop_size or CROP_SIZES.get(number, (512, 512))
   return height, width
 
 
 def as_exported(source: str | Path, weights: Weights) -> Model:
-  """The network of weights, as it is exported.
+  """Builds the network in float32.
 
   Raises:
-    UserError: it has too many classes.
+    UserError: it has more classes than 8-bit label maps hold.
   """
   number = weights.description.config['num_classes']
   if number > IGNORE:
@@ -202,7 +208,6 @@ def as_exported(source: str | Path, weights: Weights) -> Model:
 
 
 def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
-  """What goes into the files: the weights' description and the protocol."""
   number = len(labels.classes)
   scale = weights.image_scale or IMAGE_SCALES.get(number, (2048, 512))
   return weights.about() | {
@@ -220,21 +225,22 @@ def write_program(
   probabilities: bool,
   reference: Reference,
 ) -> Export:
-  """Writes one of `PROGRAMS`, reads it back and compares it.
+  """Writes a program, reads it back and compares it.
 
   Args:
-    name: of the program.
+    name: of `PROGRAMS`.
     file: is written.
     net: from `as_exported`.
-    size: height and width of the pictures, in pixels.
-    probabilities: whether those of all classes are an output, too.
-    reference: what the checkpoint gives for pictures of this size.
+    size: (height, width) of the pictures in pixels.
+    probabilities: whether to output the probabilities of all classes.
+    reference: the checkpoint's predictions for pictures of this size.
   """
   program = make_program(*net[:2], size, probabilities=probabilities)
   written = None
-  # Whatever runs it knows convolutions, and which of its ways suits them.
+  # On a CPU our own choice is Winograd's convolution. A file runs anywhere, and
+  # whatever runs it chooses among its own algorithms for a plain convolution.
   with implementations.use(wide='convolution'):
-    # Each needs packages that the others do not.
+    # Imported here: each format needs packages that the other does not.
     if name == 'stablehlo':
       from resnest_jax.export import stablehlo
 
@@ -263,10 +269,11 @@ def _write_weights(
   stored: Mapping[str, Any],
   about: Mapping[str, Any],
 ) -> Path:
-  """Writes all variables as they are stored, with their description."""
+  # The model as described rather than in float32: no bit may change.
   kind = KINDS[name]
   state_dict = export_state_dict(weights.description.create(), stored, kind)
-  # It makes a folder of its own.
+  # write_weights makes a folder of its own, with a description that
+  # `write_description` replaces.
   file, _ = write_weights(folder / name, kind, state_dict, about)
   moved = file.rename(folder / file.name)
   shutil.rmtree(folder / name)
@@ -276,7 +283,6 @@ def _write_weights(
 def _compare_weights(
   file: Path, stored: Mapping[str, Any], reference: Reference
 ) -> float:
-  """Bits of all variables, and the share of agreeing pixels."""
   _, found, weights = load_segmentor(file)
   check_same_bits(file.name, found, stored)
   net = as_exported(file, weights)

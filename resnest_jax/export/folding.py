@@ -1,11 +1,10 @@
-"""Computes what does not depend on the input before a program is converted.
+"""Folds the constants of a program before it is converted to ONNX.
 
-`jax2onnx` translates operation by operation. Slices of weights, the matrices
-of resizes and the arithmetic of normalisations would all become nodes, and
-every channel's constant an array as large as the picture. Here nested
-functions are inlined, what is constant is computed, broadcasting is left to
-the operations, and the gain of a normalisation goes into the kernel of the
-convolution before it.
+`jax2onnx` translates operation by operation. Slices of weights, matrices of
+resizes and the arithmetic of normalisations would all become nodes, and every
+constant of a channel an array as large as the picture. Folding inlines nested
+functions, computes constants, leaves broadcasting to the operations, and
+multiplies the gain of a normalisation into the kernel before it.
 """
 
 from collections.abc import Sequence
@@ -18,29 +17,33 @@ from jax import lax
 from resnest_jax.export.program import Program
 from resnest_jax.jax_private import Literal, Tracer
 
-# Operations that stand for a function, and the parameter that holds it.
+# Operations that call a function, and the parameter that holds it. Inlining
+# drops custom derivatives and rematerialisation, which inference has no use
+# for. 'remat2' is the name of `jax.checkpoint`.
 NESTED = {
   'jit': 'jaxpr',
   'custom_jvp_call': 'call_jaxpr',
   'custom_vjp_call': 'call_jaxpr',
   'remat2': 'jaxpr',
 }
-# Operations that bring their operands to a common shape by themselves.
+# Both JAX's primitives and ONNX's operators repeat lengths of 1 here.
 ELEMENTWISE = ('add', 'sub', 'mul', 'div', 'max', 'min')
 
 
 class _Broadcast(NamedTuple):
-  """A value that is to be repeated along the axes where its length is 1."""
-
+  # A broadcast that is put off. `value` has the result's rank with length 1
+  # where it is to be repeated; `equation` and `operand` carry it out.
   value: Any
   equation: Any
   operand: Any
 
 
 def folded(program: Program) -> Program:
-  """The same program, with all that is constant computed."""
+  """Returns the same program with its constants computed."""
 
   def run(images: jax.Array) -> tuple[jax.Array, ...]:
+    # `images` is a tracer of jax2onnx, so the program is traced on its own and
+    # its equations are then bound to that tracer.
     shaped = jax.ShapeDtypeStruct(images.shape, images.dtype)
     closed = jax.make_jaxpr(program)(shaped)
     folder = _Folder()
@@ -51,11 +54,11 @@ def folded(program: Program) -> Program:
 
 
 class _Folder:
-  """Runs jaxprs: arrays at once, tracers by what traces them."""
+  """Evaluates jaxprs: known arrays at once, tracers by their own trace."""
 
   def __init__(self):
-    # Of a convolution's result, by its id: the equation and its operands.
-    # The results are kept, too, so that no other gets the same id.
+    # id of a convolution's result -> the result, its equation and operands.
+    # The result is kept alive, because Python would reuse its id.
     self.convolutions: dict[int, tuple[Any, Any, list[Any]]] = {}
 
   def run(
@@ -76,15 +79,17 @@ class _Folder:
     return [read(variable) for variable in jaxpr.outvars]
 
   def apply(self, equation: Any, inputs: list[Any]) -> list[Any]:
-    """The results of one equation."""
+    """Returns the results of one equation."""
     name = equation.primitive.name
     if name in NESTED:
       inner = equation.params[NESTED[name]]
       return self.run(
         getattr(inner, 'jaxpr', inner), getattr(inner, 'consts', ()), inputs
       )
+    # Further inputs are lengths that are data; such a broadcast stays.
     if name == 'broadcast_in_dim' and len(inputs) == 1:
       return [_later(equation, self.whole(inputs[0]))]
+    # The whole operand gives the result its shape, so the other needs none.
     if name in ELEMENTWISE and _one_is_whole(equation, inputs):
       inputs = [x.value if isinstance(x, _Broadcast) else x for x in inputs]
       if name == 'mul':
@@ -93,7 +98,9 @@ class _Folder:
           return [scaled]
     if name == 'select_n' and (chosen := _always(inputs)) is not None:
       return [chosen]
+    # All other operations need their operands at full shape.
     inputs = [self.whole(x) for x in inputs]
+    # A split into one part is the identity.
     if name == 'split' and len(equation.outvars) == 1:
       return inputs
     outputs = _bind(equation, inputs)
@@ -108,21 +115,22 @@ class _Folder:
     return value
 
   def scaled(self, result: Any, gain: Any) -> Any:
-    """A convolution times a constant a channel, as one; None: it is not."""
+    """A convolution with `gain` in its kernel; None if that is impossible."""
     if id(result) not in self.convolutions or isinstance(gain, Tracer):
       return None
     _, equation, (x, kernel) = self.convolutions[id(result)]
     gain = np.asarray(gain)
+    # The gain must vary along the last axis only, which is the kernel's last.
     if gain.size != gain.shape[-1] or gain.shape[-1] != kernel.shape[-1]:
       return None
+    # The unscaled convolution stays in the trace, and is dropped as dead code
+    # unless something else reads it.
     return _bind(equation, [x, np.asarray(kernel) * gain.reshape(-1)])[0]
 
 
 def _has_channels_of_kernel(equation: Any, inputs: Sequence[Any]) -> bool:
-  """Whether it is a convolution with a constant kernel (..., out).
-
-  Or the product that a 1x1 convolution is. The result's last axis is `out`.
-  """
+  # True for a convolution, or the matrix product of a 1x1 convolution, with a
+  # constant kernel (..., out) and a result (..., out).
   if len(inputs) < 2 or isinstance(inputs[1], Tracer):
     return False
   numbers = equation.params.get('dimension_numbers')
@@ -138,7 +146,6 @@ def _has_channels_of_kernel(equation: Any, inputs: Sequence[Any]) -> bool:
 
 
 def _later(equation: Any, operand: Any) -> Any:
-  """A broadcast that is only carried out if it has to be."""
   shape = equation.params['shape']
   compact = [1] * len(shape)
   for axis, place in enumerate(equation.params['broadcast_dimensions']):
@@ -153,7 +160,6 @@ def _later(equation: Any, operand: Any) -> Any:
 
 
 def _one_is_whole(equation: Any, inputs: Sequence[Any]) -> bool:
-  """Whether an operand has the shape of the result by itself."""
   shape = equation.outvars[0].aval.shape
   return any(
     not isinstance(x, _Broadcast) and np.shape(x) == shape for x in inputs
@@ -161,11 +167,13 @@ def _one_is_whole(equation: Any, inputs: Sequence[Any]) -> bool:
 
 
 def _bind(equation: Any, inputs: Sequence[Any]) -> list[Any]:
-  """Carries out an operation, now if all operands are known."""
+  # A result whose length is the symbolic batch is unknown even if all operands
+  # are constants.
   lengths = [n for out in equation.outvars for n in out.aval.shape]
   known = all(isinstance(n, int) for n in lengths) and not any(
     isinstance(x, Tracer) for x in inputs
   )
+  # Without the context JAX would trace constants into the enclosing program.
   if known:
     with jax.ensure_compile_time_eval():
       found = equation.primitive.bind(*inputs, **equation.params)
@@ -176,7 +184,7 @@ def _bind(equation: Any, inputs: Sequence[Any]) -> list[Any]:
 
 
 def _always(inputs: Sequence[Any]) -> Any:
-  """What a constant predicate chooses everywhere; None: it depends."""
+  """The operand that a constant predicate chooses everywhere, or None."""
   which = inputs[0].value if isinstance(inputs[0], _Broadcast) else inputs[0]
   if isinstance(which, Tracer) or len(np.unique(which)) > 1:
     return None

@@ -1,4 +1,4 @@
-"""ONNX by jax2onnx, run by onnxruntime."""
+"""ONNX files, written by jax2onnx and run by onnxruntime."""
 
 import importlib
 import logging
@@ -21,7 +21,7 @@ from resnest_jax.export.checks import INSTALL_JAX2ONNX, JAX2ONNX, Runner
 from resnest_jax.export.folding import folded
 from resnest_jax.export.program import Program
 
-# The first in which all operations that jax2onnx writes are defined.
+# The first opset with all operators that jax2onnx writes.
 OPSET = 18
 OUTPUTS = ('labels', 'probabilities')
 
@@ -29,18 +29,19 @@ OUTPUTS = ('labels', 'probabilities')
 def write_onnx(
   path: Path, program: Program, size: tuple[int, int], probabilities: bool
 ) -> None:
-  """Writes a program of pictures of one size, for any number of them.
+  """Writes a program for any number of pictures of one size.
 
-  Input `images`, outputs `OUTPUTS`, the second if it is asked for.
+  The input is `images`; the outputs are `OUTPUTS`, or the first of them.
 
   Raises:
-    UserError: jax2onnx cannot do it.
+    UserError: jax2onnx cannot translate the program.
   """
   _import_plugins()
-  # It says of each value without a type that it has none.
+  # onnx_ir warns of every value without a type.
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
   (batch,) = export.symbolic_shape('b')
-  # What is wrong with the network itself is not to be blamed on jax2onnx.
+  # Traced once before jax2onnx does it: an error of the network itself is
+  # raised here and not reported as jax2onnx's.
   jax.eval_shape(program, jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8))
   try:
     model = jax2onnx.to_onnx(
@@ -51,22 +52,22 @@ def write_onnx(
       input_names=['images'],
       output_names=list(OUTPUTS[: 1 + probabilities]),
     )
-  except Exception as error:  # Of many kinds: it depends on versions.
+  except Exception as error:  # Its kind depends on jax2onnx's version.
     first_line = str(error).strip().partition('\n')[0]
     installed, remedy = version('jax2onnx'), ''
     if installed != JAX2ONNX:
-      remedy = f' Version {JAX2ONNX} is tried: {INSTALL_JAX2ONNX}.'
+      remedy = f' Version {JAX2ONNX} is tested: {INSTALL_JAX2ONNX}.'
     raise UserError(
       f'jax2onnx {installed} cannot translate the network '
-      f'({type(error).__name__}: {first_line}).{remedy} Without it: leave '
-      'the format out by --formats.'
+      f'({type(error).__name__}: {first_line}).{remedy} To export without '
+      'ONNX, leave it out of --formats.'
     ) from error
   onnx.save(model, path)
   onnx.checker.check_model(path)
 
 
 def read_onnx(path: Path) -> Runner:
-  """The model in a file, on the CPU."""
+  """Loads a model to run on the CPU."""
   session = onnxruntime.InferenceSession(
     path, providers=['CPUExecutionProvider']
   )
@@ -78,13 +79,11 @@ def read_onnx(path: Path) -> Runner:
 
 
 def _import_plugins() -> None:
-  """Imports what translates operations of `jax.lax`, and `jnp.pad`.
-
-  By itself jax2onnx imports the translations of whole libraries of layers,
-  which takes long, as some compute at import. `lax.pad` it cannot translate
-  where the batch is a symbol, `jnp.pad` it can.
-  """
+  # By itself jax2onnx imports its translations of whole libraries of layers,
+  # some of which compute at import. The program needs only `jax.lax`, and
+  # `jnp.pad` because the translation of `lax.pad` fails with a symbolic batch.
   names = [each.name for each in pkgutil.iter_modules(lax_plugins.__path__)]
   for name in (*(f'lax.{each}' for each in names), 'numpy.pad'):
     importlib.import_module(f'jax2onnx.plugins.jax.{name}')
+  # Tells jax2onnx that nothing is left to import.
   plugin_system._already_imported_plugins = True

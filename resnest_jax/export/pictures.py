@@ -1,4 +1,4 @@
-"""The pictures on which exports are compared with their checkpoint."""
+"""Pictures on which exports are compared with their checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +12,17 @@ from resnest_jax.data.pictures import read_picture
 from resnest_jax.errors import UserError
 from resnest_jax.prediction.sources import find_sources
 
-# At most so many of those given are looked at, spread evenly.
+# Of more pictures this many are compared, spread evenly over the list.
 NUMBER = 20
 
 
 def gather_pictures(given: Sequence[str | Path]) -> list[np.ndarray]:
-  """Up to `NUMBER` pictures, uint8 (h, w, 3) RGB, of any sizes.
+  """Reads up to `NUMBER` pictures, uint8 (h, w, 3) RGB of any sizes.
 
-  Args:
-    given: files, folders and patterns; none: scenes are drawn.
+  `given` are files, folders and patterns; without any, scenes are drawn.
 
   Raises:
-    UserError: there is none, or one cannot be read.
+    UserError: no picture was found, or one cannot be read.
   """
   if not given:
     return [_drawn(index) for index in range(NUMBER)]
@@ -38,13 +37,15 @@ def gather_pictures(given: Sequence[str | Path]) -> list[np.ndarray]:
 
 
 def _drawn(index: int) -> np.ndarray:
+  # Seeded by the index: every export is compared on the same scenes.
   rng = np.random.default_rng(index)
   height, width = rng.integers(96, 224, 2).tolist()
   return draw_scene((index,), height, width)[0]
 
 
 def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """A picture, stretched to height and width of `size`."""
+  """Stretches a picture to `size`, its height and width in pixels."""
   if image.shape[:2] == size:
     return image
+  # OpenCV takes (width, height).
   return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)

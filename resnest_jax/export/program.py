@@ -1,8 +1,7 @@
-"""The whole way from pictures to label maps as one function of fixed size.
+"""From pictures to label maps as one function of fixed size, for exports.
 
-What the exports hold: normalisation, the network, its logits brought to the
-size of the picture, and the class with the largest. The protocol is `whole`
-without a resize: the network sees a picture as it is given.
+The function normalises, runs the network, resizes the logits to the picture and
+takes the best class: the protocol `whole` without a resize of the picture.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,8 +15,8 @@ import numpy as np
 from resnest_jax.data.preprocess import preprocess
 from resnest_jax.models.layers import apply_matrices, resize_matrix
 
-# Upper bound of the scores of one picture that exist at a time, where only
-# labels are asked for.
+# Scores of one picture that exist at a time without `probabilities`. Those of
+# 150 classes at 2048 x 1024 would take 1.3 GB.
 TILE_BYTES = 16 * 2**20
 
 Program = Callable[[jax.Array], tuple[jax.Array, ...]]
@@ -30,24 +29,24 @@ def make_program(
   *,
   probabilities: bool = False,
 ) -> Program:
-  """A function of pictures alone; the variables are constants of it.
+  """Makes a function of pictures, with the variables as constants.
 
   Args:
     model: a segmentor that computes in float32.
     variables: its `params` and `batch_stats`.
-    size: height and width of the pictures, in pixels.
-    probabilities: whether those of all classes are given, too.
+    size: (height, width) of the pictures in pixels.
+    probabilities: whether to output the probabilities of all classes.
 
   Returns:
-    program(images) -> (labels,) or (labels, probabilities): uint8
-    (b, H, W, 3) RGB to uint8 (b, H, W) and float32 (b, H, W, C). b may be a
-    symbol.
+    program(images) -> (labels,) or (labels, probabilities): uint8 (b, H, W, 3)
+    RGB -> uint8 (b, H, W), float32 (b, H, W, C). b may be symbolic.
   """
 
   def program(images: jax.Array) -> tuple[jax.Array, ...]:
     normalised = preprocess(images, jnp.asarray([size]))
+    # (b, h, w, C), h and w at the network's output stride.
     logits = model.apply(variables, normalised, train=False).logits
-    # NumPy's: the sizes are fixed.
+    # The sizes are fixed, so these are NumPy constants, (H, h) and (W, w).
     rows, columns = (
       resize_matrix(to, now, to, now)
       for to, now in zip(size, logits.shape[1:3], strict=True)
@@ -55,6 +54,7 @@ def make_program(
     if probabilities:
       scores = apply_matrices(logits, rows, columns)
       return labels_of(scores), jax.nn.softmax(scores)
+    # Rows of the result are independent, so each tile's labels are final.
     tiles = [
       labels_of(apply_matrices(logits, tile, columns))
       for tile in split_rows(rows, size[1] * logits.shape[-1] * 4)
@@ -70,11 +70,9 @@ def labels_of(scores: jax.Array) -> jax.Array:
 
 
 def split_rows(rows: np.ndarray, row_bytes: int) -> list[np.ndarray]:
-  """Cuts a matrix (H, h) into tiles of so many rows as `TILE_BYTES` hold.
+  """Cuts a matrix (H, h) into tiles whose scores fit into `TILE_BYTES`.
 
-  Args:
-    rows: the matrix.
-    row_bytes: of the scores of a row of the result.
+  `row_bytes` is the size of the scores of one row of the result.
   """
   step = max(TILE_BYTES // row_bytes, 1)
   return [rows[i : i + step] for i in range(0, len(rows), step)]

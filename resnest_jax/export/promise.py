@@ -1,4 +1,4 @@
-"""For how long JAX promises to read the StableHLO that it writes."""
+"""How long JAX promises to read the StableHLO that it writes."""
 
 import calendar
 from datetime import date
@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import jax
 
+# JAX promises compatibility for six months after the release that wrote a file.
 MONTHS = 6
-# JAX knows its version, not its date. These are the days on which the wheels
-# of jax and jaxlib were built, by the files in them; the promise counts from
-# there.
+# JAX knows its version but not its date. These are the days on which the wheels
+# of jax and jaxlib were built, read off the files in them.
 RELEASED = {
   '0.10.2': '2026-06-17',
   '0.11.2': '2026-09-17',
@@ -19,12 +19,12 @@ RELEASED = {
 
 
 class Written(NamedTuple):
-  """Which JAX wrote a file, and which are promised to read it.
+  """The JAX that wrote a file, and the promise to read it; ISO dates.
 
   jax: its version.
-  on: the day, as '2026-11-29', as all days here.
-  released: the day of that version, or None: not known here.
-  read_until: the last day whose releases are promised to read it; or None.
+  on: the day of writing.
+  released: the day of that version's release, or None if unknown.
+  read_until: the last day of the releases promised to read it, or None.
   """
 
   jax: str
@@ -33,13 +33,14 @@ class Written(NamedTuple):
   read_until: str | None
 
   def sentence(self) -> str:
-    """The same in words."""
+    """The promise in words."""
     start = f'written on {self.on} by JAX {self.jax}'
     if self.released:
       return (
         f'{start}, released on {self.released}; JAX promises that its releases '
         f'of the {MONTHS} months after that, until {self.read_until}, read it.'
       )
+    # Released at the latest on the day of writing, which bounds the promise.
     return (
       f'{start}; JAX promises that its releases of the {MONTHS} months after '
       'that one read it. Its date is not known here: they end on '
@@ -47,7 +48,7 @@ class Written(NamedTuple):
     )
 
   def shorter_than(self, other: 'Written | None', today: str) -> str:
-    """A line if this promise has ended, or ends before another's; or ''."""
+    """A warning if this promise is over or ends before another's; or ''."""
     if self.read_until is None:
       return ''
     before = other and other.read_until and self.read_until < other.read_until
@@ -61,7 +62,7 @@ class Written(NamedTuple):
 
 
 def written_now(today: date | None = None) -> Written:
-  """What the running JAX writes today."""
+  """The promise for a file that the running JAX writes today."""
   released = RELEASED.get(jax.__version__)
   until = promised(released) if released else None
   day = (today or date.today()).isoformat()

@@ -1,4 +1,4 @@
-"""StableHLO of a folder of exports, written again by the JAX at hand."""
+"""Renews the StableHLO of a folder of exports with the installed JAX."""
 
 import json
 import tempfile
@@ -31,20 +31,20 @@ def renew_exports(
 ) -> list[Export]:
   """Writes each StableHLO file again, from the weights next to it.
 
-  They keep their names, sizes and outputs. about.json and the model card are
-  written anew, all else stays.
+  Names, sizes and outputs stay, as do all other files but about.json and the
+  model card.
 
   Args:
-    folder: which `export_model` wrote.
-    pictures: to compare on, see `gather_pictures`.
+    folder: written by `export_model`.
+    pictures: to compare on; see `gather_pictures`.
     say: is called with a line for every file.
 
   Returns:
     All exports of the folder.
 
   Raises:
-    UserError: there is nothing to renew, or nothing to renew it from, or a
-      new file does not give what the checkpoint gives. All files stay then.
+    UserError: nothing to renew, no weights to renew it from, or a new file
+      disagrees with the checkpoint. All files then stay as they were.
   """
   folder = Path(folder)
   about, exports = _read(folder)
@@ -52,6 +52,7 @@ def renew_exports(
   seen = gather_pictures(pictures)
   _, _, weights = load_segmentor(_weights_of(folder, exports))
   net = as_exported(folder, weights)
+  # Inside the folder, so that `replace` below stays on one file system.
   with (
     writing(folder),
     tempfile.TemporaryDirectory(prefix='.renew', dir=folder) as name,
@@ -70,7 +71,8 @@ def renew_exports(
       if less := new_one.shorter_than(old.written, new_one.on):
         say(f'warning: {less}')
     write_description(new, about, exports)
-    # The description last: one of older files promises too little.
+    # Nothing was changed so far. The description comes last: if this is
+    # interrupted, it promises too little for the new files, never too much.
     for path in sorted(new.iterdir(), key=lambda x: x.name in (ABOUT, CARD)):
       path.replace(folder / path.name)
   say(f'renewed: {folder}')
@@ -78,7 +80,6 @@ def renew_exports(
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[Export]]:
-  """The description without the exports, and these."""
   try:
     about = json.loads((folder / ABOUT).read_text('utf-8'))
     exports = [Export.of(entry) for entry in about.pop('exports')]
@@ -90,13 +91,14 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Export]]:
     ) from error
   if not any(each.format == 'stablehlo' for each in exports):
     raise UserError(
-      f'there is nothing to renew in {folder}: it has no StableHLO, and only '
-      'that expires.'
+      f'there is nothing to renew in {folder}: it has no StableHLO, the only '
+      'format that expires.'
     )
   return about, exports
 
 
 def _weights_of(folder: Path, exports: Sequence[Export]) -> Path:
+  # safetensors first: reading it needs no PyTorch.
   for name in (SAFETENSORS, TORCH):
     if (folder / name).is_file():
       return folder / name
@@ -111,7 +113,7 @@ def _weights_of(folder: Path, exports: Sequence[Export]) -> Path:
 
 
 def _gives_probabilities(folder: Path, export: Export) -> bool:
-  """Whether a file does; of older folders the card alone says so."""
+  # Older entries do not say so; the card of their folder does.
   if export.probabilities is not None:
     return export.probabilities
   card = folder / CARD

@@ -1,4 +1,4 @@
-"""StableHLO by `jax.export`: one file for CPU, CUDA and TPU."""
+"""StableHLO files by `jax.export`, each for CPU, CUDA and TPU."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 def write_stablehlo(
   path: Path, program: Program, size: tuple[int, int]
 ) -> None:
-  """Writes a program of pictures of one size, for any number of them."""
+  """Writes a program for any number of pictures of one size."""
   (batch,) = export.symbolic_shape('b')
   images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
   exported = export.export(jax.jit(program), platforms=PLATFORMS)(images)
@@ -27,21 +27,22 @@ def write_stablehlo(
 
 
 def read_stablehlo(path: Path) -> Runner:
-  """The program in a file, compiled as it is used.
+  """Loads a program, which is compiled when it is first called.
 
   Raises:
-    UserError: this JAX refuses it, here or, as it may do with files of newer
-      versions, when it is compiled.
+    UserError: this JAX refuses the file, now or at the first call.
   """
   content = bytearray(path.read_bytes())
   try:
     program = jax.jit(export.deserialize(content).call)
-  except ImportError:  # There is no flatbuffers.
+  except ImportError:  # flatbuffers is missing; the file may be good.
     raise
-  except Exception as error:  # Of many kinds, if it is damaged.
+  except Exception as error:  # A damaged file raises errors of many kinds.
     raise _refused(path, error) from error
 
   def run(images: jax.Array) -> tuple[jax.Array, ...]:
+    # The envelope of a newer JAX may be readable and its StableHLO not; only
+    # compiling shows it.
     try:
       return program(images)
     except jax.errors.JaxRuntimeError as error:
@@ -63,11 +64,12 @@ def _refused(path: Path, error: Exception) -> UserError:
 
 
 def _history(path: Path) -> str:
-  """The sentence on a file that the description in its folder allows."""
+  # A sentence on the file's writer, if the description next to it has one.
   try:
     about = json.loads((path.parent / ABOUT).read_text('utf-8'))
     (entry,) = (each for each in about['exports'] if each['file'] == path.name)
     sentence = Export.of(entry).written.sentence()
     return f' {ABOUT} has of it: {sentence}'
   except (OSError, ValueError, LookupError, TypeError, AttributeError):
-    return ''  # Others', or older than what is described.
+    # A file of somebody else, or of a version that did not record its writer.
+    return ''

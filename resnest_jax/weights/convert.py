@@ -3,11 +3,9 @@
     python -m resnest_jax.weights.convert ade20k_pspnet --out weights/pspnet
     python -m resnest_jax.weights.convert runs/pspnet --out pth --to mmseg
 
-Every tensor has to find its place: what is missing or left over is an error,
-and what is not wanted is left out by its name (--drop fc). The model is
-recognised from the names and shapes. The output folder holds the weights and
-about.json: the model with its dilation rule, class names, normalisation and
-where the weights come from. This also stands inside the weight file.
+The model is recognised from names and shapes; a missing or surplus tensor is an
+error, and --drop leaves modules out. The output folder holds the weights and
+about.json, the description that the weight file has in its header.
 """
 
 import argparse
@@ -29,9 +27,9 @@ from resnest_jax.weights.state_dict import KINDS, export_state_dict
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Reads the command line, converts, says what was done."""
   flags = _parser().parse_args(arguments)
   runtime.set_up()
+  # Both checks come before the weights, which may have to be downloaded.
   check_new(flags.out)
   if flags.to == 'mmseg':
     check_torch()
@@ -41,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     backbone=flags.backbone,
     checkpoint=flags.checkpoint,
   )
+  # Import and export each fail unless every tensor finds its place.
   model, variables = weights.create()
   exported = export_state_dict(model, variables, flags.to)
   files = write_weights(flags.out, flags.to, exported, weights.about())
@@ -79,24 +78,25 @@ def _parser() -> argparse.ArgumentParser:
     nargs='+',
     default=[],
     metavar='NAME',
-    help='modules of the source to leave out, for instance: fc',
+    help='modules of the source to leave out, such as fc',
   )
   parser.add_argument(
     '--backbone',
     metavar='NAME',
-    help="the source's backbone, where its file name does not tell: "
-    'resnest50_fast_2s1x64d has the shapes of resnest50',
+    help='the backbone of a renamed file: resnest50_fast_2s1x64d has the '
+    'shapes of resnest50',
   )
   add_checkpoint_flag(parser)
   return parser
 
 
 def _report(weights: Weights, variables: Any) -> None:
-  """Says what the weights are of."""
   task, config = weights.description
   parameters = sum(v.size for v in flatten_dict(variables['params']).values())
   name, found = title_of(config), backbone_of(config)
   others = [other for other in same_shapes(found) if other != name]
+  # The variants differ in where a pool stands (avd_first), which no shape
+  # shows: a user of a renamed file has to know that the name is a guess.
   if others and not weights.provenance['backbone_known']:
     have = 'has' if len(others) == 1 else 'have'
     name += (
@@ -110,7 +110,8 @@ def _report(weights: Weights, variables: Any) -> None:
       parts[0] += ' and no auxiliary head'
   if 'num_classes' in config:
     parts.append(f'{config["num_classes"]} classes')
-  if config['output_stride'] < 32:  # Undilated, all rules are the same.
+  # All dilation rules give the same results in an undilated network.
+  if config['output_stride'] < 32:
     parts.append(f'dilation rule {config["dilation_rule"]}')
   print(f'{", ".join(parts)}, {parameters / 1e6:.2f} M parameters')
   print(

@@ -1,10 +1,8 @@
-"""From a name, address or path to a weight file on this machine.
+"""Finds weights by path, published name or address, and downloads them.
 
-Environment variables: RESNEST_JAX_CACHE is the folder of downloaded files
-(default: `resnest_jax/weights` in the user's cache folder);
-RESNEST_JAX_OFFLINE=1 forbids downloads, as HF_HUB_OFFLINE=1 does. What is
-said by hf://... is left to huggingface_hub, with its cache and its own
-variables (HF_HOME, HF_ENDPOINT, HF_TOKEN).
+RESNEST_JAX_CACHE names the folder of downloads (default: `resnest_jax/weights`
+in the user's cache folder). RESNEST_JAX_OFFLINE=1 or HF_HUB_OFFLINE=1 forbids
+them. hf:// sources use the cache and the variables of huggingface_hub.
 """
 
 import difflib
@@ -26,31 +24,33 @@ from resnest_jax.files import whole_file
 from resnest_jax.weights.files import TORCH_SUFFIXES, check_torch, sha256
 from resnest_jax.weights.published import PUBLISHED, Published, known_file
 
-TIMEOUT = 30  # Seconds without a byte.
+# Seconds without a byte. A slow download may take any time.
+TIMEOUT = 30
 BLOCK = 2**20  # Bytes read at a time.
 
 
 def fetch(
   source: str | Path, published: Mapping[str, Published] = PUBLISHED
 ) -> Path:
-  """The file or folder that `source` means, downloaded if need be.
+  """Finds `source` on this machine, or downloads it.
 
   Args:
-    source: the path of a file or folder, a published name ('resnest50',
-      'ade20k_pspnet'), an http(s) address, or 'hf://owner/repository/file'
-      (owner/repository@revision/file for another revision).
-    published: the names.
+    source: a path, a published name ('resnest50', 'ade20k_pspnet'), an http(s)
+      address, or 'hf://owner/repository/file' (owner/repository@revision/file
+      for a branch, tag or commit).
+    published: the accepted names.
 
   Returns:
-    A path that exists. Files with known digits have been checked.
+    An existing path. Files with a known checksum have been checked.
 
   Raises:
-    UserError: no such thing; no mirror could be reached; a file that is cut
-      off or has the wrong checksum; a PyTorch file that is not here yet, and
-      no PyTorch to read it with.
+    UserError: an unknown name, no reachable mirror, a truncated file, a wrong
+      checksum, or a PyTorch download without PyTorch to read it.
   """
   path, text = Path(source), str(source)
+  # A path wins over a published name: a file of that name is here on purpose.
   if path.exists():
+    # A copy that was brought here by hand may be truncated as well.
     if known := known_file(path.name):
       _check(path, known.sha256, str(path), f'{path.name} as published')
     return path
@@ -72,7 +72,7 @@ def fetch(
 
 
 def cache_folder() -> Path:
-  """Where downloads are kept."""
+  """The folder of downloads, which may not exist yet."""
   if folder := os.environ.get('RESNEST_JAX_CACHE'):
     return Path(folder)
   cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
@@ -80,7 +80,7 @@ def cache_folder() -> Path:
 
 
 def offline() -> bool:
-  """Whether downloads are forbidden."""
+  # The hub's own variable counts for all sources, so that one is enough.
   return any(
     os.environ.get(name, '0').lower() not in ('', '0', 'false')
     for name in ('RESNEST_JAX_OFFLINE', 'HF_HUB_OFFLINE')
@@ -88,17 +88,18 @@ def offline() -> bool:
 
 
 def _from_hub(text: str) -> Path:
-  """A file of a repository of the Hugging Face hub, from its cache or new."""
-  import huggingface_hub  # Takes half a second, which few commands need.
+  # Imported late: this takes half a second, and few commands need it.
+  import huggingface_hub
   from huggingface_hub.errors import LocalEntryNotFoundError
 
   parts = text.removeprefix('hf://').split('/', 2)
   if len(parts) < 3 or not all(parts):
     raise UserError(
-      f'{text!r} names no file; write hf://owner/repository/file, for instance '
+      f'{text!r} names no file; write hf://owner/repository/file, such as '
       'hf://timm/resnest50d.in1k/model.safetensors.'
     )
   repository, _, revision = parts[1].partition('@')
+  # Before the download, which would be useless without PyTorch.
   if text.endswith(TORCH_SUFFIXES):
     check_torch()
   what = {
@@ -111,6 +112,7 @@ def _from_hub(text: str) -> Path:
   if not offline():
     why = _refusal(what)
   try:
+    # The cache may hold a file that the hub does not serve at the moment.
     path = huggingface_hub.hf_hub_download(
       **what, library_name='resnest_jax', local_files_only=bool(why)
     )
@@ -119,7 +121,7 @@ def _from_hub(text: str) -> Path:
       f"{text} is not in the hub's cache and {why or _one_line(error)}. "
       'Download it by other means and give its path.'
     ) from error
-  except Exception as error:  # Those of httpx and of hf_xet have no base.
+  except Exception as error:  # Errors of httpx and hf_xet share no base class.
     raise UserError(
       f'{text} could not be downloaded: {_one_line(error)}'
     ) from error
@@ -127,12 +129,11 @@ def _from_hub(text: str) -> Path:
 
 
 def _refusal(what: dict[str, str | None]) -> str:
-  """Why the hub does not give a file; '' if it does.
-
-  Asked once, where a download would be tried again for half a minute.
-  """
+  """Why the hub does not serve a file; '' if it does."""
   import huggingface_hub
 
+  # One request for the headers. hf_hub_download would repeat a failing one for
+  # half a minute.
   try:
     huggingface_hub.get_hf_file_metadata(
       huggingface_hub.hf_hub_url(**what), timeout=TIMEOUT
@@ -151,9 +152,10 @@ def _file_name(url: str) -> str:
 
 
 def _cached(urls: Sequence[str], digits: str) -> Path:
-  """The downloaded file; it is downloaded if it is not there."""
   name = _file_name(urls[0]) or 'weights'
-  if not digits:  # Others may have files of the same name.
+  # Published names end in their checksum and are unique. Other addresses share
+  # names such as model.safetensors, so the whole address decides.
+  if not digits:
     name = f'{hashlib.sha256(urls[0].encode()).hexdigest()[:12]}-{name}'
   path = cache_folder() / name
   if path.is_file():
@@ -166,6 +168,7 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
       f'{urls[0]} is not in the cache and downloads are switched off '
       f'(RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE). {advice}'
     )
+  # Before the download, which would be useless without PyTorch.
   if name.endswith(TORCH_SUFFIXES):
     check_torch()
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,19 +177,21 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
     try:
       _download(url, path, digits)
       return path
+    # A truncated or wrong file (`UserError`) is no reason to give up either.
     except (OSError, HTTPException, ValueError, UserError) as error:
       failures.append(f'{url}: {str(error).rstrip(".")}')
   raise UserError(f'no download succeeded. {"; ".join(failures)}. {advice}')
 
 
 def _download(url: str, path: Path, digits: str) -> None:
-  """Writes the whole, checked file or none."""
   request = urllib.request.Request(url, headers={'User-Agent': 'resnest-jax'})
+  # The checks run on the temporary file: the cache holds complete files only.
   with whole_file(path) as temporary:
     with (
       urllib.request.urlopen(request, timeout=TIMEOUT) as response,
       temporary.open('wb') as file,
     ):
+      # 0 where the server does not say: then the checksum alone decides.
       length = int(response.headers.get('Content-Length') or 0)
       with rich.progress.wrap_file(
         response, length, description=path.name, console=Console(stderr=True)
@@ -199,7 +204,7 @@ def _download(url: str, path: Path, digits: str) -> None:
 
 
 def _check(path: Path, digits: str, what: str, expected: str) -> None:
-  """Compares the first digits of the SHA-256; `what` begins the message."""
+  # Published digits are the start of the SHA-256. '' matches every file.
   found = sha256(path)[: len(digits)]
   if found != digits:
     raise UserError(

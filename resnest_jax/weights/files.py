@@ -1,7 +1,7 @@
-"""Weight files: safetensors and PyTorch's, read without running their code.
+"""Weight files: safetensors, and PyTorch's without running their code.
 
-PyTorch files are pickles. They are read by PyTorch's own restricted loader,
-which refuses everything that could run code; PyTorch is an optional package.
+PyTorch files are pickles. PyTorch's restricted loader reads them and refuses
+everything that could run code. The package torch is optional.
 """
 
 import hashlib
@@ -25,11 +25,13 @@ TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 TORCH_INSTALL = (
   'pip install torch --index-url https://download.pytorch.org/whl/cpu'
 )
-# Bytes; safetensors allows no longer header.
+# Bytes. safetensors itself refuses longer headers.
 MAX_HEADER = 100_000_000
-# Where a description of ours lies in a safetensors header and in a .pth.
+# Our description has this key in a safetensors header and in a .pth.
 HEADER_KEY = 'resnest_jax'
-# Objects that mmengine puts beside the weights. They are read as nothing.
+# mmengine stores its message hub next to the weights. The restricted loader
+# refuses the whole file unless these names are allowed, so each is replaced by
+# `_Ignored`. Pickle protocol 2 and NumPy 1 have other names for some.
 IGNORED_OBJECTS = (
   'mmengine.logging.history_buffer.HistoryBuffer',
   '__builtin__.getattr',
@@ -44,11 +46,11 @@ IGNORED_OBJECTS = (
 
 
 class WeightFile(NamedTuple):
-  """What a file holds.
+  """The contents of a file.
 
   state_dict: name -> NumPy array; half precision has become float32.
-  about: our description, {} in others' files.
-  meta: what others wrote beside the weights, {} if nothing.
+  about: our description, {} in files of others.
+  meta: the metadata of others, {} if there is none.
   """
 
   state_dict: dict[str, np.ndarray]
@@ -57,22 +59,25 @@ class WeightFile(NamedTuple):
 
 
 def read_weights(path: Path) -> WeightFile:
-  """Reads a safetensors or PyTorch file; the content tells which it is.
+  """Reads a safetensors or PyTorch file, recognised by its content.
 
   Args:
     path: a file, or a folder; see `weight_file`.
 
   Raises:
-    UserError: neither format, damaged, a pickle that would run code, no state
-      dict in it, or PyTorch is needed and not installed.
+    UserError: another format, a damaged file, a pickle that would run code, no
+      state dict inside, or PyTorch is not installed.
   """
   path = weight_file(path)
   with path.open('rb') as file:
     start = file.read(9)
-  # First: the length may begin as a pickle or a zip file does.
+  # safetensors comes first: its files begin with the length of their header in
+  # eight bytes, which may look like the start of a zip file or a pickle. The
+  # header is JSON and opens at the ninth byte.
   length = int.from_bytes(start[:8], 'little')
   if start[8:9] == b'{' and length <= MAX_HEADER:
     return _read_safetensors(path)
+  # PyTorch writes zip files since 1.6 and wrote bare pickles before.
   if start[:4] == b'PK\x03\x04' or start[:1] == b'\x80':
     return _read_torch(path)
   raise UserError(
@@ -82,10 +87,10 @@ def read_weights(path: Path) -> WeightFile:
 
 
 def weight_file(path: Path) -> Path:
-  """The file that is meant by it or by the folder that convert wrote.
+  """Returns `path`, or the weights in it if it is a folder.
 
   Raises:
-    UserError: there is none; the message says what the folder holds.
+    UserError: there are none; the message lists the folder.
   """
   path = Path(path)
   if path.is_file():
@@ -122,13 +127,15 @@ def _read_safetensors(path: Path) -> WeightFile:
 
 
 def _float32(value: np.ndarray) -> np.ndarray:
-  """Half precision as float32, which holds it exactly."""
+  # float32 holds float16 and bfloat16 exactly. NumPy sees bfloat16 as kind 'V',
+  # so the test excludes integers and bools instead of naming floats.
   short = value.dtype.itemsize < 4 and value.dtype.kind not in 'iub'
   return value.astype(np.float32) if short else value
 
 
 class _Ignored:
-  """Takes the place of an object that nothing here needs."""
+  # A pickle creates objects by a call or by __new__, with any arguments, and
+  # then sets their state. All three accept everything and do nothing.
 
   def __init__(self, *args, **kwargs):
     del args, kwargs
@@ -142,7 +149,8 @@ class _Ignored:
 
 
 def check_torch() -> None:
-  """Raises `UserError` if PyTorch is not installed; takes no time."""
+  """Raises `UserError` if PyTorch is not installed."""
+  # Importing it takes seconds; finding it does not.
   if importlib.util.find_spec('torch') is None:
     raise UserError(
       'PyTorch files need the package torch (its CPU build will do): '
@@ -162,7 +170,8 @@ def _read_torch(path: Path) -> WeightFile:
   ignored = [(_Ignored, name) for name in IGNORED_OBJECTS]
   try:
     with warnings.catch_warnings(), torch.serialization.safe_globals(ignored):
-      warnings.simplefilter('ignore')  # Of pickle protocols and TorchScript.
+      # PyTorch warns of pickle protocols and of TorchScript archives.
+      warnings.simplefilter('ignore')
       content = torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:  # Damaged files raise errors of many kinds.
     raise UserError(f'{path} {_why_not(error)}') from error
@@ -176,11 +185,12 @@ def _read_torch(path: Path) -> WeightFile:
 
 
 def _why_not(error: Exception) -> str:
-  """In our own words: PyTorch's advise to switch the restriction off."""
+  # PyTorch's own messages advise `weights_only=False`, which would run the code
+  # in the file, so none of them is passed on.
   if found := re.search(r'GLOBAL (\S+)', str(error)):
     return (
-      f'wants to run {found[1]}, which weights have no need of; it was not '
-      'run and nothing was read. Use another source, or a safetensors file.'
+      f'wants to run {found[1]}, which weights do not need; it was not run '
+      'and nothing was read. Use another source, or a safetensors file.'
     )
   if 'weights_only' in str(error):
     return (
@@ -196,8 +206,8 @@ def _why_not(error: Exception) -> str:
 
 
 def _state_dict(path: Path, content: Any, torch: Any) -> dict[str, np.ndarray]:
-  """Finds the state dict in what was loaded, and turns it into NumPy's."""
   tensors = content
+  # mmsegmentation and timm nest it next to the optimizer and the rest.
   if isinstance(content, Mapping):
     for key in ('state_dict', 'model'):
       if isinstance(content.get(key), Mapping):
@@ -212,8 +222,9 @@ def _state_dict(path: Path, content: Any, torch: Any) -> dict[str, np.ndarray]:
       f"under 'state_dict' or 'model'; there is {keys}."
     )
   if tensors and all(name.startswith('module.') for name in tensors):
-    # Saved from DataParallel.
+    # DataParallel wraps the model in a module of this name.
     tensors = {name[len('module.') :]: v for name, v in tensors.items()}
+  # NumPy has no bfloat16, which float32 holds exactly.
   half = (torch.float16, torch.bfloat16)
   return {
     name: (value.float() if value.dtype in half else value).numpy()
@@ -230,13 +241,13 @@ def write_weights(
   """Writes a state dict and its description into a new folder.
 
   Args:
-    folder: must not exist, or be empty. It appears whole or not at all.
+    folder: new or empty. It appears complete or not at all.
     kind: 'mmseg' writes `model.pth`, others `model.safetensors`.
     state_dict: name -> array.
-    about: JSON-able; it goes into the weight file and into `about.json`.
+    about: JSON-able; written into the weight file and into `about.json`.
 
   Returns:
-    The files.
+    The paths of both files.
   """
   folder = Path(folder)
   check_new(folder)
@@ -245,7 +256,8 @@ def write_weights(
     write = _write_torch if kind == 'mmseg' else _write_safetensors
     write(temporary / name, state_dict, about)
     write_json(temporary / ABOUT, about)
-    # safetensors makes files that nobody else may read.
+    # safetensors makes its files readable by their owner alone. `about.json`
+    # has the mode that the umask leaves.
     (temporary / name).chmod((temporary / ABOUT).stat().st_mode)
   return [folder / name, folder / ABOUT]
 
@@ -253,6 +265,7 @@ def write_weights(
 def _write_safetensors(path, state_dict, about) -> None:
   from safetensors.numpy import save_file
 
+  # save_file ignores strides, and ascontiguousarray makes scalars 1-d.
   tensors = {
     name: np.ascontiguousarray(value).reshape(value.shape)
     for name, value in state_dict.items()
@@ -262,13 +275,13 @@ def _write_safetensors(path, state_dict, about) -> None:
 
 
 def _write_torch(path, state_dict, about) -> None:
-  """mmsegmentation's layout, with the class names of both its versions."""
   torch = _torch()
   classes, palette = about.get('classes'), about.get('palette')
+  # mmsegmentation 1.x reads `dataset_meta`, 0.x the names in capitals.
   meta = {'dataset_meta': {'classes': classes, 'palette': palette}}
   meta |= {'CLASSES': classes, 'PALETTE': palette}
   tensors = {
-    # A copy: PyTorch wants to be able to write to its tensors.
+    # A copy, because PyTorch warns of arrays that cannot be written to.
     name: torch.from_numpy(np.array(value))
     for name, value in state_dict.items()
   }
@@ -277,6 +290,6 @@ def _write_torch(path, state_dict, about) -> None:
 
 
 def sha256(path: Path) -> str:
-  """Of a file, in hexadecimal digits."""
+  """The SHA-256 of a file in hexadecimal digits."""
   with Path(path).open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()

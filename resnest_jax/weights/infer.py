@@ -1,4 +1,4 @@
-"""Which model a state dict is of, from its names and shapes."""
+"""Recognises the model of a state dict from its names and shapes."""
 
 import re
 from collections.abc import Mapping
@@ -18,8 +18,7 @@ TASKS = ('segmentor', 'classifier', 'backbone')
 class Description(NamedTuple):
   """A model's task, and its configuration as plain values.
 
-  The keys are those of `config.model`; a classifier or a backbone has only
-  those that concern it.
+  The configuration has the keys of `config.model` that concern the task.
   """
 
   task: str
@@ -35,27 +34,28 @@ class Description(NamedTuple):
       return create_backbone(self.config)
     raise UserError(
       f'task {self.task!r} is not one of {", ".join(TASKS)}; the description '
-      'beside the weights is damaged or of a newer version.'
+      'of the weights is damaged or of a newer version.'
     )
 
 
 def describe(
   state_dict: Mapping[str, Any], kind: str, backbone: str | None = None
 ) -> Description:
-  """Recognises the model of a state dict with others' names.
+  """Recognises the model of a state dict with the names of others.
 
   Args:
     state_dict: name -> array.
     kind: 'mmseg', 'official' or 'timm'.
-    backbone: its name where it is known. The names and shapes do not tell
-      whether the average pool stands before the split attention (avd_first);
-      without a name, of two that fit the one without it is taken.
+    backbone: its name, or None if unknown: then the one with `avd_first` False
+      is assumed, because names and shapes do not show `avd_first`.
 
   Raises:
-    UserError: it is not a ResNeSt, or not the one that is named.
+    UserError: not a ResNeSt, or not the one that is named.
   """
   shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
   config = _backbone_config(shapes, backbone)
+  # `_heads_config` overrides these: of the published networks only segmentors
+  # are dilated. At stride 32 the rule makes no difference.
   rule = kind if kind in ('mmseg', 'timm') else 'official'
   config |= {'output_stride': 32, 'dilation_rule': rule, 'dtype': 'float32'}
   if any(name.startswith('decode_head.') for name in shapes):
@@ -75,6 +75,7 @@ def _backbone_config(
   try:
     found = _measure(shapes, prefix)
   except (KeyError, ZeroDivisionError, ValueError) as error:
+    # The reason is a tensor that is missing or widths that do not divide.
     raise UserError(
       f'this is no state dict of a ResNeSt, or not a whole one ({error}).'
     ) from error
@@ -84,6 +85,8 @@ def _backbone_config(
     return {'backbone': backbone}
   if fitting:
     return {'backbone': fitting[0]}
+  # No published network: every width is stated, so the name is only the base.
+  # `avd_first` was not measured and is no key of `config.model`.
   varied = found._asdict()
   del varied['avd_first']
   return {'backbone': 'resnest50', **varied}
@@ -91,6 +94,7 @@ def _backbone_config(
 
 def same_shapes(backbone: Backbone) -> list[str]:
   """Names of the backbones whose weights have the same names and shapes."""
+  # `avd_first` moves a pool, which has no parameters.
   found = backbone._replace(avd_first=False)
   return [
     name
@@ -100,13 +104,14 @@ def same_shapes(backbone: Backbone) -> list[str]:
 
 
 def backbone_of(config: Mapping[str, Any]) -> Backbone:
-  """What a description's `config` says of the backbone."""
+  """The backbone's fields in a description's `config`."""
+  # Building it applies the keys that override the named backbone.
   backbone = create_backbone(config)
   return Backbone(*(getattr(backbone, key) for key in Backbone._fields))
 
 
 def title_of(config: Mapping[str, Any]) -> str:
-  """The backbone's name, or its blocks where it is not as it was published."""
+  """The backbone's published name, or its blocks if it differs from that."""
   found = backbone_of(config)
   if found == BACKBONES[config['backbone']]:
     return config['backbone']
@@ -127,15 +132,15 @@ def _check_fits(name: str, found: Backbone) -> None:
 def with_backbone(
   description: Description, name: str, known: bool
 ) -> Description:
-  """A description whose backbone gets the name that the user gives.
+  """Replaces the backbone's name by the one that the user gives.
 
   Args:
-    description: of weights of ours.
+    description: of the weights.
     name: of the backbone.
-    known: whether the description's is more than a guess from the shapes.
+    known: whether the description's name is more than a guess from shapes.
 
   Raises:
-    UserError: the shapes do not fit it, or another one is known.
+    UserError: the shapes do not fit the name, or another name is known.
   """
   config = description.config
   found = backbone_of(config)
@@ -146,12 +151,12 @@ def with_backbone(
       'which has the same shapes and gives other results. Leave --backbone '
       'out; if it was named wrongly, convert again from the original.'
     )
+  # The name stands for every width, and for `avd_first`.
   kept = {k: v for k, v in config.items() if k not in Backbone._fields}
   return description._replace(config=kept | {'backbone': name})
 
 
 def _measure(shapes: Mapping[str, tuple], prefix: str) -> Backbone:
-  """Reads widths and depths off the shapes; avd_first is left False."""
   blocks: dict[int, int] = {}
   pattern = re.compile(re.escape(prefix) + r'layer(\d)\.(\d+)\.conv1\.weight')
   for name in shapes:
@@ -160,6 +165,12 @@ def _measure(shapes: Mapping[str, tuple], prefix: str) -> Backbone:
       blocks[stage] = max(blocks.get(stage, 0), int(match[2]) + 1)
   if sorted(blocks) != [1, 2, 3, 4]:
     raise ValueError(f'its stages are {sorted(blocks)}')
+  # The first block shows all widths. PyTorch's kernels are (out, in / groups,
+  # k, k), so in `Bottleneck`'s terms:
+  #   conv1       width = planes * base_width / 64 * groups outputs
+  #   conv2.conv  width * radix outputs in groups * radix groups
+  #   conv3       planes * EXPANSION outputs
+  # `avd_first` leaves no trace and stays False.
   stem = 'stem.0' if f'{prefix}stem.0.weight' in shapes else 'conv1.0'
   block = f'{prefix}layer1.0'
   channels = shapes[f'{block}.conv1.weight'][0]
@@ -178,7 +189,6 @@ def _measure(shapes: Mapping[str, tuple], prefix: str) -> Backbone:
 
 
 def _heads_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
-  """mmsegmentation's heads. They come with output stride 8."""
   head = head_of(shapes)
   layer = shapes.get('decode_head.conv_seg.weight')
   auxiliary = shapes.get('auxiliary_head.conv_seg.weight')
@@ -195,6 +205,8 @@ def _heads_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
       'FCN with its conv_seg. Prediction does not need it: --drop '
       'auxiliary_head (in Python the argument drop).'
     )
+  # conv_seg: (classes, channels, 1, 1). The last three values are not in a
+  # state dict; all of mmsegmentation's ResNeSt configurations have these.
   return {
     'head': head,
     'head_channels': layer[1],

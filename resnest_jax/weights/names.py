@@ -1,4 +1,4 @@
-"""What the names in a state dict tell, of any kind, and to the user."""
+"""Reads heads and depths off the names of any state dict."""
 
 import re
 from collections.abc import Iterable
@@ -6,19 +6,20 @@ from collections.abc import Iterable
 from resnest_jax.errors import UserError
 from resnest_jax.text import listed as listed
 
-# Whose names a kind has, as `export_state_dict` writes them.
+# Kinds of `export_state_dict`, in words.
 WHOSE = {
   'mmseg': "mmsegmentation's",
   'official': "the authors'",
   'timm': "timm's",
   'ours': 'our own',
 }
-# The same of what is read: timm has the authors' names.
+# Kinds of `recognise`, which cannot tell timm's names from the authors'.
 WHOSE_READ = WHOSE | {'official': "the authors' / timm's"}
-# Counts batches; PyTorch keeps it in each normalisation, nothing reads it.
+# PyTorch's normalisations count batches, but none of these networks reads it.
 COUNTER = 'num_batches_tracked'
 HEAD_MODULES = ('decode_head', 'auxiliary_head')
-# Names that only one head has, in mmsegmentation's and in our own.
+# Names that only one head has, in mmsegmentation's and in our own names. The
+# first match wins: DeepLabV3+ has all names of DeepLabV3.
 HEAD_MARKS = (
   ('pspnet', r'psp_modules\.|pyramid_\d/'),
   ('deeplabv3plus', r'aspp_modules\.1\.depthwise_conv\.|low_level/'),
@@ -40,7 +41,7 @@ def head_modules(names: Iterable[str]) -> list[str]:
 
 
 def head_of(names: Iterable[str]) -> str | None:
-  """The decode head, as `config.model.head` calls it; None: none is known."""
+  """The decode head's `config.model.head`, or None if it is unknown."""
   text = '\n'.join(names)
   for head, mark in HEAD_MARKS:
     if re.search(rf'(?:^|/)decode_head[./](?:{mark})', text, re.MULTILINE):
@@ -49,7 +50,7 @@ def head_of(names: Iterable[str]) -> str | None:
 
 
 def blocks_of(names: Iterable[str]) -> tuple[int, ...]:
-  """Blocks of each stage."""
+  # Ours are layer1_0/, others' layer1.0.
   pattern = re.compile(r'(?:^|[./])layer(\d)[._](\d+)[./]')
   blocks: dict[int, int] = {}
   for name in names:
@@ -60,16 +61,14 @@ def blocks_of(names: Iterable[str]) -> tuple[int, ...]:
 
 
 def check_names(kind: str, wanted: set[str], names: Iterable[str]) -> None:
-  """Compares the names that a model wants with those that there are.
-
-  Raises:
-    UserError: they differ. What explains it comes first: another head or
-      depth, a head that is missing; then the names.
-  """
+  """Raises `UserError` unless `names` are those that a model wants."""
+  # State dicts may have the counters or not; the model has none.
   given = {name for name in names if not name.endswith(COUNTER)}
   missing, left_over = wanted - given, given - wanted
   if not missing and not left_over:
     return
+  # The causes come first: another head or depth changes hundreds of names, of
+  # which the message can list only a few.
   problems = []
   theirs, ours = head_of(given), head_of(wanted)
   if theirs and ours and theirs != ours:

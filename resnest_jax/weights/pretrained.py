@@ -1,8 +1,4 @@
-"""Weights with all that belongs to them: the one way in, whatever the source.
-
-A `Weights` is what `convert` reads and writes: a state dict of some kind, the
-model it is of, and where it comes from.
-"""
+"""Loads weights from any source, with their model and origin."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -41,7 +37,7 @@ from resnest_jax.weights.state_dict import (
   without,
 )
 
-# What the networks were trained to see: RGB, 0 to 255, minus mean, over std.
+# Applied to RGB from 0 to 255: minus mean, over std.
 NORMALIZATION = {
   'order': 'RGB',
   'mean': list(MEAN),
@@ -53,9 +49,7 @@ DETECTRON_NORMALIZATION = {
   'mean': [123.68, 116.779, 103.939],
   'std': [58.393, 57.12, 57.375],
 }
-
-
-# Of `config.model`: what a backbone alone does not have.
+# Keys of `config.model` that a backbone alone does not have.
 HEAD_KEYS = ('head', 'head_channels', 'aux_channels', 'num_classes', 'dropout')
 
 
@@ -67,13 +61,12 @@ class Weights(NamedTuple):
   description: the model.
   classes: names, or None.
   palette: colours (R, G, B) of the classes, or None.
-  normalization: of the images.
+  normalization: of the images: order, mean, std.
   provenance: the origin, JSON-able.
-  image_scale: (long edge, short edge) in pixels of a training's images, or
-    None.
-  crop_size: (height, width) in pixels of a training's crops, or None.
-  variables: the same arrays as the tree that a run's checkpoint stores; None:
-    `create` builds it from the state dict.
+  image_scale: (long, short) edge of training images in pixels, or None.
+  crop_size: (height, width) of training crops in pixels, or None.
+  variables: the arrays as the tree of a run's checkpoint, or None: `create`
+    imports the state dict.
   """
 
   state_dict: dict[str, Any]
@@ -129,19 +122,19 @@ def load_weights(
   """Finds and reads weights of any known kind.
 
   Args:
-    source: the workdir of a training, or a path, published name, address or
-      hf:// file; see `fetch`.
+    source: the workdir of a training, or see `fetch`.
     drop: modules to leave out, by their names in the state dict.
-    backbone: its name, where the file does not tell; see `describe`.
+    backbone: its name, if the file does not tell; see `describe`.
     checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
-    published: the names.
-    model_config: `config.model` to build the network by; the source then is
-      the workdir of a training. None: as the source describes it.
+    published: the accepted published names.
+    model_config: `config.model` of the network, if `source` is a workdir; None
+      takes the one that the source describes.
 
   Raises:
-    UserError: no such file, a damaged one, values that are not finite, or
-      not a ResNeSt.
+    UserError: not found, damaged, not finite, or not a ResNeSt.
   """
+  # With `model_config` the source is a workdir: nothing may be downloaded if
+  # that is missing.
   path = fetch(source, published) if model_config is None else Path(source)
   if model_config is not None or (path / 'checkpoints').is_dir():
     weights = _of_run(path, checkpoint, drop, backbone, model_config)
@@ -164,7 +157,7 @@ def load_pretrained(
   checkpoint: str | int = 'latest',
   dtype: str | None = None,
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-  """A model with its weights, ready to apply, from any source.
+  """Loads a model with its weights, ready to apply, from any source.
 
   Args:
     source: the workdir of a training, a file, a folder that convert wrote, a
@@ -172,18 +165,18 @@ def load_pretrained(
       'hf://owner/repository/file'.
     drop: modules to leave out, by their names in the source: ('fc',) leaves
       a classifier's backbone.
-    backbone: its name, where the source does not tell; see `describe`.
+    backbone: its name, if the source does not tell; see `describe`.
     checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
     dtype: of the activations: 'float32', 'bfloat16' or 'float64'; None: as
-      it was trained here, and float32 for others' weights.
+      trained here, and float32 for weights of others.
 
   Returns:
     The `Segmentor`, `Classifier` or `ResNeSt`, its variables as NumPy arrays,
-    and what is known of them: `task`, `model` (its configuration), `classes`,
+    and their description: `task`, `model` (its configuration), `classes`,
     `palette`, `normalization`, `image_scale`, `crop_size` and `provenance`.
 
   Raises:
-    UserError: not to be found, damaged, or not a ResNeSt.
+    UserError: not found, damaged, or not a ResNeSt.
   """
   weights = load_weights(
     source, drop=drop, backbone=backbone, checkpoint=checkpoint
@@ -197,19 +190,16 @@ def load_segmentor(
   dtype: str | None = None,
   model_config: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, dict[str, Any], Weights]:
-  """As `load_pretrained`, segmentors alone, with the `Weights`.
+  """Loads a segmentor as `load_pretrained` does, with its `Weights`.
 
-  Args:
-    source: see `load_pretrained`.
-    checkpoint: likewise.
-    dtype: likewise.
-    model_config: see `load_weights`.
+  `load_weights` explains `model_config`.
 
   Raises:
-    UserError: not to be found, damaged, or weights of something else.
+    UserError: not found, damaged, or not a segmentor.
   """
+  # A published classifier is refused before it is downloaded.
   if str(source) in CLASSIFIERS and not Path(source).exists():
-    task = 'classifier'  # As is known without downloading it.
+    task = 'classifier'
   else:
     weights = load_weights(
       source,
@@ -226,6 +216,7 @@ def load_segmentor(
 
 
 def _check_finite(source: str | Path, state_dict: Mapping[str, Any]) -> None:
+  # NaN weights give label maps without any error.
   bad = [k for k, v in state_dict.items() if not np.isfinite(v).all()]
   if bad:
     raise UserError(
@@ -243,22 +234,26 @@ def _of_run(
   backbone: str | None,
   model_config: Mapping[str, Any] | None,
 ) -> Weights:
-  """The weights of a training; the names are the paths in its tree."""
-  # Imported late: Orbax takes a second, which files do not need.
+  # Imported late: Orbax takes a second, and weight files do not need it.
   from resnest_jax.checkpoints.store import load_checkpoint
 
   _, variables, about = load_checkpoint(workdir, which, model_config)
   variables = jax.device_get(variables)
+  # Old checkpoints have no configuration; `load_checkpoint` refuses them
+  # unless there is a `model_config`.
   config = about.get('config') or {'name': None, 'data': {}}
   trained = config.get('model', model_config)
   if model_config is not None:
     _check_same_network(about, trained, model_config)
   description = Description('segmentor', dict(model_config or trained))
+  # The names of our own kind are the paths in the tree.
   state_dict = without(flatten_dict(variables, sep='/'), drop)
   if backbone:
     description = with_backbone(description, backbone, known=True)
   classes, palette = about.get('classes'), about.get('palette')
-  if palette is None and classes:  # Older checkpoints have none.
+  # Older checkpoints have class names only. A known data set implies its
+  # palette.
+  if palette is None and classes:
     labels = label_set(len(classes), classes, None)
     palette = None if labels.name == 'own' else labels.palette.tolist()
   return Weights(
@@ -278,6 +273,7 @@ def _of_run(
     },
     list(config['data'].get('image_scale', ())) or None,
     list(config['data'].get('crop_size', ())) or None,
+    # The tree is reused only if it is complete.
     None if drop else variables,
   )
 
@@ -287,11 +283,9 @@ def _check_same_network(
   trained: Mapping[str, Any],
   config: Mapping[str, Any],
 ) -> None:
-  """Looks for differences of two networks whose arrays have equal shapes.
-
-  Raises:
-    UserError: the dilation rules differ, which the shapes do not show.
-  """
+  # The arrays have equal shapes under all rules and strides, so nothing else
+  # would notice. Another stride is legitimate (cheaper or finer), another rule
+  # computes something else.
   rule, stride = config['dilation_rule'], config['output_stride']
   if about['dilation_rule'] != rule:
     raise UserError(
@@ -323,6 +317,7 @@ def _of_file(
     'meta': _readable(file.meta),
     'read_by': f'resnest_jax {resnest_jax.__version__}',
   }
+  # The description that `convert` wrote beats all guesses from names.
   if file.about:
     return _described(path, file, state_dict, kind, drop, backbone, provenance)
   if known := PUBLISHED.get(str(source)) or known_file(path.name):
@@ -339,6 +334,7 @@ def _of_file(
       'convert writes one.'
     )
   classes, palette = _classes(file.meta)
+  # The file name is the only trace of detectron2's normalisation.
   detectron = path.name.partition('-')[0].endswith('_d2')
   return Weights(
     state_dict,
@@ -354,7 +350,6 @@ def _of_file(
 def _described(
   path, file: WeightFile, state_dict, kind, drop, backbone, provenance
 ):
-  """Weights that `convert` wrote, with its description."""
   about = file.about
   try:
     description = Description(about['task'], dict(about['model']))
@@ -385,13 +380,15 @@ def _described(
 def remaining(
   description: Description, state_dict: Mapping[str, Any]
 ) -> Description:
-  """What a model is once a head or a layer has been dropped.
+  """Describes the model that is left after `drop`.
 
   Args:
-    description: of the whole.
-    state_dict: what is left of it, of any kind.
+    description: of the whole model.
+    state_dict: the rest of it, of any kind.
   """
   names, heads = '\n'.join(state_dict), head_modules(state_dict)
+  # A segmentor works without its auxiliary head. Without its main head or its
+  # classifier's layer a model is a backbone, whatever else is left.
   if 'decode_head' in heads and 'auxiliary_head' not in heads:
     config = description.config | {'aux_channels': None}
     return description._replace(config=config)
@@ -411,7 +408,8 @@ def remaining(
 
 
 def _classes(meta: Mapping[str, Any]) -> tuple[list | None, list | None]:
-  """Names and colours from mmsegmentation's meta, of versions 0.x and 1.x."""
+  # mmsegmentation 1.x has `dataset_meta`, in small letters or in capitals; 0.x
+  # has CLASSES and PALETTE at the top.
   of_data = meta.get('dataset_meta')
   of_data = of_data if isinstance(of_data, Mapping) else {}
   lists = []
@@ -424,7 +422,8 @@ def _classes(meta: Mapping[str, Any]) -> tuple[list | None, list | None]:
 
 
 def _readable(meta: Mapping[str, Any]) -> dict[str, Any]:
-  """Short plain values: versions, time, iteration; not whole configs."""
+  # Versions, time and iteration; the texts of whole configurations are left
+  # out of the header and of the model card.
   return {
     key: value
     for key, value in meta.items()

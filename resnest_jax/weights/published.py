@@ -1,7 +1,7 @@
 """Weight files that others have published, by name.
 
-A file's name ends in the first eight digits of its SHA-256, which is checked.
-The addresses of a file are tried in order; all have the same bytes.
+Each file's name ends in the first eight digits of its SHA-256. The addresses of
+a file are mirrors of the same bytes, tried in order.
 """
 
 import re
@@ -14,14 +14,14 @@ SSSEG = 'https://github.com/SegmentationBLWX/modelstore/releases/download/'
 
 
 class Published(NamedTuple):
-  """A file: where it is, how its SHA-256 begins, and the backbone in it."""
+  """A published file: its mirrors and its backbone."""
 
   urls: tuple[str, ...]
   backbone: str
 
   @property
   def sha256(self) -> str:
-    """The first eight digits, from the file's name."""
+    """The first eight digits of the checksum."""
     return re.search(r'-([0-9a-f]{8})\.\w+$', self.urls[0])[1]
 
 
@@ -53,9 +53,9 @@ def _detectron(name: str, digits: str) -> Published:
   )
 
 
-# Of ImageNet.
+# Trained on ImageNet.
 CLASSIFIERS = {
-  # The authors'.
+  # The authors' own. timm mirrors those that it offers itself.
   'resnest50': _official('resnest50', '528c19ca', True),
   'resnest101': _official('resnest101', '22405ba7', True),
   'resnest200': _official('resnest200', '75117900', True),
@@ -81,8 +81,9 @@ CLASSIFIERS = {
   'resnest26': Published(
     (f'{TIMM}v0.1-weights/gluon_resnest26-50eb607c.pth',), 'resnest26'
   ),
-  # mmsegmentation's starting points (open-mmlab://resnest101), trained with
-  # a mean of 123.68, 116.779, 103.939 in detectron2-ResNeSt.
+  # The weights that mmsegmentation's rows start from (open-mmlab://resnest101).
+  # detectron2-ResNeSt trained them with another mean and deviation, see
+  # `pretrained.DETECTRON_NORMALIZATION`.
   'resnest50_d2': _detectron('resnest50', '7497a55b'),
   'resnest101_d2': _detectron('resnest101', 'f3b931b2'),
   'resnest200_d2': _detectron('resnest200', 'ca88e41f'),
@@ -125,7 +126,7 @@ PUBLISHED = CLASSIFIERS | SEGMENTORS
 
 
 def known_file(name: str) -> Published | None:
-  """The published file with this file name, wherever it lies now."""
+  """The published file of this file name, or None."""
   for published in PUBLISHED.values():
     if published.urls[0].endswith(f'/{name}'):
       return published

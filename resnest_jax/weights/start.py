@@ -19,24 +19,24 @@ from resnest_jax.weights.state_dict import import_state_dict, reinitialised
 def start_variables(
   model: Segmentor, config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-  """The variables a run starts from; a function of the configuration alone.
-
-  Nothing is put on a device or written.
+  """Initialises the variables of a run from its configuration alone.
 
   Args:
     model: from `create_training` or `create_segmentor`.
     config: the whole configuration; `seed` and `pretrained` are read.
 
   Returns:
-    `params` and `batch_stats` of NumPy arrays, one entry a block, and
-    sentences that say what was done.
+    `params` and `batch_stats` as NumPy arrays, each block by itself, and lines
+    to print about their origin.
 
   Raises:
     UserError: see `start_from`.
   """
+  # State dicts name single blocks, so the unrolled twin of `model` is filled.
   source, by_name = config['pretrained'], scanned(model, False)
+  # Drawing takes seconds, and a mistyped name should fail at once.
   if source:
-    fetch(source)  # A name that does not exist fails before seconds of draws.
+    fetch(source)
   fresh = initial_variables(by_name, config['seed'])
   if not source:
     return fresh, ['starting from random weights (config.pretrained is empty)']
@@ -46,23 +46,22 @@ def start_variables(
 def start_from(
   model: nn.Module, variables: Mapping[str, Any], source: str
 ) -> tuple[dict[str, Any], list[str]]:
-  """The variables a training begins with.
+  """Merges pretrained weights into the variables of a segmentor.
 
   Args:
-    model: a segmentor.
-    variables: freshly initialised; what the weights do not hold stays.
-    source: see `load_weights`. Of a segmentor all is taken, and layers with
-      another number of classes stay fresh, as does an auxiliary head that it
-      does not have; of a classifier or a backbone the backbone is taken, and
-      a classifier's layer (fc, head) left out.
+    model: the segmentor.
+    variables: freshly initialised.
+    source: see `load_weights`. A segmentor gives all layers but those for
+      another number of classes; a classifier or a backbone gives the backbone.
 
   Returns:
-    The variables as NumPy arrays, and sentences that say what was done.
+    The variables as NumPy arrays, and lines to print about their origin.
 
   Raises:
-    UserError: they are of another backbone, head or dilation rule.
+    UserError: the weights have another backbone, head or dilation rule.
   """
   weights = load_weights(source)
+  # Only the checkpoint of a run has a step; a file has a naming scheme.
   step = weights.provenance.get('step')
   which = (
     f'{WHOSE_READ[weights.kind]} names' if step is None else f'step {step}'
@@ -70,6 +69,7 @@ def start_from(
   notes = [f'starting from {source} ({which})']
   _check_backbone(source, model.backbone, weights)
   if weights.description.task == 'segmentor':
+    # All rules have the same shapes. The weights would load and be wrong.
     rule = weights.description.config['dilation_rule']
     if rule != model.backbone.dilation_rule:
       raise UserError(
@@ -80,8 +80,11 @@ def start_from(
     layers = reinitialised(model, weights.state_dict)
     if layers:
       notes.append(
-        f'{" and ".join(layers)} are drawn anew: the number of classes differs'
+        f'{" and ".join(layers)} are freshly initialised: the number of '
+        'classes differs'
       )
+    # Without an auxiliary head, as after --drop, import into a model that has
+    # none either, and put the fresh one back afterwards.
     heads = {}
     if weights.description.config['aux_channels'] is None:
       model = model.clone(auxiliary_head=None)
@@ -89,9 +92,13 @@ def start_from(
         key: {'auxiliary_head': tree['auxiliary_head']}
         for key, tree in variables.items()
       }
-      notes.append('the auxiliary head is drawn anew: the weights have none')
+      notes.append(
+        'the auxiliary head is freshly initialised: the weights have none'
+      )
     merged = import_state_dict(model, weights.state_dict, fresh=variables)
     return {k: tree | heads.get(k, {}) for k, tree in merged.items()}, notes
+  # A classifier or a backbone. The classifier's layer is 'head' in mmpretrain's
+  # names and 'fc' in all others.
   modules = {top_module(name) for name in weights.state_dict}
   drop = sorted(modules & {'fc', 'head'})
   if drop:
@@ -100,12 +107,11 @@ def start_from(
   merged = {
     key: {**tree, 'backbone': backbone[key]} for key, tree in variables.items()
   }
-  notes.append('the heads are drawn anew')
+  notes.append('the heads are freshly initialised')
   return merged, notes
 
 
 def _check_backbone(source: str, backbone: nn.Module, weights: Weights) -> None:
-  """Raises `UserError` if they differ, also where no shape shows it."""
   config = weights.description.config
   theirs = backbone_of(config)
   ours = Backbone(*(getattr(backbone, key) for key in Backbone._fields))
@@ -119,14 +125,17 @@ def _check_backbone(source: str, backbone: nn.Module, weights: Weights) -> None:
       f'its {key} is {getattr(theirs, key)}, the model has {getattr(ours, key)}'
       for key in differ
     )
+    # Two published networks: their name says more than each width.
     flags = {key: getattr(theirs, key) for key in differ}
-    if same_shapes(theirs) and same_shapes(ours):  # Neither is varied.
+    if same_shapes(theirs) and same_shapes(ours):
       flags = {'backbone': config['backbone']}
     flags = (f"'--config.model.{key}={value}'" for key, value in flags.items())
     raise UserError(
       f'{source} has another backbone than the model: {said}. Add '
       f'{" ".join(flags)}.'
     )
+  # `avd_first` moves a pool and changes no shape. Weights whose name was only
+  # guessed from the shapes get the benefit of the doubt.
   if not weights.provenance['backbone_known']:
     return
   if theirs.avd_first != backbone.avd_first:

@@ -1,14 +1,13 @@
-"""State dicts of ResNeSt models, to our variables and back.
+"""Converts state dicts of ResNeSt models to our variables and back.
 
-A state dict is a mapping from name to array. Its names follow one of the
-`KINDS`:
+A state dict maps names to arrays. Its names follow one of the `KINDS`:
 
   mmseg     mmsegmentation's segmentors and mmpretrain's classifiers
   official  the authors' classifiers
   timm      timm's, which have the authors' names
   ours      our own variables, by their path
 
-Values only change their axes: a convolution's (out, in / groups, k, k) is our
+Only axes change: a convolution's (out, in / groups, k, k) is our
 (k, k, in / groups, out), a linear layer's (out, in) our (in, out).
 """
 
@@ -40,14 +39,16 @@ LEAVES = {
   ('batch_stats', 'mean'): 'running_mean',
   ('batch_stats', 'var'): 'running_var',
 }
-# Layers whose shape follows the number of classes, in our paths.
+# Layers whose shape depends on the number of classes, in our paths.
 CLASS_LAYERS = (
   'decode_head/classifier/conv_seg',
   'auxiliary_head/classifier/conv_seg',
   'fc',
 )
 
-# Our module path (joined by '/') -> theirs, first match wins.
+# Our module path (joined by '/') -> theirs, first match wins. PyTorch's
+# sequences number their members: downsample.0 is the shortcut's pool, and the
+# `.1` in psp_modules and image_pool follows their pool. Pools have no weights.
 BLOCK = [
   (r'layer(\d)_(\d+)/downsample_conv', r'layer\1.\2.downsample.1'),
   (r'layer(\d)_(\d+)/downsample_bn', r'layer\1.\2.downsample.2'),
@@ -64,6 +65,7 @@ MMSEG_HEAD = [
   (r'pyramid/bottleneck/(\w+)', r'bottleneck.\1'),
   (r'low_level/(\w+)', r'c1_bottleneck.\1'),
   (r'refine_(\d)/(\w+)/(\w+)', r'sep_bottleneck.\1.\2_conv.\3'),
+  # The rest, such as PSPNet's bottleneck, has the same names in both.
   (r'(\w+)/(\w+)', r'\1.\2'),
 ]
 
@@ -76,7 +78,7 @@ def _translate(path: str, table: list[tuple[str, str]]) -> str:
 
 
 def _stem_index(path: str) -> int | None:
-  """Place in the stem as one sequence: conv, norm, relu, conv, ..."""
+  # PyTorch's stem is one sequence: conv, norm, relu, conv, norm, relu, ...
   match = re.fullmatch(r'stem_(conv|bn)(\d)', path)
   return match and 3 * (int(match[2]) - 1) + (match[1] == 'bn')
 
@@ -102,6 +104,8 @@ def _official(path: str) -> str:
   index = _stem_index(path)
   if index is None:
     return _translate(path, BLOCK)
+  # The authors' conv1 ends with its third convolution. The normalisation after
+  # it is the network's bn1, as in torchvision's ResNet.
   return 'bn1' if index == 7 else f'conv1.{index}'
 
 
@@ -118,12 +122,10 @@ KINDS = {
 
 
 def recognise(names: Iterable[str]) -> str:
-  """The kind of a state dict with these names.
-
-  timm's have the authors' names and are recognised as 'official'.
+  """The kind of a state dict; timm's names are the authors', so 'official'.
 
   Raises:
-    UserError: none is known.
+    UserError: these names are of no known kind.
   """
   names = set(names)
   if any(name.startswith('params/') for name in names):
@@ -141,12 +143,13 @@ def recognise(names: Iterable[str]) -> str:
 
 
 def _names(variables: Mapping[str, Any], kind: str) -> dict[tuple, str]:
-  """Path of each variable -> its name in a state dict of this kind."""
+  # Path of each variable -> its name in a state dict of this kind.
   if kind not in KINDS:
     raise UserError(f'kind {kind!r} is not one of {", ".join(KINDS)}.')
   paths = flatten_dict(variables)
   if kind == 'ours':
     return {path: '/'.join(path) for path in paths}
+  # A path is (collection, module, ..., leaf).
   return {
     path: f'{KINDS[kind]("/".join(path[1:-1]))}.{LEAVES[path[0], path[-1]]}'
     for path in paths
@@ -156,12 +159,12 @@ def _names(variables: Mapping[str, Any], kind: str) -> dict[tuple, str]:
 def without(
   state_dict: Mapping[str, Any], drop: Sequence[str]
 ) -> dict[str, Any]:
-  """Leaves out tensors, or modules with all that is below them.
+  """Leaves out tensors, or modules with everything below them.
 
   Args:
     state_dict: of any kind.
-    drop: names as they are in the state dict; in our own, 'fc' stands for
-      what is in params/fc and batch_stats/fc.
+    drop: names in the state dict; in our own names without the collection, so
+      that 'fc' stands for params/fc and batch_stats/fc.
 
   Raises:
     UserError: nothing has such a name.
@@ -190,29 +193,28 @@ def import_state_dict(
   drop: Sequence[str] = (),
   fresh: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """Variables of `model` from a state dict.
+  """Reads the variables of `model` from a state dict.
 
   Args:
     model: from `create_segmentor`, `create_classifier` or `create_backbone`.
-    state_dict: name -> NumPy array (or anything NumPy takes). Its kind is
-      recognised from the names.
-    drop: names, or modules with all below them, to leave out: ('fc',) to get
-      a backbone from a classifier.
-    fresh: initialised variables of the model. Layers whose number of classes
-      differs from the state dict's are taken from there; with None they are
-      an error.
+    state_dict: name -> array that NumPy accepts; its kind is recognised.
+    drop: tensors, or modules with everything below them, to leave out: ('fc',)
+      leaves a classifier's backbone.
+    fresh: initialised variables, from which layers for another number of
+      classes are taken; None: such layers are an error.
 
   Returns:
     {'params': ..., 'batch_stats': ...} of NumPy arrays in the model's types.
 
   Raises:
-    UserError: names that are missing or left over, or shapes that differ;
-      the message lists them.
+    UserError: lists missing or surplus names, or shapes that differ.
   """
   kind = recognise(state_dict)
   state_dict = without(state_dict, drop)
   shapes = variable_shapes(model)
   names = _names(shapes, kind)
+  # In a segmentor or classifier the backbone is a module; here it is the model.
+  # The authors and timm never wrap it.
   if isinstance(model, ResNeSt) and kind != 'official':
     state_dict = _unwrapped(state_dict)
   check_names(kind, set(names.values()), state_dict)
@@ -238,7 +240,6 @@ def import_state_dict(
 
 
 def _unwrapped(state_dict: dict[str, Any]) -> dict[str, Any]:
-  """Takes the module 'backbone' from the names."""
   pattern = re.compile(r'^((?:params/|batch_stats/)?)backbone[./]')
   return {pattern.sub(r'\1', name): v for name, v in state_dict.items()}
 
@@ -251,7 +252,7 @@ def reinitialised(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
   layers = set()
   for path, struct in shapes.items():
     layer, name = '/'.join(path[1:-1]), names[path]
-    # The first axis of PyTorch's tensors, the last of ours.
+    # Classes are the first axis of PyTorch's tensors and the last of ours.
     axis = -1 if kind == 'ours' else 0
     if (
       layer in CLASS_LAYERS
@@ -265,20 +266,16 @@ def reinitialised(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
 def export_state_dict(
   model: nn.Module, variables: Mapping[str, Any], kind: str
 ) -> dict[str, np.ndarray]:
-  """A state dict with the values of `variables`.
+  """Writes variables as a state dict: name -> NumPy array.
 
   Args:
     model: from `create_segmentor`, `create_classifier` or `create_backbone`.
-    variables: {'params': ..., 'batch_stats': ...}; params alone will do, so
-      that gradients can be exported too.
+    variables: {'params': ..., 'batch_stats': ...}, or gradients: params alone.
     kind: whose names and axes to use: 'mmseg', 'official', 'timm', 'ours'.
 
-  Returns:
-    name -> NumPy array.
-
   Raises:
-    UserError: an unknown kind, one that has no place for the model's heads,
-      or variables of another model.
+    UserError: an unknown kind, one that has no names for the model's heads, or
+      variables of another model.
   """
   flat = flatten_dict(variables)
   heads = head_modules('/'.join(path[1:]) for path in flat)
@@ -302,6 +299,7 @@ def export_state_dict(
   state_dict = {}
   for path, value in flat.items():
     state_dict[names[path]] = _to_torch(np.asarray(value))
+    # PyTorch's strict loading wants the counter of every normalisation.
     if path[-1] == 'var':
       module = names[path].rsplit('.', 1)[0]
       state_dict[f'{module}.{COUNTER}'] = np.zeros((), np.int64)
@@ -310,18 +308,19 @@ def export_state_dict(
 
 def _from_torch(value: np.ndarray) -> np.ndarray:
   if value.ndim == 4:
+    # (out, in, k, k) -> (k, k, in, out)
     return value.transpose(2, 3, 1, 0)
   return value.T if value.ndim == 2 else value
 
 
 def _to_torch(value: np.ndarray) -> np.ndarray:
   if value.ndim == 4:
+    # (k, k, in, out) -> (out, in, k, k)
     return value.transpose(3, 2, 0, 1)
   return value.T if value.ndim == 2 else value
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Of our array, as `_to_torch` would give it."""
   if len(shape) == 4:
     return (shape[3], shape[2], shape[0], shape[1])
   return shape[::-1] if len(shape) == 2 else shape

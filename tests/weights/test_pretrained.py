@@ -108,7 +108,7 @@ def test_classifier_gives_its_backbone(
     for head in ('decode_head', 'auxiliary_head'):
       assert_same(tree[head], fresh[key][head])
   assert f"the classifier's layer {layer} is left out" in notes
-  assert 'the heads are drawn anew' in notes
+  assert 'the heads are freshly initialised' in notes
 
 
 @pytest.mark.parametrize('layer', [False, True])
@@ -131,11 +131,11 @@ def test_bare_backbone(layer, segmentor, tmp_path):
     ({}, None, 'starting from'),
     (
       *({'aux_channels': None}, 'auxiliary_head'),
-      'the auxiliary head is drawn anew: the weights have none',
+      'the auxiliary head is freshly initialised: the weights have none',
     ),
     (
       *({'num_classes': 3}, 'classifier'),
-      'decode_head/classifier/conv_seg are drawn anew',
+      'decode_head/classifier/conv_seg are freshly initialised',
     ),
   ],
 )
