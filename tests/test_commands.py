@@ -72,7 +72,10 @@ def run_here(program, words, monkeypatch):
   if program.endswith('.py'):
     runpy.run_path(str(ROOT / program))['main']()
   else:
-    importlib.import_module(program).main()
+    module = importlib.import_module(program)
+    if hasattr(module, '__path__'):  # A package: `python -m` runs __main__.
+      module = importlib.import_module(f'{program}.__main__')
+    module.main()
 
 
 def check_flags(words, monkeypatch):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from resnest_jax.errors import UserError
-from resnest_jax.text import listed as listed
+from resnest_jax.text import listed
 
 # Kinds of `export_state_dict`, in words.
 WHOSE = {

@@ -15,6 +15,7 @@ from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.preprocess import MEAN, STD
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
+from resnest_jax.text import listed
 from resnest_jax.weights.fetch import fetch
 from resnest_jax.weights.files import (
   WeightFile,
@@ -23,7 +24,7 @@ from resnest_jax.weights.files import (
   weight_file,
 )
 from resnest_jax.weights.infer import Description, describe, with_backbone
-from resnest_jax.weights.names import WHOSE_READ, head_modules, listed
+from resnest_jax.weights.names import WHOSE_READ, head_modules
 from resnest_jax.weights.published import (
   CLASSIFIERS,
   PUBLISHED,
@@ -221,9 +222,9 @@ def _check_finite(source: str | Path, state_dict: Mapping[str, Any]) -> None:
   if bad:
     raise UserError(
       f'{source} has values that are not finite (NaN or infinity) in '
-      f'{len(bad)} of {len(state_dict)} tensors: {listed(bad)}. The training '
-      'has diverged or the file is damaged; take an earlier checkpoint, or '
-      'another source.'
+      f'{len(bad)} of {len(state_dict)} tensors: {listed(sorted(bad))}. The '
+      'training has diverged or the file is damaged; take an earlier checkpoint, '
+      'or another source.'
     )
 
 

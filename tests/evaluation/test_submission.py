@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from resnest_jax.errors import UserError
+from resnest_jax.evaluation.submission import __main__ as submission
 from resnest_jax.evaluation.submission import rules, write
 from resnest_jax.evaluation.submission.check import validate
 from resnest_jax.evaluation.submission.rules import BENCHMARKS
@@ -85,7 +86,7 @@ def good_city(city, tmp_path):
 
 def command(name, folders, out):
   predictions, images = map(str, folders)
-  write.main(
+  submission.main(
     [name, '--predictions', predictions, '--out', str(out), '--images', images]
   )
 
@@ -146,7 +147,7 @@ def test_cityscapes_has_label_ids(city, tmp_path, capsys):
   verdict = validate(out, images=city[1])
   assert verdict.errors == []
   assert verdict.images.tolist() == [2] * 19
-  write.main(['validate', str(out), '--images', str(city[1])])
+  submission.main(['validate', str(out), '--images', str(city[1])])
   assert '0 errors, 1 warnings' in capsys.readouterr().out
 
 
@@ -286,7 +287,7 @@ def test_damaged_bytes_are_seen_by_their_checksum(good, tmp_path):
 
 def test_the_command_ends_with_one_for_errors(good, capsys):
   with pytest.raises(SystemExit) as end:
-    write.main(['validate', str(good)])
+    submission.main(['validate', str(good)])
   assert end.value.code == 1
   out = capsys.readouterr().out
   assert '3 masks are there whose names begin with ADE_test_' in out
