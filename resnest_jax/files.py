@@ -1,8 +1,4 @@
-"""Files and folders that appear whole or not at all.
-
-They are written under a temporary name in the folder where they are to be, as
-renaming is atomic within a file system alone.
-"""
+"""Writes files and folders that appear complete or not at all."""
 
 import contextlib
 import json
@@ -16,20 +12,15 @@ from resnest_jax.errors import UserError
 
 
 def temporary_path(path: Path) -> Path:
-  """A hidden name next to `path`, another one in each process.
-
-  It has the ending of `path`, by which NumPy and OpenCV choose the format.
-  """
+  """Returns a hidden name next to `path`, different in each process."""
+  # In the same folder, because a rename is atomic only within a file system.
+  # The suffix stays: NumPy and OpenCV choose the format by it.
   return path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-  """Yields where to write; after an error `path` is what it was before.
-
-  Args:
-    path: of the file, which is replaced; its folder is made.
-  """
+  """Yields a path to write to; it replaces `path` unless an error is raised."""
   temporary = temporary_path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   try:
@@ -41,35 +32,34 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-  """Yields a folder to write into, which is removed after an error.
+  """Yields a folder to fill; it becomes `path` unless an error is raised.
 
-  Args:
-    path: a new folder, or an empty one; see `check_new`.
+  There must be no folder `path`, or an empty one.
   """
   temporary = temporary_path(path)
-  temporary.mkdir(parents=True)  # Fails if it is another process's.
+  # Without exist_ok: another host's process may have the same id and name.
+  temporary.mkdir(parents=True)
   try:
     yield temporary
     if path.exists():
-      path.rmdir()  # Fails if another process has filled it meanwhile.
+      # Fails if another process has filled the folder in the meantime.
+      path.rmdir()
     temporary.rename(path)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes or replaces a whole text file, in UTF-8."""
   with whole_file(path) as temporary:
     temporary.write_text(text, 'utf-8')
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-  """Writes or replaces a whole file of indented JSON."""
   write_text(path, json.dumps(content, indent=2) + '\n')
 
 
 def check_new(folder: Path) -> None:
-  """Raises `UserError` if something is there already."""
+  """Raises `UserError` unless `folder` is missing or empty."""
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(
       f'{folder} is there already and nothing was written; give another '
@@ -79,16 +69,10 @@ def check_new(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explain_refusal(what: str | Path, remedy: str) -> Iterator[None]:
-  """Turns the system's refusal to write into a `UserError`.
-
-  For commands that begin anew; `errors.writing` is for those that resume.
-
-  Args:
-    what: is written, as the message calls it.
-    remedy: besides free space and permission: 'give another --out'.
-  """
+  """Turns a refusal to write into a `UserError` that ends with `remedy`."""
   try:
     yield
+  # For commands that start over; `errors.writing` serves those that resume.
   except OSError as error:
     raise UserError(
       f'cannot write {what}: {error}. Make sure that there is space and that '

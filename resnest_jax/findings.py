@@ -1,18 +1,15 @@
-"""A fault that a check has found, for the doctor and for submissions."""
+"""A fault in data or files, as the doctor and submissions report it."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """A fault that was seen.
+  """A fault, the affected samples and the remedy."""
 
-  Attributes:
-    what: one or two sentences, with the numbers that give it away.
-    samples: names of all samples concerned; empty if it is the split itself.
-    remedy: what to do, with a command where there is one.
-  """
-
+  # One or two sentences, with the numbers that reveal the fault.
   what: str
+  # Names of all affected samples; empty if the whole split is.
   samples: tuple[str, ...]
+  # What to do, with a command if there is one.
   remedy: str

@@ -1,9 +1,4 @@
-"""Classes, colours and label ids of the data sets, read from `labels.json`.
-
-ADE20K: the 150 classes and the order of `objectInfo150.txt` in
-ADEChallengeData2016. Cityscapes: the 19 evaluated classes out of 34 label
-ids. The palettes are those in which these sets are commonly drawn.
-"""
+"""Classes, colours and label ids of ADE20K and Cityscapes (`labels.json`)."""
 
 import dataclasses
 import importlib.resources
@@ -16,14 +11,13 @@ IGNORE = 255  # The train id of pixels that neither loss nor metric counts.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelSet:
-  """What the numbers in a data set's masks mean.
+  """The classes of a data set and how its masks encode them.
 
   Attributes:
-    name: the data set.
-    classes: C class names; the position is the train id.
-    palette: uint8 (C, 3), RGB colour of each class.
-    to_train_id: uint8 (256,), train id of each mask value, `IGNORE` for
-      those that are not a class: `to_train_id[mask]` converts a mask.
+    classes: C names; the position is the train id.
+    palette: uint8 (C, 3), RGB.
+    to_train_id: uint8 (256,); `to_train_id[mask]` converts a mask. Values of
+      no class become `IGNORE`.
   """
 
   name: str
@@ -33,16 +27,18 @@ class LabelSet:
 
 
 def _load(name: str) -> LabelSet:
-  """Reads one entry of `labels.json`."""
   text = importlib.resources.files(__package__).joinpath('labels.json')
   facts = json.loads(text.read_text(encoding='utf-8'))[name]
   to_train_id = np.full(256, IGNORE, np.uint8)
   to_train_id[facts['label_ids']] = np.arange(len(facts['classes']))
   palette = np.array(facts['palette'], np.uint8)
-  # These are shared by everyone who imports them.
+  # Read-only: every importer shares these arrays.
   to_train_id.flags.writeable = palette.flags.writeable = False
   return LabelSet(name, tuple(facts['classes']), palette, to_train_id)
 
 
+# In the order of objectInfo150.txt in ADEChallengeData2016; mask value 0,
+# "other", is ignored.
 ADE20K = _load('ade20k')
+# The 19 evaluated classes out of 34 label ids.
 CITYSCAPES = _load('cityscapes')

@@ -1,4 +1,4 @@
-"""Progress bars with an estimate of the time that is left."""
+"""Progress bars with an estimate of the time left."""
 
 import contextlib
 import os
@@ -21,12 +21,7 @@ from rich.text import Text
 
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-  """Shows a bar on stderr; yields a function of (done, total).
-
-  The bar appears with the first call, so that other output may come before.
-  It has a descriptor of its own, so that it is drawn where file descriptor 2 is
-  redirected for a while (`doctor.decoder_warnings`).
-  """
+  """Shows a bar on stderr; yields a function of (done, total)."""
   columns = (
     TextColumn('{task.description}'),
     BarColumn(),
@@ -38,6 +33,8 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
   )
   with contextlib.ExitStack() as stack:
     console = Console(stderr=True)
+    # A duplicate descriptor, because `doctor.decoder_warnings` redirects
+    # descriptor 2 to a file while images are decoded.
     if _is_descriptor_2(sys.stderr):
       copy = stack.enter_context(os.fdopen(os.dup(2), 'w'))
       console = Console(file=copy)
@@ -45,6 +42,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     task = bar.add_task(what, total=None)
 
     def report(done: int, total: int) -> None:
+      # Started by the first report, so that earlier output stays above it.
       bar.start()
       bar.update(task, completed=done, total=total)
 
@@ -57,15 +55,14 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 def _is_descriptor_2(stream: object) -> bool:
   try:
     return stream.fileno() == 2
-  except (AttributeError, OSError, ValueError):  # It is no file, or closed.
+  # Notebooks replace stderr by an object without descriptor; ValueError means
+  # that it is closed.
+  except (AttributeError, OSError, ValueError):
     return False
 
 
 class RateColumn(ProgressColumn):
-  """How many a second since the start, named by what is counted.
-
-  A task may count something else and say so in its field `unit`.
-  """
+  """Items per second since the start, such as '12.3 images/s'."""
 
   def __init__(self, unit: str):
     super().__init__()
@@ -73,13 +70,13 @@ class RateColumn(ProgressColumn):
 
   def render(self, task: Task) -> Text:
     done = task.completed and task.elapsed
+    # Tasks of one display may count different things.
     unit = task.fields.get('unit', self.unit)
     text = f'{task.completed / task.elapsed:.3g} {unit}/s' if done else ''
     return Text(text, style='progress.data.speed')
 
 
 def evaluation_progress(quiet: bool = False) -> Progress:
-  """A display for `evaluate`: bar, count, images/s, time gone and left."""
   return Progress(
     TextColumn('{task.description}'),
     BarColumn(),
@@ -95,15 +92,12 @@ def evaluation_progress(quiet: bool = False) -> Progress:
 def compile_notice(
   progress: Progress,
 ) -> Callable[[int, int], None]:
-  """An `on_compile` of `make_eval_step` that says once why nothing moves.
-
-  Args:
-    progress: a running display; the line stands above it.
-  """
+  """Makes an `on_compile` of `make_eval_step` that explains the pause once."""
   said = False
 
   def notice(height: int, width: int) -> None:
     nonlocal said
+    # Every new padded shape compiles again, but one notice is enough.
     if not said:
       progress.console.print(
         f'compiling for images of up to {width}x{height} pixels, and again '

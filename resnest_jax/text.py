@@ -5,20 +5,20 @@ from collections.abc import Iterable, Sized
 
 
 def plural(number: int, noun: str, verb: str = '') -> str:
-  """'1 mask', '2 masks', '3 classes', with verb '1 mask has'."""
+  """Returns '1 mask', '2 masks', '3 classes'; with a verb '1 mask has'."""
   ending = 'es' if noun.endswith('s') else 's'
   words = f'{number} {noun}{"" if number == 1 else ending}'
   return f'{words} {_conjugated(number, verb)}'.rstrip()
 
 
 def share(part: int, whole: int, noun: str, verb: str = '') -> str:
-  """'1 of 3 masks has', '2 of 3 masks have', '1 of 1 mask has'."""
+  """Returns '1 of 3 masks has', '2 of 3 masks have', '1 of 1 mask has'."""
+  # The noun follows the whole, the verb the part.
   words = f'{part} of {plural(whole, noun)}'
   return f'{words} {_conjugated(part, verb)}'.rstrip()
 
 
 def share_of(part: Sized, whole: Sized, noun: str, verb: str = '') -> str:
-  """`share` of what is in two collections."""
   return share(len(part), len(whole), noun, verb)
 
 
@@ -28,7 +28,7 @@ def _conjugated(number: int, verb: str) -> str:
 
 
 def listed(words: Iterable[object], most: int = 6) -> str:
-  """'a, b, c and 7 more'."""
+  """Returns 'a, b, c and 7 more'."""
   words = [str(word) for word in words]
   rest = f' and {len(words) - most} more' if len(words) > most else ''
   return ', '.join(words[:most]) + rest
@@ -37,14 +37,15 @@ def listed(words: Iterable[object], most: int = 6) -> str:
 def percent(
   fraction: float | None, digits: int = 2, undefined: str = '-'
 ) -> str:
-  """'12.34' for 0.1234; None and NaN are undefined."""
+  """Returns '12.34' for 0.1234, and `undefined` for None and NaN."""
   if fraction is None or math.isnan(fraction):
     return undefined
   return f'{100 * fraction:.{digits}f}'
 
 
 def duration(seconds: float) -> str:
-  """Hours, minutes and seconds: '1:02:03', '2:03'."""
+  """Returns '1:02:03' or '2:03'."""
+  # Rounded first, so that 59.6 s gives 1:00 and not 0:60.
   minutes, seconds = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   if hours:

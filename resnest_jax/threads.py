@@ -1,4 +1,4 @@
-"""Work shared by threads: how many there are, and results in order."""
+"""The number of threads, and an ordered map over them."""
 
 import collections
 import os
@@ -8,16 +8,12 @@ from typing import Any
 
 
 def thread_count(configured: int = 0, num_processes: int = 1) -> int:
-  """How many threads work in each process.
-
-  Args:
-    configured: 0: the cores that this process may use, shared out among the
-      processes, at most 16 threads each.
-    num_processes: that work at the same time.
-  """
+  """Returns `configured`, or if 0 the cores of each process, at most 16."""
   if configured > 0:
     return configured
-  if hasattr(os, 'sched_getaffinity'):  # Respects containers; Linux only.
+  # Linux only. Unlike cpu_count it respects CPU sets of containers, taskset
+  # and batch schedulers.
+  if hasattr(os, 'sched_getaffinity'):
     cores = len(os.sched_getaffinity(0))
   else:
     cores = os.cpu_count() or 1
@@ -30,19 +26,13 @@ def map_in_threads(
   num_threads: int = 0,
   ahead: int = 4,
 ) -> Iterator[Any]:
-  """Yields the function of each item, in order.
+  """Yields `function(item)` of each item, in order.
 
-  Unlike `Executor.map`, it takes items as results are asked for, so that
-  memory stays small however many there are.
-
-  Args:
-    function: releases the interpreter lock most of the time, as decoding
-      does.
-    items: taken one by one, in the caller's thread.
-    num_threads: see `thread_count`.
-    ahead: how many items a thread are taken before their results are asked
-      for.
+  `function` should release the interpreter lock, as decoding does. `ahead`
+  items per thread are submitted before the first result is used.
   """
+  # Executor.map consumes all items at once. Here a bounded queue limits how far
+  # results run ahead, so that memory does not grow with their number.
   num_threads = thread_count(num_threads)
   pool = ThreadPoolExecutor(num_threads)
   waiting: collections.deque[Future] = collections.deque()
@@ -54,4 +44,5 @@ def map_in_threads(
     while waiting:
       yield waiting.popleft().result()
   finally:
-    pool.shutdown(cancel_futures=True)  # Nobody will ask for the others.
+    # After an error, or when the caller stops early, nobody needs the rest.
+    pool.shutdown(cancel_futures=True)

@@ -96,8 +96,8 @@ def test_hung_read_full_disk_and_damage_one_after_the_other(
     )
     assert process.returncode == 1
     warning, error = process.stderr.splitlines()[-2:]
-    assert f'waiting for data since 0 s: {image} with' in warning
-    assert error.startswith('error: no data for 2 s (config.data.timeout): ')
+    assert f'no batch for 0 s: {image} with' in warning
+    assert error.startswith('error: no batch for 2 s (config.data.timeout): ')
     assert f'{image} with {hanging}/masks' in error
     assert error.endswith(f'step 2 of {kills.STEPS} is saved')
 

@@ -1,15 +1,11 @@
 """ADE20K (SceneParsing 2016) as a tfds builder that needs no TensorFlow.
 
-The archive is ADEChallengeData2016.zip:
+ADEChallengeData2016.zip holds 20210 training and 2000 validation images:
 
     ADEChallengeData2016/images/{training,validation}/ADE_*.jpg
     ADEChallengeData2016/annotations/{training,validation}/ADE_*.png
 
-with 20210 and 2000 images. Masks are 8-bit single-channel PNGs: 0 is "other",
-k the k-th of 150 classes. The builder streams the archive, checks every pair
-and stores the original JPEG and PNG bytes as ArrayRecord, in the archive's
-order. Other ADE20K releases look alike and are told apart here; tfds' own
-`scene_parse150` is one of them (instance masks of 100 classes).
+Masks are 8-bit single-channel PNGs: 0 is "other", k the k-th of 150 classes.
 
 Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017.
 """
@@ -48,13 +44,14 @@ MINI = ArchiveConfig(
   description='Procedural scenes in the layout of the release.',
 )
 
-_GET_THE_RIGHT_ONE = f'Needed is {ROOT}.zip from {URL}'
+_GET_THE_RIGHT_ONE = f'Get {ROOT}.zip from {URL}'
 
 
+# Not tfds' own `scene_parse150`, which holds instance masks of 100 classes.
 class Ade20k(ArchiveBuilder, skip_registration=True):
   """Writes and reads `DATA_DIR/ade20k/CONFIG/1.0.0`; see `ArchiveBuilder`.
 
-  Masks are stored as in the archive, 0-150; names are the files' stems.
+  Masks keep the archive's values, 0-150; names are the stems of the files.
   """
 
   HOMEPAGE = 'http://sceneparsing.csail.mit.edu'
@@ -79,14 +76,15 @@ class Ade20k(ArchiveBuilder, skip_registration=True):
 
 
 def download_archive(config: ArchiveConfig, dl_manager) -> Path:
-  """Lets tfds download the archive of `config` and checks its SHA-1."""
-  # Of tfds' progress bars only the download's: the rest is ours.
+  """Downloads the archive of `config` through tfds and checks its SHA-1."""
+  # Only for the download: `prepare` shows its own bar while it writes.
   tfds.enable_progress_bar()
-  # It announces every one of its many attempts.
+  # urllib3 warns at every retry, between the lines of the progress bar.
   logging.getLogger('urllib3').setLevel(logging.ERROR)
   try:
     path = Path(dl_manager.download(config.url))
-  except Exception as error:  # tfds, requests and urllib3 have one each.
+  # tfds, requests and urllib3 raise errors without a common base class.
+  except Exception as error:
     raise UserError(
       f'could not download {config.url}: {error}\nCheck the connection and '
       'run the same command again, or fetch the file in another way and '
@@ -99,6 +97,7 @@ def download_archive(config: ArchiveConfig, dl_manager) -> Path:
   with path.open('rb') as file:
     sha1 = hashlib.file_digest(file, 'sha1').hexdigest()
   if sha1 != config.sha1:
+    # tfds would take the cached file for a finished download next time.
     path.unlink()
     raise UserError(
       f'the file downloaded from {config.url} is not the release: its SHA-1 '
@@ -109,16 +108,11 @@ def download_archive(config: ArchiveConfig, dl_manager) -> Path:
 
 
 def open_archive(path: str | os.PathLike) -> zipfile.ZipFile:
-  """Opens the zip file `path`; a `UserError` if that is not possible."""
   return archives.open_archive(path, _GET_THE_RIGHT_ONE)
 
 
 def find_pairs(archive: zipfile.ZipFile) -> dict[str, list[Pair]]:
-  """Lists the images of each split with their masks, sorted by name.
-
-  Raises:
-    UserError: another release, or an image without mask or the reverse.
-  """
+  """Lists (image, mask) names of each split, sorted; checks the release."""
   names = archive.namelist()
   pairs = {}
   for split, folder in FOLDERS.items():
@@ -133,7 +127,8 @@ def find_pairs(archive: zipfile.ZipFile) -> dict[str, list[Pair]]:
 
 
 def _describe_other(names: list[str]) -> str:
-  """Says which other archive has these names, to follow its file name."""
+  # Other releases of ADE20K, recognised by their files. The text follows the
+  # archive's name in a message.
   if any(name.endswith('_seg.png') for name in names):
     what = (
       'is the full ADE20K release (thousands of classes in *_seg.png files, '
@@ -162,6 +157,7 @@ def check_counts(
   expected: Mapping[str, int] | None,
 ) -> None:
   """Compares the images per split with `expected` or the zip's comment."""
+  # A mini archive has any number of images and states it in its comment.
   if expected is None:
     expected = archives.counts_from_comment(archive.comment, FOLDERS)
   if expected is None:
@@ -182,10 +178,10 @@ def check_counts(
 
 
 def read_example(archive: zipfile.ZipFile, pair: Pair) -> dict:
-  """Reads and checks one image with its mask; keeps the original bytes."""
   image_name, mask_name = pair
   jpeg = archives.read_entry(archive, image_name, _GET_THE_RIGHT_ONE)
   png = archives.read_entry(archive, mask_name, _GET_THE_RIGHT_ONE)
+  # The original bytes are stored: encoding again would lose JPEG quality.
   return archives.make_example(
     jpeg,
     png,
@@ -197,11 +193,7 @@ def read_example(archive: zipfile.ZipFile, pair: Pair) -> dict:
 
 
 def read_mask(png: bytes, where: str) -> np.ndarray:
-  """Decodes an index mask; a `UserError` that begins with `where` if not one.
-
-  Returns:
-    uint8 (H, W), values 0-150.
-  """
+  """Decodes a mask: uint8 (H, W), 0-150. Messages begin with `where`."""
   largest = len(ADE20K.classes)
   return read_index_mask(
     png,

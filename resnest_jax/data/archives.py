@@ -1,7 +1,7 @@
-"""What the builders have in common: zip files of images and index masks.
+"""Base of the tfds builders: zip files of images and index masks.
 
 A builder streams the official archive, checks every pair of image and mask
-and stores their original bytes as ArrayRecord, in the archive's order.
+and stores the original bytes as ArrayRecord, in the archive's order.
 """
 
 import contextlib
@@ -31,45 +31,32 @@ Pair = tuple[str, str]
 
 @dataclasses.dataclass(eq=False)
 class ArchiveConfig(tfds.core.BuilderConfig):
-  """Which archive is expected.
+  """The archive that a builder expects."""
 
-  Attributes:
-    url: where tfds downloads it; None: the archive must be given.
-    sha1: of the downloaded file, 40 hex digits; None: not checked.
-    download_bytes: about how large the download is, for the disk check.
-    counts: images per split; None: what the zip file's comment says, see
-      `counts_from_comment` (the generators of mini archives write it).
-    size: width and height of every image in pixels; None: any, or what the
-      zip file's comment says.
-  """
-
+  # tfds downloads from here; None: the archive must be given.
   url: str | None = None
-  sha1: str | None = None
-  download_bytes: int = 0
+  sha1: str | None = None  # 40 hex digits; None: not checked.
+  download_bytes: int = 0  # Approximate, for the disk check.
+  # Images per split; None: read from the zip file's comment, where the
+  # generators of mini archives write them.
   counts: Mapping[str, int] | None = None
+  # (width, height) of all images; None: any, or from the comment.
   size: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contents:
-  """What opened archives hold: listed and compared, not read yet.
-
-  Attributes:
-    archives: the open zip files.
-    pairs: of each split, in the order in which they are stored.
-    read: function of a pair; the checked example.
-    fingerprint: see `fingerprint`.
-    comment: of the zip files.
-  """
+  """Opened archives, listed and compared with a release but not read yet."""
 
   archives: tuple[zipfile.ZipFile, ...]
+  # By split, in the order in which examples are stored.
   pairs: dict[str, list[Pair]]
+  # Reads and checks one example; called by several threads.
   read: Callable[[Pair], dict]
   fingerprint: str
   comment: str
 
   def num_bytes(self) -> int:
-    """Size of the zip files."""
     return sum(os.path.getsize(archive.filename) for archive in self.archives)
 
   def close(self) -> None:
@@ -77,14 +64,14 @@ class Contents:
       archive.close()
 
 
+# tfds looks for every new data set in its bucket, which needs a network and
+# leaves a folder in /tmp each time.
 class _LocalInfo(tfds.core.DatasetInfo):
-  """Does not ask tfds' bucket, which leaves a folder in /tmp each time."""
-
   def initialize_from_bucket(self) -> None:
     pass
 
 
-# Registered names are for tfds.load; tfds has a `cityscapes` of its own.
+# Not registered: tfds.load is not used, and tfds has its own `cityscapes`.
 class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Writes and reads `DATA_DIR/NAME/CONFIG/1.0.0`.
 
@@ -92,12 +79,8 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   'height' and 'width' in pixels.
 
   Args:
-    data_dir: where prepared data lies.
-    config: an `ArchiveConfig`, or the name of one of the builder's own.
-    version: as for every tfds builder.
-    archive: path of the zip file, or of the folder that holds several; None:
-      tfds downloads it.
-    on_progress: called with (images done, images in all).
+    archive: the zip file, or the folder of several; None: download it.
+    on_progress: called with (images done, total).
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -120,11 +103,7 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   @staticmethod
   def open_contents(config: ArchiveConfig, path: str | os.PathLike) -> Contents:
-    """Opens and compares what `path` names with what `config` expects.
-
-    Raises:
-      UserError: damaged, incomplete, or something else.
-    """
+    """Opens the archives at `path` and compares them with `config`."""
     raise NotImplementedError
 
   def _download(self, dl_manager) -> Path:
@@ -149,17 +128,19 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           'width': np.int32,
         }
       ),
-      # The archive's order; training shuffles while it reads.
+      # Keeps the archive's order; training shuffles while it reads.
       disable_shuffling=True,
       metadata=tfds.core.MetadataDict(),
     )
 
   def _split_generators(self, dl_manager):
     path = self._archive or self._download(dl_manager)
+    # Checks names and counts before the first example is written.
     contents = self.open_contents(self.builder_config, path)
     self.info.metadata['fingerprint'] = contents.fingerprint
     self.info.metadata['comment'] = contents.comment
     total = sum(map(len, contents.pairs.values()))
+    # One count for all splits, so that a single bar covers them.
     done = itertools.count(1)
     return {
       split: self._generate_examples(contents.read, pairs, done, total)
@@ -167,8 +148,9 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     }
 
   def _generate_examples(self, read, pairs, done, total):
-    # Without shuffling, tfds sorts by integer keys. It also spreads them over
-    # its temporary files as if they were 128-bit hashes: take the full range.
+    # Without shuffling, tfds sorts by integer keys. It still distributes them
+    # over its temporary files as if they were 128-bit hashes; keys 0, 1, 2, ...
+    # would all go to the first file. Hence the full range.
     step = 2**128 // max(len(pairs), 1)
     for i, example in enumerate(map_in_threads(read, pairs)):
       yield i * step, example
@@ -176,12 +158,7 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def open_archive(path: str | os.PathLike, needed: str) -> zipfile.ZipFile:
-  """Opens the zip file `path`.
-
-  Raises:
-    UserError: that is not possible; the message ends with `needed`, the
-      sentence that says which archive it should be.
-  """
+  """Opens a zip file; messages end with `needed`, which names the right one."""
   path = Path(path)
   if path.is_dir():
     raise UserError(
@@ -206,10 +183,11 @@ def open_archive(path: str | os.PathLike, needed: str) -> zipfile.ZipFile:
 
 
 def stems(names: list[str], folder: str, suffix: str) -> dict[str, str]:
-  """Maps stem -> name for the files of one type right in `folder`."""
+  """Maps stem -> name for files with `suffix` directly in `folder`."""
   found = {}
   for name in names:
     head, tail = posixpath.split(name)
+    # Not the "._*" files that macOS adds to zip files.
     if head == folder and tail.endswith(suffix) and not tail.startswith('.'):
       found[tail.removesuffix(suffix)] = name
   return found
@@ -222,12 +200,7 @@ def match_pairs(
   masks: Mapping[str, str],
   needed: str,
 ) -> list[Pair]:
-  """Pairs the files of one split, given as stem -> name, sorted by stem.
-
-  Raises:
-    UserError: an image without mask or the reverse. The message begins with
-      `where`, the archive, and ends as that of `open_archive`.
-  """
+  """Pairs images and masks, given as stem -> name; none may be left over."""
   for have, lack, what in (
     (images, masks, 'no mask'),
     (masks, images, 'a mask but no image'),
@@ -252,32 +225,27 @@ def check_counts(
 ) -> None:
   """Compares the images per split with `expected`.
 
-  Args:
-    where: the archive, to begin the message with.
-    pairs: of each split.
-    expected: of each split.
-    folders: split -> what the archive calls it.
-    needed: see `open_archive`.
-    comment: of the archive; a generated one says there what it has.
-    mini: the data set that generated archives are prepared as.
+  `folders` maps a split to its name in the archive, and `mini` is the data set
+  of generated archives. Messages begin with `where` and end with `needed`.
   """
   found = {split: len(pairs[split]) for split in folders}
   if found != {split: expected[split] for split in folders}:
     has = enumeration(f'{found[split]} {folders[split]}' for split in folders)
     wanted = enumeration(str(expected[split]) for split in folders)
+    # Intact, but prepared under the name of the release.
     if found == counts_from_comment(comment, folders):
       raise UserError(
         f'{where} is a generated mini archive ({has} images). Prepare it as '
         f'{mini}; the release has {wanted}. {needed}'
       )
     raise UserError(
-      f'{where} has {has} images, expected are {wanted}. It is another or an '
-      f'incomplete release. {needed}'
+      f'{where} has {has} images, expected {wanted}. It is another release '
+      f'or incomplete. {needed}'
     )
 
 
 def enumeration(words: Iterator[str]) -> str:
-  """'a, b and c'."""
+  """Returns 'a, b and c'."""
   *first, last = words
   return f'{", ".join(first)} and {last}' if first else last
 
@@ -285,7 +253,7 @@ def enumeration(words: Iterator[str]) -> str:
 def counts_from_comment(
   comment: bytes, splits: Collection[str]
 ) -> dict[str, int] | None:
-  """Images per split from a zip comment '{"images": {"train": ...}}'."""
+  """Reads images per split from a comment '{"images": {"train": ...}}'."""
   try:
     counts = json.loads(comment)['images']
     return {split: int(counts[split]) for split in splits}
@@ -296,14 +264,9 @@ def counts_from_comment(
 def fingerprint(
   *archives: zipfile.ZipFile, names: Collection[str] | None = None
 ) -> str:
-  """SHA-256 over names, sizes and CRCs of images and masks.
-
-  Equal for two zip files with the same contents, however compressed.
-
-  Args:
-    *archives: the zip files.
-    names: of the images and masks in them; None: all JPEG and PNG files.
-  """
+  """Hashes names, sizes and CRCs of `names`, or of all JPEG and PNG files."""
+  # Sorted, and without compressed sizes: archives that were packed again in
+  # another way have the same fingerprint. Nothing is decompressed.
   entries = sorted(
     f'{entry.filename} {entry.file_size} {entry.CRC:08x}'
     for archive in archives
@@ -318,16 +281,16 @@ def fingerprint(
 
 
 def read_entry(archive: zipfile.ZipFile, name: str, needed: str) -> bytes:
-  """Reads one file; its CRC is checked. `needed`: see `open_archive`."""
   with _clear_errors(archive, name, needed):
+    # Compares the CRC, too.
     return archive.read(name)
 
 
 @contextlib.contextmanager
 def _clear_errors(archive: zipfile.ZipFile, name: str, needed: str):
-  """Turns what zipfile raises for damaged entries into a `UserError`."""
   try:
     yield
+  # All that zipfile raises for a damaged entry.
   except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
     raise UserError(
       f'{archive.filename} is damaged at {name} ({error}). Delete it and '
@@ -343,16 +306,8 @@ def make_example(
   where: str,
   needed: str,
 ) -> dict:
-  """The example of an encoded image and label that belong together.
-
-  Args:
-    image: encoded.
-    label: encoded.
-    mask: `label`, decoded and checked.
-    name: of the example.
-    where: archive and file of the image, to begin messages with.
-    needed: see `open_archive`.
-  """
+  """Makes an example of an encoded image and label; `mask` is decoded."""
+  # Decoded only to find damage: the encoded bytes are stored.
   pixels = decode_image(image, cv2.IMREAD_COLOR_RGB)
   if pixels is None:
     raise UserError(f'{where} cannot be decoded as an image. {needed}')

@@ -1,9 +1,4 @@
-"""Batches as they are read: checked samples, a clock for reads that hang.
-
-A `CheckedSplit` names the sample that fails, a `ReadClock` knows since when
-each is being read, also in worker processes, and a `BatchIterator` says what
-was skipped and what hangs.
-"""
+"""Checked samples, and an iterator over batches that reports hanging reads."""
 
 import contextlib
 import mmap
@@ -21,42 +16,36 @@ from resnest_jax.data import transforms
 from resnest_jax.errors import UnreadableSample, UserError
 
 Batch = dict[str, Any]
-# Samples tried in place of one that cannot be read.
+# Samples tried in place of an unreadable one.
 REPLACEMENTS = 10
 _SKIPPING = (
-  'Training goes on without such samples with '
-  '--config.data.skip_unreadable=true (evaluation does not).'
+  'To skip such samples in training, set '
+  '--config.data.skip_unreadable=true (evaluation always stops).'
 )
 
 
 class Split(Protocol):
-  """What is read: random access to samples, safe to use from threads.
+  """Random access to samples; safe to use from threads.
 
   A sample is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W) train
-  ids with 255 ignored, and `name`. With worker processes it must pickle.
+  ids with 255 ignored, and `name`. Worker processes need a split that pickles.
   """
 
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> dict[str, Any]: ...
 
-  def location(self, index: int) -> str: ...  # Nothing is read.
+  def location(self, index: int) -> str: ...  # Must not read the sample.
 
 
 class Unreadable(NamedTuple):
-  """Stands for the sample of this index, which cannot be read."""
+  """Takes the place of an unreadable sample."""
 
   index: int
 
 
 class CheckedSplit:
-  """A split whose samples are checked and whose failures name the sample.
-
-  With `skip_unreadable`, a sample that cannot be read is an `Unreadable`.
-
-  Attributes:
-    split: what is read.
-  """
+  """A split with checked samples, whose errors name the sample."""
 
   def __init__(self, split: Split, skip_unreadable: bool = False):
     if len(split) == 0:
@@ -82,8 +71,8 @@ class CheckedSplit:
         raise UnreadableSample(f'{error}\n{_SKIPPING}') from error
       raise
     except Exception as error:
-      # Also because not every exception survives the way back from a worker
-      # process, and one that does not would leave the reader waiting.
+      # Names the sample. It also pickles: an exception that a worker process
+      # cannot send back would leave the reader waiting forever.
       raise RuntimeError(
         f'reading sample {index} failed: {type(error).__name__}: {error}'
       ) from error
@@ -91,22 +80,19 @@ class CheckedSplit:
     return sample
 
   def longest_read(self) -> str:
-    """What is being read since longest, '' if nothing is."""
+    """Describes the read that has taken longest so far; '' if there is none."""
     longest = self._clock.longest()
     if longest is None:
       return ''
     index, seconds = longest
-    return f'{self.split.location(index)}, read since {seconds:.0f} s'
+    return f'{self.split.location(index)}, being read for {seconds:.0f} s'
 
 
 def replacement(
   split: CheckedSplit, rng: np.random.Generator
 ) -> dict[str, Any]:
-  """Another sample in place of one that cannot be read.
-
-  Raises:
-    UserError: `REPLACEMENTS` others cannot be read either.
-  """
+  """Returns another sample in place of an unreadable one."""
+  # Bounded: if all storage is gone, a run must stop instead of searching.
   for _ in range(REPLACEMENTS):
     sample = split[int(rng.integers(len(split)))]
     if not isinstance(sample, Unreadable):
@@ -119,22 +105,23 @@ def replacement(
 
 
 class ReadClock:
-  """When the reading of each sample began, also in worker processes.
-
-  Copies that were pickled write into the same memory where the system has
-  memfd (Linux); elsewhere a worker keeps its times to itself.
-  """
+  """Knows when the read of each sample began, across worker processes."""
 
   def __init__(self, size: int):
-    """Makes a clock for samples 0 to `size` - 1."""
     self._size = size
     self._file = -1
+    # Anonymous memory, which pickled copies share; a killed process leaves no
+    # file behind. Elsewhere than on Linux a worker keeps its times to itself.
     if hasattr(os, 'memfd_create'):
       self._file = os.memfd_create('read-clock')
       os.ftruncate(self._file, 8 * size)
+    # float64 (size,), start of each read; 0 means that it is not being read.
+    # Aligned 8-byte stores need no lock.
     self._since = _map(self._file, size)
 
   def __reduce__(self):
+    # Grain spawns its workers, so they inherit no descriptor; /proc gives them
+    # this one while the parent lives.
     return _open, (f'/proc/{os.getpid()}/fd/{self._file}', self._size)
 
   def __del__(self):
@@ -143,7 +130,6 @@ class ReadClock:
 
   @contextlib.contextmanager
   def reading(self, index: int) -> Iterator[None]:
-    """While this lasts sample `index` is being read."""
     self._since[index] = time.monotonic()  # The same clock in all processes.
     try:
       yield
@@ -151,8 +137,8 @@ class ReadClock:
       self._since[index] = 0
 
   def longest(self) -> tuple[int, float] | None:
-    """The sample that is read since longest, and since how many seconds."""
-    since = np.array(self._since)
+    """Returns the index of the oldest read in progress, and its seconds."""
+    since = np.array(self._since)  # A snapshot: readers write meanwhile.
     if not since.any():
       return None
     index = int(np.where(since > 0, since, np.inf).argmin())
@@ -166,9 +152,9 @@ def _map(file: int, size: int) -> np.ndarray:
 
 
 def _open(path: str, size: int) -> ReadClock:
-  """The clock of another process."""
   clock = ReadClock.__new__(ReadClock)
   clock._size, clock._file = size, -1
+  # Without /proc the worker keeps its times to itself.
   with contextlib.suppress(OSError):
     clock._file = os.open(path, os.O_RDWR)
   clock._since = _map(clock._file, size)
@@ -176,13 +162,13 @@ def _open(path: str, size: int) -> ReadClock:
 
 
 class BatchIterator(contextlib.AbstractContextManager):
-  """Iterates over batches; `close` or its exit ends threads and processes.
+  """Iterates over batches; `close` ends its threads and processes.
 
   They also end with the object or the interpreter, whichever comes first.
 
   Attributes:
-    num_images: how many images all batches of this process hold together.
-    place: puts each batch on the devices. May be set.
+    num_images: images in all batches of this process.
+    place: puts each batch on the devices; may be set.
   """
 
   def __init__(
@@ -192,22 +178,19 @@ class BatchIterator(contextlib.AbstractContextManager):
     num_images: int,
     split: CheckedSplit,
   ):
-    """Wraps `batches`, made of what the Grain iterator `reader` reads.
-
-    Args:
-      batches: what is iterated over.
-      reader: closes what reads.
-      num_images: see above.
-      split: what is read.
-    """
+    """Wraps `batches`, made from `reader`, which is closed at the end."""
     self.num_images = num_images
     self.place: Callable[[Batch], Batch] = lambda batch: batch
     self._split = split
-    self._since: float | None = None  # While a batch is waited for.
+    # Start of the wait for a batch; None in between, when nothing can hang. The
+    # stopper's thread reads it (`stuck`).
+    self._since: float | None = None
     self._warned = False
     self._skipped: list[int] = []
     self._num_skipped = 0  # Reported already.
     self._held = [batches, reader]
+    # The finalizer must not refer to `self`, which would then never be
+    # collected; it shares this list instead.
     self._finalizer = weakref.finalize(self, _close_reader, self._held)
 
   def __iter__(self) -> 'BatchIterator':
@@ -220,30 +203,35 @@ class BatchIterator(contextlib.AbstractContextManager):
     try:
       batch = next(self._held[0])
     except RuntimeError as error:
+      # Grain raises a plain RuntimeError; only its text tells the case.
       if 'Worker process was terminated' not in str(error):
         raise
       raise UserError(
-        f'a process that reads data has ended unexpectedly ({error}). It was '
-        'killed, most often for lack of memory: use fewer data.num_workers or '
-        'a smaller data.prefetch, and start again to resume.'
+        f'a data worker process ended unexpectedly ({error}), most often '
+        'killed for lack of memory. Use fewer data.num_workers or a smaller '
+        'data.prefetch, and start again to resume.'
       ) from error
     finally:
       since, self._since = self._since, None
     if self._warned:
       self._warned = False
       seconds = time.monotonic() - since
-      print(f'the data came after {seconds:.0f} s', file=sys.stderr, flush=True)
+      print(
+        f'the batch came after {seconds:.0f} s', file=sys.stderr, flush=True
+      )
+    # int32 (b,), -1 for samples that were read. Popped: the step takes no such
+    # array.
     if 'skipped' in batch:
       skipped = batch.pop('skipped')
       self._skipped += skipped[skipped >= 0].tolist()
     return self.place(batch)
 
   def stuck(self, timeout: float) -> str:
-    """Why no batch came for `timeout` seconds, '' as long as one may come.
+    """Returns why no batch came for `timeout` seconds; '' while one may come.
 
-    To be called now and then from another thread while batches are taken;
-    warns after a tenth of the time, once.
+    Polled from another thread; warns once after a tenth of the time.
     """
+    # Read once: the other thread may set it to None at any time.
     since = self._since
     if since is None:
       return ''
@@ -253,13 +241,13 @@ class BatchIterator(contextlib.AbstractContextManager):
     what = self._split.longest_read() or 'no sample is being read'
     if seconds >= timeout:
       return (
-        f'no data for {seconds:.0f} s (config.data.timeout): {what}. See '
-        'whether the storage answers, and start again to resume.'
+        f'no batch for {seconds:.0f} s (config.data.timeout): {what}. Check '
+        'that the storage answers, and start again to resume.'
       )
     if not self._warned:
       self._warned = True
       print(
-        f'waiting for data since {seconds:.0f} s: {what}; the run stops after '
+        f'no batch for {seconds:.0f} s: {what}; the run stops after '
         f'{timeout:g} s (config.data.timeout)',
         file=sys.stderr,
         flush=True,
@@ -267,14 +255,15 @@ class BatchIterator(contextlib.AbstractContextManager):
     return ''
 
   def report_skipped(self) -> str:
-    """What was replaced since the last call, as a sentence; '' for nothing."""
+    """Describes the replacements since the last call; '' if there were none."""
     if not self._skipped:
       return ''
     count, first = len(self._skipped), self._skipped[0]
     self._num_skipped += count
     self._skipped.clear()
     try:
-      why = f'{self._split.split[first]["name"]}, which now can be read.'
+      # Read again for the reason, which no longer travels with a batch.
+      why = f'{self._split.split[first]["name"]}, which can be read now.'
     except UserError as error:
       why = str(error).splitlines()[0]
     return (
@@ -283,7 +272,7 @@ class BatchIterator(contextlib.AbstractContextManager):
     )
 
   def close(self) -> None:
-    """Stops reading. May be called at any time, and again."""
+    """Stops reading; may be called at any time, and repeatedly."""
     self._finalizer()
 
   def __exit__(self, *_: Any) -> None:
@@ -291,8 +280,8 @@ class BatchIterator(contextlib.AbstractContextManager):
 
 
 def _close_reader(held: list) -> None:
-  # Drops it too: a Grain iterator that lives until the interpreter takes its
-  # modules apart fails noisily then.
+  # Drops the references as well: a Grain iterator that is still alive while the
+  # interpreter tears down its modules fails noisily.
   if held:
     _, reader = held
     held.clear()

@@ -1,18 +1,13 @@
 """Cityscapes (fine annotations) as a tfds builder that needs no TensorFlow.
 
-The two archives, which need a registration, lie in one folder:
+Two archives in one folder hold 2975, 500 and 1525 images:
 
     leftImg8bit_trainvaltest.zip
       leftImg8bit/{train,val,test}/CITY/CITY_*_leftImg8bit.png
     gtFine_trainvaltest.zip
       gtFine/{train,val,test}/CITY/CITY_*_gtFine_labelIds.png
 
-with 2975, 500 and 1525 images of 2048 x 1024 pixels. Masks are 8-bit
-single-channel PNGs of label ids, 0 to 33; those of the test split are
-dummies. Licence plates have the label id -1, which the official masks do not
-draw; tools that do write it as 255. The builder checks every pair and stores
-the original bytes; `labels.CITYSCAPES` turns label ids into train ids when
-they are read.
+Masks are 8-bit PNGs of label ids, 0 to 33; the test split has dummies.
 
 Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding,
 CVPR 2016.
@@ -38,7 +33,8 @@ IMAGES = 'leftImg8bit_trainvaltest.zip'
 MASKS = 'gtFine_trainvaltest.zip'
 IMAGE_SUFFIX = '_leftImg8bit.png'
 MASK_SUFFIX = '_gtFine_labelIds.png'
-# Of the official files. Not asked for: contents are checked one by one.
+# Of the official files, for messages only: every file inside is checked, so
+# that a repacked archive is accepted.
 SHA1 = {
   IMAGES: '2c0b77ce9933cc635adda307fbba5566f5d9d404',
   MASKS: '99f532cb1af174f5fcc4c5bc8feea8c66246ddbc',
@@ -56,13 +52,13 @@ MINI = ArchiveConfig(
 )
 
 _NEEDED = (
-  f'Needed are {IMAGES} (11 GB) and {MASKS} (241 MB) in one folder. Register '
+  f'Put {IMAGES} (11 GB) and {MASKS} (241 MB) in one folder. Register '
   f'at {URL} (free for research), download both, and run:\n'
   '  python -m resnest_jax.data.prepare cityscapes --archive_dir FOLDER '
   '--data_dir data'
 )
 
-# Other packages of the same site, by a part of their files' names.
+# Other packages of the same site, recognised by a part of their files' names.
 _OTHER_PACKAGES = {
   'gtCoarse/': 'holds the coarse annotations (gtCoarse.zip)',
   '/train_extra/': (
@@ -82,11 +78,12 @@ _OTHER_PACKAGES = {
 }
 
 
+# Masks are stored with the archive's label ids and become train ids when they
+# are read (`labels.CITYSCAPES`).
 class Cityscapes(ArchiveBuilder, skip_registration=True):
-  """Writes and reads `DATA_DIR/cityscapes/CONFIG/1.0.0`.
+  """Writes and reads `DATA_DIR/cityscapes/CONFIG/1.0.0`; see `ArchiveBuilder`.
 
-  See `ArchiveBuilder`; `archive` is the folder of both zip files. Masks are
-  stored as in the archive: label ids. Names are CITY_SEQUENCE_FRAME.
+  `archive` is the folder of both zip files. Names are CITY_SEQUENCE_FRAME.
   """
 
   HOMEPAGE = URL
@@ -98,7 +95,8 @@ class Cityscapes(ArchiveBuilder, skip_registration=True):
     images, masks = open_archives(path)
     pairs = find_pairs(images, masks)
     size = check_release(images, masks, pairs, config)
-    # Coloured masks and the like may be in the archive or not.
+    # Only these count for the fingerprint: coloured masks, instance ids and
+    # polygons are not read, and a repacked archive may lack them.
     names = {
       name for split in pairs.values() for pair in split for name in pair
     }
@@ -114,11 +112,7 @@ class Cityscapes(ArchiveBuilder, skip_registration=True):
 def open_archives(
   folder: str | os.PathLike,
 ) -> tuple[zipfile.ZipFile, zipfile.ZipFile]:
-  """Opens the zip files of images and of masks in `folder`.
-
-  Raises:
-    UserError: one is missing or is no zip file.
-  """
+  """Opens the zip files of images and of masks in `folder`."""
   folder = Path(folder)
   if folder.is_file():
     raise UserError(
@@ -143,7 +137,7 @@ def open_archives(
 
 
 def _describe_folder(folder: Path) -> str:
-  """What is there instead of the archives, to follow 'FOLDER has no ...'."""
+  # The text follows 'FOLDER has no ...' in a message.
   zips = sorted(path.name for path in folder.glob('*.zip'))
   if zips:
     return f'its zip files are {", ".join(zips[:8])}'
@@ -159,11 +153,7 @@ def _describe_folder(folder: Path) -> str:
 def find_pairs(
   images: zipfile.ZipFile, masks: zipfile.ZipFile
 ) -> dict[str, list[Pair]]:
-  """Lists the images of each split with their masks, sorted by name.
-
-  Raises:
-    UserError: another package, or an image without mask or the reverse.
-  """
+  """Lists (image, mask) names of each split, sorted; checks the package."""
   both = f'{images.filename} and {masks.filename}'
   pairs = {}
   for split, folder in FOLDERS.items():
@@ -185,8 +175,9 @@ def find_pairs(
 
 
 def _samples(names: list[str], folder: str, suffix: str) -> dict[str, str]:
-  """Maps CITY_SEQUENCE_FRAME -> name for the files in `folder`/CITY."""
   found = {}
+  # Files lie in a folder for each city; stems are CITY_SEQUENCE_FRAME in both
+  # archives.
   for city in {posixpath.dirname(name) for name in names}:
     if posixpath.dirname(city) == folder:
       found |= archives.stems(names, city, suffix)
@@ -194,7 +185,7 @@ def _samples(names: list[str], folder: str, suffix: str) -> dict[str, str]:
 
 
 def _describe_other(names: list[str], wanted: str) -> str:
-  """Says which other package has these names, to follow its file name."""
+  # The text follows the archive's name in a message.
   for part, what in _OTHER_PACKAGES.items():
     if any(part in name for name in names):
       return what
@@ -209,11 +200,7 @@ def check_release(
   pairs: Mapping[str, list[Pair]],
   config: ArchiveConfig,
 ) -> tuple[int, int]:
-  """Compares the number of images with `config` or the zip files' comment.
-
-  Returns:
-    Width and height that every image should have, in pixels.
-  """
+  """Checks the number of images; returns the (width, height) of each."""
   counts, size = config.counts, config.size
   if counts is None:
     try:
@@ -221,6 +208,8 @@ def check_release(
       width, height = map(int, json.loads(images.comment)['size'])
     except (ValueError, KeyError, TypeError):
       counts = None
+    # Both halves of a mini release have the same comment, which includes the
+    # seed: images never meet masks of other scenes.
     if counts is None or images.comment != masks.comment:
       raise UserError(
         f'{images.filename} and {masks.filename} are not a mini Cityscapes: '
@@ -248,17 +237,7 @@ def read_example(
   pair: Pair,
   size: tuple[int, int],
 ) -> dict:
-  """Reads and checks one image with its mask; keeps the original bytes.
-
-  Args:
-    images: zip file of the images.
-    masks: zip file of the masks.
-    pair: names of image and mask.
-    size: width and height that they should have.
-
-  Raises:
-    UserError: damaged, or not what the release has.
-  """
+  """Reads and checks one image of `size` (width, height) with its mask."""
   image_name, mask_name = pair
   image = archives.read_entry(images, image_name, _NEEDED)
   label = archives.read_entry(masks, mask_name, _NEEDED)
@@ -279,18 +258,16 @@ def read_example(
   if (found := (example['width'], example['height'])) != size:
     raise UserError(
       f'{where} has {found[0]} x {found[1]} pixels, the release '
-      f'{size[0]} x {size[1]}: it was resized or is of another release. '
+      f'{size[0]} x {size[1]}: it was resized or belongs to another release. '
       f'{_NEEDED}'
     )
   return example
 
 
 def read_mask(png: bytes, where: str) -> np.ndarray:
-  """Decodes an index mask; a `UserError` that begins with `where` if not one.
-
-  Returns:
-    uint8 (H, W), label ids 0-33, 255 for -1.
-  """
+  """Decodes a mask: uint8 (H, W), label ids 0-33, 255 for -1."""
+  # Licence plates have the label id -1. The official masks do not draw it;
+  # tools that do write it as 255.
   values = np.arange(256)
   return read_index_mask(
     png,

@@ -25,21 +25,14 @@ from resnest_jax.labels import ADE20K, CITYSCAPES, LabelSet
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A data set that `resnest_jax.data.prepare` knows.
-
-  Attributes:
-    builder: class that writes and reads it.
-    config: of the builder.
-    labels: what its masks mean.
-    archive_flag: how `prepare` is told where the archive is, '' if it needs
-      none.
-    hint: to end the message that it is not prepared.
-  """
+  """A data set that `resnest_jax.data.prepare` can prepare."""
 
   builder: type[ArchiveBuilder]
   config: ArchiveConfig
   labels: LabelSet
+  # How `prepare` is told where the archive is; '' if it needs none.
   archive_flag: str = ''
+  # Ends the message that the data is not prepared.
   hint: str = ''
 
 
@@ -67,14 +60,14 @@ DATASETS = {
 
 
 def prepare_command(name: str, data_dir: str | os.PathLike) -> str:
-  """The command that prepares the data set `name` in `data_dir`."""
+  """Returns the command that prepares the data set `name` in `data_dir`."""
   archive = DATASETS[name].archive_flag
   words = ('python -m resnest_jax.data.prepare', name, archive)
   return f'{" ".join(filter(None, words))} --data_dir {data_dir}'
 
 
 def raw_command(name: str, data_dir: str | os.PathLike) -> str:
-  """The command that stores decoded pixels beside prepared data."""
+  """Returns the command that stores decoded pixels next to prepared data."""
   return (
     f'python -m resnest_jax.data.prepare {name} --raw --data_dir {data_dir}'
   )
@@ -85,30 +78,23 @@ def open_split(
 ) -> 'PreparedSplit':
   """Opens a split of a prepared data set.
 
-  Cityscapes that tfds' own builder has prepared is read if our own is not
-  there. Decoded pixels (`prepare --raw`) are read where there are any; the
-  samples are the same.
-
   Args:
-    name: a key of `DATASETS`: 'ade20k', 'cityscapes' or the mini ones.
+    name: 'ade20k', 'cityscapes', 'ade20k_mini' or 'cityscapes_mini'.
     data_dir: the folder that was given to `resnest_jax.data.prepare`.
     split: 'train' or 'validation'; Cityscapes also has 'test', whose labels
       are all to be ignored.
 
   Raises:
-    UserError: unknown name or split, or data that is not there; the message
-      has the command that prepares it.
+    UserError: unknown name or split, or missing data; the message has the
+      command that prepares it.
   """
   return PreparedSplit(name, data_dir, split)
 
 
 def open_data(data_config: Any, split: str) -> 'PreparedSplit | FolderSplit':
-  """Opens a split of the data that a configuration names.
+  """Opens a split of the data that `config.data` names.
 
-  Args:
-    data_config: `config.data`.
-    split: as for `open_split`, or for `make_folder_split` where the name is
-      'folder'.
+  See `open_split`, and `make_folder_split` for the name 'folder'.
   """
   if data_config.name == 'folder':
     return make_folder_split(data_config, split)
@@ -116,7 +102,7 @@ def open_data(data_config: Any, split: str) -> 'PreparedSplit | FolderSplit':
 
 
 class Splits(NamedTuple):
-  """The two splits of a training."""
+  """The splits that a run trains and evaluates on."""
 
   train: 'PreparedSplit | FolderSplit'
   eval: 'PreparedSplit | FolderSplit'
@@ -126,11 +112,11 @@ def open_splits(config: ConfigDict) -> Splits:
   """Opens the splits that a configuration trains and evaluates on.
 
   Args:
-    config: the whole configuration; `model.num_classes` is set to the number
-      of classes of the data where it is 0.
+    config: the whole configuration; a `model.num_classes` of 0 is set to the
+      number of classes of the data.
 
   Raises:
-    UserError: data that is not there, or has another number of classes.
+    UserError: missing data, or data with another number of classes.
   """
   data = config.data
   splits = Splits(
@@ -141,19 +127,19 @@ def open_splits(config: ConfigDict) -> Splits:
 
 
 class PreparedSplit:
-  """A sequence of samples; threads may share it and it can be pickled.
+  """A sequence of samples, which threads can share and which can be pickled.
 
   `split[i]` is a dict of
     image: uint8 (H, W, 3), RGB.
-    label: uint8 (H, W), train ids (positions in
-      `labels.classes`) and 255 for pixels to ignore.
+    label: uint8 (H, W), train ids (positions in `labels.classes`) and 255 for
+      pixels to ignore.
     name: str, the file's stem in the archive.
   H and W may differ from sample to sample.
 
   Attributes:
     labels: the `LabelSet` of the train ids.
     directory: where the data was prepared.
-    decoded: whether decoded pixels are read instead of it.
+    decoded: whether pixels stored by `prepare --raw` are read.
   """
 
   def __init__(self, name: str, data_dir: str | os.PathLike, split: str):
@@ -164,6 +150,8 @@ class PreparedSplit:
     self.directory = self._stored.directory
     self._samples = StoredSamples(self._stored, split)
     self.labels = DATASETS[name].labels
+    # Decoded pixels are preferred wherever they are complete: the samples are
+    # the same, bit for bit, and take no PNG decoder.
     self.decoded = pixels.is_written(self._stored.pixel_folder, split)
     if self.decoded:
       self._samples = self._open_pixels()
@@ -174,38 +162,42 @@ class PreparedSplit:
   def __getitem__(self, index: int) -> dict:
     sample = self.raw(index)
     image, mask = sample['image'], sample['mask']
+    # `raw` gives other depths and shapes to the doctor, which reports them.
     if (
       image.dtype != np.uint8
       or mask.dtype != np.uint8
       or image.shape[:2] != mask.shape
     ):
-      raise self._unreadable(sample['name'], 'image and mask do not fit')
+      raise self._unreadable(
+        sample['name'], 'image and mask differ in size or are not 8-bit'
+      )
     label = self._to_label(mask)
     return {'image': image, 'label': label, 'name': sample['name']}
 
   def location(self, index: int) -> str:
-    """Where `split[index]` is stored, in words."""
+    """Describes where `split[index]` is stored, without reading it."""
     folder = self._stored.pixel_folder if self.decoded else self.directory
     return f'sample {index} of {self.split} in {folder}'
 
   def label(self, index: int) -> np.ndarray:
-    """The label of `split[index]` alone; the image is not decoded."""
+    """Returns the label of `split[index]`; the image is not decoded."""
     return self._to_label(self._read(index, self._samples.mask))
 
   def _to_label(self, mask: np.ndarray) -> np.ndarray:
-    # As to_train_id[mask], four times as fast.
+    # Equals to_train_id[mask], but four times as fast and without the GIL.
     return cv2.LUT(mask, self.labels.to_train_id)
 
   def raw(self, index: int) -> dict:
-    """A sample as it is stored, for checks.
+    """Returns a sample as it is stored, for checks.
 
     Returns:
-      `image` (H, W, 3), RGB, of any depth; `mask`, of any shape and type, its
-      values not yet train ids; `name`.
+      `image` (H, W, 3), RGB, of any depth; `mask`, of any shape and type, not
+      yet converted to train ids; `name`.
     """
     return self._read(index, self._samples.__getitem__)
 
   def _read(self, index: int, read: Callable[[int], Any]) -> Any:
+    # IndexError also ends a `for` loop over the split.
     index = operator.index(index)
     if not 0 <= index < len(self):
       raise IndexError(f'{index} is not in 0 .. {len(self) - 1}')
@@ -215,15 +207,15 @@ class PreparedSplit:
       raise self._unreadable(f'sample {index}', error) from error
 
   def __reduce__(self):
-    # Readers hold open files, so a copy opens its own.
+    # Readers hold open files; a copy in a worker process opens its own.
     return open_split, (self.name, self.data_dir, self.split)
 
   def _open_pixels(self) -> pixels.PixelFile:
-    """Opens the decoded pixels and makes sure that they belong here."""
     try:
       file = pixels.PixelFile(self._stored.pixel_folder, self.split)
     except Exception as error:
       raise self._unreadable('the decoded pixels', error) from error
+    # The data may have been prepared again since it was decoded.
     if file.source != self._stored.fingerprint:
       raise self._unreadable(
         'the decoded pixels', 'they were made from other data'
@@ -243,16 +235,7 @@ class PreparedSplit:
 
 
 class StoredSamples:
-  """The samples of a split as they were prepared, decoded when they are read.
-
-  Args:
-    stored: the prepared data.
-    split: one of its splits.
-
-  Raises:
-    UserError: there is no such split.
-    ValueError: (on indexing) image or mask cannot be decoded.
-  """
+  """The samples of a split as prepared; indexing decodes them."""
 
   def __init__(self, stored: 'Stored', split: str):
     splits = stored.builder.info.splits
@@ -262,7 +245,7 @@ class StoredSamples:
         f'{", ".join(sorted(splits))}'
       )
     self._keys = stored.keys
-    # tfds would decode with its own rules; we want the original bytes.
+    # tfds would decode both with rules of its own, even for `mask` alone.
     skip = tfds.decode.SkipDecoding()
     self._source = stored.builder.as_data_source(
       split, decoders=dict.fromkeys(self._keys[:2], skip)
@@ -272,10 +255,10 @@ class StoredSamples:
     return len(self._source)
 
   def __getitem__(self, index: int) -> dict:
-    """See `PreparedSplit.raw`."""
     example = self._source[index]
     image, mask, name = (example[key] for key in self._keys)
     name = name.decode()
+    # Without IMREAD_ANYDEPTH a 16-bit image would become 8-bit unnoticed.
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
     return {
       'image': _decode(image, flags, f'the image of {name}'),
@@ -284,7 +267,6 @@ class StoredSamples:
     }
 
   def mask(self, index: int) -> np.ndarray:
-    """The mask alone."""
     mask, name = (self._source[index][key] for key in self._keys[1:])
     return _decode(mask, cv2.IMREAD_UNCHANGED, f'the mask of {name.decode()}')
 
@@ -298,21 +280,13 @@ def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """Prepared data that is finished and complete.
-
-  Attributes:
-    name: the data set.
-    builder: reads it.
-    directory: where it lies.
-    keys: the features that hold image, mask and name.
-    command: prepares it.
-  """
+  """Prepared data that is complete."""
 
   name: str
   builder: tfds.core.DatasetBuilder
   directory: Path
-  keys: tuple[str, str, str]
-  command: str
+  keys: tuple[str, str, str]  # Features of image, mask and name.
+  command: str  # Prepares it.
 
   @property
   def fingerprint(self) -> str:
@@ -322,29 +296,27 @@ class Stored:
       for name, info in sorted(self.builder.info.splits.items())
     }
     metadata = self.builder.info.metadata or {}
+    # Data that tfds has prepared has no fingerprint of the archive; sizes and
+    # shards must tell it apart.
     facts = [self.directory.parent.name, metadata.get('fingerprint'), splits]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
   @property
   def pixel_folder(self) -> Path:
-    """Where its decoded pixels lie, if there are any."""
+    # Next to the records and not among them: deleting one leaves the other.
     config = self.directory.parent
     return config.with_name(f'{config.name}_raw') / self.directory.name
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike) -> bool:
-  """Whether `find_stored` would find something."""
+  """Whether `find_stored` would find data."""
   return (_directory(name, data_dir) / 'dataset_info.json').is_file() or (
     name == 'cityscapes' and tfds_cityscapes.is_there(data_dir)
   )
 
 
 def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
-  """Looks for prepared data; our own comes before that of tfds.
-
-  Raises:
-    UserError: see `open_split`.
-  """
+  """Finds prepared data; see `open_split` for errors."""
   if name not in DATASETS:
     raise UserError(
       f'unknown data set {name!r}; there are {", ".join(DATASETS)}, and '
@@ -352,7 +324,8 @@ def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
     )
   dataset, directory = DATASETS[name], _directory(name, data_dir)
   command, keys = prepare_command(name, data_dir), ('image', 'label', 'name')
-  # Looked for before tfds is asked, which would write into its own folders.
+  # Checked without a builder: to make one for missing data, tfds would write
+  # into its own folders. Our records come before those of tfds' builder.
   if (directory / 'dataset_info.json').is_file():
     builder = dataset.builder(config=dataset.config, data_dir=data_dir)
   elif name == 'cityscapes' and tfds_cityscapes.is_there(data_dir):
@@ -364,6 +337,7 @@ def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
       f'{name} is not prepared in {data_dir} (there is no {directory}). '
       f'Prepare it with:\n  {command}\n{dataset.hint}'.rstrip()
     )
+  # Otherwise a missing shard would only show when one of its samples is read.
   if missing := missing_files(builder):
     raise UserError(
       f'{directory} is incomplete: {missing[0]} is missing. Delete the '
@@ -378,7 +352,7 @@ def _directory(name: str, data_dir: str | os.PathLike) -> Path:
 
 
 def missing_files(builder: tfds.core.DatasetBuilder) -> list[str]:
-  """The record files that prepared data should have and does not."""
+  """Lists the record files that prepared data lacks."""
   paths = [
     str(path)
     for info in builder.info.splits.values()

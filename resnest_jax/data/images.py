@@ -1,4 +1,4 @@
-"""Decoding pictures and index masks."""
+"""Decodes images and index masks."""
 
 import dataclasses
 import os
@@ -20,16 +20,16 @@ _COLOUR_TYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class PngHeader:
-  """What a PNG file says of itself."""
-
-  width: int  # pixels
+  width: int
   height: int
-  bits: int  # of a channel
+  bits: int  # per channel
   colour: str  # 'grey', 'RGB', 'palette', 'grey-alpha', 'RGBA' or 'strange'
 
 
 def png_header(png: bytes) -> PngHeader | None:
-  """Reads the first chunk of a PNG file, or None if it is none."""
+  """Reads the IHDR chunk; None if this is not a PNG file."""
+  # OpenCV converts palettes and depths when it decodes, so that only the header
+  # tells how a mask is stored.
   if png[:8] != b'\x89PNG\r\n\x1a\n' or len(png) < 26:
     return None
   width, height = (int.from_bytes(png[i : i + 4]) for i in (16, 20))
@@ -39,43 +39,28 @@ def png_header(png: bytes) -> PngHeader | None:
 
 
 def decode_image(encoded: bytes, flags: int) -> np.ndarray | None:
-  """The pixels of an encoded picture, or None if it is not a whole one.
-
-  Unlike reading a file by its path, in which OpenCV fills what is missing of a
-  truncated JPEG with grey.
-
-  Args:
-    encoded: PNG, JPEG or another format that OpenCV knows.
-    flags: of `cv2.imdecode`, `cv2.IMREAD_COLOR_RGB` for instance.
-  """
-  if not encoded:  # For which OpenCV raises.
+  """Decodes as `cv2.imdecode`; returns None for truncated or unknown data."""
+  if not encoded:  # OpenCV raises for an empty buffer.
     return None
+  # Not cv2.imread, which fills the missing part of a truncated JPEG with grey.
   return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
 
 
-_ORIENTATION = 0x0112  # The EXIF tag; 5 to 8 exchange height and width.
+_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 exchange height and width.
 
 
 def is_turned(path: str | os.PathLike) -> bool:
-  """Whether a picture's EXIF orientation exchanges its height and width."""
+  """Whether an image's EXIF orientation exchanges its height and width."""
   try:
     with Image.open(path) as picture:
       return picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-  except (OSError, ValueError, SyntaxError):  # Pillow cannot read its header.
+  # Pillow raises SyntaxError for broken PNG chunks.
+  except (OSError, ValueError, SyntaxError):
     return False
 
 
 def png_kind(png: bytes, where: str, needed: str) -> tuple[int, str]:
-  """Bits of a channel and colour type ('grey', 'RGB', ...) of a PNG file.
-
-  Args:
-    png: the whole file.
-    where: its name, to begin messages with.
-    needed: the sentence that messages end with.
-
-  Raises:
-    UserError: it is not a PNG file.
-  """
+  """Returns (bits per channel, colour type), such as (8, 'grey')."""
   header = png_header(png)
   if header is None:
     raise UserError(f'{where} is not a PNG file. {needed}')
@@ -85,22 +70,13 @@ def png_kind(png: bytes, where: str, needed: str) -> tuple[int, str]:
 def read_index_mask(
   png: bytes, where: str, allowed: np.ndarray, meaning: str, needed: str
 ) -> np.ndarray:
-  """Decodes an index mask.
+  """Decodes an index mask: uint8 (H, W).
 
-  Args:
-    png: the encoded mask.
-    where: its name, to begin messages with.
-    allowed: bool (256,), which values there may be.
-    meaning: these values in words.
-    needed: the sentence that messages end with.
-
-  Returns:
-    uint8 (H, W).
-
-  Raises:
-    UserError: it is not an index mask or has other values.
+  `allowed`, bool (256,), tells which values may occur and `meaning` says so in
+  words. Messages begin with `where` and end with `needed`.
   """
   bits, colour = png_kind(png, where, needed)
+  # A palette mask would decode to colours instead of class numbers.
   if (bits, colour) != (8, 'grey'):
     raise UserError(
       f'{where} is a {bits}-bit {colour} picture; masks are 8-bit with a '
@@ -110,6 +86,7 @@ def read_index_mask(
   mask = decode_image(png, cv2.IMREAD_UNCHANGED)
   if mask is None:
     raise UserError(f'{where} cannot be decoded. {needed}')
+  # (H, W); a table look-up is faster than np.isin.
   wrong = ~allowed[mask]
   if wrong.any():
     raise UserError(

@@ -1,4 +1,4 @@
-"""Whatever shows a picture, as uint8 RGB: files, Pillow's images, arrays."""
+"""Images of any kind as uint8 RGB: files, Pillow images, arrays."""
 
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,14 @@ _ARRAYS = 'uint8 (H, W, 3) with RGB values from 0 to 255, or (H, W) in grey'
 
 
 def read_picture(path: Path) -> np.ndarray:
-  """A picture as uint8 (H, W, 3) RGB.
-
-  Turned upright where its EXIF data says so; of 16 bits the upper eight are
-  taken, transparency is left out.
-
-  Raises:
-    UnreadableSample: it cannot be read.
-  """
+  """Reads an image file as uint8 (H, W, 3) RGB."""
   try:
+    # Turns it upright by its EXIF data, keeps the upper 8 of 16 bits and drops
+    # transparency.
     image = decode_image(path.read_bytes(), cv2.IMREAD_COLOR_RGB)
   except OSError as error:
     raise UnreadableSample(f'{path}: {error.strerror}') from error
+  # OpenCV returns None for damaged data, but raises above its pixel limit.
   except cv2.error as error:
     raise UnreadableSample(
       f'{path}: OpenCV cannot decode it ({error.err}); it is larger than '
@@ -34,26 +30,24 @@ def read_picture(path: Path) -> np.ndarray:
     ) from error
   if image is None:
     raise UnreadableSample(
-      f'{path} cannot be read as a picture: it is damaged, cut off, '
-      'of another depth or none; '
+      f'{path} cannot be read as a picture: it is damaged, truncated, '
+      'of another depth or not an image; '
       f'accepted are {", ".join(IMAGE_SUFFIXES)} of 8 or 16 bits'
     )
   return image
 
 
 def as_rgb(image: Any) -> np.ndarray:
-  """A picture of any accepted kind as uint8 (H, W, 3) RGB.
+  """Converts an image to uint8 (H, W, 3) RGB.
 
   Args:
-    image: an array, see `_ARRAYS`; an image of Pillow; or a path.
-
-  Raises:
-    UserError: of another kind, shape or type, empty, or not to be read.
+    image: a path, a Pillow image, or an array uint8 (H, W, 3) or (H, W).
   """
   if isinstance(image, str | Path):
     return read_picture(Path(image))
   if isinstance(image, Image.Image):
     return _from_pillow(image)
+  # JAX arrays and tensors of PyTorch on the CPU have __array__.
   if isinstance(image, np.ndarray) or hasattr(image, '__array__'):
     return _from_array(np.asarray(image))
   raise UserError(
@@ -63,22 +57,25 @@ def as_rgb(image: Any) -> np.ndarray:
 
 
 def _from_pillow(image: Image.Image) -> np.ndarray:
-  """As `read_picture` reads the file: upright, 8 bits, not transparent."""
   if image.width < 1 or image.height < 1:
     raise UserError(f'the image is empty: it has {image.width}x{image.height}.')
   try:
+    # The same result as `read_picture` of the file: upright, the upper 8 of 16
+    # bits, no transparency. Pillow decodes here, not when it opens a file.
     image = ImageOps.exif_transpose(image)
     if image.mode == 'F':
       raise UserError(
-        'the image has floats (mode F); convert it to 8 bits first, of which '
-        'only you know how: image.convert("L") cuts at 0 and 255.'
+        'the image has floats (mode F); convert it to 8 bits first. Only you '
+        'know its range: image.convert("L") clips at 0 and 255.'
       )
-    if image.mode.startswith('I'):  # 16 bits.
+    # Pillow opens 16-bit grey images as I;16 or, in older versions, as I. Its
+    # own conversion would clip at 255.
+    if image.mode.startswith('I'):
       grey = np.asarray(image)
       if grey.min() < 0 or grey.max() > 65535:
         raise UserError(
-          f'the image has values from {grey.min()} to {grey.max()}; of more '
-          'than 8 bits only 0 to 65535 are accepted.'
+          f'the image has values from {grey.min()} to {grey.max()}; images '
+          'of more than 8 bits must have values from 0 to 65535.'
         )
       return _from_array((grey >> 8).astype(np.uint8))
     return np.array(image.convert('RGB'))
@@ -90,29 +87,32 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
 
 
 def _from_array(image: np.ndarray) -> np.ndarray:
+  # Nothing is guessed: floats may or may not be normalised, and three rows may
+  # be three channels. Each case gets the line of code that converts it.
   kind = f'an array {image.dtype} {image.shape}'
   remedy = None
   if image.dtype != np.uint8:
     remedy = 'convert it to uint8'
     if np.issubdtype(image.dtype, np.floating):
       remedy = (
-        'floats from 0 to 1 become it by (image * 255).round().astype'
-        "('uint8'); do not normalise it, that is done here"
+        'convert floats from 0 to 1 by (image * 255).round().astype'
+        "('uint8'); do not normalise them, that is done here"
       )
     elif image.dtype == np.uint16:
-      remedy = "16 bits become it by (image >> 8).astype('uint8')"
+      remedy = "convert 16 bits by (image >> 8).astype('uint8')"
   elif 0 in image.shape:
     remedy = 'it is empty'
   elif image.ndim == 4:
-    remedy = 'for several give a list, for instance list(images)'
+    remedy = 'for several images give a list, such as list(images)'
   elif image.ndim == 3 and image.shape[-1] == 4:
-    remedy = 'leave the transparency out: image[..., :3]'
+    remedy = 'drop the transparency: image[..., :3]'
   elif image.ndim == 3 and image.shape[-1] not in (1, 3) and len(image) == 3:
     remedy = 'the channels come last: image.transpose(1, 2, 0)'
   elif image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
     remedy = 'give one of these'
   if remedy:
-    raise UserError(f'{kind} is no image; accepted is {_ARRAYS}. {remedy}.')
+    raise UserError(f'{kind} is not an image; accepted: {_ARRAYS}. {remedy}.')
+  # (H, W) or (H, W, 1) -> (H, W, 3)
   if image.shape[2:] != (3,):
     image = np.repeat(image.reshape(*image.shape[:2], 1), 3, -1)
   return np.ascontiguousarray(image)

@@ -1,26 +1,11 @@
 """From a split to batches: order, randomness, parallel reading, bucketing.
 
-Training. Sample `step * batch_size + slot` of a run is its position, and the
-position and the seed alone decide everything about the sample:
+Training: the position of a sample in a run, `step * batch_size + slot`, and
+the seed decide everything about it. Threads, worker processes, hosts and
+resuming at any step therefore give the same batches, and resuming is free.
 
-  sample: chosen by a sampler (`resnest_jax.data.sampling`). By default epoch,
-    i = divmod(position, len(split)), and the sample is Grain's index_shuffle
-    of i with a seed of (seed, epoch), which is a permutation. So every epoch
-    has another order and visits each sample once; batches run on across
-    epochs.
-  draws: np.random.Philox with a key of seed, and the position as the highest
-    word of its counter, so that the streams of two positions never meet.
-  replacement: with `skip_unreadable`, another sample, of a second such stream,
-    for one that cannot be read.
-
-Neither reads what came before. Threads, worker processes, hosts and resuming
-at any step therefore give the same batches, and resuming costs nothing.
-
-Evaluation. Images keep their order and every one is read once; those whose
-image and label fit the same padded shapes share a batch.
-
-OpenCV runs single-threaded here: parallelism is over samples, in Grain's
-threads (OpenCV releases the GIL) or in its worker processes.
+Evaluation: every image is read once; those that fit the same padded shapes
+share a batch.
 """
 
 import functools
@@ -64,6 +49,7 @@ from resnest_jax.threads import thread_count
 
 def sample_key(seed: int) -> tuple[int, int]:
   """Returns the Philox key of a run's augmentation draws."""
+  # 1 separates these draws from the sampler's, which hash (seed, 0).
   state = np.random.SeedSequence([seed, 1]).generate_state(2, np.uint64)
   return int(state[0]), int(state[1])
 
@@ -71,13 +57,9 @@ def sample_key(seed: int) -> tuple[int, int]:
 def sample_rng(
   key: Sequence[int], position: int, stream: int = 0
 ) -> np.random.Generator:
-  """Returns the generator of the sample at `position` of a run.
-
-  Args:
-    key: see `sample_key`.
-    position: step * batch_size + slot.
-    stream: 0 for the augmentation, 1 for the replacement.
-  """
+  """Returns the generator of the sample at `position` of a run."""
+  # The position is the highest word of the 256-bit counter, so that the streams
+  # of two positions never meet. No generator state is carried along.
   return np.random.Generator(
     np.random.Philox(key=key, counter=[0, 0, stream, position])
   )
@@ -86,7 +68,8 @@ def sample_rng(
 def _position(
   index: int, *, batch_size: int, local_batch: int, first_slot: int
 ) -> int:
-  """The place in the run of the sample that is this host's `index`-th."""
+  # This host's `index`-th sample -> its position in the run. Host h has the
+  # h-th run of `local_batch` slots of each batch.
   step, slot = divmod(index, local_batch)
   return step * batch_size + first_slot + slot
 
@@ -104,28 +87,35 @@ def _make_sample(
   skipped, sample = -1, split[sampler(position)]
   if isinstance(sample, Unreadable):
     skipped = sample.index
+    # Stream 1, so that the augmentation below draws the same numbers from
+    # stream 0 whether or not the sample was replaced.
     sample = replacement(split, sample_rng(key, position, stream=1))
   rng = sample_rng(key, position)
   draw = transforms.draw_augmentation(rng, **draw_options)
   sample = transforms.augment(
     sample['image'], sample['label'], draw, **augment_options
   )
-  if skip_unreadable:  # Counted where all batches come together.
+  # Travels with the sample: workers have no other way to report it. Present in
+  # all samples or none, because they are stacked.
+  if skip_unreadable:
     sample['skipped'] = np.array(skipped, np.int32)
   return sample
 
 
 def _init_worker(worker_index: int, num_workers: int) -> None:
   del worker_index, num_workers
-  # Meant for the process that trains, which ends this one when it is done.
+  # Ctrl-C and schedulers signal the whole group. The training process decides
+  # when to stop; a worker that died first would look like a crash.
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)
+  # Per process: spawned workers do not inherit it. Parallelism is over samples.
   cv2.setNumThreads(0)
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-  """Ends this process when the one that started it was killed."""
+  # After SIGKILL the parent cannot end its workers, and they would wait forever
+  # with their memory. os._exit, because the main thread is blocked.
   multiprocessing.parent_process().join()
   os._exit(1)
 
@@ -134,7 +124,7 @@ def _read_options(
   num_threads: int, num_workers: int, ahead: int
 ) -> grain.ReadOptions:
   threads = thread_count(num_threads, max(num_workers, 1))
-  # A thread without a place in the buffer would have nothing to do.
+  # A thread without a place in the buffer would idle.
   return grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(ahead, threads)
   )
@@ -159,25 +149,21 @@ def make_train_iterator(
     split: the samples.
     seed: non-negative; decides order and augmentation.
     batch_size: global, over all hosts.
-    start_step: first step to give; costs the same whatever it is.
+    start_step: first step; any value costs the same.
     total_steps: one past the last step.
-    sampler: decides which sample a position reads; None: every epoch visits
-      each once.
-    process_index: this host. Host h gets the h-th of H equal runs of slots of
-      every batch, so that all hosts' together are in order.
-    process_count: number of hosts H, a divisor of `batch_size`.
+    sampler: maps positions to samples; None: each once an epoch.
+    process_index: this host.
+    process_count: number of hosts, a divisor of `batch_size`.
 
   Returns:
     An iterator of `total_steps - start_step` batches of numpy arrays, with
     b = batch_size / process_count: `image` uint8 (b, h, w, 3), `label` uint8
-    (b, h, w), `size` int32 (b, 2), `photometric` float32 (b, 5), as
-    `transforms.augment` describes them. Close it after use. Up to
-    `data_config.prefetch` batches (at least one a thread) wait in memory, in
-    each process that reads.
+    (b, h, w), `size` int32 (b, 2), `photometric` float32 (b, 5), see
+    `transforms.augment`. Close it after use.
 
   Raises:
-    UserError: the batch cannot be shared out, or (on iterating) a sample cannot
-      be used or a worker process was killed.
+    UserError: an impossible batch size, or (on iterating) an unusable sample or
+      a killed worker process.
   """
   if batch_size < 1 or batch_size % process_count:
     raise UserError(
@@ -198,6 +184,8 @@ def make_train_iterator(
     first_slot=process_index * local_batch,
   )
   batches = (
+    # Lazy and random access: nothing is read before the slice, so that resuming
+    # costs nothing.
     grain.MapDataset.range(max(total_steps, 1) * local_batch)
     .map(position)
     .map(_sample_maker(data_config, checked, sampler, seed))
@@ -212,7 +200,8 @@ def make_train_iterator(
 def _sample_maker(
   data_config: Any, checked: CheckedSplit, sampler: Sampler, seed: int
 ) -> Callable[[int], dict[str, np.ndarray]]:
-  """A function of the position, which worker processes can unpickle."""
+  # Plain values instead of the config: a partial of a function pickles, and
+  # worker processes unpickle it once.
   return functools.partial(
     _make_sample,
     split=checked,
@@ -233,14 +222,16 @@ def _sample_maker(
 
 
 def _reading(batches: grain.MapDataset, data_config: Any) -> grain.IterDataset:
-  """Makes batches ahead, in threads of this process or of others."""
   num_workers = data_config.num_workers
+  # Threads make up to `prefetch` batches ahead (at least one each), in every
+  # process that reads: this bounds the memory.
   batches = batches.to_iter_dataset(
     _read_options(data_config.num_threads, num_workers, data_config.prefetch)
   )
   if num_workers == 0:
     return batches
-  # Grain reads absl flags here, which nobody has parsed in a notebook.
+  # Grain reads absl flags here; notebooks and scripts without absl.app have not
+  # parsed them, which raises.
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
   return batches.mp_prefetch(
@@ -258,15 +249,15 @@ def training_batches(
   start_step: int = 0,
   cache: Path | None = None,
 ) -> BatchIterator:
-  """The batches of a training, on the devices; to be closed after use.
+  """Makes the batches of a training on the devices; close after use.
 
   Args:
     config: the whole configuration.
-    split: of `open_splits`.
+    split: from `open_splits`.
     mesh: every host reads what its devices need.
-    start_step: finished steps; the batches are those that would have followed.
-    cache: a file ending in .npy that keeps the counts of the classes' pixels,
-      which some samplings need, for the next start; None: count again.
+    start_step: finished steps; batches continue as if never interrupted.
+    cache: .npy file that keeps the pixel counts of some samplings for the next
+      start; None: count again.
 
   Returns:
     An iterator of `train.total_steps - start_step` batches for the step of
@@ -274,7 +265,7 @@ def training_batches(
     'size' int32 (B, 2) and 'photometric' float32 (B, 5).
   """
   host, num_hosts = sharding.host_share(mesh)
-  # The first host counts, the others find the file.
+  # The first host counts and writes the file, and the others then read it.
   with messages.first_goes_ahead('sampler'):
     sampler, shares = open_sampler(config.data, split, config.seed, cache)
   if shares:
@@ -302,6 +293,7 @@ def resize_sample(
 ) -> dict[str, Any] | Unreadable:
   if isinstance(sample, Unreadable):
     return sample
+  # The label keeps its size: predictions are compared with it there.
   image = sample['image']
   if image_scale is not None:
     size = resize.keep_ratio_size(
@@ -325,6 +317,8 @@ def make_eval_batch(
   """Pads samples to common shapes and fills the batch with empty slots."""
   batch = {
     'image': np.zeros((batch_size, *image_shape, 3), np.uint8),
+    # Empty slots have size 1 and not 0, by which code downstream may divide,
+    # and labels that are all ignored.
     'size': np.ones((batch_size, 2), np.int32),
     'label': np.full((batch_size, *label_shape), IGNORE, np.uint8),
     'label_size': np.ones((batch_size, 2), np.int32),
@@ -348,13 +342,9 @@ def _group_by_shape(
   bucket: int,
   keep_size: bool,
 ) -> Iterator[Batch]:
-  """Yields a batch whenever a pair of padded shapes has `batch_size` samples.
-
-  At the end the others follow, neighbours in aspect ratio together in shapes
-  that hold them all: a few padded pixels cost less than many empty slots.
-  Where images were not resized, neighbours in area of one orientation.
-  Unreadable samples are left out.
-  """
+  """Yields a batch whenever `batch_size` samples share their padded shapes."""
+  # Every pair of shapes compiles once, so the bucket bounds their number.
+  # Memory: at most batch_size - 1 samples wait for each pair.
   waiting: dict[tuple, list] = {}
   for sample in samples:
     if isinstance(sample, Unreadable):
@@ -365,6 +355,9 @@ def _group_by_shape(
     if len(group) == batch_size:
       yield make_eval_batch(waiting.pop(shapes), batch_size, *shapes)
 
+  # The rest share shapes that hold them all, with neighbours in aspect ratio: a
+  # few padded pixels cost less than many empty slots. Images that were not
+  # resized also differ in area, so there area and orientation count.
   def likeness(sample: dict[str, Any]) -> tuple:
     height, width = sample['image'].shape[:2]
     if keep_size:
@@ -380,7 +373,7 @@ def _group_by_shape(
 def padded_shapes(
   samples: Sequence[dict[str, Any]], bucket: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-  """The smallest shapes that hold all images, and all labels."""
+  """Returns the smallest shapes that hold all images, and all labels."""
   images = np.max([sample['image'].shape[:2] for sample in samples], 0)
   labels = np.max([sample['label'].shape for sample in samples], 0)
   return (
@@ -405,29 +398,20 @@ def make_eval_iterator(
   Args:
     data_config: `config.data`.
     split: the samples.
-    batch_size: rows of each batch of this host.
-    bucket: padded heights and widths are multiples of this many pixels.
-    skip_unreadable: leave out samples that raise `UnreadableSample` when they
-      are read, instead of ending with that error.
-    keep_size: leave images at their original size.
+    batch_size: for each host.
+    bucket: padded sides are multiples of this many pixels.
+    skip_unreadable: leave out unreadable samples instead of raising.
+    keep_size: do not resize images.
     process_index: this host. Host h reads images h, h + H, ...
-    process_count: number of hosts H. Their batches differ in shape and number,
-      so each host must evaluate its own on its own devices, and the counts be
-      added up at the end.
+    process_count: number of hosts H.
 
   Returns:
-    An iterator with `num_images`, this host's number of images, of batches:
-    `image` uint8 (batch_size, H, W, 3), resized within
-    `data_config.image_scale` (unless `keep_size`) and padded with 0 at the
-    bottom and right; `size` int32 (batch_size, 2), height and width before
-    padding; `label` uint8 (batch_size, Hl, Wl) at its original size, padded
-    with 255, and its `label_size`; `index` int32 (batch_size,), the image's
-    place in the split, and its `name`. Slots left over have index -1, name '',
-    size 1x1 and a label of 255 only. Close it after use.
-
-  Raises:
-    UserError: `batch_size` or `bucket` is not positive, or (on iterating) a
-      sample cannot be used.
+    An iterator of `num_images` images in batches: `image` uint8 (batch_size, H,
+    W, 3), resized within `data.image_scale` and padded with 0 at the bottom and
+    right; `size` int32 (batch_size, 2), height and width before padding;
+    `label` uint8 (batch_size, Hl, Wl) at its original size, padded with 255,
+    and its `label_size`; `index` int32 (batch_size,), the place in the split,
+    and `name`. Empty slots have index -1. Close it after use.
   """
   if batch_size < 1 or bucket < 1:
     raise UserError(
@@ -438,9 +422,11 @@ def make_eval_iterator(
   image_scale = None if keep_size else tuple(data_config.image_scale)
   resize_one = functools.partial(resize_sample, image_scale=image_scale)
   checked = CheckedSplit(split, skip_unreadable)
+  # Hosts' batches differ in shape and number: each evaluates its own on its own
+  # devices, and the counts are added up at the end.
   mine = slice(process_index, None, process_count)
-  # Read by threads even where training uses processes: an evaluation would
-  # spend more time starting them than they save.
+  # Threads even if training uses processes: starting those for each evaluation
+  # would take longer than they save.
   reader = iter(
     grain.MapDataset.source(checked)
     .map_with_index(resize_one)

@@ -1,14 +1,12 @@
 """Decoded samples in one flat file, so that reading them decodes nothing.
 
-    FOLDER/SPLIT.pixels    all samples, each as long as the others: the image,
-                           uint8 (H, W, 3) RGB, then the mask, uint8 (H, W),
-                           as decoded, then zeros up to a multiple of 8 bytes
-    FOLDER/SPLIT.json      their size, names and checksums, and what they were
-                           decoded from; there only if all samples are
+    FOLDER/SPLIT.pixels    samples of equal length: the image, uint8 (H, W, 3)
+                           RGB, the mask, uint8 (H, W), zeros up to 8 bytes
+    FOLDER/SPLIT.json      size, names, checksums and source of the samples;
+                           exists only if all are there
     FOLDER/SPLIT.progress  the same for the samples that are written so far
 
-A sample of 2048 x 1024 pixels takes 8.4 MB. Each is compared with its checksum
-when it is read.
+Reading a sample compares its checksum.
 """
 
 import json
@@ -25,17 +23,7 @@ from resnest_jax.threads import map_in_threads
 
 
 class PixelFile:
-  """The samples of a split; threads may share it.
-
-  `file[i]` is a dict of `image`, `mask` and `name`.
-
-  Attributes:
-    source: what was given to `write_pixels`.
-
-  Raises:
-    ValueError: the files are damaged, or (on indexing) the sample is.
-    OSError: they cannot be read.
-  """
+  """The samples of a split: dicts of `image`, `mask` and `name`."""
 
   def __init__(self, folder: Path, split: str):
     about = json.loads((folder / f'{split}.json').read_text('utf-8'))
@@ -45,8 +33,11 @@ class PixelFile:
     self._bytes = sample_bytes(self._height, self._width)
     path = folder / f'{split}.pixels'
     expected = self._bytes * len(self._samples)
+    # Checked at once: a truncated file would fail hours later, at its end.
     if (found := path.stat().st_size) != expected:
       raise ValueError(f'{path} has {found} bytes instead of {expected}')
+    # For preadv, which shares no file position between threads and raises
+    # OSError where a memory map would kill the process (SIGBUS).
     self._file = os.open(path, os.O_RDONLY)
     weakref.finalize(self, os.close, self._file)
 
@@ -57,30 +48,32 @@ class PixelFile:
     name, checksum = self._samples[index]
     flat = np.empty(self._bytes, np.uint8)
     _read_into(self._file, flat, index * self._bytes)
+    # Doubles the time of a read from the page cache, to 0.7 ms for 2048 x 1024
+    # pixels; decoding the PNG files takes much longer.
     if _checksum(flat) != checksum:
       raise ValueError(f'{name} is not what was written')
     pixels = self._height * self._width
     shape = self._height, self._width
     return {
+      # Views of one buffer: (H, W, 3) and (H, W).
       'image': flat[: 3 * pixels].reshape(*shape, 3),
       'mask': flat[3 * pixels : 4 * pixels].reshape(shape),
       'name': name,
     }
 
   def mask(self, index: int) -> np.ndarray:
-    """The mask alone."""
     return self[index]['mask']
 
 
 def sample_bytes(height: int, width: int) -> int:
-  """How many bytes a sample takes."""
+  # 3 + 1 bytes a pixel, rounded up to the 64-bit words of the checksum.
   return -(-4 * height * width // 8) * 8
 
 
 def _read_into(file: int, flat: np.ndarray, offset: int) -> None:
-  """Fills `flat` with what stands at `offset`."""
   rest = memoryview(flat)
   while rest:
+    # May return fewer bytes than asked for.
     count = os.preadv(file, [rest], offset)
     if count == 0:
       raise ValueError(f'the file ends {len(rest)} bytes too early')
@@ -88,12 +81,13 @@ def _read_into(file: int, flat: np.ndarray, offset: int) -> None:
 
 
 def _checksum(flat: np.ndarray) -> int:
-  """The sum of all 64-bit words: quick, and no single change leaves it."""
+  # The sum of 64-bit words (modulo 2**64) runs at memory speed, unlike CRC-32,
+  # and changes with any single word.
   return int(flat.view(np.uint64).sum(dtype=np.uint64))
 
 
 def is_written(folder: Path, split: str) -> bool:
-  """Whether all samples of the split are there."""
+  """Whether all samples of the split are stored."""
   return (folder / f'{split}.json').is_file()
 
 
@@ -104,7 +98,7 @@ def bytes_to_write(
   count: int,
   source: str,
 ) -> int:
-  """How many bytes `write_pixels` would add to those that are there."""
+  """Returns how many bytes `write_pixels` would still add."""
   about = _describe(read, count, source)
   done = _read_progress(folder, split, about)
   return sample_bytes(*about['size']) * (count - len(done))
@@ -118,39 +112,35 @@ def write_pixels(
   source: str,
   on_progress: Callable[[int, int], None],
 ) -> None:
-  """Writes every sample; goes on where an earlier call was stopped.
+  """Writes all samples; resumes where an earlier call was stopped.
 
-  Args:
-    folder: made if needed.
-    split: name of the files.
-    read: `read(i)` is a dict of `image` uint8 (H, W, 3), `mask` uint8 (H, W)
-      and `name`, the same size for all; called by several threads.
-    count: how many there are.
-    source: identifies what the samples are; an earlier call with another one
-      does not count.
-    on_progress: called with (samples done, samples in all).
-
-  Raises:
-    UserError: a sample of another size or type than 8 bits a channel.
+  `read(i)`, called by several threads, returns `image` uint8 (H, W, 3), `mask`
+  uint8 (H, W) and `name`, with one size for all. `source` identifies the
+  samples: progress with another one is discarded.
   """
   folder.mkdir(parents=True, exist_ok=True)
   about = _describe(read, count, source)
   height, width = about['size']
   done = _read_progress(folder, split, about)
   progress = folder / f'{split}.progress'
+  # Rewritten without a line that was cut off, so that appending is safe.
   lines = [json.dumps(line) + '\n' for line in (about, *done)]
   progress.write_text(''.join(lines), 'utf-8')
   path = folder / f'{split}.pixels'
   with open(path, 'ab') as file, open(progress, 'a', encoding='utf-8') as log:
+    # Drops samples that were written but not logged.
     file.truncate(len(done) * sample_bytes(height, width))
     for sample in map_in_threads(read, range(len(done), count), ahead=2):
       flat = _flattened(sample, height, width)
       file.write(flat)
-      file.flush()  # Before the line that says that it is there.
+      # Data before its log line: a sample that is cut off in between is
+      # written again. The other order would trust missing data.
+      file.flush()
       done.append([sample['name'], _checksum(flat)])
       log.write(json.dumps(done[-1]) + '\n')
       log.flush()
       on_progress(len(done), count)
+    # On disk before the JSON file declares the samples complete.
     os.fsync(file.fileno())
   about['samples'] = done
   write_text(folder / f'{split}.json', json.dumps(about))
@@ -158,27 +148,27 @@ def write_pixels(
 
 
 def _describe(read: Callable[[int], dict], count: int, source: str) -> dict:
-  """The first line of the progress file."""
+  # The first line of the progress file; progress counts only if it is equal.
   height, width = read(0)['mask'].shape[:2]
   return {'source': source, 'size': [height, width], 'count': count}
 
 
 def _read_progress(folder: Path, split: str, about: dict) -> list[list]:
-  """Name and checksum of each sample that an interrupted call has written."""
+  """Returns (name, checksum) of the samples that are already written."""
   try:
     lines = (folder / f'{split}.progress').read_text('utf-8').splitlines(True)
     size = (folder / f'{split}.pixels').stat().st_size
   except FileNotFoundError:
     return []
-  # A last line without an end was being written.
+  # A last line without its line end was cut off.
   lines = [json.loads(line) for line in lines if line.endswith('\n')]
   if not lines or lines[0] != about:
     return []
+  # Log and pixels may reach the disk in any order: trust the shorter one.
   return lines[1 : 1 + size // sample_bytes(*about['size'])]
 
 
 def _flattened(sample: dict, height: int, width: int) -> np.ndarray:
-  """Image and mask one after the other."""
   flat = np.zeros(sample_bytes(height, width), np.uint8)
   end = 0
   for key, shape in (
@@ -189,8 +179,8 @@ def _flattened(sample: dict, height: int, width: int) -> np.ndarray:
     if array.shape != shape or array.dtype != np.uint8:
       raise UserError(
         f'{sample["name"]}: the {key} is {array.dtype} of shape {array.shape}, '
-        f'that of the first sample uint8 {shape}. Decoded pixels are '
-        'stored for samples of one size only.'
+        f'expected uint8 {shape} as in the first sample. Decoded pixels are '
+        'stored only for samples of one size.'
       )
     flat[end : end + array.size] = array.ravel()
     end += array.size

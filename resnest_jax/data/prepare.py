@@ -1,4 +1,4 @@
-"""Turns an archive into a data set that training can read.
+"""Prepares an archive as a data set that training can read.
 
     python -m resnest_jax.data.prepare ade20k --archive ZIP --data_dir DIR
     python -m resnest_jax.data.prepare cityscapes --archive_dir FOLDER
@@ -7,19 +7,15 @@
     python -m resnest_jax.data.prepare cityscapes --raw --data_dir DIR
     python -m resnest_jax.data.prepare palette2id --help
 
-Without --archive, ade20k is downloaded; the mini data sets are generated if no
-archive is given. cityscapes has to be downloaded by hand, which needs a
-registration; FOLDER holds its two zip files. The data appears in DIR (`data`
-if not given) at once when all of it is written and checked; stopped at any
-moment, the same command starts again. Finished data is never replaced.
+Without an archive, ade20k is downloaded and the mini data sets are generated;
+cityscapes requires a registration, and FOLDER holds its two zip files. The data
+appears in DIR once all of it is written and checked. Finished data is never
+replaced.
 
---raw stores the pixels of Cityscapes' training images as well, so that
-training need not decode PNG files (25 GB; 6.3 MB an image and 2.1 MB its mask).
-No archive is needed where the data is prepared. Training reads them by itself,
-with the same results; stopped at any moment, the same command goes on.
+--raw also stores the decoded pixels of Cityscapes' training images (25 GB),
+which are faster to read. If it is stopped, the same command resumes.
 
-palette2id converts the masks of data of one's own; configs/folder.py reads
-such data where it lies.
+palette2id converts masks of your own data (configs/folder.py).
 """
 
 import argparse
@@ -52,10 +48,10 @@ from resnest_jax.progress import progress_bar
 from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
 
-# Of which --raw stores the pixels: evaluations decode little in comparison.
+# The split that --raw decodes; evaluations read few images in comparison.
 _RAW_SPLIT = 'train'
 
-# tfds keeps a split in memory up to here and in temporary files above.
+# tfds buffers a split in memory up to this size, and in temporary files above.
 _TFDS_BUFFER_BYTES = 1000 * 2**20
 
 
@@ -66,6 +62,7 @@ def main() -> None:
   args = _parse_arguments()
   dataset = DATASETS[args.dataset]
   archive = archive_from_arguments(args)
+  # With prepared data and no other request, --raw needs no archive.
   asked = archive or args.images or args.size
   if args.raw and not asked and is_prepared(args.dataset, args.data_dir):
     builder = find_stored(args.dataset, args.data_dir).builder
@@ -129,11 +126,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def archive_from_arguments(args: argparse.Namespace) -> Path | None:
-  """The archive that was given, None if there is none.
-
-  Raises:
-    UserError: a flag of another data set, or none where one is needed.
-  """
+  """Returns the archive that was given; refuses flags of other data sets."""
   city = args.dataset.startswith('cityscapes')
   if city and args.archive:
     raise UserError(
@@ -151,7 +144,7 @@ def archive_from_arguments(args: argparse.Namespace) -> Path | None:
   prepared = args.raw and is_prepared(args.dataset, args.data_dir)
   if args.dataset == 'cityscapes' and not (args.archive_dir or prepared):
     raise UserError(
-      f'cityscapes cannot be downloaded by itself: '
+      f'cityscapes cannot be downloaded automatically: '
       f'{DATASETS["cityscapes"].hint} Then run:\n  '
       f'{prepare_command("cityscapes", args.data_dir)}'
     )
@@ -159,7 +152,6 @@ def archive_from_arguments(args: argparse.Namespace) -> Path | None:
 
 
 def prepare_ade20k_mini(args: argparse.Namespace) -> ArchiveBuilder:
-  """Generates the mini ADE20K of --images and --seed and prepares it."""
   counts = ade20k_mini.counts_from_arguments(args)
   name = f'ade20k_mini_{"_".join(map(str, counts.values()))}_seed{args.seed}'
   return _prepare_generated(
@@ -172,7 +164,6 @@ def prepare_ade20k_mini(args: argparse.Namespace) -> ArchiveBuilder:
 
 
 def prepare_cityscapes_mini(args: argparse.Namespace) -> ArchiveBuilder:
-  """Generates the mini Cityscapes of --images, --seed and --size."""
   counts = cityscapes_mini.counts_from_arguments(args)
   size = cityscapes_mini.size_from_arguments(args)
   numbers = '_'.join(map(str, (*counts.values(), *size)))
@@ -193,21 +184,16 @@ def _prepare_generated(
   comment: str,
   write: Callable[[Path], None],
 ) -> ArchiveBuilder:
-  """Generates an archive in `data_dir`/downloads and prepares it.
-
-  Args:
-    dataset: a mini one.
-    data_dir: where prepared data lies.
-    name: of the archive or of its folder.
-    comment: that it will have; tells whether the right one is there.
-    write: function of the path that writes the archive.
-  """
+  """Generates an archive in `data_dir`/downloads and prepares it."""
   builder = dataset.builder(config=dataset.config, data_dir=data_dir)
   if is_finished(builder):
+    # The comment has all arguments of the generator, so it tells whether the
+    # same data would be drawn, without drawing it.
     if builder.info.metadata['comment'] != comment:
       raise _already_other(builder, comment)
     print(f'Already prepared: {builder.data_path}')
     return builder
+  # Released before `prepare`, which takes the same lock.
   with _exclusive(data_dir):
     write(data_dir / 'downloads' / name)
   return prepare(dataset, data_dir, data_dir / 'downloads' / name)
@@ -216,25 +202,23 @@ def _prepare_generated(
 def prepare(
   dataset: Dataset, data_dir: Path, archive: Path | None = None
 ) -> ArchiveBuilder:
-  """Checks `archive` and writes it as records; does nothing if that is done.
+  """Checks `archive` and writes it as records, unless that is done.
 
   Args:
-    dataset: which archive is expected, and who writes it.
-    data_dir: where prepared data lies; made if needed.
-    archive: the zip file, or the folder of several; None: it is downloaded to
-      `data_dir`/downloads.
-
-  Raises:
-    UserError: an archive that is damaged or another release, too little disk
-      space, or `data_dir` already has data from another archive.
+    dataset: the expected archive and its builder.
+    data_dir: created if needed.
+    archive: the zip file, or the folder of several; None: download it.
   """
   make, config = dataset.builder, dataset.config
-  if archive is not None:  # Before anything is written.
+  # Before anything is written or the lock is taken: a wrong archive leaves no
+  # trace.
+  if archive is not None:
     contents = make.open_contents(config, archive)
     contents.close()
   elif config.url is None:
     raise UserError(f'{config.name} cannot be downloaded; pass the archive')
   with _exclusive(data_dir):
+    # Under the lock: another process may just have prepared the same data.
     builder = make(config=config, data_dir=data_dir)
     if is_finished(builder):
       if archive and contents.fingerprint != _fingerprint(builder):
@@ -245,6 +229,7 @@ def prepare(
     size = contents.num_bytes() if archive else None
     _check_disk_space(config, data_dir, size)
     with progress_bar('checking and writing') as on_progress:
+      # A new builder: it takes archive and progress only when it is made.
       builder = make(
         config=config,
         data_dir=data_dir,
@@ -253,7 +238,8 @@ def prepare(
       )
       try:
         _write_records(builder, data_dir)
-      except Exception:  # A part of a download is of no use.
+      except Exception:
+        # tfds does not resume downloads, so a part of one is of no use.
         _remove_unfinished(builder, data_dir)
         raise
     _remove_empty(data_dir / 'downloads' / 'extracted', data_dir / 'downloads')
@@ -261,19 +247,7 @@ def prepare(
 
 
 def prepare_raw(name: str, data_dir: Path) -> Path:
-  """Decodes the training split of prepared data, or the rest of it.
-
-  Args:
-    name: of the data set, whose images are all of one size.
-    data_dir: where it was prepared.
-
-  Returns:
-    The folder of the decoded pixels.
-
-  Raises:
-    UserError: the data is not there or cannot be decoded, too little disk
-      space, or there are decoded pixels of other data.
-  """
+  """Decodes the training split of prepared data; resumes if interrupted."""
   split = open_split(name, data_dir, _RAW_SPLIT)
   stored = find_stored(name, data_dir)
   folder = stored.pixel_folder
@@ -289,7 +263,7 @@ def prepare_raw(name: str, data_dir: Path) -> Path:
 
 
 def _write_records(builder: ArchiveBuilder, data_dir: Path) -> None:
-  # tfds prints about sizes that it does not know, and its bars are many.
+  # tfds warns of unknown sizes and shows several bars for every split.
   tfds.disable_progress_bar()
   with contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare(
@@ -300,9 +274,11 @@ def _write_records(builder: ArchiveBuilder, data_dir: Path) -> None:
 
 
 def is_finished(builder: ArchiveBuilder) -> bool:
-  """Whether the data is there; a `UserError` if only parts of it are."""
+  """Whether the data is complete; incomplete data raises `UserError`."""
   if not builder.data_path.exists():
     return False
+  # Not deleted here: tfds moves only complete data into place, so somebody has
+  # added or removed files.
   if not builder.is_prepared() or missing_files(builder):
     raise UserError(
       f'{builder.data_path} exists but is not a complete data set. Nothing '
@@ -329,7 +305,8 @@ def _origin(builder: ArchiveBuilder) -> str:
 
 
 def _remove_unfinished(builder: ArchiveBuilder, data_dir: Path) -> None:
-  """Deletes what a failed or killed run left; call with the lock held."""
+  # Left by a failed or killed run. Only with the lock held: otherwise another
+  # process may be writing there.
   for path in Path(builder.data_path).parent.glob('incomplete.*'):
     shutil.rmtree(path)
   for path in list((data_dir / 'downloads').rglob('*.tmp.*')):
@@ -345,8 +322,9 @@ def _remove_empty(*folders: Path) -> None:
 def _check_disk_space(
   config: ArchiveConfig, data_dir: Path, archive_bytes: int | None
 ) -> None:
-  """Records are as large as the archive: both hold compressed pictures."""
   size = archive_bytes or config.download_bytes
+  # Records are as large as the archive, because both hold compressed images.
+  # The download and the temporary files of tfds each take as much again.
   needed = size * 1.05
   if archive_bytes is None:
     needed += size
@@ -356,7 +334,6 @@ def _check_disk_space(
 
 
 def _check_free(data_dir: Path, needed: float) -> None:
-  """Raises a `UserError` unless there is room for `needed` bytes."""
   free = shutil.disk_usage(data_dir).free
   if free < needed:
     raise UserError(
@@ -367,10 +344,8 @@ def _check_free(data_dir: Path, needed: float) -> None:
 
 @contextlib.contextmanager
 def _exclusive(data_dir: Path) -> Iterator[None]:
-  """Holds the lock of `data_dir`, and explains the file system's errors.
-
-  The lock ends with the process, however that ends.
-  """
+  # The system drops the lock with the process, however it ends, so that no
+  # stale lock blocks the next run.
   again = 'give another --data_dir; then run the same command again'
   with (
     lock_folder(data_dir, 'prepares data in'),
@@ -382,7 +357,7 @@ def _exclusive(data_dir: Path) -> Iterator[None]:
 def print_summary(
   dataset: str, data_dir: Path, builder: ArchiveBuilder
 ) -> None:
-  """Says what is there, how large it is, and what to do with it."""
+  """Prints the splits, their size and place, and the next command."""
   infos = builder.info.splits
   size = sum(info.num_bytes for info in infos.values())
   family, _, variant = dataset.partition('_')

@@ -1,57 +1,51 @@
 """The part of the input pipeline that runs on the accelerator.
 
-Takes the uint8 batches of `resnest_jax.data.pipeline`: photometric distortion,
-normalisation, and zeros where a picture is padded. Everything is element-wise
-with per-image parameters (no branches, no gathers), so under jit it fuses into
-a few loops and a batch sharded over devices stays where it is.
-
-The distortion follows mmsegmentation's `PhotoMetricDistortion` as it runs in
-8-bit OpenCV, and so does the rounding: down after brightness and contrast, to
-nearest after the HSV part. What it does not follow is OpenCV's rounding of
-hue to 2 degrees and of saturation to 1/255, nor a second trip through 8-bit
-HSV: that loses colours for no benefit. The difference is below one grey level
-on average.
+Photometric distortion, normalisation, and zeros where an image is padded. The
+distortion is mmsegmentation's `PhotoMetricDistortion`, except that hue and
+saturation are not rounded (less than one grey level on average).
 """
 
 import jax
 import jax.numpy as jnp
 
-# ImageNet statistics of RGB channels in grey levels, as the published weights
-# and mmsegmentation's configs have them.
+# ImageNet statistics of RGB channels in grey levels, as in the published
+# weights and mmsegmentation's configs.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 
 def _scale_and_shift(x, factor=1.0, shift=0.0):
+  # Rounds as the 8-bit steps of OpenCV: down here, to nearest after the HSV
+  # part.
   return jnp.floor(jnp.clip(x * factor + shift, 0, 255))
 
 
 def _scale_saturation_shift_hue(x, saturation, hue):
-  """HSV arithmetic without leaving RGB but for the hue, on (B, H, W, 3).
-
-  With V the largest and m the smallest channel, S is (V - m) / V. Scaling it
-  keeps V and the hue and scales V - m, which S <= 1 bounds by V. A channel is
-  then V - (V - m) * t where t, in [0, 1], is a function of the hue only.
-  """
+  # Saturation and hue of (B, H, W, 3), without a conversion to HSV.
+  # Element-wise, without branches or gathers: under jit it fuses into a few
+  # loops, and a batch sharded over devices stays where it is.
+  # With V the largest and m the smallest channel, S is (V - m) / V. Scaling it
+  # keeps V and the hue and scales V - m, which S <= 1 bounds by V. A channel is
+  # then V - (V - m) * t where t, in [0, 1], is a function of the hue only.
   r, g, b = x[..., 0:1], x[..., 1:2], x[..., 2:3]
   high = jnp.maximum(jnp.maximum(r, g), b)
   chroma = high - jnp.minimum(jnp.minimum(r, g), b)
   divisor = jnp.where(chroma > 0, chroma, 1)
-  # In sixths of the circle; grey pixels have chroma 0, so theirs is not seen.
+  # Hue in sixths of the circle; grey pixels multiply it by chroma 0.
   sixths = jnp.where(
     high == r,
     (g - b) / divisor,
     jnp.where(high == g, (b - r) / divisor + 2, (r - g) / divisor + 4),
   )
-  sixths = sixths + hue / 30
+  sixths = sixths + hue / 30  # 60 degrees are 30 units of OpenCV.
   chroma = jnp.minimum(chroma * saturation, high)
 
   def channel(offset):
     k = offset + sixths
-    k = k - 6 * jnp.floor(k / 6)  # On the CPU far faster than jnp.mod.
+    k = k - 6 * jnp.floor(k / 6)  # k mod 6; jnp.mod is far slower on the CPU.
     return high - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
-  # Red, green, blue.
+  # The offsets place red, green and blue on the hue circle.
   return jnp.round(jnp.concatenate([channel(5), channel(3), channel(1)], -1))
 
 
@@ -61,14 +55,15 @@ def photometric_distortion(
   """Distorts brightness, contrast, saturation and hue.
 
   Args:
-    images: float (B, H, W, 3) RGB with the whole numbers 0..255.
+    images: float (B, H, W, 3) RGB with whole numbers 0..255.
     parameters: (B, 5): brightness shift in grey levels; contrast factor applied
       first; saturation factor; hue shift in OpenCV's units of 2 degrees;
-      contrast factor applied last. 0, 1, 1, 0, 1 returns the image unchanged.
+      contrast factor applied last. 0, 1, 1, 0, 1 is the identity.
 
   Returns:
     Like `images`, whole numbers again.
   """
+  # (B, 5, 1, 1, 1): each parameter broadcasts to (B, H, W, 3).
   parameters = parameters.astype(images.dtype).reshape(-1, 5, 1, 1, 1)
   brightness, contrast_first, saturation, hue, contrast_last = (
     parameters[:, i] for i in range(5)
@@ -80,12 +75,11 @@ def photometric_distortion(
 
 
 def resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-  """Resizes a batch in OpenCV's 8-bit arithmetic, equal bit for bit.
+  """Resizes a batch in OpenCV's 8-bit arithmetic, bit for bit.
 
   Args:
     images: uint8 (B, H, W, 3).
-    rows: int32 (B, H', 4), of `resize.bilinear_taps`; where all four are 0 the
-      result is 0.
+    rows: int32 (B, H', 4) from `resize.bilinear_taps`; 0 gives 0, for padding.
     columns: int32 (B, W', 4), likewise.
 
   Returns:
@@ -93,9 +87,14 @@ def resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
   """
 
   def resize_one(image, rows, columns):
+    # Fixed point, as in OpenCV: weights have 11 fractional bits, so columns
+    # leave 11, of which 4 are dropped; rows make that 18, and the upper and the
+    # lower product are truncated to 2 bits each before they are added and
+    # rounded.
     low, high, low_weight, high_weight = columns.T[..., None]
     image = image.astype(jnp.int32)
     wide = image[:, low[:, 0]] * low_weight + image[:, high[:, 0]] * high_weight
+    # (H, W', 3)
     wide = wide >> 4
     low, high, low_weight, high_weight = rows.T[..., None, None]
     upper = (wide[low[:, 0, 0]] * low_weight) >> 16
@@ -119,13 +118,13 @@ def preprocess(
   photometric: jax.Array | None = None,
   dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
-  """Turns a uint8 batch into what the network takes.
+  """Normalises a uint8 batch for the network.
 
   Args:
     images: uint8 (B, H, W, 3) RGB.
-    size: int (B, 2), height and width of the part that is picture.
-    photometric: (B, 5) parameters of `photometric_distortion`, or None.
-    dtype: of the result. Computed in float64 for float64, in float32 otherwise.
+    size: int (B, 2), height and width before padding.
+    photometric: (B, 5), see `photometric_distortion`; None: not distorted.
+    dtype: of the result; computed in float32 unless it is float64.
 
   Returns:
     (B, H, W, 3), normalised by `MEAN` and `STD`, 0 outside `size`.
@@ -136,5 +135,6 @@ def preprocess(
     x = photometric_distortion(x, photometric)
   mean = jnp.array(MEAN, compute).reshape(1, 1, 1, 3)
   std = jnp.array(STD, compute).reshape(1, 1, 1, 3)
+  # After normalisation: padding is 0 in the network's input, the mean colour.
   mask = valid_mask(size, images.shape[1], images.shape[2])
   return jnp.where(mask, (x - mean) / std, 0).astype(dtype)

@@ -1,30 +1,20 @@
-"""Resizing images and labels as OpenCV does, whole or only a window of them.
+"""Resizes images and labels as OpenCV does, whole or only a window of them.
 
-Images are uint8 (H, W, 3), labels uint8 (H, W). Sizes are (height, width) in
-pixels.
+Images are uint8 (H, W, 3), labels uint8 (H, W), sizes (height, width).
 """
 
 import cv2
 import numpy as np
 
-# Rows and columns of an array.
+# (rows, columns)
 Window = tuple[slice, slice]
 
 
 def keep_ratio_size(
   height: int, width: int, long_edge: int, short_edge: int
 ) -> tuple[int, int]:
-  """Returns the largest (height, width) of the same aspect within two edges.
-
-  Args:
-    height: the image's height.
-    width: the image's width.
-    long_edge: bound on the longer side.
-    short_edge: bound on the shorter side.
-
-  Returns:
-    Height and width, each rounded half up and at least 1.
-  """
+  """Returns the largest size of the same aspect ratio within two edges."""
+  # As mmcv's rescale_size, which rounds half up but may return 0.
   scale = min(long_edge / max(height, width), short_edge / min(height, width))
   return (
     max(int(height * scale + 0.5), 1),
@@ -35,17 +25,16 @@ def keep_ratio_size(
 def resized_size(
   height: int, width: int, ratio: float, image_scale: tuple[int, int]
 ) -> tuple[int, int]:
-  """Returns the size within `image_scale` (two edges, any order) * `ratio`."""
+  """Returns the size within the two edges of `image_scale` times `ratio`."""
+  # Truncated, as mmcv's RandomResize does.
   edges = [int(edge * ratio) for edge in image_scale]
   return keep_ratio_size(height, width, max(edges), min(edges))
 
 
 def scaled_size(height: int, width: int, ratio: float) -> tuple[int, int]:
-  """Returns the size of an image of `height` and `width` scaled by `ratio`.
-
-  Twice rounded, as mmsegmentation 1.x does it: the aspect ratio is kept within
-  the rounded edges.
-  """
+  """Returns the size of an image scaled by `ratio`."""
+  # Rounded twice, as in mmsegmentation 1.x: the aspect ratio is kept within the
+  # rounded edges.
   edges = int(height * ratio + 0.5), int(width * ratio + 0.5)
   return keep_ratio_size(height, width, max(edges), min(edges))
 
@@ -56,20 +45,17 @@ def padded_size(size: tuple[int, int], bucket: int) -> tuple[int, int]:
 
 
 def bilinear_taps(length: int, new: int, axis: int) -> np.ndarray:
-  """What OpenCV's bilinear resize of 8-bit images makes a pixel of.
+  """Returns the taps of OpenCV's bilinear 8-bit resize, int32 (new, 4).
 
-  Args:
-    length: pixels of one axis.
-    new: how many it gets.
-    axis: 0 for rows, 1 for columns; OpenCV treats their edges differently.
-
-  Returns:
-    int32 (new, 4): the two pixels, and their weights in units of 1/2048.
+  Each row has two pixels of the old axis and their weights in units of 1/2048.
   """
-  # In OpenCV's order of operations and precision.
+  # In OpenCV's order of operations and precision: 1 / (new / length) may differ
+  # from length / new in the last bit.
   place = ((np.arange(new) + 0.5) * (1 / (new / length)) - 0.5).astype('f4')
   low = np.floor(place).astype(np.int64)
   weight = place - low.astype(np.float32)
+  # Beyond a border, columns take one pixel with the whole weight. Rows take the
+  # border's pixel twice, with both weights, whose products are rounded apart.
   if axis == 1:
     weight[(low < 0) | (low >= length - 1)] = 0
     low = np.clip(low, 0, length - 1)
@@ -79,34 +65,26 @@ def bilinear_taps(length: int, new: int, axis: int) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Resizes an image to `size` (height, width), bilinear in OpenCV's sense."""
+  """Resizes to `size`, bilinear in OpenCV's sense."""
   return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def resize_image_window(
   image: np.ndarray, size: tuple[int, int], window: Window
 ) -> np.ndarray:
-  """Returns `resize_image(image, size)[window]` without computing all of it.
-
-  What lies below the window or right of it is left out. What lies above and
-  left of it is not: OpenCV rounds a pixel's weights after it has computed its
-  place from the image's corner, so another corner gives other weights.
-
-  Args:
-    image: uint8 (H, W, 3).
-    size: height and width that the whole image would get.
-    window: rows and columns of the resized image.
-
-  Returns:
-    uint8 (rows, columns, 3), which may be a view.
-  """
+  """Returns `resize_image(image, size)[window]`, computing little more."""
+  # Parts below and right of the window are cut off. Parts above and left must
+  # stay: OpenCV rounds a pixel's weights after it has computed its place from
+  # the corner of the image, so another corner would give other weights.
   factors, ends = [], []
   for length, new, part in zip(image.shape[:2], size, window, strict=True):
     factors.append(new / length)
-    # The pixels that the last one lies between, with room for rounding.
+    # The source pixels around the window's last one, with room for rounding.
     ends.append(min(length, int((part.stop + 1) * length / new) + 3))
   if ends == list(image.shape[:2]):
     return resize_image(image, size)[window]
+  # OpenCV takes the scale of the whole image from fx and fy; from the corner's
+  # size it would compute another one.
   corner = image[: ends[0], : ends[1]]
   fy, fx = factors
   return cv2.resize(corner, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)[
@@ -117,39 +95,24 @@ def resize_image_window(
 def resize_label_window(
   label: np.ndarray, size: tuple[int, int], window: Window
 ) -> np.ndarray:
-  """Resizes a label to `size`, nearest in OpenCV's sense, and cuts a window.
-
-  Only the window's pixels are looked up.
-
-  Args:
-    label: uint8 (H, W).
-    size: height and width that the whole label would get.
-    window: rows and columns of the resized label.
-
-  Returns:
-    uint8 (rows, columns), contiguous.
-  """
+  """Resizes a label to `size`, nearest in OpenCV's sense, and cuts `window`."""
   rows, columns = (
     nearest_pixels(length, new, part)
     for length, new, part in zip(label.shape, size, window, strict=True)
   )
+  # Two steps take a quarter of the time of label[rows[:, None], columns], and
+  # `take` gives a contiguous result.
   left = columns[0]
   strip = label[rows, left : columns[-1] + 1]
   return strip.take(columns - left, axis=1)
 
 
 def nearest_pixels(length: int, new: int, part: slice) -> np.ndarray:
-  """Where OpenCV's nearest resize takes the pixels of `part` from.
+  """Returns which pixels of an axis OpenCV's nearest resize takes.
 
-  Args:
-    length: pixels of one axis.
-    new: how many it gets.
-    part: of the new ones; `start` and `stop` are within 0 to `new`.
-
-  Returns:
-    int (stop - start,), from 0 to `length` - 1.
+  `part` is a range of the `new` pixels; the result is int (stop - start,).
   """
-  # In OpenCV's order of operations: length / new may round differently.
+  # In OpenCV's order of operations, see `bilinear_taps`.
   step = 1 / (new / length)
   places = np.floor(np.arange(part.start, part.stop) * step).astype(np.intp)
   return np.minimum(places, length - 1)

@@ -1,16 +1,13 @@
-"""Which sample a position of a run reads: a choice of samplers.
+"""Samplers: functions from a position of a run to a sample.
 
-A sampler is a function of the position (step * batch size + slot) alone, so
-that threads, worker processes, hosts and resuming change nothing, and any
-position costs the same.
+The position is step * batch size + slot.
 
   uniform: every epoch visits each sample once, in another order.
   repeat_factor: samples with rare classes come several times an epoch. The
-    factor of a class in a share f of the images is max(1, sqrt(t / f)), that
-    of a sample the largest of its classes' (Gupta et al., LVIS, CVPR 2019).
-  class_balanced: the classes take turns, whatever their number of samples;
-    each turn takes the next sample that has the class. Ignored pixels are no
-    class. Samples without a labelled pixel are not visited.
+    factor of a class in a share f of the images is max(1, sqrt(t / f)), and
+    a sample has the largest one of its classes (LVIS, Gupta et al., CVPR 2019).
+  class_balanced: the classes take turns; each turn takes the next sample
+    with the class. Samples without a labelled pixel are never visited.
 """
 
 import contextlib
@@ -28,71 +25,70 @@ from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
 from resnest_jax.progress import progress_bar
 
-# From a position to a sample.
+# Position -> index of a sample. A pure function, so that threads, worker
+# processes, hosts and resuming change nothing.
 Sampler = Callable[[int], int]
 
 
 class Shuffled:
-  """Epochs over a list of samples, each in another order.
-
-  Args:
-    samples: int (N,), not empty; a sample may stand there several times.
-    seed: of 32 bits.
-  """
+  """Epochs over a list of samples, which may repeat; each in another order."""
 
   def __init__(self, samples: np.ndarray, seed: int):
     self._samples = np.asarray(samples)
     self._seed = seed
 
   def weights(self, num_samples: int) -> np.ndarray:
-    """float (num_samples,) of sum 1, how often each sample is read."""
+    """Returns float (num_samples,) of sum 1, how often each sample is read."""
     times = np.bincount(self._samples, minlength=num_samples)
     return times / times.sum()
 
   def __call__(self, position: int) -> int:
     epoch, place = divmod(position, len(self._samples))
+    # index_shuffle takes seeds of 32 bits.
     seed = (self._seed + epoch) % 2**32
     return int(self._samples[_shuffle(place, len(self._samples), seed)])
 
 
 class ClassBalanced:
-  """The classes take turns, each with the samples that have it.
-
-  Args:
-    present: bool (N, C), whether a sample has a class.
-    seed: of 32 bits.
-  """
+  """The classes take turns; `present`, bool (N, C), has the samples of each."""
 
   def __init__(self, present: np.ndarray, seed: int):
+    # Classes that no sample has get no turn.
     self._of_class = [
       np.flatnonzero(column) for column in present.T if column.any()
     ]
     self._seed = seed
 
   def weights(self, num_samples: int) -> np.ndarray:
-    """float (num_samples,) of sum 1, how often each sample is read."""
+    """As `Shuffled.weights`."""
     weights = np.zeros(num_samples)
     for samples in self._of_class:
       weights[samples] += 1 / len(samples) / len(self._of_class)
     return weights
 
   def __call__(self, position: int) -> int:
+    # A turn visits every class once. Its order changes, because a fixed one
+    # would keep meeting the same classes in a batch.
     turn, place = divmod(position, len(self._of_class))
     number = len(self._of_class)
     chosen = _permuted(place, number, _mix(self._seed, turn))
     samples = self._of_class[chosen]
+    # The class has had one sample in each earlier turn, so the turn counts its
+    # samples and no state is needed.
     epoch, place = divmod(turn, len(samples))
     seed = _mix(self._seed, epoch, chosen)
     return int(samples[_permuted(place, len(samples), seed)])
 
 
 def _shuffle(place: int, length: int, seed: int) -> int:
-  """Where `place` goes in a permutation of `length` places, at no cost."""
+  # A permutation of `length` places that takes constant time and memory: only
+  # the one place is computed.
   return index_shuffle(place, max_index=length - 1, seed=seed, rounds=4)
 
 
 def _permuted(place: int, length: int, seed: int) -> int:
-  """As `_shuffle`, which takes milliseconds for a handful of places."""
+  # For a handful of places index_shuffle takes milliseconds, a whole
+  # permutation microseconds.
   if length > 1000:
     return _shuffle(place, length, seed)
   return int(np.random.default_rng(seed).permutation(length)[place])
@@ -103,41 +99,30 @@ def _mix(*numbers: int) -> int:
 
 
 def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
-  """How often an epoch should visit each sample.
+  """Returns how often an epoch should visit each sample, float (N,) >= 1.
 
-  Args:
-    present: bool (N, C), whether a sample has a class.
-    threshold: t; classes in a larger share of the samples are not repeated.
-
-  Returns:
-    float (N,), at least 1.
+  Classes in a share of more than `threshold` of the samples are not repeated.
   """
   share = present.mean(0)
+  # A class that no sample has gets an infinite factor, which is never used.
   with np.errstate(divide='ignore'):
     of_class = np.maximum(1.0, np.sqrt(threshold / share))
   return np.where(present, of_class, 1.0).max(1, initial=1.0)
 
 
 def repeated_samples(factors: np.ndarray, seed: int) -> np.ndarray:
-  """A list in which each sample stands as often as its factor says.
-
-  Fractions are rounded up as often as they are large: a sample of factor 2.3
-  stands there three times with probability 0.3, else twice.
-
-  Args:
-    factors: float (N,), at least 0.
-    seed: decides the rounding.
-  """
+  """Lists each sample as often as its factor in `factors`, float (N,), says."""
   times = np.floor(factors).astype(int)
   drawn = np.random.default_rng(seed).random(len(factors))
+  # Fractions are rounded at random, once for the whole run: a factor of 2.3
+  # gives three times with probability 0.3, else two.
   times += drawn < factors - times
   return np.repeat(np.arange(len(factors)), times)
 
 
 def sampler_seed(seed: int) -> int:
-  """The samplers' seed in a run of this seed."""
-  # Hashed, because an epoch's order is that of seed + epoch: runs of
-  # neighbouring seeds would otherwise share all but one of their orders.
+  # Hashed, because epoch e is ordered by seed + e: runs with neighbouring seeds
+  # would otherwise share all but one of their orders.
   return _mix(seed, 0)
 
 
@@ -149,18 +134,10 @@ def make_sampler(
   present: np.ndarray | None = None,
   threshold: float = 0.0,
 ) -> Shuffled | ClassBalanced:
-  """Makes the function from a position to a sample.
+  """Makes a sampler by its name in `SAMPLINGS`.
 
-  Args:
-    sampling: one of `SAMPLINGS`.
-    num_samples: N, at least 1.
-    seed: of 32 bits.
-    present: bool (N, C), whether a sample has a class; not needed for
-      'uniform'.
-    threshold: of `repeat_factors`.
-
-  Raises:
-    UserError: an unknown name, or no sample has a class.
+  `present`, bool (N, C), tells whether a sample has a class; 'uniform' needs
+  none.
   """
   if sampling == 'uniform':
     return Shuffled(np.arange(num_samples), seed)
@@ -183,25 +160,16 @@ def make_sampler(
 def open_sampler(
   data_config: Any, split: Any, seed: int, cache: Path | None
 ) -> tuple[Sampler, rich.table.Table | None]:
-  """The sampler of a run; counts the pixels of all classes if it needs them.
+  """Makes a run's sampler and, unless 'uniform', a table of classes' shares.
 
-  Args:
-    data_config: `config.data`.
-    split: of `datasets.open_data`.
-    seed: of the run.
-    cache: the file, ending in .npy, that keeps the counts, so that a run that
-      resumes reads the same samples and does not count again; None: none.
-
-  Returns:
-    The sampler, and a table of the classes' shares; None for 'uniform'.
-
-  Raises:
-    UserError: labels that cannot be read, or none at all.
+  The .npy file `cache` keeps the counts of pixels for the next start.
   """
   sampling, seed = data_config.sampling, sampler_seed(seed)
   if sampling == 'uniform':
     return make_sampler(sampling, len(split), seed), None
+  # From the file where possible: a run that resumes must read the same samples.
   counts = _cached_counts(data_config, split, cache)
+  # Without the last column: ignored pixels are no class.
   present = counts[:, :-1] > 0
   sampler = make_sampler(
     sampling,
@@ -217,9 +185,8 @@ def open_sampler(
 def _cached_counts(
   data_config: Any, split: Any, cache: Path | None
 ) -> np.ndarray:
-  """The result of `count_pixels`, from the file or new."""
   shape = len(split), len(split.labels.classes) + 1
-  # Not there, or damaged: counted again.
+  # A missing or damaged file, or one of other data: count again.
   with contextlib.suppress(OSError, ValueError):
     if cache and (counts := np.load(cache, allow_pickle=False)).shape == shape:
       return counts
@@ -239,18 +206,13 @@ def _cached_counts(
 def share_table(
   counts: np.ndarray, weights: np.ndarray, classes: tuple[str, ...]
 ) -> rich.table.Table:
-  """Of each class that occurs: its share before and after sampling.
-
-  Args:
-    counts: int (N, C + 1), see `count_pixels`.
-    weights: float (N,), how often each sample is read.
-    classes: C names.
-  """
+  """Shows each class's share of pixels, images, and images drawn."""
   table = rich.table.Table('class', title='shares in %')
   for column in ('pixels', 'images', 'images drawn'):
     table.add_column(column, justify='right')
   present = counts[:, :-1] > 0
   pixels = counts[:, :-1].sum(0) / max(counts[:, :-1].sum(), 1)
+  # `weights` (N,) @ (N,): the probability that a drawn image has the class.
   for i in np.flatnonzero(present.any(0)):
     shares = pixels[i], present[:, i].mean(), weights @ present[:, i]
     table.add_row(classes[i], *(f'{100 * share:.2f}' for share in shares))

@@ -1,4 +1,4 @@
-"""How many pixels and images of a split have each class."""
+"""Counts pixels and images of each class."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,19 +21,11 @@ def count_pixels(
   """Counts the pixels of each class in each sample.
 
   Args:
-    split: of `datasets.open_data`.
-    indices: of N samples; None: all of them.
-    num_threads: that read, see `thread_count`.
-    skip_unreadable: whether a label that cannot be read has no pixels, or is
-      an error.
-    on_progress: called with (samples done, N).
+    indices: N samples; None: all.
+    skip_unreadable: count no pixels for unreadable labels instead of raising.
 
   Returns:
-    int64 (N, C + 1), the samples in the order of `indices`; the last column
-    has the ignored pixels.
-
-  Raises:
-    UserError: a sample that cannot be read.
+    int64 (N, C + 1), in the order of `indices`; ignored pixels come last.
   """
   indices = range(len(split)) if indices is None else indices
   num_classes = len(split.labels.classes)
@@ -41,10 +33,12 @@ def count_pixels(
 
   def count(index: int) -> np.ndarray:
     try:
+      # The image is not decoded.
       return count_label(split.label(index), num_classes)
     except UnreadableSample:
       if not skip_unreadable:
         raise
+      # A sample without any class: `class_balanced` never visits it.
       return np.zeros(num_classes + 1, np.int64)
 
   for i, row in enumerate(map_in_threads(count, indices, num_threads)):
@@ -60,12 +54,7 @@ def count_classes(
   num_threads: int = 0,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Counts over samples; the arguments are those of `count_pixels`.
-
-  Returns:
-    Two int64 (C + 1,): pixels of each class, and images in which it has any.
-    The last entry is that of ignored pixels.
-  """
+  """Returns the pixels and the images of each class, int64 (C + 1,) each."""
   counts = count_pixels(
     split, indices, num_threads=num_threads, on_progress=on_progress
   )
@@ -73,14 +62,7 @@ def count_classes(
 
 
 def count_label(label: np.ndarray, num_classes: int) -> np.ndarray:
-  """Pixels of each class in a label map.
-
-  Args:
-    label: uint8, train ids below `num_classes`, and 255.
-    num_classes: C.
-
-  Returns:
-    int64 (C + 1,), the last entry that of 255.
-  """
+  """Counts a uint8 label of train ids and 255: int64 (C + 1,), 255 last."""
+  # All 256 values, so that one pass counts classes and ignored pixels.
   counts = np.bincount(label.ravel(), minlength=256)
   return np.append(counts[:num_classes], counts[IGNORE])

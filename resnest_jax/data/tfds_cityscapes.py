@@ -1,9 +1,8 @@
-"""Cityscapes as tfds' own builder stores it, read without TensorFlow.
+"""Reads Cityscapes as tfds' own builder stores it, without TensorFlow.
 
-`cityscapes/semantic_segmentation` of tensorflow_datasets needs TensorFlow to
-be prepared, but not to be read, if its files are ArrayRecord. It holds the
-same pictures and label ids as `resnest_jax.data.cityscapes`, under other
-names and in an order of its own.
+`cityscapes/semantic_segmentation` has the same pictures and label ids as
+`resnest_jax.data.cityscapes`, under other names and in another order. Only
+preparing it needs TensorFlow.
 """
 
 import os
@@ -13,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from resnest_jax.errors import UserError
 
-# The features that hold image, mask and name.
+# tfds' names for image, mask and name.
 KEYS = 'image_left', 'segmentation_label', 'image_id'
 _INSTEAD = (
   'Or prepare the two zip files anew, which needs no TensorFlow:\n'
@@ -23,17 +22,17 @@ _INSTEAD = (
 
 
 def directory(data_dir: str | os.PathLike) -> Path:
-  """Where tfds' builder puts it."""
   return Path(data_dir, 'cityscapes', 'semantic_segmentation', '1.0.0')
 
 
 def is_there(data_dir: str | os.PathLike) -> bool:
-  """Whether tfds has finished preparing it, in whatever format."""
+  """Whether tfds has finished preparing it, in any file format."""
+  # tfds moves the folder into place only when it is complete.
   return (directory(data_dir) / 'dataset_info.json').is_file()
 
 
 def command(data_dir: str | os.PathLike) -> str:
-  """Prepares it, where TensorFlow is installed."""
+  """Returns the command that prepares it; this needs TensorFlow."""
   return (
     'tfds build cityscapes/semantic_segmentation --file_format=array_record '
     f'--manual_dir=FOLDER --data_dir={data_dir}'
@@ -41,15 +40,12 @@ def command(data_dir: str | os.PathLike) -> str:
 
 
 def open_builder(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
-  """Returns a builder that reads it.
-
-  Raises:
-    UserError: its files are not ArrayRecord, or not those of tfds' builder.
-  """
+  """Opens the prepared files, which must be ArrayRecord."""
   folder = directory(data_dir)
   instead = _INSTEAD.format(data_dir=data_dir)
   builder = tfds.builder_from_directory(folder)
   wanted = tfds.core.FileFormat.ARRAY_RECORD
+  # TFRecord, the default of tfds, has no random access.
   if wanted not in builder.info.available_file_formats():
     raise UserError(
       f'{folder} was written by tfds as {builder.info.file_format.value}; '
@@ -57,7 +53,8 @@ def open_builder(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
       f'installed:\n  tfds convert_format --dataset_version_dir={folder} '
       f'--out_file_format=array_record\n{instead}'
     )
-  # Both may be there; the files that are looked for are then these.
+  # A converted folder has both formats, and tfds would look for the files of
+  # the original one.
   builder.info.set_file_format(
     wanted, override=True, override_if_initialized=True
   )

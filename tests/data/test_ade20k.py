@@ -172,7 +172,7 @@ def write_tar(path):
 @pytest.mark.parametrize(
   ('write', 'message'),
   [
-    (lambda path: None, r'no file .*a\.zip.*Needed is ADE'),
+    (lambda path: None, r'no file .*a\.zip.*Get ADE'),
     (lambda path: path.mkdir(), 'is a folder'),
     (write_half, r'a\.zip.*interrupted.*again'),
     (write_tar, 'is a tar archive'),
@@ -197,7 +197,7 @@ def test_files_that_are_no_archive(tmp_path, write, message):
 )
 def test_other_releases_are_told_apart(opened, name, message):
   archive = opened({name: b''} if name else {})
-  with pytest.raises(UserError, match=f'a.zip .*{message}.*Needed is ADE'):
+  with pytest.raises(UserError, match=f'a.zip .*{message}.*Get ADE'):
     ade20k.find_pairs(archive)
 
 
@@ -243,7 +243,7 @@ def test_counts_of_the_release(opened):
     ('{"images": 3}', 'not a mini archive'),
     (
       '{"images": {"train": 9, "validation": 1}}',
-      '1 training and 1 validation images, expected are 9 and 1',
+      '1 training and 1 validation images, expected 9 and 1',
     ),
   ],
 )

@@ -228,7 +228,7 @@ def test_counts_of_the_release(tmp_path):
 def test_other_counts_than_the_release(tmp_path):
   write_cityscapes(tmp_path, comment='')
   assert (
-    'has 1 train, 1 val and 1 test images, expected are 2975, 500 and 1525'
+    'has 1 train, 1 val and 1 test images, expected 2975, 500 and 1525'
   ) in error_of(tmp_path, cityscapes.RELEASE)
   with pytest.raises(UserError, match=r'not a mini City.*mini_citys.* --out'):
     contents_of(tmp_path)

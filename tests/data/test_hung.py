@@ -76,14 +76,14 @@ def test_hung_read_is_warned_of_and_the_run_continues(pipe, workers, capfd):
     found, _ = first_problem(iterator, 30.0)
     reading = in_thread(lambda: batches.extend(map(copied, iterator)))
     said = ''
-    while 'waiting for data' not in said:
+    while 'no batch for' not in said:
       said += capfd.readouterr().err
       time.sleep(0.05)
-    assert f'scene_{late}, read since' in said
+    assert f'scene_{late}, being read for' in said
     assert 'the run stops after 30 s (config.data.timeout)' in said
     release(pipe)
     reading.join(timeout=60)
-    assert 'the data came after' in capfd.readouterr().err
+    assert 'the batch came after' in capfd.readouterr().err
     assert not found
     assert_equal(batches, expected)
 
@@ -100,8 +100,8 @@ def test_hung_read_is_given_up_after_the_limit(pipe, make):
   found, thread = first_problem(iterator, 1.0)
   reading = in_thread(lambda: list(iterator))
   thread.join(timeout=60)
-  assert found[0].startswith('no data for 1 s (config.data.timeout): scene_3')
-  assert 'scene_3, read since' in found[0]
+  assert found[0].startswith('no batch for 1 s (config.data.timeout): scene_3')
+  assert 'scene_3, being read for' in found[0]
   release(pipe)
   reading.join(timeout=60)
 

@@ -35,7 +35,7 @@ def replaced():
 
 def test_unreadable_samples_stop_unless_they_are_skipped():
   match = (
-    r'scene_\d is cut off[^$]*\n.*without such samples with '
+    r'scene_\d is cut off[^$]*\n.*set '
     r'--config\.data\.skip_unreadable=true'
   )
   with pytest.raises(UnreadableSample, match=match):

@@ -144,14 +144,14 @@ BYTES = np.zeros((8, 9, 3), np.uint8)
 @pytest.mark.parametrize(
   ('given', 'message'),
   [
-    (BYTES / 255, r'float64 \(8, 9, 3\) is no image.*\(image \* 255\)'),
+    (BYTES / 255, r'float64 \(8, 9, 3\) is not an image.*\(image \* 255\)'),
     (BYTES.astype(np.uint16), r'uint16 .*\(image >> 8\)\.astype'),
     (BYTES.astype(np.int64), r'int64 .* convert it to uint8'),
-    (np.zeros((8, 9, 4), np.uint8), r'leave the transparency out: image\[\.'),
+    (np.zeros((8, 9, 4), np.uint8), r'drop the transparency: image\[\.'),
     (np.zeros((3, 8, 9), np.uint8), r'image\.transpose\(1, 2, 0\)'),
-    (np.zeros((2, 8, 9, 3), np.uint8), r'for several give a list'),
+    (np.zeros((2, 8, 9, 3), np.uint8), r'for several images give a list'),
     (np.zeros((0, 9, 3), np.uint8), r'it is empty'),
-    (np.zeros(5, np.uint8), r'uint8 \(5,\) is no image; accepted is uint8'),
+    (np.zeros(5, np.uint8), r'uint8 \(5,\) is not an image; accepted: uint8'),
     (Image.new('RGB', (0, 3)), r'empty: it has 0x3'),
     (Image.new('F', (2, 2)), r'floats \(mode F\)'),
     ({'image': 1}, r'cannot be of type dict; accepted are arrays'),
