@@ -223,8 +223,8 @@ def _check_finite(source: str | Path, state_dict: Mapping[str, Any]) -> None:
     raise UserError(
       f'{source} has values that are not finite (NaN or infinity) in '
       f'{len(bad)} of {len(state_dict)} tensors: {listed(sorted(bad))}. The '
-      'training has diverged or the file is damaged; take an earlier checkpoint, '
-      'or another source.'
+      'training has diverged or the file is damaged; take an earlier '
+      'checkpoint, or another source.'
     )
 
 
