@@ -157,7 +157,7 @@ def _stem(name: str, suffix: str, extensions: Sequence[str]) -> str | None:
 
 
 def walk(folder: Path) -> list[Path]:
-  """All files of a tree, sorted, with links followed and hidden ones skipped."""
+  """All files of a tree, sorted; links are followed, hidden files skipped."""
   # Hidden: macOS leaves `._name.jpg` next to files on foreign file systems.
   files, seen = [], set()
   for current, folders, names in os.walk(folder, followlinks=True):
