@@ -19,7 +19,7 @@ _ALIGNED_SHARE = 0.65
 
 
 def no_labels(s: Survey) -> Finding | None:
-  # The last count is that of the ignored pixels.
+  # The last count is of ignored pixels.
   if not s.index_masks or s.class_counts[0][:-1].any():
     return None
   return Finding(

@@ -52,7 +52,7 @@ def image_depth(s: Survey) -> Finding | None:
     return None
   return Finding(
     f'{share_of(bad, s.readable, "image", "are")} {_types(bad, "image_type")}; '
-    'the network takes 8 bits a channel.',
+    'the network takes 8 bits per channel.',
     names(bad),
     'Convert them, for example with ImageMagick: mogrify -depth 8 FILES. If '
     'the results are dark, the images use only their lower bits: scale them '

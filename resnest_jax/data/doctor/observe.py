@@ -17,8 +17,8 @@ _NOTHING = np.zeros(0, np.int64)
 # Samples per block. A complaint of libjpeg does not name its sample, so the
 # whole block is read again, one sample at a time.
 _BLOCK = 64
-# Sorting all pixels of a coloured mask takes longer than decoding it; every
-# n-th pixel shows its colours, too.
+# Pixels of a coloured mask that are examined, evenly spread. Sorting all of
+# them takes longer than decoding the mask.
 _MOST_COLOURS = 100_000
 # Longest edge, in pixels, at which alignment is measured. Reduced images are
 # faster, and borders that are a pixel off still meet their edges.

@@ -72,7 +72,7 @@ RULES = (
     ERROR,
     "masks of ADE20K's full release or its instance masks",
   ),
-  # The full release and the instance masks of ADE20K are coloured, too.
+  # The full release and the instance masks of ADE20K are also coloured.
   Rule(
     files.colour_masks,
     ERROR,

@@ -34,7 +34,7 @@ def class_count(s: Survey) -> Finding | None:
 
 def _counts_from(s: Survey) -> int | None:
   """The first class's value, or None if the values have gaps."""
-  # With gaps, or with several values per class, there is no off by one.
+  # With gaps or several values per class, an offset cannot be recognised.
   first, last = s.class_values.min(), s.class_values.max()
   gapless = last - first + 1 == len(s.class_values) == len(s.labels.classes)
   return int(first) if gapless else None
@@ -253,7 +253,7 @@ def _common_step(s: Survey) -> int:
   step = int(np.gcd.reduce(s.values))
   explained = step > 1 and s.values.max() // step < len(s.labels.classes)
   # A single value is always a multiple of itself and proves nothing, except
-  # for two classes: 0 and 128. There 2 would rather be off by one.
+  # for two classes: 0 and 128. A step of 2 is rather off by one.
   several = np.count_nonzero(s.values) > 1
   binary = len(s.labels.classes) == 2 and step > 2
   return step if explained and (several or binary) else 0

@@ -189,8 +189,8 @@ def add_entry(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 
 def _make_sample(seed: tuple[int, ...]) -> tuple[bytes, bytes, np.ndarray, str]:
   """JPEG, PNG, mask and kind of one scene."""
-  # The file's draws have a generator of their own, so that they can change
-  # without a change of the scene.
+  # Size and encoding have their own generator: a change of these draws leaves
+  # the draws of the scene as they are.
   rng = np.random.default_rng((*seed, 1))
   height, width = _choose_size(rng)
   image, mask, kind = draw_scene((*seed, 0), height, width)
@@ -209,7 +209,7 @@ def _choose_size(rng: np.random.Generator) -> tuple[int, int]:
   short = int(rng.integers(96, 150))
   aspect = rng.choice([1, 5 / 4, 4 / 3, 3 / 2, 16 / 9])
   long = min(int(short * aspect), 224)
-  # Most photographs are landscapes; the others test portraits.
+  # Photographs are mostly landscapes.
   return (short, long) if rng.random() < 0.75 else (long, short)
 
 

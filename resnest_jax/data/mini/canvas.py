@@ -137,7 +137,7 @@ class Canvas:
     self.cx = self.width * self.rng.uniform(0.3, 0.7)
 
   def size(self) -> float:
-    # Portraits have the width decide, or their things would be cut off.
+    # In portraits the width decides, or things would be cut off.
     return min(self.height, 1.2 * self.width)
 
   def grid(self) -> tuple[np.ndarray, np.ndarray]:

@@ -98,7 +98,7 @@ def _pavement(
   forward: np.ndarray,
   half: float,
 ) -> None:
-  """Paints slabs; arguments as those of `asphalt`."""
+  """Paints slabs; see `asphalt` for the arguments."""
   rng = canvas.rng
   where = ground.below & (np.abs(side) < half) & (ground.z < 150)
   base = colour(rng, (0, 60), (0, 0.25), (0.35, 0.75))

@@ -101,8 +101,8 @@ def park(canvas: Canvas) -> None:
 
 def sky(canvas: Canvas) -> None:
   """Blue, overcast or evening sky with clouds, over the whole picture."""
-  # All three moods are drawn and one is taken, so that the number of draws
-  # does not depend on the mood.
+  # All three moods are drawn and one is taken: the number of draws does not
+  # depend on the mood.
   rng = canvas.rng
   mood = rng.choice(3, p=[0.6, 0.25, 0.15])
   top = (

@@ -179,7 +179,7 @@ def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int]]:
 
 
 def _is_list(value: Any, kind: type) -> bool:
-  # `type`, because JSON's true and false are instances of int, too.
+  # `type`, because JSON's true and false are also instances of int.
   return isinstance(value, list) and all(type(x) is kind for x in value)
 
 
@@ -235,7 +235,7 @@ def _make(entries: list[_Entry], ignored: list[int]) -> Classes:
   )
   to_train_id = np.full(256, IGNORE, np.uint8)
   for train_id, of_class in enumerate(values):
-    to_train_id[list(of_class)] = train_id  # 255, too, if a class has it.
+    to_train_id[list(of_class)] = train_id  # Also 255, if a class has it.
   labels = LabelSet(
     'own',
     tuple(entry.name for entry in entries),

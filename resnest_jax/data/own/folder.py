@@ -155,7 +155,7 @@ _HOW = {
 
 
 def _checked(index: int, length: int) -> int:
-  # Negative indices are errors: samplers compute them only by mistake.
+  # A negative index is a sampler's mistake, not a sample from the end.
   index = operator.index(index)
   if not 0 <= index < length:
     raise IndexError(f'{index} is not in 0 .. {length - 1}')

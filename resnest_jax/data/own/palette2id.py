@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def colour_converter(classes: Classes, classes_file: str) -> Convert:
   """Finds each pixel's class by its colour."""
-  # Chosen colours are not those of the user's masks.
+  # Colours that we choose do not occur in the user's masks.
   if classes.chosen:
     raise UserError(
       f'{classes_file} gives no colour for {", ".join(classes.chosen)}; add '
@@ -119,7 +119,7 @@ def colour_converter(classes: Classes, classes_file: str) -> Convert:
 
 def index_converter(classes: Classes) -> Convert:
   """Keeps the values of pictures with a single channel."""
-  # Values that the classes file lists as ignored are kept, too: they are known.
+  # Values that the classes file lists as ignored are known and kept.
   table = np.where(classes.known(), np.arange(256), -1).astype(np.int16)
 
   def convert(path: Path) -> tuple[np.ndarray, dict[int, int]]:
