@@ -75,7 +75,7 @@ def test_json_says_the_same(read):
     ('road\n', 'has 1 classes; there must be 2 to 255'),
     ('\n'.join(f'class {i}' for i in range(256)), 'has 256 classes'),
     ('road\nroad\n', 'line 2: the name road of road is also used by road'),
-    ('a 1 2 3\nb 1 2 3\n', r'line 2: the colour \(1, 2, 3\) of b is also used by a'),
+    ('a 1 2 3\nb 1 2 3\n', r'colour \(1, 2, 3\) of b is also used by a'),
     ('a 1 2 256\nb\n', 'line 1: 256 is not from 0 to 255'),
     ('300: a\n1: b\n', 'line 1: 300 is not from 0 to 255'),
     ('1: a\n1: b\n', 'line 2: the value 1 of b is also used by a'),
