@@ -1,8 +1,8 @@
 """Pictures: label maps in colours, overlays, legends, panels, curves.
 
 Images are uint8 (H, W, 3) RGB arrays, label maps uint8 (H, W) with 255 for "no
-class", palettes uint8 (C, 3) RGB. Pixels are OpenCV's, curves matplotlib's (its
-object interface: no global state, no display).
+class", palettes uint8 (C, 3) RGB, boxes (height, width) in pixels. OpenCV draws
+pixels, matplotlib draws curves.
 """
 
 import json
@@ -22,6 +22,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 def colour(label_map: np.ndarray, palette: np.ndarray) -> np.ndarray:
   """The label map in the palette's colours; black where there is no class."""
+  # All 256 values have an entry, so no label map can index out of bounds.
   table = np.zeros((256, 3), np.uint8)
   table[: len(palette)] = palette
   table[IGNORE] = 0
@@ -34,13 +35,9 @@ def overlay(
   palette: np.ndarray,
   opacity: float = 0.5,
 ) -> np.ndarray:
-  """The image with the classes' colours over it.
+  """The image with the classes' colours over it, unchanged at pixels of 255.
 
-  Args:
-    image: uint8 (H, W, 3).
-    label_map: uint8 (H, W); the image shows unchanged where it is 255.
-    palette: uint8 (C, 3).
-    opacity: of the colours, 0 (invisible) to 1.
+  `opacity` of the colours is 0 (invisible) to 1.
   """
   if image.shape[:2] != label_map.shape:
     raise ValueError(
@@ -57,6 +54,7 @@ def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
   picture = np.empty((*label.shape, 3), np.uint8)
   picture[...] = _RIGHT
   picture[prediction != label] = _WRONG
+  # Last, because a prediction always differs from 255.
   picture[label == IGNORE] = _IGNORED
   return picture
 
@@ -67,24 +65,21 @@ def legend(
   palette: np.ndarray,
   width: int,
 ) -> np.ndarray:
-  """Names and colours of the classes that are in the label maps.
-
-  Args:
-    label_maps: any number of label maps.
-    class_names: C names.
-    palette: uint8 (C, 3).
-    width: of the result, in pixels; entries flow from left to right.
+  """Names and colours of the classes in the label maps, most frequent first.
 
   Returns:
-    uint8 (H, width, 3), most frequent class first.
+    uint8 (H, width, 3); the entries flow over as many rows as they need.
   """
   counts = sum(np.bincount(m.ravel(), minlength=256) for m in label_maps)
+  # Stable: classes of equal frequency keep their order on every platform.
   order = np.argsort(-counts[: len(class_names)], kind='stable')
   entries = [int(i) for i in order if counts[i]]
   row_height, swatch, gap = 24, 14, 16
+  # Two passes: the number of rows has to be known before the picture exists.
   places, x, y = [], 8, 0
   for entry in entries:
     length = swatch + 6 + _text_width(class_names[entry]) + gap
+    # A name that is wider than the picture still starts its own row.
     if x + length > width and x > 8:
       x, y = 8, y + row_height
     places.append((x, y))
@@ -110,15 +105,8 @@ def panel(
 ) -> np.ndarray:
   """Image, ground truth, prediction and errors side by side, with a legend.
 
-  Args:
-    image: uint8 (H, W, 3).
-    label: uint8 (H, W), the ground truth.
-    prediction: uint8 (H, W).
-    class_names: C names.
-    palette: uint8 (C, 3).
-    title: stands above, with the share of right pixels.
-    box: height and width, in pixels, into which each of the four is fitted;
-      so panels of all shapes are equally wide.
+  Each of the four is fitted into `box`, so that panels of all shapes are
+  equally wide.
   """
   labelled = label != IGNORE
   right = np.count_nonzero((prediction == label) & labelled)
@@ -129,6 +117,7 @@ def panel(
     'prediction': colour(prediction, palette),
     score: error_map(prediction, label),
   }
+  # Only the photograph is smoothed: mixed colours would name no class.
   columns = [
     _captioned(fit(part, box, smooth=part is image), caption, box[1])
     for caption, part in parts.items()
@@ -144,12 +133,13 @@ def panel(
 def panels(
   split: Any, predictions: Mapping[int, np.ndarray]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
-  """Sample, prediction and `panel` of each prediction, in the split's order.
+  """Yields sample, prediction and `panel`, in the split's order.
 
   Args:
     split: samples by index, with `labels`.
     predictions: index in the split -> uint8 (H, W) classes.
   """
+  # A generator: panels and samples of a whole split need not fit in memory.
   classes, palette = split.labels.classes, split.labels.palette
   for index, prediction in sorted(predictions.items()):
     sample = split[index]
@@ -170,22 +160,23 @@ def mask_panel(
   note: str = '',
   box: tuple[int, int] = (240, 320),
 ) -> np.ndarray:
-  """An image beside itself with its label map over it, and a legend.
+  """An image next to its overlay with the label map, and a legend.
 
   Args:
     image: uint8 (H, W, 3).
     label: uint8 (H, W), hatched where it is 255; or a picture, uint8
-      (h, w, 3), which is then shown as it is.
+      (h, w, 3), which is shown unchanged.
     class_names: C names.
     palette: uint8 (C, 3).
-    title: stands above.
-    note: stands below the title, in red.
-    box: height and width, in pixels, into which both are fitted.
+    title: first line.
+    note: second line, in red.
+    box: height and width into which image and overlay are fitted.
   """
   parts = {'image': fit(image, box, smooth=True)}
   if label.ndim == 3:
-    parts['mask, as it is stored'] = fit(label, box)
+    parts['mask as stored'] = fit(label, box)
   else:
+    # Of the whole label map: after `fit`, thin borders may be lost.
     ignored = (label == IGNORE).mean()
     caption = f'classes ({ignored:.1%} ignored, hatched)'
     parts[caption if ignored else 'classes'] = _with_classes(
@@ -194,6 +185,8 @@ def mask_panel(
   columns = [
     _captioned(part, caption, box[1]) for caption, part in parts.items()
   ]
+  # A stored mask may have another shape than the image, so the two are not
+  # stacked.
   pictures = contact_sheet(columns, columns=2, gap=0)
   heading = _paper(22 * bool(title) + 22 * bool(note), pictures.shape[1])
   if title:
@@ -211,6 +204,8 @@ def _with_classes(
 ) -> np.ndarray:
   """An overlay with lines between classes and hatched ignored pixels."""
   picture = overlay(image, label, palette, 0.55)
+  # Hatched rather than filled: the image under ignored pixels shows why they
+  # are ignored.
   y, x = np.indices(label.shape)
   hatched = (label == IGNORE) & ((x + y) % 8 < 3)
   picture[hatched] = _IGNORED
@@ -224,7 +219,7 @@ def _with_classes(
 def fit(
   picture: np.ndarray, box: tuple[int, int], smooth: bool = False
 ) -> np.ndarray:
-  """Resizes to the largest size of the same shape that the box holds."""
+  """Resizes to the largest size that fits into the box, keeping the shape."""
   scale = min(box[0] / picture.shape[0], box[1] / picture.shape[1])
   height, width = (max(round(n * scale), 1) for n in picture.shape[:2])
   interpolation = cv2.INTER_AREA if smooth else cv2.INTER_NEAREST
@@ -232,7 +227,7 @@ def fit(
 
 
 def spread(length: int, number: int) -> list[int]:
-  """Up to `number` places from the first to the last of `length`."""
+  """Up to `number` evenly spread indices of a sequence, both ends included."""
   return np.linspace(0, length - 1, min(number, length), dtype=int).tolist()
 
 
@@ -258,7 +253,7 @@ def contact_sheet(
   y = gap
   for row, height in zip(rows, heights, strict=True):
     x = gap
-    for picture, width in zip(row, widths, strict=False):
+    for picture, width in zip(row, widths, strict=False):  # The last is short.
       sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
       x += width + gap
     y += height + gap
@@ -266,9 +261,10 @@ def contact_sheet(
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-  """Writes (H, W, 3) RGB or (H, W) grey; the name's ending is the format."""
+  """Writes (H, W, 3) RGB or (H, W) grey in the format of the name's ending."""
   if image.ndim == 3:
     image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+  # OpenCV reports a missing folder or a full disk only as False.
   if not cv2.imwrite(str(path), image):
     raise OSError(f'OpenCV could not write {path}')
 
@@ -291,7 +287,6 @@ def _write(
 
 
 def _captioned(picture: np.ndarray, caption: str, width: int) -> np.ndarray:
-  """The picture on paper of this width, under a line of text."""
   height = picture.shape[0]
   paper = _paper(22 + height + 4, width + 12)
   _write(paper, caption, (8, 15))
@@ -303,19 +298,19 @@ def _captioned(picture: np.ndarray, caption: str, width: int) -> np.ndarray:
 
 
 def read_log(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Scalars of a JSON-lines training log: name -> (steps, values).
-
-  A run that was killed and resumed logs some steps again: the last word
-  counts. A line that the kill cut off is passed over.
-  """
+  """Scalars of a JSON-lines training log: name -> (steps, values)."""
+  # A run that was killed and resumed logs some steps again: the last value of
+  # a step counts, wherever it is in the file.
   scalars: dict[str, dict[int, float]] = {}
   for line in Path(path).read_text().splitlines():
     try:
       entry = json.loads(line)
       step = entry.pop('step')
+    # A kill truncates the line that is being written.
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
       continue
     for name, value in entry.items():
+      # In Python a bool is an int.
       if isinstance(value, (int, float)) and not isinstance(value, bool):
         scalars.setdefault(name, {})[step] = value
   return {
@@ -328,10 +323,9 @@ def read_log(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def smooth(values: np.ndarray, span: float) -> np.ndarray:
-  """Exponential moving average over about `span` values, unbiased at the start.
-
-  NaN is passed over.
-  """
+  """Exponential moving average over about `span` values; skips NaN."""
+  # The sum of the weights grows with the values; dividing by it removes the
+  # bias towards 0 at the start.
   decay = span / (span + 1)
   result, total, weight = np.empty(len(values)), 0.0, 0.0
   for i, value in enumerate(values):
@@ -348,12 +342,13 @@ def plot_curves(log_path: Path, out_path: Path, title: str = '') -> None:
   Args:
     log_path: JSON lines, each a dict with 'step' and some of 'loss',
       'aux_loss', 'accuracy', 'mIoU', 'mAcc', 'learning_rate',
-      'images_per_second'. What is missing leaves its curve out.
-    out_path: the picture, PNG or whatever its ending says.
-    title: stands above.
+      'images_per_second'. Missing ones have no curve.
+    out_path: its ending selects the format.
+    title: above all curves.
   """
   scalars = read_log(log_path)
-  # Half a second that pictures of label maps need not take.
+  # Imported late: half a second that label maps need not take. The object
+  # interface instead of pyplot: no global state, no display, any thread.
   import matplotlib.ticker
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -391,7 +386,6 @@ _COLOURS = {
 
 
 def _curves(axes, title, scalars, names, smoothed=True) -> None:
-  """Draws scalars against steps, noisy ones faint under their average."""
   axes.set_title(title, loc='left', fontsize=10.5)
   axes.grid(alpha=0.25, linewidth=0.6)
   axes.spines[['top', 'right']].set_visible(False)
@@ -400,6 +394,7 @@ def _curves(axes, title, scalars, names, smoothed=True) -> None:
       continue
     steps, values = scalars[name]
     line = {'color': _COLOURS[name], 'label': name.replace('_', ' ')}
+    # Noisy values are faint under their average.
     if smoothed and len(values) > 20:
       axes.plot(steps, values, color=line['color'], alpha=0.25, linewidth=0.8)
       values = smooth(values, len(values) / 40)
@@ -409,13 +404,14 @@ def _curves(axes, title, scalars, names, smoothed=True) -> None:
 
 
 def _scores(axes, scalars) -> None:
-  """Adds the evaluations' points and marks the best mIoU."""
   for name in ('mAcc', 'mIoU'):
     if name in scalars:
       steps, values = scalars[name]
       axes.plot(
         steps, values, 'o-', color=_COLOURS[name], markersize=4, label=name
       )
+  # mIoU is NaN if an evaluation had no labelled pixels; `nanargmax` raises if
+  # all of them are.
   if 'mIoU' in scalars and not np.isnan(scalars['mIoU'][1]).all():
     steps, values = scalars['mIoU']
     best = np.nanargmax(values)
@@ -424,6 +420,7 @@ def _scores(axes, scalars) -> None:
       (steps[best], values[best]),
       xytext=(0, -14),
       textcoords='offset points',
+      # Towards the middle, so that the text does not leave the axes.
       ha='left' if 2 * steps[best] < steps[0] + steps[-1] else 'right',
       color=_COLOURS['mIoU'],
       fontweight='bold',

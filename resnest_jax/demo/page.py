@@ -1,7 +1,4 @@
-"""The page to try a network on pictures, made of Gradio's components.
-
-It loads nothing from other hosts: fonts are the system's, pictures are inside.
-"""
+"""The page to try a network on pictures, made of Gradio's components."""
 
 import functools
 import importlib.resources
@@ -18,10 +15,10 @@ from resnest_jax.errors import UserError
 from resnest_jax.inference.predictor import Predictor
 from resnest_jax.weights.infer import title_of
 
-# Largest file that may be uploaded.
-MAX_FILE_SIZE = '100mb'
+MAX_FILE_SIZE = '100mb'  # Of an upload.
 EMPTY = '<p class="empty">Drop a picture into the box, or choose one.</p>'
-# The opacity of the colours is the browser's matter alone.
+# The browser alone sets the opacity: the slider moves without a round trip to
+# the server.
 SET_OPACITY = """(percent) => {
   document.documentElement.style.setProperty('--opacity', percent / 100);
 }"""
@@ -29,8 +26,10 @@ TITLE = 'Semantic segmentation'
 
 
 def look() -> dict:
-  """Theme and style, as `Blocks.launch` takes them."""
+  """Theme and style, as arguments of `Blocks.launch`."""
   css = importlib.resources.files(__package__).joinpath('page.css')
+  # Gradio's default fonts come from Google's servers; the page must work
+  # without a network and load nothing from other hosts.
   theme = gr.themes.Default(
     primary_hue='blue',
     font=['system-ui', 'Segoe UI', 'Roboto', 'Noto Sans', 'sans-serif'],
@@ -45,15 +44,17 @@ def make_page(
   """The page, not yet served.
 
   Args:
-    predictor: one picture after the other is given to it.
-    name: of the network, shown above.
-    examples: pictures that are offered.
+    predictor: called by one thread at a time.
+    name: shown as the network's name.
+    examples: pictures that the page offers.
   """
   with gr.Blocks(
     title=f'{name}: {TITLE.lower()}',
     analytics_enabled=False,
-    delete_cache=(3600, 3600),  # Seconds.
+    # Seconds between clean-ups, and the age from which uploads are deleted.
+    delete_cache=(3600, 3600),
   ) as page:
+    # Names of files and classes come from outside: all text is escaped.
     about = escape(_description(predictor, name))
     gr.HTML(f'<h1>{TITLE}</h1><p class="facts">{about}</p>', elem_id='heading')
     with gr.Row():
@@ -90,8 +91,10 @@ def make_page(
       functools.partial(_show, predictor),
       picture,
       [overlay, facts, legend],
-      # Which opens the file, and says of a broken one no more than "Error".
+      # Gradio's preprocessing decodes the file and reports a broken one only
+      # as "Error".
       preprocess=False,
+      # The predictor's callbacks belong to the picture that is predicted.
       concurrency_limit=1,
       show_progress_on=[overlay, facts, legend],
       api_visibility='private',
@@ -103,7 +106,7 @@ def _show(
   predictor: Predictor, upload: Mapping[str, Any] | None
 ) -> tuple[str, str, str]:
   """Overlay, facts and legend of an upload, as HTML."""
-  if not upload:
+  if not upload:  # The picture was removed from the box.
     return EMPTY, '', ''
   predictor.on_compile = _say_compiling
   try:
@@ -121,14 +124,14 @@ def _show(
 
 
 def uploaded(upload: Mapping[str, Any]) -> Path:
-  """The file of an upload, as the browser names it.
-
-  Args:
-    upload: its `path`, on this machine.
+  """The path of an upload, which the browser sends back.
 
   Raises:
-    UserError: it is none that was uploaded: nobody shall read others.
+    UserError: the file was not uploaded.
   """
+  # The browser may send any path: only files in Gradio's folder are read, and
+  # the message does not tell whether another one exists. `resolve` comes
+  # first, for '..' and links.
   path = Path(upload['path']).resolve()
   if not path.is_relative_to(Path(os.environ['GRADIO_TEMP_DIR']).resolve()):
     raise UserError(f'{path.name} was not uploaded.')
@@ -146,6 +149,6 @@ def _description(predictor: Predictor, name: str) -> str:
 
 def _say_compiling(height: int, width: int) -> None:
   gr.Info(
-    f'Compiling for pictures of up to {width} x {height} pixels. It is done '
+    f'Compiling for pictures of up to {width} x {height} pixels. This happens '
     'once for each such size and can take a minute.'
   )

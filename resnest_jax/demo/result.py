@@ -1,4 +1,4 @@
-"""What the page shows of a picture: its pixels in colours, shares and times."""
+"""Predicts a picture and formats the result as HTML for the page."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,7 +16,9 @@ from resnest_jax.evaluation.report.parts import swatch
 from resnest_jax.inference.predictor import Prediction, Predictor
 
 MAX_EDGE = 1600  # Pixels: larger pictures are shrunk.
-MAX_PIXELS = 100_000_000  # Of a file; decoded, they are 300 MB.
+# Checked in the header: a small file can hold a picture that fills the memory.
+# Decoded, this many pixels are 300 MB.
+MAX_PIXELS = 100_000_000
 _SPACE = '\N{NO-BREAK SPACE}'
 
 Shape = tuple[int, int]  # Height and width, pixels.
@@ -24,15 +26,15 @@ Shape = tuple[int, int]  # Height and width, pixels.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-  """A picture that was predicted.
+  """A predicted picture.
 
   Attributes:
-    name: of the file.
-    prediction: of the picture as it is shown.
-    original: its size in the file, upright.
-    seen: the size at which the network saw it.
-    padded: the same, filled up to a shape that is compiled.
-    seconds: of the devices, without compiling.
+    name: the file's name.
+    prediction: at the size at which the page shows the picture.
+    original: size in the file, upright.
+    seen: size at which the network saw it.
+    padded: that size padded to a compiled shape.
+    seconds: time of the devices without compiling.
   """
 
   name: str
@@ -44,14 +46,14 @@ class Result:
 
 
 def look_at(predictor: Predictor, path: Path) -> Result:
-  """Predicts a picture of a file, shrunk where it is very large.
+  """Predicts a picture, shrunk to `MAX_EDGE` if it is larger.
 
   Args:
-    predictor: is used by no one else meanwhile.
-    path: of the file.
+    predictor: used by no other thread meanwhile.
+    path: of the picture's file.
 
   Raises:
-    UserError: it cannot be read as a picture, or is too large to be.
+    UserError: the file is no picture or exceeds `MAX_PIXELS`.
   """
   picture = _read(path)
   original = picture.shape[:2]
@@ -62,9 +64,11 @@ def look_at(predictor: Predictor, path: Path) -> Result:
   try:
     with runtime.count_compilations() as compiled:
       prediction = predictor.predict(picture)
-    if compiled:  # The time of compiling is none of the picture's.
+    # Again without compiling, for the device's time alone.
+    if compiled:
       prediction = predictor.predict(picture)
   finally:
+    # With this callback every step waits for the devices.
     predictor.on_step = None
   batch, seconds = steps[-1]
   height, width = batch['size'][0].tolist()
@@ -84,7 +88,8 @@ def _read(path: Path) -> np.ndarray:
       pixels = header.width * header.height
   except Image.DecompressionBombError:
     pixels = float('inf')
-  except (OSError, SyntaxError, ValueError):  # OpenCV's message will do.
+  # Pillow cannot read the header; `read_picture` then explains the failure.
+  except (OSError, SyntaxError, ValueError):
     pixels = 0
   if pixels > MAX_PIXELS:
     raise UserError(
@@ -93,22 +98,21 @@ def _read(path: Path) -> np.ndarray:
     )
   try:
     return read_picture(path)
-  except UserError as error:  # Where it was uploaded to tells nobody anything.
+  # Visitors know the file's name, not the folder of uploads.
+  except UserError as error:
     raise UserError(str(error).replace(str(path), path.name)) from error
 
 
 def shares(labels: np.ndarray, number: int) -> list[tuple[int, int]]:
-  """How much of a label map each of its classes covers.
-
-  Args:
-    labels: uint8 (H, W).
-    number: of classes.
+  """Shares of the classes in a label map, uint8 (H, W).
 
   Returns:
-    Class and share in tenths of a percent, the largest first. They add up to
-    1000: what rounding down leaves goes to the largest remainders.
+    (class, share in tenths of a percent), the largest first; they add up to
+    1000.
   """
   counts = np.bincount(labels.ravel(), minlength=number)[:number]
+  # Largest remainders: after rounding down, the missing tenths go to the
+  # classes that lost most.
   tenths, rest = np.divmod(1000 * counts, counts.sum())
   lacking = 1000 - tenths.sum()
   tenths[np.argsort(-rest, kind='stable')[:lacking]] += 1
@@ -117,7 +121,9 @@ def shares(labels: np.ndarray, number: int) -> list[tuple[int, int]]:
 
 
 def overlay(result: Result) -> str:
-  """The picture and, over it, its classes; the slider sets how opaque."""
+  """Two layers, the picture and its classes; the slider sets the opacity."""
+  # The picture as JPEG, which is small; colours as PNG, which stay exact. Both
+  # are inside the page, which then loads no further files.
   found = result.prediction
   height, width = found.labels.shape
   name = escape(result.name)
@@ -140,6 +146,7 @@ def legend(
   """A table of the classes in a label map: colour, name, share."""
   rows = []
   for index, tenths in shares(labels, len(classes)):
+    # A class that occurs must not read as 0.0.
     share = f'{tenths / 10:.1f}' if tenths else '&lt; 0.1'
     rows.append(
       f'<tr><th scope="row">{swatch(palette[index])}{escape(classes[index])}'
@@ -158,9 +165,7 @@ def facts(result: Result) -> str:
   shown = result.prediction.labels.shape
   size = _size(result.original)
   if shown != result.original:
-    size += (
-      f'; it is large and was shrunk to {_size(shown)} before everything else'
-    )
+    size += f'; it is large and was shrunk to {_size(shown)} first'
   return (
     f'<p class="facts"><strong>{escape(result.name)}</strong>: {size} pixels. '
     f'The network saw it at {_size(result.seen)}, padded to '
@@ -170,12 +175,12 @@ def facts(result: Result) -> str:
 
 
 def problem(message: str) -> str:
-  """Why there is no result."""
+  """The reason why there is no result; screen readers announce it."""
   return f'<p class="problem" role="alert">{escape(message)}</p>'
 
 
 def _size(size: Shape) -> str:
-  """'683 x 512' that stays in a line: width first, as cameras say it."""
+  # Width first, as cameras say it; the spaces do not break the line.
   return f'{size[1]}{_SPACE}\N{MULTIPLICATION SIGN}{_SPACE}{size[0]}'
 
 

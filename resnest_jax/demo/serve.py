@@ -1,12 +1,12 @@
-"""Opens a page in which a trained network can be tried on pictures.
+"""Serves a page to try a trained network on pictures.
 
     python -m resnest_jax.demo --weights ade20k_pspnet
     python -m resnest_jax.demo --weights runs/pspnet --examples holiday
 
 --weights is a published name, a file, an address (see docs/weights.md) or the
-workdir of a training. Drop a picture into the page to see its classes over it,
-and how much of it they cover. The page asks nothing of other hosts. Ctrl-C
-or `kill` ends it, and deletes what was uploaded. docs/demo.md says more.
+workdir of a training. Drop a picture into the page to see its classes and their
+shares. The page loads nothing from other hosts. Ctrl-C or `kill` ends it and
+deletes the uploads. See docs/demo.md.
 """
 
 import argparse
@@ -26,26 +26,30 @@ from typing import Any
 from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser, add_source_flags
 
-# Padded heights and widths are multiples of this, so that few are compiled.
+# Padded heights and widths are multiples of this many pixels. Visitors wait for
+# each compilation, so the steps are coarser than in predict.py.
 BUCKET = 256
-# Of the picture for which the network is compiled at the start: 4:3.
+# Height and width of the picture for which the network is compiled at the
+# start: 4:3, the shape of most photographs.
 FIRST_SIZE = (480, 640)
 
 
 def main() -> None:
-  """Reads the command line, loads the network and serves the page."""
   flags = make_parser().parse_args()
+  # Gradio is an optional dependency.
   if importlib.util.find_spec('gradio') is None:
     raise UserError(
       "the page needs the package gradio: pip install 'gradio>=6'."
     )
   port = free_port(flags.host, flags.port)
-  # It takes seconds, which a mistake in the command line need not.
+  # Imported late: these take seconds, and a mistyped flag or a taken port
+  # should fail at once.
   from resnest_jax import runtime
   from resnest_jax.inference.predictor import from_checkpoint
   from resnest_jax.prediction.sources import find_sources
 
   runtime.set_up()
+  # By default these signals skip every `finally`, and uploads would stay.
   for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, _end)
   sources = find_sources(flags.examples) if flags.examples else []
@@ -54,7 +58,7 @@ def main() -> None:
   )
   examples = [source.path for source in sources if not source.is_video]
   with tempfile.TemporaryDirectory(prefix='resnest_jax_demo_') as uploads:
-    # Gradio reads them when it is imported.
+    # Gradio reads these when it is imported, which `serve` does.
     os.environ['GRADIO_TEMP_DIR'] = uploads
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     serve(predictor, flags.weights, examples, flags.host, port, flags.share)
@@ -68,23 +72,24 @@ def serve(
   port: int,
   share: bool,
 ) -> None:
-  """Compiles the network for a first size, and serves until it is stopped.
+  """Compiles the network for a first size and serves until it is stopped.
 
   Args:
     predictor: a `Predictor`.
-    name: of its weights, as it was given.
-    examples: paths of pictures to offer.
+    name: source of its weights.
+    examples: pictures to offer.
     host: address to listen on.
-    port: the same, free a moment ago.
-    share: whether to open a public address, too.
+    port: from `free_port`.
+    share: whether to open a public address as well.
 
   Raises:
-    UserError: the address cannot be listened on or made public.
+    UserError: the address cannot be opened or made public.
   """
   import numpy as np
 
   from resnest_jax.demo import page
 
+  # Before the page opens, so that the first visitor does not wait.
   print('compiling the network (a minute or more at full size)', flush=True)
   predictor.predict(np.zeros((*FIRST_SIZE, 3), np.uint8))
   blocks = page.make_page(predictor, Path(name).name, examples)
@@ -94,39 +99,44 @@ def serve(
       server_port=port,
       share=share,
       inline=False,
+      # Returns after the start, so that the addresses can be printed below.
       prevent_thread_lock=True,
       quiet=True,
-      ssr_mode=False,
+      ssr_mode=False,  # Server-side rendering needs Node.js.
       footer_links=[],
       max_file_size=page.MAX_FILE_SIZE,
       **page.look(),
     )
+  # Another program may have taken the port while the network was compiled.
   except OSError as error:
     raise _cannot_listen(host, port) from error
   try:
     if share and not public:
       raise UserError(
-        "Gradio's servers gave no public address; is there a network? Without "
+        "Gradio's servers gave no public address; check the network. Without "
         '--share the page is for this machine.'
       )
     for address in filter(None, (local, public)):
       print(f'the page is at {address} (Ctrl-C ends it)', flush=True)
-    threading.Event().wait()
+    threading.Event().wait()  # The server has its own thread.
   finally:
+    # The process ends anyway; an error here would hide the one that ended it.
     with contextlib.suppress(Exception):
       blocks.close(verbose=False)
 
 
 def _end(number: int, _: Any) -> None:
-  """Ends as on Ctrl-C, so that what was uploaded is deleted."""
+  # As on Ctrl-C, the temporary folder is left and deleted. 128 + number is the
+  # shell's status of a process that a signal ended.
   sys.exit(128 + number)
 
 
 def free_port(host: str, port: int) -> int:
-  """The port, or any free one for 0.
+  """The port if it is free, or any free one for 0.
 
   Raises:
-    UserError: it is taken, not allowed, or the host is none of this machine's.
+    UserError: the port is taken or reserved, or `host` is not an address of
+      this machine.
   """
   if not 0 <= port <= 65535:
     raise UserError(
@@ -137,6 +147,7 @@ def free_port(host: str, port: int) -> int:
       host, port, type=socket.SOCK_STREAM
     )[0]
     with socket.socket(family, kind, protocol) as trial:
+      # Connections of a page that has just ended do not block its port.
       trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       trial.bind(address)
       return trial.getsockname()[1]
@@ -147,11 +158,12 @@ def free_port(host: str, port: int) -> int:
 def _cannot_listen(
   host: str, port: int, error: OSError | None = None
 ) -> UserError:
+  # Gradio's error has no errno; `free_port` has excluded the other causes.
   number = error.errno if error else errno.EADDRINUSE
   if isinstance(error, socket.gaierror) or number == errno.EADDRNOTAVAIL:
     return UserError(
-      f'--host {host} is no address of this machine; give 127.0.0.1 for itself '
-      'alone or 0.0.0.0 for all of its network.'
+      f'--host {host} is no address of this machine; give 127.0.0.1 for this '
+      'machine alone or 0.0.0.0 for its whole network.'
     )
   why = {
     errno.EADDRINUSE: 'is taken by another program',
@@ -164,7 +176,6 @@ def _cannot_listen(
 
 
 def make_parser() -> argparse.ArgumentParser:
-  """All flags."""
   parser = Parser(
     prog='python -m resnest_jax.demo',
     description=__doc__,
@@ -190,6 +201,6 @@ def make_parser() -> argparse.ArgumentParser:
   add(
     '--share',
     action='store_true',
-    help="open a public address, too, through Gradio's servers",
+    help="also open a public address, through Gradio's servers",
   )
   return parser

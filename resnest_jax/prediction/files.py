@@ -1,4 +1,4 @@
-"""From weights and files to predicted files: what predict.py does."""
+"""Predicts files and writes the results: the body of predict.py."""
 
 import contextlib
 import dataclasses
@@ -34,13 +34,13 @@ Files = dict[str, Path]  # Kind -> relative to the output folder.
 
 @dataclasses.dataclass
 class Done:
-  """What has come out so far.
+  """Results so far, by source.
 
   Attributes:
-    files: of each source that is done, or of which a part is.
-    frames: of the videos among them.
-    failed: why the others, and these parts, are not.
-    seconds: that it took, compilation included.
+    files: written files of each source that is done, wholly or partly.
+    frames: number of predicted frames of the videos among them.
+    failed: reason for each source that is not done, or only partly.
+    seconds: duration, with compilation.
   """
 
   files: dict[Path, Files] = dataclasses.field(default_factory=dict)
@@ -49,7 +49,7 @@ class Done:
   seconds: float = 0.0
 
   def images(self) -> int:
-    """Pictures and frames."""
+    """The number of pictures and frames."""
     pictures = len(self.files) - len(self.frames)
     return pictures + sum(self.frames.values())
 
@@ -66,25 +66,26 @@ def predict_files(
   overwrite: bool = False,
   **options: Any,
 ) -> None:
-  """Writes what is predicted of pictures and videos, and two JSON files.
+  """Predicts pictures and videos and writes the results with two JSON files.
 
   Args:
     given: see `find_sources`.
     weights: see `from_checkpoint`.
-    out: folder; made if needed.
+    out: folder, created if needed.
     recursive: see `find_sources`.
     save: see `output_files`.
     opacity: of the colours in overlays, 0 to 1.
     legend: whether overlays of pictures name the classes.
-    overwrite: `out` may hold files already.
+    overwrite: whether `out` may hold files already.
     **options: of `from_checkpoint`: protocol, batch size and others.
 
   Raises:
-    UserError: nothing can be done, or, after all others, some could not be
-      read; the message lists them.
+    UserError: an argument is invalid; or, after all others are done, some
+      sources could not be read. The message lists them.
   """
-  # What it warns of is said in our words.
+  # OpenCV warns about damaged files; the errors below name them.
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+  # Checks come first: the weights take seconds to load, or have to be fetched.
   check_opacity(opacity)
   sources = find_sources(given, recursive, out)
   files = output_files(sources, save)
@@ -98,6 +99,8 @@ def predict_files(
     ):
       predictor.on_compile = compile_notice(progress)
       pairs = list(zip(sources, files, strict=True))
+      # All pictures at once, so that similar sizes share a batch and a
+      # compiled shape; then the videos, one by one.
       if pictures := [pair for pair in pairs if not pair[0].is_video]:
         predict_pictures(
           predictor, pictures, out, done, progress, opacity, legend
@@ -108,6 +111,8 @@ def predict_files(
             predictor, source, its_files, out, done, progress, opacity
           )
   finally:
+    # After Ctrl-C or an error as well: files that are written are described. A
+    # second error, such as a full disk, would hide the first.
     done.seconds = time.perf_counter() - started
     if done.files:
       with contextlib.suppress(OSError):
@@ -132,6 +137,7 @@ def predict_pictures(
 ) -> None:
   """Predicts pictures and writes their files, a few at a time."""
 
+  # Runs in threads, so that encoding PNGs does not hold up the devices.
   def write(predicted: tuple[int, Prediction | UserError]) -> None:
     index, prediction = predicted
     source, files = pictures[index]
@@ -148,13 +154,16 @@ def predict_pictures(
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         drawing.write_image(out / file, picture)
       done.files[source.path] = files
-    except UserError as error:  # An overlay reads its picture again.
+    # Also raised here: an overlay reads its picture again, to keep few in
+    # memory, and the file may be gone by then.
+    except UserError as error:
       done.failed[source.path] = str(error)
 
   task = progress.add_task('predict', total=len(pictures))
   paths = [source.path for source, _ in pictures]
   for _ in map_in_threads(write, predictor.predict_each(paths), ahead=2):
     progress.advance(task)
+  # Pictures come by size and from threads; failures are listed as given.
   order = {path: place for place, path in enumerate(paths)}
   done.failed = dict(sorted(done.failed.items(), key=lambda x: order[x[0]]))
 
@@ -182,17 +191,20 @@ def predict_video(
       VideoOutputs(targets, reader.fps, opacity) as outputs,
     ):
       predictions = predictor.predict_frames(reader.frames())
-      # One thread, so that frames are written in their order. Closed before
-      # the outputs, to which it writes.
+      # A single thread writes frames in their order, while the next ones are
+      # predicted. It is closed before the outputs, to which it writes.
       with contextlib.closing(
         map_in_threads(outputs.write, predictions, num_threads=1)
       ) as writes:
         for _ in writes:
           progress.advance(task)
+      # A truncated video is finished up to its last readable frame, and then
+      # also listed as failed by `check_end`.
       if reader.read:
         outputs.finish()
         done.files[source.path] = files
         done.frames[source.path] = reader.read
+    # The file's number of frames may be an estimate or missing.
     progress.update(task, total=max(reader.read, 1))
     reader.check_end()
   except UserError as error:
@@ -200,7 +212,7 @@ def predict_video(
 
 
 def summary(done: Done, out: Path) -> str:
-  """A sentence of how much was done, where, and how fast."""
+  """A sentence with the number of results, their folder and the speed."""
   pictures = len(done.files) - len(done.frames)
   parts = []
   if pictures:
@@ -219,7 +231,7 @@ def summary(done: Done, out: Path) -> str:
 
 
 def about_predictions(predictor: Predictor, done: Done) -> dict[str, Any]:
-  """What the predictions are of and how they were made, for JSON."""
+  """Provenance of the predictions, for JSON."""
 
   def entry(path: Path, files: Files) -> dict[str, Any]:
     frames = {'frames': done.frames[path]} if path in done.frames else {}
@@ -242,7 +254,8 @@ def about_predictions(predictor: Predictor, done: Done) -> dict[str, Any]:
 
 
 def write_about(predictor: Predictor, done: Done, out: Path) -> None:
-  """Writes what the label maps mean, and how they were made."""
+  """Writes the meaning of the label maps and their provenance."""
+  # `own.classes` reads classes.json: label maps can become training masks.
   palette = predictor.palette.tolist()
   classes = {'classes': predictor.classes, 'palette': palette}
   write_json(out / 'classes.json', classes)

@@ -1,4 +1,4 @@
-"""What is to be predicted, and how its files are called in the output."""
+"""Finds the files to predict and names their outputs."""
 
 import dataclasses
 import glob
@@ -15,40 +15,35 @@ KINDS = ('masks', 'colors', 'overlays')
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A picture or a video.
-
-  Attributes:
-    path: of the file.
-    folder: the sub folder of the output that it is predicted into.
-  """
+  """A picture or a video."""
 
   path: Path
-  folder: Path = Path()
+  folder: Path = Path()  # Sub folder of the output.
 
   @property
   def is_video(self) -> bool:
-    """Whether its name says so."""
+    # By name: opening thousands of files would take long.
     return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def find_sources(
   given: Sequence[str | Path], recursive: bool = False, out: Path | None = None
 ) -> list[Source]:
-  """The files that are meant, each once.
+  """The pictures and videos that are given, each once.
 
   Args:
-    given: files; folders, whose pictures and videos are meant; or patterns
-      with *, ?, [abc] or **, which keep their sub folders from the first part
-      with such a character on.
-    recursive: whether those of the sub folders are meant, too.
-    out: in which nothing is looked for, if it is inside of a folder given.
+    given: files, folders, or patterns with *, ?, [abc] or **. Patterns keep the
+      sub folders from the first part with such a character on.
+    recursive: whether to search sub folders of folders.
+    out: skipped if it is inside a given folder.
 
   Raises:
-    UserError: there is no such file, or nothing in it.
+    UserError: a file does not exist, or no picture or video is found.
   """
   sources = []
   for one in map(Path, given):
-    path = one.expanduser()
+    path = one.expanduser()  # Shells leave ~ alone within quotes.
+    # Existing names come before patterns: '[a].jpg' may be a file.
     if path.is_dir():
       files = walk(path) if recursive else sorted(path.iterdir())
       found = [
@@ -57,12 +52,14 @@ def find_sources(
         if not (x.name.startswith('.') or _inside(x, out, path))
       ]
     elif path.is_file():
+      # Not filtered by its ending: if it is unreadable, an error says so.
       sources.append(Source(path))
       continue
     elif glob.has_magic(str(path)):
       found = _matching(path, out)
     else:
       raise UserError(f'there is no file, folder or pattern {one}.')
+    # Folders and patterns may contain texts and other files.
     found = [
       source
       for source in found
@@ -75,11 +72,12 @@ def find_sources(
       )
     sources += found
   if not sources:
-    deeper = '' if recursive else ' Sub folders are looked into by --recursive.'
+    deeper = '' if recursive else ' Add --recursive to search sub folders.'
     raise UserError(
       f'there is no picture or video in {", ".join(map(str, given))}; accepted '
       f'are {", ".join(SUFFIXES)}.{deeper}'
     )
+  # A file may be given itself and by its folder. The first one counts.
   unique: dict[Path, Source] = {}
   for source in sources:
     unique.setdefault(source.path.resolve(), source)
@@ -88,6 +86,7 @@ def find_sources(
 
 def _inside(path: Path, out: Path | None, folder: Path) -> bool:
   """Whether the file is in `out`, and `out` somewhere below the folder."""
+  # Results of an earlier run are no sources, unless `out` itself is given.
   return (
     out is not None
     and folder.resolve() in out.resolve().parents
@@ -96,13 +95,14 @@ def _inside(path: Path, out: Path | None, folder: Path) -> bool:
 
 
 def _matching(pattern: Path, out: Path | None) -> list[Source]:
-  """What a pattern matches, below its part without wildcards."""
+  """The files that a pattern matches, with folders below its fixed part."""
   fixed = []
   for part in pattern.parts:
     if glob.has_magic(part):
       break
     fixed.append(part)
   base = Path(*fixed)
+  # A set: '**' may match a file in several ways.
   paths = sorted(set(map(Path, glob.glob(str(pattern), recursive=True))))
   return [
     Source(path, path.parent.relative_to(base))
@@ -114,20 +114,18 @@ def _matching(pattern: Path, out: Path | None) -> list[Source]:
 def output_files(
   sources: Sequence[Source], save: Collection[str] | None = None
 ) -> list[dict[str, Path]]:
-  """The files of each source, by kind, relative to the output folder.
-
-  'street.png' for street.jpg, but 'street.jpg.png' where there is a
-  street.png too.
+  """The files of each source by kind, relative to the output folder.
 
   Args:
     sources: from `find_sources`.
-    save: some of `KINDS`; None: all, but of videos no masks.
+    save: some of `KINDS`; None: all kinds, for videos without masks.
 
   Raises:
-    UserError: two would be written to the same file.
+    UserError: two sources would be written to the same file.
   """
+  # street.jpg becomes street.png, but street.jpg.png if there is a street.png.
   stems = [source.folder / source.path.stem for source in sources]
-  # A video's masks have a folder of their own.
+  # The masks of day.mp4 fill a folder `day`, which may be a folder of sources.
   folders = {parent for stem in stems for parent in stem.parents}
   taken: dict[Path, Path] = {}
   files = []
@@ -135,6 +133,8 @@ def output_files(
     if stems.count(stem) > 1 or (source.is_video and stem in folders):
       stem = source.folder / source.path.name
     files.append(_files_of(stem, source.is_video, save))
+    # Longer names do not always help: a.jpg of two folders, or b_overlay.jpg
+    # next to the overlay of b.jpg.
     for file in files[-1].values():
       other = taken.setdefault(file, source.path)
       if other is not source.path:
@@ -154,6 +154,7 @@ def _files_of(
     'colors': stem.with_name(f'{stem.name}_color{ending}'),
     'overlays': stem.with_name(f'{stem.name}_overlay{ending}'),
   }
+  # An hour of video has a hundred thousand masks: only on demand.
   if save is None:
     save = KINDS[1:] if is_video else KINDS
   return {kind: path for kind, path in of_kind.items() if kind in save}
@@ -165,29 +166,31 @@ def check_output(
   files: Sequence[Mapping[str, Path]],
   overwrite: bool,
 ) -> None:
-  """Refuses a folder in which something would be lost.
+  """Refuses an output folder in which files would be lost.
 
   Args:
-    out: the folder.
+    out: the output folder.
     sources: from `find_sources`.
-    files: of each, from `output_files`.
-    overwrite: whether it may hold files already.
+    files: from `output_files`, one for each source.
+    overwrite: whether `out` may hold files already.
 
   Raises:
-    UserError: it is a file, has the pictures themselves, or is not empty.
+    UserError: `out` is a file, holds the sources, or is not empty.
   """
   if out.exists() and not out.is_dir():
     raise UserError(f'--out {out} is a file; give a folder.')
+  # --overwrite never covers the sources: a picture, or a folder of them that a
+  # video's masks would fill.
   written = {(out / x).resolve() for of in files for x in of.values()}
   for source in sources:
     path = source.path.resolve()
     if path.parent == out.resolve() or written & {path, *path.parents}:
       raise UserError(
         f'--out {out} is the folder of the pictures, and {source.path} could '
-        'be overwritten; give another.'
+        'be overwritten; give another folder.'
       )
   if out.exists() and any(out.iterdir()) and not overwrite:
     raise UserError(
-      f'{out} is not empty; add --overwrite to write into it all the same '
+      f'{out} is not empty; add --overwrite to write into it anyway '
       '(only files of the same names are replaced), or give another --out.'
     )

@@ -1,9 +1,4 @@
-"""Videos, frame by frame: read with OpenCV, written whole or not at all.
-
-Files are mp4 with MPEG-4 part 2 video ("mp4v"), the codec that the builds of
-OpenCV on PyPI can write. It stores even numbers of pixels: of odd ones the
-last row or column is left out. Sound is not kept.
-"""
+"""Reads and writes videos with OpenCV, frame by frame and without sound."""
 
 import math
 import os
@@ -20,36 +15,34 @@ from resnest_jax.files import temporary_path
 from resnest_jax.inference.predictor import Prediction
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
-# Frames a second beyond which a file is not believed; what mp4 can say; and
-# what is taken where nothing is known.
+# A file's frame rate is believed within this range and measured otherwise.
 _PLAUSIBLE_FPS = (0.1, 250)
-_MAX_FPS = 1000
-_FALLBACK_FPS = 25.0
+_MAX_FPS = 1000  # Written at most.
+_FALLBACK_FPS = 25.0  # For files without times.
 
 
 class VideoReader:
-  """A video's frames, once, in their order.
+  """Reads a video's frames once, in their order.
 
   Attributes:
     path: of the file.
-    fps: frames a second.
-    total: how many frames the file says it has; None if it does not.
-    read: how many have been read.
+    fps: frames per second.
+    total: number of frames by the file's header, or None.
+    read: number of frames read so far.
+
+  Raises:
+    UnreadableSample: the file cannot be opened as a video.
   """
 
   def __init__(self, path: Path):
-    """Opens the file.
-
-    Raises:
-      UnreadableSample: it cannot be read as a video.
-    """
     self.path, self.read, self._seconds = path, 0, 0.0
     self._capture = _open(path)
     self.fps = self._capture.get(cv2.CAP_PROP_FPS)
     total = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
     if not _PLAUSIBLE_FPS[0] <= self.fps <= _PLAUSIBLE_FPS[1]:
-      # What browsers record says 1000, the resolution of its clock.
+      # Recordings of browsers give 1000, the resolution of their clock.
       measured = _measure_fps(path)
+      # The number is the duration times the wrong rate, where it is estimated.
       total = total / self.fps * measured if self.fps > 0 else 0
       self.fps = measured
     known = math.isfinite(total) and 1 <= total < 2**31
@@ -59,6 +52,8 @@ class VideoReader:
     """Yields uint8 (H, W, 3) RGB, all of one size, turned upright."""
     shape = None
     while True:
+      # A change of size ends the video, because a written one has a single
+      # size; `check_end` then reports the missing frames.
       there, frame = self._capture.read()
       if not there or frame.shape != (shape or frame.shape):
         break
@@ -68,17 +63,16 @@ class VideoReader:
       yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
   def check_end(self) -> None:
-    """Raises `UnreadableSample` unless all frames have been read.
-
-    A file's number of frames may be an estimate from its length in seconds. So
-    frames are missing where that many and that much time are.
-    """
+    """Raises `UnreadableSample` unless all frames have been read."""
     if not self.read:
       raise UnreadableSample(
         f'{self.path} has no frame that can be read: it is damaged or cut off'
       )
     if self.total is None:
       return
+    # The header's number may be an estimate from the duration. Frames are
+    # therefore missing only if both the count and the time fall short, by more
+    # than a frame or 1 %.
     allowed = max(1.0, 0.01 * self.total)
     last = self._seconds * self.fps
     missing = self.total - self.read
@@ -89,24 +83,25 @@ class VideoReader:
       )
 
   def close(self) -> None:
-    """Closes the file."""
     self._capture.release()
 
 
 def _open(path: Path) -> cv2.VideoCapture:
-  # What FFmpeg prints of damaged files is said in our words.
+  # FFmpeg's own messages about damaged files are silenced (-8 is AV_LOG_QUIET);
+  # our errors name the file.
   os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
   capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
   if not capture.isOpened():
     raise UnreadableSample(
-      f'{path} cannot be read as a video: it is damaged, cut off, none, or of '
-      'a codec that OpenCV does not know'
+      f'{path} cannot be read as a video: it is damaged, cut off, no video, or '
+      'has a codec that OpenCV does not know'
     )
   return capture
 
 
 def _measure_fps(path: Path) -> float:
-  """Frames a second from the times of the first ones."""
+  """Frames per second from the times of the first 50 frames."""
+  # A second capture, because the frames read here cannot be put back.
   capture, times = _open(path), []
   while len(times) < 50 and capture.grab():
     times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
@@ -117,10 +112,9 @@ def _measure_fps(path: Path) -> float:
 
 
 class VideoWriter:
-  """An mp4 file that takes its name once it is whole."""
+  """Writes an mp4 file that gets its name once it is complete."""
 
   def __init__(self, path: Path, fps: float):
-    """Writes nothing yet: the first frame says the size."""
     self.path, self._fps, self._written = path, fps, 0
     self._temporary = temporary_path(path)
     self._writer: cv2.VideoWriter | None = None
@@ -130,19 +124,22 @@ class VideoWriter:
 
     Raises:
       UserError: OpenCV cannot write frames of this size.
-      OSError: it cannot write there.
+      OSError: OpenCV cannot write to this place.
     """
+    # OpenCV needs the size when it opens a file, so the first frame opens it.
     if self._writer is None:
       height, width = frame.shape[:2]
+      # The codec drops the last row or column of an odd size; 1 leaves none.
       if min(height, width) < 2:
         raise UserError(
           f'{self.path}: a video of {width}x{height} pixels cannot be written; '
-          'take --save masks'
+          'use --save masks'
         )
       self._temporary.parent.mkdir(parents=True, exist_ok=True)
       self._writer = cv2.VideoWriter(
         str(self._temporary.resolve()),
         cv2.CAP_FFMPEG,
+        # MPEG-4 part 2: OpenCV's packages on PyPI have no encoder for H.264.
         cv2.VideoWriter_fourcc(*'mp4v'),
         self._fps,
         (width, height),
@@ -156,40 +153,44 @@ class VideoWriter:
     """Gives the file its name.
 
     Raises:
-      OSError: it has not got all frames; OpenCV does not say why.
+      OSError: the file lacks frames.
     """
     self._writer.release()
+    # `VideoWriter.write` returns nothing, even on a full disk: the frames are
+    # counted in the file.
     capture = _open(self._temporary)
     there = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     capture.release()
     if there != self._written:
       raise OSError(
-        f'{self.path} has got {there:.0f} of {self._written} frames'
+        f'{self.path} has only {there:.0f} of {self._written} frames'
       )
     self._temporary.replace(self.path)
 
   def discard(self) -> None:
-    """Removes what has no name yet."""
+    """Removes the unfinished file, if there is one."""
     if self._writer is not None:
       self._writer.release()
     self._temporary.unlink(missing_ok=True)
 
 
 class MaskFolder:
-  """Index masks 000000.png, 000001.png, ... in a folder that appears whole."""
+  """Writes masks 000000.png, 000001.png, ... to a folder that appears whole."""
 
   def __init__(self, path: Path):
     self.path, self._written = path, 0
     self._temporary = temporary_path(path)
 
   def write(self, labels: np.ndarray) -> None:
-    """Writes the next frame's, uint8 (H, W)."""
+    """Writes the next frame's mask, uint8 (H, W)."""
     self._temporary.mkdir(parents=True, exist_ok=True)
     write_image(self._temporary / f'{self._written:06}.png', labels)
     self._written += 1
 
   def finish(self) -> None:
-    """Gives the folder its name; masks of an earlier run are replaced."""
+    """Gives the folder its name, or replaces the masks of an earlier run."""
+    # Masks of a longer earlier video must not remain; other files in the folder
+    # are the user's.
     if self.path.is_dir():
       for old in self.path.glob('[0-9]' * 6 + '.png'):
         old.unlink()
@@ -200,22 +201,19 @@ class MaskFolder:
       self._temporary.rename(self.path)
 
   def discard(self) -> None:
-    """Removes what has no name yet."""
     shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 class VideoOutputs:
-  """What is written of a video; as a context, all of it or nothing."""
+  """All outputs of a video; as a context, it leaves only finished ones.
+
+  Args:
+    files: 'masks' -> folder, 'colors' and 'overlays' -> mp4 file; any of them.
+    fps: frames per second.
+    opacity: of the colours in overlays.
+  """
 
   def __init__(self, files: dict[str, Path], fps: float, opacity: float = 0.5):
-    """Writes nothing yet.
-
-    Args:
-      files: 'masks' -> a folder, 'colors' and 'overlays' -> mp4 files, those
-        that are wanted.
-      fps: frames a second.
-      opacity: of the colours in overlays.
-    """
     self._opacity = opacity
     self._outputs = {
       kind: MaskFolder(path) if kind == 'masks' else VideoWriter(path, fps)
@@ -226,7 +224,6 @@ class VideoOutputs:
     return self
 
   def write(self, prediction: Prediction) -> None:
-    """Appends a frame to all."""
     for kind, output in self._outputs.items():
       if kind == 'masks':
         output.write(prediction.labels)
@@ -236,10 +233,10 @@ class VideoOutputs:
         output.write(prediction.overlay(self._opacity))
 
   def finish(self) -> None:
-    """Gives all their names."""
     for output in self._outputs.values():
       output.finish()
 
   def __exit__(self, *_) -> None:
+    # After `finish` the temporary names are gone and this does nothing.
     for output in self._outputs.values():
       output.discard()

@@ -117,11 +117,11 @@ def test_a_report_is_replaced_and_other_files_are_not(run, tmp_path):
     content = json.loads(report.read_text())
     assert content['splits']['train']['seen'] == number
   report.write_text('{"mine": 1}')
-  with pytest.raises(UserError, match=r'doctor\.json is there and is not'):
+  with pytest.raises(UserError, match=r'doctor\.json exists and is not'):
     run('--out', out)
   assert report.read_text() == '{"mine": 1}'
   report.unlink()
-  with pytest.raises(UserError, match=r'doctor\.png is there and is not'):
+  with pytest.raises(UserError, match=r'doctor\.png exists and is not'):
     run('--out', out)
 
 
@@ -307,7 +307,7 @@ def test_errors_stop_a_training(run_script, damaged_dir, tmp_path):
     *('train.py', '--config', CONFIG, data_dir, '--workdir', tmp_path),
     status=1,
   )
-  assert process.stderr.startswith('error: the label doctor found what would')
+  assert process.stderr.startswith('error: the label doctor found errors')
   assert 'Traceback' not in process.stderr
   assert 'error: unreadable (train)' in process.stderr
   assert (
@@ -371,7 +371,7 @@ def test_samples_that_training_may_skip(folder, capsys):
   cut(folder / 'images' / 'val' / '1.jpg')  # Evaluation skips nothing.
   error = refusal(folder, **skipping)
   assert 'error: unreadable (val)' in error
-  assert 'Those of val have to be mended' in error
+  assert 'Samples of val must be repaired' in error
   assert 'skip_unreadable' not in error
 
 

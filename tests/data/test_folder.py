@@ -240,7 +240,7 @@ def test_lists_for_each_split_and_one_for_both(root):
     (['a.png'], r"line 1: 'a.png' is not an image and its mask"),
     (['a b.png m.png'], 'Put a tab between'),
     (['a.png m.png', 'a.jpg m.png'], 'line 2: a second image named a'),
-    (['a.png m.png'], r'2 files are not there \(.*a\.png, .*m\.png\)'),
+    (['a.png m.png'], r'2 files are missing \(.*a\.png, .*m\.png\)'),
     (['# nothing'], 'has no samples'),
   ],
 )
@@ -349,7 +349,7 @@ def test_sizes_that_differ_name_both_files(root):
 def test_images_of_16_bits_are_refused(root):
   path = root / 'images' / 'train' / 'a.png'
   path.write_bytes(encode(np.ones((12, 16, 3), np.uint16)))
-  with pytest.raises(UserError, match=r'a\.png has 16 bits a channel'):
+  with pytest.raises(UserError, match=r'a\.png has 16 bits per channel'):
     split_of(root)[0]
 
 

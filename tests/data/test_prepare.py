@@ -88,7 +88,7 @@ IS_A_MINI = (
     ('cityscapes --raw', 'cannot be downloaded automatically'),
     ('cityscapes', 'cannot be downloaded automatically.*--archive_dir FOLDER'),
     ('cityscapes --archive a.zip', 'has two archives'),
-    ('cityscapes_mini --size 64 8', '--size 64 8: both are from'),
+    ('cityscapes_mini --size 64 8', '--size 64 8: both must be from'),
   ],
 )
 def test_wrong_flags_and_archives(

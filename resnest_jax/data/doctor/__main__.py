@@ -1,12 +1,12 @@
-"""Examines images and masks before somebody trains on them for a week.
+"""Examines images and masks before a training spends days on them.
 
     python -m resnest_jax.data.doctor --config configs/ade20k_pspnet.py
 
 Reads every sample of the training and the evaluation split of the
-configuration and reports what is wrong with them: for each finding what was
-seen, in how many samples, in which, and what to do. docs/doctor.md lists the
-rules. With --out it also writes doctor.json and the contact sheet doctor.png.
-The exit status is 1 if there are errors, 0 if there are warnings or nothing.
+configuration and reports each fault: what was seen, in how many samples, in
+which, and what to do. docs/doctor.md lists the rules. --out also writes
+doctor.json and the contact sheet doctor.png. The exit status is 1 if there
+are errors, and otherwise 0.
 """
 
 import argparse
@@ -36,8 +36,8 @@ def main() -> None:
     '--config',
     required=True,
     metavar='FILE[:ARGUMENT]',
-    help='the configuration that is trained with, a file of configs/; its keys '
-    'are flags as well: --config.data.data_dir=DIR',
+    help='configuration of the training, a file of configs/; its keys are '
+    'flags: --config.data.data_dir=DIR',
   )
   parser.add_argument(
     '--split',
@@ -49,7 +49,7 @@ def main() -> None:
     '--samples',
     type=int,
     metavar='N',
-    help='look at N samples of each split, evenly spread; default: all',
+    help='examine N evenly spread samples of each split; default: all',
   )
   parser.add_argument(
     '--out',
@@ -62,13 +62,16 @@ def main() -> None:
     raise UserError(f'--samples is {flags.samples}; it must be at least 1.')
   data = flags.config.data
   names = flags.split or (data.train_split, data.eval_split)
+  # A configuration may train and evaluate on one split; read it once.
   splits = [open_data(data, name) for name in dict.fromkeys(names)]
   if flags.out:
+    # Refused before all samples are read, which takes minutes.
     report.claim(flags.out)
-  with progress_bar('looking at samples') as on_progress:
+  with progress_bar('examining samples') as on_progress:
     surveys = examine(flags.config, splits, flags.samples, on_progress)
   found = diagnose(surveys)
 
+  # Findings come last, so that a long table does not scroll them away.
   console = rich.console.Console()
   if any(s.index_masks for s in surveys):
     console.print(report.class_table(surveys))
@@ -81,6 +84,7 @@ def main() -> None:
     report.write_json(flags.out, surveys, found)
     report.draw(flags.out, splits, surveys, found)
     print(f'written to {flags.out}')
+  # Scripts may chain the training to this command: warnings do not stop it.
   if any(d.rule.severity == ERROR for d in found):
     sys.exit(1)
 

@@ -1,18 +1,17 @@
-"""What libjpeg complains about while OpenCV decodes.
-
-A JPEG that is damaged in its middle is decoded all the same: the rest of the
-picture is wrong, and a line on the process's error output says so, without the
-file's name.
-"""
+"""libjpeg's complaints about damaged data while OpenCV decodes."""
 
 import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
 
+# OpenCV decodes a JPEG that is damaged in its middle with wrong pixels and
+# reports no error. The only sign is a line that libjpeg writes to the C
+# library's stderr, without the file's name. Python's `sys.stderr` never sees
+# it, so the file descriptor itself has to be redirected.
 _STDERR = 2
-# How libjpeg's messages about damaged data begin. Others, such as that of an
-# unknown JFIF version, are about pictures that are whole.
+# libjpeg's messages about damaged data begin so. Others, such as the one about
+# an unknown JFIF version, concern pictures that are intact.
 _DAMAGE = (
   'Corrupt JPEG data',
   'Premature end of JPEG file',
@@ -22,28 +21,27 @@ _DAMAGE = (
 
 @contextlib.contextmanager
 def jpeg_warnings() -> Iterator[list[str]]:
-  """Collects libjpeg's messages about damaged data.
+  """Yields a list that holds libjpeg's messages once the context has ended.
 
-  File descriptor 2 is redirected, for all threads of the process, until the
-  end; what else was written to it is written then. Not to be nested, nor used
-  by two threads at once.
-
-  Yields:
-    A list that holds the messages, without their ends of line, after the end.
+  Redirects file descriptor 2 for the whole process, so it must not be nested
+  or entered by two threads at once. Other output is passed on at the end.
   """
   found: list[str] = []
   try:
     original = os.dup(_STDERR)
-  except OSError:  # It is closed: nobody can write to it.
+  except OSError:  # The descriptor is closed, so nobody can write to it.
     yield found
     return
+  # A file rather than a pipe, which would block the decoder when it is full.
   with tempfile.TemporaryFile() as written:
     os.dup2(written.fileno(), _STDERR)
     try:
       yield found
     finally:
+      # Restored first, so that the lines below reach the real stderr.
       os.dup2(original, _STDERR)
       os.close(original)
+      # `dup2` shares the file's offset, which is at the end after writing.
       written.seek(0)
       for line in written:
         text = line.decode(errors='replace').rstrip()

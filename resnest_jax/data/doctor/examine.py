@@ -1,4 +1,4 @@
-"""The label doctor's examination, of a data set or before a training."""
+"""Runs the label doctor on a data set, or before a training."""
 
 import shlex
 import sys
@@ -25,18 +25,19 @@ def examine(
   num_samples: int | None = None,
   on_progress=lambda done, total: None,
 ) -> list[Survey]:
-  """Looks at samples of each split.
+  """Surveys each split that `open_data` has opened.
 
   Args:
-    config: a whole configuration.
-    splits: of `open_data`.
-    num_samples: of each, evenly spread; None: all.
+    config: the whole configuration, not only its `data`.
+    splits: surveyed one after the other.
+    num_samples: per split, evenly spread; None examines all.
     on_progress: called with (samples done, samples of all splits).
 
   Raises:
-    UserError: a split without samples.
+    UserError: a split has no samples.
   """
-  cv2.setNumThreads(0)  # Samples are read in parallel.
+  # Samples are read in parallel; OpenCV's own threads would compete.
+  cv2.setNumThreads(0)
   chosen = [
     drawing.spread(len(split), num_samples or len(split)) for split in splits
   ]
@@ -54,6 +55,7 @@ def examine(
         for_training=split.split == config.data.train_split,
         num_outputs=config.model.num_classes,
         num_threads=config.data.num_threads,
+        # Bound as a default: a closure would see the last value of `before`.
         on_progress=lambda done, _, before=before: on_progress(
           before + done, total
         ),
@@ -66,27 +68,24 @@ def examine(
 def check_before_training(
   config: ConfigDict, splits: Sequence[Any], workdir: Path
 ) -> None:
-  """Looks at `config.data.doctor_samples` samples of each split.
+  """Examines `config.data.doctor_samples` samples of each split.
 
-  Prints what is found and writes doctor.json and doctor.png into the workdir.
-
-  Args:
-    config: a whole configuration.
-    splits: those of training and evaluation, as `open_data` gives them.
-    workdir: of the run.
+  Prints the findings and writes doctor.json and doctor.png into the workdir.
 
   Raises:
-    UserError: there are errors, or the workdir has a doctor.json that is not
-      the doctor's.
+    UserError: there are errors, or the workdir has a doctor.json that the
+      doctor did not write.
   """
   number = config.data.doctor_samples
   if not number:
     return
   report.claim(workdir)
   start = time.perf_counter()
+  # A configuration may train and evaluate on one split; examine it once.
   splits = list({split.split: split for split in splits}.values())
   surveys = examine(config, splits, number)
   found = diagnose(surveys)
+  # Written before the error is raised, which refers to them.
   report.write_json(workdir, surveys, found)
   report.draw(workdir, splits, surveys, found)
   seconds = time.perf_counter() - start
@@ -98,19 +97,21 @@ def check_before_training(
   mistakes = [
     d for d in found if d.rule.severity == ERROR and not _is_skipped(d, config)
   ]
+  # Errors that are skipped are still printed, with the warnings.
   for paragraph in report.paragraphs([d for d in found if d not in mistakes]):
     print(paragraph, flush=True)
   if mistakes:
     described = '\n'.join(report.paragraphs(mistakes))
     raise UserError(
-      f'the label doctor found what would spoil the training:\n{described}\n'
+      f'the label doctor found errors that spoil the training:\n{described}\n'
       f'Examine all samples: {examine_command(sys.argv[1:])}\n'
       f'{_nevertheless(mistakes, config)}'
     )
 
 
 def _nevertheless(mistakes: Sequence[Diagnosis], config: ConfigDict) -> str:
-  """How to train without mending the data, if one can."""
+  """The flags that start the training without a repair, if there are any."""
+  # Skipping helps only if unreadable files are the sole errors.
   if any(d.rule.check is not files.unreadable for d in mistakes):
     return 'To train nevertheless: --config.data.doctor_samples=0'
   training = config.data.train_split
@@ -122,14 +123,14 @@ def _nevertheless(mistakes: Sequence[Diagnosis], config: ConfigDict) -> str:
     )
   if others := [d.split for d in mistakes if d.split != training]:
     lines.append(
-      f'Those of {", ".join(others)} have to be mended or taken away: '
-      'evaluation leaves out none.'
+      f'Samples of {", ".join(others)} must be repaired or removed: '
+      'evaluation skips none.'
     )
   return '\n'.join(lines)
 
 
 def _is_skipped(diagnosis: Diagnosis, config: ConfigDict) -> bool:
-  """Whether it is about samples that the training is told to go without."""
+  # Evaluation skips nothing, because a score has to cover every image.
   return (
     config.data.skip_unreadable
     and diagnosis.rule.check is files.unreadable
@@ -138,11 +139,9 @@ def _is_skipped(diagnosis: Diagnosis, config: ConfigDict) -> bool:
 
 
 def examine_command(arguments: Sequence[str]) -> str:
-  """The command that examines the data of a training.
-
-  Args:
-    arguments: of the training's command line.
-  """
+  """The doctor's command for the data of a training's command line."""
+  # Only --config and its overrides apply; --workdir and others are dropped. A
+  # value may follow its flag after a blank or after '='.
   words, arguments = [], list(arguments)
   while arguments:
     word = arguments.pop(0)
@@ -153,6 +152,6 @@ def examine_command(arguments: Sequence[str]) -> str:
       words[:0] = [flag, value]
     elif flag.startswith('--config.'):
       words.append(f'{flag}={value}')
-  if not words:
+  if not words:  # `train` was called from Python, without a command line.
     words = ['--config', 'configs/FILE.py']
   return f'{COMMAND} {shlex.join([*words, "--out", "doctor"])}'

@@ -1,4 +1,4 @@
-"""Rules about the files themselves: can they be read, are they of one kind."""
+"""Rules about the files themselves: readable, of the right kind and size."""
 
 import shlex
 
@@ -16,17 +16,20 @@ def unreadable(s: Survey) -> Finding | None:
   bad = [o for o in s.seen if o.error]
   if not bad:
     return None
+  # Splits of prepared data put the command that repairs them on further lines.
   _, _, advice = bad[0].error.partition('\n')
   return Finding(
     f'{share_of(bad, s.seen, "sample")} cannot be read: files are missing, '
     'truncated or damaged.',
     names(bad),
     advice
-    or 'Copy or download these files again, or take both image and mask away.',
+    or 'Copy or download these files again, or remove both image and mask.',
   )
 
 
 def damaged_jpeg(s: Survey) -> Finding | None:
+  # A warning, because a harmless file with a few surplus bytes causes the same
+  # complaint; only a look at the picture decides.
   bad = [o for o in s.readable if o.damage]
   if not bad:
     return None
@@ -37,8 +40,8 @@ def damaged_jpeg(s: Survey) -> Finding | None:
     f'"{first.damage}".',
     names(bad),
     'Look at them (doctor.png shows the first; --out DIR draws it). If a part '
-    'is grey, shifted or of other colours, the file was damaged: copy or '
-    'download it again, or take both image and mask away. A few extraneous '
+    'is grey, shifted or discoloured, the file is damaged: copy or '
+    'download it again, or remove both image and mask. A few extraneous '
     'bytes in a picture that looks right do no harm.',
   )
 
@@ -49,14 +52,16 @@ def image_depth(s: Survey) -> Finding | None:
     return None
   return Finding(
     f'{share_of(bad, s.readable, "image", "are")} {_types(bad, "image_type")}; '
-    'the network takes 8 bits a channel.',
+    'the network takes 8 bits per channel.',
     names(bad),
-    'Convert them, for instance with ImageMagick: mogrify -depth 8 FILES. If '
-    'they look dark then, they use only the lower bits: scale them first.',
+    'Convert them, for example with ImageMagick: mogrify -depth 8 FILES. If '
+    'the results are dark, the images use only their lower bits: scale them '
+    'first.',
   )
 
 
 def mask_depth(s: Survey) -> Finding | None:
+  # PNGs of 1, 2 or 4 bits are not among them: OpenCV decodes them to uint8.
   bad = [
     o
     for o in s.readable
@@ -64,6 +69,7 @@ def mask_depth(s: Survey) -> Finding | None:
   ]
   if not bad:
     return None
+  # Masks of floats have no values here; see `observe._values`.
   values = [o.values for o in bad if o.values.size]
   has = ''
   if values:
@@ -77,21 +83,21 @@ def mask_depth(s: Survey) -> Finding | None:
       _convert(s, ' --indices')
       or f"{_REWRITE}cv2.imwrite(path, mask.astype('uint8')). "
     )
-    + 'Values above 255 have to be mapped to classes first: masks that have '
-    'them are usually instance masks or those of another release.',
+    + 'Map values above 255 to classes first: masks that contain '
+    'them are usually instance masks or belong to another release.',
   )
 
 
 def _convert(s: Survey, flags: str = '') -> str:
-  """The command for a user's own masks; '' if the data is another."""
+  """The command that converts a user's own masks; '' for other data."""
   if not s.classes_file:
     return ''
   new = f'{s.masks}_ids'
   words = ['--masks', s.masks, '--classes', s.classes_file, '--out', new]
   return (
-    'This writes index masks of all files there:\n  python -m '
+    'This converts all files there to index masks:\n  python -m '
     f'resnest_jax.data.prepare palette2id {shlex.join(words)}{flags}\n'
-    f'Put {new} in the place of {s.masks} then, or name it in '
+    f'Then move {new} to {s.masks}, or name it in '
     'config.data.folder.masks. '
   )
 
@@ -104,17 +110,19 @@ def size_mismatch(s: Survey) -> Finding | None:
   bad = [o for o in s.readable if o.image_size != o.mask_shape[:2]]
   if not bad:
     return None
+  # Height and width exchanged: a rotation in the EXIF data, or a transposed
+  # mask. A square image hides both.
   swapped = [o for o in bad if o.image_size == o.mask_shape[1::-1]]
   first = bad[0]
   remedy = (
-    'Give each mask the size of its image. If one of both was resized, resize '
-    'the mask with interpolation=cv2.INTER_NEAREST, never with another. If '
+    'Give each mask the size of its image. If one of the two was resized, '
+    'resize the mask with interpolation=cv2.INTER_NEAREST and no other. If '
     'they belong to different pictures, pair them anew.'
   )
   if swapped:
     remedy = _exchanged(swapped) + remedy
   return Finding(
-    f'{share_of(bad, s.readable, "mask", "have")} another size than their '
+    f'{share_of(bad, s.readable, "mask", "have")} a different size from their '
     f'image; {first.name}: image {_size(first.image_size)}, mask '
     f'{_size(first.mask_shape)} (width x height).',
     names(bad),
@@ -123,16 +131,18 @@ def size_mismatch(s: Survey) -> Finding | None:
 
 
 def _exchanged(swapped: list[Observation]) -> str:
-  """Why height and width of some images are those of their masks, reversed."""
+  """Explains exchanged heights and widths, by EXIF data where it exists."""
+  # Prepared data has no files left whose EXIF data could decide; such samples
+  # are in neither list, and both causes are named as possible.
   turned = [o for o in swapped if o.files and is_turned(o.files[0])]
   upright = [o for o in swapped if o.files and o not in turned]
   words = f'In {len(swapped)} of them height and width are exchanged. '
   if len(upright) < len(swapped):
     number = f'In {len(turned)} the' if turned else 'Perhaps the'
     words += (
-      f'{number} camera noted a rotation in the EXIF data, which is obeyed for '
-      'images and which the mask was drawn without. Write the images upright, '
-      'for instance with ImageMagick: mogrify -auto-orient FILES, and turn '
+      f'{number} camera noted a rotation in the EXIF data, which applies to '
+      'images, and the mask was drawn without it. Write the images upright, '
+      'for example with ImageMagick: mogrify -auto-orient FILES, and rotate '
       'masks that then do not fit. '
     )
   if len(turned) < len(swapped):
@@ -153,13 +163,15 @@ def colour_masks(s: Survey) -> Finding | None:
   bad = [o for o in s.readable if len(o.mask_shape) == 3 and not _is_grey(o)]
   if not bad:
     return None
+  # Colours of the data set's palette are a sign that the masks can be
+  # converted; thousands of others are a sign of JPEG or interpolation.
   colours = np.unique(np.concatenate([o.colours for o in bad]), axis=0)
   palette = {tuple(colour) for colour in s.labels.palette.tolist()}
   known = sum(tuple(colour) in palette for colour in colours.tolist())
   return Finding(
     f'{share_of(bad, s.readable, "mask", "are")} colour pictures (RGB, or PNG '
     f'with a palette) instead of class numbers; {known} of their '
-    f"{len(colours)} colours are those of this data set's classes.",
+    f"{len(colours)} colours are in this data set's palette.",
     names(bad),
     (
       _convert(s)
@@ -167,8 +179,8 @@ def colour_masks(s: Survey) -> Finding | None:
       'palette2id --masks FOLDER --classes FILE --out NEW_FOLDER. '
     )
     + 'If there are far more colours than classes, the masks were saved as '
-    'JPEG, resized with interpolation or are instance masks, and the originals '
-    'are needed.',
+    'JPEG, were resized with interpolation, or are instance masks: use the '
+    'originals.',
   )
 
 
@@ -178,13 +190,13 @@ def grey_masks_in_colour(s: Survey) -> Finding | None:
     return None
   return Finding(
     f'{share_of(bad, s.readable, "mask", "have")} '
-    f'{listed(sorted({o.mask_shape[2] for o in bad}))} channels with the same '
-    'numbers in each; masks have one.',
+    f'{listed(sorted({o.mask_shape[2] for o in bad}))} channels with equal '
+    'numbers; masks have one channel.',
     names(bad),
     f'{_REWRITE}cv2.imwrite(path, mask[..., 0]).',
   )
 
 
 def _is_grey(o: Observation) -> bool:
-  """Whether a mask of several channels has the same in all of them."""
+  # Also true of two channels, for which `observe._colours` finds nothing.
   return bool((o.colours == o.colours[:, :1]).all())

@@ -1,7 +1,4 @@
-"""What the rules need to know of a sample, and of a split.
-
-A sample is read once, with its mask as it is stored; its pixels are not kept.
-"""
+"""Reads samples and keeps the facts that the rules need, not their pixels."""
 
 import dataclasses
 import functools
@@ -17,33 +14,35 @@ from resnest_jax.labels import IGNORE, LabelSet
 from resnest_jax.threads import map_in_threads
 
 _NOTHING = np.zeros(0, np.int64)
-_BLOCK = 64  # Samples that are read before complaints are looked at.
-_MOST_COLOURS = 100_000  # Pixels of a coloured mask that are looked at.
-_SMALL = 256  # Longest edge, in pixels, at which alignment is measured.
+# Samples per block. A complaint of libjpeg does not name its sample, so the
+# whole block is read again, one sample at a time.
+_BLOCK = 64
+# Pixels of a coloured mask that are examined, evenly spread. Sorting all of
+# them takes longer than decoding the mask.
+_MOST_COLOURS = 100_000
+# Longest edge, in pixels, at which alignment is measured. Reduced images are
+# faster, and borders that are a pixel off still meet their edges.
+_SMALL = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Observation:
-  """What was seen of one sample.
+  """Facts about one sample.
 
   Attributes:
-    index: its place in the split.
-    name: of the sample; where it cannot be read, the reason in one line.
-    error: why it cannot be read, '' if it can. Then nothing else is known.
+    name: the sample's name, or the reason in one line if it is unreadable.
+    error: why it cannot be read, '' if it can; nothing else is known then.
     files: paths of image and mask; empty if the data is not in files.
-    damage: what the decoder complained about, '' if nothing.
+    damage: the decoder's complaint, '' if there is none.
     image_size: height and width.
-    image_type: of the pixels, as NumPy calls it.
-    image_hash: of size and pixels.
+    image_type: NumPy's name of the pixels' type.
+    image_hash: of size and pixels, as `mask_hash`.
     mask_shape: (height, width), or more for several channels.
-    mask_type: as NumPy calls it.
-    mask_hash: of size and pixels.
-    values: int64 (K,), what a mask of one channel holds, ascending.
-    counts: int64 (K,), how many pixels hold it.
-    colours: int64 (K, 3), RGB, what a mask of several channels holds.
-    edges: how steep the image is, on average, at the borders of the mask, of
-      its mirror image, and of the mask upside down; None if that cannot be
-      said.
+    values: int64 (K,), values of a mask of one channel, ascending.
+    counts: int64 (K,), pixels with each value.
+    colours: int64 (K, 3), RGB colours of a mask of several channels.
+    edges: mean steepness of the image at the borders of the mask, of its
+      mirror image, and of the mask upside down; None if not measurable.
   """
 
   index: int
@@ -65,27 +64,23 @@ class Observation:
   edges: tuple[float, float, float] | None = None
 
   def has(self, wanted: np.ndarray) -> bool:
-    """Whether the mask has one of these values."""
     return bool(np.isin(self.values, wanted).any())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
-  """What was seen of a split.
+  """Facts about a split.
 
   Attributes:
     data: name of the data set.
-    split: name of the split.
-    labels: what its masks should mean.
-    size: how many samples the split has.
-    seen: those that were looked at, in the split's order.
-    for_training: whether it is what a network is trained on.
-    num_outputs: classes of the network that it is for; 0: as many as there
-      are.
-    known: bool (256,), the mask values that are a class or meant to be
+    labels: the intended meaning of its masks.
+    size: samples of the split, examined or not.
+    seen: the samples that were examined, in the split's order.
+    num_outputs: the network's classes; 0 if it adapts to the data.
+    known: bool (256,), the mask values that are a class or are deliberately
       ignored.
-    classes_file: of a user's own data, '' if there is none.
-    masks: the folder of their masks.
+    classes_file: path, for a user's own data; else ''.
+    masks: folder of a user's own masks; else ''.
   """
 
   data: str
@@ -101,7 +96,7 @@ class Survey:
 
   @property
   def complete(self) -> bool:
-    """Whether every sample was looked at and could be read."""
+    """Whether every sample of the split was examined and is readable."""
     return len(self.readable) == self.size
 
   @functools.cached_property
@@ -122,6 +117,7 @@ class Survey:
     counts = np.concatenate([o.counts for o in self.index_masks])
     found, inverse = np.unique(values, return_inverse=True)
     pixels = np.zeros(len(found), np.int64)
+    # `pixels[inverse] += counts` would add only once per repeated index.
     np.add.at(pixels, inverse, counts)
     return dict(zip(found.tolist(), pixels.tolist(), strict=True))
 
@@ -138,7 +134,8 @@ class Survey:
 
   @functools.cached_property
   def unknown_values(self) -> np.ndarray:
-    """The values that are not known, ascending; 255 always is."""
+    """The values that are not known, ascending; 255 is always known."""
+    # Masks of 16 bits or of signed numbers hold values outside the table.
     in_table = (self.values >= 0) & (self.values < len(self.known))
     known = in_table & self.known[np.where(in_table, self.values, 0)]
     return self.values[~known]
@@ -149,7 +146,7 @@ class Survey:
 
   @functools.cached_property
   def class_counts(self) -> tuple[np.ndarray, np.ndarray]:
-    """As `statistics.count_classes`: pixels and images, ignored ones last."""
+    """Pixels and images of each class, (C + 1,) each; the last is ignored."""
     num_classes = len(self.labels.classes)
     pixels = np.zeros(num_classes + 1, np.int64)
     images = np.zeros(num_classes + 1, np.int64)
@@ -158,6 +155,8 @@ class Survey:
       in_table = (o.values >= 0) & (o.values <= IGNORE)
       train_ids = np.full(len(o.values), num_classes)
       train_ids[in_table] = self.labels.to_train_id[o.values[in_table]]
+      # The minimum moves `IGNORE` (255) to the last place. Several values may
+      # share a train id, hence `np.add.at`.
       np.add.at(row, np.minimum(train_ids, num_classes), o.counts)
       pixels += row
       images += row > 0
@@ -173,20 +172,22 @@ def survey(
   num_threads: int = 0,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Survey:
-  """Looks at the samples of a split.
+  """Examines samples of a split, in parallel.
 
   Args:
-    split: of `datasets.open_data`. It may have `known_values`, see `Survey`.
-    indices: ascending; None: all samples.
-    for_training: see `Survey`.
-    num_outputs: see `Survey`.
-    num_threads: that read, see `thread_count`.
+    split: from `datasets.open_data`.
+    indices: ascending; None examines all samples.
+    for_training: whether a network trains on the split.
+    num_outputs: the network's classes; 0 if it adapts to the data.
+    num_threads: readers, see `thread_count`.
     on_progress: called with (samples done, samples in all).
   """
   indices = range(len(split)) if indices is None else indices
   seen = []
   for start in range(0, len(indices), _BLOCK):
     block = indices[start : start + _BLOCK]
+    # The messages appear when the context ends: one per block, entered by
+    # this thread alone.
     with jpeg_warnings() as found:
       read = map_in_threads(lambda i: observe(split, i), block, num_threads)
       for observation in read:
@@ -194,6 +195,7 @@ def survey(
         on_progress(len(seen), len(indices))
     if found:
       seen[start:] = [_with_damage(split, o) for o in seen[start:]]
+  # Only a user's own data has the last three attributes.
   return Survey(
     data=split.name,
     split=split.split,
@@ -209,28 +211,26 @@ def survey(
 
 
 def _with_damage(split: Any, observation: Observation) -> Observation:
-  """Reads a sample once more, to see whether the decoder complains."""
+  # Read alone, so that a complaint belongs to this sample.
   with jpeg_warnings() as found:
     again = observe(split, observation.index)
   return dataclasses.replace(again, damage=found[0] if found else '')
 
 
 def known_values(labels: LabelSet) -> np.ndarray:
-  """`Survey.known` of a split without `known_values` of its own.
-
-  Values between those of the classes are taken for meant, as the label ids of
-  Cityscapes that are not evaluated; so is 255.
-  """
+  """`Survey.known` for a split that does not define `known_values`."""
+  # Values between the classes are deliberate, such as Cityscapes' label ids
+  # that are not evaluated; so is 255.
   values = np.arange(256)
   last = np.flatnonzero(labels.to_train_id != IGNORE).max()
   return (values <= last) | (values == IGNORE)
 
 
 def observe(split: Any, index: int) -> Observation:
-  """Reads one sample; what cannot be read is an observation as well."""
+  """Reads one sample; a failure becomes an observation with `error`."""
   try:
     sample = split.raw(index)
-  except Exception as error:  # Whatever it is, the user should be told.
+  except Exception as error:  # One bad sample must not end the examination.
     message = str(error) or type(error).__name__
     return Observation(index, message.splitlines()[0], error=message)
   image, mask = np.asarray(sample['image']), np.asarray(sample['mask'])
@@ -253,22 +253,23 @@ def observe(split: Any, index: int) -> Observation:
 
 
 def _files(split: Any, index: int) -> tuple[str, ...]:
-  """Paths of a sample's image and mask; empty if it is not in files."""
-  pairs = getattr(split, 'pairs', None)
+  pairs = getattr(split, 'pairs', None)  # Only a user's own folders have them.
   return (pairs[index].image, pairs[index].mask) if pairs else ()
 
 
 def _hash(array: np.ndarray) -> bytes:
+  # The shape counts: (2, 8) and (4, 4) zeros have the same bytes.
   digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
   digest.update(np.ascontiguousarray(array))
   return digest.digest()
 
 
 def _values(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The values of a mask of one channel, and how many pixels have them."""
   if mask.ndim != 2 or mask.dtype.kind not in 'bui':
     return _NOTHING, _NOTHING
-  if mask.dtype.kind in 'bu' and mask.dtype.itemsize <= 2:  # The usual, fast.
+  # `np.unique` sorts all pixels; counting is faster, but only for few values
+  # none of which is negative.
+  if mask.dtype.kind in 'bu' and mask.dtype.itemsize <= 2:
     pixels = np.bincount(mask.ravel())
     values = np.flatnonzero(pixels)
     return values, pixels[values]
@@ -277,9 +278,9 @@ def _values(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _colours(mask: np.ndarray) -> np.ndarray:
-  """The RGB colours of a mask of several channels, as OpenCV decodes it."""
   if mask.ndim != 3 or mask.shape[2] < 3:
     return _NOTHING.reshape(0, 3)
+  # Masks are decoded unchanged, which is BGR or BGRA in OpenCV; -> (N, 3) RGB.
   pixels = mask[..., 2::-1].reshape(-1, 3)
   pixels = pixels[:: max(len(pixels) // _MOST_COLOURS, 1)]
   return np.unique(pixels, axis=0).astype(np.int64)
@@ -288,7 +289,7 @@ def _colours(mask: np.ndarray) -> np.ndarray:
 def _edges(
   image: np.ndarray, mask: np.ndarray
 ) -> tuple[float, float, float] | None:
-  """See `Observation.edges`."""
+  """Measures `Observation.edges`."""
   if mask.ndim != 2 or image.shape[:2] != mask.shape:
     return None
   if image.dtype != np.uint8 or mask.dtype != np.uint8:
@@ -304,8 +305,10 @@ def _edges(
   border = np.zeros(mask.shape, bool)
   border[:, 1:] = mask[:, 1:] != mask[:, :-1]
   border[1:] |= mask[1:] != mask[:-1]
+  # A border shorter than an edge of the image is too little to average over.
   if np.count_nonzero(border) < max(size):
     return None
+  # The mirror images have equally long borders, in places that mean nothing.
   places = border, border[:, ::-1], border[::-1]
   return tuple(float(steepness[place].mean()) for place in places)
 

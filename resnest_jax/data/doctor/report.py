@@ -1,4 +1,4 @@
-"""What the doctor says: text, a table of classes, JSON, a contact sheet."""
+"""The doctor's report: text, a table of classes, JSON, a contact sheet."""
 
 import datetime
 import json
@@ -27,7 +27,7 @@ _MOST_NAMES = 1000  # Of a finding's samples in doctor.json.
 
 
 def summary(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> str:
-  """One line: what was looked at and how many faults there are."""
+  """One line with the samples examined and the number of faults."""
   seen = ' and '.join(
     f'{share(len(s.seen), s.size, "sample")} of {s.split}' for s in surveys
   )
@@ -40,10 +40,8 @@ def summary(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> str:
 
 
 def paragraphs(found: Sequence[Diagnosis]) -> list[str]:
-  """Each finding in some lines: what, which samples, what to do.
-
-  What differs only in split and samples is described once.
-  """
+  """Each finding in a few lines: the fault, the samples, the remedy."""
+  # Findings that differ only in split and samples share a paragraph.
   same: dict[tuple[str, ...], list[Diagnosis]] = {}
   for d in found:
     key = (d.rule.name, d.finding.what, d.finding.remedy)
@@ -61,13 +59,13 @@ def _paragraph(diagnoses: Sequence[Diagnosis]) -> str:
   ]
   if samples:
     lines.append(f'  Samples: {listed(samples, 3)}')
-  remedy = finding.remedy.replace('\n', '\n  ')
+  remedy = finding.remedy.replace('\n', '\n  ')  # Some have commands in them.
   return '\n'.join([*lines, f'  What to do: {remedy}'])
 
 
 def notes(s: Survey) -> list[str]:
-  """What is worth knowing and not wrong."""
-  pixels, images = s.class_counts
+  """Facts that are worth knowing but are no fault."""
+  pixels, images = s.class_counts  # (C + 1,) each, ignored ones last.
   classes, absent = len(s.labels.classes), np.count_nonzero(images[:-1] == 0)
   lines = []
   if absent:
@@ -90,13 +88,15 @@ def notes(s: Survey) -> list[str]:
 
 
 def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
-  """Shares of pixels and images of each class that occurs."""
+  """Shares of pixels and images of each class that occurs in a split."""
   table = rich.table.Table('value', 'class', title='shares in %')
   counts = [s.class_counts for s in surveys]
   for s in surveys:
     table.add_column(f'{s.split}\npixels', justify='right')
     table.add_column(f'{s.split}\nimages', justify='right')
   labels = surveys[0].labels
+  # All 150 classes of ADE20K would push the findings off the screen, so absent
+  # classes have no row.
   for k, name in enumerate([*labels.classes, 'ignored']):
     train_id = k if k < len(labels.classes) else IGNORE
     if any(images[k] for _, images in counts):
@@ -105,6 +105,7 @@ def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
         cells.append(percent(_share(pixels[k], pixels.sum())))
         cells.append(percent(_share(images[k], len(s.index_masks))))
       values = np.flatnonzero(labels.to_train_id == train_id).tolist()
+      # Every value that is no class is ignored; `notes` lists those that occur.
       value = listed(values, 3) if train_id != IGNORE else ''
       table.add_row(value, name, *cells)
   return table
@@ -118,10 +119,14 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def claim(folder: Path) -> None:
-  """Makes the folder; a `UserError` if it holds another's doctor.json or .png.
+  """Makes the folder of the report.
 
-  An earlier report of the doctor's is replaced.
+  Raises:
+    UserError: the folder is not writable, or holds a doctor.json or doctor.png
+      that the doctor did not write.
   """
+  # The JSON vouches for the picture: a lone doctor.png is refused. Only an
+  # earlier report of the doctor is replaced.
   report, picture = folder / 'doctor.json', folder / 'doctor.png'
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,20 +136,20 @@ def claim(folder: Path) -> None:
     raise UserError(
       f'cannot write to {folder} ({error.strerror}). Give another folder.'
     ) from error
-  except (ValueError, AttributeError):
+  except (ValueError, AttributeError):  # No JSON, or JSON without a dict.
     ours = False
   there = [path for path in (report, picture) if path.exists()]
   if there and not ours:
     raise UserError(
-      f'{there[0]} is there and is not an earlier report of the doctor; '
-      'nothing was written. Give another folder, or remove it.'
+      f'{there[0]} exists and is not an earlier report of the doctor; '
+      'nothing was written. Give another folder, or remove the file.'
     )
 
 
 def write_json(
   folder: Path, surveys: Sequence[Survey], found: Sequence[Diagnosis]
 ) -> None:
-  """Writes `doctor.json`, whole or not at all."""
+  """Writes `doctor.json`."""
   content = {
     'written_by': WRITER,
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -191,11 +196,13 @@ def draw(
 ) -> Path | None:
   """Writes `doctor.png`: samples with their masks over them.
 
+  Samples with findings are preferred and marked.
+
   Args:
-    folder: is there.
-    splits: those of the surveys.
-    surveys: what was seen of them.
-    found: the first sample of each finding is drawn, and named.
+    folder: exists already.
+    splits: in the order of `surveys`.
+    surveys: one for each split.
+    found: the findings to mark.
 
   Returns:
     The picture's path; None if no sample can be read.
@@ -204,7 +211,9 @@ def draw(
   for split, s in zip(splits, surveys, strict=True):
     faults = _faults(s, found)
     for o in _chosen(s, faults):
-      with jpeg_warnings():  # They were reported.
+      # Pixels are not kept, so the sample is read again. The survey has
+      # already reported the decoder's complaints.
+      with jpeg_warnings():
         sample = split.raw(o.index)
       note = ', '.join(faults.get(o.index, ()))
       panels.append(_panel(s, o, sample['image'], sample['mask'], note))
@@ -217,9 +226,10 @@ def draw(
 
 
 def _faults(s: Survey, found: Sequence[Diagnosis]) -> dict[int, list[str]]:
-  """Index -> names of the rules that it breaks."""
+  """Index -> names of the rules that the sample breaks."""
   faults: dict[int, list[str]] = {}
   for d in found:
+    # Copies are reported as 'a = b', see `content._pairs`.
     concerned = {
       name for entry in d.finding.samples for name in entry.split(' = ')
     }
@@ -230,8 +240,9 @@ def _faults(s: Survey, found: Sequence[Diagnosis]) -> dict[int, list[str]]:
 
 
 def _chosen(s: Survey, faults: dict[int, list[str]]) -> list[Observation]:
-  """Samples of every fault, then others spread evenly, in the split's order."""
   chosen, rules = {}, set()
+  # One sample for each rule that is broken, as long as there is room. The rest
+  # is spread evenly, because no rule can tell whether sky is called sky.
   for o in s.readable:
     if set(faults.get(o.index, ())) - rules and len(chosen) < _PICTURES:
       rules |= set(faults[o.index])
@@ -239,24 +250,25 @@ def _chosen(s: Survey, faults: dict[int, list[str]]) -> list[Observation]:
   others = [o for o in s.readable if o.index not in chosen]
   for place in drawing.spread(len(others), _PICTURES - len(chosen)):
     chosen[others[place].index] = others[place]
-  return [chosen[index] for index in sorted(chosen)]
+  return [chosen[index] for index in sorted(chosen)]  # In the split's order.
 
 
 def _panel(
   s: Survey, o: Observation, image: np.ndarray, mask: np.ndarray, note: str
 ) -> np.ndarray:
-  """One sample; a mask that is no index mask is shown as a picture."""
+  """Draws one sample; a mask that is no index mask is shown as a picture."""
   if image.dtype != np.uint8:
     image = _grey_levels(image)
   if mask.dtype == np.uint8 and mask.shape == image.shape[:2]:
     label = s.labels.to_train_id[mask]
   elif o.values.size and 0 <= o.values.min() <= o.values.max() <= IGNORE:
-    # Classes that cannot be laid over the image; no class is black.
+    # Index masks of another size or depth than the image cannot be laid over
+    # it; they are shown next to it in the classes' colours, ignored in black.
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(s.labels.palette)] = s.labels.palette
     label = colours[s.labels.to_train_id[mask.astype(np.uint8)]]
   elif mask.ndim == 3 and mask.shape[2] >= 3:
-    label = _grey_levels(mask[..., 2::-1])
+    label = _grey_levels(mask[..., 2::-1])  # OpenCV's BGR, or BGRA.
   else:
     grey = _grey_levels(mask.reshape(*mask.shape[:2], -1)[..., 0])
     label = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
@@ -271,7 +283,7 @@ def _panel(
 
 
 def _grey_levels(pixels: np.ndarray) -> np.ndarray:
-  """Any numbers as uint8; the largest becomes white unless 8 bits hold it."""
+  """Scales any numbers to uint8 with the largest white; keeps uint8."""
   if pixels.dtype == np.uint8:
     return np.ascontiguousarray(pixels)
   top = max(float(pixels.max()), 1.0)

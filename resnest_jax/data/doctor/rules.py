@@ -1,7 +1,7 @@
-"""The table of all rules, and how they are applied.
+"""The table of all rules, and their application.
 
-A rule is a function of what was seen of a split, or of the training split and
-another one; it gives a `Finding`, or None if nothing is wrong.
+A rule is a function of the survey of a split, or of the training split and
+another one. It returns a `Finding`, or None if nothing is wrong.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ class Rule:
   """A kind of fault.
 
   Attributes:
-    check: of a `Survey`; of two (training and another) if `compares`.
+    check: takes a `Survey`, or two (training and another) if `compares`.
     severity: `ERROR` stops a training.
-    meaning: what it finds, for the list in the documentation.
-    unless: rules that explain the same better; where one of them found
-      something, this one is not asked.
-    compares: whether it is about two splits.
+    meaning: what it finds; docs/doctor.md lists it.
+    unless: checks that explain the same fault better. If one of them has a
+      finding in the split, this rule is skipped.
+    compares: whether the check takes two splits.
   """
 
   check: Callable[..., Finding | None]
@@ -38,6 +38,8 @@ class Rule:
     return self.check.__name__
 
 
+# Rules that explain why masks hold values without a class. They silence the
+# bare statement that such values exist, and what follows from it.
 _MEANINGS = (
   values.off_by_one,
   values.wrong_ade20k_release,
@@ -47,6 +49,8 @@ _MEANINGS = (
 )
 _NUMBERS = (*_MEANINGS, values.unknown_values)
 
+# Order matters: `unless` only sees the rules above. The most specific
+# explanation comes first, errors before warnings.
 RULES = (
   Rule(
     values.class_count,
@@ -68,6 +72,7 @@ RULES = (
     ERROR,
     "masks of ADE20K's full release or its instance masks",
   ),
+  # The full release and the instance masks of ADE20K are also coloured.
   Rule(
     files.colour_masks,
     ERROR,
@@ -83,7 +88,7 @@ RULES = (
   Rule(
     values.stretched_masks,
     ERROR,
-    'class numbers multiplied to be seen: 0 and 255 instead of 0 and 1, or '
+    'class numbers multiplied to be visible: 0 and 255 instead of 0 and 1, or '
     'any other step',
     unless=(values.wrong_ade20k_release,),
   ),
@@ -120,15 +125,16 @@ RULES = (
     'all images have the same mask',
     unless=(content.no_labels,),
   ),
+  # Warnings: these are legitimate in some data sets, so training starts.
   Rule(
     files.damaged_jpeg,
     WARNING,
-    'JPEGs that the decoder complains about: damaged inside, perhaps',
+    'JPEGs that the decoder complains about: perhaps damaged inside',
   ),
   Rule(
     values.maybe_off_by_one,
     WARNING,
-    'all values occur but the last, or the first: perhaps off by one',
+    'all values except the last or the first occur: perhaps off by one',
     unless=_NUMBERS,
   ),
   Rule(
@@ -146,20 +152,21 @@ RULES = (
   Rule(
     content.constant_masks,
     WARNING,
-    'at least half of the masks have one value all over',
+    'at least half of the masks have a single value',
     unless=(content.no_labels, content.identical_masks),
   ),
   Rule(
     content.misaligned_masks,
     WARNING,
-    'masks of other images, or mirrored: their borders lie elsewhere',
+    'masks of other images, or mirrored masks: their borders miss the edges',
     unless=(content.identical_masks,),
   ),
   Rule(
     content.absent_classes,
     WARNING,
     'up to a third of the classes do not occur in training (all samples '
-    'seen); if more do not, that is a note: it is a part of a data set',
+    'examined); if more are absent, the split is a part of a data set and a '
+    'note says so',
     unless=(
       *_NUMBERS,
       content.no_labels,
@@ -171,7 +178,7 @@ RULES = (
     content.untrained_classes,
     WARNING,
     'classes of the evaluation split that training never shows (all samples '
-    'seen)',
+    'examined)',
     unless=_NUMBERS,
     compares=True,
   ),
@@ -179,7 +186,7 @@ RULES = (
   Rule(
     content.leaked,
     WARNING,
-    'images of the evaluation split that are in training too',
+    'images of the evaluation split that are also in training',
     compares=True,
   ),
 )
@@ -195,26 +202,24 @@ class Diagnosis:
 
 
 def diagnose(surveys: Sequence[Survey]) -> list[Diagnosis]:
-  """Applies all rules; errors come first, in the order of the table.
-
-  Args:
-    surveys: of different splits of one data set.
-  """
+  """Applies all rules to the splits of one data set, in the table's order."""
   train = [s for s in surveys if s.for_training]
   found = []
   for rule in RULES:
     for s in surveys:
       arguments = [s]
       if rule.compares:
+        # Without the training split there is nothing to compare with.
         if not train or s.for_training:
           continue
         arguments = [train[0], s]
+      # A rule about two splits is silenced by an explanation in either.
       concerned = {a.split for a in arguments}
       explained = any(
         d.rule.check in rule.unless and d.split in concerned for d in found
       )
       finding = None if explained else rule.check(*arguments)
-      # What is the same in two splits is said once.
+      # `class_count` finds the same in every split: reported once.
       if finding and all(d.finding != finding for d in found):
         found.append(Diagnosis(rule, s.split, finding))
   return found

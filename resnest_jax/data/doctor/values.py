@@ -1,4 +1,4 @@
-"""Rules about what the numbers in the masks mean."""
+"""Rules about the meaning of the numbers in the masks."""
 
 import numpy as np
 
@@ -7,11 +7,12 @@ from resnest_jax.findings import Finding
 from resnest_jax.labels import ADE20K, CITYSCAPES, IGNORE
 from resnest_jax.text import listed, plural, share_of
 
-# Highest class in the instance masks of ADE20K.
+# Classes in the instance masks of ADE20K, a benchmark of things alone.
 _INSTANCE_CLASSES = 100
 # Highest label id of Cityscapes.
 _LABEL_IDS = 33
-# Share of the pixels above which unknown values are not just to be ignored.
+# Up to this share of the pixels, writing 255 over unknown values is offered as
+# a remedy; beyond it, that would discard too much of the labels.
 _MANY_UNKNOWN = 0.05
 
 
@@ -24,15 +25,16 @@ def class_count(s: Survey) -> Finding | None:
     why = ' Pixels of no class ("other", "background") are ignored, not counted'
     why += ' as one more class.'
   return Finding(
-    f'config.model.num_classes is {s.num_outputs}, {s.data} has '
+    f'config.model.num_classes is {s.num_outputs}, but {s.data} has '
     f'{plural(classes, "class")}.{why}',
     (),
-    f'Add --config.model.num_classes={classes}, or 0 for as many as there are.',
+    f'Add --config.model.num_classes={classes}, or 0 to follow the data.',
   )
 
 
 def _counts_from(s: Survey) -> int | None:
-  """The first class's value if the classes are numbered without gaps."""
+  """The first class's value, or None if the values have gaps."""
+  # With gaps or several values per class, an offset cannot be recognised.
   first, last = s.class_values.min(), s.class_values.max()
   gapless = last - first + 1 == len(s.class_values) == len(s.labels.classes)
   return int(first) if gapless else None
@@ -44,19 +46,20 @@ def _with(s: Survey, wanted: np.ndarray) -> list[Observation]:
 
 def off_by_one(s: Survey) -> Finding | None:
   classes, first = len(s.labels.classes), _counts_from(s)
+  # Exactly one value too many, the number of classes itself, is the sign.
   if first == 0 and s.unknown_values.tolist() == [classes]:
     bad = _with(s, s.unknown_values)
     return Finding(
       f'{share_of(bad, s.index_masks, "mask", "have")} the value {classes}: '
-      f'they count the {classes} classes from 1, {s.data} counts from 0 '
+      f'they count the {classes} classes from 1, but {s.data} counts from 0 '
       f'(0 to {classes - 1}).',
       names(bad),
       'Give the values in the classes file of your own data ("1: name" for '
       'each class, and "ignore: 0"; docs/own-data.md), or write mask - 1, '
       f'with {IGNORE} where the mask is 0.',
     )
-  # The release of ADE20K has no pixel of 255; masks that somebody has already
-  # lowered by one have, where "other" was.
+  # The release of ADE20K has no pixel of 255. Masks that were already lowered
+  # by one (MMSegmentation's reduce_zero_label) have it where "other" was.
   if _is_ade20k(s) and IGNORE in s.histogram and s.values.size:
     top = s.values.max()
     if top < classes:
@@ -64,9 +67,9 @@ def off_by_one(s: Survey) -> Finding | None:
       return Finding(
         f'{share_of(bad, s.index_masks, "mask", "have")} the value {IGNORE}, '
         f'and none has {classes}: they count the classes from 0 (0 to '
-        f'{classes - 1}, {IGNORE} for "other"), {s.data} counts from 1 (0 is '
-        '"other"). Every class would be taken for the one before it, and '
-        f'{s.labels.classes[0]} be ignored.',
+        f'{classes - 1}, {IGNORE} for "other"), but {s.data} counts from 1 (0 '
+        'is "other"). Every class would be taken for the one before it, and '
+        f'{s.labels.classes[0]} would be ignored.',
         names(bad),
         'Prepare the release itself, whose masks count from 1 (python -m '
         'resnest_jax.data.prepare ade20k), or add 1 to the masks: 255 becomes '
@@ -81,12 +84,15 @@ def _is_ade20k(s: Survey) -> bool:
 
 def maybe_off_by_one(s: Survey) -> Finding | None:
   classes, first = len(s.labels.classes), _counts_from(s)
+  # The values that occur under either count. If one of them is missing, the
+  # first or last one may be missing for the same reason.
   inner = np.arange(1, classes - 1)
   if classes < 3 or not np.isin(inner, s.values).all():
     return None
   remedy = (
     'give the right values in the classes file ("0: name"; docs/own-data.md).'
   )
+  # First case: 1 was subtracted from correct masks; 0 wrapped around to 255.
   if (
     first == 0
     and s.values.tolist() == list(range(classes - 1))
@@ -94,8 +100,8 @@ def maybe_off_by_one(s: Survey) -> Finding | None:
   ):
     what = (
       f'all values from 0 to {classes - 2} occur and {classes - 1} does not, '
-      f'and {len(bad)} have {IGNORE}, as if 1 had been subtracted from masks '
-      f'that were right: 0 becomes {IGNORE} so.'
+      f'and {len(bad)} have {IGNORE}, as if 1 had been subtracted from correct '
+      f'masks, which turns 0 into {IGNORE}.'
     )
     remedy = f'add 1 to the masks, as uint8: {IGNORE} becomes 0.'
   elif classes - 1 not in s.values:
@@ -103,7 +109,7 @@ def maybe_off_by_one(s: Survey) -> Finding | None:
   elif first == 1 and 0 in s.values and classes not in s.values:
     what = (
       f'all values from 0 to {classes - 1} occur and {classes} does not, as '
-      f'if masks counted from 0; {s.data} counts from 1, and 0 is ignored.'
+      f'if masks counted from 0; {s.data} counts from 1 and ignores 0.'
     )
   elif first == 0 and 0 not in s.values:
     what = (
@@ -117,7 +123,7 @@ def maybe_off_by_one(s: Survey) -> Finding | None:
     f'In {plural(len(s.index_masks), "mask")} {what}',
     (),
     'Look at the names in the contact sheet (--out DIR draws it). If they are '
-    f'right, {missing!r} just does not occur; if all are one class off, '
+    f'right, {missing!r} simply does not occur; if all are one class off, '
     f'{remedy}',
   )
 
@@ -128,14 +134,14 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
   classes = len(s.labels.classes)
   coloured = [o for o in s.readable if len(o.colours)]
   beyond = _with(s, s.unknown_values)
+  # Instance masks: red holds the class (1 to 100), green the object, blue 0.
   instances = [
     o
     for o in coloured
     if not o.colours[:, 2].any()
     and 0 < o.colours[:, 0].max() <= _INSTANCE_CLASSES
   ]
-  # Red holds ten times the number of 256 classes, green the rest, blue the
-  # object.
+  # Full release: the class is red / 10 * 256 + green, blue holds the object.
   full = [
     o for o in coloured if not (o.colours[:, 0] % 10).any() and o.colours.any()
   ]
@@ -144,61 +150,66 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
     bad = beyond
     what = (
       f'have values up to {s.unknown_values.max()}, which only the full '
-      f'release with thousands of classes has; here 0 to {classes} are meant'
+      f'release with thousands of classes has; {classes} is the highest here'
     )
   elif coloured and len(instances) == len(coloured):
     bad = instances
     what = (
       f'are instance masks: {_INSTANCE_CLASSES} classes of things in the red '
-      "channel, the object's number in the green one"
+      'channel, the number of the object in the green channel'
     )
   elif coloured and len(full) == len(coloured):
     bad = full
     what = (
-      'are those of the full release (*_seg.png), whose thousands of classes '
-      'are coded in colours'
+      'are masks of the full release (*_seg.png), which encodes thousands of '
+      'classes as colours'
     )
+  # Instance masks of one channel. The upper 50 classes are absent from a few
+  # samples by chance, but not from 500 that show most of the lower ones.
   elif len(s.index_masks) >= 500 and few and s.values.max() <= 100:
     bad = s.index_masks
     what = (
-      f'have no value above {_INSTANCE_CLASSES}, as the instance masks, whose '
-      'classes are things only'
+      f'have no value above {_INSTANCE_CLASSES}, like the instance masks, '
+      'which hold only things'
     )
   else:
     return None
-  verb, _, what = what.partition(' ')
+  verb, _, what = what.partition(' ')  # `share_of` conjugates the verb.
   return Finding(
     f'{share_of(bad, s.readable, "mask", verb)} {what}.',
     names(bad),
     f'The {classes} classes are in the masks of the scene parsing release, '
     'annotations/ of ADEChallengeData2016.zip: python -m '
     'resnest_jax.data.prepare ade20k downloads and checks it. If these masks '
-    'are of that release, they were changed: saved as JPEG, say, or resized '
-    'with interpolation.',
+    'are from that release, they were altered, for example saved as JPEG or '
+    'resized with interpolation.',
   )
 
 
 def train_ids(s: Survey) -> Finding | None:
   classes = len(s.labels.classes)
+  # In Cityscapes 13 of the 19 classes have label ids of 19 or more. If none of
+  # them occurs, although masks show many values, these are train ids.
   higher = s.class_values[s.class_values >= classes]
   few = s.values.size < max(classes / 3, 3) or 2 * higher.size < classes
   if few or s.values.max() >= classes:
     return None
   bad = _with(s, np.arange(classes))
   return Finding(
-    f'No mask has a value above {s.values.max()} (but {IGNORE}), and '
-    f'{higher.size} of the {classes} classes are stored as higher ones, up to '
-    f'{higher.max()}: these are train ids (0 to {classes - 1}), where '
-    f'{s.data} holds label ids.',
+    f'No mask has a value above {s.values.max()} (except {IGNORE}), but '
+    f'{higher.size} of the {classes} classes have higher values, up to '
+    f'{higher.max()}: these are train ids (0 to {classes - 1}), but '
+    f'{s.data} has label ids.',
     names(bad),
-    'Use the masks of label ids (*_gtFine_labelIds.png), which the official '
-    'gtFine_trainvaltest.zip has: python -m resnest_jax.data.prepare '
+    'Use the masks of label ids (*_gtFine_labelIds.png) from the official '
+    'gtFine_trainvaltest.zip: python -m resnest_jax.data.prepare '
     'cityscapes --archive_dir FOLDER.',
   )
 
 
 def label_ids(s: Survey) -> Finding | None:
   ids = np.flatnonzero(CITYSCAPES.to_train_id != IGNORE)
+  # Any data set with 19 classes from 0 may hold masks of Cityscapes.
   if len(s.labels.classes) != len(ids) or _counts_from(s) != 0:
     return None
   if s.unknown_values.size < 2 or s.unknown_values.max() > _LABEL_IDS:
@@ -207,9 +218,9 @@ def label_ids(s: Survey) -> Finding | None:
   return Finding(
     f'{share_of(bad, s.index_masks, "mask", "have")} values up to '
     f"{s.unknown_values.max()}: these are Cityscapes' label ids (0 to "
-    f'{_LABEL_IDS}), where {s.data} holds train ids (0 to {len(ids) - 1}).',
+    f'{_LABEL_IDS}), but {s.data} has train ids (0 to {len(ids) - 1}).',
     names(bad),
-    'Prepare the official archives, whose label ids are understood (python -m '
+    'Prepare the official archives, whose label ids are converted (python -m '
     'resnest_jax.data.prepare cityscapes --archive_dir FOLDER), or use masks '
     'of train ids: csCreateTrainIdLabelImgs of cityscapesScripts writes them.',
   )
@@ -217,14 +228,17 @@ def label_ids(s: Survey) -> Finding | None:
 
 def stretched_masks(s: Survey) -> Finding | None:
   classes, values = len(s.labels.classes), np.array(list(s.histogram))
+  # A classes file may give 255 to a class; then such values are no accident.
   if values.size < 2 or IGNORE in s.class_values:
     return None
   unknown = values[values > s.class_values.max()]
   if step := _common_step(s):
     return _stretched(s, step, unknown)
-  # 1, 2 or 4 bits spread over 8, or the classes themselves.
+  # 255 is a multiple itself: 1, 2 or 4 bits spread over 8, as decoders do for
+  # such PNGs, or the classes spread over all grey levels.
   for step in (255, 85, 17, 255 // max(classes - 1, 1), 255 // classes):
     spread = step > 1 and not (values % step).any()
+    # Masks of 0 and 255 look like one class and ignored pixels.
     beyond = unknown[unknown != IGNORE].size or values.tolist() == [0, IGNORE]
     if spread and beyond and values.max() // step <= classes:
       return _stretched(s, step, unknown)
@@ -232,15 +246,14 @@ def stretched_masks(s: Survey) -> Finding | None:
 
 
 def _common_step(s: Survey) -> int:
-  """What all values but 255 are multiples of, where that explains them.
-
-  0 if it does not. 255 may be a multiple, or stand for pixels to ignore.
-  """
+  """The step whose multiples explain all values but 255; 0 if there is none."""
+  # Values within the classes' range need no such explanation.
   if not (s.unknown_values > s.class_values.max()).any():
     return 0
   step = int(np.gcd.reduce(s.values))
   explained = step > 1 and s.values.max() // step < len(s.labels.classes)
-  # One value alone is always a multiple of itself.
+  # A single value is always a multiple of itself and proves nothing, except
+  # for two classes: 0 and 128. A step of 2 is rather off by one.
   several = np.count_nonzero(s.values) > 1
   binary = len(s.labels.classes) == 2 and step > 2
   return step if explained and (several or binary) else 0
@@ -253,15 +266,16 @@ def _stretched(s: Survey, step: int, unknown: np.ndarray) -> Finding:
   if len(multiples) < len(values):
     what = f'All values but {IGNORE} are multiples of {step}'
   return Finding(
-    f'{what} ({listed(values)}): the masks were stretched so that one can '
-    f'see something, or are PNGs of 1, 2 or 4 bits. {IGNORE} is ignored.',
+    f'{what} ({listed(values)}): the masks were stretched to be visible, or '
+    f'are PNGs of 1, 2 or 4 bits. {IGNORE} is ignored.',
     names(_with(s, unknown)),
     _unstretch(s, step, multiples),
   )
 
 
 def _unstretch(s: Survey, step: int, multiples: np.ndarray) -> str:
-  """The remedy: in the classes file if there is one, or in the masks."""
+  """The remedy, in the classes file if there is one, or in the masks."""
+  # A line in the classes file is less work than rewriting the masks.
   if s.classes_file:
     lines = []
     for value in multiples.tolist():
@@ -269,8 +283,8 @@ def _unstretch(s: Survey, step: int, multiples: np.ndarray) -> str:
       meaning = f'{value}: {s.labels.classes[k]}' if k != IGNORE else ''
       lines.append(f'  {meaning or f"ignore: {value}"}')
     return (
-      f'Write these values in front of the names in {s.classes_file}, if this '
-      'is what they mean (docs/own-data.md):\n' + '\n'.join(lines)
+      f'If the values mean these classes, write in {s.classes_file} '
+      '(docs/own-data.md):\n' + '\n'.join(lines)
     )
   write = f'cv2.imwrite(path, mask // {step}).'
   if len(multiples) < len(s.histogram):
@@ -299,7 +313,7 @@ def unknown_values(s: Survey) -> Finding | None:
     f'{listed(s.unknown_values)}, on {share:.2%} of the pixels. {s.data} has '
     f'values up to {largest}, and {IGNORE} for pixels to ignore.',
     names(bad),
-    f'{remedy}Values at the borders of objects only come from masks that were '
-    'saved as JPEG or resized with interpolation; use the originals, or '
-    'cv2.INTER_NEAREST.',
+    f'{remedy}Values that occur only at the borders of objects come from masks '
+    'that were saved as JPEG or resized with interpolation; use the originals, '
+    'or resize them with cv2.INTER_NEAREST.',
   )

@@ -4,7 +4,7 @@
 
 The zip file has the folders, names and formats of ADEChallengeData2016.zip
 (JPEG pictures of many sizes, some grey; 8-bit index PNG masks, 0-150;
-objectInfo150.txt and sceneCategories.txt) and goes through the same builder.
+objectInfo150.txt and sceneCategories.txt), so that the same builder reads it.
 It is a function of --seed and --images alone.
 """
 
@@ -26,11 +26,13 @@ from resnest_jax.threads import map_in_threads
 
 DEFAULT_COUNTS = {'train': 400, 'validation': 60}
 
-# To be raised when the same seed gives other scenes than before.
+# Raise it when the same seed draws other scenes than before: archives of an
+# earlier version are then refused instead of reused.
 VERSION = 1
 
 _ROOT = 'ADEChallengeData2016'
-# Split: (folder, file name's prefix, first part of the scenes' seeds).
+# Split: (folder, prefix of file names, number in the seeds of its scenes).
+# The number keeps the splits from sharing a scene.
 _SPLITS = {
   'train': ('training', 'ADE_train', 0),
   'validation': ('validation', 'ADE_val', 1),
@@ -57,11 +59,11 @@ def main() -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser, default: str = '') -> None:
-  """Adds what decides the contents: --images, None if not given, and --seed.
+  """Adds --images (None if not given) and --seed.
 
   Args:
-    parser: gets them.
-    default: words for the default of --images, if it is not that of here.
+    parser: of a command that draws scenes.
+    default: shown as the default of --images; '': `DEFAULT_COUNTS`.
   """
   default = default or '{} {}'.format(*DEFAULT_COUNTS.values())
   parser.add_argument(
@@ -69,28 +71,28 @@ def add_arguments(parser: argparse.ArgumentParser, default: str = '') -> None:
     type=int,
     nargs=2,
     metavar=('TRAIN', 'VALIDATION'),
-    help=f'how many scenes to generate (default: {default})',
+    help=f'number of scenes to draw (default: {default})',
   )
   parser.add_argument(
-    '--seed', type=int, default=0, help='of the scenes (default: 0)'
+    '--seed', type=int, default=0, help='seed of the scenes (default: 0)'
   )
 
 
 def counts_from_arguments(
   args: argparse.Namespace, default: Mapping[str, int] = DEFAULT_COUNTS
 ) -> dict[str, int]:
-  """Images per split; a `UserError` for numbers that make no data set."""
+  """Images per split; raises `UserError` for numbers that are too small."""
   images = args.images or tuple(default.values())
   if min(images) < 1 or args.seed < 0:
     raise UserError(
       f'--images {images[0]} {images[1]} --seed {args.seed}: the numbers of '
-      'images are at least 1, the seed at least 0'
+      'images must be at least 1, the seed at least 0'
     )
   return dict(zip(_SPLITS, images, strict=True))
 
 
 def archive_comment(counts: Mapping[str, int], seed: int) -> str:
-  """The zip file's comment; two archives are equal if their comments are."""
+  """The zip file's comment, which identifies the contents."""
   return json.dumps(
     {
       'generator': 'resnest_jax.data.mini',
@@ -102,17 +104,18 @@ def archive_comment(counts: Mapping[str, int], seed: int) -> str:
 
 
 def write_archive(path: Path, counts: Mapping[str, int], seed: int) -> None:
-  """Writes the archive; `path` appears when all of it is there.
+  """Writes the archive unless it exists with the same counts and seed.
 
   Args:
-    path: of the zip file. If it exists already and was written for the same
-      counts and seed, nothing is done.
+    path: of the zip file, which appears whole or not at all.
     counts: images for 'train' and 'validation'.
-    seed: of the scenes.
+    seed: non-negative.
 
   Raises:
-    UserError: `path` exists and is something else, or cannot be written.
+    UserError: `path` exists with other contents, or cannot be written.
   """
+  # The comment is enough to recognise the archive: a file under this name is
+  # complete, because it is renamed after its last byte.
   comment = archive_comment(counts, seed).encode()
   if path.exists():
     if has_comment(path, comment):
@@ -131,7 +134,6 @@ def write_archive(path: Path, counts: Mapping[str, int], seed: int) -> None:
 
 
 def has_comment(path: Path, comment: bytes) -> bool:
-  """Whether `path` is a zip file with this comment."""
   if not zipfile.is_zipfile(path):
     return False
   with zipfile.ZipFile(path) as archive:
@@ -142,6 +144,7 @@ def _write_contents(
   archive: zipfile.ZipFile, counts: Mapping[str, int], seed: int
 ) -> None:
   """Draws all scenes and writes them with the two lists."""
+  # `seen[split]`: images with each mask value, (256,); `pixels`: of all splits.
   scene_lines, seen, pixels = [], {}, np.zeros(256, np.int64)
   total, done = sum(counts.values()), 0
   with progress_bar('drawing scenes') as report:
@@ -150,6 +153,8 @@ def _write_contents(
       masks = f'{_ROOT}/annotations/{folder}/'
       add_entry(archive, images, b'')
       add_entry(archive, masks, b'')
+      # Every scene has its own seed, so threads do not change it, and a larger
+      # archive begins with the scenes of a smaller one.
       seeds = [(seed, number, i) for i in range(counts[split])]
       seen[split] = np.zeros(256, np.int64)
       samples = map_in_threads(_make_sample, seeds)
@@ -171,15 +176,21 @@ def _write_contents(
 
 
 def add_entry(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-  """Adds an entry with a fixed date, so that the file is reproducible."""
+  """Adds an entry, stored without compression."""
+  # A fixed date: zip files store one, and equal arguments must give equal
+  # bytes.
   info = zipfile.ZipInfo(name, date_time=(2016, 7, 26, 0, 0, 0))
+  # The upper 16 bits are the Unix mode; without it, unzip creates files that
+  # nobody may read.
   mode = 0o40755 if name.endswith('/') else 0o100644
   info.external_attr = mode << 16
   archive.writestr(info, data)
 
 
 def _make_sample(seed: tuple[int, ...]) -> tuple[bytes, bytes, np.ndarray, str]:
-  """Returns JPEG, PNG, the mask and the kind of one scene."""
+  """JPEG, PNG, mask and kind of one scene."""
+  # Size and encoding have their own generator: a change of these draws leaves
+  # the draws of the scene as they are.
   rng = np.random.default_rng((*seed, 1))
   height, width = _choose_size(rng)
   image, mask, kind = draw_scene((*seed, 0), height, width)
@@ -194,18 +205,20 @@ def _make_sample(seed: tuple[int, ...]) -> tuple[bytes, bytes, np.ndarray, str]:
 
 
 def _choose_size(rng: np.random.Generator) -> tuple[int, int]:
-  """Height and width in pixels, 96-224; three of four are landscape."""
+  """Height and width, 96 to 224 pixels."""
   short = int(rng.integers(96, 150))
   aspect = rng.choice([1, 5 / 4, 4 / 3, 3 / 2, 16 / 9])
   long = min(int(short * aspect), 224)
+  # Photographs are mostly landscapes.
   return (short, long) if rng.random() < 0.75 else (long, short)
 
 
 def _object_info(
   pixels: np.ndarray, train: np.ndarray, validation: np.ndarray
 ) -> str:
-  """objectInfo150.txt: share of pixels and images with each class."""
+  """objectInfo150.txt: each class's share of pixels, and images with it."""
   lines = ['Idx\tRatio\tTrain\tVal\tName\n']
+  # Shares are of the labelled pixels: 0 is "other" and does not count.
   ratios = pixels / max(pixels[1:].sum(), 1)
   for i, name in enumerate(ADE20K.classes, 1):
     lines.append(f'{i}\t{ratios[i]:.4f}\t{train[i]}\t{validation[i]}\t{name}\n')

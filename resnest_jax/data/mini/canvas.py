@@ -1,8 +1,7 @@
-"""What every scene is painted with: camera, canvas, noise and colours.
+"""Camera, canvas, noise and colours of all drawn scenes.
 
-Scenes are three-dimensional where it is cheap: a pinhole camera at height
-`eye` metres looks along Z, so a point (X, Y, Z) is seen at
-x = cx + f X / Z, y = horizon + f (eye - Y) / Z.
+A pinhole camera at height `eye` metres looks along Z: a point (X, Y, Z) is
+seen at x = cx + f X / Z, y = horizon + f (eye - Y) / Z.
 """
 
 import dataclasses
@@ -13,7 +12,7 @@ import numpy as np
 
 from resnest_jax.labels import ADE20K
 
-# Mask values: 0 is "other", the rest count from 1.
+# Mask values as in ADE20K's release: 0 is "other", classes count from 1.
 OTHER = 0
 ID = {
   name: ADE20K.classes.index(name) + 1
@@ -23,13 +22,15 @@ ID = {
     *('wall', 'floor', 'ceiling', 'windowpane', 'painting', 'bed'),
   )
 }
-# What only the city has.
+# Classes of the city alone. They are kept apart from `ID` because every class
+# of `ID` has to be frequent in the mini ADE20K.
 CITY_ID = {
   name: ADE20K.classes.index(name) + 1
   for name in ('sidewalk', 'pole', 'signboard')
 }
 
-# A factor for the brightness of a surface at x, y, 0-1 within its box.
+# Brightness of a surface at x, y. Both run from 0 to 1 over the visible part of
+# its bounding box.
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -45,8 +46,8 @@ def fbm(
 
   Args:
     rng: source of the noise.
-    height: in pixels.
-    width: in pixels.
+    height: pixels.
+    width: pixels.
     cell: size of the largest features in pixels.
     octaves: each halves the size and the amplitude.
     stretch: width over height of the features.
@@ -54,10 +55,13 @@ def fbm(
   total = np.zeros((height, width), np.float32)
   for octave in range(octaves):
     size = max(cell / 2**octave, 1.0)
+    # At least three cells, so that a feature larger than the picture still
+    # varies within it.
     rows = max(int(height / size), 1) + 2
     columns = max(int(width / (size * stretch)), 1) + 2
     noise = rng.standard_normal((rows, columns), dtype=np.float32)
-    # In float64, because OpenCV 4 and 5 round float32 differently.
+    # In float64, because OpenCV 4 and 5 round float32 differently and scenes
+    # have to be the same under both.
     total += 0.5**octave * cv2.resize(
       np.float64(noise), (width, height), interpolation=cv2.INTER_CUBIC
     )
@@ -71,13 +75,15 @@ def colour(
   value: tuple[float, float],
 ) -> np.ndarray:
   """A random colour; hue in degrees, the rest 0-1. Returns RGB, 0-1."""
+  # The modulo admits ranges around red, such as (-60, 60).
   hsv = [rng.uniform(*hue) % 360, rng.uniform(*saturation), rng.uniform(*value)]
   pixel = np.array([[hsv]], np.float32)
   return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0]
 
 
 def tiled(noise: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  """Looks up `noise`, repeated, at texture coordinates in its pixels."""
+  """Looks up `noise` at texture coordinates in pixels; it repeats endlessly."""
+  # Reduced before float32, which resolves large coordinates coarsely.
   rows, columns = noise.shape
   u = np.mod(u, columns).astype(np.float32)
   v = np.mod(v, rows).astype(np.float32)
@@ -87,11 +93,9 @@ def tiled(noise: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def remap(
   image: np.ndarray, x: np.ndarray, y: np.ndarray, border: int
 ) -> np.ndarray:
-  """Looks up float32 `image` bilinearly at pixel positions x, y (float32).
-
-  In float64: there OpenCV 4.13 and 5.0 agree to the bit, and in float32 they
-  differ, by up to 0.03 on a wave between -1 and 1.
-  """
+  """Looks up float32 `image` bilinearly at pixel positions x, y (float32)."""
+  # In float64 OpenCV 4.13 and 5.0 agree to the bit. In float32 they differ by
+  # up to 0.03 on a wave between -1 and 1.
   found = cv2.remap(
     np.float64(image), x, y, cv2.INTER_LINEAR, borderMode=border
   )
@@ -103,12 +107,11 @@ class Canvas:
   """A picture and its mask, painted from back to front.
 
   Attributes:
-    rng: every random decision of the scene.
-    height: in pixels, oversampled.
-    width: in pixels, oversampled.
+    rng: makes every random decision of the scene.
+    height: oversampled pixels, as `width`.
     image: float32 (height, width, 3), RGB, 1 is white.
     mask: uint8 (height, width).
-    light: where light comes from, -1 left to 1 right.
+    light: direction of the light, -1 (left) to 1 (right).
     grain: float32 (height, width), fine noise for surfaces.
   """
 
@@ -117,6 +120,8 @@ class Canvas:
   width: int
 
   def __post_init__(self):
+    # Here and in all scenes the order of the draws is part of the data set: a
+    # draw that moves changes every scene, and `VERSION` has to be raised.
     shape = self.height, self.width
     self.image = np.zeros((*shape, 3), np.float32)
     self.mask = np.zeros(shape, np.uint8)
@@ -124,13 +129,15 @@ class Canvas:
     self.grain = 0.6 * fbm(self.rng, *shape, 3, 1) + 0.6 * fbm(
       self.rng, *shape, 24, 3
     )
+    # The camera: focal length in pixels, height in metres, and the vanishing
+    # point, which is off the middle.
     self.f = self.size() * self.rng.uniform(0.95, 1.25)
     self.eye = self.rng.uniform(1.4, 2.2)
     self.horizon = self.height * self.rng.uniform(0.34, 0.56)
     self.cx = self.width * self.rng.uniform(0.3, 0.7)
 
   def size(self) -> float:
-    """The picture's size for lengths that should fit it, in pixels."""
+    # In portraits the width decides, or things would be cut off.
     return min(self.height, 1.2 * self.width)
 
   def grid(self) -> tuple[np.ndarray, np.ndarray]:
@@ -148,6 +155,7 @@ class Canvas:
 
   def paint(self, where: np.ndarray, paint: np.ndarray, label: int) -> None:
     """Covers the pixels `where` (bool) with `paint` (height, width, 3)."""
+    # Several times as fast as assigning to `image[where]`.
     where = where.astype(np.uint8)
     cv2.copyTo(paint.astype(np.float32, copy=False), where, self.image)
     self.mask[where.astype(bool)] = label
@@ -168,9 +176,11 @@ class Canvas:
       paint: RGB.
       label: mask value; None leaves the mask alone.
       grain: strength of the surface's noise.
-      shade: how much darker the side is that looks away from the light.
+      shade: contrast between the sides towards and away from the light.
       pattern: see `Pattern`.
     """
+    # Only the visible part of the bounding box is computed: a scene has many
+    # polygons, most of them small.
     points = np.round(points).astype(np.int32)
     x0, y0 = np.maximum(points.min(0), 0)
     x1, y1 = np.minimum(points.max(0) + 1, (self.width, self.height))
@@ -191,8 +201,8 @@ class Canvas:
       self.mask[box][inside] = label
 
   def shadow(self, x: float, y: float, rx: float, ry: float) -> None:
-    """Darkens the ground around a pixel position, away from the light."""
-    x = x - 0.5 * rx * self.light
+    """Darkens the ground around a pixel position; the mask is unchanged."""
+    x = x - 0.5 * rx * self.light  # Shadows fall away from the light.
     x0, x1 = int(max(x - 2 * rx, 0)), int(min(x + 2 * rx, self.width))
     y0, y1 = int(max(y - 2 * ry, 0)), int(min(y + 2 * ry, self.height))
     if x0 >= x1 or y0 >= y1:
@@ -206,14 +216,12 @@ class Canvas:
 class Figure:
   """Draws flat shapes of one thing that stands on the ground.
 
-  Shapes are given in the figure's own units: x from its middle, y up from
-  its foot.
+  Shapes have the figure's units: x from its middle, y up from its foot.
 
   Attributes:
-    canvas: to draw on.
-    x: middle, pixels.
-    y: foot, pixels.
-    scale: pixels of one unit.
+    x: middle of the figure, pixels.
+    y: foot of the figure, pixels.
+    scale: pixels per unit.
     label: mask value.
     facing: 1, or -1 for a mirrored figure.
   """
@@ -226,21 +234,18 @@ class Figure:
   facing: int = 1
 
   def polygon(self, x, y, paint, **kwargs) -> None:
-    """Fills the polygon with corners `x`, `y`; see `Canvas.fill`."""
+    # Rows of pixels count downwards, the figure's y counts upwards.
     u = self.x + self.facing * self.scale * np.asarray(x)
     v = self.y - self.scale * np.asarray(y)
     self.canvas.fill(np.stack([u, v], -1), paint, self.label, **kwargs)
 
   def box(self, x, y, paint, **kwargs) -> None:
-    """Fills a rectangle from x[0] to x[1] and y[0] to y[1]."""
     (x0, x1), (y0, y1) = x, y
     self.polygon((x0, x0, x1, x1), (y0, y1, y1, y0), paint, **kwargs)
 
   def ellipse(self, x, y, rx, ry, paint, **kwargs) -> None:
-    """Fills an ellipse around x, y with half axes `rx` and `ry`."""
     t = np.linspace(0, 2 * np.pi, 32)
     self.polygon(x + rx * np.cos(t), y + ry * np.sin(t), paint, **kwargs)
 
   def shadow(self, rx: float, ry: float) -> None:
-    """Darkens the ground around the foot."""
     self.canvas.shadow(self.x, self.y, rx * self.scale, ry * self.scale)

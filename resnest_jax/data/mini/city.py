@@ -1,4 +1,4 @@
-"""City streets as a car's camera sees them, with 10 of Cityscapes' classes."""
+"""City streets seen by a car's camera, with 10 of Cityscapes' classes."""
 
 import numpy as np
 
@@ -7,11 +7,12 @@ from resnest_jax.data.mini.canvas import CITY_ID, ID, Canvas, colour, fbm, tiled
 from resnest_jax.data.mini.outdoors import Ground, asphalt, grass, sky, stand
 from resnest_jax.data.mini.scene import OVERSAMPLING, annotate, develop
 
-# Of the canvas, for what is no thing of the scene.
+# Canvas values beyond all of ADE20K's. Cityscapes labels both areas, and
+# neither is evaluated.
 EGO_VEHICLE = 254
 OUT_OF_ROI = 255
 
-# Cityscapes' label ids of the canvas' values; what is missing is unlabelled.
+# Canvas value -> Cityscapes' label id; others become 0, unlabelled.
 LABEL_IDS = {
   EGO_VEHICLE: 1,
   OUT_OF_ROI: 3,
@@ -31,16 +32,11 @@ LABEL_IDS = {
 def draw_scene(
   seed: tuple[int, ...], height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws the street that `seed` stands for.
-
-  Args:
-    seed: non-negative integers.
-    height: in pixels.
-    width: in pixels.
+  """Draws the street of a seed (non-negative integers).
 
   Returns:
-    picture, uint8 (height, width, 3) RGB; mask, uint8 (height, width) with
-    the values of `LABEL_IDS` and 0.
+    picture, uint8 (height, width, 3) RGB; mask, uint8 (height, width) of
+    label ids.
   """
   rng = np.random.default_rng(seed)
   canvas = Canvas(
@@ -51,6 +47,8 @@ def draw_scene(
     _bonnet(canvas)
   image = develop(rng, canvas.image, height, width)
   mask = annotate(rng, canvas.mask, height, width)
+  # The release has such a narrow margin all around. It comes last, so that
+  # `annotate` leaves it intact.
   margin = max(round(width / 400), 1)
   mask[:margin] = mask[-margin:] = OUT_OF_ROI
   mask[:, :margin] = mask[:, -margin:] = OUT_OF_ROI
@@ -61,11 +59,14 @@ def draw_scene(
 
 def _street(canvas: Canvas) -> None:
   """A road between pavements, houses, verges; along the view or across it."""
+  # Painted from back to front: whatever comes later covers the rest.
   rng = canvas.rng
   sky(canvas)
   ground = grass(canvas)
   along = rng.random() < 0.7
   half, pavement = rng.uniform(2.2, 3.6), rng.uniform(1.2, 2.4)
+  # `side`: metres to the right of the road's middle, `forward`: along it, both
+  # (H, W).
   if along:
     bend = rng.uniform(-0.008, 0.008)
     side = ground.x - rng.uniform(-1.5, 1.5) - bend * ground.z**2
@@ -73,6 +74,7 @@ def _street(canvas: Canvas) -> None:
   else:
     side = ground.z - rng.uniform(4.5, 6) - half
     forward = ground.x
+  # The pavement is as wide as the whole street; asphalt then covers its middle.
   _pavement(canvas, ground, side, forward, half + pavement)
   asphalt(canvas, ground, side, forward, half)
   _houses(canvas, along, half + pavement)
@@ -96,7 +98,7 @@ def _pavement(
   forward: np.ndarray,
   half: float,
 ) -> None:
-  """Slabs up to `half` metres from the road's middle; see `asphalt`."""
+  """Paints slabs; see `asphalt` for the arguments."""
   rng = canvas.rng
   where = ground.below & (np.abs(side) < half) & (ground.z < 150)
   base = colour(rng, (0, 60), (0, 0.25), (0.35, 0.75))
@@ -109,17 +111,18 @@ def _pavement(
 
 
 def _houses(canvas: Canvas, along: bool, free: float) -> None:
-  """Rows of houses, `free` metres and more from the road's middle."""
+  """Rows of houses, at least `free` metres from the road's middle."""
   rng = canvas.rng
   if along:
     for side in (-1, 1):
       verge = rng.uniform(0, 3)
       z = rng.uniform(34, 44)
-      while z > 9:
+      while z > 9:  # The far ones first, as nearer ones cover them.
         things.building(canvas, side * (free + verge + rng.uniform(4, 5)), z)
         z -= rng.uniform(5, 9)
     return
   z = rng.uniform(6, 9) + 2 * free
+  # About as far to both sides as the camera sees at this depth.
   x = -z * 1.3
   while x < z * 1.3:
     step = rng.uniform(5, 9)
@@ -129,7 +132,7 @@ def _houses(canvas: Canvas, along: bool, free: float) -> None:
 
 
 def _bonnet(canvas: Canvas) -> None:
-  """The bonnet of the car that carries the camera."""
+  # The car that carries the camera is in the picture, as in the release.
   rng = canvas.rng
   paint = colour(rng, (0, 360), (0, 0.3), (0.1, 0.5))
   middle = canvas.width * rng.uniform(0.4, 0.6)

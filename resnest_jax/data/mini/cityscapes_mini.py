@@ -2,13 +2,13 @@
 
     python -m resnest_jax.data.mini_cityscapes --out FOLDER
 
-The folder gets leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip with
-the folders, names and formats of the official files (8-bit RGB PNG pictures,
-8-bit PNG masks of label ids; coloured masks, instances and polygons are left
-out) and goes through the same builder. The masks of the test split, a tenth
-as large as the validation split, are dummies as in the release. Everything is
-a function of --seed, --images and --size alone. Pictures are as large as the
-release's if --size does not make them smaller, for quick trials.
+Writes leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip with the
+folders, names and formats of the official files (8-bit RGB PNG pictures, 8-bit
+PNG masks of label ids; without coloured masks, instances and polygons), so that
+the same builder reads them. The test split is a tenth as large as the
+validation split, and its masks are dummies as in the release. The files are a
+function of --seed, --images and --size alone. --size draws smaller pictures
+than the release's for quick trials.
 """
 
 import argparse
@@ -34,20 +34,23 @@ from resnest_jax.files import explain_refusal, whole_file
 from resnest_jax.progress import progress_bar
 from resnest_jax.threads import map_in_threads
 
-# As the release: drawing an image takes about three seconds of a core.
+# Width and height as in the release. Drawing an image of this size takes about
+# three seconds of a core.
 DEFAULT_SIZE = 2048, 1024
 DEFAULT_COUNTS = {'train': 60, 'validation': 12}
 
-# To be raised when the same seed gives other scenes than before.
+# Raise it when the same seed draws other scenes than before.
 VERSION = 1
 
-# As many as keep the folders readable; the names are those of real ones.
+# A few cities of the release's splits; more folders would be nearly empty.
 _CITIES = {
   'train': ('aachen', 'bochum', 'zurich'),
   'validation': ('frankfurt', 'lindau', 'munster'),
   'test': ('berlin',),
 }
-_DUMMY_IDS = 4  # Label ids below this one are left in the test split's masks.
+# The release's test masks only keep the label ids below this one: unlabelled,
+# ego vehicle, rectification border and out of roi.
+_DUMMY_IDS = 4
 
 
 def main() -> None:
@@ -76,7 +79,6 @@ def main() -> None:
 
 
 def add_size_argument(parser: argparse.ArgumentParser) -> None:
-  """Adds --size; without it the value is None."""
   parser.add_argument(
     '--size',
     type=int,
@@ -88,15 +90,17 @@ def add_size_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def size_from_arguments(args: argparse.Namespace) -> tuple[int, int]:
-  """Width and height in pixels; a `UserError` for sizes too small to draw."""
+  """Width and height in pixels; raises `UserError` for other sizes."""
   width, height = args.size or DEFAULT_SIZE
   if not 32 <= min(width, height) <= max(width, height) <= 8192:
-    raise UserError(f'--size {width} {height}: both are from 32 to 8192 pixels')
+    raise UserError(
+      f'--size {width} {height}: both must be from 32 to 8192 pixels'
+    )
   return width, height
 
 
 def counts_from_arguments(args: argparse.Namespace) -> dict[str, int]:
-  """Images per split; a `UserError` for numbers that make no data set."""
+  """Images per split; raises `UserError` for numbers that are too small."""
   counts = ade20k_mini.counts_from_arguments(args, DEFAULT_COUNTS)
   return counts | {'test': max(counts['validation'] // 10, 1)}
 
@@ -104,7 +108,7 @@ def counts_from_arguments(args: argparse.Namespace) -> dict[str, int]:
 def archive_comment(
   counts: Mapping[str, int], seed: int, size: tuple[int, int]
 ) -> str:
-  """The zip files' comment; two pairs are equal if their comments are."""
+  """The comment of both zip files, which identifies the contents."""
   return json.dumps(
     {
       'generator': 'resnest_jax.data.mini_cityscapes',
@@ -119,13 +123,12 @@ def archive_comment(
 def write_archives(
   folder: Path, counts: Mapping[str, int], seed: int, size: tuple[int, int]
 ) -> None:
-  """Writes both archives; they appear when all of them is there.
+  """Writes both archives unless they exist with the same arguments.
 
   Args:
-    folder: of the zip files. If they exist already and were written for the
-      same arguments, nothing is done.
+    folder: of the zip files.
     counts: images for 'train', 'validation' and 'test'.
-    seed: of the scenes.
+    seed: non-negative.
     size: width and height in pixels.
 
   Raises:
@@ -140,6 +143,8 @@ def write_archives(
         f'{path} exists and was not written for these --images, --size and '
         'this --seed. Nothing was changed; give another folder or delete it.'
       )
+  # A process that was killed between the two renames leaves one of them; then
+  # both are written again.
   if there == paths:
     return
   with (
@@ -160,7 +165,6 @@ def _write_contents(
   seed: int,
   size: tuple[int, int],
 ) -> None:
-  """Draws all scenes and writes them in the order of their names."""
   total, done = sum(counts.values()), 0
   with progress_bar('drawing streets') as report:
     for number, (split, folder) in enumerate(FOLDERS.items()):
@@ -175,6 +179,7 @@ def _write_contents(
           (images, 'leftImg8bit', IMAGE_SUFFIX, image[..., ::-1]),
           (masks, 'gtFine', MASK_SUFFIX, mask),
         ):
+          # OpenCV encodes BGR, hence the reversed channels above.
           png = cv2.imencode('.png', pixels)[1].tobytes()
           path = f'{root}/{folder}/{city}/{name}{suffix}'
           ade20k_mini.add_entry(archive, path, png)
@@ -185,13 +190,14 @@ def _write_contents(
 def _make_sample(
   seed: tuple[int, ...], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Picture, RGB, and mask of one street."""
   width, height = size
   return draw_scene(seed, height, width)
 
 
 def sample_name(split: str, index: int, count: int) -> str:
   """CITY_SEQUENCE_FRAME of the sample `index` of `count`."""
+  # Names ascend with the index, because the cities are sorted. Frame 19 is the
+  # annotated one of each sequence in the release.
   cities = _CITIES[split]
   city = cities[index * len(cities) // count]
   return f'{city}_{index:06d}_000019'

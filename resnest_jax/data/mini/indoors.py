@@ -1,4 +1,4 @@
-"""Bedrooms: a room is a box of which every pixel sees one plane."""
+"""Bedrooms, drawn by the plane of a box that each pixel sees."""
 
 import dataclasses
 import functools
@@ -19,10 +19,10 @@ class _Room:
     right: x of the right wall.
     top: height of the ceiling.
     back: z of the wall that faces the camera.
-    surface: (H, W) which plane a pixel sees: 0 floor, 1 ceiling, 2 left,
+    surface: (H, W), the plane that a pixel sees: 0 floor, 1 ceiling, 2 left,
       3 right, 4 back wall.
-    u: (H, W) metres along the plane, horizontally.
-    v: (H, W) metres along the plane, up or away.
+    u: (H, W), metres along the plane, horizontally.
+    v: (H, W), metres along the plane, up or away.
   """
 
   left: float
@@ -36,13 +36,15 @@ class _Room:
 
 def bedroom(canvas: Canvas) -> None:
   rng = canvas.rng
+  # The canvas' camera stands in a street; indoors it sees a wider angle.
   canvas.horizon = canvas.height * rng.uniform(0.34, 0.46)
   canvas.eye = rng.uniform(1.4, 1.8)
   canvas.f = canvas.size() * rng.uniform(0.7, 0.95)
   room = _make_room(canvas)
   _surfaces(canvas, room)
   _hangings(canvas, room)
-  # (z, function): the far ones are drawn first.
+  # (z, function). All are placed before the first is drawn, as the far ones
+  # have to be drawn first.
   placed = []
   if rng.random() < 0.85:
     wide = rng.uniform(1.3, 2.0)
@@ -58,13 +60,14 @@ def bedroom(canvas: Canvas) -> None:
 
 
 def _make_room(canvas: Canvas) -> _Room:
-  """Chooses the room and finds what each pixel sees of it."""
   rng = canvas.rng
   back = rng.uniform(3.2, 4.5)
   wider = min(canvas.width / canvas.height, 1.5) ** 0.7
   left = -rng.uniform(0.8, 1.7) * wider - 0.3
   right = rng.uniform(0.8, 1.7) * wider + 0.3
   top = rng.uniform(2.3, 2.9)
+  # A pixel's ray is (dx, dy, 1) from the eye, (H, W) each after broadcasting.
+  # It ends at the plane that it meets at the smallest depth.
   x, y = canvas.grid()
   dx = (x - canvas.cx) / canvas.f + 0 * y
   dy = (canvas.horizon - y) / canvas.f + 0 * x
@@ -78,16 +81,18 @@ def _make_room(canvas: Canvas) -> _Room:
         np.full_like(dx, back),
       ]
     )
+  # depths: (5, H, W), in the order of `_Room.surface`.
   surface = depths.argmin(0)
   z = depths.min(0)
+  # Side walls extend along z, the other planes along x.
   u = np.where((surface == 2) | (surface == 3), z, dx * z)
   v = np.where(surface < 2, z, canvas.eye + dy * z)
   return _Room(left, right, top, back, surface, u, v)
 
 
 def _surfaces(canvas: Canvas, room: _Room) -> None:
-  """Paints floor, ceiling and walls with their materials and light."""
   rng = canvas.rng
+  # One wallpaper for all walls; only their light differs.
   wall = colour(rng, (0, 360), (0.02, 0.3), (0.55, 0.95))
   bright = _wallpaper(rng, room.u, room.v)
   for plane in (2, 3, 4):
@@ -105,7 +110,9 @@ def _surfaces(canvas: Canvas, room: _Room) -> None:
   falloff = 1 - 0.06 * (room.back - room.v)
   paint = (bright * falloff)[..., None] * ceiling
   canvas.paint(room.surface == 1, paint, ID['ceiling'])
-  # Less light reaches the corners, and it fades away from the window.
+  # Less light reaches the corners, and it fades away from the window. `corner`
+  # is the distance to the nearest edge of the plane, in metres; of floor and
+  # ceiling only the edge at the back wall counts.
   walls = room.surface >= 2
   corner = np.minimum(np.abs(room.v), np.abs(room.top - room.v))
   across = np.minimum(np.abs(room.u - room.left), np.abs(room.u - room.right))
@@ -117,12 +124,14 @@ def _surfaces(canvas: Canvas, room: _Room) -> None:
   side = 1 + 0.25 * canvas.light * (x / canvas.width - 0.5)
   shade = (1 - 0.3 * np.exp(-corner / 0.25)) * side + 0.02 * canvas.grain
   canvas.image *= shade[..., None].astype(np.float32)
+  # A skirting board is part of the wall, so the mask stays.
   skirting = walls & (room.v < 0.09) & (rng.random() < 0.6)
   canvas.image[skirting] *= rng.uniform(0.6, 1.2)
 
 
 def _wallpaper(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  """Brightness of a plain, striped, brick or patterned wall, (H, W)."""
+  # Brightness of a plain, striped, brick or patterned wall, (H, W). Patterns
+  # have metres as units, so they shrink with the distance.
   plaster = 0.03 * tiled(fbm(rng, 256, 256, 12, 4), u * 60, v * 60)
   kind = rng.choice(4, p=[0.45, 0.2, 0.15, 0.2])
   if kind == 1:
@@ -130,6 +139,7 @@ def _wallpaper(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
   if kind == 2:
     row = np.floor(v / 0.14)
     joint = np.mod(v / 0.14, 1) < 0.16
+    # Every other row is shifted by half a brick.
     joint |= np.mod(u / 0.3 + 0.5 * np.mod(row, 2), 1) < 0.08
     brick = tiled(fbm(rng, 64, 64, 2, 1), np.floor(u / 0.3) * 7, row * 5)
     return 1 + plaster + 0.07 * brick - 0.22 * joint
@@ -140,11 +150,12 @@ def _wallpaper(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _flooring(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  """A floor of boards, tiles or carpet, (H, W, 3)."""
+  # Colours of boards, tiles or a carpet, (H, W, 3).
   kind = rng.choice(3, p=[0.7, 0.15, 0.15])
   if kind == 0:
     base = colour(rng, (15, 40), (0.25, 0.65), (0.3, 0.75))
     board = np.floor(u / 0.16)
+    # Multiples of the golden ratio: ends of neighbouring boards rarely meet.
     shift = np.mod(board * 0.618, 1) * 1.7
     plank = np.floor((v + shift) / 1.3)
     tone = tiled(fbm(rng, 64, 64, 1, 1), board * 5, plank * 11)
@@ -168,12 +179,14 @@ def _flooring(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _hangings(canvas: Canvas, room: _Room) -> None:
-  """Windows and paintings on the walls that are seen, side by side."""
+  # Windows and paintings hang side by side, from `begin` to `end` metres along
+  # each wall.
   rng = canvas.rng
   for plane in (2, 3, 4):
     on = room.surface == plane
-    if on.sum() < 0.04 * on.size:
+    if on.sum() < 0.04 * on.size:  # The wall is hardly in view.
       continue
+    # Side walls begin at the camera; their first metres are out of view.
     begin, end = (1.8, room.back) if plane < 4 else (room.left, room.right)
     at = begin + rng.uniform(0.1, 0.4)
     while at < end - 0.6:
@@ -183,6 +196,7 @@ def _hangings(canvas: Canvas, room: _Room) -> None:
         low = rng.uniform(0.75, 1.05)
         high = min(low + rng.uniform(1.0, 1.6), room.top - 0.1)
         frame = _Frame(canvas, on, room, (at, at + width), (low, high))
+        # No class may be tiny.
         if frame.inside.sum() > 0.004 * on.size:
           (_window, _painting)[kind](canvas.rng, frame)
       at += width + rng.uniform(0.25, 0.8)
@@ -195,8 +209,7 @@ class _Frame:
     inside: bool (h, w), its pixels within the smallest box around them.
     a: (h, w), 0-1 along its width.
     b: (h, w), 0-1 along its height.
-    width: metres.
-    height: metres.
+    width: metres, as `height`.
     grain: (h, w), noise of the canvas.
   """
 
@@ -209,6 +222,7 @@ class _Frame:
     box = slice(y, y + h), slice(x, x + w)
     self.inside, self.a, self.b = inside[box], a[box], b[box]
     self.grain = canvas.grain[box]
+    # Views: `paint` writes into the canvas.
     self._image, self._mask = canvas.image[box], canvas.mask[box]
 
   def paint(self, paint: np.ndarray, label: int) -> None:
@@ -217,7 +231,8 @@ class _Frame:
 
 
 def _window(rng: np.random.Generator, at: _Frame) -> None:
-  """A window: frame, bars and a bright view."""
+  # Sky and hills are seen through the panes and still labelled as window, as
+  # ADE20K does; colour alone must not tell the class.
   sky = colour(rng, (190, 230), (0.05, 0.45), (0.95, 1.2))
   green = colour(rng, (60, 140), (0.15, 0.5), (0.5, 0.85))
   hills = 0.06 * np.sin(at.a * rng.uniform(3, 9)) + rng.uniform(0.1, 0.6)
@@ -234,8 +249,8 @@ def _window(rng: np.random.Generator, at: _Frame) -> None:
 
 
 def _painting(rng: np.random.Generator, at: _Frame) -> None:
-  """A framed picture: bands like a landscape, or blots."""
   border = rng.uniform(0.07, 0.12)
+  # Metres to the nearest edge of the frame, (h, w).
   edge = np.minimum(
     np.minimum(at.a, 1 - at.a) * at.width,
     np.minimum(at.b, 1 - at.b) * at.height,
@@ -243,7 +258,7 @@ def _painting(rng: np.random.Generator, at: _Frame) -> None:
   inks = [colour(rng, (0, 360), (0.4, 0.9), (0.15, 0.8)) for _ in range(4)]
   waves = np.sin(at.a * rng.uniform(4, 14) + rng.uniform(0, 6))
   blots = waves * np.sin(at.b * rng.uniform(4, 14) + rng.uniform(0, 6))
-  bands = rng.random() < 0.5
+  bands = rng.random() < 0.5  # Like a landscape; blots otherwise.
   level = at.b * 3 + 0.5 * waves if bands else 1.5 + 1.8 * blots
   ink = np.stack(inks)[np.clip(np.floor(level), 0, 3).astype(int)]
   art = ink * (1 + 0.22 * at.grain)[..., None]
@@ -256,7 +271,8 @@ def _painting(rng: np.random.Generator, at: _Frame) -> None:
 
 
 def _bed(canvas: Canvas, room: _Room, x: float, width: float) -> None:
-  """A bed with its head at the back wall: boards, mattress, cover, pillows."""
+  # The head is at the back wall. From back to front: headboard, mattress,
+  # pillows, cover.
   rng = canvas.rng
   head = room.back - 0.05
   foot = max(head - rng.uniform(1.7, 2.0), 1.9)
@@ -292,21 +308,17 @@ def _bed(canvas: Canvas, room: _Room, x: float, width: float) -> None:
 def _box(
   canvas: Canvas, x, y, z, paint, soft=False, pattern: Pattern | None = None
 ) -> None:
-  """The visible faces of a box, labelled bed: top, sides, front.
+  """Draws the visible faces of a box, labelled bed.
 
-  Args:
-    canvas: to draw on.
-    x: left and right, metres.
-    y: bottom and top.
-    z: front and back.
-    paint: RGB.
-    soft: little contrast between the faces.
-    pattern: see `Pattern`.
+  `x`, `y` and `z` are pairs of metres, the smaller one first; `soft` means
+  little contrast between the faces.
   """
   label = ID['bed']
   contrast = 0.1 if soft else 0.3
   kwargs = {'grain': 0.1, 'shade': 0.12, 'pattern': pattern}
   (x0, x1), (y0, y1), (z0, z1) = x, y, z
+  # The camera sees the top from above it, and a side from beyond it. The front
+  # is nearest and comes last.
   if y1 < canvas.eye:
     top = canvas.project((x0, x0, x1, x1), y1, (z0, z1, z1, z0))
     canvas.fill(top, paint, label, **kwargs)

@@ -16,7 +16,8 @@ from resnest_jax.data.mini.canvas import (
   tiled,
 )
 
-# How near and far things stand, in metres.
+# Nearest and farthest distance of things, in metres: near enough to be large,
+# as no class may be tiny, and far enough to be whole.
 _RANGES = {
   things.tree: (5.0, 14.0),
   things.building: (10.0, 20.0),
@@ -27,6 +28,9 @@ _RANGES = {
   things.lamp_post: (3.0, 9.0),
   things.traffic_sign: (3.0, 7.0),
 }
+
+
+# Each scene is painted from back to front: sky, mountains, ground, then things.
 
 
 def street(canvas: Canvas) -> None:
@@ -97,6 +101,8 @@ def park(canvas: Canvas) -> None:
 
 def sky(canvas: Canvas) -> None:
   """Blue, overcast or evening sky with clouds, over the whole picture."""
+  # All three moods are drawn and one is taken: the number of draws does not
+  # depend on the mood.
   rng = canvas.rng
   mood = rng.choice(3, p=[0.6, 0.25, 0.15])
   top = (
@@ -121,11 +127,11 @@ def sky(canvas: Canvas) -> None:
 
 
 def _mountains(canvas: Canvas) -> None:
-  """One to three ridges, the far ones pale."""
   rng = canvas.rng
   height, width = canvas.height, canvas.width
   layers = int(rng.integers(1, 4))
   base = colour(rng, (180, 290), (0.1, 0.35), (0.3, 0.55))
+  # Distant ridges fade into the sky at the horizon, which is painted already.
   haze_colour = canvas.image[int(canvas.horizon) - 1].mean(0)
   _, y = canvas.grid()
   for i in range(layers):
@@ -133,6 +139,7 @@ def _mountains(canvas: Canvas) -> None:
     ridge = fbm(rng, 1, width, width / rng.uniform(1.2, 3), 6)[0]
     top = canvas.horizon * rng.uniform(0.3, 0.5) * (1.25 - 0.6 * near)
     ridge = canvas.horizon - top * (1 + 0.55 * ridge)
+    # Light comes from the side, so the horizontal slope decides the shading.
     relief = fbm(rng, height, width, height / 4, 4)
     slope = cv2.Sobel(relief, cv2.CV_32F, 1, 0, ksize=3)
     bright = 1 - canvas.light * slope * 1.6 + 0.12 * canvas.grain
@@ -142,14 +149,15 @@ def _mountains(canvas: Canvas) -> None:
       rock = np.where(snow, 0.9 * np.clip(bright, 0.7, 1.2)[..., None], rock)
     haze = rng.uniform(0.15, 0.55) * (1 - near) + 0.08
     rock = rock * (1 - haze) + haze_colour * haze
+    # The ground covers the two rows below the horizon; they close the gap.
     canvas.paint((y > ridge) & (y < canvas.horizon + 2), rock, ID['mountain'])
 
 
 @dataclasses.dataclass
 class Ground:
-  """Where each pixel below the horizon meets the plane Y = 0, in metres."""
+  """The point of the plane Y = 0 that each pixel sees, (H, W), in metres."""
 
-  below: np.ndarray
+  below: np.ndarray  # Bool: below the horizon; `x` and `z` are void elsewhere.
   x: np.ndarray
   z: np.ndarray
   fade: np.ndarray  # 1 near, 0 far: hides detail finer than a pixel.
@@ -158,6 +166,7 @@ class Ground:
 def _ground(canvas: Canvas) -> Ground:
   x, y = canvas.grid()
   below = np.broadcast_to(y > canvas.horizon, canvas.mask.shape)
+  # At least half a pixel below the horizon, where z would be infinite.
   z = canvas.f * canvas.eye / np.maximum(y - canvas.horizon, 0.5)
   z = np.broadcast_to(z, canvas.mask.shape)
   fade = np.clip(1.4 - z / 25, 0, 1)
@@ -165,7 +174,8 @@ def _ground(canvas: Canvas) -> Ground:
 
 
 def grass(canvas: Canvas) -> Ground:
-  """Green, dry or brownish meadow on all the ground."""
+  """Paints a meadow, green to dry, on all the ground."""
+  # The whole ground is grass first; roads and water cover parts of it.
   rng = canvas.rng
   ground = _ground(canvas)
   base = colour(rng, (70, 125), (0.35, 0.65), (0.4, 0.7))
@@ -181,11 +191,8 @@ def grass(canvas: Canvas) -> Ground:
 
 
 def _road(canvas: Canvas, ground: Ground, along: bool):
-  """A road away from the camera (`along`) or across the view.
-
-  Returns:
-    The function that draws a car as it is seen on this road.
-  """
+  """Paints a road; returns the function that draws a car on it."""
+  # `along`: away from the camera, where cars show their rear or front.
   rng = canvas.rng
   half = rng.uniform(2.4, 4)
   if along:
@@ -209,13 +216,14 @@ def asphalt(
   """Paints a road, mostly with lines.
 
   Args:
-    canvas: to paint on.
+    canvas: painted on, as its ground is.
     ground: of the canvas.
     side: (H, W), metres to the right of the road's middle.
     forward: (H, W), metres along the road.
     half: half the road's width in metres.
   """
   rng = canvas.rng
+  # Beyond 150 m only a few rows are left below the horizon.
   where = ground.below & (np.abs(side) < half) & (ground.z < 150)
   base = colour(rng, (0, 360), (0, 0.12), (0.22, 0.55))
   if rng.random() < 0.2:  # Unpaved.
@@ -234,7 +242,8 @@ def asphalt(
 
 
 def _water(canvas: Canvas, ground: Ground) -> None:
-  """A lake with a ragged shore, in which the background is mirrored."""
+  # Painted after the mountains, which it mirrors, and before things, which it
+  # does not.
   rng = canvas.rng
   height, width = canvas.mask.shape
   shore = fbm(rng, 1, width, width / 2, 4)[0] * 1.2
@@ -246,6 +255,8 @@ def _water(canvas: Canvas, ground: Ground) -> None:
   where &= ground.below
   ripples = fbm(rng, height, width, 12, 3, 6)
   x, y = canvas.grid()
+  # Each pixel mirrors a row about as far above the horizon as it lies below;
+  # ripples shift that row. Two rows keep it away from the painted ground.
   depth = np.maximum(y - canvas.horizon, 0)
   source = canvas.horizon - depth * rng.uniform(0.8, 1.1) - 2
   source = source + ripples * (2 + 0.06 * depth)
@@ -263,7 +274,7 @@ def _water(canvas: Canvas, ground: Ground) -> None:
 
 
 def _building_row(canvas: Canvas, along: bool) -> None:
-  """Houses behind the road, or along both its sides."""
+  # Houses stand behind the road, or along both its sides, the far ones first.
   rng = canvas.rng
   if along:
     for side in (-1, 1):
@@ -283,14 +294,16 @@ def _building_row(canvas: Canvas, along: bool) -> None:
 
 
 def stand(canvas: Canvas, *groups: tuple) -> None:
-  """Places things on the ground and draws them, the far ones first.
+  """Places things on the painted ground and draws them, the far ones first.
 
   Args:
-    canvas: with its ground painted.
+    canvas: its mask says where each thing may stand.
     *groups: (function of (canvas, x, z), class of the ground to stand on or
       None for grass and road, least number, greatest number).
   """
   rng = canvas.rng
+  # A copy: things stand on the ground as it was painted, wherever other things
+  # are drawn, and may hide each other.
   ground = canvas.mask.copy()
   placed, values = [], ID | CITY_ID
   for draw, on, least, most in groups:
@@ -308,7 +321,8 @@ def _find_place(
   """Looks for x, z where the mask `ground` is allowed; None if in vain."""
   near, far = _RANGES[draw]
   for _ in range(12):
-    # Evenly over the picture rather than over the ground.
+    # Rows of the picture are proportional to 1 / z: the place is drawn evenly
+    # over the picture rather than over the ground.
     z = 1 / canvas.rng.uniform(1 / far, 1 / near)
     x = canvas.rng.uniform(-canvas.cx, canvas.width - canvas.cx)
     x = x * z / canvas.f

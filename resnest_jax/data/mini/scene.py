@@ -1,10 +1,8 @@
-"""Draws one scene: the picture, its mask, and what a camera makes of it.
+"""Draws scenes with 15 of ADE20K's classes, a stand-in for photographs.
 
-A stand-in for photographs where those cannot be had, with 15 of ADE20K's 150
-classes. What a class looks like is drawn anew for every picture (hue,
-texture, light, place, occlusion), and the colours of different classes
-overlap, so a network has to use texture, shape and context; no class is rare
-or tiny.
+Hue, texture, light, place and occlusion of a class differ in every picture,
+and the colours of classes overlap: a network has to use texture, shape and
+context. No class is rare or tiny.
 """
 
 import cv2
@@ -13,10 +11,12 @@ import numpy as np
 from resnest_jax.data.mini import indoors, outdoors
 from resnest_jax.data.mini.canvas import OTHER, Canvas, fbm
 
-# Scenes are drawn this much larger and then reduced, for smooth edges.
+# Scenes are drawn this much larger and then reduced for smooth edges: polygons
+# are filled without anti-aliasing, so that picture and mask agree.
 OVERSAMPLING = 1.5
 
-# Kind: (function, share). The names are those of ADE20K's scene list.
+# Kind: (function, share). ADE20K's list of scenes uses these names. The shares
+# make every class frequent in both splits.
 KINDS = {
   'street': (outdoors.street, 0.24),
   'highway': (outdoors.country, 0.14),
@@ -29,17 +29,13 @@ KINDS = {
 def draw_scene(
   seed: tuple[int, ...], height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, str]:
-  """Draws the scene that `seed` stands for.
-
-  Args:
-    seed: non-negative integers.
-    height: in pixels.
-    width: in pixels.
+  """Draws the scene of a seed (non-negative integers).
 
   Returns:
     picture, uint8 (height, width, 3) RGB; mask, uint8 (height, width) with
     the values of `canvas.ID` and `canvas.OTHER`; the kind of scene.
   """
+  # One generator makes all draws, so their order is part of the data set.
   rng = np.random.default_rng(seed)
   kind = str(rng.choice(list(KINDS), p=[share for _, share in KINDS.values()]))
   size = round(height * OVERSAMPLING), round(width * OVERSAMPLING)
@@ -52,7 +48,9 @@ def draw_scene(
 def develop(
   rng: np.random.Generator, image: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-  """What a camera makes of the scene: exposure, colour cast, blur, noise."""
+  """Adds a camera's exposure, colour cast, blur and noise; returns uint8."""
+  # In float32 until the end: clipping comes after the exposure, and noise after
+  # the blur, as in a camera. INTER_AREA averages, which smooths the edges.
   image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
   x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
   y = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
@@ -72,7 +70,8 @@ def develop(
 def annotate(
   rng: np.random.Generator, mask: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-  """The mask as annotators leave it: some borders are "other"."""
+  """Reduces the mask and leaves some borders "other", as annotators do."""
+  # INTER_NEAREST: a mean of class numbers is another class.
   mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
   if rng.random() < 0.4:
     kernel = np.ones((2, 2), np.uint8)

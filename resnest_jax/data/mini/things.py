@@ -1,6 +1,6 @@
 """Things that stand outdoors: trees, cars, people, houses, signs, clutter.
 
-Each is a function (canvas, x, z) that draws one of random looks with its foot
+Each is a function (canvas, x, z) that draws one with random looks and its foot
 at X = x, Y = 0, Z = z.
 """
 
@@ -21,25 +21,24 @@ from resnest_jax.data.mini.canvas import (
 def _figure(
   canvas: Canvas, x: float, z: float, unit: float, label: int, facing: int = 1
 ) -> Figure:
-  """A figure at X = x, Z = z whose units are `unit` metres."""
+  """A figure at X = x, Z = z whose unit is `unit` metres."""
   u, v = canvas.project(x, 0, z)
   return Figure(canvas, u, v, unit * canvas.f / z, label, facing)
 
 
 def _stripes(count: float, strength: float) -> Pattern:
-  """Horizontal stripes."""
   return lambda x, y: 1 + strength * np.sign(np.sin(y * count * 2 * np.pi))
 
 
 def _rounded(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """A surface that turns away from the sky."""
+  # Bright at the top, as metal that turns away from the sky further down.
   return 1.15 - 0.5 * y
 
 
 def building(canvas: Canvas, x: float, z: float) -> None:
   """A box with rows of windows under a flat or a pitched roof."""
   rng = canvas.rng
-  z = max(z, 9.0)
+  z = max(z, 9.0)  # A nearer house would fill the picture.
   width, depth = rng.uniform(4.5, 8.5), rng.uniform(3, 7)
   tall = rng.uniform(4, 13)
   base = colour(rng, (0, 360), (0.02, 0.4), (0.35, 0.85))
@@ -49,7 +48,9 @@ def building(canvas: Canvas, x: float, z: float) -> None:
   bricks = _stripes(rng.integers(18, 40), 0.06)
   front = _figure(canvas, x, z, 1, ID['building'])
   front.shadow(0.6 * width, 1)
-  if left > 0 or right < 0:  # The side towards the camera's axis is seen.
+  # The side towards the camera's axis is visible. It is drawn before the front,
+  # which shares an edge with it.
+  if left > 0 or right < 0:
     edge = left if x > 0 else right
     dark = 0.75 + 0.3 * canvas.light * np.sign(edge - x)
     side = canvas.project(
@@ -69,7 +70,7 @@ def building(canvas: Canvas, x: float, z: float) -> None:
 
 
 def _windows(front: Figure, half: float, tall: float) -> None:
-  """Windows of a house front; ADE20K counts them as building."""
+  # ADE20K counts windows seen from outside as building, so the label stays.
   rng = front.canvas.rng
   columns = max(int(2 * half / rng.uniform(1.3, 2.2)), 1)
   floors = max(int(tall / rng.uniform(2.4, 3.2)), 1)
@@ -80,6 +81,7 @@ def _windows(front: Figure, half: float, tall: float) -> None:
     for column in range(columns):
       x, y = wide * (column + 0.27) - half, high * (row + 0.3)
       lit = rng.uniform(0.6, 1.7)
+      # The frame first, and the glass over its middle.
       for grow, paint in ((0.08, frame), (0, glass * lit)):
         across = x - grow, x + 0.46 * wide + grow
         up = y - grow, y + 0.45 * high + grow
@@ -107,8 +109,10 @@ def _crown(figure: Figure, half: float, low: float, conifer: bool) -> None:
   """Leaves from `low` to 1, `half` wide to both sides."""
   canvas, rng = figure.canvas, figure.canvas.rng
   green = colour(rng, (75, 150), (0.35, 0.7), (0.2, 0.45))
-  if rng.random() < 0.15:
+  if rng.random() < 0.15:  # Autumn.
     green = colour(rng, (10, 60), (0.5, 0.85), (0.35, 0.75))
+  # From here on in pixels. Only the box around the crown is computed; its
+  # margin is for leaves that the noise pushes outwards.
   half, tall = half * figure.scale, (1 - low) * figure.scale
   top = figure.y - figure.scale
   x0 = int(max(figure.x - 1.3 * half, 0))
@@ -119,6 +123,7 @@ def _crown(figure: Figure, half: float, low: float, conifer: bool) -> None:
     return
   x = (np.arange(x0, x1, dtype=np.float32)[None] - figure.x) / half
   y = (np.arange(y0, y1, dtype=np.float32)[:, None] - top) / tall
+  # `field` is positive inside the smooth outline; noise makes it ragged.
   if conifer:
     tiers = 0.12 * np.mod(y * rng.uniform(4, 7), 1)
     field = np.minimum(0.9 * y + 0.06 + tiers - np.abs(x), (1 - y) * 4)
@@ -136,6 +141,7 @@ def _crown(figure: Figure, half: float, low: float, conifer: bool) -> None:
 
 def side_car(canvas: Canvas, x: float, z: float) -> None:
   """A saloon, estate or van from its side, headed left or right."""
+  # Back to front: cabin, panes, body, lamps, wheels.
   rng = canvas.rng
   facing = int(rng.choice([-1, 1]))
   car = _figure(canvas, x, z, rng.uniform(0.9, 1.15), ID['car'], facing)
@@ -196,6 +202,7 @@ def rear_car(canvas: Canvas, x: float, z: float) -> None:
 
 def person(canvas: Canvas, x: float, z: float) -> None:
   """Somebody who stands or walks, in warm colours."""
+  # Back to front: legs, arms, coat, neck, head. Units are the person's height.
   rng = canvas.rng
   body = _figure(canvas, x, z, rng.uniform(1.55, 1.9), ID['person'])
   skin = colour(rng, (12, 28), (0.25, 0.6), (0.3, 0.95))
@@ -235,7 +242,9 @@ def person(canvas: Canvas, x: float, z: float) -> None:
 
 
 def clutter(canvas: Canvas, x: float, z: float) -> None:
-  """Something of no class here: a sign on a post, a boulder or a box."""
+  """A sign on a post, a boulder or a box, all of no class."""
+  # "Other" has to look like things, or a network could take all things for
+  # classes.
   rng = canvas.rng
   thing = _figure(canvas, x, z, 1, OTHER)
   paint = colour(rng, (0, 360), (0, 0.7), (0.15, 0.9))
@@ -255,7 +264,7 @@ def clutter(canvas: Canvas, x: float, z: float) -> None:
 
 
 def _post(canvas: Canvas, x: float, z: float, tall: float) -> Figure:
-  """A round post `tall` metres high; the figure has metres as units."""
+  """A round post `tall` metres high, in units of metres."""
   rng = canvas.rng
   post = _figure(canvas, x, z, 1, CITY_ID['pole'], int(rng.choice([-1, 1])))
   half = rng.uniform(0.07, 0.12)
@@ -279,6 +288,7 @@ def traffic_sign(canvas: Canvas, x: float, z: float) -> None:
   rng = canvas.rng
   tall = rng.uniform(1.9, 2.8)
   post = _post(canvas, x, z, tall)
+  # The sign is a class of its own, in its own units, at the top of the post.
   sign = _figure(canvas, x, z, rng.uniform(0.35, 0.5), CITY_ID['signboard'])
   sign.y -= tall * post.scale
   border = colour(rng, (-15, 10), (0.75, 0.95), (0.5, 0.85))

@@ -1,21 +1,21 @@
 """A user's own classes: names, colours and mask values, from a small file.
 
-Plain text has a class on every line, its colour (red, green, blue) behind it.
+In plain text each line is a class, its name followed by red, green and blue.
 The first class is 0 in the masks, the second 1, and so on:
 
     road 128 64 128
     tree 34 139 34
 
-Masks with other values say so, in front of the name. What is not a class but
-appears in masks is listed as `ignore`; 255 is ignored anyway, unless a class
-has it. Colours that are left out are chosen, lines with # are comments:
+Other mask values precede the name. Values without a class are listed as
+`ignore`; 255 is ignored anyway, unless a class has it. Missing colours are
+chosen, and lines with # are comments:
 
     1: road 128 64 128
     2 3: tree
     ignore: 0
 
-JSON has the same in lists, `values` and `ignore` again optional; predict.py
-writes its `classes.json` in this form:
+JSON has the same facts in lists, with `values` and `ignore` optional;
+predict.py writes its `classes.json` in this form:
 
     {"classes": ["road", "tree"], "palette": [[128, 64, 128], [34, 139, 34]],
      "values": [1, [2, 3]], "ignore": [0]}
@@ -36,21 +36,22 @@ from resnest_jax.labels import ADE20K, CITYSCAPES, IGNORE, LabelSet
 Colour = tuple[int, int, int]
 
 EXAMPLE = (
-  'Its lines are a name and a colour, for instance "road 128 64 128"; the '
-  'first is class 0 in the masks. docs/own-data.md says more.'
+  'Each line is a name and a colour, for example "road 128 64 128"; the '
+  'first is class 0 in the masks. See docs/own-data.md.'
 )
+# A name may end in a number ("route 66"): only three of them are a colour.
 _COLOUR = re.compile(r'(.*?)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classes:
-  """What a classes file says.
+  """The contents of a classes file.
 
   Attributes:
     labels: names, colours and the train id of each mask value.
-    values: mask values of each class, the one to write first.
-    ignored: mask values that are meant to be no class, sorted.
-    chosen: names of the classes whose colour the file leaves open.
+    values: mask values of each class; the first is the one to write.
+    ignored: mask values that are deliberately no class, sorted.
+    chosen: names of the classes without a colour in the file.
   """
 
   labels: LabelSet
@@ -59,7 +60,7 @@ class Classes:
   chosen: tuple[str, ...]
 
   def known(self) -> np.ndarray:
-    """Bool (256,): which mask values are a class or to be ignored."""
+    """Bool (256,): the mask values that are a class or listed as ignored."""
     known = self.labels.to_train_id != IGNORE
     known[[*self.ignored, IGNORE]] = True
     return known
@@ -67,9 +68,7 @@ class Classes:
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-  """A class as it stands in the file; `where` begins messages about it."""
-
-  where: str
+  where: str  # 'classes.txt, line 3', which begins messages.
   name: str
   colour: Colour | None
   values: tuple[int, ...] | None
@@ -79,14 +78,15 @@ def read_classes(path: str | Path) -> Classes:
   """Reads a classes file, plain text or JSON.
 
   Raises:
-    UserError: there is none, or the line that cannot be meant.
+    UserError: no such file, or a line in it that is invalid.
   """
   path = Path(path)
   try:
+    # Editors on Windows begin a file with a byte order mark.
     text = path.read_text('utf-8-sig')
   except FileNotFoundError as error:
     raise UserError(
-      f'there is no classes file {path}; write it. {EXAMPLE}'
+      f'there is no classes file {path}; write one. {EXAMPLE}'
     ) from error
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(
@@ -105,18 +105,21 @@ def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int]]:
     line = line.strip()
     if not line or line.startswith('#'):
       continue
+    # Only the first colon separates values: names may have further ones.
     head, colon, rest = map(str.strip, line.partition(':'))
     rest = rest if colon else head
     if colon and head.lower() == 'ignore':
       ignored += _numbers(rest, where)
       continue
     values = tuple(_numbers(head, where)) if colon else None
+    # The blank lets a colour without a name match, which `_check` refuses.
     match = _COLOUR.fullmatch(f' {rest}')
     name = match[1].strip() if match else rest
+    # "ignore 0 0 0" would otherwise become a class that is trained.
     if name.lower() == 'ignore':
       raise UserError(
-        f'{where}: what is not a class is listed by its values in the masks, '
-        'for instance "ignore: 0".'
+        f'{where}: what is not a class is listed by its mask values, '
+        'for example "ignore: 0".'
       )
     colour = tuple(map(int, match.groups()[1:])) if match else None
     entries.append(_Entry(where, name, colour, values))
@@ -127,8 +130,8 @@ def _numbers(text: str, where: str) -> list[int]:
   words = text.replace(',', ' ').split()
   if not words or not all(word.isdecimal() for word in words):
     raise UserError(
-      f'{where}: {text!r} is no mask value. With a colon a line reads "1: '
-      'road 128 64 128" or "ignore: 0"; without one, the name comes first.'
+      f'{where}: {text!r} is no mask value. Lines with a colon are "1: '
+      'road 128 64 128" or "ignore: 0"; without a colon the name comes first.'
     )
   return [int(word) for word in words]
 
@@ -162,6 +165,7 @@ def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int]]:
   for i, name in enumerate(names):
     where = f'{path}, class {i}'
     value = [values[i]] if type(values[i]) is int else values[i]
+    # A colour has 3 numbers; a class has any number of values, but not none.
     for what, given, length in (
       ('colour', palette[i], 3),
       ('value', value, None),
@@ -175,6 +179,7 @@ def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int]]:
 
 
 def _is_list(value: Any, kind: type) -> bool:
+  # `type`, because JSON's true and false are also instances of int.
   return isinstance(value, list) and all(type(x) is kind for x in value)
 
 
@@ -183,17 +188,18 @@ def _tuple(value: list | None) -> tuple | None:
 
 
 def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
-  """Refuses what is out of range or stands there twice."""
+  """Refuses numbers out of range, duplicates and missing names."""
   if not 2 <= len(entries) <= IGNORE:
     raise UserError(
       f'{path} has {len(entries)} classes; there must be 2 to {IGNORE}. '
       f'{EXAMPLE}'
     )
+  # A mixture is ambiguous: the position of a class could be its value or not.
   if len({entry.values is None for entry in entries}) > 1:
     (first, *_) = (entry for entry in entries if entry.values is None)
     raise UserError(
       f'{first.where}: {first.name} has no mask value, but other classes '
-      'have one ("1: road"); give all of them one.'
+      'have one ("1: road"); give one to each class.'
     )
   taken = {('value', value): 'ignore' for value in ignored}
   for train_id, entry in enumerate(entries):
@@ -207,10 +213,11 @@ def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
     for fact in facts:
       if fact in taken:
         raise UserError(
-          f'{entry.where}: the {fact[0]} {fact[1]} of {entry.name} is that '
-          f'of {taken[fact]} as well. Every class has its own; mask values '
-          'stand before the name ("1: road").'
+          f'{entry.where}: the {fact[0]} {fact[1]} of {entry.name} is also '
+          f'used by {taken[fact]}. Each class needs its own; mask values '
+          'precede the name ("1: road").'
         )
+    # Only after its own check: a class may list one of its values twice.
     taken |= dict.fromkeys(facts, entry.name)
     if not entry.name:
       raise UserError(f'{entry.where}: the name is missing. {EXAMPLE}')
@@ -228,7 +235,7 @@ def _make(entries: list[_Entry], ignored: list[int]) -> Classes:
   )
   to_train_id = np.full(256, IGNORE, np.uint8)
   for train_id, of_class in enumerate(values):
-    to_train_id[list(of_class)] = train_id
+    to_train_id[list(of_class)] = train_id  # Also 255, if a class has it.
   labels = LabelSet(
     'own',
     tuple(entry.name for entry in entries),
@@ -239,14 +246,14 @@ def _make(entries: list[_Entry], ignored: list[int]) -> Classes:
 
 
 def distinct_colours(number: int, taken: Sequence[Colour] = ()) -> list[Colour]:
-  """Colours far from each other, from `taken`, from black and from white.
-
-  Each is the one of a grid that is farthest from all before it; the distance
-  weighs the channels as the eye does, in whole numbers.
-  """
+  """Colours far from each other, from `taken`, from black and from white."""
+  # Farthest-point sampling of a 9 x 9 x 9 grid. The first colours do not depend
+  # on `number`, so a class keeps its colour when others are added. Integers
+  # make the choice the same on every machine.
   levels = np.linspace(0, 255, 9).astype(np.int64)
   grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
   before = np.array([(0, 0, 0), (255, 255, 255), *taken], np.int64)
+  # Distance of each grid point to the nearest colour so far, (729,).
   nearest = np.min([_distance(grid, colour) for colour in before], 0)
   chosen = []
   for _ in range(number):
@@ -257,7 +264,8 @@ def distinct_colours(number: int, taken: Sequence[Colour] = ()) -> list[Colour]:
 
 
 def _distance(colours: np.ndarray, colour: np.ndarray) -> np.ndarray:
-  """Squared; red counts more in bright colours, blue in dark ones."""
+  # The "redmean" approximation of perceived distance, squared and scaled: red
+  # counts more in reddish colours, blue in the others.
   red, green, blue = ((colours - colour) ** 2).T
   redness = colours[:, 0] + colour[0]  # 0 to 510
   return (1024 + redness) * red + 2048 * green + (1534 - redness) * blue
@@ -268,15 +276,17 @@ def label_set(
   classes: Sequence[str] | None,
   palette: Sequence[Sequence[int]] | None,
 ) -> LabelSet:
-  """The labels of weights, from what is stored with them.
+  """The labels of weights, from the names and colours stored with them.
 
   Args:
     number: of classes.
-    classes: their names; None, or of another number: those of the data set
-      with so many classes, else numbers.
-    palette: their colours; None, or of another number: colours are chosen.
+    classes: `number` names. None, or another length: the names of ADE20K or
+      Cityscapes if they have that many classes, else '0', '1', ...
+    palette: `number` colours. None, or another length: colours are chosen.
   """
   names = tuple(classes or ())
+  # Weights from other projects often store no names; the number of classes
+  # then tells the data set.
   for labels in (ADE20K, CITYSCAPES):
     fits = len(names) != number or (names == labels.classes and not palette)
     if fits and number == len(labels.classes):

@@ -1,12 +1,12 @@
-"""A user's own images and index masks, read where they lie.
+"""A user's own images and index masks, read in place.
 
-An image and its mask have the same name in two trees of folders, but for
-suffixes, or stand on one line of a list. Masks are 8-bit PNG files with one
-channel; a classes file says what their values mean. Other masks are refused
-with the command that converts them.
+An image and its mask have the same name, apart from suffixes, in two trees of
+folders, or share a line of a list. Masks are 8-bit PNG files with one channel,
+and a classes file defines their values. Other masks are refused with the
+command that converts them.
 
 A photograph's EXIF orientation is applied, as mmsegmentation and most viewers
-do; its mask is taken as it is, so it has to be drawn on the upright picture.
+do. Masks are read unchanged: draw them on the upright picture.
 """
 
 import operator
@@ -32,22 +32,20 @@ from resnest_jax.errors import UnreadableSample, UserError
 
 
 class FolderSplit:
-  """A sequence of samples; threads may share it and it can be pickled.
+  """A sequence of samples that threads can share and that can be pickled.
 
-  `split[i]` is as in `datasets.PreparedSplit`: `image` uint8 (H, W, 3) RGB,
-  `label` uint8 (H, W) train ids and 255, `name`.
+  `split[i]` is a dict as in `datasets.PreparedSplit`: `image` uint8 (H, W, 3)
+  RGB, `label` uint8 (H, W) train ids and 255, `name`.
 
   Attributes:
-    name: 'folder'.
-    split: as asked for.
     labels: the `LabelSet` of the classes file.
     pairs: the `Pair` of each sample.
     known_values: bool (256,), the mask values in the classes file, and 255.
     classes_file: its path.
-    masks: the folder of all masks, of other splits as well.
+    masks: folder of the masks of all splits.
   """
 
-  name = 'folder'
+  name = 'folder'  # `config.data.name` that selects this class.
 
   def __init__(
     self,
@@ -71,9 +69,11 @@ class FolderSplit:
     pair = self.pairs[_checked(index, len(self))]
     image, mask, png = self._decode(pair)
     self._check_mask(pair.mask, png, mask)
+    # 16 bits are refused rather than cut: which bits hold the picture depends
+    # on the camera.
     if image.dtype != np.uint8:
       raise UserError(
-        f'{pair.image} has {8 * image.dtype.itemsize} bits a channel; images '
+        f'{pair.image} has {8 * image.dtype.itemsize} bits per channel; images '
         'have 8. Convert it.'
       )
     if image.shape[:2] != mask.shape:
@@ -82,23 +82,23 @@ class FolderSplit:
     return {'image': image, 'label': label, 'name': pair.name}
 
   def location(self, index: int) -> str:
-    """Which files `split[index]` reads."""
+    """The files that `split[index]` reads, in words."""
     pair = self.pairs[index]
     return f'{pair.image} with {pair.mask}'
 
   def label(self, index: int) -> np.ndarray:
-    """The label of `split[index]` alone; the image is not read."""
+    """The label of `split[index]`, without reading the image."""
     pair = self.pairs[_checked(index, len(self))]
     mask, png = _decode_file(pair.mask, cv2.IMREAD_UNCHANGED)
     self._check_mask(pair.mask, png, mask)
     return self.labels.to_train_id[mask]
 
   def raw(self, index: int) -> dict[str, Any]:
-    """A sample as it is stored, for checks.
+    """The stored sample, unchecked, for the label doctor.
 
     Returns:
-      `image` (H, W, 3), RGB, of any depth; `mask`, of any shape and type, its
-      values not yet train ids; `name`.
+      `image` (H, W, 3) RGB of any depth; `mask` of any shape and type with its
+      stored values; `name`.
 
     Raises:
       UnreadableSample: a file is missing or damaged.
@@ -108,7 +108,9 @@ class FolderSplit:
     return {'image': image, 'mask': mask, 'name': pair.name}
 
   def _decode(self, pair: Pair) -> tuple[np.ndarray, np.ndarray, bytes]:
-    """The image, the mask, and the mask's file."""
+    """The image, the mask, and the encoded mask."""
+    # IMREAD_COLOR applies the EXIF orientation, IMREAD_UNCHANGED does not.
+    # ANYDEPTH keeps 16 bits, which OpenCV would silently cut to 8.
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
     image, _ = _decode_file(pair.image, flags)
     mask, encoded = _decode_file(pair.mask, cv2.IMREAD_UNCHANGED)
@@ -117,15 +119,19 @@ class FolderSplit:
   def _check_mask(self, path: str, png: bytes, mask: np.ndarray) -> None:
     """Raises `UserError` unless it is an index mask of known values."""
     needed = 'Masks are 8-bit PNG files with one channel, the class number.'
+    # The header decides: OpenCV turns palettes into colours and spreads 1, 2
+    # and 4 bits over 8, so decoded pixels do not show what was stored.
     bits, colour = png_kind(png, path, needed)
     if (bits, colour) != (8, 'grey'):
       words = ['--masks', self.masks, '--classes', self.classes_file]
       words += ['--out', f'{self.masks}_ids']
       raise UserError(
-        f'{path} is a {bits}-bit {colour} picture. {needed} This writes such '
-        'masks of all files there:\n  python -m resnest_jax.data.prepare '
+        f'{path} is a {bits}-bit {colour} picture. {needed} This converts all '
+        'files there:\n  python -m resnest_jax.data.prepare '
         f'palette2id {shlex.join(words)}{_HOW.get(colour, "")}'
       )
+    # A value that the file does not list is an error, so that nothing is
+    # ignored by mistake.
     if (unknown := ~self.known_values[mask]).any():
       values = np.unique(mask[unknown]).tolist()
       listed = enumeration(map(str, values[:10]))
@@ -134,12 +140,13 @@ class FolderSplit:
         f'{path} has {np.count_nonzero(unknown)} pixels with values that '
         f'{self.classes_file} does not have: {listed}'
         f'{" and more" if len(values) > 10 else ""}; it has '
-        f'{_ranges(known)}. Give each a class ("{values[0]}: name"), or '
-        f'leave it out of account ("ignore: {values[0]}").'
+        f'{_ranges(known)}. Give each a class ("{values[0]}: name") or '
+        f'ignore it ("ignore: {values[0]}").'
       )
 
 
-# Which flag of palette2id a mask needs, by its PNG colour type.
+# PNG colour type -> the flag of palette2id that it needs. Only the user knows
+# whether colours or indices of a palette are the classes.
 _HOW = {
   'palette': '\nAdd --indices if the indices of its palette are the classes.',
   'grey': ' --indices',
@@ -148,6 +155,7 @@ _HOW = {
 
 
 def _checked(index: int, length: int) -> int:
+  # A negative index is a sampler's mistake, not a sample from the end.
   index = operator.index(index)
   if not 0 <= index < length:
     raise IndexError(f'{index} is not in 0 .. {length - 1}')
@@ -155,6 +163,7 @@ def _checked(index: int, length: int) -> int:
 
 
 def _decode_file(path: str, flags: int) -> tuple[np.ndarray, bytes]:
+  # Not `cv2.imread`, which fills the end of a truncated JPEG with grey.
   try:
     encoded = Path(path).read_bytes()
   except OSError as error:
@@ -164,23 +173,23 @@ def _decode_file(path: str, flags: int) -> tuple[np.ndarray, bytes]:
   pixels = decode_image(encoded, flags)
   if pixels is None:
     raise UnreadableSample(
-      f'{path} cannot be decoded: with {len(encoded)} bytes it is damaged, cut '
-      'off, or not the picture that its name says. Repair it, or move it and '
-      'its partner away.'
+      f'{path} cannot be decoded: its {len(encoded)} bytes are damaged, '
+      'truncated, or not of the format that its name says. Repair it, or '
+      'remove it and its partner.'
     )
   return pixels, encoded
 
 
 def _different_sizes(pair: Pair, image, mask) -> UserError:
-  """Names both files and sizes; a turned photograph is the usual reason."""
   (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-  hint = 'Repair the pair or move it away.'
+  hint = 'Repair the pair or remove it.'
+  # Annotation tools that disregard EXIF data are the usual reason.
   if (height, width) == (mask_width, mask_height):
-    hint = 'The mask is transposed, or turned: turn it back.'
+    hint = 'The mask is transposed or rotated: rotate it back.'
     if is_turned(pair.image):
       hint = (
         'The photograph is turned by its EXIF orientation and the mask is not: '
-        'turn the mask, or save the photograph anew without that entry.'
+        'rotate the mask, or save the photograph without that entry.'
       )
   return UserError(
     f'{pair.image} is {width}x{height} pixels but {pair.mask} is '
@@ -203,7 +212,7 @@ def _ranges(values: Sequence[int]) -> str:
 
 
 def make_folder_split(data_config: Any, split: str) -> FolderSplit:
-  """Opens a split of the folders that a configuration names.
+  """Opens a split of the folders or lists that a configuration names.
 
   Args:
     data_config: `config.data`; its section `folder` explains the rules.
@@ -211,13 +220,14 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
       folder or list.
 
   Raises:
-    UserError: no such folder, list or classes file, images without masks or
-      masks without images, names that occur twice, or nothing at all.
+    UserError: a folder, list or classes file is missing, an image or mask has
+      no partner, a name occurs twice, or there are no samples.
   """
   root, options = Path(data_config.data_dir), data_config.folder
   classes_file = root / options.classes
   classes = read_classes(classes_file)
   names = (data_config.train_split, data_config.eval_split)
+  # `given`: the user divided the samples into splits; otherwise they are drawn.
   if options.lists:
     given = '{split}' in options.lists
     source = root / options.lists.replace('{split}', split)
@@ -230,6 +240,8 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
     )
     all_masks = str(masks)
     given = '{split}' in options.images
+    # One of the two sub folders suffices: with a misspelt one, the split is
+    # missing, and drawing it from all samples would mix both.
     if not given and any((source / name).is_dir() for name in names):
       given, source, masks = True, source / split, masks / split
     _check_folder('images', source, given)
@@ -245,14 +257,14 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
     if not pairs:
       raise UserError(
         f'of the {total} samples in {source} none was drawn for the split '
-        f'{split!r}. Set config.data.folder.eval_fraction or split_seed, or '
+        f'{split!r}. Change config.data.folder.eval_fraction or split_seed, or '
         f'make sub folders {names[0]} and {names[1]}.'
       )
   return FolderSplit(split, pairs, classes, str(classes_file), all_masks)
 
 
 def _check_folder(key: str, folder: Path, given: bool) -> None:
-  """Raises `UserError` if it is not there; `given`: it is of one split."""
+  """Raises `UserError` if it is missing; `given`: it belongs to one split."""
   if folder.is_dir():
     return
   flags = f'config.data.data_dir and config.data.folder.{key}'
@@ -261,5 +273,6 @@ def _check_folder(key: str, folder: Path, given: bool) -> None:
     flags += ', or config.data.train_split and eval_split to their names'
     if folder.parent.is_dir():
       inside = sorted(x.name for x in folder.parent.iterdir() if x.is_dir())
+      # The existing names show a misspelt or differently named split.
       listed = f' In {folder.parent} there are: {", ".join(inside) or "none"}.'
   raise UserError(f'there is no folder {folder}.{listed} Set {flags}.')

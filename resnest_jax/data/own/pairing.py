@@ -1,4 +1,4 @@
-"""Which image belongs to which mask: folders of files, lists, drawn splits."""
+"""Pairs images with masks, in folders or lists, and draws splits."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ SHOWN = 3  # How many files a message names.
 
 
 class Pair(NamedTuple):
-  """A sample: its name, which no other has, and its files."""
+  """A sample's unique name and its files."""
 
   name: str
   image: str
@@ -29,20 +29,17 @@ def draw_split(
   fraction: float,
   seed: int,
 ) -> list[Pair]:
-  """Divides samples by a hash of seed and name.
-
-  So a sample stays where it is when others come or go, and when folders are
-  written as a list.
+  """Draws the samples of a split by a hash of seed and name.
 
   Args:
     pairs: all samples.
     split: one of `names`.
     names: of the training and the evaluation split.
-    fraction: of the evaluation split, about; 0 to 1 (both excluded).
-    seed: any number.
+    fraction: approximate share of the evaluation split, 0 to 1 (exclusive).
+    seed: selects another draw.
 
   Raises:
-    UserError: another split.
+    UserError: `split` is not one of `names`.
   """
   if split not in names:
     raise UserError(
@@ -50,6 +47,9 @@ def draw_split(
       'from all samples. Make a sub folder of this name for another one.'
     )
 
+  # A hash instead of a shuffle: a sample keeps its split when others are added
+  # or removed, and a larger fraction keeps the samples of a smaller one. Only
+  # the file's name counts, so that the same files in a list keep their splits.
   def is_drawn(pair: Pair) -> bool:
     name = pair.name.rpartition('/')[2]
     digest = hashlib.sha256(f'{seed}/{name}'.encode()).digest()
@@ -66,16 +66,18 @@ def match_pairs(
 
   Args:
     images: folder of images.
-    masks: folder of masks, with the same sub folders; may be the same.
-    image_suffix: how the names of images end, with or without extension; ''
-      for any image. What comes before it is the name.
+    masks: folder of masks with the same sub folders; may be the same folder.
+    image_suffix: end of the names of images, with or without extension; ''
+      accepts any image. The part before it is the name.
     mask_suffix: the same for masks.
 
   Returns:
-    Sorted by name, which is the path below the folder without suffix.
+    Pairs, sorted by name: the path below the folder without suffix.
   """
   found = find_files(images, image_suffix, IMAGE_SUFFIXES, 'image')
   partners = find_files(masks, mask_suffix, MASK_SUFFIXES, 'mask')
+  # Both directions are checked: an orphan usually means a wrong suffix or a
+  # lost file, and dropping it would train on less data than the user thinks.
   problems = []
   for have, lack, what in (
     (found, partners, f'images in {images} have no mask in {masks}'),
@@ -88,8 +90,9 @@ def match_pairs(
   if problems:
     raise UserError(
       f'{"; ".join(problems)}. The names must be the same up to the '
-      'extension: move these files away, or set '
-      'config.data.folder.image_suffix and mask_suffix to how the names end.'
+      'extension: remove these files, or set '
+      'config.data.folder.image_suffix and mask_suffix to the ends of the '
+      'names.'
     )
   return [Pair(name, found[name], partners[name]) for name in sorted(found)]
 
@@ -97,16 +100,16 @@ def match_pairs(
 def find_files(
   folder: Path, suffix: str, extensions: Sequence[str], what: str
 ) -> dict[str, str]:
-  """Name -> path of the files in a tree, hidden ones left out.
+  """Name -> path of the files in a tree, without hidden ones.
 
   Args:
-    folder: to look in, with its sub folders.
-    suffix: see `match_pairs`; upper and lower case are the same.
-    extensions: that are accepted.
+    folder: searched with its sub folders.
+    suffix: see `match_pairs`; case does not matter.
+    extensions: accepted ones, in lower case.
     what: 'image' or 'mask', for messages.
 
   Raises:
-    UserError: two files of one name, or no file at all.
+    UserError: two files have one name, or there is no file.
   """
   found: dict[str, str] = {}
   others: dict[str, int] = {}
@@ -120,16 +123,17 @@ def find_files(
     name = (inside.parent / stem).as_posix()
     if name in found:
       raise UserError(
-        f'{found[name]} and {path} have the same name, but there is one '
-        f'{what} a sample. Move one away, or set '
-        f'config.data.folder.{what}_suffix to how the names end.'
+        f'{found[name]} and {path} have the same name, but a sample has one '
+        f'{what}. Remove one, or set '
+        f'config.data.folder.{what}_suffix to the end of the names.'
       )
     found[name] = str(path)
+  # The kinds of files that are there show a wrong suffix, folder or format.
   if not found:
     endings = f'*{suffix}' if suffix else enumeration(iter(extensions))
     there = ', '.join(f'{count} {kind}' for kind, count in others.items())
     jpeg = (
-      ' JPEG changes the values of masks: export them as PNG.'
+      ' JPEG changes the values of masks; export them as PNG.'
       if what == 'mask' and others.keys() & {'.jpg', '.jpeg'}
       else ''
     )
@@ -141,10 +145,11 @@ def find_files(
 
 
 def _stem(name: str, suffix: str, extensions: Sequence[str]) -> str | None:
-  """The name without suffix and extension; None for another file."""
+  """The name without suffix and extension; None if the file does not match."""
   stem, extension = os.path.splitext(name)
   if extension.lower() not in extensions:
     return None
+  # A suffix may be '_mask' or '_mask.png'.
   for text in (stem, name):
     if text.lower().endswith(suffix.lower()):
       return text[: len(text) - len(suffix)]
@@ -152,12 +157,13 @@ def _stem(name: str, suffix: str, extensions: Sequence[str]) -> str | None:
 
 
 def walk(folder: Path) -> list[Path]:
-  """All files of a tree, sorted; links are followed, hidden ones left out."""
+  """All files of a tree, sorted; links are followed, hidden files skipped."""
+  # Hidden: macOS leaves `._name.jpg` next to files on foreign file systems.
   files, seen = [], set()
   for current, folders, names in os.walk(folder, followlinks=True):
     real = os.path.realpath(current)
     folders[:] = [x for x in folders if not x.startswith('.')]
-    if real in seen:  # A link back up.
+    if real in seen:  # A link back up would never end.
       folders.clear()
       continue
     seen.add(real)
@@ -168,13 +174,13 @@ def walk(folder: Path) -> list[Path]:
 def read_list(path: Path) -> list[Pair]:
   """Reads a list of samples.
 
-  Every line has the paths of an image and of its mask, relative to the list,
-  with blanks between them, or a tab where paths have blanks. Empty lines and
-  lines with # are left out. A sample is named like its image.
+  Each line has the paths of an image and of its mask, relative to the list and
+  separated by blanks, or by a tab if paths contain blanks. Empty lines and
+  lines with # are skipped. A sample has its image's path as name.
 
   Raises:
-    UserError: no such list, the line that is not a pair, an image that stands
-      there twice, files that are not there, or no sample at all.
+    UserError: the list cannot be read or is empty, a line is not a pair, an
+      image occurs twice, or files are missing.
   """
   try:
     lines = path.read_text('utf-8-sig').splitlines()
@@ -191,14 +197,17 @@ def read_list(path: Path) -> list[Pair]:
     if len(words) != 2:
       raise UserError(
         f'{path}, line {number}: {line!r} is not an image and its mask. '
-        'Put a tab between paths that have blanks.'
+        'Put a tab between paths that contain blanks.'
       )
     image, mask = (word.strip() for word in words)
+    # Names become paths of overlays: they must stay below the output folder.
     parts = [x for x in PurePosixPath(image).parts if x not in ('..', '/')]
     name = os.path.splitext('/'.join(parts))[0]
     if name in pairs:
       raise UserError(f'{path}, line {number}: a second image named {name}.')
     pairs[name] = Pair(name, str(path.parent / image), str(path.parent / mask))
+  # All files at once, so that the user repairs the list in one go. They are
+  # opened only when a sample is read.
   missing = [
     file
     for pair in pairs.values()
@@ -208,7 +217,7 @@ def read_list(path: Path) -> list[Pair]:
   if missing or not pairs:
     more = ', ...' if len(missing) > SHOWN else ''
     raise UserError(
-      f'{path}: {len(missing)} files are not there '
+      f'{path}: {len(missing)} files are missing '
       f'({", ".join(missing[:SHOWN])}{more}).'
       if missing
       else f'{path} has no samples.'
