@@ -36,13 +36,7 @@ class Classifier(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, *, train: bool, size: Size = None) -> Array:
-    """Returns logits (B, classes), float32 or float64.
-
-    Args:
-      images: (B, H, W, 3), normalised RGB, zero outside `size`.
-      train: batch statistics and dropout (which needs an rng 'dropout').
-      size: int (B, 2), true heights and widths; None: the whole canvas.
-    """
+    """Logits (B, classes), at least float32; arguments as of `Segmentor`."""
     dtype: Any = self.backbone.dtype
     features, sizes = self.backbone(
       images.astype(dtype), train=train, size=size

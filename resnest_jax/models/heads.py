@@ -82,23 +82,16 @@ class ClassLogits(nn.Module):
 
 
 class FCNHead(nn.Module):
-  """Fully convolutional head (Long et al., arXiv 1411.4038).
-
-  Attributes:
-    channels: of the 3x3 convolutions.
-    concat_input: one more convolution sees their input next to their result.
-    stage: of the features, 0 to 3.
-    frozen_bn: running statistics also in training.
-  """
+  """Fully convolutional head (Long et al., arXiv 1411.4038)."""
 
   num_classes: int
   channels: int
   num_convs: int = 2
-  concat_input: bool = True
-  stage: int = 3
+  concat_input: bool = True  # One more convolution sees input and result.
+  stage: int = 3  # of the features, 0 to 3
   dropout: float = 0.1
   dtype: Any = jnp.float32
-  frozen_bn: bool = False
+  frozen_bn: bool = False  # running statistics also in training
 
   @nn.compact
   def __call__(
@@ -120,20 +113,14 @@ class FCNHead(nn.Module):
 
 
 class PSPHead(nn.Module):
-  """Pyramid pooling head (Zhao et al., arXiv 1612.01105).
-
-  Attributes:
-    channels: of each pyramid level and of the bottleneck.
-    bins: rows and columns of each pyramid level.
-    frozen_bn: running statistics also in training.
-  """
+  """Pyramid pooling head (Zhao et al., arXiv 1612.01105)."""
 
   num_classes: int
-  channels: int
-  bins: tuple[int, ...] = (1, 2, 3, 6)
+  channels: int  # of each level and of the bottleneck
+  bins: tuple[int, ...] = (1, 2, 3, 6)  # rows and columns of each level
   dropout: float = 0.1
   dtype: Any = jnp.float32
-  frozen_bn: bool = False
+  frozen_bn: bool = False  # running statistics also in training
 
   @nn.compact
   def __call__(
@@ -149,7 +136,7 @@ class PSPHead(nn.Module):
       pooled = adaptive_average_pool(x, bins, size)
       # (B, bins, bins, channels), of which every bin is true: no size.
       pooled = ConvBN(self.channels, name=f'pyramid_{index}', **common)(pooled)
-      # Only announced: the bottleneck convolves the bins themselves.
+      # Not resized here: the bottleneck convolves the bins themselves.
       levels.append(upsampled(pooled, canvas, size))
     y = MergeConvBN(self.channels, name='bottleneck', **common)(levels, size)
     return ClassLogits(
@@ -158,17 +145,11 @@ class PSPHead(nn.Module):
 
 
 class ASPP(nn.Module):
-  """Atrous spatial pyramid pooling, and the convolution that merges it.
+  """Atrous spatial pyramid pooling, and the convolution that merges it."""
 
-  Attributes:
-    channels: of each branch and of the result.
-    dilations: of the branches; 1 stands for a 1x1 convolution.
-    separable: 3x3 convolutions are depthwise, then 1x1.
-  """
-
-  channels: int
-  dilations: tuple[int, ...] = (1, 12, 24, 36)
-  separable: bool = False
+  channels: int  # of each branch and of the result
+  dilations: tuple[int, ...] = (1, 12, 24, 36)  # 1 is a 1x1 convolution.
+  separable: bool = False  # 3x3 convolutions are depthwise, then 1x1.
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -193,18 +174,13 @@ class ASPP(nn.Module):
 
 
 class DeepLabV3Head(nn.Module):
-  """DeepLabV3 (Chen et al., arXiv 1706.05587).
-
-  Attributes:
-    channels: of the pyramid's branches.
-    frozen_bn: running statistics also in training.
-  """
+  """DeepLabV3 (Chen et al., arXiv 1706.05587)."""
 
   num_classes: int
   channels: int
   dropout: float = 0.1
   dtype: Any = jnp.float32
-  frozen_bn: bool = False
+  frozen_bn: bool = False  # running statistics also in training
 
   @nn.compact
   def __call__(
@@ -219,22 +195,14 @@ class DeepLabV3Head(nn.Module):
 
 
 class DeepLabV3PlusHead(nn.Module):
-  """DeepLabV3+ (Chen et al., arXiv 1802.02611).
-
-  Its logits have the resolution of stage 1, a quarter of the image's.
-
-  Attributes:
-    channels: of the pyramid's branches and of the decoder.
-    low_level_channels: to which stage 1 is reduced.
-    frozen_bn: running statistics also in training.
-  """
+  """DeepLabV3+ (Chen et al., arXiv 1802.02611); its logits have stride 4."""
 
   num_classes: int
-  channels: int
-  low_level_channels: int = 48
+  channels: int  # of the pyramid's branches and of the decoder
+  low_level_channels: int = 48  # to which stage 1 is reduced
   dropout: float = 0.1
   dtype: Any = jnp.float32
-  frozen_bn: bool = False
+  frozen_bn: bool = False  # running statistics also in training
 
   @nn.compact
   def __call__(

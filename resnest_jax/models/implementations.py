@@ -53,13 +53,9 @@ def use(
 ) -> AbstractContextManager[None]:
   """Chooses implementations for everything that is traced inside.
 
-  Args:
-    platform: 'cpu', 'gpu' or 'tpu', to compile for another machine; None: the
-      outer context's, or this machine's.
-    **choice: kind -> implementation; other kinds keep the outer choice.
-
-  Raises:
-    UserError: an unknown name; the message lists the known ones.
+  `choice` is kind -> implementation; other kinds keep the outer choice.
+  `platform` is 'cpu', 'gpu' or 'tpu', to compile for another machine. Unknown
+  names raise `UserError`.
   """
   for kind, name in choice.items():
     if kind not in IMPLEMENTATIONS:

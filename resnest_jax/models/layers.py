@@ -56,15 +56,10 @@ def spatial_mean(x: Array, size: Size) -> Array:
 def resize_taps(
   outputs: Array, out_size: int | Array, in_size: int | Array, dtype: Any
 ) -> tuple[Array, Array, Array]:
-  """The two inputs of each output of a bilinear interpolation.
+  """Two inputs and the second one's weight for outputs of a bilinear resize.
 
-  Args:
-    outputs: indices, int (..., n).
-    out_size: true number of outputs, int or int array (...).
-    in_size: true number of inputs, likewise.
-
-  Returns:
-    The two inputs and the second one's weight, each (..., n).
+  `outputs` are indices, int (..., n), as are the results; the true sizes are
+  ints or int arrays (...).
   """
   # NumPy stays NumPy: constants of a program are computed while it is traced.
   xp = np if isinstance(outputs, np.ndarray) else jnp
@@ -122,8 +117,8 @@ def pool_matrix(
 ) -> Array:
   """Matrix (..., bins, in_length) of adaptive average pooling along one axis.
 
-  Bin i averages inputs floor(i n / bins) to ceil((i + 1) n / bins), as in
-  PyTorch, of n = `in_size` true ones.
+  Bin i averages inputs floor(i n / bins) to ceil((i + 1) n / bins) of the n
+  true ones, as in PyTorch.
   """
   xp = np if isinstance(in_size, (int, np.integer)) else jnp
   in_size = xp.asarray(in_size)[..., None]
@@ -157,11 +152,7 @@ def resize_matrices(
   out_size: Size,
   dtype: Any,
 ) -> tuple[Array, Array]:
-  """Matrices of rows and columns that `resize` multiplies by.
-
-  `given` and `shape` are height and width of the input's and the result's
-  canvas; sizes are as in `resize`.
-  """
+  """The matrices with which `resize` takes a canvas `given` to `shape`."""
   matrices = [
     resize_matrix(
       shape[axis] if out_size is None else out_size[:, axis],
@@ -182,14 +173,8 @@ def resize(
 ) -> Array:
   """Bilinear resize, align_corners False, no antialiasing.
 
-  Args:
-    x: (B, H, W, C).
-    shape: height and width of the result's canvas.
-    in_size: true sizes (B, 2) in x; None: the whole canvas.
-    out_size: true sizes (B, 2) in the result; None: the whole canvas.
-
-  Returns:
-    (B, *shape, C), zero outside `out_size`.
+  Takes x (B, H, W, C) to (B, *shape, C), which is zero outside `out_size`.
+  Sizes are true sizes (B, 2), or None for the whole canvas.
   """
   # Matrices and no gathers: sizes may be data, so that one compiled program
   # serves all of them, and the backward pass is a product, not a scatter.

@@ -59,14 +59,10 @@ def running(kept: Array, mean_or_unbiased_variance: Array) -> Array:
 def normalize(
   x: Array, scale: Array, bias: Array, epsilon: float, relu: bool
 ) -> tuple[Array, Array, Array]:
-  """Training-mode batch normalisation, optionally followed by ReLU.
+  """Training-mode batch norm over all axes but the last, optionally with ReLU.
 
-  Statistics are over all axes but the last; under jit with a sharded batch
-  that is the global batch.
-
-  Returns:
-    The normalised array, mean and biased variance per channel. The gradients of
-    the last two are ignored.
+  Under jit with a sharded batch, that is the global batch. Returns the array,
+  and mean and biased variance per channel, whose gradients are ignored.
   """
   return _normalize_forward(x, scale, bias, epsilon, relu)[0]
 
@@ -93,8 +89,8 @@ def _normalize_backward(epsilon, relu, saved, cotangents):
   if relu:
     # The ReLU's mask, recomputed from the input.
     dy = jnp.where(centred * scale + bias > 0, dy, 0)
-  # Also the gradients through mean and variance, so that devices that share a
-  # batch exchange two sums here and no more.
+  # These two sums also give the gradients through mean and variance. Devices
+  # that share a batch exchange nothing else here.
   dbias = jnp.sum(dy, axes)
   dscale = jnp.sum(dy * centred, axes)
   dx = (scale * inverse) * (dy - dbias / count - centred * (dscale / count))
@@ -107,9 +103,8 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 class BatchNorm(nn.Module):
   """Batch normalisation as PyTorch computes it, optionally with ReLU.
 
-  Unlike in `flax.linen.BatchNorm`, the running variance is the unbiased one.
-  The input may be a tuple of arrays that together hold the channels; the result
-  is then a tuple, too. Its type is `dtype`.
+  Unlike Flax's, the running variance is the unbiased one. The input may be a
+  tuple of arrays that together hold the channels; the result is then one, too.
   """
 
   train: bool

@@ -62,7 +62,7 @@ def average_pool(x: Array, stride: int, size: Size) -> Array:
 
 
 def shortcut_pool(x: Array, stride: int, size: Size) -> Array:
-  """Average pool of kernel = stride in ceil mode; the padding does not count."""
+  """Average pool of kernel = stride, in ceil mode; padding does not count."""
   if stride == 1:
     return x
   # Ceil mode: the last window may reach beyond the canvas.
@@ -72,7 +72,7 @@ def shortcut_pool(x: Array, stride: int, size: Size) -> Array:
   lengths = np.subtract(x.shape[1:3], odd) if size is None else size
 
   # True pixels of each window, (1 or B, length). Windows beyond the true size
-  # hold zeros; clipping to 1 divides these by something.
+  # hold zeros; clipping to 1 avoids 0 / 0 there.
   def counts(axis: int) -> Array:
     starts = stride * np.arange(total.shape[axis + 1])
     inside = jnp.asarray(lengths)[..., axis, None] - starts

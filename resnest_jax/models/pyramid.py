@@ -1,8 +1,8 @@
 """Convolutions over a feature map and coarser ones, upsampled and concatenated.
 
 The bottlenecks of pyramid pooling and of ASPP are such. An upsampled map is
-R p C^T for each channel, p being a few bins. A tap of the kernel shifts the rows
-of R and of C, so that the convolution is
+R p C^T for each channel, p being a few bins. A tap of the kernel shifts the
+rows of R and of C, so that the convolution is
 
     sum over taps (dy, dx) of R_dy (p W[dy, dx]) C_dx^T
 
@@ -115,8 +115,8 @@ def convolve_merged(
   z = convolve_upsampled(
     [inputs[i] for i in others], [kernels[i] for i in others]
   )
-  # Not rounded to bfloat16 before batch norm, as a sum of two roundings would
-  # err more than the concatenation.
+  # The sum is not rounded to bfloat16 again: its error stays below that of the
+  # convolution over the concatenation.
   return y.astype(z.dtype) + z
 
 
