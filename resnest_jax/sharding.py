@@ -152,9 +152,9 @@ def check_rows(height: int, output_stride: int, mesh: Mesh) -> None:
 def shared_rows(mesh: Mesh) -> Callable[[Callable], Callable]:
   """Traces a function for a mesh whose devices may share rows.
 
-  Where they do, losses learn of it (`tiles`), and layers take the
-  implementations in which devices exchange no more than neighbouring rows: XLA
-  would collect whole feature maps for the gradient of a window's maximum.
+  Where they do, losses learn of it (`tiles`), and layers have the forms for
+  which devices exchange no more than neighbouring rows: XLA would collect whole
+  feature maps for the gradient of a window's maximum.
   """
 
   def decorate(function):

@@ -69,7 +69,7 @@ def create_classifier(
   unknown = sorted(config.keys() - DEFAULTS.keys())
   if unknown:
     raise UserError(
-      f'create_classifier: unknown {", ".join(unknown)}; accepted are '
+      f'create_classifier does not know {", ".join(unknown)}; accepted are '
       f'num_classes, {", ".join(DEFAULTS)}.'
     )
   config = {**DEFAULTS, **config, 'backbone': backbone}
