@@ -225,7 +225,7 @@ def lowered(
   Args:
     layer: of `layers`.
     arguments: of its function; arrays, or their shapes.
-    platform: whose forms its parts have; None: this machine's.
+    platform: whose implementations its parts take; None: this machine's.
   """
   programs: dict[str, dict[str, Any]] = {'forward': {}, 'with backward': {}}
 
@@ -243,9 +243,9 @@ def lowered(
   with implementations.use(platform):
     if layer.kind in OURS:
       add(OURS[layer.kind], layer.function)
-    for form in implementations.FORMS.get(layer.kind, ()):
-      with implementations.use(**{layer.kind: form}):
-        add(form, layer.function)
+    for name in implementations.IMPLEMENTATIONS.get(layer.kind, ()):
+      with implementations.use(**{layer.kind: name}):
+        add(name, layer.function)
     for name, function in layer.others.items():
       add(name, function)
   return programs
@@ -254,7 +254,7 @@ def lowered(
 def timed(
   layer: Layer, dtype: Any, rounds: int, clock: str, least: float
 ) -> dict:
-  """Milliseconds of all forms: forward, and forward with backward."""
+  """Milliseconds of all implementations: forward, and forward with backward."""
   rng = np.random.default_rng(0)
   arguments = [
     jnp.asarray(0.05 * rng.standard_normal(shape, np.float32), dtype)
@@ -278,7 +278,7 @@ def timed(
 
 
 def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
-  """A record of each layer: milliseconds, and ratios to the chosen form."""
+  """A record of each layer: milliseconds, and ratios to the chosen one."""
   found, seen = [], set()
   for layer in layers(flags.batch_size, flags.size, 16 if flags.smoke else 1):
     if layer.kind not in flags.kinds or (flags.smoke and layer.kind in seen):
@@ -289,8 +289,8 @@ def measure(flags: argparse.Namespace) -> list[dict[str, Any]]:
     )
     best = chosen(layer.kind)
     ratio = {
-      way: {name: x / of_form[best] for name, x in of_form.items()}
-      for way, of_form in milliseconds.items()
+      way: {name: x / times[best] for name, x in times.items()}
+      for way, times in milliseconds.items()
     }
     found.append(
       {
@@ -335,7 +335,14 @@ def main() -> None:
     flags.batch_size, flags.size, flags.rounds = 1, 32, 1
   records = measure(flags)
   print_table(
-    ['layer', 'form', 'forward, ms', 'and backward', 'times *', 'times *'],
+    [
+      'layer',
+      'implementation',
+      'forward, ms',
+      'and backward',
+      'times *',
+      'times *',
+    ],
     [row for record in records for row in rows_of(record)],
   )
   print('* is chosen on this machine; times *: how many times as long, of both')
@@ -358,7 +365,7 @@ def main() -> None:
         f'{record["kind"]}\n{record["layer"]}': record['ratio']['with backward']
         for record in records
       },
-      'time, forward and backward, over that of the chosen form',
+      'time, forward and backward, over that of the chosen implementation',
       f'{result["devices"]}, batch {flags.batch_size}, {flags.size} px, '
       f'{flags.dtype}',
       log=True,

@@ -113,7 +113,7 @@ def main() -> None:
     print(f'{number + 1}/{len(wanted)} {name}', file=sys.stderr, flush=True)
     records.append(estimate(layer, device, flags.dtype))
   print_table(
-    ['layer', 'form', 'M cycles', 'times *', 'temporaries, MB'],
+    ['layer', 'implementation', 'M cycles', 'times *', 'temporaries, MB'],
     [row for record in records for row in rows_of(record)],
   )
   print(f'* is chosen on {device.device_kind}')

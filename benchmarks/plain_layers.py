@@ -20,8 +20,8 @@ from resnest_jax.models import (
 )
 from resnest_jax.models.layers import Array, apply_matrices
 
-# What a platform may choose, as Flax has it.
-FORMS = {
+# Where platforms differ, the implementation that Flax has.
+IMPLEMENTATIONS = {
   'wide': 'convolution',
   'depthwise': 'convolution',
   'kernel_gradient': 'convolution',
@@ -106,7 +106,7 @@ def plain_network() -> Iterator[None]:
   """What is traced inside has all layers as Flax and jax-resnet write them."""
   with (
     # So that JAX takes no block that was traced outside.
-    implementations.use(**FORMS),
+    implementations.use(**IMPLEMENTATIONS),
     mock.patch.object(convolution, 'convolve', convolve),
     mock.patch.object(pyramid, 'convolve_merged', convolve_merged),
     mock.patch.object(normalization, 'normalize', normalize),

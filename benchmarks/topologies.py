@@ -54,7 +54,7 @@ NAMES = (
   'cpu',
 )
 
-# Names of platforms, as devices have them and as `forms` has them.
+# Names of platforms, as devices and as `implementations` have them.
 PLATFORMS = {'cpu': 'cpu', 'cuda': 'gpu', 'gpu': 'gpu', 'tpu': 'tpu'}
 
 # What XLA wants to know of an H200 to compile for one that is not there.

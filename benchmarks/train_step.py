@@ -181,7 +181,7 @@ def main() -> None:
   )
   parser.add_argument(
     '--blocks',
-    choices=implementations.FORMS['blocks'],
+    choices=implementations.IMPLEMENTATIONS['blocks'],
     help="default: the platform's choice, see docs/performance.md",
   )
   add_out(parser)

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
 
   config.train = ConfigDict()
   config.train.total_steps = 160_000  # optimiser steps (mmseg)
-  config.train.batch_size = 16  # images a step, over all devices (mmseg: 4x4)
+  config.train.batch_size = 16  # images per step, over all devices (mmseg: 4x4)
   config.train.log_steps = 50  # steps between two log lines (mmseg)
   config.train.eval_steps = 16_000  # steps between evaluations (mmseg)
   config.train.checkpoint_steps = 2_000  # at most this many steps are lost
@@ -43,16 +43,17 @@ def get_config() -> ConfigDict:
   config.train.pictures = 2  # of each evaluation, for TensorBoard; 0 for none
   config.train.wandb = ''  # project of Weights & Biases; '': not used
   # Memory (docs/memory.md) and the parts that are trained (docs/training.md).
-  # Images that are computed together, over all devices; 0: the whole batch.
-  # Each such micro-batch has its own batch norm statistics.
+  # Images per micro-batch, over all devices; 0: the whole batch. Each
+  # micro-batch has its own batch norm statistics.
   config.train.micro_batch_size = 0
-  # What the backward pass computes again instead of keeping it: 'none',
+  # Features that the backward pass recomputes instead of keeping: 'none',
   # 'blocks', 'stages', or parts such as 'stem,layer1'. It changes no result.
   config.train.remat = 'none'
-  # Parts of the backbone, from the input on, that stay as they are: 1 the stem,
-  # 2 and stage 1, ..., 5 all of it.
+  # Number of parts of the backbone, from the input on, that are not trained: 1
+  # the stem, 2 also stage 1, ..., 5 all of it.
   config.train.freeze = 0
-  # True: scales and biases stay where model.frozen_bn keeps the statistics.
+  # True: scales and biases are not trained where model.frozen_bn keeps the
+  # statistics.
   config.train.freeze_norms = False
   # Decay of the moving averages that are evaluated and exported; 0: none.
   config.train.ema_decay = 0.0  # 0 to 1 (excluded), such as 0.999
@@ -72,7 +73,7 @@ def get_config() -> ConfigDict:
   config.eval.slide_crop = placeholder(tuple)  # None: data.crop_size
   config.eval.slide_stride = placeholder(tuple)  # None: two thirds of it
   config.eval.scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # ms_flip_* (mmseg)
-  config.eval.flip = True  # ms_flip_*: each scale mirrored, too (mmseg)
+  config.eval.flip = True  # ms_flip_*: each scale is also mirrored (mmseg)
   return config.lock()
 
 
@@ -140,10 +141,10 @@ def model() -> ConfigDict:
   config.radix = placeholder(int)  # splits of the split attention
   config.groups = placeholder(int)  # cardinality
   config.base_width = placeholder(int)  # channels of a group where width is 64
-  config.output_stride = 8  # pixels a feature of the last stage: 8, 16, 32
+  config.output_stride = 8  # pixels per feature of the last stage: 8, 16, 32
   # In the block that gave its stride to dilation, 'mmseg' drops the average
-  # pool, 'official' keeps it at stride 1, 'timm' pools the shortcut. The
-  # weights of each fit the others and give wrong results there.
+  # pool, 'official' keeps it at stride 1, 'timm' pools the shortcut. Weights
+  # load under any rule and give wrong results under another than their own.
   config.dilation_rule = 'mmseg'
   config.head = 'pspnet'
   config.head_channels = 512  # inside the head (mmseg)
@@ -190,7 +191,7 @@ def data() -> ConfigDict:
   config.skip_unreadable = False
   # Only speed: these change no batch.
   config.num_workers = 0  # processes that read and augment; 0: this process
-  config.num_threads = 0  # reading threads a process; 0: one a core, 16 at most
+  config.num_threads = 0  # readers per process; 0: one per core, 16 at most
   config.prefetch = 4  # batches ready in advance, in each process
   # Seconds that training waits for a batch before it saves its state and stops.
   # After a tenth of that it names the sample it waits for.
@@ -214,7 +215,7 @@ def folder() -> ConfigDict:
   config.image_suffix = ''
   config.mask_suffix = ''
   # Instead of folders: files of lines "image mask", relative to the file;
-  # 'lists/{split}.txt' for one a split.
+  # 'lists/{split}.txt' for one per split.
   config.lists = ''
   config.eval_fraction = 0.2  # share drawn for eval_split, by name and seed
   config.split_seed = 0
@@ -230,7 +231,7 @@ def cityscapes(config: ConfigDict) -> None:
   config.train.total_steps = 80_000
   config.train.batch_size = 8
   config.train.eval_steps = 8_000
-  config.eval.batch_size = 1  # six times as large as images of ADE20K
+  config.eval.batch_size = 1  # images have six times the pixels of ADE20K's
 
 
 def vary(config: ConfigDict, argument: str | None) -> ConfigDict:
@@ -277,9 +278,9 @@ def mini(config: ConfigDict) -> ConfigDict:
   else:
     config.data.image_scale = (512, 128)
     config.data.crop_size = (128, 128)
-  if config.data.name != 'folder':  # Whose data is the user's.
+  if config.data.name != 'folder':  # There is no small twin of your own data.
     config.data.name += '_mini'
-  config.data.scale_range = (0.75, 1.5)  # half as wide: it learns from nothing
+  config.data.scale_range = (0.75, 1.5)  # narrower: it trains from scratch
   config.optimizer.learning_rate = 0.05
   config.optimizer.min_learning_rate = 5e-4
   config.train.total_steps = 300
@@ -288,5 +289,5 @@ def mini(config: ConfigDict) -> ConfigDict:
   config.train.eval_steps = 75
   config.train.checkpoint_steps = 25
   config.eval.batch_size = 8
-  config.eval.bucket = 128  # few shapes: compiling them takes the time here
+  config.eval.bucket = 128  # few shapes: compiling dominates here
   return config

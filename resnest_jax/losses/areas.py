@@ -1,8 +1,7 @@
-"""Losses that stand for the overlap of areas: Dice and Lovasz-softmax.
+"""Losses on the overlap of areas: Dice and Lovasz-softmax.
 
-As in `losses`, logits (B, h, w, classes) are upsampled to the size of the
-labels (B, H, W) without ever existing there, 255 is ignored, a batch without a
-labelled pixel costs 0, and sums are those of the whole batch.
+Logits, labels and sums are as in `pixels`: nothing of the size of the upsampled
+logits exists, 255 is ignored, and a batch without a labelled pixel costs 0.
 """
 
 from functools import partial
@@ -25,31 +24,23 @@ from resnest_jax.models.layers import Array, resize_matrix
 def dice_loss(logits: Array, labels: Array) -> Array:
   """One minus the mean soft Dice score of the classes that are present.
 
-  A class' score is 2 sum(p y) / (sum(p) + sum(y)): p its softmax probability,
-  y whether it is right, summed over the valid pixels of the whole batch.
-  Classes of which the batch has no pixel take no part.
-
-  Args:
-    logits: (B, h, w, classes).
-    labels: int (B, H, W).
-
-  Returns:
-    The scalar loss, in [0, 1].
+  A class scores 2 sum(p y) / (sum(p) + sum(y)) over the valid pixels of the
+  batch, p being its softmax probability and y whether it is right. In [0, 1].
   """
   logits = exact(logits)
   both, predicted, pixels = (
     jnp.sum(sums, 0) for sums in _class_sums(logits, labels)
   )
+  # Absent classes take no part, so no constant has to smooth the division.
   present = pixels > 0
   total = jnp.where(present, predicted + pixels, 1)
   lost = jnp.where(present, 1 - 2 * both / total, 0)
   return jnp.sum(lost) / jnp.maximum(jnp.sum(present), 1)
 
 
+# Sums (B, classes) of p y, p and y of each image; see `dice_loss`.
 @jax.custom_vjp
 def _class_sums(logits, labels):
-  """Each image's sums (B, classes) of p y, p and y; see `dice_loss`."""
-
   def visit(z, label):
     exponentials, total, _ = exponentials_of(z)
     chosen = one_hot(label, z.shape[-1])
@@ -65,10 +56,8 @@ def _class_sums_forward(logits, labels):
 
 
 def _class_sums_backward(saved, given):
-  """A second pass, because the weights of the sums are known after the first.
-
-  Saves (B, h, w, classes) for each of the sums.
-  """
+  # A second pass over the tiles, as the gradients of the sums are known after
+  # the first. Keeping the gradient of each sum instead takes twice the logits.
   logits, labels = saved
   both, predicted = given[0][:, None], given[1][:, None]
 
@@ -76,6 +65,7 @@ def _class_sums_backward(saved, given):
     exponentials, total, _ = exponentials_of(z)
     share = exponentials / total
     valid = (label != IGNORE)[..., None]
+    # Gradient at the probabilities, then through softmax.
     slope = jnp.where(one_hot(label, z.shape[-1]), both, 0) + predicted
     slope = jnp.where(valid, slope, 0)
     dz = share * (slope - jnp.sum(share * slope, -1, keepdims=True))
@@ -90,23 +80,10 @@ _class_sums.defvjp(_class_sums_forward, _class_sums_backward)
 def lovasz_softmax(logits: Array, labels: Array, *, per_image: bool) -> Array:
   """Lovasz-softmax (Berman et al., arXiv 1705.08790), classes present.
 
-  The Lovasz extension of one minus IoU: a class' errors |y - p| are sorted,
-  and each is weighted by what it would add to the Jaccard loss, were it the
-  next one to be wrong. The mean is taken over the classes that are present.
-
-  It goes class by class, so it holds some maps (B, H, W) and twice the logits
-  (B, h, w, classes), not all probabilities. Sorting takes most of the time; a
-  class that is nowhere in the batch is passed over.
-
-  Args:
-    logits: (B, h, w, classes).
-    labels: int (B, H, W).
-    per_image: each image has a loss of its own, and they are averaged; an
-      image without a labelled pixel has 0. Then no device needs the pixels of
-      another. False: one sort over the pixels of the whole batch.
-
-  Returns:
-    The scalar loss, in [0, 1].
+  The errors |y - p| of a class are sorted, and each is weighted by its
+  increment of the Jaccard loss in that order. Returns the mean over classes, in
+  [0, 1]. `per_image` averages the losses of the images, 0 for one without
+  labelled pixels; otherwise the whole batch is sorted together.
   """
   return _lovasz(exact(logits), labels, per_image)
 
@@ -117,13 +94,11 @@ def _lovasz(logits, labels, per_image):
 
 
 def _lovasz_forward(logits, labels, per_image):
-  """The gradient is what the backward pass keeps.
-
-  The loss is linear in the probabilities once the order is known: let G_c be
-  its slope at a pixel's probability of class c. Softmax turns that into
-  p_c (G_c - S) with S = sum_c G_c p_c, a map. So the first term is upsampled
-  backwards class by class, and the second one in tiles, when S is there.
-  """
+  # Only the gradient (B, h, w, classes) is kept. Once the order is known, the
+  # loss is linear in the probabilities. With slope G_c at a pixel's probability
+  # p_c, softmax gives p_c (G_c - S), where the map S = sum_c G_c p_c needs all
+  # classes. So p_c G_c is resized to the logits class by class, and p_c S in
+  # tiles later.
   loss, own, shared = _lovasz_parts(logits, labels, per_image)
 
   def visit(z, label, slope):
@@ -144,10 +119,13 @@ _lovasz.defvjp(_lovasz_forward, _lovasz_backward)
 
 
 def _lovasz_parts(logits, labels, per_image):
-  """The loss, sum over pixels of p_c G_c (B, h, w, classes), and S."""
+  # Returns the loss, p_c G_c at the logits (B, h, w, classes), and S (B, H, W).
+  # Class by class: it holds a few maps and twice the logits, not all
+  # probabilities.
   batch, h, w, classes = logits.shape
   height, width = labels.shape[1:]
   pixels, log_total = _counts_and_log_totals(logits, labels)
+  # A group is sorted together. Losses per image let devices keep their pixels.
   groups = batch if per_image else 1
   present = (pixels if per_image else jnp.sum(pixels, 0, keepdims=True)) > 0
   weights = present / jnp.maximum(jnp.sum(present, 1, keepdims=True), 1)
@@ -157,10 +135,11 @@ def _lovasz_parts(logits, labels, per_image):
   valid = labels != IGNORE
 
   def visit(z, index, weight):
-    """Of one class: its loss, its term of S, its p_c G_c at (B, h, w)."""
+    # One class: its loss, its term of S, and p_c G_c at (B, h, w).
     z = einsum('ih,bhw,jw->bij', rows, z, columns)
     share = jnp.exp(z - log_total)
     right = labels == index
+    # -1 sorts ignored pixels behind all others, where they change no slope.
     errors = jnp.where(valid, jnp.where(right, 1 - share, share), -1)
     slope = jaccard_slopes(
       errors.reshape(groups, -1), right.reshape(groups, -1)
@@ -181,6 +160,7 @@ def _lovasz_parts(logits, labels, per_image):
 
   def add(carry, this):
     z, index, weight = this
+    # Sorting takes most of the time; a class that is nowhere skips it.
     loss, term, own = lax.cond(
       jnp.any(weight > 0), visit, nothing, z, index, weight
     )
@@ -196,7 +176,8 @@ def _lovasz_parts(logits, labels, per_image):
 
 
 def _counts_and_log_totals(logits, labels):
-  """Pixels (B, classes), and log(sum(exp(z))) of each pixel (B, H, W)."""
+  # Pixels of each class (B, classes), and log(sum(exp(z))) of each pixel
+  # (B, H, W), from which a class gets its probabilities alone.
 
   def visit(z, label):
     _, total, largest = exponentials_of(z)
@@ -208,18 +189,16 @@ def _counts_and_log_totals(logits, labels):
 
 
 def jaccard_slopes(errors: Array, right: Array) -> Array:
-  """What each pixel adds to the Jaccard loss, in the order of the errors.
+  """Each pixel's increment of the Jaccard loss, by decreasing errors.
 
-  Args:
-    errors: (groups, pixels) in [0, 1], or -1 for a pixel that does not exist.
-    right: bool, likewise: pixels of the class.
-
-  Returns:
-    (groups, pixels); of a pixel that does not exist nothing in particular.
+  `errors` (groups, pixels) are in [0, 1], or -1 for ignored pixels, whose
+  result has no meaning; `right` marks the pixels of the class.
   """
+  # One int32 carries a pixel's number and its bit through the sort.
   numbers = lax.broadcasted_iota(jnp.int32, errors.shape, 1)
   payload = 2 * numbers + right
   _, payload = lax.sort((-errors, payload), num_keys=1, is_stable=True)
+  # Equal errors keep their order, on one device as on several.
   own = payload % 2
   total = jnp.sum(own, 1, keepdims=True)
   intersection = (total - jnp.cumsum(own, 1)).astype(errors.dtype)
@@ -228,6 +207,7 @@ def jaccard_slopes(errors: Array, right: Array) -> Array:
   others = intersection / union / jnp.maximum(union - 1, 1)
   slopes = jnp.where(own == 1, 1 / union, others)
 
+  # To the places before the sort, each of which occurs once.
   def back(places: Array, slopes: Array) -> Array:
     return jnp.zeros_like(slopes).at[places].set(slopes, unique_indices=True)
 

@@ -1,4 +1,4 @@
-"""The loss that a configuration describes: terms, each with a weight."""
+"""The loss that a configuration describes: a weighted sum of terms."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,24 +14,20 @@ from resnest_jax.losses.pixels import (
 )
 from resnest_jax.models.layers import Array
 
-# (logits, labels) -> loss, accuracy, the value of each term before its weight.
+# (logits, labels) -> loss, accuracy, name -> value of each term, unweighted.
 Loss = Callable[[Array, Array], tuple[Array, Array, dict[str, Array]]]
 
 
 def create_loss(config: Mapping[str, Any], num_classes: int) -> Loss:
-  """The weighted sum of the terms whose weight is not 0.
-
-  Args:
-    config: the `loss` part of a configuration.
-    num_classes: of the logits.
+  """Creates the loss of `config.loss`: terms whose weight is 0 are left out.
 
   Returns:
-    A function of logits (B, h, w, classes) and labels (B, H, W), as those of
-    `losses`: a scalar; the share of valid pixels that are right, in [0, 1];
-    and name -> value of the terms.
+    A function of logits (B, h, w, classes) and labels int (B, H, W): the scalar
+    loss, the accuracy on valid pixels in [0, 1], and name -> value of the terms
+    before their weights.
 
   Raises:
-    UserError: another number of class weights than of classes.
+    UserError: the number of class weights is not `num_classes`.
   """
   class_weights = config['class_weights']
   if class_weights is not None:
@@ -39,8 +35,8 @@ def create_loss(config: Mapping[str, Any], num_classes: int) -> Loss:
     if len(class_weights) != num_classes:
       raise UserError(
         f'config.loss.class_weights has {len(class_weights)} numbers, and '
-        f'there are {num_classes} classes; give one of each class, in their '
-        'order.'
+        f'there are {num_classes} classes; give one number for each class, in '
+        'the order of the classes.'
       )
   average = {'avg_non_ignore': config['avg_non_ignore']}
   target = average | {
@@ -65,6 +61,7 @@ def create_loss(config: Mapping[str, Any], num_classes: int) -> Loss:
     'dice': dice_loss,
     'lovasz': partial(lovasz_softmax, per_image=config['lovasz_per_image']),
   }
+  # Terms of weight 0 are never traced and cost nothing.
   weights = {
     name: config['terms'][name] for name in terms if config['terms'][name]
   }

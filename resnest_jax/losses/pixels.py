@@ -1,10 +1,9 @@
 """Losses that are sums over pixels: cross entropy, hard pixels, focal.
 
-All take logits (B, h, w, classes), which are upsampled bilinearly to the size
-of the labels, and integer labels (B, H, W), of which 255 is ignored: such a
-pixel has no gradient. All are finite for every batch, also for one without a
-labelled pixel, whose loss is 0. Sums and counts are those of the whole batch,
-on however many devices it lies. docs/training.md has the formulas.
+Logits (B, h, w, classes) are upsampled bilinearly to the size of the labels,
+int (B, H, W); 255 is ignored and gives no gradient. Losses are scalars in nats
+over the whole batch, on any number of devices; they are finite, and 0 without a
+labelled pixel. docs/training.md has the formulas.
 """
 
 from functools import partial
@@ -29,20 +28,15 @@ def segmentation_loss(
   """Cross entropy and pixel accuracy at the labels' resolution.
 
   Args:
-    logits: (B, h, w, classes).
-    labels: int (B, H, W).
-    avg_non_ignore: the mean runs over valid pixels only. False, as in
-      mmsegmentation's published models: over all pixels, where an ignored
-      one counts as a loss of zero.
-    class_weights: of each class, >= 0; a mean is then divided by the weights
-      of its pixels instead of their number (an ignored pixel weighs 1). None:
-      all 1.
+    avg_non_ignore: averages over valid pixels. False, as in mmsegmentation's
+      published models: over all pixels, ignored ones as 0.
+    class_weights: one >= 0 for each class; the mean is weighted, ignored pixels
+      weigh 1. None: all 1.
     label_smoothing: share of the target that is spread over all classes.
 
   Returns:
-    The scalar loss, in nats, and the share of valid pixels, in [0, 1], where
-    no class has a larger logit than the right one. Both are finite for a
-    batch without valid pixels. Only the loss has a gradient.
+    The loss, and the share in [0, 1] of valid pixels where no logit exceeds the
+    right class's. Only the loss has a gradient.
   """
   logits = exact(logits)
   losses, right = _cross_entropy_sums(
@@ -54,7 +48,7 @@ def segmentation_loss(
 
 
 def pixel_accuracy(logits: Array, labels: Array) -> Array:
-  """The accuracy of `segmentation_loss` alone."""
+  """Accuracy as in `segmentation_loss`, without the loss."""
   _, _, right = _confidence(logits, labels, None, 0.0)
   return jnp.sum(right) / jnp.maximum(jnp.sum(labels != IGNORE), 1)
 
@@ -71,25 +65,16 @@ def ohem_cross_entropy(
 ) -> Array:
   """Cross entropy of the hard pixels (online hard example mining).
 
-  The rule is mmsegmentation's `OHEMPixelSampler`. It keeps `min_kept` times B
-  pixels of the whole batch, not so many of every image, and the mean is divided
-  as if all were kept.
+  The rule is mmsegmentation's `OHEMPixelSampler`; other arguments are those of
+  `segmentation_loss`.
 
   Args:
-    logits: (B, h, w, classes).
-    labels: int (B, H, W).
-    threshold: in [0, 1]. Pixels whose right class has a smaller probability
-      are kept, and in any case those with the smallest ones, `min_kept` an
-      image. None: those with the largest losses, `min_kept` an image.
-    min_kept: pixels an image, >= 1. Without a threshold those whose loss
-      equals the last one's are kept, too.
-    avg_non_ignore: see `segmentation_loss`, as for the rest.
-    class_weights: likewise.
-    label_smoothing: likewise.
-
-  Returns:
-    The scalar loss, in nats.
+    threshold: in [0, 1]; keeps pixels whose right class is less probable, and
+      at least the `min_kept` * B least probable ones. None: keeps the
+      `min_kept` * B largest losses of the batch, and those equal to the last.
+    min_kept: pixels per image, >= 1, counted over the whole batch.
   """
+  # Two passes: which pixels are hard is known when all have been seen.
   logits = exact(logits)
   probability, losses, _ = _confidence(
     logits, labels, class_weights, label_smoothing
@@ -98,7 +83,7 @@ def ohem_cross_entropy(
   num_valid = jnp.sum(valid)
   wanted = min(min_kept * labels.shape[0], labels.size)
   if threshold is None:
-    # The wanted-th largest is the (num_valid - wanted)-th smallest.
+    # The wanted-th largest loss is the (num_valid - wanted)-th smallest.
     rank = jnp.maximum(num_valid - wanted, 0)
     keep = losses >= order_statistic(losses, valid, rank)
   else:
@@ -108,6 +93,7 @@ def ohem_cross_entropy(
   sums, _ = _cross_entropy_sums(
     logits, labels, keep, class_weights, label_smoothing
   )
+  # Divided as if all pixels were kept, as in mmsegmentation.
   count = _count(labels, avg_non_ignore, class_weights, logits.dtype)
   return jnp.sum(sums) / count
 
@@ -121,20 +107,15 @@ def focal_loss(
   activation: str,
   avg_non_ignore: bool,
 ) -> Array:
-  """Focal loss (Lin et al., arXiv 1708.02002), less of what is easy.
+  """Focal loss (Lin et al., arXiv 1708.02002).
 
   Args:
-    logits: (B, h, w, classes).
-    labels: int (B, H, W).
-    gamma: power of one minus the probability of what is right, >= 0.
-    alpha: weight of a pixel's own class, and 1 - alpha of the others, in
-      [0, 1]. Softmax does not use it.
-    activation: 'sigmoid', every class against the rest, averaged over classes
+    gamma: power of one minus the probability of the right answer, >= 0.
+    alpha: weight in [0, 1] of a pixel's own class; 1 - alpha is the others'.
+      Softmax ignores it.
+    activation: 'sigmoid', each class against the rest, averaged over classes
       (the paper, mmsegmentation), or 'softmax', cross entropy times the factor.
     avg_non_ignore: see `segmentation_loss`.
-
-  Returns:
-    The scalar loss, in nats.
   """
   logits = exact(logits)
   sums = _focal_sums(logits, labels, (gamma, alpha, activation))
@@ -142,20 +123,14 @@ def focal_loss(
 
 
 def order_statistic(values: Array, valid: Array, rank: Array) -> Array:
-  """The value that `rank` valid ones precede in increasing order.
+  """The valid value, >= 0, that `rank` valid ones precede in increasing order.
 
-  It is found bit by bit, counting, because the bits of such numbers have their
-  order. That takes no sort, no memory, and of a sharded batch each device
-  tells a count alone.
-
-  Args:
-    values: floats >= 0, any shape.
-    valid: bool, likewise.
-    rank: int scalar, below the number of valid values, or 0.
-
-  Returns:
-    A scalar; infinity or not a number where nothing is valid.
+  `rank` is below the number of valid values, or 0; without any the result is
+  infinity or not a number.
   """
+  # Floats >= 0 are ordered as their bits are, so the value is found bit by bit,
+  # by counting smaller ones. That needs no sort and no memory, and devices that
+  # share a batch exchange one count for each bit.
   bits = jnp.finfo(values.dtype).bits
   kind = {32: jnp.uint32, 64: jnp.uint64}[bits]
   # A zero may carry a sign, which would make it the largest.
@@ -171,7 +146,7 @@ def order_statistic(values: Array, valid: Array, rank: Array) -> Array:
 
 
 def _count(labels, avg_non_ignore, class_weights, dtype):
-  """What the sum of all pixels' losses is divided by."""
+  # The divisor of the sum of all pixels' losses.
   valid = labels != IGNORE
   if class_weights is None:
     num_valid = jnp.maximum(jnp.sum(valid), 1)
@@ -182,10 +157,9 @@ def _count(labels, avg_non_ignore, class_weights, dtype):
 
 
 def _confidence(logits, labels, class_weights, label_smoothing):
-  """(B, H, W) of the right class' probability and the loss; right pixels.
-
-  Both are 0 where a pixel is ignored. Nothing has a gradient.
-  """
+  # Maps (B, H, W) of the right class's probability and of the loss, 0 where a
+  # pixel is ignored, and each image's number of right pixels. Nothing has a
+  # gradient.
 
   def visit(z, label):
     loss, picked, log_total, hits, _ = _cross_entropy(
@@ -200,7 +174,8 @@ def _confidence(logits, labels, class_weights, label_smoothing):
 
 
 def _cross_entropy(z, label, keep, class_weights, label_smoothing):
-  """Of a tile: loss, logit of the right class, log of the sum, hits, dz."""
+  # A tile's loss, logit of the right class, log(sum(exp(z))), hits and
+  # gradient.
   classes = z.shape[-1]
   exponentials, total, largest = exponentials_of(z)
   valid = label != IGNORE
@@ -208,8 +183,11 @@ def _cross_entropy(z, label, keep, class_weights, label_smoothing):
     valid &= keep
   chosen = one_hot(label, classes)
   picked = jnp.sum(jnp.where(chosen, z, 0), -1)
+  # Ties count as right, so no argmax is needed.
   hits = valid & (picked == largest[..., 0])
   log_total = jnp.log(total[..., 0]) + largest[..., 0]
+  # The plain loss needs neither a sum over classes nor an array of targets'
+  # weights.
   if class_weights is None and not label_smoothing:
     loss = log_total - picked
     mass = jnp.where(valid[..., None], 1 / total, 0)
@@ -222,7 +200,7 @@ def _cross_entropy(z, label, keep, class_weights, label_smoothing):
     target = jnp.where(valid[..., None], target, 0)
     loss = jnp.sum(target * (log_total[..., None] - z), -1)
     mass = jnp.sum(target, -1, keepdims=True) / total
-  # XLA drops it where nobody asks for a gradient.
+  # XLA drops it where no gradient is asked for.
   dz = exponentials * mass - target
   return jnp.where(valid, loss, 0), picked, log_total, hits, dz
 
@@ -235,9 +213,9 @@ def _visit_cross_entropy(z, label, *keep, class_weights, label_smoothing):
   return sums, (), dz
 
 
+# Each image's summed cross entropy and number of right pixels.
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _cross_entropy_sums(logits, labels, keep, class_weights, label_smoothing):
-  """Each image's summed cross entropy and number of right pixels."""
   visit = partial(
     _visit_cross_entropy,
     class_weights=class_weights,
@@ -250,8 +228,8 @@ def _cross_entropy_sums(logits, labels, keep, class_weights, label_smoothing):
 def _cross_entropy_forward(
   logits, labels, keep, class_weights, label_smoothing
 ):
-  # The gradient of the sum costs little more while a tile's exponentials are
-  # there, so it is what the backward pass keeps: (B, h, w, classes).
+  # While a tile's exponentials exist, the gradient of the sum costs little
+  # more. The backward pass keeps it, (B, h, w, classes), and only scales it.
   visit = partial(
     _visit_cross_entropy,
     class_weights=class_weights,
@@ -273,11 +251,8 @@ _cross_entropy_sums.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _focal(z, label, gamma, alpha, activation):
-  """The focal loss of a tile's pixels, (rows, B, W).
-
-  Everything is written in logarithms of probabilities, so that value and
-  gradient are finite whatever the logits are.
-  """
+  # The focal loss of a tile's pixels, (rows, B, W), in logarithms of
+  # probabilities: value and gradient stay finite for logits of any size.
   chosen = one_hot(label, z.shape[-1])
   if activation == 'sigmoid':
     margin = jnp.where(chosen, z, -z)
@@ -293,14 +268,15 @@ def _focal(z, label, gamma, alpha, activation):
   return jnp.where(label != IGNORE, loss, 0)
 
 
+# Differentiated by JAX, within a tile, where the intermediates are small.
 def _visit_focal(z, label, *, options):
   loss, pull = jax.vjp(lambda z: _focal(z, label, *options), z)
   return jnp.sum(loss, (0, 2)), (), pull(jnp.ones_like(loss))[0]
 
 
+# Each image's summed focal loss.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _focal_sums(logits, labels, options):
-  """Each image's summed focal loss."""
   return over_tiles(partial(_visit_focal, options=options), logits, labels)[0]
 
 

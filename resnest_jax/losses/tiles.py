@@ -1,9 +1,7 @@
 """Losses over tiles of rows, so that the upsampled logits never exist.
 
-What a loss says about a pixel needs the logits of that pixel alone, once they
-are upsampled to the labels' size. So a few rows are upsampled at a time, and
-what stays are sums, maps of one value a pixel, and the gradient at the logits'
-own size.
+A few rows of logits are upsampled to the labels' size at a time. Only sums,
+maps of one value per pixel, and the gradient at the logits' size are kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +17,12 @@ from jax.sharding import PartitionSpec
 from resnest_jax.labels import IGNORE
 from resnest_jax.models.layers import Array, at_least_float32, resize_matrix
 
+# At the default precision TPUs would round the logits to bfloat16.
 einsum = partial(jnp.einsum, precision='highest')
 
 
 def exact(logits: Array) -> Array:
-  """Logits in the type of a loss, at least float32."""
+  """Logits in the type of losses, at least float32."""
   return logits.astype(at_least_float32(logits.dtype))
 
 
@@ -35,54 +34,46 @@ def over_tiles(
   *,
   with_gradient: bool = False,
 ) -> tuple[Any, Any, Array | None]:
-  """Calls a function with one tile of upsampled logits after the other.
-
-  Columns are upsampled beforehand, a tile's rows on the way, from the few rows
-  of logits that they lie between. Rows come first, so that these products need
-  no transposition; sums stay apart for each image, so that on a sharded batch
-  nothing is exchanged inside the loop.
+  """Calls `visit` with one tile of upsampled logits after the other.
 
   Args:
-    visit: called with a tile's logits (rows, B, W, classes), its labels and
-      its part of every map, each (rows, B, W). Rows beyond the last one have
-      the label 255. Returns a tree of arrays that begin with B, a tree of
-      arrays (rows, B, W), and the gradient of whatever is differentiated, at
-      the tile's logits.
+    visit: takes a tile's logits (rows, B, W, classes), its labels and its part
+      of every map (rows, B, W); rows beyond the last one have the label 255.
+      Returns a tree of sums (B, ...), one of maps (rows, B, W), and the
+      gradient at the tile's logits, or None.
     logits: (B, h, w, classes).
-    labels: int (B, H, W).
-    maps: arrays (B, H, W).
-    with_gradient: `visit` returns a gradient, not None.
+    labels: int (B, H, W), as are all `maps` but for the type.
+    with_gradient: whether `visit` returns a gradient.
 
   Returns:
-    The sums over all tiles of the first tree, the second tree as arrays
-    (B, H, W), and the gradient at the logits, or None.
+    The sums over all tiles, the maps (B, H, W), the gradient at the logits.
   """
   run = partial(_over_tiles, visit, with_gradient=with_gradient)
   devices = jax.sharding.get_abstract_mesh().shape.get('spatial', 1)
   if devices == 1:
     return run(logits, labels, maps, False)
+  # Devices share rows. Left to the partitioner, they would collect every tile.
   pixels = PartitionSpec('data', 'spatial')
   return jax.shard_map(
     partial(_over_own_rows, run, devices - 1),
     in_specs=pixels,
     out_specs=(PartitionSpec('data'), pixels, pixels),
+    # The loop's carry starts as constants, which the check refuses to add to
+    # what differs between devices. The sums are psummed in the end.
     check_vma=False,
   )(logits, labels, tuple(maps))
 
 
 def _over_own_rows(run, last, logits, labels, maps):
-  """What one of the devices that share an image's rows does with its own.
-
-  Not left to the partitioner, which would collect each tile. Neighbours send
-  each other a row of logits, as pixels are interpolated between the two, and
-  the gradient at that row back.
-  """
+  # One device's rows of the images. Pixels at its edges are interpolated
+  # between its logits and the neighbour's, so neighbours send each other a row
+  # of logits, and the gradient at that row back.
   down = [(i, i + 1) for i in range(last)]
   up = [(i + 1, i) for i in range(last)]
   place = lax.axis_index('spatial')
 
   def beside(first: Array, final: Array) -> tuple[Array, Array]:
-    """The neighbours' rows; at the image's edges one's own again."""
+    # The neighbours' rows. An image's edge repeats its own row.
     above = lax.ppermute(final, 'spatial', down)
     below = lax.ppermute(first, 'spatial', up)
     above = jnp.where(place == 0, first, above)
@@ -94,23 +85,26 @@ def _over_own_rows(run, last, logits, labels, maps):
   sums = jax.tree.map(lambda x: lax.psum(x, 'spatial'), sums)
   if gradient is not None:
     above, below = beside(gradient[:, :1], gradient[:, -1:])
+    # The received row's gradient belongs to the neighbour; at an image's edge
+    # it comes back to the repeated row.
     gradient = gradient[:, 1:-1].at[:, :1].add(above).at[:, -1:].add(below)
   return sums, pixels, gradient
 
 
 def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
-  """`over_tiles` on one device.
-
-  With `margins` the first and the last row of the logits are the neighbours'.
-  """
+  # `over_tiles` on one device. With `margins` the first and the last row of the
+  # logits are the neighbours'.
   batch, h, w, _ = logits.shape
   height, width = labels.shape[1:]
   h -= 2 * margins
+  # A tile has the labels' rows of about one row of logits.
   rows = max(height // h, 1)
   bands, starts = row_bands(height, h, rows, logits.dtype, margins)
   tiles, _, taps = bands.shape
   missing = tiles * rows - height
 
+  # (B, H, W) -> (tiles, rows, B, W). Rows lead, so that upsampling them is a
+  # product without transposition.
   def cut(values: Array, fill: int) -> Array:
     values = jnp.pad(
       values, ((0, 0), (0, missing), (0, 0)), constant_values=fill
@@ -118,18 +112,23 @@ def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
     return values.reshape(batch, tiles, rows, width).transpose(1, 2, 0, 3)
 
   columns = resize_matrix(width, w, width, w, logits.dtype)
+  # Columns once for all tiles: (h, B, W, classes) is small, as h is.
   wide = einsum('bhwc,jw->hbjc', logits, columns)
 
   def upsampled(band: Array, start: Array) -> Array:
     source = lax.dynamic_slice_in_dim(wide, start, taps)
     return einsum('ik,kbjc->ibjc', band, source)
 
+  # Sums stay apart for each image, so that on a sharded batch the loop
+  # exchanges nothing between devices.
   def tile(carry, this):
     sums, gradient = carry
     band, start, label, *parts = this
     more, pixels, dz = visit(upsampled(band, start), label, *parts)
     sums = jax.tree.map(jnp.add, sums, more)
     if with_gradient:
+      # The transposes of both products. Neighbouring tiles share rows of
+      # logits, so the gradient is added up in place.
       before = lax.dynamic_slice_in_dim(gradient, start, taps)
       dz = einsum('kbjc,jw->kbwc', einsum('ik,ibjc->kbjc', band, dz), columns)
       gradient = lax.dynamic_update_slice_in_dim(
@@ -137,8 +136,10 @@ def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
       )
     return (sums, gradient), pixels
 
+  # Rows that fill up the last tile are ignored by their label.
   cuts = [cut(values, 0) for values in maps]
   over = (bands, starts, cut(labels, IGNORE), *cuts)
+  # Shapes of the sums, which only `visit` knows, for the loop to start from.
   one = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in over]
   sums = jax.eval_shape(
     lambda band, start, *rest: visit(upsampled(band, start), *rest)[0], *one
@@ -161,45 +162,31 @@ def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
 
 
 def exponentials_of(z: Array) -> tuple[Array, Array, Array]:
-  """What softmax is made of, safe for logits of any size.
-
-  Args:
-    z: (..., classes).
-
-  Returns:
-    exp(z - largest), their sum (..., 1) and `largest` (..., 1).
-  """
+  """exp(z - largest), its sum and largest (..., 1), of z (..., classes)."""
+  # Less the largest, no exponential overflows, and the sum is at least 1.
   largest = jnp.max(z, -1, keepdims=True)
   exponentials = jnp.exp(z - largest)
   return exponentials, jnp.sum(exponentials, -1, keepdims=True), largest
 
 
 def one_hot(label: Array, classes: int) -> Array:
-  """Bool (..., classes), all False where the label is 255.
-
-  A comparison, not a gather: it fuses and stays local.
-  """
+  """Bool (..., classes), all False where the label is 255."""
+  # A comparison and no gather: it fuses, and stays on the pixel's device.
   return label[..., None] == jnp.arange(classes)
 
 
 def row_bands(
   height: int, h: int, rows: int, dtype: Any, margins: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The rows of a bilinear upsampling matrix, cut to what is not zero.
+  """Cuts the matrix of a bilinear resize from `h` to `height` into tiles.
 
-  Args:
-    height: outputs.
-    h: inputs.
-    rows: outputs of a tile.
-    dtype: of the weights.
-    margins: one more input on either side, in place of the edges' repetition.
-
-  Returns:
-    Weights (tiles, rows, taps), zero for outputs beyond `height`, and the
-    first input (tiles,) that each tile takes.
+  Returns the weights (tiles, rows, taps) of the inputs that a tile needs, zero
+  for outputs beyond `height`, and the first of these inputs, (tiles,). With
+  `margins` there is one more input on either side, so that no edge repeats.
   """
   tiles = -(-height // rows)
-  if margins:  # The middle one of three strips.
+  if margins:
+    # The middle one of three equal strips has neighbours on both sides.
     matrix = resize_matrix(3 * height, 3 * h, 3 * height, 3 * h, dtype)
     matrix = matrix[height:-height, h - 1 : 2 * h + 1]
     matrix = np.pad(matrix, ((0, tiles * rows - height), (0, 0)))
@@ -208,6 +195,8 @@ def row_bands(
     matrix = resize_matrix(height, h, tiles * rows, h, dtype)
   matrix = matrix.reshape(tiles, rows, h)
   used = [np.flatnonzero(tile.any(0)) for tile in matrix]
+  # The same number of taps for all tiles, as a loop has one shape. A tile at
+  # the lower end starts earlier, with weights of zero.
   taps = max(inputs[-1] - inputs[0] + 1 for inputs in used)
   starts = np.asarray([min(inputs[0], h - taps) for inputs in used], np.int32)
   bands = [

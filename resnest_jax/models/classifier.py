@@ -1,4 +1,4 @@
-"""ImageNet classifiers: a backbone, the mean of its last stage, a layer."""
+"""ImageNet classifiers: a ResNeSt, global average pooling, a linear layer."""
 
 from typing import Any
 
@@ -16,6 +16,8 @@ from resnest_jax.models.layers import (
 from resnest_jax.models.resnest import BACKBONES
 from resnest_jax.models.segmentor import create_backbone
 
+# None: the backbone's name decides. The dilation rule is that of the authors,
+# who published the weights; it takes effect below output stride 32 only.
 DEFAULTS = {
   **dict.fromkeys(BACKBONES['resnest50']._fields),
   'output_stride': 32,
@@ -26,54 +28,40 @@ DEFAULTS = {
 
 
 class Classifier(nn.Module):
-  """A backbone and one linear layer on the mean of its last stage.
-
-  Attributes:
-    backbone: a `ResNeSt`.
-    num_classes: of the logits.
-    dropout: rate, in training (the authors: 0.2 for ResNeSt-200 and 269).
-  """
+  """A linear layer on the spatial mean of a `ResNeSt`'s last stage."""
 
   backbone: nn.Module
   num_classes: int
-  dropout: float = 0.0
+  dropout: float = 0.0  # The authors: 0.2 for ResNeSt-200 and 269.
 
   @nn.compact
   def __call__(self, images: Array, *, train: bool, size: Size = None) -> Array:
-    """Logits (B, classes), float32 or float64.
-
-    Args:
-      images: (B, H, W, 3), normalised RGB, zero outside `size`.
-      train: batch statistics and dropout (which needs an rng 'dropout').
-      size: None, or int (B, 2): true heights and widths inside the canvas.
-    """
+    """Logits (B, classes), at least float32; arguments as of `Segmentor`."""
     dtype: Any = self.backbone.dtype
     features, sizes = self.backbone(
       images.astype(dtype), train=train, size=size
     )
+    # (B, H / 32, W / 32, C) -> (B, C)
     x = jnp.squeeze(spatial_mean(features[3], sizes[3]), (1, 2))
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     logits = nn.Dense(
       self.num_classes, dtype=dtype, param_dtype=param_dtype(dtype), name='fc'
     )(x)
+    # Softmax and loss need float32 under bfloat16 activations.
     return logits.astype(at_least_float32(dtype))
 
 
 def create_classifier(
   backbone: str, num_classes: int = 1000, **config: Any
 ) -> Classifier:
-  """A classifier with one of the published backbones, or a variation.
+  """Creates a classifier with a published backbone, or a variation of one.
+
+  `apply(variables, images, train=False)` gives logits (B, num_classes).
 
   Args:
     backbone: 'resnest14', 'resnest50_fast_2s2x40d', ...
     num_classes: 1000 for the published weights.
-    **config: keys of `config.model` that vary the backbone (stage_sizes,
-      stem_width, width, radix, groups, base_width, avd_first, output_stride,
-      dilation_rule), dropout and dtype.
-
-  Returns:
-    An unbound Linen module; `apply(variables, images, train=False)` gives
-    logits (B, num_classes).
+    **config: dropout, dtype and keys of `config.model` that vary the backbone.
 
   Raises:
     UserError: an unknown keyword or name; the message lists the known ones.

@@ -1,4 +1,4 @@
-"""Convolutions, in the forms that `forms` has chosen for this machine."""
+"""Convolutions, implemented as the platform needs (`implementations`)."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -15,11 +15,11 @@ from resnest_jax.models.initial import kernel_std
 from resnest_jax.models.layers import Array, at_least_float32, param_dtype
 from resnest_jax.models.winograd import convolve_3x3
 
-# The form 'products' is slower where a convolution has fewer.
+# 'products' is slower than XLA's gradient below this many output channels.
 ENOUGH_OUTPUTS = 64
-# The form 'winograd' is for convolutions of as many pixels, and pairs of an
-# input's and an output's channel. With a quarter of the pairs a training step
-# gained little by it; fewer pixels were not tried.
+# 'winograd' needs this many pixels, and pairs of an input and an output
+# channel. With a quarter of the pairs a training step gained little; fewer
+# pixels were not tried.
 ENOUGH_PIXELS = 1024
 ENOUGH_PAIRS = 2**20
 
@@ -33,24 +33,14 @@ def convolve(
   dilation: int = 1,
   parts: int = 1,
 ) -> tuple[Array, ...]:
-  """Convolution with padding dilation * (k // 2), a dense one for each group.
+  """Convolves x (B, H, W, C) with padding dilation * (k // 2).
 
-  XLA's grouped convolutions are many times slower on the CPU, and gather the
-  batch where devices share it.
-
-  Args:
-    x: (B, H, W, C).
-    kernel: (k, k, C / groups, out); the outputs of group g are the g-th
-      of `groups` equal slices, as in PyTorch and in `lax`.
-    groups: number of groups.
-    stride: window stride.
-    dilation: spacing of the taps.
-    parts: into how many equal slices of channels the result is cut; it must
-      divide `groups`.
-
-  Returns:
-    `parts` arrays (B, H', W', out / parts).
+  The kernel is (k, k, C / groups, out); group g makes the g-th of `groups`
+  equal slices of the outputs, as in PyTorch and `lax`. The result is cut into
+  `parts`, a divisor of `groups`: arrays (B, H', W', out / parts).
   """
+  # A dense convolution for each group. XLA's grouped one takes 4 to 11 times as
+  # long on the CPU, and its partitioner gathers a batch that devices share.
   kernel = _within_reach(kernel, dilation, x.shape[1:3])
   outputs = [
     _dense(x, kernel, stride, dilation)
@@ -68,7 +58,8 @@ def convolve(
 def _within_reach(
   kernel: Array, dilation: int, canvas: tuple[int, ...]
 ) -> Array:
-  """Cuts off the taps that meet nothing but padding on a canvas this small."""
+  # Cuts off taps that meet only padding: dilations reach 36, small canvases
+  # have fewer pixels, and XLA would multiply the zeros.
   for axis, length in enumerate(canvas):
     centre = kernel.shape[axis] // 2
     reach = min(centre, (length - 1) // dilation)
@@ -79,7 +70,6 @@ def _within_reach(
 
 
 def _dense(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
-  """A convolution of one group."""
   if implementations.chosen('wide') == 'winograd' and _is_wide(
     x, kernel, stride, dilation
   ):
@@ -95,7 +85,7 @@ def _dense(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
 
 
 def _is_wide(x: Array, kernel: Array, stride: int, dilation: int) -> bool:
-  """Whether the form 'winograd' is for this convolution."""
+  # Not for bfloat16, which lacks the digits that the transforms' sums cost.
   return (
     (*kernel.shape[:2], stride, dilation) == (3, 3, 1, 1)
     and x.dtype == at_least_float32(x.dtype)
@@ -107,7 +97,8 @@ def _is_wide(x: Array, kernel: Array, stride: int, dilation: int) -> bool:
 def _with_given_gradient(
   x: Array, kernel: Array, stride: int, dilation: int
 ) -> Array:
-  """A convolution of one group that is differentiated as it is written."""
+  # XLA is slower with a 1x1 convolution than with the product that it is, by a
+  # fifth on the CPU.
   if kernel.shape[:2] == (1, 1) and stride == 1:
     return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
   return _convolution(x, kernel, stride, dilation, 1)
@@ -116,7 +107,7 @@ def _with_given_gradient(
 def _convolution(
   x: Array, kernel: Array, stride: int, dilation: int, groups: int
 ) -> Array:
-  """As XLA has it."""
+  # `_within_reach` may have left another number of taps on each axis.
   margins = [dilation * (taps // 2) for taps in kernel.shape[:2]]
   return lax.conv_general_dilated(
     x,
@@ -132,7 +123,8 @@ def _convolution(
 def _windows(
   x: Array, rows: int, columns: int, dilation: int
 ) -> Iterator[tuple[tuple[int, int], Array]]:
-  """What each tap of a kernel sees: ((i, j), an array like x)."""
+  # Yields each tap's place (i, j) and the window of x (B, H, W, C) that it
+  # meets.
   height, width = x.shape[1:3]
   margins = [(dilation * (taps // 2),) * 2 for taps in (rows, columns)]
   padded = jnp.pad(x, ((0, 0), *margins, (0, 0)))
@@ -141,9 +133,10 @@ def _windows(
     yield (i, j), padded[:, top : top + height, left : left + width]
 
 
+# The kernel's gradient is a matrix product for each tap. On the CPU XLA's
+# convolution takes 1.3 to 2 times as long.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _with_products(x: Array, kernel: Array, dilation: int) -> Array:
-  """A convolution whose kernel's gradient is a matrix product for each tap."""
   return _with_given_gradient(x, kernel, 1, dilation)
 
 
@@ -159,19 +152,23 @@ def _products_backward(dilation, saved, dy):
     pixels = ((0, 1, 2), (0, 1, 2))
     return lax.dot_general(first, second, (pixels, ((), ())))
 
-  # XLA transposes the first factor in memory: the smaller one, or the larger
-  # one, of which there is one for all taps, beside windows of the other.
+  # XLA copies the first factor to transpose it. With one tap that is therefore
+  # the smaller array. With several it is the larger one, whose copy all taps
+  # share; the second factor is a window of the other.
   if taps == (1, 1):
     dkernel = product(dy, x).T if wider else product(x, dy)
   elif wider:
+    # Tap t pairs x[q] with dy[q - t], so the windows come in reverse.
     windows = [window for _, window in _windows(dy, *taps, dilation)]
     dkernel = jnp.stack([product(x, window) for window in reversed(windows)])
   else:
     windows = [window for _, window in _windows(x, *taps, dilation)]
-    # Not one by one, of which XLA makes products that it is slow in.
+    # Transposed together: XLA turns a single transposed product into one of
+    # other dimensions, which its CPU library does not take.
     dkernel = jnp.stack([product(dy, w) for w in windows]).swapaxes(1, 2)
-  # A convolution of the same layout, not of the one that XLA differentiates to:
-  # within a loop XLA leaves a kernel in a layout that it is slow in.
+  # The gradient of x, as a convolution with the turned kernel. In the loop over
+  # blocks the one that XLA derives has a kernel in a layout that its CPU
+  # library does not take, and is some three times slower.
   turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
   dx = _with_given_gradient(dy, turned, 1, dilation)
   return dx, dkernel.reshape(kernel.shape)
@@ -183,7 +180,7 @@ _with_products.defvjp(_products_forward, _products_backward)
 class Conv(nn.Module):
   """Convolution whose padding keeps ceil(H / stride) rows.
 
-  The kernel is (k, k, in / groups, features): PyTorch's tensor, transposed.
+  The kernel is (k, k, C / groups, features): PyTorch's tensor, transposed.
   With `parts` > 1 the result is a tuple of that many slices of the channels.
   """
 
@@ -207,6 +204,8 @@ class Conv(nn.Module):
       shape,
       stored,
     )
+    # Parameters are at least float32. Cast here, their gradients are computed,
+    # and summed over devices, in `dtype`.
     outputs = convolve(
       x.astype(self.dtype),
       kernel.astype(self.dtype),
@@ -225,22 +224,13 @@ class Conv(nn.Module):
 def depthwise(x: Array, kernel: Array, dilation: int = 1) -> Array:
   """Depthwise convolution with padding dilation * (k // 2), stride 1.
 
-  By default it is k * k shifted products, which XLA fuses into one loop: as a
-  convolution it is many times slower on CPU and GPU, in the backward pass above
-  all.
-
-  Args:
-    x: (B, H, W, C).
-    kernel: (k, k, 1, C), the layout of a convolution with C groups.
-    dilation: spacing of the taps.
-
-  Returns:
-    (B, H, W, C), of the type of `x`; shifted products are summed in at least
-    float32.
+  x (B, H, W, C) and kernel (k, k, 1, C) give (B, H, W, C) of the type of x.
   """
   kernel = _within_reach(kernel, dilation, x.shape[1:3])
   if implementations.chosen('depthwise') == 'convolution':
     return _convolution(x, kernel.astype(x.dtype), 1, dilation, x.shape[-1])
+  # Shifted products, which XLA fuses into one loop. Its convolution with C
+  # groups takes 20 to 40 times as long on the CPU.
   total = jnp.zeros(x.shape, at_least_float32(x.dtype))
   for tap, window in _windows(x, *kernel.shape[:2], dilation):
     total += window.astype(total.dtype) * kernel[tap].astype(total.dtype)
@@ -248,11 +238,7 @@ def depthwise(x: Array, kernel: Array, dilation: int = 1) -> Array:
 
 
 class DepthwiseConv(nn.Module):
-  """Depthwise convolution; the kernel is (k, k, 1, channels).
-
-  In training the backward pass keeps its input alone, and not the k * k shifted
-  copies of it that the sum over taps asks for.
-  """
+  """Depthwise convolution; the kernel is (k, k, 1, channels)."""
 
   kernel_size: int
   dilation: int = 1
@@ -270,5 +256,7 @@ class DepthwiseConv(nn.Module):
       param_dtype(self.dtype),
     )
     run = partial(depthwise, dilation=self.dilation)
+    # The backward pass then needs the input alone. The derivative of the sum
+    # asks for k * k shifted copies of it.
     run = jax.checkpoint(run, prevent_cse=False) if self.train else run
     return run(x.astype(self.dtype), kernel)

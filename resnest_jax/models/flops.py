@@ -10,16 +10,12 @@ from resnest_jax.models import implementations
 
 
 def count_flops(function: Callable, *arguments: Any) -> int:
-  """Operations in the convolutions and matrix products of a function.
+  """Counts operations in convolutions and matrix products, two a multiply-add.
 
-  A multiply-add counts as two. Elementwise work is left out, as is usual, and
-  a convolution has all of its taps, also where it takes fewer multiplications.
-  The function is traced, not run.
-
-  Args:
-    function: takes `arguments`; its other inputs are constants.
-    *arguments: arrays or `jax.ShapeDtypeStruct`s.
+  Elementwise work is left out, as is usual. The function is traced, not run;
+  `arguments` are arrays or `jax.ShapeDtypeStruct`s.
   """
+  # Winograd's multiplications would make the count depend on the platform.
   with implementations.use(wide='convolution'):
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -28,24 +24,26 @@ def _count(jaxpr: Any) -> int:
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
+      # ((contracted of the left, of the right), batch axes)
       contracted = equation.params['dimension_numbers'][0][0]
       shape = equation.invars[0].aval.shape
       total += (
         2 * _values(equation) * math.prod(shape[axis] for axis in contracted)
       )
     elif equation.primitive.name == 'conv_general_dilated':
+      # An output sums over all of the kernel but its axis of features.
       kernel = equation.invars[1].aval.shape
       features = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
       total += 2 * _values(equation) * math.prod(kernel) // features
+    # Parameters hold inner programs: one for jit or scan, several for cond.
     for value in equation.params.values():
       for inner in value if isinstance(value, (tuple, list)) else (value,):
         inner = getattr(inner, 'jaxpr', inner)
         if hasattr(inner, 'eqns'):
-          # Of a `scan` length times.
+          # A scan runs its body `length` times.
           total += equation.params.get('length', 1) * _count(inner)
   return total
 
 
 def _values(equation: Any) -> int:
-  """How many the equation puts out."""
   return math.prod(equation.outvars[0].aval.shape)

@@ -1,7 +1,7 @@
 """Segmentation heads: from the stages' features to logits.
 
-A head is called with the backbone's four stages and their true sizes (see
-`layers`), and takes from them what it needs.
+A head receives the backbone's four stages and their true sizes (see `layers`).
+It returns logits (B, h, w, classes), at least float32.
 """
 
 from collections.abc import Sequence
@@ -24,22 +24,21 @@ from resnest_jax.models.layers import (
 from resnest_jax.models.normalization import ConvBN, SeparableConvBN
 from resnest_jax.models.pyramid import MergeConvBN, upsampled
 
-# The collection in which a `ChannelDropout` finds its images' places.
+# Variable collection with the images' places in the batch, for
+# `ChannelDropout`.
 SLOTS = 'slots'
 
 
 def place_variables(places: Array) -> dict[str, Any]:
-  """The variables that tell a segmentor the places of its images, int (B,)."""
+  """Variables that tell a segmentor the places of its images, int (B,)."""
   head = {'classifier': {'channels': {'places': places}}}
   return {SLOTS: {'decode_head': head, 'auxiliary_head': head}}
 
 
 class ChannelDropout(nn.Module):
-  """Dropout of whole channels, drawn for each image by its place.
+  """Dropout of whole channels, drawn from the key and an image's place.
 
-  An image's draw depends on the key and on its place in the batch alone, not
-  on how many others are computed with it. Places are 0, 1, ... unless the
-  collection 'slots' holds others, int (B,), under the name 'places'.
+  Places are 0, 1, ... unless the collection 'slots' holds 'places', int (B,).
   """
 
   rate: float
@@ -52,11 +51,13 @@ class ChannelDropout(nn.Module):
     places = self.get_variable(SLOTS, 'places', jnp.arange(x.shape[0]))
     key = self.make_rng('dropout')
 
+    # A key for each image: its draw must not depend on the images next to it,
+    # so that cutting a batch into micro-batches changes no dropout.
     def draw(place: Array) -> Array:
       place_key = jax.random.fold_in(key, place)
       return jax.random.bernoulli(place_key, 1 - self.rate, (x.shape[-1],))
 
-    keep = jax.vmap(draw)(places)[:, None, None]
+    keep = jax.vmap(draw)(places)[:, None, None]  # (B, 1, 1, C)
     return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
 
 
@@ -75,39 +76,29 @@ class ClassLogits(nn.Module):
       self.num_classes,
       use_bias=True,
       dtype=self.dtype,
-      name=LOGITS,
+      name=LOGITS,  # This name has an initial deviation of its own.
     )(x)
     return logits.astype(at_least_float32(self.dtype))
 
 
 class FCNHead(nn.Module):
-  """Fully convolutional head (Long et al., arXiv 1411.4038).
-
-  Attributes:
-    num_classes: channels of the logits.
-    channels: of the 3x3 convolutions.
-    num_convs: how many of them.
-    concat_input: the input joins their result before one more of them.
-    stage: whose features it works on, 0 to 3.
-    dropout: rate, of whole channels.
-    dtype: of the activations.
-    frozen_bn: running statistics in training, too.
-  """
+  """Fully convolutional head (Long et al., arXiv 1411.4038)."""
 
   num_classes: int
   channels: int
   num_convs: int = 2
-  concat_input: bool = True
-  stage: int = 3
+  concat_input: bool = True  # One more convolution sees input and result.
+  stage: int = 3  # of the features, 0 to 3
   dropout: float = 0.1
   dtype: Any = jnp.float32
-  frozen_bn: bool = False
+  frozen_bn: bool = False  # running statistics also in training
 
   @nn.compact
   def __call__(
     self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
   ) -> Array:
     x, size = features[self.stage], sizes[self.stage]
+    # Frozen norms do not turn dropout off, so ClassLogits still gets `train`.
     norm_train = train and not self.frozen_bn
     conv = {'kernel_size': 3, 'train': norm_train, 'dtype': self.dtype}
     y = x
@@ -122,23 +113,14 @@ class FCNHead(nn.Module):
 
 
 class PSPHead(nn.Module):
-  """Pyramid pooling head (Zhao et al., arXiv 1612.01105).
-
-  Attributes:
-    num_classes: channels of the logits.
-    channels: of each pyramid level and of the bottleneck.
-    bins: rows and columns of each pyramid level.
-    dropout: rate, of whole channels.
-    dtype: of the activations.
-    frozen_bn: running statistics in training, too.
-  """
+  """Pyramid pooling head (Zhao et al., arXiv 1612.01105)."""
 
   num_classes: int
-  channels: int
-  bins: tuple[int, ...] = (1, 2, 3, 6)
+  channels: int  # of each level and of the bottleneck
+  bins: tuple[int, ...] = (1, 2, 3, 6)  # rows and columns of each level
   dropout: float = 0.1
   dtype: Any = jnp.float32
-  frozen_bn: bool = False
+  frozen_bn: bool = False  # running statistics also in training
 
   @nn.compact
   def __call__(
@@ -147,10 +129,14 @@ class PSPHead(nn.Module):
     x, size = features[3], sizes[3]
     common = {'train': train and not self.frozen_bn, 'dtype': self.dtype}
     canvas = x.shape[1:3]
+    # mmsegmentation's order, which its kernels presume: the features come
+    # first.
     levels = [x]
     for index, bins in enumerate(self.bins):
       pooled = adaptive_average_pool(x, bins, size)
+      # (B, bins, bins, channels), of which every bin is true: no size.
       pooled = ConvBN(self.channels, name=f'pyramid_{index}', **common)(pooled)
+      # Not resized here: the bottleneck convolves the bins themselves.
       levels.append(upsampled(pooled, canvas, size))
     y = MergeConvBN(self.channels, name='bottleneck', **common)(levels, size)
     return ClassLogits(
@@ -159,21 +145,11 @@ class PSPHead(nn.Module):
 
 
 class ASPP(nn.Module):
-  """Atrous spatial pyramid pooling, and the convolution that merges it.
+  """Atrous spatial pyramid pooling, and the convolution that merges it."""
 
-  An image-wide mean, a 1x1 convolution, and 3x3 convolutions of several
-  dilations, concatenated.
-
-  Attributes:
-    channels: of each branch and of the result.
-    dilations: of the branches; at 1 it is the 1x1 convolution.
-    separable: the 3x3 convolutions are depthwise, then 1x1.
-    dtype: of the activations.
-  """
-
-  channels: int
-  dilations: tuple[int, ...] = (1, 12, 24, 36)
-  separable: bool = False
+  channels: int  # of each branch and of the result
+  dilations: tuple[int, ...] = (1, 12, 24, 36)  # 1 is a 1x1 convolution.
+  separable: bool = False  # 3x3 convolutions are depthwise, then 1x1.
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -193,25 +169,18 @@ class ASPP(nn.Module):
         branch = ConvBN(self.channels, 3, dilation, name=name, **common)
       branches.append(branch(x, size))
     merge = MergeConvBN(self.channels, name='bottleneck', **common)
+    # Here the pooled branch comes first, as in mmsegmentation.
     return merge([pooled, jnp.concatenate(branches, -1)], size)
 
 
 class DeepLabV3Head(nn.Module):
-  """DeepLabV3 (Chen et al., arXiv 1706.05587).
-
-  Attributes:
-    num_classes: channels of the logits.
-    channels: of the pyramid's branches.
-    dropout: rate, of whole channels.
-    dtype: of the activations.
-    frozen_bn: running statistics in training, too.
-  """
+  """DeepLabV3 (Chen et al., arXiv 1706.05587)."""
 
   num_classes: int
   channels: int
   dropout: float = 0.1
   dtype: Any = jnp.float32
-  frozen_bn: bool = False
+  frozen_bn: bool = False  # running statistics also in training
 
   @nn.compact
   def __call__(
@@ -226,25 +195,14 @@ class DeepLabV3Head(nn.Module):
 
 
 class DeepLabV3PlusHead(nn.Module):
-  """DeepLabV3+ (Chen et al., arXiv 1802.02611).
-
-  Its logits have the resolution of stage 1, a quarter of the image's.
-
-  Attributes:
-    num_classes: channels of the logits.
-    channels: of the pyramid's branches and of the decoder.
-    low_level_channels: to which stage 1 is reduced.
-    dropout: rate, of whole channels.
-    dtype: of the activations.
-    frozen_bn: running statistics in training, too.
-  """
+  """DeepLabV3+ (Chen et al., arXiv 1802.02611); its logits have stride 4."""
 
   num_classes: int
-  channels: int
-  low_level_channels: int = 48
+  channels: int  # of the pyramid's branches and of the decoder
+  low_level_channels: int = 48  # to which stage 1 is reduced
   dropout: float = 0.1
   dtype: Any = jnp.float32
-  frozen_bn: bool = False
+  frozen_bn: bool = False  # running statistics also in training
 
   @nn.compact
   def __call__(
@@ -258,6 +216,7 @@ class DeepLabV3PlusHead(nn.Module):
     low_level = ConvBN(self.low_level_channels, name='low_level', **common)(
       features[0], sizes[0]
     )
+    # (B, H / 8, W / 8, C) -> (B, H / 4, W / 4, C) at output stride 8.
     y = resize(y, low_level.shape[1:3], sizes[3], sizes[0])
     y = jnp.concatenate([y, low_level], -1)
     for index in range(2):

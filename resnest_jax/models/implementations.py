@@ -1,14 +1,12 @@
-"""Which of its forms a layer is computed in, in one table.
+"""How each platform computes a layer, in one table.
 
-Some layers can be written for XLA in several ways that give the same result,
-up to rounding, and the same parameters. Which is fastest depends on the
-hardware, not on the network, so this is no key of a configuration: `BEST` has
-the choice for each platform, and
+Implementations of a layer share its parameters and give the same result, up to
+rounding. The fastest one depends on the hardware and not on the network, so it
+is no key of a configuration. While a program is traced,
 
-    with forms.use(depthwise='convolution'):
+    with implementations.use(depthwise='convolution'):
 
-overrides it while a program is traced; that of 'blocks' while a training is set
-up, whose state it shapes. docs/performance.md says what was measured.
+overrides the platform's choice.
 """
 
 from contextlib import AbstractContextManager
@@ -17,27 +15,27 @@ import jax
 
 from resnest_jax.errors import UserError
 
-# Kind of layer -> its forms.
-FORMS = {
-  # A 3x3 convolution of many channels: as it is; with fewer multiplications.
+# Kind of layer -> its implementations, the default first.
+IMPLEMENTATIONS = {
+  # A 3x3 convolution of many channels: XLA's; one with fewer multiplications.
   'wide': ('convolution', 'winograd'),
-  # As k * k shifted products; as a convolution of as many groups as channels.
+  # k * k shifted products; a convolution with as many groups as channels.
   'depthwise': ('shifts', 'convolution'),
-  # The gradient of a kernel as XLA differentiates; as a matrix product for each
-  # tap.
+  # The gradient of a kernel: XLA's convolution; a matrix product for each tap.
   'kernel_gradient': ('convolution', 'products'),
-  # As a fold of strided slices; as XLA's window reduction.
+  # A fold of strided slices; XLA's window reduction.
   'pooling': ('slices', 'reduce_window'),
-  # Blocks that are alike in training: each by itself; or as a loop, of which
-  # there is less to compile.
+  # Equal blocks in training: each by itself; a loop, which compiles faster. It
+  # shapes the state, so `create_training` reads it, not the tracing of a step.
   'blocks': ('unrolled', 'scanned'),
 }
 
-LAYERS = tuple(kind for kind in FORMS if kind != 'blocks')
+# The kinds that a benchmark can time as single layers.
+LAYERS = tuple(kind for kind in IMPLEMENTATIONS if kind != 'blocks')
 
-# Measured on the CPU; on TPU by what its compiler expects; on GPU by what is
-# known of it.
-_FIRST = {kind: accepted[0] for kind, accepted in FORMS.items()}
+# CPU: measured. TPU: by the cycles that its compiler estimates. GPU: not
+# measured, by what is known to be fast. benchmarks/results has the figures.
+_FIRST = {kind: accepted[0] for kind, accepted in IMPLEMENTATIONS.items()}
 BEST = {
   'cpu': _FIRST
   | {'wide': 'winograd', 'kernel_gradient': 'products', 'blocks': 'scanned'},
@@ -45,51 +43,51 @@ BEST = {
   'tpu': _FIRST | {'depthwise': 'convolution', 'pooling': 'reduce_window'},
 }
 
-# Platform and (kind, form) pairs. A program that was traced under another
-# choice is traced again.
+# Platform and (kind, name) pairs. JAX has the context in the cache keys of its
+# transformations, so a function traced under another choice is traced again.
 _override = jax.make_user_context((None, ()))
 
 
 def use(
   platform: str | None = None, **choice: str
 ) -> AbstractContextManager[None]:
-  """What is traced inside has these forms, and else those outside.
+  """Chooses implementations for everything that is traced inside.
 
-  Args:
-    platform: take the table of 'cpu', 'gpu' or 'tpu' rather than that of the
-      machine, to compile for another one.
-    **choice: kind -> form.
-
-  Raises:
-    UserError: an unknown name; the message lists the known ones.
+  `choice` is kind -> implementation; other kinds keep the outer choice.
+  `platform` is 'cpu', 'gpu' or 'tpu', to compile for another machine. Unknown
+  names raise `UserError`.
   """
-  for kind, form in choice.items():
-    if kind not in FORMS:
+  for kind, name in choice.items():
+    if kind not in IMPLEMENTATIONS:
       raise UserError(
-        f'forms.use: {kind!r} is no kind of layer; there are '
-        f'{", ".join(FORMS)}.'
+        f'implementations.use: {kind!r} is no kind of layer; accepted are '
+        f'{", ".join(IMPLEMENTATIONS)}.'
       )
-    if form not in FORMS[kind]:
+    if name not in IMPLEMENTATIONS[kind]:
       raise UserError(
-        f'forms.use: {kind} is {form!r}; accepted are {", ".join(FORMS[kind])}.'
+        f'implementations.use: {kind} is {name!r}; accepted are '
+        f'{", ".join(IMPLEMENTATIONS[kind])}.'
       )
   if platform is not None and platform not in BEST:
     raise UserError(
-      f'forms.use: platform is {platform!r}; accepted are {", ".join(BEST)}.'
+      f'implementations.use: platform is {platform!r}; accepted are '
+      f'{", ".join(BEST)}.'
     )
   outer_platform, outer = _override.value
+  # Hashable and sorted: equal choices share one trace.
   chosen = tuple(sorted((dict(outer) | choice).items()))
   return _override((platform or outer_platform, chosen))
 
 
 def current() -> tuple[tuple[str, str], ...]:
-  """All kinds with their forms, as pairs."""
+  """(kind, implementation) pairs of all kinds."""
   platform, override = _override.value
   platform = platform or jax.default_backend()
+  # A backend without a table of its own gets the defaults, as GPUs do.
   best = BEST.get(platform, BEST['gpu'])
   return tuple((best | dict(override)).items())
 
 
 def chosen(kind: str) -> str:
-  """The form of a kind of layer, at this moment."""
+  """The implementation of a kind of layer in the current context."""
   return dict(current())[kind]

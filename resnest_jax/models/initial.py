@@ -1,13 +1,8 @@
-"""What parameters and statistics are before any training.
+"""Initial parameters and statistics.
 
-Kernels are normal: He's initialisation over the outputs (arXiv 1502.01852), or
-a standard deviation of 0.01 in the layer that makes the logits. Scales are 1,
-but 0 in the last batch normalisation of a residual block, which so begins as
-its shortcut (arXiv 1706.02677). Biases are 0.
-
-`model.init` draws them by these rules. `initial_variables` does the same
-without compiling anything: XLA takes minutes for the few hundred draws of a
-deep network.
+Kernels are normal with He's fan-out variance (arXiv 1502.01852), or a standard
+deviation of 0.01 in the layer of the logits. Scales are 1, and 0 in a residual
+block's last batch norm (arXiv 1706.02677). Biases are 0.
 """
 
 import functools
@@ -22,48 +17,39 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-# Names of modules with rules of their own.
+# Modules with rules of their own, recognised by name, so that `model.init` and
+# `initial_variables` agree.
 LOGITS = 'conv_seg'
 LAST_NORM = 'bn3'
 LOGITS_STD = 0.01
 
 
 def kernel_std(path: Sequence[str], shape: Sequence[int]) -> float:
-  """The standard deviation of a kernel's values.
-
-  Args:
-    path: names from the network to the layer that has the kernel; empty where
-      it is used alone.
-    shape: (..., inputs, outputs).
-  """
+  """Standard deviation of a layer's kernel (..., inputs, outputs)."""
+  # A slice, as the path of a layer without a network is empty.
   if LOGITS in path[-1:]:
     return LOGITS_STD
+  # k * k * outputs of all groups, as PyTorch counts.
   fan_out = math.prod(shape) / shape[-2]
   return math.sqrt(2 / fan_out)
 
 
 def norm_scale(path: Sequence[str]) -> float:
-  """What the scale of the batch normalisation at `path` is."""
+  # A scale of 0 lets a residual block start as its shortcut.
   return 0.0 if LAST_NORM in path[-1:] else 1.0
 
 
 def variable_shapes(model: nn.Module) -> dict[str, Any]:
-  """Shapes and types of a model's variables; nothing is computed."""
+  """Shapes and types of a model's variables, as a tree; computes nothing."""
   return unflatten_dict(_flat_shapes(model, jax.config.jax_enable_x64))
 
 
 def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
-  """The variables of an untrained segmentor, as NumPy arrays.
+  """Draws `params` and `batch_stats` of a segmentor or backbone, in NumPy.
 
-  Each is a function of the seed, of its path and of its shape, on any machine.
-
-  Args:
-    model: a `Segmentor` or a backbone.
-    seed: non-negative.
-
-  Returns:
-    `params` and `batch_stats`.
+  An array depends on `seed` (>= 0), its path and its shape, not on the machine.
   """
+  # Not `model.init`: XLA compiles its few hundred draws for minutes.
   shapes = flatten_dict(variable_shapes(model))
   return unflatten_dict(
     {path: _initial(path, leaf, seed) for path, leaf in shapes.items()}
@@ -73,9 +59,9 @@ def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
 def _initial(
   path: tuple[str, ...], leaf: jax.ShapeDtypeStruct, seed: int
 ) -> np.ndarray:
-  """One parameter or statistic; its name says of which kind it is."""
   *module, name = path
   if name == 'kernel':
+    # Seeded by path: the draw does not change with the layers around it.
     where = zlib.crc32('/'.join(path).encode())
     rng = np.random.default_rng([seed, where])
     std = leaf.dtype.type(kernel_std(module, leaf.shape))
@@ -86,7 +72,8 @@ def _initial(
 
 @functools.lru_cache(maxsize=4)  # Tracing a deep network takes seconds.
 def _flat_shapes(model: nn.Module, x64: bool) -> dict[tuple, Any]:
-  del x64  # What float64 becomes depends on it.
+  del x64  # Part of the cache's key, as float64 means float32 without it.
+  # No variable's shape depends on the size of the images.
   return flatten_dict(
     jax.eval_shape(
       lambda: model.init(

@@ -1,12 +1,10 @@
-"""What all layers share: types, true sizes, means, resizing.
+"""Types, true sizes, means and resizing, shared by all layers.
 
-Activations are (B, H, W, C). Every block also takes `size`: None, or an int
-array (B, 2) with the true height and width of each image inside its padded
-H x W canvas. Blocks expect zeros outside the true size and leave zeros there,
-so that a convolution sees the zero padding of the unpadded image, and means
-and interpolation count true pixels only. With None the canvas is the image.
-
-Resizing and adaptive pooling are products with small matrices.
+Activations are (B, H, W, C). Blocks also take `size`: int (B, 2), the true
+height and width of each image inside its padded H x W canvas, or None, where
+the canvas is the image. They expect zeros outside the true size and leave
+zeros there, so that a convolution sees the zero padding of the unpadded image,
+and means and interpolation count true pixels only.
 """
 
 from typing import Any
@@ -20,12 +18,12 @@ Size = Array | None
 
 
 def at_least_float32(dtype: Any) -> Any:
-  """The type in which statistics, sums and losses of `dtype` are computed."""
+  """Type of statistics, sums and losses over activations of type `dtype`."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
 def param_dtype(dtype: Any) -> Any:
-  """Parameters are float32, or float64 where activations are."""
+  """Type of parameters: float32, or float64 where activations are."""
   return at_least_float32(dtype)
 
 
@@ -35,7 +33,7 @@ def strided(size: Size, stride: int) -> Size:
 
 
 def zero_outside(x: Array, size: Size) -> Array:
-  """Sets what lies outside each image's true size to zero."""
+  """Sets x (B, H, W, C) to zero outside each image's true size."""
   if size is None:
     return x
   rows = jnp.arange(x.shape[1]) < size[:, :1]
@@ -46,6 +44,7 @@ def zero_outside(x: Array, size: Size) -> Array:
 
 def spatial_mean(x: Array, size: Size) -> Array:
   """Mean over the true pixels: (B, H, W, C) -> (B, 1, 1, C)."""
+  # Zeros outside the true size add nothing; only the divisor has to know it.
   total = jnp.sum(x, (1, 2), at_least_float32(x.dtype), keepdims=True)
   if size is None:
     count = x.shape[1] * x.shape[2]
@@ -57,21 +56,18 @@ def spatial_mean(x: Array, size: Size) -> Array:
 def resize_taps(
   outputs: Array, out_size: int | Array, in_size: int | Array, dtype: Any
 ) -> tuple[Array, Array, Array]:
-  """Between which inputs some outputs of a bilinear interpolation lie.
+  """Two inputs and the second one's weight for outputs of a bilinear resize.
 
-  Args:
-    outputs: int (..., n), which.
-    out_size: true number of outputs, an int or an int array (...).
-    in_size: true number of inputs, likewise.
-    dtype: of the weights.
-
-  Returns:
-    Two inputs and the weight of the second, each (..., n).
+  `outputs` are indices, int (..., n), as are the results; the true sizes are
+  ints or int arrays (...).
   """
+  # NumPy stays NumPy: constants of a program are computed while it is traced.
   xp = np if isinstance(outputs, np.ndarray) else jnp
   out_size = xp.asarray(out_size)[..., None]
   in_size = xp.asarray(in_size)[..., None]
-  # Source position ((i + 1/2) in / out - 1/2), times 2 out.
+  # Source position ((i + 1/2) in / out - 1/2), times 2 out: in integers, which
+  # are exact at any size below 2 ** 14. The edge pixels repeat beyond the
+  # edges.
   position = xp.maximum((2 * outputs + 1) * in_size - out_size, 0)
   low = xp.minimum(position // (2 * out_size), in_size - 1)
   high = xp.minimum(low + 1, in_size - 1)
@@ -86,10 +82,11 @@ def resize_rows(
   in_length: int,
   dtype: Any,
 ) -> Array:
-  """The rows of `resize_matrix` for some outputs (..., n) that are inside."""
+  """Rows of `resize_matrix` for outputs (..., n) within the true size."""
   xp = np if isinstance(outputs, np.ndarray) else jnp
   low, high, weight = resize_taps(outputs, out_size, in_size, dtype)
   inputs = xp.arange(in_length)
+  # At the last input both taps coincide and their weights add to 1.
   matrix = (inputs == low[..., None]) * (1 - weight)[..., None]
   return matrix + (inputs == high[..., None]) * weight[..., None]
 
@@ -101,21 +98,11 @@ def resize_matrix(
   in_length: int,
   dtype: Any = jnp.float32,
 ) -> Array:
-  """Bilinear interpolation along one axis (align_corners False) as a matrix.
+  """Matrix of a bilinear interpolation along one axis (align_corners False).
 
-  Sizes may be data, so that one compiled program serves all of them. The
-  positions are computed in integers: exact at any size below 2 ** 14.
-
-  Args:
-    out_size: true number of outputs, an int or an int array (...).
-    in_size: true number of inputs, likewise.
-    out_length: rows of the matrix, >= out_size.
-    in_length: columns of the matrix, >= in_size.
-    dtype: of the weights.
-
-  Returns:
-    (..., out_length, in_length), zero beyond the true sizes; a NumPy array
-    when the sizes are ints.
+  Sizes are ints, which give a NumPy array, or int arrays (...). Lengths are
+  those of the canvas, at least the sizes. The matrix is (..., out_length,
+  in_length), zero beyond the true sizes.
   """
   static = all(isinstance(n, (int, np.integer)) for n in (out_size, in_size))
   xp = np if static else jnp
@@ -128,13 +115,10 @@ def resize_matrix(
 def pool_matrix(
   bins: int, in_size: int | Array, in_length: int, dtype: Any = jnp.float32
 ) -> Array:
-  """Adaptive average pooling along one axis as a matrix.
+  """Matrix (..., bins, in_length) of adaptive average pooling along one axis.
 
-  Bin i averages inputs floor(i n / bins) to ceil((i + 1) n / bins), as
-  PyTorch's adaptive_avg_pool.
-
-  Returns:
-    (..., bins, in_length), zero beyond the true size.
+  Bin i averages inputs floor(i n / bins) to ceil((i + 1) n / bins) of the n
+  true ones, as in PyTorch.
   """
   xp = np if isinstance(in_size, (int, np.integer)) else jnp
   in_size = xp.asarray(in_size)[..., None]
@@ -146,16 +130,12 @@ def pool_matrix(
 
 
 def apply_matrices(x: Array, rows: Array, columns: Array) -> Array:
-  """rows @ x @ columns^T for each image and channel.
+  """Multiplies each image and channel: rows @ x @ columns^T.
 
-  Args:
-    x: (B, H, W, C).
-    rows: (H', H) or (B, H', H).
-    columns: (W', W) or (B, W', W).
-
-  Returns:
-    (B, H', W', C).
+  x is (B, H, W, C), rows (H', H) or (B, H', H), columns (W', W) or (B, W', W);
+  the result is (B, H', W', C).
   """
+  # By default TPUs would round float32 factors to bfloat16, and GPUs to TF32.
   b = 'b' if rows.ndim == 3 else ''
   x = jnp.einsum(
     f'bhwc,{b}ih->biwc', x, jnp.asarray(rows, x.dtype), precision='highest'
@@ -172,15 +152,7 @@ def resize_matrices(
   out_size: Size,
   dtype: Any,
 ) -> tuple[Array, Array]:
-  """The matrices of rows and of columns with which `resize` multiplies.
-
-  Args:
-    given: height and width of the input's canvas.
-    shape: height and width of the result's.
-    in_size: true sizes (B, 2) in the input; None: the whole canvas.
-    out_size: true sizes (B, 2) in the result; None: the whole canvas.
-    dtype: of the weights.
-  """
+  """The matrices with which `resize` takes a canvas `given` to `shape`."""
   matrices = [
     resize_matrix(
       shape[axis] if out_size is None else out_size[:, axis],
@@ -201,15 +173,11 @@ def resize(
 ) -> Array:
   """Bilinear resize, align_corners False, no antialiasing.
 
-  Args:
-    x: (B, H, W, C).
-    shape: height and width of the result's canvas.
-    in_size: true sizes (B, 2) in x; None: the whole canvas.
-    out_size: true sizes (B, 2) in the result; None: the whole canvas.
-
-  Returns:
-    (B, *shape, C), zero outside `out_size`.
+  Takes x (B, H, W, C) to (B, *shape, C), which is zero outside `out_size`.
+  Sizes are true sizes (B, 2), or None for the whole canvas.
   """
+  # Matrices and no gathers: sizes may be data, so that one compiled program
+  # serves all of them, and the backward pass is a product, not a scatter.
   dtype = at_least_float32(x.dtype)
   return apply_matrices(
     x, *resize_matrices(x.shape[1:3], shape, in_size, out_size, dtype)

@@ -1,4 +1,4 @@
-"""Batch normalisation, and the convolutions that it follows."""
+"""Batch normalisation, and the blocks of convolution, norm and ReLU."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,12 +22,13 @@ from resnest_jax.models.layers import (
 )
 from resnest_jax.models.remat import STATISTICS
 
-# How much of the running statistics an update keeps, as in PyTorch.
+# Share of the running statistics that an update keeps; PyTorch's momentum of
+# 0.1.
 MOMENTUM = 0.9
 
-# Up to this many values a channel the variance takes a second pass. It costs
-# nothing there, and E[x^2] - E[x]^2 cancels when the values lie close
-# together, as the few of a split attention may.
+# Up to this many values per channel the variance takes a second pass, which is
+# free at that size: E[x^2] - E[x]^2 cancels when values lie close together, as
+# the few of a split attention may.
 FEW_VALUES = 1024
 
 
@@ -46,30 +47,28 @@ def moments(x: Array) -> tuple[Array, Array]:
 
 
 def running(kept: Array, mean_or_unbiased_variance: Array) -> Array:
-  """A running statistic after one more batch; it carries no gradient."""
+  """Running statistic after one more batch; carries no gradient."""
   new = lax.stop_gradient(mean_or_unbiased_variance)
   return MOMENTUM * kept + (1 - MOMENTUM) * new
 
 
+# Derived from the formula, the backward pass would keep several arrays of the
+# input's size. This one keeps the input and the two moments and recomputes the
+# rest, which more than halves the memory of a network's activations.
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalize(
   x: Array, scale: Array, bias: Array, epsilon: float, relu: bool
 ) -> tuple[Array, Array, Array]:
-  """Training-mode batch normalisation, optionally followed by ReLU.
+  """Training-mode batch norm over all axes but the last, optionally with ReLU.
 
-  Statistics are taken over all axes but the last; under jit with a sharded
-  batch that is the global batch. The backward pass keeps only the input and the
-  two moments and recomputes the rest, which more than halves the memory of a
-  network's activations.
-
-  Returns:
-    The normalised array, and mean and biased variance per channel (no gradient
-    is to be taken of these two).
+  Under jit with a sharded batch, that is the global batch. Returns the array,
+  and mean and biased variance per channel, whose gradients are ignored.
   """
   return _normalize_forward(x, scale, bias, epsilon, relu)[0]
 
 
 def _normalize_forward(x, scale, bias, epsilon, relu):
+  # Named for `remat`, which keeps the moments and recomputes everything else.
   mean, variance = (checkpoint_name(m, STATISTICS) for m in moments(x))
   exact = x.astype(mean.dtype)
   inverse = lax.rsqrt(variance + epsilon)
@@ -88,7 +87,10 @@ def _normalize_backward(epsilon, relu, saved, cotangents):
   centred = (x.astype(mean.dtype) - mean) * inverse
   dy = cotangents[0].astype(mean.dtype)
   if relu:
+    # The ReLU's mask, recomputed from the input.
     dy = jnp.where(centred * scale + bias > 0, dy, 0)
+  # These two sums also give the gradients through mean and variance. Devices
+  # that share a batch exchange nothing else here.
   dbias = jnp.sum(dy, axes)
   dscale = jnp.sum(dy * centred, axes)
   dx = (scale * inverse) * (dy - dbias / count - centred * (dscale / count))
@@ -101,12 +103,8 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 class BatchNorm(nn.Module):
   """Batch normalisation as PyTorch computes it, optionally with ReLU.
 
-  Unlike `flax.linen.BatchNorm` the running variance is the unbiased one, as
-  in PyTorch: in the split attention, where one value an image is normalised,
-  the two differ by n / (n - 1) for a batch of n.
-
-  The input may be a tuple of arrays, which together hold the channels; the
-  result is then a tuple as well. Its type is `dtype`.
+  Unlike Flax's, the running variance is the unbiased one. The input may be a
+  tuple of arrays that together hold the channels; the result is then one, too.
   """
 
   train: bool
@@ -118,6 +116,7 @@ class BatchNorm(nn.Module):
   def __call__(
     self, x: Array | Sequence[Array], size: Size = None
   ) -> Array | tuple[Array, ...]:
+    # The splits of a split attention stay apart: joining them would be a copy.
     parts = tuple(x) if isinstance(x, (tuple, list)) else (x,)
     ends = np.cumsum([part.shape[-1] for part in parts])
     features, stored = int(ends[-1]), param_dtype(self.dtype)
@@ -144,7 +143,7 @@ class BatchNorm(nn.Module):
     if count < 2:
       raise ValueError(
         f'{"/".join(self.path)}: batch normalisation in training needs more '
-        f'than one value a channel, the input is {parts[0].shape}; use a '
+        f'than one value per channel, but the input is {parts[0].shape}; use a '
         'batch of at least 2 images.'
       )
     outputs, means, variances = zip(
@@ -154,18 +153,21 @@ class BatchNorm(nn.Module):
       ),
       strict=True,
     )
+    # `init` returns the initial statistics, not those of its images.
     if not self.is_initializing():
+      # Split attention normalises one value per image, so that the variances
+      # differ by n / (n - 1) for a batch of n.
       unbiased = jnp.concatenate(variances) * (count / (count - 1))
       mean.value = running(mean.value, jnp.concatenate(means))
       var.value = running(var.value, unbiased)
     return outputs
 
   def _apply_given(self, parts, scales, biases, means, variances):
-    """Outputs by given statistics."""
     outputs = []
     for part, scale, bias, mean, var in zip(
       parts, scales, biases, means, variances, strict=True
     ):
+      # Scale and statistics fold into one multiply-add per value, in float32.
       gain = scale * lax.rsqrt(var + self.epsilon)
       y = part.astype(gain.dtype) * gain + (bias - mean * gain)
       y = y.astype(self.dtype)
@@ -174,7 +176,7 @@ class BatchNorm(nn.Module):
 
 
 class ConvBN(nn.Module):
-  """Convolution, batch normalisation and ReLU: mmsegmentation's ConvModule."""
+  """Convolution, batch norm and ReLU: mmsegmentation's ConvModule."""
 
   features: int
   kernel_size: int = 1
@@ -196,7 +198,7 @@ class ConvBN(nn.Module):
 
 
 class DepthwiseConvBN(nn.Module):
-  """3x3 depthwise convolution, batch normalisation and ReLU."""
+  """3x3 depthwise convolution, batch norm and ReLU."""
 
   dilation: int = 1
   train: bool = False
@@ -211,7 +213,7 @@ class DepthwiseConvBN(nn.Module):
 
 
 class SeparableConvBN(nn.Module):
-  """3x3 depthwise, then 1x1, each normalised and with ReLU."""
+  """3x3 depthwise, then 1x1 convolution, each with batch norm and ReLU."""
 
   features: int
   dilation: int = 1

@@ -1,15 +1,12 @@
 """Convolutions over a feature map and coarser ones, upsampled and concatenated.
 
-Bottlenecks of pyramid pooling and of ASPP are such. An upsampled map is
-R p C^T for each channel, with p of a few bins, and a shift of it by a tap of
-the convolution is a shift of the rows of R and of C. So
+The bottlenecks of pyramid pooling and of ASPP are such. An upsampled map is
+R p C^T for each channel, p being a few bins. A tap of the kernel shifts the
+rows of R and of C, so that the convolution is
 
     sum over taps (dy, dx) of R_dy (p W[dy, dx]) C_dx^T
 
-is what the convolution makes of it. It is linear in what it is applied to, so
-the upsampled maps neither have to be computed nor convolved: in PSPNet they are
-half of the channels of the largest convolution, and a seventh of the network's
-operations. The kernel is that of the concatenation.
+and the upsampled map is never made. PSPNet saves a seventh of its operations.
 """
 
 from collections.abc import Sequence
@@ -32,17 +29,11 @@ from resnest_jax.models.normalization import BatchNorm
 
 
 class Upsampled(NamedTuple):
-  """Stands for `apply_matrices(*self)`, (B, H, W, C).
+  """Stands for `apply_matrices(*self)`, (B, H, W, C)."""
 
-  Attributes:
-    values: (B, h, w, C).
-    rows: (H, h) or (B, H, h).
-    columns: (W, w) or (B, W, w).
-  """
-
-  values: Array
-  rows: Array
-  columns: Array
+  values: Array  # (B, h, w, C)
+  rows: Array  # (H, h) or (B, H, h)
+  columns: Array  # (W, w) or (B, W, w)
 
   @property
   def channels(self) -> int:
@@ -50,24 +41,20 @@ class Upsampled(NamedTuple):
 
 
 def upsampled(x: Array, shape: tuple[int, int], size: Size) -> Upsampled:
-  """A bilinear resize (see `layers.resize`) that is still to be done.
+  """A bilinear `layers.resize` of true pixels (B, h, w, C), not carried out.
 
-  Args:
-    x: (B, h, w, C), all of it true pixels.
-    shape: height and width of the result's canvas.
-    size: true sizes (B, 2) in the result; None: the whole canvas.
+  `shape` and `size` (B, 2) are the result's canvas and true sizes.
   """
   given = x.shape[1:3]
+  # Bins are true in all images, and matrices need both sizes or neither.
   whole = None if size is None else jnp.zeros_like(size) + np.asarray(given)
   dtype = at_least_float32(x.dtype)
   return Upsampled(x, *resize_matrices(given, shape, whole, size, dtype))
 
 
 def _shifted(matrix: Array, taps: int) -> Array:
-  """The rows that each tap of a kernel meets: (..., N, n) to (..., N, taps, n).
-
-  Rows beyond the ends are zero, as the padding is.
-  """
+  # (..., N, n) -> (..., N, taps, n): the rows that each tap meets, zero beyond
+  # the ends, as the convolution's padding.
   xp = np if isinstance(matrix, np.ndarray) else jnp
   length, reach = matrix.shape[-2], taps // 2
   margins = [(0, 0)] * (matrix.ndim - 2) + [(reach, reach), (0, 0)]
@@ -80,32 +67,29 @@ def _shifted(matrix: Array, taps: int) -> Array:
 def convolve_upsampled(
   inputs: Sequence[Upsampled], kernels: Sequence[Array]
 ) -> Array:
-  """The sum of the convolutions of upsampled maps, with padding k // 2.
+  """Sums the convolutions of upsampled maps, with padding k // 2.
 
-  Args:
-    inputs: of the same canvas.
-    kernels: one for each, (k, k, C, out), of the type in which they meet the
-      bins. Devices exchange their gradients in it.
-
-  Returns:
-    (B, H, W, out), at least float32.
+  Each input has its kernel (k, k, C, out), and all have one canvas. Returns
+  (B, H, W, out), at least float32.
   """
   bands, rows = [], []
   wide = at_least_float32(kernels[0].dtype)
   for (values, row, column), kernel in zip(inputs, kernels, strict=True):
     taps = len(kernel)
     b = 'b' if column.ndim == 3 else ''
-    # What each tap (y, x) makes of each bin, and then all of them of a column.
+    # Each tap (y, x) of each bin: (B, h, w, k, k, out). In the kernel's type,
+    # in which devices exchange its gradient.
     seen = jnp.einsum('bhwc,yxco->bhwyxo', values.astype(kernel.dtype), kernel)
+    # Columns first, while there are only h rows: (B, k, h, W, out).
     columns = jnp.asarray(_shifted(column, taps), wide)
     band = jnp.einsum(
       f'bhwyxo,{b}jxw->byhjo', seen.astype(wide), columns, precision='highest'
     )
-    # Not len(band): a program for any number of images has no such number.
+    # Not len(band): exports for any number of images trace a symbolic B.
     bands.append(band.reshape(band.shape[0], -1, *band.shape[3:]))
     shifted = _shifted(row, taps)
     rows.append(shifted.reshape(*shifted.shape[:-2], -1))
-  # All levels have their rows from one product.
+  # Rows last: one product sums over the taps and bins of all levels.
   xp = np if isinstance(rows[0], np.ndarray) else jnp
   return jnp.einsum(
     f'{b}ik,bkjo->bijo',
@@ -118,15 +102,10 @@ def convolve_upsampled(
 def convolve_merged(
   inputs: Sequence[Array | Upsampled], kernel: Array
 ) -> Array:
-  """The convolution over a concatenation, of which some is upsampled.
+  """Convolves a concatenation, of which one input is an array (B, H, W, C).
 
-  Args:
-    inputs: in the order of the channels; just one is an array (B, H, W, C).
-    kernel: (k, k, all channels, out).
-
-  Returns:
-    (B, H, W, out), at least float32, so that the sum of the two parts is not
-    rounded once more.
+  The kernel is (k, k, all channels, out), in the order of the inputs. Returns
+  (B, H, W, out), at least float32.
   """
   coarse = [isinstance(x, Upsampled) for x in inputs]
   kernels = jnp.split(kernel, np.cumsum(_channels(inputs))[:-1], 2)
@@ -136,6 +115,8 @@ def convolve_merged(
   z = convolve_upsampled(
     [inputs[i] for i in others], [kernels[i] for i in others]
   )
+  # The sum is not rounded to bfloat16 again: its error stays below that of the
+  # convolution over the concatenation.
   return y.astype(z.dtype) + z
 
 
@@ -166,7 +147,7 @@ class MergeConv(nn.Module):
 
 
 class MergeConvBN(nn.Module):
-  """`MergeConv` 3x3, batch normalisation and ReLU."""
+  """3x3 `MergeConv`, batch norm and ReLU."""
 
   features: int
   train: bool

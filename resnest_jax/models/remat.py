@@ -1,4 +1,4 @@
-"""Rematerialisation: what the backward pass computes again instead of keeping.
+"""Rematerialisation: what the backward pass recomputes instead of keeping.
 
 It changes memory and time, and no value.
 """
@@ -12,13 +12,13 @@ import jax
 
 from resnest_jax.errors import UserError
 
-# How, in `ResNeSt.remat` and `Segmentor.remat`, beside the parts.
+# Modes, which `ResNeSt.remat` and `Segmentor.remat` hold next to the parts.
 BLOCKS, STAGES = 'blocks', 'stages'
 PARTS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'heads')
 
-# What `jax.ad_checkpoint.checkpoint_name` calls means and variances. They are
-# small and are not computed again, which would take a pass over the features
-# and, on several devices, messages between them.
+# Name of batch norm's moments for `jax.ad_checkpoint.checkpoint_name`. They are
+# small, and are kept: recomputing them takes a pass over the features and, on
+# several devices, messages.
 STATISTICS = 'statistics'
 remat = partial(
   nn.remat,
@@ -27,25 +27,18 @@ remat = partial(
 
 
 def parse(text: str) -> tuple[str, ...]:
-  """What `config.train.remat` asks for.
+  """Parses `config.train.remat` for `ResNeSt.remat` and `Segmentor.remat`.
 
-  Args:
-    text: 'none'; 'blocks': of each block, of the stem and of the heads only
-      the input is kept; 'stages': of each group of about the root of a
-      stage's number of blocks only the input is kept, and while a group is
-      computed again, those of its blocks; or parts of the network with commas
-      between them, as 'stem,layer1', which are treated as by 'blocks'.
-
-  Returns:
-    Names for the attribute `remat` of a `ResNeSt` and of a `Segmentor`.
-
-  Raises:
-    UserError: something else.
+  Accepts 'none', 'blocks', 'stages', or some of `PARTS` with commas between
+  them; raises `UserError` for anything else.
   """
   if text == 'none':
     return ()
+  # Keeps the inputs of each block, of the stem and of the heads.
   if text == BLOCKS:
     return (BLOCKS, *PARTS)
+  # Keeps the inputs of groups of blocks; recomputing a group keeps the inputs
+  # of its blocks, so each block is computed three times.
   if text == STAGES:
     return (BLOCKS, STAGES, *PARTS)
   names = tuple(name.strip() for name in text.split(','))
@@ -59,16 +52,14 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 def recomputed(function: Callable, when: bool) -> Callable:
-  """A function of (module, ...) whose insides the backward pass does again."""
+  """Wraps a function of (module, ...) in `remat` if `when`."""
   return remat(function) if when else function
 
 
 def in_groups(names: Sequence[str]) -> list[list[str]]:
-  """Cuts a stage's blocks into about as many groups as a group has blocks.
-
-  The inputs of all groups and those of the blocks of one group, which are in
-  memory together, are then the fewest.
-  """
+  """Cuts a stage's blocks into about as many groups as a group has blocks."""
+  # In memory together are the inputs of all groups and of one group's blocks;
+  # the root of the number of blocks makes them the fewest.
   length = math.isqrt(max(len(names) - 1, 0)) + 1
   return [
     list(names[begin : begin + length])

@@ -1,8 +1,7 @@
 """ResNeSt: Split-Attention Networks (Zhang et al., arXiv 2004.08955).
 
-Numerically the network of mmsegmentation, of the authors and of timm, which
-share their parameters and differ only once a stage is dilated; `DilationRule`
-names the difference.
+Numerically equal to the networks of mmsegmentation, of the authors and of timm,
+whose parameters are the same. They differ in dilated stages (`DilationRule`).
 """
 
 from typing import Any, NamedTuple
@@ -29,12 +28,12 @@ from resnest_jax.models.remat import (
 )
 from resnest_jax.models.stacking import ENOUGH, REST
 
-EXPANSION = 4
-REDUCTION = 4
+EXPANSION = 4  # output channels of a block, per plane
+REDUCTION = 4  # of the split attention's hidden channels
 
 
 class Backbone(NamedTuple):
-  """What distinguishes one published ResNeSt from another."""
+  """Fields of `ResNeSt` that tell the published networks apart."""
 
   stage_sizes: tuple[int, int, int, int]
   stem_width: int = 32
@@ -45,6 +44,7 @@ class Backbone(NamedTuple):
   width: int = 64
 
 
+# The authors' fast settings: radix (s), groups (x) and base width (d).
 def _fast(radix: int, groups: int, base_width: int) -> Backbone:
   return Backbone((3, 4, 6, 3), 32, radix, groups, base_width, avd_first=True)
 
@@ -67,14 +67,11 @@ BACKBONES = {
 
 
 class DilationRule(NamedTuple):
-  """What the first block of a dilated stage does, where its stride became 1.
+  """Pools in the first block of a dilated stage, whose stride became 1."""
 
-  average_pool: a 3x3 average pool of stride 1 stays behind the split
-    attention (authors' code and PyTorch-Encoding).
-  shortcut_pool: a 2x2 average pool of stride 1 in the shortcut (timm).
-  """
-
+  # 3x3, stride 1, after the split attention (authors' code, PyTorch-Encoding).
   average_pool: bool
+  # 2x2, stride 1, in the shortcut (timm).
   shortcut_pool: bool
 
 
@@ -86,20 +83,11 @@ DILATION_RULES = {
 
 
 class SplitAttention(nn.Module):
-  """Radix convolutions, weighted against each other for every channel.
-
-  Attributes:
-    features: output channels.
-    radix: number of splits.
-    groups: cardinality.
-    dilation: of the 3x3 convolution.
-    train: batch statistics rather than running ones.
-    dtype: of the activations.
-  """
+  """Radix convolutions, weighted against each other for every channel."""
 
   features: int
-  radix: int
-  groups: int
+  radix: int  # splits
+  groups: int  # cardinality
   dilation: int
   train: bool
   dtype: Any
@@ -108,6 +96,7 @@ class SplitAttention(nn.Module):
   def __call__(self, x: Array, size: Size) -> Array:
     dtype = self.dtype
     in_channels = x.shape[-1]
+    # `radix` arrays (B, H, W, features), never joined.
     splits = Conv(
       self.features * self.radix,
       3,
@@ -120,7 +109,9 @@ class SplitAttention(nn.Module):
     splits = splits if self.radix > 1 else (splits,)
     norm = BatchNorm(self.train, relu=True, dtype=dtype, name='bn0')
     splits = norm(splits, size)
+    # (B, 1, 1, features)
     gap = spatial_mean(sum(splits[1:], splits[0]), size)
+    # Counted from the input's channels, and at least 32, as in the references.
     hidden = max(in_channels * self.radix // REDUCTION, 32)
     attention = Conv(
       hidden, groups=self.groups, use_bias=True, dtype=dtype, name='fc1'
@@ -140,7 +131,7 @@ class SplitAttention(nn.Module):
     )
 
   def _weights(self, attention: Array) -> Array:
-    """(B, 1, 1, features * radix) -> (B, radix, 1, 1, features)."""
+    # (B, 1, 1, features * radix) -> (B, radix, 1, 1, features)
     batch = attention.shape[0]
     if self.radix == 1:
       return nn.sigmoid(attention)[:, None]
@@ -151,33 +142,19 @@ class SplitAttention(nn.Module):
 
 
 class Bottleneck(nn.Module):
-  """1x1, split attention, 1x1, and the shortcut.
+  """1x1 convolution, split attention, 1x1 convolution, and the shortcut."""
 
-  Attributes:
-    planes: a quarter of the output channels.
-    stride: 1 or 2.
-    dilation: of the split attention.
-    radix: splits.
-    groups: cardinality.
-    base_width: channels of a group, per 64 planes.
-    average_pool: a 3x3 average pool takes the stride (AVD), even if it is 1.
-    avd_first: that pool stands before the split attention.
-    project: the shortcut is a pool, a 1x1 convolution and a normalisation.
-    same_pool: the shortcut's pool is 2x2 with stride 1.
-    train: batch statistics rather than running ones.
-    dtype: of the activations.
-  """
-
-  planes: int
+  planes: int  # a quarter of the output channels
   stride: int
   dilation: int
   radix: int
   groups: int
-  base_width: int
+  base_width: int  # channels of a group, per 64 planes
+  # A 3x3 average pool takes the stride (AVD), even if it is 1.
   average_pool: bool
-  avd_first: bool
-  project: bool
-  same_pool: bool
+  avd_first: bool  # That pool stands before the split attention.
+  project: bool  # The shortcut is a pool, a 1x1 convolution and a batch norm.
+  same_pool: bool  # The shortcut's pool is 2x2 with stride 1.
   train: bool
   dtype: Any
 
@@ -185,6 +162,7 @@ class Bottleneck(nn.Module):
   def __call__(self, x: Array, size: Size) -> Array:
     dtype, train = self.dtype, self.train
     width = self.planes * self.base_width // 64 * self.groups
+    # First, while `size` is still the input's.
     shortcut = self._shortcut(x, size) if self.project else x
 
     x = Conv(width, dtype=dtype, name='conv1')(x)
@@ -214,8 +192,8 @@ class Bottleneck(nn.Module):
     return norm(x, strided(size, self.stride))
 
 
-# Blocks that are alike are traced and lowered once, which more than halves
-# the time that XLA is given to start with.
+# `nn.jit` traces and lowers equal blocks once, which more than halves the time
+# before XLA starts to compile.
 TracedOnce = nn.jit(Bottleneck)
 RecomputedOnce = nn.jit(remat(Bottleneck))
 
@@ -223,15 +201,7 @@ RecomputedOnce = nn.jit(remat(Bottleneck))
 def stem(
   x: Array, size: Size, width: int, train: bool, dtype: Any
 ) -> tuple[Array, Size]:
-  """Three 3x3 convolutions and a max-pool: stride 4.
-
-  Args:
-    x: (B, H, W, 3).
-    size: true sizes, see `layers`.
-    width: channels of the first two convolutions; the third has twice as many.
-    train: batch statistics rather than running ones.
-    dtype: of the activations.
-  """
+  """Three 3x3 convolutions and a max-pool; the third has 2 * width channels."""
   for index, features in enumerate((width, width, 2 * width)):
     stride = 2 if index == 0 else 1
     conv = Conv(
@@ -244,55 +214,35 @@ def stem(
 
 
 class ResNeSt(nn.Module):
-  """The four stages' features, at strides 4, 8, 16, 32 or as dilated.
+  """Features of four stages, at strides 4, 8, 16, 32 or as dilated."""
 
-  Attributes:
-    stage_sizes: blocks of each stage.
-    stem_width: channels of the stem's first two convolutions; the third has
-      twice as many.
-    radix: splits.
-    groups: cardinality.
-    base_width: channels of a group, per 64 planes.
-    avd_first: the strided average pool stands before the split attention.
-    width: planes of the first stage; they double with each stage, and a
-      stage puts out four times as many channels.
-    output_stride: 8, 16 or 32. Stages that would go beyond it are dilated.
-    dilation_rule: 'mmseg', 'official' or 'timm'.
-    dtype: of the activations.
-    frozen: so many parts from the input on, the stem and then the stages,
-      use running statistics in training, too, and keep them; 5: all.
-    remat: what the backward pass computes again; see `remat.parse`.
-    scanned: blocks that are alike have their variables as one (`stacking`),
-      and are a loop; not with 'stages' in `remat`.
-  """
-
-  stage_sizes: tuple[int, ...]
+  stage_sizes: tuple[int, ...]  # blocks of each stage
   stem_width: int = 32
+  # Of the blocks: see `Bottleneck`.
   radix: int = 2
   groups: int = 1
   base_width: int = 64
   avd_first: bool = False
-  width: int = 64
-  output_stride: int = 32
-  dilation_rule: str = 'mmseg'
+  width: int = 64  # planes of the first stage, doubled with each stage
+  output_stride: int = 32  # 8, 16, 32; stages that would exceed it are dilated
+  dilation_rule: str = 'mmseg'  # or 'official', 'timm'
   dtype: Any = jnp.float32
+  # Number of parts, the stem and then the stages, that use and keep the running
+  # statistics in training; 5: all.
   frozen: int = 0
-  remat: tuple[str, ...] = ()
+  remat: tuple[str, ...] = ()  # from `remat.parse`
+  # Equal blocks are a loop over stacked variables (`stacking`). Not together
+  # with 'stages' in `remat`, which needs single blocks.
   scanned: bool = False
 
   @nn.compact
   def __call__(
     self, x: Array, *, train: bool, size: Size = None
   ) -> tuple[list[Array], list[Size]]:
-    """Features and their true sizes.
+    """Computes the features of normalised images (B, H, W, 3) and true sizes.
 
-    Args:
-      x: (B, H, W, 3), normalised, zero outside `size`.
-      train: batch statistics rather than running ones.
-      size: None, or true heights and widths (B, 2).
-
-    Returns:
-      Four arrays (B, ceil(H / s), ceil(W / s), 4 * planes), four sizes.
+    Images are zero outside `size`. Returns four arrays (B, ceil(H / s),
+    ceil(W / s), 4 * planes) and four sizes.
     """
 
     def run_stem(_: nn.Module, x: Array) -> tuple[Array, Size]:
@@ -303,23 +253,26 @@ class ResNeSt(nn.Module):
     features, sizes = [], []
     for stage, blocks in enumerate(self.blocks(train)):
       name = f'layer{stage + 1}'
+      # A stage's last blocks, if they are a loop; the others run one by one.
       alike = self.stacked().get(name, 0)
       apart = dict(list(blocks.items())[: len(blocks) - alike])
       for group in self._groups(apart, train, name):
         x, size = group(self, x, size)
-      if alike:
+      if alike:  # Their stride is 1, so that `size` stays.
         x = self._scan(name, alike, blocks[f'{name}_1'], train)(x, size)
       features.append(x)
       sizes.append(size)
     return features, sizes
 
   def blocks(self, train: bool) -> list[dict[str, dict[str, Any]]]:
-    """For each stage the names of its blocks and their `Bottleneck` fields."""
+    """Returns for each stage: name of a block -> fields of the `Bottleneck`."""
     rule = DILATION_RULES[self.dilation_rule]
     stages = []
+    # `reached` is the stride of the features so far; the stem's is 4.
     reached, dilation = 4, 1
     for stage, count in enumerate(self.stage_sizes):
       stride = 1 if stage == 0 else 2
+      # In all references the first block has the dilation of the stage before.
       first_dilation = dilation
       dilated = stride > 1 and reached * stride > self.output_stride
       if dilated:
@@ -340,13 +293,15 @@ class ResNeSt(nn.Module):
           'avd_first': self.avd_first,
           'project': first,
           'same_pool': first and dilated and rule.shortcut_pool,
+          # `frozen` counts the stem as 1, stage 1 as 2, and so on.
           'train': train and stage + 1 >= self.frozen,
           'dtype': self.dtype,
         }
     return stages
 
   def stacked(self) -> dict[str, int]:
-    """Stage -> how many of its blocks are one, where any are."""
+    """Stage -> number of its blocks that are one, for stages that have any."""
+    # All but the first, which has another stride, dilation and shortcut.
     return {
       f'layer{stage + 1}': count - 1
       for stage, count in enumerate(self.stage_sizes)
@@ -356,11 +311,13 @@ class ResNeSt(nn.Module):
   def _scan(
     self, stage: str, count: int, fields: dict[str, Any], train: bool
   ) -> Any:
-    """A function of (x, size) that does the blocks of a stage but the first."""
+    # Returns a function of (x, size) that runs all blocks of a stage but the
+    # first.
     block = remat(Bottleneck) if self._again(stage, train) else Bottleneck
 
     def run(x: Array, size: Size) -> Array:
       scan = nn.scan(
+        # `size` is closed over: it is the same for all blocks, and no carry.
         lambda module, x, _: (module(x, size), None),
         variable_axes={'params': 0, 'batch_stats': 0},
         split_rngs={'params': True},
@@ -371,13 +328,15 @@ class ResNeSt(nn.Module):
     return run
 
   def _again(self, stage: str, train: bool) -> bool:
-    """Whether the backward pass computes the blocks of a stage again."""
+    # Whether the backward pass recomputes the blocks of a stage.
     return train and stage in self.remat and BLOCKS in self.remat
 
   def _groups(
     self, blocks: dict[str, dict[str, Any]], train: bool, stage: str
   ) -> list[Any]:
-    """Functions of (self, x, size) that do a few of the blocks each."""
+    # Returns functions of (self, x, size) that run a few of the blocks each.
+    # With 'stages' a group is recomputed as a whole, and inside it each block
+    # again.
     here = train and stage in self.remat
     block = RecomputedOnce if self._again(stage, train) else TracedOnce
 

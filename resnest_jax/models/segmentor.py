@@ -1,4 +1,4 @@
-"""Backbone and heads together, and the one place that builds them."""
+"""Segmentors: a backbone and heads, and the one place that builds them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -29,49 +29,42 @@ DTYPES = {
   'float64': jnp.float64,
 }
 OUTPUT_STRIDES = (8, 16, 32)
-# Of which normalisations training leaves the running statistics as they are.
+# Batch norms that use and keep their running statistics in training.
 FROZEN_BN = ('none', 'backbone', 'all')
 
 
 class SegmentorOutput(NamedTuple):
-  """Logits of both heads, (B, h, w, classes), at the heads' resolution.
-
-  `aux_logits` are None where there is no auxiliary head.
-  """
+  """Logits of both heads, (B, h, w, classes), at the heads' resolution."""
 
   logits: Array
-  aux_logits: Array | None
+  aux_logits: Array | None  # None without an auxiliary head
 
 
 class Segmentor(nn.Module):
   """A backbone, a head, and an auxiliary head on the third stage.
 
-  Training needs the auxiliary head; for prediction it may be None. `remat` is
-  what the backward pass computes again (see `remat.parse`); the backbone has
-  its own.
+  Training needs the auxiliary head; for prediction it may be None.
   """
 
   backbone: nn.Module
   decode_head: nn.Module
   auxiliary_head: nn.Module | None
-  remat: tuple[str, ...] = ()
+  remat: tuple[str, ...] = ()  # as in the backbone
 
   def __call__(
     self, images: Array, *, train: bool, size: Size = None
   ) -> SegmentorOutput:
-    """Logits before upsampling.
+    """Computes logits before upsampling.
 
     Args:
       images: (B, H, W, 3), normalised RGB, zero outside `size`.
       train: batch statistics and dropout (which needs an rng 'dropout').
-      size: None, or int (B, 2): each image's true height and width inside
-        the canvas. Logits inside ceil(size / s) then equal those of the
-        image alone.
+      size: int (B, 2), true heights and widths; None: the whole canvas. Logits
+        inside ceil(size / s) equal those of the unpadded image.
 
     Returns:
-      Logits (B, ceil(H / s), ceil(W / s), classes), float32 or float64; s is
-      the output stride, or 4 for the logits of DeepLabV3+. The auxiliary
-      logits have at most stride 16.
+      (B, ceil(H / s), ceil(W / s), classes), float32 or float64; s is the
+      output stride, or 4 for DeepLabV3+. Auxiliary logits: at most stride 16.
     """
     images = images.astype(self.backbone.dtype)
     features, sizes = self.backbone(images, train=train, size=size)
@@ -93,15 +86,13 @@ def for_training(
   remat: str = 'none',
   freeze: int = 0,
 ) -> Segmentor:
-  """The same network, with the same variables, as it is trained.
+  """Clones a segmentor for training; its variables stay the same.
 
-  Args:
-    model: from `create_segmentor`.
-    remat: see `remat.parse`.
-    freeze: how many parts of the backbone from the stem on do not change;
-      their running statistics are used and kept.
+  `remat` is for `remat.parse`. The first `freeze` parts of the backbone, the
+  stem and then the stages, use and keep their running statistics.
   """
   names = parse(remat)
+  # model.frozen_bn may have frozen all of the backbone already.
   frozen = max(model.backbone.frozen, freeze)
   return model.clone(
     backbone=model.backbone.clone(remat=names, frozen=frozen), remat=names
@@ -109,12 +100,7 @@ def for_training(
 
 
 def scanned(model: Segmentor, loop: bool = True) -> Segmentor:
-  """The same network, with blocks that are alike as one (`stacking`).
-
-  Args:
-    model: from `create_segmentor`.
-    loop: or each by itself, as it is made.
-  """
+  """Clones a segmentor with equal blocks as a loop (`stacking`), or without."""
   return model.clone(backbone=model.backbone.clone(scanned=loop))
 
 
@@ -126,7 +112,7 @@ def _choice(config: Mapping[str, Any], key: str, accepted) -> Any:
 
 
 def create_backbone(config: Mapping[str, Any]) -> ResNeSt:
-  """The ResNeSt that `config.model` names, varied by the keys that are set."""
+  """Creates the ResNeSt that `config.model` names, varied by its other keys."""
   named = BACKBONES[_choice(config, 'backbone', BACKBONES)]._asdict()
   varied = {
     key: config[key]
@@ -140,35 +126,31 @@ def create_backbone(config: Mapping[str, Any]) -> ResNeSt:
     output_stride=_choice(config, 'output_stride', OUTPUT_STRIDES),
     dilation_rule=_choice(config, 'dilation_rule', DILATION_RULES),
     dtype=DTYPES[_choice(config, 'dtype', DTYPES)],
+    # Here frozen_bn 'all' is 'backbone'; the heads have a field of their own.
     frozen=0 if _frozen_bn(config) == 'none' else 5,
   )
 
 
 def _frozen_bn(config: Mapping[str, Any]) -> str:
-  """The key, which configurations of older checkpoints do not have."""
+  # Configurations of older checkpoints lack the key.
   if 'frozen_bn' not in config:
     return 'none'
   return _choice(config, 'frozen_bn', FROZEN_BN)
 
 
 def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
-  """Builds the network that `config.model` describes.
+  """Creates the unbound Linen module that `config.model` describes.
 
-  Args:
-    config: the `model` part of a configuration (see `configs/common.py`);
-      with `aux_channels` None there is no auxiliary head.
-
-  Returns:
-    An unbound Linen module.
+  There is no auxiliary head if `aux_channels` is None.
 
   Raises:
-    UserError: a name that is not known; the message lists those that are.
+    UserError: an unknown name; the message lists the known ones.
   """
   if config['num_classes'] < 2:
     raise UserError(
-      f'model.num_classes is {config["num_classes"]}. train.py and eval.py '
-      'replace 0 by the number of the data set; elsewhere set it: '
-      '--config.model.num_classes=NUMBER.'
+      f'model.num_classes is {config["num_classes"]}; it has to be 2 or more. '
+      'train.py and eval.py replace 0 by the number of the data set; elsewhere '
+      'set --config.model.num_classes=NUMBER.'
     )
   backbone = create_backbone(config)
   common = {
@@ -180,6 +162,7 @@ def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
   head = HEADS[_choice(config, 'head', HEADS)]
   auxiliary_head = None
   if config['aux_channels'] is not None:
+    # mmsegmentation's: one convolution on the features of the third stage.
     auxiliary_head = FCNHead(
       channels=config['aux_channels'],
       num_convs=1,

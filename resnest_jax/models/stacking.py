@@ -1,9 +1,8 @@
-"""Blocks that are alike as one, with an axis before all others.
+"""Stacks equal blocks into one, with an axis before all others.
 
-What trains may hold the blocks of a stage but the first, which are alike, as
-one block: `layer3_rest` in place of `layer3_1` to `layer3_22`. The network then
-runs it as a loop, and XLA compiles one block rather than 22. Files know nothing
-of it: checkpoints, weights and exports have every block by its own name.
+A training may hold all blocks of a stage but the first as one: `layer3_rest` in
+place of `layer3_1` to `layer3_22`. The network runs it as a loop, and XLA
+compiles one block, not 22. Checkpoints, weights and exports name every block.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,21 +12,16 @@ import jax
 import numpy as np
 
 REST = 'rest'
-# Fewer blocks take as long to compile as a loop over them.
+# A stage with more blocks than this becomes a loop. A loop over fewer compiles
+# no faster: it has fewer kernels, but larger ones.
 ENOUGH = 5
 
 
 def stack(tree: Any, counts: Mapping[str, int]) -> Any:
-  """Blocks by name, as one for each stage.
+  """Stacks named blocks of variables, or of a tree like them.
 
-  Args:
-    tree: of arrays that are on this host; variables, or what is like them, as
-      the state of an optimizer.
-    counts: stage -> blocks that become one, as {'layer3': 22}; of the blocks
-      of a stage those from the second on.
-
-  Returns:
-    The tree, stacked blocks as NumPy arrays.
+  The arrays are on this host, and are stacked as NumPy arrays. `counts` is
+  stage -> number of blocks, from the second on, as {'layer3': 22}.
   """
 
   def join(node: dict[str, Any]) -> dict[str, Any]:
@@ -44,16 +38,9 @@ def stack(tree: Any, counts: Mapping[str, int]) -> Any:
 
 
 def unstack(tree: Any, counts: Mapping[str, int]) -> Any:
-  """The inverse of `stack`.
-
-  Args:
-    tree: of arrays, each of which this process can read whole, or of
-      `jax.ShapeDtypeStruct`s.
-    counts: see `stack`.
-
-  Returns:
-    The tree, blocks that were stacked as views of NumPy arrays.
-  """
+  """Inverts `stack`; the blocks are views of NumPy arrays."""
+  # A tree of shapes (`jax.ShapeDtypeStruct`) passes as well. Otherwise every
+  # array is whole on this process.
 
   def split(node: dict[str, Any]) -> dict[str, Any]:
     left = dict(node)
@@ -76,7 +63,7 @@ def _part(array: Any, index: int) -> Any:
 
 
 def stacked(params: Mapping[str, Any]) -> dict[str, int]:
-  """The `counts` of the parameters of a segmentor."""
+  """Finds the `counts` of `stack` in a segmentor's parameters."""
   return {
     name.removesuffix(f'_{REST}'): jax.tree.leaves(block)[0].shape[0]
     for name, block in params.get('backbone', {}).items()
@@ -87,7 +74,8 @@ def stacked(params: Mapping[str, Any]) -> dict[str, int]:
 def _replace(
   tree: Any, change: Callable[[dict], dict], names: list[str]
 ) -> Any:
-  """Changes all dicts that have one of the names."""
+  # Changes the dicts with one of the names, wherever they are: an optimizer's
+  # state holds trees like the parameters at places of its own.
 
   def has_one(node: Any) -> bool:
     return isinstance(node, Mapping) and any(name in node for name in names)

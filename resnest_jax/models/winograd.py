@@ -1,13 +1,8 @@
 """3x3 convolutions with 4 multiplications for every 9.
 
-F(2x2, 3x3) of Winograd's minimal filtering, for networks by Lavin and Gray
-(arXiv 1509.09308): outputs come in tiles of 2x2. The 4x4 inputs that a tile
-sees and the 3x3 kernel become 4x4 sums each, which are multiplied place by
-place; sums of the products are the tile. Over all tiles and channels that is a
-matrix product for each of the 16 places.
-
-In float32 it rounds twice as coarsely as XLA's sum over nine taps. In bfloat16
-the sums would cost digits that it does not have.
+F(2x2, 3x3) of Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308).
+The 4x4 inputs of a 2x2 tile of outputs and the 3x3 kernel become 4x4 sums each;
+sums of their products are the tile. It rounds twice as coarsely as XLA.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +15,7 @@ from resnest_jax.models.layers import Array
 Vector = Sequence[Array]
 
 
+# The paper's transforms of one axis: B^T d, G g and A^T m.
 def _inputs(d: Vector) -> Vector:
   return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
 
@@ -36,26 +32,20 @@ def _outputs(m: Vector) -> Vector:
 def _twice(
   transform: Callable[[Vector], Vector], grid: Sequence[Vector]
 ) -> list[Vector]:
-  """Along the columns of a grid, and along its rows."""
+  # Transforms along the rows of a grid and then along its columns.
   along = [transform(row) for row in grid]
   return list(zip(*map(transform, zip(*along, strict=True)), strict=True))
 
 
 def convolve_3x3(x: Array, kernel: Array) -> Array:
-  """Convolution with padding 1, stride 1.
-
-  Args:
-    x: (B, H, W, C).
-    kernel: (3, 3, C, out).
-
-  Returns:
-    (B, H, W, out).
-  """
+  """Convolves x (B, H, W, C) with (3, 3, C, out) at padding 1, stride 1."""
   height, width = x.shape[1:3]
   rows, columns = -(-height // 2), -(-width // 2)
+  # An odd length gets one more row, which the last tile computes in vain.
   margins = [(1, 1 + length % 2) for length in (height, width)]
   padded = jnp.pad(x, ((0, 0), *margins, (0, 0)))
   places = range(4)
+  # 4 x 4 arrays (B, rows, columns, C): tiles overlap by two pixels.
   tiles = _twice(
     _inputs,
     [
@@ -67,6 +57,7 @@ def convolve_3x3(x: Array, kernel: Array) -> Array:
     ],
   )
   kernels = _twice(_kernels, kernel)
+  # Over all tiles and channels, each of the 16 places is one matrix product.
   products = [
     [
       lax.dot_general(tiles[i][j], kernels[i][j], (((3,), (0,)), ((), ())))

@@ -153,7 +153,9 @@ def test_devices_send_each_other_gradients_and_statistics(compiled):
   assert step['fusions'] > 100
 
 
-def test_layers_have_the_forms_of_the_platform_that_is_compiled_for(compiled):
+def test_implementations_are_those_of_the_platform_that_is_compiled_for(
+  compiled,
+):
   _, entries = compiled
   assert entries[0]['forms']['kernel_gradient'] == 'products'
   with implementations.use(platform='gpu'):  # The devices decide, nothing else.

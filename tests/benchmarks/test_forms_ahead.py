@@ -10,7 +10,7 @@ from resnest_jax.models import implementations
 RESULTS = Path(forms_ahead.__file__).parent / 'results'
 
 
-def test_compiles_all_forms_for_a_named_device(measure):
+def test_compiles_all_implementations_for_a_named_device(measure):
   result, printed = measure(
     *('forms_ahead', '--topology', 'cpu', '--smoke'),
     *('--kinds', 'grouped', 'depthwise'),
@@ -34,14 +34,14 @@ def test_cycles_are_summed():
   assert sum(map(int, forms_ahead.CYCLES.findall(text))) == 75
 
 
-def test_the_forms_for_tpus_have_the_fewest_cycles():
+def test_implementations_for_tpus_have_the_fewest_cycles():
   (path,) = RESULTS.glob('forms_ahead-tpu_v5_lite-*.json')
   result = json.loads(path.read_text('utf-8'))
   cycles: dict[str, dict[str, int]] = {}
   for layer in result['layers']:
     of_kind = cycles.setdefault(layer['kind'], {})
-    for form, figures in layer['forms'].items():
-      of_kind[form] = of_kind.get(form, 0) + figures['cycles']
+    for name, figures in layer['forms'].items():
+      of_kind[name] = of_kind.get(name, 0) + figures['cycles']
   quickest = {kind: min(found, key=found.get) for kind, found in cycles.items()}
   expected = OURS | implementations.BEST['tpu']
   del expected['blocks']  # Of whole networks.

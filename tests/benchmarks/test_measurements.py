@@ -42,7 +42,8 @@ def test_conv_forms_measures_every_way_of_every_kind(measure):
   result, printed = measure('conv_forms', '--smoke')
   layers = result['layers']
   ways = OTHERS | {
-    kind: list(implementations.FORMS[kind]) for kind in implementations.LAYERS
+    kind: list(implementations.IMPLEMENTATIONS[kind])
+    for kind in implementations.LAYERS
   }
   assert {layer['kind'] for layer in layers} == set(ways)
   for layer in layers:

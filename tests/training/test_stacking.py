@@ -50,10 +50,10 @@ def fresh(training, mesh, pretrained='', ema=False):
   return create_state(model, optimizer, variables, mesh, ema=ema)
 
 
-def trainable(form, devices=1, **train):
+def trainable(implementation, devices=1, **train):
   """The training, its fresh state, and its mesh."""
   config, mesh = configuration(**train), mesh_of(devices)
-  with implementations.use(blocks=form):
+  with implementations.use(blocks=implementation):
     training = create_training(config, mesh)
   ema = config['train']['ema_decay'] > 0
   return training, fresh(training, mesh, ema=ema), mesh
@@ -64,9 +64,9 @@ def by_name(state):
   return unstack(jax.device_get(state), stacked(state.params))
 
 
-def step(form, devices, **train):
+def step(implementation, devices, **train):
   """State and scalars after a step, and the program."""
-  training, state, mesh = trainable(form, devices, **train)
+  training, state, mesh = trainable(implementation, devices, **train)
   batch = shard_batch(training_batch(), mesh)
   program = training.step.lower(state, batch).compile(QUICK)
   state, scalars = program(state, batch)
@@ -121,10 +121,11 @@ def test_what_needs_blocks_by_name_has_them():
 
 @pytest.mark.parametrize('train', [{}, {'ema_decay': 0.9}])
 @pytest.mark.parametrize(
-  ('form', 'other'), [('scanned', 'unrolled'), ('unrolled', 'scanned')]
+  ('implementation', 'other'),
+  [('scanned', 'unrolled'), ('unrolled', 'scanned')],
 )
-def test_either_goes_on_from_the_other(form, other, train, tmp_path):
-  _, state, _ = trainable(form, **train)
+def test_either_goes_on_from_the_other(implementation, other, train, tmp_path):
+  _, state, _ = trainable(implementation, **train)
   # Apart from each other, and from what they are at the start.
   state = jax.tree.map(
     lambda x: x + np.arange(x.size, dtype=x.dtype).reshape(x.shape), state
@@ -146,10 +147,10 @@ def test_either_goes_on_from_the_other(form, other, train, tmp_path):
 def test_files_are_the_same(tmp_path):
   """To the checksum, and without a trace of stacked blocks."""
   abouts = []
-  for form in ('scanned', 'unrolled'):
-    with store.open_checkpoints(tmp_path / form) as manager:
-      store.save(manager, trainable(form)[1], {})
-    folder = store.checkpoint_dir(tmp_path / form) / '0'
+  for implementation in ('scanned', 'unrolled'):
+    with store.open_checkpoints(tmp_path / implementation) as manager:
+      store.save(manager, trainable(implementation)[1], {})
+    folder = store.checkpoint_dir(tmp_path / implementation) / '0'
     abouts.append((folder / 'about' / 'metadata').read_text())
     assert 'layer3_5' in (folder / 'model' / '_METADATA').read_text()
     assert 'layer3_rest' not in (folder / 'model' / '_METADATA').read_text()
@@ -190,8 +191,8 @@ def test_starts_from_weights(train, tmp_path):
 
 def test_operations_of_a_loop_count_as_often_as_it_runs():
   counted = []
-  for form in ('scanned', 'unrolled'):
-    training, state, _ = trainable(form)
+  for implementation in ('scanned', 'unrolled'):
+    training, state, _ = trainable(implementation)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     apply = functools.partial(training.model.apply, train=False)
     counted.append(count_flops(apply, state.variables(), images))

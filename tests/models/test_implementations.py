@@ -1,4 +1,4 @@
-"""Every form of a layer against the others, and how one is chosen."""
+"""Implementations of a layer against each other, and how one is chosen."""
 
 from functools import partial
 
@@ -60,9 +60,9 @@ LAYERS = {
   ],
 }
 CASES = [
-  (kind, form, number)
+  (kind, implementation, number)
   for kind, layers in LAYERS.items()
-  for form in implementations.FORMS[kind][1:]
+  for implementation in implementations.IMPLEMENTATIONS[kind][1:]
   for number in range(len(layers))
 ]
 
@@ -84,14 +84,14 @@ def assert_close(ours, expected, tolerance):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(('kind', 'form', 'number'), CASES)
-def test_form_and_its_gradients_are_the_defaults(kind, form, number):
+@pytest.mark.parametrize(('kind', 'implementation', 'number'), CASES)
+def test_values_and_gradients_are_the_defaults(kind, implementation, number):
   with jax.enable_x64(True):
-    default = implementations.FORMS[kind][0]
+    default = implementations.IMPLEMENTATIONS[kind][0]
     layer = LAYERS[kind][number]
     with implementations.use(**{kind: default}):
       expected = value_and_gradients(*layer)
-    with implementations.use(**{kind: form}):
+    with implementations.use(**{kind: implementation}):
       ours = value_and_gradients(*layer)
   assert_close(ours, expected, 1e-10)
 
@@ -171,11 +171,11 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize(('kind', 'form'), WRITTEN)
-def test_form_is_written_as_its_name_says(kind, form):
-  with implementations.use(**{kind: form}):
+@pytest.mark.parametrize(('kind', 'implementation'), WRITTEN)
+def test_program_is_what_the_name_says(kind, implementation):
+  with implementations.use(**{kind: implementation}):
     text = str(jax.make_jaxpr(LAYERS[kind][0][0])(*LAYERS[kind][0][1:]))
-  assert WRITTEN[kind, form](text)
+  assert WRITTEN[kind, implementation](text)
 
 
 def test_groups_are_convolutions_apart_and_single_taps_products():
@@ -212,16 +212,17 @@ def test_plain_network_is_written_as_flax_would():
   assert 'custom_vjp' not in plain
 
 
-def test_every_platform_has_a_form_of_every_kind():
+def test_every_platform_has_an_implementation_of_every_kind():
   assert set(implementations.BEST) == {'cpu', 'gpu', 'tpu'}
   for table in implementations.BEST.values():
-    assert table.keys() == implementations.FORMS.keys()
+    assert table.keys() == implementations.IMPLEMENTATIONS.keys()
     assert all(
-      form in implementations.FORMS[kind] for kind, form in table.items()
+      implementation in implementations.IMPLEMENTATIONS[kind]
+      for kind, implementation in table.items()
     )
   assert LAYERS.keys() == set(implementations.LAYERS)
-  # Every form is chosen somewhere.
-  for kind, accepted in implementations.FORMS.items():
+  # Each is chosen somewhere.
+  for kind, accepted in implementations.IMPLEMENTATIONS.items():
     assert {table[kind] for table in implementations.BEST.values()} == set(
       accepted
     )
