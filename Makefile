@@ -23,10 +23,10 @@ OLDEST_PYTHONS ?= $(call python,$(OLDEST))
 OLDEST_TESTS := tests/models/test_golden_forward.py \
   tests/models/test_classifier.py tests/models/test_nnx.py \
   tests/training/test_golden.py tests/training/test_step.py \
-  tests/training/test_checkpoints.py tests/training/test_resuming.py \
-  tests/evaluation/test_inference.py tests/evaluation/test_protocols.py \
+  tests/checkpoints/test_store.py tests/checkpoints/test_resuming.py \
+  tests/evaluation/test_evaluate.py tests/inference/test_protocols.py \
   tests/evaluation/test_metrics.py tests/evaluation/test_eval.py \
-  tests/evaluation/test_pictures.py tests/export tests/weights/test_convert.py \
+  tests/prediction/test_files.py tests/export tests/weights/test_convert.py \
   tests/data/test_prepare.py tests/data/test_opencv.py tests/test_train.py \
   tests/test_scripts.py tests/test_commands.py tests/test_jax_private.py
 

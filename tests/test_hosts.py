@@ -121,10 +121,10 @@ import argparse, os, signal
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from resnest_jax import host_join, host_watch
+from resnest_jax.distributed import failures, join
 
-flags = host_join.add_flags(argparse.ArgumentParser()).parse_args()
-with host_join.joined(flags, {}), host_watch.leaving():
+flags = join.add_flags(argparse.ArgumentParser()).parse_args()
+with join.joined(flags, {}), failures.leaving():
   multihost_utils.sync_global_devices('both are here')
   if jax.process_index() == 1:
     os.kill(os.getpid(), signal.SIGKILL)

@@ -67,7 +67,7 @@ def test_killed_five_times_it_ends_with_the_same_bits(
     assert 'nothing to do' not in printed
     if status > 0:
       assert f'stopped by {kill.signal.name}' in printed
-      assert 'the same command goes on' in printed
+      assert 'the same command resumes' in printed
       assert seconds < 60
   assert ends[:2] == [75, -9]
   assert len([status for status in ends if status]) >= 4

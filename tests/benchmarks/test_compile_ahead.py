@@ -252,7 +252,7 @@ def test_every_row_fits_at_its_batch(topology, remat):
   wanted = [
     Case(
       *(row, '', topology, 'train', batch_size_of(row)),
-      *(0, remat, 'plain', 'bfloat16'),
+      *(0, remat, 'bfloat16'),
     )
     for row in compile_ahead.ROWS
   ]

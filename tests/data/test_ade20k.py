@@ -152,7 +152,7 @@ def test_missing_record_file(data_dir):
 
 def test_damaged_records_name_the_sample(damaged_dir):
   split = open_split('ade20k_mini', damaged_dir, 'train')
-  with pytest.raises(UserError, match=r'(record|ADE_train).*split train'):
+  with pytest.raises(UserError, match=r'(sample|ADE_train).*split train'):
     list(split)
 
 

@@ -459,9 +459,9 @@ def test_what_two_splits_share_is_described_once(clean):
   found = examine(pair)
   assert [d.rule.name for d in found] == ['unknown_values'] * 2
   whats = {d.finding.what for d in found}
-  assert len(report.describe(found)) == len(whats)
+  assert len(report.paragraphs(found)) == len(whats)
   # Also where the shares of pixels are the same.
-  (text,) = report.describe(
+  (text,) = report.paragraphs(
     [replace(d, finding=replace(d.finding, what='Same.')) for d in found]
   )
   assert text.startswith('error: unknown_values (train and validation)\n')

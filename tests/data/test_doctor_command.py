@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 from small import MINI as CONFIG
 
+from resnest_jax import drawing
 from resnest_jax.checkpoints.store import has_checkpoint
 from resnest_jax.config import load_config
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.doctor import examine
+from resnest_jax.data.doctor.__main__ import main
 from resnest_jax.data.doctor.rules import diagnose
 from resnest_jax.errors import UserError
 from resnest_jax.labels import CITYSCAPES
@@ -26,7 +28,7 @@ def run(call, mini_data_dir, capsys):
     status = 0
     try:
       data_dir = f'--config.data.data_dir={data_dir}'
-      call(examine.main, '--config', CONFIG, data_dir, *flags)
+      call(main, '--config', CONFIG, data_dir, *flags)
     except SystemExit as end:
       status = end.code
     return status, capsys.readouterr().out
@@ -100,9 +102,9 @@ def test_some_samples_of_one_split(run):
 
 
 def test_samples_are_spread_evenly(run):
-  assert examine.spread(5, None) == examine.spread(5, 9) == [0, 1, 2, 3, 4]
-  assert examine.spread(11, 3) == [0, 5, 10]
-  chosen = examine.spread(20210, 50)
+  assert drawing.spread(5, 5) == drawing.spread(5, 9) == [0, 1, 2, 3, 4]
+  assert drawing.spread(11, 3) == [0, 5, 10]
+  chosen = drawing.spread(20210, 50)
   assert len(set(chosen)) == 50
   assert set(np.diff(chosen)) == {412, 413}
   with pytest.raises(UserError, match='at least 1'):

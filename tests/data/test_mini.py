@@ -6,14 +6,12 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
-from data.small_archives import ADE20K, ONE_OF_EACH, decode, mask_name
+from data.small_archives import ADE20K, decode, mask_name
 from numpy.testing import assert_equal
 
 from resnest_jax.data.cityscapes import IMAGES, MASKS
 from resnest_jax.data.mini import ade20k_mini, city, cityscapes_mini
 from resnest_jax.data.mini.canvas import ID, OTHER
-from resnest_jax.data.mini.scene import draw_scene
-from resnest_jax.errors import UserError
 from resnest_jax.labels import CITYSCAPES
 
 STREET_IDS = [i for i in city.LABEL_IDS.values() if i > 3]
@@ -142,87 +140,3 @@ def test_every_class_is_frequent_in_both_splits(
       assert sum((mask == value).any() for mask in masks) >= number, value
     if kind == 'streets':
       assert 0.02 < np.isin(pixels, UNLABELLED).mean() < 0.15
-
-
-@pytest.mark.parametrize(
-  ('kind', 'ignored', 'most'),
-  [('scenes', [OTHER], 0.2), ('streets', UNLABELLED, 0.25)],
-)
-def test_colour_alone_does_not_tell_the_class(drawn, kind, ignored, most):
-  """A class's mean colour must not be enough to segment by."""
-
-  def pixels(samples):
-    x = np.concatenate([image.reshape(-1, 3)[::17] for image, _ in samples])
-    y = np.concatenate([mask.ravel()[::17] for _, mask in samples])
-    valid = ~np.isin(y, ignored)
-    return x[valid].astype(float), y[valid]
-
-  (x, y), (held_out, truth) = map(pixels, drawn[kind])
-  classes = np.unique(y)
-  centres = np.stack([x[y == c].mean(0) for c in classes])
-  distances = ((held_out[:, None] - centres) ** 2).sum(-1)
-  guess = classes[distances.argmin(1)]
-  pairs = [(guess == c, truth == c) for c in classes]
-  assert np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs]) < most
-
-
-def test_scene_is_a_function_of_its_seed():
-  one, again, other = (draw_scene((3, x), 96, 128) for x in (4, 4, 5))
-  assert one[0].shape == (96, 128, 3)
-  assert_equal(one, again)
-  assert (one[0] != other[0]).mean() > 0.5
-
-
-# ---- Writing ---------------------------------------------------------------
-
-
-def write_ade20k(folder, seed=0):
-  folder.mkdir(exist_ok=True)
-  ade20k_mini.write_archive(
-    folder / 'a.zip', {'train': 3, 'validation': 2}, seed
-  )
-
-
-def write_cityscapes(folder, seed=0):
-  cityscapes_mini.write_archives(folder, ONE_OF_EACH, seed, (64, 32))
-
-
-each_kind = pytest.mark.parametrize(
-  ('write', 'files'),
-  [(write_ade20k, ['a.zip']), (write_cityscapes, [MASKS, IMAGES])],
-)
-
-
-def contents(folder):
-  return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@each_kind
-def test_archives_are_a_function_of_their_arguments(tmp_path, write, files):
-  for name, seed in (('a', 7), ('b', 7), ('c', 8)):
-    write(tmp_path / name, seed)
-  a, b, c = (contents(tmp_path / name) for name in 'abc')
-  assert sorted(a) == files
-  assert a == b
-  assert all(a[file] != c[file] for file in files)
-
-
-@each_kind
-def test_existing_files_are_kept(tmp_path, write, files):
-  (tmp_path / files[-1]).write_bytes(b'mine')
-  with pytest.raises(
-    UserError, match=f'{files[-1]} exists and was not written for these'
-  ):
-    write(tmp_path)
-  assert contents(tmp_path) == {files[-1]: b'mine'}
-
-
-@each_kind
-def test_archives_of_a_killed_process_are_written_again(tmp_path, write, files):
-  """One half written, or killed between the two files."""
-  write(tmp_path)
-  before = contents(tmp_path)
-  (tmp_path / files[0]).unlink()
-  (tmp_path / f'{files[0]}.incomplete').write_bytes(b'half')
-  write(tmp_path)
-  assert contents(tmp_path) == before

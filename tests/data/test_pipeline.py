@@ -146,7 +146,7 @@ def test_photometric_off_leaves_identity_and_all_else(reference):
     (6, 'error', 1, UserError, 'scene_6 cannot be decoded'),
     (2, 'size', 0, UserError, "'scene_2'"),
     # An error that does not pickle still comes through.
-    (3, 'bug', 1, RuntimeError, 'record 3 failed: UnpicklableError'),
+    (3, 'bug', 1, RuntimeError, 'sample 3 failed: UnpicklableError'),
     (3, 'kill', 1, UserError, r'ended unexpectedly.*exit code -9'),
   ],
 )

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from data.twins import blocks, origin_twin
+from data.twins import blocks, origin_twin, photometric_distortion
 from numpy.testing import assert_equal
 
 from resnest_jax.data import transforms
@@ -63,13 +63,13 @@ DISTORTED = {
 def test_twin_of_the_photometric_distortion_equals_stored_results(name):
   draw, expected = DISTORTED[name]
   image = PIXELS.copy()
-  assert_equal(transforms.photometric_distortion(image, draw), expected)
+  assert_equal(photometric_distortion(image, draw), expected)
   assert_equal(image, PIXELS)
 
 
 def test_what_is_not_drawn_is_the_identity():
   image = PIXELS.copy()
-  same = transforms.photometric_distortion(image, PhotometricDraw())
+  same = photometric_distortion(image, PhotometricDraw())
   assert_equal(same, PIXELS)
   assert_equal(PhotometricDraw().parameters(), np.float32([0, 1, 1, 0, 1]))
   full = PhotometricDraw(-3.5, 1.25, 0.75, -7, 0.5).parameters()

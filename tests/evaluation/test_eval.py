@@ -270,7 +270,7 @@ def test_run_without_colours_has_those_of_its_data_set(workdir):
 RUN = '--workdir={run} '
 NEW = '--out={new} --weights='
 REFUSED = {
-  '--workdir={old}': 'train first',
+  '--workdir={old}': 'Train first',
   RUN + '--checkpoint=3': "no checkpoint '3'; .* 7",
   RUN + '--config.model.width=16': 'of another network',
   RUN + '--config.model.dilation_rule=timm': 'dilation_rule=mmseg',

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from checkpoints.stored import variables_of
 from flax.traverse_util import flatten_dict
 from golden.reference import TINY, filled_variables, quick_jit
-from training.stored import variables_of
 
 from benchmarks.scale_model import tree_bytes
 from resnest_jax.checkpoints import store

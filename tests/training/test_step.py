@@ -149,7 +149,8 @@ def fresh(seed=0, devices=1):
   """A new state."""
   model = create_segmentor(TINY | {'dtype': 'float32'})
   optimizer = create_optimizer(CONFIG.optimizer, 10)
-  state = create_state(model, optimizer, seed, mesh_of(devices))
+  variables = initial_variables(model, seed)
+  state = create_state(model, optimizer, variables, mesh_of(devices))
   return jax.device_get(state)
 
 

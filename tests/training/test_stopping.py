@@ -92,7 +92,7 @@ TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
     *(
       (
         *(IN_C, [number], status, 'saved\n'),
-        rf'stopped by {number.name}; step 7 is saved.*the same command goes on',
+        rf'stopped by {number.name}; step 7 is saved.*the same command resumes',
       )
       for number, status in ((TERM, 75), (USR1, 75), (INT, 130))
     ),

@@ -53,5 +53,5 @@ def test_prediction_outlives_the_batch_that_it_came_in():
 @pytest.mark.parametrize(('number', 'score'), [(2, float('nan')), (0, 0.5)])
 def test_images_without_a_score_and_none_asked_for(number, score):
   extremes = Extremes(number)
-  extremes.add(0, score, np.zeros((1, 1), np.uint8))
+  extremes.rank(0, score, np.zeros((1, 1), np.uint8))
   assert kept(extremes) == {'worst': [], 'best': []}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training.stored import variables_of
+from checkpoints.stored import variables_of
 from trouble import obey_permissions, small_disk
 
 from resnest_jax.checkpoints import store
@@ -254,7 +254,7 @@ def test_a_checkpoint_that_fails_in_the_background_is_noticed(tmp_path):
 REFUSED = """
 import sys
 from pathlib import Path
-from training import test_resuming as here
+from checkpoints import test_resuming as here
 from resnest_jax.errors import run
 workdir = Path(sys.argv[1])
 (workdir / 'checkpoints').chmod(0o555)
@@ -265,7 +265,7 @@ MANY_WRITES = """
 import sys
 from pathlib import Path
 import jax.numpy as jnp
-from training import test_resuming as here
+from checkpoints import test_resuming as here
 from resnest_jax import runtime
 from resnest_jax.errors import run
 from resnest_jax.checkpoints import store

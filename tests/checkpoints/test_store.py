@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training.stored import variables_of
+from checkpoints.stored import variables_of
 
 from resnest_jax import runtime
 from resnest_jax.checkpoints import store

@@ -17,8 +17,8 @@ from resnest_jax.training.gradients import (
   Plan,
   create_plan,
   deal,
-  describe,
   mean_gradients,
+  micro_batch_note,
   whole_gradients,
 )
 
@@ -132,10 +132,10 @@ def test_what_a_log_says():
   config = load_config(ROW, {'train.micro_batch_size': 4})
   plain = create_plan(config, 1)
   assert plain == Plan(micro_batches=4)
-  assert '4 x 4 images: batch norm has the statistics of 4' in describe(
+  assert '4 x 4 images: batch norm has the statistics of 4' in micro_batch_note(
     plain, 16
   )
-  assert describe(create_plan(load_config(ROW), 1), 16) == ''
+  assert micro_batch_note(create_plan(load_config(ROW), 1), 16) == ''
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from collectives import assert_local, mesh_of
 from golden.reference import QUICK, relative_error
-from training import twins
+from losses import twins
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError

@@ -8,15 +8,17 @@ import rich.progress
 from evaluation import plain
 from golden import reference
 
+from resnest_jax import sharding
 from resnest_jax.data import preprocess
 from resnest_jax.errors import UserError
+from resnest_jax.evaluation import evaluate as evaluation
 from resnest_jax.evaluation import metrics
 from resnest_jax.inference import steps
 
 
 def evaluate(*batches, number, model=None, **options):
   given = plain.variables(), batches, plain.NAMES, number
-  return steps.evaluate(plain.make_step(model), *given, **options)
+  return evaluation.evaluate(plain.make_step(model), *given, **options)
 
 
 def plain_evaluation(batch):
@@ -127,8 +129,8 @@ def test_whole_protocol_equals_mmsegmentation():
 
 def test_a_batch_has_to_be_divisible_by_the_devices():
   mesh = plain.make_mesh(4)
-  assert steps.divisible_batch_size(5, mesh) == 8
-  assert steps.divisible_batch_size(8, mesh) == 8
-  assert steps.divisible_batch_size(5, None) == 5
+  assert sharding.divisible_batch_size(5, mesh) == 8
+  assert sharding.divisible_batch_size(8, mesh) == 8
+  assert sharding.divisible_batch_size(5, None) == 5
   with pytest.raises(UserError, match='5 images cannot be split over 4'):
     plain.make_step(mesh=mesh)(plain.variables(), plain.batch_of(0, slice(5)))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data.twins import photometric_distortion
 from numpy.testing import assert_allclose, assert_array_equal
 
 from resnest_jax.data import preprocess, resize, transforms
@@ -33,7 +34,7 @@ def test_distortion_is_near_the_8_bit_host_pipeline():
   rng = np.random.default_rng(0)
   images = natural_images(rng, 48, 64, 96)
   drawn = [transforms.draw_photometric(rng) for _ in images]
-  host = map(transforms.photometric_distortion, images, drawn)
+  host = map(photometric_distortion, images, drawn)
   host = np.stack(list(host)).astype(float)
   parameters = np.stack([draw.parameters() for draw in drawn])
   result = np.asarray(distort(images.astype(np.float32), parameters))
