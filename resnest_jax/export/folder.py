@@ -110,10 +110,6 @@ def export_model(
     sizes = sizes[:1]
   exports: list[Export] = []
 
-  def add(file: Path, export: Export) -> None:
-    exports.append(export._replace(drawn=not pictures))
-    say(passed(file, export))
-
   # An error removes the folder: a file that disagrees never gets its name.
   with writing(out), whole_folder(out) as folder:
     for size in sizes:
@@ -122,14 +118,17 @@ def export_model(
       for name in formats:
         if name in PROGRAMS:
           file = folder / f'model_{size[0]}x{size[1]}.{name}'
-          add(
-            file,
-            write_program(name, file, net, size, probabilities, reference),
+          export = write_program(
+            name, file, net, size, probabilities, reference
           )
         elif size == sizes[0]:
           file = _write_weights(name, folder, weights, stored, about)
           share = _compare_weights(file, stored, reference)
-          add(file, Export(file.name, name, None, share, len(seen)))
+          export = Export(file.name, name, None, share, len(seen))
+        else:
+          continue
+        exports.append(export._replace(drawn=not pictures))
+        say(passed(file, export))
     write_description(folder, about, exports)
   say(f'written: {out}')
   return exports
