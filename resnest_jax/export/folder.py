@@ -84,9 +84,6 @@ def export_model(
     pictures: to compare on; see `gather_pictures`.
     say: is called with a line for every file.
 
-  Returns:
-    The files that were written, without the description and the card.
-
   Raises:
     UserError: an argument cannot be used, a package is missing, or an export
       disagrees with the checkpoint. Nothing is left behind.
