@@ -5,7 +5,8 @@
 The workdir holds `config.json`, `checkpoints/`, `log.jsonl`, `tensorboard/`,
 `curves.png`, and `doctor.json` and `doctor.png` about the data. The same
 command resumes from the newest checkpoint, with the same result as without an
-interruption. Without a checkpoint the flags may still change.
+interruption. As long as there is no checkpoint, other flags start the run anew.
+docs/runs.md explains the other files.
 
 All devices are used. On several hosts, start the same command on each of them
 (docs/scale.md).

@@ -107,8 +107,8 @@ class Key:
   per_host: bool = False
 
 
-# A key without a range is a name or a switch: names are checked where they are
-# used, the type by ConfigDict.
+# ConfigDict checks types. A key without accepted values is a switch, or a name
+# that is checked where it is used: networks, data sets, weights.
 KEYS = {
   'name': Key(),
   'seed': Key(at_least(0)),

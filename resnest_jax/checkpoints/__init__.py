@@ -1,0 +1,1 @@
+"""What a run keeps: state, checksums, and how it resumes."""

@@ -101,7 +101,8 @@ def read_items(
     # Shapes first: a wrong configuration is told in a second, before gigabytes
     # are read, and not as damage.
     stored = manager.item_metadata(step)
-    _check_shapes(folder, stored['model'], abstract['model'], about)
+    for name, item in abstract.items():
+      _check_shapes(folder, name, stored[name], item, about)
     restored = manager.restore(
       step,
       args=ocp.args.Composite(
@@ -149,7 +150,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _check_shapes(
-  folder: Path, stored: Any, wanted: Any, about: Mapping[str, Any]
+  folder: Path, item: str, stored: Any, wanted: Any, about: Mapping[str, Any]
 ) -> None:
   there, wanted = _shapes(stored), _shapes(wanted)
   differ = [
@@ -163,10 +164,14 @@ def _check_shapes(
   # The description has a digest of the shapes as they were written. If the
   # configuration agrees with that, the files have changed.
   shapes = {name: list(shape) for name, shape in wanted.items()}
-  if about['digests']['shapes'] == json_digest(shapes):
+  written = about['digests'].get(f'{item}_shapes')
+  if item == 'model':  # The key of the first versions.
+    written = about['digests']['shapes']
+  if written in (None, json_digest(shapes)):
     raise _damaged(folder, f'{len(differ)} arrays are not as they were')
+  of = 'network' if item == 'model' else 'optimizer or version'
   raise UserError(
-    f'checkpoint {folder} is of another network than the configuration: '
+    f'checkpoint {folder} is of another {of} than the configuration: '
     f'{len(differ)} arrays differ ({"; ".join(differ[:3])}'
     f'{"; ..." if len(differ) > 3 else ""}). Give the --config and the '
     '--config.model flags it was trained with.'

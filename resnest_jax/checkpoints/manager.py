@@ -1,12 +1,12 @@
 """The checkpoints in a folder, with Orbax: written in the background, checked.
 
-A checkpoint holds three items: `model` (params and batch_stats, or their
-moving averages), `optimizer` (step and its state; with averages also what they
-are averages of) and `about`, JSON that says where the run stood and what
-the weights are (configuration, dilation rule, position in the data, scores),
-with checksums of everything. Orbax writes into a temporary folder and renames
-it, so what carries a step's number was whole once; the checksums tell whether
-it still is.
+A checkpoint has three items. `model` is what is evaluated: params and
+batch_stats, or their moving averages. `optimizer` is what training needs
+besides: the step, the optimizer's state, and with moving averages the trained
+variables. `about` is JSON: configuration, classes, dilation rule, position in
+the data, scores, and checksums of everything. Orbax writes into a temporary
+folder and renames it, so a folder with a step's number was whole once; the
+checksums tell whether it still is.
 """
 
 import contextlib
@@ -156,12 +156,13 @@ def save(
   # platform stacks blocks.
   step, counts = int(state.step), stacked(state.params)
   optimizer = unstack(_optimizer_item(state), counts)
-  variables = unstack(state.best_variables(), counts)
+  variables = unstack(state.eval_variables(), counts)
   about = dict(about) | {'metrics': dict(metrics) if metrics else None}
   digests = {
     'model': tree_digest(variables),
     'optimizer': tree_digest(optimizer),
     'shapes': shapes_digest(variables),
+    'optimizer_shapes': shapes_digest(optimizer),
   }
   # The digest is of what will be read: JSON knows no tuples, and only strings
   # as keys.
@@ -216,7 +217,7 @@ def restore(
   restored, about = read_items(
     manager,
     step,
-    model=unstack(abstract.best_variables(), counts),
+    model=unstack(abstract.eval_variables(), counts),
     optimizer=unstack(_optimizer_item(abstract), counts),
   )
   model, optimizer = restored['model'], dict(restored['optimizer'])

@@ -37,7 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
     """The trained variables, as `model.apply` takes them."""
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
-  def best_variables(self) -> dict[str, Any]:
+  def eval_variables(self) -> dict[str, Any]:
     """The variables to evaluate and export: the averages if there are any."""
     return self.variables() if self.ema is None else self.ema
 
@@ -54,10 +54,11 @@ class Run:
   # Finished steps. `state.step` has the same number, but on the devices: to
   # read it is to wait for them.
   step: int = 0
-  saved_step: int = 0  # Of the newest regular checkpoint, or of the start.
+  saved_step: int = 0  # Of the newest checkpoint, also of an interrupted run.
   evaluating: bool = False  # An evaluation of `step` is due, or was cut off.
   best: dict[str, Any] | None = None  # {'step', 'mIoU'} of the best evaluation.
-  # The scalars of each step since the last log line, still on the devices.
+  # The scalars of each step since the last log line: on the devices, or read
+  # from the state of an interrupted run.
   unlogged: collections.deque = dataclasses.field(
     default_factory=collections.deque
   )
@@ -73,13 +74,14 @@ def unlogged_scalars(run: Run) -> list[dict[str, float]]:
     {name: float(value) for name, value in row.items()}
     for row in jax.device_get(list(run.unlogged))
   ]
+  newest = f'the newest checkpoint is from step {run.saved_step}'
+  newest = newest if run.saved_step else 'there is no checkpoint yet'
   for step, row in enumerate(rows, run.step - len(rows) + 1):
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if bad:
       raise UserError(
-        f'{bad[0]} is {row[bad[0]]} at step {step}; the newest checkpoint '
-        f'is from step {run.saved_step}. Lower optimizer.learning_rate, or '
-        'look at the labels.'
+        f'{bad[0]} is {row[bad[0]]} at step {step}; {newest}. Lower '
+        'optimizer.learning_rate, or look at the labels.'
       )
   return rows
 

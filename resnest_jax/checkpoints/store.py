@@ -87,14 +87,15 @@ class Store(contextlib.AbstractContextManager):
     check_classes(about, self._about['classes'])
     run = Run(state, step=int(state.step), saved_step=int(state.step))
     run.best = about['best']
-    # A run that was stopped between two checkpoints has these as well.
+    # The state of an interrupted run also has the scalars that no log line has.
     run.unlogged.extend(about.get('unread', ()))
     run.evaluating = about.get('evaluating', False)
     return run
 
   def save(self, run: Run, metrics: Mapping[str, float] | None) -> None:
     """Starts writing a regular checkpoint; see `manager.save`."""
-    # Two, so that there is one before the newest, should that be damaged.
+    # The interrupted state stays until two checkpoints are as new as it: should
+    # the newest one be damaged, the run resumes from the one before.
     drop_superseded(self._workdir, 2)
     save(self._manager, run.state, self._describe(run), metrics)
 

@@ -1,0 +1,1 @@
+"""From an archive or folders to batches."""

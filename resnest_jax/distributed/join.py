@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from resnest_jax.distributed import failures as watch
+from resnest_jax.distributed import failures
 from resnest_jax.distributed.failures import (
   HEARTBEAT_SECONDS,
   end,
@@ -80,7 +80,7 @@ def joined(
 
   with contextlib.ExitStack() as stack:
     try:
-      watch.start()
+      failures.start()
       _check_same(facts)
       if jax.process_index():
         # One host prints. The others' stderr stays open for their errors.
@@ -89,9 +89,9 @@ def joined(
       yield
       # Nobody may leave while another host still needs the service.
       messages.wait_for_all('end')
-      watch.stop()
+      failures.stop()
     except BaseException as error:
-      watch.leave(error)
+      failures.leave(error)
   jax.distributed.shutdown()
 
 
@@ -173,7 +173,7 @@ def _find_others(timeout: int) -> bool:
     handler = signal.getsignal(signal.SIGTERM)
     jax.distributed.shutdown()
     signal.signal(signal.SIGTERM, handler)  # The service had put its own.
-    watch.end_as_usual_on_abort()
+    failures.end_as_usual_on_abort()
     return False
   return True
 

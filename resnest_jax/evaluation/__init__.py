@@ -1,0 +1,1 @@
+"""Every image of a split once: scores, report, submission."""

@@ -90,13 +90,17 @@ def evaluate_split(
     boundary = config.eval.boundary_iou and at_exit.enter_context(
       BoundaryIoU(len(split.labels.classes))
     )
+    watchers = [boundary] if boundary else []
+    # Without watchers and overlays label maps stay on the devices.
+    if extremes.number:
+      watchers.append(extremes)
     evaluator = Evaluator(
       config,
       model,
       split,
       protocol=protocol,
       keep=config.eval.overlays,
-      watchers=[x for x in (extremes.number and extremes, boundary) if x],
+      watchers=watchers,
     )
     evaluation = evaluator(variables)
     # Before the exit above cancels the threads that still count.

@@ -242,11 +242,13 @@ def write_program(
 
       stablehlo.write_stablehlo(file, program, size)
       run, written = stablehlo.read_stablehlo(file), written_now()
-    else:
+    elif name == 'onnx':
       from resnest_jax.export import onnx_file
 
       onnx_file.write_onnx(file, program, size, probabilities)
       run = onnx_file.read_onnx(file)
+    else:
+      raise ValueError(f'there is no writer of {name!r}')
   return Export(
     file.name,
     name,

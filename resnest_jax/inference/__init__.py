@@ -1,0 +1,1 @@
+"""From logits to label maps: protocols, windows, scales."""

@@ -46,7 +46,7 @@ class Protocol:
   def keep_size(self) -> bool:
     """Whether images must not be resized before they are batched."""
     # The scales are made from the original image, on the device.
-    return self.name.startswith('ms_')
+    return 'scales' in PROTOCOLS[self.name]
 
   def describe(self) -> dict[str, Any]:
     """Name and parameters for metrics.json."""
@@ -155,6 +155,8 @@ def make_views(
   """
   # Two parts, because only the network takes long to compile: the same program
   # serves labels of any padded shape.
+  if protocol.name == 'whole':
+    return make_whole(network, place)
   if protocol.name == 'slide':
     return make_slide(network, place, mesh, protocol.crop, protocol.stride)
   if protocol.keep_size:
@@ -168,7 +170,7 @@ def make_views(
       flip=protocol.flip,
       bucket=protocol.bucket,
     )
-  return make_whole(network, place)
+  raise ValueError(f'protocol {protocol.name!r} has no views')
 
 
 def make_whole(network: Callable, place: Callable) -> tuple[Callable, Callable]:

@@ -1,0 +1,1 @@
+"""The terms of the loss, computed in tiles of rows."""

@@ -1,0 +1,1 @@
+"""ResNeSt, the heads, and how each platform computes their layers."""

@@ -36,12 +36,6 @@ class Plan(NamedTuple):
   frozen_norms: str = 'none'
   ema_decay: float = 0.0
 
-  def gradients(self) -> Callable:
-    """`whole_gradients`, or another function with its signature."""
-    if self.micro_batches == 1:
-      return whole_gradients
-    return mean_gradients
-
   def frozen(self, params: Any) -> Any:
     """A tree of bools, or None where nothing is frozen."""
     if not self.freeze and self.frozen_norms == 'none':
@@ -133,7 +127,7 @@ def whole_gradients(
   images: Array,
   labels: Array,
   key: Array,
-  plan: Any,
+  plan: Plan,
 ) -> Gradients:
   """Gradients of the loss of a batch; arguments as those of `update`.
 
@@ -177,7 +171,7 @@ def mean_gradients(
   images: Array,
   labels: Array,
   key: Array,
-  plan: Any,
+  plan: Plan,
 ) -> Gradients:
   """The mean of the gradients of the micro-batches, one after the other."""
   # Each micro-batch is normalised by its own statistics, and the running

@@ -117,7 +117,8 @@ def train(
       stuck = functools.partial(data.stuck, config.data.timeout)
       return stopper.waiting(save, stuck)
 
-    # Between two waits only this thread may stop the run: `run` changes.
+    # `run` changes from here on. Only this thread may stop the process, except
+    # in `waiting`, where `run` is at rest.
     at_exit.enter_context(stopper.busy())
     while run.evaluating or run.step < total_steps:
       if stopper.requested(run.step):
@@ -136,13 +137,14 @@ def train(
         run.evaluating = last or run.step % config.train.eval_steps == 0
 
       saving = run.evaluating or run.step % config.train.checkpoint_steps == 0
-      # Before anything is saved: it raises where the loss is not finite.
+      # Reported before anything is saved: a loss that is not finite ends the run
+      # here, and the newest checkpoint is still a good one.
       if run.unlogged and (saving or run.step % config.train.log_steps == 0):
         report.steps(run, batches.report_skipped())
         store.check()
       metrics = None
       if run.evaluating:
-        evaluation = evaluate(run.state.best_variables(), waiting)
+        evaluation = evaluate(run.state.eval_variables(), waiting)
         report.evaluation(run, evaluation, splits.eval)
         metrics = evaluation.scores.summary()
         if not run.best or metrics['mIoU'] > run.best['mIoU']:
@@ -186,7 +188,7 @@ def compile_first(
 
 
 def take_step(compiled: Any, run: Run, batch: Batch, report: Report) -> None:
-  """Starts a step on the devices; returns before it is finished."""
+  """Starts a step on the devices; waits for none but the one before last."""
   number = run.step + 1
   report.profile.before(number)
   with jax.profiler.StepTraceAnnotation('train', step_num=number):

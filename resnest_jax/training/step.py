@@ -24,7 +24,13 @@ from resnest_jax.models.segmentor import (
 )
 from resnest_jax.sharding import batch_shardings, replicated, shared_rows
 from resnest_jax.training.freezing import train_the_rest
-from resnest_jax.training.gradients import WHOLE, Plan, create_plan
+from resnest_jax.training.gradients import (
+  WHOLE,
+  Plan,
+  create_plan,
+  mean_gradients,
+  whole_gradients,
+)
 from resnest_jax.training.optimizer import create_optimizer
 
 # Leaves of at least so many values are summed by kernels of their own;
@@ -111,7 +117,8 @@ def update(
       scalars |= {f'decode_{name}': value for name, value in terms.items()}
     return scalars
 
-  grads, scalars, batch_stats = plan.gradients()(
+  gradients = whole_gradients if plan.micro_batches == 1 else mean_gradients
+  grads, scalars, batch_stats = gradients(
     model, score, state.variables(), images, labels, key, plan
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

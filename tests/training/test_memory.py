@@ -226,7 +226,7 @@ def test_averages_are_what_a_checkpoint_offers(tmp_path):
   }
   state = start_state(optimizer, variables, ema=True)
   state = state.replace(ema=jax.tree.map(lambda x: x + 7, state.ema))
-  assert state.best_variables() is state.ema
+  assert state.eval_variables() is state.ema
   with store.open_checkpoints(tmp_path) as manager:
     store.save(manager, state.replace(step=np.int32(5)), {})
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)

@@ -184,7 +184,7 @@ def test_starts_from_weights(train, tmp_path):
   path, _ = write_weights(tmp_path / 'x', 'official', tensors, {})
   training, _, mesh = trainable('scanned', **train)
   state = by_name(fresh(training, mesh, str(path), ema=bool(train)))
-  for variables in (state.variables(), state.best_variables()):
+  for variables in (state.variables(), state.eval_variables()):
     jax.tree.map(np.testing.assert_array_equal, variables, weights)
   assert (state.ema is None) == (not train)
 

@@ -1,0 +1,1 @@
+"""The label doctor: rules over the samples of a data set."""

@@ -1,0 +1,1 @@
+"""Drawn data sets in the layout of the real ones."""

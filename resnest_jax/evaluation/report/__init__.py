@@ -1,1 +1,1 @@
-"""The report of an evaluation: one self-contained HTML file."""
+"""report.html."""

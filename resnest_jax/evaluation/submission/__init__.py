@@ -1,0 +1,1 @@
+"""Zip files for the test servers."""
