@@ -137,8 +137,8 @@ def train(
         run.evaluating = last or run.step % config.train.eval_steps == 0
 
       saving = run.evaluating or run.step % config.train.checkpoint_steps == 0
-      # Reported before anything is saved: a loss that is not finite ends the run
-      # here, and the newest checkpoint is still a good one.
+      # Reported before anything is saved: a loss that is not finite ends the
+      # run here, and the newest checkpoint is still a good one.
       if run.unlogged and (saving or run.step % config.train.log_steps == 0):
         report.steps(run, batches.report_skipped())
         store.check()
