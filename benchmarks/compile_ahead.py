@@ -8,7 +8,7 @@ r"""Compiles training and evaluation for TPUs and GPUs that are not there.
 XLA's compilers for TPU and GPU run on any machine; they say how much memory a
 program takes, what devices send each other, and what it calls. They do not say
 how long it takes. `cpu`, the CPU devices that are there, needs no compiler
-beside JAX's own.
+next to JAX's own.
 
 Flags with several values are combined with each other. With `--out` figures are
 kept in DIR/compile_ahead-CHIP.json as they come; what is there already is not

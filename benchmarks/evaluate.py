@@ -56,7 +56,7 @@ def make_plain_step(model: Any, num_classes: int) -> steps.EvalStep:
   """As `make_eval_step`, for images without padding.
 
   The network compiles for each size of its input, what follows for each size
-  of the original beside it.
+  of the original next to it.
   """
 
   @jax.jit

@@ -4,7 +4,7 @@
     python benchmarks/forms_ahead.py --topology v5e:1x1 --out benchmarks/results
 
 Layers and ways are those of conv_forms.py, forward with backward. Cycles are
-the sum of what XLA's cost model writes beside each operation of the compiled
+the sum of what XLA's cost model writes next to each operation of the compiled
 program, temporaries what the program needs besides inputs and outputs. Nothing
 runs: cycles are the compiler's estimate, not a measurement. `cpu` has none.
 """

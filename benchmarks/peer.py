@@ -21,7 +21,7 @@ class Peer:
 
     Args:
       command: a Python that has mmsegmentation, with flags if it needs any.
-      script: a file beside this one.
+      script: a file next to this one.
       *arguments: of the script.
 
     Raises:

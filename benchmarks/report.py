@@ -1,4 +1,4 @@
-"""What all benchmarks write beside their figures, and where."""
+"""Machine, versions and date, which all benchmarks write with their figures."""
 
 import datetime
 import json

@@ -1,1 +1,1 @@
-"""What a run keeps: state, checksums, and how it resumes."""
+"""The state that a run keeps, its checksums, and how it resumes."""

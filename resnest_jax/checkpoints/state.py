@@ -1,4 +1,4 @@
-"""What training changes: the state of a step, and where a run stands."""
+"""State of a training: what a step changes, and where the run stands."""
 
 import collections
 import dataclasses

@@ -39,12 +39,12 @@ DAMAGED = 'damaged_checkpoints'
 
 
 def checkpoint_dir(workdir: Path) -> Path:
-  """Where a run keeps its checkpoints (Orbax wants an absolute path)."""
+  """The folder of a run's checkpoints, absolute as Orbax wants it."""
   return Path(workdir).absolute() / 'checkpoints'
 
 
 def interrupted_dir(workdir: Path) -> Path:
-  """Where a run that was stopped keeps its state for the next start."""
+  """The folder of the state that a stopped run leaves."""
   return Path(workdir).absolute() / 'interrupted'
 
 

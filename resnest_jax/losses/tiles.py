@@ -72,19 +72,19 @@ def _over_own_rows(run, last, logits, labels, maps):
   up = [(i + 1, i) for i in range(last)]
   place = lax.axis_index('spatial')
 
-  def beside(first: Array, final: Array) -> tuple[Array, Array]:
+  def neighbours(first: Array, final: Array) -> tuple[Array, Array]:
     # The neighbours' rows. An image's edge repeats its own row.
     above = lax.ppermute(final, 'spatial', down)
     below = lax.ppermute(first, 'spatial', up)
     above = jnp.where(place == 0, first, above)
     return above, jnp.where(place == last, final, below)
 
-  above, below = beside(logits[:, :1], logits[:, -1:])
+  above, below = neighbours(logits[:, :1], logits[:, -1:])
   strip = jnp.concatenate([above, logits, below], 1)
   sums, pixels, gradient = run(strip, labels, maps, True)
   sums = jax.tree.map(lambda x: lax.psum(x, 'spatial'), sums)
   if gradient is not None:
-    above, below = beside(gradient[:, :1], gradient[:, -1:])
+    above, below = neighbours(gradient[:, :1], gradient[:, -1:])
     # The received row's gradient belongs to the neighbour; at an image's edge
     # it comes back to the repeated row.
     gradient = gradient[:, 1:-1].at[:, :1].add(above).at[:, -1:].add(below)
