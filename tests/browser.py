@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import re
 import shutil
 
 import cv2
@@ -73,6 +74,13 @@ def one(browser, selector):
 
 def every(browser, selector):
   return browser.find_elements(By.CSS_SELECTOR, selector)
+
+
+def brightness(browser, selector, key):
+  """Of a colour, 0 to 255."""
+  colour = one(browser, selector).value_of_css_property(key)
+  numbers = np.array(re.findall(r'[\d.]+', colour)[:3], float)
+  return numbers.mean() * (255 if numbers.max() <= 1 else 1)
 
 
 def decoded(image):

@@ -13,11 +13,10 @@ import jax
 import numpy as np
 from golden import reference
 
-from resnest_jax import sharding
+from resnest_jax import Predictor, sharding
 from resnest_jax.data import preprocess
 from resnest_jax.data.own.classes import label_set
 from resnest_jax.inference import steps
-from resnest_jax.inference.predictor import Predictor
 from resnest_jax.inference.protocols import Protocol
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import import_state_dict
@@ -38,20 +37,14 @@ class Upsampler:
 
   def __init__(self, num_classes=CLASSES):
     self.num_classes = num_classes
-    self.traces = 0
 
   def apply(self, variables, images, train, size):
     assert train is False
-    self.traces += 1
-    batch, height, width, _ = images.shape
     small = images[:, ::8, ::8] @ variables['kernel'][:, : self.num_classes]
-    assert small.shape == (batch, height // 8, width // 8, self.num_classes)
     return types.SimpleNamespace(logits=small)
 
 
-def random_batch(
-  seed, sizes, label_sizes, first_index=0, label_canvas=LABEL_CANVAS
-):
+def random_batch(seed, sizes, label_sizes, label_canvas=LABEL_CANVAS):
   rng = np.random.default_rng(seed)
   count = len(sizes)
   batch = {
@@ -59,8 +52,8 @@ def random_batch(
     'size': np.array(sizes, np.int32),
     'label': np.full((count, *label_canvas), 255, np.uint8),
     'label_size': np.array(label_sizes, np.int32),
-    'index': np.arange(first_index, first_index + count, dtype=np.int32),
-    'name': [f'image_{first_index + i}' for i in range(count)],
+    'index': np.arange(count, dtype=np.int32),
+    'name': [f'image_{i}' for i in range(count)],
   }
   for i, ((h, w), (hl, wl)) in enumerate(zip(sizes, label_sizes, strict=True)):
     batch['image'][i, :h, :w] = rng.integers(0, 256, (h, w, 3))
@@ -70,10 +63,9 @@ def random_batch(
   return batch
 
 
-def batch_of(seed, indices, first_index=0):
+def batch_of(seed, indices):
   """Those of `SIZES`."""
-  sizes, label_sizes = SIZES[indices], LABEL_SIZES[indices]
-  return random_batch(seed, sizes, label_sizes, first_index)
+  return random_batch(seed, SIZES[indices], LABEL_SIZES[indices])
 
 
 def make_step(model=None, **options):
@@ -127,12 +119,6 @@ def network(image):
   """Logits of one uint8 image (h, w, 3), at its own size."""
   normalised = (image[::8, ::8] - np.array(preprocess.MEAN)) / preprocess.STD
   return resized(normalised @ variables()['kernel'], image.shape[:2])
-
-
-def plain_map(logits, size, label_size):
-  """Resize, resize, argmax, of one image without padding."""
-  logits = resized(resized(logits, size), label_size)
-  return logits.argmax(-1)
 
 
 def slide_scores(image, label_size, crop, stride):

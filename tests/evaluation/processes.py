@@ -22,22 +22,25 @@ from resnest_jax import sharding
 from resnest_jax.config import load_config
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UserError
+from resnest_jax.evaluation.evaluate import evaluate
 from resnest_jax.evaluation.evaluate_split import evaluate_split
-from resnest_jax.inference import steps
 
 
 class Noise:
-  """A split of random images and labels of many sizes."""
+  """A split of random images and labels of sizes between two, both included."""
 
-  def __init__(self, number, broken=()):
-    self.number, self.broken = number, broken
+  def __init__(self, number, broken=(), sizes=((20, 20), (64, 64)), seed=0):
+    low, high = sizes
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(low, np.add(high, 1), (number, 2)).tolist()
+    self.sizes = [low, high, *map(tuple, drawn)][:number]
+    self.broken = broken
 
   def __len__(self):
-    return self.number
+    return len(self.sizes)
 
   def __getitem__(self, index):
-    rng = np.random.default_rng(index)
-    size = tuple(rng.integers(20, 65, 2))
+    rng, size = np.random.default_rng([8, index]), self.sizes[index]
     label = rng.integers(0, plain.CLASSES, size, np.uint8)
     if index in self.broken:
       label[0, 0] = plain.CLASSES
@@ -52,7 +55,7 @@ SPLITS = (Noise(5), Noise(1), Noise(5, broken=(3,)))
 def outcome(split, mesh=None, batch_size=3, network=None):
   """Results of an evaluation, to be compared as JSON; or the error's text."""
   mesh = mesh or sharding.local_mesh()
-  shown, batch_size = [], steps.divisible_batch_size(batch_size, mesh)
+  shown, batch_size = [], sharding.divisible_batch_size(batch_size, mesh)
   model, variables = network or (plain.Upsampler(), plain.variables())
   batches = make_eval_iterator(
     types.SimpleNamespace(num_threads=1, image_scale=(64, 64)),
@@ -64,7 +67,7 @@ def outcome(split, mesh=None, batch_size=3, network=None):
   )
   try:
     with contextlib.closing(batches):
-      evaluation = steps.evaluate(
+      evaluation = evaluate(
         plain.make_step(model, mesh=mesh),
         variables,
         batches,
@@ -78,7 +81,6 @@ def outcome(split, mesh=None, batch_size=3, network=None):
     'batch_size': batch_size,
     'shown': sorted(shown),
     'confusion': evaluation.confusion.tolist(),
-    'dtype': str(evaluation.confusion.dtype),
     'image_counts': evaluation.image_counts.tolist(),
     'mIoU': evaluation.scores.mIoU,
   }

@@ -1,12 +1,12 @@
 """Zip files for the test servers: what is written, and each fault found."""
 
-import io
 import json
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
+from data.small_archives import decode, encode
 from PIL import Image
 
 from resnest_jax.errors import UserError
@@ -26,17 +26,8 @@ ADE_SIZES = {  # Width, height.
 CITY_KEYS = ('berlin_000000_000019', 'mainz_000001_000120')
 
 
-def png(pixels):
-  """The file of an array or, with a palette, of Pillow's image."""
-  if isinstance(pixels, np.ndarray):
-    return cv2.imencode('.png', pixels)[1].tobytes()
-  file = io.BytesIO()
-  pixels.save(file, 'png')
-  return file.getvalue()
-
-
 def filled(value=1, size=(30, 40), dtype=np.uint8):
-  return png(np.full(size, value, dtype))
+  return encode(np.full(size, value, dtype))
 
 
 def random_mask(classes, size, seed=0):
@@ -77,28 +68,9 @@ def city(tmp_path):
   return predictions, images
 
 
-@pytest.fixture
-def good_city(city, tmp_path):
-  out = tmp_path / 'good.zip'
-  write.write(CITY, city[0], out, rules.read_images(CITY, city[1]))
-  return out
-
-
-def command(name, folders, out):
-  predictions, images = map(str, folders)
-  submission.main(
-    [name, '--predictions', predictions, '--out', str(out), '--images', images]
-  )
-
-
 def read_zip(path):
   with zipfile.ZipFile(path) as archive:
-    return {
-      name: cv2.imdecode(
-        np.frombuffer(archive.read(name), np.uint8), cv2.IMREAD_UNCHANGED
-      )
-      for name in archive.namelist()
-    }
+    return {name: decode(archive.read(name)) for name in archive.namelist()}
 
 
 def said(findings):
@@ -116,28 +88,27 @@ def changed(source, files):
   return target
 
 
-def test_ade20k_counts_from_one(ade, tmp_path, capsys):
+def test_ade20k_counts_from_one(ade, tmp_path):
   out = tmp_path / 'new' / 'ade20k.zip'
-  command('ade20k', ade, out)
-  assert '3 masks' in capsys.readouterr().out
+  predictions, images = map(str, ade)
+  flags = ['--predictions', predictions, '--out', str(out), '--images', images]
+  submission.main(['ade20k', *flags])
   written = read_zip(out)
   assert sorted(written) == [f'{name}.png' for name in ADE_SIZES]
   for i, (name, size) in enumerate(ADE_SIZES.items()):
     expected = random_mask(150, size, i) + 1
     np.testing.assert_array_equal(written[f'{name}.png'], expected)
   verdict = validate(out, images=ade[1])
-  assert verdict.benchmark is ADE
-  assert (verdict.files, verdict.errors) == (3, [])
+  assert (verdict.benchmark, verdict.files, verdict.errors) == (ADE, 3, [])
   assert '3 test images, ade20k has 3352' in said(verdict.warnings)
   everything = np.concatenate([x.ravel() for x in written.values()])
   counted = np.bincount(everything, minlength=151)[1:]
   np.testing.assert_array_equal(verdict.pixels, counted)
-  assert [p.name for p in out.parent.iterdir()] == ['ade20k.zip']
 
 
-def test_cityscapes_has_label_ids(city, tmp_path, capsys):
+def test_cityscapes_has_label_ids(city, tmp_path):
   out = tmp_path / 'cityscapes.zip'
-  command('cityscapes', city, out)
+  write.write(CITY, city[0], out, rules.read_images(CITY, city[1]))
   written = read_zip(out)
   assert sorted(written) == [f'{key}_labelIds.png' for key in CITY_KEYS]
   for i, mask in enumerate(written.values()):
@@ -147,22 +118,6 @@ def test_cityscapes_has_label_ids(city, tmp_path, capsys):
   verdict = validate(out, images=city[1])
   assert verdict.errors == []
   assert verdict.images.tolist() == [2] * 19
-  submission.main(['validate', str(out), '--images', str(city[1])])
-  assert '0 errors, 1 warnings' in capsys.readouterr().out
-
-
-def test_numbers_and_names_without_the_images(city, good_city, tmp_path):
-  errors = validate(good_city).errors
-  assert '1045 masks are missing, of 1046 ' in errors[0].what
-  assert errors[0].samples[:2] == (
-    'berlin_000001_000019',
-    'berlin_000002_000019',
-  )
-  assert '0 masks are there whose names begin with bielefeld_' in said(errors)
-  assert 'begin with mainz_; the benchmark has 298' in said(errors)
-  with pytest.raises(UserError, match='1045 masks are missing'):
-    write.write(CITY, city[0], tmp_path / 'other.zip')
-  assert not list(tmp_path.glob('*other*'))
 
 
 NUMBERS = {'berlin': 544, 'bonn': 46, 'leverkusen': 58, 'munich': 398}
@@ -174,25 +129,18 @@ CITY_NAMES = [
 ADE_NAMES = [f'ADE_test_{i:08d}' for i in range(1, 3353)]
 
 
-def test_complete_sets_have_nothing_missing():
+def test_names_of_complete_sets_and_others():
   assert len(set(CITY_NAMES)) == 1525
   for benchmark, names in ((CITY, CITY_NAMES), (ADE, ADE_NAMES)):
     assert rules.check_names(benchmark, names, None) == []
-
-
-@pytest.mark.parametrize(
-  ('benchmark', 'names', 'told'),
-  [
+  for benchmark, names, told in (
     (CITY, [*CITY_NAMES, 'aachen_000000_000019'], "('aachen_000000_000019',)"),
+    (CITY, CITY_NAMES[1:], "('berlin_000000_000019',) 1 masks are missing"),
     (CITY, CITY_NAMES[:-1], '297 masks are there whose names begin with mainz'),
-    (ADE, ADE_NAMES[1:], '3351 masks are there'),
     (ADE, [*ADE_NAMES, 'ADE_test_00003490'], "('ADE_test_00003490',)"),
-  ],
-  ids=['unknown', 'one missing', 'another missing', 'beyond'],
-)
-def test_names_of_no_complete_set_are_told(benchmark, names, told):
-  (finding,) = rules.check_names(benchmark, names, None)
-  assert told in f'{finding.samples} {finding.what}'
+  ):
+    (finding,) = rules.check_names(benchmark, names, None)
+    assert told in f'{finding.samples} {finding.what}'
 
 
 @pytest.fixture
@@ -203,30 +151,21 @@ def good(ade, tmp_path):
 
 
 FIRST = 'ADE_test_00000001.png'
+FROM_0 = {f'{x}.png': filled(0, ADE_SIZES[x][::-1]) for x in ADE_SIZES}
 
 
 @pytest.mark.parametrize(
   ('files', 'message'),
   [
     ({FIRST: None}, '1 masks are missing, of 3'),
-    (
-      {'ADE_test_00000007.png': filled()},
-      '1 masks are of no test image of ade20k',
-    ),
+    ({'ADE_test_00000007.png': filled()}, '1 masks are of no test image'),
     ({'.DS_Store': b'x'}, '1 files have names that no test image has'),
     ({FIRST: b'GIF89a'}, '1 of 3 files are no PNG files'),
-    (
-      {FIRST: filled(size=(40, 30))},
-      'another size than their image: 30 x 40 instead of 40 x 30',
-    ),
-    ({FIRST: filled(size=(30, 40, 3))}, 'not 8-bit grey: 8-bit RGB'),
+    ({FIRST: filled(size=(40, 30))}, '30 x 40 instead of 40 x 30'),
     ({FIRST: filled(dtype=np.uint16)}, 'not 8-bit grey: 16-bit grey'),
-    ({FIRST: png(Image.new('P', (40, 30), 3))}, 'palette'),
     ({FIRST: filled()[:50]}, '1 of 3 files cannot be decoded'),
-    (
-      {FIRST: filled(0)},
-      '1 of 3 masks have the value 0, which is "other" and no class',
-    ),
+    ({FIRST: filled(0)}, '1 of 3 masks have the value 0, which is "other"'),
+    (FROM_0, 'none has 150: they count the classes from 0'),
     ({FIRST: filled(255)}, '1 of 3 masks have values above 150: 255.'),
     ({FIRST: None, f'x/{FIRST}': filled()}, '1 masks lie in folders'),
     ({f'x/{FIRST}': filled()}, '1 test images have several masks'),
@@ -237,35 +176,26 @@ def test_faults_of_a_zip_are_named(ade, good, files, message):
   assert message in said(validate(changed(good, files), ADE, ade[1]).errors)
 
 
-def test_a_forgotten_one_is_seen(ade, tmp_path):
-  bad = tmp_path / 'bad.zip'
-  with zipfile.ZipFile(bad, 'w') as archive:
-    for name in ADE_SIZES:
-      archive.write(ade[0] / f'{name}.png', f'{name}.png')
-  (finding,) = validate(bad, images=ade[1]).errors
-  assert 'none has 150: they count the classes from 0' in finding.what
-  assert len(finding.samples) == 3
-  assert 'Add 1' in finding.remedy
-
-
-def test_train_ids_are_told_from_label_ids(city, good_city):
+def test_train_ids_are_told_from_label_ids(city, tmp_path):
   """Predictions themselves, 255, and ids that are not evaluated."""
   first, second = (f'{key}_labelIds.png' for key in CITY_KEYS)
   pixels = np.full((1024, 2048), 7, np.uint8)
+  good = tmp_path / 'good.zip'
+  write.write(CITY, city[0], good, rules.read_images(CITY, city[1]))
 
   def judge(*masks):
     files = dict(zip((first, second), masks, strict=False))
-    return validate(changed(good_city, files), images=city[1])
+    return validate(changed(good, files), images=city[1])
 
   trained = city[0] / f'{CITY_KEYS[0]}_leftImg8bit.png'
   (finding,) = judge(trained.read_bytes()).errors
   assert '1 of 2 masks hold train ids' in finding.what
   assert finding.samples == (first,)
   pixels[0] = 255
-  (finding,) = judge(png(pixels)).errors
+  (finding,) = judge(encode(pixels)).errors
   assert 'no label id: 255;' in finding.what
   pixels[0] = 0
-  verdict = judge(png(pixels))
+  verdict = judge(encode(pixels))
   assert verdict.errors == []
   assert 'not evaluated: 0.' in verdict.warnings[-1].what
   # If no mask has anything else, 0 is the train id of road.
@@ -286,13 +216,9 @@ def test_damaged_bytes_are_seen_by_their_checksum(good, tmp_path):
 
 
 def test_the_command_ends_with_one_for_errors(good, capsys):
-  with pytest.raises(SystemExit) as end:
+  with pytest.raises(SystemExit, match='1'):
     submission.main(['validate', str(good)])
-  assert end.value.code == 1
-  out = capsys.readouterr().out
-  assert '3 masks are there whose names begin with ADE_test_' in out
-  assert '3 of 3352 masks for ade20k' in out
-  assert '1 errors, 0 warnings' in out
+  assert '1 errors, 0 warnings' in capsys.readouterr().out
 
 
 def test_nothing_is_written_over_or_halfway(ade, tmp_path):
@@ -306,6 +232,7 @@ def test_nothing_is_written_over_or_halfway(ade, tmp_path):
   refused('is there already')
   assert out.read_text() == 'precious'
   out.unlink()
+  refused('1 masks are missing', ADE_test_00000004=(7, 7))
   refused('25 x 35 instead of 7 x 7', ADE_test_00000002=(7, 7))
   (ade[0] / FIRST).write_bytes(filled(150))
   refused('has the value 150; .* from 0 to 149')
@@ -324,12 +251,10 @@ def test_predictions_that_do_not_fit(ade, tmp_path):
   ):
     with pytest.raises(UserError, match=message):
       write.write(ADE, folder, tmp_path / out, ADE_SIZES)
-  for images, message in (
-    (ade[1], 'holds no test image of cityscapes'),
-    (ade[0] / 'classes.json', 'no folder and no zip'),
-  ):
-    with pytest.raises(UserError, match=message):
-      rules.read_images(CITY, images)
+  with pytest.raises(UserError, match='holds no test image of cityscapes'):
+    rules.read_images(CITY, ade[1])
+  with pytest.raises(UserError, match='no folder and no zip'):
+    rules.read_images(CITY, ade[0] / 'classes.json')
 
 
 def test_a_zip_of_something_else(tmp_path):

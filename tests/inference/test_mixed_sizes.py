@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from evaluation.plain import CLASSES, TINY
+from evaluation.processes import Noise
 from golden import reference
 from lengths import others_long
 from models.torch_segmentor import TorchSegmentor, upsampled
@@ -16,29 +17,6 @@ from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.inference import steps
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
-
-SMALLEST, LARGEST = (40, 40), (200, 300)
-
-
-class Pictures:
-  """A split of noise, 15 images of sizes drawn between the two above."""
-
-  def __init__(self, seed):
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(SMALLEST, np.add(LARGEST, 1), (13, 2)).tolist()
-    self.sizes = [SMALLEST, LARGEST, *map(tuple, drawn)]
-
-  def __len__(self):
-    return len(self.sizes)
-
-  def __getitem__(self, index):
-    rng = np.random.default_rng([8, index])
-    size = self.sizes[index]
-    return {
-      'image': rng.integers(0, 256, (*size, 3), np.uint8),
-      'label': rng.integers(0, CLASSES, size, np.uint8),
-      'name': str(index),
-    }
 
 
 @pytest.mark.usefixtures('float64')
@@ -61,7 +39,8 @@ def test_mixed_sizes_equal_each_image_alone(head, output_stride, monkeypatch):
     return make_views(protocol, keeping, *others)
 
   monkeypatch.setattr(steps, 'make_views', watched)
-  split, shapes, errors, seen = Pictures(len(head)), set(), [], []
+  split = Noise(15, sizes=((40, 40), (200, 300)), seed=len(head))
+  shapes, errors, seen = set(), [], []
   with runtime.count_compilations() as compiled:
     model = create_segmentor(
       TINY | {'head': head, 'output_stride': output_stride}

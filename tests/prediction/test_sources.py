@@ -64,33 +64,23 @@ def test_patterns_keep_the_folders_below_their_fixed_part(trip):
   assert found('trip/[a].jpg') == [('trip/[a].jpg', '.')]
 
 
-@pytest.mark.parametrize(
-  ('given', 'message'),
-  [
-    ('trip/*.tif', r"the pattern 'trip/\*\.tif' matches no picture or video"),
-    ('trip/*.txt', r"the pattern 'trip/\*\.txt' matches no picture or video"),
-    ('nowhere', 'there is no file, folder or pattern nowhere'),
-    ('empty', r'no picture or video in .*--recursive'),
-  ],
-)
-def test_what_is_not_there_is_told(trip, given, message):
+def test_what_is_not_there_is_told(trip):
   (trip.parent / 'empty').mkdir()
-  with pytest.raises(UserError, match=message):
-    find_sources(['trip', given] if given != 'empty' else [given])
+  for given, message in (
+    (['trip', 'trip/*.txt'], r"pattern 'trip/\*\.txt' matches no picture"),
+    (['trip', 'nowhere'], 'there is no file, folder or pattern nowhere'),
+    (['empty'], r'no picture or video in .*--recursive'),
+  ):
+    with pytest.raises(UserError, match=message):
+      find_sources(given)
 
 
 def test_names_of_what_is_written():
   picture, video = Source(Path('x/a.jpg')), Source(Path('b.mp4'), Path('sub'))
-  assert output_files([picture, video]) == [
-    {
-      'masks': Path('a.png'),
-      'colors': Path('a_color.png'),
-      'overlays': Path('a_overlay.png'),
-    },
-    {
-      'colors': Path('sub/b_color.mp4'),
-      'overlays': Path('sub/b_overlay.mp4'),
-    },
+  names = [list(map(str, x.values())) for x in output_files([picture, video])]
+  assert names == [
+    ['a.png', 'a_color.png', 'a_overlay.png'],
+    ['sub/b_color.mp4', 'sub/b_overlay.mp4'],
   ]
   assert masks([picture, video]) == ['a.png', 'sub/b']
 
@@ -106,9 +96,6 @@ def test_pictures_of_the_same_name(tmp_path):
   told = f'{first}/a.jpg and {second}/a.jpg would both be written to a.jpg.png'
   with pytest.raises(UserError, match=told):
     output_files(of_both)
-  sources = [Source(first / 'b.jpg'), Source(first / 'b_overlay.jpg')]
-  with pytest.raises(UserError, match='both be written to b_overlay'):
-    output_files(sources)
   # The folder of a video's masks, and one of pictures.
   sources = [Source(Path('day.mp4')), Source(Path('day/a.jpg'), Path('day'))]
   assert masks(sources) == ['day.mp4', 'day/a.png']
@@ -130,7 +117,6 @@ def test_nothing_is_overwritten_unasked(trip):
   (trip / 'day 1' / 'a.png').touch()
   for folder, given, overwrite, message in (
     (out, 'trip', False, 'is not empty; add --overwrite'),
-    (trip, 'trip', True, 'is the folder of the pictures'),
     (trip, 'trip/a.jpg', True, 'is the folder of the pictures'),
     (trip / 'a.jpg', 'trip', False, 'is a file'),
     (trip, 'trip/*/a.png', True, r'day 1/a\.png could be overwritten'),

@@ -12,7 +12,6 @@ import pytest
 from evaluation.drawn import write_video
 from evaluation.plain import make_predictor
 
-from resnest_jax.errors import UnreadableSample
 from resnest_jax.inference.protocols import Protocol
 from resnest_jax.prediction.files import Done, predict_video
 from resnest_jax.prediction.sources import KINDS, Source, output_files
@@ -60,12 +59,11 @@ def test_frames_keep_their_order(batch_size, tmp_path):
   assert done.tasks == [(10, 10)]
   expected = [predictor.predict(frame) for frame in read_video(path)[0]]
   assert names_in(out / 'clip') == [f'{i:06}.png' for i in range(10)]
-  for name, prediction in zip(names_in(out / 'clip'), expected, strict=True):
-    mask = cv2.imread(str(out / 'clip' / name), cv2.IMREAD_UNCHANGED)
-    np.testing.assert_array_equal(mask, prediction.labels)
+  masks = [cv2.imread(str(path), -1) for path in sorted(out.glob('clip/*'))]
+  np.testing.assert_array_equal(masks, [each.labels for each in expected])
   for kind, drawn in (
-    ('colors', [prediction.colors() for prediction in expected]),
-    ('overlays', [prediction.overlay() for prediction in expected]),
+    ('colors', [each.colors() for each in expected]),
+    ('overlays', [each.overlay() for each in expected]),
   ):
     written, fps = read_video(out / files[kind])
     assert fps == 15.0
@@ -73,14 +71,6 @@ def test_frames_keep_their_order(batch_size, tmp_path):
     for i, frame in enumerate(written):  # The codec changes pixels a little.
       distances = np.abs(np.subtract(drawn, frame, dtype=float))
       assert distances.mean((1, 2, 3)).argmin() == i
-
-
-def test_files_of_videos_and_their_names(predictor, tmp_path):
-  path = write_video(tmp_path / 'clip.mov', 3, 24000 / 1001, 'mp4v')
-  done, _ = predict(predictor, path, tmp_path / 'out')
-  assert names_in(tmp_path / 'out') == ['clip_color.mp4', 'clip_overlay.mp4']
-  assert done.images() == 3
-  assert read_video(tmp_path / 'out' / 'clip_overlay.mp4')[1] == 23.976
 
 
 def test_what_was_read_of_a_video_that_is_cut_off_is_done(predictor, tmp_path):
@@ -101,7 +91,6 @@ def test_what_is_no_video_is_told_and_nothing_written(predictor, tmp_path):
   header = write_video(tmp_path / 'whole.mkv').read_bytes()[:600]
   for name, content, reason in (
     ('cut.mp4', whole[: len(whole) // 2], 'cannot be read as a video'),
-    ('text.mp4', b'no video', 'cannot be read as a video'),
     ('empty.mkv', b'', 'cannot be read as a video'),
     ('header.mkv', header, 'has no frame that can be read'),
   ):
@@ -165,9 +154,7 @@ def test_a_turned_video_is_read_upright(tmp_path):
   assert shapes == [(64, 48, 3)] * 2
 
 
-def test_frames_a_second_are_measured_where_the_file_is_not_believed(
-  tmp_path,
-):
+def test_frames_a_second_are_measured_where_the_file_is_not_believed(tmp_path):
   slow = write_video(tmp_path / 'slow.mp4', 8, 12.5, 'mp4v')
   fast = VideoReader(write_video(tmp_path / 'fast.mp4', 8, 1000, 'mp4v'))
   assert _measure_fps(slow) == pytest.approx(12.5)
@@ -192,15 +179,3 @@ def test_sizes_that_mp4_cannot_hold(predictor, tmp_path):
   ):
     outputs.write(thin)
   assert not (tmp_path / 'b.mp4').exists()
-
-
-def test_a_missing_end_is_told_by_frames_and_time(tmp_path):
-  reader = VideoReader(write_video(tmp_path / 'clip.avi', 5))
-  with pytest.raises(UnreadableSample, match='no frame that can be read'):
-    reader.check_end()
-  next(reader.frames())
-  with pytest.raises(UnreadableSample, match='after 1 of 5 frames'):
-    reader.check_end()
-  list(reader.frames())
-  assert reader.read == reader.total == 5
-  reader.check_end()
