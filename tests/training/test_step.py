@@ -17,9 +17,8 @@ from training.one_step import (
   training_batch,
 )
 
-from resnest_jax.models.initial import initial_variables
-from resnest_jax.models.resnest import Bottleneck
-from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.models.initial import initial_variables, variable_shapes
+from resnest_jax.models.segmentor import create_backbone, create_segmentor
 from resnest_jax.sharding import replicated
 from resnest_jax.training import step as step_module
 from resnest_jax.training.gradients import WHOLE, Plan
@@ -89,25 +88,17 @@ def test_state_is_donated():
 
 @pytest.mark.parametrize(('radix', 'groups'), [(1, 1), (1, 2), (2, 2), (4, 2)])
 def test_no_block_gathers_the_batch(radix, groups):
-  block = Bottleneck(
-    planes=8,
-    stride=2,
-    dilation=1,
-    radix=radix,
-    groups=groups,
-    base_width=64,
-    average_pool=True,
-    avd_first=False,
-    project=True,
-    same_pool=False,
-    train=True,
-    dtype=jnp.float32,
-  )
-  x = jax.ShapeDtypeStruct((8, 16, 16, 8), jnp.float32)
-  variables = jax.eval_shape(block.init, jax.random.key(0), x, None)
-  assert_gradients_local(
-    lambda v, x: block.apply(v, x, None, mutable='batch_stats'), variables, x
-  )
+  block = {'stage_sizes': (0, 1, 0, 0), 'radix': radix, 'groups': groups}
+  model = create_backbone(TINY | block | {'dtype': 'float32'})
+
+  def apply(variables, x):
+    (features, _), _ = model.apply(
+      variables, x, train=True, mutable=['batch_stats']
+    )
+    return features[1:]
+
+  x = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
+  assert_gradients_local(apply, variable_shapes(model), x)
 
 
 def test_initial_variables_are_drawn_as_the_modules_draw():
