@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from resnest_jax import drawing
-from resnest_jax.labels import ADE20K
 
 PALETTE = np.array([[200, 0, 0], [0, 100, 0], [0, 0, 50]], np.uint8)
 NAMES = ('wall', 'sky', 'tree')
@@ -24,12 +23,6 @@ def test_colours_are_the_palettes_and_no_class_is_black():
     [[200, 0, 0], [0, 100, 0]],
     [[0, 0, 50], [0, 0, 0]],
   ]
-  # A palette with all of ADE20K's classes.
-  label = np.array([[0, 149, 255]], np.uint8)
-  np.testing.assert_array_equal(
-    drawing.colour(label, ADE20K.palette)[0],
-    [ADE20K.palette[0], ADE20K.palette[149], [0, 0, 0]],
-  )
 
 
 def test_overlay_mixes_by_opacity_and_leaves_unlabelled_pixels():
@@ -45,11 +38,8 @@ def test_overlay_mixes_by_opacity_and_leaves_unlabelled_pixels():
 
 def test_error_map_has_three_kinds_of_pixels():
   picture = drawing.error_map(np.array([[0, 2], [2, 0]], np.uint8), LABEL)
-  right, wrong, ignored = picture[0, 0], picture[0, 1], picture[1, 1]
-  np.testing.assert_array_equal(picture[1, 0], right)
-  assert right.min() > 200
-  assert wrong[0] > 200 > 2 * wrong[1]
-  assert len({*map(tuple, (right, wrong, ignored))}) == 3
+  right, wrong, ignored = (232, 236, 240), (214, 39, 40), (150, 160, 180)
+  np.testing.assert_array_equal(picture, [[right, wrong], [right, ignored]])
 
 
 def test_legend_shows_the_classes_that_occur():
@@ -58,14 +48,12 @@ def test_legend_shows_the_classes_that_occur():
   assert {(200, 0, 0), (0, 0, 50)} <= found
   assert (0, 100, 0) not in found
   # In a narrow one the entries flow into further rows.
-  all_classes = [np.arange(150, dtype=np.uint8)]
+  three = [np.arange(3, dtype=np.uint8)]
   wide, narrow = (
-    drawing.legend(all_classes, ADE20K.classes, ADE20K.palette, width)
-    for width in (2000, 500)
+    drawing.legend(three, NAMES, PALETTE, width).shape for width in (300, 50)
   )
-  assert wide.shape[1] == 2000
-  assert narrow.shape[1] == 500
-  assert narrow.shape[0] > 3 * wide.shape[0]
+  assert (wide[1], narrow[1]) == (300, 50)
+  assert narrow[0] > 2 * wide[0]
 
 
 def test_mask_panel_shows_classes_ignored_pixels_and_a_note():
@@ -75,8 +63,7 @@ def test_mask_panel_shows_classes_ignored_pixels_and_a_note():
   options = {'box': (80, 120), 'title': 'a'}
   plain = drawing.mask_panel(image, label, NAMES, PALETTE, **options)
   # Each twice as large, with 12 pixels of paper around.
-  assert plain.shape[1] == 2 * (120 + 12)
-  right = plain[:, 132:].reshape(-1, 3)
+  right = plain[:, 120 + 12 :].reshape(-1, 3)
   # 45 % of the image and 55 % of the colour; what is ignored shows the image
   # and the hatching.
   for colour, share in (((155, 45, 45), 0.5), ((100, 100, 100), 0.5 * 5 / 8)):
@@ -86,8 +73,7 @@ def test_mask_panel_shows_classes_ignored_pixels_and_a_note():
     image, label, NAMES, PALETTE, note='size_mismatch', **options
   )
   np.testing.assert_array_equal(noted[44:], plain[22:])
-  red, green, blue = noted[22:44].reshape(-1, 3).astype(int).min(0)
-  assert red > 200 > 100 > max(green, blue)
+  np.testing.assert_array_equal(noted[22:44].min((0, 1)), (214, 39, 40))
   # A mask that is no label map is shown as it is.
   mask = np.full((20, 60, 3), (9, 8, 7), np.uint8)  # Of another shape, too.
   stored = drawing.mask_panel(image, mask, NAMES, PALETTE, **options)
@@ -156,14 +142,12 @@ def test_curves_are_drawn(tmp_path):
   keys = ('loss', 'aux_loss', 'accuracy', 'learning_rate', 'images_per_second')
   lines = [{'step': s, **dict.fromkeys(keys, 1 / s)} for s in range(1, 30)]
   lines += [{'step': 10, 'mIoU': 0.2}, {'step': 20, 'mIoU': 0.5}]
-  log.write_text('\n'.join(map(json.dumps, lines)))
-  drawing.plot_curves(log, tmp_path / 'full.png', 'a title')
-  log.write_text('')
-  drawing.plot_curves(log, tmp_path / 'empty.png', 'a title')
-  full, empty = (
-    cv2.imread(f'{tmp_path}/{name}.png') for name in ('full', 'empty')
-  )
-  assert full.shape == empty.shape
+  coloured = []
+  for text in ('\n'.join(map(json.dumps, lines)), ''):
+    log.write_text(text)
+    drawing.plot_curves(log, tmp_path / 'a.png', 'a title')
+    picture = cv2.imread(f'{tmp_path}/a.png')
+    coloured.append(np.count_nonzero(np.ptp(picture, axis=-1) > 60))
   # Saturated pixels are curves; without a log there are none.
-  assert np.count_nonzero(np.ptp(full, axis=-1) > 60) > 2000
-  assert np.count_nonzero(np.ptp(empty, axis=-1) > 60) == 0
+  assert coloured[0] > 2000
+  assert coloured[1] == 0

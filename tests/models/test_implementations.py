@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.reference import TINY, quick_jit, relative_error
+from golden.reference import TINY, relative_error
 
 from benchmarks import plain_layers
 from resnest_jax.errors import UserError
-from resnest_jax.models import implementations, normalization, pooling
+from resnest_jax.models import implementations, pooling
 from resnest_jax.models.convolution import convolve, depthwise
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
@@ -21,140 +21,87 @@ def random(*shape, seed=0):
   return np.random.default_rng(seed).standard_normal(shape)
 
 
+def conv(x, kernel, **options):
+  return convolve(x, kernel, **options)[0]
+
+
 X = random(2, 8, 12, 8)
+# As many channels and pixels as Winograd's convolution takes.
 WIDE = random(1, 33, 32, 1024), random(3, 3, 1024, 1024)
-# Kind -> function and arguments.
+# Kind -> functions and their arguments.
 LAYERS = {
   'kernel_gradient': [
-    (lambda x, k: convolve(x, k)[0], X, random(3, 3, 8, 64)),
-    (lambda x, k: convolve(x, k, dilation=4)[0], X, random(3, 3, 8, 64)),
-    (lambda x, k: convolve(x, k, dilation=8)[0], X, random(3, 3, 8, 64)),
-    (lambda x, k: convolve(x, k)[0], X, random(1, 1, 8, 64)),
-    (lambda x, k: convolve(x, k)[0], random(2, 3, 3, 96), random(1, 1, 96, 64)),
-    (
-      lambda x, k: convolve(x, k, dilation=2)[0],
-      *(random(2, 5, 4, 96), random(3, 3, 96, 64)),
-    ),
-    # As it was: a stride.
-    (lambda x, k: convolve(x, k, stride=2)[0], X, random(3, 3, 8, 64)),
+    (conv, X, random(3, 3, 8, 64)),
+    (partial(conv, dilation=8), X, random(3, 3, 8, 64)),
+    (conv, X, random(1, 1, 8, 64)),
+    (conv, random(2, 3, 3, 96), random(1, 1, 96, 64)),
+    (partial(conv, dilation=2), random(2, 5, 4, 96), random(3, 3, 96, 64)),
+    (partial(conv, stride=2), X, random(3, 3, 8, 64)),
   ],
-  'wide': [
-    # As many channels and pixels as it takes.
-    (lambda x, k: convolve(x, k)[0], *WIDE),
-    # As it was: channels, dilation, stride.
-    (lambda x, k: convolve(x, k)[0], X, random(3, 3, 8, 6)),
-    (lambda x, k: convolve(x, k, dilation=2)[0], X, random(3, 3, 8, 6)),
-    (lambda x, k: convolve(x, k, stride=2)[0], X, random(3, 3, 8, 6)),
-  ],
+  'wide': [(conv, *WIDE), (conv, X, random(3, 3, 8, 6))],
   'depthwise': [
     (depthwise, X, random(3, 3, 1, 8)),
-    (lambda x, k: depthwise(x, k, 12), X, random(3, 3, 1, 8)),
+    (partial(depthwise, dilation=12), X, random(3, 3, 1, 8)),
   ],
   'pooling': [
     # Of values of which no two are equal, as the gradients at ties differ.
-    (lambda x: pooling.max_pool(x, None), np.abs(X)),
-    (lambda x: pooling.average_pool(x, 2, None), X),
-    (lambda x: pooling.average_pool(x, 1, None), X),
-    (lambda x: pooling.shortcut_pool(x, 2, None), random(2, 7, 9, 3)),
-    (lambda x: pooling.same_pool(x, None), X),
+    (partial(pooling.max_pool, size=None), np.abs(X)),
+    (partial(pooling.average_pool, stride=2, size=None), X),
+    (partial(pooling.average_pool, stride=1, size=None), X),
+    (partial(pooling.shortcut_pool, stride=2, size=None), random(2, 7, 9, 3)),
+    (partial(pooling.same_pool, size=None), X),
   ],
 }
-CASES = [
-  (kind, implementation, number)
-  for kind, layers in LAYERS.items()
-  for implementation in implementations.IMPLEMENTATIONS[kind][1:]
-  for number in range(len(layers))
-]
 
 
 def value_and_gradients(layer, *arguments):
-  def loss(*arguments):
-    y = jnp.concatenate(jax.tree.leaves(layer(*arguments)), -1)
-    return jnp.sum(y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)), y
-
-  places = tuple(range(len(arguments)))
-  return quick_jit(jax.grad(loss, places, has_aux=True))(*arguments)
+  y, back = jax.vjp(jax.jit(layer), *arguments)
+  return y, *back(jnp.cos(jnp.arange(y.size)).reshape(y.shape))
 
 
 def assert_close(ours, expected, tolerance):
-  for a, b in zip(
-    jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True
-  ):
-    assert relative_error(a, b) < tolerance
+  for one, other in zip(ours, expected, strict=True):
+    assert relative_error(one, other) < tolerance
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(('kind', 'implementation', 'number'), CASES)
-def test_values_and_gradients_are_the_defaults(kind, implementation, number):
-  with jax.enable_x64(True):
-    default = implementations.IMPLEMENTATIONS[kind][0]
-    layer = LAYERS[kind][number]
-    with implementations.use(**{kind: default}):
-      expected = value_and_gradients(*layer)
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize(
+  ('kind', 'number'),
+  [(kind, i) for kind, layers in LAYERS.items() for i in range(len(layers))],
+)
+def test_values_and_gradients_are_the_defaults(kind, number):
+  results = []
+  for implementation in implementations.IMPLEMENTATIONS[kind]:
     with implementations.use(**{kind: implementation}):
-      ours = value_and_gradients(*layer)
-  assert_close(ours, expected, 1e-10)
+      results.append(value_and_gradients(*LAYERS[kind][number]))
+  assert_close(results[1], results[0], 1e-10)
 
 
-GROUPED = [
-  ({'groups': 2, 'parts': 2}, random(3, 3, 4, 6)),
-  ({'groups': 4, 'parts': 2, 'dilation': 2}, random(3, 3, 2, 8)),
-  ({'groups': 2, 'stride': 2}, random(3, 3, 4, 6)),
-  ({'groups': 4}, random(1, 1, 2, 8)),
-  ({}, random(1, 1, 8, 6)),
-]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(('more', 'kernel'), GROUPED)
-def test_groups_and_single_taps_are_those_of_xlas_convolution(more, kernel):
-  with jax.enable_x64(True):
-    ours, expected = (
-      value_and_gradients(partial(function, **more), X, kernel)
-      for function in (convolve, plain_layers.convolve)
-    )
-  assert_close(ours, expected, 1e-10)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize('relu', [False, True])
-def test_normalisation_has_the_gradients_of_its_formula(relu):
-  with jax.enable_x64(True):
-    ours, expected = (
-      value_and_gradients(
-        lambda x, s, b, normalize=normalize: normalize(x, s, b, 1e-5, relu)[0],
-        *(X, random(8, seed=1), random(8, seed=2)),
-      )
-      for normalize in (normalization.normalize, plain_layers.normalize)
-    )
-  assert_close(ours, expected, 1e-10)
-
-
+@pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('length', [1, 2, 7])
 def test_winograds_convolution_of_any_size(length):
-  with jax.enable_x64(True):
-    layers = (
-      convolve_3x3,
-      lambda x, k: convolve(x, k)[0],
-    )
-    ours, expected = (
-      value_and_gradients(
-        layer, random(2, length, 6, 5), random(3, 3, 5, 4, seed=1)
-      )
-      for layer in layers
-    )
+  arrays = random(2, length, 6, 5), random(3, 3, 5, 4, seed=1)
+  ours, expected = (
+    value_and_gradients(layer, *arrays) for layer in (convolve_3x3, conv)
+  )
   assert_close(ours, expected, 1e-12)
 
 
-def test_few_pixels_and_few_digits_are_not_for_winograd():
+@pytest.mark.parametrize(
+  ('x', 'options'),
+  [
+    (WIDE[0][:, :8], {}),
+    (WIDE[0].astype(jnp.bfloat16), {}),
+    (WIDE[0], {'stride': 2}),
+    (WIDE[0], {'dilation': 2}),
+  ],
+  ids=['few_pixels', 'few_digits', 'stride', 'dilation'],
+)
+def test_what_winograd_is_not_for(x, options):
   with implementations.use(wide='winograd'):
-    for x in (WIDE[0][:, :8], WIDE[0].astype(jnp.bfloat16)):
-      text = str(
-        jax.make_jaxpr(lambda x, k: convolve(x, k)[0])(
-          x, WIDE[1].astype(x.dtype)
-        )
-      )
-      assert 'conv_general_dilated' in text
+    layer = jax.make_jaxpr(partial(conv, **options))
+    assert 'conv_general' in str(layer(x, WIDE[1].astype(x.dtype)))
 
 
 WRITTEN = {
@@ -173,33 +120,25 @@ WRITTEN = {
 
 @pytest.mark.parametrize(('kind', 'implementation'), WRITTEN)
 def test_program_is_what_the_name_says(kind, implementation):
+  layer, *arguments = LAYERS[kind][0]
   with implementations.use(**{kind: implementation}):
-    text = str(jax.make_jaxpr(LAYERS[kind][0][0])(*LAYERS[kind][0][1:]))
+    text = str(jax.make_jaxpr(layer)(*arguments))
   assert WRITTEN[kind, implementation](text)
 
 
-def test_groups_are_convolutions_apart_and_single_taps_products():
-  def written(kernel, **more):
-    return str(jax.make_jaxpr(partial(convolve, **more))(X, kernel))
-
-  text = written(random(3, 3, 4, 6), groups=2, parts=2)
-  assert text.count('conv_general_dilated[') == 2
-  assert 'feature_group_count=2' not in text
-  text = written(random(1, 1, 8, 6))
-  assert 'dot_general' in text
-  assert 'conv_general' not in text
+def test_single_taps_are_products():
+  assert 'conv_general' not in str(jax.make_jaxpr(conv)(X, random(1, 1, 8, 6)))
 
 
 def test_plain_network_is_written_as_flax_would():
-  config = TINY | {'head': 'pspnet', 'dtype': 'float32'}
-  model = create_segmentor(config)
-  shapes = variable_shapes(model)
+  model = create_segmentor(TINY | {'head': 'pspnet', 'dtype': 'float32'})
   images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
   def written():
     run = partial(model.apply, train=True, mutable=['batch_stats'])
     key = {'dropout': jax.random.key(0)}
-    return str(jax.make_jaxpr(lambda v, x: run(v, x, rngs=key))(shapes, images))
+    trace = jax.make_jaxpr(lambda v, x: run(v, x, rngs=key))
+    return str(trace(variable_shapes(model), images))
 
   ours = written()
   with plain_layers.plain_network():
@@ -212,54 +151,36 @@ def test_plain_network_is_written_as_flax_would():
   assert 'custom_vjp' not in plain
 
 
-def test_every_platform_has_an_implementation_of_every_kind():
-  assert set(implementations.BEST) == {'cpu', 'gpu', 'tpu'}
-  for table in implementations.BEST.values():
-    assert table.keys() == implementations.IMPLEMENTATIONS.keys()
-    assert all(
-      implementation in implementations.IMPLEMENTATIONS[kind]
-      for kind, implementation in table.items()
-    )
+def test_every_implementation_is_some_platforms_best():
+  assert implementations.BEST.keys() == {'cpu', 'gpu', 'tpu'}
   assert LAYERS.keys() == set(implementations.LAYERS)
-  # Each is chosen somewhere.
   for kind, accepted in implementations.IMPLEMENTATIONS.items():
-    assert {table[kind] for table in implementations.BEST.values()} == set(
-      accepted
-    )
+    best = {table[kind] for table in implementations.BEST.values()}
+    assert best == set(accepted)
 
 
-def test_choices_nest_and_end():
-  default = implementations.current()
-  with implementations.use(pooling='reduce_window'):
-    with implementations.use(depthwise='convolution'):
-      assert implementations.chosen('depthwise') == 'convolution'
-      assert implementations.chosen('pooling') == 'reduce_window'
-    assert implementations.chosen('depthwise') == dict(default)['depthwise']
-  assert implementations.current() == default
-
-
-def test_another_platform_has_its_own_table():
-  assert implementations.chosen('depthwise') == 'shifts'
-  with implementations.use('tpu'):
-    assert implementations.chosen('depthwise') == 'convolution'
-    with implementations.use(pooling='slices'):
-      assert implementations.chosen('depthwise') == 'convolution'
-
-
-def test_compiled_function_is_traced_again_under_another_choice():
+def test_choices_nest_and_end_and_each_is_traced_once():
   traced = []
 
   @jax.jit
   def layer(x):
-    traced.append(implementations.chosen('depthwise'))
-    return x
+    traced.append([*map(implementations.chosen, ('depthwise', 'pooling'))])
 
   layer(1.0)
+  with implementations.use('tpu'):
+    layer(1.0)
+    with implementations.use(pooling='slices'):
+      layer(1.0)
   with implementations.use(depthwise='convolution'):
     layer(1.0)
     layer(1.0)
   layer(1.0)
-  assert traced == ['shifts', 'convolution']
+  assert traced == [
+    ['shifts', 'slices'],
+    ['convolution', 'reduce_window'],
+    ['convolution', 'slices'],
+    ['convolution', 'slices'],
+  ]
 
 
 def test_unknown_names():

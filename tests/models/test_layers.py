@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from golden.reference import relative_error
-from jax import lax
+from torch.nn import functional as F
 
+from benchmarks import plain_layers
 from resnest_jax.models import convolution, layers, normalization, pooling
-from resnest_jax.models.convolution import Conv, convolve, depthwise
+from resnest_jax.models.convolution import convolve, depthwise
 from resnest_jax.models.normalization import BatchNorm
 
 pytestmark = pytest.mark.usefixtures('float64')
 
 EPSILON = 1e-5
-SIZES = np.array([[4, 3], [3, 5]])
 
 
 def random(*shape, seed=0):
@@ -27,19 +28,13 @@ def random(*shape, seed=0):
 
 def assert_same_with_gradients(ours, plain, arguments, limits=(1e-13, 1e-13)):
   """Of two functions of arrays: relative errors of values and gradients."""
-
-  def evaluate(function):
-    def loss(*arguments):
-      y = function(*arguments)
-      return jnp.sum(y * random(*y.shape, seed=3)), y
-
-    every = tuple(range(len(arguments)))
-    return jax.jit(jax.grad(loss, every, has_aux=True))(*arguments)
-
-  (grads, y), (expected_grads, expected) = map(evaluate, (ours, plain))
-  assert relative_error(y, expected) < limits[0]
-  for grad, expected_grad in zip(grads, expected_grads, strict=True):
-    assert relative_error(grad, expected_grad) < limits[1]
+  results = []
+  for function in (ours, plain):
+    y, back = jax.vjp(jax.jit(function), *arguments)
+    results.append((y, *back(jnp.asarray(random(*y.shape, seed=3)))))
+  limits = limits[:1] + len(arguments) * limits[1:]
+  for one, other, limit in zip(*results, limits, strict=True):
+    assert relative_error(one, other) < limit
 
 
 def assert_rounded_once(y, exact):
@@ -47,14 +42,6 @@ def assert_rounded_once(y, exact):
   assert y.dtype == jnp.bfloat16
   y = y.astype(jnp.float64)
   np.testing.assert_allclose(y, exact, rtol=2**-8, atol=1e-6)
-
-
-def assert_in_corner(y, expected, rtol):
-  """`expected`, and zeros outside of it; both (rows, columns, ...)."""
-  rows, columns = expected.shape[:2]
-  np.testing.assert_allclose(y[:rows, :columns], expected, rtol)
-  assert not y[rows:].any()
-  assert not y[:, columns:].any()
 
 
 # Batch normalisation
@@ -66,19 +53,11 @@ def plain_batch_norm(x, scale, bias, relu):
   return nn.relu(y) if relu else y
 
 
-def affine(channels):
-  """Random scale and bias."""
-  rng = np.random.default_rng(5)
-  return rng.uniform(0.5, 1.5, channels), 0.3 * rng.standard_normal(channels)
-
-
-def batch_norm(x, scale, bias, *, train=True, stats=None, size=None, **fields):
-  channels = len(scale)
-  stats = stats or {'mean': np.zeros(channels), 'var': np.ones(channels)}
+def batch_norm(x, scale, bias, relu=False):
+  stats = {'mean': np.zeros(len(scale)), 'var': np.ones(len(scale))}
   variables = {'params': {'scale': scale, 'bias': bias}, 'batch_stats': stats}
-  norm = BatchNorm(train, dtype=jnp.float64, **fields)
-  apply = jax.jit(partial(norm.apply, mutable=['batch_stats']))
-  return apply(variables, x, size)
+  norm = BatchNorm(True, relu, dtype=jnp.float64)
+  return norm.apply(variables, x, mutable=['batch_stats'])
 
 
 @pytest.mark.parametrize('relu', [False, True])
@@ -92,69 +71,24 @@ def test_batch_norm_and_its_gradients_are_the_plain_ones(shape, relu):
   assert_same_with_gradients(
     lambda *arguments: batch_norm(*arguments, relu=relu)[0],
     partial(plain_batch_norm, relu=relu),
-    (2 * random(*shape) + 1, *affine(3)),
+    (2 * random(*shape) + 1, 1 + random(3, seed=1), random(3, seed=2)),
     (1e-12, 1e-11),
   )
 
 
-def test_running_statistics_take_the_unbiased_variance():
-  x = 3 * random(2, 4, 5, 3) - 1
-  stats = {'mean': random(3), 'var': np.array([0.5, 1.0, 2.0])}
-  _, changed = batch_norm(x, *affine(3), stats=stats)
-  after = changed['batch_stats']
-  expected = 0.9 * stats['mean'] + 0.1 * x.mean((0, 1, 2))
-  assert relative_error(after['mean'], expected) < 1e-14
-  expected = 0.9 * stats['var'] + 0.1 * x.var((0, 1, 2), ddof=1)
-  assert relative_error(after['var'], expected) < 1e-14
-
-
 def test_running_variance_of_two_values_is_unbiased():
   x = np.array([1.0, 4.0]).reshape(2, 1, 1, 1)
-  _, changed = batch_norm(x, np.ones(1), np.zeros(1))
+  changed = batch_norm(x, np.ones(1), np.zeros(1))[1]
   # Unbiased variance of (1, 4) is 4.5, the biased one 2.25.
   np.testing.assert_allclose(changed['batch_stats']['mean'], [0.25])
   np.testing.assert_allclose(changed['batch_stats']['var'], [0.9 + 0.45])
 
 
-def test_evaluation_uses_running_statistics_and_keeps_the_outside_zero():
-  x = layers.zero_outside(jnp.asarray(random(2, 4, 5, 3)), SIZES)
-  scale, bias = affine(3)
-  stats = {'mean': random(3), 'var': np.array([0.5, 1.0, 2.0])}
-  y, changed = batch_norm(
-    x, scale, bias, train=False, stats=stats, size=SIZES, relu=True
-  )
-  gain = scale / np.sqrt(stats['var'] + EPSILON)
-  expected = np.maximum((x - stats['mean']) * gain + bias, 0)
-  for index, (height, width) in enumerate(SIZES):
-    assert_in_corner(y[index], expected[index, :height, :width], 1e-12)
-  jax.tree.map(np.testing.assert_array_equal, changed['batch_stats'], stats)
-
-
-def test_tuple_of_channels_is_normalised_like_the_whole():
-  x, (scale, bias) = random(2, 4, 5, 6), affine(6)
-  whole, changed = batch_norm(x, scale, bias, relu=True)
-  parts, parts_changed = batch_norm(
-    (x[..., :2], x[..., 2:]), scale, bias, relu=True
-  )
-  assert [part.shape[-1] for part in parts] == [2, 4]
-  np.testing.assert_allclose(np.concatenate(parts, -1), whole, rtol=1e-13)
-  jax.tree.map(
-    partial(np.testing.assert_allclose, rtol=1e-14), parts_changed, changed
-  )
-
-
-@pytest.mark.parametrize('train', [False, True])
-def test_bfloat16_is_kept_and_statistics_are_float32(train):
+def test_bfloat16_is_normalised_by_statistics_of_float32():
   x = jnp.asarray(random(2, 4, 5, 3), jnp.bfloat16)
-  norm = BatchNorm(train, dtype=jnp.bfloat16)
-  y, variables = norm.init_with_output(jax.random.key(0), x)
-  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {
-    jnp.dtype(jnp.float32)
-  }
-  exact = x.astype(jnp.float64)
-  expected = exact / np.sqrt(1 + EPSILON)
-  if train:
-    expected = plain_batch_norm(exact, 1.0, 0.0, relu=False)
+  norm = BatchNorm(True, dtype=jnp.bfloat16)
+  y, _ = norm.init_with_output(jax.random.key(0), x)
+  expected = plain_batch_norm(x.astype(jnp.float64), 1.0, 0.0, relu=False)
   assert_rounded_once(y, expected)
 
 
@@ -174,62 +108,39 @@ def test_one_value_a_channel_cannot_be_normalised_in_training():
 # Convolution
 
 
-def plain_convolution(x, kernel, groups=1, stride=1, dilation=1):
-  padding = dilation * (kernel.shape[0] // 2)
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    (stride, stride),
-    [(padding, padding)] * 2,
-    rhs_dilation=(dilation, dilation),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=groups,
-  )
-
-
 @pytest.mark.parametrize(
   ('groups', 'parts', 'stride', 'dilation'),
   [
-    *[(1, 1, 1, 1), (1, 1, 2, 1), (1, 1, 1, 4)],
-    *[(1, 1, 1, 8), (1, 1, 1, 12), (2, 2, 2, 12)],  # Taps out of reach.
-    *[(2, 2, 1, 1), (2, 1, 1, 2), (2, 2, 2, 1)],
-    *[(4, 2, 1, 2), (4, 4, 1, 1), (4, 1, 2, 1)],
-    *[(8, 4, 1, 1), (8, 2, 1, 4), (8, 1, 1, 1)],
+    *[(1, 1, 2, 1), (1, 1, 1, 4)],
+    *[(1, 1, 1, 8), (2, 2, 2, 12)],  # Taps out of reach.
+    *[(2, 1, 1, 2), (4, 2, 1, 2), (4, 4, 1, 1), (8, 1, 2, 1)],
   ],
 )
-def test_convolution_and_its_gradients_are_laxs(
+def test_convolution_and_its_gradients_are_xlas(
   groups, parts, stride, dilation
 ):
   options = {'groups': groups, 'stride': stride, 'dilation': dilation}
 
-  def ours(x, kernel):
-    outputs = convolve(x, kernel, parts=parts, **options)
+  def joined(function, x, kernel):
+    outputs = function(x, kernel, parts=parts, **options)
     assert [y.shape[-1] for y in outputs] == [24 // parts] * parts
     return jnp.concatenate(outputs, -1)
 
-  kernel = random(3, 3, 16 // groups, 24, seed=1)
-  assert_same_with_gradients(
-    ours, partial(plain_convolution, **options), (random(2, 9, 8, 16), kernel)
-  )
+  for taps in (1, 3):
+    assert_same_with_gradients(
+      partial(joined, convolve),
+      partial(joined, plain_layers.convolve),
+      (random(2, 9, 8, 16), random(taps, taps, 16 // groups, 24, seed=1)),
+    )
 
 
-@pytest.mark.parametrize(('groups', 'parts'), [(1, 1), (2, 2), (4, 2)])
-def test_pointwise_convolution_with_bias_is_laxs(groups, parts):
-  x = random(2, 3, 4, 8)
-  kernel, bias = random(1, 1, 8 // groups, 12, seed=1), random(12, seed=2)
-  conv = Conv(12, groups=groups, parts=parts, use_bias=True, dtype=jnp.float64)
-  outputs = jax.jit(conv.apply)({'params': {'kernel': kernel, 'bias': bias}}, x)
-  y = np.concatenate(outputs, -1) if parts > 1 else outputs
-  expected = plain_convolution(x, kernel, groups) + bias
-  np.testing.assert_allclose(y, expected, rtol=1e-10)
-
-
-@pytest.mark.parametrize('dilation', [1, 2, 6, 12])
-def test_depthwise_convolution_and_its_gradients_are_laxs(dilation):
+@pytest.mark.parametrize('dilation', [1, 6, 12])
+def test_depthwise_convolution_and_its_gradients_are_xlas(dilation):
   """Also where the outer taps lie beyond the image."""
+  plain = partial(plain_layers.convolve, groups=5, dilation=dilation)
   assert_same_with_gradients(
     partial(depthwise, dilation=dilation),
-    partial(plain_convolution, groups=5, dilation=dilation),
+    lambda x, kernel: plain(x, kernel)[0],
     (random(2, 7, 9, 5), random(3, 3, 1, 5, seed=1)),
   )
 
@@ -289,7 +200,7 @@ POOLS = {
 
 
 @pytest.mark.parametrize('name', POOLS)
-@pytest.mark.parametrize('lengths', [(1, 1), (2, 3), (7, 8), (8, 9), (9, 7)])
+@pytest.mark.parametrize('lengths', [(1, 1), (2, 3), (9, 8)])
 def test_pooling_is_the_naive_one(name, lengths):
   pool, *naive = POOLS[name]
   x = np.abs(random(2, *lengths, 3))
@@ -298,36 +209,9 @@ def test_pooling_is_the_naive_one(name, lengths):
   np.testing.assert_allclose(y, expected, rtol=1e-13)
 
 
-@pytest.mark.parametrize('name', POOLS)
-def test_pooling_sees_the_true_size_only(name):
-  pool, stride = jax.jit(POOLS[name][0]), POOLS[name][2]
-  sizes = np.array([[7, 8], [8, 5], [1, 9], [10, 12]])
-  x = layers.zero_outside(np.abs(random(4, 10, 12, 3)), sizes)
-  y = pool(x, sizes)
-  for index, (height, width) in enumerate(sizes):
-    alone = pool(x[index : index + 1, :height, :width], None)[0]
-    assert alone.shape[:2] == (-(-height // stride), -(-width // stride))
-    assert_in_corner(y[index], alone, 1e-13)
-
-
-def test_shortcut_of_stride_1_is_the_identity():
-  x = random(1, 3, 4, 2)
-  np.testing.assert_array_equal(pooling.shortcut_pool(x, 1, None), x)
-
-
-def test_spatial_mean_counts_true_pixels():
-  x = random(2, 4, 5, 3)
-  means = layers.spatial_mean(layers.zero_outside(x, SIZES), SIZES)
-  for mean, image, (height, width) in zip(means, x, SIZES, strict=True):
-    expected = image[:height, :width].mean((0, 1))
-    np.testing.assert_allclose(mean[0, 0], expected, rtol=1e-13)
-  means = layers.spatial_mean(x, None)[:, 0, 0]
-  np.testing.assert_allclose(means, x.mean((1, 2)), rtol=1e-13)
-
-
 # Resizing and adaptive pooling as matrices
 
-RESIZES = [(1, 1), (8, 1), (1, 6), (64, 8), (57, 8), (8, 64), (13, 57), (5, 5)]
+RESIZES = [(8, 1), (1, 6), (57, 8), (13, 57), (5, 5)]
 
 
 @pytest.mark.parametrize(('out', 'given'), RESIZES)
@@ -356,45 +240,23 @@ def test_resize_matrix_is_exact_for_large_sizes():
   rows = layers.resize_matrix(
     jnp.int32(out), jnp.int32(given), out, given, jnp.float32
   )
-  for i in (0, 1, 2, 8_191, 12_345, out - 2, out - 1):
+  for i in (0, 1, 8_191, 12_345, out - 1):
     position = Fraction((2 * i + 1) * given, 2 * out) - Fraction(1, 2)
     position = min(max(position, Fraction(0)), Fraction(given - 1))
-    low = int(position)
-    expected = np.zeros(given, np.float32)
-    expected[low] = float(1 - (position - low))
-    if low + 1 < given:
-      expected[low + 1] = float(position - low)
-    np.testing.assert_allclose(rows[i], expected, rtol=0, atol=1e-7)
-
-
-def test_resize_between_true_sizes_is_the_unpadded_one():
-  sizes = [(9, 11), (12, 4)]
-  x = layers.zero_outside(random(2, 4, 5, 3), SIZES)
-  resize = jax.jit(layers.resize, static_argnums=1)
-  y = resize(x, (12, 13), SIZES, np.array(sizes))
-  for index, (height, width) in enumerate(SIZES):
-    alone = resize(x[index : index + 1, :height, :width], sizes[index])[0]
-    assert_in_corner(y[index], alone, 1e-12)
-
-
-def naive_adaptive_pool(x, bins):
-  batch, height, width, channels = x.shape
-  y = np.zeros((batch, bins, bins, channels))
-  for i, j in np.ndindex(bins, bins):
-    rows = slice(i * height // bins, -(-(i + 1) * height // bins))
-    columns = slice(j * width // bins, -(-(j + 1) * width // bins))
-    y[:, i, j] = x[:, rows, columns].mean((1, 2))
-  return y
+    # A triangle around it.
+    near = [max(0, 1 - abs(position - place)) for place in range(given)]
+    np.testing.assert_allclose(rows[i], np.float32(near), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize('bins', [1, 2, 3, 6])
-def test_adaptive_pool_is_the_naive_one_at_every_true_size(bins):
+def test_adaptive_pool_is_torchs_at_every_true_size(bins):
   sizes = np.array([[8, 12], [5, 9], [1, 2], [9, 13]])
   x = layers.zero_outside(random(4, 9, 13, 3), sizes)
   pool = jax.jit(layers.adaptive_average_pool, static_argnums=1)
-  pooled = pool(x, bins, sizes)
-  for index, (height, width) in enumerate(sizes):
-    alone = x[index : index + 1, :height, :width]
-    expected = naive_adaptive_pool(np.asarray(alone), bins)
-    np.testing.assert_allclose(pool(alone, bins), expected, rtol=1e-12)
-    np.testing.assert_allclose(pooled[index], expected[0], rtol=1e-12)
+  for image, ours, (height, width) in zip(
+    x, pool(x, bins, sizes), sizes, strict=True
+  ):
+    alone = np.array(image[:height, :width])
+    expected = F.adaptive_avg_pool2d(torch.tensor(alone.T), bins).numpy().T
+    np.testing.assert_allclose(pool(alone[None], bins)[0], expected, rtol=1e-12)
+    np.testing.assert_allclose(ours, expected, rtol=1e-12)

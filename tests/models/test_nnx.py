@@ -8,13 +8,12 @@ from evaluation.runs import OVERRIDES, write_run
 from flax import nnx
 from golden.reference import quick_jit
 
-SMALL = OVERRIDES | {'model.head': 'fcn', 'model.radix': 1}
-
 
 def test_network_inside_of_nnx(root, tmp_path, monkeypatch):
   page = (root / 'docs' / 'architecture.md').read_text('utf-8')
   (block,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
-  write_run(tmp_path / 'runs' / 'pspnet', SMALL)
+  small = OVERRIDES | {'model.head': 'fcn', 'model.radix': 1}
+  write_run(tmp_path / 'runs' / 'pspnet', small)
   monkeypatch.chdir(tmp_path)
   names = {}
   exec(block, names)
@@ -28,11 +27,8 @@ def test_network_inside_of_nnx(root, tmp_path, monkeypatch):
   )
   assert np.abs(trained).max() > 0.1
 
-  @nnx.jit
-  def gradient(network, images):
-    return nnx.grad(lambda net: jnp.sum(net(images) ** 2))(network)
-
   # A loss of (logits / T)^2 falls by twice its value at T = 1.
+  gradient = nnx.jit(nnx.grad(lambda net, x: jnp.sum(net(x) ** 2)))
   slope = gradient(network, images)['temperature'][...]
   np.testing.assert_allclose(slope, -2 * np.sum(trained**2.0), rtol=1e-4)
   network.temperature[...] = jnp.array(2.0)

@@ -6,31 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.reference import TINY, filled_variables, quick_jit
+from golden.reference import TINY, quick_jit, relative_error, variables_of
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.losses.pixels import segmentation_loss
-from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training.gradients import (
   Plan,
   create_plan,
-  deal,
   mean_gradients,
   micro_batch_note,
   whole_gradients,
 )
 
-BATCH, HEIGHT, WIDTH = 8, 24, 32
+pytestmark = pytest.mark.usefixtures('float64')
+
 # One block, so that compiling takes seconds.
 SMALL = TINY | {'stage_sizes': (1, 0, 0, 0)}
-
-
-@pytest.fixture(scope='module', autouse=True)
-def float64():
-  with jax.enable_x64(True):
-    yield
 
 
 @jax.jit
@@ -45,17 +38,16 @@ def score(output, labels):
 @pytest.fixture(scope='module')
 def batch():
   rng = np.random.default_rng(0)
-  images = rng.standard_normal((BATCH, HEIGHT, WIDTH, 3))
   # Micro-batches that differ much in their statistics.
-  images *= rng.uniform(0.5, 2, (BATCH, 1, 1, 1))
-  labels = rng.integers(0, 7, (BATCH, HEIGHT, WIDTH))
-  labels[rng.random(labels.shape) < rng.uniform(0, 1, (BATCH, 1, 1))] = 255
+  images = rng.uniform(0.5, 2, (8, 1, 1, 1)) * rng.normal(size=(8, 24, 32, 3))
+  labels = rng.integers(0, 7, (8, 24, 32))
+  labels[rng.random(labels.shape) < rng.uniform(0, 1, (8, 1, 1))] = 255
   return images, labels
 
 
 def network(**changes):
   model = create_segmentor(SMALL | changes)
-  return model, filled_variables(variable_shapes(model))
+  return model, variables_of(model)
 
 
 def gradients(function, model, variables, batch, plan):
@@ -65,15 +57,11 @@ def gradients(function, model, variables, batch, plan):
 
 def assert_equal(ours, expected, tolerance):
   """Gradients to the largest of them, scalars and statistics to themselves."""
-  grads, scalars, stats = expected
+  grads, *others = expected
   largest = max(abs(x).max() for x in jax.tree.leaves(grads))
   errors = jax.tree.map(lambda a, b: abs(a - b).max(), ours[0], grads)
   assert max(jax.tree.leaves(errors)) < tolerance * largest
-  for name, value in scalars.items():
-    assert float(ours[1][name]) == pytest.approx(float(value), rel=tolerance)
-  errors = jax.tree.map(
-    lambda a, b: abs(a - b).max() / abs(b).max(), ours[2], stats
-  )
+  errors = jax.tree.map(relative_error, list(ours[1:]), others)
   assert max(jax.tree.leaves(errors)) < tolerance
 
 
@@ -82,35 +70,31 @@ def test_plain_micro_batches_are_steps_without_an_update(batch):
   images, labels = batch
   # Without dropout a part is a batch of its own.
   model, variables = network(head='fcn', dropout=0.0)
-  ours = gradients(
-    mean_gradients, model, variables, batch, Plan(micro_batches=4)
-  )
+  plan = Plan(micro_batches=4)
+  ours = gradients(mean_gradients, model, variables, batch, plan)
   run = quick_jit(partial(whole_gradients, model, score, plan=Plan()))
-  total, losses, right, stats = None, [], 0, variables['batch_stats']
+  all_grads, losses, right, stats = [], [], 0, variables['batch_stats']
   for first in range(4):
     part = images[first::4], labels[first::4]
     grads, scalars, stats = run(
-      variables | {'batch_stats': stats},
-      *map(jnp.asarray, part),
-      jax.random.key(3),
+      variables | {'batch_stats': stats}, *part, jax.random.key(3)
     )
-    grads = jax.tree.map(lambda x: x / 4, grads)
-    total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    all_grads.append(grads)
     losses.append(scalars['loss'])
     right += scalars['accuracy'] * (part[1] != 255).sum()
   scalars = {'loss': np.mean(losses), 'accuracy': right / (labels != 255).sum()}
-  assert_equal(ours, (total, scalars, stats), 1e-12)
+  mean = jax.tree.map(lambda *x: sum(x) / 4, *all_grads)
+  assert_equal(ours, (mean, scalars, stats), 1e-12)
 
 
 def test_frozen_statistics_make_plain_micro_batches_exact(batch):
   """With dropout: an image's draw depends on its place alone."""
   model, variables = network(head='fcn', dropout=0.3, frozen_bn='all')
   images, labels = batch
-  labels = labels.copy()
-  labels[labels == 255] = 0  # The mean of means is the mean.
-  whole = gradients(whole_gradients, model, variables, (images, labels), Plan())
+  batch = images, labels % 255  # All labelled: the mean of means is the mean.
+  whole = gradients(whole_gradients, model, variables, batch, Plan())
   plan = Plan(micro_batches=4)
-  ours = gradients(mean_gradients, model, variables, (images, labels), plan)
+  ours = gradients(mean_gradients, model, variables, batch, plan)
   assert_equal(ours, whole, 1e-12)
   jax.tree.map(np.testing.assert_array_equal, ours[2], variables['batch_stats'])
   # Scales have gradients nevertheless, as with mmsegmentation's norm_eval.
@@ -118,44 +102,31 @@ def test_frozen_statistics_make_plain_micro_batches_exact(batch):
   assert abs(scale).min() > 0
 
 
-def test_batch_is_dealt_like_cards():
-  dealt = deal(jnp.arange(12).reshape(6, 2), 3)
-  np.testing.assert_array_equal(
-    dealt, [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]]
-  )
-
-
 ROW = 'configs/ade20k_pspnet.py:mini'
 
 
 def test_what_a_log_says():
-  config = load_config(ROW, {'train.micro_batch_size': 4})
-  plain = create_plan(config, 1)
-  assert plain == Plan(micro_batches=4)
-  assert '4 x 4 images: batch norm has the statistics of 4' in micro_batch_note(
-    plain, 16
-  )
-  assert micro_batch_note(create_plan(load_config(ROW), 1), 16) == ''
+  plans = [
+    create_plan(load_config(ROW, {'train.micro_batch_size': size}), 1)
+    for size in (4, 0)
+  ]
+  assert plans == [Plan(micro_batches=4), Plan()]
+  notes = [micro_batch_note(plan, 16) for plan in plans]
+  assert '4 x 4 images: batch norm has the statistics of 4' in notes[0]
+  assert notes[1] == ''
 
 
 @pytest.mark.parametrize(
-  ('overrides', 'message'),
+  ('devices', 'overrides', 'message'),
   [
-    ({'train.micro_batch_size': 2}, 'multiple of 4'),
-    ({'train.micro_batch_size': 5}, 'divide train.batch_size, 16'),
-    ({'train.micro_batch_size': 4, 'mesh.spatial': 2}, 'do not go together'),
-    ({'train.freeze': 6}, 'from 0 to 5'),
-    ({'train.freeze': 1}, 'config.pretrained'),
-    ({'train.freeze_norms': True}, 'config.model.frozen_bn=backbone'),
-    ({'train.ema_decay': 1.0}, 'below 1'),
+    (4, {'train.micro_batch_size': 2}, 'multiple of 4'),
+    (1, {'train.micro_batch_size': 5}, 'divide train.batch_size, 16'),
+    (1, {'train.micro_batch_size': 4, 'mesh.spatial': 2}, 'mesh.spatial=1'),
+    (1, {'train.micro_batch_size': 1}, r'train\.remat=stages'),
+    (1, {'train.freeze': 1}, 'config.pretrained'),
+    (1, {'train.freeze_norms': True}, 'config.model.frozen_bn=backbone'),
   ],
 )
-def test_what_cannot_be_meant_is_refused(overrides, message):
+def test_what_cannot_be_meant_is_refused(devices, overrides, message):
   with pytest.raises(UserError, match=message):
-    create_plan(load_config(ROW, overrides), 4)
-
-
-def test_one_image_has_no_statistics():
-  config = load_config(ROW, {'train.micro_batch_size': 1})
-  with pytest.raises(UserError, match=r'train\.remat=stages'):
-    create_plan(config, 1)
+    create_plan(load_config(ROW, overrides), devices)

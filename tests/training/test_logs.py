@@ -2,7 +2,7 @@
 
 import json
 
-from resnest_jax.training.logs import RunLog, duration
+from resnest_jax.training.logs import RunLog
 
 
 def steps(path):
@@ -34,9 +34,3 @@ def test_writing_for_tensorboard_does_not_load_torch(run_script, tmp_path):
   done = run_script('-c', program, tmp_path)
   assert done.stdout == 'False\ntensor(2.)\n'
   assert len(list((tmp_path / 'tensorboard').glob('events*'))) == 1
-
-
-def test_duration():
-  assert duration(3723.4) == '1:02:03'
-  assert duration(59.7) == '1:00'
-  assert duration(7) == '0:07'

@@ -52,48 +52,47 @@ def one_step(model, variables, optimizer, plan=WHOLE):
   return state, quick_jit(step)(state, images, labels, jax.random.key(1))
 
 
+def in_training(model):
+  """Logits as a function of the parameters, and its arguments."""
+  shapes = variable_shapes(model)
+  images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
+
+  def logits(params, stats, images):
+    output, _ = model.apply(
+      {'params': params, 'batch_stats': stats},
+      images,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': jax.random.key(0)},
+    )
+    return output
+
+  return logits, (shapes['params'], shapes['batch_stats'], images)
+
+
 def kept_bytes(model):
   """What differentiation keeps from the forward pass."""
-  shapes = variable_shapes(model)
+  logits, arguments = in_training(model)
 
-  def residuals(params, stats, images):
-    def logits(params):
-      output, _ = model.apply(
-        {'params': params, 'batch_stats': stats},
-        images,
-        train=True,
-        mutable=['batch_stats'],
-        rngs={'dropout': jax.random.key(0)},
-      )
-      return output
+  def residuals(params, *others):
+    return jax.vjp(lambda params: logits(params, *others), params)[1]
 
-    return jax.vjp(logits, params)[1]
-
-  images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
-  return tree_bytes(
-    jax.eval_shape(residuals, shapes['params'], shapes['batch_stats'], images)
-  )
+  return tree_bytes(jax.eval_shape(residuals, *arguments))
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures('float64')
 def test_remat_changes_no_value():
   """Nor are running statistics updated twice; the dropout is drawn alike."""
-  with jax.enable_x64(True):
-    model, variables = made('float64')
-    optimizer = optax.sgd(0.1)
-    _, (state, scalars, grads) = one_step(model, variables, optimizer)
-    for remat in ('blocks', 'stages'):
-      again = for_training(model, remat=remat)
-      _, (ours, ours_scalars, ours_grads) = one_step(
-        again, variables, optimizer
-      )
-      largest = max(abs(x).max() for x in jax.tree.leaves(grads))
-      for a, b in zip(
-        jax.tree.leaves((ours_grads, ours.batch_stats, ours_scalars)),
-        jax.tree.leaves((grads, state.batch_stats, scalars)),
-        strict=True,
-      ):
-        assert abs(a - b).max() <= 1e-12 * max(largest, abs(b).max())
+  model, variables = made('float64')
+  expected, *others = (
+    one_step(for_training(model, remat=remat), variables, optax.sgd(0.1))[1]
+    for remat in ('none', 'blocks', 'stages')
+  )
+  largest = max(abs(x).max() for x in jax.tree.leaves(expected[2]))
+  for ours in others:
+    for a, b in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
+      assert abs(a - b).max() <= 1e-12 * max(largest, abs(b).max())
 
 
 def test_remat_keeps_less():
@@ -119,23 +118,9 @@ def count_sums(model):
       for equation in jaxpr.eqns
     )
 
-  def loss(params, stats, images):
-    output, _ = model.apply(
-      {'params': params, 'batch_stats': stats},
-      images,
-      train=True,
-      mutable=['batch_stats'],
-      rngs={'dropout': jax.random.key(0)},
-    )
-    return output.logits.sum() + output.aux_logits.sum()
-
-  shapes = variable_shapes(model)
-  images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
-  return count(
-    jax.make_jaxpr(jax.grad(loss))(
-      shapes['params'], shapes['batch_stats'], images
-    ).jaxpr
-  )
+  logits, arguments = in_training(model)
+  gradient = jax.grad(lambda *x: sum(y.sum() for y in logits(*x)))
+  return count(jax.make_jaxpr(gradient)(*arguments).jaxpr)
 
 
 def test_remat_does_not_compute_statistics_again():
@@ -162,7 +147,7 @@ def test_names_of_remat():
 
 def test_frozen_parts_stay():
   """Parameters and statistics; no decay, no momentum, no backward pass."""
-  config = load_config('configs/ade20k_pspnet.py:mini')
+  config = load_config(ROW)
   model, variables = made('float32', stage_sizes=(1, 1, 0, 0))
   optimizer = train_the_rest(create_optimizer(config.optimizer, 10), 2)
   trained = for_training(model, freeze=2)
@@ -174,10 +159,8 @@ def test_frozen_parts_stay():
   )
   frozen = flatten_dict(frozen_parameters(before.params, 2))
   names = {path[1] for path, stays in frozen.items() if stays}
-  assert names == {
-    *('stem_conv1', 'stem_bn1', 'stem_conv2', 'stem_bn2'),
-    *('stem_conv3', 'stem_bn3', 'layer1_0'),
-  }
+  stem = {f'stem_{kind}{i}' for kind in ('conv', 'bn') for i in (1, 2, 3)}
+  assert names == {*stem, 'layer1_0'}
   for path, stays in frozen.items():
     assert (np.asarray(old[path]) == np.asarray(new[path])).all() == stays, path
     assert stays == (not slopes[path].any()), path
@@ -188,8 +171,6 @@ def test_frozen_parts_stay():
   sizes = sum(new[path].size for path, stays in frozen.items() if not stays)
   momentum = sum(x.size for x in jax.tree.leaves(after.opt_state) if x.ndim)
   assert momentum == sizes
-  # The forward pass alone is left of them.
-  assert kept_bytes(trained) > 0
 
 
 def test_frozen_norms_are_those_of_the_statistics():
@@ -201,8 +182,6 @@ def test_frozen_norms_are_those_of_the_statistics():
   assert 'decode_head/convs_0/bn/scale' not in stay
   everywhere = flatten_dict(frozen_parameters(shapes, 0, 'all'))
   assert everywhere['decode_head', 'convs_0', 'bn', 'scale']
-  optimizer = optax.sgd(0.1)
-  assert train_the_rest(optimizer, 0) is optimizer
 
 
 def test_average_is_the_closed_form():
@@ -219,24 +198,15 @@ def test_average_is_the_closed_form():
 
 
 def test_averages_are_what_a_checkpoint_offers(tmp_path):
-  optimizer = optax.sgd(0.1, 0.9)
-  variables = {
-    'params': {'conv': {'kernel': jnp.ones((2, 3))}},
-    'batch_stats': {'bn': {'mean': jnp.zeros(3)}},
-  }
-  state = start_state(optimizer, variables, ema=True)
+  variables = {'params': {'kernel': jnp.ones(3)}, 'batch_stats': {}}
+  state = start_state(optax.sgd(0.1), variables, ema=True)
   state = state.replace(ema=jax.tree.map(lambda x: x + 7, state.ema))
   assert state.eval_variables() is state.ema
   with store.open_checkpoints(tmp_path) as manager:
-    store.save(manager, state.replace(step=np.int32(5)), {})
+    store.save(manager, state, {})
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-  with store.open_checkpoints(tmp_path) as manager:
-    restored, _ = store.restore(manager, 5, shapes)
-  jax.tree.map(
-    np.testing.assert_array_equal, restored, state.replace(step=np.int32(5))
-  )
   found, _ = variables_of(tmp_path, 'latest', shapes.variables())
-  assert (found['params']['conv']['kernel'] == 8).all()
+  assert (found['params']['kernel'] == 8).all()
 
 
 def test_bfloat16_rounds_and_no_more():

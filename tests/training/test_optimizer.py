@@ -18,7 +18,6 @@ from resnest_jax.training.optimizer import (
   create_optimizer,
   create_schedule,
   group_table,
-  param_groups,
 )
 from resnest_jax.weights.state_dict import variable_shapes
 
@@ -107,10 +106,9 @@ def test_step_is_torchs(name, decay_norm_bias):
     epsilon=1e-3,
   )
   params = small_params()
-  make = {
-    'sgd': partial(torch.optim.SGD, lr=1.0, momentum=0.9),
-    'adamw': partial(torch.optim.AdamW, lr=1.0, betas=(0.9, 0.99), eps=1e-3),
-  }[name]
+  make = partial(torch.optim.AdamW, lr=1.0, betas=(0.9, 0.99), eps=1e-3)
+  if name == 'sgd':
+    make = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
   expected = torchs(make, config, params)
   actual, _ = run(create_optimizer(config, TOTAL_STEPS), params)
   before = flatten_dict(params, sep='/')
@@ -134,15 +132,16 @@ def test_default_is_plain_sgd_bit_for_bit():
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-@pytest.mark.parametrize('schedule', ['poly', 'cosine'])
-@pytest.mark.parametrize('warmup_steps', [0, 10])
+@pytest.mark.parametrize(
+  ('schedule', 'warmup_steps'), [('poly', 10), ('cosine', 0)]
+)
 def test_rate_is_the_closed_form(schedule, warmup_steps):
   config = settings(
     schedule=schedule, warmup_steps=warmup_steps, warmup_ratio=0.1
   )
   rate = create_schedule(config, TOTAL_STEPS)
   length = TOTAL_STEPS - warmup_steps
-  for step in (0, 1, 7, 9, 10, 11, 30, 49, 50, 60):
+  for step in (0, 7, 9, 10, 11, 49, 50, 60):
     done = min(step - warmup_steps, length) / length
     if step < warmup_steps:
       expected = 0.01 * (0.1 + 0.9 * step / warmup_steps)
@@ -154,41 +153,16 @@ def test_rate_is_the_closed_form(schedule, warmup_steps):
 
 
 def test_long_gradients_are_shortened_and_short_ones_kept():
-  params = {'decode_head': {'kernel': jnp.zeros((2,))}}
+  params = {'decode_head': jnp.zeros(2)}
   config = settings(clip_norm=2.0, weight_decay=0.0, momentum=0.0)
   optimizer = create_optimizer(config, TOTAL_STEPS)
   for gradient, expected in (
     ([3.0, 4.0], [-0.012, -0.016]),
     ([0.3, 0.4], [-0.003, -0.004]),
   ):
-    grads = {'decode_head': {'kernel': jnp.asarray(gradient)}}
-    updates, _ = optimizer.update(grads, optimizer.init(params), params)
-    (update,) = jax.tree.leaves(updates)
-    np.testing.assert_allclose(update, expected, rtol=1e-12)
-
-
-def test_groups_of_a_network():
-  config = settings(
-    layer_decay=0.5,
-    head_multiplier=10.0,
-    decay_norm_bias=False,
-    weight_decay=0.25,
-  )
-  params = variable_shapes(create_segmentor(TINY))['params']
-  groups = flatten_dict(param_groups(params, config), sep='/')
-  for path, *expected in (
-    ('backbone/stem_conv1/kernel', 'stem', 1 / 32, 0.25),
-    ('backbone/stem_bn3/scale', 'stem, norms and biases', 1 / 32, 0.0),
-    ('backbone/layer1_0/conv2/fc1/kernel', 'stage 1', 1 / 16, 0.25),
-    (
-      'backbone/layer4_0/conv2/fc2/bias',
-      *('stage 4, norms and biases', 1 / 2, 0.0),
-    ),
-    ('auxiliary_head/classifier/conv_seg/kernel', 'heads', 10.0, 0.25),
-  ):
-    group = groups[path]
-    actual = [group.name, group.learning_rate, group.weight_decay]
-    assert actual == expected
+    grads = {'decode_head': jnp.asarray(gradient)}
+    update, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(update['decode_head'], expected, rtol=1e-12)
 
 
 def test_table_has_every_parameter_once():
