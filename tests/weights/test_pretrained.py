@@ -11,7 +11,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.files import write_weights
-from resnest_jax.weights.pretrained import load_weights
+from resnest_jax.weights.pretrained import load_segmentor, load_weights
 from resnest_jax.weights.start import start_from
 from resnest_jax.weights.state_dict import export_state_dict
 
@@ -68,6 +68,11 @@ def test_our_names_need_a_description(about, message, segmentor, tmp_path):
   written(tmp_path / 'x', *segmentor, 'ours', about)
   with pytest.raises(UserError, match=message):
     load_weights(tmp_path / 'x')
+
+
+def test_classifiers_are_no_segmentors(classifier, tmp_path):
+  with pytest.raises(UserError, match='is a classifier, which gives no label'):
+    load_segmentor(written(tmp_path / 'x', *classifier))
 
 
 # Training starts
