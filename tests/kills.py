@@ -39,13 +39,10 @@ SMALL = small_flags(
   }
 )
 # What differs from run to run.
-SPEEDS = (
-  'images_per_second',
-  'step_seconds',
-  'data_wait',
-  'trace_seconds',
-  'compile_seconds',
-)
+SPEEDS = {
+  *('images_per_second', 'step_seconds', 'data_wait'),
+  *('trace_seconds', 'compile_seconds'),
+}
 # When to kill: after which line of the output, and up to how many seconds
 # later. A save is recognised by its folder.
 MOMENTS = {
@@ -107,37 +104,31 @@ def environment() -> dict[str, str]:
   }
 
 
-def run(arguments: list[str], **options) -> subprocess.CompletedProcess:
+def run(arguments: list[str]) -> subprocess.CompletedProcess:
   """Runs the command to its end, with its output as text."""
-  options = {'cwd': ROOT, 'env': environment(), 'text': True} | options
+  options = {'cwd': ROOT, 'env': environment(), 'text': True}
   return subprocess.run(arguments, capture_output=True, timeout=600, **options)
 
 
-def start(arguments: list[str], **options) -> subprocess.Popen:
+def start(arguments: list[str], **variables: str) -> subprocess.Popen:
   """Starts the command; both outputs can be read as one."""
-  options = {'cwd': ROOT, 'env': environment(), 'text': True} | options
+  options = {'cwd': ROOT, 'env': environment() | variables, 'text': True}
   return subprocess.Popen(
     arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
   )
 
 
 def run_and_kill(
-  arguments: list[str], workdir: Path, kill: Kill, **options
+  arguments: list[str], workdir: Path, kill: Kill, **variables: str
 ) -> tuple[int, float, str]:
   """Starts the command and kills it, unless it ends before the moment.
-
-  Args:
-    arguments: of `command`.
-    workdir: that is in them.
-    kill: when and how.
-    **options: of `subprocess.Popen`.
 
   Returns:
     Its status, the seconds from the signal to its end, and what it printed.
   """
   line, _ = MOMENTS[kill.moment]
   printed = []
-  with start(arguments, **options) as process:
+  with start(arguments, **variables) as process:
     if line is None:
       unfinished = 'checkpoints/*orbax-checkpoint-tmp*'
       while process.poll() is None and not any(workdir.glob(unfinished)):
@@ -170,8 +161,7 @@ def outcome(workdir: Path) -> dict[str, object]:
   found |= {f'about {name}': about[name] for name in ('best', 'metrics')}
   for text in (workdir / 'log.jsonl').read_text().splitlines():
     line = json.loads(text)
-    names = [x for x in line if x not in SPEEDS and x != 'step']
-    for name in names:
+    for name in line.keys() - SPEEDS - {'step'}:
       found.setdefault(f'log {name}', []).append((line['step'], line[name]))
   for item in ('model', 'optimizer'):
     tree = ocp.StandardCheckpointer().restore(folder / str(STEPS) / item)
@@ -189,19 +179,14 @@ def differences(run: Path, undisturbed: Path) -> list[str]:
   return [x for x in names if first.get(x) != second.get(x)]
 
 
-def draw_kill(rng: random.Random) -> Kill:
-  """A moment, a signal and a delay."""
-  moment = rng.choice(list(MOMENTS))
-  delay = rng.uniform(0, MOMENTS[moment][1])
-  return Kill(moment, rng.choice(list(STATUS)), delay)
-
-
 def disturb(
   arguments: list[str], workdir: Path, rng: random.Random, most: int
 ) -> tuple[int, str]:
   """Kills a run up to `most` times; how often, and what went wrong."""
   for number in range(most):
-    kill = draw_kill(rng)
+    moment = rng.choice(list(MOMENTS))
+    delay = rng.uniform(0, MOMENTS[moment][1])
+    kill = Kill(moment, rng.choice(list(STATUS)), delay)
     status, seconds, printed = run_and_kill(arguments, workdir, kill)
     if status == 0:
       return number, ''  # It was faster.
@@ -227,15 +212,13 @@ def main() -> None:
   folder = Path(tempfile.mkdtemp(prefix='kills-'))
   data, undisturbed = folder / 'data', folder / 'undisturbed'
   make_data(data)
-  run(command(data, undisturbed), check=True)
+  run(command(data, undisturbed)).check_returncode()
   kills, runs, failure = 0, 0, ''
   while kills < flags.kills and not failure:
     runs += 1
     workdir = folder / f'run-{runs}'
-    arguments = command(data, workdir)
-    number, failure = disturb(
-      arguments, workdir, rng, min(5, flags.kills - kills)
-    )
+    arguments, most = command(data, workdir), min(5, flags.kills - kills)
+    number, failure = disturb(arguments, workdir, rng, most)
     kills += number
     last = run(arguments)
     if last.returncode:

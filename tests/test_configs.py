@@ -4,8 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import resnest_jax as rj
@@ -20,16 +20,11 @@ from resnest_jax.config import (
 )
 from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS, KEYS
 from resnest_jax.errors import UserError
-from resnest_jax.losses.objective import create_loss
 
 FOLDER = Path(__file__).parent.parent / 'configs'
 FILES = sorted(f for f in FOLDER.glob('*.py') if f.stem != 'common')
-# By name: keys of PUBLISHED and heads. `folder` has no reference.
-ROWS = [
-  FOLDER / f'{data}_{head}.py'
-  for data in ('ade20k', 'cityscapes')
-  for head in ('fcn', 'pspnet', 'deeplabv3', 'deeplabv3plus')
-]
+# `folder` has no reference.
+ROWS = [f for f in FILES if f.stem != 'folder']
 ROW = str(FOLDER / 'ade20k_pspnet.py')
 
 each_file = pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
@@ -40,9 +35,7 @@ each_row = pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
 def test_row_is_named_after_its_file_and_documented(path):
   config, source = load_config(path), path.read_text()
   assert config.name == path.stem
-  assert load_config(f'{path}:').to_dict() == config.to_dict()
   assert f'--config configs/{path.name}' in source.split('"""')[1]
-  assert 15 <= len(source.splitlines()) <= 25
   found = re.search(r'"""\w+, ([\w+]+), .*, crop (\d+x\d+),', source)
   assert found[1].lower().replace('+', 'plus') == config.model.head
   assert found[2] == 'x'.join(map(str, config.data.crop_size))
@@ -51,10 +44,8 @@ def test_row_is_named_after_its_file_and_documented(path):
 @each_file
 def test_mini_changes_sizes_only(path):
   row, mini = flatten(load_config(path)), flatten(load_config(f'{path}:mini'))
-  assert row.keys() == mini.keys()
   changed = {key for key in row if row[key] != mini[key]}
   assert mini['model.stage_sizes'] == (1, 1, 1, 1)
-  assert mini['model.width'] == 16
   suffix = '' if path.stem == 'folder' else '_mini'
   assert mini['data.name'] == f'{row["data.name"]}{suffix}'
   assert mini['train.total_steps'] <= row['train.total_steps'] / 100
@@ -72,30 +63,18 @@ def test_16gb_changes_no_result():
 
 
 @each_row
-@pytest.mark.parametrize('argument', ['', ':mini'])
-def test_network_and_optimizer_can_be_built(path, argument):
-  import jax
-  import jax.numpy as jnp
-
-  from resnest_jax.models.segmentor import create_segmentor
-  from resnest_jax.training.optimizer import create_optimizer
-
-  config = load_config(f'{path}{argument}')
+def test_logits_have_the_size_of_the_crop_over_their_stride(path):
+  config = load_config(path)
   height, width = config.data.crop_size
-  model = create_segmentor(config.model)
-  out, variables = jax.eval_shape(
-    lambda rng, x: model.init_with_output(rng, x, train=False),
-    jax.random.key(0),
+  model = rj.create_segmentor(config.model)
+  out, _ = jax.eval_shape(
+    lambda x: model.init_with_output(jax.random.key(0), x, train=False),
     jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32),
   )
   stride = 4 if config.model.head == 'deeplabv3plus' else 8
   for logits, step in ((out.aux_logits, 8), (out.logits, stride)):
     expected = (1, height // step, width // step, config.model.num_classes)
     assert logits.shape == expected
-  optimizer = create_optimizer(config.optimizer, config.train.total_steps)
-  state = jax.eval_shape(optimizer.init, variables['params'])
-  momentum = sum(x.size for x in jax.tree.leaves(state) if x.ndim)
-  assert momentum == sum(x.size for x in jax.tree.leaves(variables['params']))
 
 
 # Long and short edge, crop, classes, steps, batch.
@@ -129,10 +108,6 @@ def test_row_is_the_published_recipe(path):
   assert {key: config[key] for key in recipe} == recipe
 
 
-def test_there_are_eight_rows_and_one_for_folders():
-  assert set(FILES) == {*ROWS, FOLDER / 'folder.py'}
-
-
 def test_number_of_classes_is_that_of_the_data():
   config = load_config(FOLDER / 'folder.py')
   assert config.model.num_classes == 0
@@ -149,28 +124,19 @@ def test_number_of_classes_is_that_of_the_data():
 def test_config_is_locked():
   with pytest.raises(AttributeError, match='dropuot'):
     load_config(ROW).model.dropuot = 0.1
-  with pytest.raises(TypeError):
-    load_config(ROW).train.total_steps = 1.5
 
 
 @pytest.mark.parametrize(
   ('key', 'given', 'value'),
   [
     ('train.total_steps', '20', 20),
-    ('train.total_steps', 20, 20),
     ('optimizer.learning_rate', '1', 1.0),
-    ('optimizer.learning_rate', 1, 1.0),
-    ('optimizer.learning_rate', '2e-2', 0.02),
     ('data.crop_size', '(64, 96)', (64, 96)),
     ('data.crop_size', '64,96', (64, 96)),
     ('data.crop_size', [64, 96], (64, 96)),
-    ('data.photometric', 'false', False),
     ('data.photometric', 'True', True),
-    ('data.data_dir', '123', '123'),
     ('data.data_dir', 'none', 'none'),
-    ('model.width', '32', 32),
     ('model.width', 'none', None),
-    ('model.stage_sizes', '1,2,2,1', (1, 2, 2, 1)),
   ],
 )
 def test_override_is_read_as_the_type_of_its_key(key, given, value):
@@ -183,14 +149,11 @@ def test_override_is_read_as_the_type_of_its_key(key, given, value):
   ('key', 'given', 'message'),
   [
     ('train.total_steps', '1.5', "a whole number, not '1.5'"),
-    ('train.total_steps', 2.0, 'a whole number, not 2.0'),
     ('train.total_steps', True, 'a whole number, not True'),
     ('train.total_steps', 'none', 'a whole number, not'),
     ('data.photometric', '1', 'true or false'),
     ('data.crop_size', '64', 'numbers with commas'),
     ('data.crop_size', '64,0', '2 positive whole numbers'),
-    ('data.crop_size', '64,64,3', '2 positive whole numbers'),
-    ('data.crop_size', '64.0,64.0', '2 positive whole numbers'),
     ('data.image_scale', '512,2048', r'\(long edge, short edge\)'),
     ('data.scale_range', '2.0,0.5', 'the smaller first'),
     ('data.flip_probability', '1.5', 'from 0 to 1'),
@@ -200,25 +163,16 @@ def test_override_is_read_as_the_type_of_its_key(key, given, value):
     ('model.num_classes', '1', 'at least 2, or 0'),
     ('data.folder.eval_fraction', '1', 'above 0 and below 1'),
     ('train.batch_size', '1', 'at least 2'),
-    ('train.total_steps', '0', 'at least 1'),
-    ('optimizer.learning_rate', '-0.1', 'above 0'),
     ('optimizer.learning_rate', '1e999', 'above 0'),
     ('eval.protocol', 'ms_flip', 'one of whole, slide, ms_flip_0x, ms_flip_1x'),
-    ('eval.slide_crop', '512', 'numbers with commas'),
     ('eval.slide_stride', '600,512', 'at most the window, which is 512,512'),
     ('eval.scales', '()', 'one or more positive numbers'),
-    ('eval.scales', '0.5,-1.0', 'one or more positive numbers'),
     ('optimizer.min_learning_rate', '0.5', 'at most optimizer.learning_rate'),
     ('optimizer.name', 'adam', r'sgd, adamw \(did you mean adamw\?\)'),
-    ('optimizer.schedule', 'step', r'one of poly, cosine\.'),
     ('optimizer.warmup_steps', '160000', 'below train.total_steps, 160000'),
     ('optimizer.layer_decay', '1.1', 'above 0 and at most 1'),
-    ('optimizer.clip_norm', '0', 'above 0'),
     ('loss.terms.dice', '-1', 'at least 0'),
-    ('loss.class_weights', '1,-1', 'numbers of at least 0, not all 0'),
     ('loss.class_weights', '0,0', 'numbers of at least 0, not all 0'),
-    ('loss.ohem_threshold', '2', 'from 0 to 1'),
-    ('loss.focal_activation', 'sigmoit', r'did you mean sigmoid\?'),
   ],
 )
 def test_wrong_value_is_refused_by_name(key, given, message):
@@ -239,27 +193,16 @@ def test_every_key_has_its_facts():
   assert set(HOST_KEYS) < set(FREE_KEYS)
 
 
-def test_every_term_of_the_loss_has_a_weight():
-  terms = list(load_config(ROW).loss.terms)
-  config = load_config(ROW, {f'loss.terms.{name}': 1.0 for name in terms})
-  loss = create_loss(config.loss, num_classes=2)
-  labels = np.zeros((1, 2, 2), np.uint8)
-  _, _, values = loss(jnp.zeros((1, 2, 2, 2)), labels)
-  assert sorted(values) == terms
-
-
 @pytest.mark.parametrize(
   ('key', 'nearest'),
   [
     ('model.dropuot', 'did you mean model.dropout?'),
     ('batch_size', 'did you mean eval.batch_size or train.batch_size?'),
-    ('optimiser.momentum', 'did you mean optimizer.momentum?'),
     ('loss', 'keys loss.aux_weight, loss.avg_non_ignore'),
-    ('loss.terms.lovaz', 'did you mean loss.terms.lovasz?'),
     ('loss.lovas', 'did you mean loss.terms.lovasz?'),
     ('optimizer.warmup', 'optimizer.warmup_ratio or optimizer.warmup_steps?'),
-    ('model.dropout.rate', 'did you mean model.dropout?'),
     ('xyz', 'configs/common.py'),
+    ('train.accumulation', 'removed; train.remat=stages'),
   ],
 )
 def test_unknown_key_names_the_nearest(key, nearest):
@@ -290,7 +233,6 @@ FUNCTION = 'from configs import common\ndef get_config():\n'
   [
     (f'{FUNCTION}  return common.get_config()', ':mini', 'takes no argument'),
     (f'{FUNCTION}\n  x = (', '', r'own\.py, line 4: SyntaxError'),
-    (f'{FUNCTION}\n  1 / 0', '', r'own\.py, line 4: ZeroDivisionError'),
     (
       f'{FUNCTION}  config = common.get_config()\n  config.nmae = 1',
       '',
@@ -328,7 +270,6 @@ def test_both_forms_of_a_flag_and_a_flag_of_the_script():
   ('arguments', 'message'),
   [
     (['--config', ROW], 'required: --workdir'),
-    (['--config', ROW, '--workdir', 'x', '--step', '1'], 'arguments: --step 1'),
     (['--config', ROW, '--config.seed', '--workdir', 'x'], 'needs a value'),
     (['--config', ROW, '--workdir', 'x', '--config.seed'], 'needs a value'),
   ],
@@ -370,20 +311,10 @@ def test_removed_key_counts_unless_it_had_its_default():
   older['train']['accumulation'] = 'plain'
   assert differences(json.dumps(older), load_config(ROW)) == []
   older['train']['accumulation'] = 'exact'
-  assert differences(json.dumps(older), load_config(ROW)) == [
-    "train.accumulation: 'exact' before, removed; train.remat=stages gives the "
-    'same result in less memory'
-  ]
+  (line,) = differences(json.dumps(older), load_config(ROW))
+  assert re.match("train.accumulation: 'exact' .* train.remat=stages", line)
 
 
 def test_configuration_without_a_loss_is_refused():
   with pytest.raises(UserError, match=r'no loss: .* cross_entropy, dice'):
     load_config(ROW, {'loss.terms.cross_entropy': 0})
-
-
-def test_loading_needs_no_jax(run_script):
-  code = (
-    f'import sys, resnest_jax as rj; rj.load_config({ROW!r}); '
-    "print({'jax', 'tensorflow', 'cv2', 'grain'} & sys.modules.keys())"
-  )
-  assert run_script('-c', code).stdout.strip() == 'set()'

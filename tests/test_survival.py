@@ -1,6 +1,7 @@
 """Trainings that are killed, hang and run into full disks, as processes."""
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -51,11 +52,10 @@ def test_killed_five_times_it_ends_with_the_same_bits(
   arguments = kills.command(data, tmp_path / 'run')
   ends = []
   for kill in KILLS:
-    environment = kills.environment()
-    if kill.moment == 'compile':  # Which takes long then.
-      environment['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+    # Without the cache it compiles for long enough.
+    cached = 'false' if kill.moment == 'compile' else 'true'
     status, seconds, printed = kills.run_and_kill(
-      arguments, tmp_path / 'run', kill, env=environment
+      arguments, tmp_path / 'run', kill, JAX_ENABLE_COMPILATION_CACHE=cached
     )
     ends.append(status)
     if kill.moment == 'compile':
@@ -91,15 +91,13 @@ def test_hung_read_full_disk_and_damage_one_after_the_other(
   os.mkfifo(image)
   with small_disk(tmp_path / 'disk', '16m') as disk:
     workdir = disk.folder / 'run'
-    process = kills.run(
-      [*kills.command(hanging, workdir), '--config.data.timeout=2']
-    )
+    hung = [*kills.command(hanging, workdir), '--config.data.timeout=2']
+    process = kills.run(hung)
     assert process.returncode == 1
     warning, error = process.stderr.splitlines()[-2:]
     assert f'no batch for 0 s: {image} with' in warning
-    assert error.startswith('error: no batch for 2 s (config.data.timeout): ')
-    assert f'{image} with {hanging}/masks' in error
-    assert error.endswith(f'step 2 of {kills.STEPS} is saved')
+    told = rf'error: no batch for 2 s \(config.data.timeout\): .*{image} with '
+    assert re.match(rf'{told}.* step 2 of {kills.STEPS} is saved', error)
 
     arguments = kills.command(data, workdir)
     checkpoint = workdir / 'checkpoints' / '4'
@@ -117,9 +115,8 @@ def test_hung_read_full_disk_and_damage_one_after_the_other(
     assert process.returncode == 1
     assert f'resuming after step 2 of {kills.STEPS}' in printed
     assert printed.count('error: ') == 1
-    last = printed.splitlines()[-1]
-    assert last.startswith(f'error: {workdir}')
-    assert f'cannot be written: {disk.refusal}. ' in last
+    told = f'error: {workdir}.* cannot be written: {disk.refusal}. '
+    assert re.match(told, printed.splitlines()[-1])
 
     # Full before the checkpoint of step 6, if this process was quick.
     before, newest = [2, *store.steps_in(checkpoint.parent)][-2:]
@@ -129,8 +126,7 @@ def test_hung_read_full_disk_and_damage_one_after_the_other(
       path.write_bytes(changed)
     process = kills.run(arguments)
     assert process.returncode == 0, process.stderr
-    damaged = f'{checkpoint.parent}/{newest} is damaged'
-    assert f'checkpoint {damaged}' in process.stdout
+    assert f'{checkpoint.parent}/{newest} is damaged' in process.stdout
     assert f'resuming after step {before} of' in process.stdout
     moved = workdir / 'damaged_checkpoints' / str(newest)
     assert (moved / 'model').is_dir()

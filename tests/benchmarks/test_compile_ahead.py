@@ -33,22 +33,13 @@ TABULATED = {
   for topology in ('v5e:1x1', 'v5e:2x2', 'v5e:16x16', 'h200:1', 'h200:8')
 }
 
-# As XLA writes it, but for most of the attributes.
+# As XLA writes it, but for most of the attributes and what counts nothing.
 PROGRAM = """
 HloModule jit_step, is_scheduled=true
 
-%sum.1 (a: f32[], b: f32[]) -> f32[] {
-  %a = f32[] parameter(0)
-  %b = f32[] parameter(1)
-  ROOT %add.1 = f32[] add(%a, %b)
-}
-
 %body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %p = (s32[], f32[8]{0:T(256)}) parameter(0)
-  %x = f32[8]{0:T(256)} get-tuple-element(%p), index=1
   %all-reduce.7 = f32[8]{0:T(256)} all-reduce(%x), to_apply=%sum.1
   %f = f32[8]{0} fusion(%all-reduce.7), kind=kLoop, calls=%inside.1
-  ROOT %t = (s32[], f32[8]{0:T(256)}) tuple(%i, %f)
 }
 
 %inside.1 (q: f32[8]) -> f32[8] {
@@ -57,7 +48,6 @@ HloModule jit_step, is_scheduled=true
 
 %condition.1 (p: (s32[], f32[8])) -> pred[] {
   %constant.3 = s32[]{:T(128)} constant(5)
-  %i = s32[] get-tuple-element(%p), index=0
   ROOT %lt = pred[] compare(%i, %constant.3), direction=LT
 }
 
@@ -102,9 +92,8 @@ def test_what_a_program_does_is_read_from_its_text():
 
 
 def test_bytes_of_shapes():
-  assert hlo.shape_bytes('(f32[2,3]{1,0}, pred[], u8[5]{0})').total() == 30
-  assert hlo.shape_bytes('bf16[4,1]{1,0:T(8,128)(2,1)S(1)}') == {'bf16': 8}
-  assert hlo.shape_bytes('s4[3]{0}') == {'s4': 3}
+  sizes = hlo.shape_bytes('(f32[2,3]{1,0}, pred[], u8[5]{0}, s4[3]{0})')
+  assert sizes == {'f32': 24, 'pred': 1, 'u8': 5, 's4': 3}
 
 
 @pytest.fixture(scope='module')
@@ -150,7 +139,6 @@ def test_devices_send_each_other_gradients_and_statistics(compiled):
   state = 4 * (2 * parameters + 2 * channels) + 16 * 128 * 128 * 4 / 4
   assert step['arguments_gb'] == pytest.approx(state / 1e9, rel=0.01)
   assert step['memory_gb'] > step['temporaries_gb'] > 0.001
-  assert step['fusions'] > 100
 
 
 def test_implementations_are_those_of_the_platform_that_is_compiled_for(
@@ -161,27 +149,26 @@ def test_implementations_are_those_of_the_platform_that_is_compiled_for(
   with implementations.use(platform='gpu'):  # The devices decide, nothing else.
     figures = compile_ahead.measure(read_case(entries[1]))
   assert figures['forms'] == entries[1]['forms'] == implementations.BEST['cpu']
-  checked = 0
-  for case, entry in zip(CASES, KEPT, strict=True):
-    if (case.program, case.argument, case.topology) not in TABULATED:
-      continue
-    checked += 1
+  tabulated = [
+    (case, entry)
+    for case, entry in zip(CASES, KEPT, strict=True)
+    if (case.program, case.argument, case.topology) in TABULATED
+  ]
+  assert len(tabulated) >= 5 * len(compile_ahead.ROWS)
+  for case, entry in tabulated:
     chip = CHIPS[split_name(case.topology)[0]]
-    platform = compile_ahead.PLATFORMS[chip.platform]
     # The entries were made when the network could be written in more ways.
-    expected = OURS | implementations.BEST[platform]
+    best = implementations.BEST[compile_ahead.PLATFORMS[chip.platform]]
+    expected = OURS | best
     if not case.row.endswith('deeplabv3plus'):
       # What no layer of a network has makes no difference.
       expected['depthwise'] = entry['forms']['depthwise']
     assert entry['forms'] == expected
-  assert checked >= 5 * len(compile_ahead.ROWS)
 
 
 def test_devices_evaluate_apart(compiled):
   _, (_, evaluation) = compiled
-  network, finish = (
-    evaluation['programs'][name] for name in ('network', 'finish')
-  )
+  network, finish = (evaluation['programs'][x] for x in ('network', 'finish'))
   assert network['collectives'] == finish['collectives'] == {}
   # Logits of 2 of 8 images, an eighth of the size, 150 classes.
   assert network['outputs_gb'] == pytest.approx(2 * 32 * 32 * 150 * 4 / 1e9)
@@ -249,29 +236,25 @@ def test_messages_are_those_that_the_model_predicts(chip):
   ],
 )
 def test_every_row_fits_at_its_batch(topology, remat):
-  wanted = [
-    Case(
-      *(row, '', topology, 'train', batch_size_of(row)),
-      *(0, remat, 'bfloat16'),
-    )
+  more = (0, remat, 'bfloat16')
+  wanted = {
+    Case(row, '', topology, 'train', batch_size_of(row), *more)
     for row in compile_ahead.ROWS
-  ]
-  found = {
-    case.row: entry['programs']['step']
+  }
+  found = [
+    entry['programs']['step']
     for case, entry in zip(CASES, KEPT, strict=True)
     if case._replace(effort=0) in wanted
-  }
-  assert set(found) == set(compile_ahead.ROWS)
+  ]
+  assert len(found) == len(wanted)
   memory = CHIPS[topology.partition(':')[0]].memory
-  assert all(step['fits'] for step in found.values())
-  assert all(1 < step['memory_gb'] < memory for step in found.values())
+  assert all(step['fits'] for step in found)
+  assert all(1 < step['memory_gb'] < memory for step in found)
 
 
 @pytest.mark.parametrize('row', compile_ahead.ROWS)
 def test_messages_do_not_grow_with_the_chips(row):
-  topologies = ['v5e:2x2', 'v5e:16x16']
-  if row == 'ade20k_pspnet':
-    topologies.append('v5e:4x4')
+  topologies = ['v5e:16x16', 'v5e:2x2']
   sent = {}
   for case, entry in zip(CASES, KEPT, strict=True):
     of_row = (case.row, case.argument, case.program) == (row, '', 'train')
@@ -281,6 +264,5 @@ def test_messages_do_not_grow_with_the_chips(row):
       step = entry['programs']['step']
       assert step['largest_gathered_bytes'] == 0
       sent[case.topology] = step['collectives']['all-reduce']
-  assert sorted(sent) == sorted(topologies)
-  assert len({message['bytes'] for message in sent.values()}) == 1
-  assert len({message['count'] for message in sent.values()}) == 1
+  assert sorted(sent) == topologies
+  assert sent['v5e:16x16'] == sent['v5e:2x2']

@@ -10,13 +10,6 @@ from benchmarks import flags
 from resnest_jax.errors import UserError
 
 
-def test_numbers():
-  assert (flags.positive('1'), flags.natural('0')) == (1, 0)
-  for kind, text in ((flags.positive, '0'), (flags.natural, '-1')):
-    with pytest.raises(argparse.ArgumentTypeError, match=text):
-      kind(text)
-
-
 def test_memory_has_a_unit():
   assert flags.gigabytes('16GB') == 16
   assert flags.gigabytes('80 GiB') == pytest.approx(80 * 2**30 / 1e9)
@@ -26,21 +19,12 @@ def test_memory_has_a_unit():
       flags.gigabytes(text)
 
 
-def test_a_folder_is_no_file_and_not_below_one(tmp_path):
-  path = tmp_path / 'README.md'
-  path.touch()
-  assert flags.folder(str(tmp_path)) == tmp_path
-  assert flags.folder(str(tmp_path / 'new' / 'one')) == tmp_path / 'new' / 'one'
-  for wrong in (path, path / 'results'):
-    with pytest.raises(argparse.ArgumentTypeError, match=r'README\.md'):
-      flags.folder(str(wrong))
-
-
 @pytest.mark.parametrize(
   ('command', 'words'),
   [
     ('conv_forms --rounds 0', '--rounds: 0, and has to be 1 or more'),
-    ('loss_memory --out README.md', 'README.md is or lies below'),
+    ('loss_memory --timed -1', '--timed: -1, and has to be 0 or more'),
+    ('loss_memory --out README.md/new', 'README.md/new is or lies below'),
     ('compile_ahead --topologies cpu --effort 3', 'has to be from -1 to 0'),
     ('train_step --config no.json', '--config no.json cannot be'),
     ('scale_model --results docs', '--results docs has no compile'),

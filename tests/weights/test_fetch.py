@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from resnest_jax.errors import UserError
-from resnest_jax.weights.fetch import cache_folder, fetch, offline
+from resnest_jax.weights.fetch import cache_folder, fetch
 from resnest_jax.weights.published import PUBLISHED, Published, known_file
 
 CONTENT = bytes(range(256)) * 1000
@@ -118,13 +118,10 @@ def test_failure_names_every_mirror_and_what_to_do(server, tmp_path):
   for said in (
     f'{urls[0]}: HTTP Error 404',
     f'{urls[1]}: it was cut off after 1000 of 256000 bytes',
-    f' {urls[2]}: what it sends has the wrong checksum',
-    f'not with {DIGITS} as published',
-    'another file. Download it by other means',
-    f'give its path, or put it at {cache_folder() / NAME}',
+    f'{urls[2]}: what it sends has the wrong checksum',
+    f'put it at {cache_folder() / NAME}',
   ):
     assert said in message
-  assert '.part' not in message
   assert cached() == []
 
 
@@ -174,16 +171,16 @@ def test_hub_file_is_downloaded_once_and_served_offline(hub, monkeypatch):
   assert hub.requests == [HUB_FILE]  # Asked again for its head only.
   monkeypatch.setenv('RESNEST_JAX_OFFLINE', '1')
   assert fetch(text) == path
-  message = refusal('hf://timm/resnest50d.in1k/model.safetensors')
-  assert 'downloads are switched off' in message
+  other = text.replace('sub/', '')
+  assert 'downloads are switched off' in refusal(other)
   assert hub.requests == [HUB_FILE]
 
 
 def test_hub_revision_and_what_it_does_not_have(hub, tmp_path, monkeypatch):
   served = tmp_path / 'served/timm/resnest50d.in1k/resolve/v2'
   served.mkdir()
-  (served / 'model.safetensors').write_text('second')
-  path = fetch('hf://timm/resnest50d.in1k@v2/model.safetensors')
+  (served / 'a.safetensors').write_text('second')
+  path = fetch('hf://timm/resnest50d.in1k@v2/a.safetensors')
   assert path.read_text() == 'second'
   other = 'hf://timm/resnest50d.in1k/other.safetensors'
   assert re.search(r'does not give it \(404.*Not Found', refusal(other))
@@ -196,10 +193,7 @@ def test_hub_revision_and_what_it_does_not_have(hub, tmp_path, monkeypatch):
 def test_offline_only_the_cache_is_used(server, monkeypatch, variable):
   table = published(f'{server.url}/{NAME}')
   monkeypatch.setenv(variable, '1')
-  assert offline()
-  message = refusal('net', table)
-  assert 'downloads are switched off' in message
-  assert str(cache_folder() / NAME) in message
+  assert f'put it at {cache_folder() / NAME}' in refusal('net', table)
   assert server.requests == []
   # As the message says: brought there by other means.
   cache_folder().mkdir(parents=True)
@@ -217,15 +211,13 @@ def test_path_wins_and_known_file_names_are_checked(tmp_path, monkeypatch):
 
 
 def test_unknown_name_suggests_and_lists():
-  message = refusal('ade20k_psp')
-  assert 'Did you mean ade20k_pspnet' in message
-  assert 'resnest50_fast_1s4x24d' in message
+  said = r'Did you mean ade20k_pspnet.* resnest50_fast_1s4x24d'
+  assert re.search(said, refusal('ade20k_psp'))
 
 
 def test_published_files_end_in_the_digits_that_are_checked():
   digits = [published.sha256 for published in PUBLISHED.values()]
   assert len(set(digits)) == len(digits) == 26
-  for name, published_file in PUBLISHED.items():
-    endings = {url.rpartition('/')[2] for url in published_file.urls}
-    assert len(endings) == 1
-    assert known_file(endings.pop()) == published_file, name
+  for name, known in PUBLISHED.items():
+    (ending,) = {url.rpartition('/')[2] for url in known.urls}
+    assert known_file(ending) == known, name

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import sys
 import warnings
 import zipfile
@@ -48,11 +47,6 @@ def test_what_is_written_is_read(kind, tmp_path):
   read = read_weights(files[0])
   assert_same_bits(read.state_dict, STATE_DICT)
   assert read.about == ABOUT == json.loads(files[1].read_text())
-  if kind == 'mmseg':  # The class names of both its versions.
-    content = torch.load(files[0], weights_only=True)
-    assert content['meta']['CLASSES'] == ABOUT['classes']
-    assert content['meta']['dataset_meta']['palette'] == ABOUT['palette']
-    assert torch.is_tensor(content['state_dict']['conv.weight'])
 
 
 @pytest.mark.parametrize('start', [b'\x80\x38', b'PK\x03\x04'])
@@ -167,36 +161,20 @@ def test_code_in_a_pickle_is_not_run(legacy, tmp_path):
   assert not trace.exists()
 
 
-LINEAR = torch.nn.Linear(2, 2)
-
-
 @pytest.mark.parametrize(
   ('write', 'reason'),
   [
     (
-      lambda path: torch.jit.script(LINEAR).save(path),
+      lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(path),
       'holds more than weights',
-    ),
-    (
-      lambda path: path.write_bytes(pickle.dumps({'x': {1, 2}}, protocol=4)),
-      'holds more than weights',
-    ),
-    (
-      lambda path: torch_file(path, LINEAR),
-      r'wants to run torch\.nn\.modules\.linear\.Linear',
     ),
     (
       lambda path: torch_file(path, {'epoch': 3, 'lr': 0.1}),
       r"no state dict.*\['epoch', 'lr'\]",
     ),
     (lambda path: torch_file(path, [torch.ones(2)]), 'no state dict'),
-    *(
-      (
-        lambda path, content=content: path.write_bytes(content),
-        'neither a safetensors nor a PyTorch',
-      )
-      for content in (b'', b'abc', b'<!DOCTYPE html><html>Not found</html>')
-    ),
+    (lambda path: path.touch(), 'neither a safetensors nor a PyTorch'),
+    (lambda path: path.write_text('<html>'), 'neither a safetensors nor'),
   ],
 )
 def test_other_files_are_refused_in_our_words(write, reason, tmp_path):
@@ -228,26 +206,8 @@ def test_truncated_file_is_refused(name, share, tmp_path):
     read_weights(path)
 
 
-def test_nothing_is_overwritten(tmp_path):
-  (tmp_path / 'precious').write_text('data')
-  with pytest.raises(UserError, match='is there already and nothing was'):
-    write_weights(tmp_path, 'ours', STATE_DICT, ABOUT)
-  assert [path.name for path in tmp_path.iterdir()] == ['precious']
-
-
-def test_failed_writing_leaves_nothing(tmp_path):
-  bad = {'x': np.array([None, 'y'], object)}
-  with pytest.raises(Exception, match='object'):
-    write_weights(tmp_path / 'x', 'ours', bad, ABOUT)
-  assert list(tmp_path.iterdir()) == []
-
-
 def test_without_torch_the_package_is_named(tmp_path, monkeypatch):
   path = torch_file(tmp_path / 'x.pth', TENSORS)
   monkeypatch.setitem(sys.modules, 'torch', None)
-  with pytest.raises(UserError) as error:
+  with pytest.raises(UserError, match=r'package torch .* pip install'):
     read_weights(path)
-  assert str(error.value).startswith(
-    'PyTorch files need the package torch (its CPU build will do): pip '
-    'install torch --index-url https://download.pytorch.org/whl/cpu. safe'
-  )

@@ -111,11 +111,3 @@ FCN = 'mmseg/ade20k_fcn'
 def test_other_networks_are_refused(shapes, arguments, message):
   with pytest.raises(UserError, match=message):
     describe(shapes, *arguments)
-
-
-def test_auxiliary_head_may_be_absent():
-  shapes = structs(FCN)
-  whole = describe(shapes, 'mmseg')
-  bare = describe(without(shapes, 'auxiliary_'), 'mmseg')
-  assert bare.task == 'segmentor'
-  assert bare.config == whole.config | {'aux_channels': None}
