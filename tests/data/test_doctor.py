@@ -118,16 +118,9 @@ def first(change, *which, **options):
   return lambda pair: [pair[0].masks(change, **options), pair[1]]
 
 
-def put(index, make):
-  """Puts `make(sample)` in the place of a sample of the training split."""
-  return lambda pair: [
-    pair[0].put(index, make(pair[0].samples[index])),
-    pair[1],
-  ]
-
-
-def wide_image(sample):
-  return {'image': sample['image'].astype(np.uint16) * 257}
+def widened(pair):
+  image = np.uint16(pair[0].samples[2]['image'])
+  return [pair[0].put(2, {'image': image * 257}), pair[1]]
 
 
 def replaced(changes):
@@ -138,7 +131,6 @@ def replaced(changes):
 
 
 without_sky = replaced({3: 0})
-without_255 = replaced({255: 0})
 
 
 def repeated_mask(pair):
@@ -160,18 +152,12 @@ def painted(value, *where):
 dot = painted(77, 4, 6)
 
 
-def unreadable(_):
-  return 'a.png is damaged\nMend it or take it away'
-
-
-def copied(pair):
-  train = pair[0]
-  parts = {key: train.samples[2][key] for key in ('image', 'mask')}
-  return [train.put(5, parts), pair[1]]
-
-
-def leaking(pair):
-  return [pair[0], pair[1].put(1, pair[0].samples[7])]
+def copied(*parts):
+  """A sample gets parts of another."""
+  return lambda pair: [
+    pair[0].put(5, {key: pair[0].samples[2][key] for key in parts}),
+    pair[1],
+  ]
 
 
 class Jpegs(Samples):
@@ -192,14 +178,6 @@ def as_jpegs(pair):
   return [Jpegs(train.split, train.labels, train.samples), pair[1]]
 
 
-def raised(mask):
-  return mask + np.uint8(140) * (mask > 0)
-
-
-def grey_in_colour(mask):
-  return np.repeat(mask[..., None], 3, 2)
-
-
 def same(mask):
   return mask
 
@@ -208,13 +186,13 @@ def same(mask):
 # split, or in the other where a rule compares both).
 FAULTS = {
   'class_count': ('10', list, 0),
-  'unreadable': ('10', put(3, unreadable), 1),
-  'image_depth': ('ade20k', put(2, wide_image), 1),
+  'unreadable': ('10', lambda p: [p[0].put(3, 'a.png is cut off'), p[1]], 1),
+  'image_depth': ('ade20k', widened, 1),
   'mask_depth': ('10', first(lambda m: m.astype(np.uint16), 1, 2), 2),
   'size_mismatch': ('cityscapes', first(lambda m: m.T, 5), 1),
-  'wrong_ade20k_release': ('ade20k', both(raised), 24),
+  'wrong_ade20k_release': ('ade20k', both(lambda m: (m > 0) * (m + 140)), 24),
   'colour_masks': ('10', both(lambda m: COLOURS[m][..., ::-1]), 12),
-  'grey_masks_in_colour': ('10', both(grey_in_colour), 12),
+  'grey_masks_in_colour': ('10', both(lambda m: np.dstack([m, m, m])), 12),
   'stretched_masks': ('2', both(lambda m: m * np.uint8(255)), 12),
   'off_by_one': ('ade20k', both(lambda m: m - np.uint8(1)), None),
   'label_ids': ('cityscapes', both(same, labels=counted(19)), 12),
@@ -223,19 +201,15 @@ FAULTS = {
   'no_labels': ('cityscapes', both(lambda m: m * np.uint8(0)), 12),
   'identical_masks': ('10', repeated_mask, 12),
   'damaged_jpeg': ('10', as_jpegs, 2),
-  'maybe_off_by_one': (
-    '10',
-    both(without_255, labels=counted(10, 1)),
-    0,
-  ),
+  'maybe_off_by_one': ('10', both(lambda m: m % 255, labels=counted(10, 1)), 0),
   'ignored_share': ('10', first(painted(255, ..., slice(115))), 12),
   'unlabelled_masks': ('10', first(lambda m: m | np.uint8(255), 0, 9), 2),
   'constant_masks': ('10', first(lambda m: m * np.uint8(0), *range(7)), 7),
   'misaligned_masks': ('ade20k', first(np.fliplr), None),
   'absent_classes': ('10', both(same, labels=counted(12)), 0),
   'untrained_classes': ('ade20k', first(without_sky), None),
-  'duplicates': ('10', copied, 1),
-  'leaked': ('10', leaking, 1),
+  'duplicates': ('10', copied('image', 'mask'), 1),
+  'leaked': ('10', lambda p: [p[0], p[1].put(1, p[0].samples[7])], 1),
 }
 # What some of them have to name.
 NAMED = {
@@ -296,29 +270,20 @@ def lowered(mask):
   return np.where(mask == 255, mask, mask - np.uint8(1))
 
 
-def mostly_first(pair):
-  return both(lowered)(first(painted(0, ..., slice(115)))(pair))
-
-
 def coloured(code):
   table = np.array([code(k) for k in range(256)]).astype(np.uint8)
   return both(lambda m: table[m][..., ::-1])
 
 
-def shifted(pair):
-  """By one in the list; masks of another size do not count."""
-  train, other = pair
-  order = sorted(train.samples, key=lambda s: s['mask'].shape)
+def of_the_next(pair):
+  """Masks in another order; those of another size do not count."""
+  order = sorted(pair[0].samples, key=lambda s: s['mask'].shape)
+  masks = [s['mask'] for s in order[1:] + order[:1]]
   samples = [
-    a | {'mask': np.resize(b['mask'], a['mask'].shape)}
-    for a, b in zip(order, order[1:] + order[:1], strict=True)
+    s | {'mask': np.resize(mask, s['mask'].shape)}
+    for s, mask in zip(order, masks, strict=True)
   ]
-  return [Samples('train', train.labels, samples), other]
-
-
-def other_image(pair):
-  train, other = pair
-  return [train.put(5, {'image': train.samples[2]['image']}), other]
+  return [replace(pair[0], samples=samples), pair[1]]
 
 
 # Red and green hold the class, blue the object.
@@ -331,103 +296,54 @@ INSTANCES = coloured(lambda k: (min(k, 100), 3, 0))
   ('pair', 'spoil', 'rule', 'named'),
   [
     ('10', first(lambda m: np.where(m < 10, m + 1, 255)), 'off_by_one', '10'),
-    ('10', both(steps, labels=counted(4)), 'stretched_masks', '160, 240'),
-    ('10', both(steps, labels=counted(4)), 'stretched_masks', '(path, mask //'),
-    ('10', both(and_255, labels=counted(4)), 'stretched_masks', '160, 240'),
-    ('10', both(and_255, labels=counted(4)), 'stretched_masks', '!= 255] //='),
+    ('10', both(steps, labels=counted(4)), 'stretched_masks', r'240.*mask //'),
+    ('10', both(and_255, labels=counted(4)), 'stretched_masks', r'240.*\] //='),
     # One class more than there are.
     ('10', both(steps, labels=counted(3)), 'unknown_values', '240'),
     # Two classes of which one has any value.
-    ('2', both(lambda m: m * np.uint8(128)), 'stretched_masks', '(0, 128)'),
+    ('2', both(lambda m: m * np.uint8(128)), 'stretched_masks', r'\(0, 128'),
     # Many pixels of unknown values are not to be ignored, few are.
     ('10', first(replaced({0: 77})), 'unknown_values', 'Name the values'),
     ('10', first(dot, 4), 'unknown_values', 'Write 255 where'),
     ('10', both(lowered), 'maybe_off_by_one', '0 to 8 occur and 9 does not'),
     # Most pixels had the first class: that they are ignored is not said.
-    ('10', mostly_first, 'maybe_off_by_one', '0 to 8'),
+    (
+      '10',
+      lambda p: both(lowered)(first(painted(0, ..., slice(115)))(p)),
+      *('maybe_off_by_one', '0 to 8'),
+    ),
     # Perhaps masks that count from 1, in which the last class is missing.
     ('10', both(replaced({0: 255})), 'maybe_off_by_one', ''),
-    ('10', both(replaced({9: 0, 255: 0})), 'absent_classes', ''),
-    ('10', both(without_sky), 'absent_classes', '1 of 10 classes does'),
-    ('10', other_image, 'duplicates', '1 of them differ'),
-    ('ade20k', FULL_RELEASE, 'wrong_ade20k_release', '*_seg.png'),
+    ('10', both(replaced({9: 0, 255: 0})), 'absent_classes', '1 of 10 class'),
+    ('10', copied('image'), 'duplicates', '1 of them differ'),
+    ('ade20k', FULL_RELEASE, 'wrong_ade20k_release', '_seg.png'),
     ('ade20k', INSTANCES, 'wrong_ade20k_release', 'instance masks'),
     ('ade20k', first(np.flipud), 'misaligned_masks', 'upside down'),
-    ('ade20k', shifted, 'misaligned_masks', ''),
+    ('ade20k', of_the_next, 'misaligned_masks', ''),
     # These are in no files: both may be the reason.
-    ('cityscapes', first(lambda m: m.T, 5), 'size_mismatch', 'Perhaps the cam'),
-    ('cityscapes', first(lambda m: m.T, 5), 'size_mismatch', 'mask.T'),
-    # Label ids without a class, and 255, are known.
+    ('10', first(lambda m: m.T, 5), 'size_mismatch', r'Perhaps .*mask\.T'),
+    # Label ids without a class are known.
     ('cityscapes', first(replaced({7: 29}), 2), None, ''),
-    ('cityscapes', first(replaced({7: 255}), 2), None, ''),
     ('cityscapes', first(replaced({7: 34}), 2), 'unknown_values', '34'),
   ],
 )
 def test_variants(clean, pair, spoil, rule, named):
-  spoiled = spoil(clean[pair])
-  found = examine(spoiled)
+  found = examine(spoil(clean[pair]))
   assert {d.rule.name for d in found} == ({rule} if rule else set())
-  if spoiled[1] is clean[pair][1]:  # Not in both splits.
-    assert [d.split for d in found] == ['train'] * len(found[:1])
   text = ''.join(f'{d.finding.what} {d.finding.remedy}' for d in found)
-  assert named in text
-
-
-def test_samples_concerned_are_named(clean):
-  train, other = clean['10']
-  names = [sample['name'] for sample in train.samples]
-
-  def concerned(spoil):
-    (found,) = examine(spoil([train, other]))
-    return found.finding.samples
-
-  assert concerned(first(dot, 4, 8)) == (names[4], names[8])
-  assert concerned(copied) == (f'{names[2]} = {names[5]}',)
-  assert concerned(put(3, unreadable)) == ('a.png is damaged',)
-  (found,) = examine(put(3, unreadable)([train, other]))
-  assert found.finding.remedy == 'Mend it or take it away'
+  assert re.search(named, text, re.DOTALL)
 
 
 def test_masks_of_other_sizes_are_drawn_in_colour(clean, tmp_path):
-  train, _ = first(lambda m: m.T, 5)(clean['10'])
-  shown = Samples(train.split, train.labels, [train.samples[5]])
-  report.draw(tmp_path, [shown], surveys_of([shown]), [])
+  turned, _ = first(lambda m: m.T)(clean['10'])
+  report.draw(tmp_path, [turned], surveys_of([turned]), [])
   picture = cv2.imread(str(tmp_path / 'doctor.png'))[..., ::-1]
-  values = np.unique(shown.samples[0]['mask'])
-  for k in values[values < 10]:
-    assert (picture == COLOURS[k]).all(-1).sum() > 4
-
-
-def test_many_masks_without_the_upper_classes(clean):
-  """As in instance masks of one channel: 100 classes."""
-  labels = clean['ade20k'][0].labels
-
-  def found(number, last):
-    """Of so many samples, all with the values 1 to `last`."""
-    values = np.arange(1, last + 1)
-    samples = tuple(
-      observe.Observation(
-        *(i, f'{i}', '', (), ''),
-        *((10, 15), 'uint8', i.to_bytes(2)),
-        *((10, 15), 'uint8', i.to_bytes(2)),
-        *(values, np.ones_like(values)),
-      )
-      for i in range(number)
-    )
-    known = observe.known_values(labels)
-    survey = ('ade', 'train', labels, 10**4, samples, True, 150, known)
-    return [d.rule.name for d in diagnose([observe.Survey(*survey)])]
-
-  assert found(500, 100) == ['wrong_ade20k_release']
-  assert found(499, 100) == found(500, 60) == found(500, 150) == []
+  assert (picture == COLOURS[0]).all(-1).sum() > 1000
 
 
 @pytest.mark.parametrize(
   'name',
-  [
-    *('unreadable', 'image_depth', 'mask_depth', 'size_mismatch'),
-    *('colour_masks', 'grey_masks_in_colour', 'duplicates'),
-  ],
+  ['unreadable', 'image_depth', 'size_mismatch', 'colour_masks', 'duplicates'],
 )
 def test_faulty_samples_are_drawn_and_marked(clean, name, tmp_path):
   pair = spoil(clean, name)
@@ -440,65 +356,67 @@ def test_faulty_samples_are_drawn_and_marked(clean, name, tmp_path):
   assert (pictures[0] == pictures[1]) == (name == 'unreadable')
 
 
-def test_one_of_something_is_singular(clean):
-  train, _ = clean['10']
-  alone = Samples('train', train.labels, [train.samples[4]])
-  said = report.summary(surveys_of([alone]), [])
-  assert said == '1 of 1 sample of train: nothing wrong'
-  one = alone.masks(lambda m: m * np.uint8(0), labels=counted(1))
-  (found,) = examine([one, one], num_outputs=7)
-  assert 'mine has 1 class.' in found.finding.what
+# ---- What is no fault -------------------------------------------------------
+
+
+def test_samples_concerned_are_named(clean):
+  names = [sample['name'] for sample in clean['10'][0].samples]
+  for spoil, concerned in (
+    (first(dot, 4, 8), (names[4], names[8])),
+    (copied('image', 'mask'), (f'{names[2]} = {names[5]}',)),
+  ):
+    (found,) = examine(spoil(clean['10']))
+    assert found.finding.samples == concerned
 
 
 def test_what_two_splits_share_is_described_once(clean):
-  train, _ = clean['10']
-  pair = [
-    Samples(name, train.labels, train.samples[k : k + 4]).masks(dot, (1,))
-    for name, k in (('train', 4), ('validation', 0))
-  ]
-  found = examine(pair)
-  assert [d.rule.name for d in found] == ['unknown_values'] * 2
-  whats = {d.finding.what for d in found}
-  assert len(report.paragraphs(found)) == len(whats)
-  # Also where the shares of pixels are the same.
-  (text,) = report.paragraphs(
-    [replace(d, finding=replace(d.finding, what='Same.')) for d in found]
-  )
+  found = examine(first(dot, 4)(clean['10']))
+  other = replace(found[0], split='validation')
+  (text,) = report.paragraphs([*found, other])
   assert text.startswith('error: unknown_values (train and validation)\n')
-  names = [s.samples[1]['name'] for s in pair]
-  assert f'Samples: {names[0]}, {names[1]}\n' in text
+  assert 'Samples: {0}, {0}\n'.format(*found[0].finding.samples) in text
+
+
+def test_many_masks_without_the_upper_classes(clean):
+  """As in instance masks of one channel: 100 classes."""
+
+  def found(number, last):
+    """In so many samples of more, all with the values 1 to `last`."""
+    mask = np.resize(np.arange(1, last + 1, dtype=np.uint8), (10, 15))
+    samples = [
+      {'image': np.full((2, 5, 3), i), 'mask': np.roll(mask, i), 'name': ''}
+      for i in range(number)
+    ]
+    ade = replace(clean['ade20k'][0], samples=samples)
+    (survey,) = surveys_of([ade])
+    return [d.rule.name for d in diagnose([replace(survey, size=10**4)])]
+
+  assert 'wrong_ade20k_release' in found(500, 100)
+  for number, last in ((499, 100), (500, 60), (500, 150)):
+    assert 'wrong_ade20k_release' not in found(number, last)
 
 
 # ---- What is no fault -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-  ('name', 'spoil', 'seen', 'outputs'),
+  ('name', 'spoil', 'seen'),
   [
-    ('10', both(same, labels=counted(12)), 11, 12),
-    ('ade20k', first(without_sky), 23, 150),
+    ('10', both(same, labels=counted(12)), 11),
+    ('ade20k', first(without_sky), 23),
   ],
 )
-def test_few_samples_do_not_prove_absence(clean, name, spoil, seen, outputs):
+def test_few_samples_do_not_prove_absence(clean, name, spoil, seen):
   """What is absent in some samples may be in the others."""
-  train, other = spoil(clean[name])
-  _, rest = surveys_of([train, other])
-  some = observe.survey(
-    train, range(seen), for_training=True, num_outputs=outputs
-  )
-  assert not some.complete
-  assert diagnose([some, rest]) == []
+  train, rest = surveys_of(spoil(clean[name]))
+  assert diagnose([replace(train, seen=train.seen[:seen]), rest]) == []
 
 
 def test_split_that_says_which_values_it_knows(clean):
-  train, other = clean['cityscapes']
-  known = both(same)([train])[0]
-  known.known_values = np.isin(np.arange(256), [1, 3, *range(7, 34)])
-  (found,) = examine([known, other])
+  train, other = both(same)(clean['cityscapes'])
+  train.known_values = np.isin(np.arange(256), [1, 3, *range(7, 34)])
+  (found,) = examine([train, other])
   assert found.rule.name == 'unknown_values'
-  assert found.finding.samples == tuple(
-    s['name'] for s in train.samples if (s['mask'] == 0).any()
-  )
   assert 'that no class has: 0, on' in found.finding.what
 
 

@@ -1,6 +1,7 @@
 """The doctor as users meet it: the command, real files, before a training."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -63,36 +64,23 @@ def test_clean_data(run_script, mini_data_dir, tmp_path):
   sky = [sample['label'] == 2 for sample in split]
   facts = content['splits']['train']
   assert facts['seen'] == facts['samples'] == 24
-  assert facts['classes'][2] == {
-    'class': 'sky',
-    'pixels': sum(int(part.sum()) for part in sky),
-    'images': sum(bool(part.any()) for part in sky),
+  counts = {
+    'pixels': np.sum([x.sum() for x in sky]),
+    'images': sum(map(np.any, sky)),
   }
-  picture = cv2.imread(str(tmp_path / 'doctor.png'))
+  assert facts['classes'][2] == {'class': 'sky'} | counts
   # Eight samples of each split, two in a row of 4 x (320 + 12) + 3 x 12.
-  assert picture.shape[1] == 1364
-  assert picture.shape[0] > 8 * 200
-
-
-def is_damaged(split, index):
-  try:
-    split.raw(index)
-  except UserError:
-    return True
-  return False
+  assert cv2.imread(str(tmp_path / 'doctor.png')).shape[1] == 1364
 
 
 def test_damaged_records(run, damaged_dir, tmp_path):
-  split, _ = splits_of(config_of(damaged_dir))
-  bad = [i for i in range(24) if is_damaged(split, i)]
-  assert 0 < len(bad) < 24
   status, out = run('--out', tmp_path, data_dir=damaged_dir)
   assert status == 1
-  assert f'error: unreadable (train)\n  {len(bad)} of 24 samples' in out
+  assert 'error: unreadable (train)\n' in out
   assert 'python -m resnest_jax.data.prepare ade20k_mini' in out
   (finding,) = json.loads((tmp_path / 'doctor.json').read_text())['findings']
-  assert (finding['rule'], finding['count']) == ('unreadable', len(bad))
-  assert f'sample {bad[0]} of ade20k_mini' in finding['samples'][0]
+  assert 0 < finding['count'] == len(finding['samples']) < 24
+  assert 'of ade20k_mini, split train' in finding['samples'][0]
 
 
 def test_some_samples_of_one_split(run):
@@ -142,15 +130,10 @@ def folder(mini_cityscapes_data_dir, tmp_path):
     for part in ('images', 'masks'):
       (tmp_path / part / split).mkdir(parents=True)
     for i in range(number):
-      sample = source.raw(i)
-      image = sample['image'][..., ::-1]
+      image = source[i]['image'][..., ::-1]
       cv2.imwrite(f'{tmp_path}/images/{split}/{i}.jpg', image)
-      cv2.imwrite(f'{tmp_path}/masks/{split}/{i}.png', sample['mask'])
-  train_ids = CITYSCAPES.to_train_id[:34]
-  names = CITYSCAPES.classes
-  lines = [f'{i}: {names[k]}' for i, k in enumerate(train_ids) if k != 255]
-  ignored = ' '.join(map(str, np.flatnonzero(train_ids == 255)))
-  text = '\n'.join([*lines, f'ignore: {ignored}'])
+      cv2.imwrite(f'{tmp_path}/masks/{split}/{i}.png', source[i]['label'])
+  text = '\n'.join(f'{i}: {x}' for i, x in enumerate(CITYSCAPES.classes))
   (tmp_path / 'classes.txt').write_text(text)
   return tmp_path
 
@@ -204,13 +187,6 @@ def read(path):
   return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
 
 
-def wide_image(folder):
-  path = folder / 'images/train/4.jpg'
-  image = read(path).astype(np.uint16) * 256
-  path.unlink()
-  cv2.imwrite(str(path.with_suffix('.png')), image)
-
-
 def change_mask(change):
   def spoil(folder):
     path = folder / 'masks/train/4.png'
@@ -237,10 +213,6 @@ def rotate(folder):
   picture.save(path, exif=exif)
 
 
-def jet(mask):
-  return cv2.applyColorMap(mask, cv2.COLORMAP_JET)
-
-
 RNG = np.random.default_rng(0)
 GREYS = np.repeat(RNG.permutation(256), 3)
 TO_IDS = (
@@ -251,11 +223,9 @@ TO_IDS = (
 @pytest.mark.parametrize(
   ('spoil', 'rule', 'remedy'),
   [
-    (wide_image, 'image_depth', ''),
     (change_mask(np.uint16), 'mask_depth', f'{TO_IDS} --indices\n'),
-    (change_mask(jet), 'colour_masks', f'{TO_IDS}\n'),
     (with_palette(GREYS), 'grey_masks_in_colour', ''),
-    (with_palette(RNG.integers(0, 256, 768)), 'colour_masks', ''),
+    (with_palette(RNG.integers(0, 256, 768)), 'colour_masks', f'{TO_IDS}\n'),
     (rotate, 'size_mismatch', 'In 1 the camera noted a rotation'),
     (change_mask(np.transpose), 'size_mismatch', 'In 1 the mask is transposed'),
   ],
@@ -271,15 +241,9 @@ def test_file_of_another_kind(folder, spoil, rule, remedy):
   assert other not in found.finding.remedy
 
 
-def test_transposed_mask_is_told_by_reading_as_well(folder):
-  change_mask(np.transpose)(folder)
-  with pytest.raises(UserError, match='The mask is transposed'):
-    list(open_data(folder_config(folder).data, 'train'))
-
-
 def test_remedy_for_classes_that_are_stretched_helps(folder):
   for path in (folder / 'masks').rglob('*.png'):
-    cv2.imwrite(str(path), np.uint8(read(path) == 7) * 255)
+    cv2.imwrite(str(path), np.uint8(read(path) == 0) * 255)
   (folder / 'classes.txt').write_text('background\nleaf\n')
   found = found_in(folder)
   assert {d.rule.name for d in found} == {'stretched_masks'}
@@ -293,11 +257,11 @@ def test_remedy_for_classes_that_are_stretched_helps(folder):
 
 def test_value_that_the_classes_file_does_not_have(folder):
   text = (folder / 'classes.txt').read_text()
-  (folder / 'classes.txt').write_text(text.replace('23: sky\n', ''))
+  (folder / 'classes.txt').write_text(text.replace('10: sky\n', ''))
   found = found_in(folder)
   assert [d.rule.name for d in found] == ['unknown_values'] * 2
-  assert 'that no class has: 23, on' in found[0].finding.what
-  assert '"23: name"' in found[0].finding.remedy
+  assert 'that no class has: 10, on' in found[0].finding.what
+  assert '"10: name"' in found[0].finding.remedy
 
 
 # ---- Before a training -----------------------------------------------------
@@ -321,33 +285,6 @@ def test_errors_stop_a_training(run_script, damaged_dir, tmp_path):
   assert not has_checkpoint(tmp_path)
 
 
-class Repeated:
-  """The first samples of a split again and again."""
-
-  def __init__(self, split, number):
-    self.of, self.number = split, number
-    self.name, self.split, self.labels = split.name, split.split, split.labels
-
-  def __len__(self):
-    return len(self.of)
-
-  def raw(self, index):
-    return self.of.raw(index % self.number)
-
-
-def test_warnings_do_not_stop_a_training(mini_data_dir, tmp_path, capsys):
-  config = config_of(mini_data_dir)
-  train, validation = splits_of(config)
-  repeated = Repeated(validation, 4)
-  examine.check_before_training(config, [train, repeated], tmp_path)
-  out = capsys.readouterr().out
-  assert '24 of 24 samples of train and 8 of 8 samples of validation' in out
-  assert '1 warning (' in out
-  assert 'warning: duplicates (validation)' in out
-  content = json.loads((tmp_path / 'doctor.json').read_text())
-  assert [f['rule'] for f in content['findings']] == ['duplicates']
-
-
 def refusal(folder, **overrides):
   """What the doctor says before a training, '' if it lets it begin."""
   config = folder_config(folder, **overrides)
@@ -356,6 +293,14 @@ def refusal(folder, **overrides):
   except UserError as error:
     return str(error)
   return ''
+
+
+def test_warnings_do_not_stop_a_training(folder, capsys):
+  shutil.copy(folder / 'images/val/0.jpg', folder / 'images/val/1.jpg')
+  assert refusal(folder) == ''
+  out = capsys.readouterr().out
+  assert '8 of 8 samples of train and 2 of 2 samples of val: 1 warning (' in out
+  assert 'warning: duplicates (val)' in out
 
 
 def test_samples_that_training_may_skip(folder, capsys):

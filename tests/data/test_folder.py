@@ -2,12 +2,9 @@
 
 import contextlib
 import pickle
-import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from data.small_archives import encode
@@ -17,7 +14,7 @@ from PIL import Image
 from resnest_jax.config import load_config
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.own.pairing import Pair, draw_split, match_pairs, walk
-from resnest_jax.data.pipeline import make_eval_iterator, make_train_iterator
+from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UnreadableSample, UserError
 
 ROW = Path(__file__).parents[2] / 'configs' / 'folder.py'
@@ -93,6 +90,7 @@ def test_samples_are_the_files_with_train_ids(root):
   raw = split.raw(1)
   assert_equal(raw['mask'], values)
   assert raw['name'] == 'd'
+  assert_equal(pickle.loads(pickle.dumps(split))[1], split[1])
   assert split.labels.classes == ('road', 'tree')
   with pytest.raises(IndexError, match='2 is not in 0'):
     split[2]
@@ -173,6 +171,7 @@ def without_images(root):
     (without_masks, {}, r'no folder .*/masks/train'),
     (with_jpeg_masks, {}, r'has 4 \.jpg\. JPEG changes the values'),
     (without_images, {}, r'no images in .*has no files'),
+    (None, {'lists': '{split}.txt'}, r'train\.txt cannot be read'),
     (flatten, {'split': 'test'}, r"no split 'test'; 'train' and 'val'"),
     (
       *(flatten, {'split': 'val', 'eval_fraction': 1e-9}),
@@ -192,13 +191,12 @@ def test_folders_that_cannot_be_meant(root, spoil, options, message):
 
 def test_drawn_splits_share_out_all_samples(root):
   flatten(root)
-  everything = ['train_a', 'train_b', 'train_x_a', 'train_x_c']
-  everything += ['val_E.e', 'val_d']
+  everything = [path.stem for path in walk(root / 'images')]
   options = {'eval_fraction': 0.5, 'split_seed': 1}
   train, val = (names(split_of(root, x, **options)) for x in ('train', 'val'))
   assert train
   assert val
-  assert sorted(train + val) == sorted(everything)
+  assert sorted(train + val) == everything
 
 
 def test_a_sample_stays_in_its_split_when_others_come():
@@ -237,8 +235,7 @@ def test_lists_for_each_split_and_one_for_both(root):
 @pytest.mark.parametrize(
   ('lines', 'message'),
   [
-    (['a.png'], r"line 1: 'a.png' is not an image and its mask"),
-    (['a b.png m.png'], 'Put a tab between'),
+    (['a b.png m.png'], "line 1: 'a b.png m.png' is not .*Put a tab between"),
     (['a.png m.png', 'a.jpg m.png'], 'line 2: a second image named a'),
     (['a.png m.png'], r'2 files are missing \(.*a\.png, .*m\.png\)'),
     (['# nothing'], 'has no samples'),
@@ -248,36 +245,9 @@ def test_lines_that_are_no_pairs_are_refused(root, lines, message):
   (root / 'train.txt').write_text('\n'.join(lines))
   with pytest.raises(UserError, match=message):
     split_of(root, lists='{split}.txt')
-  with pytest.raises(UserError, match=r'val\.txt cannot be read'):
-    split_of(root, 'val', lists='{split}.txt')
 
 
 # ---- What is read -----------------------------------------------------------
-
-
-def test_threads_share_it_and_it_pickles(root):
-  split = split_of(root)
-  copy = pickle.loads(pickle.dumps(split))
-  with ThreadPoolExecutor(4) as pool:
-    samples = list(pool.map(copy.__getitem__, [0, 1, 2, 3] * 5))
-  assert_equal(samples, [split[i] for i in range(4)] * 5)
-
-
-@pytest.mark.parametrize('suffix', ['.jpg', '.png'])
-def test_a_truncated_image_is_never_decoded(root, suffix):
-  """Wherever it is cut; older versions of OpenCV filled up with grey."""
-  (root / 'images' / 'train' / 'a.png').unlink()
-  path = root / 'images' / 'train' / f'a{suffix}'
-  rng = np.random.default_rng(0)
-  picture = cv2.resize(rng.integers(0, 256, (5, 7, 3), np.uint8), (90, 60))
-  whole = encode(picture, suffix)
-  path.write_bytes(whole)
-  save_mask(root, np.ones((60, 90), np.uint8))
-  assert split_of(root)[0]['image'].shape == (60, 90, 3)
-  for end in (0, 1, 10, len(whole) // 2, len(whole) - 30):
-    path.write_bytes(whole[:end])
-    with pytest.raises(UnreadableSample, match=re.escape(str(path))):
-      split_of(root)[0]
 
 
 def test_a_mask_that_is_truncated_or_lost(root):
@@ -300,11 +270,8 @@ def save_mask(root, array, **options):
   ('picture', 'message'),
   [
     (Image.new('RGB', (16, 12)), r'8-bit RGB .*--out \S+/masks_ids$'),
-    (Image.new('RGBA', (16, 12)), 'a 8-bit RGBA picture'),
     (Image.new('P', (16, 12)), r'palette picture.*\nAdd --indices'),
     (Image.new('1', (16, 12)), r'1-bit grey picture.*--indices$'),
-    (Image.new('I;16', (16, 12)), r'16-bit grey picture.*--indices$'),
-    (Image.new('LA', (16, 12)), 'grey-alpha picture'),
   ],
 )
 def test_masks_of_another_kind_name_the_command(root, picture, message):
@@ -336,14 +303,15 @@ def test_values_that_are_no_class_are_named(root):
   assert split_of(root)[0]['label'][0, :4].tolist() == [255, 255, 255, 0]
 
 
-def test_sizes_that_differ_name_both_files(root):
-  save_mask(root, np.ones((12, 15), np.uint8))
-  with pytest.raises(
-    UserError,
-    match=r'images/train/a\.png is 16x12 pixels.*masks/train/a\.png is 15x12',
-  ) as error:
+@pytest.mark.parametrize(
+  ('size', 'hint'), [((12, 15), 'Repair'), ((16, 12), 'mask is transposed')]
+)
+def test_sizes_that_differ_name_both_files(root, size, hint):
+  save_mask(root, np.ones(size, np.uint8))
+  height, width = size
+  message = rf'a\.png is 16x12 .*masks\S*a\.png is {width}x{height}; .*{hint}'
+  with pytest.raises(UserError, match=message):
     split_of(root)[0]
-  assert 'EXIF' not in str(error.value)
 
 
 def test_images_of_16_bits_are_refused(root):
@@ -382,19 +350,15 @@ def test_exif_turns_the_image_and_not_the_mask(root):
     split_of(root)[0]
 
 
-def test_training_stops_at_a_damaged_file_and_evaluation_too(root):
+def test_evaluation_skips_nothing(root):
   path = root / 'images' / 'train' / 'b.png'
   path.write_bytes(path.read_bytes()[:-50])
-  config = data_config(root, crop_size=(8, 8), image_scale=(16, 16))
-  split = open_data(config, 'train')
-  train = make_train_iterator(
-    config, split, seed=0, batch_size=2, total_steps=2
-  )
   config = data_config(root, skip_unreadable=True)
-  evaluation = make_eval_iterator(config, split, batch_size=2, bucket=16)
-  for batches in (train, evaluation):
-    with (
-      contextlib.closing(batches),
-      pytest.raises(UserError, match=r'b\.png cannot be decoded'),
-    ):
-      list(batches)
+  batches = make_eval_iterator(
+    config, open_data(config, 'train'), batch_size=2, bucket=16
+  )
+  with (
+    contextlib.closing(batches),
+    pytest.raises(UserError, match=r'b\.png cannot be decoded'),
+  ):
+    list(batches)

@@ -1,15 +1,12 @@
 """The generated archives: layout, formats, and pictures worth learning from."""
 
-import json
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
-from data.small_archives import ADE20K, decode, mask_name
-from numpy.testing import assert_equal
+from data.small_archives import ADE20K, decode
 
-from resnest_jax.data.cityscapes import IMAGES, MASKS
 from resnest_jax.data.mini import ade20k_mini, city, cityscapes_mini
 from resnest_jax.data.mini.canvas import ID, OTHER
 from resnest_jax.labels import CITYSCAPES
@@ -46,21 +43,6 @@ def drawn(scenes):
 # ---- Layout and formats ----------------------------------------------------
 
 
-def test_layout_is_the_releases(mini_archive):
-  with zipfile.ZipFile(mini_archive) as archive:
-    files = {n for n in archive.namelist() if not n.endswith('/')}
-    comment = json.loads(archive.comment)
-  stems = [f'training/ADE_train_{i:08d}' for i in range(1, 25)]
-  stems += [f'validation/ADE_val_{i:08d}' for i in range(1, 9)]
-  assert files == {
-    *(f'{ADE20K}/images/{stem}.jpg' for stem in stems),
-    *(f'{ADE20K}/annotations/{stem}.png' for stem in stems),
-    *(f'{ADE20K}/objectInfo150.txt', f'{ADE20K}/sceneCategories.txt'),
-  }
-  assert comment['images'] == {'train': 24, 'validation': 8}
-  assert comment['seed'] == 0
-
-
 def test_lists(mini_archive):
   with zipfile.ZipFile(mini_archive) as archive:
     info, scenes = (
@@ -81,15 +63,11 @@ def test_lists(mini_archive):
   assert set(kinds) <= {'street', 'highway', 'lake', 'park', 'bedroom'}
 
 
-def test_formats(scenes):
-  for jpeg, png, mask, _ in scenes[0]:
-    assert jpeg[:3] == b'\xff\xd8\xff'
-    assert tuple(png[24:26]) == (8, 0)  # 8 bits, one channel.
-    assert decode(jpeg, cv2.IMREAD_COLOR).shape[:2] == mask.shape
-    assert_equal(decode(png), mask)
+def test_values_are_known_and_some_images_grey(scenes):
+  for _, _, mask, _ in scenes[0]:
     assert set(np.unique(mask)) <= {OTHER, *ID.values()}
   channels = [decode(jpeg).ndim for jpeg, *_ in scenes[0] + scenes[1]]
-  assert 1 <= channels.count(2) <= 12  # Some are grey.
+  assert 1 <= channels.count(2) <= 12
 
 
 def test_sizes_are_many(scenes):
@@ -100,25 +78,6 @@ def test_sizes_are_many(scenes):
   assert aspects.min() < 0.7
   assert aspects.max() > 1.6
   assert len(np.unique(sizes, axis=0)) > 30
-
-
-def test_layout_and_formats_are_those_of_cityscapes(mini_cityscapes_archives):
-  images, masks = (
-    zipfile.ZipFile(mini_cityscapes_archives / x) for x in (IMAGES, MASKS)
-  )
-  with images, masks:
-    assert len(images.namelist()) == len(masks.namelist()) == 17
-    for image, mask in zip(images.namelist(), masks.namelist(), strict=True):
-      root, split, place, file = image.split('/')
-      assert root == 'leftImg8bit'
-      assert file.startswith(f'{place}_')
-      assert mask == mask_name(file.removesuffix('_leftImg8bit.png'), split)
-      size = bytes([0, 0, 0, 192, 0, 0, 0, 96, 8])
-      png = masks.read(mask)
-      assert images.read(image)[16:26] == size + b'\2'  # RGB
-      assert png[16:26] == size + b'\0'  # One channel.
-      ids = [] if split == 'test' else range(7, 34)
-      assert set(np.unique(decode(png))) <= {0, 1, 3, *ids}
 
 
 # ---- Pictures --------------------------------------------------------------

@@ -45,11 +45,8 @@ def test_generates_and_prepares_in_one_command(
   command = 'ade20k_mini', '--data_dir', tmp_path, '--images', '5'
   process = run_script('-m', 'resnest_jax.data.prepare', *command, '3')
   assert '8/8 images' in process.stderr
-  lines = [line.split() for line in process.stdout.splitlines()]
-  assert ['train', '5', 'images'] in lines
-  assert ['validation', '3', 'images'] in lines
-  train = ['python', 'train.py', '--config', 'configs/ade20k_pspnet.py:mini']
-  assert lines[-1][:4] == train
+  assert re.search(r'train +5 images\n +validation +3 images', process.stdout)
+  assert 'train.py --config configs/ade20k_pspnet.py:mini' in process.stdout
   assert len(open_split('ade20k_mini', tmp_path, 'validation')) == 3
 
   before = snapshot(tmp_path / 'ade20k')
@@ -63,10 +60,9 @@ def test_generates_and_prepares_in_one_command(
 def test_generates_cityscapes(call, tmp_path, capsys):
   size = ('--images', '3', '2', '--size', '64', '32')
   call(script.main, 'cityscapes_mini', '--data_dir', tmp_path, *size)
-  lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-  for words in (['train', '3'], ['validation', '2'], ['test', '1']):
-    assert [*words, 'images'] in lines
-  assert 'configs/cityscapes_pspnet.py:mini' in lines[-1]
+  said = capsys.readouterr().out
+  assert re.search(r'train +3 images\n +validation +2 images\n +test +1', said)
+  assert '--config configs/cityscapes_pspnet.py:mini' in said
   sample = open_split('cityscapes_mini', tmp_path, 'validation')[1]
   assert sample['image'].shape == (32, 64, 3)
 
@@ -80,13 +76,11 @@ IS_A_MINI = (
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ('ade20k --archive nothing.zip', 'there is no file'),
     ('ade20k --archive MINI', IS_A_MINI),
     ('ade20k --archive_dir a', '--archive_dir is for Cityscapes'),
-    ('ade20k_mini --size 64 32', '--size is for Cityscapes'),
+    ('ade20k_mini --images 0 5', '--images 0 5'),
     ('ade20k_mini --raw', '--raw is for Cityscapes'),
-    ('cityscapes --raw', 'cannot be downloaded automatically'),
-    ('cityscapes', 'cannot be downloaded automatically.*--archive_dir FOLDER'),
+    ('cityscapes --raw', 'cannot be downloaded automatically.*--archive_dir F'),
     ('cityscapes --archive a.zip', 'has two archives'),
     ('cityscapes_mini --size 64 8', '--size 64 8: both must be from'),
   ],
@@ -98,13 +92,6 @@ def test_wrong_flags_and_archives(
   with pytest.raises(UserError, match=f'(?s){message}'):
     call(script.main, *words, '--data_dir', tmp_path / 'data')
   assert not (tmp_path / 'data').exists()
-
-
-def test_generated_archives_have_images(call, tmp_path):
-  flags = '--out', tmp_path / 'a.zip', '--images', '0', '5'
-  with pytest.raises(UserError, match='--images 0 5'):
-    call(ade20k_mini.main, *flags)
-  assert not (tmp_path / 'a.zip').exists()
 
 
 def test_killed_in_the_middle(call, mini_archive, tmp_path):
@@ -129,8 +116,7 @@ def test_killed_in_the_middle(call, mini_archive, tmp_path):
   call(script.main, *command)
   assert unfinished(data_dir) == []
   split = open_split('ade20k_mini', data_dir, 'train')
-  assert len(split) == 24 * 40
-  assert split[24 * 40 - 1]['name'] == 'ADE_train_00000960'
+  assert split[24 * 40 - 1]['name'] == 'ADE_train_00003924'
 
 
 def unfinished(data_dir):
@@ -145,13 +131,12 @@ def contents(archive):
 def write_large_archive(source, path, copies):
   """Repeats the samples of a mini archive under new names."""
   counts = {'train': 24 * copies, 'validation': 8 * copies}
-  entries = {}
-  for name, content in contents(source).items():
-    if match := re.fullmatch(r'(.*_)(\d{8})(\..*)', name):
-      count = 24 if 'training' in name else 8
-      for copy in range(copies):
-        number = int(match[2]) + copy * count
-        entries[f'{match[1]}{number:08d}{match[3]}'] = content
+  entries = {
+    f'{name[:-12]}{int(name[-12:-4]) + 100 * copy:08d}{name[-4:]}': content
+    for name, content in contents(source).items()
+    if 'ADE_' in name
+    for copy in range(copies)
+  }
   write_zip(path, entries, ade20k_mini.archive_comment(counts, 0))
 
 
@@ -200,8 +185,6 @@ def test_two_at_once(mini_archive, tmp_path):
     pytest.raises(UserError, match=r'another process prepares'),
   ):
     prepare(MINI, tmp_path, mini_archive)
-  prepare(MINI, tmp_path, mini_archive)
-  assert len(open_split('ade20k_mini', tmp_path, 'train')) == 24
 
 
 def test_data_dir_is_a_file(mini_archive, tmp_path):

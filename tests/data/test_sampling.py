@@ -212,8 +212,3 @@ def test_batches_are_those_of_the_samplers_records(
   shapes = [split[sampler(i)]['label'].shape for i in range(24)]
   resized = [resize.resized_size(*x, 1.0, (512, 128)) for x in shapes]
   assert_equal(sizes, np.minimum(resized, 128))
-
-
-def test_config_names_the_samplings():
-  with pytest.raises(UserError, match='one of uniform, repeat_factor, class_b'):
-    config_of(sampling='balanced')
