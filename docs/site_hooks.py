@@ -4,7 +4,6 @@ On GitHub `../README.md` and `../configs/common.py` lead to files of the
 repository. Here these files become pages, and the links lead to them.
 """
 
-import functools
 import json
 import os
 import re
@@ -41,7 +40,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(_page(ROOT / name, config))
   for page in pages:
     for target in _links(_content(page), page.parent):
-      is_outside = target.exists() and not target.is_relative_to(DOCS)
+      is_outside = target.is_file() and not target.is_relative_to(DOCS)
       if is_outside and files.get_file_from_path(_site_path(target)) is None:
         files.append(_page(target, config))
         if target.suffix in _TEXTS:
@@ -52,16 +51,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(
   markdown: str, page: Page, config: MkDocsConfig, files: Files
 ) -> str:
-  """Turns links to files of the repository into links to their pages."""
-  origin = _origins().get(page.file.src_uri)
-  if origin is not None and origin.suffix not in _TEXTS:
+  """Turns links to files of the repository into links to their pages.
+
+  A link that leads to no file becomes one that leads to no page, which mkdocs
+  tells, also where the site would have a page of its name.
+  """
+  origin = _origin(page.file.src_uri)
+  if origin.suffix not in _TEXTS:
     return markdown  # Code, which links to nothing.
-  folder = (origin or DOCS / page.file.src_uri).parent
   here = Path(page.file.src_uri).parent
 
   def relink(match: re.Match) -> str:
-    target = (folder / match[2]).resolve()
-    if not target.exists() or not target.is_relative_to(ROOT):
+    target = (origin.parent / match[2]).resolve()
+    if not target.is_relative_to(ROOT):
       return match[0]
     path = os.path.relpath(_site_path(target), here)
     return f'{match[1]}{Path(path).as_posix()}{match[3]}'
@@ -70,12 +72,6 @@ def on_page_markdown(
   parts = _FENCE.split(markdown)
   parts[::2] = [_LINK.sub(relink, part) for part in parts[::2]]
   return ''.join(parts)
-
-
-@functools.cache
-def _origins() -> dict[str, Path]:
-  """Page of the site -> file of the repository; filled by `_page`."""
-  return {}
 
 
 def _links(text: str, folder: Path) -> list[Path]:
@@ -92,9 +88,18 @@ def _site_path(target: Path) -> str:
   return PAGES.get(name, f'source/{name}.md')
 
 
+def _origin(path: str) -> Path:
+  """The file whose `_site_path` this is."""
+  for name, page in PAGES.items():
+    if path == page:
+      return ROOT / name
+  if path.startswith('source/'):
+    return ROOT / path.removeprefix('source/').removesuffix('.md')
+  return DOCS / path
+
+
 def _page(target: Path, config: MkDocsConfig) -> File:
   path = _site_path(target)
-  _origins()[path] = target
   file = File.generated(config, path, content=_content(target))
   if path not in PAGES.values():
     file.inclusion = InclusionLevel.NOT_IN_NAV
@@ -103,23 +108,20 @@ def _page(target: Path, config: MkDocsConfig) -> File:
 
 def _content(target: Path) -> str:
   """A page as it is, of other files their text in a page."""
+  text = target.read_text('utf-8')
   if target.suffix == '.md':
-    return target.read_text('utf-8')
-  title = f'# {target.relative_to(ROOT).as_posix()}\n\n'
-  if target.is_dir():
-    names = sorted(path.name for path in target.iterdir() if path.is_file())
-    return title + '\n'.join(f'- `{name}`' for name in names)
+    return text
   if target.suffix == '.ipynb':
-    return _notebook(target)
-  language = {'.py': 'python', '.sh': 'bash'}.get(target.suffix, 'text')
-  return f'{title}```{language}\n{target.read_text("utf-8")}```\n'
+    return _notebook(text)
+  language = 'python' if target.suffix == '.py' else 'text'
+  title = target.relative_to(ROOT).as_posix()
+  return f'# {title}\n\n```{language}\n{text}```\n'
 
 
-def _notebook(target: Path) -> str:
+def _notebook(text: str) -> str:
   """Its texts, its code, and what that printed and drew."""
-  cells = json.loads(target.read_text('utf-8'))['cells']
   parts = []
-  for cell in cells:
+  for cell in json.loads(text)['cells']:
     text = ''.join(cell['source']).rstrip()
     is_code = cell['cell_type'] == 'code'
     parts.append(f'```python\n{text}\n```' if is_code else text)

@@ -16,24 +16,14 @@ import cv2
 import numpy as np
 import pytest
 from evaluation.runs import write_run
-from numpy.testing import assert_equal
 from packaging.metadata import Metadata
 
 import resnest_jax
 from resnest_jax.__main__ import COMMANDS
-from resnest_jax.labels import ADE20K
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 OPTIONAL = {'gradio', 'jax2onnx', 'onnx', 'onnxruntime', 'torch', 'wandb'}
-# Optional, or slow to import: nobody who imports the package asks for them.
-HEAVY = OPTIONAL | {
-  *('cv2', 'flax', 'grain', 'huggingface_hub', 'jax', 'matplotlib', 'numpy'),
-  *('ml_collections', 'optax', 'orbax', 'PIL', 'tensorboardX', 'tensorflow'),
-  'tensorflow_datasets',
-}
-# The time goes into compiling.
-_QUICK = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'XLA_FLAGS': ''}
 
 
 @pytest.fixture(scope='module')
@@ -65,12 +55,13 @@ def installed(archives, tmp_path_factory):
   subprocess.run(command, check=True)
   work = folder / 'work'
   work.mkdir()
+  environment = os.environ | {'PYTHONPATH': '', 'XLA_FLAGS': ''}
 
   def run(program, *arguments, status=0):
     process = subprocess.run(
       [folder / 'env/bin' / program, *map(str, arguments)],
       cwd=work,
-      env=os.environ | _QUICK | {'PYTHONPATH': ''},
+      env=environment | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
       capture_output=True,
       text=True,
     )
@@ -118,14 +109,8 @@ def test_metadata_is_valid_and_of_one_version(archives):
   version = str(metadata.version)
   heading = re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.M)
   assert version == PROJECT['version'] == heading[1] == resnest_jax.__version__
-  assert metadata.description_content_type == 'text/markdown'
   readme = (ROOT / 'README.md').read_text()
   assert metadata.description.strip() == readme.strip()
-  assert metadata.license_expression == 'Apache-2.0'
-  assert metadata.requires_python == '>=3.11'
-  required = {x.name for x in metadata.requires_dist if x.marker is None}
-  named = {re.match(r'[\w-]+', x)[0] for x in PROJECT['dependencies']}
-  assert required == named
 
 
 def imported(run, code):
@@ -136,7 +121,8 @@ def imported(run, code):
 
 def test_import_is_light(installed):
   _, run = installed
-  assert imported(run, 'import resnest_jax') & HEAVY == set()
+  others = imported(run, 'import resnest_jax') - imported(run, 'pass')
+  assert others - sys.stdlib_module_names == {'resnest_jax'}
   used = imported(run, 'import resnest_jax; resnest_jax.from_checkpoint')
   assert 'jax' in used
   assert used & (OPTIONAL | {'matplotlib', 'tensorflow'}) == set()
@@ -154,13 +140,6 @@ def test_prediction_from_the_wheel(installed):
   mask = cv2.imread(str(work / 'a/street.png'), cv2.IMREAD_UNCHANGED)
   assert mask.shape == (50, 64)
   assert len(np.unique(mask)) > 1
-  palette = np.array(ADE20K.palette)
-  colours = cv2.imread(str(work / 'a/street_color.png'))[..., ::-1]
-  assert_equal(colours, palette[mask])
-
-
-FCN = '--config configs/ade20k_fcn.py'
-FOLDER = '--config configs/folder.py:mini'
 
 
 @pytest.mark.parametrize(
@@ -174,11 +153,9 @@ FOLDER = '--config configs/folder.py:mini'
       'train --config configs/ade20k.py --workdir x',
       'in configs/ there are: configs/ade20k_deeplabv3.py, ',
     ),
-    (f'train {FCN} --config.sead=3', 'required: --workdir'),
-    (f'eval {FCN}:mini --config.sead=3', 'or seed?'),
     (
-      f'train {FOLDER} --workdir x --config.data.data_dir=mydata',
-      'there is no classes file mydata/classes.txt',
+      'train --config configs/folder.py:mini --workdir x',
+      'there is no classes file data/classes.txt',
     ),
   ],
 )

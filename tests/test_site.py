@@ -6,7 +6,6 @@ import pkgutil
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from markdown_it import MarkdownIt
@@ -15,35 +14,38 @@ import resnest_jax as rj
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / 'docs'
-PAGES = sorted(DOCS.rglob('*.md'))
 # Pages of the repository's root and their place in the site.
 OTHERS = {
   'README.md': 'overview.html',
   'CONTRIBUTING.md': 'contributing.html',
   'CHANGELOG.md': 'changelog.html',
 }
-REFERENCE = [path for path in PAGES if path.parent.name == 'reference']
+REFERENCE = sorted((DOCS / 'reference').iterdir())
 BLOCKS = ('blockquote', 'h1', 'h2', 'h3', 'img', 'li', 'p', 'pre', 'td', 'tr')
 BLOCKS += ('em', 'strong')
 
 
 @pytest.fixture(scope='module')
 def site(run_script, tmp_path_factory):
-  """The folder of the built site. Any warning ends the build."""
+  """The folder of the built site.
+
+  A link or an anchor that leads nowhere and a page that is not in the
+  navigation are warnings, which end the build; `--quiet` would drop them.
+  """
   path = tmp_path_factory.mktemp('site')
   run_script(
-    *('-m', 'mkdocs', 'build', '--quiet', '--strict', '--site-dir', path),
+    *('-m', 'mkdocs', 'build', '--strict', '--site-dir', path),
     environment={'NO_MKDOCS_2_WARNING': '1'},
   )
   return path
 
 
 class Parsed(HTMLParser):
-  """Tags, ids, text, and what a page links to or loads."""
+  """Tags, ids, text, and what a page loads."""
 
   def __init__(self, text):
     super().__init__()
-    self.tags, self.ids, self.links, self.loads, self.texts = [], [], [], [], []
+    self.tags, self.ids, self.loads, self.texts = [], [], [], []
     self.feed(text)
 
   def handle_starttag(self, tag, attributes):
@@ -54,8 +56,6 @@ class Parsed(HTMLParser):
       self.loads.append(attributes['src'])
     if tag == 'link' and attributes.get('rel') in ('stylesheet', 'icon'):
       self.loads.append(attributes['href'])
-    elif 'href' in attributes:
-      self.links.append(attributes['href'])
 
   def handle_data(self, data):
     self.texts.append(data)
@@ -77,47 +77,15 @@ def place(page):
   return page.relative_to(DOCS).with_suffix('.html').as_posix()
 
 
-def leads_somewhere(page, link, site):
-  address = urlsplit(link)
-  target = page
-  if address.path:
-    target = (page.parent / unquote(address.path)).resolve()
-  if not target.is_file() or not target.is_relative_to(site):
-    return False
-  return not address.fragment or address.fragment in parsed(target).ids
-
-
-def test_every_page_is_there_and_in_the_navigation(site):
-  pages = [*PAGES, *(ROOT / name for name in OTHERS)]
-  linked = set(parsed(site / 'index.html').links)
-  for page in pages:
-    assert (site / place(page)).is_file(), page
-    assert page.name == 'index.md' or place(page) in linked, page
-
-
-def test_links_pictures_and_anchors_exist(site):
-  pages = [path for path in site.rglob('*.html') if path.name != '404.html']
-  assert len(pages) > len(PAGES)
-  lost, far = [], []
-  for page in pages:
-    found = parsed(page)
-    # Pages load nothing from elsewhere; they may link to it.
-    far += [link for link in found.loads if urlsplit(link).netloc]
-    for link in found.links + found.loads:
-      near = link != '.' and not urlsplit(link).scheme
-      if near and not leads_somewhere(page, link, site.resolve()):
-        lost.append((page.name, link))
-  assert lost == far == []
-
-
 def test_what_lies_outside_of_docs_has_a_page(site):
   keys = parsed(site / 'source' / 'configs' / 'common.py.html')
   assert 'config.train.total_steps' in keys.text
-  (link,) = {x for x in parsed(site / 'index.html').links if 'common.py' in x}
-  assert link == 'source/configs/common.py.html'
-  overview = parsed(site / 'overview.html')
-  assert 'images/mini_predictions.png' in overview.loads
-  assert 'own-data.html' in overview.links
+
+
+def test_pages_load_nothing_from_elsewhere(site):
+  loads = [link for page in site.rglob('*.html') for link in parsed(page).loads]
+  assert len(loads) > 100
+  assert [link for link in loads if re.match(r'(\w+:)?//', link)] == []
 
 
 @pytest.mark.parametrize(
