@@ -25,7 +25,7 @@ from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.bootstrap import Interval, miou_interval
 from resnest_jax.evaluation.boundary import BoundaryIoU, BoundaryScores
 from resnest_jax.evaluation.evaluate import Evaluation, Evaluator
-from resnest_jax.evaluation.ranked_images import Extremes
+from resnest_jax.evaluation.ranked_images import RankedImages
 from resnest_jax.evaluation.report import images as report_images
 from resnest_jax.evaluation.report import page
 from resnest_jax.files import write_json
@@ -85,15 +85,15 @@ def evaluate_split(
   )[0]
 
   # Every image once.
-  extremes = Extremes(config.eval.report_images)
+  ranked = RankedImages(config.eval.report_images)
   with contextlib.ExitStack() as at_exit:
     boundary = config.eval.boundary_iou and at_exit.enter_context(
       BoundaryIoU(len(split.labels.classes))
     )
     watchers = [boundary] if boundary else []
     # Without watchers and overlays label maps stay on the devices.
-    if extremes.number:
-      watchers.append(extremes)
+    if ranked.number:
+      watchers.append(ranked)
     evaluator = Evaluator(
       config,
       model,
@@ -113,7 +113,7 @@ def evaluate_split(
   print_table(console, evaluation, interval, outlines, split.labels.classes)
   batch_size = evaluator.batch_size * jax.process_count()
   result |= summarize(config, evaluation, interval, outlines, batch_size, split)
-  write_results(out, result, replaced, split, evaluation, extremes)
+  write_results(out, result, replaced, split, evaluation, ranked)
   console.print(f'written to {out}', highlight=False, soft_wrap=True)
   console.print(
     f'report: {out / page.NAME}', highlight=False, soft_wrap=True, markup=False
@@ -316,14 +316,14 @@ def write_results(
   replaced: Sequence[Path],
   split: Any,
   evaluation: Evaluation,
-  extremes: Extremes,
+  ranked: RankedImages,
 ) -> None:
   """Writes metrics.json, overlays and the report; removes `replaced`."""
   labels, predictions = split.labels, evaluation.predictions
   names = [split[index]['name'] for index in sorted(predictions)]
   result['overlays'] = [f'overlays/{name}.png' for name in names]
   pictures = report_images.make_pictures(
-    extremes, split, labels.classes, labels.palette
+    ranked, split, labels.classes, labels.palette
   )
   result['report'] = page.NAME
   result['report_images'] = {

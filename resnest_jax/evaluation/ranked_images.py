@@ -26,7 +26,7 @@ class ScoredImage:
     return self.score, self.index
 
 
-class Extremes:
+class RankedImages:
   """Keeps the `number` worst and the `number` best of all images added.
 
   It holds at most twice `number` predictions. The order in which images are
@@ -60,7 +60,7 @@ class Extremes:
       del self._kept[self.number]
 
   @classmethod
-  def joined(cls, parts: Sequence['Extremes']) -> 'Extremes':
+  def joined(cls, parts: Sequence['RankedImages']) -> 'RankedImages':
     """The worst and the best images of parts of a split."""
     # A part drops an image only if it has `number` worse and `number` better
     # ones, so none is missing here.

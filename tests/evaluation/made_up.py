@@ -10,7 +10,7 @@ from resnest_jax.evaluation.bootstrap import miou_interval
 from resnest_jax.evaluation.boundary import BoundaryIoU
 from resnest_jax.evaluation.evaluate import Evaluation, ImageResult
 from resnest_jax.evaluation.evaluate_split import summarize
-from resnest_jax.evaluation.ranked_images import Extremes
+from resnest_jax.evaluation.ranked_images import RankedImages
 from resnest_jax.evaluation.report import images as report_images
 from resnest_jax.evaluation.report import page
 from resnest_jax.labels import ADE20K
@@ -46,7 +46,7 @@ def write_report(path, samples, names=NAMES, palette=PALETTE, confusion=None):
   config = load_config(
     'configs/ade20k_pspnet.py', {'name': EVIL, 'eval.fscore_beta': 2.0}
   )
-  extremes = Extremes(2)
+  ranked = RankedImages(2)
   counts = []
   total = np.zeros((len(names), len(names)), np.int64)
   with BoundaryIoU(len(names)) as boundary:
@@ -55,7 +55,7 @@ def write_report(path, samples, names=NAMES, palette=PALETTE, confusion=None):
       own = metrics.confusion_matrix(*pair, len(names))
       counts.append(metrics.intersection_and_union(own))
       image = ImageResult(i, sample['name'], *pair, own)
-      extremes.add(image)
+      ranked.add(image)
       boundary.add(image)
       total += own
     outlines = boundary.scores()
@@ -73,6 +73,6 @@ def write_report(path, samples, names=NAMES, palette=PALETTE, confusion=None):
   interval = miou_interval(counts, resamples=20)
   split = types.SimpleNamespace(labels=types.SimpleNamespace(classes=names))
   result |= summarize(config, evaluation, interval, outlines, 8, split)
-  pictures = report_images.make_pictures(extremes, samples, names, palette)
+  pictures = report_images.make_pictures(ranked, samples, names, palette)
   page.write(path, result, total, counts, pictures, palette)
   return result, total

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from resnest_jax.evaluation.ranked_images import Extremes
+from resnest_jax.evaluation.ranked_images import RankedImages
 
 
-def kept(extremes):
+def kept(ranked):
   return {
     kind: [image.index for image in images]
-    for kind, images in extremes.both().items()
+    for kind, images in ranked.both().items()
   }
 
 
@@ -22,36 +22,36 @@ def test_any_order_keeps_what_sorting_all_would(number, images):
   worst = ranked[: min(number, (images + 1) // 2)]
   best = ranked[::-1][: min(number, images // 2)]
   for _ in range(4):
-    extremes = Extremes(number)
+    ranked = RankedImages(number)
     for index in rng.permutation(images):
-      extremes.rank(int(index), scores[index], np.full((2, 3), index, np.uint8))
-      assert sum(map(len, extremes.both().values())) <= 2 * number
-    assert kept(extremes) == {'worst': worst, 'best': best}
-    for image in (*extremes.both()['worst'], *extremes.both()['best']):
+      ranked.rank(int(index), scores[index], np.full((2, 3), index, np.uint8))
+      assert sum(map(len, ranked.both().values())) <= 2 * number
+    assert kept(ranked) == {'worst': worst, 'best': best}
+    for image in (*ranked.both()['worst'], *ranked.both()['best']):
       assert image.score == scores[image.index]
       assert (image.prediction == image.index).all()
 
 
 @pytest.mark.parametrize('images', [1, 4, 5, 30])
 def test_parts_join_to_what_one_would_keep(images):
-  parts, whole = [Extremes(2) for _ in range(3)], Extremes(2)
+  parts, whole = [RankedImages(2) for _ in range(3)], RankedImages(2)
   for index, score in enumerate(np.random.default_rng(images).random(images)):
-    for extremes in (whole, parts[index % 3]):
-      extremes.rank(index, score, np.zeros((1, 1), np.uint8))
-  assert kept(Extremes.joined(parts)) == kept(whole)
+    for ranked in (whole, parts[index % 3]):
+      ranked.rank(index, score, np.zeros((1, 1), np.uint8))
+  assert kept(RankedImages.joined(parts)) == kept(whole)
 
 
 def test_prediction_outlives_the_batch_that_it_came_in():
-  extremes = Extremes(1)
+  ranked = RankedImages(1)
   batch = np.full((1, 4, 4), 7, np.uint8)
-  extremes.rank(0, 0.5, batch[0, :2, :3])
+  ranked.rank(0, 0.5, batch[0, :2, :3])
   batch[:] = 9
-  (image,) = extremes.both()['worst']
+  (image,) = ranked.both()['worst']
   assert image.prediction.tolist() == [[7, 7, 7], [7, 7, 7]]
 
 
 @pytest.mark.parametrize(('number', 'score'), [(2, float('nan')), (0, 0.5)])
 def test_images_without_a_score_and_none_asked_for(number, score):
-  extremes = Extremes(number)
-  extremes.rank(0, score, np.zeros((1, 1), np.uint8))
-  assert kept(extremes) == {'worst': [], 'best': []}
+  ranked = RankedImages(number)
+  ranked.rank(0, score, np.zeros((1, 1), np.uint8))
+  assert kept(ranked) == {'worst': [], 'best': []}

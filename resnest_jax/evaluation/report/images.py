@@ -11,7 +11,7 @@ import numpy as np
 
 from resnest_jax import drawing
 from resnest_jax.evaluation import metrics
-from resnest_jax.evaluation.ranked_images import Extremes, ScoredImage
+from resnest_jax.evaluation.ranked_images import RankedImages, ScoredImage
 from resnest_jax.evaluation.report.parts import swatch
 
 # Height and width in pixels into which pictures are fitted. The file grows with
@@ -33,7 +33,7 @@ class Picture:
 
 
 def make_pictures(
-  extremes: Extremes,
+  ranked: RankedImages,
   split: Sequence[Mapping[str, Any]],
   classes: Sequence[str],
   palette: np.ndarray,
@@ -44,7 +44,7 @@ def make_pictures(
       make_picture(image, split[image.index], classes, palette)
       for image in images
     ]
-    for kind, images in extremes.both().items()
+    for kind, images in ranked.both().items()
   }
 
 
