@@ -95,6 +95,16 @@ def test_another_network_is_refused(workdir):
     store.restore(manager, 60, wanted)
 
 
+def test_another_optimizer_is_no_damage(workdir):
+  state = make_state()
+  other = state.replace(opt_state=optax.adam(0.1).init(state.params))
+  wanted = abstract(other, jax.devices()[:1])
+  with store.open_checkpoints(workdir, keep=2) as manager:
+    with pytest.raises(UserError, match='another optimizer or version'):
+      store.restore_newest(workdir, manager, wanted)
+    assert sorted(manager.all_steps()) == [20, 50, 60]
+
+
 def test_no_checkpoint(tmp_path):
   with pytest.raises(UserError, match=r"holds no run.*rj\.load_pretrained\('"):
     store.load_checkpoint(tmp_path)

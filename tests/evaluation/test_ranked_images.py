@@ -18,9 +18,9 @@ def kept(ranked):
 def test_any_order_keeps_what_sorting_all_would(number, images):
   rng = np.random.default_rng(images)
   scores = rng.integers(0, 5, images) / 4  # Many are equal.
-  ranked = sorted(range(images), key=lambda i: (scores[i], i))
-  worst = ranked[: min(number, (images + 1) // 2)]
-  best = ranked[::-1][: min(number, images // 2)]
+  order = sorted(range(images), key=lambda i: (scores[i], i))
+  worst = order[: min(number, (images + 1) // 2)]
+  best = order[::-1][: min(number, images // 2)]
   for _ in range(4):
     ranked = RankedImages(number)
     for index in rng.permutation(images):
