@@ -4,8 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 import resnest_jax as rj
@@ -28,7 +26,6 @@ ROWS = [f for f in FILES if f.stem != 'folder']
 ROW = str(FOLDER / 'ade20k_pspnet.py')
 
 each_file = pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
-each_row = pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
 
 
 @each_file
@@ -62,21 +59,6 @@ def test_16gb_changes_no_result():
   assert changed == {'model.dtype': 'bfloat16', 'train.remat': 'blocks'}
 
 
-@each_row
-def test_logits_have_the_size_of_the_crop_over_their_stride(path):
-  config = load_config(path)
-  height, width = config.data.crop_size
-  model = rj.create_segmentor(config.model)
-  out, _ = jax.eval_shape(
-    lambda x: model.init_with_output(jax.random.key(0), x, train=False),
-    jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32),
-  )
-  stride = 4 if config.model.head == 'deeplabv3plus' else 8
-  for logits, step in ((out.aux_logits, 8), (out.logits, stride)):
-    expected = (1, height // step, width // step, config.model.num_classes)
-    assert logits.shape == expected
-
-
 # Long and short edge, crop, classes, steps, batch.
 PUBLISHED = {
   'ade20k': ((2048, 512), (512, 512), 150, 160_000, 16),
@@ -84,7 +66,7 @@ PUBLISHED = {
 }
 
 
-@each_row
+@pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
 def test_row_is_the_published_recipe(path):
   config = flatten(load_config(path))
   data, head = path.stem.split('_')
@@ -299,11 +281,8 @@ def test_key_that_came_later_counts_as_its_default():
   del older['loss']['terms'], older['optimizer']['clip_norm'], older['seed']
   older = json.dumps(older)
   assert differences(older, load_config(ROW)) == []
-  changed = load_config(ROW, {'loss.terms.dice': 1, 'optimizer.clip_norm': 5})
-  assert differences(older, changed) == [
-    'loss.terms.dice: not set before, 1.0 now',
-    'optimizer.clip_norm: not set before, 5.0 now',
-  ]
+  (line,) = differences(older, load_config(ROW, {'loss.terms.dice': 1}))
+  assert line == 'loss.terms.dice: not set before, 1.0 now'
 
 
 def test_removed_key_counts_unless_it_had_its_default():

@@ -254,15 +254,11 @@ def test_every_row_fits_at_its_batch(topology, remat):
 
 @pytest.mark.parametrize('row', compile_ahead.ROWS)
 def test_messages_do_not_grow_with_the_chips(row):
-  topologies = ['v5e:16x16', 'v5e:2x2']
-  sent = {}
-  for case, entry in zip(CASES, KEPT, strict=True):
-    of_row = (case.row, case.argument, case.program) == (row, '', 'train')
-    if of_row and case.topology in topologies:
-      # As many images on each chip.
-      assert case.batch_size == batch_size_of(row) * entry['devices'] // 4
-      step = entry['programs']['step']
-      assert step['largest_gathered_bytes'] == 0
-      sent[case.topology] = step['collectives']['all-reduce']
-  assert sorted(sent) == topologies
-  assert sent['v5e:16x16'] == sent['v5e:2x2']
+  sent = [
+    entry['programs']['step']['collectives']['all-reduce']
+    for case, entry in zip(CASES, KEPT, strict=True)
+    if (case.row, case.argument, case.program) == (row, '', 'train')
+    and case.topology in ('v5e:2x2', 'v5e:16x16')
+  ]
+  assert len(sent) == 2
+  assert sent[0] == sent[1]

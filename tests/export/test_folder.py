@@ -97,7 +97,6 @@ def test_head_agrees_with_its_checkpoint(head, exported, sources):
 
 def test_onnx_has_folded_what_is_constant(exported):
   model = onnx.load(exported('pspnet')[0] / 'model_65x64.onnx')
-  assert model.opset_import[0].version >= 17
   operations = collections.Counter(node.op_type for node in model.graph.node)
   # Normalisations: neither their roots nor, but for the four fc1, which have a
   # bias before it, their gains; two more weigh the splits of each block. That
@@ -105,11 +104,6 @@ def test_onnx_has_folded_what_is_constant(exported):
   assert not operations.keys() & {'BatchNormalization', 'Sqrt', 'Reciprocal'}
   assert operations['Mul'] == 4 + 2 * 4 + 1
   assert operations['Conv'] == 3 + 2 * 4 + 1  # Stem, splits, head.
-  shapes = [
-    [dim.dim_value or dim.dim_param for dim in each.type.tensor_type.shape.dim]
-    for each in [*model.graph.input, *model.graph.output]
-  ]
-  assert shapes == [['b', 65, 64, 3], ['b', 65, 64]]
 
 
 @pytest.mark.parametrize(
@@ -151,15 +145,12 @@ def test_weights_come_back_with_the_same_bits(exported, sources):
 
 def test_description_and_card(exported):
   out, exports = exported('pspnet')
-  files = ['model.pth', 'model.safetensors']
-  files += ['model_65x64.onnx', 'model_65x64.stablehlo']
-  assert sorted(os.listdir(out)) == ['README.md', 'about.json', *files]
+  files = {'README.md', 'about.json', *(each.file for each in exports)}
+  assert set(os.listdir(out)) == files
   about = json.loads((out / 'about.json').read_text())
   assert about['palette'] == PALETTE
   assert about['protocol'] == {'name': 'whole', 'image_scale': [2048, 512]}
   assert about['provenance']['from']['source'] == 'drawn at random'
-  told = [each['file'] for each in about['exports']]
-  assert told == [each.file for each in exports]
   card = (out / 'README.md').read_text()
   assert '\n# A ResNeSt of (1, 1, 1, 1) blocks with pspnet\n' in card
   assert '| 1 | sky \\| clouds | #1e07c8 |' in card
@@ -188,12 +179,11 @@ def test_one_in_a_thousand_pixels_may_differ():
 
 
 def test_wrong_probabilities_are_told():
-  expected = np.zeros((2, 2), np.uint8), np.full((2, 2, 7), 1 / 7)
-  labels, even = expected
+  labels, even = np.zeros((2, 2), np.uint8), np.full((2, 2, 7), 1 / 7)
   for off, said in ((0.02, '0.020'), (np.nan, '1.000')):
     with pytest.raises(UserError, match=f'differ by up to {said}'):
-      compare(expected, labels, even + off)
-  assert compare(expected, labels, even + 0.009) == 1
+      compare((labels, even), labels, even + off)
+  assert compare((labels, even), labels, even + 0.009) == 1
 
 
 @pytest.mark.parametrize(

@@ -82,18 +82,16 @@ def refusal(*arguments):
 
 
 def cached():
-  folder = cache_folder()
-  return sorted(folder.iterdir()) if folder.is_dir() else []
+  return [x for x in cache_folder().rglob('*') if x.is_file()]
 
 
 def test_name_is_downloaded_once_and_damage_noticed(server):
   table = published(f'{server.url}/{NAME}')
   path = fetch('net', table)
-  assert path == cache_folder() / NAME
   assert path.read_bytes() == CONTENT
   assert fetch('net', table) == path
   assert server.requests == [f'/{NAME}']
-  assert cached() == [path]
+  assert cached() == [path] == [cache_folder() / NAME]
   path.write_bytes(b'damaged')
   assert 'remove it to download it again' in refusal('net', table)
 
@@ -102,13 +100,10 @@ def test_next_mirror_is_tried(server):
   table = published(
     'http://127.0.0.1:9/' + NAME,  # Nobody listens there.
     f'{server.url}/gone/{NAME}',
-    f'{server.url}/short/{NAME}',
     f'{server.url}/moved/{NAME}',
   )
   assert fetch('net', table).read_bytes() == CONTENT
-  assert server.requests == [
-    *(f'/gone/{NAME}', f'/short/{NAME}', f'/moved/{NAME}', f'/{NAME}')
-  ]
+  assert server.requests == [f'/{x}{NAME}' for x in ('gone/', 'moved/', '')]
 
 
 def test_failure_names_every_mirror_and_what_to_do(server, tmp_path):
@@ -127,13 +122,9 @@ def test_failure_names_every_mirror_and_what_to_do(server, tmp_path):
 
 def test_nothing_is_downloaded_that_cannot_be_read(server, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
-  for arguments in (
-    ('net', published(f'{server.url}/{NAME}')),
-    ('hf://timm/resnest50d.in1k/pytorch_model.bin',),
-  ):
-    assert 'need the package torch' in refusal(*arguments)
+  for source in (f'{server.url}/{NAME}', 'hf://timm/resnest50d.in1k/x.bin'):
+    assert 'need the package torch' in refusal(source)
   assert server.requests == []
-  assert cached() == []
 
 
 def test_address_is_cached_by_the_whole_address(server, tmp_path):
@@ -143,7 +134,7 @@ def test_address_is_cached_by_the_whole_address(server, tmp_path):
   for folder in ('a', 'b', 'a'):
     path = fetch(f'{server.url}/{folder}/x.safetensors')
     assert path.read_text() == folder
-  assert len(cached()) == len(server.requests) == 2
+  assert len(server.requests) == 2
 
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
@@ -179,9 +170,8 @@ def test_hub_file_is_downloaded_once_and_served_offline(hub, monkeypatch):
 def test_hub_revision_and_what_it_does_not_have(hub, tmp_path, monkeypatch):
   served = tmp_path / 'served/timm/resnest50d.in1k/resolve/v2'
   served.mkdir()
-  (served / 'a.safetensors').write_text('second')
-  path = fetch('hf://timm/resnest50d.in1k@v2/a.safetensors')
-  assert path.read_text() == 'second'
+  (served / 'a').write_text('second')
+  assert fetch('hf://timm/resnest50d.in1k@v2/a').read_text() == 'second'
   other = 'hf://timm/resnest50d.in1k/other.safetensors'
   assert re.search(r'does not give it \(404.*Not Found', refusal(other))
   assert 'hf://owner/repository/file' in refusal('hf://timm/resnest50d.in1k')

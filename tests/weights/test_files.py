@@ -36,27 +36,9 @@ def torch_file(path, content, legacy=False):
   return path
 
 
-@pytest.mark.parametrize('kind', ['mmseg', 'official', 'timm', 'ours'])
-def test_what_is_written_is_read(kind, tmp_path):
-  folder = tmp_path / 'new' / 'weights'
-  files = write_weights(folder, kind, STATE_DICT, ABOUT)
-  name = 'model.pth' if kind == 'mmseg' else 'model.safetensors'
-  assert files == [folder / name, folder / 'about.json']
-  assert sorted(folder.parent.iterdir()) == [folder]
-  assert sorted(folder.iterdir()) == sorted(files)
-  read = read_weights(files[0])
-  assert_same_bits(read.state_dict, STATE_DICT)
-  assert read.about == ABOUT == json.loads(files[1].read_text())
-
-
 @pytest.mark.parametrize('start', [b'\x80\x38', b'PK\x03\x04'])
-@pytest.mark.parametrize('installed', [True, False])
-def test_safetensors_whose_length_begins_as_another_format(
-  start, installed, tmp_path, monkeypatch
-):
+def test_safetensors_whose_length_begins_as_another_format(start, tmp_path):
   """The first byte is 0x80, as of pickles, in one of 32 files."""
-  if not installed:
-    monkeypatch.setitem(sys.modules, 'torch', None)
   value = np.arange(6, dtype=np.float32)
   entry = {'dtype': 'F32', 'shape': [6], 'data_offsets': [0, 24]}
   header = json.dumps({'x': entry}).encode()
@@ -67,15 +49,14 @@ def test_safetensors_whose_length_begins_as_another_format(
     file.write(value.tobytes())
   assert path.read_bytes().startswith(start)
   np.testing.assert_array_equal(read_weights(path).state_dict['x'], value)
-  path.write_bytes(path.read_bytes()[:100])
-  with pytest.raises(UserError, match=r'model\.safetensors is damaged'):
-    read_weights(path)
 
 
 def test_folder_means_the_weights_in_it(tmp_path):
   for kind in ('ours', 'mmseg'):
-    write_weights(tmp_path / kind, kind, STATE_DICT, ABOUT)
-    assert read_weights(tmp_path / kind).about == ABOUT
+    files = write_weights(tmp_path / kind, kind, STATE_DICT, ABOUT)
+    read = read_weights(tmp_path / kind)
+    assert_same_bits(read.state_dict, STATE_DICT)
+    assert read.about == ABOUT == json.loads(files[1].read_text())
   for path, message in (
     (tmp_path, r'holds neither .* but mmseg, ours\. Give'),
     (tmp_path / 'none', 'there is no weight file'),

@@ -28,16 +28,10 @@ def written(folder, model, variables, kind='mmseg', about=None):
   return write_weights(folder, kind, state_dict, about or {})[0]
 
 
-MEANT = {'classes': ('a', 'b'), 'palette': [(1, 2, 3), (4, 5, 6)]}
-
-
-@pytest.mark.parametrize(
-  'meta',
-  [{'dataset_meta': MEANT}, {k.upper(): v for k, v in MEANT.items()}],
-  ids=['1.x', '0.x'],
-)
-def test_meta_of_mmsegmentation_goes_along(meta, segmentor, tmp_path):
-  meta = meta | {'iter': 80000, 'time': 'today', 'config': 'x' * 5000}
+def test_meta_of_mmsegmentation_goes_along(segmentor, tmp_path):
+  """As 1.x writes it; the converter's tests have that of 0.x."""
+  data = {'classes': ('a', 'b'), 'palette': [(1, 2, 3), (4, 5, 6)]}
+  meta = {'dataset_meta': data, 'iter': 80000, 'config': 'x' * 5000}
   state_dict = export_state_dict(*segmentor, 'mmseg')
   tensors = {k: torch.from_numpy(v.copy()) for k, v in state_dict.items()}
   torch.save({'meta': meta, 'state_dict': tensors}, tmp_path / 'iter.pth')
@@ -46,7 +40,7 @@ def test_meta_of_mmsegmentation_goes_along(meta, segmentor, tmp_path):
   assert weights.palette == [[1, 2, 3], [4, 5, 6]]
   assert weights.normalization['mean'] == [123.675, 116.28, 103.53]
   # The whole training configuration is not copied.
-  assert weights.provenance['meta'] == {'iter': 80000, 'time': 'today'}
+  assert weights.provenance['meta'] == {'iter': 80000}
 
 
 def test_files_of_detectron2_say_their_normalization(classifier, tmp_path):

@@ -57,23 +57,6 @@ def tiny(segmentor):
   return segmentor[0], export_state_dict(*segmentor, 'mmseg')
 
 
-def assert_same(tree, other):
-  jax.tree.map(np.testing.assert_array_equal, tree, other)
-
-
-@pytest.mark.parametrize('kind', ['mmseg', 'official', 'ours'])
-def test_backbone_of_a_classifier_by_dropping_its_layer(classifier, kind):
-  model, variables = classifier
-  exported = export_state_dict(model, variables, kind)
-  layer = 'head' if kind == 'mmseg' else 'fc'
-  backbone = import_state_dict(model.backbone, exported, drop=(layer,))
-  assert_same(
-    backbone, {key: tree['backbone'] for key, tree in variables.items()}
-  )
-  with pytest.raises(UserError, match=rf'2 left over \([\w/.]*{layer}[./]'):
-    import_state_dict(model.backbone, exported)
-
-
 def imported(model, tensors, gone='-', **more):
   """With some names left out and others added."""
   kept = {k: v for k, v in tensors.items() if not k.startswith(gone)}
@@ -89,13 +72,11 @@ REFUSED = [
       'decode_head.conv_seg.bias',
       **{'backbone.layer5.0.conv1.weight': np.zeros(1)},
     ),
-    r'1 missing \(decode_head.conv_seg.bias\); '
-    r'1 left over \(backbone.layer5.0.conv1.weight\)',
+    r'1 missing \(decode_head.conv_seg.bias\); 1 left over \(backbone.layer5',
   ),
   (
     lambda _, tensors: imported(varied(stage_sizes=(1, 2, 1, 1)), tensors),
-    r'fit the model: they have \(1, 1, 1, 1\) blocks a stage, the model '
-    r'\(1, 2, 1, 1\); 23 missing \(backbone.layer2.1.* and 17 more\)',
+    r'\(1, 1, 1, 1\) blocks a stage, the model \(1, 2, 1, 1\); 23 missing',
   ),
   (
     lambda model, tensors: imported(model, tensors, 'auxiliary_'),
@@ -147,11 +128,8 @@ def test_another_head_is_said_first(head, kind):
   other = 'fcn' if head == 'pspnet' else 'pspnet'
   source = varied(head=head)
   state_dict = export_state_dict(source, variables_of(source), kind)
-  with pytest.raises(
-    UserError,
-    match=rf'not fit the model: the head of the weights is {head}, the model '
-    rf'has {other}; \d+ missing',
-  ):
+  said = rf'the head of the weights is {head}, the model has {other}; \d+ missi'
+  with pytest.raises(UserError, match=said):
     import_state_dict(varied(head=other), state_dict)
 
 
@@ -166,12 +144,9 @@ def test_another_head_is_said_first(head, kind):
     ),
   ],
 )
-def test_other_classes_are_drawn_anew_by_request_only(
-  tiny, kind, name, theirs, ours
-):
-  model, state_dict = tiny
-  same = import_state_dict(model, state_dict)
-  source = export_state_dict(model, same, kind)
+def test_other_classes_are_told(segmentor, kind, name, theirs, ours):
+  model = segmentor[0]
+  source = export_state_dict(*segmentor, kind)
   target = varied(num_classes=4)
   assert reinitialised(model, source) == []
   assert reinitialised(target, source) == [
@@ -182,10 +157,3 @@ def test_other_classes_are_drawn_anew_by_request_only(
   message = re.escape(f'{name} is {theirs}, the model has {ours}')
   with pytest.raises(UserError, match=rf'{message}.*\. Check num_classes'):
     import_state_dict(target, source)
-  fresh = variables_of(target, seed=1)
-  imported = import_state_dict(target, source, fresh=fresh)
-  for head in ('decode_head', 'auxiliary_head'):
-    ours, new = imported['params'][head], fresh['params'][head]
-    assert_same(ours.pop('classifier'), new['classifier'])
-    del same['params'][head]['classifier']
-  assert_same(imported, same)
