@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 import resnest_jax as rj
@@ -57,6 +59,23 @@ def test_16gb_changes_no_result():
   row, small = flatten(load_config(ROW)), flatten(load_config(f'{ROW}:16gb'))
   changed = {key: small[key] for key in row if row[key] != small[key]}
   assert changed == {'model.dtype': 'bfloat16', 'train.remat': 'blocks'}
+
+
+@pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
+def test_network_can_be_built(path):
+  config = load_config(path)
+  height, width = config.data.crop_size
+  out = jax.eval_shape(
+    lambda rng, x: rj.create_segmentor(config.model).init_with_output(
+      rng, x, train=False
+    )[0],
+    jax.random.key(0),
+    jax.ShapeDtypeStruct((1, height, width, 3), np.float32),
+  )
+  stride = 4 if config.model.head == 'deeplabv3plus' else 8
+  for logits, step in ((out.aux_logits, 8), (out.logits, stride)):
+    expected = (1, height // step, width // step, config.model.num_classes)
+    assert logits.shape == expected
 
 
 # Long and short edge, crop, classes, steps, batch.
