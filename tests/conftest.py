@@ -84,6 +84,10 @@ def _run_script(
   return process
 
 
+def _run_data(module: str, *words: object) -> None:
+  _run_script('-m', f'resnest_jax.data.{module}', *map(str, words))
+
+
 @pytest.fixture
 def float64():
   """JAX computes in float64; `usefixtures('float64')` for whole modules."""
@@ -130,9 +134,7 @@ def written_run(tmp_path_factory) -> Path:
 def mini_archive(tmp_path_factory) -> Path:
   """A small ADEChallengeData2016.zip: 24 training, 8 validation images."""
   path = tmp_path_factory.mktemp('archive') / 'ADEChallengeData2016.zip'
-  _run_script(
-    *('-m', 'resnest_jax.data.mini', '--out', path, '--images', '24', '8')
-  )
+  _run_data('mini', '--out', path, '--images', 24, 8)
   return path
 
 
@@ -140,10 +142,8 @@ def mini_archive(tmp_path_factory) -> Path:
 def mini_data_dir(mini_archive, tmp_path_factory) -> Path:
   """`mini_archive`, prepared as `ade20k_mini`. Not to be written to."""
   path = tmp_path_factory.mktemp('data')
-  _run_script(
-    *('-m', 'resnest_jax.data.prepare', 'ade20k_mini'),
-    *('--archive', mini_archive, '--data_dir', path),
-  )
+  words = '--archive', mini_archive, '--data_dir', path
+  _run_data('prepare', 'ade20k_mini', *words)
   return path
 
 
@@ -151,10 +151,8 @@ def mini_data_dir(mini_archive, tmp_path_factory) -> Path:
 def mini_cityscapes_archives(tmp_path_factory) -> Path:
   """The folder of both zip files: 12 training, 4 validation, 1 test image."""
   path = tmp_path_factory.mktemp('cityscapes')
-  _run_script(
-    *('-m', 'resnest_jax.data.mini_cityscapes', '--out', path),
-    *('--images', '12', '4', '--size', '192', '96'),
-  )
+  words = '--images', 12, 4, '--size', 192, 96
+  _run_data('mini_cityscapes', '--out', path, *words)
   return path
 
 
@@ -164,8 +162,6 @@ def mini_cityscapes_data_dir(
 ) -> Path:
   """They, prepared as `cityscapes_mini`. Not to be written to."""
   path = tmp_path_factory.mktemp('data')
-  _run_script(
-    *('-m', 'resnest_jax.data.prepare', 'cityscapes_mini'),
-    *('--archive_dir', mini_cityscapes_archives, '--data_dir', path),
-  )
+  words = '--archive_dir', mini_cityscapes_archives, '--data_dir', path
+  _run_data('prepare', 'cityscapes_mini', *words)
   return path

@@ -1,14 +1,11 @@
 """From the archive to samples: the builder, its checks, random access."""
 
-import pickle
 import tarfile
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from data.small_archives import (
   ADE20K,
   JPEG,
@@ -41,12 +38,6 @@ def opened(tmp_path):
 
 
 @pytest.fixture(scope='module')
-def archive(mini_archive):
-  with zipfile.ZipFile(mini_archive) as archive:
-    yield archive
-
-
-@pytest.fixture(scope='module')
 def train(mini_data_dir):
   return open_split('ade20k_mini', mini_data_dir, 'train')
 
@@ -54,7 +45,8 @@ def train(mini_data_dir):
 # ---- Samples ---------------------------------------------------------------
 
 
-def test_samples_are_those_of_the_archive_in_order(archive, train):
+def test_samples_are_those_of_the_archive_in_order(mini_archive, train):
+  archive = zipfile.ZipFile(mini_archive)
   assert train.labels is LABELS
   for i in (0, 10, 23):  # 10 is a grey JPEG.
     stem = f'training/ADE_train_{i + 1:08d}'
@@ -68,52 +60,26 @@ def test_samples_are_those_of_the_archive_in_order(archive, train):
     assert train[i]['image'].dtype == train[i]['label'].dtype == np.uint8
 
 
-def test_bytes_are_stored_unchanged(archive, mini_data_dir):
-  builder = ade20k.Ade20k(config='mini', data_dir=mini_data_dir)
-  skip = tfds.decode.SkipDecoding()
-  stored = builder.as_data_source(
-    'validation', decoders={'image': skip, 'label': skip}
-  )[2]
-  stem = 'validation/ADE_val_00000003'
-  assert stored['image'] == archive.read(f'{ADE20K}/images/{stem}.jpg')
-  assert stored['label'] == archive.read(f'{ADE20K}/annotations/{stem}.png')
-  assert (stored['height'], stored['width']) == decode(stored['label']).shape
-
-
-def test_threads_share_a_split_and_it_pickles(train):
-  copy = pickle.loads(pickle.dumps(train))
-  with ThreadPoolExecutor(8) as pool:
-    samples = list(pool.map(copy.__getitem__, list(range(24)) * 4))
-  assert_equal(samples, [train[i] for i in range(24)] * 4)
-  for index in (24, -1):
-    with pytest.raises(IndexError, match=r'0 \.\. 23'):
-      copy[index]
+@pytest.mark.parametrize('index', [24, -1])
+def test_index_out_of_range(train, index):
+  with pytest.raises(IndexError, match=r'0 \.\. 23'):
+    train[index]
 
 
 # ---- What cannot be opened -------------------------------------------------
 
 
-@pytest.mark.parametrize(
-  ('name', 'split', 'message'),
-  [
-    ('ade20k_mini', 'val', r"'val'.*train, validation"),
-    ('coco', 'train', r"'coco'.*ade20k, ade20k_mini"),
-  ],
-)
-def test_unknown_names_list_the_known(mini_data_dir, name, split, message):
-  with pytest.raises(UserError, match=message):
-    open_split(name, mini_data_dir, split)
+def test_unknown_names_list_the_known(mini_data_dir):
+  with pytest.raises(UserError, match=r"'val'.*train, validation"):
+    open_split('ade20k_mini', mini_data_dir, 'val')
+  with pytest.raises(UserError, match=r"'coco'.*ade20k, ade20k_mini"):
+    open_split('coco', mini_data_dir, 'train')
 
 
 def test_unprepared_data_says_the_command(tmp_path):
   missing = tmp_path / 'nowhere'
-  with pytest.raises(
-    UserError,
-    match=(
-      '(?s)prepare cityscapes --archive_dir FOLDER --data_dir '
-      f'{missing}\n.*{IMAGES} and {MASKS} from'
-    ),
-  ):
+  command = f'--archive_dir FOLDER --data_dir {missing}\n.*{IMAGES} and {MASKS}'
+  with pytest.raises(UserError, match=f'prepare cityscapes {command} from'):
     open_split('cityscapes', missing, 'train')
   assert not missing.exists()
 
@@ -184,10 +150,7 @@ def test_foreign_files_are_left_alone(opened):
   [
     ('', 'not a mini archive'),
     ('{"images": 3}', 'not a mini archive'),
-    (
-      '{"images": {"train": 9, "validation": 1}}',
-      '1 training and 1 validation images, expected 9 and 1',
-    ),
+    ('{"images": {"train": 9, "validation": 1}}', '1 .* and 1 .* 9 and 1'),
   ],
 )
 def test_counts_of_a_mini_archive(opened, comment, message):
@@ -224,16 +187,9 @@ def test_mask_that_is_no_index_mask(png, message):
     ade20k.read_mask(png, 'my.zip: m.png')
 
 
-@pytest.mark.parametrize(
-  ('sample', 'message'),
-  [
-    ({'png': full((6, 4), 1)}, '6 x 4 pixels, its mask 4 x 6'),
-    ({'jpeg': b'no picture'}, 'cannot be decoded'),
-  ],
-)
-def test_sample_that_does_not_fit(opened, sample, message):
-  archive = opened(ade20k_sample(**sample))
-  with pytest.raises(UserError, match=f'ADE_train_00000001.jpg.*{message}'):
+def test_image_that_is_no_picture(opened):
+  archive = opened(ade20k_sample(jpeg=b'no picture'))
+  with pytest.raises(UserError, match=r'_00000001.jpg cannot be decoded'):
     ade20k.read_example(archive, tuple(archive.namelist()))
 
 

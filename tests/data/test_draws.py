@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from data.twins import blocks, origin_twin
 from numpy.testing import assert_equal
 from scipy import stats
 
@@ -39,18 +38,6 @@ def test_distribution_of_ratio_flip_and_offsets(ten_thousand):
   for attempt in (0, 4, 10):
     for axis in (0, 1):
       assert uniform_p(offsets[:, attempt, axis], 0.0, 1.0) > 1e-3
-
-
-def test_distribution_of_crop_positions(ten_thousand):
-  """Every place in a room of 13 x 8 equally often."""
-  label = np.zeros((20, 19), np.uint8)
-  counts = np.zeros((13, 8))
-  for draw in ten_thousand:
-    (rows, columns), _ = transforms.random_crop(
-      label, label.shape, draw.crop_offsets, (8, 12), 1.0
-    )
-    counts[rows.start, columns.start] += 1
-  assert stats.chisquare(counts.ravel()).pvalue > 1e-3
 
 
 def test_draws_of_neighbours_are_independent(ten_thousand):
@@ -95,21 +82,3 @@ def test_an_option_leaves_the_other_draws_as_they_were():
     assert not b.flip
     assert b.photometric == transforms.PhotometricDraw()
   assert any(a.flip for a in plain)
-
-
-def test_rejection_rate_equals_the_twins(ten_thousand):
-  """As often as np.unique refuses, over other draws and the same labels."""
-  rng = np.random.default_rng(5)
-  labels = [blocks(rng, 80, 100, 4, cell) for cell in (10, 25, 40, 60)]
-  moved, refused = 0, 0
-  for i, draw in enumerate(ten_thousand):
-    label, offsets = labels[i % 4], draw.crop_offsets
-    (rows, columns), _ = transforms.random_crop(
-      label, label.shape, offsets, (32, 32), 0.75
-    )
-    top, left = offsets[0] * (49, 69)
-    moved += (rows.start, columns.start) != (int(top), int(left))
-    refused += origin_twin(label, rng.random((11, 2)), (32, 32), 0.75)[1] > 0
-  assert 2000 < refused < 8000
-  table = [[moved, 10_000 - moved], [refused, 10_000 - refused]]
-  assert stats.chi2_contingency(table).pvalue > 1e-3

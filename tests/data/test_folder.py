@@ -133,15 +133,12 @@ def test_missing_partners_are_counted_and_named(root):
   for i in range(5):
     (root / 'images' / 'train' / f'photo{i}.jpeg').touch()
   (root / 'masks' / 'train' / 'sketch.png').touch()
-  with pytest.raises(UserError) as error:
+  message = (
+    rf'5 images in {root}/images/train .*\(photo0.* photo2\.jpeg, \.\.\.\)'
+    rf'.* 1 masks in {root}/masks/train have no image .*\(sketch\.png\)'
+  )
+  with pytest.raises(UserError, match=message):
     split_of(root)
-  for words in (
-    f'5 images in {root}/images/train have no mask',
-    '(photo0.jpeg, photo1.jpeg, photo2.jpeg, ...)',
-    f'1 masks in {root}/masks/train have no image',
-    '(sketch.png)',
-  ):
-    assert words in str(error.value)
 
 
 def with_a_name_twice(root):
@@ -173,10 +170,7 @@ def without_images(root):
     (without_images, {}, r'no images in .*has no files'),
     (None, {'lists': '{split}.txt'}, r'train\.txt cannot be read'),
     (flatten, {'split': 'test'}, r"no split 'test'; 'train' and 'val'"),
-    (
-      *(flatten, {'split': 'val', 'eval_fraction': 1e-9}),
-      r'of the 6 samples .* none .*eval_frac',
-    ),
+    (flatten, {'split': 'val', 'eval_fraction': 1e-9}, r'none .*eval_frac'),
   ],
 )
 def test_folders_that_cannot_be_meant(root, spoil, options, message):
@@ -267,23 +261,19 @@ def save_mask(root, array, **options):
 
 
 @pytest.mark.parametrize(
-  ('picture', 'message'),
+  ('mode', 'kind', 'flag'),
   [
-    (Image.new('RGB', (16, 12)), r'8-bit RGB .*--out \S+/masks_ids$'),
-    (Image.new('P', (16, 12)), r'palette picture.*\nAdd --indices'),
-    (Image.new('1', (16, 12)), r'1-bit grey picture.*--indices$'),
+    ('RGB', '8-bit RGB', '$'),
+    ('P', '1-bit palette', r'\nAdd --indices'),
+    ('1', '1-bit grey', ' --indices$'),
   ],
 )
-def test_masks_of_another_kind_name_the_command(root, picture, message):
-  save_mask(root, picture)
-  command = (
-    'python -m resnest_jax.data.prepare palette2id --masks '
-    f'{root}/masks --classes {root}/classes.txt --out {root}/masks_ids'
-  )
-  with pytest.raises(UserError, match=f'(?s){message}') as error:
+def test_masks_of_another_kind_name_the_command(root, mode, kind, flag):
+  save_mask(root, Image.new(mode, (16, 12)))
+  words = f'--masks {root}/masks --classes {root}/classes.txt --out {root}'
+  message = f'(?s)/a.png is a {kind} .*palette2id {words}/masks_ids{flag}'
+  with pytest.raises(UserError, match=message):
     split_of(root)[0]
-  assert str(root / 'masks' / 'train' / 'a.png') in str(error.value)
-  assert command in str(error.value)
   assert split_of(root).raw(0)['name'] == 'a'  # For those who check it.
 
 
@@ -291,14 +281,9 @@ def test_values_that_are_no_class_are_named(root):
   mask = np.ones((12, 16), np.uint8)
   mask[0, :3] = 4, 7, 7
   save_mask(root, mask)
-  with pytest.raises(UserError) as error:
+  message = '/a.png has 3 .*: 4 and 7; it has 0 to 2, 5 and 255.*"ignore: 4"'
+  with pytest.raises(UserError, match=message):
     split_of(root)[0]
-  for words in (
-    f'{root}/masks/train/a.png has 3 pixels',
-    'does not have: 4 and 7; it has 0 to 2, 5 and 255',
-    '"ignore: 4"',
-  ):
-    assert words in str(error.value)
   (root / 'classes.txt').write_text(f'{CLASSES}ignore: 4 7\n')
   assert split_of(root)[0]['label'][0, :4].tolist() == [255, 255, 255, 0]
 
@@ -331,21 +316,17 @@ def test_exif_turns_the_image_and_not_the_mask(root):
   """As mmsegmentation reads them; the mask belongs to the upright picture."""
   exif = Image.Exif()
   exif[0x0112] = 6  # The camera was turned: rotate by 90 degrees to view.
-  picture = np.zeros((12, 16, 3), np.uint8)
-  picture[:, :8] = 250
-  path = root / 'images' / 'train' / 'a.png'
-  path.unlink()
-  Image.fromarray(picture).save(path.with_suffix('.jpg'), exif=exif)
-  upright = np.full((16, 12), 2, np.uint8)
-  upright[:8] = 1
-  save_mask(root, upright, exif=exif)
+  mask = np.where(np.arange(16) < 8, 1, 2) * np.ones((12, 1))
+  mask = mask.astype(np.uint8)
+  (root / 'images' / 'train' / 'a.png').unlink()
+  path = root / 'images' / 'train' / 'a.jpg'
+  Image.fromarray(mask * 100).convert('RGB').save(path, exif=exif)
+  save_mask(root, mask.T, exif=exif)
+  # The left half is now the upper one, in both.
   sample = split_of(root)[0]
-  assert sample['image'].shape == (16, 12, 3)
-  # What was left is now above, in both.
-  bright = sample['image'].mean(-1) > 125
-  assert_equal(sample['label'], np.where(bright, 0, 1))
-
-  save_mask(root, np.ones((12, 16), np.uint8))
+  assert_equal(sample['label'], (sample['image'][..., 0] > 150))
+  assert sample['label'].sum() == 96
+  save_mask(root, mask)
   with pytest.raises(UserError, match='is turned by its EXIF orientation'):
     split_of(root)[0]
 

@@ -10,12 +10,6 @@ from resnest_jax.data.images import PngHeader, decode_image, png_header
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 
 
-def test_png_keeps_every_pixel():
-  png = encode(PICTURE)
-  assert (decode_image(png, cv2.IMREAD_COLOR) == PICTURE).all()
-  assert (decode_image(png, cv2.IMREAD_COLOR_RGB) == PICTURE[..., ::-1]).all()
-
-
 @pytest.mark.parametrize('suffix', ['.jpg', '.png', '.webp'])
 def test_what_is_cut_off_is_no_picture(suffix):
   encoded = encode(PICTURE, suffix)

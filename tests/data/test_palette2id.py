@@ -80,20 +80,17 @@ def test_unknown_colours_are_counted_and_named(convert, tmp_path, capsys):
   second[1, 0] = 1, 2, 3
   Image.fromarray(first).save(tmp_path / 'masks' / 'a.png')
   Image.fromarray(second).save(tmp_path / 'masks' / 'b.png')
-  with pytest.raises(UserError) as error:
+  message = (
+    r'(?s)2 values or .* \(128, 64, 129\): 7 pixels, first in \S*/a\.png\n'
+    r'  \(1, 2, 3\): 1 pixels, first in \S*/b\.png\n'
+  )
+  with pytest.raises(UserError, match=message):
     convert()
-  message = str(error.value)
-  assert '2 values or colours are no class' in message
-  a, b = tmp_path / 'masks' / 'a.png', tmp_path / 'masks' / 'b.png'
-  assert f'(128, 64, 129): 7 pixels, first in {a}\n' in message
-  assert f'(1, 2, 3): 1 pixels, first in {b}\n' in message
   assert sorted(x.name for x in tmp_path.iterdir()) == ['classes.txt', 'masks']
 
   convert('--unknown', 'ignore')
-  expected = ids.copy()
-  expected[0, :5] = 255
-  expected[1, 0] = 255
-  assert_equal(ids_of(tmp_path / 'ids' / 'b.png'), expected)
+  ids[0, :5] = ids[1, 0] = 255
+  assert_equal(ids_of(tmp_path / 'ids' / 'b.png'), ids)
   printed = capsys.readouterr().out
   assert 'became 255 (ignored):\n  (128, 64, 129): 7 pixels' in printed
 
@@ -134,12 +131,7 @@ MASK = coloured(some_ids())
       r'writes 255, but in .* is light',
     ),
     (MASK, CLASSES, '--masks none', r'no folder .*none'),
-    (
-      MASK,
-      CLASSES,
-      '--out {0}/masks/ids',
-      r'--out .*masks/ids lies in --masks',
-    ),
+    (MASK, CLASSES, '--out {0}/masks/ids', 'masks/ids lies in --masks'),
   ],
 )
 def test_what_cannot_be_meant(convert, tmp_path, mask, classes, flags, message):
@@ -152,12 +144,9 @@ def test_what_cannot_be_meant(convert, tmp_path, mask, classes, flags, message):
 
 def test_nothing_is_overwritten(convert, tmp_path):
   coloured(some_ids()).save(tmp_path / 'masks' / 'a.png')
-  (tmp_path / 'ids').mkdir()
-  convert()  # An empty folder may be there.
-  before = (tmp_path / 'ids' / 'a.png').stat().st_mtime_ns
+  convert()
   with pytest.raises(UserError, match='ids is there already'):
     convert()
-  assert (tmp_path / 'ids' / 'a.png').stat().st_mtime_ns == before
 
 
 def test_a_damaged_mask_stops_and_leaves_nothing(convert, tmp_path):

@@ -34,10 +34,10 @@ def reference():
   return train_batches()
 
 
-def assert_padding(array, size, value):
-  """Whether all of an image or label beyond its size has the value."""
-  assert (array[size[0] :] == value).all()
-  assert (array[:, size[1] :] == value).all()
+def padded(array, shape, value):
+  """The array with the value below and to the right of it."""
+  room = [(0, new - old) for old, new in zip(array.shape, shape, strict=True)]
+  return np.pad(array, room, constant_values=value)
 
 
 def test_batches_have_the_documented_arrays(reference):
@@ -52,13 +52,6 @@ def test_batches_have_the_documented_arrays(reference):
   sizes = np.concatenate([batch['size'] for batch in reference])
   assert sizes.min() < 32  # Some are padded,
   assert (sizes.max(0) == (32, 40)).all()  # some are not.
-  for batch in reference:
-    for image, label, size in zip(
-      batch['image'], batch['label'], batch['size'], strict=True
-    ):
-      assert (label[: size[0], : size[1]] < 4).all()
-      assert_padding(label, size, 255)
-      assert_padding(image, size, 0)
 
 
 def test_every_sample_is_its_documented_draw(reference):
@@ -79,16 +72,9 @@ def orders(count, batch_size, total_steps, seed=SEED):
 
 def test_every_epoch_visits_each_record_once_in_another_order():
   # 10 epochs of 10 samples in batches of 4 do not end where batches end.
-  found = orders(10, 4, 25)
-  assert len(found) == 10
-  assert tuple(range(10)) not in found
+  assert len(orders(10, 4, 25) - {tuple(range(10))}) == 10
   assert orders(3, 8, 3)  # A split smaller than a batch is repeated.
   assert not orders(10, 1, 40, seed=0) & orders(10, 1, 40, seed=1)
-
-
-def test_the_draws_change_from_epoch_to_epoch():
-  batches = train_batches(Scenes(1), total_steps=6, batch_size=1)
-  assert len({batch['image'].tobytes() for batch in batches}) == 6
 
 
 @pytest.mark.parametrize(
@@ -202,7 +188,6 @@ def test_workers_end_with_a_process_that_is_killed(root, tmp_path):
   ('options', 'message'),
   [
     ({'batch_size': 5, 'process_count': 2}, 'a batch of 5 .* 2 processes'),
-    ({'batch_size': 0}, 'a batch of 0'),
     ({'seed': -1}, 'seed is -1'),
     ({'split': Scenes(0)}, 'no samples'),
   ],
@@ -255,24 +240,23 @@ def test_evaluation_holds_every_image_once_in_padded_batches():
     assert batch['image'].shape[0] == batch['label'].shape[0] == 4
     # The smallest multiples of the bucket that hold all its images.
     for key, sizes in (('image', 'size'), ('label', 'label_size')):
-      padded = -(-batch[sizes].max(0) // 16) * 16
-      assert_equal(batch[key].shape[1:3], tuple(padded))
+      sides = -(-batch[sizes].max(0) // 16) * 16
+      assert_equal(batch[key].shape[1:3], tuple(sides))
   found = slots(batches)
   assert sorted(found) == list(range(23))
   # No more than if all were of one shape: what is left shares larger ones.
   assert len(batches) == 6
   for index, slot in found.items():
     record = split[index]
-    assert slot['name'] == record['name']
-    height, width = record['label'].shape
-    size = resize.keep_ratio_size(height, width, 96, 48)
-    assert_equal(slot['label_size'], (height, width))
-    assert_equal(slot['size'], size)
+    size = resize.keep_ratio_size(*record['label'].shape, 96, 48)
     image = resize.resize_image(record['image'], size)
-    assert_equal(slot['image'][: size[0], : size[1]], image)
-    assert_padding(slot['image'], size, 0)
-    assert_equal(slot['label'][:height, :width], record['label'])
-    assert_padding(slot['label'], (height, width), 255)
+    expected = {
+      'image': padded(image, slot['image'].shape, 0),
+      'label': padded(record['label'], slot['label'].shape, 255),
+      'label_size': record['label'].shape,
+      **{'size': size, 'index': index, 'name': record['name']},
+    }
+    assert_equal(slot, expected)
 
 
 def test_evaluation_can_keep_the_original_sizes():
@@ -315,14 +299,8 @@ def test_evaluation_hosts_share_the_images():
   assert eval_batches(Scenes(2), process_index=3, process_count=4) == (0, [])
 
 
-@pytest.mark.parametrize(
-  ('broken', 'fault', 'bucket', 'message'),
-  [
-    (3, 'error', 16, 'scene_3 cannot be decoded'),
-    (5, 'size', 16, "'scene_5'"),
-    (None, '', 0, r'eval\.bucket is 0'),
-  ],
-)
-def test_evaluation_stops_at_a_bad_record(broken, fault, bucket, message):
-  with pytest.raises(UserError, match=message):
-    eval_batches(Scenes(6, broken, fault), bucket=bucket)
+def test_evaluation_stops_at_a_bad_record():
+  with pytest.raises(UserError, match='scene_3 cannot be decoded'):
+    eval_batches(Scenes(6, 3))
+  with pytest.raises(UserError, match=r'eval\.bucket is 0'):
+    eval_batches(Scenes(6), bucket=0)

@@ -67,16 +67,10 @@ def test_generates_cityscapes(call, tmp_path, capsys):
   assert sample['image'].shape == (32, 64, 3)
 
 
-IS_A_MINI = (
-  r'is a generated mini archive \(24 training and 8 validation images\). '
-  'Prepare it as ade20k_mini; the release has 20210 and 2000.'
-)
-
-
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ('ade20k --archive MINI', IS_A_MINI),
+    ('ade20k --archive MINI', 'as ade20k_mini; the release has 20210 and 2000'),
     ('ade20k --archive_dir a', '--archive_dir is for Cityscapes'),
     ('ade20k_mini --images 0 5', '--images 0 5'),
     ('ade20k_mini --raw', '--raw is for Cityscapes'),
@@ -187,12 +181,6 @@ def test_two_at_once(mini_archive, tmp_path):
     prepare(MINI, tmp_path, mini_archive)
 
 
-def test_data_dir_is_a_file(mini_archive, tmp_path):
-  (tmp_path / 'data').write_text('')
-  with pytest.raises(UserError, match=r'cannot write to .*data'):
-    prepare(MINI, tmp_path / 'data', mini_archive)
-
-
 # ---- Downloads -------------------------------------------------------------
 
 
@@ -201,9 +189,6 @@ class Server(http.server.BaseHTTPRequestHandler):
 
   def do_GET(self):
     self.server.requests += 1
-    if self.path != '/ADEChallengeData2016.zip':
-      self.send_error(404)
-      return
     self.send_response(200)
     self.send_header('Content-Length', str(len(self.server.body)))
     self.end_headers()
@@ -250,11 +235,9 @@ def test_download_is_kept_and_not_repeated(server, tmp_path):
 
 
 def test_download_with_wrong_checksum(server, tmp_path):
-  dataset = loopback(server, sha1='0' * 40)
   with pytest.raises(UserError, match=r'SHA-1 is .*, expected 000.*deleted'):
-    prepare(dataset, tmp_path)
+    prepare(loopback(server, sha1='0' * 40), tmp_path)
   assert downloaded(tmp_path) == []
-  assert not Ade20k(config=dataset.config, data_dir=tmp_path).is_prepared()
 
 
 def test_interrupted_download(server, tmp_path):
@@ -269,15 +252,7 @@ def test_interrupted_download(server, tmp_path):
   assert [x.read_bytes() for x in downloaded(tmp_path)] == [server.body]
 
 
-def test_nothing_at_the_address(server, tmp_path):
-  dataset = loopback(server)
-  dataset.config.url += '.gone'
-  with pytest.raises(UserError, match=r'could not download .*404'):
-    prepare(dataset, tmp_path)
-
-
 def test_too_little_disk_space(server, tmp_path):
-  dataset = loopback(server, download_bytes=10**18)
   with pytest.raises(UserError, match=r'GB free, about 3050000000.00 GB'):
-    prepare(dataset, tmp_path)
+    prepare(loopback(server, download_bytes=10**18), tmp_path)
   assert server.requests == 0

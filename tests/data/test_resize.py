@@ -30,25 +30,11 @@ def test_keep_ratio_size(size, edges, expected):
   assert resize.keep_ratio_size(*size, *edges) == expected
 
 
-@pytest.mark.parametrize(
-  ('size', 'ratio', 'expected'),
-  [
-    ((72, 100), 0.75, (54, 75)),
-    # 30 x 37 times 1.25 is 38 x 46 when rounded; within both edges 46 / 37
-    # decides, and 30 * 46 / 37 is 37.3.
-    ((30, 37), 1.25, (37, 46)),
-    ((1, 1), 0.25, (1, 1)),
-  ],
-)
-def test_scaled_size(size, ratio, expected):
-  assert resize.scaled_size(*size, ratio) == expected
-
-
-@pytest.mark.parametrize('image_scale', [(96, 64), (64, 96)])
-def test_resized_size(image_scale):
-  # int(96 * 1.37) = 131 and int(64 * 1.37) = 87 bound the edges; the short one
-  # decides: 87 / 40 * 50 = 108.75.
-  assert resize.resized_size(40, 50, 1.37, image_scale) == (87, 109)
+def test_scaled_size():
+  # Times 1.25 it is 38 x 46 when rounded; within both edges 46 / 37 decides,
+  # and 30 * 46 / 37 is 37.3.
+  assert resize.scaled_size(30, 37, 1.25) == (37, 46)
+  assert resize.scaled_size(1, 1, 0.25) == (1, 1)
 
 
 def random_window(rng, size):

@@ -8,7 +8,6 @@ import types
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from numpy.testing import assert_equal
@@ -64,23 +63,19 @@ def change_info(data_dir, **changes):
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize(
-  ('split', 'count'), [('train', 12), ('validation', 4), ('test', 1)]
-)
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
 def test_samples_are_those_of_our_own_builder(
-  tfds_data_dir, mini_cityscapes_data_dir, split, count
+  tfds_data_dir, mini_cityscapes_data_dir, split
 ):
   theirs = open_split('cityscapes', tfds_data_dir, split)
   ours = open_split('cityscapes_mini', mini_cityscapes_data_dir, split)
-  assert len(theirs) == len(ours) == count
   assert theirs.labels is CITYSCAPES
   order = {sample['name']: i for i, sample in enumerate(theirs)}
   for i, sample in enumerate(ours):
     index = order.pop(sample['name'])
     assert_equal(theirs[index], sample)
     assert_equal(theirs.raw(index)['mask'], ours.raw(i)['mask'])
-    assert theirs[index]['image'].dtype == np.uint8
-    assert theirs[index]['label'].dtype == np.uint8
+  assert not order
   assert pickle.loads(pickle.dumps(theirs))[0]['name'] == theirs[0]['name']
 
 
@@ -99,16 +94,12 @@ def test_tfrecord_is_refused_with_the_way_out(data_dir):
   for path in tfds_cityscapes.directory(data_dir).glob('*.array_record*'):
     path.rename(str(path).replace('array_record', 'tfrecord'))
   change_info(data_dir, fileFormat='tfrecord')
-  with pytest.raises(UserError) as error:
+  message = (
+    '(?s)tfds as tfrecord; .*tfds convert_format --dataset_version_dir='
+    f'{tfds_cityscapes.directory(data_dir)} .*prepare cityscapes'
+  )
+  with pytest.raises(UserError, match=message):
     open_split('cityscapes', data_dir, 'train')
-  lines = str(error.value).splitlines()
-  assert 'as tfrecord; random access needs array_record' in lines[0]
-  assert lines[1].split() == [
-    *('tfds', 'convert_format'),
-    f'--dataset_version_dir={tfds_cityscapes.directory(data_dir)}',
-    '--out_file_format=array_record',
-  ]
-  assert lines[3].strip().startswith('python -m resnest_jax.data.prepare city')
 
 
 def test_converted_in_place_is_read(data_dir, tfds_data_dir):

@@ -40,15 +40,9 @@ def scale_and_shift(image, factor=1.0, shift=0.0):
   return np.clip(changed, 0, 255).astype(np.uint8)
 
 
-def scale_saturation(image, factor):
+def in_hsv(image, channel, change):
   hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-  hsv[..., 1] = scale_and_shift(hsv[..., 1], factor=factor)
-  return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
-def shift_hue(image, shift):
-  hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-  hsv[..., 0] = (hsv[..., 0].astype(int) + shift) % 180
+  hsv[..., channel] = change(hsv[..., channel])
   return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
@@ -63,9 +57,9 @@ def photometric_distortion(image, draw):
   if draw.contrast_first is not None:
     image = scale_and_shift(image, factor=draw.contrast_first)
   if draw.saturation is not None:
-    image = scale_saturation(image, draw.saturation)
+    image = in_hsv(image, 1, lambda x: scale_and_shift(x, draw.saturation))
   if draw.hue is not None:
-    image = shift_hue(image, draw.hue)
+    image = in_hsv(image, 0, lambda x: (x.astype(int) + draw.hue) % 180)
   if draw.contrast_last is not None:
     image = scale_and_shift(image, factor=draw.contrast_last)
   return image
