@@ -86,11 +86,9 @@ def test_nothing_is_compiled_to_write_what_all_devices_have(tmp_path):
 
 def test_another_network_is_refused(workdir):
   wanted = abstract(make_state(width=5), jax.devices()[:1])
-  with pytest.raises(UserError, match=r'conv/kernel: \(2, 3\) there, \(2, 5\)'):
-    variables_of(workdir, 'latest', wanted.variables())
   with (
     store.open_checkpoints(workdir, keep=2) as manager,
-    pytest.raises(UserError, match='another network'),
+    pytest.raises(UserError, match=r'conv/kernel: \(2, 3\) there, \(2, 5\)'),
   ):
     store.restore(manager, 60, wanted)
 

@@ -37,7 +37,6 @@ LOSSES = {
   'over valid pixels': ('cross_entropy', True),
   'weights over all': ('cross_entropy', False, WEIGHTS),
   'weights over valid': ('cross_entropy', True, WEIGHTS),
-  'smoothing': ('cross_entropy', False, None, 0.1),
   'smoothing and weights': ('cross_entropy', True, WEIGHTS, 0.3),
   'ohem, below a threshold': ('ohem', 0.3, 10),
   'ohem, at least so many': ('ohem', 0.001, 60),

@@ -27,12 +27,12 @@ def run(head, dtype):
   """
   rows = [f'ade20k_{head}', f'cityscapes_{head}']
   goldens = [reference.load(f'forward_{row}') for row in rows]
-  shapes = [reference.manifest(f'mmseg/{row}') for row in rows]
-  state_dict = reference.filled(shapes[0])
+  state_dict, other = (
+    reference.filled(reference.manifest(f'mmseg/{row}')) for row in rows
+  )
   for name, value in state_dict.items():
     if '.conv_seg.' in name:
-      other = reference.fill(name, shapes[1][name])
-      state_dict[name] = np.concatenate([value, other])
+      state_dict[name] = np.concatenate([value, other[name]])
   model = create_segmentor(
     reference.CONFIG | {'head': head, 'num_classes': 169, 'dtype': dtype}
   )

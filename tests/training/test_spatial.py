@@ -37,8 +37,7 @@ def test_devices_that_share_rows_do_what_one_does(platform):
     arrays, text = step_on(mesh_of(2, 2))
   assert_close(arrays, on_one())
   # Neighbours exchange rows; nobody collects an image.
-  assert 'all-gather' not in text
-  assert 'all-to-all' not in text
+  assert not re.search('all-gather|all-to-all', text)
   shapes = re.findall(r'= \w+\[([\d,]+)\]\S* collective-permute\(', text)
   assert len(shapes) > 20
   rows = {int(shape.split(',')[1]) for shape in shapes if shape.count(',') == 3}
@@ -70,8 +69,7 @@ def test_loss_of_shared_rows(term):
   loss = create_loss(config.loss, 5)
   rng = np.random.default_rng(1)
   logits = rng.normal(size=(2, 8, 6, 5))
-  labels = rng.integers(0, 6, (2, 64, 48))
-  labels[labels == 5] = 255
+  labels = rng.choice([0, 1, 2, 3, 4, 255], (2, 64, 48))
 
   def both(logits, labels):
     return jax.value_and_grad(lambda x: loss(x, labels)[0])(logits)
