@@ -15,6 +15,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.jax_private import jaxprs_in_params
 from resnest_jax.losses.objective import create_loss
 from resnest_jax.losses.pixels import order_statistic
+from resnest_jax.models.layers import resize
 from resnest_jax.sharding import batch_sharding, replicated
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -243,6 +244,22 @@ def test_sizes_that_are_no_multiple(shape):
   bump = 1e-4 * rng.standard_normal(logits.shape)
   expected = slope(name, logits, labels, bump)
   assert (gradient * bump).sum() == pytest.approx(expected, rel=1e-6)
+
+
+def test_gradient_of_the_plain_form():
+  """In tiles as in one piece, for values and gradients."""
+  logits, labels = batch('mixed')
+
+  def plain(logits):
+    z = resize(jnp.asarray(logits), labels.shape[1:])
+    chosen = jax.nn.one_hot(labels, z.shape[-1])
+    losses = -jnp.sum(chosen * jax.nn.log_softmax(z), -1)
+    return jnp.sum(jnp.where(labels == twins.IGNORE, 0, losses)) / labels.size
+
+  value, gradient, *_ = results()['over all pixels']
+  expected, expected_gradient = jax.value_and_grad(plain)(logits)
+  assert relative_error(value, float(expected)) < 1e-12
+  assert relative_error(gradient, expected_gradient) < 1e-12
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
