@@ -157,7 +157,10 @@ def step_memory(step: Any) -> str:
   if limit is None:
     of = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     where = 'of this machine'
-  return f'a step takes {needed / 1e9:.3g} of the {of / 1e9:.1f} GB {where}'
+  over = ', which is more than there is' if needed > of else ''
+  return (
+    f'a step takes {needed / 1e9:.3g} GB of the {of / 1e9:.1f} GB {where}{over}'
+  )
 
 
 def versions() -> dict[str, str]:

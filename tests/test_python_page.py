@@ -2,8 +2,11 @@
 
 import re
 
+import pytest
 from pages import blocks_of
 from small import RUN
+
+from resnest_jax.errors import UserError
 
 
 def test_loop_of_your_own(mini_data_dir, tmp_path, monkeypatch, capsys):
@@ -32,3 +35,9 @@ def test_loop_of_your_own(mini_data_dir, tmp_path, monkeypatch, capsys):
     first = next(batches)
   assert first['image'].shape == (4, 32, 32, 3)
   assert first['image'].sharding.mesh == names['mesh']
+
+  hollow = names['rj'].create_training(
+    config, names['mesh'], lambda logits, labels: logits.mean()
+  )
+  with pytest.raises(UserError, match=r'return \(loss, accuracy, terms\)'):
+    hollow.step(names['state'], first)

@@ -115,6 +115,8 @@ class ReadClock:
     if hasattr(os, 'memfd_create'):
       self._file = os.memfd_create('read-clock')
       os.ftruncate(self._file, 8 * size)
+      # Not __del__: at the interpreter's exit it would find `os` gone.
+      weakref.finalize(self, os.close, self._file)
     # float64 (size,), start of each read; 0 means that it is not being read.
     # Aligned 8-byte stores need no lock.
     self._since = _map(self._file, size)
@@ -123,10 +125,6 @@ class ReadClock:
     # Grain spawns its workers, so they inherit no descriptor; /proc gives them
     # this one while the parent lives.
     return _open, (f'/proc/{os.getpid()}/fd/{self._file}', self._size)
-
-  def __del__(self):
-    if self._file >= 0:
-      os.close(self._file)
 
   @contextlib.contextmanager
   def reading(self, index: int) -> Iterator[None]:
@@ -157,6 +155,7 @@ def _open(path: str, size: int) -> ReadClock:
   # Without /proc the worker keeps its times to itself.
   with contextlib.suppress(OSError):
     clock._file = os.open(path, os.O_RDWR)
+    weakref.finalize(clock, os.close, clock._file)
   clock._since = _map(clock._file, size)
   return clock
 

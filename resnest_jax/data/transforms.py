@@ -184,6 +184,12 @@ def pad_bottom_right(
 
 
 def check_sizes(image: np.ndarray, label: np.ndarray, name: str) -> None:
+  for what, array, last in (('image', image, (3,)), ('label', label, ())):
+    if array.dtype != np.uint8 or array.shape[2:] != last:
+      raise UserError(
+        f'sample {name!r}: the {what} is {array.dtype} {array.shape}; it has '
+        f'to be uint8 (H, W{", 3" if last else ""}).'
+      )
   if image.shape[:2] != label.shape:
     raise UserError(
       f'sample {name!r}: the image is {image.shape[1]}x{image.shape[0]} '

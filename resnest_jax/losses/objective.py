@@ -73,6 +73,7 @@ def create_loss(config: Mapping[str, Any], num_classes: int) -> Loss:
     else:
       accuracy = pixel_accuracy(logits, labels)
     total = sum(weights[name] * value for name, value in values.items())
-    return total, accuracy, values
+    # A single term is the loss itself, which logs have already.
+    return total, accuracy, values if len(values) > 1 else {}
 
   return loss

@@ -145,8 +145,8 @@ def start_wandb(workdir: Path, config: ConfigDict) -> Any:
     )
   except wandb.errors.Error as error:
     raise UserError(
-      f'Weights & Biases: {error} (config.train.wandb; WANDB_MODE=offline '
-      'keeps the figures in the workdir).'
+      f'Weights & Biases: {str(error).rstrip(". ")} (config.train.wandb; '
+      'WANDB_MODE=offline keeps the figures in the workdir).'
     ) from error
 
 

@@ -33,9 +33,10 @@ from resnest_jax.weights.start import start_variables
 CURVES = 'curves.png'
 # Out of memory: what a training can do about it.
 SMALLER = (
-  'Set train.remat=blocks or stages (no other result), train.micro_batch_size '
-  'to a part of the batch, model.dtype to bfloat16, or give the config the '
-  'argument :16gb, as in configs/ade20k_pspnet.py:16gb; docs/memory.md.'
+  'Set train.remat=blocks or stages (the same result), train.micro_batch_size '
+  'to a part of the batch, model.dtype to bfloat16, or give a row the argument '
+  ':16gb, as in configs/ade20k_pspnet.py:16gb. Smaller are data.crop_size and '
+  'train.batch_size; docs/memory.md.'
 )
 # The host may run this many steps ahead of the devices: enough to hide its own
 # work, and few enough that a stop or a NaN is noticed soon.
@@ -181,7 +182,7 @@ def compile_first(
 ) -> Any:
   # Ahead of time, so that its duration and memory are known. Every batch has
   # the first one's shapes, and nothing is compiled again.
-  print('compiling (minutes at full size, seconds again)', flush=True)
+  print('compiling (minutes at full size, seconds next time)', flush=True)
   compiled, seconds = compile_step(step, run.state, batch)
   report.compiled(run, compiled, seconds)
   return compiled

@@ -104,7 +104,11 @@ def create_schedule(
     )
     schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
   # From an int32 count optax computes in float32 even when float64 is enabled.
-  return lambda count: schedule(jnp.asarray(count, float))
+  # XLA multiplies by 1 / T, which makes the base of the power negative at the
+  # end: without the condition a loop beyond `total_steps` would get NaN.
+  return lambda count: jnp.where(
+    count < total_steps, schedule(jnp.asarray(count, float)), least
+  )
 
 
 def create_optimizer(

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.data.preprocess import preprocess
+from resnest_jax.errors import UserError
 from resnest_jax.losses.objective import Loss, create_loss
 from resnest_jax.models import implementations
 from resnest_jax.models.layers import Array
@@ -98,14 +99,20 @@ def update(
 
   Returns:
     The new state; the step's scalars: `loss` = `decode_loss` + `aux_loss`,
-    `accuracy` in [0, 1], `gradient_norm` before clipping, and each of several
-    terms as `decode_NAME` before its weight; and the gradients.
+    `accuracy` in [0, 1], `gradient_norm` before clipping, and the loss's terms
+    as `decode_NAME`; and the gradients.
   """
 
   def score(output: SegmentorOutput, labels: Array) -> dict[str, Array]:
     # Both heads' logits are (B, h, w, classes), labels (B, H, W): the loss
     # upsamples in row tiles, (B, H, W, classes) never exists.
-    decode_loss, accuracy, terms = loss(output.logits, labels)
+    given = loss(output.logits, labels)
+    if not (isinstance(given, tuple) and len(given) == 3):
+      raise UserError(
+        'a loss has to return (loss, accuracy, terms): two scalars, and a dict '
+        f'of named scalars, which may be empty; it returned {given!r}.'
+      )
+    decode_loss, accuracy, terms = given
     aux_loss = aux_weight * loss(output.aux_logits, labels)[0]
     scalars = {
       'loss': decode_loss + aux_loss,
@@ -113,9 +120,7 @@ def update(
       'aux_loss': aux_loss,
       'accuracy': accuracy,
     }
-    if len(terms) > 1:
-      scalars |= {f'decode_{name}': value for name, value in terms.items()}
-    return scalars
+    return scalars | {f'decode_{name}': x for name, x in terms.items()}
 
   gradients = whole_gradients if plan.micro_batches == 1 else mean_gradients
   grads, scalars, batch_stats = gradients(

@@ -8,6 +8,7 @@ from numpy.testing import assert_equal
 
 from resnest_jax.data import transforms
 from resnest_jax.data.transforms import PhotometricDraw, augment
+from resnest_jax.errors import UserError
 
 # Eight RGB pixels and what mmsegmentation 1.2.2 (OpenCV 4.13) makes of them.
 PIXELS = 'c81e28 0adc5a 233cfa 808080 ffffff 000000 5a5514 fa78f5'
@@ -137,3 +138,18 @@ def test_augment_equals_resizing_everything_first(
     refused.add(refusals)
   assert {0, 1, 2} <= refused
   assert padded == ({False} if shape == (128, 256) else {False, True})
+
+
+@pytest.mark.parametrize(
+  ('image', 'label', 'message'),
+  [
+    ((2, 3, 4), (2, 3), r"'x': the image is uint8 \(2, 3, 4\).*\(H, W, 3\)"),
+    ((2, 3, 3), (2, 3, 1), r'the label is uint8 \(2, 3, 1\); .*uint8 \(H, W\)'),
+    ((2, 3, 3), (3, 2), 'is 3x2 pixels but its label is 2x3'),
+  ],
+)
+def test_samples_of_another_kind_are_refused_by_name(image, label, message):
+  with pytest.raises(UserError, match=message):
+    transforms.check_sizes(
+      np.zeros(image, np.uint8), np.zeros(label, np.uint8), 'x'
+    )

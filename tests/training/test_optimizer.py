@@ -152,6 +152,14 @@ def test_rate_is_the_closed_form(schedule, warmup_steps):
     assert float(rate(jnp.int32(step))) == pytest.approx(expected, rel=1e-12)
 
 
+def test_rate_beyond_the_end_is_the_least_one():
+  """Compiled in float32, 1 - t * (1 / T) is below 0 at the end."""
+  with jax.enable_x64(False):
+    rate = jax.jit(create_schedule(settings(), 40))
+    assert float(rate(jnp.int32(40))) == float(np.float32(1e-4))
+    assert float(rate(jnp.int32(50))) == float(np.float32(1e-4))
+
+
 def test_long_gradients_are_shortened_and_short_ones_kept():
   params = {'decode_head': jnp.zeros(2)}
   config = settings(clip_norm=2.0, weight_decay=0.0, momentum=0.0)
