@@ -198,7 +198,7 @@ class Stopper:
   def _farewell(self, said: str) -> str:
     name = f'stopped by {self.signal.name}' if self.signal else 'stopped'
     said = f'{name}; {said}' if said else name
-    return f'{said}; the same command resumes from there.'
+    return f'{said}; the same command resumes the run.'
 
 
 def _is_distributed() -> bool:
