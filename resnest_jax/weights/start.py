@@ -9,7 +9,6 @@ from resnest_jax.errors import UserError
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.resnest import Backbone
 from resnest_jax.models.segmentor import Segmentor, scanned
-from resnest_jax.weights.fetch import fetch
 from resnest_jax.weights.infer import backbone_of, same_shapes
 from resnest_jax.weights.names import WHOSE_READ, top_module
 from resnest_jax.weights.pretrained import Weights, load_weights
@@ -35,16 +34,18 @@ def start_variables(
   # State dicts name single blocks, so the unrolled twin of `model` is filled.
   source, by_name = config['pretrained'], scanned(model, False)
   # Drawing takes seconds, and a mistyped name should fail at once.
-  if source:
-    fetch(source)
+  weights = load_weights(source) if source else None
   fresh = initial_variables(by_name, config['seed'])
-  if not source:
+  if weights is None:
     return fresh, ['starting from random weights (config.pretrained is empty)']
-  return start_from(by_name, fresh, source)
+  return start_from(by_name, fresh, source, weights)
 
 
 def start_from(
-  model: nn.Module, variables: Mapping[str, Any], source: str
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  source: str,
+  weights: Weights | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
   """Merges pretrained weights into the variables of a segmentor.
 
@@ -53,6 +54,7 @@ def start_from(
     variables: freshly initialised.
     source: see `load_weights`. A segmentor gives all layers but those for
       another number of classes; a classifier or a backbone gives the backbone.
+    weights: those of the source, if they are loaded already.
 
   Returns:
     The variables as NumPy arrays, and lines to print about their origin.
@@ -60,7 +62,7 @@ def start_from(
   Raises:
     UserError: the weights have another backbone, head or dilation rule.
   """
-  weights = load_weights(source)
+  weights = weights or load_weights(source)
   # Only the checkpoint of a run has a step; a file has a naming scheme.
   step = weights.provenance.get('step')
   which = (
