@@ -158,6 +158,7 @@ def test_override_is_read_as_the_type_of_its_key(key, given, value):
     ('data.image_scale', '512,2048', r'\(long edge, short edge\)'),
     ('data.scale_range', '2.0,0.5', 'the smaller first'),
     ('data.flip_probability', '1.5', 'from 0 to 1'),
+    ('data.sampling', 'random', 'one of uniform, repeat_factor, class_bal'),
     ('model.stage_sizes', '1,1,1', '4 positive whole numbers'),
     ('model.dropout', '1', 'below 1'),
     ('model.radix', '0', 'at least 1'),

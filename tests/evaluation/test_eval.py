@@ -77,7 +77,9 @@ def test_results_are_complete_and_reported(
   known = [iou for iou in ious if iou is not None]
   assert result['mIoU'] == pytest.approx(np.mean(known))
   assert result['classes_averaged'] == len(known)
+  assert result['boundary'] is None  # Only on demand.
   interval = result['mIoU_interval']
+  assert (interval['level'], interval['resamples']) == (0.95, 1000)
   assert 0 <= interval['low'] < interval['high'] < 0.1
   assert f'mIoU {100 * result["mIoU"]:.2f}' in console
   assert f'report: {out}/report.html' in console
