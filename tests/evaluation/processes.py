@@ -9,6 +9,7 @@ run's checkpoint.
 
 import contextlib
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -87,6 +88,10 @@ def outcome(split, mesh=None, batch_size=3, network=None):
 
 
 def on_host(overrides, workdir, out, *flags):
+  # One of JAX's ways to connect processes prints from several threads, so that
+  # its lines are torn. It writes to descriptor 1; ours go to the pipe alone.
+  sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1)
+  os.dup2(2, 1)
   _, address, *_, index = flags
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.distributed.initialize(address, 2, int(index))
