@@ -9,59 +9,46 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from resnest_jax.labels import ADE20K
 
+
+def _mask_values(names: str) -> dict[str, int]:
+  return {name: ADE20K.classes.index(name) + 1 for name in names.split()}
+
+
 # Mask values as in ADE20K's release: 0 is "other", classes count from 1.
 OTHER = 0
-ID = {
-  name: ADE20K.classes.index(name) + 1
-  for name in (
-    *('sky', 'mountain', 'building', 'tree', 'grass', 'road', 'water'),
-    *('car', 'person'),
-    *('wall', 'floor', 'ceiling', 'windowpane', 'painting', 'bed'),
-  )
-}
-# Classes of the city alone. They are kept apart from `ID` because every class
-# of `ID` has to be frequent in the mini ADE20K.
-CITY_ID = {
-  name: ADE20K.classes.index(name) + 1
-  for name in ('sidewalk', 'pole', 'signboard')
-}
+ID = _mask_values(
+  'sky mountain building tree grass road water car person '
+  'wall floor ceiling windowpane painting bed'
+)
+# Kept apart, because every class of `ID` has to be frequent in the mini ADE20K.
+CITY_ID = _mask_values('sidewalk pole signboard')
 
 # Brightness of a surface at x, y. Both run from 0 to 1 over the visible part of
 # its bounding box.
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Range = tuple[float, float]
 
 
 def fbm(
-  rng: np.random.Generator,
-  height: int,
-  width: int,
-  cell: float,
-  octaves: int = 4,
-  stretch: float = 1.0,
+  rng: Generator, height: int, width: int, cell: float, octaves=4, stretch=1.0
 ) -> np.ndarray:
   """Fractal noise, float32 (height, width), mean 0, deviation about 0.6.
 
-  Args:
-    rng: source of the noise.
-    height: pixels.
-    width: pixels.
-    cell: size of the largest features in pixels.
-    octaves: each halves the size and the amplitude.
-    stretch: width over height of the features.
+  The largest features are `cell` pixels high and `stretch` times as wide; each
+  octave halves size and amplitude.
   """
   total = np.zeros((height, width), np.float32)
   for octave in range(octaves):
     size = max(cell / 2**octave, 1.0)
-    # At least three cells, so that a feature larger than the picture still
-    # varies within it.
+    # At least three cells: features larger than the picture still vary in it.
     rows = max(int(height / size), 1) + 2
     columns = max(int(width / (size * stretch)), 1) + 2
     noise = rng.standard_normal((rows, columns), dtype=np.float32)
-    # In float64, because OpenCV 4 and 5 round float32 differently and scenes
-    # have to be the same under both.
+    # In float64, because OpenCV 4 and 5 round float32 differently.
     total += 0.5**octave * cv2.resize(
       np.float64(noise), (width, height), interpolation=cv2.INTER_CUBIC
     )
@@ -69,36 +56,30 @@ def fbm(
 
 
 def colour(
-  rng: np.random.Generator,
-  hue: tuple[float, float],
-  saturation: tuple[float, float],
-  value: tuple[float, float],
+  rng: Generator, hue: Range, saturation: Range, value: Range
 ) -> np.ndarray:
   """A random colour; hue in degrees, the rest 0-1. Returns RGB, 0-1."""
   # The modulo admits ranges around red, such as (-60, 60).
   hsv = [rng.uniform(*hue) % 360, rng.uniform(*saturation), rng.uniform(*value)]
-  pixel = np.array([[hsv]], np.float32)
-  return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0]
+  return cv2.cvtColor(np.array([[hsv]], np.float32), cv2.COLOR_HSV2RGB)[0, 0]
 
 
 def tiled(noise: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
   """Looks up `noise` at texture coordinates in pixels; it repeats endlessly."""
   # Reduced before float32, which resolves large coordinates coarsely.
   rows, columns = noise.shape
-  u = np.mod(u, columns).astype(np.float32)
-  v = np.mod(v, rows).astype(np.float32)
+  u, v = np.mod(u, columns), np.mod(v, rows)
   return remap(noise, u, v, cv2.BORDER_WRAP)
 
 
 def remap(
   image: np.ndarray, x: np.ndarray, y: np.ndarray, border: int
 ) -> np.ndarray:
-  """Looks up float32 `image` bilinearly at pixel positions x, y (float32)."""
+  """Looks up `image` bilinearly at pixel positions x, y, as float32."""
   # In float64 OpenCV 4.13 and 5.0 agree to the bit. In float32 they differ by
   # up to 0.03 on a wave between -1 and 1.
-  found = cv2.remap(
-    np.float64(image), x, y, cv2.INTER_LINEAR, borderMode=border
-  )
+  image, x, y = np.float64(image), np.float32(x), np.float32(y)
+  found = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=border)
   return np.float32(found)
 
 
@@ -107,16 +88,14 @@ class Canvas:
   """A picture and its mask, painted from back to front.
 
   Attributes:
-    rng: makes every random decision of the scene.
-    height: oversampled pixels, as `width`.
     image: float32 (height, width, 3), RGB, 1 is white.
     mask: uint8 (height, width).
     light: direction of the light, -1 (left) to 1 (right).
     grain: float32 (height, width), fine noise for surfaces.
   """
 
-  rng: np.random.Generator
-  height: int
+  rng: Generator
+  height: int  # Oversampled pixels, as `width`.
   width: int
 
   def __post_init__(self):
@@ -129,8 +108,7 @@ class Canvas:
     self.grain = 0.6 * fbm(self.rng, *shape, 3, 1) + 0.6 * fbm(
       self.rng, *shape, 24, 3
     )
-    # The camera: focal length in pixels, height in metres, and the vanishing
-    # point, which is off the middle.
+    # The camera. The vanishing point (`cx`, `horizon`) is off the middle.
     self.f = self.size() * self.rng.uniform(0.95, 1.25)
     self.eye = self.rng.uniform(1.4, 2.2)
     self.horizon = self.height * self.rng.uniform(0.34, 0.56)
@@ -156,15 +134,15 @@ class Canvas:
   def paint(self, where: np.ndarray, paint: np.ndarray, label: int) -> None:
     """Covers the pixels `where` (bool) with `paint` (height, width, 3)."""
     # Several times as fast as assigning to `image[where]`.
-    where = where.astype(np.uint8)
-    cv2.copyTo(paint.astype(np.float32, copy=False), where, self.image)
-    self.mask[where.astype(bool)] = label
+    paint = paint.astype(np.float32, copy=False)
+    cv2.copyTo(paint, where.astype(np.uint8), self.image)
+    self.mask[where] = label
 
   def fill(
     self,
     points: np.ndarray,
     paint: np.ndarray,
-    label: int | None,
+    label: int,
     grain: float = 0.12,
     shade: float = 0.25,
     pattern: Pattern | None = None,
@@ -174,13 +152,12 @@ class Canvas:
     Args:
       points: (N, 2) pixel positions x, y.
       paint: RGB.
-      label: mask value; None leaves the mask alone.
+      label: mask value.
       grain: strength of the surface's noise.
       shade: contrast between the sides towards and away from the light.
-      pattern: see `Pattern`.
+      pattern: factor of the brightness.
     """
-    # Only the visible part of the bounding box is computed: a scene has many
-    # polygons, most of them small.
+    # Only the visible part of the bounding box: most polygons are small.
     points = np.round(points).astype(np.int32)
     x0, y0 = np.maximum(points.min(0), 0)
     x1, y1 = np.minimum(points.max(0) + 1, (self.width, self.height))
@@ -197,19 +174,26 @@ class Canvas:
       bright = bright * pattern(u, v)
     surface = bright[..., None] * np.asarray(paint, np.float32)
     self.image[box][inside] = surface[inside]
-    if label is not None:
-      self.mask[box][inside] = label
+    self.mask[box][inside] = label
+
+  def around(self, x, y, rx, ry, columns: Range, rows: Range):
+    """The visible part of a rectangle around a pixel position.
+
+    `columns` and `rows` are its ends in units of `rx` and `ry` from x, y.
+    Returns slices of the canvas, and the distances from x (1, w) and y (h, 1)
+    in those units; h or w is 0 where nothing is visible.
+    """
+    x0, x1 = np.clip(x + rx * np.array(columns), 0, self.width).astype(int)
+    y0, y1 = np.clip(y + ry * np.array(rows), 0, self.height).astype(int)
+    u = (np.arange(x0, x1, dtype=np.float32)[None] - x) / rx
+    v = (np.arange(y0, y1, dtype=np.float32)[:, None] - y) / ry
+    return (slice(y0, y1), slice(x0, x1)), u, v
 
   def shadow(self, x: float, y: float, rx: float, ry: float) -> None:
     """Darkens the ground around a pixel position; the mask is unchanged."""
     x = x - 0.5 * rx * self.light  # Shadows fall away from the light.
-    x0, x1 = int(max(x - 2 * rx, 0)), int(min(x + 2 * rx, self.width))
-    y0, y1 = int(max(y - 2 * ry, 0)), int(min(y + 2 * ry, self.height))
-    if x0 >= x1 or y0 >= y1:
-      return
-    u = (np.arange(x0, x1, dtype=np.float32)[None] - x) / rx
-    v = (np.arange(y0, y1, dtype=np.float32)[:, None] - y) / ry
-    self.image[y0:y1, x0:x1] *= (1 - 0.55 * np.exp(-u * u - v * v))[..., None]
+    box, u, v = self.around(x, y, rx, ry, (-2, 2), (-2, 2))
+    self.image[box] *= (1 - 0.55 * np.exp(-u * u - v * v))[..., None]
 
 
 @dataclasses.dataclass
@@ -217,21 +201,14 @@ class Figure:
   """Draws flat shapes of one thing that stands on the ground.
 
   Shapes have the figure's units: x from its middle, y up from its foot.
-
-  Attributes:
-    x: middle of the figure, pixels.
-    y: foot of the figure, pixels.
-    scale: pixels per unit.
-    label: mask value.
-    facing: 1, or -1 for a mirrored figure.
   """
 
   canvas: Canvas
-  x: float
+  x: float  # Its middle and its foot `y`, in pixels.
   y: float
-  scale: float
+  scale: float  # Pixels per unit.
   label: int
-  facing: int = 1
+  facing: int = 1  # -1: mirrored.
 
   def polygon(self, x, y, paint, **kwargs) -> None:
     # Rows of pixels count downwards, the figure's y counts upwards.

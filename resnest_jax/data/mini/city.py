@@ -2,13 +2,11 @@
 
 import numpy as np
 
-from resnest_jax.data.mini import things
+from resnest_jax.data.mini import outdoors, things
 from resnest_jax.data.mini.canvas import CITY_ID, ID, Canvas, colour, fbm, tiled
-from resnest_jax.data.mini.outdoors import Ground, asphalt, grass, sky, stand
-from resnest_jax.data.mini.scene import OVERSAMPLING, annotate, develop
+from resnest_jax.data.mini.scene import photograph
 
-# Canvas values beyond all of ADE20K's. Cityscapes labels both areas, and
-# neither is evaluated.
+# Canvas values beyond all of ADE20K's, for areas that are not evaluated.
 EGO_VEHICLE = 254
 OUT_OF_ROI = 255
 
@@ -39,16 +37,8 @@ def draw_scene(
     label ids.
   """
   rng = np.random.default_rng(seed)
-  canvas = Canvas(
-    rng, round(height * OVERSAMPLING), round(width * OVERSAMPLING)
-  )
-  _street(canvas)
-  if rng.random() < 0.7:
-    _bonnet(canvas)
-  image = develop(rng, canvas.image, height, width)
-  mask = annotate(rng, canvas.mask, height, width)
-  # The release has such a narrow margin all around. It comes last, so that
-  # `annotate` leaves it intact.
+  image, mask = photograph(rng, height, width, _street)
+  # The release has such a narrow margin all around.
   margin = max(round(width / 400), 1)
   mask[:margin] = mask[-margin:] = OUT_OF_ROI
   mask[:, :margin] = mask[:, -margin:] = OUT_OF_ROI
@@ -59,47 +49,36 @@ def draw_scene(
 
 def _street(canvas: Canvas) -> None:
   """A road between pavements, houses, verges; along the view or across it."""
-  # Painted from back to front: whatever comes later covers the rest.
   rng = canvas.rng
-  sky(canvas)
-  ground = grass(canvas)
+  outdoors.sky(canvas)
+  ground = outdoors.grass(canvas)
   along = rng.random() < 0.7
   half, pavement = rng.uniform(2.2, 3.6), rng.uniform(1.2, 2.4)
-  # `side`: metres to the right of the road's middle, `forward`: along it, both
-  # (H, W).
-  if along:
-    bend = rng.uniform(-0.008, 0.008)
-    side = ground.x - rng.uniform(-1.5, 1.5) - bend * ground.z**2
-    forward = ground.z
-  else:
-    side = ground.z - rng.uniform(4.5, 6) - half
-    forward = ground.x
+  lane = outdoors.lane_of(rng, ground, 0.008 if along else None, (4.5, 6), half)
   # The pavement is as wide as the whole street; asphalt then covers its middle.
-  _pavement(canvas, ground, side, forward, half + pavement)
-  asphalt(canvas, ground, side, forward, half)
+  _pavement(canvas, ground, lane, half + pavement)
+  outdoors.asphalt(canvas, ground, lane, half)
   _houses(canvas, along, half + pavement)
-  stand(
+  outdoors.stand(
     canvas,
-    (things.rear_car if along else things.side_car, 'road', 1, 3),
-    (things.tree, 'grass', 0, 3),
-    (things.tree, 'sidewalk', 0, 1),
-    (things.person, 'sidewalk', 0, 3),
-    (things.person, 'road', 0, 1),
-    (things.lamp_post, 'sidewalk', 0, 2),
-    (things.traffic_sign, 'sidewalk', 1, 2),
-    (things.clutter, 'sidewalk', 0, 1),
+    (things.rear_car if along else things.side_car, ID['road'], 1, 3),
+    (things.tree, ID['grass'], 0, 3),
+    (things.tree, CITY_ID['sidewalk'], 0, 1),
+    (things.person, CITY_ID['sidewalk'], 0, 3),
+    (things.person, ID['road'], 0, 1),
+    (things.lamp_post, CITY_ID['sidewalk'], 0, 2),
+    (things.traffic_sign, CITY_ID['sidewalk'], 1, 2),
+    (things.clutter, CITY_ID['sidewalk'], 0, 1),
   )
+  if rng.random() < 0.7:
+    _bonnet(canvas)
 
 
 def _pavement(
-  canvas: Canvas,
-  ground: Ground,
-  side: np.ndarray,
-  forward: np.ndarray,
-  half: float,
+  canvas: Canvas, ground: outdoors.Ground, lane: outdoors.Lane, half: float
 ) -> None:
   """Paints slabs; see `asphalt` for the arguments."""
-  rng = canvas.rng
+  rng, (side, forward) = canvas.rng, lane
   where = ground.below & (np.abs(side) < half) & (ground.z < 150)
   base = colour(rng, (0, 60), (0, 0.25), (0.35, 0.75))
   stones = tiled(fbm(rng, 256, 256, 4, 2), forward * 30, side * 30)
@@ -111,7 +90,7 @@ def _pavement(
 
 
 def _houses(canvas: Canvas, along: bool, free: float) -> None:
-  """Rows of houses, at least `free` metres from the road's middle."""
+  # At least `free` metres from the road's middle.
   rng = canvas.rng
   if along:
     for side in (-1, 1):
@@ -120,15 +99,8 @@ def _houses(canvas: Canvas, along: bool, free: float) -> None:
       while z > 9:  # The far ones first, as nearer ones cover them.
         things.building(canvas, side * (free + verge + rng.uniform(4, 5)), z)
         z -= rng.uniform(5, 9)
-    return
-  z = rng.uniform(6, 9) + 2 * free
-  # About as far to both sides as the camera sees at this depth.
-  x = -z * 1.3
-  while x < z * 1.3:
-    step = rng.uniform(5, 9)
-    if rng.random() < 0.85:
-      things.building(canvas, x + step / 2, z + rng.uniform(0, 2))
-    x += step
+  else:
+    outdoors.house_row(canvas, rng.uniform(6, 9) + 2 * free, 1.3, 0.85)
 
 
 def _bonnet(canvas: Canvas) -> None:
@@ -138,5 +110,5 @@ def _bonnet(canvas: Canvas) -> None:
   middle = canvas.width * rng.uniform(0.4, 0.6)
   half, high = canvas.width * rng.uniform(0.4, 0.6), canvas.height * 0.1
   t = np.linspace(0, np.pi, 48)
-  points = [middle + half * np.cos(t), canvas.height - high * np.sin(t)]
-  canvas.fill(np.stack(points, -1), paint, EGO_VEHICLE, grain=0.03)
+  x, y = middle + half * np.cos(t), canvas.height - high * np.sin(t)
+  canvas.fill(np.stack([x, y], -1), paint, EGO_VEHICLE, grain=0.03)

@@ -4,17 +4,10 @@ import dataclasses
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from resnest_jax.data.mini import things
-from resnest_jax.data.mini.canvas import (
-  CITY_ID,
-  ID,
-  Canvas,
-  colour,
-  fbm,
-  remap,
-  tiled,
-)
+from resnest_jax.data.mini.canvas import ID, Canvas, colour, fbm, remap, tiled
 
 # Nearest and farthest distance of things, in metres: near enough to be large,
 # as no class may be tiny, and far enough to be whole.
@@ -28,24 +21,35 @@ _RANGES = {
   things.lamp_post: (3.0, 9.0),
   things.traffic_sign: (3.0, 7.0),
 }
+_GRASS, _ROAD = ID['grass'], ID['road']
+
+# Metres to the right of a road's middle, and along the road, (H, W).
+Lane = tuple[np.ndarray, np.ndarray]
 
 
-# Each scene is painted from back to front: sky, mountains, ground, then things.
+@dataclasses.dataclass
+class Ground:
+  """The point of the plane Y = 0 that each pixel sees, (H, W), in metres."""
+
+  below: np.ndarray  # Bool: below the horizon; `x` and `z` are void elsewhere.
+  x: np.ndarray
+  z: np.ndarray
+  fade: np.ndarray  # 1 near, 0 far: hides detail finer than a pixel.
+
+
+# All is painted from back to front: whatever comes later covers the rest.
 
 
 def street(canvas: Canvas) -> None:
   """Houses, cars and people along a road or across one."""
-  sky(canvas)
-  if canvas.rng.random() < 0.3:
-    _mountains(canvas)
-  ground = grass(canvas)
+  ground = _landscape(canvas, 0.3)
   along = canvas.rng.random() < 0.5
   car = _road(canvas, ground, along)
   _building_row(canvas, along)
   stand(
     canvas,
-    (car, 'road', 1, 3),
-    (things.tree, 'grass', 0, 3),
+    (car, _ROAD, 1, 3),
+    (things.tree, _GRASS, 0, 3),
     (things.person, None, 0, 2),
     (things.clutter, None, 0, 2),
   )
@@ -53,18 +57,14 @@ def street(canvas: Canvas) -> None:
 
 def country(canvas: Canvas) -> None:
   """A road through meadows, or a lonely house."""
-  rng = canvas.rng
-  sky(canvas)
-  if rng.random() < 0.8:
-    _mountains(canvas)
-  ground = grass(canvas)
-  main = things.building, 'grass', 1, 1
-  if rng.random() < 0.75:
-    main = _road(canvas, ground, rng.random() < 0.7), 'road', 0, 2
+  ground = _landscape(canvas, 0.8)
+  main = things.building, _GRASS, 1, 1
+  if canvas.rng.random() < 0.75:
+    main = _road(canvas, ground, canvas.rng.random() < 0.7), _ROAD, 0, 2
   stand(
     canvas,
     main,
-    (things.tree, 'grass', 1, 5),
+    (things.tree, _GRASS, 1, 5),
     (things.person, None, 0, 1),
     (things.clutter, None, 0, 1),
   )
@@ -72,15 +72,12 @@ def country(canvas: Canvas) -> None:
 
 def lake(canvas: Canvas) -> None:
   """Water, mostly below mountains, with trees and people on the bank."""
-  sky(canvas)
-  if canvas.rng.random() < 0.85:
-    _mountains(canvas)
-  _water(canvas, grass(canvas))
+  _water(canvas, _landscape(canvas, 0.85))
   stand(
     canvas,
-    (things.tree, 'grass', 1, 3),
-    (things.person, 'grass', 0, 2),
-    (things.clutter, 'grass', 0, 1),
+    (things.tree, _GRASS, 1, 3),
+    (things.person, _GRASS, 0, 2),
+    (things.clutter, _GRASS, 0, 1),
   )
 
 
@@ -92,11 +89,19 @@ def park(canvas: Canvas) -> None:
     _water(canvas, ground)
   stand(
     canvas,
-    (things.building, 'grass', 0, 2),
-    (things.tree, 'grass', 2, 5),
-    (things.person, 'grass', 1, 3),
-    (things.clutter, 'grass', 0, 2),
+    (things.building, _GRASS, 0, 2),
+    (things.tree, _GRASS, 2, 5),
+    (things.person, _GRASS, 1, 3),
+    (things.clutter, _GRASS, 0, 2),
   )
+
+
+def _landscape(canvas: Canvas, mountains: float) -> Ground:
+  # `mountains`: how often there are some.
+  sky(canvas)
+  if canvas.rng.random() < mountains:
+    _mountains(canvas)
+  return grass(canvas)
 
 
 def sky(canvas: Canvas) -> None:
@@ -128,7 +133,7 @@ def sky(canvas: Canvas) -> None:
 
 def _mountains(canvas: Canvas) -> None:
   rng = canvas.rng
-  height, width = canvas.height, canvas.width
+  height, width = canvas.mask.shape
   layers = int(rng.integers(1, 4))
   base = colour(rng, (180, 290), (0.1, 0.35), (0.3, 0.55))
   # Distant ridges fade into the sky at the horizon, which is painted already.
@@ -153,31 +158,16 @@ def _mountains(canvas: Canvas) -> None:
     canvas.paint((y > ridge) & (y < canvas.horizon + 2), rock, ID['mountain'])
 
 
-@dataclasses.dataclass
-class Ground:
-  """The point of the plane Y = 0 that each pixel sees, (H, W), in metres."""
-
-  below: np.ndarray  # Bool: below the horizon; `x` and `z` are void elsewhere.
-  x: np.ndarray
-  z: np.ndarray
-  fade: np.ndarray  # 1 near, 0 far: hides detail finer than a pixel.
-
-
-def _ground(canvas: Canvas) -> Ground:
+def grass(canvas: Canvas) -> Ground:
+  """Paints a meadow, green to dry, on all the ground."""
+  rng = canvas.rng
   x, y = canvas.grid()
   below = np.broadcast_to(y > canvas.horizon, canvas.mask.shape)
   # At least half a pixel below the horizon, where z would be infinite.
   z = canvas.f * canvas.eye / np.maximum(y - canvas.horizon, 0.5)
   z = np.broadcast_to(z, canvas.mask.shape)
   fade = np.clip(1.4 - z / 25, 0, 1)
-  return Ground(below, (x - canvas.cx) * z / canvas.f, z, fade)
-
-
-def grass(canvas: Canvas) -> Ground:
-  """Paints a meadow, green to dry, on all the ground."""
-  # The whole ground is grass first; roads and water cover parts of it.
-  rng = canvas.rng
-  ground = _ground(canvas)
+  ground = Ground(below, (x - canvas.cx) * z / canvas.f, z, fade)
   base = colour(rng, (70, 125), (0.35, 0.65), (0.4, 0.7))
   dry = colour(rng, (45, 75), (0.3, 0.55), (0.45, 0.75))
   blades = fbm(rng, 256, 256, 6, 3, 0.5)
@@ -195,34 +185,33 @@ def _road(canvas: Canvas, ground: Ground, along: bool):
   # `along`: away from the camera, where cars show their rear or front.
   rng = canvas.rng
   half = rng.uniform(2.4, 4)
-  if along:
-    bend = rng.uniform(-0.012, 0.012)
-    side = ground.x - rng.uniform(-1.5, 1.5) - bend * ground.z**2
-    forward = ground.z
-  else:
-    side = ground.z - rng.uniform(5, 7) - half * 0.6
-    forward = ground.x
-  asphalt(canvas, ground, side, forward, half)
+  lane = lane_of(rng, ground, 0.012 if along else None, (5, 7), half * 0.6)
+  asphalt(canvas, ground, lane, half)
   return things.rear_car if along else things.side_car
 
 
-def asphalt(
-  canvas: Canvas,
+def lane_of(
+  rng: Generator,
   ground: Ground,
-  side: np.ndarray,
-  forward: np.ndarray,
+  bend: float | None,
+  near: tuple[float, float],
   half: float,
-) -> None:
-  """Paints a road, mostly with lines.
+) -> Lane:
+  """A road away from the camera that bends at most so much, or one across.
 
-  Args:
-    canvas: painted on, as its ground is.
-    ground: of the canvas.
-    side: (H, W), metres to the right of the road's middle.
-    forward: (H, W), metres along the road.
-    half: half the road's width in metres.
+  The latter, for `bend` None, begins `near` metres away; `half` is from there
+  to its middle.
   """
-  rng = canvas.rng
+  if bend is None:
+    return ground.z - rng.uniform(*near) - half, ground.x
+  bend = rng.uniform(-bend, bend)
+  side = ground.x - rng.uniform(-1.5, 1.5) - bend * ground.z**2
+  return side, ground.z
+
+
+def asphalt(canvas: Canvas, ground: Ground, lane: Lane, half: float) -> None:
+  """Paints a road of twice `half` metres, mostly with lines."""
+  rng, (side, forward) = canvas.rng, lane
   # Beyond 150 m only a few rows are left below the horizon.
   where = ground.below & (np.abs(side) < half) & (ground.z < 150)
   base = colour(rng, (0, 360), (0, 0.12), (0.22, 0.55))
@@ -260,12 +249,9 @@ def _water(canvas: Canvas, ground: Ground) -> None:
   depth = np.maximum(y - canvas.horizon, 0)
   source = canvas.horizon - depth * rng.uniform(0.8, 1.1) - 2
   source = source + ripples * (2 + 0.06 * depth)
-  mirrored = remap(
-    canvas.image,
-    np.broadcast_to(x, source.shape).astype(np.float32),
-    np.clip(source, 0, canvas.horizon - 2).astype(np.float32),
-    cv2.BORDER_CONSTANT,
-  )
+  source = np.clip(source, 0, canvas.horizon - 2)
+  x = np.broadcast_to(x, source.shape)
+  mirrored = remap(canvas.image, x, source, cv2.BORDER_CONSTANT)
   tint = colour(rng, (150, 230), (0.2, 0.6), (0.25, 0.6))
   clear = rng.uniform(0.35, 0.7)
   paint = mirrored * clear + tint * (1 - clear)
@@ -284,13 +270,17 @@ def _building_row(canvas: Canvas, along: bool) -> None:
         things.building(canvas, side * (gap + rng.uniform(3, 6)), z)
         z -= rng.uniform(7, 12)
   else:
-    z = rng.uniform(13, 20)
-    x = -z * 0.8
-    while x < z * 0.8:
-      step = rng.uniform(5, 9)
-      if rng.random() < 0.8:
-        things.building(canvas, x + step / 2, z + rng.uniform(0, 2))
-      x += step
+    house_row(canvas, rng.uniform(13, 20), 0.8, 0.8)
+
+
+def house_row(canvas: Canvas, z: float, wide: float, dense: float) -> None:
+  """Houses `z` metres away, as far to both sides as `wide` times that."""
+  rng, x = canvas.rng, -z * wide
+  while x < z * wide:
+    step = rng.uniform(5, 9)
+    if rng.random() < dense:
+      things.building(canvas, x + step / 2, z + rng.uniform(0, 2))
+    x += step
 
 
 def stand(canvas: Canvas, *groups: tuple) -> None:
@@ -298,37 +288,33 @@ def stand(canvas: Canvas, *groups: tuple) -> None:
 
   Args:
     canvas: its mask says where each thing may stand.
-    *groups: (function of (canvas, x, z), class of the ground to stand on or
-      None for grass and road, least number, greatest number).
+    *groups: (function of (canvas, x, z), mask value of the ground to stand on
+      or None for grass and road, least number, greatest number).
   """
-  rng = canvas.rng
-  # A copy: things stand on the ground as it was painted, wherever other things
-  # are drawn, and may hide each other.
-  ground = canvas.mask.copy()
-  placed, values = [], ID | CITY_ID
+  # All are placed before the first is drawn, so they may hide each other.
+  placed = []
   for draw, on, least, most in groups:
-    allowed = [values[on]] if on else [ID['grass'], ID['road']]
-    for _ in range(int(rng.integers(least, most + 1))):
-      if (place := _find_place(canvas, ground, draw, allowed)) is not None:
+    allowed = (_GRASS, _ROAD) if on is None else (on,)
+    for _ in range(int(canvas.rng.integers(least, most + 1))):
+      if (place := _find_place(canvas, draw, allowed)) is not None:
         placed.append((*place, draw))
   for x, z, draw in sorted(placed, key=lambda item: -item[1]):
     draw(canvas, x, z)
 
 
 def _find_place(
-  canvas: Canvas, ground: np.ndarray, draw, allowed: list[int]
+  canvas: Canvas, draw, allowed: tuple[int, ...]
 ) -> tuple[float, float] | None:
-  """Looks for x, z where the mask `ground` is allowed; None if in vain."""
+  """Looks for x, z where the ground is allowed; None if in vain."""
   near, far = _RANGES[draw]
   for _ in range(12):
     # Rows of the picture are proportional to 1 / z: the place is drawn evenly
     # over the picture rather than over the ground.
     z = 1 / canvas.rng.uniform(1 / far, 1 / near)
-    x = canvas.rng.uniform(-canvas.cx, canvas.width - canvas.cx)
-    x = x * z / canvas.f
+    x = canvas.rng.uniform(-canvas.cx, canvas.width - canvas.cx) * z / canvas.f
     u, v = canvas.project(x, 0, z)
     row = min(int(v), canvas.height - 1)
     column = min(max(int(u), 0), canvas.width - 1)
-    if ground[row, column] in allowed:
+    if canvas.mask[row, column] in allowed:
       return x, z
   return None

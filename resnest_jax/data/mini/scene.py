@@ -5,8 +5,11 @@ and the colours of classes overlap: a network has to use texture, shape and
 context. No class is rare or tiny.
 """
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from resnest_jax.data.mini import indoors, outdoors
 from resnest_jax.data.mini.canvas import OTHER, Canvas, fbm
@@ -35,22 +38,27 @@ def draw_scene(
     picture, uint8 (height, width, 3) RGB; mask, uint8 (height, width) with
     the values of `canvas.ID` and `canvas.OTHER`; the kind of scene.
   """
-  # One generator makes all draws, so their order is part of the data set.
   rng = np.random.default_rng(seed)
   kind = str(rng.choice(list(KINDS), p=[share for _, share in KINDS.values()]))
+  return *photograph(rng, height, width, KINDS[kind][0]), kind
+
+
+def photograph(
+  rng: Generator, height: int, width: int, paint: Callable[[Canvas], None]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Picture and mask of what `paint` leaves on an oversampled canvas."""
   size = round(height * OVERSAMPLING), round(width * OVERSAMPLING)
   canvas = Canvas(rng, *size)
-  KINDS[kind][0](canvas)
+  paint(canvas)
   image = develop(rng, canvas.image, height, width)
-  return image, annotate(rng, canvas.mask, height, width), kind
+  return image, annotate(rng, canvas.mask, height, width)
 
 
 def develop(
-  rng: np.random.Generator, image: np.ndarray, height: int, width: int
+  rng: Generator, image: np.ndarray, height: int, width: int
 ) -> np.ndarray:
   """Adds a camera's exposure, colour cast, blur and noise; returns uint8."""
-  # In float32 until the end: clipping comes after the exposure, and noise after
-  # the blur, as in a camera. INTER_AREA averages, which smooths the edges.
+  # Clipping comes after the exposure, and noise after the blur, as in a camera.
   image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
   x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
   y = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
@@ -68,7 +76,7 @@ def develop(
 
 
 def annotate(
-  rng: np.random.Generator, mask: np.ndarray, height: int, width: int
+  rng: Generator, mask: np.ndarray, height: int, width: int
 ) -> np.ndarray:
   """Reduces the mask and leaves some borders "other", as annotators do."""
   # INTER_NEAREST: a mean of class numbers is another class.
