@@ -168,12 +168,16 @@ class Canvas:
     inside = local.astype(bool)
     box = slice(y0, y1), slice(x0, x1)
     u = np.linspace(0, 1, x1 - x0, dtype=np.float32)[None]
-    v = np.linspace(0, 1, y1 - y0, dtype=np.float32)[:, None]
     bright = 1 + grain * self.grain[box] + shade * self.light * (u - 0.5)
     if pattern is not None:
+      v = np.linspace(0, 1, y1 - y0, dtype=np.float32)[:, None]
       bright = bright * pattern(u, v)
     surface = bright[..., None] * np.asarray(paint, np.float32)
-    self.image[box][inside] = surface[inside]
+    self.cover(box, inside, surface, label)
+
+  def cover(self, box, inside: np.ndarray, paint: np.ndarray, label: int):
+    """Covers the pixels `inside` (bool) of slices of the canvas."""
+    self.image[box][inside] = paint[inside]
     self.mask[box][inside] = label
 
   def around(self, x, y, rx, ry, columns: Range, rows: Range):

@@ -12,23 +12,14 @@ from resnest_jax.data.mini.canvas import ID, Canvas, Pattern, colour, fbm, tiled
 
 @dataclasses.dataclass
 class _Room:
-  """A box-shaped room, in metres; x is 0 at the camera, floor at y = 0.
-
-  Attributes:
-    left: x of the left wall.
-    right: x of the right wall.
-    top: height of the ceiling.
-    back: z of the wall that faces the camera.
-    surface: (H, W), the plane that a pixel sees: 0 floor, 1 ceiling, 2 left,
-      3 right, 4 back wall.
-    u: (H, W), metres along the plane, horizontally.
-    v: (H, W), metres along the plane, up or away.
-  """
+  """A box-shaped room, in metres; x is 0 at the camera, floor at y = 0."""
 
   left: float
   right: float
   top: float
   back: float
+  # (H, W), the plane that a pixel sees: 0 floor, 1 ceiling, 2 left, 3 right, 4
+  # back wall; and metres along it, horizontally, and up or away.
   surface: np.ndarray
   u: np.ndarray
   v: np.ndarray
@@ -43,8 +34,7 @@ def bedroom(canvas: Canvas) -> None:
   room = _make_room(canvas)
   _surfaces(canvas, room)
   _hangings(canvas, room)
-  # (z, function). All are placed before the first is drawn, as the far ones
-  # have to be drawn first.
+  # (z, function): all are placed first, and the far ones drawn first.
   placed = []
   if rng.random() < 0.85:
     wide = rng.uniform(1.3, 2.0)
@@ -66,8 +56,7 @@ def _make_room(canvas: Canvas) -> _Room:
   left = -rng.uniform(0.8, 1.7) * wider - 0.3
   right = rng.uniform(0.8, 1.7) * wider + 0.3
   top = rng.uniform(2.3, 2.9)
-  # A pixel's ray is (dx, dy, 1) from the eye, (H, W) each after broadcasting.
-  # It ends at the plane that it meets at the smallest depth.
+  # A pixel's ray (dx, dy, 1) ends at the plane that it meets first.
   x, y = canvas.grid()
   dx = (x - canvas.cx) / canvas.f + 0 * y
   dy = (canvas.horizon - y) / canvas.f + 0 * x
@@ -81,7 +70,6 @@ def _make_room(canvas: Canvas) -> _Room:
         np.full_like(dx, back),
       ]
     )
-  # depths: (5, H, W), in the order of `_Room.surface`.
   surface = depths.argmin(0)
   z = depths.min(0)
   # Side walls extend along z, the other planes along x.
@@ -95,13 +83,12 @@ def _surfaces(canvas: Canvas, room: _Room) -> None:
   # One wallpaper for all walls; only their light differs.
   wall = colour(rng, (0, 360), (0.02, 0.3), (0.55, 0.95))
   bright = _wallpaper(rng, room.u, room.v)
-  for plane in (2, 3, 4):
-    facing = {2: -1, 3: 1, 4: 0}[plane]
+  for plane, facing in ((2, -1), (3, 1), (4, 0)):
     light = 0.95 - 0.2 * canvas.light * facing
     paint = (bright * light)[..., None] * wall
     canvas.paint(room.surface == plane, paint, ID['wall'])
-  paint = _flooring(rng, room.u, room.v)
-  canvas.paint(room.surface == 0, paint, ID['floor'])
+  floor = _flooring(rng, room.u, room.v)
+  canvas.paint(room.surface == 0, floor, ID['floor'])
   ceiling = colour(rng, (20, 60), (0, 0.15), (0.7, 1))
   bright = np.ones_like(room.u)
   if rng.random() < 0.25:  # Boards.
@@ -110,16 +97,14 @@ def _surfaces(canvas: Canvas, room: _Room) -> None:
   falloff = 1 - 0.06 * (room.back - room.v)
   paint = (bright * falloff)[..., None] * ceiling
   canvas.paint(room.surface == 1, paint, ID['ceiling'])
-  # Less light reaches the corners, and it fades away from the window. `corner`
-  # is the distance to the nearest edge of the plane, in metres; of floor and
-  # ceiling only the edge at the back wall counts.
+  # Less light reaches the corners. `corner`: metres to the nearest edge of the
+  # plane; of floor and ceiling only the edge at the back wall counts.
   walls = room.surface >= 2
-  corner = np.minimum(np.abs(room.v), np.abs(room.top - room.v))
+  up = np.minimum(np.abs(room.v), np.abs(room.top - room.v))
   across = np.minimum(np.abs(room.u - room.left), np.abs(room.u - room.right))
   across = np.where(room.surface == 4, across, np.abs(room.u - room.back))
-  corner = np.where(
-    walls, np.minimum(corner, across), np.abs(room.back - room.v)
-  )
+  away = np.abs(room.back - room.v)
+  corner = np.where(walls, np.minimum(up, across), away)
   x, _ = canvas.grid()
   side = 1 + 0.25 * canvas.light * (x / canvas.width - 0.5)
   shade = (1 - 0.3 * np.exp(-corner / 0.25)) * side + 0.02 * canvas.grain
@@ -130,8 +115,7 @@ def _surfaces(canvas: Canvas, room: _Room) -> None:
 
 
 def _wallpaper(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-  # Brightness of a plain, striped, brick or patterned wall, (H, W). Patterns
-  # have metres as units, so they shrink with the distance.
+  # Brightness of a plain, striped, brick or patterned wall, (H, W).
   plaster = 0.03 * tiled(fbm(rng, 256, 256, 12, 4), u * 60, v * 60)
   kind = rng.choice(4, p=[0.45, 0.2, 0.15, 0.2])
   if kind == 1:
@@ -139,7 +123,6 @@ def _wallpaper(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
   if kind == 2:
     row = np.floor(v / 0.14)
     joint = np.mod(v / 0.14, 1) < 0.16
-    # Every other row is shifted by half a brick.
     joint |= np.mod(u / 0.3 + 0.5 * np.mod(row, 2), 1) < 0.08
     brick = tiled(fbm(rng, 64, 64, 2, 1), np.floor(u / 0.3) * 7, row * 5)
     return 1 + plaster + 0.07 * brick - 0.22 * joint
@@ -179,8 +162,7 @@ def _flooring(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _hangings(canvas: Canvas, room: _Room) -> None:
-  # Windows and paintings hang side by side, from `begin` to `end` metres along
-  # each wall.
+  # Windows and paintings, side by side.
   rng = canvas.rng
   for plane in (2, 3, 4):
     on = room.surface == plane
@@ -198,7 +180,7 @@ def _hangings(canvas: Canvas, room: _Room) -> None:
         frame = _Frame(canvas, on, room, (at, at + width), (low, high))
         # No class may be tiny.
         if frame.inside.sum() > 0.004 * on.size:
-          (_window, _painting)[kind](canvas.rng, frame)
+          (_window, _painting)[kind](rng, frame)
       at += width + rng.uniform(0.25, 0.8)
 
 
@@ -207,8 +189,7 @@ class _Frame:
 
   Attributes:
     inside: bool (h, w), its pixels within the smallest box around them.
-    a: (h, w), 0-1 along its width.
-    b: (h, w), 0-1 along its height.
+    a: (h, w), 0-1 along its width; `b` along its height.
     width: metres, as `height`.
     grain: (h, w), noise of the canvas.
   """
@@ -222,17 +203,11 @@ class _Frame:
     box = slice(y, y + h), slice(x, x + w)
     self.inside, self.a, self.b = inside[box], a[box], b[box]
     self.grain = canvas.grain[box]
-    # Views: `paint` writes into the canvas.
-    self._image, self._mask = canvas.image[box], canvas.mask[box]
-
-  def paint(self, paint: np.ndarray, label: int) -> None:
-    self._image[self.inside] = paint[self.inside]
-    self._mask[self.inside] = label
+    self.cover = functools.partial(canvas.cover, box, self.inside)
 
 
 def _window(rng: np.random.Generator, at: _Frame) -> None:
-  # Sky and hills are seen through the panes and still labelled as window, as
-  # ADE20K does; colour alone must not tell the class.
+  # ADE20K labels what is seen through the panes as window, too.
   sky = colour(rng, (190, 230), (0.05, 0.45), (0.95, 1.2))
   green = colour(rng, (60, 140), (0.15, 0.5), (0.5, 0.85))
   hills = 0.06 * np.sin(at.a * rng.uniform(3, 9)) + rng.uniform(0.1, 0.6)
@@ -245,16 +220,14 @@ def _window(rng: np.random.Generator, at: _Frame) -> None:
     t = np.mod(t * count, 1)
     bars |= (t < half) | (t > 1 - half)
   frame = colour(rng, (20, 60), (0, 0.15), (0.7, 1))
-  at.paint(np.where(bars[..., None], frame, view), ID['windowpane'])
+  at.cover(np.where(bars[..., None], frame, view), ID['windowpane'])
 
 
 def _painting(rng: np.random.Generator, at: _Frame) -> None:
   border = rng.uniform(0.07, 0.12)
   # Metres to the nearest edge of the frame, (h, w).
-  edge = np.minimum(
-    np.minimum(at.a, 1 - at.a) * at.width,
-    np.minimum(at.b, 1 - at.b) * at.height,
-  )
+  edge, up = np.minimum(at.a, 1 - at.a), np.minimum(at.b, 1 - at.b)
+  edge = np.minimum(edge * at.width, up * at.height)
   inks = [colour(rng, (0, 360), (0.4, 0.9), (0.15, 0.8)) for _ in range(4)]
   waves = np.sin(at.a * rng.uniform(4, 14) + rng.uniform(0, 6))
   blots = waves * np.sin(at.b * rng.uniform(4, 14) + rng.uniform(0, 6))
@@ -267,12 +240,11 @@ def _painting(rng: np.random.Generator, at: _Frame) -> None:
   if rng.random() < 0.4:  # A white mount.
     art = np.where((edge < border * 2)[..., None], 0.9, art)
   art = np.where((edge < border)[..., None], ridge, art)
-  at.paint(art, ID['painting'])
+  at.cover(art, ID['painting'])
 
 
 def _bed(canvas: Canvas, room: _Room, x: float, width: float) -> None:
-  # The head is at the back wall. From back to front: headboard, mattress,
-  # pillows, cover.
+  # The head is at the back wall.
   rng = canvas.rng
   head = room.back - 0.05
   foot = max(head - rng.uniform(1.7, 2.0), 1.9)
@@ -287,9 +259,9 @@ def _bed(canvas: Canvas, room: _Room, x: float, width: float) -> None:
   _box(canvas, (x, x + width), (0.08, high), (foot, head - 0.06), sheet)
   for i in range(2):
     left = x + width * (0.06 + 0.48 * i)
-    span = left, left + width * 0.4
+    place = (left, left + width * 0.4), (high, high + 0.13)
     z = head - 0.5, head - 0.12
-    _box(canvas, span, (high, high + 0.13), z, sheet * 0.95, soft=True)
+    _box(canvas, *place, z, sheet * 0.95, contrast=0.1)
   end = foot + (head - foot) * rng.uniform(0.55, 0.75)
   count, strength = rng.integers(2, 8), rng.choice([0, 0.2, 0.35])
   direction = rng.random() < 0.5
@@ -300,32 +272,23 @@ def _bed(canvas: Canvas, room: _Room, x: float, width: float) -> None:
     return 1 + strength * stripes + 0.06 * np.sin(a * fold * 3 + b * 9)
 
   over = x - 0.03, x + width + 0.03
-  low = rng.uniform(0.1, 0.3)
-  depth = foot - 0.03, end
-  _box(canvas, over, (low, high + 0.04), depth, cover, pattern=quilt)
+  up = rng.uniform(0.1, 0.3), high + 0.04
+  _box(canvas, over, up, (foot - 0.03, end), cover, pattern=quilt)
 
 
 def _box(
-  canvas: Canvas, x, y, z, paint, soft=False, pattern: Pattern | None = None
+  canvas: Canvas, x, y, z, paint, contrast=0.3, pattern: Pattern | None = None
 ) -> None:
-  """Draws the visible faces of a box, labelled bed.
-
-  `x`, `y` and `z` are pairs of metres, the smaller one first; `soft` means
-  little contrast between the faces.
-  """
-  label = ID['bed']
-  contrast = 0.1 if soft else 0.3
-  kwargs = {'grain': 0.1, 'shade': 0.12, 'pattern': pattern}
+  """Draws the visible faces of a bed's part; x, y and z are from and to."""
+  kwargs = {'label': ID['bed'], 'grain': 0.1, 'shade': 0.12, 'pattern': pattern}
   (x0, x1), (y0, y1), (z0, z1) = x, y, z
-  # The camera sees the top from above it, and a side from beyond it. The front
-  # is nearest and comes last.
   if y1 < canvas.eye:
     top = canvas.project((x0, x0, x1, x1), y1, (z0, z1, z1, z0))
-    canvas.fill(top, paint, label, **kwargs)
-  for edge, seen, sign in ((x0, x0 > 0, -1), (x1, x1 < 0, 1)):
-    if seen:
+    canvas.fill(top, paint, **kwargs)
+  for edge, sign in ((x0, -1), (x1, 1)):
+    if edge * sign < 0:
       side = canvas.project(edge, (y0, y1, y1, y0), (z0, z0, z1, z1))
       dark = 1 - contrast * (1 - 0.5 * sign * canvas.light)
-      canvas.fill(side, paint * dark, label, **kwargs)
+      canvas.fill(side, paint * dark, **kwargs)
   front = canvas.project((x0, x0, x1, x1), (y0, y1, y1, y0), z0)
-  canvas.fill(front, paint * (1 - contrast), label, **kwargs)
+  canvas.fill(front, paint * (1 - contrast), **kwargs)

@@ -44,20 +44,17 @@ def building(canvas: Canvas, x: float, z: float) -> None:
   base = colour(rng, (0, 360), (0.02, 0.4), (0.35, 0.85))
   if rng.random() < 0.7:
     base = colour(rng, (5, 45), (0.2, 0.55), (0.4, 0.85))
-  left, right = x - width / 2, x + width / 2
+  half = width / 2
   bricks = _stripes(rng.integers(18, 40), 0.06)
   front = _figure(canvas, x, z, 1, ID['building'])
   front.shadow(0.6 * width, 1)
-  # The side towards the camera's axis is visible. It is drawn before the front,
-  # which shares an edge with it.
-  if left > 0 or right < 0:
-    edge = left if x > 0 else right
+  # The side towards the camera's axis is visible. The front covers its edge.
+  if abs(x) > half:
+    edge = x - half if x > 0 else x + half
     dark = 0.75 + 0.3 * canvas.light * np.sign(edge - x)
-    side = canvas.project(
-      edge, (0, tall, tall, 0), (z, z, z + depth, z + depth)
-    )
+    corners = (0, tall, tall, 0), (z, z, z + depth, z + depth)
+    side = canvas.project(edge, *corners)
     canvas.fill(side, base * dark, ID['building'], pattern=bricks)
-  half = width / 2
   front.box((-half, half), (0, tall), base, shade=0.1, pattern=bricks)
   if rng.random() < 0.5:
     roof = colour(rng, (0, 40), (0.1, 0.6), (0.25, 0.55))
@@ -111,37 +108,30 @@ def _crown(figure: Figure, half: float, low: float, conifer: bool) -> None:
   green = colour(rng, (75, 150), (0.35, 0.7), (0.2, 0.45))
   if rng.random() < 0.15:  # Autumn.
     green = colour(rng, (10, 60), (0.5, 0.85), (0.35, 0.75))
-  # From here on in pixels. Only the box around the crown is computed; its
-  # margin is for leaves that the noise pushes outwards.
+  # From here on in pixels. The margin is for leaves that noise pushes outwards.
   half, tall = half * figure.scale, (1 - low) * figure.scale
   top = figure.y - figure.scale
-  x0 = int(max(figure.x - 1.3 * half, 0))
-  x1 = int(min(figure.x + 1.3 * half, canvas.width))
-  y0 = int(max(top - 0.15 * tall, 0))
-  y1 = int(min(top + 1.15 * tall, canvas.height))
-  if x0 >= x1 or y0 >= y1:
+  box, x, y = canvas.around(
+    figure.x, top, half, tall, columns=(-1.3, 1.3), rows=(-0.15, 1.15)
+  )
+  if not x.size or not y.size:
     return
-  x = (np.arange(x0, x1, dtype=np.float32)[None] - figure.x) / half
-  y = (np.arange(y0, y1, dtype=np.float32)[:, None] - top) / tall
   # `field` is positive inside the smooth outline; noise makes it ragged.
   if conifer:
     tiers = 0.12 * np.mod(y * rng.uniform(4, 7), 1)
     field = np.minimum(0.9 * y + 0.06 + tiers - np.abs(x), (1 - y) * 4)
   else:
     field = 1 - np.sqrt(x * x + (2 * y - 1) ** 2)
-  clumps = fbm(rng, y1 - y0, x1 - x0, max(half / 2.2, 3), 3)
-  leaves = fbm(rng, y1 - y0, x1 - x0, max(half / 7, 2.5), 2)
+  clumps = fbm(rng, y.size, x.size, max(half / 2.2, 3), 3)
+  leaves = fbm(rng, y.size, x.size, max(half / 7, 2.5), 2)
   inside = field + 0.22 * clumps + 0.08 * leaves > 0.05
   bright = 1 + 0.3 * canvas.light * x - 0.35 * (y - 0.5)
   bright = np.clip(bright + 0.25 * clumps + 0.25 * leaves, 0.25, 2)
-  paint = bright[..., None] * green
-  canvas.image[y0:y1, x0:x1][inside] = paint[inside]
-  canvas.mask[y0:y1, x0:x1][inside] = figure.label
+  canvas.cover(box, inside, bright[..., None] * green, figure.label)
 
 
 def side_car(canvas: Canvas, x: float, z: float) -> None:
   """A saloon, estate or van from its side, headed left or right."""
-  # Back to front: cabin, panes, body, lamps, wheels.
   rng = canvas.rng
   facing = int(rng.choice([-1, 1]))
   car = _figure(canvas, x, z, rng.uniform(0.9, 1.15), ID['car'], facing)
@@ -153,11 +143,9 @@ def side_car(canvas: Canvas, x: float, z: float) -> None:
   height = (hood, roof, roof, hood)
   car.polygon((-2, tail, 0.5, 1.15), height, paint * 0.95, grain=0.04)
   height = (hood, roof - 0.12, roof - 0.12, hood)
-  for pane in (
-    (tail + 0.05, tail + 0.2, -0.45, -0.45),
-    (-0.3, -0.3, 0.4, 0.95),
-  ):
-    car.polygon(pane, height, glass, grain=0.05, shade=0.8)
+  rear, front = (tail + 0.05, tail + 0.2, -0.45, -0.45), (-0.3, -0.3, 0.4, 0.95)
+  car.polygon(rear, height, glass, grain=0.05, shade=0.8)
+  car.polygon(front, height, glass, grain=0.05, shade=0.8)
   car.polygon(
     (-2.1, -2.1, 1.15, 2, 2.15, 2.1),
     (0.3, hood, hood + 0.05, hood - 0.15, 0.6, 0.3),
@@ -202,7 +190,7 @@ def rear_car(canvas: Canvas, x: float, z: float) -> None:
 
 def person(canvas: Canvas, x: float, z: float) -> None:
   """Somebody who stands or walks, in warm colours."""
-  # Back to front: legs, arms, coat, neck, head. Units are the person's height.
+  # Units are the person's height.
   rng = canvas.rng
   body = _figure(canvas, x, z, rng.uniform(1.55, 1.9), ID['person'])
   skin = colour(rng, (12, 28), (0.25, 0.6), (0.3, 0.95))
@@ -243,8 +231,7 @@ def person(canvas: Canvas, x: float, z: float) -> None:
 
 def clutter(canvas: Canvas, x: float, z: float) -> None:
   """A sign on a post, a boulder or a box, all of no class."""
-  # "Other" has to look like things, or a network could take all things for
-  # classes.
+  # "Other" looks like things, or a network could take all things for classes.
   rng = canvas.rng
   thing = _figure(canvas, x, z, 1, OTHER)
   paint = colour(rng, (0, 360), (0, 0.7), (0.15, 0.9))
