@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data.small_archives import ADE20K, decode
 
-from resnest_jax.data.mini import ade20k_mini, city, cityscapes_mini
+from resnest_jax.data.mini import ade20k_mini, city
 from resnest_jax.data.mini.canvas import ID, OTHER
 from resnest_jax.labels import CITYSCAPES
 
@@ -27,11 +27,10 @@ def scenes():
 @pytest.fixture(scope='module')
 def masks(scenes):
   """Those of both splits, of scenes and of streets."""
-  make = cityscapes_mini._make_sample
   return {
     'scenes': [[mask for _, _, mask, _ in samples] for samples in scenes],
     'streets': [
-      [make((0, split, i), (256, 128))[1] for i in range(30)]
+      [city.draw_scene((0, split, i), 128, 256)[1] for i in range(30)]
       for split in (0, 1)
     ],
   }

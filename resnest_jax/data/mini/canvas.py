@@ -27,8 +27,7 @@ ID = _mask_values(
 # Kept apart, because every class of `ID` has to be frequent in the mini ADE20K.
 CITY_ID = _mask_values('sidewalk pole signboard')
 
-# Brightness of a surface at x, y. Both run from 0 to 1 over the visible part of
-# its bounding box.
+# Brightness at x, y: 0 to 1 over the visible part of a surface's bounding box.
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Range = tuple[float, float]
 
@@ -108,7 +107,6 @@ class Canvas:
     self.grain = 0.6 * fbm(self.rng, *shape, 3, 1) + 0.6 * fbm(
       self.rng, *shape, 24, 3
     )
-    # The camera. The vanishing point (`cx`, `horizon`) is off the middle.
     self.f = self.size() * self.rng.uniform(0.95, 1.25)
     self.eye = self.rng.uniform(1.4, 2.2)
     self.horizon = self.height * self.rng.uniform(0.34, 0.56)
@@ -138,15 +136,7 @@ class Canvas:
     cv2.copyTo(paint, where.astype(np.uint8), self.image)
     self.mask[where] = label
 
-  def fill(
-    self,
-    points: np.ndarray,
-    paint: np.ndarray,
-    label: int,
-    grain: float = 0.12,
-    shade: float = 0.25,
-    pattern: Pattern | None = None,
-  ) -> None:
+  def fill(self, points, paint, label, grain=0.12, shade=0.25, pattern=None):
     """Fills a polygon.
 
     Args:
@@ -155,9 +145,8 @@ class Canvas:
       label: mask value.
       grain: strength of the surface's noise.
       shade: contrast between the sides towards and away from the light.
-      pattern: factor of the brightness.
+      pattern: a `Pattern`, which multiplies the brightness.
     """
-    # Only the visible part of the bounding box: most polygons are small.
     points = np.round(points).astype(np.int32)
     x0, y0 = np.maximum(points.min(0), 0)
     x1, y1 = np.minimum(points.max(0) + 1, (self.width, self.height))
@@ -215,7 +204,6 @@ class Figure:
   facing: int = 1  # -1: mirrored.
 
   def polygon(self, x, y, paint, **kwargs) -> None:
-    # Rows of pixels count downwards, the figure's y counts upwards.
     u = self.x + self.facing * self.scale * np.asarray(x)
     v = self.y - self.scale * np.asarray(y)
     self.canvas.fill(np.stack([u, v], -1), paint, self.label, **kwargs)

@@ -30,15 +30,9 @@ LABEL_IDS = {
 def draw_scene(
   seed: tuple[int, ...], height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws the street of a seed (non-negative integers).
-
-  Returns:
-    picture, uint8 (height, width, 3) RGB; mask, uint8 (height, width) of
-    label ids.
-  """
+  """The street of a seed: RGB, uint8 (H, W, 3); label ids, uint8 (H, W)."""
   rng = np.random.default_rng(seed)
   image, mask = photograph(rng, height, width, _street)
-  # The release has such a narrow margin all around.
   margin = max(round(width / 400), 1)
   mask[:margin] = mask[-margin:] = OUT_OF_ROI
   mask[:, :margin] = mask[:, -margin:] = OUT_OF_ROI
@@ -104,7 +98,6 @@ def _houses(canvas: Canvas, along: bool, free: float) -> None:
 
 
 def _bonnet(canvas: Canvas) -> None:
-  # The car that carries the camera is in the picture, as in the release.
   rng = canvas.rng
   paint = colour(rng, (0, 360), (0, 0.3), (0.1, 0.5))
   middle = canvas.width * rng.uniform(0.4, 0.6)

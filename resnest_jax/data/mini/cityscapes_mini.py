@@ -12,32 +12,28 @@ than the release's for quick trials.
 """
 
 import argparse
+import itertools
 import json
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
+from zipfile import ZipFile
 
 import cv2
 import numpy as np
 
-from resnest_jax.data.cityscapes import (
-  FOLDERS,
-  IMAGE_SUFFIX,
-  IMAGES,
-  MASK_SUFFIX,
-  MASKS,
-)
+from resnest_jax.data import cityscapes
 from resnest_jax.data.mini import ade20k_mini
+from resnest_jax.data.mini.ade20k_mini import Counts
 from resnest_jax.data.mini.city import draw_scene
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, whole_file
 from resnest_jax.progress import progress_bar
 from resnest_jax.threads import map_in_threads
 
-# Width and height as in the release. Drawing an image of this size takes about
-# three seconds of a core.
+# As in the release. Drawing an image takes about three seconds of a core.
 DEFAULT_SIZE = 2048, 1024
 DEFAULT_COUNTS = {'train': 60, 'validation': 12}
+
+Size = tuple[int, int]  # Width, height.
 
 # Raise it when the same seed draws other scenes than before.
 VERSION = 1
@@ -48,30 +44,22 @@ _CITIES = {
   'validation': ('frankfurt', 'lindau', 'munster'),
   'test': ('berlin',),
 }
-# The release's test masks only keep the label ids below this one: unlabelled,
-# ego vehicle, rectification border and out of roi.
+# The release's test masks only keep the label ids below, up to out of roi.
 _DUMMY_IDS = 4
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    prog='python -m resnest_jax.data.mini_cityscapes',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  out = 'FOLDER', 'folder of the two zip files to write'
+  parser = ade20k_mini.make_parser(
+    'mini_cityscapes', __doc__, DEFAULT_COUNTS, *out
   )
-  parser.add_argument(
-    '--out',
-    type=Path,
-    required=True,
-    metavar='FOLDER',
-    help='folder of the two zip files to write',
-  )
-  ade20k_mini.add_arguments(parser, '{} {}'.format(*DEFAULT_COUNTS.values()))
   add_size_argument(parser)
   args = parser.parse_args()
   counts, size = counts_from_arguments(args), size_from_arguments(args)
   write_archives(args.out, counts, args.seed, size)
-  number = sum((args.out / n).stat().st_size for n in (IMAGES, MASKS))
+  number = sum(
+    (args.out / n).stat().st_size for n in (cityscapes.IMAGES, cityscapes.MASKS)
+  )
   print(
     f'{args.out}: {counts["train"]} training, {counts["validation"]} '
     f'validation and {counts["test"]} test images, {number / 1e6:.1f} MB'
@@ -89,7 +77,7 @@ def add_size_argument(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def size_from_arguments(args: argparse.Namespace) -> tuple[int, int]:
+def size_from_arguments(args: argparse.Namespace) -> Size:
   """Width and height in pixels; raises `UserError` for other sizes."""
   width, height = args.size or DEFAULT_SIZE
   if not 32 <= min(width, height) <= max(width, height) <= 8192:
@@ -105,93 +93,67 @@ def counts_from_arguments(args: argparse.Namespace) -> dict[str, int]:
   return counts | {'test': max(counts['validation'] // 10, 1)}
 
 
-def archive_comment(
-  counts: Mapping[str, int], seed: int, size: tuple[int, int]
-) -> str:
+def archive_comment(counts: Counts, seed: int, size: Size) -> str:
   """The comment of both zip files, which identifies the contents."""
-  return json.dumps(
-    {
-      'generator': 'resnest_jax.data.mini_cityscapes',
-      'version': VERSION,
-      'seed': seed,
-      'images': dict(counts),
-      'size': list(size),
-    }
-  )
+  facts = {'generator': 'resnest_jax.data.mini_cityscapes', 'version': VERSION}
+  facts |= {'seed': seed, 'images': dict(counts), 'size': size}
+  return json.dumps(facts)
 
 
-def write_archives(
-  folder: Path, counts: Mapping[str, int], seed: int, size: tuple[int, int]
-) -> None:
+def write_archives(folder: Path, counts: Counts, seed: int, size: Size) -> None:
   """Writes both archives unless they exist with the same arguments.
 
-  Args:
-    folder: of the zip files.
-    counts: images for 'train', 'validation' and 'test'.
-    seed: non-negative.
-    size: width and height in pixels.
+  `counts`: images for 'train', 'validation', 'test'; `size`: width and height.
 
   Raises:
     UserError: `folder` has other archives, or cannot be written to.
   """
   comment = archive_comment(counts, seed, size).encode()
-  paths = [folder / name for name in (IMAGES, MASKS)]
-  there = [path for path in paths if path.exists()]
-  for path in there:
-    if not ade20k_mini.has_comment(path, comment):
-      raise UserError(
-        f'{path} exists and was not written for these --images, --size and '
-        'this --seed. Nothing was changed; give another folder or delete it.'
-      )
-  # A process that was killed between the two renames leaves one of them; then
-  # both are written again.
-  if there == paths:
+  paths = [folder / name for name in (cityscapes.IMAGES, cityscapes.MASKS)]
+  there = [
+    ade20k_mini.is_there(path, comment, '--images, --size', 'folder')
+    for path in paths
+  ]
+  # A process killed between the two renames leaves one; then both are written.
+  if all(there):
     return
   with (
     explain_refusal(f'to {folder}', 'give another folder'),
     whole_file(paths[0]) as of_images,
     whole_file(paths[1]) as of_masks,
-    zipfile.ZipFile(of_images, 'w') as images,
-    zipfile.ZipFile(of_masks, 'w') as masks,
+    ZipFile(of_images, 'w') as images,
+    ZipFile(of_masks, 'w') as masks,
   ):
     images.comment = masks.comment = comment
     _write_contents(images, masks, counts, seed, size)
 
 
 def _write_contents(
-  images: zipfile.ZipFile,
-  masks: zipfile.ZipFile,
-  counts: Mapping[str, int],
-  seed: int,
-  size: tuple[int, int],
+  images: ZipFile, masks: ZipFile, counts: Counts, seed: int, size: Size
 ) -> None:
-  total, done = sum(counts.values()), 0
+  (width, height), done = size, itertools.count(1)
   with progress_bar('drawing streets') as report:
-    for number, (split, folder) in enumerate(FOLDERS.items()):
+    for number, (split, folder) in enumerate(cityscapes.FOLDERS.items()):
       seeds = [(seed, number, i) for i in range(counts[split])]
-      samples = map_in_threads(lambda seed: _make_sample(seed, size), seeds)
+      samples = map_in_threads(lambda s: draw_scene(s, height, width), seeds)
       for i, (image, mask) in enumerate(samples):
         name = sample_name(split, i, counts[split])
         city = name.split('_')[0]
         if split == 'test':
           mask = np.where(mask < _DUMMY_IDS, mask, np.uint8(0))
         for archive, root, suffix, pixels in (
-          (images, 'leftImg8bit', IMAGE_SUFFIX, image[..., ::-1]),
-          (masks, 'gtFine', MASK_SUFFIX, mask),
+          (
+            images,
+            'leftImg8bit',
+            cityscapes.IMAGE_SUFFIX,
+            image[..., ::-1],
+          ),  # BGR.
+          (masks, 'gtFine', cityscapes.MASK_SUFFIX, mask),
         ):
-          # OpenCV encodes BGR, hence the reversed channels above.
           png = cv2.imencode('.png', pixels)[1].tobytes()
           path = f'{root}/{folder}/{city}/{name}{suffix}'
           ade20k_mini.add_entry(archive, path, png)
-        done += 1
-        report(done, total)
-
-
-def _make_sample(
-  seed: tuple[int, ...], size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-  width, height = size
-  return draw_scene(seed, height, width)
+        report(next(done), sum(counts.values()))
 
 
 def sample_name(split: str, index: int, count: int) -> str:
@@ -199,5 +161,4 @@ def sample_name(split: str, index: int, count: int) -> str:
   # Names ascend with the index, because the cities are sorted. Frame 19 is the
   # annotated one of each sequence in the release.
   cities = _CITIES[split]
-  city = cities[index * len(cities) // count]
-  return f'{city}_{index:06d}_000019'
+  return f'{cities[index * len(cities) // count]}_{index:06d}_000019'

@@ -61,18 +61,14 @@ def _make_room(canvas: Canvas) -> _Room:
   dx = (x - canvas.cx) / canvas.f + 0 * y
   dy = (canvas.horizon - y) / canvas.f + 0 * x
   with np.errstate(divide='ignore'):
-    depths = np.stack(
-      [
-        np.where(dy < 0, -canvas.eye / dy, np.inf),
-        np.where(dy > 0, (top - canvas.eye) / dy, np.inf),
-        np.where(dx < 0, left / dx, np.inf),
-        np.where(dx > 0, right / dx, np.inf),
-        np.full_like(dx, back),
-      ]
-    )
-  surface = depths.argmin(0)
-  z = depths.min(0)
-  # Side walls extend along z, the other planes along x.
+    depths = [
+      np.where(dy < 0, -canvas.eye / dy, np.inf),
+      np.where(dy > 0, (top - canvas.eye) / dy, np.inf),
+      np.where(dx < 0, left / dx, np.inf),
+      np.where(dx > 0, right / dx, np.inf),
+      np.full_like(dx, back),
+    ]
+  surface, z = np.argmin(depths, 0), np.min(depths, 0)
   u = np.where((surface == 2) | (surface == 3), z, dx * z)
   v = np.where(surface < 2, z, canvas.eye + dy * z)
   return _Room(left, right, top, back, surface, u, v)
@@ -80,7 +76,6 @@ def _make_room(canvas: Canvas) -> _Room:
 
 def _surfaces(canvas: Canvas, room: _Room) -> None:
   rng = canvas.rng
-  # One wallpaper for all walls; only their light differs.
   wall = colour(rng, (0, 360), (0.02, 0.3), (0.55, 0.95))
   bright = _wallpaper(rng, room.u, room.v)
   for plane, facing in ((2, -1), (3, 1), (4, 0)):
@@ -162,7 +157,6 @@ def _flooring(rng, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _hangings(canvas: Canvas, room: _Room) -> None:
-  # Windows and paintings, side by side.
   rng = canvas.rng
   for plane in (2, 3, 4):
     on = room.surface == plane
@@ -244,7 +238,6 @@ def _painting(rng: np.random.Generator, at: _Frame) -> None:
 
 
 def _bed(canvas: Canvas, room: _Room, x: float, width: float) -> None:
-  # The head is at the back wall.
   rng = canvas.rng
   head = room.back - 0.05
   foot = max(head - rng.uniform(1.7, 2.0), 1.9)

@@ -97,7 +97,6 @@ def park(canvas: Canvas) -> None:
 
 
 def _landscape(canvas: Canvas, mountains: float) -> Ground:
-  # `mountains`: how often there are some.
   sky(canvas)
   if canvas.rng.random() < mountains:
     _mountains(canvas)
@@ -106,8 +105,7 @@ def _landscape(canvas: Canvas, mountains: float) -> Ground:
 
 def sky(canvas: Canvas) -> None:
   """Blue, overcast or evening sky with clouds, over the whole picture."""
-  # All three moods are drawn and one is taken: the number of draws does not
-  # depend on the mood.
+  # All three moods are drawn: the number of draws does not depend on the mood.
   rng = canvas.rng
   mood = rng.choice(3, p=[0.6, 0.25, 0.15])
   top = (
@@ -182,7 +180,6 @@ def grass(canvas: Canvas) -> Ground:
 
 def _road(canvas: Canvas, ground: Ground, along: bool):
   """Paints a road; returns the function that draws a car on it."""
-  # `along`: away from the camera, where cars show their rear or front.
   rng = canvas.rng
   half = rng.uniform(2.4, 4)
   lane = lane_of(rng, ground, 0.012 if along else None, (5, 7), half * 0.6)
@@ -191,11 +188,7 @@ def _road(canvas: Canvas, ground: Ground, along: bool):
 
 
 def lane_of(
-  rng: Generator,
-  ground: Ground,
-  bend: float | None,
-  near: tuple[float, float],
-  half: float,
+  rng: Generator, ground: Ground, bend: float | None, near: tuple, half: float
 ) -> Lane:
   """A road away from the camera that bends at most so much, or one across.
 
@@ -231,8 +224,7 @@ def asphalt(canvas: Canvas, ground: Ground, lane: Lane, half: float) -> None:
 
 
 def _water(canvas: Canvas, ground: Ground) -> None:
-  # Painted after the mountains, which it mirrors, and before things, which it
-  # does not.
+  # After the mountains, which it mirrors, and before things, which it does not.
   rng = canvas.rng
   height, width = canvas.mask.shape
   shore = fbm(rng, 1, width, width / 2, 4)[0] * 1.2
@@ -260,7 +252,6 @@ def _water(canvas: Canvas, ground: Ground) -> None:
 
 
 def _building_row(canvas: Canvas, along: bool) -> None:
-  # Houses stand behind the road, or along both its sides, the far ones first.
   rng = canvas.rng
   if along:
     for side in (-1, 1):
@@ -308,8 +299,7 @@ def _find_place(
   """Looks for x, z where the ground is allowed; None if in vain."""
   near, far = _RANGES[draw]
   for _ in range(12):
-    # Rows of the picture are proportional to 1 / z: the place is drawn evenly
-    # over the picture rather than over the ground.
+    # Evenly over the rows of the picture, which are proportional to 1 / z.
     z = 1 / canvas.rng.uniform(1 / far, 1 / near)
     x = canvas.rng.uniform(-canvas.cx, canvas.width - canvas.cx) * z / canvas.f
     u, v = canvas.project(x, 0, z)

@@ -18,8 +18,7 @@ from resnest_jax.data.mini.canvas import OTHER, Canvas, fbm
 # are filled without anti-aliasing, so that picture and mask agree.
 OVERSAMPLING = 1.5
 
-# Kind: (function, share). ADE20K's list of scenes uses these names. The shares
-# make every class frequent in both splits.
+# Name in ADE20K: function, and a share that makes all classes frequent.
 KINDS = {
   'street': (outdoors.street, 0.24),
   'highway': (outdoors.country, 0.14),

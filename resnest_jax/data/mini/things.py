@@ -78,7 +78,6 @@ def _windows(front: Figure, half: float, tall: float) -> None:
     for column in range(columns):
       x, y = wide * (column + 0.27) - half, high * (row + 0.3)
       lit = rng.uniform(0.6, 1.7)
-      # The frame first, and the glass over its middle.
       for grow, paint in ((0.08, frame), (0, glass * lit)):
         across = x - grow, x + 0.46 * wide + grow
         up = y - grow, y + 0.45 * high + grow
@@ -116,7 +115,6 @@ def _crown(figure: Figure, half: float, low: float, conifer: bool) -> None:
   )
   if not x.size or not y.size:
     return
-  # `field` is positive inside the smooth outline; noise makes it ragged.
   if conifer:
     tiers = 0.12 * np.mod(y * rng.uniform(4, 7), 1)
     field = np.minimum(0.9 * y + 0.06 + tiers - np.abs(x), (1 - y) * 4)
@@ -190,7 +188,6 @@ def rear_car(canvas: Canvas, x: float, z: float) -> None:
 
 def person(canvas: Canvas, x: float, z: float) -> None:
   """Somebody who stands or walks, in warm colours."""
-  # Units are the person's height.
   rng = canvas.rng
   body = _figure(canvas, x, z, rng.uniform(1.55, 1.9), ID['person'])
   skin = colour(rng, (12, 28), (0.25, 0.6), (0.3, 0.95))
