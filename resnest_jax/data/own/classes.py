@@ -71,18 +71,14 @@ class _Entry:
   where: str  # 'classes.txt, line 3', which begins messages.
   name: str
   colour: Colour | None
-  values: tuple[int, ...] | None
+  values: tuple[int, ...]
+  positional: bool  # Without values of its own: its position is its value.
 
 
 def read_classes(path: str | Path) -> Classes:
-  """Reads a classes file, plain text or JSON.
-
-  Raises:
-    UserError: no such file, or a line in it that is invalid.
-  """
+  """Reads a classes file; raises `UserError` if it is missing or invalid."""
   path = Path(path)
   try:
-    # Editors on Windows begin a file with a byte order mark.
     text = path.read_text('utf-8-sig')
   except FileNotFoundError as error:
     raise UserError(
@@ -111,8 +107,8 @@ def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int]]:
     if colon and head.lower() == 'ignore':
       ignored += _numbers(rest, where)
       continue
-    values = tuple(_numbers(head, where)) if colon else None
-    # The blank lets a colour without a name match, which `_check` refuses.
+    values = tuple(_numbers(head, where)) if colon else (len(entries),)
+    # The blank: a colour without a name matches, and `_check` refuses it.
     match = _COLOUR.fullmatch(f' {rest}')
     name = match[1].strip() if match else rest
     # "ignore 0 0 0" would otherwise become a class that is trained.
@@ -122,7 +118,7 @@ def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int]]:
         'for example "ignore: 0".'
       )
     colour = tuple(map(int, match.groups()[1:])) if match else None
-    entries.append(_Entry(where, name, colour, values))
+    entries.append(_Entry(where, name, colour, values, not colon))
   return entries, ignored
 
 
@@ -164,17 +160,10 @@ def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int]]:
   entries = []
   for i, name in enumerate(names):
     where = f'{path}, class {i}'
-    value = [values[i]] if type(values[i]) is int else values[i]
-    # A colour has 3 numbers; a class has any number of values, but not none.
-    for what, given, length in (
-      ('colour', palette[i], 3),
-      ('value', value, None),
-    ):
-      if given is not None and (
-        not _is_list(given, int) or len(given) != (length or len(given) or 1)
-      ):
-        raise UserError(f'{where}: {given!r} is no {what}.')
-    entries.append(_Entry(where, name, _tuple(palette[i]), _tuple(value)))
+    colour = _tuple(palette[i], 'colour', where)
+    own = [values[i]] if type(values[i]) is int else values[i]
+    value = _tuple(own, 'value', where)
+    entries.append(_Entry(where, name, colour, value or (i,), not value))
   return entries, ignored
 
 
@@ -183,8 +172,14 @@ def _is_list(value: Any, kind: type) -> bool:
   return isinstance(value, list) and all(type(x) is kind for x in value)
 
 
-def _tuple(value: list | None) -> tuple | None:
-  return None if value is None else tuple(value)
+def _tuple(given: Any, what: str, where: str) -> tuple[int, ...] | None:
+  if given is None:
+    return None
+  # A colour has 3 numbers; a class has any number of values, but not none.
+  wrong = not _is_list(given, int) or not given
+  if wrong or (what == 'colour' and len(given) != 3):
+    raise UserError(f'{where}: {given!r} is no {what}.')
+  return tuple(given)
 
 
 def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
@@ -195,19 +190,16 @@ def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
       f'{EXAMPLE}'
     )
   # A mixture is ambiguous: the position of a class could be its value or not.
-  if len({entry.values is None for entry in entries}) > 1:
-    (first, *_) = (entry for entry in entries if entry.values is None)
+  if len({entry.positional for entry in entries}) > 1:
+    first = next(entry for entry in entries if entry.positional)
     raise UserError(
       f'{first.where}: {first.name} has no mask value, but other classes '
       'have one ("1: road"); give one to each class.'
     )
   taken = {('value', value): 'ignore' for value in ignored}
-  for train_id, entry in enumerate(entries):
-    values = (train_id,) if entry.values is None else entry.values
-    numbers = (*values, *(entry.colour or ()))
-    if bad := [number for number in numbers if not 0 <= number <= 255]:
-      raise UserError(f'{entry.where}: {bad[0]} is not from 0 to 255.')
-    facts = [('name', entry.name), *(('value', value) for value in values)]
+  for entry in entries:
+    _check_bytes((*entry.values, *(entry.colour or ())), f'{entry.where}:')
+    facts = [('name', entry.name), *(('value', x) for x in entry.values)]
     if entry.colour:
       facts.append(('colour', entry.colour))
     for fact in facts:
@@ -221,35 +213,35 @@ def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
     taken |= dict.fromkeys(facts, entry.name)
     if not entry.name:
       raise UserError(f'{entry.where}: the name is missing. {EXAMPLE}')
-  if bad := [value for value in ignored if not 0 <= value <= 255]:
-    raise UserError(f'{path}: ignore {bad[0]} is not from 0 to 255.')
+  _check_bytes(ignored, f'{path}: ignore')
+
+
+def _check_bytes(numbers: Sequence[int], where: str) -> None:
+  if bad := [number for number in numbers if not 0 <= number <= 255]:
+    raise UserError(f'{where} {bad[0]} is not from 0 to 255.')
 
 
 def _make(entries: list[_Entry], ignored: list[int]) -> Classes:
   given = [entry.colour for entry in entries if entry.colour]
   open_ = [entry.name for entry in entries if not entry.colour]
   colours = dict(zip(open_, distinct_colours(len(open_), given), strict=True))
-  values = tuple(
-    (i,) if entry.values is None else entry.values
-    for i, entry in enumerate(entries)
-  )
   to_train_id = np.full(256, IGNORE, np.uint8)
-  for train_id, of_class in enumerate(values):
-    to_train_id[list(of_class)] = train_id  # Also 255, if a class has it.
+  for train_id, entry in enumerate(entries):
+    to_train_id[list(entry.values)] = train_id  # Also 255, if a class has it.
   labels = LabelSet(
     'own',
     tuple(entry.name for entry in entries),
     np.array([e.colour or colours[e.name] for e in entries], np.uint8),
     to_train_id,
   )
+  values = tuple(entry.values for entry in entries)
   return Classes(labels, values, tuple(sorted(set(ignored))), tuple(open_))
 
 
 def distinct_colours(number: int, taken: Sequence[Colour] = ()) -> list[Colour]:
   """Colours far from each other, from `taken`, from black and from white."""
-  # Farthest-point sampling of a 9 x 9 x 9 grid. The first colours do not depend
-  # on `number`, so a class keeps its colour when others are added. Integers
-  # make the choice the same on every machine.
+  # Farthest-point sampling of a 9 x 9 x 9 grid: a class keeps its colour when
+  # others are added. Integers make the choice the same on every machine.
   levels = np.linspace(0, 255, 9).astype(np.int64)
   grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3)
   before = np.array([(0, 0, 0), (255, 255, 255), *taken], np.int64)
@@ -264,8 +256,7 @@ def distinct_colours(number: int, taken: Sequence[Colour] = ()) -> list[Colour]:
 
 
 def _distance(colours: np.ndarray, colour: np.ndarray) -> np.ndarray:
-  # The "redmean" approximation of perceived distance, squared and scaled: red
-  # counts more in reddish colours, blue in the others.
+  # The "redmean" approximation of perceived distance, squared and scaled.
   red, green, blue = ((colours - colour) ** 2).T
   redness = colours[:, 0] + colour[0]  # 0 to 510
   return (1024 + redness) * red + 2048 * green + (1534 - redness) * blue
@@ -278,15 +269,10 @@ def label_set(
 ) -> LabelSet:
   """The labels of weights, from the names and colours stored with them.
 
-  Args:
-    number: of classes.
-    classes: `number` names. None, or another length: the names of ADE20K or
-      Cityscapes if they have that many classes, else '0', '1', ...
-    palette: `number` colours. None, or another length: colours are chosen.
+  Without `number` names: those of ADE20K or Cityscapes if they have that many
+  classes, else '0', '1', ... Without `number` colours, some are chosen.
   """
   names = tuple(classes or ())
-  # Weights from other projects often store no names; the number of classes
-  # then tells the data set.
   for labels in (ADE20K, CITYSCAPES):
     fits = len(names) != number or (names == labels.classes and not palette)
     if fits and number == len(labels.classes):
