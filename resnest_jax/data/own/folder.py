@@ -9,6 +9,8 @@ A photograph's EXIF orientation is applied, as mmsegmentation and most viewers
 do. Masks are read unchanged: draw them on the upright picture.
 """
 
+import dataclasses
+import itertools
 import operator
 import os
 import shlex
@@ -21,16 +23,13 @@ import numpy as np
 
 from resnest_jax.data.archives import enumeration
 from resnest_jax.data.images import decode_image, is_turned, png_kind
+from resnest_jax.data.own import pairing
 from resnest_jax.data.own.classes import Classes, read_classes
-from resnest_jax.data.own.pairing import (
-  Pair,
-  draw_split,
-  match_pairs,
-  read_list,
-)
+from resnest_jax.data.own.pairing import Pair
 from resnest_jax.errors import UnreadableSample, UserError
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class FolderSplit:
   """A sequence of samples that threads can share and that can be pickled.
 
@@ -45,32 +44,26 @@ class FolderSplit:
     masks: folder of the masks of all splits.
   """
 
+  split: str
+  pairs: Sequence[Pair]
+  classes: dataclasses.InitVar[Classes]
+  classes_file: str
+  masks: str
+
   name = 'folder'  # `config.data.name` that selects this class.
 
-  def __init__(
-    self,
-    split: str,
-    pairs: Sequence[Pair],
-    classes: Classes,
-    classes_file: str,
-    masks: str,
-  ):
-    self.split = split
-    self.pairs = tuple(pairs)
+  def __post_init__(self, classes: Classes):
+    self.pairs = tuple(self.pairs)
     self.labels = classes.labels
     self.known_values = classes.known()
-    self.classes_file = classes_file
-    self.masks = masks
 
   def __len__(self) -> int:
     return len(self.pairs)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    pair = self.pairs[_checked(index, len(self))]
-    image, mask, png = self._decode(pair)
-    self._check_mask(pair.mask, png, mask)
-    # 16 bits are refused rather than cut: which bits hold the picture depends
-    # on the camera.
+    pair = self._pair(index)
+    image, mask = _read_image(pair), self._read_mask(pair)
+    # Not cut to 8: which bits hold the picture depends on the camera.
     if image.dtype != np.uint8:
       raise UserError(
         f'{pair.image} has {8 * image.dtype.itemsize} bits per channel; images '
@@ -88,39 +81,34 @@ class FolderSplit:
 
   def label(self, index: int) -> np.ndarray:
     """The label of `split[index]`, without reading the image."""
-    pair = self.pairs[_checked(index, len(self))]
-    mask, png = _decode_file(pair.mask, cv2.IMREAD_UNCHANGED)
-    self._check_mask(pair.mask, png, mask)
-    return self.labels.to_train_id[mask]
+    return self.labels.to_train_id[self._read_mask(self._pair(index))]
 
   def raw(self, index: int) -> dict[str, Any]:
     """The stored sample, unchecked, for the label doctor.
 
-    Returns:
-      `image` (H, W, 3) RGB of any depth; `mask` of any shape and type with its
-      stored values; `name`.
+    `image` (H, W, 3) RGB has any depth, `mask` any shape and type.
 
     Raises:
       UnreadableSample: a file is missing or damaged.
     """
-    pair = self.pairs[_checked(index, len(self))]
-    image, mask, _ = self._decode(pair)
+    pair = self._pair(index)
+    image = _read_image(pair)
+    mask, _ = _decode_file(pair.mask, cv2.IMREAD_UNCHANGED)
     return {'image': image, 'mask': mask, 'name': pair.name}
 
-  def _decode(self, pair: Pair) -> tuple[np.ndarray, np.ndarray, bytes]:
-    """The image, the mask, and the encoded mask."""
-    # IMREAD_COLOR applies the EXIF orientation, IMREAD_UNCHANGED does not.
-    # ANYDEPTH keeps 16 bits, which OpenCV would silently cut to 8.
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
-    image, _ = _decode_file(pair.image, flags)
-    mask, encoded = _decode_file(pair.mask, cv2.IMREAD_UNCHANGED)
-    return image, mask, encoded
+  def _pair(self, index: int) -> Pair:
+    # A negative index is a sampler's mistake, not a sample from the end.
+    index = operator.index(index)
+    if not 0 <= index < len(self):
+      raise IndexError(f'{index} is not in 0 .. {len(self) - 1}')
+    return self.pairs[index]
 
-  def _check_mask(self, path: str, png: bytes, mask: np.ndarray) -> None:
+  def _read_mask(self, pair: Pair) -> np.ndarray:
     """Raises `UserError` unless it is an index mask of known values."""
+    path = pair.mask
+    mask, png = _decode_file(path, cv2.IMREAD_UNCHANGED)
     needed = 'Masks are 8-bit PNG files with one channel, the class number.'
-    # The header decides: OpenCV turns palettes into colours and spreads 1, 2
-    # and 4 bits over 8, so decoded pixels do not show what was stored.
+    # Not the pixels: OpenCV turns palettes into colours, and few bits into 8.
     bits, colour = png_kind(png, path, needed)
     if (bits, colour) != (8, 'grey'):
       words = ['--masks', self.masks, '--classes', self.classes_file]
@@ -130,8 +118,6 @@ class FolderSplit:
         'files there:\n  python -m resnest_jax.data.prepare '
         f'palette2id {shlex.join(words)}{_HOW.get(colour, "")}'
       )
-    # A value that the file does not list is an error, so that nothing is
-    # ignored by mistake.
     if (unknown := ~self.known_values[mask]).any():
       values = np.unique(mask[unknown]).tolist()
       listed = enumeration(map(str, values[:10]))
@@ -143,10 +129,10 @@ class FolderSplit:
         f'{_ranges(known)}. Give each a class ("{values[0]}: name") or '
         f'ignore it ("ignore: {values[0]}").'
       )
+    return mask
 
 
-# PNG colour type -> the flag of palette2id that it needs. Only the user knows
-# whether colours or indices of a palette are the classes.
+# What palette2id needs for a PNG colour type. Palettes may mean either.
 _HOW = {
   'palette': '\nAdd --indices if the indices of its palette are the classes.',
   'grey': ' --indices',
@@ -154,12 +140,10 @@ _HOW = {
 }
 
 
-def _checked(index: int, length: int) -> int:
-  # A negative index is a sampler's mistake, not a sample from the end.
-  index = operator.index(index)
-  if not 0 <= index < length:
-    raise IndexError(f'{index} is not in 0 .. {length - 1}')
-  return index
+def _read_image(pair: Pair) -> np.ndarray:
+  # COLOR applies the EXIF orientation, unlike UNCHANGED for masks. ANYDEPTH
+  # keeps 16 bits, which OpenCV would silently cut to 8.
+  return _decode_file(pair.image, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)[0]
 
 
 def _decode_file(path: str, flags: int) -> tuple[np.ndarray, bytes]:
@@ -183,7 +167,6 @@ def _decode_file(path: str, flags: int) -> tuple[np.ndarray, bytes]:
 def _different_sizes(pair: Pair, image, mask) -> UserError:
   (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
   hint = 'Repair the pair or remove it.'
-  # Annotation tools that disregard EXIF data are the usual reason.
   if (height, width) == (mask_width, mask_height):
     hint = 'The mask is transposed or rotated: rotate it back.'
     if is_turned(pair.image):
@@ -199,12 +182,9 @@ def _different_sizes(pair: Pair, image, mask) -> UserError:
 
 def _ranges(values: Sequence[int]) -> str:
   """'0 to 3, 7 and 255'."""
-  parts: list[list[int]] = []
-  for value in values:
-    if parts and value == parts[-1][-1] + 1:
-      parts[-1].append(value)
-    else:
-      parts.append([value])
+  # Of consecutive values the distance to their positions is the same.
+  runs = itertools.groupby(enumerate(values), lambda item: item[1] - item[0])
+  parts = [[value for _, value in run] for _, run in runs]
   return enumeration(
     f'{part[0]} to {part[-1]}' if len(part) > 2 else ', '.join(map(str, part))
     for part in parts
@@ -231,7 +211,7 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
   if options.lists:
     given = '{split}' in options.lists
     source = root / options.lists.replace('{split}', split)
-    pairs = read_list(source)
+    pairs = pairing.read_list(source)
     all_masks = os.path.dirname(pairs[0].mask)
   else:
     source, masks = (
@@ -240,18 +220,17 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
     )
     all_masks = str(masks)
     given = '{split}' in options.images
-    # One of the two sub folders suffices: with a misspelt one, the split is
-    # missing, and drawing it from all samples would mix both.
+    # One of the two suffices: one that is misspelt must not mix both splits.
     if not given and any((source / name).is_dir() for name in names):
       given, source, masks = True, source / split, masks / split
     _check_folder('images', source, given)
     _check_folder('masks', masks, given)
-    pairs = match_pairs(
+    pairs = pairing.match_pairs(
       source, masks, options.image_suffix, options.mask_suffix
     )
   if not given:
     total = len(pairs)
-    pairs = draw_split(
+    pairs = pairing.draw_split(
       pairs, split, names, options.eval_fraction, options.split_seed
     )
     if not pairs:
@@ -273,6 +252,5 @@ def _check_folder(key: str, folder: Path, given: bool) -> None:
     flags += ', or config.data.train_split and eval_split to their names'
     if folder.parent.is_dir():
       inside = sorted(x.name for x in folder.parent.iterdir() if x.is_dir())
-      # The existing names show a misspelt or differently named split.
       listed = f' In {folder.parent} there are: {", ".join(inside) or "none"}.'
   raise UserError(f'there is no folder {folder}.{listed} Set {flags}.')

@@ -1,5 +1,6 @@
 """Pairs images with masks, in folders or lists, and draws splits."""
 
+import collections
 import hashlib
 import os
 from collections.abc import Sequence
@@ -33,13 +34,10 @@ def draw_split(
 
   Args:
     pairs: all samples.
-    split: one of `names`.
+    split: one of `names`, or a `UserError` is raised.
     names: of the training and the evaluation split.
     fraction: approximate share of the evaluation split, 0 to 1 (exclusive).
     seed: selects another draw.
-
-  Raises:
-    UserError: `split` is not one of `names`.
   """
   if split not in names:
     raise UserError(
@@ -47,9 +45,8 @@ def draw_split(
       'from all samples. Make a sub folder of this name for another one.'
     )
 
-  # A hash instead of a shuffle: a sample keeps its split when others are added
-  # or removed, and a larger fraction keeps the samples of a smaller one. Only
-  # the file's name counts, so that the same files in a list keep their splits.
+  # A hash: a sample keeps its split when others are added or removed, or when
+  # its file comes from a list, and a larger fraction keeps a smaller one's.
   def is_drawn(pair: Pair) -> bool:
     name = pair.name.rpartition('/')[2]
     digest = hashlib.sha256(f'{seed}/{name}'.encode()).digest()
@@ -62,31 +59,22 @@ def draw_split(
 def match_pairs(
   images: Path, masks: Path, image_suffix: str = '', mask_suffix: str = ''
 ) -> list[Pair]:
-  """Pairs the files of two trees that have the same name.
+  """Pairs the files of two trees, or of one, that have the same name.
 
-  Args:
-    images: folder of images.
-    masks: folder of masks with the same sub folders; may be the same folder.
-    image_suffix: end of the names of images, with or without extension; ''
-      accepts any image. The part before it is the name.
-    mask_suffix: the same for masks.
-
-  Returns:
-    Pairs, sorted by name: the path below the folder without suffix.
+  The name, by which pairs are sorted, is the path below the folder without the
+  suffix: the end of file names, with or without extension; '' accepts any.
   """
   found = find_files(images, image_suffix, IMAGE_SUFFIXES, 'image')
   partners = find_files(masks, mask_suffix, MASK_SUFFIXES, 'mask')
-  # Both directions are checked: an orphan usually means a wrong suffix or a
-  # lost file, and dropping it would train on less data than the user thinks.
+  # Not dropped: an orphan usually means a wrong suffix or a lost file.
   problems = []
   for have, lack, what in (
     (found, partners, f'images in {images} have no mask in {masks}'),
     (partners, found, f'masks in {masks} have no image in {images}'),
   ):
     if missing := sorted(have.keys() - lack.keys()):
-      more = ', ...' if len(missing) > SHOWN else ''
-      first = ', '.join(os.path.basename(have[x]) for x in missing[:SHOWN])
-      problems.append(f'{len(missing)} {what} ({first}{more})')
+      first = _first([os.path.basename(have[x]) for x in missing])
+      problems.append(f'{len(missing)} {what} ({first})')
   if problems:
     raise UserError(
       f'{"; ".join(problems)}. The names must be the same up to the '
@@ -97,28 +85,28 @@ def match_pairs(
   return [Pair(name, found[name], partners[name]) for name in sorted(found)]
 
 
+def _first(names: Sequence[str]) -> str:
+  more = ', ...' if len(names) > SHOWN else ''
+  return ', '.join(names[:SHOWN]) + more
+
+
 def find_files(
   folder: Path, suffix: str, extensions: Sequence[str], what: str
 ) -> dict[str, str]:
-  """Name -> path of the files in a tree, without hidden ones.
+  """Name -> path of the files in a tree; `what` is 'image' or 'mask'.
 
-  Args:
-    folder: searched with its sub folders.
-    suffix: see `match_pairs`; case does not matter.
-    extensions: accepted ones, in lower case.
-    what: 'image' or 'mask', for messages.
+  See `match_pairs`. The case of suffix and extensions does not matter.
 
   Raises:
     UserError: two files have one name, or there is no file.
   """
   found: dict[str, str] = {}
-  others: dict[str, int] = {}
+  others = collections.Counter()
   for path in walk(folder):
     inside = path.relative_to(folder)
     stem = _stem(inside.name, suffix, extensions)
     if stem is None:
-      kind = inside.suffix.lower() or 'no extension'
-      others[kind] = others.get(kind, 0) + 1
+      others[inside.suffix.lower() or 'no extension'] += 1
       continue
     name = (inside.parent / stem).as_posix()
     if name in found:
@@ -128,15 +116,12 @@ def find_files(
         f'config.data.folder.{what}_suffix to the end of the names.'
       )
     found[name] = str(path)
-  # The kinds of files that are there show a wrong suffix, folder or format.
   if not found:
     endings = f'*{suffix}' if suffix else enumeration(iter(extensions))
     there = ', '.join(f'{count} {kind}' for kind, count in others.items())
-    jpeg = (
-      ' JPEG changes the values of masks; export them as PNG.'
-      if what == 'mask' and others.keys() & {'.jpg', '.jpeg'}
-      else ''
-    )
+    jpeg = ''
+    if what == 'mask' and others.keys() & {'.jpg', '.jpeg'}:
+      jpeg = ' JPEG changes the values of masks; export them as PNG.'
     raise UserError(
       f'there are no {what}s in {folder} ({endings}); it has '
       f'{there or "no files"}.{jpeg}'
@@ -149,7 +134,6 @@ def _stem(name: str, suffix: str, extensions: Sequence[str]) -> str | None:
   stem, extension = os.path.splitext(name)
   if extension.lower() not in extensions:
     return None
-  # A suffix may be '_mask' or '_mask.png'.
   for text in (stem, name):
     if text.lower().endswith(suffix.lower()):
       return text[: len(text) - len(suffix)]
@@ -206,20 +190,12 @@ def read_list(path: Path) -> list[Pair]:
     if name in pairs:
       raise UserError(f'{path}, line {number}: a second image named {name}.')
     pairs[name] = Pair(name, str(path.parent / image), str(path.parent / mask))
-  # All files at once, so that the user repairs the list in one go. They are
-  # opened only when a sample is read.
-  missing = [
-    file
-    for pair in pairs.values()
-    for file in pair[1:]
-    if not os.path.isfile(file)
-  ]
-  if missing or not pairs:
-    more = ', ...' if len(missing) > SHOWN else ''
+  if not pairs:
+    raise UserError(f'{path} has no samples.')
+  # All files at once, so that the user repairs the list in one go.
+  files = [file for pair in pairs.values() for file in pair[1:]]
+  if missing := [file for file in files if not os.path.isfile(file)]:
     raise UserError(
-      f'{path}: {len(missing)} files are missing '
-      f'({", ".join(missing[:SHOWN])}{more}).'
-      if missing
-      else f'{path} has no samples.'
+      f'{path}: {len(missing)} files are missing ({_first(missing)}).'
     )
   return list(pairs.values())
