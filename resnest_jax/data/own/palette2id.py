@@ -31,9 +31,10 @@ from resnest_jax.threads import map_in_threads
 SUFFIXES = ('.png', '.bmp', '.gif', '.tif', '.tiff')
 SHOWN = 10  # Colours that a message lists at most.
 
-# Path of a mask -> the mask to write, uint8 (H, W), and the number of pixels
-# with each value or packed colour that is no class.
-Convert = Callable[[Path], tuple[np.ndarray, dict[int, int]]]
+# The value to write for each value or packed colour, -1 for no class; and the
+# functions that read those of a picture, (H, W), and name one in messages.
+Convert = tuple[np.ndarray, Callable[[Path], np.ndarray], Callable[[int], str]]
+_BROKEN = OSError, SyntaxError, ValueError, Image.DecompressionBombError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -42,29 +43,28 @@ def main(arguments: Sequence[str]) -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     '--masks',
     type=Path,
     required=True,
     metavar='DIR',
     help='folder of the coloured masks, sub folders included',
   )
-  parser.add_argument(
+  add(
     '--classes',
     type=Path,
     required=True,
     metavar='FILE',
     help='classes file with a line "name red green blue" for each class',
   )
-  parser.add_argument(
-    '--out', type=Path, required=True, metavar='DIR', help='a new folder'
-  )
-  parser.add_argument(
+  add('--out', type=Path, required=True, metavar='DIR', help='a new folder')
+  add(
     '--indices',
     action='store_true',
     help='keep palette indices or grey values and disregard colours',
   )
-  parser.add_argument(
+  add(
     '--unknown',
     choices=('error', 'ignore'),
     default='error',
@@ -74,7 +74,8 @@ def main(arguments: Sequence[str]) -> None:
   classes = read_classes(args.classes)
   # A class may have the value 255; unknown pixels would then become that class.
   of_ignored = classes.labels.to_train_id[IGNORE]
-  if args.unknown == 'ignore' and of_ignored != IGNORE:
+  ignore_unknown = args.unknown == 'ignore'
+  if ignore_unknown and of_ignored != IGNORE:
     raise UserError(
       f'--unknown ignore writes {IGNORE}, but in {args.classes} this value is '
       f'{classes.labels.classes[of_ignored]}; give that class another value.'
@@ -82,18 +83,11 @@ def main(arguments: Sequence[str]) -> None:
   if args.indices:
     convert = index_converter(classes)
   else:
-    convert = colour_converter(classes, str(args.classes))
-  convert_folder(
-    args.masks,
-    args.out,
-    convert,
-    ignore_unknown=args.unknown == 'ignore',
-    in_words=str if args.indices else _colour_name,
-    classes_file=str(args.classes),
-  )
+    convert = colour_converter(classes, args.classes)
+  convert_folder(args.masks, args.out, convert, ignore_unknown, args.classes)
 
 
-def colour_converter(classes: Classes, classes_file: str) -> Convert:
+def colour_converter(classes: Classes, classes_file: Path) -> Convert:
   """Finds each pixel's class by its colour."""
   # Colours that we choose do not occur in the user's masks.
   if classes.chosen:
@@ -102,68 +96,52 @@ def colour_converter(classes: Classes, classes_file: str) -> Convert:
       'it after the name ("road 128 64 128"), or keep the values with '
       '--indices.'
     )
-  # An entry for each of the 2**24 colours, -1 for no class: 32 MB, and one
-  # lookup per pixel instead of one comparison per class.
   table = np.full(2**24, -1, np.int16)
-  for values, colour in zip(
-    classes.values, classes.labels.palette, strict=True
-  ):
-    table[_packed(colour[None, None])] = values[0]
+  table[_packed(classes.labels.palette)] = [v[0] for v in classes.values]
+  return table, _read_colours, _colour_name
 
-  def convert(path: Path) -> tuple[np.ndarray, dict[int, int]]:
-    packed = _packed(np.asarray(_open(path).convert('RGB')))
-    return _split_unknown(table[packed], packed)
 
-  return convert
+def _read_colours(path: Path) -> np.ndarray:
+  return _packed(np.asarray(_open(path).convert('RGB')))
 
 
 def index_converter(classes: Classes) -> Convert:
   """Keeps the values of pictures with a single channel."""
   # Values that the classes file lists as ignored are known and kept.
   table = np.where(classes.known(), np.arange(256), -1).astype(np.int16)
-
-  def convert(path: Path) -> tuple[np.ndarray, dict[int, int]]:
-    picture = _open(path)
-    if picture.mode == 'LA':  # Grey with transparency, which means nothing.
-      picture = picture.getchannel(0)
-    # Unlike OpenCV, Pillow keeps a palette PNG's indices and a bool for 1 bit.
-    values = np.asarray(picture)
-    if values.ndim != 2 or values.dtype.kind not in 'bui':
-      raise UserError(
-        f'{path} is a colour picture ({picture.mode}) without indices. '
-        'Leave out --indices to convert its colours.'
-      )
-    values = values // _step(path)
-    low, high = values.min(), values.max()
-    if low < 0 or high > IGNORE:
-      raise UserError(
-        f'{path} has values from {low} to {high}; masks have 0 to {IGNORE}.'
-      )
-    return _split_unknown(table[values], values)
-
-  return convert
+  return table, _read_indices, str
 
 
-def _step(path: Path) -> int:
-  """The distance of neighbouring values after Pillow's decoding."""
+def _read_indices(path: Path) -> np.ndarray:
+  picture = _open(path)
+  if picture.mode == 'LA':  # Grey with transparency, which means nothing.
+    picture = picture.getchannel(0)
+  # Unlike OpenCV, Pillow keeps a palette PNG's indices and a bool for 1 bit.
+  values = np.asarray(picture)
+  if values.ndim != 2 or values.dtype.kind not in 'bui':
+    raise UserError(
+      f'{path} is a colour picture ({picture.mode}) without indices. '
+      'Leave out --indices to convert its colours.'
+    )
   # Pillow spreads grey PNGs of 2 and 4 bits over 0 to 255. Bytes 24 and 25 of
   # the file are the bit depth and the colour type (0: grey).
-  head = path.read_bytes()[:26]
+  head, step = path.read_bytes()[:26], 1
   if head.startswith(b'\x89PNG') and head[25] == 0 and head[24] in (2, 4):
-    return 255 // (2 ** head[24] - 1)
-  return 1
+    step = 255 // (2 ** head[24] - 1)
+  values = values // step
+  low, high = values.min(), values.max()
+  if low < 0 or high > IGNORE:
+    raise UserError(
+      f'{path} has values from {low} to {high}; masks have 0 to {IGNORE}.'
+    )
+  return values
 
 
 def _open(path: Path) -> Image.Image:
   try:
     with Image.open(path) as picture:
       return picture.copy()  # `open` alone only reads the header.
-  except (
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-  ) as error:
+  except _BROKEN as error:
     raise UserError(
       f'{path} cannot be decoded ({error}); nothing was written. Repair or '
       'remove it.'
@@ -180,52 +158,27 @@ def _colour_name(packed: int) -> str:
   return f'({packed >> 16}, {packed >> 8 & 255}, {packed & 255})'
 
 
-def _split_unknown(
-  ids: np.ndarray, original: np.ndarray
-) -> tuple[np.ndarray, dict[int, int]]:
-  """The mask with 255 for -1, and the pixels of each unknown original."""
-  unknown = ids < 0
-  values, counts = np.unique(original[unknown], return_counts=True)
-  mask = np.where(unknown, IGNORE, ids).astype(np.uint8)
-  return mask, dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-
 def convert_folder(
-  masks: Path,
-  out: Path,
-  convert: Convert,
-  *,
-  ignore_unknown: bool,
-  in_words: Callable[[int], str],
-  classes_file: str,
+  masks: Path, out: Path, convert: Convert, ignore: bool, classes_file: Path
 ) -> None:
   """Converts all pictures below a folder into a new or empty one.
 
-  Args:
-    masks: searched with its sub folders.
-    out: appears whole or not at all.
-    convert: converts one picture.
-    ignore_unknown: whether unknown values become 255 or raise a `UserError`.
-    in_words: formats a value or colour.
-    classes_file: for messages.
+  `out` appears whole or not at all. Unknown values become 255 if `ignore`;
+  otherwise they raise a `UserError`.
   """
-  # Mistakes that need no decoding come first.
   targets = _targets(masks, out)
   check_new(out)
-  with (
-    explain_refusal(out, 'give another --out'),
-    whole_folder(out) as folder,
-  ):
-    pixels, first = _convert_all(targets, folder, convert, ignore_unknown)
+  with explain_refusal(out, 'give another --out'), whole_folder(out) as folder:
+    pixels, first = _convert_all(targets, folder, convert, ignore)
+    in_words = convert[-1]
     unknown = '\n'.join(
       f'  {in_words(value)}: {count} pixels, first in {first[value]}'
       for value, count in pixels.most_common(SHOWN)
     )
     if len(pixels) > SHOWN:
       unknown += f'\n  and {len(pixels) - SHOWN} more'
-    # Raised inside the context, which then removes the folder. All pictures
-    # were read, so one error lists all colours.
-    if pixels and not ignore_unknown:
+    # Raised inside the context, which then removes the folder.
+    if pixels and not ignore:
       raise UserError(
         f'nothing was written: {len(pixels)} values or colours are no class '
         f'of {classes_file}:\n{unknown}\nAdd them to that file, or make them '
@@ -239,26 +192,23 @@ def convert_folder(
 
 
 def _convert_all(
-  targets: Mapping[Path, Path],
-  folder: Path,
-  convert: Convert,
-  ignore_unknown: bool,
+  targets: Mapping[Path, Path], folder: Path, convert: Convert, ignore: bool
 ) -> tuple[collections.Counter, dict[int, Path]]:
-  """Writes the masks that are valid, or all if unknown values are ignored.
-
-  Returns:
-    Pixels of each unknown value or colour, and the first picture with it.
-  """
+  """Writes masks; returns pixels and first picture of each unknown value."""
   pixels, first = collections.Counter(), {}
+  table, read, _ = convert
 
   def work(item: tuple[Path, Path]) -> tuple[Path, dict[int, int]]:
-    target, source = item
-    mask, unknown = convert(source)
-    if ignore_unknown or not unknown:
-      (folder / target).parent.mkdir(parents=True, exist_ok=True)
+    target, source = folder / item[0], item[1]
+    original = read(source)
+    ids = table[original]
+    values, counts = np.unique(original[ids < 0], return_counts=True)
+    if ignore or not values.size:
+      target.parent.mkdir(parents=True, exist_ok=True)
+      mask = np.where(ids < 0, IGNORE, ids).astype(np.uint8)
       # `cv2.imwrite` reports a full disk only as False, without a reason.
-      (folder / target).write_bytes(cv2.imencode('.png', mask)[1].tobytes())
-    return source, unknown
+      target.write_bytes(cv2.imencode('.png', mask)[1].tobytes())
+    return source, dict(zip(values.tolist(), counts.tolist(), strict=True))
 
   with progress_bar('converting masks') as report:
     # Results come in order, so `first` does not depend on the threads.
