@@ -54,7 +54,6 @@ def ignored_share(s: Survey) -> Finding | None:
 def unlabelled_masks(s: Survey) -> Finding | None:
   """at least 5 % of the masks have no labelled pixel"""
   bad = [o for o in s.index_masks if not s.labelled(o).any()]
-  # A few unlabelled masks cost little time and are not reported.
   if len(bad) < max(0.05 * len(s.index_masks), 1):
     return None
   return Finding(
@@ -67,7 +66,6 @@ def unlabelled_masks(s: Survey) -> Finding | None:
 
 def constant_masks(s: Survey) -> Finding | None:
   """at least half of the masks have a single value"""
-  # A mask of one class is legitimate; half of the masks like this are not.
   bad = [o for o in s.index_masks if len(o.values) == 1]
   if len(s.index_masks) < 5 or 2 * len(bad) < len(s.index_masks):
     return None

@@ -127,8 +127,7 @@ def size_mismatch(s: Survey) -> Finding | None:
 
 def _exchanged(swapped: list[Observation]) -> str:
   """Explains exchanged heights and widths, by EXIF data where it exists."""
-  # Samples of prepared data, which has no EXIF data left, are in neither list:
-  # both causes are named as possible.
+  # Prepared data has no EXIF data left: both causes are named as possible.
   turned = [o for o in swapped if o.files and is_turned(o.files[0])]
   upright = [o for o in swapped if o.files and o not in turned]
   words = f'In {len(swapped)} of them height and width are exchanged. '
@@ -156,8 +155,7 @@ def colour_masks(s: Survey) -> Finding | None:
   bad = [o for o in s.readable if len(o.mask_shape) == 3 and not _is_grey(o)]
   if not bad:
     return None
-  # Masks in the palette's colours can be converted; thousands of others are a
-  # sign of JPEG or interpolation.
+  # Thousands of others than the palette's come from JPEG or interpolation.
   colours = {tuple(colour) for o in bad for colour in o.colours.tolist()}
   known = colours & {tuple(colour) for colour in s.labels.palette.tolist()}
   return Finding(

@@ -15,13 +15,11 @@ from resnest_jax.labels import IGNORE, LabelSet
 from resnest_jax.threads import map_in_threads
 
 _NOTHING = np.zeros(0, np.int64)
-# Samples that are read again, one at a time, after a complaint of libjpeg,
-# which does not name its sample.
+# Samples to read again, one by one, when libjpeg complains: it names none.
 _BLOCK = 64
 # Pixels of a coloured mask: sorting all takes longer than decoding it.
 _MOST_COLOURS = 100_000
-# Longest edge at which alignment is measured: faster, and borders that are a
-# pixel off still meet their edges.
+# Longest edge for alignment: borders that are a pixel off still meet edges.
 _SMALL = 256
 
 
@@ -153,8 +151,7 @@ class Survey:
     for o in self.index_masks:
       row = np.zeros_like(pixels)
       train_ids = _look_up(self.labels.to_train_id, o.values, IGNORE)
-      # The minimum moves `IGNORE` (255) to the last place. Several values may
-      # share a train id, hence `np.add.at`.
+      # Several values may share a train id, hence `np.add.at`.
       np.add.at(row, np.minimum(train_ids, num_classes), o.counts)
       pixels += row
       images += row > 0
@@ -162,8 +159,7 @@ class Survey:
 
 
 def _look_up(table: np.ndarray, values: np.ndarray, other: int) -> np.ndarray:
-  # Masks of 16 bits or of signed numbers hold values outside the table; -1 is
-  # its new last place as well.
+  # Masks of 16 bits or signed numbers hold others. -1 is the last place, too.
   return np.append(table, table.dtype.type(other))[values.clip(-1, len(table))]
 
 
@@ -198,7 +194,6 @@ def survey(
         on_progress(len(seen), len(indices))
     if found:
       seen[start:] = [_with_damage(split, o) for o in seen[start:]]
-  # Only a user's own data has the attributes that may be missing.
   return Survey(
     data=split.name,
     split=split.split,

@@ -33,8 +33,7 @@ def class_count(s: Survey) -> Finding | None:
 
 
 def _counts_from(s: Survey) -> int | None:
-  """The first class's value, or None if the values have gaps."""
-  # With gaps or several values per class, an offset cannot be recognised.
+  """The first class's value; None for gaps or several values per class."""
   first, last = s.class_values.min(), s.class_values.max()
   gapless = last - first + 1 == len(s.class_values) == len(s.labels.classes)
   return int(first) if gapless else None
@@ -80,15 +79,13 @@ def _is_ade20k(s: Survey) -> bool:
 def maybe_off_by_one(s: Survey) -> Finding | None:
   """all values except the last or the first occur: perhaps off by one"""
   classes, first = len(s.labels.classes), _counts_from(s)
-  # If one of the values under either count is missing, the first or last may
-  # be missing for the same reason.
+  # If one of these is missing, the first or last may be for the same reason.
   inner = np.arange(1, classes - 1)
   if classes < 3 or not np.isin(inner, s.values).all():
     return None
   remedy = (
     'give the right values in the classes file ("0: name"; docs/own-data.md).'
   )
-  # First case: 1 was subtracted from correct masks; 0 wrapped around to 255.
   if (
     first == 0
     and s.values.tolist() == list(range(classes - 1))
@@ -129,8 +126,8 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
   if not _is_ade20k(s):
     return None
   classes = len(s.labels.classes)
-  bad = coloured = [o for o in s.readable if len(o.colours)]
-  colours = [o.colours for o in coloured]
+  bad = [o for o in s.readable if len(o.colours)]
+  colours = [o.colours for o in bad]
   most = (s.values > 0).sum() > 0.8 * _INSTANCE_CLASSES
   if beyond := s.having(s.unknown_values):
     bad = beyond
@@ -139,7 +136,7 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
       f'release with thousands of classes has; {classes} is the highest here'
     )
   # Red holds the class (1 to 100), green the object, blue 0.
-  elif coloured and all(
+  elif colours and all(
     not c[:, 2].any() and 0 < c[:, 0].max() <= _INSTANCE_CLASSES
     for c in colours
   ):
@@ -148,7 +145,7 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
       'channel, the number of the object in the green channel'
     )
   # The class is red / 10 * 256 + green, blue holds the object.
-  elif coloured and all(not (c[:, 0] % 10).any() and c.any() for c in colours):
+  elif colours and all(not (c[:, 0] % 10).any() and c.any() for c in colours):
     what = (
       'are masks of the full release (*_seg.png), which encodes thousands of '
       'classes as colours'
@@ -199,7 +196,6 @@ def train_ids(s: Survey) -> Finding | None:
 def label_ids(s: Survey) -> Finding | None:
   """Cityscapes' label ids where train ids are meant"""
   ids = np.flatnonzero(CITYSCAPES.to_train_id != IGNORE)
-  # Any data set with 19 classes from 0 may hold masks of Cityscapes.
   if len(s.labels.classes) != len(ids) or _counts_from(s) != 0:
     return None
   if s.unknown_values.size < 2 or s.unknown_values.max() > _LABEL_IDS:
@@ -245,13 +241,12 @@ def _step(s: Survey, values: np.ndarray, unknown: np.ndarray) -> int:
   if (s.unknown_values > s.class_values.max()).any():
     step = int(np.gcd.reduce(s.values))
     explained = step > 1 and s.values.max() // step < classes
-    # A single value is always a multiple of itself and proves nothing, except
-    # for two classes: 0 and 128. A step of 2 is rather off by one.
+    # A single value, a multiple of itself, proves nothing, except for two
+    # classes: 0 and 128. A step of 2 is rather off by one.
     several = np.count_nonzero(s.values) > 1
     if explained and (several or (classes == 2 and step > 2)):
       return step
-  # 255 is a multiple itself: 1, 2 or 4 bits spread over 8, as decoders do for
-  # such PNGs, or the classes spread over all grey levels.
+  # 1, 2 or 4 bits as decoders spread them over 8, or classes over all levels.
   for step in (255, 85, 17, 255 // max(classes - 1, 1), 255 // classes):
     spread = step > 1 and not (values % step).any()
     # Masks of 0 and 255 look like one class and ignored pixels.
