@@ -167,7 +167,7 @@ def untrained_classes(train: Survey, other: Survey) -> Finding | None:
   """
   if not train.complete or not other.index_masks:
     return None
-  # Images with each class, (C,). Those of `other` are an estimate anyway.
+  # (C,). `other` need not be complete, as its rates are an estimate anyway.
   images, others = train.class_counts[1][:-1], other.class_counts[1][:-1]
   expected = len(train.index_masks) * others / len(other.index_masks)
   missing = np.flatnonzero((images == 0) & (expected >= _EXPECTED))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 # The only sign is a line that libjpeg writes, without the file's name, to the C
 # library's stderr, which Python's `sys.stderr` never sees.
 _STDERR = 2
-# Other messages, as of an unknown JFIF version, concern intact pictures.
+# Other messages, such as of an unknown JFIF version, concern intact pictures.
 _DAMAGE = (
   'Corrupt JPEG data',
   'Premature end of JPEG file',

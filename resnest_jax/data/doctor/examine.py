@@ -79,6 +79,7 @@ def check_before_training(
   splits = list({split.split: split for split in splits}.values())
   surveys = examine(config, splits, number)
   found = diagnose(surveys)
+  # The error below refers to these.
   report.write_json(workdir, surveys, found)
   report.draw(workdir, splits, surveys, found)
   seconds = time.perf_counter() - start

@@ -271,8 +271,7 @@ def _values(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _colours(mask: np.ndarray) -> np.ndarray:
   if mask.ndim != 3 or mask.shape[2] < 3:
     return _NOTHING.reshape(0, 3)
-  # From OpenCV's BGR or BGRA to (N, 3) RGB.
-  pixels = mask[..., 2::-1].reshape(-1, 3)
+  pixels = mask[..., 2::-1].reshape(-1, 3)  # RGB, from BGR or BGRA.
   pixels = pixels[:: max(len(pixels) // _MOST_COLOURS, 1)]
   return np.unique(pixels, axis=0).astype(np.int64)
 

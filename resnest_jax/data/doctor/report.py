@@ -40,8 +40,7 @@ def summary(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> str:
 
 
 def paragraphs(found: Sequence[Diagnosis]) -> list[str]:
-  """Each finding in a few lines: the fault, the samples, the remedy."""
-  # Findings that differ only in split and samples share a paragraph.
+  """Each finding in a few lines; equal ones of several splits are joined."""
   same: dict[tuple[str, ...], list[Diagnosis]] = {}
   for d in found:
     key = d.rule.name, d.finding.what, d.finding.remedy
@@ -186,13 +185,7 @@ def draw(
   """Writes `doctor.png`: samples with their masks over them.
 
   Samples with findings are preferred and marked. There is no picture if no
-  sample can be read.
-
-  Args:
-    folder: exists already.
-    splits: in the order of `surveys`, one for each.
-    surveys: what was seen in the splits.
-    found: the findings to mark.
+  sample can be read. `folder` exists already, `splits` are those of `surveys`.
   """
   panels = []
   for split, s in zip(splits, surveys, strict=True):

@@ -1,7 +1,8 @@
 """The table of all rules, and their application.
 
 A rule is a function of the survey of a split, or of the training split and
-another one. It returns a `Finding`, or None if nothing is wrong.
+another one. It returns a `Finding`, or None if nothing is wrong. Its docstring
+is its row in docs/doctor.md.
 """
 
 import dataclasses
@@ -38,7 +39,6 @@ class Rule:
 
   @property
   def meaning(self) -> str:
-    """What it finds, in the words of docs/doctor.md: the check's docstring."""
     return ' '.join(self.check.__doc__.split())
 
 

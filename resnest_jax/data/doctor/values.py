@@ -237,7 +237,6 @@ def stretched_masks(s: Survey) -> Finding | None:
 def _step(s: Survey, values: np.ndarray, unknown: np.ndarray) -> int:
   """The step whose multiples explain the values; 0 if there is none."""
   classes = len(s.labels.classes)
-  # Values within the classes' range need no such explanation.
   if (s.unknown_values > s.class_values.max()).any():
     step = int(np.gcd.reduce(s.values))
     explained = step > 1 and s.values.max() // step < classes

@@ -58,8 +58,7 @@ def read_mask(png: bytes, size: ImageSize | None) -> Mask:
   return Mask(pixels=pixels, counts=counts)
 
 
-# In the order in which they are reported: what follows 'N of M files', and the
-# remedy.
+# In the order of reports: the words after 'N of M files', and the remedy.
 _FAULTS = {
   'not_png': ('are no PNG files', 'Save masks as PNG.'),
   'mode': (
@@ -135,8 +134,7 @@ def _check_label_ids(
     f'{numbers}; accepted are {listed(sorted(classes), 99)}.',
     'Every pixel needs a class; the server refuses 255.',
   )
-  # The server accepts label ids of classes that it does not evaluate, such as
-  # 1 for the ego vehicle. They are a warning only.
+  # The server accepts ids that it does not evaluate, such as 1, ego vehicle.
   unused, numbers = _with_any(rest, set(range(34)) - classes)
   return errors, rules.if_any(
     unused,

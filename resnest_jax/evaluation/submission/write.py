@@ -43,6 +43,7 @@ def write(
   `predictions` is the --out of predict.py; `images` are the sizes of the test
   images by key, if they are available.
   """
+  # All that names and classes.json tell, before any mask is decoded.
   check_new(out)
   files = find_predictions(benchmark, predictions)
   complain(rules.check_names(benchmark, files, images))
@@ -52,8 +53,7 @@ def write(
     key, path = item
     size = benchmark.size if images is None else images[key]
     mask = check.read_mask(path.read_bytes(), size)
-    # Faults are collected, to be reported together after the last mask.
-    if mask.fault:
+    if mask.fault:  # Reported with those of others, after the last mask.
       return path.name, mask, b''
     if mask.counts[len(values) :].any():
       wrong = np.flatnonzero(mask.counts)[-1]
