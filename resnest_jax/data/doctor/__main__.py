@@ -62,11 +62,9 @@ def main() -> None:
     raise UserError(f'--samples is {flags.samples}; it must be at least 1.')
   data = flags.config.data
   names = flags.split or (data.train_split, data.eval_split)
-  # A configuration may train and evaluate on one split; read it once.
   splits = [open_data(data, name) for name in dict.fromkeys(names)]
   if flags.out:
-    # Refused before all samples are read, which takes minutes.
-    report.claim(flags.out)
+    report.claim(flags.out)  # Before all samples are read, in minutes.
   with progress_bar('examining samples') as on_progress:
     surveys = examine(flags.config, splits, flags.samples, on_progress)
   found = diagnose(surveys)

@@ -9,17 +9,15 @@ from resnest_jax.findings import Finding
 from resnest_jax.text import listed, plural, share_of
 
 # Training images that should show a class, by its rate in the evaluation
-# split. If there should be 8 and there is none, the class is missing rather
-# than rare: chance leaves out one such class in 3000 (exp(-8)).
+# split. If none does, chance is no explanation: exp(-8) is 1 in 3000.
 _EXPECTED = 8
-# The share of aligned masks is nearly 1 in clean data and about 0.5 for masks
-# of other images, so 20 measured masks suffice to tell the two apart.
+# Enough to tell the share of clean data, nearly 1, from that of others, 0.5.
 _ALIGNMENT_SAMPLES = 20
 _ALIGNED_SHARE = 0.65
 
 
 def no_labels(s: Survey) -> Finding | None:
-  # The last count is of ignored pixels.
+  """not one labelled pixel"""
   if not s.index_masks or s.class_counts[0][:-1].any():
     return None
   return Finding(
@@ -33,46 +31,41 @@ def no_labels(s: Survey) -> Finding | None:
 
 
 def ignored_share(s: Survey) -> Finding | None:
+  """more than half of the pixels are ignored"""
   pixels = s.class_counts[0]
   if not pixels.sum() or pixels[-1] / pixels.sum() <= 0.5:
     return None
-  # The value with the most ignored pixels is the one worth naming.
-  ignored = {
-    value: count
-    for value, count in s.histogram.items()
-    if value not in s.class_values
-  }
-  most = max(ignored, key=ignored.get)
+  most = max(s.ignored, key=s.ignored.get)
   return Finding(
     f'{pixels[-1] / pixels.sum():.0%} of the pixels are ignored, '
-    f'{ignored[most] / pixels.sum():.0%} have the value {most}.',
-    names(o for o in s.index_masks if _ignored(s, o) > 0.5),
+    f'{s.ignored[most] / pixels.sum():.0%} have the value {most}.',
+    names(
+      o
+      for o in s.index_masks
+      if 2 * o.counts[s.labelled(o)].sum() < o.counts.sum()
+    ),
     f'If the network should learn the value {most} as a class, such as a '
-    'background, name it in the classes '
-    f'file ("{most}: name"; docs/own-data.md). Otherwise nothing is wrong, '
-    'but most of the computation goes to pixels that do not train.',
+    f'background, name it in the classes file ("{most}: name"; '
+    'docs/own-data.md). Otherwise nothing is wrong, but most of the '
+    'computation goes to pixels that do not train.',
   )
 
 
-def _ignored(s: Survey, o: Observation) -> float:
-  return 1 - o.counts[s.labelled(o)].sum() / o.counts.sum()
-
-
 def unlabelled_masks(s: Survey) -> Finding | None:
+  """at least 5 % of the masks have no labelled pixel"""
   bad = [o for o in s.index_masks if not s.labelled(o).any()]
-  # A few unlabelled masks cost little time and are not reported.
   if len(bad) < max(0.05 * len(s.index_masks), 1):
     return None
   return Finding(
     f'{share_of(bad, s.index_masks, "mask", "have")} no labelled pixel.',
     names(bad),
-    'Remove these samples or label them: training spends time on them '
-    'and learns nothing.',
+    'Remove these samples or label them: training spends time on them and '
+    'learns nothing.',
   )
 
 
 def constant_masks(s: Survey) -> Finding | None:
-  # A mask of one class is legitimate; half of the masks like this are not.
+  """at least half of the masks have a single value"""
   bad = [o for o in s.index_masks if len(o.values) == 1]
   if len(s.index_masks) < 5 or 2 * len(bad) < len(s.index_masks):
     return None
@@ -87,6 +80,7 @@ def constant_masks(s: Survey) -> Finding | None:
 
 
 def identical_masks(s: Survey) -> Finding | None:
+  """all images have the same mask"""
   masks = {o.mask_hash for o in s.readable}
   images = {o.image_hash for o in s.readable}
   # One or two images may share a mask legitimately.
@@ -101,12 +95,11 @@ def identical_masks(s: Survey) -> Finding | None:
 
 
 def duplicates(s: Survey) -> Finding | None:
-  # Hashes are of decoded pixels: copies are found under any file name, and
-  # not after another round of JPEG.
-  groups: dict[bytes, list[Observation]] = {}
+  """the same image twice in a split"""
+  by_hash: dict[bytes, list[Observation]] = {}
   for o in s.readable:
-    groups.setdefault(o.image_hash, []).append(o)
-  groups = [group for group in groups.values() if len(group) > 1]
+    by_hash.setdefault(o.image_hash, []).append(o)
+  groups = [group for group in by_hash.values() if len(group) > 1]
   if not groups:
     return None
   differing = sum(len({o.mask_hash for o in group}) > 1 for group in groups)
@@ -123,6 +116,7 @@ def duplicates(s: Survey) -> Finding | None:
 
 
 def leaked(train: Survey, other: Survey) -> Finding | None:
+  """images of the evaluation split that are also in training"""
   known = {o.image_hash: o for o in train.readable}
   groups = [
     (o, known[o.image_hash]) for o in other.readable if o.image_hash in known
@@ -145,20 +139,21 @@ def _pairs(groups: Sequence[Sequence[Observation]]) -> tuple[str, ...]:
 
 
 def absent_classes(s: Survey) -> Finding | None:
-  classes = len(s.labels.classes)
-  absent = np.flatnonzero(s.class_counts[1][:-1] == 0)
+  """up to a third of the classes do not occur in training (all samples
+  examined); if more are absent, the split is a part of a data set and a note
+  says so
+  """
   # Samples that were not read may have the class.
   if not (s.complete and s.for_training and s.index_masks):
     return None
-  # If more are absent, the split is a small part of a data set, such as the
-  # drawn scenes with 15 of ADE20K's 150 classes; `report.notes` mentions it.
-  if not 0 < len(absent) <= max(classes // 3, 1):
+  classes, images = s.labels.classes, s.class_counts[1]
+  absent = [name for k, name in enumerate(classes) if not images[k]]
+  # The drawn scenes have 15 of ADE20K's 150 classes, which is no fault.
+  if not 0 < len(absent) <= max(len(classes) // 3, 1):
     return None
-  missing = [s.labels.classes[k] for k in absent]
   return Finding(
-    f'{share_of(absent, s.labels.classes, "class", "do")} not occur in '
-    f'{s.split}: '
-    f'{listed(missing, 20)}.',
+    f'{share_of(absent, classes, "class", "do")} not occur in {s.split}: '
+    f'{listed(absent, 20)}.',
     (),
     'Compare the values in the masks with the values of the classes. A class '
     'without pixels cannot be learnt: add images that show it, or remove the '
@@ -167,38 +162,34 @@ def absent_classes(s: Survey) -> Finding | None:
 
 
 def untrained_classes(train: Survey, other: Survey) -> Finding | None:
+  """classes of the evaluation split that training never shows (all samples
+  examined)
+  """
   if not train.complete or not other.index_masks:
     return None
-  # Images with each class, (C,). Only `train` has to be complete: the rates of
-  # `other` are an estimate anyway.
+  # (C,). `other` need not be complete, as its rates are an estimate anyway.
   images, others = train.class_counts[1][:-1], other.class_counts[1][:-1]
   expected = len(train.index_masks) * others / len(other.index_masks)
   missing = np.flatnonzero((images == 0) & (expected >= _EXPECTED))
   if not missing.size:
     return None
   counts = [f'{train.labels.classes[k]} ({others[k]})' for k in missing]
-  concerned = [
-    o for o in other.index_masks if np.isin(_train_ids(other, o), missing).any()
-  ]
+  concerned = np.flatnonzero(np.isin(other.labels.to_train_id, missing))
   return Finding(
     f'{plural(missing.size, "class", "are")} in {other.split} (counts are out '
     f'of {plural(len(other.index_masks), "image")}) but not in {train.split}: '
     f'{listed(counts, 20)}.',
-    names(concerned),
+    names(other.having(concerned)),
     'The network cannot learn them. Draw the splits anew, or check whether '
     'the masks of both use the same numbers.',
   )
 
 
-def _train_ids(s: Survey, o: Observation) -> np.ndarray:
-  return s.labels.to_train_id[o.values[s.labelled(o)]]
-
-
 def misaligned_masks(s: Survey) -> Finding | None:
-  # The borders of a mask lie where its image is steep, and the borders of its
-  # mirror image do so less. That holds for nearly all masks of clean data, for
-  # about half of the masks that belong to other images, and for hardly any
-  # masks that are themselves mirrored or upside down.
+  """masks of other images, or mirrored masks: their borders miss the edges"""
+  # Borders of a mask lie where its image is steep, more than those of its
+  # mirror image: nearly always in clean data, for half of the masks of other
+  # images, for hardly any that are themselves mirrored or upside down.
   for place, mirror in ((1, 'mirrored'), (2, 'upside down')):
     # Symmetrical masks have two equal values and prove nothing.
     measured = [

@@ -5,13 +5,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 
-# OpenCV decodes a JPEG that is damaged in its middle with wrong pixels and
-# reports no error. The only sign is a line that libjpeg writes to the C
-# library's stderr, without the file's name. Python's `sys.stderr` never sees
-# it, so the file descriptor itself has to be redirected.
+# OpenCV decodes a JPEG that is damaged inside with wrong pixels and no error.
+# The only sign is a line that libjpeg writes, without the file's name, to the C
+# library's stderr, which Python's `sys.stderr` never sees.
 _STDERR = 2
-# libjpeg's messages about damaged data begin so. Others, such as the one about
-# an unknown JFIF version, concern pictures that are intact.
+# Other messages, such as of an unknown JFIF version, concern intact pictures.
 _DAMAGE = (
   'Corrupt JPEG data',
   'Premature end of JPEG file',

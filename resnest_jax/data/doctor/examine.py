@@ -1,5 +1,6 @@
 """Runs the label doctor on a data set, or before a training."""
 
+import itertools
 import shlex
 import sys
 import time
@@ -36,12 +37,9 @@ def examine(
   Raises:
     UserError: a split has no samples.
   """
-  # Samples are read in parallel; OpenCV's own threads would compete.
-  cv2.setNumThreads(0)
-  chosen = [
-    drawing.spread(len(split), num_samples or len(split)) for split in splits
-  ]
-  total, surveys, before = sum(map(len, chosen)), [], 0
+  cv2.setNumThreads(0)  # They would compete with the readers.
+  chosen = [drawing.spread(len(s), num_samples or len(s)) for s in splits]
+  total, done, surveys = sum(map(len, chosen)), itertools.count(1), []
   for split, indices in zip(splits, chosen, strict=True):
     if not indices:
       raise UserError(
@@ -55,13 +53,9 @@ def examine(
         for_training=split.split == config.data.train_split,
         num_outputs=config.model.num_classes,
         num_threads=config.data.num_threads,
-        # Bound as a default: a closure would see the last value of `before`.
-        on_progress=lambda done, _, before=before: on_progress(
-          before + done, total
-        ),
+        on_progress=lambda *_: on_progress(next(done), total),
       )
     )
-    before += len(indices)
   return surveys
 
 
@@ -85,7 +79,7 @@ def check_before_training(
   splits = list({split.split: split for split in splits}.values())
   surveys = examine(config, splits, number)
   found = diagnose(surveys)
-  # Written before the error is raised, which refers to them.
+  # The error below refers to these.
   report.write_json(workdir, surveys, found)
   report.draw(workdir, splits, surveys, found)
   seconds = time.perf_counter() - start
@@ -94,10 +88,14 @@ def check_before_training(
     f'{workdir / "doctor.png"})',
     flush=True,
   )
+  # Evaluation skips nothing, because a score has to cover every image.
+  skips = config.data.skip_unreadable and config.data.train_split
   mistakes = [
-    d for d in found if d.rule.severity == ERROR and not _is_skipped(d, config)
+    d
+    for d in found
+    if d.rule.severity == ERROR
+    and not (d.rule.check is files.unreadable and d.split == skips)
   ]
-  # Errors that are skipped are still printed, with the warnings.
   for paragraph in report.paragraphs([d for d in found if d not in mistakes]):
     print(paragraph, flush=True)
   if mistakes:
@@ -129,19 +127,8 @@ def _nevertheless(mistakes: Sequence[Diagnosis], config: ConfigDict) -> str:
   return '\n'.join(lines)
 
 
-def _is_skipped(diagnosis: Diagnosis, config: ConfigDict) -> bool:
-  # Evaluation skips nothing, because a score has to cover every image.
-  return (
-    config.data.skip_unreadable
-    and diagnosis.rule.check is files.unreadable
-    and diagnosis.split == config.data.train_split
-  )
-
-
 def examine_command(arguments: Sequence[str]) -> str:
   """The doctor's command for the data of a training's command line."""
-  # Only --config and its overrides apply; --workdir and others are dropped. A
-  # value may follow its flag after a blank or after '='.
   words, arguments = [], list(arguments)
   while arguments:
     word = arguments.pop(0)

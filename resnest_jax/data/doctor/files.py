@@ -9,14 +9,15 @@ from resnest_jax.data.images import is_turned
 from resnest_jax.findings import Finding
 from resnest_jax.text import listed, share_of
 
-_REWRITE = 'For each of them: mask = cv2.imread(path, cv2.IMREAD_UNCHANGED); '
+REWRITE = 'For each of them: mask = cv2.imread(path, cv2.IMREAD_UNCHANGED); '
 
 
 def unreadable(s: Survey) -> Finding | None:
+  """missing, truncated or damaged images and masks"""
   bad = [o for o in s.seen if o.error]
   if not bad:
     return None
-  # Splits of prepared data put the command that repairs them on further lines.
+  # Prepared data puts the command that repairs it on further lines.
   _, _, advice = bad[0].error.partition('\n')
   return Finding(
     f'{share_of(bad, s.seen, "sample")} cannot be read: files are missing, '
@@ -28,8 +29,7 @@ def unreadable(s: Survey) -> Finding | None:
 
 
 def damaged_jpeg(s: Survey) -> Finding | None:
-  # A warning, because a harmless file with a few surplus bytes causes the same
-  # complaint; only a look at the picture decides.
+  """JPEGs that the decoder complains about: perhaps damaged inside"""
   bad = [o for o in s.readable if o.damage]
   if not bad:
     return None
@@ -47,6 +47,7 @@ def damaged_jpeg(s: Survey) -> Finding | None:
 
 
 def image_depth(s: Survey) -> Finding | None:
+  """16-bit images"""
   bad = [o for o in s.readable if o.image_type != 'uint8']
   if not bad:
     return None
@@ -61,6 +62,7 @@ def image_depth(s: Survey) -> Finding | None:
 
 
 def mask_depth(s: Survey) -> Finding | None:
+  """masks of 16 bits, or of numbers with fractions"""
   # PNGs of 1, 2 or 4 bits are not among them: OpenCV decodes them to uint8.
   bad = [
     o
@@ -70,28 +72,26 @@ def mask_depth(s: Survey) -> Finding | None:
   if not bad:
     return None
   # Masks of floats have no values here; see `observe._values`.
-  values = [o.values for o in bad if o.values.size]
+  values = np.concatenate([o.values for o in bad])
   has = ''
-  if values:
-    has = f' with values from {min(v.min() for v in values)} to '
-    has += f'{max(v.max() for v in values)}'
+  if values.size:
+    has = f' with values from {values.min()} to {values.max()}'
   return Finding(
     f'{share_of(bad, s.readable, "mask", "are")} {_types(bad, "mask_type")}'
     f'{has}; masks have 8 bits.',
     names(bad),
-    (
-      _convert(s, ' --indices')
-      or f"{_REWRITE}cv2.imwrite(path, mask.astype('uint8')). "
+    _convert(
+      s, ' --indices', f"{REWRITE}cv2.imwrite(path, mask.astype('uint8')). "
     )
-    + 'Map values above 255 to classes first: masks that contain '
-    'them are usually instance masks or belong to another release.',
+    + 'Map values above 255 to classes first: masks that contain them are '
+    'usually instance masks or belong to another release.',
   )
 
 
-def _convert(s: Survey, flags: str = '') -> str:
-  """The command that converts a user's own masks; '' for other data."""
+def _convert(s: Survey, flags: str, otherwise: str) -> str:
+  """The command that converts a user's own masks, or words for other data."""
   if not s.classes_file:
-    return ''
+    return otherwise
   new = f'{s.masks}_ids'
   words = ['--masks', s.masks, '--classes', s.classes_file, '--out', new]
   return (
@@ -107,33 +107,27 @@ def _types(observations: list[Observation], attribute: str) -> str:
 
 
 def size_mismatch(s: Survey) -> Finding | None:
+  """masks of another size than their image"""
   bad = [o for o in s.readable if o.image_size != o.mask_shape[:2]]
   if not bad:
     return None
-  # Height and width exchanged: a rotation in the EXIF data, or a transposed
-  # mask. A square image hides both.
   swapped = [o for o in bad if o.image_size == o.mask_shape[1::-1]]
   first = bad[0]
-  remedy = (
-    'Give each mask the size of its image. If one of the two was resized, '
-    'resize the mask with interpolation=cv2.INTER_NEAREST and no other. If '
-    'they belong to different pictures, pair them anew.'
-  )
-  if swapped:
-    remedy = _exchanged(swapped) + remedy
   return Finding(
     f'{share_of(bad, s.readable, "mask", "have")} a different size from their '
     f'image; {first.name}: image {_size(first.image_size)}, mask '
     f'{_size(first.mask_shape)} (width x height).',
     names(bad),
-    remedy,
+    f'{_exchanged(swapped) if swapped else ""}Give each mask the size of its '
+    'image. If one of the two was resized, resize the mask with '
+    'interpolation=cv2.INTER_NEAREST and no other. If they belong to different '
+    'pictures, pair them anew.',
   )
 
 
 def _exchanged(swapped: list[Observation]) -> str:
   """Explains exchanged heights and widths, by EXIF data where it exists."""
-  # Prepared data has no files left whose EXIF data could decide; such samples
-  # are in neither list, and both causes are named as possible.
+  # Prepared data has no EXIF data left: both causes are named as possible.
   turned = [o for o in swapped if o.files and is_turned(o.files[0])]
   upright = [o for o in swapped if o.files and o not in turned]
   words = f'In {len(swapped)} of them height and width are exchanged. '
@@ -147,11 +141,8 @@ def _exchanged(swapped: list[Observation]) -> str:
     )
   if len(turned) < len(swapped):
     number = f'In {len(upright)} the' if upright else 'Or the'
-    words += (
-      f'{number} mask is transposed'
-      f'{" (the image has no rotation in its EXIF data)" if upright else ""}: '
-      'mask.T undoes that. '
-    )
+    why = ' (the image has no rotation in its EXIF data)' if upright else ''
+    words += f'{number} mask is transposed{why}: mask.T undoes that. '
   return words
 
 
@@ -160,23 +151,23 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def colour_masks(s: Survey) -> Finding | None:
+  """RGB or palette masks instead of class numbers"""
   bad = [o for o in s.readable if len(o.mask_shape) == 3 and not _is_grey(o)]
   if not bad:
     return None
-  # Colours of the data set's palette are a sign that the masks can be
-  # converted; thousands of others are a sign of JPEG or interpolation.
-  colours = np.unique(np.concatenate([o.colours for o in bad]), axis=0)
-  palette = {tuple(colour) for colour in s.labels.palette.tolist()}
-  known = sum(tuple(colour) in palette for colour in colours.tolist())
+  # Thousands of others than the palette's come from JPEG or interpolation.
+  colours = {tuple(colour) for o in bad for colour in o.colours.tolist()}
+  known = colours & {tuple(colour) for colour in s.labels.palette.tolist()}
   return Finding(
     f'{share_of(bad, s.readable, "mask", "are")} colour pictures (RGB, or PNG '
-    f'with a palette) instead of class numbers; {known} of their '
+    f'with a palette) instead of class numbers; {len(known)} of their '
     f"{len(colours)} colours are in this data set's palette.",
     names(bad),
-    (
-      _convert(s)
-      or 'Turn colours into class numbers: python -m resnest_jax.data.prepare '
-      'palette2id --masks FOLDER --classes FILE --out NEW_FOLDER. '
+    _convert(
+      s,
+      '',
+      'Turn colours into class numbers: python -m resnest_jax.data.prepare '
+      'palette2id --masks FOLDER --classes FILE --out NEW_FOLDER. ',
     )
     + 'If there are far more colours than classes, the masks were saved as '
     'JPEG, were resized with interpolation, or are instance masks: use the '
@@ -185,6 +176,7 @@ def colour_masks(s: Survey) -> Finding | None:
 
 
 def grey_masks_in_colour(s: Survey) -> Finding | None:
+  """class numbers repeated in several channels"""
   bad = [o for o in s.readable if len(o.mask_shape) == 3 and _is_grey(o)]
   if not bad:
     return None
@@ -193,7 +185,7 @@ def grey_masks_in_colour(s: Survey) -> Finding | None:
     f'{listed(sorted({o.mask_shape[2] for o in bad}))} channels with equal '
     'numbers; masks have one channel.',
     names(bad),
-    f'{_REWRITE}cv2.imwrite(path, mask[..., 0]).',
+    f'{REWRITE}cv2.imwrite(path, mask[..., 0]).',
   )
 
 

@@ -1,5 +1,6 @@
 """Reads samples and keeps the facts that the rules need, not their pixels."""
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -14,14 +15,11 @@ from resnest_jax.labels import IGNORE, LabelSet
 from resnest_jax.threads import map_in_threads
 
 _NOTHING = np.zeros(0, np.int64)
-# Samples per block. A complaint of libjpeg does not name its sample, so the
-# whole block is read again, one sample at a time.
+# Samples to read again, one by one, when libjpeg complains: it names none.
 _BLOCK = 64
-# Pixels of a coloured mask that are examined, evenly spread. Sorting all of
-# them takes longer than decoding the mask.
+# Pixels of a coloured mask: sorting all takes longer than decoding it.
 _MOST_COLOURS = 100_000
-# Longest edge, in pixels, at which alignment is measured. Reduced images are
-# faster, and borders that are a pixel off still meet their edges.
+# Longest edge for alignment: borders that are a pixel off still meet edges.
 _SMALL = 256
 
 
@@ -62,9 +60,6 @@ class Observation:
     default_factory=lambda: _NOTHING.reshape(0, 3)
   )
   edges: tuple[float, float, float] | None = None
-
-  def has(self, wanted: np.ndarray) -> bool:
-    return bool(np.isin(self.values, wanted).any())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,15 +106,18 @@ class Survey:
   @functools.cached_property
   def histogram(self) -> dict[int, int]:
     """Value -> pixels, over all index masks; ascending."""
-    if not self.index_masks:
-      return {}
-    values = np.concatenate([o.values for o in self.index_masks])
-    counts = np.concatenate([o.counts for o in self.index_masks])
-    found, inverse = np.unique(values, return_inverse=True)
-    pixels = np.zeros(len(found), np.int64)
-    # `pixels[inverse] += counts` would add only once per repeated index.
-    np.add.at(pixels, inverse, counts)
-    return dict(zip(found.tolist(), pixels.tolist(), strict=True))
+    pixels = collections.Counter()
+    for o in self.index_masks:
+      pixels.update(
+        dict(zip(o.values.tolist(), o.counts.tolist(), strict=True))
+      )
+    return dict(sorted(pixels.items()))
+
+  @functools.cached_property
+  def ignored(self) -> dict[int, int]:
+    """Value -> pixels, of the values that stand for no class."""
+    classes = set(self.class_values.tolist())
+    return {v: n for v, n in self.histogram.items() if v not in classes}
 
   @functools.cached_property
   def values(self) -> np.ndarray:
@@ -135,32 +133,34 @@ class Survey:
   @functools.cached_property
   def unknown_values(self) -> np.ndarray:
     """The values that are not known, ascending; 255 is always known."""
-    # Masks of 16 bits or of signed numbers hold values outside the table.
-    in_table = (self.values >= 0) & (self.values < len(self.known))
-    known = in_table & self.known[np.where(in_table, self.values, 0)]
-    return self.values[~known]
+    return self.values[~_look_up(self.known, self.values, False)]
 
   def labelled(self, observation: Observation) -> np.ndarray:
     """bool (K,), which of a mask's values stand for a class."""
     return np.isin(observation.values, self.class_values)
 
+  def having(self, wanted: np.ndarray) -> list[Observation]:
+    """The index masks with any of the values."""
+    return [o for o in self.index_masks if np.isin(o.values, wanted).any()]
+
   @functools.cached_property
   def class_counts(self) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and images of each class, (C + 1,) each; the last is ignored."""
     num_classes = len(self.labels.classes)
-    pixels = np.zeros(num_classes + 1, np.int64)
-    images = np.zeros(num_classes + 1, np.int64)
+    pixels, images = np.zeros((2, num_classes + 1), np.int64)
     for o in self.index_masks:
-      row = np.zeros(num_classes + 1, np.int64)
-      in_table = (o.values >= 0) & (o.values <= IGNORE)
-      train_ids = np.full(len(o.values), num_classes)
-      train_ids[in_table] = self.labels.to_train_id[o.values[in_table]]
-      # The minimum moves `IGNORE` (255) to the last place. Several values may
-      # share a train id, hence `np.add.at`.
+      row = np.zeros_like(pixels)
+      train_ids = _look_up(self.labels.to_train_id, o.values, IGNORE)
+      # Several values may share a train id, hence `np.add.at`.
       np.add.at(row, np.minimum(train_ids, num_classes), o.counts)
       pixels += row
       images += row > 0
     return pixels, images
+
+
+def _look_up(table: np.ndarray, values: np.ndarray, other: int) -> np.ndarray:
+  # Masks of 16 bits or signed numbers hold others. -1 is the last place, too.
+  return np.append(table, table.dtype.type(other))[values.clip(-1, len(table))]
 
 
 def survey(
@@ -186,16 +186,14 @@ def survey(
   seen = []
   for start in range(0, len(indices), _BLOCK):
     block = indices[start : start + _BLOCK]
-    # The messages appear when the context ends: one per block, entered by
-    # this thread alone.
+    # One context per block, entered by this thread alone.
     with jpeg_warnings() as found:
-      read = map_in_threads(lambda i: observe(split, i), block, num_threads)
-      for observation in read:
+      observed = functools.partial(observe, split)
+      for observation in map_in_threads(observed, block, num_threads):
         seen.append(observation)
         on_progress(len(seen), len(indices))
     if found:
       seen[start:] = [_with_damage(split, o) for o in seen[start:]]
-  # Only a user's own data has the last three attributes.
   return Survey(
     data=split.name,
     split=split.split,
@@ -211,7 +209,6 @@ def survey(
 
 
 def _with_damage(split: Any, observation: Observation) -> Observation:
-  # Read alone, so that a complaint belongs to this sample.
   with jpeg_warnings() as found:
     again = observe(split, observation.index)
   return dataclasses.replace(again, damage=found[0] if found else '')
@@ -219,8 +216,7 @@ def _with_damage(split: Any, observation: Observation) -> Observation:
 
 def known_values(labels: LabelSet) -> np.ndarray:
   """`Survey.known` for a split that does not define `known_values`."""
-  # Values between the classes are deliberate, such as Cityscapes' label ids
-  # that are not evaluated; so is 255.
+  # Values between the classes are deliberate: Cityscapes' unused label ids.
   values = np.arange(256)
   last = np.flatnonzero(labels.to_train_id != IGNORE).max()
   return (values <= last) | (values == IGNORE)
@@ -235,10 +231,11 @@ def observe(split: Any, index: int) -> Observation:
     return Observation(index, message.splitlines()[0], error=message)
   image, mask = np.asarray(sample['image']), np.asarray(sample['mask'])
   values, counts = _values(mask)
+  pairs = getattr(split, 'pairs', None)  # Only a user's own folders have them.
   return Observation(
     index=index,
     name=sample['name'],
-    files=_files(split, index),
+    files=(pairs[index].image, pairs[index].mask) if pairs else (),
     image_size=image.shape[:2],
     image_type=str(image.dtype),
     image_hash=_hash(image),
@@ -252,11 +249,6 @@ def observe(split: Any, index: int) -> Observation:
   )
 
 
-def _files(split: Any, index: int) -> tuple[str, ...]:
-  pairs = getattr(split, 'pairs', None)  # Only a user's own folders have them.
-  return (pairs[index].image, pairs[index].mask) if pairs else ()
-
-
 def _hash(array: np.ndarray) -> bytes:
   # The shape counts: (2, 8) and (4, 4) zeros have the same bytes.
   digest = hashlib.blake2b(str(array.shape).encode(), digest_size=16)
@@ -267,8 +259,7 @@ def _hash(array: np.ndarray) -> bytes:
 def _values(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   if mask.ndim != 2 or mask.dtype.kind not in 'bui':
     return _NOTHING, _NOTHING
-  # `np.unique` sorts all pixels; counting is faster, but only for few values
-  # none of which is negative.
+  # Faster than `np.unique`, but only for few values, none of them negative.
   if mask.dtype.kind in 'bu' and mask.dtype.itemsize <= 2:
     pixels = np.bincount(mask.ravel())
     values = np.flatnonzero(pixels)
@@ -280,8 +271,7 @@ def _values(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _colours(mask: np.ndarray) -> np.ndarray:
   if mask.ndim != 3 or mask.shape[2] < 3:
     return _NOTHING.reshape(0, 3)
-  # Masks are decoded unchanged, which is BGR or BGRA in OpenCV; -> (N, 3) RGB.
-  pixels = mask[..., 2::-1].reshape(-1, 3)
+  pixels = mask[..., 2::-1].reshape(-1, 3)  # RGB, from BGR or BGRA.
   pixels = pixels[:: max(len(pixels) // _MOST_COLOURS, 1)]
   return np.unique(pixels, axis=0).astype(np.int64)
 
@@ -289,7 +279,6 @@ def _colours(mask: np.ndarray) -> np.ndarray:
 def _edges(
   image: np.ndarray, mask: np.ndarray
 ) -> tuple[float, float, float] | None:
-  """Measures `Observation.edges`."""
   if mask.ndim != 2 or image.shape[:2] != mask.shape:
     return None
   if image.dtype != np.uint8 or mask.dtype != np.uint8:

@@ -13,7 +13,7 @@ import rich.table
 from resnest_jax import drawing, files
 from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
 from resnest_jax.data.doctor.observe import Observation, Survey
-from resnest_jax.data.doctor.rules import Diagnosis
+from resnest_jax.data.doctor.rules import ERROR, WARNING, Diagnosis
 from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
 from resnest_jax.text import listed, percent, plural, share
@@ -32,19 +32,18 @@ def summary(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> str:
     f'{share(len(s.seen), s.size, "sample")} of {s.split}' for s in surveys
   )
   counts = [
-    f'{number} {severity}{"s" if number > 1 else ""}'
-    for severity in ('error', 'warning')
+    plural(number, severity)
+    for severity in (ERROR, WARNING)
     if (number := sum(d.rule.severity == severity for d in found))
   ]
   return f'{seen}: {", ".join(counts) or "nothing wrong"}'
 
 
 def paragraphs(found: Sequence[Diagnosis]) -> list[str]:
-  """Each finding in a few lines: the fault, the samples, the remedy."""
-  # Findings that differ only in split and samples share a paragraph.
+  """Each finding in a few lines; equal ones of several splits are joined."""
   same: dict[tuple[str, ...], list[Diagnosis]] = {}
   for d in found:
-    key = (d.rule.name, d.finding.what, d.finding.remedy)
+    key = d.rule.name, d.finding.what, d.finding.remedy
     same.setdefault(key, []).append(d)
   return [_paragraph(diagnoses) for diagnoses in same.values()]
 
@@ -53,10 +52,7 @@ def _paragraph(diagnoses: Sequence[Diagnosis]) -> str:
   rule, finding = diagnoses[0].rule, diagnoses[0].finding
   samples = [name for d in diagnoses for name in d.finding.samples]
   splits = ' and '.join(d.split for d in diagnoses)
-  lines = [
-    f'{rule.severity}: {rule.name} ({splits})',
-    f'  {finding.what}',
-  ]
+  lines = [f'{rule.severity}: {rule.name} ({splits})', f'  {finding.what}']
   if samples:
     lines.append(f'  Samples: {listed(samples, 3)}')
   remedy = finding.remedy.replace('\n', '\n  ')  # Some have commands in them.
@@ -75,11 +71,7 @@ def notes(s: Survey) -> list[str]:
       f'{plural(len(s.readable), "sample")} of {s.split}'
     )
   if pixels[-1]:
-    ignored = [
-      f'{value} ({count / pixels.sum():.1%})'
-      for value, count in s.histogram.items()
-      if value not in s.class_values
-    ]
+    ignored = [f'{v} ({n / pixels.sum():.1%})' for v, n in s.ignored.items()]
     lines.append(
       f'{pixels[-1] / pixels.sum():.1%} of the pixels of {s.split} are '
       f'ignored; their values in the masks: {listed(ignored, 12)}'
@@ -95,19 +87,16 @@ def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
     table.add_column(f'{s.split}\npixels', justify='right')
     table.add_column(f'{s.split}\nimages', justify='right')
   labels = surveys[0].labels
-  # All 150 classes of ADE20K would push the findings off the screen, so absent
-  # classes have no row.
   for k, name in enumerate([*labels.classes, 'ignored']):
-    train_id = k if k < len(labels.classes) else IGNORE
     if any(images[k] for _, images in counts):
       cells = []
       for s, (pixels, images) in zip(surveys, counts, strict=True):
         cells.append(percent(_share(pixels[k], pixels.sum())))
         cells.append(percent(_share(images[k], len(s.index_masks))))
-      values = np.flatnonzero(labels.to_train_id == train_id).tolist()
-      # Every value that is no class is ignored; `notes` lists those that occur.
-      value = listed(values, 3) if train_id != IGNORE else ''
-      table.add_row(value, name, *cells)
+      # Of the ignored values, `notes` lists those that occur.
+      is_class = k < len(labels.classes)
+      values = np.flatnonzero(labels.to_train_id == k) if is_class else ()
+      table.add_row(listed(values, 3), name, *cells)
   return table
 
 
@@ -125,8 +114,7 @@ def claim(folder: Path) -> None:
     UserError: the folder is not writable, or holds a doctor.json or doctor.png
       that the doctor did not write.
   """
-  # The JSON vouches for the picture: a lone doctor.png is refused. Only an
-  # earlier report of the doctor is replaced.
+  # The JSON vouches for the picture: a lone doctor.png is refused.
   report, picture = folder / 'doctor.json', folder / 'doctor.png'
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,36 +181,24 @@ def draw(
   splits: Sequence[Any],
   surveys: Sequence[Survey],
   found: Sequence[Diagnosis],
-) -> Path | None:
+) -> None:
   """Writes `doctor.png`: samples with their masks over them.
 
-  Samples with findings are preferred and marked.
-
-  Args:
-    folder: exists already.
-    splits: in the order of `surveys`.
-    surveys: one for each split.
-    found: the findings to mark.
-
-  Returns:
-    The picture's path; None if no sample can be read.
+  Samples with findings are preferred and marked. There is no picture if no
+  sample can be read. `folder` exists already, `splits` are those of `surveys`.
   """
   panels = []
   for split, s in zip(splits, surveys, strict=True):
     faults = _faults(s, found)
     for o in _chosen(s, faults):
-      # Pixels are not kept, so the sample is read again. The survey has
-      # already reported the decoder's complaints.
+      # The survey has already reported the decoder's complaints.
       with jpeg_warnings():
         sample = split.raw(o.index)
       note = ', '.join(faults.get(o.index, ()))
       panels.append(_panel(s, o, sample['image'], sample['mask'], note))
-  if not panels:
-    return None
-  path = folder / 'doctor.png'
-  sheet = drawing.contact_sheet(panels, columns=2)
-  drawing.write_image(path, sheet)
-  return path
+  if panels:
+    sheet = drawing.contact_sheet(panels, columns=2)
+    drawing.write_image(folder / 'doctor.png', sheet)
 
 
 def _faults(s: Survey, found: Sequence[Diagnosis]) -> dict[int, list[str]]:
@@ -262,11 +238,9 @@ def _panel(
   if mask.dtype == np.uint8 and mask.shape == image.shape[:2]:
     label = s.labels.to_train_id[mask]
   elif o.values.size and 0 <= o.values.min() <= o.values.max() <= IGNORE:
-    # Index masks of another size or depth than the image cannot be laid over
-    # it; they are shown next to it in the classes' colours, ignored in black.
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(s.labels.palette)] = s.labels.palette
-    label = colours[s.labels.to_train_id[mask.astype(np.uint8)]]
+    # Of another size or depth than the image: shown next to it.
+    label = s.labels.to_train_id[mask.astype(np.uint8)]
+    label = drawing.colour(label, s.labels.palette)
   elif mask.ndim == 3 and mask.shape[2] >= 3:
     label = _grey_levels(mask[..., 2::-1])  # OpenCV's BGR, or BGRA.
   else:

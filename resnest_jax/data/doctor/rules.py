@@ -1,7 +1,8 @@
 """The table of all rules, and their application.
 
 A rule is a function of the survey of a split, or of the training split and
-another one. It returns a `Finding`, or None if nothing is wrong.
+another one. It returns a `Finding`, or None if nothing is wrong. Its docstring
+is its row in docs/doctor.md.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from resnest_jax.data.doctor import content, files, values
 from resnest_jax.data.doctor.observe import Survey
 from resnest_jax.findings import Finding
 
+Check = Callable[..., Finding | None]
 ERROR, WARNING = 'error', 'warning'
 
 
@@ -21,21 +23,23 @@ class Rule:
   Attributes:
     check: takes a `Survey`, or two (training and another) if `compares`.
     severity: `ERROR` stops a training.
-    meaning: what it finds; docs/doctor.md lists it.
     unless: checks that explain the same fault better. If one of them has a
       finding in the split, this rule is skipped.
     compares: whether the check takes two splits.
   """
 
-  check: Callable[..., Finding | None]
+  check: Check
   severity: str
-  meaning: str
-  unless: tuple[Callable[..., Finding | None], ...] = ()
+  unless: tuple[Check, ...] = ()
   compares: bool = False
 
   @property
   def name(self) -> str:
     return self.check.__name__
+
+  @property
+  def meaning(self) -> str:
+    return ' '.join(self.check.__doc__.split())
 
 
 # Rules that explain why masks hold values without a class. They silence the
@@ -48,147 +52,47 @@ _MEANINGS = (
   values.stretched_masks,
 )
 _NUMBERS = (*_MEANINGS, values.unknown_values)
+_RELEASE = (values.wrong_ade20k_release,)
+_UNIFORM = (content.no_labels, content.identical_masks)
 
 # Order matters: `unless` only sees the rules above. The most specific
 # explanation comes first, errors before warnings.
 RULES = (
-  Rule(
-    values.class_count,
-    ERROR,
-    'the network has another number of classes than the data set',
-  ),
-  Rule(
-    files.unreadable,
-    ERROR,
-    'missing, truncated or damaged images and masks',
-  ),
-  Rule(files.image_depth, ERROR, '16-bit images'),
-  Rule(
-    files.mask_depth, ERROR, 'masks of 16 bits, or of numbers with fractions'
-  ),
-  Rule(files.size_mismatch, ERROR, 'masks of another size than their image'),
-  Rule(
-    values.wrong_ade20k_release,
-    ERROR,
-    "masks of ADE20K's full release or its instance masks",
-  ),
+  Rule(values.class_count, ERROR),
+  Rule(files.unreadable, ERROR),
+  Rule(files.image_depth, ERROR),
+  Rule(files.mask_depth, ERROR),
+  Rule(files.size_mismatch, ERROR),
+  Rule(values.wrong_ade20k_release, ERROR),
   # The full release and the instance masks of ADE20K are also coloured.
-  Rule(
-    files.colour_masks,
-    ERROR,
-    'RGB or palette masks instead of class numbers',
-    unless=(values.wrong_ade20k_release,),
-  ),
-  Rule(
-    files.grey_masks_in_colour,
-    ERROR,
-    'class numbers repeated in several channels',
-    unless=(values.wrong_ade20k_release,),
-  ),
-  Rule(
-    values.stretched_masks,
-    ERROR,
-    'class numbers multiplied to be visible: 0 and 255 instead of 0 and 1, or '
-    'any other step',
-    unless=(values.wrong_ade20k_release,),
-  ),
-  Rule(
-    values.off_by_one,
-    ERROR,
-    'masks that count from 0 where 1 is meant, or the reverse',
-  ),
-  Rule(
-    values.label_ids,
-    ERROR,
-    "Cityscapes' label ids where train ids are meant",
-  ),
-  Rule(
-    values.train_ids,
-    ERROR,
-    "Cityscapes' train ids where label ids are meant",
-  ),
-  Rule(
-    values.unknown_values,
-    ERROR,
-    'values that no class has',
-    unless=_MEANINGS,
-  ),
-  Rule(
-    content.no_labels,
-    ERROR,
-    'not one labelled pixel',
-    unless=_NUMBERS,
-  ),
-  Rule(
-    content.identical_masks,
-    ERROR,
-    'all images have the same mask',
-    unless=(content.no_labels,),
-  ),
+  Rule(files.colour_masks, ERROR, _RELEASE),
+  Rule(files.grey_masks_in_colour, ERROR, _RELEASE),
+  Rule(values.stretched_masks, ERROR, _RELEASE),
+  Rule(values.off_by_one, ERROR),
+  Rule(values.label_ids, ERROR),
+  Rule(values.train_ids, ERROR),
+  Rule(values.unknown_values, ERROR, _MEANINGS),
+  Rule(content.no_labels, ERROR, _NUMBERS),
+  Rule(content.identical_masks, ERROR, (content.no_labels,)),
   # Warnings: these are legitimate in some data sets, so training starts.
-  Rule(
-    files.damaged_jpeg,
-    WARNING,
-    'JPEGs that the decoder complains about: perhaps damaged inside',
-  ),
-  Rule(
-    values.maybe_off_by_one,
-    WARNING,
-    'all values except the last or the first occur: perhaps off by one',
-    unless=_NUMBERS,
-  ),
+  Rule(files.damaged_jpeg, WARNING),
+  Rule(values.maybe_off_by_one, WARNING, _NUMBERS),
   Rule(
     content.ignored_share,
     WARNING,
-    'more than half of the pixels are ignored',
-    unless=(*_NUMBERS, content.no_labels, values.maybe_off_by_one),
+    (*_NUMBERS, content.no_labels, values.maybe_off_by_one),
   ),
-  Rule(
-    content.unlabelled_masks,
-    WARNING,
-    'at least 5 % of the masks have no labelled pixel',
-    unless=(*_NUMBERS, content.no_labels),
-  ),
-  Rule(
-    content.constant_masks,
-    WARNING,
-    'at least half of the masks have a single value',
-    unless=(content.no_labels, content.identical_masks),
-  ),
-  Rule(
-    content.misaligned_masks,
-    WARNING,
-    'masks of other images, or mirrored masks: their borders miss the edges',
-    unless=(content.identical_masks,),
-  ),
+  Rule(content.unlabelled_masks, WARNING, (*_NUMBERS, content.no_labels)),
+  Rule(content.constant_masks, WARNING, _UNIFORM),
+  Rule(content.misaligned_masks, WARNING, (content.identical_masks,)),
   Rule(
     content.absent_classes,
     WARNING,
-    'up to a third of the classes do not occur in training (all samples '
-    'examined); if more are absent, the split is a part of a data set and a '
-    'note says so',
-    unless=(
-      *_NUMBERS,
-      content.no_labels,
-      content.identical_masks,
-      values.maybe_off_by_one,
-    ),
+    (*_NUMBERS, *_UNIFORM, values.maybe_off_by_one),
   ),
-  Rule(
-    content.untrained_classes,
-    WARNING,
-    'classes of the evaluation split that training never shows (all samples '
-    'examined)',
-    unless=_NUMBERS,
-    compares=True,
-  ),
-  Rule(content.duplicates, WARNING, 'the same image twice in a split'),
-  Rule(
-    content.leaked,
-    WARNING,
-    'images of the evaluation split that are also in training',
-    compares=True,
-  ),
+  Rule(content.untrained_classes, WARNING, _NUMBERS, compares=True),
+  Rule(content.duplicates, WARNING),
+  Rule(content.leaked, WARNING, compares=True),
 )
 
 

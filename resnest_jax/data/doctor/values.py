@@ -2,53 +2,49 @@
 
 import numpy as np
 
-from resnest_jax.data.doctor.observe import Observation, Survey, names
+from resnest_jax.data.doctor.files import REWRITE
+from resnest_jax.data.doctor.observe import Survey, names
 from resnest_jax.findings import Finding
 from resnest_jax.labels import ADE20K, CITYSCAPES, IGNORE
 from resnest_jax.text import listed, plural, share_of
 
-# Classes in the instance masks of ADE20K, a benchmark of things alone.
-_INSTANCE_CLASSES = 100
-# Highest label id of Cityscapes.
-_LABEL_IDS = 33
-# Up to this share of the pixels, writing 255 over unknown values is offered as
-# a remedy; beyond it, that would discard too much of the labels.
+_INSTANCE_CLASSES = 100  # Of ADE20K's instance masks, which hold things alone.
+_LABEL_IDS = 33  # The highest of Cityscapes.
+# More unknown pixels than this share are too many to write 255 over them.
 _MANY_UNKNOWN = 0.05
 
 
 def class_count(s: Survey) -> Finding | None:
+  """the network has another number of classes than the data set"""
   classes = len(s.labels.classes)
   if s.num_outputs in (0, classes):  # 0: as many as the data has.
     return None
-  why = ''
-  if s.num_outputs == classes + 1:
-    why = ' Pixels of no class ("other", "background") are ignored, not counted'
-    why += ' as one more class.'
+  why = (
+    ' Pixels of no class ("other", "background") are ignored, not counted as '
+    'one more class.'
+  )
   return Finding(
     f'config.model.num_classes is {s.num_outputs}, but {s.data} has '
-    f'{plural(classes, "class")}.{why}',
+    f'{plural(classes, "class")}.'
+    f'{why if s.num_outputs == classes + 1 else ""}',
     (),
     f'Add --config.model.num_classes={classes}, or 0 to follow the data.',
   )
 
 
 def _counts_from(s: Survey) -> int | None:
-  """The first class's value, or None if the values have gaps."""
-  # With gaps or several values per class, an offset cannot be recognised.
+  """The first class's value; None for gaps or several values per class."""
   first, last = s.class_values.min(), s.class_values.max()
   gapless = last - first + 1 == len(s.class_values) == len(s.labels.classes)
   return int(first) if gapless else None
 
 
-def _with(s: Survey, wanted: np.ndarray) -> list[Observation]:
-  return [o for o in s.index_masks if o.has(wanted)]
-
-
 def off_by_one(s: Survey) -> Finding | None:
+  """masks that count from 0 where 1 is meant, or the reverse"""
   classes, first = len(s.labels.classes), _counts_from(s)
   # Exactly one value too many, the number of classes itself, is the sign.
   if first == 0 and s.unknown_values.tolist() == [classes]:
-    bad = _with(s, s.unknown_values)
+    bad = s.having(s.unknown_values)
     return Finding(
       f'{share_of(bad, s.index_masks, "mask", "have")} the value {classes}: '
       f'they count the {classes} classes from 1, but {s.data} counts from 0 '
@@ -58,23 +54,21 @@ def off_by_one(s: Survey) -> Finding | None:
       'each class, and "ignore: 0"; docs/own-data.md), or write mask - 1, '
       f'with {IGNORE} where the mask is 0.',
     )
-  # The release of ADE20K has no pixel of 255. Masks that were already lowered
-  # by one (MMSegmentation's reduce_zero_label) have it where "other" was.
-  if _is_ade20k(s) and IGNORE in s.histogram and s.values.size:
-    top = s.values.max()
-    if top < classes:
-      bad = _with(s, np.array([IGNORE]))
-      return Finding(
-        f'{share_of(bad, s.index_masks, "mask", "have")} the value {IGNORE}, '
-        f'and none has {classes}: they count the classes from 0 (0 to '
-        f'{classes - 1}, {IGNORE} for "other"), but {s.data} counts from 1 (0 '
-        'is "other"). Every class would be taken for the one before it, and '
-        f'{s.labels.classes[0]} would be ignored.',
-        names(bad),
-        'Prepare the release itself, whose masks count from 1 (python -m '
-        'resnest_jax.data.prepare ade20k), or add 1 to the masks: 255 becomes '
-        '0.',
-      )
+  # The release has no pixel of 255. Masks that were already lowered by one
+  # (MMSegmentation's reduce_zero_label) have it where "other" was.
+  lowered = s.values.size and s.values.max() < classes
+  if _is_ade20k(s) and IGNORE in s.histogram and lowered:
+    bad = s.having(np.array([IGNORE]))
+    return Finding(
+      f'{share_of(bad, s.index_masks, "mask", "have")} the value {IGNORE}, and '
+      f'none has {classes}: they count the classes from 0 (0 to {classes - 1}, '
+      f'{IGNORE} for "other"), but {s.data} counts from 1 (0 is "other"). '
+      'Every class would be taken for the one before it, and '
+      f'{s.labels.classes[0]} would be ignored.',
+      names(bad),
+      'Prepare the release itself, whose masks count from 1 (python -m '
+      'resnest_jax.data.prepare ade20k), or add 1 to the masks: 255 becomes 0.',
+    )
   return None
 
 
@@ -83,20 +77,19 @@ def _is_ade20k(s: Survey) -> bool:
 
 
 def maybe_off_by_one(s: Survey) -> Finding | None:
+  """all values except the last or the first occur: perhaps off by one"""
   classes, first = len(s.labels.classes), _counts_from(s)
-  # The values that occur under either count. If one of them is missing, the
-  # first or last one may be missing for the same reason.
+  # If one of these is missing, the first or last may be for the same reason.
   inner = np.arange(1, classes - 1)
   if classes < 3 or not np.isin(inner, s.values).all():
     return None
   remedy = (
     'give the right values in the classes file ("0: name"; docs/own-data.md).'
   )
-  # First case: 1 was subtracted from correct masks; 0 wrapped around to 255.
   if (
     first == 0
     and s.values.tolist() == list(range(classes - 1))
-    and 2 * len(bad := _with(s, np.array([IGNORE]))) > len(s.index_masks)
+    and 2 * len(bad := s.having(np.array([IGNORE]))) > len(s.index_masks)
   ):
     what = (
       f'all values from 0 to {classes - 2} occur and {classes - 1} does not, '
@@ -129,44 +122,37 @@ def maybe_off_by_one(s: Survey) -> Finding | None:
 
 
 def wrong_ade20k_release(s: Survey) -> Finding | None:
+  """masks of ADE20K's full release or its instance masks"""
   if not _is_ade20k(s):
     return None
   classes = len(s.labels.classes)
-  coloured = [o for o in s.readable if len(o.colours)]
-  beyond = _with(s, s.unknown_values)
-  # Instance masks: red holds the class (1 to 100), green the object, blue 0.
-  instances = [
-    o
-    for o in coloured
-    if not o.colours[:, 2].any()
-    and 0 < o.colours[:, 0].max() <= _INSTANCE_CLASSES
-  ]
-  # Full release: the class is red / 10 * 256 + green, blue holds the object.
-  full = [
-    o for o in coloured if not (o.colours[:, 0] % 10).any() and o.colours.any()
-  ]
-  few = (s.values > 0).sum() > 0.8 * _INSTANCE_CLASSES
-  if beyond:
+  bad = [o for o in s.readable if len(o.colours)]
+  colours = [o.colours for o in bad]
+  most = (s.values > 0).sum() > 0.8 * _INSTANCE_CLASSES
+  if beyond := s.having(s.unknown_values):
     bad = beyond
     what = (
       f'have values up to {s.unknown_values.max()}, which only the full '
       f'release with thousands of classes has; {classes} is the highest here'
     )
-  elif coloured and len(instances) == len(coloured):
-    bad = instances
+  # Red holds the class (1 to 100), green the object, blue 0.
+  elif colours and all(
+    not c[:, 2].any() and 0 < c[:, 0].max() <= _INSTANCE_CLASSES
+    for c in colours
+  ):
     what = (
       f'are instance masks: {_INSTANCE_CLASSES} classes of things in the red '
       'channel, the number of the object in the green channel'
     )
-  elif coloured and len(full) == len(coloured):
-    bad = full
+  # The class is red / 10 * 256 + green, blue holds the object.
+  elif colours and all(not (c[:, 0] % 10).any() and c.any() for c in colours):
     what = (
       'are masks of the full release (*_seg.png), which encodes thousands of '
       'classes as colours'
     )
   # Instance masks of one channel. The upper 50 classes are absent from a few
   # samples by chance, but not from 500 that show most of the lower ones.
-  elif len(s.index_masks) >= 500 and few and s.values.max() <= 100:
+  elif len(s.index_masks) >= 500 and most and s.values.max() <= 100:
     bad = s.index_masks
     what = (
       f'have no value above {_INSTANCE_CLASSES}, like the instance masks, '
@@ -187,14 +173,14 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
 
 
 def train_ids(s: Survey) -> Finding | None:
+  """Cityscapes' train ids where label ids are meant"""
   classes = len(s.labels.classes)
-  # In Cityscapes 13 of the 19 classes have label ids of 19 or more. If none of
-  # them occurs, although masks show many values, these are train ids.
+  # 13 of Cityscapes' 19 classes; masks of train ids have none of them.
   higher = s.class_values[s.class_values >= classes]
   few = s.values.size < max(classes / 3, 3) or 2 * higher.size < classes
   if few or s.values.max() >= classes:
     return None
-  bad = _with(s, np.arange(classes))
+  bad = s.having(np.arange(classes))
   return Finding(
     f'No mask has a value above {s.values.max()} (except {IGNORE}), but '
     f'{higher.size} of the {classes} classes have higher values, up to '
@@ -208,13 +194,13 @@ def train_ids(s: Survey) -> Finding | None:
 
 
 def label_ids(s: Survey) -> Finding | None:
+  """Cityscapes' label ids where train ids are meant"""
   ids = np.flatnonzero(CITYSCAPES.to_train_id != IGNORE)
-  # Any data set with 19 classes from 0 may hold masks of Cityscapes.
   if len(s.labels.classes) != len(ids) or _counts_from(s) != 0:
     return None
   if s.unknown_values.size < 2 or s.unknown_values.max() > _LABEL_IDS:
     return None
-  bad = _with(s, s.unknown_values)
+  bad = s.having(s.unknown_values)
   return Finding(
     f'{share_of(bad, s.index_masks, "mask", "have")} values up to '
     f"{s.unknown_values.max()}: these are Cityscapes' label ids (0 to "
@@ -227,55 +213,50 @@ def label_ids(s: Survey) -> Finding | None:
 
 
 def stretched_masks(s: Survey) -> Finding | None:
-  classes, values = len(s.labels.classes), np.array(list(s.histogram))
+  """class numbers multiplied to be visible: 0 and 255 instead of 0 and 1, or
+  any other step
+  """
+  values = np.array(list(s.histogram))
   # A classes file may give 255 to a class; then such values are no accident.
   if values.size < 2 or IGNORE in s.class_values:
     return None
   unknown = values[values > s.class_values.max()]
-  if step := _common_step(s):
-    return _stretched(s, step, unknown)
-  # 255 is a multiple itself: 1, 2 or 4 bits spread over 8, as decoders do for
-  # such PNGs, or the classes spread over all grey levels.
+  if not (step := _step(s, values, unknown)):
+    return None
+  multiples = values[values % step == 0]
+  but = f' but {IGNORE}' if len(multiples) < len(values) else ''
+  return Finding(
+    f'All values{but} are multiples of {step} ({listed(values)}): the masks '
+    'were stretched to be visible, or are PNGs of 1, 2 or 4 bits. '
+    f'{IGNORE} is ignored.',
+    names(s.having(unknown)),
+    _unstretch(s, step, multiples),
+  )
+
+
+def _step(s: Survey, values: np.ndarray, unknown: np.ndarray) -> int:
+  """The step whose multiples explain the values; 0 if there is none."""
+  classes = len(s.labels.classes)
+  if (s.unknown_values > s.class_values.max()).any():
+    step = int(np.gcd.reduce(s.values))
+    explained = step > 1 and s.values.max() // step < classes
+    # A single value, a multiple of itself, proves nothing, except for two
+    # classes: 0 and 128. A step of 2 is rather off by one.
+    several = np.count_nonzero(s.values) > 1
+    if explained and (several or (classes == 2 and step > 2)):
+      return step
+  # 1, 2 or 4 bits as decoders spread them over 8, or classes over all levels.
   for step in (255, 85, 17, 255 // max(classes - 1, 1), 255 // classes):
     spread = step > 1 and not (values % step).any()
     # Masks of 0 and 255 look like one class and ignored pixels.
     beyond = unknown[unknown != IGNORE].size or values.tolist() == [0, IGNORE]
     if spread and beyond and values.max() // step <= classes:
-      return _stretched(s, step, unknown)
-  return None
-
-
-def _common_step(s: Survey) -> int:
-  """The step whose multiples explain all values but 255; 0 if there is none."""
-  # Values within the classes' range need no such explanation.
-  if not (s.unknown_values > s.class_values.max()).any():
-    return 0
-  step = int(np.gcd.reduce(s.values))
-  explained = step > 1 and s.values.max() // step < len(s.labels.classes)
-  # A single value is always a multiple of itself and proves nothing, except
-  # for two classes: 0 and 128. A step of 2 is rather off by one.
-  several = np.count_nonzero(s.values) > 1
-  binary = len(s.labels.classes) == 2 and step > 2
-  return step if explained and (several or binary) else 0
-
-
-def _stretched(s: Survey, step: int, unknown: np.ndarray) -> Finding:
-  values = np.array(list(s.histogram))
-  multiples = values[values % step == 0]
-  what = f'All values are multiples of {step}'
-  if len(multiples) < len(values):
-    what = f'All values but {IGNORE} are multiples of {step}'
-  return Finding(
-    f'{what} ({listed(values)}): the masks were stretched to be visible, or '
-    f'are PNGs of 1, 2 or 4 bits. {IGNORE} is ignored.',
-    names(_with(s, unknown)),
-    _unstretch(s, step, multiples),
-  )
+      return step
+  return 0
 
 
 def _unstretch(s: Survey, step: int, multiples: np.ndarray) -> str:
   """The remedy, in the classes file if there is one, or in the masks."""
-  # A line in the classes file is less work than rewriting the masks.
   if s.classes_file:
     lines = []
     for value in multiples.tolist():
@@ -286,34 +267,29 @@ def _unstretch(s: Survey, step: int, multiples: np.ndarray) -> str:
       f'If the values mean these classes, write in {s.classes_file} '
       '(docs/own-data.md):\n' + '\n'.join(lines)
     )
-  write = f'cv2.imwrite(path, mask // {step}).'
-  if len(multiples) < len(s.histogram):
-    write = f'mask[mask != {IGNORE}] //= {step}; cv2.imwrite(path, mask).'
-  return (
-    f'For each of them: mask = cv2.imread(path, cv2.IMREAD_UNCHANGED); {write}'
-  )
+  if len(multiples) == len(s.histogram):
+    return f'{REWRITE}cv2.imwrite(path, mask // {step}).'
+  return f'{REWRITE}mask[mask != {IGNORE}] //= {step}; cv2.imwrite(path, mask).'
 
 
 def unknown_values(s: Survey) -> Finding | None:
+  """values that no class has"""
   if not s.unknown_values.size:
     return None
-  bad, largest = _with(s, s.unknown_values), s.class_values.max()
+  bad, largest = s.having(s.unknown_values), s.class_values.max()
   pixels = sum(s.histogram[value] for value in s.unknown_values.tolist())
   share = pixels / sum(s.histogram.values())
-  classes_file = s.classes_file or 'the classes file of your own data'
-  name_them = (
-    f'ame the values in {classes_file} ("{s.unknown_values[0]}: name", or '
-    f'"ignore: {s.unknown_values[0]}"; docs/own-data.md). '
-  )
-  remedy = f'N{name_them}'
-  if share <= _MANY_UNKNOWN:
-    remedy = f'Write {IGNORE} where there is no class, or n{name_them}'
+  first = s.unknown_values[0]
+  write = f'Write {IGNORE} where there is no class, or n'
   return Finding(
     f'{share_of(bad, s.index_masks, "mask", "have")} values that no class has: '
     f'{listed(s.unknown_values)}, on {share:.2%} of the pixels. {s.data} has '
     f'values up to {largest}, and {IGNORE} for pixels to ignore.',
     names(bad),
-    f'{remedy}Values that occur only at the borders of objects come from masks '
-    'that were saved as JPEG or resized with interpolation; use the originals, '
-    'or resize them with cv2.INTER_NEAREST.',
+    f'{write if share <= _MANY_UNKNOWN else "N"}ame the values in '
+    f'{s.classes_file or "the classes file of your own data"} '
+    f'("{first}: name", or "ignore: {first}"; docs/own-data.md). Values that '
+    'occur only at the borders of objects come from masks that were saved as '
+    'JPEG or resized with interpolation; use the originals, or resize them '
+    'with cv2.INTER_NEAREST.',
   )

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -24,6 +24,8 @@ from resnest_jax.progress import progress_bar
 from resnest_jax.text import listed
 from resnest_jax.threads import map_in_threads
 
+_Values = Mapping[str, set[int]]  # Name of a mask -> the values in it.
+
 # --- Single masks ------------------------------------------------------------
 
 
@@ -40,18 +42,15 @@ class Mask:
 
 def read_mask(png: bytes, size: ImageSize | None) -> Mask:
   """Decodes a mask: an 8-bit grey PNG of a given size (None: any)."""
-  # The header is checked before the pixels: OpenCV expands palettes into
-  # colours, and decoding a file of a wrong size only costs time and memory.
+  # The header first: OpenCV expands palettes into colours.
   header = png_header(png)
   if header is None:
     return Mask('not_png', 'no PNG file')
   if (header.bits, header.colour) != (8, 'grey'):
     return Mask('mode', f'{header.bits}-bit {header.colour}')
   if size is not None and (header.width, header.height) != tuple(size):
-    return Mask(
-      'size',
-      f'{header.width} x {header.height} instead of {size[0]} x {size[1]}',
-    )
+    wrong = f'{header.width} x {header.height}'
+    return Mask('size', f'{wrong} instead of {size[0]} x {size[1]}')
   pixels = decode_image(png, cv2.IMREAD_UNCHANGED)
   if pixels is None:
     return Mask('damaged', 'damaged')
@@ -59,42 +58,32 @@ def read_mask(png: bytes, size: ImageSize | None) -> Mask:
   return Mask(pixels=pixels, counts=counts)
 
 
-# In the order in which they are reported; each follows 'N of M files'.
+# In the order of reports: the words after 'N of M files', and the remedy.
 _FAULTS = {
-  'not_png': 'are no PNG files',
-  'mode': 'are not 8-bit grey',
-  'size': 'have another size than their image',
-  'damaged': 'cannot be decoded',
-}
-_REMEDIES = {
-  'not_png': 'Save masks as PNG.',
+  'not_png': ('are no PNG files', 'Save masks as PNG.'),
   'mode': (
+    'are not 8-bit grey',
     'A mask has one channel of 8 bits that holds the class number: no colours, '
-    'no palette, no transparency.'
+    'no palette, no transparency.',
   ),
   'size': (
-    'Predict the original images, not resized ones; predict.py keeps the size.'
+    'have another size than their image',
+    'Predict the original images, not resized ones; predict.py keeps the size.',
   ),
-  'damaged': 'Write the zip again.',
+  'damaged': ('cannot be decoded', 'Write the zip again.'),
 }
 
 
 def check_files(masks: Mapping[str, Mask]) -> list[Finding]:
   """Files that are not masks of the right kind; `masks` is name -> mask."""
   findings = []
-  for fault, what in _FAULTS.items():
+  for fault, (what, remedy) in _FAULTS.items():
     found = {n: mask.detail for n, mask in masks.items() if mask.fault == fault}
-    if found:
-      # One finding for a kind of fault, with its distinct details: thousands of
-      # masks usually have the same fault.
-      details = collections.Counter(found.values())
-      findings.append(
-        Finding(
-          f'{len(found)} of {len(masks)} files {what}: {listed(details)}.',
-          tuple(found),
-          _REMEDIES[fault],
-        )
-      )
+    # Thousands of masks usually have the same fault.
+    details = listed(dict.fromkeys(found.values()))
+    findings += rules.if_any(
+      found, f'{len(found)} of {len(masks)} files {what}: {details}.', remedy
+    )
   return findings
 
 
@@ -102,7 +91,6 @@ def check_values(
   benchmark: Benchmark, masks: Mapping[str, Mask]
 ) -> tuple[list[Finding], list[Finding]]:
   """Errors and warnings about the values; `masks` is name -> mask."""
-  # Only which values occur decides, so that pixels need not stay in memory.
   values = {
     name: set(np.flatnonzero(mask.counts).tolist())
     for name, mask in masks.items()
@@ -114,16 +102,15 @@ def check_values(
 
 
 def _check_label_ids(
-  benchmark: Benchmark, values: Mapping[str, set[int]]
+  benchmark: Benchmark, values: _Values
 ) -> tuple[list[Finding], list[Finding]]:
-  classes = set(benchmark.mask_values[: len(benchmark.labels.classes)].tolist())
+  classes = set(benchmark.mask_values.tolist())
   train_ids = set(range(len(classes)))
   # Train ids 0 to 18 and label ids 7 to 33 overlap, so a single mask may fit
   # both. 0 is road as a train id and "unlabeled" as a label id: it counts as
   # the second unless no mask in the zip file has a value above 18.
   seen = set().union(*values.values())
   void = set() if seen - {IGNORE} <= train_ids else {0}
-  errors, warnings = [], []
   # All values can be train ids, and at least one cannot be a label id that the
   # network predicts.
   trained = [
@@ -131,81 +118,65 @@ def _check_label_ids(
     for name, v in values.items()
     if v <= train_ids | {IGNORE} and v - classes - void - {IGNORE}
   ]
-  if trained:
-    errors.append(
-      Finding(
-        f'{len(trained)} of {len(values)} masks hold train ids: their values '
-        'are 0 to 18, which mean road to bicycle only in training.',
-        tuple(trained),
-        'The server expects label ids, 7 for road to 33 for bicycle. Write the '
-        'zip with this command, from the masks of predict.py.',
-      )
-    )
+  errors = rules.if_any(
+    trained,
+    f'{len(trained)} of {len(values)} masks hold train ids: their values are 0 '
+    'to 18, which mean road to bicycle only in training.',
+    'The server expects label ids, 7 for road to 33 for bicycle. Write the zip '
+    'with this command, from the masks of predict.py.',
+  )
   # Masks of train ids would break the rules below as well: one finding each.
   rest = {name: v for name, v in values.items() if name not in set(trained)}
-  if wrong := {n: v for n, v in rest.items() if any(x > 33 for x in v)}:
-    seen = sorted({x for v in wrong.values() for x in v if x > 33})
-    errors.append(
-      Finding(
-        f'{len(wrong)} of {len(values)} masks have values that are no label '
-        f'id: {listed(seen)}; accepted are {listed(sorted(classes), 99)}.',
-        tuple(wrong),
-        'Every pixel needs a class; the server refuses 255.',
-      )
-    )
-  # The server accepts label ids of classes that it does not evaluate, such as
-  # 1 for the ego vehicle. They are a warning only.
-  unused = {n: v for n, v in rest.items() if {x for x in v if x < 34} - classes}
-  if unused:
-    seen = sorted({x for v in unused.values() for x in v if x < 34} - classes)
-    warnings.append(
-      Finding(
-        f'{len(unused)} of {len(values)} masks have label ids that are not '
-        f'evaluated: {listed(seen)}. Such a pixel can only be wrong.',
-        tuple(unused),
-        'Predict one of the 19 evaluated classes for every pixel.',
-      )
-    )
-  return errors, warnings
+  wrong, numbers = _with_any(rest, range(34, 256))
+  errors += rules.if_any(
+    wrong,
+    f'{len(wrong)} of {len(values)} masks have values that are no label id: '
+    f'{numbers}; accepted are {listed(sorted(classes), 99)}.',
+    'Every pixel needs a class; the server refuses 255.',
+  )
+  # The server accepts ids that it does not evaluate, such as 1, ego vehicle.
+  unused, numbers = _with_any(rest, set(range(34)) - classes)
+  return errors, rules.if_any(
+    unused,
+    f'{len(unused)} of {len(values)} masks have label ids that are not '
+    f'evaluated: {numbers}. Such a pixel can only be wrong.',
+    'Predict one of the 19 evaluated classes for every pixel.',
+  )
+
+
+def _with_any(values: _Values, wrong: Iterable[int]) -> tuple[list[str], str]:
+  """Masks with any of the values; and those that occur, in words."""
+  found = {name: v.intersection(wrong) for name, v in values.items()}
+  seen = sorted(set().union(*found.values()))
+  return [name for name, v in found.items() if v], listed(seen)
 
 
 def _check_counted_from_one(
-  benchmark: Benchmark, values: Mapping[str, set[int]]
+  benchmark: Benchmark, values: _Values
 ) -> list[Finding]:
   last = len(benchmark.labels.classes)
-  seen = set().union(*values.values())
-  findings = []
+  zero, _ = _with_any(values, [0])
+  what = f'{len(zero)} of {len(values)} masks have the value 0'
   # 0 has two causes. The highest class tells them apart: masks that count from
   # 0 never reach it, correct ones of thousands of images almost surely do.
-  if zero := tuple(name for name, v in values.items() if 0 in v):
-    if last in seen:
-      what = (
-        f'{len(zero)} of {len(values)} masks have the value 0, which is '
-        '"other" and no class.'
-      )
-      remedy = 'Predict one of the classes 1 to 150 for every pixel.'
-    else:
-      what = (
-        f'{len(zero)} of {len(values)} masks have the value 0, and none has '
-        f'{last}: they count the classes from 0, the server counts from 1. '
-        'Every class would be taken for the one before it.'
-      )
-      remedy = (
-        'Add 1 to every pixel, or write the zip with this command, from the '
-        'masks of predict.py.'
-      )
-    findings.append(Finding(what, zero, remedy))
-  if high := {n: v for n, v in values.items() if max(v, default=0) > last}:
-    seen = sorted({x for v in high.values() for x in v if x > last})
-    findings.append(
-      Finding(
-        f'{len(high)} of {len(values)} masks have values above {last}: '
-        f'{listed(seen)}.',
-        tuple(high),
-        f'Accepted are 1 to {last}. Add 1 to the class numbers only once.',
-      )
+  if any(last in v for v in values.values()):
+    what += ', which is "other" and no class.'
+    remedy = 'Predict one of the classes 1 to 150 for every pixel.'
+  else:
+    what += (
+      f', and none has {last}: they count the classes from 0, the server '
+      'counts from 1. Every class would be taken for the one before it.'
     )
-  return findings
+    remedy = (
+      'Add 1 to every pixel, or write the zip with this command, from the '
+      'masks of predict.py.'
+    )
+  high, numbers = _with_any(values, range(last + 1, 256))
+  return rules.if_any(zero, what, remedy) + rules.if_any(
+    high,
+    f'{len(high)} of {len(values)} masks have values above {last}: {numbers}.',
+    f'Accepted are 1 to {last}. Add 1 to the class numbers only once.',
+  )
 
 
 # --- The whole file ----------------------------------------------------------
@@ -273,7 +244,6 @@ def _validate(
   errors, named = _check_entries(entries, benchmark)
   errors += rules.check_names(benchmark, named, images)
   warnings = []
-  # The names above are then compared with an incomplete list.
   if images is not None and len(images) != benchmark.number:
     warnings.append(
       Finding(
@@ -286,10 +256,9 @@ def _validate(
   masks = _read_masks(archive, named, benchmark, images or {})
   errors += check_files(masks)
   more_errors, more_warnings = check_values(benchmark, masks)
-  # (masks, 256) -> (masks, C), from values in the file to train ids. The shape
-  # is given because a zip file may hold no mask.
+  # (masks, C) by train ids; reshaped because a zip file may hold no mask.
   counts = np.array([m.counts for m in masks.values()]).reshape(-1, 256)
-  counts = counts[:, benchmark.mask_values[: len(benchmark.labels.classes)]]
+  counts = counts[:, benchmark.mask_values]
   return Verdict(
     benchmark=benchmark,
     files=len(named),
@@ -304,7 +273,7 @@ def _check_entries(
   entries: Sequence[zipfile.ZipInfo], benchmark: Benchmark
 ) -> tuple[list[Finding], dict[str, list[zipfile.ZipInfo]]]:
   """Errors in names and folders of the files; and key -> its masks."""
-  errors, foreign, deep = [], [], []
+  foreign, deep = [], []
   named = collections.defaultdict(list)
   for entry in entries:
     folder, _, name = entry.filename.rpartition('/')
@@ -314,31 +283,23 @@ def _check_entries(
         deep.append(entry.filename)
     else:
       foreign.append(entry.filename)
-  if foreign:
-    errors.append(
-      Finding(
-        f'{len(foreign)} files have names that no test image has.',
-        tuple(foreign),
-        f'The mask of {rules.typical_name(benchmark)} is named '
-        f'{benchmark.image(rules.typical_name(benchmark))}{benchmark.suffix}.',
-      )
-    )
-  if deep:
-    errors.append(
-      Finding(
-        f'{len(deep)} masks lie in folders.',
-        tuple(deep),
-        'Zip the files, not the folder that they are in.',
-      )
-    )
-  if twice := {key: x for key, x in named.items() if len(x) > 1}:
-    errors.append(
-      Finding(
-        f'{len(twice)} test images have several masks.',
-        tuple(x.filename for group in twice.values() for x in group),
-        'Keep one of each: the server stops where there are several.',
-      )
-    )
+  twice = {key: group for key, group in named.items() if len(group) > 1}
+  errors = rules.if_any(
+    foreign,
+    f'{len(foreign)} files have names that no test image has.',
+    f'The mask of {benchmark.example} is named '
+    f'{benchmark.image(benchmark.example)}{benchmark.suffix}.',
+  )
+  errors += rules.if_any(
+    deep,
+    f'{len(deep)} masks lie in folders.',
+    'Zip the files, not the folder that they are in.',
+  )
+  errors += rules.if_any(
+    [x.filename for group in twice.values() for x in group],
+    f'{len(twice)} test images have several masks.',
+    'Keep one of each: the server stops where there are several.',
+  )
   return errors, named
 
 
@@ -354,8 +315,7 @@ def _read_masks(
   def read(item: tuple[str, zipfile.ZipInfo]) -> Mask:
     key, entry = item
     size = images.get(key, benchmark.size)
-    # Reading checks the CRC. A fault of one file is a finding, so that a single
-    # run reports all of them; zipfile raises RuntimeError for encrypted ones.
+    # Reading checks the CRC; zipfile raises RuntimeError for encrypted files.
     # Threads may share the archive: zipfile locks its file.
     try:
       mask = read_mask(archive.read(entry), size)

@@ -11,7 +11,7 @@ and size, with class numbers from 1 to 150.
 import dataclasses
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from PIL import Image
 from resnest_jax.data.own.pairing import walk
 from resnest_jax.errors import UserError
 from resnest_jax.findings import Finding
-from resnest_jax.labels import ADE20K, CITYSCAPES, IGNORE, LabelSet
+from resnest_jax.labels import ADE20K, CITYSCAPES, LabelSet
 
 ImageSize = tuple[int, int]  # Width, height.
 
@@ -36,36 +36,33 @@ class Benchmark:
   suffix: str  # Follows the key in files that are written.
   # May follow the key in names of images, and so of their predictions.
   image_suffix: str
+  example: str  # A test image's name, for messages.
   size: ImageSize | None  # None: images differ in size.
   folders: bool  # Whether the zip file may have folders.
 
   @property
   def mask_values(self) -> np.ndarray:
-    """uint8 (256,): train id -> value in a submitted mask."""
-    # The inverse of the table that turned label ids, or 1 to 150, into train
-    # ids for training.
-    values = np.full(256, IGNORE, np.uint8)
-    for k in range(len(self.labels.classes)):
-      values[k] = np.flatnonzero(self.labels.to_train_id == k)[0]
-    return values
+    """uint8 (C,): train id -> value in a submitted mask."""
+    order = np.argsort(self.labels.to_train_id, kind='stable')
+    return order[: len(self.labels.classes)].astype(np.uint8)
 
   def submitted(self, name: str) -> str | None:
     """The key of a file in a zip file, None if the server does not read it."""
     # Cityscapes' script looks for CITY_SEQUENCE_FRAME*.png.
     end = r'[^/]*' if self.suffix != '.png' else ''
-    found = re.fullmatch(rf'({self.key}){end}\.png', name)
-    return found and found[1]
+    return self._matched(rf'{end}\.png', name)
 
   def predicted(self, name: str) -> str | None:
     """The key of an index mask, None if it is another file of predict.py."""
     # A full match leaves out NAME_color.png and NAME_overlay.png.
-    found = re.fullmatch(rf'({self.key})({self.image_suffix})?\.png', name)
-    return found and found[1]
+    return self._matched(rf'({self.image_suffix})?\.png', name)
 
   def image(self, name: str) -> str | None:
     """The key of a test image, None if it is another file."""
-    pattern = rf'({self.key})({self.image_suffix})?\.(png|jpg)'
-    found = re.fullmatch(pattern, name)
+    return self._matched(rf'({self.image_suffix})?\.(png|jpg)', name)
+
+  def _matched(self, end: str, name: str) -> str | None:
+    found = re.fullmatch(f'({self.key}){end}', name)
     return found and found[1]
 
 
@@ -77,6 +74,7 @@ BENCHMARKS = {
     key=r'[a-z-]+_\d{6}_\d{6}',
     suffix='_labelIds.png',
     image_suffix='_leftImg8bit',
+    example='berlin_000000_000019_leftImg8bit.png',
     size=(2048, 1024),
     folders=True,
   ),
@@ -87,14 +85,14 @@ BENCHMARKS = {
     key=r'ADE_test_\d{8}',
     suffix='.png',
     image_suffix='',
+    example='ADE_test_00000001.jpg',
     size=None,
     folders=False,
   ),
 }
 
 # Test images of each city. In four cities they are frame 19 of sequences 0, 1,
-# ..., so that all names are known. In the other two frame numbers follow no
-# rule, so that only the number of images is known.
+# ...; in the other two frame numbers follow no rule.
 _CITIES = {
   'berlin': 544,
   'bielefeld': 181,
@@ -109,7 +107,6 @@ _ADE_LAST = 3489  # The highest number. The 3352 numbers have gaps.
 
 def read_images(benchmark: Benchmark, source: Path) -> dict[str, ImageSize]:
   """Keys and sizes of the test images in a folder or a zip file."""
-  # Pillow reads no more than the header of each image for its size.
   if source.is_dir():
     files = {path.relative_to(source).as_posix(): path for path in walk(source)}
     found = _images_in(benchmark, files)
@@ -126,19 +123,19 @@ def read_images(benchmark: Benchmark, source: Path) -> dict[str, ImageSize]:
   if not sizes:
     raise UserError(
       f'--images {source} holds no test image of {benchmark.name}; their names '
-      f'are like {typical_name(benchmark)}.'
+      f'are like {benchmark.example}.'
     )
   return sizes
 
 
 def _images_in(benchmark: Benchmark, names: Iterable[str]) -> dict[str, str]:
   """Key -> name; see `Benchmark`."""
-  found = {}
-  for name in names:
-    if key := benchmark.image(name.rsplit('/', 1)[-1]):
-      found[key] = name
-  # leftImg8bit_trainvaltest.zip has the other splits as well, whose names match
-  # the same pattern: if there is a folder of test images, only it counts.
+  found = {
+    key: name
+    for name in names
+    if (key := benchmark.image(name.rsplit('/', 1)[-1]))
+  }
+  # leftImg8bit_trainvaltest.zip names images of other splits in the same way.
   test = {
     key: name
     for key, name in found.items()
@@ -158,11 +155,9 @@ def _size(file, name: str) -> ImageSize:
     ) from error
 
 
-def typical_name(benchmark: Benchmark) -> str:
-  """An example of a test image's name, for messages."""
-  if benchmark.name == 'ade20k':
-    return 'ADE_test_00000001.jpg'
-  return 'berlin_000000_000019_leftImg8bit.png'
+def if_any(samples: Collection[str], what: str, remedy: str) -> list[Finding]:
+  """A finding about the samples, if there are any."""
+  return [Finding(what, tuple(samples), remedy)] if samples else []
 
 
 def check_names(
@@ -176,16 +171,13 @@ def check_names(
   """
   keys = set(keys)
   expected, counted = _expected(benchmark, images)
-  findings = []
-  if missing := sorted(expected - keys):
-    findings.append(
-      Finding(
-        f'{len(missing)} masks are missing, of {len(expected)} whose names are '
-        f'known.',
-        tuple(missing),
-        'Predict these test images and write the zip again.',
-      )
-    )
+  missing = sorted(expected - keys)
+  findings = if_any(
+    missing,
+    f'{len(missing)} masks are missing, of {len(expected)} whose names are '
+    'known.',
+    'Predict these test images and write the zip again.',
+  )
   # Groups of names that cannot be listed are counted instead.
   known = keys & expected
   for group, number in counted.items():
@@ -203,16 +195,12 @@ def check_names(
           'which names are missing or superfluous.',
         )
       )
-  if extra := sorted(keys - known):
-    findings.append(
-      Finding(
-        f'{len(extra)} masks are of no test image of {benchmark.name}.',
-        tuple(extra),
-        'Remove them: the server takes no masks of training or validation '
-        'images.',
-      )
-    )
-  return findings
+  extra = sorted(keys - known)
+  return findings + if_any(
+    extra,
+    f'{len(extra)} masks are of no test image of {benchmark.name}.',
+    'Remove them: the server takes no masks of training or validation images.',
+  )
 
 
 def _expected(

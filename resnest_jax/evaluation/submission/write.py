@@ -13,17 +13,8 @@ import rich.table
 
 from resnest_jax.data.own.pairing import walk
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation.submission import rules
-from resnest_jax.evaluation.submission.check import (
-  Mask,
-  Verdict,
-  check_files,
-  read_mask,
-)
-from resnest_jax.evaluation.submission.rules import (
-  Benchmark,
-  ImageSize,
-)
+from resnest_jax.evaluation.submission import check, rules
+from resnest_jax.evaluation.submission.rules import Benchmark, ImageSize
 from resnest_jax.files import explain_refusal, whole_file
 from resnest_jax.findings import Finding
 from resnest_jax.progress import progress_bar
@@ -52,27 +43,23 @@ def write(
   `predictions` is the --out of predict.py; `images` are the sizes of the test
   images by key, if they are available.
   """
-  # All that names and classes.json tell is checked before any mask is decoded.
+  # All that names and classes.json tell, before any mask is decoded.
   check_new(out)
   files = find_predictions(benchmark, predictions)
   complain(rules.check_names(benchmark, files, images))
   values = benchmark.mask_values
-  num_classes = len(benchmark.labels.classes)
 
-  def convert(item: tuple[str, Path]) -> tuple[str, Mask, bytes]:
+  def convert(item: tuple[str, Path]) -> tuple[str, check.Mask, bytes]:
     key, path = item
     size = benchmark.size if images is None else images[key]
-    mask = read_mask(path.read_bytes(), size)
-    # Faults are collected, to be reported together after the last mask.
-    if mask.fault:
+    mask = check.read_mask(path.read_bytes(), size)
+    if mask.fault:  # Reported with those of others, after the last mask.
       return path.name, mask, b''
-    # `values` would map these to 255, which no server accepts.
-    if mask.counts[num_classes:].any():
+    if mask.counts[len(values) :].any():
       wrong = np.flatnonzero(mask.counts)[-1]
       raise UserError(
         f'{path} has the value {wrong}; accepted are class numbers from 0 to '
-        f'{num_classes - 1}. Predict with weights of '
-        f'{benchmark.name}.'
+        f'{len(values) - 1}. Predict with weights of {benchmark.name}.'
       )
     png = cv2.imencode('.png', values[mask.pixels], PNG_FLAGS)
     # Pixels are dropped: thousands of masks would not fit in memory.
@@ -85,16 +72,15 @@ def write(
     zipfile.ZipFile(temporary, 'w') as archive,
     progress_bar('writing masks') as report,
   ):
-    # Threads convert masks and this one writes them, so that files are in the
-    # order of their names, whichever thread is first.
+    # Only this thread writes, so that files are in the order of their names.
     for done, (key, (name, mask, png)) in enumerate(
       zip(files, map_in_threads(convert, files.items()), strict=True), 1
     ):
       masks[name] = mask
       archive.writestr(f'{key}{benchmark.suffix}', png)
       report(done, len(files))
-    # An error in here leaves no file: it gets its name at the end of the block.
-    complain(check_files(masks))
+    # An error in here leaves no file.
+    complain(check.check_files(masks))
     check_new(out)  # Another process may have written it meanwhile.
   return len(files)
 
@@ -105,8 +91,7 @@ def find_predictions(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
     raise UserError(f'there is no folder {folder}; give another --predictions.')
   found: dict[str, Path] = {}
   for path in walk(folder):
-    # predict.py writes one into each --out, and Cityscapes may have a folder
-    # for each city.
+    # predict.py writes one into each --out: perhaps a folder for each city.
     if path.name == 'classes.json':
       _check_classes(benchmark, path)
     elif key := benchmark.predicted(path.name):
@@ -118,7 +103,7 @@ def find_predictions(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
   if not found:
     raise UserError(
       f'{folder} holds no prediction of a test image of {benchmark.name}. '
-      f'Predict images with names like {rules.typical_name(benchmark)} (python '
+      f'Predict images with names like {benchmark.example} (python '
       f'predict.py --out {folder} ...).'
     )
   return dict(sorted(found.items()))
@@ -166,23 +151,20 @@ def _lines(finding: Finding) -> list[str]:
   return [*lines, f'  What to do: {finding.remedy}']
 
 
-def show(path: Path, verdict: Verdict) -> None:
+def show(path: Path, verdict: check.Verdict) -> None:
   """Prints the verdict: a table of the classes, then the findings."""
-  console = rich.console.Console()
-  labels = verdict.benchmark.labels
+  classes = verdict.benchmark.labels.classes
   values = verdict.benchmark.mask_values
   table = rich.table.Table('value', 'class', title=f'masks of {path.name}')
   table.add_column('pixels in %', justify='right')
   table.add_column('masks', justify='right')
-  # A class that is never predicted often means wrong weights or a wrong order
-  # of classes, which no rule of the server detects.
   total = max(verdict.pixels.sum(), 1)
   for k in np.flatnonzero(verdict.images):
     share = f'{100 * verdict.pixels[k] / total:.3f}'
-    name = labels.classes[k]
-    table.add_row(str(values[k]), name, share, str(verdict.images[k]))
-  console.print(table)
-  never = [labels.classes[k] for k in np.flatnonzero(verdict.images == 0)]
+    table.add_row(str(values[k]), classes[k], share, str(verdict.images[k]))
+  rich.console.Console().print(table)
+  never = [classes[k] for k in np.flatnonzero(verdict.images == 0)]
+  # Often a sign of wrong weights, which no rule of the server detects.
   if never:
     print(f'{len(never)} classes are predicted nowhere: {listed(never)}')
   for severity, findings in (
