@@ -37,10 +37,6 @@ class Rule:
   def name(self) -> str:
     return self.check.__name__
 
-  @property
-  def meaning(self) -> str:
-    return ' '.join(self.check.__doc__.split())
-
 
 # Rules that explain why masks hold values without a class. They silence the
 # bare statement that such values exist, and what follows from it.
