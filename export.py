@@ -87,11 +87,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-  parser = Parser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = Parser(description=__doc__)
   add_source_flags(parser, required=False)
   add = parser.add_argument
   add('--out', type=Path, metavar='DIR', help='a new folder')

@@ -4,8 +4,7 @@ import importlib
 
 __version__ = '0.1.0'
 
-# Public name -> module. Imported on first use, so that `import resnest_jax` is
-# quick and needs none of the heavy packages.
+# Public name -> module, imported on first use: `import resnest_jax` is quick.
 _EXPORTS = {
   'Evaluator': 'evaluation.evaluate',
   'Prediction': 'inference.predictor',
