@@ -25,26 +25,19 @@ STOPPED = 'stopped; nothing was written.'
 
 
 def main() -> None:
-  flags = parse()
-  sizes = [parse_size(size) for size in flags.sizes]
+  flags = vars(parse())
+  flags['sizes'] = [parse_size(size) for size in flags['sizes']]
   # Imported late: these take seconds, and a mistyped flag should fail at once.
   from resnest_jax import runtime
   from resnest_jax.export.folder import export_model
   from resnest_jax.export.renew import renew_exports
 
   runtime.set_up()
-  if flags.renew:
-    renew_exports(flags.renew, pictures=flags.pictures)
+  if folder := flags.pop('renew'):
+    renew_exports(folder, pictures=flags['pictures'])
     return
-  export_model(
-    flags.weights,
-    flags.out,
-    formats=flags.formats,
-    sizes=sizes,
-    probabilities=flags.probabilities,
-    checkpoint=flags.checkpoint,
-    pictures=flags.pictures,
-  )
+  # Flags have the names of arguments.
+  export_model(flags.pop('weights'), **flags)
 
 
 def parse() -> argparse.Namespace:

@@ -32,7 +32,6 @@ _EXPORTS = {
 __all__ = sorted(_EXPORTS)
 
 
-# Called for names that the module does not have (PEP 562).
 def __getattr__(name: str):
   if name not in _EXPORTS:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

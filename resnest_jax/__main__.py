@@ -1,10 +1,4 @@
-"""The command `resnest-jax`, which starts the scripts from any folder.
-
-    resnest-jax train --config configs/folder.py --workdir runs/own
-    python -m resnest_jax predict --weights runs/own --out masks street.jpg
-
-Each command has the flags of the script of its name.
-"""
+"""The command `resnest-jax`: `resnest-jax train FLAGS` is `train.py FLAGS`."""
 
 import importlib.util
 import sys

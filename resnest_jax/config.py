@@ -149,7 +149,7 @@ def differences(
 def _defaults() -> dict[str, Any]:
   path = shipped('configs/common.py')
   if not path.is_file():
-    return {}
+    return {}  # The package alone was copied.
   config = runpy.run_path(str(path))['get_config']()
   return flatten(json.loads(config_to_json(config)))
 

@@ -176,8 +176,7 @@ KEYS = {
   'mesh.data': Key(DEVICES),
   'mesh.spatial': Key(at_least(1)),
   'train.total_steps': Key(at_least(1)),
-  # Split attention normalises 1x1 maps over the batch, and a single value has
-  # no variance.
+  # Split attention has 1x1 maps, and a single value has no variance.
   'train.batch_size': Key(at_least(2, ' (batch normalisation)')),
   'train.log_steps': Key(at_least(1), free=True),
   'train.eval_steps': Key(at_least(1), free=True),
@@ -204,7 +203,6 @@ KEYS = {
   'eval.scales': Key(SCALES),
   'eval.flip': Key(),
 }
-# A section such as 'eval' stands for all of its keys, including keys of earlier
-# versions in the saved configuration of a run.
+# A section stands for all of its keys, those of earlier versions included.
 FREE_KEYS = tuple(name for name, key in KEYS.items() if key.free)
 HOST_KEYS = tuple(name for name, key in KEYS.items() if key.per_host)

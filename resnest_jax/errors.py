@@ -18,10 +18,7 @@ class UserError(Exception):
 
 
 class UnreadableSample(UserError):
-  """A sample's files are missing or damaged.
-
-  With `data.skip_unreadable` training continues without it.
-  """
+  """A sample's files are missing or damaged; see `data.skip_unreadable`."""
 
 
 class DamagedCheckpoint(UserError):

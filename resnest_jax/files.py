@@ -32,10 +32,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-  """Yields a folder to fill; it becomes `path` unless an error is raised.
-
-  There must be no folder `path`, or an empty one.
-  """
+  """As `whole_file`, a folder to fill; `path` must be missing or empty."""
   temporary = temporary_path(path)
   # Without exist_ok: another host's process may have the same id and name.
   temporary.mkdir(parents=True)

@@ -1,7 +1,4 @@
-"""The names of JAX that any release may move or drop, in one place.
-
-tests/test_jax_private.py uses each of them as the project does.
-"""
+"""What any release of JAX may move; tests/test_jax_private.py uses it all."""
 
 from jax._src import distributed
 from jax.core import Tracer as Tracer

@@ -22,9 +22,7 @@ REMOVED = {
 def override(
   config: ConfigDict, key: str, value: Any, known: Mapping[str, Any]
 ) -> None:
-  """Sets a dotted key of `config`; a string is read as the key's type.
-
-  `known` has the values of all keys, by dotted key.
+  """Sets one of the `known` dotted keys; a string is read as the key's type.
 
   Raises:
     UserError: an unknown key, or a value of another type.

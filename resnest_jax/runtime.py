@@ -43,11 +43,7 @@ def set_up_compiler() -> None:
 
 
 def set_up(dtype: str = 'float32') -> None:
-  """Prepares a process; has to come before JAX computes anything.
-
-  Args:
-    dtype: `config.model.dtype`.
-  """
+  """Prepares for `config.model.dtype`, before JAX computes anything."""
   import jax
 
   if dtype == 'float64':
@@ -86,11 +82,9 @@ def enable_compile_cache() -> Path:
 
 
 def lock_folder(folder: Path, what: str) -> contextlib.ExitStack:
-  """Locks a folder for this process, until it ends or the stack is closed.
+  """Makes and locks a folder, until the process ends or the stack is closed.
 
-  Args:
-    folder: is made if it does not exist.
-    what: the verb of the message to a second process: 'trains in'.
+  `what` is the verb of the message to a second process: 'trains in'.
 
   Raises:
     UserError: another process holds it, or it is not writable.

@@ -22,8 +22,7 @@ from resnest_jax import errors
 from resnest_jax.distributed import messages
 from resnest_jax.jax_private import distributed_state as shared
 
-# How long a host may be silent before the others give up.
-HEARTBEAT_SECONDS = 20
+HEARTBEAT_SECONDS = 20  # of silence, after which the others give up.
 _ALIVE = 'resnest_jax/alive/'
 _ENDED = 'resnest_jax/ended/'
 _AGAIN = (
@@ -34,15 +33,19 @@ _AGAIN = (
 # Set once this process is ending: it must not end again, for another reason.
 _leaving = threading.Event()
 _began = 0.0  # `time.monotonic()` when this process began to listen.
-# Host -> its last heartbeat, and when it arrived: by this host's clock, because
-# clocks differ.
+# Host -> its last heartbeat, and when it arrived by this host's own clock.
 _heard: dict[int, tuple[str, float]] = {}
 
 
 def start() -> None:
-  """Watches the other hosts, in a thread, until `stop`."""
+  """Watches the other hosts, in a thread, until `stop`.
+
+  When JAX aborts the process the remedy is the last line.
+  """
   global _began
   _began = time.monotonic()
+  # Python would run its handlers in the main thread, which waits in C code.
+  ctypes.CDLL(None).signal(int(signal.SIGABRT), _aborted)
   threading.Thread(target=_watch, daemon=True).start()
 
 
@@ -125,10 +128,7 @@ def leaving() -> Iterator[None]:
 
 
 def leave(error: BaseException) -> None:
-  """Announces an error to the other hosts and ends this process.
-
-  Returns if there are no other hosts.
-  """
+  """Announces an error and ends this process, unless there is no other host."""
   # Raising it would run the exits of Orbax and JAX, which wait for all hosts.
   if jax.process_count() == 1:
     return
@@ -192,13 +192,3 @@ def _aborted(number: int) -> None:
     f'{_silent()} has been killed, has failed or cannot be reached. '
     f'{_AGAIN} The lines above are from JAX.'
   )
-
-
-def end_quietly_on_abort() -> None:
-  """Prints the remedy as the last line when JAX aborts the process."""
-  # Python would run its handlers in the main thread, which waits in C code.
-  ctypes.CDLL(None).signal(int(signal.SIGABRT), _aborted)
-
-
-def end_as_usual_on_abort() -> None:
-  ctypes.CDLL(None).signal(int(signal.SIGABRT), None)

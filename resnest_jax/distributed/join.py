@@ -51,7 +51,6 @@ def joined(
   """Connects the hosts, if there are several, before JAX computes anything.
 
   Args:
-    flags: of `add_flags`.
     facts: values that must be equal on all hosts, by name; JSON-able.
     stop_together: SIGTERM does not end a host; JAX's
       `reached_preemption_sync_point` tells all of them.
@@ -98,13 +97,7 @@ def _connect(flags: argparse.Namespace, stop_together: bool) -> bool:
   if absent:
     return _find_others(flags.connect_timeout)
   _check_flags(**given)
-  _initialize(
-    flags.connect_timeout,
-    coordinator_address=flags.coordinator,
-    num_processes=flags.num_processes,
-    process_id=flags.process_id,
-    cluster_detection_method='deactivate',
-  )
+  _initialize(flags.connect_timeout, *given.values())
   return True
 
 
@@ -128,7 +121,6 @@ def _find_others(timeout: int) -> bool:
   """Joins the cluster that JAX detects; False if it detects none."""
   import jax
 
-  from resnest_jax.distributed import failures
   from resnest_jax.jax_private import NO_CLUSTER
 
   try:
@@ -144,8 +136,7 @@ def _find_others(timeout: int) -> bool:
       '--num_processes and --process_id, or --num_processes=1 to train alone.'
     ) from error
   except Exception as error:
-    # Metadata servers of clouds fail in their own ways, and a single machine
-    # trains nevertheless.
+    # Clouds' metadata servers fail in their own ways; a machine trains alone.
     reason = str(error).strip().splitlines() or [type(error).__name__]
     print(f'no other hosts are known ({reason[0][:200]})', flush=True)
     return False
@@ -154,39 +145,39 @@ def _find_others(timeout: int) -> bool:
     handler = signal.getsignal(signal.SIGTERM)
     jax.distributed.shutdown()
     signal.signal(signal.SIGTERM, handler)  # The service had put its own.
-    failures.end_as_usual_on_abort()
     return False
   return True
 
 
-def _initialize(timeout: int, **arguments: Any) -> None:
+def _initialize(timeout: int, address: str = '', *numbers: int) -> None:
   import jax
 
-  from resnest_jax.distributed import failures
+  from resnest_jax.distributed.failures import HEARTBEAT_SECONDS
 
   # JAX aborts a process that waited in vain, with a stack trace. The timer is
   # a minute faster and says what can be done.
-  timer = threading.Timer(timeout, _give_up, (timeout, arguments))
+  timer = threading.Timer(timeout, _give_up, (timeout, address))
   timer.daemon = True
   timer.start()
   try:
     jax.distributed.initialize(
-      **arguments,
+      address or None,
+      *numbers,
+      cluster_detection_method='deactivate' if address else None,
       initialization_timeout=timeout + 60,
-      heartbeat_timeout_seconds=failures.HEARTBEAT_SECONDS,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
   finally:
     timer.cancel()
-  failures.end_quietly_on_abort()
 
 
-def _give_up(timeout: int, arguments: Mapping[str, Any]) -> None:
+def _give_up(timeout: int, address: str) -> None:
   """Ends the process with the likely reason and its remedy."""
   from resnest_jax.distributed.failures import end
   from resnest_jax.jax_private import distributed_state as state
 
-  address = state.coordinator_address or arguments.get('coordinator_address')
-  if address is None:
+  address = state.coordinator_address or address
+  if not address:
     end(f'no coordinator was found within {timeout} s.')
   host, _, port = address.rpartition(':')
   try:
@@ -205,8 +196,7 @@ def _give_up(timeout: int, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_same(facts: Mapping[str, Any]) -> None:
-  # Otherwise differences show much later, as a hanging collective or as results
-  # that nobody can repeat.
+  # Or they show much later, as a hang or as results that nobody can repeat.
   from resnest_jax.distributed import messages
 
   client, key = messages.service(), 'resnest_jax/started/0'

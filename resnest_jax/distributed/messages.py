@@ -1,7 +1,6 @@
-"""Messages between the processes of one run: barriers and gathered results.
+"""Barriers and gathered results of the processes that `join` has connected.
 
-`join` has connected them before. With a single process nothing is exchanged
-and nobody waits.
+With a single process nothing is exchanged and nobody waits.
 """
 
 import contextlib
@@ -59,10 +58,7 @@ def gather(work: Callable[[], T]) -> list[T]:
   """Lets every process do its work; returns all results, in their order.
 
   Every process has to call it, as often as the others and in the same order.
-  The first to be done wait for the last, however long it takes.
-
-  Args:
-    work: returns anything that pickles.
+  Each waits for the last. Results are anything that pickles.
 
   Raises:
     UserError: it failed in another process. Where it did, its own error.
