@@ -36,8 +36,7 @@ def main() -> None:
   if folder := flags.pop('renew'):
     renew_exports(folder, pictures=flags['pictures'])
     return
-  # Flags have the names of arguments.
-  export_model(flags.pop('weights'), **flags)
+  export_model(flags.pop('weights'), **flags)  # Flags are named as arguments.
 
 
 def parse() -> argparse.Namespace:

@@ -35,7 +35,7 @@ def main() -> None:
   from resnest_jax.prediction.files import predict_files
 
   runtime.set_up()
-  arguments = vars(flags)  # Flags have the names of arguments.
+  arguments = vars(flags)  # Flags are named as arguments.
   predict_files(arguments.pop('sources'), **arguments)
 
 

@@ -1,10 +1,9 @@
 """A fault in data or files, as the doctor and submissions report it."""
 
-import dataclasses
+from typing import NamedTuple
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
   what: str  # One or two sentences, with the numbers that reveal the fault.
   samples: tuple[str, ...]  # All affected ones; empty if the whole split is.
   remedy: str  # With a command if there is one.

@@ -90,10 +90,8 @@ def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
 
 def _read_literal(text: str) -> Any:
   # A Python literal, or true, false and none in any case; else the text itself.
-  words = {'true': True, 'false': False, 'none': None}
-  if text.lower() in words:
-    return words[text.lower()]
+  word = text.capitalize()
   try:
-    return ast.literal_eval(text)
+    return ast.literal_eval(word if word in ('True', 'False', 'None') else text)
   except (SyntaxError, ValueError):
     return text

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-import rich.progress
+import rich.progress as bars
 from rich.console import Console
 from rich.text import Text
 
@@ -24,7 +24,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     if is_descriptor_2:
       copy = stack.enter_context(os.fdopen(os.dup(2), 'w'))
       console = Console(file=copy)
-    bar = _bar(rich.progress.TextColumn('images, elapsed'), console)
+    bar = _bar(bars.TextColumn('images, elapsed'), console)
     task = bar.add_task(what, total=None)
 
     def report(done: int, total: int) -> None:
@@ -38,38 +38,34 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
       bar.stop()
 
 
-class RateColumn(rich.progress.ProgressColumn):
+class RateColumn(bars.ProgressColumn):
   """Such as '12.3 images/s' since the start, or in the task's own `unit`."""
 
-  def render(self, task: rich.progress.Task) -> Text:
+  def render(self, task: bars.Task) -> Text:
     done = task.completed and task.elapsed
     unit = task.fields.get('unit', 'images')
     text = f'{task.completed / task.elapsed:.3g} {unit}/s' if done else ''
     return Text(text, style='progress.data.speed')
 
 
-def evaluation_progress(quiet: bool = False) -> rich.progress.Progress:
+def evaluation_progress(quiet: bool = False) -> bars.Progress:
   return _bar(RateColumn(), Console(quiet=True) if quiet else None)
 
 
-def _bar(
-  rate: rich.progress.ProgressColumn, console: Console | None
-) -> rich.progress.Progress:
-  return rich.progress.Progress(
-    rich.progress.TextColumn('{task.description}'),
-    rich.progress.BarColumn(),
-    rich.progress.MofNCompleteColumn(),
+def _bar(rate: bars.ProgressColumn, console: Console | None) -> bars.Progress:
+  return bars.Progress(
+    bars.TextColumn('{task.description}'),
+    bars.BarColumn(),
+    bars.MofNCompleteColumn(),
     rate,
-    rich.progress.TimeElapsedColumn(),
-    rich.progress.TextColumn('left'),
-    rich.progress.TimeRemainingColumn(),
+    bars.TimeElapsedColumn(),
+    bars.TextColumn('left'),
+    bars.TimeRemainingColumn(),
     console=console,
   )
 
 
-def compile_notice(
-  progress: rich.progress.Progress,
-) -> Callable[[int, int], None]:
+def compile_notice(progress: bars.Progress) -> Callable[[int, int], None]:
   """Makes an `on_compile` of `make_eval_step` that explains the pause once."""
   said = False
 
