@@ -25,26 +25,18 @@ STOPPED = 'stopped; nothing was written.'
 
 
 def main() -> None:
-  flags = parse()
-  sizes = [parse_size(size) for size in flags.sizes]
+  flags = vars(parse())
+  flags['sizes'] = [parse_size(size) for size in flags['sizes']]
   # Imported late: these take seconds, and a mistyped flag should fail at once.
   from resnest_jax import runtime
   from resnest_jax.export.folder import export_model
   from resnest_jax.export.renew import renew_exports
 
   runtime.set_up()
-  if flags.renew:
-    renew_exports(flags.renew, pictures=flags.pictures)
+  if folder := flags.pop('renew'):
+    renew_exports(folder, pictures=flags['pictures'])
     return
-  export_model(
-    flags.weights,
-    flags.out,
-    formats=flags.formats,
-    sizes=sizes,
-    probabilities=flags.probabilities,
-    checkpoint=flags.checkpoint,
-    pictures=flags.pictures,
-  )
+  export_model(flags.pop('weights'), **flags)  # Flags are named as arguments.
 
 
 def parse() -> argparse.Namespace:
@@ -87,11 +79,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-  parser = Parser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = Parser(description=__doc__)
   add_source_flags(parser, required=False)
   add = parser.add_argument
   add('--out', type=Path, metavar='DIR', help='a new folder')

@@ -35,32 +35,12 @@ def main() -> None:
   from resnest_jax.prediction.files import predict_files
 
   runtime.set_up()
-  predict_files(
-    flags.sources,
-    flags.weights,
-    flags.out,
-    recursive=flags.recursive,
-    save=flags.save,
-    opacity=flags.opacity,
-    legend=flags.legend,
-    overwrite=flags.overwrite,
-    checkpoint=flags.checkpoint,
-    protocol=flags.protocol,
-    image_scale=flags.image_scale,
-    slide_crop=flags.slide_crop,
-    slide_stride=flags.slide_stride,
-    scales=flags.scales,
-    flip=flags.flip,
-    batch_size=flags.batch_size,
-  )
+  arguments = vars(flags)  # Flags are named as arguments.
+  predict_files(arguments.pop('sources'), **arguments)
 
 
 def make_parser() -> argparse.ArgumentParser:
-  parser = Parser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = Parser(description=__doc__)
   add_source_flags(parser)
   add = parser.add_argument
   add(

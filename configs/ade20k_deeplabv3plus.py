@@ -13,13 +13,7 @@ from configs import common
 
 
 def get_config(argument=None):
-  """The row; argument 'mini' or '16gb': see `common.vary`."""
-  config = common.get_config()
+  config = common.get_config()  # mmseg's 160k schedule on ADE20K
   config.name = 'ade20k_deeplabv3plus'
   config.model.head = 'deeplabv3plus'
-  config.model.num_classes = 150
-  config.data.name = 'ade20k'
-  config.data.crop_size = (512, 512)
-  config.train.total_steps = 160_000
-  config.train.batch_size = 16
   return common.vary(config, argument)

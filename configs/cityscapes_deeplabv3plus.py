@@ -12,7 +12,6 @@ from configs import common
 
 
 def get_config(argument=None):
-  """The row; argument 'mini' or '16gb': see `common.vary`."""
   config = common.get_config()
   config.name = 'cityscapes_deeplabv3plus'
   config.model.head = 'deeplabv3plus'

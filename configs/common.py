@@ -237,30 +237,22 @@ def cityscapes(config: ConfigDict) -> None:
 def vary(config: ConfigDict, argument: str | None) -> ConfigDict:
   """Applies the argument after the colon of `configs/x.py:argument`.
 
-  Args:
-    config: a row.
-    argument: None or '' for the row itself, 'mini' for its small twin, '16gb'
-      for the row on one device of 16 GB.
+  None and '' are the row itself, 'mini' its small twin, '16gb' the row on one
+  device of 16 GB.
 
   Raises:
     UserError: another argument.
   """
   if argument == 'mini':
     return mini(config)
-  if argument == '16gb':
-    return fit_16gb(config)
-  if argument:
+  if argument == '16gb':  # The same but for rounding.
+    config.model.dtype = 'bfloat16'
+    config.train.remat = 'blocks'
+  elif argument:
     raise UserError(
       f'unknown argument {argument!r} after the colon of the config; '
       "accepted: 'mini', '16gb' (or no colon at all for the full row)."
     )
-  return config
-
-
-def fit_16gb(config: ConfigDict) -> ConfigDict:
-  """The row, the same but for rounding, on one device of 16 GB."""
-  config.model.dtype = 'bfloat16'
-  config.train.remat = 'blocks'
   return config
 
 

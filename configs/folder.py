@@ -11,7 +11,6 @@ from configs import common
 
 
 def get_config(argument=None):
-  """The row; argument 'mini' or '16gb': see `common.vary`."""
   config = common.get_config()
   config.name = 'folder'
   config.model.head = 'deeplabv3plus'

@@ -4,8 +4,7 @@ import importlib
 
 __version__ = '0.1.0'
 
-# Public name -> module. Imported on first use, so that `import resnest_jax` is
-# quick and needs none of the heavy packages.
+# Public name -> module, imported on first use: `import resnest_jax` is quick.
 _EXPORTS = {
   'Evaluator': 'evaluation.evaluate',
   'Prediction': 'inference.predictor',
@@ -33,7 +32,6 @@ _EXPORTS = {
 __all__ = sorted(_EXPORTS)
 
 
-# Called for names that the module does not have (PEP 562).
 def __getattr__(name: str):
   if name not in _EXPORTS:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

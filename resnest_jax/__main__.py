@@ -1,14 +1,7 @@
-"""The command `resnest-jax`, which starts the scripts from any folder.
-
-    resnest-jax train --config configs/folder.py --workdir runs/own
-    python -m resnest_jax predict --weights runs/own --out masks street.jpg
-
-Each command has the flags of the script of its name.
-"""
+"""The command `resnest-jax`: `resnest-jax train FLAGS` is `train.py FLAGS`."""
 
 import importlib.util
 import sys
-from types import ModuleType
 
 from resnest_jax import __version__
 from resnest_jax.errors import UserError, run
@@ -20,12 +13,21 @@ COMMANDS = {
   'predict': 'predicts pictures and videos',
   'export': 'writes StableHLO, ONNX, safetensors, mmsegmentation files',
 }
+_USAGE = """\
+usage: resnest-jax COMMAND FLAGS
+
+{}
+
+resnest-jax COMMAND --help lists the flags. configs/folder.py and the
+rows next to it are found from any folder. Data is prepared by
+python -m resnest_jax.data.prepare."""
 
 
 def main() -> None:
   name, *arguments = sys.argv[1:] or ['--help']
   if name in ('-h', '--help'):
-    print(_usage())
+    lines = (f'  {name:8} {what}' for name, what in COMMANDS.items())
+    print(_USAGE.format('\n'.join(lines)))
     return
   if name == '--version':
     print(__version__)
@@ -34,42 +36,20 @@ def main() -> None:
     raise UserError(
       f'there is no command {name!r}; there are {", ".join(COMMANDS)}.'
     )
-  script = _load(name)
+  # By path, because the scripts of a clone belong to no package.
+  spec = importlib.util.spec_from_file_location(
+    f'resnest_jax.scripts.{name}', shipped(f'{name}.py')
+  )
+  script = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(script)
   # argparse takes the program's name from there, for --help and errors.
   sys.argv = [f'resnest-jax {name}', *arguments]
-  # As the script's own `if __name__ == '__main__'` would call it.
   stopped = getattr(script, 'STOPPED', None)
   run(script.main, *([stopped] if stopped else []))
 
 
 def start() -> None:
-  """The entry point that pyproject.toml names."""
   run(main)
-
-
-def _load(name: str) -> ModuleType:
-  # By path, because the scripts of a clone belong to no package.
-  spec = importlib.util.spec_from_file_location(
-    f'resnest_jax.scripts.{name}', shipped(f'{name}.py')
-  )
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-def _usage() -> str:
-  lines = [f'  {name:8} {what}' for name, what in COMMANDS.items()]
-  return '\n'.join(
-    [
-      'usage: resnest-jax COMMAND FLAGS',
-      '',
-      *lines,
-      '',
-      'resnest-jax COMMAND --help lists the flags. configs/folder.py and the',
-      'rows next to it are found from any folder. Data is prepared by',
-      'python -m resnest_jax.data.prepare.',
-    ]
-  )
 
 
 if __name__ == '__main__':

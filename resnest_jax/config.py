@@ -7,8 +7,7 @@ import json
 import runpy
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,13 @@ from resnest_jax.shipped import shipped
 def load_config(
   spec: str | Path, overrides: Mapping[str, Any] | None = None
 ) -> ConfigDict:
-  """Reads a configuration file.
+  """Reads a configuration file into a locked ConfigDict and validates it.
 
   Args:
     spec: path of a Python file with `get_config`, optionally with a colon and
       its argument: 'configs/ade20k_pspnet.py:mini'.
     overrides: dotted key -> value, or the value as a string:
       {'train.total_steps': 1000, 'data.crop_size': '256,256'}.
-
-  Returns:
-    A locked, type-safe ConfigDict that `validate` has checked.
 
   Raises:
     UserError: no such file, an unknown key, a value of another type or out of
@@ -43,22 +39,16 @@ def load_config(
   config = _call_get_config(_config_file(path), argument)
   for key, value in (overrides or {}).items():
     override(config, key, value, flatten(config))
-  # After all overrides, because values depend on each other.
   validate(config)
   return config.lock()
 
 
-def flag_parser(
-  description: str, workdir_required: bool = True
-) -> argparse.ArgumentParser:
+def flag_parser(description: str, workdir_required: bool = True) -> Parser:
   """A parser with the flags of all scripts that take a configuration."""
-  # Abbreviations would let a mistyped flag mean another one instead of failing.
   parser = Parser(
     description=description,
     epilog='Every key of the configuration is a flag as well, such as\n'
     '--config.train.total_steps=1000. configs/common.py explains the keys.',
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
   )
   parser.add_argument(
     '--config',
@@ -82,19 +72,13 @@ def parse_flags(
 ) -> argparse.Namespace:
   """Parses a command line with `--config.key=value` or `--config.key value`.
 
-  Args:
-    parser: from `flag_parser`, with the script's own flags added.
-    arguments: the command line; None: the process's.
-
-  Returns:
-    The flags; `config` is the loaded ConfigDict.
+  `config` of the result is the loaded ConfigDict.
 
   Raises:
     UserError: an unknown or missing flag; see also `load_config`.
   """
   arguments = list(sys.argv[1:] if arguments is None else arguments)
-  # The keys are known only once the file has been read, so argparse cannot
-  # parse --config.key; the last of equal keys counts, as in argparse.
+  # Without argparse: the keys are known only once the file has been read.
   rest, overrides = [], {}
   while arguments:
     flag, equals, value = arguments.pop(0).partition('=')
@@ -131,19 +115,15 @@ def config_to_json(config: ConfigDict) -> str:
 def differences(
   saved: str, config: ConfigDict, ignore: Sequence[str] = ()
 ) -> list[str]:
-  """Compares a configuration with an earlier one.
+  """A line with both values for every key that differs.
 
   Args:
-    saved: the earlier one, written by `config_to_json`.
+    saved: an earlier configuration, written by `config_to_json`.
     config: the one of today.
     ignore: keys and sections that may differ: ['data.data_dir', 'eval'].
-
-  Returns:
-    A line with both values for every other key that differs.
   """
   old = flatten(json.loads(saved))
-  # Through JSON as well, so that tuples have become lists in both.
-  new = flatten(json.loads(config_to_json(config)))
+  new = flatten(json.loads(config_to_json(config)))  # JSON knows no tuples.
   absent = object()
   lines = []
   for key in sorted(old.keys() | new.keys()):
@@ -151,13 +131,14 @@ def differences(
     before, now = old.get(key, absent), new.get(key, absent)
     if ignored or before == now:
       continue
-    # A key that is newer than the run: its default leaves everything as it was.
+    # Newer than the run: the default leaves everything as it was.
     if before is absent and _defaults().get(key, absent) == now:
       continue
-    # A key that was removed since: only its former default still exists.
+    # Removed since: only the former default still exists.
     if now is absent and key in REMOVED:
-      if before != REMOVED[key].default:
-        lines.append(f'{key}: {before!r} before, {REMOVED[key].instead}')
+      default, instead = REMOVED[key]
+      if before != default:
+        lines.append(f'{key}: {before!r} before, {instead}')
       continue
     shown = ['not set' if x is absent else repr(x) for x in (before, now)]
     lines.append(f'{key}: {shown[0]} before, {shown[1]} now')
@@ -166,10 +147,9 @@ def differences(
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-  # Flat, as in JSON. Without the configs next to the package there are none.
   path = shipped('configs/common.py')
   if not path.is_file():
-    return {}
+    return {}  # The package alone was copied.
   config = runpy.run_path(str(path))['get_config']()
   return flatten(json.loads(config_to_json(config)))
 
@@ -188,8 +168,7 @@ def validate(config: ConfigDict) -> None:
     value = values.get(name)
     if key.accepted and value is not None and not key.accepted.holds(value):
       refuse(name, key.accepted.said_of(value))
-  # Values that depend on each other. A stride beyond the window would leave
-  # pixels between windows without a prediction.
+  # A stride beyond the window would leave pixels without a prediction.
   crop = values['eval.slide_crop'] or values['data.crop_size']
   stride = values['eval.slide_stride'] or crop
   if stride[0] > crop[0] or stride[1] > crop[1]:
@@ -200,16 +179,13 @@ def validate(config: ConfigDict) -> None:
       'there is no loss: set config.loss.terms. and one of '
       f'{", ".join(config.loss.terms)} above 0.'
     )
-  steps = values['train.total_steps']
-  if values['optimizer.warmup_steps'] >= steps:
+  optimizer, train = config.optimizer, config.train
+  if optimizer.warmup_steps >= (steps := train.total_steps):
     refuse('optimizer.warmup_steps', f'below train.total_steps, {steps}')
-  batch_size = values['train.batch_size']
-  micro_batch_size = values['train.micro_batch_size']
-  if micro_batch_size and batch_size % micro_batch_size:
-    refuse(
-      'train.micro_batch_size', f'0 or divide train.batch_size, {batch_size}'
-    )
-  if values['optimizer.min_learning_rate'] > values['optimizer.learning_rate']:
+  if train.micro_batch_size and train.batch_size % train.micro_batch_size:
+    accepted = f'0 or divide train.batch_size, {train.batch_size}'
+    refuse('train.micro_batch_size', accepted)
+  if optimizer.min_learning_rate > optimizer.learning_rate:
     refuse('optimizer.min_learning_rate', 'at most optimizer.learning_rate')
 
 
@@ -231,18 +207,15 @@ def fit_num_classes(config: ConfigDict, num_classes: int) -> None:
 
 
 def _config_file(path: str) -> Path:
-  # From the working folder first, then from the folder of the scripts, so that
-  # an installed `resnest-jax` finds the rows from anywhere.
+  # An installed `resnest-jax` finds the rows from anywhere.
   file = Path(path)
   if not file.is_file() and shipped(file).is_file():
     file = shipped(file)
   if file.is_file() and file.stem != 'common':
     return file
-  # The error lists the rows in the folder of the path.
   folder = file.parent if file.parent.is_dir() else Path('configs')
-  files = folder.glob('*.py') if folder.is_dir() else shipped(folder).iterdir()
-  there = [str(folder / f.name) for f in files if f.suffix == '.py']
-  there = sorted(f for f in there if Path(f).stem != 'common')
+  files = (folder if folder.is_dir() else shipped(folder)).glob('*.py')
+  there = [str(folder / f.name) for f in sorted(files) if f.stem != 'common']
   advice = f'in {folder}/ there are: {", ".join(there)}.'
   if not there:
     advice = 'give the full path.'
@@ -253,28 +226,26 @@ def _config_file(path: str) -> Path:
 
 
 def _call_get_config(path: Path, argument: str) -> ConfigDict:
+  # configs/x.py imports `configs.common`, so the parent has to be importable.
+  parent = str(path.resolve().parent.parent)
+  sys.path.insert(0, parent)
   try:
-    # configs/x.py imports `configs.common`, so the parent is importable.
-    with _importable(path.resolve().parent.parent):
-      get_config = runpy.run_path(str(path)).get('get_config')
-      if get_config is None:
-        raise UserError(f'{path} has no function get_config(argument=None).')
-      if not argument:
-        return get_config()
-      if not inspect.signature(get_config).parameters:
-        raise UserError(
-          f'{path} takes no argument; leave out ":{argument}" after the name.'
-        )
-      return get_config(argument)
+    get_config = runpy.run_path(str(path)).get('get_config')
+    if get_config is None:
+      raise UserError(f'{path} has no function get_config(argument=None).')
+    if not argument:
+      return get_config()
+    if not inspect.signature(get_config).parameters:
+      raise UserError(
+        f'{path} takes no argument; leave out ":{argument}" after the name.'
+      )
+    return get_config(argument)
   except UserError:
     raise
   except Exception as error:
     # The last line of the file in the traceback; a SyntaxError has none.
-    lines = [
-      frame.lineno
-      for frame in traceback.extract_tb(error.__traceback__)
-      if frame.filename == str(path)
-    ]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     line = lines[-1] if lines else getattr(error, 'lineno', '?')
     # After an unknown key ml_collections prints the whole section.
     message = str(error.args[0] if error.args else '')
@@ -282,12 +253,5 @@ def _call_get_config(path: Path, argument: str) -> ConfigDict:
     raise UserError(
       f'{path}, line {line}: {type(error).__name__}: {message}'
     ) from error
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-  sys.path.insert(0, str(folder))
-  try:
-    yield
   finally:
-    sys.path.remove(str(folder))
+    sys.path.remove(parent)

@@ -1,16 +1,14 @@
 """Configuration keys: accepted values, and which keys may change in a run.
 
-configs/common.py has meanings and defaults. `config.validate` checks how values
-depend on each other.
+configs/common.py has meanings and defaults, ConfigDict checks types, and
+`config.validate` how values depend on each other.
 """
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
-# Protocol of evaluation -> the parameters it depends on, in the order in which
-# results have them.
+# Protocol -> the parameters it depends on, in the order of results.
 PROTOCOLS = {
   'whole': ('image_scale',),
   'slide': ('image_scale', 'crop', 'stride'),
@@ -21,14 +19,11 @@ SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
 
 
 class Accepted(NamedTuple):
-  """A set of values: in words, and as a test."""
-
   words: str
   holds: Callable[[Any], bool]
   names: Collection[str] = ()  # Candidates for "did you mean".
 
   def said_of(self, value: Any) -> str:
-    """The words, with the nearest name to a mistyped one."""
     near = difflib.get_close_matches(value, self.names, 1) if self.names else ()
     return self.words + (f' (did you mean {near[0]}?)' if near else '')
 
@@ -41,34 +36,19 @@ def one_of(names: Collection[str]) -> Accepted:
   return Accepted(f'one of {", ".join(names)}', lambda x: x in names, names)
 
 
+def _are_positive(values: tuple, kinds: tuple = (int, float)) -> bool:
+  # `type` instead of isinstance: bool is a subclass of int.
+  return all(type(x) in kinds and 0 < x < float('inf') for x in values)
+
+
 def whole_numbers(length: int) -> Accepted:
-  # `type` instead of isinstance here and below: bool is a subclass of int.
-  def holds(values: tuple) -> bool:
-    return len(values) == length and all(
-      type(value) is int and value > 0 for value in values
-    )
-
-  return Accepted(f'{length} positive whole numbers', holds)
+  return Accepted(
+    f'{length} positive whole numbers',
+    lambda x: len(x) == length and _are_positive(x, (int,)),
+  )
 
 
-def is_positive(value: Any) -> bool:
-  return type(value) in (int, float) and 0 < value < float('inf')
-
-
-def _is_range(values: tuple) -> bool:
-  numbers = all(is_positive(value) for value in values)
-  return numbers and len(values) == 2 and values[0] <= values[1]
-
-
-def _are_scales(values: tuple) -> bool:
-  return bool(values) and all(is_positive(value) for value in values)
-
-
-def _are_weights(values: tuple) -> bool:
-  return any(values) and all(x == 0 or is_positive(x) for x in values)
-
-
-# Comparisons are written so that NaN fails all of them.
+# NaN fails each of these comparisons.
 NOT_NEGATIVE = Accepted('at least 0', lambda x: 0 <= x < float('inf'))
 POSITIVE = Accepted('above 0', lambda x: 0 < x < float('inf'))
 SHARE = Accepted('from 0 to 1', lambda x: 0 <= x <= 1)
@@ -86,13 +66,20 @@ LONG_AND_SHORT = Accepted(
   'two positive whole numbers: (long edge, short edge) in pixels',
   lambda x: whole_numbers(2).holds(x) and x[0] >= x[1],
 )
-RANGE = Accepted('two positive numbers, the smaller first', _is_range)
-SCALES = Accepted('one or more positive numbers', _are_scales)
-WEIGHTS = Accepted('numbers of at least 0, not all 0', _are_weights)
+RANGE = Accepted(
+  'two positive numbers, the smaller first',
+  lambda x: _are_positive(x) and len(x) == 2 and x[0] <= x[1],
+)
+SCALES = Accepted(
+  'one or more positive numbers', lambda x: bool(x) and _are_positive(x)
+)
+WEIGHTS = Accepted(
+  'numbers of at least 0, not all 0',
+  lambda x: any(x) and all(y == 0 or _are_positive((y,)) for y in x),
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
   """Facts about a key, or about all keys of a section.
 
   Attributes:
@@ -107,8 +94,7 @@ class Key:
   per_host: bool = False
 
 
-# ConfigDict checks types. A key without accepted values is a switch, or a name
-# that is checked where it is used: networks, data sets, weights.
+# Without accepted values: switches, and names checked where they are used.
 KEYS = {
   'name': Key(),
   'seed': Key(at_least(0)),
@@ -190,8 +176,7 @@ KEYS = {
   'mesh.data': Key(DEVICES),
   'mesh.spatial': Key(at_least(1)),
   'train.total_steps': Key(at_least(1)),
-  # Split attention normalises 1x1 maps over the batch, and a single value has
-  # no variance.
+  # Split attention has 1x1 maps, and a single value has no variance.
   'train.batch_size': Key(at_least(2, ' (batch normalisation)')),
   'train.log_steps': Key(at_least(1), free=True),
   'train.eval_steps': Key(at_least(1), free=True),
@@ -218,7 +203,6 @@ KEYS = {
   'eval.scales': Key(SCALES),
   'eval.flip': Key(),
 }
-# A section such as 'eval' stands for all of its keys, including keys of earlier
-# versions in the saved configuration of a run.
+# A section stands for all of its keys, those of earlier versions included.
 FREE_KEYS = tuple(name for name, key in KEYS.items() if key.free)
 HOST_KEYS = tuple(name for name, key in KEYS.items() if key.per_host)

@@ -18,17 +18,16 @@ class UserError(Exception):
 
 
 class UnreadableSample(UserError):
-  """A sample's files are missing or damaged.
-
-  With `data.skip_unreadable` training continues without it.
-  """
+  """A sample's files are missing or damaged; see `data.skip_unreadable`."""
 
 
 class DamagedCheckpoint(UserError):
-  """A checkpoint is incomplete or has changed since it was written."""
+  """A checkpoint is incomplete or has changed since it was written.
 
-  # `why` is the message without the remedy, printed by a resume that falls back
-  # to an older checkpoint.
+  `why` is the message without the remedy, for a resume that falls back to an
+  older checkpoint.
+  """
+
   def __init__(self, why: str, remedy: str):
     super().__init__(f'{why}. {remedy}')
     self.why = why
@@ -72,8 +71,7 @@ def enough_memory(remedy: str) -> Iterator[None]:
   """Turns a device's lack of memory into a `UserError` ending in `remedy`."""
   try:
     yield
-  # The base class of jax.errors.JaxRuntimeError: JAX need not be imported.
-  except RuntimeError as error:
+  except RuntimeError as error:  # The base of jax.errors.JaxRuntimeError.
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     raise UserError(
@@ -104,17 +102,15 @@ def run(
       'Try a smaller batch or crop, model.dtype bfloat16, or more devices.'
     ):
       main()
-  # A subclass of UserError, so it comes first. Orbax leaves threads behind that
-  # wait for data that will never be written, and the interpreter would wait
-  # for them.
+  # Orbax leaves threads that wait for data that will never be written, and the
+  # interpreter would wait for them.
   except UnwritableError as error:
     leave(f'error: {error}', 1)
   except UserError as error:
     _exit(f'error: {error}', 1)
   except KeyboardInterrupt:
     _exit(stopped, 130)
-  # A write outside of `writing`. Any other error of the system is a bug of ours
-  # and keeps its traceback.
+  # A write outside of `writing`. Any other OSError is a bug of ours.
   except OSError as error:
     if error.errno not in _REFUSED:
       raise
@@ -135,7 +131,6 @@ def leave(message: str, status: int) -> NoReturn:
 
 
 def say(message: str) -> None:
-  """Prints to stderr."""
   # The terminal may be gone, which must not replace the end of the process.
   with contextlib.suppress(OSError):
     print(message, file=sys.stderr, flush=True)

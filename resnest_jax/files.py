@@ -13,8 +13,8 @@ from resnest_jax.errors import UserError
 
 def temporary_path(path: Path) -> Path:
   """Returns a hidden name next to `path`, different in each process."""
-  # In the same folder, because a rename is atomic only within a file system.
-  # The suffix stays: NumPy and OpenCV choose the format by it.
+  # A rename is atomic only within a file system. The suffix stays: NumPy and
+  # OpenCV choose the format by it.
   return path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
 
 
@@ -32,18 +32,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-  """Yields a folder to fill; it becomes `path` unless an error is raised.
-
-  There must be no folder `path`, or an empty one.
-  """
+  """As `whole_file`, a folder to fill; `path` must be missing or empty."""
   temporary = temporary_path(path)
   # Without exist_ok: another host's process may have the same id and name.
   temporary.mkdir(parents=True)
   try:
     yield temporary
     if path.exists():
-      # Fails if another process has filled the folder in the meantime.
-      path.rmdir()
+      path.rmdir()  # Fails if another process has filled it meanwhile.
     temporary.rename(path)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
@@ -69,10 +65,12 @@ def check_new(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explain_refusal(what: str | Path, remedy: str) -> Iterator[None]:
-  """Turns a refusal to write into a `UserError` that ends with `remedy`."""
+  """Turns a refusal to write into a `UserError` that ends with `remedy`.
+
+  For commands that start over; `errors.writing` serves those that resume.
+  """
   try:
     yield
-  # For commands that start over; `errors.writing` serves those that resume.
   except OSError as error:
     raise UserError(
       f'cannot write {what}: {error}. Make sure that there is space and that '

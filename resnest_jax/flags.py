@@ -1,14 +1,22 @@
 """Flags that several commands share."""
 
 import argparse
+from typing import Any
 
 from resnest_jax.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-  """Reports a wrong command line as a `UserError`."""
+  """Reports a wrong command line as a `UserError`, without its long usage."""
 
-  # argparse would print its usage of dozens of flags and exit with status 2.
+  def __init__(self, **arguments: Any):
+    # Abbreviations would let a mistyped flag mean another one.
+    super().__init__(
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+      **arguments,
+    )
+
   def error(self, message: str):
     raise UserError(f'{message}; {self.prog} --help lists the flags.')
 
@@ -22,9 +30,7 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def add_source_flags(
-  parser: argparse.ArgumentParser, required: bool = True
-) -> None:
+def add_source_flags(parser: Parser, required: bool = True) -> None:
   """Adds --weights and --checkpoint, for commands without a configuration."""
   parser.add_argument(
     '--weights',

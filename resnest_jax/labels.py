@@ -37,8 +37,6 @@ def _load(name: str) -> LabelSet:
   return LabelSet(name, tuple(facts['classes']), palette, to_train_id)
 
 
-# In the order of objectInfo150.txt in ADEChallengeData2016; mask value 0,
-# "other", is ignored.
+# In the order of objectInfo150.txt; mask value 0, "other", is ignored.
 ADE20K = _load('ade20k')
-# The 19 evaluated classes out of 34 label ids.
 CITYSCAPES = _load('cityscapes')

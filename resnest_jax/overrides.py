@@ -3,23 +3,16 @@
 import ast
 import difflib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from resnest_jax.errors import UserError
 
-
-class Removed(NamedTuple):
-  """A key of former releases: its default, and a phrase on its replacement."""
-
-  default: Any
-  instead: str
-
-
-# Runs of former releases resume if they had the default.
+# Key of former releases -> its default, with which runs of theirs resume, and a
+# phrase on its replacement.
 REMOVED = {
-  'train.accumulation': Removed(
+  'train.accumulation': (
     'plain',
     'removed; train.remat=stages gives the same result in less memory',
   ),
@@ -29,26 +22,19 @@ REMOVED = {
 def override(
   config: ConfigDict, key: str, value: Any, known: Mapping[str, Any]
 ) -> None:
-  """Sets a dotted key of `config`; a string is read as the key's type.
-
-  Args:
-    config: is changed.
-    key: such as 'train.total_steps'.
-    value: of the key's type, or its text.
-    known: dotted key -> value, for all keys.
+  """Sets one of the `known` dotted keys; a string is read as the key's type.
 
   Raises:
     UserError: an unknown key, or a value of another type.
   """
   if key in REMOVED:
-    raise UserError(f'unknown config key {key!r}: {REMOVED[key].instead}.')
+    raise UserError(f'unknown config key {key!r}: {REMOVED[key][1]}.')
   if key not in known:
     raise UserError(f'unknown config key {key!r}; {_nearest(key, known)}')
   *sections, name = key.split('.')
   for section in sections:
     config = config[section]
-  # A placeholder has a type though its value is None.
-  kind = config.get_type(name)
+  kind = config.get_type(name)  # A placeholder has one though it is None.
   config[name] = _convert(key, value, kind, optional=known[key] is None)
 
 
@@ -56,12 +42,11 @@ def _nearest(key: str, known: Mapping[str, Any]) -> str:
   inside = [name for name in known if name.startswith(f'{key}.')]
   if inside:
     return f'{key} is a section with the keys {", ".join(inside)}.'
-  # The usual mistakes: a misspelt key, a forgotten section (so the last parts
-  # are compared as well), a name that is cut short.
+  # A misspelt key, a forgotten or wrong section, a name that is cut short.
   likeness = {
     name: max(
       _likeness(key, name),
-      _likeness(_last(key), _last(name)),
+      _likeness(key.rpartition('.')[2], name.rpartition('.')[2]),
       float(name.startswith(f'{key}_')),
     )
     for name in known
@@ -69,13 +54,9 @@ def _nearest(key: str, known: Mapping[str, Any]) -> str:
   best = max(likeness.values())
   if best < 0.6:
     return 'configs/common.py lists and explains all keys.'
-  # Equal names in several sections: none of them is better than the others.
+  # Equal names in several sections are equally good.
   near = [name for name in known if likeness[name] > best - 0.12]
   return f'did you mean {" or ".join(near[:3])}?'
-
-
-def _last(key: str) -> str:
-  return key.rpartition('.')[2]
 
 
 def _likeness(a: str, b: str) -> float:
@@ -92,19 +73,15 @@ _KINDS = {
 
 
 def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
-  # Only lossless conversions: 1.5 is no step count, and '1' is no bool. Texts
-  # of string keys stay as they are, even '123' and 'none'.
+  # Only lossless: 1.5 is no step count, '1' no bool. Texts of string keys stay
+  # texts, even '123' and 'none'.
   given = value
   if isinstance(value, str) and kind is not str:
     value = _read_literal(value)
-  if value is None and optional:
-    return None
-  if kind is float and type(value) is int:
-    return float(value)
-  if kind is tuple and type(value) is list:
-    return tuple(value)
-  if type(value) is kind:
+  if type(value) is kind or (value is None and optional):
     return value
+  if (type(value), kind) in ((int, float), (list, tuple)):
+    return kind(value)
   raise UserError(
     f'config.{key} must be {_KINDS[kind]}{" or none" if optional else ""}, '
     f'not {given!r}.'
@@ -113,10 +90,8 @@ def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
 
 def _read_literal(text: str) -> Any:
   # A Python literal, or true, false and none in any case; else the text itself.
-  words = {'true': True, 'false': False, 'none': None}
-  if text.lower() in words:
-    return words[text.lower()]
+  word = text.capitalize()
   try:
-    return ast.literal_eval(text)
+    return ast.literal_eval(word if word in ('True', 'False', 'None') else text)
   except (SyntaxError, ValueError):
     return text

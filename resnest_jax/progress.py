@@ -5,40 +5,26 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
+import rich.progress as bars
 from rich.console import Console
-from rich.progress import (
-  BarColumn,
-  MofNCompleteColumn,
-  Progress,
-  ProgressColumn,
-  Task,
-  TextColumn,
-  TimeElapsedColumn,
-  TimeRemainingColumn,
-)
 from rich.text import Text
 
 
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
   """Shows a bar on stderr; yields a function of (done, total)."""
-  columns = (
-    TextColumn('{task.description}'),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TextColumn('images, elapsed'),
-    TimeElapsedColumn(),
-    TextColumn('left'),
-    TimeRemainingColumn(),
-  )
   with contextlib.ExitStack() as stack:
     console = Console(stderr=True)
-    # A duplicate descriptor, because `doctor.decoder_warnings` redirects
-    # descriptor 2 to a file while images are decoded.
-    if _is_descriptor_2(sys.stderr):
+    try:
+      is_descriptor_2 = sys.stderr.fileno() == 2
+    # A notebook's stderr has no descriptor; ValueError means that it is closed.
+    except (AttributeError, OSError, ValueError):
+      is_descriptor_2 = False
+    # `doctor.decoder_warnings` redirects descriptor 2 while images are decoded.
+    if is_descriptor_2:
       copy = stack.enter_context(os.fdopen(os.dup(2), 'w'))
       console = Console(file=copy)
-    bar = Progress(*columns, console=console)
+    bar = _bar(bars.TextColumn('images, elapsed'), console)
     task = bar.add_task(what, total=None)
 
     def report(done: int, total: int) -> None:
@@ -52,52 +38,39 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
       bar.stop()
 
 
-def _is_descriptor_2(stream: object) -> bool:
-  try:
-    return stream.fileno() == 2
-  # Notebooks replace stderr by an object without descriptor; ValueError means
-  # that it is closed.
-  except (AttributeError, OSError, ValueError):
-    return False
+class RateColumn(bars.ProgressColumn):
+  """Such as '12.3 images/s' since the start, or in the task's own `unit`."""
 
-
-class RateColumn(ProgressColumn):
-  """Items per second since the start, such as '12.3 images/s'."""
-
-  def __init__(self, unit: str):
-    super().__init__()
-    self.unit = unit
-
-  def render(self, task: Task) -> Text:
+  def render(self, task: bars.Task) -> Text:
     done = task.completed and task.elapsed
-    # Tasks of one display may count different things.
-    unit = task.fields.get('unit', self.unit)
+    unit = task.fields.get('unit', 'images')
     text = f'{task.completed / task.elapsed:.3g} {unit}/s' if done else ''
     return Text(text, style='progress.data.speed')
 
 
-def evaluation_progress(quiet: bool = False) -> Progress:
-  return Progress(
-    TextColumn('{task.description}'),
-    BarColumn(),
-    MofNCompleteColumn(),
-    RateColumn('images'),
-    TimeElapsedColumn(),
-    TextColumn('left'),
-    TimeRemainingColumn(),
-    console=Console(quiet=True) if quiet else None,
+def evaluation_progress(quiet: bool = False) -> bars.Progress:
+  return _bar(RateColumn(), Console(quiet=True) if quiet else None)
+
+
+def _bar(rate: bars.ProgressColumn, console: Console | None) -> bars.Progress:
+  return bars.Progress(
+    bars.TextColumn('{task.description}'),
+    bars.BarColumn(),
+    bars.MofNCompleteColumn(),
+    rate,
+    bars.TimeElapsedColumn(),
+    bars.TextColumn('left'),
+    bars.TimeRemainingColumn(),
+    console=console,
   )
 
 
-def compile_notice(
-  progress: Progress,
-) -> Callable[[int, int], None]:
+def compile_notice(progress: bars.Progress) -> Callable[[int, int], None]:
   """Makes an `on_compile` of `make_eval_step` that explains the pause once."""
   said = False
 
   def notice(height: int, width: int) -> None:
     nonlocal said
-    # Every new padded shape compiles again, but one notice is enough.
     if not said:
       progress.console.print(
         f'compiling for images of up to {width}x{height} pixels, and again '

@@ -29,29 +29,23 @@ PACKAGES = (
 )
 
 
-# Without unrolled loops the CPU's kernels compile in three quarters of the time
-# and run as fast (docs/performance.md). Other platforms ignore the option.
-_XLA_OPTION = '--xla_backend_extra_options'
-_NOT_UNROLLED = 'xla_cpu_disable_loop_unrolling'
-
-
 def set_up_compiler() -> None:
-  """Adds our option to XLA_FLAGS, which XLA reads when it first compiles."""
+  """Adds our option to XLA_FLAGS, which XLA reads when it first compiles.
+
+  Without unrolled loops the CPU's kernels compile in three quarters of the time
+  and run as fast (docs/performance.md). Other platforms ignore the option.
+  """
+  option = '--xla_backend_extra_options'
   # The flag is one list of all such options, so a user's own is left alone.
-  flags = os.environ.get('XLA_FLAGS', '')
-  if _XLA_OPTION not in flags:
-    os.environ['XLA_FLAGS'] = f'{flags} {_XLA_OPTION}={_NOT_UNROLLED}'.strip()
+  if option not in (flags := os.environ.get('XLA_FLAGS', '')):
+    added = f'{flags} {option}=xla_cpu_disable_loop_unrolling'
+    os.environ['XLA_FLAGS'] = added.strip()
 
 
 def set_up(dtype: str = 'float32') -> None:
-  """Prepares a process; has to come before JAX computes anything.
-
-  Args:
-    dtype: `config.model.dtype`.
-  """
+  """Prepares for `config.model.dtype`, before JAX computes anything."""
   import jax
 
-  # By default JAX turns float64 into float32.
   if dtype == 'float64':
     jax.config.update('jax_enable_x64', True)
   set_up_compiler()
@@ -65,10 +59,8 @@ def set_up(dtype: str = 'float32') -> None:
 
 
 def _leave_out_abandoned_writes(unraisable) -> None:
-  # On a full disk the first failing write raises the error that is reported,
-  # and Orbax closes the event loop of the others. Each of TensorStore's threads
-  # that ends later would print that the loop is closed, in the middle of the
-  # error's line or after it.
+  # On a full disk one write raises the error that is reported, and Orbax closes
+  # the event loop of the others, each of which would print that later.
   if str(unraisable.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(unraisable)
 
@@ -81,7 +73,6 @@ def enable_compile_cache() -> Path:
   """
   import jax
 
-  # JAX reads the variable itself.
   if folder := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     return Path(folder)
   cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
@@ -91,16 +82,13 @@ def enable_compile_cache() -> Path:
 
 
 def lock_folder(folder: Path, what: str) -> contextlib.ExitStack:
-  """Locks a folder for this process, until it ends or the stack is closed.
+  """Makes and locks a folder, until the process ends or the stack is closed.
 
-  Args:
-    folder: is made if it does not exist.
-    what: the verb of the message to a second process: 'trains in'.
+  `what` is the verb of the message to a second process: 'trains in'.
 
   Raises:
     UserError: another process holds it, or it is not writable.
   """
-  # The system releases the lock when a process dies, so none is ever stale.
   held = contextlib.ExitStack()
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,8 +114,7 @@ def count_compilations() -> Iterator[list[str]]:
 
   names = []
 
-  def listen(event, seconds, **more):
-    del seconds
+  def listen(event, _, **more):
     if event == COMPILED:
       names.append(more['fun_name'])
 
@@ -143,7 +130,7 @@ def step_memory(step: Any) -> str:
   import jax
 
   used = step.memory_analysis()
-  # Results alias the donated arguments, so that memory counts once.
+  # Results alias the donated arguments: that memory counts once.
   needed = (
     used.argument_size_in_bytes
     + used.output_size_in_bytes
@@ -153,8 +140,7 @@ def step_memory(step: Any) -> str:
   device = jax.local_devices()[0]
   limit = (device.memory_stats() or {}).get('bytes_limit')
   of, where = limit, f'of each {device.device_kind}'
-  # JAX does not report the limit of a CPU.
-  if limit is None:
+  if limit is None:  # Of a CPU.
     of = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     where = 'of this machine'
   over = ', which is more than there is' if needed > of else ''
@@ -179,7 +165,7 @@ def versions() -> dict[str, str]:
 
 
 def describe_devices() -> str:
-  """The number and kind of all devices: '8 x TPU v5e'."""
+  """Such as '8 x TPU v5e'."""
   import jax
 
   devices = jax.devices()

@@ -2,16 +2,12 @@
 
 from pathlib import Path
 
-# pyproject.toml maps the root of the repository to resnest_jax/scripts in the
-# wheel. A clone has no such folder.
+# pyproject.toml maps the root of the repository to scripts/ in the wheel.
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(path: str | Path) -> Path:
-  """The absolute path of 'train.py', 'configs/common.py', ...; may not exist.
-
-  `path` is relative to the root of the repository.
-  """
+  """The absolute path of 'train.py', 'configs/x.py', ...; it may not exist."""
   scripts = _PACKAGE / 'scripts'
   return (scripts if scripts.is_dir() else _PACKAGE.parent) / path
 

@@ -13,7 +13,6 @@ def plural(number: int, noun: str, verb: str = '') -> str:
 
 def share(part: int, whole: int, noun: str, verb: str = '') -> str:
   """Returns '1 of 3 masks has', '2 of 3 masks have', '1 of 1 mask has'."""
-  # The noun follows the whole, the verb the part.
   words = f'{part} of {plural(whole, noun)}'
   return f'{words} {_conjugated(part, verb)}'.rstrip()
 

@@ -11,9 +11,7 @@ def thread_count(configured: int = 0, num_processes: int = 1) -> int:
   """Returns `configured`, or if 0 the cores of each process, at most 16."""
   if configured > 0:
     return configured
-  # Linux only. Unlike cpu_count it respects CPU sets of containers, taskset
-  # and batch schedulers.
-  if hasattr(os, 'sched_getaffinity'):
+  if hasattr(os, 'sched_getaffinity'):  # Linux; respects sets of CPUs.
     cores = len(os.sched_getaffinity(0))
   else:
     cores = os.cpu_count() or 1
@@ -31,8 +29,7 @@ def map_in_threads(
   `function` should release the interpreter lock, as decoding does. `ahead`
   items per thread are submitted before the first result is used.
   """
-  # Executor.map consumes all items at once. Here a bounded queue limits how far
-  # results run ahead, so that memory does not grow with their number.
+  # Executor.map would consume all items at once, and fill the memory.
   num_threads = thread_count(num_threads)
   pool = ThreadPoolExecutor(num_threads)
   waiting: collections.deque[Future] = collections.deque()
@@ -44,5 +41,4 @@ def map_in_threads(
     while waiting:
       yield waiting.popleft().result()
   finally:
-    # After an error, or when the caller stops early, nobody needs the rest.
     pool.shutdown(cancel_futures=True)

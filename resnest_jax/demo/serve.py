@@ -176,12 +176,7 @@ def _cannot_listen(
 
 
 def make_parser() -> argparse.ArgumentParser:
-  parser = Parser(
-    prog='python -m resnest_jax.demo',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = Parser(prog='python -m resnest_jax.demo', description=__doc__)
   add_source_flags(parser)
   add = parser.add_argument
   add(

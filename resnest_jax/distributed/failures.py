@@ -16,8 +16,13 @@ import threading
 import time
 from collections.abc import Iterator
 
-# How long a host may be silent before the others give up.
-HEARTBEAT_SECONDS = 20
+import jax
+
+from resnest_jax import errors
+from resnest_jax.distributed import messages
+from resnest_jax.jax_private import distributed_state as shared
+
+HEARTBEAT_SECONDS = 20  # of silence, after which the others give up.
 _ALIVE = 'resnest_jax/alive/'
 _ENDED = 'resnest_jax/ended/'
 _AGAIN = (
@@ -25,20 +30,30 @@ _AGAIN = (
   'checkpoint.'
 )
 
-# Set once this process is about to end: it must not end a second time, with
-# another host's reason.
+# Set once this process is ending: it must not end again, for another reason.
 _leaving = threading.Event()
 _began = 0.0  # `time.monotonic()` when this process began to listen.
-# Host -> its last heartbeat, and when it arrived by this host's clock: the
-# clocks of hosts differ, so times are never sent.
+# Host -> its last heartbeat, and when it arrived by this host's own clock.
 _heard: dict[int, tuple[str, float]] = {}
 
 
 def start() -> None:
-  """Watches the other hosts, in a thread."""
+  """Watches the other hosts, in a thread, until `stop`.
+
+  When JAX aborts the process the remedy is the last line.
+  """
   global _began
   _began = time.monotonic()
+  # Python would run its handlers in the main thread, which waits in C code.
+  ctypes.CDLL(None).signal(int(signal.SIGABRT), _aborted)
   threading.Thread(target=_watch, daemon=True).start()
+
+
+def part() -> None:
+  """Waits until all hosts are here; then each has to end its process."""
+  messages.wait_for_all('part')
+  stop()
+  _stay_behind()
 
 
 def stop() -> None:
@@ -46,41 +61,30 @@ def stop() -> None:
   _leaving.set()
 
 
-def part() -> None:
-  """Waits until all hosts are here; then each has to end its process."""
-  from resnest_jax.distributed import messages
-
-  messages.wait_for_all('part')
-  stop()
-  # JAX's service lives in the first host. Were it gone before the others have
-  # ended, they would report a failure.
+def _stay_behind() -> None:
+  # JAX's service lives in the first host, which therefore ends last.
   if messages.is_first():
     time.sleep(3)
 
 
+def _say(folder: str, text: str) -> None:
+  key = f'{folder}{jax.process_index()}'
+  messages.service().key_value_set(key, text, allow_overwrite=True)
+
+
 def _watch() -> None:
-  import jax
-
-  from resnest_jax.distributed import messages
-
   name, count = socket.gethostname(), 0
   while not _leaving.wait(1):
     try:
       count += 1
-      # A heartbeat every three seconds, so that `_silent` can name the host
-      # that is gone: JAX's own message names a task number at most.
+      # JAX's own message about a host that is gone names a task at most.
       if count % 3 == 0:
-        key = f'{_ALIVE}{jax.process_index()}'
-        messages.service().key_value_set(
-          key, f'{name} {count}', allow_overwrite=True
-        )
+        _say(_ALIVE, f'{name} {count}')
         for number, text in _said(_ALIVE).items():
           if _heard.get(number, ('', 0.0))[0] != text:
             _heard[number] = text, time.monotonic()
       reason = _reason_of_others()
-    except Exception:
-      # The service is gone. JAX notices as well and aborts the process, which
-      # `_aborted` explains.
+    except Exception:  # The service is gone: see `_aborted`.
       return
     if reason and not _leaving.is_set():
       end(reason)
@@ -88,10 +92,6 @@ def _watch() -> None:
 
 def _said(folder: str) -> dict[int, str]:
   """The entries of the other hosts in a folder of the service, by host."""
-  import jax
-
-  from resnest_jax.distributed import messages
-
   pairs = messages.service().key_value_dir_get(folder)
   said = {int(key.rpartition('/')[2]): text for key, text in pairs}
   said.pop(jax.process_index(), None)
@@ -105,27 +105,21 @@ def _reason_of_others() -> str:
 
 def _silent() -> str:
   """The hosts whose heartbeats are overdue."""
-  # Runs in a signal handler while JAX aborts, maybe with JAX's locks held: no
-  # call into jax, and none to the service.
-  from resnest_jax.jax_private import distributed_state as shared
-
+  # Runs in a signal handler, maybe with JAX's locks held: no call into JAX.
   limit = time.monotonic() - HEARTBEAT_SECONDS / 2
   silent = []
   for number in range(shared.num_processes):
-    # A host that exited early has never sent a heartbeat.
     text, heard = _heard.get(number, ('', _began))
     if number != shared.process_id and heard < limit:
       name = f' ({text.split()[0]})' if text else ''
       silent.append(f'host {number}{name}')
-  if silent:
-    return ', '.join(silent)
-  # No heartbeat is overdue yet: the service itself has ended, with host 0.
-  return f'host 0 ({shared.coordinator_address})'
+  # Where no heartbeat is overdue yet the service has ended, with host 0.
+  return ', '.join(silent) or f'host 0 ({shared.coordinator_address})'
 
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-  """Ends the process as `leave` does where an error comes out of this."""
+  """Hands an error that comes out of this to `leave`."""
   try:
     yield
   except BaseException as error:
@@ -134,16 +128,8 @@ def leaving() -> Iterator[None]:
 
 
 def leave(error: BaseException) -> None:
-  """Announces an error to the other hosts and ends this process.
-
-  Returns if there are no other hosts.
-  """
+  """Announces an error and ends this process, unless there is no other host."""
   # Raising it would run the exits of Orbax and JAX, which wait for all hosts.
-  import jax
-
-  from resnest_jax import errors
-  from resnest_jax.distributed import messages
-
   if jax.process_count() == 1:
     return
   _leaving.set()
@@ -153,11 +139,8 @@ def leave(error: BaseException) -> None:
   if isinstance(error, KeyboardInterrupt):
     lines = ['it was stopped']
   with contextlib.suppress(Exception):
-    key = f'{_ENDED}{jax.process_index()}'
-    messages.service().key_value_set(key, lines[0][:500], allow_overwrite=True)
-    # The service ends with the first host: the others have to read this first.
-    if messages.is_first():
-      time.sleep(3)
+    _say(_ENDED, lines[0][:500])
+    _stay_behind()
 
   def fail():
     raise error
@@ -176,7 +159,6 @@ def leave(error: BaseException) -> None:
 
 def is_of_a_collective(error: BaseException) -> bool:
   """Whether an error only says that another host does not answer."""
-  # JAX has no type of its own for it; the libraries below raise either.
   if not isinstance(error, RuntimeError | ValueError):
     return False
   names = ('gloo', 'nccl', 'collective', 'coordination', 'heartbeat')
@@ -184,9 +166,8 @@ def is_of_a_collective(error: BaseException) -> bool:
 
 
 def _wait_for_reason(message: str) -> str:
-  # The host that failed announces why, but maybe later than the collective
-  # operation fails here. If it was killed it says nothing, and JAX's service
-  # ends this process meanwhile, through `_aborted`.
+  # The host that failed may say why after the collective has failed here. If it
+  # was killed, JAX's service ends this process meanwhile.
   deadline = time.monotonic() + 2 * HEARTBEAT_SECONDS
   while time.monotonic() < deadline:
     with contextlib.suppress(Exception):
@@ -199,8 +180,7 @@ def _wait_for_reason(message: str) -> str:
 
 def end(reason: str) -> None:
   """Ends the process from any thread, without waiting for anything."""
-  # Neither print nor sys.exit: buffers and locks may be in use, and this may
-  # run in a signal handler.
+  # May run in a signal handler: buffers and locks may be in use.
   os.write(2, f'error: {reason}\n'.encode())
   os._exit(1)
 
@@ -212,15 +192,3 @@ def _aborted(number: int) -> None:
     f'{_silent()} has been killed, has failed or cannot be reached. '
     f'{_AGAIN} The lines above are from JAX.'
   )
-
-
-def end_quietly_on_abort() -> None:
-  """Prints the remedy as the last line when JAX aborts the process."""
-  # JAX aborts from a thread of its own when a host is gone. Python would run
-  # its handlers in the main thread only, which waits in C code: hence a C
-  # handler by ctypes.
-  ctypes.CDLL(None).signal(int(signal.SIGABRT), _aborted)
-
-
-def end_as_usual_on_abort() -> None:
-  ctypes.CDLL(None).signal(int(signal.SIGABRT), None)

@@ -16,33 +16,23 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from resnest_jax.distributed import failures
-from resnest_jax.distributed.failures import (
-  HEARTBEAT_SECONDS,
-  end,
-  end_quietly_on_abort,
-)
 from resnest_jax.errors import UserError
-
-_STARTED = 'resnest_jax/started/'
 
 
 def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
   """Adds the flags of `joined`."""
-  group = parser.add_argument_group('several hosts (docs/scale.md)')
-  group.add_argument(
+  add = parser.add_argument_group('several hosts (docs/scale.md)').add_argument
+  add(
     '--coordinator',
     metavar='HOST:PORT',
     help='address of host 0 and a free port there; not needed on TPU pods, '
     'SLURM, Open MPI and Kubernetes',
   )
-  group.add_argument(
+  add(
     '--num_processes', type=int, metavar='N', help='1: do not look for others'
   )
-  group.add_argument(
-    '--process_id', type=int, metavar='I', help='of this one, 0 to N - 1'
-  )
-  group.add_argument(
+  add('--process_id', type=int, metavar='I', help='of this one, 0 to N - 1')
+  add(
     '--connect_timeout',
     type=int,
     default=300,
@@ -58,12 +48,9 @@ def joined(
   facts: Mapping[str, Any],
   stop_together: bool = False,
 ) -> Iterator[None]:
-  """Connects the hosts, if there are several, for as long as it lasts.
-
-  Enter it before JAX computes anything.
+  """Connects the hosts, if there are several, before JAX computes anything.
 
   Args:
-    flags: of `add_flags`.
     facts: values that must be equal on all hosts, by name; JSON-able.
     stop_together: SIGTERM does not end a host; JAX's
       `reached_preemption_sync_point` tells all of them.
@@ -76,22 +63,18 @@ def joined(
     return
   import jax
 
-  from resnest_jax.distributed import messages
+  from resnest_jax.distributed import failures, messages
 
-  with contextlib.ExitStack() as stack:
-    try:
-      failures.start()
-      _check_same(facts)
-      if jax.process_index():
-        # One host prints. The others' stderr stays open for their errors.
-        nowhere = stack.enter_context(open(os.devnull, 'w'))
-        stack.enter_context(contextlib.redirect_stdout(nowhere))
-      yield
-      # Nobody may leave while another host still needs the service.
-      messages.wait_for_all('end')
-      failures.stop()
-    except BaseException as error:
-      failures.leave(error)
+  with contextlib.ExitStack() as stack, failures.leaving():
+    failures.start()
+    _check_same(facts)
+    if not messages.is_first():
+      nowhere = stack.enter_context(open(os.devnull, 'w'))
+      stack.enter_context(contextlib.redirect_stdout(nowhere))
+    yield
+    # Nobody may leave while another host still needs the service.
+    messages.wait_for_all('end')
+    failures.stop()
   jax.distributed.shutdown()
 
 
@@ -99,32 +82,22 @@ def _connect(flags: argparse.Namespace, stop_together: bool) -> bool:
   """Returns whether this is now one of several hosts."""
   import jax
 
-  # The service's handler swallows SIGTERM, which only helps a loop that asks
-  # it: evaluation would ignore the signal.
+  # The service's handler swallows SIGTERM: evaluation would ignore the signal.
   jax.config.update('jax_enable_preemption_service', stop_together)
-  given = {
-    key: getattr(flags, key)
-    for key in ('coordinator', 'num_processes', 'process_id')
-  }
-  if given['num_processes'] == 1:
+  if flags.num_processes == 1:
     return False
-  absent = [f'--{key}' for key, value in given.items() if value is None]
+  names = ('coordinator', 'num_processes', 'process_id')
+  given = {name: getattr(flags, name) for name in names}
+  absent = [f'--{name}' for name in names if given[name] is None]
   if 0 < len(absent) < 3:
     raise UserError(
       f'--coordinator, --num_processes and --process_id go together; '
       f'missing: {", ".join(absent)}.'
     )
-  timeout = flags.connect_timeout
   if absent:
-    return _find_others(timeout)
+    return _find_others(flags.connect_timeout)
   _check_flags(**given)
-  _initialize(
-    timeout,
-    coordinator_address=flags.coordinator,
-    num_processes=flags.num_processes,
-    process_id=flags.process_id,
-    cluster_detection_method='deactivate',
-  )
+  _initialize(flags.connect_timeout, *given.values())
   return True
 
 
@@ -146,6 +119,8 @@ def _check_flags(coordinator: str, num_processes: int, process_id: int) -> None:
 
 def _find_others(timeout: int) -> bool:
   """Joins the cluster that JAX detects; False if it detects none."""
+  import jax
+
   from resnest_jax.jax_private import NO_CLUSTER
 
   try:
@@ -161,48 +136,48 @@ def _find_others(timeout: int) -> bool:
       '--num_processes and --process_id, or --num_processes=1 to train alone.'
     ) from error
   except Exception as error:
-    # Detection asks metadata servers of clouds, which fail in their own ways.
-    # None of them should keep a single machine from training.
+    # Clouds' metadata servers fail in their own ways; a machine trains alone.
     reason = str(error).strip().splitlines() or [type(error).__name__]
     print(f'no other hosts are known ({reason[0][:200]})', flush=True)
     return False
-  import jax
-
   # A cluster of one host, such as a SLURM job with one task: nothing to join.
   if jax.process_count() == 1:
     handler = signal.getsignal(signal.SIGTERM)
     jax.distributed.shutdown()
     signal.signal(signal.SIGTERM, handler)  # The service had put its own.
-    failures.end_as_usual_on_abort()
     return False
   return True
 
 
-def _initialize(timeout: int, **arguments: Any) -> None:
+def _initialize(timeout: int, address: str = '', *numbers: int) -> None:
   import jax
+
+  from resnest_jax.distributed.failures import HEARTBEAT_SECONDS
 
   # JAX aborts a process that waited in vain, with a stack trace. The timer is
   # a minute faster and says what can be done.
-  timer = threading.Timer(timeout, _give_up, (timeout, arguments))
+  timer = threading.Timer(timeout, _give_up, (timeout, address))
   timer.daemon = True
   timer.start()
   try:
     jax.distributed.initialize(
-      **arguments,
+      address or None,
+      *numbers,
+      cluster_detection_method='deactivate' if address else None,
       initialization_timeout=timeout + 60,
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
   finally:
     timer.cancel()
-  end_quietly_on_abort()
 
 
-def _give_up(timeout: int, arguments: Mapping[str, Any]) -> None:
+def _give_up(timeout: int, address: str) -> None:
   """Ends the process with the likely reason and its remedy."""
+  from resnest_jax.distributed.failures import end
   from resnest_jax.jax_private import distributed_state as state
 
-  address = state.coordinator_address or arguments.get('coordinator_address')
-  if address is None:
+  address = state.coordinator_address or address
+  if not address:
     end(f'no coordinator was found within {timeout} s.')
   host, _, port = address.rpartition(':')
   try:
@@ -221,18 +196,13 @@ def _give_up(timeout: int, arguments: Mapping[str, Any]) -> None:
 
 
 def _check_same(facts: Mapping[str, Any]) -> None:
-  # Different flags or versions would show much later, as a hanging collective
-  # or as results that nobody can repeat.
+  # Or they show much later, as a hang or as results that nobody can repeat.
   from resnest_jax.distributed import messages
 
-  client = messages.service()
+  client, key = messages.service(), 'resnest_jax/started/0'
   if messages.is_first():
-    client.key_value_set(f'{_STARTED}0', json.dumps(facts))
-    messages.wait_for_all('comparison')
-    return
-  first = json.loads(
-    client.blocking_key_value_get(f'{_STARTED}0', messages.PATIENCE_MS)
-  )
+    client.key_value_set(key, json.dumps(facts))
+  first = json.loads(client.blocking_key_value_get(key, messages.PATIENCE_MS))
   ours = json.loads(json.dumps(facts))  # JSON knows no tuples.
   differ = [
     f'{name}: {first.get(name)!r} on host 0, {ours.get(name)!r} here'

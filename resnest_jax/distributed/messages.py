@@ -1,7 +1,6 @@
-"""Messages between the processes of one run: barriers and gathered results.
+"""Barriers and gathered results of the processes that `join` has connected.
 
-`join` has connected them before. With a single process nothing is exchanged
-and nobody waits.
+With a single process nothing is exchanged and nobody waits.
 """
 
 import contextlib
@@ -14,21 +13,18 @@ import jax
 import numpy as np
 
 from resnest_jax.errors import UserError
+from resnest_jax.jax_private import distributed_state
 
 T = TypeVar('T')
 
-# Longer than any difference between two hosts: hours of reading, say. A host
-# that has ended is noticed by `failures`, not by this.
+# Longer than any two hosts differ; `failures` notices a host that has ended.
 PATIENCE_MS = 24 * 60 * 60 * 1000
-# Names of Orbax's barriers serve once; all hosts count alike, as all of them
-# meet in the same order.
+# In the names of barriers, which serve once; all hosts count alike.
 _meetings = itertools.count()
 
 
 def service() -> Any:
   """JAX's client of the service that all hosts share; Orbax uses it, too."""
-  from resnest_jax.jax_private import distributed_state
-
   return distributed_state.client
 
 
@@ -59,31 +55,24 @@ def first_goes_ahead(name: str) -> Iterator[None]:
 
 
 def gather(work: Callable[[], T]) -> list[T]:
-  """Lets every process do its work, and gives all of them all results.
+  """Lets every process do its work; returns all results, in their order.
 
   Every process has to call it, as often as the others and in the same order.
-  The first to be done wait for the last, however long it takes.
-
-  Args:
-    work: returns anything that pickles, numbers of any type included.
-
-  Returns:
-    What it returned in each process, in their order.
+  Each waits for the last. Results are anything that pickles.
 
   Raises:
     UserError: it failed in another process. Where it did, its own error.
   """
   if jax.process_count() == 1:
     return [work()]
-  mine, failure = None, None
+  # An error is raised after the exchange, in which the others wait.
+  mine = failure = message = None
   try:
     mine = work()
+  except UserError as error:
+    failure, message = error, str(error)
   except Exception as error:
-    # Raised only after the exchange: the others already wait in it.
-    failure = error
-  message = failure and f'{type(failure).__name__}: {failure}'
-  if isinstance(failure, UserError):
-    message = str(failure)
+    failure, message = error, f'{type(error).__name__}: {error}'
   parts = [pickle.loads(x) for x in _exchange(pickle.dumps((mine, message)))]
   if failure:
     raise failure
@@ -95,14 +84,10 @@ def gather(work: Callable[[], T]) -> list[T]:
 
 def _exchange(mine: bytes) -> list[bytes]:
   from jax.experimental.multihost_utils import process_allgather
-  from orbax.checkpoint import multihost
 
-  # Collectives on devices give up after a minute or so. Orbax's barrier is of
-  # the service and has a timeout of its own, so the hosts meet there first.
-  multihost.get_barrier_sync_fn()(
-    key=f'resnest_jax_gather_{next(_meetings)}', timeout_ms=PATIENCE_MS
-  )
-  # Arrays of all hosts need one shape: exchange the lengths, then padded bytes.
+  # Collectives on devices give up after a minute or so, so all meet here first.
+  wait_for_all(f'gather/{next(_meetings)}')
+  # Arrays of all hosts need one shape.
   lengths = process_allgather(np.array([len(mine)], np.int32)).ravel()
   padded = np.zeros(lengths.max(), np.uint8)
   padded[: len(mine)] = np.frombuffer(mine, np.uint8)
