@@ -21,16 +21,14 @@ class ScoredImage:
 
   @property
   def rank(self) -> tuple[float, int]:
-    # Indices differ, so this is a strict order: the images that are kept do not
-    # depend on batch sizes, bucketing or the number of hosts.
+    # A strict order: batch sizes and hosts do not decide which images are kept.
     return self.score, self.index
 
 
 class RankedImages:
   """Keeps the `number` worst and the `number` best of all images added.
 
-  It holds at most twice `number` predictions. The order in which images are
-  added does not matter.
+  The order in which images are added does not matter.
   """
 
   def __init__(self, number: int):
@@ -54,16 +52,13 @@ class RankedImages:
     # A copy, because the prediction is a view that keeps its batch alive.
     image = ScoredImage(float(score), index, prediction.copy())
     self._kept.insert(place, image)
-    # The middle one of 2 * number + 1 is neither among the `number` worst nor
-    # among the `number` best, now or after any further image.
+    # Of 2 * number + 1 images the middle one can never be needed again.
     if full:
       del self._kept[self.number]
 
   @classmethod
   def joined(cls, parts: Sequence['RankedImages']) -> 'RankedImages':
     """The worst and the best images of parts of a split."""
-    # A part drops an image only if it has `number` worse and `number` better
-    # ones, so none is missing here.
     whole = cls(parts[0].number)
     for image in itertools.chain(*(part._kept for part in parts)):
       whole.rank(image.index, image.score, image.prediction)
