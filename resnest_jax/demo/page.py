@@ -107,14 +107,15 @@ def _show(
   try:
     seen = result.look_at(predictor, uploaded(upload))
   except UserError as error:
-    return result.problem(str(error)), '', ''
+    message = str(error)
   except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     message = 'The device has too little memory for a picture of this size.'
-    return result.problem(message), '', ''
-  table = result.legend(seen.prediction)
-  return result.overlay(seen), result.facts(seen), table
+  else:
+    table = result.legend(seen.prediction)
+    return result.overlay(seen), result.facts(seen), table
+  return result.problem(message), '', ''
 
 
 def uploaded(upload: Mapping[str, Any]) -> Path:

@@ -56,15 +56,8 @@ def look_at(predictor: Predictor, path: Path) -> Result:
   finally:
     predictor.on_step = None  # Every step would wait for the devices.
   batch, seconds = steps[-1]
-  height, width = batch['size'][0].tolist()
-  return Result(
-    path.name,
-    prediction,
-    original,
-    (height, width),
-    batch['image'].shape[1:3],
-    seconds,
-  )
+  seen, padded = tuple(batch['size'][0].tolist()), batch['image'].shape[1:3]
+  return Result(path.name, prediction, original, seen, padded, seconds)
 
 
 def _read(path: Path) -> np.ndarray:

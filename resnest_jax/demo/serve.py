@@ -58,16 +58,11 @@ def main() -> None:
     # Gradio reads these when it is imported, which `serve` does.
     os.environ['GRADIO_TEMP_DIR'] = uploads
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
-    serve(predictor, flags.weights, examples, flags.host, port, flags.share)
+    serve(predictor, examples, port, flags)
 
 
 def serve(
-  predictor: Any,
-  name: str,
-  examples: Sequence[Path],
-  host: str,
-  port: int,
-  share: bool,
+  predictor: Any, examples: Sequence[Path], port: int, flags: argparse.Namespace
 ) -> None:
   """Compiles the network for a first size and serves until it is stopped.
 
@@ -81,12 +76,12 @@ def serve(
   # Before the page opens, so that the first visitor does not wait.
   print('compiling the network (a minute or more at full size)', flush=True)
   predictor.predict(np.zeros((*FIRST_SIZE, 3), np.uint8))
-  blocks = page.make_page(predictor, Path(name).name, examples)
+  blocks = page.make_page(predictor, Path(flags.weights).name, examples)
   try:
     _, local, public = blocks.queue().launch(
-      server_name=host,
+      server_name=flags.host,
       server_port=port,
-      share=share,
+      share=flags.share,
       inline=False,
       prevent_thread_lock=True,  # Returns after the start.
       quiet=True,
@@ -97,9 +92,9 @@ def serve(
     )
   # Another program may have taken the port while the network was compiled.
   except OSError as error:
-    raise _cannot_listen(host, port) from error
+    raise _cannot_listen(flags.host, port) from error
   try:
-    if share and not public:
+    if flags.share and not public:
       raise UserError(
         "Gradio's servers gave no public address; check the network. Without "
         '--share the page is for this machine.'

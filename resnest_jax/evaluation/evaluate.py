@@ -93,7 +93,6 @@ class Evaluator:
       config.eval.batch_size, self._mesh
     )
     self._kept = drawing.spread(len(split), keep)
-    self._notice: Callable[[int, int], None] = lambda height, width: None
     self._step = make_eval_step(
       model,
       len(split.labels.classes),
@@ -169,23 +168,20 @@ class Evaluator:
 
 
 def image_results(
-  eval_step: EvalStep,
-  variables: Any,
-  batches: Iterable[Batch],
-  with_predictions: bool = True,
+  eval_step: EvalStep, variables: Any, batches: Iterable[Batch], with_maps: bool
 ) -> Iterator[ImageResult]:
   """Yields each image's result, in the order of the batches."""
 
   def results(batch, maps, counts):
     # Waits for the device. Sums over a split may not fit in int32.
     counts = np.asarray(counts).astype(np.int64)
-    maps = np.asarray(maps) if with_predictions else None
+    maps = np.asarray(maps) if with_maps else None
     for slot, index in enumerate(batch['index']):
       if index < 0:  # An empty slot.
         continue
       _check_counts(counts[slot], batch, slot)
       height, width = batch['label_size'][slot]
-      prediction = maps[slot, :height, :width] if with_predictions else None
+      prediction = maps[slot, :height, :width] if with_maps else None
       label = batch['label'][slot, :height, :width]
       yield ImageResult(
         int(index), batch['name'][slot], prediction, label, counts[slot]
@@ -237,13 +233,11 @@ def evaluate(
   def count_mine():
     confusion = np.zeros((len(class_names), len(class_names)), np.int64)
     counted = []
-    for result in image_results(
-      eval_step, variables, batches, with_predictions=on_image is not None
-    ):
+    for result in image_results(eval_step, variables, batches, bool(on_image)):
       counts = metrics.intersection_and_union(result.confusion)
       counted.append((result.index, result.name, counts))
       confusion += result.confusion
-      if on_image is not None:
+      if on_image:
         on_image(result)
       if progress:
         progress.advance(task)

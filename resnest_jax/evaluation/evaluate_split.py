@@ -215,10 +215,8 @@ def summarize(
   return {
     'images': evaluation.num_images,
     **{key: number(value) for key, value in scores.summary().items()},
-    'mIoU_interval': {
-      **dataclasses.asdict(interval),
-      **{key: number(getattr(interval, key)) for key in ('low', 'high')},
-    },
+    'mIoU_interval': dataclasses.asdict(interval)
+    | {'low': number(interval.low), 'high': number(interval.high)},
     'mean': {
       key: number(getattr(scores, f'm{key}')) for key in metrics.PER_CLASS
     },
@@ -312,9 +310,7 @@ def write_results(
   labels, predictions = split.labels, evaluation.predictions
   names = [split[index]['name'] for index in sorted(predictions)]
   result['overlays'] = [f'overlays/{name}.png' for name in names]
-  pictures = report_images.make_pictures(
-    ranked, split, labels.classes, labels.palette
-  )
+  pictures = report_images.make_pictures(ranked, split, labels)
   result['report'] = page.NAME
   result['report_images'] = {
     kind: [{'name': x.name, 'mIoU': x.score} for x in shown]
@@ -327,14 +323,7 @@ def write_results(
     path.unlink(missing_ok=True)
   if predictions:
     draw(out, split, predictions)
-  page.write(
-    out / page.NAME,
-    result,
-    evaluation.confusion,
-    evaluation.image_counts,
-    pictures,
-    labels.palette,
-  )
+  page.write(out / page.NAME, result, evaluation, pictures, labels.palette)
 
 
 def draw(out: Path, split: Any, predictions: Mapping[int, np.ndarray]) -> None:

@@ -2,8 +2,8 @@
 
 import bisect
 import dataclasses
-import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,11 +18,6 @@ class ScoredImage:
   score: float
   index: int  # Position in the split; breaks ties between equal scores.
   prediction: np.ndarray  # uint8 (H, W), classes.
-
-  @property
-  def rank(self) -> tuple[float, int]:
-    # A strict order: batch sizes and hosts do not decide which images are kept.
-    return self.score, self.index
 
 
 class RankedImages:
@@ -45,7 +40,8 @@ class RankedImages:
     if not self.number or math.isnan(score):
       return
     full = len(self._kept) == 2 * self.number
-    place = bisect.bisect(self._kept, (score, index), key=lambda x: x.rank)
+    rank = operator.attrgetter('score', 'index')
+    place = bisect.bisect(self._kept, (score, index), key=rank)
     # It would be the middle one, which is dropped below: do not copy it.
     if full and place == self.number:
       return
@@ -60,7 +56,7 @@ class RankedImages:
   def joined(cls, parts: Sequence['RankedImages']) -> 'RankedImages':
     """The worst and the best images of parts of a split."""
     whole = cls(parts[0].number)
-    for image in itertools.chain(*(part._kept for part in parts)):
+    for image in (image for part in parts for image in part._kept):
       whole.rank(image.index, image.score, image.prediction)
     return whole
 

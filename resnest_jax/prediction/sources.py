@@ -108,7 +108,16 @@ def output_files(
     # street.jpg becomes street.png, but street.jpg.png beside a street.png.
     if stems.count(stem) > 1 or (source.is_video and stem in folders):
       stem = source.folder / source.path.name
-    files.append(_files_of(stem, source.is_video, save))
+    ending = '.mp4' if source.is_video else '.png'
+    of_kind = {
+      'masks': stem if source.is_video else stem.with_name(f'{stem.name}.png'),
+      'colors': stem.with_name(f'{stem.name}_color{ending}'),
+      'overlays': stem.with_name(f'{stem.name}_overlay{ending}'),
+    }
+    # An hour of video has a hundred thousand masks: only on demand.
+    default = KINDS[1:] if source.is_video else KINDS
+    kinds = default if save is None else save
+    files.append({kind: of_kind[kind] for kind in of_kind if kind in kinds})
     # Not always enough: a.jpg of two folders, b_overlay.jpg beside b.jpg.
     for file in files[-1].values():
       other = taken.setdefault(file, source.path)
@@ -118,21 +127,6 @@ def output_files(
           'them in two commands, each with its own --out, or rename one.'
         )
   return files
-
-
-def _files_of(
-  stem: Path, is_video: bool, save: Collection[str] | None
-) -> dict[str, Path]:
-  ending = '.mp4' if is_video else '.png'
-  of_kind = {
-    'masks': stem if is_video else stem.with_name(f'{stem.name}.png'),
-    'colors': stem.with_name(f'{stem.name}_color{ending}'),
-    'overlays': stem.with_name(f'{stem.name}_overlay{ending}'),
-  }
-  # An hour of video has a hundred thousand masks: only on demand.
-  if save is None:
-    save = KINDS[1:] if is_video else KINDS
-  return {kind: path for kind, path in of_kind.items() if kind in save}
 
 
 def check_output(

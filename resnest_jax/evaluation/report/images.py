@@ -13,6 +13,7 @@ from resnest_jax import drawing
 from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.ranked_images import RankedImages, ScoredImage
 from resnest_jax.evaluation.report.parts import named
+from resnest_jax.labels import LabelSet
 
 BOX = (480, 640)  # Height and width in pixels into which pictures are fitted.
 MOST_CHIPS = 12  # Classes named below an image.
@@ -31,28 +32,20 @@ class Picture:
 
 
 def make_pictures(
-  ranked: RankedImages,
-  split: Sequence[Mapping[str, Any]],
-  classes: Sequence[str],
-  palette: np.ndarray,
+  ranked: RankedImages, split: Sequence[Mapping[str, Any]], labels: LabelSet
 ) -> dict[str, list[Picture]]:
-  """The pictures of 'worst' and 'best'; `palette` is uint8 (C, 3) RGB."""
+  """The pictures of 'worst' and 'best'."""
   return {
-    kind: [
-      make_picture(image, split[image.index], classes, palette)
-      for image in images
-    ]
+    kind: [make_picture(image, split[image.index], labels) for image in images]
     for kind, images in ranked.both().items()
   }
 
 
 def make_picture(
-  shown: ScoredImage,
-  sample: Mapping[str, Any],
-  classes: Sequence[str],
-  palette: np.ndarray,
+  shown: ScoredImage, sample: Mapping[str, Any], labels: LabelSet
 ) -> Picture:
   """Image, ground truth, prediction and errors of a sample of the split."""
+  classes, palette = labels.classes, labels.palette
   prediction, label = shown.prediction, sample['label']
   confusion = metrics.confusion_matrix(prediction, label, len(classes))
   intersection, union = metrics.intersection_and_union(confusion)

@@ -21,6 +21,7 @@ import numpy as np
 
 from resnest_jax import files
 from resnest_jax.evaluation import metrics
+from resnest_jax.evaluation.evaluate import Evaluation
 from resnest_jax.evaluation.report import images, tables
 from resnest_jax.evaluation.report.parts import percent
 from resnest_jax.text import listed
@@ -32,21 +33,20 @@ NAME = 'report.html'
 def write(
   path: Path,
   result: Mapping[str, Any],
-  confusion: np.ndarray,
-  image_counts: np.ndarray,
+  evaluation: Evaluation,
   pictures: Mapping[str, Sequence[images.Picture]],
   palette: np.ndarray,
 ) -> None:
   """Writes the whole page or nothing.
 
-  `result` is the content of metrics.json; `confusion` and `image_counts` are as
-  in `Evaluation`, `pictures` as from `make_pictures`.
+  `result` is the content of metrics.json, `pictures` come from `make_pictures`.
   """
+  confusion = evaluation.confusion
   classes = [entry['class'] for entry in result['per_class']]
   # Of 150 classes a small split may have 20; the matrix has no others.
   occurring = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
   sections = {
-    'Scores': headline(result, image_counts),
+    'Scores': headline(result, evaluation.image_counts),
     'Classes': tables.class_table(result, confusion, palette),
     'Confusions': tables.confusions(confusion, occurring, classes),
     'Images': images.section(pictures, result['images']),

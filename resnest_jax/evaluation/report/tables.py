@@ -27,14 +27,12 @@ def class_table(
   if result['boundary']:
     columns['BoundaryIoU'] = 'Boundary IoU'
     means['BoundaryIoU'] = result['boundary']['mIoU']
-  titles = {'#': 'number', 'Class': 'text'}
-  titles |= dict.fromkeys(columns.values(), 'number')
-  titles |= {'Pixels': 'number', 'Mostly taken for': 'number'}
+  text = dict.fromkeys(('Class', 'Mostly taken for'), ' class="text"')
   head = ''.join(
-    f'<th scope="col" data-type="{kind}" aria-sort='
-    f'"{"ascending" if title == "#" else "none"}"'
-    f'{_text_column(title)}><button type="button">{title}</button></th>'
-    for title, kind in titles.items()
+    f'<th scope="col" data-type="{"text" if title == "Class" else "number"}" '
+    f'aria-sort="{"ascending" if title == "#" else "none"}"'
+    f'{text.get(title, "")}><button type="button">{title}</button></th>'
+    for title in ('#', 'Class', *columns.values(), 'Pixels', 'Mostly taken for')
   )
   choice = ''
   if unscored := sum(entry['IoU'] is None for entry in entries):
@@ -61,10 +59,6 @@ def class_table(
     f'<th scope="row" class="text">mean of {result["classes_averaged"]}</th>'
     f'{foot}<td>{confusion.sum():,}</td><td></td></tr></tfoot></table></div>'
   )
-
-
-def _text_column(title: str) -> str:
-  return ' class="text"' if title in ('Class', 'Mostly taken for') else ''
 
 
 def _row(
