@@ -19,6 +19,8 @@ _INK, _PAPER = (38, 38, 38), (255, 255, 255)
 _RIGHT, _WRONG, _IGNORED = (232, 236, 240), (214, 39, 40), (150, 160, 180)
 _FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 
+_Pair = tuple[int, int]  # Pixels: a box, or x and y.
+
 
 def colour(label_map: np.ndarray, palette: np.ndarray) -> np.ndarray:
   """The label map in the palette's colours; black where there is no class."""
@@ -42,9 +44,8 @@ def overlay(
     raise ValueError(
       f'image {image.shape} and label map {label_map.shape} differ in size'
     )
-  mixed = cv2.addWeighted(
-    image, 1 - opacity, colour(label_map, palette), opacity, 0
-  )
+  colours = colour(label_map, palette)
+  mixed = cv2.addWeighted(image, 1 - opacity, colours, opacity, 0)
   return np.where((label_map == IGNORE)[..., None], image, mixed)
 
 
@@ -96,7 +97,7 @@ def panel(
   class_names: Sequence[str],
   palette: np.ndarray,
   title: str,
-  box: tuple[int, int] = (240, 320),
+  box: _Pair = (240, 320),
 ) -> np.ndarray:
   """Image, ground truth, prediction and errors side by side, with a legend.
 
@@ -143,7 +144,7 @@ def mask_panel(
   palette: np.ndarray,
   title: str,
   note: str = '',
-  box: tuple[int, int] = (240, 320),
+  box: _Pair = (240, 320),
 ) -> np.ndarray:
   """An image next to its overlay with the label map, and a legend.
 
@@ -152,14 +153,13 @@ def mask_panel(
   """
   shown = fit(image, box, smooth=True)
   columns = [_captioned(shown, 'image', box[1])]
-  # Of the whole label map: after `fit`, thin borders may be lost.
-  ignored = (label == IGNORE).mean()
   if label.ndim == 3:
     caption, mask = 'mask as stored', fit(label, box)
   else:
-    caption = 'classes'
-    if ignored:
-      caption += f' ({ignored:.1%} ignored, hatched)'
+    # Of the whole label map: after `fit`, thin borders may be lost.
+    ignored = (label == IGNORE).mean()
+    told = f' ({ignored:.1%} ignored, hatched)' if ignored else ''
+    caption = f'classes{told}'
     mask = _with_classes(shown, fit(label, box), palette)
   columns.append(_captioned(mask, caption, box[1]))
   # Not `hstack`: a stored mask may have another shape than the image.
@@ -188,9 +188,7 @@ def _with_classes(
   return picture
 
 
-def fit(
-  picture: np.ndarray, box: tuple[int, int], smooth: bool = False
-) -> np.ndarray:
+def fit(picture: np.ndarray, box: _Pair, smooth: bool = False) -> np.ndarray:
   """Resizes to the largest size that fits into the box, keeping the shape."""
   scale = min(box[0] / picture.shape[0], box[1] / picture.shape[1])
   height, width = (max(round(n * scale), 1) for n in picture.shape[:2])
@@ -214,10 +212,7 @@ def contact_sheet(
     max(x.shape[1] for x in pictures[i::columns]) for i in range(len(rows[0]))
   ]
   heights = [max(x.shape[0] for x in row) for row in rows]
-  sheet = _paper(
-    sum(heights) + gap * (len(heights) + 1),
-    sum(widths) + gap * (len(widths) + 1),
-  )
+  sheet = _paper(*(sum(x) + gap * (len(x) + 1) for x in (heights, widths)))
   y = gap
   for row, height in zip(rows, heights, strict=True):
     x = gap
@@ -242,10 +237,7 @@ def _paper(height: int, width: int) -> np.ndarray:
 
 
 def _write(
-  picture: np.ndarray,
-  text: str,
-  corner: tuple[int, int],
-  ink: tuple[int, int, int] = _INK,
+  picture: np.ndarray, text: str, corner: _Pair, ink: Sequence[int] = _INK
 ) -> None:
   cv2.putText(picture, text, corner, _FONT, _SCALE, ink, 1, cv2.LINE_AA)
 
@@ -276,11 +268,8 @@ def read_log(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
       if type(value) in (int, float):
         scalars.setdefault(name, {})[step] = value
   return {
-    name: (
-      np.array(sorted(values)),
-      np.array([values[step] for step in sorted(values)], float),
-    )
-    for name, values in scalars.items()
+    name: (np.array(sorted(of)), np.array([of[x] for x in sorted(of)], float))
+    for name, of in scalars.items()
   }
 
 
@@ -304,8 +293,7 @@ def plot_curves(log_path: Path, out_path: Path, title: str = '') -> None:
   The ending of `out_path` selects the format.
   """
   scalars = read_log(log_path)
-  # Late: half a second that label maps need not take. Not pyplot, which has
-  # global state and wants a display and the main thread.
+  # Late: it takes half a second. Not pyplot, which wants the main thread.
   import matplotlib.ticker
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -346,17 +334,15 @@ def _curves(axes, title, scalars, names, smoothed=True) -> None:
   axes.set_title(title, loc='left', fontsize=10.5)
   axes.grid(alpha=0.25, linewidth=0.6)
   axes.spines[['top', 'right']].set_visible(False)
-  for name in names:
-    if name not in scalars:
-      continue
+  known = [name for name in names if name in scalars]
+  for name in known:
     steps, values = scalars[name]
     line = {'color': _COLOURS[name], 'label': name.replace('_', ' ')}
-    # Noisy values are faint under their average.
     if smoothed and len(values) > 20:
       axes.plot(steps, values, color=line['color'], alpha=0.25, linewidth=0.8)
       values = smooth(values, len(values) / 40)
     axes.plot(steps, values, linewidth=1.7, **line)
-  if sum(name in scalars for name in names) > 1:
+  if len(known) > 1:
     axes.legend(frameon=False, fontsize=9)
 
 
