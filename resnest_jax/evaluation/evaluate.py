@@ -28,6 +28,8 @@ from resnest_jax.labels import IGNORE
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.progress import compile_notice, evaluation_progress
 
+Waiting = Callable[[BatchIterator], contextlib.AbstractContextManager]
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageResult:
@@ -89,9 +91,8 @@ class Evaluator:
     self._protocol = protocol
     # Hosts' batches differ in shape and number: no program may span hosts.
     self._mesh = sharding.local_mesh()
-    self.batch_size = sharding.divisible_batch_size(
-      config.eval.batch_size, self._mesh
-    )
+    wanted = config.eval.batch_size
+    self.batch_size = sharding.divisible_batch_size(wanted, self._mesh)
     self._kept = drawing.spread(len(split), keep)
     self._step = make_eval_step(
       model,
@@ -104,11 +105,7 @@ class Evaluator:
     )
 
   def __call__(
-    self,
-    variables: Any,
-    waiting: Callable[[BatchIterator], contextlib.AbstractContextManager] = (
-      contextlib.nullcontext
-    ),
+    self, variables: Any, waiting: Waiting = contextlib.nullcontext
   ) -> Evaluation:
     """Evaluates one set of weights; every host has to call it.
 
@@ -161,10 +158,8 @@ class Evaluator:
     # All hosts have the same watchers, so that their exchanges match.
     for watcher in self._watchers:
       watcher.gather()
-    everywhere = messages.gather(lambda: predictions)
-    return dataclasses.replace(
-      evaluation, predictions=dict(collections.ChainMap(*everywhere))
-    )
+    kept = dict(collections.ChainMap(*messages.gather(lambda: predictions)))
+    return dataclasses.replace(evaluation, predictions=kept)
 
 
 def image_results(
@@ -188,8 +183,7 @@ def image_results(
       )
 
   # A batch is dispatched before the results of the previous one are awaited:
-  # the device computes while the host looks at images and reads the next batch.
-  # None makes room for the last results.
+  # the device computes meanwhile. None makes room for the last results.
   pending = None
   for batch in itertools.chain(batches, [None]):
     started = batch and (batch, *eval_step(variables, batch))
@@ -214,8 +208,7 @@ def evaluate(
   Args:
     eval_step: from `make_eval_step`.
     variables: `params` and `batch_stats`, on the step's devices.
-    batches: this process' share of the images, which may be none; empty slots
-      have index -1.
+    batches: this process' share, maybe none; empty slots have index -1.
     class_names: C names.
     num_images: images in the split, over all processes.
     progress: gets a task 'evaluate'.
@@ -243,7 +236,7 @@ def evaluate(
         progress.advance(task)
     return confusion, counted
 
-  # A host that fails in here tells the others, so that they do not wait for it.
+  # A host that fails in here tells the others.
   parts = messages.gather(count_mine)
   confusion = sum(part for part, _ in parts)
   seen = {}

@@ -136,8 +136,7 @@ def load_network(
       f'{config.model.num_classes}; choose the --config of its data set.'
     )
   step = provenance.get('step')
-  # Only runs have a step; weights of other origin may spell the classes in
-  # another way.
+  # Of a run: other weights may spell the classes in another way.
   if step is not None:
     check_classes({'classes': loaded.classes}, classes)
   if not weights:
@@ -212,14 +211,13 @@ def summarize(
     }
     for i, name in enumerate(classes)
   ]
+  means = {key: number(getattr(scores, f'm{key}')) for key in metrics.PER_CLASS}
   return {
     'images': evaluation.num_images,
     **{key: number(value) for key, value in scores.summary().items()},
     'mIoU_interval': dataclasses.asdict(interval)
     | {'low': number(interval.low), 'high': number(interval.high)},
-    'mean': {
-      key: number(getattr(scores, f'm{key}')) for key in metrics.PER_CLASS
-    },
+    'mean': means,
     'fscore_beta': config.eval.fscore_beta,
     'boundary': outlines
     and {
@@ -316,8 +314,7 @@ def write_results(
     kind: [{'name': x.name, 'mIoU': x.score} for x in shown]
     for kind, shown in pictures.items()
   }
-  # First: if killed below, it names the files that the next evaluation may
-  # replace.
+  # First: if killed below, the next evaluation may replace what this names.
   write_json(out / 'metrics.json', result)
   for path in replaced:
     path.unlink(missing_ok=True)

@@ -56,8 +56,7 @@ def make_picture(
     'prediction': drawing.colour(prediction, palette),
     'errors': drawing.error_map(prediction, label),
   }
-  # Averaging and JPEG are for the photograph alone: in maps both would invent
-  # colours.
+  # For the photograph alone: in maps averaging and JPEG would invent colours.
   image = drawing.fit(sample['image'], BOX, smooth=True)
   parts = {'image': data_uri(image, '.jpg')}
   for caption, picture in maps.items():
@@ -70,8 +69,7 @@ def make_picture(
     size=image.shape[:2],
     classes=[
       (classes[i], palette[i], intersection[i] / union[i])
-      for i in largest
-      if union[i]
+      for i in largest[union[largest] > 0]
     ],
   )
 

@@ -82,10 +82,8 @@ def write(
     script=script,
     script_hash=base64.b64encode(digest).decode(),
     data=_json_in_html(
-      {
-        'names': [classes[i] for i in occurring],
-        'counts': confusion[np.ix_(occurring, occurring)].tolist(),
-      }
+      names=[classes[i] for i in occurring],
+      counts=confusion[np.ix_(occurring, occurring)].tolist(),
     ),
   )
   files.write_text(path, page)
@@ -96,7 +94,7 @@ def _part(name: str) -> str:
   return folder.joinpath(name).read_text('utf-8')
 
 
-def _json_in_html(content: Any) -> str:
+def _json_in_html(**content: Any) -> str:
   # A class named '</script>' would end the element that holds the JSON. These
   # three characters occur only in strings, where \uXXXX stands for them.
   text = json.dumps(content, separators=(',', ':'))
@@ -105,9 +103,6 @@ def _json_in_html(content: Any) -> str:
 
 def _date(text: str) -> str:
   return datetime.datetime.fromisoformat(text).strftime('%Y-%m-%d %H:%M %Z')
-
-
-# --- Scores ------------------------------------------------------------------
 
 
 def headline(result: Mapping[str, Any], image_counts: np.ndarray) -> str:
@@ -123,41 +118,35 @@ def headline(result: Mapping[str, Any], image_counts: np.ndarray) -> str:
   averaged = f'{result["classes_averaged"]} of {len(result["per_class"])}'
   cards = {title: percent(score) for title, score in scores.items()}
   cards |= {'Classes in the mean': averaged, 'Images': f'{result["images"]:,}'}
-  main = _card('mIoU', percent(result['mIoU']), _interval(result), 'main')
-  content = (
-    f'<div class="cards"><dl>{main}</dl><dl class="more">'
-    f'{"".join(_card(*item) for item in cards.items())}</dl></div>'
-  )
-  if interval['low'] is not None:
-    content += (
+  bar, low, high = '', interval['low'], interval['high']
+  if low is not None:
+    bar = (
+      '<dd class="small"><div class="interval">'
+      f'<i style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
+      f'<b style="left:{100 * result["mIoU"]:.2f}%"></b></div>'
+      f'{interval["level"]:.0%} interval {percent(low)} to {percent(high)}</dd>'
+    )
+    note = (
       '<p class="muted">In percent. The interval is where mIoU lies on other '
       f'images like these: {interval["level"]:.0%} of '
       f'{interval["resamples"]} bootstrap samples of the images.</p>'
     )
   elif not result['images']:
-    content += '<p class="note">The split has no images: nothing to score.</p>'
+    note = '<p class="note">The split has no images: nothing to score.</p>'
   else:
-    content += '<p class="note">No pixel has a label: nothing to score.</p>'
-  return content + _histogram(image_counts)
+    note = '<p class="note">No pixel has a label: nothing to score.</p>'
+  main = _card('mIoU', percent(result['mIoU']), bar, 'main')
+  return (
+    f'<div class="cards"><dl>{main}</dl><dl class="more">'
+    f'{"".join(_card(*item) for item in cards.items())}</dl></div>{note}'
+    f'{_histogram(image_counts)}'
+  )
 
 
 def _card(title: str, value: str, more: str = '', kind: str = '') -> str:
   return (
     f'<div class="card {kind}"><dt>{escape(title)}</dt>'
     f'<dd>{escape(value)}</dd>{more}</div>'
-  )
-
-
-def _interval(result: Mapping[str, Any]) -> str:
-  interval = result['mIoU_interval']
-  low, high = interval['low'], interval['high']
-  if low is None or result['mIoU'] is None:
-    return ''
-  return (
-    f'<dd class="small"><div class="interval"><i style="left:{100 * low:.2f}%;'
-    f'width:{100 * (high - low):.2f}%"></i>'
-    f'<b style="left:{100 * result["mIoU"]:.2f}%"></b></div>'
-    f'{interval["level"]:.0%} interval {percent(low)} to {percent(high)}</dd>'
   )
 
 
@@ -188,9 +177,6 @@ def _histogram(image_counts: np.ndarray) -> str:
     'over the classes that it has or was given; mIoU above sums the pixels of '
     'all images first.</p>'
   )
-
-
-# --- Details -----------------------------------------------------------------
 
 
 def details(result: Mapping[str, Any], confusion: np.ndarray) -> str:

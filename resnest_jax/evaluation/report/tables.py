@@ -12,9 +12,6 @@ from resnest_jax.text import plural
 MOST_CONFUSIONS = 16  # In the list next to the matrix.
 
 
-# --- Classes -----------------------------------------------------------------
-
-
 def class_table(
   result: Mapping[str, Any], confusion: np.ndarray, palette: np.ndarray
 ) -> str:
@@ -43,8 +40,8 @@ def class_table(
       'classes with a score</label>'
     )
   rows = [
-    _row(i, columns, confusion[i], entries, palette[i])
-    for i in range(len(entries))
+    _row(i, columns, counts, entries, palette[i])
+    for i, counts in enumerate(confusion)
   ]
   foot = ''.join(f'<td>{percent(means[key])}</td>' for key in columns)
   return (
@@ -96,9 +93,6 @@ def _row(
   cells.append(f'<td class="text" data-value="{share}">{taken}</td>')
   mark = ' data-unscored' if entry['IoU'] is None else ''
   return f'<tr{mark}>{"".join(cells)}</tr>'
-
-
-# --- Confusions --------------------------------------------------------------
 
 
 def confusions(
