@@ -73,12 +73,7 @@ def make_page(
       with gr.Column(scale=3, min_width=320):
         overlay = gr.HTML(EMPTY, elem_id='overlay')
         opacity = gr.Slider(
-          0,
-          100,
-          50,
-          step=1,
-          label='Opacity of the colours, %',
-          elem_id='opacity',
+          0, 100, 50, label='Opacity of the colours, %', elem_id='opacity'
         )
         facts = gr.HTML(elem_id='facts')
         legend = gr.HTML(elem_id='legend')

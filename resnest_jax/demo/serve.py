@@ -33,7 +33,6 @@ FIRST_SIZE = (480, 640)  # 4:3, the shape of most photographs.
 
 def main() -> None:
   flags = make_parser().parse_args()
-  # Gradio is an optional dependency.
   if importlib.util.find_spec('gradio') is None:
     raise UserError(
       "the page needs the package gradio: pip install 'gradio>=6'."
@@ -115,10 +114,8 @@ def free_port(host: str, port: int) -> int:
       f'--port is {port}; give 1 to 65535, or 0 for any free one.'
     )
   try:
-    family, kind, protocol, _, address = socket.getaddrinfo(
-      host, port, type=socket.SOCK_STREAM
-    )[0]
-    with socket.socket(family, kind, protocol) as trial:
+    *kind, _, address = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)[0]
+    with socket.socket(*kind) as trial:
       # Connections of a page that has just ended do not block its port.
       trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       trial.bind(address)

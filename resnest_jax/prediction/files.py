@@ -11,7 +11,7 @@ import cv2
 import rich.progress
 
 from resnest_jax import drawing, runtime
-from resnest_jax.errors import UnreadableSample, UserError
+from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, write_json
 from resnest_jax.inference.predictor import (
   Prediction,
@@ -123,9 +123,8 @@ def predict_pictures(
   opacity: float,
   legend: bool,
 ) -> None:
-  """Predicts pictures and writes their files, a few at a time."""
+  """Predicts pictures and writes their files, a few at a time, in threads."""
 
-  # In threads: encoding PNGs does not hold up the devices.
   def write(predicted: tuple[int, Prediction | UserError]) -> None:
     index, prediction = predicted
     source, files = pictures[index]
@@ -159,18 +158,13 @@ def predict_video(
   opacity: float,
 ) -> None:
   """Predicts a video's frames and writes its files, whole or not at all."""
-  try:
-    reader = VideoReader(source.path)
-  except UnreadableSample as error:
-    done.failed[source.path] = str(error)
-    return
-  task = progress.add_task(source.path.name, total=reader.total, unit='frames')
-  targets = {kind: out / file for kind, file in files.items()}
+  path, targets = source.path, {kind: out / x for kind, x in files.items()}
   try:
     with (
-      contextlib.closing(reader),
+      contextlib.closing(VideoReader(path)) as reader,
       VideoOutputs(targets, reader.fps, opacity) as outputs,
     ):
+      task = progress.add_task(path.name, total=reader.total, unit='frames')
       predictions = predictor.predict_frames(reader.frames())
       # A thread writes while the next frames are predicted. It is closed before
       # the outputs, to which it writes.
@@ -182,13 +176,11 @@ def predict_video(
       # A truncated video is done up to its last readable frame, and failed.
       if reader.read:
         outputs.finish()
-        done.files[source.path] = files
-        done.frames[source.path] = reader.read
-    # The file's number of frames may be an estimate or missing.
+        done.files[path], done.frames[path] = files, reader.read
     progress.update(task, total=max(reader.read, 1))
     reader.check_end()
   except UserError as error:
-    done.failed[source.path] = str(error)
+    done.failed[path] = str(error)
 
 
 def summary(done: Done, out: Path) -> str:
@@ -217,6 +209,7 @@ def write_about(predictor: Predictor, done: Done, out: Path) -> None:
     frames = {'frames': done.frames[path]} if path in done.frames else {}
     names = {kind: file.as_posix() for kind, file in files.items()}
     predictions.append({'source': str(path), **frames, **names})
+  failed = [{'source': str(x), 'why': why} for x, why in done.failed.items()]
   about = {
     **predictor.about,
     'protocol': predictor.protocol.describe(),
@@ -225,8 +218,6 @@ def write_about(predictor: Predictor, done: Done, out: Path) -> None:
     'devices': runtime.describe_devices(),
     'seconds': round(done.seconds, 3),
     'predictions': predictions,
-    'failed': [
-      {'source': str(path), 'why': why} for path, why in done.failed.items()
-    ],
+    'failed': failed,
   }
   write_json(out / 'predictions.json', about)

@@ -21,15 +21,12 @@ _FALLBACK_FPS = 25.0  # For files without times.
 
 
 class VideoReader:
-  """Reads a video's frames once, in their order.
+  """Reads a video's frames once, in order; `UnreadableSample` if it is none.
 
   Attributes:
     fps: frames per second.
     total: number of frames by the file's header, or None.
     read: number of frames read so far.
-
-  Raises:
-    UnreadableSample: the file cannot be opened as a video.
   """
 
   def __init__(self, path: Path):
