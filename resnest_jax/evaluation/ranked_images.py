@@ -54,7 +54,7 @@ class RankedImages:
 
   @classmethod
   def joined(cls, parts: Sequence['RankedImages']) -> 'RankedImages':
-    """The worst and best of a split from its parts, which dropped none of them."""
+    """The worst and best images of a split; its parts have dropped none."""
     whole = cls(parts[0].number)
     for image in (image for part in parts for image in part._kept):
       whole.rank(image.index, image.score, image.prediction)
