@@ -9,13 +9,7 @@ from PIL import Image
 
 from resnest_jax.errors import UserError
 
-_COLOUR_TYPES = {
-  0: 'grey',
-  2: 'RGB',
-  3: 'palette',
-  4: 'grey-alpha',
-  6: 'RGBA',
-}
+_COLOUR_TYPES = {0: 'grey', 2: 'RGB', 3: 'palette', 4: 'grey-alpha', 6: 'RGBA'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,38 +53,38 @@ def is_turned(path: str | os.PathLike) -> bool:
     return False
 
 
-def png_kind(png: bytes, where: str, needed: str) -> tuple[int, str]:
+def png_kind(png: bytes, where: str) -> tuple[int, str]:
   """Returns (bits per channel, colour type), such as (8, 'grey')."""
   header = png_header(png)
   if header is None:
-    raise UserError(f'{where} is not a PNG file. {needed}')
+    raise UserError(f'{where} is not a PNG file.')
   return header.bits, header.colour
 
 
 def read_index_mask(
-  png: bytes, where: str, allowed: np.ndarray, meaning: str, needed: str
+  png: bytes, where: str, allowed: np.ndarray, meaning: str
 ) -> np.ndarray:
   """Decodes an index mask: uint8 (H, W).
 
   `allowed`, bool (256,), tells which values may occur and `meaning` says so in
-  words. Messages begin with `where` and end with `needed`.
+  words. Messages begin with `where`.
   """
-  bits, colour = png_kind(png, where, needed)
+  bits, colour = png_kind(png, where)
   # A palette mask would decode to colours instead of class numbers.
   if (bits, colour) != (8, 'grey'):
     raise UserError(
       f'{where} is a {bits}-bit {colour} picture; masks are 8-bit with a '
       f'single channel that holds the class number: {meaning}. Coloured masks '
-      f'are for viewing or belong to another release. {needed}'
+      'are for viewing or belong to another release.'
     )
   mask = decode_image(png, cv2.IMREAD_UNCHANGED)
   if mask is None:
-    raise UserError(f'{where} cannot be decoded. {needed}')
-  # (H, W); a table look-up is faster than np.isin.
+    raise UserError(f'{where} cannot be decoded.')
+  # A table look-up is faster than np.isin.
   wrong = ~allowed[mask]
   if wrong.any():
     raise UserError(
       f'{where} has the value {mask[wrong].max()}; the masks of this release '
-      f'have {meaning}. {needed}'
+      f'have {meaning}.'
     )
   return mask

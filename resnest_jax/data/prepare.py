@@ -23,7 +23,7 @@ import contextlib
 import io
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -48,7 +48,6 @@ from resnest_jax.progress import progress_bar
 from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
 
-# The split that --raw decodes; evaluations read few images in comparison.
 _RAW_SPLIT = 'train'
 
 # tfds buffers a split in memory up to this size, and in temporary files above.
@@ -60,21 +59,18 @@ def main() -> None:
     palette2id.main(sys.argv[2:])
     return
   args = _parse_arguments()
-  dataset = DATASETS[args.dataset]
-  archive = archive_from_arguments(args)
-  # With prepared data and no other request, --raw needs no archive.
-  asked = archive or args.images or args.size
-  if args.raw and not asked and is_prepared(args.dataset, args.data_dir):
-    builder = find_stored(args.dataset, args.data_dir).builder
-  elif archive is None and args.dataset == 'ade20k_mini':
-    builder = prepare_ade20k_mini(args)
-  elif archive is None and args.dataset == 'cityscapes_mini':
-    builder = prepare_cityscapes_mini(args)
+  name, data_dir = args.dataset, args.data_dir
+  prepared = args.raw and is_prepared(name, data_dir)
+  archive = archive_from_arguments(args, prepared)
+  if prepared and not (archive or args.images or args.size):
+    builder = find_stored(name, data_dir).builder
+  elif archive is None and name.endswith('_mini'):
+    builder = prepare_generated(args)
   else:
-    builder = prepare(dataset, args.data_dir, archive)
+    builder = prepare(DATASETS[name], data_dir, archive)
   if args.raw:
-    prepare_raw(args.dataset, args.data_dir)
-  print_summary(args.dataset, args.data_dir, builder)
+    prepare_raw(name, data_dir)
+  print_summary(name, data_dir, builder)
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -83,33 +79,29 @@ def _parse_arguments() -> argparse.Namespace:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument(
-    'dataset',
-    choices=DATASETS,
-    metavar='DATASET',
-    help=', '.join(DATASETS),
-  )
-  parser.add_argument(
+  add = parser.add_argument
+  add('dataset', choices=DATASETS, metavar='DATASET', help=', '.join(DATASETS))
+  add(
     '--data_dir',
     type=Path,
     default=Path('data'),
     metavar='DIR',
     help='where the data is written (default: data)',
   )
-  parser.add_argument(
+  add(
     '--archive',
     type=Path,
     metavar='ZIP',
     help='the zip file of ADE20K, as downloaded; without it ade20k is '
     'downloaded (0.9 GB)',
   )
-  parser.add_argument(
+  add(
     '--archive_dir',
     type=Path,
     metavar='FOLDER',
     help='the folder of the two zip files of Cityscapes, as downloaded',
   )
-  parser.add_argument(
+  add(
     '--raw',
     action='store_true',
     help='also store the decoded pixels of Cityscapes (25 GB)',
@@ -125,7 +117,9 @@ def _parse_arguments() -> argparse.Namespace:
   return parser.parse_args()
 
 
-def archive_from_arguments(args: argparse.Namespace) -> Path | None:
+def archive_from_arguments(
+  args: argparse.Namespace, prepared: bool
+) -> Path | None:
   """Returns the archive that was given; refuses flags of other data sets."""
   city = args.dataset.startswith('cityscapes')
   if city and args.archive:
@@ -141,7 +135,6 @@ def archive_from_arguments(args: argparse.Namespace) -> Path | None:
       f'--raw is for Cityscapes, whose images are all of one size, not for '
       f'{args.dataset}'
     )
-  prepared = args.raw and is_prepared(args.dataset, args.data_dir)
   if args.dataset == 'cityscapes' and not (args.archive_dir or prepared):
     raise UserError(
       f'cityscapes cannot be downloaded automatically: '
@@ -151,52 +144,32 @@ def archive_from_arguments(args: argparse.Namespace) -> Path | None:
   return args.archive_dir if city else args.archive
 
 
-def prepare_ade20k_mini(args: argparse.Namespace) -> ArchiveBuilder:
-  counts = ade20k_mini.counts_from_arguments(args)
-  name = f'ade20k_mini_{"_".join(map(str, counts.values()))}_seed{args.seed}'
-  return _prepare_generated(
-    DATASETS['ade20k_mini'],
-    args.data_dir,
-    f'{name}.zip',
-    ade20k_mini.archive_comment(counts, args.seed),
-    lambda path: ade20k_mini.write_archive(path, counts, args.seed),
-  )
-
-
-def prepare_cityscapes_mini(args: argparse.Namespace) -> ArchiveBuilder:
-  counts = cityscapes_mini.counts_from_arguments(args)
-  size = cityscapes_mini.size_from_arguments(args)
-  numbers = '_'.join(map(str, (*counts.values(), *size)))
-  what = counts, args.seed, size
-  return _prepare_generated(
-    DATASETS['cityscapes_mini'],
-    args.data_dir,
-    f'cityscapes_mini_{numbers}_seed{args.seed}',
-    cityscapes_mini.archive_comment(*what),
-    lambda folder: cityscapes_mini.write_archives(folder, *what),
-  )
-
-
-def _prepare_generated(
-  dataset: Dataset,
-  data_dir: Path,
-  name: str,
-  comment: str,
-  write: Callable[[Path], None],
-) -> ArchiveBuilder:
+def prepare_generated(args: argparse.Namespace) -> ArchiveBuilder:
   """Generates an archive in `data_dir`/downloads and prepares it."""
-  builder = dataset.builder(config=dataset.config, data_dir=data_dir)
-  if is_finished(builder):
-    # The comment has all arguments of the generator, so it tells whether the
-    # same data would be drawn, without drawing it.
-    if builder.info.metadata['comment'] != comment:
-      raise _already_other(builder, comment)
-    print(f'Already prepared: {builder.data_path}')
+  if args.dataset == 'ade20k_mini':
+    counts, size, suffix = ade20k_mini.counts_from_arguments(args), (), '.zip'
+    what = counts, args.seed
+    comment = ade20k_mini.archive_comment(*what)
+    write = ade20k_mini.write_archive
+  else:
+    counts, suffix = cityscapes_mini.counts_from_arguments(args), ''
+    size = cityscapes_mini.size_from_arguments(args)
+    what = counts, args.seed, size
+    comment = cityscapes_mini.archive_comment(*what)
+    write = cityscapes_mini.write_archives
+  numbers = '_'.join(map(str, (*counts.values(), *size)))
+  name = f'{args.dataset}_{numbers}_seed{args.seed}{suffix}'
+  archive = args.data_dir / 'downloads' / name
+  dataset = DATASETS[args.dataset]
+  builder = dataset.builder(config=dataset.config, data_dir=args.data_dir)
+  # The comment has all arguments of the generator, so it tells whether the
+  # same data would be drawn, without drawing it.
+  if _is_there(builder, 'comment', comment, comment):
     return builder
   # Released before `prepare`, which takes the same lock.
-  with _exclusive(data_dir):
-    write(data_dir / 'downloads' / name)
-  return prepare(dataset, data_dir, data_dir / 'downloads' / name)
+  with _exclusive(args.data_dir):
+    write(archive, *what)
+  return prepare(dataset, args.data_dir, archive)
 
 
 def prepare(
@@ -210,23 +183,21 @@ def prepare(
     archive: the zip file, or the folder of several; None: download it.
   """
   make, config = dataset.builder, dataset.config
+  size = fingerprint = None
   # Before anything is written or the lock is taken: a wrong archive leaves no
   # trace.
   if archive is not None:
     contents = make.open_contents(config, archive)
+    size, fingerprint = contents.num_bytes(), contents.fingerprint
     contents.close()
   elif config.url is None:
     raise UserError(f'{config.name} cannot be downloaded; pass the archive')
   with _exclusive(data_dir):
     # Under the lock: another process may just have prepared the same data.
     builder = make(config=config, data_dir=data_dir)
-    if is_finished(builder):
-      if archive and contents.fingerprint != _fingerprint(builder):
-        raise _already_other(builder, archive)
-      print(f'Already prepared: {builder.data_path}')
+    if _is_there(builder, 'fingerprint', fingerprint, archive):
       return builder
     _remove_unfinished(builder, data_dir)
-    size = contents.num_bytes() if archive else None
     _check_disk_space(config, data_dir, size)
     with progress_bar('checking and writing') as on_progress:
       # A new builder: it takes archive and progress only when it is made.
@@ -242,7 +213,10 @@ def prepare(
         # tfds does not resume downloads, so a part of one is of no use.
         _remove_unfinished(builder, data_dir)
         raise
-    _remove_empty(data_dir / 'downloads' / 'extracted', data_dir / 'downloads')
+    downloads = data_dir / 'downloads'
+    for folder in (downloads / 'extracted', downloads):
+      if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
     return builder
 
 
@@ -273,8 +247,13 @@ def _write_records(builder: ArchiveBuilder, data_dir: Path) -> None:
     )
 
 
-def is_finished(builder: ArchiveBuilder) -> bool:
-  """Whether the data is complete; incomplete data raises `UserError`."""
+def _is_there(
+  builder: ArchiveBuilder, key: str, expected: str | None, asked: object
+) -> bool:
+  """Whether complete data is there; no other than expected may be.
+
+  `asked` names the archive whose metadata have `expected` as `key`; None: any.
+  """
   if not builder.data_path.exists():
     return False
   # Not deleted here: tfds moves only complete data into place, so somebody has
@@ -284,24 +263,17 @@ def is_finished(builder: ArchiveBuilder) -> bool:
       f'{builder.data_path} exists but is not a complete data set. Nothing '
       'was changed; delete or move it and run the same command again.'
     )
+  metadata = builder.info.metadata
+  if expected is not None and metadata[key] != expected:
+    images = {name: s.num_examples for name, s in builder.info.splits.items()}
+    raise UserError(
+      f'{builder.data_path} was prepared from another archive '
+      f'({metadata["comment"] or images}) than the one given now ({asked}). '
+      'Nothing was changed; give another --data_dir, or delete that folder to '
+      'replace it.'
+    )
+  print(f'Already prepared: {builder.data_path}')
   return True
-
-
-def _fingerprint(builder: ArchiveBuilder) -> str:
-  return builder.info.metadata['fingerprint']
-
-
-def _already_other(builder: ArchiveBuilder, asked: object) -> UserError:
-  return UserError(
-    f'{builder.data_path} was prepared from another archive '
-    f'({_origin(builder)}) than the one given now ({asked}). Nothing was '
-    'changed; give another --data_dir, or delete that folder to replace it.'
-  )
-
-
-def _origin(builder: ArchiveBuilder) -> str:
-  images = {name: s.num_examples for name, s in builder.info.splits.items()}
-  return builder.info.metadata['comment'] or str(images)
 
 
 def _remove_unfinished(builder: ArchiveBuilder, data_dir: Path) -> None:
@@ -311,12 +283,6 @@ def _remove_unfinished(builder: ArchiveBuilder, data_dir: Path) -> None:
     shutil.rmtree(path)
   for path in list((data_dir / 'downloads').rglob('*.tmp.*')):
     shutil.rmtree(path)
-
-
-def _remove_empty(*folders: Path) -> None:
-  for folder in folders:
-    if folder.is_dir() and not any(folder.iterdir()):
-      folder.rmdir()
 
 
 def _check_disk_space(

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resnest_jax.data.archives import enumeration
+from resnest_jax.data.archives import ending, enumeration
 from resnest_jax.data.images import decode_image, is_turned, png_kind
 from resnest_jax.data.own.classes import Classes, read_classes
 from resnest_jax.data.own.pairing import (
@@ -121,7 +121,8 @@ class FolderSplit:
     needed = 'Masks are 8-bit PNG files with one channel, the class number.'
     # The header decides: OpenCV turns palettes into colours and spreads 1, 2
     # and 4 bits over 8, so decoded pixels do not show what was stored.
-    bits, colour = png_kind(png, path, needed)
+    with ending(needed):
+      bits, colour = png_kind(png, path)
     if (bits, colour) != (8, 'grey'):
       words = ['--masks', self.masks, '--classes', self.classes_file]
       words += ['--out', f'{self.masks}_ids']
