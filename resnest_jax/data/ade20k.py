@@ -13,9 +13,9 @@ Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017.
 import hashlib
 import logging
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -117,13 +117,13 @@ class Ade20k(ArchiveBuilder, skip_registration=True):
     return path
 
 
-def open_archive(path: str | os.PathLike) -> zipfile.ZipFile:
+def open_archive(path: str | os.PathLike) -> ZipFile:
   with archives.ending(_NEEDED):
     return archives.open_archive(path)
 
 
 @archives.ending(_NEEDED)
-def find_pairs(archive: zipfile.ZipFile) -> Pairs:
+def find_pairs(archive: ZipFile) -> Pairs:
   """Lists (image, mask) names of each split, sorted; checks the release."""
   names = archive.namelist()
   pairs = {}
@@ -141,7 +141,7 @@ def find_pairs(archive: zipfile.ZipFile) -> Pairs:
 
 
 def check_counts(
-  archive: zipfile.ZipFile, pairs: Pairs, expected: Mapping[str, int] | None
+  archive: ZipFile, pairs: Pairs, expected: Mapping[str, int] | None
 ) -> None:
   """Compares the images per split with `expected` or the zip's comment."""
   if expected is None:
@@ -157,7 +157,7 @@ def check_counts(
 
 
 @archives.ending(_NEEDED)
-def read_example(archive: zipfile.ZipFile, pair: Pair) -> dict:
+def read_example(archive: ZipFile, pair: Pair) -> dict:
   return archives.read_example(archive, archive, pair, '.jpg', read_mask)
 
 

@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -49,7 +50,7 @@ class ArchiveConfig(tfds.core.BuilderConfig):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contents:
-  """Opened archives, listed and compared with a release but not read yet."""
+  """Opened archives, compared with a release but not read yet."""
 
   archives: tuple[zipfile.ZipFile, ...]
   pairs: Pairs
@@ -83,6 +84,7 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   Args:
     archive: the zip file, or the folder of several; None: download it.
     on_progress: called with (images done, total).
+    options: `data_dir` and `config`, as of all builders of tfds.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -93,13 +95,11 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def __init__(
     self,
     *,
-    data_dir: str | os.PathLike | None = None,
-    config: str | ArchiveConfig | None = None,
-    version: str | None = None,
     archive: str | os.PathLike | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
   ):
-    super().__init__(data_dir=data_dir, config=config, version=version)
+    super().__init__(**options)
     self._archive = archive
     self._on_progress = on_progress
 

@@ -14,8 +14,8 @@ CVPR 2016.
 """
 
 import json
-import zipfile
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 
@@ -107,7 +107,7 @@ class Cityscapes(ArchiveBuilder, skip_registration=True):
     )
 
 
-def open_archives(folder: Path) -> list[zipfile.ZipFile]:
+def open_archives(folder: Path) -> list[ZipFile]:
   """Opens the zip files of images and of masks in `folder`."""
   if folder.is_file():
     raise UserError(
@@ -141,7 +141,7 @@ def _describe_folder(folder: Path) -> str:
   return 'it has no zip files'
 
 
-def find_pairs(images: zipfile.ZipFile, masks: zipfile.ZipFile) -> Pairs:
+def find_pairs(images: ZipFile, masks: ZipFile) -> Pairs:
   """Lists (image, mask) names of each split, sorted; checks the package."""
   both = f'{images.filename} and {masks.filename}'
   pairs = {}
@@ -161,10 +161,7 @@ def find_pairs(images: zipfile.ZipFile, masks: zipfile.ZipFile) -> Pairs:
 
 
 def check_release(
-  images: zipfile.ZipFile,
-  masks: zipfile.ZipFile,
-  pairs: Pairs,
-  config: ArchiveConfig,
+  images: ZipFile, masks: ZipFile, pairs: Pairs, config: ArchiveConfig
 ) -> tuple[int, int]:
   """Checks the number of images; returns the (width, height) of each."""
   counts, size = config.counts, config.size
@@ -192,10 +189,7 @@ def check_release(
 
 @archives.ending(_NEEDED)
 def read_example(
-  images: zipfile.ZipFile,
-  masks: zipfile.ZipFile,
-  pair: Pair,
-  size: tuple[int, int],
+  images: ZipFile, masks: ZipFile, pair: Pair, size: tuple[int, int]
 ) -> dict:
   """Reads and checks one image of `size` (width, height) with its mask."""
   example = archives.read_example(

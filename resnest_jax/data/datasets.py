@@ -30,10 +30,8 @@ class Dataset:
   builder: type[ArchiveBuilder]
   config: ArchiveConfig
   labels: LabelSet
-  # How `prepare` is told where the archive is; '' if it needs none.
-  archive_flag: str = ''
-  # Ends the message that the data is not prepared.
-  hint: str = ''
+  archive_flag: str = ''  # Where the archive is, if `prepare` needs one.
+  hint: str = ''  # Ends the message that the data is not prepared.
 
 
 DATASETS = {
@@ -60,14 +58,12 @@ DATASETS = {
 
 
 def prepare_command(name: str, data_dir: str | os.PathLike) -> str:
-  """Returns the command that prepares the data set `name` in `data_dir`."""
   archive = DATASETS[name].archive_flag
   words = ('python -m resnest_jax.data.prepare', name, archive)
   return f'{" ".join(filter(None, words))} --data_dir {data_dir}'
 
 
 def raw_command(name: str, data_dir: str | os.PathLike) -> str:
-  """Returns the command that stores decoded pixels next to prepared data."""
   return (
     f'python -m resnest_jax.data.prepare {name} --raw --data_dir {data_dir}'
   )
@@ -150,8 +146,7 @@ class PreparedSplit:
     self.directory = self._stored.directory
     self._samples = StoredSamples(self._stored, split)
     self.labels = DATASETS[name].labels
-    # Decoded pixels are preferred wherever they are complete: the samples are
-    # the same, bit for bit, and take no PNG decoder.
+    # Preferred where complete: the samples are the same, bit for bit.
     self.decoded = pixels.is_written(self._stored.pixel_folder, split)
     if self.decoded:
       self._samples = self._open_pixels()
@@ -162,7 +157,6 @@ class PreparedSplit:
   def __getitem__(self, index: int) -> dict:
     sample = self.raw(index)
     image, mask = sample['image'], sample['mask']
-    # `raw` gives other depths and shapes to the doctor, which reports them.
     if (
       image.dtype != np.uint8
       or mask.dtype != np.uint8
@@ -175,7 +169,7 @@ class PreparedSplit:
     return {'image': image, 'label': label, 'name': sample['name']}
 
   def location(self, index: int) -> str:
-    """Describes where `split[index]` is stored, without reading it."""
+    """Says where `split[index]` is stored, without reading it."""
     folder = self._stored.pixel_folder if self.decoded else self.directory
     return f'sample {index} of {self.split} in {folder}'
 
@@ -184,7 +178,7 @@ class PreparedSplit:
     return self._to_label(self._read(index, self._samples.mask))
 
   def _to_label(self, mask: np.ndarray) -> np.ndarray:
-    # Equals to_train_id[mask], but four times as fast and without the GIL.
+    # As to_train_id[mask], but four times as fast and without the GIL.
     return cv2.LUT(mask, self.labels.to_train_id)
 
   def raw(self, index: int) -> dict:
@@ -197,9 +191,9 @@ class PreparedSplit:
     return self._read(index, self._samples.__getitem__)
 
   def _read(self, index: int, read: Callable[[int], Any]) -> Any:
-    # IndexError also ends a `for` loop over the split.
     index = operator.index(index)
     if not 0 <= index < len(self):
+      # Also ends a `for` loop over the split.
       raise IndexError(f'{index} is not in 0 .. {len(self) - 1}')
     try:
       return read(index)
@@ -207,7 +201,7 @@ class PreparedSplit:
       raise self._unreadable(f'sample {index}', error) from error
 
   def __reduce__(self):
-    # Readers hold open files; a copy in a worker process opens its own.
+    # A copy in a worker process opens its own files.
     return open_split, (self.name, self.data_dir, self.split)
 
   def _open_pixels(self) -> pixels.PixelFile:
@@ -235,7 +229,7 @@ class PreparedSplit:
 
 
 class StoredSamples:
-  """The samples of a split as prepared; indexing decodes them."""
+  """The samples of a split as prepared."""
 
   def __init__(self, stored: 'Stored', split: str):
     splits = stored.builder.info.splits
@@ -245,7 +239,7 @@ class StoredSamples:
         f'{", ".join(sorted(splits))}'
       )
     self._keys = stored.keys
-    # tfds would decode both with rules of its own, even for `mask` alone.
+    # tfds would decode both, by rules of its own.
     skip = tfds.decode.SkipDecoding()
     self._source = stored.builder.as_data_source(
       split, decoders=dict.fromkeys(self._keys[:2], skip)
@@ -286,7 +280,7 @@ class Stored:
   builder: tfds.core.DatasetBuilder
   directory: Path
   keys: tuple[str, str, str]  # Features of image, mask and name.
-  command: str  # Prepares it.
+  command: str  # That prepares it.
 
   @property
   def fingerprint(self) -> str:
@@ -296,20 +290,18 @@ class Stored:
       for name, info in sorted(self.builder.info.splits.items())
     }
     metadata = self.builder.info.metadata or {}
-    # Data that tfds has prepared has no fingerprint of the archive; sizes and
-    # shards must tell it apart.
+    # Data that tfds has prepared has no fingerprint of the archive.
     facts = [self.directory.parent.name, metadata.get('fingerprint'), splits]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
   @property
   def pixel_folder(self) -> Path:
-    # Next to the records and not among them: deleting one leaves the other.
+    # Next to the records: deleting one leaves the other.
     config = self.directory.parent
     return config.with_name(f'{config.name}_raw') / self.directory.name
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike) -> bool:
-  """Whether `find_stored` would find data."""
   return (_directory(name, data_dir) / 'dataset_info.json').is_file() or (
     name == 'cityscapes' and tfds_cityscapes.is_there(data_dir)
   )
@@ -324,8 +316,8 @@ def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
     )
   dataset, directory = DATASETS[name], _directory(name, data_dir)
   command, keys = prepare_command(name, data_dir), ('image', 'label', 'name')
-  # Checked without a builder: to make one for missing data, tfds would write
-  # into its own folders. Our records come before those of tfds' builder.
+  # Without a builder: to make one for missing data, tfds would write into its
+  # own folders. Our records come before those of tfds' builder.
   if (directory / 'dataset_info.json').is_file():
     builder = dataset.builder(config=dataset.config, data_dir=data_dir)
   elif name == 'cityscapes' and tfds_cityscapes.is_there(data_dir):
@@ -337,7 +329,6 @@ def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
       f'{name} is not prepared in {data_dir} (there is no {directory}). '
       f'Prepare it with:\n  {command}\n{dataset.hint}'.rstrip()
     )
-  # Otherwise a missing shard would only show when one of its samples is read.
   if missing := missing_files(builder):
     raise UserError(
       f'{directory} is incomplete: {missing[0]} is missing. Delete the '
@@ -353,9 +344,6 @@ def _directory(name: str, data_dir: str | os.PathLike) -> Path:
 
 def missing_files(builder: tfds.core.DatasetBuilder) -> list[str]:
   """Lists the record files that prepared data lacks."""
-  paths = [
-    str(path)
-    for info in builder.info.splits.values()
-    for path in info.filepaths
-  ]
+  infos = builder.info.splits.values()
+  paths = [str(path) for info in infos for path in info.filepaths]
   return [path for path in paths if not os.path.isfile(path)]

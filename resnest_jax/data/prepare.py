@@ -29,17 +29,8 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from resnest_jax import errors
-from resnest_jax.data import pixels
+from resnest_jax.data import datasets, pixels
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
-from resnest_jax.data.datasets import (
-  DATASETS,
-  Dataset,
-  find_stored,
-  is_prepared,
-  missing_files,
-  open_split,
-  prepare_command,
-)
 from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
 from resnest_jax.data.own import palette2id
 from resnest_jax.errors import UserError
@@ -60,17 +51,16 @@ def main() -> None:
     return
   args = _parse_arguments()
   name, data_dir = args.dataset, args.data_dir
-  prepared = args.raw and is_prepared(name, data_dir)
+  prepared = args.raw and datasets.is_prepared(name, data_dir)
   archive = archive_from_arguments(args, prepared)
-  if prepared and not (archive or args.images or args.size):
-    builder = find_stored(name, data_dir).builder
-  elif archive is None and name.endswith('_mini'):
-    builder = prepare_generated(args)
-  else:
-    builder = prepare(DATASETS[name], data_dir, archive)
+  if not prepared or archive or args.images or args.size:
+    if archive is None and name.endswith('_mini'):
+      prepare_generated(args)
+    else:
+      prepare(datasets.DATASETS[name], data_dir, archive)
   if args.raw:
     prepare_raw(name, data_dir)
-  print_summary(name, data_dir, builder)
+  print_summary(name, data_dir)
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -80,7 +70,12 @@ def _parse_arguments() -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add('dataset', choices=DATASETS, metavar='DATASET', help=', '.join(DATASETS))
+  add(
+    'dataset',
+    choices=datasets.DATASETS,
+    metavar='DATASET',
+    help=', '.join(datasets.DATASETS),
+  )
   add(
     '--data_dir',
     type=Path,
@@ -138,8 +133,8 @@ def archive_from_arguments(
   if args.dataset == 'cityscapes' and not (args.archive_dir or prepared):
     raise UserError(
       f'cityscapes cannot be downloaded automatically: '
-      f'{DATASETS["cityscapes"].hint} Then run:\n  '
-      f'{prepare_command("cityscapes", args.data_dir)}'
+      f'{datasets.DATASETS["cityscapes"].hint} Then run:\n  '
+      f'{datasets.prepare_command("cityscapes", args.data_dir)}'
     )
   return args.archive_dir if city else args.archive
 
@@ -160,7 +155,7 @@ def prepare_generated(args: argparse.Namespace) -> ArchiveBuilder:
   numbers = '_'.join(map(str, (*counts.values(), *size)))
   name = f'{args.dataset}_{numbers}_seed{args.seed}{suffix}'
   archive = args.data_dir / 'downloads' / name
-  dataset = DATASETS[args.dataset]
+  dataset = datasets.DATASETS[args.dataset]
   builder = dataset.builder(config=dataset.config, data_dir=args.data_dir)
   # The comment has all arguments of the generator, so it tells whether the
   # same data would be drawn, without drawing it.
@@ -173,7 +168,7 @@ def prepare_generated(args: argparse.Namespace) -> ArchiveBuilder:
 
 
 def prepare(
-  dataset: Dataset, data_dir: Path, archive: Path | None = None
+  dataset: datasets.Dataset, data_dir: Path, archive: Path | None = None
 ) -> ArchiveBuilder:
   """Checks `archive` and writes it as records, unless that is done.
 
@@ -222,8 +217,8 @@ def prepare(
 
 def prepare_raw(name: str, data_dir: Path) -> Path:
   """Decodes the training split of prepared data; resumes if interrupted."""
-  split = open_split(name, data_dir, _RAW_SPLIT)
-  stored = find_stored(name, data_dir)
+  split = datasets.open_split(name, data_dir, _RAW_SPLIT)
+  stored = datasets.find_stored(name, data_dir)
   folder = stored.pixel_folder
   if split.decoded:
     print(f'Already decoded: {folder}')
@@ -258,7 +253,7 @@ def _is_there(
     return False
   # Not deleted here: tfds moves only complete data into place, so somebody has
   # added or removed files.
-  if not builder.is_prepared() or missing_files(builder):
+  if not builder.is_prepared() or datasets.missing_files(builder):
     raise UserError(
       f'{builder.data_path} exists but is not a complete data set. Nothing '
       'was changed; delete or move it and run the same command again.'
@@ -320,11 +315,10 @@ def _exclusive(data_dir: Path) -> Iterator[None]:
     yield
 
 
-def print_summary(
-  dataset: str, data_dir: Path, builder: ArchiveBuilder
-) -> None:
+def print_summary(dataset: str, data_dir: Path) -> None:
   """Prints the splits, their size and place, and the next command."""
-  infos = builder.info.splits
+  stored = datasets.find_stored(dataset, data_dir)
+  infos = stored.builder.info.splits
   size = sum(info.num_bytes for info in infos.values())
   family, _, variant = dataset.partition('_')
   config = f'configs/{family}_pspnet.py{":mini" if variant else ""}'
@@ -335,8 +329,7 @@ def print_summary(
   for split in infos:
     print(f'  {split:<13}{infos[split].num_examples} images')
   print(f'  {"size":<13}{size / 1e6:.0f} MB')
-  print(f'  {"where":<13}{builder.data_path}')
-  stored = find_stored(dataset, data_dir)
+  print(f'  {"where":<13}{stored.builder.data_path}')
   if pixels.is_written(stored.pixel_folder, _RAW_SPLIT):
     print(f'  {"decoded":<13}{_RAW_SPLIT}, in {stored.pixel_folder}')
   print(

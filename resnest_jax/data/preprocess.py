@@ -8,22 +8,18 @@ saturation are not rounded (less than one grey level on average).
 import jax
 import jax.numpy as jnp
 
-# ImageNet statistics of RGB channels in grey levels, as in the published
-# weights and mmsegmentation's configs.
+# Of ImageNet, in grey levels, as in the published weights and mmsegmentation.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 
 def _scale_and_shift(x, factor=1.0, shift=0.0):
-  # Rounds as the 8-bit steps of OpenCV: down here, to nearest after the HSV
-  # part.
+  # Rounds as OpenCV's 8-bit steps: down here, to nearest after the HSV part.
   return jnp.floor(jnp.clip(x * factor + shift, 0, 255))
 
 
 def _scale_saturation_shift_hue(x, saturation, hue):
-  # Saturation and hue of (B, H, W, 3), without a conversion to HSV.
-  # Element-wise, without branches or gathers: under jit it fuses into a few
-  # loops, and a batch sharded over devices stays where it is.
+  # Element-wise and without a conversion to HSV: it fuses into a few loops.
   # With V the largest and m the smallest channel, S is (V - m) / V. Scaling it
   # keeps V and the hue and scales V - m, which S <= 1 bounds by V. A channel is
   # then V - (V - m) * t where t, in [0, 1], is a function of the hue only.
@@ -31,7 +27,7 @@ def _scale_saturation_shift_hue(x, saturation, hue):
   high = jnp.maximum(jnp.maximum(r, g), b)
   chroma = high - jnp.minimum(jnp.minimum(r, g), b)
   divisor = jnp.where(chroma > 0, chroma, 1)
-  # Hue in sixths of the circle; grey pixels multiply it by chroma 0.
+  # Hue in sixths of the circle; of grey pixels it is multiplied by chroma 0.
   sixths = jnp.where(
     high == r,
     (g - b) / divisor,
@@ -88,14 +84,12 @@ def resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
 
   def resize_one(image, rows, columns):
     # Fixed point, as in OpenCV: weights have 11 fractional bits, so columns
-    # leave 11, of which 4 are dropped; rows make that 18, and the upper and the
-    # lower product are truncated to 2 bits each before they are added and
-    # rounded.
+    # leave 11, of which 4 are dropped; rows make that 18, and both products are
+    # truncated to 2 bits each before they are added and rounded.
     low, high, low_weight, high_weight = columns.T[..., None]
     image = image.astype(jnp.int32)
     wide = image[:, low[:, 0]] * low_weight + image[:, high[:, 0]] * high_weight
-    # (H, W', 3)
-    wide = wide >> 4
+    wide = wide >> 4  # (H, W', 3)
     low, high, low_weight, high_weight = rows.T[..., None, None]
     upper = (wide[low[:, 0, 0]] * low_weight) >> 16
     lower = (wide[high[:, 0, 0]] * high_weight) >> 16
@@ -135,6 +129,6 @@ def preprocess(
     x = photometric_distortion(x, photometric)
   mean = jnp.array(MEAN, compute).reshape(1, 1, 1, 3)
   std = jnp.array(STD, compute).reshape(1, 1, 1, 3)
-  # After normalisation: padding is 0 in the network's input, the mean colour.
+  # Padding is 0 after normalisation, the mean colour.
   mask = valid_mask(size, images.shape[1], images.shape[2])
   return jnp.where(mask, (x - mean) / std, 0).astype(dtype)

@@ -33,7 +33,6 @@ def count_pixels(
 
   def count(index: int) -> np.ndarray:
     try:
-      # The image is not decoded.
       return count_label(split.label(index), num_classes)
     except UnreadableSample:
       if not skip_unreadable:
@@ -48,16 +47,10 @@ def count_pixels(
 
 
 def count_classes(
-  split: Any,
-  indices: Sequence[int] | None = None,
-  *,
-  num_threads: int = 0,
-  on_progress: Callable[[int, int], None] = lambda done, total: None,
+  split: Any, indices: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the pixels and the images of each class, int64 (C + 1,) each."""
-  counts = count_pixels(
-    split, indices, num_threads=num_threads, on_progress=on_progress
-  )
+  counts = count_pixels(split, indices)
   return counts.sum(0), (counts > 0).sum(0)
 
 
