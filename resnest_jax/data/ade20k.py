@@ -63,10 +63,7 @@ _OTHER_RELEASES = {
 
 # Not tfds' own `scene_parse150`, which holds instance masks of 100 classes.
 class Ade20k(ArchiveBuilder, skip_registration=True):
-  """Writes and reads `DATA_DIR/ade20k/CONFIG/1.0.0`; see `ArchiveBuilder`.
-
-  Masks keep the archive's values, 0-150; names are the stems of the files.
-  """
+  """Stored in `DATA_DIR/ade20k/CONFIG/1.0.0`; see `ArchiveBuilder`."""
 
   HOMEPAGE = 'http://sceneparsing.csail.mit.edu'
   IMAGE_FORMAT = 'jpeg'
@@ -82,12 +79,10 @@ class Ade20k(ArchiveBuilder, skip_registration=True):
       pairs=pairs,
       read=lambda pair: read_example(archive, pair),
       fingerprint=archives.fingerprint(archive),
-      comment=archive.comment.decode(errors='replace'),
     )
 
   def _download(self, dl_manager):
     config = self.builder_config
-    # Only for the download: `prepare` shows its own bar while it writes.
     tfds.enable_progress_bar()
     # urllib3 warns at every retry, between the lines of the progress bar.
     logging.getLogger('urllib3').setLevel(logging.ERROR)
@@ -124,7 +119,6 @@ def open_archive(path: str | os.PathLike) -> ZipFile:
 
 @archives.ending(_NEEDED)
 def find_pairs(archive: ZipFile) -> Pairs:
-  """Lists (image, mask) names of each split, sorted; checks the release."""
   names = archive.namelist()
   pairs = {}
   for split, folder in FOLDERS.items():

@@ -35,29 +35,20 @@ Pairs = dict[str, list[Pair]]
 
 @dataclasses.dataclass(eq=False)
 class ArchiveConfig(tfds.core.BuilderConfig):
-  """The archive that a builder expects."""
-
-  # tfds downloads from here; None: the archive must be given.
-  url: str | None = None
+  url: str | None = None  # None: the archive must be given.
   sha1: str | None = None  # 40 hex digits; None: not checked.
   download_bytes: int = 0  # Approximate, for the disk check.
-  # Images per split; None: read from the zip file's comment, where the
-  # generators of mini archives write them.
+  # Images per split; None: from the comment of a mini archive's zip file.
   counts: Mapping[str, int] | None = None
-  # (width, height) of all images; None: any, or from the comment.
-  size: tuple[int, int] | None = None
+  size: tuple[int, int] | None = None  # (width, height); None: likewise.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contents:
-  """Opened archives, compared with a release but not read yet."""
-
   archives: tuple[zipfile.ZipFile, ...]
   pairs: Pairs
-  # Reads and checks one example; called by several threads.
-  read: Callable[[Pair], dict]
+  read: Callable[[Pair], dict]  # Called by several threads.
   fingerprint: str
-  comment: str
 
   def num_bytes(self) -> int:
     return sum(os.path.getsize(archive.filename) for archive in self.archives)
@@ -67,8 +58,7 @@ class Contents:
       archive.close()
 
 
-# tfds looks for every new data set in its bucket, which needs a network and
-# leaves a folder in /tmp each time.
+# tfds would look in its bucket, by network, and leave a folder in /tmp.
 class _LocalInfo(tfds.core.DatasetInfo):
   def initialize_from_bucket(self) -> None:
     pass
@@ -84,7 +74,6 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   Args:
     archive: the zip file, or the folder of several; None: download it.
     on_progress: called with (images done, total).
-    options: `data_dir` and `config`, as of all builders of tfds.
   """
 
   VERSION = tfds.core.Version('1.0.0')
@@ -135,7 +124,8 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     path = self._archive or self._download(dl_manager)
     contents = self.open_contents(self.builder_config, path)
     self.info.metadata['fingerprint'] = contents.fingerprint
-    self.info.metadata['comment'] = contents.comment
+    comment = contents.archives[0].comment
+    self.info.metadata['comment'] = comment.decode(errors='replace')
     total = sum(map(len, contents.pairs.values()))
     done = itertools.count(1)  # Of all splits: a single bar covers them.
     return {
@@ -144,9 +134,8 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     }
 
   def _generate_examples(self, read, pairs, done, total):
-    # Without shuffling, tfds sorts by integer keys. It still distributes them
-    # over its temporary files as if they were 128-bit hashes; keys 0, 1, 2, ...
-    # would all go to the first file. Hence the full range.
+    # tfds sorts by integer keys, but distributes them over its temporary files
+    # like 128-bit hashes: 0, 1, 2, ... would all go to the first file.
     step = 2**128 // max(len(pairs), 1)
     for i, example in enumerate(map_in_threads(read, pairs)):
       yield i * step, example
@@ -204,10 +193,7 @@ def stems(
 def other_release(
   archive: zipfile.ZipFile, others: Mapping[str, str], wanted: str
 ) -> UserError:
-  """Says what `archive` is instead of the release, which has `wanted`.
-
-  `others` describes other packages by a pattern of their files' names.
-  """
+  """Says which of `others` (file pattern -> description) `archive` is."""
   names = archive.namelist()
   files = [name for name in names if not name.endswith('/')]
   begin = f'its first file is {files[0]}' if files else 'it has no files'
@@ -242,11 +228,7 @@ def check_counts(
   folders: Mapping[str, str],
   mini: str,
 ) -> None:
-  """Compares the images per split with `expected`.
-
-  `folders` maps a split to its name in the archive, and `mini` is the data set
-  of generated archives.
-  """
+  """Compares the images per split; `mini` is the data set of mini archives."""
   found = {split: len(pairs[split]) for split in folders}
   if found == {split: expected[split] for split in folders}:
     return
@@ -285,8 +267,7 @@ def fingerprint(
   *archives: zipfile.ZipFile, names: Collection[str] | None = None
 ) -> str:
   """Hashes names, sizes and CRCs of `names`, or of all JPEG and PNG files."""
-  # Sorted, and without compressed sizes: archives that were packed again in
-  # another way have the same fingerprint.
+  # Sorted, and without compressed sizes: repacked archives have the same.
   entries = sorted(
     f'{entry.filename} {entry.file_size} {entry.CRC:08x}'
     for archive in archives
@@ -319,17 +300,13 @@ def read_example(
   read_mask: Callable[[bytes, str], np.ndarray],
   check_image: Callable[[bytes, str], None] = lambda image, where: None,
 ) -> dict:
-  """Reads and checks an image, whose name ends with `suffix`, and its mask.
-
-  Both functions get an encoded picture and the begin of messages about it.
-  """
+  """Reads an image, named NAME + `suffix`, and its mask; checks both."""
   image = read_entry(images, pair[0])
   label = read_entry(masks, pair[1])
   where = f'{images.filename}: {pair[0]}'
   check_image(image, where)
   mask = read_mask(label, f'{masks.filename}: {pair[1]}')
-  # Decoded only to find damage: the original bytes are stored, as encoding
-  # again would lose JPEG quality.
+  # Only to find damage: the original bytes are stored, without loss.
   pixels = decode_image(image, cv2.IMREAD_COLOR_RGB)
   if pixels is None:
     raise UserError(f'{where} cannot be decoded as an image.')

@@ -70,8 +70,7 @@ class CheckedSplit:
     except UserError:
       raise
     except Exception as error:
-      # This one pickles: an exception that a worker process cannot send back
-      # would leave the reader waiting forever.
+      # This one pickles; otherwise the reader would wait for a worker forever.
       raise RuntimeError(
         f'reading sample {index} failed: {type(error).__name__}: {error}'
       ) from error
@@ -121,13 +120,11 @@ class ReadClock:
     self._since = np.zeros(size)
     if file >= 0:
       self._since = np.frombuffer(mmap.mmap(file, 8 * size), np.float64)
-      # Not __del__: at the interpreter's exit it would find `os` gone.
       weakref.finalize(self, os.close, file)
     self._file = file
 
   def __reduce__(self):
-    # Grain spawns its workers, so they inherit no descriptor; /proc gives them
-    # this one while the parent lives.
+    # Spawned workers inherit no descriptor; /proc gives them this one.
     shared = f'/proc/{os.getpid()}/fd/{self._file}'
     return ReadClock, (len(self._since), shared)
 
@@ -165,19 +162,16 @@ class BatchIterator(contextlib.AbstractContextManager):
     num_images: int,
     split: CheckedSplit,
   ):
-    """Wraps `batches`, made from `reader`, which is closed at the end."""
     self.num_images = num_images
     self.place: Callable[[Batch], Batch] = lambda batch: batch
     self._split = split
-    # Start of the wait for a batch; None in between. `stuck` reads it from
-    # another thread.
+    # Start of the wait for a batch, or None; another thread reads it (`stuck`).
     self._since: float | None = None
     self._warned = False
     self._skipped: list[int] = []
     self._num_skipped = 0  # Reported already.
     self._held = [batches, reader]
-    # The finalizer must not refer to `self`, which would then never be
-    # collected; it shares this list instead.
+    # With a reference to `self`, the finalizer would keep it alive.
     self._finalizer = weakref.finalize(self, _close_reader, self._held)
 
   def __iter__(self) -> 'BatchIterator':
@@ -214,7 +208,7 @@ class BatchIterator(contextlib.AbstractContextManager):
 
     Polled from another thread; warns once after a tenth of the time.
     """
-    # Read once: the other thread may set it to None at any time.
+    # Read once: the other thread may set it to None.
     since = self._since
     if since is None:
       return ''
@@ -261,8 +255,8 @@ class BatchIterator(contextlib.AbstractContextManager):
 
 
 def _close_reader(held: list) -> None:
-  # Drops the references as well: a Grain iterator that is still alive while the
-  # interpreter tears down its modules fails noisily.
+  # Cleared, because a Grain iterator that lives until the interpreter's exit
+  # fails noisily.
   if held:
     _, reader = held
     held.clear()

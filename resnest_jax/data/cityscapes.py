@@ -30,8 +30,7 @@ IMAGES = 'leftImg8bit_trainvaltest.zip'
 MASKS = 'gtFine_trainvaltest.zip'
 IMAGE_SUFFIX = '_leftImg8bit.png'
 MASK_SUFFIX = '_gtFine_labelIds.png'
-# Of the official files, for messages only: every file inside is checked, so
-# that a repacked archive is accepted.
+# For messages only: repacked archives are accepted.
 SHA1 = {
   IMAGES: '2c0b77ce9933cc635adda307fbba5566f5d9d404',
   MASKS: '99f532cb1af174f5fcc4c5bc8feea8c66246ddbc',
@@ -75,13 +74,9 @@ _OTHER_PACKAGES = {
 }
 
 
-# Masks are stored with the archive's label ids and become train ids when they
-# are read (`labels.CITYSCAPES`).
+# Masks are stored with label ids and become train ids when they are read.
 class Cityscapes(ArchiveBuilder, skip_registration=True):
-  """Writes and reads `DATA_DIR/cityscapes/CONFIG/1.0.0`; see `ArchiveBuilder`.
-
-  `archive` is the folder of both zip files. Names are CITY_SEQUENCE_FRAME.
-  """
+  """Stored in `DATA_DIR/cityscapes/CONFIG/1.0.0`; see `ArchiveBuilder`."""
 
   HOMEPAGE = URL
   IMAGE_FORMAT = 'png'
@@ -93,8 +88,7 @@ class Cityscapes(ArchiveBuilder, skip_registration=True):
       images, masks = open_archives(Path(path))
       pairs = find_pairs(images, masks)
     size = check_release(images, masks, pairs, config)
-    # Only these count for the fingerprint: a repacked archive may lack coloured
-    # masks, instance ids and polygons.
+    # A repacked archive may lack other files: coloured masks and polygons.
     names = {
       name for split in pairs.values() for pair in split for name in pair
     }
@@ -103,12 +97,10 @@ class Cityscapes(ArchiveBuilder, skip_registration=True):
       pairs=pairs,
       read=lambda pair: read_example(images, masks, pair, size),
       fingerprint=archives.fingerprint(images, masks, names=names),
-      comment=images.comment.decode(errors='replace'),
     )
 
 
 def open_archives(folder: Path) -> list[ZipFile]:
-  """Opens the zip files of images and of masks in `folder`."""
   if folder.is_file():
     raise UserError(
       f'{folder} is a file. --archive_dir is the folder that holds {IMAGES} '
@@ -142,7 +134,6 @@ def _describe_folder(folder: Path) -> str:
 
 
 def find_pairs(images: ZipFile, masks: ZipFile) -> Pairs:
-  """Lists (image, mask) names of each split, sorted; checks the package."""
   both = f'{images.filename} and {masks.filename}'
   pairs = {}
   for split, folder in FOLDERS.items():
@@ -171,8 +162,7 @@ def check_release(
       width, height = map(int, json.loads(images.comment)['size'])
     except (ValueError, KeyError, TypeError):
       counts = None
-    # Both halves of a mini release have the same comment, which includes the
-    # seed: images never meet masks of other scenes.
+    # The comment has the seed: images never meet masks of other scenes.
     if counts is None or images.comment != masks.comment:
       raise UserError(
         f'{images.filename} and {masks.filename} are not a mini Cityscapes: '
@@ -191,7 +181,7 @@ def check_release(
 def read_example(
   images: ZipFile, masks: ZipFile, pair: Pair, size: tuple[int, int]
 ) -> dict:
-  """Reads and checks one image of `size` (width, height) with its mask."""
+  """Reads an image of `size` (width, height) and its mask; checks both."""
   example = archives.read_example(
     images, masks, pair, IMAGE_SUFFIX, read_mask, _check_image
   )
@@ -214,8 +204,7 @@ def _check_image(png: bytes, where: str) -> None:
 
 def read_mask(png: bytes, where: str) -> np.ndarray:
   """Decodes a mask: uint8 (H, W), label ids 0-33, 255 for -1."""
-  # Licence plates have the label id -1. The official masks do not draw it;
-  # tools that do write it as 255.
+  # Licence plates, -1, are 255 where they are drawn; officially they are not.
   values = np.arange(256)
   allowed = (values <= 33) | (values == 255)
   meaning = 'the label ids 0 to 33, and 255 for -1'

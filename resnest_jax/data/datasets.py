@@ -57,59 +57,49 @@ DATASETS = {
 }
 
 
+_PREPARE = 'python -m resnest_jax.data.prepare'
+
+
 def prepare_command(name: str, data_dir: str | os.PathLike) -> str:
   archive = DATASETS[name].archive_flag
-  words = ('python -m resnest_jax.data.prepare', name, archive)
+  words = (_PREPARE, name, archive)
   return f'{" ".join(filter(None, words))} --data_dir {data_dir}'
 
 
 def raw_command(name: str, data_dir: str | os.PathLike) -> str:
-  return (
-    f'python -m resnest_jax.data.prepare {name} --raw --data_dir {data_dir}'
-  )
+  return f'{_PREPARE} {name} --raw --data_dir {data_dir}'
 
 
 def open_split(
   name: str, data_dir: str | os.PathLike, split: str
 ) -> 'PreparedSplit':
-  """Opens a split of a prepared data set.
+  """Opens a split of a data set that is prepared in `data_dir`.
 
-  Args:
-    name: 'ade20k', 'cityscapes', 'ade20k_mini' or 'cityscapes_mini'.
-    data_dir: the folder that was given to `resnest_jax.data.prepare`.
-    split: 'train' or 'validation'; Cityscapes also has 'test', whose labels
-      are all to be ignored.
+  Splits are 'train' and 'validation'; Cityscapes also has 'test', whose labels
+  are all to be ignored.
 
   Raises:
-    UserError: unknown name or split, or missing data; the message has the
-      command that prepares it.
+    UserError: missing data, with the command that prepares it.
   """
   return PreparedSplit(name, data_dir, split)
 
 
 def open_data(data_config: Any, split: str) -> 'PreparedSplit | FolderSplit':
-  """Opens a split of the data that `config.data` names.
-
-  See `open_split`, and `make_folder_split` for the name 'folder'.
-  """
+  """As `open_split`; the name 'folder' is for `make_folder_split`."""
   if data_config.name == 'folder':
     return make_folder_split(data_config, split)
   return open_split(data_config.name, data_config.data_dir, split)
 
 
 class Splits(NamedTuple):
-  """The splits that a run trains and evaluates on."""
-
   train: 'PreparedSplit | FolderSplit'
   eval: 'PreparedSplit | FolderSplit'
 
 
 def open_splits(config: ConfigDict) -> Splits:
-  """Opens the splits that a configuration trains and evaluates on.
+  """Opens the splits that a whole configuration trains and evaluates on.
 
-  Args:
-    config: the whole configuration; a `model.num_classes` of 0 is set to the
-      number of classes of the data.
+  A `model.num_classes` of 0 is set to the number of classes of the data.
 
   Raises:
     UserError: missing data, or data with another number of classes.
@@ -125,12 +115,9 @@ def open_splits(config: ConfigDict) -> Splits:
 class PreparedSplit:
   """A sequence of samples, which threads can share and which can be pickled.
 
-  `split[i]` is a dict of
-    image: uint8 (H, W, 3), RGB.
-    label: uint8 (H, W), train ids (positions in `labels.classes`) and 255 for
-      pixels to ignore.
-    name: str, the file's stem in the archive.
-  H and W may differ from sample to sample.
+  `split[i]` is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W),
+  positions in `labels.classes` and 255 for pixels to ignore, and `name`, the
+  file's stem in the archive. H and W may differ from sample to sample.
 
   Attributes:
     labels: the `LabelSet` of the train ids.
@@ -157,11 +144,8 @@ class PreparedSplit:
   def __getitem__(self, index: int) -> dict:
     sample = self.raw(index)
     image, mask = sample['image'], sample['mask']
-    if (
-      image.dtype != np.uint8
-      or mask.dtype != np.uint8
-      or image.shape[:2] != mask.shape
-    ):
+    are_bytes = image.dtype == mask.dtype == np.uint8
+    if not are_bytes or image.shape[:2] != mask.shape:
       raise self._unreadable(
         sample['name'], 'image and mask differ in size or are not 8-bit'
       )
@@ -184,9 +168,7 @@ class PreparedSplit:
   def raw(self, index: int) -> dict:
     """Returns a sample as it is stored, for checks.
 
-    Returns:
-      `image` (H, W, 3), RGB, of any depth; `mask`, of any shape and type, not
-      yet converted to train ids; `name`.
+    `image` has any depth, `mask` any shape and type, and no train ids.
     """
     return self._read(index, self._samples.__getitem__)
 
@@ -207,13 +189,11 @@ class PreparedSplit:
   def _open_pixels(self) -> pixels.PixelFile:
     try:
       file = pixels.PixelFile(self._stored.pixel_folder, self.split)
+      # The data may have been prepared again since it was decoded.
+      if file.source != self._stored.fingerprint:
+        raise ValueError('they were made from other data')
     except Exception as error:
       raise self._unreadable('the decoded pixels', error) from error
-    # The data may have been prepared again since it was decoded.
-    if file.source != self._stored.fingerprint:
-      raise self._unreadable(
-        'the decoded pixels', 'they were made from other data'
-      )
     return file
 
   def _unreadable(self, sample: str, why: object) -> UnreadableSample:
@@ -229,8 +209,6 @@ class PreparedSplit:
 
 
 class StoredSamples:
-  """The samples of a split as prepared."""
-
   def __init__(self, stored: 'Stored', split: str):
     splits = stored.builder.info.splits
     if split not in splits:
@@ -274,8 +252,6 @@ def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """Prepared data that is complete."""
-
   name: str
   builder: tfds.core.DatasetBuilder
   directory: Path
@@ -308,7 +284,7 @@ def is_prepared(name: str, data_dir: str | os.PathLike) -> bool:
 
 
 def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
-  """Finds prepared data; see `open_split` for errors."""
+  """Finds prepared data; raises as `open_split`."""
   if name not in DATASETS:
     raise UserError(
       f'unknown data set {name!r}; there are {", ".join(DATASETS)}, and '
@@ -316,8 +292,7 @@ def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
     )
   dataset, directory = DATASETS[name], _directory(name, data_dir)
   command, keys = prepare_command(name, data_dir), ('image', 'label', 'name')
-  # Without a builder: to make one for missing data, tfds would write into its
-  # own folders. Our records come before those of tfds' builder.
+  # Without a builder, for which tfds would write into its own folders.
   if (directory / 'dataset_info.json').is_file():
     builder = dataset.builder(config=dataset.config, data_dir=data_dir)
   elif name == 'cityscapes' and tfds_cityscapes.is_there(data_dir):
@@ -343,7 +318,6 @@ def _directory(name: str, data_dir: str | os.PathLike) -> Path:
 
 
 def missing_files(builder: tfds.core.DatasetBuilder) -> list[str]:
-  """Lists the record files that prepared data lacks."""
   infos = builder.info.splits.values()
   paths = [str(path) for info in infos for path in info.filepaths]
   return [path for path in paths if not os.path.isfile(path)]

@@ -22,14 +22,12 @@ class PngHeader:
 
 def png_header(png: bytes) -> PngHeader | None:
   """Reads the IHDR chunk; None if this is not a PNG file."""
-  # OpenCV converts palettes and depths when it decodes, so that only the header
-  # tells how a mask is stored.
+  # OpenCV converts palettes and depths: only the header tells what is stored.
   if png[:8] != b'\x89PNG\r\n\x1a\n' or len(png) < 26:
     return None
   width, height = (int.from_bytes(png[i : i + 4]) for i in (16, 20))
-  return PngHeader(
-    width, height, png[24], _COLOUR_TYPES.get(png[25], 'strange')
-  )
+  colour = _COLOUR_TYPES.get(png[25], 'strange')
+  return PngHeader(width, height, png[24], colour)
 
 
 def decode_image(encoded: bytes, flags: int) -> np.ndarray | None:
@@ -40,14 +38,12 @@ def decode_image(encoded: bytes, flags: int) -> np.ndarray | None:
   return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
 
 
-_ORIENTATION = 0x0112  # EXIF tag; 5 to 8 exchange height and width.
-
-
 def is_turned(path: str | os.PathLike) -> bool:
   """Whether an image's EXIF orientation exchanges its height and width."""
   try:
     with Image.open(path) as picture:
-      return picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+      orientation = 0x0112  # The EXIF tag.
+      return picture.getexif().get(orientation, 1) in (5, 6, 7, 8)
   # Pillow raises SyntaxError for broken PNG chunks.
   except (OSError, ValueError, SyntaxError):
     return False
@@ -66,8 +62,7 @@ def read_index_mask(
 ) -> np.ndarray:
   """Decodes an index mask: uint8 (H, W).
 
-  `allowed`, bool (256,), tells which values may occur and `meaning` says so in
-  words. Messages begin with `where`.
+  `allowed`, bool (256,), are its values, `meaning` in words.
   """
   bits, colour = png_kind(png, where)
   # A palette mask would decode to colours instead of class numbers.
@@ -80,7 +75,6 @@ def read_index_mask(
   mask = decode_image(png, cv2.IMREAD_UNCHANGED)
   if mask is None:
     raise UserError(f'{where} cannot be decoded.')
-  # A table look-up is faster than np.isin.
   wrong = ~allowed[mask]
   if wrong.any():
     raise UserError(

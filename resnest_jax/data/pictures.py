@@ -37,11 +37,7 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def as_rgb(image: Any) -> np.ndarray:
-  """Converts an image to uint8 (H, W, 3) RGB.
-
-  Args:
-    image: a path, a Pillow image, or an array uint8 (H, W, 3) or (H, W).
-  """
+  """Converts a path, a Pillow image or an array to uint8 (H, W, 3) RGB."""
   if isinstance(image, str | Path):
     return read_picture(Path(image))
   if isinstance(image, Image.Image):
@@ -85,17 +81,16 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
 
 def _from_array(image: np.ndarray) -> np.ndarray:
   # Nothing is guessed: floats may be normalised, three rows be three channels.
-  kind = f'an array {image.dtype} {image.shape}'
   remedy = None
-  if image.dtype != np.uint8:
+  if np.issubdtype(image.dtype, np.floating):
+    remedy = (
+      'convert floats from 0 to 1 by (image * 255).round().astype'
+      "('uint8'); do not normalise them, that is done here"
+    )
+  elif image.dtype == np.uint16:
+    remedy = "convert 16 bits by (image >> 8).astype('uint8')"
+  elif image.dtype != np.uint8:
     remedy = 'convert it to uint8'
-    if np.issubdtype(image.dtype, np.floating):
-      remedy = (
-        'convert floats from 0 to 1 by (image * 255).round().astype'
-        "('uint8'); do not normalise them, that is done here"
-      )
-    elif image.dtype == np.uint16:
-      remedy = "convert 16 bits by (image >> 8).astype('uint8')"
   elif 0 in image.shape:
     remedy = 'it is empty'
   elif image.ndim == 4:
@@ -107,8 +102,10 @@ def _from_array(image: np.ndarray) -> np.ndarray:
   elif image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
     remedy = 'give one of these'
   if remedy:
-    raise UserError(f'{kind} is not an image; accepted: {_ARRAYS}. {remedy}.')
-  # (H, W) or (H, W, 1) -> (H, W, 3)
+    raise UserError(
+      f'an array {image.dtype} {image.shape} is not an image; accepted: '
+      f'{_ARRAYS}. {remedy}.'
+    )
   if image.shape[2:] != (3,):
     image = np.repeat(image.reshape(*image.shape[:2], 1), 3, -1)
   return np.ascontiguousarray(image)

@@ -1,11 +1,10 @@
 """From a split to batches: order, randomness, parallel reading, bucketing.
 
-Training: the position of a sample in a run, `step * batch_size + slot`, and
-the seed decide everything about it. Threads, worker processes, hosts and
-resuming at any step therefore give the same batches, and resuming is free.
+Training: the position of a sample in a run, `step * batch_size + slot`, and the
+seed decide everything about it, so that threads, worker processes, hosts and
+resuming at any step, which is free, give the same batches.
 
-Evaluation: every image is read once; those that fit the same padded shapes
-share a batch.
+Evaluation: images that fit the same padded shapes share a batch.
 """
 
 import functools
@@ -35,7 +34,7 @@ from resnest_jax.data.batches import (
   Unreadable,
   replacement,
 )
-from resnest_jax.data.sampling import Sampler
+from resnest_jax.data.sampling import Sampler, open_sampler
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
@@ -52,7 +51,6 @@ def sample_key(seed: int) -> tuple[int, int]:
 def sample_rng(
   key: Sequence[int], position: int, stream: int = 0
 ) -> np.random.Generator:
-  """Returns the generator of the sample at `position` of a run."""
   # The position is the highest word of the 256-bit counter: streams never meet.
   return np.random.Generator(
     np.random.Philox(key=key, counter=[0, 0, stream, position])
@@ -70,8 +68,7 @@ def _init_worker(worker_index: int, num_workers: int) -> None:
 
 
 def _end_with_parent() -> None:
-  # After SIGKILL the parent cannot end its workers. os._exit, because the main
-  # thread is blocked.
+  # After SIGKILL the parent cannot end its workers, whose main thread blocks.
   multiprocessing.parent_process().join()
   os._exit(1)
 
@@ -101,19 +98,16 @@ def make_train_iterator(
 
   Args:
     data_config: `config.data`.
-    seed: non-negative; decides order and augmentation.
+    seed: not negative.
     batch_size: global, over all hosts.
     start_step: first step; any value costs the same.
     total_steps: one past the last step.
     sampler: maps positions to samples; None: each once an epoch.
-    process_index: this host.
     process_count: number of hosts, a divisor of `batch_size`.
 
   Returns:
-    An iterator of `total_steps - start_step` batches of numpy arrays, with
-    b = batch_size / process_count: `image` uint8 (b, h, w, 3), `label` uint8
-    (b, h, w), `size` int32 (b, 2), `photometric` float32 (b, 5), see
-    `transforms.augment`. Close it after use.
+    An iterator of this host's `total_steps - start_step` batches of what
+    `transforms.augment` returns. Close it after use.
 
   Raises:
     UserError: an impossible batch size, or (on iterating) an unusable sample or
@@ -135,7 +129,6 @@ def make_train_iterator(
   local_batch = batch_size // process_count
 
   def position(index: int) -> int:
-    # Host h has the h-th run of `local_batch` slots of each batch.
     step, slot = divmod(index, local_batch)
     return step * batch_size + process_index * local_batch + slot
 
@@ -155,7 +148,6 @@ def make_train_iterator(
 def _sample_maker(
   data_config: Any, split: CheckedSplit, sampler: Sampler, seed: int
 ) -> Callable[[int], dict[str, np.ndarray]]:
-  # Plain values: worker processes unpickle them once.
   key = sample_key(seed)
   draw_options = {
     'scale_range': tuple(data_config.scale_range),
@@ -179,8 +171,7 @@ def _sample_maker(
     sample = transforms.augment(
       sample['image'], sample['label'], draw, **augment_options
     )
-    # Workers have no other way to report it. In all samples or none, because
-    # they are stacked.
+    # In all samples or none, because they are stacked.
     if split.skip_unreadable:
       sample['skipped'] = np.array(skipped, np.int32)
     return sample
@@ -217,12 +208,9 @@ def training_batches(
   """Makes the batches of a training on the devices; close after use.
 
   Args:
-    config: the whole configuration.
-    split: from `open_splits`.
     mesh: every host reads what its devices need.
     start_step: finished steps; batches continue as if never interrupted.
-    cache: .npy file that keeps the pixel counts of some samplings for the next
-      start; None: count again.
+    cache: .npy file that keeps pixel counts for the next start, if given.
 
   Returns:
     An iterator of `train.total_steps - start_step` batches for the step of
@@ -230,11 +218,8 @@ def training_batches(
     'size' int32 (B, 2) and 'photometric' float32 (B, 5).
   """
   host, num_hosts = sharding.host_share(mesh)
-  # The first host counts and writes the file; the others read it.
   with messages.first_goes_ahead('sampler'):
-    sampler, shares = sampling.open_sampler(
-      config.data, split, config.seed, cache
-    )
+    sampler, shares = open_sampler(config.data, split, config.seed, cache)
   if shares:
     rich.print(shares)
   batches = make_train_iterator(
@@ -265,12 +250,7 @@ def resize_sample(
   if image_scale is not None:
     size = resize.resized_size(*image.shape[:2], 1.0, image_scale)
     image = resize.resize_image(image, size)
-  return {
-    'image': image,
-    'label': sample['label'],
-    'index': index,
-    'name': sample['name'],
-  }
+  return sample | {'image': image, 'index': index}
 
 
 def make_eval_batch(
@@ -305,7 +285,6 @@ def _group_by_shape(
   bucket: int,
   keep_size: bool,
 ) -> Iterator[Batch]:
-  """Yields a batch whenever `batch_size` samples share their padded shapes."""
   waiting: dict[tuple, list] = {}
   for sample in samples:
     if isinstance(sample, Unreadable):
@@ -356,13 +335,11 @@ def make_eval_iterator(
   """Makes batches that hold every image of a split once.
 
   Args:
-    data_config: `config.data`.
     batch_size: for each host.
     bucket: padded sides are multiples of this many pixels.
     skip_unreadable: leave out unreadable samples instead of raising.
     keep_size: do not resize images.
-    process_index: this host. Host h reads images h, h + H, ...
-    process_count: number of hosts H.
+    process_index: this host h, which reads images h, h + process_count, ...
 
   Returns:
     An iterator of `num_images` images in batches: `image` uint8 (batch_size, H,
@@ -389,9 +366,5 @@ def make_eval_iterator(
     .slice(mine)
     .to_iter_dataset(_read_options(data_config.num_threads, 0, batch_size))
   )
-  return BatchIterator(
-    _group_by_shape(reader, batch_size, bucket, keep_size),
-    reader,
-    len(range(len(split))[mine]),
-    checked,
-  )
+  batches = _group_by_shape(reader, batch_size, bucket, keep_size)
+  return BatchIterator(batches, reader, len(range(len(split))[mine]), checked)

@@ -75,13 +75,11 @@ def _read_into(file: int, flat: np.ndarray, offset: int) -> None:
 
 
 def _checksum(flat: np.ndarray) -> int:
-  # The sum of 64-bit words (modulo 2**64) runs at memory speed, unlike CRC-32,
-  # and changes with any single word.
+  # Modulo 2**64; runs at memory speed, unlike CRC-32.
   return int(flat.view(np.uint64).sum(dtype=np.uint64))
 
 
 def is_written(folder: Path, split: str) -> bool:
-  """Whether all samples of the split are stored."""
   return (folder / f'{split}.json').is_file()
 
 
@@ -108,16 +106,15 @@ def write_pixels(
 ) -> None:
   """Writes all samples; resumes where an earlier call was stopped.
 
-  `read(i)`, called by several threads, returns `image` uint8 (H, W, 3), `mask`
-  uint8 (H, W) and `name`, with one size for all. `source` identifies the
-  samples: progress with another one is discarded.
+  `read(i)`, called by several threads, returns `image`, `mask` and `name`.
+  `source` identifies the samples: progress with another one is discarded.
   """
   folder.mkdir(parents=True, exist_ok=True)
   about = _describe(read, count, source)
   height, width = about['size']
   done = _read_progress(folder, split, about)
   progress = folder / f'{split}.progress'
-  # Rewritten without a line that was cut off, so that appending is safe.
+  # Rewritten without a line that was cut off: appending is safe.
   lines = [json.dumps(line) + '\n' for line in (about, *done)]
   progress.write_text(''.join(lines), 'utf-8')
   path = folder / f'{split}.pixels'
@@ -139,19 +136,16 @@ def write_pixels(
 
 
 def _describe(read: Callable[[int], dict], count: int, source: str) -> dict:
-  # The first line of the progress file, which counts only if it is equal.
   height, width = read(0)['mask'].shape[:2]
   return {'source': source, 'size': [height, width], 'count': count}
 
 
 def _read_progress(folder: Path, split: str, about: dict) -> list[list]:
-  """Returns (name, checksum) of the samples that are already written."""
   try:
     lines = (folder / f'{split}.progress').read_text('utf-8').splitlines(True)
     size = (folder / f'{split}.pixels').stat().st_size
   except FileNotFoundError:
     return []
-  # A last line without its line end was cut off.
   lines = [json.loads(line) for line in lines if line.endswith('\n')]
   if not lines or lines[0] != about:
     return []

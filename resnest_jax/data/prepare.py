@@ -20,6 +20,7 @@ palette2id converts masks of your own data (configs/folder.py).
 
 import argparse
 import contextlib
+import functools
 import io
 import shutil
 import sys
@@ -31,6 +32,7 @@ import tensorflow_datasets as tfds
 from resnest_jax import errors
 from resnest_jax.data import datasets, pixels
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
+from resnest_jax.data.datasets import DATASETS
 from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
 from resnest_jax.data.own import palette2id
 from resnest_jax.errors import UserError
@@ -57,7 +59,7 @@ def main() -> None:
     if archive is None and name.endswith('_mini'):
       prepare_generated(args)
     else:
-      prepare(datasets.DATASETS[name], data_dir, archive)
+      prepare(DATASETS[name], data_dir, archive)
   if args.raw:
     prepare_raw(name, data_dir)
   print_summary(name, data_dir)
@@ -70,12 +72,7 @@ def _parse_arguments() -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   add = parser.add_argument
-  add(
-    'dataset',
-    choices=datasets.DATASETS,
-    metavar='DATASET',
-    help=', '.join(datasets.DATASETS),
-  )
+  add('dataset', choices=DATASETS, metavar='DATASET', help=', '.join(DATASETS))
   add(
     '--data_dir',
     type=Path,
@@ -133,7 +130,7 @@ def archive_from_arguments(
   if args.dataset == 'cityscapes' and not (args.archive_dir or prepared):
     raise UserError(
       f'cityscapes cannot be downloaded automatically: '
-      f'{datasets.DATASETS["cityscapes"].hint} Then run:\n  '
+      f'{DATASETS["cityscapes"].hint} Then run:\n  '
       f'{datasets.prepare_command("cityscapes", args.data_dir)}'
     )
   return args.archive_dir if city else args.archive
@@ -155,10 +152,9 @@ def prepare_generated(args: argparse.Namespace) -> ArchiveBuilder:
   numbers = '_'.join(map(str, (*counts.values(), *size)))
   name = f'{args.dataset}_{numbers}_seed{args.seed}{suffix}'
   archive = args.data_dir / 'downloads' / name
-  dataset = datasets.DATASETS[args.dataset]
+  dataset = DATASETS[args.dataset]
   builder = dataset.builder(config=dataset.config, data_dir=args.data_dir)
-  # The comment has all arguments of the generator, so it tells whether the
-  # same data would be drawn, without drawing it.
+  # The comment has all arguments of the generator.
   if _is_there(builder, 'comment', comment, comment):
     return builder
   # Released before `prepare`, which takes the same lock.
@@ -170,38 +166,27 @@ def prepare_generated(args: argparse.Namespace) -> ArchiveBuilder:
 def prepare(
   dataset: datasets.Dataset, data_dir: Path, archive: Path | None = None
 ) -> ArchiveBuilder:
-  """Checks `archive` and writes it as records, unless that is done.
-
-  Args:
-    dataset: the expected archive and its builder.
-    data_dir: created if needed.
-    archive: the zip file, or the folder of several; None: download it.
-  """
-  make, config = dataset.builder, dataset.config
+  """Checks `archive`, or downloads it, and writes it as records, once."""
+  config = dataset.config
+  make = functools.partial(dataset.builder, config=config, data_dir=data_dir)
   size = fingerprint = None
-  # Before anything is written or the lock is taken: a wrong archive leaves no
-  # trace.
+  # Before the lock is taken: a wrong archive leaves no trace.
   if archive is not None:
-    contents = make.open_contents(config, archive)
+    contents = dataset.builder.open_contents(config, archive)
     size, fingerprint = contents.num_bytes(), contents.fingerprint
     contents.close()
   elif config.url is None:
     raise UserError(f'{config.name} cannot be downloaded; pass the archive')
   with _exclusive(data_dir):
     # Under the lock: another process may just have prepared the same data.
-    builder = make(config=config, data_dir=data_dir)
+    builder = make()
     if _is_there(builder, 'fingerprint', fingerprint, archive):
       return builder
     _remove_unfinished(builder, data_dir)
     _check_disk_space(config, data_dir, size)
     with progress_bar('checking and writing') as on_progress:
       # A new builder: it takes archive and progress only when it is made.
-      builder = make(
-        config=config,
-        data_dir=data_dir,
-        archive=archive,
-        on_progress=on_progress,
-      )
+      builder = make(archive=archive, on_progress=on_progress)
       try:
         _write_records(builder, data_dir)
       except Exception:
@@ -232,7 +217,7 @@ def prepare_raw(name: str, data_dir: Path) -> Path:
 
 
 def _write_records(builder: ArchiveBuilder, data_dir: Path) -> None:
-  # tfds warns of unknown sizes and shows several bars for every split.
+  # tfds shows warnings, and several bars for every split.
   tfds.disable_progress_bar()
   with contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare(
@@ -245,14 +230,10 @@ def _write_records(builder: ArchiveBuilder, data_dir: Path) -> None:
 def _is_there(
   builder: ArchiveBuilder, key: str, expected: str | None, asked: object
 ) -> bool:
-  """Whether complete data is there; no other than expected may be.
-
-  `asked` names the archive whose metadata have `expected` as `key`; None: any.
-  """
+  """Whether complete data is there; its metadata must be as `expected`."""
   if not builder.data_path.exists():
     return False
-  # Not deleted here: tfds moves only complete data into place, so somebody has
-  # added or removed files.
+  # Not deleted: tfds moves only complete data into place; somebody changed it.
   if not builder.is_prepared() or datasets.missing_files(builder):
     raise UserError(
       f'{builder.data_path} exists but is not a complete data set. Nothing '
@@ -272,8 +253,7 @@ def _is_there(
 
 
 def _remove_unfinished(builder: ArchiveBuilder, data_dir: Path) -> None:
-  # Left by a failed or killed run. Only with the lock held: otherwise another
-  # process may be writing there.
+  # Only with the lock held: another process may be writing there.
   for path in Path(builder.data_path).parent.glob('incomplete.*'):
     shutil.rmtree(path)
   for path in list((data_dir / 'downloads').rglob('*.tmp.*')):
@@ -284,13 +264,10 @@ def _check_disk_space(
   config: ArchiveConfig, data_dir: Path, archive_bytes: int | None
 ) -> None:
   size = archive_bytes or config.download_bytes
-  # Records are as large as the archive, because both hold compressed images.
-  # The download and the temporary files of tfds each take as much again.
+  # Records, download and tfds' temporary files: each as large as the archive.
   needed = size * 1.05
-  if archive_bytes is None:
-    needed += size
-  if size > _TFDS_BUFFER_BYTES:
-    needed += size
+  needed += size * (archive_bytes is None)
+  needed += size * (size > _TFDS_BUFFER_BYTES)
   _check_free(data_dir, needed)
 
 
@@ -305,8 +282,6 @@ def _check_free(data_dir: Path, needed: float) -> None:
 
 @contextlib.contextmanager
 def _exclusive(data_dir: Path) -> Iterator[None]:
-  # The system drops the lock with the process, however it ends, so that no
-  # stale lock blocks the next run.
   again = 'give another --data_dir; then run the same command again'
   with (
     lock_folder(data_dir, 'prepares data in'),
@@ -316,7 +291,6 @@ def _exclusive(data_dir: Path) -> Iterator[None]:
 
 
 def print_summary(dataset: str, data_dir: Path) -> None:
-  """Prints the splits, their size and place, and the next command."""
   stored = datasets.find_stored(dataset, data_dir)
   infos = stored.builder.info.splits
   size = sum(info.num_bytes for info in infos.values())

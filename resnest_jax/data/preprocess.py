@@ -51,15 +51,11 @@ def photometric_distortion(
   """Distorts brightness, contrast, saturation and hue.
 
   Args:
-    images: float (B, H, W, 3) RGB with whole numbers 0..255.
+    images: float (B, H, W, 3) RGB, whole numbers 0..255, like the result.
     parameters: (B, 5): brightness shift in grey levels; contrast factor applied
       first; saturation factor; hue shift in OpenCV's units of 2 degrees;
       contrast factor applied last. 0, 1, 1, 0, 1 is the identity.
-
-  Returns:
-    Like `images`, whole numbers again.
   """
-  # (B, 5, 1, 1, 1): each parameter broadcasts to (B, H, W, 3).
   parameters = parameters.astype(images.dtype).reshape(-1, 5, 1, 1, 1)
   brightness, contrast_first, saturation, hue, contrast_last = (
     parameters[:, i] for i in range(5)
@@ -71,15 +67,11 @@ def photometric_distortion(
 
 
 def resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-  """Resizes a batch in OpenCV's 8-bit arithmetic, bit for bit.
+  """Resizes uint8 (B, H, W, 3) as OpenCV does, bit for bit: (B, H', W', 3).
 
   Args:
-    images: uint8 (B, H, W, 3).
     rows: int32 (B, H', 4) from `resize.bilinear_taps`; 0 gives 0, for padding.
     columns: int32 (B, W', 4), likewise.
-
-  Returns:
-    uint8 (B, H', W', 3).
   """
 
   def resize_one(image, rows, columns):
@@ -112,16 +104,13 @@ def preprocess(
   photometric: jax.Array | None = None,
   dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
-  """Normalises a uint8 batch for the network.
+  """Normalises a batch by `MEAN` and `STD`; it becomes 0 outside `size`.
 
   Args:
     images: uint8 (B, H, W, 3) RGB.
     size: int (B, 2), height and width before padding.
     photometric: (B, 5), see `photometric_distortion`; None: not distorted.
     dtype: of the result; computed in float32 unless it is float64.
-
-  Returns:
-    (B, H, W, 3), normalised by `MEAN` and `STD`, 0 outside `size`.
   """
   compute = jnp.float64 if dtype == jnp.float64 else jnp.float32
   x = images.astype(compute)
@@ -129,6 +118,5 @@ def preprocess(
     x = photometric_distortion(x, photometric)
   mean = jnp.array(MEAN, compute).reshape(1, 1, 1, 3)
   std = jnp.array(STD, compute).reshape(1, 1, 1, 3)
-  # Padding is 0 after normalisation, the mean colour.
   mask = valid_mask(size, images.shape[1], images.shape[2])
   return jnp.where(mask, (x - mean) / std, 0).astype(dtype)

@@ -30,7 +30,6 @@ def resized_size(
 
 
 def scaled_size(height: int, width: int, ratio: float) -> tuple[int, int]:
-  """Returns the size of an image scaled by `ratio`."""
   # Rounded twice, as in mmsegmentation 1.x.
   edges = int(height * ratio + 0.5), int(width * ratio + 0.5)
   return keep_ratio_size(height, width, max(edges), min(edges))
@@ -51,8 +50,8 @@ def bilinear_taps(length: int, new: int, axis: int) -> np.ndarray:
   place = ((np.arange(new) + 0.5) * (1 / (new / length)) - 0.5).astype('f4')
   low = np.floor(place).astype(np.int64)
   weight = place - low.astype(np.float32)
-  # Beyond a border, columns take one pixel with the whole weight. Rows take the
-  # border's pixel twice, with both weights, whose products are rounded apart.
+  # Beyond a border, columns take one pixel. Rows take the border's pixel twice,
+  # with both weights, whose products are rounded apart.
   if axis == 1:
     weight[(low < 0) | (low >= length - 1)] = 0
     low = np.clip(low, 0, length - 1)
@@ -62,7 +61,6 @@ def bilinear_taps(length: int, new: int, axis: int) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Resizes to `size`, bilinear in OpenCV's sense."""
   return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
@@ -72,16 +70,14 @@ def resize_image_window(
   """Returns `resize_image(image, size)[window]`, computing little more."""
   # What is above and left of the window must stay: OpenCV computes the place of
   # a pixel from the corner of the image before it rounds its weights.
-  factors, ends = [], []
-  for length, new, part in zip(image.shape[:2], size, window, strict=True):
-    factors.append(new / length)
-    # The source pixels around the window's last one, with room for rounding.
-    ends.append(min(length, int((part.stop + 1) * length / new) + 3))
+  sides = list(zip(image.shape[:2], size, window, strict=True))
+  # The source pixels around the window's last one, with room for rounding.
+  ends = [min(n, int((part.stop + 1) * n / new) + 3) for n, new, part in sides]
   if ends == list(image.shape[:2]):
     return resize_image(image, size)[window]
   # From the corner's size, OpenCV would compute another scale.
   corner = image[: ends[0], : ends[1]]
-  fy, fx = factors
+  fy, fx = (new / length for length, new, _ in sides)
   resized = cv2.resize(
     corner, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR
   )
@@ -103,11 +99,7 @@ def resize_label_window(
 
 
 def nearest_pixels(length: int, new: int, part: slice) -> np.ndarray:
-  """Returns which pixels of an axis OpenCV's nearest resize takes.
-
-  `part` is a range of the `new` pixels; the result is int (stop - start,).
-  """
-  # In OpenCV's order of operations, see `bilinear_taps`.
-  step = 1 / (new / length)
+  """Returns which pixels OpenCV's nearest resize takes in `part` of an axis."""
+  step = 1 / (new / length)  # As in `bilinear_taps`.
   places = np.floor(np.arange(part.start, part.stop) * step).astype(np.intp)
   return np.minimum(places, length - 1)

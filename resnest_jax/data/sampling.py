@@ -51,9 +51,7 @@ class ClassBalanced:
   """The classes take turns; `present`, bool (N, C), has the samples of each."""
 
   def __init__(self, present: np.ndarray, seed: int):
-    self._of_class = [
-      np.flatnonzero(column) for column in present.T if column.any()
-    ]
+    self._of_class = [np.flatnonzero(x) for x in present.T if x.any()]
     self._seed = seed
 
   def weights(self, num_samples: int) -> np.ndarray:
@@ -92,12 +90,9 @@ def _mix(*numbers: int) -> int:
 
 
 def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
-  """Returns how often an epoch should visit each sample, float (N,) >= 1.
-
-  Classes in a share of more than `threshold` of the samples are not repeated.
-  """
+  """Returns how often an epoch should visit each sample, float (N,) >= 1."""
   share = present.mean(0)
-  # Classes that no sample has get an infinite factor, which is never used.
+  # The infinite factor of a class that no sample has is never used.
   with np.errstate(divide='ignore'):
     of_class = np.maximum(1.0, np.sqrt(threshold / share))
   return np.where(present, of_class, 1.0).max(1, initial=1.0)
@@ -125,11 +120,7 @@ def make_sampler(
   present: np.ndarray | None = None,
   threshold: float = 0.0,
 ) -> Shuffled | ClassBalanced:
-  """Makes a sampler by its name in `SAMPLINGS`.
-
-  `present`, bool (N, C), tells whether a sample has a class; 'uniform' needs
-  none.
-  """
+  """Makes a sampler; `present`, bool (N, C), has the classes of each sample."""
   if sampling == 'uniform':
     return Shuffled(np.arange(num_samples), seed)
   if sampling not in SAMPLINGS:
@@ -195,14 +186,12 @@ def _cached_counts(
 def share_table(
   counts: np.ndarray, weights: np.ndarray, classes: tuple[str, ...]
 ) -> rich.table.Table:
-  """Shows each class's share of pixels, images, and images drawn."""
   table = rich.table.Table('class', title='shares in %')
   for column in ('pixels', 'images', 'images drawn'):
     table.add_column(column, justify='right')
   counts = counts[:, :-1]
   present = counts > 0
   pixels = counts.sum(0) / max(counts.sum(), 1)
-  # `weights` (N,) @ (N,): the probability that a drawn image has the class.
   for i in np.flatnonzero(present.any(0)):
     shares = pixels[i], present[:, i].mean(), weights @ present[:, i]
     table.add_row(classes[i], *(f'{100 * share:.2f}' for share in shares))

@@ -18,14 +18,10 @@ def count_pixels(
   skip_unreadable: bool = False,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-  """Counts the pixels of each class in each sample.
+  """Counts the pixels of each class in N samples: int64 (N, C + 1).
 
-  Args:
-    indices: N samples; None: all.
-    skip_unreadable: count no pixels for unreadable labels instead of raising.
-
-  Returns:
-    int64 (N, C + 1), in the order of `indices`; ignored pixels come last.
+  Ignored pixels come last. With `skip_unreadable` unreadable labels count 0
+  instead of raising.
   """
   indices = range(len(split)) if indices is None else indices
   num_classes = len(split.labels.classes)

@@ -30,7 +30,6 @@ def is_there(data_dir: str | os.PathLike) -> bool:
 
 
 def command(data_dir: str | os.PathLike) -> str:
-  """Returns the command that prepares it; this needs TensorFlow."""
   return (
     'tfds build cityscapes/semantic_segmentation --file_format=array_record '
     f'--manual_dir=FOLDER --data_dir={data_dir}'

@@ -1,10 +1,9 @@
 """Training augmentation: pure functions of an image, its label and a draw.
 
 Transforms, order, rounding and distributions follow mmsegmentation 1.2.2's
-ADE20K and Cityscapes training pipelines, bit for bit for the same draw.
-Two things deviate: all random numbers are drawn before the sample is read, and
-the accelerator applies the photometric distortion
-(`resnest_jax.data.preprocess`).
+ADE20K and Cityscapes training pipelines, bit for bit for the same draw. But all
+random numbers are drawn before the sample is read, and the accelerator applies
+the photometric distortion (`resnest_jax.data.preprocess`).
 
 Images are uint8 (H, W, 3) RGB, labels uint8 (H, W) of train ids with 255 for
 ignored pixels. Sizes are (height, width).
@@ -45,8 +44,6 @@ class PhotometricDraw:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationDraw:
-  """All random numbers of a training sample."""
-
   ratio: float  # Factor on the configured image scale.
   # (11, 2) in [0, 1): top and left of each try, as a fraction of the room.
   crop_offsets: np.ndarray
@@ -79,7 +76,6 @@ def draw_augmentation(
   flip_probability: float = 0.5,
   photometric: bool = True,
 ) -> AugmentationDraw:
-  """Draws everything that a training sample needs from its own generator."""
   # The order is part of every run's result. Options do not change the amount
   # drawn: switching one augmentation off leaves the others as they were.
   low, high = scale_range
@@ -109,21 +105,18 @@ def random_crop(
   crop_size: tuple[int, int],
   cat_max_ratio: float,
 ) -> tuple[resize.Window, np.ndarray]:
-  """Chooses where to crop the label that is resized to `size`.
+  """Chooses where to crop a label that is resized to `size`.
 
   Args:
-    label: uint8 (H, W), before it is resized.
+    label: before it is resized.
     offsets: (11, 2) uniform numbers in [0, 1) for top and left.
-    crop_size: (height, width); a shorter side is taken whole.
+    crop_size: a shorter side is taken whole.
     cat_max_ratio: share of valid pixels that each class must stay below.
 
   Returns:
-    Rows and columns of the resized label, and its pixels there, uint8.
+    Rows and columns of the resized label, and its pixels there.
   """
-  room = [
-    max(length - crop, 0) + 1
-    for length, crop in zip(size, crop_size, strict=True)
-  ]
+  room = np.maximum(np.subtract(size, crop_size), 0) + 1
   origins = [(int(y * room[0]), int(x * room[1])) for y, x in offsets]
   refused = set()  # With little room, tries repeat the same origin.
   for number, (top, left) in enumerate(origins, 1):
@@ -141,10 +134,6 @@ def random_crop(
       break
     refused.add((top, left))
   return window, crop
-
-
-def random_flip(array: np.ndarray, flip: bool) -> np.ndarray:
-  return cv2.flip(array, 1) if flip else array
 
 
 def pad_bottom_right(
@@ -189,12 +178,7 @@ def augment(
 ) -> dict[str, np.ndarray]:
   """Makes a training sample of fixed size (h, w).
 
-  Args:
-    image: uint8 (H, W, 3) RGB.
-    label: uint8 (H, W).
-    image_scale: long and short edge at ratio 1, pixels.
-    crop_size: (h, w).
-    cat_max_ratio: see `random_crop`.
+  `image_scale` has the long and short edge at ratio 1, in pixels.
 
   Returns:
     `image` uint8 (h, w, 3), 0 where padded; `label` uint8 (h, w), 255 where
@@ -207,8 +191,8 @@ def augment(
     label, size, draw.crop_offsets, crop_size, cat_max_ratio
   )
   image = resize.resize_image_window(image, size, window)
-  image = random_flip(image, draw.flip)
-  label = random_flip(label, draw.flip)
+  if draw.flip:
+    image, label = cv2.flip(image, 1), cv2.flip(label, 1)
   return {
     'image': pad_bottom_right(image, crop_size, 0),
     'label': pad_bottom_right(label, crop_size, IGNORE),
