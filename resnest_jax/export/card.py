@@ -16,10 +16,10 @@ pipeline_tag: image-segmentation
 tags: [jax, resnest, semantic-segmentation]
 ---
 """
-# How to run each format. `model_card` fills in file name, size and outputs, so
-# braces of the code are doubled. The code of StableHLO and ONNX must not need
-# this project; PIL's resize and EXIF rotation stand in for its own.
-STABLEHLO = """\
+# How to run each format, with fields that `model_card` fills in. The code of
+# StableHLO and ONNX must not need this project.
+HOW_TO_RUN = {
+  'stablehlo': """\
 With `pip install jax flatbuffers numpy pillow`; this project is not needed.
 It runs on CPU, CUDA and TPU:
 
@@ -34,8 +34,8 @@ image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
 image = image.resize(({width}, {height}))
 {outputs} = program(np.asarray(image)[None])  # uint8 (1, {height}, {width})
 ```
-"""
-ONNX = """\
+""",
+  'onnx': """\
 With `pip install onnxruntime numpy pillow`:
 
 ```python
@@ -48,8 +48,8 @@ image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
 image = image.resize(({width}, {height}))
 {outputs} = session.run(None, {{'images': np.asarray(image)[None]}})
 ```
-"""
-WEIGHTS = """\
+""",
+  'safetensors': """\
 With resnest-jax, which resizes pictures as in training and gives label maps of
 their own size, from this folder:
 
@@ -59,8 +59,8 @@ import resnest_jax as rj
 model = rj.from_checkpoint('.')
 labels = model.predict('street.jpg').labels  # uint8 (H, W)
 ```
-"""
-MMSEG = """\
+""",
+  'mmseg': """\
 With mmsegmentation and its configuration of the same network (`model.pth` has
 the class names and colours in its meta):
 
@@ -70,18 +70,16 @@ from mmseg.apis import inference_model, init_model
 model = init_model('CONFIG.py', 'model.pth')
 labels = inference_model(model, 'street.jpg').pred_sem_seg.data
 ```
-"""
+""",
+}
 
 
 class Export(NamedTuple):
   """A written file that agrees with its checkpoint.
 
-  file: its name.
-  format: one of `FORMATS`.
   size: (height, width) of its pictures in pixels; None: any (weights).
   agreement: share of pixels with the checkpoint's class, 0 to 1.
-  pictures: how many were compared.
-  drawn: whether these were drawn scenes.
+  drawn: whether the pictures compared were drawn scenes.
   probabilities: whether they are an output; None: weights, or not known.
   written: the JAX that wrote StableHLO; None for other formats.
   """
@@ -97,24 +95,20 @@ class Export(NamedTuple):
 
   def entry(self) -> dict[str, Any]:
     """Its entry in `about.json`."""
-    # _asdict leaves the nested tuple alone, which JSON would make a list.
+    # _asdict leaves the nested tuple alone.
     written = self.written and self.written._asdict()
     return self._asdict() | {'written': written}
 
   @classmethod
   def of(cls, entry: Mapping[str, Any]) -> 'Export':
     """The inverse of `entry`. Older entries lack the last three fields."""
-    # JSON has made lists of the tuples.
     size, written = entry['size'], entry.get('written')
     return cls(**entry)._replace(
       size=size and tuple(size), written=written and Written(**written)
     )
 
 
-def model_card(
-  about: Mapping[str, Any],
-  exports: Sequence[Export],
-) -> str:
+def model_card(about: Mapping[str, Any], exports: Sequence[Export]) -> str:
   """Returns README.md for the content of `about.json` and the exports."""
   config, classes = about['model'], about['classes']
   probabilities = any(each.probabilities for each in exports)
@@ -131,14 +125,17 @@ def model_card(
     '## Input and output\n',
     _interface(about, probabilities),
   ]
-  for text, first in _how_to_run(exports):
+  # One section a format: files of several sizes run alike.
+  firsts: dict[str, Export] = {}
+  for each in exports:
+    firsts.setdefault(each.format, each)
+  outputs = 'labels, probabilities' if probabilities else '(labels,)'
+  for name, first in firsts.items():
     height, width = first.size or (0, 0)
-    outputs = 'labels, probabilities' if probabilities else '(labels,)'
-    filled = text.format(
-      file=first.file, height=height, width=width, outputs=outputs
-    )
+    fields = {'file': first.file, 'height': height, 'width': width}
+    filled = HOW_TO_RUN[name].format(**fields, outputs=outputs)
     parts += [f'## Run {first.file}\n', filled]
-    if first.format == 'stablehlo':
+    if name == 'stablehlo':
       parts.append(_how_long(exports))
   parts += ['## Classes\n', _classes(classes, about['palette'])]
   parts += ['## Provenance\n', _provenance(about)]
@@ -151,9 +148,7 @@ def _table(exports: Sequence[Export]) -> str:
     '|---|---|---|---|---|',
   ]
   for each in exports:
-    size = 'any'
-    if each.size:
-      size = f'{each.size[0]} high, {each.size[1]} wide'
+    size = '{} high, {} wide'.format(*each.size) if each.size else 'any'
     lines.append(
       f'| {each.file} | {each.format} | {size} | {each.agreement:.4%} '
       f'| {plural(each.pictures, "drawn scene" if each.drawn else "picture")} |'
@@ -162,13 +157,10 @@ def _table(exports: Sequence[Export]) -> str:
 
 
 def _interface(about: Mapping[str, Any], probabilities: bool) -> str:
-  normalization = about['normalization']
-  more = ''
+  normalization, more, trained = about['normalization'], '', ''
   if probabilities:
     more = ' and `probabilities`, float32 (b, H, W, classes)'
-  scale = about['image_scale']
-  trained = ''
-  if scale:
+  if scale := about['image_scale']:
     trained = (
       f' In training pictures were fitted into {scale[0]} x {scale[1]} pixels '
       '(long and short edge, ratio kept) before scaling at random; sizes near '
@@ -202,24 +194,9 @@ def _how_long(exports: Sequence[Export]) -> str:
   )
 
 
-def _how_to_run(exports: Sequence[Export]) -> list[tuple[str, Export]]:
-  texts = {
-    'stablehlo': STABLEHLO,
-    'onnx': ONNX,
-    'safetensors': WEIGHTS,
-    'mmseg': MMSEG,
-  }
-  # One section a format: files of several sizes run alike.
-  firsts: dict[str, Export] = {}
-  for each in exports:
-    firsts.setdefault(each.format, each)
-  return [(texts[name], first) for name, first in firsts.items()]
-
-
 def _classes(classes: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
   lines = ['| label | class | colour |', '|---|---|---|']
   for label, (name, colour) in enumerate(zip(classes, palette, strict=True)):
-    # A bar would end the cell of the table.
     escaped = name.replace('|', '\\|')
     code = ''.join(f'{value:02x}' for value in colour)
     lines.append(f'| {label} | {escaped} | #{code} |')

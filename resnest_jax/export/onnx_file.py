@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import jax2onnx
 import jax2onnx.plugins.jax.lax as lax_plugins
-import numpy as np
 import onnx
 import onnxruntime
 from jax import export
@@ -40,8 +39,7 @@ def write_onnx(
   # onnx_ir warns of every value without a type.
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
   (batch,) = export.symbolic_shape('b')
-  # Traced once before jax2onnx does it: an error of the network itself is
-  # raised here and not reported as jax2onnx's.
+  # An error of the network itself is not reported as jax2onnx's.
   jax.eval_shape(program, jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8))
   try:
     model = jax2onnx.to_onnx(
@@ -71,11 +69,7 @@ def read_onnx(path: Path) -> Runner:
   session = onnxruntime.InferenceSession(
     path, providers=['CPUExecutionProvider']
   )
-
-  def run(images: np.ndarray) -> list[np.ndarray]:
-    return session.run(None, {'images': images})
-
-  return run
+  return lambda images: session.run(None, {'images': images})
 
 
 def _import_plugins() -> None:

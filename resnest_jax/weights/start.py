@@ -29,7 +29,7 @@ def start_variables(
     to print about their origin.
 
   Raises:
-    UserError: see `start_from`.
+    UserError: the weights cannot be had or do not fit.
   """
   # State dicts name single blocks, so the unrolled twin of `model` is filled.
   source, by_name = config['pretrained'], scanned(model, False)
@@ -47,23 +47,13 @@ def start_from(
   source: str,
   weights: Weights | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-  """Merges pretrained weights into the variables of a segmentor.
+  """Merges pretrained weights into fresh variables of a segmentor.
 
-  Args:
-    model: the segmentor.
-    variables: freshly initialised.
-    source: see `load_weights`. A segmentor gives all layers but those for
-      another number of classes; a classifier or a backbone gives the backbone.
-    weights: those of the source, if they are loaded already.
-
-  Returns:
-    The variables as NumPy arrays, and lines to print about their origin.
-
-  Raises:
-    UserError: the weights have another backbone, head or dilation rule.
+  `weights` are those of `source`, if they are loaded already. A segmentor gives
+  all layers but those for another number of classes; a classifier or a backbone
+  gives the backbone. Returns what `start_variables` does.
   """
   weights = weights or load_weights(source)
-  # Only the checkpoint of a run has a step; a file has a naming scheme.
   step = weights.provenance.get('step')
   which = (
     f'{WHOSE_READ[weights.kind]} names' if step is None else f'step {step}'
@@ -71,7 +61,7 @@ def start_from(
   notes = [f'starting from {source} ({which})']
   _check_backbone(source, model.backbone, weights)
   if weights.description.task == 'segmentor':
-    # All rules have the same shapes. The weights would load and be wrong.
+    # All rules have the same shapes: the weights would load and be wrong.
     rule = weights.description.config['dilation_rule']
     if rule != model.backbone.dilation_rule:
       raise UserError(
@@ -79,14 +69,12 @@ def start_from(
         f'{model.backbone.dilation_rule!r}, with which its weights give wrong '
         f'results. Add --config.model.dilation_rule={rule}.'
       )
-    layers = reinitialised(model, weights.state_dict)
-    if layers:
+    if layers := reinitialised(model, weights.state_dict):
       notes.append(
         f'{" and ".join(layers)} are freshly initialised: the number of '
         'classes differs'
       )
-    # Without an auxiliary head, as after --drop, import into a model that has
-    # none either, and put the fresh one back afterwards.
+    # Without an auxiliary head, as after --drop, the fresh one is put back.
     heads = {}
     if weights.description.config['aux_channels'] is None:
       model = model.clone(auxiliary_head=None)
@@ -99,11 +87,9 @@ def start_from(
       )
     merged = import_state_dict(model, weights.state_dict, fresh=variables)
     return {k: tree | heads.get(k, {}) for k, tree in merged.items()}, notes
-  # A classifier or a backbone. The classifier's layer is 'head' in mmpretrain's
-  # names and 'fc' in all others.
+  # The classifier's layer is 'head' in mmpretrain's names, else 'fc'.
   modules = {top_module(name) for name in weights.state_dict}
-  drop = sorted(modules & {'fc', 'head'})
-  if drop:
+  if drop := sorted(modules & {'fc', 'head'}):
     notes.append(f"the classifier's layer {drop[0]} is left out")
   backbone = import_state_dict(model.backbone, weights.state_dict, drop=drop)
   merged = {
@@ -127,7 +113,7 @@ def _check_backbone(source: str, backbone: nn.Module, weights: Weights) -> None:
       f'its {key} is {getattr(theirs, key)}, the model has {getattr(ours, key)}'
       for key in differ
     )
-    # Two published networks: their name says more than each width.
+    # A published network's name says more than each width.
     flags = {key: getattr(theirs, key) for key in differ}
     if same_shapes(theirs) and same_shapes(ours):
       flags = {'backbone': config['backbone']}
@@ -136,11 +122,9 @@ def _check_backbone(source: str, backbone: nn.Module, weights: Weights) -> None:
       f'{source} has another backbone than the model: {said}. Add '
       f'{" ".join(flags)}.'
     )
-  # `avd_first` moves a pool and changes no shape. Weights whose name was only
-  # guessed from the shapes get the benefit of the doubt.
-  if not weights.provenance['backbone_known']:
-    return
-  if theirs.avd_first != backbone.avd_first:
+  # No shape shows `avd_first`: a guessed name gets the benefit of the doubt.
+  known = weights.provenance['backbone_known']
+  if known and theirs.avd_first != backbone.avd_first:
     raise UserError(
       f'the weights are of {config["backbone"]}, whose average pool stands '
       f'{"before" if theirs.avd_first else "behind"} the split attention '
