@@ -31,8 +31,8 @@ from PIL import Image, ImageOps
 with open('{file}', 'rb') as file:
   program = jax.jit(export.deserialize(bytearray(file.read())).call)
 image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
-image = image.resize(({width}, {height}))
-{outputs} = program(np.asarray(image)[None])  # uint8 (1, {height}, {width})
+image = image.resize(({size[1]}, {size[0]}))
+{outputs} = program(np.asarray(image)[None])  # uint8 (1, {size[0]}, {size[1]})
 ```
 """,
   'onnx': """\
@@ -45,7 +45,7 @@ from PIL import Image, ImageOps
 providers = onnxruntime.get_available_providers()
 session = onnxruntime.InferenceSession('{file}', providers=providers)
 image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
-image = image.resize(({width}, {height}))
+image = image.resize(({size[1]}, {size[0]}))
 {outputs} = session.run(None, {{'images': np.asarray(image)[None]}})
 ```
 """,
@@ -96,8 +96,7 @@ class Export(NamedTuple):
   def entry(self) -> dict[str, Any]:
     """Its entry in `about.json`."""
     # _asdict leaves the nested tuple alone.
-    written = self.written and self.written._asdict()
-    return self._asdict() | {'written': written}
+    return self._asdict() | {'written': self.written and self.written._asdict()}
 
   @classmethod
   def of(cls, entry: Mapping[str, Any]) -> 'Export':
@@ -131,9 +130,7 @@ def model_card(about: Mapping[str, Any], exports: Sequence[Export]) -> str:
     firsts.setdefault(each.format, each)
   outputs = 'labels, probabilities' if probabilities else '(labels,)'
   for name, first in firsts.items():
-    height, width = first.size or (0, 0)
-    fields = {'file': first.file, 'height': height, 'width': width}
-    filled = HOW_TO_RUN[name].format(**fields, outputs=outputs)
+    filled = HOW_TO_RUN[name].format(**first._asdict(), outputs=outputs)
     parts += [f'## Run {first.file}\n', filled]
     if name == 'stablehlo':
       parts.append(_how_long(exports))
@@ -178,17 +175,13 @@ def _interface(about: Mapping[str, Any], probabilities: bool) -> str:
 
 
 def _how_long(exports: Sequence[Export]) -> str:
-  lines = [
-    f'- {each.file}: {each.written.sentence()}\n'
-    for each in exports
-    if each.written
-  ]
+  said = [f'- {x.file}: {x.written.sentence()}\n' for x in exports if x.written]
   weights = 'the original weights, into a new folder'
   if any(each.format in ('safetensors', 'mmseg') for each in exports):
     weights = 'the weights in this folder: `resnest-jax export --renew .`'
   return (
     'JAX may refuse StableHLO that a much older or a newer release wrote.\n\n'
-    f'{"".join(lines)}\nThis project writes the files again by the JAX at '
+    f'{"".join(said)}\nThis project writes the files again by the JAX at '
     f'hand, from {weights} (in a clone, `python export.py`). Without it, use '
     'the release that wrote them.\n'
   )

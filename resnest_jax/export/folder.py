@@ -41,8 +41,7 @@ NEEDS = {
 # The formats of weights -> their kind in `export_state_dict`.
 KINDS = {'safetensors': 'ours', 'mmseg': 'mmseg'}
 CARD = 'README.md'
-# Pixels of an edge.
-SHORTEST, LONGEST = 32, 8192
+SHORTEST, LONGEST = 32, 8192  # Pixels of an edge.
 
 Say = Callable[[str], None]
 
@@ -72,19 +71,18 @@ def export_model(
     source: of the weights; see `load_weights`.
     out: a new folder, or an empty one. It appears once all files have passed.
     formats: of `FORMATS`.
-    sizes: (height, width) in pixels, for each of which StableHLO and ONNX get a
-      file; empty: the crop of the training.
+    sizes: (height, width) in pixels, each of which gets its StableHLO and ONNX;
+      empty: the crop of the training.
     probabilities: whether StableHLO and ONNX output all classes' probabilities.
     checkpoint: of a training: 'latest', 'best' or a step.
     pictures: to compare on; see `gather_pictures`.
-    say: is called with a line for every file.
 
   Raises:
     UserError: an argument cannot be used, a package is missing, or an export
       disagrees with the checkpoint. Nothing is left behind.
   """
   out = Path(out)
-  # What can fail without the weights is checked before they are downloaded.
+  # All that can fail without the weights comes before their download.
   check_new(out)
   formats = [name for name in FORMATS if name in formats]
   programs = set(formats) & set(PROGRAMS)
@@ -96,7 +94,7 @@ def export_model(
       'the formats: add one, or leave --probabilities out.'
     )
   seen = gather_pictures(pictures)
-  _, stored, weights = load_segmentor(source, checkpoint)
+  _, _, weights = load_segmentor(source, checkpoint)
   if 'step' in weights.provenance:
     say(f'checkpoint {weights.provenance["step"]} of {source}')
   net = as_exported(source, weights)
@@ -108,7 +106,6 @@ def export_model(
   exports: list[Export] = []
   with writing(out), whole_folder(out) as folder:
     for size in sizes:
-      # One reference serves all formats of this size.
       reference = Reference(*net, seen, size, probabilities)
       for name in formats:
         if name in PROGRAMS:
@@ -117,9 +114,7 @@ def export_model(
             name, file, net, size, probabilities, reference
           )
         elif size == sizes[0]:
-          export = _write_weights(
-            name, folder, weights, stored, about, reference
-          )
+          export = _write_weights(name, folder, weights, about, reference)
         else:
           continue
         exports.append(export._replace(drawn=not pictures))
@@ -199,10 +194,13 @@ def write_program(
   probabilities: bool,
   reference: Reference,
 ) -> Export:
-  """Writes a program of `PROGRAMS`, reads it back and compares it."""
+  """Writes one of `PROGRAMS`, reads it back and compares it.
+
+  `net` is from `as_exported`, `size` is (height, width) in pixels.
+  """
   program = make_program(*net[:2], size, probabilities=probabilities)
   written = None
-  # Not Winograd's, our choice on a CPU: what runs a file has its own algorithms.
+  # Not Winograd's, our choice on a CPU: what runs a file chooses its own.
   with implementations.use(wide='convolution'):
     # Each format needs packages that the other does not.
     if name == 'stablehlo':
@@ -224,13 +222,13 @@ def _write_weights(
   name: str,
   folder: Path,
   weights: Weights,
-  stored: Mapping[str, Any],
   about: Mapping[str, Any],
   reference: Reference,
 ) -> Export:
   # The model as described rather than in float32: no bit may change.
+  model, stored = weights.create()
   kind = KINDS[name]
-  state_dict = export_state_dict(weights.description.create(), stored, kind)
+  state_dict = export_state_dict(model, stored, kind)
   # It makes a folder, with a description that `write_description` replaces.
   file, _ = write_weights(folder / name, kind, state_dict, about)
   file = file.rename(folder / file.name)

@@ -20,8 +20,7 @@ from resnest_jax.export.checks import INSTALL_JAX2ONNX, JAX2ONNX, Runner
 from resnest_jax.export.folding import folded
 from resnest_jax.export.program import Program
 
-# The first opset with all operators that jax2onnx writes.
-OPSET = 18
+OPSET = 18  # The first with all operators that jax2onnx writes.
 OUTPUTS = ('labels', 'probabilities')
 
 
@@ -73,9 +72,8 @@ def read_onnx(path: Path) -> Runner:
 
 
 def _import_plugins() -> None:
-  # By itself jax2onnx imports its translations of whole libraries of layers,
-  # some of which compute at import. The program needs only `jax.lax`, and
-  # `jnp.pad` because the translation of `lax.pad` fails with a symbolic batch.
+  # By itself jax2onnx imports whole libraries, some of which compute at import.
+  # `jnp.pad` is there because `lax.pad` fails with a symbolic batch.
   names = [each.name for each in pkgutil.iter_modules(lax_plugins.__path__)]
   for name in (*(f'lax.{each}' for each in names), 'numpy.pad'):
     importlib.import_module(f'jax2onnx.plugins.jax.{name}')
