@@ -99,14 +99,14 @@ def _read_safetensors(path: Path) -> WeightFile:
   try:
     with safetensors.safe_open(path, framework='np') as file:
       header = file.metadata() or {}
-      state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+      names = list(file.keys())
+      state_dict = {name: _float32(file.get_tensor(name)) for name in names}
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise UserError(f'{path} is damaged ({error}); get it again.') from error
   try:
     about = json.loads(header.pop(HEADER_KEY, '{}'))
   except ValueError as error:
     raise UserError(f'{path} has a damaged header ({error}).') from error
-  state_dict = {name: _float32(value) for name, value in state_dict.items()}
   return WeightFile(state_dict, about, dict(header))
 
 

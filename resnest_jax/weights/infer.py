@@ -8,7 +8,7 @@ import flax.linen as nn
 
 from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import create_classifier
-from resnest_jax.models.resnest import BACKBONES, EXPANSION, Backbone
+from resnest_jax.models.resnest import BACKBONES, EXPANSION, Backbone, ResNeSt
 from resnest_jax.models.segmentor import create_backbone, create_segmentor
 from resnest_jax.weights.names import blocks_of, head_modules, head_of
 
@@ -22,6 +22,7 @@ class Description(NamedTuple):
   config: dict[str, Any]
 
   def create(self) -> nn.Module:
+    """Builds the model."""
     if self.task == 'segmentor':
       return create_segmentor(self.config)
     if self.task == 'classifier':
@@ -75,8 +76,7 @@ def _backbone_config(
     return {'backbone': backbone}
   if fitting := same_shapes(found):
     return {'backbone': fitting[0]}
-  # Every width is stated, so the name is only the base. `avd_first` was not
-  # measured and is no key of `config.model`.
+  # The name is only the base. `avd_first` is no key of `config.model`.
   varied = found._asdict()
   del varied['avd_first']
   return {'backbone': 'resnest50', **varied}
@@ -94,7 +94,10 @@ def same_shapes(backbone: Backbone) -> list[str]:
 
 def backbone_of(config: Mapping[str, Any]) -> Backbone:
   """The backbone's fields in a description's `config`."""
-  backbone = create_backbone(config)
+  return fields_of(create_backbone(config))
+
+
+def fields_of(backbone: ResNeSt) -> Backbone:
   return Backbone(*(getattr(backbone, key) for key in Backbone._fields))
 
 
@@ -182,8 +185,7 @@ def _heads_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
       'FCN with its conv_seg. Prediction does not need it: --drop '
       'auxiliary_head (in Python the argument drop).'
     )
-  # conv_seg: (classes, channels, 1, 1). The last three values are not in a
-  # state dict; all of mmsegmentation's ResNeSt configurations have these.
+  # No state dict has the last three; all of mmsegmentation's are of these.
   return {
     'head': head,
     'head_channels': layer[1],

@@ -75,10 +75,9 @@ def check_names(kind: str, wanted: set[str], names: Iterable[str]) -> None:
   theirs, ours = ({top_module(name) for name in x} for x in (given, wanted))
   absent, extra = sorted(ours - theirs), sorted(theirs - ours, reverse=True)
   problems += [f'{name} is missing' for name in head_modules(absent)[::-1]]
-  if missing:
-    problems.append(f'{len(missing)} missing ({listed(sorted(missing))})')
-  if left_over:
-    problems.append(f'{len(left_over)} left over ({listed(sorted(left_over))})')
+  for what, found in (('missing', missing), ('left over', left_over)):
+    if found:
+      problems.append(f'{len(found)} {what} ({listed(sorted(found))})')
   advice = 'Check the backbone, the head and whether the checkpoint is whole.'
   if 'auxiliary_head' in absent:
     advice += (

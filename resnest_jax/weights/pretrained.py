@@ -38,10 +38,12 @@ DETECTRON_NORMALIZATION = {
   'std': [58.393, 57.12, 57.375],
 }
 HEAD_KEYS = ('head', 'head_channels', 'aux_channels', 'num_classes', 'dropout')
-
-
-# `params` and `batch_stats`.
-Variables = dict[str, Any]
+Config = Mapping[str, Any]
+Variables = dict[str, Any]  # `params` and `batch_stats`.
+ABOUT_KEYS = (
+  *('classes', 'palette', 'normalization'),
+  *('image_scale', 'crop_size', 'provenance'),
+)
 
 
 class Weights(NamedTuple):
@@ -71,23 +73,12 @@ class Weights(NamedTuple):
 
   def about(self) -> dict[str, Any]:
     """All but the arrays, JSON-able; `load_weights` understands it."""
-    return {
-      'format': 1,
-      'task': self.description.task,
-      'model': self.description.config,
-      'classes': self.classes,
-      'palette': self.palette,
-      'normalization': self.normalization,
-      'image_scale': self.image_scale,
-      'crop_size': self.crop_size,
-      'provenance': self.provenance,
-    }
+    task, config = self.description
+    rest = {key: getattr(self, key) for key in ABOUT_KEYS}
+    return {'format': 1, 'task': task, 'model': config} | rest
 
   def create(self, dtype: str | None = None) -> tuple[nn.Module, Variables]:
-    """The model and its variables, as NumPy arrays.
-
-    `dtype` is that of the activations; None: as described.
-    """
+    """The model, its activations in `dtype`, and its variables in NumPy."""
     task, config = self.description
     config = config | ({'dtype': dtype} if dtype else {})
     model = Description(task, config).create()
@@ -102,7 +93,7 @@ def load_weights(
   backbone: str | None = None,
   checkpoint: str | int = 'latest',
   published: Mapping[str, Published] = PUBLISHED,
-  model_config: Mapping[str, Any] | None = None,
+  model_config: Config | None = None,
 ) -> Weights:
   """Reads weights of any known kind; the arguments are `load_pretrained`'s.
 
@@ -125,7 +116,15 @@ def load_weights(
     )
   else:
     weights = _of_file(source, weight_file(path), drop, backbone)
-  _check_finite(source, weights.state_dict)
+  # NaN weights give label maps without any error.
+  tensors = weights.state_dict
+  if bad := [k for k, v in tensors.items() if not np.isfinite(v).all()]:
+    raise UserError(
+      f'{source} has values that are not finite (NaN or infinity) in '
+      f'{len(bad)} of {len(tensors)} tensors: {listed(sorted(bad))}. The '
+      'training has diverged or the file is damaged; take an earlier '
+      'checkpoint, or another source.'
+    )
   return weights
 
 
@@ -168,7 +167,7 @@ def load_segmentor(
   source: str | Path,
   checkpoint: str | int = 'latest',
   dtype: str | None = None,
-  model_config: Mapping[str, Any] | None = None,
+  model_config: Config | None = None,
 ) -> tuple[nn.Module, Variables, Weights]:
   """Loads a segmentor as `load_weights` does, with its `Weights`.
 
@@ -176,9 +175,8 @@ def load_segmentor(
     UserError: not found, damaged, or not a segmentor.
   """
   # A published classifier is refused before it is downloaded.
-  if str(source) in CLASSIFIERS and not Path(source).exists():
-    task = 'classifier'
-  else:
+  task = 'classifier'
+  if str(source) not in CLASSIFIERS or Path(source).exists():
     weights = load_weights(
       source,
       checkpoint=checkpoint,
@@ -193,24 +191,12 @@ def load_segmentor(
   return *weights.create(dtype), weights
 
 
-def _check_finite(source: str | Path, state_dict: Mapping[str, Any]) -> None:
-  # NaN weights give label maps without any error.
-  bad = [k for k, v in state_dict.items() if not np.isfinite(v).all()]
-  if bad:
-    raise UserError(
-      f'{source} has values that are not finite (NaN or infinity) in '
-      f'{len(bad)} of {len(state_dict)} tensors: {listed(sorted(bad))}. The '
-      'training has diverged or the file is damaged; take an earlier '
-      'checkpoint, or another source.'
-    )
-
-
 def _of_run(
   workdir: Path,
   which: str | int,
   drop: Sequence[str],
   backbone: str | None,
-  model_config: Mapping[str, Any] | None,
+  model_config: Config | None,
 ) -> Weights:
   # Imported late: Orbax takes a second, and weight files do not need it.
   from resnest_jax.checkpoints.store import load_checkpoint
@@ -252,14 +238,11 @@ def _of_run(
   )
 
 
-def _check_same_network(
-  about: Mapping[str, Any],
-  trained: Mapping[str, Any],
-  config: Mapping[str, Any],
-) -> None:
+def _check_same_network(about: Config, trained: Config, config: Config) -> None:
   # The arrays have equal shapes under all rules and strides. Another stride is
   # legitimate (cheaper or finer), another rule computes something else.
   rule, stride = config['dilation_rule'], config['output_stride']
+  before = trained['output_stride']
   if about['dilation_rule'] != rule:
     raise UserError(
       f'the checkpoint was trained with model.dilation_rule '
@@ -267,12 +250,8 @@ def _check_same_network(
       'its weights give wrong results. Add '
       f'--config.model.dilation_rule={about["dilation_rule"]}.'
     )
-  if trained['output_stride'] != stride and messages.is_first():
-    print(
-      f'note: trained at output stride {trained["output_stride"]}, not '
-      f'{stride}',
-      flush=True,
-    )
+  if before != stride and messages.is_first():
+    print(f'note: trained at output stride {before}, not {stride}', flush=True)
 
 
 def _of_file(
@@ -337,16 +316,13 @@ def _described(path, about, state_dict, kind, drop, backbone, provenance):
     ) from error
 
 
-def remaining(
-  description: Description, state_dict: Mapping[str, Any]
-) -> Description:
+def remaining(description: Description, state_dict: Mapping) -> Description:
   """Describes the model of which `state_dict`, of any kind, is left."""
   names, heads = '\n'.join(state_dict), head_modules(state_dict)
   task, config = description
-  # Without its main head or its classifier's layer a model is a backbone,
-  # whatever else is left.
   if 'decode_head' in heads and 'auxiliary_head' not in heads:
     return description._replace(config=config | {'aux_channels': None})
+  # Without its main head or its classifier's layer it is a backbone.
   kept = {
     'segmentor': 'decode_head' in heads,
     'classifier': re.search(r'^(head\.|params/)?fc[./]', names, re.M),

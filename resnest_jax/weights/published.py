@@ -26,17 +26,14 @@ class Published(NamedTuple):
 
 
 def _mmseg(head: str, data: str, stem: str) -> Published:
-  folder = {
-    'ade20k': f'{head}_s101-d8_512x512_160k_ade20k',
-    'cityscapes': f'{head}_s101-d8_512x1024_80k_cityscapes',
-  }[data]
+  recipe = {'ade20k': '512x512_160k', 'cityscapes': '512x1024_80k'}[data]
+  folder = f'{head}_s101-d8_{recipe}_{data}'
   url = f'{OPENMMLAB}mmsegmentation/v0.5/resnest/{folder}/{folder}_{stem}.pth'
   return Published((url,), 'resnest101')
 
 
 _AUTHORS = AUTHORS + 'weights_step1/{}-{}.pth'
-# What follows the backbone in our name, and the mirrors, which take the
-# backbone and the digits.
+# What follows the backbone in our name, and the mirrors of its file.
 _ORIGINS = {
   'authors': ('', (_AUTHORS,)),
   # timm mirrors those that it offers itself.
@@ -57,8 +54,7 @@ _ORIGINS = {
     (OPENMMLAB + 'mmclassification/v0/resnest/{}_imagenet_converted-{}.pth',),
   ),
 }
-# Trained on ImageNet.
-CLASSIFIERS = {
+CLASSIFIERS = {  # Trained on ImageNet.
   backbone + _ORIGINS[origin][0]: Published(
     tuple(url.format(backbone, digits) for url in _ORIGINS[origin][1]), backbone
   )
@@ -83,7 +79,6 @@ CLASSIFIERS = {
     ('resnest101', '032caa52', 'mmpretrain'),
   )
 }
-# mmsegmentation's eight rows.
 SEGMENTORS = {
   f'{data}_{head}': _mmseg(head, data, stem)
   for data, head, stem in (
@@ -102,7 +97,5 @@ PUBLISHED = CLASSIFIERS | SEGMENTORS
 
 def known_file(name: str) -> Published | None:
   """The published file of this file name, or None."""
-  for published in PUBLISHED.values():
-    if published.urls[0].endswith(f'/{name}'):
-      return published
-  return None
+  fitting = (x for x in PUBLISHED.values() if x.urls[0].endswith(f'/{name}'))
+  return next(fitting, None)

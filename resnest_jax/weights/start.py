@@ -7,9 +7,8 @@ import flax.linen as nn
 
 from resnest_jax.errors import UserError
 from resnest_jax.models.initial import initial_variables
-from resnest_jax.models.resnest import Backbone
 from resnest_jax.models.segmentor import Segmentor, scanned
-from resnest_jax.weights.infer import backbone_of, same_shapes
+from resnest_jax.weights.infer import backbone_of, fields_of, same_shapes
 from resnest_jax.weights.names import WHOSE_READ, top_module
 from resnest_jax.weights.pretrained import Weights, load_weights
 from resnest_jax.weights.state_dict import import_state_dict, reinitialised
@@ -27,9 +26,6 @@ def start_variables(
   Returns:
     `params` and `batch_stats` as NumPy arrays, each block by itself, and lines
     to print about their origin.
-
-  Raises:
-    UserError: the weights cannot be had or do not fit.
   """
   # State dicts name single blocks, so the unrolled twin of `model` is filled.
   source, by_name = config['pretrained'], scanned(model, False)
@@ -54,10 +50,9 @@ def start_from(
   gives the backbone. Returns what `start_variables` does.
   """
   weights = weights or load_weights(source)
-  step = weights.provenance.get('step')
-  which = (
-    f'{WHOSE_READ[weights.kind]} names' if step is None else f'step {step}'
-  )
+  which = f'{WHOSE_READ[weights.kind]} names'
+  if 'step' in weights.provenance:
+    which = f'step {weights.provenance["step"]}'
   notes = [f'starting from {source} ({which})']
   _check_backbone(source, model.backbone, weights)
   if weights.description.task == 'segmentor':
@@ -74,19 +69,14 @@ def start_from(
         f'{" and ".join(layers)} are freshly initialised: the number of '
         'classes differs'
       )
-    # Without an auxiliary head, as after --drop, the fresh one is put back.
-    heads = {}
+    # As after --drop: the fresh one stays.
     if weights.description.config['aux_channels'] is None:
       model = model.clone(auxiliary_head=None)
-      heads = {
-        key: {'auxiliary_head': tree['auxiliary_head']}
-        for key, tree in variables.items()
-      }
       notes.append(
         'the auxiliary head is freshly initialised: the weights have none'
       )
     merged = import_state_dict(model, weights.state_dict, fresh=variables)
-    return {k: tree | heads.get(k, {}) for k, tree in merged.items()}, notes
+    return {k: {**tree, **merged[k]} for k, tree in variables.items()}, notes
   # The classifier's layer is 'head' in mmpretrain's names, else 'fc'.
   modules = {top_module(name) for name in weights.state_dict}
   if drop := sorted(modules & {'fc', 'head'}):
@@ -101,23 +91,21 @@ def start_from(
 
 def _check_backbone(source: str, backbone: nn.Module, weights: Weights) -> None:
   config = weights.description.config
-  theirs = backbone_of(config)
-  ours = Backbone(*(getattr(backbone, key) for key in Backbone._fields))
-  differ = [
-    key
-    for key in Backbone._fields
-    if key != 'avd_first' and getattr(theirs, key) != getattr(ours, key)
-  ]
+  theirs, ours = backbone_of(config), fields_of(backbone)
+  differ = {
+    key: value
+    for key, value in theirs._asdict().items()
+    if key != 'avd_first' and value != getattr(ours, key)
+  }
   if differ:
     said = '; '.join(
-      f'its {key} is {getattr(theirs, key)}, the model has {getattr(ours, key)}'
-      for key in differ
+      f'its {key} is {value}, the model has {getattr(ours, key)}'
+      for key, value in differ.items()
     )
     # A published network's name says more than each width.
-    flags = {key: getattr(theirs, key) for key in differ}
     if same_shapes(theirs) and same_shapes(ours):
-      flags = {'backbone': config['backbone']}
-    flags = (f"'--config.model.{key}={value}'" for key, value in flags.items())
+      differ = {'backbone': config['backbone']}
+    flags = (f"'--config.model.{key}={value}'" for key, value in differ.items())
     raise UserError(
       f'{source} has another backbone than the model: {said}. Add '
       f'{" ".join(flags)}.'

@@ -40,7 +40,6 @@ LEAVES = {
   ('batch_stats', 'mean'): 'running_mean',
   ('batch_stats', 'var'): 'running_var',
 }
-# Layers whose shape depends on the number of classes, in our paths.
 CLASS_LAYERS = (
   'decode_head/classifier/conv_seg',
   'auxiliary_head/classifier/conv_seg',
@@ -92,8 +91,7 @@ def _torch_module(path: str, mmseg: bool) -> str:
   index = 3 * (int(match[2]) - 1) + (match[1] == 'bn')
   if mmseg:
     return f'stem.{index}'
-  # The authors' conv1 ends with its third convolution; the norm after it is the
-  # network's bn1, as in torchvision's ResNet.
+  # The last norm is no part of conv1, as in torchvision's ResNet.
   return 'bn1' if index == 7 else f'conv1.{index}'
 
 
