@@ -22,7 +22,13 @@ import cv2
 import numpy as np
 
 from resnest_jax.data.archives import ending, enumeration
-from resnest_jax.data.images import decode_image, is_turned, png_kind
+from resnest_jax.data.images import (
+  MAX_PIXELS,
+  decode_image,
+  is_turned,
+  png_kind,
+  read_file,
+)
 from resnest_jax.data.own import pairing
 from resnest_jax.data.own.classes import Classes, read_classes
 from resnest_jax.data.own.pairing import Pair
@@ -42,6 +48,7 @@ class FolderSplit:
     known_values: bool (256,), the mask values in the classes file, and 255.
     classes_file: its path.
     masks: folder of the masks of all splits.
+    max_pixels: see `config.data.max_pixels`.
   """
 
   split: str
@@ -49,6 +56,7 @@ class FolderSplit:
   classes: dataclasses.InitVar[Classes]
   classes_file: str
   masks: str
+  max_pixels: int = MAX_PIXELS
 
   name = 'folder'  # `config.data.name` that selects this class.
 
@@ -62,7 +70,7 @@ class FolderSplit:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     pair = self._pair(index)
-    image, mask = _read_image(pair), self._read_mask(pair)
+    image, mask = _read_image(pair, self.max_pixels), self._read_mask(pair)
     # Not cut to 8: which bits hold the picture depends on the camera.
     if image.dtype != np.uint8:
       raise UserError(
@@ -92,8 +100,8 @@ class FolderSplit:
       UnreadableSample: a file is missing or damaged.
     """
     pair = self._pair(index)
-    image = _read_image(pair)
-    mask, _ = _decode_file(pair.mask, cv2.IMREAD_UNCHANGED)
+    image = _read_image(pair, self.max_pixels)
+    mask, _ = _decode_file(pair.mask, cv2.IMREAD_UNCHANGED, self.max_pixels)
     return {'image': image, 'mask': mask, 'name': pair.name}
 
   def _pair(self, index: int) -> Pair:
@@ -106,7 +114,7 @@ class FolderSplit:
   def _read_mask(self, pair: Pair) -> np.ndarray:
     """Raises `UserError` unless it is an index mask of known values."""
     path = pair.mask
-    mask, png = _decode_file(path, cv2.IMREAD_UNCHANGED)
+    mask, png = _decode_file(path, cv2.IMREAD_UNCHANGED, self.max_pixels)
     needed = 'Masks are 8-bit PNG files with one channel, the class number.'
     # Not the pixels: OpenCV turns palettes into colours, and few bits into 8.
     with ending(needed):
@@ -141,21 +149,18 @@ _HOW = {
 }
 
 
-def _read_image(pair: Pair) -> np.ndarray:
+def _read_image(pair: Pair, max_pixels: int) -> np.ndarray:
   # COLOR applies the EXIF orientation, unlike UNCHANGED for masks. ANYDEPTH
   # keeps 16 bits, which OpenCV would silently cut to 8.
-  return _decode_file(pair.image, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)[0]
+  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+  return _decode_file(pair.image, flags, max_pixels)[0]
 
 
-def _decode_file(path: str, flags: int) -> tuple[np.ndarray, bytes]:
-  # Not `cv2.imread`, which fills the end of a truncated JPEG with grey.
-  try:
-    encoded = Path(path).read_bytes()
-  except OSError as error:
-    raise UnreadableSample(
-      f'{path} cannot be read ({error.strerror}).'
-    ) from error
-  pixels = decode_image(encoded, flags)
+def _decode_file(
+  path: str, flags: int, max_pixels: int
+) -> tuple[np.ndarray, bytes]:
+  encoded = read_file(path, max_pixels)
+  pixels = decode_image(encoded, flags, path, max_pixels)
   if pixels is None:
     raise UnreadableSample(
       f'{path} cannot be decoded: its {len(encoded)} bytes are damaged, '
@@ -240,7 +245,14 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
         f'{split!r}. Change config.data.folder.eval_fraction or split_seed, or '
         f'make sub folders {names[0]} and {names[1]}.'
       )
-  return FolderSplit(split, pairs, classes, str(classes_file), all_masks)
+  return FolderSplit(
+    split,
+    pairs,
+    classes,
+    str(classes_file),
+    all_masks,
+    data_config.get('max_pixels', MAX_PIXELS),
+  )
 
 
 def _check_folder(key: str, folder: Path, given: bool) -> None:
