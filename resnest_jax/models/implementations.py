@@ -30,7 +30,7 @@ IMPLEMENTATIONS = {
   'blocks': ('unrolled', 'scanned'),
 }
 
-# The kinds that a benchmark can time as single layers.
+# Kinds that a benchmark can time as single layers.
 LAYERS = tuple(kind for kind in IMPLEMENTATIONS if kind != 'blocks')
 
 # CPU: measured. TPU: by the cycles that its compiler estimates. GPU: not
@@ -43,8 +43,8 @@ BEST = {
   'tpu': _FIRST | {'depthwise': 'convolution', 'pooling': 'reduce_window'},
 }
 
-# Platform and (kind, name) pairs. JAX has the context in the cache keys of its
-# transformations, so a function traced under another choice is traced again.
+# Platform and (kind, name) pairs. JAX has the context in its cache keys, so a
+# function traced under another choice is traced again.
 _override = jax.make_user_context((None, ()))
 
 
@@ -83,7 +83,6 @@ def current() -> tuple[tuple[str, str], ...]:
   """(kind, implementation) pairs of all kinds."""
   platform, override = _override.value
   platform = platform or jax.default_backend()
-  # A backend without a table of its own gets the defaults, as GPUs do.
   best = BEST.get(platform, BEST['gpu'])
   return tuple((best | dict(override)).items())
 

@@ -32,9 +32,13 @@ def _outputs(m: Vector) -> Vector:
 def _twice(
   transform: Callable[[Vector], Vector], grid: Sequence[Vector]
 ) -> list[Vector]:
-  # Transforms along the rows of a grid and then along its columns.
+  # Along the rows of a grid and then along its columns.
   along = [transform(row) for row in grid]
   return list(zip(*map(transform, zip(*along, strict=True)), strict=True))
+
+
+def _grid(of: Callable[[int, int], Array]) -> list[Vector]:
+  return [[of(i, j) for j in range(4)] for i in range(4)]
 
 
 def convolve_3x3(x: Array, kernel: Array) -> Array:
@@ -44,29 +48,19 @@ def convolve_3x3(x: Array, kernel: Array) -> Array:
   # An odd length gets one more row, which the last tile computes in vain.
   margins = [(1, 1 + length % 2) for length in (height, width)]
   padded = jnp.pad(x, ((0, 0), *margins, (0, 0)))
-  places = range(4)
+
+  def inputs(i: int, j: int) -> Array:
+    return padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
+
+  def product(i: int, j: int) -> Array:
+    numbers = (((3,), (0,)), ((), ()))
+    return lax.dot_general(tiles[i][j], kernels[i][j], numbers)
+
   # 4 x 4 arrays (B, rows, columns, C): tiles overlap by two pixels.
-  tiles = _twice(
-    _inputs,
-    [
-      [
-        padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
-        for j in places
-      ]
-      for i in places
-    ],
-  )
+  tiles = _twice(_inputs, _grid(inputs))
   kernels = _twice(_kernels, kernel)
-  # Over all tiles and channels, each of the 16 places is one matrix product.
-  products = [
-    [
-      lax.dot_general(tiles[i][j], kernels[i][j], (((3,), (0,)), ((), ())))
-      for j in places
-    ]
-    for i in places
-  ]
+  outputs = _twice(_outputs, _grid(product))
   # (B, rows, 2, columns, 2, out)
-  y = jnp.stack(
-    [jnp.stack(row, 3) for row in _twice(_outputs, products)], 2
-  ).reshape(x.shape[0], 2 * rows, 2 * columns, -1)
+  y = jnp.stack([jnp.stack(row, 3) for row in outputs], 2)
+  y = y.reshape(x.shape[0], 2 * rows, 2 * columns, -1)
   return y[:, :height, :width]
