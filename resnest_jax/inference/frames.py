@@ -16,8 +16,7 @@ from resnest_jax.labels import IGNORE
 
 def unlabelled(image: np.ndarray, name: str = '') -> dict[str, Any]:
   """A sample without ground truth."""
-  # The pipeline wants a label of the image's size. A broadcast scalar takes no
-  # memory.
+  # The pipeline wants a label. A broadcast scalar takes no memory.
   label = np.broadcast_to(np.uint8(IGNORE), image.shape[:2])
   return {'image': image, 'label': label, 'name': name}
 
@@ -38,12 +37,10 @@ def batches_in_order(
     batch_size: images in a batch; the last is filled up with empty slots.
     bucket: padded heights and widths are multiples of this many pixels.
   """
-  # A generator, so that images are taken and resized when a batch needs them.
   samples = (
     resize_sample(index, unlabelled(image), image_scale=image_scale)
     for index, image in enumerate(images)
   )
-  # `make_eval_iterator` would sort pictures into groups of one padded shape and
-  # so change their order. Here a batch gets the shape that holds all of it.
+  # `make_eval_iterator` would sort pictures into groups of one padded shape.
   while group := list(itertools.islice(samples, batch_size)):
     yield make_eval_batch(group, batch_size, *padded_shapes(group, bucket))

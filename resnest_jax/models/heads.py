@@ -25,12 +25,11 @@ from resnest_jax.models.layers import (
 from resnest_jax.models.normalization import ConvBN, SeparableConvBN
 from resnest_jax.models.pyramid import MergeConvBN, upsampled
 
-Fields = dict[str, Any]
 # Variable collection with the images' places in the batch.
 SLOTS = 'slots'
 
 
-def place_variables(places: Array) -> Fields:
+def place_variables(places: Array) -> dict[str, Any]:
   """Variables that tell a segmentor the places of its images, int (B,)."""
   head = {'classifier': {'channels': {'places': places}}}
   return {SLOTS: {'decode_head': head, 'auxiliary_head': head}}
@@ -80,7 +79,10 @@ class ClassLogits(nn.Module):
 
 
 class Head(nn.Module):
-  """What all heads share: fields, and the logits of the decoded features."""
+  """What all heads share. `decode` gives the features (B, h, w, C) to classify.
+
+  Its arguments are features, true sizes, and fields of layers with norms.
+  """
 
   num_classes: int
   channels: int  # of the layers, each branch and level
@@ -98,12 +100,6 @@ class Head(nn.Module):
     return ClassLogits(
       self.num_classes, self.dropout, train, self.dtype, name='classifier'
     )(y)
-
-  def decode(
-    self, features: Sequence[Array], sizes: Sequence[Size], common: Fields
-  ) -> Array:
-    """Features (B, h, w, C) to classify; `common` is for layers with norms."""
-    raise NotImplementedError
 
 
 class FCNHead(Head):

@@ -161,7 +161,7 @@ class BatchNorm(nn.Module):
 class ConvBN(nn.Module):
   """Convolution, batch norm and ReLU: mmsegmentation's ConvModule."""
 
-  features: int
+  features: int | None  # None: a depthwise convolution
   kernel_size: int = 1
   dilation: int = 1
   train: bool = False
@@ -169,30 +169,13 @@ class ConvBN(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, size: Size = None) -> Array:
-    x = Conv(
-      self.features,
-      self.kernel_size,
-      dilation=self.dilation,
-      dtype=self.dtype,
-      name='conv',
-    )(x)
+    options = {'dilation': self.dilation, 'dtype': self.dtype, 'name': 'conv'}
+    if self.features is None:
+      conv = DepthwiseConv(self.kernel_size, train=self.train, **options)
+    else:
+      conv = Conv(self.features, self.kernel_size, **options)
     norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
-    return norm(x, size)
-
-
-class DepthwiseConvBN(nn.Module):
-  """3x3 depthwise convolution, batch norm and ReLU."""
-
-  dilation: int = 1
-  train: bool = False
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array, size: Size = None) -> Array:
-    conv = DepthwiseConv(3, self.dilation, self.train, self.dtype, name='conv')
-    x = conv(x)
-    norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
-    return norm(x, size)
+    return norm(conv(x), size)
 
 
 class SeparableConvBN(nn.Module):
@@ -206,5 +189,5 @@ class SeparableConvBN(nn.Module):
   @nn.compact
   def __call__(self, x: Array, size: Size = None) -> Array:
     common = {'train': self.train, 'dtype': self.dtype}
-    x = DepthwiseConvBN(self.dilation, name='depthwise', **common)(x, size)
+    x = ConvBN(None, 3, self.dilation, name='depthwise', **common)(x, size)
     return ConvBN(self.features, name='pointwise', **common)(x, size)

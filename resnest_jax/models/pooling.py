@@ -20,13 +20,10 @@ def _pool(x: Array, fold, kernel: int, stride: int, padding) -> Array:
     pad[axis] = padding
     padded = jnp.pad(x, pad)
     span = (padded.shape[axis] - kernel) // stride * stride + 1
-    x = functools.reduce(
-      fold,
-      [
-        lax.slice_in_dim(padded, i, i + span, stride, axis)
-        for i in range(kernel)
-      ],
-    )
+    windows = [
+      lax.slice_in_dim(padded, i, i + span, stride, axis) for i in range(kernel)
+    ]
+    x = functools.reduce(fold, windows)
   return x
 
 
