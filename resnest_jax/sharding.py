@@ -1,7 +1,6 @@
 """The device mesh, and the placement of arrays on it.
 
-Axis `data` splits a batch by images, axis `spatial` splits the rows of each
-image.
+Axis `data` splits a batch by images, `spatial` the rows of each image.
 """
 
 import functools
@@ -22,13 +21,8 @@ def make_mesh(
 ) -> Mesh:
   """All devices of all hosts, along `data` and `spatial`.
 
-  Args:
-    data: devices that share the images of a batch; -1: all of them.
-    spatial: devices that share the rows of an image.
-    devices: None: JAX's.
-
-  Raises:
-    UserError: data * spatial is not the number of devices.
+  `data` devices share the images of a batch (-1: all of them), `spatial` ones
+  the rows of an image. Raises `UserError` if they are not all `devices`.
   """
   devices = devices or jax.devices()
   # An image stays on one host where possible: every layer exchanges halos.
@@ -118,7 +112,6 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 def check_rows(height: int, output_stride: int, mesh: Mesh) -> None:
   """Raises `UserError` if the devices cannot share the crop's rows evenly."""
-  # Rows are halved three times at least.
   parts = mesh.shape['spatial']
   multiple = parts * max(output_stride, 8)
   if parts > 1 and height % multiple:

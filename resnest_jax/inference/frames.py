@@ -30,12 +30,9 @@ def batches_in_order(
 ) -> Iterator[dict[str, Any]]:
   """Batches of neighbours, in the format of `make_eval_iterator`.
 
-  Args:
-    images: uint8 (H, W, 3), at best of one size, as frames are; at most a batch
-      of them is read ahead.
-    image_scale: long and short edge in pixels; None: images keep their size.
-    batch_size: images in a batch; the last is filled up with empty slots.
-    bucket: padded heights and widths are multiples of this many pixels.
+  Images are uint8 (H, W, 3), at best of one size; at most a batch is read
+  ahead. `image_scale` is the long and short edge; with None images keep their
+  size. Empty slots fill up the last batch.
   """
   samples = (
     resize_sample(index, unlabelled(image), image_scale=image_scale)

@@ -1,10 +1,8 @@
 """From logits to label maps and counts, in tiles of rows.
 
-Every protocol ends here. All steps between the logits and the scores at the
-original size (upsampling, averaging of windows, resizing, mirroring) are linear
-along each axis, so that one matrix for each axis does all of them. A tile of
-rows can then be computed without the others: scores of the size (B, height,
-width, C) never exist, and only label maps and counts leave the device.
+All steps between the logits and the scores at the original size are linear
+along each axis, so that one matrix for each axis does all of them. Tiles of
+rows need no others: only label maps and counts leave the device.
 """
 
 import functools
@@ -19,8 +17,7 @@ from jax.sharding import PartitionSpec as P
 from resnest_jax.labels import IGNORE
 from resnest_jax.models import layers
 
-# Of a tile's scores, on each device. An image of 3000 x 4000 pixels and 150
-# classes would need 7.2 GB in one piece.
+# An image of 3000 x 4000 pixels and 150 classes would need 7.2 GB in one piece.
 TILE_BYTES = 64 * 2**20
 
 
@@ -28,9 +25,8 @@ class View(NamedTuple):
   """Logits, and how they become scores at the original size (Hl, Wl)."""
 
   logits: jax.Array  # float (B, h, w, C).
-  # (B, Hl, h): the weights of the logits' rows in each row of the result,
-  # arbitrary beyond an image's true size.
-  rows: jax.Array
+  # Weights in each row of the result, arbitrary beyond an image's true size.
+  rows: jax.Array  # (B, Hl, h)
   columns: jax.Array  # (B, Wl, w), likewise.
 
 
@@ -38,8 +34,7 @@ def logits_size(
   size: jax.Array, canvas: tuple[int, int], logits_canvas: tuple[int, int]
 ) -> jax.Array:
   """The valid size of logits, ceil(size / stride), int (..., 2)."""
-  # The network halves with round-up k times, which is one division by 2^k with
-  # round-up, so that true sizes follow the same rule as padded ones.
+  # The network halves with round-up k times: one such division by 2^k.
   for stride in (1, 2, 4, 8, 16, 32):
     if tuple(-(-length // stride) for length in canvas) == logits_canvas:
       return (size + stride - 1) // stride
@@ -58,8 +53,7 @@ def resized_view(
 ) -> View:
   """Two bilinear resizes: to the network's input, then to the original size.
 
-  `logits` are (B, h, w, C). `size` and `label_size` are int (B, 2), the true
-  heights and widths; `canvas` and `label_canvas` are the padded ones.
+  Sizes are int (B, 2), true heights and widths; canvases are padded ones.
   """
   # bfloat16 ends here: neighbouring scores would round to equal ones.
   logits = logits.astype(layers.at_least_float32(logits.dtype))
@@ -82,11 +76,9 @@ def two_resizes(
 ) -> jax.Array:
   """Two successive bilinear interpolations along an axis as one matrix.
 
-  Sizes are int (B,), lengths are padded; the result is (B, out_length,
-  in_length), arbitrary in rows beyond `out_size`.
+  (B, out_length, in_length), arbitrary in rows beyond `out_size` (B,).
   """
   # mmsegmentation interpolates twice, and one interpolation gives other labels.
-  # The middle size, which is data, has no array of its own.
   outputs = jnp.arange(out_length)
   low, high, weight = layers.resize_taps(outputs, out_size, middle_size, dtype)
   first, second = (
@@ -103,7 +95,6 @@ def class_scores(views: Sequence[View]) -> jax.Array:
   dot = functools.partial(jnp.einsum, precision='highest')
 
   def resized(view):
-    # Rows first: they may be a tile.
     x = dot('bth,bhwc->btwc', view.rows, view.logits)
     return dot('bxw,btwc->btxc', view.columns, x)
 
@@ -116,14 +107,10 @@ def class_scores(views: Sequence[View]) -> jax.Array:
 def label_maps(
   views: Sequence[View], label_size: jax.Array, tile_bytes: int = TILE_BYTES
 ) -> jax.Array:
-  """Classes at the original size, uint8 (B, Hl, Wl), 255 outside `label_size`.
-
-  At most `tile_bytes` of scores exist at a time, and C is at most 255.
-  """
+  """Classes at the original size, uint8 (B, Hl, Wl), 255 outside the images."""
   batch, *_, num_classes = views[0].logits.shape
   height, width = views[0].rows.shape[1], views[0].columns.shape[1]
-  # All views may be in memory together, and one before its softmax; the columns
-  # are resized last.
+  # All views may be in memory together, and one before its softmax.
   widest = max(width, *(view.logits.shape[2] for view in views))
   copies = 1 if len(views) == 1 else len(views) + 2
   itemsize = views[0].logits.dtype.itemsize
@@ -170,8 +157,7 @@ def split_batch(function: Callable, mesh: Mesh | None, *specs: P) -> Callable:
   """Runs the function on each device, with the images that the device holds."""
   if mesh is None:
     return function
-  # The partitioner gathers the batch for some operators, as XLA's grouped
-  # convolution. No image depends on another here: nothing is exchanged.
+  # The partitioner would gather the batch, say for XLA's grouped convolution.
   return jax.shard_map(
     function,
     mesh=mesh,

@@ -1,8 +1,7 @@
 """Protocols `ms_flip_0x` and `ms_flip_1x`: several scales and their mirrors.
 
-As in mmsegmentation, the logits of each are resized to the original size, and
-the mean of their softmax decides. 0x and 1x (after mmsegmentation's versions)
-differ in the size to which a scale is relative.
+The mean of the softmax of all decides, at the original size. 0x and 1x (after
+mmsegmentation's versions) differ in the size to which a scale is relative.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +21,7 @@ def scaled_sizes(
 ) -> np.ndarray:
   """The heights and widths at one scale, int32 (B, 2).
 
-  With `image_scale` (0.x) an image is fitted into `ratio` times these edges;
-  with None (1.x) `ratio` is relative to its original size.
+  `ratio` is relative to the original size, or with `image_scale` to that fit.
   """
 
   def scaled(height, width):
@@ -39,8 +37,7 @@ def taps(
 ) -> tuple[np.ndarray, np.ndarray]:
   """The tables with which `preprocess.resize` resizes and mirrors images.
 
-  int32 (B, canvas height, 4) and (B, canvas width, 4), from the old and the new
-  heights and widths, int (B, 2).
+  int32 (B, canvas height, 4) and (B, canvas width, 4), from sizes int (B, 2).
   """
   # Zeros give zeros: the result is padded as the network expects.
   tables = [np.zeros((len(sizes), length, 4), np.int32) for length in canvas]
@@ -82,7 +79,6 @@ def make_multiscale(
     layout, arrays = [], []
     for ratio in scales:
       scaled = scaled_sizes(sizes, ratio, image_scale)
-      # The bucket scales as well, so that few shapes are compiled.
       multiple = max(int(bucket * ratio), 1)
       canvas = resize.padded_size(scaled.max(0).tolist(), multiple)
       size = place(scaled)

@@ -108,15 +108,14 @@ class Predictor:
   """A network on all devices, compiled once for each padded shape.
 
   Attributes:
-    classes: C names.
-    palette: uint8 (C, 3), RGB.
+    classes, palette: C names, and uint8 (C, 3), RGB.
     protocol: how pictures are shown to the network.
     batch_size: pictures at a time, over all devices.
     about: origin of the weights and description of the network, for JSON.
-    on_compile: called with a padded height and width in pixels before the
-      network is compiled for it. May be set.
-    on_step: called with a batch and the seconds that the devices took for it.
-      May be set, which makes the devices idle between batches.
+    on_compile: may be set; called with a padded height and width in pixels
+      before the network is compiled for it.
+    on_step: may be set; called with a batch and the seconds that the devices
+      took for it, which makes them idle between batches.
   """
 
   def __init__(
@@ -171,21 +170,17 @@ class Predictor:
 
     Args:
       image: uint8 (H, W, 3) RGB (OpenCV reads files as BGR) or (H, W) grey, a
-        path, an image of Pillow, or a list of these.
+        path, an image of Pillow, or a list of these; `UserError` if it is none.
       probabilities: whether to return them for all classes: 4 * C bytes a
         pixel (600 MB a megapixel with 150 classes), and several times that
         while they are computed.
-
-    Raises:
-      UserError: something is no picture or cannot be read.
     """
     if not isinstance(image, list | tuple):
       image = as_rgb(image)
       batches = self._in_order([image], batch_size=1)
       (found,) = self._results(batches, probabilities)
       return self._prediction(found, image)
-    # Paths are read by threads when they are needed. Arrays are checked now,
-    # so that a wrong one fails before others are predicted.
+    # A wrong array fails now, before others are predicted.
     sources = [
       each if isinstance(each, str | Path) else _numbered(index, each)
       for index, each in enumerate(image)
@@ -203,9 +198,9 @@ class Predictor:
   ) -> Iterator[tuple[int, Prediction | UserError]]:
     """Predicts any number of pictures, with few in memory at a time.
 
-    Takes what `predict` takes. Yields the index in `images`, and the
-    `Prediction` or the `UserError` of a picture that cannot be read. Pictures
-    of one padded shape share batches, so the order differs.
+    Yields the index in `images`, and the `Prediction` or the `UserError` of a
+    picture that cannot be read. Pictures of one padded shape share batches, so
+    the order differs.
     """
     if not len(images):
       return
@@ -223,7 +218,6 @@ class Predictor:
         yield found[0], self._prediction(found, images[found[0]])
         while pictures.unreadable:
           yield pictures.unreadable.popleft()
-    # Found while the last batch was filled.
     yield from pictures.unreadable
 
   def predict_frames(
@@ -233,7 +227,7 @@ class Predictor:
 
     Frames are uint8 (H, W, 3) RGB. At most three batches are read ahead.
     """
-    # Frames whose results are awaited, which come in their order.
+    # Results come in the order of frames.
     held: collections.deque[np.ndarray] = collections.deque()
 
     def taken():
@@ -275,7 +269,7 @@ class Predictor:
           own = (x if x is None else x[slot, :height, :width] for x in outputs)
           yield index, *own
 
-    # A batch is dispatched before the results of the previous one are awaited.
+    # A batch is dispatched before the previous one's results are awaited.
     pending = None
     for batch in itertools.chain(batches, [None]):
       started = batch and (batch, *self._run(batch, probabilities))

@@ -1,8 +1,4 @@
-"""The protocols of evaluation, by name: `whole`, `slide`, `ms_flip_0x`, `_1x`.
-
-All are mmsegmentation's. docs/evaluation.md describes them and says which
-published numbers used which.
-"""
+"""The protocols of evaluation, by name: docs/evaluation.md describes them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -83,17 +79,10 @@ def choose_protocol(
   crop: Sequence[int],
   given: Mapping[str, Any],
 ) -> Protocol:
-  """A protocol from explicit parameters and defaults.
+  """A protocol from explicit parameters and defaults, in pixels.
 
-  Args:
-    name: a name of `Protocol`.
-    image_scale: default, in pixels.
-    crop: default window (height, width), in pixels.
-    given: `image_scale`, `slide_crop`, `slide_stride`, `scales` and `flip`;
-      None stands for the default.
-
-  Raises:
-    UserError: unknown protocol, or an unknown or invalid parameter.
+  `given` are `image_scale`, `slide_crop`, `slide_stride`, `scales` and `flip`;
+  None stands for the default. Raises `UserError` for invalid ones.
   """
   if name not in PROTOCOLS:
     raise UserError(
@@ -138,12 +127,9 @@ def make_views(
 
   `network` is (variables, uint8 images, sizes) -> logits, compiled; `place`
   puts arrays whose first axis is the batch on the devices.
-
-  Returns:
-    look(variables, batch) -> (layout, arrays): runs the network, outside jit;
-    `layout` is static, `arrays` are on the devices.
-    build(layout, arrays, label_size, label_canvas) -> list of `View`: traced on
-    each device's share of the batch.
+  look(variables, batch) -> (layout, arrays) runs the network, outside jit;
+  `layout` is static. build(layout, arrays, label_size, label_canvas) -> list of
+  `View` is traced on each device's share of the batch.
   """
   # Only the network takes long to compile, and serves labels of any shape.
   if protocol.name == 'whole':

@@ -1,10 +1,8 @@
 """Protocol `slide`: windows over the image, their logits averaged.
 
-As in mmsegmentation: windows of `crop` pixels start every `stride` pixels, the
-last one of a row or column is moved back to end at the image's edge, and an
-image smaller than a window is a smaller window. Each window's logits are
-upsampled to its size, a pixel gets the mean over the windows that show it, and
-the result is resized to the original size.
+As in mmsegmentation: the last window of a row or column is moved back to end at
+the image's edge, and an image smaller than a window is a smaller window. Logits
+are averaged at the network's input size, then resized to the original one.
 """
 
 import functools
@@ -28,10 +26,7 @@ def grid(length: Any, crop: int, stride: int) -> Any:
 
 
 def starts(length: Any, crop: int, stride: int, count: int) -> Any:
-  """Where windows start on axes of `length` (B,) pixels: (B, count).
-
-  Beyond the `grid` of an image its last window repeats; callers skip those.
-  """
+  """Where windows start, (B, count); beyond its grid an image's last again."""
   room = (length - crop) * (length > crop)
   xp = np if isinstance(length, np.ndarray) else jnp
   return xp.minimum(xp.arange(count) * stride, room[:, None])
@@ -46,21 +41,12 @@ def plan(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Distributes the windows of B images over n batches of B windows.
 
-  Args:
-    sizes: int (B, 2), the images' true heights and widths.
-    canvas: their padded height and width.
-    crop: height and width of a window.
-    stride: pixels between windows, down and to the right.
-    devices: a divisor of B. Each holds B / devices neighbouring images.
-
-  Returns:
-    corners: int32 (n, B, 3): image, counted on its device, top, and left edge.
-    window_sizes: int32 (n, B, 2): true heights and widths.
-    places: int32 (B, rows, columns): position of each window of the canvas'
-      grid among its device's windows.
+  Each of the `devices`, a divisor of B, holds B / devices neighbouring images.
+  Returns corners int32 (n, B, 3): image, counted on its device, top, and left
+  edge; true window sizes int32 (n, B, 2); and places int32 (B, rows, columns)
+  of the windows of the canvas' grid among their device's windows.
   """
-  # Windows stay on the device that holds their image, so that cutting and
-  # averaging them needs no exchange.
+  # Windows stay on the device that holds their image: nothing is exchanged.
   batch = len(sizes)
   local = batch // devices
   counts = list(map(grid, canvas, crop, stride))
@@ -117,8 +103,7 @@ def window_matrix(
   `padded` are the padded lengths of both, and of a window's logits, n, whose
   true length is `valid` (B,). Returns (B, padded[0], windows * n).
   """
-  # The windows are a grid: the number of them that show a pixel is a number of
-  # rows times a number of columns, and their mean linear along each axis.
+  # The number of windows that show a pixel is one of rows times one of columns.
   label_length, length = lengths
   window = jnp.minimum(length, crop)
   count = grid(padded[1], crop, stride)
@@ -126,7 +111,6 @@ def window_matrix(
   first = starts(length, crop, stride, count)
   within = jnp.arange(padded[1]) - first[..., None]  # (B, windows, pixels)
   shown = (within >= 0) & (within < window[:, None, None])
-  # A smaller image has fewer windows.
   shown &= (jnp.arange(count) < grid(length, crop, stride)[:, None])[..., None]
   weight = shown / jnp.maximum(shown.sum(1, keepdims=True), 1)
   within = jnp.clip(within, 0, crop - 1)

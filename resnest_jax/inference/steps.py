@@ -48,7 +48,7 @@ def compile_views(
   dtype: Any,
   on_compile: OnCompile,
 ) -> Views:
-  """The part that `make_eval_step` and `make_predict_step` share; see there."""
+  """The part that `make_eval_step` and `make_predict_step` share."""
   if num_classes > IGNORE:
     raise ValueError(
       f'label maps are 8 bit with {IGNORE} for "no class", so at most '
@@ -100,13 +100,11 @@ def make_eval_step(
     mesh: devices that share the images of a batch; None: the default one.
     dtype: of the normalised images; float64 for comparisons.
     tile_bytes: see `label_maps`; per device.
-    on_compile: called with a padded height and width before the network is
-      compiled for it, which may take minutes.
+    on_compile: called with a padded height and width before a compilation.
 
   Returns:
-    eval_step(variables, batch) -> (label maps, counts). Batches are those of
-    `make_eval_iterator`; maps are uint8 (B, Hl, Wl), 255 outside the true size;
-    counts are int32 (B, C, C).
+    eval_step(variables, batch of `make_eval_iterator`) -> label maps uint8 (B,
+    Hl, Wl), 255 outside the true size, and counts int32 (B, C, C).
   """
   _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, dtype, on_compile
@@ -157,9 +155,8 @@ def make_predict_step(
 ) -> Callable[[Any, Batch, bool], tuple[jax.Array, jax.Array | None]]:
   """As `make_eval_step`, for images without ground truth.
 
-  Returns:
-    predict_step(variables, batch, probabilities) -> (label maps, None or
-    probabilities float32 (B, Hl, Wl, C), which are not computed in tiles).
+  The step is (variables, batch, probabilities) -> label maps, and None or
+  probabilities float32 (B, Hl, Wl, C), which are not computed in tiles.
   """
   _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, jnp.float32, on_compile
@@ -170,7 +167,6 @@ def make_predict_step(
     maps = label_maps(views, label_size)
     if not probabilities:
       return maps, None
-    # One view gives logits, several give probabilities.
     mean = class_scores(views)
     mean = jax.nn.softmax(mean) if len(views) == 1 else mean
     return maps, mean.astype(jnp.float32)

@@ -1,8 +1,4 @@
-"""Losses on the overlap of areas: Dice and Lovasz-softmax.
-
-Logits, labels and sums are as in `pixels`: nothing of the size of the upsampled
-logits exists, 255 is ignored, and a batch without a labelled pixel costs 0.
-"""
+"""Losses on the overlap of areas: Dice and Lovasz-softmax; see `pixels`."""
 
 from functools import partial
 
@@ -36,7 +32,7 @@ def dice_loss(logits: Array, labels: Array) -> Array:
   return jnp.sum(lost) / jnp.maximum(jnp.sum(present), 1)
 
 
-# Sums (B, classes) of p y, p and y of each image; see `dice_loss`.
+# Of p y, p and y, each (B, classes); see `dice_loss`.
 @jax.custom_vjp
 def _class_sums(logits, labels):
   def visit(z, label):
@@ -74,12 +70,10 @@ _class_sums.defvjp(_class_sums_forward, _class_sums_backward)
 
 
 def lovasz_softmax(logits: Array, labels: Array, *, per_image: bool) -> Array:
-  """Lovasz-softmax (Berman et al., arXiv 1705.08790), classes present.
+  """Lovasz-softmax (Berman et al., arXiv 1705.08790) of classes present.
 
-  The errors |y - p| of a class are sorted, and each is weighted by its
-  increment of the Jaccard loss in that order. Returns the mean over classes, in
-  [0, 1]. `per_image` averages the losses of the images, 0 for one without
-  labelled pixels; otherwise the whole batch is sorted together.
+  `per_image` averages the losses of the images, 0 for one without labelled
+  pixels; otherwise the whole batch is sorted together.
   """
   return _lovasz(exact(logits), labels, per_image)
 
@@ -91,8 +85,7 @@ def _lovasz(logits, labels, per_image):
 
 def _lovasz_forward(logits, labels, per_image):
   # With slope G_c at a pixel's probability p_c, softmax gives p_c (G_c - S),
-  # where the map S = sum_c G_c p_c needs all classes. So p_c G_c is resized to
-  # the logits class by class, and p_c S in tiles later.
+  # where the map S = sum_c G_c p_c needs all classes, and so a later pass.
   loss, own, shared = _lovasz_parts(logits, labels, per_image)
 
   def visit(z, label, slope):
@@ -117,7 +110,6 @@ def _lovasz_parts(logits, labels, per_image):
   batch, h, w, classes = logits.shape
   height, width = labels.shape[1:]
   pixels, log_total = _counts_and_log_totals(logits, labels)
-  # A group is sorted together.
   groups = batch if per_image else 1
   present = (pixels if per_image else jnp.sum(pixels, 0, keepdims=True)) > 0
   weights = present / jnp.maximum(jnp.sum(present, 1, keepdims=True), 1)
@@ -173,8 +165,7 @@ def _counts_and_log_totals(logits, labels):
 def jaccard_slopes(errors: Array, right: Array) -> Array:
   """Each pixel's increment of the Jaccard loss, by decreasing errors.
 
-  `errors` (groups, pixels) are in [0, 1], or -1 for ignored pixels, whose
-  result has no meaning; `right` marks the pixels of the class.
+  `errors` (groups, pixels) are in [0, 1], or -1 for ignored pixels.
   """
   # One int32 carries a pixel's number and its bit through the sort.
   payload = 2 * lax.broadcasted_iota(jnp.int32, errors.shape, 1) + right

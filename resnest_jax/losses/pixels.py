@@ -81,7 +81,6 @@ def ohem_cross_entropy(
   num_valid = jnp.sum(valid)
   wanted = min(min_kept * labels.shape[0], labels.size)
   if threshold is None:
-    # The wanted-th largest loss is the (num_valid - wanted)-th smallest.
     rank = jnp.maximum(num_valid - wanted, 0)
     keep = losses >= order_statistic(losses, valid, rank)
   else:
@@ -123,8 +122,7 @@ def focal_loss(
 def order_statistic(values: Array, valid: Array, rank: Array) -> Array:
   """The valid value, >= 0, that `rank` valid ones precede in increasing order.
 
-  `rank` is below the number of valid values, or 0; without any the result is
-  infinity or not a number.
+  Without any valid value the result is infinity or not a number.
   """
   # Floats >= 0 are ordered as their bits are, so the value is found bit by bit.
   # That needs no sort, and devices exchange one count for each bit.
@@ -153,8 +151,8 @@ def _count(labels, avg_non_ignore, class_weights, dtype):
 
 
 def _confidence(logits, labels, target=(None, 0.0)):
-  # Maps (B, H, W) of the right class's probability and of the loss, 0 where a
-  # pixel is ignored, and each image's number of right pixels; no gradients.
+  # Maps (B, H, W) of the right class's probability and of the loss, and each
+  # image's number of right pixels; no gradients.
 
   def visit(z, label):
     loss, picked, log_total, hits, _ = _cross_entropy(z, label, *target)
@@ -201,12 +199,12 @@ def _visit_cross_entropy(z, label, *keep, target):
 
 
 def _focal(z, label, gamma, alpha, activation):
-  # In logarithms of probabilities: finite for logits of any size.
+  # In logarithms: finite for logits of any size.
   chosen = one_hot(label, z.shape[-1])
   if activation == 'sigmoid':
     margin = jnp.where(chosen, z, -z)
     share = jnp.where(chosen, alpha, 1 - alpha)
-    # -log(p) is softplus(-margin), -log(1 - p) is softplus(margin).
+    # -log(p) is softplus(-margin).
     factor = jnp.exp(-gamma * jax.nn.softplus(margin))
     loss = jnp.mean(share * factor * jax.nn.softplus(-margin), -1)
   else:
@@ -230,8 +228,7 @@ def _sums(visit, logits, labels, maps=()):
 
 
 def _sums_forward(visit, logits, labels, maps):
-  # While a tile's exponentials exist, the gradient of the sum costs little
-  # more. The backward pass keeps it, (B, h, w, classes), and only scales it.
+  # While a tile's exponentials exist, the sum's gradient costs little more.
   sums, _, gradient = over_tiles(
     visit, logits, labels, maps, with_gradient=True
   )

@@ -1,8 +1,4 @@
-"""Losses over tiles of rows, so that the upsampled logits never exist.
-
-A few rows of logits are upsampled to the labels' size at a time. Only sums,
-maps of one value per pixel, and the gradient at the logits' size are kept.
-"""
+"""Losses over tiles of rows, so that the upsampled logits never exist."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,17 +32,11 @@ def over_tiles(
 ) -> tuple[Any, Any, Array | None]:
   """Calls `visit` with one tile of upsampled logits after the other.
 
-  Args:
-    visit: takes a tile's logits (rows, B, W, classes), its labels and its part
-      of every map (rows, B, W); rows beyond the last one have the label 255.
-      Returns a tree of sums (B, ...), one of maps (rows, B, W), and the
-      gradient at the tile's logits, or None.
-    logits: (B, h, w, classes).
-    labels: int (B, H, W), as are all `maps` but for the type.
-    with_gradient: whether `visit` returns a gradient.
-
-  Returns:
-    The sums over all tiles, the maps (B, H, W), the gradient at the logits.
+  `visit` takes a tile's logits (rows, B, W, classes), its labels and its part
+  of every map (rows, B, W); rows beyond the last one have the label 255. It
+  returns a tree of sums (B, ...), one of maps (rows, B, W), and the gradient at
+  the tile's logits, or None. Returns the sums over all tiles, the maps (B, H,
+  W), and the gradient at the logits (B, h, w, classes).
   """
   run = partial(_over_tiles, visit, with_gradient=with_gradient)
   devices = jax.sharding.get_abstract_mesh().shape.get('spatial', 1)
@@ -89,8 +79,7 @@ def _over_own_rows(run, last, logits, labels, maps):
 
 
 def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
-  # `over_tiles` on one device. With `margins` the first and the last row of the
-  # logits are the neighbours'.
+  # With `margins` the first and the last row of the logits are the neighbours'.
   batch, h, w, _ = logits.shape
   height, width = labels.shape[1:]
   h -= 2 * margins
@@ -99,30 +88,27 @@ def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
   tiles, _, taps = bands.shape
   missing = tiles * rows - height
 
-  # (B, H, W) -> (tiles, rows, B, W). Rows lead, so that upsampling them is a
-  # product without transposition.
+  # (B, H, W) -> (tiles, rows, B, W): upsampling rows needs no transposition.
   def cut(values: Array, fill: int) -> Array:
     beyond = ((0, 0), (0, missing), (0, 0))
     values = jnp.pad(values, beyond, constant_values=fill)
     return values.reshape(batch, tiles, rows, width).transpose(1, 2, 0, 3)
 
   columns = resize_matrix(width, w, width, w, logits.dtype)
-  # Columns once for all tiles.
   wide = einsum('bhwc,jw->hbjc', logits, columns)
 
   def visited(band: Array, start: Array, label: Array, *parts: Array) -> Any:
     source = lax.dynamic_slice_in_dim(wide, start, taps)
     return visit(einsum('ik,kbjc->ibjc', band, source), label, *parts)
 
-  # Sums stay apart for each image, so that on a sharded batch the loop
-  # exchanges nothing between devices.
+  # Sums stay apart for each image, so that devices exchange nothing.
   def tile(carry, this):
     sums, gradient = carry
     band, start, *_ = this
     more, pixels, dz = visited(*this)
     sums = jax.tree.map(jnp.add, sums, more)
     if with_gradient:
-      # Neighbouring tiles share rows of logits: added up in place.
+      # Neighbouring tiles share rows of logits.
       before = lax.dynamic_slice_in_dim(gradient, start, taps)
       dz = einsum('kbjc,jw->kbwc', einsum('ik,ibjc->kbjc', band, dz), columns)
       gradient = lax.dynamic_update_slice_in_dim(
@@ -132,7 +118,6 @@ def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
 
   cuts = [cut(values, 0) for values in maps]
   over = (bands, starts, cut(labels, IGNORE), *cuts)
-  # Only `visit` knows the sums' shapes.
   one = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in over]
   sums, _, _ = jax.eval_shape(visited, *one)
   sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
@@ -168,13 +153,12 @@ def row_bands(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Cuts the matrix of a bilinear resize from `h` to `height` into tiles.
 
-  Returns the weights (tiles, rows, taps) of the inputs that a tile needs, zero
-  for outputs beyond `height`, and the first of these inputs, (tiles,). With
+  Returns weights (tiles, rows, taps), and each tile's first input. With
   `margins` there is one more input on either side, so that no edge repeats.
   """
   tiles = -(-height // rows)
   if margins:
-    # The middle one of three equal strips has neighbours on both sides.
+    # The middle one of three equal strips.
     matrix = resize_matrix(3 * height, 3 * h, 3 * height, 3 * h, dtype)
     matrix = matrix[height:-height, h - 1 : 2 * h + 1]
     matrix = np.pad(matrix, ((0, tiles * rows - height), (0, 0)))

@@ -15,8 +15,7 @@ from resnest_jax.models.initial import kernel_std
 from resnest_jax.models.layers import Array, at_least_float32
 from resnest_jax.models.winograd import convolve_3x3
 
-# 'products' is slower than XLA's gradient below this many output channels.
-ENOUGH_OUTPUTS = 64
+ENOUGH_OUTPUTS = 64  # 'products' is slower with fewer channels.
 # 'winograd' needs this many pixels, and pairs of an input and an output
 # channel. With a quarter of the pairs a training step gained little.
 ENOUGH_PIXELS = 1024
@@ -38,8 +37,8 @@ def convolve(
   equal slices of the outputs, as in PyTorch and `lax`. The result is cut into
   `parts`, a divisor of `groups`: arrays (B, H', W', out / parts).
   """
-  # A dense convolution for each group. XLA's grouped one takes 4 to 11 times as
-  # long on the CPU, and its partitioner gathers a batch that devices share.
+  # XLA's grouped convolution takes 4 to 11 times as long on the CPU, and its
+  # partitioner gathers a batch that devices share.
   kernel = _within_reach(kernel, dilation, x.shape[1:3])
   outputs = [
     _dense(x, kernel, stride, dilation)
@@ -127,8 +126,7 @@ def _windows(x: Array, taps: tuple[int, int], dilation: int) -> Iterator[Array]:
     yield padded[:, top : top + height, left : left + width]
 
 
-# The kernel's gradient is a matrix product for each tap. On the CPU XLA's
-# convolution takes 1.3 to 2 times as long.
+# On the CPU XLA's kernel gradient takes 1.3 to 2 times as long.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _with_products(x: Array, kernel: Array, dilation: int) -> Array:
   return _with_given_gradient(x, kernel, 1, dilation)
@@ -178,7 +176,6 @@ def kernel_of(layer: nn.Module, *shape: int) -> Array:
 class Conv(nn.Module):
   """Convolution whose padding keeps ceil(H / stride) rows.
 
-  The kernel is (k, k, C / groups, features): PyTorch's tensor, transposed.
   With `parts` > 1 the result is a tuple of that many slices of the channels.
   """
 
@@ -213,15 +210,11 @@ class Conv(nn.Module):
 
 
 def depthwise(x: Array, kernel: Array, dilation: int = 1) -> Array:
-  """Depthwise convolution with padding dilation * (k // 2), stride 1.
-
-  x (B, H, W, C) and kernel (k, k, 1, C) give (B, H, W, C) of the type of x.
-  """
+  """Depthwise convolution, with the padding of `convolve`; (k, k, 1, C)."""
   kernel = _within_reach(kernel, dilation, x.shape[1:3])
   if implementations.chosen('depthwise') == 'convolution':
     return _convolution(x, kernel.astype(x.dtype), 1, dilation, x.shape[-1])
-  # Shifted products, which XLA fuses into one loop. Its convolution with C
-  # groups takes 20 to 40 times as long on the CPU.
+  # XLA's convolution takes 20 to 40 times as long as one fused loop on the CPU.
   total = jnp.zeros(x.shape, at_least_float32(x.dtype))
   taps = kernel.shape[:2]
   windows = _windows(x, taps, dilation)

@@ -12,8 +12,7 @@ from resnest_jax.models import implementations
 def count_flops(function: Callable, *arguments: Any) -> int:
   """Counts operations in convolutions and matrix products, two a multiply-add.
 
-  Elementwise work is left out, as is usual. The function is traced, not run;
-  `arguments` are arrays or `jax.ShapeDtypeStruct`s.
+  The function is traced, not run; shapes suffice as `arguments`.
   """
   # Winograd's multiplications would make the count depend on the platform.
   with implementations.use(wide='convolution'):

@@ -1,8 +1,4 @@
-"""Segmentation heads: from the stages' features to logits.
-
-A head receives the backbone's four stages and their true sizes (see `layers`).
-It returns logits (B, h, w, classes), at least float32.
-"""
+"""Heads: from four stages and true sizes to logits (B, h, w, classes)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -51,8 +47,7 @@ class ChannelDropout(nn.Module):
     places = self.get_variable(SLOTS, 'places', jnp.arange(x.shape[0]))
     key = self.make_rng('dropout')
 
-    # A key for each image: its draw must not depend on the images next to it,
-    # so that cutting a batch into micro-batches changes no dropout.
+    # A key for each image: cutting a batch into micro-batches changes no draw.
     def draw(place: Array) -> Array:
       key_of_one = jax.random.fold_in(key, place)
       return jax.random.bernoulli(key_of_one, 1 - self.rate, x.shape[-1:])
@@ -133,7 +128,6 @@ class PSPHead(Head):
       pooled = adaptive_average_pool(x, bins, size)
       # (B, bins, bins, channels), of which every bin is true: no size.
       pooled = ConvBN(self.channels, name=f'pyramid_{index}', **common)(pooled)
-      # Not resized here: the bottleneck convolves the bins themselves.
       levels.append(upsampled(pooled, x.shape[1:3], size))
     return MergeConvBN(self.channels, name='bottleneck', **common)(levels, size)
 
@@ -186,7 +180,6 @@ class DeepLabV3PlusHead(Head):
     y = aspp(features[3], sizes[3])
     reduce = ConvBN(self.low_level_channels, name='low_level', **common)
     low_level = reduce(features[0], sizes[0])
-    # (B, H / 8, W / 8, C) -> (B, H / 4, W / 4, C) at output stride 8.
     y = resize(y, low_level.shape[1:3], sizes[3], sizes[0])
     y = jnp.concatenate([y, low_level], -1)
     for index in range(2):

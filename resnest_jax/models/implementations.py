@@ -1,8 +1,7 @@
 """How each platform computes a layer, in one table.
 
 Implementations of a layer share its parameters and give the same result, up to
-rounding. The fastest one depends on the hardware and not on the network, so it
-is no key of a configuration. While a program is traced,
+rounding. While a program is traced,
 
     with implementations.use(depthwise='convolution'):
 
@@ -30,7 +29,6 @@ IMPLEMENTATIONS = {
   'blocks': ('unrolled', 'scanned'),
 }
 
-# Kinds that a benchmark can time as single layers.
 LAYERS = tuple(kind for kind in IMPLEMENTATIONS if kind != 'blocks')
 
 # CPU: measured. TPU: by the cycles that its compiler estimates. GPU: not
@@ -74,7 +72,6 @@ def use(
       f'{", ".join(BEST)}.'
     )
   outer_platform, outer = _override.value
-  # Hashable and sorted: equal choices share one trace.
   chosen = tuple(sorted((dict(outer) | choice).items()))
   return _override((platform or outer_platform, chosen))
 

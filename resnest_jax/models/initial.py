@@ -1,8 +1,7 @@
 """Initial parameters and statistics.
 
-Kernels are normal with He's fan-out variance (arXiv 1502.01852), or a standard
-deviation of 0.01 in the layer of the logits. Scales are 1, and 0 in a residual
-block's last batch norm (arXiv 1706.02677). Biases are 0.
+Kernels are normal with He's fan-out variance (arXiv 1502.01852). Scales are 0
+in a residual block's last batch norm (arXiv 1706.02677).
 """
 
 import math
@@ -25,7 +24,6 @@ LOGITS_STD = 0.01
 
 def kernel_std(path: Sequence[str], shape: Sequence[int]) -> float:
   """Standard deviation of a layer's kernel (..., inputs, outputs)."""
-  # A layer without a network has an empty path.
   if LOGITS in path[-1:]:
     return LOGITS_STD
   fan_out = math.prod(shape) / shape[-2]

@@ -1,10 +1,9 @@
 """Types, true sizes, means and resizing, shared by all layers.
 
 Activations are (B, H, W, C). Blocks also take `size`: int (B, 2), the true
-height and width of each image inside its padded H x W canvas, or None, where
-the canvas is the image. They expect zeros outside the true size and leave
-zeros there, so that a convolution sees the zero padding of the unpadded image,
-and means and interpolation count true pixels only.
+height and width of each image inside its padded canvas, or None, where the
+canvas is the image. They expect and leave zeros outside the true size, so that
+a convolution sees the padding of the unpadded image.
 """
 
 from collections.abc import Iterator
@@ -53,10 +52,7 @@ def spatial_mean(x: Array, size: Size) -> Array:
 def resize_taps(
   outputs: Array, out_size: Length, in_size: Length, dtype: Any
 ) -> tuple[Array, Array, Array]:
-  """Two inputs and the second one's weight for outputs of a bilinear resize.
-
-  `outputs` and the inputs are indices, int (..., n); sizes are (...).
-  """
+  """Two inputs (..., n) of a bilinear resize and the second one's weight."""
   # NumPy stays NumPy: constants of a program are computed while it is traced.
   xp = np if isinstance(outputs, np.ndarray) else jnp
   out_size = xp.asarray(out_size)[..., None]
@@ -104,11 +100,7 @@ def resize_matrix(
 def pool_matrix(
   bins: int, in_size: Length, in_length: int, dtype: Any
 ) -> Array:
-  """Matrix (..., bins, in_length) of adaptive average pooling along one axis.
-
-  Bin i averages inputs floor(i n / bins) to ceil((i + 1) n / bins) of the n
-  true ones, as in PyTorch.
-  """
+  """Matrix (..., bins, in_length) of PyTorch's adaptive average pooling."""
   xp = np if isinstance(in_size, int) else jnp
   in_size = xp.asarray(in_size)[..., None]
   index, inputs = xp.arange(bins), xp.arange(in_length)
@@ -155,8 +147,7 @@ def resize(
 
   Takes x (B, H, W, C) to (B, *shape, C), which is zero outside `out_size`.
   """
-  # Matrices and no gathers: sizes may be data, so that one compiled program
-  # serves all of them, and the backward pass is a product, not a scatter.
+  # No gathers: sizes may be data, and the backward pass is no scatter.
   dtype = at_least_float32(x.dtype)
   matrices = resize_matrices(x.shape[1:3], shape, in_size, out_size, dtype)
   return apply_matrices(x, *matrices)

@@ -49,8 +49,7 @@ def running(kept: Array, mean_or_unbiased_variance: Array) -> Array:
   return MOMENTUM * kept + (1 - MOMENTUM) * new
 
 
-# Derived from the formula, the backward pass would keep several arrays of the
-# input's size, and take more than twice the memory.
+# The backward pass that JAX derives takes more than twice the memory.
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalize(
   x: Array, scale: Array, bias: Array, epsilon: float, relu: bool
@@ -151,7 +150,6 @@ class BatchNorm(nn.Module):
     return outputs
 
   def _apply_given(self, part, scale, bias, mean, var):
-    # Scale and statistics fold into one multiply-add per value, in float32.
     gain = scale * lax.rsqrt(var + self.epsilon)
     y = part.astype(gain.dtype) * gain + (bias - mean * gain)
     y = y.astype(self.dtype)

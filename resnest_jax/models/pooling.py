@@ -11,8 +11,6 @@ from resnest_jax.models.layers import Array, Size, strided, zero_outside
 
 
 def _pool(x: Array, fold, kernel: int, stride: int, padding) -> Array:
-  # Fused slices take a third of the time of XLA's window reduction for maxima
-  # on the CPU.
   if implementations.chosen('pooling') == 'reduce_window':
     return _reduce_window(x, fold, kernel, stride, padding)
   for axis in (1, 2):
@@ -28,8 +26,7 @@ def _pool(x: Array, fold, kernel: int, stride: int, padding) -> Array:
 
 
 def _reduce_window(x: Array, fold, kernel: int, stride: int, padding) -> Array:
-  # At equal maxima its gradient goes to the first one, that of the slices to
-  # all. After a ReLU these are zeros, where no gradient passes.
+  # Its gradient differs at equal maxima: zeros after a ReLU, where none passes.
   reduce, start = {jnp.maximum: (lax.max, -np.inf), jnp.add: (lax.add, 0)}[fold]
   sizes, strides = ((1, n, n, 1) for n in (kernel, stride))
   margins = ((0, 0), padding, padding, (0, 0))

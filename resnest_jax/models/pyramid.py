@@ -46,7 +46,7 @@ def upsampled(x: Array, shape: tuple[int, int], size: Size) -> Upsampled:
 
 
 def _shifted(matrix: Array, taps: int) -> Array:
-  # (..., N, n) -> (..., N, taps, n): the rows that each tap meets.
+  # (..., N, n) -> (..., N, taps, n)
   xp = np if isinstance(matrix, np.ndarray) else jnp
   length, reach = matrix.shape[-2], taps // 2
   margins = [(0, 0)] * (matrix.ndim - 2) + [(reach, reach), (0, 0)]
@@ -60,18 +60,15 @@ def convolve_upsampled(
 ) -> Array:
   """Sums the convolutions of upsampled maps, with padding k // 2.
 
-  Each input has its kernel (k, k, C, out), and all have one canvas. Returns
-  (B, H, W, out), at least float32.
+  Each has its kernel (k, k, C, out). Returns (B, H, W, out) in float32.
   """
   bands, rows = [], []
   wide = at_least_float32(kernels[0].dtype)
   for (values, row, column), kernel in zip(inputs, kernels, strict=True):
     taps = len(kernel)
     b = 'b' if column.ndim == 3 else ''
-    # Each tap (y, x) of each bin: (B, h, w, k, k, out). In the kernel's type,
-    # in which devices exchange its gradient.
+    # In the kernel's type, in which devices exchange its gradient.
     seen = jnp.einsum('bhwc,yxco->bhwyxo', values.astype(kernel.dtype), kernel)
-    # Columns first, while there are only h rows.
     columns = jnp.asarray(_shifted(column, taps), wide)
     band = jnp.einsum(
       f'bhwyxo,{b}jxw->byhjo', seen.astype(wide), columns, precision='highest'
@@ -92,8 +89,7 @@ def convolve_upsampled(
 def convolve_merged(inputs: Inputs, kernel: Array) -> Array:
   """Convolves a concatenation, of which one input is an array (B, H, W, C).
 
-  The kernel is (k, k, all channels, out), in the order of the inputs. Returns
-  (B, H, W, out), at least float32.
+  The kernel (k, k, all channels, out) has the order of the inputs.
   """
   kernels = jnp.split(kernel, np.cumsum(_channels(inputs))[:-1], 2)
   pairs = list(zip(inputs, kernels, strict=True))

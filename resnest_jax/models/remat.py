@@ -1,7 +1,4 @@
-"""Rematerialisation: what the backward pass recomputes instead of keeping.
-
-It changes memory and time, and no value.
-"""
+"""Rematerialisation: what the backward pass recomputes instead of keeping."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,11 +21,7 @@ remat = partial(
 
 
 def parse(text: str) -> tuple[str, ...]:
-  """Parses `config.train.remat` for `ResNeSt.remat` and `Segmentor.remat`.
-
-  Accepts 'none', 'blocks', 'stages', or some of `PARTS` with commas between
-  them; raises `UserError` for anything else.
-  """
+  """Parses `config.train.remat` for `ResNeSt.remat` and `Segmentor.remat`."""
   if text == 'none':
     return ()
   if text == BLOCKS:
@@ -53,6 +46,5 @@ def recomputed(function: Callable, when: bool) -> Callable:
 
 def in_groups(names: Sequence[str]) -> list[list[str]]:
   """Cuts a stage's blocks into about as many groups as a group has blocks."""
-  # In memory together are the inputs of all groups and of one group's blocks.
   length = math.isqrt(max(len(names) - 1, 0)) + 1
   return [list(names[i : i + length]) for i in range(0, len(names), length)]

@@ -100,7 +100,6 @@ class SplitAttention(nn.Module):
     norm = partial(BatchNorm, self.train, relu=True, dtype=self.dtype)
     # Counted from the input's channels, and at least 32, as in the references.
     hidden = max(x.shape[-1] * radix // REDUCTION, 32)
-    # `radix` arrays (B, H, W, features), never joined.
     splits = Conv(
       self.features * radix,
       3,
@@ -218,10 +217,7 @@ class ResNeSt(nn.Module):
   def __call__(
     self, x: Array, *, train: bool, size: Size = None
   ) -> tuple[list[Array], list[Size]]:
-    """Computes the features of normalised images (B, H, W, 3) and true sizes.
-
-    Returns four arrays (B, ceil(H / s), ceil(W / s), 4 * planes), four sizes.
-    """
+    """Four arrays (B, ceil(H / s), ceil(W / s), 4 * planes), and four sizes."""
 
     def run_stem(_: nn.Module, x: Array) -> tuple[Array, Size]:
       moving = train and not self.frozen
@@ -231,7 +227,7 @@ class ResNeSt(nn.Module):
     features, sizes = [], []
     for stage, blocks in enumerate(self.blocks(train)):
       name = f'layer{stage + 1}'
-      # A stage's last blocks, if they are a loop; the others run one by one.
+      # A stage's last blocks, if they are a loop.
       alike = self.stacked().get(name, 0)
       apart = dict(list(blocks.items())[: len(blocks) - alike])
       for group in self._groups(apart, train, name):
@@ -286,7 +282,6 @@ class ResNeSt(nn.Module):
   def _scan(
     self, x: Array, size: Size, stage: str, fields: Fields, train: bool
   ) -> Array:
-    # Runs all blocks of a stage but the first.
     block = remat(Bottleneck) if self._again(stage, train) else Bottleneck
     scan = nn.scan(
       # `size` is closed over: it is the same for all blocks, and no carry.
@@ -298,13 +293,11 @@ class ResNeSt(nn.Module):
     return scan(block(**fields, name=f'{stage}_{REST}'), x, None)[0]
 
   def _again(self, stage: str, train: bool, mode: str = BLOCKS) -> bool:
-    # Whether the backward pass recomputes the blocks of a stage, or its groups.
     return train and stage in self.remat and mode in self.remat
 
   def _groups(
     self, blocks: dict[str, Fields], train: bool, stage: str
   ) -> list[Callable]:
-    # Functions of (self, x, size) that run a few of the blocks each.
     block = RecomputedOnce if self._again(stage, train) else TracedOnce
 
     def run(names: list[str]) -> Callable:

@@ -53,17 +53,13 @@ class Segmentor(nn.Module):
   def __call__(
     self, images: Array, *, train: bool, size: Size = None
   ) -> SegmentorOutput:
-    """Computes logits before upsampling.
+    """Logits before upsampling, of images (B, H, W, 3), normalised RGB.
 
-    Args:
-      images: (B, H, W, 3), normalised RGB, zero outside `size`.
-      train: batch statistics and dropout (which needs an rng 'dropout').
-      size: int (B, 2), true heights and widths; None: the whole canvas. Logits
-        inside ceil(size / s) equal those of the unpadded image.
-
-    Returns:
-      (B, ceil(H / s), ceil(W / s), classes), float32 or float64; s is the
-      output stride, or 4 for DeepLabV3+. Auxiliary logits: at most stride 16.
+    Images are zero outside `size`, int (B, 2), true heights and widths; None:
+    the whole canvas. `train` needs an rng 'dropout'. Logits (B, ceil(H / s),
+    ceil(W / s), classes) are float32 or float64; s is the output stride, 4 for
+    DeepLabV3+, at most 16 for the auxiliary head. Inside ceil(size / s) they
+    equal those of the unpadded image.
     """
     images = images.astype(self.backbone.dtype)
     features, sizes = self.backbone(images, train=train, size=size)
@@ -131,8 +127,7 @@ def _frozen_bn(config: Mapping[str, Any]) -> str:
 def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
   """Creates the unbound Linen module that `config.model` describes.
 
-  There is no auxiliary head if `aux_channels` is None. Raises `UserError`,
-  which lists the known names, for an unknown one.
+  There is no auxiliary head if `aux_channels` is None. Raises `UserError`.
   """
   if config['num_classes'] < 2:
     raise UserError(

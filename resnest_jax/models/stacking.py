@@ -1,8 +1,7 @@
 """Stacks equal blocks into one, with an axis before all others.
 
-A training may hold all blocks of a stage but the first as one: `layer3_rest` in
-place of `layer3_1` to `layer3_22`. The network runs it as a loop, and XLA
-compiles one block, not 22. Checkpoints, weights and exports name every block.
+A training may hold `layer3_rest` in place of `layer3_1` to `layer3_22`, which
+the network runs as a loop. Checkpoints, weights and exports name every block.
 """
 
 from collections.abc import Callable, Mapping
