@@ -83,7 +83,6 @@ def place_locally(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis over `data`, the rest whole."""
   return NamedSharding(mesh, P('data'))
 
 

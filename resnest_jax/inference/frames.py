@@ -15,7 +15,6 @@ from resnest_jax.labels import IGNORE
 
 
 def unlabelled(image: np.ndarray, name: str = '') -> dict[str, Any]:
-  """A sample without ground truth."""
   # The pipeline wants a label. A broadcast scalar takes no memory.
   label = np.broadcast_to(np.uint8(IGNORE), image.shape[:2])
   return {'image': image, 'label': label, 'name': name}

@@ -86,8 +86,6 @@ def check_opacity(opacity: float) -> None:
 
 
 class _Pictures:
-  """A split that keeps the reasons why pictures cannot be read."""
-
   def __init__(self, sources: Sequence[Any]):
     self.sources = sources
     # (index, why), appended by the threads.

@@ -151,8 +151,6 @@ def make_views(
 
 
 def make_whole(network: Callable, place: Callable) -> tuple[Callable, Callable]:
-  """`look` and `build` of `whole`: the image in one piece."""
-
   def look(variables, batch):
     image, size = place((batch['image'], batch['size']))
     return image.shape[1:3], (network(variables, image, size), size)

@@ -85,5 +85,4 @@ def current() -> tuple[tuple[str, str], ...]:
 
 
 def chosen(kind: str) -> str:
-  """The implementation of a kind of layer in the current context."""
   return dict(current())[kind]

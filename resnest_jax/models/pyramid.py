@@ -119,8 +119,6 @@ class MergeConv(nn.Module):
 
 
 class MergeConvBN(nn.Module):
-  """3x3 `MergeConv`, batch norm and ReLU."""
-
   features: int
   train: bool
   dtype: Any = jnp.float32
