@@ -60,6 +60,8 @@ def check_size(size: int, folder: Path) -> None:
       f'it has {size / 1e9:.3g} GB, and at most {limit / 1e9:.3g} GB are '
       f'downloaded ({_LIMIT})'
     )
+  while not folder.exists():
+    folder = folder.parent
   if size > (free := shutil.disk_usage(folder).free):
     raise UserError(
       f'it has {size / 1e9:.3g} GB, and {folder} has {free / 1e9:.3g} GB free'

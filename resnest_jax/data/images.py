@@ -117,14 +117,16 @@ def read_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> bytes:
     # A link may lead to /dev/zero, which never ends.
     if stat.S_ISCHR(about.st_mode) or stat.S_ISBLK(about.st_mode):
       raise UnreadableSample(f'{path} is a device and no picture.')
-    with open(path, 'rb') as file:
-      # A pipe says that its size is 0.
-      encoded = file.read(min(about.st_size or limit, limit) + 1)
+    # A pipe says that its size is 0.
+    size = about.st_size if stat.S_ISREG(about.st_mode) else limit
+    if size <= limit:
+      with open(path, 'rb') as file:
+        size = len(encoded := file.read(size + 1))
   except OSError as error:
     raise UnreadableSample(
       f'{path} cannot be read ({error.strerror}).'
     ) from error
-  if len(encoded) > limit:
+  if size > limit:
     raise UnreadableSample(
       f'{path} has more than {limit} bytes, which no picture of {max_pixels} '
       'pixels (max_pixels) takes.'
@@ -135,6 +137,8 @@ def read_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> bytes:
 # --- Headers -----------------------------------------------------------------
 
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+# Comments may stand before each number.
+_PNM = re.compile(rb'P[1-6]' + 2 * rb'(?:\s|#[^\n]*\n)+(\d{1,9})' + rb'\s')
 # Tags of TIFF, and what the last one says of a band: opacity.
 _WIDTH, _HEIGHT, _BANDS, _EXTRA = 256, 257, 277, 338
 _OPACITY = 2
@@ -156,6 +160,10 @@ def picture_size(encoded: bytes) -> tuple[int, int] | None:
     kind = '<HH' if encoded[14] == 12 else '<ii'
     width, height = struct.unpack_from(kind, encoded, 18)
     return abs(height), abs(width)
+  if encoded[:3] == b'GIF' and len(encoded) > 10:
+    return struct.unpack_from('<HH', encoded, 6)[::-1]
+  if found := _PNM.match(encoded):
+    return int(found[2]), int(found[1])
   if encoded[:4] == b'RIFF' and encoded[8:12] == b'WEBP':
     return _webp_size(encoded)
   # JPEG 2000: that of the codestream, as a box around it may have another.
