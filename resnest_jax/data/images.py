@@ -23,7 +23,7 @@ _MOST_BYTES = 8  # Of a pixel in a file: four channels of 16 bits.
 # What Pillow raises for broken or hostile files.
 BROKEN = (
   *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError),
-  *(ArithmeticError, MemoryError, struct.error, zlib.error),
+  *(ArithmeticError, MemoryError, RuntimeError, struct.error, zlib.error),
   Image.DecompressionBombError,
 )
 # OpenCV would warn of damage, which our errors tell with the file's name, and

@@ -95,6 +95,28 @@ def test_sizes_in_headers_are_those_that_are_decoded():
   assert decode_image(padded, cv2.IMREAD_COLOR) is not None
 
 
+def test_damaged_headers_say_what_is_decoded_or_nothing():
+  """400 files with wrong bytes; an error of another type would be a bug."""
+  rng = np.random.default_rng(7)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  forms = 'PNG JPEG BMP GIF PPM WEBP AVIF TIFF JPEG2000'.split()
+  files = [saved(form) for form in forms] + [saved('WEBP', exif=exif)]
+  files += [tiff(SMALL, order=x, big=y) for x in '<>' for y in (0, 1)]
+  decoded = 0
+  for number in range(400):
+    encoded = bytearray(files[number % len(files)])
+    for place in rng.integers(0, min(len(encoded), 200), rng.integers(1, 4)):
+      encoded[place] = rng.choice([0, 1, 2, 127, 255])
+    with contextlib.suppress(UnreadableSample):
+      found = decode_image(bytes(encoded), cv2.IMREAD_COLOR_RGB, 'x', 10**6)
+      if found is not None:
+        decoded += 1
+        size = picture_size(bytes(encoded))
+        assert size in (found.shape[:2], found.shape[1::-1]), number
+  assert decoded > 100
+
+
 def test_the_limit_can_be_raised(tmp_path):
   """As the message says, up to OpenCV's own."""
   path = tmp_path / 'a.png'
