@@ -101,7 +101,7 @@ def check_pixels(
     )
   raise UnreadableSample(
     f'{where} is {width} x {height} pixels, more than '
-    f'{max_pixels or MAX_PIXELS} (max_pixels). {remedy}'
+    f'{max_pixels or MAX_PIXELS} (max_pixels).\n{remedy}'
   )
 
 
@@ -128,8 +128,8 @@ def read_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> bytes:
     ) from error
   if size > limit:
     raise UnreadableSample(
-      f'{path} has more than {limit} bytes, which no picture of {max_pixels} '
-      'pixels (max_pixels) takes.'
+      f'{path} has {size} bytes, which no picture of {max_pixels} pixels '
+      '(max_pixels) takes.\nIt is damaged, or no picture.'
     )
   return encoded
 
@@ -249,7 +249,7 @@ def _tiff_as_stored(
   numbers = tiff_numbers(tiff)
   if (bands := numbers.get(_BANDS, (1, 0))[0]) > 4:
     raise UnreadableSample(
-      f'{where} has {bands} bands; pictures have 1, 3 or 4. Write three of '
+      f'{where} has {bands} bands; pictures have 1, 3 or 4.\nWrite three of '
       'them into a new file (gdal_translate -b 1 -b 2 -b 3 OLD NEW).'
     )
   # libtiff would multiply the colours by a band that is called opacity, and

@@ -135,7 +135,7 @@ def predict_pictures(
       done.files[source.path] = files
     # Also of an overlay: it reads its picture again, which may be gone.
     except UserError as error:
-      done.failed[source.path] = str(error)
+      done.failed[source.path] = ' '.join(str(error).splitlines())
 
   task = progress.add_task('predict', total=len(pictures))
   paths = [source.path for source, _ in pictures]
@@ -177,7 +177,7 @@ def predict_video(
     progress.update(task, total=max(reader.read, 1))
     reader.check_end()
   except UserError as error:
-    done.failed[path] = str(error)
+    done.failed[path] = ' '.join(str(error).splitlines())
 
 
 def summary(done: Done, out: Path) -> str:

@@ -64,7 +64,9 @@ def test_small_files_that_claim_to_be_large_are_not_decoded(size):
     height, width = picture_size(encoded)
     most = 65500 if kind in ('JPEG', 'GIF') else 2**31  # Of their 16 bits.
     assert (height, width) == tuple(min(x, most) for x in size), kind
-    told = f'a file is {width} x {height} pixels, more than {2**28} .*Shrink it'
+    told = (
+      f'a file is {width} x {height} pixels, more than {2**28} .*\nShrink it'
+    )
     with pytest.raises(UnreadableSample, match=told):
       decode_image(encoded, cv2.IMREAD_COLOR_RGB, 'a file', 2**28)
 
@@ -100,7 +102,17 @@ def test_damaged_headers_say_what_is_decoded_or_nothing():
   rng = np.random.default_rng(7)
   exif = Image.Exif()
   exif[0x0112] = 6
-  forms = 'PNG JPEG BMP GIF PPM WEBP AVIF TIFF JPEG2000'.split()
+  forms = [
+    'PNG',
+    'JPEG',
+    'BMP',
+    'GIF',
+    'PPM',
+    'WEBP',
+    'AVIF',
+    'TIFF',
+    'JPEG2000',
+  ]
   files = [saved(form) for form in forms] + [saved('WEBP', exif=exif)]
   files += [tiff(SMALL, order=x, big=y) for x in '<>' for y in (0, 1)]
   decoded = 0
@@ -121,7 +133,9 @@ def test_the_limit_can_be_raised(tmp_path):
   """As the message says, up to OpenCV's own."""
   path = tmp_path / 'a.png'
   path.write_bytes(png_bomb(300, 400))
-  with pytest.raises(UserError, match=r'a\.png is 400 x 300 .* raise config'):
+  with pytest.raises(
+    UserError, match=r'a\.png is 400 x 300 .*\n.* raise config'
+  ):
     read_picture(path, 300 * 400 - 1)
   assert read_picture(path, 300 * 400).shape == (300, 400, 3)
   huge = claiming(40_000, 30_000)['PNG']
@@ -136,7 +150,7 @@ def test_what_never_ends_is_not_read(tmp_path):
     read_picture(device)
   long.touch()
   os.truncate(long, 2**40)  # Without taking space.
-  with pytest.raises(UnreadableSample, match=r'c\.jpg has more than \d+ bytes'):
+  with pytest.raises(UnreadableSample, match=r'c\.jpg has \d+ bytes, which no'):
     read_picture(long)
   os.mkfifo(pipe)
 
@@ -147,7 +161,7 @@ def test_what_never_ends_is_not_read(tmp_path):
 
   thread = threading.Thread(target=write)
   thread.start()
-  with pytest.raises(UnreadableSample, match=r'b\.jpg has more than \d+ bytes'):
+  with pytest.raises(UnreadableSample, match=r'b\.jpg has \d+ bytes, which no'):
     read_file(pipe, 1000)
   thread.join()
   for path, why in ((tmp_path / 'd.jpg', 'No such'), (tmp_path, 'Is a dir')):
@@ -230,7 +244,9 @@ def test_bands_of_a_tiff_are_taken_as_stored(dtype, extra):
 @pytest.mark.parametrize('big', [False, True])
 def test_more_bands_than_a_picture_has_are_counted(big):
   pixels = np.zeros((5, 7, 12), np.uint8)
-  with pytest.raises(UnreadableSample, match=r'^b\.tif has 12 bands; .* three'):
+  with pytest.raises(
+    UnreadableSample, match=r'^b\.tif has 12 bands; .*\n.* three'
+  ):
     decode_image(tiff(pixels, 0, big=big), cv2.IMREAD_COLOR_RGB, 'b.tif')
   # As the message says.
   assert decode_image(tiff(pixels[..., :3]), cv2.IMREAD_COLOR_RGB) is not None
