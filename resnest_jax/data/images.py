@@ -7,7 +7,6 @@ import dataclasses
 import io
 import os
 import re
-import stat
 import struct
 import zlib
 
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from resnest_jax.errors import UnreadableSample, UserError
+from resnest_jax.files import read_bounded
 
 # Pixels of a picture; config.data.max_pixels and predict.py --max_pixels.
 MAX_PIXELS = 2**28
@@ -111,27 +111,14 @@ def read_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> bytes:
   Raises:
     UnreadableSample: the system refuses, or it cannot be a picture.
   """
-  limit = _MOST_BYTES * max_pixels + 2**20
   try:
-    about = os.stat(path)
-    # A link may lead to /dev/zero, which never ends.
-    if stat.S_ISCHR(about.st_mode) or stat.S_ISBLK(about.st_mode):
-      raise UnreadableSample(f'{path} is a device and no picture.')
-    # A pipe says that its size is 0.
-    size = about.st_size if stat.S_ISREG(about.st_mode) else limit
-    if size <= limit:
-      with open(path, 'rb') as file:
-        size = len(encoded := file.read(size + 1))
+    return read_bounded(path, _MOST_BYTES * max_pixels + 2**20)
   except OSError as error:
     raise UnreadableSample(
       f'{path} cannot be read ({error.strerror}).'
     ) from error
-  if size > limit:
-    raise UnreadableSample(
-      f'{path} has {size} bytes, which no picture of {max_pixels} pixels '
-      '(max_pixels) takes.\nIt is damaged, or no picture.'
-    )
-  return encoded
+  except UserError as error:
+    raise UnreadableSample(str(error)) from error
 
 
 # --- Headers -----------------------------------------------------------------

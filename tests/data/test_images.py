@@ -150,7 +150,7 @@ def test_what_never_ends_is_not_read(tmp_path):
     read_picture(device)
   long.touch()
   os.truncate(long, 2**40)  # Without taking space.
-  with pytest.raises(UnreadableSample, match=r'c\.jpg has \d+ bytes, which no'):
+  with pytest.raises(UnreadableSample, match=r'c\.jpg has \d+ bytes'):
     read_picture(long)
   os.mkfifo(pipe)
 
@@ -161,7 +161,7 @@ def test_what_never_ends_is_not_read(tmp_path):
 
   thread = threading.Thread(target=write)
   thread.start()
-  with pytest.raises(UnreadableSample, match=r'b\.jpg has \d+ bytes, which no'):
+  with pytest.raises(UnreadableSample, match=r'b\.jpg has \d+ bytes'):
     read_file(pipe, 1000)
   thread.join()
   for path, why in ((tmp_path / 'd.jpg', 'No such'), (tmp_path, 'Is a dir')):
