@@ -12,7 +12,7 @@ import zlib
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.files import read_bounded
@@ -73,6 +73,8 @@ def decode_image(
   if (size := picture_size(encoded)) is None:
     return None
   check_pixels(*size, max_pixels, where)
+  if encoded[:3] == b'GIF' or encoded[4:11] == b'ftypavi':
+    return _by_pillow(encoded)
   buffer = np.frombuffer(encoded, np.uint8)
   if encoded[:4] in _TIFF:
     buffer = _tiff_as_stored(encoded, buffer, where)
@@ -85,6 +87,15 @@ def decode_image(
       f'{where} cannot be decoded by OpenCV ({getattr(error, "err", error)}); '
       'it is larger than OpenCV or the memory allows, or damaged.'
     ) from error
+
+
+def _by_pillow(encoded: bytes) -> np.ndarray | None:
+  """Decodes kinds of which OpenCV turns none and mixes transparent pixels."""
+  try:
+    with Image.open(io.BytesIO(encoded)) as picture:
+      return np.array(ImageOps.exif_transpose(picture).convert('RGB'))
+  except BROKEN:
+    return None
 
 
 def check_pixels(

@@ -204,6 +204,8 @@ def test_random_pictures_equal_pillows():
       ('TIFF', 'L LA RGB RGBA P I;16', {'compression': 'tiff_lzw'}),
       ('TIFF', 'L RGB RGBA', {'big_tiff': True}),
       ('JPEG', 'CMYK', {}),
+      ('GIF', 'L RGB RGBA P', {}),
+      ('AVIF', 'RGB RGBA', {}),
     ):
       for name in names.split():
         encoded = saved(form, modes[name], **options)
@@ -213,7 +215,7 @@ def test_random_pictures_equal_pillows():
     for orientation in range(1, 9):
       exif = Image.Exif()
       exif[0x0112] = orientation
-      for form in ('PNG', 'TIFF'):
+      for form in ('PNG', 'TIFF', 'AVIF'):
         encoded = saved(form, colour, exif=exif)
         assert_equals_pillow(encoded, (form, orientation, shape))
 
