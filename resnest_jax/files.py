@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,10 @@ from resnest_jax.errors import UserError
 
 # Host, process and number. Not the name of the file, which may have the 255
 # bytes that a file system allows.
-_TEMPORARY = re.compile(r'\.resnest-jax-(\w{8})-(\d{1,9})-\d+(\..*)?', re.DOTALL)
+_TEMPORARY = re.compile(
+  r'\.resnest-jax-(\w{8})-(\d{1,9})-\d+(\..*)?', re.DOTALL
+)
+_LONG = 7 * 24 * 60 * 60  # Seconds; no file is written for so long.
 _numbers = itertools.count()
 _cleaned: set[str] = set()
 _cleaning = threading.Lock()
@@ -38,7 +42,7 @@ def temporary_path(path: Path) -> Path:
 
 
 def clean(folder: Path) -> None:
-  """Removes from a folder what killed processes of this host left unfinished.
+  """Removes from a folder what killed processes left unfinished there.
 
   Does so once: this process' own files come later.
   """
@@ -47,12 +51,21 @@ def clean(folder: Path) -> None:
       return
     _cleaned.add(known)
     for entry in list(os.scandir(folder)):
-      found = _TEMPORARY.fullmatch(entry.name)
-      if found and found[1] == _host() and not _runs(int(found[2])):
+      if _is_abandoned(entry):
         if entry.is_dir(follow_symlinks=False):
           shutil.rmtree(entry, ignore_errors=True)
         else:
           os.unlink(entry)
+
+
+def _is_abandoned(entry: os.DirEntry) -> bool:
+  found = _TEMPORARY.fullmatch(entry.name)
+  if not found:
+    return False
+  if found[1] == _host():
+    return not _runs(int(found[2]))
+  # Which processes another host runs is not known here.
+  return time.time() - entry.stat(follow_symlinks=False).st_mtime > _LONG
 
 
 def _host() -> str:
@@ -100,14 +113,21 @@ def whole_folder(path: Path) -> Iterator[Path]:
   """As `whole_file`, a folder to fill; `path` must be missing or empty."""
   # The user may give a link to a folder on a larger disk.
   path = path.resolve()
+  with work_folder(path) as temporary:
+    yield temporary
+    if path.exists():
+      path.rmdir()  # Fails if another process has filled it meanwhile.
+    temporary.rename(path)
+
+
+@contextlib.contextmanager
+def work_folder(path: Path) -> Iterator[Path]:
+  """Yields a hidden folder next to `path`, and removes it."""
   temporary = temporary_path(path)
   try:
     with _named(temporary, path):
       temporary.mkdir(parents=True)
       yield temporary
-      if path.exists():
-        path.rmdir()  # Fails if another process has filled it meanwhile.
-      temporary.rename(path)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
 
