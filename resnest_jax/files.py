@@ -169,7 +169,7 @@ def inside(folder: Path, name: str | Path) -> Path:
   if not path.parent.resolve().is_relative_to(folder.resolve()):
     raise UserError(
       f'{path} would lie outside of {folder}, in {path.parent.resolve()}; '
-      'remove that link, or rename what leads there.'
+      'remove the link or the ".." that leads there.'
     )
   return path
 

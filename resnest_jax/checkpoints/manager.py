@@ -33,8 +33,8 @@ from resnest_jax.errors import DamagedCheckpoint, UserError, writing
 from resnest_jax.models.stacking import stack, stacked, unstack
 from resnest_jax.sharding import replicate
 
-# Orbax moves a checkpoint there, whole, and we delete it there: a kill leaves no
-# part of it among the others.
+# Orbax moves checkpoints there, whole, and we delete them: a kill leaves no
+# part of one among the others.
 DELETED = '.deleted'
 
 

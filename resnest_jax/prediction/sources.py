@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnest_jax.data.own.pairing import IMAGE_SUFFIXES, walk
 from resnest_jax.errors import UserError
-from resnest_jax.files import inside
+from resnest_jax.files import clean, inside
 from resnest_jax.prediction.video import VIDEO_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
@@ -158,6 +158,7 @@ def check_output(
         f'--out {out} is the folder of the pictures, and {source.path} could '
         'be overwritten; give another folder.'
       )
+  clean(out)
   if out.exists() and any(out.iterdir()) and not overwrite:
     raise UserError(
       f'{out} is not empty; add --overwrite to write into it anyway '
