@@ -215,7 +215,10 @@ def explain_refusal(what: str | Path, remedy: str) -> Iterator[None]:
   try:
     yield
   except OSError as error:
+    why = error.strerror or str(error)
+    if error.filename and str(error.filename) != str(what):
+      why += f' ({error.filename})'
     raise UserError(
-      f'cannot write {what}: {error}. Make sure that there is space and that '
+      f'cannot write {what}: {why}. Make sure that there is space and that '
       f'you may write there, or {remedy}.'
     ) from error

@@ -56,7 +56,7 @@ class Checkpoints(ocp.CheckpointManager):
     The `keep` newest stay, and the one with the best mIoU.
     """
     self.scores: dict[int, float] = {}
-    self._read_only = read_only
+    self._deleted = None if read_only else folder / DELETED
     self._told = False  # A refused write was raised already.
     for step in steps_in(folder):
       with contextlib.suppress(DamagedCheckpoint):
@@ -79,8 +79,7 @@ class Checkpoints(ocp.CheckpointManager):
           'about': ocp.JsonCheckpointHandler(),
         },
       )
-    if not read_only:
-      self._delete()
+    self._delete()
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
@@ -105,12 +104,11 @@ class Checkpoints(ocp.CheckpointManager):
     except UserError:
       if not self._told:
         raise
-    if not self._read_only:
-      self._delete()
+    self._delete()
 
   def _delete(self) -> None:
-    if messages.is_first():
-      shutil.rmtree(self.directory / DELETED, ignore_errors=True)
+    if self._deleted and messages.is_first():
+      shutil.rmtree(self._deleted, ignore_errors=True)
 
   def check(self) -> None:
     """Raises what `finish` would raise by now; does not wait."""
