@@ -177,6 +177,30 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, root):
   assert hidden(tmp_path) == {*theirs, tmp_path / other}
 
 
+REMOVE = """
+import sys
+from pathlib import Path
+from resnest_jax import files
+files.remove_folder(Path(sys.argv[1]))
+"""
+
+
+def test_killed_while_a_folder_is_removed(tmp_path, root):
+  folder = tmp_path / 'a'
+  folder.mkdir()
+  names = [folder / str(i) for i in range(20_000)]
+  for name in names:
+    name.touch()
+  command = [sys.executable, '-c', REMOVE, str(folder)]
+  with subprocess.Popen(command, cwd=root) as process:
+    while names[0].exists() and names[-1].exists():
+      assert process.poll() is None
+    process.kill()
+  assert not folder.exists()
+  files.clean(tmp_path)
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_a_process_of_the_same_number_as_before_clears_up(tmp_path):
   """In a container each start has it."""
   path = files.temporary_path(tmp_path / 'elsewhere' / 'a.json')

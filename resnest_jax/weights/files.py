@@ -244,7 +244,7 @@ def _safetensors_file(state_dict, about) -> bytes:
   return save(tensors, {'format': 'pt', HEADER_KEY: json.dumps(about)})
 
 
-def _torch_file(state_dict, about) -> memoryview:
+def _torch_file(state_dict, about) -> bytes:
   check_torch()
   import torch
 
@@ -260,7 +260,7 @@ def _torch_file(state_dict, about) -> memoryview:
   content = {'meta': meta if classes else {}, 'state_dict': tensors}
   file = io.BytesIO()
   torch.save(content | {HEADER_KEY: dict(about)}, file)
-  return file.getbuffer()
+  return file.getvalue()
 
 
 def sha256(path: Path) -> str:

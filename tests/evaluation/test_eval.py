@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import resource
 import shutil
 
 import cv2
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from evaluation.runs import OVERRIDES, STEP, write_run
 from small import MINI, small_flags
+from trouble import small_files
 
 from resnest_jax import drawing, files
 from resnest_jax.data.datasets import open_split
@@ -170,13 +170,11 @@ def test_scores_are_printed_where_the_disk_is_full_in_the_end(
   result, workdir, command, call_script, tmp_path, capsys
 ):
   # Enough for the attempt before the evaluation, and for no result.
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-  try:
-    with pytest.raises(UserError, match=r'cannot write .*File too large.*json'):
-      call_script(*command, '--workdir', workdir, '--out', tmp_path / 'out')
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  with (
+    small_files(),
+    pytest.raises(UserError, match=r'cannot write .*File too large.*json'),
+  ):
+    call_script(*command, '--workdir', workdir, '--out', tmp_path / 'out')
   assert f'mIoU {100 * result["mIoU"]:.2f}' in capsys.readouterr().out
   assert list((tmp_path / 'out').iterdir()) == []
 

@@ -1,5 +1,6 @@
 """`predict.py` on pictures of all kinds, with a tiny network."""
 
+import contextlib
 import json
 import os
 
@@ -11,6 +12,7 @@ from evaluation import plain
 from evaluation.drawn import write_video
 from evaluation.runs import OVERRIDES, STEP
 from PIL import Image
+from trouble import small_disk, small_files
 
 from resnest_jax import from_checkpoint, load_checkpoint
 from resnest_jax.data.preprocess import preprocess
@@ -203,3 +205,22 @@ def test_overwrite_replaces_links_and_what_they_lead_to_stays(
   assert sorted(os.listdir(out / 'clip')) == ['000000.png', '000001.png']
   about = json.loads((out / 'predictions.json').read_text())
   assert len(about['predictions']) == len(about['failed']) == 2
+
+
+def test_a_full_disk_ends_a_prediction(written_run, call_script, tmp_path):
+  """In one line, with all that is written whole."""
+  noise = np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)
+  (tmp_path / 'given').mkdir()
+  for name in range(9):
+    cv2.imwrite(f'{tmp_path}/given/{name}.png', noise)
+  with small_disk(tmp_path / 'disk', '96k') as disk:
+    out = disk.folder / 'out'
+    limit = contextlib.nullcontext() if disk.mounted else small_files(10_000)
+    with limit, pytest.raises(UserError, match=disk.refusal):
+      call_script(
+        *('predict.py', '--weights', written_run, '--out', out),
+        *('--image_scale', 256, 64, tmp_path / 'given'),
+      )
+    assert not [x for x in out.iterdir() if x.name.startswith('.')]
+    for path in out.glob('*.png'):
+      assert cv2.imread(str(path)).shape == noise.shape
