@@ -36,7 +36,7 @@ from resnest_jax.data.datasets import DATASETS
 from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
 from resnest_jax.data.own import palette2id
 from resnest_jax.errors import UserError
-from resnest_jax.files import explain_refusal
+from resnest_jax.files import explain_refusal, remove
 from resnest_jax.progress import progress_bar
 from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
@@ -182,7 +182,7 @@ def prepare(
     builder = make()
     if _is_there(builder, 'fingerprint', fingerprint, archive):
       return builder
-    _remove_unfinished(builder)
+    _remove_unfinished(builder, data_dir)
     _check_disk_space(config, data_dir, size)
     with progress_bar('checking and writing') as on_progress:
       # A new builder: it takes archive and progress only when it is made.
@@ -190,7 +190,7 @@ def prepare(
       try:
         _write_records(builder, data_dir)
       except Exception:
-        _remove_unfinished(builder)
+        _remove_unfinished(builder, data_dir)
         raise
     downloads = data_dir / 'downloads'
     for folder in (downloads / 'extracted', downloads):
@@ -251,10 +251,14 @@ def _is_there(
   return True
 
 
-def _remove_unfinished(builder: ArchiveBuilder) -> None:
+def _remove_unfinished(builder: ArchiveBuilder, data_dir: Path) -> None:
   # Only with the lock held: another process may be writing there.
   for path in Path(builder.data_path).parent.glob('incomplete.*'):
-    shutil.rmtree(path)
+    remove(path)
+  # As tfds named downloads that earlier versions left to it.
+  digits = '[0-9a-f]' * 32
+  for path in list((data_dir / 'downloads').rglob(f'*.tmp.{digits}')):
+    remove(path)
 
 
 def _check_disk_space(
