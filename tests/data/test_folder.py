@@ -263,13 +263,14 @@ def save_mask(root, array, **options):
 @pytest.mark.parametrize(
   ('mode', 'kind', 'flag'),
   [
-    ('RGB', '8-bit RGB', '$'),
-    ('P', '1-bit palette', r'\nAdd --indices'),
-    ('1', '1-bit grey', ' --indices$'),
+    ('RGB', '8-bit RGB', '\n'),
+    ('P', '1-bit palette', ' --indices\n'),
+    ('1', '1-bit grey', ' --indices\n'),
   ],
 )
 def test_masks_of_another_kind_name_the_command(root, mode, kind, flag):
-  save_mask(root, Image.new(mode, (16, 12)))
+  road = (128, 64, 128) if mode == 'RGB' else 0
+  save_mask(root, Image.new(mode, (16, 12), road))
   words = f'--masks {root}/masks --classes {root}/classes.txt --out {root}'
   message = f'(?s)/a.png is a {kind} .*palette2id {words}/masks_ids{flag}'
   with pytest.raises(UserError, match=message):
