@@ -24,6 +24,8 @@ def picture_format(encoded: bytes) -> str:
 
 def channels(encoded: bytes) -> int:
   """Channels that are stored, 0 if the header does not say."""
+  if encoded[:2] == b'\xff\xd8':  # JPEG
+    return 3
   if header := png_header(encoded):
     return _PNG.get(header.colour, 0)
   if tags := _tiff_tags(encoded):
