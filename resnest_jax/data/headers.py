@@ -48,11 +48,14 @@ def left_out(number: int) -> str:
 
 
 def to_8_bits(white: object) -> str:
-  """The code that converts an image whose white is this number."""
+  """The code that converts images whose white is this number."""
+  # Cameras of 10, 12 or 14 bits store them in the lower ones of 16.
+  if isinstance(white, int):
+    white = max(2 ** white.bit_length() - 1, 255)
   return (
     'Write it with 8 bits into a new file: image = cv2.imread(old, '
     f'cv2.IMREAD_UNCHANGED); cv2.imwrite(new, np.uint8(np.clip(image / {white},'
-    ' 0, 1) * 255)).'
+    f' 0, 1) * 255)). Take one number, such as {white}, for all images.'
   )
 
 

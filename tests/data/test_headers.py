@@ -73,6 +73,6 @@ def test_pictures_with_fractions_and_with_bands_say_so(tmp_path):
   cv2.imwrite(old, np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4))
   with pytest.raises(UnreadableSample, match='with fractions') as error:
     read_picture(tmp_path / 'floats.tif')
-  code = re.search(r'file: (.*)\.$', str(error.value))[1]
+  code = re.search(r'file: (.*)\. Take', str(error.value))[1]
   exec(code, {'cv2': cv2, 'np': np, 'old': old, 'new': new, 'WHITE': 1})
   assert read_picture(tmp_path / 'new.png')[-1, -1].tolist() == [255] * 3

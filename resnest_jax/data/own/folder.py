@@ -115,7 +115,7 @@ class FolderSplit:
     if image.dtype != np.uint8:
       raise UserError(
         f'{pair.image} has {8 * image.dtype.itemsize} bits per channel; images '
-        f'have 8.\n{headers.to_8_bits(np.max(image))}'
+        f'have 8.\n{headers.to_8_bits(image.max().item())}'
       )
     if image.shape[:2] != sample['mask'].shape:
       raise _different_sizes(pair, image, sample['mask'])
