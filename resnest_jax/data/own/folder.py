@@ -23,7 +23,7 @@ import numpy as np
 
 from resnest_jax.data.archives import ending, enumeration
 from resnest_jax.data.images import decode_image, is_turned, png_kind
-from resnest_jax.data.own import pairing
+from resnest_jax.data.own import splits
 from resnest_jax.data.own.classes import Classes, read_classes
 from resnest_jax.data.own.pairing import Pair
 from resnest_jax.errors import UnreadableSample, UserError
@@ -204,54 +204,13 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
     UserError: a folder, list or classes file is missing, an image or mask has
       no partner, a name occurs twice, or there are no samples.
   """
-  root, options = Path(data_config.data_dir), data_config.folder
-  classes_file = root / options.classes
+  root = Path(data_config.data_dir)
+  if not os.path.isdir(root):
+    raise UserError(
+      f'there is no folder {root}; set config.data.data_dir to the folder of '
+      'your images and masks.'
+    )
+  classes_file = root / data_config.folder.classes
   classes = read_classes(classes_file)
-  names = (data_config.train_split, data_config.eval_split)
-  # `given`: the user divided the samples into splits; otherwise they are drawn.
-  if options.lists:
-    given = '{split}' in options.lists
-    source = root / options.lists.replace('{split}', split)
-    pairs = pairing.read_list(source)
-    all_masks = os.path.dirname(pairs[0].mask)
-  else:
-    source, masks = (
-      root / path.replace('{split}', split)
-      for path in (options.images, options.masks)
-    )
-    all_masks = str(masks)
-    given = '{split}' in options.images
-    # One of the two suffices: one that is misspelt must not mix both splits.
-    if not given and any((source / name).is_dir() for name in names):
-      given, source, masks = True, source / split, masks / split
-    _check_folder('images', source, given)
-    _check_folder('masks', masks, given)
-    pairs = pairing.match_pairs(
-      source, masks, options.image_suffix, options.mask_suffix
-    )
-  if not given:
-    total = len(pairs)
-    pairs = pairing.draw_split(
-      pairs, split, names, options.eval_fraction, options.split_seed
-    )
-    if not pairs:
-      raise UserError(
-        f'of the {total} samples in {source} none was drawn for the split '
-        f'{split!r}. Change config.data.folder.eval_fraction or split_seed, or '
-        f'make sub folders {names[0]} and {names[1]}.'
-      )
-  return FolderSplit(split, pairs, classes, str(classes_file), all_masks)
-
-
-def _check_folder(key: str, folder: Path, given: bool) -> None:
-  """Raises `UserError` if it is missing; `given`: it belongs to one split."""
-  if folder.is_dir():
-    return
-  flags = f'config.data.data_dir and config.data.folder.{key}'
-  listed = ''
-  if given:
-    flags += ', or config.data.train_split and eval_split to their names'
-    if folder.parent.is_dir():
-      inside = sorted(x.name for x in folder.parent.iterdir() if x.is_dir())
-      listed = f' In {folder.parent} there are: {", ".join(inside) or "none"}.'
-  raise UserError(f'there is no folder {folder}.{listed} Set {flags}.')
+  pairs, masks = splits.find_pairs(data_config, split, classes_file)
+  return FolderSplit(split, pairs, classes, str(classes_file), masks)
