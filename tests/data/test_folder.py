@@ -1,6 +1,7 @@
 """A user's own folders and lists: what pairs, what is read and refused."""
 
 import contextlib
+import json
 import pickle
 import shlex
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from data.small_archives import encode
 from numpy.testing import assert_equal
+from pages import blocks_of
 from PIL import Image
 from trouble import obeying_permissions
 
@@ -298,6 +300,22 @@ def test_tiff_masks_are_converted_as_the_message_says(root):
   assert key == '--config.data.folder.masks'
   assert len(split_of(root, masks=value)) == 4
   split_of(root, masks=value)[0]
+
+
+def test_the_lines_of_the_page_draw_polygons(root, monkeypatch):
+  (code,) = blocks_of('own-data.md')
+  (root / 'mydata' / 'images').mkdir(parents=True)
+  square = [[4, 2], [9, 2], [9, 8], [4, 8]]
+  about = {'imageWidth': 16, 'imageHeight': 12, 'shapes': []}
+  about['shapes'] += [{'label': 'flower', 'points': square}]
+  (root / 'mydata/images/a.json').write_text(json.dumps(about))
+  monkeypatch.chdir(root)
+  exec(code, {})
+  with Image.open('mydata/masks/a.png') as picture:
+    mask = np.array(picture)
+  expected = np.zeros((12, 16), np.uint8)
+  expected[2:9, 4:10] = 2
+  assert_equal(mask, expected)
 
 
 def with_a_name_twice(root):
