@@ -163,6 +163,9 @@ MENDED = [
   ('sky,9,9,9,1\nsea,8,8,8,1\n', 'name,r,g,b\nsky,9,9,9\nsea,8,8,8\n'),
   ('0: sky, sun\n1: sea\n', '["sky", "sea"]'),
   ('sky\n' + 'sea' * 5000, 'sky\nsea'),
+  ('sky 0.5 0.5 0.5\nsea 0.1 0.1 0.1', 'sky 127 127 127\nsea 25 25 25'),
+  ('sky -1 0 0\nsea', 'sky\nsea'),
+  ('sky 9 9\nsea 8 8', 'sky 9 9 9\nsea 8 8 8'),
 ]
 
 
@@ -195,6 +198,7 @@ def test_lines_that_are_no_classes_are_refused(read, text, mended):
     ('{"0": "sky", "one": "sea"}', "has '0'; accepted are classes"),
     ('["a", ' + '[' * 10**6, 'is not valid JSON'),
     ('{"a":' * 10**6, 'is not valid JSON'),
+    ('{"classes": ["sky", " "]}', 'class 1: the name is missing'),
     (f'{{"0": "sky", "{"9" * 5000}": "sea"}}', '999999999 is not from 0'),
     ('s\0k\0y\0\n\0', 'bytes that are no text.*in UTF-8'),
   ],
@@ -214,6 +218,18 @@ def test_names_that_look_like_other_things_stay_names(read):
   assert read('0: 3d\n1: b').labels.classes == ('3d', 'b')
 
 
+@pytest.mark.parametrize('colours', [('', ''), (' 9 9 9', ' 8 8 8')])
+def test_values_behind_the_names_are_no_names(read, colours):
+  sky, sea = colours
+  with pytest.raises(UserError, match=r'line 1: each name ends.*"1: sky"'):
+    read(f'sky 1{sky}\nsea 2{sea}\n')
+  classes = read(f'1: sky{sky}\n2: sea{sea}\n')
+  assert classes.values == ((1,), (2,))
+  assert classes.labels.classes == ('sky', 'sea')
+  same = read(f'class 1{sky}\nclass 2{sea}\n')
+  assert same.labels.classes == ('class 1', 'class 2')
+
+
 def test_one_class_gets_a_background_as_the_message_says(read):
   with pytest.raises(UserError, match='add "background" in front'):
     read('leaf\n')
@@ -229,9 +245,14 @@ def test_one_class_gets_a_background_as_the_message_says(read):
 def test_missing_file_says_what_to_write(tmp_path):
   with pytest.raises(UserError, match=r'no classes file .*road 128 64 128'):
     read_classes(tmp_path / 'classes.txt')
-  (tmp_path / 'bytes').write_bytes(b'\xff\xfe\x00')
-  with pytest.raises(UserError, match='cannot be read'):
-    read_classes(tmp_path / 'bytes')
+  for content in (b'\xff\xfe\x00', 'Straße\nBaum'.encode('cp1252')):
+    (tmp_path / 'bytes').write_bytes(content)
+    with pytest.raises(
+      UserError, match=r'cannot be read .*It is text in UTF-8'
+    ):
+      read_classes(tmp_path / 'bytes')
+  with pytest.raises(UserError, match='it is no file'):
+    read_classes(tmp_path)
 
 
 def test_chosen_colours_are_far_from_each_other():

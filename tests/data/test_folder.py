@@ -5,6 +5,7 @@ import json
 import pickle
 import shlex
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,26 @@ def test_hidden_and_other_files_are_left_out_and_links_followed(root):
     (root / kind / 'train' / 'x' / 'up').symlink_to(root / kind / 'train')
   found = names(split_of(root))
   assert found == ['a', 'b', 'linked/E.e', 'linked/d', 'x/a', 'x/c']
+
+
+def test_accents_in_one_piece_and_in_two_are_the_same(root):
+  for kind, form in (('images', 'NFD'), ('masks', 'NFC')):
+    path = root / kind / 'train' / 'a.png'
+    path.rename(path.with_name(unicodedata.normalize(form, 'é.png')))
+  split = split_of(root)
+  assert names(split) == ['b', 'x/a', 'x/c', unicodedata.normalize('NFC', 'é')]
+  assert split[3]['label'].shape == (12, 16)
+
+
+def test_names_that_are_not_utf_8_are_drawn_and_read(root):
+  flatten(root)
+  for kind in ('images', 'masks'):
+    path = root / kind / 'train_a.png'
+    path.rename(path.with_name('\udce4.png'))
+  splits = [split_of(root, split) for split in ('train', 'val')]
+  both = {sample['name'] for split in splits for sample in split}
+  assert '\udce4' in both
+  assert len(both) == 6
 
 
 def test_missing_partners_are_counted_and_named(root):

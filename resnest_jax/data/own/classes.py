@@ -53,6 +53,7 @@ _LABELMAP = re.compile(r'(.+?):((?:\d+,\d+,\d+)?):[^:]*:[^:]*')
 # Tables, lists and dictionaries of other programs, which are no names.
 _NO_NAME = re.compile(
   r'.*[,\x00-\x1f].*|.*[;=]\s*\d.*|.*\s#.*|(["\']).*\1|- .*'
+  r'|.*(?:\s[-+]?\d*\.?\d+){2}'
 )
 _NUMBERED = re.compile(r'\d+(?:[\s;=]|[.)]\s|$)')
 _LINES = (
@@ -62,7 +63,7 @@ _LINES = (
 )
 _LONGEST = 1000  # Characters of a line.
 _COLUMNS = {
-  'name': ('name', 'class', 'class name', 'label', 'category'),
+  'name': ('name', 'class', 'class name', 'label', 'label name', 'category'),
   'value': ('value', 'pixel value', 'id', 'index', 'class id', 'label id'),
   'red': ('red', 'r'),
   'green': ('green', 'g'),
@@ -156,6 +157,14 @@ def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int]]:
       raise UserError(f'{where}: {line!r} is not a name and a colour. {_LINES}')
     colour = tuple(map(int, match.groups()[1:])) if match else None
     entries.append(_entry(where, name, colour, values, len(entries)))
+  # "leaf 1", "flower 2": values, unless it is "class 1", "class 2".
+  numbered = [re.fullmatch(r'(.*\S)\s+\d+', x.name) for x in entries]
+  stems = {x[1] for x in numbered if x and entries[0].positional}
+  if len(stems) == len(entries) > 1:
+    raise UserError(
+      f'{entries[0].where}: each name ends in a number, {entries[0].name!r}. '
+      f'Mask values come first: "1: {numbered[0][1]}".'
+    )
   return entries, ignored
 
 
@@ -337,7 +346,7 @@ def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
         )
     # Only after its own check: a class may list one of its values twice.
     taken |= dict.fromkeys(facts, entry.name)
-    if not entry.name:
+    if not entry.name.strip():
       raise UserError(f'{entry.where}: the name is missing. {EXAMPLE}')
   _check_bytes(ignored, f'{path}: ignore')
 

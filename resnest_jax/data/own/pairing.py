@@ -4,8 +4,9 @@ import collections
 import functools
 import os
 import shlex
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 from resnest_jax.errors import UserError
@@ -146,9 +147,9 @@ def read_tree(
     if stem is None:
       # Of another ending; what has other affixes is left out as they say.
       stem = affixes.stem(inside.name)
-      others.append((stem and (inside.parent / stem).as_posix(), path))
+      others.append((stem and _name(inside.parent / stem), path))
       continue
-    name = (inside.parent / stem).as_posix()
+    name = _name(inside.parent / stem)
     if name in files:
       raise UserError(
         f'{files[name]} and {path} have the same name, but a sample has one '
@@ -157,6 +158,11 @@ def read_tree(
       )
     files[name] = str(path)
   return Tree(folder, files, others)
+
+
+def _name(path: str | PurePath) -> str:
+  # macOS takes accents apart: the two forms of a name are one.
+  return unicodedata.normalize('NFC', PurePath(path).as_posix())
 
 
 def read_trees(
@@ -403,7 +409,7 @@ def _named(line: str, where: str, folder: Path, trees: Trees) -> Pair | None:
   of_file = {os.path.normpath(x): n for n, x in trees.images.files.items()}
   of_line = of_file.get(os.path.normpath(folder / line))
   names = line, os.path.splitext(line)[0], of_line
-  for name in names:
+  for name in map(_name, filter(None, names)):
     files = [tree.files.get(name) for tree in trees]
     if all(files):
       return Pair(name, *files)

@@ -50,7 +50,8 @@ def draw_split(
   # other at most, and a larger fraction keeps a smaller one's.
   def rank(pair: Pair) -> tuple[bytes, str]:
     name = pair.name.rpartition('/')[2]
-    return hashlib.sha256(f'{seed}/{name}'.encode()).digest()[:8], pair.name
+    text = f'{seed}/{name}'.encode(errors='surrogateescape')
+    return hashlib.sha256(text).digest()[:8], pair.name
 
   number = math.floor(fraction * len(pairs) + 0.5)
   number = min(max(number, 1), len(pairs) - 1)
