@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from resnest_jax.data.headers import why_undecodable
 from resnest_jax.data.images import decode_image
 from resnest_jax.data.own.pairing import IMAGE_SUFFIXES
 from resnest_jax.errors import UnreadableSample, UserError
@@ -18,7 +19,8 @@ def read_picture(path: Path) -> np.ndarray:
   """Reads an image file as uint8 (H, W, 3) RGB."""
   try:
     # Upright by its EXIF data, the upper 8 of 16 bits, no transparency.
-    image = decode_image(path.read_bytes(), cv2.IMREAD_COLOR_RGB)
+    encoded = path.read_bytes()
+    image = decode_image(encoded, cv2.IMREAD_COLOR_RGB)
   except OSError as error:
     raise UnreadableSample(f'{path}: {error.strerror}') from error
   # Not for damaged data, but above OpenCV's limit of pixels.
@@ -28,6 +30,9 @@ def read_picture(path: Path) -> np.ndarray:
       'OpenCV allows, or damaged'
     ) from error
   if image is None:
+    why, remedy = why_undecodable(encoded)
+    if why:
+      raise UnreadableSample(f'{path} cannot be decoded: {why}. {remedy}')
     raise UnreadableSample(
       f'{path} cannot be read as a picture: it is damaged, truncated, '
       'of another depth or not an image; '

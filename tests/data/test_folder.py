@@ -317,10 +317,27 @@ def test_tiff_masks_are_converted_as_the_message_says(root):
     split_of(root)
   _, command, then = str(told.value).splitlines()
   palette2id.main(shlex.split(command.partition('palette2id')[2]))
-  key, _, value = shlex.split(then)[-1].rstrip('.').partition('=')
+  key, _, value = then.removeprefix('Then add ')[:-1].partition('=')
   assert key == '--config.data.folder.masks'
   assert len(split_of(root, masks=value)) == 4
   split_of(root, masks=value)[0]
+
+
+def test_tiff_masks_among_the_images_are_converted_as_well(root):
+  for path in walk(root / 'masks' / 'train'):
+    into = root / 'images' / path.relative_to(root / 'masks')
+    with Image.open(into) as picture:
+      picture.save(into.with_suffix('.jpg'))
+    into.unlink()
+    with Image.open(path) as picture:
+      picture.save(into.with_name(f'{into.stem}_m.tif'))
+  flags = {'masks': 'images', 'mask_suffix': '_m', 'image_suffix': '.jpg'}
+  with pytest.raises(UserError, match=r'no masks in .*4 \.tif') as told:
+    split_of(root, **flags)
+  _, command, then = str(told.value).splitlines()
+  palette2id.main(shlex.split(command.partition('palette2id')[2]))
+  flags['masks'] = then.rpartition('=')[2][:-1]
+  assert names(split_of(root, **flags)) == ['a', 'b', 'x/a', 'x/c']
 
 
 def test_the_lines_of_the_page_draw_polygons(root, monkeypatch):
@@ -667,13 +684,14 @@ def save_mask(root, array, **options):
 @pytest.mark.parametrize(
   ('mode', 'kind', 'flag'),
   [
-    ('RGB', '8-bit RGB', '$'),
-    ('P', '1-bit palette', r'\nAdd --indices'),
-    ('1', '1-bit grey', ' --indices$'),
+    ('RGB', '8-bit RGB', '\n'),
+    ('P', '1-bit palette', ' --indices\n'),
+    ('1', '1-bit grey', ' --indices\n'),
   ],
 )
 def test_masks_of_another_kind_name_the_command(root, mode, kind, flag):
-  save_mask(root, Image.new(mode, (16, 12)))
+  road = (128, 64, 128) if mode == 'RGB' else 0
+  save_mask(root, Image.new(mode, (16, 12), road))
   words = f'--masks {root}/masks --classes {root}/classes.txt --out {root}'
   message = f'(?s)/a.png is a {kind} .*palette2id {words}/masks_ids{flag}'
   with pytest.raises(UserError, match=message):

@@ -170,13 +170,13 @@ def read_trees(
   masks: Path,
   of_images: Affixes,
   of_masks: Affixes,
-  convert: Callable[[], str],
+  convert: Callable[[str], str],
 ) -> Trees:
   """Finds images and masks, which may lie in one folder.
 
   Raises:
-    UserError: see `read_tree`; or there are no images, or no masks. `convert`
-      gives the remedy for masks in `CONVERTED`.
+    UserError: see `read_tree`; or there are no images, or no masks.
+      `convert('.tif')` says how masks of that ending become PNGs.
   """
   of_mask = read_tree(masks, of_masks, MASK_SUFFIXES, 'mask')
   taken = set() if any(of_images) else set(of_mask.files.values())
@@ -214,7 +214,7 @@ def read_trees(
 def _remedy(
   what: str,
   others: Iterable[tuple[str | None, Path]],
-  convert: Callable[[], str],
+  convert: Callable[[str], str],
 ) -> str:
   """What to do with files that have other endings."""
   kinds = {path.suffix.lower() for _, path in others}
@@ -222,19 +222,27 @@ def _remedy(
     return 'Save them as PNG or JPEG.' if kinds - {*_NOTES} else ''
   if kinds & {'.jpg', '.jpeg', '.webp'}:
     return 'JPEG changes the values of masks: export them as PNG.'
-  if kinds & {*CONVERTED}:
-    return convert()
+  if found := sorted(kinds & {*CONVERTED}):
+    return convert(found[0])
   if '.json' in kinds:
     return 'Polygons are no masks: docs/own-data.md has lines that draw them.'
   return 'Write them as PNG, with the class numbers as values.' if kinds else ''
 
 
-def match_pairs(trees: Trees, convert: Callable[[], str]) -> list[Pair]:
+def match_pairs(
+  images: Path,
+  masks: Path,
+  of_images: Affixes,
+  of_masks: Affixes,
+  convert: Callable[[str], str],
+) -> list[Pair]:
   """Pairs the files that have the same name, sorted by it.
 
   Raises:
-    UserError: a file has no partner. Affixes with which all have one are named.
+    UserError: see `read_trees`; or a file has no partner. Affixes with which
+      all have one are named.
   """
+  trees = read_trees(images, masks, of_images, of_masks, convert)
   # Not dropped: an orphan usually means wrong affixes or a lost file.
   problems, remedies = [], []
   for have, lack, what, other in (
@@ -267,9 +275,9 @@ def match_pairs(trees: Trees, convert: Callable[[], str]) -> list[Pair]:
   for tree in trees:
     if tree.others:
       tell(f'left out of {tree.folder}: {endings(x for _, x in tree.others)}')
-  masks = trees.masks.files
   return [
-    Pair(x, file, masks[x]) for x, file in sorted(trees.images.files.items())
+    Pair(name, file, trees.masks.files[name])
+    for name, file in sorted(trees.images.files.items())
   ]
 
 

@@ -5,13 +5,12 @@ import hashlib
 import math
 import os
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from resnest_jax.data.own import pairing
-from resnest_jax.data.own.pairing import Affixes, Pair, Trees, tell
+from resnest_jax.data.own.pairing import Affixes, Pair, tell
 from resnest_jax.errors import UserError
 from resnest_jax.text import listed, plural
 
@@ -61,33 +60,46 @@ def draw_split(
 
 
 def find_pairs(
-  data_config: Any, split: str, classes_file: Path
+  data_config: Any, split: str, convert: Callable[[str, str], str]
 ) -> tuple[list[Pair], str]:
   """The samples of a split, and the folder of the masks of all splits.
 
-  See `folder.make_folder_split`.
+  See `folder.make_folder_split`. `convert(folder, suffix)` says how masks whose
+  names end in `suffix` become index masks.
   """
   root, options = Path(data_config.data_dir), data_config.folder
   names = (data_config.train_split, data_config.eval_split)
   for name in (split, *names):
     _check_name(name)
+  drawn = '{split}' not in options.lists
   if options.lists:
-    source = root / options.lists.replace('{split}', split)
-    drawn = '{split}' not in options.lists
-    images, masks = (
+    source, of_split = (
       _of_split(root, path, split) for path in (options.images, options.masks)
     )
-    trees = functools.cache(lambda: _trees(images, masks, options, convert))
-    convert = functools.partial(_conversion, root, options, masks, classes_file)
-    have_folders = os.path.isdir(images) and os.path.isdir(masks)
-    pairs = pairing.read_list(source, trees if have_folders else None)
-    masks = os.path.dirname(pairs[0].mask)
+    masks = of_split
   else:
     source, of_split, masks, drawn = _folders(root, options, split, names)
-    convert = functools.partial(_conversion, root, options, masks, classes_file)
-    pairs = pairing.match_pairs(
-      _trees(source, of_split, options, convert), convert
-    )
+
+  def how(ending: str) -> str:
+    among = source.is_relative_to(masks)
+    return convert(str(masks), ending if among else '')
+
+  where = (
+    source,
+    of_split,
+    Affixes(options.image_prefix, options.image_suffix),
+    Affixes(options.mask_prefix, options.mask_suffix),
+    how,
+  )
+  if options.lists:
+    there = os.path.isdir(source) and os.path.isdir(of_split)
+    source = root / options.lists.replace('{split}', split)
+    trees = functools.cache(lambda: pairing.read_trees(*where))
+    pairs = pairing.read_list(source, trees if there else None)
+    folders = [os.path.dirname(os.path.abspath(pair.mask)) for pair in pairs]
+    masks = os.path.commonpath(folders)
+  else:
+    pairs = pairing.match_pairs(*where)
   if drawn:
     total = len(pairs)
     pairs = draw_split(
@@ -100,31 +112,6 @@ def find_pairs(
         f'{names[0]} and {names[1]}.'
       )
   return pairs, str(masks)
-
-
-def _trees(
-  images: Path, masks: Path, options: Any, convert: Callable[[], str]
-) -> Trees:
-  return pairing.read_trees(
-    images,
-    masks,
-    Affixes(options.image_prefix, options.image_suffix),
-    Affixes(options.mask_prefix, options.mask_suffix),
-    convert,
-  )
-
-
-def _conversion(
-  root: Path, options: Any, masks: Path, classes_file: Path
-) -> str:
-  # Where {split} is in the path, for one split after the other.
-  new = os.path.relpath(f'{root / options.masks}_ids', root)
-  words = ['--masks', masks, '--classes', classes_file, '--out', f'{masks}_ids']
-  return (
-    'This converts all files there:\n  python -m resnest_jax.data.prepare '
-    f'palette2id {shlex.join(map(str, words))} --indices\nThen add '
-    f'{shlex.quote(f"--config.data.folder.masks={new}")}.'
-  )
 
 
 def _check_name(split: str) -> None:
