@@ -1,5 +1,6 @@
 """Writes files and folders that appear complete or not at all."""
 
+import codecs
 import contextlib
 import json
 import os
@@ -52,6 +53,23 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
   write_text(path, json.dumps(content, indent=2) + '\n')
+
+
+def read_text(path: Path) -> str:
+  """A user's text in UTF-8, or in UTF-16 as Windows marks it.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is no such text.
+  """
+  if path.exists() and not path.is_file():
+    raise OSError('it is no file')
+  content = path.read_bytes()
+  marked = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+  text = content.decode('utf-16' if marked else 'utf-8-sig')
+  if '\0' in text:
+    raise ValueError('it has bytes that are no text')
+  return text
 
 
 def check_new(folder: Path) -> None:

@@ -30,7 +30,7 @@ from resnest_jax.data.images import (
   read_file,
 )
 from resnest_jax.data.own import masks as own_masks
-from resnest_jax.data.own import pairing
+from resnest_jax.data.own import splits
 from resnest_jax.data.own.classes import read_classes
 from resnest_jax.data.own.pairing import Pair
 from resnest_jax.errors import UnreadableSample, UserError
@@ -208,51 +208,29 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
       no partner, a name occurs twice, or there are no samples.
   """
   root, options = Path(data_config.data_dir), data_config.folder
+  if not os.path.isdir(root):
+    raise UserError(
+      f'there is no folder {root}; set config.data.data_dir to the folder of '
+      'your images and masks.'
+    )
   classes_file = root / options.classes
   classes = read_classes(classes_file)
-  names = (data_config.train_split, data_config.eval_split)
-  # `given`: the user divided the samples into splits; otherwise they are drawn.
-  if options.lists:
-    given = '{split}' in options.lists
-    source = root / options.lists.replace('{split}', split)
-    pairs = pairing.read_list(source)
-    all_masks = os.path.commonpath([os.path.dirname(x.mask) for x in pairs])
-  else:
-    source, masks = (
-      root / path.replace('{split}', split)
-      for path in (options.images, options.masks)
+
+  def conversion(masks: str, suffix: str) -> own_masks.Conversion:
+    return own_masks.Conversion(
+      masks,
+      str(classes_file),
+      classes,
+      suffix=options.mask_suffix or suffix,
+      then=_naming(root, options, masks, split),
     )
-    all_masks = str(masks)
-    given = '{split}' in options.images
-    # One of the two suffices: one that is misspelt must not mix both splits.
-    if not given and any((source / name).is_dir() for name in names):
-      given, source, masks = True, source / split, masks / split
-    _check_folder('images', source, given)
-    _check_folder('masks', masks, given)
-    pairs = pairing.match_pairs(
-      source, masks, options.image_suffix, options.mask_suffix
-    )
-  if not given:
-    total = len(pairs)
-    pairs = pairing.draw_split(
-      pairs, split, names, options.eval_fraction, options.split_seed
-    )
-    if not pairs:
-      raise UserError(
-        f'of the {total} samples in {source} none was drawn for the split '
-        f'{split!r}. Change config.data.folder.eval_fraction or split_seed, or '
-        f'make sub folders {names[0]} and {names[1]}.'
-      )
-  conversion = own_masks.Conversion(
-    all_masks,
-    str(classes_file),
-    classes,
-    suffix=options.mask_suffix
-    or own_masks.telling_suffix((pair.image for pair in pairs), all_masks),
-    then=_naming(root, options, all_masks, split),
+
+  pairs, masks = splits.find_pairs(
+    data_config, split, lambda *where: conversion(*where).of_numbers()
   )
+  among = own_masks.telling_suffix((pair.image for pair in pairs), masks)
   max_pixels = data_config.get('max_pixels', MAX_PIXELS)
-  return FolderSplit(split, pairs, conversion, max_pixels)
+  return FolderSplit(split, pairs, conversion(masks, among), max_pixels)
 
 
 def _naming(root: Path, options: Any, masks: str, split: str) -> str:
@@ -263,17 +241,3 @@ def _naming(root: Path, options: Any, masks: str, split: str) -> str:
   # For one split or, with {split} in the path, for all.
   folder = os.path.relpath(f'{root / options.masks}_ids', root)
   return 'add ' + shlex.quote(f'--config.data.folder.masks={folder}')
-
-
-def _check_folder(key: str, folder: Path, given: bool) -> None:
-  """Raises `UserError` if it is missing; `given`: it belongs to one split."""
-  if folder.is_dir():
-    return
-  flags = f'config.data.data_dir and config.data.folder.{key}'
-  listed = ''
-  if given:
-    flags += ', or config.data.train_split and eval_split to their names'
-    if folder.parent.is_dir():
-      inside = sorted(x.name for x in folder.parent.iterdir() if x.is_dir())
-      listed = f' In {folder.parent} there are: {", ".join(inside) or "none"}.'
-  raise UserError(f'there is no folder {folder}.{listed} Set {flags}.')
