@@ -345,6 +345,22 @@ def test_a_class_of_255_is_not_for_unknown_pixels(garden, call):
   assert garden.errors() == set()
 
 
+@pytest.mark.parametrize('classes', [THREE, THREE.replace('\n', '\n# \n')])
+def test_a_value_gets_a_class(garden, classes):
+  garden.classes(classes)
+  garden.write(lambda ids: encode(np.where(ids == 2, 77, ids).astype(np.uint8)))
+  remedy = garden.found()['unknown_values'].remedy
+  with pytest.raises(UserError) as error:
+    garden.labels()
+  line = '"77: name", with a value in all lines ("0: background", ...)'
+  assert line in remedy
+  assert line in str(error.value)
+  lines = [f'{k}: {line}' for k, line in enumerate(THREE.split('\n')[:2])]
+  garden.classes('\n'.join([*lines, '77: name']))
+  assert garden.errors() == set()
+  assert garden.found() == {}
+
+
 @pytest.mark.parametrize('classes', ['background\nleaf', BLACK_AND_WHITE])
 def test_smoothed_black_and_white(garden, classes):
   garden.classes(classes)
@@ -398,6 +414,38 @@ def test_a_rim_of_255_is_deliberate(garden):
 
   garden.write(rimmed)
   assert garden.found() == {}
+
+
+def test_values_come_before_the_conversion(garden, call):
+  garden.classes('leaf\nflower')
+  garden.write(lambda ids: few_bits(ids, 2))
+  found = garden.found()
+  assert set(found) == {'mask_depth', 'off_by_one'}
+  assert found['mask_depth'].remedy.startswith('Name their values in ')
+  garden.rewrite(found['off_by_one'].remedy)
+  garden.obey(found['mask_depth'].remedy, call)
+  assert garden.errors() == set()
+  assert_equal(garden.labels(), list(garden.ids.values()))
+
+
+@pytest.mark.parametrize('split', ['', '/{split}'])
+def test_lists_of_names_get_another_folder(garden, call, split):
+  """As those of Pascal VOC."""
+  garden.write(grey_in_colour)
+  for part in ('train', 'val'):
+    names = [x.rpartition('/') for x in garden.ids if x.startswith(part)]
+    lines = [x[2] if split else ''.join(x) for x in names]
+    (garden.root / f'{part}.txt').write_text('\n'.join(lines))
+  garden.overrides = {
+    'data.folder.lists': '{split}.txt',
+    'data.folder.images': f'images{split}',
+    'data.folder.masks': f'masks{split}',
+  }
+  found = diagnose(examine(*garden.splits()))
+  for remedy in dict.fromkeys(d.finding.remedy for d in found):
+    garden.obey(remedy, call)
+  assert garden.errors() == set()
+  assert_equal(garden.labels(), list(garden.ids.values()))
 
 
 # ---- Colours ----------------------------------------------------------------

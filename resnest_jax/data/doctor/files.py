@@ -99,7 +99,10 @@ def mask_depth(s: Survey) -> Finding | None:
   kinds = sorted({o.kind or o.mask_type for o in bad})
   remedy = f"{REWRITE}cv2.imwrite(path, mask.astype('uint8')). "
   if s.conversion:
-    remedy = s.conversion.of_numbers() + ' '
+    remedy = s.conversion.of_numbers()
+    # What the file does not have palette2id refuses.
+    if s.unknown_values.size:
+      remedy = f'Name their values in {s.classes_file} first. {remedy}'
   if values.size and values.max() > IGNORE:
     remedy = (
       'Map values above 255 to classes first: masks that contain them are '

@@ -122,6 +122,17 @@ class Conversion:
       f'palette2id {shlex.join(words)}{flags}\nThen {self.then}.'
     )
 
+  def naming(self, value: int) -> str:
+    """The line of the classes file that makes a value a class."""
+    classes = self.classes
+    line = f'"{value}: name"'
+    # Lines that have no values take none among them that has one.
+    if classes.values == tuple((k,) for k in range(len(classes.values))):
+      line += (
+        f', with a value in all lines ("0: {classes.labels.classes[0]}", ...)'
+      )
+    return line
+
   def of_mask(self, mask: Stored) -> str:
     """The remedy for a mask that is no index mask."""
     if mask.kind in ('JPEG', 'WEBP'):
