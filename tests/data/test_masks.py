@@ -283,7 +283,8 @@ def test_photographs_among_the_masks_are_no_masks(garden, call, lists):
       (words,) = re.findall('data.prepare (.*)', finding.remedy)
       call(prepare.main, *shlex.split(words))
       ((new, file),) = re.findall(r'files of (\S+) in (\S+)\.$', finding.remedy)
-      path = garden.root / file
+      split = new.rpartition('/')[2].removesuffix('_ids')
+      path = garden.root / file.replace('{split}', split)
       lines = [line.split() for line in path.read_text().splitlines()]
       path.write_text(
         ''.join(f'{x} {new}/{y.rpartition("/")[2]}\n' for x, y in lines)

@@ -236,8 +236,7 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
 def _naming(root: Path, options: Any, masks: str, split: str) -> str:
   """How converted masks are used, in words."""
   if options.lists:
-    source = root / options.lists.replace('{split}', split)
-    named = f'name the files of {masks}_ids in {source}'
+    named = f'name the files of {masks}_ids in {root / options.lists}'
     folder = root / options.masks.replace('{split}', split)
     if os.path.abspath(folder) != os.path.abspath(masks):
       return named
