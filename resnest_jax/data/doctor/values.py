@@ -307,8 +307,8 @@ def _unstretch(s: Survey, step: int, multiples: np.ndarray) -> str:
       '(docs/own-data.md):\n' + '\n'.join(lines)
     )
   if len(multiples) == len(s.histogram):
-    return f'{REWRITE}cv2.imwrite(path, mask // {step}).'
-  return f'{REWRITE}mask[mask != {IGNORE}] //= {step}; cv2.imwrite(path, mask).'
+    return f'{REWRITE}cv2.imwrite(new, mask // {step}).'
+  return f'{REWRITE}mask[mask != {IGNORE}] //= {step}; cv2.imwrite(new, mask).'
 
 
 def unknown_values(s: Survey) -> Finding | None:
