@@ -189,6 +189,9 @@ def data() -> ConfigDict:
   # Unreadable samples in training. False: stop with the name. True: take
   # another sample, count it and say so. Evaluation always stops.
   config.skip_unreadable = False
+  # A picture or mask of more pixels, as its header says, is unreadable: files
+  # of a few kilobytes can decode to gigabytes.
+  config.max_pixels = 2**28
   # Only speed: these change no batch.
   config.num_workers = 0  # processes that read and augment; 0: this process
   config.num_threads = 0  # readers per process; 0: one per core, 16 at most

@@ -139,6 +139,7 @@ KEYS = {
   'data.photometric': Key(),
   'data.doctor_samples': Key(at_least(0), free=True),
   'data.skip_unreadable': Key(free=True),
+  'data.max_pixels': Key(at_least(1), free=True),
   'data.num_workers': Key(at_least(0), free=True, per_host=True),
   'data.num_threads': Key(at_least(0), free=True, per_host=True),
   'data.prefetch': Key(at_least(1), free=True, per_host=True),

@@ -256,7 +256,7 @@ class StoredSamples:
 
 
 def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
-  pixels = decode_image(encoded, flags)
+  pixels = decode_image(encoded, flags, what)
   if pixels is None:
     raise ValueError(f'{what} cannot be decoded')
   return pixels

@@ -2,15 +2,13 @@
 
 import io
 
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
-from resnest_jax.data.images import png_header
+from resnest_jax.data.images import BROKEN, png_header, tiff_numbers
 
 _PNG = {'grey': 1, 'RGB': 3, 'palette': 3, 'grey-alpha': 2, 'RGBA': 4}
-_SAMPLES, _FORMAT, _PHOTOMETRIC = 277, 339, 262  # Tags of TIFF.
-_FLOATS, _CMYK = 3, 5
-# Broken headers; Pillow raises SyntaxError for those of some formats.
-_BROKEN = OSError, SyntaxError, ValueError, Image.DecompressionBombError
+_PHOTOMETRIC, _SAMPLES, _FORMAT = 262, 277, 339  # Tags of TIFF.
+_CMYK, _FLOATS = 5, 3
 
 
 def picture_format(encoded: bytes) -> str:
@@ -18,7 +16,7 @@ def picture_format(encoded: bytes) -> str:
   try:
     with Image.open(io.BytesIO(encoded)) as picture:
       return picture.format or ''
-  except _BROKEN:
+  except BROKEN:
     return ''
 
 
@@ -28,14 +26,16 @@ def channels(encoded: bytes) -> int:
     return 3
   if header := png_header(encoded):
     return _PNG.get(header.colour, 0)
-  if tags := _tiff_tags(encoded):
+  if encoded[:2] in (b'II', b'MM'):
+    numbers = tiff_numbers(encoded)
     # The four of CMYK are colours, and all of them are used.
-    is_cmyk = tags.get(_PHOTOMETRIC) == _CMYK
-    return 3 if is_cmyk else tags.get(_SAMPLES, 1)
+    if numbers.get(_PHOTOMETRIC, (0, 0))[0] == _CMYK:
+      return 3
+    return numbers.get(_SAMPLES, (1 if numbers else 0, 0))[0]
   try:
     with Image.open(io.BytesIO(encoded)) as picture:
       return 3 if picture.mode in ('CMYK', 'P') else len(picture.getbands())
-  except _BROKEN:
+  except BROKEN:
     return 0
 
 
@@ -47,44 +47,26 @@ def left_out(number: int) -> str:
   return f'{number} channels, of which {used} used'
 
 
-def why_undecodable(encoded: bytes) -> tuple[str, str]:
-  """Why a whole file cannot be decoded, and the remedy; both '' if unknown."""
-  if (number := channels(encoded)) > 4:
-    return (
-      f'it has {number} channels; images have 1, 3 or 4',
-      'Write three of them into a new file, for example with GDAL: '
-      'gdal_translate -b 1 -b 2 -b 3 OLD NEW',
-    )
-  if _tiff_tags(encoded).get(_FORMAT, (1,))[0] == _FLOATS:
-    return (
-      'it holds numbers with fractions; images have 8 bits per channel',
-      to_8_bits('WHITE'),
-    )
-  return '', ''
-
-
 def to_8_bits(white: object) -> str:
-  """The code that converts an image whose white is this number."""
+  """The code that converts images whose white is this number."""
+  # Cameras of 10, 12 or 14 bits store them in the lower ones of 16.
+  if isinstance(white, int):
+    white = max(2 ** white.bit_length() - 1, 255)
   return (
     'Write it with 8 bits into a new file: image = cv2.imread(old, '
     f'cv2.IMREAD_UNCHANGED); cv2.imwrite(new, np.uint8(np.clip(image / {white},'
-    ' 0, 1) * 255)).'
+    f' 0, 1) * 255)). Take one number, such as {white}, for all images.'
   )
 
 
-def _tiff_tags(encoded: bytes) -> dict:
-  """The first directory of a TIFF; {} for other files."""
-  if encoded[:4] not in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
-    return {}
-  # Not `Image.open`, which refuses kinds that it cannot decode.
-  try:
-    file = io.BytesIO(encoded)
-    # BigTIFF has a longer header.
-    size = 16 if b'+' in encoded[:4] else 8
-    tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(size))
-    if tags.next < len(encoded):  # Pillow would only warn.
-      file.seek(tags.next)
-      tags.load(file)
-    return dict(tags)
-  except Exception:  # Of damaged directories; it has no common type.
-    return {}
+FRACTIONS = (
+  'holds numbers with fractions; images have 8 bits per channel.\n'
+  + to_8_bits('WHITE')
+)
+
+
+def has_fractions(encoded: bytes) -> bool:
+  """Whether it is a TIFF of floats, of which OpenCV decodes some kinds."""
+  if encoded[:2] not in (b'II', b'MM'):
+    return False
+  return tiff_numbers(encoded).get(_FORMAT, (0, 0))[0] == _FLOATS

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import rich.progress
 
 from resnest_jax import drawing, runtime
@@ -81,8 +80,6 @@ def predict_files(
     UserError: an argument is invalid; or, after all others are done, some
       sources could not be read. The message lists them.
   """
-  # The errors below name damaged files, of which OpenCV would warn.
-  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
   # Before the weights, which take seconds to load, or have to be fetched.
   check_opacity(opacity)
   sources = find_sources(given, recursive, out)
@@ -172,7 +169,7 @@ def predict_video(
   path, targets = source.path, {kind: out / x for kind, x in files.items()}
   try:
     with (
-      contextlib.closing(VideoReader(path)) as reader,
+      contextlib.closing(VideoReader(path, predictor.max_pixels)) as reader,
       VideoOutputs(targets, reader.fps, opacity) as outputs,
     ):
       task = progress.add_task(path.name, total=reader.total, unit='frames')

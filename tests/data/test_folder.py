@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.pictures import claiming, png_bomb, tiff
 from data.small_archives import encode
 from numpy.testing import assert_equal
 from pages import blocks_of
@@ -17,6 +18,7 @@ from PIL import Image
 from trouble import obeying_permissions
 
 from resnest_jax.config import load_config
+from resnest_jax.data.batches import CheckedSplit, Unreadable
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.own import palette2id
 from resnest_jax.data.own.pairing import Pair, walk
@@ -765,3 +767,47 @@ def test_evaluation_skips_nothing(root):
     pytest.raises(UserError, match=r'b\.png cannot be decoded'),
   ):
     list(batches)
+
+
+def test_pictures_and_masks_of_too_many_pixels_are_unreadable(root):
+  """A few bytes that claim to be large, and large ones of a few bytes."""
+  for kind in ('images', 'masks'):
+    path = root / kind / 'train' / 'a.png'
+    kept = path.read_bytes()
+    for encoded in (claiming(60_000, 60_000)['PNG'], png_bomb(17_000, 17_000)):
+      path.write_bytes(encoded)
+      with pytest.raises(
+        UnreadableSample, match=rf'{path} is \d+ x \d+ pixels'
+      ):
+        split_of(root)[0]
+    path.write_bytes(kept)
+  # As the message says.
+  split = open_data(data_config(root, max_pixels=12 * 16 - 1), 'train')
+  with pytest.raises(UnreadableSample, match=r'16 x 12 .*more than 191'):
+    pickle.loads(pickle.dumps(split))[0]
+  open_data(data_config(root, max_pixels=12 * 16), 'train')[0]
+
+
+def test_a_link_to_a_device_is_no_picture(root):
+  path = root / 'images' / 'train' / 'a.png'
+  path.unlink()
+  path.symlink_to('/dev/zero')
+  with pytest.raises(UnreadableSample, match=r'a\.png is a device'):
+    split_of(root)[0]
+
+
+def test_a_fourth_band_leaves_the_first_three_alone(root):
+  """GDAL calls it opacity, whatever it holds."""
+  pixels = np.random.default_rng(6).integers(0, 256, (12, 16, 4), np.uint8)
+  (root / 'images' / 'train' / 'a.png').unlink()
+  (root / 'images' / 'train' / 'a.tif').write_bytes(tiff(pixels, extra=2))
+  assert_equal(split_of(root)[0]['image'], pixels[..., :3])
+
+
+def test_training_skips_pictures_of_too_many_pixels(root):
+  path = root / 'images' / 'train' / 'b.png'
+  path.write_bytes(claiming(60_000, 60_000)['PNG'])
+  config = data_config(root, skip_unreadable=True)
+  split = CheckedSplit(open_data(config, 'train'), config.skip_unreadable)
+  skipped = [isinstance(split[i], Unreadable) for i in range(len(split))]
+  assert skipped.count(True) == 1

@@ -42,8 +42,6 @@ def tiff(bands, order='<', wide=False):
 def test_bands_of_any_tiff(bands, order, wide):
   encoded = tiff(bands, order, wide)
   assert headers.channels(encoded) == bands
-  why, remedy = headers.why_undecodable(encoded)
-  assert (f'{bands} channels' in why) == (bands > 4) == ('gdal' in remedy)
   # Any part of it says something or nothing, and is no error.
   for length in range(len(encoded)):
     assert headers.channels(encoded[:length]) in (0, 1, bands)
@@ -69,12 +67,12 @@ def test_channels(encoded, channels):
 def test_pictures_with_fractions_and_with_bands_say_so(tmp_path):
   path = tmp_path / 'bands.tif'
   path.write_bytes(tiff(12))
-  with pytest.raises(UnreadableSample, match=r'has 12 (channels|bands)'):
+  with pytest.raises(UnreadableSample, match='has 12 bands'):
     read_picture(path)
   old, new = str(tmp_path / 'floats.tif'), str(tmp_path / 'new.png')
   cv2.imwrite(old, np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4))
   with pytest.raises(UnreadableSample, match='with fractions') as error:
     read_picture(tmp_path / 'floats.tif')
-  code = re.search(r'file: (.*)\.$', str(error.value))[1]
+  code = re.search(r'file: (.*)\. Take', str(error.value))[1]
   exec(code, {'cv2': cv2, 'np': np, 'old': old, 'new': new, 'WHITE': 1})
   assert read_picture(tmp_path / 'new.png')[-1, -1].tolist() == [255] * 3

@@ -521,7 +521,7 @@ def test_images_of_more_bits(garden, bits):
     path.unlink()
     cv2.imwrite(str(path.with_suffix('.tif')), wide)
   found = garden.found()['image_depth']
-  code = re.search(r'file: (.*)\. \d', found.remedy)[1]
+  code = re.search(r'file: (.*)\. Take', found.remedy)[1]
   for name in garden.ids:
     old = garden.path('images', name, '.tif')
     new = garden.path('images', name, '.png')

@@ -54,16 +54,11 @@ def image_depth(s: Survey) -> Finding | None:
   bad = [o for o in s.readable if o.image_type != 'uint8']
   if not bad:
     return None
-  white = max(o.white for o in bad)
-  # Cameras of 10, 12 or 14 bits store them in the lower ones of 16.
-  if not any(o.image_type.startswith('float') for o in bad):
-    white = max(2 ** int(white).bit_length() - 1, 255)
   return Finding(
     f'{share_of(bad, s.readable, "image", "are")} {_types(bad, "image_type")}; '
     'the network takes 8 bits per channel.',
     names(bad),
-    f'{to_8_bits(white)} {white} covers the examined images; keep one number '
-    'for all.',
+    to_8_bits(max(o.white for o in bad)),
   )
 
 

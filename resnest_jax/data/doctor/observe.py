@@ -75,7 +75,7 @@ class Observation:
   indices: tuple[int, ...] = ()
   refused: str = ''
   channels: int = 0
-  white: float = 0.0
+  white: float = 0
   between: np.ndarray = dataclasses.field(default_factory=_NOTHING.copy)
   ramps: np.ndarray = dataclasses.field(default_factory=_NOTHING.copy)
   jumps: int = 0
@@ -285,7 +285,7 @@ def observe(split: Any, index: int) -> Observation:
     indices=stored.indices,
     refused=_refusal(split, index, sample),
     channels=sample.get('channels', 0),
-    white=float(image.max()),
+    white=image.max().item(),
     **_ramps(mask, split.labels.to_train_id[IGNORE] == IGNORE),
     edges=_edges(image, mask),
   )

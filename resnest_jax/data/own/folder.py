@@ -23,7 +23,12 @@ import numpy as np
 
 from resnest_jax.data import headers
 from resnest_jax.data.archives import enumeration
-from resnest_jax.data.images import decode_image, is_turned
+from resnest_jax.data.images import (
+  MAX_PIXELS,
+  decode_image,
+  is_turned,
+  read_file,
+)
 from resnest_jax.data.own import masks as own_masks
 from resnest_jax.data.own import splits
 from resnest_jax.data.own.classes import read_classes
@@ -43,11 +48,13 @@ class FolderSplit:
     pairs: the `Pair` of each sample.
     known_values: bool (256,), the mask values in the classes file, and 255.
     conversion: how masks of other kinds become index masks.
+    max_pixels: see `config.data.max_pixels`.
   """
 
   split: str
   pairs: Sequence[Pair]
   conversion: own_masks.Conversion
+  max_pixels: int = MAX_PIXELS
 
   name = 'folder'  # `config.data.name` that selects this class.
 
@@ -85,11 +92,12 @@ class FolderSplit:
     # COLOR applies the EXIF orientation, unlike UNCHANGED for masks. ANYDEPTH
     # keeps 16 bits, which OpenCV would silently cut to 8.
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
-    image, encoded = _decode_file(pair.image, flags)
+    image, encoded = self._decode(pair.image, flags)
     if image.dtype != np.uint8:
       # OpenCV 5.0 leaves the pixels of a 16-bit TIFF undefined in this order.
       flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-      image = decode_image(encoded, flags)[..., ::-1]
+      image = decode_image(encoded, flags, pair.image, self.max_pixels)
+      image = image[..., ::-1]
     mask = self._read_mask(pair)
     return {
       'image': image,
@@ -107,7 +115,7 @@ class FolderSplit:
     if image.dtype != np.uint8:
       raise UserError(
         f'{pair.image} has {8 * image.dtype.itemsize} bits per channel; images '
-        f'have 8.\n{headers.to_8_bits(np.max(image))}'
+        f'have 8.\n{headers.to_8_bits(image.max().item())}'
       )
     if image.shape[:2] != sample['mask'].shape:
       raise _different_sizes(pair, image, sample['mask'])
@@ -120,8 +128,21 @@ class FolderSplit:
       raise IndexError(f'{index} is not in 0 .. {len(self) - 1}')
     return self.pairs[index]
 
+  def _decode(self, path: str, flags: int) -> tuple[np.ndarray, bytes]:
+    encoded = read_file(path, self.max_pixels)
+    pixels = decode_image(encoded, flags, path, self.max_pixels)
+    if pixels is None and headers.has_fractions(encoded):
+      raise UnreadableSample(f'{path} {headers.FRACTIONS}')
+    if pixels is None:
+      raise UnreadableSample(
+        f'{path} cannot be decoded: its {len(encoded)} bytes are damaged, '
+        'truncated, or not of the format that its name says. Repair it, or '
+        'remove it and its partner.'
+      )
+    return pixels, encoded
+
   def _read_mask(self, pair: Pair) -> own_masks.Stored:
-    mask, encoded = _decode_file(pair.mask, cv2.IMREAD_UNCHANGED)
+    mask, encoded = self._decode(pair.mask, cv2.IMREAD_UNCHANGED)
     return own_masks.stored_mask(mask, encoded, self.known_values)
 
   def _to_label(self, path: str, mask: own_masks.Stored) -> np.ndarray:
@@ -145,27 +166,6 @@ class FolderSplit:
         f'ignore it ("ignore: {values[0]}").'
       )
     return self.labels.to_train_id[mask.pixels]
-
-
-def _decode_file(path: str, flags: int) -> tuple[np.ndarray, bytes]:
-  # Not `cv2.imread`, which fills the end of a truncated JPEG with grey.
-  try:
-    encoded = Path(path).read_bytes()
-  except OSError as error:
-    raise UnreadableSample(
-      f'{path} cannot be read ({error.strerror}).'
-    ) from error
-  pixels = decode_image(encoded, flags)
-  if pixels is None:
-    why, remedy = headers.why_undecodable(encoded)
-    if why:
-      raise UnreadableSample(f'{path} cannot be decoded: {why}.\n{remedy}')
-    raise UnreadableSample(
-      f'{path} cannot be decoded: its {len(encoded)} bytes are damaged, '
-      'truncated, or not of the format that its name says. Repair it, or '
-      'remove it and its partner.'
-    )
-  return pixels, encoded
 
 
 def _different_sizes(pair: Pair, image, mask) -> UserError:
@@ -229,7 +229,8 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
     data_config, split, lambda *where: conversion(*where).of_numbers()
   )
   among = own_masks.telling_suffix((pair.image for pair in pairs), masks)
-  return FolderSplit(split, pairs, conversion(masks, among))
+  max_pixels = data_config.get('max_pixels', MAX_PIXELS)
+  return FolderSplit(split, pairs, conversion(masks, among), max_pixels)
 
 
 def _naming(root: Path, options: Any, masks: str, split: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import rich.console
 import rich.table
 
+from resnest_jax.data.images import read_file
 from resnest_jax.data.own.pairing import walk
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.submission import check, rules
@@ -52,7 +53,7 @@ def write(
   def convert(item: tuple[str, Path]) -> tuple[str, check.Mask, bytes]:
     key, path = item
     size = benchmark.size if images is None else images[key]
-    mask = check.read_mask(path.read_bytes(), size)
+    mask = check.read_mask(read_file(path), size)
     if mask.fault:  # Reported with those of others, after the last mask.
       return path.name, mask, b''
     if mask.counts[len(values) :].any():
