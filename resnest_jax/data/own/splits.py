@@ -136,7 +136,8 @@ def _folders(
   _check_folder('images', images, given)
   if not given:
     # One of the two suffices: one that is misspelt must not mix both splits.
-    near = [_near(images, name) for name in names]
+    inside = _sub_folders(images)
+    near = [_near(inside, name) for name in names]
     given = all(near) or any(
       os.path.isdir(images / name) or name.lower() in map(str.lower, found)
       for name, found in zip(names, near, strict=True)
@@ -161,7 +162,7 @@ def _sub_folder(folder: Path, split: str) -> str:
   """The name of the sub folder that holds the split."""
   if os.path.isdir(folder / split):
     return split
-  near = _near(folder, split)
+  near = _near(_sub_folders(folder), split)
   if len(near) > 1:
     raise UserError(
       f'several folders in {folder} may be the split {split!r}: '
@@ -173,11 +174,11 @@ def _sub_folder(folder: Path, split: str) -> str:
   return near[0] if near else split
 
 
-def _near(folder: Path, split: str) -> list[str]:
-  """Sub folders that the split may mean: Train, training_set, val2017."""
+def _near(folders: Sequence[str], split: str) -> list[str]:
+  """Those that the split may mean: Train, training_set, val2017."""
   words = next((x for x in _WORDS if split.lower() in x), {split.lower()})
   near = []
-  for name in _sub_folders(folder):
+  for name in folders:
     parts = {*re.findall('[a-z]+', name.lower())}
     said = [x for x in _WORDS if x & parts]
     if name.lower() == split.lower() or said == [words]:
