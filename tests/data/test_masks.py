@@ -321,6 +321,24 @@ def test_a_zero_that_is_rare_is_no_background(garden):
   assert garden.labels()[0][0, :4].tolist() == [255, 255, 0, 0]
 
 
+@pytest.mark.parametrize('values', [(0, 100, 200), (0, 127, 255)])
+def test_positions_where_the_classes_file_has_values(garden, values):
+  lines = zip(values, THREE.split('\n'), strict=True)
+  garden.classes('\n'.join(f'{value}: {line}' for value, line in lines))
+  (found,) = garden.found().values()
+  assert 'only values from 0 to 2: the positions' in found.what
+  garden.rewrite(found.remedy)
+  assert garden.errors() == set()
+  assert_equal(garden.labels(), list(garden.ids.values()))
+
+
+def test_nineteen_classes_need_not_be_those_of_streets(garden):
+  garden.classes('\n'.join(f'kind {k}' for k in range(19)))
+  garden.write(lambda ids: encode(ids + np.uint8(18)))
+  assert 'label_ids' not in garden.found()
+  assert garden.errors() == {'unknown_values'}
+
+
 def test_a_class_of_255_is_not_for_unknown_pixels(garden, call):
   garden.classes(BLACK_AND_WHITE)
   white = np.uint8(255)

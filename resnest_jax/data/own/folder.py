@@ -162,8 +162,9 @@ class FolderSplit:
         f'{path} has {np.count_nonzero(unknown)} pixels with values that '
         f'{self.conversion.classes_file} does not have: {listed}'
         f'{" and more" if len(values) > 10 else ""}; it has '
-        f'{_ranges(known)}. Ignore them ("ignore: {values[0]}"), or '
-        f'give each a class ({self.conversion.naming(values[0])}).'
+        f'{_ranges(known)}. Give each a class '
+        f'({self.conversion.naming(values[0])}), or ignore it ("ignore: '
+        f'{values[0]}").'
       )
     return self.labels.to_train_id[mask.pixels]
 
