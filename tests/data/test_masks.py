@@ -166,6 +166,10 @@ def grey_in_colour(ids):
   return encode(np.dstack([ids] * 3))
 
 
+def wide_in_colour(ids):
+  return encode(np.dstack([ids.astype(np.uint16)] * 3))
+
+
 def grey_alpha(ids):
   return pillow(Image.fromarray(ids).convert('LA'))
 
@@ -184,6 +188,7 @@ OTHERS = np.random.default_rng(1).integers(1, 250, (3, 3))
     (lambda ids: few_bits(ids, 4), 'mask_depth'),
     (lambda ids: encode(ids.astype(np.uint16)), 'mask_depth'),
     (grey_in_colour, 'grey_masks_in_colour'),
+    (wide_in_colour, 'grey_masks_in_colour'),
     (grey_alpha, 'grey_masks_in_colour'),
     (grey_rgba, 'grey_masks_in_colour'),
     (rgb, 'colour_masks'),
@@ -234,7 +239,7 @@ def transparent(ids):
     lambda ids: encode(ids.T),
     lambda ids: encode(ids + np.uint8(60)),
     lambda ids: encode(ids.astype(np.uint16)),
-    lambda ids: encode(np.dstack([ids.astype(np.uint16)] * 3)),
+    wide_in_colour,
     grey_alpha,
     rgb,
     with_palette(COLOURS),
@@ -543,6 +548,17 @@ def test_few_bits_among_masks_of_eight(garden, call):
   mask = cv2.imread(str(garden.root / 'ids/train/2.png'), -1)
   assert_equal(mask, (garden.ids['train/2'] > 0) * 255)
   assert not cv2.imread(str(garden.root / 'ids/train/1.png'), -1).any()
+
+
+def test_a_link_to_nothing_is_an_error(garden):
+  path = garden.path('masks', 'train/2')
+  path.unlink()
+  path.symlink_to('nowhere.png')
+  words = ['--masks', garden.root / 'masks', '--out', garden.root / 'ids']
+  words += ['--classes', garden.root / 'classes.txt', '--indices']
+  with pytest.raises(UserError, match=r'train/2\.png'):
+    palette2id(list(map(str, words)))
+  assert not (garden.root / 'ids').exists()
 
 
 @pytest.mark.parametrize(

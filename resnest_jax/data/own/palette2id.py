@@ -14,6 +14,7 @@ written.
 
 import argparse
 import collections
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from resnest_jax.data.images import png_header
+from resnest_jax.data.images import decode_image, png_header
 from resnest_jax.data.own.classes import Classes, read_classes
 from resnest_jax.data.own.masks import few_bits
 from resnest_jax.data.own.pairing import walk
@@ -139,19 +140,23 @@ def index_converter(classes: Classes, paths: Iterable[Path]) -> Convert:
 
 def _bits(path: Path) -> int:
   """Bits of a grey PNG with fewer than 8; 8 of all others."""
-  with path.open('rb') as file:
+  header = None
+  # Errors are those of whoever decodes the file.
+  with contextlib.suppress(OSError), path.open('rb') as file:
     header = png_header(file.read(26))
   return header.bits if header and header.colour == 'grey' else 8
 
 
 def _read_indices(path: Path, known: np.ndarray, mixed: bool) -> np.ndarray:
   picture = _open(path)
-  if picture.mode in ('LA', 'RGBA'):  # Transparency means nothing.
-    picture = picture.convert(picture.mode[:-1])
   # Unlike OpenCV, Pillow keeps a palette PNG's indices and a bool for 1 bit.
   values = np.asarray(picture)
-  if values.ndim == 3 and (values == values[..., :1]).all():
-    values = values[..., 0]  # The numbers, repeated in each channel.
+  if values.ndim == 3:
+    # The numbers, repeated in each channel, of which Pillow cuts 16 bits to 8;
+    # transparency means nothing.
+    pixels = decode_image(path.read_bytes(), cv2.IMREAD_UNCHANGED, path)
+    if pixels is not None and (pixels[..., :3] == pixels[..., :1]).all():
+      values = pixels[..., 0]
   if values.ndim != 2:
     raise UserError(
       f'{path} is a colour picture ({picture.mode}) without indices. '
