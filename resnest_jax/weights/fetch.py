@@ -16,7 +16,7 @@ from pathlib import Path
 
 from resnest_jax.downloads import TIMEOUT, check_size, download
 from resnest_jax.errors import UserError
-from resnest_jax.files import explain_refusal
+from resnest_jax.files import clean, explain_refusal
 from resnest_jax.weights.files import (
   TORCH_SUFFIXES,
   check_torch,
@@ -146,6 +146,7 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
     # A file system takes 255 bytes, of which whole_file needs some.
     name = f'{hashlib.sha256(urls[0].encode()).hexdigest()[:12]}-{name[-100:]}'
   path = cache_folder() / name
+  clean(path.parent)  # A killed download may have left gigabytes.
   if path.is_file():
     _check(path, digits, path, 'it should; remove it to download it again')
     return path
