@@ -366,7 +366,7 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
     where = f'{path}, line {number}'
     words = _two_paths(line, path.parent)
     pair = None
-    if trees and not (words and os.path.splitext(words[0])[1]):
+    if trees and not (words and _is_path(words[0], path.parent)):
       pair = _named(line.strip(), where, path.parent, trees())
     if not pair and not words:
       raise UserError(
@@ -394,6 +394,10 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
       f'({_first(missing)}). Paths are relative to the list.'
     )
   return list(pairs.values())
+
+
+def _is_path(word: str, folder: Path) -> bool:
+  return bool(os.path.splitext(word)[1]) or os.path.isfile(folder / word)
 
 
 def _two_paths(line: str, folder: Path) -> list[str] | None:
