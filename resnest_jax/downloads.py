@@ -104,8 +104,11 @@ class _Transfer:
             since, before = time.monotonic(), self._done
       finally:
         self._abandoned = True
-    if self._error is not None:
-      raise self._error
+    if (error := self._error) is not None:
+      try:
+        raise error
+      finally:  # Or a cycle of references would keep its connection open.
+        self._error = error = None
     if self._total and self._done != self._total:
       raise UserError(
         f'it was cut off after {self._done} of {self._total} bytes'

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import threading
 import time
 import zlib
@@ -131,6 +132,30 @@ def work_folder(path: Path) -> Iterator[Path]:
       yield temporary
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_bounded(path: str | os.PathLike, most: int) -> bytes:
+  """Reads a file of at most so many bytes, whatever lies there.
+
+  Raises:
+    UserError: it is longer, or a device.
+    OSError: of the system.
+  """
+  about = os.stat(path)
+  # A link may lead to /dev/zero, which never ends.
+  if stat.S_ISCHR(about.st_mode) or stat.S_ISBLK(about.st_mode):
+    raise UserError(f'{path} is a device and no file.')
+  # A pipe says that its size is 0.
+  size = about.st_size if stat.S_ISREG(about.st_mode) else most
+  if size <= most:
+    with open(path, 'rb') as file:
+      size = len(content := file.read(size + 1))
+  if size > most:
+    raise UserError(
+      f'{path} has {size} bytes or more, and at most {most} are read.\nIt is '
+      'damaged, or another file than it should be.'
+    )
+  return content
 
 
 @contextlib.contextmanager

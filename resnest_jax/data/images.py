@@ -7,15 +7,15 @@ import dataclasses
 import io
 import os
 import re
-import stat
 import struct
 import zlib
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnest_jax.errors import UnreadableSample, UserError
+from resnest_jax.files import read_bounded
 
 # Pixels of a picture; config.data.max_pixels and predict.py --max_pixels.
 MAX_PIXELS = 2**28
@@ -23,7 +23,7 @@ _MOST_BYTES = 8  # Of a pixel in a file: four channels of 16 bits.
 # What Pillow raises for broken or hostile files.
 BROKEN = (
   *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError),
-  *(ArithmeticError, MemoryError, struct.error, zlib.error),
+  *(ArithmeticError, MemoryError, RuntimeError, struct.error, zlib.error),
   Image.DecompressionBombError,
 )
 # OpenCV would warn of damage, which our errors tell with the file's name, and
@@ -73,6 +73,8 @@ def decode_image(
   if (size := picture_size(encoded)) is None:
     return None
   check_pixels(*size, max_pixels, where)
+  if encoded[:3] == b'GIF' or encoded[4:11] == b'ftypavi':
+    return _by_pillow(encoded)
   buffer = np.frombuffer(encoded, np.uint8)
   if encoded[:4] in _TIFF:
     buffer = _tiff_as_stored(encoded, buffer, where)
@@ -85,6 +87,15 @@ def decode_image(
       f'{where} cannot be decoded by OpenCV ({getattr(error, "err", error)}); '
       'it is larger than OpenCV or the memory allows, or damaged.'
     ) from error
+
+
+def _by_pillow(encoded: bytes) -> np.ndarray | None:
+  """Decodes kinds of which OpenCV turns none and mixes transparent pixels."""
+  try:
+    with Image.open(io.BytesIO(encoded)) as picture:
+      return np.array(ImageOps.exif_transpose(picture).convert('RGB'))
+  except BROKEN:
+    return None
 
 
 def check_pixels(
@@ -101,7 +112,7 @@ def check_pixels(
     )
   raise UnreadableSample(
     f'{where} is {width} x {height} pixels, more than '
-    f'{max_pixels or MAX_PIXELS} (max_pixels). {remedy}'
+    f'{max_pixels or MAX_PIXELS} (max_pixels).\n{remedy}'
   )
 
 
@@ -111,27 +122,14 @@ def read_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> bytes:
   Raises:
     UnreadableSample: the system refuses, or it cannot be a picture.
   """
-  limit = _MOST_BYTES * max_pixels + 2**20
   try:
-    about = os.stat(path)
-    # A link may lead to /dev/zero, which never ends.
-    if stat.S_ISCHR(about.st_mode) or stat.S_ISBLK(about.st_mode):
-      raise UnreadableSample(f'{path} is a device and no picture.')
-    # A pipe says that its size is 0.
-    size = about.st_size if stat.S_ISREG(about.st_mode) else limit
-    if size <= limit:
-      with open(path, 'rb') as file:
-        size = len(encoded := file.read(size + 1))
+    return read_bounded(path, _MOST_BYTES * max_pixels + 2**20)
   except OSError as error:
     raise UnreadableSample(
       f'{path} cannot be read ({error.strerror}).'
     ) from error
-  if size > limit:
-    raise UnreadableSample(
-      f'{path} has more than {limit} bytes, which no picture of {max_pixels} '
-      'pixels (max_pixels) takes.'
-    )
-  return encoded
+  except UserError as error:
+    raise UnreadableSample(str(error)) from error
 
 
 # --- Headers -----------------------------------------------------------------
@@ -249,7 +247,7 @@ def _tiff_as_stored(
   numbers = tiff_numbers(tiff)
   if (bands := numbers.get(_BANDS, (1, 0))[0]) > 4:
     raise UnreadableSample(
-      f'{where} has {bands} bands; pictures have 1, 3 or 4. Write three of '
+      f'{where} has {bands} bands; pictures have 1, 3 or 4.\nWrite three of '
       'them into a new file (gdal_translate -b 1 -b 2 -b 3 OLD NEW).'
     )
   # libtiff would multiply the colours by a band that is called opacity, and

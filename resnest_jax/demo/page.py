@@ -16,6 +16,7 @@ from resnest_jax.inference.predictor import Predictor
 from resnest_jax.weights.infer import title_of
 
 MAX_FILE_SIZE = '100mb'  # Of an upload.
+MAX_UPLOADS = 2 * 10**9  # Bytes of all; the oldest are deleted first.
 EMPTY = '<p class="empty">Drop a picture into the box, or choose one.</p>'
 # In the browser: the slider moves without a round trip to the server.
 SET_OPACITY = """(percent) => {

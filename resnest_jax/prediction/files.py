@@ -158,7 +158,7 @@ def predict_pictures(
           done.left_out[said] += 1
     # Also of an overlay: it reads its picture again, which may be gone.
     except UserError as error:
-      done.failed[source.path] = str(error)
+      done.failed[source.path] = ' '.join(str(error).splitlines())
     except OSError as error:
       done.failed[source.path] = unwritten(source.path, error)
 
@@ -202,7 +202,7 @@ def predict_video(
     progress.update(task, total=max(reader.read, 1))
     reader.check_end()
   except UserError as error:
-    done.failed[path] = str(error)
+    done.failed[path] = ' '.join(str(error).splitlines())
   except OSError as error:
     done.failed[path] = unwritten(path, error)
 

@@ -267,7 +267,10 @@ def test_pictures_that_claim_to_be_large(opened):
   huge = claiming(60_000, 60_000)
   sizes = [struct.pack('>II', *x) for x in ((6, 4), (60_000, 60_000))]
   for what, told in (
-    ({'jpeg': huge['JPEG']}, r'jpg is 60000 x 60000 pixels, .*from its origin'),
+    (
+      {'jpeg': huge['JPEG']},
+      r'jpg is 60000 x 60000 pixels, .*\n.*from its origin',
+    ),
     ({'png': PNG.replace(*sizes)}, 'png is 60000 x 60000 pixels'),
   ):
     archive = opened(ade20k_sample(**what))

@@ -283,7 +283,8 @@ def test_photographs_among_the_masks_are_no_masks(garden, call, lists):
       (words,) = re.findall('data.prepare (.*)', finding.remedy)
       call(prepare.main, *shlex.split(words))
       ((new, file),) = re.findall(r'files of (\S+) in (\S+)\.$', finding.remedy)
-      path = garden.root / file
+      split = new.rpartition('/')[2].removesuffix('_ids')
+      path = garden.root / file.replace('{split}', split)
       lines = [line.split() for line in path.read_text().splitlines()]
       path.write_text(
         ''.join(f'{x} {new}/{y.rpartition("/")[2]}\n' for x, y in lines)
@@ -320,6 +321,24 @@ def test_a_zero_that_is_rare_is_no_background(garden):
   assert garden.labels()[0][0, :4].tolist() == [255, 255, 0, 0]
 
 
+@pytest.mark.parametrize('values', [(0, 100, 200), (0, 127, 255)])
+def test_positions_where_the_classes_file_has_values(garden, values):
+  lines = zip(values, THREE.split('\n'), strict=True)
+  garden.classes('\n'.join(f'{value}: {line}' for value, line in lines))
+  (found,) = garden.found().values()
+  assert 'only values from 0 to 2: the positions' in found.what
+  garden.rewrite(found.remedy)
+  assert garden.errors() == set()
+  assert_equal(garden.labels(), list(garden.ids.values()))
+
+
+def test_nineteen_classes_need_not_be_those_of_streets(garden):
+  garden.classes('\n'.join(f'kind {k}' for k in range(19)))
+  garden.write(lambda ids: encode(ids + np.uint8(18)))
+  assert 'label_ids' not in garden.found()
+  assert garden.errors() == {'unknown_values'}
+
+
 def test_a_class_of_255_is_not_for_unknown_pixels(garden, call):
   garden.classes(BLACK_AND_WHITE)
   white = np.uint8(255)
@@ -343,6 +362,22 @@ def test_a_class_of_255_is_not_for_unknown_pixels(garden, call):
   (line,) = re.findall('"(ignore: 77)"', found.remedy)
   garden.classes(f'{BLACK_AND_WHITE}\n{line}')
   assert garden.errors() == set()
+
+
+@pytest.mark.parametrize('classes', [THREE, THREE.replace('\n', '\n# \n')])
+def test_a_value_gets_a_class(garden, classes):
+  garden.classes(classes)
+  garden.write(lambda ids: encode(np.where(ids == 2, 77, ids).astype(np.uint8)))
+  remedy = garden.found()['unknown_values'].remedy
+  with pytest.raises(UserError) as error:
+    garden.labels()
+  line = '"77: name", with a value in all lines ("0: background", ...)'
+  assert line in remedy
+  assert line in str(error.value)
+  lines = [f'{k}: {line}' for k, line in enumerate(THREE.split('\n')[:2])]
+  garden.classes('\n'.join([*lines, '77: name']))
+  assert garden.errors() == set()
+  assert garden.found() == {}
 
 
 @pytest.mark.parametrize('classes', ['background\nleaf', BLACK_AND_WHITE])
@@ -400,6 +435,38 @@ def test_a_rim_of_255_is_deliberate(garden):
   assert garden.found() == {}
 
 
+def test_values_come_before_the_conversion(garden, call):
+  garden.classes('leaf\nflower')
+  garden.write(lambda ids: few_bits(ids, 2))
+  found = garden.found()
+  assert set(found) == {'mask_depth', 'off_by_one'}
+  assert found['mask_depth'].remedy.startswith('Name their values in ')
+  garden.rewrite(found['off_by_one'].remedy)
+  garden.obey(found['mask_depth'].remedy, call)
+  assert garden.errors() == set()
+  assert_equal(garden.labels(), list(garden.ids.values()))
+
+
+@pytest.mark.parametrize('split', ['', '/{split}'])
+def test_lists_of_names_get_another_folder(garden, call, split):
+  """As those of Pascal VOC."""
+  garden.write(grey_in_colour)
+  for part in ('train', 'val'):
+    names = [x.rpartition('/') for x in garden.ids if x.startswith(part)]
+    lines = [x[2] if split else ''.join(x) for x in names]
+    (garden.root / f'{part}.txt').write_text('\n'.join(lines))
+  garden.overrides = {
+    'data.folder.lists': '{split}.txt',
+    'data.folder.images': f'images{split}',
+    'data.folder.masks': f'masks{split}',
+  }
+  found = diagnose(examine(*garden.splits()))
+  for remedy in dict.fromkeys(d.finding.remedy for d in found):
+    garden.obey(remedy, call)
+  assert garden.errors() == set()
+  assert_equal(garden.labels(), list(garden.ids.values()))
+
+
 # ---- Colours ----------------------------------------------------------------
 
 
@@ -424,7 +491,7 @@ def test_some_colours_are_of_no_class(garden, call):
     )
   )
   remedy = garden.found()['colour_masks'].remedy
-  assert '1 of the colours are no class' in remedy
+  assert remedy.startswith('1 colour is no class of ')
   assert '(9, 9, 9). Add them to it first, or add --unknown ignore' in remedy
   garden.obey(
     remedy.replace('masks_ids\n', 'masks_ids --unknown ignore\n'), call

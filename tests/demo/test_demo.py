@@ -1,5 +1,6 @@
 """Texts of the page to try a network, without a browser."""
 
+import os
 import re
 import socketserver
 import sys
@@ -80,6 +81,23 @@ def test_only_what_was_uploaded_is_read(tmp_path, monkeypatch):
   for upload in ({}, {'path': 3}, {'path': None}, [], 'a', {'path': 'a\0'}):
     with pytest.raises(UserError, match='no upload'):
       page.uploaded(upload)
+
+
+def test_the_oldest_uploads_give_way(tmp_path):
+  for number, name in enumerate(('old', 'x/middle', 'new', 'y/newest')):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(100))
+    os.utime(path, (number, number))
+
+  def kept(most):
+    serve.trim_uploads(tmp_path, most)
+    return sorted(x.name for x in tmp_path.rglob('*') if x.is_file())
+
+  assert len(kept(400)) == 4
+  assert kept(399) == ['middle', 'new', 'newest']
+  assert kept(150) == ['newest']
+  assert kept(0) == []
 
 
 def run_command(monkeypatch, *flags):

@@ -254,6 +254,10 @@ def test_predictions_that_do_not_fit(ade, tmp_path):
   ):
     with pytest.raises(UserError, match=message):
       write.write(ADE, folder, tmp_path / out, ADE_SIZES)
+  for content in ('[' * 10**5, '{"classes": 3}', '[]', 'NaN', '\xff'):
+    (ade[0] / 'classes.json').write_text(content, 'latin-1')
+    with pytest.raises(UserError, match=r'classes\.json is damaged'):
+      write.write(ADE, ade[0], tmp_path / 'x.zip', ADE_SIZES)
   with pytest.raises(UserError, match='holds no test image of cityscapes'):
     rules.read_images(CITY, ade[1])
   with pytest.raises(UserError, match='no folder and no zip'):

@@ -182,7 +182,7 @@ def test_the_limit_of_pixels_is_that_of_the_predictor(pictures):
   path = pictures[0] / 'plain.png'
   small = make_predictor(max_pixels=77 * 123 - 1)
   with pytest.raises(
-    UserError, match=r'123 x 77 pixels, more than 9470 .*raise'
+    UserError, match=r'123 x 77 pixels, more than 9470 .*\n.*raise'
   ):
     small.predict(path)
   # As the message says; its overlay reads the picture again.

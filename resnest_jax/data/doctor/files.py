@@ -10,7 +10,10 @@ from resnest_jax.findings import Finding
 from resnest_jax.labels import IGNORE
 from resnest_jax.text import listed, plural, share_of
 
-REWRITE = 'For each of them: mask = cv2.imread(path, cv2.IMREAD_UNCHANGED); '
+REWRITE = (
+  'For each of them, into a new folder: mask = cv2.imread(old, '
+  'cv2.IMREAD_UNCHANGED); '
+)
 
 
 def unreadable(s: Survey) -> Finding | None:
@@ -97,9 +100,12 @@ def mask_depth(s: Survey) -> Finding | None:
   if values.size:
     has = f' with values from {values.min()} to {values.max()}'
   kinds = sorted({o.kind or o.mask_type for o in bad})
-  remedy = f"{REWRITE}cv2.imwrite(path, mask.astype('uint8')). "
+  remedy = f"{REWRITE}cv2.imwrite(new, mask.astype('uint8')). "
   if s.conversion:
-    remedy = s.conversion.of_numbers() + ' '
+    remedy = s.conversion.of_numbers()
+    # What the file does not have palette2id refuses.
+    if s.unknown_values.size:
+      remedy = f'Name their values in {s.classes_file} first. {remedy}'
   if values.size and values.max() > IGNORE:
     remedy = (
       'Map values above 255 to classes first: masks that contain them are '
@@ -206,7 +212,7 @@ def grey_masks_in_colour(s: Survey) -> Finding | None:
     names(bad),
     s.conversion.of_numbers()
     if s.conversion
-    else f'{REWRITE}cv2.imwrite(path, mask[..., 0]).',
+    else f'{REWRITE}cv2.imwrite(new, mask[..., 0]).',
   )
 
 

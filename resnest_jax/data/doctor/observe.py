@@ -286,7 +286,7 @@ def observe(split: Any, index: int) -> Observation:
     refused=_refusal(split, index, sample),
     channels=sample.get('channels', 0),
     white=image.max().item(),
-    **_ramps(mask, split.labels.to_train_id[IGNORE] == IGNORE),
+    **_ramps(mask, values, split.labels.to_train_id[IGNORE] == IGNORE),
     edges=_edges(image, mask),
   )
 
@@ -320,11 +320,12 @@ def _values(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return values.astype(np.int64), counts
 
 
-def _ramps(mask: np.ndarray, ignored: bool) -> dict[str, Any]:
-  """Where values rise or fall in steps from one class to another."""
-  none = np.zeros(len(_values(mask)[0]), np.int64)
+def _ramps(
+  mask: np.ndarray, values: np.ndarray, ignored: bool
+) -> dict[str, Any]:
+  """Strips between a lower and a higher value; see `Observation`."""
   if mask.ndim != 2 or mask.dtype != np.uint8:
-    return {'between': none, 'ramps': none}
+    return {'between': 0 * values, 'ramps': 0 * values}
   between, ramps, jumps = np.zeros(mask.shape, bool), np.zeros(256, int), 0
   # Views, so that marks of columns land in `between` as well.
   for lines, marks in ((mask, between), (mask.T, between.T)):
@@ -350,7 +351,6 @@ def _ramps(mask: np.ndarray, ignored: bool) -> dict[str, Any]:
     jump[:-1] &= ~ramp
     ramps += np.bincount(here[ramp], minlength=256)
     jumps += int(np.count_nonzero(jump))
-  values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
   pixels = np.bincount(mask[between], minlength=256)
   return {'between': pixels[values], 'ramps': ramps[values], 'jumps': jumps}
 

@@ -213,8 +213,12 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
 
 
 def train_ids(s: Survey) -> Finding | None:
-  """Cityscapes' train ids where label ids are meant"""
+  """Cityscapes' train ids where label ids are meant, or positions of classes
+  where the classes file has other values
+  """
   classes = len(s.labels.classes)
+  if s.classes_file:
+    return _positions(s)
   # 13 of Cityscapes' 19 classes; masks of train ids have none of them.
   higher = s.class_values[s.class_values >= classes]
   few = s.values.size < max(classes / 3, 3) or 2 * higher.size < classes
@@ -233,12 +237,31 @@ def train_ids(s: Survey) -> Finding | None:
   )
 
 
+def _positions(s: Survey) -> Finding | None:
+  classes, others = len(s.labels.classes), s.values[s.values > 0]
+  # Where another value than 0 is a class, the file rather lacks some.
+  unknown = others.size and np.isin(others, s.unknown_values).all()
+  if not unknown or others.max() >= classes:
+    return None
+  lines = '\n'.join(f'  {k}: {_with_colour(s, k)}' for k in range(classes))
+  bad = s.having(others)
+  return Finding(
+    f'{share_of(bad, s.index_masks, "mask", "have")} only values from 0 to '
+    f'{others.max()}: the positions of the classes in {s.classes_file} rather '
+    f'than their values ({listed(s.class_values)}).',
+    names(bad),
+    f'If so, replace the lines of {s.classes_file} by:\n{lines}',
+  )
+
+
 def label_ids(s: Survey) -> Finding | None:
   """Cityscapes' label ids where train ids are meant"""
   ids = np.flatnonzero(CITYSCAPES.to_train_id != IGNORE)
   if len(s.labels.classes) != len(ids) or _counts_from(s) != 0:
     return None
   if s.unknown_values.size < 2 or s.unknown_values.max() > _LABEL_IDS:
+    return None
+  if s.classes_file and set(s.labels.classes) != set(CITYSCAPES.classes):
     return None
   bad = s.having(s.unknown_values)
   return Finding(
@@ -307,8 +330,8 @@ def _unstretch(s: Survey, step: int, multiples: np.ndarray) -> str:
       '(docs/own-data.md):\n' + '\n'.join(lines)
     )
   if len(multiples) == len(s.histogram):
-    return f'{REWRITE}cv2.imwrite(path, mask // {step}).'
-  return f'{REWRITE}mask[mask != {IGNORE}] //= {step}; cv2.imwrite(path, mask).'
+    return f'{REWRITE}cv2.imwrite(new, mask // {step}).'
+  return f'{REWRITE}mask[mask != {IGNORE}] //= {step}; cv2.imwrite(new, mask).'
 
 
 def unknown_values(s: Survey) -> Finding | None:
@@ -319,6 +342,7 @@ def unknown_values(s: Survey) -> Finding | None:
   pixels = sum(s.histogram[value] for value in s.unknown_values.tolist())
   share = pixels / sum(s.histogram.values())
   first = s.unknown_values[0]
+  line = s.conversion.naming(first) if s.conversion else f'"{first}: name"'
   ignored, write = '', 'N'
   # Where 255 is a class, no value means "no class" by itself.
   if s.ignores_255:
@@ -332,7 +356,7 @@ def unknown_values(s: Survey) -> Finding | None:
     names(bad),
     f'{write}ame the values in '
     f'{s.classes_file or "the classes file of your own data"} '
-    f'("{first}: name", or "ignore: {first}"; docs/own-data.md). Values that '
+    f'({line}, or "ignore: {first}"; docs/own-data.md). Values that '
     'occur only at the borders of objects come from masks that were saved as '
     'JPEG or resized with interpolation; use the originals, or resize them '
     'with cv2.INTER_NEAREST.',

@@ -162,8 +162,9 @@ class FolderSplit:
         f'{path} has {np.count_nonzero(unknown)} pixels with values that '
         f'{self.conversion.classes_file} does not have: {listed}'
         f'{" and more" if len(values) > 10 else ""}; it has '
-        f'{_ranges(known)}. Give each a class ("{values[0]}: name") or '
-        f'ignore it ("ignore: {values[0]}").'
+        f'{_ranges(known)}. Give each a class '
+        f'({self.conversion.naming(values[0])}), or ignore it ("ignore: '
+        f'{values[0]}").'
       )
     return self.labels.to_train_id[mask.pixels]
 
@@ -236,8 +237,12 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
 def _naming(root: Path, options: Any, masks: str, split: str) -> str:
   """How converted masks are used, in words."""
   if options.lists:
-    source = root / options.lists.replace('{split}', split)
-    return f'name the files of {masks}_ids in {source}'
+    named = f'name the files of {masks}_ids in {root / options.lists}'
+    folder = root / options.masks.replace('{split}', split)
+    if os.path.abspath(folder) != os.path.abspath(masks):
+      return named
+    flag = shlex.quote(f'--config.data.folder.masks={options.masks}_ids')
+    return f'{named}, or, if it has names alone, add {flag}'
   # For one split or, with {split} in the path, for all.
   folder = os.path.relpath(f'{root / options.masks}_ids', root)
   return 'add ' + shlex.quote(f'--config.data.folder.masks={folder}')

@@ -4,6 +4,7 @@ Training, the doctor and palette2id ask the same functions, so that none of them
 accepts what another refuses.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -15,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from resnest_jax.data.headers import picture_format
-from resnest_jax.data.images import png_header
+from resnest_jax.data.images import BROKEN, png_header
 from resnest_jax.data.own.classes import Classes
 from resnest_jax.labels import IGNORE
-from resnest_jax.text import listed
+from resnest_jax.text import listed, plural
 
 INDEX_MASK = '8-bit grey'
 NEEDED = 'Masks are 8-bit PNG files with one channel, the class number.'
@@ -51,7 +52,11 @@ def stored_mask(
     return Stored(pixels, picture_format(encoded) or 'unknown')
   kind, indices = f'{header.bits}-bit {header.colour}', ()
   if header.colour == 'palette':
-    with Image.open(io.BytesIO(encoded)) as picture:
+    # OpenCV has decoded it, but Pillow has limits of its own.
+    with (
+      contextlib.suppress(*BROKEN),
+      Image.open(io.BytesIO(encoded)) as picture,
+    ):
       indices = tuple(np.unique(np.asarray(picture)).tolist())
   if header.colour == 'grey' and header.bits < 8:
     pixels = few_bits(pixels, header.bits, known)
@@ -122,6 +127,17 @@ class Conversion:
       f'palette2id {shlex.join(words)}{flags}\nThen {self.then}.'
     )
 
+  def naming(self, value: int) -> str:
+    """The line of the classes file that makes a value a class."""
+    classes = self.classes
+    line = f'"{value}: name"'
+    # Lines that have no values take none among them that has one.
+    if classes.values == tuple((k,) for k in range(len(classes.values))):
+      line += (
+        f', with a value in all lines ("0: {classes.labels.classes[0]}", ...)'
+      )
+    return line
+
   def of_mask(self, mask: Stored) -> str:
     """The remedy for a mask that is no index mask."""
     if mask.kind in ('JPEG', 'WEBP'):
@@ -174,7 +190,7 @@ class Conversion:
       if labels.to_train_id[IGNORE] != IGNORE:
         ignore = ''
       remedy = (
-        f'{len(unknown)} of the colours are no class of {file}: '
+        f'{plural(len(unknown), "colour", "are")} no class of {file}: '
         f'{_named(unknown)}. Add them to it first{ignore}. {remedy}'
       )
     if fit:

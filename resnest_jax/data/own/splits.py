@@ -96,7 +96,9 @@ def find_pairs(
     trees = functools.cache(lambda: pairing.read_trees(*where))
     pairs = pairing.read_list(source, trees if there else None)
     folders = [os.path.dirname(os.path.abspath(pair.mask)) for pair in pairs]
-    masks = os.path.commonpath(folders)
+    masks = Path(os.path.commonpath(folders))
+    if masks.is_relative_to(own := os.path.abspath(of_split)):
+      masks = own
   else:
     source, pairs = images, pairing.match_pairs(*where)
   if drawn:

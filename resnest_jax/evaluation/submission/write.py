@@ -16,7 +16,12 @@ from resnest_jax.data.own.pairing import walk
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.submission import check, rules
 from resnest_jax.evaluation.submission.rules import Benchmark, ImageSize
-from resnest_jax.files import check_writable, explain_refusal, whole_file
+from resnest_jax.files import (
+  check_writable,
+  explain_refusal,
+  read_bounded,
+  whole_file,
+)
 from resnest_jax.findings import Finding
 from resnest_jax.progress import progress_bar
 from resnest_jax.text import listed
@@ -113,8 +118,8 @@ def find_predictions(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
 
 def _check_classes(benchmark: Benchmark, path: Path) -> None:
   try:
-    classes = tuple(json.loads(path.read_text('utf-8'))['classes'])
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    classes = tuple(json.loads(read_bounded(path, 2**24))['classes'])
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(f'{path} is damaged ({error}); predict again.') from error
   if classes != benchmark.labels.classes:
     raise UserError(
