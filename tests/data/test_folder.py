@@ -597,6 +597,14 @@ def names_of(pairs):
   return [pair.name for pair in pairs]
 
 
+def test_files_without_extensions_are_no_names(root):
+  (root / 'images' / 'train' / 'a.PNG').touch()  # Not a folder of pairs.
+  for kind in ('images', 'masks'):
+    shutil.copy(root / kind / 'train/b.png', root / kind / 'bare')
+  (root / 'train.txt').write_text('images/bare masks/bare')
+  assert names(split_of(root, lists='{split}.txt')) == ['images/bare']
+
+
 def test_paths_with_blanks_commas_and_backslashes(root):
   shutil.copy(root / 'images/train/b.png', root / 'my photo, 1.png')
   shutil.copy(root / 'masks/train/b.png', root / 'back\\slash.png')

@@ -366,7 +366,7 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
     where = f'{path}, line {number}'
     words = _two_paths(line, path.parent)
     pair = None
-    if trees and not (words and os.path.splitext(words[0])[1]):
+    if trees and not (words and _is_path(words[0], path.parent)):
       pair = _named(line.strip(), where, path.parent, trees())
     if not pair and not words:
       raise UserError(
@@ -396,35 +396,40 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
   return list(pairs.values())
 
 
+def _is_path(word: str, folder: Path) -> bool:
+  return bool(os.path.splitext(word)[1]) or os.path.isfile(folder / word)
+
+
 def _two_paths(line: str, folder: Path) -> list[str] | None:
   """The paths in a line, by the separator with which there are such files."""
-  found = []
+  first = None
   for separator in ('\t', None, ',', ';'):
     words = [word.strip(' "') for word in line.split(separator)]
-    if len(words) == 2 and all(words):
-      # Lists from Windows; elsewhere a backslash may be part of a name.
-      words = [
-        x if os.path.isfile(folder / x) else x.replace('\\', '/') for x in words
-      ]
-      found.append(words)
-  there = (x for x in found if all(os.path.isfile(folder / y) for y in x))
-  return next(there, found[0] if found else None)
+    if len(words) != 2 or not all(words):
+      continue
+    # From Windows; elsewhere a backslash may be part of a name.
+    words = [
+      x if os.path.isfile(folder / x) else x.replace('\\', '/') for x in words
+    ]
+    if all(os.path.isfile(folder / x) for x in words):
+      return words
+    first = first or words
+  return first
 
 
 def _named(line: str, where: str, folder: Path, trees: Trees) -> Pair | None:
   """The sample whose name, with or without an ending, or image is `line`."""
   line = line.strip('"').replace('\\', '/')
-  of_file = {os.path.normpath(x): n for n, x in trees.images.files.items()}
-  of_line = of_file.get(os.path.normpath(folder / line))
-  names = line, os.path.splitext(line)[0], of_line
-  for name in map(_name, filter(None, names)):
-    files = [tree.files.get(name) for tree in trees]
-    if all(files):
-      return Pair(name, *files)
-    if any(files):
-      lack = trees[files.index(None)]
-      raise UserError(
-        f'{where}: {name} has no file in {lack.folder}. Add it, or remove the '
-        'line.'
-      )
+  inside = os.path.relpath(folder / line, trees.images.folder)
+  for text in (line, inside):
+    for name in (_name(text), _name(os.path.splitext(text)[0])):
+      files = [tree.files.get(name) for tree in trees]
+      if all(files):
+        return Pair(name, *files)
+      if any(files):
+        lack = trees[files.index(None)]
+        raise UserError(
+          f'{where}: {name} has no file in {lack.folder}. Add it, or remove '
+          'the line.'
+        )
   return None

@@ -26,7 +26,7 @@ from PIL import Image
 from resnest_jax.data.images import decode_image, png_header
 from resnest_jax.data.own.classes import Classes, read_classes
 from resnest_jax.data.own.masks import few_bits
-from resnest_jax.data.own.pairing import walk
+from resnest_jax.data.own.pairing import endings, walk
 from resnest_jax.errors import UserError
 from resnest_jax.files import check_new, explain_refusal, whole_folder
 from resnest_jax.labels import IGNORE
@@ -289,18 +289,19 @@ def _targets(masks: Path, out: Path, suffix: str) -> dict[Path, Path]:
   if out.resolve().is_relative_to(masks.resolve()):
     raise UserError(f'--out {out} lies in --masks {masks}; give another.')
   targets: dict[Path, Path] = {}
-  end = suffix.lower()
+  others, end = [], suffix.lower()
   for path in walk(masks):
     name = path.name.lower()
     if not name.endswith(end) and not path.stem.lower().endswith(end):
       continue
     # An error rather than a skip: the user would miss these masks later.
-    if path.suffix.lower() in ('.jpg', '.jpeg'):
+    if path.suffix.lower() in ('.jpg', '.jpeg', '.jpe', '.jfif'):
       raise UserError(
         f'{path} is a JPEG, which changes the colours of masks. Export the '
         'masks as PNG.'
       )
     if path.suffix.lower() not in SUFFIXES:
+      others.append(path)
       continue
     target = path.relative_to(masks).with_suffix('.png')
     if target in targets:
@@ -314,4 +315,6 @@ def _targets(masks: Path, out: Path, suffix: str) -> dict[Path, Path]:
       f'there are no masks in {masks}; accepted are {", ".join(SUFFIXES)}'
       f'{f" whose names end in {suffix}" if suffix else ""}.'
     )
+  if others:
+    print(f'left out of {masks}: {endings(others)}')
   return targets

@@ -71,29 +71,28 @@ def find_pairs(
   names = (data_config.train_split, data_config.eval_split)
   for name in (split, *names):
     _check_name(name)
-  drawn = '{split}' not in options.lists
   if options.lists:
-    source, of_split = (
+    images, of_split = (
       _of_split(root, path, split) for path in (options.images, options.masks)
     )
-    masks = of_split
+    masks, drawn = of_split, '{split}' not in options.lists
   else:
-    source, of_split, masks, drawn = _folders(root, options, split, names)
+    images, of_split, masks, drawn = _folders(root, options, split, names)
 
   def how(ending: str) -> str:
-    among = source.is_relative_to(masks)
+    among = images.is_relative_to(masks)
     return convert(str(masks), ending if among else '')
 
   where = (
-    source,
+    images,
     of_split,
     Affixes(options.image_prefix, options.image_suffix),
     Affixes(options.mask_prefix, options.mask_suffix),
     how,
   )
   if options.lists:
-    there = os.path.isdir(source) and os.path.isdir(of_split)
     source = root / options.lists.replace('{split}', split)
+    there = os.path.isdir(images) and os.path.isdir(of_split)
     trees = functools.cache(lambda: pairing.read_trees(*where))
     pairs = pairing.read_list(source, trees if there else None)
     folders = [os.path.dirname(os.path.abspath(pair.mask)) for pair in pairs]
@@ -101,7 +100,7 @@ def find_pairs(
     if masks.is_relative_to(own := os.path.abspath(of_split)):
       masks = own
   else:
-    pairs = pairing.match_pairs(*where)
+    source, pairs = images, pairing.match_pairs(*where)
   if drawn:
     total = len(pairs)
     pairs = draw_split(
