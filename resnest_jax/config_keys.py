@@ -122,6 +122,8 @@ KEYS = {
   'data.folder.masks': Key(),
   'data.folder.image_suffix': Key(),
   'data.folder.mask_suffix': Key(),
+  'data.folder.image_prefix': Key(),
+  'data.folder.mask_prefix': Key(),
   'data.folder.lists': Key(),
   'data.folder.eval_fraction': Key(BETWEEN_0_AND_1),
   'data.folder.split_seed': Key(at_least(0)),

@@ -4,6 +4,7 @@ They are written under a hidden name next to their own. What a killed process
 leaves there is removed by the next one that writes into the same folder.
 """
 
+import codecs
 import contextlib
 import itertools
 import json
@@ -27,6 +28,7 @@ _TEMPORARY = re.compile(
   r'\.resnest-jax-(\w{8})-(\d{1,9})-\d+(\..*)?', re.DOTALL
 )
 _LONG = 7 * 24 * 60 * 60  # Seconds; no file is written for so long.
+_MOST_TEXT = 2**28  # Bytes of a list or a classes file.
 _numbers = itertools.count()
 _cleaned: set[str] = set()
 _cleaning = threading.Lock()
@@ -188,6 +190,23 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
   write_text(path, json.dumps(content, indent=2) + '\n')
+
+
+def read_text(path: Path) -> str:
+  """A user's text in UTF-8, or in UTF-16 as Windows marks it.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is no such text.
+  """
+  if path.exists() and not path.is_file():
+    raise OSError('it is no file')
+  content = read_bounded(path, _MOST_TEXT)
+  marked = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+  text = content.decode('utf-16' if marked else 'utf-8-sig')
+  if '\0' in text:
+    raise ValueError('it has bytes that are no text')
+  return text
 
 
 def inside(folder: Path, name: str | Path) -> Path:

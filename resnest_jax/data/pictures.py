@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from resnest_jax.data import headers
 from resnest_jax.data.images import (
   BROKEN,
   MAX_PIXELS,
@@ -25,6 +26,8 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   # Upright by its EXIF data, the upper 8 of 16 bits, no transparency.
   image = decode_image(encoded, cv2.IMREAD_COLOR_RGB, path, max_pixels)
   if image is None:
+    if headers.has_fractions(encoded):
+      raise UnreadableSample(f'{path} {headers.FRACTIONS}')
     raise UnreadableSample(
       f'{path} cannot be read as a picture: it is damaged, truncated, '
       'of another depth or not an image; '

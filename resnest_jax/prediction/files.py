@@ -1,5 +1,6 @@
 """Predicts files and writes the results: the body of predict.py."""
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -11,6 +12,7 @@ from typing import Any
 import rich.progress
 
 from resnest_jax import drawing, runtime
+from resnest_jax.data import headers
 from resnest_jax.errors import UserError
 from resnest_jax.files import check_writable, explain_refusal, write_json
 from resnest_jax.inference.predictor import (
@@ -45,6 +47,10 @@ class Done:
   frames: dict[Path, int] = dataclasses.field(default_factory=dict)
   # Reason for each source that is not done, or only partly.
   failed: dict[Path, str] = dataclasses.field(default_factory=dict)
+  # Pictures by what is said of their channels, such as a fourth one.
+  left_out: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
   seconds: float = 0.0  # With compilation.
 
 
@@ -145,6 +151,11 @@ def predict_pictures(
         picture = drawn(prediction, kind, opacity, legend)
         drawing.write_image(out / file, picture)
       done.files[source.path] = files
+      # The file may be gone by now.
+      with contextlib.suppress(OSError):
+        number = headers.channels(source.path.read_bytes())
+        if said := headers.left_out(number):
+          done.left_out[said] += 1
     # Also of an overlay: it reads its picture again, which may be gone.
     except UserError as error:
       done.failed[source.path] = ' '.join(str(error).splitlines())
@@ -205,9 +216,13 @@ def summary(done: Done, out: Path) -> str:
     parts.append(f'{plural(videos, "video")} of {plural(frames, "frame")}')
     parts[-1] += ' in all' * (videos != 1)
   rate = (pictures + frames) / done.seconds
+  said = ''.join(
+    f'\n{plural(number, "picture", "have")} {what}'
+    for what, number in sorted(done.left_out.items())
+  )
   return (
     f'{" and ".join(parts)} predicted in {done.seconds:.1f} s ({rate:.3g} '
-    f'images/s, compiling included), written to {out}'
+    f'images/s, compiling included), written to {out}{said}'
   )
 
 

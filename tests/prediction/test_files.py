@@ -105,6 +105,7 @@ def test_predicts_pictures_of_all_kinds(written_run, pictures, predicted):
   }
   said = ' '.join(process.stdout.split())
   assert '9 pictures and 1 video of 6 frames predicted in' in said
+  assert '1 picture has 4 channels, of which the first 3 are used' in said
   assert said.count('compiling for images of up to ') == 1
 
   model, variables, _ = load_checkpoint(written_run)
