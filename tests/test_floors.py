@@ -6,8 +6,8 @@ import graphlib
 PACKAGE = 'resnest_jax'
 # docs/architecture.md draws them. Commands and public names see all floors.
 FLOORS = (
-  'errors labels findings files text threads flags shipped overrides '
-  'config_keys jax_private',
+  'errors labels findings files text lettering threads flags shipped '
+  'overrides config_keys jax_private',
   'config runtime distributed drawing models',
   'sharding progress losses',
   'data checkpoints',
