@@ -47,7 +47,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
   with whole_file(path) as temporary:
-    temporary.write_text(text, 'utf-8')
+    # A name that is not UTF-8 has characters that no file can have.
+    temporary.write_text(text, 'utf-8', 'backslashreplace')
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -17,10 +17,11 @@ from http.client import HTTPException
 from pathlib import Path
 
 import rich.progress
-from rich.console import Console
+from rich.markup import escape
 
 from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
+from resnest_jax.progress import console
 from resnest_jax.weights.files import TORCH_SUFFIXES, check_torch, sha256
 from resnest_jax.weights.published import PUBLISHED, Published, known_file
 
@@ -176,7 +177,10 @@ def _download(url: str, path: Path, digits: str) -> None:
       # 0 where the server does not say: then the checksum alone decides.
       length = int(response.headers.get('Content-Length') or 0)
       with rich.progress.wrap_file(
-        response, length, description=path.name, console=Console(stderr=True)
+        response,
+        length,
+        description=escape(path.name),
+        console=console(stderr=True),
       ) as reader:
         shutil.copyfileobj(reader, file, BLOCK)
       done = file.tell()

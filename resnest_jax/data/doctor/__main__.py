@@ -13,8 +13,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import rich.console
-
 from resnest_jax import errors
 from resnest_jax.config import parse_flags
 from resnest_jax.data.datasets import open_data
@@ -22,7 +20,7 @@ from resnest_jax.data.doctor import report
 from resnest_jax.data.doctor.examine import COMMAND, examine
 from resnest_jax.data.doctor.rules import ERROR, diagnose
 from resnest_jax.errors import UserError
-from resnest_jax.progress import progress_bar
+from resnest_jax.progress import console, progress_bar
 
 
 def main() -> None:
@@ -70,9 +68,8 @@ def main() -> None:
   found = diagnose(surveys)
 
   # Findings come last, so that a long table does not scroll them away.
-  console = rich.console.Console()
   if any(s.index_masks for s in surveys):
-    console.print(report.class_table(surveys))
+    console().print(report.class_table(surveys))
   for line in (note for s in surveys for note in report.notes(s)):
     print(line)
   for paragraph in report.paragraphs(found):
