@@ -10,6 +10,8 @@ whole once; the checksums tell whether it still is.
 
 import contextlib
 import json
+import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,10 @@ from resnest_jax.errors import DamagedCheckpoint, UserError, writing
 from resnest_jax.models.stacking import stack, stacked, unstack
 from resnest_jax.sharding import replicate
 
+# Orbax takes these for a pattern, and its C++ for a separator, the end of an
+# address or no text at all.
+_SPECIAL = re.compile(r'[*?\[\\:\x00-\x1f\ud800-\udfff]')
+
 
 def steps_in(folder: Path) -> list[int]:
   """The steps of the whole checkpoints in a folder, in order."""
@@ -39,7 +45,10 @@ def steps_in(folder: Path) -> list[int]:
 
 
 class Checkpoints(ocp.CheckpointManager):
-  """The checkpoints in a folder; `scores` has the mIoU of evaluated steps."""
+  """The checkpoints in `folder`; `scores` has the mIoU of evaluated steps.
+
+  Orbax's own `directory` is another name of it where it has special characters.
+  """
 
   # Scores lie in `about`, under its checksum. With Orbax's own metrics one
   # damaged file of theirs would keep the whole folder from being opened.
@@ -51,6 +60,7 @@ class Checkpoints(ocp.CheckpointManager):
     """
     self.scores: dict[int, float] = {}
     self._told = False  # A refused write was raised already.
+    self.folder, self._links = folder, contextlib.ExitStack()
     for step in steps_in(folder):
       with contextlib.suppress(DamagedCheckpoint):
         if metrics := read_about(folder / str(step))['metrics']:
@@ -58,7 +68,7 @@ class Checkpoints(ocp.CheckpointManager):
     kept = [policies.LatestN(keep), _Best(self.scores)]
     with writing(folder):
       super().__init__(
-        folder,
+        self._plain_name(create=not read_only),
         options=ocp.CheckpointManagerOptions(
           preservation_policy=policies.AnyPreservationPolicy(kept),
           create=not read_only,
@@ -72,10 +82,27 @@ class Checkpoints(ocp.CheckpointManager):
         },
       )
 
+  def _plain_name(self, create: bool) -> Path:
+    """The folder, or a link to it where its path has special characters."""
+    if not _SPECIAL.search(str(self.folder)):
+      return self.folder
+    if _SPECIAL.search(tempfile.gettempdir()):
+      raise UserError(
+        f'checkpoints need a plain name, and neither {self.folder} nor the '
+        f'folder of temporary files ({tempfile.gettempdir()}) has one: give a '
+        '--workdir without [ ] * ? : and backslashes, or set TMPDIR.'
+      )
+    if create:
+      self.folder.mkdir(parents=True, exist_ok=True)
+    place = tempfile.TemporaryDirectory(prefix='resnest_jax_')
+    link = Path(self._links.enter_context(place), self.folder.name)
+    link.symlink_to(self.folder)
+    return link
+
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
     try:
-      with writing(self.directory):
+      with writing(self.folder):
         yield
     except UserError:
       self._told = True
@@ -89,7 +116,7 @@ class Checkpoints(ocp.CheckpointManager):
   def close(self) -> None:
     """Waits as `finish` does, and closes; raises no refusal a second time."""
     try:
-      with writing(self.directory):
+      with writing(self.folder), self._links:
         super().close()
     except UserError:
       if not self._told:
@@ -219,7 +246,7 @@ def find_step(manager: Checkpoints, which: str | int) -> int:
   steps = sorted(manager.all_steps())
   if not steps:
     raise UserError(
-      f'there is no checkpoint in {manager.directory}; train first, with the '
+      f'there is no checkpoint in {manager.folder}; train first, with the '
       'same --config and --workdir.'
     )
   if which == 'latest':
@@ -228,7 +255,7 @@ def find_step(manager: Checkpoints, which: str | int) -> int:
     best = best_step(manager.scores, steps)
     if best is None:
       raise UserError(
-        f'no checkpoint in {manager.directory} was evaluated in training; '
+        f'no checkpoint in {manager.folder} was evaluated in training; '
         f'choose one by its step: {", ".join(map(str, steps))}.'
       )
     return best

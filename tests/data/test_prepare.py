@@ -150,6 +150,15 @@ def test_prepared_data_is_never_replaced(
   assert snapshot(data_dir / 'ade20k') == before
 
 
+def test_folder_whose_name_is_a_pattern(mini_archive, tmp_path, capsys):
+  # Twice: tfds looked for the finished data by that pattern.
+  data_dir = tmp_path / '[a] b*'
+  for told in ('', 'Already prepared'):
+    prepare(MINI, data_dir, mini_archive)
+    assert told in capsys.readouterr().out
+  assert len(open_split('ade20k_mini', data_dir, 'train')) == 24
+
+
 def test_strange_folder_is_left_alone(mini_archive, tmp_path):
   folder = tmp_path / 'ade20k' / 'mini' / '1.0.0'
   folder.mkdir(parents=True)
