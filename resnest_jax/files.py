@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,30 @@ def whole_folder(path: Path) -> Iterator[Path]:
     temporary.rename(path)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+# Libraries take these for a pattern, the end of an address or, in C++, for a
+# separator and no text at all.
+_SPECIAL = re.compile(r'[*?\[\\:\x00-\x1f\ud800-\udfff]')
+
+
+@contextlib.contextmanager
+def plain_name(path: Path) -> Iterator[Path]:
+  """Yields a path that every library understands: `path`, or a link to it."""
+  path = path.absolute()
+  if not _SPECIAL.search(str(path)):
+    yield path
+    return
+  if _SPECIAL.search(tempfile.gettempdir()):
+    raise UserError(
+      f'{path} has characters that the library for it does not understand, and '
+      f'so has the folder of temporary files, {tempfile.gettempdir()}. Set '
+      'TMPDIR to a folder of a plain name.'
+    )
+  with tempfile.TemporaryDirectory(prefix='resnest_jax_') as folder:
+    link = Path(folder, f'link{_SPECIAL.sub("", path.suffix)}')
+    link.symlink_to(path)
+    yield link
 
 
 def write_text(path: Path, text: str) -> None:

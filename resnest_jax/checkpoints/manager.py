@@ -10,8 +10,6 @@ whole once; the checksums tell whether it still is.
 
 import contextlib
 import json
-import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +28,9 @@ from resnest_jax.checkpoints.integrity import (
 )
 from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.errors import DamagedCheckpoint, UserError, writing
+from resnest_jax.files import plain_name
 from resnest_jax.models.stacking import stack, stacked, unstack
 from resnest_jax.sharding import replicate
-
-# Orbax takes these for a pattern, and its C++ for a separator, the end of an
-# address or no text at all.
-_SPECIAL = re.compile(r'[*?\[\\:\x00-\x1f\ud800-\udfff]')
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -67,8 +62,10 @@ class Checkpoints(ocp.CheckpointManager):
           self.scores[step] = metrics['mIoU']
     kept = [policies.LatestN(keep), _Best(self.scores)]
     with writing(folder):
+      if not read_only:
+        folder.mkdir(parents=True, exist_ok=True)
       super().__init__(
-        self._plain_name(create=not read_only),
+        self._links.enter_context(plain_name(folder)),
         options=ocp.CheckpointManagerOptions(
           preservation_policy=policies.AnyPreservationPolicy(kept),
           create=not read_only,
@@ -81,23 +78,6 @@ class Checkpoints(ocp.CheckpointManager):
           'about': ocp.JsonCheckpointHandler(),
         },
       )
-
-  def _plain_name(self, create: bool) -> Path:
-    """The folder, or a link to it where its path has special characters."""
-    if not _SPECIAL.search(str(self.folder)):
-      return self.folder
-    if _SPECIAL.search(tempfile.gettempdir()):
-      raise UserError(
-        f'checkpoints need a plain name, and neither {self.folder} nor the '
-        f'folder of temporary files ({tempfile.gettempdir()}) has one: give a '
-        '--workdir without [ ] * ? : and backslashes, or set TMPDIR.'
-      )
-    if create:
-      self.folder.mkdir(parents=True, exist_ok=True)
-    place = tempfile.TemporaryDirectory(prefix='resnest_jax_')
-    link = Path(self._links.enter_context(place), self.folder.name)
-    link.symlink_to(self.folder)
-    return link
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:

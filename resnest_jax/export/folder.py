@@ -19,7 +19,7 @@ from resnest_jax.export.checks import (
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.export.program import make_program
 from resnest_jax.export.promise import written_now
-from resnest_jax.files import check_new, whole_folder, write_json
+from resnest_jax.files import check_new, whole_folder, write_json, write_text
 from resnest_jax.inference.predictor import CROP_SIZES, IMAGE_SCALES
 from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import IGNORE, LabelSet
@@ -246,4 +246,4 @@ def write_description(
   """Writes the description and the model card."""
   described = dict(about) | {'exports': [each.entry() for each in exports]}
   write_json(folder / ABOUT, described)
-  (folder / CARD).write_text(model_card(about, exports), 'utf-8')
+  write_text(folder / CARD, model_card(about, exports))

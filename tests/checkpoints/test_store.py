@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -82,18 +81,6 @@ def test_folders_of_any_name(tmp_path, name):
     with pytest.raises(UserError, match='no checkpoint 8'):
       store.find_step(manager, 8)
   assert [x.name for x in (workdir / 'checkpoints').iterdir()] == ['7']
-
-
-def test_no_plain_name_at_all(tmp_path, monkeypatch):
-  odd = tmp_path / '[tmp]'
-  odd.mkdir()
-  monkeypatch.setattr(tempfile, 'tempdir', str(odd))
-  with pytest.raises(UserError, match='set TMPDIR'):
-    store.open_checkpoints(odd / 'run')
-  assert not list(odd.iterdir())
-  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
-  store.open_checkpoints(odd / 'run').close()
-  assert [x.name for x in tmp_path.iterdir()] == ['[tmp]']
 
 
 @pytest.mark.parametrize('count', [1, 4])

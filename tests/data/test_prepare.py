@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import os
 import re
 import shutil
 import signal
@@ -157,6 +158,20 @@ def test_folder_whose_name_is_a_pattern(mini_archive, tmp_path, capsys):
     prepare(MINI, data_dir, mini_archive)
     assert told in capsys.readouterr().out
   assert len(open_split('ade20k_mini', data_dir, 'train')) == 24
+
+
+def test_folder_whose_name_is_not_utf8(mini_archive, tmp_path):
+  odd = tmp_path / os.fsdecode(b'stra\xdfe')
+  with pytest.raises(UserError, match='is not UTF-8'):
+    prepare(MINI, odd, mini_archive)
+  assert not odd.exists()
+  with pytest.raises(UserError, match='is not UTF-8'):
+    open_split('ade20k_mini', odd, 'train')
+  # The remedy.
+  prepare(MINI, tmp_path / 'named', mini_archive)
+  (tmp_path / 'named').rename(odd)
+  odd.rename(tmp_path / 'stra\u00dfe')
+  assert len(open_split('ade20k_mini', tmp_path / 'stra\u00dfe', 'train')) == 24
 
 
 def test_strange_folder_is_left_alone(mini_archive, tmp_path):
