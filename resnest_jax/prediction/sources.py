@@ -2,7 +2,6 @@
 
 import dataclasses
 import glob
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -53,10 +52,12 @@ def find_sources(
       sources.append(Source(path))
       continue
     elif glob.has_magic(str(path)):
-      fixed = itertools.takewhile(lambda x: not glob.has_magic(x), path.parts)
+      # Nor are folders that exist, such as '[project]'.
+      base = next(x for x in path.parents if x.is_dir())
+      pattern = str(path.relative_to(base))
+      matched = glob.glob(pattern, root_dir=base, recursive=True)
       # A set: '**' may match a file in several ways.
-      there = sorted(set(map(Path, glob.glob(str(path), recursive=True))))
-      base = Path(*fixed)
+      there = sorted({base / x for x in matched})
     else:
       raise UserError(f'there is no file, folder or pattern {one}.')
     # Results of an earlier run are no sources, unless `out` itself is given.
