@@ -6,10 +6,13 @@ import re
 import shutil
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from evaluation.drawn import write_video
 from small import small_flags
+
+from resnest_jax import runtime
 
 # Bytes that are no text, two forms of one accent, a pattern, a line break, a
 # number to be filled in, an address, a percent code, HTML, all 255 bytes.
@@ -111,3 +114,21 @@ def test_a_run_with_such_names_everywhere(run_script, tmp_path):
   assert re.search(r'stra\\udcdfe.*&lt;i&gt;&amp;lt;', page, re.S)
   told = run('export.py', '--weights', workdir, '--out', data / 'ex')
   assert 'agree with the checkpoint' in told
+
+
+@pytest.mark.parametrize(
+  ('name', 'is_cached'), [(b'[c] \\ *', True), (b'stra\xdfe', False)]
+)
+def test_programs_are_cached_where_xla_can_write(
+  tmp_path, monkeypatch, name, is_cached
+):
+  before = jax.config.jax_compilation_cache_dir
+  folder = tmp_path / os.fsdecode(name)
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(folder))
+  try:
+    assert runtime.enable_compile_cache() == folder
+    assert jax.jit(lambda x: x * 3 + len(name))(2) == 6 + len(name)
+    used = jax.config.jax_compilation_cache_dir
+    assert used == (str(folder) if is_cached else None)
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
