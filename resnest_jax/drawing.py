@@ -15,6 +15,7 @@ import numpy as np
 
 from resnest_jax import lettering
 from resnest_jax.errors import UserError
+from resnest_jax.files import whole_file
 from resnest_jax.labels import IGNORE
 
 _INK, _PAPER = (38, 38, 38), (255, 255, 255)
@@ -229,10 +230,15 @@ def contact_sheet(
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-  """Writes (H, W, 3) RGB or (H, W) grey in the format of the name's ending."""
+  """Writes (H, W, 3) RGB or (H, W) grey in the format of the name's ending.
+
+  The file appears whole or not at all.
+  """
   # Not `cv2.imwrite`: names that are not UTF-8 end the process there, and a
-  # full disk is only False.
-  path.write_bytes(encoded(path.suffix, image))
+  # refusal of the system is only False.
+  content = encoded(path.suffix, image)
+  with whole_file(path) as temporary:
+    temporary.write_bytes(content)
 
 
 def encoded(ending: str, image: np.ndarray, *options: int) -> bytes:

@@ -110,6 +110,8 @@ def test_written_image_is_rgb(tmp_path):
   drawing.write_image(tmp_path / 'a.png', PALETTE[None])
   read = cv2.imread(str(tmp_path / 'a.png'), cv2.IMREAD_COLOR)
   np.testing.assert_array_equal(read[..., ::-1], PALETTE[None])
+  with pytest.raises(FileExistsError, match=r'a\.png'):  # It is no folder.
+    drawing.write_image(tmp_path / 'a.png' / 'b.png', PALETTE[None])
   # Python opens the file: OpenCV ends the process at names without UTF-8.
   for name in (b'stra\xdfe.png', 'e\u0301 [x] %.JPG'.encode(), b'\\ \n.tiff'):
     path = tmp_path / os.fsdecode(name)
