@@ -5,10 +5,23 @@ import re
 
 import numpy as np
 import rich.table
-from made_up_names import NAMES
 
 from resnest_jax import progress
 from resnest_jax.data.sampling import share_table
+
+# They mean something to some sink: markup, emoji, HTML, a formula.
+NAMES = [
+  '[void]',
+  'sky [blue]',
+  'a[/b]',
+  'road [/red]',
+  ':car:',
+  '{task.total}',
+  'x\\',
+  '<b>&amp;',
+  '$a_1$',
+  '\u80cc\u666f',
+]
 
 
 def printed(*contents):
