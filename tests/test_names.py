@@ -13,6 +13,7 @@ from evaluation.drawn import write_video
 from small import small_flags
 
 from resnest_jax import runtime
+from resnest_jax.errors import UserError
 
 # Bytes that are no text, two forms of one accent, a pattern, a line break, a
 # number to be filled in, an address, a percent code, HTML, all 255 bytes.
@@ -55,16 +56,17 @@ def test_predicts_files_of_any_name(written_run, call_script, tmp_path):
   )
   shutil.copytree(written_run, workdir)
   pictures = write_pictures(tmp_path / os.fsdecode(b'[in] \xdf'))
-  # Names of the longest kind leave no room for `_color`.
-  (pictures / f'{os.fsdecode(STEMS[-1])}.png').unlink()
   clips.mkdir()
   plain = write_video(tmp_path / 'plain.avi', 4, 12.5, size=(64, 48))
   for name in as_names(STEMS[0], *STEMS[4:9]):
     shutil.copy(plain, clips / f'{name} clip.avi')
   flags = ('--weights', workdir, '--out', out, '--legend')
-  call_script('predict.py', *flags, pictures, clips)
+  # A name of the longest kind leaves no room for `_color`.
+  with pytest.raises(UserError, match=r'1 of 17 .*\n.*File name too long'):
+    call_script('predict.py', *flags, pictures, clips)
   record = json.loads((out / 'predictions.json').read_text())
-  assert record['failed'] == []
+  (failed,) = record['failed']
+  assert os.fsencode(failed['source']).endswith(STEMS[-1] + b'.png')
   assert len(record['predictions']) == 10 + 6
   for entry in record['predictions']:
     assert os.path.isfile(entry['source'])
