@@ -9,7 +9,7 @@ FLOORS = (
   'errors labels findings files text lettering threads flags shipped '
   'overrides config_keys jax_private',
   'config runtime distributed drawing models',
-  'sharding progress losses',
+  'sharding progress downloads losses',
   'data checkpoints',
   'weights data.doctor',
   'inference',

@@ -183,7 +183,7 @@ def prepare(
     builder = make()
     if _is_there(builder, 'fingerprint', fingerprint, archive):
       return builder
-    _remove_unfinished(builder, data_dir)
+    _remove_unfinished(builder)
     _check_disk_space(config, data_dir, size)
     with progress_bar('checking and writing') as on_progress:
       # A new builder: it takes archive and progress only when it is made.
@@ -191,8 +191,7 @@ def prepare(
       try:
         _write_records(builder, data_dir)
       except Exception:
-        # tfds does not resume downloads, so a part of one is of no use.
-        _remove_unfinished(builder, data_dir)
+        _remove_unfinished(builder)
         raise
     downloads = data_dir / 'downloads'
     for folder in (downloads / 'extracted', downloads):
@@ -255,13 +254,9 @@ def _is_there(
   return True
 
 
-def _remove_unfinished(builder: ArchiveBuilder, data_dir: Path) -> None:
+def _remove_unfinished(builder: ArchiveBuilder) -> None:
   # Only with the lock held: another process may be writing there.
   for path in Path(builder.data_path).parent.glob('incomplete.*'):
-    remove(path)
-  # As tfds names them: others are the user's.
-  digits = '[0-9a-f]' * 32
-  for path in list((data_dir / 'downloads').rglob(f'*.tmp.{digits}')):
     remove(path)
 
 
