@@ -25,6 +25,7 @@ from typing import Any
 
 from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser, add_source_flags
+from resnest_jax.text import without_secrets
 
 # Of padded sizes; coarser than in predict.py, as visitors wait for compiling.
 BUCKET = 256
@@ -52,6 +53,8 @@ def main() -> None:
   predictor = from_checkpoint(
     flags.weights, checkpoint=flags.checkpoint, batch_size=1, bucket=BUCKET
   )
+  for note in predictor.about['weights'].get('notes', ()):
+    print(f'note: {note}', flush=True)
   examples = [source.path for source in sources if not source.is_video]
   with tempfile.TemporaryDirectory(prefix='resnest_jax_demo_') as uploads:
     # Gradio reads these when it is imported, which `serve` does.
@@ -75,7 +78,9 @@ def serve(
   # Before the page opens, so that the first visitor does not wait.
   print('compiling the network (a minute or more at full size)', flush=True)
   predictor.predict(np.zeros((*FIRST_SIZE, 3), np.uint8))
-  blocks = page.make_page(predictor, Path(flags.weights).name, examples)
+  blocks = page.make_page(
+    predictor, Path(without_secrets(flags.weights)).name, examples
+  )
   try:
     _, local, public = blocks.queue().launch(
       server_name=flags.host,

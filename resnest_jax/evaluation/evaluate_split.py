@@ -19,6 +19,7 @@ from resnest_jax import drawing, runtime
 from resnest_jax.checkpoints.store import check_classes, checkpoint_dir
 from resnest_jax.config import fit_num_classes, flatten
 from resnest_jax.data.datasets import open_data
+from resnest_jax.data.preprocess import Normalization
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import metrics
@@ -30,7 +31,7 @@ from resnest_jax.evaluation.report import images as report_images
 from resnest_jax.evaluation.report import page
 from resnest_jax.files import write_json
 from resnest_jax.inference.protocols import make_protocol
-from resnest_jax.text import listed, percent
+from resnest_jax.text import listed, percent, without_secrets
 from resnest_jax.weights.infer import title_of
 from resnest_jax.weights.pretrained import load_segmentor
 
@@ -65,9 +66,10 @@ def evaluate_split(
   split = open_data(config.data, split_name)
   fit_num_classes(config, len(split.labels.classes))
   protocol = make_protocol(config)
-  model, variables, found = load_network(
+  model, variables, found, normalization = load_network(
     config, workdir, weights, checkpoint, split.labels.classes, console
   )
+  protocol = dataclasses.replace(protocol, normalization=normalization)
   result = {
     'config': config.name,
     **found,
@@ -120,8 +122,8 @@ def load_network(
   checkpoint: str,
   classes: Sequence[str],
   console: rich.console.Console,
-) -> tuple[Any, Any, dict[str, Any]]:
-  """The `Segmentor`, its variables, and their origin for metrics.json."""
+) -> tuple[Any, Any, dict[str, Any], Normalization]:
+  """The `Segmentor`, its variables, their origin for metrics.json, and more."""
   # For a run, so that a flag that does not fit the checkpoint is an error.
   model, variables, loaded = load_segmentor(
     weights or workdir,
@@ -145,13 +147,15 @@ def load_network(
   else:
     about = (
       f'{theirs["head"]} on {title_of(theirs)}, dilation rule '
-      f'{theirs["dilation_rule"]}, from {weights}'
+      f'{theirs["dilation_rule"]}, from {without_secrets(weights)}'
     )
     known = ('file', 'sha256', 'step')
-    found = {'checkpoint': weights}
+    found = {'checkpoint': without_secrets(weights)}
     found |= {key: provenance[key] for key in known if key in provenance}
   console.print(about, highlight=False)
-  return model, variables, found | {'model': theirs}
+  for note in loaded.notes():
+    console.print(note, highlight=False, markup=False)
+  return model, variables, found | {'model': theirs}, loaded.normalized()
 
 
 def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:

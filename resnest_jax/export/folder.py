@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from resnest_jax.data.own.classes import label_set
+from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError, writing
 from resnest_jax.export.card import Export, model_card
 from resnest_jax.export.checks import (
@@ -52,6 +53,7 @@ class Model(NamedTuple):
   model: nn.Module
   variables: Mapping[str, Any]
   labels: LabelSet
+  normalization: Normalization
 
 
 def export_model(
@@ -97,6 +99,8 @@ def export_model(
   _, _, weights = load_segmentor(source, checkpoint)
   if 'step' in weights.provenance:
     say(f'checkpoint {weights.provenance["step"]} of {source}')
+  for note in weights.notes():
+    say(note)
   net = as_exported(source, weights)
   about = _about(weights, net.labels)
   sizes = list(dict.fromkeys(sizes)) or [_default_size(weights)]
@@ -173,7 +177,7 @@ def as_exported(source: str | Path, weights: Weights) -> Model:
       f'for none, so at most {IGNORE} can be exported.'
     )
   labels = label_set(number, weights.classes, weights.palette)
-  return Model(*weights.create('float32'), labels)
+  return Model(*weights.create('float32'), labels, weights.normalized())
 
 
 def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
@@ -198,7 +202,12 @@ def write_program(
 
   `net` is from `as_exported`, `size` is (height, width) in pixels.
   """
-  program = make_program(*net[:2], size, probabilities=probabilities)
+  program = make_program(
+    *net[:2],
+    size,
+    probabilities=probabilities,
+    normalization=net.normalization,
+  )
   written = None
   # Not Winograd's, our choice on a CPU: what runs a file chooses its own.
   with implementations.use(wide='convolution'):

@@ -393,7 +393,9 @@ def from_checkpoint(
     model,
     variables,
     label_set(number, weights.classes, weights.palette),
-    dataclasses.replace(chosen, bucket=bucket),
+    dataclasses.replace(
+      chosen, bucket=bucket, normalization=weights.normalized()
+    ),
     batch_size=batch_size,
     about={'weights': weights.provenance, 'model': config},
   )

@@ -11,6 +11,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from resnest_jax.config_keys import PROTOCOLS
+from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.inference.label_maps import resized_view
 from resnest_jax.inference.multiscale import make_multiscale
@@ -32,6 +33,7 @@ class Protocol:
     flip: `ms_flip_*`: whether each scale is also shown mirrored.
     bucket: padded heights and widths are multiples of this many pixels (at
       scale 1). Results depend on it only by rounding.
+    normalization: of the weights.
   """
 
   name: str = 'whole'
@@ -41,6 +43,7 @@ class Protocol:
   scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
   flip: bool = True
   bucket: int = 64
+  normalization: Normalization = IMAGENET
 
   @property
   def keep_size(self) -> bool:
@@ -53,6 +56,8 @@ class Protocol:
     # Only parameters that affect results: eval.py compares these dicts to see
     # whether a folder holds an earlier run of the same evaluation.
     values = {key: getattr(self, key) for key in PROTOCOLS[self.name]}
+    if self.normalization != IMAGENET:
+      values |= self.normalization._asdict()
     return {'name': self.name} | {
       key: list(value) if isinstance(value, tuple) else value
       for key, value in values.items()

@@ -83,6 +83,8 @@ def predict_files(
   files = output_files(sources, save)
   check_output(out, sources, files, overwrite)
   predictor = from_checkpoint(weights, **options)
+  for note in predictor.about['weights'].get('notes', ()):
+    print(f'note: {note}', flush=True)
   done, started = Done(), time.perf_counter()
   try:
     with (
