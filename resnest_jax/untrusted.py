@@ -3,7 +3,7 @@
 import json
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from resnest_jax.config_keys import Accepted
@@ -55,6 +55,40 @@ def check_json(content: Any, where: str) -> None:
     level = inner
   if level:
     raise UserError(f'{where} is damaged: it is nested {DEPTH} times.')
+
+
+def up_to(most: int, least: int = 1) -> Accepted:
+  return Accepted(
+    f'a whole number from {least} to {most}',
+    lambda x: type(x) is int and least <= x <= most,
+  )
+
+
+def or_none(accepted: Accepted) -> Accepted:
+  return Accepted(
+    f'{accepted.words}, or nothing', lambda x: x is None or accepted.holds(x)
+  )
+
+
+def list_of(
+  words: str, holds: Callable[[Any], bool], least: int = 0, most: int = 2**16
+) -> Accepted:
+  # By type: a text and a mapping can be gone through as well.
+  return Accepted(
+    words,
+    lambda x: (
+      type(x) in (list, tuple)
+      and least <= len(x) <= most
+      and all(map(holds, x))
+    ),
+  )
+
+
+def numbers(words: str, number: int, *kinds: type, **bounds: float) -> Accepted:
+  low, high = bounds['low'], bounds['high']
+  return list_of(
+    words, lambda x: type(x) in kinds and low <= x <= high, number, number
+  )
 
 
 def check_fields(

@@ -1,6 +1,6 @@
 """Checks what weights say of themselves, before anything is built of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from resnest_jax.config_keys import (
@@ -18,46 +18,10 @@ from resnest_jax.models.segmentor import (
   OUTPUT_STRIDES,
 )
 from resnest_jax.text import listed
-from resnest_jax.untrusted import check_fields
+from resnest_jax.untrusted import check_fields, list_of, numbers, or_none, up_to
 from resnest_jax.weights.infer import TASKS
 
 MOST_PIXELS = 2**26  # Of an image scale: 8192 x 8192.
-
-
-def up_to(most: int, least: int = 1) -> Accepted:
-  return Accepted(
-    f'a whole number from {least} to {most}',
-    lambda x: type(x) is int and least <= x <= most,
-  )
-
-
-def or_none(accepted: Accepted) -> Accepted:
-  return Accepted(
-    f'{accepted.words}, or nothing', lambda x: x is None or accepted.holds(x)
-  )
-
-
-def _list_of(
-  words: str, holds: Callable[[Any], bool], least: int = 0, most: int = 2**16
-) -> Accepted:
-  # By type: a text and a mapping can be gone through as well.
-  return Accepted(
-    words,
-    lambda x: (
-      type(x) in (list, tuple)
-      and least <= len(x) <= most
-      and all(map(holds, x))
-    ),
-  )
-
-
-def _numbers(
-  words: str, number: int, *kinds: type, **bounds: float
-) -> Accepted:
-  low, high = bounds['low'], bounds['high']
-  return _list_of(
-    words, lambda x: type(x) in kinds and low <= x <= high, number, number
-  )
 
 
 _OBJECT = Accepted('an object of JSON', lambda x: isinstance(x, dict))
@@ -83,7 +47,7 @@ _OF_TASK = {
 }
 # Keys that vary the backbone; they may be missing.
 _VARIED = {
-  'stage_sizes': _numbers(
+  'stage_sizes': numbers(
     '4 whole numbers from 1 to 256', 4, int, low=1, high=256
   ),
   **dict.fromkeys(('stem_width', 'width', 'base_width'), up_to(2**12)),
@@ -91,11 +55,9 @@ _VARIED = {
   'avd_first': Accepted('true or false', lambda x: type(x) is bool),
   'frozen_bn': one_of(FROZEN_BN),
 }
-_COLOUR = _numbers('a colour', 3, int, low=0, high=255)
-CLASSES = _list_of(
-  'a list of names', lambda x: type(x) is str and len(x) < 1000
-)
-PALETTE = _list_of(
+_COLOUR = numbers('a colour', 3, int, low=0, high=255)
+CLASSES = list_of('a list of names', lambda x: type(x) is str and len(x) < 1000)
+PALETTE = list_of(
   'a list of colours, three whole numbers from 0 to 255', _COLOUR.holds
 )
 _ABOUT = {
@@ -108,10 +70,10 @@ _ABOUT = {
 }
 _NORMALIZATION = {
   'order': one_of(('RGB', 'BGR')),
-  'mean': _numbers('3 numbers', 3, int, float, low=-1e6, high=1e6),
-  'std': _numbers('3 numbers above 0', 3, int, float, low=1e-6, high=1e6),
+  'mean': numbers('3 numbers', 3, int, float, low=-1e6, high=1e6),
+  'std': numbers('3 numbers above 0', 3, int, float, low=1e-6, high=1e6),
 }
-_EDGES = _numbers('', 2, int, low=1, high=2**15)
+_EDGES = numbers('', 2, int, low=1, high=2**15)
 # Older descriptions lack them.
 _SIZES = {
   'image_scale': or_none(
@@ -121,7 +83,7 @@ _SIZES = {
     )
   ),
   'crop_size': or_none(
-    _numbers('two whole numbers from 1 to 8192', 2, int, low=1, high=8192)
+    numbers('two whole numbers from 1 to 8192', 2, int, low=1, high=8192)
   ),
 }
 

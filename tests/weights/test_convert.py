@@ -71,9 +71,10 @@ def test_there_and_back_again(pth, run_script, tmp_path):
 def test_classifier_to_every_kind_and_back(kind, official, tmp_path, capsys):
   path, state_dict = official
   there = converted(path, tmp_path / kind, '--to', kind)
-  first, second, third = capsys.readouterr().out.splitlines()
+  first, second, assumed, third = capsys.readouterr().out.splitlines()
   assert first.startswith('classifier: a ResNeSt of (1, 1, 1, 1) blocks, 10 ')
   assert 'rule' not in first  # Undilated models have none.
+  assert "does not say: ImageNet's normalisation (RGB" in assumed
   assert f" / timm's names: {len(state_dict)} tensors, all placed" in second
   assert f' names: {len(there.state_dict)} tensors, in ' in third
   weights = converted(tmp_path / kind, tmp_path / 'back', '--to', 'official')
@@ -193,7 +194,8 @@ def test_assumed_backbone_is_said_and_can_be_named(tmp_path, capsys):
     for source, out, more in zip(paths, paths[1:], flags, strict=False)
   ]
   assert known == [False, False, True]
-  said = capsys.readouterr().out.splitlines()[::3]
+  lines = capsys.readouterr().out.splitlines()
+  said = [line for line in lines if line.startswith('classifier')]
   assumed = f'resnest50 (assumed from shapes; {named} has the same: --backbone'
   assert said[0].startswith(f'classifier: {assumed}')
   assert said[1] == said[0]

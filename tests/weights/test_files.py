@@ -90,16 +90,12 @@ def test_half_precision_becomes_float32_exactly(half, torchs, tmp_path):
 
 
 @FORMATS
-@pytest.mark.parametrize(
-  ('key', 'prefix'),
-  [(None, ''), ('state_dict', ''), ('model', ''), ('state_dict', 'module.')],
-)
-def test_pytorch_file_of_either_format(legacy, key, prefix, tmp_path):
-  """Bare, of mmsegmentation 0.x, of timm's training, of DataParallel."""
+@pytest.mark.parametrize('key', [None, 'state_dict', 'model'])
+def test_pytorch_file_of_either_format(legacy, key, tmp_path):
+  """Bare, of mmsegmentation 0.x, of timm's training."""
   meta = {'mmseg_version': '0.6.0', 'CLASSES': ['wall', 'sky'], 'iter': 9}
-  tensors = {prefix + name: value for name, value in TENSORS.items()}
-  whole = {key: tensors, 'meta': meta, 'optimizer': {'lr': [0.1]}}
-  path = torch_file(tmp_path / 'x.pth', whole if key else tensors, legacy)
+  whole = {key: TENSORS, 'meta': meta, 'optimizer': {'lr': [0.1]}}
+  path = torch_file(tmp_path / 'x.pth', whole if key else TENSORS, legacy)
   read = read_weights(path)
   assert_same_bits(read.state_dict, STATE_DICT)
   assert read.meta == (meta if key else {})
@@ -151,7 +147,7 @@ def test_code_in_a_pickle_is_not_run(legacy, tmp_path):
     ),
     (
       lambda path: torch_file(path, {'epoch': 3, 'lr': 0.1}),
-      r"no state dict.*\['epoch', 'lr'\]",
+      r'no state dict.*keys epoch, lr',
     ),
     (lambda path: torch_file(path, [torch.ones(2)]), 'no state dict'),
     (lambda path: path.touch(), 'neither a safetensors nor a PyTorch'),
