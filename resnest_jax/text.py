@@ -4,9 +4,12 @@ import math
 import re
 from collections.abc import Iterable, Sized
 
-# Scheme, user and password, host and path, query and fragment.
+# Scheme, user and password, host and path, query. A fragment mostly is a place
+# in a page; with values it is what a query is.
 _ADDRESS = re.compile(
-  r'\b([a-z][a-z0-9+.-]*://)([^\s/?#"\']*@)?([^\s?#"\']*)([?#][^\s"\']*)?', re.I
+  r'\b([a-z][a-z0-9+.-]*://)([^\s/?#"\']*@)?([^\s?#"\']*)'
+  r'(\?[^\s"\')]*|#[^\s"\')]*=[^\s"\')]*)?',
+  re.I,
 )
 
 

@@ -84,7 +84,7 @@ labels = inference_model(model, 'street.jpg').pred_sem_seg.data
 }
 
 
-# What others may have written in its place; files of programs lie in the folder.
+# What others may have written in its place.
 _ENTRY = {
   'file': Accepted(
     'the name of a file', lambda x: re.fullmatch(r'\w[\w.-]{0,99}', x)
