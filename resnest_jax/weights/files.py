@@ -1,9 +1,10 @@
 """Weight files: safetensors, and PyTorch's without running their code."""
 
+import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,6 +102,15 @@ def weight_file(path: Path) -> Path:
   )
 
 
+@contextlib.contextmanager
+def convert_again() -> Iterator[None]:
+  """Adds the remedy to errors about a description."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{error} Convert again from the original.') from error
+
+
 def _read_safetensors(path: Path, part: str | None) -> WeightFile:
   import safetensors
 
@@ -117,7 +127,8 @@ def _read_safetensors(path: Path, part: str | None) -> WeightFile:
     raise UserError(f'{path} is damaged ({error}); get it again.') from error
   about = {}
   if text := header.pop(HEADER_KEY, ''):
-    about = parse_json(text, f'the description in the header of {path}')
+    with convert_again():
+      about = parse_json(text, f'the description in the header of {path}')
   network, others = find_network(tensors, part)
   return WeightFile(
     network.tensors if network else tensors, about, header, network, others
@@ -151,7 +162,8 @@ def _read_torch(path: Path, part: str | None) -> WeightFile:
   extras = (outer.get(key) for key in (HEADER_KEY, 'meta'))
   about, meta = (x if isinstance(x, dict) else {} for x in extras)
   if about:
-    check_json(about, f'the description in {path}')
+    with convert_again():
+      check_json(about, f'the description in {path}')
   return WeightFile(to_numpy(path, tensors), about, meta, network, others)
 
 
@@ -224,7 +236,7 @@ def _write_torch(path, state_dict, about) -> None:
   # By Python, so that a full disk is an error with the system's errno.
   buffer = io.BytesIO()
   torch.save(content | {HEADER_KEY: dict(about)}, buffer)
-  path.write_bytes(buffer.getbuffer())
+  path.write_bytes(buffer.getvalue())
 
 
 def sha256(path: Path) -> str:

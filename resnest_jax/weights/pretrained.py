@@ -22,6 +22,7 @@ from resnest_jax.weights.description import CLASSES, PALETTE, check_description
 from resnest_jax.weights.fetch import fetch
 from resnest_jax.weights.files import (
   WeightFile,
+  convert_again,
   read_weights,
   sha256,
   weight_file,
@@ -363,12 +364,10 @@ def _assumed(stored: Stored, heads: bool) -> list[str]:
 
 
 def _described(path, about, state_dict, kind, drop, backbone, provenance):
-  try:
+  with convert_again():
     check_description(about, f'the description in {path}')
     description = Description(about['task'], dict(about['model']))
     _check_built(path, description, state_dict)
-  except UserError as error:
-    raise UserError(f'{error} Convert again from the original.') from error
   known = about['provenance'].get('backbone_known', True)
   if backbone:
     description = with_backbone(description, backbone, known)

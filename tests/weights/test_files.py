@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from golden.reference import FOLDER, assert_same_bits
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch
 
 from resnest_jax.errors import UserError
 from resnest_jax.weights.files import read_weights, write_weights
+from resnest_jax.weights.state_dict import export_state_dict
 
 ABOUT = {
   'task': 'segmentor',
@@ -188,3 +190,119 @@ def test_without_torch_the_package_is_named(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'torch', None)
   with pytest.raises(UserError, match=r'package torch .* pip install'):
     read_weights(path)
+
+
+def with_storage(path, tensor):
+  """A file with a whole network's names, one of which is odd."""
+  torch.save({'conv.weight': torch.ones(3), 'odd': tensor}, path)
+  return path
+
+
+@pytest.mark.parametrize(
+  ('tensor', 'said'),
+  [
+    (
+      lambda: torch.zeros(1).expand(10**12),
+      r'odd of shape \(1000000000000,\) r',
+    ),
+    (lambda: torch.zeros(4, 1).expand(4, 10**9), 'less data than its tensors'),
+    (
+      lambda: torch.zeros(2).to(torch.float8_e4m3fn),
+      'odd is of type torch.floa',
+    ),
+    (lambda: torch.zeros(2, dtype=torch.complex64), 'type torch.complex64'),
+    (lambda: torch.eye(2).to_sparse(), 'odd is of type torch.sparse_coo'),
+    (
+      lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8),
+      r'odd is of type torch\.qint8',
+    ),
+  ],
+)
+def test_tensors_that_are_no_arrays_are_refused(tensor, said, tmp_path):
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    path = with_storage(tmp_path / 'x.pth', tensor())
+  with pytest.raises(UserError, match=said):
+    read_weights(path)
+
+
+def test_one_storage_of_a_thousand_tensors_is_refused(tmp_path):
+  value = torch.zeros(100_000)
+  torch.save({f'x{i}': value[:] for i in range(1000)}, tmp_path / 'x.pth')
+  with pytest.raises(UserError, match='less data than its tensors need'):
+    read_weights(tmp_path / 'x.pth')
+
+
+def test_tied_tensors_are_read(tmp_path):
+  value = torch.arange(10.0)
+  torch.save({'a': value, 'b': value, 'c': value[2:5]}, tmp_path / 'x.pth')
+  read = read_weights(tmp_path / 'x.pth').state_dict
+  np.testing.assert_array_equal(read['b'], read['a'])
+  np.testing.assert_array_equal(read['c'], [2, 3, 4])
+
+
+def test_packed_zeros_are_not_unpacked(tmp_path):
+  torch.save({'x': torch.zeros(10**6)}, tmp_path / 'x.pth')
+  bomb = tmp_path / 'bomb.pth'
+  with (
+    zipfile.ZipFile(tmp_path / 'x.pth') as whole,
+    zipfile.ZipFile(bomb, 'w', zipfile.ZIP_DEFLATED) as packed,
+  ):
+    for name in whole.namelist():
+      packed.writestr(name, whole.read(name))
+  assert bomb.stat().st_size < 20_000
+  with pytest.raises(
+    UserError, match=r'unpack to 0\.0 GB, many times its size'
+  ):
+    read_weights(bomb)
+
+
+def test_float8_of_safetensors_is_named(tmp_path):
+  values = np.zeros(4, ml_dtypes.float8_e4m3fn)
+  save_torch(
+    {'odd': torch.tensor(values.view('u1')).view(torch.float8_e4m3fn)},
+    tmp_path / 'x.safetensors',
+  )
+  with pytest.raises(UserError, match='odd is of type F8_E4M3, which is not'):
+    read_weights(tmp_path / 'x.safetensors')
+
+
+@pytest.mark.parametrize('kind', ['ours', 'mmseg'])
+def test_files_are_the_same_byte_for_byte(kind, tmp_path):
+  more = {'x': np.ones(3, np.float64), 'y': np.ones(3, ml_dtypes.bfloat16)}
+  contents = STATE_DICT | (more if kind == 'ours' else {})
+  for name in ('a', 'b'):
+    # PyTorch's files keep the order of their names.
+    turned = name == 'b' and kind == 'ours'
+    order = dict(reversed(contents.items())) if turned else contents
+    write_weights(tmp_path / name, kind, order, ABOUT)
+  first, second = (
+    next((tmp_path / x).glob('model.*')).read_bytes() for x in 'ab'
+  )
+  assert first == second
+  if kind == 'ours':
+    # By the package of the format.
+    read = load_file(tmp_path / 'a' / 'model.safetensors')
+    assert_same_bits(read, contents)
+
+
+FULL = """
+import resource, signal, sys
+from resnest_jax.errors import run
+from resnest_jax.weights import convert
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+sys.argv = ['convert', *sys.argv[1:]]
+run(convert.main)
+"""
+
+
+@pytest.mark.parametrize('kind', ['ours', 'mmseg'])
+def test_full_disk_is_one_line(kind, segmentor, run_script, tmp_path):
+  state_dict = export_state_dict(*segmentor, 'mmseg')
+  write_weights(tmp_path / 'x', 'mmseg', state_dict, {})
+  command = ('-c', FULL, tmp_path / 'x', '--out', tmp_path / 'y', '--to', kind)
+  error = run_script(*command, status=1).stderr
+  assert error.startswith(f'error: cannot write {tmp_path / "y"}: [Errno 27]')
+  assert error.count('\n') == 1
+  assert [path.name for path in tmp_path.iterdir()] == ['x']
