@@ -5,6 +5,7 @@ in the user's cache folder). RESNEST_JAX_OFFLINE=1 or HF_HUB_OFFLINE=1 forbids
 them. hf:// sources use the cache and the variables of huggingface_hub.
 """
 
+import base64
 import difflib
 import hashlib
 import os
@@ -20,7 +21,7 @@ import rich.progress
 from rich.console import Console
 
 from resnest_jax.errors import UserError
-from resnest_jax.files import whole_file
+from resnest_jax.files import clean, whole_file
 from resnest_jax.weights.files import TORCH_SUFFIXES, check_torch, sha256
 from resnest_jax.weights.published import PUBLISHED, Published, known_file
 
@@ -143,6 +144,7 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
   if not digits:
     name = f'{hashlib.sha256(urls[0].encode()).hexdigest()[:12]}-{name}'
   path = cache_folder() / name
+  clean(path.parent)  # A killed download may have left gigabytes.
   if path.is_file():
     _check(path, digits, path, 'it should; remove it to download it again')
     return path
@@ -167,7 +169,17 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
 
 
 def _download(url: str, path: Path, digits: str) -> None:
-  request = urllib.request.Request(url, headers={'User-Agent': 'resnest-jax'})
+  # urllib does not take a user and a password in an address, and its error
+  # would show them.
+  parts = urllib.parse.urlsplit(url)
+  user, _, host = parts.netloc.rpartition('@')
+  request = urllib.request.Request(
+    parts._replace(netloc=host).geturl(), headers={'User-Agent': 'resnest-jax'}
+  )
+  if user:
+    secret = base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
+    # Not for hosts that it redirects to.
+    request.add_unredirected_header('Authorization', f'Basic {secret}')
   with whole_file(path) as temporary:
     with (
       urllib.request.urlopen(request, timeout=TIMEOUT) as response,

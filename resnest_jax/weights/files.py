@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,13 +34,8 @@ ABOUT = 'about.json'
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 MAX_HEADER = 100_000_000  # Bytes, safetensors' own limit.
 HEADER_KEY = 'resnest_jax'  # Of our description, in both formats.
-# NumPy's names of types -> safetensors'; others, such as float8, are not read.
-_TYPES = {
-  **{f'float{bits}': f'F{bits}' for bits in (16, 32, 64)},
-  **{f'int{bits}': f'I{bits}' for bits in (8, 16, 32, 64)},
-  **{f'uint{bits}': f'U{bits}' for bits in (8, 16, 32, 64)},
-  **{'bfloat16': 'BF16', 'bool': 'BOOL'},
-}
+# Of safetensors; others, such as float8, are not read.
+TYPES = re.compile('F64|F32|F16|BF16|[IU](64|32|16|8)|BOOL')
 
 
 class WeightFile(NamedTuple):
@@ -120,7 +116,7 @@ def _read_safetensors(path: Path, part: str | None) -> WeightFile:
       names = list(file.keys())
       for name in names:
         kind = file.get_slice(name).get_dtype()
-        if kind not in _TYPES.values():
+        if not TYPES.fullmatch(kind):
           raise unknown_type(path, name, kind)
       tensors = {name: _float32(file.get_tensor(name)) for name in names}
   except (safetensors.SafetensorError, OSError, ValueError) as error:
@@ -186,40 +182,37 @@ def write_weights(
   """
   folder = Path(folder)
   check_new(folder)
-  refusal = explain_refusal(folder, 'give another folder')
-  with refusal, whole_folder(folder) as temporary:
-    name = TORCH if kind == 'mmseg' else SAFETENSORS
-    write = _write_torch if kind == 'mmseg' else _write_safetensors
-    write(temporary / name, state_dict, about)
+  name = TORCH if kind == 'mmseg' else SAFETENSORS
+  encode = _torch_file if kind == 'mmseg' else _safetensors_file
+  # Written here: the packages' own errors do not say why a write is refused.
+  content = encode(state_dict, about)
+  with (
+    explain_refusal(folder, 'give another --out'),
+    whole_folder(folder) as temporary,
+  ):
+    (temporary / name).write_bytes(content)
     write_json(temporary / ABOUT, about)
   return [folder / name, folder / ABOUT]
 
 
-def _write_safetensors(path, state_dict, about) -> None:
-  # By hand: save_file writes metadata in any order, so that no two files are
-  # the same, and tells of a full disk without the system's errno.
-  arrays = {k: np.asarray(state_dict[k], order='C') for k in sorted(state_dict)}
+def _safetensors_file(state_dict, about) -> bytes:
+  from safetensors.numpy import save
+
+  # `save` ignores strides, and ascontiguousarray makes scalars 1-d.
+  tensors = {
+    name: np.ascontiguousarray(value).reshape(value.shape)
+    for name, value in state_dict.items()
+  }
   # timm and others look for the format.
-  header = {'__metadata__': {'format': 'pt', HEADER_KEY: json.dumps(about)}}
-  end = 0
-  # Large types first, so that each array is aligned.
-  names = sorted(arrays, key=lambda name: -arrays[name].itemsize)
-  for name in names:
-    start, end = end, end + arrays[name].nbytes
-    header[name] = {
-      'dtype': _TYPES[arrays[name].dtype.name],
-      'shape': arrays[name].shape,
-      'data_offsets': (start, end),
-    }
-  text = json.dumps(header, separators=(',', ':')).encode()
-  text = text.ljust(-(-len(text) // 8) * 8)
-  with path.open('wb') as file:
-    file.write(len(text).to_bytes(8, 'little') + text)
-    for name in names:
-      file.write(arrays[name].tobytes())
+  content = save(tensors, {'format': 'pt', HEADER_KEY: json.dumps(about)})
+  # `save` writes metadata in any order, and no two files would be the same.
+  end = 8 + int.from_bytes(content[:8], 'little')
+  header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+  header = header.ljust(-(-len(header) // 8) * 8)
+  return len(header).to_bytes(8, 'little') + header + content[end:]
 
 
-def _write_torch(path, state_dict, about) -> None:
+def _torch_file(state_dict, about) -> bytes:
   check_torch()
   import torch
 
@@ -233,10 +226,9 @@ def _write_torch(path, state_dict, about) -> None:
     for name, value in state_dict.items()
   }
   content = {'meta': meta if classes else {}, 'state_dict': tensors}
-  # By Python, so that a full disk is an error with the system's errno.
-  buffer = io.BytesIO()
-  torch.save(content | {HEADER_KEY: dict(about)}, buffer)
-  path.write_bytes(buffer.getvalue())
+  file = io.BytesIO()
+  torch.save(content | {HEADER_KEY: dict(about)}, file)
+  return file.getvalue()
 
 
 def sha256(path: Path) -> str:
