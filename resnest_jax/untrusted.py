@@ -10,6 +10,7 @@ from resnest_jax.config_keys import Accepted
 from resnest_jax.errors import UserError
 
 DEPTH, ITEMS = 64, 1_000_000
+OBJECT = Accepted('an object of JSON', lambda x: isinstance(x, dict))
 LENGTH = 20_000_000  # Characters.
 
 

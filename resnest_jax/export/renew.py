@@ -18,8 +18,8 @@ from resnest_jax.export.folder import (
 )
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.files import check_writable, work_folder
+from resnest_jax.models.description import check_description
 from resnest_jax.untrusted import parse_json
-from resnest_jax.weights.description import check_description
 from resnest_jax.weights.files import ABOUT, SAFETENSORS, TORCH
 from resnest_jax.weights.pretrained import load_segmentor
 

@@ -16,9 +16,9 @@ from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.preprocess import MEAN, STD, Normalization
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
+from resnest_jax.models.description import CLASSES, PALETTE, check_description
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.text import listed, without_secrets
-from resnest_jax.weights.description import CLASSES, PALETTE, check_description
 from resnest_jax.weights.fetch import fetch
 from resnest_jax.weights.files import (
   WeightFile,
@@ -257,13 +257,13 @@ def _of_run(
     {
       'source': str(workdir),
       'step': about['step'],
-      'config': config['name'],
+      'config': config.get('name'),
       'dropped': list(drop),
       'backbone_known': True,
       'read_by': f'resnest_jax {resnest_jax.__version__}',
     },
-    list(config['data'].get('image_scale', ())) or None,
-    list(config['data'].get('crop_size', ())) or None,
+    config['data'].get('image_scale') or None,
+    config['data'].get('crop_size') or None,
     variables=None if drop else variables,
   )
 

@@ -21,6 +21,7 @@ from resnest_jax.weights.pretrained import load_weights
 from resnest_jax.weights.state_dict import KINDS, export_state_dict
 
 COMMAND = ('-m', 'resnest_jax.weights.convert')
+NETWORK = TINY | {'dtype': 'float32'}
 HEADS = ['--drop', 'decode_head', 'auxiliary_head']
 
 
@@ -113,6 +114,41 @@ def run(segmentor, tmp_path_factory):
       more = about | {'step': step}
       save(manager, jax.device_put(state), more, {'mIoU': score})
   return workdir
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'config': 5}, 'config is 5; it must be an object'),
+    ({'config': {'model': TINY}}, 'it has no data'),
+    ({'config': {'model': TINY | {'dtype': 'x'}, 'data': {}}}, "dtype is 'x'"),
+    (
+      {'config': {'model': NETWORK | {'stage_sizes': [10**9] * 4}, 'data': {}}},
+      r'stage_sizes is \[1000000000, ',
+    ),
+    (
+      {'config': {'model': NETWORK, 'data': {'image_scale': 30_000}}},
+      'image_scale is 30000; it must be two',
+    ),
+    ({'palette': [[0, 0, 300]]}, r'palette is \[\[0, 0, 300\]\]'),
+    ({'classes': [1, 2]}, r'classes is \[1, 2\]'),
+  ],
+)
+def test_hostile_runs_are_refused(changes, said, segmentor, tmp_path):
+  config = {'model': NETWORK, 'name': 'x', 'data': {}}
+  about = {
+    'config': config,
+    'dilation_rule': 'mmseg',
+    'step': 1,
+    'classes': None,
+  }
+  state = TrainState(
+    step=np.int32(1), opt_state={'empty': np.zeros(1)}, **segmentor[1]
+  )
+  with open_checkpoints(tmp_path) as manager:
+    save(manager, jax.device_put(state), about | changes, None)
+  with pytest.raises(UserError, match=said):
+    load_weights(tmp_path)
 
 
 def test_every_source_has_the_same_weights(run, pth, run_script, tmp_path):

@@ -18,13 +18,19 @@ from resnest_jax.models.segmentor import (
   OUTPUT_STRIDES,
 )
 from resnest_jax.text import listed
-from resnest_jax.untrusted import check_fields, list_of, numbers, or_none, up_to
-from resnest_jax.weights.infer import TASKS
+from resnest_jax.untrusted import (
+  OBJECT,
+  check_fields,
+  list_of,
+  numbers,
+  or_none,
+  up_to,
+)
 
+TASKS = ('segmentor', 'classifier', 'backbone')
 MOST_PIXELS = 2**26  # Of an image scale: 8192 x 8192.
 
 
-_OBJECT = Accepted('an object of JSON', lambda x: isinstance(x, dict))
 _MODEL = {
   'backbone': one_of(BACKBONES),
   'output_stride': Accepted(
@@ -62,11 +68,11 @@ PALETTE = list_of(
 )
 _ABOUT = {
   'task': one_of(TASKS),
-  'model': _OBJECT,
+  'model': OBJECT,
   'classes': or_none(CLASSES),
   'palette': or_none(PALETTE),
-  'normalization': _OBJECT,
-  'provenance': _OBJECT,
+  'normalization': OBJECT,
+  'provenance': OBJECT,
 }
 _NORMALIZATION = {
   'order': one_of(('RGB', 'BGR')),
@@ -97,14 +103,19 @@ def check_description(about: Mapping[str, Any], where: str) -> None:
     UserError: names the field, and what is accepted.
   """
   check_fields(about, _ABOUT, where)
-  model, given = about['model'], about.keys()
-  fields = _MODEL | _OF_TASK[about['task']]
-  fields |= {k: or_none(v) for k, v in _VARIED.items() if k in model}
-  check_fields(model, fields, f'{where}, model,')
+  check_network(about['model'], about['task'], f'{where}, model,')
   check_fields(
     about['normalization'], _NORMALIZATION, f'{where}, normalization,'
   )
-  check_fields(about, {k: v for k, v in _SIZES.items() if k in given}, where)
+  check_fields(about, {k: v for k, v in _SIZES.items() if k in about}, where)
   known = about['provenance'].get('backbone_known', True)
   if type(known) is not bool:
     raise UserError(f'{where} is damaged: backbone_known is no yes or no.')
+
+
+def check_network(model: Any, task: str, where: str) -> None:
+  """As `check_description`, of the keys of `config.model` alone."""
+  check_fields({'model': model}, {'model': OBJECT}, where)
+  fields = _MODEL | _OF_TASK[task]
+  fields |= {k: or_none(v) for k, v in _VARIED.items() if k in model}
+  check_fields(model, fields, where)
