@@ -19,7 +19,7 @@ from resnest_jax.files import (
   write_json,
 )
 from resnest_jax.text import listed
-from resnest_jax.untrusted import check_json, parse_json
+from resnest_jax.untrusted import brief, check_json, parse_json
 from resnest_jax.weights.networks import Network, find_network
 from resnest_jax.weights.pickles import (
   check_torch,
@@ -32,6 +32,7 @@ SAFETENSORS = 'model.safetensors'
 TORCH = 'model.pth'
 ABOUT = 'about.json'
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
+LONGEST_NAME = 500
 MAX_HEADER = 100_000_000  # Bytes, safetensors' own limit.
 HEADER_KEY = 'resnest_jax'  # Of our description, in both formats.
 # Of safetensors; others, such as float8, are not read.
@@ -70,10 +71,10 @@ def read_weights(path: Path, part: str | None = None) -> WeightFile:
   # First: the length of safetensors' header may look like a zip file or pickle.
   length = int.from_bytes(start[:8], 'little')
   if start[8:9] == b'{' and length <= MAX_HEADER:
-    return _read_safetensors(path, part)
+    return _named(path, _read_safetensors(path, part))
   # Zip files since PyTorch 1.6, bare pickles before.
   if start[:4] == b'PK\x03\x04' or start[:1] == b'\x80':
-    return _read_torch(path, part)
+    return _named(path, _read_torch(path, part))
   raise UserError(
     f'{path} is neither a safetensors nor a PyTorch file: it begins with '
     f'{start!r}. It may be a web page or cut off; get it again.'
@@ -96,6 +97,17 @@ def weight_file(path: Path) -> Path:
     f'checkpoints of a training, but {inside or "nothing"}. Give the file '
     'itself.'
   )
+
+
+def _named(path: Path, file: WeightFile) -> WeightFile:
+  # Messages list names.
+  for name in file.state_dict:
+    if len(name) > LONGEST_NAME or not name.isprintable():
+      raise UserError(
+        f'{path} has a tensor named {brief(name)}, which is no name of a '
+        'network; it was not read. Use another source.'
+      )
+  return file
 
 
 @contextlib.contextmanager

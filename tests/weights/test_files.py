@@ -249,6 +249,16 @@ def test_one_storage_of_a_thousand_tensors_is_refused(tmp_path):
     read_weights(tmp_path / 'x.pth')
 
 
+@pytest.mark.parametrize('name', ['x' * 10**6, 'a\nb', '\x1b[31mred'])
+def test_names_that_spoil_messages_are_refused(name, tmp_path):
+  save_file({name: np.zeros(1)}, tmp_path / 'x.safetensors')
+  with pytest.raises(UserError, match='which is no name of a') as error:
+    read_weights(tmp_path / 'x.safetensors')
+  message = str(error.value)
+  assert message.isprintable()
+  assert len(message) < 400
+
+
 def test_tied_tensors_are_read(tmp_path):
   value = torch.arange(10.0)
   torch.save({'a': value, 'b': value, 'c': value[2:5]}, tmp_path / 'x.pth')
