@@ -4,6 +4,7 @@ import html
 import os
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +95,13 @@ _ENTRY = {
   'agreement': SHARE,
   'pictures': at_least(0),
 }
+_DATE = Accepted('a date', date.fromisoformat)
+_WRITTEN = {
+  'jax': Accepted('a version', lambda x: re.fullmatch(r'[\w.+-]{1,40}', x)),
+  'on': _DATE,
+  'released': or_none(_DATE),
+  'read_until': or_none(_DATE),
+}
 
 
 class Export(NamedTuple):
@@ -128,6 +136,8 @@ class Export(NamedTuple):
     """
     check_fields(entry, _ENTRY, f'an export in {ABOUT}')
     size, written = entry['size'], entry.get('written')
+    if written is not None:
+      check_fields(written, _WRITTEN, f'an export in {ABOUT}')
     return cls(**entry)._replace(
       size=size and tuple(size), written=written and Written(**written)
     )

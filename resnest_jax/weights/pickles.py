@@ -20,8 +20,7 @@ TORCH_INSTALL = (
 _BESIDE = re.compile(
   r'(argparse|pathlib|datetime|typing|omegaconf|mmengine|mmcv|ml_collections'
   r'|pytorch_lightning|lightning|lightning_fabric)\.'
-  r'|numpy\.(_?core\.multiarray\.(_reconstruct|scalar)|ndarray|dtype|dtypes)'
-  r'|(__builtin__|builtins)\.getattr$'
+  r'|numpy\.|collections\.defaultdict$|(__builtin__|builtins)\.getattr$'
 )
 # PyTorch stores arrays as they are; zip archives that others have packed again
 # are a little smaller than their contents, and bombs a thousand times.
@@ -37,6 +36,14 @@ class _Ignored:
 
   def __setstate__(self, state):
     del state
+
+
+class _Mapping:
+  # The restricted loader fills plain ones only.
+
+  def __new__(cls, *args):
+    del args
+    return {}
 
 
 def check_torch() -> None:
@@ -61,7 +68,10 @@ def load_pickle(path: Path) -> Any:
   _check_packed(path)
   ignored: list[str] = []
   while True:
-    shells = [(_Ignored, name) for name in ignored]
+    shells = [
+      (_Mapping if name.startswith('collections.') else _Ignored, name)
+      for name in ignored
+    ]
     try:
       with warnings.catch_warnings(), torch.serialization.safe_globals(shells):
         warnings.simplefilter('ignore')

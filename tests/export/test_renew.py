@@ -220,6 +220,14 @@ def test_failed_renewal_leaves_all_as_it_was(error, old, monkeypatch):
         ({'format': 'pickle'}, "format is 'pickle'"),
         ({'agreement': 'all'}, "agreement is 'all'"),
         ({'written': 3}, 'TypeError'),
+        (
+          {'written': {'jax': '1\n# x', 'on': '2026-01-01'}},
+          r'jax is .* must be a version',
+        ),
+        (
+          {'written': {'jax': '1', 'on': '2026-13-01'}},
+          "on is '2026-13-01'; it must be a date",
+        ),
       )
     ),
     (

@@ -87,6 +87,8 @@ def test_settings_next_to_weights_are_not_read(mmseg, tmp_path):
     'when': datetime.datetime(2026, 11, 29),
     'score': np.float64(0.5),
     'counts': collections.Counter(a=1),
+    'logs': collections.defaultdict(list, loss=[0.5]),
+    'random': np.random.default_rng(0).bit_generator.state,
   }
   path = saved(tmp_path / 'x.pth', {'state_dict': mmseg} | beside)
   assert_same_bits(load_weights(path).state_dict, mmseg)
