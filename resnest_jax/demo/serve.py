@@ -41,7 +41,7 @@ def main() -> None:
   port = free_port(flags.host, flags.port)
   # Late: these take seconds, and wrong flags or a taken port fail at once.
   from resnest_jax import runtime
-  from resnest_jax.inference.predictor import from_checkpoint
+  from resnest_jax.inference.predictor import from_checkpoint, print_notes
   from resnest_jax.prediction.sources import find_sources
 
   runtime.set_up()
@@ -53,8 +53,7 @@ def main() -> None:
   predictor = from_checkpoint(
     flags.weights, checkpoint=flags.checkpoint, batch_size=1, bucket=BUCKET
   )
-  for note in predictor.about['weights'].get('notes', ()):
-    print(f'note: {note}', flush=True)
+  print_notes(predictor)
   examples = [source.path for source in sources if not source.is_video]
   with tempfile.TemporaryDirectory(prefix='resnest_jax_demo_') as uploads:
     # Gradio reads these when it is imported, which `serve` does.

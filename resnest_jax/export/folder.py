@@ -102,10 +102,8 @@ def export_model(
     )
   seen = gather_pictures(pictures)
   _, _, weights = load_segmentor(source, checkpoint)
-  if 'step' in weights.provenance:
-    say(f'checkpoint {weights.provenance["step"]} of {source}')
-  for note in weights.notes():
-    say(note)
+  for line in _origin(source, weights):
+    say(line)
   net = as_exported(source, weights)
   about = _about(weights, net.labels)
   sizes = list(dict.fromkeys(sizes)) or [_default_size(weights)]
@@ -113,10 +111,8 @@ def export_model(
   if not programs:
     sizes = sizes[:1]
   exports: list[Export] = []
-  with (
-    explain_refusal(out, 'give another --out'),
-    whole_folder(out) as folder,
-  ):
+  refusal = explain_refusal(out, 'give another --out')
+  with refusal, whole_folder(out) as folder:
     for size in sizes:
       reference = Reference(*net, seen, size, probabilities)
       for name in formats:
@@ -134,6 +130,12 @@ def export_model(
     write_description(folder, about, exports)
   say(f'written: {out}')
   return exports
+
+
+def _origin(source: str | Path, weights: Weights) -> list[str]:
+  step = weights.provenance.get('step')
+  taken = [] if step is None else [f'checkpoint {step} of {source}']
+  return taken + weights.notes()
 
 
 def passed(file: Path, export: Export) -> str:

@@ -368,3 +368,9 @@ def from_checkpoint(
     batch_size=batch_size,
     about={'weights': weights.provenance, 'model': config},
   )
+
+
+def print_notes(predictor: Predictor) -> None:
+  """Prints what was assumed of its weights."""
+  for note in predictor.about['weights'].get('notes', ()):
+    print(f'note: {note}', flush=True)

@@ -19,6 +19,7 @@ from resnest_jax.inference.predictor import (
   Predictor,
   check_opacity,
   from_checkpoint,
+  print_notes,
 )
 from resnest_jax.prediction.sources import (
   Source,
@@ -87,8 +88,7 @@ def predict_files(
   check_output(out, sources, files, overwrite)
   check_writable(out)
   predictor = from_checkpoint(weights, **options)
-  for note in predictor.about['weights'].get('notes', ()):
-    print(f'note: {note}', flush=True)
+  print_notes(predictor)
   done, started = Done(), time.perf_counter()
   try:
     with (

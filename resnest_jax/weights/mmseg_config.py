@@ -121,7 +121,8 @@ def _output_stride(
   )
   if not backbone:
     return None
-  stride = _STRIDES.get(key)
+  # No look-up: there may be anything in place of numbers.
+  stride = next((x for known, x in _STRIDES.items() if known == key), None)
   if stride is None:
     differ.append(
       f'model.backbone.strides are {brief(key[0])} and dilations '
@@ -146,12 +147,12 @@ def _normalization(
     if found.get('mean') is not None and found.get('std') is not None:
       # The defaults of 1.x and 0.x differ.
       rgb = found.get('bgr_to_rgb', found.get('to_rgb', found is not ours))
-      numbers = {key: _plain(found[key]) for key in ('mean', 'std')}
+      numbers = {'mean': found['mean'], 'std': found['std']}
       return {'order': 'RGB' if rgb else 'BGR', **numbers}
   if not ours:
     return None
   order = 'RGB' if ours.get('bgr_to_rgb') else 'BGR'
-  return {'order': order, 'mean': (0, 0, 0), 'std': (1, 1, 1)}
+  return {'order': order, 'mean': [0, 0, 0], 'std': [1, 1, 1]}
 
 
 def _transforms(content: Any) -> Iterator[Mapping[str, Any]]:

@@ -86,7 +86,7 @@ def test_normalisation_is_obeyed(config, expected):
     assert found is None
     return
   order, mean, std = expected
-  assert found == {'order': order, 'mean': tuple(mean), 'std': tuple(std)}
+  assert found == {'order': order, 'mean': mean, 'std': std}
 
 
 def test_json_and_mappings_are_read_like_text():
@@ -106,6 +106,7 @@ def test_json_and_mappings_are_read_like_text():
       text('strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)'),
       'contract_dilation is not True',
     ),
+    (text('strides=([1], {}, 1, 1)'), r'strides are \(\[1\], \{\}, 1, 1\) and'),
     (text('strides=(1, 1, 1, 1)'), r'strides are \(1, 1, 1, 1\) and dilations'),
   ],
 )
