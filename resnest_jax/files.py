@@ -51,11 +51,9 @@ def clean(folder: Path) -> None:
       return
     _cleaned.add(known)
     for entry in list(os.scandir(folder)):
-      if _is_abandoned(entry):
-        if entry.is_dir(follow_symlinks=False):
-          shutil.rmtree(entry, ignore_errors=True)
-        else:
-          os.unlink(entry)
+      with contextlib.suppress(OSError):
+        if _is_abandoned(entry):
+          remove(Path(entry))
 
 
 def _is_abandoned(entry: os.DirEntry) -> bool:
@@ -147,7 +145,15 @@ def _named(temporary: Path, path: Path) -> Iterator[None]:
 
 def remove_folder(path: Path) -> None:
   """Removes a folder; a kill leaves no part of it under its name."""
-  shutil.rmtree(path.rename(temporary_path(path)))
+  remove(path.rename(temporary_path(path)))
+
+
+def remove(path: Path) -> None:
+  """Removes a folder with its content, a file, or a link alone."""
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path)
+  else:
+    path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -36,7 +36,7 @@ from resnest_jax.data.datasets import DATASETS
 from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
 from resnest_jax.data.own import palette2id
 from resnest_jax.errors import UserError
-from resnest_jax.files import explain_refusal
+from resnest_jax.files import explain_refusal, remove
 from resnest_jax.progress import progress_bar
 from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
@@ -255,9 +255,11 @@ def _is_there(
 def _remove_unfinished(builder: ArchiveBuilder, data_dir: Path) -> None:
   # Only with the lock held: another process may be writing there.
   for path in Path(builder.data_path).parent.glob('incomplete.*'):
-    shutil.rmtree(path)
-  for path in list((data_dir / 'downloads').rglob('*.tmp.*')):
-    shutil.rmtree(path)
+    remove(path)
+  # As tfds names them: others are the user's.
+  digits = '[0-9a-f]' * 32
+  for path in list((data_dir / 'downloads').rglob(f'*.tmp.{digits}')):
+    remove(path)
 
 
 def _check_disk_space(
