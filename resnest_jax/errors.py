@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 import sys
@@ -103,6 +104,7 @@ def run(
   A `UserError` and a device out of memory become one line and status 1,
   Ctrl-C the line `stopped` and status 130.
   """
+  _print_all_characters()
   try:
     with enough_memory(
       'Try a smaller batch or crop, model.dtype bfloat16, or more devices.'
@@ -125,6 +127,13 @@ def run(
       f'{error.strerror}. {_REMEDIES[error.errno]}.',
       1,
     )
+
+
+def _print_all_characters() -> None:
+  """Escapes what the terminal's encoding lacks, such as names not in UTF-8."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
 
 
 def leave(message: str, status: int) -> NoReturn:

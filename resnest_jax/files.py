@@ -4,6 +4,7 @@ They are written under a hidden name next to their own. What a killed process
 leaves there is removed by the next one that writes into the same folder.
 """
 
+import codecs
 import contextlib
 import itertools
 import json
@@ -11,6 +12,8 @@ import os
 import platform
 import re
 import shutil
+import stat
+import tempfile
 import threading
 import time
 import zlib
@@ -130,6 +133,30 @@ def work_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
+def read_bounded(path: str | os.PathLike, most: int) -> bytes:
+  """Reads a file of at most so many bytes, whatever lies there.
+
+  Raises:
+    UserError: it is longer, or a device.
+    OSError: of the system.
+  """
+  about = os.stat(path)
+  # A link may lead to /dev/zero, which never ends.
+  if stat.S_ISCHR(about.st_mode) or stat.S_ISBLK(about.st_mode):
+    raise UserError(f'{path} is a device and no file.')
+  # A pipe says that its size is 0.
+  size = about.st_size if stat.S_ISREG(about.st_mode) else most
+  if size <= most:
+    with open(path, 'rb') as file:
+      size = len(content := file.read(size + 1))
+  if size > most:
+    raise UserError(
+      f'{path} has {size} bytes or more, and at most {most} are read.\nIt is '
+      'damaged, or another file than it should be.'
+    )
+  return content
+
+
 @contextlib.contextmanager
 def _named(temporary: Path, path: Path) -> Iterator[None]:
   """Errors about `temporary`, or no file, become errors about `path`."""
@@ -156,13 +183,55 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
+# Libraries take these for a pattern, the end of an address or, in C++, for a
+# separator and no text at all.
+_SPECIAL = re.compile(r'[*?\[\\:\x00-\x1f\ud800-\udfff]')
+
+
+@contextlib.contextmanager
+def plain_name(path: Path) -> Iterator[Path]:
+  """Yields a path that every library understands: `path`, or a link to it."""
+  path = path.absolute()
+  if not _SPECIAL.search(str(path)):
+    yield path
+    return
+  if _SPECIAL.search(tempfile.gettempdir()):
+    raise UserError(
+      f'{path} has characters that the library for it does not understand, and '
+      f'so has the folder of temporary files, {tempfile.gettempdir()}. Set '
+      'TMPDIR to a folder of a plain name.'
+    )
+  with tempfile.TemporaryDirectory(prefix='resnest_jax_') as folder:
+    link = Path(folder, f'link{_SPECIAL.sub("", path.suffix)}')
+    link.symlink_to(path)
+    yield link
+
+
 def write_text(path: Path, text: str) -> None:
   with whole_file(path) as temporary:
-    temporary.write_text(text, 'utf-8')
+    # A name that is not UTF-8 has characters that no file can have.
+    temporary.write_text(text, 'utf-8', 'backslashreplace')
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
   write_text(path, json.dumps(content, indent=2) + '\n')
+
+
+def read_text(path: Path) -> str:
+  """A user's text in UTF-8, or in UTF-16 as Windows marks it.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is no such text.
+  """
+  if path.exists() and not path.is_file():
+    raise OSError('it is no file')
+  content = path.read_bytes()
+  marked = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+  text = content.decode('utf-16' if marked else 'utf-8-sig')
+  if '\0' in text:
+    raise ValueError('it has bytes that are no text')
+  return text
 
 
 def inside(folder: Path, name: str | Path) -> Path:

@@ -30,6 +30,7 @@ from resnest_jax.checkpoints.integrity import (
 from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.distributed import messages
 from resnest_jax.errors import DamagedCheckpoint, UserError, writing
+from resnest_jax.files import plain_name
 from resnest_jax.models.stacking import stack, stacked, unstack
 from resnest_jax.sharding import replicate
 
@@ -45,7 +46,10 @@ def steps_in(folder: Path) -> list[int]:
 
 
 class Checkpoints(ocp.CheckpointManager):
-  """The checkpoints in a folder; `scores` has the mIoU of evaluated steps."""
+  """The checkpoints in `folder`; `scores` has the mIoU of evaluated steps.
+
+  Orbax's own `directory` is another name of it where it has special characters.
+  """
 
   # Scores lie in `about`, under its checksum. With Orbax's own metrics one
   # damaged file of theirs would keep the whole folder from being opened.
@@ -58,14 +62,17 @@ class Checkpoints(ocp.CheckpointManager):
     self.scores: dict[int, float] = {}
     self._deleted = None if read_only else folder / DELETED
     self._told = False  # A refused write was raised already.
+    self.folder, self._links = folder, contextlib.ExitStack()
     for step in steps_in(folder):
       with contextlib.suppress(DamagedCheckpoint):
         if metrics := read_about(folder / str(step))['metrics']:
           self.scores[step] = metrics['mIoU']
     kept = [policies.LatestN(keep), _Best(self.scores)]
     with writing(folder):
+      if not read_only:
+        folder.mkdir(parents=True, exist_ok=True)
       super().__init__(
-        folder,
+        self._links.enter_context(plain_name(folder)),
         options=ocp.CheckpointManagerOptions(
           preservation_policy=policies.AnyPreservationPolicy(kept),
           create=not read_only,
@@ -84,7 +91,7 @@ class Checkpoints(ocp.CheckpointManager):
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
     try:
-      with writing(self.directory):
+      with writing(self.folder):
         yield
     except UserError:
       self._told = True
@@ -99,7 +106,7 @@ class Checkpoints(ocp.CheckpointManager):
   def close(self) -> None:
     """Waits as `finish` does, and closes; raises no refusal a second time."""
     try:
-      with writing(self.directory):
+      with writing(self.folder), self._links:
         super().close()
     except UserError:
       if not self._told:
@@ -234,7 +241,7 @@ def find_step(manager: Checkpoints, which: str | int) -> int:
   steps = sorted(manager.all_steps())
   if not steps:
     raise UserError(
-      f'there is no checkpoint in {manager.directory}; train first, with the '
+      f'there is no checkpoint in {manager.folder}; train first, with the '
       'same --config and --workdir.'
     )
   if which == 'latest':
@@ -243,7 +250,7 @@ def find_step(manager: Checkpoints, which: str | int) -> int:
     best = best_step(manager.scores, steps)
     if best is None:
       raise UserError(
-        f'no checkpoint in {manager.directory} was evaluated in training; '
+        f'no checkpoint in {manager.folder} was evaluated in training; '
         f'choose one by its step: {", ".join(map(str, steps))}.'
       )
     return best

@@ -37,6 +37,7 @@ from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
 from resnest_jax.data.own import palette2id
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, remove
+from resnest_jax.flags import command_line
 from resnest_jax.progress import progress_bar
 from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
@@ -106,7 +107,7 @@ def _parse_arguments() -> argparse.Namespace:
     ),
   )
   cityscapes_mini.add_size_argument(parser)
-  return parser.parse_args()
+  return parser.parse_args(command_line())
 
 
 def archive_from_arguments(
@@ -182,7 +183,7 @@ def prepare(
     builder = make()
     if _is_there(builder, 'fingerprint', fingerprint, archive):
       return builder
-    _remove_unfinished(builder, data_dir)
+    _remove_unfinished(builder)
     _check_disk_space(config, data_dir, size)
     with progress_bar('checking and writing') as on_progress:
       # A new builder: it takes archive and progress only when it is made.
@@ -190,8 +191,7 @@ def prepare(
       try:
         _write_records(builder, data_dir)
       except Exception:
-        # tfds does not resume downloads, so a part of one is of no use.
-        _remove_unfinished(builder, data_dir)
+        _remove_unfinished(builder)
         raise
     downloads = data_dir / 'downloads'
     for folder in (downloads / 'extracted', downloads):
@@ -234,7 +234,9 @@ def _is_there(
   if not builder.data_path.exists():
     return False
   # Not deleted: tfds moves only complete data into place; somebody changed it.
-  if not builder.is_prepared() or datasets.missing_files(builder):
+  # Not `builder.is_prepared`, which takes brackets in the path for a pattern.
+  described = Path(builder.data_path, 'dataset_info.json').is_file()
+  if not described or datasets.missing_files(builder):
     raise UserError(
       f'{builder.data_path} exists but is not a complete data set. Nothing '
       'was changed; delete or move it and run the same command again.'
@@ -252,13 +254,9 @@ def _is_there(
   return True
 
 
-def _remove_unfinished(builder: ArchiveBuilder, data_dir: Path) -> None:
+def _remove_unfinished(builder: ArchiveBuilder) -> None:
   # Only with the lock held: another process may be writing there.
   for path in Path(builder.data_path).parent.glob('incomplete.*'):
-    remove(path)
-  # As tfds names them: others are the user's.
-  digits = '[0-9a-f]' * 32
-  for path in list((data_dir / 'downloads').rglob(f'*.tmp.{digits}')):
     remove(path)
 
 
@@ -284,6 +282,7 @@ def _check_free(data_dir: Path, needed: float) -> None:
 
 @contextlib.contextmanager
 def _exclusive(data_dir: Path) -> Iterator[None]:
+  datasets.check_utf8(data_dir)
   again = 'give another --data_dir; then run the same command again'
   with (
     lock_folder(data_dir, 'prepares data in'),

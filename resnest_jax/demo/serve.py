@@ -18,12 +18,13 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from resnest_jax.errors import UserError
+from resnest_jax.files import plain_name
 from resnest_jax.flags import Parser, add_source_flags
 from resnest_jax.text import without_secrets
 
@@ -77,9 +78,10 @@ def serve(
   # Before the page opens, so that the first visitor does not wait.
   print('compiling the network (a minute or more at full size)', flush=True)
   predictor.predict(np.zeros((*FIRST_SIZE, 3), np.uint8))
-  blocks = page.make_page(
-    predictor, Path(without_secrets(flags.weights)).name, examples
-  )
+  name = Path(without_secrets(flags.weights)).name
+  with contextlib.ExitStack() as links:  # The page copies the files.
+    plain = [links.enter_context(plain_name(path)) for path in examples]
+    blocks = page.make_page(predictor, name, plain)
   try:
     _, local, public = blocks.queue().launch(
       server_name=flags.host,
@@ -104,11 +106,28 @@ def serve(
       )
     for address in filter(None, (local, public)):
       print(f'the page is at {address} (Ctrl-C ends it)', flush=True)
-    threading.Event().wait()  # The server has its own thread.
+    while True:  # The server has its own thread.
+      trim_uploads(Path(os.environ['GRADIO_TEMP_DIR']), page.MAX_UPLOADS)
+      time.sleep(2)
   finally:
     # An error here would hide the one that ended the process.
     with contextlib.suppress(Exception):
       blocks.close(verbose=False)
+
+
+def trim_uploads(folder: Path, most: int) -> None:
+  """Deletes the oldest files of a folder until it has at most so many bytes."""
+  files = []
+  for path in folder.rglob('*'):
+    with contextlib.suppress(OSError):  # Gradio deletes files as well.
+      if path.is_file():
+        about = path.stat()
+        files.append((about.st_mtime, about.st_size, path))
+  total = 0
+  for _, size, path in sorted(files, reverse=True):
+    total += size
+    if total > most:
+      path.unlink(missing_ok=True)
 
 
 def free_port(host: str, port: int) -> int:

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from resnest_jax import runtime
 from resnest_jax.errors import run
 from resnest_jax.files import check_new
-from resnest_jax.flags import add_checkpoint_flag
+from resnest_jax.flags import add_checkpoint_flag, command_line
 from resnest_jax.weights.files import check_torch, write_weights
 from resnest_jax.weights.infer import backbone_of, same_shapes, title_of
 from resnest_jax.weights.names import WHOSE, WHOSE_READ
@@ -27,7 +27,7 @@ from resnest_jax.weights.state_dict import KINDS, export_state_dict
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  flags = _parser().parse_args(arguments)
+  flags = _parser().parse_args(command_line(arguments))
   runtime.set_up()
   # Both checks come before a download.
   check_new(flags.out)

@@ -21,6 +21,7 @@ import numpy as np
 from resnest_jax.data.mini.scene import draw_scene
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, whole_file
+from resnest_jax.flags import command_line
 from resnest_jax.labels import ADE20K
 from resnest_jax.progress import progress_bar
 from resnest_jax.threads import map_in_threads
@@ -43,7 +44,7 @@ _SPLITS = {
 
 def main() -> None:
   parser = make_parser('mini', __doc__, DEFAULT_COUNTS, 'ZIP', 'file to write')
-  args = parser.parse_args()
+  args = parser.parse_args(command_line())
   counts = counts_from_arguments(args)
   write_archive(args.out, counts, args.seed)
   print(

@@ -20,6 +20,7 @@ from resnest_jax.evaluation.submission import rules
 from resnest_jax.evaluation.submission.check import validate
 from resnest_jax.evaluation.submission.rules import BENCHMARKS
 from resnest_jax.evaluation.submission.write import show, write
+from resnest_jax.flags import command_line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       metavar='PATH',
       help='folder or zip file of the test images: names and sizes',
     )
-  flags = parser.parse_args(arguments)
+  flags = parser.parse_args(command_line(arguments))
   if flags.command == 'validate':
     benchmark = BENCHMARKS.get(flags.benchmark)
     verdict = validate(flags.zip, benchmark, flags.images)
