@@ -18,6 +18,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser, command_line
 from resnest_jax.overrides import REMOVED, override
 from resnest_jax.shipped import shipped
+from resnest_jax.text import without_secrets
 
 
 def load_config(
@@ -108,8 +109,9 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_to_json(config: ConfigDict) -> str:
-  """The configuration as indented JSON with sorted keys."""
-  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+  """The configuration as indented JSON with sorted keys, without secrets."""
+  text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+  return without_secrets(text)
 
 
 def differences(
@@ -122,7 +124,7 @@ def differences(
     config: the one of today.
     ignore: keys and sections that may differ: ['data.data_dir', 'eval'].
   """
-  old = flatten(json.loads(saved))
+  old = flatten(json.loads(without_secrets(saved)))
   new = flatten(json.loads(config_to_json(config)))  # JSON knows no tuples.
   absent = object()
   lines = []

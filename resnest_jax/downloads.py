@@ -4,10 +4,12 @@ RESNEST_JAX_MAX_DOWNLOAD is the number of gigabytes that one may have, 20 by
 default.
 """
 
+import base64
 import os
 import shutil
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +70,20 @@ def check_size(size: int, folder: Path) -> None:
     )
 
 
+def _request(url: str) -> urllib.request.Request:
+  # urllib takes no user and password in an address, and its error shows them.
+  parts = urllib.parse.urlsplit(url)
+  user, _, host = parts.netloc.rpartition('@')
+  request = urllib.request.Request(
+    parts._replace(netloc=host).geturl(), headers={'User-Agent': 'resnest-jax'}
+  )
+  if user:
+    secret = base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
+    # Not for hosts that it redirects to.
+    request.add_unredirected_header('Authorization', f'Basic {secret}')
+  return request
+
+
 class _Transfer:
   """One request, made in a thread that may hang and is then left alone."""
 
@@ -116,9 +132,9 @@ class _Transfer:
 
   def _work(self) -> None:
     try:
-      agent = {'User-Agent': 'resnest-jax'}
-      request = urllib.request.Request(self._url, headers=agent)
-      with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+      with urllib.request.urlopen(
+        _request(self._url), timeout=TIMEOUT
+      ) as response:
         self._total = int(response.headers.get('Content-Length') or 0)
         check_size(self._total, self._path.parent)
         limit = max_bytes()

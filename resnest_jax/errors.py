@@ -9,13 +9,19 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from resnest_jax.text import without_secrets
+
 
 class UserError(Exception):
   """Something the user gave cannot be used.
 
   The message says what was given, what is accepted, and what to do next.
-  Scripts print it without a traceback and exit with status 1.
+  Scripts print it without a traceback and exit with status 1. Passwords and
+  tokens in addresses are left out.
   """
+
+  def __str__(self) -> str:
+    return without_secrets(super().__str__())
 
 
 class UnreadableSample(UserError):

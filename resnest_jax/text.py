@@ -1,7 +1,21 @@
 """Numbers and lists in words."""
 
 import math
+import re
 from collections.abc import Iterable, Sized
+
+# Scheme, user and password, host and path, query. A fragment mostly is a place
+# in a page; with values it is what a query is.
+_ADDRESS = re.compile(
+  r'\b([a-z][a-z0-9+.-]*://)([^\s/?#"\']*@)?([^\s?#"\']*)'
+  r'(\?[^\s"\')]*|#[^\s"\')]*=[^\s"\')]*)?',
+  re.I,
+)
+
+
+def without_secrets(text: str) -> str:
+  """Cuts out of addresses where passwords, tokens and signatures stand."""
+  return _ADDRESS.sub(lambda x: x[1] + x[3] + ('?...' if x[4] else ''), text)
 
 
 def plural(number: int, noun: str, verb: str = '') -> str:

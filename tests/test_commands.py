@@ -22,7 +22,7 @@ import resnest_jax as rj
 from resnest_jax.__main__ import COMMANDS
 from resnest_jax.config import load_config
 from resnest_jax.export.checks import INSTALL_JAX2ONNX
-from resnest_jax.weights.files import TORCH_INSTALL
+from resnest_jax.weights.pickles import TORCH_INSTALL
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md']
 PAGES += sorted((ROOT / 'docs').rglob('*.md'))

@@ -7,7 +7,7 @@ PACKAGE = 'resnest_jax'
 # docs/architecture.md draws them. Commands and public names see all floors.
 FLOORS = (
   'errors labels findings files text lettering threads flags shipped '
-  'overrides config_keys jax_private',
+  'overrides config_keys jax_private untrusted',
   'config runtime distributed drawing models',
   'sharding progress downloads losses',
   'data checkpoints',

@@ -2,7 +2,10 @@
 
 import math
 
+import pytest
+
 from resnest_jax import text
+from resnest_jax.errors import UserError
 
 
 def test_nouns_and_verbs_follow_their_number():
@@ -28,3 +31,28 @@ def test_durations():
   assert text.duration(3723.4) == '1:02:03'
   assert text.duration(59.7) == '1:00'
   assert text.duration(7) == '0:07'
+
+
+@pytest.mark.parametrize(
+  ('given', 'shown'),
+  [
+    ('https://me:secret@host/x.pth', 'https://host/x.pth'),
+    ('https://hf_secret@host:81/x.pth', 'https://host:81/x.pth'),
+    ('http://me:sec@ret@host/x', 'http://host/x'),
+    ('HTTPS://host/a/x.pth?sv=1&sig=secret%3D', 'HTTPS://host/a/x.pth?...'),
+    ('https://host/x#access_token=secret', 'https://host/x?...'),
+    ('a ("s3://key:secret@bucket/x?secret") b', 'a ("s3://bucket/x?...") b'),
+    ('ftp://u:secret@h, http://h/y?secret: no', 'ftp://h, http://h/y?... no'),
+    # Nothing to hide.
+    ('hf://owner/name@v1/x.pth', 'hf://owner/name@v1/x.pth'),
+    (
+      'see https://host/page.html#section.',
+      'see https://host/page.html#section.',
+    ),
+    ('runs/a?b#c=d and me@host', 'runs/a?b#c=d and me@host'),
+  ],
+)
+def test_secrets_in_addresses_are_cut_out(given, shown):
+  assert 'secret' not in shown
+  assert text.without_secrets(given) == shown
+  assert str(UserError(f'{given} is gone')) == f'{shown} is gone'

@@ -29,8 +29,10 @@ from resnest_jax.distributed import messages
 from resnest_jax.errors import DamagedCheckpoint, UserError
 from resnest_jax.files import remove_folder
 from resnest_jax.labels import LabelSet
+from resnest_jax.models.description import check_network
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.untrusted import OBJECT, check_fields
 
 DAMAGED = 'damaged_checkpoints'
 
@@ -234,6 +236,12 @@ def load_checkpoint(
         f'checkpoint {manager.folder / str(step)} has no configuration, so '
         'its network is not known; train.py of this version writes one.'
       )
+    if model_config is None:
+      where = f'the configuration in checkpoint {step} of {workdir}'
+      check_fields(about, {'config': OBJECT}, where)
+      sections = ('model', 'data')
+      check_fields(about['config'], dict.fromkeys(sections, OBJECT), where)
+      check_network(about['config']['model'], 'segmentor', where)
     model = create_segmentor(model_config or about['config']['model'])
     # Else Orbax would look for the devices that wrote it.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -9,7 +9,6 @@ import dataclasses
 import fnmatch
 import hashlib
 import itertools
-import json
 import os
 import posixpath
 import struct
@@ -27,6 +26,7 @@ import tensorflow_datasets as tfds
 from resnest_jax.data.images import decode_image
 from resnest_jax.errors import UserError
 from resnest_jax.threads import map_in_threads
+from resnest_jax.untrusted import check_fields, parse_json, up_to
 
 # (image, mask) names in the archive.
 Pair = tuple[str, str]
@@ -266,9 +266,10 @@ def counts_from_comment(
 ) -> dict[str, int] | None:
   """Reads images per split from a comment '{"images": {"train": ...}}'."""
   try:
-    counts = json.loads(comment)['images']
-    return {split: int(counts[split]) for split in splits}
-  except (ValueError, KeyError, TypeError):
+    counts = parse_json(comment, 'the comment')['images']
+    check_fields(counts, dict.fromkeys(splits, up_to(10**9, 0)), 'it')
+    return {split: counts[split] for split in splits}
+  except (UserError, LookupError, TypeError):
     return None
 
 

@@ -13,7 +13,6 @@ Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding,
 CVPR 2016.
 """
 
-import json
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -23,6 +22,7 @@ from resnest_jax.data import archives
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair, Pairs
 from resnest_jax.data.images import png_kind, read_index_mask
 from resnest_jax.errors import UserError
+from resnest_jax.untrusted import check_fields, numbers, parse_json
 
 FOLDERS = {'train': 'train', 'validation': 'val', 'test': 'test'}
 URL = 'https://www.cityscapes-dataset.com'
@@ -157,10 +157,12 @@ def check_release(
   """Checks the number of images; returns the (width, height) of each."""
   counts, size = config.counts, config.size
   if counts is None:
+    counts = archives.counts_from_comment(images.comment, FOLDERS)
     try:
-      counts = archives.counts_from_comment(images.comment, FOLDERS)
-      width, height = map(int, json.loads(images.comment)['size'])
-    except (ValueError, KeyError, TypeError):
+      about = parse_json(images.comment, 'the comment')
+      check_fields(about, {'size': numbers('', 2, int, low=1, high=2**15)}, '')
+      width, height = about['size']
+    except UserError:
       counts = None
     # The comment has the seed: images never meet masks of other scenes.
     if counts is None or images.comment != masks.comment:

@@ -5,12 +5,28 @@ distortion is mmsegmentation's `PhotoMetricDistortion`, except that hue and
 saturation are not rounded (less than one grey level on average).
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 # Of ImageNet, in grey levels, as in the published weights and mmsegmentation.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+
+
+class Normalization(NamedTuple):
+  """How grey levels become a network's input: minus mean, over std.
+
+  `order` is that of the network's channels and of both tuples.
+  """
+
+  mean: tuple[float, ...] = MEAN
+  std: tuple[float, ...] = STD
+  order: str = 'RGB'  # or 'BGR'
+
+
+IMAGENET = Normalization()
 
 
 def _scale_and_shift(x, factor=1.0, shift=0.0):
@@ -103,20 +119,25 @@ def preprocess(
   size: jax.Array,
   photometric: jax.Array | None = None,
   dtype: jnp.dtype = jnp.float32,
+  normalization: Normalization = IMAGENET,
 ) -> jax.Array:
-  """Normalises a batch by `MEAN` and `STD`; it becomes 0 outside `size`.
+  """Normalises a batch; it becomes 0 outside `size`.
 
   Args:
     images: uint8 (B, H, W, 3) RGB.
     size: int (B, 2), height and width before padding.
     photometric: (B, 5), see `photometric_distortion`; None: not distorted.
     dtype: of the result; computed in float32 unless it is float64.
+    normalization: of the network; all trainings here use the default.
   """
   compute = jnp.float64 if dtype == jnp.float64 else jnp.float32
   x = images.astype(compute)
   if photometric is not None:
     x = photometric_distortion(x, photometric)
-  mean = jnp.array(MEAN, compute).reshape(1, 1, 1, 3)
-  std = jnp.array(STD, compute).reshape(1, 1, 1, 3)
+  mean, std, order = normalization
+  if order == 'BGR':
+    x = x[..., ::-1]
+  mean = jnp.array(mean, compute).reshape(1, 1, 1, 3)
+  std = jnp.array(std, compute).reshape(1, 1, 1, 3)
   mask = valid_mask(size, images.shape[1], images.shape[2])
   return jnp.where(mask, (x - mean) / std, 0).astype(dtype)

@@ -26,6 +26,7 @@ from typing import Any
 from resnest_jax.errors import UserError
 from resnest_jax.files import plain_name
 from resnest_jax.flags import Parser, add_source_flags
+from resnest_jax.text import without_secrets
 
 # Of padded sizes; coarser than in predict.py, as visitors wait for compiling.
 BUCKET = 256
@@ -41,7 +42,7 @@ def main() -> None:
   port = free_port(flags.host, flags.port)
   # Late: these take seconds, and wrong flags or a taken port fail at once.
   from resnest_jax import runtime
-  from resnest_jax.inference.predictor import from_checkpoint
+  from resnest_jax.inference.predictor import from_checkpoint, print_notes
   from resnest_jax.prediction.sources import find_sources
 
   runtime.set_up()
@@ -53,6 +54,7 @@ def main() -> None:
   predictor = from_checkpoint(
     flags.weights, checkpoint=flags.checkpoint, batch_size=1, bucket=BUCKET
   )
+  print_notes(predictor)
   examples = [source.path for source in sources if not source.is_video]
   with tempfile.TemporaryDirectory(prefix='resnest_jax_demo_') as uploads:
     # Gradio reads these when it is imported, which `serve` does.
@@ -76,9 +78,10 @@ def serve(
   # Before the page opens, so that the first visitor does not wait.
   print('compiling the network (a minute or more at full size)', flush=True)
   predictor.predict(np.zeros((*FIRST_SIZE, 3), np.uint8))
+  name = Path(without_secrets(flags.weights)).name
   with contextlib.ExitStack() as links:  # The page copies the files.
     plain = [links.enter_context(plain_name(path)) for path in examples]
-    blocks = page.make_page(predictor, Path(flags.weights).name, plain)
+    blocks = page.make_page(predictor, name, plain)
   try:
     _, local, public = blocks.queue().launch(
       server_name=flags.host,

@@ -19,6 +19,7 @@ from resnest_jax import drawing, runtime
 from resnest_jax.checkpoints.store import check_classes, checkpoint_dir
 from resnest_jax.config import fit_num_classes, flatten
 from resnest_jax.data.datasets import open_data
+from resnest_jax.data.preprocess import Normalization
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import metrics
@@ -37,7 +38,7 @@ from resnest_jax.files import (
 )
 from resnest_jax.inference.protocols import make_protocol
 from resnest_jax.progress import console as make_console
-from resnest_jax.text import listed, percent, plural
+from resnest_jax.text import listed, percent, plural, without_secrets
 from resnest_jax.weights.infer import title_of
 from resnest_jax.weights.pretrained import load_segmentor
 
@@ -75,9 +76,10 @@ def evaluate_split(
   split = open_data(config.data, split_name)
   fit_num_classes(config, len(split.labels.classes))
   protocol = make_protocol(config)
-  model, variables, found = load_network(
+  model, variables, found, normalization = load_network(
     config, workdir, weights, checkpoint, split.labels.classes, console
   )
+  protocol = dataclasses.replace(protocol, normalization=normalization)
   result = {
     'config': config.name,
     **found,
@@ -140,8 +142,8 @@ def load_network(
   checkpoint: str,
   classes: Sequence[str],
   console: rich.console.Console,
-) -> tuple[Any, Any, dict[str, Any]]:
-  """The `Segmentor`, its variables, and their origin for metrics.json."""
+) -> tuple[Any, Any, dict[str, Any], Normalization]:
+  """The `Segmentor`, its variables, their origin for metrics.json, and more."""
   # For a run, so that a flag that does not fit the checkpoint is an error.
   model, variables, loaded = load_segmentor(
     weights or workdir,
@@ -165,13 +167,14 @@ def load_network(
   else:
     about = (
       f'{theirs["head"]} on {title_of(theirs)}, dilation rule '
-      f'{theirs["dilation_rule"]}, from {weights}'
+      f'{theirs["dilation_rule"]}, from {without_secrets(weights)}'
     )
     known = ('file', 'sha256', 'step')
-    found = {'checkpoint': weights}
+    found = {'checkpoint': without_secrets(weights)}
     found |= {key: provenance[key] for key in known if key in provenance}
-  console.print(about, soft_wrap=True)
-  return model, variables, found | {'model': theirs}
+  for line in (about, *loaded.notes()):
+    console.print(line, soft_wrap=True)
+  return model, variables, found | {'model': theirs}, loaded.normalized()
 
 
 def claim_results(out: Path, result: Mapping[str, Any]) -> list[str]:

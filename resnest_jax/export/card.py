@@ -1,13 +1,24 @@
 """The model card of a folder of exports."""
 
+import html
 import os
+import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnest_jax import __version__
+from resnest_jax.config_keys import (
+  SHARE,
+  Accepted,
+  at_least,
+  one_of,
+)
 from resnest_jax.export.promise import Written
 from resnest_jax.text import plural
+from resnest_jax.untrusted import check_fields, numbers, or_none
+from resnest_jax.weights.files import ABOUT
 from resnest_jax.weights.infer import title_of
 
 FRONT = """---
@@ -74,6 +85,25 @@ labels = inference_model(model, 'street.jpg').pred_sem_seg.data
 }
 
 
+# What others may have written in its place.
+_ENTRY = {
+  'file': Accepted(
+    'the name of a file', lambda x: re.fullmatch(r'\w[\w.-]{0,99}', x)
+  ),
+  'format': one_of(HOW_TO_RUN),
+  'size': or_none(numbers('height and width', 2, int, low=1, high=2**15)),
+  'agreement': SHARE,
+  'pictures': at_least(0),
+}
+_DATE = Accepted('a date', date.fromisoformat)
+_WRITTEN = {
+  'jax': Accepted('a version', lambda x: re.fullmatch(r'[\w.+-]{1,40}', x)),
+  'on': _DATE,
+  'released': or_none(_DATE),
+  'read_until': or_none(_DATE),
+}
+
+
 class Export(NamedTuple):
   """A written file that agrees with its checkpoint.
 
@@ -100,8 +130,14 @@ class Export(NamedTuple):
 
   @classmethod
   def of(cls, entry: Mapping[str, Any]) -> 'Export':
-    """The inverse of `entry`. Older entries lack the last three fields."""
+    """The inverse of `entry`. Older entries lack the last three fields.
+
+    Raises `UserError` or `TypeError` for what is no entry.
+    """
+    check_fields(entry, _ENTRY, f'an export in {ABOUT}')
     size, written = entry['size'], entry.get('written')
+    if written is not None:
+      check_fields(written, _WRITTEN, f'an export in {ABOUT}')
     return cls(**entry)._replace(
       size=size and tuple(size), written=written and Written(**written)
     )
@@ -190,9 +226,8 @@ def _how_long(exports: Sequence[Export]) -> str:
 def _classes(classes: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
   lines = ['| label | class | colour |', '|---|---|---|']
   for label, (name, colour) in enumerate(zip(classes, palette, strict=True)):
-    escaped = name.replace('|', '\\|')
     code = ''.join(f'{value:02x}' for value in colour)
-    lines.append(f'| {label} | {escaped} | #{code} |')
+    lines.append(f'| {label} | {_plain(name)} | #{code} |')
   return '\n'.join(lines) + '\n'
 
 
@@ -206,5 +241,12 @@ def _provenance(about: Mapping[str, Any]) -> str:
     if key == 'source' and os.path.exists(value):
       value = Path(value).resolve().name
     if isinstance(value, str | int) and key != 'backbone_known':
-      lines.append(f'- {key.replace("_", " ")}: {value}')
+      lines.append(f'- {key.replace("_", " ")}: {_plain(str(value))}')
   return '\n'.join(lines) + '\n'
+
+
+def _plain(text: str) -> str:
+  """Text that Markdown and the HTML in it show as it is, in one line."""
+  # Line breaks end a row of a table; other control characters are not shown.
+  text = ''.join(x if x.isprintable() else ' ' for x in text)
+  return re.sub(r'([\\`*_[\]|~$#])', r'\\\1', html.escape(text, quote=False))

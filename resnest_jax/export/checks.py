@@ -1,11 +1,13 @@
 """Checks that an export passes before it gets its name."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.export.pictures import fit
 from resnest_jax.inference.predictor import Prediction, Predictor
@@ -35,6 +37,7 @@ class Reference:
     model: Any,
     variables: Mapping[str, Any],
     labels: LabelSet,
+    normalization: Normalization,
     pictures: Sequence[np.ndarray],
     size: tuple[int, int],
     probabilities: bool = False,
@@ -42,7 +45,9 @@ class Reference:
     """Predicts the pictures, stretched to `size` (height, width)."""
     self.images = np.stack([fit(picture, size) for picture in pictures])
     # Exports do not resize. With this scale the predictor does not either.
-    self._protocol = Protocol(image_scale=(max(size), min(size)))
+    self._protocol = Protocol(
+      image_scale=(max(size), min(size)), normalization=normalization
+    )
     predictor = Predictor(model, variables, labels, self._protocol)
     self.predictions: list[Prediction] = list(
       predictor.predict_frames(self.images, probabilities=probabilities)
@@ -78,10 +83,15 @@ class Reference:
     return share
 
   def run_of(
-    self, model: Any, variables: Mapping[str, Any], labels: LabelSet
+    self,
+    model: Any,
+    variables: Mapping[str, Any],
+    labels: LabelSet,
+    normalization: Normalization,
   ) -> Runner:
     """Runs another model by the `Predictor`, for pictures of this size."""
-    predictor = Predictor(model, variables, labels, self._protocol)
+    protocol = dataclasses.replace(self._protocol, normalization=normalization)
+    predictor = Predictor(model, variables, labels, protocol)
 
     def run(images: np.ndarray) -> list[np.ndarray]:
       found = predictor.predict_frames(images)

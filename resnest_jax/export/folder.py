@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from resnest_jax.data.own.classes import label_set
+from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.export.card import Export, model_card
 from resnest_jax.export.checks import (
@@ -58,6 +59,7 @@ class Model(NamedTuple):
   model: nn.Module
   variables: Mapping[str, Any]
   labels: LabelSet
+  normalization: Normalization
 
 
 def export_model(
@@ -101,8 +103,8 @@ def export_model(
     )
   seen = gather_pictures(pictures)
   _, _, weights = load_segmentor(source, checkpoint)
-  if 'step' in weights.provenance:
-    say(f'checkpoint {weights.provenance["step"]} of {source}')
+  for line in _origin(source, weights):
+    say(line)
   net = as_exported(source, weights)
   about = _about(weights, net.labels)
   sizes = list(dict.fromkeys(sizes)) or [_default_size(weights)]
@@ -110,10 +112,8 @@ def export_model(
   if not programs:
     sizes = sizes[:1]
   exports: list[Export] = []
-  with (
-    explain_refusal(out, 'give another --out'),
-    whole_folder(out) as folder,
-  ):
+  refusal = explain_refusal(out, 'give another --out')
+  with refusal, whole_folder(out) as folder:
     for size in sizes:
       reference = Reference(*net, seen, size, probabilities)
       for name in formats:
@@ -131,6 +131,12 @@ def export_model(
     write_description(folder, about, exports)
   say(f'written: {out}')
   return exports
+
+
+def _origin(source: str | Path, weights: Weights) -> list[str]:
+  step = weights.provenance.get('step')
+  taken = [] if step is None else [f'checkpoint {step} of {source}']
+  return taken + weights.notes()
 
 
 def passed(file: Path, export: Export) -> str:
@@ -182,7 +188,7 @@ def as_exported(source: str | Path, weights: Weights) -> Model:
       f'for none, so at most {IGNORE} can be exported.'
     )
   labels = label_set(number, weights.classes, weights.palette)
-  return Model(*weights.create('float32'), labels)
+  return Model(*weights.create('float32'), labels, weights.normalized())
 
 
 def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
@@ -207,7 +213,12 @@ def write_program(
 
   `net` is from `as_exported`, `size` is (height, width) in pixels.
   """
-  program = make_program(*net[:2], size, probabilities=probabilities)
+  program = make_program(
+    *net[:2],
+    size,
+    probabilities=probabilities,
+    normalization=net.normalization,
+  )
   written = None
   # Not Winograd's, our choice on a CPU: what runs a file chooses its own.
   with implementations.use(wide='convolution'):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnest_jax.data.preprocess import preprocess
+from resnest_jax.data.preprocess import IMAGENET, Normalization, preprocess
 from resnest_jax.models.layers import apply_matrices, resize_matrix
 
 # Scores of one picture that exist at a time without `probabilities`. Those of
@@ -27,10 +27,12 @@ def make_program(
   size: tuple[int, int],
   *,
   probabilities: bool = False,
+  normalization: Normalization = IMAGENET,
 ) -> Program:
   """Makes a function of pictures, with the variables as constants.
 
-  `model` is a segmentor in float32, `size` is (height, width) in pixels.
+  `model` is a segmentor in float32, `size` is (height, width) in pixels,
+  `normalization` is that of the weights.
 
   Returns:
     program(images) -> (labels,) or (labels, probabilities): uint8 (b, H, W, 3)
@@ -38,7 +40,9 @@ def make_program(
   """
 
   def program(images: jax.Array) -> tuple[jax.Array, ...]:
-    normalised = preprocess(images, jnp.asarray([size]))
+    normalised = preprocess(
+      images, jnp.asarray([size]), normalization=normalization
+    )
     logits = model.apply(variables, normalised, train=False).logits
     # NumPy constants, (H, h) and (W, w).
     rows, columns = (

@@ -1,6 +1,5 @@
 """Renews the StableHLO of a folder of exports with the installed JAX."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from resnest_jax.export.folder import (
 )
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.files import check_writable, work_folder
+from resnest_jax.models.description import check_description
+from resnest_jax.untrusted import parse_json
 from resnest_jax.weights.files import ABOUT, SAFETENSORS, TORCH
 from resnest_jax.weights.pretrained import load_segmentor
 
@@ -74,9 +75,10 @@ def renew_exports(
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[Export]]:
   try:
-    about = json.loads((folder / ABOUT).read_text('utf-8'))
+    about = parse_json((folder / ABOUT).read_bytes(), str(folder / ABOUT))
     exports = [Export.of(entry) for entry in about.pop('exports')]
-  except (OSError, ValueError, LookupError, TypeError) as error:
+    check_description(about, str(folder / ABOUT))
+  except (OSError, UserError, LookupError, TypeError, ValueError) as error:
     raise UserError(
       f'{folder} is no folder of exports: its {ABOUT} is missing or does not '
       f'list them ({type(error).__name__}: {error}). Give the folder that '

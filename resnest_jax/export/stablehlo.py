@@ -1,6 +1,5 @@
 """StableHLO files by `jax.export`, each for CPU, CUDA and TPU."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -11,6 +10,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.export.card import Export
 from resnest_jax.export.checks import Runner
 from resnest_jax.export.program import Program
+from resnest_jax.untrusted import parse_json
 from resnest_jax.weights.files import ABOUT
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -64,10 +64,13 @@ def _refused(path: Path, error: Exception) -> UserError:
 
 def _history(path: Path) -> str:
   try:
-    about = json.loads((path.parent / ABOUT).read_text('utf-8'))
+    about = parse_json((path.parent / ABOUT).read_bytes(), ABOUT)
     (entry,) = (each for each in about['exports'] if each['file'] == path.name)
     sentence = Export.of(entry).written.sentence()
     return f' {ABOUT} has of it: {sentence}'
-  except (OSError, ValueError, LookupError, TypeError, AttributeError):
+  except (
+    *(OSError, UserError, ValueError, LookupError),
+    *(TypeError, AttributeError),
+  ):
     # A file of somebody else, or of a version that did not record its writer.
     return ''

@@ -376,8 +376,16 @@ def from_checkpoint(
     model,
     variables,
     label_set(number, weights.classes, weights.palette),
-    dataclasses.replace(chosen, bucket=bucket),
+    dataclasses.replace(
+      chosen, bucket=bucket, normalization=weights.normalized()
+    ),
     batch_size=batch_size,
     max_pixels=max_pixels,
     about={'weights': weights.provenance, 'model': config},
   )
+
+
+def print_notes(predictor: Predictor) -> None:
+  """Prints what was assumed of its weights."""
+  for note in predictor.about['weights'].get('notes', ()):
+    print(f'note: {note}', flush=True)

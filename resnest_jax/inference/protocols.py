@@ -7,6 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from resnest_jax.config_keys import PROTOCOLS
+from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.inference.label_maps import resized_view
 from resnest_jax.inference.multiscale import make_multiscale
@@ -28,6 +29,7 @@ class Protocol:
     flip: `ms_flip_*`: whether each scale is also shown mirrored.
     bucket: padded heights and widths are multiples of this many pixels (at
       scale 1). Results depend on it only by rounding.
+    normalization: of the weights.
   """
 
   name: str = 'whole'
@@ -37,6 +39,7 @@ class Protocol:
   scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
   flip: bool = True
   bucket: int = 64
+  normalization: Normalization = IMAGENET
 
   @property
   def keep_size(self) -> bool:
@@ -47,6 +50,8 @@ class Protocol:
     """Name and parameters for metrics.json."""
     # eval.py compares these dicts to recognise the same evaluation in a folder.
     values = {key: getattr(self, key) for key in PROTOCOLS[self.name]}
+    if self.normalization != IMAGENET:
+      values |= self.normalization._asdict()
     return {'name': self.name} | {
       key: list(value) if isinstance(value, tuple) else value
       for key, value in values.items()

@@ -55,8 +55,12 @@ def compile_views(
       f'{IGNORE} classes fit; got {num_classes}'
     )
 
+  protocol = protocol or Protocol()
+
   def forward(variables, image, size):
-    images = preprocess.preprocess(image, size, dtype=dtype)
+    images = preprocess.preprocess(
+      image, size, dtype=dtype, normalization=protocol.normalization
+    )
     logits = model.apply(variables, images, train=False, size=size).logits
     if logits.shape[-1] != num_classes:
       raise ValueError(
@@ -77,7 +81,7 @@ def compile_views(
       on_compile(*image.shape[1:3])
     return compiled_forward(variables, image, size)
 
-  look, build = make_views(protocol or Protocol(), network, place, mesh)
+  look, build = make_views(protocol, network, place, mesh)
   return Views(compiled_forward, look, build, place)
 
 

@@ -20,6 +20,7 @@ from resnest_jax.inference.predictor import (
   Predictor,
   check_opacity,
   from_checkpoint,
+  print_notes,
 )
 from resnest_jax.prediction.sources import (
   Source,
@@ -90,6 +91,7 @@ def predict_files(
   check_output(out, sources, files, overwrite)
   check_writable(out)
   predictor = from_checkpoint(weights, **options)
+  print_notes(predictor)
   done, started = Done(), time.perf_counter()
   try:
     with (

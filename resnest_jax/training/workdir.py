@@ -1,7 +1,6 @@
 """Claims a workdir for one run: one configuration, one process at a time."""
 
 import contextlib
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, writing
 from resnest_jax.files import write_text
+from resnest_jax.untrusted import OBJECT, check_fields, parse_json
 
 # Pixels of each class in each sample, for samplings that balance classes.
 CLASS_COUNTS = 'class_pixels.npy'
@@ -89,13 +89,13 @@ def _find_shared(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
 
 
 def _read_saved(path: Path) -> str:
-  text = path.read_text('utf-8')
+  sections = dict.fromkeys(('model', 'data', 'train'), OBJECT)
   try:
-    if json.loads(text).keys() >= {'model', 'data', 'train'}:
-      return text
-  except (ValueError, AttributeError):
-    pass
-  raise UserError(
-    f'{path} is there and was not written by train.py, or is damaged; choose '
-    'another --workdir.'
-  )
+    text = path.read_bytes()
+    check_fields(parse_json(text, str(path)), sections, str(path))
+    return text.decode()
+  except (OSError, ValueError, UserError) as error:
+    raise UserError(
+      f'{path} is there and was not written by train.py, or is damaged '
+      f'({error}); choose another --workdir.'
+    ) from error

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drop=flags.drop,
     backbone=flags.backbone,
     checkpoint=flags.checkpoint,
+    part=flags.part,
   )
   model, variables = weights.create()
   exported = export_state_dict(model, variables, flags.to)
@@ -84,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     help='the backbone of a renamed file: resnest50_fast_2s1x64d has the '
     'shapes of resnest50',
   )
+  add(
+    '--part',
+    metavar='NAME',
+    help='one of several networks in the source, such as ema; the command '
+    'lists them',
+  )
   add_checkpoint_flag(parser)
   return parser
 
@@ -115,6 +122,8 @@ def _report(weights: Weights, variables: Any) -> None:
     f'read with {WHOSE_READ[weights.kind]} names: {len(weights.state_dict)} '
     'tensors, all placed'
   )
+  for note in weights.notes():
+    print(note)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,11 @@
 """Weight files: safetensors, and PyTorch's without running their code."""
 
+import contextlib
 import hashlib
-import importlib.util
 import io
 import json
 import re
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,29 +19,24 @@ from resnest_jax.files import (
   write_json,
 )
 from resnest_jax.text import listed
+from resnest_jax.untrusted import brief, check_json, parse_json
+from resnest_jax.weights.networks import Network, find_network
+from resnest_jax.weights.pickles import (
+  check_torch,
+  load_pickle,
+  to_numpy,
+  unknown_type,
+)
 
 SAFETENSORS = 'model.safetensors'
 TORCH = 'model.pth'
 ABOUT = 'about.json'
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
-TORCH_INSTALL = (
-  'pip install torch --index-url https://download.pytorch.org/whl/cpu'
-)
+LONGEST_NAME = 500
 MAX_HEADER = 100_000_000  # Bytes, safetensors' own limit.
 HEADER_KEY = 'resnest_jax'  # Of our description, in both formats.
-# Of mmengine's message hub next to the weights, for which PyTorch's restricted
-# loader would refuse the file. Pickle protocol 2 and NumPy 1 have other names.
-IGNORED_OBJECTS = (
-  'mmengine.logging.history_buffer.HistoryBuffer',
-  '__builtin__.getattr',
-  'builtins.getattr',
-  'numpy.core.multiarray._reconstruct',
-  'numpy._core.multiarray._reconstruct',
-  'numpy.core.multiarray.scalar',
-  'numpy._core.multiarray.scalar',
-  'numpy.ndarray',
-  'numpy.dtype',
-)
+# Of safetensors; others, such as float8, are not read.
+TYPES = re.compile('F64|F32|F16|BF16|[IU](64|32|16|8)|BOOL')
 
 
 class WeightFile(NamedTuple):
@@ -51,15 +45,21 @@ class WeightFile(NamedTuple):
   state_dict: name -> NumPy array; half precision has become float32.
   about: our description, {} in files of others.
   meta: the metadata of others, {} if there is none.
+  network: where the state dict was found, or None: at the top.
+  networks: all that the file holds.
   """
 
   state_dict: dict[str, np.ndarray]
   about: dict[str, Any]
   meta: dict[str, Any]
+  network: Network | None = None
+  networks: Sequence[Network] = ()
 
 
-def read_weights(path: Path) -> WeightFile:
+def read_weights(path: Path, part: str | None = None) -> WeightFile:
   """Reads a safetensors or PyTorch file, recognised by its content.
+
+  `part` names one of several networks; see `Network`.
 
   Raises:
     UserError: another format, a damaged file, a pickle that would run code, no
@@ -71,10 +71,10 @@ def read_weights(path: Path) -> WeightFile:
   # First: the length of safetensors' header may look like a zip file or pickle.
   length = int.from_bytes(start[:8], 'little')
   if start[8:9] == b'{' and length <= MAX_HEADER:
-    return _read_safetensors(path)
+    return _named(path, _read_safetensors(path, part))
   # Zip files since PyTorch 1.6, bare pickles before.
   if start[:4] == b'PK\x03\x04' or start[:1] == b'\x80':
-    return _read_torch(path)
+    return _named(path, _read_torch(path, part))
   raise UserError(
     f'{path} is neither a safetensors nor a PyTorch file: it begins with '
     f'{start!r}. It may be a web page or cut off; get it again.'
@@ -99,21 +99,48 @@ def weight_file(path: Path) -> Path:
   )
 
 
-def _read_safetensors(path: Path) -> WeightFile:
+def _named(path: Path, file: WeightFile) -> WeightFile:
+  # Messages list names.
+  for name in file.state_dict:
+    if len(name) > LONGEST_NAME or not name.isprintable():
+      raise UserError(
+        f'{path} has a tensor named {brief(name)}, which is no name of a '
+        'network; it was not read. Use another source.'
+      )
+  return file
+
+
+@contextlib.contextmanager
+def convert_again() -> Iterator[None]:
+  """Adds the remedy to errors about a description."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{error} Convert again from the original.') from error
+
+
+def _read_safetensors(path: Path, part: str | None) -> WeightFile:
   import safetensors
 
   try:
     with safetensors.safe_open(path, framework='np') as file:
       header = file.metadata() or {}
       names = list(file.keys())
-      state_dict = {name: _float32(file.get_tensor(name)) for name in names}
+      for name in names:
+        kind = file.get_slice(name).get_dtype()
+        if not TYPES.fullmatch(kind):
+          raise unknown_type(path, name, kind)
+      tensors = {name: _float32(file.get_tensor(name)) for name in names}
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise UserError(f'{path} is damaged ({error}); get it again.') from error
-  try:
-    about = json.loads(header.pop(HEADER_KEY, '{}'))
-  except ValueError as error:
-    raise UserError(f'{path} has a damaged header ({error}).') from error
-  return WeightFile(state_dict, about, dict(header))
+  about = {}
+  if text := header.pop(HEADER_KEY, ''):
+    with convert_again():
+      about = parse_json(text, f'the description in the header of {path}')
+  network, others = find_network(tensors, part)
+  return WeightFile(
+    network.tensors if network else tensors, about, header, network, others
+  )
 
 
 def _float32(value: np.ndarray) -> np.ndarray:
@@ -123,81 +150,29 @@ def _float32(value: np.ndarray) -> np.ndarray:
   return value.astype(np.float32) if short else value
 
 
-class _Ignored:
-  # A pickle creates objects by a call or by __new__, with any arguments, which
-  # object.__new__ accepts if __init__ does, and then sets their state.
-
-  def __init__(self, *args, **kwargs):
-    del args, kwargs
-
-  def __setstate__(self, state):
-    del state
-
-
-def check_torch() -> None:
-  """Raises `UserError` if PyTorch is not installed, without importing it."""
-  if importlib.util.find_spec('torch') is None:
-    raise UserError(
-      'PyTorch files need the package torch (its CPU build will do): '
-      f'{TORCH_INSTALL}. safetensors files need nothing more.'
-    )
-
-
-def _read_torch(path: Path) -> WeightFile:
-  check_torch()
-  import torch
-
-  ignored = [(_Ignored, name) for name in IGNORED_OBJECTS]
-  try:
-    with warnings.catch_warnings(), torch.serialization.safe_globals(ignored):
-      warnings.simplefilter('ignore')
-      content = torch.load(path, map_location='cpu', weights_only=True)
-  except Exception as error:  # Damaged files raise errors of many kinds.
-    raise UserError(f'{path} {_why_not(error)}') from error
+def _read_torch(path: Path, part: str | None) -> WeightFile:
+  content = load_pickle(path)
   outer = content if isinstance(content, Mapping) else {}
-  # mmsegmentation and timm nest it next to the optimizer and the rest.
+  network, others = find_network(outer, part)
+  # Of no network that is known: `recognise` says what is there.
   nested = (outer.get(key) for key in ('state_dict', 'model'))
-  tensors = next((x for x in nested if isinstance(x, Mapping)), content)
-  if not isinstance(tensors, Mapping) or not all(
-    isinstance(value, torch.Tensor) for value in tensors.values()
-  ):
-    keys = list(content)[:8] if isinstance(content, Mapping) else type(content)
-    raise UserError(
-      f'{path} holds no state dict: accepted are name -> tensor, alone or '
-      f"under 'state_dict' or 'model'; there is {keys}."
-    )
-  if tensors and all(name.startswith('module.') for name in tensors):
-    # DataParallel wraps the model in a module of this name.
-    tensors = {k.removeprefix('module.'): v for k, v in tensors.items()}
-  half = (torch.float16, torch.bfloat16)
-  state_dict = {
-    name: (value.float() if value.dtype in half else value).numpy()
+  tensors = next((x for x in nested if isinstance(x, Mapping)), outer)
+  tensors = network.tensors if network else tensors
+  if not tensors or not all(
+    isinstance(name, str) and hasattr(value, 'layout')
     for name, value in tensors.items()
-  }
+  ):
+    keys = f'the keys {listed(outer)}' if outer else type(content).__name__
+    raise UserError(
+      f'{path} holds no state dict: accepted are name -> tensor, alone or in '
+      f'mappings; there is {keys}.'
+    )
   extras = (outer.get(key) for key in (HEADER_KEY, 'meta'))
-  return WeightFile(
-    state_dict, *(x if isinstance(x, dict) else {} for x in extras)
-  )
-
-
-def _why_not(error: Exception) -> str:
-  # Not PyTorch's own message: it advises `weights_only=False`, to run the code.
-  if found := re.search(r'GLOBAL (\S+)', str(error)):
-    return (
-      f'wants to run {found[1]}, which weights do not need; it was not run '
-      'and nothing was read. Use another source, or a safetensors file.'
-    )
-  if 'weights_only' in str(error):
-    return (
-      "holds more than weights: PyTorch's restricted loader, which runs no "
-      'code of a file, refuses it, and nothing was read. Use another source, '
-      'or a safetensors file.'
-    )
-  first_line = str(error).strip().partition('\n')[0]
-  return (
-    f'cannot be read as a PyTorch file ({type(error).__name__}: {first_line}). '
-    'It may be cut off; get it again.'
-  )
+  about, meta = (x if isinstance(x, dict) else {} for x in extras)
+  if about:
+    with convert_again():
+      check_json(about, f'the description in {path}')
+  return WeightFile(to_numpy(path, tensors), about, meta, network, others)
 
 
 def write_weights(
@@ -241,7 +216,12 @@ def _safetensors_file(state_dict, about) -> bytes:
     for name, value in state_dict.items()
   }
   # timm and others look for the format.
-  return save(tensors, {'format': 'pt', HEADER_KEY: json.dumps(about)})
+  content = save(tensors, {'format': 'pt', HEADER_KEY: json.dumps(about)})
+  # `save` writes metadata in any order, and no two files would be the same.
+  end = 8 + int.from_bytes(content[:8], 'little')
+  header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+  header = header.ljust(-(-len(header) // 8) * 8)
+  return len(header).to_bytes(8, 'little') + header + content[end:]
 
 
 def _torch_file(state_dict, about) -> bytes:

@@ -8,11 +8,10 @@ import flax.linen as nn
 
 from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import create_classifier
+from resnest_jax.models.description import TASKS
 from resnest_jax.models.resnest import BACKBONES, EXPANSION, Backbone, ResNeSt
 from resnest_jax.models.segmentor import create_backbone, create_segmentor
 from resnest_jax.weights.names import blocks_of, head_modules, head_of
-
-TASKS = ('segmentor', 'classifier', 'backbone')
 
 
 class Description(NamedTuple):

@@ -1,5 +1,6 @@
 """Loads weights from any source, with their model and origin."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +13,28 @@ from flax.traverse_util import flatten_dict
 
 import resnest_jax
 from resnest_jax.data.own.classes import label_set
-from resnest_jax.data.preprocess import MEAN, STD
+from resnest_jax.data.preprocess import MEAN, STD, Normalization
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
-from resnest_jax.text import listed
+from resnest_jax.models.description import CLASSES, PALETTE, check_description
+from resnest_jax.models.initial import variable_shapes
+from resnest_jax.text import listed, without_secrets
 from resnest_jax.weights.fetch import fetch
-from resnest_jax.weights.files import read_weights, sha256, weight_file
-from resnest_jax.weights.infer import Description, describe, with_backbone
-from resnest_jax.weights.names import WHOSE_READ, head_modules
+from resnest_jax.weights.files import (
+  WeightFile,
+  convert_again,
+  read_weights,
+  sha256,
+  weight_file,
+)
+from resnest_jax.weights.infer import (
+  Description,
+  backbone_of,
+  describe,
+  with_backbone,
+)
+from resnest_jax.weights.mmseg_config import Stored, read_stored
+from resnest_jax.weights.names import WHOSE_READ, blocks_of, head_modules
 from resnest_jax.weights.published import (
   CLASSIFIERS,
   PUBLISHED,
@@ -53,7 +68,7 @@ class Weights(NamedTuple):
   kind: whose names these are: 'mmseg', 'official' or 'ours'.
   palette: colours (R, G, B) of the classes, or None.
   normalization: of the images: order, mean, std.
-  provenance: the origin, JSON-able.
+  provenance: the origin, JSON-able; its `notes` say what was assumed.
   image_scale: (long, short) edge of training images in pixels, or None.
   crop_size: (height, width) of training crops in pixels, or None.
   variables: the arrays as the tree of a run's checkpoint, or None: `create`
@@ -77,6 +92,15 @@ class Weights(NamedTuple):
     rest = {key: getattr(self, key) for key in ABOUT_KEYS}
     return {'format': 1, 'task': task, 'model': config} | rest
 
+  def normalized(self) -> Normalization:
+    """`normalization` as `preprocess` takes it."""
+    order, mean, std = (self.normalization[x] for x in ('order', 'mean', 'std'))
+    return Normalization(tuple(mean), tuple(std), order)
+
+  def notes(self) -> list[str]:
+    """What was assumed or chosen, as lines to print."""
+    return [f'note: {x}' for x in self.provenance.get('notes', ())]
+
   def create(self, dtype: str | None = None) -> tuple[nn.Module, Variables]:
     """The model, its activations in `dtype`, and its variables in NumPy."""
     task, config = self.description
@@ -92,6 +116,7 @@ def load_weights(
   drop: Sequence[str] = (),
   backbone: str | None = None,
   checkpoint: str | int = 'latest',
+  part: str | None = None,
   published: Mapping[str, Published] = PUBLISHED,
   model_config: Config | None = None,
 ) -> Weights:
@@ -109,13 +134,16 @@ def load_weights(
   path = fetch(source, published) if model_config is None else Path(source)
   if model_config is not None or (path / 'checkpoints').is_dir():
     weights = _of_run(path, checkpoint, drop, backbone, model_config)
+    if part:
+      raise UserError(f'{source} is a training, which has no part {part!r}.')
   elif checkpoint != 'latest':
     raise UserError(
       f'{source} is not the workdir of a training, which alone has a '
       f'checkpoint {checkpoint!r}; leave --checkpoint out.'
     )
   else:
-    weights = _of_file(source, weight_file(path), drop, backbone)
+    weights = _of_file(source, weight_file(path), drop, backbone, part)
+  check_description(weights.about(), f'the description of {source}')
   # NaN weights give label maps without any error.
   tensors = weights.state_dict
   if bad := [k for k, v in tensors.items() if not np.isfinite(v).all()]:
@@ -135,6 +163,7 @@ def load_pretrained(
   backbone: str | None = None,
   checkpoint: str | int = 'latest',
   dtype: str | None = None,
+  part: str | None = None,
 ) -> tuple[nn.Module, Variables, dict[str, Any]]:
   """Loads a model with its weights, ready to apply, from any source.
 
@@ -148,6 +177,7 @@ def load_pretrained(
     checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
     dtype: of the activations: 'float32', 'bfloat16' or 'float64'; None: as
       trained here, and float32 for weights of others.
+    part: of a file that holds several networks, as convert lists them.
 
   Returns:
     The `Segmentor`, `Classifier` or `ResNeSt`, its variables as NumPy arrays,
@@ -158,7 +188,7 @@ def load_pretrained(
     UserError: not found, damaged, or not a ResNeSt.
   """
   weights = load_weights(
-    source, drop=drop, backbone=backbone, checkpoint=checkpoint
+    source, drop=drop, backbone=backbone, checkpoint=checkpoint, part=part
   )
   return *weights.create(dtype), weights.about()
 
@@ -227,14 +257,14 @@ def _of_run(
     {
       'source': str(workdir),
       'step': about['step'],
-      'config': config['name'],
+      'config': config.get('name'),
       'dropped': list(drop),
       'backbone_known': True,
       'read_by': f'resnest_jax {resnest_jax.__version__}',
     },
-    list(config['data'].get('image_scale', ())) or None,
-    list(config['data'].get('crop_size', ())) or None,
-    None if drop else variables,
+    config['data'].get('image_scale') or None,
+    config['data'].get('crop_size') or None,
+    variables=None if drop else variables,
   )
 
 
@@ -255,13 +285,17 @@ def _check_same_network(about: Config, trained: Config, config: Config) -> None:
 
 
 def _of_file(
-  source: str | Path, path: Path, drop: Sequence[str], backbone: str | None
+  source: str | Path,
+  path: Path,
+  drop: Sequence[str],
+  backbone: str | None,
+  part: str | None,
 ) -> Weights:
-  file = read_weights(path)
+  file = read_weights(path, part)
   state_dict = without(file.state_dict, drop)
   kind = recognise(state_dict)
   provenance = {
-    'source': str(source),
+    'source': without_secrets(str(source)),
     'file': path.name,
     'sha256': sha256(path),
     'names': WHOSE_READ[kind],
@@ -269,6 +303,7 @@ def _of_file(
     'meta': _readable(file.meta),
     'read_by': f'resnest_jax {resnest_jax.__version__}',
   }
+  _say_network(file, provenance)
   if about := file.about:
     return _described(path, about, state_dict, kind, drop, backbone, provenance)
   if known := PUBLISHED.get(str(source)) or known_file(path.name):
@@ -284,35 +319,98 @@ def _of_file(
       f'{path} has our names but no description of its model in its header; '
       'convert writes one.'
     )
-  detectron = path.name.partition('-')[0].endswith('_d2')
+  description = describe(state_dict, kind, backbone)
+  heads = description.task == 'segmentor'
+  stored = Stored() if known else read_stored(file.meta, heads)
+  if stored.output_stride:
+    description.config['output_stride'] = stored.output_stride
+  # segmentation_models.pytorch has timm's networks.
+  if file.network and file.network.in_encoder:
+    description.config['dilation_rule'] = 'timm'
+  normalization = stored.normalization
+  if normalization is None:
+    detectron = path.name.partition('-')[0].endswith('_d2')
+    normalization = DETECTRON_NORMALIZATION if detectron else NORMALIZATION
+  if not known and (assumed := _assumed(stored, heads)):
+    text = f'assumed, as the file does not say: {", ".join(assumed)}'
+    provenance['notes'] = [*provenance.get('notes', ()), text]
+  classes, palette = _classes(file.meta)
   return Weights(
-    *(state_dict, kind, describe(state_dict, kind, backbone)),
-    *_classes(file.meta),
-    DETECTRON_NORMALIZATION if detectron else NORMALIZATION,
-    provenance,
+    *(state_dict, kind, description, classes, palette),
+    *(normalization, provenance),
   )
 
 
+def _say_network(file: WeightFile, provenance: dict[str, Any]) -> None:
+  if file.network and file.network.part:
+    provenance['part'] = file.network.part
+  if len(file.networks) > 1:
+    parts = [repr(network.part) for network in file.networks]
+    provenance['notes'] = [
+      f'the file holds several networks: {listed(parts)}; taken is '
+      f'{file.network.part!r} (--part of convert takes another, in Python the '
+      'argument part)'
+    ]
+
+
+def _assumed(stored: Stored, heads: bool) -> list[str]:
+  assumed = []
+  if heads and stored.output_stride is None:
+    assumed.append('output stride 8, align_corners False')
+  if stored.normalization is None:
+    mean, std = NORMALIZATION['mean'], NORMALIZATION['std']
+    assumed.append(f"ImageNet's normalisation (RGB, mean {mean}, std {std})")
+  return assumed
+
+
 def _described(path, about, state_dict, kind, drop, backbone, provenance):
-  try:
+  with convert_again():
+    check_description(about, f'the description in {path}')
     description = Description(about['task'], dict(about['model']))
-    known = about['provenance'].get('backbone_known', True)
-    if backbone:
-      description = with_backbone(description, backbone, known)
-      known = True
-    if drop:
-      description = remaining(description, state_dict)
-    return Weights(
-      *(state_dict, kind, description),
-      *(about[key] for key in ('classes', 'palette', 'normalization')),
-      provenance | {'backbone_known': known, 'from': about['provenance']},
-      about.get('image_scale'),
-      about.get('crop_size'),
-    )
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    _check_built(path, description, state_dict)
+  known = about['provenance'].get('backbone_known', True)
+  if backbone:
+    description = with_backbone(description, backbone, known)
+    known = True
+  if drop:
+    description = remaining(description, state_dict)
+  before = {'from': _without_secrets(about['provenance'])}
+  return Weights(
+    *(state_dict, kind, description),
+    *(about[key] for key in ('classes', 'palette', 'normalization')),
+    provenance | {'backbone_known': known} | before,
+    about.get('image_scale'),
+    about.get('crop_size'),
+  )
+
+
+def _without_secrets(provenance: Mapping[str, Any]) -> dict[str, Any]:
+  # Of files that earlier versions wrote.
+  cleaned = {
+    key: without_secrets(value) if isinstance(value, str) else value
+    for key, value in provenance.items()
+  }
+  if isinstance(before := provenance.get('from'), Mapping):
+    cleaned['from'] = _without_secrets(before)
+  return cleaned
+
+
+def _check_built(path, description: Description, state_dict: Mapping) -> None:
+  # Before a network of any depth is traced.
+  there = tuple(blocks_of(state_dict).values())
+  said = tuple(backbone_of(description.config).stage_sizes)
+  if there != said:
     raise UserError(
-      f'the description in {path} is damaged: {error!r}. Convert again from '
-      'the original.'
+      f'the description in {path} is damaged: it has {said} blocks a stage, '
+      f'the weights {there}.'
+    )
+  try:
+    variable_shapes(description.create())
+  except (ValueError, TypeError, ArithmeticError, AssertionError) as error:
+    first_line = str(error).partition('\n')[0]
+    raise UserError(
+      f'the description in {path} is damaged: no network can be built of it '
+      f'({first_line}).'
     ) from error
 
 
@@ -339,11 +437,14 @@ def _classes(meta: Mapping[str, Any]) -> tuple[list | None, list | None]:
   found = {key: meta.get(key) for key in ('CLASSES', 'PALETTE')}
   if isinstance(of_data := meta.get('dataset_meta'), Mapping):
     found |= of_data
-  values = (found.get(x, found.get(x.upper())) for x in ('classes', 'palette'))
   classes, palette = (
-    list(value) if isinstance(value, list | tuple) else None for value in values
+    found.get(x, found.get(x.upper())) for x in ('classes', 'palette')
   )
-  return classes, palette and [list(map(int, colour)) for colour in palette]
+  # Not part of the network: what is no name or no colour is left out.
+  return (
+    list(classes) if CLASSES.holds(classes) and classes else None,
+    list(map(list, palette)) if PALETTE.holds(palette) and palette else None,
+  )
 
 
 def _readable(meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,6 +452,10 @@ def _readable(meta: Mapping[str, Any]) -> dict[str, Any]:
   return {
     key: value
     for key, value in meta.items()
-    if isinstance(value, int | float)
-    or (isinstance(value, str) and len(value) < 200)
+    if isinstance(key, str)
+    and (
+      (isinstance(value, int) and abs(value) < 2**63)
+      or (isinstance(value, float) and math.isfinite(value))
+      or (isinstance(value, str) and len(value) < 200)
+    )
   }

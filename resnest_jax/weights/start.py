@@ -5,9 +5,11 @@ from typing import Any
 
 import flax.linen as nn
 
+from resnest_jax.data.preprocess import IMAGENET
 from resnest_jax.errors import UserError
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import Segmentor, scanned
+from resnest_jax.text import without_secrets
 from resnest_jax.weights.infer import backbone_of, fields_of, same_shapes
 from resnest_jax.weights.names import WHOSE_READ, top_module
 from resnest_jax.weights.pretrained import Weights, load_weights
@@ -53,7 +55,14 @@ def start_from(
   which = f'{WHOSE_READ[weights.kind]} names'
   if 'step' in weights.provenance:
     which = f'step {weights.provenance["step"]}'
-  notes = [f'starting from {source} ({which})']
+  notes = [f'starting from {without_secrets(str(source))} ({which})']
+  notes += weights.notes()
+  theirs = weights.normalized()
+  if theirs != IMAGENET:
+    notes.append(
+      f'its images were normalised by {theirs.order} mean {theirs.mean}, std '
+      f'{theirs.std}; here by {IMAGENET.mean} and {IMAGENET.std}'
+    )
   _check_backbone(source, model.backbone, weights)
   if weights.description.task == 'segmentor':
     # All rules have the same shapes: the weights would load and be wrong.

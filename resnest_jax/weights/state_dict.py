@@ -25,7 +25,6 @@ from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.text import listed
 from resnest_jax.weights.names import (
   COUNTER,
-  WHOSE,
   WHOSE_READ,
   check_names,
   head_modules,
@@ -68,6 +67,12 @@ MMSEG_HEAD = [
 ]
 
 
+_BACKBONE_ALONE = (
+  'Such weights are of a backbone: import them for model.backbone (with '
+  "drop=('fc',) if a classifier's layer is among them)."
+)
+
+
 def _translate(path: str, table: list[tuple[str, str]]) -> str:
   for pattern, replacement in table:
     if match := re.fullmatch(pattern, path):
@@ -107,17 +112,25 @@ def recognise(names: Iterable[str]) -> str:
   raise UserError(
     'this state dict is of no known kind: it has none of '
     'backbone.stem.0.weight (mmsegmentation, mmpretrain), conv1.0.weight '
-    f'(the authors, timm) or params/... (ours). It begins with '
-    f'{listed(sorted(names), 3)}.'
+    f'(the authors, timm) or params/... (ours). It has '
+    f'{listed(sorted(names), 3) or "no tensors"}.'
   )
 
 
-def _names(variables: Mapping[str, Any], kind: str) -> dict[tuple, str]:
+def _names(
+  variables: Mapping[str, Any], kind: str, advice: str = _BACKBONE_ALONE
+) -> dict[tuple, str]:
   if kind not in KINDS:
     raise UserError(f'kind {kind!r} is not one of {", ".join(KINDS)}.')
   paths = flatten_dict(variables)
   if kind == 'ours':
     return {path: '/'.join(path) for path in paths}
+  heads = head_modules('/'.join(path[1:]) for path in paths)
+  if heads and kind != 'mmseg':
+    raise UserError(
+      f'{WHOSE_READ[kind]} names have no place for {" and ".join(heads)}. '
+      f'{advice}'
+    )
   names = {}
   for path in paths:
     collection, *modules, leaf = path
@@ -240,13 +253,12 @@ def export_state_dict(
   """
   flat = flatten_dict(variables)
   heads = head_modules('/'.join(path[1:]) for path in flat)
-  if heads and kind in ('official', 'timm'):
-    raise UserError(
-      f'{WHOSE[kind]} names have no place for {" and ".join(heads)}. Leave '
-      f'them out (--drop {" ".join(heads)}; in Python export the variables of '
-      "model.backbone), or write mmsegmentation's names (--to mmseg)."
-    )
-  names = _names(variables, kind)
+  names = _names(
+    variables,
+    kind,
+    f'Leave them out (--drop {" ".join(heads)}; in Python export the variables '
+    "of model.backbone), or write mmsegmentation's names (--to mmseg).",
+  )
   shapes = flatten_dict(variable_shapes(model))
   expected = {path for path in shapes if path[0] in variables}
   if set(flat) != expected:

@@ -153,6 +153,10 @@ def test_foreign_files_are_left_alone(opened):
   [
     ('', 'not a mini archive'),
     ('{"images": 3}', 'not a mini archive'),
+    ('{"images": {"train": 1e999, "validation": 1}}', 'not a mini archive'),
+    ('{"images": {"train": "9", "validation": 1}}', 'not a mini archive'),
+    ('{"images": {"train": -9, "validation": 1}}', 'not a mini archive'),
+    ('[' * 60_000, 'not a mini archive'),
     ('{"images": {"train": 9, "validation": 1}}', '1 .* and 1 .* 9 and 1'),
   ],
 )

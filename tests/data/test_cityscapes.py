@@ -1,5 +1,6 @@
 """Cityscapes: from the two zip files to samples."""
 
+import json
 import zipfile
 
 import numpy as np
@@ -150,6 +151,11 @@ def test_other_counts_or_sizes_than_the_release(tmp_path):
   assert '1 train, 1 val and 1 test images, expected 2975, 500 and' in message
   with pytest.raises(UserError, match=r'not a mini City.*mini_citys.* --out'):
     contents_of(tmp_path)
+  for size in ([1e999, 4], ['8', 4], [8], {'8': 4}, [10**12, 4], '['):
+    comment = json.dumps({'images': ONE_OF_EACH, 'size': size})
+    write_cityscapes(tmp_path, comment=comment.replace('"["', '[' * 60_000))
+    with pytest.raises(UserError, match='not a mini Cityscapes'):
+      contents_of(tmp_path)
   write_cityscapes(tmp_path)  # A generated one says so.
   message = error_of(tmp_path, cityscapes.RELEASE)
   assert 'Prepare it as cityscapes_mini' in message

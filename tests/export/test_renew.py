@@ -45,6 +45,11 @@ def rewrite(folder, change):
   (folder / 'about.json').write_text(json.dumps(about))
 
 
+def spoil(folder, **wrong):
+  """Changes all exports in about.json."""
+  rewrite(folder, lambda entries: [entry | wrong for entry in entries])
+
+
 def contents(folder):
   """Name -> bytes."""
   return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -201,6 +206,33 @@ def test_failed_renewal_leaves_all_as_it_was(error, old, monkeypatch):
     (
       lambda folder: rewrite(folder, lambda entries: entries[1:2]),
       'nothing to renew',
+    ),
+    *(
+      (lambda folder, wrong=wrong: spoil(folder, **wrong), said)
+      for wrong, said in (
+        (
+          {'file': '../x.stablehlo'},
+          r'file is \'\.\./x\.stablehlo\'; it must be',
+        ),
+        ({'file': 'a`\n# b'}, 'file is'),
+        ({'size': [10**9, 32]}, r'size is \[1000000000, 32\]'),
+        ({'size': '33x32'}, 'size is'),
+        ({'format': 'pickle'}, "format is 'pickle'"),
+        ({'agreement': 'all'}, "agreement is 'all'"),
+        ({'written': 3}, 'TypeError'),
+        (
+          {'written': {'jax': '1\n# x', 'on': '2026-01-01'}},
+          r'jax is .* must be a version',
+        ),
+        (
+          {'written': {'jax': '1', 'on': '2026-13-01'}},
+          "on is '2026-13-01'; it must be a date",
+        ),
+      )
+    ),
+    (
+      lambda folder: (folder / 'about.json').write_text('[' * 100_000),
+      r'no folder of exports: .* is damaged',
     ),
     (
       lambda folder: (folder / 'model.safetensors').unlink(),

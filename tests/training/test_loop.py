@@ -88,7 +88,14 @@ def test_run_with_a_checkpoint_is_not_replaced(tmp_path):
     claim(tmp_path)
 
 
-@pytest.mark.parametrize('text', ['{"architectures": []}', '{"mod'])
+@pytest.mark.parametrize(
+  'text',
+  [
+    *('{"architectures": []}', '{"mod', '[' * 100_000, '[]'),
+    '{"model": 3, "data": {}, "train": {}}',
+    '{"model": {"width": 1e999}, "data": {}, "train": {}}',
+  ],
+)
 def test_config_of_something_else_is_not_replaced(text, tmp_path):
   (tmp_path / 'config.json').write_text(text)
   with pytest.raises(UserError, match='not written by train'):

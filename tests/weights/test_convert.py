@@ -21,6 +21,7 @@ from resnest_jax.weights.pretrained import load_weights
 from resnest_jax.weights.state_dict import KINDS, export_state_dict
 
 COMMAND = ('-m', 'resnest_jax.weights.convert')
+NETWORK = TINY | {'dtype': 'float32'}
 HEADS = ['--drop', 'decode_head', 'auxiliary_head']
 
 
@@ -71,9 +72,10 @@ def test_there_and_back_again(pth, run_script, tmp_path):
 def test_classifier_to_every_kind_and_back(kind, official, tmp_path, capsys):
   path, state_dict = official
   there = converted(path, tmp_path / kind, '--to', kind)
-  first, second, third = capsys.readouterr().out.splitlines()
+  first, second, assumed, third = capsys.readouterr().out.splitlines()
   assert first.startswith('classifier: a ResNeSt of (1, 1, 1, 1) blocks, 10 ')
   assert 'rule' not in first  # Undilated models have none.
+  assert "does not say: ImageNet's normalisation (RGB" in assumed
   assert f" / timm's names: {len(state_dict)} tensors, all placed" in second
   assert f' names: {len(there.state_dict)} tensors, in ' in third
   weights = converted(tmp_path / kind, tmp_path / 'back', '--to', 'official')
@@ -112,6 +114,41 @@ def run(segmentor, tmp_path_factory):
       more = about | {'step': step}
       save(manager, jax.device_put(state), more, {'mIoU': score})
   return workdir
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'config': 5}, 'config is 5; it must be an object'),
+    ({'config': {'model': TINY}}, 'it has no data'),
+    ({'config': {'model': TINY | {'dtype': 'x'}, 'data': {}}}, "dtype is 'x'"),
+    (
+      {'config': {'model': NETWORK | {'stage_sizes': [10**9] * 4}, 'data': {}}},
+      r'stage_sizes is \[1000000000, ',
+    ),
+    (
+      {'config': {'model': NETWORK, 'data': {'image_scale': 30_000}}},
+      'image_scale is 30000; it must be two',
+    ),
+    ({'palette': [[0, 0, 300]]}, r'palette is \[\[0, 0, 300\]\]'),
+    ({'classes': [1, 2]}, r'classes is \[1, 2\]'),
+  ],
+)
+def test_hostile_runs_are_refused(changes, said, segmentor, tmp_path):
+  config = {'model': NETWORK, 'name': 'x', 'data': {}}
+  about = {
+    'config': config,
+    'dilation_rule': 'mmseg',
+    'step': 1,
+    'classes': None,
+  }
+  state = TrainState(
+    step=np.int32(1), opt_state={'empty': np.zeros(1)}, **segmentor[1]
+  )
+  with open_checkpoints(tmp_path) as manager:
+    save(manager, jax.device_put(state), about | changes, None)
+  with pytest.raises(UserError, match=said):
+    load_weights(tmp_path)
 
 
 def test_every_source_has_the_same_weights(run, pth, run_script, tmp_path):
@@ -193,7 +230,8 @@ def test_assumed_backbone_is_said_and_can_be_named(tmp_path, capsys):
     for source, out, more in zip(paths, paths[1:], flags, strict=False)
   ]
   assert known == [False, False, True]
-  said = capsys.readouterr().out.splitlines()[::3]
+  lines = capsys.readouterr().out.splitlines()
+  said = [line for line in lines if line.startswith('classifier')]
   assumed = f'resnest50 (assumed from shapes; {named} has the same: --backbone'
   assert said[0].startswith(f'classifier: {assumed}')
   assert said[1] == said[0]

@@ -1,9 +1,11 @@
 """Downloads, from a server on this machine."""
 
+import base64
 import contextlib
 import functools
 import hashlib
 import http.server
+import json
 import re
 import signal
 import subprocess
@@ -17,11 +19,17 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.numpy import load_file, save_file
+from small import small_config
 
 from resnest_jax import downloads
+from resnest_jax.config import config_to_json, differences
 from resnest_jax.errors import UserError
+from resnest_jax.export.card import model_card
+from resnest_jax.weights import convert, files
 from resnest_jax.weights.fetch import cache_folder, fetch
+from resnest_jax.weights.pretrained import load_weights
 from resnest_jax.weights.published import PUBLISHED, Published, known_file
+from resnest_jax.weights.state_dict import export_state_dict
 
 CONTENT = bytes(range(256)) * 1000
 DIGITS = hashlib.sha256(CONTENT).hexdigest()[:8]
@@ -30,11 +38,15 @@ NAME = f'net-{DIGITS}.pth'
 ENDLESS = {'endless': 0, 'dripping': 0.05}
 
 
+LABELS = {'classes': ['a'], 'palette': [[0, 0, 0]]}
+
+
 class Handler(http.server.SimpleHTTPRequestHandler):
   """Serves a folder; some paths are served badly, by their first folder."""
 
   def do_GET(self):
     self.server.requests.append(self.path)
+    self.server.users.append(self.headers.get('Authorization'))
     kind, _, name = self.path[1:].partition('/')
     if kind in ENDLESS:
       self.send_start()
@@ -91,6 +103,7 @@ def server(tmp_path, monkeypatch):
   handler = functools.partial(Handler, directory=folder)
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
   server.requests, server.ended = [], threading.Event()
+  server.users, server.folder = [], folder
   server.body = lambda name: (folder / name).read_bytes()
   server.url = f'http://127.0.0.1:{server.server_port}'
   thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -349,3 +362,54 @@ def test_published_files_end_in_the_digits_that_are_checked():
   for name, known in PUBLISHED.items():
     (ending,) = {url.rpartition('/')[2] for url in known.urls}
     assert known_file(ending) == known, name
+
+
+def test_user_of_an_address_is_told_to_its_host_alone(server, segmentor):
+  """Weights of such an address do not say it, in no file."""
+  address = server.url.replace('//', '//me:se%40cret@')
+  served = server.folder / 'x'
+  state_dict = export_state_dict(*segmentor, 'mmseg')
+  tensors = {
+    name: np.array(value, order='C') for name, value in state_dict.items()
+  }
+  served.mkdir()
+  save_file(tensors, served / 'x.safetensors')
+  source = f'{address}/moved/x/x.safetensors?sig=se%40cret#token=secret'
+  out = served.parent.parent / 'out'
+  convert.main([source, '--out', str(out)])
+  assert server.requests[0].startswith('/moved/x/x.safetensors?sig=')
+  basic = base64.b64encode(b'me:se@cret').decode()
+  assert server.users == [f'Basic {basic}', None]
+  for path in out.iterdir():
+    assert b'cret' not in path.read_bytes(), path
+  about = json.loads((out / 'about.json').read_text())
+  shown = f'{server.url}/moved/x/x.safetensors?...'
+  assert about['provenance']['source'] == shown
+  assert 'cret' not in model_card(load_weights(out).about() | LABELS, [])
+  # Files that earlier versions wrote say it.
+  about['provenance']['from'] = {'source': source}
+  files.write_weights(out.parent / 'old', 'mmseg', state_dict, about)
+  chain = load_weights(out.parent / 'old').provenance['from']
+  assert chain['from']['source'] == shown
+
+
+@pytest.mark.parametrize('path', ['gone/x.pth', 'gone/x.pth?token=secret'])
+def test_failed_downloads_show_no_secret(path, server):
+  message = refusal(server.url.replace('//', '//me:secret@') + f'/{path}')
+  assert 'HTTP Error 404' in message
+  assert 'secret' not in message
+
+
+def test_runs_do_not_keep_secrets():
+  address = 'https://me:secret@host/x.pth?token={}'
+  saved, config = (
+    small_config(pretrained=address.format(token)) for token in ('secret', 2)
+  )
+  text = config_to_json(saved)
+  assert 'secret' not in text
+  assert 'https://host/x.pth?...' in text
+  # A new token for the same file is the same run, also of earlier versions.
+  assert differences(text, config) == []
+  old = json.dumps(saved.to_dict())
+  assert 'secret' in old
+  assert differences(old, config) == []

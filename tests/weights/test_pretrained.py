@@ -123,8 +123,9 @@ def test_segmentor_gives_what_fits(changes, anew, said, segmentor, tmp_path):
   theirs = variables_of(source, 1)
   path = written(tmp_path / 'x', source, theirs)
   variables, notes = start_from(*segmentor, str(path))
-  assert said in notes[-1]
-  assert len(notes) == (2 if anew else 1)
+  assert notes[1].startswith('note: assumed, as the file does not say: output')
+  assert said in notes[-1 if anew else 0]
+  assert len(notes) == (3 if anew else 2)
   trees = (variables, theirs, segmentor[1])
   variables, theirs, fresh = map(flatten_dict, trees)
   assert variables.keys() == fresh.keys()

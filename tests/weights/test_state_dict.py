@@ -94,6 +94,17 @@ REFUSED = [
     lambda model, _: imported(model, {'encoder.weight': np.zeros(1)}),
     r'no known kind.*encoder\.weight',
   ),
+  # The authors' and timm's names have no heads.
+  *(
+    (
+      lambda model, _, call=call: call(
+        model,
+        export_state_dict(model.backbone, variables_of(model.backbone), 'timm'),
+      ),
+      r'no place for decode_head and auxiliary_head\. .*for model\.backbone',
+    )
+    for call in (import_state_dict, reinitialised)
+  ),
   # Fresh variables excuse the number of classes alone.
   (
     lambda model, tensors: import_state_dict(

@@ -1,0 +1,121 @@
+"""Checks what weights say of themselves, before anything is built of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from resnest_jax.config_keys import (
+  LONG_AND_SHORT,
+  SHARE_BELOW_1,
+  Accepted,
+  one_of,
+)
+from resnest_jax.errors import UserError
+from resnest_jax.models.resnest import BACKBONES, DILATION_RULES
+from resnest_jax.models.segmentor import (
+  DTYPES,
+  FROZEN_BN,
+  HEADS,
+  OUTPUT_STRIDES,
+)
+from resnest_jax.text import listed
+from resnest_jax.untrusted import (
+  OBJECT,
+  check_fields,
+  list_of,
+  numbers,
+  or_none,
+  up_to,
+)
+
+TASKS = ('segmentor', 'classifier', 'backbone')
+MOST_PIXELS = 2**26  # Of an image scale: 8192 x 8192.
+
+
+_MODEL = {
+  'backbone': one_of(BACKBONES),
+  'output_stride': Accepted(
+    f'one of {listed(OUTPUT_STRIDES)}',
+    lambda x: type(x) is int and x in OUTPUT_STRIDES,
+  ),
+  'dilation_rule': one_of(DILATION_RULES),
+  'dtype': one_of(DTYPES),
+}
+_OF_TASK = {
+  'segmentor': {
+    'head': one_of(HEADS),
+    'head_channels': up_to(2**14),
+    'aux_channels': or_none(up_to(2**14)),
+    'num_classes': up_to(2**16, 2),
+    'dropout': SHARE_BELOW_1,
+  },
+  'classifier': {'num_classes': up_to(2**20), 'dropout': SHARE_BELOW_1},
+  'backbone': {},
+}
+# Keys that vary the backbone; they may be missing.
+_VARIED = {
+  'stage_sizes': numbers(
+    '4 whole numbers from 1 to 256', 4, int, low=1, high=256
+  ),
+  **dict.fromkeys(('stem_width', 'width', 'base_width'), up_to(2**12)),
+  **dict.fromkeys(('radix', 'groups'), up_to(2**8)),
+  'avd_first': Accepted('true or false', lambda x: type(x) is bool),
+  'frozen_bn': one_of(FROZEN_BN),
+}
+_COLOUR = numbers('a colour', 3, int, low=0, high=255)
+CLASSES = list_of('a list of names', lambda x: type(x) is str and len(x) < 1000)
+PALETTE = list_of(
+  'a list of colours, three whole numbers from 0 to 255', _COLOUR.holds
+)
+_ABOUT = {
+  'task': one_of(TASKS),
+  'model': OBJECT,
+  'classes': or_none(CLASSES),
+  'palette': or_none(PALETTE),
+  'normalization': OBJECT,
+  'provenance': OBJECT,
+}
+_NORMALIZATION = {
+  'order': one_of(('RGB', 'BGR')),
+  'mean': numbers('3 numbers', 3, int, float, low=-1e6, high=1e6),
+  'std': numbers('3 numbers above 0', 3, int, float, low=1e-6, high=1e6),
+}
+_EDGES = numbers('', 2, int, low=1, high=2**15)
+# Older descriptions lack them.
+_SIZES = {
+  'image_scale': or_none(
+    Accepted(
+      f'{LONG_AND_SHORT.words}, with at most {MOST_PIXELS} pixels',
+      lambda x: _EDGES.holds(x) and x[1] <= x[0] <= MOST_PIXELS / x[1],
+    )
+  ),
+  'crop_size': or_none(
+    numbers('two whole numbers from 1 to 8192', 2, int, low=1, high=8192)
+  ),
+}
+
+
+def check_description(about: Mapping[str, Any], where: str) -> None:
+  """Checks types, lengths and ranges of a description of weights.
+
+  `about` is from `Weights.about` or from a file; `where` begins messages.
+
+  Raises:
+    UserError: names the field, and what is accepted.
+  """
+  check_fields(about, _ABOUT, where)
+  check_network(about['model'], about['task'], f'{where}, model,')
+  check_fields(
+    about['normalization'], _NORMALIZATION, f'{where}, normalization,'
+  )
+  check_fields(about, {k: v for k, v in _SIZES.items() if k in about}, where)
+  known = about['provenance'].get('backbone_known', True)
+  if type(known) is not bool:
+    raise UserError(f'{where} is damaged: backbone_known is no yes or no.')
+
+
+def check_network(model: Any, task: str, where: str) -> None:
+  """As `check_description`, of the keys of `config.model` alone."""
+  check_fields({'model': model}, {'model': OBJECT}, where)
+  fields = _MODEL | _OF_TASK[task]
+  fields |= {k: or_none(v) for k, v in _VARIED.items() if k in model}
+  check_fields(model, fields, where)

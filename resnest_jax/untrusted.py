@@ -1,0 +1,117 @@
+"""JSON of other origin: bounded, and checked before anything is built of it."""
+
+import json
+import math
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from resnest_jax.config_keys import Accepted
+from resnest_jax.errors import UserError
+
+DEPTH, ITEMS = 64, 1_000_000
+OBJECT = Accepted('an object of JSON', lambda x: isinstance(x, dict))
+LENGTH = 20_000_000  # Characters.
+
+
+def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
+  """Reads an object of JSON; `where` it is begins messages.
+
+  Raises:
+    UserError: damaged, too long or too deep, or not an object.
+  """
+  if len(text) > LENGTH:
+    raise UserError(f'{where} is too long ({len(text)} characters).')
+  try:
+    content = json.loads(text)
+  # Brackets within brackets exhaust the stack; a number may have 5,000 digits.
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'{where} is damaged ({error}).') from error
+  if not isinstance(content, dict):
+    raise UserError(f'{where} is no object of JSON, but {brief(content)}.')
+  check_json(content, where)
+  return content
+
+
+def check_json(content: Any, where: str) -> None:
+  """Raises `UserError` unless JSON can hold it, within `DEPTH` and `ITEMS`."""
+  level, number = [content], 0
+  for _ in range(DEPTH):
+    number += len(level)
+    inner = []
+    for item in level:
+      if isinstance(item, dict) and all(type(key) is str for key in item):
+        inner += item.values()
+      elif isinstance(item, list | tuple):
+        inner += item
+      elif not (
+        item is None
+        or isinstance(item, str | bool)
+        or (isinstance(item, int) and abs(item) < 2**63)
+        or (isinstance(item, float) and math.isfinite(item))
+      ):
+        raise UserError(f'{where} is damaged: it has {brief(item)}.')
+      if number + len(inner) > ITEMS:
+        raise UserError(f'{where} is damaged: it has over {ITEMS} items.')
+    level = inner
+  if level:
+    raise UserError(f'{where} is damaged: it is nested {DEPTH} times.')
+
+
+def up_to(most: int, least: int = 1) -> Accepted:
+  return Accepted(
+    f'a whole number from {least} to {most}',
+    lambda x: type(x) is int and least <= x <= most,
+  )
+
+
+def or_none(accepted: Accepted) -> Accepted:
+  return Accepted(
+    f'{accepted.words}, or nothing', lambda x: x is None or accepted.holds(x)
+  )
+
+
+def list_of(
+  words: str, holds: Callable[[Any], bool], least: int = 0, most: int = 2**16
+) -> Accepted:
+  # By type: a text and a mapping can be gone through as well.
+  return Accepted(
+    words,
+    lambda x: (
+      type(x) in (list, tuple)
+      and least <= len(x) <= most
+      and all(map(holds, x))
+    ),
+  )
+
+
+def numbers(words: str, number: int, *kinds: type, **bounds: float) -> Accepted:
+  low, high = bounds['low'], bounds['high']
+  return list_of(
+    words, lambda x: type(x) in kinds and low <= x <= high, number, number
+  )
+
+
+def check_fields(
+  content: Mapping[str, Any], fields: Mapping[str, Accepted], where: str
+) -> None:
+  """Raises `UserError` if a field is missing, or is not what is accepted."""
+  for name, accepted in fields.items():
+    if name not in content:
+      raise UserError(f'{where} is damaged: it has no {name}.')
+    try:
+      holds = accepted.holds(content[name])
+    except (TypeError, ValueError, OverflowError):  # Of another type.
+      holds = False
+    if not holds:
+      raise UserError(
+        f'{where} is damaged: {name} is {brief(content[name])}; it must be '
+        f'{accepted.words}.'
+      )
+
+
+def brief(value: Any) -> str:
+  """A value in a message."""
+  # Python refuses to print thousands of digits.
+  huge = isinstance(value, int) and abs(value) >= 2**63
+  return 'a huge number' if huge else reprlib.repr(value)

@@ -1,0 +1,110 @@
+"""Finds the network in what a weight file holds, whatever is around it.
+
+Trainings nest state dicts, keep averages of the weights next to them, and
+wrap the network in modules whose names precede all of its names.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from resnest_jax.errors import UserError
+from resnest_jax.text import listed
+
+# Every ResNeSt has both, in the names of mmsegmentation or of the authors.
+_STEM = re.compile(r'(.*?)((backbone\.)?stem|conv1)\.0\.weight')
+_BLOCK = 'layer1.0.conv1.weight'
+_AVERAGE = re.compile(r'ema|averag|swa|teacher|momentum|target', re.I)
+
+
+class Network(NamedTuple):
+  """A network in a file.
+
+  part: the way to it: keys of mappings, then modules, joined by '/'.
+  tensors: its own names, and those outside of it in the same mapping, unless
+    they are of another network or single numbers, such as an average's counter.
+  in_encoder: whether segmentation_models.pytorch wraps it, whose ResNeSt is
+    timm's.
+  """
+
+  part: str
+  tensors: dict[str, Any]
+  in_encoder: bool
+
+
+def find_network(
+  content: Mapping[Any, Any], part: str | None
+) -> tuple[Network | None, list[Network]]:
+  """The network that `part` names, or the likeliest; and all there are.
+
+  Raises:
+    UserError: there is none of this name.
+  """
+  found = [
+    network
+    for path, tensors in _state_dicts(content, (), set())
+    for network in _networks(path, tensors)
+  ]
+  # The weights themselves before averages of them, as in mmsegmentation.
+  found.sort(key=lambda x: (bool(_AVERAGE.search(x.part)), _rank(x.part)))
+  if part is None:
+    return (found[0] if found else None), found
+  for network in found:
+    if network.part == part:
+      return network, found
+  names = listed((x.part or "''" for x in found), 12) or 'no network'
+  raise UserError(f'there is no part {part!r} of the file; it has {names}.')
+
+
+def _rank(part: str) -> int:
+  outer = part.partition('/')[0]
+  return ('state_dict', 'model', outer).index(outer)
+
+
+def _state_dicts(
+  content: Any, path: tuple[str, ...], seen: set[int]
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+  """Mappings in mappings that have arrays, by the keys that lead to them."""
+  # A pickle may hold one mapping in many places, even in itself.
+  if not isinstance(content, Mapping) or id(content) in seen:
+    return
+  seen.add(id(content))
+  tensors = {
+    name: value
+    for name, value in content.items()
+    if isinstance(name, str) and hasattr(value, 'shape')
+  }
+  if tensors:
+    yield path, tensors
+  for key, value in content.items():
+    yield from _state_dicts(value, (*path, str(key)), seen)
+
+
+def _networks(
+  path: tuple[str, ...], tensors: Mapping[str, Any]
+) -> list[Network]:
+  prefixes = {}
+  for match in filter(None, map(_STEM.fullmatch, tensors)):
+    inner = match[1] + (match[3] or '')
+    if inner + _BLOCK in tensors:
+      prefixes[match[1]] = None
+  owner = {
+    name: max((x for x in prefixes if name.startswith(x)), key=len, default='')
+    for name in tensors
+  }
+  networks = []
+  for prefix in prefixes:
+    inside = {
+      name.removeprefix(prefix): value
+      for name, value in tensors.items()
+      if owner[name] == prefix and name.startswith(prefix)
+    }
+    around = {
+      name: value
+      for name, value in tensors.items()
+      if owner[name] not in prefixes and value.shape not in ((), (1,))
+    }
+    part = '/'.join(filter(None, (*path, prefix.rstrip('.'))))
+    in_encoder = re.search(r'(^|\.)encoder\.(model\.)?$', prefix) is not None
+    networks.append(Network(part, around | inside, in_encoder))
+  return networks
