@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnest_jax.config_keys import KEYS
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, shorten
 from resnest_jax.flags import Parser
 from resnest_jax.overrides import REMOVED, override
 from resnest_jax.shipped import shipped
@@ -37,8 +37,12 @@ def load_config(
   """
   path, _, argument = str(spec).partition(':')
   config = _call_get_config(_config_file(path), argument)
+  # None may come back where a row has set something else.
+  unset = {key: None for key, value in _defaults().items() if value is None}
+  known = flatten(config)
+  known |= {key: unset.get(key, value) for key, value in known.items()}
   for key, value in (overrides or {}).items():
-    override(config, key, value, flatten(config))
+    override(config, key, value, known)
   validate(config)
   return config.lock()
 
@@ -162,7 +166,8 @@ def validate(config: ConfigDict) -> None:
   values = flatten(config)
 
   def refuse(key: str, accepted: str):
-    raise UserError(f'config.{key} is {values[key]!r}; it must be {accepted}.')
+    given = shorten(repr(values[key]))
+    raise UserError(f'config.{key} is {given}; it must be {accepted}.')
 
   for name, key in KEYS.items():
     value = values.get(name)

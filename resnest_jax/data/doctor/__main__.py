@@ -9,29 +9,30 @@ doctor.json and the contact sheet doctor.png. The exit status is 1 if there
 are errors, and otherwise 0.
 """
 
-import argparse
+import importlib
 import sys
 from pathlib import Path
 
+from resnest_jax.errors import run
+
+if __name__ == '__main__':
+  # Before the imports below, so that Ctrl-C during them is told in a line.
+  run(lambda: importlib.import_module(__spec__.name).main())
+
 import rich.console
 
-from resnest_jax import errors
 from resnest_jax.config import parse_flags
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.doctor import report
 from resnest_jax.data.doctor.examine import COMMAND, examine
 from resnest_jax.data.doctor.rules import ERROR, diagnose
 from resnest_jax.errors import UserError
+from resnest_jax.flags import Parser
 from resnest_jax.progress import progress_bar
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    prog=COMMAND,
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = Parser(prog=COMMAND, description=__doc__)
   parser.add_argument(
     '--config',
     required=True,
@@ -85,7 +86,3 @@ def main() -> None:
   # Scripts may chain the training to this command: warnings do not stop it.
   if any(d.rule.severity == ERROR for d in found):
     sys.exit(1)
-
-
-if __name__ == '__main__':
-  errors.run(main)

@@ -11,7 +11,6 @@ of a palette PNG, or the values of a grey one, and disregards colours. --out
 appears when all masks are written.
 """
 
-import argparse
 import collections
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from resnest_jax.data.own.classes import Classes, read_classes
 from resnest_jax.data.own.pairing import walk
 from resnest_jax.errors import UserError
 from resnest_jax.files import check_new, explain_refusal, whole_folder
+from resnest_jax.flags import Parser
 from resnest_jax.labels import IGNORE
 from resnest_jax.progress import progress_bar
 from resnest_jax.threads import map_in_threads
@@ -38,10 +38,8 @@ _BROKEN = OSError, SyntaxError, ValueError, Image.DecompressionBombError
 
 
 def main(arguments: Sequence[str]) -> None:
-  parser = argparse.ArgumentParser(
-    prog='python -m resnest_jax.data.prepare palette2id',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = Parser(
+    prog='python -m resnest_jax.data.prepare palette2id', description=__doc__
   )
   add = parser.add_argument
   add(
