@@ -17,12 +17,13 @@ from resnest_jax.labels import IGNORE
 
 _INK, _PAPER = (38, 38, 38), (255, 255, 255)
 _RIGHT, _WRONG, _IGNORED = (232, 236, 240), (214, 39, 40), (150, 160, 180)
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+
+_Pair = tuple[int, int]  # Pixels: a box, or x and y.
 
 
 def colour(label_map: np.ndarray, palette: np.ndarray) -> np.ndarray:
   """The label map in the palette's colours; black where there is no class."""
-  # All 256 values have an entry, so no label map can index out of bounds.
   table = np.zeros((256, 3), np.uint8)
   table[: len(palette)] = palette
   table[IGNORE] = 0
@@ -43,19 +44,16 @@ def overlay(
     raise ValueError(
       f'image {image.shape} and label map {label_map.shape} differ in size'
     )
-  mixed = cv2.addWeighted(
-    image, 1 - opacity, colour(label_map, palette), opacity, 0
-  )
+  colours = colour(label_map, palette)
+  mixed = cv2.addWeighted(image, 1 - opacity, colours, opacity, 0)
   return np.where((label_map == IGNORE)[..., None], image, mixed)
 
 
 def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
   """Wrong pixels red, right ones light, unlabelled ones grey blue."""
-  picture = np.empty((*label.shape, 3), np.uint8)
-  picture[...] = _RIGHT
+  picture = np.full((*label.shape, 3), _RIGHT, np.uint8)
   picture[prediction != label] = _WRONG
-  # Last, because a prediction always differs from 255.
-  picture[label == IGNORE] = _IGNORED
+  picture[label == IGNORE] = _IGNORED  # Last: predictions differ from 255.
   return picture
 
 
@@ -67,27 +65,25 @@ def legend(
 ) -> np.ndarray:
   """Names and colours of the classes in the label maps, most frequent first.
 
-  Returns:
-    uint8 (H, width, 3); the entries flow over as many rows as they need.
+  They flow over as many rows of the `width` pixels as they need.
   """
   counts = sum(np.bincount(m.ravel(), minlength=256) for m in label_maps)
   # Stable: classes of equal frequency keep their order on every platform.
   order = np.argsort(-counts[: len(class_names)], kind='stable')
-  entries = [int(i) for i in order if counts[i]]
   row_height, swatch, gap = 24, 14, 16
   # Two passes: the number of rows has to be known before the picture exists.
   places, x, y = [], 8, 0
-  for entry in entries:
-    length = swatch + 6 + _text_width(class_names[entry]) + gap
+  for entry in order[counts[order] > 0]:
+    text_width = cv2.getTextSize(class_names[entry], _FONT, _SCALE, 1)[0][0]
+    length = swatch + 6 + text_width + gap
     # A name that is wider than the picture still starts its own row.
     if x + length > width and x > 8:
       x, y = 8, y + row_height
-    places.append((x, y))
+    places.append((entry, x, y))
     x += length
   picture = _paper(y + row_height + 6, width)
-  for entry, (x, y) in zip(entries, places, strict=True):
-    corner = (x, y + 8)
-    far = (x + swatch, y + 8 + swatch)
+  for entry, x, y in places:
+    corner, far = (x, y + 8), (x + swatch, y + 8 + swatch)
     cv2.rectangle(picture, corner, far, palette[entry].tolist(), cv2.FILLED)
     cv2.rectangle(picture, corner, far, _INK, 1)
     _write(picture, class_names[entry], (x + swatch + 6, y + 20))
@@ -100,13 +96,12 @@ def panel(
   prediction: np.ndarray,
   class_names: Sequence[str],
   palette: np.ndarray,
-  title: str = '',
-  box: tuple[int, int] = (240, 320),
+  title: str,
+  box: _Pair = (240, 320),
 ) -> np.ndarray:
   """Image, ground truth, prediction and errors side by side, with a legend.
 
-  Each of the four is fitted into `box`, so that panels of all shapes are
-  equally wide.
+  Each of the four is fitted into `box`: panels of all shapes are equally wide.
   """
   labelled = label != IGNORE
   right = np.count_nonzero((prediction == label) & labelled)
@@ -123,9 +118,8 @@ def panel(
     for caption, part in parts.items()
   ]
   pictures = np.hstack(columns)
-  heading = _paper(26 if title else 0, pictures.shape[1])
-  if title:
-    _write(heading, title, (8, 18))
+  heading = _paper(26, pictures.shape[1])
+  _write(heading, title, (8, 18))
   names = legend([label, prediction], class_names, palette, pictures.shape[1])
   return np.vstack([heading, pictures, names])
 
@@ -133,22 +127,14 @@ def panel(
 def panels(
   split: Any, predictions: Mapping[int, np.ndarray]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
-  """Yields sample, prediction and `panel`, in the split's order.
-
-  Args:
-    split: samples by index, with `labels`.
-    predictions: index in the split -> uint8 (H, W) classes.
-  """
+  """Yields sample, prediction and `panel` of each index in `predictions`."""
   # A generator: panels and samples of a whole split need not fit in memory.
   classes, palette = split.labels.classes, split.labels.palette
   for index, prediction in sorted(predictions.items()):
     sample = split[index]
-    image, label, name = (sample[key] for key in ('image', 'label', 'name'))
-    yield (
-      sample,
-      prediction,
-      panel(image, label, prediction, classes, palette, name),
-    )
+    maps = sample['label'], prediction
+    drawn = panel(sample['image'], *maps, classes, palette, sample['name'])
+    yield sample, prediction, drawn
 
 
 def mask_panel(
@@ -156,43 +142,31 @@ def mask_panel(
   label: np.ndarray,
   class_names: Sequence[str],
   palette: np.ndarray,
-  title: str = '',
+  title: str,
   note: str = '',
-  box: tuple[int, int] = (240, 320),
+  box: _Pair = (240, 320),
 ) -> np.ndarray:
   """An image next to its overlay with the label map, and a legend.
 
-  Args:
-    image: uint8 (H, W, 3).
-    label: uint8 (H, W), hatched where it is 255; or a picture, uint8
-      (h, w, 3), which is shown unchanged.
-    class_names: C names.
-    palette: uint8 (C, 3).
-    title: first line.
-    note: second line, in red.
-    box: height and width into which image and overlay are fitted.
+  The label map is hatched where it is 255. Instead it may be a picture, uint8
+  (h, w, 3), which is shown unchanged. The note is a second line, in red.
   """
-  parts = {'image': fit(image, box, smooth=True)}
+  shown = fit(image, box, smooth=True)
+  columns = [_captioned(shown, 'image', box[1])]
   if label.ndim == 3:
-    parts['mask as stored'] = fit(label, box)
+    caption, mask = 'mask as stored', fit(label, box)
   else:
     # Of the whole label map: after `fit`, thin borders may be lost.
     ignored = (label == IGNORE).mean()
-    caption = f'classes ({ignored:.1%} ignored, hatched)'
-    parts[caption if ignored else 'classes'] = _with_classes(
-      parts['image'], fit(label, box), palette
-    )
-  columns = [
-    _captioned(part, caption, box[1]) for caption, part in parts.items()
-  ]
-  # A stored mask may have another shape than the image, so the two are not
-  # stacked.
+    told = f' ({ignored:.1%} ignored, hatched)' if ignored else ''
+    caption = f'classes{told}'
+    mask = _with_classes(shown, fit(label, box), palette)
+  columns.append(_captioned(mask, caption, box[1]))
+  # Not `hstack`: a stored mask may have another shape than the image.
   pictures = contact_sheet(columns, columns=2, gap=0)
-  heading = _paper(22 * bool(title) + 22 * bool(note), pictures.shape[1])
-  if title:
-    _write(heading, title, (8, 18))
-  if note:
-    _write(heading, note, (8, heading.shape[0] - 4), _WRONG)
+  heading = _paper(44 if note else 22, pictures.shape[1])
+  _write(heading, title, (8, 18))
+  _write(heading, note, (8, 40), _WRONG)
   rows = [heading, pictures]
   if label.ndim == 2:
     rows.append(legend([label], class_names, palette, pictures.shape[1]))
@@ -204,11 +178,9 @@ def _with_classes(
 ) -> np.ndarray:
   """An overlay with lines between classes and hatched ignored pixels."""
   picture = overlay(image, label, palette, 0.55)
-  # Hatched rather than filled: the image under ignored pixels shows why they
-  # are ignored.
+  # Not filled: the image under ignored pixels shows why they are ignored.
   y, x = np.indices(label.shape)
-  hatched = (label == IGNORE) & ((x + y) % 8 < 3)
-  picture[hatched] = _IGNORED
+  picture[(label == IGNORE) & ((x + y) % 8 < 3)] = _IGNORED
   border = np.zeros(label.shape, bool)
   border[:, 1:] = label[:, 1:] != label[:, :-1]
   border[1:] |= label[1:] != label[:-1]
@@ -216,9 +188,7 @@ def _with_classes(
   return picture
 
 
-def fit(
-  picture: np.ndarray, box: tuple[int, int], smooth: bool = False
-) -> np.ndarray:
+def fit(picture: np.ndarray, box: _Pair, smooth: bool = False) -> np.ndarray:
   """Resizes to the largest size that fits into the box, keeping the shape."""
   scale = min(box[0] / picture.shape[0], box[1] / picture.shape[1])
   height, width = (max(round(n * scale), 1) for n in picture.shape[:2])
@@ -237,19 +207,12 @@ def contact_sheet(
   """Pictures of any sizes in a grid on white, each column as wide as needed."""
   if not pictures:
     raise ValueError('a contact sheet needs at least one picture')
-  rows = [
-    pictures[start : start + columns]
-    for start in range(0, len(pictures), columns)
-  ]
+  rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
   widths = [
-    max(row[i].shape[1] for row in rows if i < len(row))
-    for i in range(len(rows[0]))
+    max(x.shape[1] for x in pictures[i::columns]) for i in range(len(rows[0]))
   ]
-  heights = [max(picture.shape[0] for picture in row) for row in rows]
-  sheet = _paper(
-    sum(heights) + gap * (len(heights) + 1),
-    sum(widths) + gap * (len(widths) + 1),
-  )
+  heights = [max(x.shape[0] for x in row) for row in rows]
+  sheet = _paper(*(sum(x) + gap * (len(x) + 1) for x in (heights, widths)))
   y = gap
   for row, height in zip(rows, heights, strict=True):
     x = gap
@@ -273,17 +236,10 @@ def _paper(height: int, width: int) -> np.ndarray:
   return np.full((height, width, 3), _PAPER, np.uint8)
 
 
-def _text_width(text: str, scale: float = 0.45) -> int:
-  return cv2.getTextSize(text, _FONT, scale, 1)[0][0]
-
-
 def _write(
-  picture: np.ndarray,
-  text: str,
-  corner: tuple[int, int],
-  ink: tuple[int, int, int] = _INK,
+  picture: np.ndarray, text: str, corner: _Pair, ink: Sequence[int] = _INK
 ) -> None:
-  cv2.putText(picture, text, corner, _FONT, 0.45, ink, 1, cv2.LINE_AA)
+  cv2.putText(picture, text, corner, _FONT, _SCALE, ink, 1, cv2.LINE_AA)
 
 
 def _captioned(picture: np.ndarray, caption: str, width: int) -> np.ndarray:
@@ -299,8 +255,7 @@ def _captioned(picture: np.ndarray, caption: str, width: int) -> np.ndarray:
 
 def read_log(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Scalars of a JSON-lines training log: name -> (steps, values)."""
-  # A run that was killed and resumed logs some steps again: the last value of
-  # a step counts, wherever it is in the file.
+  # A run that was killed and resumed logs some steps again: the last counts.
   scalars: dict[str, dict[int, float]] = {}
   for line in Path(path).read_text().splitlines():
     try:
@@ -310,22 +265,17 @@ def read_log(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
       continue
     for name, value in entry.items():
-      # In Python a bool is an int.
-      if isinstance(value, (int, float)) and not isinstance(value, bool):
+      if type(value) in (int, float):
         scalars.setdefault(name, {})[step] = value
   return {
-    name: (
-      np.array(sorted(values)),
-      np.array([values[step] for step in sorted(values)], float),
-    )
-    for name, values in scalars.items()
+    name: (np.array(sorted(of)), np.array([of[x] for x in sorted(of)], float))
+    for name, of in scalars.items()
   }
 
 
 def smooth(values: np.ndarray, span: float) -> np.ndarray:
   """Exponential moving average over about `span` values; skips NaN."""
-  # The sum of the weights grows with the values; dividing by it removes the
-  # bias towards 0 at the start.
+  # Dividing by the sum of the weights removes the bias towards 0 at the start.
   decay = span / (span + 1)
   result, total, weight = np.empty(len(values)), 0.0, 0.0
   for i, value in enumerate(values):
@@ -339,16 +289,11 @@ def smooth(values: np.ndarray, span: float) -> np.ndarray:
 def plot_curves(log_path: Path, out_path: Path, title: str = '') -> None:
   """Draws a training log: losses, accuracy and mIoU, learning rate, speed.
 
-  Args:
-    log_path: JSON lines, each a dict with 'step' and some of 'loss',
-      'aux_loss', 'accuracy', 'mIoU', 'mAcc', 'learning_rate',
-      'images_per_second'. Missing ones have no curve.
-    out_path: its ending selects the format.
-    title: above all curves.
+  The log has JSON lines, each a dict with 'step' and some keys of `_COLOURS`.
+  The ending of `out_path` selects the format.
   """
   scalars = read_log(log_path)
-  # Imported late: half a second that label maps need not take. The object
-  # interface instead of pyplot: no global state, no display, any thread.
+  # Late: it takes half a second. Not pyplot, which wants the main thread.
   import matplotlib.ticker
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -389,38 +334,32 @@ def _curves(axes, title, scalars, names, smoothed=True) -> None:
   axes.set_title(title, loc='left', fontsize=10.5)
   axes.grid(alpha=0.25, linewidth=0.6)
   axes.spines[['top', 'right']].set_visible(False)
-  for name in names:
-    if name not in scalars:
-      continue
+  known = [name for name in names if name in scalars]
+  for name in known:
     steps, values = scalars[name]
     line = {'color': _COLOURS[name], 'label': name.replace('_', ' ')}
-    # Noisy values are faint under their average.
     if smoothed and len(values) > 20:
       axes.plot(steps, values, color=line['color'], alpha=0.25, linewidth=0.8)
       values = smooth(values, len(values) / 40)
     axes.plot(steps, values, linewidth=1.7, **line)
-  if sum(name in scalars for name in names) > 1:
+  if len(known) > 1:
     axes.legend(frameon=False, fontsize=9)
 
 
 def _scores(axes, scalars) -> None:
-  for name in ('mAcc', 'mIoU'):
-    if name in scalars:
-      steps, values = scalars[name]
-      axes.plot(
-        steps, values, 'o-', color=_COLOURS[name], markersize=4, label=name
-      )
-  # mIoU is NaN if an evaluation had no labelled pixels; `nanargmax` raises if
-  # all of them are.
-  if 'mIoU' in scalars and not np.isnan(scalars['mIoU'][1]).all():
-    steps, values = scalars['mIoU']
+  for name in (x for x in ('mAcc', 'mIoU') if x in scalars):
+    line = {'color': _COLOURS[name], 'label': name}
+    axes.plot(*scalars[name], 'o-', markersize=4, **line)
+  # `nanargmax` raises if no evaluation had labelled pixels.
+  steps, values = scalars.get('mIoU', ([], []))
+  if not np.isnan(values).all():
     best = np.nanargmax(values)
     axes.annotate(
       f'{values[best]:.1%}',
       (steps[best], values[best]),
       xytext=(0, -14),
       textcoords='offset points',
-      # Towards the middle, so that the text does not leave the axes.
+      # Towards the middle: the text does not leave the axes.
       ha='left' if 2 * steps[best] < steps[0] + steps[-1] else 'right',
       color=_COLOURS['mIoU'],
       fontweight='bold',

@@ -1,9 +1,7 @@
 """Checksums of a checkpoint, and reading back what they belong to.
 
 Orbax and TensorStore notice files that are missing, truncated or empty, but not
-a changed byte in the values of an array. So sums of the values are computed
-when a checkpoint is written, stored in it, and compared when it is read,
-whatever the number of devices then.
+a changed byte in the values of an array.
 """
 
 import errno
@@ -32,24 +30,16 @@ _NOT_DAMAGE = (
 
 
 def array_names(tree: Any) -> dict[str, Any]:
-  """The leaves of a tree by name, 'params/conv/kernel'."""
+  """The leaves of a tree by name, such as 'params/conv/kernel'."""
   return {
-    '/'.join(str(_key(key)) for key in path): leaf
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
-
-
-def _key(key: Any) -> Any:
-  for name in ('key', 'name', 'idx'):
-    if hasattr(key, name):
-      return getattr(key, name)
-  return key
 
 
 def tree_digest(tree: Any) -> str:
   """CRC-32 of names, shapes, types and values of all arrays, 8 digits."""
   arrays = array_names(jax.device_get(tree))
-  # zlib releases the GIL.
   sums = map_in_threads(_array_sum, arrays.values())
   return json_digest(dict(zip(arrays, sums, strict=True)))
 
@@ -81,15 +71,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 def read_items(
   manager: ocp.CheckpointManager, step: int, **abstract: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Restores items of a checkpoint and verifies their checksums.
-
-  Args:
-    manager: holds the checkpoint.
-    step: its number.
-    **abstract: name of an item -> tree of `jax.ShapeDtypeStruct`s.
-
-  Returns:
-    Name -> restored tree, and `about`.
+  """Restores items, trees of `jax.ShapeDtypeStruct`s by name, and `about`.
 
   Raises:
     DamagedCheckpoint: it is not what was written.
@@ -98,20 +80,12 @@ def read_items(
   folder = manager.directory / str(step)
   about = read_about(folder)
   try:
-    # Shapes first: a wrong configuration is told in a second, before gigabytes
-    # are read, and not as damage.
-    stored = manager.item_metadata(step)
+    # Before gigabytes are read, and so that a wrong configuration is no damage.
+    stored, wanted = manager.item_metadata(step), {}
     for name, item in abstract.items():
       _check_shapes(folder, name, stored[name], item, about)
-    restored = manager.restore(
-      step,
-      args=ocp.args.Composite(
-        **{
-          name: _restore_args(_typed(item, stored[name]))
-          for name, item in abstract.items()
-        }
-      ),
-    )
+      wanted[name] = _restore_args(item, stored[name])
+    restored = manager.restore(step, args=ocp.args.Composite(**wanted))
   except (UserError, MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:  # Orbax and TensorStore have no common type.
@@ -126,23 +100,18 @@ def read_items(
   return trees, about
 
 
-def _restore_args(item: Any) -> ocp.args.PyTreeRestore:
+def _restore_args(item: Any, stored: Any) -> ocp.args.PyTreeRestore:
+  # Checksums are of stored values: restore in stored types, verify, then cast.
+  leaves, names = array_names(stored), iter(array_names(item))
+  item = jax.tree.map(lambda x: x.update(dtype=leaves[next(names)].dtype), item)
   return ocp.args.PyTreeRestore(
     item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
   )
 
 
-def _typed(item: Any, stored: Any) -> Any:
-  # Checksums are of the stored values: restore in the stored types, verify,
-  # and cast afterwards.
-  types = {name: leaf.dtype for name, leaf in array_names(stored).items()}
-  names = iter(array_names(item))
-  return jax.tree.map(lambda x: x.update(dtype=types[next(names)]), item)
-
-
 def shapes_digest(tree: Any) -> str:
   """CRC-32 of the names and shapes of all arrays, 8 digits."""
-  return json_digest({name: list(x) for name, x in _shapes(tree).items()})
+  return json_digest(_shapes(tree))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -161,13 +130,10 @@ def _check_shapes(
   ]
   if not differ:
     return
-  # The description has a digest of the shapes as they were written. If the
-  # configuration agrees with that, the files have changed.
-  shapes = {name: list(shape) for name, shape in wanted.items()}
-  written = about['digests'].get(f'{item}_shapes')
-  if item == 'model':  # The key of the first versions.
-    written = about['digests']['shapes']
-  if written in (None, json_digest(shapes)):
+  # If the configuration agrees with the shapes as they were written, the files
+  # have changed. The model's key is that of the first versions.
+  key = 'shapes' if item == 'model' else f'{item}_shapes'
+  if about['digests'].get(key) in (None, json_digest(wanted)):
     raise _damaged(folder, f'{len(differ)} arrays are not as they were')
   of = 'network' if item == 'model' else 'optimizer or version'
   raise UserError(

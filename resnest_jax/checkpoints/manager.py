@@ -1,12 +1,11 @@
 """The checkpoints in a folder, with Orbax: written in the background, checked.
 
 A checkpoint has three items. `model` is what is evaluated: params and
-batch_stats, or their moving averages. `optimizer` is what training needs
-besides: the step, the optimizer's state, and with moving averages the trained
-variables. `about` is JSON: configuration, classes, dilation rule, position in
-the data, scores, and checksums of everything. Orbax writes into a temporary
-folder and renames it, so a folder with a step's number was whole once; the
-checksums tell whether it still is.
+batch_stats, or their moving averages. `optimizer` has the step, the optimizer's
+state, and with moving averages the trained variables. `about` is JSON:
+configuration, classes, position in the data, scores, and checksums of
+everything. Orbax renames a finished folder, so one with a step's number was
+whole once; the checksums tell whether it still is.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers as policies
 
 from resnest_jax.checkpoints.integrity import (
   json_digest,
@@ -30,8 +29,7 @@ from resnest_jax.checkpoints.integrity import (
 from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.errors import DamagedCheckpoint, UserError, writing
 from resnest_jax.models.stacking import stack, stacked, unstack
-
-METRIC = 'mIoU'
+from resnest_jax.sharding import replicate
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -41,40 +39,28 @@ def steps_in(folder: Path) -> list[int]:
 
 
 class Checkpoints(ocp.CheckpointManager):
-  """The checkpoints in a folder.
-
-  Attributes:
-    scores: step -> mIoU of the checkpoints that were evaluated.
-  """
+  """The checkpoints in a folder; `scores` has the mIoU of evaluated steps."""
 
   # Scores lie in `about`, under its checksum. With Orbax's own metrics one
   # damaged file of theirs would keep the whole folder from being opened.
 
   def __init__(self, folder: Path, keep: int, read_only: bool):
-    """Opens the folder, an absolute path.
+    """Opens an absolute path; if `read_only` nothing is created or removed.
 
-    Args:
-      folder: is created unless it is only read.
-      keep: so many of the newest stay, and the one with the best mIoU.
-      read_only: nothing is created or removed.
+    The `keep` newest stay, and the one with the best mIoU.
     """
     self.scores: dict[int, float] = {}
     self._told = False  # A refused write was raised already.
     for step in steps_in(folder):
-      try:
-        metrics = read_about(folder / str(step))['metrics']
-      except DamagedCheckpoint:
-        continue
-      if metrics:
-        self.scores[step] = metrics[METRIC]
-    policies = [checkpoint_managers.LatestN(keep), _Best(self.scores)]
+      with contextlib.suppress(DamagedCheckpoint):
+        if metrics := read_about(folder / str(step))['metrics']:
+          self.scores[step] = metrics['mIoU']
+    kept = [policies.LatestN(keep), _Best(self.scores)]
     with writing(folder):
       super().__init__(
         folder,
         options=ocp.CheckpointManagerOptions(
-          preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-            policies
-          ),
+          preservation_policy=policies.AnyPreservationPolicy(kept),
           create=not read_only,
           read_only=read_only,
           cleanup_tmp_directories=not read_only,
@@ -96,18 +82,17 @@ class Checkpoints(ocp.CheckpointManager):
       raise
 
   def finish(self) -> None:
-    """Waits until all is written; raises `UserError` if that is refused."""
+    """Waits for all writes; raises `UserError` if one is refused."""
     with self.writing():
       self.wait_until_finished()
 
   def close(self) -> None:
     """Waits as `finish` does, and closes; raises no refusal a second time."""
-    told = self._told
     try:
-      with self.writing():
+      with writing(self.directory):
         super().close()
     except UserError:
-      if not told:
+      if not self._told:
         raise
 
   def check(self) -> None:
@@ -116,23 +101,21 @@ class Checkpoints(ocp.CheckpointManager):
       self.finish()
 
 
-class _Best(checkpoint_managers.PreservationPolicy):
-  """Keeps the checkpoint of the best score, the first among equals."""
-
+class _Best(policies.PreservationPolicy):
   def __init__(self, scores: Mapping[int, float]):
     self._scores = scores
 
   def should_preserve(self, checkpoints, *, context):
     del context
     steps = [info.step for info in checkpoints]
-    scored = [step for step in steps if step in self._scores]
-    best = best_step(self._scores, scored) if scored else None
+    best = best_step(self._scores, steps)
     return [step == best for step in steps]
 
 
-def best_step(scores: Mapping[int, float], steps: Sequence[int]) -> int:
-  """The step with the highest score, the first among equals."""
-  return max(sorted(steps), key=lambda step: scores[step])
+def best_step(scores: Mapping[int, float], steps: Sequence[int]) -> int | None:
+  """The step with the highest score, the first among equals; None: no score."""
+  scored = sorted(step for step in steps if step in scores)
+  return max(scored, key=lambda step: scores[step], default=None)
 
 
 def save(
@@ -147,13 +130,12 @@ def save(
     manager: of the folder.
     state: its step is the checkpoint's number.
     about: JSON-able description.
-    metrics: of an evaluation of this state, with 'mIoU'; None without one.
+    metrics: of an evaluation of this state, with 'mIoU'.
 
   Raises:
     UserError: this checkpoint, or the one before it, cannot be written.
   """
-  # Files have each block by its name, so that they do not depend on which
-  # platform stacks blocks.
+  # Files have each block by its name, whether or not a platform stacks blocks.
   step, counts = int(state.step), stacked(state.params)
   optimizer = unstack(_optimizer_item(state), counts)
   variables = unstack(state.eval_variables(), counts)
@@ -164,12 +146,11 @@ def save(
     'shapes': shapes_digest(variables),
     'optimizer_shapes': shapes_digest(optimizer),
   }
-  # The digest is of what will be read: JSON knows no tuples, and only strings
-  # as keys.
+  # The digest is of what will be read: JSON has no tuples, only string keys.
   about = json.loads(json.dumps(about | {'digests': digests}))
   about['digest'] = json_digest(about)
   if metrics:
-    manager.scores[step] = metrics[METRIC]
+    manager.scores[step] = metrics['mIoU']
   with manager.writing():
     manager.save(
       step,
@@ -182,9 +163,8 @@ def save(
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
-  # Each array is written by the first device that has it. By default Orbax has
-  # every device write a slice of a replicated array, and XLA compiles a program
-  # for each shape of a slice: seconds at the first save.
+  # By default Orbax has every device write a slice of a replicated array, and
+  # XLA compiles a program for each shape of a slice: seconds at the first save.
   handlers = ocp.type_handlers
   return ocp.PyTreeCheckpointHandler(
     type_handler_registry=handlers.create_type_handler_registry(
@@ -225,13 +205,8 @@ def restore(
   ema = None if abstract.ema is None else model
   state = TrainState(**trained, **optimizer, ema=ema)
   if counts:
-    state = jax.tree.map(
-      lambda x, wanted: jax.make_array_from_process_local_data(
-        wanted.sharding, np.asarray(x)
-      ),
-      stack(jax.device_get(state), counts),
-      abstract,
-    )
+    mesh = abstract.step.sharding.mesh
+    state = replicate(stack(jax.device_get(state), counts), mesh)
   return state, about
 
 
@@ -250,13 +225,13 @@ def find_step(manager: Checkpoints, which: str | int) -> int:
   if which == 'latest':
     return steps[-1]
   if which == 'best':
-    evaluated = [step for step in steps if step in manager.scores]
-    if not evaluated:
+    best = best_step(manager.scores, steps)
+    if best is None:
       raise UserError(
         f'no checkpoint in {manager.directory} was evaluated in training; '
         f'choose one by its step: {", ".join(map(str, steps))}.'
       )
-    return best_step(manager.scores, evaluated)
+    return best
   if str(which).isdigit() and int(which) in steps:
     return int(which)
   raise UserError(

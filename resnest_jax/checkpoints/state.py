@@ -1,6 +1,5 @@
 """State of a training: what a step changes, and where the run stands."""
 
-import collections
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -20,18 +19,17 @@ from resnest_jax.models.layers import Array
 from resnest_jax.models.stacking import stack
 from resnest_jax.sharding import replicate, replicated
 
+Optimizer = optax.GradientTransformation
+
 
 class TrainState(flax.struct.PyTreeNode):
-  """All that a step changes; data only.
-
-  `ema` is None, or the moving averages of `variables()`.
-  """
+  """All that a step changes; data only."""
 
   step: Array  # int32 scalar, finished updates.
   params: Any
   batch_stats: Any
   opt_state: optax.OptState
-  ema: Any = None
+  ema: Any = None  # Or moving averages of `variables()`.
 
   def variables(self) -> dict[str, Any]:
     """The trained variables, as `model.apply` takes them."""
@@ -44,35 +42,22 @@ class TrainState(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass
 class Run:
-  """Where a run stands: what the loop changes, and what the next start needs.
-
-  Changed only while `Stopper.busy()`: an interrupted save reads it from the
-  stopper's thread.
-  """
+  """Where a run stands; changes only while `Stopper.busy()`."""
 
   state: TrainState
-  # Finished steps. `state.step` has the same number, but on the devices: to
-  # read it is to wait for them.
-  step: int = 0
+  step: int = 0  # Finished; to read `state.step` is to wait for the devices.
   saved_step: int = 0  # Of the newest checkpoint, also of an interrupted run.
   evaluating: bool = False  # An evaluation of `step` is due, or was cut off.
   best: dict[str, Any] | None = None  # {'step', 'mIoU'} of the best evaluation.
-  # The scalars of each step since the last log line: on the devices, or read
-  # from the state of an interrupted run.
-  unlogged: collections.deque = dataclasses.field(
-    default_factory=collections.deque
-  )
+  # The scalars of each step since the last log line: on the devices, or read.
+  unlogged: list[Any] = dataclasses.field(default_factory=list)
 
 
 def unlogged_scalars(run: Run) -> list[dict[str, float]]:
-  """The scalars of each unlogged step; waits for the devices.
-
-  Raises:
-    UserError: one of them is not finite.
-  """
+  """Waits for the devices; raises `UserError` if a scalar is not finite."""
   rows = [
     {name: float(value) for name, value in row.items()}
-    for row in jax.device_get(list(run.unlogged))
+    for row in jax.device_get(run.unlogged)
   ]
   newest = f'the newest checkpoint is from step {run.saved_step}'
   newest = newest if run.saved_step else 'there is no checkpoint yet'
@@ -87,17 +72,12 @@ def unlogged_scalars(run: Run) -> list[dict[str, float]]:
 
 
 def start_state(
-  optimizer: optax.GradientTransformation,
-  variables: Mapping[str, Any],
-  ema: bool = False,
+  optimizer: Optimizer, variables: Mapping[str, Any], ema: bool = False
 ) -> TrainState:
   """The state before the first step, to be traced."""
-  averages = None
-  # Copies: parameters and averages are donated to the step, each once.
-  if ema:
-    averages = jax.tree.map(jnp.copy, dict(variables))
   return TrainState(
-    ema=averages,
+    # Copies: parameters and averages are donated to the step, each once.
+    ema=jax.tree.map(jnp.copy, dict(variables)) if ema else None,
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables['batch_stats'],
@@ -107,7 +87,7 @@ def start_state(
 
 def create_state(
   model: nn.Module,
-  optimizer: optax.GradientTransformation,
+  optimizer: Optimizer,
   variables: Mapping[str, Any],
   mesh: Mesh,
   *,
@@ -117,10 +97,8 @@ def create_state(
 
   Args:
     model: of `create_training`, as the optimizer.
-    optimizer: of the parameters.
     variables: from `start_variables`, the same on all hosts.
-    mesh: the devices.
-    ema: keep moving averages.
+    ema: with moving averages.
   """
   # Files and draws have each block by its name, however a platform runs them.
   variables = replicate(stack(variables, model.backbone.stacked()), mesh)
@@ -134,17 +112,11 @@ def create_state(
 
 
 def abstract_state(
-  model: nn.Module,
-  optimizer: optax.GradientTransformation,
-  mesh: Mesh,
-  *,
-  ema: bool = False,
+  model: nn.Module, optimizer: Optimizer, mesh: Mesh, *, ema: bool = False
 ) -> TrainState:
   """Shapes, types and placement of a state; nothing is computed."""
   shapes = jax.eval_shape(
     partial(start_state, optimizer, ema=ema), variable_shapes(model)
   )
   sharding = replicated(mesh)
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
-  )
+  return jax.tree.map(lambda x: x.update(sharding=sharding), shapes)

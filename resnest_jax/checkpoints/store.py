@@ -1,10 +1,7 @@
 """The checkpoints of a run: where they are, how it resumes, how it is read.
 
-A regular checkpoint belongs to the run's plan (`train.checkpoint_steps`). The
-state that a stopped run leaves does not: it lies in a folder of its own, so
-that the checkpoints of a run are the same however often it was stopped, and
-an evaluation that was cut off writes the checkpoint that it would have
-written.
+The state that a stopped run leaves lies in a folder of its own, so that the
+checkpoints of a run are the same however often it was stopped.
 """
 
 import contextlib
@@ -65,7 +62,6 @@ class Store(contextlib.AbstractContextManager):
   """Writes the checkpoints of a run, and finds the newest that is whole."""
 
   def __init__(self, workdir: Path, config: ConfigDict, labels: LabelSet):
-    """Opens the run's checkpoints; raises `UserError` if it may not write."""
     self._workdir, self._batch_size = workdir, config.train.batch_size
     self._about = {
       'config': json.loads(config_to_json(config)),
@@ -73,15 +69,13 @@ class Store(contextlib.AbstractContextManager):
       'palette': labels.palette.tolist(),
       'dilation_rule': config.model.dilation_rule,
     }
-    self._manager = open_checkpoints(
-      workdir, keep=config.train.keep_checkpoints
-    )
+    keep = config.train.keep_checkpoints
+    self._manager = open_checkpoints(workdir, keep=keep)
 
   def resume(self, abstract: TrainState) -> Run:
     """The newest state that is whole; damaged ones are moved aside.
 
-    Raises:
-      UserError: all are damaged, or of another network or other classes.
+    Raises `UserError` if all are, or are of another network or other classes.
     """
     state, about = restore_newest(self._workdir, self._manager, abstract)
     check_classes(about, self._about['classes'])
@@ -93,14 +87,12 @@ class Store(contextlib.AbstractContextManager):
     return run
 
   def save(self, run: Run, metrics: Mapping[str, float] | None) -> None:
-    """Starts writing a regular checkpoint; see `manager.save`."""
     # The interrupted state stays until two checkpoints are as new as it: should
     # the newest one be damaged, the run resumes from the one before.
     drop_superseded(self._workdir, 2)
     save(self._manager, run.state, self._describe(run), metrics)
 
   def save_interrupted(self, run: Run) -> None:
-    """Saves a state that is newer than the newest checkpoint, and waits."""
     # Called from the stopper's thread, or between two steps.
     self._manager.finish()
     if run.step > run.saved_step:
@@ -108,11 +100,9 @@ class Store(contextlib.AbstractContextManager):
       save_interrupted(self._workdir, run.state, self._describe(run) | more)
 
   def check(self) -> None:
-    """Raises `UserError` if the last write has failed; does not wait."""
     self._manager.check()
 
   def finish(self) -> None:
-    """Waits until everything is written, and drops what it supersedes."""
     self._manager.finish()
     drop_superseded(self._workdir)
 
@@ -120,23 +110,17 @@ class Store(contextlib.AbstractContextManager):
     self._manager.close()
 
   def _describe(self, run: Run) -> dict[str, Any]:
-    position = run.step * self._batch_size
-    return self._about | {
-      'best': run.best,
-      'step': run.step,
-      'position': position,
-    }
+    where = {'step': run.step, 'position': run.step * self._batch_size}
+    return self._about | {'best': run.best, **where}
 
 
 def save_interrupted(
   workdir: Path, state: TrainState, about: Mapping[str, Any]
 ) -> None:
-  manager = Checkpoints(interrupted_dir(workdir), keep=1, read_only=False)
-  try:
+  folder = interrupted_dir(workdir)
+  with Checkpoints(folder, keep=1, read_only=False) as manager:
     save(manager, state, about)
     manager.finish()
-  finally:
-    manager.close()
 
 
 def drop_superseded(workdir: Path, number: int = 1) -> None:
@@ -188,7 +172,6 @@ def restore_newest(
 
 
 def _move_aside(path: Path, folder: Path) -> Path:
-  # An earlier damage of the same step may be there already.
   folder.mkdir(exist_ok=True)
   target, number = folder / path.name, 1
   while target.exists():
@@ -207,8 +190,8 @@ def load_checkpoint(
   Args:
     workdir: the folder of a run.
     which: 'latest', 'best' (by mIoU of the periodic evaluations) or a step.
-    model_config: `config.model` of a network with the same arrays, to be built
-      instead of the one that was trained; None: that one.
+    model_config: `config.model` of another network with the same arrays, to be
+      built instead.
 
   Returns:
     The `Segmentor`, its variables, and the checkpoint's `about`: `config`,
@@ -235,9 +218,8 @@ def load_checkpoint(
     model = create_segmentor(model_config or about['config']['model'])
     # Else Orbax would look for the devices that wrote it.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = jax.tree.map(
-      lambda x: x.update(sharding=here), variable_shapes(model)
-    )
+    shapes = variable_shapes(model)
+    placed = jax.tree.map(lambda x: x.update(sharding=here), shapes)
     restored, _ = read_items(manager, step, model=placed)
   return model, restored['model'], about | {'step': step}
 

@@ -13,16 +13,15 @@ Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017.
 import hashlib
 import logging
 import os
-import posixpath
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from resnest_jax.data import archives
-from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair
+from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair, Pairs
 from resnest_jax.data.images import read_index_mask
 from resnest_jax.errors import UserError
 from resnest_jax.labels import ADE20K
@@ -44,15 +43,27 @@ MINI = ArchiveConfig(
   description='Procedural scenes in the layout of the release.',
 )
 
-_GET_THE_RIGHT_ONE = f'Get {ROOT}.zip from {URL}'
+_NEEDED = f'Get {ROOT}.zip from {URL}'
+
+# Other releases, by a pattern of their files' names.
+_OTHER_RELEASES = {
+  '*_seg.png': (
+    'is the full ADE20K release (thousands of classes in *_seg.png files, '
+    'folders by scene), not the scene parsing release with 150 classes'
+  ),
+  '*annotations_instance/*': (
+    'holds the instance annotations (100 instance classes), not the masks '
+    'of the 150 scene parsing classes'
+  ),
+  '*ADE_test_*': (
+    'holds the test images (release_test.zip), which have no masks'
+  ),
+}
 
 
 # Not tfds' own `scene_parse150`, which holds instance masks of 100 classes.
 class Ade20k(ArchiveBuilder, skip_registration=True):
-  """Writes and reads `DATA_DIR/ade20k/CONFIG/1.0.0`; see `ArchiveBuilder`.
-
-  Masks keep the archive's values, 0-150; names are the stems of the files.
-  """
+  """Stored in `DATA_DIR/ade20k/CONFIG/1.0.0`; see `ArchiveBuilder`."""
 
   HOMEPAGE = 'http://sceneparsing.csail.mit.edu'
   IMAGE_FORMAT = 'jpeg'
@@ -68,96 +79,65 @@ class Ade20k(ArchiveBuilder, skip_registration=True):
       pairs=pairs,
       read=lambda pair: read_example(archive, pair),
       fingerprint=archives.fingerprint(archive),
-      comment=archive.comment.decode(errors='replace'),
     )
 
   def _download(self, dl_manager):
-    return download_archive(self.builder_config, dl_manager)
-
-
-def download_archive(config: ArchiveConfig, dl_manager) -> Path:
-  """Downloads the archive of `config` through tfds and checks its SHA-1."""
-  # Only for the download: `prepare` shows its own bar while it writes.
-  tfds.enable_progress_bar()
-  # urllib3 warns at every retry, between the lines of the progress bar.
-  logging.getLogger('urllib3').setLevel(logging.ERROR)
-  try:
-    path = Path(dl_manager.download(config.url))
-  # tfds, requests and urllib3 raise errors without a common base class.
-  except Exception as error:
-    raise UserError(
-      f'could not download {config.url}: {error}\nCheck the connection and '
-      'run the same command again, or fetch the file in another way and '
-      f'pass it: --archive {ROOT}.zip'
-    ) from error
-  finally:
-    tfds.disable_progress_bar()
-  if config.sha1 is None:
+    config = self.builder_config
+    tfds.enable_progress_bar()
+    # urllib3 warns at every retry, between the lines of the progress bar.
+    logging.getLogger('urllib3').setLevel(logging.ERROR)
+    try:
+      path = Path(dl_manager.download(config.url))
+    # tfds, requests and urllib3 raise errors without a common base class.
+    except Exception as error:
+      raise UserError(
+        f'could not download {config.url}: {error}\nCheck the connection and '
+        'run the same command again, or fetch the file in another way and '
+        f'pass it: --archive {ROOT}.zip'
+      ) from error
+    finally:
+      tfds.disable_progress_bar()
+    if config.sha1 is None:
+      return path
+    with path.open('rb') as file:
+      sha1 = hashlib.file_digest(file, 'sha1').hexdigest()
+    if sha1 != config.sha1:
+      # tfds would take the cached file for a finished download next time.
+      path.unlink()
+      raise UserError(
+        f'the file downloaded from {config.url} is not the release: its SHA-1 '
+        f'is {sha1}, expected {config.sha1}. It was deleted; run the same '
+        'command again.'
+      )
     return path
-  with path.open('rb') as file:
-    sha1 = hashlib.file_digest(file, 'sha1').hexdigest()
-  if sha1 != config.sha1:
-    # tfds would take the cached file for a finished download next time.
-    path.unlink()
-    raise UserError(
-      f'the file downloaded from {config.url} is not the release: its SHA-1 '
-      f'is {sha1}, expected {config.sha1}. It was deleted; run the same '
-      'command again.'
-    )
-  return path
 
 
-def open_archive(path: str | os.PathLike) -> zipfile.ZipFile:
-  return archives.open_archive(path, _GET_THE_RIGHT_ONE)
+def open_archive(path: str | os.PathLike) -> ZipFile:
+  with archives.ending(_NEEDED):
+    return archives.open_archive(path)
 
 
-def find_pairs(archive: zipfile.ZipFile) -> dict[str, list[Pair]]:
-  """Lists (image, mask) names of each split, sorted; checks the release."""
+@archives.ending(_NEEDED)
+def find_pairs(archive: ZipFile) -> Pairs:
   names = archive.namelist()
   pairs = {}
   for split, folder in FOLDERS.items():
     images = archives.stems(names, f'{ROOT}/images/{folder}', '.jpg')
     masks = archives.stems(names, f'{ROOT}/annotations/{folder}', '.png')
     if not images or not masks:
-      raise UserError(f'{archive.filename} {_describe_other(names)}')
-    pairs[split] = archives.match_pairs(
-      archive.filename, folder, images, masks, _GET_THE_RIGHT_ONE
-    )
+      wanted = (
+        f'{ROOT}/images/training/*.jpg with {ROOT}/annotations/training/*.png '
+        '(and validation)'
+      )
+      raise archives.other_release(archive, _OTHER_RELEASES, wanted)
+    pairs[split] = archives.match_pairs(archive.filename, folder, images, masks)
   return pairs
 
 
-def _describe_other(names: list[str]) -> str:
-  # Other releases of ADE20K, recognised by their files. The text follows the
-  # archive's name in a message.
-  if any(name.endswith('_seg.png') for name in names):
-    what = (
-      'is the full ADE20K release (thousands of classes in *_seg.png files, '
-      'folders by scene), not the scene parsing release with 150 classes'
-    )
-  elif any('annotations_instance/' in name for name in names):
-    what = (
-      'holds the instance annotations (100 instance classes), not the masks '
-      'of the 150 scene parsing classes'
-    )
-  elif any('ADE_test_' in name for name in names):
-    what = 'holds the test images (release_test.zip), which have no masks'
-  else:
-    files = [name for name in names if not name.endswith('/')]
-    begin = f'its first file is {files[0]}' if files else 'it has no files'
-    what = (
-      f'has no {ROOT}/images/training/*.jpg with '
-      f'{ROOT}/annotations/training/*.png (and validation); {begin}'
-    )
-  return f'{what}. {_GET_THE_RIGHT_ONE}'
-
-
 def check_counts(
-  archive: zipfile.ZipFile,
-  pairs: dict[str, list[Pair]],
-  expected: Mapping[str, int] | None,
+  archive: ZipFile, pairs: Pairs, expected: Mapping[str, int] | None
 ) -> None:
   """Compares the images per split with `expected` or the zip's comment."""
-  # A mini archive has any number of images and states it in its comment.
   if expected is None:
     expected = archives.counts_from_comment(archive.comment, FOLDERS)
   if expected is None:
@@ -166,39 +146,17 @@ def check_counts(
       'say how many images it has. Prepare the release as ade20k; make a '
       'mini archive with: python -m resnest_jax.data.mini --out ZIP'
     )
-  archives.check_counts(
-    archive.filename,
-    pairs,
-    expected,
-    FOLDERS,
-    _GET_THE_RIGHT_ONE,
-    comment=archive.comment,
-    mini='ade20k_mini',
-  )
+  with archives.ending(_NEEDED):
+    archives.check_counts(archive, pairs, expected, FOLDERS, 'ade20k_mini')
 
 
-def read_example(archive: zipfile.ZipFile, pair: Pair) -> dict:
-  image_name, mask_name = pair
-  jpeg = archives.read_entry(archive, image_name, _GET_THE_RIGHT_ONE)
-  png = archives.read_entry(archive, mask_name, _GET_THE_RIGHT_ONE)
-  # The original bytes are stored: encoding again would lose JPEG quality.
-  return archives.make_example(
-    jpeg,
-    png,
-    read_mask(png, f'{archive.filename}: {mask_name}'),
-    name=posixpath.splitext(posixpath.basename(image_name))[0],
-    where=f'{archive.filename}: {image_name}',
-    needed=_GET_THE_RIGHT_ONE,
-  )
+@archives.ending(_NEEDED)
+def read_example(archive: ZipFile, pair: Pair) -> dict:
+  return archives.read_example(archive, archive, pair, '.jpg', read_mask)
 
 
 def read_mask(png: bytes, where: str) -> np.ndarray:
   """Decodes a mask: uint8 (H, W), 0-150. Messages begin with `where`."""
   largest = len(ADE20K.classes)
-  return read_index_mask(
-    png,
-    where,
-    allowed=np.arange(256) <= largest,
-    meaning=f'0 (other) to {largest}',
-    needed=_GET_THE_RIGHT_ONE,
-  )
+  allowed = np.arange(256) <= largest
+  return read_index_mask(png, where, allowed, f'0 (other) to {largest}')

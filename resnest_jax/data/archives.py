@@ -6,6 +6,7 @@ and stores the original bytes as ArrayRecord, in the archive's order.
 
 import contextlib
 import dataclasses
+import fnmatch
 import hashlib
 import itertools
 import json
@@ -16,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,34 +29,26 @@ from resnest_jax.threads import map_in_threads
 
 # (image, mask) names in the archive.
 Pair = tuple[str, str]
+# By split, in the order in which examples are stored.
+Pairs = dict[str, list[Pair]]
 
 
 @dataclasses.dataclass(eq=False)
 class ArchiveConfig(tfds.core.BuilderConfig):
-  """The archive that a builder expects."""
-
-  # tfds downloads from here; None: the archive must be given.
-  url: str | None = None
+  url: str | None = None  # None: the archive must be given.
   sha1: str | None = None  # 40 hex digits; None: not checked.
   download_bytes: int = 0  # Approximate, for the disk check.
-  # Images per split; None: read from the zip file's comment, where the
-  # generators of mini archives write them.
+  # Images per split; None: from the comment of a mini archive's zip file.
   counts: Mapping[str, int] | None = None
-  # (width, height) of all images; None: any, or from the comment.
-  size: tuple[int, int] | None = None
+  size: tuple[int, int] | None = None  # (width, height); None: likewise.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contents:
-  """Opened archives, listed and compared with a release but not read yet."""
-
   archives: tuple[zipfile.ZipFile, ...]
-  # By split, in the order in which examples are stored.
-  pairs: dict[str, list[Pair]]
-  # Reads and checks one example; called by several threads.
-  read: Callable[[Pair], dict]
+  pairs: Pairs
+  read: Callable[[Pair], dict]  # Called by several threads.
   fingerprint: str
-  comment: str
 
   def num_bytes(self) -> int:
     return sum(os.path.getsize(archive.filename) for archive in self.archives)
@@ -64,8 +58,7 @@ class Contents:
       archive.close()
 
 
-# tfds looks for every new data set in its bucket, which needs a network and
-# leaves a folder in /tmp each time.
+# tfds would look in its bucket, by network, and leave a folder in /tmp.
 class _LocalInfo(tfds.core.DatasetInfo):
   def initialize_from_bucket(self) -> None:
     pass
@@ -85,19 +78,17 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012
-  HOMEPAGE = ''
-  IMAGE_FORMAT = 'jpeg'
+  HOMEPAGE: str
+  IMAGE_FORMAT: str
 
   def __init__(
     self,
     *,
-    data_dir: str | os.PathLike | None = None,
-    config: str | ArchiveConfig | None = None,
-    version: str | None = None,
     archive: str | os.PathLike | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
   ):
-    super().__init__(data_dir=data_dir, config=config, version=version)
+    super().__init__(**options)
     self._archive = archive
     self._on_progress = on_progress
 
@@ -107,10 +98,7 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     raise NotImplementedError
 
   def _download(self, dl_manager) -> Path:
-    raise UserError(
-      f'{self.name}/{self.builder_config.name} cannot be downloaded; give the '
-      'archive'
-    )
+    raise NotImplementedError
 
   def _info(self) -> tfds.core.DatasetInfo:
     return _LocalInfo(
@@ -128,45 +116,50 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           'width': np.int32,
         }
       ),
-      # Keeps the archive's order; training shuffles while it reads.
       disable_shuffling=True,
       metadata=tfds.core.MetadataDict(),
     )
 
   def _split_generators(self, dl_manager):
     path = self._archive or self._download(dl_manager)
-    # Checks names and counts before the first example is written.
     contents = self.open_contents(self.builder_config, path)
     self.info.metadata['fingerprint'] = contents.fingerprint
-    self.info.metadata['comment'] = contents.comment
+    comment = contents.archives[0].comment
+    self.info.metadata['comment'] = comment.decode(errors='replace')
     total = sum(map(len, contents.pairs.values()))
-    # One count for all splits, so that a single bar covers them.
-    done = itertools.count(1)
+    done = itertools.count(1)  # Of all splits: a single bar covers them.
     return {
       split: self._generate_examples(contents.read, pairs, done, total)
       for split, pairs in contents.pairs.items()
     }
 
   def _generate_examples(self, read, pairs, done, total):
-    # Without shuffling, tfds sorts by integer keys. It still distributes them
-    # over its temporary files as if they were 128-bit hashes; keys 0, 1, 2, ...
-    # would all go to the first file. Hence the full range.
+    # tfds sorts by integer keys, but distributes them over its temporary files
+    # like 128-bit hashes: 0, 1, 2, ... would all go to the first file.
     step = 2**128 // max(len(pairs), 1)
     for i, example in enumerate(map_in_threads(read, pairs)):
       yield i * step, example
       self._on_progress(next(done), total)
 
 
-def open_archive(path: str | os.PathLike, needed: str) -> zipfile.ZipFile:
-  """Opens a zip file; messages end with `needed`, which names the right one."""
+@contextlib.contextmanager
+def ending(needed: str) -> Iterator[None]:
+  """Ends the messages of errors with `needed`, which names the right file."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{error} {needed}') from error
+
+
+def open_archive(path: str | os.PathLike) -> zipfile.ZipFile:
   path = Path(path)
   if path.is_dir():
     raise UserError(
       f'{path} is a folder. Pass the zip file itself, as downloaded; it need '
-      f'not be unpacked. {needed}'
+      'not be unpacked.'
     )
   if not path.exists():
-    raise UserError(f'there is no file {path}. {needed}')
+    raise UserError(f'there is no file {path}.')
   try:
     return zipfile.ZipFile(path)
   except (zipfile.BadZipFile, OSError) as error:
@@ -179,26 +172,41 @@ def open_archive(path: str | os.PathLike, needed: str) -> zipfile.ZipFile:
         'probably an interrupted download or an error page: delete it and '
         'download it again'
       )
-    raise UserError(f'{path} {what}. {needed}') from error
+    raise UserError(f'{path} {what}.') from error
 
 
-def stems(names: list[str], folder: str, suffix: str) -> dict[str, str]:
-  """Maps stem -> name for files with `suffix` directly in `folder`."""
+def stems(
+  names: list[str], folder: str, suffix: str, in_cities: bool = False
+) -> dict[str, str]:
+  """Maps stem -> name for files directly in `folder`, or in a city's below."""
   found = {}
   for name in names:
     head, tail = posixpath.split(name)
+    if in_cities:
+      head = posixpath.dirname(head)
     # Not the "._*" files that macOS adds to zip files.
     if head == folder and tail.endswith(suffix) and not tail.startswith('.'):
       found[tail.removesuffix(suffix)] = name
   return found
 
 
+def other_release(
+  archive: zipfile.ZipFile, others: Mapping[str, str], wanted: str
+) -> UserError:
+  """Says which of `others` (file pattern -> description) `archive` is."""
+  names = archive.namelist()
+  files = [name for name in names if not name.endswith('/')]
+  begin = f'its first file is {files[0]}' if files else 'it has no files'
+  what = f'has no {wanted}; {begin}'
+  for pattern, other in others.items():
+    if fnmatch.filter(names, pattern):
+      what = other
+      break
+  return UserError(f'{archive.filename} {what}.')
+
+
 def match_pairs(
-  where: str,
-  folder: str,
-  images: Mapping[str, str],
-  masks: Mapping[str, str],
-  needed: str,
+  where: str, folder: str, images: Mapping[str, str], masks: Mapping[str, str]
 ) -> list[Pair]:
   """Pairs images and masks, given as stem -> name; none may be left over."""
   for have, lack, what in (
@@ -208,40 +216,34 @@ def match_pairs(
     if missing := sorted(have.keys() - lack.keys()):
       raise UserError(
         f'{where}: {len(missing)} {folder} samples have {what}, the first is '
-        f'{missing[0]}. The archive is incomplete; download it again. {needed}'
+        f'{missing[0]}. The archive is incomplete; download it again.'
       )
   return [(images[stem], masks[stem]) for stem in sorted(images)]
 
 
 def check_counts(
-  where: str,
-  pairs: Mapping[str, list[Pair]],
+  archive: zipfile.ZipFile,
+  pairs: Pairs,
   expected: Mapping[str, int],
   folders: Mapping[str, str],
-  needed: str,
-  *,
-  comment: bytes,
   mini: str,
 ) -> None:
-  """Compares the images per split with `expected`.
-
-  `folders` maps a split to its name in the archive, and `mini` is the data set
-  of generated archives. Messages begin with `where` and end with `needed`.
-  """
+  """Compares the images per split; `mini` is the data set of mini archives."""
   found = {split: len(pairs[split]) for split in folders}
-  if found != {split: expected[split] for split in folders}:
-    has = enumeration(f'{found[split]} {folders[split]}' for split in folders)
-    wanted = enumeration(str(expected[split]) for split in folders)
-    # Intact, but prepared under the name of the release.
-    if found == counts_from_comment(comment, folders):
-      raise UserError(
-        f'{where} is a generated mini archive ({has} images). Prepare it as '
-        f'{mini}; the release has {wanted}. {needed}'
-      )
+  if found == {split: expected[split] for split in folders}:
+    return
+  has = enumeration(f'{found[split]} {folders[split]}' for split in folders)
+  wanted = enumeration(str(expected[split]) for split in folders)
+  # Intact, but prepared under the name of the release.
+  if found == counts_from_comment(archive.comment, folders):
     raise UserError(
-      f'{where} has {has} images, expected {wanted}. It is another release '
-      f'or incomplete. {needed}'
+      f'{archive.filename} is a generated mini archive ({has} images). Prepare '
+      f'it as {mini}; the release has {wanted}.'
     )
+  raise UserError(
+    f'{archive.filename} has {has} images, expected {wanted}. It is another '
+    'release or incomplete.'
+  )
 
 
 def enumeration(words: Iterator[str]) -> str:
@@ -265,8 +267,7 @@ def fingerprint(
   *archives: zipfile.ZipFile, names: Collection[str] | None = None
 ) -> str:
   """Hashes names, sizes and CRCs of `names`, or of all JPEG and PNG files."""
-  # Sorted, and without compressed sizes: archives that were packed again in
-  # another way have the same fingerprint. Nothing is decompressed.
+  # Sorted, and without compressed sizes: repacked archives have the same.
   entries = sorted(
     f'{entry.filename} {entry.file_size} {entry.CRC:08x}'
     for archive in archives
@@ -280,48 +281,45 @@ def fingerprint(
   return hashlib.sha256('\n'.join(entries).encode()).hexdigest()
 
 
-def read_entry(archive: zipfile.ZipFile, name: str, needed: str) -> bytes:
-  with _clear_errors(archive, name, needed):
-    # Compares the CRC, too.
-    return archive.read(name)
-
-
-@contextlib.contextmanager
-def _clear_errors(archive: zipfile.ZipFile, name: str, needed: str):
+def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
   try:
-    yield
+    return archive.read(name)  # Compares the CRC, too.
   # All that zipfile raises for a damaged entry.
   except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
     raise UserError(
       f'{archive.filename} is damaged at {name} ({error}). Delete it and '
-      f'download it again. {needed}'
+      'download it again.'
     ) from error
 
 
-def make_example(
-  image: bytes,
-  label: bytes,
-  mask: np.ndarray,
-  name: str,
-  where: str,
-  needed: str,
+def read_example(
+  images: zipfile.ZipFile,
+  masks: zipfile.ZipFile,
+  pair: Pair,
+  suffix: str,
+  read_mask: Callable[[bytes, str], np.ndarray],
+  check_image: Callable[[bytes, str], None] = lambda image, where: None,
 ) -> dict:
-  """Makes an example of an encoded image and label; `mask` is decoded."""
-  # Decoded only to find damage: the encoded bytes are stored.
+  """Reads an image, named NAME + `suffix`, and its mask; checks both."""
+  image = read_entry(images, pair[0])
+  label = read_entry(masks, pair[1])
+  where = f'{images.filename}: {pair[0]}'
+  check_image(image, where)
+  mask = read_mask(label, f'{masks.filename}: {pair[1]}')
+  # Only to find damage: the original bytes are stored, without loss.
   pixels = decode_image(image, cv2.IMREAD_COLOR_RGB)
   if pixels is None:
-    raise UserError(f'{where} cannot be decoded as an image. {needed}')
+    raise UserError(f'{where} cannot be decoded as an image.')
+  height, width = mask.shape
   if pixels.shape[:2] != mask.shape:
     raise UserError(
       f'{where} is {pixels.shape[1]} x {pixels.shape[0]} pixels, its mask '
-      f'{mask.shape[1]} x {mask.shape[0]}: they do not belong together. '
-      f'{needed}'
+      f'{width} x {height}: they do not belong together.'
     )
-  height, width = mask.shape
   return {
     'image': image,
     'label': label,
-    'name': name,
+    'name': posixpath.basename(pair[0]).removesuffix(suffix),
     'height': height,
     'width': width,
   }

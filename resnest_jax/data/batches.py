@@ -3,7 +3,6 @@
 import contextlib
 import mmap
 import os
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -13,11 +12,11 @@ import grain
 import numpy as np
 
 from resnest_jax.data import transforms
-from resnest_jax.errors import UnreadableSample, UserError
+from resnest_jax.errors import UnreadableSample, UserError, say
+from resnest_jax.text import plural
 
 Batch = dict[str, Any]
-# Samples tried in place of an unreadable one.
-REPLACEMENTS = 10
+REPLACEMENTS = 10  # Samples tried in place of an unreadable one.
 _SKIPPING = (
   'To skip such samples in training, set '
   '--config.data.skip_unreadable=true (evaluation always stops).'
@@ -54,7 +53,7 @@ class CheckedSplit:
         'split in the config.'
       )
     self.split = split
-    self._skip_unreadable = skip_unreadable
+    self.skip_unreadable = skip_unreadable
     self._clock = ReadClock(len(split))
 
   def __len__(self) -> int:
@@ -64,15 +63,14 @@ class CheckedSplit:
     try:
       with self._clock.reading(index):
         sample = self.split[index]
-    except UserError as error:
-      if self._skip_unreadable and isinstance(error, UnreadableSample):
+    except UnreadableSample as error:
+      if self.skip_unreadable:
         return Unreadable(index)
-      if isinstance(error, UnreadableSample):
-        raise UnreadableSample(f'{error}\n{_SKIPPING}') from error
+      raise UnreadableSample(f'{error}\n{_SKIPPING}') from error
+    except UserError:
       raise
     except Exception as error:
-      # Names the sample. It also pickles: an exception that a worker process
-      # cannot send back would leave the reader waiting forever.
+      # This one pickles; otherwise the reader would wait for a worker forever.
       raise RuntimeError(
         f'reading sample {index} failed: {type(error).__name__}: {error}'
       ) from error
@@ -91,8 +89,7 @@ class CheckedSplit:
 def replacement(
   split: CheckedSplit, rng: np.random.Generator
 ) -> dict[str, Any]:
-  """Returns another sample in place of an unreadable one."""
-  # Bounded: if all storage is gone, a run must stop instead of searching.
+  """Returns another sample; gives up where all storage seems gone."""
   for _ in range(REPLACEMENTS):
     sample = split[int(rng.integers(len(split)))]
     if not isinstance(sample, Unreadable):
@@ -107,24 +104,29 @@ def replacement(
 class ReadClock:
   """Knows when the read of each sample began, across worker processes."""
 
-  def __init__(self, size: int):
-    self._size = size
-    self._file = -1
+  def __init__(self, size: int, shared: str = ''):
+    """Makes a clock of `size` samples, or opens one at the path `shared`."""
     # Anonymous memory, which pickled copies share; a killed process leaves no
-    # file behind. Elsewhere than on Linux a worker keeps its times to itself.
-    if hasattr(os, 'memfd_create'):
-      self._file = os.memfd_create('read-clock')
-      os.ftruncate(self._file, 8 * size)
-      # Not __del__: at the interpreter's exit it would find `os` gone.
-      weakref.finalize(self, os.close, self._file)
+    # file behind. Without it or /proc a worker keeps its times to itself.
+    file = -1
+    if shared:
+      with contextlib.suppress(OSError):
+        file = os.open(shared, os.O_RDWR)
+    elif hasattr(os, 'memfd_create'):
+      file = os.memfd_create('read-clock')
+      os.ftruncate(file, 8 * size)
     # float64 (size,), start of each read; 0 means that it is not being read.
     # Aligned 8-byte stores need no lock.
-    self._since = _map(self._file, size)
+    self._since = np.zeros(size)
+    if file >= 0:
+      self._since = np.frombuffer(mmap.mmap(file, 8 * size), np.float64)
+      weakref.finalize(self, os.close, file)
+    self._file = file
 
   def __reduce__(self):
-    # Grain spawns its workers, so they inherit no descriptor; /proc gives them
-    # this one while the parent lives.
-    return _open, (f'/proc/{os.getpid()}/fd/{self._file}', self._size)
+    # Spawned workers inherit no descriptor; /proc gives them this one.
+    shared = f'/proc/{os.getpid()}/fd/{self._file}'
+    return ReadClock, (len(self._since), shared)
 
   @contextlib.contextmanager
   def reading(self, index: int) -> Iterator[None]:
@@ -141,23 +143,6 @@ class ReadClock:
       return None
     index = int(np.where(since > 0, since, np.inf).argmin())
     return index, time.monotonic() - float(since[index])
-
-
-def _map(file: int, size: int) -> np.ndarray:
-  if file < 0:
-    return np.zeros(size)
-  return np.frombuffer(mmap.mmap(file, 8 * size), np.float64)
-
-
-def _open(path: str, size: int) -> ReadClock:
-  clock = ReadClock.__new__(ReadClock)
-  clock._size, clock._file = size, -1
-  # Without /proc the worker keeps its times to itself.
-  with contextlib.suppress(OSError):
-    clock._file = os.open(path, os.O_RDWR)
-    weakref.finalize(clock, os.close, clock._file)
-  clock._since = _map(clock._file, size)
-  return clock
 
 
 class BatchIterator(contextlib.AbstractContextManager):
@@ -177,19 +162,16 @@ class BatchIterator(contextlib.AbstractContextManager):
     num_images: int,
     split: CheckedSplit,
   ):
-    """Wraps `batches`, made from `reader`, which is closed at the end."""
     self.num_images = num_images
     self.place: Callable[[Batch], Batch] = lambda batch: batch
     self._split = split
-    # Start of the wait for a batch; None in between, when nothing can hang. The
-    # stopper's thread reads it (`stuck`).
+    # Start of the wait for a batch, or None; another thread reads it (`stuck`).
     self._since: float | None = None
     self._warned = False
     self._skipped: list[int] = []
     self._num_skipped = 0  # Reported already.
     self._held = [batches, reader]
-    # The finalizer must not refer to `self`, which would then never be
-    # collected; it shares this list instead.
+    # With a reference to `self`, the finalizer would keep it alive.
     self._finalizer = weakref.finalize(self, _close_reader, self._held)
 
   def __iter__(self) -> 'BatchIterator':
@@ -202,7 +184,6 @@ class BatchIterator(contextlib.AbstractContextManager):
     try:
       batch = next(self._held[0])
     except RuntimeError as error:
-      # Grain raises a plain RuntimeError; only its text tells the case.
       if 'Worker process was terminated' not in str(error):
         raise
       raise UserError(
@@ -214,14 +195,11 @@ class BatchIterator(contextlib.AbstractContextManager):
       since, self._since = self._since, None
     if self._warned:
       self._warned = False
-      seconds = time.monotonic() - since
-      print(
-        f'the batch came after {seconds:.0f} s', file=sys.stderr, flush=True
-      )
-    # int32 (b,), -1 for samples that were read. Popped: the step takes no such
-    # array.
+      say(f'the batch came after {time.monotonic() - since:.0f} s')
     if 'skipped' in batch:
-      skipped = batch.pop('skipped')
+      skipped = batch.pop(
+        'skipped'
+      )  # int32 (b,), -1 for samples that were read.
       self._skipped += skipped[skipped >= 0].tolist()
     return self.place(batch)
 
@@ -230,7 +208,7 @@ class BatchIterator(contextlib.AbstractContextManager):
 
     Polled from another thread; warns once after a tenth of the time.
     """
-    # Read once: the other thread may set it to None at any time.
+    # Read once: the other thread may set it to None.
     since = self._since
     if since is None:
       return ''
@@ -245,11 +223,9 @@ class BatchIterator(contextlib.AbstractContextManager):
       )
     if not self._warned:
       self._warned = True
-      print(
+      say(
         f'no batch for {seconds:.0f} s: {what}; the run stops after '
-        f'{timeout:g} s (config.data.timeout)',
-        file=sys.stderr,
-        flush=True,
+        f'{timeout:g} s (config.data.timeout)'
       )
     return ''
 
@@ -261,13 +237,13 @@ class BatchIterator(contextlib.AbstractContextManager):
     self._num_skipped += count
     self._skipped.clear()
     try:
-      # Read again for the reason, which no longer travels with a batch.
+      # Read again for the reason, which does not travel with a batch.
       why = f'{self._split.split[first]["name"]}, which can be read now.'
     except UserError as error:
       why = str(error).splitlines()[0]
     return (
-      f'{count} unreadable sample{"" if count == 1 else "s"} replaced by '
-      f'others ({self._num_skipped} in all); the first: {why}'
+      f'{plural(count, "unreadable sample")} replaced by others '
+      f'({self._num_skipped} in all); the first: {why}'
     )
 
   def close(self) -> None:
@@ -279,8 +255,8 @@ class BatchIterator(contextlib.AbstractContextManager):
 
 
 def _close_reader(held: list) -> None:
-  # Drops the references as well: a Grain iterator that is still alive while the
-  # interpreter tears down its modules fails noisily.
+  # Cleared, because a Grain iterator that lives until the interpreter's exit
+  # fails noisily.
   if held:
     _, reader = held
     held.clear()

@@ -14,16 +14,13 @@ CVPR 2016.
 """
 
 import json
-import os
-import posixpath
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 
 from resnest_jax.data import archives
-from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair
+from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair, Pairs
 from resnest_jax.data.images import png_kind, read_index_mask
 from resnest_jax.errors import UserError
 
@@ -33,8 +30,7 @@ IMAGES = 'leftImg8bit_trainvaltest.zip'
 MASKS = 'gtFine_trainvaltest.zip'
 IMAGE_SUFFIX = '_leftImg8bit.png'
 MASK_SUFFIX = '_gtFine_labelIds.png'
-# Of the official files, for messages only: every file inside is checked, so
-# that a repacked archive is accepted.
+# For messages only: repacked archives are accepted.
 SHA1 = {
   IMAGES: '2c0b77ce9933cc635adda307fbba5566f5d9d404',
   MASKS: '99f532cb1af174f5fcc4c5bc8feea8c66246ddbc',
@@ -58,19 +54,19 @@ _NEEDED = (
   '--data_dir data'
 )
 
-# Other packages of the same site, recognised by a part of their files' names.
+# Other packages of the same site, by a pattern of their files' names.
 _OTHER_PACKAGES = {
-  'gtCoarse/': 'holds the coarse annotations (gtCoarse.zip)',
-  '/train_extra/': (
+  '*gtCoarse/*': 'holds the coarse annotations (gtCoarse.zip)',
+  '*/train_extra/*': (
     'holds the extra images, which have coarse annotations only '
     '(leftImg8bit_trainextra.zip)'
   ),
-  'leftImg8bit_sequence/': 'holds the video sequences',
-  'leftImg16bit/': 'holds the 16-bit images (leftImg16bit)',
-  'rightImg8bit/': "holds the right camera's images (rightImg8bit)",
-  'leftImg8bit/demoVideo/': 'holds the demo video',
-  'leftImg8bit_blurred/': 'holds the images with blurred faces',
-  '_gtFine_labelTrainIds.png': (
+  '*leftImg8bit_sequence/*': 'holds the video sequences',
+  '*leftImg16bit/*': 'holds the 16-bit images (leftImg16bit)',
+  '*rightImg8bit/*': "holds the right camera's images (rightImg8bit)",
+  '*leftImg8bit/demoVideo/*': 'holds the demo video',
+  '*leftImg8bit_blurred/*': 'holds the images with blurred faces',
+  '*_gtFine_labelTrainIds.png*': (
     'has masks of train ids (*_gtFine_labelTrainIds.png, made by '
     'cityscapesScripts) but not those of label ids '
     '(*_gtFine_labelIds.png), so it is not the official file'
@@ -78,13 +74,9 @@ _OTHER_PACKAGES = {
 }
 
 
-# Masks are stored with the archive's label ids and become train ids when they
-# are read (`labels.CITYSCAPES`).
+# Masks are stored with label ids and become train ids when they are read.
 class Cityscapes(ArchiveBuilder, skip_registration=True):
-  """Writes and reads `DATA_DIR/cityscapes/CONFIG/1.0.0`; see `ArchiveBuilder`.
-
-  `archive` is the folder of both zip files. Names are CITY_SEQUENCE_FRAME.
-  """
+  """Stored in `DATA_DIR/cityscapes/CONFIG/1.0.0`; see `ArchiveBuilder`."""
 
   HOMEPAGE = URL
   IMAGE_FORMAT = 'png'
@@ -92,11 +84,11 @@ class Cityscapes(ArchiveBuilder, skip_registration=True):
 
   @staticmethod
   def open_contents(config, path):
-    images, masks = open_archives(path)
-    pairs = find_pairs(images, masks)
+    with archives.ending(_NEEDED):
+      images, masks = open_archives(Path(path))
+      pairs = find_pairs(images, masks)
     size = check_release(images, masks, pairs, config)
-    # Only these count for the fingerprint: coloured masks, instance ids and
-    # polygons are not read, and a repacked archive may lack them.
+    # A repacked archive may lack other files: coloured masks and polygons.
     names = {
       name for split in pairs.values() for pair in split for name in pair
     }
@@ -105,35 +97,26 @@ class Cityscapes(ArchiveBuilder, skip_registration=True):
       pairs=pairs,
       read=lambda pair: read_example(images, masks, pair, size),
       fingerprint=archives.fingerprint(images, masks, names=names),
-      comment=images.comment.decode(errors='replace'),
     )
 
 
-def open_archives(
-  folder: str | os.PathLike,
-) -> tuple[zipfile.ZipFile, zipfile.ZipFile]:
-  """Opens the zip files of images and of masks in `folder`."""
-  folder = Path(folder)
+def open_archives(folder: Path) -> list[ZipFile]:
   if folder.is_file():
     raise UserError(
       f'{folder} is a file. --archive_dir is the folder that holds {IMAGES} '
-      f'and {MASKS}. {_NEEDED}'
+      f'and {MASKS}.'
     )
   if not folder.exists():
-    raise UserError(f'there is no folder {folder}. {_NEEDED}')
+    raise UserError(f'there is no folder {folder}.')
   if missing := [n for n in (IMAGES, MASKS) if not (folder / n).exists()]:
     raise UserError(
-      f'{folder} has no {" and no ".join(missing)}; {_describe_folder(folder)}'
-      f'. {_NEEDED}'
+      f'{folder} has no {" and no ".join(missing)}; {_describe_folder(folder)}.'
     )
-  images, masks = (
-    archives.open_archive(
-      folder / name,
-      f'The SHA-1 of the whole file is {SHA1[name]}. {_NEEDED}',
-    )
-    for name in (IMAGES, MASKS)
-  )
-  return images, masks
+  opened = []
+  for name in (IMAGES, MASKS):
+    with archives.ending(f'The SHA-1 of the whole file is {SHA1[name]}.'):
+      opened.append(archives.open_archive(folder / name))
+  return opened
 
 
 def _describe_folder(folder: Path) -> str:
@@ -150,55 +133,26 @@ def _describe_folder(folder: Path) -> str:
   return 'it has no zip files'
 
 
-def find_pairs(
-  images: zipfile.ZipFile, masks: zipfile.ZipFile
-) -> dict[str, list[Pair]]:
-  """Lists (image, mask) names of each split, sorted; checks the package."""
+def find_pairs(images: ZipFile, masks: ZipFile) -> Pairs:
   both = f'{images.filename} and {masks.filename}'
   pairs = {}
   for split, folder in FOLDERS.items():
     found = []
     for archive, root, suffix in (
-      (images, 'leftImg8bit', IMAGE_SUFFIX),
-      (masks, 'gtFine', MASK_SUFFIX),
+      (images, f'leftImg8bit/{folder}', IMAGE_SUFFIX),
+      (masks, f'gtFine/{folder}', MASK_SUFFIX),
     ):
-      samples = _samples(archive.namelist(), f'{root}/{folder}', suffix)
+      samples = archives.stems(archive.namelist(), root, suffix, in_cities=True)
       if not samples:
-        wanted = f'{root}/{folder}/CITY/*{suffix}'
-        raise UserError(
-          f'{archive.filename} '
-          f'{_describe_other(archive.namelist(), wanted)}. {_NEEDED}'
-        )
+        wanted = f'{root}/CITY/*{suffix}'
+        raise archives.other_release(archive, _OTHER_PACKAGES, wanted)
       found.append(samples)
-    pairs[split] = archives.match_pairs(both, folder, *found, _NEEDED)
+    pairs[split] = archives.match_pairs(both, folder, *found)
   return pairs
 
 
-def _samples(names: list[str], folder: str, suffix: str) -> dict[str, str]:
-  found = {}
-  # Files lie in a folder for each city; stems are CITY_SEQUENCE_FRAME in both
-  # archives.
-  for city in {posixpath.dirname(name) for name in names}:
-    if posixpath.dirname(city) == folder:
-      found |= archives.stems(names, city, suffix)
-  return found
-
-
-def _describe_other(names: list[str], wanted: str) -> str:
-  # The text follows the archive's name in a message.
-  for part, what in _OTHER_PACKAGES.items():
-    if any(part in name for name in names):
-      return what
-  files = [name for name in names if not name.endswith('/')]
-  begin = f'its first file is {files[0]}' if files else 'it has no files'
-  return f'has no {wanted}; {begin}'
-
-
 def check_release(
-  images: zipfile.ZipFile,
-  masks: zipfile.ZipFile,
-  pairs: Mapping[str, list[Pair]],
-  config: ArchiveConfig,
+  images: ZipFile, masks: ZipFile, pairs: Pairs, config: ArchiveConfig
 ) -> tuple[int, int]:
   """Checks the number of images; returns the (width, height) of each."""
   counts, size = config.counts, config.size
@@ -208,8 +162,7 @@ def check_release(
       width, height = map(int, json.loads(images.comment)['size'])
     except (ValueError, KeyError, TypeError):
       counts = None
-    # Both halves of a mini release have the same comment, which includes the
-    # seed: images never meet masks of other scenes.
+    # The comment has the seed: images never meet masks of other scenes.
     if counts is None or images.comment != masks.comment:
       raise UserError(
         f'{images.filename} and {masks.filename} are not a mini Cityscapes: '
@@ -219,60 +172,40 @@ def check_release(
         '--out FOLDER'
       )
     size = width, height
-  archives.check_counts(
-    images.filename,
-    pairs,
-    counts,
-    FOLDERS,
-    _NEEDED,
-    comment=images.comment,
-    mini='cityscapes_mini',
-  )
+  with archives.ending(_NEEDED):
+    archives.check_counts(images, pairs, counts, FOLDERS, 'cityscapes_mini')
   return size
 
 
+@archives.ending(_NEEDED)
 def read_example(
-  images: zipfile.ZipFile,
-  masks: zipfile.ZipFile,
-  pair: Pair,
-  size: tuple[int, int],
+  images: ZipFile, masks: ZipFile, pair: Pair, size: tuple[int, int]
 ) -> dict:
-  """Reads and checks one image of `size` (width, height) with its mask."""
-  image_name, mask_name = pair
-  image = archives.read_entry(images, image_name, _NEEDED)
-  label = archives.read_entry(masks, mask_name, _NEEDED)
-  where = f'{images.filename}: {image_name}'
-  if (kind := png_kind(image, where, _NEEDED)) != (8, 'RGB'):
-    raise UserError(
-      f'{where} is a {kind[0]}-bit {kind[1]} picture; the images of this '
-      f'release are 8-bit RGB. {_NEEDED}'
-    )
-  example = archives.make_example(
-    image,
-    label,
-    read_mask(label, f'{masks.filename}: {mask_name}'),
-    name=posixpath.basename(image_name).removesuffix(IMAGE_SUFFIX),
-    where=where,
-    needed=_NEEDED,
+  """Reads an image of `size` (width, height) and its mask; checks both."""
+  example = archives.read_example(
+    images, masks, pair, IMAGE_SUFFIX, read_mask, _check_image
   )
   if (found := (example['width'], example['height'])) != size:
     raise UserError(
-      f'{where} has {found[0]} x {found[1]} pixels, the release '
-      f'{size[0]} x {size[1]}: it was resized or belongs to another release. '
-      f'{_NEEDED}'
+      f'{images.filename}: {pair[0]} has {found[0]} x {found[1]} pixels, the '
+      f'release {size[0]} x {size[1]}: it was resized or belongs to another '
+      'release.'
     )
   return example
 
 
+def _check_image(png: bytes, where: str) -> None:
+  if (kind := png_kind(png, where)) != (8, 'RGB'):
+    raise UserError(
+      f'{where} is a {kind[0]}-bit {kind[1]} picture; the images of this '
+      'release are 8-bit RGB.'
+    )
+
+
 def read_mask(png: bytes, where: str) -> np.ndarray:
   """Decodes a mask: uint8 (H, W), label ids 0-33, 255 for -1."""
-  # Licence plates have the label id -1. The official masks do not draw it;
-  # tools that do write it as 255.
+  # Licence plates, -1, are 255 where they are drawn; officially they are not.
   values = np.arange(256)
-  return read_index_mask(
-    png,
-    where,
-    allowed=(values <= 33) | (values == 255),
-    meaning='the label ids 0 to 33, and 255 for -1',
-    needed=_NEEDED,
-  )
+  allowed = (values <= 33) | (values == 255)
+  meaning = 'the label ids 0 to 33, and 255 for -1'
+  return read_index_mask(png, where, allowed, meaning)

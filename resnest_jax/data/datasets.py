@@ -30,10 +30,8 @@ class Dataset:
   builder: type[ArchiveBuilder]
   config: ArchiveConfig
   labels: LabelSet
-  # How `prepare` is told where the archive is; '' if it needs none.
-  archive_flag: str = ''
-  # Ends the message that the data is not prepared.
-  hint: str = ''
+  archive_flag: str = ''  # Where the archive is, if `prepare` needs one.
+  hint: str = ''  # Ends the message that the data is not prepared.
 
 
 DATASETS = {
@@ -59,61 +57,49 @@ DATASETS = {
 }
 
 
+_PREPARE = 'python -m resnest_jax.data.prepare'
+
+
 def prepare_command(name: str, data_dir: str | os.PathLike) -> str:
-  """Returns the command that prepares the data set `name` in `data_dir`."""
   archive = DATASETS[name].archive_flag
-  words = ('python -m resnest_jax.data.prepare', name, archive)
+  words = (_PREPARE, name, archive)
   return f'{" ".join(filter(None, words))} --data_dir {data_dir}'
 
 
 def raw_command(name: str, data_dir: str | os.PathLike) -> str:
-  """Returns the command that stores decoded pixels next to prepared data."""
-  return (
-    f'python -m resnest_jax.data.prepare {name} --raw --data_dir {data_dir}'
-  )
+  return f'{_PREPARE} {name} --raw --data_dir {data_dir}'
 
 
 def open_split(
   name: str, data_dir: str | os.PathLike, split: str
 ) -> 'PreparedSplit':
-  """Opens a split of a prepared data set.
+  """Opens a split of a data set that is prepared in `data_dir`.
 
-  Args:
-    name: 'ade20k', 'cityscapes', 'ade20k_mini' or 'cityscapes_mini'.
-    data_dir: the folder that was given to `resnest_jax.data.prepare`.
-    split: 'train' or 'validation'; Cityscapes also has 'test', whose labels
-      are all to be ignored.
+  Splits are 'train' and 'validation'; Cityscapes also has 'test', whose labels
+  are all to be ignored.
 
   Raises:
-    UserError: unknown name or split, or missing data; the message has the
-      command that prepares it.
+    UserError: missing data, with the command that prepares it.
   """
   return PreparedSplit(name, data_dir, split)
 
 
 def open_data(data_config: Any, split: str) -> 'PreparedSplit | FolderSplit':
-  """Opens a split of the data that `config.data` names.
-
-  See `open_split`, and `make_folder_split` for the name 'folder'.
-  """
+  """As `open_split`; the name 'folder' is for `make_folder_split`."""
   if data_config.name == 'folder':
     return make_folder_split(data_config, split)
   return open_split(data_config.name, data_config.data_dir, split)
 
 
 class Splits(NamedTuple):
-  """The splits that a run trains and evaluates on."""
-
   train: 'PreparedSplit | FolderSplit'
   eval: 'PreparedSplit | FolderSplit'
 
 
 def open_splits(config: ConfigDict) -> Splits:
-  """Opens the splits that a configuration trains and evaluates on.
+  """Opens the splits that a whole configuration trains and evaluates on.
 
-  Args:
-    config: the whole configuration; a `model.num_classes` of 0 is set to the
-      number of classes of the data.
+  A `model.num_classes` of 0 is set to the number of classes of the data.
 
   Raises:
     UserError: missing data, or data with another number of classes.
@@ -129,12 +115,9 @@ def open_splits(config: ConfigDict) -> Splits:
 class PreparedSplit:
   """A sequence of samples, which threads can share and which can be pickled.
 
-  `split[i]` is a dict of
-    image: uint8 (H, W, 3), RGB.
-    label: uint8 (H, W), train ids (positions in `labels.classes`) and 255 for
-      pixels to ignore.
-    name: str, the file's stem in the archive.
-  H and W may differ from sample to sample.
+  `split[i]` is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W),
+  positions in `labels.classes` and 255 for pixels to ignore, and `name`, the
+  file's stem in the archive. H and W may differ from sample to sample.
 
   Attributes:
     labels: the `LabelSet` of the train ids.
@@ -150,8 +133,7 @@ class PreparedSplit:
     self.directory = self._stored.directory
     self._samples = StoredSamples(self._stored, split)
     self.labels = DATASETS[name].labels
-    # Decoded pixels are preferred wherever they are complete: the samples are
-    # the same, bit for bit, and take no PNG decoder.
+    # Preferred where complete: the samples are the same, bit for bit.
     self.decoded = pixels.is_written(self._stored.pixel_folder, split)
     if self.decoded:
       self._samples = self._open_pixels()
@@ -162,12 +144,8 @@ class PreparedSplit:
   def __getitem__(self, index: int) -> dict:
     sample = self.raw(index)
     image, mask = sample['image'], sample['mask']
-    # `raw` gives other depths and shapes to the doctor, which reports them.
-    if (
-      image.dtype != np.uint8
-      or mask.dtype != np.uint8
-      or image.shape[:2] != mask.shape
-    ):
+    are_bytes = image.dtype == mask.dtype == np.uint8
+    if not are_bytes or image.shape[:2] != mask.shape:
       raise self._unreadable(
         sample['name'], 'image and mask differ in size or are not 8-bit'
       )
@@ -175,7 +153,7 @@ class PreparedSplit:
     return {'image': image, 'label': label, 'name': sample['name']}
 
   def location(self, index: int) -> str:
-    """Describes where `split[index]` is stored, without reading it."""
+    """Says where `split[index]` is stored, without reading it."""
     folder = self._stored.pixel_folder if self.decoded else self.directory
     return f'sample {index} of {self.split} in {folder}'
 
@@ -184,22 +162,20 @@ class PreparedSplit:
     return self._to_label(self._read(index, self._samples.mask))
 
   def _to_label(self, mask: np.ndarray) -> np.ndarray:
-    # Equals to_train_id[mask], but four times as fast and without the GIL.
+    # As to_train_id[mask], but four times as fast and without the GIL.
     return cv2.LUT(mask, self.labels.to_train_id)
 
   def raw(self, index: int) -> dict:
     """Returns a sample as it is stored, for checks.
 
-    Returns:
-      `image` (H, W, 3), RGB, of any depth; `mask`, of any shape and type, not
-      yet converted to train ids; `name`.
+    `image` has any depth, `mask` any shape and type, and no train ids.
     """
     return self._read(index, self._samples.__getitem__)
 
   def _read(self, index: int, read: Callable[[int], Any]) -> Any:
-    # IndexError also ends a `for` loop over the split.
     index = operator.index(index)
     if not 0 <= index < len(self):
+      # Also ends a `for` loop over the split.
       raise IndexError(f'{index} is not in 0 .. {len(self) - 1}')
     try:
       return read(index)
@@ -207,19 +183,17 @@ class PreparedSplit:
       raise self._unreadable(f'sample {index}', error) from error
 
   def __reduce__(self):
-    # Readers hold open files; a copy in a worker process opens its own.
+    # A copy in a worker process opens its own files.
     return open_split, (self.name, self.data_dir, self.split)
 
   def _open_pixels(self) -> pixels.PixelFile:
     try:
       file = pixels.PixelFile(self._stored.pixel_folder, self.split)
+      # The data may have been prepared again since it was decoded.
+      if file.source != self._stored.fingerprint:
+        raise ValueError('they were made from other data')
     except Exception as error:
       raise self._unreadable('the decoded pixels', error) from error
-    # The data may have been prepared again since it was decoded.
-    if file.source != self._stored.fingerprint:
-      raise self._unreadable(
-        'the decoded pixels', 'they were made from other data'
-      )
     return file
 
   def _unreadable(self, sample: str, why: object) -> UnreadableSample:
@@ -235,8 +209,6 @@ class PreparedSplit:
 
 
 class StoredSamples:
-  """The samples of a split as prepared; indexing decodes them."""
-
   def __init__(self, stored: 'Stored', split: str):
     splits = stored.builder.info.splits
     if split not in splits:
@@ -245,7 +217,7 @@ class StoredSamples:
         f'{", ".join(sorted(splits))}'
       )
     self._keys = stored.keys
-    # tfds would decode both with rules of its own, even for `mask` alone.
+    # tfds would decode both, by rules of its own.
     skip = tfds.decode.SkipDecoding()
     self._source = stored.builder.as_data_source(
       split, decoders=dict.fromkeys(self._keys[:2], skip)
@@ -280,13 +252,11 @@ def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-  """Prepared data that is complete."""
-
   name: str
   builder: tfds.core.DatasetBuilder
   directory: Path
   keys: tuple[str, str, str]  # Features of image, mask and name.
-  command: str  # Prepares it.
+  command: str  # That prepares it.
 
   @property
   def fingerprint(self) -> str:
@@ -296,27 +266,25 @@ class Stored:
       for name, info in sorted(self.builder.info.splits.items())
     }
     metadata = self.builder.info.metadata or {}
-    # Data that tfds has prepared has no fingerprint of the archive; sizes and
-    # shards must tell it apart.
+    # Data that tfds has prepared has no fingerprint of the archive.
     facts = [self.directory.parent.name, metadata.get('fingerprint'), splits]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
   @property
   def pixel_folder(self) -> Path:
-    # Next to the records and not among them: deleting one leaves the other.
+    # Next to the records: deleting one leaves the other.
     config = self.directory.parent
     return config.with_name(f'{config.name}_raw') / self.directory.name
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike) -> bool:
-  """Whether `find_stored` would find data."""
   return (_directory(name, data_dir) / 'dataset_info.json').is_file() or (
     name == 'cityscapes' and tfds_cityscapes.is_there(data_dir)
   )
 
 
 def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
-  """Finds prepared data; see `open_split` for errors."""
+  """Finds prepared data; raises as `open_split`."""
   if name not in DATASETS:
     raise UserError(
       f'unknown data set {name!r}; there are {", ".join(DATASETS)}, and '
@@ -324,8 +292,7 @@ def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
     )
   dataset, directory = DATASETS[name], _directory(name, data_dir)
   command, keys = prepare_command(name, data_dir), ('image', 'label', 'name')
-  # Checked without a builder: to make one for missing data, tfds would write
-  # into its own folders. Our records come before those of tfds' builder.
+  # Without a builder, for which tfds would write into its own folders.
   if (directory / 'dataset_info.json').is_file():
     builder = dataset.builder(config=dataset.config, data_dir=data_dir)
   elif name == 'cityscapes' and tfds_cityscapes.is_there(data_dir):
@@ -337,7 +304,6 @@ def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
       f'{name} is not prepared in {data_dir} (there is no {directory}). '
       f'Prepare it with:\n  {command}\n{dataset.hint}'.rstrip()
     )
-  # Otherwise a missing shard would only show when one of its samples is read.
   if missing := missing_files(builder):
     raise UserError(
       f'{directory} is incomplete: {missing[0]} is missing. Delete the '
@@ -352,10 +318,6 @@ def _directory(name: str, data_dir: str | os.PathLike) -> Path:
 
 
 def missing_files(builder: tfds.core.DatasetBuilder) -> list[str]:
-  """Lists the record files that prepared data lacks."""
-  paths = [
-    str(path)
-    for info in builder.info.splits.values()
-    for path in info.filepaths
-  ]
+  infos = builder.info.splits.values()
+  paths = [str(path) for info in infos for path in info.filepaths]
   return [path for path in paths if not os.path.isfile(path)]

@@ -17,12 +17,11 @@ _ARRAYS = 'uint8 (H, W, 3) with RGB values from 0 to 255, or (H, W) in grey'
 def read_picture(path: Path) -> np.ndarray:
   """Reads an image file as uint8 (H, W, 3) RGB."""
   try:
-    # Turns it upright by its EXIF data, keeps the upper 8 of 16 bits and drops
-    # transparency.
+    # Upright by its EXIF data, the upper 8 of 16 bits, no transparency.
     image = decode_image(path.read_bytes(), cv2.IMREAD_COLOR_RGB)
   except OSError as error:
     raise UnreadableSample(f'{path}: {error.strerror}') from error
-  # OpenCV returns None for damaged data, but raises above its pixel limit.
+  # Not for damaged data, but above OpenCV's limit of pixels.
   except cv2.error as error:
     raise UnreadableSample(
       f'{path}: OpenCV cannot decode it ({error.err}); it is larger than '
@@ -38,17 +37,13 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 def as_rgb(image: Any) -> np.ndarray:
-  """Converts an image to uint8 (H, W, 3) RGB.
-
-  Args:
-    image: a path, a Pillow image, or an array uint8 (H, W, 3) or (H, W).
-  """
+  """Converts a path, a Pillow image or an array to uint8 (H, W, 3) RGB."""
   if isinstance(image, str | Path):
     return read_picture(Path(image))
   if isinstance(image, Image.Image):
     return _from_pillow(image)
-  # JAX arrays and tensors of PyTorch on the CPU have __array__.
-  if isinstance(image, np.ndarray) or hasattr(image, '__array__'):
+  # Also JAX arrays and tensors of PyTorch on the CPU.
+  if hasattr(image, '__array__'):
     return _from_array(np.asarray(image))
   raise UserError(
     f'an image cannot be of type {type(image).__name__}; accepted are arrays, '
@@ -60,16 +55,14 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
   if image.width < 1 or image.height < 1:
     raise UserError(f'the image is empty: it has {image.width}x{image.height}.')
   try:
-    # The same result as `read_picture` of the file: upright, the upper 8 of 16
-    # bits, no transparency. Pillow decodes here, not when it opens a file.
+    # As `read_picture`. Pillow decodes here, not when it opens a file.
     image = ImageOps.exif_transpose(image)
     if image.mode == 'F':
       raise UserError(
         'the image has floats (mode F); convert it to 8 bits first. Only you '
         'know its range: image.convert("L") clips at 0 and 255.'
       )
-    # Pillow opens 16-bit grey images as I;16 or, in older versions, as I. Its
-    # own conversion would clip at 255.
+    # 16 bits are I;16 or, in older versions, I; `convert` would clip at 255.
     if image.mode.startswith('I'):
       grey = np.asarray(image)
       if grey.min() < 0 or grey.max() > 65535:
@@ -87,19 +80,17 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
 
 
 def _from_array(image: np.ndarray) -> np.ndarray:
-  # Nothing is guessed: floats may or may not be normalised, and three rows may
-  # be three channels. Each case gets the line of code that converts it.
-  kind = f'an array {image.dtype} {image.shape}'
+  # Nothing is guessed: floats may be normalised, three rows be three channels.
   remedy = None
-  if image.dtype != np.uint8:
+  if np.issubdtype(image.dtype, np.floating):
+    remedy = (
+      'convert floats from 0 to 1 by (image * 255).round().astype'
+      "('uint8'); do not normalise them, that is done here"
+    )
+  elif image.dtype == np.uint16:
+    remedy = "convert 16 bits by (image >> 8).astype('uint8')"
+  elif image.dtype != np.uint8:
     remedy = 'convert it to uint8'
-    if np.issubdtype(image.dtype, np.floating):
-      remedy = (
-        'convert floats from 0 to 1 by (image * 255).round().astype'
-        "('uint8'); do not normalise them, that is done here"
-      )
-    elif image.dtype == np.uint16:
-      remedy = "convert 16 bits by (image >> 8).astype('uint8')"
   elif 0 in image.shape:
     remedy = 'it is empty'
   elif image.ndim == 4:
@@ -111,8 +102,10 @@ def _from_array(image: np.ndarray) -> np.ndarray:
   elif image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
     remedy = 'give one of these'
   if remedy:
-    raise UserError(f'{kind} is not an image; accepted: {_ARRAYS}. {remedy}.')
-  # (H, W) or (H, W, 1) -> (H, W, 3)
+    raise UserError(
+      f'an array {image.dtype} {image.shape} is not an image; accepted: '
+      f'{_ARRAYS}. {remedy}.'
+    )
   if image.shape[2:] != (3,):
     image = np.repeat(image.reshape(*image.shape[:2], 1), 3, -1)
   return np.ascontiguousarray(image)

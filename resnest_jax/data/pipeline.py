@@ -1,11 +1,10 @@
 """From a split to batches: order, randomness, parallel reading, bucketing.
 
-Training: the position of a sample in a run, `step * batch_size + slot`, and
-the seed decide everything about it. Threads, worker processes, hosts and
-resuming at any step therefore give the same batches, and resuming is free.
+Training: the position of a sample in a run, `step * batch_size + slot`, and the
+seed decide everything about it, so that threads, worker processes, hosts and
+resuming at any step, which is free, give the same batches.
 
-Evaluation: every image is read once; those that fit the same padded shapes
-share a batch.
+Evaluation: images that fit the same padded shapes share a batch.
 """
 
 import functools
@@ -26,7 +25,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnest_jax import sharding
-from resnest_jax.data import resize, transforms
+from resnest_jax.data import resize, sampling, transforms
 from resnest_jax.data.batches import (
   Batch,
   BatchIterator,
@@ -35,12 +34,7 @@ from resnest_jax.data.batches import (
   Unreadable,
   replacement,
 )
-from resnest_jax.data.sampling import (
-  Sampler,
-  make_sampler,
-  open_sampler,
-  sampler_seed,
-)
+from resnest_jax.data.sampling import Sampler, open_sampler
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
@@ -49,7 +43,7 @@ from resnest_jax.threads import thread_count
 
 def sample_key(seed: int) -> tuple[int, int]:
   """Returns the Philox key of a run's augmentation draws."""
-  # 1 separates these draws from the sampler's, which hash (seed, 0).
+  # The sampler hashes (seed, 0).
   state = np.random.SeedSequence([seed, 1]).generate_state(2, np.uint64)
   return int(state[0]), int(state[1])
 
@@ -57,65 +51,24 @@ def sample_key(seed: int) -> tuple[int, int]:
 def sample_rng(
   key: Sequence[int], position: int, stream: int = 0
 ) -> np.random.Generator:
-  """Returns the generator of the sample at `position` of a run."""
-  # The position is the highest word of the 256-bit counter, so that the streams
-  # of two positions never meet. No generator state is carried along.
+  # The position is the highest word of the 256-bit counter: streams never meet.
   return np.random.Generator(
     np.random.Philox(key=key, counter=[0, 0, stream, position])
   )
 
 
-def _position(
-  index: int, *, batch_size: int, local_batch: int, first_slot: int
-) -> int:
-  # This host's `index`-th sample -> its position in the run. Host h has the
-  # h-th run of `local_batch` slots of each batch.
-  step, slot = divmod(index, local_batch)
-  return step * batch_size + first_slot + slot
-
-
-def _make_sample(
-  position: int,
-  *,
-  split: CheckedSplit,
-  sampler: Sampler,
-  skip_unreadable: bool,
-  key: tuple[int, int],
-  draw_options: dict[str, Any],
-  augment_options: dict[str, Any],
-) -> dict[str, np.ndarray]:
-  skipped, sample = -1, split[sampler(position)]
-  if isinstance(sample, Unreadable):
-    skipped = sample.index
-    # Stream 1, so that the augmentation below draws the same numbers from
-    # stream 0 whether or not the sample was replaced.
-    sample = replacement(split, sample_rng(key, position, stream=1))
-  rng = sample_rng(key, position)
-  draw = transforms.draw_augmentation(rng, **draw_options)
-  sample = transforms.augment(
-    sample['image'], sample['label'], draw, **augment_options
-  )
-  # Travels with the sample: workers have no other way to report it. Present in
-  # all samples or none, because they are stacked.
-  if skip_unreadable:
-    sample['skipped'] = np.array(skipped, np.int32)
-  return sample
-
-
 def _init_worker(worker_index: int, num_workers: int) -> None:
   del worker_index, num_workers
-  # Ctrl-C and schedulers signal the whole group. The training process decides
-  # when to stop; a worker that died first would look like a crash.
+  # Ctrl-C and schedulers signal the whole group; a worker that died before the
+  # training process would look like a crash.
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)
-  # Per process: spawned workers do not inherit it. Parallelism is over samples.
-  cv2.setNumThreads(0)
+  cv2.setNumThreads(0)  # Spawned workers do not inherit it.
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-  # After SIGKILL the parent cannot end its workers, and they would wait forever
-  # with their memory. os._exit, because the main thread is blocked.
+  # After SIGKILL the parent cannot end its workers, whose main thread blocks.
   multiprocessing.parent_process().join()
   os._exit(1)
 
@@ -124,7 +77,6 @@ def _read_options(
   num_threads: int, num_workers: int, ahead: int
 ) -> grain.ReadOptions:
   threads = thread_count(num_threads, max(num_workers, 1))
-  # A thread without a place in the buffer would idle.
   return grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(ahead, threads)
   )
@@ -146,20 +98,16 @@ def make_train_iterator(
 
   Args:
     data_config: `config.data`.
-    split: the samples.
-    seed: non-negative; decides order and augmentation.
+    seed: not negative.
     batch_size: global, over all hosts.
     start_step: first step; any value costs the same.
     total_steps: one past the last step.
     sampler: maps positions to samples; None: each once an epoch.
-    process_index: this host.
     process_count: number of hosts, a divisor of `batch_size`.
 
   Returns:
-    An iterator of `total_steps - start_step` batches of numpy arrays, with
-    b = batch_size / process_count: `image` uint8 (b, h, w, 3), `label` uint8
-    (b, h, w), `size` int32 (b, 2), `photometric` float32 (b, 5), see
-    `transforms.augment`. Close it after use.
+    An iterator of this host's `total_steps - start_step` batches of what
+    `transforms.augment` returns. Close it after use.
 
   Raises:
     UserError: an impossible batch size, or (on iterating) an unusable sample or
@@ -175,17 +123,17 @@ def make_train_iterator(
   cv2.setNumThreads(0)
   checked = CheckedSplit(split, data_config.skip_unreadable)
   if sampler is None:
-    sampler = make_sampler('uniform', len(split), sampler_seed(seed))
+    sampler = sampling.make_sampler(
+      'uniform', len(split), sampling.sampler_seed(seed)
+    )
   local_batch = batch_size // process_count
-  position = functools.partial(
-    _position,
-    batch_size=batch_size,
-    local_batch=local_batch,
-    first_slot=process_index * local_batch,
-  )
+
+  def position(index: int) -> int:
+    step, slot = divmod(index, local_batch)
+    return step * batch_size + process_index * local_batch + slot
+
   batches = (
-    # Lazy and random access: nothing is read before the slice, so that resuming
-    # costs nothing.
+    # Lazy: nothing is read before the slice, so that resuming costs nothing.
     grain.MapDataset.range(max(total_steps, 1) * local_batch)
     .map(position)
     .map(_sample_maker(data_config, checked, sampler, seed))
@@ -198,40 +146,48 @@ def make_train_iterator(
 
 
 def _sample_maker(
-  data_config: Any, checked: CheckedSplit, sampler: Sampler, seed: int
+  data_config: Any, split: CheckedSplit, sampler: Sampler, seed: int
 ) -> Callable[[int], dict[str, np.ndarray]]:
-  # Plain values instead of the config: a partial of a function pickles, and
-  # worker processes unpickle it once.
-  return functools.partial(
-    _make_sample,
-    split=checked,
-    sampler=sampler,
-    skip_unreadable=data_config.skip_unreadable,
-    key=sample_key(seed),
-    draw_options={
-      'scale_range': tuple(data_config.scale_range),
-      'flip_probability': data_config.flip_probability,
-      'photometric': data_config.photometric,
-    },
-    augment_options={
-      'image_scale': tuple(data_config.image_scale),
-      'crop_size': tuple(data_config.crop_size),
-      'cat_max_ratio': data_config.cat_max_ratio,
-    },
-  )
+  key = sample_key(seed)
+  draw_options = {
+    'scale_range': tuple(data_config.scale_range),
+    'flip_probability': data_config.flip_probability,
+    'photometric': data_config.photometric,
+  }
+  augment_options = {
+    'image_scale': tuple(data_config.image_scale),
+    'crop_size': tuple(data_config.crop_size),
+    'cat_max_ratio': data_config.cat_max_ratio,
+  }
+
+  def make_sample(position: int) -> dict[str, np.ndarray]:
+    skipped, sample = -1, split[sampler(position)]
+    if isinstance(sample, Unreadable):
+      skipped = sample.index
+      # Stream 1: the augmentation's draws do not depend on replacements.
+      sample = replacement(split, sample_rng(key, position, stream=1))
+    rng = sample_rng(key, position)
+    draw = transforms.draw_augmentation(rng, **draw_options)
+    sample = transforms.augment(
+      sample['image'], sample['label'], draw, **augment_options
+    )
+    # In all samples or none, because they are stacked.
+    if split.skip_unreadable:
+      sample['skipped'] = np.array(skipped, np.int32)
+    return sample
+
+  return make_sample
 
 
 def _reading(batches: grain.MapDataset, data_config: Any) -> grain.IterDataset:
   num_workers = data_config.num_workers
-  # Threads make up to `prefetch` batches ahead (at least one each), in every
-  # process that reads: this bounds the memory.
+  # Up to `prefetch` batches ahead in every process: this bounds the memory.
   batches = batches.to_iter_dataset(
     _read_options(data_config.num_threads, num_workers, data_config.prefetch)
   )
   if num_workers == 0:
     return batches
-  # Grain reads absl flags here; notebooks and scripts without absl.app have not
-  # parsed them, which raises.
+  # Grain reads absl flags, which raises where absl.app has not parsed them.
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
   return batches.mp_prefetch(
@@ -252,12 +208,9 @@ def training_batches(
   """Makes the batches of a training on the devices; close after use.
 
   Args:
-    config: the whole configuration.
-    split: from `open_splits`.
     mesh: every host reads what its devices need.
     start_step: finished steps; batches continue as if never interrupted.
-    cache: .npy file that keeps the pixel counts of some samplings for the next
-      start; None: count again.
+    cache: .npy file that keeps pixel counts for the next start, if given.
 
   Returns:
     An iterator of `train.total_steps - start_step` batches for the step of
@@ -265,7 +218,6 @@ def training_batches(
     'size' int32 (B, 2) and 'photometric' float32 (B, 5).
   """
   host, num_hosts = sharding.host_share(mesh)
-  # The first host counts and writes the file, and the others then read it.
   with messages.first_goes_ahead('sampler'):
     sampler, shares = open_sampler(config.data, split, config.seed, cache)
   if shares:
@@ -296,16 +248,9 @@ def resize_sample(
   # The label keeps its size: predictions are compared with it there.
   image = sample['image']
   if image_scale is not None:
-    size = resize.keep_ratio_size(
-      *image.shape[:2], max(image_scale), min(image_scale)
-    )
+    size = resize.resized_size(*image.shape[:2], 1.0, image_scale)
     image = resize.resize_image(image, size)
-  return {
-    'image': image,
-    'label': sample['label'],
-    'index': index,
-    'name': sample['name'],
-  }
+  return sample | {'image': image, 'index': index}
 
 
 def make_eval_batch(
@@ -317,8 +262,7 @@ def make_eval_batch(
   """Pads samples to common shapes and fills the batch with empty slots."""
   batch = {
     'image': np.zeros((batch_size, *image_shape, 3), np.uint8),
-    # Empty slots have size 1 and not 0, by which code downstream may divide,
-    # and labels that are all ignored.
+    # Empty slots have size 1 and not 0, by which code downstream may divide.
     'size': np.ones((batch_size, 2), np.int32),
     'label': np.full((batch_size, *label_shape), IGNORE, np.uint8),
     'label_size': np.ones((batch_size, 2), np.int32),
@@ -327,12 +271,11 @@ def make_eval_batch(
   }
   batch['name'] += [''] * (batch_size - len(samples))
   for slot, sample in enumerate(samples):
-    image, label = sample['image'], sample['label']
-    batch['image'][slot, : image.shape[0], : image.shape[1]] = image
-    batch['size'][slot] = image.shape[:2]
-    batch['label'][slot, : label.shape[0], : label.shape[1]] = label
-    batch['label_size'][slot] = label.shape
     batch['index'][slot] = sample['index']
+    for key, size in ('image', 'size'), ('label', 'label_size'):
+      height, width = sample[key].shape[:2]
+      batch[key][slot, :height, :width] = sample[key]
+      batch[size][slot] = height, width
   return batch
 
 
@@ -342,9 +285,6 @@ def _group_by_shape(
   bucket: int,
   keep_size: bool,
 ) -> Iterator[Batch]:
-  """Yields a batch whenever `batch_size` samples share their padded shapes."""
-  # Every pair of shapes compiles once, so the bucket bounds their number.
-  # Memory: at most batch_size - 1 samples wait for each pair.
   waiting: dict[tuple, list] = {}
   for sample in samples:
     if isinstance(sample, Unreadable):
@@ -355,9 +295,8 @@ def _group_by_shape(
     if len(group) == batch_size:
       yield make_eval_batch(waiting.pop(shapes), batch_size, *shapes)
 
-  # The rest share shapes that hold them all, with neighbours in aspect ratio: a
-  # few padded pixels cost less than many empty slots. Images that were not
-  # resized also differ in area, so there area and orientation count.
+  # The rest share shapes with neighbours in aspect ratio: a few padded pixels
+  # cost less than many empty slots. Images of their own size differ in area.
   def likeness(sample: dict[str, Any]) -> tuple:
     height, width = sample['image'].shape[:2]
     if keep_size:
@@ -377,8 +316,8 @@ def padded_shapes(
   images = np.max([sample['image'].shape[:2] for sample in samples], 0)
   labels = np.max([sample['label'].shape for sample in samples], 0)
   return (
-    resize.padded_size(tuple(images.tolist()), bucket),
-    resize.padded_size(tuple(labels.tolist()), bucket),
+    resize.padded_size(images.tolist(), bucket),
+    resize.padded_size(labels.tolist(), bucket),
   )
 
 
@@ -396,14 +335,11 @@ def make_eval_iterator(
   """Makes batches that hold every image of a split once.
 
   Args:
-    data_config: `config.data`.
-    split: the samples.
     batch_size: for each host.
     bucket: padded sides are multiples of this many pixels.
     skip_unreadable: leave out unreadable samples instead of raising.
     keep_size: do not resize images.
-    process_index: this host. Host h reads images h, h + H, ...
-    process_count: number of hosts H.
+    process_index: this host h, which reads images h, h + process_count, ...
 
   Returns:
     An iterator of `num_images` images in batches: `image` uint8 (batch_size, H,
@@ -422,20 +358,13 @@ def make_eval_iterator(
   image_scale = None if keep_size else tuple(data_config.image_scale)
   resize_one = functools.partial(resize_sample, image_scale=image_scale)
   checked = CheckedSplit(split, skip_unreadable)
-  # Hosts' batches differ in shape and number: each evaluates its own on its own
-  # devices, and the counts are added up at the end.
   mine = slice(process_index, None, process_count)
-  # Threads even if training uses processes: starting those for each evaluation
-  # would take longer than they save.
+  # Threads even if training uses processes, which take long to start.
   reader = iter(
     grain.MapDataset.source(checked)
     .map_with_index(resize_one)
     .slice(mine)
     .to_iter_dataset(_read_options(data_config.num_threads, 0, batch_size))
   )
-  return BatchIterator(
-    _group_by_shape(reader, batch_size, bucket, keep_size),
-    reader,
-    len(range(len(split))[mine]),
-    checked,
-  )
+  batches = _group_by_shape(reader, batch_size, bucket, keep_size)
+  return BatchIterator(batches, reader, len(range(len(split))[mine]), checked)

@@ -10,6 +10,7 @@ Reading a sample compares its checksum.
 """
 
 import json
+import math
 import os
 import weakref
 from collections.abc import Callable
@@ -28,16 +29,14 @@ class PixelFile:
   def __init__(self, folder: Path, split: str):
     about = json.loads((folder / f'{split}.json').read_text('utf-8'))
     self.source = about['source']
-    self._height, self._width = about['size']
+    self._shape = tuple(about['size'])
     self._samples = about['samples']
-    self._bytes = sample_bytes(self._height, self._width)
+    self._bytes = sample_bytes(*self._shape)
     path = folder / f'{split}.pixels'
     expected = self._bytes * len(self._samples)
-    # Checked at once: a truncated file would fail hours later, at its end.
     if (found := path.stat().st_size) != expected:
       raise ValueError(f'{path} has {found} bytes instead of {expected}')
-    # For preadv, which shares no file position between threads and raises
-    # OSError where a memory map would kill the process (SIGBUS).
+    # Not a memory map: where preadv raises OSError, it would kill the process.
     self._file = os.open(path, os.O_RDONLY)
     weakref.finalize(self, os.close, self._file)
 
@@ -48,16 +47,12 @@ class PixelFile:
     name, checksum = self._samples[index]
     flat = np.empty(self._bytes, np.uint8)
     _read_into(self._file, flat, index * self._bytes)
-    # Doubles the time of a read from the page cache, to 0.7 ms for 2048 x 1024
-    # pixels; decoding the PNG files takes much longer.
     if _checksum(flat) != checksum:
       raise ValueError(f'{name} is not what was written')
-    pixels = self._height * self._width
-    shape = self._height, self._width
+    pixels = math.prod(self._shape)
     return {
-      # Views of one buffer: (H, W, 3) and (H, W).
-      'image': flat[: 3 * pixels].reshape(*shape, 3),
-      'mask': flat[3 * pixels : 4 * pixels].reshape(shape),
+      'image': flat[: 3 * pixels].reshape(*self._shape, 3),
+      'mask': flat[3 * pixels : 4 * pixels].reshape(self._shape),
       'name': name,
     }
 
@@ -73,21 +68,18 @@ def sample_bytes(height: int, width: int) -> int:
 def _read_into(file: int, flat: np.ndarray, offset: int) -> None:
   rest = memoryview(flat)
   while rest:
-    # May return fewer bytes than asked for.
-    count = os.preadv(file, [rest], offset)
+    count = os.preadv(file, [rest], offset)  # Perhaps fewer than asked for.
     if count == 0:
       raise ValueError(f'the file ends {len(rest)} bytes too early')
     rest, offset = rest[count:], offset + count
 
 
 def _checksum(flat: np.ndarray) -> int:
-  # The sum of 64-bit words (modulo 2**64) runs at memory speed, unlike CRC-32,
-  # and changes with any single word.
+  # Modulo 2**64; runs at memory speed, unlike CRC-32.
   return int(flat.view(np.uint64).sum(dtype=np.uint64))
 
 
 def is_written(folder: Path, split: str) -> bool:
-  """Whether all samples of the split are stored."""
   return (folder / f'{split}.json').is_file()
 
 
@@ -114,33 +106,29 @@ def write_pixels(
 ) -> None:
   """Writes all samples; resumes where an earlier call was stopped.
 
-  `read(i)`, called by several threads, returns `image` uint8 (H, W, 3), `mask`
-  uint8 (H, W) and `name`, with one size for all. `source` identifies the
-  samples: progress with another one is discarded.
+  `read(i)`, called by several threads, returns `image`, `mask` and `name`.
+  `source` identifies the samples: progress with another one is discarded.
   """
   folder.mkdir(parents=True, exist_ok=True)
   about = _describe(read, count, source)
   height, width = about['size']
   done = _read_progress(folder, split, about)
   progress = folder / f'{split}.progress'
-  # Rewritten without a line that was cut off, so that appending is safe.
+  # Rewritten without a line that was cut off: appending is safe.
   lines = [json.dumps(line) + '\n' for line in (about, *done)]
   progress.write_text(''.join(lines), 'utf-8')
   path = folder / f'{split}.pixels'
   with open(path, 'ab') as file, open(progress, 'a', encoding='utf-8') as log:
-    # Drops samples that were written but not logged.
     file.truncate(len(done) * sample_bytes(height, width))
     for sample in map_in_threads(read, range(len(done), count), ahead=2):
       flat = _flattened(sample, height, width)
       file.write(flat)
-      # Data before its log line: a sample that is cut off in between is
-      # written again. The other order would trust missing data.
+      # Before the log line, which would else vouch for missing data.
       file.flush()
       done.append([sample['name'], _checksum(flat)])
       log.write(json.dumps(done[-1]) + '\n')
       log.flush()
       on_progress(len(done), count)
-    # On disk before the JSON file declares the samples complete.
     os.fsync(file.fileno())
   about['samples'] = done
   write_text(folder / f'{split}.json', json.dumps(about))
@@ -148,19 +136,16 @@ def write_pixels(
 
 
 def _describe(read: Callable[[int], dict], count: int, source: str) -> dict:
-  # The first line of the progress file; progress counts only if it is equal.
   height, width = read(0)['mask'].shape[:2]
   return {'source': source, 'size': [height, width], 'count': count}
 
 
 def _read_progress(folder: Path, split: str, about: dict) -> list[list]:
-  """Returns (name, checksum) of the samples that are already written."""
   try:
     lines = (folder / f'{split}.progress').read_text('utf-8').splitlines(True)
     size = (folder / f'{split}.pixels').stat().st_size
   except FileNotFoundError:
     return []
-  # A last line without its line end was cut off.
   lines = [json.loads(line) for line in lines if line.endswith('\n')]
   if not lines or lines[0] != about:
     return []
@@ -171,10 +156,7 @@ def _read_progress(folder: Path, split: str, about: dict) -> list[list]:
 def _flattened(sample: dict, height: int, width: int) -> np.ndarray:
   flat = np.zeros(sample_bytes(height, width), np.uint8)
   end = 0
-  for key, shape in (
-    ('image', (height, width, 3)),
-    ('mask', (height, width)),
-  ):
+  for key, shape in ('image', (height, width, 3)), ('mask', (height, width)):
     array = sample[key]
     if array.shape != shape or array.dtype != np.uint8:
       raise UserError(

@@ -20,11 +20,12 @@ palette2id converts masks of your own data (configs/folder.py).
 
 import argparse
 import contextlib
+import functools
 import importlib
 import io
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from resnest_jax.errors import run
@@ -35,17 +36,9 @@ if __name__ == '__main__':
 
 import tensorflow_datasets as tfds
 
-from resnest_jax.data import pixels
+from resnest_jax.data import datasets, pixels
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
-from resnest_jax.data.datasets import (
-  DATASETS,
-  Dataset,
-  find_stored,
-  is_prepared,
-  missing_files,
-  open_split,
-  prepare_command,
-)
+from resnest_jax.data.datasets import DATASETS
 from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
 from resnest_jax.data.own import palette2id
 from resnest_jax.errors import UserError
@@ -55,7 +48,6 @@ from resnest_jax.progress import progress_bar
 from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
 
-# The split that --raw decodes; evaluations read few images in comparison.
 _RAW_SPLIT = 'train'
 
 # tfds buffers a split in memory up to this size, and in temporary files above.
@@ -67,54 +59,46 @@ def main() -> None:
     palette2id.main(sys.argv[2:])
     return
   args = _parse_arguments()
-  dataset = DATASETS[args.dataset]
-  archive = archive_from_arguments(args)
-  # With prepared data and no other request, --raw needs no archive.
-  asked = archive or args.images or args.size
-  if args.raw and not asked and is_prepared(args.dataset, args.data_dir):
-    builder = find_stored(args.dataset, args.data_dir).builder
-  elif archive is None and args.dataset == 'ade20k_mini':
-    builder = prepare_ade20k_mini(args)
-  elif archive is None and args.dataset == 'cityscapes_mini':
-    builder = prepare_cityscapes_mini(args)
-  else:
-    builder = prepare(dataset, args.data_dir, archive)
+  name, data_dir = args.dataset, args.data_dir
+  prepared = args.raw and datasets.is_prepared(name, data_dir)
+  archive = archive_from_arguments(args, prepared)
+  if not prepared or archive or args.images or args.size:
+    if archive is None and name.endswith('_mini'):
+      prepare_generated(args)
+    else:
+      prepare(DATASETS[name], data_dir, archive)
   if args.raw:
-    prepare_raw(args.dataset, args.data_dir)
-  print_summary(args.dataset, args.data_dir, builder)
+    prepare_raw(name, data_dir)
+  print_summary(name, data_dir)
 
 
 def _parse_arguments() -> argparse.Namespace:
   parser = Parser(
     prog='python -m resnest_jax.data.prepare', description=__doc__
   )
-  parser.add_argument(
-    'dataset',
-    choices=DATASETS,
-    metavar='DATASET',
-    help=', '.join(DATASETS),
-  )
-  parser.add_argument(
+  add = parser.add_argument
+  add('dataset', choices=DATASETS, metavar='DATASET', help=', '.join(DATASETS))
+  add(
     '--data_dir',
     type=Path,
     default=Path('data'),
     metavar='DIR',
     help='where the data is written (default: data)',
   )
-  parser.add_argument(
+  add(
     '--archive',
     type=Path,
     metavar='ZIP',
     help='the zip file of ADE20K, as downloaded; without it ade20k is '
     'downloaded (0.9 GB)',
   )
-  parser.add_argument(
+  add(
     '--archive_dir',
     type=Path,
     metavar='FOLDER',
     help='the folder of the two zip files of Cityscapes, as downloaded',
   )
-  parser.add_argument(
+  add(
     '--raw',
     action='store_true',
     help='also store the decoded pixels of Cityscapes (25 GB)',
@@ -130,7 +114,9 @@ def _parse_arguments() -> argparse.Namespace:
   return parser.parse_args()
 
 
-def archive_from_arguments(args: argparse.Namespace) -> Path | None:
+def archive_from_arguments(
+  args: argparse.Namespace, prepared: bool
+) -> Path | None:
   """Returns the archive that was given; refuses flags of other data sets."""
   city = args.dataset.startswith('cityscapes')
   if city and args.archive:
@@ -146,115 +132,83 @@ def archive_from_arguments(args: argparse.Namespace) -> Path | None:
       f'--raw is for Cityscapes, whose images are all of one size, not for '
       f'{args.dataset}'
     )
-  prepared = args.raw and is_prepared(args.dataset, args.data_dir)
   if args.dataset == 'cityscapes' and not (args.archive_dir or prepared):
     raise UserError(
       f'cityscapes cannot be downloaded automatically: '
       f'{DATASETS["cityscapes"].hint} Then run:\n  '
-      f'{prepare_command("cityscapes", args.data_dir)}'
+      f'{datasets.prepare_command("cityscapes", args.data_dir)}'
     )
   return args.archive_dir if city else args.archive
 
 
-def prepare_ade20k_mini(args: argparse.Namespace) -> ArchiveBuilder:
-  counts = ade20k_mini.counts_from_arguments(args)
-  name = f'ade20k_mini_{"_".join(map(str, counts.values()))}_seed{args.seed}'
-  return _prepare_generated(
-    DATASETS['ade20k_mini'],
-    args.data_dir,
-    f'{name}.zip',
-    ade20k_mini.archive_comment(counts, args.seed),
-    lambda path: ade20k_mini.write_archive(path, counts, args.seed),
-  )
-
-
-def prepare_cityscapes_mini(args: argparse.Namespace) -> ArchiveBuilder:
-  counts = cityscapes_mini.counts_from_arguments(args)
-  size = cityscapes_mini.size_from_arguments(args)
-  numbers = '_'.join(map(str, (*counts.values(), *size)))
-  what = counts, args.seed, size
-  return _prepare_generated(
-    DATASETS['cityscapes_mini'],
-    args.data_dir,
-    f'cityscapes_mini_{numbers}_seed{args.seed}',
-    cityscapes_mini.archive_comment(*what),
-    lambda folder: cityscapes_mini.write_archives(folder, *what),
-  )
-
-
-def _prepare_generated(
-  dataset: Dataset,
-  data_dir: Path,
-  name: str,
-  comment: str,
-  write: Callable[[Path], None],
-) -> ArchiveBuilder:
+def prepare_generated(args: argparse.Namespace) -> ArchiveBuilder:
   """Generates an archive in `data_dir`/downloads and prepares it."""
-  builder = dataset.builder(config=dataset.config, data_dir=data_dir)
-  if is_finished(builder):
-    # The comment has all arguments of the generator, so it tells whether the
-    # same data would be drawn, without drawing it.
-    if builder.info.metadata['comment'] != comment:
-      raise _already_other(builder, comment)
-    print(f'Already prepared: {builder.data_path}')
+  if args.dataset == 'ade20k_mini':
+    counts, size, suffix = ade20k_mini.counts_from_arguments(args), (), '.zip'
+    what = counts, args.seed
+    comment = ade20k_mini.archive_comment(*what)
+    write = ade20k_mini.write_archive
+  else:
+    counts, suffix = cityscapes_mini.counts_from_arguments(args), ''
+    size = cityscapes_mini.size_from_arguments(args)
+    what = counts, args.seed, size
+    comment = cityscapes_mini.archive_comment(*what)
+    write = cityscapes_mini.write_archives
+  numbers = '_'.join(map(str, (*counts.values(), *size)))
+  name = f'{args.dataset}_{numbers}_seed{args.seed}{suffix}'
+  archive = args.data_dir / 'downloads' / name
+  dataset = DATASETS[args.dataset]
+  builder = dataset.builder(config=dataset.config, data_dir=args.data_dir)
+  # The comment has all arguments of the generator.
+  if _is_there(builder, 'comment', comment, comment):
     return builder
   # Released before `prepare`, which takes the same lock.
-  with _exclusive(data_dir):
-    write(data_dir / 'downloads' / name)
-  return prepare(dataset, data_dir, data_dir / 'downloads' / name)
+  with _exclusive(args.data_dir):
+    write(archive, *what)
+  return prepare(dataset, args.data_dir, archive)
 
 
 def prepare(
-  dataset: Dataset, data_dir: Path, archive: Path | None = None
+  dataset: datasets.Dataset, data_dir: Path, archive: Path | None = None
 ) -> ArchiveBuilder:
-  """Checks `archive` and writes it as records, unless that is done.
-
-  Args:
-    dataset: the expected archive and its builder.
-    data_dir: created if needed.
-    archive: the zip file, or the folder of several; None: download it.
-  """
-  make, config = dataset.builder, dataset.config
-  # Before anything is written or the lock is taken: a wrong archive leaves no
-  # trace.
+  """Checks `archive`, or downloads it, and writes it as records, once."""
+  config = dataset.config
+  make = functools.partial(dataset.builder, config=config, data_dir=data_dir)
+  size = fingerprint = None
+  # Before the lock is taken: a wrong archive leaves no trace.
   if archive is not None:
-    contents = make.open_contents(config, archive)
+    contents = dataset.builder.open_contents(config, archive)
+    size, fingerprint = contents.num_bytes(), contents.fingerprint
     contents.close()
   elif config.url is None:
     raise UserError(f'{config.name} cannot be downloaded; pass the archive')
   with _exclusive(data_dir):
     # Under the lock: another process may just have prepared the same data.
-    builder = make(config=config, data_dir=data_dir)
-    if is_finished(builder):
-      if archive and contents.fingerprint != _fingerprint(builder):
-        raise _already_other(builder, archive)
-      print(f'Already prepared: {builder.data_path}')
+    builder = make()
+    if _is_there(builder, 'fingerprint', fingerprint, archive):
       return builder
     _remove_unfinished(builder, data_dir)
-    size = contents.num_bytes() if archive else None
     _check_disk_space(config, data_dir, size)
     with progress_bar('checking and writing') as on_progress:
       # A new builder: it takes archive and progress only when it is made.
-      builder = make(
-        config=config,
-        data_dir=data_dir,
-        archive=archive,
-        on_progress=on_progress,
-      )
+      builder = make(archive=archive, on_progress=on_progress)
       try:
         _write_records(builder, data_dir)
       except Exception:
         # tfds does not resume downloads, so a part of one is of no use.
         _remove_unfinished(builder, data_dir)
         raise
-    _remove_empty(data_dir / 'downloads' / 'extracted', data_dir / 'downloads')
+    downloads = data_dir / 'downloads'
+    for folder in (downloads / 'extracted', downloads):
+      if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
     return builder
 
 
 def prepare_raw(name: str, data_dir: Path) -> Path:
   """Decodes the training split of prepared data; resumes if interrupted."""
-  split = open_split(name, data_dir, _RAW_SPLIT)
-  stored = find_stored(name, data_dir)
+  split = datasets.open_split(name, data_dir, _RAW_SPLIT)
+  stored = datasets.find_stored(name, data_dir)
   folder = stored.pixel_folder
   if split.decoded:
     print(f'Already decoded: {folder}')
@@ -268,7 +222,7 @@ def prepare_raw(name: str, data_dir: Path) -> Path:
 
 
 def _write_records(builder: ArchiveBuilder, data_dir: Path) -> None:
-  # tfds warns of unknown sizes and shows several bars for every split.
+  # tfds shows warnings, and several bars for every split.
   tfds.disable_progress_bar()
   with contextlib.redirect_stdout(io.StringIO()):
     builder.download_and_prepare(
@@ -278,63 +232,47 @@ def _write_records(builder: ArchiveBuilder, data_dir: Path) -> None:
     )
 
 
-def is_finished(builder: ArchiveBuilder) -> bool:
-  """Whether the data is complete; incomplete data raises `UserError`."""
+def _is_there(
+  builder: ArchiveBuilder, key: str, expected: str | None, asked: object
+) -> bool:
+  """Whether complete data is there; its metadata must be as `expected`."""
   if not builder.data_path.exists():
     return False
-  # Not deleted here: tfds moves only complete data into place, so somebody has
-  # added or removed files.
-  if not builder.is_prepared() or missing_files(builder):
+  # Not deleted: tfds moves only complete data into place; somebody changed it.
+  if not builder.is_prepared() or datasets.missing_files(builder):
     raise UserError(
       f'{builder.data_path} exists but is not a complete data set. Nothing '
       'was changed; delete or move it and run the same command again.'
     )
+  metadata = builder.info.metadata
+  if expected is not None and metadata[key] != expected:
+    images = {name: s.num_examples for name, s in builder.info.splits.items()}
+    raise UserError(
+      f'{builder.data_path} was prepared from another archive '
+      f'({metadata["comment"] or images}) than the one given now ({asked}). '
+      'Nothing was changed; give another --data_dir, or delete that folder to '
+      'replace it.'
+    )
+  print(f'Already prepared: {builder.data_path}')
   return True
 
 
-def _fingerprint(builder: ArchiveBuilder) -> str:
-  return builder.info.metadata['fingerprint']
-
-
-def _already_other(builder: ArchiveBuilder, asked: object) -> UserError:
-  return UserError(
-    f'{builder.data_path} was prepared from another archive '
-    f'({_origin(builder)}) than the one given now ({asked}). Nothing was '
-    'changed; give another --data_dir, or delete that folder to replace it.'
-  )
-
-
-def _origin(builder: ArchiveBuilder) -> str:
-  images = {name: s.num_examples for name, s in builder.info.splits.items()}
-  return builder.info.metadata['comment'] or str(images)
-
-
 def _remove_unfinished(builder: ArchiveBuilder, data_dir: Path) -> None:
-  # Left by a failed or killed run. Only with the lock held: otherwise another
-  # process may be writing there.
+  # Only with the lock held: another process may be writing there.
   for path in Path(builder.data_path).parent.glob('incomplete.*'):
     shutil.rmtree(path)
   for path in list((data_dir / 'downloads').rglob('*.tmp.*')):
     shutil.rmtree(path)
 
 
-def _remove_empty(*folders: Path) -> None:
-  for folder in folders:
-    if folder.is_dir() and not any(folder.iterdir()):
-      folder.rmdir()
-
-
 def _check_disk_space(
   config: ArchiveConfig, data_dir: Path, archive_bytes: int | None
 ) -> None:
   size = archive_bytes or config.download_bytes
-  # Records are as large as the archive, because both hold compressed images.
-  # The download and the temporary files of tfds each take as much again.
+  # Records, download and tfds' temporary files: each as large as the archive.
   needed = size * 1.05
-  if archive_bytes is None:
-    needed += size
-  if size > _TFDS_BUFFER_BYTES:
-    needed += size
+  needed += size * (archive_bytes is None)
+  needed += size * (size > _TFDS_BUFFER_BYTES)
   _check_free(data_dir, needed)
 
 
@@ -349,8 +287,6 @@ def _check_free(data_dir: Path, needed: float) -> None:
 
 @contextlib.contextmanager
 def _exclusive(data_dir: Path) -> Iterator[None]:
-  # The system drops the lock with the process, however it ends, so that no
-  # stale lock blocks the next run.
   again = 'give another --data_dir; then run the same command again'
   with (
     lock_folder(data_dir, 'prepares data in'),
@@ -359,11 +295,9 @@ def _exclusive(data_dir: Path) -> Iterator[None]:
     yield
 
 
-def print_summary(
-  dataset: str, data_dir: Path, builder: ArchiveBuilder
-) -> None:
-  """Prints the splits, their size and place, and the next command."""
-  infos = builder.info.splits
+def print_summary(dataset: str, data_dir: Path) -> None:
+  stored = datasets.find_stored(dataset, data_dir)
+  infos = stored.builder.info.splits
   size = sum(info.num_bytes for info in infos.values())
   family, _, variant = dataset.partition('_')
   config = f'configs/{family}_pspnet.py{":mini" if variant else ""}'
@@ -374,8 +308,7 @@ def print_summary(
   for split in infos:
     print(f'  {split:<13}{infos[split].num_examples} images')
   print(f'  {"size":<13}{size / 1e6:.0f} MB')
-  print(f'  {"where":<13}{builder.data_path}')
-  stored = find_stored(dataset, data_dir)
+  print(f'  {"where":<13}{stored.builder.data_path}')
   if pixels.is_written(stored.pixel_folder, _RAW_SPLIT):
     print(f'  {"decoded":<13}{_RAW_SPLIT}, in {stored.pixel_folder}')
   print(

@@ -8,22 +8,18 @@ saturation are not rounded (less than one grey level on average).
 import jax
 import jax.numpy as jnp
 
-# ImageNet statistics of RGB channels in grey levels, as in the published
-# weights and mmsegmentation's configs.
+# Of ImageNet, in grey levels, as in the published weights and mmsegmentation.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
 
 def _scale_and_shift(x, factor=1.0, shift=0.0):
-  # Rounds as the 8-bit steps of OpenCV: down here, to nearest after the HSV
-  # part.
+  # Rounds as OpenCV's 8-bit steps: down here, to nearest after the HSV part.
   return jnp.floor(jnp.clip(x * factor + shift, 0, 255))
 
 
 def _scale_saturation_shift_hue(x, saturation, hue):
-  # Saturation and hue of (B, H, W, 3), without a conversion to HSV.
-  # Element-wise, without branches or gathers: under jit it fuses into a few
-  # loops, and a batch sharded over devices stays where it is.
+  # Element-wise and without a conversion to HSV: it fuses into a few loops.
   # With V the largest and m the smallest channel, S is (V - m) / V. Scaling it
   # keeps V and the hue and scales V - m, which S <= 1 bounds by V. A channel is
   # then V - (V - m) * t where t, in [0, 1], is a function of the hue only.
@@ -31,7 +27,7 @@ def _scale_saturation_shift_hue(x, saturation, hue):
   high = jnp.maximum(jnp.maximum(r, g), b)
   chroma = high - jnp.minimum(jnp.minimum(r, g), b)
   divisor = jnp.where(chroma > 0, chroma, 1)
-  # Hue in sixths of the circle; grey pixels multiply it by chroma 0.
+  # Hue in sixths of the circle; of grey pixels it is multiplied by chroma 0.
   sixths = jnp.where(
     high == r,
     (g - b) / divisor,
@@ -55,15 +51,11 @@ def photometric_distortion(
   """Distorts brightness, contrast, saturation and hue.
 
   Args:
-    images: float (B, H, W, 3) RGB with whole numbers 0..255.
+    images: float (B, H, W, 3) RGB, whole numbers 0..255, like the result.
     parameters: (B, 5): brightness shift in grey levels; contrast factor applied
       first; saturation factor; hue shift in OpenCV's units of 2 degrees;
       contrast factor applied last. 0, 1, 1, 0, 1 is the identity.
-
-  Returns:
-    Like `images`, whole numbers again.
   """
-  # (B, 5, 1, 1, 1): each parameter broadcasts to (B, H, W, 3).
   parameters = parameters.astype(images.dtype).reshape(-1, 5, 1, 1, 1)
   brightness, contrast_first, saturation, hue, contrast_last = (
     parameters[:, i] for i in range(5)
@@ -75,27 +67,21 @@ def photometric_distortion(
 
 
 def resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-  """Resizes a batch in OpenCV's 8-bit arithmetic, bit for bit.
+  """Resizes uint8 (B, H, W, 3) as OpenCV does, bit for bit: (B, H', W', 3).
 
   Args:
-    images: uint8 (B, H, W, 3).
     rows: int32 (B, H', 4) from `resize.bilinear_taps`; 0 gives 0, for padding.
     columns: int32 (B, W', 4), likewise.
-
-  Returns:
-    uint8 (B, H', W', 3).
   """
 
   def resize_one(image, rows, columns):
     # Fixed point, as in OpenCV: weights have 11 fractional bits, so columns
-    # leave 11, of which 4 are dropped; rows make that 18, and the upper and the
-    # lower product are truncated to 2 bits each before they are added and
-    # rounded.
+    # leave 11, of which 4 are dropped; rows make that 18, and both products are
+    # truncated to 2 bits each before they are added and rounded.
     low, high, low_weight, high_weight = columns.T[..., None]
     image = image.astype(jnp.int32)
     wide = image[:, low[:, 0]] * low_weight + image[:, high[:, 0]] * high_weight
-    # (H, W', 3)
-    wide = wide >> 4
+    wide = wide >> 4  # (H, W', 3)
     low, high, low_weight, high_weight = rows.T[..., None, None]
     upper = (wide[low[:, 0, 0]] * low_weight) >> 16
     lower = (wide[high[:, 0, 0]] * high_weight) >> 16
@@ -118,16 +104,13 @@ def preprocess(
   photometric: jax.Array | None = None,
   dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
-  """Normalises a uint8 batch for the network.
+  """Normalises a batch by `MEAN` and `STD`; it becomes 0 outside `size`.
 
   Args:
     images: uint8 (B, H, W, 3) RGB.
     size: int (B, 2), height and width before padding.
     photometric: (B, 5), see `photometric_distortion`; None: not distorted.
     dtype: of the result; computed in float32 unless it is float64.
-
-  Returns:
-    (B, H, W, 3), normalised by `MEAN` and `STD`, 0 outside `size`.
   """
   compute = jnp.float64 if dtype == jnp.float64 else jnp.float32
   x = images.astype(compute)
@@ -135,6 +118,5 @@ def preprocess(
     x = photometric_distortion(x, photometric)
   mean = jnp.array(MEAN, compute).reshape(1, 1, 1, 3)
   std = jnp.array(STD, compute).reshape(1, 1, 1, 3)
-  # After normalisation: padding is 0 in the network's input, the mean colour.
   mask = valid_mask(size, images.shape[1], images.shape[2])
   return jnp.where(mask, (x - mean) / std, 0).astype(dtype)

@@ -3,11 +3,12 @@
 Images are uint8 (H, W, 3), labels uint8 (H, W), sizes (height, width).
 """
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
-# (rows, columns)
-Window = tuple[slice, slice]
+Window = tuple[slice, slice]  # (rows, columns)
 
 
 def keep_ratio_size(
@@ -16,10 +17,7 @@ def keep_ratio_size(
   """Returns the largest size of the same aspect ratio within two edges."""
   # As mmcv's rescale_size, which rounds half up but may return 0.
   scale = min(long_edge / max(height, width), short_edge / min(height, width))
-  return (
-    max(int(height * scale + 0.5), 1),
-    max(int(width * scale + 0.5), 1),
-  )
+  return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
 def resized_size(
@@ -32,14 +30,12 @@ def resized_size(
 
 
 def scaled_size(height: int, width: int, ratio: float) -> tuple[int, int]:
-  """Returns the size of an image scaled by `ratio`."""
-  # Rounded twice, as in mmsegmentation 1.x: the aspect ratio is kept within the
-  # rounded edges.
+  # Rounded twice, as in mmsegmentation 1.x.
   edges = int(height * ratio + 0.5), int(width * ratio + 0.5)
   return keep_ratio_size(height, width, max(edges), min(edges))
 
 
-def padded_size(size: tuple[int, int], bucket: int) -> tuple[int, int]:
+def padded_size(size: Sequence[int], bucket: int) -> tuple[int, int]:
   """Rounds height and width up to multiples of `bucket`."""
   return (-(-size[0] // bucket) * bucket, -(-size[1] // bucket) * bucket)
 
@@ -54,8 +50,8 @@ def bilinear_taps(length: int, new: int, axis: int) -> np.ndarray:
   place = ((np.arange(new) + 0.5) * (1 / (new / length)) - 0.5).astype('f4')
   low = np.floor(place).astype(np.int64)
   weight = place - low.astype(np.float32)
-  # Beyond a border, columns take one pixel with the whole weight. Rows take the
-  # border's pixel twice, with both weights, whose products are rounded apart.
+  # Beyond a border, columns take one pixel. Rows take the border's pixel twice,
+  # with both weights, whose products are rounded apart.
   if axis == 1:
     weight[(low < 0) | (low >= length - 1)] = 0
     low = np.clip(low, 0, length - 1)
@@ -65,7 +61,6 @@ def bilinear_taps(length: int, new: int, axis: int) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Resizes to `size`, bilinear in OpenCV's sense."""
   return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
@@ -73,23 +68,20 @@ def resize_image_window(
   image: np.ndarray, size: tuple[int, int], window: Window
 ) -> np.ndarray:
   """Returns `resize_image(image, size)[window]`, computing little more."""
-  # Parts below and right of the window are cut off. Parts above and left must
-  # stay: OpenCV rounds a pixel's weights after it has computed its place from
-  # the corner of the image, so another corner would give other weights.
-  factors, ends = [], []
-  for length, new, part in zip(image.shape[:2], size, window, strict=True):
-    factors.append(new / length)
-    # The source pixels around the window's last one, with room for rounding.
-    ends.append(min(length, int((part.stop + 1) * length / new) + 3))
+  # What is above and left of the window must stay: OpenCV computes the place of
+  # a pixel from the corner of the image before it rounds its weights.
+  sides = list(zip(image.shape[:2], size, window, strict=True))
+  # The source pixels around the window's last one, with room for rounding.
+  ends = [min(n, int((part.stop + 1) * n / new) + 3) for n, new, part in sides]
   if ends == list(image.shape[:2]):
     return resize_image(image, size)[window]
-  # OpenCV takes the scale of the whole image from fx and fy; from the corner's
-  # size it would compute another one.
+  # From the corner's size, OpenCV would compute another scale.
   corner = image[: ends[0], : ends[1]]
-  fy, fx = factors
-  return cv2.resize(corner, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)[
-    window
-  ]
+  fy, fx = (new / length for length, new, _ in sides)
+  resized = cv2.resize(
+    corner, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR
+  )
+  return resized[window]
 
 
 def resize_label_window(
@@ -100,19 +92,14 @@ def resize_label_window(
     nearest_pixels(length, new, part)
     for length, new, part in zip(label.shape, size, window, strict=True)
   )
-  # Two steps take a quarter of the time of label[rows[:, None], columns], and
-  # `take` gives a contiguous result.
+  # Four times as fast as label[rows[:, None], columns], and contiguous.
   left = columns[0]
   strip = label[rows, left : columns[-1] + 1]
   return strip.take(columns - left, axis=1)
 
 
 def nearest_pixels(length: int, new: int, part: slice) -> np.ndarray:
-  """Returns which pixels of an axis OpenCV's nearest resize takes.
-
-  `part` is a range of the `new` pixels; the result is int (stop - start,).
-  """
-  # In OpenCV's order of operations, see `bilinear_taps`.
-  step = 1 / (new / length)
+  """Returns which pixels OpenCV's nearest resize takes in `part` of an axis."""
+  step = 1 / (new / length)  # As in `bilinear_taps`.
   places = np.floor(np.arange(part.start, part.stop) * step).astype(np.intp)
   return np.minimum(places, length - 1)

@@ -25,8 +25,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
 from resnest_jax.progress import progress_bar
 
-# Position -> index of a sample. A pure function, so that threads, worker
-# processes, hosts and resuming change nothing.
+# Position -> index of a sample. A pure function.
 Sampler = Callable[[int], int]
 
 
@@ -44,8 +43,7 @@ class Shuffled:
 
   def __call__(self, position: int) -> int:
     epoch, place = divmod(position, len(self._samples))
-    # index_shuffle takes seeds of 32 bits.
-    seed = (self._seed + epoch) % 2**32
+    seed = (self._seed + epoch) % 2**32  # index_shuffle takes 32 bits.
     return int(self._samples[_shuffle(place, len(self._samples), seed)])
 
 
@@ -53,42 +51,35 @@ class ClassBalanced:
   """The classes take turns; `present`, bool (N, C), has the samples of each."""
 
   def __init__(self, present: np.ndarray, seed: int):
-    # Classes that no sample has get no turn.
-    self._of_class = [
-      np.flatnonzero(column) for column in present.T if column.any()
-    ]
+    self._of_class = [np.flatnonzero(x) for x in present.T if x.any()]
     self._seed = seed
 
   def weights(self, num_samples: int) -> np.ndarray:
-    """As `Shuffled.weights`."""
     weights = np.zeros(num_samples)
     for samples in self._of_class:
       weights[samples] += 1 / len(samples) / len(self._of_class)
     return weights
 
   def __call__(self, position: int) -> int:
-    # A turn visits every class once. Its order changes, because a fixed one
+    # A turn visits every class once, in another order each time: a fixed one
     # would keep meeting the same classes in a batch.
-    turn, place = divmod(position, len(self._of_class))
     number = len(self._of_class)
+    turn, place = divmod(position, number)
     chosen = _permuted(place, number, _mix(self._seed, turn))
     samples = self._of_class[chosen]
-    # The class has had one sample in each earlier turn, so the turn counts its
-    # samples and no state is needed.
+    # The class has had one sample in each earlier turn.
     epoch, place = divmod(turn, len(samples))
     seed = _mix(self._seed, epoch, chosen)
     return int(samples[_permuted(place, len(samples), seed)])
 
 
 def _shuffle(place: int, length: int, seed: int) -> int:
-  # A permutation of `length` places that takes constant time and memory: only
-  # the one place is computed.
+  # A permutation of `length` places, of which only one is computed.
   return index_shuffle(place, max_index=length - 1, seed=seed, rounds=4)
 
 
 def _permuted(place: int, length: int, seed: int) -> int:
-  # For a handful of places index_shuffle takes milliseconds, a whole
-  # permutation microseconds.
+  # For few places index_shuffle takes milliseconds, permutations microseconds.
   if length > 1000:
     return _shuffle(place, length, seed)
   return int(np.random.default_rng(seed).permutation(length)[place])
@@ -99,12 +90,9 @@ def _mix(*numbers: int) -> int:
 
 
 def repeat_factors(present: np.ndarray, threshold: float) -> np.ndarray:
-  """Returns how often an epoch should visit each sample, float (N,) >= 1.
-
-  Classes in a share of more than `threshold` of the samples are not repeated.
-  """
+  """Returns how often an epoch should visit each sample, float (N,) >= 1."""
   share = present.mean(0)
-  # A class that no sample has gets an infinite factor, which is never used.
+  # The infinite factor of a class that no sample has is never used.
   with np.errstate(divide='ignore'):
     of_class = np.maximum(1.0, np.sqrt(threshold / share))
   return np.where(present, of_class, 1.0).max(1, initial=1.0)
@@ -114,15 +102,13 @@ def repeated_samples(factors: np.ndarray, seed: int) -> np.ndarray:
   """Lists each sample as often as its factor in `factors`, float (N,), says."""
   times = np.floor(factors).astype(int)
   drawn = np.random.default_rng(seed).random(len(factors))
-  # Fractions are rounded at random, once for the whole run: a factor of 2.3
-  # gives three times with probability 0.3, else two.
+  # 2.3 gives three times with probability 0.3, else two, for the whole run.
   times += drawn < factors - times
   return np.repeat(np.arange(len(factors)), times)
 
 
 def sampler_seed(seed: int) -> int:
-  # Hashed, because epoch e is ordered by seed + e: runs with neighbouring seeds
-  # would otherwise share all but one of their orders.
+  # Epoch e is ordered by seed + e: neighbouring seeds would share most orders.
   return _mix(seed, 0)
 
 
@@ -134,11 +120,7 @@ def make_sampler(
   present: np.ndarray | None = None,
   threshold: float = 0.0,
 ) -> Shuffled | ClassBalanced:
-  """Makes a sampler by its name in `SAMPLINGS`.
-
-  `present`, bool (N, C), tells whether a sample has a class; 'uniform' needs
-  none.
-  """
+  """Makes a sampler; `present`, bool (N, C), has the classes of each sample."""
   if sampling == 'uniform':
     return Shuffled(np.arange(num_samples), seed)
   if sampling not in SAMPLINGS:
@@ -169,8 +151,7 @@ def open_sampler(
     return make_sampler(sampling, len(split), seed), None
   # From the file where possible: a run that resumes must read the same samples.
   counts = _cached_counts(data_config, split, cache)
-  # Without the last column: ignored pixels are no class.
-  present = counts[:, :-1] > 0
+  present = counts[:, :-1] > 0  # Ignored pixels, which come last, are no class.
   sampler = make_sampler(
     sampling,
     len(split),
@@ -186,7 +167,6 @@ def _cached_counts(
   data_config: Any, split: Any, cache: Path | None
 ) -> np.ndarray:
   shape = len(split), len(split.labels.classes) + 1
-  # A missing or damaged file, or one of other data: count again.
   with contextlib.suppress(OSError, ValueError):
     if cache and (counts := np.load(cache, allow_pickle=False)).shape == shape:
       return counts
@@ -206,13 +186,12 @@ def _cached_counts(
 def share_table(
   counts: np.ndarray, weights: np.ndarray, classes: tuple[str, ...]
 ) -> rich.table.Table:
-  """Shows each class's share of pixels, images, and images drawn."""
   table = rich.table.Table('class', title='shares in %')
   for column in ('pixels', 'images', 'images drawn'):
     table.add_column(column, justify='right')
-  present = counts[:, :-1] > 0
-  pixels = counts[:, :-1].sum(0) / max(counts[:, :-1].sum(), 1)
-  # `weights` (N,) @ (N,): the probability that a drawn image has the class.
+  counts = counts[:, :-1]
+  present = counts > 0
+  pixels = counts.sum(0) / max(counts.sum(), 1)
   for i in np.flatnonzero(present.any(0)):
     shares = pixels[i], present[:, i].mean(), weights @ present[:, i]
     table.add_row(classes[i], *(f'{100 * share:.2f}' for share in shares))

@@ -18,14 +18,10 @@ def count_pixels(
   skip_unreadable: bool = False,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-  """Counts the pixels of each class in each sample.
+  """Counts the pixels of each class in N samples: int64 (N, C + 1).
 
-  Args:
-    indices: N samples; None: all.
-    skip_unreadable: count no pixels for unreadable labels instead of raising.
-
-  Returns:
-    int64 (N, C + 1), in the order of `indices`; ignored pixels come last.
+  Ignored pixels come last. With `skip_unreadable` unreadable labels count 0
+  instead of raising.
   """
   indices = range(len(split)) if indices is None else indices
   num_classes = len(split.labels.classes)
@@ -33,7 +29,6 @@ def count_pixels(
 
   def count(index: int) -> np.ndarray:
     try:
-      # The image is not decoded.
       return count_label(split.label(index), num_classes)
     except UnreadableSample:
       if not skip_unreadable:
@@ -48,16 +43,10 @@ def count_pixels(
 
 
 def count_classes(
-  split: Any,
-  indices: Sequence[int] | None = None,
-  *,
-  num_threads: int = 0,
-  on_progress: Callable[[int, int], None] = lambda done, total: None,
+  split: Any, indices: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the pixels and the images of each class, int64 (C + 1,) each."""
-  counts = count_pixels(
-    split, indices, num_threads=num_threads, on_progress=on_progress
-  )
+  counts = count_pixels(split, indices)
   return counts.sum(0), (counts > 0).sum(0)
 
 

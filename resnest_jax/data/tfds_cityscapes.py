@@ -12,8 +12,7 @@ import tensorflow_datasets as tfds
 
 from resnest_jax.errors import UserError
 
-# tfds' names for image, mask and name.
-KEYS = 'image_left', 'segmentation_label', 'image_id'
+KEYS = 'image_left', 'segmentation_label', 'image_id'  # Image, mask, name.
 _INSTEAD = (
   'Or prepare the two zip files anew, which needs no TensorFlow:\n'
   '  python -m resnest_jax.data.prepare cityscapes --archive_dir FOLDER '
@@ -27,12 +26,10 @@ def directory(data_dir: str | os.PathLike) -> Path:
 
 def is_there(data_dir: str | os.PathLike) -> bool:
   """Whether tfds has finished preparing it, in any file format."""
-  # tfds moves the folder into place only when it is complete.
   return (directory(data_dir) / 'dataset_info.json').is_file()
 
 
 def command(data_dir: str | os.PathLike) -> str:
-  """Returns the command that prepares it; this needs TensorFlow."""
   return (
     'tfds build cityscapes/semantic_segmentation --file_format=array_record '
     f'--manual_dir=FOLDER --data_dir={data_dir}'
@@ -45,7 +42,6 @@ def open_builder(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
   instead = _INSTEAD.format(data_dir=data_dir)
   builder = tfds.builder_from_directory(folder)
   wanted = tfds.core.FileFormat.ARRAY_RECORD
-  # TFRecord, the default of tfds, has no random access.
   if wanted not in builder.info.available_file_formats():
     raise UserError(
       f'{folder} was written by tfds as {builder.info.file_format.value}; '
@@ -53,8 +49,7 @@ def open_builder(data_dir: str | os.PathLike) -> tfds.core.DatasetBuilder:
       f'installed:\n  tfds convert_format --dataset_version_dir={folder} '
       f'--out_file_format=array_record\n{instead}'
     )
-  # A converted folder has both formats, and tfds would look for the files of
-  # the original one.
+  # In a converted folder tfds would look for the files of the original format.
   builder.info.set_file_format(
     wanted, override=True, override_if_initialized=True
   )

@@ -1,10 +1,9 @@
 """Training augmentation: pure functions of an image, its label and a draw.
 
 Transforms, order, rounding and distributions follow mmsegmentation 1.2.2's
-ADE20K and Cityscapes training pipelines, bit for bit for the same draw.
-Two things deviate: all random numbers are drawn before the sample is read, and
-the accelerator applies the photometric distortion
-(`resnest_jax.data.preprocess`).
+ADE20K and Cityscapes training pipelines, bit for bit for the same draw. But all
+random numbers are drawn before the sample is read, and the accelerator applies
+the photometric distortion (`resnest_jax.data.preprocess`).
 
 Images are uint8 (H, W, 3) RGB, labels uint8 (H, W) of train ids with 255 for
 ignored pixels. Sizes are (height, width).
@@ -15,31 +14,22 @@ import dataclasses
 import cv2
 import numpy as np
 
-from resnest_jax.data.resize import (
-  Window,
-  resize_image_window,
-  resize_label_window,
-  resized_size,
-)
+from resnest_jax.data import resize
 from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
 
-# As mmsegmentation: the first crop, and ten more while crops are refused.
-CROP_TRIES = 11
+CROP_TRIES = 11  # As mmsegmentation: one, and ten more while refused.
 
 
 @dataclasses.dataclass(frozen=True)
 class PhotometricDraw:
   """The distortions of an image, in order; None means not applied."""
 
-  # Shift of all channels in grey levels, [-32, 32).
-  brightness: float | None = None
-  # Factor on all channels, [0.5, 1.5). At most one of first and last is drawn.
+  brightness: float | None = None  # Shift in grey levels, [-32, 32).
+  # Factor, [0.5, 1.5). At most one of first and last is drawn.
   contrast_first: float | None = None
-  # Factor on the HSV saturation, [0.5, 1.5).
-  saturation: float | None = None
-  # Shift of the hue in OpenCV's units of 2 degrees, -18 to 17.
-  hue: int | None = None
+  saturation: float | None = None  # Factor, [0.5, 1.5).
+  hue: int | None = None  # Shift in OpenCV's units of 2 degrees, -18 to 17.
   contrast_last: float | None = None
 
   def parameters(self) -> np.ndarray:
@@ -54,11 +44,8 @@ class PhotometricDraw:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationDraw:
-  """All random numbers of a training sample."""
-
   ratio: float  # Factor on the configured image scale.
-  # (11, 2), uniform in [0, 1): top and left of each try, as a fraction of the
-  # room that the crop leaves.
+  # (11, 2) in [0, 1): top and left of each try, as a fraction of the room.
   crop_offsets: np.ndarray
   flip: bool
   photometric: PhotometricDraw
@@ -66,8 +53,7 @@ class AugmentationDraw:
 
 def draw_photometric(rng: np.random.Generator) -> PhotometricDraw:
   """Draws four distortions, each applied with probability 0.5."""
-  # All values are drawn, applied or not: every image takes the same amount from
-  # `rng`.
+  # All values are drawn, applied or not: every image takes as many from `rng`.
   applied = rng.random(4) < 0.5
   contrast_is_first = rng.random() < 0.5
   brightness = rng.uniform(-32.0, 32.0)
@@ -90,27 +76,21 @@ def draw_augmentation(
   flip_probability: float = 0.5,
   photometric: bool = True,
 ) -> AugmentationDraw:
-  """Draws everything that a training sample needs from its own generator."""
-  # The order of these draws is part of every run's result. Options change
-  # values but not the amount drawn, so that switching one augmentation off
-  # leaves the others as they were.
+  # The order is part of every run's result. Options do not change the amount
+  # drawn: switching one augmentation off leaves the others as they were.
   low, high = scale_range
   ratio = float(rng.random() * (high - low) + low)
   crop_offsets = rng.random((CROP_TRIES, 2))
   flip = bool(rng.random() < flip_probability)
   distortion = draw_photometric(rng)
-  return AugmentationDraw(
-    ratio=ratio,
-    crop_offsets=crop_offsets,
-    flip=flip,
-    photometric=distortion if photometric else PhotometricDraw(),
-  )
+  if not photometric:
+    distortion = PhotometricDraw()
+  return AugmentationDraw(ratio, crop_offsets, flip, distortion)
 
 
 def is_diverse(label: np.ndarray, cat_max_ratio: float) -> bool:
   """Whether a crop has two classes, none with a share of `cat_max_ratio`."""
-  # Six times as fast as np.bincount. The float32 counts are exact to 2**24
-  # pixels. Ignored pixels count neither as a class nor in the total.
+  # Six times as fast as np.bincount; float32, which is exact to 2**24 pixels.
   counts = cv2.calcHist([label], [0], None, [IGNORE + 1], [0, 256])
   counts = counts[:IGNORE].astype(np.int64)
   if np.count_nonzero(counts) < 2:
@@ -124,47 +104,36 @@ def random_crop(
   offsets: np.ndarray,
   crop_size: tuple[int, int],
   cat_max_ratio: float,
-) -> tuple[Window, np.ndarray]:
-  """Chooses where to crop the label that is resized to `size`.
+) -> tuple[resize.Window, np.ndarray]:
+  """Chooses where to crop a label that is resized to `size`.
 
   Args:
-    label: uint8 (H, W), before it is resized.
-    size: (height, width) that it is resized to.
+    label: before it is resized.
     offsets: (11, 2) uniform numbers in [0, 1) for top and left.
-    crop_size: (height, width); a shorter side is taken whole.
+    crop_size: a shorter side is taken whole.
     cat_max_ratio: share of valid pixels that each class must stay below.
 
   Returns:
-    Rows and columns of the resized label, and its pixels there, uint8.
+    Rows and columns of the resized label, and its pixels there.
   """
-  room = [
-    max(length - crop, 0) + 1
-    for length, crop in zip(size, crop_size, strict=True)
-  ]
+  room = np.maximum(np.subtract(size, crop_size), 0) + 1
   origins = [(int(y * room[0]), int(x * room[1])) for y, x in offsets]
   refused = set()  # With little room, tries repeat the same origin.
   for number, (top, left) in enumerate(origins, 1):
-    # The last try is taken unseen, as in mmsegmentation: a label of one class
-    # must be cropped somewhere.
+    # The last try is taken unseen, as in mmsegmentation.
     if number < CROP_TRIES and (top, left) in refused:
       continue
     window = (
       slice(top, min(top + crop_size[0], size[0])),
       slice(left, min(left + crop_size[1], size[1])),
     )
-    # Resizes this window alone; the whole label is never resized.
-    crop = resize_label_window(label, size, window)
-    # 1.0 is mmsegmentation's switch for no check: the first try is taken.
-    if number == CROP_TRIES or cat_max_ratio >= 1.0:
-      break
-    if is_diverse(crop, cat_max_ratio):
+    crop = resize.resize_label_window(label, size, window)
+    # 1.0 is mmsegmentation's switch for no check.
+    unchecked = number == CROP_TRIES or cat_max_ratio >= 1.0
+    if unchecked or is_diverse(crop, cat_max_ratio):
       break
     refused.add((top, left))
   return window, crop
-
-
-def random_flip(array: np.ndarray, flip: bool) -> np.ndarray:
-  return cv2.flip(array, 1) if flip else array
 
 
 def pad_bottom_right(
@@ -172,7 +141,6 @@ def pad_bottom_right(
 ) -> np.ndarray:
   """Pads an (h, w, ...) array to `size` with `value`; returns it contiguous."""
   height, width = array.shape[:2]
-  # Most crops fill their size and are only copied if the window is a view.
   if (height, width) == tuple(size):
     return np.ascontiguousarray(array)
   # Not np.full: most pixels would be written twice.
@@ -210,28 +178,21 @@ def augment(
 ) -> dict[str, np.ndarray]:
   """Makes a training sample of fixed size (h, w).
 
-  Args:
-    image: uint8 (H, W, 3) RGB.
-    label: uint8 (H, W).
-    draw: the sample's random numbers.
-    image_scale: long and short edge at ratio 1, pixels.
-    crop_size: (h, w).
-    cat_max_ratio: see `random_crop`.
+  `image_scale` has the long and short edge at ratio 1, in pixels.
 
   Returns:
     `image` uint8 (h, w, 3), 0 where padded; `label` uint8 (h, w), 255 where
     padded; `size` int32 (2,), height and width before padding; `photometric`
     float32 (5,), see `PhotometricDraw.parameters`.
   """
-  # The label alone decides where to crop, so only the crop of the image is
-  # resized: mmsegmentation resizes all of it and throws most away.
-  size = resized_size(*label.shape, draw.ratio, image_scale)
+  # The label decides where to crop, so only the crop of the image is resized.
+  size = resize.resized_size(*label.shape, draw.ratio, image_scale)
   window, label = random_crop(
     label, size, draw.crop_offsets, crop_size, cat_max_ratio
   )
-  image = resize_image_window(image, size, window)
-  image = random_flip(image, draw.flip)
-  label = random_flip(label, draw.flip)
+  image = resize.resize_image_window(image, size, window)
+  if draw.flip:
+    image, label = cv2.flip(image, 1), cv2.flip(label, 1)
   return {
     'image': pad_bottom_right(image, crop_size, 0),
     'label': pad_bottom_right(label, crop_size, IGNORE),

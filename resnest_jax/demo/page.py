@@ -17,8 +17,7 @@ from resnest_jax.weights.infer import title_of
 
 MAX_FILE_SIZE = '100mb'  # Of an upload.
 EMPTY = '<p class="empty">Drop a picture into the box, or choose one.</p>'
-# The browser alone sets the opacity: the slider moves without a round trip to
-# the server.
+# In the browser: the slider moves without a round trip to the server.
 SET_OPACITY = """(percent) => {
   document.documentElement.style.setProperty('--opacity', percent / 100);
 }"""
@@ -28,8 +27,7 @@ TITLE = 'Semantic segmentation'
 def look() -> dict:
   """Theme and style, as arguments of `Blocks.launch`."""
   css = importlib.resources.files(__package__).joinpath('page.css')
-  # Gradio's default fonts come from Google's servers; the page must work
-  # without a network and load nothing from other hosts.
+  # Gradio's default fonts come from Google's servers.
   theme = gr.themes.Default(
     primary_hue='blue',
     font=['system-ui', 'Segoe UI', 'Roboto', 'Noto Sans', 'sans-serif'],
@@ -41,21 +39,19 @@ def look() -> dict:
 def make_page(
   predictor: Predictor, name: str, examples: Sequence[Path] = ()
 ) -> gr.Blocks:
-  """The page, not yet served.
-
-  Args:
-    predictor: called by one thread at a time.
-    name: shown as the network's name.
-    examples: pictures that the page offers.
-  """
+  """The page, not yet served; it calls the predictor from one thread."""
   with gr.Blocks(
     title=f'{name}: {TITLE.lower()}',
     analytics_enabled=False,
     # Seconds between clean-ups, and the age from which uploads are deleted.
     delete_cache=(3600, 3600),
   ) as page:
-    # Names of files and classes come from outside: all text is escaped.
-    about = escape(_description(predictor, name))
+    model = predictor.about['model']
+    step = predictor.about['weights'].get('step')
+    about = escape(
+      f'{name}{"" if step is None else f", step {step}"}: {model["head"]} on '
+      f'{title_of(model)}, {len(predictor.classes)} classes'
+    )
     gr.HTML(f'<h1>{TITLE}</h1><p class="facts">{about}</p>', elem_id='heading')
     with gr.Row():
       with gr.Column(scale=2, min_width=280):
@@ -77,12 +73,7 @@ def make_page(
       with gr.Column(scale=3, min_width=320):
         overlay = gr.HTML(EMPTY, elem_id='overlay')
         opacity = gr.Slider(
-          0,
-          100,
-          50,
-          step=1,
-          label='Opacity of the colours, %',
-          elem_id='opacity',
+          0, 100, 50, label='Opacity of the colours, %', elem_id='opacity'
         )
         facts = gr.HTML(elem_id='facts')
         legend = gr.HTML(elem_id='legend')
@@ -91,8 +82,7 @@ def make_page(
       functools.partial(_show, predictor),
       picture,
       [overlay, facts, legend],
-      # Gradio's preprocessing decodes the file and reports a broken one only
-      # as "Error".
+      # Gradio would decode the file and report a broken one only as "Error".
       preprocess=False,
       # The predictor's callbacks belong to the picture that is predicted.
       concurrency_limit=1,
@@ -112,39 +102,25 @@ def _show(
   try:
     seen = result.look_at(predictor, uploaded(upload))
   except UserError as error:
-    return result.problem(str(error)), '', ''
+    message = str(error)
   except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     message = 'The device has too little memory for a picture of this size.'
-    return result.problem(message), '', ''
-  found = seen.prediction
-  table = result.legend(found.labels, found.classes, found.palette)
-  return result.overlay(seen), result.facts(seen), table
+  else:
+    table = result.legend(seen.prediction)
+    return result.overlay(seen), result.facts(seen), table
+  return result.problem(message), '', ''
 
 
 def uploaded(upload: Mapping[str, Any]) -> Path:
-  """The path of an upload, which the browser sends back.
-
-  Raises:
-    UserError: the file was not uploaded.
-  """
-  # The browser may send any path: only files in Gradio's folder are read, and
-  # the message does not tell whether another one exists. `resolve` comes
-  # first, for '..' and links.
+  """The path of an upload; `UserError` if the file was not uploaded."""
+  # The browser may send any path, with '..' and links. The message does not
+  # tell whether a file outside of Gradio's folder exists.
   path = Path(upload['path']).resolve()
   if not path.is_relative_to(Path(os.environ['GRADIO_TEMP_DIR']).resolve()):
     raise UserError(f'{path.name} was not uploaded.')
   return path
-
-
-def _description(predictor: Predictor, name: str) -> str:
-  model = predictor.about['model']
-  step = predictor.about['weights'].get('step')
-  return (
-    f'{name}{"" if step is None else f", step {step}"}: {model["head"]} on '
-    f'{title_of(model)}, {len(predictor.classes)} classes'
-  )
 
 
 def _say_compiling(height: int, width: int) -> None:

@@ -1,7 +1,6 @@
 """Predicts a picture and formats the result as HTML for the page."""
 
 import dataclasses
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -12,12 +11,11 @@ from resnest_jax import drawing, runtime
 from resnest_jax.data.pictures import read_picture
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.report.images import data_uri
-from resnest_jax.evaluation.report.parts import swatch
+from resnest_jax.evaluation.report.parts import named
 from resnest_jax.inference.predictor import Prediction, Predictor
 
 MAX_EDGE = 1600  # Pixels: larger pictures are shrunk.
-# Checked in the header: a small file can hold a picture that fills the memory.
-# Decoded, this many pixels are 300 MB.
+# 300 MB decoded. A small file can hold a picture that fills the memory.
 MAX_PIXELS = 100_000_000
 _SPACE = '\N{NO-BREAK SPACE}'
 
@@ -26,31 +24,20 @@ Shape = tuple[int, int]  # Height and width, pixels.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-  """A predicted picture.
+  """A predicted picture."""
 
-  Attributes:
-    name: the file's name.
-    prediction: at the size at which the page shows the picture.
-    original: size in the file, upright.
-    seen: size at which the network saw it.
-    padded: that size padded to a compiled shape.
-    seconds: time of the devices without compiling.
-  """
-
-  name: str
-  prediction: Prediction
-  original: Shape
-  seen: Shape
-  padded: Shape
-  seconds: float
+  name: str  # The file's.
+  prediction: Prediction  # At the size at which the page shows the picture.
+  original: Shape  # Size in the file, upright.
+  seen: Shape  # Size at which the network saw it.
+  padded: Shape  # That size padded to a compiled shape.
+  seconds: float  # Time of the devices without compiling.
 
 
 def look_at(predictor: Predictor, path: Path) -> Result:
   """Predicts a picture, shrunk to `MAX_EDGE` if it is larger.
 
-  Args:
-    predictor: used by no other thread meanwhile.
-    path: of the picture's file.
+  No other thread may use the predictor meanwhile.
 
   Raises:
     UserError: the file is no picture or exceeds `MAX_PIXELS`.
@@ -64,22 +51,13 @@ def look_at(predictor: Predictor, path: Path) -> Result:
   try:
     with runtime.count_compilations() as compiled:
       prediction = predictor.predict(picture)
-    # Again without compiling, for the device's time alone.
-    if compiled:
+    if compiled:  # Again, for the device's time alone.
       prediction = predictor.predict(picture)
   finally:
-    # With this callback every step waits for the devices.
-    predictor.on_step = None
+    predictor.on_step = None  # Every step would wait for the devices.
   batch, seconds = steps[-1]
-  height, width = batch['size'][0].tolist()
-  return Result(
-    path.name,
-    prediction,
-    original,
-    (height, width),
-    batch['image'].shape[1:3],
-    seconds,
-  )
+  seen, padded = tuple(batch['size'][0].tolist()), batch['image'].shape[1:3]
+  return Result(path.name, prediction, original, seen, padded, seconds)
 
 
 def _read(path: Path) -> np.ndarray:
@@ -88,9 +66,8 @@ def _read(path: Path) -> np.ndarray:
       pixels = header.width * header.height
   except Image.DecompressionBombError:
     pixels = float('inf')
-  # Pillow cannot read the header; `read_picture` then explains the failure.
   except (OSError, SyntaxError, ValueError):
-    pixels = 0
+    pixels = 0  # `read_picture` explains the failure.
   if pixels > MAX_PIXELS:
     raise UserError(
       f'{path.name} has more than {MAX_PIXELS // 10**6} million pixels; shrink '
@@ -98,21 +75,17 @@ def _read(path: Path) -> np.ndarray:
     )
   try:
     return read_picture(path)
-  # Visitors know the file's name, not the folder of uploads.
-  except UserError as error:
+  except UserError as error:  # Visitors do not know the folder of uploads.
     raise UserError(str(error).replace(str(path), path.name)) from error
 
 
 def shares(labels: np.ndarray, number: int) -> list[tuple[int, int]]:
-  """Shares of the classes in a label map, uint8 (H, W).
+  """Each class in a label map and its share, the largest first.
 
-  Returns:
-    (class, share in tenths of a percent), the largest first; they add up to
-    1000.
+  Shares are in tenths of a percent and add up to 1000.
   """
   counts = np.bincount(labels.ravel(), minlength=number)[:number]
-  # Largest remainders: after rounding down, the missing tenths go to the
-  # classes that lost most.
+  # Rounded down; the missing tenths go to the classes that lost most.
   tenths, rest = np.divmod(1000 * counts, counts.sum())
   lacking = 1000 - tenths.sum()
   tenths[np.argsort(-rest, kind='stable')[:lacking]] += 1
@@ -122,8 +95,6 @@ def shares(labels: np.ndarray, number: int) -> list[tuple[int, int]]:
 
 def overlay(result: Result) -> str:
   """Two layers, the picture and its classes; the slider sets the opacity."""
-  # The picture as JPEG, which is small; colours as PNG, which stay exact. Both
-  # are inside the page, which then loads no further files.
   found = result.prediction
   height, width = found.labels.shape
   name = escape(result.name)
@@ -140,17 +111,16 @@ def overlay(result: Result) -> str:
   return f'<div class="layers" style="{ratio}">{images}</div>'
 
 
-def legend(
-  labels: np.ndarray, classes: Sequence[str], palette: np.ndarray
-) -> str:
-  """A table of the classes in a label map: colour, name, share."""
+def legend(found: Prediction) -> str:
+  """A table of the classes in a picture: colour, name, share."""
   rows = []
-  for index, tenths in shares(labels, len(classes)):
+  for index, tenths in shares(found.labels, len(found.classes)):
+    name = named(found.palette[index], found.classes[index])
     # A class that occurs must not read as 0.0.
     share = f'{tenths / 10:.1f}' if tenths else '&lt; 0.1'
     rows.append(
-      f'<tr><th scope="row">{swatch(palette[index])}{escape(classes[index])}'
-      f'</th><td><span class="bar" style="width:{tenths / 10}%"></span></td>'
+      f'<tr><th scope="row">{name}</th>'
+      f'<td><span class="bar" style="width:{tenths / 10}%"></span></td>'
       f'<td class="share">{share} %</td></tr>'
     )
   return (
@@ -162,14 +132,16 @@ def legend(
 
 def facts(result: Result) -> str:
   """Sizes and time in words."""
-  shown = result.prediction.labels.shape
+  shown, time = result.prediction.labels.shape, f'{result.seconds:.1f}{_SPACE}s'
+  if result.seconds < 1:
+    time = f'{1000 * result.seconds:.0f}{_SPACE}ms'
   size = _size(result.original)
   if shown != result.original:
     size += f'; it is large and was shrunk to {_size(shown)} first'
   return (
     f'<p class="facts"><strong>{escape(result.name)}</strong>: {size} pixels. '
     f'The network saw it at {_size(result.seen)}, padded to '
-    f'{_size(result.padded)}, for <strong>{_seconds(result.seconds)}</strong> '
+    f'{_size(result.padded)}, for <strong>{time}</strong> '
     f'on {escape(runtime.describe_devices())}.</p>'
   )
 
@@ -180,11 +152,4 @@ def problem(message: str) -> str:
 
 
 def _size(size: Shape) -> str:
-  # Width first, as cameras say it; the spaces do not break the line.
   return f'{size[1]}{_SPACE}\N{MULTIPLICATION SIGN}{_SPACE}{size[0]}'
-
-
-def _seconds(seconds: float) -> str:
-  if seconds < 1:
-    return f'{1000 * seconds:.0f}{_SPACE}ms'
-  return f'{seconds:.1f}{_SPACE}s'

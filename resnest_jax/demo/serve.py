@@ -26,32 +26,28 @@ from typing import Any
 from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser, add_source_flags
 
-# Padded heights and widths are multiples of this many pixels. Visitors wait for
-# each compilation, so the steps are coarser than in predict.py.
+# Of padded sizes; coarser than in predict.py, as visitors wait for compiling.
 BUCKET = 256
-# Height and width of the picture for which the network is compiled at the
-# start: 4:3, the shape of most photographs.
-FIRST_SIZE = (480, 640)
+FIRST_SIZE = (480, 640)  # 4:3, the shape of most photographs.
 
 
 def main() -> None:
   flags = make_parser().parse_args()
-  # Gradio is an optional dependency.
   if importlib.util.find_spec('gradio') is None:
     raise UserError(
       "the page needs the package gradio: pip install 'gradio>=6'."
     )
   port = free_port(flags.host, flags.port)
-  # Imported late: these take seconds, and a mistyped flag or a taken port
-  # should fail at once.
+  # Late: these take seconds, and wrong flags or a taken port fail at once.
   from resnest_jax import runtime
   from resnest_jax.inference.predictor import from_checkpoint
   from resnest_jax.prediction.sources import find_sources
 
   runtime.set_up()
-  # By default these signals skip every `finally`, and uploads would stay.
+  # By default these signals skip every `finally`, and uploads would stay. 128 +
+  # number is the shell's status of a process that a signal ended.
   for number in (signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, _end)
+    signal.signal(number, lambda number, _: sys.exit(128 + number))
   sources = find_sources(flags.examples) if flags.examples else []
   predictor = from_checkpoint(
     flags.weights, checkpoint=flags.checkpoint, batch_size=1, bucket=BUCKET
@@ -61,26 +57,13 @@ def main() -> None:
     # Gradio reads these when it is imported, which `serve` does.
     os.environ['GRADIO_TEMP_DIR'] = uploads
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
-    serve(predictor, flags.weights, examples, flags.host, port, flags.share)
+    serve(predictor, examples, port, flags)
 
 
 def serve(
-  predictor: Any,
-  name: str,
-  examples: Sequence[Path],
-  host: str,
-  port: int,
-  share: bool,
+  predictor: Any, examples: Sequence[Path], port: int, flags: argparse.Namespace
 ) -> None:
   """Compiles the network for a first size and serves until it is stopped.
-
-  Args:
-    predictor: a `Predictor`.
-    name: source of its weights.
-    examples: pictures to offer.
-    host: address to listen on.
-    port: from `free_port`.
-    share: whether to open a public address as well.
 
   Raises:
     UserError: the address cannot be opened or made public.
@@ -92,15 +75,14 @@ def serve(
   # Before the page opens, so that the first visitor does not wait.
   print('compiling the network (a minute or more at full size)', flush=True)
   predictor.predict(np.zeros((*FIRST_SIZE, 3), np.uint8))
-  blocks = page.make_page(predictor, Path(name).name, examples)
+  blocks = page.make_page(predictor, Path(flags.weights).name, examples)
   try:
     _, local, public = blocks.queue().launch(
-      server_name=host,
+      server_name=flags.host,
       server_port=port,
-      share=share,
+      share=flags.share,
       inline=False,
-      # Returns after the start, so that the addresses can be printed below.
-      prevent_thread_lock=True,
+      prevent_thread_lock=True,  # Returns after the start.
       quiet=True,
       ssr_mode=False,  # Server-side rendering needs Node.js.
       footer_links=[],
@@ -109,9 +91,9 @@ def serve(
     )
   # Another program may have taken the port while the network was compiled.
   except OSError as error:
-    raise _cannot_listen(host, port) from error
+    raise _cannot_listen(flags.host, port) from error
   try:
-    if share and not public:
+    if flags.share and not public:
       raise UserError(
         "Gradio's servers gave no public address; check the network. Without "
         '--share the page is for this machine.'
@@ -120,33 +102,20 @@ def serve(
       print(f'the page is at {address} (Ctrl-C ends it)', flush=True)
     threading.Event().wait()  # The server has its own thread.
   finally:
-    # The process ends anyway; an error here would hide the one that ended it.
+    # An error here would hide the one that ended the process.
     with contextlib.suppress(Exception):
       blocks.close(verbose=False)
 
 
-def _end(number: int, _: Any) -> None:
-  # As on Ctrl-C, the temporary folder is left and deleted. 128 + number is the
-  # shell's status of a process that a signal ended.
-  sys.exit(128 + number)
-
-
 def free_port(host: str, port: int) -> int:
-  """The port if it is free, or any free one for 0.
-
-  Raises:
-    UserError: the port is taken or reserved, or `host` is not an address of
-      this machine.
-  """
+  """The port, or any free one for 0; `UserError` if it cannot be opened."""
   if not 0 <= port <= 65535:
     raise UserError(
       f'--port is {port}; give 1 to 65535, or 0 for any free one.'
     )
   try:
-    family, kind, protocol, _, address = socket.getaddrinfo(
-      host, port, type=socket.SOCK_STREAM
-    )[0]
-    with socket.socket(family, kind, protocol) as trial:
+    *kind, _, address = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)[0]
+    with socket.socket(*kind) as trial:
       # Connections of a page that has just ended do not block its port.
       trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       trial.bind(address)

@@ -8,6 +8,7 @@ As in mIoU, pixels are summed over all images before the division.
 
 import collections
 import dataclasses
+import functools
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
@@ -15,7 +16,7 @@ import numpy as np
 
 from resnest_jax.distributed import messages
 from resnest_jax.evaluation.evaluate import ImageResult
-from resnest_jax.evaluation.metrics import nanmean, ratio
+from resnest_jax.evaluation.metrics import check_shapes, nanmean, ratio
 from resnest_jax.labels import IGNORE
 from resnest_jax.threads import thread_count
 
@@ -47,10 +48,9 @@ def boundary(
   away, in rows and in columns.
   """
   d = boundary_width(*label_map.shape, dilation_ratio)
-  # The authors erode the mask of each class. Here the label map is eroded once
-  # and dilated once, so that the time does not depend on the number of classes:
-  # the (2d + 1)-square around a pixel holds a single class if and only if the
-  # smallest and the largest label in it are equal.
+  # The authors erode the mask of each class. This takes the same time for any
+  # number of classes: the (2d + 1)-square around a pixel holds a single class
+  # if and only if the smallest and the largest label in it are equal.
   square = np.ones((3, 3), np.uint8)
   smallest = cv2.erode(label_map, square, iterations=d)
   largest = cv2.dilate(label_map, square, iterations=d)
@@ -79,23 +79,17 @@ def boundary_counts(
   Returns:
     int64 (2, C): pixels on both boundaries of a class, and on either.
   """
-  if prediction.shape != label.shape:
-    raise ValueError(
-      f'prediction {prediction.shape} and label {label.shape} differ in shape'
-    )
-  # Ignored pixels belong to no mask, so that the edge of an ignored region is
-  # an outline in both maps.
+  check_shapes(prediction, label)
+  # The edge of an ignored region is an outline in both maps.
   prediction = np.where(label == IGNORE, np.uint8(IGNORE), prediction)
   # Label maps of the boundaries, with 255 off them.
   theirs, ours = (
     np.where(boundary(x, dilation_ratio), x, np.uint8(IGNORE))
     for x in (label, prediction)
   )
-  both = theirs[theirs == ours]
-  # Slicing drops the bin of 255.
   both, theirs, ours = (
     np.bincount(x.ravel(), minlength=IGNORE + 1)[:num_classes]
-    for x in (both, theirs, ours)
+    for x in (theirs[theirs == ours], theirs, ours)
   )
   return np.stack([both, theirs + ours - both]).astype(np.int64)
 
@@ -116,37 +110,32 @@ class BoundaryIoU:
   ):
     self.dilation_ratio = dilation_ratio
     self.counts = np.zeros((2, num_classes), np.int64)
+    self._count = functools.partial(
+      boundary_counts, num_classes=num_classes, dilation_ratio=dilation_ratio
+    )
     self._threads = thread_count(threads)
     self._pool = ThreadPoolExecutor(self._threads)
     self._waiting: collections.deque[Future] = collections.deque()
 
   def add(self, image: ImageResult) -> None:
     """Counts an image, in another thread: its arrays must not change."""
-    # A waiting image keeps the arrays of its whole batch alive. Blocking here
-    # bounds memory when the threads are slower than the device.
-    while len(self._waiting) > 2 * self._threads:
+    # Bounds memory: a waiting image keeps the arrays of its whole batch alive.
+    self._collect(2 * self._threads)
+    counting = self._pool.submit(self._count, image.prediction, image.label)
+    self._waiting.append(counting)
+
+  def _collect(self, most_waiting: int) -> None:
+    while len(self._waiting) > most_waiting:
       self.counts += self._waiting.popleft().result()
-    num_classes = self.counts.shape[1]
-    self._waiting.append(
-      self._pool.submit(
-        boundary_counts,
-        image.prediction,
-        image.label,
-        num_classes,
-        self.dilation_ratio,
-      )
-    )
 
   def total(self) -> np.ndarray:
     """The counts of all images so far, int64 (2, C)."""
-    while self._waiting:
-      self.counts += self._waiting.popleft().result()
+    self._collect(0)
     return self.counts
 
   def gather(self) -> None:
     """Adds up the counts of all hosts; all of them have to call it."""
-    # `total` runs inside, so that an error in a counting thread reaches the
-    # other hosts instead of leaving them waiting.
+    # `total` runs inside `gather`: a thread's error reaches the other hosts.
     self.counts = sum(messages.gather(self.total))
 
   def scores(self) -> BoundaryScores:
@@ -158,5 +147,4 @@ class BoundaryIoU:
     return self
 
   def __exit__(self, *_) -> None:
-    # After an error nobody asks for the images that still wait.
     self._pool.shutdown(cancel_futures=True)

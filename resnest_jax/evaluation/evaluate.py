@@ -28,18 +28,14 @@ from resnest_jax.labels import IGNORE
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.progress import compile_notice, evaluation_progress
 
-# The remedy in the error of a device that is out of memory.
-SMALLER = (
-  'Set eval.batch_size or eval.bucket lower, model.dtype to bfloat16, or use '
-  'more devices; docs/memory.md.'
-)
+Waiting = Callable[[BatchIterator], contextlib.AbstractContextManager]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageResult:
   index: int  # Position in the split.
   name: str
-  # Views of a batch, at the original size. Copy what has to outlast the batch.
+  # Views of a batch, at the original size: copy what has to outlast it.
   prediction: np.ndarray | None  # uint8 (H, W), classes.
   label: np.ndarray  # uint8 (H, W), classes or 255.
   confusion: np.ndarray  # int64 (C, C), rows = ground truth.
@@ -53,8 +49,7 @@ class Evaluation:
   scores: metrics.Scores
   num_images: int
   seconds: float  # Wall time, compilation included.
-  # int64 (num_images, 2, C): intersection and union of each image, by position
-  # in the split.
+  # int64 (num_images, 2, C): each image's intersection and union.
   image_counts: np.ndarray
   # Position in the split -> uint8 (H, W), for the images that are kept.
   predictions: Mapping[int, np.ndarray] = dataclasses.field(
@@ -94,30 +89,23 @@ class Evaluator:
     """
     self._config, self._split, self._watchers = config, split, watchers
     self._protocol = protocol
-    # The hosts' batches differ in shape and number, so that no program may span
-    # the devices of several hosts.
+    # Hosts' batches differ in shape and number: no program may span hosts.
     self._mesh = sharding.local_mesh()
-    self.batch_size = sharding.divisible_batch_size(
-      config.eval.batch_size, self._mesh
-    )
+    wanted = config.eval.batch_size
+    self.batch_size = sharding.divisible_batch_size(wanted, self._mesh)
     self._kept = drawing.spread(len(split), keep)
-    self._notice: Callable[[int, int], None] = lambda height, width: None
     self._step = make_eval_step(
       model,
       len(split.labels.classes),
       protocol=protocol,
       mesh=self._mesh,
       dtype=at_least_float32(config.model.dtype),
-      # Looked up late: the notice belongs to the progress bar of each call.
+      # Looked up late: each call has a progress bar of its own.
       on_compile=lambda height, width: self._notice(height, width),
     )
 
   def __call__(
-    self,
-    variables: Any,
-    waiting: Callable[[BatchIterator], contextlib.AbstractContextManager] = (
-      contextlib.nullcontext
-    ),
+    self, variables: Any, waiting: Waiting = contextlib.nullcontext
   ) -> Evaluation:
     """Evaluates one set of weights; every host has to call it.
 
@@ -128,7 +116,7 @@ class Evaluator:
     Raises:
       UserError: data cannot be used, or the device has too little memory.
     """
-    classes, predictions = self._split.labels.classes, {}
+    predictions = {}
 
     def look(image: ImageResult) -> None:
       if image.index in self._kept:
@@ -150,14 +138,17 @@ class Evaluator:
       waiting(batches),
       contextlib.closing(batches),  # Ends the reading threads.
       evaluation_progress(quiet=not messages.is_first()) as progress,
-      enough_memory(SMALLER),
+      enough_memory(
+        'Set eval.batch_size or eval.bucket lower, model.dtype to bfloat16, or '
+        'use more devices; docs/memory.md.'
+      ),
     ):
       self._notice = compile_notice(progress)
       evaluation = evaluate(
         self._step,
         sharding.place_locally(variables, self._mesh),
         batches,
-        classes,
+        self._split.labels.classes,
         len(self._split),
         progress=progress,
         # None leaves the label maps on the device, as nobody looks at them.
@@ -167,47 +158,38 @@ class Evaluator:
     # All hosts have the same watchers, so that their exchanges match.
     for watcher in self._watchers:
       watcher.gather()
-    everywhere = messages.gather(lambda: predictions)
-    return dataclasses.replace(
-      evaluation, predictions=dict(collections.ChainMap(*everywhere))
-    )
+    kept = dict(collections.ChainMap(*messages.gather(lambda: predictions)))
+    return dataclasses.replace(evaluation, predictions=kept)
 
 
 def image_results(
-  eval_step: EvalStep,
-  variables: Any,
-  batches: Iterable[Batch],
-  with_predictions: bool = True,
+  eval_step: EvalStep, variables: Any, batches: Iterable[Batch], with_maps: bool
 ) -> Iterator[ImageResult]:
   """Yields each image's result, in the order of the batches."""
 
   def results(batch, maps, counts):
-    # Waits for the device. The counts of an image fit in int32, their sums over
-    # a split may not.
+    # Waits for the device. Sums over a split may not fit in int32.
     counts = np.asarray(counts).astype(np.int64)
-    maps = np.asarray(maps) if with_predictions else None
+    maps = np.asarray(maps) if with_maps else None
     for slot, index in enumerate(batch['index']):
       if index < 0:  # An empty slot.
         continue
       _check_counts(counts[slot], batch, slot)
       height, width = batch['label_size'][slot]
-      prediction = maps[slot, :height, :width] if with_predictions else None
+      prediction = maps[slot, :height, :width] if with_maps else None
       label = batch['label'][slot, :height, :width]
       yield ImageResult(
         int(index), batch['name'][slot], prediction, label, counts[slot]
       )
 
-  # JAX dispatches a step and returns at once. Each batch is dispatched before
-  # the results of the previous one are awaited, so that the device computes
-  # while the host looks at images and reads the next batch.
+  # A batch is dispatched before the results of the previous one are awaited:
+  # the device computes meanwhile. None makes room for the last results.
   pending = None
-  for batch in batches:
-    outputs = eval_step(variables, batch)
-    if pending is not None:
+  for batch in itertools.chain(batches, [None]):
+    started = batch and (batch, *eval_step(variables, batch))
+    if pending:
       yield from results(*pending)
-    pending = (batch, *outputs)
-  if pending is not None:
-    yield from results(*pending)
+    pending = started
 
 
 def evaluate(
@@ -226,11 +208,10 @@ def evaluate(
   Args:
     eval_step: from `make_eval_step`.
     variables: `params` and `batch_stats`, on the step's devices.
-    batches: this process' share of the images, which may be none; empty slots
-      have index -1.
+    batches: this process' share, maybe none; empty slots have index -1.
     class_names: C names.
     num_images: images in the split, over all processes.
-    progress: a running display that gets a task 'evaluate'.
+    progress: gets a task 'evaluate'.
     on_image: called for every image of this process.
     fscore_beta: see `metrics.scores`.
 
@@ -245,25 +226,21 @@ def evaluate(
   def count_mine():
     confusion = np.zeros((len(class_names), len(class_names)), np.int64)
     counted = []
-    for result in image_results(
-      eval_step, variables, batches, with_predictions=on_image is not None
-    ):
+    for result in image_results(eval_step, variables, batches, bool(on_image)):
       counts = metrics.intersection_and_union(result.confusion)
       counted.append((result.index, result.name, counts))
       confusion += result.confusion
-      if on_image is not None:
+      if on_image:
         on_image(result)
       if progress:
         progress.advance(task)
     return confusion, counted
 
-  # A host that fails in here tells the others, so that they do not wait for it.
+  # A host that fails in here tells the others.
   parts = messages.gather(count_mine)
   confusion = sum(part for part, _ in parts)
   seen = {}
-  for index, name, counts in itertools.chain(
-    *(counted for _, counted in parts)
-  ):
+  for index, name, counts in (each for _, mine in parts for each in mine):
     if index in seen:
       raise RuntimeError(f'image {index} ({name}) came twice')
     seen[index] = counts
@@ -283,8 +260,8 @@ def evaluate(
 
 
 def _check_counts(counts: np.ndarray, batch: Batch, slot: int) -> None:
-  # `count_confusion` drops labels that are not a class. This reports them, so
-  # that labels of another data set do not pass as ignored pixels.
+  # `count_confusion` drops labels that are no class: those of another data set
+  # would pass as ignored pixels.
   label = batch['label'][slot]
   labelled = np.count_nonzero(label != IGNORE)
   if counts.sum() != labelled:

@@ -60,7 +60,6 @@ def evaluate_split(
   Raises:
     UserError: data or weights cannot be used, or `out` holds something else.
   """
-  # The data, the network and the weights. Nothing is written yet.
   console = rich.console.Console(quiet=not messages.is_first())
   split_name = split_name or config.data.eval_split
   split = open_data(config.data, split_name)
@@ -78,35 +77,29 @@ def evaluate_split(
   if out is None:
     named = '' if protocol.name == 'whole' else f'-{protocol.name}'
     out = workdir / 'eval' / f'{found["step"]}-{split_name}{named}'
-  # `out` may hold something else, which is refused before hours of work. Only
-  # the first process looks; the others get its answer, or its error.
+  # Before hours of work; only the first process looks, all get its error.
   replaced = messages.gather(
     lambda: messages.is_first() and previous_pictures(out, result)
   )[0]
 
-  # Every image once.
   ranked = RankedImages(config.eval.report_images)
   with contextlib.ExitStack() as at_exit:
     boundary = config.eval.boundary_iou and at_exit.enter_context(
       BoundaryIoU(len(split.labels.classes))
     )
-    watchers = [boundary] if boundary else []
-    # Without watchers and overlays label maps stay on the devices.
-    if ranked.number:
-      watchers.append(ranked)
     evaluator = Evaluator(
       config,
       model,
       split,
       protocol=protocol,
       keep=config.eval.overlays,
-      watchers=watchers,
+      # Without watchers and overlays label maps stay on the devices.
+      watchers=[x for x in (boundary, ranked.number and ranked) if x],
     )
     evaluation = evaluator(variables)
     # Before the exit above cancels the threads that still count.
     outlines = boundary.scores() if boundary else None
 
-  # The results, on the console and in files.
   if not messages.is_first():
     return
   interval = miou_interval(evaluation.image_counts)
@@ -129,8 +122,7 @@ def load_network(
   console: rich.console.Console,
 ) -> tuple[Any, Any, dict[str, Any]]:
   """The `Segmentor`, its variables, and their origin for metrics.json."""
-  # For a run the configuration describes the network, so that a flag that does
-  # not fit the checkpoint is an error. Other weights describe it themselves.
+  # For a run, so that a flag that does not fit the checkpoint is an error.
   model, variables, loaded = load_segmentor(
     weights or workdir,
     checkpoint,
@@ -144,8 +136,7 @@ def load_network(
       f'{config.model.num_classes}; choose the --config of its data set.'
     )
   step = provenance.get('step')
-  # Only runs have a step. Weights of other origin may spell the classes in
-  # another way, so that only their number is compared.
+  # Of a run: other weights may spell the classes in another way.
   if step is not None:
     check_classes({'classes': loaded.classes}, classes)
   if not weights:
@@ -156,8 +147,9 @@ def load_network(
       f'{theirs["head"]} on {title_of(theirs)}, dilation rule '
       f'{theirs["dilation_rule"]}, from {weights}'
     )
-    keys = [key for key in ('file', 'sha256', 'step') if key in provenance]
-    found = {'checkpoint': weights, **{key: provenance[key] for key in keys}}
+    known = ('file', 'sha256', 'step')
+    found = {'checkpoint': weights}
+    found |= {key: provenance[key] for key in known if key in provenance}
   console.print(about, highlight=False)
   return model, variables, found | {'model': theirs}
 
@@ -173,7 +165,7 @@ def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
   try:
     old = json.loads((out / 'metrics.json').read_text('utf-8'))
     before = flatten({key: old[key] for key in result})
-    # Early versions wrote no report, so this one may be anybody's file.
+    # Early versions wrote no report: this one may be anybody's file.
     foreign = old.get('report') != page.NAME and (out / page.NAME).exists()
   except (OSError, ValueError, KeyError, TypeError):
     raise UserError(
@@ -187,8 +179,7 @@ def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
       f'{key}: {before[key]} there, {now[key]} now'
       for key in sorted(before.keys() & now.keys())
       if before[key] != now[key]
-    ]
-    others = others or sorted(before.keys() ^ now.keys())
+    ] or sorted(before.keys() ^ now.keys())
     raise UserError(
       f'{out} holds the result of another evaluation ({listed(others, 3)}); '
       'nothing was evaluated. Give another --out, or remove it.'
@@ -220,16 +211,13 @@ def summarize(
     }
     for i, name in enumerate(classes)
   ]
+  means = {key: number(getattr(scores, f'm{key}')) for key in metrics.PER_CLASS}
   return {
     'images': evaluation.num_images,
     **{key: number(value) for key, value in scores.summary().items()},
-    'mIoU_interval': {
-      **dataclasses.asdict(interval),
-      **{key: number(getattr(interval, key)) for key in ('low', 'high')},
-    },
-    'mean': {
-      key: number(getattr(scores, f'm{key}')) for key in metrics.PER_CLASS
-    },
+    'mIoU_interval': dataclasses.asdict(interval)
+    | {'low': number(interval.low), 'high': number(interval.high)},
+    'mean': means,
     'fscore_beta': config.eval.fscore_beta,
     'boundary': outlines
     and {
@@ -273,7 +261,7 @@ def print_table(
   for column in (*columns, 'pixels'):
     table.add_column(column, justify='right')
   for i, name in enumerate(classes):
-    # Up to 150 rows: those without a score would bury the others.
+    # Of up to 150 rows those without a score would bury the others.
     if not math.isnan(scores.IoU[i]):
       table.add_row(
         name,
@@ -294,11 +282,9 @@ def print_table(
       f'{listed(scores.absent, 8)}',
       highlight=False,
     )
-  summary = '  '.join(
-    f'{key} {percent(value)}' for key, value in scores.summary().items()
-  )
+  summary = (f'{key} {percent(x)}' for key, x in scores.summary().items())
   speed = evaluation.num_images / evaluation.seconds
-  console.print(f'[bold]{summary}[/bold]')
+  console.print(f'[bold]{"  ".join(summary)}[/bold]')
   console.print(
     f'mIoU of other images like these: {percent(interval.low)} to '
     f'{percent(interval.high)} ({interval.level:.0%} of '
@@ -322,29 +308,19 @@ def write_results(
   labels, predictions = split.labels, evaluation.predictions
   names = [split[index]['name'] for index in sorted(predictions)]
   result['overlays'] = [f'overlays/{name}.png' for name in names]
-  pictures = report_images.make_pictures(
-    ranked, split, labels.classes, labels.palette
-  )
+  pictures = report_images.make_pictures(ranked, split, labels)
   result['report'] = page.NAME
   result['report_images'] = {
     kind: [{'name': x.name, 'mIoU': x.score} for x in shown]
     for kind, shown in pictures.items()
   }
-  # metrics.json comes first: if the process is killed below, it names the files
-  # that the next evaluation may replace.
+  # First: if killed below, the next evaluation may replace what this names.
   write_json(out / 'metrics.json', result)
   for path in replaced:
     path.unlink(missing_ok=True)
   if predictions:
     draw(out, split, predictions)
-  page.write(
-    out / page.NAME,
-    result,
-    evaluation.confusion,
-    evaluation.image_counts,
-    pictures,
-    labels.palette,
-  )
+  page.write(out / page.NAME, result, evaluation, pictures, labels.palette)
 
 
 def draw(out: Path, split: Any, predictions: Mapping[int, np.ndarray]) -> None:
@@ -352,7 +328,7 @@ def draw(out: Path, split: Any, predictions: Mapping[int, np.ndarray]) -> None:
   sheet = []
   for sample, prediction, panel in drawing.panels(split, predictions):
     picture = drawing.overlay(sample['image'], prediction, split.labels.palette)
-    # Small pictures are enlarged, by whole factors, so that no colour blends.
+    # By whole factors, so that no colour blends.
     factor = max(400 // max(picture.shape), 1)
     picture = picture.repeat(factor, 0).repeat(factor, 1)
     path = out / 'overlays' / f'{sample["name"]}.png'

@@ -1,9 +1,9 @@
 """Scores of a segmentation, from a confusion matrix of int64 counts (NumPy).
 
-Rows are the ground truth, columns the prediction; scores are fractions. The
-definitions are those of mmsegmentation's `IoUMetric`: a class that is predicted
-but absent from the ground truth has IoU 0 and takes part in the mean; a class
-that is in neither is NaN and does not.
+Rows are the ground truth, columns the prediction; scores are fractions. Names
+and definitions are those of mmsegmentation's `IoUMetric`: a class that is
+predicted but absent from the ground truth has IoU 0 and takes part in the mean;
+a class that is in neither is NaN and does not.
 """
 
 import dataclasses
@@ -18,11 +18,10 @@ from resnest_jax.labels import IGNORE
 class Scores:
   """Per-class scores, float64 (C,), NaN where undefined, and their means."""
 
-  # The names are mmsegmentation's.
   IoU: np.ndarray
   Acc: np.ndarray  # Equal to Recall.
-  # With beta 1 these two are the same number, except where precision and recall
-  # are both 0: Dice is then 0, and Fscore, their harmonic mean, is NaN.
+  # With beta 1 these two differ only where precision and recall are both 0:
+  # Dice is then 0, and Fscore, their harmonic mean, is NaN.
   Dice: np.ndarray
   Fscore: np.ndarray
   Precision: np.ndarray
@@ -56,18 +55,16 @@ def confusion_matrix(
   Args:
     prediction: integers in [0, num_classes), of any shape; not read where the
       label is ignored.
-    label: integers of the same shape, in [0, num_classes) or `ignore`.
+    label: integers of the same shape, in [0, num_classes) or `ignore`, which
+      is not counted.
     num_classes: C.
-    ignore: label of pixels that are not counted.
+    ignore: see `label`.
 
   Raises:
     ValueError: shapes differ, or a value is out of range.
   """
   prediction, label = np.asarray(prediction), np.asarray(label)
-  if prediction.shape != label.shape:
-    raise ValueError(
-      f'prediction {prediction.shape} and label {label.shape} differ in shape'
-    )
+  check_shapes(prediction, label)
   counted = label != ignore
   # Wide enough for row * C + column: uint8 would wrap beyond 16 classes.
   rows = label[counted].astype(np.int64)
@@ -83,12 +80,16 @@ def confusion_matrix(
   return counts.astype(np.int64).reshape(num_classes, num_classes)
 
 
-def intersection_and_union(confusion: np.ndarray) -> np.ndarray:
-  """Numerators and denominators of IoU, int64 (..., 2, C).
+def check_shapes(prediction: np.ndarray, label: np.ndarray) -> None:
+  """Raises `ValueError` if the two differ in shape."""
+  if prediction.shape != label.shape:
+    raise ValueError(
+      f'prediction {prediction.shape} and label {label.shape} differ in shape'
+    )
 
-  Args:
-    confusion: (..., C, C) integer counts.
-  """
+
+def intersection_and_union(confusion: np.ndarray) -> np.ndarray:
+  """Numerators and denominators of IoU: (..., C, C) -> int64 (..., 2, C)."""
   confusion = np.asarray(confusion, np.int64)
   right = np.diagonal(confusion, axis1=-2, axis2=-1)
   union = confusion.sum(-1) + confusion.sum(-2) - right
@@ -117,7 +118,7 @@ def scores(
       f'{confusion.shape} {confusion.dtype}'
     )
   if class_names is None:
-    class_names = [str(i) for i in range(num_classes)]
+    class_names = list(map(str, range(num_classes)))
   if len(class_names) != num_classes:
     raise ValueError(
       f'{len(class_names)} class names for {num_classes} classes'
@@ -141,11 +142,7 @@ def scores(
     **{f'm{name}': nanmean(values) for name, values in per_class.items()},
     aAcc=float(ratio(right.sum(), confusion.sum())),
     num_averaged=int(np.count_nonzero(~np.isnan(per_class['IoU']))),
-    absent=tuple(
-      name
-      for name, count in zip(class_names, labelled, strict=True)
-      if count == 0
-    ),
+    absent=tuple(class_names[i] for i in np.flatnonzero(labelled == 0)),
   )
 
 
@@ -165,7 +162,6 @@ def nanmean(values: np.ndarray) -> float:
 def own_score(counts: np.ndarray) -> float:
   """mIoU of one image, over the classes in its labels or its prediction.
 
-  Args:
-    counts: int64 (2, C), see `intersection_and_union`; NaN if all are 0.
+  Of its `intersection_and_union`; NaN if all are 0.
   """
   return nanmean(ratio(*counts))

@@ -2,8 +2,8 @@
 
 import bisect
 import dataclasses
-import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,18 +19,11 @@ class ScoredImage:
   index: int  # Position in the split; breaks ties between equal scores.
   prediction: np.ndarray  # uint8 (H, W), classes.
 
-  @property
-  def rank(self) -> tuple[float, int]:
-    # Indices differ, so this is a strict order: the images that are kept do not
-    # depend on batch sizes, bucketing or the number of hosts.
-    return self.score, self.index
-
 
 class RankedImages:
   """Keeps the `number` worst and the `number` best of all images added.
 
-  It holds at most twice `number` predictions. The order in which images are
-  added does not matter.
+  The order in which images are added does not matter.
   """
 
   def __init__(self, number: int):
@@ -47,25 +40,23 @@ class RankedImages:
     if not self.number or math.isnan(score):
       return
     full = len(self._kept) == 2 * self.number
-    place = bisect.bisect(self._kept, (score, index), key=lambda x: x.rank)
+    rank = operator.attrgetter('score', 'index')
+    place = bisect.bisect(self._kept, (score, index), key=rank)
     # It would be the middle one, which is dropped below: do not copy it.
     if full and place == self.number:
       return
     # A copy, because the prediction is a view that keeps its batch alive.
     image = ScoredImage(float(score), index, prediction.copy())
     self._kept.insert(place, image)
-    # The middle one of 2 * number + 1 is neither among the `number` worst nor
-    # among the `number` best, now or after any further image.
+    # Of 2 * number + 1 images the middle one can never be needed again.
     if full:
       del self._kept[self.number]
 
   @classmethod
   def joined(cls, parts: Sequence['RankedImages']) -> 'RankedImages':
-    """The worst and the best images of parts of a split."""
-    # A part drops an image only if it has `number` worse and `number` better
-    # ones, so none is missing here.
+    """The worst and best images of a split; its parts have dropped none."""
     whole = cls(parts[0].number)
-    for image in itertools.chain(*(part._kept for part in parts)):
+    for image in (image for part in parts for image in part._kept):
       whole.rank(image.index, image.score, image.prediction)
     return whole
 

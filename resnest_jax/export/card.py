@@ -16,10 +16,10 @@ pipeline_tag: image-segmentation
 tags: [jax, resnest, semantic-segmentation]
 ---
 """
-# How to run each format. `model_card` fills in file name, size and outputs, so
-# braces of the code are doubled. The code of StableHLO and ONNX must not need
-# this project; PIL's resize and EXIF rotation stand in for its own.
-STABLEHLO = """\
+# How to run each format, with fields that `model_card` fills in. The code of
+# StableHLO and ONNX must not need this project.
+HOW_TO_RUN = {
+  'stablehlo': """\
 With `pip install jax flatbuffers numpy pillow`; this project is not needed.
 It runs on CPU, CUDA and TPU:
 
@@ -31,11 +31,11 @@ from PIL import Image, ImageOps
 with open('{file}', 'rb') as file:
   program = jax.jit(export.deserialize(bytearray(file.read())).call)
 image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
-image = image.resize(({width}, {height}))
-{outputs} = program(np.asarray(image)[None])  # uint8 (1, {height}, {width})
+image = image.resize(({size[1]}, {size[0]}))
+{outputs} = program(np.asarray(image)[None])  # uint8 (1, {size[0]}, {size[1]})
 ```
-"""
-ONNX = """\
+""",
+  'onnx': """\
 With `pip install onnxruntime numpy pillow`:
 
 ```python
@@ -45,11 +45,11 @@ from PIL import Image, ImageOps
 providers = onnxruntime.get_available_providers()
 session = onnxruntime.InferenceSession('{file}', providers=providers)
 image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
-image = image.resize(({width}, {height}))
+image = image.resize(({size[1]}, {size[0]}))
 {outputs} = session.run(None, {{'images': np.asarray(image)[None]}})
 ```
-"""
-WEIGHTS = """\
+""",
+  'safetensors': """\
 With resnest-jax, which resizes pictures as in training and gives label maps of
 their own size, from this folder:
 
@@ -59,8 +59,8 @@ import resnest_jax as rj
 model = rj.from_checkpoint('.')
 labels = model.predict('street.jpg').labels  # uint8 (H, W)
 ```
-"""
-MMSEG = """\
+""",
+  'mmseg': """\
 With mmsegmentation and its configuration of the same network (`model.pth` has
 the class names and colours in its meta):
 
@@ -70,18 +70,16 @@ from mmseg.apis import inference_model, init_model
 model = init_model('CONFIG.py', 'model.pth')
 labels = inference_model(model, 'street.jpg').pred_sem_seg.data
 ```
-"""
+""",
+}
 
 
 class Export(NamedTuple):
   """A written file that agrees with its checkpoint.
 
-  file: its name.
-  format: one of `FORMATS`.
   size: (height, width) of its pictures in pixels; None: any (weights).
   agreement: share of pixels with the checkpoint's class, 0 to 1.
-  pictures: how many were compared.
-  drawn: whether these were drawn scenes.
+  drawn: whether the pictures compared were drawn scenes.
   probabilities: whether they are an output; None: weights, or not known.
   written: the JAX that wrote StableHLO; None for other formats.
   """
@@ -97,24 +95,19 @@ class Export(NamedTuple):
 
   def entry(self) -> dict[str, Any]:
     """Its entry in `about.json`."""
-    # _asdict leaves the nested tuple alone, which JSON would make a list.
-    written = self.written and self.written._asdict()
-    return self._asdict() | {'written': written}
+    # _asdict leaves the nested tuple alone.
+    return self._asdict() | {'written': self.written and self.written._asdict()}
 
   @classmethod
   def of(cls, entry: Mapping[str, Any]) -> 'Export':
     """The inverse of `entry`. Older entries lack the last three fields."""
-    # JSON has made lists of the tuples.
     size, written = entry['size'], entry.get('written')
     return cls(**entry)._replace(
       size=size and tuple(size), written=written and Written(**written)
     )
 
 
-def model_card(
-  about: Mapping[str, Any],
-  exports: Sequence[Export],
-) -> str:
+def model_card(about: Mapping[str, Any], exports: Sequence[Export]) -> str:
   """Returns README.md for the content of `about.json` and the exports."""
   config, classes = about['model'], about['classes']
   probabilities = any(each.probabilities for each in exports)
@@ -131,14 +124,15 @@ def model_card(
     '## Input and output\n',
     _interface(about, probabilities),
   ]
-  for text, first in _how_to_run(exports):
-    height, width = first.size or (0, 0)
-    outputs = 'labels, probabilities' if probabilities else '(labels,)'
-    filled = text.format(
-      file=first.file, height=height, width=width, outputs=outputs
-    )
+  # One section a format: files of several sizes run alike.
+  firsts: dict[str, Export] = {}
+  for each in exports:
+    firsts.setdefault(each.format, each)
+  outputs = 'labels, probabilities' if probabilities else '(labels,)'
+  for name, first in firsts.items():
+    filled = HOW_TO_RUN[name].format(**first._asdict(), outputs=outputs)
     parts += [f'## Run {first.file}\n', filled]
-    if first.format == 'stablehlo':
+    if name == 'stablehlo':
       parts.append(_how_long(exports))
   parts += ['## Classes\n', _classes(classes, about['palette'])]
   parts += ['## Provenance\n', _provenance(about)]
@@ -151,9 +145,7 @@ def _table(exports: Sequence[Export]) -> str:
     '|---|---|---|---|---|',
   ]
   for each in exports:
-    size = 'any'
-    if each.size:
-      size = f'{each.size[0]} high, {each.size[1]} wide'
+    size = '{} high, {} wide'.format(*each.size) if each.size else 'any'
     lines.append(
       f'| {each.file} | {each.format} | {size} | {each.agreement:.4%} '
       f'| {plural(each.pictures, "drawn scene" if each.drawn else "picture")} |'
@@ -162,13 +154,10 @@ def _table(exports: Sequence[Export]) -> str:
 
 
 def _interface(about: Mapping[str, Any], probabilities: bool) -> str:
-  normalization = about['normalization']
-  more = ''
+  normalization, more, trained = about['normalization'], '', ''
   if probabilities:
     more = ' and `probabilities`, float32 (b, H, W, classes)'
-  scale = about['image_scale']
-  trained = ''
-  if scale:
+  if scale := about['image_scale']:
     trained = (
       f' In training pictures were fitted into {scale[0]} x {scale[1]} pixels '
       '(long and short edge, ratio kept) before scaling at random; sizes near '
@@ -186,40 +175,21 @@ def _interface(about: Mapping[str, Any], probabilities: bool) -> str:
 
 
 def _how_long(exports: Sequence[Export]) -> str:
-  lines = [
-    f'- {each.file}: {each.written.sentence()}\n'
-    for each in exports
-    if each.written
-  ]
+  said = [f'- {x.file}: {x.written.sentence()}\n' for x in exports if x.written]
   weights = 'the original weights, into a new folder'
   if any(each.format in ('safetensors', 'mmseg') for each in exports):
     weights = 'the weights in this folder: `resnest-jax export --renew .`'
   return (
     'JAX may refuse StableHLO that a much older or a newer release wrote.\n\n'
-    f'{"".join(lines)}\nThis project writes the files again by the JAX at '
+    f'{"".join(said)}\nThis project writes the files again by the JAX at '
     f'hand, from {weights} (in a clone, `python export.py`). Without it, use '
     'the release that wrote them.\n'
   )
 
 
-def _how_to_run(exports: Sequence[Export]) -> list[tuple[str, Export]]:
-  texts = {
-    'stablehlo': STABLEHLO,
-    'onnx': ONNX,
-    'safetensors': WEIGHTS,
-    'mmseg': MMSEG,
-  }
-  # One section a format: files of several sizes run alike.
-  firsts: dict[str, Export] = {}
-  for each in exports:
-    firsts.setdefault(each.format, each)
-  return [(texts[name], first) for name, first in firsts.items()]
-
-
 def _classes(classes: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
   lines = ['| label | class | colour |', '|---|---|---|']
   for label, (name, colour) in enumerate(zip(classes, palette, strict=True)):
-    # A bar would end the cell of the table.
     escaped = name.replace('|', '\\|')
     code = ''.join(f'{value:02x}' for value in colour)
     lines.append(f'| {label} | {escaped} | #{code} |')

@@ -13,13 +13,10 @@ from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import LabelSet
 from resnest_jax.text import listed
 
-# The share of pixels that must have the checkpoint's class. Rounding differs
-# between compilers, and pixels on the border of two classes may flip.
+# Of the pixels: compilers round differently, which flips classes at borders.
 MIN_AGREEMENT = 0.999
-# The largest accepted difference of a probability.
-MAX_DEVIATION = 0.01
-# Pictures at a time. `pictures.NUMBER` is a multiple of it, so that a program
-# is compiled for one batch size.
+MAX_DEVIATION = 0.01  # Of a probability.
+# Divides `pictures.NUMBER`: a program is compiled for one batch size.
 BATCH_SIZE = 4
 # The version that the tests use. It is installed without its dependencies,
 # because it forbids our orbax-checkpoint, from which it imports nothing.
@@ -31,12 +28,7 @@ Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
 class Reference:
-  """The checkpoint's predictions for pictures of one size.
-
-  Attributes:
-    images: uint8 (n, H, W, 3).
-    predictions: one `Prediction` an image.
-  """
+  """The checkpoint's `predictions` for `images`, uint8 (n, H, W, 3)."""
 
   def __init__(
     self,
@@ -50,18 +42,14 @@ class Reference:
     """Predicts the pictures, stretched to `size` (height, width)."""
     self.images = np.stack([fit(picture, size) for picture in pictures])
     # Exports do not resize. With this scale the predictor does not either.
-    protocol = Protocol(image_scale=(max(size), min(size)))
-    predictor = Predictor(model, variables, labels, protocol)
+    self._protocol = Protocol(image_scale=(max(size), min(size)))
+    predictor = Predictor(model, variables, labels, self._protocol)
     self.predictions: list[Prediction] = list(
       predictor.predict_frames(self.images, probabilities=probabilities)
     )
 
   def compare(self, name: str, run: Runner) -> float:
     """Returns the share of pixels to which an export gives the same class.
-
-    Args:
-      name: of the export, for the message.
-      run: the export, read back from its file.
 
     Raises:
       UserError: the share is below `MIN_AGREEMENT`, or a probability is off by
@@ -93,9 +81,7 @@ class Reference:
     self, model: Any, variables: Mapping[str, Any], labels: LabelSet
   ) -> Runner:
     """Runs another model by the `Predictor`, for pictures of this size."""
-    height, width = self.images.shape[1:3]
-    protocol = Protocol(image_scale=(max(height, width), min(height, width)))
-    predictor = Predictor(model, variables, labels, protocol)
+    predictor = Predictor(model, variables, labels, self._protocol)
 
     def run(images: np.ndarray) -> list[np.ndarray]:
       found = predictor.predict_frames(images)
@@ -108,16 +94,18 @@ def check_same_bits(
   name: str, found: Mapping[str, Any], expected: Mapping[str, Any]
 ) -> None:
   """Raises `UserError` if two trees of variables differ in any bit."""
+
   # Bytes rather than values: -0.0 equals 0.0, and NaN does not equal itself.
+  def bits(leaf: Any) -> tuple:
+    return leaf.dtype, leaf.shape, np.asarray(leaf).tobytes()
+
   found, expected = flatten_dict(found), flatten_dict(expected)
   differing = [
     '/'.join(path)
     for path in found.keys() | expected.keys()
     if path not in found
     or path not in expected
-    or found[path].dtype != expected[path].dtype
-    or found[path].shape != expected[path].shape
-    or np.asarray(found[path]).tobytes() != np.asarray(expected[path]).tobytes()
+    or bits(found[path]) != bits(expected[path])
   ]
   if differing:
     raise UserError(

@@ -25,17 +25,12 @@ from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import IGNORE, LabelSet
 from resnest_jax.models import implementations
 from resnest_jax.text import plural
-from resnest_jax.weights.files import (
-  ABOUT,
-  check_torch,
-  write_weights,
-)
+from resnest_jax.weights.files import ABOUT, check_torch, write_weights
 from resnest_jax.weights.pretrained import Weights, load_segmentor
 from resnest_jax.weights.state_dict import export_state_dict
 
 FORMATS = ('stablehlo', 'onnx', 'safetensors', 'mmseg')
 PROGRAMS = ('stablehlo', 'onnx')
-# Optional packages of a format, and how to install them.
 NEEDS = {
   'stablehlo': (('flatbuffers',), 'pip install flatbuffers'),
   'onnx': (
@@ -46,8 +41,7 @@ NEEDS = {
 # The formats of weights -> their kind in `export_state_dict`.
 KINDS = {'safetensors': 'ours', 'mmseg': 'mmseg'}
 CARD = 'README.md'
-# Pixels of an edge.
-SHORTEST, LONGEST = 32, 8192
+SHORTEST, LONGEST = 32, 8192  # Pixels of an edge.
 
 Say = Callable[[str], None]
 
@@ -77,26 +71,30 @@ def export_model(
     source: of the weights; see `load_weights`.
     out: a new folder, or an empty one. It appears once all files have passed.
     formats: of `FORMATS`.
-    sizes: (height, width) in pixels, for each of which StableHLO and ONNX get a
-      file; empty: the crop of the training.
+    sizes: (height, width) in pixels, each of which gets its StableHLO and ONNX;
+      empty: the crop of the training.
     probabilities: whether StableHLO and ONNX output all classes' probabilities.
     checkpoint: of a training: 'latest', 'best' or a step.
     pictures: to compare on; see `gather_pictures`.
-    say: is called with a line for every file.
 
   Raises:
     UserError: an argument cannot be used, a package is missing, or an export
       disagrees with the checkpoint. Nothing is left behind.
   """
   out = Path(out)
-  # Everything that can fail without the weights is checked before they are
-  # loaded, which may mean a download.
+  # All that can fail without the weights comes before their download.
   check_new(out)
   formats = [name for name in FORMATS if name in formats]
   programs = set(formats) & set(PROGRAMS)
-  _check_options(formats, sizes, probabilities)
+  check_packages(formats)
+  check_sizes(sizes)
+  if probabilities and not programs:
+    raise UserError(
+      'probabilities are an output of StableHLO and ONNX, and neither is among '
+      'the formats: add one, or leave --probabilities out.'
+    )
   seen = gather_pictures(pictures)
-  _, stored, weights = load_segmentor(source, checkpoint)
+  _, _, weights = load_segmentor(source, checkpoint)
   if 'step' in weights.provenance:
     say(f'checkpoint {weights.provenance["step"]} of {source}')
   net = as_exported(source, weights)
@@ -106,11 +104,8 @@ def export_model(
   if not programs:
     sizes = sizes[:1]
   exports: list[Export] = []
-
-  # An error removes the folder: a file that disagrees never gets its name.
   with writing(out), whole_folder(out) as folder:
     for size in sizes:
-      # One reference serves all formats of this size.
       reference = Reference(*net, seen, size, probabilities)
       for name in formats:
         if name in PROGRAMS:
@@ -119,13 +114,11 @@ def export_model(
             name, file, net, size, probabilities, reference
           )
         elif size == sizes[0]:
-          file = _write_weights(name, folder, weights, stored, about)
-          share = _compare_weights(file, stored, reference)
-          export = Export(file.name, name, None, share, len(seen))
+          export = _write_weights(name, folder, weights, about, reference)
         else:
           continue
         exports.append(export._replace(drawn=not pictures))
-        say(passed(file, export))
+        say(passed(folder / export.file, export))
     write_description(folder, about, exports)
   say(f'written: {out}')
   return exports
@@ -133,26 +126,13 @@ def export_model(
 
 def passed(file: Path, export: Export) -> str:
   """The line to print about a file."""
-  until = ''
-  if export.written and export.written.read_until:
-    until = f'; JAX promises to read it until {export.written.read_until}'
+  until = export.written and export.written.read_until
+  until = f'; JAX promises to read it until {until}' if until else ''
   return (
     f'{file.name} ({file.stat().st_size / 1e6:.1f} MB): read back, '
     f'{export.agreement:.4%} of the pixels of '
     f'{plural(export.pictures, "picture")} agree with the checkpoint{until}'
   )
-
-
-def _check_options(
-  formats: Sequence[str], sizes: Sequence[tuple[int, int]], probabilities: bool
-) -> None:
-  check_packages(formats)
-  check_sizes(sizes)
-  if probabilities and not set(formats) & set(PROGRAMS):
-    raise UserError(
-      'probabilities are an output of StableHLO and ONNX, and neither is among '
-      'the formats: add one, or leave --probabilities out.'
-    )
 
 
 def check_packages(formats: Sequence[str]) -> None:
@@ -180,19 +160,12 @@ def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
 
 
 def _default_size(weights: Weights) -> tuple[int, int]:
-  # Published weights do not store their crop; their number of classes tells
-  # the data set.
   number = weights.description.config['num_classes']
-  height, width = weights.crop_size or CROP_SIZES.get(number, (512, 512))
-  return height, width
+  return tuple(weights.crop_size or CROP_SIZES.get(number, (512, 512)))
 
 
 def as_exported(source: str | Path, weights: Weights) -> Model:
-  """Builds the network in float32.
-
-  Raises:
-    UserError: it has more classes than 8-bit label maps hold.
-  """
+  """Builds the network in float32, unless it has too many classes."""
   number = weights.description.config['num_classes']
   if number > IGNORE:
     raise UserError(
@@ -221,70 +194,50 @@ def write_program(
   probabilities: bool,
   reference: Reference,
 ) -> Export:
-  """Writes a program, reads it back and compares it.
+  """Writes one of `PROGRAMS`, reads it back and compares it.
 
-  Args:
-    name: of `PROGRAMS`.
-    file: is written.
-    net: from `as_exported`.
-    size: (height, width) of the pictures in pixels.
-    probabilities: whether to output the probabilities of all classes.
-    reference: the checkpoint's predictions for pictures of this size.
+  `net` is from `as_exported`, `size` is (height, width) in pixels.
   """
   program = make_program(*net[:2], size, probabilities=probabilities)
   written = None
-  # On a CPU our own choice is Winograd's convolution. A file runs anywhere, and
-  # whatever runs it chooses among its own algorithms for a plain convolution.
+  # Not Winograd's, our choice on a CPU: what runs a file chooses its own.
   with implementations.use(wide='convolution'):
-    # Imported here: each format needs packages that the other does not.
+    # Each format needs packages that the other does not.
     if name == 'stablehlo':
       from resnest_jax.export import stablehlo
 
       stablehlo.write_stablehlo(file, program, size)
       run, written = stablehlo.read_stablehlo(file), written_now()
-    elif name == 'onnx':
+    else:
       from resnest_jax.export import onnx_file
 
       onnx_file.write_onnx(file, program, size, probabilities)
       run = onnx_file.read_onnx(file)
-    else:
-      raise ValueError(f'there is no writer of {name!r}')
-  return Export(
-    file.name,
-    name,
-    size,
-    reference.compare(file.name, run),
-    len(reference.images),
-    probabilities=probabilities,
-    written=written,
-  )
+  share = reference.compare(file.name, run)
+  more = {'probabilities': probabilities, 'written': written}
+  return Export(file.name, name, size, share, len(reference.images), **more)
 
 
 def _write_weights(
   name: str,
   folder: Path,
   weights: Weights,
-  stored: Mapping[str, Any],
   about: Mapping[str, Any],
-) -> Path:
+  reference: Reference,
+) -> Export:
   # The model as described rather than in float32: no bit may change.
+  model, stored = weights.create()
   kind = KINDS[name]
-  state_dict = export_state_dict(weights.description.create(), stored, kind)
-  # write_weights makes a folder of its own, with a description that
-  # `write_description` replaces.
+  state_dict = export_state_dict(model, stored, kind)
+  # It makes a folder, with a description that `write_description` replaces.
   file, _ = write_weights(folder / name, kind, state_dict, about)
-  moved = file.rename(folder / file.name)
+  file = file.rename(folder / file.name)
   shutil.rmtree(folder / name)
-  return moved
-
-
-def _compare_weights(
-  file: Path, stored: Mapping[str, Any], reference: Reference
-) -> float:
-  _, found, weights = load_segmentor(file)
+  _, found, read = load_segmentor(file)
   check_same_bits(file.name, found, stored)
-  net = as_exported(file, weights)
-  return reference.compare(file.name, reference.run_of(*net))
+  run = reference.run_of(*as_exported(file, read))
+  share = reference.compare(file.name, run)
+  return Export(file.name, name, None, share, len(reference.images))
 
 
 def write_description(

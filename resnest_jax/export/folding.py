@@ -17,9 +17,8 @@ from jax import lax
 from resnest_jax.export.program import Program
 from resnest_jax.jax_private import Literal, Tracer
 
-# Operations that call a function, and the parameter that holds it. Inlining
-# drops custom derivatives and rematerialisation, which inference has no use
-# for. 'remat2' is the name of `jax.checkpoint`.
+# Operations that call a function, and the parameter that holds it. 'remat2' is
+# the name of `jax.checkpoint`.
 NESTED = {
   'jit': 'jaxpr',
   'custom_jvp_call': 'call_jaxpr',
@@ -31,8 +30,7 @@ ELEMENTWISE = ('add', 'sub', 'mul', 'div', 'max', 'min')
 
 
 class _Broadcast(NamedTuple):
-  # A broadcast that is put off. `value` has the result's rank with length 1
-  # where it is to be repeated; `equation` and `operand` carry it out.
+  # Put off. `value` has the result's rank, with length 1 where it is repeated.
   value: Any
   equation: Any
   operand: Any
@@ -42,8 +40,7 @@ def folded(program: Program) -> Program:
   """Returns the same program with its constants computed."""
 
   def run(images: jax.Array) -> tuple[jax.Array, ...]:
-    # `images` is a tracer of jax2onnx, so the program is traced on its own and
-    # its equations are then bound to that tracer.
+    # `images` is a tracer of jax2onnx, to which the equations are then bound.
     shaped = jax.ShapeDtypeStruct(images.shape, images.dtype)
     closed = jax.make_jaxpr(program)(shaped)
     folder = _Folder()
@@ -57,8 +54,7 @@ class _Folder:
   """Evaluates jaxprs: known arrays at once, tracers by their own trace."""
 
   def __init__(self):
-    # id of a convolution's result -> the result, its equation and operands.
-    # The result is kept alive, because Python would reuse its id.
+    # By the id of the result, which is kept alive: Python would reuse its id.
     self.convolutions: dict[int, tuple[Any, Any, list[Any]]] = {}
 
   def run(
@@ -79,7 +75,6 @@ class _Folder:
     return [read(variable) for variable in jaxpr.outvars]
 
   def apply(self, equation: Any, inputs: list[Any]) -> list[Any]:
-    """Returns the results of one equation."""
     name = equation.primitive.name
     if name in NESTED:
       inner = equation.params[NESTED[name]]
@@ -92,13 +87,10 @@ class _Folder:
     # The whole operand gives the result its shape, so the other needs none.
     if name in ELEMENTWISE and _one_is_whole(equation, inputs):
       inputs = [x.value if isinstance(x, _Broadcast) else x for x in inputs]
-      if name == 'mul':
-        scaled = self.scaled(*inputs)
-        if scaled is not None:
-          return [scaled]
+      if name == 'mul' and (scaled := self.scaled(*inputs)) is not None:
+        return [scaled]
     if name == 'select_n' and (chosen := _always(inputs)) is not None:
       return [chosen]
-    # All other operations need their operands at full shape.
     inputs = [self.whole(x) for x in inputs]
     # A split into one part is the identity.
     if name == 'split' and len(equation.outvars) == 1:
@@ -123,14 +115,12 @@ class _Folder:
     # The gain must vary along the last axis only, which is the kernel's last.
     if gain.size != gain.shape[-1] or gain.shape[-1] != kernel.shape[-1]:
       return None
-    # The unscaled convolution stays in the trace, and is dropped as dead code
-    # unless something else reads it.
+    # The unscaled one is dropped as dead code unless something else reads it.
     return _bind(equation, [x, np.asarray(kernel) * gain.reshape(-1)])[0]
 
 
 def _has_channels_of_kernel(equation: Any, inputs: Sequence[Any]) -> bool:
-  # True for a convolution, or the matrix product of a 1x1 convolution, with a
-  # constant kernel (..., out) and a result (..., out).
+  # A constant kernel (..., out). A 1x1 convolution may be a matrix product.
   if len(inputs) < 2 or isinstance(inputs[1], Tracer):
     return False
   numbers = equation.params.get('dimension_numbers')
@@ -138,10 +128,8 @@ def _has_channels_of_kernel(equation: Any, inputs: Sequence[Any]) -> bool:
     last = np.ndim(inputs[1]) - 1
     return numbers.rhs_spec[0] == last and numbers.out_spec[1] == last
   if equation.primitive.name == 'dot_general':
-    contracting, batch = numbers
-    return (
-      batch == ((), ()) and contracting[1] == (0,) and np.ndim(inputs[1]) == 2
-    )
+    (_, contracted), batch = numbers
+    return batch == ((), ()) and contracted == (0,) and np.ndim(inputs[1]) == 2
   return False
 
 
@@ -151,9 +139,7 @@ def _later(equation: Any, operand: Any) -> Any:
   for axis, place in enumerate(equation.params['broadcast_dimensions']):
     compact[place] = operand.shape[axis]
   if isinstance(operand, Tracer):
-    value = operand
-    if tuple(compact) != operand.shape:
-      value = lax.reshape(operand, compact)
+    value = lax.reshape(operand, compact)
   else:
     value = np.asarray(operand).reshape(compact)
   return _Broadcast(value, equation, operand)
@@ -167,8 +153,7 @@ def _one_is_whole(equation: Any, inputs: Sequence[Any]) -> bool:
 
 
 def _bind(equation: Any, inputs: Sequence[Any]) -> list[Any]:
-  # A result whose length is the symbolic batch is unknown even if all operands
-  # are constants.
+  # Constants may be broadcast to the symbolic batch, which is unknown.
   lengths = [n for out in equation.outvars for n in out.aval.shape]
   known = all(isinstance(n, int) for n in lengths) and not any(
     isinstance(x, Tracer) for x in inputs

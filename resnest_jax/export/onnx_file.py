@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import jax2onnx
 import jax2onnx.plugins.jax.lax as lax_plugins
-import numpy as np
 import onnx
 import onnxruntime
 from jax import export
@@ -21,8 +20,7 @@ from resnest_jax.export.checks import INSTALL_JAX2ONNX, JAX2ONNX, Runner
 from resnest_jax.export.folding import folded
 from resnest_jax.export.program import Program
 
-# The first opset with all operators that jax2onnx writes.
-OPSET = 18
+OPSET = 18  # The first with all operators that jax2onnx writes.
 OUTPUTS = ('labels', 'probabilities')
 
 
@@ -40,8 +38,7 @@ def write_onnx(
   # onnx_ir warns of every value without a type.
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
   (batch,) = export.symbolic_shape('b')
-  # Traced once before jax2onnx does it: an error of the network itself is
-  # raised here and not reported as jax2onnx's.
+  # An error of the network itself is not reported as jax2onnx's.
   jax.eval_shape(program, jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8))
   try:
     model = jax2onnx.to_onnx(
@@ -71,17 +68,12 @@ def read_onnx(path: Path) -> Runner:
   session = onnxruntime.InferenceSession(
     path, providers=['CPUExecutionProvider']
   )
-
-  def run(images: np.ndarray) -> list[np.ndarray]:
-    return session.run(None, {'images': images})
-
-  return run
+  return lambda images: session.run(None, {'images': images})
 
 
 def _import_plugins() -> None:
-  # By itself jax2onnx imports its translations of whole libraries of layers,
-  # some of which compute at import. The program needs only `jax.lax`, and
-  # `jnp.pad` because the translation of `lax.pad` fails with a symbolic batch.
+  # By itself jax2onnx imports whole libraries, some of which compute at import.
+  # `jnp.pad` is there because `lax.pad` fails with a symbolic batch.
   names = [each.name for each in pkgutil.iter_modules(lax_plugins.__path__)]
   for name in (*(f'lax.{each}' for each in names), 'numpy.pad'):
     importlib.import_module(f'jax2onnx.plugins.jax.{name}')

@@ -12,8 +12,7 @@ from resnest_jax.data.pictures import read_picture
 from resnest_jax.errors import UserError
 from resnest_jax.prediction.sources import find_sources
 
-# Of more pictures this many are compared, spread evenly over the list.
-NUMBER = 20
+NUMBER = 20  # Compared at most, spread evenly over the list.
 
 
 def gather_pictures(given: Sequence[str | Path]) -> list[np.ndarray]:

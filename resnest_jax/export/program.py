@@ -1,7 +1,6 @@
 """From pictures to label maps as one function of fixed size, for exports.
 
-The function normalises, runs the network, resizes the logits to the picture and
-takes the best class: the protocol `whole` without a resize of the picture.
+It is the protocol `whole` without a resize of the picture.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,11 +30,7 @@ def make_program(
 ) -> Program:
   """Makes a function of pictures, with the variables as constants.
 
-  Args:
-    model: a segmentor that computes in float32.
-    variables: its `params` and `batch_stats`.
-    size: (height, width) of the pictures in pixels.
-    probabilities: whether to output the probabilities of all classes.
+  `model` is a segmentor in float32, `size` is (height, width) in pixels.
 
   Returns:
     program(images) -> (labels,) or (labels, probabilities): uint8 (b, H, W, 3)
@@ -44,9 +39,8 @@ def make_program(
 
   def program(images: jax.Array) -> tuple[jax.Array, ...]:
     normalised = preprocess(images, jnp.asarray([size]))
-    # (b, h, w, C), h and w at the network's output stride.
     logits = model.apply(variables, normalised, train=False).logits
-    # The sizes are fixed, so these are NumPy constants, (H, h) and (W, w).
+    # NumPy constants, (H, h) and (W, w).
     rows, columns = (
       resize_matrix(to, now, to, now)
       for to, now in zip(size, logits.shape[1:3], strict=True)
@@ -70,9 +64,6 @@ def labels_of(scores: jax.Array) -> jax.Array:
 
 
 def split_rows(rows: np.ndarray, row_bytes: int) -> list[np.ndarray]:
-  """Cuts a matrix (H, h) into tiles whose scores fit into `TILE_BYTES`.
-
-  `row_bytes` is the size of the scores of one row of the result.
-  """
+  """Cuts a matrix (H, h) into tiles whose scores fit into `TILE_BYTES`."""
   step = max(TILE_BYTES // row_bytes, 1)
   return [rows[i : i + step] for i in range(0, len(rows), step)]

@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 import jax
 
-# JAX promises compatibility for six months after the release that wrote a file.
-MONTHS = 6
-# JAX knows its version but not its date. These are the days on which the wheels
-# of jax and jaxlib were built, read off the files in them.
+MONTHS = 6  # After the release that wrote a file.
+# The days on which jax and jaxlib were built, read off the files in the wheels.
 RELEASED = {
   '0.10.2': '2026-06-17',
   '0.11.2': '2026-09-17',
@@ -21,7 +19,6 @@ RELEASED = {
 class Written(NamedTuple):
   """The JAX that wrote a file, and the promise to read it; ISO dates.
 
-  jax: its version.
   on: the day of writing.
   released: the day of that version's release, or None if unknown.
   read_until: the last day of the releases promised to read it, or None.

@@ -37,10 +37,6 @@ def renew_exports(
   Args:
     folder: written by `export_model`.
     pictures: to compare on; see `gather_pictures`.
-    say: is called with a line for every file.
-
-  Returns:
-    All exports of the folder.
 
   Raises:
     UserError: nothing to renew, no weights to renew it from, or a new file
@@ -71,8 +67,8 @@ def renew_exports(
       if less := new_one.shorter_than(old.written, new_one.on):
         say(f'warning: {less}')
     write_description(new, about, exports)
-    # Nothing was changed so far. The description comes last: if this is
-    # interrupted, it promises too little for the new files, never too much.
+    # The description comes last: if this is interrupted, it promises too little
+    # for the new files, never too much.
     for path in sorted(new.iterdir(), key=lambda x: x.name in (ABOUT, CARD)):
       path.replace(folder / path.name)
   say(f'renewed: {folder}')

@@ -41,8 +41,7 @@ def read_stablehlo(path: Path) -> Runner:
     raise _refused(path, error) from error
 
   def run(images: jax.Array) -> tuple[jax.Array, ...]:
-    # The envelope of a newer JAX may be readable and its StableHLO not; only
-    # compiling shows it.
+    # Only compiling shows that a readable file has StableHLO of a newer JAX.
     try:
       return program(images)
     except jax.errors.JaxRuntimeError as error:
@@ -64,7 +63,6 @@ def _refused(path: Path, error: Exception) -> UserError:
 
 
 def _history(path: Path) -> str:
-  # A sentence on the file's writer, if the description next to it has one.
   try:
     about = json.loads((path.parent / ABOUT).read_text('utf-8'))
     (entry,) = (each for each in about['exports'] if each['file'] == path.name)

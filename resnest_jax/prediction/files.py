@@ -11,7 +11,7 @@ import cv2
 import rich.progress
 
 from resnest_jax import drawing, runtime
-from resnest_jax.errors import UnreadableSample, UserError
+from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, write_json
 from resnest_jax.inference.predictor import (
   Prediction,
@@ -25,8 +25,9 @@ from resnest_jax.prediction.sources import (
   find_sources,
   output_files,
 )
-from resnest_jax.prediction.video import VideoOutputs, VideoReader
+from resnest_jax.prediction.video import VideoOutputs, VideoReader, drawn
 from resnest_jax.progress import compile_notice, evaluation_progress
+from resnest_jax.text import plural
 from resnest_jax.threads import map_in_threads
 
 Files = dict[str, Path]  # Kind -> relative to the output folder.
@@ -34,24 +35,15 @@ Files = dict[str, Path]  # Kind -> relative to the output folder.
 
 @dataclasses.dataclass
 class Done:
-  """Results so far, by source.
+  """Results so far, by source."""
 
-  Attributes:
-    files: written files of each source that is done, wholly or partly.
-    frames: number of predicted frames of the videos among them.
-    failed: reason for each source that is not done, or only partly.
-    seconds: duration, with compilation.
-  """
-
+  # Written files of each source that is done, wholly or partly.
   files: dict[Path, Files] = dataclasses.field(default_factory=dict)
+  # Number of predicted frames of the videos among them.
   frames: dict[Path, int] = dataclasses.field(default_factory=dict)
+  # Reason for each source that is not done, or only partly.
   failed: dict[Path, str] = dataclasses.field(default_factory=dict)
-  seconds: float = 0.0
-
-  def images(self) -> int:
-    """The number of pictures and frames."""
-    pictures = len(self.files) - len(self.frames)
-    return pictures + sum(self.frames.values())
+  seconds: float = 0.0  # With compilation.
 
 
 def predict_files(
@@ -83,9 +75,9 @@ def predict_files(
     UserError: an argument is invalid; or, after all others are done, some
       sources could not be read. The message lists them.
   """
-  # OpenCV warns about damaged files; the errors below name them.
+  # The errors below name damaged files, of which OpenCV would warn.
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-  # Checks come first: the weights take seconds to load, or have to be fetched.
+  # Before the weights, which take seconds to load, or have to be fetched.
   check_opacity(opacity)
   sources = find_sources(given, recursive, out)
   files = output_files(sources, save)
@@ -99,22 +91,18 @@ def predict_files(
     ):
       predictor.on_compile = compile_notice(progress)
       pairs = list(zip(sources, files, strict=True))
-      # All pictures at once, so that similar sizes share a batch and a
-      # compiled shape; then the videos, one by one.
+      shared = (out, done, progress, opacity)
+      # All pictures at once: similar sizes share a batch and a compiled shape.
       if pictures := [pair for pair in pairs if not pair[0].is_video]:
-        predict_pictures(
-          predictor, pictures, out, done, progress, opacity, legend
-        )
+        predict_pictures(predictor, pictures, *shared, legend)
       for source, its_files in pairs:
         if source.is_video:
-          predict_video(
-            predictor, source, its_files, out, done, progress, opacity
-          )
+          predict_video(predictor, source, its_files, *shared)
   finally:
-    # After Ctrl-C or an error as well: files that are written are described. A
-    # second error, such as a full disk, would hide the first.
+    # After Ctrl-C or an error as well: files that are written are described.
     done.seconds = time.perf_counter() - started
     if done.files:
+      # A second error, such as a full disk, would hide the first.
       with contextlib.suppress(OSError):
         write_about(predictor, done, out)
       print(summary(done, out), flush=True)
@@ -135,9 +123,8 @@ def predict_pictures(
   opacity: float,
   legend: bool,
 ) -> None:
-  """Predicts pictures and writes their files, a few at a time."""
+  """Predicts pictures and writes their files, a few at a time, in threads."""
 
-  # Runs in threads, so that encoding PNGs does not hold up the devices.
   def write(predicted: tuple[int, Prediction | UserError]) -> None:
     index, prediction = predicted
     source, files = pictures[index]
@@ -145,17 +132,11 @@ def predict_pictures(
       if isinstance(prediction, UserError):
         raise prediction
       for kind, file in files.items():
-        if kind == 'masks':
-          picture = prediction.labels
-        elif kind == 'colors':
-          picture = prediction.colors()
-        else:
-          picture = prediction.overlay(opacity, legend)
+        picture = drawn(prediction, kind, opacity, legend)
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         drawing.write_image(out / file, picture)
       done.files[source.path] = files
-    # Also raised here: an overlay reads its picture again, to keep few in
-    # memory, and the file may be gone by then.
+    # Also of an overlay: it reads its picture again, which may be gone.
     except UserError as error:
       done.failed[source.path] = str(error)
 
@@ -164,8 +145,7 @@ def predict_pictures(
   for _ in map_in_threads(write, predictor.predict_each(paths), ahead=2):
     progress.advance(task)
   # Pictures come by size and from threads; failures are listed as given.
-  order = {path: place for place, path in enumerate(paths)}
-  done.failed = dict(sorted(done.failed.items(), key=lambda x: order[x[0]]))
+  done.failed = {x: done.failed[x] for x in paths if x in done.failed}
 
 
 def predict_video(
@@ -178,79 +158,44 @@ def predict_video(
   opacity: float,
 ) -> None:
   """Predicts a video's frames and writes its files, whole or not at all."""
-  try:
-    reader = VideoReader(source.path)
-  except UnreadableSample as error:
-    done.failed[source.path] = str(error)
-    return
-  task = progress.add_task(source.path.name, total=reader.total, unit='frames')
-  targets = {kind: out / file for kind, file in files.items()}
+  path, targets = source.path, {kind: out / x for kind, x in files.items()}
   try:
     with (
-      contextlib.closing(reader),
+      contextlib.closing(VideoReader(path)) as reader,
       VideoOutputs(targets, reader.fps, opacity) as outputs,
     ):
+      task = progress.add_task(path.name, total=reader.total, unit='frames')
       predictions = predictor.predict_frames(reader.frames())
-      # A single thread writes frames in their order, while the next ones are
-      # predicted. It is closed before the outputs, to which it writes.
+      # A thread writes while the next frames are predicted. It is closed before
+      # the outputs, to which it writes.
       with contextlib.closing(
         map_in_threads(outputs.write, predictions, num_threads=1)
       ) as writes:
         for _ in writes:
           progress.advance(task)
-      # A truncated video is finished up to its last readable frame, and then
-      # also listed as failed by `check_end`.
+      # A truncated video is done up to its last readable frame, and failed.
       if reader.read:
         outputs.finish()
-        done.files[source.path] = files
-        done.frames[source.path] = reader.read
-    # The file's number of frames may be an estimate or missing.
+        done.files[path], done.frames[path] = files, reader.read
     progress.update(task, total=max(reader.read, 1))
     reader.check_end()
   except UserError as error:
-    done.failed[source.path] = str(error)
+    done.failed[path] = str(error)
 
 
 def summary(done: Done, out: Path) -> str:
   """A sentence with the number of results, their folder and the speed."""
-  pictures = len(done.files) - len(done.frames)
-  parts = []
-  if pictures:
-    parts.append(f'{pictures} picture{"s" * (pictures != 1)}')
-  if done.frames:
-    videos, frames = len(done.frames), sum(done.frames.values())
-    parts.append(
-      f'{videos} video{"s" * (videos != 1)} of {frames} frame'
-      f'{"s" * (frames != 1)}{" in all" * (videos != 1)}'
-    )
-  rate = done.images() / done.seconds
+  videos, frames = len(done.frames), sum(done.frames.values())
+  pictures = len(done.files) - videos
+  parts = [plural(pictures, 'picture')] if pictures else []
+  if videos:
+    parts.append(f'{plural(videos, "video")} of {plural(frames, "frame")}')
+    parts[-1] += ' in all' * (videos != 1)
+  rate = (pictures + frames) / done.seconds
   return (
     f'{" and ".join(parts)} predicted in {done.seconds:.1f} s ({rate:.3g} '
     f'images/s, compiling included), written to {out}'
   )
-
-
-def about_predictions(predictor: Predictor, done: Done) -> dict[str, Any]:
-  """Provenance of the predictions, for JSON."""
-
-  def entry(path: Path, files: Files) -> dict[str, Any]:
-    frames = {'frames': done.frames[path]} if path in done.frames else {}
-    return {'source': str(path), **frames} | {
-      kind: file.as_posix() for kind, file in files.items()
-    }
-
-  return {
-    **predictor.about,
-    'protocol': predictor.protocol.describe(),
-    'batch_size': predictor.batch_size,
-    'versions': runtime.versions(),
-    'devices': runtime.describe_devices(),
-    'seconds': round(done.seconds, 3),
-    'predictions': [entry(*item) for item in done.files.items()],
-    'failed': [
-      {'source': str(path), 'why': why} for path, why in done.failed.items()
-    ],
-  }
 
 
 def write_about(predictor: Predictor, done: Done, out: Path) -> None:
@@ -259,4 +204,20 @@ def write_about(predictor: Predictor, done: Done, out: Path) -> None:
   palette = predictor.palette.tolist()
   classes = {'classes': predictor.classes, 'palette': palette}
   write_json(out / 'classes.json', classes)
-  write_json(out / 'predictions.json', about_predictions(predictor, done))
+  predictions = []
+  for path, files in done.files.items():
+    frames = {'frames': done.frames[path]} if path in done.frames else {}
+    names = {kind: file.as_posix() for kind, file in files.items()}
+    predictions.append({'source': str(path), **frames, **names})
+  failed = [{'source': str(x), 'why': why} for x, why in done.failed.items()]
+  about = {
+    **predictor.about,
+    'protocol': predictor.protocol.describe(),
+    'batch_size': predictor.batch_size,
+    'versions': runtime.versions(),
+    'devices': runtime.describe_devices(),
+    'seconds': round(done.seconds, 3),
+    'predictions': predictions,
+    'failed': failed,
+  }
+  write_json(out / 'predictions.json', about)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -45,27 +46,29 @@ def find_sources(
     path = one.expanduser()  # Shells leave ~ alone within quotes.
     # Existing names come before patterns: '[a].jpg' may be a file.
     if path.is_dir():
-      files = walk(path) if recursive else sorted(path.iterdir())
-      found = [
-        Source(x, x.parent.relative_to(path))
-        for x in files
-        if not (x.name.startswith('.') or _inside(x, out, path))
-      ]
+      base, there = path, walk(path) if recursive else sorted(path.iterdir())
+      there = [x for x in there if not x.name.startswith('.')]
     elif path.is_file():
       # Not filtered by its ending: if it is unreadable, an error says so.
       sources.append(Source(path))
       continue
     elif glob.has_magic(str(path)):
-      found = _matching(path, out)
+      fixed = itertools.takewhile(lambda x: not glob.has_magic(x), path.parts)
+      # A set: '**' may match a file in several ways.
+      there = sorted(set(map(Path, glob.glob(str(path), recursive=True))))
+      base = Path(*fixed)
     else:
       raise UserError(f'there is no file, folder or pattern {one}.')
-    # Folders and patterns may contain texts and other files.
+    # Results of an earlier run are no sources, unless `out` itself is given.
+    inner = out is not None and base.resolve() in out.resolve().parents
     found = [
-      source
-      for source in found
-      if source.path.suffix.lower() in SUFFIXES and source.path.is_file()
+      Source(x, x.parent.relative_to(base))
+      for x in there
+      if x.suffix.lower() in SUFFIXES
+      and x.is_file()
+      and not (inner and x.resolve().is_relative_to(out.resolve()))
     ]
-    if not found and glob.has_magic(str(path)) and not path.is_dir():
+    if not found and not path.is_dir():
       raise UserError(
         f'the pattern {str(one)!r} matches no picture or video; accepted are '
         f'{", ".join(SUFFIXES)}.'
@@ -77,38 +80,11 @@ def find_sources(
       f'there is no picture or video in {", ".join(map(str, given))}; accepted '
       f'are {", ".join(SUFFIXES)}.{deeper}'
     )
-  # A file may be given itself and by its folder. The first one counts.
+  # A file may be given itself and by its folder.
   unique: dict[Path, Source] = {}
   for source in sources:
     unique.setdefault(source.path.resolve(), source)
   return list(unique.values())
-
-
-def _inside(path: Path, out: Path | None, folder: Path) -> bool:
-  """Whether the file is in `out`, and `out` somewhere below the folder."""
-  # Results of an earlier run are no sources, unless `out` itself is given.
-  return (
-    out is not None
-    and folder.resolve() in out.resolve().parents
-    and path.resolve().is_relative_to(out.resolve())
-  )
-
-
-def _matching(pattern: Path, out: Path | None) -> list[Source]:
-  """The files that a pattern matches, with folders below its fixed part."""
-  fixed = []
-  for part in pattern.parts:
-    if glob.has_magic(part):
-      break
-    fixed.append(part)
-  base = Path(*fixed)
-  # A set: '**' may match a file in several ways.
-  paths = sorted(set(map(Path, glob.glob(str(pattern), recursive=True))))
-  return [
-    Source(path, path.parent.relative_to(base))
-    for path in paths
-    if not _inside(path, out, base)
-  ]
 
 
 def output_files(
@@ -123,18 +99,26 @@ def output_files(
   Raises:
     UserError: two sources would be written to the same file.
   """
-  # street.jpg becomes street.png, but street.jpg.png if there is a street.png.
   stems = [source.folder / source.path.stem for source in sources]
   # The masks of day.mp4 fill a folder `day`, which may be a folder of sources.
   folders = {parent for stem in stems for parent in stem.parents}
   taken: dict[Path, Path] = {}
   files = []
   for source, stem in zip(sources, stems, strict=True):
+    # street.jpg becomes street.png, but street.jpg.png beside a street.png.
     if stems.count(stem) > 1 or (source.is_video and stem in folders):
       stem = source.folder / source.path.name
-    files.append(_files_of(stem, source.is_video, save))
-    # Longer names do not always help: a.jpg of two folders, or b_overlay.jpg
-    # next to the overlay of b.jpg.
+    ending = '.mp4' if source.is_video else '.png'
+    of_kind = {
+      'masks': stem if source.is_video else stem.with_name(f'{stem.name}.png'),
+      'colors': stem.with_name(f'{stem.name}_color{ending}'),
+      'overlays': stem.with_name(f'{stem.name}_overlay{ending}'),
+    }
+    # An hour of video has a hundred thousand masks: only on demand.
+    default = KINDS[1:] if source.is_video else KINDS
+    kinds = default if save is None else save
+    files.append({kind: of_kind[kind] for kind in of_kind if kind in kinds})
+    # Not always enough: a.jpg of two folders, b_overlay.jpg beside b.jpg.
     for file in files[-1].values():
       other = taken.setdefault(file, source.path)
       if other is not source.path:
@@ -145,21 +129,6 @@ def output_files(
   return files
 
 
-def _files_of(
-  stem: Path, is_video: bool, save: Collection[str] | None
-) -> dict[str, Path]:
-  ending = '.mp4' if is_video else '.png'
-  of_kind = {
-    'masks': stem if is_video else stem.with_name(f'{stem.name}.png'),
-    'colors': stem.with_name(f'{stem.name}_color{ending}'),
-    'overlays': stem.with_name(f'{stem.name}_overlay{ending}'),
-  }
-  # An hour of video has a hundred thousand masks: only on demand.
-  if save is None:
-    save = KINDS[1:] if is_video else KINDS
-  return {kind: path for kind, path in of_kind.items() if kind in save}
-
-
 def check_output(
   out: Path,
   sources: Sequence[Source],
@@ -168,19 +137,13 @@ def check_output(
 ) -> None:
   """Refuses an output folder in which files would be lost.
 
-  Args:
-    out: the output folder.
-    sources: from `find_sources`.
-    files: from `output_files`, one for each source.
-    overwrite: whether `out` may hold files already.
-
   Raises:
-    UserError: `out` is a file, holds the sources, or is not empty.
+    UserError: `out` is a file, holds the sources, or is not empty without
+      `overwrite`.
   """
   if out.exists() and not out.is_dir():
     raise UserError(f'--out {out} is a file; give a folder.')
-  # --overwrite never covers the sources: a picture, or a folder of them that a
-  # video's masks would fill.
+  # Even with --overwrite: a source, or a folder of them that masks would fill.
   written = {(out / x).resolve() for of in files for x in of.values()}
   for source in sources:
     path = source.path.resolve()

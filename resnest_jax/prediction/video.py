@@ -15,23 +15,18 @@ from resnest_jax.files import temporary_path
 from resnest_jax.inference.predictor import Prediction
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
-# A file's frame rate is believed within this range and measured otherwise.
-_PLAUSIBLE_FPS = (0.1, 250)
+_PLAUSIBLE_FPS = (0.1, 250)  # A file is believed; others are measured.
 _MAX_FPS = 1000  # Written at most.
 _FALLBACK_FPS = 25.0  # For files without times.
 
 
 class VideoReader:
-  """Reads a video's frames once, in their order.
+  """Reads a video's frames once, in order; `UnreadableSample` if it is none.
 
   Attributes:
-    path: of the file.
     fps: frames per second.
     total: number of frames by the file's header, or None.
     read: number of frames read so far.
-
-  Raises:
-    UnreadableSample: the file cannot be opened as a video.
   """
 
   def __init__(self, path: Path):
@@ -52,8 +47,7 @@ class VideoReader:
     """Yields uint8 (H, W, 3) RGB, all of one size, turned upright."""
     shape = None
     while True:
-      # A change of size ends the video, because a written one has a single
-      # size; `check_end` then reports the missing frames.
+      # A change of size ends the video, as a written one has a single size.
       there, frame = self._capture.read()
       if not there or frame.shape != (shape or frame.shape):
         break
@@ -70,9 +64,8 @@ class VideoReader:
       )
     if self.total is None:
       return
-    # The header's number may be an estimate from the duration. Frames are
-    # therefore missing only if both the count and the time fall short, by more
-    # than a frame or 1 %.
+    # The header's number may be an estimate from the duration: both the count
+    # and the time have to fall short, by more than a frame or 1 %.
     allowed = max(1.0, 0.01 * self.total)
     last = self._seconds * self.fps
     missing = self.total - self.read
@@ -87,8 +80,7 @@ class VideoReader:
 
 
 def _open(path: Path) -> cv2.VideoCapture:
-  # FFmpeg's own messages about damaged files are silenced (-8 is AV_LOG_QUIET);
-  # our errors name the file.
+  # AV_LOG_QUIET: our errors name damaged files.
   os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
   capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
   if not capture.isOpened():
@@ -101,7 +93,7 @@ def _open(path: Path) -> cv2.VideoCapture:
 
 def _measure_fps(path: Path) -> float:
   """Frames per second from the times of the first 50 frames."""
-  # A second capture, because the frames read here cannot be put back.
+  # A second capture: frames cannot be put back.
   capture, times = _open(path), []
   while len(times) < 50 and capture.grab():
     times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
@@ -126,7 +118,6 @@ class VideoWriter:
       UserError: OpenCV cannot write frames of this size.
       OSError: OpenCV cannot write to this place.
     """
-    # OpenCV needs the size when it opens a file, so the first frame opens it.
     if self._writer is None:
       height, width = frame.shape[:2]
       # The codec drops the last row or column of an odd size; 1 leaves none.
@@ -150,14 +141,9 @@ class VideoWriter:
     self._written += 1
 
   def finish(self) -> None:
-    """Gives the file its name.
-
-    Raises:
-      OSError: the file lacks frames.
-    """
+    """Gives the file its name; `OSError` if it lacks frames."""
     self._writer.release()
-    # `VideoWriter.write` returns nothing, even on a full disk: the frames are
-    # counted in the file.
+    # OpenCV's `write` tells nothing, even on a full disk.
     capture = _open(self._temporary)
     there = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     capture.release()
@@ -168,7 +154,6 @@ class VideoWriter:
     self._temporary.replace(self.path)
 
   def discard(self) -> None:
-    """Removes the unfinished file, if there is one."""
     if self._writer is not None:
       self._writer.release()
     self._temporary.unlink(missing_ok=True)
@@ -189,8 +174,7 @@ class MaskFolder:
 
   def finish(self) -> None:
     """Gives the folder its name, or replaces the masks of an earlier run."""
-    # Masks of a longer earlier video must not remain; other files in the folder
-    # are the user's.
+    # Masks of a longer earlier video go; other files are the user's.
     if self.path.is_dir():
       for old in self.path.glob('[0-9]' * 6 + '.png'):
         old.unlink()
@@ -204,13 +188,19 @@ class MaskFolder:
     shutil.rmtree(self._temporary, ignore_errors=True)
 
 
+def drawn(
+  prediction: Prediction, kind: str, opacity: float, legend: bool = False
+) -> np.ndarray:
+  """What is written of 'masks', 'colors' or 'overlays'."""
+  if kind == 'overlays':
+    return prediction.overlay(opacity, legend)
+  return prediction.labels if kind == 'masks' else prediction.colors()
+
+
 class VideoOutputs:
   """All outputs of a video; as a context, it leaves only finished ones.
 
-  Args:
-    files: 'masks' -> folder, 'colors' and 'overlays' -> mp4 file; any of them.
-    fps: frames per second.
-    opacity: of the colours in overlays.
+  `files` are some of 'masks' -> folder, 'colors' and 'overlays' -> mp4 file.
   """
 
   def __init__(self, files: dict[str, Path], fps: float, opacity: float = 0.5):
@@ -225,18 +215,13 @@ class VideoOutputs:
 
   def write(self, prediction: Prediction) -> None:
     for kind, output in self._outputs.items():
-      if kind == 'masks':
-        output.write(prediction.labels)
-      elif kind == 'colors':
-        output.write(prediction.colors())
-      else:
-        output.write(prediction.overlay(self._opacity))
+      output.write(drawn(prediction, kind, self._opacity))
 
   def finish(self) -> None:
     for output in self._outputs.values():
       output.finish()
 
   def __exit__(self, *_) -> None:
-    # After `finish` the temporary names are gone and this does nothing.
+    # This does nothing after `finish`.
     for output in self._outputs.values():
       output.discard()

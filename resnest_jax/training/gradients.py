@@ -1,10 +1,9 @@
 """Gradients of a batch: at once, or summed over micro-batches.
 
 A batch of B images is cut into M micro-batches as a pack of cards is dealt:
-image b belongs to micro-batch b % M. On a batch that lies on several devices
-every device then has its share of every micro-batch, nothing is exchanged, and
-the cut does not depend on the number of devices. The dropout of an image
-depends on its place in the batch alone.
+image b belongs to micro-batch b % M. So every device has its share of every
+micro-batch, nothing is exchanged, and the cut does not depend on the number of
+devices. An image's dropout depends on its place in the batch alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,41 +18,23 @@ from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
 from resnest_jax.models.heads import place_variables
 from resnest_jax.models.layers import Array
-from resnest_jax.training.freezing import frozen_parameters, without_gradient
+from resnest_jax.training.freezing import frozen_parameters
 
 
 class Plan(NamedTuple):
-  """How a step computes its gradients.
+  """How a step computes its gradients."""
 
-  Attributes:
-    micro_batches: equal parts of the batch, one after the other; 1: whole.
-    freeze: see `frozen_parameters`, as `frozen_norms`.
-    ema_decay: of the moving averages, if the state has them.
-  """
-
-  micro_batches: int = 1
-  freeze: int = 0
+  micro_batches: int = 1  # Equal parts of the batch, one after the other.
+  freeze: int = 0  # See `frozen_parameters`.
   frozen_norms: str = 'none'
-  ema_decay: float = 0.0
-
-  def frozen(self, params: Any) -> Any:
-    """A tree of bools, or None where nothing is frozen."""
-    if not self.freeze and self.frozen_norms == 'none':
-      return None
-    return frozen_parameters(params, self.freeze, self.frozen_norms)
+  ema_decay: float = 0.0  # If the state has moving averages.
 
 
-# The batch at once, and all of the network.
 WHOLE = Plan()
 
 
 def create_plan(config: Mapping[str, Any], devices: int) -> Plan:
-  """The plan that `config.train` and `config.model` ask for.
-
-  Raises:
-    UserError: `devices` cannot share a micro-batch, it has too few images, or
-      there are no pretrained weights to freeze.
-  """
+  """The plan of a configuration, or a `UserError` if it cannot be meant."""
   train, frozen_bn = config['train'], config['model']['frozen_bn']
   micro = train['micro_batch_size'] or train['batch_size']
   if micro % devices:
@@ -109,15 +90,8 @@ def micro_batch_note(plan: Plan, batch_size: int) -> str:
   )
 
 
-# (output, labels) -> scalars, one of which is 'loss'.
-Score = Callable[[Any, Array], dict[str, Array]]
+Score = Callable[[Any, Array], dict[str, Array]]  # Of output and labels.
 Gradients = tuple[Any, dict[str, Array], Any]
-
-
-def deal(x: Array, micro_batches: int) -> Array:
-  # (B, ...) -> (M, B / M, ...); image b goes to micro-batch b % M.
-  rows = x.shape[0] // micro_batches
-  return x.reshape(rows, micro_batches, *x.shape[1:]).swapaxes(0, 1)
 
 
 def whole_gradients(
@@ -128,25 +102,22 @@ def whole_gradients(
   labels: Array,
   key: Array,
   plan: Plan,
+  places: Array | None = None,
 ) -> Gradients:
-  """Gradients of the loss of a batch; arguments as those of `update`.
+  """Gradients (zero where frozen), scalars of `score`, running statistics.
 
-  Returns:
-    The gradients of all parameters (zero where they are frozen), the scalars
-    of `score`, and the running statistics after the batch.
+  `places` are those of the images in the whole batch, None: 0, 1, ...
   """
-  return _gradients(
-    model, score, variables, images, labels, key, plan, jnp.arange(len(images))
-  )
-
-
-def _gradients(model, score, variables, images, labels, key, plan, places):
-  frozen = plan.frozen(variables['params'])
+  if places is None:
+    places = jnp.arange(len(images))
+  params = variables['params']
+  frozen = frozen_parameters(params, plan.freeze, plan.frozen_norms)
 
   def loss_fn(params):
     # Without gradients XLA drops the backward pass of frozen parts.
-    if frozen is not None:
-      params = without_gradient(params, frozen)
+    params = jax.tree.map(
+      lambda x, stays: lax.stop_gradient(x) if stays else x, params, frozen
+    )
     output, changed = model.apply(
       {'params': params, 'batch_stats': variables['batch_stats']}
       | place_variables(places),
@@ -158,9 +129,7 @@ def _gradients(model, score, variables, images, labels, key, plan, places):
     scalars = score(output, labels)
     return scalars['loss'], (scalars, changed['batch_stats'])
 
-  grads, (scalars, batch_stats) = jax.grad(loss_fn, has_aux=True)(
-    variables['params']
-  )
+  grads, (scalars, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
   return grads, scalars, batch_stats
 
 
@@ -178,20 +147,18 @@ def mean_gradients(
   # statistics are updated once for each, as PyTorch's accumulation does.
   count = plan.micro_batches
   places = jnp.arange(len(images))
-  parts = [deal(x, count) for x in (images, labels, places)]
+  # (B, ...) -> (M, B / M, ...); image b goes to micro-batch b % M.
+  parts = [
+    x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+    for x in (images, labels, places)
+  ]
 
   def one(carry, part):
     batch_stats, total = carry
     images, labels, places = part
-    grads, scalars, batch_stats = _gradients(
-      model,
-      score,
-      variables | {'batch_stats': batch_stats},
-      images,
-      labels,
-      key,
-      plan,
-      places,
+    here = variables | {'batch_stats': batch_stats}
+    grads, scalars, batch_stats = whole_gradients(
+      model, score, here, images, labels, key, plan, places
     )
     total = jax.tree.map(lambda a, b: a + b / count, total, grads)
     return (batch_stats, total), (scalars, jnp.sum(labels != IGNORE))

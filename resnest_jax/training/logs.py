@@ -34,25 +34,18 @@ class Report(contextlib.AbstractContextManager):
     run: Run,
     profile_steps: tuple[int, int] | None,
   ):
-    """Opens the logs of a run that starts or resumes.
-
-    Raises:
-      UserError: the system refuses to write, or W&B cannot be used.
-    """
+    """Raises `UserError` if it may not write, or W&B cannot be used."""
     self._total_steps = config.train.total_steps
     self._schedule = create_schedule(config.optimizer, self._total_steps)
     self._eval_split = config.data.eval_split
     first = messages.is_first()
-    wandb = (
-      start_wandb(workdir, config) if config.train.wandb and first else None
-    )
+    wandb = first and config.train.wandb and start_wandb(workdir, config)
     self._log = RunLog(workdir, run.step, run.evaluating, write=first)
     self._log.wandb = wandb
     self.profile = Profile(workdir, profile_steps if first else None)
     self.pace = Pace(config.train.batch_size)
 
   def compiled(self, run: Run, step: Any, seconds: Mapping[str, float]) -> None:
-    """Reports how long the step took to compile, and its memory."""
     memory = runtime.step_memory(step)
     print(
       f'traced in {seconds["trace_seconds"]:.1f} s, compiled in '
@@ -65,18 +58,12 @@ class Report(contextlib.AbstractContextManager):
     self.pace.count(0.0)
 
   def steps(self, run: Run, skipped: str) -> None:
-    """Logs the means of the unlogged scalars, at least one step's.
-
-    Raises:
-      UserError: one of them is not finite, or the system refuses to write.
-    """
+    """Logs means of the unlogged scalars; `UserError` if one is not finite."""
     # This waits for the devices, and so does not belong into every step.
     rows = unlogged_scalars(run)
     run.unlogged.clear()
-    scalars = {
-      name: sum(row[name] for row in rows) / len(rows) for name in rows[0]
-    }
-    # The rate of the step that was just taken: schedules count from 0.
+    scalars = {k: sum(row[k] for row in rows) / len(rows) for k in rows[0]}
+    # Schedules count from 0.
     scalars['learning_rate'] = float(self._schedule(run.step - 1))
     scalars |= self.pace.report()
     self._log.write(run.step, scalars)
@@ -114,13 +101,8 @@ class Report(contextlib.AbstractContextManager):
 
 
 def start_wandb(workdir: Path, config: ConfigDict) -> Any:
-  """Starts or resumes the run of a workdir at Weights & Biases.
-
-  Raises:
-    UserError: the package is missing, or it cannot log in.
-  """
-  # Not by wandb's `sync_tensorboard`: that needs the package tensorboard, and a
-  # SummaryWriter, which `RunLog` must not use.
+  """Starts or resumes the run of a workdir at Weights & Biases."""
+  # Not by `sync_tensorboard`: that needs a SummaryWriter; see `RunLog`.
   try:
     import wandb
   except ImportError as error:
@@ -128,7 +110,6 @@ def start_wandb(workdir: Path, config: ConfigDict) -> Any:
       'config.train.wandb needs the package wandb: pip install wandb, or '
       'leave the key empty.'
     ) from error
-  # The same id makes a resumed run the same run there.
   known = workdir / 'wandb' / 'run_id'
   with writing(known.parent):
     known.parent.mkdir(exist_ok=True)
@@ -153,22 +134,16 @@ def start_wandb(workdir: Path, config: ConfigDict) -> Any:
 @contextlib.contextmanager
 def _hidden(package: str) -> Iterator[None]:
   """Makes a package look absent to others, unless it is imported already."""
-  if package in sys.modules:
-    yield
-    return
-  sys.modules[package] = None
+  sys.modules.setdefault(package, None)
   try:
     yield
   finally:
-    del sys.modules[package]
+    if sys.modules[package] is None:
+      del sys.modules[package]
 
 
 class RunLog:
-  """Scalars of a run in `log.jsonl` and for TensorBoard.
-
-  A resumed run first drops what an earlier process logged after the checkpoint,
-  so that every step is logged once.
-  """
+  """Scalars of a run in `log.jsonl` and for TensorBoard, each step once."""
 
   def __init__(
     self,
@@ -177,14 +152,10 @@ class RunLog:
     evaluate: bool = False,
     write: bool = True,
   ):
-    """Opens the logs and drops lines after `start_step`.
+    """Opens the logs and drops lines after `start_step` finished steps.
 
-    Args:
-      workdir: the run's folder.
-      start_step: finished steps.
-      evaluate: an evaluation after `start_step` follows; scores of an earlier
-        one are dropped as well.
-      write: False: nothing is written.
+    With `evaluate` an evaluation follows: scores of an earlier one are dropped
+    as well. Without `write` nothing is written.
     """
     self.path = workdir / 'log.jsonl'
     self._file = None
@@ -201,8 +172,8 @@ class RunLog:
       self._drop_after(start_step, evaluate)
       self._file = self.path.open('a', encoding='utf-8')
       board.mkdir(exist_ok=True)
-      # SummaryWriter would write from a thread of its own. At a full disk that
-      # thread dies, and the run would wait for it for ever.
+      # SummaryWriter writes from a thread. At a full disk that thread dies, and
+      # the run would wait for it for ever.
       self._board = EventsWriter(str(board / 'events'))
       # Makes TensorBoard drop events of later steps.
       start = SessionLog(status=SessionLog.START)
@@ -215,11 +186,10 @@ class RunLog:
     for line in self.path.read_text('utf-8').splitlines():
       try:
         scalars = json.loads(line)
-        late = scalars['step'] > step
       except ValueError:  # A kill has truncated this line.
         continue
-      again = evaluate and scalars['step'] == step and 'mIoU' in scalars
-      if not late and not again:
+      last = step - 1 if evaluate and 'mIoU' in scalars else step
+      if scalars['step'] <= last:
         kept.append(f'{line}\n')
     write_text(self.path, ''.join(kept))
 
@@ -227,38 +197,34 @@ class RunLog:
     """Adds scalars after `step` steps; a refused write is a `UserError`."""
     if self._file is None:
       return
-    from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.summary import scalar
 
     with writing(self.path):
       self._file.write(json.dumps({'step': step, **scalars}) + '\n')
       self._file.flush()
-    now = time.time()
-    with writing(self.path.parent / 'tensorboard'):
-      for name, value in scalars.items():
-        self._board.write_event(
-          Event(wall_time=now, step=step, summary=scalar(name, value))
-        )
-      self._board.flush()
+    self._show(step, [scalar(name, value) for name, value in scalars.items()])
     if self.wandb:
       self.wandb.log(dict(scalars), step=step)
 
   def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
-    """Adds a picture, uint8 (H, W, 3) RGB, for TensorBoard."""
+    """Adds a picture, uint8 (H, W, 3) RGB."""
     if self._file is None:
       return
-    from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.summary import image
 
+    self._show(step, [image(name, picture, dataformats='HWC')])
+
+  def _show(self, step: int, summaries: list[Any]) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    now = time.time()
     with writing(self.path.parent / 'tensorboard'):
-      summary = image(name, picture, dataformats='HWC')
-      self._board.write_event(
-        Event(wall_time=time.time(), step=step, summary=summary)
-      )
+      for summary in summaries:
+        event = Event(wall_time=now, step=step, summary=summary)
+        self._board.write_event(event)
       self._board.flush()
 
   def close(self) -> None:
-    """Closes the files; every line is written already."""
     if self._file is None:
       return
     if self.wandb:
@@ -274,12 +240,10 @@ class Pace:
   """The speed of training since the last report."""
 
   def __init__(self, batch_size: int):
-    """Starts counting; `batch_size` is global."""
     self._batch_size = batch_size
     self.restart()
 
   def restart(self) -> None:
-    """Forgets what was counted: after an evaluation, say."""
     self._start, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
   def count(self, waited: float) -> None:

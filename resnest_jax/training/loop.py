@@ -1,9 +1,7 @@
 """The training of a run: from a configuration and a workdir to checkpoints."""
 
-import contextlib
-import functools
 import time
-from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,6 @@ from resnest_jax.training.workdir import CLASS_COUNTS, claim_workdir
 from resnest_jax.weights.start import start_variables
 
 CURVES = 'curves.png'
-# Out of memory: what a training can do about it.
 SMALLER = (
   'Set train.remat=blocks or stages (the same result), train.micro_batch_size '
   'to a part of the batch, model.dtype to bfloat16, or give a row the argument '
@@ -51,22 +48,15 @@ def train(
 ) -> None:
   """Runs a training, or resumes it from the newest checkpoint.
 
-  Args:
-    config: the whole configuration; a `model.num_classes` of 0 is set.
-    workdir: the run's folder.
-    stopper: stops the run before its end; None: nothing does.
-    profile_steps: the first and the last step to trace; None: none.
+  A `model.num_classes` of 0 is set in the configuration. `profile_steps` are
+  the first and the last step to trace.
 
   Raises:
     UserError: something given cannot be used, or the loss is not finite.
   """
   stopper, total_steps = stopper or Stopper(), config.train.total_steps
   # A host that fails leaves before the exits of the stack wait for the others.
-  with (
-    contextlib.ExitStack() as at_exit,
-    failures.leaving(),
-    enough_memory(SMALLER),
-  ):
+  with ExitStack() as at_exit, failures.leaving(), enough_memory(SMALLER):
     # What is trained, and on what. Nothing is written yet: mistakes are cheap.
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.spatial)
     sharding.check_batch_size(config.train.batch_size, mesh)
@@ -78,12 +68,10 @@ def train(
     fresh = not has_checkpoint(workdir)
     variables, notes = start_variables(model, config) if fresh else (None, [])
 
-    # From here on the workdir is ours.
     with messages.first_goes_ahead('workdir'):
       at_exit.enter_context(claim_workdir(workdir, config))
-    announce(
-      config, workdir, splits, micro_batch_note(plan, config.train.batch_size)
-    )
+    note = micro_batch_note(plan, config.train.batch_size)
+    announce(config, workdir, splits, note)
     store = at_exit.enter_context(Store(workdir, config, splits.train.labels))
     if fresh:
       if messages.is_first():
@@ -99,24 +87,21 @@ def train(
       print(f'nothing to do: {total_steps} steps are done', flush=True)
       draw_curves(workdir, config.name, again=False)
       return
+    counts = workdir / CLASS_COUNTS
     batches = at_exit.enter_context(
-      training_batches(
-        config, splits.train, mesh, run.step, workdir / CLASS_COUNTS
-      )
+      training_batches(config, splits.train, mesh, run.step, counts)
     )
     report = at_exit.enter_context(Report(workdir, config, run, profile_steps))
     evaluate = Evaluator(config, model, splits.eval, keep=config.train.pictures)
     compiled = None
 
     def save() -> str:
-      """Saves the newest state, from whichever thread stops the run."""
       store.save_interrupted(run)
       saved = f'step {run.step} of {total_steps} is saved'
       return saved if run.step else 'no step was finished'
 
-    def waiting(data: BatchIterator) -> contextlib.AbstractContextManager:
-      stuck = functools.partial(data.stuck, config.data.timeout)
-      return stopper.waiting(save, stuck)
+    def waiting(data: BatchIterator) -> AbstractContextManager:
+      return stopper.waiting(save, lambda: data.stuck(config.data.timeout))
 
     # `run` changes from here on. Only this thread may stop the process, except
     # in `waiting`, where `run` is at rest.
@@ -131,8 +116,14 @@ def train(
           batch = next(batches)
         report.pace.count(time.perf_counter() - start)
         if compiled is None:
+          # Ahead of time, so that its duration and memory are known. Every
+          # batch has the first one's shapes: nothing is compiled again.
+          print(
+            'compiling (minutes at full size, seconds next time)', flush=True
+          )
           with stopper.waiting(save):
-            compiled = compile_first(train_step, run, batch, report)
+            compiled, seconds = compile_step(train_step, run.state, batch)
+            report.compiled(run, compiled, seconds)
         take_step(compiled, run, batch, report)
         last = run.step == total_steps
         run.evaluating = last or run.step % config.train.eval_steps == 0
@@ -166,7 +157,6 @@ def train(
 def announce(
   config: ConfigDict, workdir: Path, splits: Splits, micro_batches: str
 ) -> None:
-  """Prints what is trained, on what, and where it is written."""
   print(
     f'{config.name}: {len(splits.train)} images, {len(splits.eval)} to '
     f'evaluate, {config.train.total_steps} steps of {config.train.batch_size} '
@@ -175,17 +165,6 @@ def announce(
   )
   if micro_batches:
     print(micro_batches, flush=True)
-
-
-def compile_first(
-  step: Callable, run: Run, batch: Batch, report: Report
-) -> Any:
-  # Ahead of time, so that its duration and memory are known. Every batch has
-  # the first one's shapes, and nothing is compiled again.
-  print('compiling (minutes at full size, seconds next time)', flush=True)
-  compiled, seconds = compile_step(step, run.state, batch)
-  report.compiled(run, compiled, seconds)
-  return compiled
 
 
 def take_step(compiled: Any, run: Run, batch: Batch, report: Report) -> None:
@@ -202,7 +181,6 @@ def take_step(compiled: Any, run: Run, batch: Batch, report: Report) -> None:
 
 
 def draw_curves(workdir: Path, title: str, again: bool = True) -> None:
-  """Draws the log of a finished run; `again` replaces a picture."""
   path = workdir / CURVES
   if not messages.is_first() or (path.exists() and not again):
     return

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import optax
 import rich.table
 
-# From the input on. The layer-wise decay of the learning rate counts from the
-# heads backwards.
+from resnest_jax.training.freezing import HEADS, part
+
+Config = Mapping[str, Any]
+# By `part`. The layer-wise decay of the learning rate counts backwards.
 LAYERS = ('stem', 'stage 1', 'stage 2', 'stage 3', 'stage 4', 'heads')
 
 
@@ -29,39 +31,28 @@ class ParamGroup:
   weight_decay: float
 
 
-def param_groups(params: Any, config: Mapping[str, Any]) -> Any:
+def param_groups(params: Any, config: Config) -> Any:
   """A tree like `params` with the `ParamGroup` of each leaf, by its path."""
 
   def group(path: tuple, _: Any) -> ParamGroup:
     names = [entry.key for entry in path]
-    layer = _layer(names)
+    place = part(names)
     # Heads have rate 1, stage 4 decay, stage 3 decay^2, ... (BEiT, 2106.08254).
-    below = len(LAYERS) - 1 - LAYERS.index(layer)
-    rate = config['layer_decay'] ** below
-    if layer == 'heads':
+    rate = config['layer_decay'] ** (HEADS - place)
+    if place == HEADS:
       rate *= config['head_multiplier']
     if names[-1] == 'kernel' or config['decay_norm_bias']:
-      return ParamGroup(layer, rate, config['weight_decay'])
-    return ParamGroup(f'{layer}, norms and biases', rate, 0.0)
+      return ParamGroup(LAYERS[place], rate, config['weight_decay'])
+    return ParamGroup(f'{LAYERS[place]}, norms and biases', rate, 0.0)
 
   return jax.tree_util.tree_map_with_path(group, params)
 
 
-def _layer(names: list[str]) -> str:
-  if names[0] != 'backbone':
-    return 'heads'
-  block = names[1]  # 'stem_conv1', 'layer3_22'
-  return 'stem' if block.startswith('stem') else f'stage {block[5]}'
-
-
-def group_table(params: Any, config: Mapping[str, Any]) -> rich.table.Table:
+def group_table(params: Any, config: Config) -> rich.table.Table:
   """The groups with rates, decays and numbers of parameters, for the log."""
   sizes = collections.Counter()
-  for group, leaf in zip(
-    jax.tree.leaves(param_groups(params, config)),
-    jax.tree.leaves(params),
-    strict=True,
-  ):
+  groups = jax.tree.leaves(param_groups(params, config))
+  for group, leaf in zip(groups, jax.tree.leaves(params), strict=True):
     sizes[group] += leaf.size
   table = rich.table.Table('parameters of', title=f'{config["name"]}')
   for column in ('number', 'learning rate', 'weight decay'):
@@ -78,9 +69,7 @@ def _from_the_input_on(group: ParamGroup) -> tuple[int, str]:
   return LAYERS.index(group.name.partition(',')[0]), group.name
 
 
-def create_schedule(
-  config: Mapping[str, Any], total_steps: int
-) -> optax.Schedule:
+def create_schedule(config: Config, total_steps: int) -> optax.Schedule:
   """The learning rate of each step, from 0 on; `total_steps` with the warm-up.
 
   With t of T steps done after the warm-up, poly is
@@ -90,29 +79,26 @@ def create_schedule(
   """
   rate, least = config['learning_rate'], config['min_learning_rate']
   warmup_steps = config['warmup_steps']
+  steps = total_steps - warmup_steps
   if config['schedule'] == 'poly':
-    schedule = optax.polynomial_schedule(
-      rate, least, config['power'], total_steps - warmup_steps
-    )
+    schedule = optax.polynomial_schedule(rate, least, config['power'], steps)
   else:
-    schedule = optax.cosine_decay_schedule(
-      rate, total_steps - warmup_steps, least / rate
-    )
+    schedule = optax.cosine_decay_schedule(rate, steps, least / rate)
   if warmup_steps:
     warmup = optax.linear_schedule(
       config['warmup_ratio'] * rate, rate, warmup_steps
     )
     schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
   # From an int32 count optax computes in float32 even when float64 is enabled.
-  # XLA multiplies by 1 / T, which makes the base of the power negative at the
-  # end: without the condition a loop beyond `total_steps` would get NaN.
+  # XLA multiplies by 1 / T: the base of the power is negative at the end, and a
+  # loop beyond `total_steps` would get NaN.
   return lambda count: jnp.where(
     count < total_steps, schedule(jnp.asarray(count, float)), least
   )
 
 
 def create_optimizer(
-  config: Mapping[str, Any], total_steps: int
+  config: Config, total_steps: int
 ) -> optax.GradientTransformation:
   """The optimizer that `config.optimizer` describes."""
   # Order matters: clip raw gradients, as PyTorch's `clip_grad_norm_` before the
@@ -132,13 +118,13 @@ def create_optimizer(
       optax.scale_by_learning_rate(schedule),
     ]
   if config['layer_decay'] != 1 or config['head_multiplier'] != 1:
-    stages.append(_by_group(config, _scale))
+    stages.append(
+      _by_group(config, lambda group, x, _: x * group.learning_rate)
+    )
   return optax.chain(*stages)
 
 
-def _by_group(
-  config: Mapping[str, Any], rule: Callable
-) -> optax.GradientTransformation:
+def _by_group(config: Config, rule: Callable) -> optax.GradientTransformation:
   """Maps `rule(group, update, parameter)` over the leaves."""
   # Stateless, so that checkpoints do not depend on groups.
 
@@ -151,7 +137,3 @@ def _by_group(
 
 def _add_decay(group: ParamGroup, update: Any, param: Any) -> Any:
   return update + group.weight_decay * param if group.weight_decay else update
-
-
-def _scale(group: ParamGroup, update: Any, _: Any) -> Any:
-  return update * group.learning_rate

@@ -7,13 +7,11 @@ import jax
 
 from resnest_jax.errors import UserError, writing
 
-PROFILE = 'profile'
-
 
 def parse_steps(text: str) -> tuple[int, int]:
   """The first and the last step of 'FIRST:LAST', counted from 1."""
-  first, colon, last = text.partition(':')
-  if not (colon and first.isdigit() and last.isdigit()):
+  first, _, last = text.partition(':')
+  if not (first.isdigit() and last.isdigit()):
     raise UserError(f'--profile {text}: give two steps, such as 10:15.')
   if not 1 <= int(first) <= int(last):
     raise UserError(
@@ -24,29 +22,23 @@ def parse_steps(text: str) -> tuple[int, int]:
 
 
 class Profile:
-  """Traces some steps of a run into `WORKDIR/profile`.
-
-  TensorBoard (with its plugin xprof) opens the folder, Perfetto the file
-  `perfetto_trace.json.gz` in it.
-  """
+  """Traces into `WORKDIR/profile`, for TensorBoard's xprof and Perfetto."""
 
   def __init__(self, workdir: Path, steps: tuple[int, int] | None):
-    self.folder = workdir / PROFILE
-    self._steps, self._running = steps, False
+    self.folder = workdir / 'profile'
+    self._steps = range(steps[0], steps[1] + 1) if steps else range(0)
+    self._running = False
 
   def before(self, step: int) -> None:
-    """Starts tracing if `step`, which comes next, is to be traced."""
-    if self._steps and not self._running:
-      first, last = self._steps
-      if first <= step <= last:
-        with writing(self.folder):
-          jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
-        self._running = True
+    if step in self._steps and not self._running:
+      with writing(self.folder):
+        jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
+      self._running = True
 
   def after(self, step: int, result: Any) -> None:
     """Stops tracing after the last step, once its `result` is there."""
     # Steps are dispatched ahead of the devices: wait, or the trace is empty.
-    if self._running and step >= self._steps[1]:
+    if self._running and step >= self._steps[-1]:
       first = self._steps[0]
       jax.block_until_ready(result)
       self.close()
@@ -59,6 +51,6 @@ class Profile:
   def close(self) -> None:
     """Stops tracing, also after an error; what was traced is written."""
     if self._running:
-      self._running, self._steps = False, None
+      self._running, self._steps = False, range(0)
       with writing(self.folder):
         jax.profiler.stop_trace()

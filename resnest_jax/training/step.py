@@ -34,8 +34,7 @@ from resnest_jax.training.gradients import (
 )
 from resnest_jax.training.optimizer import create_optimizer
 
-# Leaves of at least so many values are summed by kernels of their own;
-# `global_norm` concatenates smaller ones up to about this size.
+# `global_norm` concatenates smaller leaves up to about this size.
 LARGE = 2**20
 
 
@@ -47,15 +46,15 @@ def next_average(
   # the average of a short run does not remember its random start.
   warm = (1.0 + step) / (10.0 + step)
   change = 1 - jnp.minimum(decay, warm)
-  return jax.tree.map(
-    lambda old, new: old + change.astype(old.dtype) * (new - old),
-    average,
-    variables,
-  )
+
+  def move(old: Array, new: Array) -> Array:
+    return old + change.astype(old.dtype) * (new - old)
+
+  return jax.tree.map(move, average, variables)
 
 
 def global_norm(tree: Any) -> Array:
-  """The root of the sum of all squares, as `optax.tree.norm`."""
+  """As `optax.tree.norm`."""
   # XLA compiles a few kernels for each sum, and a deep network has hundreds of
   # leaves: small ones are concatenated and summed together.
   parts, together = [], []
@@ -87,15 +86,12 @@ def update(
   """Forward, backward, and one update.
 
   Args:
-    state: before the step.
     images: (B, H, W, 3) normalised.
     labels: int (B, H, W), 255 ignored.
     key: of the dropout.
-    model: a `Segmentor` in training mode.
-    optimizer: its state is `state.opt_state`.
-    loss: from `create_loss`; both heads have it.
+    model: from `for_training`.
+    loss: of both heads, from `create_loss`.
     aux_weight: factor of the auxiliary head's loss.
-    plan: micro-batches, frozen parts, averages.
 
   Returns:
     The new state; the step's scalars: `loss` = `decode_loss` + `aux_loss`,
@@ -104,8 +100,7 @@ def update(
   """
 
   def score(output: SegmentorOutput, labels: Array) -> dict[str, Array]:
-    # Both heads' logits are (B, h, w, classes), labels (B, H, W): the loss
-    # upsamples in row tiles, (B, H, W, classes) never exists.
+    # The loss upsamples in row tiles: (B, H, W, classes) never exists.
     given = loss(output.logits, labels)
     if not (isinstance(given, tuple) and len(given) == 3):
       raise UserError(
@@ -114,29 +109,24 @@ def update(
       )
     decode_loss, accuracy, terms = given
     aux_loss = aux_weight * loss(output.aux_logits, labels)[0]
-    scalars = {
+    return {
       'loss': decode_loss + aux_loss,
       'decode_loss': decode_loss,
       'aux_loss': aux_loss,
       'accuracy': accuracy,
+      **{f'decode_{name}': x for name, x in terms.items()},
     }
-    return scalars | {f'decode_{name}': x for name, x in terms.items()}
 
   gradients = whole_gradients if plan.micro_batches == 1 else mean_gradients
   grads, scalars, batch_stats = gradients(
     model, score, state.variables(), images, labels, key, plan
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  new_state = TrainState(
-    step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
-    batch_stats=batch_stats,
-    opt_state=opt_state,
-  )
+  step, params = state.step + 1, optax.apply_updates(state.params, updates)
+  new_state = TrainState(step, params, batch_stats, opt_state)
   if state.ema is not None:
-    ema = next_average(
-      state.ema, new_state.variables(), state.step, plan.ema_decay
-    )
+    variables = new_state.variables()
+    ema = next_average(state.ema, variables, state.step, plan.ema_decay)
     new_state = new_state.replace(ema=ema)
   # Of the raw gradients: the optimizer clips a copy.
   scalars['gradient_norm'] = global_norm(grads)
@@ -149,14 +139,12 @@ def make_train_step(
   mesh: Mesh,
   *,
   seed: int,
-  loss: Loss,
-  aux_weight: float,
-  plan: Plan = WHOLE,
+  **options: Any,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]:
   """The jitted step: (state, batch) -> (state, scalars); donates the state.
 
-  Batches come from `training_batches`. Statistics and loss are computed over
-  the global batch, whatever the number of devices.
+  Batches come from `training_batches`; `options` are the others of `update`.
+  Statistics and loss are those of the global batch, on any number of devices.
   """
 
   @shared_rows(mesh)
@@ -164,21 +152,13 @@ def make_train_step(
     # A function of seed and step, never stored: a resumed run draws alike.
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     images = preprocess(batch['image'], batch['size'], batch['photometric'])
-    state, scalars, _ = update(
-      state,
-      images,
-      batch['label'].astype(jnp.int32),
-      key,
-      model=model,
-      optimizer=optimizer,
-      loss=loss,
-      aux_weight=aux_weight,
-      plan=plan,
-    )
+    labels = batch['label'].astype(jnp.int32)
+    parts = {'model': model, 'optimizer': optimizer, **options}
+    state, scalars, _ = update(state, images, labels, key, **parts)
     return state, scalars
 
-  # With these shardings the program is written for the global batch, and XLA
-  # inserts what devices exchange: batch norm needs no axis name.
+  # The program is written for the global batch, and XLA inserts what devices
+  # exchange: batch norm needs no axis name.
   whole, split = replicated(mesh), batch_shardings(mesh)
   return jax.jit(
     train_step,
@@ -193,9 +173,8 @@ def compile_step(
 ) -> tuple[jax.stages.Compiled, dict[str, float]]:
   """Compiles a function of `jax.jit` for these arguments, or their shapes.
 
-  Returns:
-    The program; `trace_seconds` of Python, and `compile_seconds` of XLA or of
-    reading the compile cache on disk.
+  Also gives `trace_seconds` of Python, and `compile_seconds` of XLA or of
+  reading the compile cache on disk.
   """
   start = time.perf_counter()
   lowered = step.lower(*arguments)
@@ -221,12 +200,10 @@ class Training(NamedTuple):
 def create_training(
   config: Mapping[str, Any], mesh: Mesh, loss: Loss | None = None
 ) -> Training:
-  """Model, optimizer and step of a configuration.
+  """Model, optimizer and step of a configuration with its number of classes.
 
-  Args:
-    config: the whole configuration, with the number of classes.
-    mesh: devices, or descriptions of them (`jax.experimental.topologies`).
-    loss: of both heads; None: as `config.loss` describes it.
+  The mesh may be of descriptions of devices (`jax.experimental.topologies`).
+  `loss` is that of both heads; None: as `config.loss` describes it.
   """
   train = config['train']
   model = create_segmentor(config['model'])

@@ -2,9 +2,8 @@
 
 A thread watches: Python runs signal handlers only when the main thread is back
 from C code, and compiling keeps it there for minutes. While the main thread
-waits (for data, the compiler, an evaluation) the state does not change, so the
-watching thread saves it and ends the process. Between two steps the main
-thread does that itself (`Stopper.requested`).
+waits the state does not change, so the watching thread saves it and ends the
+process. Between two steps the main thread does that itself.
 """
 
 import contextlib
@@ -22,7 +21,6 @@ from resnest_jax.errors import UserError, leave, say
 
 # EX_TEMPFAIL of sysexits.h: schedulers are told to start such a job again.
 TRY_AGAIN = 75
-# Exit status by signal.
 STATUS = {
   signal.SIGTERM: TRY_AGAIN,
   signal.SIGUSR1: TRY_AGAIN,  # sbatch --signal=USR1@60
@@ -33,33 +31,20 @@ STATUS = {
 DUPLICATE_SECONDS = 2.0
 POLL_SECONDS = 0.2
 
-Save = Callable[[], str]
-
-
-def save_nothing() -> str:
-  return ''
-
-
-def never_stuck() -> str:
-  return ''
+Words = Callable[[], str]  # `str` itself says nothing.
 
 
 class Task(NamedTuple):
-  """How to end the process while the main thread waits."""
-
-  save: Save = save_nothing
-  stuck: Callable[[], str] = never_stuck
+  # How to end the process while the main thread waits.
+  save: Words = str
+  stuck: Words = str
 
 
 class Stopper:
-  """Stops a training; without `listen`, as in a notebook, nothing does.
-
-  Attributes:
-    signal: the first one that arrived, or None.
-  """
+  """Stops a training; without `listen`, as in a notebook, nothing does."""
 
   def __init__(self):
-    self.signal: signal.Signals | None = None
+    self.signal: signal.Signals | None = None  # The first that arrived.
     self._since = 0.0
     # Held while the task changes or runs: the state cannot change under a save.
     self._lock = threading.Lock()
@@ -98,15 +83,14 @@ class Stopper:
 
   def requested(self, step: int) -> bool:
     """Whether to stop now, after `step` finished steps."""
-    # Hosts save together, so they have to stop after the same step: JAX's
-    # preemption service makes them agree on one.
+    # Hosts save together: JAX's preemption service makes them agree on a step.
     if _is_distributed():
       from jax.experimental import multihost_utils
 
       return multihost_utils.reached_preemption_sync_point(step)
     return self.signal is not None
 
-  def stop(self, save: Save) -> NoReturn:
+  def stop(self, save: Words) -> NoReturn:
     """Saves and ends the process from its main thread."""
     self._ending = True  # The watching thread keeps out of it.
     said = save()
@@ -115,32 +99,25 @@ class Stopper:
 
       failures.part()
     # Not by an exception: reads may hang, and closing would wait for them.
-    leave(self._farewell(said), self._status())
+    self._leave(said)
 
-  @contextlib.contextmanager
   def waiting(
-    self, save: Save = save_nothing, stuck: Callable[[], str] = never_stuck
-  ) -> Iterator[None]:
+    self, save: Words = str, stuck: Words = str
+  ) -> contextlib.AbstractContextManager[None]:
     """While this lasts the process may be ended at any moment.
 
-    Args:
-      save: called before the end, in another thread; returns what it saved,
-        in words.
-      stuck: polled; returns why the process has to end, or ''.
+    `save` is called before the end, in another thread, and says what it saved.
+    `stuck` is polled and says why the process has to end, or ''.
     """
-    with self._doing(Task(save, stuck)):
-      yield
+    return self._doing(Task(save, stuck))
 
-  @contextlib.contextmanager
-  def busy(self) -> Iterator[None]:
+  def busy(self) -> contextlib.AbstractContextManager[None]:
     """While this lasts the main thread asks `requested` itself."""
-    with self._doing(None):
-      yield
+    return self._doing(None)
 
   @contextlib.contextmanager
   def _doing(self, task: Task | None) -> Iterator[None]:
-    # While the process is being ended the lock is never released: the main
-    # thread stops here instead of changing what is being saved.
+    # Not released while the process is being ended: the main thread stops here.
     with self._lock:
       before, self._task = self._task, task
     try:
@@ -173,10 +150,9 @@ class Stopper:
       if _is_distributed() and number != signal.SIGTERM:
         os.kill(os.getpid(), signal.SIGTERM)  # JAX's service knows this one.
     elif time.monotonic() - self._since > DUPLICATE_SECONDS:
-      leave(f'{number.name} again: ended at once.', self._status())
+      leave(f'{number.name} again: ended at once.', STATUS[self.signal])
 
   def _end(self, problem: str) -> None:
-    """Ends the process from this thread, if the main thread still waits."""
     with self._lock:
       # The main thread has meanwhile gone on to a step: it stops by itself.
       if self._task is None:
@@ -190,15 +166,13 @@ class Stopper:
         leave(f'error: {problem}\n{traceback.format_exc()}', 1)
       if problem:
         leave(f'error: {problem} {said}', 1)
-      leave(self._farewell(said), self._status())
+      self._leave(said)
 
-  def _status(self) -> int:
-    return STATUS[self.signal] if self.signal else TRY_AGAIN
-
-  def _farewell(self, said: str) -> str:
+  def _leave(self, said: str) -> NoReturn:
     name = f'stopped by {self.signal.name}' if self.signal else 'stopped'
     said = f'{name}; {said}' if said else name
-    return f'{said}; the same command resumes the run.'
+    status = STATUS.get(self.signal, TRY_AGAIN)
+    leave(f'{said}; the same command resumes the run.', status)
 
 
 def _is_distributed() -> bool:

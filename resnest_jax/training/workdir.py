@@ -22,25 +22,18 @@ CLASS_COUNTS = 'class_pixels.npy'
 
 def same_on_all_hosts(config: ConfigDict) -> dict[str, Any]:
   """Configuration and versions, which `distributed.join` compares."""
-  flat = {
-    f'config.{key}': value
-    for key, value in flatten(config).items()
-    if key not in HOST_KEYS
-  }
-  return flat | runtime.versions()
+  items = flatten(config).items()
+  same = {f'config.{k}': v for k, v in items if k not in HOST_KEYS}
+  return same | runtime.versions()
 
 
 def claim_workdir(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
   """Locks the workdir and writes the configuration into it.
 
-  A start with another configuration that left no checkpoint gives way: its logs
-  are removed.
-
-  Raises:
-    UserError: another process trains there, or the folder has checkpoints of
-      another configuration, or files of something else, or is not shared.
+  Raises `UserError` if another process trains there, if the folder has files of
+  something else or checkpoints of another configuration, or is not shared. A
+  start that left no checkpoint gives way: its logs are removed.
   """
-  # The first host claims it, the others check that they see the same folder.
   if not messages.is_first():
     return _find_shared(workdir, config)
   with runtime.lock_folder(workdir, 'trains in') as lock:
@@ -67,7 +60,10 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
         f'({"; ".join(lines[:3])}{more})',
         flush=True,
       )
-      _remove_start(workdir)
+      # What would mix with the new run. Other files are the user's and stay.
+      events = (workdir / 'tensorboard').glob('events.out.tfevents.*')
+      for path in (workdir / 'log.jsonl', workdir / CLASS_COUNTS, *events):
+        path.unlink(missing_ok=True)
   elif begun:
     raise UserError(
       f'{workdir} holds checkpoints but no config.json; choose another '
@@ -101,10 +97,3 @@ def _read_saved(path: Path) -> str:
     f'{path} is there and was not written by train.py, or is damaged; choose '
     'another --workdir.'
   )
-
-
-def _remove_start(workdir: Path) -> None:
-  # What would mix with the new run. Other files are the user's and stay.
-  events = (workdir / 'tensorboard').glob('events.out.tfevents.*')
-  for path in (workdir / 'log.jsonl', workdir / CLASS_COUNTS, *events):
-    path.unlink(missing_ok=True)

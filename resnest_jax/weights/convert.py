@@ -34,7 +34,7 @@ from resnest_jax.weights.state_dict import KINDS, export_state_dict
 def main(arguments: Sequence[str] | None = None) -> None:
   flags = _parser().parse_args(arguments)
   runtime.set_up()
-  # Both checks come before the weights, which may have to be downloaded.
+  # Both checks come before a download.
   check_new(flags.out)
   if flags.to == 'mmseg':
     check_torch()
@@ -44,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     backbone=flags.backbone,
     checkpoint=flags.checkpoint,
   )
-  # Import and export each fail unless every tensor finds its place.
   model, variables = weights.create()
   exported = export_state_dict(model, variables, flags.to)
   files = write_weights(flags.out, flags.to, exported, weights.about())
@@ -62,30 +61,29 @@ def _parser() -> Parser:
     epilog='RESNEST_JAX_CACHE names the folder of downloads; '
     'RESNEST_JAX_OFFLINE=1 forbids them.',
   )
-  parser.add_argument(
+  add = parser.add_argument
+  add(
     'source',
     help='a file, a folder written by this command, the workdir of a '
     'training, a published name (resnest101, ade20k_pspnet, ...), an address, '
     'or hf://owner/repository/file',
   )
-  parser.add_argument(
-    '--out', required=True, type=Path, metavar='DIR', help='a new folder'
-  )
-  parser.add_argument(
+  add('--out', required=True, type=Path, metavar='DIR', help='a new folder')
+  add(
     '--to',
     choices=KINDS,
     default='ours',
     help='whose names to write; mmseg is a .pth and needs the package torch, '
     'the others are safetensors (default: ours)',
   )
-  parser.add_argument(
+  add(
     '--drop',
     nargs='+',
     default=[],
     metavar='NAME',
     help='modules of the source to leave out, such as fc',
   )
-  parser.add_argument(
+  add(
     '--backbone',
     metavar='NAME',
     help='the backbone of a renamed file: resnest50_fast_2s1x64d has the '
@@ -100,8 +98,7 @@ def _report(weights: Weights, variables: Any) -> None:
   parameters = sum(v.size for v in flatten_dict(variables['params']).values())
   name, found = title_of(config), backbone_of(config)
   others = [other for other in same_shapes(found) if other != name]
-  # The variants differ in where a pool stands (avd_first), which no shape
-  # shows: a user of a renamed file has to know that the name is a guess.
+  # No shape shows where a pool stands (avd_first): the name is a guess.
   if others and not weights.provenance['backbone_known']:
     have = 'has' if len(others) == 1 else 'have'
     name += (

@@ -26,22 +26,19 @@ from resnest_jax.weights.published import PUBLISHED, Published, known_file
 
 # Seconds without a byte. A slow download may take any time.
 TIMEOUT = 30
-BLOCK = 2**20  # Bytes read at a time.
+BLOCK = 2**20  # Bytes.
 
 
 def fetch(
   source: str | Path, published: Mapping[str, Published] = PUBLISHED
 ) -> Path:
-  """Finds `source` on this machine, or downloads it.
+  """Finds `source` on this machine, or downloads it; checks known checksums.
 
   Args:
     source: a path, a published name ('resnest50', 'ade20k_pspnet'), an http(s)
       address, or 'hf://owner/repository/file' (owner/repository@revision/file
       for a branch, tag or commit).
     published: the accepted names.
-
-  Returns:
-    An existing path. Files with a known checksum have been checked.
 
   Raises:
     UserError: an unknown name, no reachable mirror, a truncated file, a wrong
@@ -50,9 +47,8 @@ def fetch(
   path, text = Path(source), str(source)
   # A path wins over a published name: a file of that name is here on purpose.
   if path.exists():
-    # A copy that was brought here by hand may be truncated as well.
     if known := known_file(path.name):
-      _check(path, known.sha256, str(path), f'{path.name} as published')
+      _check(path, known.sha256, path, f'{path.name} as published')
     return path
   if text in published:
     known = published[text]
@@ -99,7 +95,7 @@ def _from_hub(text: str) -> Path:
       'hf://timm/resnest50d.in1k/model.safetensors.'
     )
   repository, _, revision = parts[1].partition('@')
-  # Before the download, which would be useless without PyTorch.
+  # The download would be useless without PyTorch.
   if text.endswith(TORCH_SUFFIXES):
     check_torch()
   what = {
@@ -110,7 +106,12 @@ def _from_hub(text: str) -> Path:
   }
   why = 'downloads are switched off (RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE)'
   if not offline():
-    why = _refusal(what)
+    # The headers alone: hf_hub_download repeats a failing request for long.
+    try:
+      url, why = huggingface_hub.hf_hub_url(**what), ''
+      huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT)
+    except Exception as error:
+      why = f'the hub does not give it ({_one_line(error)})'
   try:
     # The cache may hold a file that the hub does not serve at the moment.
     path = huggingface_hub.hf_hub_download(
@@ -128,22 +129,7 @@ def _from_hub(text: str) -> Path:
   return Path(path)
 
 
-def _refusal(what: dict[str, str | None]) -> str:
-  """Why the hub does not serve a file; '' if it does."""
-  import huggingface_hub
-
-  # One request for the headers. hf_hub_download would repeat a failing one for
-  # half a minute.
-  try:
-    huggingface_hub.get_hf_file_metadata(
-      huggingface_hub.hf_hub_url(**what), timeout=TIMEOUT
-    )
-  except Exception as error:
-    return f'the hub does not give it ({_one_line(error)})'
-  return ''
-
-
-def _one_line(error: BaseException | None) -> str:
+def _one_line(error: Exception) -> str:
   return ' '.join(str(error).split()) or type(error).__name__
 
 
@@ -153,14 +139,12 @@ def _file_name(url: str) -> str:
 
 def _cached(urls: Sequence[str], digits: str) -> Path:
   name = _file_name(urls[0]) or 'weights'
-  # Published names end in their checksum and are unique. Other addresses share
-  # names such as model.safetensors, so the whole address decides.
+  # Published names are unique; others, such as model.safetensors, are not.
   if not digits:
     name = f'{hashlib.sha256(urls[0].encode()).hexdigest()[:12]}-{name}'
   path = cache_folder() / name
   if path.is_file():
-    expected = 'it should; remove it to download it again'
-    _check(path, digits, str(path), expected)
+    _check(path, digits, path, 'it should; remove it to download it again')
     return path
   advice = f'Download it by other means and give its path, or put it at {path}.'
   if offline():
@@ -168,7 +152,6 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
       f'{urls[0]} is not in the cache and downloads are switched off '
       f'(RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE). {advice}'
     )
-  # Before the download, which would be useless without PyTorch.
   if name.endswith(TORCH_SUFFIXES):
     check_torch()
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +168,6 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
 
 def _download(url: str, path: Path, digits: str) -> None:
   request = urllib.request.Request(url, headers={'User-Agent': 'resnest-jax'})
-  # The checks run on the temporary file: the cache holds complete files only.
   with whole_file(path) as temporary:
     with (
       urllib.request.urlopen(request, timeout=TIMEOUT) as response,
@@ -203,7 +185,7 @@ def _download(url: str, path: Path, digits: str) -> None:
     _check(temporary, digits, 'what it sends', 'published')
 
 
-def _check(path: Path, digits: str, what: str, expected: str) -> None:
+def _check(path: Path, digits: str, what: str | Path, expected: str) -> None:
   # Published digits are the start of the SHA-256. '' matches every file.
   found = sha256(path)[: len(digits)]
   if found != digits:

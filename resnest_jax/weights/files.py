@@ -1,8 +1,4 @@
-"""Weight files: safetensors, and PyTorch's without running their code.
-
-PyTorch files are pickles. PyTorch's restricted loader reads them and refuses
-everything that could run code. The package torch is optional.
-"""
+"""Weight files: safetensors, and PyTorch's without running their code."""
 
 import hashlib
 import importlib.util
@@ -17,6 +13,7 @@ import numpy as np
 
 from resnest_jax.errors import UserError
 from resnest_jax.files import check_new, whole_folder, write_json
+from resnest_jax.text import listed
 
 SAFETENSORS = 'model.safetensors'
 TORCH = 'model.pth'
@@ -25,13 +22,10 @@ TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 TORCH_INSTALL = (
   'pip install torch --index-url https://download.pytorch.org/whl/cpu'
 )
-# Bytes. safetensors itself refuses longer headers.
-MAX_HEADER = 100_000_000
-# Our description has this key in a safetensors header and in a .pth.
-HEADER_KEY = 'resnest_jax'
-# mmengine stores its message hub next to the weights. The restricted loader
-# refuses the whole file unless these names are allowed, so each is replaced by
-# `_Ignored`. Pickle protocol 2 and NumPy 1 have other names for some.
+MAX_HEADER = 100_000_000  # Bytes, safetensors' own limit.
+HEADER_KEY = 'resnest_jax'  # Of our description, in both formats.
+# Of mmengine's message hub next to the weights, for which PyTorch's restricted
+# loader would refuse the file. Pickle protocol 2 and NumPy 1 have other names.
 IGNORED_OBJECTS = (
   'mmengine.logging.history_buffer.HistoryBuffer',
   '__builtin__.getattr',
@@ -61,9 +55,6 @@ class WeightFile(NamedTuple):
 def read_weights(path: Path) -> WeightFile:
   """Reads a safetensors or PyTorch file, recognised by its content.
 
-  Args:
-    path: a file, or a folder; see `weight_file`.
-
   Raises:
     UserError: another format, a damaged file, a pickle that would run code, no
       state dict inside, or PyTorch is not installed.
@@ -71,13 +62,11 @@ def read_weights(path: Path) -> WeightFile:
   path = weight_file(path)
   with path.open('rb') as file:
     start = file.read(9)
-  # safetensors comes first: its files begin with the length of their header in
-  # eight bytes, which may look like the start of a zip file or a pickle. The
-  # header is JSON and opens at the ninth byte.
+  # First: the length of safetensors' header may look like a zip file or pickle.
   length = int.from_bytes(start[:8], 'little')
   if start[8:9] == b'{' and length <= MAX_HEADER:
     return _read_safetensors(path)
-  # PyTorch writes zip files since 1.6 and wrote bare pickles before.
+  # Zip files since PyTorch 1.6, bare pickles before.
   if start[:4] == b'PK\x03\x04' or start[:1] == b'\x80':
     return _read_torch(path)
   raise UserError(
@@ -87,11 +76,7 @@ def read_weights(path: Path) -> WeightFile:
 
 
 def weight_file(path: Path) -> Path:
-  """Returns `path`, or the weights in it if it is a folder.
-
-  Raises:
-    UserError: there are none; the message lists the folder.
-  """
+  """Returns `path`, or the weights in it if it is a folder."""
   path = Path(path)
   if path.is_file():
     return path
@@ -100,12 +85,11 @@ def weight_file(path: Path) -> Path:
   for name in (SAFETENSORS, TORCH):
     if (path / name).is_file():
       return path / name
-  inside = sorted(x.name for x in path.iterdir())
-  more = f' and {len(inside) - 8} more' if len(inside) > 8 else ''
+  inside = listed(sorted(x.name for x in path.iterdir()), 8)
   raise UserError(
     f'the folder {path} holds neither {SAFETENSORS} nor {TORCH}, nor the '
-    f'checkpoints of a training, but {", ".join(inside[:8]) or "nothing"}'
-    f'{more}. Give the file itself.'
+    f'checkpoints of a training, but {inside or "nothing"}. Give the file '
+    'itself.'
   )
 
 
@@ -115,42 +99,37 @@ def _read_safetensors(path: Path) -> WeightFile:
   try:
     with safetensors.safe_open(path, framework='np') as file:
       header = file.metadata() or {}
-      state_dict = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+      names = list(file.keys())
+      state_dict = {name: _float32(file.get_tensor(name)) for name in names}
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise UserError(f'{path} is damaged ({error}); get it again.') from error
   try:
     about = json.loads(header.pop(HEADER_KEY, '{}'))
   except ValueError as error:
     raise UserError(f'{path} has a damaged header ({error}).') from error
-  state_dict = {name: _float32(value) for name, value in state_dict.items()}
   return WeightFile(state_dict, about, dict(header))
 
 
 def _float32(value: np.ndarray) -> np.ndarray:
-  # float32 holds float16 and bfloat16 exactly. NumPy sees bfloat16 as kind 'V',
-  # so the test excludes integers and bools instead of naming floats.
+  # Exact. NumPy sees bfloat16 as kind 'V', so the test excludes integers and
+  # bools instead of naming floats.
   short = value.dtype.itemsize < 4 and value.dtype.kind not in 'iub'
   return value.astype(np.float32) if short else value
 
 
 class _Ignored:
-  # A pickle creates objects by a call or by __new__, with any arguments, and
-  # then sets their state. All three accept everything and do nothing.
+  # A pickle creates objects by a call or by __new__, with any arguments, which
+  # object.__new__ accepts if __init__ does, and then sets their state.
 
   def __init__(self, *args, **kwargs):
     del args, kwargs
-
-  def __new__(cls, *args, **kwargs):
-    del args, kwargs
-    return super().__new__(cls)
 
   def __setstate__(self, state):
     del state
 
 
 def check_torch() -> None:
-  """Raises `UserError` if PyTorch is not installed."""
-  # Importing it takes seconds; finding it does not.
+  """Raises `UserError` if PyTorch is not installed, without importing it."""
   if importlib.util.find_spec('torch') is None:
     raise UserError(
       'PyTorch files need the package torch (its CPU build will do): '
@@ -158,35 +137,45 @@ def check_torch() -> None:
     )
 
 
-def _torch():
+def _read_torch(path: Path) -> WeightFile:
   check_torch()
   import torch
 
-  return torch
-
-
-def _read_torch(path: Path) -> WeightFile:
-  torch = _torch()
   ignored = [(_Ignored, name) for name in IGNORED_OBJECTS]
   try:
     with warnings.catch_warnings(), torch.serialization.safe_globals(ignored):
-      # PyTorch warns of pickle protocols and of TorchScript archives.
       warnings.simplefilter('ignore')
       content = torch.load(path, map_location='cpu', weights_only=True)
   except Exception as error:  # Damaged files raise errors of many kinds.
     raise UserError(f'{path} {_why_not(error)}') from error
-  meta = content.get('meta') if isinstance(content, Mapping) else None
-  about = content.get(HEADER_KEY) if isinstance(content, Mapping) else None
+  outer = content if isinstance(content, Mapping) else {}
+  # mmsegmentation and timm nest it next to the optimizer and the rest.
+  nested = (outer.get(key) for key in ('state_dict', 'model'))
+  tensors = next((x for x in nested if isinstance(x, Mapping)), content)
+  if not isinstance(tensors, Mapping) or not all(
+    isinstance(value, torch.Tensor) for value in tensors.values()
+  ):
+    keys = list(content)[:8] if isinstance(content, Mapping) else type(content)
+    raise UserError(
+      f'{path} holds no state dict: accepted are name -> tensor, alone or '
+      f"under 'state_dict' or 'model'; there is {keys}."
+    )
+  if tensors and all(name.startswith('module.') for name in tensors):
+    # DataParallel wraps the model in a module of this name.
+    tensors = {k.removeprefix('module.'): v for k, v in tensors.items()}
+  half = (torch.float16, torch.bfloat16)
+  state_dict = {
+    name: (value.float() if value.dtype in half else value).numpy()
+    for name, value in tensors.items()
+  }
+  extras = (outer.get(key) for key in (HEADER_KEY, 'meta'))
   return WeightFile(
-    _state_dict(path, content, torch),
-    about if isinstance(about, dict) else {},
-    meta if isinstance(meta, dict) else {},
+    state_dict, *(x if isinstance(x, dict) else {} for x in extras)
   )
 
 
 def _why_not(error: Exception) -> str:
-  # PyTorch's own messages advise `weights_only=False`, which would run the code
-  # in the file, so none of them is passed on.
+  # Not PyTorch's own message: it advises `weights_only=False`, to run the code.
   if found := re.search(r'GLOBAL (\S+)', str(error)):
     return (
       f'wants to run {found[1]}, which weights do not need; it was not run '
@@ -203,33 +192,6 @@ def _why_not(error: Exception) -> str:
     f'cannot be read as a PyTorch file ({type(error).__name__}: {first_line}). '
     'It may be cut off; get it again.'
   )
-
-
-def _state_dict(path: Path, content: Any, torch: Any) -> dict[str, np.ndarray]:
-  tensors = content
-  # mmsegmentation and timm nest it next to the optimizer and the rest.
-  if isinstance(content, Mapping):
-    for key in ('state_dict', 'model'):
-      if isinstance(content.get(key), Mapping):
-        tensors = content[key]
-        break
-  if not isinstance(tensors, Mapping) or not all(
-    isinstance(value, torch.Tensor) for value in tensors.values()
-  ):
-    keys = list(content)[:8] if isinstance(content, Mapping) else type(content)
-    raise UserError(
-      f'{path} holds no state dict: accepted are name -> tensor, alone or '
-      f"under 'state_dict' or 'model'; there is {keys}."
-    )
-  if tensors and all(name.startswith('module.') for name in tensors):
-    # DataParallel wraps the model in a module of this name.
-    tensors = {name[len('module.') :]: v for name, v in tensors.items()}
-  # NumPy has no bfloat16, which float32 holds exactly.
-  half = (torch.float16, torch.bfloat16)
-  return {
-    name: (value.float() if value.dtype in half else value).numpy()
-    for name, value in tensors.items()
-  }
 
 
 def write_weights(
@@ -256,8 +218,7 @@ def write_weights(
     write = _write_torch if kind == 'mmseg' else _write_safetensors
     write(temporary / name, state_dict, about)
     write_json(temporary / ABOUT, about)
-    # safetensors makes its files readable by their owner alone. `about.json`
-    # has the mode that the umask leaves.
+    # safetensors makes its files readable by their owner alone.
     (temporary / name).chmod((temporary / ABOUT).stat().st_mode)
   return [folder / name, folder / ABOUT]
 
@@ -275,7 +236,9 @@ def _write_safetensors(path, state_dict, about) -> None:
 
 
 def _write_torch(path, state_dict, about) -> None:
-  torch = _torch()
+  check_torch()
+  import torch
+
   classes, palette = about.get('classes'), about.get('palette')
   # mmsegmentation 1.x reads `dataset_meta`, 0.x the names in capitals.
   meta = {'dataset_meta': {'classes': classes, 'palette': palette}}
@@ -290,6 +253,6 @@ def _write_torch(path, state_dict, about) -> None:
 
 
 def sha256(path: Path) -> str:
-  """The SHA-256 of a file in hexadecimal digits."""
+  """In hexadecimal digits."""
   with Path(path).open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()

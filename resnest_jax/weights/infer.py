@@ -8,18 +8,15 @@ import flax.linen as nn
 
 from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import create_classifier
-from resnest_jax.models.resnest import BACKBONES, EXPANSION, Backbone
+from resnest_jax.models.resnest import BACKBONES, EXPANSION, Backbone, ResNeSt
 from resnest_jax.models.segmentor import create_backbone, create_segmentor
-from resnest_jax.weights.names import head_modules, head_of
+from resnest_jax.weights.names import blocks_of, head_modules, head_of
 
 TASKS = ('segmentor', 'classifier', 'backbone')
 
 
 class Description(NamedTuple):
-  """A model's task, and its configuration as plain values.
-
-  The configuration has the keys of `config.model` that concern the task.
-  """
+  """A model's task, and the keys of `config.model` that concern it."""
 
   task: str
   config: dict[str, Any]
@@ -46,24 +43,20 @@ def describe(
   Args:
     state_dict: name -> array.
     kind: 'mmseg', 'official' or 'timm'.
-    backbone: its name, or None if unknown: then the one with `avd_first` False
-      is assumed, because names and shapes do not show `avd_first`.
+    backbone: its name. None assumes `avd_first` False, which names and shapes
+      do not show.
 
   Raises:
     UserError: not a ResNeSt, or not the one that is named.
   """
   shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
   config = _backbone_config(shapes, backbone)
-  # `_heads_config` overrides these: of the published networks only segmentors
-  # are dilated. At stride 32 the rule makes no difference.
-  rule = kind if kind in ('mmseg', 'timm') else 'official'
-  config |= {'output_stride': 32, 'dilation_rule': rule, 'dtype': 'float32'}
+  # Only segmentors are dilated, see `_heads_config`.
+  config |= {'output_stride': 32, 'dilation_rule': kind, 'dtype': 'float32'}
   if any(name.startswith('decode_head.') for name in shapes):
     return Description('segmentor', config | _heads_config(shapes))
-  layer = 'head.fc' if kind == 'mmseg' else 'fc'
-  if f'{layer}.weight' in shapes:
-    classes = shapes[f'{layer}.weight'][0]
-    extra = {'num_classes': classes, 'dropout': 0.0}
+  if layer := shapes.get('head.fc.weight' if kind == 'mmseg' else 'fc.weight'):
+    extra = {'num_classes': layer[0], 'dropout': 0.0}
     return Description('classifier', config | extra)
   return Description('backbone', config)
 
@@ -75,18 +68,15 @@ def _backbone_config(
   try:
     found = _measure(shapes, prefix)
   except (KeyError, ZeroDivisionError, ValueError) as error:
-    # The reason is a tensor that is missing or widths that do not divide.
     raise UserError(
       f'this is no state dict of a ResNeSt, or not a whole one ({error}).'
     ) from error
-  fitting = same_shapes(found)
   if backbone is not None:
     _check_fits(backbone, found)
     return {'backbone': backbone}
-  if fitting:
+  if fitting := same_shapes(found):
     return {'backbone': fitting[0]}
-  # No published network: every width is stated, so the name is only the base.
-  # `avd_first` was not measured and is no key of `config.model`.
+  # The name is only the base. `avd_first` is no key of `config.model`.
   varied = found._asdict()
   del varied['avd_first']
   return {'backbone': 'resnest50', **varied}
@@ -94,7 +84,6 @@ def _backbone_config(
 
 def same_shapes(backbone: Backbone) -> list[str]:
   """Names of the backbones whose weights have the same names and shapes."""
-  # `avd_first` moves a pool, which has no parameters.
   found = backbone._replace(avd_first=False)
   return [
     name
@@ -105,8 +94,10 @@ def same_shapes(backbone: Backbone) -> list[str]:
 
 def backbone_of(config: Mapping[str, Any]) -> Backbone:
   """The backbone's fields in a description's `config`."""
-  # Building it applies the keys that override the named backbone.
-  backbone = create_backbone(config)
+  return fields_of(create_backbone(config))
+
+
+def fields_of(backbone: ResNeSt) -> Backbone:
   return Backbone(*(getattr(backbone, key) for key in Backbone._fields))
 
 
@@ -134,13 +125,8 @@ def with_backbone(
 ) -> Description:
   """Replaces the backbone's name by the one that the user gives.
 
-  Args:
-    description: of the weights.
-    name: of the backbone.
-    known: whether the description's name is more than a guess from shapes.
-
-  Raises:
-    UserError: the shapes do not fit the name, or another name is known.
+  `known` tells whether the old name is more than a guess from shapes. A name
+  that the shapes do not fit, or another than is known, raises `UserError`.
   """
   config = description.config
   found = backbone_of(config)
@@ -157,20 +143,14 @@ def with_backbone(
 
 
 def _measure(shapes: Mapping[str, tuple], prefix: str) -> Backbone:
-  blocks: dict[int, int] = {}
-  pattern = re.compile(re.escape(prefix) + r'layer(\d)\.(\d+)\.conv1\.weight')
-  for name in shapes:
-    if match := pattern.fullmatch(name):
-      stage = int(match[1])
-      blocks[stage] = max(blocks.get(stage, 0), int(match[2]) + 1)
-  if sorted(blocks) != [1, 2, 3, 4]:
-    raise ValueError(f'its stages are {sorted(blocks)}')
-  # The first block shows all widths. PyTorch's kernels are (out, in / groups,
-  # k, k), so in `Bottleneck`'s terms:
+  pattern = re.compile(re.escape(prefix) + r'layer\d\.\d+\.conv1\.weight')
+  blocks = blocks_of(filter(pattern.fullmatch, shapes))
+  if list(blocks) != [1, 2, 3, 4]:
+    raise ValueError(f'its stages are {list(blocks)}')
+  # The first block shows all widths but `avd_first`. PyTorch's kernels are
+  # (out, in / groups, k, k), so in `Bottleneck`'s terms:
   #   conv1       width = planes * base_width / 64 * groups outputs
   #   conv2.conv  width * radix outputs in groups * radix groups
-  #   conv3       planes * EXPANSION outputs
-  # `avd_first` leaves no trace and stays False.
   stem = 'stem.0' if f'{prefix}stem.0.weight' in shapes else 'conv1.0'
   block = f'{prefix}layer1.0'
   channels = shapes[f'{block}.conv1.weight'][0]
@@ -179,7 +159,7 @@ def _measure(shapes: Mapping[str, tuple], prefix: str) -> Backbone:
   radix = splits // channels
   groups = channels // (inputs * radix)
   return Backbone(
-    tuple(blocks[stage] for stage in sorted(blocks)),
+    tuple(blocks.values()),
     stem_width=shapes[f'{prefix}{stem}.weight'][0],
     radix=radix,
     groups=groups,
@@ -205,8 +185,7 @@ def _heads_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
       'FCN with its conv_seg. Prediction does not need it: --drop '
       'auxiliary_head (in Python the argument drop).'
     )
-  # conv_seg: (classes, channels, 1, 1). The last three values are not in a
-  # state dict; all of mmsegmentation's ResNeSt configurations have these.
+  # No state dict has the last three; all of mmsegmentation's are of these.
   return {
     'head': head,
     'head_channels': layer[1],

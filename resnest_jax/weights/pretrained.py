@@ -17,12 +17,7 @@ from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.text import listed
 from resnest_jax.weights.fetch import fetch
-from resnest_jax.weights.files import (
-  WeightFile,
-  read_weights,
-  sha256,
-  weight_file,
-)
+from resnest_jax.weights.files import read_weights, sha256, weight_file
 from resnest_jax.weights.infer import Description, describe, with_backbone
 from resnest_jax.weights.names import WHOSE_READ, head_modules
 from resnest_jax.weights.published import (
@@ -32,26 +27,23 @@ from resnest_jax.weights.published import (
   Published,
   known_file,
 )
-from resnest_jax.weights.state_dict import (
-  import_state_dict,
-  recognise,
-  without,
-)
+from resnest_jax.weights.state_dict import import_state_dict, recognise, without
 
 # Applied to RGB from 0 to 255: minus mean, over std.
-NORMALIZATION = {
-  'order': 'RGB',
-  'mean': list(MEAN),
-  'std': list(STD),
-}
+NORMALIZATION = {'order': 'RGB', 'mean': list(MEAN), 'std': list(STD)}
 # detectron2-ResNeSt's, in the files whose names end in _d2.
 DETECTRON_NORMALIZATION = {
   'order': 'RGB',
   'mean': [123.68, 116.779, 103.939],
   'std': [58.393, 57.12, 57.375],
 }
-# Keys of `config.model` that a backbone alone does not have.
 HEAD_KEYS = ('head', 'head_channels', 'aux_channels', 'num_classes', 'dropout')
+Config = Mapping[str, Any]
+Variables = dict[str, Any]  # `params` and `batch_stats`.
+ABOUT_KEYS = (
+  *('classes', 'palette', 'normalization'),
+  *('image_scale', 'crop_size', 'provenance'),
+)
 
 
 class Weights(NamedTuple):
@@ -59,8 +51,6 @@ class Weights(NamedTuple):
 
   state_dict: name -> NumPy array.
   kind: whose names these are: 'mmseg', 'official' or 'ours'.
-  description: the model.
-  classes: names, or None.
   palette: colours (R, G, B) of the classes, or None.
   normalization: of the images: order, mean, std.
   provenance: the origin, JSON-able.
@@ -79,36 +69,21 @@ class Weights(NamedTuple):
   provenance: dict[str, Any]
   image_scale: list[int] | None = None
   crop_size: list[int] | None = None
-  variables: dict[str, Any] | None = None
+  variables: Variables | None = None
 
   def about(self) -> dict[str, Any]:
     """All but the arrays, JSON-able; `load_weights` understands it."""
-    return {
-      'format': 1,
-      'task': self.description.task,
-      'model': self.description.config,
-      'classes': self.classes,
-      'palette': self.palette,
-      'normalization': self.normalization,
-      'image_scale': self.image_scale,
-      'crop_size': self.crop_size,
-      'provenance': self.provenance,
-    }
+    task, config = self.description
+    rest = {key: getattr(self, key) for key in ABOUT_KEYS}
+    return {'format': 1, 'task': task, 'model': config} | rest
 
-  def create(
-    self, dtype: str | None = None
-  ) -> tuple[nn.Module, dict[str, Any]]:
-    """The model and its variables, as NumPy arrays.
-
-    Args:
-      dtype: of the activations; None: as described.
-    """
+  def create(self, dtype: str | None = None) -> tuple[nn.Module, Variables]:
+    """The model, its activations in `dtype`, and its variables in NumPy."""
     task, config = self.description
     config = config | ({'dtype': dtype} if dtype else {})
     model = Description(task, config).create()
-    if self.variables is not None:
-      return model, self.variables
-    return model, import_state_dict(model, self.state_dict)
+    variables = self.variables or import_state_dict(model, self.state_dict)
+    return model, variables
 
 
 def load_weights(
@@ -118,15 +93,11 @@ def load_weights(
   backbone: str | None = None,
   checkpoint: str | int = 'latest',
   published: Mapping[str, Published] = PUBLISHED,
-  model_config: Mapping[str, Any] | None = None,
+  model_config: Config | None = None,
 ) -> Weights:
-  """Finds and reads weights of any known kind.
+  """Reads weights of any known kind; the arguments are `load_pretrained`'s.
 
   Args:
-    source: the workdir of a training, or see `fetch`.
-    drop: modules to leave out, by their names in the state dict.
-    backbone: its name, if the file does not tell; see `describe`.
-    checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
     published: the accepted published names.
     model_config: `config.model` of the network, if `source` is a workdir; None
       takes the one that the source describes.
@@ -134,8 +105,7 @@ def load_weights(
   Raises:
     UserError: not found, damaged, not finite, or not a ResNeSt.
   """
-  # With `model_config` the source is a workdir: nothing may be downloaded if
-  # that is missing.
+  # Nothing may be downloaded instead of a workdir that is missing.
   path = fetch(source, published) if model_config is None else Path(source)
   if model_config is not None or (path / 'checkpoints').is_dir():
     weights = _of_run(path, checkpoint, drop, backbone, model_config)
@@ -146,7 +116,15 @@ def load_weights(
     )
   else:
     weights = _of_file(source, weight_file(path), drop, backbone)
-  _check_finite(source, weights.state_dict)
+  # NaN weights give label maps without any error.
+  tensors = weights.state_dict
+  if bad := [k for k, v in tensors.items() if not np.isfinite(v).all()]:
+    raise UserError(
+      f'{source} has values that are not finite (NaN or infinity) in '
+      f'{len(bad)} of {len(tensors)} tensors: {listed(sorted(bad))}. The '
+      'training has diverged or the file is damaged; take an earlier '
+      'checkpoint, or another source.'
+    )
   return weights
 
 
@@ -157,7 +135,7 @@ def load_pretrained(
   backbone: str | None = None,
   checkpoint: str | int = 'latest',
   dtype: str | None = None,
-) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+) -> tuple[nn.Module, Variables, dict[str, Any]]:
   """Loads a model with its weights, ready to apply, from any source.
 
   Args:
@@ -189,19 +167,16 @@ def load_segmentor(
   source: str | Path,
   checkpoint: str | int = 'latest',
   dtype: str | None = None,
-  model_config: Mapping[str, Any] | None = None,
-) -> tuple[nn.Module, dict[str, Any], Weights]:
-  """Loads a segmentor as `load_pretrained` does, with its `Weights`.
-
-  `load_weights` explains `model_config`.
+  model_config: Config | None = None,
+) -> tuple[nn.Module, Variables, Weights]:
+  """Loads a segmentor as `load_weights` does, with its `Weights`.
 
   Raises:
     UserError: not found, damaged, or not a segmentor.
   """
   # A published classifier is refused before it is downloaded.
-  if str(source) in CLASSIFIERS and not Path(source).exists():
-    task = 'classifier'
-  else:
+  task = 'classifier'
+  if str(source) not in CLASSIFIERS or Path(source).exists():
     weights = load_weights(
       source,
       checkpoint=checkpoint,
@@ -216,44 +191,29 @@ def load_segmentor(
   return *weights.create(dtype), weights
 
 
-def _check_finite(source: str | Path, state_dict: Mapping[str, Any]) -> None:
-  # NaN weights give label maps without any error.
-  bad = [k for k, v in state_dict.items() if not np.isfinite(v).all()]
-  if bad:
-    raise UserError(
-      f'{source} has values that are not finite (NaN or infinity) in '
-      f'{len(bad)} of {len(state_dict)} tensors: {listed(sorted(bad))}. The '
-      'training has diverged or the file is damaged; take an earlier '
-      'checkpoint, or another source.'
-    )
-
-
 def _of_run(
   workdir: Path,
   which: str | int,
   drop: Sequence[str],
   backbone: str | None,
-  model_config: Mapping[str, Any] | None,
+  model_config: Config | None,
 ) -> Weights:
   # Imported late: Orbax takes a second, and weight files do not need it.
   from resnest_jax.checkpoints.store import load_checkpoint
 
   _, variables, about = load_checkpoint(workdir, which, model_config)
   variables = jax.device_get(variables)
-  # Old checkpoints have no configuration; `load_checkpoint` refuses them
-  # unless there is a `model_config`.
+  # Old checkpoints, which have none, are refused without a `model_config`.
   config = about.get('config') or {'name': None, 'data': {}}
   trained = config.get('model', model_config)
   if model_config is not None:
     _check_same_network(about, trained, model_config)
   description = Description('segmentor', dict(model_config or trained))
-  # The names of our own kind are the paths in the tree.
   state_dict = without(flatten_dict(variables, sep='/'), drop)
   if backbone:
     description = with_backbone(description, backbone, known=True)
   classes, palette = about.get('classes'), about.get('palette')
-  # Older checkpoints have class names only. A known data set implies its
-  # palette.
+  # Older checkpoints have class names only.
   if palette is None and classes:
     labels = label_set(len(classes), classes, None)
     palette = None if labels.name == 'own' else labels.palette.tolist()
@@ -274,20 +234,15 @@ def _of_run(
     },
     list(config['data'].get('image_scale', ())) or None,
     list(config['data'].get('crop_size', ())) or None,
-    # The tree is reused only if it is complete.
     None if drop else variables,
   )
 
 
-def _check_same_network(
-  about: Mapping[str, Any],
-  trained: Mapping[str, Any],
-  config: Mapping[str, Any],
-) -> None:
-  # The arrays have equal shapes under all rules and strides, so nothing else
-  # would notice. Another stride is legitimate (cheaper or finer), another rule
-  # computes something else.
+def _check_same_network(about: Config, trained: Config, config: Config) -> None:
+  # The arrays have equal shapes under all rules and strides. Another stride is
+  # legitimate (cheaper or finer), another rule computes something else.
   rule, stride = config['dilation_rule'], config['output_stride']
+  before = trained['output_stride']
   if about['dilation_rule'] != rule:
     raise UserError(
       f'the checkpoint was trained with model.dilation_rule '
@@ -295,12 +250,8 @@ def _check_same_network(
       'its weights give wrong results. Add '
       f'--config.model.dilation_rule={about["dilation_rule"]}.'
     )
-  if trained['output_stride'] != stride and messages.is_first():
-    print(
-      f'note: trained at output stride {trained["output_stride"]}, not '
-      f'{stride}',
-      flush=True,
-    )
+  if before != stride and messages.is_first():
+    print(f'note: trained at output stride {before}, not {stride}', flush=True)
 
 
 def _of_file(
@@ -318,9 +269,8 @@ def _of_file(
     'meta': _readable(file.meta),
     'read_by': f'resnest_jax {resnest_jax.__version__}',
   }
-  # The description that `convert` wrote beats all guesses from names.
-  if file.about:
-    return _described(path, file, state_dict, kind, drop, backbone, provenance)
+  if about := file.about:
+    return _described(path, about, state_dict, kind, drop, backbone, provenance)
   if known := PUBLISHED.get(str(source)) or known_file(path.name):
     if backbone not in (None, known.backbone):
       raise UserError(
@@ -334,24 +284,16 @@ def _of_file(
       f'{path} has our names but no description of its model in its header; '
       'convert writes one.'
     )
-  classes, palette = _classes(file.meta)
-  # The file name is the only trace of detectron2's normalisation.
   detectron = path.name.partition('-')[0].endswith('_d2')
   return Weights(
-    state_dict,
-    kind,
-    describe(state_dict, kind, backbone),
-    classes,
-    palette,
+    *(state_dict, kind, describe(state_dict, kind, backbone)),
+    *_classes(file.meta),
     DETECTRON_NORMALIZATION if detectron else NORMALIZATION,
     provenance,
   )
 
 
-def _described(
-  path, file: WeightFile, state_dict, kind, drop, backbone, provenance
-):
-  about = file.about
+def _described(path, about, state_dict, kind, drop, backbone, provenance):
   try:
     description = Description(about['task'], dict(about['model']))
     known = about['provenance'].get('backbone_known', True)
@@ -361,12 +303,8 @@ def _described(
     if drop:
       description = remaining(description, state_dict)
     return Weights(
-      state_dict,
-      kind,
-      description,
-      about['classes'],
-      about['palette'],
-      about['normalization'],
+      *(state_dict, kind, description),
+      *(about[key] for key in ('classes', 'palette', 'normalization')),
       provenance | {'backbone_known': known, 'from': about['provenance']},
       about.get('image_scale'),
       about.get('crop_size'),
@@ -378,53 +316,38 @@ def _described(
     ) from error
 
 
-def remaining(
-  description: Description, state_dict: Mapping[str, Any]
-) -> Description:
-  """Describes the model that is left after `drop`.
-
-  Args:
-    description: of the whole model.
-    state_dict: the rest of it, of any kind.
-  """
+def remaining(description: Description, state_dict: Mapping) -> Description:
+  """Describes the model of which `state_dict`, of any kind, is left."""
   names, heads = '\n'.join(state_dict), head_modules(state_dict)
-  # A segmentor works without its auxiliary head. Without its main head or its
-  # classifier's layer a model is a backbone, whatever else is left.
+  task, config = description
   if 'decode_head' in heads and 'auxiliary_head' not in heads:
-    config = description.config | {'aux_channels': None}
-    return description._replace(config=config)
+    return description._replace(config=config | {'aux_channels': None})
+  # Without its main head or its classifier's layer it is a backbone.
   kept = {
     'segmentor': 'decode_head' in heads,
     'classifier': re.search(r'^(head\.|params/)?fc[./]', names, re.M),
     'backbone': True,
-  }[description.task]
-  if kept:
-    return description
-  config = {
-    key: value
-    for key, value in description.config.items()
-    if key not in HEAD_KEYS
   }
-  return Description('backbone', config)
+  if kept[task]:
+    return description
+  left = {key: value for key, value in config.items() if key not in HEAD_KEYS}
+  return Description('backbone', left)
 
 
 def _classes(meta: Mapping[str, Any]) -> tuple[list | None, list | None]:
-  # mmsegmentation 1.x has `dataset_meta`, in small letters or in capitals; 0.x
-  # has CLASSES and PALETTE at the top.
-  of_data = meta.get('dataset_meta')
-  of_data = of_data if isinstance(of_data, Mapping) else {}
-  lists = []
-  for name in ('classes', 'palette'):
-    value = meta.get(name.upper())
-    value = of_data.get(name, of_data.get(name.upper(), value))
-    lists.append(list(value) if isinstance(value, list | tuple) else None)
-  classes, palette = lists
+  # mmsegmentation 1.x has `dataset_meta`, in small letters or in capitals.
+  found = {key: meta.get(key) for key in ('CLASSES', 'PALETTE')}
+  if isinstance(of_data := meta.get('dataset_meta'), Mapping):
+    found |= of_data
+  values = (found.get(x, found.get(x.upper())) for x in ('classes', 'palette'))
+  classes, palette = (
+    list(value) if isinstance(value, list | tuple) else None for value in values
+  )
   return classes, palette and [list(map(int, colour)) for colour in palette]
 
 
 def _readable(meta: Mapping[str, Any]) -> dict[str, Any]:
-  # Versions, time and iteration; the texts of whole configurations are left
-  # out of the header and of the model card.
+  # Versions, time and iteration, not the texts of whole configurations.
   return {
     key: value
     for key, value in meta.items()

@@ -25,109 +25,77 @@ class Published(NamedTuple):
     return re.search(r'-([0-9a-f]{8})\.\w+$', self.urls[0])[1]
 
 
-def _official(name: str, digits: str, mirrored: bool) -> Published:
-  file = f'{name}-{digits}.pth'
-  urls = [f'{AUTHORS}weights_step1/{file}']
-  if mirrored:
-    urls.append(f'{TIMM}v0.1-resnest/{file}')
-  return Published(tuple(urls), name)
-
-
 def _mmseg(head: str, data: str, stem: str) -> Published:
-  folder = {
-    'ade20k': f'{head}_s101-d8_512x512_160k_ade20k',
-    'cityscapes': f'{head}_s101-d8_512x1024_80k_cityscapes',
-  }[data]
+  recipe = {'ade20k': '512x512_160k', 'cityscapes': '512x1024_80k'}[data]
+  folder = f'{head}_s101-d8_{recipe}_{data}'
   url = f'{OPENMMLAB}mmsegmentation/v0.5/resnest/{folder}/{folder}_{stem}.pth'
   return Published((url,), 'resnest101')
 
 
-def _detectron(name: str, digits: str) -> Published:
-  file = f'{name}_d2-{digits}.pth'
-  return Published(
+_AUTHORS = AUTHORS + 'weights_step1/{}-{}.pth'
+# What follows the backbone in our name, and the mirrors of its file.
+_ORIGINS = {
+  'authors': ('', (_AUTHORS,)),
+  # timm mirrors those that it offers itself.
+  'mirrored': ('', (_AUTHORS, TIMM + 'v0.1-resnest/{}-{}.pth')),
+  # Converted by timm.
+  'gluon': ('', (TIMM + 'v0.1-weights/gluon_{}-{}.pth',)),
+  # Where mmsegmentation's rows start from (open-mmlab://resnest101), trained
+  # with `pretrained.DETECTRON_NORMALIZATION`.
+  'detectron2': (
+    '_d2',
     (
-      f'{OPENMMLAB}pretrain/third_party/{file}',
-      f'{SSSEG}ssseg_pretrained/{file}',
+      OPENMMLAB + 'pretrain/third_party/{}_d2-{}.pth',
+      SSSEG + 'ssseg_pretrained/{}_d2-{}.pth',
     ),
-    name,
-  )
-
-
-# Trained on ImageNet.
-CLASSIFIERS = {
-  # The authors' own. timm mirrors those that it offers itself.
-  'resnest50': _official('resnest50', '528c19ca', True),
-  'resnest101': _official('resnest101', '22405ba7', True),
-  'resnest200': _official('resnest200', '75117900', True),
-  'resnest269': _official('resnest269', '0cc87c48', True),
-  **{
-    f'resnest50_fast_{name}': _official(
-      f'resnest50_fast_{name}', digits, name in ('4s2x40d', '1s4x24d')
-    )
-    for name, digits in {
-      '1s1x64d': 'd8fbf808',
-      '2s1x64d': '44938639',
-      '4s1x64d': 'f74f3fc3',
-      '1s2x40d': '32830b84',
-      '2s2x40d': '9d126481',
-      '4s2x40d': '41d14ed0',
-      '1s4x24d': 'd4a4f76f',
-    }.items()
-  },
-  # GluonCV's, converted by timm.
-  'resnest14': Published(
-    (f'{TIMM}v0.1-weights/gluon_resnest14-9c8fe254.pth',), 'resnest14'
   ),
-  'resnest26': Published(
-    (f'{TIMM}v0.1-weights/gluon_resnest26-50eb607c.pth',), 'resnest26'
-  ),
-  # The weights that mmsegmentation's rows start from (open-mmlab://resnest101).
-  # detectron2-ResNeSt trained them with another mean and deviation, see
-  # `pretrained.DETECTRON_NORMALIZATION`.
-  'resnest50_d2': _detectron('resnest50', '7497a55b'),
-  'resnest101_d2': _detectron('resnest101', 'f3b931b2'),
-  'resnest200_d2': _detectron('resnest200', 'ca88e41f'),
-  # mmpretrain's.
-  'resnest50_mmpretrain': Published(
-    (
-      f'{OPENMMLAB}mmclassification/v0/resnest/'
-      'resnest50_imagenet_converted-1ebf0afe.pth',
-    ),
-    'resnest50',
-  ),
-  'resnest101_mmpretrain': Published(
-    (
-      f'{OPENMMLAB}mmclassification/v0/resnest/'
-      'resnest101_imagenet_converted-032caa52.pth',
-    ),
-    'resnest101',
+  'mmpretrain': (
+    '_mmpretrain',
+    (OPENMMLAB + 'mmclassification/v0/resnest/{}_imagenet_converted-{}.pth',),
   ),
 }
-# mmsegmentation's eight rows.
+CLASSIFIERS = {  # Trained on ImageNet.
+  backbone + _ORIGINS[origin][0]: Published(
+    tuple(url.format(backbone, digits) for url in _ORIGINS[origin][1]), backbone
+  )
+  for backbone, digits, origin in (
+    ('resnest50', '528c19ca', 'mirrored'),
+    ('resnest101', '22405ba7', 'mirrored'),
+    ('resnest200', '75117900', 'mirrored'),
+    ('resnest269', '0cc87c48', 'mirrored'),
+    ('resnest50_fast_1s1x64d', 'd8fbf808', 'authors'),
+    ('resnest50_fast_2s1x64d', '44938639', 'authors'),
+    ('resnest50_fast_4s1x64d', 'f74f3fc3', 'authors'),
+    ('resnest50_fast_1s2x40d', '32830b84', 'authors'),
+    ('resnest50_fast_2s2x40d', '9d126481', 'authors'),
+    ('resnest50_fast_4s2x40d', '41d14ed0', 'mirrored'),
+    ('resnest50_fast_1s4x24d', 'd4a4f76f', 'mirrored'),
+    ('resnest14', '9c8fe254', 'gluon'),
+    ('resnest26', '50eb607c', 'gluon'),
+    ('resnest50', '7497a55b', 'detectron2'),
+    ('resnest101', 'f3b931b2', 'detectron2'),
+    ('resnest200', 'ca88e41f', 'detectron2'),
+    ('resnest50', '1ebf0afe', 'mmpretrain'),
+    ('resnest101', '032caa52', 'mmpretrain'),
+  )
+}
 SEGMENTORS = {
-  'cityscapes_fcn': _mmseg('fcn', 'cityscapes', '20200807_140631-f8d155b3'),
-  'cityscapes_pspnet': _mmseg(
-    'pspnet', 'cityscapes', '20200807_140631-c75f3b99'
-  ),
-  'cityscapes_deeplabv3': _mmseg(
-    'deeplabv3', 'cityscapes', '20200807_144429-b73c4270'
-  ),
-  'cityscapes_deeplabv3plus': _mmseg(
-    'deeplabv3plus', 'cityscapes', '20200807_144429-1239eb43'
-  ),
-  'ade20k_fcn': _mmseg('fcn', 'ade20k', '20200807_145416-d3160329'),
-  'ade20k_pspnet': _mmseg('pspnet', 'ade20k', '20200807_145416-a6daa92a'),
-  'ade20k_deeplabv3': _mmseg('deeplabv3', 'ade20k', '20200807_144503-17ecabe5'),
-  'ade20k_deeplabv3plus': _mmseg(
-    'deeplabv3plus', 'ade20k', '20200807_144503-27b26226'
-  ),
+  f'{data}_{head}': _mmseg(head, data, stem)
+  for data, head, stem in (
+    ('cityscapes', 'fcn', '20200807_140631-f8d155b3'),
+    ('cityscapes', 'pspnet', '20200807_140631-c75f3b99'),
+    ('cityscapes', 'deeplabv3', '20200807_144429-b73c4270'),
+    ('cityscapes', 'deeplabv3plus', '20200807_144429-1239eb43'),
+    ('ade20k', 'fcn', '20200807_145416-d3160329'),
+    ('ade20k', 'pspnet', '20200807_145416-a6daa92a'),
+    ('ade20k', 'deeplabv3', '20200807_144503-17ecabe5'),
+    ('ade20k', 'deeplabv3plus', '20200807_144503-27b26226'),
+  )
 }
 PUBLISHED = CLASSIFIERS | SEGMENTORS
 
 
 def known_file(name: str) -> Published | None:
   """The published file of this file name, or None."""
-  for published in PUBLISHED.values():
-    if published.urls[0].endswith(f'/{name}'):
-      return published
-  return None
+  fitting = (x for x in PUBLISHED.values() if x.urls[0].endswith(f'/{name}'))
+  return next(fitting, None)

@@ -7,9 +7,8 @@ import flax.linen as nn
 
 from resnest_jax.errors import UserError
 from resnest_jax.models.initial import initial_variables
-from resnest_jax.models.resnest import Backbone
 from resnest_jax.models.segmentor import Segmentor, scanned
-from resnest_jax.weights.infer import backbone_of, same_shapes
+from resnest_jax.weights.infer import backbone_of, fields_of, same_shapes
 from resnest_jax.weights.names import WHOSE_READ, top_module
 from resnest_jax.weights.pretrained import Weights, load_weights
 from resnest_jax.weights.state_dict import import_state_dict, reinitialised
@@ -27,9 +26,6 @@ def start_variables(
   Returns:
     `params` and `batch_stats` as NumPy arrays, each block by itself, and lines
     to print about their origin.
-
-  Raises:
-    UserError: see `start_from`.
   """
   # State dicts name single blocks, so the unrolled twin of `model` is filled.
   source, by_name = config['pretrained'], scanned(model, False)
@@ -47,31 +43,20 @@ def start_from(
   source: str,
   weights: Weights | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-  """Merges pretrained weights into the variables of a segmentor.
+  """Merges pretrained weights into fresh variables of a segmentor.
 
-  Args:
-    model: the segmentor.
-    variables: freshly initialised.
-    source: see `load_weights`. A segmentor gives all layers but those for
-      another number of classes; a classifier or a backbone gives the backbone.
-    weights: those of the source, if they are loaded already.
-
-  Returns:
-    The variables as NumPy arrays, and lines to print about their origin.
-
-  Raises:
-    UserError: the weights have another backbone, head or dilation rule.
+  `weights` are those of `source`, if they are loaded already. A segmentor gives
+  all layers but those for another number of classes; a classifier or a backbone
+  gives the backbone. Returns what `start_variables` does.
   """
   weights = weights or load_weights(source)
-  # Only the checkpoint of a run has a step; a file has a naming scheme.
-  step = weights.provenance.get('step')
-  which = (
-    f'{WHOSE_READ[weights.kind]} names' if step is None else f'step {step}'
-  )
+  which = f'{WHOSE_READ[weights.kind]} names'
+  if 'step' in weights.provenance:
+    which = f'step {weights.provenance["step"]}'
   notes = [f'starting from {source} ({which})']
   _check_backbone(source, model.backbone, weights)
   if weights.description.task == 'segmentor':
-    # All rules have the same shapes. The weights would load and be wrong.
+    # All rules have the same shapes: the weights would load and be wrong.
     rule = weights.description.config['dilation_rule']
     if rule != model.backbone.dilation_rule:
       raise UserError(
@@ -79,31 +64,22 @@ def start_from(
         f'{model.backbone.dilation_rule!r}, with which its weights give wrong '
         f'results. Add --config.model.dilation_rule={rule}.'
       )
-    layers = reinitialised(model, weights.state_dict)
-    if layers:
+    if layers := reinitialised(model, weights.state_dict):
       notes.append(
         f'{" and ".join(layers)} are freshly initialised: the number of '
         'classes differs'
       )
-    # Without an auxiliary head, as after --drop, import into a model that has
-    # none either, and put the fresh one back afterwards.
-    heads = {}
+    # As after --drop: the fresh one stays.
     if weights.description.config['aux_channels'] is None:
       model = model.clone(auxiliary_head=None)
-      heads = {
-        key: {'auxiliary_head': tree['auxiliary_head']}
-        for key, tree in variables.items()
-      }
       notes.append(
         'the auxiliary head is freshly initialised: the weights have none'
       )
     merged = import_state_dict(model, weights.state_dict, fresh=variables)
-    return {k: tree | heads.get(k, {}) for k, tree in merged.items()}, notes
-  # A classifier or a backbone. The classifier's layer is 'head' in mmpretrain's
-  # names and 'fc' in all others.
+    return {k: {**tree, **merged[k]} for k, tree in variables.items()}, notes
+  # The classifier's layer is 'head' in mmpretrain's names, else 'fc'.
   modules = {top_module(name) for name in weights.state_dict}
-  drop = sorted(modules & {'fc', 'head'})
-  if drop:
+  if drop := sorted(modules & {'fc', 'head'}):
     notes.append(f"the classifier's layer {drop[0]} is left out")
   backbone = import_state_dict(model.backbone, weights.state_dict, drop=drop)
   merged = {
@@ -115,32 +91,28 @@ def start_from(
 
 def _check_backbone(source: str, backbone: nn.Module, weights: Weights) -> None:
   config = weights.description.config
-  theirs = backbone_of(config)
-  ours = Backbone(*(getattr(backbone, key) for key in Backbone._fields))
-  differ = [
-    key
-    for key in Backbone._fields
-    if key != 'avd_first' and getattr(theirs, key) != getattr(ours, key)
-  ]
+  theirs, ours = backbone_of(config), fields_of(backbone)
+  differ = {
+    key: value
+    for key, value in theirs._asdict().items()
+    if key != 'avd_first' and value != getattr(ours, key)
+  }
   if differ:
     said = '; '.join(
-      f'its {key} is {getattr(theirs, key)}, the model has {getattr(ours, key)}'
-      for key in differ
+      f'its {key} is {value}, the model has {getattr(ours, key)}'
+      for key, value in differ.items()
     )
-    # Two published networks: their name says more than each width.
-    flags = {key: getattr(theirs, key) for key in differ}
+    # A published network's name says more than each width.
     if same_shapes(theirs) and same_shapes(ours):
-      flags = {'backbone': config['backbone']}
-    flags = (f"'--config.model.{key}={value}'" for key, value in flags.items())
+      differ = {'backbone': config['backbone']}
+    flags = (f"'--config.model.{key}={value}'" for key, value in differ.items())
     raise UserError(
       f'{source} has another backbone than the model: {said}. Add '
       f'{" ".join(flags)}.'
     )
-  # `avd_first` moves a pool and changes no shape. Weights whose name was only
-  # guessed from the shapes get the benefit of the doubt.
-  if not weights.provenance['backbone_known']:
-    return
-  if theirs.avd_first != backbone.avd_first:
+  # No shape shows `avd_first`: a guessed name gets the benefit of the doubt.
+  known = weights.provenance['backbone_known']
+  if known and theirs.avd_first != backbone.avd_first:
     raise UserError(
       f'the weights are of {config["backbone"]}, whose average pool stands '
       f'{"before" if theirs.avd_first else "behind"} the split attention '

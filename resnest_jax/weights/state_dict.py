@@ -32,6 +32,7 @@ from resnest_jax.weights.names import (
   top_module,
 )
 
+KINDS = ('mmseg', 'official', 'timm', 'ours')
 LEAVES = {
   ('params', 'kernel'): 'weight',
   ('params', 'bias'): 'bias',
@@ -39,7 +40,6 @@ LEAVES = {
   ('batch_stats', 'mean'): 'running_mean',
   ('batch_stats', 'var'): 'running_var',
 }
-# Layers whose shape depends on the number of classes, in our paths.
 CLASS_LAYERS = (
   'decode_head/classifier/conv_seg',
   'auxiliary_head/classifier/conv_seg',
@@ -47,8 +47,7 @@ CLASS_LAYERS = (
 )
 
 # Our module path (joined by '/') -> theirs, first match wins. PyTorch's
-# sequences number their members: downsample.0 is the shortcut's pool, and the
-# `.1` in psp_modules and image_pool follows their pool. Pools have no weights.
+# sequences count pools: downsample.0, psp_modules.N.0, image_pool.0.
 BLOCK = [
   (r'layer(\d)_(\d+)/downsample_conv', r'layer\1.\2.downsample.1'),
   (r'layer(\d)_(\d+)/downsample_bn', r'layer\1.\2.downsample.2'),
@@ -65,7 +64,6 @@ MMSEG_HEAD = [
   (r'pyramid/bottleneck/(\w+)', r'bottleneck.\1'),
   (r'low_level/(\w+)', r'c1_bottleneck.\1'),
   (r'refine_(\d)/(\w+)/(\w+)', r'sep_bottleneck.\1.\2_conv.\3'),
-  # The rest, such as PSPNet's bottleneck, has the same names in both.
   (r'(\w+)/(\w+)', r'\1.\2'),
 ]
 
@@ -77,56 +75,28 @@ def _translate(path: str, table: list[tuple[str, str]]) -> str:
   raise KeyError(path)
 
 
-def _stem_index(path: str) -> int | None:
-  # PyTorch's stem is one sequence: conv, norm, relu, conv, norm, relu, ...
-  match = re.fullmatch(r'stem_(conv|bn)(\d)', path)
-  return match and 3 * (int(match[2]) - 1) + (match[1] == 'bn')
-
-
-def _mmseg(path: str) -> str:
+def _torch_module(path: str, mmseg: bool) -> str:
   part, _, rest = path.partition('/')
   if part == 'backbone':
-    return f'backbone.{_mmseg(rest)}'
+    name = _torch_module(rest, mmseg)
+    return f'backbone.{name}' if mmseg else name
   if part == 'fc':
-    return 'head.fc'
-  if part.endswith('_head'):
+    return 'head.fc' if mmseg else 'fc'
+  if mmseg and part.endswith('_head'):
     return f'{part}.{_translate(rest, MMSEG_HEAD)}'
-  index = _stem_index(path)
-  return f'stem.{index}' if index is not None else _translate(path, BLOCK)
-
-
-def _official(path: str) -> str:
-  part, _, rest = path.partition('/')
-  if part == 'backbone':
-    return _official(rest)
-  if part == 'fc':
-    return 'fc'
-  index = _stem_index(path)
-  if index is None:
+  match = re.fullmatch(r'stem_(conv|bn)(\d)', path)
+  if not match:
     return _translate(path, BLOCK)
-  # The authors' conv1 ends with its third convolution. The normalisation after
-  # it is the network's bn1, as in torchvision's ResNet.
+  # PyTorch's stem is one sequence: conv, norm, relu, conv, norm, relu, ...
+  index = 3 * (int(match[2]) - 1) + (match[1] == 'bn')
+  if mmseg:
+    return f'stem.{index}'
+  # The last norm is no part of conv1, as in torchvision's ResNet.
   return 'bn1' if index == 7 else f'conv1.{index}'
 
 
-def _ours(path: str) -> str:
-  return path
-
-
-KINDS = {
-  'mmseg': _mmseg,
-  'official': _official,
-  'timm': _official,
-  'ours': _ours,
-}
-
-
 def recognise(names: Iterable[str]) -> str:
-  """The kind of a state dict; timm's names are the authors', so 'official'.
-
-  Raises:
-    UserError: these names are of no known kind.
-  """
+  """The kind of a state dict; timm's names are the authors', so 'official'."""
   names = set(names)
   if any(name.startswith('params/') for name in names):
     return 'ours'
@@ -143,17 +113,17 @@ def recognise(names: Iterable[str]) -> str:
 
 
 def _names(variables: Mapping[str, Any], kind: str) -> dict[tuple, str]:
-  # Path of each variable -> its name in a state dict of this kind.
   if kind not in KINDS:
     raise UserError(f'kind {kind!r} is not one of {", ".join(KINDS)}.')
   paths = flatten_dict(variables)
   if kind == 'ours':
     return {path: '/'.join(path) for path in paths}
-  # A path is (collection, module, ..., leaf).
-  return {
-    path: f'{KINDS[kind]("/".join(path[1:-1]))}.{LEAVES[path[0], path[-1]]}'
-    for path in paths
-  }
+  names = {}
+  for path in paths:
+    collection, *modules, leaf = path
+    module = _torch_module('/'.join(modules), kind == 'mmseg')
+    names[path] = f'{module}.{LEAVES[collection, leaf]}'
+  return names
 
 
 def without(
@@ -161,13 +131,8 @@ def without(
 ) -> dict[str, Any]:
   """Leaves out tensors, or modules with everything below them.
 
-  Args:
-    state_dict: of any kind.
-    drop: names in the state dict; in our own names without the collection, so
-      that 'fc' stands for params/fc and batch_stats/fc.
-
-  Raises:
-    UserError: nothing has such a name.
+  Our own names are without the collection: 'fc' stands for params/fc and
+  batch_stats/fc. A name that nothing has raises `UserError`.
   """
   kept = dict(state_dict)
   for module in drop:
@@ -197,9 +162,8 @@ def import_state_dict(
 
   Args:
     model: from `create_segmentor`, `create_classifier` or `create_backbone`.
-    state_dict: name -> array that NumPy accepts; its kind is recognised.
-    drop: tensors, or modules with everything below them, to leave out: ('fc',)
-      leaves a classifier's backbone.
+    state_dict: name -> array that NumPy accepts, of any kind.
+    drop: see `without`; ('fc',) leaves a classifier's backbone.
     fresh: initialised variables, from which layers for another number of
       classes are taken; None: such layers are an error.
 
@@ -213,22 +177,26 @@ def import_state_dict(
   state_dict = without(state_dict, drop)
   shapes = variable_shapes(model)
   names = _names(shapes, kind)
-  # In a segmentor or classifier the backbone is a module; here it is the model.
-  # The authors and timm never wrap it.
+  # Here the backbone is no module but the model. The authors never wrap it.
   if isinstance(model, ResNeSt) and kind != 'official':
-    state_dict = _unwrapped(state_dict)
+    wrapper = re.compile(r'^((?:params/|batch_stats/)?)backbone[./]')
+    state_dict = {wrapper.sub(r'\1', k): v for k, v in state_dict.items()}
   check_names(kind, set(names.values()), state_dict)
   spare = flatten_dict(fresh or {})
   variables, wrong = {}, []
   for path, struct in flatten_dict(shapes).items():
     value = np.asarray(state_dict[names[path]])
-    shape = struct.shape if kind == 'ours' else _torch_shape(struct.shape)
-    if value.shape == shape:
+    expected = np.broadcast_to(0, struct.shape)  # Takes no memory.
+    if kind != 'ours':
+      expected = _to_torch(expected)
+    if value.shape == expected.shape:
       value = value if kind == 'ours' else _from_torch(value)
     elif path in spare and '/'.join(path[1:-1]) in CLASS_LAYERS:
       value = np.asarray(spare[path])
     else:
-      wrong.append(f'{names[path]} is {value.shape}, the model has {shape}')
+      wrong.append(
+        f'{names[path]} is {value.shape}, the model has {expected.shape}'
+      )
     variables[path] = value.astype(struct.dtype)
   if wrong:
     raise UserError(
@@ -239,27 +207,20 @@ def import_state_dict(
   return unflatten_dict(variables)
 
 
-def _unwrapped(state_dict: dict[str, Any]) -> dict[str, Any]:
-  pattern = re.compile(r'^((?:params/|batch_stats/)?)backbone[./]')
-  return {pattern.sub(r'\1', name): v for name, v in state_dict.items()}
-
-
 def reinitialised(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
   """Layers that `import_state_dict` would take from `fresh`, in our paths."""
   kind = recognise(state_dict)
-  shapes = flatten_dict(variable_shapes(model))
-  names = _names(unflatten_dict(shapes), kind)
-  layers = set()
-  for path, struct in shapes.items():
-    layer, name = '/'.join(path[1:-1]), names[path]
-    # Classes are the first axis of PyTorch's tensors and the last of ours.
-    axis = -1 if kind == 'ours' else 0
-    if (
-      layer in CLASS_LAYERS
-      and name in state_dict
-      and np.shape(state_dict[name])[axis] != struct.shape[-1]
-    ):
-      layers.add(layer)
+  shapes = variable_shapes(model)
+  names = _names(shapes, kind)
+  # Classes are the first axis of PyTorch's tensors and the last of ours.
+  axis = -1 if kind == 'ours' else 0
+  layers = {
+    layer
+    for path, struct in flatten_dict(shapes).items()
+    if (layer := '/'.join(path[1:-1])) in CLASS_LAYERS
+    and names[path] in state_dict
+    and np.shape(state_dict[names[path]])[axis] != struct.shape[-1]
+  }
   return sorted(layers)
 
 
@@ -271,7 +232,7 @@ def export_state_dict(
   Args:
     model: from `create_segmentor`, `create_classifier` or `create_backbone`.
     variables: {'params': ..., 'batch_stats': ...}, or gradients: params alone.
-    kind: whose names and axes to use: 'mmseg', 'official', 'timm', 'ours'.
+    kind: of `KINDS`.
 
   Raises:
     UserError: an unknown kind, one that has no names for the model's heads, or
@@ -286,11 +247,8 @@ def export_state_dict(
       "model.backbone), or write mmsegmentation's names (--to mmseg)."
     )
   names = _names(variables, kind)
-  expected = {
-    path
-    for path in flatten_dict(variable_shapes(model))
-    if path[0] in variables
-  }
+  shapes = flatten_dict(variable_shapes(model))
+  expected = {path for path in shapes if path[0] in variables}
   if set(flat) != expected:
     paths = ['/'.join(path) for path in set(flat) ^ expected]
     raise UserError(f"variables are not this model's: {listed(sorted(paths))}.")
@@ -307,20 +265,8 @@ def export_state_dict(
 
 
 def _from_torch(value: np.ndarray) -> np.ndarray:
-  if value.ndim == 4:
-    # (out, in, k, k) -> (k, k, in, out)
-    return value.transpose(2, 3, 1, 0)
-  return value.T if value.ndim == 2 else value
+  return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
 def _to_torch(value: np.ndarray) -> np.ndarray:
-  if value.ndim == 4:
-    # (k, k, in, out) -> (out, in, k, k)
-    return value.transpose(3, 2, 0, 1)
-  return value.T if value.ndim == 2 else value
-
-
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-  if len(shape) == 4:
-    return (shape[3], shape[2], shape[0], shape[1])
-  return shape[::-1] if len(shape) == 2 else shape
+  return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T

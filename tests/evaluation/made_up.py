@@ -71,8 +71,9 @@ def write_report(path, samples, names=NAMES, palette=PALETTE, confusion=None):
     'protocol': {'name': 'slide', 'crop': [48, 64], 'stride': [32, 42]},
   }
   interval = miou_interval(counts, resamples=20)
-  split = types.SimpleNamespace(labels=types.SimpleNamespace(classes=names))
+  labels = types.SimpleNamespace(classes=names, palette=palette)
+  split = types.SimpleNamespace(labels=labels)
   result |= summarize(config, evaluation, interval, outlines, 8, split)
-  pictures = report_images.make_pictures(ranked, samples, names, palette)
-  page.write(path, result, total, counts, pictures, palette)
+  pictures = report_images.make_pictures(ranked, samples, labels)
+  page.write(path, result, evaluation, pictures, palette)
   return result, total

@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resnest_jax.data.archives import enumeration
+from resnest_jax.data.archives import ending, enumeration
 from resnest_jax.data.images import decode_image, is_turned, png_kind
 from resnest_jax.data.own import pairing
 from resnest_jax.data.own.classes import Classes, read_classes
@@ -109,7 +109,8 @@ class FolderSplit:
     mask, png = _decode_file(path, cv2.IMREAD_UNCHANGED)
     needed = 'Masks are 8-bit PNG files with one channel, the class number.'
     # Not the pixels: OpenCV turns palettes into colours, and few bits into 8.
-    bits, colour = png_kind(png, path, needed)
+    with ending(needed):
+      bits, colour = png_kind(png, path)
     if (bits, colour) != (8, 'grey'):
       words = ['--masks', self.masks, '--classes', self.classes_file]
       words += ['--out', f'{self.masks}_ids']

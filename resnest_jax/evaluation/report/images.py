@@ -12,11 +12,10 @@ import numpy as np
 from resnest_jax import drawing
 from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.ranked_images import RankedImages, ScoredImage
-from resnest_jax.evaluation.report.parts import swatch
+from resnest_jax.evaluation.report.parts import named
+from resnest_jax.labels import LabelSet
 
-# Height and width in pixels into which pictures are fitted. The file grows with
-# them: all pictures are inside.
-BOX = (480, 640)
+BOX = (480, 640)  # Height and width in pixels into which pictures are fitted.
 MOST_CHIPS = 12  # Classes named below an image.
 
 
@@ -33,40 +32,31 @@ class Picture:
 
 
 def make_pictures(
-  ranked: RankedImages,
-  split: Sequence[Mapping[str, Any]],
-  classes: Sequence[str],
-  palette: np.ndarray,
+  ranked: RankedImages, split: Sequence[Mapping[str, Any]], labels: LabelSet
 ) -> dict[str, list[Picture]]:
-  """The pictures of 'worst' and 'best'; `palette` is uint8 (C, 3) RGB."""
+  """The pictures of 'worst' and 'best'."""
   return {
-    kind: [
-      make_picture(image, split[image.index], classes, palette)
-      for image in images
-    ]
+    kind: [make_picture(image, split[image.index], labels) for image in images]
     for kind, images in ranked.both().items()
   }
 
 
 def make_picture(
-  shown: ScoredImage,
-  sample: Mapping[str, Any],
-  classes: Sequence[str],
-  palette: np.ndarray,
+  shown: ScoredImage, sample: Mapping[str, Any], labels: LabelSet
 ) -> Picture:
   """Image, ground truth, prediction and errors of a sample of the split."""
+  classes, palette = labels.classes, labels.palette
   prediction, label = shown.prediction, sample['label']
   confusion = metrics.confusion_matrix(prediction, label, len(classes))
   intersection, union = metrics.intersection_and_union(confusion)
-  # Stable: classes of equal size have the same order on every machine.
+  # Stable: classes of equal size keep their order on every machine.
   largest = np.argsort(-union, kind='stable')[:MOST_CHIPS]
   maps = {
     'ground truth': drawing.colour(label, palette),
     'prediction': drawing.colour(prediction, palette),
     'errors': drawing.error_map(prediction, label),
   }
-  # The photograph is averaged and stored as JPEG. Maps are neither: both would
-  # invent colours, which the legend would not explain.
+  # For the photograph alone: in maps averaging and JPEG would invent colours.
   image = drawing.fit(sample['image'], BOX, smooth=True)
   parts = {'image': data_uri(image, '.jpg')}
   for caption, picture in maps.items():
@@ -74,30 +64,27 @@ def make_picture(
   return Picture(
     name=sample['name'],
     score=shown.score,
-    right=float(metrics.scores(confusion).aAcc),
+    right=metrics.scores(confusion).aAcc,
     parts=parts,
     size=image.shape[:2],
     classes=[
       (classes[i], palette[i], intersection[i] / union[i])
-      for i in largest
-      if union[i]
+      for i in largest[union[largest] > 0]
     ],
   )
 
 
 def data_uri(picture: np.ndarray, ending: str) -> str:
   """An RGB picture encoded as '.jpg' or '.png', as a data URI."""
-  kind = {'.jpg': 'jpeg', '.png': 'png'}[ending]
-  options = {
-    '.jpg': [cv2.IMWRITE_JPEG_QUALITY, 85],
-    '.png': [cv2.IMWRITE_PNG_COMPRESSION, 9],
+  kind, options = {
+    '.jpg': ('jpeg', [cv2.IMWRITE_JPEG_QUALITY, 85]),
+    '.png': ('png', [cv2.IMWRITE_PNG_COMPRESSION, 9]),
   }[ending]
   bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
   done, encoded = cv2.imencode(ending, bgr, options)
   if not done:
     raise OSError(f'OpenCV could not encode {picture.shape} as {ending}')
-  text = base64.b64encode(encoded.tobytes()).decode('ascii')
-  return f'data:image/{kind};base64,{text}'
+  return f'data:image/{kind};base64,{base64.b64encode(encoded).decode()}'
 
 
 def section(pictures: Mapping[str, Sequence[Picture]], images: int) -> str:
@@ -118,7 +105,7 @@ def section(pictures: Mapping[str, Sequence[Picture]], images: int) -> str:
 
 
 def _article(kind: str, rank: int, picture: Picture) -> str:
-  # The sizes are written out so that the page does not jump while it loads.
+  # With sizes the page does not jump while it loads.
   height, width = picture.size
   name = escape(picture.name)
   figures = ''.join(
@@ -128,7 +115,7 @@ def _article(kind: str, rank: int, picture: Picture) -> str:
     for caption, uri in picture.parts.items()
   )
   chips = ''.join(
-    f'<li>{swatch(colour)}{escape(label)} {100 * iou:.1f}</li>'
+    f'<li>{named(colour, label)} {100 * iou:.1f}</li>'
     for label, colour, iou in picture.classes
   )
   return (
@@ -145,7 +132,7 @@ def _article(kind: str, rank: int, picture: Picture) -> str:
 def full_legend(classes: Sequence[str], palette: np.ndarray) -> str:
   """The HTML of all classes with their colours."""
   entries = ''.join(
-    f'<li>{swatch(colour)}{escape(name)}</li>'
+    f'<li>{named(colour, name)}</li>'
     for name, colour in zip(classes, palette, strict=True)
   )
   return f'<ul class="legend">{entries}</ul>'

@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import importlib.resources
 import json
+import math
 import string
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -20,6 +21,7 @@ import numpy as np
 
 from resnest_jax import files
 from resnest_jax.evaluation import metrics
+from resnest_jax.evaluation.evaluate import Evaluation
 from resnest_jax.evaluation.report import images, tables
 from resnest_jax.evaluation.report.parts import percent
 from resnest_jax.text import listed
@@ -31,43 +33,28 @@ NAME = 'report.html'
 def write(
   path: Path,
   result: Mapping[str, Any],
-  confusion: np.ndarray,
-  image_counts: np.ndarray,
+  evaluation: Evaluation,
   pictures: Mapping[str, Sequence[images.Picture]],
   palette: np.ndarray,
 ) -> None:
   """Writes the whole page or nothing.
 
-  `result` is the content of metrics.json; `confusion` and `image_counts` are as
-  in `Evaluation`, `pictures` as from `make_pictures`.
+  `result` is the content of metrics.json, `pictures` come from `make_pictures`.
   """
-  page = render(result, confusion, image_counts, pictures, palette)
-  files.write_text(path, page)
-
-
-def render(
-  result: Mapping[str, Any],
-  confusion: np.ndarray,
-  image_counts: np.ndarray,
-  pictures: Mapping[str, Sequence[images.Picture]],
-  palette: np.ndarray,
-) -> str:
+  confusion = evaluation.confusion
   classes = [entry['class'] for entry in result['per_class']]
-  # Only classes with pixels are in the matrix: of 150 in ADE20K a small split
-  # may have 20, and the matrix is drawn and stored at this size.
+  # Of 150 classes a small split may have 20; the matrix has no others.
   occurring = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
   sections = {
-    'Scores': headline(
-      result, np.array([metrics.own_score(x) for x in image_counts])
-    ),
+    'Scores': headline(result, evaluation.image_counts),
     'Classes': tables.class_table(result, confusion, palette),
     'Confusions': tables.confusions(confusion, occurring, classes),
     'Images': images.section(pictures, result['images']),
     'Legend': images.full_legend(classes, palette),
     'Details': details(result, confusion),
   }
-  # The page's Content-Security-Policy admits the script by its hash, so that a
-  # script smuggled in by a name would not run even if escaping failed.
+  # The Content-Security-Policy admits the script by its hash: another, smuggled
+  # in by a name, would not run even if escaping failed.
   script = _part('page.js')
   digest = hashlib.sha256(script.encode()).digest()
   model, data = result['model'], result['data']
@@ -79,7 +66,7 @@ def render(
     _date(result['date']),
   )
   name = result['config'] or Path(result['checkpoint']).name
-  return string.Template(_part('page.html')).substitute(
+  page = string.Template(_part('page.html')).substitute(
     title=escape(f'{name}: mIoU {percent(result["mIoU"])}'),
     heading=escape(name),
     subtitle=escape(' · '.join(subtitle)),
@@ -95,12 +82,11 @@ def render(
     script=script,
     script_hash=base64.b64encode(digest).decode(),
     data=_json_in_html(
-      {
-        'names': [classes[i] for i in occurring],
-        'counts': confusion[np.ix_(occurring, occurring)].tolist(),
-      }
+      names=[classes[i] for i in occurring],
+      counts=confusion[np.ix_(occurring, occurring)].tolist(),
     ),
   )
+  files.write_text(path, page)
 
 
 def _part(name: str) -> str:
@@ -108,56 +94,53 @@ def _part(name: str) -> str:
   return folder.joinpath(name).read_text('utf-8')
 
 
-def _json_in_html(content: Any) -> str:
+def _json_in_html(**content: Any) -> str:
   # A class named '</script>' would end the element that holds the JSON. These
   # three characters occur only in strings, where \uXXXX stands for them.
   text = json.dumps(content, separators=(',', ':'))
-  for character in '<>&':
-    text = text.replace(character, f'\\u{ord(character):04x}')
-  return text
+  return text.translate({ord(x): f'\\u{ord(x):04x}' for x in '<>&'})
 
 
 def _date(text: str) -> str:
-  moment = datetime.datetime.fromisoformat(text)
-  return moment.strftime('%Y-%m-%d %H:%M %Z')
+  return datetime.datetime.fromisoformat(text).strftime('%Y-%m-%d %H:%M %Z')
 
 
-# --- Scores ------------------------------------------------------------------
-
-
-def headline(result: Mapping[str, Any], image_scores: np.ndarray) -> str:
+def headline(result: Mapping[str, Any], image_counts: np.ndarray) -> str:
   """The HTML of the means, the interval and the images' own mIoU."""
   interval, mean = result['mIoU_interval'], result['mean']
-  cards = [_card(key, percent(result[key])) for key in ('mAcc', 'aAcc')]
-  cards += [
-    _card(f'm{key}', percent(mean[key])) for key in ('Dice', 'Precision')
-  ]
+  scores = {key: result[key] for key in ('mAcc', 'aAcc')}
+  scores |= {f'm{key}': mean[key] for key in ('Dice', 'Precision')}
   # With beta 1 it is the same number as mDice.
   if result['fscore_beta'] != 1:
-    title = f'mFscore, beta {result["fscore_beta"]:g}'
-    cards.append(_card(title, percent(mean['Fscore'])))
+    scores[f'mFscore, beta {result["fscore_beta"]:g}'] = mean['Fscore']
   if result['boundary']:
-    title = 'Boundary mIoU'
-    cards.append(_card(title, percent(result['boundary']['mIoU'])))
+    scores['Boundary mIoU'] = result['boundary']['mIoU']
   averaged = f'{result["classes_averaged"]} of {len(result["per_class"])}'
-  cards.append(_card('Classes in the mean', averaged))
-  cards.append(_card('Images', f'{result["images"]:,}'))
-  main = _card('mIoU', percent(result['mIoU']), _interval(result), 'main')
-  content = (
-    f'<div class="cards"><dl>{main}</dl><dl class="more">{"".join(cards)}</dl>'
-    '</div>'
-  )
-  if interval['low'] is not None:
-    content += (
+  cards = {title: percent(score) for title, score in scores.items()}
+  cards |= {'Classes in the mean': averaged, 'Images': f'{result["images"]:,}'}
+  bar, low, high = '', interval['low'], interval['high']
+  if low is not None:
+    bar = (
+      '<dd class="small"><div class="interval">'
+      f'<i style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
+      f'<b style="left:{100 * result["mIoU"]:.2f}%"></b></div>'
+      f'{interval["level"]:.0%} interval {percent(low)} to {percent(high)}</dd>'
+    )
+    note = (
       '<p class="muted">In percent. The interval is where mIoU lies on other '
       f'images like these: {interval["level"]:.0%} of '
       f'{interval["resamples"]} bootstrap samples of the images.</p>'
     )
   elif not result['images']:
-    content += '<p class="note">The split has no images: nothing to score.</p>'
+    note = '<p class="note">The split has no images: nothing to score.</p>'
   else:
-    content += '<p class="note">No pixel has a label: nothing to score.</p>'
-  return content + _histogram(image_scores)
+    note = '<p class="note">No pixel has a label: nothing to score.</p>'
+  main = _card('mIoU', percent(result['mIoU']), bar, 'main')
+  return (
+    f'<div class="cards"><dl>{main}</dl><dl class="more">'
+    f'{"".join(_card(*item) for item in cards.items())}</dl></div>{note}'
+    f'{_histogram(image_counts)}'
+  )
 
 
 def _card(title: str, value: str, more: str = '', kind: str = '') -> str:
@@ -167,29 +150,15 @@ def _card(title: str, value: str, more: str = '', kind: str = '') -> str:
   )
 
 
-def _interval(result: Mapping[str, Any]) -> str:
-  interval = result['mIoU_interval']
-  low, high = interval['low'], interval['high']
-  # None is a score that is not defined, as no pixel was counted.
-  if low is None or result['mIoU'] is None:
-    return ''
-  return (
-    f'<dd class="small"><div class="interval"><i style="left:{100 * low:.2f}%;'
-    f'width:{100 * (high - low):.2f}%"></i>'
-    f'<b style="left:{100 * result["mIoU"]:.2f}%"></b></div>'
-    f'{interval["level"]:.0%} interval {percent(low)} to {percent(high)}</dd>'
-  )
-
-
-def _histogram(image_scores: np.ndarray, bins: int = 25) -> str:
+def _histogram(image_counts: np.ndarray) -> str:
   # Images without a labelled pixel have no mIoU.
-  known = image_scores[~np.isnan(image_scores)]
-  if not known.size:
+  scores = map(metrics.own_score, image_counts)
+  known = [score for score in scores if not math.isnan(score)]
+  if not known:
     return ''
-  counts, edges = np.histogram(known, bins=bins, range=(0, 1))
+  counts, edges = np.histogram(known, bins=25, range=(0, 1))
   bars = []
   for i, count in enumerate(counts):
-    # Relative to the highest bar, which is as high as the picture.
     height = 100 * count / counts.max()
     told = f'{percent(edges[i], 0)} to {percent(edges[i + 1], 0)}: {count:,}'
     bars.append(
@@ -210,15 +179,11 @@ def _histogram(image_scores: np.ndarray, bins: int = 25) -> str:
   )
 
 
-# --- Details -----------------------------------------------------------------
-
-
 def details(result: Mapping[str, Any], confusion: np.ndarray) -> str:
   """The HTML of all that the scores depend on."""
   where = ('config', 'checkpoint', 'step', 'file', 'sha256')
   how = ('batch_size', 'bucket', 'dtype', 'seconds', 'devices')
-  seconds, interval = result['seconds'], dict(result['mIoU_interval'])
-  speed = f'{result["images"] / seconds:.3g}' if seconds else None
+  seconds = result['seconds']
   groups = {
     'Weights': {key: result.get(key) for key in where},
     'Data': {
@@ -230,28 +195,25 @@ def details(result: Mapping[str, Any], confusion: np.ndarray) -> str:
     'Protocol': result['protocol'],
     'Evaluation': {
       **{key: result[key] for key in how},
-      'images/s': speed,
+      'images/s': f'{result["images"] / seconds:.3g}' if seconds else None,
       'date': _date(result['date']),
       'fscore_beta': result['fscore_beta'],
     },
-    'Interval of mIoU': interval,
+    'Interval of mIoU': result['mIoU_interval'],
     'Boundary IoU': result['boundary'] or {},
     'Model': result['model'],
     'Versions': result['versions'],
   }
   content = []
   for title, facts in groups.items():
-    known = {
-      str(key).replace('_', ' '): _value(value)
+    pairs = ''.join(
+      f'<dt>{escape(key.replace("_", " "))}</dt>'
+      f'<dd>{escape(_value(value))}</dd>'
       for key, value in facts.items()
       # Some keys do not apply: published weights have no step, runs no file.
       if value not in (None, '')
-    }
-    if known:
-      pairs = ''.join(
-        f'<dt>{escape(key)}</dt><dd>{escape(value)}</dd>'
-        for key, value in known.items()
-      )
+    )
+    if pairs:
       content.append(f'<div><h3>{title}</h3><dl>{pairs}</dl></div>')
   return f'<div class="facts">{"".join(content)}</div>'
 

@@ -1,20 +1,17 @@
-"""Percentages and squares of colour, which all parts of the report use."""
+"""Percentages and names of classes, which all parts of the report use."""
 
 import functools
+from html import escape
 
 import numpy as np
 
 from resnest_jax import text
 
 UNDEFINED = '<span class="none">&ndash;</span>'
-
-
-# As on the console, but with a dash for scores that are not defined.
 percent = functools.partial(text.percent, undefined='\N{EN DASH}')
 
 
-def swatch(colour: np.ndarray) -> str:
-  """The HTML of a small square in an RGB colour."""
-  red, green, blue = (int(value) for value in colour)
-  style = f'background:rgb({red},{green},{blue})'
-  return f'<span class="swatch" style="{style}"></span>'
+def named(colour: np.ndarray, name: str) -> str:
+  """The HTML of a name after a small square in its RGB colour."""
+  style = f'background:rgb({",".join(map(str, colour.tolist()))})'
+  return f'<span class="swatch" style="{style}"></span>{escape(name)}'

@@ -1,18 +1,15 @@
 """The tables of the report: scores of the classes, and confusions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
-from resnest_jax.evaluation.report.parts import UNDEFINED, percent, swatch
+from resnest_jax.evaluation.report.parts import UNDEFINED, named, percent
 from resnest_jax.text import plural
 
 MOST_CONFUSIONS = 16  # In the list next to the matrix.
-
-
-# --- Classes -----------------------------------------------------------------
 
 
 def class_table(
@@ -20,38 +17,31 @@ def class_table(
 ) -> str:
   """The HTML of all scores: a row for each class, and the means."""
   # Key of metrics.json -> heading. Recall is left out, as Acc equals it.
-  columns = {'IoU': 'IoU', 'Acc': 'Acc', 'Precision': 'Precision'}
-  columns['Dice'] = 'Dice'
-  means = dict(result['mean'])
+  columns = {key: key for key in ('IoU', 'Acc', 'Precision', 'Dice')}
+  means, entries = dict(result['mean']), result['per_class']
   if result['fscore_beta'] != 1:
     columns['Fscore'] = f'F{result["fscore_beta"]:g}'
   if result['boundary']:
     columns['BoundaryIoU'] = 'Boundary IoU'
     means['BoundaryIoU'] = result['boundary']['mIoU']
-  titles = {'#': 'number', 'Class': 'text'}
-  titles |= dict.fromkeys(columns.values(), 'number')
-  titles |= {'Pixels': 'number', 'Mostly taken for': 'number'}
+  text = dict.fromkeys(('Class', 'Mostly taken for'), ' class="text"')
   head = ''.join(
-    f'<th scope="col" data-type="{kind}" aria-sort='
-    f'"{"ascending" if title == "#" else "none"}"'
-    f'{_text_column(title)}><button type="button">{title}</button></th>'
-    for title, kind in titles.items()
+    f'<th scope="col" data-type="{"text" if title == "Class" else "number"}" '
+    f'aria-sort="{"ascending" if title == "#" else "none"}"'
+    f'{text.get(title, "")}><button type="button">{title}</button></th>'
+    for title in ('#', 'Class', *columns.values(), 'Pixels', 'Mostly taken for')
   )
-  total = int(confusion.sum())
-  unscored = sum(entry['IoU'] is None for entry in result['per_class'])
   choice = ''
-  if unscored:
-    # Rows without a score are hidden at first if they are the majority of some
-    # 150 and would bury the others, but not if they are all there is.
-    number = len(result['per_class'])
-    checked = ' checked' if number / 2 < unscored < number else ''
+  if unscored := sum(entry['IoU'] is None for entry in entries):
+    # Hidden at first if they would bury the others.
+    many = len(entries) / 2 < unscored < len(entries)
     choice = (
-      f'<label><input id="scored" type="checkbox"{checked}> only classes with '
-      'a score</label>'
+      f'<label><input id="scored" type="checkbox"{" checked" * many}> only '
+      'classes with a score</label>'
     )
   rows = [
-    _row(i, entry, columns, confusion[i], result['per_class'], palette[i])
-    for i, entry in enumerate(result['per_class'])
+    _row(i, columns, counts, entries, palette[i])
+    for i, counts in enumerate(confusion)
   ]
   foot = ''.join(f'<td>{percent(means[key])}</td>' for key in columns)
   return (
@@ -64,28 +54,24 @@ def class_table(
     f'<table id="class-table"><thead><tr>{head}</tr></thead>'
     f'<tbody>{"".join(rows)}</tbody><tfoot><tr><td></td>'
     f'<th scope="row" class="text">mean of {result["classes_averaged"]}</th>'
-    f'{foot}<td>{total:,}</td><td></td></tr></tfoot></table></div>'
+    f'{foot}<td>{confusion.sum():,}</td><td></td></tr></tfoot></table></div>'
   )
-
-
-def _text_column(title: str) -> str:
-  return ' class="text"' if title in ('Class', 'Mostly taken for') else ''
 
 
 def _row(
   index: int,
-  entry: Mapping[str, Any],
-  columns: Mapping[str, str],
+  columns: Iterable[str],
   counts: np.ndarray,
   per_class: Sequence[Mapping[str, Any]],
   colour: np.ndarray,
 ) -> str:
   # page.js sorts by data-value, which has all digits; '' sorts last.
+  entry = per_class[index]
   name = entry['class']
   cells = [
     f'<td data-value="{index}">{index}</td>',
     f'<th scope="row" class="text" data-value="{escape(name)}" '
-    f'title="{escape(name)}">{swatch(colour)}{escape(name)}</th>',
+    f'title="{escape(name)}">{named(colour, name)}</th>',
   ]
   for key in columns:
     value = entry[key]
@@ -97,22 +83,16 @@ def _row(
     sorted_by = '' if value is None else repr(value)
     cells.append(f'<td data-value="{sorted_by}">{shown}{bar}</td>')
   cells.append(f'<td data-value="{entry["pixels"]}">{entry["pixels"]:,}</td>')
-  # A row of the confusion matrix without its diagonal: the wrong pixels.
   others = counts.copy()
-  others[index] = 0
-  worst = int(others.argmax())
+  others[index] = 0  # The diagonal: these pixels are right.
+  worst = others.argmax()
+  share, taken = '', UNDEFINED
   if others[worst]:
     share = float(others[worst] / counts.sum())
     taken = f'{escape(per_class[worst]["class"])} {percent(share, 1)} %'
-    cells.append(f'<td class="text" data-value="{share!r}">{taken}</td>')
-  else:
-    cells.append(f'<td class="text" data-value="">{UNDEFINED}</td>')
-  # The checkbox above the table hides rows with this mark.
+  cells.append(f'<td class="text" data-value="{share}">{taken}</td>')
   mark = ' data-unscored' if entry['IoU'] is None else ''
   return f'<tr{mark}>{"".join(cells)}</tr>'
-
-
-# --- Confusions --------------------------------------------------------------
 
 
 def confusions(
@@ -121,12 +101,9 @@ def confusions(
   """The HTML of the matrix, which page.js draws, and of its largest errors."""
   if not occurring.size:
     return '<p class="note">No pixel was counted.</p>'
-  left_out = len(classes) - len(occurring)
-  without = (
-    f' {plural(left_out, "class")} without any pixel left out.'
-    if left_out
-    else ''
-  )
+  without = ''
+  if left_out := len(classes) - len(occurring):
+    without = f' {plural(left_out, "class")} without any pixel left out.'
   return (
     '<p class="muted">A row is a class of the ground truth, a column what was '
     f'predicted; each row adds up to 100 %.{without}</p>'
@@ -155,15 +132,15 @@ def _confusion_list(
   wrong = confusion - np.diag(np.diagonal(confusion))
   order = np.argsort(-wrong, axis=None, kind='stable')[:MOST_CONFUSIONS]
   # The matrix on the page has only the classes that occur.
-  place = {int(index): i for i, index in enumerate(occurring)}
+  place = {index: i for i, index in enumerate(occurring)}
   entries = []
   for r, c in zip(*np.unravel_index(order, wrong.shape), strict=True):
     if not wrong[r, c]:
       break
     share = wrong[r, c] / confusion[r].sum()
     entries.append(
-      f'<li><button type="button" data-row="{place[int(r)]}" '
-      f'data-column="{place[int(c)]}"><span>{escape(classes[r])} &rarr; '
+      f'<li><button type="button" data-row="{place[r]}" '
+      f'data-column="{place[c]}"><span>{escape(classes[r])} &rarr; '
       f'{escape(classes[c])}</span><b>{percent(share, 1)} %</b>'
       f'<small>{wrong[r, c]:,} pixels</small></button></li>'
     )
