@@ -15,6 +15,8 @@ from typing import NoReturn
 
 # Set to 1, every command also prints the traceback of the error it ends with.
 TRACEBACK = 'RESNEST_JAX_TRACEBACK'
+# EX_TEMPFAIL of sysexits.h: schedulers are told to start such a job again.
+TRY_AGAIN = 75
 _PACKAGE = os.path.dirname(__file__)
 # Exit status where nobody reads the output, as shells give it to SIGPIPE.
 OUTPUT_GONE = 128 + signal.SIGPIPE
@@ -46,6 +48,10 @@ class DamagedCheckpoint(UserError):
 
 class UnwritableError(UserError):
   """The system refused to write a file."""
+
+
+class NotWrittenInTime(UnwritableError):
+  """A write does not end; another start may succeed (status 75)."""
 
 
 _REMEDIES = {
@@ -136,7 +142,8 @@ def run(
     # Orbax leaves threads that wait for data that will never be written, and
     # the interpreter would wait for them.
     wait = not isinstance(error, UnwritableError)
-    _exit(f'error: {explain(error)}', 1, wait=wait)
+    status = TRY_AGAIN if isinstance(error, NotWrittenInTime) else 1
+    _exit(f'error: {explain(error)}', status, wait=wait)
   # All is done: Ctrl-C while the interpreter ends is no error of ours.
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
