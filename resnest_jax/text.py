@@ -1,7 +1,11 @@
 """Numbers and lists in words."""
 
+import itertools
 import math
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any
+
+from resnest_jax.errors import shorten
 
 
 def plural(number: int, noun: str, verb: str = '') -> str:
@@ -50,3 +54,19 @@ def duration(seconds: float) -> str:
   if hours:
     return f'{hours}:{minutes:02}:{seconds:02}'
   return f'{minutes}:{seconds:02}'
+
+
+def differing(
+  first: Mapping[str, Any], second: Mapping[str, Any], there: str, here: str
+) -> list[str]:
+  """Lines 'name: X there, Y here'; of lists their first items that differ."""
+  lines = []
+  for name in sorted(first.keys() | second.keys()):
+    pair = first.get(name), second.get(name)
+    if pair[0] == pair[1]:
+      continue
+    if all(isinstance(x, list) for x in pair):
+      pair = next(x for x in itertools.zip_longest(*pair) if x[0] != x[1])
+    x, y = (shorten(repr(value), 100) for value in pair)
+    lines.append(f'{name}: {x} {there}, {y} {here}')
+  return lines
