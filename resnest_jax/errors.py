@@ -177,7 +177,7 @@ def explain(error: BaseException) -> str:
     return str(error)
   if isinstance(error, OSError) and error.errno and error.strerror:
     name = os.fsencode(error.filename or 'a file').decode('utf-8', 'replace')
-    name = shorten(name)
+    name = shorten(name, 120)
     if error.errno in _REFUSED:
       remedy = _REMEDIES[error.errno]
       return f'{name} cannot be written: {error.strerror}. {remedy}.'

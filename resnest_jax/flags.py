@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, shorten
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +18,7 @@ class Parser(argparse.ArgumentParser):
     )
 
   def error(self, message: str):
+    message = shorten(message)
     raise UserError(f'{message}; {self.prog} --help lists the flags.')
 
 
