@@ -1,7 +1,6 @@
 """The device mesh, and the placement of arrays on it.
 
-Axis `data` splits a batch by images, axis `spatial` splits the rows of each
-image.
+Axis `data` splits a batch by images, `spatial` the rows of each image.
 """
 
 import functools
@@ -22,17 +21,11 @@ def make_mesh(
 ) -> Mesh:
   """All devices of all hosts, along `data` and `spatial`.
 
-  Args:
-    data: devices that share the images of a batch; -1: all of them.
-    spatial: devices that share the rows of an image.
-    devices: None: JAX's.
-
-  Raises:
-    UserError: data * spatial is not the number of devices.
+  `data` devices share the images of a batch (-1: all of them), `spatial` ones
+  the rows of an image. Raises `UserError` if they are not all `devices`.
   """
   devices = devices or jax.devices()
-  # Host by host, with `spatial` over neighbours: an image stays on one host
-  # where possible, as halos are exchanged in every layer.
+  # An image stays on one host where possible: every layer exchanges halos.
   devices = sorted(devices, key=lambda d: (d.process_index, d.id))
   count = len(devices)
   if data == -1 and spatial <= count:
@@ -53,8 +46,7 @@ def local_mesh() -> Mesh:
 
 
 def _mesh(devices: np.ndarray) -> Mesh:
-  # XLA decides on the placement of intermediate arrays, whatever JAX's default
-  # is: with explicit axes each operation would have to state it.
+  # With explicit axes each operation would have to state its placement.
   return Mesh(devices, ('data', 'spatial'), axis_types=2 * (AxisType.Auto,))
 
 
@@ -81,8 +73,7 @@ def place_locally(tree: Any, mesh: Mesh) -> Any:
       and x.sharding.device_set >= here
     ):
       return jax.device_put(x, replicated(mesh))
-    # Evaluation runs on arrays of this host alone: a global array would make
-    # all hosts take part in each of its programs.
+    # A global array would make all hosts take part in each evaluation.
     copies = {shard.device: shard.data for shard in x.addressable_shards}
     return jax.make_array_from_single_device_arrays(
       x.shape, replicated(mesh), [copies[d] for d in mesh.devices.flat]
@@ -92,7 +83,6 @@ def place_locally(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis over `data`, the rest whole."""
   return NamedSharding(mesh, P('data'))
 
 
@@ -100,12 +90,7 @@ def batch_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
   """The placement of a training batch: pixels are split over both axes."""
   pixels = NamedSharding(mesh, P('data', 'spatial'))
   whole = batch_sharding(mesh)
-  return {
-    'image': pixels,
-    'label': pixels,
-    'size': whole,
-    'photometric': whole,
-  }
+  return {'image': pixels, 'label': pixels, 'size': whole, 'photometric': whole}
 
 
 def divisible_batch_size(batch_size: int, mesh: Mesh | None) -> int:
@@ -126,7 +111,6 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 def check_rows(height: int, output_stride: int, mesh: Mesh) -> None:
   """Raises `UserError` if the devices cannot share the crop's rows evenly."""
-  # Rows are halved three times at least; each part has to be whole throughout.
   parts = mesh.shape['spatial']
   multiple = parts * max(output_stride, 8)
   if parts > 1 and height % multiple:
@@ -139,10 +123,8 @@ def check_rows(height: int, output_stride: int, mesh: Mesh) -> None:
 
 def shared_rows(mesh: Mesh) -> Callable[[Callable], Callable]:
   """Traces a function for a mesh whose devices may share rows."""
-  # The abstract mesh lets losses tile each device's own rows. Of the layers
-  # those implementations are chosen for which devices exchange neighbouring
-  # rows alone: for the gradient of a window's maximum XLA would gather whole
-  # feature maps.
+  # The abstract mesh lets losses tile each device's own rows. For the gradient
+  # of a window's maximum XLA would gather whole feature maps.
 
   def decorate(function):
     @functools.wraps(function)
@@ -160,8 +142,7 @@ def shared_rows(mesh: Mesh) -> Callable[[Callable], Callable]:
 
 def host_share(mesh: Mesh) -> tuple[int, int]:
   """This host reads the i-th of n equal runs of every batch: (i, n)."""
-  # Hosts that share the rows of the same images have the same i, and read them
-  # all.
+  # Hosts that share the rows of the same images have the same i.
   spatial, here = mesh.shape['spatial'], len(mesh.local_devices)
   if spatial % here and here % spatial:
     raise UserError(
@@ -179,8 +160,7 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
   shardings = {key: batch_shardings(mesh)[key] for key in batch}
   if all(sharding.is_fully_addressable for sharding in shardings.values()):
     return jax.device_put(batch, shardings)
-  # Each host has whole images, so JAX's own assembly from local arrays fails
-  # where hosts share rows: every device picks its part by global indices.
+  # JAX's own assembly from local arrays fails where hosts share rows.
   run, runs = host_share(mesh)
 
   def place(local: np.ndarray, sharding: NamedSharding) -> jax.Array:

@@ -79,7 +79,8 @@ for words in json.loads(sys.argv[1]):
     try:
       if words[0] == '-m':
         sys.argv = words[1:]
-        sys.modules.pop(words[1], None)  # Of which runpy would warn.
+        for name in (words[1], f'{words[1]}.__main__'):
+          sys.modules.pop(name, None)  # Of which runpy would warn.
         runpy.run_module(words[1], run_name='__main__', alter_sys=True)
       else:
         sys.argv = words

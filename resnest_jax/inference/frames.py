@@ -15,9 +15,7 @@ from resnest_jax.labels import IGNORE
 
 
 def unlabelled(image: np.ndarray, name: str = '') -> dict[str, Any]:
-  """A sample without ground truth."""
-  # The pipeline wants a label of the image's size. A broadcast scalar takes no
-  # memory.
+  # The pipeline wants a label. A broadcast scalar takes no memory.
   label = np.broadcast_to(np.uint8(IGNORE), image.shape[:2])
   return {'image': image, 'label': label, 'name': name}
 
@@ -31,19 +29,14 @@ def batches_in_order(
 ) -> Iterator[dict[str, Any]]:
   """Batches of neighbours, in the format of `make_eval_iterator`.
 
-  Args:
-    images: uint8 (H, W, 3), at best of one size, as frames are; at most a batch
-      of them is read ahead.
-    image_scale: long and short edge in pixels; None: images keep their size.
-    batch_size: images in a batch; the last is filled up with empty slots.
-    bucket: padded heights and widths are multiples of this many pixels.
+  Images are uint8 (H, W, 3), at best of one size; at most a batch is read
+  ahead. `image_scale` is the long and short edge; with None images keep their
+  size. Empty slots fill up the last batch.
   """
-  # A generator, so that images are taken and resized when a batch needs them.
   samples = (
     resize_sample(index, unlabelled(image), image_scale=image_scale)
     for index, image in enumerate(images)
   )
-  # `make_eval_iterator` would sort pictures into groups of one padded shape and
-  # so change their order. Here a batch gets the shape that holds all of it.
+  # `make_eval_iterator` would sort pictures into groups of one padded shape.
   while group := list(itertools.islice(samples, batch_size)):
     yield make_eval_batch(group, batch_size, *padded_shapes(group, bucket))

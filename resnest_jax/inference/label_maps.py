@@ -1,10 +1,8 @@
 """From logits to label maps and counts, in tiles of rows.
 
-Every protocol ends here. All steps between the logits and the scores at the
-original size (upsampling, averaging of windows, resizing, mirroring) are linear
-along each axis, so that one matrix for each axis does all of them. A tile of
-rows can then be computed without the others: scores of the size (B, height,
-width, C) never exist, and only label maps and counts leave the device.
+All steps between the logits and the scores at the original size are linear
+along each axis, so that one matrix for each axis does all of them. Tiles of
+rows need no others: only label maps and counts leave the device.
 """
 
 import functools
@@ -17,10 +15,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from resnest_jax.labels import IGNORE
-from resnest_jax.models.layers import resize_rows, resize_taps
+from resnest_jax.models import layers
 
-# Upper bound of a tile's scores at the original size, on each device. An image
-# of 3000 x 4000 pixels and 150 classes would need 7.2 GB in one piece.
+# An image of 3000 x 4000 pixels and 150 classes would need 7.2 GB in one piece.
 TILE_BYTES = 64 * 2**20
 
 
@@ -28,9 +25,8 @@ class View(NamedTuple):
   """Logits, and how they become scores at the original size (Hl, Wl)."""
 
   logits: jax.Array  # float (B, h, w, C).
-  # (B, Hl, h): the weights of the logits' rows in each row of the result. Rows
-  # beyond the true size of an image are arbitrary.
-  rows: jax.Array
+  # Weights in each row of the result, arbitrary beyond an image's true size.
+  rows: jax.Array  # (B, Hl, h)
   columns: jax.Array  # (B, Wl, w), likewise.
 
 
@@ -38,9 +34,7 @@ def logits_size(
   size: jax.Array, canvas: tuple[int, int], logits_canvas: tuple[int, int]
 ) -> jax.Array:
   """The valid size of logits, ceil(size / stride), int (..., 2)."""
-  # The stride follows from the padded shapes of image and logits. The network
-  # halves with round-up k times, which is one division by 2^k with round-up,
-  # so that true sizes follow the same rule.
+  # The network halves with round-up k times: one such division by 2^k.
   for stride in (1, 2, 4, 8, 16, 32):
     if tuple(-(-length // stride) for length in canvas) == logits_canvas:
       return (size + stride - 1) // stride
@@ -59,11 +53,10 @@ def resized_view(
 ) -> View:
   """Two bilinear resizes: to the network's input, then to the original size.
 
-  `logits` are (B, h, w, C). `size` and `label_size` are int (B, 2), the true
-  heights and widths; `canvas` and `label_canvas` are the padded ones.
+  Sizes are int (B, 2), true heights and widths; canvases are padded ones.
   """
   # bfloat16 ends here: neighbouring scores would round to equal ones.
-  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  logits = logits.astype(layers.at_least_float32(logits.dtype))
   valid = logits_size(size, canvas, logits.shape[1:3])
   matrices = []
   for axis in (0, 1):
@@ -83,17 +76,13 @@ def two_resizes(
 ) -> jax.Array:
   """Two successive bilinear interpolations along an axis as one matrix.
 
-  Sizes are int (B,), lengths are padded; the result is (B, out_length,
-  in_length), arbitrary in rows beyond `out_size`.
+  (B, out_length, in_length), arbitrary in rows beyond `out_size` (B,).
   """
   # mmsegmentation interpolates twice, and one interpolation gives other labels.
-  # Each output lies between two rows of the middle size, and each of these
-  # between two inputs: the middle size, which is data, has no array of its own.
-  low, high, weight = resize_taps(
-    jnp.arange(out_length), out_size, middle_size, dtype
-  )
+  outputs = jnp.arange(out_length)
+  low, high, weight = layers.resize_taps(outputs, out_size, middle_size, dtype)
   first, second = (
-    resize_rows(places, middle_size, in_size, in_length, dtype)
+    layers.resize_rows(places, middle_size, in_size, in_length, dtype)
     for places in (low, high)
   )
   weight = weight[..., None]
@@ -102,12 +91,10 @@ def two_resizes(
 
 def class_scores(views: Sequence[View]) -> jax.Array:
   """(B, rows, columns, C): logits of a view, mean probabilities of several."""
-  # TPUs multiply float32 in bfloat16 by default, GPUs may use TF32. That would
-  # move labels where two scores are close.
-  dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+  # The default precision would move labels where two scores are close.
+  dot = functools.partial(jnp.einsum, precision='highest')
 
   def resized(view):
-    # Rows first: they may be a tile, which makes all that follows small.
     x = dot('bth,bhwc->btwc', view.rows, view.logits)
     return dot('bxw,btwc->btxc', view.columns, x)
 
@@ -120,17 +107,10 @@ def class_scores(views: Sequence[View]) -> jax.Array:
 def label_maps(
   views: Sequence[View], label_size: jax.Array, tile_bytes: int = TILE_BYTES
 ) -> jax.Array:
-  """Classes at the original size, uint8 (B, Hl, Wl), 255 outside `label_size`.
-
-  Args:
-    views: of the same images, C <= 255.
-    label_size: int (B, 2), true heights and widths.
-    tile_bytes: bytes of scores that may exist at a time.
-  """
+  """Classes at the original size, uint8 (B, Hl, Wl), 255 outside the images."""
   batch, *_, num_classes = views[0].logits.shape
   height, width = views[0].rows.shape[1], views[0].columns.shape[1]
-  # All views may be in memory together, and one before its softmax. A tile has
-  # the logits' width until its columns are resized.
+  # All views may be in memory together, and one before its softmax.
   widest = max(width, *(view.logits.shape[2] for view in views))
   copies = 1 if len(views) == 1 else len(views) + 2
   itemsize = views[0].logits.dtype.itemsize
@@ -138,20 +118,17 @@ def label_maps(
   tile_rows = min(max(tile_bytes // row_bytes, 1), height)
   tiles = -(-height // tile_rows)
 
-  # `lax.map` runs one tile after the other over the leading axis.
   def in_tiles(rows):  # (B, Hl, h) -> (tiles, B, tile_rows, h)
     rows = jnp.pad(rows, ((0, 0), (0, tiles * tile_rows - height), (0, 0)))
     return rows.reshape(batch, tiles, tile_rows, -1).swapaxes(0, 1)
 
   def classes_of(tile):
-    parts = [
-      view._replace(rows=rows) for view, rows in zip(views, tile, strict=True)
-    ]
+    pairs = zip(views, tile, strict=True)
+    parts = [view._replace(rows=rows) for view, rows in pairs]
     # Of equal scores the lowest class wins, as in NumPy and PyTorch.
     return jnp.argmax(class_scores(parts), axis=-1).astype(jnp.uint8)
 
   maps = jax.lax.map(classes_of, [in_tiles(view.rows) for view in views])
-  # (tiles, B, tile_rows, Wl) -> (B, Hl, Wl)
   maps = maps.swapaxes(0, 1).reshape(batch, -1, width)[:, :height]
   inside = (jnp.arange(height)[:, None] < label_size[:, 0, None, None]) & (
     jnp.arange(width) < label_size[:, 1, None, None]
@@ -165,9 +142,8 @@ def count_confusion(
   """Counts pixels of uint8 (B, H, W): int32 (B, C, C), rows = ground truth."""
   label, prediction = label.astype(jnp.int32), prediction.astype(jnp.int32)
   bins = num_classes**2
-  # A device cannot raise. Pixels whose label is not a class fall into an extra
-  # bin, which is dropped, and not into that of another pair; `evaluate` then
-  # compares the counts with the labelled pixels and raises.
+  # A device cannot raise: pixels whose label is not a class fall into an extra
+  # bin, which is dropped, and `evaluate` finds them missing.
   counted = (label < num_classes) & (prediction < num_classes)
   index = jnp.where(counted, label * num_classes + prediction, bins)
 
@@ -181,9 +157,7 @@ def split_batch(function: Callable, mesh: Mesh | None, *specs: P) -> Callable:
   """Runs the function on each device, with the images that the device holds."""
   if mesh is None:
     return function
-  # Left to itself, the partitioner gathers the batch for some operators (XLA's
-  # grouped convolution is one). No image depends on another here, so that a
-  # split by hand needs no exchange at all.
+  # The partitioner would gather the batch, say for XLA's grouped convolution.
   return jax.shard_map(
     function,
     mesh=mesh,

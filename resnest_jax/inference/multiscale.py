@@ -1,9 +1,7 @@
 """Protocols `ms_flip_0x` and `ms_flip_1x`: several scales and their mirrors.
 
-As in mmsegmentation, the image is resized to several sizes, each also mirrored;
-the logits of each are resized to the original size, and the mean of their
-softmax decides. 0x and 1x (after mmsegmentation's versions) differ in the size
-to which a scale is relative.
+The mean of the softmax of all decides, at the original size. 0x and 1x (after
+mmsegmentation's versions) differ in the size to which a scale is relative.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +21,7 @@ def scaled_sizes(
 ) -> np.ndarray:
   """The heights and widths at one scale, int32 (B, 2).
 
-  With `image_scale` (0.x) an image is fitted into `ratio` times these edges;
-  with None (1.x) `ratio` is relative to its original size.
+  `ratio` is relative to the original size, or with `image_scale` to that fit.
   """
 
   def scaled(height, width):
@@ -40,11 +37,9 @@ def taps(
 ) -> tuple[np.ndarray, np.ndarray]:
   """The tables with which `preprocess.resize` resizes and mirrors images.
 
-  int32 (B, canvas height, 4) and (B, canvas width, 4), from the old and the new
-  heights and widths, int (B, 2).
+  int32 (B, canvas height, 4) and (B, canvas width, 4), from sizes int (B, 2).
   """
-  # Sizes are data, so that one compiled resize serves all images that share a
-  # padded shape. Zeros give zeros: the result is padded as the network expects.
+  # Zeros give zeros: the result is padded as the network expects.
   tables = [np.zeros((len(sizes), length, 4), np.int32) for length in canvas]
   for image, (before, after) in enumerate(zip(sizes, scaled, strict=True)):
     for axis, table in enumerate(tables):
@@ -58,13 +53,11 @@ def taps(
 
 def mirrored(view: View, label_size: jax.Array) -> View:
   """The view of mirrored images, mirrored back within `label_size` (B, 2)."""
-  # Only the matrix of the columns is reordered, not the scores. Columns beyond
-  # the true width are arbitrary, but their index must be valid.
+  # Columns beyond the true width are arbitrary, but need a valid index.
   columns = jnp.arange(view.columns.shape[1])
   columns = jnp.maximum(label_size[:, 1, None] - 1 - columns, 0)
-  return view._replace(
-    columns=jax.vmap(lambda matrix, rows: matrix[rows])(view.columns, columns)
-  )
+  reordered = jax.vmap(lambda matrix, rows: matrix[rows])(view.columns, columns)
+  return view._replace(columns=reordered)
 
 
 def make_multiscale(
@@ -78,18 +71,14 @@ def make_multiscale(
   bucket: int,
 ) -> tuple[Callable, Callable]:
   """`look` and `build` of `protocols.make_views`; see there."""
-  compiled_resize = jax.jit(
-    split_batch(preprocess.resize, mesh, *3 * [P('data')])
-  )
+  data = 3 * [P('data')]
+  compiled_resize = jax.jit(split_batch(preprocess.resize, mesh, *data))
 
   def look(variables, batch):
-    # The original images are sent once, not once for each scale.
     image, sizes = place(batch['image']), np.asarray(batch['size'])
     layout, arrays = [], []
     for ratio in scales:
       scaled = scaled_sizes(sizes, ratio, image_scale)
-      # The bucket scales as well: images that share a padded shape at one scale
-      # then share it at most others, and few shapes are compiled.
       multiple = max(int(bucket * ratio), 1)
       canvas = resize.padded_size(scaled.max(0).tolist(), multiple)
       size = place(scaled)
@@ -105,7 +94,6 @@ def make_multiscale(
   def build(layout, arrays, label_size, label_canvas):
     views = []
     for canvas, (both, size) in zip(layout, arrays, strict=True):
-      # The second of both, if there is one, is the mirrored image.
       for mirror, logits in enumerate(both):
         view = resized_view(logits, size, canvas, label_size, label_canvas)
         views.append(mirrored(view, label_size) if mirror else view)

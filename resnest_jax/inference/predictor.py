@@ -30,15 +30,12 @@ from resnest_jax.inference.protocols import Protocol, choose_protocol
 from resnest_jax.labels import LabelSet
 from resnest_jax.weights.pretrained import load_segmentor
 
-# Weights of other origin do not say how they were trained. Their number of
-# classes tells ADE20K from Cityscapes; these are the values of those rows: long
-# and short edge, and height and width, in pixels.
+# For weights that do not say how they were trained, by their number of classes:
+# ADE20K's and Cityscapes' long and short edge, and height and width, in pixels.
 IMAGE_SCALES = {150: (2048, 512), 19: (2048, 1024)}
 CROP_SIZES = {150: (512, 512), 19: (512, 1024)}
-# Pictures at a time on each device. A CPU is as fast one by one, and the last
-# batch has no empty slots then.
-BATCH_SIZES = {'cpu': 1}
-ACCELERATOR_BATCH_SIZE = 4
+ACCELERATOR_BATCH_SIZE = 4  # A CPU is as fast one by one.
+Found = tuple[int, np.ndarray, np.ndarray | None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +59,6 @@ class Prediction:
   @property
   def image(self) -> np.ndarray:
     """The picture, uint8 (H, W, 3) RGB."""
-    # Read again from a path, so that thousands of predictions fit in memory.
     return as_rgb(self.source)
 
   def colors(self) -> np.ndarray:
@@ -72,20 +68,17 @@ class Prediction:
   def overlay(self, opacity: float = 0.5, legend: bool = False) -> np.ndarray:
     """The picture under the classes' colours, uint8 (H, W, 3) RGB.
 
-    `opacity` is from 0 (invisible) to 1; `legend` adds a strip with the names
-    of the classes below the picture.
+    `opacity` is from 0 to 1; `legend` adds a strip with the classes' names.
     """
     check_opacity(opacity)
     mixed = drawing.overlay(self.image, self.labels, self.palette, opacity)
     if not legend:
       return mixed
-    width = mixed.shape[1]
-    names = drawing.legend([self.labels], self.classes, self.palette, width)
-    return np.vstack([mixed, names])
+    drawn = [self.labels], self.classes, self.palette, mixed.shape[1]
+    return np.vstack([mixed, drawing.legend(*drawn)])
 
 
 def check_opacity(opacity: float) -> None:
-  # Also called by predict.py before the network is loaded.
   if not 0 <= opacity <= 1:
     raise UserError(
       f'opacity is {opacity}; it must be from 0 (invisible) to 1.'
@@ -93,11 +86,9 @@ def check_opacity(opacity: float) -> None:
 
 
 class _Pictures:
-  """A split that keeps the reasons why pictures cannot be read."""
-
   def __init__(self, sources: Sequence[Any]):
     self.sources = sources
-    # (index, why it cannot be read), appended by the threads.
+    # (index, why), appended by the threads.
     self.unreadable: collections.deque = collections.deque()
 
   def __len__(self) -> int:
@@ -115,15 +106,14 @@ class Predictor:
   """A network on all devices, compiled once for each padded shape.
 
   Attributes:
-    classes: C names.
-    palette: uint8 (C, 3), RGB.
+    classes, palette: C names, and uint8 (C, 3), RGB.
     protocol: how pictures are shown to the network.
     batch_size: pictures at a time, over all devices.
     about: origin of the weights and description of the network, for JSON.
-    on_compile: called with a padded height and width in pixels before the
-      network is compiled for it. May be set.
-    on_step: called with a batch and the seconds that the devices took for it.
-      May be set, which makes the devices idle between batches.
+    on_compile: may be set; called with a padded height and width in pixels
+      before the network is compiled for it.
+    on_step: may be set; called with a batch and the seconds that the devices
+      took for it, which makes them idle between batches.
   """
 
   def __init__(
@@ -156,8 +146,8 @@ class Predictor:
     self.on_step: Callable[[steps.Batch, float], None] | None = None
     self._mesh = sharding.make_mesh()
     if batch_size is None:
-      platform = jax.devices()[0].platform
-      of_one = BATCH_SIZES.get(platform, ACCELERATOR_BATCH_SIZE)
+      on_cpu = jax.devices()[0].platform == 'cpu'
+      of_one = 1 if on_cpu else ACCELERATOR_BATCH_SIZE
       batch_size = of_one * self._mesh.shape['data']
     self.batch_size = sharding.divisible_batch_size(batch_size, self._mesh)
     replicated = sharding.replicated(self._mesh)
@@ -178,29 +168,24 @@ class Predictor:
 
     Args:
       image: uint8 (H, W, 3) RGB (OpenCV reads files as BGR) or (H, W) grey, a
-        path, an image of Pillow, or a list of these.
+        path, an image of Pillow, or a list of these; `UserError` if it is none.
       probabilities: whether to return them for all classes: 4 * C bytes a
         pixel (600 MB a megapixel with 150 classes), and several times that
         while they are computed.
-
-    Raises:
-      UserError: something is no picture or cannot be read.
     """
     if not isinstance(image, list | tuple):
       image = as_rgb(image)
       batches = self._in_order([image], batch_size=1)
       (found,) = self._results(batches, probabilities)
       return self._prediction(found, image)
-    # Paths are read by threads when they are needed. Arrays are checked now,
-    # so that a wrong one fails before others are predicted.
+    # A wrong array fails now, before others are predicted.
     sources = [
       each if isinstance(each, str | Path) else _numbered(index, each)
       for index, each in enumerate(image)
     ]
     results: dict[int, Prediction] = {}
-    for index, result in self.predict_each(
-      sources, probabilities=probabilities
-    ):
+    each = self.predict_each(sources, probabilities=probabilities)
+    for index, result in each:
       if isinstance(result, UserError):
         raise result
       results[index] = result
@@ -211,14 +196,13 @@ class Predictor:
   ) -> Iterator[tuple[int, Prediction | UserError]]:
     """Predicts any number of pictures, with few in memory at a time.
 
-    Takes what `predict` takes. Yields the index in `images`, and the
-    `Prediction` or the `UserError` of a picture that cannot be read. Pictures
-    of one padded shape share batches, so the order differs.
+    Yields the index in `images`, and the `Prediction` or the `UserError` of a
+    picture that cannot be read. Pictures of one padded shape share batches, so
+    the order differs.
     """
     if not len(images):
       return
     pictures = _Pictures(images)
-    # The pipeline of evaluation: the same pixels and padding as in eval.py.
     batches = make_eval_iterator(
       ConfigDict({'image_scale': self.protocol.image_scale, 'num_threads': 0}),
       pictures,
@@ -232,7 +216,6 @@ class Predictor:
         yield found[0], self._prediction(found, images[found[0]])
         while pictures.unreadable:
           yield pictures.unreadable.popleft()
-    # Found while the last batch was filled, or if no picture can be read.
     yield from pictures.unreadable
 
   def predict_frames(
@@ -242,8 +225,7 @@ class Predictor:
 
     Frames are uint8 (H, W, 3) RGB. At most three batches are read ahead.
     """
-    # Frames whose results are awaited. Results come in the order of frames, so
-    # the oldest frame belongs to the next result.
+    # Results come in the order of frames.
     held: collections.deque[np.ndarray] = collections.deque()
 
     def taken():
@@ -257,25 +239,24 @@ class Predictor:
       yield self._prediction(found, held.popleft())
 
   def _rows(self, number: int) -> int:
-    # For few pictures a smaller batch suffices. Powers of two bound the number
-    # of batch sizes, each of which is compiled.
+    # Powers of two bound the number of batch sizes, each of which is compiled.
     rows = min(self.batch_size, 1 << (number - 1).bit_length())
     return sharding.divisible_batch_size(rows, self._mesh)
 
   def _in_order(
     self, images: Iterable[np.ndarray], batch_size: int
   ) -> Iterator[steps.Batch]:
-    scale = None if self.protocol.keep_size else self.protocol.image_scale
+    protocol = self.protocol
     return batches_in_order(
       images,
-      image_scale=scale,
+      image_scale=None if protocol.keep_size else protocol.image_scale,
       batch_size=sharding.divisible_batch_size(batch_size, self._mesh),
-      bucket=self.protocol.bucket,
+      bucket=protocol.bucket,
     )
 
   def _results(
     self, batches: Iterable[steps.Batch], probabilities: bool
-  ) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+  ) -> Iterator[Found]:
     """Index, labels and probabilities of each picture."""
 
     def of(batch, *outputs):
@@ -283,13 +264,10 @@ class Predictor:
       for slot, index in enumerate(batch['index'].tolist()):
         height, width = batch['label_size'][slot]
         if index >= 0:
-          yield (
-            index,
-            *(x if x is None else x[slot, :height, :width] for x in outputs),
-          )
+          own = (x if x is None else x[slot, :height, :width] for x in outputs)
+          yield index, *own
 
-    # A batch is dispatched before the results of the previous one are awaited,
-    # as in `evaluate.image_results`. None makes room for the last results.
+    # A batch is dispatched before the previous one's results are awaited.
     pending = None
     for batch in itertools.chain(batches, [None]):
       started = batch and (batch, *self._run(batch, probabilities))
@@ -300,15 +278,12 @@ class Predictor:
   def _run(self, batch: steps.Batch, probabilities: bool):
     started = time.perf_counter()
     outputs = self._step(self._variables, batch, probabilities)
-    # Without waiting only the dispatch would be timed.
     if self.on_step is not None:
       jax.block_until_ready(outputs)
       self.on_step(batch, time.perf_counter() - started)
     return outputs
 
-  def _prediction(
-    self, found: tuple[int, np.ndarray, np.ndarray | None], source: Any
-  ) -> Prediction:
+  def _prediction(self, found: Found, source: Any) -> Prediction:
     # Copies, because views would keep the padded batch alive.
     _, labels, probabilities = found
     if probabilities is not None:
@@ -325,18 +300,6 @@ def _numbered(index: int, image: Any) -> np.ndarray:
     return as_rgb(image)
   except UserError as error:
     raise UserError(f'image {index} of the list: {error}') from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  # Orbax logs warnings through absl even when it only restores a checkpoint.
-  logger = logging.getLogger('absl')
-  level = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
-    yield
-  finally:
-    logger.setLevel(level)
 
 
 def from_checkpoint(
@@ -373,8 +336,14 @@ def from_checkpoint(
     UserError: the source is missing, damaged or not a segmentor, or a parameter
       is invalid.
   """
-  with _quiet():
+  # Orbax logs warnings through absl even when it only restores a checkpoint.
+  logger = logging.getLogger('absl')
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
     model, variables, weights = load_segmentor(source, checkpoint)
+  finally:
+    logger.setLevel(level)
   config = weights.description.config
   number = config['num_classes']
   chosen = choose_protocol(

@@ -1,8 +1,4 @@
-"""The protocols of evaluation, by name: `whole`, `slide`, `ms_flip_0x`, `_1x`.
-
-All are mmsegmentation's. docs/evaluation.md describes them and says which
-published numbers used which.
-"""
+"""The protocols of evaluation, by name: docs/evaluation.md describes them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -45,13 +41,11 @@ class Protocol:
   @property
   def keep_size(self) -> bool:
     """Whether images must not be resized before they are batched."""
-    # The scales are made from the original image, on the device.
     return 'scales' in PROTOCOLS[self.name]
 
   def describe(self) -> dict[str, Any]:
     """Name and parameters for metrics.json."""
-    # Only parameters that affect results: eval.py compares these dicts to see
-    # whether a folder holds an earlier run of the same evaluation.
+    # eval.py compares these dicts to recognise the same evaluation in a folder.
     values = {key: getattr(self, key) for key in PROTOCOLS[self.name]}
     return {'name': self.name} | {
       key: list(value) if isinstance(value, tuple) else value
@@ -67,7 +61,7 @@ def make_protocol(config: Any) -> Protocol:
     image_scale=tuple(config.data.image_scale),
     crop=tuple(crop),
     stride=tuple(config.eval.slide_stride or default_stride(crop)),
-    scales=tuple(float(scale) for scale in config.eval.scales),
+    scales=tuple(map(float, config.eval.scales)),
     flip=config.eval.flip,
     bucket=config.eval.bucket,
   )
@@ -85,17 +79,10 @@ def choose_protocol(
   crop: Sequence[int],
   given: Mapping[str, Any],
 ) -> Protocol:
-  """A protocol from explicit parameters and defaults.
+  """A protocol from explicit parameters and defaults, in pixels.
 
-  Args:
-    name: a name of `Protocol`.
-    image_scale: default, in pixels.
-    crop: default window (height, width), in pixels.
-    given: `image_scale`, `slide_crop`, `slide_stride`, `scales` and `flip`;
-      None stands for the default.
-
-  Raises:
-    UserError: unknown protocol, or an unknown or invalid parameter.
+  `given` are `image_scale`, `slide_crop`, `slide_stride`, `scales` and `flip`;
+  None stands for the default. Raises `UserError` for invalid ones.
   """
   if name not in PROTOCOLS:
     raise UserError(
@@ -107,15 +94,12 @@ def choose_protocol(
     for key, value in given.items()
     if value is not None
   }
-  # An error rather than silence: a crop without `slide` changes nothing, and
-  # whoever gives one expects windows.
   if unknown := sorted(given.keys() - set(PROTOCOLS[name])):
     raise UserError(
       f'{unknown[0]} means nothing in the protocol {name!r}, which depends on '
       f'{", ".join(PROTOCOLS[name])}; omit it or choose another protocol.'
     )
   values = {'image_scale': tuple(image_scale), 'crop': tuple(crop)} | given
-  # Two thirds of the window in use, which may be a given one.
   values.setdefault('stride', default_stride(values['crop']))
   if 'scales' in given:
     values['scales'] = tuple(map(float, given['scales']))
@@ -141,20 +125,13 @@ def make_views(
 ) -> tuple[Callable, Callable]:
   """The two parts of a protocol, `look` and `build`.
 
-  Args:
-    protocol: whose parts.
-    network: (variables, uint8 images, sizes) -> logits, compiled.
-    place: puts arrays whose first axis is the batch on the devices.
-    mesh: the devices; None: the default one.
-
-  Returns:
-    look(variables, batch) -> (layout, arrays): runs the network, outside jit;
-    `layout` is static, `arrays` are on the devices.
-    build(layout, arrays, label_size, label_canvas) -> list of `View`: traced on
-    each device's share of the batch.
+  `network` is (variables, uint8 images, sizes) -> logits, compiled; `place`
+  puts arrays whose first axis is the batch on the devices.
+  look(variables, batch) -> (layout, arrays) runs the network, outside jit;
+  `layout` is static. build(layout, arrays, label_size, label_canvas) -> list of
+  `View` is traced on each device's share of the batch.
   """
-  # Two parts, because only the network takes long to compile: the same program
-  # serves labels of any padded shape.
+  # Only the network takes long to compile, and serves labels of any shape.
   if protocol.name == 'whole':
     return make_whole(network, place)
   if protocol.name == 'slide':
@@ -174,8 +151,6 @@ def make_views(
 
 
 def make_whole(network: Callable, place: Callable) -> tuple[Callable, Callable]:
-  """`look` and `build` of `whole`: the image in one piece."""
-
   def look(variables, batch):
     image, size = place((batch['image'], batch['size']))
     return image.shape[1:3], (network(variables, image, size), size)

@@ -1,10 +1,8 @@
 """Protocol `slide`: windows over the image, their logits averaged.
 
-As in mmsegmentation: windows of `crop` pixels start every `stride` pixels, the
-last one of a row or column is moved back to end at the image's edge, and an
-image smaller than a window is a smaller window. Each window's logits are
-upsampled to its size, a pixel gets the mean over the windows that show it, and
-the result is resized to the original size.
+As in mmsegmentation: the last window of a row or column is moved back to end at
+the image's edge, and an image smaller than a window is a smaller window. Logits
+are averaged at the network's input size, then resized to the original one.
 """
 
 import functools
@@ -18,19 +16,17 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from resnest_jax.inference.label_maps import View, logits_size, split_batch
-from resnest_jax.models.layers import resize_matrix
+from resnest_jax.models.layers import at_least_float32, resize_matrix
 
 
 def grid(length: Any, crop: int, stride: int) -> Any:
   """The number of windows along an axis of `length` pixels (int or array)."""
-  # Operators alone, so that it takes integers, NumPy's and traced arrays.
   beyond = length - crop + stride - 1
   return beyond * (beyond > 0) // stride + 1
 
 
 def starts(length: Any, crop: int, stride: int, count: int) -> Any:
-  """Where windows start on axes of `length` (B,) pixels: (B, count)."""
-  # Beyond the `grid` of an image its last window repeats; callers skip those.
+  """Where windows start, (B, count); beyond its grid an image's last again."""
   room = (length - crop) * (length > crop)
   xp = np if isinstance(length, np.ndarray) else jnp
   return xp.minimum(xp.arange(count) * stride, room[:, None])
@@ -45,25 +41,15 @@ def plan(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Distributes the windows of B images over n batches of B windows.
 
-  Args:
-    sizes: int (B, 2), the images' true heights and widths.
-    canvas: their padded height and width.
-    crop: height and width of a window.
-    stride: pixels between windows, down and to the right.
-    devices: a divisor of B. Each holds B / devices neighbouring images.
-
-  Returns:
-    corners: int32 (n, B, 3): image, counted on its device, top, and left edge.
-    window_sizes: int32 (n, B, 2): true heights and widths.
-    places: int32 (B, rows, columns): position of each window of the canvas'
-      grid among its device's windows.
+  Each of the `devices`, a divisor of B, holds B / devices neighbouring images.
+  Returns corners int32 (n, B, 3): image, counted on its device, top, and left
+  edge; true window sizes int32 (n, B, 2); and places int32 (B, rows, columns)
+  of the windows of the canvas' grid among their device's windows.
   """
-  # Windows stay on the device that holds their image, so that cutting and
-  # averaging them needs no exchange. All windows have one padded shape: the
-  # network is compiled once, whatever the images' sizes.
+  # Windows stay on the device that holds their image: nothing is exchanged.
   batch = len(sizes)
   local = batch // devices
-  counts = [grid(canvas[i], crop[i], stride[i]) for i in (0, 1)]
+  counts = list(map(grid, canvas, crop, stride))
   edges = [starts(sizes[:, i], crop[i], stride[i], counts[i]) for i in (0, 1)]
   mine = [grid(sizes[:, i], crop[i], stride[i]) for i in (0, 1)]
   # 0 where an image has no window: `window_matrix` gives those no weight.
@@ -76,16 +62,14 @@ def plan(
       corner = edges[0][image, row], edges[1][image, column]
       size = np.minimum(sizes[image], crop)
       windows[device].append((index, *corner, *size))
-  # Every device has as many batches as the busiest one. Slots without a window
-  # show one pixel of image 0, as a size of 0 would divide by zero.
+  # Slots without a window show a pixel, as a size of 0 would divide by zero.
   number = -(-max(map(len, windows)) // local)
   table = np.zeros((number, devices, local, 5), np.int32)
   table[..., 3:] = 1
   for device, listed in enumerate(windows):
     for i, window in enumerate(listed):
       table[i // local, device, i % local] = window
-  # (n, devices, B / devices, 5) -> (n, B, 5): the batch axis runs device by
-  # device, as the mesh splits it.
+  # The batch axis runs device by device, as the mesh splits it.
   table = table.reshape(number, batch, 5)
   return table[..., :3], table[..., 3:], places
 
@@ -94,8 +78,7 @@ def cut(
   crop: tuple[int, int], images: jax.Array, corners: jax.Array
 ) -> jax.Array:
   """Cuts windows (n, *crop, 3) out of images; `corners` is as in `plan`."""
-  # `dynamic_slice` moves a window that reaches beyond the array back inside,
-  # and so would show other pixels than the corner says.
+  # `dynamic_slice` would move a window that reaches beyond the array back.
   more = (max(n - m, 0) for n, m in zip(crop, images.shape[1:3], strict=True))
   images = jnp.pad(images, ((0, 0), *((0, n) for n in more), (0, 0)))
 
@@ -120,9 +103,7 @@ def window_matrix(
   `padded` are the padded lengths of both, and of a window's logits, n, whose
   true length is `valid` (B,). Returns (B, padded[0], windows * n).
   """
-  # The mean over windows is linear along each axis as well: the windows are a
-  # grid, so the number of them that show a pixel is a number of rows times a
-  # number of columns.
+  # The number of windows that show a pixel is one of rows times one of columns.
   label_length, length = lengths
   window = jnp.minimum(length, crop)
   count = grid(padded[1], crop, stride)
@@ -130,18 +111,14 @@ def window_matrix(
   first = starts(length, crop, stride, count)
   within = jnp.arange(padded[1]) - first[..., None]  # (B, windows, pixels)
   shown = (within >= 0) & (within < window[:, None, None])
-  # The grid belongs to the padded length; a smaller image has fewer windows.
   shown &= (jnp.arange(count) < grid(length, crop, stride)[:, None])[..., None]
-  # No window shows the padding.
   weight = shown / jnp.maximum(shown.sum(1, keepdims=True), 1)
   within = jnp.clip(within, 0, crop - 1)
   placed = jax.vmap(lambda matrix, rows: matrix[rows])(upsample, within)
   placed = placed * weight[..., None].astype(dtype)
-  # (B, windows, pixels, n) -> (B, pixels, windows * n)
   mean = placed.swapaxes(1, 2).reshape(len(length), padded[1], -1)
-  # As in mmsegmentation: average at the network's input size, then resize.
   resize = resize_matrix(label_length, length, *padded[:2], dtype)
-  return jnp.matmul(resize, mean, precision=jax.lax.Precision.HIGHEST)
+  return jnp.matmul(resize, mean, precision='highest')
 
 
 def make_slide(
@@ -159,8 +136,6 @@ def make_slide(
     return jax.jit(split_batch(stage, mesh, P('data'), P('data')))
 
   def window_of(canvas):
-    # Crops the window to the canvas: parts that no image of the batch reaches
-    # are not computed.
     return min(crop[0], canvas[0]), min(crop[1], canvas[1])
 
   devices = 1 if mesh is None else mesh.shape['data']
@@ -168,8 +143,6 @@ def make_slide(
   def look(variables, batch):
     image = place(batch['image'])
     canvas = image.shape[1:3]
-    # The plan is made on the host, because the number of windows, and so of
-    # batches, depends on the sizes.
     sizes = np.asarray(batch['size'])
     window = window_of(canvas)
     corners, window_sizes, places = plan(sizes, canvas, window, stride, devices)
@@ -183,11 +156,10 @@ def make_slide(
   def build(canvas, arrays, label_size, label_canvas):
     logits, places, size = arrays
     window = window_of(canvas)
-    valid = logits_size(
-      jnp.minimum(size, jnp.array(window)), window, logits[0].shape[1:3]
-    )
+    shown = jnp.minimum(size, jnp.array(window))
+    valid = logits_size(shown, window, logits[0].shape[1:3])
     logits = jnp.concatenate(logits)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(at_least_float32(logits.dtype))
     _, h, w, classes = logits.shape
     matrices = [
       window_matrix(
@@ -201,8 +173,7 @@ def make_slide(
       for i in (0, 1)
     ]
     batch, rows, columns = places.shape
-    # The windows of each image side by side, overlaps included:
-    # (B, rows, columns, h, w, C) -> (B, rows * h, columns * w, C)
+    # Side by side: (B, rows, columns, h, w, C) -> (B, rows * h, columns * w, C)
     logits = logits[places].swapaxes(2, 3)
     logits = logits.reshape(batch, rows * h, columns * w, classes)
     return [View(logits, *matrices)]

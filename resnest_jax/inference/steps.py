@@ -1,8 +1,7 @@
 """Compiled steps from images of mixed sizes to label maps and counts, exactly.
 
 Images share a few padded shapes. Their true sizes are data, so that a shape
-compiles once and every valid pixel gets the logits of the unpadded image. The
-protocol runs the network; `label_maps` turns logits into classes.
+compiles once and every valid pixel gets the logits of the unpadded image.
 """
 
 import functools
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from resnest_jax.data import preprocess
@@ -25,8 +24,10 @@ from resnest_jax.inference.label_maps import (
 )
 from resnest_jax.inference.protocols import Protocol, make_views
 from resnest_jax.labels import IGNORE
+from resnest_jax.sharding import batch_sharding
 
 Batch = dict[str, Any]
+OnCompile = Callable[[int, int], None]
 EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 
 
@@ -45,9 +46,9 @@ def compile_views(
   protocol: Protocol | None,
   mesh: Mesh | None,
   dtype: Any,
-  on_compile: Callable[[int, int], None],
+  on_compile: OnCompile,
 ) -> Views:
-  """The part that `make_eval_step` and `make_predict_step` share; see there."""
+  """The part that `make_eval_step` and `make_predict_step` share."""
   if num_classes > IGNORE:
     raise ValueError(
       f'label maps are 8 bit with {IGNORE} for "no class", so at most '
@@ -55,7 +56,6 @@ def compile_views(
     )
 
   def forward(variables, image, size):
-    # uint8 travels to the device, a quarter of the bytes of float32.
     images = preprocess.preprocess(image, size, dtype=dtype)
     logits = model.apply(variables, images, train=False, size=size).logits
     if logits.shape[-1] != num_classes:
@@ -64,13 +64,10 @@ def compile_views(
       )
     return logits
 
-  def place(arrays):
-    return jax.device_put(arrays, sharding)
-
-  sharding = None if mesh is None else NamedSharding(mesh, P('data'))
-  compiled_forward = jax.jit(
-    split_batch(forward, mesh, P(), P('data'), P('data'))
-  )
+  sharding = None if mesh is None else batch_sharding(mesh)
+  place = functools.partial(jax.device_put, device=sharding)
+  specs = P(), P('data'), P('data')
+  compiled_forward = jax.jit(split_batch(forward, mesh, *specs))
   compiled_shapes = set()
 
   # JAX calls nobody before it compiles, so new shapes are noticed here.
@@ -92,7 +89,7 @@ def make_eval_step(
   mesh: Mesh | None = None,
   dtype: Any = jnp.float32,
   tile_bytes: int = TILE_BYTES,
-  on_compile: Callable[[int, int], None] = lambda height, width: None,
+  on_compile: OnCompile = lambda height, width: None,
 ) -> EvalStep:
   """A protocol, compiled.
 
@@ -103,24 +100,18 @@ def make_eval_step(
     mesh: devices that share the images of a batch; None: the default one.
     dtype: of the normalised images; float64 for comparisons.
     tile_bytes: see `label_maps`; per device.
-    on_compile: called with a padded height and width before the network is
-      compiled for it, which may take minutes.
+    on_compile: called with a padded height and width before a compilation.
 
   Returns:
-    eval_step(variables, batch) -> (label maps, counts). Batches are those of
-    `make_eval_iterator`; maps are uint8 (B, Hl, Wl), 255 outside the true size;
-    counts are int32 (B, C, C).
+    eval_step(variables, batch of `make_eval_iterator`) -> label maps uint8 (B,
+    Hl, Wl), 255 outside the true size, and counts int32 (B, C, C).
   """
-  # The network compiles once for each padded shape of images, the final stage
-  # (quick) for each pair of padded shapes of images and labels.
   _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, dtype, on_compile
   )
-
   compiled_finish = make_finish(build, num_classes, mesh, tile_bytes)
 
   def eval_step(variables, batch):
-    # Checked here, as JAX's own error does not name the key.
     if mesh is not None and len(batch['image']) % mesh.shape['data']:
       raise UserError(
         f'an evaluation batch of {len(batch["image"])} images cannot be split '
@@ -146,7 +137,6 @@ def make_finish(
     maps = label_maps(views, label_size, tile_bytes)
     return maps, count_confusion(maps, label, num_classes)
 
-  # `layout` has the padded shapes at which images were shown.
   @functools.partial(jax.jit, static_argnums=0)
   def compiled_finish(layout, *arrays):
     stage = functools.partial(finish, layout)
@@ -161,13 +151,12 @@ def make_predict_step(
   *,
   protocol: Protocol | None = None,
   mesh: Mesh | None = None,
-  on_compile: Callable[[int, int], None] = lambda height, width: None,
+  on_compile: OnCompile = lambda height, width: None,
 ) -> Callable[[Any, Batch, bool], tuple[jax.Array, jax.Array | None]]:
   """As `make_eval_step`, for images without ground truth.
 
-  Returns:
-    predict_step(variables, batch, probabilities) -> (label maps, None or
-    probabilities float32 (B, Hl, Wl, C), which are not computed in tiles).
+  The step is (variables, batch, probabilities) -> label maps, and None or
+  probabilities float32 (B, Hl, Wl, C), which are not computed in tiles.
   """
   _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, jnp.float32, on_compile
@@ -178,7 +167,6 @@ def make_predict_step(
     maps = label_maps(views, label_size)
     if not probabilities:
       return maps, None
-    # One view gives logits, several give probabilities.
     mean = class_scores(views)
     mean = jax.nn.softmax(mean) if len(views) == 1 else mean
     return maps, mean.astype(jnp.float32)
@@ -190,7 +178,6 @@ def make_predict_step(
 
   def predict_step(variables, batch, probabilities=False):
     layout, arrays = look(variables, batch)
-    # Labels are empty here and stay on the host: only their shape is needed.
     canvas = batch['label'].shape[1:3]
     size = place(batch['label_size'])
     return compiled_finish(layout, canvas, probabilities, arrays, size)

@@ -1,8 +1,4 @@
-"""Losses on the overlap of areas: Dice and Lovasz-softmax.
-
-Logits, labels and sums are as in `pixels`: nothing of the size of the upsampled
-logits exists, 255 is ignored, and a batch without a labelled pixel costs 0.
-"""
+"""Losses on the overlap of areas: Dice and Lovasz-softmax; see `pixels`."""
 
 from functools import partial
 
@@ -28,17 +24,15 @@ def dice_loss(logits: Array, labels: Array) -> Array:
   batch, p being its softmax probability and y whether it is right. In [0, 1].
   """
   logits = exact(logits)
-  both, predicted, pixels = (
-    jnp.sum(sums, 0) for sums in _class_sums(logits, labels)
-  )
-  # Absent classes take no part, so no constant has to smooth the division.
+  sums = _class_sums(logits, labels)
+  both, predicted, pixels = (jnp.sum(each, 0) for each in sums)
   present = pixels > 0
   total = jnp.where(present, predicted + pixels, 1)
   lost = jnp.where(present, 1 - 2 * both / total, 0)
   return jnp.sum(lost) / jnp.maximum(jnp.sum(present), 1)
 
 
-# Sums (B, classes) of p y, p and y of each image; see `dice_loss`.
+# Of p y, p and y, each (B, classes); see `dice_loss`.
 @jax.custom_vjp
 def _class_sums(logits, labels):
   def visit(z, label):
@@ -56,34 +50,31 @@ def _class_sums_forward(logits, labels):
 
 
 def _class_sums_backward(saved, given):
-  # A second pass over the tiles, as the gradients of the sums are known after
-  # the first. Keeping the gradient of each sum instead takes twice the logits.
+  # A second pass: keeping the gradient of each sum would take twice the logits.
   logits, labels = saved
-  both, predicted = given[0][:, None], given[1][:, None]
+  slopes = given[0][:, None], given[1][:, None]
 
-  def visit(z, label):
+  def visit(z, label, both, predicted):
     exponentials, total, _ = exponentials_of(z)
     share = exponentials / total
     valid = (label != IGNORE)[..., None]
-    # Gradient at the probabilities, then through softmax.
     slope = jnp.where(one_hot(label, z.shape[-1]), both, 0) + predicted
     slope = jnp.where(valid, slope, 0)
     dz = share * (slope - jnp.sum(share * slope, -1, keepdims=True))
     return (), (), dz
 
-  return over_tiles(visit, logits, labels, with_gradient=True)[2], None
+  tiles = over_tiles(visit, logits, labels, known=slopes, with_gradient=True)
+  return tiles[2], None
 
 
 _class_sums.defvjp(_class_sums_forward, _class_sums_backward)
 
 
 def lovasz_softmax(logits: Array, labels: Array, *, per_image: bool) -> Array:
-  """Lovasz-softmax (Berman et al., arXiv 1705.08790), classes present.
+  """Lovasz-softmax (Berman et al., arXiv 1705.08790) of classes present.
 
-  The errors |y - p| of a class are sorted, and each is weighted by its
-  increment of the Jaccard loss in that order. Returns the mean over classes, in
-  [0, 1]. `per_image` averages the losses of the images, 0 for one without
-  labelled pixels; otherwise the whole batch is sorted together.
+  `per_image` averages the losses of the images, 0 for one without labelled
+  pixels; otherwise the whole batch is sorted together.
   """
   return _lovasz(exact(logits), labels, per_image)
 
@@ -94,11 +85,8 @@ def _lovasz(logits, labels, per_image):
 
 
 def _lovasz_forward(logits, labels, per_image):
-  # Only the gradient (B, h, w, classes) is kept. Once the order is known, the
-  # loss is linear in the probabilities. With slope G_c at a pixel's probability
-  # p_c, softmax gives p_c (G_c - S), where the map S = sum_c G_c p_c needs all
-  # classes. So p_c G_c is resized to the logits class by class, and p_c S in
-  # tiles later.
+  # With slope G_c at a pixel's probability p_c, softmax gives p_c (G_c - S),
+  # where the map S = sum_c G_c p_c needs all classes, and so a later pass.
   loss, own, shared = _lovasz_parts(logits, labels, per_image)
 
   def visit(z, label, slope):
@@ -120,12 +108,9 @@ _lovasz.defvjp(_lovasz_forward, _lovasz_backward)
 
 def _lovasz_parts(logits, labels, per_image):
   # Returns the loss, p_c G_c at the logits (B, h, w, classes), and S (B, H, W).
-  # Class by class: it holds a few maps and twice the logits, not all
-  # probabilities.
   batch, h, w, classes = logits.shape
   height, width = labels.shape[1:]
   pixels, log_total = _counts_and_log_totals(logits, labels)
-  # A group is sorted together. Losses per image let devices keep their pixels.
   groups = batch if per_image else 1
   present = (pixels if per_image else jnp.sum(pixels, 0, keepdims=True)) > 0
   weights = present / jnp.maximum(jnp.sum(present, 1, keepdims=True), 1)
@@ -135,15 +120,13 @@ def _lovasz_parts(logits, labels, per_image):
   valid = labels != IGNORE
 
   def visit(z, index, weight):
-    # One class: its loss, its term of S, and p_c G_c at (B, h, w).
     z = einsum('ih,bhw,jw->bij', rows, z, columns)
     share = jnp.exp(z - log_total)
     right = labels == index
     # -1 sorts ignored pixels behind all others, where they change no slope.
     errors = jnp.where(valid, jnp.where(right, 1 - share, share), -1)
-    slope = jaccard_slopes(
-      errors.reshape(groups, -1), right.reshape(groups, -1)
-    )
+    together = errors.reshape(groups, -1), right.reshape(groups, -1)
+    slope = jaccard_slopes(*together)
     slope = (slope * weight[:, None]).reshape(labels.shape)
     slope = jnp.where(valid, slope, 0)
     loss = jnp.sum(errors * slope)
@@ -152,32 +135,24 @@ def _lovasz_parts(logits, labels, per_image):
 
   def nothing(z, index, weight):
     del index, weight
-    return (
-      jnp.zeros((), z.dtype),
-      jnp.zeros(labels.shape, z.dtype),
-      jnp.zeros_like(z),
-    )
+    shapes = ((), labels.shape, z.shape)
+    return tuple(jnp.zeros(shape, z.dtype) for shape in shapes)
 
   def add(carry, this):
     z, index, weight = this
     # Sorting takes most of the time; a class that is nowhere skips it.
-    loss, term, own = lax.cond(
-      jnp.any(weight > 0), visit, nothing, z, index, weight
-    )
+    present = jnp.any(weight > 0)
+    loss, term, own = lax.cond(present, visit, nothing, z, index, weight)
     return (carry[0] + loss, carry[1] + term), own
 
   begin = jnp.zeros((), logits.dtype), jnp.zeros(labels.shape, logits.dtype)
-  (loss, shared), own = lax.scan(
-    add,
-    begin,
-    (logits.transpose(3, 0, 1, 2), jnp.arange(classes), weights.T),
-  )
+  each = logits.transpose(3, 0, 1, 2), jnp.arange(classes), weights.T
+  (loss, shared), own = lax.scan(add, begin, each)
   return loss, own.transpose(1, 2, 3, 0), shared
 
 
 def _counts_and_log_totals(logits, labels):
-  # Pixels of each class (B, classes), and log(sum(exp(z))) of each pixel
-  # (B, H, W), from which a class gets its probabilities alone.
+  # Of each class (B, classes), and log(sum(exp(z))) of each pixel (B, H, W).
 
   def visit(z, label):
     _, total, largest = exponentials_of(z)
@@ -191,14 +166,11 @@ def _counts_and_log_totals(logits, labels):
 def jaccard_slopes(errors: Array, right: Array) -> Array:
   """Each pixel's increment of the Jaccard loss, by decreasing errors.
 
-  `errors` (groups, pixels) are in [0, 1], or -1 for ignored pixels, whose
-  result has no meaning; `right` marks the pixels of the class.
+  `errors` (groups, pixels) are in [0, 1], or -1 for ignored pixels.
   """
   # One int32 carries a pixel's number and its bit through the sort.
-  numbers = lax.broadcasted_iota(jnp.int32, errors.shape, 1)
-  payload = 2 * numbers + right
+  payload = 2 * lax.broadcasted_iota(jnp.int32, errors.shape, 1) + right
   _, payload = lax.sort((-errors, payload), num_keys=1, is_stable=True)
-  # Equal errors keep their order, on one device as on several.
   own = payload % 2
   total = jnp.sum(own, 1, keepdims=True)
   intersection = (total - jnp.cumsum(own, 1)).astype(errors.dtype)
@@ -207,7 +179,6 @@ def jaccard_slopes(errors: Array, right: Array) -> Array:
   others = intersection / union / jnp.maximum(union - 1, 1)
   slopes = jnp.where(own == 1, 1 / union, others)
 
-  # To the places before the sort, each of which occurs once.
   def back(places: Array, slopes: Array) -> Array:
     return jnp.zeros_like(slopes).at[places].set(slopes, unique_indices=True)
 

@@ -21,13 +21,9 @@ Loss = Callable[[Array, Array], tuple[Array, Array, dict[str, Array]]]
 def create_loss(config: Mapping[str, Any], num_classes: int) -> Loss:
   """Creates the loss of `config.loss`: terms whose weight is 0 are left out.
 
-  Returns:
-    A function of logits (B, h, w, classes) and labels int (B, H, W): the scalar
-    loss, the accuracy on valid pixels in [0, 1], and name -> value of the terms
-    before their weights.
-
-  Raises:
-    UserError: the number of class weights is not `num_classes`.
+  It takes logits (B, h, w, classes) and labels int (B, H, W), and gives the
+  scalar loss, the accuracy on valid pixels in [0, 1], and name -> value of the
+  terms before their weights. Raises `UserError` for too few class weights.
   """
   class_weights = config['class_weights']
   if class_weights is not None:
@@ -61,7 +57,6 @@ def create_loss(config: Mapping[str, Any], num_classes: int) -> Loss:
     'dice': dice_loss,
     'lovasz': partial(lovasz_softmax, per_image=config['lovasz_per_image']),
   }
-  # Terms of weight 0 are never traced and cost nothing.
   weights = {
     name: config['terms'][name] for name in terms if config['terms'][name]
   }
@@ -73,7 +68,6 @@ def create_loss(config: Mapping[str, Any], num_classes: int) -> Loss:
     else:
       accuracy = pixel_accuracy(logits, labels)
     total = sum(weights[name] * value for name, value in values.items())
-    # A single term is the loss itself, which logs have already.
     return total, accuracy, values if len(values) > 1 else {}
 
   return loss

@@ -39,9 +39,9 @@ def segmentation_loss(
     right class's. Only the loss has a gradient.
   """
   logits = exact(logits)
-  losses, right = _cross_entropy_sums(
-    logits, labels, None, class_weights, label_smoothing
-  )
+  target = class_weights, label_smoothing
+  visit = partial(_visit_cross_entropy, target=target)
+  losses, right = _sums(visit, logits, labels)
   num_valid = jnp.maximum(jnp.sum(labels != IGNORE), 1)
   count = _count(labels, avg_non_ignore, class_weights, logits.dtype)
   return jnp.sum(losses) / count, jnp.sum(right) / num_valid
@@ -49,7 +49,7 @@ def segmentation_loss(
 
 def pixel_accuracy(logits: Array, labels: Array) -> Array:
   """Accuracy as in `segmentation_loss`, without the loss."""
-  _, _, right = _confidence(logits, labels, None, 0.0)
+  _, _, right = _confidence(logits, labels)
   return jnp.sum(right) / jnp.maximum(jnp.sum(labels != IGNORE), 1)
 
 
@@ -74,25 +74,21 @@ def ohem_cross_entropy(
       `min_kept` * B largest losses of the batch, and those equal to the last.
     min_kept: pixels per image, >= 1, counted over the whole batch.
   """
-  # Two passes: which pixels are hard is known when all have been seen.
   logits = exact(logits)
-  probability, losses, _ = _confidence(
-    logits, labels, class_weights, label_smoothing
-  )
+  target = class_weights, label_smoothing
+  probability, losses, _ = _confidence(logits, labels, target)
   valid = labels != IGNORE
   num_valid = jnp.sum(valid)
   wanted = min(min_kept * labels.shape[0], labels.size)
   if threshold is None:
-    # The wanted-th largest loss is the (num_valid - wanted)-th smallest.
     rank = jnp.maximum(num_valid - wanted, 0)
     keep = losses >= order_statistic(losses, valid, rank)
   else:
     rank = jnp.clip(num_valid - 1, 0, wanted)
     smallest = order_statistic(probability, valid, rank)
     keep = probability < jnp.maximum(smallest, threshold)
-  sums, _ = _cross_entropy_sums(
-    logits, labels, keep, class_weights, label_smoothing
-  )
+  visit = partial(_visit_cross_entropy, target=target)
+  sums, _ = _sums(visit, logits, labels, (keep,))
   # Divided as if all pixels were kept, as in mmsegmentation.
   count = _count(labels, avg_non_ignore, class_weights, logits.dtype)
   return jnp.sum(sums) / count
@@ -118,19 +114,18 @@ def focal_loss(
     avg_non_ignore: see `segmentation_loss`.
   """
   logits = exact(logits)
-  sums = _focal_sums(logits, labels, (gamma, alpha, activation))
+  visit = partial(_visit_focal, options=(gamma, alpha, activation))
+  (sums,) = _sums(visit, logits, labels)
   return jnp.sum(sums) / _count(labels, avg_non_ignore, None, logits.dtype)
 
 
 def order_statistic(values: Array, valid: Array, rank: Array) -> Array:
   """The valid value, >= 0, that `rank` valid ones precede in increasing order.
 
-  `rank` is below the number of valid values, or 0; without any the result is
-  infinity or not a number.
+  Without any valid value the result is infinity or not a number.
   """
-  # Floats >= 0 are ordered as their bits are, so the value is found bit by bit,
-  # by counting smaller ones. That needs no sort and no memory, and devices that
-  # share a batch exchange one count for each bit.
+  # Floats >= 0 are ordered as their bits are, so the value is found bit by bit.
+  # That needs no sort, and devices exchange one count for each bit.
   bits = jnp.finfo(values.dtype).bits
   kind = {32: jnp.uint32, 64: jnp.uint64}[bits]
   # A zero may carry a sign, which would make it the largest.
@@ -146,7 +141,6 @@ def order_statistic(values: Array, valid: Array, rank: Array) -> Array:
 
 
 def _count(labels, avg_non_ignore, class_weights, dtype):
-  # The divisor of the sum of all pixels' losses.
   valid = labels != IGNORE
   if class_weights is None:
     num_valid = jnp.maximum(jnp.sum(valid), 1)
@@ -156,15 +150,12 @@ def _count(labels, avg_non_ignore, class_weights, dtype):
   return jnp.where(total > 0, total, 1)
 
 
-def _confidence(logits, labels, class_weights, label_smoothing):
-  # Maps (B, H, W) of the right class's probability and of the loss, 0 where a
-  # pixel is ignored, and each image's number of right pixels. Nothing has a
-  # gradient.
+def _confidence(logits, labels, target=(None, 0.0)):
+  # Maps (B, H, W) of the right class's probability and of the loss, and each
+  # image's number of right pixels; no gradients.
 
   def visit(z, label):
-    loss, picked, log_total, hits, _ = _cross_entropy(
-      z, label, None, class_weights, label_smoothing
-    )
+    loss, picked, log_total, hits, _ = _cross_entropy(z, label, *target)
     probability = jnp.where(label != IGNORE, jnp.exp(picked - log_total), 0)
     return jnp.sum(hits, (0, 2), jnp.int32), (probability, loss), None
 
@@ -173,9 +164,8 @@ def _confidence(logits, labels, class_weights, label_smoothing):
   return probability, losses, right
 
 
-def _cross_entropy(z, label, keep, class_weights, label_smoothing):
-  # A tile's loss, logit of the right class, log(sum(exp(z))), hits and
-  # gradient.
+def _cross_entropy(z, label, class_weights, label_smoothing, keep=None):
+  # A tile's loss, logit of the right class, log(sum(exp(z))), hits, gradient.
   classes = z.shape[-1]
   exponentials, total, largest = exponentials_of(z)
   valid = label != IGNORE
@@ -183,11 +173,9 @@ def _cross_entropy(z, label, keep, class_weights, label_smoothing):
     valid &= keep
   chosen = one_hot(label, classes)
   picked = jnp.sum(jnp.where(chosen, z, 0), -1)
-  # Ties count as right, so no argmax is needed.
   hits = valid & (picked == largest[..., 0])
   log_total = jnp.log(total[..., 0]) + largest[..., 0]
-  # The plain loss needs neither a sum over classes nor an array of targets'
-  # weights.
+  # The plain loss needs neither a sum over classes nor targets' weights.
   if class_weights is None and not label_smoothing:
     loss = log_total - picked
     mass = jnp.where(valid[..., None], 1 / total, 0)
@@ -200,64 +188,23 @@ def _cross_entropy(z, label, keep, class_weights, label_smoothing):
     target = jnp.where(valid[..., None], target, 0)
     loss = jnp.sum(target * (log_total[..., None] - z), -1)
     mass = jnp.sum(target, -1, keepdims=True) / total
-  # XLA drops it where no gradient is asked for.
   dz = exponentials * mass - target
   return jnp.where(valid, loss, 0), picked, log_total, hits, dz
 
 
-def _visit_cross_entropy(z, label, *keep, class_weights, label_smoothing):
-  loss, _, _, hits, dz = _cross_entropy(
-    z, label, keep[0] if keep else None, class_weights, label_smoothing
-  )
+def _visit_cross_entropy(z, label, *keep, target):
+  loss, _, _, hits, dz = _cross_entropy(z, label, *target, *keep)
   sums = jnp.sum(loss, (0, 2)), jnp.sum(hits, (0, 2), jnp.int32)
   return sums, (), dz
 
 
-# Each image's summed cross entropy and number of right pixels.
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _cross_entropy_sums(logits, labels, keep, class_weights, label_smoothing):
-  visit = partial(
-    _visit_cross_entropy,
-    class_weights=class_weights,
-    label_smoothing=label_smoothing,
-  )
-  maps = () if keep is None else (keep,)
-  return over_tiles(visit, logits, labels, maps)[0]
-
-
-def _cross_entropy_forward(
-  logits, labels, keep, class_weights, label_smoothing
-):
-  # While a tile's exponentials exist, the gradient of the sum costs little
-  # more. The backward pass keeps it, (B, h, w, classes), and only scales it.
-  visit = partial(
-    _visit_cross_entropy,
-    class_weights=class_weights,
-    label_smoothing=label_smoothing,
-  )
-  maps = () if keep is None else (keep,)
-  sums, _, gradient = over_tiles(
-    visit, logits, labels, maps, with_gradient=True
-  )
-  return sums, gradient
-
-
-def _cross_entropy_backward(class_weights, label_smoothing, gradient, given):
-  del class_weights, label_smoothing
-  return gradient * given[0][:, None, None, None], None, None
-
-
-_cross_entropy_sums.defvjp(_cross_entropy_forward, _cross_entropy_backward)
-
-
 def _focal(z, label, gamma, alpha, activation):
-  # The focal loss of a tile's pixels, (rows, B, W), in logarithms of
-  # probabilities: value and gradient stay finite for logits of any size.
+  # In logarithms: finite for logits of any size.
   chosen = one_hot(label, z.shape[-1])
   if activation == 'sigmoid':
     margin = jnp.where(chosen, z, -z)
     share = jnp.where(chosen, alpha, 1 - alpha)
-    # -log(p) is softplus(-margin), -log(1 - p) is softplus(margin).
+    # -log(p) is softplus(-margin).
     factor = jnp.exp(-gamma * jax.nn.softplus(margin))
     loss = jnp.mean(share * factor * jax.nn.softplus(-margin), -1)
   else:
@@ -268,27 +215,29 @@ def _focal(z, label, gamma, alpha, activation):
   return jnp.where(label != IGNORE, loss, 0)
 
 
-# Differentiated by JAX, within a tile, where the intermediates are small.
 def _visit_focal(z, label, *, options):
+  # Differentiated by JAX, within a tile, where the intermediates are small.
   loss, pull = jax.vjp(lambda z: _focal(z, label, *options), z)
-  return jnp.sum(loss, (0, 2)), (), pull(jnp.ones_like(loss))[0]
+  return (jnp.sum(loss, (0, 2)),), (), pull(jnp.ones_like(loss))[0]
 
 
-# Each image's summed focal loss.
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _focal_sums(logits, labels, options):
-  return over_tiles(partial(_visit_focal, options=options), logits, labels)[0]
+# Each image's sums over its pixels, of which the first has a gradient.
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(visit, logits, labels, maps=()):
+  return over_tiles(visit, logits, labels, maps)[0]
 
 
-def _focal_forward(logits, labels, options):
-  visit = partial(_visit_focal, options=options)
-  sums, _, gradient = over_tiles(visit, logits, labels, with_gradient=True)
+def _sums_forward(visit, logits, labels, maps):
+  # While a tile's exponentials exist, the sum's gradient costs little more.
+  sums, _, gradient = over_tiles(
+    visit, logits, labels, maps, with_gradient=True
+  )
   return sums, gradient
 
 
-def _focal_backward(options, gradient, given):
-  del options
-  return gradient * given[:, None, None, None], None
+def _sums_backward(visit, gradient, given):
+  del visit
+  return gradient * given[0][:, None, None, None], None, None
 
 
-_focal_sums.defvjp(_focal_forward, _focal_backward)
+_sums.defvjp(_sums_forward, _sums_backward)

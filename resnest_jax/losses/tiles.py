@@ -1,8 +1,4 @@
-"""Losses over tiles of rows, so that the upsampled logits never exist.
-
-A few rows of logits are upsampled to the labels' size at a time. Only sums,
-maps of one value per pixel, and the gradient at the logits' size are kept.
-"""
+"""Losses over tiles of rows, so that the upsampled logits never exist."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,49 +27,43 @@ def over_tiles(
   logits: Array,
   labels: Array,
   maps: Sequence[Array] = (),
+  known: Sequence[Array] = (),
   *,
   with_gradient: bool = False,
 ) -> tuple[Any, Any, Array | None]:
   """Calls `visit` with one tile of upsampled logits after the other.
 
-  Args:
-    visit: takes a tile's logits (rows, B, W, classes), its labels and its part
-      of every map (rows, B, W); rows beyond the last one have the label 255.
-      Returns a tree of sums (B, ...), one of maps (rows, B, W), and the
-      gradient at the tile's logits, or None.
-    logits: (B, h, w, classes).
-    labels: int (B, H, W), as are all `maps` but for the type.
-    with_gradient: whether `visit` returns a gradient.
-
-  Returns:
-    The sums over all tiles, the maps (B, H, W), the gradient at the logits.
+  `visit` takes a tile's logits (rows, B, W, classes), its labels, its part of
+  every map (rows, B, W), and what is `known` of each image (B, ...); rows
+  beyond the last one have the label 255. It returns a tree of sums (B, ...),
+  one of maps (rows, B, W), and the gradient at the tile's logits, or None.
+  Returns the sums over all tiles, the maps (B, H, W), and the gradient at the
+  logits (B, h, w, classes).
   """
   run = partial(_over_tiles, visit, with_gradient=with_gradient)
   devices = jax.sharding.get_abstract_mesh().shape.get('spatial', 1)
   if devices == 1:
-    return run(logits, labels, maps, False)
-  # Devices share rows. Left to the partitioner, they would collect every tile.
-  pixels = PartitionSpec('data', 'spatial')
+    return run(logits, labels, maps, known, False)
+  # Left to the partitioner, devices would collect every tile.
+  images, pixels = PartitionSpec('data'), PartitionSpec('data', 'spatial')
   return jax.shard_map(
     partial(_over_own_rows, run, devices - 1),
-    in_specs=pixels,
-    out_specs=(PartitionSpec('data'), pixels, pixels),
-    # The loop's carry starts as constants, which the check refuses to add to
-    # what differs between devices. The sums are psummed in the end.
+    in_specs=(pixels, pixels, pixels, images),
+    out_specs=(images, pixels, pixels),
+    # The check refuses a loop's carry that starts as constants.
     check_vma=False,
-  )(logits, labels, tuple(maps))
+  )(logits, labels, tuple(maps), tuple(known))
 
 
-def _over_own_rows(run, last, logits, labels, maps):
-  # One device's rows of the images. Pixels at its edges are interpolated
-  # between its logits and the neighbour's, so neighbours send each other a row
-  # of logits, and the gradient at that row back.
+def _over_own_rows(run, last, logits, labels, maps, known):
+  # Pixels at a device's edges lie between its logits and the neighbour's, so
+  # neighbours send each other a row of logits, and the gradient at it back.
   down = [(i, i + 1) for i in range(last)]
   up = [(i + 1, i) for i in range(last)]
   place = lax.axis_index('spatial')
 
   def neighbours(first: Array, final: Array) -> tuple[Array, Array]:
-    # The neighbours' rows. An image's edge repeats its own row.
+    # An image's edge repeats its own row.
     above = lax.ppermute(final, 'spatial', down)
     below = lax.ppermute(first, 'spatial', up)
     above = jnp.where(place == 0, first, above)
@@ -81,54 +71,46 @@ def _over_own_rows(run, last, logits, labels, maps):
 
   above, below = neighbours(logits[:, :1], logits[:, -1:])
   strip = jnp.concatenate([above, logits, below], 1)
-  sums, pixels, gradient = run(strip, labels, maps, True)
+  sums, pixels, gradient = run(strip, labels, maps, known, True)
   sums = jax.tree.map(lambda x: lax.psum(x, 'spatial'), sums)
   if gradient is not None:
     above, below = neighbours(gradient[:, :1], gradient[:, -1:])
-    # The received row's gradient belongs to the neighbour; at an image's edge
-    # it comes back to the repeated row.
+    # At an image's edge the gradient comes back to the repeated row.
     gradient = gradient[:, 1:-1].at[:, :1].add(above).at[:, -1:].add(below)
   return sums, pixels, gradient
 
 
-def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
-  # `over_tiles` on one device. With `margins` the first and the last row of the
-  # logits are the neighbours'.
+def _over_tiles(visit, logits, labels, maps, known, margins, *, with_gradient):
+  # With `margins` the first and the last row of the logits are the neighbours'.
   batch, h, w, _ = logits.shape
   height, width = labels.shape[1:]
   h -= 2 * margins
-  # A tile has the labels' rows of about one row of logits.
   rows = max(height // h, 1)
   bands, starts = row_bands(height, h, rows, logits.dtype, margins)
   tiles, _, taps = bands.shape
   missing = tiles * rows - height
 
-  # (B, H, W) -> (tiles, rows, B, W). Rows lead, so that upsampling them is a
-  # product without transposition.
+  # (B, H, W) -> (tiles, rows, B, W): upsampling rows needs no transposition.
   def cut(values: Array, fill: int) -> Array:
-    values = jnp.pad(
-      values, ((0, 0), (0, missing), (0, 0)), constant_values=fill
-    )
+    beyond = ((0, 0), (0, missing), (0, 0))
+    values = jnp.pad(values, beyond, constant_values=fill)
     return values.reshape(batch, tiles, rows, width).transpose(1, 2, 0, 3)
 
   columns = resize_matrix(width, w, width, w, logits.dtype)
-  # Columns once for all tiles: (h, B, W, classes) is small, as h is.
   wide = einsum('bhwc,jw->hbjc', logits, columns)
 
-  def upsampled(band: Array, start: Array) -> Array:
+  def visited(band: Array, start: Array, label: Array, *parts: Array) -> Any:
     source = lax.dynamic_slice_in_dim(wide, start, taps)
-    return einsum('ik,kbjc->ibjc', band, source)
+    return visit(einsum('ik,kbjc->ibjc', band, source), label, *parts, *known)
 
-  # Sums stay apart for each image, so that on a sharded batch the loop
-  # exchanges nothing between devices.
+  # Sums stay apart for each image, so that devices exchange nothing.
   def tile(carry, this):
     sums, gradient = carry
-    band, start, label, *parts = this
-    more, pixels, dz = visit(upsampled(band, start), label, *parts)
+    band, start, *_ = this
+    more, pixels, dz = visited(*this)
     sums = jax.tree.map(jnp.add, sums, more)
     if with_gradient:
-      # The transposes of both products. Neighbouring tiles share rows of
-      # logits, so the gradient is added up in place.
+      # Neighbouring tiles share rows of logits.
       before = lax.dynamic_slice_in_dim(gradient, start, taps)
       dz = einsum('kbjc,jw->kbwc', einsum('ik,ibjc->kbjc', band, dz), columns)
       gradient = lax.dynamic_update_slice_in_dim(
@@ -136,21 +118,15 @@ def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
       )
     return (sums, gradient), pixels
 
-  # Rows that fill up the last tile are ignored by their label.
   cuts = [cut(values, 0) for values in maps]
   over = (bands, starts, cut(labels, IGNORE), *cuts)
-  # Shapes of the sums, which only `visit` knows, for the loop to start from.
   one = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in over]
-  sums = jax.eval_shape(
-    lambda band, start, *rest: visit(upsampled(band, start), *rest)[0], *one
-  )
-  begin = (
-    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums),
-    jnp.zeros((wide.shape[0], batch, w, wide.shape[3]), wide.dtype)
-    if with_gradient
-    else None,
-  )
-  (sums, gradient), pixels = lax.scan(tile, begin, over)
+  sums, _, _ = jax.eval_shape(visited, *one)
+  sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+  gradient = None
+  if with_gradient:
+    gradient = jnp.zeros((len(wide), batch, w, wide.shape[3]), wide.dtype)
+  (sums, gradient), pixels = lax.scan(tile, (sums, gradient), over)
   if with_gradient:
     gradient = gradient.transpose(1, 0, 2, 3)
 
@@ -163,7 +139,6 @@ def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
 
 def exponentials_of(z: Array) -> tuple[Array, Array, Array]:
   """exp(z - largest), its sum and largest (..., 1), of z (..., classes)."""
-  # Less the largest, no exponential overflows, and the sum is at least 1.
   largest = jnp.max(z, -1, keepdims=True)
   exponentials = jnp.exp(z - largest)
   return exponentials, jnp.sum(exponentials, -1, keepdims=True), largest
@@ -171,7 +146,7 @@ def exponentials_of(z: Array) -> tuple[Array, Array, Array]:
 
 def one_hot(label: Array, classes: int) -> Array:
   """Bool (..., classes), all False where the label is 255."""
-  # A comparison and no gather: it fuses, and stays on the pixel's device.
+  # No gather: a comparison fuses, and stays on the pixel's device.
   return label[..., None] == jnp.arange(classes)
 
 
@@ -180,13 +155,12 @@ def row_bands(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Cuts the matrix of a bilinear resize from `h` to `height` into tiles.
 
-  Returns the weights (tiles, rows, taps) of the inputs that a tile needs, zero
-  for outputs beyond `height`, and the first of these inputs, (tiles,). With
+  Returns weights (tiles, rows, taps), and each tile's first input. With
   `margins` there is one more input on either side, so that no edge repeats.
   """
   tiles = -(-height // rows)
   if margins:
-    # The middle one of three equal strips has neighbours on both sides.
+    # The middle one of three equal strips.
     matrix = resize_matrix(3 * height, 3 * h, 3 * height, 3 * h, dtype)
     matrix = matrix[height:-height, h - 1 : 2 * h + 1]
     matrix = np.pad(matrix, ((0, tiles * rows - height), (0, 0)))
@@ -195,8 +169,7 @@ def row_bands(
     matrix = resize_matrix(height, h, tiles * rows, h, dtype)
   matrix = matrix.reshape(tiles, rows, h)
   used = [np.flatnonzero(tile.any(0)) for tile in matrix]
-  # The same number of taps for all tiles, as a loop has one shape. A tile at
-  # the lower end starts earlier, with weights of zero.
+  # As many taps for all tiles: one at the lower end starts earlier.
   taps = max(inputs[-1] - inputs[0] + 1 for inputs in used)
   starts = np.asarray([min(inputs[0], h - taps) for inputs in used], np.int32)
   bands = [

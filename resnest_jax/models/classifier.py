@@ -10,14 +10,13 @@ from resnest_jax.models.layers import (
   Array,
   Size,
   at_least_float32,
-  param_dtype,
   spatial_mean,
 )
 from resnest_jax.models.resnest import BACKBONES
 from resnest_jax.models.segmentor import create_backbone
 
 # None: the backbone's name decides. The dilation rule is that of the authors,
-# who published the weights; it takes effect below output stride 32 only.
+# who published the weights.
 DEFAULTS = {
   **dict.fromkeys(BACKBONES['resnest50']._fields),
   'output_stride': 32,
@@ -38,17 +37,13 @@ class Classifier(nn.Module):
   def __call__(self, images: Array, *, train: bool, size: Size = None) -> Array:
     """Logits (B, classes), at least float32; arguments as of `Segmentor`."""
     dtype: Any = self.backbone.dtype
-    features, sizes = self.backbone(
-      images.astype(dtype), train=train, size=size
-    )
-    # (B, H / 32, W / 32, C) -> (B, C)
+    wide = at_least_float32(dtype)
+    images = images.astype(dtype)
+    features, sizes = self.backbone(images, train=train, size=size)
     x = jnp.squeeze(spatial_mean(features[3], sizes[3]), (1, 2))
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    logits = nn.Dense(
-      self.num_classes, dtype=dtype, param_dtype=param_dtype(dtype), name='fc'
-    )(x)
-    # Softmax and loss need float32 under bfloat16 activations.
-    return logits.astype(at_least_float32(dtype))
+    x = nn.Dense(self.num_classes, dtype=dtype, param_dtype=wide, name='fc')(x)
+    return x.astype(wide)
 
 
 def create_classifier(
@@ -56,15 +51,9 @@ def create_classifier(
 ) -> Classifier:
   """Creates a classifier with a published backbone, or a variation of one.
 
-  `apply(variables, images, train=False)` gives logits (B, num_classes).
-
-  Args:
-    backbone: 'resnest14', 'resnest50_fast_2s2x40d', ...
-    num_classes: 1000 for the published weights.
-    **config: dropout, dtype and keys of `config.model` that vary the backbone.
-
-  Raises:
-    UserError: an unknown keyword or name; the message lists the known ones.
+  `config` is dropout, dtype and keys of `config.model` that vary the backbone;
+  an unknown one raises `UserError`. `apply(variables, images, train=False)`
+  gives logits (B, num_classes).
   """
   unknown = sorted(config.keys() - DEFAULTS.keys())
   if unknown:

@@ -1,6 +1,6 @@
 """Convolutions, implemented as the platform needs (`implementations`)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,12 @@ from jax import lax
 
 from resnest_jax.models import implementations
 from resnest_jax.models.initial import kernel_std
-from resnest_jax.models.layers import Array, at_least_float32, param_dtype
+from resnest_jax.models.layers import Array, at_least_float32
 from resnest_jax.models.winograd import convolve_3x3
 
-# 'products' is slower than XLA's gradient below this many output channels.
-ENOUGH_OUTPUTS = 64
+ENOUGH_OUTPUTS = 64  # 'products' is slower with fewer channels.
 # 'winograd' needs this many pixels, and pairs of an input and an output
-# channel. With a quarter of the pairs a training step gained little; fewer
-# pixels were not tried.
+# channel. With a quarter of the pairs a training step gained little.
 ENOUGH_PIXELS = 1024
 ENOUGH_PAIRS = 2**20
 
@@ -39,8 +37,8 @@ def convolve(
   equal slices of the outputs, as in PyTorch and `lax`. The result is cut into
   `parts`, a divisor of `groups`: arrays (B, H', W', out / parts).
   """
-  # A dense convolution for each group. XLA's grouped one takes 4 to 11 times as
-  # long on the CPU, and its partitioner gathers a batch that devices share.
+  # XLA's grouped convolution takes 4 to 11 times as long on the CPU, and its
+  # partitioner gathers a batch that devices share.
   kernel = _within_reach(kernel, dilation, x.shape[1:3])
   outputs = [
     _dense(x, kernel, stride, dilation)
@@ -58,8 +56,7 @@ def convolve(
 def _within_reach(
   kernel: Array, dilation: int, canvas: tuple[int, ...]
 ) -> Array:
-  # Cuts off taps that meet only padding: dilations reach 36, small canvases
-  # have fewer pixels, and XLA would multiply the zeros.
+  # Cuts off taps that meet only padding: XLA would multiply the zeros.
   for axis, length in enumerate(canvas):
     centre = kernel.shape[axis] // 2
     reach = min(centre, (length - 1) // dilation)
@@ -74,12 +71,11 @@ def _dense(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
     x, kernel, stride, dilation
   ):
     return convolve_3x3(x, kernel)
-  products = (
+  if (
     stride == 1
     and kernel.shape[-1] >= ENOUGH_OUTPUTS
     and implementations.chosen('kernel_gradient') == 'products'
-  )
-  if products:
+  ):
     return _with_products(x, kernel, dilation)
   return _with_given_gradient(x, kernel, stride, dilation)
 
@@ -97,8 +93,7 @@ def _is_wide(x: Array, kernel: Array, stride: int, dilation: int) -> bool:
 def _with_given_gradient(
   x: Array, kernel: Array, stride: int, dilation: int
 ) -> Array:
-  # XLA is slower with a 1x1 convolution than with the product that it is, by a
-  # fifth on the CPU.
+  # XLA takes a fifth longer for a 1x1 convolution on the CPU.
   if kernel.shape[:2] == (1, 1) and stride == 1:
     return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
   return _convolution(x, kernel, stride, dilation, 1)
@@ -107,34 +102,31 @@ def _with_given_gradient(
 def _convolution(
   x: Array, kernel: Array, stride: int, dilation: int, groups: int
 ) -> Array:
-  # `_within_reach` may have left another number of taps on each axis.
-  margins = [dilation * (taps // 2) for taps in kernel.shape[:2]]
   return lax.conv_general_dilated(
     x,
     kernel,
     (stride, stride),
-    [(margin, margin) for margin in margins],
+    _margins(kernel.shape[:2], dilation),
     rhs_dilation=(dilation, dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=groups,
   )
 
 
-def _windows(
-  x: Array, rows: int, columns: int, dilation: int
-) -> Iterator[tuple[tuple[int, int], Array]]:
-  # Yields each tap's place (i, j) and the window of x (B, H, W, C) that it
-  # meets.
+def _margins(taps: Sequence[int], dilation: int) -> list[tuple[int, int]]:
+  return [(dilation * (count // 2),) * 2 for count in taps]
+
+
+def _windows(x: Array, taps: tuple[int, int], dilation: int) -> Iterator[Array]:
+  # The window of x (B, H, W, C) that each tap meets, in the kernel's order.
   height, width = x.shape[1:3]
-  margins = [(dilation * (taps // 2),) * 2 for taps in (rows, columns)]
-  padded = jnp.pad(x, ((0, 0), *margins, (0, 0)))
-  for i, j in np.ndindex(rows, columns):
+  padded = jnp.pad(x, ((0, 0), *_margins(taps, dilation), (0, 0)))
+  for i, j in np.ndindex(taps):
     top, left = i * dilation, j * dilation
-    yield (i, j), padded[:, top : top + height, left : left + width]
+    yield padded[:, top : top + height, left : left + width]
 
 
-# The kernel's gradient is a matrix product for each tap. On the CPU XLA's
-# convolution takes 1.3 to 2 times as long.
+# On the CPU XLA's kernel gradient takes 1.3 to 2 times as long.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _with_products(x: Array, kernel: Array, dilation: int) -> Array:
   return _with_given_gradient(x, kernel, 1, dilation)
@@ -152,23 +144,21 @@ def _products_backward(dilation, saved, dy):
     pixels = ((0, 1, 2), (0, 1, 2))
     return lax.dot_general(first, second, (pixels, ((), ())))
 
-  # XLA copies the first factor to transpose it. With one tap that is therefore
-  # the smaller array. With several it is the larger one, whose copy all taps
-  # share; the second factor is a window of the other.
+  # XLA copies the first factor to transpose it: with one tap the smaller array,
+  # with several the larger one, whose copy all taps share.
   if taps == (1, 1):
     dkernel = product(dy, x).T if wider else product(x, dy)
   elif wider:
     # Tap t pairs x[q] with dy[q - t], so the windows come in reverse.
-    windows = [window for _, window in _windows(dy, *taps, dilation)]
-    dkernel = jnp.stack([product(x, window) for window in reversed(windows)])
+    windows = reversed([*_windows(dy, taps, dilation)])
+    dkernel = jnp.stack([product(x, window) for window in windows])
   else:
-    windows = [window for _, window in _windows(x, *taps, dilation)]
+    windows = [*_windows(x, taps, dilation)]
     # Transposed together: XLA turns a single transposed product into one of
     # other dimensions, which its CPU library does not take.
     dkernel = jnp.stack([product(dy, w) for w in windows]).swapaxes(1, 2)
-  # The gradient of x, as a convolution with the turned kernel. In the loop over
-  # blocks the one that XLA derives has a kernel in a layout that its CPU
-  # library does not take, and is some three times slower.
+  # In the loop over blocks the gradient of x that XLA derives has a kernel in a
+  # layout that its CPU library does not take, and is some three times slower.
   turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
   dx = _with_given_gradient(dy, turned, 1, dilation)
   return dx, dkernel.reshape(kernel.shape)
@@ -177,10 +167,15 @@ def _products_backward(dilation, saved, dy):
 _with_products.defvjp(_products_forward, _products_backward)
 
 
+def kernel_of(layer: nn.Module, *shape: int) -> Array:
+  """Declares the kernel (..., inputs, outputs) of a module with a `dtype`."""
+  start = nn.initializers.normal(kernel_std(layer.path, shape))
+  return layer.param('kernel', start, shape, at_least_float32(layer.dtype))
+
+
 class Conv(nn.Module):
   """Convolution whose padding keeps ceil(H / stride) rows.
 
-  The kernel is (k, k, C / groups, features): PyTorch's tensor, transposed.
   With `parts` > 1 the result is a tuple of that many slices of the channels.
   """
 
@@ -196,16 +191,8 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array | tuple[Array, ...]:
     k = self.kernel_size
-    stored = param_dtype(self.dtype)
-    shape = (k, k, x.shape[-1] // self.groups, self.features)
-    kernel = self.param(
-      'kernel',
-      nn.initializers.normal(kernel_std(self.path, shape)),
-      shape,
-      stored,
-    )
-    # Parameters are at least float32. Cast here, their gradients are computed,
-    # and summed over devices, in `dtype`.
+    kernel = kernel_of(self, k, k, x.shape[-1] // self.groups, self.features)
+    # Cast here, gradients are computed, and summed over devices, in `dtype`.
     outputs = convolve(
       x.astype(self.dtype),
       kernel.astype(self.dtype),
@@ -215,24 +202,23 @@ class Conv(nn.Module):
       parts=self.parts,
     )
     if self.use_bias:
-      bias = self.param('bias', nn.initializers.zeros, (self.features,), stored)
+      shape, stored = (self.features,), at_least_float32(self.dtype)
+      bias = self.param('bias', nn.initializers.zeros, shape, stored)
       biases = jnp.split(bias.astype(self.dtype), self.parts)
       outputs = tuple(y + b for y, b in zip(outputs, biases, strict=True))
     return outputs if self.parts > 1 else outputs[0]
 
 
 def depthwise(x: Array, kernel: Array, dilation: int = 1) -> Array:
-  """Depthwise convolution with padding dilation * (k // 2), stride 1.
-
-  x (B, H, W, C) and kernel (k, k, 1, C) give (B, H, W, C) of the type of x.
-  """
+  """Depthwise convolution, with the padding of `convolve`; (k, k, 1, C)."""
   kernel = _within_reach(kernel, dilation, x.shape[1:3])
   if implementations.chosen('depthwise') == 'convolution':
     return _convolution(x, kernel.astype(x.dtype), 1, dilation, x.shape[-1])
-  # Shifted products, which XLA fuses into one loop. Its convolution with C
-  # groups takes 20 to 40 times as long on the CPU.
+  # XLA's convolution takes 20 to 40 times as long as one fused loop on the CPU.
   total = jnp.zeros(x.shape, at_least_float32(x.dtype))
-  for tap, window in _windows(x, *kernel.shape[:2], dilation):
+  taps = kernel.shape[:2]
+  windows = _windows(x, taps, dilation)
+  for tap, window in zip(np.ndindex(taps), windows, strict=True):
     total += window.astype(total.dtype) * kernel[tap].astype(total.dtype)
   return total.astype(x.dtype)
 
@@ -248,15 +234,8 @@ class DepthwiseConv(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     k = self.kernel_size
-    shape = (k, k, 1, x.shape[-1])
-    kernel = self.param(
-      'kernel',
-      nn.initializers.normal(kernel_std(self.path, shape)),
-      shape,
-      param_dtype(self.dtype),
-    )
+    kernel = kernel_of(self, k, k, 1, x.shape[-1])
     run = partial(depthwise, dilation=self.dilation)
-    # The backward pass then needs the input alone. The derivative of the sum
-    # asks for k * k shifted copies of it.
+    # The derivative of the sum would keep k * k shifted copies of the input.
     run = jax.checkpoint(run, prevent_cse=False) if self.train else run
     return run(x.astype(self.dtype), kernel)

@@ -12,8 +12,7 @@ from resnest_jax.models import implementations
 def count_flops(function: Callable, *arguments: Any) -> int:
   """Counts operations in convolutions and matrix products, two a multiply-add.
 
-  Elementwise work is left out, as is usual. The function is traced, not run;
-  `arguments` are arrays or `jax.ShapeDtypeStruct`s.
+  The function is traced, not run; shapes suffice as `arguments`.
   """
   # Winograd's multiplications would make the count depend on the platform.
   with implementations.use(wide='convolution'):
@@ -24,14 +23,11 @@ def _count(jaxpr: Any) -> int:
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
-      # ((contracted of the left, of the right), batch axes)
       contracted = equation.params['dimension_numbers'][0][0]
       shape = equation.invars[0].aval.shape
-      total += (
-        2 * _values(equation) * math.prod(shape[axis] for axis in contracted)
-      )
+      terms = math.prod(shape[axis] for axis in contracted)
+      total += 2 * _values(equation) * terms
     elif equation.primitive.name == 'conv_general_dilated':
-      # An output sums over all of the kernel but its axis of features.
       kernel = equation.invars[1].aval.shape
       features = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
       total += 2 * _values(equation) * math.prod(kernel) // features
@@ -40,7 +36,6 @@ def _count(jaxpr: Any) -> int:
       for inner in value if isinstance(value, (tuple, list)) else (value,):
         inner = getattr(inner, 'jaxpr', inner)
         if hasattr(inner, 'eqns'):
-          # A scan runs its body `length` times.
           total += equation.params.get('length', 1) * _count(inner)
   return total
 

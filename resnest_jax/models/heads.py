@@ -1,10 +1,7 @@
-"""Segmentation heads: from the stages' features to logits.
-
-A head receives the backbone's four stages and their true sizes (see `layers`).
-It returns logits (B, h, w, classes), at least float32.
-"""
+"""Heads: from four stages and true sizes to logits (B, h, w, classes)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -24,8 +21,7 @@ from resnest_jax.models.layers import (
 from resnest_jax.models.normalization import ConvBN, SeparableConvBN
 from resnest_jax.models.pyramid import MergeConvBN, upsampled
 
-# Variable collection with the images' places in the batch, for
-# `ChannelDropout`.
+# Variable collection with the images' places in the batch.
 SLOTS = 'slots'
 
 
@@ -51,11 +47,10 @@ class ChannelDropout(nn.Module):
     places = self.get_variable(SLOTS, 'places', jnp.arange(x.shape[0]))
     key = self.make_rng('dropout')
 
-    # A key for each image: its draw must not depend on the images next to it,
-    # so that cutting a batch into micro-batches changes no dropout.
+    # A key for each image: cutting a batch into micro-batches changes no draw.
     def draw(place: Array) -> Array:
-      place_key = jax.random.fold_in(key, place)
-      return jax.random.bernoulli(place_key, 1 - self.rate, (x.shape[-1],))
+      key_of_one = jax.random.fold_in(key, place)
+      return jax.random.bernoulli(key_of_one, 1 - self.rate, x.shape[-1:])
 
     keep = jax.vmap(draw)(places)[:, None, None]  # (B, 1, 1, C)
     return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
@@ -73,22 +68,19 @@ class ClassLogits(nn.Module):
   def __call__(self, x: Array) -> Array:
     x = ChannelDropout(self.dropout, self.train, name='channels')(x)
     logits = Conv(
-      self.num_classes,
-      use_bias=True,
-      dtype=self.dtype,
-      name=LOGITS,  # This name has an initial deviation of its own.
+      self.num_classes, use_bias=True, dtype=self.dtype, name=LOGITS
     )(x)
     return logits.astype(at_least_float32(self.dtype))
 
 
-class FCNHead(nn.Module):
-  """Fully convolutional head (Long et al., arXiv 1411.4038)."""
+class Head(nn.Module):
+  """What all heads share. `decode` gives the features (B, h, w, C) to classify.
+
+  Its arguments are features, true sizes, and fields of layers with norms.
+  """
 
   num_classes: int
-  channels: int
-  num_convs: int = 2
-  concat_input: bool = True  # One more convolution sees input and result.
-  stage: int = 3  # of the features, 0 to 3
+  channels: int  # of the layers, each branch and level
   dropout: float = 0.1
   dtype: Any = jnp.float32
   frozen_bn: bool = False  # running statistics also in training
@@ -97,51 +89,47 @@ class FCNHead(nn.Module):
   def __call__(
     self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
   ) -> Array:
-    x, size = features[self.stage], sizes[self.stage]
     # Frozen norms do not turn dropout off, so ClassLogits still gets `train`.
-    norm_train = train and not self.frozen_bn
-    conv = {'kernel_size': 3, 'train': norm_train, 'dtype': self.dtype}
-    y = x
-    for index in range(self.num_convs):
-      y = ConvBN(self.channels, name=f'convs_{index}', **conv)(y, size)
-    if self.concat_input:
-      y = jnp.concatenate([x, y], -1)
-      y = ConvBN(self.channels, name='conv_cat', **conv)(y, size)
+    common = {'train': train and not self.frozen_bn, 'dtype': self.dtype}
+    y = self.decode(features, sizes, common)
     return ClassLogits(
       self.num_classes, self.dropout, train, self.dtype, name='classifier'
     )(y)
 
 
-class PSPHead(nn.Module):
+class FCNHead(Head):
+  """Fully convolutional head (Long et al., arXiv 1411.4038)."""
+
+  num_convs: int = 2
+  concat_input: bool = True  # One more convolution sees input and result.
+  stage: int = 3  # of the features, 0 to 3
+
+  def decode(self, features, sizes, common):
+    x, size = features[self.stage], sizes[self.stage]
+    conv = partial(ConvBN, self.channels, 3, **common)
+    y = x
+    for index in range(self.num_convs):
+      y = conv(name=f'convs_{index}')(y, size)
+    if self.concat_input:
+      y = conv(name='conv_cat')(jnp.concatenate([x, y], -1), size)
+    return y
+
+
+class PSPHead(Head):
   """Pyramid pooling head (Zhao et al., arXiv 1612.01105)."""
 
-  num_classes: int
-  channels: int  # of each level and of the bottleneck
   bins: tuple[int, ...] = (1, 2, 3, 6)  # rows and columns of each level
-  dropout: float = 0.1
-  dtype: Any = jnp.float32
-  frozen_bn: bool = False  # running statistics also in training
 
-  @nn.compact
-  def __call__(
-    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
-  ) -> Array:
+  def decode(self, features, sizes, common):
     x, size = features[3], sizes[3]
-    common = {'train': train and not self.frozen_bn, 'dtype': self.dtype}
-    canvas = x.shape[1:3]
-    # mmsegmentation's order, which its kernels presume: the features come
-    # first.
+    # The features first: mmsegmentation's order, which its kernels presume.
     levels = [x]
     for index, bins in enumerate(self.bins):
       pooled = adaptive_average_pool(x, bins, size)
       # (B, bins, bins, channels), of which every bin is true: no size.
       pooled = ConvBN(self.channels, name=f'pyramid_{index}', **common)(pooled)
-      # Not resized here: the bottleneck convolves the bins themselves.
-      levels.append(upsampled(pooled, canvas, size))
-    y = MergeConvBN(self.channels, name='bottleneck', **common)(levels, size)
-    return ClassLogits(
-      self.num_classes, self.dropout, train, self.dtype, name='classifier'
-    )(y)
+      levels.append(upsampled(pooled, x.shape[1:3], size))
+    return MergeConvBN(self.channels, name='bottleneck', **common)(levels, size)
 
 
 class ASPP(nn.Module):
@@ -150,78 +138,51 @@ class ASPP(nn.Module):
   channels: int  # of each branch and of the result
   dilations: tuple[int, ...] = (1, 12, 24, 36)  # 1 is a 1x1 convolution.
   separable: bool = False  # 3x3 convolutions are depthwise, then 1x1.
+  train: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool, size: Size = None) -> Array:
-    common = {'train': train, 'dtype': self.dtype}
+  def __call__(self, x: Array, size: Size) -> Array:
+    common = {'train': self.train, 'dtype': self.dtype}
     pooled = spatial_mean(x, size)
     pooled = ConvBN(self.channels, name='image_pool', **common)(pooled)
     pooled = upsampled(pooled, x.shape[1:3], size)
     branches = []
     for index, dilation in enumerate(self.dilations):
-      name = f'aspp_{index}'
+      named = common | {'name': f'aspp_{index}'}
       if dilation == 1:
-        branch = ConvBN(self.channels, name=name, **common)
+        branch = ConvBN(self.channels, **named)
       elif self.separable:
-        branch = SeparableConvBN(self.channels, dilation, name=name, **common)
+        branch = SeparableConvBN(self.channels, dilation, **named)
       else:
-        branch = ConvBN(self.channels, 3, dilation, name=name, **common)
+        branch = ConvBN(self.channels, 3, dilation, **named)
       branches.append(branch(x, size))
     merge = MergeConvBN(self.channels, name='bottleneck', **common)
     # Here the pooled branch comes first, as in mmsegmentation.
     return merge([pooled, jnp.concatenate(branches, -1)], size)
 
 
-class DeepLabV3Head(nn.Module):
+class DeepLabV3Head(Head):
   """DeepLabV3 (Chen et al., arXiv 1706.05587)."""
 
-  num_classes: int
-  channels: int
-  dropout: float = 0.1
-  dtype: Any = jnp.float32
-  frozen_bn: bool = False  # running statistics also in training
-
-  @nn.compact
-  def __call__(
-    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
-  ) -> Array:
-    y = ASPP(self.channels, dtype=self.dtype, name='pyramid')(
-      features[3], train=train and not self.frozen_bn, size=sizes[3]
-    )
-    return ClassLogits(
-      self.num_classes, self.dropout, train, self.dtype, name='classifier'
-    )(y)
+  def decode(self, features, sizes, common):
+    aspp = ASPP(self.channels, name='pyramid', **common)
+    return aspp(features[3], sizes[3])
 
 
-class DeepLabV3PlusHead(nn.Module):
+class DeepLabV3PlusHead(Head):
   """DeepLabV3+ (Chen et al., arXiv 1802.02611); its logits have stride 4."""
 
-  num_classes: int
-  channels: int  # of the pyramid's branches and of the decoder
   low_level_channels: int = 48  # to which stage 1 is reduced
-  dropout: float = 0.1
-  dtype: Any = jnp.float32
-  frozen_bn: bool = False  # running statistics also in training
 
-  @nn.compact
-  def __call__(
-    self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
-  ) -> Array:
-    norm_train = train and not self.frozen_bn
-    common = {'train': norm_train, 'dtype': self.dtype}
-    y = ASPP(self.channels, separable=True, dtype=self.dtype, name='pyramid')(
-      features[3], train=norm_train, size=sizes[3]
-    )
-    low_level = ConvBN(self.low_level_channels, name='low_level', **common)(
-      features[0], sizes[0]
-    )
-    # (B, H / 8, W / 8, C) -> (B, H / 4, W / 4, C) at output stride 8.
+  def decode(self, features, sizes, common):
+    aspp = ASPP(self.channels, separable=True, name='pyramid', **common)
+    y = aspp(features[3], sizes[3])
+    reduce = ConvBN(self.low_level_channels, name='low_level', **common)
+    low_level = reduce(features[0], sizes[0])
     y = resize(y, low_level.shape[1:3], sizes[3], sizes[0])
     y = jnp.concatenate([y, low_level], -1)
     for index in range(2):
       refine = SeparableConvBN(self.channels, name=f'refine_{index}', **common)
       y = refine(y, sizes[0])
-    return ClassLogits(
-      self.num_classes, self.dropout, train, self.dtype, name='classifier'
-    )(y)
+    return y

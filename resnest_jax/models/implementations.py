@@ -1,8 +1,7 @@
 """How each platform computes a layer, in one table.
 
 Implementations of a layer share its parameters and give the same result, up to
-rounding. The fastest one depends on the hardware and not on the network, so it
-is no key of a configuration. While a program is traced,
+rounding. While a program is traced,
 
     with implementations.use(depthwise='convolution'):
 
@@ -30,7 +29,6 @@ IMPLEMENTATIONS = {
   'blocks': ('unrolled', 'scanned'),
 }
 
-# The kinds that a benchmark can time as single layers.
 LAYERS = tuple(kind for kind in IMPLEMENTATIONS if kind != 'blocks')
 
 # CPU: measured. TPU: by the cycles that its compiler estimates. GPU: not
@@ -43,8 +41,8 @@ BEST = {
   'tpu': _FIRST | {'depthwise': 'convolution', 'pooling': 'reduce_window'},
 }
 
-# Platform and (kind, name) pairs. JAX has the context in the cache keys of its
-# transformations, so a function traced under another choice is traced again.
+# Platform and (kind, name) pairs. JAX has the context in its cache keys, so a
+# function traced under another choice is traced again.
 _override = jax.make_user_context((None, ()))
 
 
@@ -74,7 +72,6 @@ def use(
       f'{", ".join(BEST)}.'
     )
   outer_platform, outer = _override.value
-  # Hashable and sorted: equal choices share one trace.
   chosen = tuple(sorted((dict(outer) | choice).items()))
   return _override((platform or outer_platform, chosen))
 
@@ -83,11 +80,9 @@ def current() -> tuple[tuple[str, str], ...]:
   """(kind, implementation) pairs of all kinds."""
   platform, override = _override.value
   platform = platform or jax.default_backend()
-  # A backend without a table of its own gets the defaults, as GPUs do.
   best = BEST.get(platform, BEST['gpu'])
   return tuple((best | dict(override)).items())
 
 
 def chosen(kind: str) -> str:
-  """The implementation of a kind of layer in the current context."""
   return dict(current())[kind]

@@ -1,14 +1,13 @@
 """Initial parameters and statistics.
 
-Kernels are normal with He's fan-out variance (arXiv 1502.01852), or a standard
-deviation of 0.01 in the layer of the logits. Scales are 1, and 0 in a residual
-block's last batch norm (arXiv 1706.02677). Biases are 0.
+Kernels are normal with He's fan-out variance (arXiv 1502.01852). Scales are 0
+in a residual block's last batch norm (arXiv 1706.02677).
 """
 
-import functools
 import math
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-# Modules with rules of their own, recognised by name, so that `model.init` and
-# `initial_variables` agree.
+# Modules with rules of their own, recognised by name.
 LOGITS = 'conv_seg'
 LAST_NORM = 'bn3'
 LOGITS_STD = 0.01
@@ -26,16 +24,13 @@ LOGITS_STD = 0.01
 
 def kernel_std(path: Sequence[str], shape: Sequence[int]) -> float:
   """Standard deviation of a layer's kernel (..., inputs, outputs)."""
-  # A slice, as the path of a layer without a network is empty.
   if LOGITS in path[-1:]:
     return LOGITS_STD
-  # k * k * outputs of all groups, as PyTorch counts.
   fan_out = math.prod(shape) / shape[-2]
   return math.sqrt(2 / fan_out)
 
 
 def norm_scale(path: Sequence[str]) -> float:
-  # A scale of 0 lets a residual block start as its shortcut.
   return 0.0 if LAST_NORM in path[-1:] else 1.0
 
 
@@ -50,34 +45,26 @@ def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
   An array depends on `seed` (>= 0), its path and its shape, not on the machine.
   """
   # Not `model.init`: XLA compiles its few hundred draws for minutes.
+
+  def draw(path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    *module, name = path
+    if name == 'kernel':
+      where = zlib.crc32('/'.join(path).encode())
+      rng = np.random.default_rng([seed, where])
+      std = leaf.dtype.type(kernel_std(module, leaf.shape))
+      return rng.standard_normal(leaf.shape, leaf.dtype) * std
+    values = {'scale': norm_scale(module), 'bias': 0, 'mean': 0, 'var': 1}
+    return np.full(leaf.shape, values[name], leaf.dtype)
+
   shapes = flatten_dict(variable_shapes(model))
   return unflatten_dict(
-    {path: _initial(path, leaf, seed) for path, leaf in shapes.items()}
+    {path: draw(path, leaf) for path, leaf in shapes.items()}
   )
 
 
-def _initial(
-  path: tuple[str, ...], leaf: jax.ShapeDtypeStruct, seed: int
-) -> np.ndarray:
-  *module, name = path
-  if name == 'kernel':
-    # Seeded by path: the draw does not change with the layers around it.
-    where = zlib.crc32('/'.join(path).encode())
-    rng = np.random.default_rng([seed, where])
-    std = leaf.dtype.type(kernel_std(module, leaf.shape))
-    return rng.standard_normal(leaf.shape, leaf.dtype) * std
-  values = {'scale': norm_scale(module), 'bias': 0, 'mean': 0, 'var': 1}
-  return np.full(leaf.shape, values[name], leaf.dtype)
-
-
-@functools.lru_cache(maxsize=4)  # Tracing a deep network takes seconds.
+@lru_cache(maxsize=4)  # Tracing a deep network takes seconds.
 def _flat_shapes(model: nn.Module, x64: bool) -> dict[tuple, Any]:
   del x64  # Part of the cache's key, as float64 means float32 without it.
-  # No variable's shape depends on the size of the images.
-  return flatten_dict(
-    jax.eval_shape(
-      lambda: model.init(
-        jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False
-      )
-    )
-  )
+  init = partial(model.init, train=False)
+  images = jnp.zeros((1, 64, 64, 3))
+  return flatten_dict(jax.eval_shape(init, jax.random.key(0), images))

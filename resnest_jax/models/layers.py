@@ -1,12 +1,13 @@
 """Types, true sizes, means and resizing, shared by all layers.
 
 Activations are (B, H, W, C). Blocks also take `size`: int (B, 2), the true
-height and width of each image inside its padded H x W canvas, or None, where
-the canvas is the image. They expect zeros outside the true size and leave
-zeros there, so that a convolution sees the zero padding of the unpadded image,
-and means and interpolation count true pixels only.
+height and width of each image inside its padded canvas, or None, where the
+canvas is the image. They expect and leave zeros outside the true size, so that
+a convolution sees the padding of the unpadded image.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,16 +16,12 @@ import numpy as np
 
 Array = jax.Array
 Size = Array | None
+Length = int | Array  # The same for all images, or (...).
 
 
 def at_least_float32(dtype: Any) -> Any:
-  """Type of statistics, sums and losses over activations of type `dtype`."""
+  """Type of parameters, statistics and losses at activations of `dtype`."""
   return jnp.promote_types(dtype, jnp.float32)
-
-
-def param_dtype(dtype: Any) -> Any:
-  """Type of parameters: float32, or float64 where activations are."""
-  return at_least_float32(dtype)
 
 
 def strided(size: Size, stride: int) -> Size:
@@ -44,7 +41,6 @@ def zero_outside(x: Array, size: Size) -> Array:
 
 def spatial_mean(x: Array, size: Size) -> Array:
   """Mean over the true pixels: (B, H, W, C) -> (B, 1, 1, C)."""
-  # Zeros outside the true size add nothing; only the divisor has to know it.
   total = jnp.sum(x, (1, 2), at_least_float32(x.dtype), keepdims=True)
   if size is None:
     count = x.shape[1] * x.shape[2]
@@ -54,20 +50,15 @@ def spatial_mean(x: Array, size: Size) -> Array:
 
 
 def resize_taps(
-  outputs: Array, out_size: int | Array, in_size: int | Array, dtype: Any
+  outputs: Array, out_size: Length, in_size: Length, dtype: Any
 ) -> tuple[Array, Array, Array]:
-  """Two inputs and the second one's weight for outputs of a bilinear resize.
-
-  `outputs` are indices, int (..., n), as are the results; the true sizes are
-  ints or int arrays (...).
-  """
+  """Two inputs (..., n) of a bilinear resize and the second one's weight."""
   # NumPy stays NumPy: constants of a program are computed while it is traced.
   xp = np if isinstance(outputs, np.ndarray) else jnp
   out_size = xp.asarray(out_size)[..., None]
   in_size = xp.asarray(in_size)[..., None]
   # Source position ((i + 1/2) in / out - 1/2), times 2 out: in integers, which
-  # are exact at any size below 2 ** 14. The edge pixels repeat beyond the
-  # edges.
+  # are exact at any size below 2 ** 14. Beyond the edges their pixels repeat.
   position = xp.maximum((2 * outputs + 1) * in_size - out_size, 0)
   low = xp.minimum(position // (2 * out_size), in_size - 1)
   high = xp.minimum(low + 1, in_size - 1)
@@ -76,33 +67,27 @@ def resize_taps(
 
 
 def resize_rows(
-  outputs: Array,
-  out_size: int | Array,
-  in_size: int | Array,
-  in_length: int,
-  dtype: Any,
+  outputs: Array, out_size: Length, in_size: Length, in_length: int, dtype: Any
 ) -> Array:
   """Rows of `resize_matrix` for outputs (..., n) within the true size."""
   xp = np if isinstance(outputs, np.ndarray) else jnp
   low, high, weight = resize_taps(outputs, out_size, in_size, dtype)
   inputs = xp.arange(in_length)
-  # At the last input both taps coincide and their weights add to 1.
   matrix = (inputs == low[..., None]) * (1 - weight)[..., None]
   return matrix + (inputs == high[..., None]) * weight[..., None]
 
 
 def resize_matrix(
-  out_size: int | Array,
-  in_size: int | Array,
+  out_size: Length,
+  in_size: Length,
   out_length: int,
   in_length: int,
   dtype: Any = jnp.float32,
 ) -> Array:
   """Matrix of a bilinear interpolation along one axis (align_corners False).
 
-  Sizes are ints, which give a NumPy array, or int arrays (...). Lengths are
-  those of the canvas, at least the sizes. The matrix is (..., out_length,
-  in_length), zero beyond the true sizes.
+  Lengths are the canvas', at least the true sizes. The matrix is (...,
+  out_length, in_length), zero beyond the sizes; ints give a NumPy array.
   """
   static = all(isinstance(n, (int, np.integer)) for n in (out_size, in_size))
   xp = np if static else jnp
@@ -113,14 +98,10 @@ def resize_matrix(
 
 
 def pool_matrix(
-  bins: int, in_size: int | Array, in_length: int, dtype: Any = jnp.float32
+  bins: int, in_size: Length, in_length: int, dtype: Any
 ) -> Array:
-  """Matrix (..., bins, in_length) of adaptive average pooling along one axis.
-
-  Bin i averages inputs floor(i n / bins) to ceil((i + 1) n / bins) of the n
-  true ones, as in PyTorch.
-  """
-  xp = np if isinstance(in_size, (int, np.integer)) else jnp
+  """Matrix (..., bins, in_length) of PyTorch's adaptive average pooling."""
+  xp = np if isinstance(in_size, int) else jnp
   in_size = xp.asarray(in_size)[..., None]
   index, inputs = xp.arange(bins), xp.arange(in_length)
   start = index * in_size // bins
@@ -132,17 +113,18 @@ def pool_matrix(
 def apply_matrices(x: Array, rows: Array, columns: Array) -> Array:
   """Multiplies each image and channel: rows @ x @ columns^T.
 
-  x is (B, H, W, C), rows (H', H) or (B, H', H), columns (W', W) or (B, W', W);
-  the result is (B, H', W', C).
+  x is (B, H, W, C), rows ([B,] H', H), columns ([B,] W', W).
   """
   # By default TPUs would round float32 factors to bfloat16, and GPUs to TF32.
   b = 'b' if rows.ndim == 3 else ''
-  x = jnp.einsum(
-    f'bhwc,{b}ih->biwc', x, jnp.asarray(rows, x.dtype), precision='highest'
-  )
-  return jnp.einsum(
-    f'biwc,{b}jw->bijc', x, jnp.asarray(columns, x.dtype), precision='highest'
-  )
+  einsum = partial(jnp.einsum, precision='highest')
+  x = einsum(f'bhwc,{b}ih->biwc', x, jnp.asarray(rows, x.dtype))
+  return einsum(f'biwc,{b}jw->bijc', x, jnp.asarray(columns, x.dtype))
+
+
+def _lengths(size: Size, canvas: tuple[int, int]) -> Iterator[Length]:
+  for axis, length in enumerate(canvas):
+    yield length if size is None else size[:, axis]
 
 
 def resize_matrices(
@@ -153,19 +135,9 @@ def resize_matrices(
   dtype: Any,
 ) -> tuple[Array, Array]:
   """The matrices with which `resize` takes a canvas `given` to `shape`."""
-  matrices = [
-    resize_matrix(
-      shape[axis] if out_size is None else out_size[:, axis],
-      given[axis] if in_size is None else in_size[:, axis],
-      shape[axis],
-      given[axis],
-      dtype,
-    )
-    for axis in (0, 1)
-  ]
-  if matrices[0].ndim != matrices[1].ndim:
-    raise ValueError('rows and columns must both have true sizes or neither.')
-  return tuple(matrices)
+  sizes = _lengths(out_size, shape), _lengths(in_size, given)
+  each = zip(*sizes, shape, given, strict=True)
+  return tuple(resize_matrix(*lengths, dtype) for lengths in each)
 
 
 def resize(
@@ -174,26 +146,17 @@ def resize(
   """Bilinear resize, align_corners False, no antialiasing.
 
   Takes x (B, H, W, C) to (B, *shape, C), which is zero outside `out_size`.
-  Sizes are true sizes (B, 2), or None for the whole canvas.
   """
-  # Matrices and no gathers: sizes may be data, so that one compiled program
-  # serves all of them, and the backward pass is a product, not a scatter.
+  # No gathers: sizes may be data, and the backward pass is no scatter.
   dtype = at_least_float32(x.dtype)
-  return apply_matrices(
-    x, *resize_matrices(x.shape[1:3], shape, in_size, out_size, dtype)
-  )
+  matrices = resize_matrices(x.shape[1:3], shape, in_size, out_size, dtype)
+  return apply_matrices(x, *matrices)
 
 
 def adaptive_average_pool(x: Array, bins: int, size: Size = None) -> Array:
   """Adaptive average pooling: (B, H, W, C) -> (B, bins, bins, C)."""
   dtype = at_least_float32(x.dtype)
-  rows, columns = (
-    pool_matrix(
-      bins,
-      x.shape[axis + 1] if size is None else size[:, axis],
-      x.shape[axis + 1],
-      dtype,
-    )
-    for axis in (0, 1)
-  )
-  return apply_matrices(x, rows, columns)
+  canvas = x.shape[1:3]
+  each = zip(_lengths(size, canvas), canvas, strict=True)
+  matrices = [pool_matrix(bins, *lengths, dtype) for lengths in each]
+  return apply_matrices(x, *matrices)

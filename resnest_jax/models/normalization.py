@@ -1,5 +1,6 @@
 """Batch normalisation, and the blocks of convolution, norm and ReLU."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,18 +18,14 @@ from resnest_jax.models.layers import (
   Array,
   Size,
   at_least_float32,
-  param_dtype,
   zero_outside,
 )
 from resnest_jax.models.remat import STATISTICS
 
-# Share of the running statistics that an update keeps; PyTorch's momentum of
-# 0.1.
-MOMENTUM = 0.9
+MOMENTUM = 0.9  # of running statistics; PyTorch's momentum of 0.1
 
-# Up to this many values per channel the variance takes a second pass, which is
-# free at that size: E[x^2] - E[x]^2 cancels when values lie close together, as
-# the few of a split attention may.
+# Up to this many values per channel the variance takes a second pass, as
+# E[x^2] - E[x]^2 cancels when values, say of a split attention, lie close.
 FEW_VALUES = 1024
 
 
@@ -40,7 +37,7 @@ def moments(x: Array) -> tuple[Array, Array]:
   mean = jnp.sum(exact, axes) / count
   if count <= FEW_VALUES:
     variance = jnp.sum(jnp.square(exact - mean), axes) / count
-  else:  # One pass over memory; rounding may push a tiny variance below zero.
+  else:  # One pass over memory; rounding may push a variance below zero.
     square = jnp.sum(exact * exact, axes) / count
     variance = jnp.maximum(square - mean * mean, 0)
   return mean, variance
@@ -52,9 +49,7 @@ def running(kept: Array, mean_or_unbiased_variance: Array) -> Array:
   return MOMENTUM * kept + (1 - MOMENTUM) * new
 
 
-# Derived from the formula, the backward pass would keep several arrays of the
-# input's size. This one keeps the input and the two moments and recomputes the
-# rest, which more than halves the memory of a network's activations.
+# The backward pass that JAX derives takes more than twice the memory.
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalize(
   x: Array, scale: Array, bias: Array, epsilon: float, relu: bool
@@ -68,7 +63,7 @@ def normalize(
 
 
 def _normalize_forward(x, scale, bias, epsilon, relu):
-  # Named for `remat`, which keeps the moments and recomputes everything else.
+  # Named for `remat`, which keeps the moments.
   mean, variance = (checkpoint_name(m, STATISTICS) for m in moments(x))
   exact = x.astype(mean.dtype)
   inverse = lax.rsqrt(variance + epsilon)
@@ -87,10 +82,8 @@ def _normalize_backward(epsilon, relu, saved, cotangents):
   centred = (x.astype(mean.dtype) - mean) * inverse
   dy = cotangents[0].astype(mean.dtype)
   if relu:
-    # The ReLU's mask, recomputed from the input.
     dy = jnp.where(centred * scale + bias > 0, dy, 0)
-  # These two sums also give the gradients through mean and variance. Devices
-  # that share a batch exchange nothing else here.
+  # These two sums also give the gradients through mean and variance.
   dbias = jnp.sum(dy, axes)
   dscale = jnp.sum(dy * centred, axes)
   dx = (scale * inverse) * (dy - dbias / count - centred * (dscale / count))
@@ -119,66 +112,54 @@ class BatchNorm(nn.Module):
     # The splits of a split attention stay apart: joining them would be a copy.
     parts = tuple(x) if isinstance(x, (tuple, list)) else (x,)
     ends = np.cumsum([part.shape[-1] for part in parts])
-    features, stored = int(ends[-1]), param_dtype(self.dtype)
+    features, stored = int(ends[-1]), at_least_float32(self.dtype)
     start = nn.initializers.constant(norm_scale(self.path))
     scale = self.param('scale', start, (features,), stored)
     bias = self.param('bias', nn.initializers.zeros, (features,), stored)
     mean = self.variable('batch_stats', 'mean', jnp.zeros, features, stored)
     var = self.variable('batch_stats', 'var', jnp.ones, features, stored)
 
-    def split(values: Array) -> list[Array]:
-      return jnp.split(values, ends[:-1])
-
+    values = [scale, bias]
+    if not self.train:
+      values += [mean.value, var.value]
+    values = [jnp.split(value, ends[:-1]) for value in values]
+    each = list(zip(parts, *values, strict=True))
     if self.train:
-      outputs = self._normalize(parts, split(scale), split(bias), mean, var)
+      outputs = self._normalize(each, mean, var)
     else:
-      outputs = self._apply_given(
-        parts, split(scale), split(bias), split(mean.value), split(var.value)
-      )
+      outputs = [self._apply_given(*given) for given in each]
     outputs = tuple(zero_outside(y.astype(self.dtype), size) for y in outputs)
     return outputs if isinstance(x, (tuple, list)) else outputs[0]
 
-  def _normalize(self, parts, scales, biases, mean, var):
-    count = parts[0].size // parts[0].shape[-1]
+  def _normalize(self, each, mean, var):
+    shape = each[0][0].shape
+    count = math.prod(shape[:-1])
     if count < 2:
       raise ValueError(
         f'{"/".join(self.path)}: batch normalisation in training needs more '
-        f'than one value per channel, but the input is {parts[0].shape}; use a '
-        'batch of at least 2 images.'
+        f'than one value per channel, but the input is {shape}; use a batch of '
+        'at least 2 images.'
       )
-    outputs, means, variances = zip(
-      *(
-        normalize(part, s, b, self.epsilon, self.relu)
-        for part, s, b in zip(parts, scales, biases, strict=True)
-      ),
-      strict=True,
-    )
+    results = [normalize(*given, self.epsilon, self.relu) for given in each]
+    outputs, means, variances = zip(*results, strict=True)
     # `init` returns the initial statistics, not those of its images.
     if not self.is_initializing():
-      # Split attention normalises one value per image, so that the variances
-      # differ by n / (n - 1) for a batch of n.
       unbiased = jnp.concatenate(variances) * (count / (count - 1))
       mean.value = running(mean.value, jnp.concatenate(means))
       var.value = running(var.value, unbiased)
     return outputs
 
-  def _apply_given(self, parts, scales, biases, means, variances):
-    outputs = []
-    for part, scale, bias, mean, var in zip(
-      parts, scales, biases, means, variances, strict=True
-    ):
-      # Scale and statistics fold into one multiply-add per value, in float32.
-      gain = scale * lax.rsqrt(var + self.epsilon)
-      y = part.astype(gain.dtype) * gain + (bias - mean * gain)
-      y = y.astype(self.dtype)
-      outputs.append(jnp.maximum(y, 0) if self.relu else y)
-    return tuple(outputs)
+  def _apply_given(self, part, scale, bias, mean, var):
+    gain = scale * lax.rsqrt(var + self.epsilon)
+    y = part.astype(gain.dtype) * gain + (bias - mean * gain)
+    y = y.astype(self.dtype)
+    return jnp.maximum(y, 0) if self.relu else y
 
 
 class ConvBN(nn.Module):
   """Convolution, batch norm and ReLU: mmsegmentation's ConvModule."""
 
-  features: int
+  features: int | None  # None: a depthwise convolution
   kernel_size: int = 1
   dilation: int = 1
   train: bool = False
@@ -186,30 +167,13 @@ class ConvBN(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, size: Size = None) -> Array:
-    x = Conv(
-      self.features,
-      self.kernel_size,
-      dilation=self.dilation,
-      dtype=self.dtype,
-      name='conv',
-    )(x)
+    options = {'dilation': self.dilation, 'dtype': self.dtype, 'name': 'conv'}
+    if self.features is None:
+      conv = DepthwiseConv(self.kernel_size, train=self.train, **options)
+    else:
+      conv = Conv(self.features, self.kernel_size, **options)
     norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
-    return norm(x, size)
-
-
-class DepthwiseConvBN(nn.Module):
-  """3x3 depthwise convolution, batch norm and ReLU."""
-
-  dilation: int = 1
-  train: bool = False
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array, size: Size = None) -> Array:
-    conv = DepthwiseConv(3, self.dilation, self.train, self.dtype, name='conv')
-    x = conv(x)
-    norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
-    return norm(x, size)
+    return norm(conv(x), size)
 
 
 class SeparableConvBN(nn.Module):
@@ -223,5 +187,5 @@ class SeparableConvBN(nn.Module):
   @nn.compact
   def __call__(self, x: Array, size: Size = None) -> Array:
     common = {'train': self.train, 'dtype': self.dtype}
-    x = DepthwiseConvBN(self.dilation, name='depthwise', **common)(x, size)
+    x = ConvBN(None, 3, self.dilation, name='depthwise', **common)(x, size)
     return ConvBN(self.features, name='pointwise', **common)(x, size)

@@ -1,12 +1,8 @@
 """Convolutions over a feature map and coarser ones, upsampled and concatenated.
 
-The bottlenecks of pyramid pooling and of ASPP are such. An upsampled map is
-R p C^T for each channel, p being a few bins. A tap of the kernel shifts the
-rows of R and of C, so that the convolution is
-
-    sum over taps (dy, dx) of R_dy (p W[dy, dx]) C_dx^T
-
-and the upsampled map is never made. PSPNet saves a seventh of its operations.
+An upsampled map is R p C^T for each channel, p being a few bins. A tap of the
+kernel shifts the rows of R and of C, so that the convolution is the sum over
+taps (dy, dx) of R_dy (p W[dy, dx]) C_dx^T, and the upsampled map is never made.
 """
 
 from collections.abc import Sequence
@@ -16,13 +12,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from resnest_jax.models.convolution import convolve
-from resnest_jax.models.initial import kernel_std
+from resnest_jax.models.convolution import convolve, kernel_of
 from resnest_jax.models.layers import (
   Array,
   Size,
   at_least_float32,
-  param_dtype,
   resize_matrices,
 )
 from resnest_jax.models.normalization import BatchNorm
@@ -35,9 +29,8 @@ class Upsampled(NamedTuple):
   rows: Array  # (H, h) or (B, H, h)
   columns: Array  # (W, w) or (B, W, w)
 
-  @property
-  def channels(self) -> int:
-    return self.values.shape[-1]
+
+Inputs = Sequence[Array | Upsampled]
 
 
 def upsampled(x: Array, shape: tuple[int, int], size: Size) -> Upsampled:
@@ -53,15 +46,13 @@ def upsampled(x: Array, shape: tuple[int, int], size: Size) -> Upsampled:
 
 
 def _shifted(matrix: Array, taps: int) -> Array:
-  # (..., N, n) -> (..., N, taps, n): the rows that each tap meets, zero beyond
-  # the ends, as the convolution's padding.
+  # (..., N, n) -> (..., N, taps, n)
   xp = np if isinstance(matrix, np.ndarray) else jnp
   length, reach = matrix.shape[-2], taps // 2
   margins = [(0, 0)] * (matrix.ndim - 2) + [(reach, reach), (0, 0)]
   padded = xp.pad(matrix, margins)
-  return xp.stack(
-    [padded[..., tap : tap + length, :] for tap in range(taps)], -2
-  )
+  rows = [padded[..., tap : tap + length, :] for tap in range(taps)]
+  return xp.stack(rows, -2)
 
 
 def convolve_upsampled(
@@ -69,18 +60,15 @@ def convolve_upsampled(
 ) -> Array:
   """Sums the convolutions of upsampled maps, with padding k // 2.
 
-  Each input has its kernel (k, k, C, out), and all have one canvas. Returns
-  (B, H, W, out), at least float32.
+  Each has its kernel (k, k, C, out). Returns (B, H, W, out) in float32.
   """
   bands, rows = [], []
   wide = at_least_float32(kernels[0].dtype)
   for (values, row, column), kernel in zip(inputs, kernels, strict=True):
     taps = len(kernel)
     b = 'b' if column.ndim == 3 else ''
-    # Each tap (y, x) of each bin: (B, h, w, k, k, out). In the kernel's type,
-    # in which devices exchange its gradient.
+    # In the kernel's type, in which devices exchange its gradient.
     seen = jnp.einsum('bhwc,yxco->bhwyxo', values.astype(kernel.dtype), kernel)
-    # Columns first, while there are only h rows: (B, k, h, W, out).
     columns = jnp.asarray(_shifted(column, taps), wide)
     band = jnp.einsum(
       f'bhwyxo,{b}jxw->byhjo', seen.astype(wide), columns, precision='highest'
@@ -89,7 +77,6 @@ def convolve_upsampled(
     bands.append(band.reshape(band.shape[0], -1, *band.shape[3:]))
     shifted = _shifted(row, taps)
     rows.append(shifted.reshape(*shifted.shape[:-2], -1))
-  # Rows last: one product sums over the taps and bins of all levels.
   xp = np if isinstance(rows[0], np.ndarray) else jnp
   return jnp.einsum(
     f'{b}ik,bkjo->bijo',
@@ -99,64 +86,45 @@ def convolve_upsampled(
   )
 
 
-def convolve_merged(
-  inputs: Sequence[Array | Upsampled], kernel: Array
-) -> Array:
+def convolve_merged(inputs: Inputs, kernel: Array) -> Array:
   """Convolves a concatenation, of which one input is an array (B, H, W, C).
 
-  The kernel is (k, k, all channels, out), in the order of the inputs. Returns
-  (B, H, W, out), at least float32.
+  The kernel (k, k, all channels, out) has the order of the inputs.
   """
-  coarse = [isinstance(x, Upsampled) for x in inputs]
   kernels = jnp.split(kernel, np.cumsum(_channels(inputs))[:-1], 2)
-  place = coarse.index(False)
-  y = convolve(inputs[place].astype(kernel.dtype), kernels[place])[0]
-  others = [i for i, is_coarse in enumerate(coarse) if is_coarse]
-  z = convolve_upsampled(
-    [inputs[i] for i in others], [kernels[i] for i in others]
-  )
-  # The sum is not rounded to bfloat16 again: its error stays below that of the
-  # convolution over the concatenation.
+  pairs = list(zip(inputs, kernels, strict=True))
+  ((x, own),) = (each for each in pairs if not isinstance(each[0], Upsampled))
+  y = convolve(x.astype(kernel.dtype), own)[0]
+  coarse = [each for each in pairs if isinstance(each[0], Upsampled)]
+  z = convolve_upsampled(*zip(*coarse, strict=True))
+  # Not rounded to bfloat16 again.
   return y.astype(z.dtype) + z
 
 
-def _channels(inputs: Sequence[Array | Upsampled]) -> list[int]:
-  return [
-    x.channels if isinstance(x, Upsampled) else x.shape[-1] for x in inputs
-  ]
+def _channels(inputs: Inputs) -> list[int]:
+  arrays = [x.values if isinstance(x, Upsampled) else x for x in inputs]
+  return [array.shape[-1] for array in arrays]
 
 
 class MergeConv(nn.Module):
-  """`convolve_merged` with the kernel of a `Conv` over the concatenation."""
+  """`convolve_merged` with the kernel of a 3x3 `Conv` over a concatenation."""
 
   features: int
-  kernel_size: int = 3
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, inputs: Sequence[Array | Upsampled]) -> Array:
-    k = self.kernel_size
-    shape = (k, k, sum(_channels(inputs)), self.features)
-    kernel = self.param(
-      'kernel',
-      nn.initializers.normal(kernel_std(self.path, shape)),
-      shape,
-      param_dtype(self.dtype),
-    )
+  def __call__(self, inputs: Inputs) -> Array:
+    kernel = kernel_of(self, 3, 3, sum(_channels(inputs)), self.features)
     return convolve_merged(inputs, kernel.astype(self.dtype))
 
 
 class MergeConvBN(nn.Module):
-  """3x3 `MergeConv`, batch norm and ReLU."""
-
   features: int
   train: bool
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, inputs: Sequence[Array | Upsampled], size: Size = None
-  ) -> Array:
+  def __call__(self, inputs: Inputs, size: Size) -> Array:
     x = MergeConv(self.features, dtype=self.dtype, name='conv')(inputs)
     norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
     return norm(x, size)

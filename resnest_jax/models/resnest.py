@@ -4,6 +4,9 @@ Numerically equal to the networks of mmsegmentation, of the authors and of timm,
 whose parameters are the same. They differ in dilated stages (`DilationRule`).
 """
 
+import operator
+from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,6 +31,7 @@ from resnest_jax.models.remat import (
 )
 from resnest_jax.models.stacking import ENOUGH, REST
 
+Fields = dict[str, Any]
 EXPANSION = 4  # output channels of a block, per plane
 REDUCTION = 4  # of the split attention's hidden channels
 
@@ -84,10 +88,8 @@ BACKBONES = {
 class DilationRule(NamedTuple):
   """Pools in the first block of a dilated stage, whose stride became 1."""
 
-  # 3x3, stride 1, after the split attention (authors' code, PyTorch-Encoding).
-  average_pool: bool
-  # 2x2, stride 1, in the shortcut (timm).
-  shortcut_pool: bool
+  average_pool: bool  # 3x3, stride 1, after the split attention
+  shortcut_pool: bool  # 2x2, stride 1, in the shortcut
 
 
 DILATION_RULES = {
@@ -109,50 +111,32 @@ class SplitAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, size: Size) -> Array:
-    dtype = self.dtype
-    in_channels = x.shape[-1]
-    # `radix` arrays (B, H, W, features), never joined.
+    radix, groups = self.radix, self.groups
+    norm = partial(BatchNorm, self.train, relu=True, dtype=self.dtype)
+    hidden = attention_channels(x.shape[-1], radix)
     splits = Conv(
-      self.features * self.radix,
+      self.features * radix,
       3,
       dilation=self.dilation,
-      groups=self.groups * self.radix,
-      parts=self.radix,
-      dtype=dtype,
+      groups=groups * radix,
+      parts=radix,
+      dtype=self.dtype,
       name='conv',
     )(x)
-    splits = splits if self.radix > 1 else (splits,)
-    norm = BatchNorm(self.train, relu=True, dtype=dtype, name='bn0')
-    splits = norm(splits, size)
-    # (B, 1, 1, features)
-    gap = spatial_mean(sum(splits[1:], splits[0]), size)
-    hidden = attention_channels(in_channels, self.radix)
-    attention = Conv(
-      hidden, groups=self.groups, use_bias=True, dtype=dtype, name='fc1'
-    )(gap)
-    norm = BatchNorm(self.train, relu=True, dtype=dtype, name='bn1')
-    attention = Conv(
-      self.features * self.radix,
-      groups=self.groups,
-      use_bias=True,
-      dtype=dtype,
-      name='fc2',
-    )(norm(attention))
-    weights = self._weights(attention)
-    return sum(
-      (weights[:, r] * split for r, split in enumerate(splits[1:], 1)),
-      weights[:, 0] * splits[0],
-    )
-
-  def _weights(self, attention: Array) -> Array:
+    splits = norm(name='bn0')(splits if radix > 1 else (splits,), size)
+    x = spatial_mean(sum(splits[1:], splits[0]), size)
+    dense = partial(Conv, groups=groups, use_bias=True, dtype=self.dtype)
+    x = norm(name='bn1')(dense(hidden, name='fc1')(x))
+    x = dense(self.features * radix, name='fc2')(x)
     # (B, 1, 1, features * radix) -> (B, radix, 1, 1, features)
-    batch = attention.shape[0]
-    if self.radix == 1:
-      return nn.sigmoid(attention)[:, None]
-    # fc2's channels are ordered (groups, radix, channels of a group).
-    attention = attention.reshape(batch, self.groups, self.radix, -1)
-    weights = nn.softmax(attention, axis=2).swapaxes(1, 2)
-    return weights.reshape(batch, self.radix, 1, 1, self.features)
+    if radix == 1:
+      weights = nn.sigmoid(x)[:, None]
+    else:  # The channels are ordered (groups, radix, channels of a group).
+      batch = x.shape[0]
+      x = nn.softmax(x.reshape(batch, groups, radix, -1), axis=2)
+      weights = x.swapaxes(1, 2).reshape(batch, radix, 1, 1, self.features)
+    products = (weights[:, r] * split for r, split in enumerate(splits))
+    return reduce(operator.add, products)
 
 
 class Bottleneck(nn.Module):
@@ -199,15 +183,13 @@ class Bottleneck(nn.Module):
       x = same_pool(x, size)
     else:
       x = shortcut_pool(x, self.stride, size)
-    x = Conv(self.planes * EXPANSION, dtype=self.dtype, name='downsample_conv')(
-      x
-    )
+    features = self.planes * EXPANSION
+    x = Conv(features, dtype=self.dtype, name='downsample_conv')(x)
     norm = BatchNorm(self.train, dtype=self.dtype, name='downsample_bn')
     return norm(x, strided(size, self.stride))
 
 
-# `nn.jit` traces and lowers equal blocks once, which more than halves the time
-# before XLA starts to compile.
+# `nn.jit` lowers equal blocks once, which more than halves the time before XLA.
 TracedOnce = nn.jit(Bottleneck)
 RecomputedOnce = nn.jit(remat(Bottleneck))
 
@@ -218,12 +200,11 @@ def stem(
   """Three 3x3 convolutions and a max-pool; the third has 2 * width channels."""
   for index, features in enumerate((width, width, 2 * width)):
     stride = 2 if index == 0 else 1
-    conv = Conv(
-      features, 3, stride=stride, dtype=dtype, name=f'stem_conv{index + 1}'
-    )
     size = strided(size, stride)
+    name = f'stem_conv{index + 1}'
+    x = Conv(features, 3, stride=stride, dtype=dtype, name=name)(x)
     norm = BatchNorm(train, relu=True, dtype=dtype, name=f'stem_bn{index + 1}')
-    x = norm(conv(x), size)
+    x = norm(x, size)
   return max_pool(x, size), strided(size, 2)
 
 
@@ -232,8 +213,7 @@ class ResNeSt(nn.Module):
 
   stage_sizes: tuple[int, ...]  # blocks of each stage
   stem_width: int = 32
-  # Of the blocks: see `Bottleneck`.
-  radix: int = 2
+  radix: int = 2  # Of this and the next three see `Bottleneck`.
   groups: int = 1
   base_width: int = 64
   avd_first: bool = False
@@ -241,23 +221,17 @@ class ResNeSt(nn.Module):
   output_stride: int = 32  # 8, 16, 32; stages that would exceed it are dilated
   dilation_rule: str = 'mmseg'  # or 'official', 'timm'
   dtype: Any = jnp.float32
-  # Number of parts, the stem and then the stages, that use and keep the running
-  # statistics in training; 5: all.
+  # Parts, the stem and then the stages, that keep their running statistics.
   frozen: int = 0
   remat: tuple[str, ...] = ()  # from `remat.parse`
-  # Equal blocks are a loop over stacked variables (`stacking`). Not together
-  # with 'stages' in `remat`, which needs single blocks.
+  # Equal blocks are a loop (`stacking`); 'stages' in `remat` needs single ones.
   scanned: bool = False
 
   @nn.compact
   def __call__(
     self, x: Array, *, train: bool, size: Size = None
   ) -> tuple[list[Array], list[Size]]:
-    """Computes the features of normalised images (B, H, W, 3) and true sizes.
-
-    Images are zero outside `size`. Returns four arrays (B, ceil(H / s),
-    ceil(W / s), 4 * planes) and four sizes.
-    """
+    """Four arrays (B, ceil(H / s), ceil(W / s), 4 * planes), and four sizes."""
 
     def run_stem(_: nn.Module, x: Array) -> tuple[Array, Size]:
       moving = train and not self.frozen
@@ -267,23 +241,22 @@ class ResNeSt(nn.Module):
     features, sizes = [], []
     for stage, blocks in enumerate(self.blocks(train)):
       name = f'layer{stage + 1}'
-      # A stage's last blocks, if they are a loop; the others run one by one.
+      # A stage's last blocks, if they are a loop.
       alike = self.stacked().get(name, 0)
       apart = dict(list(blocks.items())[: len(blocks) - alike])
       for group in self._groups(apart, train, name):
         x, size = group(self, x, size)
       if alike:  # Their stride is 1, so that `size` stays.
-        x = self._scan(name, alike, blocks[f'{name}_1'], train)(x, size)
+        x = self._scan(x, size, name, blocks[f'{name}_1'], train)
       features.append(x)
       sizes.append(size)
     return features, sizes
 
-  def blocks(self, train: bool) -> list[dict[str, dict[str, Any]]]:
+  def blocks(self, train: bool) -> list[dict[str, Fields]]:
     """Returns for each stage: name of a block -> fields of the `Bottleneck`."""
     rule = DILATION_RULES[self.dilation_rule]
     stages = []
-    # `reached` is the stride of the features so far; the stem's is 4.
-    reached, dilation = 4, 1
+    reached, dilation = 4, 1  # Strides so far; the stem's is 4.
     for stage, count in enumerate(self.stage_sizes):
       stride = 1 if stage == 0 else 2
       # In all references the first block has the dilation of the stage before.
@@ -307,15 +280,13 @@ class ResNeSt(nn.Module):
           'avd_first': self.avd_first,
           'project': first,
           'same_pool': first and dilated and rule.shortcut_pool,
-          # `frozen` counts the stem as 1, stage 1 as 2, and so on.
-          'train': train and stage + 1 >= self.frozen,
+          'train': train and stage + 1 >= self.frozen,  # The stem counts, too.
           'dtype': self.dtype,
         }
     return stages
 
   def stacked(self) -> dict[str, int]:
     """Stage -> number of its blocks that are one, for stages that have any."""
-    # All but the first, which has another stride, dilation and shortcut.
     return {
       f'layer{stage + 1}': count - 1
       for stage, count in enumerate(self.stage_sizes)
@@ -323,44 +294,33 @@ class ResNeSt(nn.Module):
     }
 
   def _scan(
-    self, stage: str, count: int, fields: dict[str, Any], train: bool
-  ) -> Any:
-    # Returns a function of (x, size) that runs all blocks of a stage but the
-    # first.
+    self, x: Array, size: Size, stage: str, fields: Fields, train: bool
+  ) -> Array:
     block = remat(Bottleneck) if self._again(stage, train) else Bottleneck
+    scan = nn.scan(
+      # `size` is closed over: it is the same for all blocks, and no carry.
+      lambda module, x, _: (module(x, size), None),
+      variable_axes={'params': 0, 'batch_stats': 0},
+      split_rngs={'params': True},
+      length=self.stacked()[stage],
+    )
+    return scan(block(**fields, name=f'{stage}_{REST}'), x, None)[0]
 
-    def run(x: Array, size: Size) -> Array:
-      scan = nn.scan(
-        # `size` is closed over: it is the same for all blocks, and no carry.
-        lambda module, x, _: (module(x, size), None),
-        variable_axes={'params': 0, 'batch_stats': 0},
-        split_rngs={'params': True},
-        length=count,
-      )
-      return scan(block(**fields, name=f'{stage}_{REST}'), x, None)[0]
-
-    return run
-
-  def _again(self, stage: str, train: bool) -> bool:
-    # Whether the backward pass recomputes the blocks of a stage.
-    return train and stage in self.remat and BLOCKS in self.remat
+  def _again(self, stage: str, train: bool, mode: str = BLOCKS) -> bool:
+    return train and stage in self.remat and mode in self.remat
 
   def _groups(
-    self, blocks: dict[str, dict[str, Any]], train: bool, stage: str
-  ) -> list[Any]:
-    # Returns functions of (self, x, size) that run a few of the blocks each.
-    # With 'stages' a group is recomputed as a whole, and inside it each block
-    # again.
-    here = train and stage in self.remat
+    self, blocks: dict[str, Fields], train: bool, stage: str
+  ) -> list[Callable]:
     block = RecomputedOnce if self._again(stage, train) else TracedOnce
 
-    def run(names: list[str]) -> Any:
+    def run(names: list[str]) -> Callable:
       def group(_: nn.Module, x: Array, size: Size) -> tuple[Array, Size]:
         for name in names:
           x = block(**blocks[name], name=name)(x, size)
           size = strided(size, blocks[name]['stride'])
         return x, size
 
-      return recomputed(group, here and STAGES in self.remat)
+      return recomputed(group, self._again(stage, train, STAGES))
 
     return [run(names) for names in in_groups(list(blocks))]

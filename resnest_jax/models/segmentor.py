@@ -35,7 +35,6 @@ DTYPES = {
   'float64': jnp.float64,
 }
 OUTPUT_STRIDES = (8, 16, 32)
-# Batch norms that use and keep their running statistics in training.
 FROZEN_BN = ('none', 'backbone', 'all')
 
 
@@ -60,17 +59,13 @@ class Segmentor(nn.Module):
   def __call__(
     self, images: Array, *, train: bool, size: Size = None
   ) -> SegmentorOutput:
-    """Computes logits before upsampling.
+    """Logits before upsampling, of images (B, H, W, 3), normalised RGB.
 
-    Args:
-      images: (B, H, W, 3), normalised RGB, zero outside `size`.
-      train: batch statistics and dropout (which needs an rng 'dropout').
-      size: int (B, 2), true heights and widths; None: the whole canvas. Logits
-        inside ceil(size / s) equal those of the unpadded image.
-
-    Returns:
-      (B, ceil(H / s), ceil(W / s), classes), float32 or float64; s is the
-      output stride, or 4 for DeepLabV3+. Auxiliary logits: at most stride 16.
+    Images are zero outside `size`, int (B, 2), true heights and widths; None:
+    the whole canvas. `train` needs an rng 'dropout'. Logits (B, ceil(H / s),
+    ceil(W / s), classes) are float32 or float64; s is the output stride, 4 for
+    DeepLabV3+, at most 16 for the auxiliary head. Inside ceil(size / s) they
+    equal those of the unpadded image.
     """
     images = images.astype(self.backbone.dtype)
     features, sizes = self.backbone(images, train=train, size=size)
@@ -80,17 +75,13 @@ class Segmentor(nn.Module):
 
     run = recomputed(run, train and 'heads' in self.remat)
     logits = run(self.decode_head, features)
-    aux_logits = None
-    if self.auxiliary_head is not None:
-      aux_logits = run(self.auxiliary_head, features)
-    return SegmentorOutput(logits, aux_logits)
+    if self.auxiliary_head is None:
+      return SegmentorOutput(logits, None)
+    return SegmentorOutput(logits, run(self.auxiliary_head, features))
 
 
 def for_training(
-  model: Segmentor,
-  *,
-  remat: str = 'none',
-  freeze: int = 0,
+  model: Segmentor, *, remat: str = 'none', freeze: int = 0
 ) -> Segmentor:
   """Clones a segmentor for training; its variables stay the same.
 
@@ -98,7 +89,7 @@ def for_training(
   stem and then the stages, use and keep their running statistics.
   """
   names = parse(remat)
-  # model.frozen_bn may have frozen all of the backbone already.
+  # `frozen_bn` may have frozen all of the backbone already.
   frozen = max(model.backbone.frozen, freeze)
   return model.clone(
     backbone=model.backbone.clone(remat=names, frozen=frozen), remat=names
@@ -120,21 +111,17 @@ def _choice(config: Mapping[str, Any], key: str, accepted) -> Any:
 def create_backbone(config: Mapping[str, Any]) -> ResNeSt:
   """Creates the ResNeSt that `config.model` names, varied by its other keys."""
   named = BACKBONES[_choice(config, 'backbone', BACKBONES)]._asdict()
-  varied = {
-    key: config[key]
-    for key in named
-    if key in config and config[key] is not None
+  fields = {
+    key: value if config.get(key) is None else config[key]
+    for key, value in named.items()
   }
-  if 'stage_sizes' in varied:
-    varied['stage_sizes'] = tuple(varied['stage_sizes'])
-  backbone = Backbone(**{**named, **varied})
-  _check_channels(backbone)
+  fields['stage_sizes'] = tuple(fields['stage_sizes'])
+  _check_channels(Backbone(**fields))
   return ResNeSt(
-    **backbone._asdict(),
+    **fields,
     output_stride=_choice(config, 'output_stride', OUTPUT_STRIDES),
     dilation_rule=_choice(config, 'dilation_rule', DILATION_RULES),
     dtype=DTYPES[_choice(config, 'dtype', DTYPES)],
-    # Here frozen_bn 'all' is 'backbone'; the heads have a field of their own.
     frozen=0 if _frozen_bn(config) == 'none' else 5,
   )
 
@@ -160,18 +147,13 @@ def _check_channels(backbone: Backbone) -> None:
 
 def _frozen_bn(config: Mapping[str, Any]) -> str:
   # Configurations of older checkpoints lack the key.
-  if 'frozen_bn' not in config:
-    return 'none'
-  return _choice(config, 'frozen_bn', FROZEN_BN)
+  return _choice({'frozen_bn': 'none', **config}, 'frozen_bn', FROZEN_BN)
 
 
 def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
   """Creates the unbound Linen module that `config.model` describes.
 
-  There is no auxiliary head if `aux_channels` is None.
-
-  Raises:
-    UserError: an unknown name; the message lists the known ones.
+  There is no auxiliary head if `aux_channels` is None. Raises `UserError`.
   """
   if config['num_classes'] < 2:
     raise UserError(
@@ -189,7 +171,6 @@ def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
   head = HEADS[_choice(config, 'head', HEADS)]
   auxiliary_head = None
   if config['aux_channels'] is not None:
-    # mmsegmentation's: one convolution on the features of the third stage.
     auxiliary_head = FCNHead(
       channels=config['aux_channels'],
       num_convs=1,
@@ -197,8 +178,5 @@ def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
       stage=2,
       **common,
     )
-  return Segmentor(
-    backbone=backbone,
-    decode_head=head(channels=config['head_channels'], **common),
-    auxiliary_head=auxiliary_head,
-  )
+  decode_head = head(channels=config['head_channels'], **common)
+  return Segmentor(backbone, decode_head, auxiliary_head)

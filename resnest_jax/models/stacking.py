@@ -1,8 +1,7 @@
 """Stacks equal blocks into one, with an axis before all others.
 
-A training may hold all blocks of a stage but the first as one: `layer3_rest` in
-place of `layer3_1` to `layer3_22`. The network runs it as a loop, and XLA
-compiles one block, not 22. Checkpoints, weights and exports name every block.
+A training may hold `layer3_rest` in place of `layer3_1` to `layer3_22`, which
+the network runs as a loop. Checkpoints, weights and exports name every block.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,16 +11,14 @@ import jax
 import numpy as np
 
 REST = 'rest'
-# A stage with more blocks than this becomes a loop. A loop over fewer compiles
-# no faster: it has fewer kernels, but larger ones.
+# A loop over fewer blocks compiles no faster: its kernels are larger.
 ENOUGH = 5
 
 
 def stack(tree: Any, counts: Mapping[str, int]) -> Any:
-  """Stacks named blocks of variables, or of a tree like them.
+  """Stacks named blocks of variables, or of a tree like them, in NumPy.
 
-  The arrays are on this host, and are stacked as NumPy arrays. `counts` is
-  stage -> number of blocks, from the second on, as {'layer3': 22}.
+  `counts` is stage -> number of blocks, from the second on: {'layer3': 22}.
   """
 
   def join(node: dict[str, Any]) -> dict[str, Any]:
@@ -38,9 +35,7 @@ def stack(tree: Any, counts: Mapping[str, int]) -> Any:
 
 
 def unstack(tree: Any, counts: Mapping[str, int]) -> Any:
-  """Inverts `stack`; the blocks are views of NumPy arrays."""
-  # A tree of shapes (`jax.ShapeDtypeStruct`) passes as well. Otherwise every
-  # array is whole on this process.
+  """Inverts `stack`, also of shapes; the blocks are views of NumPy arrays."""
 
   def split(node: dict[str, Any]) -> dict[str, Any]:
     left = dict(node)
@@ -74,14 +69,11 @@ def stacked(params: Mapping[str, Any]) -> dict[str, int]:
 def _replace(
   tree: Any, change: Callable[[dict], dict], names: list[str]
 ) -> Any:
-  # Changes the dicts with one of the names, wherever they are: an optimizer's
-  # state holds trees like the parameters at places of its own.
-
+  # An optimizer's state holds trees like the parameters at its own places.
   def has_one(node: Any) -> bool:
     return isinstance(node, Mapping) and any(name in node for name in names)
 
-  return jax.tree.map(
-    lambda node: change(node) if has_one(node) else node,
-    tree,
-    is_leaf=has_one,
-  )
+  def changed(node: Any) -> Any:
+    return change(node) if has_one(node) else node
+
+  return jax.tree.map(changed, tree, is_leaf=has_one)

@@ -1,8 +1,7 @@
 """3x3 convolutions with 4 multiplications for every 9.
 
-F(2x2, 3x3) of Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308).
-The 4x4 inputs of a 2x2 tile of outputs and the 3x3 kernel become 4x4 sums each;
-sums of their products are the tile. It rounds twice as coarsely as XLA.
+F(2x2, 3x3) of Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308),
+for 2x2 tiles of outputs. It rounds twice as coarsely as XLA.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,41 +31,32 @@ def _outputs(m: Vector) -> Vector:
 def _twice(
   transform: Callable[[Vector], Vector], grid: Sequence[Vector]
 ) -> list[Vector]:
-  # Transforms along the rows of a grid and then along its columns.
   along = [transform(row) for row in grid]
   return list(zip(*map(transform, zip(*along, strict=True)), strict=True))
+
+
+def _grid(of: Callable[[int, int], Array]) -> list[Vector]:
+  return [[of(i, j) for j in range(4)] for i in range(4)]
 
 
 def convolve_3x3(x: Array, kernel: Array) -> Array:
   """Convolves x (B, H, W, C) with (3, 3, C, out) at padding 1, stride 1."""
   height, width = x.shape[1:3]
   rows, columns = -(-height // 2), -(-width // 2)
-  # An odd length gets one more row, which the last tile computes in vain.
   margins = [(1, 1 + length % 2) for length in (height, width)]
   padded = jnp.pad(x, ((0, 0), *margins, (0, 0)))
-  places = range(4)
+
+  def inputs(i: int, j: int) -> Array:
+    return padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
+
+  def product(i: int, j: int) -> Array:
+    numbers = (((3,), (0,)), ((), ()))
+    return lax.dot_general(tiles[i][j], kernels[i][j], numbers)
+
   # 4 x 4 arrays (B, rows, columns, C): tiles overlap by two pixels.
-  tiles = _twice(
-    _inputs,
-    [
-      [
-        padded[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2]
-        for j in places
-      ]
-      for i in places
-    ],
-  )
+  tiles = _twice(_inputs, _grid(inputs))
   kernels = _twice(_kernels, kernel)
-  # Over all tiles and channels, each of the 16 places is one matrix product.
-  products = [
-    [
-      lax.dot_general(tiles[i][j], kernels[i][j], (((3,), (0,)), ((), ())))
-      for j in places
-    ]
-    for i in places
-  ]
-  # (B, rows, 2, columns, 2, out)
-  y = jnp.stack(
-    [jnp.stack(row, 3) for row in _twice(_outputs, products)], 2
-  ).reshape(x.shape[0], 2 * rows, 2 * columns, -1)
+  outputs = _twice(_outputs, _grid(product))
+  y = jnp.stack([jnp.stack(row, 3) for row in outputs], 2)
+  y = y.reshape(x.shape[0], 2 * rows, 2 * columns, -1)
   return y[:, :height, :width]
