@@ -76,7 +76,7 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
 def _find_shared(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
   saved = workdir / 'config.json'
   for _ in range(30):  # Network file systems show new files late, in seconds.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
       if not differences(saved.read_text('utf-8'), config, FREE_KEYS):
         return contextlib.ExitStack()
     time.sleep(1)
@@ -87,12 +87,10 @@ def _find_shared(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
 
 
 def _read_saved(path: Path) -> str:
-  text = path.read_text('utf-8')
-  try:
+  with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+    text = path.read_text('utf-8')
     if json.loads(text).keys() >= {'model', 'data', 'train'}:
       return text
-  except (ValueError, AttributeError):
-    pass
   raise UserError(
     f'{path} is there and was not written by train.py, or is damaged; choose '
     'another --workdir.'
