@@ -46,5 +46,7 @@ def map_in_threads(
     pool.shutdown(wait=False, cancel_futures=True)
     futures.wait(waiting, timeout=1)
     raise
-  finally:
+  except BaseException:
     pool.shutdown(cancel_futures=True)
+    raise
+  pool.shutdown()

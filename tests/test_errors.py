@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -102,10 +103,11 @@ READS_HANG = """
 import time
 from resnest_jax.errors import run
 from resnest_jax.threads import map_in_threads
-def main():
-  print('ready', flush=True)
-  list(map_in_threads(time.sleep, [0, 100, 100]))
-run(main, 'stopped.')
+def read(seconds):
+  if seconds == 99:
+    print('ready', flush=True)
+  time.sleep(seconds)
+run(lambda: list(map_in_threads(read, [0, 100, 99], 3)), 'stopped.')
 """
 IMPORTS = """
 import sys, time
@@ -122,6 +124,7 @@ run(main, 'stopped.')
 def test_interrupt_ends_at_once(text):
   with process(text) as ended:
     assert ended.stdout.readline() == 'ready\n'
+    time.sleep(0.5)
     ended.send_signal(signal.SIGINT)
     _, err = ended.communicate(timeout=20)
   assert (ended.returncode, err) == (130, 'stopped.\n')
