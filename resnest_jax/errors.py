@@ -125,6 +125,7 @@ def run(
   Any error becomes one line and status 1, Ctrl-C the line `stopped` and status
   130, an output that nobody reads the same line and status 141.
   """
+  _open_streams()
   try:
     with enough_memory(
       'Try a smaller batch or crop, model.dtype bfloat16, or more devices.'
@@ -147,6 +148,15 @@ def run(
   # All is done: Ctrl-C while the interpreter ends is no error of ours.
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _open_streams() -> None:
+  # Started with `>&-`. The next file would get the number of the stream, and
+  # what C code prints.
+  for number, name in enumerate(('stdout', 'stderr'), 1):
+    if getattr(sys, name) is None:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+      setattr(sys, name, os.fdopen(number, 'w', closefd=False))
 
 
 def _with_output(main: Callable[[], None]) -> None:

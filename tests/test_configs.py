@@ -282,6 +282,24 @@ FUNCTION = 'from configs import common\ndef get_config():\n'
       r'own\.py, line 4: .*"nmae" does not exist',
     ),
     ('x = 1', '', 'has no function get_config'),
+    ('x = "\\0', '', r'own\.py, line 1: SyntaxError'),
+    ('def get_config(): pass', '', 'no whole configuration: name, seed, pret'),
+    (
+      f'{FUNCTION}  return common.loss()',
+      '',
+      'no whole configuration: name, se',
+    ),
+    (
+      f'{FUNCTION}  c = common.get_config()\n  c.unlock()\n  del c.eval.flip\n'
+      '  return c',
+      '',
+      r'no whole configuration: eval\.flip is missing. Begin with config = com',
+    ),
+    (
+      f'{FUNCTION}  return get_config()',
+      '',
+      r'own\.py, line 3: RecursionError',
+    ),
   ],
 )
 def test_mistake_in_a_config_file_is_reported_with_its_line(

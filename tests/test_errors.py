@@ -130,6 +130,28 @@ def test_interrupt_ends_at_once(text):
   assert (ended.returncode, err) == (130, 'stopped.\n')
 
 
+CLOSED = """
+import os, sys
+from resnest_jax.errors import run
+from resnest_jax.training.stopping import Stopper
+def main():
+  with open(sys.argv[1], 'w') as file, Stopper().listen():
+    print('said', flush=True)
+    os.write(1, b'by C')
+    os.write(2, b'by C')
+    file.write('kept')
+run(main)
+"""
+
+
+def test_closed_streams_spoil_no_file(tmp_path):
+  shell = 'exec "$0" -c "$1" "$2" >&- 2>&-'
+  words = ['bash', '-c', shell, sys.executable, CLOSED, tmp_path / 'file']
+  ended = subprocess.run(words, cwd=Path(__file__).parent.parent)
+  assert ended.returncode == 0
+  assert (tmp_path / 'file').read_text() == 'kept'
+
+
 PRINTS = """
 from resnest_jax.errors import run
 def main():

@@ -280,6 +280,9 @@ WRONG = {
   '--coordinator=a --num_processes=2 --process_id=0': 'must be HOST:PORT',
   '--coordinator=a:1 --num_processes=0 --process_id=0': 'must be positive',
   '--coordinator=a:1 --num_processes=2 --process_id=2': 'from 0 to 1',
+  f'--coordinator=a:1 --num_processes={10**30} --process_id=2': 'at most 1048',
+  f'--connect_timeout={10**20}': 'from 1 to 604800 seconds',
+  '--connect_timeout=-1': 'from 1 to 604800 seconds',
 }
 
 

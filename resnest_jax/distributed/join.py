@@ -17,6 +17,9 @@ from typing import Any
 
 from resnest_jax.errors import UserError
 
+_LONGEST = 7 * 24 * 60 * 60
+_MOST_PROCESSES = 2**20
+
 
 def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
   """Adds the flags of `joined`."""
@@ -88,6 +91,11 @@ def _connect(flags: argparse.Namespace, stop_together: bool) -> bool:
   """Returns whether this is now one of several hosts."""
   import jax
 
+  if not 0 < flags.connect_timeout <= _LONGEST:
+    raise UserError(
+      f'--connect_timeout is {flags.connect_timeout}; it must be from 1 to '
+      f'{_LONGEST} seconds.'
+    )
   # The service's handler swallows SIGTERM: evaluation would ignore the signal.
   jax.config.update('jax_enable_preemption_service', stop_together)
   if flags.num_processes == 1:
@@ -138,8 +146,11 @@ def _check_flags(coordinator: str, num_processes: int, process_id: int) -> None:
       f'--coordinator is {coordinator!r}; it must be HOST:PORT, for instance '
       '10.0.0.1:8476.'
     )
-  if num_processes < 1:
-    raise UserError(f'--num_processes is {num_processes}; it must be positive.')
+  if not 0 < num_processes <= _MOST_PROCESSES:
+    raise UserError(
+      f'--num_processes is {num_processes}; it must be positive and at most '
+      f'{_MOST_PROCESSES}.'
+    )
   if not 0 <= process_id < num_processes:
     raise UserError(
       f'--process_id is {process_id}; with --num_processes={num_processes} it '
