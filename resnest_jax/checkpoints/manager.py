@@ -10,6 +10,7 @@ whole once; the checksums tell whether it still is.
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from resnest_jax.checkpoints.integrity import (
   tree_digest,
 )
 from resnest_jax.checkpoints.state import TrainState
+from resnest_jax.distributed import messages
 from resnest_jax.errors import (
   DamagedCheckpoint,
   NotWrittenInTime,
@@ -40,6 +42,9 @@ from resnest_jax.sharding import replicate
 # Seconds that a write may take. By the clock that a suspended machine stops:
 # Orbax's own limit is one of the day's time, which may jump.
 PATIENCE = 1200
+# Orbax moves checkpoints there, whole, and we delete them: a kill leaves no
+# part of one among the others.
+DELETED = '.deleted'
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -60,6 +65,7 @@ class Checkpoints(ocp.CheckpointManager):
     The `keep` newest stay, and the one with the best mIoU.
     """
     self.scores: dict[int, float] = {}
+    self._deleted = None if read_only else folder / DELETED
     self._told = False  # A refused write was raised already.
     self._stuck = False
     for step in steps_in(folder):
@@ -79,6 +85,7 @@ class Checkpoints(ocp.CheckpointManager):
             timeout_secs=7 * 24 * 60 * 60,
             create_directories_asynchronously=False,
           ),
+          todelete_subdir=None if read_only else DELETED,
         ),
         item_handlers={
           'model': _array_handler(),
@@ -86,6 +93,7 @@ class Checkpoints(ocp.CheckpointManager):
           'about': ocp.JsonCheckpointHandler(),
         },
       )
+    self._delete()
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
@@ -115,6 +123,7 @@ class Checkpoints(ocp.CheckpointManager):
       time.sleep(0.01)
     with self.writing():
       self.wait_until_finished()
+    self._delete()
 
   def close(self) -> None:
     """Waits as `finish` does, and closes; raises no refusal a second time."""
@@ -126,6 +135,11 @@ class Checkpoints(ocp.CheckpointManager):
     except UserError:
       if not self._told:
         raise
+    self._delete()
+
+  def _delete(self) -> None:
+    if self._deleted and messages.is_first():
+      shutil.rmtree(self._deleted, ignore_errors=True)
 
   def check(self) -> None:
     """Raises what `finish` would raise by now; does not wait."""
