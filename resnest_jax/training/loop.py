@@ -84,7 +84,7 @@ def train(
     else:
       run = store.resume(abstract_state(model, optimizer, mesh, ema=ema))
       notes = [f'resuming after step {run.step} of {total_steps}']
-      notes += other_data(store.changes)
+      notes += other_data(store.changes, workdir)
     print('; '.join(notes), flush=True)
     rich.print(group_table(run.state.params, config.optimizer))
     if run.step >= total_steps and not run.evaluating:
@@ -171,15 +171,17 @@ def announce(
     print(micro_batches, flush=True)
 
 
-def other_data(changes: list[str]) -> list[str]:
+def other_data(changes: list[str], workdir: Path) -> list[str]:
   """Notes for a run that resumes with other data than it began with."""
   if not changes:
     return []
-  return [
-    f'the data has changed since the checkpoint ({"; ".join(changes)}): from '
-    'here on this is another run than the one that was begun, and scores may '
-    'not compare'
-  ]
+  meaning = 'scores are of other images than before'
+  if any('training' in line for line in changes):
+    meaning = 'this is no longer the run that was begun'
+    if messages.is_first():  # Before the other hosts read it.
+      (workdir / CLASS_COUNTS).unlink(missing_ok=True)
+  said = '; '.join(changes)
+  return [f'the data has changed since the checkpoint ({said}): {meaning}']
 
 
 def take_step(compiled: Any, run: Run, batch: Batch, report: Report) -> None:

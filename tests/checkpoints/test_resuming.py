@@ -26,6 +26,7 @@ from resnest_jax.data.datasets import open_splits
 from resnest_jax.errors import DamagedCheckpoint, UserError
 from resnest_jax.training.logs import RunLog
 from resnest_jax.training.loop import other_data
+from resnest_jax.training.workdir import CLASS_COUNTS
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 ABOUT = {'best': {'step': 10, 'mIoU': 0.5}, 'classes': ['a', 'b']}
@@ -390,8 +391,12 @@ def test_resuming_says_what_has_changed_in_the_data(
   assert len(opened.changes) == len(said)
   for line, expected in zip(opened.changes, said, strict=True):
     assert line.startswith(expected)
-  notes = other_data(opened.changes)
+  (tmp_path / CLASS_COUNTS).touch()
+  notes = other_data(opened.changes, tmp_path)
   assert len(notes) == bool(said)
+  trained = any('training' in line for line in said)
+  assert (tmp_path / CLASS_COUNTS).exists() != trained
+  assert any('no longer the run' in note for note in notes) == trained
 
 
 @pytest.mark.parametrize(
