@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from resnest_jax.config_keys import KEYS
 from resnest_jax.errors import UserError, shorten
-from resnest_jax.flags import Parser
+from resnest_jax.flags import Parser, command_line
 from resnest_jax.overrides import REMOVED, override
 from resnest_jax.shipped import shipped
 
@@ -82,7 +82,7 @@ def parse_flags(
   Raises:
     UserError: an unknown or missing flag; see also `load_config`.
   """
-  arguments = list(sys.argv[1:] if arguments is None else arguments)
+  arguments = command_line(arguments)
   # Without argparse: the keys are known only once the file has been read.
   rest, overrides = [], {}
   while arguments:

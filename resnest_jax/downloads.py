@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import rich.progress
-from rich.console import Console
 from rich.markup import escape
 
 from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
+from resnest_jax.progress import console
 
 TIMEOUT = 30  # Seconds without a byte.
 # In each such time (seconds) at least so many bytes: a connection that drips
@@ -87,7 +87,7 @@ class _Transfer:
       rich.progress.TransferSpeedColumn(),
     )
     with rich.progress.Progress(
-      *columns, console=Console(stderr=True)
+      *columns, console=console(stderr=True)
     ) as progress:
       task = progress.add_task(escape(self._path.name), total=None)
       thread.start()

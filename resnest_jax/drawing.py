@@ -2,7 +2,7 @@
 
 Images are uint8 (H, W, 3) RGB arrays, label maps uint8 (H, W) with 255 for "no
 class", palettes uint8 (C, 3) RGB, boxes (height, width) in pixels. OpenCV draws
-pixels, matplotlib draws curves.
+pixels, `lettering` text, matplotlib curves.
 """
 
 import json
@@ -13,12 +13,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from resnest_jax import lettering
+from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
 from resnest_jax.labels import IGNORE
 
 _INK, _PAPER = (38, 38, 38), (255, 255, 255)
 _RIGHT, _WRONG, _IGNORED = (232, 236, 240), (214, 39, 40), (150, 160, 180)
-_FONT, _SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 
 _Pair = tuple[int, int]  # Pixels: a box, or x and y.
 
@@ -75,19 +76,23 @@ def legend(
   # Two passes: the number of rows has to be known before the picture exists.
   places, x, y = [], 8, 0
   for entry in order[counts[order] > 0]:
-    text_width = cv2.getTextSize(class_names[entry], _FONT, _SCALE, 1)[0][0]
-    length = swatch + 6 + text_width + gap
+    # Not cut off: names may differ in their ends alone.
+    room = max(width - swatch - 14, 60)
+    lines = lettering.wrapped(class_names[entry], room)
+    length = swatch + 6 + max(map(lettering.width, lines)) + gap
     # A name that is wider than the picture still starts its own row.
-    if x + length > width and x > 8:
+    if x > 8 and (x + length > width or len(lines) > 1):
       x, y = 8, y + row_height
-    places.append((entry, x, y))
-    x += length
+    places.append((entry, x, y, lines))
+    x, y = x + length, y + row_height * (len(lines) - 1)
   picture = _paper(y + row_height + 6, width)
-  for entry, x, y in places:
+  for entry, x, y, lines in places:
     corner, far = (x, y + 8), (x + swatch, y + 8 + swatch)
     cv2.rectangle(picture, corner, far, palette[entry].tolist(), cv2.FILLED)
     cv2.rectangle(picture, corner, far, _INK, 1)
-    _write(picture, class_names[entry], (x + swatch + 6, y + 20))
+    for row, line in enumerate(lines):
+      below = y + 20 + row * row_height
+      lettering.write(picture, line, (x + swatch + 6, below), _INK)
   return picture
 
 
@@ -229,14 +234,24 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
   The file appears whole or not at all.
   """
+  # Not `cv2.imwrite`: names that are not UTF-8 end the process there, and a
+  # refusal of the system is only False.
+  content = encoded(path.suffix, image)
+  with whole_file(path) as temporary:
+    temporary.write_bytes(content)
+
+
+def encoded(ending: str, image: np.ndarray, *options: int) -> bytes:
+  """The bytes of a file of this ending, with options of `cv2.imencode`."""
   if image.ndim == 3:
     image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-  # Not `cv2.imwrite`, which reports a refusal of the system only as False.
-  done, encoded = cv2.imencode(path.suffix, image)
+  done, content = cv2.imencode(ending, image, options)
   if not done:
-    raise OSError(f'OpenCV could not encode {path}')
-  with whole_file(path) as temporary:
-    temporary.write_bytes(encoded)
+    raise UserError(
+      f'OpenCV cannot encode {image.shape[1]}x{image.shape[0]} pixels as '
+      f'{ending}; choose another format, or a smaller picture.'
+    )
+  return content.tobytes()
 
 
 def _paper(height: int, width: int) -> np.ndarray:
@@ -246,7 +261,8 @@ def _paper(height: int, width: int) -> np.ndarray:
 def _write(
   picture: np.ndarray, text: str, corner: _Pair, ink: Sequence[int] = _INK
 ) -> None:
-  cv2.putText(picture, text, corner, _FONT, _SCALE, ink, 1, cv2.LINE_AA)
+  room = picture.shape[1] - 2 * corner[0]
+  lettering.write(picture, lettering.elided(text, room), corner, ink)
 
 
 def _captioned(picture: np.ndarray, caption: str, width: int) -> np.ndarray:
@@ -322,7 +338,8 @@ def plot_curves(log_path: Path, out_path: Path, title: str = '') -> None:
     axes.set_xlabel('step')
     axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=''))
   if title:
-    figure.suptitle(title, fontsize=13, fontweight='bold')
+    # A name is no formula, whatever its dollar signs.
+    figure.suptitle(title, fontsize=13, fontweight='bold', parse_math=False)
   figure.savefig(out_path)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import re
 import select
@@ -126,6 +127,7 @@ def run(
   130, an output that nobody reads the same line and status 141.
   """
   _open_streams()
+  _print_all_characters()
   try:
     with enough_memory(
       'Try a smaller batch or crop, model.dtype bfloat16, or more devices.'
@@ -232,6 +234,13 @@ def shorten(text: str, length: int = 300) -> str:
     return text
   half = (length - 5) // 2
   return f'{text[:half]} ... {text[-half:]}'
+
+
+def _print_all_characters() -> None:
+  """Escapes what the terminal's encoding lacks, such as names not in UTF-8."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
 
 
 def leave(message: str, status: int) -> NoReturn:

@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import stat
+import tempfile
 import threading
 import time
 import zlib
@@ -182,9 +183,34 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
+# Libraries take these for a pattern, the end of an address or, in C++, for a
+# separator and no text at all.
+_SPECIAL = re.compile(r'[*?\[\\:\x00-\x1f\ud800-\udfff]')
+
+
+@contextlib.contextmanager
+def plain_name(path: Path) -> Iterator[Path]:
+  """Yields a path that every library understands: `path`, or a link to it."""
+  path = path.absolute()
+  if not _SPECIAL.search(str(path)):
+    yield path
+    return
+  if _SPECIAL.search(tempfile.gettempdir()):
+    raise UserError(
+      f'{path} has characters that the library for it does not understand, and '
+      f'so has the folder of temporary files, {tempfile.gettempdir()}. Set '
+      'TMPDIR to a folder of a plain name.'
+    )
+  with tempfile.TemporaryDirectory(prefix='resnest_jax_') as folder:
+    link = Path(folder, f'link{_SPECIAL.sub("", path.suffix)}')
+    link.symlink_to(path)
+    yield link
+
+
 def write_text(path: Path, text: str) -> None:
   with whole_file(path) as temporary:
-    temporary.write_text(text, 'utf-8')
+    # A name that is not UTF-8 has characters that no file can have.
+    temporary.write_text(text, 'utf-8', 'backslashreplace')
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

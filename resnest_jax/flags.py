@@ -1,9 +1,23 @@
 """Flags that several commands share."""
 
 import argparse
+import re
+import sys
+from collections.abc import Sequence
+from os.path import expanduser
 from typing import Any
 
 from resnest_jax.errors import UserError, shorten
+
+
+def command_line(arguments: Sequence[str] | None = None) -> list[str]:
+  """The words of a command with home folders for ~, also after `--flag=`."""
+  # Shells expand it at the beginning of a word alone: a folder named ~ would be
+  # made, and the obvious command to remove it is the worst of all.
+  return [
+    re.sub(r'^(--[\w.]+=|)(~[^/]*)', lambda x: x[1] + expanduser(x[2]), word)
+    for word in (sys.argv[1:] if arguments is None else arguments)
+  ]
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,6 +30,9 @@ class Parser(argparse.ArgumentParser):
       allow_abbrev=False,
       **arguments,
     )
+
+  def parse_known_args(self, args=None, namespace=None):
+    return super().parse_known_args(command_line(args), namespace)
 
   def error(self, message: str):
     message = shorten(message)

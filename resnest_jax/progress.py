@@ -1,20 +1,27 @@
-"""Progress bars with an estimate of the time left."""
+"""What is printed: names as they are; progress bars with the time left."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import rich.progress as bars
 from rich.console import Console
 from rich.text import Text
 
 
+def console(**options: Any) -> Console:
+  """A console to which names of classes and files are no markup or emoji."""
+  # Numbers are not coloured either: names have some.
+  return Console(markup=False, emoji=False, highlight=False, **options)
+
+
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
   """Shows a bar on stderr; yields a function of (done, total)."""
   with contextlib.ExitStack() as stack:
-    console = Console(stderr=True)
+    shown = console(stderr=True)
     try:
       is_descriptor_2 = sys.stderr.fileno() == 2
     # A notebook's stderr has no descriptor; ValueError means that it is closed.
@@ -22,9 +29,9 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
       is_descriptor_2 = False
     # `doctor.decoder_warnings` redirects descriptor 2 while images are decoded.
     if is_descriptor_2:
-      copy = stack.enter_context(os.fdopen(os.dup(2), 'w'))
-      console = Console(file=copy)
-    bar = _bar(bars.TextColumn('images, elapsed'), console)
+      copy = os.fdopen(os.dup(2), 'w', errors='backslashreplace')
+      shown = console(file=stack.enter_context(copy))
+    bar = _bar(_text('images, elapsed'), shown)
     task = bar.add_task(what, total=None)
 
     def report(done: int, total: int) -> None:
@@ -49,19 +56,23 @@ class RateColumn(bars.ProgressColumn):
 
 
 def evaluation_progress(quiet: bool = False) -> bars.Progress:
-  return _bar(RateColumn(), Console(quiet=True) if quiet else None)
+  return _bar(RateColumn(), console(quiet=quiet))
 
 
-def _bar(rate: bars.ProgressColumn, console: Console | None) -> bars.Progress:
+def _text(template: str) -> bars.TextColumn:
+  return bars.TextColumn(template, markup=False)
+
+
+def _bar(rate: bars.ProgressColumn, shown: Console) -> bars.Progress:
   return bars.Progress(
-    bars.TextColumn('{task.description}'),
+    _text('{task.description}'),
     bars.BarColumn(),
     bars.MofNCompleteColumn(),
     rate,
     bars.TimeElapsedColumn(),
-    bars.TextColumn('left'),
+    _text('left'),
     bars.TimeRemainingColumn(),
-    console=console,
+    console=shown,
   )
 
 
@@ -75,7 +86,6 @@ def compile_notice(progress: bars.Progress) -> Callable[[int, int], None]:
       progress.console.print(
         f'compiling for images of up to {width}x{height} pixels, and again '
         'for other shapes (a minute or more at full size, seconds next time)',
-        highlight=False,
         soft_wrap=True,
       )
     said = True

@@ -14,6 +14,7 @@ from typing import Any
 import filelock
 
 from resnest_jax.errors import UserError
+from resnest_jax.text import readable
 
 PACKAGES = (
   'resnest-jax',
@@ -73,11 +74,14 @@ def enable_compile_cache() -> Path:
   """
   import jax
 
-  if folder := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-    return Path(folder)
   cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-  folder = Path(cache) / 'resnest_jax' / 'xla'
-  jax.config.update('jax_compilation_cache_dir', str(folder))
+  folder = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  folder = Path(folder or Path(cache) / 'resnest_jax' / 'xla')
+  # XLA takes UTF-8 alone: in a home of another name programs are not cached.
+  usable = readable(str(folder)) == str(folder)
+  jax.config.update(
+    'jax_compilation_cache_dir', str(folder) if usable else None
+  )
   return folder
 
 

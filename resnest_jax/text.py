@@ -37,6 +37,11 @@ def listed(words: Iterable[object], most: int = 6) -> str:
   return ', '.join(words[:most]) + rest
 
 
+def readable(text: str) -> str:
+  """The text with escapes for what UTF-8 has not, as in names of files."""
+  return text.encode(errors='backslashreplace').decode()
+
+
 def percent(
   fraction: float | None, digits: int = 2, undefined: str = '-'
 ) -> str:

@@ -78,7 +78,7 @@ def _run_script(
     timeout=timeout,
   )
   assert process.returncode == status, (
-    f'{" ".join(map(str, arguments))} ended with {process.returncode}:\n'
+    f'{arguments} ended with {process.returncode}:\n'
     f'{process.stdout}\n{process.stderr}'
   )
   return process

@@ -20,6 +20,7 @@ from resnest_jax.config import (
 )
 from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS, KEYS
 from resnest_jax.errors import UserError
+from resnest_jax.flags import command_line
 
 FOLDER = Path(__file__).parent.parent / 'configs'
 FILES = sorted(f for f in FOLDER.glob('*.py') if f.stem != 'common')
@@ -308,6 +309,28 @@ def test_mistake_in_a_config_file_is_reported_with_its_line(
   (tmp_path / 'own.py').write_text(source)
   with pytest.raises(UserError, match=message):
     load_config(f'{tmp_path}/own.py{argument}')
+
+
+def test_tilde_is_the_home_folder_wherever_a_word_or_value_starts(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  parser = flag_parser('test')
+  given = ['--config', ROW, '--workdir=~', '--config.data.data_dir=~/x~']
+  flags = parse_flags(parser, given)
+  assert flags.workdir == Path('/home/me')
+  assert flags.config.data.data_dir == '/home/me/x~'
+  words = [
+    '~/a',
+    '--out',
+    '~',
+    '--archive=~/b=~',
+    'a~',
+    '--x=a/~',
+    '~no-such-user/c',
+  ]
+  assert command_line(words) == [
+    *('/home/me/a', '--out', '/home/me', '--archive=/home/me/b=~'),
+    *('a~', '--x=a/~', '~no-such-user/c'),
+  ]
 
 
 def test_both_forms_of_a_flag_and_a_flag_of_the_script():

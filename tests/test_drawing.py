@@ -1,12 +1,14 @@
 """Pictures: colours that can be computed by hand, and files that open."""
 
 import json
+import os
 
 import cv2
 import numpy as np
 import pytest
 
 from resnest_jax import drawing
+from resnest_jax.errors import UserError
 
 PALETTE = np.array([[200, 0, 0], [0, 100, 0], [0, 0, 50]], np.uint8)
 NAMES = ('wall', 'sky', 'tree')
@@ -110,6 +112,14 @@ def test_written_image_is_rgb(tmp_path):
   np.testing.assert_array_equal(read[..., ::-1], PALETTE[None])
   with pytest.raises(FileExistsError, match=r'a\.png'):  # It is no folder.
     drawing.write_image(tmp_path / 'a.png' / 'b.png', PALETTE[None])
+  # Python opens the file: OpenCV ends the process at names without UTF-8.
+  for name in (b'stra\xdfe.png', 'e\u0301 [x] %.JPG'.encode(), b'\\ \n.tiff'):
+    path = tmp_path / os.fsdecode(name)
+    drawing.write_image(path, PALETTE)
+    stored = np.frombuffer(path.read_bytes(), np.uint8)
+    assert cv2.imdecode(stored, -1).shape == PALETTE.shape
+  with pytest.raises(UserError, match='encode 70000x1 pixels as'):
+    drawing.write_image(tmp_path / 'a.jpg', np.zeros((1, 70000, 3), np.uint8))
 
 
 def test_log_of_a_resumed_run_counts_the_last_word(tmp_path):

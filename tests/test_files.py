@@ -5,7 +5,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -80,6 +82,36 @@ def test_refusals_name_the_file_and_the_remedy(tmp_path):
   ):
     files.write_json(path, {})
   assert raised.match(f'^cannot write {path}: .* or give another --out.$')
+
+
+@pytest.mark.parametrize(
+  'name', [b'[a].avi', b'a\\b.avi', b'\xdf.avi', b'a:.avi']
+)
+def test_libraries_get_plain_names(tmp_path, name, monkeypatch):
+  path = tmp_path / os.fsdecode(name)
+  path.write_text('here')
+  with files.plain_name(path) as plain:
+    assert plain.read_text() == 'here'
+    assert plain.suffix == '.avi'
+    assert not set(str(plain)) & {*'[]\\:', '\udcdf'}
+  assert not plain.parent.exists()
+  # Nor is the folder of temporary files of any use below such a name.
+  monkeypatch.setattr(tempfile, 'tempdir', str(path))
+  with (
+    pytest.raises(UserError, match='Set TMPDIR to a folder of a plain'),
+    files.plain_name(path),
+  ):
+    pass
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+  with files.plain_name(path) as plain:
+    assert plain.parent.parent == tmp_path
+
+
+def test_plain_names_stay(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ('a b.avi', '\u80cc#%{}~$.png', '-x'):
+    with files.plain_name(Path(name)) as plain:
+      assert plain == tmp_path / name
 
 
 def test_a_link_is_replaced_and_not_followed(tmp_path):

@@ -6,10 +6,10 @@ import graphlib
 PACKAGE = 'resnest_jax'
 # docs/architecture.md draws them. Commands and public names see all floors.
 FLOORS = (
-  'errors labels findings files text threads flags shipped overrides '
-  'config_keys jax_private downloads',
+  'errors labels findings files text lettering threads flags shipped '
+  'overrides config_keys jax_private',
   'config runtime distributed drawing models',
-  'sharding progress losses',
+  'sharding progress downloads losses',
   'data checkpoints',
   'weights data.doctor',
   'inference',

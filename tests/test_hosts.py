@@ -57,7 +57,8 @@ def scalars(workdir, name):
 
 @pytest.mark.long
 def test_a_run_moves_between_processes_and_is_the_same(command, tmp_path):
-  undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / 'run'
+  # Brackets, a backslash and a colon: what Orbax cannot have in a path.
+  undisturbed, workdir = tmp_path / 'undisturbed', tmp_path / '[run] a\\b:'
   finish(start(*command, undisturbed, devices=1))
   # Two processes of two devices, of which one is killed.
   first, second = start_pair(*command, workdir)

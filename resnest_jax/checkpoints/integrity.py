@@ -69,7 +69,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def read_items(
-  manager: ocp.CheckpointManager, step: int, **abstract: Any
+  manager: Any, step: int, **abstract: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Restores items, trees of `jax.ShapeDtypeStruct`s by name, and `about`.
 
@@ -79,7 +79,7 @@ def read_items(
     DamagedCheckpoint: it is not what was written.
     UserError: the arrays belong to another network.
   """
-  folder = manager.directory / str(step)
+  folder = manager.folder / str(step)
   about = read_about(folder)
   try:
     # Before gigabytes are read, and so that a wrong configuration is no damage.

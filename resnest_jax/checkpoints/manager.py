@@ -36,6 +36,7 @@ from resnest_jax.errors import (
   UserError,
   writing,
 )
+from resnest_jax.files import plain_name
 from resnest_jax.models.stacking import stack, stacked, unstack
 from resnest_jax.sharding import replicate
 
@@ -54,7 +55,10 @@ def steps_in(folder: Path) -> list[int]:
 
 
 class Checkpoints(ocp.CheckpointManager):
-  """The checkpoints in a folder; `scores` has the mIoU of evaluated steps."""
+  """The checkpoints in `folder`; `scores` has the mIoU of evaluated steps.
+
+  Orbax's own `directory` is another name of it where it has special characters.
+  """
 
   # Scores lie in `about`, under its checksum. With Orbax's own metrics one
   # damaged file of theirs would keep the whole folder from being opened.
@@ -68,14 +72,17 @@ class Checkpoints(ocp.CheckpointManager):
     self._deleted = None if read_only else folder / DELETED
     self._told = False  # A refused write was raised already.
     self._stuck = False
+    self.folder, self._links = folder, contextlib.ExitStack()
     for step in steps_in(folder):
       with contextlib.suppress(DamagedCheckpoint):
         if metrics := read_about(folder / str(step))['metrics']:
           self.scores[step] = metrics['mIoU']
     kept = [policies.LatestN(keep), _Best(self.scores)]
     with writing(folder):
+      if not read_only:
+        folder.mkdir(parents=True, exist_ok=True)
       super().__init__(
-        folder,
+        self._links.enter_context(plain_name(folder)),
         options=ocp.CheckpointManagerOptions(
           preservation_policy=policies.AnyPreservationPolicy(kept),
           create=not read_only,
@@ -98,7 +105,7 @@ class Checkpoints(ocp.CheckpointManager):
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
     try:
-      with writing(self.directory):
+      with writing(self.folder):
         yield
     except UserError:
       self._told = True
@@ -109,7 +116,7 @@ class Checkpoints(ocp.CheckpointManager):
   def _not_in_time(self) -> NotWrittenInTime:
     self._stuck = True
     return NotWrittenInTime(
-      f'the checkpoint in {self.directory} was not written in time: the '
+      f'the checkpoint in {self.folder} was not written in time: the '
       'storage hangs, or the clock of this machine was changed. The same '
       'command resumes from the newest checkpoint.'
     )
@@ -130,7 +137,7 @@ class Checkpoints(ocp.CheckpointManager):
     if self._stuck:
       return
     try:
-      with writing(self.directory):
+      with writing(self.folder), self._links:
         super().close()
     except UserError:
       if not self._told:
@@ -266,7 +273,7 @@ def find_step(manager: Checkpoints, which: str | int) -> int:
   steps = sorted(manager.all_steps())
   if not steps:
     raise UserError(
-      f'there is no checkpoint in {manager.directory}; train first, with the '
+      f'there is no checkpoint in {manager.folder}; train first, with the '
       'same --config and --workdir.'
     )
   if which == 'latest':
@@ -275,7 +282,7 @@ def find_step(manager: Checkpoints, which: str | int) -> int:
     best = best_step(manager.scores, steps)
     if best is None:
       raise UserError(
-        f'no checkpoint in {manager.directory} was evaluated in training; '
+        f'no checkpoint in {manager.folder} was evaluated in training; '
         f'choose one by its step: {", ".join(map(str, steps))}.'
       )
     return best

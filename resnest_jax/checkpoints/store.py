@@ -173,8 +173,8 @@ def restore_newest(
   # Of two states of one step the regular one, sorted last, is tried first: it
   # was saved after its evaluation.
   found = sorted(
-    (step, folder == manager.directory, folder)
-    for folder in (manager.directory, interrupted_dir(workdir))
+    (step, folder == manager.folder, folder)
+    for folder in (manager.folder, interrupted_dir(workdir))
     for step in steps_in(folder)
   )
   damaged: list[tuple[Path, DamagedCheckpoint]] = []
@@ -241,10 +241,10 @@ def load_checkpoint(
     )
   with open_checkpoints(workdir, read_only=True) as manager:
     step = find_step(manager, which)
-    about = read_about(manager.directory / str(step))
+    about = read_about(manager.folder / str(step))
     if model_config is None and 'config' not in about:
       raise UserError(
-        f'checkpoint {manager.directory / str(step)} has no configuration, so '
+        f'checkpoint {manager.folder / str(step)} has no configuration, so '
         'its network is not known; train.py of this version writes one.'
       )
     model = create_segmentor(model_config or about['config']['model'])

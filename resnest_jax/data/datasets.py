@@ -356,7 +356,19 @@ def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
   return Stored(name, builder, directory, keys, command)
 
 
+def check_utf8(data_dir: str | os.PathLike) -> None:
+  """Raises `UserError` if ArrayRecord could not open files in a folder."""
+  try:
+    os.path.abspath(data_dir).encode()
+  except UnicodeEncodeError as error:
+    raise UserError(
+      f'prepared data cannot lie in {data_dir}, as its path is not UTF-8. '
+      'Rename the folder, or give another data_dir.'
+    ) from error
+
+
 def _directory(name: str, data_dir: str | os.PathLike) -> Path:
+  check_utf8(data_dir)
   builder, config = DATASETS[name].builder, DATASETS[name].config
   return Path(data_dir, builder.name, config.name, str(builder.VERSION))
 

@@ -19,7 +19,6 @@ from typing import Any
 import cv2
 import grain
 import numpy as np
-import rich
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -38,6 +37,7 @@ from resnest_jax.data.sampling import Sampler, open_sampler
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
+from resnest_jax.progress import console
 from resnest_jax.threads import thread_count
 
 
@@ -221,7 +221,7 @@ def training_batches(
   with messages.first_goes_ahead('sampler'):
     sampler, shares = open_sampler(config.data, split, config.seed, cache)
   if shares:
-    rich.print(shares)
+    console().print(shares)
   batches = make_train_iterator(
     config.data,
     split,

@@ -238,7 +238,9 @@ def _is_there(
   if not builder.data_path.exists():
     return False
   # Not deleted: tfds moves only complete data into place; somebody changed it.
-  if not builder.is_prepared() or datasets.missing_files(builder):
+  # Not `builder.is_prepared`, which takes brackets in the path for a pattern.
+  described = Path(builder.data_path, 'dataset_info.json').is_file()
+  if not described or datasets.missing_files(builder):
     raise UserError(
       f'{builder.data_path} exists but is not a complete data set. Nothing '
       'was changed; delete or move it and run the same command again.'
@@ -284,6 +286,7 @@ def _check_free(data_dir: Path, needed: float) -> None:
 
 @contextlib.contextmanager
 def _exclusive(data_dir: Path) -> Iterator[None]:
+  datasets.check_utf8(data_dir)
   again = 'give another --data_dir; then run the same command again'
   with (
     lock_folder(data_dir, 'prepares data in'),

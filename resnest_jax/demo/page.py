@@ -13,6 +13,7 @@ import gradio as gr
 from resnest_jax.demo import result
 from resnest_jax.errors import UserError
 from resnest_jax.inference.predictor import Predictor
+from resnest_jax.text import readable
 from resnest_jax.weights.infer import title_of
 
 MAX_FILE_SIZE = '100mb'  # Of an upload.
@@ -41,6 +42,7 @@ def make_page(
   predictor: Predictor, name: str, examples: Sequence[Path] = ()
 ) -> gr.Blocks:
   """The page, not yet served; it calls the predictor from one thread."""
+  name = readable(name)
   with gr.Blocks(
     title=f'{name}: {TITLE.lower()}',
     analytics_enabled=False,
@@ -109,9 +111,9 @@ def _show(
       raise
     message = 'The device has too little memory for a picture of this size.'
   else:
-    table = result.legend(seen.prediction)
-    return result.overlay(seen), result.facts(seen), table
-  return result.problem(message), '', ''
+    parts = result.overlay(seen), result.facts(seen)
+    return *map(readable, parts), readable(result.legend(seen.prediction))
+  return readable(result.problem(message)), '', ''
 
 
 def uploaded(upload: Mapping[str, Any]) -> Path:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from resnest_jax.errors import UserError
+from resnest_jax.files import plain_name
 from resnest_jax.flags import Parser, add_source_flags
 
 # Of padded sizes; coarser than in predict.py, as visitors wait for compiling.
@@ -75,7 +76,9 @@ def serve(
   # Before the page opens, so that the first visitor does not wait.
   print('compiling the network (a minute or more at full size)', flush=True)
   predictor.predict(np.zeros((*FIRST_SIZE, 3), np.uint8))
-  blocks = page.make_page(predictor, Path(flags.weights).name, examples)
+  with contextlib.ExitStack() as links:  # The page copies the files.
+    plain = [links.enter_context(plain_name(path)) for path in examples]
+    blocks = page.make_page(predictor, Path(flags.weights).name, plain)
   try:
     _, local, public = blocks.queue().launch(
       server_name=flags.host,

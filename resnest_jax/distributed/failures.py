@@ -185,7 +185,7 @@ def _wait_for_reason(message: str) -> str:
 def end(reason: str) -> None:
   """Ends the process from any thread, without waiting for anything."""
   # May run in a signal handler: buffers and locks may be in use.
-  os.write(2, f'error: {reason}\n'.encode())
+  os.write(2, f'error: {reason}\n'.encode(errors='backslashreplace'))
   os._exit(1)
 
 

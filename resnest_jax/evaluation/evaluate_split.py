@@ -36,6 +36,7 @@ from resnest_jax.files import (
   write_json,
 )
 from resnest_jax.inference.protocols import make_protocol
+from resnest_jax.progress import console as make_console
 from resnest_jax.text import listed, percent, plural
 from resnest_jax.weights.infer import title_of
 from resnest_jax.weights.pretrained import load_segmentor
@@ -69,7 +70,7 @@ def evaluate_split(
   Raises:
     UserError: data or weights cannot be used, or `out` holds something else.
   """
-  console = rich.console.Console(quiet=not messages.is_first())
+  console = make_console(quiet=not messages.is_first())
   split_name = split_name or config.data.eval_split
   split = open_data(config.data, split_name)
   messages.check_same_data(describe({'the split': split}))
@@ -122,10 +123,8 @@ def evaluate_split(
   finally:
     print_table(console, evaluation, interval, outlines, split.labels.classes)
   missing = draw(out, result, before, split, evaluation, ranked)
-  console.print(f'written to {out}', highlight=False, soft_wrap=True)
-  console.print(
-    f'report: {out / page.NAME}', highlight=False, soft_wrap=True, markup=False
-  )
+  console.print(f'written to {out}', soft_wrap=True)
+  console.print(f'report: {out / page.NAME}', soft_wrap=True)
   if missing:
     reasons = ''.join(f'\n  {why}' for why in missing)
     raise UserError(
@@ -172,7 +171,7 @@ def load_network(
     known = ('file', 'sha256', 'step')
     found = {'checkpoint': weights}
     found |= {key: provenance[key] for key in known if key in provenance}
-  console.print(about, highlight=False)
+  console.print(about, soft_wrap=True)
   return model, variables, found | {'model': theirs}
 
 
@@ -305,17 +304,15 @@ def print_table(
   if scores.absent:
     console.print(
       f'{len(scores.absent)} classes have no labelled pixel: '
-      f'{listed(scores.absent, 8)}',
-      highlight=False,
+      f'{listed(scores.absent, 8)}'
     )
   summary = (f'{key} {percent(x)}' for key, x in scores.summary().items())
   speed = evaluation.num_images / evaluation.seconds
-  console.print(f'[bold]{"  ".join(summary)}[/bold]')
+  console.print('  '.join(summary), style='bold')
   console.print(
     f'mIoU of other images like these: {percent(interval.low)} to '
     f'{percent(interval.high)} ({interval.level:.0%} of '
-    f'{interval.resamples} bootstrap samples)',
-    highlight=False,
+    f'{interval.resamples} bootstrap samples)'
   )
   console.print(
     f'{evaluation.num_images} images, {speed:.3g} images/s (with compiling)'

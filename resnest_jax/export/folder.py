@@ -24,6 +24,7 @@ from resnest_jax.files import (
   explain_refusal,
   whole_folder,
   write_json,
+  write_text,
 )
 from resnest_jax.inference.predictor import CROP_SIZES, IMAGE_SCALES
 from resnest_jax.inference.protocols import Protocol
@@ -254,4 +255,4 @@ def write_description(
   """Writes the description and the model card."""
   described = dict(about) | {'exports': [each.entry() for each in exports]}
   write_json(folder / ABOUT, described)
-  (folder / CARD).write_text(model_card(about, exports), 'utf-8')
+  write_text(folder / CARD, model_card(about, exports))

@@ -19,6 +19,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.export.checks import INSTALL_JAX2ONNX, JAX2ONNX, Runner
 from resnest_jax.export.folding import folded
 from resnest_jax.export.program import Program
+from resnest_jax.files import plain_name
 
 OPSET = 18  # The first with all operators that jax2onnx writes.
 OUTPUTS = ('labels', 'probabilities')
@@ -60,14 +61,16 @@ def write_onnx(
       'ONNX, leave it out of --formats.'
     ) from error
   onnx.save(model, path)
-  onnx.checker.check_model(path)
+  with plain_name(path) as name:
+    onnx.checker.check_model(name)
 
 
 def read_onnx(path: Path) -> Runner:
   """Loads a model to run on the CPU."""
-  session = onnxruntime.InferenceSession(
-    path, providers=['CPUExecutionProvider']
-  )
+  with plain_name(path) as name:
+    session = onnxruntime.InferenceSession(
+      name, providers=['CPUExecutionProvider']
+    )
   return lambda images: session.run(None, {'images': images})
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import glob
-import itertools
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -59,11 +58,13 @@ def find_sources(
       sources.append(Source(path))
       continue
     elif glob.has_magic(str(path)):
-      fixed = itertools.takewhile(lambda x: not glob.has_magic(x), path.parts)
+      # Nor are folders that exist, such as '[project]'.
+      base = next(x for x in path.parents if os.path.isdir(x))
+      pattern = path.relative_to(base)
+      matched = glob.glob(str(pattern), root_dir=base, recursive=True)
       # A set: '**' may match a file in several ways.
-      there = sorted(set(map(Path, glob.glob(str(path), recursive=True))))
-      base = Path(*fixed)
-      _check_folders(path, base)
+      there = sorted({base / x for x in matched})
+      _check_folders(base, pattern)
     else:
       raise UserError(
         f'there is no file, folder or pattern {one}, or it cannot be reached.'
@@ -104,14 +105,13 @@ def find_sources(
   return list(unique.values())
 
 
-def _check_folders(pattern: Path, base: Path) -> None:
+def _check_folders(base: Path, pattern: Path) -> None:
   """Raises `UserError` if a folder below `base` cannot be searched."""
   # `glob` takes a folder that it may not read for an empty one.
-  parents = [x for x in pattern.parents if len(x.parts) >= len(base.parts)]
-  for parent in parents:
-    for folder in glob.glob(str(parent), recursive=True):
-      if os.path.isdir(folder):
-        walk(Path(folder), deep=False)
+  for parent in pattern.parents:
+    for folder in glob.glob(str(parent), root_dir=base, recursive=True):
+      if os.path.isdir(base / folder):
+        walk(base / folder, deep=False)
 
 
 def output_files(

@@ -12,7 +12,7 @@ import numpy as np
 from resnest_jax.data.images import MAX_PIXELS, check_pixels
 from resnest_jax.drawing import write_image
 from resnest_jax.errors import UnreadableSample, UserError
-from resnest_jax.files import temporary_path
+from resnest_jax.files import plain_name, temporary_path
 from resnest_jax.inference.predictor import Prediction
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
@@ -91,7 +91,8 @@ class VideoReader:
 def _open(path: Path) -> cv2.VideoCapture:
   # AV_LOG_QUIET: our errors name damaged files.
   os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
-  capture = cv2.VideoCapture(str(path.resolve()), cv2.CAP_FFMPEG)
+  with plain_name(path) as name:
+    capture = cv2.VideoCapture(str(name), cv2.CAP_FFMPEG)
   if not capture.isOpened():
     raise UnreadableSample(
       f'{path} cannot be read as a video: it is damaged, cut off, no video, or '
@@ -136,14 +137,15 @@ class VideoWriter:
           'use --save masks'
         )
       self._temporary.parent.mkdir(parents=True, exist_ok=True)
-      self._writer = cv2.VideoWriter(
-        str(self._temporary.resolve()),
-        cv2.CAP_FFMPEG,
-        # MPEG-4 part 2: OpenCV's packages on PyPI have no encoder for H.264.
-        cv2.VideoWriter_fourcc(*'mp4v'),
-        self._fps,
-        (width, height),
-      )
+      with plain_name(self._temporary) as name:
+        self._writer = cv2.VideoWriter(
+          str(name),
+          cv2.CAP_FFMPEG,
+          # MPEG-4 part 2: OpenCV's packages on PyPI have no encoder for H.264.
+          cv2.VideoWriter_fourcc(*'mp4v'),
+          self._fps,
+          (width, height),
+        )
       if not self._writer.isOpened():
         raise OSError(f'OpenCV could not write {self.path}')
     self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))

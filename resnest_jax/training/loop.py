@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import rich
 from ml_collections import ConfigDict
 
 from resnest_jax import drawing, runtime, sharding
@@ -20,6 +19,7 @@ from resnest_jax.distributed import failures, messages
 from resnest_jax.errors import enough_memory, writing
 from resnest_jax.evaluation.evaluate import Evaluator
 from resnest_jax.files import whole_file
+from resnest_jax.progress import console
 from resnest_jax.training.gradients import micro_batch_note
 from resnest_jax.training.logs import Report
 from resnest_jax.training.optimizer import group_table
@@ -86,7 +86,7 @@ def train(
       notes = [f'resuming after step {run.step} of {total_steps}']
       notes += other_data(store.changes, workdir)
     print('; '.join(notes), flush=True)
-    rich.print(group_table(run.state.params, config.optimizer))
+    console().print(group_table(run.state.params, config.optimizer))
     if run.step >= total_steps and not run.evaluating:
       print(f'nothing to do: {total_steps} steps are done', flush=True)
       draw_curves(workdir, config.name, again=False)

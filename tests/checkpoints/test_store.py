@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -97,6 +98,31 @@ def test_the_newest_and_the_best_stay(workdir):
     assert store.find_step(manager, '50') == 50
     with pytest.raises(UserError, match=r"'30'.*20, 50, 60"):
       store.find_step(manager, '30')
+
+
+# A glob, a C++ separator, an address, and bytes that are no text: Orbax merges
+# nothing there, or reads another folder.
+@pytest.mark.parametrize(
+  'name', [b'[a] b', b'a\\b', b'gs:', b'stra\xdfe', b'a*?\n', b'[', b'\xe8']
+)
+def test_folders_of_any_name(tmp_path, name):
+  workdir = tmp_path / os.fsdecode(name) / 'run'
+  state, aside = make_state(7), make_state(9)
+  with store.open_checkpoints(workdir) as manager:
+    store.save(manager, state, {'step': 7})
+    manager.finish()
+  store.save_interrupted(workdir, aside, {'step': 9})
+  with store.open_checkpoints(workdir) as manager:
+    assert manager.folder == workdir / 'checkpoints'
+    here = abstract(state, jax.devices()[:1])
+    newest, _ = store.restore_newest(workdir, manager, here)
+    assert int(newest.step) == 9
+    shutil.rmtree(workdir / 'interrupted')
+    newest, _ = store.restore_newest(workdir, manager, here)
+    jax.tree.map(np.testing.assert_array_equal, newest, state)
+    with pytest.raises(UserError, match='no checkpoint 8'):
+      store.find_step(manager, 8)
+  assert [x.name for x in (workdir / 'checkpoints').iterdir()] == ['7']
 
 
 @pytest.mark.parametrize('count', [1, 4])

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import os
 import re
 import shutil
 import signal
@@ -148,6 +149,29 @@ def test_prepared_data_is_never_replaced(
   with pytest.raises(UserError, match=r'another archive.*Nothing was'):
     prepare(MINI, data_dir, other)
   assert snapshot(data_dir / 'ade20k') == before
+
+
+def test_folder_whose_name_is_a_pattern(mini_archive, tmp_path, capsys):
+  # Twice: tfds looked for the finished data by that pattern.
+  data_dir = tmp_path / '[a] b*'
+  for told in ('', 'Already prepared'):
+    prepare(MINI, data_dir, mini_archive)
+    assert told in capsys.readouterr().out
+  assert len(open_split('ade20k_mini', data_dir, 'train')) == 24
+
+
+def test_folder_whose_name_is_not_utf8(mini_archive, tmp_path):
+  odd = tmp_path / os.fsdecode(b'stra\xdfe')
+  with pytest.raises(UserError, match='is not UTF-8'):
+    prepare(MINI, odd, mini_archive)
+  assert not odd.exists()
+  with pytest.raises(UserError, match='is not UTF-8'):
+    open_split('ade20k_mini', odd, 'train')
+  # The remedy.
+  prepare(MINI, tmp_path / 'named', mini_archive)
+  (tmp_path / 'named').rename(odd)
+  odd.rename(tmp_path / 'stra\u00dfe')
+  assert len(open_split('ade20k_mini', tmp_path / 'stra\u00dfe', 'train')) == 24
 
 
 def test_strange_folder_is_left_alone(mini_archive, tmp_path):

@@ -1,6 +1,7 @@
 """The page to try a network, opened in a browser."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -31,6 +32,7 @@ from resnest_jax.labels import ADE20K
 pytestmark = pytest.mark.long
 
 SECONDS = 120  # To wait for what a busy machine may take long for.
+ODD = os.fsdecode(b'[x] \xdf.png')
 EVIL = '<b>evil & "co".jpg'
 UPLOAD = '#picture input[type=file]'
 SLIDER = '#opacity input[type=range]'
@@ -42,6 +44,7 @@ def pictures(tmp_path_factory):
   folder = tmp_path_factory.mktemp('pictures')
   photo = Image.fromarray(smooth_picture())
   photo.save(folder / 'photo.png')
+  photo.save(folder / ODD)
   turned = Image.Exif()
   turned[0x0112] = 6  # To be turned clockwise.
   photo.save(folder / EVIL, exif=turned)
@@ -57,7 +60,8 @@ def address(written_run, pictures, tmp_path_factory):
     proxy_address = f'http://127.0.0.1:{proxy.getsockname()[1]}'
     process = start(
       *('-m', 'resnest_jax.demo', '--weights', written_run),
-      *('--checkpoint', 7, '--port', 0, '--examples', pictures / 'photo.png'),
+      *('--checkpoint', 7, '--port', 0),
+      *('--examples', pictures / 'photo.png', pictures / ODD),
       devices=1,
       HTTP_PROXY=proxy_address,
       HTTPS_PROXY=proxy_address,

@@ -66,6 +66,17 @@ def test_patterns_keep_the_folders_below_their_fixed_part(trip):
   assert found('trip/[a].jpg') == [('trip/[a].jpg', '.')]
 
 
+def test_patterns_below_folders_with_brackets(trip):
+  folder = trip / '[x] y*'
+  (trip / 'day 1').rename(folder)
+  inside = ('trip/[x] y*/a.jpg', '.')
+  assert found('trip/[x] y*/*.jpg') == [inside]
+  assert found(folder / '[a-c].jpg') == [(str(folder / 'a.jpg'), '.')]
+  assert found('trip/[x] y*/**/*.webm') == [('trip/[x] y*/late/c.webm', 'late')]
+  # As a pattern these match nothing else.
+  assert found('trip/[[]x*/a.jpg') == [(inside[0], '[x] y*')]
+
+
 def test_what_is_not_there_is_told(trip):
   (trip.parent / 'empty').mkdir()
   for given, message in (

@@ -20,8 +20,6 @@ if __name__ == '__main__':
   # Before the imports below, so that Ctrl-C during them is told in a line.
   run(lambda: importlib.import_module(__spec__.name).main())
 
-import rich.console
-
 from resnest_jax.config import parse_flags
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.doctor import report
@@ -31,7 +29,7 @@ from resnest_jax.data.doctor.rules import ERROR, Diagnosis, diagnose
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal
 from resnest_jax.flags import Parser
-from resnest_jax.progress import progress_bar
+from resnest_jax.progress import console, progress_bar
 
 
 def main() -> None:
@@ -90,9 +88,8 @@ def main() -> None:
 
 def show(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> None:
   # Findings come last, so that a long table does not scroll them away.
-  console = rich.console.Console()
   if any(s.index_masks for s in surveys):
-    console.print(report.class_table(surveys))
+    console().print(report.class_table(surveys))
   for line in (note for s in surveys for note in report.notes(s)):
     print(line)
   for paragraph in report.paragraphs(found):

@@ -70,10 +70,7 @@ def data_uri(picture: np.ndarray, ending: str) -> str:
     '.jpg': ('jpeg', [cv2.IMWRITE_JPEG_QUALITY, 85]),
     '.png': ('png', [cv2.IMWRITE_PNG_COMPRESSION, 9]),
   }[ending]
-  bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-  done, encoded = cv2.imencode(ending, bgr, options)
-  if not done:
-    raise OSError(f'OpenCV could not encode {picture.shape} as {ending}')
+  encoded = drawing.encoded(ending, picture, *options)
   return f'data:image/{kind};base64,{base64.b64encode(encoded).decode()}'
 
 

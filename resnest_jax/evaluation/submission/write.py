@@ -8,7 +8,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import rich.console
 import rich.table
 
 from resnest_jax.data.images import read_file
@@ -23,7 +22,7 @@ from resnest_jax.files import (
   whole_file,
 )
 from resnest_jax.findings import Finding
-from resnest_jax.progress import progress_bar
+from resnest_jax.progress import console, progress_bar
 from resnest_jax.text import listed
 from resnest_jax.threads import map_in_threads
 
@@ -169,7 +168,7 @@ def show(path: Path, verdict: check.Verdict) -> None:
   for k in np.flatnonzero(verdict.images):
     share = f'{100 * verdict.pixels[k] / total:.3f}'
     table.add_row(str(values[k]), classes[k], share, str(verdict.images[k]))
-  rich.console.Console().print(table)
+  console().print(table)
   never = [classes[k] for k in np.flatnonzero(verdict.images == 0)]
   # Often a sign of wrong weights, which no rule of the server detects.
   if never:
