@@ -29,6 +29,7 @@ _TEMPORARY = re.compile(
   r'\.resnest-jax-(\w{8})-(\d{1,9})-\d+(\..*)?', re.DOTALL
 )
 _LONG = 7 * 24 * 60 * 60  # Seconds; no file is written for so long.
+_MOST_TEXT = 2**28  # Bytes of a list or a classes file.
 _numbers = itertools.count()
 _cleaned: set[str] = set()
 _cleaning = threading.Lock()
@@ -226,7 +227,7 @@ def read_text(path: Path) -> str:
   """
   if path.exists() and not path.is_file():
     raise OSError('it is no file')
-  content = path.read_bytes()
+  content = read_bounded(path, _MOST_TEXT)
   marked = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
   text = content.decode('utf-16' if marked else 'utf-8-sig')
   if '\0' in text:

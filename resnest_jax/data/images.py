@@ -228,8 +228,9 @@ def tiff_numbers(tiff: bytes) -> dict[int, tuple[int, int]]:
   count = min(number(start, entries - start), len(tiff) // length)
   found: dict[int, tuple[int, int]] = {}
   for entry in range(entries, entries + count * length, length):
-    # Bytes, 16, 32 and 64 bits; no other type holds whole numbers.
-    size = {1: 1, 3: 2, 4: 4, 16: 8}.get(number(entry + 2, 2))
+    # Whole numbers of 8, 16, 32 and 64 bits, without and with a sign.
+    sizes = {1: 1, 6: 1, 3: 2, 8: 2, 4: 4, 9: 4, 16: 8, 17: 8}
+    size = sizes.get(number(entry + 2, 2))
     if size is None:
       continue
     place = entry + 4 + wide

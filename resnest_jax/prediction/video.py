@@ -89,6 +89,8 @@ class VideoReader:
 
 
 def _open(path: Path) -> cv2.VideoCapture:
+  if not path.is_file():  # A pipe might never come.
+    raise UnreadableSample(f'{path} is no file, or leads to none')
   # AV_LOG_QUIET: our errors name damaged files.
   os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
   with plain_name(path) as name:

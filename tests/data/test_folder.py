@@ -819,3 +819,10 @@ def test_training_skips_pictures_of_too_many_pixels(root):
   split = CheckedSplit(open_data(config, 'train'), config.skip_unreadable)
   skipped = [isinstance(split[i], Unreadable) for i in range(len(split))]
   assert skipped.count(True) == 1
+
+
+def test_a_classes_file_of_any_length_is_not_read(root):
+  with (root / 'classes.txt').open('ab') as file:
+    file.truncate(2**40)  # Without taking space.
+  with pytest.raises(UserError, match=r'classes\.txt has 1099511627776 bytes'):
+    split_of(root)

@@ -276,6 +276,14 @@ def test_interrupted_download(server, tmp_path):
   assert [x.read_bytes() for x in downloaded(tmp_path)] == [server.body]
 
 
+def test_without_a_network_a_download_fails_at_once(tmp_path):
+  nobody = ArchiveConfig(name='loopback', url='http://127.0.0.1:9/x.zip')
+  started = time.monotonic()
+  with pytest.raises(UserError, match=r'refused.*\n.*pass it: --archive'):
+    prepare(Dataset(Ade20k, nobody, ADE20K), tmp_path)
+  assert time.monotonic() - started < 10
+
+
 def test_too_little_disk_space(server, tmp_path):
   with pytest.raises(UserError, match=r'GB free, about 3050000000.00 GB'):
     prepare(loopback(server, download_bytes=10**18), tmp_path)

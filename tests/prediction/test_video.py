@@ -13,6 +13,7 @@ import pytest
 from evaluation.drawn import write_video
 from evaluation.plain import make_predictor
 
+from resnest_jax.errors import UnreadableSample
 from resnest_jax.inference.protocols import Protocol
 from resnest_jax.prediction.files import Done, predict_video
 from resnest_jax.prediction.sources import KINDS, Source, output_files
@@ -180,6 +181,14 @@ def test_sizes_that_mp4_cannot_hold(predictor, tmp_path):
   ):
     outputs.write(thin)
   assert not (tmp_path / 'b.mp4').exists()
+
+
+def test_pipes_and_devices_are_no_videos(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  for name, target in (('a.mp4', tmp_path / 'pipe'), ('b.mp4', '/dev/zero')):
+    (tmp_path / name).symlink_to(target)
+    with pytest.raises(UnreadableSample, match=rf'{name} is no file'):
+      VideoReader(tmp_path / name)
 
 
 def test_frames_of_too_many_pixels_are_not_decoded(tmp_path):

@@ -5,6 +5,8 @@ import functools
 import hashlib
 import http.server
 import re
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -219,6 +221,25 @@ def test_downloads_end(server, monkeypatch):
   monkeypatch.setenv('RESNEST_JAX_MAX_DOWNLOAD', '1e9')
   message = refusal(f'{server.url}/vast/x.safetensors')
   assert re.search(rf'1e\+04 GB, and {cache_folder()} has .* GB free', message)
+
+
+def test_ctrl_c_ends_a_download_that_hangs(server):
+  address = f'{server.url}/dripping_head/x.safetensors'
+  code = (
+    'from resnest_jax import errors; from resnest_jax.weights import fetch; '
+    f'errors.run(lambda: fetch.fetch({address!r}))'
+  )
+  command = [sys.executable, '-c', code]
+  with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    while not server.requests:
+      assert process.poll() is None
+      time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=20)[1]
+  assert process.returncode == 130
+  assert 'stopped' in said
+  assert 'Traceback' not in said
+  assert cached() == []
 
 
 def test_the_limit_of_downloads_can_be_raised(server, tmp_path, monkeypatch):

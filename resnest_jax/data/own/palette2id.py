@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from resnest_jax.data.images import decode_image, png_header
+from resnest_jax.data.images import decode_image, png_header, read_file
 from resnest_jax.data.own.classes import Classes, read_classes
 from resnest_jax.data.own.masks import few_bits
 from resnest_jax.data.own.pairing import endings, walk
@@ -152,7 +152,7 @@ def _read_indices(path: Path, known: np.ndarray, mixed: bool) -> np.ndarray:
   if values.ndim == 3:
     # The numbers, repeated in each channel, of which Pillow cuts 16 bits to 8;
     # transparency means nothing.
-    pixels = decode_image(path.read_bytes(), cv2.IMREAD_UNCHANGED, path)
+    pixels = decode_image(read_file(path), cv2.IMREAD_UNCHANGED, path)
     if pixels is not None and (pixels[..., :3] == pixels[..., :1]).all():
       values = pixels[..., 0]
   if values.ndim != 2:
