@@ -14,13 +14,14 @@ truth, prediction, errors).
 
 from pathlib import Path
 
-from resnest_jax.config import flag_parser, parse_flags
-from resnest_jax.distributed import join
 from resnest_jax.errors import UserError, run
-from resnest_jax.flags import add_checkpoint_flag
 
 
 def main() -> None:
+  from resnest_jax.config import flag_parser, parse_flags
+  from resnest_jax.distributed import join
+  from resnest_jax.flags import add_checkpoint_flag
+
   parser = flag_parser(__doc__, workdir_required=False)
   add_checkpoint_flag(parser)
   parser.add_argument(

@@ -16,13 +16,14 @@ status 75 (130 after Ctrl-C). docs/survival.md has recipes for SLURM and
 Kubernetes.
 """
 
-from resnest_jax.config import flag_parser, parse_flags
-from resnest_jax.distributed import join
 from resnest_jax.errors import run
-from resnest_jax.training.stopping import Stopper
 
 
 def main() -> None:
+  from resnest_jax.config import flag_parser, parse_flags
+  from resnest_jax.distributed import join
+  from resnest_jax.training.stopping import Stopper
+
   parser = join.add_flags(flag_parser(__doc__))
   parser.add_argument(
     '--profile',

@@ -18,7 +18,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser, command_line
 from resnest_jax.overrides import REMOVED, override
 from resnest_jax.shipped import shipped
-from resnest_jax.text import without_secrets
+from resnest_jax.text import shorten, without_secrets
 
 
 def load_config(
@@ -38,8 +38,13 @@ def load_config(
   """
   path, _, argument = str(spec).partition(':')
   config = _call_get_config(_config_file(path), argument)
+  _check_keys(path, config)
+  # None may come back where a row has set something else.
+  unset = {key: None for key, value in _defaults().items() if value is None}
+  known = flatten(config)
+  known |= {key: unset.get(key, value) for key, value in known.items()}
   for key, value in (overrides or {}).items():
-    override(config, key, value, flatten(config))
+    override(config, key, value, known)
   validate(config)
   return config.lock()
 
@@ -164,7 +169,8 @@ def validate(config: ConfigDict) -> None:
   values = flatten(config)
 
   def refuse(key: str, accepted: str):
-    raise UserError(f'config.{key} is {values[key]!r}; it must be {accepted}.')
+    given = shorten(repr(values[key]))
+    raise UserError(f'config.{key} is {given}; it must be {accepted}.')
 
   for name, key in KEYS.items():
     value = values.get(name)
@@ -205,6 +211,19 @@ def fit_num_classes(config: ConfigDict, num_classes: int) -> None:
       f'set {config.data.name} has {num_classes} classes. Set '
       f'--config.model.num_classes={num_classes}, or 0 for as many as there '
       'are.'
+    )
+
+
+def _check_keys(path: str, config: Any) -> None:
+  # With the sections that stand for keys of former versions.
+  known = isinstance(config, ConfigDict) and flatten(config)
+  names = [x for x in KEYS if not any(y.startswith(f'{x}.') for y in KEYS)]
+  if missing := [name for name in names if not known or name not in known]:
+    raise UserError(
+      f'get_config of {path} returns no whole configuration: '
+      f'{", ".join(missing[:3])}{", ..." if len(missing) > 3 else ""} '
+      f'{"is" if len(missing) == 1 else "are"} missing. Begin with config = '
+      'common.get_config(), as the files in configs/ do, and return config.'
     )
 
 

@@ -16,6 +16,13 @@ PROTOCOLS = {
   'ms_flip_1x': ('scales', 'flip'),
 }
 SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
+# Steps and counts on the devices are int32.
+MOST = 2**31 - 1
+MOST_PIXELS = 2**16  # Of an edge.
+MOST_IMAGES = 2**16  # Of a batch.
+MOST_CHANNELS = 2**16
+# Numbers become float32, and their squares float64.
+LARGEST = 1e30
 
 
 class Accepted(NamedTuple):
@@ -28,29 +35,42 @@ class Accepted(NamedTuple):
     return self.words + (f' (did you mean {near[0]}?)' if near else '')
 
 
-def at_least(minimum: int, why: str = '') -> Accepted:
-  return Accepted(f'at least {minimum}{why}', lambda x: x >= minimum)
+def at_least(minimum: int, why: str = '', most: int = MOST) -> Accepted:
+  return Accepted(
+    f'at least {minimum}{why} and at most {most}',
+    lambda x: minimum <= x <= most,
+  )
 
 
 def one_of(names: Collection[str]) -> Accepted:
   return Accepted(f'one of {", ".join(names)}', lambda x: x in names, names)
 
 
-def _are_positive(values: tuple, kinds: tuple = (int, float)) -> bool:
+def _are_positive(
+  values: tuple, kinds: tuple = (int, float), most: float = LARGEST
+) -> bool:
   # `type` instead of isinstance: bool is a subclass of int.
-  return all(type(x) in kinds and 0 < x < float('inf') for x in values)
+  return all(type(x) in kinds and 0 < x <= most for x in values)
 
 
-def whole_numbers(length: int) -> Accepted:
+def whole_numbers(length: int, most: int = MOST_PIXELS) -> Accepted:
   return Accepted(
-    f'{length} positive whole numbers',
-    lambda x: len(x) == length and _are_positive(x, (int,)),
+    f'{length} positive whole numbers of at most {most}',
+    lambda x: len(x) == length and _are_positive(x, (int,), most),
   )
 
 
 # NaN fails each of these comparisons.
-NOT_NEGATIVE = Accepted('at least 0', lambda x: 0 <= x < float('inf'))
-POSITIVE = Accepted('above 0', lambda x: 0 < x < float('inf'))
+NOT_NEGATIVE = Accepted(
+  f'at least 0 and at most {LARGEST}', lambda x: 0 <= x <= LARGEST
+)
+POSITIVE = Accepted(
+  f'above 0 and at most {LARGEST}', lambda x: 0 < x <= LARGEST
+)
+SEED = at_least(0, most=2**63 - 1)
+CHANNELS = at_least(1, most=MOST_CHANNELS)
+BATCH = at_least(1, most=MOST_IMAGES)
+WORKERS = at_least(0, most=4096)
 SHARE = Accepted('from 0 to 1', lambda x: 0 <= x <= 1)
 SHARE_BELOW_1 = Accepted('at least 0 and below 1', lambda x: 0 <= x < 1)
 SHARE_ABOVE_0 = Accepted('above 0 and at most 1', lambda x: 0 < x <= 1)
@@ -60,21 +80,24 @@ DEVICES = Accepted(
   'at least 1, or -1: all devices', lambda x: x >= 1 or x == -1
 )
 CLASSES = Accepted(
-  'at least 2, or 0: as many as the data has', lambda x: x >= 2 or x == 0
+  f'at least 2, or 0: as many as the data has; at most {MOST_CHANNELS}',
+  lambda x: 2 <= x <= MOST_CHANNELS or x == 0,
 )
 LONG_AND_SHORT = Accepted(
-  'two positive whole numbers: (long edge, short edge) in pixels',
+  f'two positive whole numbers of at most {MOST_PIXELS}: (long edge, short '
+  'edge) in pixels',
   lambda x: whole_numbers(2).holds(x) and x[0] >= x[1],
 )
 RANGE = Accepted(
-  'two positive numbers, the smaller first',
-  lambda x: _are_positive(x) and len(x) == 2 and x[0] <= x[1],
+  'two positive numbers of at most 100, the smaller first',
+  lambda x: _are_positive(x, most=100) and len(x) == 2 and x[0] <= x[1],
 )
 SCALES = Accepted(
-  'one or more positive numbers', lambda x: bool(x) and _are_positive(x)
+  'one or more positive numbers of at most 100',
+  lambda x: bool(x) and _are_positive(x, most=100),
 )
 WEIGHTS = Accepted(
-  'numbers of at least 0, not all 0',
+  f'numbers of at least 0, not all 0, at most {LARGEST}',
   lambda x: any(x) and all(y == 0 or _are_positive((y,)) for y in x),
 )
 
@@ -97,20 +120,20 @@ class Key(NamedTuple):
 # Without accepted values: switches, and names checked where they are used.
 KEYS = {
   'name': Key(),
-  'seed': Key(at_least(0)),
+  'seed': Key(SEED),
   'pretrained': Key(),
   'model.backbone': Key(),
-  'model.stage_sizes': Key(whole_numbers(4)),
-  'model.stem_width': Key(at_least(1)),
-  'model.width': Key(at_least(1)),
-  'model.radix': Key(at_least(1)),
-  'model.groups': Key(at_least(1)),
-  'model.base_width': Key(at_least(1)),
+  'model.stage_sizes': Key(whole_numbers(4, 1000)),
+  'model.stem_width': Key(CHANNELS),
+  'model.width': Key(CHANNELS),
+  'model.radix': Key(CHANNELS),
+  'model.groups': Key(CHANNELS),
+  'model.base_width': Key(CHANNELS),
   'model.output_stride': Key(),
   'model.dilation_rule': Key(),
   'model.head': Key(),
-  'model.head_channels': Key(at_least(1)),
-  'model.aux_channels': Key(at_least(1)),
+  'model.head_channels': Key(CHANNELS),
+  'model.aux_channels': Key(CHANNELS),
   'model.num_classes': Key(CLASSES),
   'model.dropout': Key(SHARE_BELOW_1),
   'model.frozen_bn': Key(),
@@ -126,7 +149,7 @@ KEYS = {
   'data.folder.mask_prefix': Key(),
   'data.folder.lists': Key(),
   'data.folder.eval_fraction': Key(BETWEEN_0_AND_1),
-  'data.folder.split_seed': Key(at_least(0)),
+  'data.folder.split_seed': Key(SEED),
   'data.train_split': Key(),
   'data.eval_split': Key(free=True),
   'data.sampling': Key(one_of(SAMPLINGS)),
@@ -139,9 +162,9 @@ KEYS = {
   'data.photometric': Key(),
   'data.doctor_samples': Key(at_least(0), free=True),
   'data.skip_unreadable': Key(free=True),
-  'data.max_pixels': Key(at_least(1), free=True),
-  'data.num_workers': Key(at_least(0), free=True, per_host=True),
-  'data.num_threads': Key(at_least(0), free=True, per_host=True),
+  'data.max_pixels': Key(at_least(1, most=2**40), free=True),
+  'data.num_workers': Key(WORKERS, free=True, per_host=True),
+  'data.num_threads': Key(WORKERS, free=True, per_host=True),
   'data.prefetch': Key(at_least(1), free=True, per_host=True),
   'data.timeout': Key(Accepted('above 0', lambda x: x > 0), free=True),
   'loss.terms.cross_entropy': Key(NOT_NEGATIVE),
@@ -180,7 +203,7 @@ KEYS = {
   'mesh.spatial': Key(at_least(1)),
   'train.total_steps': Key(at_least(1)),
   # Split attention has 1x1 maps, and a single value has no variance.
-  'train.batch_size': Key(at_least(2, ' (batch normalisation)')),
+  'train.batch_size': Key(at_least(2, ' (batch normalisation)', MOST_IMAGES)),
   'train.log_steps': Key(at_least(1), free=True),
   'train.eval_steps': Key(at_least(1), free=True),
   'train.checkpoint_steps': Key(at_least(1), free=True),
@@ -194,8 +217,8 @@ KEYS = {
   'train.freeze_norms': Key(),
   'train.ema_decay': Key(SHARE_BELOW_1),
   'eval': Key(free=True),
-  'eval.batch_size': Key(at_least(1)),
-  'eval.bucket': Key(at_least(1)),
+  'eval.batch_size': Key(BATCH),
+  'eval.bucket': Key(at_least(1, most=MOST_PIXELS)),
   'eval.overlays': Key(at_least(0)),
   'eval.report_images': Key(at_least(0)),
   'eval.boundary_iou': Key(),

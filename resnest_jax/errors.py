@@ -5,11 +5,24 @@ import errno
 import io
 import os
 import re
+import select
+import signal
 import sys
+import tempfile
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from resnest_jax.text import without_secrets
+from resnest_jax.text import shorten, without_secrets
+
+# Set to 1, every command also prints the traceback of the error it ends with.
+TRACEBACK = 'RESNEST_JAX_TRACEBACK'
+# EX_TEMPFAIL of sysexits.h: schedulers are told to start such a job again.
+TRY_AGAIN = 75
+_PACKAGE = os.path.dirname(__file__)
+# Exit status where nobody reads the output, as shells give it to SIGPIPE.
+OUTPUT_GONE = 128 + signal.SIGPIPE
 
 
 class UserError(Exception):
@@ -44,6 +57,10 @@ class UnwritableError(UserError):
   """The system refused to write a file."""
 
 
+class NotWrittenInTime(UnwritableError):
+  """A write does not end; another start may succeed (status 75)."""
+
+
 _REMEDIES = {
   errno.ENOSPC: 'Free space there',
   errno.EDQUOT: 'Free space there, or raise the quota',
@@ -51,6 +68,16 @@ _REMEDIES = {
   errno.EROFS: 'Make it writable again',
   errno.EACCES: 'Give this process the right to write there',
   errno.EPERM: 'Give this process the right to write there',
+}
+# Of what a user gave, whether it was to be read or written.
+_OF_NAMES = {
+  errno.ENAMETOOLONG: 'Give a shorter name',
+  errno.EACCES: 'Give this process the right to it',
+  errno.EPERM: 'Give this process the right to it',
+  errno.EMFILE: 'Raise the limit of open files (ulimit -n)',
+  errno.ENFILE: 'Close files of other programs',
+  errno.EIO: 'See whether the storage is in order',
+  errno.ESTALE: 'See whether the storage is in order',
 }
 # Only writing raises these. EACCES and EPERM may come from reading as well.
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -75,15 +102,16 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def enough_memory(remedy: str) -> Iterator[None]:
-  """Turns a device's lack of memory into a `UserError` ending in `remedy`."""
+  """Turns a lack of memory into a `UserError` that ends in `remedy`."""
   try:
     yield
-  except RuntimeError as error:  # The base of jax.errors.JaxRuntimeError.
-    if 'RESOURCE_EXHAUSTED' not in str(error):
+  # RuntimeError is the base of jax.errors.JaxRuntimeError.
+  except (RuntimeError, MemoryError) as error:
+    of = 'this machine' if isinstance(error, MemoryError) else 'the device'
+    if of == 'the device' and 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     raise UserError(
-      'the device has too little memory '
-      f'({str(error).splitlines()[0][:160]}). {remedy}'
+      f'{of} has too little memory ({_first_line(error)[:160]}). {remedy}'
     ) from error
 
 
@@ -101,32 +129,109 @@ def run(
 ) -> None:
   """Runs a script's `main` and ends the process as a user expects.
 
-  A `UserError` and a device out of memory become one line and status 1,
-  Ctrl-C the line `stopped` and status 130.
+  Any error becomes one line and status 1, Ctrl-C the line `stopped` and status
+  130, an output that nobody reads the same line and status 141.
   """
+  _open_streams()
   _print_all_characters()
   try:
     with enough_memory(
       'Try a smaller batch or crop, model.dtype bfloat16, or more devices.'
     ):
-      main()
-  # Orbax leaves threads that wait for data that will never be written, and the
-  # interpreter would wait for them.
-  except UnwritableError as error:
-    leave(f'error: {error}', 1)
-  except UserError as error:
-    _exit(f'error: {error}', 1)
+      _with_output(main)
   except KeyboardInterrupt:
-    _exit(stopped, 130)
-  # A write outside of `writing`. Any other OSError is a bug of ours.
-  except OSError as error:
-    if error.errno not in _REFUSED:
-      raise
-    _exit(
-      f'error: {error.filename or "a file"} cannot be written: '
-      f'{error.strerror}. {_REMEDIES[error.errno]}.',
-      1,
-    )
+    # A read that hangs would hold up an end that waits for its thread.
+    _exit(stopped, 130, wait=not _other_threads())
+  except Exception as error:
+    if os.environ.get(TRACEBACK):
+      with contextlib.suppress(OSError):
+        traceback.print_exc()
+    if isinstance(error, OSError) and _output_is_gone():
+      leave(f'nobody reads the output: {stopped}', OUTPUT_GONE)
+    # Orbax leaves threads that wait for data that will never be written, and
+    # the interpreter would wait for them.
+    wait = not isinstance(error, UnwritableError)
+    status = TRY_AGAIN if isinstance(error, NotWrittenInTime) else 1
+    _exit(f'error: {explain(error)}', status, wait=wait)
+  # All is done: Ctrl-C while the interpreter ends is no error of ours.
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _open_streams() -> None:
+  # Started with `>&-`. The next file would get the number of the stream, and
+  # what C code prints.
+  for number, name in enumerate(('stdout', 'stderr'), 1):
+    if getattr(sys, name) is None:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+      setattr(sys, name, os.fdopen(number, 'w', closefd=False))
+
+
+def _with_output(main: Callable[[], None]) -> None:
+  try:
+    main()
+  except SystemExit:
+    sys.stdout.flush()
+    raise
+  # The interpreter's own flush would print a traceback where it fails.
+  sys.stdout.flush()
+
+
+def _output_is_gone() -> bool:
+  """Whether the reader of standard output has ended, as `head` does."""
+  poll = select.poll()
+  poll.register(1, 0)  # Errors alone.
+  return bool(poll.poll(0))
+
+
+def _other_threads() -> bool:
+  here = threading.current_thread()
+  return any(x is not here and not x.daemon for x in threading.enumerate())
+
+
+def explain(error: BaseException) -> str:
+  """Says in a line what an error means for the user, whatever it is."""
+  if isinstance(error, UserError):
+    return str(error)
+  if isinstance(error, OSError) and error.errno and error.strerror:
+    name = os.fsencode(error.filename or 'a file').decode('utf-8', 'replace')
+    name = shorten(name, 120)
+    if error.errno in _REFUSED:
+      remedy = _REMEDIES[error.errno]
+      return f'{name} cannot be written: {error.strerror}. {remedy}.'
+    if error.filename:
+      remedy = _OF_NAMES.get(error.errno, 'See whether that is what you meant')
+      return (
+        f'{name} cannot be used: {error.strerror}. {remedy}; {TRACEBACK}=1 '
+        'shows what it was needed for.'
+      )
+  return _fault(error)
+
+
+def _fault(error: BaseException) -> str:
+  """An error that nobody foresaw: a fault of ours until it is looked at."""
+  told = f'{TRACEBACK}=1 prints the traceback'
+  # The fault of a long run may never come again.
+  with contextlib.suppress(OSError):
+    number, path = tempfile.mkstemp('.txt', 'resnest_jax_error_')
+    with open(number, 'w', encoding='utf-8', errors='replace') as file:
+      traceback.print_exception(error, file=file)
+    told = f'the traceback is in {path}'
+  frames = traceback.extract_tb(error.__traceback__)
+  frames = [x for x in frames if x.filename != __file__]
+  ours = [x for x in frames if x.filename.startswith(_PACKAGE)] or frames
+  where = f' ({ours[-1].filename}, line {ours[-1].lineno})' if ours else ''
+  return (
+    f'{_first_line(error)}{where}. This looks like a fault of resnest-jax: '
+    f'please report it with the command; {told}.'
+  )
+
+
+def _first_line(error: BaseException) -> str:
+  lines = str(error).strip().splitlines()
+  return shorten(
+    f'{type(error).__name__}: {lines[0]}' if lines else repr(error)
+  )
 
 
 def _print_all_characters() -> None:
@@ -151,6 +256,8 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _exit(message: str, status: int) -> None:
-  print(message, file=sys.stderr, flush=True)
+def _exit(message: str, status: int, wait: bool) -> NoReturn:
+  if not wait:
+    leave(message, status)
+  say(message)
   sys.exit(status)

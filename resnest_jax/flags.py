@@ -8,6 +8,7 @@ from os.path import expanduser
 from typing import Any
 
 from resnest_jax.errors import UserError
+from resnest_jax.text import shorten
 
 
 def command_line(arguments: Sequence[str] | None = None) -> list[str]:
@@ -35,6 +36,7 @@ class Parser(argparse.ArgumentParser):
     return super().parse_known_args(command_line(args), namespace)
 
   def error(self, message: str):
+    message = shorten(message)
     raise UserError(f'{message}; {self.prog} --help lists the flags.')
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnest_jax.errors import UserError
+from resnest_jax.text import shorten
 
 # Key of former releases -> its default, with which runs of theirs resume, and a
 # phrase on its replacement.
@@ -23,6 +24,8 @@ def override(
   config: ConfigDict, key: str, value: Any, known: Mapping[str, Any]
 ) -> None:
   """Sets one of the `known` dotted keys; a string is read as the key's type.
+
+  Those that are None there accept None.
 
   Raises:
     UserError: an unknown key, or a value of another type.
@@ -84,14 +87,15 @@ def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
     return kind(value)
   raise UserError(
     f'config.{key} must be {_KINDS[kind]}{" or none" if optional else ""}, '
-    f'not {given!r}.'
+    f'not {shorten(repr(given))}.'
   )
 
 
 def _read_literal(text: str) -> Any:
-  # A Python literal, or true, false and none in any case; else the text itself.
+  # A Python literal, or true, false and none in any case; else the text itself,
+  # which the check of its type refuses.
   word = text.capitalize()
   try:
     return ast.literal_eval(word if word in ('True', 'False', 'None') else text)
-  except (SyntaxError, ValueError):
+  except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
     return text

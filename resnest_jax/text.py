@@ -1,8 +1,10 @@
 """Numbers and lists in words."""
 
+import itertools
 import math
 import re
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any
 
 # Scheme, user and password, host and path, query. A fragment mostly is a place
 # in a page; with values it is what a query is.
@@ -16,6 +18,14 @@ _ADDRESS = re.compile(
 def without_secrets(text: str) -> str:
   """Cuts out of addresses where passwords, tokens and signatures stand."""
   return _ADDRESS.sub(lambda x: x[1] + x[3] + ('?...' if x[4] else ''), text)
+
+
+def shorten(text: str, length: int = 300) -> str:
+  """The text, without its middle if it is longer."""
+  if len(text) <= length:
+    return text
+  half = (length - 5) // 2
+  return f'{text[:half]} ... {text[-half:]}'
 
 
 def plural(number: int, noun: str, verb: str = '') -> str:
@@ -69,3 +79,19 @@ def duration(seconds: float) -> str:
   if hours:
     return f'{hours}:{minutes:02}:{seconds:02}'
   return f'{minutes}:{seconds:02}'
+
+
+def differing(
+  first: Mapping[str, Any], second: Mapping[str, Any], there: str, here: str
+) -> list[str]:
+  """Lines 'name: X there, Y here'; of lists their first items that differ."""
+  lines = []
+  for name in sorted(first.keys() | second.keys()):
+    pair = first.get(name), second.get(name)
+    if pair[0] == pair[1]:
+      continue
+    if all(isinstance(x, list) for x in pair):
+      pair = next(x for x in itertools.zip_longest(*pair) if x[0] != x[1])
+    x, y = (shorten(repr(value), 100) for value in pair)
+    lines.append(f'{name}: {x} {there}, {y} {here}')
+  return lines

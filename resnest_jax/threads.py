@@ -3,6 +3,7 @@
 import collections
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -40,5 +41,12 @@ def map_in_threads(
         yield waiting.popleft().result()
     while waiting:
       yield waiting.popleft().result()
-  finally:
+  except KeyboardInterrupt:
+    # What runs gets a moment to end; a read may hang for ever.
+    pool.shutdown(wait=False, cancel_futures=True)
+    futures.wait(waiting, timeout=1)
+    raise
+  except BaseException:
     pool.shutdown(cancel_futures=True)
+    raise
+  pool.shutdown()

@@ -139,6 +139,8 @@ def test_config_is_locked():
     ('data.photometric', 'True', True),
     ('data.data_dir', 'none', 'none'),
     ('model.width', 'none', None),
+    ('seed', str(2**63 - 1), 2**63 - 1),
+    ('optimizer.clip_norm', '1e30', 1e30),
   ],
 )
 def test_override_is_read_as_the_type_of_its_key(key, given, value):
@@ -176,12 +178,51 @@ def test_override_is_read_as_the_type_of_its_key(key, given, value):
     ('optimizer.layer_decay', '1.1', 'above 0 and at most 1'),
     ('loss.terms.dice', '-1', 'at least 0'),
     ('loss.class_weights', '0,0', 'numbers of at least 0, not all 0'),
+    ('loss.class_weights', '1e300,1', 'at most 1e'),
+    ('seed', str(10**20), f'at most {2**63 - 1}'),
+    ('seed', '1' * 5000, r'a whole number, not .1+ \.\.\. 1+.\.'),
+    ('train.total_steps', str(10**30), f'at most {2**31 - 1}'),
+    ('train.batch_size', '1000000000', 'at most 65536'),
+    ('data.crop_size', '1000000,8', 'at most 65536'),
+    ('data.crop_size', '{[]:1}', 'numbers with commas'),
+    ('data.crop_size', '(' * 3000, 'numbers with commas'),
+    ('data.scale_range', '1,1e9', 'at most 100, the smaller first'),
+    ('data.num_workers', '1000000', 'at most 4096'),
+    ('eval.bucket', '1000000', 'at most 65536'),
+    ('eval.scales', '1e9,', 'at most 100'),
+    ('eval.fscore_beta', '1e300', 'at most 1e'),
+    ('model.num_classes', '1000000000', 'at most 65536'),
   ],
 )
 def test_wrong_value_is_refused_by_name(key, given, message):
   with pytest.raises(UserError, match=message) as error:
     load_config(ROW, {key: given})
   assert f'config.{key} ' in str(error.value)
+
+
+def test_key_that_a_row_sets_can_be_reset():
+  config = load_config(f'{ROW}:mini', {'model.width': 'none'})
+  assert load_config(f'{ROW}:mini').model.width == 16
+  assert config.model.width is None
+  assert rj.create_segmentor(config.model).backbone.width == 64
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    (
+      {'radix': 3},
+      r'64 channels, .* model.radix \(3\) must divide',
+    ),
+    ({'width': 7, 'groups': 2}, '14 channels, .* Change model.width .7., mod'),
+    ({'width': 1, 'base_width': 1}, 'stage 1 has 0 channels'),
+    ({'groups': 5, 'width': 4}, r'32 channels, which model.groups \(5\) must'),
+  ],
+)
+def test_channels_that_groups_cannot_share_are_refused(values, message):
+  changes = {f'model.{key}': value for key, value in values.items()}
+  with pytest.raises(UserError, match=message):
+    rj.create_segmentor(load_config(ROW, changes).model)
 
 
 def test_every_key_has_its_facts():
@@ -242,6 +283,24 @@ FUNCTION = 'from configs import common\ndef get_config():\n'
       r'own\.py, line 4: .*"nmae" does not exist',
     ),
     ('x = 1', '', 'has no function get_config'),
+    ('x = "\\0', '', r'own\.py, line 1: SyntaxError'),
+    ('def get_config(): pass', '', 'no whole configuration: name, seed, pret'),
+    (
+      f'{FUNCTION}  return common.loss()',
+      '',
+      'no whole configuration: name, se',
+    ),
+    (
+      f'{FUNCTION}  c = common.get_config()\n  c.unlock()\n  del c.eval.flip\n'
+      '  return c',
+      '',
+      r'no whole configuration: eval\.flip is missing. Begin with config = com',
+    ),
+    (
+      f'{FUNCTION}  return get_config()',
+      '',
+      r'own\.py, line 3: RecursionError',
+    ),
   ],
 )
 def test_mistake_in_a_config_file_is_reported_with_its_line(

@@ -3,11 +3,13 @@
 import argparse
 import json
 import re
+import shutil
 import signal
 import socket
 import time
 
 import jax
+import kills
 import numpy as np
 import pytest
 from hosts import finish, start, start_pair
@@ -115,6 +117,7 @@ def test_errors_that_only_say_that_a_host_is_gone(error):
 GATHER = """
 import argparse, os, signal
 import jax
+import kills
 import numpy as np
 from jax.experimental import multihost_utils
 from resnest_jax.distributed import failures, join
@@ -148,6 +151,118 @@ def test_processes_of_different_commands(command, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.fixture(scope='module')
+def two_data(tmp_path_factory):
+  """The same data twice, of which the second lacks a training image."""
+  folder = tmp_path_factory.mktemp('two')
+  kills.make_data(folder / 'first')
+  shutil.copytree(folder / 'first', folder / 'second')
+  for kind in ('images', 'masks'):
+    (folder / 'second' / kind / 'train' / '15.png').unlink()
+  return folder
+
+
+SWAPPED = 'sky 0 0 255\nroad 0 255 0\nwall 255 0 0\n'
+FOLDER = ('--config', 'configs/folder.py:mini', *small_flags())
+
+
+def own_pair(script, folder, *more, second):
+  data = '--config.data.data_dir='
+  return start_pair(
+    *(script, *FOLDER, f'{data}{folder}/first', *more),
+    devices=1,
+    second_only=(f'{data}{folder}/{second}',),
+  )
+
+
+@pytest.mark.parametrize(
+  ('classes', 'told'),
+  [
+    (None, 'images in the training split: 16 on host 0, 15 here'),
+    (SWAPPED, r"values: \['wall', \[1\]\] on host 0, \['road', \[1\]\] here"),
+  ],
+)
+def test_hosts_with_other_data_do_not_train(two_data, tmp_path, classes, told):
+  second = shutil.copytree(
+    two_data / ('first' if classes else 'second'), two_data / tmp_path.name
+  )
+  if classes:
+    (second / 'classes.txt').write_text(classes)
+  workdir = tmp_path / 'run'
+  pair = own_pair(
+    'train.py', two_data, '--workdir', workdir, second=second.name
+  )
+  (_, by_first), (_, by_second) = (finish(x, status=1) for x in pair)
+  assert re.search(told, by_second.splitlines()[-1])
+  assert 'give all hosts the same files' in by_second.splitlines()[-1]
+  assert 'error: host 1 has ended: this host' in by_first.splitlines()[-1]
+  assert not workdir.exists()
+
+
+JOINED = """
+import argparse, sys, time
+from resnest_jax.distributed import join
+from resnest_jax.errors import run
+def main():
+  flags = join.add_flags(argparse.ArgumentParser()).parse_args()
+  with join.joined(flags, {}):
+    print('joined')
+run(main)
+"""
+
+
+def joining(port, number, process_id, timeout=60):
+  flags = ('--coordinator', f'127.0.0.1:{port}', '--num_processes', number)
+  flags += ('--process_id', process_id, '--connect_timeout', timeout)
+  return start('-c', JOINED, *flags, devices=1)
+
+
+def free_port():
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return free.getsockname()[1]
+
+
+def test_hosts_of_other_numbers_of_processes():
+  port = free_port()
+  pair = joining(port, 2, 0), joining(port, 3, 1)
+  (_, by_first), (_, by_second) = (finish(x, status=1) for x in pair)
+  told = 'num_processes: 2 on host 0, 3 here'
+  assert told in by_second.splitlines()[-1]
+  assert told in by_first.splitlines()[-1]
+
+
+@pytest.mark.long
+def test_process_beyond_the_number_of_the_first():
+  port = free_port()
+  pair = joining(port, 2, 0, timeout=15), joining(port, 3, 2)
+  _, by_second = finish(pair[1], status=1)
+  assert by_second.splitlines()[-1].startswith('error: the hosts cannot join. ')
+  assert 'all with the same --coordinator and' in by_second.splitlines()[-1]
+  _, by_first = finish(pair[0], status=1)
+  assert 'not all processes came to' in by_first.splitlines()[-1]
+
+
+def test_port_of_another_program():
+  with socket.create_server(('', 0)) as taken:
+    port = taken.getsockname()[1]
+    _, err = finish(joining(port, 2, 0), status=1)
+  (line,) = err.splitlines()
+  assert f'port {port} of --coordinator 127.0.0.1:{port} cannot be ope' in line
+  assert '(Address already in use). Give all hosts another one' in line
+
+
+@pytest.mark.long
+def test_two_processes_of_one_id():
+  port = free_port()
+  # The first of two that say 1 ends when the second comes.
+  first = joining(port, 3, 0, timeout=20)
+  pair = [joining(port, 3, 1, timeout=20) for _ in range(2)]
+  said = [finish(x, status=1)[1].splitlines()[-1] for x in (*pair, first)]
+  assert any('the hosts cannot join. Start one process' in x for x in said[:2])
+  assert 'each with its own --process_id' in said[2]
+
+
 def test_coordinator_that_does_not_answer(command, tmp_path):
   flags = ('--coordinator', '127.0.0.1:1', '--num_processes', 2)
   flags += ('--process_id', 1, '--connect_timeout', 1)
@@ -166,6 +281,9 @@ WRONG = {
   '--coordinator=a --num_processes=2 --process_id=0': 'must be HOST:PORT',
   '--coordinator=a:1 --num_processes=0 --process_id=0': 'must be positive',
   '--coordinator=a:1 --num_processes=2 --process_id=2': 'from 0 to 1',
+  f'--coordinator=a:1 --num_processes={10**30} --process_id=2': 'at most 1048',
+  f'--connect_timeout={10**20}': 'from 1 to 604800 seconds',
+  '--connect_timeout=-1': 'from 1 to 604800 seconds',
 }
 
 

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 
 import pytest
 from trouble import small_disk
@@ -45,6 +47,99 @@ def test_mistakes_in_the_command_line_are_told_at_once(run_script):
   assert {'argparse', 'resnest_jax.flags'} <= set(imported)
   heavy = {'cv2', 'grain', 'jax', 'orbax.checkpoint', 'rich', 'tensorflow'}
   assert not heavy & set(imported)
+
+
+LONG = 'x' * 5000
+HOSTILE = (
+  f'train.py --config {LONG} --workdir x',
+  f'train.py --config configs/folder.py --workdir x --config.seed={10**20}',
+  f'train.py --config configs/folder.py --workdir x --config.name{LONG}=1',
+  f'eval.py --config configs/folder.py --weights {LONG} --workdir x',
+  f'predict.py --weights w --out y {LONG}',
+  f'export.py --weights {LONG} --out y',
+  f'export.py --weights w --out {LONG}',
+  f'-m resnest_jax.data.prepare ade20k --archive {LONG}',
+  f'-m resnest_jax.data.prepare ade20k_mini --images {"1" * 5000} 1',
+  '-m resnest_jax.data.prepare ade20k_mini --imagess 1 1',
+  '-m resnest_jax.data.prepare palette2id --masks m',
+  f'-m resnest_jax.data.mini --out {LONG}',
+  '-m resnest_jax.data.mini_cityscapes --out o --size 1 1',
+  f'-m resnest_jax.weights.convert {LONG} --out {LONG}',
+  f'-m resnest_jax.data.doctor --config {LONG}',
+  f'-m resnest_jax.evaluation.submission validate {LONG}',
+  '-m resnest_jax.evaluation.submission cityscapes --prediction p',
+)
+RUN_ALL = """
+import contextlib, io, json, runpy, sys
+ended = []
+for words in json.loads(sys.argv[1]):
+  said = io.StringIO()
+  status = None
+  with contextlib.redirect_stderr(said):
+    try:
+      if words[0] == '-m':
+        sys.argv = words[1:]
+        for name in (words[1], f'{words[1]}.__main__'):
+          sys.modules.pop(name, None)  # Of which runpy would warn.
+        runpy.run_module(words[1], run_name='__main__', alter_sys=True)
+      else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name='__main__')
+    except SystemExit as end:
+      status = end.code
+  ended.append((status, said.getvalue()))
+print('ended', json.dumps(ended))
+"""
+
+
+def test_absurd_command_lines_end_with_a_line(run_script):
+  commands = json.dumps([command.split() for command in HOSTILE])
+  printed = run_script('-c', RUN_ALL, commands).stdout
+  ended = json.loads(printed.rpartition('ended ')[2])
+  for command, (status, said) in zip(HOSTILE, ended, strict=True):
+    assert (status, said.count('\n')) == (1, 1), (command, said)
+    (line,) = said.splitlines()
+    assert line.startswith('error: ')
+    assert 'fault of resnest-jax' not in line
+    if 'cannot be used' in line:
+      assert 'x ... x' in line
+      assert 'File name too long. Give a shorter name' in line
+
+
+HANGS = "print('ready', flush=True)\nimport time\ntime.sleep(60)\n"
+
+
+@pytest.mark.parametrize(
+  ('command', 'module'),
+  [
+    ('train.py', 'ml_collections'),
+    ('eval.py', 'ml_collections'),
+    ('-m resnest_jax.data.prepare', 'tensorflow_datasets'),
+    ('-m resnest_jax.data.doctor', 'rich'),
+    ('-m resnest_jax.data.mini', 'cv2'),
+    ('-m resnest_jax.data.mini_cityscapes', 'cv2'),
+    ('-m resnest_jax.weights.convert', 'flax'),
+    ('-m resnest_jax.evaluation.submission', 'cv2'),
+  ],
+)
+def test_interrupt_during_the_imports_ends_with_a_line(
+  root, tmp_path, command, module
+):
+  (tmp_path / f'{module}.py').write_text(HANGS)
+  process = subprocess.Popen(
+    [sys.executable, *command.split()],
+    cwd=root,
+    env=os.environ | {'PYTHONPATH': f'{tmp_path}{os.pathsep}{root}'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == 'ready\n'
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=30)
+  assert process.returncode == 130
+  (line,) = err.splitlines()
+  assert line.startswith('stopped')
 
 
 def test_missing_browser_is_said_with_what_to_install(root, tmp_path):

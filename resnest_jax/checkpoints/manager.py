@@ -11,6 +11,7 @@ whole once; the checksums tell whether it still is.
 import contextlib
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,19 @@ from resnest_jax.checkpoints.integrity import (
 )
 from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.distributed import messages
-from resnest_jax.errors import DamagedCheckpoint, UserError, writing
+from resnest_jax.errors import (
+  DamagedCheckpoint,
+  NotWrittenInTime,
+  UserError,
+  writing,
+)
 from resnest_jax.files import plain_name
 from resnest_jax.models.stacking import stack, stacked, unstack
 from resnest_jax.sharding import replicate
 
+# Seconds that a write may take. By the clock that a suspended machine stops:
+# Orbax's own limit is one of the day's time, which may jump.
+PATIENCE = 1200
 # Orbax moves checkpoints there, whole, and we delete them: a kill leaves no
 # part of one among the others.
 DELETED = '.deleted'
@@ -42,7 +51,7 @@ DELETED = '.deleted'
 def steps_in(folder: Path) -> list[int]:
   """The steps of the whole checkpoints in a folder, in order."""
   names = [x.name for x in folder.iterdir()] if folder.is_dir() else []
-  return sorted(int(name) for name in names if name.isdigit())
+  return sorted(int(x) for x in names if x.isascii() and x.isdigit())
 
 
 class Checkpoints(ocp.CheckpointManager):
@@ -62,6 +71,7 @@ class Checkpoints(ocp.CheckpointManager):
     self.scores: dict[int, float] = {}
     self._deleted = None if read_only else folder / DELETED
     self._told = False  # A refused write was raised already.
+    self._stuck = False
     self.folder, self._links = folder, contextlib.ExitStack()
     for step in steps_in(folder):
       with contextlib.suppress(DamagedCheckpoint):
@@ -78,6 +88,10 @@ class Checkpoints(ocp.CheckpointManager):
           create=not read_only,
           read_only=read_only,
           cleanup_tmp_directories=not read_only,
+          async_options=ocp.AsyncOptions(
+            timeout_secs=7 * 24 * 60 * 60,
+            create_directories_asynchronously=False,
+          ),
           todelete_subdir=None if read_only else DELETED,
         ),
         item_handlers={
@@ -96,15 +110,32 @@ class Checkpoints(ocp.CheckpointManager):
     except UserError:
       self._told = True
       raise
+    except TimeoutError as error:  # Of Orbax, which reads the day's time.
+      raise self._not_in_time() from error
+
+  def _not_in_time(self) -> NotWrittenInTime:
+    self._stuck = True
+    return NotWrittenInTime(
+      f'the checkpoint in {self.folder} was not written in time: the '
+      'storage hangs, or the clock of this machine was changed. The same '
+      'command resumes from the newest checkpoint.'
+    )
 
   def finish(self) -> None:
     """Waits for all writes; raises `UserError` if one is refused."""
+    until = time.monotonic() + PATIENCE
+    while self.is_saving_in_progress():
+      if time.monotonic() > until:
+        raise self._not_in_time()
+      time.sleep(0.01)
     with self.writing():
       self.wait_until_finished()
     self._delete()
 
   def close(self) -> None:
     """Waits as `finish` does, and closes; raises no refusal a second time."""
+    if self._stuck:
+      return
     try:
       with writing(self.folder), self._links:
         super().close()
@@ -157,6 +188,7 @@ def save(
   Raises:
     UserError: this checkpoint, or the one before it, cannot be written.
   """
+  manager.finish()
   # Files have each block by its name, whether or not a platform stacks blocks.
   step, counts = int(state.step), stacked(state.params)
   optimizer = unstack(_optimizer_item(state), counts)
@@ -254,8 +286,8 @@ def find_step(manager: Checkpoints, which: str | int) -> int:
         f'choose one by its step: {", ".join(map(str, steps))}.'
       )
     return best
-  if str(which).isdigit() and int(which) in steps:
-    return int(which)
+  if named := [step for step in steps if str(step) == str(which)]:
+    return named[0]
   raise UserError(
     f"there is no checkpoint {which!r}; accepted are 'latest', 'best', "
     f'{", ".join(map(str, steps))}.'

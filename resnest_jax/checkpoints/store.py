@@ -25,6 +25,7 @@ from resnest_jax.checkpoints.manager import (
 )
 from resnest_jax.checkpoints.state import Run, TrainState, unlogged_scalars
 from resnest_jax.config import config_to_json
+from resnest_jax.data.datasets import CLASSES
 from resnest_jax.distributed import messages
 from resnest_jax.errors import DamagedCheckpoint, UserError
 from resnest_jax.files import remove_folder
@@ -32,6 +33,7 @@ from resnest_jax.labels import LabelSet
 from resnest_jax.models.description import check_network
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.text import differing
 from resnest_jax.untrusted import OBJECT, check_fields
 
 DAMAGED = 'damaged_checkpoints'
@@ -63,14 +65,24 @@ def has_checkpoint(workdir: Path) -> bool:
 class Store(contextlib.AbstractContextManager):
   """Writes the checkpoints of a run, and finds the newest that is whole."""
 
-  def __init__(self, workdir: Path, config: ConfigDict, labels: LabelSet):
+  def __init__(
+    self,
+    workdir: Path,
+    config: ConfigDict,
+    labels: LabelSet,
+    data: Mapping[str, Any],
+  ):
+    """`data`: facts of what the run reads, which a resume compares."""
     self._workdir, self._batch_size = workdir, config.train.batch_size
     self._about = {
       'config': json.loads(config_to_json(config)),
       'classes': list(labels.classes),
       'palette': labels.palette.tolist(),
       'dilation_rule': config.model.dilation_rule,
+      'data': dict(data),
     }
+    # What `resume` finds to be other data than the checkpoint's, in words.
+    self.changes: list[str] = []
     keep = config.train.keep_checkpoints
     self._manager = open_checkpoints(workdir, keep=keep)
     self._proved = False  # That what is written here can be read.
@@ -83,6 +95,7 @@ class Store(contextlib.AbstractContextManager):
     state, about = restore_newest(self._workdir, self._manager, abstract)
     self._proved = True
     check_classes(about, self._about['classes'])
+    self.changes = data_changes(about.get('data', {}), self._about['data'])
     run = Run(state, step=int(state.step), saved_step=int(state.step))
     run.best = about['best']
     # The state of an interrupted run also has the scalars that no log line has.
@@ -265,3 +278,23 @@ def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:
       'and order are part of a run: restore them, or train in another '
       '--workdir.'
     )
+
+
+def data_changes(
+  there: Mapping[str, Any], here: Mapping[str, Any]
+) -> list[str]:
+  """Says what differs in the data of a checkpoint and of now.
+
+  Raises:
+    UserError: the classes have other mask values.
+  """
+  # Earlier versions wrote less or nothing.
+  changes = differing({**here, **there}, here, 'before', 'now')
+  for line in changes:
+    if line.startswith(CLASSES):
+      raise UserError(
+        f'the checkpoint was trained with other mask values ({line}). They are '
+        'part of a run: restore the classes file, or train in another '
+        '--workdir.'
+      )
+  return changes

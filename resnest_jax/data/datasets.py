@@ -5,7 +5,7 @@ import hashlib
 import json
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,9 +92,36 @@ def open_data(data_config: Any, split: str) -> 'PreparedSplit | FolderSplit':
   return open_split(data_config.name, data_config.data_dir, split)
 
 
+CLASSES = 'classes and their mask values'
+
+
 class Splits(NamedTuple):
   train: 'PreparedSplit | FolderSplit'
   eval: 'PreparedSplit | FolderSplit'
+
+  def facts(self) -> dict[str, Any]:
+    """What `describe` says of both."""
+    return describe(
+      {'the training split': self.train, 'the evaluation split': self.eval}
+    )
+
+
+def describe(
+  splits: Mapping[str, 'PreparedSplit | FolderSplit'],
+) -> dict[str, Any]:
+  """Facts that are equal where the same samples are read; JSON-able."""
+  facts = {}
+  for name, split in splits.items():
+    ids = split.labels.to_train_id
+    facts |= {
+      CLASSES: [
+        [name, np.flatnonzero(ids == k).tolist()]
+        for k, name in enumerate(split.labels.classes)
+      ],
+      f'images in {name}': len(split),
+      f'names and sizes of the files of {name}': split.fingerprint,
+    }
+  return facts
 
 
 def open_splits(config: ConfigDict) -> Splits:
@@ -142,6 +169,11 @@ class PreparedSplit:
 
   def __len__(self) -> int:
     return len(self._samples)
+
+  @property
+  def fingerprint(self) -> str:
+    """Differs if other samples are stored, or in another order."""
+    return self._stored.fingerprint[:16]
 
   def __getitem__(self, index: int) -> dict:
     return self.labelled(index, self.raw(index))

@@ -1,7 +1,13 @@
 """The command of `mini.cityscapes_mini`."""
 
-from resnest_jax.data.mini.cityscapes_mini import main
+import importlib
+
 from resnest_jax.errors import run
 
 if __name__ == '__main__':
-  run(main)
+  # Imported late, so that Ctrl-C meanwhile is told in a line.
+  run(
+    lambda: importlib.import_module(
+      'resnest_jax.data.mini.cityscapes_mini'
+    ).main()
+  )

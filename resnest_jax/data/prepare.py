@@ -21,15 +21,21 @@ palette2id converts masks of your own data (configs/folder.py).
 import argparse
 import contextlib
 import functools
+import importlib
 import io
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from resnest_jax.errors import run
+
+if __name__ == '__main__':
+  # Before the imports below, so that Ctrl-C during them is told in a line.
+  run(lambda: importlib.import_module(__spec__.name).main())
+
 import tensorflow_datasets as tfds
 
-from resnest_jax import errors
 from resnest_jax.data import datasets, pixels
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
 from resnest_jax.data.datasets import DATASETS
@@ -37,7 +43,7 @@ from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
 from resnest_jax.data.own import palette2id
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, remove
-from resnest_jax.flags import command_line
+from resnest_jax.flags import Parser
 from resnest_jax.progress import progress_bar
 from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
@@ -67,10 +73,8 @@ def main() -> None:
 
 
 def _parse_arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='python -m resnest_jax.data.prepare',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = Parser(
+    prog='python -m resnest_jax.data.prepare', description=__doc__
   )
   add = parser.add_argument
   add('dataset', choices=DATASETS, metavar='DATASET', help=', '.join(DATASETS))
@@ -107,7 +111,7 @@ def _parse_arguments() -> argparse.Namespace:
     ),
   )
   cityscapes_mini.add_size_argument(parser)
-  return parser.parse_args(command_line())
+  return parser.parse_args()
 
 
 def archive_from_arguments(
@@ -311,7 +315,3 @@ def print_summary(dataset: str, data_dir: Path) -> None:
     f'Next:\n  {command("train.py")} --config {config} {options}'
     f'--workdir runs/{dataset}'
   )
-
-
-if __name__ == '__main__':
-  errors.run(main)

@@ -16,8 +16,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-import jax
-
 from resnest_jax import errors
 from resnest_jax.distributed import messages
 from resnest_jax.jax_private import distributed_state as shared
@@ -30,6 +28,11 @@ _AGAIN = (
   'checkpoint.'
 )
 
+JOINING = (
+  'Start one process for each --process_id from 0 to N - 1, all with the same '
+  '--coordinator and --num_processes N.'
+)
+
 # Set once this process is ending: it must not end again, for another reason.
 _leaving = threading.Event()
 _began = 0.0  # `time.monotonic()` when this process began to listen.
@@ -38,15 +41,16 @@ _heard: dict[int, tuple[str, float]] = {}
 
 
 def start() -> None:
-  """Watches the other hosts, in a thread, until `stop`.
-
-  When JAX aborts the process the remedy is the last line.
-  """
+  """Watches the other hosts, in a thread, until `stop`."""
   global _began
   _began = time.monotonic()
+  threading.Thread(target=_watch, daemon=True).start()
+
+
+def catch_aborts() -> None:
+  """Says what can be done where JAX aborts the process."""
   # Python would run its handlers in the main thread, which waits in C code.
   ctypes.CDLL(None).signal(int(signal.SIGABRT), _aborted)
-  threading.Thread(target=_watch, daemon=True).start()
 
 
 def part() -> None:
@@ -63,12 +67,12 @@ def stop() -> None:
 
 def _stay_behind() -> None:
   # JAX's service lives in the first host, which therefore ends last.
-  if messages.is_first():
+  if shared.process_id == 0:
     time.sleep(3)
 
 
 def _say(folder: str, text: str) -> None:
-  key = f'{folder}{jax.process_index()}'
+  key = f'{folder}{shared.process_id}'
   messages.service().key_value_set(key, text, allow_overwrite=True)
 
 
@@ -94,7 +98,7 @@ def _said(folder: str) -> dict[int, str]:
   """The entries of the other hosts in a folder of the service, by host."""
   pairs = messages.service().key_value_dir_get(folder)
   said = {int(key.rpartition('/')[2]): text for key, text in pairs}
-  said.pop(jax.process_index(), None)
+  said.pop(shared.process_id, None)
   return said
 
 
@@ -130,7 +134,7 @@ def leaving() -> Iterator[None]:
 def leave(error: BaseException) -> None:
   """Announces an error and ends this process, unless there is no other host."""
   # Raising it would run the exits of Orbax and JAX, which wait for all hosts.
-  if jax.process_count() == 1:
+  if shared.num_processes == 1:
     return
   _leaving.set()
   if is_of_a_collective(error):
@@ -188,6 +192,8 @@ def end(reason: str) -> None:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(number: int) -> None:
   del number
+  if not _began:
+    end(f'the hosts cannot join. {JOINING} The lines above are from JAX.')
   end(
     f'{_silent()} has been killed, has failed or cannot be reached. '
     f'{_AGAIN} The lines above are from JAX.'

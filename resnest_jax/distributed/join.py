@@ -7,7 +7,6 @@ alone writes files and prints.
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -17,6 +16,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from resnest_jax.errors import UserError
+
+_LONGEST = 7 * 24 * 60 * 60
+_MOST_PROCESSES = 2**20
 
 
 def add_flags(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -64,10 +66,17 @@ def joined(
   import jax
 
   from resnest_jax.distributed import failures, messages
+  from resnest_jax.jax_private import distributed_state
 
   with contextlib.ExitStack() as stack, failures.leaving():
     failures.start()
-    _check_same(facts)
+    # Else they show much later: as a hang, or as results nobody can repeat.
+    messages.check_same(
+      {**facts, '--num_processes': distributed_state.num_processes},
+      'started',
+      'was started with other settings or versions than host 0 ({}). Use the '
+      'same command and the same environment on all hosts.',
+    )
     if not messages.is_first():
       nowhere = stack.enter_context(open(os.devnull, 'w'))
       stack.enter_context(contextlib.redirect_stdout(nowhere))
@@ -82,6 +91,11 @@ def _connect(flags: argparse.Namespace, stop_together: bool) -> bool:
   """Returns whether this is now one of several hosts."""
   import jax
 
+  if not 0 < flags.connect_timeout <= _LONGEST:
+    raise UserError(
+      f'--connect_timeout is {flags.connect_timeout}; it must be from 1 to '
+      f'{_LONGEST} seconds.'
+    )
   # The service's handler swallows SIGTERM: evaluation would ignore the signal.
   jax.config.update('jax_enable_preemption_service', stop_together)
   if flags.num_processes == 1:
@@ -97,8 +111,32 @@ def _connect(flags: argparse.Namespace, stop_together: bool) -> bool:
   if absent:
     return _find_others(flags.connect_timeout)
   _check_flags(**given)
-  _initialize(flags.connect_timeout, *given.values())
+  if flags.process_id == 0:
+    _check_port(flags.coordinator)
+  from resnest_jax.distributed.failures import JOINING
+
+  try:
+    _initialize(flags.connect_timeout, *given.values())
+  except (RuntimeError, ValueError) as error:
+    raise UserError(
+      f'the hosts cannot join at {flags.coordinator} '
+      f'({str(error).splitlines()[0][:200]}). {JOINING}'
+    ) from error
   return True
+
+
+def _check_port(coordinator: str) -> None:
+  # JAX would share the port with another program of its kind, or fail in C++.
+  port = int(coordinator.rpartition(':')[2])
+  try:
+    with socket.create_server(('', port)):
+      pass
+  except OSError as error:
+    raise UserError(
+      f'the port {port} of --coordinator {coordinator} cannot be opened here '
+      f'({os.strerror(error.errno)}). Give all hosts another one, and start '
+      'this process, --process_id 0, once and on that machine.'
+    ) from error
 
 
 def _check_flags(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -108,8 +146,11 @@ def _check_flags(coordinator: str, num_processes: int, process_id: int) -> None:
       f'--coordinator is {coordinator!r}; it must be HOST:PORT, for instance '
       '10.0.0.1:8476.'
     )
-  if num_processes < 1:
-    raise UserError(f'--num_processes is {num_processes}; it must be positive.')
+  if not 0 < num_processes <= _MOST_PROCESSES:
+    raise UserError(
+      f'--num_processes is {num_processes}; it must be positive and at most '
+      f'{_MOST_PROCESSES}.'
+    )
   if not 0 <= process_id < num_processes:
     raise UserError(
       f'--process_id is {process_id}; with --num_processes={num_processes} it '
@@ -152,13 +193,14 @@ def _find_others(timeout: int) -> bool:
 def _initialize(timeout: int, address: str = '', *numbers: int) -> None:
   import jax
 
-  from resnest_jax.distributed.failures import HEARTBEAT_SECONDS
+  from resnest_jax.distributed.failures import HEARTBEAT_SECONDS, catch_aborts
 
   # JAX aborts a process that waited in vain, with a stack trace. The timer is
   # a minute faster and says what can be done.
   timer = threading.Timer(timeout, _give_up, (timeout, address))
   timer.daemon = True
   timer.start()
+  catch_aborts()
   try:
     jax.distributed.initialize(
       address or None,
@@ -193,27 +235,3 @@ def _give_up(timeout: int, address: str) -> None:
     'as --num_processes says, each with its own --process_id from 0 on, or '
     'give a longer --connect_timeout.'
   )
-
-
-def _check_same(facts: Mapping[str, Any]) -> None:
-  # Or they show much later, as a hang or as results that nobody can repeat.
-  from resnest_jax.distributed import messages
-
-  client, key = messages.service(), 'resnest_jax/started/0'
-  if messages.is_first():
-    client.key_value_set(key, json.dumps(facts))
-  first = json.loads(client.blocking_key_value_get(key, messages.PATIENCE_MS))
-  ours = json.loads(json.dumps(facts))  # JSON knows no tuples.
-  differ = [
-    f'{name}: {first.get(name)!r} on host 0, {ours.get(name)!r} here'
-    for name in sorted(first.keys() | ours.keys())
-    if first.get(name) != ours.get(name)
-  ]
-  if differ:
-    more = f'; and {len(differ) - 3} more' if len(differ) > 3 else ''
-    raise UserError(
-      f'this host ({socket.gethostname()}) was started with other settings '
-      f'or versions than host 0 ({"; ".join(differ[:3])}{more}). Use the same '
-      'command and the same environment on all hosts.'
-    )
-  messages.wait_for_all('comparison')

@@ -5,8 +5,10 @@ With a single process nothing is exchanged and nobody waits.
 
 import contextlib
 import itertools
+import json
 import pickle
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 
 from resnest_jax.errors import UserError
 from resnest_jax.jax_private import distributed_state
+from resnest_jax.text import differing
 
 T = TypeVar('T')
 
@@ -52,6 +55,36 @@ def first_goes_ahead(name: str) -> Iterator[None]:
   yield
   if is_first():
     wait_for_all(name)
+
+
+def check_same(facts: Mapping[str, Any], name: str, what: str) -> None:
+  """Compares JSON-able values with the first host's, before any backend exists.
+
+  Raises:
+    UserError: they differ; `what` says what this host has, and the remedy.
+  """
+  client, key = service(), f'resnest_jax/{name}/0'
+  if distributed_state.process_id == 0:
+    client.key_value_set(key, json.dumps(facts))
+  first = json.loads(client.blocking_key_value_get(key, PATIENCE_MS))
+  # JSON knows no tuples.
+  lines = differing(first, json.loads(json.dumps(facts)), 'on host 0', 'here')
+  if lines:
+    more = f'; and {len(lines) - 3} more' if len(lines) > 3 else ''
+    said = f'{"; ".join(lines[:3])}{more}'
+    raise UserError(f'this host ({socket.gethostname()}) {what.format(said)}')
+  client.wait_at_barrier(f'resnest_jax/{name}/same', PATIENCE_MS)
+
+
+def check_same_data(facts: Mapping[str, Any]) -> None:
+  """Raises `UserError` on a host that reads other data than the first one."""
+  if jax.process_count() > 1:
+    check_same(
+      facts,
+      'data',
+      'has other data than host 0 ({}). Each image and each draw belongs to '
+      'one place of a batch: give all hosts the same files.',
+    )
 
 
 def gather(work: Callable[[], T]) -> list[T]:

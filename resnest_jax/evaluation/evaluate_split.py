@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from resnest_jax import drawing, runtime
 from resnest_jax.checkpoints.store import check_classes, checkpoint_dir
 from resnest_jax.config import fit_num_classes, flatten
-from resnest_jax.data.datasets import open_data
+from resnest_jax.data.datasets import describe, open_data
 from resnest_jax.data.preprocess import Normalization
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
@@ -74,6 +74,7 @@ def evaluate_split(
   console = make_console(quiet=not messages.is_first())
   split_name = split_name or config.data.eval_split
   split = open_data(config.data, split_name)
+  messages.check_same_data(describe({'the split': split}))
   fit_num_classes(config, len(split.labels.classes))
   protocol = make_protocol(config)
   model, variables, found, normalization = load_network(

@@ -47,6 +47,21 @@ class Backbone(NamedTuple):
   avd_first: bool = False
   width: int = 64
 
+  def channels(self, stage: int) -> int:
+    """Channels inside the blocks of a stage, 0 to 3."""
+    return inner_channels(self.width * 2**stage, self.base_width, self.groups)
+
+
+def inner_channels(planes: int, base_width: int, groups: int) -> int:
+  """Channels of a block's split attention."""
+  return planes * base_width // 64 * groups
+
+
+def attention_channels(features: int, radix: int) -> int:
+  """Hidden channels of the split attention's weights."""
+  # Counted from the input's channels, and at least 32, as in the references.
+  return max(features * radix // REDUCTION, 32)
+
 
 # The authors' fast settings: radix (s), groups (x) and base width (d).
 def _fast(radix: int, groups: int, base_width: int) -> Backbone:
@@ -98,8 +113,7 @@ class SplitAttention(nn.Module):
   def __call__(self, x: Array, size: Size) -> Array:
     radix, groups = self.radix, self.groups
     norm = partial(BatchNorm, self.train, relu=True, dtype=self.dtype)
-    # Counted from the input's channels, and at least 32, as in the references.
-    hidden = max(x.shape[-1] * radix // REDUCTION, 32)
+    hidden = attention_channels(x.shape[-1], radix)
     splits = Conv(
       self.features * radix,
       3,
@@ -145,7 +159,7 @@ class Bottleneck(nn.Module):
   @nn.compact
   def __call__(self, x: Array, size: Size) -> Array:
     dtype, train = self.dtype, self.train
-    width = self.planes * self.base_width // 64 * self.groups
+    width = inner_channels(self.planes, self.base_width, self.groups)
     # First, while `size` is still the input's.
     shortcut = self._shortcut(x, size) if self.project else x
 

@@ -15,7 +15,13 @@ from resnest_jax.models.heads import (
 )
 from resnest_jax.models.layers import Array, Size
 from resnest_jax.models.remat import parse, recomputed
-from resnest_jax.models.resnest import BACKBONES, DILATION_RULES, ResNeSt
+from resnest_jax.models.resnest import (
+  BACKBONES,
+  DILATION_RULES,
+  Backbone,
+  ResNeSt,
+  attention_channels,
+)
 
 HEADS = {
   'fcn': FCNHead,
@@ -110,6 +116,7 @@ def create_backbone(config: Mapping[str, Any]) -> ResNeSt:
     for key, value in named.items()
   }
   fields['stage_sizes'] = tuple(fields['stage_sizes'])
+  _check_channels(Backbone(**fields))
   return ResNeSt(
     **fields,
     output_stride=_choice(config, 'output_stride', OUTPUT_STRIDES),
@@ -117,6 +124,25 @@ def create_backbone(config: Mapping[str, Any]) -> ResNeSt:
     dtype=DTYPES[_choice(config, 'dtype', DTYPES)],
     frozen=0 if _frozen_bn(config) == 'none' else 5,
   )
+
+
+def _check_channels(backbone: Backbone) -> None:
+  """Raises `UserError` unless groups and radix share the channels evenly."""
+  groups, radix = backbone.groups, backbone.radix
+  for stage in range(4):
+    channels = backbone.channels(stage)
+    hidden = attention_channels(channels, radix)
+    for number, divisor, of in (
+      (channels, groups * radix, 'model.groups times model.radix'),
+      (hidden, groups, 'model.groups'),
+    ):
+      if number == 0 or number % divisor:
+        raise UserError(
+          f'a block of stage {stage + 1} has {number} channels, which {of} '
+          f'({divisor}) must divide. Change model.width '
+          f'({backbone.width}), model.base_width ({backbone.base_width}), '
+          f'model.groups ({groups}) or model.radix ({radix}).'
+        )
 
 
 def _frozen_bn(config: Mapping[str, Any]) -> str:

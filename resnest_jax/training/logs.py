@@ -183,14 +183,13 @@ class RunLog:
     if not self.path.exists():
       return
     kept = []
-    for line in self.path.read_text('utf-8').splitlines():
-      try:
+    for line in self.path.read_text('utf-8', 'replace').splitlines():
+      # A kill has truncated a line, or it is not one of ours.
+      with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         scalars = json.loads(line)
-      except ValueError:  # A kill has truncated this line.
-        continue
-      last = step - 1 if evaluate and 'mIoU' in scalars else step
-      if scalars['step'] <= last:
-        kept.append(f'{line}\n')
+        last = step - 1 if evaluate and 'mIoU' in scalars else step
+        if scalars['step'] <= last:
+          kept.append(f'{line}\n')
     write_text(self.path, ''.join(kept))
 
   def write(self, step: int, scalars: dict[str, float]) -> None:

@@ -63,6 +63,7 @@ def train(
     stride = config.model.output_stride
     sharding.check_rows(config.data.crop_size[0], stride, mesh)
     splits = open_splits(config)
+    messages.check_same_data(facts := splits.facts())
     model, optimizer, plan, train_step = create_training(config, mesh)
     ema = config.train.ema_decay > 0
     fresh = not has_checkpoint(workdir)
@@ -72,7 +73,9 @@ def train(
       at_exit.enter_context(claim_workdir(workdir, config))
     note = micro_batch_note(plan, config.train.batch_size)
     announce(config, workdir, splits, note)
-    store = at_exit.enter_context(Store(workdir, config, splits.train.labels))
+    store = at_exit.enter_context(
+      Store(workdir, config, splits.train.labels, facts)
+    )
     if fresh:
       if messages.is_first():
         check_before_training(config, splits, workdir)
@@ -81,6 +84,7 @@ def train(
     else:
       run = store.resume(abstract_state(model, optimizer, mesh, ema=ema))
       notes = [f'resuming after step {run.step} of {total_steps}']
+      notes += other_data(store.changes, workdir)
     print('; '.join(notes), flush=True)
     console().print(group_table(run.state.params, config.optimizer))
     if run.step >= total_steps and not run.evaluating:
@@ -165,6 +169,19 @@ def announce(
   )
   if micro_batches:
     print(micro_batches, flush=True)
+
+
+def other_data(changes: list[str], workdir: Path) -> list[str]:
+  """Notes for a run that resumes with other data than it began with."""
+  if not changes:
+    return []
+  meaning = 'scores are of other images than before'
+  if any('training' in line for line in changes):
+    meaning = 'this is no longer the run that was begun'
+    if messages.is_first():  # Before the other hosts read it.
+      (workdir / CLASS_COUNTS).unlink(missing_ok=True)
+  said = '; '.join(changes)
+  return [f'the data has changed since the checkpoint ({said}): {meaning}']
 
 
 def take_step(compiled: Any, run: Run, batch: Batch, report: Report) -> None:

@@ -7,23 +7,22 @@ process. Between two steps the main thread does that itself.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
-from resnest_jax.errors import UserError, leave, say
+from resnest_jax.errors import TRY_AGAIN, explain, leave, say
 
-# EX_TEMPFAIL of sysexits.h: schedulers are told to start such a job again.
-TRY_AGAIN = 75
 STATUS = {
   signal.SIGTERM: TRY_AGAIN,
   signal.SIGUSR1: TRY_AGAIN,  # sbatch --signal=USR1@60
+  signal.SIGHUP: TRY_AGAIN,  # The terminal or the connection has ended.
   signal.SIGINT: 130,
 }
 # Schedulers signal a process and its group: within this time that is one
@@ -38,6 +37,38 @@ class Task(NamedTuple):
   # How to end the process while the main thread waits.
   save: Words = str
   stuck: Words = str
+
+
+class _Output:
+  """Standard output. Once its reader is gone it stops the run, and is silent.
+
+  Not by SIGPIPE, which comes of any connection that ends.
+  """
+
+  def __init__(self, stream: TextIO, lost: Callable[[], None]):
+    self._stream, self._lost = stream, lost
+
+  def write(self, text: str) -> int:
+    self._guard(self._stream.write, text)
+    return len(text)
+
+  def flush(self) -> None:
+    self._guard(self._stream.flush)
+
+  def _guard(self, write: Callable, *arguments: str) -> None:
+    try:
+      write(*arguments)
+    except OSError as error:
+      # EIO: of a terminal.
+      if error.errno not in (errno.EPIPE, errno.EIO):
+        raise
+      nowhere = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(nowhere, self._stream.fileno())
+      os.close(nowhere)
+      self._lost()
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
 
 
 class Stopper:
@@ -70,8 +101,10 @@ class Stopper:
       target=self._watch, args=(here, watching), daemon=True
     )
     thread.start()
+    output = _Output(sys.stdout, self._note_lost_output)
     try:
-      yield
+      with contextlib.redirect_stdout(output):
+        yield
     finally:
       watching.set()
       signal.set_wakeup_fd(wakeup)
@@ -150,7 +183,11 @@ class Stopper:
       if _is_distributed() and number != signal.SIGTERM:
         os.kill(os.getpid(), signal.SIGTERM)  # JAX's service knows this one.
     elif time.monotonic() - self._since > DUPLICATE_SECONDS:
-      leave(f'{number.name} again: ended at once.', STATUS[self.signal])
+      leave(f'{number.name} again: ended at once.', self._status())
+
+  def _note_lost_output(self) -> None:
+    if self.signal is None:  # Not a second signal.
+      self._note(signal.SIGPIPE)
 
   def _end(self, problem: str) -> None:
     with self._lock:
@@ -160,10 +197,8 @@ class Stopper:
         return
       try:
         said = self._task.save()
-      except UserError as error:
-        leave(f'error: {problem} {error}' if problem else f'error: {error}', 1)
-      except BaseException:
-        leave(f'error: {problem}\n{traceback.format_exc()}', 1)
+      except BaseException as error:
+        leave(f'error: {f"{problem} {explain(error)}".lstrip()}', 1)
       if problem:
         leave(f'error: {problem} {said}', 1)
       self._leave(said)
@@ -171,8 +206,10 @@ class Stopper:
   def _leave(self, said: str) -> NoReturn:
     name = f'stopped by {self.signal.name}' if self.signal else 'stopped'
     said = f'{name}; {said}' if said else name
-    status = STATUS.get(self.signal, TRY_AGAIN)
-    leave(f'{said}; the same command resumes the run.', status)
+    leave(f'{said}; the same command resumes the run.', self._status())
+
+  def _status(self) -> int:
+    return STATUS.get(self.signal, TRY_AGAIN)
 
 
 def _is_distributed() -> bool:

@@ -78,7 +78,7 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
 def _find_shared(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
   saved = workdir / 'config.json'
   for _ in range(30):  # Network file systems show new files late, in seconds.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
       if not differences(saved.read_text('utf-8'), config, FREE_KEYS):
         return contextlib.ExitStack()
     time.sleep(1)

@@ -8,17 +8,22 @@ error, and --drop leaves modules out. The output folder holds the weights and
 about.json, the description that the weight file has in its header.
 """
 
-import argparse
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from resnest_jax.errors import run
+
+if __name__ == '__main__':
+  # Before the imports below, so that Ctrl-C during them is told in a line.
+  run(lambda: importlib.import_module(__spec__.name).main())
+
 from flax.traverse_util import flatten_dict
 
 from resnest_jax import runtime
-from resnest_jax.errors import run
 from resnest_jax.files import check_new
-from resnest_jax.flags import add_checkpoint_flag, command_line
+from resnest_jax.flags import Parser, add_checkpoint_flag
 from resnest_jax.weights.files import check_torch, write_weights
 from resnest_jax.weights.infer import backbone_of, same_shapes, title_of
 from resnest_jax.weights.names import WHOSE, WHOSE_READ
@@ -27,7 +32,7 @@ from resnest_jax.weights.state_dict import KINDS, export_state_dict
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  flags = _parser().parse_args(command_line(arguments))
+  flags = _parser().parse_args(arguments)
   runtime.set_up()
   # Both checks come before a download.
   check_new(flags.out)
@@ -50,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   )
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+  parser = Parser(
     prog='python -m resnest_jax.weights.convert',
     description=__doc__.splitlines()[0],
     epilog='RESNEST_JAX_CACHE names the folder of downloads; '
@@ -124,7 +129,3 @@ def _report(weights: Weights, variables: Any) -> None:
   )
   for note in weights.notes():
     print(note)
-
-
-if __name__ == '__main__':
-  run(main)

@@ -3,13 +3,16 @@
 import contextlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import cv2
 import jax
 import jax.numpy as jnp
+import kills
 import numpy as np
 import optax
 import pytest
@@ -17,9 +20,13 @@ from checkpoints.stored import variables_of
 from trouble import obey_permissions, small_disk
 
 from resnest_jax.checkpoints import store
-from resnest_jax.checkpoints.state import TrainState
+from resnest_jax.checkpoints.state import Run, TrainState
+from resnest_jax.config import load_config
+from resnest_jax.data.datasets import open_splits
 from resnest_jax.errors import DamagedCheckpoint, UserError
 from resnest_jax.training.logs import RunLog
+from resnest_jax.training.loop import other_data
+from resnest_jax.training.workdir import CLASS_COUNTS
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
 ABOUT = {'best': {'step': 10, 'mIoU': 0.5}, 'classes': ['a', 'b']}
@@ -315,3 +322,110 @@ def test_a_right_to_write_that_is_lost(root, workdir):
   assert said.startswith(f'error: {workdir}/checkpoints')
   assert 'Permission denied. Give this process the right to write' in said
   assert_is(resume(workdir)[0], 30)
+
+
+@pytest.fixture(scope='module')
+def begun(tmp_path_factory):
+  """Data, and a run of one checkpoint on it."""
+  folder = tmp_path_factory.mktemp('begun')
+  kills.make_data(folder / 'data')
+  with store_of(folder / 'run', folder / 'data') as opened:
+    opened.save(Run(make_state(10), step=10), None)
+    opened.finish()
+  return folder
+
+
+def store_of(workdir, data, known=True):
+  values = {'data.data_dir': str(data)}
+  config = load_config('configs/folder.py:mini', values)
+  splits = open_splits(config)
+  facts = splits.facts() if known else {}
+  return store.Store(workdir, config, splits.train.labels, facts)
+
+
+def remove_sample(data):
+  (data / 'images/train/3.png').unlink()
+  (data / 'masks/train/3.png').unlink()
+
+
+def add_sample(data):
+  for kind in ('images', 'masks'):
+    shutil.copy(data / kind / 'val/3.png', data / kind / 'val/33.png')
+
+
+def rename_sample(data):
+  for kind in ('images', 'masks'):
+    (data / kind / 'train/3.png').rename(data / kind / 'train/99.png')
+
+
+def redraw_mask(data):
+  cv2.imwrite(f'{data}/masks/train/3.png', np.eye(48, dtype=np.uint8))
+
+
+def change_colour(data):
+  text = (data / 'classes.txt').read_text()
+  (data / 'classes.txt').write_text(text.replace('255 0 0', '250 0 0'))
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (
+      remove_sample,
+      ['images in the training split: 16 before, 15 ', 'names'],
+    ),
+    (add_sample, ['images in the evaluation split: 6 before, 7 now', 'names']),
+    (rename_sample, ['names and sizes of the files of the training split: ']),
+    (redraw_mask, ['names and sizes of the files of the training split: ']),
+    (change_colour, []),
+    (lambda data: None, []),
+  ],
+)
+def test_resuming_says_what_has_changed_in_the_data(
+  begun, tmp_path, change, said
+):
+  data = shutil.copytree(begun / 'data', tmp_path / 'elsewhere')
+  change(data)
+  with store_of(begun / 'run', data) as opened:
+    assert opened.resume(ABSTRACT).step == 10
+  assert len(opened.changes) == len(said)
+  for line, expected in zip(opened.changes, said, strict=True):
+    assert line.startswith(expected)
+  (tmp_path / CLASS_COUNTS).touch()
+  notes = other_data(opened.changes, tmp_path)
+  assert len(notes) == bool(said)
+  trained = any('training' in line for line in said)
+  assert (tmp_path / CLASS_COUNTS).exists() != trained
+  assert any('no longer the run' in note for note in notes) == trained
+
+
+@pytest.mark.parametrize(
+  ('classes', 'message'),
+  [
+    ('0: sky\n2: wall\n1: road\n', r"\['wall', \[1\]\] before, .* \[2\]\] now"),
+    ('sky\nwall\nroad\nignore: 7\n', None),
+    ('0: sky\n1, 9: wall\n2: road\n', r"'wall', \[1, 9\]\] now"),
+    ('sky\nroad\nwall\n', r'other classes \(wall there, road now\)'),
+  ],
+)
+def test_other_mask_values_are_refused(begun, tmp_path, classes, message):
+  data = shutil.copytree(begun / 'data', tmp_path / 'elsewhere')
+  (data / 'classes.txt').write_text(classes)
+  refused = contextlib.nullcontext()
+  if message:
+    refused = pytest.raises(UserError, match=message)
+  with store_of(begun / 'run', data) as opened, refused:
+    opened.resume(ABSTRACT)
+  # Where they are restored it resumes.
+  shutil.copy(begun / 'data' / 'classes.txt', data)
+  with store_of(begun / 'run', data) as opened:
+    assert opened.resume(ABSTRACT).step == 10
+
+
+def test_checkpoint_of_an_earlier_version_knows_no_data(begun, tmp_path):
+  with store_of(tmp_path, begun / 'data', known=False) as opened:
+    opened.save(Run(make_state(10), step=10), None)
+    opened.finish()
+  with store_of(tmp_path, begun / 'data') as opened:
+    assert opened.resume(ABSTRACT).step == 10
+  assert opened.changes == []

@@ -1,9 +1,11 @@
 """Checkpoints: what stays, where they go back to, what is refused."""
 
+import itertools
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -15,9 +17,10 @@ from checkpoints.stored import variables_of
 from small import small_config
 
 from resnest_jax import runtime
+from resnest_jax.checkpoints import manager as manager_module
 from resnest_jax.checkpoints import store
 from resnest_jax.checkpoints.state import Run, TrainState
-from resnest_jax.errors import UserError
+from resnest_jax.errors import NotWrittenInTime, UserError
 from resnest_jax.labels import ADE20K
 from resnest_jax.sharding import make_mesh, replicated
 
@@ -51,6 +54,40 @@ def workdir(tmp_path):
       about = {'step': step, 'best': 20}
       store.save(manager, make_state(step), about, metrics.get(step))
   return tmp_path
+
+
+def test_clock_that_jumps_during_a_save(tmp_path, monkeypatch):
+  clock, jumps = time.time, itertools.count()
+  with store.open_checkpoints(tmp_path) as manager:
+    manager.finish()
+    # An hour further whenever it is read, for a while.
+    monkeypatch.setattr(
+      time, 'time', lambda: clock() + 3600 * min(next(jumps), 100)
+    )
+    store.save(manager, make_state(7), {})
+    manager.finish()
+    assert next(jumps) > 10
+    state, _ = store.restore(manager, 7, abstract(make_state(), jax.devices()))
+  assert int(state.step) == 7
+
+
+def test_write_that_does_not_end_is_told_and_not_waited_for(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(manager_module, 'PATIENCE', 0.5)
+  release = threading.Event()
+  manager = store.open_checkpoints(tmp_path)
+  monkeypatch.setattr(os, 'rename', lambda *_: release.wait(60))
+  monkeypatch.setattr(type(tmp_path), 'rename', lambda *_: release.wait(60))
+  store.save(manager, make_state(7), {})
+  begun = time.monotonic()
+  with pytest.raises(
+    NotWrittenInTime, match=r'not written in time: .* resumes'
+  ):
+    manager.finish()
+  manager.close()
+  assert time.monotonic() - begun < 10
+  release.set()
 
 
 def test_the_newest_and_the_best_stay(workdir):
@@ -194,7 +231,7 @@ def test_killed_while_an_old_checkpoint_is_deleted(tmp_path, root):
 
 def opened_store(workdir):
   config = small_config(**{'train.keep_checkpoints': 2})
-  return store.Store(workdir, config, ADE20K)
+  return store.Store(workdir, config, ADE20K, {})
 
 
 def spoil(workdir, step):

@@ -15,7 +15,9 @@ def test_continuing_drops_what_lies_beyond_the_checkpoint(tmp_path):
     log.write(step, {'loss': 1.0 / step})
   log.close()
   with log.path.open('a') as file:
-    file.write('{"step": 40, "lo')  # Cut off by a kill.
+    file.write('[3]\n7\n{"step": null}\n{"loss": 1}\n' + '[' * 10000 + '\n')
+  with log.path.open('ab') as file:
+    file.write(b'\x80\xff\n{"step": 40, "lo')  # Cut off by a kill.
   log = RunLog(tmp_path, 20)
   assert steps(log.path) == [10, 20]
   log.write(30, {'loss': 0.5})

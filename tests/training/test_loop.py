@@ -89,18 +89,26 @@ def test_run_with_a_checkpoint_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'text',
+  'content',
   [
-    *('{"architectures": []}', '{"mod', '[' * 100_000, '[]'),
-    '{"model": 3, "data": {}, "train": {}}',
-    '{"model": {"width": 1e999}, "data": {}, "train": {}}',
+    b'{"architectures": []}',
+    *(b'{"mod', b'\x80\x02]q\xff', b'[' * 10**5, b'7', b'[]'),
+    b'{"model": 3, "data": {}, "train": {}}',
+    b'{"model": {"width": 1e999}, "data": {}, "train": {}}',
   ],
+  ids=range(8),
 )
-def test_config_of_something_else_is_not_replaced(text, tmp_path):
-  (tmp_path / 'config.json').write_text(text)
+def test_config_of_something_else_is_not_replaced(content, tmp_path):
+  (tmp_path / 'config.json').write_bytes(content)
   with pytest.raises(UserError, match='not written by train'):
     claim(tmp_path)
-  assert (tmp_path / 'config.json').read_text() == text
+  assert (tmp_path / 'config.json').read_bytes() == content
+
+
+def test_folder_in_the_place_of_the_config_is_told(tmp_path):
+  (tmp_path / 'config.json').mkdir()
+  with pytest.raises(UserError, match='not written by train'):
+    claim(tmp_path)
 
 
 def test_out_of_memory_is_one_error_with_its_remedies(

@@ -83,6 +83,7 @@ HUNG = f"""
   with stopper.waiting(save, lambda: 'no data for 9 s.'):
   {READY}    {COMPUTE}"""
 TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+HUP = signal.SIGHUP
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
         *(IN_C, [number], status, 'saved\n'),
         rf'stopped by {number.name}; step 7 is saved.*the same command resumes',
       )
-      for number, status in ((TERM, 75), (USR1, 75), (INT, 130))
+      for number, status in ((TERM, 75), (USR1, 75), (HUP, 75), (INT, 130))
     ),
     # Before and after the training there is nothing to save.
     (f'{READY}  {COMPUTE}', [TERM], 75, '', 'stopped by SIGTERM'),
@@ -121,6 +122,44 @@ def test_a_second_signal_ends_at_once(root):
   assert (ended.status, ended.out) == (75, '')
   assert 'SIGTERM again: ended at once' in ended.err
   assert ended.seconds < 30
+
+
+PRINTING = """
+  with stopper.busy():
+    print('ready', flush=True)
+    while not stopper.requested(3):
+      print('step', flush=True)
+      sys.stdout.write('more' * 5000)
+      time.sleep(0.01)
+    stopper.stop(lambda: os.write(2, b'saved\\n') and 'step 3 is saved')
+"""
+WAITING = """
+  with stopper.waiting(lambda: os.write(2, b'saved\\n') and 'step 3 is saved'):
+    print('ready', flush=True)
+    while True:
+      print('evaluating', flush=True)
+"""
+
+
+@pytest.mark.parametrize('text', [PRINTING, WAITING])
+@pytest.mark.parametrize('where', ['pipe', 'terminal'])
+def test_state_is_saved_when_nobody_reads_the_output(root, text, where):
+  here, there = os.pipe() if where == 'pipe' else os.openpty()
+  words = [sys.executable, '-c', BEGIN + text]
+  process = subprocess.Popen(
+    words, cwd=root, stdout=there, stderr=subprocess.PIPE, text=True
+  )
+  os.close(there)
+  assert os.read(here, 5) == b'ready'
+  os.close(here)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 75, err
+  first, *middle, last = err.splitlines()
+  assert first.startswith('SIGPIPE: stopping')
+  assert middle == ['saved']
+  assert last.startswith(
+    'stopped by SIGPIPE; step 3 is saved; the same command'
+  )
 
 
 def test_what_was_ignored_stays_ignored_and_handlers_come_back(root):

@@ -9,12 +9,17 @@ doctor.json and the contact sheet doctor.png. The exit status is 1 if there
 are errors, and otherwise 0.
 """
 
-import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnest_jax import errors
+from resnest_jax.errors import run
+
+if __name__ == '__main__':
+  # Before the imports below, so that Ctrl-C during them is told in a line.
+  run(lambda: importlib.import_module(__spec__.name).main())
+
 from resnest_jax.config import parse_flags
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.doctor import report
@@ -23,16 +28,12 @@ from resnest_jax.data.doctor.observe import Survey
 from resnest_jax.data.doctor.rules import ERROR, Diagnosis, diagnose
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal
+from resnest_jax.flags import Parser
 from resnest_jax.progress import console, progress_bar
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    prog=COMMAND,
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = Parser(prog=COMMAND, description=__doc__)
   parser.add_argument(
     '--config',
     required=True,
@@ -94,7 +95,3 @@ def show(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> None:
   for paragraph in report.paragraphs(found):
     print(f'\n{paragraph}')
   print(f'\n{report.summary(surveys, found)}')
-
-
-if __name__ == '__main__':
-  errors.run(main)

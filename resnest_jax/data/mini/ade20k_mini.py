@@ -21,7 +21,7 @@ import numpy as np
 from resnest_jax.data.mini.scene import draw_scene
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, whole_file
-from resnest_jax.flags import command_line
+from resnest_jax.flags import Parser
 from resnest_jax.labels import ADE20K
 from resnest_jax.progress import progress_bar
 from resnest_jax.threads import map_in_threads
@@ -44,7 +44,7 @@ _SPLITS = {
 
 def main() -> None:
   parser = make_parser('mini', __doc__, DEFAULT_COUNTS, 'ZIP', 'file to write')
-  args = parser.parse_args(command_line())
+  args = parser.parse_args()
   counts = counts_from_arguments(args)
   write_archive(args.out, counts, args.seed)
   print(
@@ -55,12 +55,10 @@ def main() -> None:
 
 def make_parser(
   module: str, description: str, counts: Counts, what: str, out: str
-) -> argparse.ArgumentParser:
+) -> Parser:
   """Flags of a command that draws scenes: --out, --images, --seed."""
-  parser = argparse.ArgumentParser(
-    prog=f'python -m resnest_jax.data.{module}',
-    description=description,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = Parser(
+    prog=f'python -m resnest_jax.data.{module}', description=description
   )
   parser.add_argument('--out', type=Path, required=True, metavar=what, help=out)
   add_arguments(parser, '{} {}'.format(*counts.values()))

@@ -26,7 +26,6 @@ from resnest_jax.data.mini.ade20k_mini import Counts
 from resnest_jax.data.mini.city import draw_scene
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, whole_file
-from resnest_jax.flags import command_line
 from resnest_jax.progress import progress_bar
 from resnest_jax.threads import map_in_threads
 
@@ -55,7 +54,7 @@ def main() -> None:
     'mini_cityscapes', __doc__, DEFAULT_COUNTS, *out
   )
   add_size_argument(parser)
-  args = parser.parse_args(command_line())
+  args = parser.parse_args()
   counts, size = counts_from_arguments(args), size_from_arguments(args)
   write_archives(args.out, counts, args.seed, size)
   number = sum(

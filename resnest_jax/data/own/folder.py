@@ -10,7 +10,9 @@ do. Masks are read unchanged: draw them on the upright picture.
 """
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import operator
 import os
 import shlex
@@ -34,6 +36,7 @@ from resnest_jax.data.own import splits
 from resnest_jax.data.own.classes import read_classes
 from resnest_jax.data.own.pairing import Pair
 from resnest_jax.errors import UnreadableSample, UserError
+from resnest_jax.threads import map_in_threads
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -65,6 +68,17 @@ class FolderSplit:
 
   def __len__(self) -> int:
     return len(self.pairs)
+
+  @property
+  def fingerprint(self) -> str:
+    """Differs if files have other names, sizes or places in the order."""
+
+    def facts(pair: Pair) -> tuple:
+      files = map(Path, (pair.image, pair.mask))
+      return pair.name, *(x.stat().st_size if x.exists() else -1 for x in files)
+
+    files = list(map_in_threads(facts, self.pairs))
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self.labelled(index, self.raw(index))

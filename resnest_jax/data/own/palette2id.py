@@ -12,7 +12,6 @@ leaves out files whose names end otherwise. --out appears when all masks are
 written.
 """
 
-import argparse
 import collections
 import contextlib
 import functools
@@ -29,7 +28,7 @@ from resnest_jax.data.own.masks import few_bits
 from resnest_jax.data.own.pairing import endings, walk
 from resnest_jax.errors import UserError
 from resnest_jax.files import check_new, explain_refusal, whole_folder
-from resnest_jax.flags import command_line
+from resnest_jax.flags import Parser
 from resnest_jax.labels import IGNORE
 from resnest_jax.progress import progress_bar
 from resnest_jax.threads import map_in_threads
@@ -45,10 +44,8 @@ _BROKEN = OSError, SyntaxError, ValueError, Image.DecompressionBombError
 
 
 def main(arguments: Sequence[str]) -> None:
-  parser = argparse.ArgumentParser(
-    prog='python -m resnest_jax.data.prepare palette2id',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = Parser(
+    prog='python -m resnest_jax.data.prepare palette2id', description=__doc__
   )
   add = parser.add_argument
   add(
@@ -83,7 +80,7 @@ def main(arguments: Sequence[str]) -> None:
     default='error',
     help='treatment of colours that are no class (default: error)',
   )
-  args = parser.parse_args(command_line(arguments))
+  args = parser.parse_args(arguments)
   classes = read_classes(args.classes)
   # A class may have the value 255; unknown pixels would then become that class.
   of_ignored = classes.labels.to_train_id[IGNORE]

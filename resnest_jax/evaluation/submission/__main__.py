@@ -10,21 +10,26 @@
 origin, without the server.
 """
 
-import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from resnest_jax.errors import run
+
+if __name__ == '__main__':
+  # Before the imports below, so that Ctrl-C during them is told in a line.
+  run(lambda: importlib.import_module(__spec__.name).main())
+
 from resnest_jax.evaluation.submission import rules
 from resnest_jax.evaluation.submission.check import validate
 from resnest_jax.evaluation.submission.rules import BENCHMARKS
 from resnest_jax.evaluation.submission.write import show, write
-from resnest_jax.flags import command_line
+from resnest_jax.flags import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(
+  parser = Parser(
     prog='python -m resnest_jax.evaluation.submission',
     description=__doc__.splitlines()[0],
   )
@@ -51,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
       metavar='PATH',
       help='folder or zip file of the test images: names and sizes',
     )
-  flags = parser.parse_args(command_line(arguments))
+  flags = parser.parse_args(arguments)
   if flags.command == 'validate':
     benchmark = BENCHMARKS.get(flags.benchmark)
     verdict = validate(flags.zip, benchmark, flags.images)
@@ -65,7 +70,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
   number = write(benchmark, flags.predictions, flags.out, images)
   size = flags.out.stat().st_size / 1e6
   print(f'{number} masks, {size:.1f} MB, in {flags.out}')
-
-
-if __name__ == '__main__':
-  run(main)
