@@ -17,6 +17,16 @@ REMOVED = {
     'removed; train.remat=stages gives the same result in less memory',
   ),
 }
+# Names of other projects' keys -> ours.
+SYNONYMS = {
+  'lr': 'learning_rate',
+  'wd': 'weight_decay',
+  'max_iters': 'total_steps',
+  'iterations': 'total_steps',
+  'epochs': 'total_steps',
+  'load_from': 'pretrained',
+  'arch': 'backbone',
+}
 
 
 def override(
@@ -43,10 +53,14 @@ def _nearest(key: str, known: Mapping[str, Any]) -> str:
   if inside:
     return f'{key} is a section with the keys {", ".join(inside)}.'
   # A misspelt key, a forgotten or wrong section, a name that is cut short.
+  section, _, last = key.rpartition('.')
+  if meant := SYNONYMS.get(last.lower()):
+    key = f'{section}.{meant}' if section else meant
+    last = meant
   likeness = {
     name: max(
       _likeness(key, name),
-      _likeness(key.rpartition('.')[2], name.rpartition('.')[2]),
+      _likeness(last, name.rpartition('.')[2]),
       float(name.startswith(f'{key}_')),
     )
     for name in known

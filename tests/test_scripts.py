@@ -4,10 +4,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from trouble import small_disk
 
+from resnest_jax import __main__
+from resnest_jax.__main__ import COMMANDS
 from resnest_jax.errors import run
 
 RUN = 'train.py --config configs/ade20k_pspnet.py --workdir x'
@@ -45,6 +48,19 @@ def test_mistakes_in_the_command_line_are_told_at_once(run_script):
   assert {'argparse', 'resnest_jax.flags'} <= set(imported)
   heavy = {'cv2', 'grain', 'jax', 'orbax.checkpoint', 'rich', 'tensorflow'}
   assert not heavy & set(imported)
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_commands_have_their_name_in_help_and_errors(name, monkeypatch, capsys):
+  for flag, said in (
+    ('--help', f'usage: resnest-jax {name} '),
+    ('--sead=3', f'resnest-jax {name} --help lists the flags'),
+  ):
+    monkeypatch.setattr(sys, 'argv', ['resnest-jax', name, flag])
+    with pytest.raises(SystemExit) as ended:
+      __main__.start()
+    assert ended.value.code == (flag != '--help')
+    assert said in ''.join(capsys.readouterr())
 
 
 def test_missing_browser_is_said_with_what_to_install(root, tmp_path):

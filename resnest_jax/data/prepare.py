@@ -37,6 +37,7 @@ from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
 from resnest_jax.data.own import palette2id
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal
+from resnest_jax.flags import Parser
 from resnest_jax.progress import progress_bar
 from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
@@ -66,10 +67,8 @@ def main() -> None:
 
 
 def _parse_arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='python -m resnest_jax.data.prepare',
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = Parser(
+    prog='python -m resnest_jax.data.prepare', description=__doc__
   )
   add = parser.add_argument
   add('dataset', choices=DATASETS, metavar='DATASET', help=', '.join(DATASETS))

@@ -26,6 +26,7 @@ from typing import Any
 from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser, add_source_flags
 
+STOPPED = 'stopped.'
 # Of padded sizes; coarser than in predict.py, as visitors wait for compiling.
 BUCKET = 256
 FIRST_SIZE = (480, 640)  # 4:3, the shape of most photographs.

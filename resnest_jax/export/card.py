@@ -1,8 +1,6 @@
 """The model card of a folder of exports."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnest_jax import __version__
@@ -202,9 +200,6 @@ def _provenance(about: Mapping[str, Any]) -> str:
     for key in ('head', 'output_stride', 'dilation_rule')
   ]
   for key, value in about['provenance'].items():
-    # The card may be published: of a local path only the last part is shown.
-    if key == 'source' and os.path.exists(value):
-      value = Path(value).resolve().name
     if isinstance(value, str | int) and key != 'backbone_known':
       lines.append(f'- {key.replace("_", " ")}: {value}')
   return '\n'.join(lines) + '\n'

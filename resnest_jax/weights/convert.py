@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from resnest_jax import runtime
 from resnest_jax.errors import run
 from resnest_jax.files import check_new
-from resnest_jax.flags import add_checkpoint_flag
+from resnest_jax.flags import Parser, add_checkpoint_flag
 from resnest_jax.weights.files import check_torch, write_weights
 from resnest_jax.weights.infer import backbone_of, same_shapes, title_of
 from resnest_jax.weights.names import WHOSE, WHOSE_READ
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = Parser(
     prog='python -m resnest_jax.weights.convert',
     description=__doc__.splitlines()[0],
     epilog='RESNEST_JAX_CACHE names the folder of downloads; '

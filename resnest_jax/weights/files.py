@@ -3,10 +3,11 @@
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -211,7 +212,7 @@ def write_weights(
   Returns:
     The paths of both files.
   """
-  folder = Path(folder)
+  folder, about = Path(folder), public(about)
   check_new(folder)
   with whole_folder(folder) as temporary:
     name = TORCH if kind == 'mmseg' else SAFETENSORS
@@ -221,6 +222,27 @@ def write_weights(
     # safetensors makes its files readable by their owner alone.
     (temporary / name).chmod((temporary / ABOUT).stat().st_mode)
   return [folder / name, folder / ABOUT]
+
+
+def public(about: Mapping[str, Any]) -> dict[str, Any]:
+  """A description to be published: its provenance names no local folders."""
+  return dict(about) | {'provenance': _without_folders(about['provenance'])}
+
+
+def _without_folders(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _without_folders(each) for key, each in value.items()}
+  if isinstance(value, list | tuple):
+    return [_without_folders(each) for each in value]
+  if not isinstance(value, str):
+    return value
+  # Files of others may be from another system.
+  if PureWindowsPath(value).is_absolute():
+    return PureWindowsPath(value).name
+  local = value in ('.', '..') or (os.sep in value and os.path.exists(value))
+  if local or os.path.isabs(value) or value.startswith('~'):
+    return os.path.basename(os.path.abspath(value))
+  return value
 
 
 def _write_safetensors(path, state_dict, about) -> None:

@@ -9,7 +9,6 @@ doctor.json and the contact sheet doctor.png. The exit status is 1 if there
 are errors, and otherwise 0.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -22,16 +21,12 @@ from resnest_jax.data.doctor import report
 from resnest_jax.data.doctor.examine import COMMAND, examine
 from resnest_jax.data.doctor.rules import ERROR, diagnose
 from resnest_jax.errors import UserError
+from resnest_jax.flags import Parser
 from resnest_jax.progress import progress_bar
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    prog=COMMAND,
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = Parser(prog=COMMAND, description=__doc__)
   parser.add_argument(
     '--config',
     required=True,
