@@ -42,14 +42,6 @@ def count_pixels(
   return counts
 
 
-def count_classes(
-  split: Any, indices: Sequence[int] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the pixels and the images of each class, int64 (C + 1,) each."""
-  counts = count_pixels(split, indices)
-  return counts.sum(0), (counts > 0).sum(0)
-
-
 def count_label(label: np.ndarray, num_classes: int) -> np.ndarray:
   """Counts a uint8 label of train ids and 255: int64 (C + 1,), 255 last."""
   # All 256 values, so that one pass counts classes and ignored pixels.

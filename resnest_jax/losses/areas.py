@@ -52,9 +52,9 @@ def _class_sums_forward(logits, labels):
 def _class_sums_backward(saved, given):
   # A second pass: keeping the gradient of each sum would take twice the logits.
   logits, labels = saved
-  both, predicted = given[0][:, None], given[1][:, None]
+  slopes = given[0][:, None], given[1][:, None]
 
-  def visit(z, label):
+  def visit(z, label, both, predicted):
     exponentials, total, _ = exponentials_of(z)
     share = exponentials / total
     valid = (label != IGNORE)[..., None]
@@ -63,7 +63,8 @@ def _class_sums_backward(saved, given):
     dz = share * (slope - jnp.sum(share * slope, -1, keepdims=True))
     return (), (), dz
 
-  return over_tiles(visit, logits, labels, with_gradient=True)[2], None
+  tiles = over_tiles(visit, logits, labels, known=slopes, with_gradient=True)
+  return tiles[2], None
 
 
 _class_sums.defvjp(_class_sums_forward, _class_sums_backward)

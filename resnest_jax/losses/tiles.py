@@ -27,33 +27,35 @@ def over_tiles(
   logits: Array,
   labels: Array,
   maps: Sequence[Array] = (),
+  known: Sequence[Array] = (),
   *,
   with_gradient: bool = False,
 ) -> tuple[Any, Any, Array | None]:
   """Calls `visit` with one tile of upsampled logits after the other.
 
-  `visit` takes a tile's logits (rows, B, W, classes), its labels and its part
-  of every map (rows, B, W); rows beyond the last one have the label 255. It
-  returns a tree of sums (B, ...), one of maps (rows, B, W), and the gradient at
-  the tile's logits, or None. Returns the sums over all tiles, the maps (B, H,
-  W), and the gradient at the logits (B, h, w, classes).
+  `visit` takes a tile's logits (rows, B, W, classes), its labels, its part of
+  every map (rows, B, W), and what is `known` of each image (B, ...); rows
+  beyond the last one have the label 255. It returns a tree of sums (B, ...),
+  one of maps (rows, B, W), and the gradient at the tile's logits, or None.
+  Returns the sums over all tiles, the maps (B, H, W), and the gradient at the
+  logits (B, h, w, classes).
   """
   run = partial(_over_tiles, visit, with_gradient=with_gradient)
   devices = jax.sharding.get_abstract_mesh().shape.get('spatial', 1)
   if devices == 1:
-    return run(logits, labels, maps, False)
+    return run(logits, labels, maps, known, False)
   # Left to the partitioner, devices would collect every tile.
-  pixels = PartitionSpec('data', 'spatial')
+  images, pixels = PartitionSpec('data'), PartitionSpec('data', 'spatial')
   return jax.shard_map(
     partial(_over_own_rows, run, devices - 1),
-    in_specs=pixels,
-    out_specs=(PartitionSpec('data'), pixels, pixels),
+    in_specs=(pixels, pixels, pixels, images),
+    out_specs=(images, pixels, pixels),
     # The check refuses a loop's carry that starts as constants.
     check_vma=False,
-  )(logits, labels, tuple(maps))
+  )(logits, labels, tuple(maps), tuple(known))
 
 
-def _over_own_rows(run, last, logits, labels, maps):
+def _over_own_rows(run, last, logits, labels, maps, known):
   # Pixels at a device's edges lie between its logits and the neighbour's, so
   # neighbours send each other a row of logits, and the gradient at it back.
   down = [(i, i + 1) for i in range(last)]
@@ -69,7 +71,7 @@ def _over_own_rows(run, last, logits, labels, maps):
 
   above, below = neighbours(logits[:, :1], logits[:, -1:])
   strip = jnp.concatenate([above, logits, below], 1)
-  sums, pixels, gradient = run(strip, labels, maps, True)
+  sums, pixels, gradient = run(strip, labels, maps, known, True)
   sums = jax.tree.map(lambda x: lax.psum(x, 'spatial'), sums)
   if gradient is not None:
     above, below = neighbours(gradient[:, :1], gradient[:, -1:])
@@ -78,7 +80,7 @@ def _over_own_rows(run, last, logits, labels, maps):
   return sums, pixels, gradient
 
 
-def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
+def _over_tiles(visit, logits, labels, maps, known, margins, *, with_gradient):
   # With `margins` the first and the last row of the logits are the neighbours'.
   batch, h, w, _ = logits.shape
   height, width = labels.shape[1:]
@@ -99,7 +101,7 @@ def _over_tiles(visit, logits, labels, maps, margins, *, with_gradient):
 
   def visited(band: Array, start: Array, label: Array, *parts: Array) -> Any:
     source = lax.dynamic_slice_in_dim(wide, start, taps)
-    return visit(einsum('ik,kbjc->ibjc', band, source), label, *parts)
+    return visit(einsum('ik,kbjc->ibjc', band, source), label, *parts, *known)
 
   # Sums stay apart for each image, so that devices exchange nothing.
   def tile(carry, this):

@@ -59,8 +59,9 @@ def test_processes_that_share_rows_do_what_one_device_does(tmp_path):
 TERMS = ('cross_entropy', 'ohem', 'focal', 'dice', 'lovasz')
 
 
+@pytest.mark.parametrize('devices', [(1, 4), (2, 2)])
 @pytest.mark.parametrize('term', TERMS)
-def test_loss_of_shared_rows(term):
+def test_loss_of_shared_rows(term, devices):
   """Value and gradient, with labels to ignore and rows between devices."""
   config = load_config(
     'configs/ade20k_pspnet.py',
@@ -75,7 +76,7 @@ def test_loss_of_shared_rows(term):
     return jax.value_and_grad(lambda x: loss(x, labels)[0])(logits)
 
   expected = quick_jit(both)(logits, labels)
-  mesh = mesh_of(1, 4)
+  mesh = mesh_of(*devices)
   rows = NamedSharding(mesh, PartitionSpec('data', 'spatial'))
   split = quick_jit(sharding.shared_rows(mesh)(both), in_shardings=(rows, rows))
   for ours, theirs in zip(split(logits, labels), expected, strict=True):
