@@ -60,6 +60,10 @@ def load_run_config(
   try:
     saved = flatten(json.loads(path.read_text('utf-8')))
   except OSError as error:
+    if not path.parent.is_dir():
+      raise UserError(
+        f'there is no folder {workdir}; give the workdir of a training.'
+      ) from error
     raise UserError(
       f'{path} cannot be read ({error.strerror}), so the configuration is not '
       f'known. {advice}'

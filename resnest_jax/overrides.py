@@ -19,13 +19,13 @@ REMOVED = {
 }
 # Names of other projects' keys -> ours.
 SYNONYMS = {
-  'lr': 'learning_rate',
-  'wd': 'weight_decay',
-  'max_iters': 'total_steps',
-  'iterations': 'total_steps',
-  'epochs': 'total_steps',
+  'lr': 'optimizer.learning_rate',
+  'wd': 'optimizer.weight_decay',
+  'max_iters': 'train.total_steps',
+  'iterations': 'train.total_steps',
+  'epochs': 'train.total_steps',
   'load_from': 'pretrained',
-  'arch': 'backbone',
+  'arch': 'model.backbone',
 }
 
 
@@ -52,11 +52,10 @@ def _nearest(key: str, known: Mapping[str, Any]) -> str:
   inside = [name for name in known if name.startswith(f'{key}.')]
   if inside:
     return f'{key} is a section with the keys {", ".join(inside)}.'
-  # A misspelt key, a forgotten or wrong section, a name that is cut short.
-  section, _, last = key.rpartition('.')
+  last = key.rpartition('.')[2]
   if meant := SYNONYMS.get(last.lower()):
-    key = f'{section}.{meant}' if section else meant
-    last = meant
+    return f'did you mean {meant}?'
+  # A misspelt key, a forgotten or wrong section, a name that is cut short.
   likeness = {
     name: max(
       _likeness(key, name),

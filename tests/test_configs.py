@@ -22,6 +22,7 @@ from resnest_jax.config import (
 )
 from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS, KEYS
 from resnest_jax.errors import UserError
+from resnest_jax.overrides import SYNONYMS
 
 FOLDER = Path(__file__).parent.parent / 'configs'
 FILES = sorted(f for f in FOLDER.glob('*.py') if f.stem != 'common')
@@ -205,7 +206,10 @@ def test_every_key_has_its_facts():
     ('loss', 'keys loss.aux_weight, loss.avg_non_ignore'),
     ('loss.lovas', 'did you mean loss.terms.lovasz?'),
     ('optimizer.warmup', 'optimizer.warmup_ratio or optimizer.warmup_steps?'),
-    ('optimizer.lr', 'did you mean optimizer.learning_rate or'),
+    ('optimizer.lr', 'did you mean optimizer.learning_rate?'),
+    ('optim.LR', 'did you mean optimizer.learning_rate?'),
+    ('load_from', 'did you mean pretrained?'),
+    ('train.epochs', 'did you mean train.total_steps?'),
     ('lr', 'did you mean optimizer.learning_rate?'),
     ('wd', 'did you mean optimizer.weight_decay?'),
     ('train.max_iters', 'did you mean train.total_steps?'),
@@ -391,15 +395,23 @@ def test_data_that_is_not_where_the_run_had_it(trained_on, monkeypatch):
   ('arguments', 'message'),
   [
     ([], '--workdir or --config is required'),
-    (['--workdir', 'nowhere'], r'nowhere/config\.json cannot be read'),
+    (['--workdir', 'nowhere'], 'there is no folder nowhere; give the workdir'),
+    (['--workdir', 'tests'], r'tests/config\.json cannot be read .*--config'),
     (['--weights', 'ade20k_pspnet'], 'no workdir .* give --config'),
   ],
 )
-def test_run_without_a_configuration_is_refused(arguments, message):
+def test_run_without_a_configuration_is_refused(
+  arguments, message, root, monkeypatch
+):
+  monkeypatch.chdir(root)
   parser = flag_parser('test', workdir_required=False, config_required=False)
   parser.add_argument('--weights')
   with pytest.raises(UserError, match=message):
     parse_flags(parser, arguments)
+
+
+def test_names_of_other_projects_lead_to_keys():
+  assert set(SYNONYMS.values()) <= flatten(load_config(ROW)).keys()
 
 
 def test_both_forms_of_a_flag_and_a_flag_of_the_script():
