@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from resnest_jax.files import whole_file
 from resnest_jax.labels import IGNORE
 
 _INK, _PAPER = (38, 38, 38), (255, 255, 255)
@@ -224,12 +225,18 @@ def contact_sheet(
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-  """Writes (H, W, 3) RGB or (H, W) grey in the format of the name's ending."""
+  """Writes (H, W, 3) RGB or (H, W) grey in the format of the name's ending.
+
+  The file appears whole or not at all.
+  """
   if image.ndim == 3:
     image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-  # OpenCV reports a missing folder or a full disk only as False.
-  if not cv2.imwrite(str(path), image):
-    raise OSError(f'OpenCV could not write {path}')
+  # Not `cv2.imwrite`, which reports a refusal of the system only as False.
+  done, encoded = cv2.imencode(path.suffix, image)
+  if not done:
+    raise OSError(f'OpenCV could not encode {path}')
+  with whole_file(path) as temporary:
+    temporary.write_bytes(encoded)
 
 
 def _paper(height: int, width: int) -> np.ndarray:

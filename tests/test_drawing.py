@@ -110,8 +110,8 @@ def test_written_image_is_rgb(tmp_path):
   drawing.write_image(tmp_path / 'a.png', PALETTE[None])
   read = cv2.imread(str(tmp_path / 'a.png'), cv2.IMREAD_COLOR)
   np.testing.assert_array_equal(read[..., ::-1], PALETTE[None])
-  with pytest.raises(OSError, match='could not write'):
-    drawing.write_image(tmp_path / 'missing' / 'a.png', PALETTE[None])
+  with pytest.raises(FileExistsError, match=r'a\.png'):  # It is no folder.
+    drawing.write_image(tmp_path / 'a.png' / 'b.png', PALETTE[None])
 
 
 def test_log_of_a_resumed_run_counts_the_last_word(tmp_path):

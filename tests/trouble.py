@@ -19,7 +19,7 @@ class SmallDisk:
   """A folder on a disk of its own, or a limit where mounting is forbidden."""
 
   def __init__(self, folder: Path, mounted: bool):
-    self.folder = folder
+    self.folder, self.mounted = folder, mounted
     self.refusal = 'No space left on device' if mounted else 'File too large'
     self._filler = folder / 'filler' if mounted else None
 
@@ -57,6 +57,17 @@ def small_disk(folder: Path, size: str) -> Iterator[SmallDisk]:
   finally:
     if mounted:
       subprocess.run(['umount', '--lazy', str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def small_files(size: int = 1024) -> Iterator[None]:
+  """No file of this process may have more bytes: as on a disk that is full."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def obey_permissions() -> None:

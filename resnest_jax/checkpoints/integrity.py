@@ -73,6 +73,8 @@ def read_items(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Restores items, trees of `jax.ShapeDtypeStruct`s by name, and `about`.
 
+  An item of None is read as it is stored, into the host's memory.
+
   Raises:
     DamagedCheckpoint: it is not what was written.
     UserError: the arrays belong to another network.
@@ -83,6 +85,9 @@ def read_items(
     # Before gigabytes are read, and so that a wrong configuration is no damage.
     stored, wanted = manager.item_metadata(step), {}
     for name, item in abstract.items():
+      if item is None:
+        wanted[name] = _on_host(stored[name])
+        continue
       _check_shapes(folder, name, stored[name], item, about)
       wanted[name] = _restore_args(item, stored[name])
     restored = manager.restore(step, args=ocp.args.Composite(**wanted))
@@ -94,6 +99,9 @@ def read_items(
   for name, item in abstract.items():
     if tree_digest(restored[name]) != about['digests'][name]:
       raise _damaged(folder, f'the checksum of its item {name} is wrong')
+    if item is None:
+      trees[name] = restored[name]
+      continue
     trees[name] = jax.tree.map(
       lambda x, wanted: x.astype(wanted.dtype), restored[name], item
     )
@@ -106,6 +114,13 @@ def _restore_args(item: Any, stored: Any) -> ocp.args.PyTreeRestore:
   item = jax.tree.map(lambda x: x.update(dtype=leaves[next(names)].dtype), item)
   return ocp.args.PyTreeRestore(
     item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
+  )
+
+
+def _on_host(stored: Any) -> ocp.args.PyTreeRestore:
+  as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+  return ocp.args.PyTreeRestore(
+    restore_args=jax.tree.map(lambda _: as_numpy, stored)
   )
 
 

@@ -10,6 +10,7 @@ whole once; the checksums tell whether it still is.
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,14 @@ from resnest_jax.checkpoints.integrity import (
   tree_digest,
 )
 from resnest_jax.checkpoints.state import TrainState
+from resnest_jax.distributed import messages
 from resnest_jax.errors import DamagedCheckpoint, UserError, writing
 from resnest_jax.models.stacking import stack, stacked, unstack
 from resnest_jax.sharding import replicate
+
+# Orbax moves checkpoints there, whole, and we delete them: a kill leaves no
+# part of one among the others.
+DELETED = '.deleted'
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -50,6 +56,7 @@ class Checkpoints(ocp.CheckpointManager):
     The `keep` newest stay, and the one with the best mIoU.
     """
     self.scores: dict[int, float] = {}
+    self._deleted = None if read_only else folder / DELETED
     self._told = False  # A refused write was raised already.
     for step in steps_in(folder):
       with contextlib.suppress(DamagedCheckpoint):
@@ -64,6 +71,7 @@ class Checkpoints(ocp.CheckpointManager):
           create=not read_only,
           read_only=read_only,
           cleanup_tmp_directories=not read_only,
+          todelete_subdir=None if read_only else DELETED,
         ),
         item_handlers={
           'model': _array_handler(),
@@ -71,6 +79,7 @@ class Checkpoints(ocp.CheckpointManager):
           'about': ocp.JsonCheckpointHandler(),
         },
       )
+    self._delete()
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
@@ -85,6 +94,7 @@ class Checkpoints(ocp.CheckpointManager):
     """Waits for all writes; raises `UserError` if one is refused."""
     with self.writing():
       self.wait_until_finished()
+    self._delete()
 
   def close(self) -> None:
     """Waits as `finish` does, and closes; raises no refusal a second time."""
@@ -94,6 +104,11 @@ class Checkpoints(ocp.CheckpointManager):
     except UserError:
       if not self._told:
         raise
+    self._delete()
+
+  def _delete(self) -> None:
+    if self._deleted and messages.is_first():
+      shutil.rmtree(self._deleted, ignore_errors=True)
 
   def check(self) -> None:
     """Raises what `finish` would raise by now; does not wait."""

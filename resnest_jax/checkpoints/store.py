@@ -7,7 +7,6 @@ checkpoints of a run are the same however often it was stopped.
 import contextlib
 import itertools
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from resnest_jax.checkpoints.state import Run, TrainState, unlogged_scalars
 from resnest_jax.config import config_to_json
 from resnest_jax.distributed import messages
 from resnest_jax.errors import DamagedCheckpoint, UserError
+from resnest_jax.files import remove_folder
 from resnest_jax.labels import LabelSet
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
@@ -76,6 +76,7 @@ class Store(contextlib.AbstractContextManager):
     }
     keep = config.train.keep_checkpoints
     self._manager = open_checkpoints(workdir, keep=keep)
+    self._proved = False  # That what is written here can be read.
 
   def resume(self, abstract: TrainState) -> Run:
     """The newest state that is whole; damaged ones are moved aside.
@@ -83,6 +84,7 @@ class Store(contextlib.AbstractContextManager):
     Raises `UserError` if all are, or are of another network or other classes.
     """
     state, about = restore_newest(self._workdir, self._manager, abstract)
+    self._proved = True
     check_classes(about, self._about['classes'])
     run = Run(state, step=int(state.step), saved_step=int(state.step))
     run.best = about['best']
@@ -95,6 +97,9 @@ class Store(contextlib.AbstractContextManager):
     # The interrupted state stays until two checkpoints are as new as it: should
     # the newest one be damaged, the run resumes from the one before.
     drop_superseded(self._workdir, 2)
+    # Early: a fault of the place would spoil all that follow.
+    if not self._proved and run.saved_step:
+      self._prove()
     save(self._manager, run.state, self._describe(run), metrics)
 
   def save_interrupted(self, run: Run) -> None:
@@ -108,8 +113,22 @@ class Store(contextlib.AbstractContextManager):
     self._manager.check()
 
   def finish(self) -> None:
-    self._manager.finish()
+    self._prove()
     drop_superseded(self._workdir)
+
+  def _prove(self) -> None:
+    """Reads the newest checkpoint back; raises `UserError` if it cannot."""
+    self._manager.finish()
+    newest = self._manager.latest_step()
+    try:
+      read_items(self._manager, newest, model=None, optimizer=None)
+    except DamagedCheckpoint as error:
+      raise UserError(
+        f'{error.why}, just after it was written. See whether the storage is '
+        'in order; the same command then resumes from the checkpoint before, '
+        'and another --workdir begins anew.'
+      ) from error
+    self._proved = True
 
   def __exit__(self, *_: Any) -> None:
     self._manager.close()
@@ -136,7 +155,7 @@ def drop_superseded(workdir: Path, number: int = 1) -> None:
   regular = steps_in(checkpoint_dir(workdir))
   newest = max(steps_in(folder), default=0)
   if folder.is_dir() and sum(step >= newest for step in regular) >= number:
-    shutil.rmtree(folder)
+    remove_folder(folder)
 
 
 def restore_newest(

@@ -53,6 +53,7 @@ class Evaluation:
   seconds: float  # Wall time, compilation included.
   # int64 (num_images, 2, C): each image's intersection and union.
   image_counts: np.ndarray
+  names: Sequence[str] = ()  # Of the images, by position in the split.
   # Position in the split -> uint8 (H, W), for the images that are kept.
   predictions: Mapping[int, np.ndarray] = dataclasses.field(
     default_factory=dict
@@ -255,21 +256,22 @@ def evaluate(
   for index, name, *counted in (each for _, mine in parts for each in mine):
     if index in seen:
       raise RuntimeError(f'image {index} ({name}) came twice')
-    seen[index] = counted
+    seen[index] = name, *counted
   if len(seen) != num_images:
     raise RuntimeError(
       f'the pipeline gave {len(seen)} images, the split has {num_images}'
     )
   # By position: batches come in another order for every batch size.
-  image_counts = [seen[index][0] for index in sorted(seen)]
-  loss = math.fsum(loss for _, loss in seen.values())
+  by_position = [seen[index] for index in sorted(seen)]
+  image_counts = [counts for _, counts, _ in by_position]
   return Evaluation(
     confusion,
     metrics.scores(confusion, class_names, fscore_beta),
     num_images,
     time.perf_counter() - started,
     np.reshape(image_counts, (num_images, 2, len(class_names))),
-    loss=loss / max(int(confusion.sum()), 1),
+    [name for name, _, _ in by_position],
+    loss=math.fsum(x for _, _, x in by_position) / max(confusion.sum(), 1),
   )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import datetime
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,20 @@ from resnest_jax.evaluation.evaluate import Evaluation, Evaluator
 from resnest_jax.evaluation.ranked_images import RankedImages
 from resnest_jax.evaluation.report import images as report_images
 from resnest_jax.evaluation.report import page
-from resnest_jax.files import write_json
+from resnest_jax.files import (
+  check_writable,
+  clean,
+  explain_refusal,
+  inside,
+  write_json,
+)
 from resnest_jax.inference.protocols import make_protocol
-from resnest_jax.text import listed, percent
+from resnest_jax.text import listed, percent, plural
 from resnest_jax.weights.infer import title_of
 from resnest_jax.weights.pretrained import load_segmentor
+
+METRICS = 'metrics.json'
+OVERLAYS = Path('overlays')
 
 
 def evaluate_split(
@@ -82,8 +91,8 @@ def evaluate_split(
     named = '' if protocol.name == 'whole' else f'-{protocol.name}'
     out = workdir / 'eval' / f'{found["step"]}-{split_name}{named}'
   # Before hours of work; only the first process looks, all get its error.
-  replaced = messages.gather(
-    lambda: messages.is_first() and previous_pictures(out, result)
+  before = messages.gather(
+    lambda: messages.is_first() and claim_results(out, result)
   )[0]
 
   ranked = RankedImages(config.eval.report_images)
@@ -107,14 +116,26 @@ def evaluate_split(
   if not messages.is_first():
     return
   interval = miou_interval(evaluation.image_counts)
-  print_table(console, evaluation, interval, outlines, split.labels.classes)
   batch_size = evaluator.batch_size * jax.process_count()
   result |= summarize(config, evaluation, interval, outlines, batch_size, split)
-  write_results(out, result, replaced, split, evaluation, ranked)
+  # On disk before anything is drawn, and on the screen if the disk refuses.
+  try:
+    with explain_refusal(out, 'give another --out'):
+      write_metrics(out, result, evaluation, ranked)
+  finally:
+    print_table(console, evaluation, interval, outlines, split.labels.classes)
+  missing = draw(out, result, before, split, evaluation, ranked)
   console.print(f'written to {out}', highlight=False, soft_wrap=True)
   console.print(
     f'report: {out / page.NAME}', highlight=False, soft_wrap=True, markup=False
   )
+  if missing:
+    reasons = ''.join(f'\n  {why}' for why in missing)
+    raise UserError(
+      f'the scores are in {out / METRICS}; {plural(len(missing), "picture")} '
+      'could not be made. Repair the cause and run the same command again:'
+      f'{reasons}'
+    )
 
 
 def load_network(
@@ -154,20 +175,24 @@ def load_network(
   return model, variables, found | {'model': theirs}
 
 
-def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
-  """The overlays that an earlier run of this evaluation left in `out`.
+def claim_results(out: Path, result: Mapping[str, Any]) -> list[str]:
+  """The overlays that an earlier run of this evaluation lists in `out`.
 
   Raises:
-    UserError: `out` holds something else, or a report that is not its own.
+    UserError: `out` cannot be written to, or holds something else.
   """
-  if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-    return []
+  check_writable(out)
+  inside(out, OVERLAYS / 'x')
+  clean(out)
   try:
-    old = json.loads((out / 'metrics.json').read_text('utf-8'))
+    if not out.exists() or not any(out.iterdir()):
+      return []
+    old = json.loads((out / METRICS).read_text('utf-8'))
     before = flatten({key: old[key] for key in result})
     # Early versions wrote no report: this one may be anybody's file.
     foreign = old.get('report') != page.NAME and (out / page.NAME).exists()
-  except (OSError, ValueError, KeyError, TypeError):
+    overlays = list(old.get('overlays', []))
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
     raise UserError(
       f'{out} is there and is not the result of an evaluation; nothing was '
       'evaluated. Give another --out, or remove it.'
@@ -189,7 +214,7 @@ def previous_pictures(out: Path, result: Mapping[str, Any]) -> list[Path]:
       f'{out / page.NAME} is there and is not of the evaluation next to it; '
       'nothing was evaluated. Move it, or give another --out.'
     )
-  return [out / name for name in old.get('overlays', [])]
+  return overlays
 
 
 def summarize(
@@ -296,43 +321,87 @@ def print_table(
   )
 
 
-def write_results(
+def write_metrics(
   out: Path,
   result: dict[str, Any],
-  replaced: Sequence[Path],
-  split: Any,
   evaluation: Evaluation,
   ranked: RankedImages,
 ) -> None:
-  """Writes metrics.json, overlays and the report; removes `replaced`."""
-  labels, predictions = split.labels, evaluation.predictions
-  names = [split[index]['name'] for index in sorted(predictions)]
-  result['overlays'] = [f'overlays/{name}.png' for name in names]
-  pictures = report_images.make_pictures(ranked, split, labels)
+  """Completes `result` by what will be drawn, and writes metrics.json."""
+  names = evaluation.names
+  result['overlays'] = [
+    overlay_of(names[index]) for index in sorted(evaluation.predictions)
+  ]
   result['report'] = page.NAME
   result['report_images'] = {
-    kind: [{'name': x.name, 'mIoU': x.score} for x in shown]
-    for kind, shown in pictures.items()
+    kind: [{'name': names[x.index], 'mIoU': x.score} for x in shown]
+    for kind, shown in ranked.both().items()
   }
-  # First: if killed below, the next evaluation may replace what this names.
-  write_json(out / 'metrics.json', result)
-  for path in replaced:
-    path.unlink(missing_ok=True)
-  if predictions:
-    draw(out, split, predictions)
-  page.write(out / page.NAME, result, evaluation, pictures, labels.palette)
+  write_json(out / METRICS, result)
 
 
-def draw(out: Path, split: Any, predictions: Mapping[int, np.ndarray]) -> None:
-  """Writes overlays/NAME.png, and contact_sheet.png with all of them."""
+def overlay_of(name: str) -> str:
+  return (OVERLAYS / f'{name}.png').as_posix()
+
+
+def draw(
+  out: Path,
+  result: Mapping[str, Any],
+  before: Sequence[str],
+  split: Any,
+  evaluation: Evaluation,
+  ranked: RankedImages,
+) -> list[str]:
+  """Writes overlays and the report; removes old overlays that are not drawn.
+
+  Returns why some are missing. What an earlier metrics.json lists in `before`
+  is removed only where it is an overlay of an image of the split.
+  """
+  missing: list[str] = []
+  labels = split.labels
+  ours = set(map(overlay_of, evaluation.names)) - set(result['overlays'])
+  for name in ours.intersection(x for x in before if isinstance(x, str)):
+    with noting(missing):
+      inside(out, name).unlink(missing_ok=True)
   sheet = []
-  for sample, prediction, panel in drawing.panels(split, predictions):
-    picture = drawing.overlay(sample['image'], prediction, split.labels.palette)
-    # By whole factors, so that no colour blends.
-    factor = max(400 // max(picture.shape), 1)
-    picture = picture.repeat(factor, 0).repeat(factor, 1)
-    path = out / 'overlays' / f'{sample["name"]}.png'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.write_image(path, picture)
-    sheet.append(panel)
-  drawing.write_image(out / 'contact_sheet.png', drawing.contact_sheet(sheet))
+  for index, prediction in sorted(evaluation.predictions.items()):
+    with noting(missing):
+      sheet.append(draw_overlay(out, split, index, prediction))
+  if sheet:
+    with noting(missing):
+      drawing.write_image(
+        out / 'contact_sheet.png', drawing.contact_sheet(sheet)
+      )
+  pictures = {kind: [] for kind in ranked.both()}
+  for kind, images in ranked.both().items():
+    for image in images:
+      with noting(missing):
+        sample = split[image.index]
+        picture = report_images.make_picture(image, sample, labels)
+        pictures[kind].append(picture)
+  with noting(missing):
+    path = out / page.NAME
+    page.write(path, result, evaluation, pictures, labels.palette)
+  return missing
+
+
+@contextlib.contextmanager
+def noting(missing: list[str]) -> Iterator[None]:
+  """Appends why a picture cannot be made, so that others are."""
+  try:
+    yield
+  except (UserError, OSError) as error:
+    missing.append(str(error))
+
+
+def draw_overlay(
+  out: Path, split: Any, index: int, prediction: np.ndarray
+) -> np.ndarray:
+  """Writes overlays/NAME.png; returns the panel for the contact sheet."""
+  ((sample, _, panel),) = drawing.panels(split, {index: prediction})
+  picture = drawing.overlay(sample['image'], prediction, split.labels.palette)
+  # By whole factors, so that no colour blends.
+  factor = max(400 // max(picture.shape), 1)
+  picture = picture.repeat(factor, 0).repeat(factor, 1)
+  drawing.write_image(inside(out, overlay_of(sample['name'])), picture)
+  return panel

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from resnest_jax.data.own.classes import label_set
-from resnest_jax.errors import UserError, writing
+from resnest_jax.errors import UserError
 from resnest_jax.export.card import Export, model_card
 from resnest_jax.export.checks import (
   INSTALL_JAX2ONNX,
@@ -19,7 +19,12 @@ from resnest_jax.export.checks import (
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.export.program import make_program
 from resnest_jax.export.promise import written_now
-from resnest_jax.files import check_new, whole_folder, write_json
+from resnest_jax.files import (
+  check_new,
+  explain_refusal,
+  whole_folder,
+  write_json,
+)
 from resnest_jax.inference.predictor import CROP_SIZES, IMAGE_SCALES
 from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import IGNORE, LabelSet
@@ -104,7 +109,10 @@ def export_model(
   if not programs:
     sizes = sizes[:1]
   exports: list[Export] = []
-  with writing(out), whole_folder(out) as folder:
+  with (
+    explain_refusal(out, 'give another --out'),
+    whole_folder(out) as folder,
+  ):
     for size in sizes:
       reference = Reference(*net, seen, size, probabilities)
       for name in formats:

@@ -1,7 +1,6 @@
 """Renews the StableHLO of a folder of exports with the installed JAX."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from resnest_jax.export.folder import (
   write_program,
 )
 from resnest_jax.export.pictures import gather_pictures
+from resnest_jax.files import check_writable, work_folder
 from resnest_jax.weights.files import ABOUT, SAFETENSORS, TORCH
 from resnest_jax.weights.pretrained import load_segmentor
 
@@ -44,16 +44,13 @@ def renew_exports(
   """
   folder = Path(folder)
   about, exports = _read(folder)
+  check_writable(folder, 'export into another folder')
   check_packages(['stablehlo'])
   seen = gather_pictures(pictures)
   _, _, weights = load_segmentor(_weights_of(folder, exports))
   net = as_exported(folder, weights)
   # Inside the folder, so that `replace` below stays on one file system.
-  with (
-    writing(folder),
-    tempfile.TemporaryDirectory(prefix='.renew', dir=folder) as name,
-  ):
-    new = Path(name)
+  with writing(folder), work_folder(folder / 'new') as new:
     for place, old in enumerate(exports):
       if old.format != 'stablehlo':
         continue

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import rich.progress
 
 from resnest_jax import drawing, runtime
 from resnest_jax.errors import UserError
-from resnest_jax.files import explain_refusal, write_json
+from resnest_jax.files import check_writable, explain_refusal, write_json
 from resnest_jax.inference.predictor import (
   Prediction,
   Predictor,
@@ -31,6 +32,8 @@ from resnest_jax.text import plural
 from resnest_jax.threads import map_in_threads
 
 Files = dict[str, Path]  # Kind -> relative to the output folder.
+# Where one file is refused for these, all further ones are.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclasses.dataclass
@@ -82,6 +85,7 @@ def predict_files(
   sources = find_sources(given, recursive, out)
   files = output_files(sources, save)
   check_output(out, sources, files, overwrite)
+  check_writable(out)
   predictor = from_checkpoint(weights, **options)
   done, started = Done(), time.perf_counter()
   try:
@@ -102,16 +106,25 @@ def predict_files(
     # After Ctrl-C or an error as well: files that are written are described.
     done.seconds = time.perf_counter() - started
     if done.files:
-      # A second error, such as a full disk, would hide the first.
-      with contextlib.suppress(OSError):
+      # Raised here, it would hide the error that ends the work.
+      try:
         write_about(predictor, done, out)
+      except OSError as error:
+        done.failed[out] = f'{out} has no description: {error}'
       print(summary(done, out), flush=True)
   if done.failed:
     reasons = ''.join(f'\n  {why}' for why in done.failed.values())
     raise UserError(
-      f'{len(done.failed)} of {len(sources)} could not be read; repair them '
-      f'or leave them out:{reasons}'
+      f'{len(done.failed)} of {len(sources)} could not be read or written; '
+      f'repair them or leave them out:{reasons}'
     )
+
+
+def unwritten(path: Path, error: OSError) -> str:
+  """Why a source has no result; raises `error` if no other will have one."""
+  if error.errno in _DISK:
+    raise error
+  return f'the results of {path} cannot be written: {error}'
 
 
 def predict_pictures(
@@ -133,12 +146,13 @@ def predict_pictures(
         raise prediction
       for kind, file in files.items():
         picture = drawn(prediction, kind, opacity, legend)
-        (out / file).parent.mkdir(parents=True, exist_ok=True)
         drawing.write_image(out / file, picture)
       done.files[source.path] = files
     # Also of an overlay: it reads its picture again, which may be gone.
     except UserError as error:
       done.failed[source.path] = str(error)
+    except OSError as error:
+      done.failed[source.path] = unwritten(source.path, error)
 
   task = progress.add_task('predict', total=len(pictures))
   paths = [source.path for source, _ in pictures]
@@ -181,6 +195,8 @@ def predict_video(
     reader.check_end()
   except UserError as error:
     done.failed[path] = str(error)
+  except OSError as error:
+    done.failed[path] = unwritten(path, error)
 
 
 def summary(done: Done, out: Path) -> str:

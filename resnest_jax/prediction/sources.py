@@ -8,6 +8,7 @@ from pathlib import Path
 
 from resnest_jax.data.own.pairing import IMAGE_SUFFIXES, walk
 from resnest_jax.errors import UserError
+from resnest_jax.files import clean, inside
 from resnest_jax.prediction.video import VIDEO_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
@@ -138,13 +139,18 @@ def check_output(
   """Refuses an output folder in which files would be lost.
 
   Raises:
-    UserError: `out` is a file, holds the sources, or is not empty without
-      `overwrite`.
+    UserError: `out` is a file, holds the sources, leads elsewhere by links or
+      is not empty without `overwrite`.
   """
   if out.exists() and not out.is_dir():
     raise UserError(f'--out {out} is a file; give a folder.')
+  paths = [out / file for of in files for file in of.values()]
+  # One file of each folder stands for all.
+  for path in {path.parent: path for path in paths}.values():
+    inside(out, path.relative_to(out))
   # Even with --overwrite: a source, or a folder of them that masks would fill.
-  written = {(out / x).resolve() for of in files for x in of.values()}
+  # Links are replaced and not followed.
+  written = {path.parent.resolve() / path.name for path in paths}
   for source in sources:
     path = source.path.resolve()
     if path.parent == out.resolve() or written & {path, *path.parents}:
@@ -152,6 +158,7 @@ def check_output(
         f'--out {out} is the folder of the pictures, and {source.path} could '
         'be overwritten; give another folder.'
       )
+  clean(out)
   if out.exists() and any(out.iterdir()) and not overwrite:
     raise UserError(
       f'{out} is not empty; add --overwrite to write into it anyway '

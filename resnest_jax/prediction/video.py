@@ -174,6 +174,8 @@ class MaskFolder:
 
   def finish(self) -> None:
     """Gives the folder its name, or replaces the masks of an earlier run."""
+    if self.path.is_symlink():
+      self.path.unlink()  # What it leads to is not ours.
     # Masks of a longer earlier video go; other files are the user's.
     if self.path.is_dir():
       for old in self.path.glob('[0-9]' * 6 + '.png'):

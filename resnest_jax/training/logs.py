@@ -119,7 +119,7 @@ def start_wandb(workdir: Path, config: ConfigDict) -> Any:
   with writing(known.parent):
     known.parent.mkdir(exist_ok=True)
     if not known.exists():
-      known.write_text(uuid.uuid4().hex[:12], 'utf-8')
+      write_text(known, uuid.uuid4().hex[:12])
   try:
     return wandb.init(
       project=config.train.wandb,

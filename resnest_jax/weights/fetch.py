@@ -20,7 +20,7 @@ import rich.progress
 from rich.console import Console
 
 from resnest_jax.errors import UserError
-from resnest_jax.files import whole_file
+from resnest_jax.files import clean, whole_file
 from resnest_jax.weights.files import TORCH_SUFFIXES, check_torch, sha256
 from resnest_jax.weights.published import PUBLISHED, Published, known_file
 
@@ -143,6 +143,7 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
   if not digits:
     name = f'{hashlib.sha256(urls[0].encode()).hexdigest()[:12]}-{name}'
   path = cache_folder() / name
+  clean(path.parent)  # A killed download may have left gigabytes.
   if path.is_file():
     _check(path, digits, path, 'it should; remove it to download it again')
     return path

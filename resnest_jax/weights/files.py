@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import re
@@ -13,7 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnest_jax.errors import UserError
-from resnest_jax.files import check_new, whole_folder, write_json
+from resnest_jax.files import (
+  check_new,
+  explain_refusal,
+  whole_folder,
+  write_json,
+)
 from resnest_jax.text import listed
 
 SAFETENSORS = 'model.safetensors'
@@ -214,13 +220,16 @@ def write_weights(
   """
   folder, about = Path(folder), public(about)
   check_new(folder)
-  with whole_folder(folder) as temporary:
-    name = TORCH if kind == 'mmseg' else SAFETENSORS
-    write = _write_torch if kind == 'mmseg' else _write_safetensors
-    write(temporary / name, state_dict, about)
+  name = TORCH if kind == 'mmseg' else SAFETENSORS
+  encode = _torch_file if kind == 'mmseg' else _safetensors_file
+  # Written here: the packages' own errors do not say why a write is refused.
+  content = encode(state_dict, about)
+  with (
+    explain_refusal(folder, 'give another --out'),
+    whole_folder(folder) as temporary,
+  ):
+    (temporary / name).write_bytes(content)
     write_json(temporary / ABOUT, about)
-    # safetensors makes its files readable by their owner alone.
-    (temporary / name).chmod((temporary / ABOUT).stat().st_mode)
   return [folder / name, folder / ABOUT]
 
 
@@ -245,19 +254,19 @@ def _without_folders(value: Any) -> Any:
   return value
 
 
-def _write_safetensors(path, state_dict, about) -> None:
-  from safetensors.numpy import save_file
+def _safetensors_file(state_dict, about) -> bytes:
+  from safetensors.numpy import save
 
-  # save_file ignores strides, and ascontiguousarray makes scalars 1-d.
+  # `save` ignores strides, and ascontiguousarray makes scalars 1-d.
   tensors = {
     name: np.ascontiguousarray(value).reshape(value.shape)
     for name, value in state_dict.items()
   }
   # timm and others look for the format.
-  save_file(tensors, path, {'format': 'pt', HEADER_KEY: json.dumps(about)})
+  return save(tensors, {'format': 'pt', HEADER_KEY: json.dumps(about)})
 
 
-def _write_torch(path, state_dict, about) -> None:
+def _torch_file(state_dict, about) -> bytes:
   check_torch()
   import torch
 
@@ -271,7 +280,9 @@ def _write_torch(path, state_dict, about) -> None:
     for name, value in state_dict.items()
   }
   content = {'meta': meta if classes else {}, 'state_dict': tensors}
-  torch.save(content | {HEADER_KEY: dict(about)}, path)
+  file = io.BytesIO()
+  torch.save(content | {HEADER_KEY: dict(about)}, file)
+  return file.getvalue()
 
 
 def sha256(path: Path) -> str:

@@ -1,16 +1,23 @@
 """Checkpoints: what stays, where they go back to, what is refused."""
 
+import os
+import subprocess
+import sys
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from checkpoints.stored import variables_of
+from small import small_config
 
 from resnest_jax import runtime
 from resnest_jax.checkpoints import store
-from resnest_jax.checkpoints.state import TrainState
+from resnest_jax.checkpoints.state import Run, TrainState
 from resnest_jax.errors import UserError
+from resnest_jax.labels import ADE20K
 from resnest_jax.sharding import make_mesh, replicated
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
@@ -121,3 +128,80 @@ def test_other_classes_are_told_from_the_same():
   store.check_classes({}, ('a', 'b'))  # Written before they were kept.
   with pytest.raises(UserError, match=r'\(None there, c now\)'):
     store.check_classes({'classes': ['a', 'b']}, ('a', 'b', 'c'))
+
+
+SAVE = """
+import sys
+from pathlib import Path
+from checkpoints.test_store import make_state
+from resnest_jax.checkpoints import store
+with store.open_checkpoints(Path(sys.argv[1]), keep=1) as manager:
+  for step in (20, 30, 40):
+    store.save(manager, make_state(step), {'step': step})
+"""
+
+
+def test_killed_while_an_old_checkpoint_is_deleted(tmp_path, root):
+  """No part of it is taken for a checkpoint, and none stays."""
+  with store.open_checkpoints(tmp_path, keep=1) as manager:
+    store.save(manager, make_state(10), {'step': 10})
+  folder = tmp_path / 'checkpoints'
+  # So many files take a while.
+  names = [folder / '10' / 'model' / f'{i:05}' for i in range(20_000)]
+  for name in names:
+    name.touch()
+  command = [sys.executable, '-c', SAVE, str(tmp_path)]
+  environment = os.environ | {'PYTHONPATH': str(root / 'tests')}
+  with subprocess.Popen(command, cwd=root, env=environment) as process:
+    while names[0].exists() and names[-1].exists():
+      assert process.poll() is None
+      time.sleep(0.0005)
+    process.kill()
+  assert not (folder / '10').exists()
+  for step in store.steps_in(folder):
+    wanted = abstract(make_state(), jax.devices()[:1]).variables()
+    variables_of(tmp_path, step, wanted)
+  with store.open_checkpoints(tmp_path, keep=1):
+    left = {x.name for x in folder.iterdir()}
+  assert all(name.isdigit() for name in left)
+
+
+def opened_store(workdir):
+  config = small_config(**{'train.keep_checkpoints': 2})
+  return store.Store(workdir, config, ADE20K)
+
+
+def spoil(workdir, step):
+  for path in (workdir / 'checkpoints' / str(step)).rglob('d/*'):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+  """The first checkpoint before the second, the last before the end."""
+  run = Run(make_state(10), step=10)
+  with opened_store(tmp_path / 'a') as kept:
+    kept.save(run, None)
+    run.saved_step = 10
+    kept._manager.finish()
+    spoil(tmp_path / 'a', 10)
+    run.state, run.step = make_state(20), 20
+    with pytest.raises(UserError, match=r'/10 is damaged .* after it was wri'):
+      kept.save(run, None)
+  with opened_store(tmp_path / 'b') as kept:
+    for step in (10, 20, 30):
+      run = Run(make_state(step), step=step, saved_step=step - 10)
+      kept.save(run, None)
+    kept._manager.finish()
+    spoil(tmp_path / 'b', 30)
+    with pytest.raises(UserError, match=r'/30 is damaged .* resumes from the'):
+      kept.finish()
+  # The remedy.
+  state = make_state()
+  with opened_store(tmp_path / 'b') as kept:
+    run = kept.resume(abstract(state, jax.devices()[:1]))
+    assert run.step == 20
+    kept.save(Run(make_state(30), step=30, saved_step=20), None)
+    kept.finish()
+  assert store.steps_in(tmp_path / 'b' / 'checkpoints')[-1] == 30

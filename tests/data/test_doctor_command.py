@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from small import MINI as CONFIG
+from trouble import small_files
 
 from resnest_jax import drawing
 from resnest_jax.checkpoints.store import has_checkpoint
@@ -109,6 +110,24 @@ def test_a_report_is_replaced_and_other_files_are_not(run, tmp_path):
 
 
 # ---- Real files ------------------------------------------------------------
+
+
+def test_findings_are_printed_where_the_report_cannot_be_written(
+  call, mini_data_dir, tmp_path, capsys
+):
+  given = '--config', CONFIG, f'--config.data.data_dir={mini_data_dir}'
+  with (
+    small_files(),
+    pytest.raises(UserError, match=r'cannot write .*too large .*doctor\.json'),
+  ):
+    call(main, *given, '--samples', '2', '--out', tmp_path)
+  assert '2 of 24 samples of train' in capsys.readouterr().out
+  (tmp_path / 'file').touch()
+  with pytest.raises(
+    UserError, match=r'cannot write .*File exists.*another fo'
+  ):
+    call(main, *given, '--out', tmp_path / 'file')
+  assert capsys.readouterr().out == ''
 
 
 @pytest.fixture

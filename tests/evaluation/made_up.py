@@ -11,8 +11,8 @@ from resnest_jax.evaluation.boundary import BoundaryIoU
 from resnest_jax.evaluation.evaluate import Evaluation, ImageResult
 from resnest_jax.evaluation.evaluate_split import summarize
 from resnest_jax.evaluation.ranked_images import RankedImages
-from resnest_jax.evaluation.report import images as report_images
 from resnest_jax.evaluation.report import page
+from resnest_jax.evaluation.report.images import make_picture
 from resnest_jax.labels import ADE20K
 
 EVIL = '<script>alert(1)</script>'
@@ -74,6 +74,9 @@ def write_report(path, samples, names=NAMES, palette=PALETTE, confusion=None):
   labels = types.SimpleNamespace(classes=names, palette=palette)
   split = types.SimpleNamespace(labels=labels)
   result |= summarize(config, evaluation, interval, outlines, 8, split)
-  pictures = report_images.make_pictures(ranked, samples, labels)
+  pictures = {
+    kind: [make_picture(x, samples[x.index], labels) for x in shown]
+    for kind, shown in ranked.both().items()
+  }
   page.write(path, result, evaluation, pictures, palette)
   return result, total

@@ -3,14 +3,16 @@
 import hashlib
 import json
 import re
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 from evaluation.runs import OVERRIDES, STEP, write_run
 from small import MINI, small_flags
+from trouble import small_files
 
-from resnest_jax import drawing
+from resnest_jax import drawing, files
 from resnest_jax.config import config_to_json, load_config
 from resnest_jax.data.datasets import open_split
 from resnest_jax.errors import UserError
@@ -112,14 +114,70 @@ def test_the_same_checkpoint_replaces_its_own_results(
   result, out, workdir, command, call_script
 ):
   (out / 'overlays' / 'notes.txt').write_text('kept')
+  # What metrics.json says is no order to remove it.
+  theirs = [
+    out / 'notes.txt',
+    workdir / 'notes.txt',
+    out / 'overlays' / 'a.png',
+  ]
+  for path in theirs:
+    path.write_text('kept')
+  names = ['notes.txt', '../../notes.txt', str(theirs[1]), 'overlays/a.png']
+  names += ['overlays/notes.txt', 'overlays/../notes.txt', 7, None, ['a'], '']
+  listed = result | {'overlays': [*names, *result['overlays']]}
+  (out / 'metrics.json').write_text(json.dumps(listed))
+  # A link is replaced, too.
+  (out / 'contact_sheet.png').unlink()
+  (out / 'contact_sheet.png').symlink_to(theirs[0])
+  # As a process that was killed leaves it.
+  (out / files.temporary_path(workdir / 'elsewhere' / 'a.json').name).touch()
   call_script(*command, '--workdir', workdir, '--config.eval.overlays=1')
   after = read(out)
   assert after['per_class'] == result['per_class']
   assert after['overlays'] == result['overlays'][:1]
-  files = {f'overlays/{path.name}' for path in (out / 'overlays').iterdir()}
-  assert files == {'overlays/notes.txt', *after['overlays']}
+  assert {path.read_text() for path in theirs} == {'kept'}
+  there = {f'overlays/{path.name}' for path in (out / 'overlays').iterdir()}
+  kept = {'overlays/notes.txt', 'overlays/a.png'}
+  assert there == {*kept, *after['overlays']}
+  assert not [path for path in out.iterdir() if path.name.startswith('.')]
   date = after['date'].replace('T', ' ')[:16]
   assert date in (out / 'report.html').read_text('utf-8')
+
+
+def test_a_picture_that_cannot_be_made_keeps_none_from_the_others(
+  result, workdir, command, call_script, tmp_path, capsys
+):
+  first, *others = result['overlays']
+  out = tmp_path / 'out'
+  out.mkdir()
+  (out / 'metrics.json').write_text(json.dumps(result))
+  (out / first / 'a').mkdir(parents=True)
+  given = *command, '--workdir', workdir, '--out', out
+  with pytest.raises(UserError) as raised:
+    call_script(*given)
+  told = rf'scores are in {out}/metrics.json; 1 picture could .*:\n.*{first}'
+  assert raised.match(f'(?s){told}')
+  assert read(out)['per_class'] == result['per_class']
+  assert all((out / name).is_file() for name in others)
+  assert (out / 'report.html').is_file()
+  assert f'mIoU {100 * result["mIoU"]:.2f}' in capsys.readouterr().out
+  # The remedy.
+  shutil.rmtree(out / first)
+  call_script(*given)
+  assert (out / first).is_file()
+
+
+def test_scores_are_printed_where_the_disk_is_full_in_the_end(
+  result, workdir, command, call_script, tmp_path, capsys
+):
+  # Enough for the attempt before the evaluation, and for no result.
+  with (
+    small_files(),
+    pytest.raises(UserError, match=r'cannot write .*File too large.*json'),
+  ):
+    call_script(*command, '--workdir', workdir, '--out', tmp_path / 'out')
+  assert f'mIoU {100 * result["mIoU"]:.2f}' in capsys.readouterr().out
+  assert list((tmp_path / 'out').iterdir()) == []
 
 
 def test_boundary_iou_and_beta_on_demand(
@@ -247,6 +305,9 @@ REFUSED = {
   # Nothing is overwritten: neither other files nor results of another kind.
   RUN + '--out={old}/eval': r'report\.html is there and is not of',
   RUN + '--out={old}': 'not the result of an evaluation',
+  RUN + '--out={old}/eval/report.html/a': 'cannot write .*Not a directory',
+  RUN + '--out={old}/linked': r'linked/overlays/x would lie outside of',
+  RUN + '--out={old}/' + 'a' * 256: 'cannot write .*File name too long',
   RUN + '--config.data.image_scale=(128,64)': (
     r'protocol.image_scale: \[64, 64\] there, \[128, 64\] now'
   ),
@@ -263,6 +324,9 @@ def test_mistakes_are_told_and_nothing_is_written(
   (tmp_path / 'eval').mkdir()
   (tmp_path / 'eval' / 'metrics.json').write_text(json.dumps(unreported))
   (tmp_path / 'eval' / 'report.html').write_text('mine')
+  (tmp_path / 'linked').mkdir()
+  (tmp_path / 'linked' / 'metrics.json').write_text(json.dumps(result))
+  (tmp_path / 'linked' / 'overlays').symlink_to(tmp_path)
   there = sorted(tmp_path.rglob('*'))
   folders = {'run': workdir, 'weights': weights, 'old': tmp_path}
   given = flags.format(**folders, new=tmp_path / 'new').split()

@@ -1,6 +1,8 @@
 """`predict.py` on pictures of all kinds, with a tiny network."""
 
+import contextlib
 import json
+import os
 
 import cv2
 import jax
@@ -10,6 +12,7 @@ from evaluation import plain
 from evaluation.drawn import write_video
 from evaluation.runs import OVERRIDES, STEP
 from PIL import Image
+from trouble import small_disk, small_files
 
 from resnest_jax import from_checkpoint, load_checkpoint
 from resnest_jax.data.preprocess import preprocess
@@ -124,7 +127,7 @@ def test_predicts_pictures_of_all_kinds(written_run, pictures, predicted):
 
 def test_broken_pictures_are_told_after_all_others(predicted, broken):
   error, *reasons = predicted[1].stderr.splitlines()
-  assert error.startswith('error: 3 of 13 could not be read')
+  assert error.startswith('error: 3 of 13 could not be read or written; rep')
   for path, reason in zip(broken, reasons, strict=True):
     assert f'{path} cannot be read as a picture: it is da' in reason
 
@@ -155,3 +158,69 @@ def test_mistakes_of_the_command_line_are_told(call_script, tmp_path):
   ):
     with pytest.raises(UserError, match=message):
       call_script('predict.py', '--weights=x', '--out', tmp_path, 'y', flag)
+
+
+def test_overwrite_replaces_links_and_what_they_lead_to_stays(
+  written_run, call_script, tmp_path
+):
+  """One result that cannot be written keeps none from the others."""
+  given, out = tmp_path / 'given', tmp_path / 'out'
+  given.mkdir()
+  out.mkdir()
+  long = 'l' * 245
+  for name in ('a', 'b', long):
+    cv2.imwrite(f'{given}/{name}.png', np.zeros((40, 64, 3), np.uint8))
+  write_video(given / 'clip.avi', 2)
+  (tmp_path / 'mine').mkdir()
+  theirs = [tmp_path / 'mine' / '000000.png', tmp_path / 'mine.png']
+  for path in theirs:
+    path.write_text('mine')
+  for name, target in (
+    ('a.png', theirs[1]),
+    ('a_color.png', given / 'b.png'),
+    ('classes.json', theirs[1]),
+    ('predictions.json', tmp_path / 'nowhere'),
+    ('clip', tmp_path / 'mine'),
+    ('clip_color.mp4', theirs[1]),
+  ):
+    (out / name).symlink_to(target)
+  (out / 'b_overlay.png').mkdir()
+  pictures = {x.name: x.read_bytes() for x in given.iterdir()}
+  with pytest.raises(UserError) as raised:
+    call_script(
+      *('predict.py', '--weights', written_run, '--out', out, '--overwrite'),
+      *('--image_scale', 256, 64, '--save', 'masks', 'colors', 'overlays'),
+      *('--', given),
+    )
+  told = (
+    r'2 of 4 could not be .*\n.*/b\.png .*Is a directory.*\n.*name too long'
+  )
+  assert raised.match(f'(?s){told}')
+  assert {x.name: x.read_bytes() for x in given.iterdir()} == pictures
+  assert {path.read_text() for path in theirs} == {'mine'}
+  assert os.listdir(tmp_path / 'mine') == ['000000.png']
+  there = {x.name for x in out.iterdir()}
+  assert {f'a{end}.png' for end in ENDS} | {'clip', 'b.png'} <= there
+  assert not [x for x in out.iterdir() if x.is_symlink() or x.name[0] == '.']
+  assert sorted(os.listdir(out / 'clip')) == ['000000.png', '000001.png']
+  about = json.loads((out / 'predictions.json').read_text())
+  assert len(about['predictions']) == len(about['failed']) == 2
+
+
+def test_a_full_disk_ends_a_prediction(written_run, call_script, tmp_path):
+  """In one line, with all that is written whole."""
+  noise = np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)
+  (tmp_path / 'given').mkdir()
+  for name in range(9):
+    cv2.imwrite(f'{tmp_path}/given/{name}.png', noise)
+  with small_disk(tmp_path / 'disk', '96k') as disk:
+    out = disk.folder / 'out'
+    limit = contextlib.nullcontext() if disk.mounted else small_files(10_000)
+    with limit, pytest.raises(UserError, match=disk.refusal):
+      call_script(
+        *('predict.py', '--weights', written_run, '--out', out),
+        *('--image_scale', 256, 64, tmp_path / 'given'),
+      )
+    assert not [x for x in out.iterdir() if x.name.startswith('.')]
+    for path in out.glob('*.png'):
+      assert cv2.imread(str(path)).shape == noise.shape

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from resnest_jax import files
 from resnest_jax.errors import UserError
 from resnest_jax.prediction.sources import (
   Source,
@@ -123,3 +124,30 @@ def test_nothing_is_overwritten_unasked(trip):
   ):
     with pytest.raises(UserError, match=message):
       check(folder, given, overwrite)
+
+
+def test_nothing_is_written_outside_of_the_output_folder(trip):
+  out = trip.parent / 'out'
+  (out / 'day 1').mkdir(parents=True)
+  check(out, 'trip/**/a.jpg', overwrite=True)
+  (trip.parent / 'z.jpg').touch()
+  with pytest.raises(UserError, match=r'outside of .*remove .* or the "\.\."'):
+    check(out, 'trip/*/../../z.jpg', overwrite=True)
+  check(out, 'z.jpg', overwrite=True)
+  (out / 'day 1').rmdir()
+  for target in (trip, trip / 'day 1', trip.parent / 'nowhere'):
+    (out / 'day 1').symlink_to(target)
+    with pytest.raises(UserError, match=f'would lie .* in {target};'):
+      check(out, 'trip/**/a.jpg', overwrite=True)
+    (out / 'day 1').unlink()
+  # A file that is a link is replaced; the picture to which it leads stays.
+  (out / 'a.png').symlink_to(trip / 'a.jpg')
+  check(out, 'trip', overwrite=True)
+
+
+def test_what_a_killed_process_left_is_no_result(trip):
+  out = trip.parent / 'out'
+  out.mkdir()
+  (out / files.temporary_path(trip.parent / 'a.png').name).touch()
+  check(out, 'trip')
+  assert list(out.iterdir()) == []

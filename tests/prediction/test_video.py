@@ -108,7 +108,7 @@ def test_stopping_leaves_nothing_half_written(predictor, tmp_path):
   (out / 'long_overlay.mp4').write_bytes(b'of an earlier run')
 
   def stop():
-    while not list(out.glob('.long_overlay.*.mp4')):
+    while not list(out.glob('.resnest-jax-*.mp4')):
       time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGINT)
 

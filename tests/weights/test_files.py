@@ -12,6 +12,7 @@ import pytest
 import torch
 from golden.reference import FOLDER, assert_same_bits
 from safetensors.numpy import save_file
+from trouble import small_files
 
 from resnest_jax.errors import UserError
 from resnest_jax.weights.files import read_weights, write_weights
@@ -34,6 +35,22 @@ def torch_file(path, content, legacy=False):
   torch.save(content, path, _use_new_zipfile_serialization=not legacy)
   assert (path.read_bytes()[:2] == b'PK') != legacy
   return path
+
+
+@pytest.mark.parametrize('kind', ['ours', 'mmseg'])
+def test_full_disk_is_told_and_leaves_nothing(kind, tmp_path):
+  about = ABOUT | {'task': 'x' * 1024}
+  with (
+    small_files(),
+    pytest.raises(UserError, match=r'weights: File too large\. .* or give an'),
+  ):
+    write_weights(tmp_path / 'weights', kind, STATE_DICT, about)
+  assert list(tmp_path.iterdir()) == []
+  # Others may read what is written where they may read.
+  (tmp_path / 'plain').touch()
+  mode = (tmp_path / 'plain').stat().st_mode
+  for path in write_weights(tmp_path / 'weights', kind, STATE_DICT, about):
+    assert path.stat().st_mode == mode
 
 
 @pytest.mark.parametrize('start', [b'\x80\x38', b'PK\x03\x04'])

@@ -21,6 +21,7 @@ from resnest_jax.data.doctor import report
 from resnest_jax.data.doctor.examine import COMMAND, examine
 from resnest_jax.data.doctor.rules import ERROR, diagnose
 from resnest_jax.errors import UserError
+from resnest_jax.files import explain_refusal
 from resnest_jax.flags import Parser
 from resnest_jax.progress import progress_bar
 
@@ -74,8 +75,9 @@ def main() -> None:
     print(f'\n{paragraph}')
   print(f'\n{report.summary(surveys, found)}')
   if flags.out:
-    report.write_json(flags.out, surveys, found)
-    report.draw(flags.out, splits, surveys, found)
+    with explain_refusal(flags.out, 'give another --out'):
+      report.write_json(flags.out, surveys, found)
+      report.draw(flags.out, splits, surveys, found)
     print(f'written to {flags.out}')
   # Scripts may chain the training to this command: warnings do not stop it.
   if any(d.rule.severity == ERROR for d in found):

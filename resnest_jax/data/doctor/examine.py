@@ -15,7 +15,7 @@ from resnest_jax import drawing
 from resnest_jax.data.doctor import files, report
 from resnest_jax.data.doctor.observe import Survey, survey
 from resnest_jax.data.doctor.rules import ERROR, Diagnosis, diagnose
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, writing
 
 COMMAND = 'python -m resnest_jax.data.doctor'
 
@@ -80,8 +80,9 @@ def check_before_training(
   surveys = examine(config, splits, number)
   found = diagnose(surveys)
   # The error below refers to these.
-  report.write_json(workdir, surveys, found)
-  report.draw(workdir, splits, surveys, found)
+  with writing(workdir):
+    report.write_json(workdir, surveys, found)
+    report.draw(workdir, splits, surveys, found)
   seconds = time.perf_counter() - start
   print(
     f'label doctor: {report.summary(surveys, found)} ({seconds:.1f} s; '

@@ -108,7 +108,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def claim(folder: Path) -> None:
-  """Makes the folder of the report.
+  """Looks whether the report can be written, before the work.
 
   Raises:
     UserError: the folder is not writable, or holds a doctor.json or doctor.png
@@ -116,15 +116,12 @@ def claim(folder: Path) -> None:
   """
   # The JSON vouches for the picture: a lone doctor.png is refused.
   report, picture = folder / 'doctor.json', folder / 'doctor.png'
+  files.check_writable(folder, 'give another folder')
   try:
-    folder.mkdir(parents=True, exist_ok=True)
     content = json.loads(report.read_text('utf-8')) if report.exists() else {}
     ours = content.get('written_by') == WRITER
-  except OSError as error:
-    raise UserError(
-      f'cannot write to {folder} ({error.strerror}). Give another folder.'
-    ) from error
-  except (ValueError, AttributeError):  # No JSON, or JSON without a dict.
+  # Unreadable, no JSON, or JSON without a dict.
+  except (OSError, ValueError, AttributeError, RecursionError):
     ours = False
   there = [path for path in (report, picture) if path.exists()]
   if there and not ours:

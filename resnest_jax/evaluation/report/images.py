@@ -11,7 +11,7 @@ import numpy as np
 
 from resnest_jax import drawing
 from resnest_jax.evaluation import metrics
-from resnest_jax.evaluation.ranked_images import RankedImages, ScoredImage
+from resnest_jax.evaluation.ranked_images import ScoredImage
 from resnest_jax.evaluation.report.parts import named
 from resnest_jax.labels import LabelSet
 
@@ -29,16 +29,6 @@ class Picture:
   parts: Mapping[str, str]  # Caption -> data URI, from image to errors.
   size: tuple[int, int]  # Height and width of each part in pixels.
   classes: Sequence[tuple[str, np.ndarray, float]]  # Name, colour, IoU.
-
-
-def make_pictures(
-  ranked: RankedImages, split: Sequence[Mapping[str, Any]], labels: LabelSet
-) -> dict[str, list[Picture]]:
-  """The pictures of 'worst' and 'best'."""
-  return {
-    kind: [make_picture(image, split[image.index], labels) for image in images]
-    for kind, images in ranked.both().items()
-  }
 
 
 def make_picture(

@@ -39,7 +39,7 @@ def write(
 ) -> None:
   """Writes the whole page or nothing.
 
-  `result` is the content of metrics.json, `pictures` come from `make_pictures`.
+  `result` is the content of metrics.json, `pictures` are of 'worst' and 'best'.
   """
   confusion = evaluation.confusion
   classes = [entry['class'] for entry in result['per_class']]

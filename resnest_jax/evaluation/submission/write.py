@@ -15,7 +15,7 @@ from resnest_jax.data.own.pairing import walk
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.submission import check, rules
 from resnest_jax.evaluation.submission.rules import Benchmark, ImageSize
-from resnest_jax.files import explain_refusal, whole_file
+from resnest_jax.files import check_writable, explain_refusal, whole_file
 from resnest_jax.findings import Finding
 from resnest_jax.progress import progress_bar
 from resnest_jax.text import listed
@@ -45,6 +45,7 @@ def write(
   """
   # All that names and classes.json tell, before any mask is decoded.
   check_new(out)
+  check_writable(out.parent)
   files = find_predictions(benchmark, predictions)
   complain(rules.check_names(benchmark, files, images))
   values = benchmark.mask_values
