@@ -235,7 +235,10 @@ def write_weights(
 
 def public(about: Mapping[str, Any]) -> dict[str, Any]:
   """A description to be published: its provenance names no local folders."""
-  return dict(about) | {'provenance': _without_folders(about['provenance'])}
+  return {
+    key: _without_folders(value) if key == 'provenance' else value
+    for key, value in about.items()
+  }
 
 
 def _without_folders(value: Any) -> Any:
