@@ -28,8 +28,9 @@ STOPPED = (
 
 def main() -> None:
   flags = make_parser().parse_args()
-  if flags.batch_size is not None and flags.batch_size < 1:
-    raise UserError(f'--batch_size is {flags.batch_size}; give 1 or more.')
+  for name in ('batch_size', 'max_pixels'):
+    if (value := getattr(flags, name)) is not None and value < 1:
+      raise UserError(f'--{name} is {value}; give 1 or more.')
   # Imported late: these take seconds, and a mistyped flag should fail at once.
   from resnest_jax import runtime
   from resnest_jax.prediction.files import predict_files
@@ -87,6 +88,15 @@ def make_parser() -> argparse.ArgumentParser:
     metavar='N',
     help='pictures at a time, over all devices (default: 1 on a CPU, 4 for '
     'each GPU or TPU)',
+  )
+  add(
+    '--max_pixels',
+    type=int,
+    # Not imported from where files are decoded, which takes seconds.
+    default=2**28,
+    metavar='N',
+    help='pictures and videos of more pixels are not decoded but listed as '
+    'unreadable (default: %(default)s, such as 16384 x 16384)',
   )
   add_protocol_flags(parser)
   return parser

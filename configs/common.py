@@ -189,6 +189,9 @@ def data() -> ConfigDict:
   # Unreadable samples in training. False: stop with the name. True: take
   # another sample, count it and say so. Evaluation always stops.
   config.skip_unreadable = False
+  # A picture or mask of more pixels, as its header says, is unreadable: files
+  # of a few kilobytes can decode to gigabytes.
+  config.max_pixels = 2**28
   # Only speed: these change no batch.
   config.num_workers = 0  # processes that read and augment; 0: this process
   config.num_threads = 0  # readers per process; 0: one per core, 16 at most
@@ -203,8 +206,8 @@ def folder() -> ConfigDict:
   """Your own files; paths are relative to `data_dir`.
 
   Splits are given if `images` has a sub folder with a split's name ('train'),
-  or a path has {split} in it, which stands for that name. Otherwise they are
-  drawn.
+  or another form of it (Train, training, val2017, valid), or a path has {split}
+  in it, which stands for that name. Otherwise they are drawn.
   """
   config = ConfigDict()
   config.classes = 'classes.txt'  # names and colours; see docs/own-data.md
@@ -214,8 +217,10 @@ def folder() -> ConfigDict:
   # with other endings are skipped. '': only the extension.
   config.image_suffix = ''
   config.mask_suffix = ''
-  # Instead of folders: files of lines "image mask", relative to the file;
-  # 'lists/{split}.txt' for one per split.
+  config.image_prefix = ''  # as the endings, for how names begin: 'img_'
+  config.mask_prefix = ''
+  # Instead of folders: files of lines "image mask", relative to the file, or of
+  # names in the folders; 'lists/{split}.txt' for one per split.
   config.lists = ''
   config.eval_fraction = 0.2  # share drawn for eval_split, by name and seed
   config.split_seed = 0

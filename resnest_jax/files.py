@@ -4,6 +4,7 @@ They are written under a hidden name next to their own. What a killed process
 leaves there is removed by the next one that writes into the same folder.
 """
 
+import codecs
 import contextlib
 import itertools
 import json
@@ -11,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import threading
 import time
 import zlib
@@ -51,11 +53,9 @@ def clean(folder: Path) -> None:
       return
     _cleaned.add(known)
     for entry in list(os.scandir(folder)):
-      if _is_abandoned(entry):
-        if entry.is_dir(follow_symlinks=False):
-          shutil.rmtree(entry, ignore_errors=True)
-        else:
-          os.unlink(entry)
+      with contextlib.suppress(OSError):
+        if _is_abandoned(entry):
+          remove(Path(entry))
 
 
 def _is_abandoned(entry: os.DirEntry) -> bool:
@@ -132,6 +132,30 @@ def work_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
+def read_bounded(path: str | os.PathLike, most: int) -> bytes:
+  """Reads a file of at most so many bytes, whatever lies there.
+
+  Raises:
+    UserError: it is longer, or a device.
+    OSError: of the system.
+  """
+  about = os.stat(path)
+  # A link may lead to /dev/zero, which never ends.
+  if stat.S_ISCHR(about.st_mode) or stat.S_ISBLK(about.st_mode):
+    raise UserError(f'{path} is a device and no file.')
+  # A pipe says that its size is 0.
+  size = about.st_size if stat.S_ISREG(about.st_mode) else most
+  if size <= most:
+    with open(path, 'rb') as file:
+      size = len(content := file.read(size + 1))
+  if size > most:
+    raise UserError(
+      f'{path} has {size} bytes or more, and at most {most} are read.\nIt is '
+      'damaged, or another file than it should be.'
+    )
+  return content
+
+
 @contextlib.contextmanager
 def _named(temporary: Path, path: Path) -> Iterator[None]:
   """Errors about `temporary`, or no file, become errors about `path`."""
@@ -147,7 +171,15 @@ def _named(temporary: Path, path: Path) -> Iterator[None]:
 
 def remove_folder(path: Path) -> None:
   """Removes a folder; a kill leaves no part of it under its name."""
-  shutil.rmtree(path.rename(temporary_path(path)))
+  remove(path.rename(temporary_path(path)))
+
+
+def remove(path: Path) -> None:
+  """Removes a folder with its content, a file, or a link alone."""
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path)
+  else:
+    path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -157,6 +189,23 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
   write_text(path, json.dumps(content, indent=2) + '\n')
+
+
+def read_text(path: Path) -> str:
+  """A user's text in UTF-8, or in UTF-16 as Windows marks it.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is no such text.
+  """
+  if path.exists() and not path.is_file():
+    raise OSError('it is no file')
+  content = path.read_bytes()
+  marked = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+  text = content.decode('utf-16' if marked else 'utf-8-sig')
+  if '\0' in text:
+    raise ValueError('it has bytes that are no text')
+  return text
 
 
 def inside(folder: Path, name: str | Path) -> Path:

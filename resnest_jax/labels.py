@@ -40,3 +40,11 @@ def _load(name: str) -> LabelSet:
 # In the order of objectInfo150.txt; mask value 0, "other", is ignored.
 ADE20K = _load('ade20k')
 CITYSCAPES = _load('cityscapes')
+
+
+def known_values(labels: LabelSet) -> np.ndarray:
+  """Bool (256,): the values that masks of a prepared data set may have."""
+  # Values between the classes are deliberate: Cityscapes' unused label ids.
+  values = np.arange(256)
+  last = np.flatnonzero(labels.to_train_id != IGNORE).max()
+  return (values <= last) | (values == IGNORE)

@@ -157,7 +157,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, root):
     there[name].left = hidden(tmp_path) - before
     assert len(there[name].left) == 2
   there['killed'].kill()
-  there['killed'].wait()
+  there['killed'].communicate()
   (folder,) = (x for x in there['killed'].left if x.is_dir())
   # Of another host: too young, and old enough to be of nobody.
   other = re.sub('jax-.{8}-', 'jax-00000000-', folder.name)

@@ -7,7 +7,7 @@ PACKAGE = 'resnest_jax'
 # docs/architecture.md draws them. Commands and public names see all floors.
 FLOORS = (
   'errors labels findings files text threads flags shipped overrides '
-  'config_keys jax_private',
+  'config_keys jax_private downloads',
   'config runtime distributed drawing models',
   'sharding progress losses',
   'data checkpoints',

@@ -11,18 +11,18 @@ Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017.
 """
 
 import hashlib
-import logging
 import os
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from resnest_jax.data import archives
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair, Pairs
 from resnest_jax.data.images import read_index_mask
+from resnest_jax.downloads import download
 from resnest_jax.errors import UserError
 from resnest_jax.labels import ADE20K
 
@@ -81,34 +81,29 @@ class Ade20k(ArchiveBuilder, skip_registration=True):
       fingerprint=archives.fingerprint(archive),
     )
 
-  def _download(self, dl_manager):
+  def _download(self, dl_manager) -> Path:
     config = self.builder_config
-    tfds.enable_progress_bar()
-    # urllib3 warns at every retry, between the lines of the progress bar.
-    logging.getLogger('urllib3').setLevel(logging.ERROR)
-    try:
-      path = Path(dl_manager.download(config.url))
-    # tfds, requests and urllib3 raise errors without a common base class.
-    except Exception as error:
-      raise UserError(
-        f'could not download {config.url}: {error}\nCheck the connection and '
-        'run the same command again, or fetch the file in another way and '
-        f'pass it: --archive {ROOT}.zip'
-      ) from error
-    finally:
-      tfds.disable_progress_bar()
-    if config.sha1 is None:
+    path = Path(dl_manager.download_dir, f'{ROOT}.zip')
+    if path.is_file():
       return path
-    with path.open('rb') as file:
-      sha1 = hashlib.file_digest(file, 'sha1').hexdigest()
-    if sha1 != config.sha1:
-      # tfds would take the cached file for a finished download next time.
-      path.unlink()
+
+    def check(file: Path) -> None:
+      with file.open('rb') as opened:
+        sha1 = hashlib.file_digest(opened, 'sha1').hexdigest()
+      if config.sha1 not in (None, sha1):
+        raise UserError(
+          f'it is not the release: its SHA-1 is {sha1}, expected {config.sha1}'
+        )
+
+    # Not by tfds, which sets no limits and tries for minutes without a network.
+    try:
+      download(config.url, path, check)
+    except (OSError, HTTPException, ValueError, UserError) as error:
       raise UserError(
-        f'the file downloaded from {config.url} is not the release: its SHA-1 '
-        f'is {sha1}, expected {config.sha1}. It was deleted; run the same '
-        'command again.'
-      )
+        f'could not download {config.url}: {error}. Nothing was kept.\nCheck '
+        'the connection and run the same command again, or fetch the file in '
+        f'another way and pass it: --archive {ROOT}.zip'
+      ) from error
     return path
 
 

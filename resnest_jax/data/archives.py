@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import posixpath
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -56,6 +57,14 @@ class Contents:
   def close(self) -> None:
     for archive in self.archives:
       archive.close()
+
+
+# What zipfile raises for damage; RuntimeError for passwords and methods that it
+# does not know.
+DAMAGED = (
+  *(zipfile.BadZipFile, zlib.error, struct.error),
+  *(EOFError, OSError, RuntimeError, ValueError),
+)
 
 
 # tfds would look in its bucket, by network, and leave a folder in /tmp.
@@ -158,11 +167,11 @@ def open_archive(path: str | os.PathLike) -> zipfile.ZipFile:
       f'{path} is a folder. Pass the zip file itself, as downloaded; it need '
       'not be unpacked.'
     )
-  if not path.exists():
+  if not path.is_file():  # Nor from a pipe, which might never come.
     raise UserError(f'there is no file {path}.')
   try:
     return zipfile.ZipFile(path)
-  except (zipfile.BadZipFile, OSError) as error:
+  except DAMAGED as error:
     size = path.stat().st_size
     if size and tarfile.is_tarfile(path):
       what = 'is a tar archive, not a zip file'
@@ -281,11 +290,33 @@ def fingerprint(
   return hashlib.sha256('\n'.join(entries).encode()).hexdigest()
 
 
+# Pictures are compressed already: their entries shrink little. Bytes of an
+# entry that are always read, and how many times its bytes in the archive.
+_SMALL, _MOST_TIMES = 2**24, 20
+
+
+def check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+  """Raises `UserError` unless an entry can be read in little memory."""
+  where = f'{archive.filename}: {entry.filename}'
+  # Of other methods zipfile unpacks all there is, whatever size the entry has.
+  if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    raise UserError(
+      f'{where} is compressed in another way than zip files commonly are. '
+      'Unpack the archive and zip its files again, with the usual method.'
+    )
+  if entry.file_size > max(_SMALL, _MOST_TIMES * entry.compress_size):
+    raise UserError(
+      f'{where} would unpack from {entry.compress_size} to {entry.file_size} '
+      'bytes, as no picture does. The archive is damaged or not what its name '
+      'says; get it from its publisher.'
+    )
+
+
 def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
+  check_entry(archive, archive.getinfo(name))
   try:
     return archive.read(name)  # Compares the CRC, too.
-  # All that zipfile raises for a damaged entry.
-  except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+  except DAMAGED as error:
     raise UserError(
       f'{archive.filename} is damaged at {name} ({error}). Delete it and '
       'download it again.'
@@ -307,7 +338,7 @@ def read_example(
   check_image(image, where)
   mask = read_mask(label, f'{masks.filename}: {pair[1]}')
   # Only to find damage: the original bytes are stored, without loss.
-  pixels = decode_image(image, cv2.IMREAD_COLOR_RGB)
+  pixels = decode_image(image, cv2.IMREAD_COLOR_RGB, where)
   if pixels is None:
     raise UserError(f'{where} cannot be decoded as an image.')
   height, width = mask.shape

@@ -20,7 +20,8 @@ from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
 from resnest_jax.data.images import decode_image
 from resnest_jax.data.own.folder import FolderSplit, make_folder_split
 from resnest_jax.errors import UnreadableSample, UserError
-from resnest_jax.labels import ADE20K, CITYSCAPES, LabelSet
+from resnest_jax.labels import ADE20K, CITYSCAPES, LabelSet, known_values
+from resnest_jax.text import listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,7 @@ class PreparedSplit:
     self.directory = self._stored.directory
     self._samples = StoredSamples(self._stored, split)
     self.labels = DATASETS[name].labels
+    self.known_values = known_values(self.labels)
     # Preferred where complete: the samples are the same, bit for bit.
     self.decoded = pixels.is_written(self._stored.pixel_folder, split)
     if self.decoded:
@@ -142,14 +144,17 @@ class PreparedSplit:
     return len(self._samples)
 
   def __getitem__(self, index: int) -> dict:
-    sample = self.raw(index)
+    return self.labelled(index, self.raw(index))
+
+  def labelled(self, index: int, sample: dict) -> dict:
+    """What `split[index]` makes of `raw(index)`, or an error."""
     image, mask = sample['image'], sample['mask']
     are_bytes = image.dtype == mask.dtype == np.uint8
     if not are_bytes or image.shape[:2] != mask.shape:
       raise self._unreadable(
         sample['name'], 'image and mask differ in size or are not 8-bit'
       )
-    label = self._to_label(mask)
+    label = self._to_label(index, mask)
     return {'image': image, 'label': label, 'name': sample['name']}
 
   def location(self, index: int) -> str:
@@ -159,9 +164,16 @@ class PreparedSplit:
 
   def label(self, index: int) -> np.ndarray:
     """Returns the label of `split[index]`; the image is not decoded."""
-    return self._to_label(self._read(index, self._samples.mask))
+    return self._to_label(index, self._read(index, self._samples.mask))
 
-  def _to_label(self, mask: np.ndarray) -> np.ndarray:
+  def _to_label(self, index: int, mask: np.ndarray) -> np.ndarray:
+    values = cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel() > 0
+    if (unknown := values & ~self.known_values).any():
+      raise UserError(
+        f'{self.location(index)}: the mask has values that no class has: '
+        f'{listed(np.flatnonzero(unknown))}. Prepare the data again from the '
+        f'official archive:\n  {self._stored.command}'
+      )
     # As to_train_id[mask], but four times as fast and without the GIL.
     return cv2.LUT(mask, self.labels.to_train_id)
 
@@ -244,7 +256,7 @@ class StoredSamples:
 
 
 def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
-  pixels = decode_image(encoded, flags)
+  pixels = decode_image(encoded, flags, what)
   if pixels is None:
     raise ValueError(f'{what} cannot be decoded')
   return pixels

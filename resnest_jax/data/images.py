@@ -1,13 +1,35 @@
-"""Decodes images and index masks."""
+"""Decodes images and index masks, of which no file decides how large they are.
+
+Width and height are read from the header before anything is decoded.
+"""
 
 import dataclasses
+import io
 import os
+import re
+import struct
+import zlib
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UnreadableSample, UserError
+from resnest_jax.files import read_bounded
+
+# Pixels of a picture; config.data.max_pixels and predict.py --max_pixels.
+MAX_PIXELS = 2**28
+_MOST_BYTES = 8  # Of a pixel in a file: four channels of 16 bits.
+# What Pillow raises for broken or hostile files.
+BROKEN = (
+  *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError),
+  *(ArithmeticError, MemoryError, RuntimeError, struct.error, zlib.error),
+  Image.DecompressionBombError,
+)
+# OpenCV would warn of damage, which our errors tell with the file's name, and
+# of each tag of a GeoTIFF at each read.
+if 'OPENCV_LOG_LEVEL' not in os.environ:
+  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _COLOUR_TYPES = {0: 'grey', 2: 'RGB', 3: 'palette', 4: 'grey-alpha', 6: 'RGBA'}
 
@@ -30,12 +52,211 @@ def png_header(png: bytes) -> PngHeader | None:
   return PngHeader(width, height, png[24], colour)
 
 
-def decode_image(encoded: bytes, flags: int) -> np.ndarray | None:
-  """Decodes as `cv2.imdecode`; returns None for truncated or unknown data."""
+def decode_image(
+  encoded: bytes,
+  flags: int,
+  where: str | os.PathLike = 'the picture',
+  max_pixels: int | None = None,
+) -> np.ndarray | None:
+  """Decodes as `cv2.imdecode`; returns None for truncated or unknown data.
+
+  `max_pixels` is for callers whose users can raise it.
+
+  Raises:
+    UnreadableSample: it has too many pixels to be decoded, or too many
+      channels. The message begins with `where`.
+  """
   if not encoded:  # OpenCV raises for an empty buffer.
     return None
+  # A few bytes may say that they are gigabytes: what does not tell its size in
+  # a way that is known is not decoded.
+  if (size := picture_size(encoded)) is None:
+    return None
+  check_pixels(*size, max_pixels, where)
+  if encoded[:3] == b'GIF' or encoded[4:11] == b'ftypavi':
+    return _by_pillow(encoded)
+  buffer = np.frombuffer(encoded, np.uint8)
+  if encoded[:4] in _TIFF:
+    buffer = _tiff_as_stored(encoded, buffer, where)
   # Not cv2.imread, which fills the missing part of a truncated JPEG with grey.
-  return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+  try:
+    return cv2.imdecode(buffer, flags)
+  # Not for damaged data, but above OpenCV's own limits, or out of memory.
+  except (cv2.error, MemoryError) as error:
+    raise UnreadableSample(
+      f'{where} cannot be decoded by OpenCV ({getattr(error, "err", error)}); '
+      'it is larger than OpenCV or the memory allows, or damaged.'
+    ) from error
+
+
+def _by_pillow(encoded: bytes) -> np.ndarray | None:
+  """Decodes kinds of which OpenCV turns none and mixes transparent pixels."""
+  try:
+    with Image.open(io.BytesIO(encoded)) as picture:
+      return np.array(ImageOps.exif_transpose(picture).convert('RGB'))
+  except BROKEN:
+    return None
+
+
+def check_pixels(
+  height: int, width: int, max_pixels: int | None, where: str | os.PathLike
+) -> None:
+  """Raises `UnreadableSample`, which begins with `where`, above the limit."""
+  if height * width <= (max_pixels or MAX_PIXELS):
+    return
+  remedy = 'No more are decoded here; get the file again from its origin.'
+  if max_pixels:
+    remedy = (
+      'Shrink it or cut it into tiles, or raise config.data.max_pixels '
+      '(--max_pixels of predict.py).'
+    )
+  raise UnreadableSample(
+    f'{where} is {width} x {height} pixels, more than '
+    f'{max_pixels or MAX_PIXELS} (max_pixels).\n{remedy}'
+  )
+
+
+def read_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> bytes:
+  """The bytes of a picture's file.
+
+  Raises:
+    UnreadableSample: the system refuses, or it cannot be a picture.
+  """
+  try:
+    return read_bounded(path, _MOST_BYTES * max_pixels + 2**20)
+  except OSError as error:
+    raise UnreadableSample(
+      f'{path} cannot be read ({error.strerror}).'
+    ) from error
+  except UserError as error:
+    raise UnreadableSample(str(error)) from error
+
+
+# --- Headers -----------------------------------------------------------------
+
+_TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
+# Comments may stand before each number.
+_PNM = re.compile(rb'P[1-6]' + 2 * rb'(?:\s|#[^\n]*\n)+(\d{1,9})' + rb'\s')
+# Tags of TIFF, and what the last one says of a band: opacity.
+_WIDTH, _HEIGHT, _BANDS, _EXTRA = 256, 257, 277, 338
+_OPACITY = 2
+
+
+def picture_size(encoded: bytes) -> tuple[int, int] | None:
+  """Height and width as the header has them; None if it is no picture."""
+  if header := png_header(encoded):
+    return header.height, header.width
+  if encoded[:2] == b'\xff\xd8':
+    return _jpeg_size(encoded)
+  if encoded[:4] in _TIFF:
+    numbers = tiff_numbers(encoded)
+    if _WIDTH in numbers and _HEIGHT in numbers:
+      return numbers[_HEIGHT][0], numbers[_WIDTH][0]
+    return None
+  if encoded[:2] == b'BM' and len(encoded) > 26:
+    # The header of OS/2 has 12 bytes. A negative height: from the top.
+    kind = '<HH' if encoded[14] == 12 else '<ii'
+    width, height = struct.unpack_from(kind, encoded, 18)
+    return abs(height), abs(width)
+  if encoded[:3] == b'GIF' and len(encoded) > 10:
+    return struct.unpack_from('<HH', encoded, 6)[::-1]
+  if found := _PNM.match(encoded):
+    return int(found[2]), int(found[1])
+  if encoded[:4] == b'RIFF' and encoded[8:12] == b'WEBP':
+    return _webp_size(encoded)
+  # JPEG 2000: that of the codestream, as a box around it may have another.
+  if encoded[:8] == b'\0\0\0\x0cjP  ' or encoded[:2] == b'\xff\x4f':
+    found = re.search(rb'\xff\x4f\xff\x51.{4}(.{16})', encoded, re.DOTALL)
+    if not found:
+      return None
+    right, bottom, left, top = struct.unpack('>4I', found[1])
+    return bottom - top, right - left
+  try:
+    with Image.open(io.BytesIO(encoded)) as picture:
+      return picture.height, picture.width
+  except Image.DecompressionBombError:
+    return 2**31, 2**31  # Which Pillow does not tell.
+  except BROKEN:
+    return None
+
+
+def _jpeg_size(jpeg: bytes) -> tuple[int, int] | None:
+  place = 2
+  # As libjpeg, which passes over bytes that belong to no marker.
+  while 0 <= (place := jpeg.find(b'\xff', place)) < len(jpeg) - 8:
+    marker = jpeg[place + 1]
+    # SOF0 to SOF15, without the tables and extensions among these numbers.
+    if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+      return struct.unpack_from('>HH', jpeg, place + 5)
+    # Fill bytes, stuffed bytes, and markers without a length.
+    if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
+      place += 1 if marker == 0xFF else 2
+    else:
+      place += 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+  return None
+
+
+def _webp_size(webp: bytes) -> tuple[int, int] | None:
+  kind = webp[12:16]
+  if kind == b'VP8X':
+    width, height = (
+      int.from_bytes(webp[i : i + 3], 'little') for i in (24, 27)
+    )
+    return height + 1, width + 1
+  if kind == b'VP8L':
+    bits = int.from_bytes(webp[21:25], 'little')
+    return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+  if kind == b'VP8 ':
+    width, height = (
+      int.from_bytes(webp[i : i + 2], 'little') for i in (26, 28)
+    )
+    return height & 0x3FFF, width & 0x3FFF
+  return None
+
+
+def tiff_numbers(tiff: bytes) -> dict[int, tuple[int, int]]:
+  """Tag -> (its first number, the place of that), of the first directory."""
+  order = 'little' if tiff[:1] == b'I' else 'big'
+  wide = 8 if b'+' in tiff[:4] else 4  # Bytes of an offset; BigTIFF has 8.
+
+  def number(place: int, size: int) -> int:
+    return int.from_bytes(tiff[place : place + size], order)
+
+  start = number(wide, wide)
+  entries = start + (8 if wide == 8 else 2)
+  length = 4 + 2 * wide
+  count = min(number(start, entries - start), len(tiff) // length)
+  found: dict[int, tuple[int, int]] = {}
+  for entry in range(entries, entries + count * length, length):
+    # Bytes, 16, 32 and 64 bits; no other type holds whole numbers.
+    size = {1: 1, 3: 2, 4: 4, 16: 8}.get(number(entry + 2, 2))
+    if size is None:
+      continue
+    place = entry + 4 + wide
+    if size * number(entry + 4, wide) > wide:
+      place = number(place, wide)
+    # libtiff takes the first of a tag as well.
+    found.setdefault(number(entry, 2), (number(place, size), place))
+  return found
+
+
+def _tiff_as_stored(
+  tiff: bytes, buffer: np.ndarray, where: str | os.PathLike
+) -> np.ndarray:
+  """The file as OpenCV has to see it, so that it gives the stored colours."""
+  numbers = tiff_numbers(tiff)
+  if (bands := numbers.get(_BANDS, (1, 0))[0]) > 4:
+    raise UnreadableSample(
+      f'{where} has {bands} bands; pictures have 1, 3 or 4.\nWrite three of '
+      'them into a new file (gdal_translate -b 1 -b 2 -b 3 OLD NEW).'
+    )
+  # libtiff would multiply the colours by a band that is called opacity, and
+  # GDAL calls the fourth band so whatever it holds, such as infrared.
+  value, place = numbers.get(_EXTRA, (0, 0))
+  if value == _OPACITY:
+    buffer = buffer.copy()
+    buffer[place : place + 2] = 0
+  return buffer
 
 
 def is_turned(path: str | os.PathLike) -> bool:
@@ -44,8 +265,7 @@ def is_turned(path: str | os.PathLike) -> bool:
     with Image.open(path) as picture:
       orientation = 0x0112  # The EXIF tag.
       return picture.getexif().get(orientation, 1) in (5, 6, 7, 8)
-  # Pillow raises SyntaxError for broken PNG chunks.
-  except (OSError, ValueError, SyntaxError):
+  except BROKEN:
     return False
 
 
@@ -72,7 +292,7 @@ def read_index_mask(
       f'single channel that holds the class number: {meaning}. Coloured masks '
       'are for viewing or belong to another release.'
     )
-  mask = decode_image(png, cv2.IMREAD_UNCHANGED)
+  mask = decode_image(png, cv2.IMREAD_UNCHANGED, where)
   if mask is None:
     raise UserError(f'{where} cannot be decoded.')
   wrong = ~allowed[mask]

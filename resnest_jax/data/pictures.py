@@ -7,27 +7,27 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from resnest_jax.data.images import decode_image
+from resnest_jax.data import headers
+from resnest_jax.data.images import (
+  BROKEN,
+  MAX_PIXELS,
+  decode_image,
+  read_file,
+)
 from resnest_jax.data.own.pairing import IMAGE_SUFFIXES
 from resnest_jax.errors import UnreadableSample, UserError
 
 _ARRAYS = 'uint8 (H, W, 3) with RGB values from 0 to 255, or (H, W) in grey'
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   """Reads an image file as uint8 (H, W, 3) RGB."""
-  try:
-    # Upright by its EXIF data, the upper 8 of 16 bits, no transparency.
-    image = decode_image(path.read_bytes(), cv2.IMREAD_COLOR_RGB)
-  except OSError as error:
-    raise UnreadableSample(f'{path}: {error.strerror}') from error
-  # Not for damaged data, but above OpenCV's limit of pixels.
-  except cv2.error as error:
-    raise UnreadableSample(
-      f'{path}: OpenCV cannot decode it ({error.err}); it is larger than '
-      'OpenCV allows, or damaged'
-    ) from error
+  encoded = read_file(path, max_pixels)
+  # Upright by its EXIF data, the upper 8 of 16 bits, no transparency.
+  image = decode_image(encoded, cv2.IMREAD_COLOR_RGB, path, max_pixels)
   if image is None:
+    if headers.has_fractions(encoded):
+      raise UnreadableSample(f'{path} {headers.FRACTIONS}')
     raise UnreadableSample(
       f'{path} cannot be read as a picture: it is damaged, truncated, '
       'of another depth or not an image; '
@@ -36,10 +36,13 @@ def read_picture(path: Path) -> np.ndarray:
   return image
 
 
-def as_rgb(image: Any) -> np.ndarray:
-  """Converts a path, a Pillow image or an array to uint8 (H, W, 3) RGB."""
+def as_rgb(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+  """Converts a path, a Pillow image or an array to uint8 (H, W, 3) RGB.
+
+  `max_pixels` holds for files; the others are in memory already.
+  """
   if isinstance(image, str | Path):
-    return read_picture(Path(image))
+    return read_picture(Path(image), max_pixels)
   if isinstance(image, Image.Image):
     return _from_pillow(image)
   # Also JAX arrays and tensors of PyTorch on the CPU.
@@ -72,7 +75,7 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
         )
       return _from_array((grey >> 8).astype(np.uint8))
     return np.array(image.convert('RGB'))
-  except (OSError, SyntaxError, ValueError) as error:
+  except BROKEN as error:
     name = getattr(image, 'filename', '') or 'the image'
     raise UnreadableSample(
       f'{name} cannot be read by Pillow ({error}); it is damaged or cut off'

@@ -116,8 +116,10 @@ def write_pixels(
   progress = folder / f'{split}.progress'
   # Rewritten without a line that was cut off: appending is safe.
   lines = [json.dumps(line) + '\n' for line in (about, *done)]
-  progress.write_text(''.join(lines), 'utf-8')
+  write_text(progress, ''.join(lines))
   path = folder / f'{split}.pixels'
+  if not done:  # Or a link to a file of somebody else's would be emptied.
+    path.unlink(missing_ok=True)
   with open(path, 'ab') as file, open(progress, 'a', encoding='utf-8') as log:
     file.truncate(len(done) * sample_bytes(height, width))
     for sample in map_in_threads(read, range(len(done), count), ahead=2):

@@ -36,7 +36,7 @@ from resnest_jax.data.datasets import DATASETS
 from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
 from resnest_jax.data.own import palette2id
 from resnest_jax.errors import UserError
-from resnest_jax.files import explain_refusal
+from resnest_jax.files import explain_refusal, remove
 from resnest_jax.flags import Parser
 from resnest_jax.progress import progress_bar
 from resnest_jax.runtime import lock_folder
@@ -181,7 +181,7 @@ def prepare(
     builder = make()
     if _is_there(builder, 'fingerprint', fingerprint, archive):
       return builder
-    _remove_unfinished(builder, data_dir)
+    _remove_unfinished(builder)
     _check_disk_space(config, data_dir, size)
     with progress_bar('checking and writing') as on_progress:
       # A new builder: it takes archive and progress only when it is made.
@@ -189,8 +189,7 @@ def prepare(
       try:
         _write_records(builder, data_dir)
       except Exception:
-        # tfds does not resume downloads, so a part of one is of no use.
-        _remove_unfinished(builder, data_dir)
+        _remove_unfinished(builder)
         raise
     downloads = data_dir / 'downloads'
     for folder in (downloads / 'extracted', downloads):
@@ -251,12 +250,10 @@ def _is_there(
   return True
 
 
-def _remove_unfinished(builder: ArchiveBuilder, data_dir: Path) -> None:
+def _remove_unfinished(builder: ArchiveBuilder) -> None:
   # Only with the lock held: another process may be writing there.
   for path in Path(builder.data_path).parent.glob('incomplete.*'):
-    shutil.rmtree(path)
-  for path in list((data_dir / 'downloads').rglob('*.tmp.*')):
-    shutil.rmtree(path)
+    remove(path)
 
 
 def _check_disk_space(

@@ -73,11 +73,14 @@ def resize_image_window(
   sides = list(zip(image.shape[:2], size, window, strict=True))
   # The source pixels around the window's last one, with room for rounding.
   ends = [min(n, int((part.stop + 1) * n / new) + 3) for n, new, part in sides]
-  if ends == list(image.shape[:2]):
-    return resize_image(image, size)[window]
   # From the corner's size, OpenCV would compute another scale.
-  corner = image[: ends[0], : ends[1]]
   fy, fx = (new / length for length, new, _ in sides)
+  # OpenCV copies where the result has the size of what it is given: near a
+  # factor of 1 that is true of corners whose image does change its size.
+  copied = [round(end * f) for end, f in zip(ends, (fy, fx), strict=True)]
+  if ends in (list(image.shape[:2]), copied):
+    return resize_image(image, size)[window]
+  corner = image[: ends[0], : ends[1]]
   resized = cv2.resize(
     corner, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR
   )

@@ -16,6 +16,7 @@ from resnest_jax.inference.predictor import Predictor
 from resnest_jax.weights.infer import title_of
 
 MAX_FILE_SIZE = '100mb'  # Of an upload.
+MAX_UPLOADS = 2 * 10**9  # Bytes of all; the oldest are deleted first.
 EMPTY = '<p class="empty">Drop a picture into the box, or choose one.</p>'
 # In the browser: the slider moves without a round trip to the server.
 SET_OPACITY = """(percent) => {
@@ -117,7 +118,11 @@ def uploaded(upload: Mapping[str, Any]) -> Path:
   """The path of an upload; `UserError` if the file was not uploaded."""
   # The browser may send any path, with '..' and links. The message does not
   # tell whether a file outside of Gradio's folder exists.
-  path = Path(upload['path']).resolve()
+  try:
+    path = Path(upload['path']).resolve()
+  # What a program sends need not be what the page would send.
+  except (TypeError, LookupError, ValueError, OSError) as error:
+    raise UserError('this is no upload.') from error
   if not path.is_relative_to(Path(os.environ['GRADIO_TEMP_DIR']).resolve()):
     raise UserError(f'{path.name} was not uploaded.')
   return path

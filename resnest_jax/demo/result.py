@@ -5,9 +5,9 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from resnest_jax import drawing, runtime
+from resnest_jax.data.images import picture_size, read_file
 from resnest_jax.data.pictures import read_picture
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.report.images import data_uri
@@ -62,18 +62,13 @@ def look_at(predictor: Predictor, path: Path) -> Result:
 
 def _read(path: Path) -> np.ndarray:
   try:
-    with Image.open(path) as header:
-      pixels = header.width * header.height
-  except Image.DecompressionBombError:
-    pixels = float('inf')
-  except (OSError, SyntaxError, ValueError):
-    pixels = 0  # `read_picture` explains the failure.
-  if pixels > MAX_PIXELS:
-    raise UserError(
-      f'{path.name} has more than {MAX_PIXELS // 10**6} million pixels; shrink '
-      'it first.'
-    )
-  try:
+    # Without a size it is no picture, and `read_picture` says so.
+    height, width = picture_size(read_file(path)) or (0, 0)
+    if height * width > MAX_PIXELS:
+      raise UserError(
+        f'{path.name} has more than {MAX_PIXELS // 10**6} million pixels; '
+        'shrink it first.'
+      )
     return read_picture(path)
   except UserError as error:  # Visitors do not know the folder of uploads.
     raise UserError(str(error).replace(str(path), path.name)) from error

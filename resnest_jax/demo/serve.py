@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,28 @@ def serve(
       )
     for address in filter(None, (local, public)):
       print(f'the page is at {address} (Ctrl-C ends it)', flush=True)
-    threading.Event().wait()  # The server has its own thread.
+    while True:  # The server has its own thread.
+      trim_uploads(Path(os.environ['GRADIO_TEMP_DIR']), page.MAX_UPLOADS)
+      time.sleep(2)
   finally:
     # An error here would hide the one that ended the process.
     with contextlib.suppress(Exception):
       blocks.close(verbose=False)
+
+
+def trim_uploads(folder: Path, most: int) -> None:
+  """Deletes the oldest files of a folder until it has at most so many bytes."""
+  files = []
+  for path in folder.rglob('*'):
+    with contextlib.suppress(OSError):  # Gradio deletes files as well.
+      if path.is_file():
+        about = path.stat()
+        files.append((about.st_mtime, about.st_size, path))
+  total = 0
+  for _, size, path in sorted(files, reverse=True):
+    total += size
+    if total > most:
+      path.unlink(missing_ok=True)
 
 
 def free_port(host: str, port: int) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnest_jax import drawing, sharding
+from resnest_jax.data.images import MAX_PIXELS
 from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.pictures import as_rgb
 from resnest_jax.data.pipeline import make_eval_iterator
@@ -62,7 +63,9 @@ class Prediction:
   @property
   def image(self) -> np.ndarray:
     """The picture, uint8 (H, W, 3) RGB."""
-    return as_rgb(self.source)
+    # Read again from a path, so that thousands of predictions fit in memory.
+    # Its size was accepted when it was predicted.
+    return as_rgb(self.source, max(self.labels.size, MAX_PIXELS))
 
   def colors(self) -> np.ndarray:
     """The label map in the classes' colours, uint8 (H, W, 3) RGB."""
@@ -107,9 +110,11 @@ def check_opacity(opacity: float) -> None:
 
 
 class _Pictures:
-  def __init__(self, sources: Sequence[Any]):
-    self.sources = sources
-    # (index, why), appended by the threads.
+  """A split that keeps the reasons why pictures cannot be read."""
+
+  def __init__(self, sources: Sequence[Any], max_pixels: int):
+    self.sources, self.max_pixels = sources, max_pixels
+    # (index, why it cannot be read), appended by the threads.
     self.unreadable: collections.deque = collections.deque()
 
   def __len__(self) -> int:
@@ -117,7 +122,7 @@ class _Pictures:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     try:
-      return unlabelled(as_rgb(self.sources[index]))
+      return unlabelled(as_rgb(self.sources[index], self.max_pixels))
     except UserError as error:
       self.unreadable.append((index, error))
       raise UnreadableSample(str(error)) from error
@@ -130,6 +135,7 @@ class Predictor:
     classes, palette: C names, and uint8 (C, 3), RGB.
     protocol: how pictures are shown to the network.
     batch_size: pictures at a time, over all devices.
+    max_pixels: of files; larger ones are unreadable.
     about: origin of the weights and description of the network, for JSON.
     on_compile: may be set; called with a padded height and width in pixels
       before the network is compiled for it.
@@ -145,6 +151,7 @@ class Predictor:
     protocol: Protocol | None = None,
     *,
     batch_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
     about: Mapping[str, Any] | None = None,
   ):
     """Places the variables on the devices; nothing is compiled yet.
@@ -156,10 +163,14 @@ class Predictor:
       protocol: None: the whole picture, fitted into 2048 x 512 pixels.
       batch_size: rounded up to a multiple of the devices; None: one on each
         CPU device, four on each accelerator.
+      max_pixels: see the attribute.
       about: see the attribute.
     """
     if batch_size is not None and batch_size < 1:
       raise UserError(f'batch_size is {batch_size}; give 1 or more.')
+    if max_pixels < 1:
+      raise UserError(f'max_pixels is {max_pixels}; give 1 or more.')
+    self.max_pixels = max_pixels
     self.classes, self.palette = tuple(labels.classes), labels.palette
     self.protocol = protocol or Protocol()
     self.about = dict(about or {})
@@ -195,7 +206,7 @@ class Predictor:
         while they are computed.
     """
     if not isinstance(image, list | tuple):
-      image = as_rgb(image)
+      image = as_rgb(image, self.max_pixels)
       batches = self._in_order([image], batch_size=1)
       (found,) = self._results(batches, probabilities)
       return self._prediction(found, image)
@@ -223,7 +234,8 @@ class Predictor:
     """
     if not len(images):
       return
-    pictures = _Pictures(images)
+    pictures = _Pictures(images, self.max_pixels)
+    # The pipeline of evaluation: the same pixels and padding as in eval.py.
     batches = make_eval_iterator(
       ConfigDict({'image_scale': self.protocol.image_scale, 'num_threads': 0}),
       pictures,
@@ -335,6 +347,7 @@ def from_checkpoint(
   flip: bool | None = None,
   batch_size: int | None = None,
   bucket: int = Protocol.bucket,
+  max_pixels: int = MAX_PIXELS,
 ) -> Predictor:
   """A trained network, ready to predict.
 
@@ -352,6 +365,7 @@ def from_checkpoint(
     batch_size: see `Predictor`.
     bucket: padded heights and widths are multiples of it: a larger one compiles
       fewer shapes and computes more.
+    max_pixels: see `Predictor`.
 
   Raises:
     UserError: the source is missing, damaged or not a segmentor, or a parameter
@@ -385,5 +399,6 @@ def from_checkpoint(
     label_set(number, weights.classes, weights.palette),
     dataclasses.replace(chosen, bucket=bucket),
     batch_size=batch_size,
+    max_pixels=max_pixels,
     about={'weights': weights.provenance, 'model': config},
   )

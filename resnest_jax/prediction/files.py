@@ -1,5 +1,6 @@
 """Predicts files and writes the results: the body of predict.py."""
 
+import collections
 import contextlib
 import dataclasses
 import errno
@@ -8,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import rich.progress
 
 from resnest_jax import drawing, runtime
+from resnest_jax.data import headers
 from resnest_jax.errors import UserError
 from resnest_jax.files import check_writable, explain_refusal, write_json
 from resnest_jax.inference.predictor import (
@@ -46,6 +47,10 @@ class Done:
   frames: dict[Path, int] = dataclasses.field(default_factory=dict)
   # Reason for each source that is not done, or only partly.
   failed: dict[Path, str] = dataclasses.field(default_factory=dict)
+  # Pictures by what is said of their channels, such as a fourth one.
+  left_out: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
   seconds: float = 0.0  # With compilation.
 
 
@@ -78,8 +83,6 @@ def predict_files(
     UserError: an argument is invalid; or, after all others are done, some
       sources could not be read. The message lists them.
   """
-  # The errors below name damaged files, of which OpenCV would warn.
-  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
   # Before the weights, which take seconds to load, or have to be fetched.
   check_opacity(opacity)
   sources = find_sources(given, recursive, out)
@@ -148,9 +151,14 @@ def predict_pictures(
         picture = drawn(prediction, kind, opacity, legend)
         drawing.write_image(out / file, picture)
       done.files[source.path] = files
+      # The file may be gone by now.
+      with contextlib.suppress(OSError):
+        number = headers.channels(source.path.read_bytes())
+        if said := headers.left_out(number):
+          done.left_out[said] += 1
     # Also of an overlay: it reads its picture again, which may be gone.
     except UserError as error:
-      done.failed[source.path] = str(error)
+      done.failed[source.path] = ' '.join(str(error).splitlines())
     except OSError as error:
       done.failed[source.path] = unwritten(source.path, error)
 
@@ -175,7 +183,7 @@ def predict_video(
   path, targets = source.path, {kind: out / x for kind, x in files.items()}
   try:
     with (
-      contextlib.closing(VideoReader(path)) as reader,
+      contextlib.closing(VideoReader(path, predictor.max_pixels)) as reader,
       VideoOutputs(targets, reader.fps, opacity) as outputs,
     ):
       task = progress.add_task(path.name, total=reader.total, unit='frames')
@@ -194,7 +202,7 @@ def predict_video(
     progress.update(task, total=max(reader.read, 1))
     reader.check_end()
   except UserError as error:
-    done.failed[path] = str(error)
+    done.failed[path] = ' '.join(str(error).splitlines())
   except OSError as error:
     done.failed[path] = unwritten(path, error)
 
@@ -208,9 +216,13 @@ def summary(done: Done, out: Path) -> str:
     parts.append(f'{plural(videos, "video")} of {plural(frames, "frame")}')
     parts[-1] += ' in all' * (videos != 1)
   rate = (pictures + frames) / done.seconds
+  said = ''.join(
+    f'\n{plural(number, "picture", "have")} {what}'
+    for what, number in sorted(done.left_out.items())
+  )
   return (
     f'{" and ".join(parts)} predicted in {done.seconds:.1f} s ({rate:.3g} '
-    f'images/s, compiling included), written to {out}'
+    f'images/s, compiling included), written to {out}{said}'
   )
 
 

@@ -3,10 +3,16 @@
 import dataclasses
 import glob
 import itertools
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from resnest_jax.data.own.pairing import IMAGE_SUFFIXES, walk
+from resnest_jax.data.own.pairing import (
+  IMAGE_SUFFIXES,
+  endings,
+  tell,
+  walk,
+)
 from resnest_jax.errors import UserError
 from resnest_jax.files import clean, inside
 from resnest_jax.prediction.video import VIDEO_SUFFIXES
@@ -46,10 +52,9 @@ def find_sources(
   for one in map(Path, given):
     path = one.expanduser()  # Shells leave ~ alone within quotes.
     # Existing names come before patterns: '[a].jpg' may be a file.
-    if path.is_dir():
-      base, there = path, walk(path) if recursive else sorted(path.iterdir())
-      there = [x for x in there if not x.name.startswith('.')]
-    elif path.is_file():
+    if os.path.isdir(path):
+      base, there = path, walk(path, deep=recursive)
+    elif os.path.isfile(path):
       # Not filtered by its ending: if it is unreadable, an error says so.
       sources.append(Source(path))
       continue
@@ -58,18 +63,29 @@ def find_sources(
       # A set: '**' may match a file in several ways.
       there = sorted(set(map(Path, glob.glob(str(path), recursive=True))))
       base = Path(*fixed)
+      _check_folders(path, base)
     else:
-      raise UserError(f'there is no file, folder or pattern {one}.')
+      raise UserError(
+        f'there is no file, folder or pattern {one}, or it cannot be reached.'
+      )
     # Results of an earlier run are no sources, unless `out` itself is given.
     inner = out is not None and base.resolve() in out.resolve().parents
-    found = [
-      Source(x, x.parent.relative_to(base))
+    there = [
+      x
       for x in there
-      if x.suffix.lower() in SUFFIXES
-      and x.is_file()
+      if not os.path.isdir(x)
       and not (inner and x.resolve().is_relative_to(out.resolve()))
     ]
-    if not found and not path.is_dir():
+    # A link to nothing is a source: reading fails with its name.
+    read = {
+      x
+      for x in there
+      if x.suffix.lower() in SUFFIXES and (os.path.isfile(x) or x.is_symlink())
+    }
+    found = [Source(x, x.parent.relative_to(base)) for x in there if x in read]
+    if (others := [x for x in there if x not in read]) and base == path:
+      tell(f'left out of {path}: {endings(others)}')
+    if not found and base != path:
       raise UserError(
         f'the pattern {str(one)!r} matches no picture or video; accepted are '
         f'{", ".join(SUFFIXES)}.'
@@ -86,6 +102,16 @@ def find_sources(
   for source in sources:
     unique.setdefault(source.path.resolve(), source)
   return list(unique.values())
+
+
+def _check_folders(pattern: Path, base: Path) -> None:
+  """Raises `UserError` if a folder below `base` cannot be searched."""
+  # `glob` takes a folder that it may not read for an empty one.
+  parents = [x for x in pattern.parents if len(x.parts) >= len(base.parts)]
+  for parent in parents:
+    for folder in glob.glob(str(parent), recursive=True):
+      if os.path.isdir(folder):
+        walk(Path(folder), deep=False)
 
 
 def output_files(

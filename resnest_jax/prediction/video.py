@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from resnest_jax.data.images import MAX_PIXELS, check_pixels
 from resnest_jax.drawing import write_image
 from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.files import temporary_path
@@ -29,9 +30,17 @@ class VideoReader:
     read: number of frames read so far.
   """
 
-  def __init__(self, path: Path):
+  def __init__(self, path: Path, max_pixels: int = MAX_PIXELS):
     self.path, self.read, self._seconds = path, 0, 0.0
     self._capture = _open(path)
+    check_pixels(
+      *(
+        round(self._capture.get(side))
+        for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
+      ),
+      max_pixels,
+      path,
+    )
     self.fps = self._capture.get(cv2.CAP_PROP_FPS)
     total = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
     if not _PLAUSIBLE_FPS[0] <= self.fps <= _PLAUSIBLE_FPS[1]:

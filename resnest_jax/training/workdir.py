@@ -76,6 +76,8 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
       )
       # What would mix with the new run. Other files are the user's and stay.
       events = (workdir / 'tensorboard').glob('events.out.tfevents.*')
+      if (workdir / 'tensorboard').is_symlink():
+        events = ()  # Those of other runs may be there.
       for path in (workdir / 'log.jsonl', workdir / CLASS_COUNTS, *events):
         path.unlink(missing_ok=True)
   elif begun:

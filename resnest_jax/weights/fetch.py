@@ -8,25 +8,22 @@ them. hf:// sources use the cache and the variables of huggingface_hub.
 import difflib
 import hashlib
 import os
-import shutil
 import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-import rich.progress
-from rich.console import Console
-
+from resnest_jax.downloads import TIMEOUT, check_size, download
 from resnest_jax.errors import UserError
-from resnest_jax.files import clean, whole_file
-from resnest_jax.weights.files import TORCH_SUFFIXES, check_torch, sha256
+from resnest_jax.files import clean, explain_refusal
+from resnest_jax.weights.files import (
+  TORCH_SUFFIXES,
+  check_torch,
+  read_weights,
+  sha256,
+)
 from resnest_jax.weights.published import PUBLISHED, Published, known_file
-
-# Seconds without a byte. A slow download may take any time.
-TIMEOUT = 30
-BLOCK = 2**20  # Bytes.
 
 
 def fetch(
@@ -109,7 +106,8 @@ def _from_hub(text: str) -> Path:
     # The headers alone: hf_hub_download repeats a failing request for long.
     try:
       url, why = huggingface_hub.hf_hub_url(**what), ''
-      huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT)
+      about = huggingface_hub.get_hf_file_metadata(url, timeout=TIMEOUT)
+      check_size(about.size or 0, Path(huggingface_hub.constants.HF_HUB_CACHE))
     except Exception as error:
       why = f'the hub does not give it ({_one_line(error)})'
   try:
@@ -134,14 +132,19 @@ def _one_line(error: Exception) -> str:
 
 
 def _file_name(url: str) -> str:
-  return urllib.parse.unquote(urllib.parse.urlsplit(url).path).split('/')[-1]
+  try:
+    path = urllib.parse.urlsplit(url).path
+  except ValueError as error:
+    raise UserError(f'the address is malformed ({error}).') from error
+  return urllib.parse.unquote(path).split('/')[-1]
 
 
 def _cached(urls: Sequence[str], digits: str) -> Path:
   name = _file_name(urls[0]) or 'weights'
   # Published names are unique; others, such as model.safetensors, are not.
   if not digits:
-    name = f'{hashlib.sha256(urls[0].encode()).hexdigest()[:12]}-{name}'
+    # A file system takes 255 bytes, of which whole_file needs some.
+    name = f'{hashlib.sha256(urls[0].encode()).hexdigest()[:12]}-{name[-100:]}'
   path = cache_folder() / name
   clean(path.parent)  # A killed download may have left gigabytes.
   if path.is_file():
@@ -155,35 +158,28 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
     )
   if name.endswith(TORCH_SUFFIXES):
     check_torch()
-  path.parent.mkdir(parents=True, exist_ok=True)
+
+  def check(file: Path) -> None:
+    if digits:
+      _check(file, digits, 'what it sends', 'published')
+      return
+    # Nothing else tells a page to log in or a body that was cut off.
+    try:
+      read_weights(file)
+    except UserError as error:
+      raise UserError(str(error).replace(str(file), 'what it sends')) from error
+
+  with explain_refusal(path.parent, 'set RESNEST_JAX_CACHE to another folder'):
+    path.parent.mkdir(parents=True, exist_ok=True)
   failures = []
   for url in urls:
     try:
-      _download(url, path, digits)
+      download(url, path, check)
       return path
     # A truncated or wrong file (`UserError`) is no reason to give up either.
     except (OSError, HTTPException, ValueError, UserError) as error:
       failures.append(f'{url}: {str(error).rstrip(".")}')
   raise UserError(f'no download succeeded. {"; ".join(failures)}. {advice}')
-
-
-def _download(url: str, path: Path, digits: str) -> None:
-  request = urllib.request.Request(url, headers={'User-Agent': 'resnest-jax'})
-  with whole_file(path) as temporary:
-    with (
-      urllib.request.urlopen(request, timeout=TIMEOUT) as response,
-      temporary.open('wb') as file,
-    ):
-      # 0 where the server does not say: then the checksum alone decides.
-      length = int(response.headers.get('Content-Length') or 0)
-      with rich.progress.wrap_file(
-        response, length, description=path.name, console=Console(stderr=True)
-      ) as reader:
-        shutil.copyfileobj(reader, file, BLOCK)
-      done = file.tell()
-    if length and done != length:
-      raise UserError(f'it was cut off after {done} of {length} bytes')
-    _check(temporary, digits, 'what it sends', 'published')
 
 
 def _check(path: Path, digits: str, what: str | Path, expected: str) -> None:

@@ -1,11 +1,14 @@
 """From the archive to samples: the builder, its checks, random access."""
 
+import os
+import struct
 import tarfile
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
+from data.pictures import claiming
 from data.small_archives import (
   ADE20K,
   JPEG,
@@ -201,3 +204,75 @@ def test_damaged_entry(tmp_path):
   archive = ade20k.open_archive(path)
   with pytest.raises(UserError, match=r'a.zip is damaged at .*_00000001.jpg'):
     ade20k.read_example(archive, tuple(archive.namelist()))
+
+
+def entry_of(path, **options):
+  """The archive with the first image stored as the options say."""
+  jpeg, png = ade20k_sample()
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr(jpeg, options.pop('content', JPEG), **options)
+    archive.writestr(png, PNG)
+  return ade20k.open_archive(path)
+
+
+def test_entries_that_would_fill_the_memory(tmp_path):
+  deflated = {'compress_type': zipfile.ZIP_DEFLATED}
+  bomb = entry_of(tmp_path / 'a.zip', content=bytes(2**24 + 1), **deflated)
+  assert (tmp_path / 'a.zip').stat().st_size < 20_000
+  with pytest.raises(UserError, match=r'unpack from \d+ to 16777217 bytes'):
+    ade20k.read_example(bomb, tuple(bomb.namelist()))
+  # Of these methods zipfile unpacks all, whatever the header says.
+  for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+    other = entry_of(tmp_path / 'b.zip', compress_type=method)
+    with pytest.raises(
+      UserError, match=r'b\.zip: .*jpg is compressed in anoth'
+    ):
+      ade20k.read_example(other, tuple(other.namelist()))
+  # As the message says, zipped again.
+  usual = entry_of(tmp_path / 'c.zip', **deflated)
+  assert ade20k.read_example(usual, tuple(usual.namelist()))['image'] == JPEG
+
+
+def changed_headers(path, offset, value):
+  """Writes 16 bits into all entries' headers, at places of the central one."""
+  content = bytearray(path.read_bytes())
+  for signature, shift in ((b'PK\1\2', 0), (b'PK\3\4', -2)):
+    place = -1
+    while (place := content.find(signature, place + 1)) >= 0:
+      struct.pack_into('<H', content, place + offset + shift, value)
+  path.write_bytes(content)
+
+
+def test_entries_with_passwords_and_unknown_methods(tmp_path):
+  for offset, value, message in (
+    (8, 1, r'damaged at .*encrypted, password required'),
+    (10, 77, r'is compressed in another way'),
+  ):
+    path = write_zip(tmp_path / 'a.zip', ade20k_sample())
+    changed_headers(path, offset, value)
+    archive = ade20k.open_archive(path)
+    with pytest.raises(UserError, match=message):
+      ade20k.read_example(archive, tuple(archive.namelist()))
+  # A format of the far future, and a pipe that nobody fills.
+  changed_headers(write_zip(path, ade20k_sample()), 6, 999)
+  with pytest.raises(UserError, match=r'a\.zip is not a readable zip file'):
+    ade20k.open_archive(path)
+  path.unlink()
+  os.mkfifo(path)
+  with pytest.raises(UserError, match=r'there is no file .*a\.zip'):
+    ade20k.open_archive(path)
+
+
+def test_pictures_that_claim_to_be_large(opened):
+  huge = claiming(60_000, 60_000)
+  sizes = [struct.pack('>II', *x) for x in ((6, 4), (60_000, 60_000))]
+  for what, told in (
+    (
+      {'jpeg': huge['JPEG']},
+      r'jpg is 60000 x 60000 pixels, .*\n.*from its origin',
+    ),
+    ({'png': PNG.replace(*sizes)}, 'png is 60000 x 60000 pixels'),
+  ):
+    archive = opened(ade20k_sample(**what))
+    with pytest.raises(UserError, match=told):
+      ade20k.read_example(archive, tuple(archive.namelist()))

@@ -72,7 +72,7 @@ def test_json_says_the_same(read):
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    ('road\n', 'has 1 classes; there must be 2 to 255'),
+    ('road\n', 'has 1 class; there must be 2 to 255.* "255: road"'),
     ('\n'.join(f'class {i}' for i in range(256)), 'has 256 classes'),
     ('road\nroad\n', 'line 2: the name road of road is also used by road'),
     ('a 1 2 3\nb 1 2 3\n', r'colour \(1, 2, 3\) of b is also used by a'),
@@ -96,12 +96,163 @@ def test_what_cannot_be_meant_is_refused_with_its_place(read, content, message):
     read(content)
 
 
+GARDEN = ['background', 'red leaf', 'flower']
+COLOURS = [[60, 60, 60], [34, 139, 34], [220, 20, 60]]
+
+
+@pytest.mark.parametrize(
+  ('text', 'colours'),
+  [
+    # Spreadsheets, with their separators, and Kaggle's class_dict.csv.
+    ('name,r,g,b\nbackground,60,60,60\nred leaf,34,139,34\n'
+     'flower,220,20,60', 1),
+    ('r;g;b;Name\n60;60;60;background\n34;139;34;red leaf\n'
+     '220;20;60;flower\n', 1),
+    ('"Class"\tRed\tGreen\tBlue\nbackground\t60\t60\t60\n'
+     '"red leaf"\t34\t139\t34\nflower\t220\t20\t60\n', 1),
+    ('index\tlabel\n0\tbackground\n1\tred leaf\n2\tflower\n', 0),
+    # Roboflow's _classes.csv.
+    ('Pixel Value, Class\n0, background\n1, red leaf\n2, flower\n', 0),
+    ('label_id,category\n0,background\n1,"red leaf"\n2,flower\n255,ignore', 0),
+    # CVAT's labelmap.txt, with and without colours.
+    ('# label:color_rgb:parts:actions\nbackground:60,60,60::\n'
+     'red leaf:34,139,34::\nflower:220,20,60:petal:open,shut\n', 1),
+    ('background:::\nred leaf:::\nflower:::', 0),
+    # Hugging Face's id2label.json and config.json, and lists.
+    ('{"0": "background", "2": "flower", "1": "red leaf"}', 0),
+    ('{"id2label": {"0": "background", "1": "red leaf", "2": "flower"}, '
+     '"label2id": {}}', 0),
+    ('[\n  "background",\n "red leaf", "flower"]', 0),
+    # labelme's labels.txt, and other ways to write a colour.
+    ('__ignore__\nbackground\nred leaf\nflower\n', 0),
+    ('background #3c3c3c\nred leaf (34, 139, 34)\nflower;220;20;60\n', 1),
+  ],
+)  # fmt: skip
+def test_files_of_other_tools_mean_what_they_mean_there(read, text, colours):
+  classes = read(text)
+  assert list(classes.labels.classes) == GARDEN
+  assert classes.values == ((0,), (1,), (2,))
+  if colours:
+    assert_equal(classes.labels.palette, COLOURS)
+  assert bool(classes.chosen) is not bool(colours)
+
+
+@pytest.mark.parametrize('coding', ['utf-8-sig', 'utf-16', 'utf-16-be'])
+def test_files_of_windows_are_read(tmp_path, coding):
+  text = 'Straße 1 2 3\r\nBäume 4 5 6\r\n'
+  if coding == 'utf-16-be':
+    text = f'\ufeff{text}'
+  (tmp_path / 'classes.txt').write_bytes(text.encode(coding))
+  classes = read_classes(tmp_path / 'classes.txt').labels.classes
+  assert classes == ('Straße', 'Bäume')
+
+
+# What is refused, with the message, and what follows its remedy.
+MENDED = [
+  ('0,sky\n1,sea\n', 'value,name\n0,sky\n1,sea\n'),
+  ('sky,0\nsea,1\n', 'name,value\nsky,0\nsea,1\n'),
+  ('0 sky\n1 sea\n', '0: sky\n1: sea\n'),
+  ('0. sky\n1. sea\n', '0: sky\n1: sea\n'),
+  ('"sky"\n"sea"\n', 'sky\nsea\n'),
+  ('sky # above\nsea # below\n', '# above\nsky\n# below\nsea\n'),
+  ('sky\t0\nsea\t1\n', 'name\tvalue\nsky\t0\nsea\t1\n'),
+  ('sky;0\nsea;1\n', 'name;value\nsky;0\nsea;1\n'),
+  ('sky=0\nsea=1\n', '0: sky\n1: sea\n'),
+  ('- sky\n- sea\n', 'sky\nsea\n'),
+  ('9 9 9 sky\n8 8 8 sea\n', 'sky 9 9 9\nsea 8 8 8\n'),
+  ('sky,9,9,9,1\nsea,8,8,8,1\n', 'name,r,g,b\nsky,9,9,9\nsea,8,8,8\n'),
+  ('0: sky, sun\n1: sea\n', '["sky", "sea"]'),
+  ('sky\n' + 'sea' * 5000, 'sky\nsea'),
+  ('sky 0.5 0.5 0.5\nsea 0.1 0.1 0.1', 'sky 127 127 127\nsea 25 25 25'),
+  ('sky -1 0 0\nsea', 'sky\nsea'),
+  ('sky 9 9\nsea 8 8', 'sky 9 9 9\nsea 8 8 8'),
+]
+
+
+@pytest.mark.parametrize(('text', 'mended'), MENDED)
+def test_lines_that_are_no_classes_are_refused(read, text, mended):
+  message = (
+    r'classes\.txt, line [12]\b.*"0: road 128 64 128"\. A table starts with a '
+    'line that names its columns.* A name with a comma needs JSON'
+  )
+  with pytest.raises(UserError, match=message):
+    read(text)
+  classes = read(mended)
+  assert classes.labels.classes == ('sky', 'sea')
+  assert classes.values == ((0,), (1,))
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('name,r,g,b,kind\nsky,1,2,3,4\n', 'line 1: the columns of a table are'),
+    ('name,r,g\nsky,1,2\n', 'line 1: the columns of a table are'),
+    ('id,index,name\n0,0,sky\n', 'line 1: the columns of a table are'),
+    ('r,g,b\n1,2,3\n', 'line 1: the columns of a table are'),
+    ('name,r,g,b\nsky,1,2\n', r"line 2: 'sky,1,2' has 3 cells.* has 4\."),
+    ('name,r,g,b\nsky,1,2,x\n', "line 2: 'x' is not a number from 0"),
+    ('name,r,g,b\nsky,1,2,256\nsea,1,2,3', 'line 2: 256 is not from 0'),
+    ('value,name\n0,sky\n0,sea\n', 'line 3: the value 0 of sea is also used'),
+    ('{"0": "sky", "00": "sea"}', 'the value 0 of sea is also used by sky'),
+    ('{"0": "sky", "1": 1}', '"classes" must be a list of names'),
+    ('{"0": "sky", "one": "sea"}', "has '0'; accepted are classes"),
+    ('["a", ' + '[' * 10**6, 'is not valid JSON'),
+    ('{"a":' * 10**6, 'is not valid JSON'),
+    ('{"classes": ["sky", " "]}', 'class 1: the name is missing'),
+    (f'{{"0": "sky", "{"9" * 5000}": "sea"}}', '999999999 is not from 0'),
+    ('s\0k\0y\0\n\0', 'bytes that are no text.*in UTF-8'),
+  ],
+)
+def test_tables_and_json_that_cannot_be_meant(read, text, message):
+  with pytest.raises(UserError, match=message):
+    read(text)
+
+
+def test_names_that_look_like_other_things_stay_names(read):
+  """As they could be written before."""
+  names = 'route 66', 'c#', '[sky]', 'door;double door', 'no-name', 'red green'
+  assert read('\n'.join(names)).labels.classes == names
+  table = read('name;value\n"a, b";3\n2 wheels;4\n')
+  assert table.labels.classes == ('a, b', '2 wheels')
+  assert read('[sky]\n[sea] 1 2 3\n').labels.classes == ('[sky]', '[sea]')
+  assert read('0: 3d\n1: b').labels.classes == ('3d', 'b')
+
+
+@pytest.mark.parametrize('colours', [('', ''), (' 9 9 9', ' 8 8 8')])
+def test_values_behind_the_names_are_no_names(read, colours):
+  sky, sea = colours
+  with pytest.raises(UserError, match=r'line 1: each name ends.*"1: sky"'):
+    read(f'sky 1{sky}\nsea 2{sea}\n')
+  classes = read(f'1: sky{sky}\n2: sea{sea}\n')
+  assert classes.values == ((1,), (2,))
+  assert classes.labels.classes == ('sky', 'sea')
+  same = read(f'class 1{sky}\nclass 2{sea}\n')
+  assert same.labels.classes == ('class 1', 'class 2')
+
+
+def test_one_class_gets_a_background_as_the_message_says(read):
+  with pytest.raises(UserError, match='add "background" in front'):
+    read('leaf\n')
+  assert read('background\nleaf\n').values == ((0,), (1,))
+  assert read('0: background\n255: leaf\n').values == ((0,), (255,))
+  with pytest.raises(UserError, match='add "0: background" in front'):
+    read('1: leaf\n')
+  assert read('0: background\n1: leaf\n').values == ((0,), (1,))
+  table = read('id name\n3 leaf\n0 background\n')
+  assert table.values == ((3,), (0,))
+
+
 def test_missing_file_says_what_to_write(tmp_path):
   with pytest.raises(UserError, match=r'no classes file .*road 128 64 128'):
     read_classes(tmp_path / 'classes.txt')
-  (tmp_path / 'bytes').write_bytes(b'\xff\xfe\x00')
-  with pytest.raises(UserError, match='cannot be read'):
-    read_classes(tmp_path / 'bytes')
+  for content in (b'\xff\xfe\x00', 'Straße\nBaum'.encode('cp1252')):
+    (tmp_path / 'bytes').write_bytes(content)
+    with pytest.raises(
+      UserError, match=r'cannot be read .*It is text in UTF-8'
+    ):
+      read_classes(tmp_path / 'bytes')
+  with pytest.raises(UserError, match='it is no file'):
+    read_classes(tmp_path)
 
 
 def test_chosen_colours_are_far_from_each_other():

@@ -173,6 +173,26 @@ class Jpegs(Samples):
     return sample | {'image': decode_image(encoded, cv2.IMREAD_COLOR_RGB)}
 
 
+class Choosy(Samples):
+  """A copy of which training refuses a sample."""
+
+  def labelled(self, index, sample):
+    if index == 7:
+      raise UserError('it is odd.\nMake it even, or remove it.')
+
+
+def softened(mask):
+  """Black and white, smoothed."""
+  return cv2.GaussianBlur(mask * np.uint8(255), (5, 5), 0)
+
+
+def interpolated(mask):
+  """Made larger with another interpolation than that for masks."""
+  small = cv2.resize(mask, None, fx=0.5, fy=0.5, interpolation=0)
+  small[small == 255] = 0
+  return cv2.resize(small, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
+
+
 def as_jpegs(pair):
   train = pair[0]
   return [Jpegs(train.split, train.labels, train.samples), pair[1]]
@@ -197,10 +217,14 @@ FAULTS = {
   'off_by_one': ('ade20k', both(lambda m: m - np.uint8(1)), None),
   'label_ids': ('cityscapes', both(same, labels=counted(19)), 12),
   'train_ids': ('cityscapes', both(lambda m: IDS[m]), 12),
+  'smoothed_masks': ('2', first(softened), 12),
   'unknown_values': ('10', first(dot, 4, 8), 2),
   'no_labels': ('cityscapes', both(lambda m: m * np.uint8(0)), 12),
   'identical_masks': ('10', repeated_mask, 12),
+  'refused': ('10', lambda p: [Choosy(**vars(p[0])), p[1]], 1),
   'damaged_jpeg': ('10', as_jpegs, 2),
+  'image_channels': ('10', lambda p: [p[0].put(3, {'channels': 4}), p[1]], 1),
+  'maybe_smoothed': ('10', first(interpolated), 12),
   'maybe_off_by_one': ('10', both(lambda m: m % 255, labels=counted(10, 1)), 0),
   'ignored_share': ('10', first(painted(255, ..., slice(115))), 12),
   'unlabelled_masks': ('10', first(lambda m: m | np.uint8(255), 0, 9), 2),
@@ -213,6 +237,9 @@ FAULTS = {
 }
 # What some of them have to name.
 NAMED = {
+  'smoothed_masks': 'between a lower and a higher value',
+  'refused': 'Training refuses 1 of 12 samples: it is odd.',
+  'image_channels': '1 of 12 images has 4 channels, of which the first 3 are',
   'mask_depth': 'uint16 with values from 0 to 255',
   'size_mismatch': '192 x 96, mask 96 x 192',
   'maybe_off_by_one': 'from 0 to 9 occur and 10 does not',

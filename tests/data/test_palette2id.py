@@ -63,13 +63,15 @@ def test_every_kind_of_picture_becomes_an_index_mask(convert, tmp_path, capsys):
   palette_image(indices, palette).save(masks / 'c.png')
   coloured(expected['d']).save(masks / 'd.bmp')
   (masks / 'notes.txt').write_text('no mask')
+  (masks / 'train' / 'e.webp').write_bytes(b'')
   convert()
   files = {'train/a.png': 'a', 'b.png': 'b', 'c.png': 'c', 'd.png': 'd'}
   out = tmp_path / 'ids'
   assert {str(x.relative_to(out)) for x in walk(out)} == set(files)
   for file, name in files.items():
     assert_equal(ids_of(out / file), expected[name])
-  assert capsys.readouterr().out == f'4 masks in {out}\n'
+  left = f'left out of {masks}: 1 .txt, 1 .webp\n'
+  assert capsys.readouterr().out == f'{left}4 masks in {out}\n'
 
 
 def test_unknown_colours_are_counted_and_named(convert, tmp_path, capsys):
@@ -163,6 +165,7 @@ def test_a_damaged_mask_stops_and_leaves_nothing(convert, tmp_path):
   ('files', 'message'),
   [
     (['a.jpg'], r'a\.jpg is a JPEG, which changes the colours'),
+    (['a.JFIF'], r'a\.JFIF is a JPEG, which changes the colours'),
     (['a.png', 'a.tif'], r'a\.png and .*a\.tif would both become a\.png'),
     (['notes.txt'], 'there are no masks'),
   ],

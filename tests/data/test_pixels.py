@@ -206,6 +206,16 @@ def test_another_source_begins_anew(whole, tmp_path):
   assert contents(tmp_path) == whole
 
 
+def test_a_link_is_replaced_and_not_emptied(whole, tmp_path):
+  (tmp_path / 'mine').write_text('mine')
+  (tmp_path / 'out').mkdir()
+  for name in ('train.pixels', 'train.progress', 'train.json'):
+    (tmp_path / 'out' / name).symlink_to(tmp_path / 'mine')
+  write(tmp_path / 'out', Reader())
+  assert (tmp_path / 'mine').read_text() == 'mine'
+  assert contents(tmp_path / 'out') == whole
+
+
 def test_killed_in_the_middle(root, whole, tmp_path):
   program = (
     'import pathlib, sys, time\n'

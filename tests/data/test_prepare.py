@@ -235,7 +235,7 @@ def test_download_is_kept_and_not_repeated(server, tmp_path):
 
 
 def test_download_with_wrong_checksum(server, tmp_path):
-  with pytest.raises(UserError, match=r'SHA-1 is .*, expected 000.*deleted'):
+  with pytest.raises(UserError, match=r'SHA-1 is .*, expected 000.*kept'):
     prepare(loopback(server, sha1='0' * 40), tmp_path)
   assert downloaded(tmp_path) == []
 

@@ -71,6 +71,26 @@ def test_windows_equal_opencvs_whole_image():
     assert_windows_equal_whole(image, label, size, windows)
 
 
+def test_windows_of_pictures_that_hardly_change_their_size():
+  """OpenCV copies what keeps its size, as corners of a larger picture may."""
+  rng = np.random.default_rng(5)
+  for shape, size, window in (
+    ((302, 112), (301, 112), (slice(24, 120), slice(9, 105))),
+    ((1024, 1024), (1023, 1023), (slice(189, 445), slice(203, 459))),
+    ((400, 2000), (400, 2001), (slice(0, 400), slice(107, 619))),
+  ):
+    image, label = picture(rng, *shape)
+    assert_windows_equal_whole(image, label, size, [window])
+  for _ in range(150):
+    shape = rng.integers(1, 500, 2)
+    image, label = picture(rng, *shape)
+    size = np.maximum(1, shape + rng.integers(-3, 4, 2) * rng.integers(0, 2, 2))
+    size = tuple(size.tolist())
+    windows = [random_window(rng, size) for _ in range(3)]
+    corner = tuple(slice(0, max(1, n // 3)) for n in size)
+    assert_windows_equal_whole(image, label, size, [corner, *windows])
+
+
 @pytest.mark.parametrize('factor', [0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3])
 def test_windows_where_opencv_has_ways_of_its_own(factor):
   """At a half it takes means of four pixels, at 1 it copies."""

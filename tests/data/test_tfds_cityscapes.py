@@ -8,6 +8,7 @@ import types
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from numpy.testing import assert_equal
@@ -135,6 +136,20 @@ def test_damaged_record_is_named(data_dir):
   split = open_split('cityscapes', data_dir, 'validation')
   with pytest.raises(UserError, match=r'semantic_seg.*prepare it again'):
     list(split)
+
+
+def test_values_of_no_class_are_refused(tfds_data_dir):
+  """The builder of tfds has not looked at them."""
+  split = open_split('cityscapes', tfds_data_dir, 'train')
+  raw = split.raw(1)
+  raw['mask'] = np.where(raw['mask'] == 7, 40, raw['mask'])
+  message = r'sample 1 of train in .* no class has: 40\.(?s:.*)tfds build'
+  with pytest.raises(UserError, match=message):
+    split.labelled(1, raw)
+  # Values between the classes are deliberate; 255 is known.
+  raw['mask'] = np.where(raw['mask'] == 40, 29, raw['mask'])
+  raw['mask'][0] = 255
+  assert (split.labelled(1, raw)['label'][0] == 255).all()
 
 
 def test_the_mini_data_set_is_never_theirs(tfds_data_dir):

@@ -1,5 +1,6 @@
 """Texts of the page to try a network, without a browser."""
 
+import os
 import re
 import socketserver
 import sys
@@ -8,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 from browser import plain
+from data.pictures import claiming, png_bomb
 from evaluation.drawn import smooth_picture
 from evaluation.plain import make_predictor
-from PIL import Image
 
 from resnest_jax.demo import page, result, serve
 from resnest_jax.errors import UserError
@@ -54,11 +55,18 @@ def test_time_is_without_compiling(tmp_path):
 
 
 def test_pictures_of_too_many_pixels_are_not_decoded(tmp_path):
-  path = tmp_path / 'bomb.png'
-  Image.new('1', (20_000, 10_000)).save(path)
-  assert path.stat().st_size < 100_000
-  with pytest.raises(UserError, match=r'bomb\.png has more than 100 million'):
-    result.look_at(make_predictor(), path)
+  """Whether Pillow reads them or OpenCV alone."""
+  predictor = make_predictor()
+  whole = {'bomb': png_bomb(10_000, 20_000)}
+  for kind, encoded in (whole | claiming(10_001, 10_000)).items():
+    path = tmp_path / kind
+    path.write_bytes(encoded)
+    assert path.stat().st_size < 100_000
+    why = 'has more than 100 million pixels'
+    if kind == 'HDR':
+      why = 'cannot be read as a picture'
+    with pytest.raises(UserError, match=f'^{kind} {why}'):
+      result.look_at(predictor, path)
 
 
 def test_only_what_was_uploaded_is_read(tmp_path, monkeypatch):
@@ -69,6 +77,27 @@ def test_only_what_was_uploaded_is_read(tmp_path, monkeypatch):
   for path in (tmp_path / 'a.png', tmp_path / 'uploads' / '..' / 'a.png'):
     with pytest.raises(UserError, match=r'^a\.png was not uploaded'):
       page.uploaded({'path': str(path)})
+  # A program sends anything.
+  for upload in ({}, {'path': 3}, {'path': None}, [], 'a', {'path': 'a\0'}):
+    with pytest.raises(UserError, match='no upload'):
+      page.uploaded(upload)
+
+
+def test_the_oldest_uploads_give_way(tmp_path):
+  for number, name in enumerate(('old', 'x/middle', 'new', 'y/newest')):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(100))
+    os.utime(path, (number, number))
+
+  def kept(most):
+    serve.trim_uploads(tmp_path, most)
+    return sorted(x.name for x in tmp_path.rglob('*') if x.is_file())
+
+  assert len(kept(400)) == 4
+  assert kept(399) == ['middle', 'new', 'newest']
+  assert kept(150) == ['newest']
+  assert kept(0) == []
 
 
 def run_command(monkeypatch, *flags):

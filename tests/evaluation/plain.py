@@ -164,13 +164,13 @@ def multiscale_scores(image, scales, flips, image_scale):
   return total / (len(scales) * len(flips))
 
 
-def make_predictor(model=None, protocol=None, batch_size=None):
+def make_predictor(model=None, protocol=None, **options):
   return Predictor(
     model or Upsampler(),
     variables(),
     label_set(CLASSES, NAMES, None),
     protocol or Protocol(image_scale=(128, 64)),
-    batch_size=batch_size,
+    **options,
   )
 
 

@@ -17,6 +17,7 @@ from resnest_jax.config import config_to_json, load_config
 from resnest_jax.data.datasets import open_split
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.boundary import boundary_counts
+from resnest_jax.evaluation.evaluate_split import draw_overlay, noting
 from resnest_jax.labels import ADE20K
 from resnest_jax.weights import convert
 
@@ -165,6 +166,29 @@ def test_a_picture_that_cannot_be_made_keeps_none_from_the_others(
   shutil.rmtree(out / first)
   call_script(*given)
   assert (out / first).is_file()
+
+
+class Split(list):
+  labels = ADE20K
+
+
+@pytest.mark.parametrize('name', ['../../x', '{mine}/x', 'link/x'])
+def test_names_of_images_lead_nowhere_else(name, tmp_path):
+  mine, out = tmp_path / 'mine', tmp_path / 'out'
+  mine.mkdir()
+  (out / 'overlays').mkdir(parents=True)
+  (out / 'overlays' / 'link').symlink_to(mine)
+  label = np.zeros((4, 6), np.uint8)
+  sample = {'image': np.zeros((4, 6, 3), np.uint8), 'label': label}
+  for given, told in ((name.format(mine=mine), 1), ('deep/../deeper/x', 0)):
+    missing = []
+    with noting(missing):
+      draw_overlay(out, Split([sample | {'name': given}]), 0, label)
+    assert len(missing) == told
+    assert all('outside of' in why for why in missing)
+  written = [x.relative_to(out).as_posix() for x in out.rglob('*.png')]
+  assert written == ['overlays/deeper/x.png']
+  assert list(mine.iterdir()) == []
 
 
 def test_scores_are_printed_where_the_disk_is_full_in_the_end(

@@ -1,11 +1,14 @@
 """Zip files for the test servers: what is written, and each fault found."""
 
 import json
+import re
+import struct
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
+from data.pictures import claiming
 from data.small_archives import decode, encode
 from PIL import Image
 
@@ -251,6 +254,10 @@ def test_predictions_that_do_not_fit(ade, tmp_path):
   ):
     with pytest.raises(UserError, match=message):
       write.write(ADE, folder, tmp_path / out, ADE_SIZES)
+  for content in ('[' * 10**5, '{"classes": 3}', '[]', 'NaN', '\xff'):
+    (ade[0] / 'classes.json').write_text(content, 'latin-1')
+    with pytest.raises(UserError, match=r'classes\.json is damaged'):
+      write.write(ADE, ade[0], tmp_path / 'x.zip', ADE_SIZES)
   with pytest.raises(UserError, match='holds no test image of cityscapes'):
     rules.read_images(CITY, ade[1])
   with pytest.raises(UserError, match='no folder and no zip'):
@@ -265,3 +272,37 @@ def test_a_zip_of_something_else(tmp_path):
     validate(other)
   with pytest.raises(UserError, match='there is no file'):
     validate(tmp_path / 'nothing.zip')
+
+
+def test_masks_that_would_fill_the_memory(good):
+  """Without --images any size is accepted, but not each that is claimed."""
+  claimed = filled().replace(
+    *(struct.pack('>II', *size) for size in ((40, 30), (60_000, 60_000)))
+  )
+  verdict = validate(changed(good, {FIRST: claimed}), ADE)
+  assert 'have another size than their image: 60000 x 60000' in said(
+    verdict.errors
+  )
+  with zipfile.ZipFile(good, 'a', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('ADE_test_00000005.png', bytes(2**24 + 1))
+  with zipfile.ZipFile(good, 'a', zipfile.ZIP_LZMA) as archive:
+    archive.writestr('ADE_test_00000006.png', filled())
+  errors = said(validate(good, ADE).errors)
+  assert re.search(r'2 of \d files cannot be decoded', errors)
+  assert 'to 16777217 bytes' in errors
+  assert 'is compressed in another way' in errors
+
+
+def test_test_images_that_claim_to_be_large(good, tmp_path):
+  name = 'testing/ADE_test_00000001.jpg'
+  images = tmp_path / 'images.zip'
+  for content, method, why in (
+    (claiming(60_000, 60_000)['PNG'], zipfile.ZIP_STORED, 'exceeds limit'),
+    (bytes(2**24 + 1), zipfile.ZIP_DEFLATED, 'would unpack from'),
+    (filled(), zipfile.ZIP_BZIP2, 'is compressed in another way'),
+    (filled()[:20], zipfile.ZIP_STORED, 'Unpack or download it again'),
+  ):
+    with zipfile.ZipFile(images, 'w', method) as archive:
+      archive.writestr(name, content)
+    with pytest.raises(UserError, match=f'{name} .*{why}'):
+      validate(good, ADE, images)

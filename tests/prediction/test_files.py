@@ -3,13 +3,16 @@
 import contextlib
 import json
 import os
+import re
 
 import cv2
 import jax
 import numpy as np
 import pytest
+from data.pictures import claiming, tiff
 from evaluation import plain
 from evaluation.drawn import write_video
+from evaluation.plain import make_predictor
 from evaluation.runs import OVERRIDES, STEP
 from PIL import Image
 from trouble import small_disk, small_files
@@ -102,6 +105,7 @@ def test_predicts_pictures_of_all_kinds(written_run, pictures, predicted):
   }
   said = ' '.join(process.stdout.split())
   assert '9 pictures and 1 video of 6 frames predicted in' in said
+  assert '1 picture has 4 channels, of which the first 3 are used' in said
   assert said.count('compiling for images of up to ') == 1
 
   model, variables, _ = load_checkpoint(written_run)
@@ -151,10 +155,46 @@ def test_windows_are_as_large_as_the_crops_of_the_training(written_run):
   assert protocol.image_scale == OVERRIDES['data.image_scale']
 
 
+def test_pictures_that_cannot_be_decoded_do_not_end_the_others(
+  pictures, tmp_path
+):
+  """In process, by a tiny network: bombs, a device and a picture too large."""
+  (tmp_path / 'good.png').write_bytes((pictures[0] / 'plain.png').read_bytes())
+  reasons = {}
+  for kind, encoded in claiming(60_000, 60_000).items():
+    reasons[f'{kind}.jpg'] = r'is \d+ x \d+ pixels, more than 2684'
+    (tmp_path / f'{kind}.jpg').write_bytes(encoded)
+  reasons['HDR.jpg'] = 'cannot be read as a picture'
+  reasons['bands.tif'] = 'has 12 bands'
+  bands = tiff(np.zeros((5, 7, 12), np.uint8))
+  (tmp_path / 'bands.tif').write_bytes(bands)
+  (tmp_path / 'zero.png').symlink_to('/dev/zero')
+  reasons['zero.png'] = 'is a device'
+  paths = [tmp_path / name for name in ('good.png', *reasons)]
+  found = dict(make_predictor().predict_each(paths))
+  assert found.pop(0).labels.shape == (77, 123)
+  assert len(found) == len(reasons)
+  for index, error in found.items():
+    assert re.search(reasons[paths[index].name], str(error)), paths[index]
+
+
+def test_the_limit_of_pixels_is_that_of_the_predictor(pictures):
+  path = pictures[0] / 'plain.png'
+  small = make_predictor(max_pixels=77 * 123 - 1)
+  with pytest.raises(
+    UserError, match=r'123 x 77 pixels, more than 9470 .*\n.*raise'
+  ):
+    small.predict(path)
+  # As the message says; its overlay reads the picture again.
+  overlay = make_predictor(max_pixels=77 * 123).predict(path).overlay()
+  assert overlay.shape == (77, 123, 3)
+
+
 def test_mistakes_of_the_command_line_are_told(call_script, tmp_path):
   for flag, message in (
     ('--recursiv', 'unrecognized arguments: --recursiv'),
     ('--batch_size=0', '--batch_size is 0'),
+    ('--max_pixels=-1', '--max_pixels is -1; give 1 or more'),
   ):
     with pytest.raises(UserError, match=message):
       call_script('predict.py', '--weights=x', '--out', tmp_path, 'y', flag)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from trouble import obeying_permissions
 
 from resnest_jax import files
 from resnest_jax.errors import UserError
@@ -74,6 +75,42 @@ def test_what_is_not_there_is_told(trip):
   ):
     with pytest.raises(UserError, match=message):
       find_sources(given)
+
+
+@pytest.mark.parametrize(
+  ('given', 'recursive'),
+  [('trip', True), ('trip/day 1', False), ('trip/**/*.jpg', False)],
+)
+def test_a_closed_folder_is_no_empty_one(trip, given, recursive):
+  (trip / 'day 1').chmod(0)
+  try:
+    with (
+      obeying_permissions(),
+      pytest.raises(
+        UserError, match=r'1 folder cannot be read: \S*day 1 \(Perm'
+      ),
+    ):
+      find_sources([given], recursive)
+  finally:
+    (trip / 'day 1').chmod(0o755)
+  # Its neighbour can be read nevertheless.
+  assert found('trip/*2/*') == [('trip/day 2/a.jpg', 'day 2')]
+
+
+def test_links_that_lead_nowhere_are_not_dropped(trip):
+  (trip / 'gone.png').symlink_to(trip / 'nothing')
+  assert found('trip') == [*FLAT, ('trip/gone.png', '.')]
+  (trip / 'round').symlink_to(trip / 'round')
+  with pytest.raises(UserError, match=r'trip/round \(Too many levels'):
+    find_sources(['trip'])
+
+
+def test_files_that_are_no_pictures_are_counted(trip, capsys):
+  for name in ('x.heic', 'y.HEIC', 'z.gif', '.z.gif'):
+    (trip / name).touch()
+  assert found('trip') == FLAT
+  said = 'left out of trip: 2 .heic, 1 .txt, 1 .gif\n'
+  assert sorted(capsys.readouterr().out) == sorted(said)
 
 
 def test_names_of_what_is_written():

@@ -1,6 +1,7 @@
 """Videos in and out, with tiny files written by OpenCV."""
 
 import os
+import re
 import signal
 import struct
 import threading
@@ -179,3 +180,12 @@ def test_sizes_that_mp4_cannot_hold(predictor, tmp_path):
   ):
     outputs.write(thin)
   assert not (tmp_path / 'b.mp4').exists()
+
+
+def test_frames_of_too_many_pixels_are_not_decoded(tmp_path):
+  path = write_video(tmp_path / 'clip.avi', size=(122, 76))
+  small = make_predictor(protocol=PROTOCOL, max_pixels=122 * 76 - 1)
+  done, _ = predict(small, path, tmp_path / 'out')
+  assert re.search('122 x 76 pixels, more than 9271 ', done.failed[path])
+  assert not (tmp_path / 'out').exists()
+  assert VideoReader(path, 122 * 76).total == 10

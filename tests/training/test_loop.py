@@ -53,6 +53,19 @@ def test_start_without_a_checkpoint_gives_way(tmp_path, capsys):
   assert files(tmp_path) == {'.lock', 'config.json', 'notes.txt'}
 
 
+def test_a_start_that_gives_way_removes_nothing_behind_a_link(tmp_path):
+  theirs = tmp_path / 'all' / 'events.out.tfevents.1'
+  theirs.parent.mkdir()
+  theirs.touch()
+  workdir = tmp_path / 'run'
+  claim(workdir, seed=1)
+  (workdir / 'tensorboard').symlink_to(theirs.parent)
+  (workdir / 'class_pixels.npy').symlink_to(theirs)
+  claim(workdir, seed=2)
+  assert theirs.exists()
+  assert files(workdir) == {'.lock', 'config.json'}
+
+
 def test_same_configuration_keeps_what_is_there(tmp_path, capsys):
   started(tmp_path)
   before = files(tmp_path)

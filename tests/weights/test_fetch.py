@@ -1,16 +1,22 @@
 """Downloads, from a server on this machine."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
 import re
 import sys
 import threading
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.numpy import load_file, save_file
 
+from resnest_jax import downloads
 from resnest_jax.errors import UserError
 from resnest_jax.weights.fetch import cache_folder, fetch
 from resnest_jax.weights.published import PUBLISHED, Published, known_file
@@ -18,17 +24,36 @@ from resnest_jax.weights.published import PUBLISHED, Published, known_file
 CONTENT = bytes(range(256)) * 1000
 DIGITS = hashlib.sha256(CONTENT).hexdigest()[:8]
 NAME = f'net-{DIGITS}.pth'
+# Folders of downloads that never end, and seconds between what they send.
+ENDLESS = {'endless': 0, 'dripping': 0.05}
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-  """Serves a folder; paths below /short/ break off in the middle."""
+  """Serves a folder; some paths are served badly, by their first folder."""
 
   def do_GET(self):
     self.server.requests.append(self.path)
-    if self.path.startswith('/short/'):
-      self.send_response(200)
-      self.send_header('Content-Length', str(len(CONTENT)))
-      self.end_headers()
+    kind, _, name = self.path[1:].partition('/')
+    if kind in ENDLESS:
+      self.send_start()
+      with contextlib.suppress(OSError):
+        while not self.server.ended.wait(ENDLESS[kind]):
+          self.wfile.write(b'x' * (1 if kind == 'dripping' else 2**20))
+    elif kind == 'dripping_head':
+      with contextlib.suppress(OSError):
+        self.wfile.write(b'HTTP/1.0 200 OK\r\nX-Long: ')
+        while not self.server.ended.wait(0.05):
+          self.wfile.write(b'x')
+    elif kind == 'vast':
+      self.send_start(10**13)
+    elif kind == 'cut':  # Without a length, as by a proxy.
+      self.send_start()
+      self.wfile.write(self.server.body(name)[:-1000])
+    elif kind == 'login':
+      self.send_start()
+      self.wfile.write(b'<!DOCTYPE html><title>Sign in</title>')
+    elif kind == 'short':
+      self.send_start(len(CONTENT))
       self.wfile.write(CONTENT[:1000])
     elif self.path.startswith('/moved/'):
       self.send_response(302)
@@ -36,6 +61,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
       self.end_headers()
     else:
       super().do_GET()
+
+  def send_start(self, length=None):
+    self.send_response(200)
+    if length is not None:
+      self.send_header('Content-Length', str(length))
+    self.end_headers()
 
   def end_headers(self):
     if '/resolve/' in self.path:  # What a hub says of its files.
@@ -57,7 +88,8 @@ def server(tmp_path, monkeypatch):
   (folder / NAME).write_bytes(CONTENT)
   handler = functools.partial(Handler, directory=folder)
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
-  server.requests = []
+  server.requests, server.ended = [], threading.Event()
+  server.body = lambda name: (folder / name).read_bytes()
   server.url = f'http://127.0.0.1:{server.server_port}'
   thread = threading.Thread(target=server.serve_forever, args=(0.02,))
   thread.start()
@@ -65,6 +97,7 @@ def server(tmp_path, monkeypatch):
   for name in ('RESNEST_JAX_OFFLINE', 'HF_HUB_OFFLINE'):
     monkeypatch.delenv(name, raising=False)
   yield server
+  server.ended.set()
   server.shutdown()
   server.server_close()
   thread.join()
@@ -130,11 +163,95 @@ def test_nothing_is_downloaded_that_cannot_be_read(server, monkeypatch):
 def test_address_is_cached_by_the_whole_address(server, tmp_path):
   for folder in ('a', 'b'):
     (tmp_path / 'served' / folder).mkdir()
-    (tmp_path / 'served' / folder / 'x.safetensors').write_text(folder)
+    write_weights(tmp_path / 'served' / folder / 'x.safetensors', folder)
   for folder in ('a', 'b', 'a'):
     path = fetch(f'{server.url}/{folder}/x.safetensors')
-    assert path.read_text() == folder
+    assert list(load_file(path)) == [folder]
   assert len(server.requests) == 2
+
+
+def write_weights(path, name='weight'):
+  save_file({name: np.ones(1000, np.float32)}, path)
+
+
+@pytest.mark.parametrize('name', ['x.safetensors', 'x.pth'])
+def test_what_is_no_weights_is_not_kept(server, tmp_path, name):
+  """Or every later start would take it for the file."""
+  path = tmp_path / 'served' / name
+  if name == 'x.pth':
+    torch.save({'weight': torch.ones(1000)}, path)
+  else:
+    write_weights(path)
+  for kind, why in (
+    ('login', r'what it sends is neither.*web page'),
+    ('cut', r'what it sends (is damaged|cannot be read)'),
+  ):
+    address = f'{server.url}/{kind}/{name}'
+    message = refusal(address)
+    assert re.search(f'no download succeeded. {address}: {why}', message)
+    # As the message says: downloaded by other means.
+    assert cached() == []
+    there = re.search(r'or put it at (.*)\.$', message)[1]
+    Path(there).write_bytes(path.read_bytes())
+    assert fetch(address) == Path(there)
+    Path(there).unlink()
+  assert fetch(f'{server.url}/{name}').read_bytes() == path.read_bytes()
+
+
+def test_downloads_end(server, monkeypatch):
+  """Vast and endless ones, and those of which hardly anything comes."""
+  monkeypatch.setattr(downloads, 'PATIENCE', 0.5)
+  monkeypatch.setenv('RESNEST_JAX_MAX_DOWNLOAD', '0.02')
+  for kind, why in (
+    (
+      'vast',
+      r'it has 1e\+04 GB, and at most 0.02 GB are downloaded .*MAX_DOWN',
+    ),
+    ('endless', r'it has 0.02\d* GB, and at most 0.02 GB'),
+    ('dripping', r'only \d\d? bytes came in 0.5 s'),
+    ('dripping_head', r'only 0 bytes came in 0.5 s'),
+  ):
+    started = time.monotonic()
+    assert re.search(why, refusal(f'{server.url}/{kind}/x.safetensors')), kind
+    assert time.monotonic() - started < 10
+    assert cached() == []
+  # More is allowed than there is space.
+  monkeypatch.setenv('RESNEST_JAX_MAX_DOWNLOAD', '1e9')
+  message = refusal(f'{server.url}/vast/x.safetensors')
+  assert re.search(rf'1e\+04 GB, and {cache_folder()} has .* GB free', message)
+
+
+def test_the_limit_of_downloads_can_be_raised(server, tmp_path, monkeypatch):
+  write_weights(tmp_path / 'served' / 'x.safetensors')
+  address = f'{server.url}/x.safetensors'
+  for given, why in (
+    ('0.000001', r'it has [\de.-]+ GB, and at most 1e-06 GB are downloaded'),
+    ('much', r"RESNEST_JAX_MAX_DOWNLOAD is 'much'; give a number"),
+    ('nan', r"is 'nan'; give a number"),
+    ('-1', r"is '-1'; give a number"),
+  ):
+    monkeypatch.setenv('RESNEST_JAX_MAX_DOWNLOAD', given)
+    assert re.search(why, refusal(address)), given
+  monkeypatch.setenv('RESNEST_JAX_MAX_DOWNLOAD', '0.00001')
+  assert fetch(address).is_file()
+
+
+def test_a_hub_file_of_too_many_bytes(hub, monkeypatch):
+  monkeypatch.setenv('RESNEST_JAX_MAX_DOWNLOAD', '0.0001')
+  message = refusal('hf://timm/resnest50d.in1k/sub/model.safetensors')
+  assert '0.000256 GB, and at most 0.0001 GB are downloaded' in message
+  assert hub.requests == []  # Its head alone.
+
+
+def test_addresses_and_caches_that_cannot_be(server, tmp_path, monkeypatch):
+  assert 'the address is malformed' in refusal('http://[::1/x.safetensors')
+  write_weights(tmp_path / 'served' / 'x.safetensors')
+  long = f'{server.url}/x.safetensors?{"x" * 3000}'
+  assert len(fetch(long).name) < 200
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('RESNEST_JAX_CACHE', str(tmp_path / 'file' / 'cache'))
+  message = refusal(f'{server.url}/x.safetensors')
+  assert 'set RESNEST_JAX_CACHE to another folder' in message
 
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'

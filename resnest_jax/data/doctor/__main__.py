@@ -10,6 +10,7 @@ are errors, and otherwise 0.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import rich.console
@@ -19,7 +20,8 @@ from resnest_jax.config import parse_flags
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.doctor import report
 from resnest_jax.data.doctor.examine import COMMAND, examine
-from resnest_jax.data.doctor.rules import ERROR, diagnose
+from resnest_jax.data.doctor.observe import Survey
+from resnest_jax.data.doctor.rules import ERROR, Diagnosis, diagnose
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal
 from resnest_jax.flags import Parser
@@ -65,6 +67,22 @@ def main() -> None:
     surveys = examine(flags.config, splits, flags.samples, on_progress)
   found = diagnose(surveys)
 
+  # On disk before anything is printed, and printed if the disk refuses.
+  try:
+    if flags.out:
+      with explain_refusal(flags.out, 'give another --out'):
+        report.write_json(flags.out, surveys, found)
+        report.draw(flags.out, splits, surveys, found)
+  finally:
+    show(surveys, found)
+  if flags.out:
+    print(f'written to {flags.out}')
+  # Scripts may chain the training to this command: warnings do not stop it.
+  if any(d.rule.severity == ERROR for d in found):
+    sys.exit(1)
+
+
+def show(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> None:
   # Findings come last, so that a long table does not scroll them away.
   console = rich.console.Console()
   if any(s.index_masks for s in surveys):
@@ -74,14 +92,6 @@ def main() -> None:
   for paragraph in report.paragraphs(found):
     print(f'\n{paragraph}')
   print(f'\n{report.summary(surveys, found)}')
-  if flags.out:
-    with explain_refusal(flags.out, 'give another --out'):
-      report.write_json(flags.out, surveys, found)
-      report.draw(flags.out, splits, surveys, found)
-    print(f'written to {flags.out}')
-  # Scripts may chain the training to this command: warnings do not stop it.
-  if any(d.rule.severity == ERROR for d in found):
-    sys.exit(1)
 
 
 if __name__ == '__main__':

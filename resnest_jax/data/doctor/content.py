@@ -36,6 +36,7 @@ def ignored_share(s: Survey) -> Finding | None:
   if not pixels.sum() or pixels[-1] / pixels.sum() <= 0.5:
     return None
   most = max(s.ignored, key=s.ignored.get)
+  line = s.conversion.naming(most) if s.conversion else f'"{most}: name"'
   return Finding(
     f'{pixels[-1] / pixels.sum():.0%} of the pixels are ignored, '
     f'{s.ignored[most] / pixels.sum():.0%} have the value {most}.',
@@ -45,7 +46,7 @@ def ignored_share(s: Survey) -> Finding | None:
       if 2 * o.counts[s.labelled(o)].sum() < o.counts.sum()
     ),
     f'If the network should learn the value {most} as a class, such as a '
-    f'background, name it in the classes file ("{most}: name"; '
+    f'background, name it in the classes file ({line}; '
     'docs/own-data.md). Otherwise nothing is wrong, but most of the '
     'computation goes to pixels that do not train.',
   )

@@ -104,14 +104,18 @@ def check_before_training(
     raise UserError(
       f'the label doctor found errors that spoil the training:\n{described}\n'
       f'Examine all samples: {examine_command(sys.argv[1:])}\n'
-      f'{_nevertheless(mistakes, config)}'
+      f'{_nevertheless(mistakes, config, surveys)}'.rstrip()
     )
 
 
-def _nevertheless(mistakes: Sequence[Diagnosis], config: ConfigDict) -> str:
+def _nevertheless(
+  mistakes: Sequence[Diagnosis], config: ConfigDict, surveys: Sequence[Survey]
+) -> str:
   """The flags that start the training without a repair, if there are any."""
   # Skipping helps only if unreadable files are the sole errors.
   if any(d.rule.check is not files.unreadable for d in mistakes):
+    if any(o.refused for s in surveys for o in s.readable):
+      return ''  # It would stop at the first of these samples.
     return 'To train nevertheless: --config.data.doctor_samples=0'
   training = config.data.train_split
   lines = []

@@ -1,30 +1,36 @@
 """Rules about the files themselves: readable, of the right kind and size."""
 
-import shlex
-
 import numpy as np
 
 from resnest_jax.data.doctor.observe import Observation, Survey, names
+from resnest_jax.data.headers import left_out, to_8_bits
 from resnest_jax.data.images import is_turned
+from resnest_jax.data.own.masks import INDEX_MASK
 from resnest_jax.findings import Finding
-from resnest_jax.text import listed, share_of
+from resnest_jax.labels import IGNORE
+from resnest_jax.text import listed, plural, share_of
 
-REWRITE = 'For each of them: mask = cv2.imread(path, cv2.IMREAD_UNCHANGED); '
+REWRITE = (
+  'For each of them, into a new folder: mask = cv2.imread(old, '
+  'cv2.IMREAD_UNCHANGED); '
+)
 
 
 def unreadable(s: Survey) -> Finding | None:
-  """missing, truncated or damaged images and masks"""
+  """missing, truncated or damaged images and masks, and those of kinds that
+  cannot be decoded
+  """
   bad = [o for o in s.seen if o.error]
   if not bad:
     return None
   # Prepared data puts the command that repairs it on further lines.
   _, _, advice = bad[0].error.partition('\n')
   return Finding(
-    f'{share_of(bad, s.seen, "sample")} cannot be read: files are missing, '
-    'truncated or damaged.',
+    f'{share_of(bad, s.seen, "sample")} cannot be read.',
     names(bad),
     advice
-    or 'Copy or download these files again, or remove both image and mask.',
+    or 'Do what their lines say, copy or download these files again, or '
+    'remove both image and mask.',
   )
 
 
@@ -55,19 +61,36 @@ def image_depth(s: Survey) -> Finding | None:
     f'{share_of(bad, s.readable, "image", "are")} {_types(bad, "image_type")}; '
     'the network takes 8 bits per channel.',
     names(bad),
-    'Convert them, for example with ImageMagick: mogrify -depth 8 FILES. If '
-    'the results are dark, the images use only their lower bits: scale them '
-    'first.',
+    to_8_bits(max(o.white for o in bad)),
+  )
+
+
+def image_channels(s: Survey) -> Finding | None:
+  """images with a channel that is not used, such as transparency or infrared"""
+  bad = [o for o in s.readable if left_out(o.channels)]
+  if not bad:
+    return None
+  numbers = sorted({o.channels for o in bad})
+  return Finding(
+    f'{share_of(bad, s.readable, "image", "have")} '
+    f'{" or ".join(map(left_out, numbers))}.',
+    names(bad),
+    'The network sees red, green and blue. If these are other channels of the '
+    'file, write the three that it should see into new files.',
   )
 
 
 def mask_depth(s: Survey) -> Finding | None:
-  """masks of 16 bits, or of numbers with fractions"""
-  # PNGs of 1, 2 or 4 bits are not among them: OpenCV decodes them to uint8.
+  """masks of 1, 2, 4 or 16 bits, or of numbers with fractions"""
+  # Bits only show in the file: OpenCV decodes fewer than 8 to uint8.
   bad = [
     o
     for o in s.readable
-    if len(o.mask_shape) == 2 and o.mask_type not in ('uint8', 'bool')
+    if len(o.mask_shape) == 2
+    and (
+      o.mask_type not in ('uint8', 'bool')
+      or (o.kind.endswith('-bit grey') and o.kind != INDEX_MASK)
+    )
   ]
   if not bad:
     return None
@@ -76,29 +99,23 @@ def mask_depth(s: Survey) -> Finding | None:
   has = ''
   if values.size:
     has = f' with values from {values.min()} to {values.max()}'
-  return Finding(
-    f'{share_of(bad, s.readable, "mask", "are")} {_types(bad, "mask_type")}'
-    f'{has}; masks have 8 bits.',
-    names(bad),
-    _convert(
-      s, ' --indices', f"{REWRITE}cv2.imwrite(path, mask.astype('uint8')). "
+  kinds = sorted({o.kind or o.mask_type for o in bad})
+  remedy = f"{REWRITE}cv2.imwrite(new, mask.astype('uint8')). "
+  if s.conversion:
+    remedy = s.conversion.of_numbers()
+    # What the file does not have palette2id refuses.
+    if s.unknown_values.size:
+      remedy = f'Name their values in {s.classes_file} first. {remedy}'
+  if values.size and values.max() > IGNORE:
+    remedy = (
+      'Map values above 255 to classes first: masks that contain them are '
+      f'usually instance masks or belong to another release. {remedy}'
     )
-    + 'Map values above 255 to classes first: masks that contain them are '
-    'usually instance masks or belong to another release.',
-  )
-
-
-def _convert(s: Survey, flags: str, otherwise: str) -> str:
-  """The command that converts a user's own masks, or words for other data."""
-  if not s.classes_file:
-    return otherwise
-  new = f'{s.masks}_ids'
-  words = ['--masks', s.masks, '--classes', s.classes_file, '--out', new]
-  return (
-    'This converts all files there to index masks:\n  python -m '
-    f'resnest_jax.data.prepare palette2id {shlex.join(words)}{flags}\n'
-    f'Then move {new} to {s.masks}, or name it in '
-    'config.data.folder.masks. '
+  return Finding(
+    f'{share_of(bad, s.readable, "mask", "are")} {listed(kinds)}{has}; masks '
+    'have 8 bits.',
+    names(bad),
+    remedy.rstrip(),
   )
 
 
@@ -135,9 +152,9 @@ def _exchanged(swapped: list[Observation]) -> str:
     number = f'In {len(turned)} the' if turned else 'Perhaps the'
     words += (
       f'{number} camera noted a rotation in the EXIF data, which applies to '
-      'images, and the mask was drawn without it. Write the images upright, '
-      'for example with ImageMagick: mogrify -auto-orient FILES, and rotate '
-      'masks that then do not fit. '
+      'images, and the mask was drawn without it. Write the images upright '
+      'into a new folder, for example with ImageMagick: mogrify -path '
+      'NEW_FOLDER -auto-orient FILES, and rotate masks that then do not fit. '
     )
   if len(turned) < len(swapped):
     number = f'In {len(upright)} the' if upright else 'Or the'
@@ -155,23 +172,31 @@ def colour_masks(s: Survey) -> Finding | None:
   bad = [o for o in s.readable if len(o.mask_shape) == 3 and not _is_grey(o)]
   if not bad:
     return None
-  # Thousands of others than the palette's come from JPEG or interpolation.
   colours = {tuple(colour) for o in bad for colour in o.colours.tolist()}
   known = colours & {tuple(colour) for colour in s.labels.palette.tolist()}
-  return Finding(
-    f'{share_of(bad, s.readable, "mask", "are")} colour pictures (RGB, or PNG '
-    f'with a palette) instead of class numbers; {len(known)} of their '
-    f"{len(colours)} colours are in this data set's palette.",
-    names(bad),
-    _convert(
-      s,
-      '',
+  indices = ()
+  if all(o.indices for o in bad):
+    indices = sorted({index for o in bad for index in o.indices})
+  if s.conversion:
+    remedy = s.conversion.of_colours(colours, indices)
+  else:
+    remedy = (
       'Turn colours into class numbers: python -m resnest_jax.data.prepare '
-      'palette2id --masks FOLDER --classes FILE --out NEW_FOLDER. ',
+      'palette2id --masks FOLDER --classes FILE --out NEW_FOLDER.'
     )
-    + 'If there are far more colours than classes, the masks were saved as '
-    'JPEG, were resized with interpolation, or are instance masks: use the '
-    'originals.',
+  # Thousands of others than the palette's come from JPEG or interpolation.
+  if len(colours) > IGNORE:
+    remedy = (
+      'There are far more colours than classes: the masks were saved as '
+      'JPEG, were resized with interpolation, or number objects. Use the '
+      f'originals. {remedy}'
+    )
+  return Finding(
+    f'{share_of(bad, s.readable, "mask", "have")} colours (RGB, or PNG with a '
+    f'palette) instead of class numbers; {len(known)} of the '
+    f'{plural(len(colours), "colour")} are those of a class.',
+    names(bad),
+    remedy,
   )
 
 
@@ -185,7 +210,22 @@ def grey_masks_in_colour(s: Survey) -> Finding | None:
     f'{listed(sorted({o.mask_shape[2] for o in bad}))} channels with equal '
     'numbers; masks have one channel.',
     names(bad),
-    f'{REWRITE}cv2.imwrite(path, mask[..., 0]).',
+    s.conversion.of_numbers()
+    if s.conversion
+    else f'{REWRITE}cv2.imwrite(new, mask[..., 0]).',
+  )
+
+
+def refused(s: Survey) -> Finding | None:
+  """samples that training refuses for another reason"""
+  bad = [o for o in s.readable if o.refused]
+  if not bad:
+    return None
+  what, _, remedy = bad[0].refused.partition('\n')
+  return Finding(
+    f'Training refuses {share_of(bad, s.readable, "sample")}: {what}',
+    names(bad),
+    remedy or 'Repair these samples, or remove them.',
   )
 
 

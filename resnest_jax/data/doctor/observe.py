@@ -11,14 +11,16 @@ import cv2
 import numpy as np
 
 from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
-from resnest_jax.labels import IGNORE, LabelSet
+from resnest_jax.data.own.masks import Conversion, Stored, colours_of
+from resnest_jax.errors import UserError
+from resnest_jax.labels import IGNORE, LabelSet, known_values
 from resnest_jax.threads import map_in_threads
 
 _NOTHING = np.zeros(0, np.int64)
 # Samples to read again, one by one, when libjpeg complains: it names none.
 _BLOCK = 64
-# Pixels of a coloured mask: sorting all takes longer than decoding it.
-_MOST_COLOURS = 100_000
+# Longest step, in pixels, of a border that was smoothed.
+_RAMP = 4
 # Longest edge for alignment: borders that are a pixel off still meet edges.
 _SMALL = 256
 
@@ -39,6 +41,16 @@ class Observation:
     values: int64 (K,), values of a mask of one channel, ascending.
     counts: int64 (K,), pixels with each value.
     colours: int64 (K, 3), RGB colours of a mask of several channels.
+    kind: how the mask's file stores it, '8-bit grey'; '' if not in a file.
+    indices: values of the pixels of a palette PNG.
+    refused: the error with which training refuses the sample, '' if it does
+      not.
+    channels: of the image's file; 0 if unknown.
+    white: the largest value of the image.
+    between: int64 (K,), pixels of each value in a thin strip between a lower
+      and a higher one.
+    ramps: int64 (K,), the strips of each value, counted along rows and columns.
+    jumps: borders of values more than 1 apart that have no such strip.
     edges: mean steepness of the image at the borders of the mask, of its
       mirror image, and of the mask upside down; None if not measurable.
   """
@@ -59,6 +71,14 @@ class Observation:
   colours: np.ndarray = dataclasses.field(
     default_factory=lambda: _NOTHING.reshape(0, 3)
   )
+  kind: str = ''
+  indices: tuple[int, ...] = ()
+  refused: str = ''
+  channels: int = 0
+  white: float = 0
+  between: np.ndarray = dataclasses.field(default_factory=_NOTHING.copy)
+  ramps: np.ndarray = dataclasses.field(default_factory=_NOTHING.copy)
+  jumps: int = 0
   edges: tuple[float, float, float] | None = None
 
 
@@ -74,8 +94,7 @@ class Survey:
     num_outputs: the network's classes; 0 if it adapts to the data.
     known: bool (256,), the mask values that are a class or are deliberately
       ignored.
-    classes_file: path, for a user's own data; else ''.
-    masks: folder of a user's own masks; else ''.
+    conversion: for a user's own data, how masks of other kinds are converted.
   """
 
   data: str
@@ -86,8 +105,17 @@ class Survey:
   for_training: bool
   num_outputs: int
   known: np.ndarray
-  classes_file: str = ''
-  masks: str = ''
+  conversion: Conversion | None = None
+
+  @property
+  def classes_file(self) -> str:
+    """Path, for a user's own data; else ''."""
+    return self.conversion.classes_file if self.conversion else ''
+
+  @property
+  def ignores_255(self) -> bool:
+    """Whether 255 is no class, as nearly always."""
+    return self.labels.to_train_id[IGNORE] == IGNORE
 
   @property
   def complete(self) -> bool:
@@ -101,7 +129,12 @@ class Survey:
   @functools.cached_property
   def index_masks(self) -> tuple[Observation, ...]:
     """The samples whose masks have one channel of whole numbers."""
-    return tuple(o for o in self.readable if o.values.size)
+    # Those of other formats, such as JPEG, have changed numbers.
+    return tuple(
+      o
+      for o in self.readable
+      if o.values.size and o.kind.count('-bit ') == bool(o.kind)
+    )
 
   @functools.cached_property
   def histogram(self) -> dict[int, int]:
@@ -121,9 +154,9 @@ class Survey:
 
   @functools.cached_property
   def values(self) -> np.ndarray:
-    """int64 (K,), all values but 255, ascending."""
+    """int64 (K,), all values but 255 if it is no class, ascending."""
     values = np.array(list(self.histogram), np.int64)
-    return values[values != IGNORE]
+    return values[values != IGNORE] if self.ignores_255 else values
 
   @functools.cached_property
   def class_values(self) -> np.ndarray:
@@ -134,6 +167,17 @@ class Survey:
   def unknown_values(self) -> np.ndarray:
     """The values that are not known, ascending; 255 is always known."""
     return self.values[~_look_up(self.known, self.values, False)]
+
+  @functools.cached_property
+  def between(self) -> dict[int, tuple[int, int]]:
+    """Value -> pixels, and strips, between a lower and a higher value."""
+    sums = {value: np.zeros(2, np.int64) for value in self.histogram}
+    for o in self.index_masks:
+      for value, *numbers in zip(
+        o.values.tolist(), o.between, o.ramps, strict=True
+      ):
+        sums[value] += numbers
+    return {value: tuple(both.tolist()) for value, both in sums.items()}
 
   def labelled(self, observation: Observation) -> np.ndarray:
     """bool (K,), which of a mask's values stand for a class."""
@@ -203,8 +247,7 @@ def survey(
     for_training=for_training,
     num_outputs=num_outputs,
     known=getattr(split, 'known_values', known_values(split.labels)),
-    classes_file=getattr(split, 'classes_file', ''),
-    masks=getattr(split, 'masks', ''),
+    conversion=getattr(split, 'conversion', None),
   )
 
 
@@ -212,14 +255,6 @@ def _with_damage(split: Any, observation: Observation) -> Observation:
   with jpeg_warnings() as found:
     again = observe(split, observation.index)
   return dataclasses.replace(again, damage=found[0] if found else '')
-
-
-def known_values(labels: LabelSet) -> np.ndarray:
-  """`Survey.known` for a split that does not define `known_values`."""
-  # Values between the classes are deliberate: Cityscapes' unused label ids.
-  values = np.arange(256)
-  last = np.flatnonzero(labels.to_train_id != IGNORE).max()
-  return (values <= last) | (values == IGNORE)
 
 
 def observe(split: Any, index: int) -> Observation:
@@ -231,6 +266,7 @@ def observe(split: Any, index: int) -> Observation:
     return Observation(index, message.splitlines()[0], error=message)
   image, mask = np.asarray(sample['image']), np.asarray(sample['mask'])
   values, counts = _values(mask)
+  stored = sample.get('stored') or Stored(mask, '')
   pairs = getattr(split, 'pairs', None)  # Only a user's own folders have them.
   return Observation(
     index=index,
@@ -244,9 +280,25 @@ def observe(split: Any, index: int) -> Observation:
     mask_hash=_hash(mask),
     values=values,
     counts=counts,
-    colours=_colours(mask),
+    colours=colours_of(mask),
+    kind=stored.kind,
+    indices=stored.indices,
+    refused=_refusal(split, index, sample),
+    channels=sample.get('channels', 0),
+    white=image.max().item(),
+    **_ramps(mask, values, split.labels.to_train_id[IGNORE] == IGNORE),
     edges=_edges(image, mask),
   )
+
+
+def _refusal(split: Any, index: int, sample: dict[str, Any]) -> str:
+  """The error of a training that gets the sample; '' if it takes it."""
+  if labelled := getattr(split, 'labelled', None):
+    try:
+      labelled(index, sample)
+    except UserError as error:
+      return str(error)
+  return ''
 
 
 def _hash(array: np.ndarray) -> bytes:
@@ -268,12 +320,39 @@ def _values(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return values.astype(np.int64), counts
 
 
-def _colours(mask: np.ndarray) -> np.ndarray:
-  if mask.ndim != 3 or mask.shape[2] < 3:
-    return _NOTHING.reshape(0, 3)
-  pixels = mask[..., 2::-1].reshape(-1, 3)  # RGB, from BGR or BGRA.
-  pixels = pixels[:: max(len(pixels) // _MOST_COLOURS, 1)]
-  return np.unique(pixels, axis=0).astype(np.int64)
+def _ramps(
+  mask: np.ndarray, values: np.ndarray, ignored: bool
+) -> dict[str, Any]:
+  """Strips between a lower and a higher value; see `Observation`."""
+  if mask.ndim != 2 or mask.dtype != np.uint8:
+    return {'between': 0 * values, 'ramps': 0 * values}
+  between, ramps, jumps = np.zeros(mask.shape, bool), np.zeros(256, int), 0
+  # Views, so that marks of columns land in `between` as well.
+  for lines, marks in ((mask, between), (mask.T, between.T)):
+    begins = np.ones(lines.shape, bool)
+    begins[:, 1:] = lines[:, 1:] != lines[:, :-1]
+    row, column = np.nonzero(begins)
+    value = lines[row, column].astype(int)
+    before, here, after = value[:-2], value[1:-1], value[2:]
+    length = np.where(row[1:-1] == row[2:], column[2:] - column[1:-1], 255)
+    inside = (row[:-2] == row[2:]) & (length <= _RAMP)
+    ramp = inside & (
+      ((before < here) & (here < after)) | ((before > here) & (here > after))
+    )
+    for offset in range(_RAMP):
+      wide = ramp & (offset < length)
+      marks[row[1:-1][wide], column[1:-1][wide] + offset] = True
+    # Rims of 255 between classes are deliberate.
+    jump = (row[1:] == row[:-1]) & (abs(np.diff(value)) > 1)
+    if ignored:
+      ramp &= (before != IGNORE) & (after != IGNORE)
+      jump &= (value[1:] != IGNORE) & (value[:-1] != IGNORE)
+    jump[1:] &= ~ramp
+    jump[:-1] &= ~ramp
+    ramps += np.bincount(here[ramp], minlength=256)
+    jumps += int(np.count_nonzero(jump))
+  pixels = np.bincount(mask[between], minlength=256)
+  return {'between': pixels[values], 'ramps': ramps[values], 'jumps': jumps}
 
 
 def _edges(

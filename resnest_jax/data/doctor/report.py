@@ -64,7 +64,7 @@ def notes(s: Survey) -> list[str]:
   pixels, images = s.class_counts  # (C + 1,) each, ignored ones last.
   classes, absent = len(s.labels.classes), np.count_nonzero(images[:-1] == 0)
   lines = []
-  if absent:
+  if absent and s.index_masks:
     lines.append(
       f'{share(absent, classes, "class", "do")} not occur in '
       f'{"these" if len(s.readable) > 1 else "this"} '

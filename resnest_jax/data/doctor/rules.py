@@ -46,8 +46,17 @@ _MEANINGS = (
   values.train_ids,
   values.label_ids,
   values.stretched_masks,
+  values.smoothed_masks,
 )
+_EXPLAINED = tuple(x for x in _MEANINGS if x is not values.smoothed_masks)
 _NUMBERS = (*_MEANINGS, values.unknown_values)
+_FILES = (
+  files.image_depth,
+  files.mask_depth,
+  files.size_mismatch,
+  files.colour_masks,
+  files.grey_masks_in_colour,
+)
 _RELEASE = (values.wrong_ade20k_release,)
 _UNIFORM = (content.no_labels, content.identical_masks)
 
@@ -63,15 +72,23 @@ RULES = (
   # The full release and the instance masks of ADE20K are also coloured.
   Rule(files.colour_masks, ERROR, _RELEASE),
   Rule(files.grey_masks_in_colour, ERROR, _RELEASE),
-  Rule(values.stretched_masks, ERROR, _RELEASE),
+  Rule(values.stretched_masks, ERROR, (*_RELEASE, files.mask_depth)),
   Rule(values.off_by_one, ERROR),
   Rule(values.label_ids, ERROR),
   Rule(values.train_ids, ERROR),
+  Rule(values.smoothed_masks, ERROR, _EXPLAINED),
   Rule(values.unknown_values, ERROR, _MEANINGS),
   Rule(content.no_labels, ERROR, _NUMBERS),
   Rule(content.identical_masks, ERROR, (content.no_labels,)),
+  Rule(
+    files.refused,
+    ERROR,
+    (*_FILES, *_NUMBERS, content.no_labels, content.identical_masks),
+  ),
   # Warnings: these are legitimate in some data sets, so training starts.
   Rule(files.damaged_jpeg, WARNING),
+  Rule(files.image_channels, WARNING),
+  Rule(values.maybe_smoothed, WARNING, _NUMBERS),
   Rule(values.maybe_off_by_one, WARNING, _NUMBERS),
   Rule(
     content.ignored_share,
@@ -120,6 +137,7 @@ def diagnose(surveys: Sequence[Survey]) -> list[Diagnosis]:
       )
       finding = None if explained else rule.check(*arguments)
       # `class_count` finds the same in every split: reported once.
-      if finding and all(d.finding != finding for d in found):
+      new = finding and all(d.finding != finding for d in found)
+      if new or (finding and finding.samples):
         found.append(Diagnosis(rule, s.split, finding))
   return found

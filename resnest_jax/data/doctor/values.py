@@ -12,6 +12,11 @@ _INSTANCE_CLASSES = 100  # Of ADE20K's instance masks, which hold things alone.
 _LABEL_IDS = 33  # The highest of Cityscapes.
 # More unknown pixels than this share are too many to write 255 over them.
 _MANY_UNKNOWN = 0.05
+# Of unknown pixels that lie in strips, where masks were smoothed.
+_SMOOTHED = 0.5
+_FEWEST_STRIPS = 100
+# Of the pixels of a class that lies nowhere else; corners are in no strip.
+_OF_BORDERS = 0.75
 
 
 def class_count(s: Survey) -> Finding | None:
@@ -23,6 +28,8 @@ def class_count(s: Survey) -> Finding | None:
     ' Pixels of no class ("other", "background") are ignored, not counted as '
     'one more class.'
   )
+  if s.classes_file:
+    why = f' A background that is to be learnt has a line in {s.classes_file}.'
   return Finding(
     f'config.model.num_classes is {s.num_outputs}, but {s.data} has '
     f'{plural(classes, "class")}.'
@@ -50,9 +57,7 @@ def off_by_one(s: Survey) -> Finding | None:
       f'they count the {classes} classes from 1, but {s.data} counts from 0 '
       f'(0 to {classes - 1}).',
       names(bad),
-      'Give the values in the classes file of your own data ("1: name" for '
-      'each class, and "ignore: 0"; docs/own-data.md), or write mask - 1, '
-      f'with {IGNORE} where the mask is 0.',
+      _count_from_1(s),
     )
   # The release has no pixel of 255. Masks that were already lowered by one
   # (MMSegmentation's reduce_zero_label) have it where "other" was.
@@ -70,6 +75,41 @@ def off_by_one(s: Survey) -> Finding | None:
       'resnest_jax.data.prepare ade20k), or add 1 to the masks: 255 becomes 0.',
     )
   return None
+
+
+def _count_from_1(s: Survey) -> str:
+  """The remedy for masks in which 0 is no class, or the background."""
+  if not s.classes_file:
+    return (
+      'Give the values in the classes file of your own data ("1: name" for '
+      'each class, and "ignore: 0"; docs/own-data.md), or write mask - 1, '
+      f'with {IGNORE} where the mask is 0.'
+    )
+  named = '\n'.join(
+    f'  {k}: {_with_colour(s, k - 1)}'
+    for k in range(1, len(s.labels.classes) + 1)
+  )
+  without = f'is no class, replace the lines by:\n  ignore: 0\n{named}'
+  if 'background' in s.labels.classes:
+    return f'In {s.classes_file}, if 0 {without}'
+  ways = [
+    'is the background, add a line for it in front, so that the lines are:\n'
+    f'  0: background\n{named}',
+    without,
+  ]
+  # Not if 0 has less than its even share of the pixels.
+  share = s.histogram.get(0, 0) / sum(s.histogram.values())
+  if share * (len(s.labels.classes) + 1) < 1:
+    ways.reverse()
+  return f'In {s.classes_file}, if 0 {ways[0]}\nIf 0 {ways[1]}'
+
+
+def _with_colour(s: Survey, train_id: int) -> str:
+  """'leaf 34 139 34': a class as a line of the classes file."""
+  name = s.labels.classes[train_id]
+  if s.conversion is None or name in s.conversion.classes.chosen:
+    return name
+  return f'{name} {" ".join(map(str, s.labels.palette[train_id].tolist()))}'
 
 
 def _is_ade20k(s: Survey) -> bool:
@@ -173,8 +213,12 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
 
 
 def train_ids(s: Survey) -> Finding | None:
-  """Cityscapes' train ids where label ids are meant"""
+  """Cityscapes' train ids where label ids are meant, or positions of classes
+  where the classes file has other values
+  """
   classes = len(s.labels.classes)
+  if s.classes_file:
+    return _positions(s)
   # 13 of Cityscapes' 19 classes; masks of train ids have none of them.
   higher = s.class_values[s.class_values >= classes]
   few = s.values.size < max(classes / 3, 3) or 2 * higher.size < classes
@@ -193,12 +237,31 @@ def train_ids(s: Survey) -> Finding | None:
   )
 
 
+def _positions(s: Survey) -> Finding | None:
+  classes, others = len(s.labels.classes), s.values[s.values > 0]
+  # Where another value than 0 is a class, the file rather lacks some.
+  unknown = others.size and np.isin(others, s.unknown_values).all()
+  if not unknown or others.max() >= classes:
+    return None
+  lines = '\n'.join(f'  {k}: {_with_colour(s, k)}' for k in range(classes))
+  bad = s.having(others)
+  return Finding(
+    f'{share_of(bad, s.index_masks, "mask", "have")} only values from 0 to '
+    f'{others.max()}: the positions of the classes in {s.classes_file} rather '
+    f'than their values ({listed(s.class_values)}).',
+    names(bad),
+    f'If so, replace the lines of {s.classes_file} by:\n{lines}',
+  )
+
+
 def label_ids(s: Survey) -> Finding | None:
   """Cityscapes' label ids where train ids are meant"""
   ids = np.flatnonzero(CITYSCAPES.to_train_id != IGNORE)
   if len(s.labels.classes) != len(ids) or _counts_from(s) != 0:
     return None
   if s.unknown_values.size < 2 or s.unknown_values.max() > _LABEL_IDS:
+    return None
+  if s.classes_file and set(s.labels.classes) != set(CITYSCAPES.classes):
     return None
   bad = s.having(s.unknown_values)
   return Finding(
@@ -227,8 +290,7 @@ def stretched_masks(s: Survey) -> Finding | None:
   but = f' but {IGNORE}' if len(multiples) < len(values) else ''
   return Finding(
     f'All values{but} are multiples of {step} ({listed(values)}): the masks '
-    'were stretched to be visible, or are PNGs of 1, 2 or 4 bits. '
-    f'{IGNORE} is ignored.',
+    f'were stretched to be visible. {IGNORE} is ignored.',
     names(s.having(unknown)),
     _unstretch(s, step, multiples),
   )
@@ -261,15 +323,15 @@ def _unstretch(s: Survey, step: int, multiples: np.ndarray) -> str:
     lines = []
     for value in multiples.tolist():
       k = s.labels.to_train_id[value // step]
-      meaning = f'{value}: {s.labels.classes[k]}' if k != IGNORE else ''
+      meaning = f'{value}: {_with_colour(s, k)}' if k != IGNORE else ''
       lines.append(f'  {meaning or f"ignore: {value}"}')
     return (
       f'If the values mean these classes, write in {s.classes_file} '
       '(docs/own-data.md):\n' + '\n'.join(lines)
     )
   if len(multiples) == len(s.histogram):
-    return f'{REWRITE}cv2.imwrite(path, mask // {step}).'
-  return f'{REWRITE}mask[mask != {IGNORE}] //= {step}; cv2.imwrite(path, mask).'
+    return f'{REWRITE}cv2.imwrite(new, mask // {step}).'
+  return f'{REWRITE}mask[mask != {IGNORE}] //= {step}; cv2.imwrite(new, mask).'
 
 
 def unknown_values(s: Survey) -> Finding | None:
@@ -280,16 +342,79 @@ def unknown_values(s: Survey) -> Finding | None:
   pixels = sum(s.histogram[value] for value in s.unknown_values.tolist())
   share = pixels / sum(s.histogram.values())
   first = s.unknown_values[0]
-  write = f'Write {IGNORE} where there is no class, or n'
+  line = s.conversion.naming(first) if s.conversion else f'"{first}: name"'
+  ignored, write = '', 'N'
+  # Where 255 is a class, no value means "no class" by itself.
+  if s.ignores_255:
+    ignored = f', and {IGNORE} for pixels to ignore'
+    if share <= _MANY_UNKNOWN:
+      write = f'Write {IGNORE} where there is no class, or n'
   return Finding(
     f'{share_of(bad, s.index_masks, "mask", "have")} values that no class has: '
     f'{listed(s.unknown_values)}, on {share:.2%} of the pixels. {s.data} has '
-    f'values up to {largest}, and {IGNORE} for pixels to ignore.',
+    f'values up to {largest}{ignored}.',
     names(bad),
-    f'{write if share <= _MANY_UNKNOWN else "N"}ame the values in '
+    f'{write}ame the values in '
     f'{s.classes_file or "the classes file of your own data"} '
-    f'("{first}: name", or "ignore: {first}"; docs/own-data.md). Values that '
+    f'({line}, or "ignore: {first}"; docs/own-data.md). Values that '
     'occur only at the borders of objects come from masks that were saved as '
     'JPEG or resized with interpolation; use the originals, or resize them '
     'with cv2.INTER_NEAREST.',
+  )
+
+
+def smoothed_masks(s: Survey) -> Finding | None:
+  """borders that were smoothed: values that no class has, between those of
+  the classes
+  """
+  pixels = sum(s.histogram[value] for value in s.unknown_values.tolist())
+  between = sum(s.between[value][0] for value in s.unknown_values.tolist())
+  # A single value is rather a class that the file lacks.
+  if s.unknown_values.size < 3 or between < _SMOOTHED * pixels:
+    return None
+  bad = s.having(s.unknown_values)
+  remedy = (
+    'The classes of these pixels are lost: use the masks before they were '
+    'resized, rotated or blurred, and do that with cv2.INTER_NEAREST.'
+  )
+  if s.classes_file and len(s.class_values) == 2:
+    middle = (min(s.histogram) + max(s.histogram) + 1) // 2
+    remedy += (
+      ' Or divide them in the middle: mask = cv2.imread(old, '
+      f'cv2.IMREAD_UNCHANGED); cv2.imwrite(new, np.where(mask < {middle}, '
+      f'{listed(s.class_values)}).astype(np.uint8)).'
+    )
+  return Finding(
+    f'{share_of(bad, s.index_masks, "mask", "have")} smoothed borders: '
+    f'{between / pixels:.0%} of the pixels with values that no class has '
+    f'({listed(s.unknown_values)}) lie in thin strips between a lower and a '
+    'higher value.',
+    names(bad),
+    remedy,
+  )
+
+
+def maybe_smoothed(s: Survey) -> Finding | None:
+  """borders that pass through the numbers in between, as after smoothing"""
+  strips = {
+    value: (between, ramps)
+    for value, (between, ramps) in s.between.items()
+    # A class that lies nowhere else is one of borders.
+    if between < _OF_BORDERS * s.histogram[value]
+  }
+  ramps = sum(number for _, number in strips.values())
+  jumps = sum(o.jumps for o in s.index_masks)
+  if ramps < _FEWEST_STRIPS or ramps < jumps:
+    return None
+  most = max(strips, key=lambda value: strips[value][1])
+  bad = [o for o in s.index_masks if o.ramps.sum() > o.jumps]
+  return Finding(
+    f'{ramps / (ramps + jumps):.0%} of the borders between classes whose '
+    'numbers are not neighbours pass through a number in between, in a strip '
+    f'of a few pixels, mostly {most} '
+    f'({s.labels.classes[s.labels.to_train_id[most]]}).',
+    names(bad),
+    'Masks that were resized with interpolation look so: use the originals, '
+    'and resize them with cv2.INTER_NEAREST. If the classes are steps of one '
+    'quantity, such as height, nothing is wrong.',
   )

@@ -19,8 +19,12 @@ predict.py writes its `classes.json` in this form:
 
     {"classes": ["road", "tree"], "palette": [[128, 64, 128], [34, 139, 34]],
      "values": [1, [2, 3]], "ignore": [0]}
+
+Files of other tools are read as well: tables whose first line names the columns
+(`name,r,g,b`; `Pixel Value, Class`), CVAT's labelmap.txt, and id2label.json.
 """
 
+import csv
 import dataclasses
 import json
 import re
@@ -31,7 +35,9 @@ from typing import Any
 import numpy as np
 
 from resnest_jax.errors import UserError
+from resnest_jax.files import read_text
 from resnest_jax.labels import ADE20K, CITYSCAPES, IGNORE, LabelSet
+from resnest_jax.text import plural
 
 Colour = tuple[int, int, int]
 
@@ -40,7 +46,30 @@ EXAMPLE = (
   'first is class 0 in the masks. See docs/own-data.md.'
 )
 # A name may end in a number ("route 66"): only three of them are a colour.
-_COLOUR = re.compile(r'(.*?)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\d+)')
+_COLOUR = re.compile(r'(.*?)[\s,;(\[]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s)\]]*')
+_HEX = re.compile(r'#([0-9a-fA-F]{6})$')
+# A line of CVAT's labelmap.txt, label:color_rgb:parts:actions.
+_LABELMAP = re.compile(r'(.+?):((?:\d+,\d+,\d+)?):[^:]*:[^:]*')
+# Tables, lists and dictionaries of other programs, which are no names.
+_NO_NAME = re.compile(
+  r'.*[,\x00-\x1f].*|.*[;=]\s*\d.*|.*\s#.*|(["\']).*\1|- .*'
+  r'|.*(?:\s[-+]?\d*\.?\d+){2}'
+)
+_NUMBERED = re.compile(r'\d+(?:[\s;=]|[.)]\s|$)')
+_LINES = (
+  'Write "road", "road 128 64 128" or, with a mask value, "0: road 128 64 '
+  '128". A table starts with a line that names its columns, such as '
+  '"name,r,g,b" or "value,name". A name with a comma needs JSON.'
+)
+_LONGEST = 1000  # Characters of a line.
+_COLUMNS = {
+  'name': ('name', 'class', 'class name', 'label', 'label name', 'category'),
+  'value': ('value', 'pixel value', 'id', 'index', 'class id', 'label id'),
+  'red': ('red', 'r'),
+  'green': ('green', 'g'),
+  'blue': ('blue', 'b'),
+}
+_COLUMN = {word: kind for kind, words in _COLUMNS.items() for word in words}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,16 +108,18 @@ def read_classes(path: str | Path) -> Classes:
   """Reads a classes file; raises `UserError` if it is missing or invalid."""
   path = Path(path)
   try:
-    text = path.read_text('utf-8-sig')
+    text = read_text(path)
   except FileNotFoundError as error:
     raise UserError(
       f'there is no classes file {path}; write one. {EXAMPLE}'
     ) from error
-  except (OSError, UnicodeDecodeError) as error:
+  except (OSError, ValueError) as error:
     raise UserError(
-      f'the classes file {path} cannot be read ({error}). {EXAMPLE}'
+      f'the classes file {path} cannot be read ({error}). It is text in UTF-8. '
+      f'{EXAMPLE}'
     ) from error
-  read = _read_json if text.lstrip().startswith('{') else _read_text
+  # A name may begin with a bracket, a list of names with a quote behind it.
+  read = _read_json if re.match(r'\s*(\{|\[\s*")', text) else _read_text
   entries, ignored = read(text, str(path))
   _check(entries, ignored, str(path))
   return _make(entries, ignored)
@@ -96,29 +127,114 @@ def read_classes(path: str | Path) -> Classes:
 
 def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int]]:
   entries, ignored = [], []
-  for number, line in enumerate(text.splitlines(), 1):
-    where = f'{path}, line {number}'
-    line = line.strip()
-    if not line or line.startswith('#'):
-      continue
+  lines = [
+    (f'{path}, line {number}', line.strip())
+    for number, line in enumerate(text.splitlines(), 1)
+    if line.strip() and not line.lstrip().startswith('#')
+  ]
+  for where, line in lines:
+    if len(line) > _LONGEST:
+      raise UserError(f'{where} has {len(line)} characters. {_LINES}')
+  if lines and (header := _header(*lines[0])):
+    return _read_table(lines[1:], *header)
+  for where, line in lines:
+    if line == '__ignore__' and not entries:
+      continue  # labelme's first line, for 255.
+    if found := _LABELMAP.fullmatch(line):
+      line = f'{found[1]} {found[2]}'
     # Only the first colon separates values: names may have further ones.
     head, colon, rest = map(str.strip, line.partition(':'))
     rest = rest if colon else head
     if colon and head.lower() == 'ignore':
       ignored += _numbers(rest, where)
       continue
-    values = tuple(_numbers(head, where)) if colon else (len(entries),)
+    values = tuple(_numbers(head, where)) if colon else ()
+    rest = _HEX.sub(lambda x: ' '.join(map(str, bytes.fromhex(x[1]))), rest)
     # The blank: a colour without a name matches, and `_check` refuses it.
     match = _COLOUR.fullmatch(f' {rest}')
     name = match[1].strip() if match else rest
-    # "ignore 0 0 0" would otherwise become a class that is trained.
-    if name.lower() == 'ignore':
-      raise UserError(
-        f'{where}: what is not a class is listed by its mask values, '
-        'for example "ignore: 0".'
-      )
+    if _NO_NAME.fullmatch(name) or (not colon and _NUMBERED.match(name)):
+      raise UserError(f'{where}: {line!r} is not a name and a colour. {_LINES}')
     colour = tuple(map(int, match.groups()[1:])) if match else None
-    entries.append(_Entry(where, name, colour, values, not colon))
+    entries.append(_entry(where, name, colour, values, len(entries)))
+  # "leaf 1", "flower 2": values, unless it is "class 1", "class 2".
+  numbered = [re.fullmatch(r'(.*\S)\s+\d+', x.name) for x in entries]
+  stems = {x[1] for x in numbered if x and entries[0].positional}
+  if len(stems) == len(entries) > 1:
+    raise UserError(
+      f'{entries[0].where}: each name ends in a number, {entries[0].name!r}. '
+      f'Mask values come first: "1: {numbered[0][1]}".'
+    )
+  return entries, ignored
+
+
+def _entry(
+  where: str,
+  name: str,
+  colour: Colour | None,
+  values: tuple[int, ...],
+  position: int,
+) -> _Entry:
+  # "ignore 0 0 0" would otherwise become a class that is trained.
+  if name.lower() == 'ignore':
+    raise UserError(
+      f'{where}: what is not a class is listed by its mask values, '
+      'for example "ignore: 0".'
+    )
+  return _Entry(where, name, colour, values or (position,), not values)
+
+
+def _header(where: str, line: str) -> tuple[str | None, list[str]] | None:
+  """Separator and kinds of the columns, if the line is a table's header."""
+  separator = next((x for x in '\t;,' if x in line), None)
+  words = [
+    re.sub(r'[\s_]+', ' ', word.strip(' "\'').lower())
+    for word in line.split(separator)
+  ]
+  kinds = [_COLUMN.get(word) for word in words]
+  if len(set(kinds) - {None}) < 2 or re.search(r'\d', line):
+    return None
+  wrong = None in kinds or len(set(kinds)) < len(kinds) or 'name' not in kinds
+  if wrong or len({'red', 'green', 'blue'} & set(kinds)) not in (0, 3):
+    raise UserError(
+      f'{where}: the columns of a table are "name", if it has values "value", '
+      f'and if it has colours "r", "g" and "b", not {line!r}. Rename them or '
+      'remove the others.'
+    )
+  return separator, kinds
+
+
+def _read_table(
+  lines: Sequence[tuple[str, str]], separator: str | None, kinds: Sequence[str]
+) -> tuple[list[_Entry], list[int]]:
+  entries, ignored = [], []
+  for where, line in lines:
+    cells = line.split()
+    if separator:
+      # Each line for itself: a quote that is left open swallows no class.
+      (cells,) = csv.reader([line], delimiter=separator, skipinitialspace=True)
+    cells = [cell.strip() for cell in cells]
+    if len(cells) != len(kinds):
+      raise UserError(
+        f'{where}: {line!r} has {plural(len(cells), "cell")}, but the first '
+        f'line has {len(kinds)}. Make them as many.'
+      )
+    row = dict(zip(kinds, cells, strict=True))
+    name = row.pop('name')
+    for cell in row.values():
+      if not cell.isdecimal():
+        raise UserError(
+          f'{where}: {cell!r} is not a number from 0 to 255; write one.'
+        )
+    number = {kind: int(cell) for kind, cell in row.items()}
+    values = (number['value'],) if 'value' in number else ()
+    colour = None
+    if 'red' in number:
+      colour = number['red'], number['green'], number['blue']
+    if name.lower() == 'ignore' and values:
+      ignored += values
+    else:
+      entries.append(_entry(where, name, colour, values, len(entries)))
   return entries, ignored
 
 
@@ -135,12 +251,20 @@ def _numbers(text: str, where: str) -> list[int]:
 def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int]]:
   try:
     content = json.loads(text)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f'{path} is not valid JSON: {error}') from error
+  if isinstance(content, list):
+    content = {'classes': content}
+  ids = content.get('id2label', content)
+  if isinstance(ids, dict) and ids and all(map(str.isdecimal, ids)):
+    # As their text, a key may have thousands of digits.
+    order = sorted(ids, key=lambda x: (len(x), x))
+    content = {'classes': [ids[x] for x in order]}
+    content['values'] = [int(x[:9]) for x in order]
   if unknown := content.keys() - {'classes', 'palette', 'values', 'ignore'}:
     raise UserError(
       f'{path} has {sorted(unknown)[0]!r}; accepted are classes, palette, '
-      'values and ignore.'
+      'values and ignore, or {"0": "road", "1": "tree"}.'
     )
   names = content.get('classes')
   if not _is_list(names, str):
@@ -184,10 +308,21 @@ def _tuple(given: Any, what: str, where: str) -> tuple[int, ...] | None:
 
 def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
   """Refuses numbers out of range, duplicates and missing names."""
+  if len(entries) == 1:
+    name, other = entries[0].name, 'background'
+    if name == other:
+      other = 'object'
+    elif not entries[0].positional:
+      other = '0: background'
+    raise UserError(
+      f'{path} has 1 class; there must be 2 to {IGNORE}. What is not {name} '
+      f'is a class as well: add "{other}" in front of it. If the masks are '
+      f'black and white, write "0: background" and "255: {name}".'
+    )
   if not 2 <= len(entries) <= IGNORE:
     raise UserError(
-      f'{path} has {len(entries)} classes; there must be 2 to {IGNORE}. '
-      f'{EXAMPLE}'
+      f'{path} has {plural(len(entries), "class")}; there must be 2 to '
+      f'{IGNORE}. {EXAMPLE}'
     )
   # A mixture is ambiguous: the position of a class could be its value or not.
   if len({entry.positional for entry in entries}) > 1:
@@ -211,7 +346,7 @@ def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
         )
     # Only after its own check: a class may list one of its values twice.
     taken |= dict.fromkeys(facts, entry.name)
-    if not entry.name:
+    if not entry.name.strip():
       raise UserError(f'{entry.where}: the name is missing. {EXAMPLE}')
   _check_bytes(ignored, f'{path}: ignore')
 

@@ -21,10 +21,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resnest_jax.data.archives import ending, enumeration
-from resnest_jax.data.images import decode_image, is_turned, png_kind
-from resnest_jax.data.own import pairing
-from resnest_jax.data.own.classes import Classes, read_classes
+from resnest_jax.data import headers
+from resnest_jax.data.archives import enumeration
+from resnest_jax.data.images import (
+  MAX_PIXELS,
+  decode_image,
+  is_turned,
+  read_file,
+)
+from resnest_jax.data.own import masks as own_masks
+from resnest_jax.data.own import splits
+from resnest_jax.data.own.classes import read_classes
 from resnest_jax.data.own.pairing import Pair
 from resnest_jax.errors import UnreadableSample, UserError
 
@@ -40,39 +47,27 @@ class FolderSplit:
     labels: the `LabelSet` of the classes file.
     pairs: the `Pair` of each sample.
     known_values: bool (256,), the mask values in the classes file, and 255.
-    classes_file: its path.
-    masks: folder of the masks of all splits.
+    conversion: how masks of other kinds become index masks.
+    max_pixels: see `config.data.max_pixels`.
   """
 
   split: str
   pairs: Sequence[Pair]
-  classes: dataclasses.InitVar[Classes]
-  classes_file: str
-  masks: str
+  conversion: own_masks.Conversion
+  max_pixels: int = MAX_PIXELS
 
   name = 'folder'  # `config.data.name` that selects this class.
 
-  def __post_init__(self, classes: Classes):
+  def __post_init__(self):
     self.pairs = tuple(self.pairs)
-    self.labels = classes.labels
-    self.known_values = classes.known()
+    self.labels = self.conversion.classes.labels
+    self.known_values = self.conversion.classes.known()
 
   def __len__(self) -> int:
     return len(self.pairs)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    pair = self._pair(index)
-    image, mask = _read_image(pair), self._read_mask(pair)
-    # Not cut to 8: which bits hold the picture depends on the camera.
-    if image.dtype != np.uint8:
-      raise UserError(
-        f'{pair.image} has {8 * image.dtype.itemsize} bits per channel; images '
-        'have 8. Convert it.'
-      )
-    if image.shape[:2] != mask.shape:
-      raise _different_sizes(pair, image, mask)
-    label = self.labels.to_train_id[mask]
-    return {'image': image, 'label': label, 'name': pair.name}
+    return self.labelled(index, self.raw(index))
 
   def location(self, index: int) -> str:
     """The files that `split[index]` reads, in words."""
@@ -81,20 +76,50 @@ class FolderSplit:
 
   def label(self, index: int) -> np.ndarray:
     """The label of `split[index]`, without reading the image."""
-    return self.labels.to_train_id[self._read_mask(self._pair(index))]
+    pair = self._pair(index)
+    return self._to_label(pair.mask, self._read_mask(pair))
 
   def raw(self, index: int) -> dict[str, Any]:
     """The stored sample, unchecked, for the label doctor.
 
-    `image` (H, W, 3) RGB has any depth, `mask` any shape and type.
+    `image` (H, W, 3) RGB has any depth, `mask` any shape and type; `stored`,
+    an `own.masks.Stored`, tells its kind; `channels` are those of the image.
 
     Raises:
       UnreadableSample: a file is missing or damaged.
     """
     pair = self._pair(index)
-    image = _read_image(pair)
-    mask, _ = _decode_file(pair.mask, cv2.IMREAD_UNCHANGED)
-    return {'image': image, 'mask': mask, 'name': pair.name}
+    # COLOR applies the EXIF orientation, unlike UNCHANGED for masks. ANYDEPTH
+    # keeps 16 bits, which OpenCV would silently cut to 8.
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+    image, encoded = self._decode(pair.image, flags)
+    if image.dtype != np.uint8:
+      # OpenCV 5.0 leaves the pixels of a 16-bit TIFF undefined in this order.
+      flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+      image = decode_image(encoded, flags, pair.image, self.max_pixels)
+      image = image[..., ::-1]
+    mask = self._read_mask(pair)
+    return {
+      'image': image,
+      'channels': headers.channels(encoded),
+      'mask': mask.pixels,
+      'stored': mask,
+      'name': pair.name,
+    }
+
+  def labelled(self, index: int, sample: dict[str, Any]) -> dict[str, Any]:
+    """What `split[index]` makes of `raw(index)`, or a `UserError`."""
+    pair, image = self._pair(index), sample['image']
+    label = self._to_label(pair.mask, sample['stored'])
+    # Not cut to 8: which bits hold the picture depends on the camera.
+    if image.dtype != np.uint8:
+      raise UserError(
+        f'{pair.image} has {8 * image.dtype.itemsize} bits per channel; images '
+        f'have 8.\n{headers.to_8_bits(image.max().item())}'
+      )
+    if image.shape[:2] != sample['mask'].shape:
+      raise _different_sizes(pair, image, sample['mask'])
+    return {'image': image, 'label': label, 'name': pair.name}
 
   def _pair(self, index: int) -> Pair:
     # A negative index is a sampler's mistake, not a sample from the end.
@@ -103,66 +128,45 @@ class FolderSplit:
       raise IndexError(f'{index} is not in 0 .. {len(self) - 1}')
     return self.pairs[index]
 
-  def _read_mask(self, pair: Pair) -> np.ndarray:
-    """Raises `UserError` unless it is an index mask of known values."""
-    path = pair.mask
-    mask, png = _decode_file(path, cv2.IMREAD_UNCHANGED)
-    needed = 'Masks are 8-bit PNG files with one channel, the class number.'
-    # Not the pixels: OpenCV turns palettes into colours, and few bits into 8.
-    with ending(needed):
-      bits, colour = png_kind(png, path)
-    if (bits, colour) != (8, 'grey'):
-      words = ['--masks', self.masks, '--classes', self.classes_file]
-      words += ['--out', f'{self.masks}_ids']
-      raise UserError(
-        f'{path} is a {bits}-bit {colour} picture. {needed} This converts all '
-        'files there:\n  python -m resnest_jax.data.prepare '
-        f'palette2id {shlex.join(words)}{_HOW.get(colour, "")}'
+  def _decode(self, path: str, flags: int) -> tuple[np.ndarray, bytes]:
+    encoded = read_file(path, self.max_pixels)
+    pixels = decode_image(encoded, flags, path, self.max_pixels)
+    if pixels is None and headers.has_fractions(encoded):
+      raise UnreadableSample(f'{path} {headers.FRACTIONS}')
+    if pixels is None:
+      raise UnreadableSample(
+        f'{path} cannot be decoded: its {len(encoded)} bytes are damaged, '
+        'truncated, or not of the format that its name says. Repair it, or '
+        'remove it and its partner.'
       )
-    if (unknown := ~self.known_values[mask]).any():
-      values = np.unique(mask[unknown]).tolist()
+    return pixels, encoded
+
+  def _read_mask(self, pair: Pair) -> own_masks.Stored:
+    mask, encoded = self._decode(pair.mask, cv2.IMREAD_UNCHANGED)
+    return own_masks.stored_mask(mask, encoded, self.known_values)
+
+  def _to_label(self, path: str, mask: own_masks.Stored) -> np.ndarray:
+    """Raises `UserError` unless it is an index mask of known values."""
+    if mask.kind != own_masks.INDEX_MASK:
+      what = f'a {mask.kind} picture'
+      if 'bit' not in mask.kind:
+        what = f'not a PNG but {mask.kind}'
+      raise UserError(
+        f'{path} is {what}. {own_masks.NEEDED}\n{self.conversion.of_mask(mask)}'
+      )
+    if (unknown := ~self.known_values[mask.pixels]).any():
+      values = np.unique(mask.pixels[unknown]).tolist()
       listed = enumeration(map(str, values[:10]))
       known = np.flatnonzero(self.known_values).tolist()
       raise UserError(
         f'{path} has {np.count_nonzero(unknown)} pixels with values that '
-        f'{self.classes_file} does not have: {listed}'
+        f'{self.conversion.classes_file} does not have: {listed}'
         f'{" and more" if len(values) > 10 else ""}; it has '
-        f'{_ranges(known)}. Give each a class ("{values[0]}: name") or '
-        f'ignore it ("ignore: {values[0]}").'
+        f'{_ranges(known)}. Give each a class '
+        f'({self.conversion.naming(values[0])}), or ignore it ("ignore: '
+        f'{values[0]}").'
       )
-    return mask
-
-
-# What palette2id needs for a PNG colour type. Palettes may mean either.
-_HOW = {
-  'palette': '\nAdd --indices if the indices of its palette are the classes.',
-  'grey': ' --indices',
-  'grey-alpha': ' --indices',
-}
-
-
-def _read_image(pair: Pair) -> np.ndarray:
-  # COLOR applies the EXIF orientation, unlike UNCHANGED for masks. ANYDEPTH
-  # keeps 16 bits, which OpenCV would silently cut to 8.
-  return _decode_file(pair.image, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)[0]
-
-
-def _decode_file(path: str, flags: int) -> tuple[np.ndarray, bytes]:
-  # Not `cv2.imread`, which fills the end of a truncated JPEG with grey.
-  try:
-    encoded = Path(path).read_bytes()
-  except OSError as error:
-    raise UnreadableSample(
-      f'{path} cannot be read ({error.strerror}).'
-    ) from error
-  pixels = decode_image(encoded, flags)
-  if pixels is None:
-    raise UnreadableSample(
-      f'{path} cannot be decoded: its {len(encoded)} bytes are damaged, '
-      'truncated, or not of the format that its name says. Repair it, or '
-      'remove it and its partner.'
-    )
-  return pixels, encoded
+    return self.labels.to_train_id[mask.pixels]
 
 
 def _different_sizes(pair: Pair, image, mask) -> UserError:
@@ -205,53 +209,40 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
       no partner, a name occurs twice, or there are no samples.
   """
   root, options = Path(data_config.data_dir), data_config.folder
+  if not os.path.isdir(root):
+    raise UserError(
+      f'there is no folder {root}; set config.data.data_dir to the folder of '
+      'your images and masks.'
+    )
   classes_file = root / options.classes
   classes = read_classes(classes_file)
-  names = (data_config.train_split, data_config.eval_split)
-  # `given`: the user divided the samples into splits; otherwise they are drawn.
+
+  def conversion(masks: str, suffix: str) -> own_masks.Conversion:
+    return own_masks.Conversion(
+      masks,
+      str(classes_file),
+      classes,
+      suffix=options.mask_suffix or suffix,
+      then=_naming(root, options, masks, split),
+    )
+
+  pairs, masks = splits.find_pairs(
+    data_config, split, lambda *where: conversion(*where).of_numbers()
+  )
+  among = own_masks.telling_suffix((pair.image for pair in pairs), masks)
+  max_pixels = data_config.get('max_pixels', MAX_PIXELS)
+  return FolderSplit(split, pairs, conversion(masks, among), max_pixels)
+
+
+def _naming(root: Path, options: Any, masks: str, split: str) -> str:
+  """How converted masks are used, in words."""
   if options.lists:
-    given = '{split}' in options.lists
-    source = root / options.lists.replace('{split}', split)
-    pairs = pairing.read_list(source)
-    all_masks = os.path.dirname(pairs[0].mask)
-  else:
-    source, masks = (
-      root / path.replace('{split}', split)
-      for path in (options.images, options.masks)
-    )
-    all_masks = str(masks)
-    given = '{split}' in options.images
-    # One of the two suffices: one that is misspelt must not mix both splits.
-    if not given and any((source / name).is_dir() for name in names):
-      given, source, masks = True, source / split, masks / split
-    _check_folder('images', source, given)
-    _check_folder('masks', masks, given)
-    pairs = pairing.match_pairs(
-      source, masks, options.image_suffix, options.mask_suffix
-    )
-  if not given:
-    total = len(pairs)
-    pairs = pairing.draw_split(
-      pairs, split, names, options.eval_fraction, options.split_seed
-    )
-    if not pairs:
-      raise UserError(
-        f'of the {total} samples in {source} none was drawn for the split '
-        f'{split!r}. Change config.data.folder.eval_fraction or split_seed, or '
-        f'make sub folders {names[0]} and {names[1]}.'
-      )
-  return FolderSplit(split, pairs, classes, str(classes_file), all_masks)
-
-
-def _check_folder(key: str, folder: Path, given: bool) -> None:
-  """Raises `UserError` if it is missing; `given`: it belongs to one split."""
-  if folder.is_dir():
-    return
-  flags = f'config.data.data_dir and config.data.folder.{key}'
-  listed = ''
-  if given:
-    flags += ', or config.data.train_split and eval_split to their names'
-    if folder.parent.is_dir():
-      inside = sorted(x.name for x in folder.parent.iterdir() if x.is_dir())
-      listed = f' In {folder.parent} there are: {", ".join(inside) or "none"}.'
-  raise UserError(f'there is no folder {folder}.{listed} Set {flags}.')
+    named = f'name the files of {masks}_ids in {root / options.lists}'
+    folder = root / options.masks.replace('{split}', split)
+    if os.path.abspath(folder) != os.path.abspath(masks):
+      return named
+    flag = shlex.quote(f'--config.data.folder.masks={options.masks}_ids')
+    return f'{named}, or, if it has names alone, add {flag}'
+  # For one split or, with {split} in the path, for all.
+  folder = os.path.relpath(f'{root / options.masks}_ids', root)
+  return 'add ' + shlex.quote(f'--config.data.folder.masks={folder}')

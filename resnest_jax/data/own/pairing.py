@@ -1,18 +1,28 @@
-"""Pairs images with masks, in folders or lists, and draws splits."""
+"""Pairs images with masks, in folders or lists."""
 
 import collections
-import hashlib
+import functools
 import os
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+import shlex
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
-from resnest_jax.data.archives import enumeration
 from resnest_jax.errors import UserError
+from resnest_jax.files import read_text
+from resnest_jax.text import listed, plural
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+IMAGE_SUFFIXES = (
+  *('.jpg', '.jpeg', '.jpe', '.jfif'),
+  *('.png', '.bmp', '.webp', '.tif', '.tiff'),
+)
 MASK_SUFFIXES = ('.png',)
+# Masks of other kinds that `palette2id` reads.
+CONVERTED = ('.bmp', '.gif', '.tif', '.tiff')
 SHOWN = 3  # How many files a message names.
+# What lies next to pictures and is none.
+_NOTES = ('', '.csv', '.db', '.html', '.ini', '.json', '.md', '.txt', '.xml')
 
 
 class Pair(NamedTuple):
@@ -23,66 +33,268 @@ class Pair(NamedTuple):
   mask: str
 
 
-def draw_split(
-  pairs: Sequence[Pair],
-  split: str,
-  names: Sequence[str],
-  fraction: float,
-  seed: int,
-) -> list[Pair]:
-  """Draws the samples of a split by a hash of seed and name.
+class Affixes(NamedTuple):
+  """What names of files have before and behind the name of the sample.
 
-  Args:
-    pairs: all samples.
-    split: one of `names`, or a `UserError` is raised.
-    names: of the training and the evaluation split.
-    fraction: approximate share of the evaluation split, 0 to 1 (exclusive).
-    seed: selects another draw.
+  `suffix` may include the extension. The case does not matter.
   """
-  if split not in names:
+
+  prefix: str = ''
+  suffix: str = ''
+
+  def stem(self, name: str, extensions: Collection[str] = ()) -> str | None:
+    """The name of the sample; None if the file's has no such affixes."""
+    stem, extension = os.path.splitext(name)
+    if extensions and extension.lower() not in extensions:
+      return None
+    start, end = len(self.prefix), len(self.suffix)
+    for text in (stem, name):
+      fits = text.lower().startswith(self.prefix.lower())
+      fits = fits and text.lower().endswith(self.suffix.lower())
+      if fits and len(text) > start + end:
+        return text[start : len(text) - end]
+    return None
+
+
+class Tree(NamedTuple):
+  """The files of a folder and those below it.
+
+  Attributes:
+    folder: its path.
+    files: of each sample, by name: the path below the folder without affixes
+      and extension.
+    others: the rest, by the name that they would have, if any.
+  """
+
+  folder: Path
+  files: dict[str, str]
+  others: list[tuple[str | None, Path]]
+
+
+class Trees(NamedTuple):
+  images: Tree
+  masks: Tree
+
+
+def walk(folder: Path, deep: bool = True) -> list[Path]:
+  """All files of a folder and, if `deep`, below it, sorted.
+
+  Links are followed; one to nothing is a file, which its reader cannot open.
+  Hidden files are skipped.
+
+  Raises:
+    UserError: folders cannot be read; none of their files is dropped silently.
+  """
+  # Hidden: macOS leaves `._name.jpg` next to files on foreign file systems.
+  files, closed = [], []
+  waiting: list[tuple[Path, tuple[str, ...]]] = [(folder, ())]
+  while waiting:
+    current, above = waiting.pop()
+    real = os.path.realpath(current)
+    if real in above:  # A link back up would never end.
+      continue
+    try:
+      with os.scandir(current) as entries:
+        for entry in entries:
+          if entry.name.startswith('.'):
+            continue
+          if not entry.is_dir():
+            files.append(Path(entry.path))
+          elif deep:
+            waiting.append((Path(entry.path), (*above, real)))
+    except OSError as error:
+      closed.append(f'{error.filename or current} ({error.strerror})')
+  if closed:
     raise UserError(
-      f'there is no split {split!r}; {names[0]!r} and {names[1]!r} are drawn '
-      'from all samples. Make a sub folder of this name for another one.'
+      f'{plural(len(closed), "folder")} cannot be read: '
+      f'{listed(sorted(closed), SHOWN)}. Give yourself the right to read '
+      f'(chmod -R u+rX {shlex.quote(str(folder))}), or move them away.'
     )
+  return sorted(files)
 
-  # A hash: a sample keeps its split when others are added or removed, or when
-  # its file comes from a list, and a larger fraction keeps a smaller one's.
-  def is_drawn(pair: Pair) -> bool:
-    name = pair.name.rpartition('/')[2]
-    digest = hashlib.sha256(f'{seed}/{name}'.encode()).digest()
-    return int.from_bytes(digest[:8]) < fraction * 2**64
 
-  for_training = split == names[0]
-  return [pair for pair in pairs if is_drawn(pair) != for_training]
+@functools.cache
+def tell(line: str) -> None:
+  """Prints a line once, although each split of a folder finds its cause."""
+  print(line, flush=True)
+
+
+def endings(paths: Iterable[Path]) -> str:
+  """'3 .heic, 1 .txt'"""
+  count = collections.Counter(x.suffix.lower() or 'no extension' for x in paths)
+  return listed(f'{number} {kind}' for kind, number in count.most_common())
+
+
+def read_tree(
+  folder: Path,
+  affixes: Affixes,
+  extensions: Sequence[str],
+  what: str,
+  skipped: Collection[str] = (),
+) -> Tree:
+  """Finds a folder's samples; `what` is 'image' or 'mask'.
+
+  Raises:
+    UserError: two files have one name, or a folder cannot be read.
+  """
+  files: dict[str, str] = {}
+  others = []
+  for path in walk(folder):
+    if str(path) in skipped:
+      continue
+    inside = path.relative_to(folder)
+    stem = affixes.stem(inside.name, extensions)
+    if stem is None:
+      # Of another ending; what has other affixes is left out as they say.
+      stem = affixes.stem(inside.name)
+      others.append((stem and _name(inside.parent / stem), path))
+      continue
+    name = _name(inside.parent / stem)
+    if name in files:
+      raise UserError(
+        f'{files[name]} and {path} have the same name, but a sample has one '
+        f'{what}. Remove one, or set '
+        f'config.data.folder.{what}_suffix to the end of the names.'
+      )
+    files[name] = str(path)
+  return Tree(folder, files, others)
+
+
+def _name(path: str | PurePath) -> str:
+  # macOS takes accents apart: the two forms of a name are one.
+  return unicodedata.normalize('NFC', PurePath(path).as_posix())
+
+
+def read_trees(
+  images: Path,
+  masks: Path,
+  of_images: Affixes,
+  of_masks: Affixes,
+  convert: Callable[[str], str],
+) -> Trees:
+  """Finds images and masks, which may lie in one folder.
+
+  Raises:
+    UserError: see `read_tree`; or there are no images, or no masks.
+      `convert('.tif')` says how masks of that ending become PNGs.
+  """
+  of_mask = read_tree(masks, of_masks, MASK_SUFFIXES, 'mask')
+  taken = set() if any(of_images) else set(of_mask.files.values())
+  of_image = read_tree(images, of_images, IMAGE_SUFFIXES, 'image', taken)
+  used = {*of_image.files.values(), *of_mask.files.values()}
+  trees = Trees(
+    *(
+      tree._replace(others=[x for x in tree.others if str(x[1]) not in used])
+      for tree in (of_image, of_mask)
+    )
+  )
+  for tree, affixes, extensions, what in (
+    (trees.images, of_images, IMAGE_SUFFIXES, 'image'),
+    (trees.masks, of_masks, MASK_SUFFIXES, 'mask'),
+  ):
+    if tree.files:
+      continue
+    kinds = f'{affixes.prefix}*{affixes.suffix}' if any(affixes) else ''
+    there = endings(path for _, path in tree.others)
+    remedy = _remedy(what, tree.others, convert)
+    if what == 'image' and any(Path(x).is_relative_to(images) for x in taken):
+      there = listed(filter(None, (plural(len(taken), 'mask'), there)))
+      remedy = (
+        'Set config.data.folder.image_suffix and mask_suffix to how the names '
+        'of images and of masks end.'
+      )
+    raise UserError(
+      f'there are no {what}s in {tree.folder} '
+      f'({kinds or listed(extensions, len(extensions))}); it has '
+      f'{there or "no files"}. {remedy}'.rstrip()
+    )
+  return trees
+
+
+def _remedy(
+  what: str,
+  others: Iterable[tuple[str | None, Path]],
+  convert: Callable[[str], str],
+) -> str:
+  """What to do with files that have other endings."""
+  kinds = {path.suffix.lower() for _, path in others}
+  if what == 'image':
+    return 'Save them as PNG or JPEG.' if kinds - {*_NOTES} else ''
+  if kinds & {'.jpg', '.jpeg', '.webp'}:
+    return 'JPEG changes the values of masks: export them as PNG.'
+  if found := sorted(kinds & {*CONVERTED}):
+    return convert(found[0])
+  if '.json' in kinds:
+    return 'Polygons are no masks: docs/own-data.md has lines that draw them.'
+  return 'Write them as PNG, with the class numbers as values.' if kinds else ''
 
 
 def match_pairs(
-  images: Path, masks: Path, image_suffix: str = '', mask_suffix: str = ''
+  images: Path,
+  masks: Path,
+  of_images: Affixes,
+  of_masks: Affixes,
+  convert: Callable[[str], str],
 ) -> list[Pair]:
-  """Pairs the files of two trees, or of one, that have the same name.
+  """Pairs the files that have the same name, sorted by it.
 
-  The name, by which pairs are sorted, is the path below the folder without the
-  suffix: the end of file names, with or without extension; '' accepts any.
+  Raises:
+    UserError: see `read_trees`; or a file has no partner. Affixes with which
+      all have one are named.
   """
-  found = find_files(images, image_suffix, IMAGE_SUFFIXES, 'image')
-  partners = find_files(masks, mask_suffix, MASK_SUFFIXES, 'mask')
-  # Not dropped: an orphan usually means a wrong suffix or a lost file.
-  problems = []
-  for have, lack, what in (
-    (found, partners, f'images in {images} have no mask in {masks}'),
-    (partners, found, f'masks in {masks} have no image in {images}'),
+  trees = read_trees(images, masks, of_images, of_masks, convert)
+  # Not dropped: an orphan usually means wrong affixes or a lost file.
+  problems, remedies = [], []
+  for have, lack, what, other in (
+    (*trees, 'image', 'mask'),
+    (*trees[::-1], 'mask', 'image'),
   ):
-    if missing := sorted(have.keys() - lack.keys()):
-      first = _first([os.path.basename(have[x]) for x in missing])
-      problems.append(f'{len(missing)} {what} ({first})')
-  if problems:
-    raise UserError(
-      f'{"; ".join(problems)}. The names must be the same up to the '
-      'extension: remove these files, or set '
-      'config.data.folder.image_suffix and mask_suffix to the ends of the '
-      'names.'
+    if not (missing := have.files.keys() - lack.files.keys()):
+      continue
+    first = _first([os.path.basename(have.files[x]) for x in sorted(missing)])
+    problems.append(
+      f'{plural(len(missing), what, "have")} no {other} in {lack.folder} '
+      f'({first})'
     )
-  return [Pair(name, found[name], partners[name]) for name in sorted(found)]
+    if near := [x for x in lack.others if x[0] in missing]:
+      problems.append(f'{_files(near)} cannot be read as {other}')
+      remedies.append(_remedy(other, near, convert))
+  if problems:
+    remedies.append(_flags_that_pair(trees) or _OF_NAMES)
+  # Neither file of a pair is read: no orphan tells.
+  unread = [{x for x, y in tree.others if _is_picture(y)} for tree in trees]
+  lost = unread[0] & unread[1] - {None, *trees.images.files, *trees.masks.files}
+  near = [[x for x in tree.others if x[0] in lost] for tree in trees]
+  # In a folder of both, a file is not its own partner.
+  if near[0] and (near[0] != near[1] or len(near[0]) > len(lost)):
+    for what, others in zip(('image', 'mask'), near, strict=True):
+      problems.append(f'{_files(others)} cannot be read as {what}')
+      remedies.append(_remedy(what, others, convert))
+  if problems:
+    raise UserError(f'{"; ".join(problems)}. {" ".join(remedies)}')
+  for tree in trees:
+    if tree.others:
+      tell(f'left out of {tree.folder}: {endings(x for _, x in tree.others)}')
+  return [
+    Pair(name, file, trees.masks.files[name])
+    for name, file in sorted(trees.images.files.items())
+  ]
+
+
+_OF_NAMES = (
+  'Names are the same up to the extension: remove these files, set '
+  'config.data.folder.image_prefix, image_suffix, mask_prefix and mask_suffix '
+  'to how the names begin and end, or write a list of pairs '
+  '(config.data.folder.lists).'
+)
+
+
+def _is_picture(path: Path) -> bool:
+  return path.suffix.lower() not in _NOTES
+
+
+def _files(others: Sequence[tuple[str | None, Path]]) -> str:
+  return _first([path.name for _, path in others])
 
 
 def _first(names: Sequence[str]) -> str:
@@ -90,112 +302,134 @@ def _first(names: Sequence[str]) -> str:
   return ', '.join(names[:SHOWN]) + more
 
 
-def find_files(
-  folder: Path, suffix: str, extensions: Sequence[str], what: str
-) -> dict[str, str]:
-  """Name -> path of the files in a tree; `what` is 'image' or 'mask'.
-
-  See `match_pairs`. The case of suffix and extensions does not matter.
-
-  Raises:
-    UserError: two files have one name, or there is no file.
-  """
-  found: dict[str, str] = {}
-  others = collections.Counter()
-  for path in walk(folder):
-    inside = path.relative_to(folder)
-    stem = _stem(inside.name, suffix, extensions)
-    if stem is None:
-      others[inside.suffix.lower() or 'no extension'] += 1
-      continue
-    name = (inside.parent / stem).as_posix()
-    if name in found:
-      raise UserError(
-        f'{found[name]} and {path} have the same name, but a sample has one '
-        f'{what}. Remove one, or set '
-        f'config.data.folder.{what}_suffix to the end of the names.'
-      )
-    found[name] = str(path)
-  if not found:
-    endings = f'*{suffix}' if suffix else enumeration(iter(extensions))
-    there = ', '.join(f'{count} {kind}' for kind, count in others.items())
-    jpeg = ''
-    if what == 'mask' and others.keys() & {'.jpg', '.jpeg'}:
-      jpeg = ' JPEG changes the values of masks; export them as PNG.'
-    raise UserError(
-      f'there are no {what}s in {folder} ({endings}); it has '
-      f'{there or "no files"}.{jpeg}'
-    )
-  return found
+def _flags_that_pair(trees: Trees) -> str:
+  """The flags of affixes with which all files have partners, or ''."""
+  both = [
+    [Path(os.path.relpath(x, tree.folder)) for x in tree.files.values()]
+    for tree in trees
+  ]
+  common = []
+  for paths in both:
+    stems = [path.stem for path in paths]
+    # Names that count: img_10, img_11 have img_ in common.
+    start = _start(stems).rstrip('0123456789')
+    end = _start([stem[::-1] for stem in stems])[::-1].lstrip('0123456789')
+    common.append(Affixes(start, end))
+  for fields in (('suffix',), ('prefix',), ('prefix', 'suffix')):
+    affixes = [Affixes(**{x: getattr(of, x) for x in fields}) for of in common]
+    names = [
+      sorted(str(x.parent / (of.stem(x.name) or '')) for x in paths)
+      for paths, of in zip(both, affixes, strict=True)
+    ]
+    flags = [
+      shlex.quote(f'--config.data.folder.{what}_{field}={getattr(of, field)}')
+      for what, of in zip(('image', 'mask'), affixes, strict=True)
+      for field in fields
+      if getattr(of, field)
+    ]
+    if flags and names[0] == names[1] and len({*names[0]}) == len(names[0]):
+      return f'All have a partner with {" ".join(flags)}'
+  return ''
 
 
-def _stem(name: str, suffix: str, extensions: Sequence[str]) -> str | None:
-  """The name without suffix and extension; None if the file does not match."""
-  stem, extension = os.path.splitext(name)
-  if extension.lower() not in extensions:
-    return None
-  for text in (stem, name):
-    if text.lower().endswith(suffix.lower()):
-      return text[: len(text) - len(suffix)]
-  return None
+def _start(words: Sequence[str]) -> str:
+  """What all words begin with."""
+  first, last = min(words), max(words)
+  same = [x == y for x, y in zip(first, last, strict=False)]
+  return first[: [*same, False].index(False)]
 
 
-def walk(folder: Path) -> list[Path]:
-  """All files of a tree, sorted; links are followed, hidden files skipped."""
-  # Hidden: macOS leaves `._name.jpg` next to files on foreign file systems.
-  files, seen = [], set()
-  for current, folders, names in os.walk(folder, followlinks=True):
-    real = os.path.realpath(current)
-    folders[:] = [x for x in folders if not x.startswith('.')]
-    if real in seen:  # A link back up would never end.
-      folders.clear()
-      continue
-    seen.add(real)
-    files += [Path(current, x) for x in names if not x.startswith('.')]
-  return sorted(files)
-
-
-def read_list(path: Path) -> list[Pair]:
+def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
   """Reads a list of samples.
 
   Each line has the paths of an image and of its mask, relative to the list and
-  separated by blanks, or by a tab if paths contain blanks. Empty lines and
-  lines with # are skipped. A sample has its image's path as name.
+  separated by a tab, blanks or a comma; or the name of both in `trees`, as in
+  the lists of Pascal VOC. Empty lines and lines with # are skipped. Files of a
+  pair give the sample its image's path as name.
 
   Raises:
     UserError: the list cannot be read or is empty, a line is not a pair, an
       image occurs twice, or files are missing.
   """
   try:
-    lines = path.read_text('utf-8-sig').splitlines()
-  except (OSError, UnicodeDecodeError) as error:
+    lines = read_text(path).splitlines()
+  except (OSError, ValueError) as error:
     raise UserError(
-      f'the list {path} cannot be read ({error}). Set config.data.data_dir '
-      'and config.data.folder.lists.'
+      f'the list {path} cannot be read ({error}). It is text in UTF-8. Set '
+      'config.data.data_dir and config.data.folder.lists.'
     ) from error
   pairs: dict[str, Pair] = {}
+  missing = []
   for number, line in enumerate(lines, 1):
     if not line.strip() or line.startswith('#'):
       continue
-    words = line.split('\t') if '\t' in line else line.split()
-    if len(words) != 2:
+    where = f'{path}, line {number}'
+    words = _two_paths(line, path.parent)
+    pair = None
+    if trees and not (words and _is_path(words[0], path.parent)):
+      pair = _named(line.strip(), where, path.parent, trees())
+    if not pair and not words:
       raise UserError(
-        f'{path}, line {number}: {line!r} is not an image and its mask. '
-        'Put a tab between paths that contain blanks.'
+        f'{where}: {line!r} is not an image and its mask, nor the name of both '
+        'in config.data.folder.images and masks. Put a tab between paths that '
+        'contain blanks.'
       )
-    image, mask = (word.strip() for word in words)
-    # Names become paths of overlays: they must stay below the output folder.
-    parts = [x for x in PurePosixPath(image).parts if x not in ('..', '/')]
-    name = os.path.splitext('/'.join(parts))[0]
-    if name in pairs:
-      raise UserError(f'{path}, line {number}: a second image named {name}.')
-    pairs[name] = Pair(name, str(path.parent / image), str(path.parent / mask))
+    if not pair:
+      # Names become paths of overlays: they must stay below the output folder.
+      parts = [x for x in PurePosixPath(words[0]).parts if x not in ('..', '/')]
+      files = [str(path.parent / word) for word in words]
+      pair = Pair(os.path.splitext('/'.join(parts))[0], *files)
+      missing += [
+        f'{x} in line {number}' for x in files if not os.path.isfile(x)
+      ]
+    if pair.name in pairs:
+      raise UserError(f'{where}: a second image named {pair.name}.')
+    pairs[pair.name] = pair
   if not pairs:
     raise UserError(f'{path} has no samples.')
   # All files at once, so that the user repairs the list in one go.
-  files = [file for pair in pairs.values() for file in pair[1:]]
-  if missing := [file for file in files if not os.path.isfile(file)]:
+  if missing:
     raise UserError(
-      f'{path}: {len(missing)} files are missing ({_first(missing)}).'
+      f'{path}: {plural(len(missing), "file", "are")} missing '
+      f'({_first(missing)}). Paths are relative to the list.'
     )
   return list(pairs.values())
+
+
+def _is_path(word: str, folder: Path) -> bool:
+  return bool(os.path.splitext(word)[1]) or os.path.isfile(folder / word)
+
+
+def _two_paths(line: str, folder: Path) -> list[str] | None:
+  """The paths in a line, by the separator with which there are such files."""
+  first = None
+  for separator in ('\t', None, ',', ';'):
+    words = [word.strip(' "') for word in line.split(separator)]
+    if len(words) != 2 or not all(words):
+      continue
+    # From Windows; elsewhere a backslash may be part of a name.
+    words = [
+      x if os.path.isfile(folder / x) else x.replace('\\', '/') for x in words
+    ]
+    if all(os.path.isfile(folder / x) for x in words):
+      return words
+    first = first or words
+  return first
+
+
+def _named(line: str, where: str, folder: Path, trees: Trees) -> Pair | None:
+  """The sample whose name, with or without an ending, or image is `line`."""
+  line = line.strip('"').replace('\\', '/')
+  inside = os.path.relpath(folder / line, trees.images.folder)
+  for text in (line, inside):
+    for name in (_name(text), _name(os.path.splitext(text)[0])):
+      files = [tree.files.get(name) for tree in trees]
+      if all(files):
+        return Pair(name, *files)
+      if any(files):
+        lack = trees[files.index(None)]
+        raise UserError(
+          f'{where}: {name} has no file in {lack.folder}. Add it, or remove '
+          'the line.'
+        )
+  return None

@@ -7,21 +7,26 @@ Every picture below --masks, palette or RGB, becomes an 8-bit PNG of the same
 name below --out. Each pixel gets the mask value of the class with exactly its
 colour in the classes file. Colours that are no class are an error that lists
 them, or become 255 (ignored) with --unknown ignore. --indices keeps the indices
-of a palette PNG, or the values of a grey one, and disregards colours. --out
-appears when all masks are written.
+of a palette PNG, or the values of a grey one, and disregards colours. --suffix
+leaves out files whose names end otherwise. --out appears when all masks are
+written.
 """
 
 import argparse
 import collections
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from resnest_jax.data.images import decode_image, png_header
 from resnest_jax.data.own.classes import Classes, read_classes
-from resnest_jax.data.own.pairing import walk
+from resnest_jax.data.own.masks import few_bits
+from resnest_jax.data.own.pairing import endings, walk
 from resnest_jax.errors import UserError
 from resnest_jax.files import check_new, explain_refusal, whole_folder
 from resnest_jax.labels import IGNORE
@@ -29,6 +34,7 @@ from resnest_jax.progress import progress_bar
 from resnest_jax.threads import map_in_threads
 
 SUFFIXES = ('.png', '.bmp', '.gif', '.tif', '.tiff')
+_EXACT = ('PNG', 'BMP', 'GIF', 'TIFF')  # Formats that keep numbers.
 SHOWN = 10  # Colours that a message lists at most.
 
 # The value to write for each value or packed colour, -1 for no class; and the
@@ -65,6 +71,12 @@ def main(arguments: Sequence[str]) -> None:
     help='keep palette indices or grey values and disregard colours',
   )
   add(
+    '--suffix',
+    default='',
+    metavar='END',
+    help='only files whose names end so, with or without extension: _mask',
+  )
+  add(
     '--unknown',
     choices=('error', 'ignore'),
     default='error',
@@ -80,11 +92,23 @@ def main(arguments: Sequence[str]) -> None:
       f'--unknown ignore writes {IGNORE}, but in {args.classes} this value is '
       f'{classes.labels.classes[of_ignored]}; give that class another value.'
     )
+  targets = _targets(args.masks, args.out, args.suffix)
   if args.indices:
-    convert = index_converter(classes)
+    convert = index_converter(classes, targets.values())
   else:
     convert = colour_converter(classes, args.classes)
-  convert_folder(args.masks, args.out, convert, ignore_unknown, args.classes)
+  remedy = 'Add them to that file'
+  if of_ignored == IGNORE:
+    remedy += ', or make them 255 (ignored) with --unknown ignore'
+  remedy += (
+    '. Very many colours come from smoothed edges or from JPEG: use the '
+    'originals.'
+  )
+  if not args.indices:
+    remedy += ' If the masks already hold class numbers, add --indices.'
+  convert_folder(
+    targets, args.out, convert, ignore_unknown, f'{args.classes}', remedy
+  )
 
 
 def colour_converter(classes: Classes, classes_file: Path) -> Convert:
@@ -105,30 +129,55 @@ def _read_colours(path: Path) -> np.ndarray:
   return _packed(np.asarray(_open(path).convert('RGB')))
 
 
-def index_converter(classes: Classes) -> Convert:
+def index_converter(classes: Classes, paths: Iterable[Path]) -> Convert:
   """Keeps the values of pictures with a single channel."""
+  mixed = len({_bits(path) < 8 for path in paths}) > 1
   # Values that the classes file lists as ignored are known and kept.
   table = np.where(classes.known(), np.arange(256), -1).astype(np.int16)
-  return table, _read_indices, str
+  read = functools.partial(_read_indices, known=classes.known(), mixed=mixed)
+  return table, read, str
 
 
-def _read_indices(path: Path) -> np.ndarray:
+def _bits(path: Path) -> int:
+  """Bits of a grey PNG with fewer than 8; 8 of all others."""
+  header = None
+  # Errors are those of whoever decodes the file.
+  with contextlib.suppress(OSError), path.open('rb') as file:
+    header = png_header(file.read(26))
+  return header.bits if header and header.colour == 'grey' else 8
+
+
+def _read_indices(path: Path, known: np.ndarray, mixed: bool) -> np.ndarray:
   picture = _open(path)
-  if picture.mode == 'LA':  # Grey with transparency, which means nothing.
-    picture = picture.getchannel(0)
   # Unlike OpenCV, Pillow keeps a palette PNG's indices and a bool for 1 bit.
   values = np.asarray(picture)
-  if values.ndim != 2 or values.dtype.kind not in 'bui':
+  if values.ndim == 3:
+    # The numbers, repeated in each channel, of which Pillow cuts 16 bits to 8;
+    # transparency means nothing.
+    pixels = decode_image(path.read_bytes(), cv2.IMREAD_UNCHANGED, path)
+    if pixels is not None and (pixels[..., :3] == pixels[..., :1]).all():
+      values = pixels[..., 0]
+  if values.ndim != 2:
     raise UserError(
       f'{path} is a colour picture ({picture.mode}) without indices. '
       'Leave out --indices to convert its colours.'
     )
-  # Pillow spreads grey PNGs of 2 and 4 bits over 0 to 255. Bytes 24 and 25 of
-  # the file are the bit depth and the colour type (0: grey).
-  head, step = path.read_bytes()[:26], 1
-  if head.startswith(b'\x89PNG') and head[25] == 0 and head[24] in (2, 4):
-    step = 255 // (2 ** head[24] - 1)
-  values = values // step
+  if values.dtype.kind not in 'bui':
+    raise UserError(
+      f'{path} holds numbers with fractions. Write the class numbers as an '
+      "8-bit PNG: cv2.imwrite(new, mask.round().astype('uint8'))."
+    )
+  if (bits := _bits(path)) < 8:
+    # Pillow spreads 2 and 4 bits over 0 to 255, as OpenCV does, and not 1.
+    spread = values.astype(np.uint8) * (255 if bits == 1 else 1)
+    try:
+      values = few_bits(spread, bits, known, mixed)
+    except ValueError as error:
+      raise UserError(
+        f'{path} {error}. In the former case convert files like it in a '
+        'folder of their own. In the latter write it with 8 bits first: '
+        'cv2.imwrite(path, cv2.imread(path, cv2.IMREAD_UNCHANGED)).'
+      ) from error
   low, high = values.min(), values.max()
   if low < 0 or high > IGNORE:
     raise UserError(
@@ -140,6 +189,16 @@ def _read_indices(path: Path) -> np.ndarray:
 def _open(path: Path) -> Image.Image:
   try:
     with Image.open(path) as picture:
+      if picture.format not in _EXACT:
+        raise UserError(
+          f'{path} is a {picture.format}, whatever its name says, which '
+          'changes the values of masks. Export the masks as PNG.'
+        )
+      if (frames := getattr(picture, 'n_frames', 1)) > 1:
+        raise UserError(
+          f'{path} has {frames} pictures, and a mask is one. Write each to a '
+          'file of its own.'
+        )
       return picture.copy()  # `open` alone only reads the header.
   except _BROKEN as error:
     raise UserError(
@@ -159,14 +218,18 @@ def _colour_name(packed: int) -> str:
 
 
 def convert_folder(
-  masks: Path, out: Path, convert: Convert, ignore: bool, classes_file: Path
+  targets: Mapping[Path, Path],
+  out: Path,
+  convert: Convert,
+  ignore: bool,
+  classes_file: str,
+  remedy: str,
 ) -> None:
-  """Converts all pictures below a folder into a new or empty one.
+  """Converts pictures, from `_targets`, into a new or empty folder.
 
   `out` appears whole or not at all. Unknown values become 255 if `ignore`;
-  otherwise they raise a `UserError`.
+  otherwise they raise a `UserError`, which ends with the remedy.
   """
-  targets = _targets(masks, out)
   check_new(out)
   with explain_refusal(out, 'give another --out'), whole_folder(out) as folder:
     pixels, first = _convert_all(targets, folder, convert, ignore)
@@ -181,10 +244,7 @@ def convert_folder(
     if pixels and not ignore:
       raise UserError(
         f'nothing was written: {len(pixels)} values or colours are no class '
-        f'of {classes_file}:\n{unknown}\nAdd them to that file, or make them '
-        '255 (ignored) with --unknown ignore. Very many colours come from '
-        'smoothed edges or from JPEG. If the masks already hold class '
-        'numbers, add --indices.'
+        f'of {classes_file}:\n{unknown}\n{remedy}'
       )
   if pixels:
     print(f'became 255 (ignored):\n{unknown}')
@@ -221,7 +281,7 @@ def _convert_all(
   return pixels, first
 
 
-def _targets(masks: Path, out: Path) -> dict[Path, Path]:
+def _targets(masks: Path, out: Path, suffix: str) -> dict[Path, Path]:
   """File to write, relative to the result -> picture to read."""
   if not masks.is_dir():
     raise UserError(f'there is no folder {masks}; give another --masks.')
@@ -229,14 +289,19 @@ def _targets(masks: Path, out: Path) -> dict[Path, Path]:
   if out.resolve().is_relative_to(masks.resolve()):
     raise UserError(f'--out {out} lies in --masks {masks}; give another.')
   targets: dict[Path, Path] = {}
+  others, end = [], suffix.lower()
   for path in walk(masks):
+    name = path.name.lower()
+    if not name.endswith(end) and not path.stem.lower().endswith(end):
+      continue
     # An error rather than a skip: the user would miss these masks later.
-    if path.suffix.lower() in ('.jpg', '.jpeg'):
+    if path.suffix.lower() in ('.jpg', '.jpeg', '.jpe', '.jfif'):
       raise UserError(
         f'{path} is a JPEG, which changes the colours of masks. Export the '
         'masks as PNG.'
       )
     if path.suffix.lower() not in SUFFIXES:
+      others.append(path)
       continue
     target = path.relative_to(masks).with_suffix('.png')
     if target in targets:
@@ -247,6 +312,9 @@ def _targets(masks: Path, out: Path) -> dict[Path, Path]:
     targets[target] = path
   if not targets:
     raise UserError(
-      f'there are no masks in {masks}; accepted are {", ".join(SUFFIXES)}.'
+      f'there are no masks in {masks}; accepted are {", ".join(SUFFIXES)}'
+      f'{f" whose names end in {suffix}" if suffix else ""}.'
     )
+  if others:
+    print(f'left out of {masks}: {endings(others)}')
   return targets

@@ -3,14 +3,14 @@
 import collections
 import dataclasses
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from resnest_jax.data.images import decode_image, png_header
+from resnest_jax.data.archives import DAMAGED, check_entry
+from resnest_jax.data.images import MAX_PIXELS, decode_image, png_header
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.submission import rules
 from resnest_jax.evaluation.submission.rules import (
@@ -51,10 +51,14 @@ def read_mask(png: bytes, size: ImageSize | None) -> Mask:
   if size is not None and (header.width, header.height) != tuple(size):
     wrong = f'{header.width} x {header.height}'
     return Mask('size', f'{wrong} instead of {size[0]} x {size[1]}')
+  if header.width * header.height > MAX_PIXELS:
+    return Mask('size', f'{header.width} x {header.height}')
   pixels = decode_image(png, cv2.IMREAD_UNCHANGED)
   if pixels is None:
     return Mask('damaged', 'damaged')
-  counts = np.bincount(pixels.ravel(), minlength=256)
+  # In parts: np.bincount takes eight bytes a pixel.
+  parts = np.array_split(pixels.ravel(), -(-pixels.size // 2**20))
+  counts = sum(np.bincount(part, minlength=256) for part in parts)
   return Mask(pixels=pixels, counts=counts)
 
 
@@ -207,15 +211,16 @@ def validate(
   if not path.is_file():
     raise UserError(f'there is no file {path}.')
   try:
-    with zipfile.ZipFile(path) as archive:
-      entries = [x for x in archive.infolist() if not x.is_dir()]
-      benchmark = benchmark or guess(path, entries)
-      sizes = images and rules.read_images(benchmark, images)
-      return _validate(archive, entries, benchmark, sizes)
-  except zipfile.BadZipFile as error:
+    archive = zipfile.ZipFile(path)
+  except DAMAGED as error:
     raise UserError(
       f'{path} is no zip file, or is cut off ({error}). Write it again.'
     ) from error
+  with archive:
+    entries = [x for x in archive.infolist() if not x.is_dir()]
+    benchmark = benchmark or guess(path, entries)
+    sizes = images and rules.read_images(benchmark, images)
+    return _validate(archive, entries, benchmark, sizes)
 
 
 def guess(path: Path, entries: Sequence[zipfile.ZipInfo]) -> Benchmark:
@@ -315,12 +320,14 @@ def _read_masks(
   def read(item: tuple[str, zipfile.ZipInfo]) -> Mask:
     key, entry = item
     size = images.get(key, benchmark.size)
-    # Reading checks the CRC; zipfile raises RuntimeError for encrypted files.
-    # Threads may share the archive: zipfile locks its file.
+    # Reading checks the CRC. Threads may share the archive: zipfile locks its
+    # file.
     try:
-      mask = read_mask(archive.read(entry), size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+      check_entry(archive, entry)
+      png = archive.read(entry)
+    except (UserError, *DAMAGED) as error:
       return Mask('damaged', f'not readable ({error})')
+    mask = read_mask(png, size)
     # 1525 masks of Cityscapes would take 3 GB.
     return dataclasses.replace(mask, pixels=None)
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from resnest_jax.data.archives import DAMAGED, check_entry, open_archive
+from resnest_jax.data.images import BROKEN
 from resnest_jax.data.own.pairing import walk
 from resnest_jax.errors import UserError
 from resnest_jax.findings import Finding
@@ -112,12 +114,16 @@ def read_images(benchmark: Benchmark, source: Path) -> dict[str, ImageSize]:
     found = _images_in(benchmark, files)
     sizes = {key: _size(files[name], name) for key, name in found.items()}
   elif zipfile.is_zipfile(source):
-    with zipfile.ZipFile(source) as archive:
+    with open_archive(source) as archive:
       found = _images_in(benchmark, archive.namelist())
       sizes = {}
       for key, name in found.items():
-        with archive.open(name) as file:
-          sizes[key] = _size(file, name)
+        check_entry(archive, archive.getinfo(name))
+        try:
+          with archive.open(name) as file:
+            sizes[key] = _size(file, name)
+        except DAMAGED as error:
+          raise _unreadable(name, error) from error
   else:
     raise UserError(f'--images {source} is no folder and no zip file.')
   if not sizes:
@@ -148,11 +154,15 @@ def _size(file, name: str) -> ImageSize:
   try:
     with Image.open(file) as image:
       return image.size
-  except OSError as error:
-    raise UserError(
-      f'the test image {name} cannot be read ({error}). Unpack or download it '
-      'again.'
-    ) from error
+  except BROKEN as error:
+    raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+  return UserError(
+    f'the test image {name} cannot be read ({error}). Unpack or download it '
+    'again.'
+  )
 
 
 def if_any(samples: Collection[str], what: str, remedy: str) -> list[Finding]:

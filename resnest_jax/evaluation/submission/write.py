@@ -11,11 +11,17 @@ import numpy as np
 import rich.console
 import rich.table
 
+from resnest_jax.data.images import read_file
 from resnest_jax.data.own.pairing import walk
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.submission import check, rules
 from resnest_jax.evaluation.submission.rules import Benchmark, ImageSize
-from resnest_jax.files import check_writable, explain_refusal, whole_file
+from resnest_jax.files import (
+  check_writable,
+  explain_refusal,
+  read_bounded,
+  whole_file,
+)
 from resnest_jax.findings import Finding
 from resnest_jax.progress import progress_bar
 from resnest_jax.text import listed
@@ -53,7 +59,7 @@ def write(
   def convert(item: tuple[str, Path]) -> tuple[str, check.Mask, bytes]:
     key, path = item
     size = benchmark.size if images is None else images[key]
-    mask = check.read_mask(path.read_bytes(), size)
+    mask = check.read_mask(read_file(path), size)
     if mask.fault:  # Reported with those of others, after the last mask.
       return path.name, mask, b''
     if mask.counts[len(values) :].any():
@@ -112,8 +118,8 @@ def find_predictions(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
 
 def _check_classes(benchmark: Benchmark, path: Path) -> None:
   try:
-    classes = tuple(json.loads(path.read_text('utf-8'))['classes'])
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    classes = tuple(json.loads(read_bounded(path, 2**24))['classes'])
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(f'{path} is damaged ({error}); predict again.') from error
   if classes != benchmark.labels.classes:
     raise UserError(

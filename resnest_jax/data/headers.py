@@ -1,0 +1,72 @@
+"""What the headers of pictures say and decoders do not tell."""
+
+import io
+
+from PIL import Image
+
+from resnest_jax.data.images import BROKEN, png_header, tiff_numbers
+
+_PNG = {'grey': 1, 'RGB': 3, 'palette': 3, 'grey-alpha': 2, 'RGBA': 4}
+_PHOTOMETRIC, _SAMPLES, _FORMAT = 262, 277, 339  # Tags of TIFF.
+_CMYK, _FLOATS = 5, 3
+
+
+def picture_format(encoded: bytes) -> str:
+  """'PNG', 'JPEG', 'TIFF', ...; '' if it is none that Pillow knows."""
+  try:
+    with Image.open(io.BytesIO(encoded)) as picture:
+      return picture.format or ''
+  except BROKEN:
+    return ''
+
+
+def channels(encoded: bytes) -> int:
+  """Channels that are stored, 0 if the header does not say."""
+  if encoded[:2] == b'\xff\xd8':  # JPEG
+    return 3
+  if header := png_header(encoded):
+    return _PNG.get(header.colour, 0)
+  if encoded[:2] in (b'II', b'MM'):
+    numbers = tiff_numbers(encoded)
+    # The four of CMYK are colours, and all of them are used.
+    if numbers.get(_PHOTOMETRIC, (0, 0))[0] == _CMYK:
+      return 3
+    return numbers.get(_SAMPLES, (1 if numbers else 0, 0))[0]
+  try:
+    with Image.open(io.BytesIO(encoded)) as picture:
+      return 3 if picture.mode in ('CMYK', 'P') else len(picture.getbands())
+  except BROKEN:
+    return 0
+
+
+def left_out(number: int) -> str:
+  """Says which of so many channels are not used; '' if all are."""
+  if number in (0, 1, 3):
+    return ''
+  used = 'the first is' if number == 2 else 'the first 3 are'
+  return f'{number} channels, of which {used} used'
+
+
+def to_8_bits(white: object) -> str:
+  """The code that converts images whose white is this number."""
+  # Cameras of 10, 12 or 14 bits store them in the lower ones of 16.
+  if isinstance(white, int):
+    white = max(2 ** white.bit_length() - 1, 255)
+  return (
+    'Write it with 8 bits into a new file: image = cv2.imread(old, '
+    f'cv2.IMREAD_UNCHANGED); cv2.imwrite(new, np.uint8(np.clip(image / {white},'
+    f' 0, 1) * 255)). Take one number, such as {white}, for all images.'
+  )
+
+
+FRACTIONS = (
+  'holds numbers with fractions; images have 8 bits per channel.\n'
+  + to_8_bits('WHITE')
+)
+
+
+def has_fractions(encoded: bytes) -> bool:
+  """Whether it is a TIFF of floats, of which OpenCV decodes some kinds."""
+  if encoded[:2] not in (b'II', b'MM'):
+    return False
+  return tiff_numbers(encoded).get(_FORMAT, (0, 0))[0] == _FLOATS

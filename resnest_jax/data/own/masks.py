@@ -1,0 +1,212 @@
+"""Index masks of a user's own data: what one is, and how others become one.
+
+Training, the doctor and palette2id ask the same functions, so that none of them
+accepts what another refuses.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from resnest_jax.data.headers import picture_format
+from resnest_jax.data.images import BROKEN, png_header
+from resnest_jax.data.own.classes import Classes
+from resnest_jax.labels import IGNORE
+from resnest_jax.text import listed, plural
+
+INDEX_MASK = '8-bit grey'
+NEEDED = 'Masks are 8-bit PNG files with one channel, the class number.'
+# Pixels whose colours are counted: sorting all takes longer than decoding them.
+_MOST_COLOURS = 100_000
+
+Colours = set[tuple[int, ...]]
+
+
+class Stored(NamedTuple):
+  """A mask as its file has it.
+
+  Attributes:
+    pixels: as OpenCV decodes them; of grey PNGs with fewer than 8 bits the
+      class numbers.
+    kind: `INDEX_MASK`, '1-bit palette', ..., or 'JPEG' for no PNG.
+    indices: values that occur in a palette PNG, before they become colours.
+  """
+
+  pixels: np.ndarray
+  kind: str
+  indices: tuple[int, ...] = ()
+
+
+def stored_mask(
+  pixels: np.ndarray, encoded: bytes, known: np.ndarray
+) -> Stored:
+  """Describes a mask; `known`, bool (256,), are the values it may have."""
+  if (header := png_header(encoded)) is None:
+    return Stored(pixels, picture_format(encoded) or 'unknown')
+  kind, indices = f'{header.bits}-bit {header.colour}', ()
+  if header.colour == 'palette':
+    # OpenCV has decoded it, but Pillow has limits of its own.
+    with (
+      contextlib.suppress(*BROKEN),
+      Image.open(io.BytesIO(encoded)) as picture,
+    ):
+      indices = tuple(np.unique(np.asarray(picture)).tolist())
+  if header.colour == 'grey' and header.bits < 8:
+    pixels = few_bits(pixels, header.bits, known)
+  return Stored(pixels, kind, indices)
+
+
+def few_bits(
+  pixels: np.ndarray, bits: int, known: np.ndarray, mixed: bool = False
+) -> np.ndarray:
+  """The class numbers of a grey PNG with fewer than 8 bits.
+
+  Args:
+    pixels: as decoders spread them, 0 and 255 for one bit.
+    bits: of the file, 1 to 8.
+    known: bool (256,), the values that masks may have.
+    mixed: whether masks of 8 bits lie next to it.
+
+  Raises:
+    ValueError: `mixed`, and both numbers may be meant.
+  """
+  numbers = pixels // (255 // (2**bits - 1))
+  spread = known[pixels].all()
+  # Programs that make PNG files smaller write 0 and 255 with one bit.
+  if spread and not known[numbers].all():
+    return pixels
+  if mixed and spread and numbers.any():
+    value = numbers[numbers > 0].min()
+    raise ValueError(
+      f'has {bits} bits per pixel and others have 8: its value {value} may '
+      f'mean {value} or {pixels[numbers == value].flat[0]}'
+    )
+  return numbers
+
+
+def colours_of(mask: np.ndarray) -> np.ndarray:
+  """RGB colours, (K, 3), of a picture in OpenCV's order; (0, 3) for others."""
+  if mask.ndim != 3 or mask.shape[2] < 3:
+    return np.zeros((0, 3), np.int64)
+  pixels = mask[..., 2::-1].reshape(-1, 3)  # From BGR or BGRA.
+  pixels = pixels[:: max(len(pixels) // _MOST_COLOURS, 1)]
+  return np.unique(pixels, axis=0).astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conversion:
+  """How a folder of other masks becomes one of index masks.
+
+  Attributes:
+    masks: the folder.
+    classes_file: path.
+    suffix: the end of the masks' names, if others lie among them; else ''.
+    then: what to set after it.
+  """
+
+  masks: str
+  classes_file: str
+  classes: Classes
+  suffix: str
+  then: str
+
+  def command(self, flags: str = '') -> str:
+    words = ['--masks', self.masks, '--classes', self.classes_file]
+    words += ['--out', f'{self.masks}_ids']
+    if self.suffix:
+      words += ['--suffix', self.suffix]
+    return (
+      'This converts all files there:\n  python -m resnest_jax.data.prepare '
+      f'palette2id {shlex.join(words)}{flags}\nThen {self.then}.'
+    )
+
+  def naming(self, value: int) -> str:
+    """The line of the classes file that makes a value a class."""
+    classes = self.classes
+    line = f'"{value}: name"'
+    # Lines that have no values take none among them that has one.
+    if classes.values == tuple((k,) for k in range(len(classes.values))):
+      line += (
+        f', with a value in all lines ("0: {classes.labels.classes[0]}", ...)'
+      )
+    return line
+
+  def of_mask(self, mask: Stored) -> str:
+    """The remedy for a mask that is no index mask."""
+    if mask.kind in ('JPEG', 'WEBP'):
+      return (
+        f'{mask.kind} changes the values of masks: write the originals as PNG.'
+      )
+    colours = colours_of(mask.pixels)
+    if (colours == colours[:, :1]).all() and not mask.indices:
+      return self.of_numbers()
+    return self.of_colours(set(map(tuple, colours.tolist())), mask.indices)
+
+  def of_numbers(self) -> str:
+    """The command for masks of numbers."""
+    return self.command(' --indices')
+
+  def of_colours(self, colours: Colours, indices: Sequence[int] = ()) -> str:
+    """The remedy for masks of colours; `indices` if all have a palette."""
+    file, labels = self.classes_file, self.classes.labels
+    ours = {
+      tuple(colour)
+      for colour, name in zip(
+        labels.palette.tolist(), labels.classes, strict=True
+      )
+      if name not in self.classes.chosen
+    }
+    unknown = sorted(colours - ours)
+    fit = bool(indices) and self.classes.known()[list(indices)].all()
+    if len(unknown) == len(colours):
+      if fit:
+        return (
+          f'The indices of their palette are values of {file}. '
+          f'{self.of_numbers()}'
+        )
+      return (
+        f'No class of {file} has one of the colours {_named(unknown)}. If each '
+        'colour is a class, write it behind the name ("name '
+        f'{" ".join(map(str, unknown[-1]))}") and examine the masks again. '
+        'Colours that number objects (instances, panoptic masks) are no '
+        'classes: export a mask of classes from your program.'
+      )
+    remedy = self.command()
+    if self.classes.chosen:
+      remedy = (
+        f'Give {", ".join(self.classes.chosen)} a colour in {file} first. '
+        f'{remedy}'
+      )
+    if unknown:
+      # With a class of 255 palette2id has no number for them.
+      ignore = ', or add --unknown ignore, which makes them 255 (ignored)'
+      if labels.to_train_id[IGNORE] != IGNORE:
+        ignore = ''
+      remedy = (
+        f'{plural(len(unknown), "colour", "are")} no class of {file}: '
+        f'{_named(unknown)}. Add them to it first{ignore}. {remedy}'
+      )
+    if fit:
+      remedy += '\nAdd --indices if the indices of its palette are the classes.'
+    return remedy
+
+
+def _named(colours: Iterable[Sequence[int]]) -> str:
+  return listed((f'({", ".join(map(str, c))})' for c in colours), 8)
+
+
+def telling_suffix(images: Iterable[str], masks: str) -> str:
+  """What tells masks, which are PNGs, from images in the same folder."""
+  folder = os.path.join(os.path.abspath(masks), '')
+  among = any(
+    os.path.abspath(x).startswith(folder) and not x.lower().endswith('.png')
+    for x in images
+  )
+  return '.png' if among else ''

@@ -1,0 +1,213 @@
+"""The samples of a split: in folders, in lists, or drawn."""
+
+import functools
+import hashlib
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from resnest_jax.data.own import pairing
+from resnest_jax.data.own.pairing import Affixes, Pair, tell
+from resnest_jax.errors import UserError
+from resnest_jax.text import listed, plural
+
+# Words for the same split, in any case.
+_WORDS = (
+  {'train', 'training'},
+  {'val', 'valid', 'validation', 'dev', 'eval', 'evaluation'},
+  {'test', 'testing'},
+)
+
+
+def draw_split(
+  pairs: Sequence[Pair],
+  split: str,
+  names: Sequence[str],
+  fraction: float,
+  seed: int,
+) -> list[Pair]:
+  """Draws the samples of a split by a hash of seed and name.
+
+  Args:
+    pairs: all samples.
+    split: one of `names`, or a `UserError` is raised.
+    names: of the training and the evaluation split.
+    fraction: share of the evaluation split, 0 to 1 (exclusive), which has the
+      nearest number of samples; each split has at least one of two.
+    seed: selects another draw.
+  """
+  if split not in names:
+    raise UserError(
+      f'there is no split {split!r}; {names[0]!r} and {names[1]!r} are drawn '
+      'from all samples. Make a sub folder of this name for another one.'
+    )
+
+  # Those with the smallest hashes: a sample that is added or removed moves one
+  # other at most, and a larger fraction keeps a smaller one's.
+  def rank(pair: Pair) -> tuple[bytes, str]:
+    name = pair.name.rpartition('/')[2]
+    text = f'{seed}/{name}'.encode(errors='surrogateescape')
+    return hashlib.sha256(text).digest()[:8], pair.name
+
+  number = math.floor(fraction * len(pairs) + 0.5)
+  number = min(max(number, 1), len(pairs) - 1)
+  drawn = {pair.name for pair in sorted(pairs, key=rank)[:number]}
+  for_training = split == names[0]
+  return [pair for pair in pairs if (pair.name in drawn) != for_training]
+
+
+def find_pairs(
+  data_config: Any, split: str, convert: Callable[[str, str], str]
+) -> tuple[list[Pair], str]:
+  """The samples of a split, and the folder of the masks of all splits.
+
+  See `folder.make_folder_split`. `convert(folder, suffix)` says how masks whose
+  names end in `suffix` become index masks.
+  """
+  root, options = Path(data_config.data_dir), data_config.folder
+  names = (data_config.train_split, data_config.eval_split)
+  for name in (split, *names):
+    _check_name(name)
+  if options.lists:
+    images, of_split = (
+      _of_split(root, path, split) for path in (options.images, options.masks)
+    )
+    masks, drawn = of_split, '{split}' not in options.lists
+  else:
+    images, of_split, masks, drawn = _folders(root, options, split, names)
+
+  def how(ending: str) -> str:
+    among = images.is_relative_to(masks)
+    return convert(str(masks), ending if among else '')
+
+  where = (
+    images,
+    of_split,
+    Affixes(options.image_prefix, options.image_suffix),
+    Affixes(options.mask_prefix, options.mask_suffix),
+    how,
+  )
+  if options.lists:
+    source = root / options.lists.replace('{split}', split)
+    there = os.path.isdir(images) and os.path.isdir(of_split)
+    trees = functools.cache(lambda: pairing.read_trees(*where))
+    pairs = pairing.read_list(source, trees if there else None)
+    folders = [os.path.dirname(os.path.abspath(pair.mask)) for pair in pairs]
+    masks = Path(os.path.commonpath(folders))
+    if masks.is_relative_to(own := os.path.abspath(of_split)):
+      masks = own
+  else:
+    source, pairs = images, pairing.match_pairs(*where)
+  if drawn:
+    total = len(pairs)
+    pairs = draw_split(
+      pairs, split, names, options.eval_fraction, options.split_seed
+    )
+    if not pairs:
+      raise UserError(
+        f'there is {plural(total, "sample")} in {source}, for {names[0]}, and '
+        f'none for the split {split!r}. Add samples, or make sub folders '
+        f'{names[0]} and {names[1]}.'
+      )
+  return pairs, str(masks)
+
+
+def _check_name(split: str) -> None:
+  path = PurePath(split.strip())
+  if not path.parts or path.is_absolute() or '..' in path.parts:
+    raise UserError(
+      f'a split is called {split!r}, which is no name of a folder. Set '
+      'config.data.train_split and eval_split, for example to train and val.'
+    )
+
+
+def _folders(
+  root: Path, options: Any, split: str, names: Sequence[str]
+) -> tuple[Path, Path, Path, bool]:
+  """Folders of images, masks and all masks; whether the split is drawn."""
+  images, masks = (
+    _of_split(root, path, split) for path in (options.images, options.masks)
+  )
+  all_masks, given = masks, '{split}' in options.images
+  _check_folder('images', images, given)
+  if not given:
+    # One of the two suffices: one that is misspelt must not mix both splits.
+    inside = _sub_folders(images)
+    near = [_near(inside, name) for name in names]
+    given = all(near) or any(
+      os.path.isdir(images / name) or name.lower() in map(str.lower, found)
+      for name, found in zip(names, near, strict=True)
+    )
+    if given:
+      images, masks = (_of_split(x, '{split}', split) for x in (images, masks))
+      _check_folder('images', images, given)
+  _check_folder('masks', masks, given)
+  return images, masks, all_masks, not given
+
+
+def _of_split(root: Path, path: str, split: str) -> Path:
+  """The path with the folder that holds the split in place of {split}."""
+  before, found, rest = path.partition('{split}')
+  whole = before[-1:] in ('', '/') and rest[:1] in ('', '/')
+  if found and whole and os.path.isdir(root / before):
+    split = _sub_folder(root / before, split)
+  return root / path.replace('{split}', split)
+
+
+def _sub_folder(folder: Path, split: str) -> str:
+  """The name of the sub folder that holds the split."""
+  if os.path.isdir(folder / split):
+    return split
+  near = _near(_sub_folders(folder), split)
+  if len(near) > 1:
+    raise UserError(
+      f'several folders in {folder} may be the split {split!r}: '
+      f'{listed(near)}. Set config.data.train_split and eval_split to the '
+      'names of two folders.'
+    )
+  if near:
+    tell(f'{folder / near[0]} is the split {split!r}')
+  return near[0] if near else split
+
+
+def _near(folders: Sequence[str], split: str) -> list[str]:
+  """Those that the split may mean: Train, training_set, val2017."""
+  words = next((x for x in _WORDS if split.lower() in x), {split.lower()})
+  near = []
+  for name in folders:
+    parts = {*re.findall('[a-z]+', name.lower())}
+    said = [x for x in _WORDS if x & parts]
+    if name.lower() == split.lower() or said == [words]:
+      near.append(name)
+  same = [x for x in near if x.lower() == split.lower()]
+  return same or [x for x in near if x.lower() in words] or near
+
+
+def _sub_folders(folder: Path) -> list[str]:
+  try:
+    with os.scandir(folder) as entries:
+      return sorted(
+        x.name for x in entries if x.is_dir() and not x.name.startswith('.')
+      )
+  except OSError as error:
+    raise UserError(
+      f'the folder {folder} cannot be read ({error.strerror}). Give yourself '
+      'the right to read it.'
+    ) from error
+
+
+def _check_folder(key: str, folder: Path, given: bool) -> None:
+  """Raises `UserError` if it is missing; `given`: it belongs to one split."""
+  if os.path.isdir(folder):
+    return
+  flags = f'config.data.data_dir and config.data.folder.{key}'
+  there = ''
+  if given:
+    flags += ', or config.data.train_split and eval_split to their names'
+    parent = next(x for x in folder.parents if os.path.isdir(x))
+    inside = ', '.join(_sub_folders(parent)) or 'none'
+    there = f' In {parent} there are: {inside}.'
+  raise UserError(f'there is no folder {folder}.{there} Set {flags}.')
