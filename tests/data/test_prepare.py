@@ -252,6 +252,18 @@ def test_interrupted_download(server, tmp_path):
   assert [x.read_bytes() for x in downloaded(tmp_path)] == [server.body]
 
 
+def test_without_a_network_it_fails_at_once(server, tmp_path, monkeypatch):
+  closed = loopback(server, url='http://127.0.0.1:9/ADEChallengeData2016.zip')
+  began = time.monotonic()
+  with pytest.raises(UserError, match=r'(?s)refused.*--archive ADE'):
+    prepare(closed, tmp_path)
+  assert time.monotonic() - began < 20
+  monkeypatch.setenv('RESNEST_JAX_OFFLINE', '1')
+  with pytest.raises(UserError, match=r'(?s)switched off.*--archive ADE'):
+    prepare(loopback(server), tmp_path)
+  assert server.requests == 0
+
+
 def test_too_little_disk_space(server, tmp_path):
   with pytest.raises(UserError, match=r'GB free, about 3050000000.00 GB'):
     prepare(loopback(server, download_bytes=10**18), tmp_path)
