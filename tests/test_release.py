@@ -168,10 +168,10 @@ def get_config(argument=None):
     ),
     (
       'train --config configs/folder.py:mini --workdir x',
-      'there is no classes file data/classes.txt',
+      'there is no folder data; set config.data.data_dir',
     ),
     ('train --workdir x --config mine.py:mini', 'is not prepared in mydata'),
-    ('doctor --config folder:mini', 'there is no classes file'),
+    ('doctor --config folder:mini', 'there is no folder data'),
   ],
 )
 def test_command_line_of_the_wheel(arguments, said, installed):

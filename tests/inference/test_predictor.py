@@ -153,7 +153,7 @@ BYTES = np.zeros((8, 9, 3), np.uint8)
     (Image.new('RGB', (0, 3)), r'empty: it has 0x3'),
     (Image.new('F', (2, 2)), r'floats \(mode F\)'),
     ({'image': 1}, r'cannot be of type dict; accepted are arrays'),
-    ('nowhere/a.jpg', r'nowhere/a\.jpg: No such file'),
+    ('nowhere/a.jpg', r'nowhere/a\.jpg cannot be read .No such file'),
   ],
 )
 def test_what_is_no_picture_is_told(model, given, message):
