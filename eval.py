@@ -1,10 +1,12 @@
 """Evaluates a network on a whole split, every image once.
 
-    python eval.py --config configs/ade20k_pspnet.py --workdir runs/pspnet
+    python eval.py --workdir runs/pspnet
     python eval.py --config configs/ade20k_pspnet.py --weights ade20k_pspnet \\
       --out results
 
-The second command evaluates published or converted weights (docs/weights.md).
+The first command takes the run's own configuration, data included; flags such
+as --config.data.data_dir=DIR change it. The second evaluates published or
+converted weights (docs/weights.md).
 
 Prints a table of the classes and writes into --out: metrics.json (the scores
 and their origin), report.html (the same for a browser, with confusions and the
@@ -22,7 +24,7 @@ def main() -> None:
   from resnest_jax.distributed import join
   from resnest_jax.flags import add_checkpoint_flag
 
-  parser = flag_parser(__doc__, workdir_required=False)
+  parser = flag_parser(__doc__, workdir_required=False, config_required=False)
   add_checkpoint_flag(parser)
   parser.add_argument(
     '--weights',

@@ -1,26 +1,35 @@
 """The command `resnest-jax`: `resnest-jax train FLAGS` is `train.py FLAGS`."""
 
+import importlib
 import importlib.util
 import sys
+import types
 
 from resnest_jax import __version__
 from resnest_jax.errors import UserError, run
 from resnest_jax.shipped import shipped
 
-COMMANDS = {
+SCRIPTS = {
   'train': 'trains a network',
   'eval': 'scores a network on a split',
   'predict': 'predicts pictures and videos',
   'export': 'writes StableHLO, ONNX, safetensors, mmsegmentation files',
 }
+# Name -> module and what it does.
+MODULES = {
+  'prepare': ('data.prepare', 'prepares data sets, and converts masks'),
+  'doctor': ('data.doctor.__main__', 'examines images and masks'),
+  'convert': ('weights.convert', 'converts weights from and to other projects'),
+  'demo': ('demo.serve', 'serves a page to try a network on pictures'),
+}
+COMMANDS = SCRIPTS | {name: what for name, (_, what) in MODULES.items()}
 _USAGE = """\
 usage: resnest-jax COMMAND FLAGS
 
 {}
 
 resnest-jax COMMAND --help lists the flags. configs/folder.py and the
-rows next to it are found from any folder. Data is prepared by
-python -m resnest_jax.data.prepare."""
+rows next to it are found from any folder."""
 
 
 def main() -> None:
@@ -36,16 +45,23 @@ def main() -> None:
     raise UserError(
       f'there is no command {name!r}; there are {", ".join(COMMANDS)}.'
     )
+  # argparse takes the program's name from there, for --help and errors.
+  sys.argv = [f'resnest-jax {name}', *arguments]
+  module = _load(name)
+  stopped = getattr(module, 'STOPPED', None)
+  run(module.main, *([stopped] if stopped else []))
+
+
+def _load(name: str) -> types.ModuleType:
+  if name in MODULES:
+    return importlib.import_module(f'resnest_jax.{MODULES[name][0]}')
   # By path, because the scripts of a clone belong to no package.
   spec = importlib.util.spec_from_file_location(
     f'resnest_jax.scripts.{name}', shipped(f'{name}.py')
   )
   script = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(script)
-  # argparse takes the program's name from there, for --help and errors.
-  sys.argv = [f'resnest-jax {name}', *arguments]
-  stopped = getattr(script, 'STOPPED', None)
-  run(script.main, *([stopped] if stopped else []))
+  return script
 
 
 def start() -> None:

@@ -1,13 +1,16 @@
 """Loads and checks configurations: a file of `configs/` plus overrides."""
 
 import argparse
+import contextlib
+import difflib
 import functools
 import inspect
 import json
 import runpy
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,9 @@ from resnest_jax.flags import Parser, command_line
 from resnest_jax.overrides import REMOVED, override
 from resnest_jax.shipped import shipped
 from resnest_jax.text import shorten, without_secrets
+
+# In a workdir: the configuration with which a run was last started.
+SAVED = 'config.json'
 
 
 def load_config(
@@ -39,18 +45,78 @@ def load_config(
   path, _, argument = str(spec).partition(':')
   config = _call_get_config(_config_file(path), argument)
   _check_keys(path, config)
+  return _overridden(config, overrides or {})
+
+
+def load_run_config(
+  workdir: Path, overrides: Mapping[str, Any] | None = None
+) -> ConfigDict:
+  """As `load_config`, the configuration that a run was last started with.
+
+  Keys that came later have their defaults.
+
+  Raises:
+    UserError: `config.json` is missing or damaged, or its data is not here.
+  """
+  path, advice = Path(workdir) / SAVED, 'Give --config, as in the training.'
+  try:
+    saved = flatten(json.loads(path.read_text('utf-8')))
+  except OSError as error:
+    if not path.parent.is_dir():
+      raise UserError(
+        f'there is no folder {workdir}; give the workdir of a training.'
+      ) from error
+    raise UserError(
+      f'{path} cannot be read ({error.strerror}), so the configuration is not '
+      f'known. {advice}'
+    ) from error
+  except (ValueError, AttributeError, TypeError, RecursionError) as error:
+    raise UserError(f'{path} is damaged. {advice}') from error
+  config = _common_config()
+  try:
+    known = _known(config)
+    for key in saved.keys() - REMOVED.keys():
+      override(config, key, saved[key], known)
+    validate(config)
+  except UserError as error:
+    raise UserError(f'{path}: {str(error).rstrip(".")}. {advice}') from error
+  config = _overridden(config, overrides or {})
+  data = config.data
+  # Paths in `folder` may be absolute, and then the folder is not needed.
+  needed = data.folder.classes if data.name == 'folder' else ''
+  if not (place := Path(data.data_dir) / needed).exists():
+    raise UserError(
+      f'the run {workdir} was trained on data.data_dir={data.data_dir}, and '
+      f'{place.absolute()} is not there. Go to the folder where the training '
+      'was started, or give --config.data.data_dir=DIR.'
+      if 'data.data_dir' not in (overrides or {})
+      else f'--config.data.data_dir={data.data_dir}: there is no {place}.'
+    )
+  return config
+
+
+def _known(config: ConfigDict) -> dict[str, Any]:
   # None may come back where a row has set something else.
   unset = {key: None for key, value in _defaults().items() if value is None}
   known = flatten(config)
-  known |= {key: unset.get(key, value) for key, value in known.items()}
-  for key, value in (overrides or {}).items():
+  return known | {key: unset[key] for key in known.keys() & unset.keys()}
+
+
+def _overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+  known = _known(config)
+  for key, value in overrides.items():
     override(config, key, value, known)
   validate(config)
   return config.lock()
 
 
-def flag_parser(description: str, workdir_required: bool = True) -> Parser:
-  """A parser with the flags of all scripts that take a configuration."""
+def flag_parser(
+  description: str, workdir_required: bool = True, config_required: bool = True
+) -> Parser:
+  """A parser with the flags of all scripts that take a configuration.
+
+  Without --config `parse_flags` takes that of the run, --workdir or --weights.
+  """
   parser = Parser(
     description=description,
     epilog='Every key of the configuration is a flag as well, such as\n'
@@ -58,10 +124,11 @@ def flag_parser(description: str, workdir_required: bool = True) -> Parser:
   )
   parser.add_argument(
     '--config',
-    required=True,
+    required=config_required,
     metavar='FILE[:ARGUMENT]',
     help='a file of configs/: a row of the table in README.md, or folder.py '
-    'for data of your own; with :mini a small twin of a row',
+    'for data of your own; with :mini a small twin of a row'
+    + ('' if config_required else '; default: the configuration of the run'),
   )
   parser.add_argument(
     '--workdir',
@@ -97,7 +164,18 @@ def parse_flags(
       value = arguments.pop(0)
     overrides[flag.removeprefix('--config.')] = value
   flags = parser.parse_args(rest)
-  flags.config = load_config(flags.config, overrides)
+  if flags.config:
+    flags.config = load_config(flags.config, overrides)
+    return flags
+  run = flags.workdir or flags.weights
+  if not run:
+    parser.error('--workdir or --config is required')
+  if not flags.workdir and not Path(run, SAVED).is_file():
+    raise UserError(
+      f'--weights {run} is no workdir of a training, whose configuration would '
+      'be taken: give --config, which names the data set.'
+    )
+  flags.config = load_run_config(Path(run), overrides)
   return flags
 
 
@@ -154,11 +232,13 @@ def differences(
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-  path = shipped('configs/common.py')
-  if not path.is_file():
+  if not shipped('configs/common.py').is_file():
     return {}  # The package alone was copied.
-  config = runpy.run_path(str(path))['get_config']()
-  return flatten(json.loads(config_to_json(config)))
+  return flatten(json.loads(config_to_json(_common_config())))
+
+
+def _common_config() -> ConfigDict:
+  return runpy.run_path(str(shipped('configs/common.py')))['get_config']()
 
 
 def validate(config: ConfigDict) -> None:
@@ -228,39 +308,70 @@ def _check_keys(path: str, config: Any) -> None:
 
 
 def _config_file(path: str) -> Path:
-  # An installed `resnest-jax` finds the rows from anywhere.
-  file = Path(path)
-  if not file.is_file() and shipped(file).is_file():
-    file = shipped(file)
-  if file.is_file() and file.stem != 'common':
+  # The rows are found from anywhere, with or without folder and ending.
+  named = path if path.endswith('.py') else f'{path}.py'
+  places = Path(path), Path(named), shipped(named), shipped('configs') / named
+  file = next((place for place in places if place.is_file()), None)
+  if file and file.stem != 'common':
     return file
-  folder = file.parent if file.parent.is_dir() else Path('configs')
-  files = (folder if folder.is_dir() else shipped(folder)).glob('*.py')
-  there = [str(folder / f.name) for f in sorted(files) if f.stem != 'common']
-  advice = f'in {folder}/ there are: {", ".join(there)}.'
-  if not there:
-    advice = 'give the full path.'
-  what = f'there is no config file {path!r}'
-  if file.is_file():
+  rows, own = shipped('configs'), Path(path).parent
+  there = sorted(f.stem for f in rows.glob('*.py') if _is_row(f))
+  if own.resolve() != rows.resolve():
+    there += sorted(str(f) for f in own.glob('*.py') if _is_row(f))
+  stems = {Path(name).stem: name for name in there}
+  near = difflib.get_close_matches(Path(named).stem, stems, 1)
+  meant = f' (did you mean {stems[near[0]]}?)' if near else ''
+  what = f'there is no config file {path!r}{meant}'
+  if file:
     what = f'{path} holds the defaults of all rows and is none itself'
-  raise UserError(f'{what}; {advice}')
+  raise UserError(
+    f'{what}; there are {", ".join(there)}. Others are given by their path.'
+  )
+
+
+def _is_row(path: Path) -> bool:
+  with contextlib.suppress(OSError):
+    return path.stem != 'common' and b'get_config' in path.read_bytes()
+  return False
+
+
+@contextlib.contextmanager
+def _importable(path: Path) -> Iterator[None]:
+  """Lets a file import `configs`, of its own clone or else as shipped."""
+
+  def imported() -> dict[str, types.ModuleType]:
+    names = (x for x in sys.modules if x.partition('.')[0] == 'configs')
+    return {name: sys.modules[name] for name in names}
+
+  before, parent = imported(), path.resolve().parent.parent
+  for name in before:
+    del sys.modules[name]
+  # Not left to the search: another package of that name would win.
+  sys.modules['configs'] = package = types.ModuleType('configs')
+  package.__path__ = [str(parent / 'configs'), str(shipped('configs'))]
+  sys.path.insert(0, str(parent))
+  try:
+    yield
+  finally:
+    sys.path.remove(str(parent))
+    for name in imported():
+      del sys.modules[name]
+    sys.modules.update(before)
 
 
 def _call_get_config(path: Path, argument: str) -> ConfigDict:
-  # configs/x.py imports `configs.common`, so the parent has to be importable.
-  parent = str(path.resolve().parent.parent)
-  sys.path.insert(0, parent)
   try:
-    get_config = runpy.run_path(str(path)).get('get_config')
-    if get_config is None:
-      raise UserError(f'{path} has no function get_config(argument=None).')
-    if not argument:
-      return get_config()
-    if not inspect.signature(get_config).parameters:
-      raise UserError(
-        f'{path} takes no argument; leave out ":{argument}" after the name.'
-      )
-    return get_config(argument)
+    with _importable(path):
+      get_config = runpy.run_path(str(path)).get('get_config')
+      if get_config is None:
+        raise UserError(f'{path} has no function get_config(argument=None).')
+      if not argument:
+        return get_config()
+      if not inspect.signature(get_config).parameters:
+        raise UserError(
+          f'{path} takes no argument; leave out ":{argument}" after the name.'
+        )
+      return get_config(argument)
   except UserError:
     raise
   except Exception as error:
@@ -274,5 +385,3 @@ def _call_get_config(path: Path, argument: str) -> ConfigDict:
     raise UserError(
       f'{path}, line {line}: {type(error).__name__}: {message}'
     ) from error
-  finally:
-    sys.path.remove(parent)

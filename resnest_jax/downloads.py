@@ -35,14 +35,26 @@ def download(url: str, path: Path, check: Callable[[Path], None]) -> None:
   """Downloads to `path`, which appears whole and checked, or not at all.
 
   Raises:
-    UserError: too many bytes, too few in a time, or cut off.
+    UserError: switched off, too many bytes, too few in a time, or cut off.
     OSError, HTTPException, ValueError: of the connection, or of the address.
     Exception: of `check`, which is given a temporary file.
   """
+  if offline():
+    raise UserError(
+      'downloads are switched off (RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE)'
+    )
   with whole_file(path) as temporary:
     with temporary.open('wb') as file:
       _Transfer(url, path, file).run()
     check(temporary)
+
+
+def offline() -> bool:
+  # The hub's own variable counts for all sources, so that one is enough.
+  return any(
+    os.environ.get(name, '0').lower() not in ('', '0', 'false')
+    for name in ('RESNEST_JAX_OFFLINE', 'HF_HUB_OFFLINE')
+  )
 
 
 def max_bytes() -> int:

@@ -376,8 +376,11 @@ def _scores(axes, scalars) -> None:
     axes.plot(*scalars[name], 'o-', markersize=4, **line)
   # `nanargmax` raises if no evaluation had labelled pixels.
   steps, values = scalars.get('mIoU', ([], []))
+  legend = 'lower right'
   if not np.isnan(values).all():
     best = np.nanargmax(values)
+    if values[best] < 0.4:  # The number would lie on it.
+      legend = 'upper left'
     axes.annotate(
       f'{values[best]:.1%}',
       (steps[best], values[best]),
@@ -389,4 +392,4 @@ def _scores(axes, scalars) -> None:
       fontweight='bold',
     )
   if axes.lines:
-    axes.legend(frameon=False, fontsize=9, loc='lower right')
+    axes.legend(frameon=False, fontsize=9, loc=legend)

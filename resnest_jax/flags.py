@@ -25,6 +25,8 @@ class Parser(argparse.ArgumentParser):
   """Reports a wrong command line as a `UserError`, without its long usage."""
 
   def __init__(self, **arguments: Any):
+    if sys.argv[0].startswith('resnest-jax '):
+      arguments['prog'] = sys.argv[0]
     # Abbreviations would let a mistyped flag mean another one.
     super().__init__(
       formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -53,6 +55,7 @@ def add_source_flags(parser: Parser, required: bool = True) -> None:
   """Adds --weights and --checkpoint, for commands without a configuration."""
   parser.add_argument(
     '--weights',
+    '--workdir',
     required=required,
     metavar='SOURCE',
     help='the workdir of a training, a published name, a path, an address',

@@ -18,6 +18,16 @@ REMOVED = {
     'removed; train.remat=stages gives the same result in less memory',
   ),
 }
+# Names of other projects' keys -> ours.
+SYNONYMS = {
+  'lr': 'optimizer.learning_rate',
+  'wd': 'optimizer.weight_decay',
+  'max_iters': 'train.total_steps',
+  'iterations': 'train.total_steps',
+  'epochs': 'train.total_steps',
+  'load_from': 'pretrained',
+  'arch': 'model.backbone',
+}
 
 
 def override(
@@ -45,11 +55,14 @@ def _nearest(key: str, known: Mapping[str, Any]) -> str:
   inside = [name for name in known if name.startswith(f'{key}.')]
   if inside:
     return f'{key} is a section with the keys {", ".join(inside)}.'
+  last = key.rpartition('.')[2]
+  if meant := SYNONYMS.get(last.lower()):
+    return f'did you mean {meant}?'
   # A misspelt key, a forgotten or wrong section, a name that is cut short.
   likeness = {
     name: max(
       _likeness(key, name),
-      _likeness(key.rpartition('.')[2], name.rpartition('.')[2]),
+      _likeness(last, name.rpartition('.')[2]),
       float(name.startswith(f'{key}_')),
     )
     for name in known

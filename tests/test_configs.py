@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -16,11 +17,13 @@ from resnest_jax.config import (
   flag_parser,
   flatten,
   load_config,
+  load_run_config,
   parse_flags,
 )
 from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS, KEYS
 from resnest_jax.errors import UserError
 from resnest_jax.flags import command_line
+from resnest_jax.overrides import SYNONYMS
 
 FOLDER = Path(__file__).parent.parent / 'configs'
 FILES = sorted(f for f in FOLDER.glob('*.py') if f.stem != 'common')
@@ -245,6 +248,14 @@ def test_every_key_has_its_facts():
     ('loss', 'keys loss.aux_weight, loss.avg_non_ignore'),
     ('loss.lovas', 'did you mean loss.terms.lovasz?'),
     ('optimizer.warmup', 'optimizer.warmup_ratio or optimizer.warmup_steps?'),
+    ('optimizer.lr', 'did you mean optimizer.learning_rate?'),
+    ('optim.LR', 'did you mean optimizer.learning_rate?'),
+    ('load_from', 'did you mean pretrained?'),
+    ('train.epochs', 'did you mean train.total_steps?'),
+    ('lr', 'did you mean optimizer.learning_rate?'),
+    ('wd', 'did you mean optimizer.weight_decay?'),
+    ('train.max_iters', 'did you mean train.total_steps?'),
+    ('model.arch', 'did you mean model.backbone?'),
     ('xyz', 'configs/common.py'),
     ('train.accumulation', 'removed; train.remat=stages'),
   ],
@@ -260,6 +271,7 @@ def test_unknown_key_names_the_nearest(key, nearest):
   ('name', 'message'),
   [
     ('nope.py', r'there is no .*nope\.py.*ade20k_pspnet'),
+    ('ade20k_psp', r'ade20k_psp.*did you mean ade20k_pspnet\?.*, folder\.'),
     ('ade20k_pspnet.py:big', r"'big'.*accepted: 'mini'"),
     ('common.py', r'common\.py holds .*ade20k_pspnet'),
   ],
@@ -267,6 +279,24 @@ def test_unknown_key_names_the_nearest(key, nearest):
 def test_what_is_no_row_names_those_there_are(name, message):
   with pytest.raises(UserError, match=message):
     load_config(FOLDER / name)
+
+
+@pytest.mark.parametrize(
+  'name', ['folder', 'folder.py', 'configs/folder', 'configs/folder.py']
+)
+def test_rows_are_found_from_anywhere(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert load_config(f'{name}:mini').name == 'folder_mini'
+
+
+def test_files_next_to_a_mistyped_one_are_named_by_path(tmp_path):
+  (tmp_path / 'leaves.py').write_text(f'{FUNCTION}  return 1')
+  (tmp_path / 'helper.py').write_text('')
+  with pytest.raises(UserError) as error:
+    load_config(tmp_path / 'leafs.py')
+  remedy = re.search(r'did you mean (\S+)\?', str(error.value))[1]
+  assert remedy == str(tmp_path / 'leaves.py')
+  assert 'helper' not in str(error.value)
 
 
 FUNCTION = 'from configs import common\ndef get_config():\n'
@@ -331,6 +361,139 @@ def test_tilde_is_the_home_folder_wherever_a_word_or_value_starts(monkeypatch):
     *('/home/me/a', '--out', '/home/me', '--archive=/home/me/b=~'),
     *('a~', '--x=a/~', '~no-such-user/c'),
   ]
+
+
+OWN = 'def get_config():\n  return common.get_config()'
+
+
+@pytest.mark.parametrize('place', ['mine.py', 'configs/mine.py', 'a/b/mine.py'])
+@pytest.mark.parametrize('package', ['', 'configs/__init__.py', 'configs.py'])
+@pytest.mark.parametrize(
+  'line', ['from configs import common', 'import configs.common as common']
+)
+def test_own_file_imports_the_shipped_defaults(
+  place, package, line, tmp_path, monkeypatch
+):
+  """Whatever else is called configs; the clone is not on the path."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
+  for name, text in ((package, ''), (place, f'{line}\n{OWN}')):
+    if name:
+      (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / name).write_text(text)
+  before = list(sys.path), sys.modules.keys() - {'configs'}
+  assert load_config(place).seed == 0
+  assert (sys.path, sys.modules.keys() - {'configs'}) == before
+
+
+def test_own_defaults_come_before_the_shipped_ones(tmp_path):
+  folder = tmp_path / 'configs'
+  folder.mkdir()
+  for name in ('common', 'folder'):
+    text = (FOLDER / f'{name}.py').read_text()
+    (folder / f'{name}.py').write_text(text.replace('seed = 0', 'seed = 5'))
+  assert load_config(folder / 'folder.py').seed == 5
+  assert load_config('folder').seed == 0
+
+
+# ---- The configuration of a run -------------------------------------------
+
+
+def write_saved(folder, config):
+  text = config if isinstance(config, str) else config_to_json(config)
+  (folder / 'config.json').write_text(text)
+  return folder
+
+
+@pytest.fixture
+def trained_on(tmp_path):
+  """A run's folder, its data next to it."""
+  (tmp_path / 'data').mkdir()
+  values = {
+    **{'data.data_dir': str(tmp_path / 'data'), 'seed': 3},
+    **{'eval.slide_crop': (64, 48), 'optimizer.clip_norm': 1.0},
+  }
+  config = load_config(f'{ROW}:mini', values)
+  return write_saved(tmp_path, config), config
+
+
+def test_configuration_of_a_run_is_the_one_it_was_started_with(trained_on):
+  workdir, config = trained_on
+  found = load_run_config(workdir)
+  assert (found, found.is_locked) == (config, True)
+  changed = load_run_config(workdir, {'eval.bucket': '32'})
+  assert differences(config_to_json(config), changed) == [
+    'eval.bucket: 128 before, 32 now'
+  ]
+
+
+def test_configuration_of_an_earlier_version(trained_on):
+  workdir, config = trained_on
+  older = config.to_dict()
+  del older['loss'], older['eval']['flip']
+  older['train']['accumulation'] = 'exact'
+  assert load_run_config(write_saved(workdir, json.dumps(older))) == config
+
+
+@pytest.mark.parametrize(
+  ('old', 'new', 'message'),
+  [
+    ('{', '[', 'is damaged'),
+    ('{', '[' * 100_000, 'is damaged'),
+    ('"seed": 3', '"seed": NaN', 'seed must be a whole number'),
+    ('"seed": 3', '"seed": "x"', 'seed must be a whole number'),
+    ('"seed": 3', '"sead": 3', "unknown config key 'sead'"),
+    ('"batch_size": 16', '"batch_size": 0', 'batch_size is 0'),
+    ('"folder": {', '"folder": 1, "x": {', 'data.folder'),
+  ],
+)
+def test_damaged_configuration_of_a_run_is_refused(
+  trained_on, old, new, message
+):
+  workdir, config = trained_on
+  text = config_to_json(config)
+  assert old in text
+  write_saved(workdir, text.replace(old, new))
+  with pytest.raises(UserError, match=f'{message}.* Give --config'):
+    load_run_config(workdir)
+
+
+def test_data_that_is_not_where_the_run_had_it(trained_on, monkeypatch):
+  workdir, config = trained_on
+  (workdir / 'elsewhere').mkdir()
+  with config.unlocked():
+    config.data.data_dir = 'elsewhere'
+  write_saved(workdir, config)
+  with pytest.raises(UserError, match=r'data_dir=elsewhere, and /') as error:
+    load_run_config(workdir)
+  assert 'Go to the folder where the training was started' in str(error.value)
+  monkeypatch.chdir(workdir)
+  assert load_run_config(workdir).data.data_dir == 'elsewhere'
+  with pytest.raises(UserError, match='=nodata: there is no nodata'):
+    load_run_config(workdir, {'data.data_dir': 'nodata'})
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ([], '--workdir or --config is required'),
+    (['--workdir', 'nowhere'], 'there is no folder nowhere; give the workdir'),
+    (['--workdir', 'tests'], r'tests/config\.json cannot be read .*--config'),
+    (['--weights', 'ade20k_pspnet'], 'no workdir .* give --config'),
+  ],
+)
+def test_run_without_a_configuration_is_refused(
+  arguments, message, root, monkeypatch
+):
+  monkeypatch.chdir(root)
+  parser = flag_parser('test', workdir_required=False, config_required=False)
+  parser.add_argument('--weights')
+  with pytest.raises(UserError, match=message):
+    parse_flags(parser, arguments)
+
+
+def test_names_of_other_projects_lead_to_keys():
+  assert set(SYNONYMS.values()) <= flatten(load_config(ROW)).keys()
 
 
 def test_both_forms_of_a_flag_and_a_flag_of_the_script():

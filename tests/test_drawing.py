@@ -6,6 +6,8 @@ import os
 import cv2
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from resnest_jax import drawing
 from resnest_jax.errors import UserError
@@ -143,6 +145,20 @@ def test_smoothing_is_unbiased_and_passes_over_nan():
   # Weights 1/4 (older) and 1/2 (newer), over their sum.
   values = drawing.smooth(np.array([1.0, np.nan, 4.0]), 1)
   np.testing.assert_allclose(values, [1.0, 1.0, 3.0])
+
+
+@pytest.mark.parametrize('scores', [(0.01, 0.02), (0.1, 0.2), (0.3, 0.9)])
+@pytest.mark.parametrize('steps', [(10, 20), (10, 300)])
+def test_best_score_does_not_lie_on_the_legend(scores, steps):
+  figure = Figure(figsize=(5, 3), layout='constrained')
+  canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+  for values in (scores, scores[::-1]):
+    axes.clear()
+    drawing._scores(axes, {'mIoU': (np.array(steps), np.array(values))})
+    axes.set_ylim(0, 1)
+    canvas.draw()
+    number, legend = axes.texts[0], axes.get_legend()
+    assert not number.get_window_extent().overlaps(legend.get_window_extent())
 
 
 def test_curves_are_drawn(tmp_path):

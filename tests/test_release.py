@@ -19,7 +19,7 @@ from evaluation.runs import write_run
 from packaging.metadata import Metadata
 
 import resnest_jax
-from resnest_jax.__main__ import COMMANDS
+from resnest_jax.__main__ import SCRIPTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
@@ -83,7 +83,7 @@ def files_of(*folders):
 def test_wheel_has_package_scripts_and_configs_and_nothing_else(archives):
   _, wheel = archives
   expected = {path: path for path in files_of('resnest_jax')}
-  for path in (*files_of('configs'), *(f'{name}.py' for name in COMMANDS)):
+  for path in (*files_of('configs'), *(f'{name}.py' for name in SCRIPTS)):
     expected[f'resnest_jax/scripts/{path}'] = path
   names = {name for name in wheel.namelist() if '.dist-info/' not in name}
   assert names == expected.keys()
@@ -142,25 +142,41 @@ def test_prediction_from_the_wheel(installed):
   assert len(np.unique(mask)) > 1
 
 
+MINE = """
+from configs import common
+
+def get_config(argument=None):
+  config = common.get_config()
+  config.data.data_dir = 'mydata'
+  return common.vary(config, argument)
+"""
+
+
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [
     ('', 'usage: resnest-jax COMMAND FLAGS'),
     ('--version', PROJECT['version']),
-    ('draw', "no command 'draw'; there are train, eval, predict, export."),
+    (
+      'draw',
+      "no command 'draw'; there are train, eval, predict, export, prepare, ",
+    ),
     ('predict --weights x y', 'resnest-jax predict --help'),
     (
       'train --config configs/ade20k.py --workdir x',
-      'in configs/ there are: configs/ade20k_deeplabv3.py, ',
+      '(did you mean ade20k_fcn?); there are ade20k_deeplabv3, ade20k_',
     ),
     (
       'train --config configs/folder.py:mini --workdir x',
-      'there is no classes file data/classes.txt',
+      'there is no folder data; set config.data.data_dir',
     ),
+    ('train --workdir x --config mine.py:mini', 'is not prepared in mydata'),
+    ('doctor --config folder:mini', 'there is no folder data'),
   ],
 )
 def test_command_line_of_the_wheel(arguments, said, installed):
-  _, run = installed
+  work, run = installed
+  (work / 'mine.py').write_text(MINE)
   status = 0 if arguments in ('', '--version') else 1
   process = run('resnest-jax', *arguments.split(), status=status)
   assert said in process.stdout + process.stderr

@@ -10,6 +10,8 @@ import sys
 import pytest
 from trouble import small_disk
 
+from resnest_jax import __main__
+from resnest_jax.__main__ import COMMANDS
 from resnest_jax.errors import run
 
 RUN = 'train.py --config configs/ade20k_pspnet.py --workdir x'
@@ -140,6 +142,19 @@ def test_interrupt_during_the_imports_ends_with_a_line(
   assert process.returncode == 130
   (line,) = err.splitlines()
   assert line.startswith('stopped')
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_commands_have_their_name_in_help_and_errors(name, monkeypatch, capsys):
+  for flag, said in (
+    ('--help', f'usage: resnest-jax {name} '),
+    ('--sead=3', f'resnest-jax {name} --help lists the flags'),
+  ):
+    monkeypatch.setattr(sys, 'argv', ['resnest-jax', name, flag])
+    with pytest.raises(SystemExit) as ended:
+      __main__.start()
+    assert ended.value.code == (flag != '--help')
+    assert said in ''.join(capsys.readouterr())
 
 
 def test_missing_browser_is_said_with_what_to_install(root, tmp_path):

@@ -15,7 +15,9 @@ from small import MINI, small_flags
 from tensorboardX.proto.event_pb2 import Event
 
 from resnest_jax.errors import UserError
+from resnest_jax.labels import ADE20K
 from resnest_jax.runtime import lock_folder
+from resnest_jax.training.workdir import longer
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 8
@@ -62,6 +64,12 @@ def test_run_leaves_what_it_promises(finished_run):
   assert losses[2] == pytest.approx(1.4 * np.log(150), rel=0.1)
   assert losses[8] < losses[2]
   assert list(logged(workdir, 'mIoU')) == [4, 8]
+  assert logged(workdir, 'val_loss')[4] == pytest.approx(np.log(150), rel=0.1)
+  assert logged(workdir, 'val_loss')[8] < logged(workdir, 'val_loss')[4]
+  ious = [logged(workdir, f'IoU/{name}') for name in ADE20K.classes]
+  at_end = [iou[8] for iou in ious if 8 in iou]
+  assert 10 < len(at_end) < 150
+  assert logged(workdir, 'mIoU')[8] == pytest.approx(np.mean(at_end))
   rate = (0.05 - 5e-4) * (1 - 5 / STEPS) ** 0.9 + 5e-4
   assert logged(workdir, 'learning_rate')[6] == pytest.approx(rate)
   for words in (
@@ -86,6 +94,9 @@ def test_tensorboard_shows_scalars_and_predictions(finished_run):
   losses = [(step, v.simple_value) for step, v in values if v.tag == 'loss']
   expected = list(logged(workdir, 'loss').items())
   np.testing.assert_allclose(losses, expected, rtol=1e-6)  # float32 there
+  walls = [v.simple_value for _, v in values if v.tag == 'IoU/wall']
+  expected = list(logged(workdir, 'IoU/wall').values())
+  np.testing.assert_allclose(walls, expected, rtol=1e-6)
   pictures = [(step, v) for step, v in values if v.HasField('image')]
   assert [step for step, _ in pictures] == [4, 4, 8, 8]
   for _, value in pictures:
@@ -131,7 +142,8 @@ def test_started_again_does_nothing(finished_run, arguments, run_script):
   workdir, _ = finished_run
   before = {path.stat().st_mtime_ns for path in workdir.rglob('*')}
   process = run_script(*arguments, workdir)
-  assert f'{STEPS} steps are done' in process.stdout
+  assert f'{STEPS} steps are done. To train longer' in process.stdout
+  assert process.stdout.endswith(f' --config.pretrained={workdir}\n')
   rewritten = {workdir / 'config.json', workdir / '.lock'}
   left = set(workdir.rglob('*')) - rewritten
   assert {path.stat().st_mtime_ns for path in left} <= before
@@ -142,7 +154,9 @@ def test_starts_from_the_weights_of_a_run(
   finished_run, arguments, run_script, tmp_path
 ):
   source, workdir = finished_run[0], tmp_path / 'run'
-  process = run_script(*arguments, workdir, f'--config.pretrained={source}')
+  # As the message of a finished run says.
+  flag = re.search(r'--config\.pretrained=\S+', longer(source))[0]
+  process = run_script(*arguments, workdir, flag)
   assert f'starting from {source} (step 8)' in process.stdout
   # Lower than halfway between start and end of the other run.
   before = logged(source, 'loss')

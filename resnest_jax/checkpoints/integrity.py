@@ -155,7 +155,8 @@ def _check_shapes(
     f'checkpoint {folder} is of another {of} than the configuration: '
     f'{len(differ)} arrays differ ({"; ".join(differ[:3])}'
     f'{"; ..." if len(differ) > 3 else ""}). Give the --config and the '
-    '--config.model flags it was trained with.'
+    '--config.model flags it was trained with; eval.py takes them from the '
+    '--workdir if --config is left out.'
   )
 
 

@@ -7,7 +7,7 @@ checkpoints of a run are the same however often it was stopped.
 import contextlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ def has_checkpoint(workdir: Path) -> bool:
   """Whether a training has left a state from which it can resume."""
   folders = (checkpoint_dir(workdir), interrupted_dir(workdir))
   return any(steps_in(folder) for folder in folders)
+
+
+def has_regular_checkpoint(workdir: Path) -> bool:
+  """Whether evaluations, exports and other runs can read one."""
+  return bool(steps_in(checkpoint_dir(workdir)))
 
 
 class Store(contextlib.AbstractContextManager):
@@ -234,16 +239,7 @@ def load_checkpoint(
   Raises:
     UserError: no such checkpoint, one of another network, or a damaged one.
   """
-  if not checkpoint_dir(workdir).is_dir():
-    raise UserError(
-      f'{workdir} holds no run (it has no folder "checkpoints"). Train first, '
-      'or give the --workdir that was given to train.py; published and '
-      'converted weights are read with --weights, in Python with '
-      f"rj.load_pretrained('{workdir}')."
-    )
-  with open_checkpoints(workdir, read_only=True) as manager:
-    step = find_step(manager, which)
-    about = read_about(manager.folder / str(step))
+  with _opened(workdir, which) as (manager, step, about):
     if model_config is None and 'config' not in about:
       raise UserError(
         f'checkpoint {manager.folder / str(step)} has no configuration, so '
@@ -262,6 +258,30 @@ def load_checkpoint(
     placed = jax.tree.map(lambda x: x.update(sharding=here), shapes)
     restored, _ = read_items(manager, step, model=placed)
   return model, restored['model'], about | {'step': step}
+
+
+@contextlib.contextmanager
+def _opened(
+  workdir: Path, which: str | int
+) -> Iterator[tuple[Checkpoints, int, dict[str, Any]]]:
+  if not checkpoint_dir(workdir).is_dir():
+    raise UserError(
+      f'{workdir} holds no run (it has no folder "checkpoints"). Train first, '
+      'or give the --workdir that was given to train.py; published and '
+      'converted weights are read with --weights, in Python with '
+      f"rj.load_pretrained('{workdir}')."
+    )
+  with open_checkpoints(workdir, read_only=True) as manager:
+    step = find_step(manager, which)
+    yield manager, step, read_about(manager.folder / str(step))
+
+
+def check_classes_of(
+  workdir: Path, which: str | int, classes: Sequence[str]
+) -> None:
+  """`check_classes` of a checkpoint, as `load_checkpoint` finds it."""
+  with _opened(workdir, which) as (_, _, about):
+    check_classes(about, classes)
 
 
 def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:

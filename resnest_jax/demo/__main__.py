@@ -1,7 +1,7 @@
 """The command of `demo.serve`."""
 
-from resnest_jax.demo.serve import main
+from resnest_jax.demo.serve import STOPPED, main
 from resnest_jax.errors import run
 
 if __name__ == '__main__':
-  run(main, 'stopped.')
+  run(main, STOPPED)

@@ -28,6 +28,7 @@ from resnest_jax.files import plain_name
 from resnest_jax.flags import Parser, add_source_flags
 from resnest_jax.text import without_secrets
 
+STOPPED = 'stopped.'
 # Of padded sizes; coarser than in predict.py, as visitors wait for compiling.
 BUCKET = 256
 FIRST_SIZE = (480, 640)  # 4:3, the shape of most photographs.

@@ -7,6 +7,7 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -39,6 +40,7 @@ class ImageResult:
   prediction: np.ndarray | None  # uint8 (H, W), classes.
   label: np.ndarray  # uint8 (H, W), classes or 255.
   confusion: np.ndarray  # int64 (C, C), rows = ground truth.
+  loss: float = 0.0  # Summed cross entropy, if asked for.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Evaluation:
   predictions: Mapping[int, np.ndarray] = dataclasses.field(
     default_factory=dict
   )
+  loss: float = 0.0  # Mean cross entropy of the labelled pixels, if asked for.
 
 
 class Evaluator:
@@ -76,6 +79,7 @@ class Evaluator:
     protocol: Protocol | None = None,
     keep: int = 0,
     watchers: Sequence[Any] = (),
+    with_loss: bool = False,
   ):
     """Builds the step; nothing is compiled yet.
 
@@ -87,6 +91,7 @@ class Evaluator:
       keep: number of predictions to return, spread over the split.
       watchers: `add(image)` gets every `ImageResult` of this host; `gather()`,
         called on all hosts after the last image, joins the hosts' results.
+      with_loss: whether to compute `Evaluation.loss`; not with a protocol.
     """
     self._config, self._split, self._watchers = config, split, watchers
     self._protocol = protocol
@@ -103,6 +108,7 @@ class Evaluator:
       dtype=at_least_float32(config.model.dtype),
       # Looked up late: each call has a progress bar of its own.
       on_compile=lambda height, width: self._notice(height, width),
+      with_loss=with_loss,
     )
 
   def __call__(
@@ -168,9 +174,10 @@ def image_results(
 ) -> Iterator[ImageResult]:
   """Yields each image's result, in the order of the batches."""
 
-  def results(batch, maps, counts):
+  def results(batch, maps, counts, losses=None):
     # Waits for the device. Sums over a split may not fit in int32.
     counts = np.asarray(counts).astype(np.int64)
+    losses = np.zeros(len(counts)) if losses is None else np.asarray(losses)
     maps = np.asarray(maps) if with_maps else None
     for slot, index in enumerate(batch['index']):
       if index < 0:  # An empty slot.
@@ -180,7 +187,12 @@ def image_results(
       prediction = maps[slot, :height, :width] if with_maps else None
       label = batch['label'][slot, :height, :width]
       yield ImageResult(
-        int(index), batch['name'][slot], prediction, label, counts[slot]
+        int(index),
+        batch['name'][slot],
+        prediction,
+        label,
+        counts[slot],
+        float(losses[slot]),
       )
 
   # A batch is dispatched before the results of the previous one are awaited:
@@ -229,7 +241,7 @@ def evaluate(
     counted = []
     for result in image_results(eval_step, variables, batches, bool(on_image)):
       counts = metrics.intersection_and_union(result.confusion)
-      counted.append((result.index, result.name, counts))
+      counted.append((result.index, result.name, counts, result.loss))
       confusion += result.confusion
       if on_image:
         on_image(result)
@@ -241,24 +253,25 @@ def evaluate(
   parts = messages.gather(count_mine)
   confusion = sum(part for part, _ in parts)
   seen = {}
-  for index, name, counts in (each for _, mine in parts for each in mine):
+  for index, name, *counted in (each for _, mine in parts for each in mine):
     if index in seen:
       raise RuntimeError(f'image {index} ({name}) came twice')
-    seen[index] = name, counts
+    seen[index] = name, *counted
   if len(seen) != num_images:
     raise RuntimeError(
       f'the pipeline gave {len(seen)} images, the split has {num_images}'
     )
   # By position: batches come in another order for every batch size.
   by_position = [seen[index] for index in sorted(seen)]
-  image_counts = [counts for _, counts in by_position]
+  image_counts = [counts for _, counts, _ in by_position]
   return Evaluation(
     confusion,
     metrics.scores(confusion, class_names, fscore_beta),
     num_images,
     time.perf_counter() - started,
     np.reshape(image_counts, (num_images, 2, len(class_names))),
-    [name for name, _ in by_position],
+    [name for name, _, _ in by_position],
+    loss=math.fsum(x for _, _, x in by_position) / max(confusion.sum(), 1),
   )
 
 

@@ -16,7 +16,7 @@ import rich.table
 from ml_collections import ConfigDict
 
 from resnest_jax import drawing, runtime
-from resnest_jax.checkpoints.store import check_classes, checkpoint_dir
+from resnest_jax.checkpoints.store import check_classes_of, checkpoint_dir
 from resnest_jax.config import fit_num_classes, flatten
 from resnest_jax.data.datasets import describe, open_data
 from resnest_jax.data.preprocess import Normalization
@@ -75,10 +75,14 @@ def evaluate_split(
   split_name = split_name or config.data.eval_split
   split = open_data(config.data, split_name)
   messages.check_same_data(describe({'the split': split}))
+  # Before arrays are compared, whose shapes would not say why they differ. Only
+  # of a run: other weights may spell the classes in another way.
+  if workdir or Path(weights, 'checkpoints').is_dir():
+    check_classes_of(Path(workdir or weights), checkpoint, split.labels.classes)
   fit_num_classes(config, len(split.labels.classes))
   protocol = make_protocol(config)
   model, variables, found, normalization = load_network(
-    config, workdir, weights, checkpoint, split.labels.classes, console
+    config, workdir, weights, checkpoint, console
   )
   protocol = dataclasses.replace(protocol, normalization=normalization)
   result = {
@@ -141,7 +145,6 @@ def load_network(
   workdir: Path | None,
   weights: str | None,
   checkpoint: str,
-  classes: Sequence[str],
   console: rich.console.Console,
 ) -> tuple[Any, Any, dict[str, Any], Normalization]:
   """The `Segmentor`, its variables, their origin for metrics.json, and more."""
@@ -159,9 +162,6 @@ def load_network(
       f'{config.model.num_classes}; choose the --config of its data set.'
     )
   step = provenance.get('step')
-  # Of a run: other weights may spell the classes in another way.
-  if step is not None:
-    check_classes({'classes': loaded.classes}, classes)
   if not weights:
     about, source = f'checkpoint {step} of {workdir}', checkpoint_dir(workdir)
     found = {'checkpoint': str(source.resolve() / str(step)), 'step': step}

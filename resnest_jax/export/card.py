@@ -1,11 +1,9 @@
 """The model card of a folder of exports."""
 
 import html
-import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnest_jax import __version__
@@ -237,9 +235,6 @@ def _provenance(about: Mapping[str, Any]) -> str:
     for key in ('head', 'output_stride', 'dilation_rule')
   ]
   for key, value in about['provenance'].items():
-    # The card may be published: of a local path only the last part is shown.
-    if key == 'source' and os.path.exists(value):
-      value = Path(value).resolve().name
     if isinstance(value, str | int) and key != 'backbone_known':
       lines.append(f'- {key.replace("_", " ")}: {_plain(str(value))}')
   return '\n'.join(lines) + '\n'

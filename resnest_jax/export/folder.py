@@ -32,7 +32,7 @@ from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import IGNORE, LabelSet
 from resnest_jax.models import implementations
 from resnest_jax.text import plural
-from resnest_jax.weights.files import ABOUT, check_torch, write_weights
+from resnest_jax.weights.files import ABOUT, check_torch, public, write_weights
 from resnest_jax.weights.pretrained import Weights, load_segmentor
 from resnest_jax.weights.state_dict import export_state_dict
 
@@ -264,6 +264,7 @@ def write_description(
   folder: Path, about: Mapping[str, Any], exports: Sequence[Export]
 ) -> None:
   """Writes the description and the model card."""
-  described = dict(about) | {'exports': [each.entry() for each in exports]}
+  about = public(about)
+  described = about | {'exports': [each.entry() for each in exports]}
   write_json(folder / ABOUT, described)
   write_text(folder / CARD, model_card(about, exports))

@@ -105,9 +105,16 @@ def class_scores(views: Sequence[View]) -> jax.Array:
 
 
 def label_maps(
-  views: Sequence[View], label_size: jax.Array, tile_bytes: int = TILE_BYTES
-) -> jax.Array:
-  """Classes at the original size, uint8 (B, Hl, Wl), 255 outside the images."""
+  views: Sequence[View],
+  label_size: jax.Array,
+  tile_bytes: int = TILE_BYTES,
+  label: jax.Array | None = None,
+) -> Any:
+  """Classes at the original size, uint8 (B, Hl, Wl), 255 outside the images.
+
+  With `label`, uint8 of that shape, and a single view also the sum of the cross
+  entropy over the labelled pixels of each image, (B,).
+  """
   batch, *_, num_classes = views[0].logits.shape
   height, width = views[0].rows.shape[1], views[0].columns.shape[1]
   # All views may be in memory together, and one before its softmax.
@@ -118,22 +125,36 @@ def label_maps(
   tile_rows = min(max(tile_bytes // row_bytes, 1), height)
   tiles = -(-height // tile_rows)
 
-  def in_tiles(rows):  # (B, Hl, h) -> (tiles, B, tile_rows, h)
-    rows = jnp.pad(rows, ((0, 0), (0, tiles * tile_rows - height), (0, 0)))
+  def in_tiles(rows, fill=0):  # (B, Hl, h) -> (tiles, B, tile_rows, h)
+    beyond = (0, 0), (0, tiles * tile_rows - height), (0, 0)
+    rows = jnp.pad(rows, beyond, constant_values=fill)
     return rows.reshape(batch, tiles, tile_rows, -1).swapaxes(0, 1)
 
-  def classes_of(tile):
-    pairs = zip(views, tile, strict=True)
-    parts = [view._replace(rows=rows) for view, rows in pairs]
+  def of_tile(tile):
+    rows_of_views, label = tile
+    pairs = zip(views, rows_of_views, strict=True)
+    scores = class_scores([view._replace(rows=rows) for view, rows in pairs])
     # Of equal scores the lowest class wins, as in NumPy and PyTorch.
-    return jnp.argmax(class_scores(parts), axis=-1).astype(jnp.uint8)
+    classes = jnp.argmax(scores, axis=-1).astype(jnp.uint8)
+    return classes, None if label is None else _cross_entropy(scores, label)
 
-  maps = jax.lax.map(classes_of, [in_tiles(view.rows) for view in views])
+  labels = None if label is None else in_tiles(label, IGNORE)
+  tiled = [in_tiles(view.rows) for view in views], labels
+  maps, losses = jax.lax.map(of_tile, tiled)
   maps = maps.swapaxes(0, 1).reshape(batch, -1, width)[:, :height]
   inside = (jnp.arange(height)[:, None] < label_size[:, 0, None, None]) & (
     jnp.arange(width) < label_size[:, 1, None, None]
   )
-  return jnp.where(inside, maps, jnp.uint8(IGNORE))
+  maps = jnp.where(inside, maps, jnp.uint8(IGNORE))
+  return maps if label is None else (maps, losses.sum(0))
+
+
+def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
+  classes = jnp.arange(logits.shape[-1])
+  # No gather: a comparison fuses. It holds nowhere for a pixel to ignore.
+  own = jnp.where(label[..., None] == classes, logits, 0).sum(-1)
+  loss = jax.nn.logsumexp(logits, axis=-1) - own
+  return jnp.where(label < len(classes), loss, 0).sum((1, 2))
 
 
 def count_confusion(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import flax.linen as nn
 import jax
 import numpy as np
@@ -29,12 +30,14 @@ from resnest_jax.inference import steps
 from resnest_jax.inference.frames import batches_in_order, unlabelled
 from resnest_jax.inference.protocols import Protocol, choose_protocol
 from resnest_jax.labels import LabelSet
+from resnest_jax.text import listed, plural
 from resnest_jax.weights.pretrained import load_segmentor
 
 # For weights that do not say how they were trained, by their number of classes:
 # ADE20K's and Cityscapes' long and short edge, and height and width, in pixels.
 IMAGE_SCALES = {150: (2048, 512), 19: (2048, 1024)}
 CROP_SIZES = {150: (512, 512), 19: (512, 1024)}
+SHOWN = 1024
 ACCELERATOR_BATCH_SIZE = 4  # A CPU is as fast one by one.
 Found = tuple[int, np.ndarray, np.ndarray | None]
 
@@ -79,6 +82,24 @@ class Prediction:
       return mixed
     drawn = [self.labels], self.classes, self.palette, mixed.shape[1]
     return np.vstack([mixed, drawing.legend(*drawn)])
+
+  def __repr__(self) -> str:
+    height, width = self.labels.shape
+    found = [self.classes[k] for k in np.unique(self.labels)]
+    what = f'{width}x{height} pixels, {plural(len(found), "class")}'
+    return f'<Prediction: {what}: {listed(found)}>'
+
+  def _repr_png_(self) -> bytes:
+    """What a notebook shows: the overlay, at most `SHOWN` pixels long."""
+    try:
+      picture = self.overlay()
+    except UserError:  # The file has gone since.
+      picture = self.colors()
+    scale = SHOWN / max(picture.shape)
+    if scale < 1:
+      size = [max(round(n * scale), 1) for n in picture.shape[1::-1]]
+      picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return cv2.imencode('.png', picture[..., ::-1])[1].tobytes()
 
 
 def check_opacity(opacity: float) -> None:

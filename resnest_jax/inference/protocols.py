@@ -94,16 +94,21 @@ def choose_protocol(
       f'there is no protocol {name!r}; accepted are {", ".join(PROTOCOLS)} '
       '(docs/evaluation.md).'
     )
+  given = {key: value for key, value in given.items() if value is not None}
+  for key in given:
+    takers = [
+      x for x in PROTOCOLS if key.removeprefix('slide_') in PROTOCOLS[x]
+    ]
+    if name not in takers:
+      raise UserError(
+        f'{key} means nothing in the protocol {name!r}; leave it out, or '
+        f'choose a protocol that has it: {", ".join(takers)} (--protocol '
+        f'{takers[0]}).'
+      )
   given = {
     key.removeprefix('slide_'): tuple(value) if key in _PAIRS else value
     for key, value in given.items()
-    if value is not None
   }
-  if unknown := sorted(given.keys() - set(PROTOCOLS[name])):
-    raise UserError(
-      f'{unknown[0]} means nothing in the protocol {name!r}, which depends on '
-      f'{", ".join(PROTOCOLS[name])}; omit it or choose another protocol.'
-    )
   values = {'image_scale': tuple(image_scale), 'crop': tuple(crop)} | given
   values.setdefault('stride', default_stride(values['crop']))
   if 'scales' in given:

@@ -28,7 +28,7 @@ from resnest_jax.sharding import batch_sharding
 
 Batch = dict[str, Any]
 OnCompile = Callable[[int, int], None]
-EvalStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+EvalStep = Callable[[Any, Batch], tuple[jax.Array, ...]]
 
 
 class Views(NamedTuple):
@@ -94,6 +94,7 @@ def make_eval_step(
   dtype: Any = jnp.float32,
   tile_bytes: int = TILE_BYTES,
   on_compile: OnCompile = lambda height, width: None,
+  with_loss: bool = False,
 ) -> EvalStep:
   """A protocol, compiled.
 
@@ -105,15 +106,17 @@ def make_eval_step(
     dtype: of the normalised images; float64 for comparisons.
     tile_bytes: see `label_maps`; per device.
     on_compile: called with a padded height and width before a compilation.
+    with_loss: see below; only for a protocol of a single view.
 
   Returns:
     eval_step(variables, batch of `make_eval_iterator`) -> label maps uint8 (B,
-    Hl, Wl), 255 outside the true size, and counts int32 (B, C, C).
+    Hl, Wl), 255 outside the true size, counts int32 (B, C, C), and with
+    `with_loss` the cross entropy (B,), summed over the labelled pixels.
   """
   _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, dtype, on_compile
   )
-  compiled_finish = make_finish(build, num_classes, mesh, tile_bytes)
+  compiled_finish = make_finish(build, num_classes, mesh, tile_bytes, with_loss)
 
   def eval_step(variables, batch):
     if mesh is not None and len(batch['image']) % mesh.shape['data']:
@@ -133,13 +136,17 @@ def make_finish(
   num_classes: int,
   mesh: Mesh | None,
   tile_bytes: int = TILE_BYTES,
+  with_loss: bool = False,
 ) -> Callable:
   """The rest of an `EvalStep` after `look` of `make_views`, jitted."""
 
   def finish(layout, arrays, label, label_size):
     views = build(layout, arrays, label_size, label.shape[1:3])
-    maps = label_maps(views, label_size, tile_bytes)
-    return maps, count_confusion(maps, label, num_classes)
+    maps = label_maps(
+      views, label_size, tile_bytes, label if with_loss else None
+    )
+    maps, *loss = maps if with_loss else (maps,)
+    return maps, count_confusion(maps, label, num_classes), *loss
 
   @functools.partial(jax.jit, static_argnums=0)
   def compiled_finish(layout, *arrays):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 import time
 import uuid
@@ -89,11 +90,15 @@ class Report(contextlib.AbstractContextManager):
       self._log.write_picture(run.step, name, panel)
     print(
       f'step {run.step}: {self._eval_split} mIoU {scores.mIoU:.4f}, mAcc '
-      f'{scores.mAcc:.4f}, aAcc {scores.aAcc:.4f} ({evaluation.num_images} '
-      f'images in {duration(evaluation.seconds)})',
+      f'{scores.mAcc:.4f}, aAcc {scores.aAcc:.4f}, loss {evaluation.loss:.4f} '
+      f'({evaluation.num_images} images in {duration(evaluation.seconds)})',
       flush=True,
     )
-    self._log.write(run.step, scores.summary())
+    # Classes without a pixel have no score.
+    named = zip(split.labels.classes, scores.IoU.tolist(), strict=True)
+    ious = {f'IoU/{name}': iou for name, iou in named if not math.isnan(iou)}
+    summary = scores.summary() | {'val_loss': evaluation.loss}
+    self._log.write(run.step, summary | ious)
 
   def __exit__(self, *_: Any) -> None:
     self.profile.close()

@@ -20,12 +20,13 @@ from resnest_jax.errors import enough_memory, writing
 from resnest_jax.evaluation.evaluate import Evaluator
 from resnest_jax.files import whole_file
 from resnest_jax.progress import console
+from resnest_jax.training.freezing import frozen_parameters
 from resnest_jax.training.gradients import micro_batch_note
 from resnest_jax.training.logs import Report
 from resnest_jax.training.optimizer import group_table
 from resnest_jax.training.step import compile_step, create_training
 from resnest_jax.training.stopping import Stopper
-from resnest_jax.training.workdir import CLASS_COUNTS, claim_workdir
+from resnest_jax.training.workdir import CLASS_COUNTS, claim_workdir, longer
 from resnest_jax.weights.start import start_variables
 
 CURVES = 'curves.png'
@@ -86,9 +87,14 @@ def train(
       notes = [f'resuming after step {run.step} of {total_steps}']
       notes += other_data(store.changes, workdir)
     print('; '.join(notes), flush=True)
-    console().print(group_table(run.state.params, config.optimizer))
+    frozen = frozen_parameters(run.state.params, plan.freeze, plan.frozen_norms)
+    rates = group_table(run.state.params, config.optimizer, frozen)
+    console().print(rates)
     if run.step >= total_steps and not run.evaluating:
-      print(f'nothing to do: {total_steps} steps are done', flush=True)
+      print(
+        f'nothing to do: {total_steps} steps are done.{longer(workdir)}',
+        flush=True,
+      )
       draw_curves(workdir, config.name, again=False)
       return
     counts = workdir / CLASS_COUNTS
@@ -96,7 +102,9 @@ def train(
       training_batches(config, splits.train, mesh, run.step, counts)
     )
     report = at_exit.enter_context(Report(workdir, config, run, profile_steps))
-    evaluate = Evaluator(config, model, splits.eval, keep=config.train.pictures)
+    evaluate = Evaluator(
+      config, model, splits.eval, keep=config.train.pictures, with_loss=True
+    )
     compiled = None
 
     def save() -> str:

@@ -48,25 +48,32 @@ def param_groups(params: Any, config: Config) -> Any:
   return jax.tree_util.tree_map_with_path(group, params)
 
 
-def group_table(params: Any, config: Config) -> rich.table.Table:
-  """The groups with rates, decays and numbers of parameters, for the log."""
+def group_table(
+  params: Any, config: Config, frozen: Any = None
+) -> rich.table.Table:
+  """The groups with rates, decays and numbers of parameters, for the log.
+
+  `frozen` is of `frozen_parameters`; None: all are trained.
+  """
   sizes = collections.Counter()
-  groups = jax.tree.leaves(param_groups(params, config))
-  for group, leaf in zip(groups, jax.tree.leaves(params), strict=True):
-    sizes[group] += leaf.size
+  if frozen is None:
+    frozen = jax.tree.map(lambda _: False, params)
+  trees = param_groups(params, config), params, frozen
+  for group, leaf, stays in zip(*map(jax.tree.leaves, trees), strict=True):
+    sizes[stays, group] += leaf.size
   table = rich.table.Table('parameters of', title=f'{config["name"]}')
   for column in ('number', 'learning rate', 'weight decay'):
     table.add_column(column, justify='right')
-  for group in sorted(sizes, key=_from_the_input_on):
-    rate = group.learning_rate * config['learning_rate']
-    table.add_row(
-      group.name, f'{sizes[group]:,}', f'{rate:.3g}', f'{group.weight_decay:g}'
-    )
+  for stays, group in sorted(sizes, key=_from_the_input_on):
+    rate = f'{group.learning_rate * config["learning_rate"]:.3g}'
+    shown = ('frozen', '-') if stays else (rate, f'{group.weight_decay:g}')
+    table.add_row(group.name, f'{sizes[stays, group]:,}', *shown)
   return table
 
 
-def _from_the_input_on(group: ParamGroup) -> tuple[int, str]:
-  return LAYERS.index(group.name.partition(',')[0]), group.name
+def _from_the_input_on(row: tuple[bool, ParamGroup]) -> tuple[int, str, bool]:
+  stays, group = row
+  return LAYERS.index(group.name.partition(',')[0]), group.name, stays
 
 
 def create_schedule(config: Config, total_steps: int) -> optax.Schedule:

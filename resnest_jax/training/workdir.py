@@ -1,6 +1,7 @@
 """Claims a workdir for one run: one configuration, one process at a time."""
 
 import contextlib
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 
 from resnest_jax import runtime
 from resnest_jax.checkpoints import store
-from resnest_jax.config import config_to_json, differences, flatten
+from resnest_jax.config import SAVED, config_to_json, differences, flatten
 from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, writing
@@ -41,16 +42,29 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
     return lock.pop_all()  # Held where nothing was raised.
 
 
+def longer(workdir: Path) -> str:
+  """Says how to go on from a run's weights; '' if it has no checkpoint."""
+  if not store.has_regular_checkpoint(workdir):
+    return ''
+  flag = shlex.quote(f'--config.pretrained={workdir}')
+  return (
+    ' To train longer or with other settings, start another run from its '
+    f'weights: a new --workdir and {flag}'
+  )
+
+
 def _write_config(workdir: Path, config: ConfigDict) -> None:
-  saved = workdir / 'config.json'
+  saved = workdir / SAVED
   begun = store.has_checkpoint(workdir)
   if saved.exists():
     lines = differences(_read_saved(saved), config, FREE_KEYS)
     if lines and begun:
+      # Weights fit into the same network only.
+      same = not any(line.startswith('model.') for line in lines)
       raise UserError(
         f'{workdir} belongs to a run of another configuration '
         f'({"; ".join(lines)}). Choose another --workdir, or give the flags '
-        'it was started with.'
+        f'it was started with.{longer(workdir) if same else ""}'
       )
     if lines:
       more = f'; and {len(lines) - 3} more' if len(lines) > 3 else ''
@@ -76,7 +90,7 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
 
 
 def _find_shared(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
-  saved = workdir / 'config.json'
+  saved = workdir / SAVED
   for _ in range(30):  # Network file systems show new files late, in seconds.
     with contextlib.suppress(OSError, ValueError):
       if not differences(saved.read_text('utf-8'), config, FREE_KEYS):

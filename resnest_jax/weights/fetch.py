@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from resnest_jax.downloads import TIMEOUT, check_size, download
+from resnest_jax.downloads import TIMEOUT, check_size, download, offline
 from resnest_jax.errors import UserError
 from resnest_jax.files import clean, explain_refusal
 from resnest_jax.weights.files import (
@@ -70,14 +70,6 @@ def cache_folder() -> Path:
     return Path(folder)
   cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
   return Path(cache) / 'resnest_jax' / 'weights'
-
-
-def offline() -> bool:
-  # The hub's own variable counts for all sources, so that one is enough.
-  return any(
-    os.environ.get(name, '0').lower() not in ('', '0', 'false')
-    for name in ('RESNEST_JAX_OFFLINE', 'HF_HUB_OFFLINE')
-  )
 
 
 def _from_hub(text: str) -> Path:

@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,7 +193,7 @@ def write_weights(
   Returns:
     The paths of both files.
   """
-  folder = Path(folder)
+  folder, about = Path(folder), public(about)
   check_new(folder)
   name = TORCH if kind == 'mmseg' else SAFETENSORS
   encode = _torch_file if kind == 'mmseg' else _safetensors_file
@@ -205,6 +206,30 @@ def write_weights(
     (temporary / name).write_bytes(content)
     write_json(temporary / ABOUT, about)
   return [folder / name, folder / ABOUT]
+
+
+def public(about: Mapping[str, Any]) -> dict[str, Any]:
+  """A description to be published: its provenance names no local folders."""
+  return {
+    key: _without_folders(value) if key == 'provenance' else value
+    for key, value in about.items()
+  }
+
+
+def _without_folders(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _without_folders(each) for key, each in value.items()}
+  if isinstance(value, list | tuple):
+    return [_without_folders(each) for each in value]
+  if not isinstance(value, str):
+    return value
+  # Files of others may be from another system.
+  if PureWindowsPath(value).is_absolute():
+    return PureWindowsPath(value).name
+  local = value in ('.', '..') or (os.sep in value and os.path.exists(value))
+  if local or os.path.isabs(value) or value.startswith('~'):
+    return os.path.basename(os.path.abspath(value))
+  return value
 
 
 def _safetensors_file(state_dict, about) -> bytes:

@@ -284,6 +284,13 @@ def test_without_a_network_a_download_fails_at_once(tmp_path):
   assert time.monotonic() - started < 10
 
 
+def test_switched_off_a_download_asks_nobody(server, tmp_path, monkeypatch):
+  monkeypatch.setenv('RESNEST_JAX_OFFLINE', '1')
+  with pytest.raises(UserError, match=r'(?s)switched off.*--archive ADE'):
+    prepare(loopback(server), tmp_path)
+  assert server.requests == 0
+
+
 def test_too_little_disk_space(server, tmp_path):
   with pytest.raises(UserError, match=r'GB free, about 3050000000.00 GB'):
     prepare(loopback(server, download_bytes=10**18), tmp_path)

@@ -13,6 +13,7 @@ from small import MINI, small_flags
 from trouble import small_files
 
 from resnest_jax import drawing, files
+from resnest_jax.config import config_to_json, load_config
 from resnest_jax.data.datasets import open_split
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.boundary import boundary_counts
@@ -267,6 +268,47 @@ def test_weights_and_the_run_as_weights_give_the_same_scores(
       file = (weights / after['file']).read_bytes()
       assert after['sha256'] == hashlib.sha256(file).hexdigest()
   assert after['step'] == STEP
+
+
+VARYING = ('date', 'seconds', 'overlays')
+
+
+def run_of(workdir, folder, values):
+  """The run with the configuration that training leaves."""
+  folder.mkdir()
+  (folder / 'checkpoints').symlink_to(workdir / 'checkpoints')
+  config = load_config(MINI, OVERRIDES | {k: str(v) for k, v in values.items()})
+  (folder / 'config.json').write_text(config_to_json(config))
+  return folder
+
+
+def test_the_run_alone_gives_the_same_scores(
+  result, workdir, mini_data_dir, call_script, tmp_path
+):
+  run = run_of(workdir, tmp_path / 'run', {'data.data_dir': mini_data_dir})
+  call_script('eval.py', '--workdir', run)
+  assert read(run / 'eval' / f'{STEP}-validation') == result | {
+    'checkpoint': result['checkpoint'],
+    **{key: read(run / 'eval' / f'{STEP}-validation')[key] for key in VARYING},
+  }
+  out = tmp_path / 'out'
+  flags = '--config.eval.overlays=0', '--config.eval.report_images=0'
+  call_script('eval.py', '--weights', run, '--out', out, *flags)
+  assert read(out)['per_class'] == result['per_class']
+
+
+def test_classes_that_changed_are_named_before_arrays(
+  workdir, call_script, tmp_path
+):
+  for name, shape in (('images', (8, 8, 3)), ('masks', (8, 8))):
+    (tmp_path / name).mkdir()
+    drawing.write_image(tmp_path / name / 'a.png', np.zeros(shape, np.uint8))
+  (tmp_path / 'classes.txt').write_text('soil\nleaf\n')
+  values = {'data.name': 'folder', 'data.data_dir': tmp_path}
+  values |= {'data.folder.images': '{split}s', 'data.eval_split': 'image'}
+  run = run_of(workdir, tmp_path / 'run', values)
+  with pytest.raises(UserError, match=r'other classes \(wall there, soil now'):
+    call_script('eval.py', '--workdir', run)
 
 
 # --- Refusals ----------------------------------------------------------------

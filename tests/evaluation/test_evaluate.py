@@ -15,9 +15,9 @@ from resnest_jax.evaluation import metrics
 from resnest_jax.inference import steps
 
 
-def evaluate(*batches, number, **options):
+def evaluate(*batches, number, step=None, **options):
   given = plain.variables(), batches, plain.NAMES, number
-  return evaluation.evaluate(plain.make_step(), *given, **options)
+  return evaluation.evaluate(step or plain.make_step(), *given, **options)
 
 
 def test_evaluate_equals_the_plain_way_and_gives_pictures():
@@ -48,6 +48,28 @@ def test_evaluate_equals_the_plain_way_and_gives_pictures():
     counts = metrics.intersection_and_union(result.confusion)
     equal(evaluation.image_counts[index], counts)
   equal(sum(x.confusion for x in results.values()), evaluation.confusion)
+
+
+def test_loss_is_the_mean_over_labelled_pixels_and_changes_nothing_else():
+  batch, losses = plain.batch_of(0, slice(5)), []
+  plain.fill_slot(batch, 3)
+  for slot, size in enumerate(plain.SIZES):
+    if slot == 3:
+      continue
+    logits = plain.network(batch['image'][slot, : size[0], : size[1]])
+    height, width = plain.LABEL_SIZES[slot]
+    shares = plain.softmax(plain.resized(logits, (height, width)))
+    label = batch['label'][slot, :height, :width]
+    own = np.take_along_axis(shares, label[..., None] % plain.CLASSES, -1)
+    losses.append(-np.log(own[..., 0][label != 255]))
+  # Tiles of a few rows, the last of which is cut off.
+  for options in ({}, {'tile_bytes': 30_000}):
+    step = plain.make_step(with_loss=True, **options)
+    found = evaluate(batch, number=4, step=step)
+    assert found.loss == pytest.approx(np.concatenate(losses).mean(), rel=1e-5)
+  without = evaluate(batch, number=4)
+  assert without.loss == 0
+  np.testing.assert_array_equal(without.confusion, found.confusion)
 
 
 def test_every_image_has_to_come_once_with_classes():

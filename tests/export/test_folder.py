@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.inference.predictor import Prediction
 from resnest_jax.models import convolution
 from resnest_jax.models.segmentor import HEADS
-from resnest_jax.weights.files import read_weights, write_weights
+from resnest_jax.weights.files import public, read_weights, write_weights
 from resnest_jax.weights.infer import Description
 from resnest_jax.weights.pretrained import NORMALIZATION, Weights, load_weights
 from resnest_jax.weights.state_dict import export_state_dict
@@ -159,7 +160,43 @@ def test_description_and_card(exported):
   assert '\n# A ResNeSt of (1, 1, 1, 1) blocks with pspnet\n' in card
   assert '| 1 | sky \\| clouds | #1e07c8 |' in card
   assert '123.675' in card
-  assert str(out.parent) not in card
+
+
+def test_no_file_names_a_folder_of_this_machine(exported, sources, root):
+  out, _ = exported('pspnet')
+  about = json.loads((out / 'about.json').read_text())
+  assert about['provenance']['source'] == 'pspnet'
+  folders = out.parent, sources, root, Path(sys.prefix).parent
+  for file in out.iterdir():
+    content = file.read_bytes()
+    assert [x for x in folders if str(x).encode() in content] == []
+
+
+@pytest.mark.parametrize(
+  ('said', 'published'),
+  [
+    ('runs/own', 'own'),
+    ('/home/somebody/runs/own/', 'own'),
+    ('~/runs/own', 'own'),
+    ('.', '{here}'),
+    (r'C:\Users\somebody\own.pth', 'own.pth'),
+    # Neither is a file of this machine.
+    ('hf://owner/repository/model.safetensors', None),
+    ('ade20k_pspnet', None),
+    ('0.x/1.x', None),
+  ],
+)
+def test_provenance_is_published_without_folders(
+  said, published, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'runs/own').mkdir(parents=True)
+  about = {'classes': [said], 'provenance': {'from': {'x': [said]}, 'step': 3}}
+  expected = (published or said).format(here=tmp_path.name)
+  assert public(about) == {
+    'classes': [said],
+    'provenance': {'from': {'x': [expected]}, 'step': 3},
+  }
 
 
 def compare(expected, *found):

@@ -1,5 +1,7 @@
 """Prediction from Python: what goes in, what comes out, what is compiled."""
 
+import io
+
 import cv2
 import jax
 import numpy as np
@@ -90,6 +92,27 @@ def test_colours_and_overlay():
     found.overlay(1.5)
 
 
+@pytest.mark.parametrize(
+  ('size', 'shown'),
+  [((6, 9), (6, 9)), ((2000, 1000), (1024, 512)), ((1, 5000), (1, 1024))],
+)
+def test_notebooks_show_the_overlay(size, shown, tmp_path):
+  labels = np.ones(size, np.uint8)
+  palette = np.array([(200, 0, 0), (0, 100, 20)], np.uint8)
+  image = np.full((*size, 3), 100, np.uint8)
+  path = tmp_path / 'a.png'
+  Image.fromarray(image).save(path)
+  found = Prediction(labels, ('a', 'wall'), palette, path)
+  picture = Image.open(io.BytesIO(found._repr_png_()))
+  assert picture.size == shown[::-1]
+  assert picture.getpixel((0, 0)) == (50, 100, 60)
+  path.unlink()
+  picture = Image.open(io.BytesIO(found._repr_png_()))
+  assert picture.getpixel((0, 0)) == (0, 100, 20)
+  size = f'{size[1]}x{size[0]}'
+  assert repr(found) == f'<Prediction: {size} pixels, 1 class: wall>'
+
+
 def test_every_kind_of_picture_becomes_rgb():
   image = smooth_picture(6, 7, 1)
   pillow, turned = (Image.fromarray(image) for _ in range(2))
@@ -171,7 +194,9 @@ def test_protocols_take_what_is_given_and_defaults():
   )
   for name, given, message in (
     ('hole', {}, "no protocol 'hole'; accepted are whole, slide"),
-    ('whole', {'slide_crop': (9, 9)}, r"crop means nothing in .* 'whole'"),
+    ('whole', {'slide_crop': (9, 9)}, r'^slide_crop means .*--protocol slide'),
+    ('slide', {'flip': False}, r'^flip means nothing .*--protocol ms_flip_0x'),
+    ('ms_flip_1x', {'image_scale': (9, 9)}, r'^image_scale .*whole, slide, ms'),
     ('slide', {'slide_stride': (97, 9)}, r'\(97, 9\) is longer than the win'),
     ('slide', {'slide_crop': (0, 9)}, r'crop is \(0, 9\); it must be two'),
     ('ms_flip_0x', {'scales': [1, 0]}, r'scales are \(1\.0, 0\.0\)'),

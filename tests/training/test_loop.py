@@ -83,6 +83,21 @@ def test_run_with_a_checkpoint_is_not_replaced(tmp_path):
     claim(tmp_path, seed=2)
   assert seed_of(tmp_path) == 1
   assert files(tmp_path) == before
+  # Its weights serve another run, unless the network is another one, or only
+  # an interrupted state is there.
+  for refused, said in (
+    ({'train.total_steps': 9}, True),
+    ({'optimizer.learning_rate': 0.3}, True),
+    ({'model.width': 24}, False),
+  ):
+    with pytest.raises(UserError) as error:
+      claim(tmp_path, **{'seed': 1} | refused)
+    remedy = f'a new --workdir and --config.pretrained={tmp_path}'
+    assert (remedy in str(error.value)) == said
+  (tmp_path / 'checkpoints').rename(tmp_path / 'interrupted')
+  with pytest.raises(UserError, match='Choose another --workdir') as error:
+    claim(tmp_path, seed=2)
+  assert 'pretrained' not in str(error.value)
   (tmp_path / 'config.json').unlink()
   with pytest.raises(UserError, match='checkpoints but no config'):
     claim(tmp_path)

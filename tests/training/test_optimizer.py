@@ -14,6 +14,7 @@ from golden.reference import TINY
 
 from resnest_jax.config import load_config
 from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training.freezing import frozen_parameters
 from resnest_jax.training.optimizer import (
   create_optimizer,
   create_schedule,
@@ -190,3 +191,28 @@ def test_table_has_every_parameter_once():
   )
   assert decays == ['0.0005', '0'] * 6
   assert group_table(params, settings()).row_count == 6
+
+
+def test_table_says_what_is_frozen():
+  params = variable_shapes(create_segmentor(TINY))['params']
+  for freeze, norms, expected in (
+    (2, 'none', ['frozen'] * 2 + ['0.01'] * 4),
+    (5, 'none', ['frozen'] * 5 + ['0.01']),
+    # Normalisations of the backbone, or of all, next to trained convolutions.
+    (0, 'backbone', ['0.01', 'frozen'] * 5 + ['0.01']),
+    (1, 'all', ['frozen'] + ['0.01', 'frozen'] * 5),
+  ):
+    frozen = frozen_parameters(params, freeze, norms)
+    table = group_table(params, settings(), frozen)
+    _, numbers, rates, decays = (list(x.cells) for x in table.columns)
+    assert rates == expected
+    assert [x == '-' for x in decays] == [x == 'frozen' for x in rates]
+    counted = sum(
+      int(number.replace(',', ''))
+      for number, rate in zip(numbers, rates, strict=True)
+      if rate == 'frozen'
+    )
+    trees = jax.tree.leaves(frozen), jax.tree.leaves(params)
+    assert counted == sum(
+      x.size for stays, x in zip(*trees, strict=True) if stays
+    )
