@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 from resnest_jax.config_keys import KEYS
 from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser, command_line
-from resnest_jax.overrides import REMOVED, override
+from resnest_jax.overrides import KINDS, REMOVED, override
 from resnest_jax.shipped import shipped
 from resnest_jax.text import shorten, without_secrets
+from resnest_jax.untrusted import parse_json
 
 # In a workdir: the configuration with which a run was last started.
 SAVED = 'config.json'
@@ -60,7 +61,7 @@ def load_run_config(
   """
   path, advice = Path(workdir) / SAVED, 'Give --config, as in the training.'
   try:
-    saved = flatten(json.loads(path.read_text('utf-8')))
+    saved = flatten(parse_json(path.read_bytes(), str(path)))
   except OSError as error:
     if not path.parent.is_dir():
       raise UserError(
@@ -70,8 +71,8 @@ def load_run_config(
       f'{path} cannot be read ({error.strerror}), so the configuration is not '
       f'known. {advice}'
     ) from error
-  except (ValueError, AttributeError, TypeError, RecursionError) as error:
-    raise UserError(f'{path} is damaged. {advice}') from error
+  except UserError as error:
+    raise UserError(f'{error} {advice}') from error
   config = _common_config()
   try:
     known = _known(config)
@@ -252,6 +253,10 @@ def validate(config: ConfigDict) -> None:
     given = shorten(repr(values[key]))
     raise UserError(f'config.{key} is {given}; it must be {accepted}.')
 
+  # ConfigDict takes None for every key.
+  for name, default in _defaults().items():
+    if default is not None and values.get(name, default) is None:
+      refuse(name, KINDS[type(default)])
   for name, key in KEYS.items():
     value = values.get(name)
     if key.accepted and value is not None and not key.accepted.holds(value):

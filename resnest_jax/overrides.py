@@ -79,13 +79,14 @@ def _likeness(a: str, b: str) -> float:
   return difflib.SequenceMatcher(None, a, b).ratio()
 
 
-_KINDS = {
+KINDS = {
   bool: 'true or false',
   int: 'a whole number',
   float: 'a number',
   str: 'a string',
   tuple: 'numbers with commas between them, like 512,512',
 }
+KINDS[list] = KINDS[tuple]
 
 
 def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
@@ -99,7 +100,7 @@ def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
   if (type(value), kind) in ((int, float), (list, tuple)):
     return kind(value)
   raise UserError(
-    f'config.{key} must be {_KINDS[kind]}{" or none" if optional else ""}, '
+    f'config.{key} must be {KINDS[kind]}{" or none" if optional else ""}, '
     f'not {shorten(repr(given))}.'
   )
 

@@ -20,6 +20,11 @@ def without_secrets(text: str) -> str:
   return _ADDRESS.sub(lambda x: x[1] + x[3] + ('?...' if x[4] else ''), text)
 
 
+def without_endless_words(text: str) -> str:
+  """The text as it can be read on a terminal: no word has 1,000 characters."""
+  return re.sub(r'\S{1000,}', lambda x: shorten(x[0]), text)
+
+
 def shorten(text: str, length: int = 300) -> str:
   """The text, without its middle if it is longer."""
   if len(text) <= length:

@@ -440,7 +440,8 @@ def test_configuration_of_an_earlier_version(trained_on):
   [
     ('{', '[', 'is damaged'),
     ('{', '[' * 100_000, 'is damaged'),
-    ('"seed": 3', '"seed": NaN', 'seed must be a whole number'),
+    ('{', '[0], {', 'is damaged'),
+    ('"seed": 3', '"seed": NaN', 'is damaged: it has nan'),
     ('"seed": 3', '"seed": "x"', 'seed must be a whole number'),
     ('"seed": 3', '"sead": 3', "unknown config key 'sead'"),
     ('"batch_size": 16', '"batch_size": 0', 'batch_size is 0'),
@@ -562,3 +563,23 @@ def test_removed_key_counts_unless_it_had_its_default():
 def test_configuration_without_a_loss_is_refused():
   with pytest.raises(UserError, match=r'no loss: .* cross_entropy, dice'):
     load_config(ROW, {'loss.terms.cross_entropy': 0})
+
+
+@pytest.mark.parametrize(
+  ('key', 'accepted'),
+  [
+    ('data.folder.mask_suffix', 'a string'),
+    ('data.crop_size', 'numbers with commas'),
+    ('train.total_steps', 'a whole number'),
+    ('eval.flip', 'true or false'),
+  ],
+)
+def test_files_set_no_key_to_none_that_needs_a_value(key, accepted, tmp_path):
+  text = (FOLDER / 'folder.py').read_text()
+  assert '  return ' in text
+  (tmp_path / 'own.py').write_text(
+    text.replace('  return ', f'  config.{key} = None\n  return ')
+  )
+  message = f'config.{key} is None; it must be {accepted}'
+  with pytest.raises(UserError, match=message):
+    load_config(tmp_path / 'own.py')

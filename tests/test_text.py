@@ -56,3 +56,10 @@ def test_secrets_in_addresses_are_cut_out(given, shown):
   assert 'secret' not in shown
   assert text.without_secrets(given) == shown
   assert str(UserError(f'{given} is gone')) == f'{shown} is gone'
+
+
+def test_endless_words_are_shortened_in_messages():
+  told = str(UserError(f'there is no {"9" * 5000}; {"a b " * 500}is'))
+  assert 0 < told.index(' ... ') < 200
+  assert told.count('9') < 300
+  assert told.endswith(f'; {"a b " * 500}is')

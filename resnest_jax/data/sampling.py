@@ -167,8 +167,10 @@ def _cached_counts(
   data_config: Any, split: Any, cache: Path | None
 ) -> np.ndarray:
   shape = len(split), len(split.labels.classes) + 1
-  with contextlib.suppress(OSError, ValueError):
-    if cache and (counts := np.load(cache, allow_pickle=False)).shape == shape:
+  # Damaged files raise errors of many kinds.
+  with contextlib.suppress(Exception):
+    counts = np.load(cache, allow_pickle=False)
+    if counts.shape == shape and counts.dtype == np.int64 and counts.min() >= 0:
       return counts
   with progress_bar('counting classes') as on_progress:
     counts = count_pixels(

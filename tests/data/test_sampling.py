@@ -142,9 +142,14 @@ def test_sampler_of_a_run_keeps_its_counts(split, tmp_path):
   # The same again, from the file; other data is counted anew.
   again, _ = open_sampler(config, Unreadable(split), SEED, cache)
   assert (visited(again, 50) == visited(sampler, 50)).all()
-  np.save(cache, counts[:3])
-  with pytest.raises(UnreadableSample):
-    open_sampler(config, Unreadable(split), SEED, cache)
+  whole = cache.read_bytes()
+  for wrong in (counts[:3], counts / 2, -counts, None):
+    if wrong is None:  # Not valid Python, in the header.
+      cache.write_bytes(whole[:20] + b'\0' + whole[21:])
+    else:
+      np.save(cache, wrong)
+    with pytest.raises(UnreadableSample):
+      open_sampler(config, Unreadable(split), SEED, cache)
 
 
 class Unreadable:
