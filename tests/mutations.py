@@ -1,0 +1,194 @@
+"""Damages files and values at random, for `fuzz.py`."""
+
+import io
+import json
+import random
+import re
+import struct
+import zipfile
+import zlib
+from typing import Any
+
+NUMBERS = (0, 1, 2, 255, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
+NAMES = (
+  *('', ' ', '.', '..', '-x', '~', '*', '[a-z]', 'a[', '[red]', 'a\\b', '%s'),
+  *(
+    '{split}',
+    'é',
+    'e\u0301',
+    '道路',
+    '\u202ex',
+    '\x1b[31m',
+    'a\nb',
+    '#',
+    '\0',
+  ),
+  *('x' * 255, '../x', '/dev/null/x', '\udcff', '\U0001f600', '9' * 5000),
+)
+ODD = (
+  *(None, True, False, 0, 1, -1, 3, 2**31, 10**30, 0.5, 1e300, -0.0, 'inf'),
+  *('nan', (), [], {}, (1,), (8, 8), (0, 0), (10**9, 10**9), [[1, 2], 3]),
+  *({'a': 1}, '(' * 300, '1,2', '8,8,8', *NAMES),
+)
+DEEP = json.loads('[' * 900 + ']' * 900)
+
+
+def damage(rng: random.Random, data: bytes) -> bytes:
+  """Changes a file as its format suggests, or any of its bytes."""
+  edit = _edit_bytes
+  if rng.random() < 0.75:
+    if data[:1] == b'{':
+      edit = _edit_json
+    elif data[:4] == b'\x89PNG':
+      edit = _edit_png
+    elif data[:4] == b'PK\x03\x04':
+      edit = _edit_zip
+    elif data[8:10] == b'{"':
+      edit = _edit_safetensors
+    elif b'\n' in data and data.isascii() and b'\0' not in data:
+      edit = _edit_lines
+  return edit(rng, data)
+
+
+def _edit_bytes(rng: random.Random, data: bytes) -> bytes:
+  changed = bytearray(data)
+  for _ in range(rng.choice([1, 1, 2, 4, 16])):
+    length = max(len(changed), 1)
+    # Headers come first.
+    place = rng.randrange(min(length, rng.choice([32, 256, length])))
+    size = rng.choice([1, 2, 4, 8, rng.randrange(1, 200)])
+    number = rng.choice(NUMBERS).to_bytes(4, rng.choice(['little', 'big']))
+    match rng.randrange(8):
+      case 0:
+        changed[place : place + 1] = rng.randbytes(1)
+      case 1:
+        del changed[place : place + size]
+      case 2:
+        changed[place:place] = changed[place : place + size]
+      case 3:
+        changed[place:place] = rng.randbytes(size)
+      case 4 if rng.random() < 0.3:
+        del changed[place:]
+      case _:
+        cut = rng.choice([number, number[:2], number[2:], number + bytes(4)])
+        changed[place : place + len(cut)] = cut
+  return bytes(changed)
+
+
+def edit_text(rng: random.Random, text: str) -> str:
+  """Changes a character, or puts an odd word in."""
+  place = rng.randrange(len(text) + 1)
+  new = rng.choice(['', chr(rng.randrange(1, 0xD800)), str(rng.choice(ODD))])
+  return text[:place] + new + text[place + rng.randrange(2) :]
+
+
+def _edit_lines(rng: random.Random, data: bytes) -> bytes:
+  lines = data.decode().splitlines()
+  for _ in range(rng.choice([1, 1, 2, 5])):
+    place = rng.randrange(len(lines) or 1)
+    words = re.split(r'([\s,:;]+)', ''.join(lines[place : place + 1]))
+    words[rng.randrange(len(words))] = str(rng.choice(ODD))
+    line = ''.join(words)
+    lines[place : place + 1] = rng.choice([[line], [line], [], [line] * 2])
+  text = rng.choice(['\n', '\n', '\r\n', '\r', '\x0b']).join(lines)
+  return text.encode(rng.choice(['utf-8', 'utf-8', 'utf-16']), 'replace')
+
+
+def edit_value(rng: random.Random, value: Any) -> Any:
+  """Changes something in lists and mappings, however deep."""
+  if not isinstance(value, dict | list | tuple) or not value:
+    odd = [*ODD, float('nan'), DEEP, [value] * 3, {'a': value}]
+    return rng.choice([rng.choice(odd), edit_text(rng, str(value))])
+  copy = dict(value) if isinstance(value, dict) else list(value)
+  place = rng.choice(list(copy if isinstance(copy, dict) else range(len(copy))))
+  match rng.randrange(8):
+    case 0:
+      del copy[place]
+    case 1 if isinstance(copy, dict):
+      copy[edit_text(rng, str(place))] = copy.pop(place)
+    case 2:
+      return rng.choice(ODD)
+    case _:
+      copy[place] = edit_value(rng, copy[place])
+  return copy
+
+
+def _edit_json(rng: random.Random, data: bytes) -> bytes:
+  value = json.loads(data)
+  for _ in range(rng.choice([1, 1, 2, 4])):
+    value = edit_value(rng, value)
+  return json.dumps(value).encode()
+
+
+def _edit_safetensors(rng: random.Random, data: bytes) -> bytes:
+  end = 8 + int.from_bytes(data[:8], 'little')
+  text, header = _edit_json(rng, data[8:end]), json.loads(data[8:end])
+  if rng.random() < 0.6:
+    for key, about in header['__metadata__'].items():
+      about = damage(rng, about.encode()).decode(errors='replace')
+      header['__metadata__'][key] = about
+    text = json.dumps(header).encode()
+  return len(text).to_bytes(8, 'little') + text + data[end:]
+
+
+def _edit_zip(rng: random.Random, data: bytes) -> bytes:
+  # The checksums are right: what is behind them is reached.
+  file = io.BytesIO()
+  old = zipfile.ZipFile(io.BytesIO(data))
+  names = old.namelist()
+  pickles = [name for name in names if name.endswith('data.pkl')]
+  chosen, what = rng.choice(rng.choice([names, pickles or names])), rng.random()
+  with zipfile.ZipFile(file, 'w') as new:
+    new.comment = old.comment if what < 0.8 else damage(rng, old.comment)
+    for name in names:
+      content = old.read(name)
+      if name == chosen and what < 0.6:
+        content = damage(rng, content)
+      elif name == chosen and what < 0.7:
+        name = edit_text(rng, name).encode(errors='replace').decode()
+      if name != chosen or what < 0.6 or what > 0.8:
+        new.writestr(name, content)
+  return file.getvalue()
+
+
+def _edit_png(rng: random.Random, data: bytes) -> bytes:
+  # The checksums are right.
+  chunks, place = [], 8
+  while place < len(data):
+    size = int.from_bytes(data[place : place + 4])
+    kind, content = data[place + 4 : place + 8], data[place + 8 :][:size]
+    chunks.append((kind, content))
+    place += 12 + size
+  place = rng.choice([0, rng.randrange(len(chunks))])
+  kind, content = chunks[place]
+  if kind == b'IDAT':
+    content = zlib.compress(_edit_bytes(rng, zlib.decompress(content)))
+  elif kind == b'IHDR':
+    at, size = rng.choice([(0, 4), (4, 4), *((x, 1) for x in range(8, 13))])
+    number = rng.choice([*NUMBERS, 3, 4, 6, 16, 49, 5000]) % 256**size
+    content = content[:at] + number.to_bytes(size) + content[at + size :]
+  else:
+    content = _edit_bytes(rng, content)
+  chunks[place] = kind, content
+  other = rng.choice([b'PLTE', b'tRNS', b'acTL', b'eXIf', b'IDAT'])
+  chunks[place:place] = rng.choice([[], [], [], [(other, rng.randbytes(9))]])
+  return data[:8] + b''.join(
+    struct.pack('>I', len(x)) + kind + x + zlib.crc32(kind + x).to_bytes(4)
+    for kind, x in chunks
+  )
+
+
+def edit_tensors(rng: random.Random, content: dict[str, Any]) -> dict[str, Any]:
+  """Changes tensors, and what lies beside them."""
+  import torch
+
+  tensors = dict(content['state_dict'])
+  for name in rng.sample(list(tensors), rng.choice([1, 2, 5])):
+    x = tensors.pop(name)[None]
+    odd = [x, x[0].double(), x.half(), x[:0], x * float('nan'), x.to_sparse()]
+    odd += [torch.zeros(1).expand(10**10), torch.empty(9**9, device='meta')]
+    odd += [x.to(torch.float8_e4m3fn), x.to(torch.complex64), rng.choice(ODD)]
+    name = rng.choice([name, name, edit_text(rng, name), rng.choice(NAMES), 3])
+    tensors[name] = rng.choice(odd)
+  outer = rng.choice(['state_dict', 'state_dict', 'model', 'net', 'ema'])
+  return {'meta': edit_value(rng, content['meta']), outer: tensors}
