@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from resnest_jax.text import shorten, without_endless_words, without_secrets
+from resnest_jax.text import for_terminals, shorten, without_secrets
 
 # With it every command also prints the traceback of the error it ends with.
 TRACEBACK = '--traceback'
@@ -30,11 +30,11 @@ class UserError(Exception):
 
   The message says what was given, what is accepted, and what to do next.
   Scripts print it without a traceback and exit with status 1. Passwords and
-  tokens in addresses are left out, and the middle of endless words.
+  tokens in addresses are left out; see also `for_terminals`.
   """
 
   def __str__(self) -> str:
-    return without_endless_words(without_secrets(super().__str__()))
+    return for_terminals(without_secrets(super().__str__()))
 
 
 class UnreadableSample(UserError):

@@ -20,8 +20,11 @@ def without_secrets(text: str) -> str:
   return _ADDRESS.sub(lambda x: x[1] + x[3] + ('?...' if x[4] else ''), text)
 
 
-def without_endless_words(text: str) -> str:
-  """The text as it can be read on a terminal: no word has 1,000 characters."""
+def for_terminals(text: str) -> str:
+  """The text without control characters and words of 1,000 characters."""
+  text = re.sub(
+    r'[\x00-\x08\x0b-\x1f\x7f-\x9f]', lambda x: f'\\x{ord(x[0]):02x}', text
+  )
   return re.sub(r'\S{1000,}', lambda x: shorten(x[0]), text)
 
 

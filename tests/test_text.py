@@ -58,7 +58,9 @@ def test_secrets_in_addresses_are_cut_out(given, shown):
   assert str(UserError(f'{given} is gone')) == f'{shown} is gone'
 
 
-def test_endless_words_are_shortened_in_messages():
+def test_names_in_messages_neither_fill_nor_steer_the_terminal():
+  told = str(UserError('no \x1b[31mred\x9b\r\x00, é 道路\n\tb'))
+  assert told == r'no \x1b[31mred\x9b\x0d\x00, é 道路' + '\n\tb'
   told = str(UserError(f'there is no {"9" * 5000}; {"a b " * 500}is'))
   assert 0 < told.index(' ... ') < 200
   assert told.count('9') < 300
