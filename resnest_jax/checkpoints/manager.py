@@ -81,26 +81,39 @@ class Checkpoints(ocp.CheckpointManager):
     with writing(folder):
       if not read_only:
         folder.mkdir(parents=True, exist_ok=True)
-      super().__init__(
-        self._links.enter_context(plain_name(folder)),
-        options=ocp.CheckpointManagerOptions(
-          preservation_policy=policies.AnyPreservationPolicy(kept),
-          create=not read_only,
-          read_only=read_only,
-          cleanup_tmp_directories=not read_only,
-          async_options=ocp.AsyncOptions(
-            timeout_secs=7 * 24 * 60 * 60,
-            create_directories_asynchronously=False,
-          ),
-          todelete_subdir=None if read_only else DELETED,
-        ),
-        item_handlers={
-          'model': _array_handler(),
-          'optimizer': _array_handler(),
-          'about': ocp.JsonCheckpointHandler(),
-        },
-      )
+      name = self._links.enter_context(plain_name(folder))
+      how = {
+        'read_only': read_only,
+        'policy': policies.AnyPreservationPolicy(kept),
+      }
+      try:
+        self._open(name, **how)
+      # One damaged file of Orbax's, with a step's time, which nobody needs.
+      except (TypeError, ValueError, LookupError, AttributeError):
+        self._open(name, **how, lightweight_initialize=True)
     self._delete()
+
+  def _open(self, name, *, read_only: bool, policy, **options: Any) -> None:
+    super().__init__(
+      name,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        create=not read_only,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        async_options=ocp.AsyncOptions(
+          timeout_secs=7 * 24 * 60 * 60,
+          create_directories_asynchronously=False,
+        ),
+        todelete_subdir=None if read_only else DELETED,
+        **options,
+      ),
+      item_handlers={
+        'model': _array_handler(),
+        'optimizer': _array_handler(),
+        'about': ocp.JsonCheckpointHandler(),
+      },
+    )
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:

@@ -268,3 +268,25 @@ def test_what_is_written_is_read_back(tmp_path):
     kept.save(Run(make_state(30), step=30, saved_step=20), None)
     kept.finish()
   assert store.steps_in(tmp_path / 'b' / 'checkpoints')[-1] == 30
+
+
+@pytest.mark.parametrize('wrong', ['"x"', '[1]', '['])
+def test_damaged_description_of_a_step_leaves_the_others(tmp_path, wrong):
+  state = make_state()
+  with opened_store(tmp_path) as kept:
+    for step in (10, 20):
+      run = Run(make_state(step), step=step, saved_step=step - 10)
+      kept.save(run, None)
+    kept.finish()
+  path = tmp_path / 'checkpoints' / '20' / '_CHECKPOINT_METADATA'
+  text = path.read_text()
+  path.write_text(
+    text.replace('"custom_metadata": {}', f'"custom_metadata": {wrong}')
+  )
+  assert path.read_text() != text
+  with opened_store(tmp_path) as kept:
+    run = kept.resume(abstract(state, jax.devices()[:1]))
+    assert run.step in (10, 20)
+    kept.save(Run(make_state(30), step=30, saved_step=run.step), None)
+    kept.finish()
+  assert store.steps_in(tmp_path / 'checkpoints')[-1] == 30
