@@ -115,6 +115,15 @@ def enough_memory(remedy: str) -> Iterator[None]:
     ) from error
 
 
+@contextlib.contextmanager
+def ending(remedy: str) -> Iterator[None]:
+  """Ends the messages of errors with a remedy."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{error} {remedy}') from error
+
+
 def system_error(error: Exception) -> int | None:
   """The errno of an error of Python or TensorStore, or None."""
   if isinstance(error, OSError):

@@ -261,7 +261,10 @@ def check_new(folder: Path) -> None:
   check_writable(folder.resolve().parent)
 
 
-def check_writable(folder: Path, remedy: str = 'give another --out') -> None:
+_OTHER_OUT = 'give another --out'
+
+
+def check_writable(folder: Path, remedy: str = _OTHER_OUT) -> None:
   """Raises `UserError` unless `folder` can be written to, or made.
 
   For commands to ask before long work. Nothing is left behind.
@@ -283,7 +286,9 @@ def check_writable(folder: Path, remedy: str = 'give another --out') -> None:
 
 
 @contextlib.contextmanager
-def explain_refusal(what: str | Path, remedy: str) -> Iterator[None]:
+def explain_refusal(
+  what: str | Path, remedy: str = _OTHER_OUT
+) -> Iterator[None]:
   """Turns a refusal to write into a `UserError` that ends with `remedy`.
 
   For commands that start over; `errors.writing` serves those that resume.

@@ -62,11 +62,6 @@ def has_checkpoint(workdir: Path) -> bool:
   return any(steps_in(folder) for folder in folders)
 
 
-def has_regular_checkpoint(workdir: Path) -> bool:
-  """Whether evaluations, exports and other runs can read one."""
-  return bool(steps_in(checkpoint_dir(workdir)))
-
-
 class Store(contextlib.AbstractContextManager):
   """Writes the checkpoints of a run, and finds the newest that is whole."""
 

@@ -9,6 +9,8 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -73,8 +75,12 @@ def decode_image(
   if (size := picture_size(encoded)) is None:
     return None
   check_pixels(*size, max_pixels, where)
+  # OpenCV turns none of these kinds, and mixes transparent pixels.
   if encoded[:3] == b'GIF' or encoded[4:11] == b'ftypavi':
-    return _by_pillow(encoded)
+    return by_pillow(
+      io.BytesIO(encoded),
+      lambda x: np.array(ImageOps.exif_transpose(x).convert('RGB')),
+    )
   buffer = np.frombuffer(encoded, np.uint8)
   if encoded[:4] in _TIFF:
     buffer = _tiff_as_stored(encoded, buffer, where)
@@ -89,13 +95,15 @@ def decode_image(
     ) from error
 
 
-def _by_pillow(encoded: bytes) -> np.ndarray | None:
-  """Decodes kinds of which OpenCV turns none and mixes transparent pixels."""
+def by_pillow(
+  file: Any, look: Callable[[Image.Image], Any], otherwise: Any = None
+) -> Any:
+  """What `look` finds in a picture; `otherwise` if Pillow cannot read it."""
   try:
-    with Image.open(io.BytesIO(encoded)) as picture:
-      return np.array(ImageOps.exif_transpose(picture).convert('RGB'))
+    with Image.open(file) as picture:
+      return look(picture)
   except BROKEN:
-    return None
+    return otherwise
 
 
 def check_pixels(
@@ -262,12 +270,10 @@ def _tiff_as_stored(
 
 def is_turned(path: str | os.PathLike) -> bool:
   """Whether an image's EXIF orientation exchanges its height and width."""
-  try:
-    with Image.open(path) as picture:
-      orientation = 0x0112  # The EXIF tag.
-      return picture.getexif().get(orientation, 1) in (5, 6, 7, 8)
-  except BROKEN:
-    return False
+  orientation = 0x0112  # The EXIF tag.
+  return by_pillow(
+    path, lambda x: x.getexif().get(orientation, 1) in (5, 6, 7, 8), False
+  )
 
 
 def png_kind(png: bytes, where: str) -> tuple[int, str]:

@@ -124,7 +124,7 @@ def evaluate_split(
   result |= summarize(config, evaluation, interval, outlines, batch_size, split)
   # On disk before anything is drawn, and on the screen if the disk refuses.
   try:
-    with explain_refusal(out, 'give another --out'):
+    with explain_refusal(out):
       write_metrics(out, result, evaluation, ranked)
   finally:
     print_table(console, evaluation, interval, outlines, split.labels.classes)

@@ -112,8 +112,7 @@ def export_model(
   if not programs:
     sizes = sizes[:1]
   exports: list[Export] = []
-  refusal = explain_refusal(out, 'give another --out')
-  with refusal, whole_folder(out) as folder:
+  with explain_refusal(out), whole_folder(out) as folder:
     for size in sizes:
       reference = Reference(*net, seen, size, probabilities)
       for name in formats:

@@ -94,10 +94,7 @@ def predict_files(
   print_notes(predictor)
   done, started = Done(), time.perf_counter()
   try:
-    with (
-      explain_refusal(f'to {out}', 'give another --out'),
-      evaluation_progress() as progress,
-    ):
+    with explain_refusal(f'to {out}'), evaluation_progress() as progress:
       predictor.on_compile = compile_notice(progress)
       pairs = list(zip(sources, files, strict=True))
       shared = (out, done, progress, opacity)

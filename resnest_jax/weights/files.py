@@ -1,18 +1,17 @@
 """Weight files: safetensors, and PyTorch's without running their code."""
 
-import contextlib
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, ending
 from resnest_jax.files import (
   check_new,
   explain_refusal,
@@ -35,6 +34,8 @@ ABOUT = 'about.json'
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 LONGEST_NAME = 500
 MAX_HEADER = 100_000_000  # Bytes, safetensors' own limit.
+# Ends messages about a description.
+CONVERT_AGAIN = 'Convert again from the original.'
 HEADER_KEY = 'resnest_jax'  # Of our description, in both formats.
 # Of safetensors; others, such as float8, are not read.
 TYPES = re.compile('F64|F32|F16|BF16|[IU](64|32|16|8)|BOOL')
@@ -111,15 +112,6 @@ def _named(path: Path, file: WeightFile) -> WeightFile:
   return file
 
 
-@contextlib.contextmanager
-def convert_again() -> Iterator[None]:
-  """Adds the remedy to errors about a description."""
-  try:
-    yield
-  except UserError as error:
-    raise UserError(f'{error} Convert again from the original.') from error
-
-
 def _read_safetensors(path: Path, part: str | None) -> WeightFile:
   import safetensors
 
@@ -136,7 +128,7 @@ def _read_safetensors(path: Path, part: str | None) -> WeightFile:
     raise UserError(f'{path} is damaged ({error}); get it again.') from error
   about = {}
   if text := header.pop(HEADER_KEY, ''):
-    with convert_again():
+    with ending(CONVERT_AGAIN):
       about = parse_json(text, f'the description in the header of {path}')
   network, others = find_network(tensors, part)
   return WeightFile(
@@ -171,7 +163,7 @@ def _read_torch(path: Path, part: str | None) -> WeightFile:
   extras = (outer.get(key) for key in (HEADER_KEY, 'meta'))
   about, meta = (x if isinstance(x, dict) else {} for x in extras)
   if about:
-    with convert_again():
+    with ending(CONVERT_AGAIN):
       check_json(about, f'the description in {path}')
   return WeightFile(to_numpy(path, tensors), about, meta, network, others)
 
@@ -199,10 +191,7 @@ def write_weights(
   encode = _torch_file if kind == 'mmseg' else _safetensors_file
   # Written here: the packages' own errors do not say why a write is refused.
   content = encode(state_dict, about)
-  with (
-    explain_refusal(folder, 'give another --out'),
-    whole_folder(folder) as temporary,
-  ):
+  with explain_refusal(folder), whole_folder(folder) as temporary:
     (temporary / name).write_bytes(content)
     write_json(temporary / ABOUT, about)
   return [folder / name, folder / ABOUT]

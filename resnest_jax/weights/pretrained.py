@@ -15,14 +15,14 @@ import resnest_jax
 from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.preprocess import MEAN, STD, Normalization
 from resnest_jax.distributed import messages
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, ending
 from resnest_jax.models.description import CLASSES, PALETTE, check_description
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.text import listed, without_secrets
 from resnest_jax.weights.fetch import fetch
 from resnest_jax.weights.files import (
+  CONVERT_AGAIN,
   WeightFile,
-  convert_again,
   read_weights,
   sha256,
   weight_file,
@@ -364,7 +364,7 @@ def _assumed(stored: Stored, heads: bool) -> list[str]:
 
 
 def _described(path, about, state_dict, kind, drop, backbone, provenance):
-  with convert_again():
+  with ending(CONVERT_AGAIN):
     check_description(about, f'the description in {path}')
     description = Description(about['task'], dict(about['model']))
     _check_built(path, description, state_dict)

@@ -74,7 +74,7 @@ def main() -> None:
   # On disk before anything is printed, and printed if the disk refuses.
   try:
     if flags.out:
-      with explain_refusal(flags.out, 'give another --out'):
+      with explain_refusal(flags.out):
         report.write_json(flags.out, surveys, found)
         report.draw(flags.out, splits, surveys, found)
   finally:

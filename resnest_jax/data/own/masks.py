@@ -4,7 +4,6 @@ Training, the doctor and palette2id ask the same functions, so that none of them
 accepts what another refuses.
 """
 
-import contextlib
 import dataclasses
 import io
 import os
@@ -13,10 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from resnest_jax.data.headers import picture_format
-from resnest_jax.data.images import BROKEN, png_header
+from resnest_jax.data.images import by_pillow, png_header
 from resnest_jax.data.own.classes import Classes
 from resnest_jax.labels import IGNORE
 from resnest_jax.text import listed, plural
@@ -53,11 +51,8 @@ def stored_mask(
   kind, indices = f'{header.bits}-bit {header.colour}', ()
   if header.colour == 'palette':
     # OpenCV has decoded it, but Pillow has limits of its own.
-    with (
-      contextlib.suppress(*BROKEN),
-      Image.open(io.BytesIO(encoded)) as picture,
-    ):
-      indices = tuple(np.unique(np.asarray(picture)).tolist())
+    read = by_pillow(io.BytesIO(encoded), lambda x: np.unique(x).tolist(), ())
+    indices = tuple(read)
   if header.colour == 'grey' and header.bits < 8:
     pixels = few_bits(pixels, header.bits, known)
   return Stored(pixels, kind, indices)

@@ -262,7 +262,10 @@ def match_pairs(
   if problems:
     remedies.append(_flags_that_pair(trees) or _OF_NAMES)
   # Neither file of a pair is read: no orphan tells.
-  unread = [{x for x, y in tree.others if _is_picture(y)} for tree in trees]
+  unread = [
+    {x for x, y in tree.others if y.suffix.lower() not in _NOTES}
+    for tree in trees
+  ]
   lost = unread[0] & unread[1] - {None, *trees.images.files, *trees.masks.files}
   near = [[x for x in tree.others if x[0] in lost] for tree in trees]
   # In a folder of both, a file is not its own partner.
@@ -287,10 +290,6 @@ _OF_NAMES = (
   'to how the names begin and end, or write a list of pairs '
   '(config.data.folder.lists).'
 )
-
-
-def _is_picture(path: Path) -> bool:
-  return path.suffix.lower() not in _NOTES
 
 
 def _files(others: Sequence[tuple[str | None, Path]]) -> str:

@@ -229,7 +229,7 @@ def convert_folder(
   otherwise they raise a `UserError`, which ends with the remedy.
   """
   check_new(out)
-  with explain_refusal(out, 'give another --out'), whole_folder(out) as folder:
+  with explain_refusal(out), whole_folder(out) as folder:
     pixels, first = _convert_all(targets, folder, convert, ignore)
     in_words = convert[-1]
     unknown = '\n'.join(

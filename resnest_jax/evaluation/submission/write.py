@@ -73,7 +73,7 @@ def write(
 
   masks = {}
   with (
-    explain_refusal(out, 'give another --out'),
+    explain_refusal(out),
     whole_file(out) as temporary,
     zipfile.ZipFile(temporary, 'w') as archive,
     progress_bar('writing masks') as report,
