@@ -205,20 +205,16 @@ def _jpeg_size(jpeg: bytes) -> tuple[int, int] | None:
 
 
 def _webp_size(webp: bytes) -> tuple[int, int] | None:
-  kind = webp[12:16]
+  def number(place: int, size: int) -> int:
+    return int.from_bytes(webp[place : place + size], 'little')
+
+  kind, bits = webp[12:16], number(21, 4)
   if kind == b'VP8X':
-    width, height = (
-      int.from_bytes(webp[i : i + 3], 'little') for i in (24, 27)
-    )
-    return height + 1, width + 1
+    return number(27, 3) + 1, number(24, 3) + 1
   if kind == b'VP8L':
-    bits = int.from_bytes(webp[21:25], 'little')
     return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
   if kind == b'VP8 ':
-    width, height = (
-      int.from_bytes(webp[i : i + 2], 'little') for i in (26, 28)
-    )
-    return height & 0x3FFF, width & 0x3FFF
+    return number(28, 2) & 0x3FFF, number(26, 2) & 0x3FFF
   return None
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from resnest_jax import files
 from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
@@ -20,19 +21,13 @@ from resnest_jax.export.checks import (
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.export.program import make_program
 from resnest_jax.export.promise import written_now
-from resnest_jax.files import (
-  check_new,
-  explain_refusal,
-  whole_folder,
-  write_json,
-  write_text,
-)
 from resnest_jax.inference.predictor import CROP_SIZES, IMAGE_SCALES
 from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import IGNORE, LabelSet
 from resnest_jax.models import implementations
 from resnest_jax.text import plural
-from resnest_jax.weights.files import ABOUT, check_torch, public, write_weights
+from resnest_jax.weights.files import ABOUT, public, write_weights
+from resnest_jax.weights.pickles import check_torch
 from resnest_jax.weights.pretrained import Weights, load_segmentor
 from resnest_jax.weights.state_dict import export_state_dict
 
@@ -91,7 +86,7 @@ def export_model(
   """
   out = Path(out)
   # All that can fail without the weights comes before their download.
-  check_new(out)
+  files.check_new(out)
   formats = [name for name in FORMATS if name in formats]
   programs = set(formats) & set(PROGRAMS)
   check_packages(formats)
@@ -112,7 +107,7 @@ def export_model(
   if not programs:
     sizes = sizes[:1]
   exports: list[Export] = []
-  with explain_refusal(out), whole_folder(out) as folder:
+  with files.explain_refusal(out), files.whole_folder(out) as folder:
     for size in sizes:
       reference = Reference(*net, seen, size, probabilities)
       for name in formats:
@@ -265,5 +260,5 @@ def write_description(
   """Writes the description and the model card."""
   about = public(about)
   described = about | {'exports': [each.entry() for each in exports]}
-  write_json(folder / ABOUT, described)
-  write_text(folder / CARD, model_card(about, exports))
+  files.write_json(folder / ABOUT, described)
+  files.write_text(folder / CARD, model_card(about, exports))

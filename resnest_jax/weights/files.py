@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -20,13 +20,8 @@ from resnest_jax.files import (
 )
 from resnest_jax.text import listed
 from resnest_jax.untrusted import brief, check_json, parse_json
+from resnest_jax.weights import pickles
 from resnest_jax.weights.networks import Network, find_network
-from resnest_jax.weights.pickles import (
-  check_torch,
-  load_pickle,
-  to_numpy,
-  unknown_type,
-)
 
 SAFETENSORS = 'model.safetensors'
 TORCH = 'model.pth'
@@ -122,7 +117,7 @@ def _read_safetensors(path: Path, part: str | None) -> WeightFile:
       for name in names:
         kind = file.get_slice(name).get_dtype()
         if not TYPES.fullmatch(kind):
-          raise unknown_type(path, name, kind)
+          raise pickles.unknown_type(path, name, kind)
       tensors = {name: _float32(file.get_tensor(name)) for name in names}
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise UserError(f'{path} is damaged ({error}); get it again.') from error
@@ -144,7 +139,7 @@ def _float32(value: np.ndarray) -> np.ndarray:
 
 
 def _read_torch(path: Path, part: str | None) -> WeightFile:
-  content = load_pickle(path)
+  content = pickles.load_pickle(path)
   outer = content if isinstance(content, Mapping) else {}
   network, others = find_network(outer, part)
   # Of no network that is known: `recognise` says what is there.
@@ -165,7 +160,9 @@ def _read_torch(path: Path, part: str | None) -> WeightFile:
   if about:
     with ending(CONVERT_AGAIN):
       check_json(about, f'the description in {path}')
-  return WeightFile(to_numpy(path, tensors), about, meta, network, others)
+  return WeightFile(
+    pickles.to_numpy(path, tensors), about, meta, network, others
+  )
 
 
 def write_weights(
@@ -200,18 +197,21 @@ def write_weights(
 def public(about: Mapping[str, Any]) -> dict[str, Any]:
   """A description to be published: its provenance names no local folders."""
   return {
-    key: _without_folders(value) if key == 'provenance' else value
+    key: with_texts(value, _without_folder) if key == 'provenance' else value
     for key, value in about.items()
   }
 
 
-def _without_folders(value: Any) -> Any:
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+  """The value with each text in it changed."""
   if isinstance(value, Mapping):
-    return {key: _without_folders(each) for key, each in value.items()}
+    return {key: with_texts(each, change) for key, each in value.items()}
   if isinstance(value, list | tuple):
-    return [_without_folders(each) for each in value]
-  if not isinstance(value, str):
-    return value
+    return [with_texts(each, change) for each in value]
+  return change(value) if isinstance(value, str) else value
+
+
+def _without_folder(value: str) -> str:
   # Files of others may be from another system.
   if PureWindowsPath(value).is_absolute():
     return PureWindowsPath(value).name
@@ -239,7 +239,7 @@ def _safetensors_file(state_dict, about) -> bytes:
 
 
 def _torch_file(state_dict, about) -> bytes:
-  check_torch()
+  pickles.check_torch()
   import torch
 
   classes, palette = about.get('classes'), about.get('palette')

@@ -26,6 +26,7 @@ from resnest_jax.weights.files import (
   read_weights,
   sha256,
   weight_file,
+  with_texts,
 )
 from resnest_jax.weights.infer import (
   Description,
@@ -374,7 +375,8 @@ def _described(path, about, state_dict, kind, drop, backbone, provenance):
     known = True
   if drop:
     description = remaining(description, state_dict)
-  before = {'from': _without_secrets(about['provenance'])}
+  # Earlier versions wrote secrets.
+  before = {'from': with_texts(about['provenance'], without_secrets)}
   return Weights(
     *(state_dict, kind, description),
     *(about[key] for key in ('classes', 'palette', 'normalization')),
@@ -382,17 +384,6 @@ def _described(path, about, state_dict, kind, drop, backbone, provenance):
     about.get('image_scale'),
     about.get('crop_size'),
   )
-
-
-def _without_secrets(provenance: Mapping[str, Any]) -> dict[str, Any]:
-  # Of files that earlier versions wrote.
-  cleaned = {
-    key: without_secrets(value) if isinstance(value, str) else value
-    for key, value in provenance.items()
-  }
-  if isinstance(before := provenance.get('from'), Mapping):
-    cleaned['from'] = _without_secrets(before)
-  return cleaned
 
 
 def _check_built(path, description: Description, state_dict: Mapping) -> None:

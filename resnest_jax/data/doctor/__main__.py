@@ -9,16 +9,15 @@ doctor.json and the contact sheet doctor.png. The exit status is 1 if there
 are errors, and otherwise 0.
 """
 
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnest_jax.errors import run
+from resnest_jax.errors import run_module
 
 if __name__ == '__main__':
   # Before the imports below, so that Ctrl-C during them is told in a line.
-  run(lambda: importlib.import_module(__spec__.name).main())
+  run_module(__spec__.name)
 
 from resnest_jax.config import parse_flags
 from resnest_jax.data.datasets import open_data

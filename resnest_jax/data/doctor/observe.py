@@ -266,6 +266,12 @@ def observe(split: Any, index: int) -> Observation:
     return Observation(index, message.splitlines()[0], error=message)
   image, mask = np.asarray(sample['image']), np.asarray(sample['mask'])
   values, counts = _values(mask)
+  refused = ''
+  if labelled := getattr(split, 'labelled', None):
+    try:
+      labelled(index, sample)
+    except UserError as error:
+      refused = str(error)
   stored = sample.get('stored') or Stored(mask, '')
   pairs = getattr(split, 'pairs', None)  # Only a user's own folders have them.
   return Observation(
@@ -283,22 +289,12 @@ def observe(split: Any, index: int) -> Observation:
     colours=colours_of(mask),
     kind=stored.kind,
     indices=stored.indices,
-    refused=_refusal(split, index, sample),
+    refused=refused,
     channels=sample.get('channels', 0),
     white=image.max().item(),
     **_ramps(mask, values, split.labels.to_train_id[IGNORE] == IGNORE),
     edges=_edges(image, mask),
   )
-
-
-def _refusal(split: Any, index: int, sample: dict[str, Any]) -> str:
-  """The error of a training that gets the sample; '' if it takes it."""
-  if labelled := getattr(split, 'labelled', None):
-    try:
-      labelled(index, sample)
-    except UserError as error:
-      return str(error)
-  return ''
 
 
 def _hash(array: np.ndarray) -> bytes:

@@ -365,7 +365,9 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
     where = f'{path}, line {number}'
     words = _two_paths(line, path.parent)
     pair = None
-    if trees and not (words and _is_path(words[0], path.parent)):
+    first = words[0] if words else ''
+    is_path = os.path.splitext(first)[1] or os.path.isfile(path.parent / first)
+    if trees and not is_path:
       pair = _named(line.strip(), where, path.parent, trees())
     if not pair and not words:
       raise UserError(
@@ -393,10 +395,6 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
       f'({_first(missing)}). Paths are relative to the list.'
     )
   return list(pairs.values())
-
-
-def _is_path(word: str, folder: Path) -> bool:
-  return bool(os.path.splitext(word)[1]) or os.path.isfile(folder / word)
 
 
 def _two_paths(line: str, folder: Path) -> list[str] | None:
