@@ -1,7 +1,6 @@
 """Downloads that end, whatever the other side sends.
 
-RESNEST_JAX_MAX_DOWNLOAD is the number of gigabytes that one may have, 20 by
-default.
+RESNEST_JAX_MAX_DOWNLOAD is the most gigabytes of one, 20 by default.
 """
 
 import base64

@@ -15,11 +15,7 @@ LENGTH = 20_000_000  # Characters.
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-  """Reads an object of JSON; `where` it is begins messages.
-
-  Raises:
-    UserError: damaged, too long or too deep, or not an object.
-  """
+  """Reads an object of JSON; `UserError`s about it begin with `where`."""
   if len(text) > LENGTH:
     raise UserError(f'{where} is too long ({len(text)} characters).')
   try:

@@ -298,11 +298,7 @@ def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:
 def data_changes(
   there: Mapping[str, Any], here: Mapping[str, Any]
 ) -> list[str]:
-  """Says what differs in the data of a checkpoint and of now.
-
-  Raises:
-    UserError: the classes have other mask values.
-  """
+  """What differs in the data now; `UserError` for other values of classes."""
   # Earlier versions wrote less or nothing.
   changes = differing({**here, **there}, here, 'before', 'now')
   for line in changes:

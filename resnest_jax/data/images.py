@@ -125,11 +125,7 @@ def check_pixels(
 
 
 def read_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> bytes:
-  """The bytes of a picture's file.
-
-  Raises:
-    UnreadableSample: the system refuses, or it cannot be a picture.
-  """
+  """The bytes of a picture's file, or an `UnreadableSample`."""
   try:
     return read_bounded(path, _MOST_BYTES * max_pixels + 2**20)
   except OSError as error:

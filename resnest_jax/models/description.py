@@ -90,12 +90,9 @@ _SIZES = {
 
 
 def check_description(about: Mapping[str, Any], where: str) -> None:
-  """Checks types, lengths and ranges of a description of weights.
+  """Checks `Weights.about`, or that of a file: types, lengths and ranges.
 
-  `about` is from `Weights.about` or from a file; `where` begins messages.
-
-  Raises:
-    UserError: names the field, and what is accepted.
+  Raises a `UserError` that begins with `where` and says what is accepted.
   """
   check_fields(about, _ABOUT, where)
   check_network(about['model'], about['task'], f'{where}, model,')

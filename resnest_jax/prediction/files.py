@@ -83,15 +83,13 @@ def predict_files(
   """Predicts pictures and videos and writes the results with two JSON files.
 
   Args:
-    given: see `find_sources`.
-    weights: see `from_checkpoint`.
+    given, recursive: see `find_sources`.
+    weights, **options: see `from_checkpoint`.
     out: folder, created if needed.
-    recursive: see `find_sources`.
     save: see `output_files`.
     opacity: of the colours in overlays, 0 to 1.
     legend: whether overlays of pictures name the classes.
     overwrite: whether `out` may hold files already.
-    **options: of `from_checkpoint`: protocol, batch size and others.
 
   Raises:
     UserError: an argument is invalid; or, after all others are done, some

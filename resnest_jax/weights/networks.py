@@ -35,11 +35,7 @@ class Network(NamedTuple):
 def find_network(
   content: Mapping[Any, Any], part: str | None
 ) -> tuple[Network | None, list[Network]]:
-  """The network that `part` names, or the likeliest; and all there are.
-
-  Raises:
-    UserError: there is none of this name.
-  """
+  """The network called `part`, or the likeliest, and all; or a `UserError`."""
   found = [
     network
     for path, tensors in _state_dicts(content, (), set())

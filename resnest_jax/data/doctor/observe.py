@@ -43,8 +43,7 @@ class Observation:
     colours: int64 (K, 3), RGB colours of a mask of several channels.
     kind: how the mask's file stores it, '8-bit grey'; '' if not in a file.
     indices: values of the pixels of a palette PNG.
-    refused: the error with which training refuses the sample, '' if it does
-      not.
+    refused: the error with which training refuses the sample, or ''.
     channels: of the image's file; 0 if unknown.
     white: the largest value of the image.
     between: int64 (K,), pixels of each value in a thin strip between a lower

@@ -67,10 +67,8 @@ def few_bits(
     pixels: as decoders spread them, 0 and 255 for one bit.
     bits: of the file, 1 to 8.
     known: bool (256,), the values that masks may have.
-    mixed: whether masks of 8 bits lie next to it.
-
-  Raises:
-    ValueError: `mixed`, and both numbers may be meant.
+    mixed: whether masks of 8 bits lie next to it; then a `ValueError` is raised
+      where both numbers may be meant.
   """
   numbers = pixels // (255 // (2**bits - 1))
   spread = known[pixels].all()

@@ -32,7 +32,6 @@ def draw_split(
   """Draws the samples of a split by a hash of seed and name.
 
   Args:
-    pairs: all samples.
     split: one of `names`, or a `UserError` is raised.
     names: of the training and the evaluation split.
     fraction: share of the evaluation split, 0 to 1 (exclusive), which has the
@@ -83,24 +82,21 @@ def find_pairs(
     among = images.is_relative_to(masks)
     return convert(str(masks), ending if among else '')
 
-  where = (
-    images,
-    of_split,
-    Affixes(options.image_prefix, options.image_suffix),
-    Affixes(options.mask_prefix, options.mask_suffix),
-    how,
+  of_images = Affixes(options.image_prefix, options.image_suffix)
+  of_masks = Affixes(options.mask_prefix, options.mask_suffix)
+  trees = functools.cache(
+    lambda: pairing.read_trees(images, of_split, of_images, of_masks, how)
   )
   if options.lists:
     source = root / options.lists.replace('{split}', split)
     there = os.path.isdir(images) and os.path.isdir(of_split)
-    trees = functools.cache(lambda: pairing.read_trees(*where))
     pairs = pairing.read_list(source, trees if there else None)
     folders = [os.path.dirname(os.path.abspath(pair.mask)) for pair in pairs]
     masks = Path(os.path.commonpath(folders))
     if masks.is_relative_to(own := os.path.abspath(of_split)):
       masks = own
   else:
-    source, pairs = images, pairing.match_pairs(*where)
+    source, pairs = images, pairing.match_pairs(trees(), how)
   if drawn:
     total = len(pairs)
     pairs = draw_split(
