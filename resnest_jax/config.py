@@ -72,12 +72,9 @@ def load_run_config(
     ) from error
   except (ValueError, AttributeError, TypeError, RecursionError) as error:
     raise UserError(f'{path} is damaged. {advice}') from error
-  config = _common_config()
   try:
-    known = _known(config)
-    for key in saved.keys() - REMOVED.keys():
-      override(config, key, saved[key], known)
-    validate(config)
+    kept = {key: saved[key] for key in saved.keys() - REMOVED.keys()}
+    config = _overridden(_common_config(), kept)
   except UserError as error:
     raise UserError(f'{path}: {str(error).rstrip(".")}. {advice}') from error
   config = _overridden(config, overrides or {})

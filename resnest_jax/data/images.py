@@ -3,14 +3,13 @@
 Width and height are read from the header before anything is decoded.
 """
 
-import dataclasses
 import io
 import os
 import re
 import struct
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -36,8 +35,7 @@ if 'OPENCV_LOG_LEVEL' not in os.environ:
 _COLOUR_TYPES = {0: 'grey', 2: 'RGB', 3: 'palette', 4: 'grey-alpha', 6: 'RGBA'}
 
 
-@dataclasses.dataclass(frozen=True)
-class PngHeader:
+class PngHeader(NamedTuple):
   width: int
   height: int
   bits: int  # per channel

@@ -4,17 +4,15 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import flax.linen as nn
+from typing import Any
 
 from resnest_jax import files
 from resnest_jax.data.own.classes import label_set
-from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.export.card import Export, model_card
 from resnest_jax.export.checks import (
   INSTALL_JAX2ONNX,
+  Model,
   Reference,
   check_same_bits,
 )
@@ -46,15 +44,6 @@ CARD = 'README.md'
 SHORTEST, LONGEST = 32, 8192  # Pixels of an edge.
 
 Say = Callable[[str], None]
-
-
-class Model(NamedTuple):
-  """A network in float32, as all exports are."""
-
-  model: nn.Module
-  variables: Mapping[str, Any]
-  labels: LabelSet
-  normalization: Normalization
 
 
 def export_model(
@@ -109,7 +98,7 @@ def export_model(
   exports: list[Export] = []
   with files.explain_refusal(out), files.whole_folder(out) as folder:
     for size in sizes:
-      reference = Reference(*net, seen, size, probabilities)
+      reference = Reference(net, seen, size, probabilities)
       for name in formats:
         if name in PROGRAMS:
           file = folder / f'model_{size[0]}x{size[1]}.{name}'
@@ -249,7 +238,7 @@ def _write_weights(
   shutil.rmtree(folder / name)
   _, found, read = load_segmentor(file)
   check_same_bits(file.name, found, stored)
-  run = reference.run_of(*as_exported(file, read))
+  run = reference.run_of(as_exported(file, read))
   share = reference.compare(file.name, run)
   return Export(file.name, name, None, share, len(reference.images))
 

@@ -63,19 +63,27 @@ def read_weights(path: Path, part: str | None = None) -> WeightFile:
       state dict inside, or PyTorch is not installed.
   """
   path = weight_file(path)
-  with path.open('rb') as file:
-    start = file.read(9)
+  with path.open('rb') as opened:
+    start = opened.read(9)
   # First: the length of safetensors' header may look like a zip file or pickle.
   length = int.from_bytes(start[:8], 'little')
   if start[8:9] == b'{' and length <= MAX_HEADER:
-    return _named(path, _read_safetensors(path, part))
+    file = _read_safetensors(path, part)
   # Zip files since PyTorch 1.6, bare pickles before.
-  if start[:4] == b'PK\x03\x04' or start[:1] == b'\x80':
-    return _named(path, _read_torch(path, part))
-  raise UserError(
-    f'{path} is neither a safetensors nor a PyTorch file: it begins with '
-    f'{start!r}. It may be a web page or cut off; get it again.'
-  )
+  elif start[:4] == b'PK\x03\x04' or start[:1] == b'\x80':
+    file = _read_torch(path, part)
+  else:
+    raise UserError(
+      f'{path} is neither a safetensors nor a PyTorch file: it begins with '
+      f'{start!r}. It may be a web page or cut off; get it again.'
+    )
+  for name in file.state_dict:  # Messages list names.
+    if len(name) > LONGEST_NAME or not name.isprintable():
+      raise UserError(
+        f'{path} has a tensor named {brief(name)}, which is no name of a '
+        'network; it was not read. Use another source.'
+      )
+  return file
 
 
 def weight_file(path: Path) -> Path:
@@ -94,17 +102,6 @@ def weight_file(path: Path) -> Path:
     f'checkpoints of a training, but {inside or "nothing"}. Give the file '
     'itself.'
   )
-
-
-def _named(path: Path, file: WeightFile) -> WeightFile:
-  # Messages list names.
-  for name in file.state_dict:
-    if len(name) > LONGEST_NAME or not name.isprintable():
-      raise UserError(
-        f'{path} has a tensor named {brief(name)}, which is no name of a '
-        'network; it was not read. Use another source.'
-      )
-  return file
 
 
 def _read_safetensors(path: Path, part: str | None) -> WeightFile:

@@ -70,13 +70,13 @@ def find_pairs(
   names = (data_config.train_split, data_config.eval_split)
   for name in (split, *names):
     _check_name(name)
-  if options.lists:
-    images, of_split = (
-      _of_split(root, path, split) for path in (options.images, options.masks)
-    )
-    masks, drawn = of_split, '{split}' not in options.lists
-  else:
-    images, of_split, masks, drawn = _folders(root, options, split, names)
+  images, of_split = (
+    _of_split(root, path, split) for path in (options.images, options.masks)
+  )
+  masks, drawn = of_split, '{split}' not in options.lists
+  if not options.lists:
+    given = '{split}' in options.images
+    images, of_split, drawn = _folders(images, masks, given, split, names)
 
   def how(ending: str) -> str:
     among = images.is_relative_to(masks)
@@ -121,13 +121,9 @@ def _check_name(split: str) -> None:
 
 
 def _folders(
-  root: Path, options: Any, split: str, names: Sequence[str]
-) -> tuple[Path, Path, Path, bool]:
-  """Folders of images, masks and all masks; whether the split is drawn."""
-  images, masks = (
-    _of_split(root, path, split) for path in (options.images, options.masks)
-  )
-  all_masks, given = masks, '{split}' in options.images
+  images: Path, masks: Path, given: bool, split: str, names: Sequence[str]
+) -> tuple[Path, Path, bool]:
+  """Folders of the split's images and masks; whether the split is drawn."""
   _check_folder('images', images, given)
   if not given:
     # One of the two suffices: one that is misspelt must not mix both splits.
@@ -141,7 +137,7 @@ def _folders(
       images, masks = (_of_split(x, '{split}', split) for x in (images, masks))
       _check_folder('images', images, given)
   _check_folder('masks', masks, given)
-  return images, masks, all_masks, not given
+  return images, masks, not given
 
 
 def _of_split(root: Path, path: str, split: str) -> Path:
