@@ -53,10 +53,8 @@ def load_run_config(
 ) -> ConfigDict:
   """As `load_config`, the configuration that a run was last started with.
 
-  Keys that came later have their defaults.
-
-  Raises:
-    UserError: `config.json` is missing or damaged, or its data is not here.
+  Keys that came later have their defaults. Raises `UserError` if `config.json`
+  is missing or damaged, or its data is not here.
   """
   path, advice = Path(workdir) / SAVED, 'Give --config, as in the training.'
   try:

@@ -92,12 +92,13 @@ def open_data(data_config: Any, split: str) -> 'PreparedSplit | FolderSplit':
   return open_split(data_config.name, data_config.data_dir, split)
 
 
+Split = 'PreparedSplit | FolderSplit'
 CLASSES = 'classes and their mask values'
 
 
 class Splits(NamedTuple):
-  train: 'PreparedSplit | FolderSplit'
-  eval: 'PreparedSplit | FolderSplit'
+  train: Split
+  eval: Split
 
   def facts(self) -> dict[str, Any]:
     """What `describe` says of both."""
@@ -106,9 +107,7 @@ class Splits(NamedTuple):
     )
 
 
-def describe(
-  splits: Mapping[str, 'PreparedSplit | FolderSplit'],
-) -> dict[str, Any]:
+def describe(splits: Mapping[str, Split]) -> dict[str, Any]:
   """Facts that are equal where the same samples are read; JSON-able."""
   facts = {}
   for name, split in splits.items():

@@ -60,11 +60,8 @@ def decode_image(
 ) -> np.ndarray | None:
   """Decodes as `cv2.imdecode`; returns None for truncated or unknown data.
 
-  `max_pixels` is for callers whose users can raise it.
-
-  Raises:
-    UnreadableSample: it has too many pixels to be decoded, or too many
-      channels. The message begins with `where`.
+  Raises `UnreadableSample`, which begins with `where`, for too many pixels or
+  channels. `max_pixels` is for callers whose users can raise it.
   """
   if not encoded:  # OpenCV raises for an empty buffer.
     return None

@@ -174,8 +174,7 @@ def load_network(
 def claim_results(out: Path, result: Mapping[str, Any]) -> list[str]:
   """The overlays that an earlier run of this evaluation lists in `out`.
 
-  Raises:
-    UserError: `out` cannot be written to, or holds something else.
+  Raises `UserError` if it cannot be written to, or holds something else.
   """
   files.check_writable(out)
   files.inside(out, OVERLAYS / 'x')

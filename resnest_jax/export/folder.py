@@ -197,10 +197,7 @@ def write_program(
   `net` is from `as_exported`, `size` is (height, width) in pixels.
   """
   program = make_program(
-    *net[:2],
-    size,
-    probabilities=probabilities,
-    normalization=net.normalization,
+    *net[:2], size, probabilities=probabilities, normalization=net.normalization
   )
   written = None
   # Not Winograd's, our choice on a CPU: what runs a file chooses its own.

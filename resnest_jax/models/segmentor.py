@@ -21,6 +21,7 @@ from resnest_jax.models.resnest import (
   Backbone,
   ResNeSt,
   attention_channels,
+  inner_channels,
 )
 
 HEADS = {
@@ -130,7 +131,8 @@ def _check_channels(backbone: Backbone) -> None:
   """Raises `UserError` unless groups and radix share the channels evenly."""
   groups, radix = backbone.groups, backbone.radix
   for stage in range(4):
-    channels = backbone.channels(stage)
+    planes = backbone.width * 2**stage
+    channels = inner_channels(planes, backbone.base_width, groups)
     hidden = attention_channels(channels, radix)
     for number, divisor, of in (
       (channels, groups * radix, 'model.groups times model.radix'),

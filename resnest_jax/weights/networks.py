@@ -79,11 +79,10 @@ def _state_dicts(
 def _networks(
   path: tuple[str, ...], tensors: Mapping[str, Any]
 ) -> list[Network]:
-  prefixes = {}
-  for match in filter(None, map(_STEM.fullmatch, tensors)):
-    inner = match[1] + (match[3] or '')
-    if inner + _BLOCK in tensors:
-      prefixes[match[1]] = None
+  stems = filter(None, map(_STEM.fullmatch, tensors))
+  prefixes = dict.fromkeys(
+    x[1] for x in stems if f'{x[1]}{x[3] or ""}{_BLOCK}' in tensors
+  )
   owner = {
     name: max((x for x in prefixes if name.startswith(x)), key=len, default='')
     for name in tensors

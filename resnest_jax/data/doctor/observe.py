@@ -172,9 +172,8 @@ class Survey:
     """Value -> pixels, and strips, between a lower and a higher value."""
     sums = {value: np.zeros(2, np.int64) for value in self.histogram}
     for o in self.index_masks:
-      for value, *numbers in zip(
-        o.values.tolist(), o.between, o.ramps, strict=True
-      ):
+      rows = zip(o.values.tolist(), o.between, o.ramps, strict=True)
+      for value, *numbers in rows:
         sums[value] += numbers
     return {value: tuple(both.tolist()) for value, both in sums.items()}
 

@@ -97,11 +97,9 @@ def colours_of(mask: np.ndarray) -> np.ndarray:
 class Conversion:
   """How a folder of other masks becomes one of index masks.
 
-  Attributes:
-    masks: the folder.
-    classes_file: path.
-    suffix: the end of the masks' names, if others lie among them; else ''.
-    then: what to set after it.
+  masks: the folder.
+  suffix: the end of the masks' names, if others lie among them; else ''.
+  then: what to set after it.
   """
 
   masks: str
@@ -149,13 +147,10 @@ class Conversion:
   def of_colours(self, colours: Colours, indices: Sequence[int] = ()) -> str:
     """The remedy for masks of colours; `indices` if all have a palette."""
     file, labels = self.classes_file, self.classes.labels
-    ours = {
-      tuple(colour)
-      for colour, name in zip(
-        labels.palette.tolist(), labels.classes, strict=True
-      )
-      if name not in self.classes.chosen
-    }
+    named = zip(
+      labels.classes, map(tuple, labels.palette.tolist()), strict=True
+    )
+    ours = {colour for name, colour in named if name not in self.classes.chosen}
     unknown = sorted(colours - ours)
     fit = bool(indices) and self.classes.known()[list(indices)].all()
     if len(unknown) == len(colours):

@@ -80,10 +80,8 @@ def walk(folder: Path, deep: bool = True) -> list[Path]:
   """All files of a folder and, if `deep`, below it, sorted.
 
   Links are followed; one to nothing is a file, which its reader cannot open.
-  Hidden files are skipped.
-
-  Raises:
-    UserError: folders cannot be read; none of their files is dropped silently.
+  Hidden files are skipped. Folders that cannot be read are a `UserError`: no
+  file is dropped silently.
   """
   # Hidden: macOS leaves `._name.jpg` next to files on foreign file systems.
   files, closed = [], []
@@ -323,11 +321,7 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
   Each line has the paths of an image and of its mask, relative to the list and
   separated by a tab, blanks or a comma; or the name of both in `trees`, as in
   the lists of Pascal VOC. Empty lines and lines with # are skipped. Files of a
-  pair give the sample its image's path as name.
-
-  Raises:
-    UserError: the list cannot be read or is empty, a line is not a pair, an
-      image occurs twice, or files are missing.
+  pair give the sample its image's path as name. All else is a `UserError`.
   """
   try:
     lines = read_text(path).splitlines()
