@@ -81,8 +81,9 @@ def list_of(
   )
 
 
-def numbers(words: str, number: int, *kinds: type, **bounds: float) -> Accepted:
-  low, high = bounds['low'], bounds['high']
+def numbers(
+  words: str, number: int, *kinds: type, low: float, high: float
+) -> Accepted:
   return list_of(
     words, lambda x: type(x) in kinds and low <= x <= high, number, number
   )

@@ -87,7 +87,9 @@ def export_model(
     )
   seen = gather_pictures(pictures)
   _, _, weights = load_segmentor(source, checkpoint)
-  for line in _origin(source, weights):
+  step = weights.provenance.get('step')
+  taken = [] if step is None else [f'checkpoint {step} of {source}']
+  for line in taken + weights.notes():
     say(line)
   net = as_exported(source, weights)
   about = _about(weights, net.labels)
@@ -114,12 +116,6 @@ def export_model(
     write_description(folder, about, exports)
   say(f'written: {out}')
   return exports
-
-
-def _origin(source: str | Path, weights: Weights) -> list[str]:
-  step = weights.provenance.get('step')
-  taken = [] if step is None else [f'checkpoint {step} of {source}']
-  return taken + weights.notes()
 
 
 def passed(file: Path, export: Export) -> str:

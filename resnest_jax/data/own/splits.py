@@ -69,7 +69,12 @@ def find_pairs(
   root, options = Path(data_config.data_dir), data_config.folder
   names = (data_config.train_split, data_config.eval_split)
   for name in (split, *names):
-    _check_name(name)
+    path = PurePath(name.strip())
+    if not path.parts or path.is_absolute() or '..' in path.parts:
+      raise UserError(
+        f'a split is called {name!r}, which is no name of a folder. Set '
+        'config.data.train_split and eval_split, for example to train and val.'
+      )
   images, of_split = (
     _of_split(root, path, split) for path in (options.images, options.masks)
   )
@@ -109,15 +114,6 @@ def find_pairs(
         f'{names[0]} and {names[1]}.'
       )
   return pairs, str(masks)
-
-
-def _check_name(split: str) -> None:
-  path = PurePath(split.strip())
-  if not path.parts or path.is_absolute() or '..' in path.parts:
-    raise UserError(
-      f'a split is called {split!r}, which is no name of a folder. Set '
-      'config.data.train_split and eval_split, for example to train and val.'
-    )
 
 
 def _folders(
