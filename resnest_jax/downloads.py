@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import rich.progress
-from rich.markup import escape
 
 from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
@@ -119,14 +118,14 @@ def _transfer(url: str, path: Path, file: BinaryIO) -> None:
   # A daemon, so that Ctrl-C and errors end the process in spite of it.
   thread = threading.Thread(target=work, daemon=True)
   columns = (
-    rich.progress.TextColumn('{task.description}'),
+    rich.progress.TextColumn('{task.description}', markup=False),
     rich.progress.BarColumn(),
     rich.progress.DownloadColumn(),
     rich.progress.TransferSpeedColumn(),
   )
   shown = console(stderr=True)
   with rich.progress.Progress(*columns, console=shown) as progress:
-    task = progress.add_task(escape(path.name), total=None)
+    task = progress.add_task(path.name, total=None)
     thread.start()
     since, before = time.monotonic(), 0
     try:

@@ -57,7 +57,6 @@ DATASETS = {
   ),
 }
 
-
 _PREPARE = 'python -m resnest_jax.data.prepare'
 
 

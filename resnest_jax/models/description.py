@@ -25,7 +25,6 @@ from resnest_jax.untrusted import (
 TASKS = ('segmentor', 'classifier', 'backbone')
 MOST_PIXELS = 2**26  # Of an image scale: 8192 x 8192.
 
-
 _MODEL = {
   'backbone': one_of(BACKBONES),
   'output_stride': Accepted(
