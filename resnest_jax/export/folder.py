@@ -9,13 +9,8 @@ from typing import Any
 from resnest_jax import files
 from resnest_jax.data.own.classes import label_set
 from resnest_jax.errors import UserError
+from resnest_jax.export import checks
 from resnest_jax.export.card import Export, model_card
-from resnest_jax.export.checks import (
-  INSTALL_JAX2ONNX,
-  Model,
-  Reference,
-  check_same_bits,
-)
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.export.program import make_program
 from resnest_jax.export.promise import written_now
@@ -35,7 +30,7 @@ NEEDS = {
   'stablehlo': (('flatbuffers',), 'pip install flatbuffers'),
   'onnx': (
     ('jax2onnx', 'onnx_ir', 'onnxruntime'),
-    f'pip install onnx-ir onnxruntime && {INSTALL_JAX2ONNX}',
+    f'pip install onnx-ir onnxruntime && {checks.INSTALL_JAX2ONNX}',
   ),
 }
 # The formats of weights -> their kind in `export_state_dict`.
@@ -100,7 +95,7 @@ def export_model(
   exports: list[Export] = []
   with files.explain_refusal(out), files.whole_folder(out) as folder:
     for size in sizes:
-      reference = Reference(net, seen, size, probabilities)
+      reference = checks.Reference(net, seen, size, probabilities)
       for name in formats:
         if name in PROGRAMS:
           file = folder / f'model_{size[0]}x{size[1]}.{name}'
@@ -158,7 +153,7 @@ def _default_size(weights: Weights) -> tuple[int, int]:
   return tuple(weights.crop_size or CROP_SIZES.get(number, (512, 512)))
 
 
-def as_exported(source: str | Path, weights: Weights) -> Model:
+def as_exported(source: str | Path, weights: Weights) -> checks.Model:
   """Builds the network in float32, unless it has too many classes."""
   number = weights.description.config['num_classes']
   if number > IGNORE:
@@ -167,7 +162,7 @@ def as_exported(source: str | Path, weights: Weights) -> Model:
       f'for none, so at most {IGNORE} can be exported.'
     )
   labels = label_set(number, weights.classes, weights.palette)
-  return Model(*weights.create('float32'), labels, weights.normalized())
+  return checks.Model(*weights.create('float32'), labels, weights.normalized())
 
 
 def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
@@ -183,10 +178,10 @@ def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
 def write_program(
   name: str,
   file: Path,
-  net: Model,
+  net: checks.Model,
   size: tuple[int, int],
   probabilities: bool,
-  reference: Reference,
+  reference: checks.Reference,
 ) -> Export:
   """Writes one of `PROGRAMS`, reads it back and compares it.
 
@@ -219,7 +214,7 @@ def _write_weights(
   folder: Path,
   weights: Weights,
   about: Mapping[str, Any],
-  reference: Reference,
+  reference: checks.Reference,
 ) -> Export:
   # The model as described rather than in float32: no bit may change.
   model, stored = weights.create()
@@ -230,7 +225,7 @@ def _write_weights(
   file = file.rename(folder / file.name)
   shutil.rmtree(folder / name)
   _, found, read = load_segmentor(file)
-  check_same_bits(file.name, found, stored)
+  checks.check_same_bits(file.name, found, stored)
   run = reference.run_of(as_exported(file, read))
   share = reference.compare(file.name, run)
   return Export(file.name, name, None, share, len(reference.images))

@@ -11,13 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnest_jax import files
 from resnest_jax.errors import UserError, ending
-from resnest_jax.files import (
-  check_new,
-  explain_refusal,
-  whole_folder,
-  write_json,
-)
 from resnest_jax.text import listed
 from resnest_jax.untrusted import brief, check_json, parse_json
 from resnest_jax.weights import pickles
@@ -180,14 +175,14 @@ def write_weights(
     The paths of both files.
   """
   folder, about = Path(folder), public(about)
-  check_new(folder)
+  files.check_new(folder)
   name = TORCH if kind == 'mmseg' else SAFETENSORS
   encode = _torch_file if kind == 'mmseg' else _safetensors_file
   # Written here: the packages' own errors do not say why a write is refused.
   content = encode(state_dict, about)
-  with explain_refusal(folder), whole_folder(folder) as temporary:
+  with files.explain_refusal(folder), files.whole_folder(folder) as temporary:
     (temporary / name).write_bytes(content)
-    write_json(temporary / ABOUT, about)
+    files.write_json(temporary / ABOUT, about)
   return [folder / name, folder / ABOUT]
 
 
