@@ -54,10 +54,8 @@ def load_run_config(
 ) -> ConfigDict:
   """As `load_config`, the configuration that a run was last started with.
 
-  Keys that came later have their defaults.
-
-  Raises:
-    UserError: `config.json` is missing or damaged, or its data is not here.
+  Keys that came later have their defaults. Raises `UserError` if `config.json`
+  is missing or damaged, or its data is not here.
   """
   path, advice = Path(workdir) / SAVED, 'Give --config, as in the training.'
   try:
@@ -73,12 +71,9 @@ def load_run_config(
     ) from error
   except UserError as error:
     raise UserError(f'{error} {advice}') from error
-  config = _common_config()
   try:
-    known = _known(config)
-    for key in saved.keys() - REMOVED.keys():
-      override(config, key, saved[key], known)
-    validate(config)
+    kept = {key: saved[key] for key in saved.keys() - REMOVED.keys()}
+    config = _overridden(_common_config(), kept)
   except UserError as error:
     raise UserError(f'{path}: {str(error).rstrip(".")}. {advice}') from error
   config = _overridden(config, overrides or {})

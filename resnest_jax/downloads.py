@@ -1,7 +1,6 @@
 """Downloads that end, whatever the other side sends.
 
-RESNEST_JAX_MAX_DOWNLOAD is the number of gigabytes that one may have, 20 by
-default.
+RESNEST_JAX_MAX_DOWNLOAD is the most gigabytes of one, 20 by default.
 """
 
 import base64
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import rich.progress
-from rich.markup import escape
 
 from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
@@ -45,7 +43,7 @@ def download(url: str, path: Path, check: Callable[[Path], None]) -> None:
     )
   with whole_file(path) as temporary:
     with temporary.open('wb') as file:
-      _Transfer(url, path, file).run()
+      _transfer(url, path, file)
     check(temporary)
 
 
@@ -96,65 +94,56 @@ def _request(url: str) -> urllib.request.Request:
   return request
 
 
-class _Transfer:
-  """One request, made in a thread that may hang and is then left alone."""
+def _transfer(url: str, path: Path, file: BinaryIO) -> None:
+  """Makes a request in a thread that may hang and is then left alone."""
+  received, total = 0, 0  # Bytes; 0: the server does not say.
+  failure, abandoned = None, False
 
-  def __init__(self, url: str, path: Path, file: BinaryIO):
-    self._url, self._path, self._file = url, path, file
-    self._done, self._total = 0, 0  # Bytes; 0: the server does not say.
-    self._error: Exception | None = None
-    self._abandoned = False
-
-  def run(self) -> None:
-    # A daemon, so that Ctrl-C and errors end the process in spite of it.
-    thread = threading.Thread(target=self._work, daemon=True)
-    columns = (
-      rich.progress.TextColumn('{task.description}'),
-      rich.progress.BarColumn(),
-      rich.progress.DownloadColumn(),
-      rich.progress.TransferSpeedColumn(),
-    )
-    with rich.progress.Progress(
-      *columns, console=console(stderr=True)
-    ) as progress:
-      task = progress.add_task(escape(self._path.name), total=None)
-      thread.start()
-      since, before = time.monotonic(), 0
-      try:
-        while thread.is_alive():
-          thread.join(0.1)
-          progress.update(task, completed=self._done, total=self._total or None)
-          if time.monotonic() - since > PATIENCE:
-            if self._done - before < LEAST_BYTES:
-              raise UserError(
-                f'only {self._done - before} bytes came in {PATIENCE:g} s'
-              )
-            since, before = time.monotonic(), self._done
-      finally:
-        self._abandoned = True
-    if (error := self._error) is not None:
-      try:
-        raise error
-      finally:  # Or a cycle of references would keep its connection open.
-        self._error = error = None
-    if self._total and self._done != self._total:
-      raise UserError(
-        f'it was cut off after {self._done} of {self._total} bytes'
-      )
-
-  def _work(self) -> None:
+  def work() -> None:
+    nonlocal received, total, failure
     try:
-      with urllib.request.urlopen(
-        _request(self._url), timeout=TIMEOUT
-      ) as response:
-        self._total = int(response.headers.get('Content-Length') or 0)
-        check_size(self._total, self._path.parent)
+      with urllib.request.urlopen(_request(url), timeout=TIMEOUT) as response:
+        total = int(response.headers.get('Content-Length') or 0)
+        check_size(total, path.parent)
         limit = max_bytes()
         # Not `read`, which would wait until a block is full.
-        while not self._abandoned and (block := response.read1(_BLOCK)):
-          self._done += len(block)
-          if self._done > limit:
-            check_size(self._done, self._path.parent)
-          self._file.write(block)
-    except Exception as error:  # Raised again by `run`.
-      self._error = error
+        while not abandoned and (block := response.read1(_BLOCK)):
+          received += len(block)
+          if received > limit:
+            check_size(received, path.parent)
+          file.write(block)
+    except Exception as error:  # Raised again below.
+      failure = error
+
+  # A daemon, so that Ctrl-C and errors end the process in spite of it.
+  thread = threading.Thread(target=work, daemon=True)
+  columns = (
+    rich.progress.TextColumn('{task.description}', markup=False),
+    rich.progress.BarColumn(),
+    rich.progress.DownloadColumn(),
+    rich.progress.TransferSpeedColumn(),
+  )
+  shown = console(stderr=True)
+  with rich.progress.Progress(*columns, console=shown) as progress:
+    task = progress.add_task(path.name, total=None)
+    thread.start()
+    since, before = time.monotonic(), 0
+    try:
+      while thread.is_alive():
+        thread.join(0.1)
+        progress.update(task, completed=received, total=total or None)
+        if time.monotonic() - since > PATIENCE:
+          if received - before < LEAST_BYTES:
+            raise UserError(
+              f'only {received - before} bytes came in {PATIENCE:g} s'
+            )
+          since, before = time.monotonic(), received
+    finally:
+      abandoned = True
+  if failure is not None:
+    try:
+      raise failure
+    finally:  # Or a cycle of references would keep its connection open.
+      failure = None
+  if total and received != total:
+    raise UserError(f'it was cut off after {received} of {total} bytes')

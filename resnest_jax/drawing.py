@@ -230,10 +230,7 @@ def contact_sheet(
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-  """Writes (H, W, 3) RGB or (H, W) grey in the format of the name's ending.
-
-  The file appears whole or not at all.
-  """
+  """Writes (H, W, 3) RGB or (H, W) grey, whole, in the format of the ending."""
   # Not `cv2.imwrite`: names that are not UTF-8 end the process there, and a
   # refusal of the system is only False.
   content = encoded(path.suffix, image)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import io
 import os
 import re
@@ -115,6 +116,15 @@ def enough_memory(remedy: str) -> Iterator[None]:
     ) from error
 
 
+@contextlib.contextmanager
+def ending(remedy: str) -> Iterator[None]:
+  """Ends the messages of errors with a remedy."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{error} {remedy}') from error
+
+
 def system_error(error: Exception) -> int | None:
   """The errno of an error of Python or TensorStore, or None."""
   if isinstance(error, OSError):
@@ -133,15 +143,16 @@ def run(
   130, an output that nobody reads the same line and status 141.
   """
   _open_streams()
-  _print_all_characters()
   try:
     with enough_memory(
       'Try a smaller batch or crop, model.dtype bfloat16, or more devices.'
     ):
       _with_output(main)
   except KeyboardInterrupt:
+    here = threading.current_thread()
     # A read that hangs would hold up an end that waits for its thread.
-    _exit(stopped, 130, wait=not _other_threads())
+    wait = all(x is here or x.daemon for x in threading.enumerate())
+    _exit(stopped, 130, wait=wait)
   except Exception as error:
     if TRACEBACK in sys.argv:
       with contextlib.suppress(OSError):
@@ -158,13 +169,21 @@ def run(
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def run_module(name: str) -> None:
+  """Runs the `main` of a module; Ctrl-C while it is imported is one line."""
+  run(lambda: importlib.import_module(name).main())
+
+
 def _open_streams() -> None:
-  # Started with `>&-`. The next file would get the number of the stream, and
-  # what C code prints.
   for number, name in enumerate(('stdout', 'stderr'), 1):
+    # Started with `>&-`. The next file would get the number of the stream, and
+    # what C code prints.
     if getattr(sys, name) is None:
       os.dup2(os.open(os.devnull, os.O_WRONLY), number)
       setattr(sys, name, os.fdopen(number, 'w', closefd=False))
+    # What the terminal's encoding lacks, such as names not in UTF-8.
+    if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
 
 
 def _with_output(main: Callable[[], None]) -> None:
@@ -182,11 +201,6 @@ def _output_is_gone() -> bool:
   poll = select.poll()
   poll.register(1, 0)  # Errors alone.
   return bool(poll.poll(0))
-
-
-def _other_threads() -> bool:
-  here = threading.current_thread()
-  return any(x is not here and not x.daemon for x in threading.enumerate())
 
 
 def explain(error: BaseException) -> str:
@@ -232,13 +246,6 @@ def _first_line(error: BaseException) -> str:
   return shorten(
     f'{type(error).__name__}: {lines[0]}' if lines else repr(error)
   )
-
-
-def _print_all_characters() -> None:
-  """Escapes what the terminal's encoding lacks, such as names not in UTF-8."""
-  for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(errors='backslashreplace')
 
 
 def leave(message: str, status: int) -> NoReturn:

@@ -46,10 +46,7 @@ def temporary_path(path: Path) -> Path:
 
 
 def clean(folder: Path) -> None:
-  """Removes from a folder what killed processes left unfinished there.
-
-  Does so once: this process' own files come later.
-  """
+  """Removes from a folder, once, what killed processes left unfinished."""
   with _cleaning, contextlib.suppress(OSError):
     if (known := os.path.abspath(folder)) in _cleaned:
       return
@@ -135,12 +132,7 @@ def work_folder(path: Path) -> Iterator[Path]:
 
 
 def read_bounded(path: str | os.PathLike, most: int) -> bytes:
-  """Reads a file of at most so many bytes, whatever lies there.
-
-  Raises:
-    UserError: it is longer, or a device.
-    OSError: of the system.
-  """
+  """Reads a file of at most so many bytes; `UserError`: longer, or a device."""
   about = os.stat(path)
   # A link may lead to /dev/zero, which never ends.
   if stat.S_ISCHR(about.st_mode) or stat.S_ISBLK(about.st_mode):
@@ -219,12 +211,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_text(path: Path) -> str:
-  """A user's text in UTF-8, or in UTF-16 as Windows marks it.
-
-  Raises:
-    OSError: it cannot be read.
-    ValueError: it is no such text.
-  """
+  """A user's text in UTF-8, or in UTF-16 as Windows marks it; or ValueError."""
   if path.exists() and not path.is_file():
     raise OSError('it is no file')
   content = read_bounded(path, _MOST_TEXT)
@@ -236,11 +223,7 @@ def read_text(path: Path) -> str:
 
 
 def inside(folder: Path, name: str | Path) -> Path:
-  """The path of a file in a folder, or in one below.
-
-  Raises:
-    UserError: by its name or by a link it would lie elsewhere.
-  """
+  """The path of a file below a folder; `UserError` where it leads outside."""
   path = folder / name
   if not path.parent.resolve().is_relative_to(folder.resolve()):
     raise UserError(
@@ -261,11 +244,11 @@ def check_new(folder: Path) -> None:
   check_writable(folder.resolve().parent)
 
 
-def check_writable(folder: Path, remedy: str = 'give another --out') -> None:
-  """Raises `UserError` unless `folder` can be written to, or made.
+_OTHER_OUT = 'give another --out'
 
-  For commands to ask before long work. Nothing is left behind.
-  """
+
+def check_writable(folder: Path, remedy: str = _OTHER_OUT) -> None:
+  """Raises `UserError` unless `folder` can be written to, or made; tries it."""
   made = []
   try:
     with explain_refusal(folder, remedy):
@@ -283,7 +266,9 @@ def check_writable(folder: Path, remedy: str = 'give another --out') -> None:
 
 
 @contextlib.contextmanager
-def explain_refusal(what: str | Path, remedy: str) -> Iterator[None]:
+def explain_refusal(
+  what: str | Path, remedy: str = _OTHER_OUT
+) -> Iterator[None]:
   """Turns a refusal to write into a `UserError` that ends with `remedy`.
 
   For commands that start over; `errors.writing` serves those that resume.

@@ -15,11 +15,7 @@ LENGTH = 20_000_000  # Characters.
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
-  """Reads an object of JSON; `where` it is begins messages.
-
-  Raises:
-    UserError: damaged, too long or too deep, or not an object.
-  """
+  """Reads an object of JSON; `UserError`s about it begin with `where`."""
   if len(text) > LENGTH:
     raise UserError(f'{where} is too long ({len(text)} characters).')
   try:
@@ -85,8 +81,9 @@ def list_of(
   )
 
 
-def numbers(words: str, number: int, *kinds: type, **bounds: float) -> Accepted:
-  low, high = bounds['low'], bounds['high']
+def numbers(
+  words: str, number: int, *kinds: type, low: float, high: float
+) -> Accepted:
   return list_of(
     words, lambda x: type(x) in kinds and low <= x <= high, number, number
   )

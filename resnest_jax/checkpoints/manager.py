@@ -21,13 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from resnest_jax.checkpoints.integrity import (
-  json_digest,
-  read_about,
-  read_items,
-  shapes_digest,
-  tree_digest,
-)
+from resnest_jax.checkpoints import integrity
 from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.distributed import messages
 from resnest_jax.errors import (
@@ -75,7 +69,7 @@ class Checkpoints(ocp.CheckpointManager):
     self.folder, self._links = folder, contextlib.ExitStack()
     for step in steps_in(folder):
       with contextlib.suppress(DamagedCheckpoint):
-        if metrics := read_about(folder / str(step))['metrics']:
+        if metrics := integrity.read_about(folder / str(step))['metrics']:
           self.scores[step] = metrics['mIoU']
     kept = [policies.LatestN(keep), _Best(self.scores)]
     with writing(folder):
@@ -208,14 +202,14 @@ def save(
   variables = unstack(state.eval_variables(), counts)
   about = dict(about) | {'metrics': dict(metrics) if metrics else None}
   digests = {
-    'model': tree_digest(variables),
-    'optimizer': tree_digest(optimizer),
-    'shapes': shapes_digest(variables),
-    'optimizer_shapes': shapes_digest(optimizer),
+    'model': integrity.tree_digest(variables),
+    'optimizer': integrity.tree_digest(optimizer),
+    'shapes': integrity.shapes_digest(variables),
+    'optimizer_shapes': integrity.shapes_digest(optimizer),
   }
   # The digest is of what will be read: JSON has no tuples, only string keys.
   about = json.loads(json.dumps(about | {'digests': digests}))
-  about['digest'] = json_digest(about)
+  about['digest'] = integrity.json_digest(about)
   if metrics:
     manager.scores[step] = metrics['mIoU']
   with manager.writing():
@@ -261,7 +255,7 @@ def restore(
     UserError: the weights belong to another network.
   """
   counts = stacked(abstract.params)
-  restored, about = read_items(
+  restored, about = integrity.read_items(
     manager,
     step,
     model=unstack(abstract.eval_variables(), counts),

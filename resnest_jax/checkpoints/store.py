@@ -62,11 +62,6 @@ def has_checkpoint(workdir: Path) -> bool:
   return any(steps_in(folder) for folder in folders)
 
 
-def has_regular_checkpoint(workdir: Path) -> bool:
-  """Whether evaluations, exports and other runs can read one."""
-  return bool(steps_in(checkpoint_dir(workdir)))
-
-
 class Store(contextlib.AbstractContextManager):
   """Writes the checkpoints of a run, and finds the newest that is whole."""
 
@@ -303,11 +298,7 @@ def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:
 def data_changes(
   there: Mapping[str, Any], here: Mapping[str, Any]
 ) -> list[str]:
-  """Says what differs in the data of a checkpoint and of now.
-
-  Raises:
-    UserError: the classes have other mask values.
-  """
+  """What differs in the data now; `UserError` for other values of classes."""
   # Earlier versions wrote less or nothing.
   changes = differing({**here, **there}, here, 'before', 'now')
   for line in changes:

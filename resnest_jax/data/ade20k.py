@@ -23,7 +23,7 @@ from resnest_jax.data import archives
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair, Pairs
 from resnest_jax.data.images import read_index_mask
 from resnest_jax.downloads import download
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, ending
 from resnest_jax.labels import ADE20K
 
 ROOT = 'ADEChallengeData2016'
@@ -108,11 +108,11 @@ class Ade20k(ArchiveBuilder, skip_registration=True):
 
 
 def open_archive(path: str | os.PathLike) -> ZipFile:
-  with archives.ending(_NEEDED):
+  with ending(_NEEDED):
     return archives.open_archive(path)
 
 
-@archives.ending(_NEEDED)
+@ending(_NEEDED)
 def find_pairs(archive: ZipFile) -> Pairs:
   names = archive.namelist()
   pairs = {}
@@ -141,11 +141,11 @@ def check_counts(
       'say how many images it has. Prepare the release as ade20k; make a '
       'mini archive with: python -m resnest_jax.data.mini --out ZIP'
     )
-  with archives.ending(_NEEDED):
+  with ending(_NEEDED):
     archives.check_counts(archive, pairs, expected, FOLDERS, 'ade20k_mini')
 
 
-@archives.ending(_NEEDED)
+@ending(_NEEDED)
 def read_example(archive: ZipFile, pair: Pair) -> dict:
   return archives.read_example(archive, archive, pair, '.jpg', read_mask)
 

@@ -4,7 +4,6 @@ A builder streams the official archive, checks every pair of image and mask
 and stores the original bytes as ArrayRecord, in the archive's order.
 """
 
-import contextlib
 import dataclasses
 import fnmatch
 import hashlib
@@ -149,15 +148,6 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for i, example in enumerate(map_in_threads(read, pairs)):
       yield i * step, example
       self._on_progress(next(done), total)
-
-
-@contextlib.contextmanager
-def ending(needed: str) -> Iterator[None]:
-  """Ends the messages of errors with `needed`, which names the right file."""
-  try:
-    yield
-  except UserError as error:
-    raise UserError(f'{error} {needed}') from error
 
 
 def open_archive(path: str | os.PathLike) -> zipfile.ZipFile:

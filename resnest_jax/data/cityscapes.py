@@ -21,7 +21,7 @@ import numpy as np
 from resnest_jax.data import archives
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair, Pairs
 from resnest_jax.data.images import png_kind, read_index_mask
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, ending
 from resnest_jax.untrusted import check_fields, numbers, parse_json
 
 FOLDERS = {'train': 'train', 'validation': 'val', 'test': 'test'}
@@ -84,7 +84,7 @@ class Cityscapes(ArchiveBuilder, skip_registration=True):
 
   @staticmethod
   def open_contents(config, path):
-    with archives.ending(_NEEDED):
+    with ending(_NEEDED):
       images, masks = open_archives(Path(path))
       pairs = find_pairs(images, masks)
     size = check_release(images, masks, pairs, config)
@@ -114,7 +114,7 @@ def open_archives(folder: Path) -> list[ZipFile]:
     )
   opened = []
   for name in (IMAGES, MASKS):
-    with archives.ending(f'The SHA-1 of the whole file is {SHA1[name]}.'):
+    with ending(f'The SHA-1 of the whole file is {SHA1[name]}.'):
       opened.append(archives.open_archive(folder / name))
   return opened
 
@@ -174,12 +174,12 @@ def check_release(
         '--out FOLDER'
       )
     size = width, height
-  with archives.ending(_NEEDED):
+  with ending(_NEEDED):
     archives.check_counts(images, pairs, counts, FOLDERS, 'cityscapes_mini')
   return size
 
 
-@archives.ending(_NEEDED)
+@ending(_NEEDED)
 def read_example(
   images: ZipFile, masks: ZipFile, pair: Pair, size: tuple[int, int]
 ) -> dict:

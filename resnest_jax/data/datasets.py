@@ -21,7 +21,7 @@ from resnest_jax.data.images import decode_image
 from resnest_jax.data.own.folder import FolderSplit, make_folder_split
 from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.labels import ADE20K, CITYSCAPES, LabelSet, known_values
-from resnest_jax.text import listed
+from resnest_jax.text import listed, readable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,6 @@ DATASETS = {
   ),
 }
 
-
 _PREPARE = 'python -m resnest_jax.data.prepare'
 
 
@@ -92,12 +91,13 @@ def open_data(data_config: Any, split: str) -> 'PreparedSplit | FolderSplit':
   return open_split(data_config.name, data_config.data_dir, split)
 
 
+Split = 'PreparedSplit | FolderSplit'
 CLASSES = 'classes and their mask values'
 
 
 class Splits(NamedTuple):
-  train: 'PreparedSplit | FolderSplit'
-  eval: 'PreparedSplit | FolderSplit'
+  train: Split
+  eval: Split
 
   def facts(self) -> dict[str, Any]:
     """What `describe` says of both."""
@@ -106,9 +106,7 @@ class Splits(NamedTuple):
     )
 
 
-def describe(
-  splits: Mapping[str, 'PreparedSplit | FolderSplit'],
-) -> dict[str, Any]:
+def describe(splits: Mapping[str, Split]) -> dict[str, Any]:
   """Facts that are equal where the same samples are read; JSON-able."""
   facts = {}
   for name, split in splits.items():
@@ -358,13 +356,12 @@ def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
 
 def check_utf8(data_dir: str | os.PathLike) -> None:
   """Raises `UserError` if ArrayRecord could not open files in a folder."""
-  try:
-    os.path.abspath(data_dir).encode()
-  except UnicodeEncodeError as error:
+  path = os.path.abspath(data_dir)
+  if readable(path) != path:
     raise UserError(
       f'prepared data cannot lie in {data_dir}, as its path is not UTF-8. '
       'Rename the folder, or give another data_dir.'
-    ) from error
+    )
 
 
 def _directory(name: str, data_dir: str | os.PathLike) -> Path:

@@ -2,9 +2,7 @@
 
 import io
 
-from PIL import Image
-
-from resnest_jax.data.images import BROKEN, png_header, tiff_numbers
+from resnest_jax.data.images import by_pillow, png_header, tiff_numbers
 
 _PNG = {'grey': 1, 'RGB': 3, 'palette': 3, 'grey-alpha': 2, 'RGBA': 4}
 _PHOTOMETRIC, _SAMPLES, _FORMAT = 262, 277, 339  # Tags of TIFF.
@@ -13,11 +11,7 @@ _CMYK, _FLOATS = 5, 3
 
 def picture_format(encoded: bytes) -> str:
   """'PNG', 'JPEG', 'TIFF', ...; '' if it is none that Pillow knows."""
-  try:
-    with Image.open(io.BytesIO(encoded)) as picture:
-      return picture.format or ''
-  except BROKEN:
-    return ''
+  return by_pillow(io.BytesIO(encoded), lambda x: x.format) or ''
 
 
 def channels(encoded: bytes) -> int:
@@ -32,11 +26,11 @@ def channels(encoded: bytes) -> int:
     if numbers.get(_PHOTOMETRIC, (0, 0))[0] == _CMYK:
       return 3
     return numbers.get(_SAMPLES, (1 if numbers else 0, 0))[0]
-  try:
-    with Image.open(io.BytesIO(encoded)) as picture:
-      return 3 if picture.mode in ('CMYK', 'P') else len(picture.getbands())
-  except BROKEN:
-    return 0
+  return by_pillow(
+    io.BytesIO(encoded),
+    lambda x: 3 if x.mode in ('CMYK', 'P') else len(x.getbands()),
+    0,
+  )
 
 
 def left_out(number: int) -> str:
@@ -67,6 +61,5 @@ FRACTIONS = (
 
 def has_fractions(encoded: bytes) -> bool:
   """Whether it is a TIFF of floats, of which OpenCV decodes some kinds."""
-  if encoded[:2] not in (b'II', b'MM'):
-    return False
-  return tiff_numbers(encoded).get(_FORMAT, (0, 0))[0] == _FLOATS
+  is_tiff = encoded[:2] in (b'II', b'MM')
+  return is_tiff and tiff_numbers(encoded).get(_FORMAT, (0,))[0] == _FLOATS

@@ -3,12 +3,13 @@
 Width and height are read from the header before anything is decoded.
 """
 
-import dataclasses
 import io
 import os
 import re
 import struct
 import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -34,8 +35,7 @@ if 'OPENCV_LOG_LEVEL' not in os.environ:
 _COLOUR_TYPES = {0: 'grey', 2: 'RGB', 3: 'palette', 4: 'grey-alpha', 6: 'RGBA'}
 
 
-@dataclasses.dataclass(frozen=True)
-class PngHeader:
+class PngHeader(NamedTuple):
   width: int
   height: int
   bits: int  # per channel
@@ -60,11 +60,8 @@ def decode_image(
 ) -> np.ndarray | None:
   """Decodes as `cv2.imdecode`; returns None for truncated or unknown data.
 
-  `max_pixels` is for callers whose users can raise it.
-
-  Raises:
-    UnreadableSample: it has too many pixels to be decoded, or too many
-      channels. The message begins with `where`.
+  Raises `UnreadableSample`, which begins with `where`, for too many pixels or
+  channels. `max_pixels` is for callers whose users can raise it.
   """
   if not encoded:  # OpenCV raises for an empty buffer.
     return None
@@ -73,8 +70,12 @@ def decode_image(
   if (size := picture_size(encoded)) is None:
     return None
   check_pixels(*size, max_pixels, where)
+  # OpenCV turns none of these kinds, and mixes transparent pixels.
   if encoded[:3] == b'GIF' or encoded[4:11] == b'ftypavi':
-    return _by_pillow(encoded)
+    return by_pillow(
+      io.BytesIO(encoded),
+      lambda x: np.array(ImageOps.exif_transpose(x).convert('RGB')),
+    )
   buffer = np.frombuffer(encoded, np.uint8)
   if encoded[:4] in _TIFF:
     buffer = _tiff_as_stored(encoded, buffer, where)
@@ -89,13 +90,15 @@ def decode_image(
     ) from error
 
 
-def _by_pillow(encoded: bytes) -> np.ndarray | None:
-  """Decodes kinds of which OpenCV turns none and mixes transparent pixels."""
+def by_pillow(
+  file: Any, look: Callable[[Image.Image], Any], otherwise: Any = None
+) -> Any:
+  """What `look` finds in a picture; `otherwise` if Pillow cannot read it."""
   try:
-    with Image.open(io.BytesIO(encoded)) as picture:
-      return np.array(ImageOps.exif_transpose(picture).convert('RGB'))
+    with Image.open(file) as picture:
+      return look(picture)
   except BROKEN:
-    return None
+    return otherwise
 
 
 def check_pixels(
@@ -117,11 +120,7 @@ def check_pixels(
 
 
 def read_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> bytes:
-  """The bytes of a picture's file.
-
-  Raises:
-    UnreadableSample: the system refuses, or it cannot be a picture.
-  """
+  """The bytes of a picture's file, or an `UnreadableSample`."""
   try:
     return read_bounded(path, _MOST_BYTES * max_pixels + 2**20)
   except OSError as error:
@@ -197,20 +196,16 @@ def _jpeg_size(jpeg: bytes) -> tuple[int, int] | None:
 
 
 def _webp_size(webp: bytes) -> tuple[int, int] | None:
-  kind = webp[12:16]
+  def number(place: int, size: int) -> int:
+    return int.from_bytes(webp[place : place + size], 'little')
+
+  kind, bits = webp[12:16], number(21, 4)
   if kind == b'VP8X':
-    width, height = (
-      int.from_bytes(webp[i : i + 3], 'little') for i in (24, 27)
-    )
-    return height + 1, width + 1
+    return number(27, 3) + 1, number(24, 3) + 1
   if kind == b'VP8L':
-    bits = int.from_bytes(webp[21:25], 'little')
     return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
   if kind == b'VP8 ':
-    width, height = (
-      int.from_bytes(webp[i : i + 2], 'little') for i in (26, 28)
-    )
-    return height & 0x3FFF, width & 0x3FFF
+    return number(28, 2) & 0x3FFF, number(26, 2) & 0x3FFF
   return None
 
 
@@ -262,12 +257,10 @@ def _tiff_as_stored(
 
 def is_turned(path: str | os.PathLike) -> bool:
   """Whether an image's EXIF orientation exchanges its height and width."""
-  try:
-    with Image.open(path) as picture:
-      orientation = 0x0112  # The EXIF tag.
-      return picture.getexif().get(orientation, 1) in (5, 6, 7, 8)
-  except BROKEN:
-    return False
+  orientation = 0x0112  # The EXIF tag.
+  return by_pillow(
+    path, lambda x: x.getexif().get(orientation, 1) in (5, 6, 7, 8), False
+  )
 
 
 def png_kind(png: bytes, where: str) -> tuple[int, str]:

@@ -1,13 +1,6 @@
 """The command of `mini.cityscapes_mini`."""
 
-import importlib
-
-from resnest_jax.errors import run
+from resnest_jax.errors import run_module
 
 if __name__ == '__main__':
-  # Imported late, so that Ctrl-C meanwhile is told in a line.
-  run(
-    lambda: importlib.import_module(
-      'resnest_jax.data.mini.cityscapes_mini'
-    ).main()
-  )
+  run_module('resnest_jax.data.mini.cityscapes_mini')

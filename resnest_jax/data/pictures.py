@@ -8,12 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from resnest_jax.data import headers
-from resnest_jax.data.images import (
-  BROKEN,
-  MAX_PIXELS,
-  decode_image,
-  read_file,
-)
+from resnest_jax.data.images import BROKEN, MAX_PIXELS, decode_image, read_file
 from resnest_jax.data.own.pairing import IMAGE_SUFFIXES
 from resnest_jax.errors import UnreadableSample, UserError
 

@@ -21,18 +21,17 @@ palette2id converts masks of your own data (configs/folder.py).
 import argparse
 import contextlib
 import functools
-import importlib
 import io
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from resnest_jax.errors import run
+from resnest_jax.errors import run_module
 
 if __name__ == '__main__':
   # Before the imports below, so that Ctrl-C during them is told in a line.
-  run(lambda: importlib.import_module(__spec__.name).main())
+  run_module(__spec__.name)
 
 import tensorflow_datasets as tfds
 

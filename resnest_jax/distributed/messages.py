@@ -60,8 +60,7 @@ def first_goes_ahead(name: str) -> Iterator[None]:
 def check_same(facts: Mapping[str, Any], name: str, what: str) -> None:
   """Compares JSON-able values with the first host's, before any backend exists.
 
-  Raises:
-    UserError: they differ; `what` says what this host has, and the remedy.
+  If they differ, `what` says in a `UserError` what this host has, and a remedy.
   """
   client, key = service(), f'resnest_jax/{name}/0'
   if distributed_state.process_id == 0:

@@ -15,7 +15,7 @@ import rich.console
 import rich.table
 from ml_collections import ConfigDict
 
-from resnest_jax import drawing, runtime
+from resnest_jax import drawing, files, runtime
 from resnest_jax.checkpoints.store import check_classes_of, checkpoint_dir
 from resnest_jax.config import fit_num_classes, flatten
 from resnest_jax.data.datasets import describe, open_data
@@ -29,13 +29,6 @@ from resnest_jax.evaluation.evaluate import Evaluation, Evaluator
 from resnest_jax.evaluation.ranked_images import RankedImages
 from resnest_jax.evaluation.report import images as report_images
 from resnest_jax.evaluation.report import page
-from resnest_jax.files import (
-  check_writable,
-  clean,
-  explain_refusal,
-  inside,
-  write_json,
-)
 from resnest_jax.inference.protocols import make_protocol
 from resnest_jax.progress import console as make_console
 from resnest_jax.text import listed, percent, plural, without_secrets
@@ -124,7 +117,7 @@ def evaluate_split(
   result |= summarize(config, evaluation, interval, outlines, batch_size, split)
   # On disk before anything is drawn, and on the screen if the disk refuses.
   try:
-    with explain_refusal(out, 'give another --out'):
+    with files.explain_refusal(out):
       write_metrics(out, result, evaluation, ranked)
   finally:
     print_table(console, evaluation, interval, outlines, split.labels.classes)
@@ -181,12 +174,11 @@ def load_network(
 def claim_results(out: Path, result: Mapping[str, Any]) -> list[str]:
   """The overlays that an earlier run of this evaluation lists in `out`.
 
-  Raises:
-    UserError: `out` cannot be written to, or holds something else.
+  Raises `UserError` if it cannot be written to, or holds something else.
   """
-  check_writable(out)
-  inside(out, OVERLAYS / 'x')
-  clean(out)
+  files.check_writable(out)
+  files.inside(out, OVERLAYS / 'x')
+  files.clean(out)
   try:
     if not out.exists() or not any(out.iterdir()):
       return []
@@ -338,7 +330,7 @@ def write_metrics(
     kind: [{'name': names[x.index], 'mIoU': x.score} for x in shown]
     for kind, shown in ranked.both().items()
   }
-  write_json(out / METRICS, result)
+  files.write_json(out / METRICS, result)
 
 
 def overlay_of(name: str) -> str:
@@ -363,7 +355,7 @@ def draw(
   ours = set(map(overlay_of, evaluation.names)) - set(result['overlays'])
   for name in ours.intersection(x for x in before if isinstance(x, str)):
     with noting(missing):
-      inside(out, name).unlink(missing_ok=True)
+      files.inside(out, name).unlink(missing_ok=True)
   sheet = []
   for index, prediction in sorted(evaluation.predictions.items()):
     with noting(missing):
@@ -404,5 +396,5 @@ def draw_overlay(
   # By whole factors, so that no colour blends.
   factor = max(400 // max(picture.shape), 1)
   picture = picture.repeat(factor, 0).repeat(factor, 1)
-  drawing.write_image(inside(out, overlay_of(sample['name'])), picture)
+  drawing.write_image(files.inside(out, overlay_of(sample['name'])), picture)
   return panel

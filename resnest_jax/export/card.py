@@ -7,12 +7,7 @@ from datetime import date
 from typing import Any, NamedTuple
 
 from resnest_jax import __version__
-from resnest_jax.config_keys import (
-  SHARE,
-  Accepted,
-  at_least,
-  one_of,
-)
+from resnest_jax.config_keys import SHARE, Accepted, at_least, one_of
 from resnest_jax.export.promise import Written
 from resnest_jax.text import plural
 from resnest_jax.untrusted import check_fields, numbers, or_none

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -29,15 +30,21 @@ INSTALL_JAX2ONNX = f'pip install --no-deps jax2onnx=={JAX2ONNX}'
 Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
+class Model(NamedTuple):
+  """A network in float32, as all exports are."""
+
+  model: nn.Module
+  variables: Mapping[str, Any]
+  labels: LabelSet
+  normalization: Normalization
+
+
 class Reference:
   """The checkpoint's `predictions` for `images`, uint8 (n, H, W, 3)."""
 
   def __init__(
     self,
-    model: Any,
-    variables: Mapping[str, Any],
-    labels: LabelSet,
-    normalization: Normalization,
+    net: Model,
     pictures: Sequence[np.ndarray],
     size: tuple[int, int],
     probabilities: bool = False,
@@ -45,13 +52,16 @@ class Reference:
     """Predicts the pictures, stretched to `size` (height, width)."""
     self.images = np.stack([fit(picture, size) for picture in pictures])
     # Exports do not resize. With this scale the predictor does not either.
-    self._protocol = Protocol(
-      image_scale=(max(size), min(size)), normalization=normalization
+    self._protocol = Protocol(image_scale=(max(size), min(size)))
+    found = self._predictor(net).predict_frames(
+      self.images, probabilities=probabilities
     )
-    predictor = Predictor(model, variables, labels, self._protocol)
-    self.predictions: list[Prediction] = list(
-      predictor.predict_frames(self.images, probabilities=probabilities)
-    )
+    self.predictions: list[Prediction] = list(found)
+
+  def _predictor(self, net: Model) -> Predictor:
+    *network, normalization = net
+    protocol = dataclasses.replace(self._protocol, normalization=normalization)
+    return Predictor(*network, protocol)
 
   def compare(self, name: str, run: Runner) -> float:
     """Returns the share of pixels to which an export gives the same class.
@@ -82,16 +92,9 @@ class Reference:
       )
     return share
 
-  def run_of(
-    self,
-    model: Any,
-    variables: Mapping[str, Any],
-    labels: LabelSet,
-    normalization: Normalization,
-  ) -> Runner:
+  def run_of(self, net: Model) -> Runner:
     """Runs another model by the `Predictor`, for pictures of this size."""
-    protocol = dataclasses.replace(self._protocol, normalization=normalization)
-    predictor = Predictor(model, variables, labels, protocol)
+    predictor = self._predictor(net)
 
     def run(images: np.ndarray) -> list[np.ndarray]:
       found = predictor.predict_frames(images)

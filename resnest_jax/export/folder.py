@@ -4,35 +4,23 @@ import importlib.util
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
-
+from resnest_jax import files
 from resnest_jax.data.own.classes import label_set
-from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
+from resnest_jax.export import checks
 from resnest_jax.export.card import Export, model_card
-from resnest_jax.export.checks import (
-  INSTALL_JAX2ONNX,
-  Reference,
-  check_same_bits,
-)
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.export.program import make_program
 from resnest_jax.export.promise import written_now
-from resnest_jax.files import (
-  check_new,
-  explain_refusal,
-  whole_folder,
-  write_json,
-  write_text,
-)
 from resnest_jax.inference.predictor import CROP_SIZES, IMAGE_SCALES
 from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import IGNORE, LabelSet
 from resnest_jax.models import implementations
 from resnest_jax.text import plural
-from resnest_jax.weights.files import ABOUT, check_torch, public, write_weights
+from resnest_jax.weights.files import ABOUT, public, write_weights
+from resnest_jax.weights.pickles import check_torch
 from resnest_jax.weights.pretrained import Weights, load_segmentor
 from resnest_jax.weights.state_dict import export_state_dict
 
@@ -42,7 +30,7 @@ NEEDS = {
   'stablehlo': (('flatbuffers',), 'pip install flatbuffers'),
   'onnx': (
     ('jax2onnx', 'onnx_ir', 'onnxruntime'),
-    f'pip install onnx-ir onnxruntime && {INSTALL_JAX2ONNX}',
+    f'pip install onnx-ir onnxruntime && {checks.INSTALL_JAX2ONNX}',
   ),
 }
 # The formats of weights -> their kind in `export_state_dict`.
@@ -51,15 +39,6 @@ CARD = 'README.md'
 SHORTEST, LONGEST = 32, 8192  # Pixels of an edge.
 
 Say = Callable[[str], None]
-
-
-class Model(NamedTuple):
-  """A network in float32, as all exports are."""
-
-  model: nn.Module
-  variables: Mapping[str, Any]
-  labels: LabelSet
-  normalization: Normalization
 
 
 def export_model(
@@ -91,7 +70,7 @@ def export_model(
   """
   out = Path(out)
   # All that can fail without the weights comes before their download.
-  check_new(out)
+  files.check_new(out)
   formats = [name for name in FORMATS if name in formats]
   programs = set(formats) & set(PROGRAMS)
   check_packages(formats)
@@ -103,7 +82,9 @@ def export_model(
     )
   seen = gather_pictures(pictures)
   _, _, weights = load_segmentor(source, checkpoint)
-  for line in _origin(source, weights):
+  step = weights.provenance.get('step')
+  taken = [] if step is None else [f'checkpoint {step} of {source}']
+  for line in taken + weights.notes():
     say(line)
   net = as_exported(source, weights)
   about = _about(weights, net.labels)
@@ -112,10 +93,9 @@ def export_model(
   if not programs:
     sizes = sizes[:1]
   exports: list[Export] = []
-  refusal = explain_refusal(out, 'give another --out')
-  with refusal, whole_folder(out) as folder:
+  with files.explain_refusal(out), files.whole_folder(out) as folder:
     for size in sizes:
-      reference = Reference(*net, seen, size, probabilities)
+      reference = checks.Reference(net, seen, size, probabilities)
       for name in formats:
         if name in PROGRAMS:
           file = folder / f'model_{size[0]}x{size[1]}.{name}'
@@ -131,12 +111,6 @@ def export_model(
     write_description(folder, about, exports)
   say(f'written: {out}')
   return exports
-
-
-def _origin(source: str | Path, weights: Weights) -> list[str]:
-  step = weights.provenance.get('step')
-  taken = [] if step is None else [f'checkpoint {step} of {source}']
-  return taken + weights.notes()
 
 
 def passed(file: Path, export: Export) -> str:
@@ -179,7 +153,7 @@ def _default_size(weights: Weights) -> tuple[int, int]:
   return tuple(weights.crop_size or CROP_SIZES.get(number, (512, 512)))
 
 
-def as_exported(source: str | Path, weights: Weights) -> Model:
+def as_exported(source: str | Path, weights: Weights) -> checks.Model:
   """Builds the network in float32, unless it has too many classes."""
   number = weights.description.config['num_classes']
   if number > IGNORE:
@@ -188,7 +162,7 @@ def as_exported(source: str | Path, weights: Weights) -> Model:
       f'for none, so at most {IGNORE} can be exported.'
     )
   labels = label_set(number, weights.classes, weights.palette)
-  return Model(*weights.create('float32'), labels, weights.normalized())
+  return checks.Model(*weights.create('float32'), labels, weights.normalized())
 
 
 def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
@@ -204,20 +178,17 @@ def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
 def write_program(
   name: str,
   file: Path,
-  net: Model,
+  net: checks.Model,
   size: tuple[int, int],
   probabilities: bool,
-  reference: Reference,
+  reference: checks.Reference,
 ) -> Export:
   """Writes one of `PROGRAMS`, reads it back and compares it.
 
   `net` is from `as_exported`, `size` is (height, width) in pixels.
   """
   program = make_program(
-    *net[:2],
-    size,
-    probabilities=probabilities,
-    normalization=net.normalization,
+    *net[:2], size, probabilities=probabilities, normalization=net.normalization
   )
   written = None
   # Not Winograd's, our choice on a CPU: what runs a file chooses its own.
@@ -243,7 +214,7 @@ def _write_weights(
   folder: Path,
   weights: Weights,
   about: Mapping[str, Any],
-  reference: Reference,
+  reference: checks.Reference,
 ) -> Export:
   # The model as described rather than in float32: no bit may change.
   model, stored = weights.create()
@@ -254,8 +225,8 @@ def _write_weights(
   file = file.rename(folder / file.name)
   shutil.rmtree(folder / name)
   _, found, read = load_segmentor(file)
-  check_same_bits(file.name, found, stored)
-  run = reference.run_of(*as_exported(file, read))
+  checks.check_same_bits(file.name, found, stored)
+  run = reference.run_of(as_exported(file, read))
   share = reference.compare(file.name, run)
   return Export(file.name, name, None, share, len(reference.images))
 
@@ -266,5 +237,5 @@ def write_description(
   """Writes the description and the model card."""
   about = public(about)
   described = about | {'exports': [each.entry() for each in exports]}
-  write_json(folder / ABOUT, described)
-  write_text(folder / CARD, model_card(about, exports))
+  files.write_json(folder / ABOUT, described)
+  files.write_text(folder / CARD, model_card(about, exports))

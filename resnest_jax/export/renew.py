@@ -56,7 +56,7 @@ def renew_exports(
       if old.format != 'stablehlo':
         continue
       gives = _gives_probabilities(folder, old)
-      reference = Reference(*net, seen, old.size, gives)
+      reference = Reference(net, seen, old.size, gives)
       file = new / Path(old.file).name
       export = write_program('stablehlo', file, net, old.size, gives, reference)
       exports[place] = export._replace(drawn=not pictures)

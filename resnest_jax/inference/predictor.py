@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import flax.linen as nn
 import jax
 import numpy as np
@@ -95,11 +94,9 @@ class Prediction:
       picture = self.overlay()
     except UserError:  # The file has gone since.
       picture = self.colors()
-    scale = SHOWN / max(picture.shape)
-    if scale < 1:
-      size = [max(round(n * scale), 1) for n in picture.shape[1::-1]]
-      picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    return cv2.imencode('.png', picture[..., ::-1])[1].tobytes()
+    if max(picture.shape) > SHOWN:
+      picture = drawing.fit(picture, (SHOWN, SHOWN), smooth=True)
+    return drawing.encoded('.png', picture)
 
 
 def check_opacity(opacity: float) -> None:

@@ -10,13 +10,8 @@ from resnest_jax.config_keys import (
   one_of,
 )
 from resnest_jax.errors import UserError
+from resnest_jax.models import segmentor
 from resnest_jax.models.resnest import BACKBONES, DILATION_RULES
-from resnest_jax.models.segmentor import (
-  DTYPES,
-  FROZEN_BN,
-  HEADS,
-  OUTPUT_STRIDES,
-)
 from resnest_jax.text import listed
 from resnest_jax.untrusted import (
   OBJECT,
@@ -30,19 +25,18 @@ from resnest_jax.untrusted import (
 TASKS = ('segmentor', 'classifier', 'backbone')
 MOST_PIXELS = 2**26  # Of an image scale: 8192 x 8192.
 
-
 _MODEL = {
   'backbone': one_of(BACKBONES),
   'output_stride': Accepted(
-    f'one of {listed(OUTPUT_STRIDES)}',
-    lambda x: type(x) is int and x in OUTPUT_STRIDES,
+    f'one of {listed(segmentor.OUTPUT_STRIDES)}',
+    lambda x: type(x) is int and x in segmentor.OUTPUT_STRIDES,
   ),
   'dilation_rule': one_of(DILATION_RULES),
-  'dtype': one_of(DTYPES),
+  'dtype': one_of(segmentor.DTYPES),
 }
 _OF_TASK = {
   'segmentor': {
-    'head': one_of(HEADS),
+    'head': one_of(segmentor.HEADS),
     'head_channels': up_to(2**14),
     'aux_channels': or_none(up_to(2**14)),
     'num_classes': up_to(2**16, 2),
@@ -59,7 +53,7 @@ _VARIED = {
   **dict.fromkeys(('stem_width', 'width', 'base_width'), up_to(2**12)),
   **dict.fromkeys(('radix', 'groups'), up_to(2**8)),
   'avd_first': Accepted('true or false', lambda x: type(x) is bool),
-  'frozen_bn': one_of(FROZEN_BN),
+  'frozen_bn': one_of(segmentor.FROZEN_BN),
 }
 _COLOUR = numbers('a colour', 3, int, low=0, high=255)
 CLASSES = list_of('a list of names', lambda x: type(x) is str and len(x) < 1000)
@@ -95,12 +89,9 @@ _SIZES = {
 
 
 def check_description(about: Mapping[str, Any], where: str) -> None:
-  """Checks types, lengths and ranges of a description of weights.
+  """Checks `Weights.about`, or that of a file: types, lengths and ranges.
 
-  `about` is from `Weights.about` or from a file; `where` begins messages.
-
-  Raises:
-    UserError: names the field, and what is accepted.
+  Raises a `UserError` that begins with `where` and says what is accepted.
   """
   check_fields(about, _ABOUT, where)
   check_network(about['model'], about['task'], f'{where}, model,')
@@ -113,9 +104,8 @@ def check_description(about: Mapping[str, Any], where: str) -> None:
     raise UserError(f'{where} is damaged: backbone_known is no yes or no.')
 
 
-def check_network(model: Any, task: str, where: str) -> None:
+def check_network(model: Mapping[str, Any], task: str, where: str) -> None:
   """As `check_description`, of the keys of `config.model` alone."""
-  check_fields({'model': model}, {'model': OBJECT}, where)
   fields = _MODEL | _OF_TASK[task]
   fields |= {k: or_none(v) for k, v in _VARIED.items() if k in model}
   check_fields(model, fields, where)

@@ -47,10 +47,6 @@ class Backbone(NamedTuple):
   avd_first: bool = False
   width: int = 64
 
-  def channels(self, stage: int) -> int:
-    """Channels inside the blocks of a stage, 0 to 3."""
-    return inner_channels(self.width * 2**stage, self.base_width, self.groups)
-
 
 def inner_channels(planes: int, base_width: int, groups: int) -> int:
   """Channels of a block's split attention."""

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from resnest_jax.errors import UserError
+from resnest_jax.models import resnest
 from resnest_jax.models.heads import (
   DeepLabV3Head,
   DeepLabV3PlusHead,
@@ -15,13 +16,6 @@ from resnest_jax.models.heads import (
 )
 from resnest_jax.models.layers import Array, Size
 from resnest_jax.models.remat import parse, recomputed
-from resnest_jax.models.resnest import (
-  BACKBONES,
-  DILATION_RULES,
-  Backbone,
-  ResNeSt,
-  attention_channels,
-)
 
 HEADS = {
   'fcn': FCNHead,
@@ -108,30 +102,32 @@ def _choice(config: Mapping[str, Any], key: str, accepted) -> Any:
   return config[key]
 
 
-def create_backbone(config: Mapping[str, Any]) -> ResNeSt:
+def create_backbone(config: Mapping[str, Any]) -> resnest.ResNeSt:
   """Creates the ResNeSt that `config.model` names, varied by its other keys."""
-  named = BACKBONES[_choice(config, 'backbone', BACKBONES)]._asdict()
+  known = resnest.BACKBONES
+  named = known[_choice(config, 'backbone', known)]._asdict()
   fields = {
     key: value if config.get(key) is None else config[key]
     for key, value in named.items()
   }
   fields['stage_sizes'] = tuple(fields['stage_sizes'])
-  _check_channels(Backbone(**fields))
-  return ResNeSt(
+  _check_channels(resnest.Backbone(**fields))
+  return resnest.ResNeSt(
     **fields,
     output_stride=_choice(config, 'output_stride', OUTPUT_STRIDES),
-    dilation_rule=_choice(config, 'dilation_rule', DILATION_RULES),
+    dilation_rule=_choice(config, 'dilation_rule', resnest.DILATION_RULES),
     dtype=DTYPES[_choice(config, 'dtype', DTYPES)],
     frozen=0 if _frozen_bn(config) == 'none' else 5,
   )
 
 
-def _check_channels(backbone: Backbone) -> None:
+def _check_channels(backbone: resnest.Backbone) -> None:
   """Raises `UserError` unless groups and radix share the channels evenly."""
   groups, radix = backbone.groups, backbone.radix
   for stage in range(4):
-    channels = backbone.channels(stage)
-    hidden = attention_channels(channels, radix)
+    planes = backbone.width * 2**stage
+    channels = resnest.inner_channels(planes, backbone.base_width, groups)
+    hidden = resnest.attention_channels(channels, radix)
     for number, divisor, of in (
       (channels, groups * radix, 'model.groups times model.radix'),
       (hidden, groups, 'model.groups'),

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,19 @@ class Done:
   )
   seconds: float = 0.0  # With compilation.
 
+  @contextlib.contextmanager
+  def noting(self, path: Path) -> Iterator[None]:
+    """Notes why a source has no result; a full disk ends the work."""
+    try:
+      yield
+    # Also of an overlay: it reads its picture again, which may be gone.
+    except UserError as error:
+      self.failed[path] = ' '.join(str(error).splitlines())
+    except OSError as error:
+      if error.errno in _DISK:
+        raise
+      self.failed[path] = f'the results of {path} cannot be written: {error}'
+
 
 def predict_files(
   given: Sequence[str | Path],
@@ -70,15 +83,13 @@ def predict_files(
   """Predicts pictures and videos and writes the results with two JSON files.
 
   Args:
-    given: see `find_sources`.
-    weights: see `from_checkpoint`.
+    given, recursive: see `find_sources`.
+    weights, **options: see `from_checkpoint`.
     out: folder, created if needed.
-    recursive: see `find_sources`.
     save: see `output_files`.
     opacity: of the colours in overlays, 0 to 1.
     legend: whether overlays of pictures name the classes.
     overwrite: whether `out` may hold files already.
-    **options: of `from_checkpoint`: protocol, batch size and others.
 
   Raises:
     UserError: an argument is invalid; or, after all others are done, some
@@ -94,10 +105,7 @@ def predict_files(
   print_notes(predictor)
   done, started = Done(), time.perf_counter()
   try:
-    with (
-      explain_refusal(f'to {out}', 'give another --out'),
-      evaluation_progress() as progress,
-    ):
+    with explain_refusal(f'to {out}'), evaluation_progress() as progress:
       predictor.on_compile = compile_notice(progress)
       pairs = list(zip(sources, files, strict=True))
       shared = (out, done, progress, opacity)
@@ -125,13 +133,6 @@ def predict_files(
     )
 
 
-def unwritten(path: Path, error: OSError) -> str:
-  """Why a source has no result; raises `error` if no other will have one."""
-  if error.errno in _DISK:
-    raise error
-  return f'the results of {path} cannot be written: {error}'
-
-
 def predict_pictures(
   predictor: Predictor,
   pictures: Sequence[tuple[Source, Files]],
@@ -146,7 +147,7 @@ def predict_pictures(
   def write(predicted: tuple[int, Prediction | UserError]) -> None:
     index, prediction = predicted
     source, files = pictures[index]
-    try:
+    with done.noting(source.path):
       if isinstance(prediction, UserError):
         raise prediction
       for kind, file in files.items():
@@ -158,11 +159,6 @@ def predict_pictures(
         number = headers.channels(source.path.read_bytes())
         if said := headers.left_out(number):
           done.left_out[said] += 1
-    # Also of an overlay: it reads its picture again, which may be gone.
-    except UserError as error:
-      done.failed[source.path] = ' '.join(str(error).splitlines())
-    except OSError as error:
-      done.failed[source.path] = unwritten(source.path, error)
 
   task = progress.add_task('predict', total=len(pictures))
   paths = [source.path for source, _ in pictures]
@@ -183,7 +179,7 @@ def predict_video(
 ) -> None:
   """Predicts a video's frames and writes its files, whole or not at all."""
   path, targets = source.path, {kind: out / x for kind, x in files.items()}
-  try:
+  with done.noting(path):
     with (
       contextlib.closing(VideoReader(path, predictor.max_pixels)) as reader,
       VideoOutputs(targets, reader.fps, opacity) as outputs,
@@ -203,10 +199,6 @@ def predict_video(
         done.files[path], done.frames[path] = files, reader.read
     progress.update(task, total=max(reader.read, 1))
     reader.check_end()
-  except UserError as error:
-    done.failed[path] = ' '.join(str(error).splitlines())
-  except OSError as error:
-    done.failed[path] = unwritten(path, error)
 
 
 def summary(done: Done, out: Path) -> str:

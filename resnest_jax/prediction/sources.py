@@ -6,12 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from resnest_jax.data.own.pairing import (
-  IMAGE_SUFFIXES,
-  endings,
-  tell,
-  walk,
-)
+from resnest_jax.data.own.pairing import IMAGE_SUFFIXES, endings, tell, walk
 from resnest_jax.errors import UserError
 from resnest_jax.files import clean, inside
 from resnest_jax.prediction.video import VIDEO_SUFFIXES

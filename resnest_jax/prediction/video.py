@@ -33,14 +33,9 @@ class VideoReader:
   def __init__(self, path: Path, max_pixels: int = MAX_PIXELS):
     self.path, self.read, self._seconds = path, 0, 0.0
     self._capture = _open(path)
-    check_pixels(
-      *(
-        round(self._capture.get(side))
-        for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
-      ),
-      max_pixels,
-      path,
-    )
+    sides = cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH
+    size = [round(self._capture.get(side)) for side in sides]
+    check_pixels(*size, max_pixels, path)
     self.fps = self._capture.get(cv2.CAP_PROP_FPS)
     total = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
     if not _PLAUSIBLE_FPS[0] <= self.fps <= _PLAUSIBLE_FPS[1]:

@@ -101,7 +101,10 @@ class Stopper:
       target=self._watch, args=(here, watching), daemon=True
     )
     thread.start()
-    output = _Output(sys.stdout, self._note_lost_output)
+    # Where a signal has arrived, this is no second one.
+    output = _Output(
+      sys.stdout, lambda: self.signal or self._note(signal.SIGPIPE)
+    )
     try:
       with contextlib.redirect_stdout(output):
         yield
@@ -184,10 +187,6 @@ class Stopper:
         os.kill(os.getpid(), signal.SIGTERM)  # JAX's service knows this one.
     elif time.monotonic() - self._since > DUPLICATE_SECONDS:
       leave(f'{number.name} again: ended at once.', self._status())
-
-  def _note_lost_output(self) -> None:
-    if self.signal is None:  # Not a second signal.
-      self._note(signal.SIGPIPE)
 
   def _end(self, problem: str) -> None:
     with self._lock:

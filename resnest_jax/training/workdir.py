@@ -44,7 +44,7 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> contextlib.ExitStack:
 
 def longer(workdir: Path) -> str:
   """Says how to go on from a run's weights; '' if it has no checkpoint."""
-  if not store.has_regular_checkpoint(workdir):
+  if not store.steps_in(store.checkpoint_dir(workdir)):
     return ''
   flag = shlex.quote(f'--config.pretrained={workdir}')
   return (

@@ -8,25 +8,25 @@ error, and --drop leaves modules out. The output folder holds the weights and
 about.json, the description that the weight file has in its header.
 """
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnest_jax.errors import run
+from resnest_jax.errors import run_module
 
 if __name__ == '__main__':
   # Before the imports below, so that Ctrl-C during them is told in a line.
-  run(lambda: importlib.import_module(__spec__.name).main())
+  run_module(__spec__.name)
 
 from flax.traverse_util import flatten_dict
 
 from resnest_jax import runtime
 from resnest_jax.files import check_new
 from resnest_jax.flags import Parser, add_checkpoint_flag
-from resnest_jax.weights.files import check_torch, write_weights
+from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.infer import backbone_of, same_shapes, title_of
 from resnest_jax.weights.names import WHOSE, WHOSE_READ
+from resnest_jax.weights.pickles import check_torch
 from resnest_jax.weights.pretrained import Weights, load_weights
 from resnest_jax.weights.state_dict import KINDS, export_state_dict
 

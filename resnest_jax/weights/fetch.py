@@ -17,12 +17,8 @@ from pathlib import Path
 from resnest_jax.downloads import TIMEOUT, check_size, download, offline
 from resnest_jax.errors import UserError
 from resnest_jax.files import clean, explain_refusal
-from resnest_jax.weights.files import (
-  TORCH_SUFFIXES,
-  check_torch,
-  read_weights,
-  sha256,
-)
+from resnest_jax.weights.files import TORCH_SUFFIXES, read_weights, sha256
+from resnest_jax.weights.pickles import check_torch
 from resnest_jax.weights.published import PUBLISHED, Published, known_file
 
 

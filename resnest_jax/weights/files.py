@@ -1,33 +1,22 @@
 """Weight files: safetensors, and PyTorch's without running their code."""
 
-import contextlib
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnest_jax.errors import UserError
-from resnest_jax.files import (
-  check_new,
-  explain_refusal,
-  whole_folder,
-  write_json,
-)
+from resnest_jax import files
+from resnest_jax.errors import UserError, ending
 from resnest_jax.text import listed
 from resnest_jax.untrusted import brief, check_json, parse_json
+from resnest_jax.weights import pickles
 from resnest_jax.weights.networks import Network, find_network
-from resnest_jax.weights.pickles import (
-  check_torch,
-  load_pickle,
-  to_numpy,
-  unknown_type,
-)
 
 SAFETENSORS = 'model.safetensors'
 TORCH = 'model.pth'
@@ -35,6 +24,8 @@ ABOUT = 'about.json'
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 LONGEST_NAME = 500
 MAX_HEADER = 100_000_000  # Bytes, safetensors' own limit.
+# Ends messages about a description.
+CONVERT_AGAIN = 'Convert again from the original.'
 HEADER_KEY = 'resnest_jax'  # Of our description, in both formats.
 # Of safetensors; others, such as float8, are not read.
 TYPES = re.compile('F64|F32|F16|BF16|[IU](64|32|16|8)|BOOL')
@@ -67,19 +58,27 @@ def read_weights(path: Path, part: str | None = None) -> WeightFile:
       state dict inside, or PyTorch is not installed.
   """
   path = weight_file(path)
-  with path.open('rb') as file:
-    start = file.read(9)
+  with path.open('rb') as opened:
+    start = opened.read(9)
   # First: the length of safetensors' header may look like a zip file or pickle.
   length = int.from_bytes(start[:8], 'little')
   if start[8:9] == b'{' and length <= MAX_HEADER:
-    return _named(path, _read_safetensors(path, part))
+    file = _read_safetensors(path, part)
   # Zip files since PyTorch 1.6, bare pickles before.
-  if start[:4] == b'PK\x03\x04' or start[:1] == b'\x80':
-    return _named(path, _read_torch(path, part))
-  raise UserError(
-    f'{path} is neither a safetensors nor a PyTorch file: it begins with '
-    f'{start!r}. It may be a web page or cut off; get it again.'
-  )
+  elif start[:4] == b'PK\x03\x04' or start[:1] == b'\x80':
+    file = _read_torch(path, part)
+  else:
+    raise UserError(
+      f'{path} is neither a safetensors nor a PyTorch file: it begins with '
+      f'{start!r}. It may be a web page or cut off; get it again.'
+    )
+  for name in file.state_dict:  # Messages list names.
+    if len(name) > LONGEST_NAME or not name.isprintable():
+      raise UserError(
+        f'{path} has a tensor named {brief(name)}, which is no name of a '
+        'network; it was not read. Use another source.'
+      )
+  return file
 
 
 def weight_file(path: Path) -> Path:
@@ -100,26 +99,6 @@ def weight_file(path: Path) -> Path:
   )
 
 
-def _named(path: Path, file: WeightFile) -> WeightFile:
-  # Messages list names.
-  for name in file.state_dict:
-    if len(name) > LONGEST_NAME or not name.isprintable():
-      raise UserError(
-        f'{path} has a tensor named {brief(name)}, which is no name of a '
-        'network; it was not read. Use another source.'
-      )
-  return file
-
-
-@contextlib.contextmanager
-def convert_again() -> Iterator[None]:
-  """Adds the remedy to errors about a description."""
-  try:
-    yield
-  except UserError as error:
-    raise UserError(f'{error} Convert again from the original.') from error
-
-
 def _read_safetensors(path: Path, part: str | None) -> WeightFile:
   import safetensors
 
@@ -130,13 +109,13 @@ def _read_safetensors(path: Path, part: str | None) -> WeightFile:
       for name in names:
         kind = file.get_slice(name).get_dtype()
         if not TYPES.fullmatch(kind):
-          raise unknown_type(path, name, kind)
+          raise pickles.unknown_type(path, name, kind)
       tensors = {name: _float32(file.get_tensor(name)) for name in names}
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise UserError(f'{path} is damaged ({error}); get it again.') from error
   about = {}
   if text := header.pop(HEADER_KEY, ''):
-    with convert_again():
+    with ending(CONVERT_AGAIN):
       about = parse_json(text, f'the description in the header of {path}')
   network, others = find_network(tensors, part)
   return WeightFile(
@@ -152,7 +131,7 @@ def _float32(value: np.ndarray) -> np.ndarray:
 
 
 def _read_torch(path: Path, part: str | None) -> WeightFile:
-  content = load_pickle(path)
+  content = pickles.load_pickle(path)
   outer = content if isinstance(content, Mapping) else {}
   network, others = find_network(outer, part)
   # Of no network that is known: `recognise` says what is there.
@@ -171,9 +150,11 @@ def _read_torch(path: Path, part: str | None) -> WeightFile:
   extras = (outer.get(key) for key in (HEADER_KEY, 'meta'))
   about, meta = (x if isinstance(x, dict) else {} for x in extras)
   if about:
-    with convert_again():
+    with ending(CONVERT_AGAIN):
       check_json(about, f'the description in {path}')
-  return WeightFile(to_numpy(path, tensors), about, meta, network, others)
+  return WeightFile(
+    pickles.to_numpy(path, tensors), about, meta, network, others
+  )
 
 
 def write_weights(
@@ -194,35 +175,35 @@ def write_weights(
     The paths of both files.
   """
   folder, about = Path(folder), public(about)
-  check_new(folder)
+  files.check_new(folder)
   name = TORCH if kind == 'mmseg' else SAFETENSORS
   encode = _torch_file if kind == 'mmseg' else _safetensors_file
   # Written here: the packages' own errors do not say why a write is refused.
   content = encode(state_dict, about)
-  with (
-    explain_refusal(folder, 'give another --out'),
-    whole_folder(folder) as temporary,
-  ):
+  with files.explain_refusal(folder), files.whole_folder(folder) as temporary:
     (temporary / name).write_bytes(content)
-    write_json(temporary / ABOUT, about)
+    files.write_json(temporary / ABOUT, about)
   return [folder / name, folder / ABOUT]
 
 
 def public(about: Mapping[str, Any]) -> dict[str, Any]:
   """A description to be published: its provenance names no local folders."""
   return {
-    key: _without_folders(value) if key == 'provenance' else value
+    key: with_texts(value, _without_folder) if key == 'provenance' else value
     for key, value in about.items()
   }
 
 
-def _without_folders(value: Any) -> Any:
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+  """The value with each text in it changed."""
   if isinstance(value, Mapping):
-    return {key: _without_folders(each) for key, each in value.items()}
+    return {key: with_texts(each, change) for key, each in value.items()}
   if isinstance(value, list | tuple):
-    return [_without_folders(each) for each in value]
-  if not isinstance(value, str):
-    return value
+    return [with_texts(each, change) for each in value]
+  return change(value) if isinstance(value, str) else value
+
+
+def _without_folder(value: str) -> str:
   # Files of others may be from another system.
   if PureWindowsPath(value).is_absolute():
     return PureWindowsPath(value).name
@@ -250,7 +231,7 @@ def _safetensors_file(state_dict, about) -> bytes:
 
 
 def _torch_file(state_dict, about) -> bytes:
-  check_torch()
+  pickles.check_torch()
   import torch
 
   classes, palette = about.get('classes'), about.get('palette')

@@ -50,12 +50,8 @@ class Stored(NamedTuple):
 def read_stored(meta: Mapping[str, Any], heads: bool) -> Stored:
   """Reads the configuration in a checkpoint's `meta`, if there is one.
 
-  Args:
-    meta: `meta` of the checkpoint.
-    heads: whether its heads are wanted; they alone are dilated here.
-
-  Raises:
-    UserError: the network computes something else than ours with these weights.
+  `heads`: whether they are wanted; they alone are dilated here. Raises
+  `UserError` if the network computes something else than ours with its weights.
   """
   # mmengine's name, and that of mmcv before it.
   text = meta.get('cfg', meta.get('config'))

@@ -35,11 +35,7 @@ class Network(NamedTuple):
 def find_network(
   content: Mapping[Any, Any], part: str | None
 ) -> tuple[Network | None, list[Network]]:
-  """The network that `part` names, or the likeliest; and all there are.
-
-  Raises:
-    UserError: there is none of this name.
-  """
+  """The network called `part`, or the likeliest, and all; or a `UserError`."""
   found = [
     network
     for path, tensors in _state_dicts(content, (), set())
@@ -83,11 +79,10 @@ def _state_dicts(
 def _networks(
   path: tuple[str, ...], tensors: Mapping[str, Any]
 ) -> list[Network]:
-  prefixes = {}
-  for match in filter(None, map(_STEM.fullmatch, tensors)):
-    inner = match[1] + (match[3] or '')
-    if inner + _BLOCK in tensors:
-      prefixes[match[1]] = None
+  stems = filter(None, map(_STEM.fullmatch, tensors))
+  prefixes = dict.fromkeys(
+    x[1] for x in stems if f'{x[1]}{x[3] or ""}{_BLOCK}' in tensors
+  )
   owner = {
     name: max((x for x in prefixes if name.startswith(x)), key=len, default='')
     for name in tensors

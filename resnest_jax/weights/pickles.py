@@ -126,11 +126,7 @@ def _why_not(error: Exception) -> str:
 
 
 def to_numpy(path: Path, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Tensors as NumPy arrays; half precision becomes float32.
-
-  Raises:
-    UserError: a type that NumPy does not have, or a tensor without its data.
-  """
+  """Tensors as NumPy arrays, half precision as float32; or a `UserError`."""
   import torch
 
   half = (torch.float16, torch.bfloat16)

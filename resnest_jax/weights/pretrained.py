@@ -15,24 +15,12 @@ import resnest_jax
 from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.preprocess import MEAN, STD, Normalization
 from resnest_jax.distributed import messages
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, ending
 from resnest_jax.models.description import CLASSES, PALETTE, check_description
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.text import listed, without_secrets
+from resnest_jax.weights import files, infer
 from resnest_jax.weights.fetch import fetch
-from resnest_jax.weights.files import (
-  WeightFile,
-  convert_again,
-  read_weights,
-  sha256,
-  weight_file,
-)
-from resnest_jax.weights.infer import (
-  Description,
-  backbone_of,
-  describe,
-  with_backbone,
-)
 from resnest_jax.weights.mmseg_config import Stored, read_stored
 from resnest_jax.weights.names import WHOSE_READ, blocks_of, head_modules
 from resnest_jax.weights.published import (
@@ -77,7 +65,7 @@ class Weights(NamedTuple):
 
   state_dict: dict[str, Any]
   kind: str
-  description: Description
+  description: infer.Description
   classes: list[str] | None
   palette: list[list[int]] | None
   normalization: dict[str, Any]
@@ -105,7 +93,7 @@ class Weights(NamedTuple):
     """The model, its activations in `dtype`, and its variables in NumPy."""
     task, config = self.description
     config = config | ({'dtype': dtype} if dtype else {})
-    model = Description(task, config).create()
+    model = infer.Description(task, config).create()
     variables = self.variables or import_state_dict(model, self.state_dict)
     return model, variables
 
@@ -142,7 +130,7 @@ def load_weights(
       f'checkpoint {checkpoint!r}; leave --checkpoint out.'
     )
   else:
-    weights = _of_file(source, weight_file(path), drop, backbone, part)
+    weights = _of_file(source, files.weight_file(path), drop, backbone, part)
   check_description(weights.about(), f'the description of {source}')
   # NaN weights give label maps without any error.
   tensors = weights.state_dict
@@ -238,10 +226,10 @@ def _of_run(
   trained = config.get('model', model_config)
   if model_config is not None:
     _check_same_network(about, trained, model_config)
-  description = Description('segmentor', dict(model_config or trained))
+  description = infer.Description('segmentor', dict(model_config or trained))
   state_dict = without(flatten_dict(variables, sep='/'), drop)
   if backbone:
-    description = with_backbone(description, backbone, known=True)
+    description = infer.with_backbone(description, backbone, known=True)
   classes, palette = about.get('classes'), about.get('palette')
   # Older checkpoints have class names only.
   if palette is None and classes:
@@ -291,13 +279,13 @@ def _of_file(
   backbone: str | None,
   part: str | None,
 ) -> Weights:
-  file = read_weights(path, part)
+  file = files.read_weights(path, part)
   state_dict = without(file.state_dict, drop)
   kind = recognise(state_dict)
   provenance = {
     'source': without_secrets(str(source)),
     'file': path.name,
-    'sha256': sha256(path),
+    'sha256': files.sha256(path),
     'names': WHOSE_READ[kind],
     'dropped': list(drop),
     'meta': _readable(file.meta),
@@ -319,7 +307,7 @@ def _of_file(
       f'{path} has our names but no description of its model in its header; '
       'convert writes one.'
     )
-  description = describe(state_dict, kind, backbone)
+  description = infer.describe(state_dict, kind, backbone)
   heads = description.task == 'segmentor'
   stored = Stored() if known else read_stored(file.meta, heads)
   if stored.output_stride:
@@ -341,7 +329,7 @@ def _of_file(
   )
 
 
-def _say_network(file: WeightFile, provenance: dict[str, Any]) -> None:
+def _say_network(file: files.WeightFile, provenance: dict[str, Any]) -> None:
   if file.network and file.network.part:
     provenance['part'] = file.network.part
   if len(file.networks) > 1:
@@ -364,17 +352,18 @@ def _assumed(stored: Stored, heads: bool) -> list[str]:
 
 
 def _described(path, about, state_dict, kind, drop, backbone, provenance):
-  with convert_again():
+  with ending(files.CONVERT_AGAIN):
     check_description(about, f'the description in {path}')
-    description = Description(about['task'], dict(about['model']))
+    description = infer.Description(about['task'], dict(about['model']))
     _check_built(path, description, state_dict)
   known = about['provenance'].get('backbone_known', True)
   if backbone:
-    description = with_backbone(description, backbone, known)
+    description = infer.with_backbone(description, backbone, known)
     known = True
   if drop:
     description = remaining(description, state_dict)
-  before = {'from': _without_secrets(about['provenance'])}
+  # Earlier versions wrote secrets.
+  before = {'from': files.with_texts(about['provenance'], without_secrets)}
   return Weights(
     *(state_dict, kind, description),
     *(about[key] for key in ('classes', 'palette', 'normalization')),
@@ -384,21 +373,12 @@ def _described(path, about, state_dict, kind, drop, backbone, provenance):
   )
 
 
-def _without_secrets(provenance: Mapping[str, Any]) -> dict[str, Any]:
-  # Of files that earlier versions wrote.
-  cleaned = {
-    key: without_secrets(value) if isinstance(value, str) else value
-    for key, value in provenance.items()
-  }
-  if isinstance(before := provenance.get('from'), Mapping):
-    cleaned['from'] = _without_secrets(before)
-  return cleaned
-
-
-def _check_built(path, description: Description, state_dict: Mapping) -> None:
+def _check_built(
+  path, description: infer.Description, state_dict: Mapping
+) -> None:
   there = tuple(blocks_of(state_dict).values())
   try:
-    said = tuple(backbone_of(description.config).stage_sizes)
+    said = tuple(infer.backbone_of(description.config).stage_sizes)
     # Before a network of any depth is traced.
     if there != said:
       raise ValueError(f'it has {said} blocks a stage, the weights {there}')
@@ -411,7 +391,9 @@ def _check_built(path, description: Description, state_dict: Mapping) -> None:
     ) from error
 
 
-def remaining(description: Description, state_dict: Mapping) -> Description:
+def remaining(
+  description: infer.Description, state_dict: Mapping
+) -> infer.Description:
   """Describes the model of which `state_dict`, of any kind, is left."""
   names, heads = '\n'.join(state_dict), head_modules(state_dict)
   task, config = description
@@ -426,7 +408,7 @@ def remaining(description: Description, state_dict: Mapping) -> Description:
   if kept[task]:
     return description
   left = {key: value for key, value in config.items() if key not in HEAD_KEYS}
-  return Description('backbone', left)
+  return infer.Description('backbone', left)
 
 
 def _classes(meta: Mapping[str, Any]) -> tuple[list | None, list | None]:

@@ -66,7 +66,6 @@ MMSEG_HEAD = [
   (r'(\w+)/(\w+)', r'\1.\2'),
 ]
 
-
 _BACKBONE_ALONE = (
   'Such weights are of a backbone: import them for model.backbone (with '
   "drop=('fc',) if a classifier's layer is among them)."

@@ -9,16 +9,15 @@ doctor.json and the contact sheet doctor.png. The exit status is 1 if there
 are errors, and otherwise 0.
 """
 
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnest_jax.errors import run
+from resnest_jax.errors import run_module
 
 if __name__ == '__main__':
   # Before the imports below, so that Ctrl-C during them is told in a line.
-  run(lambda: importlib.import_module(__spec__.name).main())
+  run_module(__spec__.name)
 
 from resnest_jax.config import parse_flags
 from resnest_jax.data.datasets import open_data
@@ -74,7 +73,7 @@ def main() -> None:
   # On disk before anything is printed, and printed if the disk refuses.
   try:
     if flags.out:
-      with explain_refusal(flags.out, 'give another --out'):
+      with explain_refusal(flags.out):
         report.write_json(flags.out, surveys, found)
         report.draw(flags.out, splits, surveys, found)
   finally:

@@ -58,7 +58,8 @@ def image_depth(s: Survey) -> Finding | None:
   if not bad:
     return None
   return Finding(
-    f'{share_of(bad, s.readable, "image", "are")} {_types(bad, "image_type")}; '
+    f'{share_of(bad, s.readable, "image", "are")} '
+    f'{listed(sorted({o.image_type for o in bad}))}; '
     'the network takes 8 bits per channel.',
     names(bad),
     to_8_bits(max(o.white for o in bad)),
@@ -117,10 +118,6 @@ def mask_depth(s: Survey) -> Finding | None:
     names(bad),
     remedy.rstrip(),
   )
-
-
-def _types(observations: list[Observation], attribute: str) -> str:
-  return listed(sorted({getattr(o, attribute) for o in observations}))
 
 
 def size_mismatch(s: Survey) -> Finding | None:

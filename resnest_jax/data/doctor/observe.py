@@ -43,8 +43,7 @@ class Observation:
     colours: int64 (K, 3), RGB colours of a mask of several channels.
     kind: how the mask's file stores it, '8-bit grey'; '' if not in a file.
     indices: values of the pixels of a palette PNG.
-    refused: the error with which training refuses the sample, '' if it does
-      not.
+    refused: the error with which training refuses the sample, or ''.
     channels: of the image's file; 0 if unknown.
     white: the largest value of the image.
     between: int64 (K,), pixels of each value in a thin strip between a lower
@@ -173,9 +172,8 @@ class Survey:
     """Value -> pixels, and strips, between a lower and a higher value."""
     sums = {value: np.zeros(2, np.int64) for value in self.histogram}
     for o in self.index_masks:
-      for value, *numbers in zip(
-        o.values.tolist(), o.between, o.ramps, strict=True
-      ):
+      rows = zip(o.values.tolist(), o.between, o.ramps, strict=True)
+      for value, *numbers in rows:
         sums[value] += numbers
     return {value: tuple(both.tolist()) for value, both in sums.items()}
 
@@ -266,6 +264,12 @@ def observe(split: Any, index: int) -> Observation:
     return Observation(index, message.splitlines()[0], error=message)
   image, mask = np.asarray(sample['image']), np.asarray(sample['mask'])
   values, counts = _values(mask)
+  refused = ''
+  if labelled := getattr(split, 'labelled', None):
+    try:
+      labelled(index, sample)
+    except UserError as error:
+      refused = str(error)
   stored = sample.get('stored') or Stored(mask, '')
   pairs = getattr(split, 'pairs', None)  # Only a user's own folders have them.
   return Observation(
@@ -283,22 +287,12 @@ def observe(split: Any, index: int) -> Observation:
     colours=colours_of(mask),
     kind=stored.kind,
     indices=stored.indices,
-    refused=_refusal(split, index, sample),
+    refused=refused,
     channels=sample.get('channels', 0),
     white=image.max().item(),
     **_ramps(mask, values, split.labels.to_train_id[IGNORE] == IGNORE),
     edges=_edges(image, mask),
   )
-
-
-def _refusal(split: Any, index: int, sample: dict[str, Any]) -> str:
-  """The error of a training that gets the sample; '' if it takes it."""
-  if labelled := getattr(split, 'labelled', None):
-    try:
-      labelled(index, sample)
-    except UserError as error:
-      return str(error)
-  return ''
 
 
 def _hash(array: np.ndarray) -> bytes:

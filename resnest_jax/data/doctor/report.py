@@ -1,7 +1,7 @@
 """The doctor's report: text, a table of classes, JSON, a contact sheet."""
 
+import contextlib
 import datetime
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from resnest_jax.data.doctor.rules import ERROR, WARNING, Diagnosis
 from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
 from resnest_jax.text import listed, percent, plural, share
+from resnest_jax.untrusted import parse_json
 
 WRITER = 'resnest_jax.data.doctor'
 _PICTURES = 8  # Of each split on the contact sheet.
@@ -117,12 +118,9 @@ def claim(folder: Path) -> None:
   # The JSON vouches for the picture: a lone doctor.png is refused.
   report, picture = folder / 'doctor.json', folder / 'doctor.png'
   files.check_writable(folder, 'give another folder')
-  try:
-    content = json.loads(report.read_text('utf-8')) if report.exists() else {}
-    ours = content.get('written_by') == WRITER
-  # Unreadable, no JSON, or JSON without a dict.
-  except (OSError, ValueError, AttributeError, RecursionError):
-    ours = False
+  ours = False
+  with contextlib.suppress(OSError, UserError):
+    ours = parse_json(report.read_bytes(), '').get('written_by') == WRITER
   there = [path for path in (report, picture) if path.exists()]
   if there and not ours:
     raise UserError(

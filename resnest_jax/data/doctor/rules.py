@@ -40,15 +40,14 @@ class Rule:
 
 # Rules that explain why masks hold values without a class. They silence the
 # bare statement that such values exist, and what follows from it.
-_MEANINGS = (
+_EXPLAINED = (
   values.off_by_one,
   values.wrong_ade20k_release,
   values.train_ids,
   values.label_ids,
   values.stretched_masks,
-  values.smoothed_masks,
 )
-_EXPLAINED = tuple(x for x in _MEANINGS if x is not values.smoothed_masks)
+_MEANINGS = (*_EXPLAINED, values.smoothed_masks)
 _NUMBERS = (*_MEANINGS, values.unknown_values)
 _FILES = (
   files.image_depth,

@@ -397,16 +397,16 @@ def smoothed_masks(s: Survey) -> Finding | None:
 def maybe_smoothed(s: Survey) -> Finding | None:
   """borders that pass through the numbers in between, as after smoothing"""
   strips = {
-    value: (between, ramps)
+    value: ramps
     for value, (between, ramps) in s.between.items()
     # A class that lies nowhere else is one of borders.
     if between < _OF_BORDERS * s.histogram[value]
   }
-  ramps = sum(number for _, number in strips.values())
+  ramps = sum(strips.values())
   jumps = sum(o.jumps for o in s.index_masks)
   if ramps < _FEWEST_STRIPS or ramps < jumps:
     return None
-  most = max(strips, key=lambda value: strips[value][1])
+  most = max(strips, key=strips.get)
   bad = [o for o in s.index_masks if o.ramps.sum() > o.jumps]
   return Finding(
     f'{ramps / (ramps + jumps):.0%} of the borders between classes whose '

@@ -23,14 +23,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resnest_jax.data import headers
+from resnest_jax.data import headers, images
 from resnest_jax.data.archives import enumeration
-from resnest_jax.data.images import (
-  MAX_PIXELS,
-  decode_image,
-  is_turned,
-  read_file,
-)
 from resnest_jax.data.own import masks as own_masks
 from resnest_jax.data.own import splits
 from resnest_jax.data.own.classes import read_classes
@@ -57,7 +51,7 @@ class FolderSplit:
   split: str
   pairs: Sequence[Pair]
   conversion: own_masks.Conversion
-  max_pixels: int = MAX_PIXELS
+  max_pixels: int = images.MAX_PIXELS
 
   name = 'folder'  # `config.data.name` that selects this class.
 
@@ -110,7 +104,7 @@ class FolderSplit:
     if image.dtype != np.uint8:
       # OpenCV 5.0 leaves the pixels of a 16-bit TIFF undefined in this order.
       flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-      image = decode_image(encoded, flags, pair.image, self.max_pixels)
+      image = images.decode_image(encoded, flags, pair.image, self.max_pixels)
       image = image[..., ::-1]
     mask = self._read_mask(pair)
     return {
@@ -143,8 +137,8 @@ class FolderSplit:
     return self.pairs[index]
 
   def _decode(self, path: str, flags: int) -> tuple[np.ndarray, bytes]:
-    encoded = read_file(path, self.max_pixels)
-    pixels = decode_image(encoded, flags, path, self.max_pixels)
+    encoded = images.read_file(path, self.max_pixels)
+    pixels = images.decode_image(encoded, flags, path, self.max_pixels)
     if pixels is None and headers.has_fractions(encoded):
       raise UnreadableSample(f'{path} {headers.FRACTIONS}')
     if pixels is None:
@@ -188,7 +182,7 @@ def _different_sizes(pair: Pair, image, mask) -> UserError:
   hint = 'Repair the pair or remove it.'
   if (height, width) == (mask_width, mask_height):
     hint = 'The mask is transposed or rotated: rotate it back.'
-    if is_turned(pair.image):
+    if images.is_turned(pair.image):
       hint = (
         'The photograph is turned by its EXIF orientation and the mask is not: '
         'rotate the mask, or save the photograph without that entry.'
@@ -244,7 +238,7 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
     data_config, split, lambda *where: conversion(*where).of_numbers()
   )
   among = own_masks.telling_suffix((pair.image for pair in pairs), masks)
-  max_pixels = data_config.get('max_pixels', MAX_PIXELS)
+  max_pixels = data_config.get('max_pixels', images.MAX_PIXELS)
   return FolderSplit(split, pairs, conversion(masks, among), max_pixels)
 
 

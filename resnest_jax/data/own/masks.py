@@ -4,7 +4,6 @@ Training, the doctor and palette2id ask the same functions, so that none of them
 accepts what another refuses.
 """
 
-import contextlib
 import dataclasses
 import io
 import os
@@ -13,10 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from resnest_jax.data.headers import picture_format
-from resnest_jax.data.images import BROKEN, png_header
+from resnest_jax.data.images import by_pillow, png_header
 from resnest_jax.data.own.classes import Classes
 from resnest_jax.labels import IGNORE
 from resnest_jax.text import listed, plural
@@ -53,11 +51,8 @@ def stored_mask(
   kind, indices = f'{header.bits}-bit {header.colour}', ()
   if header.colour == 'palette':
     # OpenCV has decoded it, but Pillow has limits of its own.
-    with (
-      contextlib.suppress(*BROKEN),
-      Image.open(io.BytesIO(encoded)) as picture,
-    ):
-      indices = tuple(np.unique(np.asarray(picture)).tolist())
+    read = by_pillow(io.BytesIO(encoded), lambda x: np.unique(x).tolist(), ())
+    indices = tuple(read)
   if header.colour == 'grey' and header.bits < 8:
     pixels = few_bits(pixels, header.bits, known)
   return Stored(pixels, kind, indices)
@@ -72,10 +67,8 @@ def few_bits(
     pixels: as decoders spread them, 0 and 255 for one bit.
     bits: of the file, 1 to 8.
     known: bool (256,), the values that masks may have.
-    mixed: whether masks of 8 bits lie next to it.
-
-  Raises:
-    ValueError: `mixed`, and both numbers may be meant.
+    mixed: whether masks of 8 bits lie next to it; then a `ValueError` is raised
+      where both numbers may be meant.
   """
   numbers = pixels // (255 // (2**bits - 1))
   spread = known[pixels].all()
@@ -104,11 +97,9 @@ def colours_of(mask: np.ndarray) -> np.ndarray:
 class Conversion:
   """How a folder of other masks becomes one of index masks.
 
-  Attributes:
-    masks: the folder.
-    classes_file: path.
-    suffix: the end of the masks' names, if others lie among them; else ''.
-    then: what to set after it.
+  masks: the folder.
+  suffix: the end of the masks' names, if others lie among them; else ''.
+  then: what to set after it.
   """
 
   masks: str
@@ -156,13 +147,10 @@ class Conversion:
   def of_colours(self, colours: Colours, indices: Sequence[int] = ()) -> str:
     """The remedy for masks of colours; `indices` if all have a palette."""
     file, labels = self.classes_file, self.classes.labels
-    ours = {
-      tuple(colour)
-      for colour, name in zip(
-        labels.palette.tolist(), labels.classes, strict=True
-      )
-      if name not in self.classes.chosen
-    }
+    named = zip(
+      labels.classes, map(tuple, labels.palette.tolist()), strict=True
+    )
+    ours = {colour for name, colour in named if name not in self.classes.chosen}
     unknown = sorted(colours - ours)
     fit = bool(indices) and self.classes.known()[list(indices)].all()
     if len(unknown) == len(colours):

@@ -59,13 +59,13 @@ class Affixes(NamedTuple):
 class Tree(NamedTuple):
   """The files of a folder and those below it.
 
-  Attributes:
-    folder: its path.
-    files: of each sample, by name: the path below the folder without affixes
-      and extension.
-    others: the rest, by the name that they would have, if any.
+  what: 'image' or 'mask'.
+  files: of each sample, by name: the path below the folder without affixes and
+    extension.
+  others: the rest, by the name that they would have, if any.
   """
 
+  what: str
   folder: Path
   files: dict[str, str]
   others: list[tuple[str | None, Path]]
@@ -80,10 +80,8 @@ def walk(folder: Path, deep: bool = True) -> list[Path]:
   """All files of a folder and, if `deep`, below it, sorted.
 
   Links are followed; one to nothing is a file, which its reader cannot open.
-  Hidden files are skipped.
-
-  Raises:
-    UserError: folders cannot be read; none of their files is dropped silently.
+  Hidden files are skipped. Folders that cannot be read are a `UserError`: no
+  file is dropped silently.
   """
   # Hidden: macOS leaves `._name.jpg` next to files on foreign file systems.
   files, closed = [], []
@@ -132,11 +130,7 @@ def read_tree(
   what: str,
   skipped: Collection[str] = (),
 ) -> Tree:
-  """Finds a folder's samples; `what` is 'image' or 'mask'.
-
-  Raises:
-    UserError: two files have one name, or a folder cannot be read.
-  """
+  """Finds a folder's samples; raises `UserError` if two have one name."""
   files: dict[str, str] = {}
   others = []
   for path in walk(folder):
@@ -157,7 +151,7 @@ def read_tree(
         f'config.data.folder.{what}_suffix to the end of the names.'
       )
     files[name] = str(path)
-  return Tree(folder, files, others)
+  return Tree(what, folder, files, others)
 
 
 def _name(path: str | PurePath) -> str:
@@ -174,37 +168,32 @@ def read_trees(
 ) -> Trees:
   """Finds images and masks, which may lie in one folder.
 
-  Raises:
-    UserError: see `read_tree`; or there are no images, or no masks.
-      `convert('.tif')` says how masks of that ending become PNGs.
+  Raises `UserError` if there are none. `convert('.tif')` says how masks of that
+  ending become PNGs.
   """
   of_mask = read_tree(masks, of_masks, MASK_SUFFIXES, 'mask')
   taken = set() if any(of_images) else set(of_mask.files.values())
   of_image = read_tree(images, of_images, IMAGE_SUFFIXES, 'image', taken)
   used = {*of_image.files.values(), *of_mask.files.values()}
-  trees = Trees(
-    *(
-      tree._replace(others=[x for x in tree.others if str(x[1]) not in used])
-      for tree in (of_image, of_mask)
-    )
-  )
-  for tree, affixes, extensions, what in (
-    (trees.images, of_images, IMAGE_SUFFIXES, 'image'),
-    (trees.masks, of_masks, MASK_SUFFIXES, 'mask'),
-  ):
+  trees = Trees(of_image, of_mask)
+  rules = (of_images, IMAGE_SUFFIXES), (of_masks, MASK_SUFFIXES)
+  for tree, (affixes, extensions) in zip(trees, rules, strict=True):
+    tree.others[:] = [x for x in tree.others if str(x[1]) not in used]
     if tree.files:
       continue
     kinds = f'{affixes.prefix}*{affixes.suffix}' if any(affixes) else ''
     there = endings(path for _, path in tree.others)
-    remedy = _remedy(what, tree.others, convert)
-    if what == 'image' and any(Path(x).is_relative_to(images) for x in taken):
+    remedy = _remedy(tree.what, tree.others, convert)
+    if tree.what == 'image' and any(
+      Path(x).is_relative_to(images) for x in taken
+    ):
       there = listed(filter(None, (plural(len(taken), 'mask'), there)))
       remedy = (
         'Set config.data.folder.image_suffix and mask_suffix to how the names '
         'of images and of masks end.'
       )
     raise UserError(
-      f'there are no {what}s in {tree.folder} '
+      f'there are no {tree.what}s in {tree.folder} '
       f'({kinds or listed(extensions, len(extensions))}); it has '
       f'{there or "no files"}. {remedy}'.rstrip()
     )
@@ -229,47 +218,42 @@ def _remedy(
   return 'Write them as PNG, with the class numbers as values.' if kinds else ''
 
 
-def match_pairs(
-  images: Path,
-  masks: Path,
-  of_images: Affixes,
-  of_masks: Affixes,
-  convert: Callable[[str], str],
-) -> list[Pair]:
+def match_pairs(trees: Trees, convert: Callable[[str], str]) -> list[Pair]:
   """Pairs the files that have the same name, sorted by it.
 
-  Raises:
-    UserError: see `read_trees`; or a file has no partner. Affixes with which
-      all have one are named.
+  Raises `UserError` if a file has no partner, with affixes by which all have.
   """
-  trees = read_trees(images, masks, of_images, of_masks, convert)
-  # Not dropped: an orphan usually means wrong affixes or a lost file.
   problems, remedies = [], []
-  for have, lack, what, other in (
-    (*trees, 'image', 'mask'),
-    (*trees[::-1], 'mask', 'image'),
-  ):
+
+  def complain(tree: Tree, others: Sequence[tuple[str | None, Path]]) -> None:
+    names = _first([path.name for _, path in others])
+    problems.append(f'{names} cannot be read as {tree.what}')
+    remedies.append(_remedy(tree.what, others, convert))
+
+  # Not dropped: an orphan usually means wrong affixes or a lost file.
+  for have, lack in (trees, trees[::-1]):
     if not (missing := have.files.keys() - lack.files.keys()):
       continue
     first = _first([os.path.basename(have.files[x]) for x in sorted(missing)])
     problems.append(
-      f'{plural(len(missing), what, "have")} no {other} in {lack.folder} '
-      f'({first})'
+      f'{plural(len(missing), have.what, "have")} no {lack.what} in '
+      f'{lack.folder} ({first})'
     )
     if near := [x for x in lack.others if x[0] in missing]:
-      problems.append(f'{_files(near)} cannot be read as {other}')
-      remedies.append(_remedy(other, near, convert))
+      complain(lack, near)
   if problems:
     remedies.append(_flags_that_pair(trees) or _OF_NAMES)
   # Neither file of a pair is read: no orphan tells.
-  unread = [{x for x, y in tree.others if _is_picture(y)} for tree in trees]
+  unread = [
+    {x for x, y in tree.others if y.suffix.lower() not in _NOTES}
+    for tree in trees
+  ]
   lost = unread[0] & unread[1] - {None, *trees.images.files, *trees.masks.files}
   near = [[x for x in tree.others if x[0] in lost] for tree in trees]
   # In a folder of both, a file is not its own partner.
   if near[0] and (near[0] != near[1] or len(near[0]) > len(lost)):
-    for what, others in zip(('image', 'mask'), near, strict=True):
-      problems.append(f'{_files(others)} cannot be read as {what}')
-      remedies.append(_remedy(what, others, convert))
+    for tree, others in zip(trees, near, strict=True):
+      complain(tree, others)
   if problems:
     raise UserError(f'{"; ".join(problems)}. {" ".join(remedies)}')
   for tree in trees:
@@ -287,14 +271,6 @@ _OF_NAMES = (
   'to how the names begin and end, or write a list of pairs '
   '(config.data.folder.lists).'
 )
-
-
-def _is_picture(path: Path) -> bool:
-  return path.suffix.lower() not in _NOTES
-
-
-def _files(others: Sequence[tuple[str | None, Path]]) -> str:
-  return _first([path.name for _, path in others])
 
 
 def _first(names: Sequence[str]) -> str:
@@ -345,11 +321,7 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
   Each line has the paths of an image and of its mask, relative to the list and
   separated by a tab, blanks or a comma; or the name of both in `trees`, as in
   the lists of Pascal VOC. Empty lines and lines with # are skipped. Files of a
-  pair give the sample its image's path as name.
-
-  Raises:
-    UserError: the list cannot be read or is empty, a line is not a pair, an
-      image occurs twice, or files are missing.
+  pair give the sample its image's path as name. All else is a `UserError`.
   """
   try:
     lines = read_text(path).splitlines()
@@ -366,7 +338,9 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
     where = f'{path}, line {number}'
     words = _two_paths(line, path.parent)
     pair = None
-    if trees and not (words and _is_path(words[0], path.parent)):
+    first = words[0] if words else ''
+    is_path = os.path.splitext(first)[1] or os.path.isfile(path.parent / first)
+    if trees and not is_path:
       pair = _named(line.strip(), where, path.parent, trees())
     if not pair and not words:
       raise UserError(
@@ -394,10 +368,6 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
       f'({_first(missing)}). Paths are relative to the list.'
     )
   return list(pairs.values())
-
-
-def _is_path(word: str, folder: Path) -> bool:
-  return bool(os.path.splitext(word)[1]) or os.path.isfile(folder / word)
 
 
 def _two_paths(line: str, folder: Path) -> list[str] | None:

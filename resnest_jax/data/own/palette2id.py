@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from resnest_jax.data.images import decode_image, png_header, read_file
+from resnest_jax.data.images import BROKEN, decode_image, png_header, read_file
 from resnest_jax.data.own.classes import Classes, read_classes
 from resnest_jax.data.own.masks import few_bits
 from resnest_jax.data.own.pairing import endings, walk
@@ -40,7 +40,6 @@ SHOWN = 10  # Colours that a message lists at most.
 # The value to write for each value or packed colour, -1 for no class; and the
 # functions that read those of a picture, (H, W), and name one in messages.
 Convert = tuple[np.ndarray, Callable[[Path], np.ndarray], Callable[[int], str]]
-_BROKEN = OSError, SyntaxError, ValueError, Image.DecompressionBombError
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -120,11 +119,11 @@ def colour_converter(classes: Classes, classes_file: Path) -> Convert:
     )
   table = np.full(2**24, -1, np.int16)
   table[_packed(classes.labels.palette)] = [v[0] for v in classes.values]
-  return table, _read_colours, _colour_name
-
-
-def _read_colours(path: Path) -> np.ndarray:
-  return _packed(np.asarray(_open(path).convert('RGB')))
+  return (
+    table,
+    lambda path: _packed(np.asarray(_open(path).convert('RGB'))),
+    lambda x: f'({x >> 16}, {x >> 8 & 255}, {x & 255})',
+  )
 
 
 def index_converter(classes: Classes, paths: Iterable[Path]) -> Convert:
@@ -198,7 +197,7 @@ def _open(path: Path) -> Image.Image:
           'file of its own.'
         )
       return picture.copy()  # `open` alone only reads the header.
-  except _BROKEN as error:
+  except BROKEN as error:
     raise UserError(
       f'{path} cannot be decoded ({error}); nothing was written. Repair or '
       'remove it.'
@@ -209,10 +208,6 @@ def _packed(colours: np.ndarray) -> np.ndarray:
   # (..., 3) -> (...), 0xRRGGBB.
   red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
   return (red << 16) | (green << 8) | blue
-
-
-def _colour_name(packed: int) -> str:
-  return f'({packed >> 16}, {packed >> 8 & 255}, {packed & 255})'
 
 
 def convert_folder(
@@ -229,9 +224,31 @@ def convert_folder(
   otherwise they raise a `UserError`, which ends with the remedy.
   """
   check_new(out)
-  with explain_refusal(out, 'give another --out'), whole_folder(out) as folder:
-    pixels, first = _convert_all(targets, folder, convert, ignore)
-    in_words = convert[-1]
+  table, read, in_words = convert
+  pixels, first = collections.Counter(), {}  # Of each unknown value.
+
+  def work(target: Path, source: Path) -> tuple[Path, dict[int, int]]:
+    original = read(source)
+    ids = table[original]
+    values, counts = np.unique(original[ids < 0], return_counts=True)
+    if ignore or not values.size:
+      target.parent.mkdir(parents=True, exist_ok=True)
+      mask = np.where(ids < 0, IGNORE, ids).astype(np.uint8)
+      # `cv2.imwrite` reports a full disk only as False, without a reason.
+      target.write_bytes(cv2.imencode('.png', mask)[1].tobytes())
+    return source, dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+  with explain_refusal(out), whole_folder(out) as folder:
+    with progress_bar('converting masks') as report:
+      # Results come in order, so `first` does not depend on the threads.
+      converted = map_in_threads(
+        lambda item: work(folder / item[0], item[1]), targets.items()
+      )
+      for done, (source, unknown) in enumerate(converted, 1):
+        pixels.update(unknown)
+        for value in unknown:
+          first.setdefault(value, source)
+        report(done, len(targets))
     unknown = '\n'.join(
       f'  {in_words(value)}: {count} pixels, first in {first[value]}'
       for value, count in pixels.most_common(SHOWN)
@@ -247,36 +264,6 @@ def convert_folder(
   if pixels:
     print(f'became 255 (ignored):\n{unknown}')
   print(f'{len(targets)} masks in {out}')
-
-
-def _convert_all(
-  targets: Mapping[Path, Path], folder: Path, convert: Convert, ignore: bool
-) -> tuple[collections.Counter, dict[int, Path]]:
-  """Writes masks; returns pixels and first picture of each unknown value."""
-  pixels, first = collections.Counter(), {}
-  table, read, _ = convert
-
-  def work(item: tuple[Path, Path]) -> tuple[Path, dict[int, int]]:
-    target, source = folder / item[0], item[1]
-    original = read(source)
-    ids = table[original]
-    values, counts = np.unique(original[ids < 0], return_counts=True)
-    if ignore or not values.size:
-      target.parent.mkdir(parents=True, exist_ok=True)
-      mask = np.where(ids < 0, IGNORE, ids).astype(np.uint8)
-      # `cv2.imwrite` reports a full disk only as False, without a reason.
-      target.write_bytes(cv2.imencode('.png', mask)[1].tobytes())
-    return source, dict(zip(values.tolist(), counts.tolist(), strict=True))
-
-  with progress_bar('converting masks') as report:
-    # Results come in order, so `first` does not depend on the threads.
-    converted = map_in_threads(work, targets.items())
-    for done, (source, unknown) in enumerate(converted, 1):
-      pixels.update(unknown)
-      for value in unknown:
-        first.setdefault(value, source)
-      report(done, len(targets))
-  return pixels, first
 
 
 def _targets(masks: Path, out: Path, suffix: str) -> dict[Path, Path]:

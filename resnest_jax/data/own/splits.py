@@ -32,7 +32,6 @@ def draw_split(
   """Draws the samples of a split by a hash of seed and name.
 
   Args:
-    pairs: all samples.
     split: one of `names`, or a `UserError` is raised.
     names: of the training and the evaluation split.
     fraction: share of the evaluation split, 0 to 1 (exclusive), which has the
@@ -70,37 +69,39 @@ def find_pairs(
   root, options = Path(data_config.data_dir), data_config.folder
   names = (data_config.train_split, data_config.eval_split)
   for name in (split, *names):
-    _check_name(name)
-  if options.lists:
-    images, of_split = (
-      _of_split(root, path, split) for path in (options.images, options.masks)
-    )
-    masks, drawn = of_split, '{split}' not in options.lists
-  else:
-    images, of_split, masks, drawn = _folders(root, options, split, names)
+    path = PurePath(name.strip())
+    if not path.parts or path.is_absolute() or '..' in path.parts:
+      raise UserError(
+        f'a split is called {name!r}, which is no name of a folder. Set '
+        'config.data.train_split and eval_split, for example to train and val.'
+      )
+  images, of_split = (
+    _of_split(root, path, split) for path in (options.images, options.masks)
+  )
+  masks, drawn = of_split, '{split}' not in options.lists
+  if not options.lists:
+    given = '{split}' in options.images
+    images, of_split, drawn = _folders(images, masks, given, split, names)
 
   def how(ending: str) -> str:
     among = images.is_relative_to(masks)
     return convert(str(masks), ending if among else '')
 
-  where = (
-    images,
-    of_split,
-    Affixes(options.image_prefix, options.image_suffix),
-    Affixes(options.mask_prefix, options.mask_suffix),
-    how,
+  of_images = Affixes(options.image_prefix, options.image_suffix)
+  of_masks = Affixes(options.mask_prefix, options.mask_suffix)
+  trees = functools.cache(
+    lambda: pairing.read_trees(images, of_split, of_images, of_masks, how)
   )
   if options.lists:
     source = root / options.lists.replace('{split}', split)
     there = os.path.isdir(images) and os.path.isdir(of_split)
-    trees = functools.cache(lambda: pairing.read_trees(*where))
     pairs = pairing.read_list(source, trees if there else None)
     folders = [os.path.dirname(os.path.abspath(pair.mask)) for pair in pairs]
     masks = Path(os.path.commonpath(folders))
     if masks.is_relative_to(own := os.path.abspath(of_split)):
       masks = own
   else:
-    source, pairs = images, pairing.match_pairs(*where)
+    source, pairs = images, pairing.match_pairs(trees(), how)
   if drawn:
     total = len(pairs)
     pairs = draw_split(
@@ -115,23 +116,10 @@ def find_pairs(
   return pairs, str(masks)
 
 
-def _check_name(split: str) -> None:
-  path = PurePath(split.strip())
-  if not path.parts or path.is_absolute() or '..' in path.parts:
-    raise UserError(
-      f'a split is called {split!r}, which is no name of a folder. Set '
-      'config.data.train_split and eval_split, for example to train and val.'
-    )
-
-
 def _folders(
-  root: Path, options: Any, split: str, names: Sequence[str]
-) -> tuple[Path, Path, Path, bool]:
-  """Folders of images, masks and all masks; whether the split is drawn."""
-  images, masks = (
-    _of_split(root, path, split) for path in (options.images, options.masks)
-  )
-  all_masks, given = masks, '{split}' in options.images
+  images: Path, masks: Path, given: bool, split: str, names: Sequence[str]
+) -> tuple[Path, Path, bool]:
+  """Folders of the split's images and masks; whether the split is drawn."""
   _check_folder('images', images, given)
   if not given:
     # One of the two suffices: one that is misspelt must not mix both splits.
@@ -145,7 +133,7 @@ def _folders(
       images, masks = (_of_split(x, '{split}', split) for x in (images, masks))
       _check_folder('images', images, given)
   _check_folder('masks', masks, given)
-  return images, masks, all_masks, not given
+  return images, masks, not given
 
 
 def _of_split(root: Path, path: str, split: str) -> Path:

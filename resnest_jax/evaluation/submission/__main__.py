@@ -10,16 +10,15 @@
 origin, without the server.
 """
 
-import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnest_jax.errors import run
+from resnest_jax.errors import run_module
 
 if __name__ == '__main__':
   # Before the imports below, so that Ctrl-C during them is told in a line.
-  run(lambda: importlib.import_module(__spec__.name).main())
+  run_module(__spec__.name)
 
 from resnest_jax.evaluation.submission import rules
 from resnest_jax.evaluation.submission.check import validate

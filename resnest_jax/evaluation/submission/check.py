@@ -333,9 +333,8 @@ def _read_masks(
 
   masks = {}
   with progress_bar('reading masks') as report:
-    for (_, entry), mask in zip(
-      items, map_in_threads(read, items), strict=True
-    ):
+    found = zip(items, map_in_threads(read, items), strict=True)
+    for (_, entry), mask in found:
       masks[entry.filename] = mask
       report(len(masks), len(items))
   return masks

@@ -10,17 +10,12 @@ import cv2
 import numpy as np
 import rich.table
 
+from resnest_jax import files
 from resnest_jax.data.images import read_file
 from resnest_jax.data.own.pairing import walk
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.submission import check, rules
 from resnest_jax.evaluation.submission.rules import Benchmark, ImageSize
-from resnest_jax.files import (
-  check_writable,
-  explain_refusal,
-  read_bounded,
-  whole_file,
-)
 from resnest_jax.findings import Finding
 from resnest_jax.progress import console, progress_bar
 from resnest_jax.text import listed
@@ -50,9 +45,9 @@ def write(
   """
   # All that names and classes.json tell, before any mask is decoded.
   check_new(out)
-  check_writable(out.parent)
-  files = find_predictions(benchmark, predictions)
-  complain(rules.check_names(benchmark, files, images))
+  files.check_writable(out.parent)
+  paths = find_predictions(benchmark, predictions)
+  complain(rules.check_names(benchmark, paths, images))
   values = benchmark.mask_values
 
   def convert(item: tuple[str, Path]) -> tuple[str, check.Mask, bytes]:
@@ -73,22 +68,22 @@ def write(
 
   masks = {}
   with (
-    explain_refusal(out, 'give another --out'),
-    whole_file(out) as temporary,
+    files.explain_refusal(out),
+    files.whole_file(out) as temporary,
     zipfile.ZipFile(temporary, 'w') as archive,
     progress_bar('writing masks') as report,
   ):
     # Only this thread writes, so that files are in the order of their names.
     for done, (key, (name, mask, png)) in enumerate(
-      zip(files, map_in_threads(convert, files.items()), strict=True), 1
+      zip(paths, map_in_threads(convert, paths.items()), strict=True), 1
     ):
       masks[name] = mask
       archive.writestr(f'{key}{benchmark.suffix}', png)
-      report(done, len(files))
+      report(done, len(paths))
     # An error in here leaves no file.
     complain(check.check_files(masks))
     check_new(out)  # Another process may have written it meanwhile.
-  return len(files)
+  return len(paths)
 
 
 def find_predictions(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
@@ -117,7 +112,7 @@ def find_predictions(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
 
 def _check_classes(benchmark: Benchmark, path: Path) -> None:
   try:
-    classes = tuple(json.loads(read_bounded(path, 2**24))['classes'])
+    classes = tuple(json.loads(files.read_bounded(path, 2**24))['classes'])
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(f'{path} is damaged ({error}); predict again.') from error
   if classes != benchmark.labels.classes:
