@@ -269,7 +269,7 @@ def lists(rng: random.Random, source: Path) -> None:
   line = rng.choice(['images/{0}/{1}.png masks/{0}/{1}.png\n', '{1}\n'])
   for path in (data / 'train.txt', data / 'val.txt'):
     path.write_text(''.join(line.format(path.stem, i) for i in range(6)))
-    spoil(rng, path)
+  spoil(rng, path)
   doctor('data', '--config.data.folder.lists={split}.txt')
 
 
