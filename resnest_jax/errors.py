@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import re
@@ -12,6 +13,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import NoReturn
 
 from resnest_jax.text import shorten, without_secrets
@@ -134,6 +136,11 @@ def run(
   """
   _open_streams()
   _print_all_characters()
+  interrupted = functools.partial(_interrupted, stopped)
+  # Not in a job of the background, whose shell had SIGINT ignored.
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    with contextlib.suppress(ValueError):  # Not the main thread.
+      signal.signal(signal.SIGINT, interrupted)
   try:
     with enough_memory(
       'Try a smaller batch or crop, model.dtype bfloat16, or more devices.'
@@ -154,8 +161,20 @@ def run(
     status = TRY_AGAIN if isinstance(error, NotWrittenInTime) else 1
     _exit(f'error: {explain(error)}', status, wait=wait)
   # All is done: Ctrl-C while the interpreter ends is no error of ours.
-  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+  if signal.getsignal(signal.SIGINT) is interrupted:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _interrupted(stopped: str, number: int, frame: FrameType | None) -> None:
+  """Handles SIGINT as Python does, but for imports."""
+  del number
+  while frame:
+    # Libraries in C that import Python code print KeyboardInterrupt, and end
+    # in an ImportError.
+    if frame.f_code.co_filename == '<frozen importlib._bootstrap>':
+      leave(stopped, 130)
+    frame = frame.f_back
+  raise KeyboardInterrupt
 
 
 def _open_streams() -> None:
