@@ -18,8 +18,8 @@ from typing import NoReturn
 
 from resnest_jax.text import shorten, without_secrets
 
-# Set to 1, every command also prints the traceback of the error it ends with.
-TRACEBACK = 'RESNEST_JAX_TRACEBACK'
+# With it every command also prints the traceback of the error it ends with.
+TRACEBACK = '--traceback'
 # EX_TEMPFAIL of sysexits.h: schedulers are told to start such a job again.
 TRY_AGAIN = 75
 _PACKAGE = os.path.dirname(__file__)
@@ -150,7 +150,7 @@ def run(
     # A read that hangs would hold up an end that waits for its thread.
     _exit(stopped, 130, wait=not _other_threads())
   except Exception as error:
-    if os.environ.get(TRACEBACK):
+    if TRACEBACK in sys.argv:
       with contextlib.suppress(OSError):
         traceback.print_exc()
     if isinstance(error, OSError) and _output_is_gone():
@@ -221,7 +221,7 @@ def explain(error: BaseException) -> str:
     if error.filename:
       remedy = _OF_NAMES.get(error.errno, 'See whether that is what you meant')
       return (
-        f'{name} cannot be used: {error.strerror}. {remedy}; {TRACEBACK}=1 '
+        f'{name} cannot be used: {error.strerror}. {remedy}; {TRACEBACK} '
         'shows what it was needed for.'
       )
   return _fault(error)
@@ -229,7 +229,7 @@ def explain(error: BaseException) -> str:
 
 def _fault(error: BaseException) -> str:
   """An error that nobody foresaw: a fault of ours until it is looked at."""
-  told = f'{TRACEBACK}=1 prints the traceback'
+  told = f'{TRACEBACK} prints the traceback'
   # The fault of a long run may never come again.
   with contextlib.suppress(OSError):
     number, path = tempfile.mkstemp('.txt', 'resnest_jax_error_')

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from os.path import expanduser
 from typing import Any
 
-from resnest_jax.errors import UserError
+from resnest_jax.errors import TRACEBACK, UserError
 from resnest_jax.text import shorten
 
 
@@ -33,9 +33,16 @@ class Parser(argparse.ArgumentParser):
       allow_abbrev=False,
       **arguments,
     )
+    self.add_argument(
+      TRACEBACK,
+      action='store_true',
+      help='print the traceback of an error as well',
+    )
 
   def parse_known_args(self, args=None, namespace=None):
-    return super().parse_known_args(command_line(args), namespace)
+    found, others = super().parse_known_args(command_line(args), namespace)
+    vars(found).pop('traceback', None)  # `errors.run` looks for it.
+    return found, others
 
   def error(self, message: str):
     message = shorten(message)

@@ -78,8 +78,8 @@ def test_fault_of_ours_says_where_and_keeps_the_traceback(
   assert 'in fail_at_zero\n' in Path(path).read_text()
 
 
-def test_variable_shows_the_traceback_of_any_error(monkeypatch, capsys):
-  monkeypatch.setenv(TRACEBACK, '1')
+def test_flag_shows_the_traceback_of_any_error(monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'argv', ['train.py', TRACEBACK])
   with pytest.raises(SystemExit, match='1'):
     run(refuse)
   said = capsys.readouterr().err

@@ -396,18 +396,15 @@ def _without_secrets(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_built(path, description: Description, state_dict: Mapping) -> None:
-  # Before a network of any depth is traced.
   there = tuple(blocks_of(state_dict).values())
-  said = tuple(backbone_of(description.config).stage_sizes)
-  if there != said:
-    raise UserError(
-      f'the description in {path} is damaged: it has {said} blocks a stage, '
-      f'the weights {there}.'
-    )
   try:
+    said = tuple(backbone_of(description.config).stage_sizes)
+    # Before a network of any depth is traced.
+    if there != said:
+      raise ValueError(f'it has {said} blocks a stage, the weights {there}')
     variable_shapes(description.create())
-  except (ValueError, TypeError, ArithmeticError, AssertionError) as error:
-    first_line = str(error).partition('\n')[0]
+  except (UserError, ValueError, TypeError, ArithmeticError) as error:
+    first_line = str(error).partition('\n')[0].rstrip('.')
     raise UserError(
       f'the description in {path} is damaged: no network can be built of it '
       f'({first_line}).'

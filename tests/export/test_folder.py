@@ -169,7 +169,7 @@ def test_no_file_names_a_folder_of_this_machine(exported, sources, root):
   folders = out.parent, sources, root, Path(sys.prefix).parent
   for file in out.iterdir():
     content = file.read_bytes()
-    assert [x for x in folders if str(x).encode() in content] == []
+    assert [x for x in folders if os.fsencode(x) in content] == []
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_prediction_and_export_use_it(source, segmentor):
 def test_evaluation_and_training_are_told(source, segmentor):
   config = small_config(**{'model.num_classes': 7})
   console = rich.console.Console(quiet=True)
-  found = load_network(config, None, str(source), 'latest', 'abcdefg', console)
+  found = load_network(config, None, str(source), 'latest', console)
   assert found[3] == OTHER
   described = Protocol(normalization=OTHER).describe()
   assert described['mean'] == [10.5, 20, 30]
