@@ -166,7 +166,10 @@ KEYS = {
   'data.num_workers': Key(WORKERS, free=True, per_host=True),
   'data.num_threads': Key(WORKERS, free=True, per_host=True),
   'data.prefetch': Key(at_least(1), free=True, per_host=True),
-  'data.timeout': Key(Accepted('above 0', lambda x: x > 0), free=True),
+  'data.timeout': Key(
+    Accepted('above 0 and at most 10,000,000', lambda x: 0 < x <= 10**7),
+    free=True,
+  ),
   'loss.terms.cross_entropy': Key(NOT_NEGATIVE),
   'loss.terms.ohem': Key(NOT_NEGATIVE),
   'loss.terms.focal': Key(NOT_NEGATIVE),

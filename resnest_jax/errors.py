@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import importlib
 import io
 import os
@@ -13,6 +14,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import NoReturn
 
 from resnest_jax.text import for_terminals, shorten, without_secrets
@@ -143,6 +145,11 @@ def run(
   130, an output that nobody reads the same line and status 141.
   """
   _open_streams()
+  interrupted = functools.partial(_interrupted, stopped)
+  # Not in a job of the background, whose shell had SIGINT ignored.
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    with contextlib.suppress(ValueError):  # Not the main thread.
+      signal.signal(signal.SIGINT, interrupted)
   try:
     with enough_memory(
       'Try a smaller batch or crop, model.dtype bfloat16, or more devices.'
@@ -165,13 +172,25 @@ def run(
     status = TRY_AGAIN if isinstance(error, NotWrittenInTime) else 1
     _exit(f'error: {explain(error)}', status, wait=wait)
   # All is done: Ctrl-C while the interpreter ends is no error of ours.
-  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+  if signal.getsignal(signal.SIGINT) is interrupted:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run_module(name: str) -> None:
   """Runs the `main` of a module; Ctrl-C while it is imported is one line."""
   run(lambda: importlib.import_module(name).main())
+
+
+def _interrupted(stopped: str, number: int, frame: FrameType | None) -> None:
+  """Handles SIGINT as Python does, but for imports."""
+  del number
+  while frame:
+    # Libraries in C that import Python code print KeyboardInterrupt, and end
+    # in an ImportError.
+    if frame.f_code.co_filename == '<frozen importlib._bootstrap>':
+      leave(stopped, 130)
+    frame = frame.f_back
+  raise KeyboardInterrupt
 
 
 def _open_streams() -> None:

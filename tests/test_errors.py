@@ -130,6 +130,29 @@ def test_interrupt_ends_at_once(text):
   assert (ended.returncode, err) == (130, 'stopped.\n')
 
 
+IMPORTED = """
+import os, signal, time
+try:
+  os.kill(os.getpid(), signal.SIGINT)
+  time.sleep(5)
+except KeyboardInterrupt:
+  raise ImportError('An extension cannot be initialized.') from None
+"""
+
+
+def test_interrupt_of_an_import_that_takes_it_for_its_own(tmp_path):
+  """As the initialization of numpy in C."""
+  (tmp_path / 'imported.py').write_text(IMPORTED)
+  text = (
+    f'import sys\nsys.path.append({str(tmp_path)!r})\n'
+    'from resnest_jax.errors import run\ndef main():\n  import imported\n'
+    "run(main, 'stopped.')"
+  )
+  with process(text) as ended:
+    _, err = ended.communicate(timeout=20)
+  assert (ended.returncode, err) == (130, 'stopped.\n')
+
+
 CLOSED = """
 import os, sys
 from resnest_jax.errors import run

@@ -47,9 +47,11 @@ def to_8_bits(white: object) -> str:
   if isinstance(white, int):
     white = max(2 ** white.bit_length() - 1, 255)
   return (
+    # Not IMREAD_UNCHANGED: it turns none, and of GDAL's bands reads the first.
     'Write it with 8 bits into a new file: image = cv2.imread(old, '
-    f'cv2.IMREAD_UNCHANGED); cv2.imwrite(new, np.uint8(np.clip(image / {white},'
-    f' 0, 1) * 255)). Take one number, such as {white}, for all images.'
+    'cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH); cv2.imwrite(new, '
+    f'np.uint8(np.clip(image / {white}, 0, 1) * 255)). Take one number, such '
+    f'as {white}, for all images.'
   )
 
 

@@ -9,7 +9,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -136,9 +136,10 @@ def read_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> bytes:
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 # Comments may stand before each number.
 _PNM = re.compile(rb'P[1-6]' + 2 * rb'(?:\s|#[^\n]*\n)+(\d{1,9})' + rb'\s')
-# Tags of TIFF, and what the last one says of a band: opacity.
-_WIDTH, _HEIGHT, _BANDS, _EXTRA = 256, 257, 277, 338
+# Tags of TIFF, and what the last two say: of a band, of the first bands.
+_WIDTH, _HEIGHT, _BANDS, _EXTRA, _PHOTOMETRIC = 256, 257, 277, 338, 262
 _OPACITY = 2
+_GREY, _RGB = (0, 1), 2
 
 
 def picture_size(encoded: bytes) -> tuple[int, int] | None:
@@ -209,9 +210,16 @@ def _webp_size(webp: bytes) -> tuple[int, int] | None:
   return None
 
 
-def tiff_numbers(tiff: bytes) -> dict[int, tuple[int, int]]:
-  """Tag -> (its first number, the place of that), of the first directory."""
-  order = 'little' if tiff[:1] == b'I' else 'big'
+def _tiff_order(tiff: bytes) -> Literal['little', 'big']:
+  return 'little' if tiff[:1] == b'I' else 'big'
+
+
+def tiff_numbers(tiff: bytes) -> dict[int, tuple[int, int, int]]:
+  """Tag -> (its first number, the places of that and of the tag).
+
+  Those of the first directory.
+  """
+  order = _tiff_order(tiff)
   wide = 8 if b'+' in tiff[:4] else 4  # Bytes of an offset; BigTIFF has 8.
 
   def number(place: int, size: int) -> int:
@@ -221,7 +229,7 @@ def tiff_numbers(tiff: bytes) -> dict[int, tuple[int, int]]:
   entries = start + (8 if wide == 8 else 2)
   length = 4 + 2 * wide
   count = min(number(start, entries - start), len(tiff) // length)
-  found: dict[int, tuple[int, int]] = {}
+  found: dict[int, tuple[int, int, int]] = {}
   for entry in range(entries, entries + count * length, length):
     # Whole numbers of 8, 16, 32 and 64 bits, without and with a sign.
     sizes = {1: 1, 6: 1, 3: 2, 8: 2, 4: 4, 9: 4, 16: 8, 17: 8}
@@ -232,7 +240,7 @@ def tiff_numbers(tiff: bytes) -> dict[int, tuple[int, int]]:
     if size * number(entry + 4, wide) > wide:
       place = number(place, wide)
     # libtiff takes the first of a tag as well.
-    found.setdefault(number(entry, 2), (number(place, size), place))
+    found.setdefault(number(entry, 2), (number(place, size), place, entry))
   return found
 
 
@@ -248,10 +256,19 @@ def _tiff_as_stored(
     )
   # libtiff would multiply the colours by a band that is called opacity, and
   # GDAL calls the fourth band so whatever it holds, such as infrared.
-  value, place = numbers.get(_EXTRA, (0, 0))
+  value, place, entry = numbers.get(_EXTRA, (0, 0, 0))
   if value == _OPACITY:
     buffer = buffer.copy()
     buffer[place : place + 2] = 0
+  # GDAL calls bands of 16 bits grey and more of it, also where they are three:
+  # the first alone would be decoded.
+  value, place, _ = numbers.get(_PHOTOMETRIC, (_RGB, 0, 0))
+  if bands > 2 and value in _GREY:
+    buffer = buffer.copy()
+    rgb = _RGB.to_bytes(2, _tiff_order(tiff))
+    buffer[place : place + 2] = np.frombuffer(rgb, np.uint8)
+    if entry:  # Its bands would leave one for the three colours.
+      buffer[entry : entry + 2] = 0xFF  # A tag that means nothing.
   return buffer
 
 

@@ -124,6 +124,10 @@ def evaluate_split(
   missing = draw(out, result, before, split, evaluation, ranked)
   console.print(f'written to {out}', soft_wrap=True)
   console.print(f'report: {out / page.NAME}', soft_wrap=True)
+  check_drawn(out, missing)
+
+
+def check_drawn(out: Path, missing: Sequence[str]) -> None:
   if missing:
     reasons = ''.join(f'\n  {why}' for why in missing)
     raise UserError(

@@ -21,7 +21,7 @@ from resnest_jax.evaluation.evaluate import Evaluator
 from resnest_jax.files import whole_file
 from resnest_jax.progress import console
 from resnest_jax.training.freezing import frozen_parameters
-from resnest_jax.training.gradients import micro_batch_note
+from resnest_jax.training.gradients import Plan, micro_batch_note
 from resnest_jax.training.logs import Report
 from resnest_jax.training.optimizer import group_table
 from resnest_jax.training.step import compile_step, create_training
@@ -87,14 +87,10 @@ def train(
       notes = [f'resuming after step {run.step} of {total_steps}']
       notes += other_data(store.changes, workdir)
     print('; '.join(notes), flush=True)
-    frozen = frozen_parameters(run.state.params, plan.freeze, plan.frozen_norms)
-    rates = group_table(run.state.params, config.optimizer, frozen)
-    console().print(rates)
+    print_rates(config, run, plan)
     if run.step >= total_steps and not run.evaluating:
-      print(
-        f'nothing to do: {total_steps} steps are done.{longer(workdir)}',
-        flush=True,
-      )
+      done = f'{total_steps} steps are done.{longer(workdir)}'
+      print(f'nothing to do: {done}', flush=True)
       draw_curves(workdir, config.name, again=False)
       return
     counts = workdir / CLASS_COUNTS
@@ -164,6 +160,11 @@ def train(
       f'curves in {workdir / CURVES}',
       flush=True,
     )
+
+
+def print_rates(config: ConfigDict, run: Run, plan: Plan) -> None:
+  frozen = frozen_parameters(run.state.params, plan.freeze, plan.frozen_norms)
+  console().print(group_table(run.state.params, config.optimizer, frozen))
 
 
 def announce(

@@ -10,17 +10,27 @@ from PIL import Image
 SMALL = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 
 
-def tiff(pixels, extra=None, order='<', big=False, planar=False, size=None):
+def tiff(
+  pixels,
+  extra=None,
+  order='<',
+  big=False,
+  planar=False,
+  size=None,
+  grey=False,
+):
   """An uncompressed TIFF of uint8 or uint16 (H, W, bands).
 
   `extra` is what it says of the bands after the third (2: opacity), `size` the
-  (height, width) that it claims.
+  (height, width) that it claims; `grey` calls the first band grey and the
+  others extra ones.
   """
   height, width, bands = pixels.shape
   body = pixels.transpose(2, 0, 1) if planar else pixels
   body = body.astype(pixels.dtype.newbyteorder(order)).tobytes()
   start = 16 if big else 8
   parts = bands if planar else 1
+  colours = 3 if bands > 2 and not grey else 1
   step = len(body) // parts
   claimed = size or (height, width)
   tags = {
@@ -28,7 +38,7 @@ def tiff(pixels, extra=None, order='<', big=False, planar=False, size=None):
     257: (4, [claimed[0]]),
     258: (3, [8 * pixels.itemsize] * bands),
     259: (3, [1]),
-    262: (3, [2 if bands > 2 else 1]),
+    262: (3, [2 if colours == 3 else 1]),
     273: (4, [start + step * i for i in range(parts)]),
     277: (3, [bands]),
     278: (4, [claimed[0]]),
@@ -38,7 +48,7 @@ def tiff(pixels, extra=None, order='<', big=False, planar=False, size=None):
     33550: (12, [10.0, 10.0, 0.0]),
   }
   if extra is not None:
-    tags[338] = (3, [extra] * (bands - (3 if bands > 2 else 1)))
+    tags[338] = (3, [extra] * (bands - colours))
   wide = 8 if big else 4
   offset, table = start + len(body), b''
   for tag, (kind, values) in sorted(tags.items()):

@@ -13,6 +13,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from data.pictures import tiff
 from numpy.testing import assert_equal
 from PIL import Image
 from small import RUN, small_flags
@@ -594,7 +595,8 @@ def test_files_that_are_no_masks_within(garden, encoded, message):
 
 
 @pytest.mark.parametrize('bits', [16, 12])
-def test_images_of_more_bits(garden, bits):
+@pytest.mark.parametrize('bands', [3, 4])
+def test_images_of_more_bits(garden, bits, bands):
   expected = []
   for name in garden.ids:
     path = garden.path('images', name, '.jpg')
@@ -602,7 +604,9 @@ def test_images_of_more_bits(garden, bits):
     expected.append(image)
     wide = np.round(image * ((2**bits - 1) / 255)).astype(np.uint16)
     path.unlink()
-    cv2.imwrite(str(path.with_suffix('.tif')), wide)
+    # As GDAL writes them, infrared last.
+    wide = np.dstack([wide[..., ::-1], wide[..., 0] // 4])[..., :bands]
+    path.with_suffix('.tif').write_bytes(tiff(wide, 0, grey=True))
   found = garden.found()['image_depth']
   code = re.search(r'file: (.*)\. Take', found.remedy)[1]
   for name in garden.ids:
