@@ -41,15 +41,18 @@ def left_out(number: int) -> str:
   return f'{number} channels, of which {used} used'
 
 
-def to_8_bits(white: object) -> str:
+def to_8_bits(
+  white: object, flags: str = 'cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH'
+) -> str:
   """The code that converts images whose white is this number."""
+  # IMREAD_UNCHANGED leaves pictures on their side, and reads only the first of
+  # GDAL's bands; the other flags do not read fractions.
   # Cameras of 10, 12 or 14 bits store them in the lower ones of 16.
   if isinstance(white, int):
     white = max(2 ** white.bit_length() - 1, 255)
   return (
-    # Not IMREAD_UNCHANGED: it turns none, and of GDAL's bands reads the first.
     'Write it with 8 bits into a new file: image = cv2.imread(old, '
-    'cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH); cv2.imwrite(new, '
+    f'{flags}); cv2.imwrite(new, '
     f'np.uint8(np.clip(image / {white}, 0, 1) * 255)). Take one number, such '
     f'as {white}, for all images.'
   )
@@ -57,7 +60,7 @@ def to_8_bits(white: object) -> str:
 
 FRACTIONS = (
   'holds numbers with fractions; images have 8 bits per channel.\n'
-  + to_8_bits('WHITE')
+  + to_8_bits('WHITE', 'cv2.IMREAD_UNCHANGED')
 )
 
 
