@@ -106,7 +106,8 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     raise NotImplementedError
 
   def _download(self, dl_manager) -> Path:
-    raise NotImplementedError
+    name = f'{self.name}/{self.builder_config.name}'
+    raise UserError(f'{name} cannot be downloaded; pass the archive')
 
   def _info(self) -> tfds.core.DatasetInfo:
     return _LocalInfo(

@@ -80,6 +80,12 @@ def test_folders_without_the_archives(tmp_path):
   assert f'has no {MASKS}; its zip files are gtCoarse.' in error_of(tmp_path)
 
 
+def test_builder_without_the_archives_downloads_nothing(tmp_path):
+  builder = Cityscapes(config=cityscapes.MINI, data_dir=tmp_path)
+  with pytest.raises(UserError, match='cityscapes/mini cannot be downloaded'):
+    builder.download_and_prepare()
+
+
 def test_truncated_archive(tmp_path):
   path = write_cityscapes(tmp_path) / IMAGES
   path.write_bytes(path.read_bytes()[:200])
