@@ -16,6 +16,7 @@ import importlib
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import sys
@@ -335,6 +336,11 @@ def set_up(folder: Path) -> None:
   resource.setrlimit(resource.RLIMIT_AS, (int(most), resource.RLIM_INFINITY))
 
 
+def most_memory() -> int:
+  status = Path('/proc/self/status').read_text()
+  return int(re.search(r'VmHWM:\s+(\d+)', status)[1])  # kB
+
+
 def attempt(kind: str, name: str, source: Path, place: Path) -> tuple[str, str]:
   """Runs an input: 'used', 'refused' or 'failed', and why."""
   from resnest_jax.errors import UserError, explain
@@ -343,7 +349,8 @@ def attempt(kind: str, name: str, source: Path, place: Path) -> tuple[str, str]:
   threading.excepthook = lambda x: in_threads.append(x.exc_value)
   place.mkdir()
   os.chdir(place)
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  Path('/proc/self/clear_refs').write_text('5')  # The peak begins anew.
+  before = most_memory()
   ended, why = 'used', ''
   try:
     KINDS[kind](random.Random(name), source)
@@ -353,7 +360,7 @@ def attempt(kind: str, name: str, source: Path, place: Path) -> tuple[str, str]:
     ended, why = 'refused', explain(error)
     if 'fault of resnest-jax' in why or isinstance(error, MemoryError):
       ended, why = 'failed', traceback.format_exc()
-  grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+  grown = most_memory() - before
   if grown > GIGABYTES * 2**20 or in_threads:
     ended, why = 'failed', f'{grown >> 10} MB more; {in_threads}; {why}'
   if any(len(line) > LINE for line in why.splitlines()):

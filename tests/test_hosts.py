@@ -16,6 +16,7 @@ from hosts import finish, start, start_pair
 from small import MINI, small_flags
 
 from resnest_jax.checkpoints.store import load_checkpoint
+from resnest_jax.distributed import failures
 from resnest_jax.distributed.failures import is_of_a_collective
 from resnest_jax.distributed.join import add_flags, joined
 from resnest_jax.distributed.messages import is_first, wait_for_all
@@ -111,6 +112,28 @@ ERRORS = {
 @pytest.mark.parametrize('error', ERRORS, ids=str)
 def test_errors_that_only_say_that_a_host_is_gone(error):
   assert is_of_a_collective(error) == ERRORS[error]
+
+
+@pytest.mark.parametrize(
+  ('here', 'quiet', 'named'),
+  [
+    (0, {1: 9, 2: 11, 3: 30}, 'host 2 (c), host 3 (d)'),
+    # JAX's service may know before a heartbeat is overdue.
+    (0, {1: 5, 2: 1, 3: 2}, 'host 1 (b)'),
+    (0, {2: 1, 3: 2}, 'host 1'),
+    (1, {0: 5, 2: 1, 3: 7}, 'host 0 (127.0.0.1:1)'),
+  ],
+)
+def test_hosts_that_do_not_answer_are_named(monkeypatch, here, quiet, named):
+  now = time.monotonic()
+  heard = {i: (f'{"abcd"[i]} 7', now - age) for i, age in quiet.items()}
+  monkeypatch.setattr(failures, '_heard', heard)
+  monkeypatch.setattr(failures, '_began', now - 9)
+  shared = {'process_id': here, 'num_processes': 4}
+  shared['coordinator_address'] = '127.0.0.1:1'
+  for name, value in shared.items():
+    monkeypatch.setattr(failures.shared, name, value)
+  assert failures._silent() == named
 
 
 # Orbax synchronises like this while it saves.

@@ -32,6 +32,7 @@ BROKEN = (
 if 'OPENCV_LOG_LEVEL' not in os.environ:
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
+_PNG = b'\x89PNG\r\n\x1a\n'
 _COLOUR_TYPES = {0: 'grey', 2: 'RGB', 3: 'palette', 4: 'grey-alpha', 6: 'RGBA'}
 
 
@@ -45,7 +46,7 @@ class PngHeader(NamedTuple):
 def png_header(png: bytes) -> PngHeader | None:
   """Reads the IHDR chunk; None if this is not a PNG file."""
   # OpenCV converts palettes and depths: only the header tells what is stored.
-  if png[:8] != b'\x89PNG\r\n\x1a\n' or len(png) < 26:
+  if png[:8] != _PNG or len(png) < 26:
     return None
   width, height = (int.from_bytes(png[i : i + 4]) for i in (16, 20))
   colour = _COLOUR_TYPES.get(png[25], 'strange')
@@ -70,6 +71,8 @@ def decode_image(
   if (size := picture_size(encoded)) is None:
     return None
   check_pixels(*size, max_pixels, where)
+  if encoded[:8] == _PNG and not _chunks_fit(encoded):
+    return None
   # OpenCV turns none of these kinds, and mixes transparent pixels.
   if encoded[:3] == b'GIF' or encoded[4:11] == b'ftypavi':
     return by_pillow(
@@ -178,6 +181,16 @@ def picture_size(encoded: bytes) -> tuple[int, int] | None:
     return 2**31, 2**31  # Which Pillow does not tell.
   except BROKEN:
     return None
+
+
+def _chunks_fit(png: bytes) -> bool:
+  """Whether the file has the bytes that each chunk says, up to its last."""
+  # OpenCV makes room for a chunk, up to 4 GB, before it reads it.
+  place = len(_PNG)
+  while place < len(png) and png[place + 4 : place + 8] != b'IEND':
+    # Its length, its name, what it holds and a checksum.
+    place += 12 + int.from_bytes(png[place : place + 4])
+  return place < len(png)
 
 
 def _jpeg_size(jpeg: bytes) -> tuple[int, int] | None:

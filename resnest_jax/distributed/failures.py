@@ -111,14 +111,23 @@ def _silent() -> str:
   """The hosts whose heartbeats are overdue."""
   # Runs in a signal handler, maybe with JAX's locks held: no call into JAX.
   limit = time.monotonic() - HEARTBEAT_SECONDS / 2
-  silent = []
-  for number in range(shared.num_processes):
-    text, heard = _heard.get(number, ('', _began))
-    if number != shared.process_id and heard < limit:
-      name = f' ({text.split()[0]})' if text else ''
-      silent.append(f'host {number}{name}')
-  # Where no heartbeat is overdue yet the service has ended, with host 0.
-  return ', '.join(silent) or f'host 0 ({shared.coordinator_address})'
+  others = {
+    number: _heard.get(number, ('', _began))
+    for number in range(shared.num_processes)
+    if number != shared.process_id
+  }
+  silent = [number for number, (_, heard) in others.items() if heard < limit]
+  # Where none is overdue yet the service has ended, with host 0. In host 0 it
+  # is the service that knew first.
+  if not silent and shared.process_id:
+    return f'host 0 ({shared.coordinator_address})'
+  silent = silent or [min(others, key=lambda number: others[number][1])]
+
+  def named(number: int) -> str:
+    text, _ = others[number]
+    return f'host {number} ({text.split()[0]})' if text else f'host {number}'
+
+  return ', '.join(map(named, silent))
 
 
 @contextlib.contextmanager
