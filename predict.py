@@ -93,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     '--max_pixels',
     type=int,
     # Not imported from where files are decoded, which takes seconds.
-    default=2**28,
+    default=10**8,
     metavar='N',
     help='pictures and videos of more pixels are not decoded but listed as '
     'unreadable (default: %(default)s, such as 16384 x 16384)',

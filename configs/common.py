@@ -191,7 +191,7 @@ def data() -> ConfigDict:
   config.skip_unreadable = False
   # A picture or mask of more pixels, as its header says, is unreadable: files
   # of a few kilobytes can decode to gigabytes.
-  config.max_pixels = 2**28
+  config.max_pixels = 10**8
   # Only speed: these change no batch.
   config.num_workers = 0  # processes that read and augment; 0: this process
   config.num_threads = 0  # readers per process; 0: one per core, 16 at most

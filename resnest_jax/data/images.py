@@ -19,7 +19,7 @@ from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.files import read_bounded
 
 # Pixels of a picture; config.data.max_pixels and predict.py --max_pixels.
-MAX_PIXELS = 2**28
+MAX_PIXELS = 10**8
 _MOST_BYTES = 8  # Of a pixel in a file: four channels of 16 bits.
 # What Pillow raises for broken or hostile files.
 BROKEN = (

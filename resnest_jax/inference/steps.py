@@ -179,8 +179,8 @@ def make_predict_step(
     if not probabilities:
       return maps, None
     mean = class_scores(views)
-    mean = jax.nn.softmax(mean) if len(views) == 1 else mean
-    return maps, mean.astype(jnp.float32)
+    mean = jax.nn.softmax(mean, 2) if len(views) == 1 else mean
+    return maps, mean.astype(jnp.float32).swapaxes(2, 3)
 
   @functools.partial(jax.jit, static_argnums=(0, 1, 2))
   def compiled_finish(layout, canvas, probabilities, *arrays):

@@ -27,16 +27,19 @@ IMPLEMENTATIONS = {
   # Equal blocks in training: each by itself; a loop, which compiles faster. It
   # shapes the state, so `create_training` reads it, not the tracing of a step.
   'blocks': ('unrolled', 'scanned'),
+  # From scores to classes: XLA's reduction; a loop over the classes.
+  'argmax': ('reduction', 'loop'),
 }
 
-LAYERS = tuple(kind for kind in IMPLEMENTATIONS if kind != 'blocks')
+LAYERS = tuple(x for x in IMPLEMENTATIONS if x not in ('blocks', 'argmax'))
 
 # CPU: measured. TPU: by the cycles that its compiler estimates. GPU: not
 # measured, by what is known to be fast. benchmarks/results has the figures.
 _FIRST = {kind: accepted[0] for kind, accepted in IMPLEMENTATIONS.items()}
 BEST = {
   'cpu': _FIRST
-  | {'wide': 'winograd', 'kernel_gradient': 'products', 'blocks': 'scanned'},
+  | {'wide': 'winograd', 'kernel_gradient': 'products', 'blocks': 'scanned'}
+  | {'argmax': 'loop'},
   'gpu': _FIRST,
   'tpu': _FIRST | {'depthwise': 'convolution', 'pooling': 'reduce_window'},
 }
