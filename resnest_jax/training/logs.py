@@ -185,16 +185,16 @@ class RunLog:
       self._board.write_event(Event(step=start_step + 1, session_log=start))
 
   def _drop_after(self, step: int, evaluate: bool) -> None:
-    if not self.path.exists():
-      return
-    kept = []
-    for line in self.path.read_text('utf-8', 'replace').splitlines():
+    exists, kept = self.path.exists(), []
+    text = self.path.read_text('utf-8', 'replace') if exists else ''
+    for line in text.splitlines():
       # A kill has truncated a line, or it is not one of ours.
       with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         scalars = json.loads(line)
         last = step - 1 if evaluate and 'mIoU' in scalars else step
         if scalars['step'] <= last:
           kept.append(f'{line}\n')
+    # In place of a link, too, which would else be written through.
     write_text(self.path, ''.join(kept))
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
