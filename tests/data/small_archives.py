@@ -31,9 +31,9 @@ JPEG = encode(np.full((4, 6, 3), 128, np.uint8), '.jpg')
 PNG = full((4, 6), 1)
 
 
-def write_zip(path, entries, comment=''):
+def write_zip(path, entries, comment='', method=zipfile.ZIP_STORED):
   """Writes name -> bytes; None leaves an entry out."""
-  with zipfile.ZipFile(path, 'w') as archive:
+  with zipfile.ZipFile(path, 'w', method) as archive:
     archive.comment = comment.encode()
     for name, content in entries.items():
       if content is not None:

@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 import types
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,6 @@ from resnest_jax.data.prepare import prepare_raw
 from resnest_jax.errors import UserError
 from resnest_jax.labels import CITYSCAPES
 
-# What the builder asks TensorFlow for.
-GFILE = types.SimpleNamespace(exists=os.path.exists, listdir=os.listdir)
-
 
 @pytest.fixture(scope='module')
 def tfds_data_dir(mini_cityscapes_archives, tmp_path_factory):
@@ -31,12 +27,12 @@ def tfds_data_dir(mini_cityscapes_archives, tmp_path_factory):
 
   def extract(manager, path):
     target = folder / 'extracted' / Path(path).stem
-    with zipfile.ZipFile(path) as archive:
-      archive.extractall(target)
+    shutil.unpack_archive(path, target)
     return target
 
+  gfile = types.SimpleNamespace(exists=os.path.exists, listdir=os.listdir)
+  tensorflow = types.SimpleNamespace(io=types.SimpleNamespace(gfile=gfile))
   with pytest.MonkeyPatch.context() as patch:
-    tensorflow = types.SimpleNamespace(io=types.SimpleNamespace(gfile=GFILE))
     patch.setattr(cityscapes_dataset_builder, 'tf', tensorflow)
     patch.setattr(tfds.download.DownloadManager, 'extract', extract)
     builder = cityscapes_dataset_builder.Builder(
@@ -55,12 +51,25 @@ def tfds_data_dir(mini_cityscapes_archives, tmp_path_factory):
 @pytest.fixture
 def data_dir(tfds_data_dir, tmp_path):
   """A copy, to be written to."""
-  shutil.copytree(tfds_data_dir, tmp_path / 'data')
-  return tmp_path / 'data'
+  return shutil.copytree(tfds_data_dir, tmp_path / 'data')
 
 
-def change_info(data_dir, **changes):
-  path = tfds_cityscapes.directory(data_dir) / 'dataset_info.json'
+@pytest.fixture
+def theirs(data_dir):
+  """The folder of that copy's records."""
+  return tfds_cityscapes.directory(data_dir)
+
+
+def to_tfrecord(path):
+  return path.with_name(path.name.replace('array_record', 'tfrecord'))
+
+
+def train(data_dir):
+  return open_split('cityscapes', data_dir, 'train')
+
+
+def change_info(folder, **changes):
+  path = folder / 'dataset_info.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -80,56 +89,48 @@ def test_samples_are_those_of_our_own_builder(
   assert pickle.loads(pickle.dumps(theirs))[0]['name'] == theirs[0]['name']
 
 
-def test_our_own_data_comes_first(mini_cityscapes_data_dir, data_dir):
-  theirs = tfds_cityscapes.directory(data_dir)
-  assert open_split('cityscapes', data_dir, 'train').directory == theirs
+def test_our_own_data_comes_first(mini_cityscapes_data_dir, data_dir, theirs):
+  assert train(data_dir).directory == theirs
   ours = data_dir / 'cityscapes' / 'release' / '1.0.0'
   shutil.copytree(mini_cityscapes_data_dir / 'cityscapes/mini/1.0.0', ours)
-  split = open_split('cityscapes', data_dir, 'train')
+  split = train(data_dir)
   assert split.directory == ours
   names = [sample['name'] for sample in split]
   assert names == sorted(names)  # Theirs are shuffled.
 
 
-def test_tfrecord_is_refused_with_the_way_out(data_dir):
-  for path in tfds_cityscapes.directory(data_dir).glob('*.array_record*'):
-    path.rename(str(path).replace('array_record', 'tfrecord'))
-  change_info(data_dir, fileFormat='tfrecord')
-  message = (
-    '(?s)tfds as tfrecord; .*tfds convert_format --dataset_version_dir='
-    f'{tfds_cityscapes.directory(data_dir)} .*prepare cityscapes'
-  )
+def test_tfrecord_is_refused_with_the_way_out(data_dir, theirs):
+  for path in theirs.glob('*.array_record*'):
+    path.rename(to_tfrecord(path))
+  change_info(theirs, fileFormat='tfrecord')
+  message = '(?s)tfds as tfrecord; .*tfds convert_format --dataset_version_dir='
+  message += f'{theirs} .*prepare cityscapes'
   with pytest.raises(UserError, match=message):
-    open_split('cityscapes', data_dir, 'train')
+    train(data_dir)
 
 
-def test_converted_in_place_is_read(data_dir, tfds_data_dir):
+def test_converted_in_place_is_read(data_dir, theirs, tfds_data_dir):
   """As `tfds convert_format` leaves it: two formats side by side."""
-  for path in tfds_cityscapes.directory(data_dir).glob('*.array_record*'):
-    path.with_name(path.name.replace('array_record', 'tfrecord')).touch()
-  change_info(
-    data_dir, fileFormat='tfrecord', alternativeFileFormats=['array_record']
-  )
-  split = open_split('cityscapes', data_dir, 'train')
-  expected = open_split('cityscapes', tfds_data_dir, 'train')
-  assert_equal(split[0], expected[0])
+  for path in theirs.glob('*.array_record*'):
+    to_tfrecord(path).touch()
+  others = {'alternativeFileFormats': ['array_record']}
+  change_info(theirs, fileFormat='tfrecord', **others)
+  assert_equal(*(train(x)[0] for x in (data_dir, tfds_data_dir)))
 
 
-def test_missing_file_and_other_features(data_dir):
-  folder = tfds_cityscapes.directory(data_dir)
-  (folder / 'cityscapes-test.array_record-00000-of-00001').unlink()
+def test_missing_file_and_other_features(data_dir, theirs):
+  (theirs / 'cityscapes-test.array_record-00000-of-00001').unlink()
   with pytest.raises(UserError, match=r'(?s)incomplete: .*-test.*tfds build'):
-    open_split('cityscapes', data_dir, 'train')
-  features = folder / 'features.json'
-  text = features.read_text().replace('segmentation_label', 'disparity_map')
-  features.write_text(text)
+    train(data_dir)
+  features = (theirs / 'features.json').read_text()
+  features = features.replace('segmentation_label', 'disparity_map')
+  (theirs / 'features.json').write_text(features)
   with pytest.raises(UserError, match=r'has no segmentation_label'):
-    open_split('cityscapes', data_dir, 'train')
+    train(data_dir)
 
 
-def test_damaged_record_is_named(data_dir):
-  folder = tfds_cityscapes.directory(data_dir)
-  path = folder / 'cityscapes-validation.array_record-00000-of-00001'
+def test_damaged_record_is_named(data_dir, theirs):
+  path = theirs / 'cityscapes-validation.array_record-00000-of-00001'
   data = path.read_bytes()
   third, half = len(data) // 3, len(data) // 2
   path.write_bytes(data[:third] + bytes(half - third) + data[half:])
@@ -140,7 +141,7 @@ def test_damaged_record_is_named(data_dir):
 
 def test_values_of_no_class_are_refused(tfds_data_dir):
   """The builder of tfds has not looked at them."""
-  split = open_split('cityscapes', tfds_data_dir, 'train')
+  split = train(tfds_data_dir)
   raw = split.raw(1)
   raw['mask'] = np.where(raw['mask'] == 7, 40, raw['mask'])
   message = r'sample 1 of train in .* no class has: 40\.(?s:.*)tfds build'
@@ -158,10 +159,7 @@ def test_the_mini_data_set_is_never_theirs(tfds_data_dir):
 
 
 def test_pixels_are_decoded_from_it(tfds_data_dir, data_dir):
-  folder = prepare_raw('cityscapes', data_dir)
-  assert folder.parent.name == 'semantic_segmentation_raw'
-  split = open_split('cityscapes', data_dir, 'train')
-  assert split.decoded
-  assert_equal(
-    list(split), list(open_split('cityscapes', tfds_data_dir, 'train'))
-  )
+  folder = prepare_raw('cityscapes', data_dir).parent.name
+  assert folder == 'semantic_segmentation_raw'
+  assert train(data_dir).decoded
+  assert_equal(list(train(data_dir)), list(train(tfds_data_dir)))
