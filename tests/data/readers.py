@@ -1,6 +1,5 @@
 """A small split without files, and batches of it."""
 
-import contextlib
 import os
 import signal
 import threading
@@ -70,13 +69,8 @@ def data_config(**changes):
 def open_train(split=None, config=None, **options):
   """An iterator over 12 batches of 4; closes itself at the end of a `with`."""
   options = {'seed': SEED, 'batch_size': 4, 'total_steps': 12} | options
-  return contextlib.closing(
-    pipeline.make_train_iterator(
-      config or data_config(),
-      Scenes(10) if split is None else split,
-      **options,
-    )
-  )
+  split = Scenes(10) if split is None else split
+  return pipeline.make_train_iterator(config or data_config(), split, **options)
 
 
 def copied(batch):

@@ -6,22 +6,21 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import filelock
 import pytest
 from data.small_archives import write_zip
+from hosts import start
 
-from resnest_jax.data import prepare as script
+from resnest_jax.data import prepare
 from resnest_jax.data.ade20k import Ade20k
 from resnest_jax.data.archives import ArchiveConfig
 from resnest_jax.data.datasets import DATASETS, Dataset, open_split
 from resnest_jax.data.mini import ade20k_mini
-from resnest_jax.data.prepare import prepare
 from resnest_jax.errors import UserError
 from resnest_jax.labels import ADE20K
 
@@ -30,11 +29,8 @@ MINI = DATASETS['ade20k_mini']
 
 def snapshot(folder):
   """Contents and times of all files below `folder`."""
-  return {
-    path: (path.read_bytes(), path.stat().st_mtime_ns)
-    for path in folder.rglob('*')
-    if path.is_file()
-  }
+  files = filter(Path.is_file, folder.rglob('*'))
+  return {x: (x.read_bytes(), x.stat().st_mtime_ns) for x in files}
 
 
 # ---- The command -----------------------------------------------------------
@@ -51,16 +47,16 @@ def test_generates_and_prepares_in_one_command(
   assert len(open_split('ade20k_mini', tmp_path, 'validation')) == 3
 
   before = snapshot(tmp_path / 'ade20k')
-  call(script.main, *command, '3')
+  call(prepare.main, *command, '3')
   assert 'Already prepared' in capsys.readouterr().out
   with pytest.raises(UserError, match='Nothing was changed'):
-    call(script.main, *command, '4')
+    call(prepare.main, *command, '4')
   assert snapshot(tmp_path / 'ade20k') == before
 
 
 def test_generates_cityscapes(call, tmp_path, capsys):
   size = ('--images', '3', '2', '--size', '64', '32')
-  call(script.main, 'cityscapes_mini', '--data_dir', tmp_path, *size)
+  call(prepare.main, 'cityscapes_mini', '--data_dir', tmp_path, *size)
   said = capsys.readouterr().out
   assert re.search(r'train +3 images\n +validation +2 images\n +test +1', said)
   assert '--config configs/cityscapes_pspnet.py:mini' in said
@@ -85,7 +81,7 @@ def test_wrong_flags_and_archives(
 ):
   words = arguments.replace('MINI', str(mini_archive)).split()
   with pytest.raises(UserError, match=f'(?s){message}'):
-    call(script.main, *words, '--data_dir', tmp_path / 'data')
+    call(prepare.main, *words, '--data_dir', tmp_path / 'data')
   assert not (tmp_path / 'data').exists()
 
 
@@ -94,21 +90,18 @@ def test_killed_in_the_middle(call, mini_archive, tmp_path):
   write_large_archive(mini_archive, archive, copies=40)
   command = ['ade20k_mini', '--archive', archive, '--data_dir', data_dir]
   for _ in range(2):
-    process = subprocess.Popen(
-      [sys.executable, '-m', 'resnest_jax.data.prepare', *map(str, command)],
-      stderr=subprocess.DEVNULL,
-    )
-    while not unfinished(data_dir):
-      assert process.poll() is None
-      time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    with start('-m', prepare.__name__, *command, devices=1) as process:
+      while not unfinished(data_dir):
+        assert process.poll() is None
+        time.sleep(0.002)
+      process.kill()
+      assert process.wait() == -signal.SIGKILL
     # The second run has removed what the first one left.
     assert len(unfinished(data_dir)) == 1
   with pytest.raises(UserError, match=r'is not prepared'):
     open_split('ade20k_mini', data_dir, 'train')
 
-  call(script.main, *command)
+  call(prepare.main, *command)
   assert unfinished(data_dir) == []
   split = open_split('ade20k_mini', data_dir, 'train')
   assert split[24 * 40 - 1]['name'] == 'ADE_train_00003924'
@@ -142,12 +135,12 @@ def test_prepared_data_is_never_replaced(
   mini_archive, data_dir, tmp_path, capsys
 ):
   before = snapshot(data_dir / 'ade20k')
-  prepare(MINI, data_dir, mini_archive)
+  prepare.prepare(MINI, data_dir, mini_archive)
   assert 'Already prepared' in capsys.readouterr().out
   other = tmp_path / 'other.zip'
   ade20k_mini.write_archive(other, {'train': 2, 'validation': 1}, 0)
   with pytest.raises(UserError, match=r'another archive.*Nothing was'):
-    prepare(MINI, data_dir, other)
+    prepare.prepare(MINI, data_dir, other)
   assert snapshot(data_dir / 'ade20k') == before
 
 
@@ -155,7 +148,7 @@ def test_folder_whose_name_is_a_pattern(mini_archive, tmp_path, capsys):
   # Twice: tfds looked for the finished data by that pattern.
   data_dir = tmp_path / '[a] b*'
   for told in ('', 'Already prepared'):
-    prepare(MINI, data_dir, mini_archive)
+    prepare.prepare(MINI, data_dir, mini_archive)
     assert told in capsys.readouterr().out
   assert len(open_split('ade20k_mini', data_dir, 'train')) == 24
 
@@ -163,12 +156,12 @@ def test_folder_whose_name_is_a_pattern(mini_archive, tmp_path, capsys):
 def test_folder_whose_name_is_not_utf8(mini_archive, tmp_path):
   odd = tmp_path / os.fsdecode(b'stra\xdfe')
   with pytest.raises(UserError, match='is not UTF-8'):
-    prepare(MINI, odd, mini_archive)
+    prepare.prepare(MINI, odd, mini_archive)
   assert not odd.exists()
   with pytest.raises(UserError, match='is not UTF-8'):
     open_split('ade20k_mini', odd, 'train')
   # The remedy.
-  prepare(MINI, tmp_path / 'named', mini_archive)
+  prepare.prepare(MINI, tmp_path / 'named', mini_archive)
   (tmp_path / 'named').rename(odd)
   odd.rename(tmp_path / 'stra\u00dfe')
   assert len(open_split('ade20k_mini', tmp_path / 'stra\u00dfe', 'train')) == 24
@@ -179,7 +172,7 @@ def test_strange_folder_is_left_alone(mini_archive, tmp_path):
   folder.mkdir(parents=True)
   (folder / 'notes.txt').write_text('mine')
   with pytest.raises(UserError, match=r'not a complete data set'):
-    prepare(MINI, tmp_path, mini_archive)
+    prepare.prepare(MINI, tmp_path, mini_archive)
   assert (folder / 'notes.txt').read_text() == 'mine'
 
 
@@ -188,44 +181,40 @@ def test_damage_found_late_leaves_nothing_behind(mini_archive, tmp_path):
   entries = contents(mini_archive)
   (name,) = (x for x in entries if x.endswith('ADE_val_00000008.png'))
   comment = ade20k_mini.archive_comment({'train': 24, 'validation': 8}, 0)
-  damaged = tmp_path / 'damaged.zip'
-  write_zip(damaged, entries | {name: b'bad'}, comment)
+  entries[name] = b'bad'
+  damaged = write_zip(tmp_path / 'damaged.zip', entries, comment)
   with pytest.raises(UserError, match=r'ADE_val_00000008\.png is not a PNG'):
-    prepare(MINI, tmp_path / 'data', damaged)
+    prepare.prepare(MINI, tmp_path / 'data', damaged)
   assert unfinished(tmp_path / 'data') == []
   with pytest.raises(UserError, match=r'is not prepared'):
     open_split('ade20k_mini', tmp_path / 'data', 'train')
 
 
 def test_two_at_once(mini_archive, tmp_path):
-  with (
-    filelock.FileLock(tmp_path / '.lock'),
-    pytest.raises(UserError, match=r'another process prepares'),
-  ):
-    prepare(MINI, tmp_path, mini_archive)
+  refused = pytest.raises(UserError, match='another process prepares')
+  with filelock.FileLock(tmp_path / '.lock'), refused:
+    prepare.prepare(MINI, tmp_path, mini_archive)
 
 
 # ---- Downloads -------------------------------------------------------------
 
 
-class Server(http.server.BaseHTTPRequestHandler):
-  """Serves `server.body`, or the first `server.send` bytes of it."""
-
-  def do_GET(self):
-    self.server.requests += 1
-    self.send_response(200)
-    self.send_header('Content-Length', str(len(self.server.body)))
-    self.end_headers()
-    self.wfile.write(self.server.body[: self.server.send])
-
-  def log_message(self, *arguments):
-    pass
-
-
 @pytest.fixture
 def server(mini_archive, monkeypatch):
+  """Serves `body`, or the first `send` bytes of it; counts `requests`."""
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      server.requests += 1
+      self.send_response(200)
+      self.send_header('Content-Length', str(len(server.body)))
+      self.end_headers()
+      self.wfile.write(server.body[: server.send])
+
+    def log_message(self, *arguments): ...
+
   monkeypatch.setenv('NO_PROXY', '127.0.0.1')
-  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server) as server:
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
     server.body = mini_archive.read_bytes()
     server.send, server.requests = None, 0
     threading.Thread(target=server.serve_forever).start()
@@ -233,24 +222,23 @@ def server(mini_archive, monkeypatch):
     server.shutdown()
 
 
-def loopback(server, **kwargs):
-  port = server.server_address[1]
-  url = f'http://127.0.0.1:{port}/ADEChallengeData2016.zip'
-  config = ArchiveConfig(name='loopback', **({'url': url} | kwargs))
-  return Dataset(Ade20k, config, ADE20K)
+def fetch(server, folder, **changes):
+  """Prepares what it serves, or what an archive's changed description says."""
+  url = f'http://127.0.0.1:{server.server_port}/ADEChallengeData2016.zip'
+  config = ArchiveConfig(**({'name': 'loopback', 'url': url} | changes))
+  return prepare.prepare(Dataset(Ade20k, config, ADE20K), folder)
 
 
 def downloaded(data_dir):
   """The archives that tfds keeps, whole ones and parts."""
-  files = (data_dir / 'downloads').rglob('*.zip')
-  return [path for path in files if path.is_file()]
+  return [*filter(Path.is_file, (data_dir / 'downloads').rglob('*.zip'))]
 
 
 def test_download_is_kept_and_not_repeated(server, tmp_path):
   """After an interruption between download and records, say."""
   sha1 = hashlib.sha1(server.body).hexdigest()
   for _ in range(2):
-    builder = prepare(loopback(server, sha1=sha1), tmp_path)
+    builder = fetch(server, tmp_path, sha1=sha1)
     counts = {k: v.num_examples for k, v in builder.info.splits.items()}
     assert counts == {'train': 24, 'validation': 8}
     shutil.rmtree(builder.data_path)
@@ -258,40 +246,34 @@ def test_download_is_kept_and_not_repeated(server, tmp_path):
   assert [x.read_bytes() for x in downloaded(tmp_path)] == [server.body]
 
 
-def test_download_with_wrong_checksum(server, tmp_path):
-  with pytest.raises(UserError, match=r'SHA-1 is .*, expected 000.*kept'):
-    prepare(loopback(server, sha1='0' * 40), tmp_path)
+@pytest.mark.parametrize(
+  ('changes', 'offline', 'requests', 'message'),
+  [
+    ({'sha1': '0' * 40}, '0', 1, 'SHA-1 is .*, expected 000.*kept'),
+    ({'url': 'http://127.0.0.1:9/x'}, '0', 0, r'refused.*\n.*it: --archive'),
+    ({}, '1', 0, '(?s)switched off.*--archive ADE'),
+    ({'download_bytes': 10**18}, '0', 0, r'GB free, about 3050000000\.00 GB'),
+  ],
+)
+def test_downloads_that_are_refused(
+  server, tmp_path, monkeypatch, changes, offline, requests, message
+):
+  monkeypatch.setenv('RESNEST_JAX_OFFLINE', offline)
+  started = time.monotonic()
+  with pytest.raises(UserError, match=message):
+    fetch(server, tmp_path, **changes)
+  assert time.monotonic() - started < 10
+  assert server.requests == requests
   assert downloaded(tmp_path) == []
 
 
 def test_interrupted_download(server, tmp_path):
   server.send = 100_000
   with pytest.raises(UserError, match=r'(?s)could not download .*--archive'):
-    prepare(loopback(server), tmp_path)
+    fetch(server, tmp_path)
   # The part is of no use to the next attempt.
   assert downloaded(tmp_path) == []
   assert list((tmp_path / 'downloads').rglob('*.tmp.*')) == []
   server.send = None
-  prepare(loopback(server), tmp_path)
+  fetch(server, tmp_path)
   assert [x.read_bytes() for x in downloaded(tmp_path)] == [server.body]
-
-
-def test_without_a_network_a_download_fails_at_once(tmp_path):
-  nobody = ArchiveConfig(name='loopback', url='http://127.0.0.1:9/x.zip')
-  started = time.monotonic()
-  with pytest.raises(UserError, match=r'refused.*\n.*pass it: --archive'):
-    prepare(Dataset(Ade20k, nobody, ADE20K), tmp_path)
-  assert time.monotonic() - started < 10
-
-
-def test_switched_off_a_download_asks_nobody(server, tmp_path, monkeypatch):
-  monkeypatch.setenv('RESNEST_JAX_OFFLINE', '1')
-  with pytest.raises(UserError, match=r'(?s)switched off.*--archive ADE'):
-    prepare(loopback(server), tmp_path)
-  assert server.requests == 0
-
-
-def test_too_little_disk_space(server, tmp_path):
-  with pytest.raises(UserError, match=r'GB free, about 3050000000.00 GB'):
-    prepare(loopback(server, download_bytes=10**18), tmp_path)
-  assert server.requests == 0

@@ -39,11 +39,8 @@ def test_scaled_size():
 
 def random_window(rng, size):
   """Anywhere, as small as one pixel and as large as all of them."""
-  ends = [np.sort(rng.integers(0, n + 1, 2)) for n in size]
-  return tuple(
-    slice(int(min(a, n - 1)), int(max(b, min(a, n - 1) + 1)))
-    for (a, b), n in zip(ends, size, strict=True)
-  )
+  starts = rng.integers(0, size)
+  return tuple(map(slice, starts, rng.integers(starts, size) + 1))
 
 
 def assert_windows_equal_whole(image, label, size, windows):
@@ -84,8 +81,8 @@ def test_windows_of_pictures_that_hardly_change_their_size():
   for _ in range(150):
     shape = rng.integers(1, 500, 2)
     image, label = picture(rng, *shape)
-    size = np.maximum(1, shape + rng.integers(-3, 4, 2) * rng.integers(0, 2, 2))
-    size = tuple(size.tolist())
+    change = rng.integers(-3, 4, 2) * rng.integers(0, 2, 2)
+    size = tuple(np.maximum(1, shape + change).tolist())
     windows = [random_window(rng, size) for _ in range(3)]
     corner = tuple(slice(0, max(1, n // 3)) for n in size)
     assert_windows_equal_whole(image, label, size, [corner, *windows])
