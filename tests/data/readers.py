@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,9 +22,9 @@ AUGMENT = {
 class Scenes:
   """A deterministic split of small pictures; the red channel tells which."""
 
-  def __init__(self, count, broken=None, fault='error', unreadable=()):
-    self.count = count
-    self.broken, self.fault, self.unreadable = broken, fault, unreadable
+  def __init__(self, count, broken=None, fault='error', unreadable=(), pipe=''):
+    self.count, self.unreadable = count, unreadable
+    self.broken, self.fault, self.pipe = broken, fault, pipe
 
   def __len__(self):
     return self.count
@@ -38,6 +39,8 @@ class Scenes:
       raise UnpicklableError(threading.Lock())
     if fault == 'kill':
       os.kill(os.getpid(), signal.SIGKILL)
+    if fault == 'hang':  # As storage does, until somebody writes.
+      Path(self.pipe).read_bytes()
     rng = np.random.default_rng(index)
     height, width = 40 + 7 * (index % 3), 56 - 5 * (index % 4)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)

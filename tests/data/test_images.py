@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import sys
 import threading
 
 import cv2
@@ -14,7 +15,8 @@ from numpy.testing import assert_equal
 from PIL import Image
 
 from resnest_jax.data import headers, images
-from resnest_jax.data.images import decode_image, picture_size, png_header
+from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
+from resnest_jax.data.images import decode_image, picture_size
 from resnest_jax.data.pictures import as_rgb, read_picture
 from resnest_jax.errors import UnreadableSample, UserError
 
@@ -33,29 +35,16 @@ def exif_of(tag, value):
   return exif
 
 
-@pytest.mark.parametrize(
-  ('form', 'options', 'lost'),
-  [
-    ('JPEG', {}, 20),
-    ('JPEG', {'progressive': True}, 1),
-    ('PNG', {}, 20),
-    ('WEBP', {}, 20),
-  ],
-)
+FORMS = ('JPEG', {}, 20), ('PNG', {}, 20), ('WEBP', {}, 20)
+PROGRESSIVE = 'JPEG', {'progressive': True}, 1
+
+
+@pytest.mark.parametrize(('form', 'options', 'lost'), [*FORMS, PROGRESSIVE])
 def test_what_is_cut_off_is_no_picture(form, options, lost):
   encoded = saved(form, Image.fromarray(PICTURE), **options)
   assert decode(encoded).shape == PICTURE.shape
-  for kept in (0, 1, len(encoded) // 2, len(encoded) - lost):
+  for kept in (0, 1, 20, len(encoded) // 2, len(encoded) - lost):
     assert decode(encoded[:kept]) is None, kept
-
-
-def test_png_header():
-  assert decode(b'no picture') is None
-  grey = encode(np.zeros((70, 300), np.uint16))
-  assert png_header(grey) == images.PngHeader(300, 70, 16, 'grey')
-  assert png_header(encode(PICTURE)) == images.PngHeader(64, 48, 8, 'RGB')
-  assert png_header(encode(PICTURE)[:20]) is None
-  assert png_header(encode(PICTURE, '.jpg')) is None
 
 
 # --- Sizes and bounds --------------------------------------------------------
@@ -95,6 +84,7 @@ def test_sizes_in_headers_are_those_that_are_decoded():
     for encoded in files:
       assert picture_size(encoded) == (height, width), encoded[:12]
       assert decode(encoded).shape == pixels.shape
+  assert decode(b'no picture') is None
   # Bytes that belong to no marker, which libjpeg passes over.
   jpeg = saved('JPEG')
   padded = jpeg[:20] + b'\0\xff\xff\0junk' + jpeg[20:]
@@ -105,18 +95,9 @@ def test_sizes_in_headers_are_those_that_are_decoded():
 def test_damaged_headers_say_what_is_decoded_or_nothing():
   """400 files with wrong bytes; an error of another type would be a bug."""
   rng = np.random.default_rng(7)
-  forms = [
-    'PNG',
-    'JPEG',
-    'BMP',
-    'GIF',
-    'PPM',
-    'WEBP',
-    'AVIF',
-    'TIFF',
-    'JPEG2000',
-  ]
-  files = [*map(saved, forms), saved('WEBP', exif=exif_of(ORIENTATION, 6))]
+  forms = 'PNG JPEG BMP GIF PPM WEBP AVIF TIFF JPEG2000'
+  files = [*map(saved, forms.split())]
+  files += [saved('WEBP', exif=exif_of(ORIENTATION, 6))]
   files += [tiff(SMALL, order=x, big=y) for x in '<>' for y in (0, 1)]
   decoded = 0
   for number in range(400):
@@ -223,9 +204,8 @@ def test_random_pictures_equal_pillows():
 @pytest.mark.parametrize('bits', [8, 16])
 @pytest.mark.parametrize('extra', [None, 0, 1, 2])
 def test_bands_of_a_tiff_are_taken_as_stored(bits, extra):
-  """Whatever is said of them: GDAL calls infrared opacity and, at 16 bits, all
-  bands but the first extra ones of a grey picture.
-  """
+  # GDAL calls infrared opacity and, at 16 bits, all bands but the first extra
+  # ones of a grey picture.
   rng = np.random.default_rng(5)
   for bands, grey in ((1, 0), (2, 0), (3, 0), (4, 0), (3, 1), (4, 1)):
     if extra is not None and bands in (1, 3) and not grey:
@@ -272,18 +252,17 @@ def test_bands_of_any_tiff(bands, order, big):
     assert headers.channels(encoded[:length]) in (0, 1, bands)
 
 
-@pytest.mark.parametrize(
-  ('encoded', 'channels'),
-  [
-    (encode(np.zeros((4, 4, 3))), 3),
-    (encode(np.zeros((4, 4, 4))), 4),
-    (encode(np.zeros((4, 4, 4), np.uint16)), 4),
-    (encode(np.zeros((4, 4)), '.jpg'), 3),
-    (encode(np.zeros((4, 4, 4)), '.webp'), 4),
-    (b'', 0),
-    (b'no picture', 0),
-  ],
-)
+CHANNELS = {
+  encode(np.zeros((4, 4, 3))): 3,
+  encode(np.zeros((4, 4, 4))): 4,
+  encode(np.zeros((4, 4, 4), np.uint16)): 4,
+  encode(np.zeros((4, 4)), '.jpg'): 3,
+  encode(np.zeros((4, 4, 4)), '.webp'): 4,
+  **{b'': 0, b'no picture': 0},
+}
+
+
+@pytest.mark.parametrize(('encoded', 'channels'), CHANNELS.items())
 def test_channels(encoded, channels):
   assert headers.channels(encoded) == channels
   assert bool(headers.left_out(channels)) == (channels == 4)
@@ -297,3 +276,31 @@ def test_pictures_with_fractions_say_so(tmp_path):
   code = str(error.value).partition('file: ')[2].partition('. Take')[0]
   exec(code, {'cv2': cv2, 'np': np, 'old': old, 'new': new, 'WHITE': 1})
   assert read_picture(tmp_path / 'new.png')[-1, -1].tolist() == [255] * 3
+
+
+# --- What libjpeg complains of: kept, passed on, restored --------------------
+
+
+COMPLAINT = b'Corrupt JPEG data: 213 extraneous bytes before marker 0xd9\n'
+
+
+def test_complaints_are_kept_and_the_rest_is_passed_on(capfd):
+  with jpeg_warnings() as found:
+    os.write(2, b'another message\n' + COMPLAINT + b'no end of line')
+    assert capfd.readouterr().err == ''
+  assert found == [COMPLAINT.decode().rstrip()]
+  assert capfd.readouterr().err == 'another message\nno end of line'
+
+
+def test_error_output_is_restored_after_an_error(capfd):
+  with pytest.raises(KeyError), jpeg_warnings():
+    raise KeyError
+  os.write(2, COMPLAINT)
+  assert capfd.readouterr().err == COMPLAINT.decode()
+  before = len(os.listdir('/proc/self/fd')) if sys.platform == 'linux' else 0
+  for _ in range(3):
+    with jpeg_warnings() as found:
+      pass
+    assert found == []
+  if before:
+    assert len(os.listdir('/proc/self/fd')) == before

@@ -94,32 +94,13 @@ def test_what_is_not_drawn_is_the_identity():
   assert full.dtype == np.float32
 
 
+# One has exactly 3 of 4, the last 3 of 5.
 @pytest.mark.parametrize(
-  ('pixels', 'diverse'),
-  # One has exactly 3 of 4, the last 3 of 5.
-  [([], 0), ([3], 0), ([3, 7], 1), ([3, 7, 3, 3], 0), ([3, 7, 3, 3, 7], 1)],
+  'pixels', [[], [3], [3, 7], [3, 7, 3, 3], [3, 7, 3, 3, 7]]
 )
-def test_is_diverse_counts_valid_pixels_only(pixels, diverse):
+def test_is_diverse_counts_valid_pixels_only(pixels):
   label = np.array([[*pixels, *[255] * 9]], np.uint8)
-  assert transforms.is_diverse(label, 0.75) == diverse
-
-
-@pytest.mark.parametrize('crop_size', [(24, 24), (48, 16), (200, 30)])
-def test_crop_origin_equals_naive_twin(crop_size):
-  rng = np.random.default_rng(1)
-  refusals = []
-  for _ in range(150):
-    shape = rng.integers(30, 90, 2)
-    label = blocks(rng, *shape, num_classes=3, cell=rng.integers(8, 60))
-    offsets = rng.random((11, 2))
-    expected, refused = origin_twin(label, offsets, crop_size)
-    what = label, label.shape, offsets, crop_size, 0.75
-    (rows, columns), crop = transforms.random_crop(*what)
-    assert (rows.start, columns.start) == expected
-    assert_equal(crop, label[rows, columns])
-    refusals.append(refused)
-  # The cases cover the first try, later ones and the unseen last one.
-  assert {0, 1, 2, 10} <= set(refusals)
+  assert transforms.is_diverse(label, 0.75) == (len(pixels) in (2, 5))
 
 
 def test_crops_of_one_class_are_taken_if_none_is_too_large():
@@ -146,17 +127,19 @@ def augment_twin(image, label, draw, image_scale, crop_size):
   return *results, crop.shape[:2], refused
 
 
-@pytest.mark.parametrize(
-  ('shape', 'scale', 'crop_size'),
-  [
-    ((128, 256), (256, 128), (64, 128)),  # Cityscapes, an eighth as large.
-    ((64, 85), (256, 64), (64, 64)),
-    ((91, 47), (256, 64), (64, 64)),
-  ],
-)
-def test_augment_equals_resizing_everything_first(shape, scale, crop_size):
+PADDED, ALL_ARE_LARGER = {False, True}, {False}
+AUGMENTED = [
+  ((128, 256), (256, 128), (64, 128), ALL_ARE_LARGER),  # As Cityscapes.
+  ((64, 85), (256, 64), (64, 64), PADDED),
+  ((91, 47), (256, 64), (64, 64), PADDED),
+  ((91, 47), (256, 64), (200, 30), {True}),
+]
+
+
+@pytest.mark.parametrize(('shape', 'scale', 'crop_size', 'padded'), AUGMENTED)
+def test_augment_equals_resizing_all_first(shape, scale, crop_size, padded):
   rng = np.random.default_rng(shape[0])
-  padded, refused = set(), set()
+  is_padded, refused = set(), set()
   options = {'image_scale': scale, 'crop_size': crop_size}
   for _ in range(100):
     label = blocks(rng, *shape, num_classes=2, cell=rng.integers(8, 90))
@@ -168,20 +151,21 @@ def test_augment_equals_resizing_everything_first(shape, scale, crop_size):
     assert_equal(sample['size'], size)
     assert_equal(sample['photometric'], draw.photometric.parameters())
     assert sample['image'].flags.c_contiguous
-    padded.add(size != crop_size)
+    is_padded.add(size != crop_size)
     refused.add(refusals)
-  assert {0, 1, 2} <= refused
-  assert padded == ({False} if shape == (128, 256) else {False, True})
+  # The cases cover the first try, later ones and the unseen last one.
+  assert {0, 1, 2, 10} <= refused
+  assert is_padded == padded
 
 
-@pytest.mark.parametrize(
-  ('image', 'label', 'message'),
-  [
-    ((2, 3, 4), (2, 3), r"'x': the image is uint8 \(2, 3, 4\).*\(H, W, 3\)"),
-    ((2, 3, 3), (2, 3, 1), r'the label is uint8 \(2, 3, 1\); .*uint8 \(H, W\)'),
-    ((2, 3, 3), (3, 2), 'is 3x2 pixels but its label is 2x3'),
-  ],
-)
+REFUSED = [
+  ((2, 3, 4), (2, 3), r"'x': the image is uint8 \(2, 3, 4\).*\(H, W, 3\)"),
+  ((2, 3, 3), (2, 3, 1), r'the label is uint8 \(2, 3, 1\); .*uint8 \(H, W\)'),
+  ((2, 3, 3), (3, 2), 'is 3x2 pixels but its label is 2x3'),
+]
+
+
+@pytest.mark.parametrize(('image', 'label', 'message'), REFUSED)
 def test_samples_of_another_kind_are_refused_by_name(image, label, message):
   arrays = (np.zeros(shape, np.uint8) for shape in (image, label))
   with pytest.raises(UserError, match=message):
@@ -363,13 +347,14 @@ def test_a_sharded_batch_needs_no_communication():
   assert not re.findall('all-(gather|reduce|to-all)|collective-permute', text)
 
 
-@pytest.mark.parametrize(
-  'sizes',
-  [  # Height and width before and after.
-    [((40, 50), (20, 25)), ((33, 47), (33, 47)), ((1, 1), (40, 31))],
-    [((40, 50), (70, 88)), ((7, 33), (3, 80)), ((39, 50), (1, 1))],
-  ],
-)
+# Height and width before and after.
+SIZES = [
+  [((40, 50), (20, 25)), ((33, 47), (33, 47)), ((1, 1), (40, 31))],
+  [((40, 50), (70, 88)), ((7, 33), (3, 80)), ((39, 50), (1, 1))],
+]
+
+
+@pytest.mark.parametrize('sizes', SIZES)
 def test_resizing_equals_opencv(sizes):
   images = noise(3, 40, 50, 3)
   canvas = np.max([after for _, after in sizes], 0)
@@ -381,3 +366,95 @@ def test_resizing_equals_opencv(sizes):
     resized = resize.resize_image(images[i, :h, :w], after)  # By OpenCV.
     expected[i, : after[0], : after[1]] = resized
   assert_equal(jax.jit(preprocess.resize)(images, *tables), expected)
+
+
+# ---- Resizing, whole and of windows, against OpenCV --------------------------
+
+
+# As mmcv 2.1.0's rescale_size gives them.
+FITTED = [
+  ((512, 683), (2048, 512), (512, 683)),
+  ((683, 512), (1024, 256), (342, 256)),
+  ((37, 100), (2048, 512), (512, 1384)),
+  ((500, 333), (1331, 333), (500, 333)),
+  ((1024, 2048), (1126, 563), (563, 1126)),
+  ((200, 3000), (2048, 512), (137, 2048)),
+  ((1, 5000), (2048, 512), (1, 2048)),  # Which mmcv refuses: 0 rows.
+]
+
+
+@pytest.mark.parametrize(('size', 'edges', 'expected'), FITTED)
+def test_keep_ratio_size(size, edges, expected):
+  assert resize.keep_ratio_size(*size, *edges) == expected
+
+
+def test_scaled_size():
+  # Times 1.25 it is 38 x 46 when rounded; within both edges 46 / 37 decides,
+  # and 30 * 46 / 37 is 37.3.
+  assert resize.scaled_size(30, 37, 1.25) == (37, 46)
+  assert resize.scaled_size(1, 1, 0.25) == (1, 1)
+
+
+def assert_windows_equal_whole(rng, shape, size, *windows, number=3):
+  """Those of a random picture and as many random ones, of a pixel or of all."""
+  image = rng.integers(0, 256, (*shape, 3), np.uint8)
+  label = rng.integers(0, 150, shape, np.uint8)
+  resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+  labels = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+  assert_equal(resize.resize_image(image, size), resized)
+  starts = rng.integers(0, size, (number, 2))
+  ends = rng.integers(starts, size) + 1
+  windows += tuple(
+    tuple(map(slice, *x)) for x in zip(starts, ends, strict=True)
+  )
+  for window in windows:
+    what = f'{shape} -> {size}, {window}'
+    found = resize.resize_image_window(image, size, window)
+    assert_equal(found, resized[window], what)
+    found = resize.resize_label_window(label, size, window)
+    assert_equal(found, labels[window], what)
+    assert found.flags.c_contiguous
+
+
+def test_windows_equal_opencvs_whole_image():
+  """400 sizes, from a tenth to six times as large, three windows each."""
+  rng = np.random.default_rng(2)
+  for _ in range(400):
+    shape = rng.integers(1, 120, 2)
+    factors = np.exp(rng.uniform(np.log(0.1), np.log(6), 2))
+    size = np.maximum(1, np.round(shape * factors)).astype(int).tolist()
+    assert_windows_equal_whole(rng, shape, tuple(size))
+
+
+def test_windows_of_pictures_that_hardly_change_their_size():
+  """OpenCV copies what keeps its size, as corners of a larger picture may."""
+  rng = np.random.default_rng(5)
+  for shape, size, window in (
+    ((302, 112), (301, 112), (slice(24, 120), slice(9, 105))),
+    ((1024, 1024), (1023, 1023), (slice(189, 445), slice(203, 459))),
+    ((400, 2000), (400, 2001), (slice(0, 400), slice(107, 619))),
+  ):
+    assert_windows_equal_whole(rng, shape, size, window, number=0)
+  for _ in range(150):
+    shape = rng.integers(1, 500, 2)
+    change = rng.integers(-3, 4, 2) * rng.integers(0, 2, 2)
+    size = tuple(np.maximum(1, shape + change).tolist())
+    corner = tuple(slice(0, max(1, n // 3)) for n in size)
+    assert_windows_equal_whole(rng, shape, size, corner)
+
+
+@pytest.mark.parametrize('factor', [0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3])
+def test_windows_where_opencv_has_ways_of_its_own(factor):
+  """At a half it takes means of four pixels, at 1 it copies."""
+  rng, size = np.random.default_rng(3), (int(96 * factor), int(160 * factor))
+  assert_windows_equal_whole(rng, (96, 160), size, number=10)
+
+
+def test_nearest_pixels_of_long_axes_equal_opencvs():
+  """1000 lengths: rounding differs where a pixel lies on a border."""
+  rng = np.random.default_rng(4)
+  for length, new in rng.integers(1, 5000, (1000, 2)).tolist():
+    row = np.arange(length, dtype=np.float32)[None]
+    expected = cv2.resize(row, (new, 1), interpolation=cv2.INTER_NEAREST)
+    found = resize.nearest_pixels(length, new, slice(0, new))
+    assert_equal(found, expected[0], f'{length} -> {new}')
