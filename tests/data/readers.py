@@ -1,7 +1,6 @@
 """A small split without files, and batches of it."""
 
 import os
-import signal
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +11,7 @@ from resnest_jax.data import pipeline, transforms
 from resnest_jax.errors import UnreadableSample, UserError
 
 SEED = 7
-AUGMENT = {
-  'image_scale': (96, 48),
-  'crop_size': (32, 40),
-  'cat_max_ratio': 0.75,
-}
+CROPS = {'image_scale': (96, 48), 'crop_size': (32, 40), 'cat_max_ratio': 0.75}
 
 
 class Scenes:
@@ -38,7 +33,7 @@ class Scenes:
     if fault == 'bug':
       raise UnpicklableError(threading.Lock())
     if fault == 'kill':
-      os.kill(os.getpid(), signal.SIGKILL)
+      os.kill(os.getpid(), 9)
     if fault == 'hang':  # As storage does, until somebody writes.
       Path(self.pipe).read_bytes()
     rng = np.random.default_rng(index)
@@ -57,15 +52,9 @@ class UnpicklableError(Exception):
 
 
 def data_config(**changes):
-  values = AUGMENT | {
-    'scale_range': (0.5, 2.0),
-    'flip_probability': 0.5,
-    'photometric': True,
-    'num_workers': 0,
-    'num_threads': 2,
-    'prefetch': 2,
-    'skip_unreadable': False,
-  }
+  values = CROPS | {'scale_range': (0.5, 2.0), 'flip_probability': 0.5}
+  values |= {'photometric': True, 'skip_unreadable': False, 'prefetch': 2}
+  values |= {'num_workers': 0, 'num_threads': 2}
   return SimpleNamespace(**(values | changes))
 
 
@@ -100,4 +89,4 @@ def augmented(record, position):
   """What a position of the run makes of a record."""
   rng = pipeline.sample_rng(pipeline.sample_key(SEED), position)
   draw = transforms.draw_augmentation(rng)
-  return transforms.augment(record['image'], record['label'], draw, **AUGMENT)
+  return transforms.augment(record['image'], record['label'], draw, **CROPS)

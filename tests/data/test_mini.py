@@ -23,10 +23,8 @@ def scenes():
 
 def test_lists(mini_archive):
   archive = zipfile.ZipFile(mini_archive)
-  info, scenes = (
-    archive.read(f'{ADE20K}/{name}.txt').decode().splitlines()
-    for name in ('objectInfo150', 'sceneCategories')
-  )
+  info = archive.read(f'{ADE20K}/objectInfo150.txt').decode().splitlines()
+  scenes = archive.read(f'{ADE20K}/sceneCategories.txt').decode().splitlines()
   names = [name for name in archive.namelist() if name.endswith('.png')]
   pixels = [decode(archive.read(name)).ravel() for name in names]
   assert len(info) == 151
