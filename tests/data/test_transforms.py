@@ -124,12 +124,12 @@ def augment_twin(image, label, draw, image_scale, crop_size):
   return found | {'size': crop.shape[:2]}, failed
 
 
-# The last column: whether crops are padded, none, some or all of them.
+# The last column: whether crops are padded: none, or some of them.
 AUGMENTED = [
   ((128, 256), (256, 128), (64, 128), {False}),  # As Cityscapes.
   ((64, 85), (256, 64), (64, 64), {False, True}),
   ((91, 47), (256, 64), (64, 64), {False, True}),
-  ((90, 47), (256, 64), (200, 30), {True}),
+  ((90, 47), (256, 64), (200, 30), {False, True}),
 ]
 
 
