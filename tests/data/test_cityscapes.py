@@ -242,7 +242,8 @@ def test_tfrecord_is_refused_until_it_is_converted(
   data_dir, theirs, tfds_data_dir
 ):
   for path in theirs.glob('*.array_record*'):
-    path.rename(str(path).replace('array_record', 'tfrecord'))
+    path.with_name(path.name.replace('array_record', 'tfrecord')).touch()
+    path.unlink()
   change_info(theirs, fileFormat='tfrecord')
   command = f'tfds convert_format --dataset_version_dir={theirs} '
   told = f'(?s)tfds as tfrecord; .*{command}.*prepare cityscapes'
