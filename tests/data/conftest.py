@@ -29,8 +29,7 @@ def damaged_dir(mini_data_dir, tmp_path_factory):
   folder = tmp_path_factory.mktemp('damaged')
   shutil.copytree(mini_data_dir, folder, dirs_exist_ok=True)
   (records,) = folder.glob('ade20k/mini/1.0.0/*-train.*')
-  content = bytearray(records.read_bytes())
-  middle = len(content) // 2
-  content[middle : middle + 64] = bytes(64)
-  records.write_bytes(content)
+  content = records.read_bytes()
+  half = len(content) // 2
+  records.write_bytes(content[:half] + bytes(64) + content[half + 64 :])
   return folder

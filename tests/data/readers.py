@@ -1,9 +1,8 @@
 """A small split without files, and batches of it."""
 
-import contextlib
 import os
-import signal
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,19 +11,15 @@ from resnest_jax.data import pipeline, transforms
 from resnest_jax.errors import UnreadableSample, UserError
 
 SEED = 7
-AUGMENT = {
-  'image_scale': (96, 48),
-  'crop_size': (32, 40),
-  'cat_max_ratio': 0.75,
-}
+CROPS = {'image_scale': (96, 48), 'crop_size': (32, 40), 'cat_max_ratio': 0.75}
 
 
 class Scenes:
   """A deterministic split of small pictures; the red channel tells which."""
 
-  def __init__(self, count, broken=None, fault='error', unreadable=()):
-    self.count = count
-    self.broken, self.fault, self.unreadable = broken, fault, unreadable
+  def __init__(self, count, broken=None, fault='error', unreadable=(), pipe=''):
+    self.count, self.unreadable = count, unreadable
+    self.broken, self.fault, self.pipe = broken, fault, pipe
 
   def __len__(self):
     return self.count
@@ -38,7 +33,9 @@ class Scenes:
     if fault == 'bug':
       raise UnpicklableError(threading.Lock())
     if fault == 'kill':
-      os.kill(os.getpid(), signal.SIGKILL)
+      os.kill(os.getpid(), 9)
+    if fault == 'hang':  # As storage does, until somebody writes.
+      Path(self.pipe).read_bytes()
     rng = np.random.default_rng(index)
     height, width = 40 + 7 * (index % 3), 56 - 5 * (index % 4)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -55,28 +52,17 @@ class UnpicklableError(Exception):
 
 
 def data_config(**changes):
-  values = AUGMENT | {
-    'scale_range': (0.5, 2.0),
-    'flip_probability': 0.5,
-    'photometric': True,
-    'num_workers': 0,
-    'num_threads': 2,
-    'prefetch': 2,
-    'skip_unreadable': False,
-  }
+  values = CROPS | {'scale_range': (0.5, 2.0), 'flip_probability': 0.5}
+  values |= {'photometric': True, 'skip_unreadable': False, 'prefetch': 2}
+  values |= {'num_workers': 0, 'num_threads': 2}
   return SimpleNamespace(**(values | changes))
 
 
 def open_train(split=None, config=None, **options):
   """An iterator over 12 batches of 4; closes itself at the end of a `with`."""
   options = {'seed': SEED, 'batch_size': 4, 'total_steps': 12} | options
-  return contextlib.closing(
-    pipeline.make_train_iterator(
-      config or data_config(),
-      Scenes(10) if split is None else split,
-      **options,
-    )
-  )
+  split = Scenes(10) if split is None else split
+  return pipeline.make_train_iterator(config or data_config(), split, **options)
 
 
 def copied(batch):
@@ -103,4 +89,4 @@ def augmented(record, position):
   """What a position of the run makes of a record."""
   rng = pipeline.sample_rng(pipeline.sample_key(SEED), position)
   draw = transforms.draw_augmentation(rng)
-  return transforms.augment(record['image'], record['label'], draw, **AUGMENT)
+  return transforms.augment(record['image'], record['label'], draw, **CROPS)

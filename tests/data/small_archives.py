@@ -12,6 +12,7 @@ ADE20K = 'ADEChallengeData2016'
 # A sample of each of Cityscapes' splits, by its folder.
 STREETS = {'train': 'ulm_1_9', 'val': 'lindau_1_9', 'test': 'bonn_1_9'}
 ONE_OF_EACH = {'train': 1, 'validation': 1, 'test': 1}
+COMMENT = json.dumps({'images': ONE_OF_EACH, 'size': (8, 4)})
 
 
 def encode(array, suffix='.png'):
@@ -29,11 +30,12 @@ def full(shape, value, dtype=np.uint8):
 
 JPEG = encode(np.full((4, 6, 3), 128, np.uint8), '.jpg')
 PNG = full((4, 6), 1)
+STREET, MASK = full((4, 8, 3), 128), full((4, 8), 7)  # Of Cityscapes.
 
 
-def write_zip(path, entries, comment=''):
+def write_zip(path, entries, comment='', method=zipfile.ZIP_STORED):
   """Writes name -> bytes; None leaves an entry out."""
-  with zipfile.ZipFile(path, 'w') as archive:
+  with zipfile.ZipFile(path, 'w', method) as archive:
     archive.comment = comment.encode()
     for name, content in entries.items():
       if content is not None:
@@ -57,18 +59,10 @@ def mask_name(sample, split='train', kind='labelIds'):
   return f'gtFine/{split}/{sample.split("_")[0]}/{sample}_gtFine_{kind}.png'
 
 
-def write_cityscapes(
-  folder, images=(), masks=(), comment=None, size=(8, 4), mask=None
-):
+def write_cityscapes(folder, images=(), masks=(), comment=COMMENT, mask=MASK):
   """STREETS as a mini archive, changed by name -> bytes, or None to drop it."""
-  if comment is None:
-    comment = json.dumps({'images': ONE_OF_EACH, 'size': size})
-  image = full((*size[::-1], 3), 128)
-  mask = mask or full(size[::-1], 7)
-  for file, name, content, changes in (
-    (IMAGES, image_name, image, images),
-    (MASKS, mask_name, mask, masks),
-  ):
-    entries = {name(s, split): content for split, s in STREETS.items()}
-    write_zip(folder / file, entries | dict(changes), comment)
+  entries = {image_name(x, split): STREET for split, x in STREETS.items()}
+  write_zip(folder / IMAGES, entries | dict(images), comment)
+  entries = {mask_name(x, split): mask for split, x in STREETS.items()}
+  write_zip(folder / MASKS, entries | dict(masks), comment)
   return folder

@@ -3,50 +3,49 @@
 import contextlib
 import io
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
+import psutil
 import pytest
-from data.pictures import SMALL, claiming, png_bomb, saved, tiff
+from data.pictures import SMALL, claiming, saved, tiff
+from data.refusals import unreadable
 from data.small_archives import encode
+from numpy.testing import assert_equal
 from PIL import Image
 
-from resnest_jax.data.images import (
-  PngHeader,
-  decode_image,
-  picture_size,
-  png_header,
-  read_file,
-)
+from resnest_jax.data import headers, images
+from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
+from resnest_jax.data.images import decode_image, picture_size
 from resnest_jax.data.pictures import as_rgb, read_picture
-from resnest_jax.errors import UnreadableSample, UserError
+from resnest_jax.errors import UnreadableSample
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 
-
-@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.webp'])
-def test_what_is_cut_off_is_no_picture(suffix):
-  encoded = encode(PICTURE, suffix)
-  assert decode_image(encoded, cv2.IMREAD_COLOR).shape == PICTURE.shape
-  for kept in (0, 1, len(encoded) // 2, len(encoded) - 20):
-    assert decode_image(encoded[:kept], cv2.IMREAD_COLOR) is None, kept
+ORIENTATION = 0x0112
 
 
-def test_progressive_jpeg_that_lacks_its_last_bytes():
-  flags = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
-  encoded = cv2.imencode('.jpg', PICTURE, flags)[1].tobytes()
-  assert decode_image(encoded, cv2.IMREAD_COLOR) is not None
-  assert decode_image(encoded[:-1], cv2.IMREAD_COLOR) is None
-  assert decode_image(b'no picture', cv2.IMREAD_COLOR) is None
+def decode(encoded, *options):
+  return decode_image(encoded, cv2.IMREAD_COLOR_RGB, *options)
 
 
-def test_png_header():
-  grey = encode(np.zeros((70, 300), np.uint16))
-  assert png_header(grey) == PngHeader(300, 70, 16, 'grey')
-  assert png_header(encode(PICTURE)) == PngHeader(64, 48, 8, 'RGB')
-  assert png_header(encode(PICTURE)[:20]) is None
-  assert png_header(encode(PICTURE, '.jpg')) is None
+def exif_of(tag, value):
+  exif = Image.Exif()
+  exif[tag] = value
+  return exif
+
+
+FORMS = ('JPEG', {}, 20), ('PNG', {}, 20), ('WEBP', {}, 20)
+PROGRESSIVE = 'JPEG', {'progressive': True}, 1
+
+
+@pytest.mark.parametrize(('form', 'options', 'lost'), [*FORMS, PROGRESSIVE])
+def test_what_is_cut_off_is_no_picture(form, options, lost):
+  encoded = saved(form, Image.fromarray(PICTURE), **options)
+  assert decode(encoded).shape == PICTURE.shape
+  for kept in (0, 1, 20, len(encoded) // 2, len(encoded) - lost):
+    assert decode(encoded[:kept]) is None, kept
 
 
 # --- Sizes and bounds --------------------------------------------------------
@@ -56,26 +55,21 @@ def test_png_header():
   'size', [(60_000, 60_000), (20_000, 20_000), (2**20 - 1, 40_000)]
 )
 def test_small_files_that_claim_to_be_large_are_not_decoded(size):
-  for kind, encoded in claiming(*size).items():
+  files = claiming(*size)
+  assert decode(files.pop('HDR')) is None  # Whose size Pillow does not read.
+  for kind, encoded in files.items():
     assert len(encoded) < 2000
-    if kind == 'HDR':  # Whose size Pillow does not read.
-      assert decode_image(encoded, cv2.IMREAD_COLOR_RGB) is None
-      continue
     height, width = picture_size(encoded)
     most = 65500 if kind in ('JPEG', 'GIF') else 2**31  # Of their 16 bits.
     assert (height, width) == tuple(min(x, most) for x in size), kind
-    told = (
-      f'a file is {width} x {height} pixels, more than {2**28} .*\nShrink it'
-    )
-    with pytest.raises(UnreadableSample, match=told):
-      decode_image(encoded, cv2.IMREAD_COLOR_RGB, 'a file', 2**28)
+    told = f'file is {width} x {height} pixels, more than {2**28} .*\nShrink it'
+    unreadable(f'^a {told}', decode, encoded, 'a file', 2**28)
 
 
 def test_sizes_in_headers_are_those_that_are_decoded():
   """Of random pictures in every kind of file."""
   rng = np.random.default_rng(3)
-  exif = Image.Exif()
-  exif[0x010E] = 'x' * 30_000  # A description, before JPEG's size.
+  exif = exif_of(0x010E, 'x' * 30_000)  # A description, before JPEG's size.
   for _ in range(3):
     height, width = rng.integers(1, 300, 2).tolist()
     pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
@@ -88,32 +82,21 @@ def test_sizes_in_headers_are_those_that_are_decoded():
     files += [tiff(pixels, order=x, big=y) for x in '<>' for y in (0, 1)]
     for encoded in files:
       assert picture_size(encoded) == (height, width), encoded[:12]
-      decoded = decode_image(encoded, cv2.IMREAD_COLOR_RGB)
-      assert decoded.shape == pixels.shape
+      assert decode(encoded).shape == pixels.shape
+  assert decode(b'no picture') is None
   # Bytes that belong to no marker, which libjpeg passes over.
   jpeg = saved('JPEG')
   padded = jpeg[:20] + b'\0\xff\xff\0junk' + jpeg[20:]
   assert picture_size(padded) == (6, 8)
-  assert decode_image(padded, cv2.IMREAD_COLOR) is not None
+  assert decode(padded).shape == (6, 8, 3)
 
 
 def test_damaged_headers_say_what_is_decoded_or_nothing():
   """400 files with wrong bytes; an error of another type would be a bug."""
   rng = np.random.default_rng(7)
-  exif = Image.Exif()
-  exif[0x0112] = 6
-  forms = [
-    'PNG',
-    'JPEG',
-    'BMP',
-    'GIF',
-    'PPM',
-    'WEBP',
-    'AVIF',
-    'TIFF',
-    'JPEG2000',
-  ]
-  files = [saved(form) for form in forms] + [saved('WEBP', exif=exif)]
+  forms = 'PNG JPEG BMP GIF PPM WEBP AVIF TIFF JPEG2000'
+  files = [*map(saved, forms.split())]
+  files += [saved('WEBP', exif=exif_of(ORIENTATION, 6))]
   files += [tiff(SMALL, order=x, big=y) for x in '<>' for y in (0, 1)]
   decoded = 0
   for number in range(400):
@@ -121,7 +104,7 @@ def test_damaged_headers_say_what_is_decoded_or_nothing():
     for place in rng.integers(0, min(len(encoded), 200), rng.integers(1, 4)):
       encoded[place] = rng.choice([0, 1, 2, 127, 255])
     with contextlib.suppress(UnreadableSample):
-      found = decode_image(bytes(encoded), cv2.IMREAD_COLOR_RGB, 'x', 10**6)
+      found = decode(bytes(encoded), 'x', 10**6)
       if found is not None:
         decoded += 1
         size = picture_size(bytes(encoded))
@@ -129,29 +112,16 @@ def test_damaged_headers_say_what_is_decoded_or_nothing():
   assert decoded > 100
 
 
-def test_the_limit_can_be_raised(tmp_path):
-  """As the message says, up to OpenCV's own."""
-  path = tmp_path / 'a.png'
-  path.write_bytes(png_bomb(300, 400))
-  with pytest.raises(
-    UserError, match=r'a\.png is 400 x 300 .*\n.* raise config'
-  ):
-    read_picture(path, 300 * 400 - 1)
-  assert read_picture(path, 300 * 400).shape == (300, 400, 3)
+def test_the_limit_of_opencv_remains():
   huge = claiming(40_000, 30_000)['PNG']
-  with pytest.raises(UnreadableSample, match='a file cannot be decoded by Op'):
-    decode_image(huge, cv2.IMREAD_COLOR_RGB, 'a file', 2**40)
+  unreadable('a file cannot be decoded by Op', decode, huge, 'a file', 2**40)
 
 
 def test_what_never_ends_is_not_read(tmp_path):
-  device, pipe, long = (tmp_path / x for x in ('a.jpg', 'b.jpg', 'c.jpg'))
-  device.symlink_to('/dev/zero')
-  with pytest.raises(UnreadableSample, match=r'a\.jpg is a device'):
-    read_picture(device)
+  pipe, long = tmp_path / 'b.jpg', tmp_path / 'c.jpg'
   long.touch()
   os.truncate(long, 2**40)  # Without taking space.
-  with pytest.raises(UnreadableSample, match=r'c\.jpg has \d+ bytes'):
-    read_picture(long)
+  unreadable(r'c\.jpg has \d+ bytes', read_picture, long)
   os.mkfifo(pipe)
 
   def write():
@@ -159,14 +129,11 @@ def test_what_never_ends_is_not_read(tmp_path):
       while True:
         file.write(bytes(2**16))
 
-  thread = threading.Thread(target=write)
-  thread.start()
-  with pytest.raises(UnreadableSample, match=r'b\.jpg has \d+ bytes'):
-    read_file(pipe, 1000)
-  thread.join()
+  with ThreadPoolExecutor() as pool:
+    pool.submit(write)
+    unreadable(r'b\.jpg has \d+ bytes', images.read_file, pipe, 1000)
   for path, why in ((tmp_path / 'd.jpg', 'No such'), (tmp_path, 'Is a dir')):
-    with pytest.raises(UnreadableSample, match=f'cannot be read .{why}'):
-      read_file(path)
+    unreadable(f'cannot be read .{why}', images.read_file, path)
 
 
 # --- The same pixels as Pillow's ---------------------------------------------
@@ -174,7 +141,7 @@ def test_what_never_ends_is_not_read(tmp_path):
 
 def assert_equals_pillow(encoded, what, atol=0):
   expected = as_rgb(Image.open(io.BytesIO(encoded))).astype(int)
-  found = decode_image(encoded, cv2.IMREAD_COLOR_RGB)
+  found = decode(encoded)
   assert found.shape == expected.shape, what
   assert np.abs(found - expected).max() <= atol, what
 
@@ -213,57 +180,109 @@ def test_random_pictures_equal_pillows():
         atol = 2 if name == 'CMYK' else 0
         assert_equals_pillow(encoded, (form, name, shape), atol)
     for orientation in range(1, 9):
-      exif = Image.Exif()
-      exif[0x0112] = orientation
       for form in ('PNG', 'TIFF', 'AVIF'):
-        encoded = saved(form, colour, exif=exif)
+        encoded = saved(form, colour, exif=exif_of(ORIENTATION, orientation))
         assert_equals_pillow(encoded, (form, orientation, shape))
 
 
-@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('bits', [8, 16])
 @pytest.mark.parametrize('extra', [None, 0, 1, 2])
-def test_bands_of_a_tiff_are_taken_as_stored(dtype, extra):
-  """Whatever is said of them: GDAL calls infrared opacity and, at 16 bits, all
-  bands but the first extra ones of a grey picture.
-  """
+def test_bands_of_a_tiff_are_taken_as_stored(bits, extra):
+  # GDAL calls infrared opacity and, at 16 bits, all bands but the first extra
+  # ones of a grey picture.
   rng = np.random.default_rng(5)
-  for bands, grey in (
-    (1, False),
-    (2, False),
-    (3, False),
-    (4, False),
-    (3, True),
-    (4, True),
-  ):
+  for bands, grey in ((1, 0), (2, 0), (3, 0), (4, 0), (3, 1), (4, 1)):
     if extra is not None and bands in (1, 3) and not grey:
       continue
-    pixels = rng.integers(0, 2**16, (23, 31, bands)) >> 16 - 8 * dtype(0).nbytes
-    pixels = pixels.astype(dtype)
-    stored = (pixels >> 8 * dtype(0).nbytes - 8).astype(np.uint8)
+    pixels = rng.integers(0, 2**bits, (23, 31, bands), f'uint{bits}')
+    stored = (pixels >> bits - 8).astype(np.uint8)
     stored = stored[..., :3] if bands > 2 else np.repeat(stored[..., :1], 3, 2)
     for order in '<>':
       for options in ({}, {'big': True}, {'planar': True}):
         encoded = tiff(pixels, extra, order, grey=grey, **options)
-        found = decode_image(encoded, cv2.IMREAD_COLOR_RGB)
-        what = f'{bands} bands, {order}, {options}, grey {grey}'
-        assert found is not None, what
         # libtiff scales 16 bits of some kinds instead of cutting them.
-        off = np.abs(found.astype(int) - stored).max()
-        assert off <= (dtype == np.uint16), what
+        off = np.abs(decode(encoded).astype(int) - stored).max()
+        assert off <= (bits == 16), (bands, order, options, grey)
 
 
 @pytest.mark.parametrize('big', [False, True])
 def test_more_bands_than_a_picture_has_are_counted(big):
   pixels = np.zeros((5, 7, 12), np.uint8)
-  with pytest.raises(
-    UnreadableSample, match=r'^b\.tif has 12 bands; .*\n.* three'
-  ):
-    decode_image(tiff(pixels, 0, big=big), cv2.IMREAD_COLOR_RGB, 'b.tif')
+  told = r'^b\.tif has 12 bands; .*\n.* three'
+  unreadable(told, decode, tiff(pixels, 0, big=big), 'b.tif')
   # As the message says.
-  assert decode_image(tiff(pixels[..., :3]), cv2.IMREAD_COLOR_RGB) is not None
+  assert_equal(decode(tiff(pixels[..., :3])), pixels[..., :3])
 
 
 def test_tags_of_geography_are_no_warnings(capfd):
   for _ in range(2):
-    assert decode_image(tiff(SMALL), cv2.IMREAD_COLOR_RGB) is not None
+    assert_equal(decode(tiff(SMALL)), SMALL)
   assert capfd.readouterr() == ('', '')
+
+
+# --- What headers say --------------------------------------------------------
+
+
+@pytest.mark.parametrize('bands', [1, 2, 3, 4, 5, 12, 224])
+@pytest.mark.parametrize('order', ['<', '>'])
+@pytest.mark.parametrize('big', [False, True])
+def test_bands_of_any_tiff(bands, order, big):
+  pixels = np.zeros((2, 2, bands), np.uint8)
+  encoded = tiff(pixels, order=order, big=big, grey=True)
+  assert headers.channels(encoded) == bands
+  # Any part of it says something or nothing, and is no error.
+  for length in range(len(encoded)):
+    assert headers.channels(encoded[:length]) in (0, 1, bands)
+
+
+CHANNELS = {
+  encode(np.zeros((4, 4, 3))): 3,
+  encode(np.zeros((4, 4, 4))): 4,
+  encode(np.zeros((4, 4, 4), np.uint16)): 4,
+  encode(np.zeros((4, 4)), '.jpg'): 3,
+  encode(np.zeros((4, 4, 4)), '.webp'): 4,
+  **{b'': 0, b'no picture': 0},
+}
+
+
+@pytest.mark.parametrize(('encoded', 'channels'), CHANNELS.items())
+def test_channels(encoded, channels):
+  assert headers.channels(encoded) == channels
+  assert bool(headers.left_out(channels)) == (channels == 4)
+
+
+def test_pictures_with_fractions_say_so(tmp_path):
+  old, new = str(tmp_path / 'floats.tif'), str(tmp_path / 'new.png')
+  cv2.imwrite(old, np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4))
+  with pytest.raises(UnreadableSample, match='with fractions') as error:
+    read_picture(tmp_path / 'floats.tif')
+  code = str(error.value).partition('file: ')[2].partition('. Take')[0]
+  exec(code, {'cv2': cv2, 'np': np, 'old': old, 'new': new, 'WHITE': 1})
+  assert read_picture(tmp_path / 'new.png')[-1, -1].tolist() == [255] * 3
+
+
+# --- What libjpeg complains of: kept, passed on, restored --------------------
+
+
+COMPLAINT = b'Corrupt JPEG data: 213 extraneous bytes before marker 0xd9\n'
+
+
+def test_complaints_are_kept_and_the_rest_is_passed_on(capfd):
+  with jpeg_warnings() as found:
+    os.write(2, b'another message\n' + COMPLAINT + b'no end of line')
+    assert capfd.readouterr().err == ''
+  assert found == [COMPLAINT.decode().rstrip()]
+  assert capfd.readouterr().err == 'another message\nno end of line'
+
+
+def test_error_output_is_restored_after_an_error(capfd):
+  with pytest.raises(KeyError), jpeg_warnings():
+    raise KeyError
+  os.write(2, COMPLAINT)
+  assert capfd.readouterr().err == COMPLAINT.decode()
+  before = psutil.Process().num_fds()
+  for _ in range(3):
+    with jpeg_warnings() as found:
+      pass
+    assert found == []
+  assert psutil.Process().num_fds() == before

@@ -13,17 +13,17 @@ TRAIN_IDS = [
 ]
 
 
-@pytest.mark.parametrize(
-  ('labels', 'train_id', 'name', 'colour'),
-  [
-    (ADE20K, 0, 'wall', (120, 120, 120)),
-    (ADE20K, 75, 'swivel chair', (10, 0, 255)),
-    (ADE20K, 149, 'flag', (92, 0, 255)),
-    (CITYSCAPES, 0, 'road', (128, 64, 128)),
-    (CITYSCAPES, 13, 'car', (0, 0, 142)),
-    (CITYSCAPES, 18, 'bicycle', (119, 11, 32)),
-  ],
-)
+CLASSES = [
+  (ADE20K, 0, 'wall', (120, 120, 120)),
+  (ADE20K, 75, 'swivel chair', (10, 0, 255)),
+  (ADE20K, 149, 'flag', (92, 0, 255)),
+  (CITYSCAPES, 0, 'road', (128, 64, 128)),
+  (CITYSCAPES, 13, 'car', (0, 0, 142)),
+  (CITYSCAPES, 18, 'bicycle', (119, 11, 32)),
+]
+
+
+@pytest.mark.parametrize(('labels', 'train_id', 'name', 'colour'), CLASSES)
 def test_name_and_colour(labels, train_id, name, colour):
   assert labels.classes[train_id] == name
   assert tuple(labels.palette[train_id]) == colour
@@ -40,6 +40,5 @@ def test_tables_are_whole_and_cannot_be_changed(labels, count):
 
 
 def test_train_ids():
-  expected = [255, *range(150), *[255] * 105]
-  assert ADE20K.to_train_id.tolist() == expected
+  assert ADE20K.to_train_id.tolist() == [255, *range(150), *[255] * 105]
   assert CITYSCAPES.to_train_id.tolist() == TRAIN_IDS + [255] * 222

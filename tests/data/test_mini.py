@@ -10,30 +10,12 @@ from resnest_jax.data.mini import ade20k_mini, city
 from resnest_jax.data.mini.canvas import ID, OTHER
 from resnest_jax.labels import CITYSCAPES
 
-STREET_IDS = [i for i in city.LABEL_IDS.values() if i > 3]
-UNLABELLED = np.flatnonzero(CITYSCAPES.to_train_id == 255)
-
 
 @pytest.fixture(scope='module')
 def scenes():
   """Of training and validation: JPEG, PNG, mask and kind, default seed."""
-  counts = 60, ade20k_mini.DEFAULT_COUNTS['validation']
-  return [
-    [ade20k_mini._make_sample((0, split, i)) for i in range(count)]
-    for split, count in enumerate(counts)
-  ]
-
-
-@pytest.fixture(scope='module')
-def masks(scenes):
-  """Those of both splits, of scenes and of streets."""
-  return {
-    'scenes': [[mask for _, _, mask, _ in samples] for samples in scenes],
-    'streets': [
-      [city.draw_scene((0, split, i), 128, 256)[1] for i in range(30)]
-      for split in (0, 1)
-    ],
-  }
+  make = ade20k_mini._make_sample
+  return [[make((0, split, i)) for i in range(60)] for split in (0, 1)]
 
 
 # ---- Layout and formats ----------------------------------------------------
@@ -41,10 +23,8 @@ def masks(scenes):
 
 def test_lists(mini_archive):
   archive = zipfile.ZipFile(mini_archive)
-  info, scenes = (
-    archive.read(f'{ADE20K}/{name}.txt').decode().splitlines()
-    for name in ('objectInfo150', 'sceneCategories')
-  )
+  info = archive.read(f'{ADE20K}/objectInfo150.txt').decode().splitlines()
+  scenes = archive.read(f'{ADE20K}/sceneCategories.txt').decode().splitlines()
   names = [name for name in archive.namelist() if name.endswith('.png')]
   pixels = [decode(archive.read(name)).ravel() for name in names]
   assert len(info) == 151
@@ -75,18 +55,25 @@ def test_sizes_are_many(scenes):
 # ---- Pictures --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-  ('kind', 'values', 'share', 'number'),
-  [('scenes', [*ID.values()], 0.005, 8), ('streets', STREET_IDS, 0.01, 15)],
-)
-def test_every_class_is_frequent_in_both_splits(
-  masks, kind, values, share, number
-):
-  assert len(STREET_IDS) == 10
-  for drawn in masks[kind]:
-    pixels = np.concatenate([mask.ravel() for mask in drawn])
-    for value in values:
-      assert (pixels == value).mean() > share, value
-      assert sum((mask == value).any() for mask in drawn) >= number, value
-    if kind == 'streets':
-      assert 0.02 < np.isin(pixels, UNLABELLED).mean() < 0.15
+def assert_frequent(drawn, values, share, number):
+  """Of the pixels and of the pictures; returns all pixels."""
+  pixels = np.concatenate([mask.ravel() for mask in drawn])
+  for value in values:
+    assert (pixels == value).mean() > share, value
+    assert sum((mask == value).any() for mask in drawn) >= number, value
+  return pixels
+
+
+def test_every_class_of_scenes_is_frequent_in_both_splits(scenes):
+  for samples in scenes:
+    assert_frequent([mask for _, _, mask, _ in samples], ID.values(), 0.005, 8)
+
+
+def test_every_class_of_streets_is_frequent_in_both_splits():
+  values = [i for i in city.LABEL_IDS.values() if i > 3]
+  assert len(values) == 10
+  unlabelled = np.flatnonzero(CITYSCAPES.to_train_id == 255)
+  for split in (0, 1):
+    drawn = [city.draw_scene((0, split, i), 128, 256)[1] for i in range(30)]
+    pixels = assert_frequent(drawn, values, 0.01, 15)
+    assert 0.02 < np.isin(pixels, unlabelled).mean() < 0.15

@@ -1,56 +1,51 @@
 """Decoded pixels: the same samples and batches, restarts, damage."""
 
-import contextlib
 import inspect
 import json
 import os
 import pickle
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from data.refusals import refused
+from hosts import start
 from numpy.testing import assert_equal
 
 from resnest_jax.config import load_config
-from resnest_jax.data import pixels
-from resnest_jax.data import prepare as script
+from resnest_jax.data import pixels, prepare
 from resnest_jax.data.datasets import open_split
 from resnest_jax.data.pipeline import make_train_iterator
-from resnest_jax.data.prepare import prepare_raw
-from resnest_jax.errors import UserError
 
 NAME = 'cityscapes_mini'
 BYTES = 192 * 96 * 4 * 12
 
 
+def train(data_dir):
+  return open_split(NAME, data_dir, 'train')
+
+
 @pytest.fixture(scope='module')
 def encoded(mini_cityscapes_data_dir):
   """The training split as PNG files."""
-  return open_split(NAME, mini_cityscapes_data_dir, 'train')
-
-
-def copy_data(source, target):
-  shutil.copytree(source / 'cityscapes', target / 'cityscapes')
-  return target
+  return train(mini_cityscapes_data_dir)
 
 
 @pytest.fixture(scope='module')
 def raw_data_dir(mini_cityscapes_data_dir, tmp_path_factory):
   """With decoded pixels. Not to be written to."""
-  folder = copy_data(mini_cityscapes_data_dir, tmp_path_factory.mktemp('raw'))
-  prepare_raw(NAME, folder)
+  folder = tmp_path_factory.mktemp('raw') / 'data'
+  shutil.copytree(mini_cityscapes_data_dir, folder)
+  prepare.prepare_raw(NAME, folder)
   return folder
 
 
 @pytest.fixture
 def data_dir(raw_data_dir, tmp_path):
   """A copy, to be damaged."""
-  return copy_data(raw_data_dir, tmp_path)
+  return shutil.copytree(raw_data_dir, tmp_path / 'data')
 
 
 def folder_of(data_dir):
@@ -61,7 +56,7 @@ def folder_of(data_dir):
 
 
 def test_samples_are_those_of_the_png_files(encoded, raw_data_dir):
-  split = open_split(NAME, raw_data_dir, 'train')
+  split = train(raw_data_dir)
   assert split.decoded
   assert not open_split(NAME, raw_data_dir, 'validation').decoded
   with ThreadPoolExecutor(3) as pool:
@@ -75,27 +70,23 @@ def test_samples_are_those_of_the_png_files(encoded, raw_data_dir):
 
 def test_batches_are_equal_bit_for_bit(encoded, raw_data_dir):
   config = load_config('configs/cityscapes_fcn.py:mini').data
-  decoded = open_split(NAME, raw_data_dir, 'train')
+  options = {'seed': 3, 'batch_size': 4, 'total_steps': 8}
   batches, expected = (
-    make_train_iterator(config, split, seed=3, batch_size=4, total_steps=8)
-    for split in (decoded, encoded)
+    list(make_train_iterator(config, split, **options))
+    for split in (train(raw_data_dir), encoded)
   )
-  with contextlib.closing(batches), contextlib.closing(expected):
-    batches = list(batches)
-    assert len(batches) == 8
-    assert_equal(batches, list(expected))
+  assert len(batches) == 8
+  assert_equal(batches, expected)
 
 
 # ---- The command -----------------------------------------------------------
 
 
-def test_from_archives_to_pixels(
-  call, mini_cityscapes_archives, tmp_path, capsys
-):
-  command = script.main, NAME, '--raw', '--data_dir', tmp_path
+def test_archives_to_pixels(call, mini_cityscapes_archives, tmp_path, capsys):
+  command = prepare.main, NAME, '--raw', '--data_dir', tmp_path
   call(*command, '--archive_dir', mini_cityscapes_archives)
-  names = [path.name for path in folder_of(tmp_path).iterdir()]
-  assert sorted(names) == ['train.json', 'train.pixels']
+  names = set(os.listdir(folder_of(tmp_path)))
+  assert names == {'train.json', 'train.pixels'}
   said = capsys.readouterr()
   assert '12/12 images' in said.err
   assert f'train, in {folder_of(tmp_path)}' in said.out
@@ -104,48 +95,42 @@ def test_from_archives_to_pixels(
   for message in ('cityscapes_mini is ready', 'Already decoded'):
     call(*command)
     assert message in capsys.readouterr().out
-    assert open_split(NAME, tmp_path, 'train').decoded
+    assert train(tmp_path).decoded
 
 
 def test_too_little_disk_space(monkeypatch, mini_cityscapes_data_dir, tmp_path):
-  copy_data(mini_cityscapes_data_dir, tmp_path)
+  shutil.copytree(mini_cityscapes_data_dir, tmp_path, dirs_exist_ok=True)
   free = shutil.disk_usage(tmp_path)._replace(free=BYTES - 1)
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: free)
-  with pytest.raises(UserError, match=r'0\.00 GB free, about 0\.00 GB'):
-    prepare_raw(NAME, tmp_path)
+  refused(r'0\.00 GB free, about 0\.00 GB', prepare.prepare_raw, NAME, tmp_path)
   assert not folder_of(tmp_path).exists()
   free = free._replace(free=BYTES)
-  prepare_raw(NAME, tmp_path)
+  prepare.prepare_raw(NAME, tmp_path)
 
 
 # ---- Restarts --------------------------------------------------------------
 
 
 class Reader:
-  """Small samples of odd size; counts what is read, may fail at one."""
+  """Small samples of odd size, one of another; counts, is slow, may fail."""
 
-  def __init__(self, fails=None, shape=(3, 5)):
-    self.fails, self.shape, self.calls = fails, shape, []
+  def __init__(self, fails=None, seconds=0, larger=None):
+    self.fails, self.seconds, self.larger = fails, seconds, larger
+    self.calls = []
 
   def __call__(self, index):
     self.calls.append(index)
+    time.sleep(self.seconds)
     if index == self.fails:
       raise KeyboardInterrupt
     rng = np.random.default_rng(index)
-    return {
-      'image': rng.integers(0, 256, (*self.shape, 3), dtype=np.uint8),
-      'mask': rng.integers(0, 34, self.shape, dtype=np.uint8),
-      'name': f'sample_{index}',
-    }
+    drawn = rng.integers(0, 34, (3 + (index == self.larger), 5, 4), np.uint8)
+    image, mask = 7 * drawn[..., :3], drawn[..., 3]
+    return {'image': image, 'mask': mask, 'name': f'sample_{index}'}
 
 
-def write(folder, read, source='a', count=40, done=None):
-  def on_progress(number, total):
-    assert total == count
-    if done is not None:
-      done.append(number)
-
-  pixels.write_pixels(folder, 'train', read, count, source, on_progress)
+def write(folder, read, source='a', on_progress=lambda done, total: None):
+  pixels.write_pixels(folder, 'train', read, 40, source, on_progress)
 
 
 def contents(folder):
@@ -158,16 +143,15 @@ def whole(tmp_path_factory):
   folder = tmp_path_factory.mktemp('whole')
   write(folder, Reader())
   file = pixels.PixelFile(folder, 'train')
-  for index in (0, 17, 39):
-    assert_equal(file[index], Reader()(index))
+  assert_equal([file[i] for i in (0, 17, 39)], [*map(Reader(), (0, 17, 39))])
   return contents(folder)
 
 
 def tear(folder):
   """In the middle of a line, after the middle of another sample."""
   for name, rest in (('progress', b'["sample_'), ('pixels', b'torn')):
-    with open(folder / f'train.{name}', 'ab') as file:
-      file.write(rest)
+    path = folder / f'train.{name}'
+    path.write_bytes(path.read_bytes() + rest)
 
 
 def lose_pixels(folder):
@@ -175,25 +159,22 @@ def lose_pixels(folder):
   os.truncate(folder / 'train.pixels', 3 * 64 + 10)
 
 
-@pytest.mark.parametrize(
-  ('damage', 'kept'), [(None, None), (tear, None), (lose_pixels, 3)]
-)
-def test_resumes_where_it_was_interrupted(whole, tmp_path, damage, kept):
+@pytest.mark.parametrize('damage', [lambda folder: None, tear, lose_pixels])
+def test_resumes_where_it_was_interrupted(whole, tmp_path, damage):
   with pytest.raises(KeyboardInterrupt):
     write(tmp_path, Reader(fails=20))
   assert not pixels.is_written(tmp_path, 'train')
   lines = (tmp_path / 'train.progress').read_text().splitlines()
-  kept = kept or len(lines) - 1
+  kept = 3 if damage == lose_pixels else len(lines) - 1
   assert 0 < kept <= 20
-  if damage:
-    damage(tmp_path)
+  damage(tmp_path)
   missing = pixels.bytes_to_write(tmp_path, 'train', Reader(), 40, 'a')
   assert missing == 64 * (40 - kept)
   read, done = Reader(), []
-  write(tmp_path, read, done=done)
+  write(tmp_path, read, on_progress=lambda *place: done.append(place))
   # The first tells the size.
   assert sorted(read.calls) == [0, *range(kept, 40)]
-  assert done == list(range(kept + 1, 41))
+  assert done == [(number, 40) for number in range(kept + 1, 41)]
   assert contents(tmp_path) == whole
 
 
@@ -216,26 +197,20 @@ def test_a_link_is_replaced_and_not_emptied(whole, tmp_path):
   assert contents(tmp_path / 'out') == whole
 
 
-def test_killed_in_the_middle(root, whole, tmp_path):
+def test_killed_in_the_middle(whole, tmp_path):
   program = (
-    'import pathlib, sys, time\n'
-    'import numpy as np\n'
+    'import pathlib, sys, time\nimport numpy as np\n'
     'from resnest_jax.data import pixels\n'
-    f'{inspect.getsource(Reader)}\n'
-    'slow = lambda index: (time.sleep(0.05), Reader()(index))[1]\n'
-    'folder = pathlib.Path(sys.argv[1])\n'
-    'report = lambda done, total: None\n'
-    "pixels.write_pixels(folder, 'train', slow, 40, 'a', report)\n"
-  )
-  process = subprocess.Popen(
-    [sys.executable, '-c', program, str(tmp_path)], cwd=root
+    f'{inspect.getsource(Reader)}\n{inspect.getsource(write)}\n'
+    'write(pathlib.Path(sys.argv[1]), Reader(seconds=0.05))\n'
   )
   progress = tmp_path / 'train.progress'
-  while not progress.exists() or len(progress.read_bytes().splitlines()) < 4:
-    assert process.poll() is None
-    time.sleep(0.005)
-  process.kill()
-  assert process.wait() == -signal.SIGKILL
+  with start('-c', program, tmp_path, devices=1) as process:
+    while not progress.exists() or progress.read_bytes().count(b'\n') < 4:
+      assert process.poll() is None
+      time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -9
   assert not pixels.is_written(tmp_path, 'train')
   read = Reader()
   write(tmp_path, read)
@@ -244,11 +219,7 @@ def test_killed_in_the_middle(root, whole, tmp_path):
 
 
 def test_samples_of_two_sizes_are_refused(tmp_path):
-  def read(index):
-    return Reader(shape=(4, 5) if index == 7 else (3, 5))(index)
-
-  with pytest.raises(UserError, match=r'sample_7: the image .*\(4, 5, 3\)'):
-    write(tmp_path, read)
+  refused(r'_7: the image .*\(4, 5, 3\)', write, tmp_path, Reader(larger=7))
 
 
 # ---- Damage ----------------------------------------------------------------
@@ -259,24 +230,15 @@ def test_a_changed_pixel_is_noticed_by_its_sample(encoded, data_dir):
   data = bytearray(path.read_bytes())
   data[4 * 192 * 96 * 5 + 1000] ^= 1
   path.write_bytes(data)
-  split = open_split(NAME, data_dir, 'train')
+  split = train(data_dir)
   assert_equal(split[4]['image'], encoded[4]['image'])
-  with pytest.raises(UserError) as error:
-    split[5]
-  assert f'{encoded[5]["name"]} is not what was written' in str(error.value)
-  assert str(error.value).endswith(f'{NAME} --raw --data_dir {data_dir}')
+  told = f'{encoded[5]["name"]} is not what was written(?s:.*)'
+  refused(f'{told}{NAME} --raw --data_dir {data_dir}$', split.__getitem__, 5)
 
 
-def test_a_file_that_was_cut_off_is_refused(data_dir):
-  path = folder_of(data_dir) / 'train.pixels'
-  os.truncate(path, BYTES - 1)
-  with pytest.raises(UserError, match=r'884735 bytes instead of 884736'):
-    open_split(NAME, data_dir, 'train')
-
-
-def test_pixels_of_other_data_are_refused(data_dir):
+def test_files_that_do_not_fit_are_refused(data_dir):
   path = folder_of(data_dir) / 'train.json'
-  about = json.loads(path.read_text())
-  path.write_text(json.dumps(about | {'source': 'other'}))
-  with pytest.raises(UserError, match=r'(?s)made from other data.*--raw'):
-    open_split(NAME, data_dir, 'train')
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'source': 'b'}))
+  refused('(?s)made from other data.*--raw', train, data_dir)
+  os.truncate(path.with_suffix('.pixels'), BYTES - 1)
+  refused('884735 bytes instead of 884736', train, data_dir)

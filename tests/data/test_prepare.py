@@ -5,62 +5,60 @@ import http.server
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import filelock
 import pytest
+from data.refusals import refused
 from data.small_archives import write_zip
+from hosts import start
 
-from resnest_jax.data import prepare as script
+from resnest_jax.data import prepare
 from resnest_jax.data.ade20k import Ade20k
 from resnest_jax.data.archives import ArchiveConfig
 from resnest_jax.data.datasets import DATASETS, Dataset, open_split
 from resnest_jax.data.mini import ade20k_mini
-from resnest_jax.data.prepare import prepare
-from resnest_jax.errors import UserError
 from resnest_jax.labels import ADE20K
 
-MINI = DATASETS['ade20k_mini']
+
+def prepare_mini(data_dir, archive):
+  return prepare.prepare(DATASETS['ade20k_mini'], data_dir, archive)
+
+
+def train(data_dir):
+  return open_split('ade20k_mini', data_dir, 'train')
 
 
 def snapshot(folder):
   """Contents and times of all files below `folder`."""
-  return {
-    path: (path.read_bytes(), path.stat().st_mtime_ns)
-    for path in folder.rglob('*')
-    if path.is_file()
-  }
+  files = filter(Path.is_file, folder.rglob('*'))
+  return {x: (x.read_bytes(), x.stat().st_mtime_ns) for x in files}
 
 
 # ---- The command -----------------------------------------------------------
 
 
-def test_generates_and_prepares_in_one_command(
-  run_script, call, tmp_path, capsys
-):
+def test_generates_and_prepares(run_script, call, tmp_path, capsys):
   command = 'ade20k_mini', '--data_dir', tmp_path, '--images', '5'
-  process = run_script('-m', 'resnest_jax.data.prepare', *command, '3')
+  process = run_script('-m', prepare.__name__, *command, '3')
   assert '8/8 images' in process.stderr
   assert re.search(r'train +5 images\n +validation +3 images', process.stdout)
   assert 'train.py --config configs/ade20k_pspnet.py:mini' in process.stdout
   assert len(open_split('ade20k_mini', tmp_path, 'validation')) == 3
 
   before = snapshot(tmp_path / 'ade20k')
-  call(script.main, *command, '3')
+  call(prepare.main, *command, '3')
   assert 'Already prepared' in capsys.readouterr().out
-  with pytest.raises(UserError, match='Nothing was changed'):
-    call(script.main, *command, '4')
+  refused('Nothing was changed', call, prepare.main, *command, '4')
   assert snapshot(tmp_path / 'ade20k') == before
 
 
 def test_generates_cityscapes(call, tmp_path, capsys):
   size = ('--images', '3', '2', '--size', '64', '32')
-  call(script.main, 'cityscapes_mini', '--data_dir', tmp_path, *size)
+  call(prepare.main, 'cityscapes_mini', '--data_dir', tmp_path, *size)
   said = capsys.readouterr().out
   assert re.search(r'train +3 images\n +validation +2 images\n +test +1', said)
   assert '--config configs/cityscapes_pspnet.py:mini' in said
@@ -68,50 +66,50 @@ def test_generates_cityscapes(call, tmp_path, capsys):
   assert sample['image'].shape == (32, 64, 3)
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'message'),
-  [
-    ('ade20k --archive MINI', 'as ade20k_mini; the release has 20210 and 2000'),
-    ('ade20k --archive_dir a', '--archive_dir is for Cityscapes'),
-    ('ade20k_mini --images 0 5', '--images 0 5'),
-    ('ade20k_mini --raw', '--raw is for Cityscapes'),
-    ('cityscapes --raw', 'cannot be downloaded automatically.*--archive_dir F'),
-    ('cityscapes --archive a.zip', 'has two archives'),
-    ('cityscapes_mini --size 64 8', '--size 64 8: both must be from'),
-  ],
-)
-def test_wrong_flags_and_archives(
-  call, mini_archive, tmp_path, arguments, message
-):
-  words = arguments.replace('MINI', str(mini_archive)).split()
-  with pytest.raises(UserError, match=f'(?s){message}'):
-    call(script.main, *words, '--data_dir', tmp_path / 'data')
-  assert not (tmp_path / 'data').exists()
+WRONG = [
+  ('ade20k --archive MINI', 'as ade20k_mini; the release has 20210 and 2000'),
+  ('ade20k --archive_dir a', '--archive_dir is for Cityscapes'),
+  ('ade20k_mini --images 0 5', '--images 0 5'),
+  ('ade20k_mini --raw', '--raw is for Cityscapes'),
+  ('cityscapes --raw', 'cannot be downloaded automatically.*--archive_dir F'),
+  ('cityscapes --archive a.zip', 'has two archives'),
+  ('cityscapes_mini --size 64 8', '--size 64 8: both must be from'),
+]
+
+
+@pytest.mark.parametrize(('words', 'told'), WRONG)
+def test_wrong_flags_and_archives(call, mini_archive, tmp_path, words, told):
+  data_dir = tmp_path / 'data'
+  words = words.replace('MINI', f'{mini_archive}').split()
+  refused(f'(?s){told}', call, prepare.main, *words, '--data_dir', data_dir)
+  assert not data_dir.exists()
 
 
 def test_killed_in_the_middle(call, mini_archive, tmp_path):
-  archive, data_dir = tmp_path / 'large.zip', tmp_path / 'data'
-  write_large_archive(mini_archive, archive, copies=40)
+  entries = {  # 40 times as many, under new names.
+    f'{name[:-12]}{int(name[-12:-4]) + 100 * copy:08d}{name[-4:]}': content
+    for name, content in contents(mini_archive).items()
+    if 'ADE_' in name
+    for copy in range(40)
+  }
+  comment = ade20k_mini.archive_comment({'train': 960, 'validation': 320}, 0)
+  archive = write_zip(tmp_path / 'large.zip', entries, comment)
+  data_dir = tmp_path / 'data'
   command = ['ade20k_mini', '--archive', archive, '--data_dir', data_dir]
   for _ in range(2):
-    process = subprocess.Popen(
-      [sys.executable, '-m', 'resnest_jax.data.prepare', *map(str, command)],
-      stderr=subprocess.DEVNULL,
-    )
-    while not unfinished(data_dir):
-      assert process.poll() is None
-      time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    with start('-m', prepare.__name__, *command, devices=1) as process:
+      while not unfinished(data_dir):
+        assert process.poll() is None
+        time.sleep(0.002)
+      process.kill()
+      assert process.wait() == -9
     # The second run has removed what the first one left.
     assert len(unfinished(data_dir)) == 1
-  with pytest.raises(UserError, match=r'is not prepared'):
-    open_split('ade20k_mini', data_dir, 'train')
+  refused('is not prepared', train, data_dir)
 
-  call(script.main, *command)
+  call(prepare.main, *command)
   assert unfinished(data_dir) == []
-  split = open_split('ade20k_mini', data_dir, 'train')
-  assert split[24 * 40 - 1]['name'] == 'ADE_train_00003924'
+  assert train(data_dir)[959]['name'] == 'ADE_train_00003924'
 
 
 def unfinished(data_dir):
@@ -123,109 +121,84 @@ def contents(archive):
     return {name: opened.read(name) for name in opened.namelist()}
 
 
-def write_large_archive(source, path, copies):
-  """Repeats the samples of a mini archive under new names."""
-  counts = {'train': 24 * copies, 'validation': 8 * copies}
-  entries = {
-    f'{name[:-12]}{int(name[-12:-4]) + 100 * copy:08d}{name[-4:]}': content
-    for name, content in contents(source).items()
-    if 'ADE_' in name
-    for copy in range(copies)
-  }
-  write_zip(path, entries, ade20k_mini.archive_comment(counts, 0))
-
-
 # ---- Data that is there already --------------------------------------------
 
 
-def test_prepared_data_is_never_replaced(
-  mini_archive, data_dir, tmp_path, capsys
-):
+def test_prepared_data_is_never_replaced(data_dir, tmp_path):
   before = snapshot(data_dir / 'ade20k')
-  prepare(MINI, data_dir, mini_archive)
-  assert 'Already prepared' in capsys.readouterr().out
-  other = tmp_path / 'other.zip'
-  ade20k_mini.write_archive(other, {'train': 2, 'validation': 1}, 0)
-  with pytest.raises(UserError, match=r'another archive.*Nothing was'):
-    prepare(MINI, data_dir, other)
+  ade20k_mini.write_archive(tmp_path / 'a', {'train': 2, 'validation': 1}, 0)
+  told = 'another archive.*Nothing was'
+  refused(told, prepare_mini, data_dir, tmp_path / 'a')
   assert snapshot(data_dir / 'ade20k') == before
 
 
 def test_folder_whose_name_is_a_pattern(mini_archive, tmp_path, capsys):
   # Twice: tfds looked for the finished data by that pattern.
   data_dir = tmp_path / '[a] b*'
-  for told in ('', 'Already prepared'):
-    prepare(MINI, data_dir, mini_archive)
-    assert told in capsys.readouterr().out
-  assert len(open_split('ade20k_mini', data_dir, 'train')) == 24
+  prepare_mini(data_dir, mini_archive)
+  before = snapshot(data_dir)
+  prepare_mini(data_dir, mini_archive)
+  assert 'Already prepared' in capsys.readouterr().out
+  assert snapshot(data_dir) == before
+  assert len(train(data_dir)) == 24
 
 
 def test_folder_whose_name_is_not_utf8(mini_archive, tmp_path):
   odd = tmp_path / os.fsdecode(b'stra\xdfe')
-  with pytest.raises(UserError, match='is not UTF-8'):
-    prepare(MINI, odd, mini_archive)
+  refused('is not UTF-8', prepare_mini, odd, mini_archive)
   assert not odd.exists()
-  with pytest.raises(UserError, match='is not UTF-8'):
-    open_split('ade20k_mini', odd, 'train')
+  refused('is not UTF-8', train, odd)
   # The remedy.
-  prepare(MINI, tmp_path / 'named', mini_archive)
+  prepare_mini(tmp_path / 'named', mini_archive)
   (tmp_path / 'named').rename(odd)
   odd.rename(tmp_path / 'stra\u00dfe')
-  assert len(open_split('ade20k_mini', tmp_path / 'stra\u00dfe', 'train')) == 24
+  assert len(train(tmp_path / 'stra\u00dfe')) == 24
 
 
 def test_strange_folder_is_left_alone(mini_archive, tmp_path):
   folder = tmp_path / 'ade20k' / 'mini' / '1.0.0'
   folder.mkdir(parents=True)
   (folder / 'notes.txt').write_text('mine')
-  with pytest.raises(UserError, match=r'not a complete data set'):
-    prepare(MINI, tmp_path, mini_archive)
+  refused('not a complete data set', prepare_mini, tmp_path, mini_archive)
   assert (folder / 'notes.txt').read_text() == 'mine'
 
 
 def test_damage_found_late_leaves_nothing_behind(mini_archive, tmp_path):
   """An error after the first records were written."""
-  entries = contents(mini_archive)
+  entries, data_dir = contents(mini_archive), tmp_path / 'data'
   (name,) = (x for x in entries if x.endswith('ADE_val_00000008.png'))
+  entries[name] = b'bad'
   comment = ade20k_mini.archive_comment({'train': 24, 'validation': 8}, 0)
-  damaged = tmp_path / 'damaged.zip'
-  write_zip(damaged, entries | {name: b'bad'}, comment)
-  with pytest.raises(UserError, match=r'ADE_val_00000008\.png is not a PNG'):
-    prepare(MINI, tmp_path / 'data', damaged)
-  assert unfinished(tmp_path / 'data') == []
-  with pytest.raises(UserError, match=r'is not prepared'):
-    open_split('ade20k_mini', tmp_path / 'data', 'train')
+  damaged = write_zip(tmp_path / 'damaged.zip', entries, comment)
+  refused(f'{name} is not a PNG', prepare_mini, data_dir, damaged)
+  assert unfinished(data_dir) == []
+  refused('is not prepared', train, data_dir)
 
 
 def test_two_at_once(mini_archive, tmp_path):
-  with (
-    filelock.FileLock(tmp_path / '.lock'),
-    pytest.raises(UserError, match=r'another process prepares'),
-  ):
-    prepare(MINI, tmp_path, mini_archive)
+  with filelock.FileLock(tmp_path / '.lock'):
+    refused('another process prepares', prepare_mini, tmp_path, mini_archive)
 
 
 # ---- Downloads -------------------------------------------------------------
 
 
-class Server(http.server.BaseHTTPRequestHandler):
-  """Serves `server.body`, or the first `server.send` bytes of it."""
-
-  def do_GET(self):
-    self.server.requests += 1
-    self.send_response(200)
-    self.send_header('Content-Length', str(len(self.server.body)))
-    self.end_headers()
-    self.wfile.write(self.server.body[: self.server.send])
-
-  def log_message(self, *arguments):
-    pass
-
-
 @pytest.fixture
 def server(mini_archive, monkeypatch):
+  """Serves `body`, or the first `send` bytes of it; counts `requests`."""
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      server.requests += 1
+      self.send_response(200)
+      self.send_header('Content-Length', str(len(server.body)))
+      self.end_headers()
+      self.wfile.write(server.body[: server.send])
+
+    def log_message(self, *arguments): ...
+
   monkeypatch.setenv('NO_PROXY', '127.0.0.1')
-  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server) as server:
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
     server.body = mini_archive.read_bytes()
     server.send, server.requests = None, 0
     threading.Thread(target=server.serve_forever).start()
@@ -233,24 +206,23 @@ def server(mini_archive, monkeypatch):
     server.shutdown()
 
 
-def loopback(server, **kwargs):
-  port = server.server_address[1]
-  url = f'http://127.0.0.1:{port}/ADEChallengeData2016.zip'
-  config = ArchiveConfig(name='loopback', **({'url': url} | kwargs))
-  return Dataset(Ade20k, config, ADE20K)
+def fetch(server, folder, **changes):
+  """Prepares what it serves, or what an archive's changed description says."""
+  url = f'http://127.0.0.1:{server.server_port}/ADEChallengeData2016.zip'
+  config = ArchiveConfig(**({'name': 'loopback', 'url': url} | changes))
+  return prepare.prepare(Dataset(Ade20k, config, ADE20K), folder)
 
 
 def downloaded(data_dir):
   """The archives that tfds keeps, whole ones and parts."""
-  files = (data_dir / 'downloads').rglob('*.zip')
-  return [path for path in files if path.is_file()]
+  return [*filter(Path.is_file, (data_dir / 'downloads').rglob('*.zip'))]
 
 
 def test_download_is_kept_and_not_repeated(server, tmp_path):
   """After an interruption between download and records, say."""
   sha1 = hashlib.sha1(server.body).hexdigest()
   for _ in range(2):
-    builder = prepare(loopback(server, sha1=sha1), tmp_path)
+    builder = fetch(server, tmp_path, sha1=sha1)
     counts = {k: v.num_examples for k, v in builder.info.splits.items()}
     assert counts == {'train': 24, 'validation': 8}
     shutil.rmtree(builder.data_path)
@@ -258,40 +230,32 @@ def test_download_is_kept_and_not_repeated(server, tmp_path):
   assert [x.read_bytes() for x in downloaded(tmp_path)] == [server.body]
 
 
-def test_download_with_wrong_checksum(server, tmp_path):
-  with pytest.raises(UserError, match=r'SHA-1 is .*, expected 000.*kept'):
-    prepare(loopback(server, sha1='0' * 40), tmp_path)
+FAILING = [
+  ({'sha1': '0' * 40}, '0', 1, 'SHA-1 is .*, expected 000.*kept'),
+  ({'url': 'http://127.0.0.1:9/x'}, '0', 0, r'refused.*\n.*it: --archive'),
+  ({}, '1', 0, '(?s)switched off.*--archive ADE'),
+  ({'download_bytes': 10**18}, '0', 0, r'GB free, about 3050000000\.00 GB'),
+]
+
+
+@pytest.mark.parametrize(('changes', 'offline', 'requests', 'told'), FAILING)
+def test_downloads_that_fail(
+  server, tmp_path, monkeypatch, changes, offline, requests, told
+):
+  monkeypatch.setenv('RESNEST_JAX_OFFLINE', offline)
+  started = time.monotonic()
+  refused(told, fetch, server, tmp_path, **changes)
+  assert time.monotonic() - started < 10
+  assert server.requests == requests
   assert downloaded(tmp_path) == []
 
 
 def test_interrupted_download(server, tmp_path):
   server.send = 100_000
-  with pytest.raises(UserError, match=r'(?s)could not download .*--archive'):
-    prepare(loopback(server), tmp_path)
+  refused('(?s)could not download .*--archive', fetch, server, tmp_path)
   # The part is of no use to the next attempt.
   assert downloaded(tmp_path) == []
   assert list((tmp_path / 'downloads').rglob('*.tmp.*')) == []
   server.send = None
-  prepare(loopback(server), tmp_path)
+  fetch(server, tmp_path)
   assert [x.read_bytes() for x in downloaded(tmp_path)] == [server.body]
-
-
-def test_without_a_network_a_download_fails_at_once(tmp_path):
-  nobody = ArchiveConfig(name='loopback', url='http://127.0.0.1:9/x.zip')
-  started = time.monotonic()
-  with pytest.raises(UserError, match=r'refused.*\n.*pass it: --archive'):
-    prepare(Dataset(Ade20k, nobody, ADE20K), tmp_path)
-  assert time.monotonic() - started < 10
-
-
-def test_switched_off_a_download_asks_nobody(server, tmp_path, monkeypatch):
-  monkeypatch.setenv('RESNEST_JAX_OFFLINE', '1')
-  with pytest.raises(UserError, match=r'(?s)switched off.*--archive ADE'):
-    prepare(loopback(server), tmp_path)
-  assert server.requests == 0
-
-
-def test_too_little_disk_space(server, tmp_path):
-  with pytest.raises(UserError, match=r'GB free, about 3050000000.00 GB'):
-    prepare(loopback(server, download_bytes=10**18), tmp_path)
-  assert server.requests == 0

@@ -1,7 +1,5 @@
 """Samplers: which sample a position reads."""
 
-import contextlib
-
 import grain
 import numpy as np
 import pytest
@@ -10,26 +8,17 @@ from scipy import stats
 from small import MINI
 
 from resnest_jax.config import load_config
-from resnest_jax.data import resize
-from resnest_jax.data.datasets import open_split
+from resnest_jax.data import resize, sampling, statistics
+from resnest_jax.data.datasets import PreparedSplit
 from resnest_jax.data.pipeline import make_train_iterator
-from resnest_jax.data.sampling import (
-  ClassBalanced,
-  make_sampler,
-  open_sampler,
-  repeat_factors,
-  repeated_samples,
-  share_table,
-)
+from resnest_jax.data.sampling import ClassBalanced, make_sampler
 from resnest_jax.errors import UnreadableSample, UserError
 
 SEED = 11
 # Class 0 is everywhere, class 1 in a quarter, class 2 in one sample; class 3
 # never; the last sample has no label.
 PRESENT = np.zeros((20, 4), bool)
-PRESENT[:19, 0] = True
-PRESENT[:5, 1] = True
-PRESENT[7, 2] = True
+PRESENT[:19, 0] = PRESENT[:5, 1] = PRESENT[7, 2] = True
 
 
 def visited(sampler, number, start=0):
@@ -43,17 +32,16 @@ def test_uniform_is_grains_shuffle():
 
 
 def test_repeat_factors_are_those_of_the_paper():
-  factors = repeat_factors(PRESENT, threshold=0.5)
+  factors = sampling.repeat_factors(PRESENT, threshold=0.5)
   # Shares 0.95, 0.25 and 0.05 of the samples.
   expected = (PRESENT / (1, 0.25, 0.05, 1)).max(1)
   assert_allclose(factors, np.sqrt(np.maximum(0.5 * expected, 1)))
-  assert (repeat_factors(PRESENT, threshold=0.01) == 1).all()
+  assert (sampling.repeat_factors(PRESENT, threshold=0.01) == 1).all()
 
 
 def test_records_stand_as_often_as_their_factors_say():
   factors = np.array([1.0, 2.0, 2.25] + [1.5] * 2000)
-  samples = repeated_samples(factors, SEED)
-  times = np.bincount(samples)
+  times = np.bincount(sampling.repeated_samples(factors, SEED))
   assert times[:2].tolist() == [1, 2]
   assert times[2] in (2, 3)
   assert set(times[3:]) == {1, 2}
@@ -63,10 +51,10 @@ def test_records_stand_as_often_as_their_factors_say():
 def test_repeat_factor_epochs():
   options = {'present': PRESENT, 'threshold': 0.5}
   sampler = make_sampler('repeat_factor', 20, SEED, **options)
-  samples = repeated_samples(repeat_factors(PRESENT, 0.5), SEED)
+  factors = sampling.repeat_factors(PRESENT, 0.5)
+  samples = sampling.repeated_samples(factors, SEED)
   epochs = visited(sampler, 3 * len(samples)).reshape(3, -1)
-  for epoch in epochs:
-    assert np.sort(epoch).tolist() == samples.tolist()
+  assert_equal(np.sort(epochs), np.tile(samples, (3, 1)))
   assert not np.array_equal(epochs[0], epochs[1])
 
 
@@ -84,18 +72,14 @@ def test_order_of_the_classes_is_drawn():
   present = np.eye(6, dtype=bool)
   turns = visited(ClassBalanced(present, SEED), 6 * 600).reshape(-1, 6)
   assert (np.sort(turns, 1) == np.arange(6)).all()
-  first = np.bincount(turns[:, 0], minlength=6)
-  assert stats.chisquare(first).pvalue > 1e-3
+  assert stats.chisquare(np.bincount(turns[:, 0])).pvalue > 1e-3
 
 
 def test_a_class_of_many_records():
   present = np.zeros((3000, 2), bool)
-  present[:, 0] = True
-  present[5, 1] = True
-  drawn = visited(ClassBalanced(present, SEED), 6000)
-  counts = np.bincount(drawn, minlength=3000)
-  assert counts[5] == 3001
-  assert (np.delete(counts, 5) == 1).all()
+  present[:, 0] = present[5, 1] = True
+  counts = np.bincount(visited(ClassBalanced(present, SEED), 6000))
+  assert_equal(counts, np.where(np.arange(3000) == 5, 3001, 1))
 
 
 def test_seeds_differ():
@@ -116,31 +100,55 @@ def test_what_cannot_be_sampled():
     make_sampler('class_balanced', 3, SEED, present=np.zeros((3, 2), bool))
 
 
+class Unreadable(PreparedSplit):
+  """A split whose first label cannot be read."""
+
+  def label(self, index):
+    if index == 0:
+      raise UnreadableSample('damaged')
+    return super().label(index)
+
+
 @pytest.fixture(scope='module')
-def split(mini_data_dir):
-  return open_split('ade20k_mini', mini_data_dir, 'train')
+def what(mini_data_dir):
+  return 'ade20k_mini', mini_data_dir, 'train'
+
+
+@pytest.fixture(scope='module')
+def split(what):
+  return PreparedSplit(*what)
+
+
+def test_counts_are_those_of_a_naive_loop(split):
+  chosen, calls = [20, 3, 11], []
+  rows = statistics.count_pixels(
+    split, chosen, on_progress=lambda *place: calls.append(place)
+  )
+  labels = [split[index]['label'] for index in chosen]
+  values = (*range(150), 255)
+  assert rows.dtype == np.int64
+  assert_equal(rows, [[(x == k).sum() for k in values] for x in labels])
+  assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
 def config_of(**settings):
   return load_config(MINI, {f'data.{k}': v for k, v in settings.items()}).data
 
 
-def test_sampler_of_a_run_keeps_its_counts(split, tmp_path):
+def test_sampler_of_a_run_keeps_its_counts(split, what, tmp_path):
   cache = tmp_path / 'class_pixels.npy'
   config = config_of(sampling='class_balanced')
-  sampler, table = open_sampler(config, split, SEED, cache)
+  sampler, table = sampling.open_sampler(config, split, SEED, cache)
   counts = np.load(cache)
   assert counts.sum() == sum(split.label(i).size for i in range(len(split)))
   present = counts[:, :-1] > 0
   assert table.row_count == present.any(0).sum()
   # Drawn as often as the table says: a class has its own turns at least.
-  number = 200 * table.row_count
-  drawn = present[visited(sampler, number)].mean(0)
-  expected = sampler.weights(len(split)) @ present
-  assert_allclose(drawn, expected, atol=0.02)
+  drawn = present[visited(sampler, 200 * table.row_count)].mean(0)
+  assert_allclose(drawn, sampler.weights(len(split)) @ present, atol=0.02)
   assert drawn[present.any(0)].min() >= 1 / table.row_count
   # The same again, from the file; other data is counted anew.
-  again, _ = open_sampler(config, Unreadable(split), SEED, cache)
+  again, _ = sampling.open_sampler(config, Unreadable(*what), SEED, cache)
   assert (visited(again, 50) == visited(sampler, 50)).all()
   whole = cache.read_bytes()
   for wrong in (counts[:3], counts / 2, -counts, None):
@@ -149,61 +157,34 @@ def test_sampler_of_a_run_keeps_its_counts(split, tmp_path):
     else:
       np.save(cache, wrong)
     with pytest.raises(UnreadableSample):
-      open_sampler(config, Unreadable(split), SEED, cache)
+      sampling.open_sampler(config, Unreadable(*what), SEED, cache)
 
 
-class Unreadable:
-  """A split whose first label cannot be read."""
-
-  def __init__(self, split):
-    self._split = split
-    self.labels = split.labels
-
-  def __len__(self):
-    return len(self._split)
-
-  def label(self, index):
-    if index == 0:
-      raise UnreadableSample('damaged')
-    return self._split.label(index)
-
-
-def test_labels_that_cannot_be_read_are_not_drawn(split, tmp_path):
+def test_labels_that_cannot_be_read_are_not_drawn(what, tmp_path):
   config = config_of(sampling='class_balanced', skip_unreadable=True)
-  cache = tmp_path / 'class_pixels.npy'
-  sampler, _ = open_sampler(config, Unreadable(split), SEED, cache)
-  drawn = np.bincount(visited(sampler, 3000), minlength=len(split))
-  assert drawn[0] == 0
-  assert drawn[1:].min() > 0
+  what = config, Unreadable(*what), SEED, tmp_path / 'class_pixels.npy'
+  sampler, _ = sampling.open_sampler(*what)
+  assert set(visited(sampler, 3000)) == set(range(1, 24))
 
 
 def test_shares_by_hand():
   counts = np.array([[30, 0, 0, 10], [10, 40, 0, 0]])
-  table = share_table(counts, np.array([0.25, 0.75]), ('a', 'b', 'c'))
-  assert [list(column.cells) for column in table.columns] == [
-    ['a', 'b'],
-    ['50.00', '50.00'],
-    ['100.00', '50.00'],
-    ['100.00', '75.00'],
-  ]
+  table = sampling.share_table(counts, np.array([0.25, 0.75]), ('a', 'b', 'c'))
+  columns = [' '.join(column.cells) for column in table.columns]
+  assert columns == ['a b', '50.00 50.00', '100.00 50.00', '100.00 75.00']
 
 
-@pytest.mark.parametrize('num_workers', [0, 1])
-def test_batches_are_those_of_the_samplers_records(
-  split, tmp_path, num_workers
-):
+@pytest.mark.parametrize('workers', [0, 1])
+def test_batches_are_those_of_the_samplers_records(split, tmp_path, workers):
   config = config_of(
     **{'sampling': 'repeat_factor', 'repeat_threshold': 0.9},
     **{'scale_range': (1.0, 1.0), 'image_scale': (512, 128)},
-    **{'flip_probability': 0.0, 'cat_max_ratio': 1.0},
-    num_workers=num_workers,
+    **{'cat_max_ratio': 1.0, 'num_workers': workers},
   )
-  sampler, _ = open_sampler(config, split, SEED, tmp_path / 'pixels.npy')
-  batches = make_train_iterator(
-    config, split, seed=SEED, batch_size=4, total_steps=6, sampler=sampler
-  )
-  with contextlib.closing(batches):
-    sizes = np.concatenate([batch['size'] for batch in batches])
+  sampler, _ = sampling.open_sampler(config, split, SEED, tmp_path / 'a.npy')
+  options = {'seed': SEED, 'batch_size': 4, 'total_steps': 6}
+  batches = make_train_iterator(config, split, sampler=sampler, **options)
+  sizes = np.concatenate([batch['size'] for batch in batches])
   shapes = [split[sampler(i)]['label'].shape for i in range(24)]
   resized = [resize.resized_size(*x, 1.0, (512, 128)) for x in shapes]
   assert_equal(sizes, np.minimum(resized, 128))

@@ -1,51 +1,87 @@
-"""Augmentation: stored results of mmsegmentation 1.2.2, and naive twins."""
+"""Augmentation, drawn, on the host and on the device, against naive twins."""
+
+import re
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from data.twins import blocks, origin_twin, photometric_distortion
-from numpy.testing import assert_equal
+from data.refusals import refused
+from numpy.testing import assert_allclose, assert_array_equal, assert_equal
+from scipy import stats
 
-from resnest_jax.data import transforms
+from resnest_jax.data import pipeline, preprocess, resize, transforms
 from resnest_jax.data.transforms import PhotometricDraw, augment
-from resnest_jax.errors import UserError
+from resnest_jax.sharding import batch_sharding, make_mesh
 
-# Eight RGB pixels and what mmsegmentation 1.2.2 (OpenCV 4.13) makes of them.
-PIXELS = 'c81e28 0adc5a 233cfa 808080 ffffff 000000 5a5514 fa78f5'
+distort = jax.jit(preprocess.photometric_distortion)
+
+
+# ---- Twins, in plain NumPy and 8-bit OpenCV ---------------------------------
+
+
+def blocks(rng, height, width, cell):
+  """A label of square cells with two classes and some ignored pixels."""
+  places = np.ix_(np.arange(height) // cell, np.arange(width) // cell)
+  label = rng.integers(0, 2, (32, 32), np.uint8)[places]
+  label[rng.random((height, width)) < 0.05] = 255
+  return label
+
+
+def origin_twin(label, offsets, crop_size):
+  """The crop rule with loops and np.unique."""
+  room = np.maximum(np.subtract(label.shape, crop_size), 0) + 1
+  for failed in range(11):  # The last one is taken unseen.
+    top, left = np.floor(offsets[failed] * room).astype(int).tolist()
+    crop = label[top : top + crop_size[0], left : left + crop_size[1]]
+    classes, counts = np.unique(crop[crop != 255], return_counts=True)
+    if len(classes) > 1 and max(counts) / sum(counts) < 0.75:
+      break
+  return (top, left), failed
+
+
+def scale_and_shift(image, factor=1.0, shift=0.0):
+  """image * factor + shift in float32, clipped and truncated."""
+  changed = image.astype(np.float32) * np.float32(factor) + np.float32(shift)
+  return np.clip(changed, 0, 255).astype(np.uint8)
+
+
+def in_hsv(image, channel, change):
+  hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+  hsv[..., channel] = change(hsv[..., channel])
+  return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def distorted(image, draw):
+  """mmsegmentation's distortion of uint8 RGB, which rounds at each step."""
+  image = scale_and_shift(image, shift=draw.brightness or 0.0)
+  image = scale_and_shift(image, draw.contrast_first or 1.0)
+  # Even a factor of 1 and a shift of 0 round to 8-bit HSV and back.
+  if draw.saturation is not None:
+    image = in_hsv(image, 1, lambda x: scale_and_shift(x, draw.saturation))
+  if draw.hue is not None:
+    image = in_hsv(image, 0, lambda x: (x.astype(int) + draw.hue) % 180)
+  return scale_and_shift(image, draw.contrast_last or 1.0)
+
+
+# Eight RGB pixels and what mmsegmentation 1.2.2 (OpenCV 4.13) makes of them for
+# brightness, the first contrast, saturation, hue, and nearly all.
+PIXELS = 'c81e280adc5a233cfa808080ffffff0000005a5514fa78f5'
+NEARLY_ALL = (17.25, None, 1.4, 11, 0.72)
 DISTORTED = {
-  'brightness': (
-    PhotometricDraw(brightness=-20.5),
-    'b30913 00c745 0e27e5 6b6b6b eaeaea 000000 454000 e563e0',
-  ),
-  'contrast': (
-    PhotometricDraw(contrast_first=1.37),
-    'ff2936 0dff7b 2f52ff afafaf ffffff 000000 7b741b ffa4ff',
-  ),
-  'saturation': (
-    PhotometricDraw(saturation=0.61),
-    'c86067 5cdc8b 7885fa 808080 ffffff 000000 5a5730 faabf7',
-  ),
-  'hue': (
-    PhotometricDraw(hue=-13),
-    'c81e73 18dc0a 2396fa 808080 ffffff 000000 5a3714 c678fa',
-  ),
-  'all': (
-    PhotometricDraw(
-      brightness=17.25, saturation=1.4, hue=11, contrast_last=0.72
-    ),
-    '9c2e00 00aa7d 2b00b7 686868 b7b7b7 0c0c0c 384d06 b7408b',
-  ),
+  'b3091300c7450e27e56b6b6beaeaea000000454000e563e0': (-20.5,),
+  'ff29360dff7b2f52ffafafafffffff0000007b741bffa4ff': (None, 1.37),
+  'c860675cdc8b7885fa808080ffffff0000005a5730faabf7': (None, None, 0.61),
+  'c81e7318dc0a2396fa808080ffffff0000005a3714c678fa': (None, None, None, -13),
+  '9c2e0000aa7d2b00b7686868b7b7b70c0c0c384d06b7408b': NEARLY_ALL,
 }
 
 
-@pytest.mark.parametrize('name', DISTORTED)
-def test_twin_of_the_photometric_distortion_equals_stored_results(name):
-  draw, expected = DISTORTED[name]
-  image, expected = (
-    np.frombuffer(bytes.fromhex(x), np.uint8).reshape(2, 4, 3)
-    for x in (PIXELS, expected)
-  )
-  assert_equal(photometric_distortion(image, draw), expected)
+@pytest.mark.parametrize(('expected', 'draw'), DISTORTED.items())
+def test_twin_of_the_distortion_equals_stored_results(expected, draw):
+  image = np.frombuffer(bytes.fromhex(PIXELS), np.uint8).reshape(2, 4, 3)
+  assert distorted(image, PhotometricDraw(*draw)).tobytes().hex() == expected
 
 
 def test_what_is_not_drawn_is_the_identity():
@@ -55,101 +91,358 @@ def test_what_is_not_drawn_is_the_identity():
   assert full.dtype == np.float32
 
 
+# One has exactly 3 of 4, the last 3 of 5.
 @pytest.mark.parametrize(
-  ('pixels', 'diverse'),
-  # One has exactly 3 of 4, the last 3 of 5.
-  [([], 0), ([3], 0), ([3, 7], 1), ([3, 7, 3, 3], 0), ([3, 7, 3, 3, 7], 1)],
+  'pixels', [[], [3], [3, 7], [3, 7, 3, 3], [3, 7, 3, 3, 7]]
 )
-def test_is_diverse_counts_valid_pixels_only(pixels, diverse):
+def test_is_diverse_counts_valid_pixels_only(pixels):
   label = np.array([[*pixels, *[255] * 9]], np.uint8)
-  assert transforms.is_diverse(label, 0.75) == diverse
-
-
-@pytest.mark.parametrize('crop_size', [(24, 24), (48, 16), (200, 30)])
-def test_crop_origin_equals_naive_twin(crop_size):
-  rng = np.random.default_rng(1)
-  refusals = []
-  for _ in range(150):
-    shape = rng.integers(30, 90, 2)
-    label = blocks(rng, *shape, num_classes=3, cell=rng.integers(8, 60))
-    offsets = rng.random((11, 2))
-    expected, refused = origin_twin(label, offsets, crop_size, 0.75)
-    (rows, columns), crop = transforms.random_crop(
-      label, label.shape, offsets, crop_size, 0.75
-    )
-    assert (rows.start, columns.start) == expected
-    assert_equal(crop, label[rows, columns])
-    refusals.append(refused)
-  # The cases cover the first try, later ones and the unseen last one.
-  assert {0, 1, 2, 10} <= set(refusals)
+  assert transforms.is_diverse(label, 0.75) == (len(pixels) in (2, 5))
 
 
 def test_crops_of_one_class_are_taken_if_none_is_too_large():
   label, offsets = np.zeros((64, 64), np.uint8), np.eye(11, 2) / 2
-  (rows, columns), _ = transforms.random_crop(
-    label, label.shape, offsets, (32, 32), 1.0
-  )
+  what = label, label.shape, offsets, (32, 32), 1.0
+  (rows, columns), _ = transforms.random_crop(*what)
   assert (rows.start, columns.start) == (16, 0)
 
 
 def augment_twin(image, label, draw, image_scale, crop_size):
   """Resizes all of both, then crops, flips and pads."""
-  height, width = label.shape
   long, short = (int(edge * draw.ratio) for edge in image_scale)
-  scale = min(long / max(height, width), short / min(height, width))
-  size = int(width * scale + 0.5), int(height * scale + 0.5)
+  scale = min(long / max(label.shape), short / min(label.shape))
+  size = [int(side * scale + 0.5) for side in label.shape[::-1]]
   image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
   label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-  (top, left), refused = origin_twin(label, draw.crop_offsets, crop_size, 0.75)
-  results = []
-  for array, value in ((image, 0), (label, 255)):
+  (top, left), failed = origin_twin(label, draw.crop_offsets, crop_size)
+  found = {'photometric': draw.photometric.parameters()}
+  for key, array, value in (('image', image, 0), ('label', label, 255)):
     crop = array[top : top + crop_size[0], left : left + crop_size[1]]
-    whole = np.full((*crop_size, *array.shape[2:]), value, np.uint8)
-    whole[: len(crop), : crop.shape[1]] = crop[:, :: -1 if draw.flip else 1]
-    results.append(whole)
-  return *results, crop.shape[:2], refused
+    found[key] = np.full((*crop_size, *array.shape[2:]), value, np.uint8)
+    flipped = crop[:, :: -1 if draw.flip else 1]
+    found[key][: len(crop), : crop.shape[1]] = flipped
+  return found | {'size': crop.shape[:2]}, failed
 
 
-@pytest.mark.parametrize(
-  ('shape', 'image_scale', 'crop_size'),
-  [
-    ((128, 256), (256, 128), (64, 128)),  # Cityscapes, an eighth as large.
-    ((64, 85), (256, 64), (64, 64)),
-    ((91, 47), (256, 64), (64, 64)),
-  ],
-)
-def test_augment_equals_resizing_everything_first(
-  shape, image_scale, crop_size
-):
+# The last column: whether crops are padded: none, or some of them.
+AUGMENTED = [
+  ((128, 256), (256, 128), (64, 128), {False}),  # As Cityscapes.
+  ((64, 85), (256, 64), (64, 64), {False, True}),
+  ((91, 47), (256, 64), (64, 64), {False, True}),
+  ((90, 47), (256, 64), (200, 30), {False, True}),
+]
+
+
+@pytest.mark.parametrize(('shape', 'scale', 'crop_size', 'padded'), AUGMENTED)
+def test_augment_equals_resizing_all_first(shape, scale, crop_size, padded):
   rng = np.random.default_rng(shape[0])
-  padded, refused = set(), set()
-  options = {'image_scale': image_scale, 'crop_size': crop_size}
+  is_padded, tries = set(), set()
+  options = {'image_scale': scale, 'crop_size': crop_size}
   for _ in range(100):
-    label = blocks(rng, *shape, num_classes=2, cell=rng.integers(8, 90))
+    label = blocks(rng, *shape, rng.integers(8, 90))
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     draw = transforms.draw_augmentation(rng)
-    *expected, size, refusals = augment_twin(image, label, draw, **options)
+    expected, failed = augment_twin(image, label, draw, **options)
     sample = augment(image, label, draw, cat_max_ratio=0.75, **options)
-    assert_equal([sample['image'], sample['label']], expected)
-    assert_equal(sample['size'], size)
-    assert_equal(sample['photometric'], draw.photometric.parameters())
+    assert_equal(sample, expected)
     assert sample['image'].flags.c_contiguous
-    padded.add(size != crop_size)
-    refused.add(refusals)
-  assert {0, 1, 2} <= refused
-  assert padded == ({False} if shape == (128, 256) else {False, True})
+    is_padded.add(expected['size'] != crop_size)
+    tries.add(failed)
+  # The cases cover the first try, later ones and the unseen last one.
+  assert {0, 1, 2, 10} <= tries
+  assert is_padded == padded
 
 
-@pytest.mark.parametrize(
-  ('image', 'label', 'message'),
-  [
-    ((2, 3, 4), (2, 3), r"'x': the image is uint8 \(2, 3, 4\).*\(H, W, 3\)"),
-    ((2, 3, 3), (2, 3, 1), r'the label is uint8 \(2, 3, 1\); .*uint8 \(H, W\)'),
-    ((2, 3, 3), (3, 2), 'is 3x2 pixels but its label is 2x3'),
-  ],
-)
+REFUSED = [
+  ((2, 3, 4), (2, 3), r"'x': the image is uint8 \(2, 3, 4\).*\(H, W, 3\)"),
+  ((2, 3, 3), (2, 3, 1), r'the label is uint8 \(2, 3, 1\); .*uint8 \(H, W\)'),
+  ((2, 3, 3), (3, 2), 'is 3x2 pixels but its label is 2x3'),
+]
+
+
+@pytest.mark.parametrize(('image', 'label', 'message'), REFUSED)
 def test_samples_of_another_kind_are_refused_by_name(image, label, message):
-  with pytest.raises(UserError, match=message):
-    transforms.check_sizes(
-      np.zeros(image, np.uint8), np.zeros(label, np.uint8), 'x'
-    )
+  arrays = (np.zeros(shape, np.uint8) for shape in (image, label))
+  refused(message, transforms.check_sizes, *arrays, 'x')
+
+
+# ---- The first 10000 draws of a run ------------------------------------------
+
+
+def draws(count, **options):
+  """Those of the first positions of a run."""
+  key = pipeline.sample_key(1)
+  rngs = (pipeline.sample_rng(key, i) for i in range(count))
+  return [transforms.draw_augmentation(rng, **options) for rng in rngs]
+
+
+def uniform_p(values, low, high):
+  return stats.kstest(values, 'uniform', args=(low, high - low)).pvalue
+
+
+def binomial_p(count, probability):
+  return stats.binomtest(count, 10_000, probability).pvalue
+
+
+@pytest.fixture(scope='module')
+def ten_thousand():
+  return draws(10_000)
+
+
+def test_distribution_of_ratio_flip_and_offsets(ten_thousand):
+  assert uniform_p([d.ratio for d in ten_thousand], 0.5, 2.0) > 1e-3
+  assert binomial_p(sum(d.flip for d in ten_thousand), 0.5) > 1e-3
+  offsets = np.array([d.crop_offsets for d in ten_thousand])
+  for values in offsets[:, (0, 4, 10)].reshape(10_000, 6).T:
+    assert uniform_p(values, 0.0, 1.0) > 1e-3
+
+
+def test_draws_of_neighbours_are_independent(ten_thousand):
+  """Within a sample, and from each position to the next."""
+  drawn = [[d.ratio, *d.crop_offsets.flat, d.flip] for d in ten_thousand]
+  following = np.concatenate([drawn[:-1], drawn[1:]], axis=1)
+  correlation = np.corrcoef(following, rowvar=False)
+  # Of 1128 correlations, each normal with a deviation of 0.01.
+  assert np.abs(correlation[np.triu_indices(48, 1)]).max() < 0.05
+
+
+def test_distribution_of_photometric_draws(ten_thousand):
+  drawn = [d.photometric for d in ten_thousand]
+  share = {'contrast_first': 0.25, 'contrast_last': 0.25}
+  low_high = {'brightness': (-32, 32), 'hue': (-18, 18)}
+  for name in PhotometricDraw.__dataclass_fields__:
+    values = [v for d in drawn if (v := getattr(d, name)) is not None]
+    assert binomial_p(len(values), share.get(name, 0.5)) > 1e-3
+    if name == 'hue':
+      counts = np.bincount(np.array(values) + 18, minlength=36)
+      assert len(counts) == 36  # -18 to 17.
+      assert stats.chisquare(counts).pvalue > 1e-3
+    else:
+      assert uniform_p(values, *low_high.get(name, (0.5, 1.5))) > 1e-3
+  assert all(None in (d.contrast_first, d.contrast_last) for d in drawn)
+  # Brightness and saturation are drawn independently of each other.
+  pairs = [None not in (d.brightness, d.saturation) for d in drawn]
+  assert binomial_p(sum(pairs), 0.25) > 1e-3
+
+
+def test_an_option_leaves_the_other_draws_as_they_were():
+  options = {'scale_range': (1.0, 1.0), 'flip_probability': 0.0}
+  plain, others = draws(20), draws(20, photometric=False, **options)
+  for a, b in zip(plain, others, strict=True):
+    assert_equal(a.crop_offsets, b.crop_offsets)
+    assert (b.ratio, b.flip, b.photometric) == (1.0, False, PhotometricDraw())
+  assert any(a.flip for a in plain)
+
+
+# ---- On the device ----------------------------------------------------------
+
+
+def noise(*shape):
+  return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def natural_images(rng, count, height, width):
+  """Noise on many scales, as photographs have it, grey to colourful."""
+  images = np.zeros((count, height, width, 3), np.float32)
+  for i, image in enumerate(images):
+    for size in (2, 4, 8, 16, 32):
+      grid = (height // size + 2, width // size + 2)
+      grey, colour = (rng.normal(size=(*grid, n)) for n in (1, 3))
+      noise = np.float32(grey + colour * (0.2 + 0.8 * i / count))
+      image += size * cv2.resize(noise, (width, height))
+    image *= 60 / image.std()
+    image += rng.uniform(90, 160)
+  return np.clip(images, 0, 255).astype(np.uint8)
+
+
+def test_distortion_is_near_the_8_bit_host_pipeline():
+  rng = np.random.default_rng(0)
+  images = natural_images(rng, 48, 64, 96)
+  drawn = [transforms.draw_photometric(rng) for _ in images]
+  host = np.stack(list(map(distorted, images, drawn))).astype(float)
+  parameters = np.stack([draw.parameters() for draw in drawn])
+  result = np.asarray(distort(images.astype(np.float32), parameters))
+  difference = np.abs(result - host)
+  assert np.abs(images - host).mean() > 10  # There is something to get right.
+  assert difference.mean() < 0.5
+  assert np.percentile(difference, 99) <= 3
+  assert difference.mean(axis=(1, 2, 3)).max() < 1
+
+  linear = [(d.saturation, d.hue) == (None, None) for d in drawn]
+  assert sum(linear) > 5
+  assert_equal(result[linear], host[linear])
+
+
+@pytest.mark.parametrize('hue', [-18, -5, 9, 17])
+def test_hue_of_saturated_pixels_turns_by_two_degrees_a_unit(hue):
+  """Red, green and blue turned by less than 60 degrees, by hand."""
+  images = np.float32(np.diag([240, 240, 240])).reshape(1, 1, 3, 3)
+  turned = np.roll(images, 1 if hue > 0 else -1, -1)
+  found = distort(images, np.float32([[0, 1, 1, hue, 1]]))
+  assert_allclose(found, images + turned * round(240 * abs(hue) / 30) / 240)
+
+
+def test_identity_returns_every_colour_unchanged():
+  colours = np.mgrid[:256:5, :256:5, :256:5].T
+  images = colours.reshape(1, 52, -1, 3).astype(np.float32)
+  assert_equal(distort(images, np.float32([[0, 1, 1, 0, 1]])), images)
+
+
+def test_preprocess_normalises_and_blanks_the_padding():
+  images = np.full((2, 4, 5, 3), 120, np.uint8)
+  size = np.int32([[4, 5], [2, 3]])
+  brighter = np.float32([[10, 1, 1, 0, 1]] * 2)
+  result = np.asarray(jax.jit(preprocess.preprocess)(images, size, brighter))
+  assert result.dtype == np.float32
+  pixel = [6.325 / 58.395, 13.72 / 57.12, 26.47 / 57.375]
+  assert_allclose(result[0], np.tile(pixel, (4, 5, 1)), rtol=1e-6)
+  assert_allclose(result[1, :2, :3], result[0, :2, :3])
+  assert (result[1, 2:] == 0).all()
+  assert (result[1, :, 3:] == 0).all()
+
+
+def test_preprocess_dtypes():
+  images = noise(1, 8, 8, 3)
+  size = np.int32([[8, 8]])
+  photometric = np.float32([[3.5, 1.25, 0.75, 7, 1]])
+  half = preprocess.preprocess(images, size, photometric, dtype=jnp.bfloat16)
+  single = preprocess.preprocess(images, size, photometric)
+  with jax.enable_x64(True):
+    double = preprocess.preprocess(images, size, dtype=jnp.float64)
+    assert double.dtype == jnp.float64
+    expected = (images - np.array(preprocess.MEAN)) / np.array(preprocess.STD)
+    assert_allclose(double, expected, rtol=1e-13)
+    double = preprocess.preprocess(images, size, photometric, dtype=jnp.float64)
+    assert_allclose(double, single, atol=1.01 / 57)
+  assert half.dtype == jnp.bfloat16
+  # Rounded once, at the end.
+  assert_array_equal(half, single.astype(jnp.bfloat16))
+
+
+def test_a_sharded_batch_needs_no_communication():
+  sharding = batch_sharding(make_mesh())
+  count = 2 * jax.device_count()
+  images = noise(count, 8, 8, 3)
+  size = np.full((count, 2), 7, np.int32)
+  parameters = np.repeat(np.float32([[9, 1.1, 0.8, 5, 1]]), count, 0)
+  parameters[:, 0] += np.arange(count)
+  apply = jax.jit(preprocess.preprocess)
+  sharded = jax.device_put((images, size, parameters), sharding)
+  result = apply(*sharded)
+  assert result.sharding.is_equivalent_to(sharding, 4)
+  assert_array_equal(result, apply(images, size, parameters))
+  text = apply.lower(*sharded).compile().as_text()
+  assert not re.findall('all-(gather|reduce|to-all)|collective-permute', text)
+
+
+# Height and width before and after.
+SIZES = [
+  [((40, 50), (20, 25)), ((33, 47), (33, 47)), ((1, 1), (40, 31))],
+  [((40, 50), (70, 88)), ((7, 33), (3, 80)), ((39, 50), (1, 1))],
+]
+
+
+@pytest.mark.parametrize('sizes', SIZES)
+def test_resizing_equals_opencv(sizes):
+  images = noise(3, 40, 50, 3)
+  canvas = np.max([after for _, after in sizes], 0)
+  tables = [np.zeros((3, n, 4), np.int32) for n in canvas]
+  expected = np.zeros((3, *canvas, 3), np.uint8)
+  for i, ((h, w), after) in enumerate(sizes):
+    for axis, what in enumerate(zip((h, w), after, strict=True)):
+      tables[axis][i, : after[axis]] = resize.bilinear_taps(*what, axis)
+    resized = resize.resize_image(images[i, :h, :w], after)  # By OpenCV.
+    expected[i, : after[0], : after[1]] = resized
+  assert_equal(jax.jit(preprocess.resize)(images, *tables), expected)
+
+
+# ---- Resizing, whole and of windows, against OpenCV --------------------------
+
+
+# As mmcv 2.1.0's rescale_size gives them.
+FITTED = [
+  ((512, 683), (2048, 512), (512, 683)),
+  ((683, 512), (1024, 256), (342, 256)),
+  ((37, 100), (2048, 512), (512, 1384)),
+  ((500, 333), (1331, 333), (500, 333)),
+  ((1024, 2048), (1126, 563), (563, 1126)),
+  ((200, 3000), (2048, 512), (137, 2048)),
+  ((1, 5000), (2048, 512), (1, 2048)),  # Which mmcv refuses: 0 rows.
+]
+
+
+@pytest.mark.parametrize(('size', 'edges', 'expected'), FITTED)
+def test_keep_ratio_size(size, edges, expected):
+  assert resize.keep_ratio_size(*size, *edges) == expected
+
+
+def test_scaled_size():
+  # Times 1.25 it is 38 x 46 when rounded; within both edges 46 / 37 decides,
+  # and 30 * 46 / 37 is 37.3.
+  assert resize.scaled_size(30, 37, 1.25) == (37, 46)
+  assert resize.scaled_size(1, 1, 0.25) == (1, 1)
+
+
+def assert_windows_equal_whole(rng, shape, size, *windows, number=3):
+  """Those of a random picture and as many random ones, of a pixel or of all."""
+  image = rng.integers(0, 256, (*shape, 3), np.uint8)
+  label = rng.integers(0, 150, shape, np.uint8)
+  resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+  labels = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
+  assert_equal(resize.resize_image(image, size), resized)
+  starts = rng.integers(0, size, (number, 2))
+  ends = rng.integers(starts, size) + 1
+  windows += tuple(
+    tuple(map(slice, *x)) for x in zip(starts, ends, strict=True)
+  )
+  for window in windows:
+    what = f'{shape} -> {size}, {window}'
+    found = resize.resize_image_window(image, size, window)
+    assert_equal(found, resized[window], what)
+    found = resize.resize_label_window(label, size, window)
+    assert_equal(found, labels[window], what)
+    assert found.flags.c_contiguous
+
+
+def test_windows_equal_opencvs_whole_image():
+  """400 sizes, from a tenth to six times as large, three windows each."""
+  rng = np.random.default_rng(2)
+  for _ in range(400):
+    shape = rng.integers(1, 120, 2)
+    factors = np.exp(rng.uniform(np.log(0.1), np.log(6), 2))
+    size = np.maximum(1, np.round(shape * factors)).astype(int).tolist()
+    assert_windows_equal_whole(rng, shape, tuple(size))
+
+
+def test_windows_of_pictures_that_hardly_change_their_size():
+  """OpenCV copies what keeps its size, as corners of a larger picture may."""
+  rng = np.random.default_rng(5)
+  for shape, size, window in (
+    ((302, 112), (301, 112), (slice(24, 120), slice(9, 105))),
+    ((1024, 1024), (1023, 1023), (slice(189, 445), slice(203, 459))),
+    ((400, 2000), (400, 2001), (slice(0, 400), slice(107, 619))),
+  ):
+    assert_windows_equal_whole(rng, shape, size, window, number=0)
+  for _ in range(150):
+    shape = rng.integers(1, 500, 2)
+    change = rng.integers(-3, 4, 2) * rng.integers(0, 2, 2)
+    size = tuple(np.maximum(1, shape + change).tolist())
+    corner = tuple(slice(0, max(1, n // 3)) for n in size)
+    assert_windows_equal_whole(rng, shape, size, corner)
+
+
+@pytest.mark.parametrize('factor', [0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3])
+def test_windows_where_opencv_has_ways_of_its_own(factor):
+  """At a half it takes means of four pixels, at 1 it copies."""
+  rng, size = np.random.default_rng(3), (int(96 * factor), int(160 * factor))
+  assert_windows_equal_whole(rng, (96, 160), size, number=10)
+
+
+def test_nearest_pixels_of_long_axes_equal_opencvs():
+  """1000 lengths: rounding differs where a pixel lies on a border."""
+  rng = np.random.default_rng(4)
+  for length, new in rng.integers(1, 5000, (1000, 2)).tolist():
+    row = np.arange(length, dtype=np.float32)[None]
+    expected = cv2.resize(row, (new, 1), interpolation=cv2.INTER_NEAREST)
+    found = resize.nearest_pixels(length, new, slice(0, new))
+    assert_equal(found, expected[0], f'{length} -> {new}')
