@@ -52,12 +52,9 @@ def address(written_run, pictures, tmp_path_factory):
     to_proxy = f'http://127.0.0.1:{proxy.getsockname()[1]}'
     variables = {'HTTP_PROXY': to_proxy, 'HTTPS_PROXY': to_proxy}
     variables |= {'NO_PROXY': '127.0.0.1,localhost', 'TMPDIR': str(uploads)}
-    process = start(
-      *('-m', 'resnest_jax.demo', '--weights', written_run, '--checkpoint', 7),
-      *('--port', 0, '--examples', pictures / 'photo.png', pictures / ODD),
-      **variables,
-      devices=1,
-    )
+    flags = ('--weights', written_run, '--checkpoint', 7, '--port', 0)
+    flags += ('--examples', pictures / 'photo.png', pictures / ODD)
+    process = start('-m', 'resnest_jax.demo', *flags, devices=1, **variables)
     page = re.compile(r'the page is at (http://127\.0\.0\.1:\d+/)')
     found = next(filter(None, map(page.search, process.stdout)), None)
     assert found, finish(process)
@@ -65,8 +62,7 @@ def address(written_run, pictures, tmp_path_factory):
     assert list(uploads.iterdir()) != []
     # As schedulers do; Ctrl-C goes the same way.
     process.send_signal(signal.SIGTERM)
-    said = finish(process, status=128 + signal.SIGTERM, timeout=SECONDS)
-    assert said == ('', '')
+    assert finish(process, 128 + signal.SIGTERM, SECONDS) == ('', '')
     assert list(uploads.glob('resnest_jax_demo_*')) == []
     # Nothing has asked the proxy for other hosts.
     proxy.setblocking(False)
@@ -212,5 +208,4 @@ def test_nothing_is_asked_of_other_hosts(browser, address):
   assert len(loaded) > 10
   ours = (address, 'data:', f'blob:{address}')
   assert [url for url in loaded if not url.startswith(ours)] == []
-  hints = 'link[rel~=preconnect], link[rel~=dns-prefetch]'
-  assert every(browser, hints) == []
+  assert every(browser, 'link[rel~=preconnect], link[rel~=dns-prefetch]') == []

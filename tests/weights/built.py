@@ -9,12 +9,11 @@ import torch
 from golden.reference import TINY
 from safetensors.numpy import save_file
 
-from resnest_jax.errors import UserError
+from resnest_jax import UserError, export_state_dict
 from resnest_jax.weights import convert
 from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.infer import Description
 from resnest_jax.weights.pretrained import NORMALIZATION, Weights, load_weights
-from resnest_jax.weights.state_dict import export_state_dict
 
 NETWORK = TINY | {'dtype': 'float32'}
 CLASSES = list('abcdefg')
@@ -50,13 +49,13 @@ def tensors(content):
   return torch.tensor(content) if isinstance(content, np.ndarray) else content
 
 
-def saved(path, content):
+def saved(path, content, old=False):
   """The path of such a content, written as the packages of others do."""
   if path.suffix == '.safetensors':
     # It ignores strides.
     save_file({name: value.copy() for name, value in content.items()}, path)
   else:
-    torch.save(tensors(content), path)
+    torch.save(tensors(content), path, _use_new_zipfile_serialization=not old)
   return path
 
 

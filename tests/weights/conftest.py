@@ -4,9 +4,7 @@ import pytest
 from golden.reference import variables_of
 from weights.built import NETWORK
 
-from resnest_jax.models.classifier import create_classifier
-from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.weights.state_dict import export_state_dict
+from resnest_jax import create_classifier, create_segmentor, export_state_dict
 
 
 @pytest.fixture(scope='session')

@@ -1,7 +1,5 @@
 """The converter as a command, and from Python."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +13,8 @@ from weights.built import changed, converted, refused, saved, written
 import resnest_jax as rj
 from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.checkpoints.store import open_checkpoints, save
-from resnest_jax.models.classifier import create_classifier
 from resnest_jax.weights.pretrained import load_weights
-from resnest_jax.weights.state_dict import KINDS, export_state_dict
+from resnest_jax.weights.state_dict import KINDS
 
 COMMAND = ('-m', 'resnest_jax.weights.convert')
 HEADS = ('decode_head', 'auxiliary_head')
@@ -39,11 +36,9 @@ def pth(mmseg, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def official(classifier, tmp_path_factory):
-  """A file of a classifier in the authors' names, and its state dict."""
-  folder = tmp_path_factory.mktemp('classifier') / 'net'
-  path = written(folder, classifier, 'official')
-  return path, export_state_dict(*classifier, 'official')
+def official(classifier):
+  """The state dict of a classifier in the authors' names."""
+  return rj.export_state_dict(*classifier, 'official')
 
 
 def test_there_and_back_again(pth, mmseg, run_script, tmp_path, capsys):
@@ -54,9 +49,8 @@ def test_there_and_back_again(pth, mmseg, run_script, tmp_path, capsys):
   back = converted(ours, theirs, '--to', 'mmseg')
   assert_same_bits(back.state_dict, mmseg)
   # What belongs to the weights went along both ways.
-  about = json.loads((theirs / 'about.json').read_text())
-  assert about['normalization']['std'] == [58.395, 57.12, 57.375]
-  assert about['provenance']['from']['source'] == pth.name
+  assert back.normalization['std'] == [58.395, 57.12, 57.375]
+  assert back.provenance['from']['from']['source'] == pth.name
   # Nothing is overwritten.
   process = run_script(*COMMAND, ours, '--out', theirs, status=1)
   assert process.stderr.startswith(f'error: {theirs} is there already')
@@ -65,35 +59,32 @@ def test_there_and_back_again(pth, mmseg, run_script, tmp_path, capsys):
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_classifier_to_every_kind_and_back(kind, official, tmp_path, capsys):
-  path, state_dict = official
+  path = saved(tmp_path / 'x.safetensors', official)
   there = converted(path, tmp_path / kind, '--to', kind)
   first, second, assumed, third = capsys.readouterr().out.splitlines()
   assert first.startswith('classifier: a ResNeSt of (1, 1, 1, 1) blocks, 10 ')
   assert 'rule' not in first  # Undilated models have none.
   assert "does not say: ImageNet's normalisation (RGB" in assumed
-  assert f" / timm's names: {len(state_dict)} tensors, all placed" in second
+  assert f" / timm's names: {len(official)} tensors, all placed" in second
   assert f' names: {len(there.state_dict)} tensors, in ' in third
   weights = converted(tmp_path / kind, tmp_path / 'back', '--to', 'official')
-  assert_same_bits(weights.state_dict, state_dict)
+  assert_same_bits(weights.state_dict, official)
 
 
 def test_classifier_loses_its_layer_by_name_only(official, tmp_path):
-  path, state_dict = official
+  path = saved(tmp_path / 'x.safetensors', official)
   weights = converted(path, tmp_path / 'backbone', '--drop', 'fc')
   assert weights.description.task == 'backbone'
   assert weights.provenance['from']['dropped'] == ['fc']
-  assert_same_bits(
-    export_state_dict(*weights.create(), 'official'),
-    {k: v for k, v in state_dict.items() if k[:3] != 'fc.'},
-  )
+  left = {k: v for k, v in official.items() if k[:3] != 'fc.'}
+  assert_same_bits(rj.export_state_dict(*weights.create(), 'official'), left)
 
 
 def trained(workdir, about, *checkpoints):
   """A training's folder; its checkpoints are steps, variables and scores."""
   with open_checkpoints(workdir, keep=2) as manager:
     for step, variables, score in checkpoints:
-      empty = {'empty': np.zeros(1)}
-      state = TrainState(step=np.int32(step), opt_state=empty, **variables)
+      state = TrainState(np.int32(step), opt_state=np.zeros(1), **variables)
       more = about | {'step': step}
       save(manager, jax.device_put(state), more, {'mIoU': score})
   return workdir
@@ -102,7 +93,7 @@ def trained(workdir, about, *checkpoints):
 @pytest.fixture(scope='module')
 def run(segmentor, tmp_path_factory):
   """A training of steps 7 and, with zeros and the better score, 9."""
-  workdir, variables = tmp_path_factory.mktemp('runs') / 'tiny', segmentor[1]
+  workdir, variables = tmp_path_factory.mktemp('runs') / 'pspnet', segmentor[1]
   zeros = jax.tree.map(np.zeros_like, variables)
   return trained(workdir, ABOUT, (7, zeros, 0.5), (9, variables, 0.25))
 
@@ -120,8 +111,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize(('where', 'value', 'said'), HOSTILE)
 def test_hostile_runs_are_refused(where, value, said, segmentor, tmp_path):
-  about = changed(ABOUT, where, value)
-  trained(tmp_path, about, (1, segmentor[1], 0.5))
+  trained(tmp_path, changed(ABOUT, where, value), (1, segmentor[1], 0.5))
   refused(said, load_weights, tmp_path)
 
 
@@ -161,13 +151,11 @@ def test_backbone_of_a_segmentor(source, kind, request, mmseg, tmp_path):
   exported = converted(source, out, '--to', kind, '--drop', *HEADS)
   assert exported.description.task == 'backbone'
   assert exported.palette == PALETTE
-  for name, theirs in (
-    ('conv1.0.weight', 'stem.0.weight'),
-    ('bn1.running_var', 'stem.7.running_var'),
-    ('layer4.0.conv2.fc1.bias', 'layer4.0.conv2.fc1.bias'),
-  ):
-    found, expected = exported.state_dict[name], mmseg[f'backbone.{theirs}']
-    np.testing.assert_array_equal(found, expected)
+  names = ('conv1.0.weight', 'bn1.running_var', 'layer4.0.conv2.fc1.bias')
+  theirs = ('stem.0.weight', 'stem.7.running_var', 'layer4.0.conv2.fc1.bias')
+  found = [exported.state_dict[name] for name in names]
+  expected = [mmseg[f'backbone.{name}'] for name in theirs]
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_best_checkpoint_of_a_run(run, tmp_path):
@@ -190,7 +178,7 @@ def test_weights_that_are_not_finite_write_nothing(mmseg, tmp_path):
 def test_assumed_backbone_is_said_and_can_be_named(tmp_path, capsys):
   """Of two backbones with one shape, through a file of ours."""
   named = 'resnest50_fast_2s1x64d'
-  model = create_classifier(named, 4)
+  model = rj.create_classifier(named, 4)
   path = written(tmp_path / 'theirs', (model, variables_of(model)), 'timm')
   guessed = converted(path, tmp_path / 'guessed')
   again = converted(tmp_path / 'guessed', tmp_path / 'again')
@@ -214,7 +202,7 @@ def test_segmentor_without_an_auxiliary_head(pth, mmseg, tmp_path, capsys):
   path = saved(tmp_path / 'theirs.pth', kept)
   weights = converted(path, tmp_path / 'ours')
   assert 'pspnet and no auxiliary head, 7 ' in capsys.readouterr().out
-  assert_same_bits(export_state_dict(*weights.create(), 'mmseg'), kept)
+  assert_same_bits(rj.export_state_dict(*weights.create(), 'mmseg'), kept)
   # Dropping it gives the same.
   converted(pth, tmp_path / 'whole')
   for source in (pth, tmp_path / 'whole'):
@@ -225,9 +213,9 @@ def test_segmentor_without_an_auxiliary_head(pth, mmseg, tmp_path, capsys):
 def test_python_of_the_docs(run, official, tmp_path, monkeypatch):
   """Its blocks run as printed, on a small classifier and a small run."""
   blocks = blocks_of('weights.md')
-  converted(official[0], tmp_path / 'weights' / 'resnest50')
-  (tmp_path / 'runs').mkdir()
-  (tmp_path / 'runs' / 'pspnet').symlink_to(run)
+  path = saved(tmp_path / 'x.safetensors', official)
+  converted(path, tmp_path / 'weights' / 'resnest50')
+  (tmp_path / 'runs').symlink_to(run.parent)
   monkeypatch.chdir(tmp_path)
   names = {}
   exec(blocks[0], names)
@@ -237,6 +225,6 @@ def test_python_of_the_docs(run, official, tmp_path, monkeypatch):
   assert names['about']['classes'] == CLASSES
   assert names['about']['provenance']['step'] == 7
   exec(blocks[2], names)
-  assert_same_bits(names['state_dict'], official[1])
+  assert_same_bits(names['state_dict'], official)
   exec(blocks[3], names)
   assert [names[f'c{i}'].shape[1] for i in range(1, 5)] == [16, 8, 8, 8]

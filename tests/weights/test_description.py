@@ -97,9 +97,8 @@ CYCLE['model']['again'] = CYCLE
 
 @pytest.mark.parametrize('about', [CYCLE, {'a': {1: 2}}, {'a': b'bytes'}])
 def test_description_in_a_pickle_has_the_types_of_json(about, mmseg, tmp_path):
-  content = {'state_dict': tensors(mmseg), HEADER_KEY: about}
   path = tmp_path / 'x.pth'
-  torch.save(content, path)
+  torch.save({'state_dict': tensors(mmseg), HEADER_KEY: about}, path)
   refused(r'description in .*x\.pth is damaged', load_weights, path)
 
 

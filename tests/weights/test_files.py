@@ -13,7 +13,7 @@ from golden.reference import FOLDER, assert_same_bits
 from safetensors.numpy import load_file, save
 from safetensors.torch import save_file as save_torch
 from trouble import small_files
-from weights.built import refused, saved, tensors
+from weights.built import refused, saved
 
 from resnest_jax.weights.files import read_weights, write_weights
 
@@ -24,28 +24,18 @@ STATE_DICT = {
   'conv.weight': VALUES.transpose(3, 2, 0, 1),  # Not as it lies in memory.
   'bn.num_batches_tracked': np.zeros((), np.int64),
 }
-FORMATS = pytest.mark.parametrize('legacy', [False, True])
-# Our two writers.
-WRITERS = pytest.mark.parametrize('kind', ['ours', 'mmseg'])
 
 
-def torch_file(path, content, legacy=False):
-  torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-  assert (path.read_bytes()[:2] == b'PK') != legacy
-  return path
-
-
-@WRITERS
+@pytest.mark.parametrize('kind', ['ours', 'mmseg'])
 def test_full_disk_is_told_and_leaves_nothing(kind, tmp_path):
   weights = (tmp_path / 'weights', kind, STATE_DICT, {'task': 'x' * 1024})
   with small_files():
-    said = r'weights: File too large\. .* or give an'
-    refused(said, write_weights, *weights)
+    refused(r'weights: File too large\. .* or give', write_weights, *weights)
   assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(('mask', 'mode'), [(0o022, 0o644), (0o077, 0o600)])
-@WRITERS
+@pytest.mark.parametrize('kind', ['ours', 'mmseg'])
 def test_files_have_the_modes_that_the_umask_leaves(kind, mask, mode, tmp_path):
   before = os.umask(mask)
   try:
@@ -76,7 +66,7 @@ def test_folder_means_the_weights_in_it(tmp_path):
   refused('there is no weight file', read_weights, tmp_path / 'none')
 
 
-@WRITERS
+@pytest.mark.parametrize('kind', ['ours', 'mmseg'])
 def test_files_are_the_same_byte_for_byte(kind, tmp_path):
   more = {'x': np.ones(3, np.float64), 'y': np.ones(3, ml_dtypes.bfloat16)}
   contents = STATE_DICT | (more if kind == 'ours' else {})
@@ -96,22 +86,21 @@ HALVES = [(ml_dtypes.bfloat16, torch.bfloat16), (np.float16, torch.float16)]
 @pytest.mark.parametrize(('half', 'torchs'), HALVES)
 def test_half_precision_becomes_float32_exactly(half, torchs, tmp_path):
   values = np.array([1.0, -0.3, 3e-5, 60000])
-  for path, content in (
-    (tmp_path / 'x.safetensors', {'x': values.astype(half)}),
-    (tmp_path / 'x.pth', {'x': torch.tensor(values, dtype=torchs)}),
-  ):
-    read = read_weights(saved(path, content)).state_dict
+  ours = saved(tmp_path / 'x.safetensors', {'x': values.astype(half)})
+  theirs = {'x': torch.tensor(values, dtype=torchs)}
+  for path in (ours, saved(tmp_path / 'x.pth', theirs)):
+    read = read_weights(path).state_dict
     assert_same_bits(read, {'x': values.astype(half).astype('f')})
 
 
-@FORMATS
+@pytest.mark.parametrize('old', [False, True])
 @pytest.mark.parametrize('key', [None, 'state_dict', 'model'])
-def test_pytorch_file_of_either_format(legacy, key, tmp_path):
+def test_pytorch_file_of_either_format(old, key, tmp_path):
   """Bare, of mmsegmentation 0.x, of timm's training."""
   meta = {'mmseg_version': '0.6.0', 'CLASSES': ['wall', 'sky'], 'iter': 9}
-  content = tensors(STATE_DICT)
-  whole = {key: content, 'meta': meta, 'optimizer': {'lr': [0.1]}}
-  path = torch_file(tmp_path / 'x.pth', whole if key else content, legacy)
+  whole = {key: STATE_DICT, 'meta': meta, 'optimizer': {'lr': [0.1]}}
+  path = saved(tmp_path / 'x.pth', whole if key else STATE_DICT, old)
+  assert (path.read_bytes()[:2] == b'PK') != old
   read = read_weights(path)
   assert_same_bits(read.state_dict, STATE_DICT)
   assert (read.meta, read.about) == (meta if key else {}, {})
@@ -135,11 +124,11 @@ class Bomb:
     return os.system, ('touch was_run',)
 
 
-@FORMATS
-def test_code_in_a_pickle_is_not_run(legacy, tmp_path, monkeypatch):
+@pytest.mark.parametrize('old', [False, True])
+def test_code_in_a_pickle_is_not_run(old, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   content = {'state_dict': {'x': torch.ones(1)}, 'meta': Bomb()}
-  path = torch_file(tmp_path / 'x.pth', content, legacy)
+  path = saved(tmp_path / 'x.pth', content, old)
   refused(r'wants to run posix\.system', read_weights, path)
   assert list(tmp_path.iterdir()) == [path]
 
@@ -171,11 +160,8 @@ def test_other_files_are_refused_in_our_words(write, reason, tmp_path):
 @pytest.mark.parametrize('share', [0.3, 0.7, 0.999])
 @pytest.mark.parametrize('name', ['zip.pth', 'legacy.pth', 'x.safetensors'])
 def test_truncated_file_is_refused(name, share, tmp_path):
-  path, content = tmp_path / name, {'x': VALUES.repeat(30)}
-  if name == 'legacy.pth':
-    torch_file(path, tensors(content), legacy=True)
-  else:
-    saved(path, content)
+  content = {'x': VALUES.repeat(30)}
+  path = saved(tmp_path / name, content, name == 'legacy.pth')
   whole = path.read_bytes()
   path.write_bytes(whole[: int(len(whole) * share)])
   refused('cut off|damaged', read_weights, path)
@@ -233,11 +219,8 @@ def test_tied_tensors_are_read(tmp_path):
 
 def test_packed_zeros_are_not_unpacked(tmp_path):
   whole = saved(tmp_path / 'x.pth', {'x': torch.zeros(10**6)})
-  bomb, packing = tmp_path / 'bomb.pth', zipfile.ZIP_DEFLATED
-  with (
-    zipfile.ZipFile(whole) as file,
-    zipfile.ZipFile(bomb, 'w', packing) as out,
-  ):
+  file, bomb = zipfile.ZipFile(whole), tmp_path / 'bomb.pth'
+  with file, zipfile.ZipFile(bomb, 'w', zipfile.ZIP_DEFLATED) as out:
     for name in file.namelist():
       out.writestr(name, file.read(name))
   assert bomb.stat().st_size < 20_000

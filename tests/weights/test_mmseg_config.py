@@ -11,10 +11,9 @@ UNCONTRACTED = 'strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)'
 STRIDE_8 = f'{UNCONTRACTED}, {CONTRACTED}'
 STRIDE_16 = f'strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2), {CONTRACTED}'
 HEAD = "type='PSPHead', pool_scales=(1, 2, 3, 6), align_corners=False"
-IMAGENET = 'mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]'
 OTHER = 'mean=[0.5, 1, 2], std=[255, 127.5, 1.]'
-PIPELINE = f"""data = dict(test=dict(pipeline=[
-  dict(type='Normalize', {OTHER}, to_rgb=False)]))"""
+TO_RGB = f'data_preprocessor=dict({OTHER}, bgr_to_rgb=True),'
+PIPELINE = f"data = dict(x=[dict(type='Normalize', {OTHER}, to_rgb=False)])"
 SCALES = ([0.5, 1, 2], [255, 127.5, 1.0])
 
 
@@ -26,8 +25,7 @@ model = dict(
     backbone=dict(type='ResNeSt', {backbone}, norm_cfg=norm_cfg),
     decode_head=dict({head}),
     auxiliary_head=dict(type='FCNHead', align_corners=False))
-{after}
-"""
+{after}"""
 
 
 STRIDES = [
@@ -47,16 +45,10 @@ def test_strides_are_obeyed(config, stride):
 
 NORMALIZATIONS = [
   # 1.x, in the model or next to it, whose default order is OpenCV's.
-  (
-    text(more=f'data_preprocessor=dict({IMAGENET}, bgr_to_rgb=True),'),
-    ('RGB', [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
-  ),
+  (text(more=TO_RGB), ('RGB', *SCALES)),
   (text(after=f'data_preprocessor = dict({OTHER})'), ('BGR', *SCALES)),
   # Without numbers the network sees grey levels.
-  (
-    text(more='data_preprocessor=dict(size=(8, 8)),'),
-    ('BGR', [0] * 3, [1] * 3),
-  ),
+  (text(more='data_preprocessor=dict(size=8),'), ('BGR', [0] * 3, [1] * 3)),
   # 0.x, whose default is RGB; and only in a pipeline.
   (text(after=f'img_norm_cfg = dict({OTHER})'), ('RGB', *SCALES)),
   (text(after=PIPELINE), ('BGR', *SCALES)),

@@ -16,42 +16,27 @@ from resnest_jax.weights.pretrained import load_weights
 from resnest_jax.weights.state_dict import export_state_dict
 
 
-@pytest.fixture(scope='module')
-def timm(classifier):
-  """A backbone in timm's names."""
-  whole = export_state_dict(*classifier, 'timm')
-  return {k: v for k, v in whole.items() if not k.startswith('fc.')}
-
-
 def prefixed(prefix, tensors):
   return {prefix + name: value for name, value in tensors.items()}
 
 
-PARTS = ('module', '_orig_mod', 'model', 'net.module', 'ema_model.module', 'm')
+PARTS = ['module', '_orig_mod', 'model', 'net.module', 'ema_model.module', 'm']
+KEYS = ['model_state_dict', 'net', 'ema', 'ema/module', 'a']
+FILES = [('x.safetensors', way) for way in PARTS]
+FILES += [('x.pth', way) for way in (*PARTS, *(f'{x}/module' for x in KEYS))]
 
 
-@pytest.mark.parametrize('name', ['x.pth', 'x.safetensors'])
-@pytest.mark.parametrize('part', PARTS)
-def test_wrappers_are_taken_away_in_every_format(part, name, mmseg, tmp_path):
+@pytest.mark.parametrize(('name', 'way'), FILES)
+def test_mappings_and_wrappers_are_gone_through(name, way, mmseg, tmp_path):
   """And counters of averages, which are no tensors of the network."""
+  *keys, wrapper = way.split('/')
   counters = {'n_averaged': np.array(7), 'step': np.array([7.0])}
-  path = saved(tmp_path / name, prefixed(f'{part}.', mmseg) | counters)
-  weights = load_weights(path)
-  assert_same_bits(weights.state_dict, mmseg)
-  assert weights.provenance['part'] == part
-
-
-WAYS = ('model_state_dict', 'net', 'ema', 'ema/module', 'a')
-
-
-@pytest.mark.parametrize('way', WAYS)
-def test_nested_mappings_are_gone_through(way, mmseg, tmp_path):
-  content = prefixed('module.', mmseg)
-  for key in reversed(way.split('/')):
+  content = prefixed(f'{wrapper}.', mmseg) | counters
+  for key in reversed(keys):
     content = {key: content, 'epoch': 3}
-  weights = load_weights(saved(tmp_path / 'x.pth', content))
+  weights = load_weights(saved(tmp_path / name, content))
   assert_same_bits(weights.state_dict, mmseg)
-  assert weights.provenance['part'] == f'{way}/module'
+  assert weights.provenance['part'] == way
 
 
 def test_settings_next_to_weights_are_not_read(mmseg, tmp_path):
@@ -100,6 +85,7 @@ def test_one_of_several_is_taken(content, taken, mmseg, tmp_path, capsys):
   refused(said, load_weights, path, part='momentum')
 
 
+# Prefixes of backbone and decoder, and which modules are to be dropped.
 ENCODERS = [
   ('encoder.', '', ['decoder', 'segmentation_head']),
   ('encoder.model.', '', ['decoder', 'segmentation_head']),
@@ -108,8 +94,9 @@ ENCODERS = [
 
 
 @pytest.mark.parametrize(('prefix', 'outside', 'names'), ENCODERS)
-def test_encoders_are_timms_backbones(prefix, outside, names, timm, tmp_path):
-  """Their decoders are refused."""
+def test_encoders_are_timms(prefix, outside, names, classifier, tmp_path):
+  whole = export_state_dict(*classifier, 'timm')
+  timm = {k: v for k, v in whole.items() if not k.startswith('fc.')}
   modules = ('decoder.blocks.0.conv1.0', 'segmentation_head.0')
   kernel = np.zeros((3, 2, 3, 3), np.float32)
   decoder = {f'{outside}{module}.weight': kernel for module in modules}

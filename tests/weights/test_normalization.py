@@ -56,9 +56,8 @@ def test_prediction_and_export_use_it(source, segmentor):
   assert (labels_by(IMAGENET) != expected).mean() > 0.02
   predictor = rj.from_checkpoint(source)
   assert (predictor.predict(image).labels == expected).mean() >= 0.999
-  program = make_program(
-    model, variables, SIZE, normalization=load_weights(source).normalized()
-  )
+  normalization = load_weights(source).normalized()
+  program = make_program(model, variables, SIZE, normalization=normalization)
   assert (np.asarray(program(image[None])[0][0]) == expected).mean() >= 0.999
 
 
@@ -67,9 +66,8 @@ def test_evaluation_and_training_are_told(source, segmentor):
   console = rich.console.Console(quiet=True)
   found = load_network(config, None, str(source), 'latest', console)
   assert found[3] == OTHER
-  described = Protocol(normalization=OTHER).describe()
-  assert described['mean'] == [10.5, 20, 30]
-  assert described['order'] == 'BGR'
+  told = Protocol(normalization=OTHER).describe()
+  assert (told['mean'], told['order']) == ([10.5, 20, 30], 'BGR')
   assert Protocol().describe().keys() == {'name', 'image_scale'}
   _, notes = start_from(*segmentor, str(source))
   assert notes[1].startswith('its images were normalised by BGR mean (10.5, 20')
@@ -88,8 +86,7 @@ def test_card_shows_names_of_any_text_as_they_are(source):
   card = model_card(about, [])
   reader = MarkdownIt('commonmark').enable(['table', 'strikethrough'])
   html = reader.render(card.partition('## Classes')[2])
-  tags = re.findall(r'<(img|a|code|strong|em|script|h1|del)\b', html)
-  assert tags == []
+  assert not re.search(r'<(img|a|code|strong|em|script|h1|del)\b', html)
   assert html.count('<tr>') == 1 + len(names)
   cells = [x.partition('</td>')[0] for x in html.split('<td>')[2::3]]
   assert cells == [

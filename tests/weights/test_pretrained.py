@@ -7,11 +7,9 @@ from flax.traverse_util import flatten_dict
 from golden.reference import variables_of
 from weights.built import NETWORK, refused, saved, written
 
-from resnest_jax.models.classifier import create_classifier
-from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax import create_classifier, create_segmentor, export_state_dict
 from resnest_jax.weights.pretrained import load_segmentor, load_weights
 from resnest_jax.weights.start import start_from
-from resnest_jax.weights.state_dict import export_state_dict
 
 
 def assert_same(tree, other):
@@ -92,14 +90,13 @@ def test_segmentor_gives_what_fits(changes, anew, said, segmentor, tmp_path):
   source = create_segmentor(NETWORK | changes)
   theirs = variables_of(source, 1)
   path = written(tmp_path / 'x', (source, theirs))
-  variables, notes = start_from(*segmentor, str(path))
+  found, notes = start_from(*segmentor, str(path))
   assert notes[1].startswith('note: assumed, as the file does not say: output')
   assert said in notes[-1 if anew else 0]
   assert len(notes) == (3 if anew else 2)
-  trees = (variables, theirs, segmentor[1])
-  variables, theirs, fresh = map(flatten_dict, trees)
-  assert variables.keys() == fresh.keys()
-  for path, value in variables.items():
+  found, theirs, fresh = map(flatten_dict, (found, theirs, segmentor[1]))
+  assert found.keys() == fresh.keys()
+  for path, value in found.items():
     expected = fresh if anew in path else theirs
     np.testing.assert_array_equal(value, expected[path])
 
