@@ -136,10 +136,8 @@ def test_the_slider_sets_the_opacity(opened, pictures):
   upload(opened, pictures / 'photo.png')
   layers, layer = one(opened, '.layers'), one(opened, '.layers .colours')
   assert layer.value_of_css_property('opacity') == '0.5'
-  for key, opacity, picture in (
-    (Keys.END, '1', decoded(layer)),
-    (Keys.HOME, '0', photograph(opened)),
-  ):
+  ends = (Keys.END, '1', decoded(layer)), (Keys.HOME, '0', photograph(opened))
+  for key, opacity, picture in ends:
     one(opened, SLIDER).send_keys(key)
     wait(opened, f'html[style*="--opacity: {opacity};"]')
     assert layer.value_of_css_property('opacity') == opacity

@@ -67,8 +67,8 @@ def test_classifier_to_every_kind_and_back(kind, official, tmp_path, capsys):
   assert "does not say: ImageNet's normalisation (RGB" in assumed
   assert f" / timm's names: {len(official)} tensors, all placed" in second
   assert f' names: {len(there.state_dict)} tensors, in ' in third
-  weights = converted(tmp_path / kind, tmp_path / 'back', '--to', 'official')
-  assert_same_bits(weights.state_dict, official)
+  back = converted(tmp_path / kind, tmp_path / 'back', '--to', 'official')
+  assert_same_bits(back.state_dict, official)
 
 
 def test_classifier_loses_its_layer_by_name_only(official, tmp_path):

@@ -18,8 +18,9 @@ def ours(segmentor):
   return export_state_dict(*segmentor, 'ours')
 
 
-def refusal(path, state_dict, about):
+def refusal(folder, state_dict, about):
   """How our weights with such a description are refused."""
+  path = folder / 'x.safetensors'
   save_file(state_dict, path, {HEADER_KEY: json.dumps(about)})
   return refused('the description in .* is damaged', load_weights, path)
 
@@ -56,8 +57,7 @@ EACH = [(where, value) for where, values in WRONG for value in values]
 
 @pytest.mark.parametrize(('where', 'value'), EACH)
 def test_what_is_no_description_is_refused(where, value, ours, tmp_path):
-  about = changed(described(), where, value)
-  message = refusal(tmp_path / 'x.safetensors', ours, about)
+  message = refusal(tmp_path, ours, changed(described(), where, value))
   assert message.endswith('Convert again from the original.')
   assert len(message) < 600
   assert '\n' not in message
@@ -66,8 +66,7 @@ def test_what_is_no_description_is_refused(where, value, ours, tmp_path):
 @pytest.mark.parametrize('key', ['task', 'model', 'classes', 'normalization'])
 def test_missing_fields_are_named(key, ours, tmp_path):
   rest = {k: v for k, v in described().items() if k != key}
-  message = refusal(tmp_path / 'x.safetensors', ours, rest)
-  assert f'is damaged: it has no {key}' in message
+  assert f'is damaged: it has no {key}' in refusal(tmp_path, ours, rest)
 
 
 JSON = [

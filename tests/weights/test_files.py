@@ -45,9 +45,9 @@ def test_files_have_the_modes_that_the_umask_leaves(kind, mask, mode, tmp_path):
   assert [path.stat().st_mode & 0o777 for path in files] == [mode, mode]
 
 
+# 0x80, as of pickles, is the first byte of one in 32 files.
 @pytest.mark.parametrize('start', [b'\x80\x38', b'PK\x03\x04'])
 def test_safetensors_whose_length_begins_as_another_format(start, tmp_path):
-  """The first byte is 0x80, as of pickles, in one of 32 files."""
   content = save({'x': np.arange(6.0)})
   end = 8 + int.from_bytes(content[:8], 'little')
   header = content[8:end].ljust(int.from_bytes(start, 'little'))
@@ -94,9 +94,9 @@ def test_half_precision_becomes_float32_exactly(half, torchs, tmp_path):
 
 
 @pytest.mark.parametrize('old', [False, True])
+# Bare, of mmsegmentation 0.x, of timm's training.
 @pytest.mark.parametrize('key', [None, 'state_dict', 'model'])
 def test_pytorch_file_of_either_format(old, key, tmp_path):
-  """Bare, of mmsegmentation 0.x, of timm's training."""
   meta = {'mmseg_version': '0.6.0', 'CLASSES': ['wall', 'sky'], 'iter': 9}
   whole = {key: STATE_DICT, 'meta': meta, 'optimizer': {'lr': [0.1]}}
   path = saved(tmp_path / 'x.pth', whole if key else STATE_DICT, old)
@@ -148,11 +148,11 @@ OTHERS = [
 
 @pytest.mark.parametrize(('write', 'reason'), OTHERS)
 def test_other_files_are_refused_in_our_words(write, reason, tmp_path):
-  """PyTorch would advise to switch the restriction off."""
   path = tmp_path / 'x.pth'
   write(path)
   message = refused(reason, read_weights, path)
   assert message.startswith(str(path))
+  # PyTorch would advise to switch the restriction off.
   assert 'weights_only' not in message
   assert '\n' not in message
 

@@ -28,8 +28,8 @@ FILES += [('x.pth', way) for way in (*PARTS, *(f'{x}/module' for x in KEYS))]
 
 @pytest.mark.parametrize(('name', 'way'), FILES)
 def test_mappings_and_wrappers_are_gone_through(name, way, mmseg, tmp_path):
-  """And counters of averages, which are no tensors of the network."""
   *keys, wrapper = way.split('/')
+  # Of averages, no tensors of the network.
   counters = {'n_averaged': np.array(7), 'step': np.array([7.0])}
   content = prefixed(f'{wrapper}.', mmseg) | counters
   for key in reversed(keys):
@@ -68,7 +68,6 @@ SEVERAL = [
 
 @pytest.mark.parametrize(('content', 'taken'), SEVERAL)
 def test_one_of_several_is_taken(content, taken, mmseg, tmp_path, capsys):
-  """Which is said, and another can be chosen."""
   others = {k: v + v.dtype.type(1) for k, v in mmseg.items()}
   path = saved(tmp_path / 'x.pth', content(mmseg, others))
   converted(path, tmp_path / 'first')

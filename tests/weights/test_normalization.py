@@ -54,8 +54,8 @@ def test_prediction_and_export_use_it(source, segmentor):
 
   expected = labels_by(OTHER)
   assert (labels_by(IMAGENET) != expected).mean() > 0.02
-  predictor = rj.from_checkpoint(source)
-  assert (predictor.predict(image).labels == expected).mean() >= 0.999
+  found = rj.from_checkpoint(source).predict(image).labels
+  assert (found == expected).mean() >= 0.999
   normalization = load_weights(source).normalized()
   program = make_program(model, variables, SIZE, normalization=normalization)
   assert (np.asarray(program(image[None])[0][0]) == expected).mean() >= 0.999
@@ -74,7 +74,6 @@ def test_evaluation_and_training_are_told(source, segmentor):
 
 
 def test_card_shows_names_of_any_text_as_they_are(source):
-  """By the reader of Markdown that rich brings along."""
   names = [
     *('a|b', '<img src=x onerror=alert(1)>', 'line\nbreak\r\n| 9 | row |'),
     *('[link](http://x)', '`code` **bold** _it_', 'back\\slash'),
@@ -84,6 +83,7 @@ def test_card_shows_names_of_any_text_as_they_are(source):
   about |= {'classes': names, 'palette': [[0, 0, 0]] * 7}
   about['provenance'] = {'config': '<script>', 'source': 'a\n# heading'}
   card = model_card(about, [])
+  # Rich brings this reader along.
   reader = MarkdownIt('commonmark').enable(['table', 'strikethrough'])
   html = reader.render(card.partition('## Classes')[2])
   assert not re.search(r'<(img|a|code|strong|em|script|h1|del)\b', html)

@@ -30,8 +30,7 @@ def test_meta_of_mmsegmentation_goes_along(mmseg, tmp_path):
 
 
 def test_files_of_detectron2_say_their_normalization(classifier, tmp_path):
-  model = classifier[0].backbone
-  path = written(tmp_path / 'x', (model, variables_of(model)))
+  path = written(tmp_path / 'x', classifier)
   weights = load_weights(path.rename(tmp_path / 'resnest14_d2-1.pth'))
   assert weights.normalization['mean'] == [123.68, 116.779, 103.939]
 
@@ -63,19 +62,17 @@ def test_classifier_gives_its_backbone(kind, segmentor, classifier, tmp_path):
   assert 'the heads are freshly initialised' in notes
 
 
-@pytest.mark.parametrize('layer', [False, True])
+# Next to its names there may be a classifier's layer.
+@pytest.mark.parametrize('layer', [{}, {'fc.weight': np.zeros((10, 256))}])
 def test_bare_backbone(layer, segmentor, tmp_path):
-  """A bare backbone's names, and maybe a classifier's layer next to them."""
-  model, fresh = segmentor
-  theirs = variables_of(model.backbone, 1)
-  tensors = export_state_dict(model.backbone, theirs, 'mmseg')
+  backbone = segmentor[0].backbone
+  theirs = variables_of(backbone, 1)
+  tensors = export_state_dict(backbone, theirs, 'mmseg')
   assert 'stem.0.weight' in tensors  # As mmpretrain has it.
-  if layer:
-    tensors['fc.weight'] = np.zeros((10, 256), np.float32)
-  path = saved(tmp_path / 'x.safetensors', tensors)
-  variables, notes = start_from(model, fresh, str(path))
+  path = saved(tmp_path / 'x.pth', tensors | layer)
+  variables, notes = start_from(*segmentor, str(path))
   assert_same(variables['params']['backbone'], theirs['params'])
-  assert ("the classifier's layer fc is left out" in notes) == layer
+  assert ("the classifier's layer fc is left out" in notes) == bool(layer)
 
 
 GIVEN = [
