@@ -102,8 +102,8 @@ HOSTILE = [
   ('config', 5, 'config is 5; it must be an object'),
   ('config', {'model': TINY}, 'it has no data'),
   ('config.model.dtype', 'x', "dtype is 'x'"),
-  ('config.model.stage_sizes', [10**9] * 4, r'sizes is \[1000000000, '),
-  ('config.data.image_scale', 30_000, 'scale is 30000; it must be two'),
+  ('config.model.stage_sizes', [10**9] * 4, r'stage_sizes is \[1000000000, '),
+  ('config.data.image_scale', 30_000, 'image_scale is 30000; it must be two'),
   ('palette', [[0, 0, 300]], r'palette is \[\[0, 0, 300\]\]'),
   ('classes', [1, 2], r'classes is \[1, 2\]'),
 ]

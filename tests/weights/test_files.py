@@ -141,7 +141,7 @@ OTHERS = [
   (script, 'holds more than weights'),
   (lambda x: x.touch(), 'neither a safetensors nor a PyTorch'),
   (lambda x: x.write_text('<html>'), 'neither a safetensors nor'),
-  (lambda x: saved(x, {'epoch': 3, 'lr': 0.1}), 'no state.*keys epoch, lr'),
+  (lambda x: saved(x, {'epoch': 3, 'lr': 1}), 'no state dict.*keys epoch, lr'),
   (lambda x: saved(x, [torch.ones(2)]), 'no state dict'),
 ]
 

@@ -75,10 +75,12 @@ def test_bare_backbone(layer, segmentor, tmp_path):
   assert ("the classifier's layer fc is left out" in notes) == bool(layer)
 
 
+NO_HEAD = 'the auxiliary head is freshly initialised: the weights have none'
+NO_LAYER = 'decode_head/classifier/conv_seg are freshly initialised'
 GIVEN = [
   ({}, None, 'starting from'),
-  ({'aux_channels': None}, 'auxiliary_head', 'the weights have none'),
-  ({'num_classes': 3}, 'classifier', 'decode_head/classifier/conv_seg are f'),
+  ({'aux_channels': None}, 'auxiliary_head', NO_HEAD),
+  ({'num_classes': 3}, 'classifier', NO_LAYER),
 ]
 
 
