@@ -6,19 +6,11 @@ import re
 import signal
 import socket
 
+import browser as browsers
 import cv2
 import numpy as np
 import pytest
-from browser import (
-  brightness,
-  decoded,
-  every,
-  on_phone,
-  one,
-  open_browser,
-  plain,
-  set_media,
-)
+from browser import brightness, decoded, every, one, plain
 from data.small_archives import decode
 from evaluation.drawn import smooth_picture
 from hosts import finish, start
@@ -57,17 +49,12 @@ def address(written_run, pictures, tmp_path_factory):
   """The page, served by the command, until Ctrl-C."""
   uploads = tmp_path_factory.mktemp('uploads')
   with socket.create_server(('127.0.0.1', 0)) as proxy:
-    proxy_address = f'http://127.0.0.1:{proxy.getsockname()[1]}'
-    process = start(
-      *('-m', 'resnest_jax.demo', '--weights', written_run),
-      *('--checkpoint', 7, '--port', 0),
-      *('--examples', pictures / 'photo.png', pictures / ODD),
-      devices=1,
-      HTTP_PROXY=proxy_address,
-      HTTPS_PROXY=proxy_address,
-      NO_PROXY='127.0.0.1,localhost',
-      TMPDIR=str(uploads),
-    )
+    to_proxy = f'http://127.0.0.1:{proxy.getsockname()[1]}'
+    variables = {'HTTP_PROXY': to_proxy, 'HTTPS_PROXY': to_proxy}
+    variables |= {'NO_PROXY': '127.0.0.1,localhost', 'TMPDIR': str(uploads)}
+    flags = ('--weights', written_run, '--checkpoint', 7, '--port', 0)
+    flags += ('--examples', pictures / 'photo.png', pictures / ODD)
+    process = start('-m', 'resnest_jax.demo', *flags, devices=1, **variables)
     page = re.compile(r'the page is at (http://127\.0\.0\.1:\d+/)')
     found = next(filter(None, map(page.search, process.stdout)), None)
     assert found, finish(process)
@@ -75,8 +62,7 @@ def address(written_run, pictures, tmp_path_factory):
     assert list(uploads.iterdir()) != []
     # As schedulers do; Ctrl-C goes the same way.
     process.send_signal(signal.SIGTERM)
-    said = finish(process, status=128 + signal.SIGTERM, timeout=SECONDS)
-    assert said == ('', '')
+    assert finish(process, 128 + signal.SIGTERM, SECONDS) == ('', '')
     assert list(uploads.glob('resnest_jax_demo_*')) == []
     # Nothing has asked the proxy for other hosts.
     proxy.setblocking(False)
@@ -87,7 +73,7 @@ def address(written_run, pictures, tmp_path_factory):
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
   profile = tmp_path_factory.mktemp('profile')
-  with open_browser(profile, ('browser', 'performance')) as browser:
+  with browsers.open_browser(profile, ('browser', 'performance')) as browser:
     browser.get('about:blank')
     browser.get_log('performance')  # Of the browser's own start page.
     yield browser
@@ -130,11 +116,10 @@ def test_a_picture_gets_its_classes(opened, written_run, pictures):
   expected = from_checkpoint(written_run).predict(pictures / 'photo.png')
   colours = decoded(one(opened, '.layers .colours'))
   # Another padded shape rounds otherwise.
-  same = (colours == expected.colors()).all(-1)
-  assert same.mean() > 0.999
+  assert (colours == expected.colors()).all(-1).mean() > 0.999
   assert len(np.unique(expected.labels)) > 1
-  error = np.abs(photograph(opened) - expected.image)
-  assert error.mean() < 3  # A JPEG.
+  # A JPEG.
+  assert np.abs(photograph(opened) - expected.image).mean() < 3
   # The table counts the pixels that are shown.
   rows = every(opened, '#legend tbody tr')
   assert rows
@@ -151,10 +136,8 @@ def test_the_slider_sets_the_opacity(opened, pictures):
   upload(opened, pictures / 'photo.png')
   layers, layer = one(opened, '.layers'), one(opened, '.layers .colours')
   assert layer.value_of_css_property('opacity') == '0.5'
-  for key, opacity, picture in (
-    (Keys.END, '1', decoded(layer)),
-    (Keys.HOME, '0', photograph(opened)),
-  ):
+  ends = (Keys.END, '1', decoded(layer)), (Keys.HOME, '0', photograph(opened))
+  for key, opacity, picture in ends:
     one(opened, SLIDER).send_keys(key)
     wait(opened, f'html[style*="--opacity: {opacity};"]')
     assert layer.value_of_css_property('opacity') == opacity
@@ -172,9 +155,7 @@ def test_pictures_are_upright_and_names_are_text(opened, pictures):
   assert np.abs(photograph(opened) - upright).mean() < 5
 
 
-def test_a_broken_file_is_told_and_the_next_one_works(
-  opened, address, pictures
-):
+def test_after_a_broken_file_the_next_works(opened, address, pictures):
   upload(opened, pictures / 'broken.jpg')
   (problem,) = every(opened, '#overlay [role=alert]')
   assert problem.text.startswith('broken.jpg cannot be read as a picture')
@@ -188,12 +169,11 @@ def test_keys_reach_everything(opened):
   """The example is chosen, the opacity set, without a mouse."""
   example = '.gallery-item, .gallery button'
   kinds = ['#picture button', example, SLIDER]
-  visited = {}
+  visited, matches = {}, 'return arguments[0].matches(arguments[1])'
   for _ in range(12):
     opened.switch_to.active_element.send_keys(Keys.TAB)
     element = opened.switch_to.active_element
     for kind in kinds:
-      matches = 'return arguments[0].matches(arguments[1])'
       if opened.execute_script(matches, element, kind):
         visited.setdefault(kind, element)
   assert list(visited) == kinds
@@ -202,19 +182,17 @@ def test_keys_reach_everything(opened):
   assert 'photo.png' in one(opened, '#facts').text
 
 
-def test_page_follows_the_systems_theme_and_fits_a_phone(
-  browser, address, pictures
-):
-  with on_phone(browser):
+def test_page_has_the_systems_theme_on_a_phone(browser, address, pictures):
+  with browsers.on_phone(browser):
     for theme in ('light', 'dark'):
-      set_media(browser, theme)
+      browsers.set_media(browser, theme)
       open_page(browser, address)
       upload(browser, pictures / 'photo.png')
       paper = brightness(browser, 'body', 'background-color')
       ink = brightness(browser, '#legend tbody th', 'color')
       assert (paper > 240, ink < 60) == 2 * (theme == 'light',)
       assert (paper < 30, ink > 200) == 2 * (theme == 'dark',)
-    set_media(browser)
+    browsers.set_media(browser)
     assert 250 < one(browser, '.layers').rect['width'] < 360
 
 
@@ -222,13 +200,10 @@ def test_nothing_is_asked_of_other_hosts(browser, address):
   """Looks at all that the tests above have loaded."""
   open_page(browser, address)
   log = [json.loads(x['message']) for x in browser.get_log('performance')]
-  loaded = [
-    x['message']['params']['request']['url']
-    for x in log
-    if x['message']['method'] == 'Network.requestWillBeSent'
-  ]
+  events = [entry['message'] for entry in log]
+  asked = [x for x in events if x['method'] == 'Network.requestWillBeSent']
+  loaded = [x['params']['request']['url'] for x in asked]
   assert len(loaded) > 10
   ours = (address, 'data:', f'blob:{address}')
   assert [url for url in loaded if not url.startswith(ours)] == []
-  hints = 'link[rel~=preconnect], link[rel~=dns-prefetch]'
-  assert every(browser, hints) == []
+  assert every(browser, 'link[rel~=preconnect], link[rel~=dns-prefetch]') == []

@@ -1,17 +1,23 @@
 """Small networks whose weights are written, read and converted."""
 
 import pytest
-from golden.reference import TINY, variables_of
+from golden.reference import variables_of
+from weights.built import NETWORK
 
-from resnest_jax.models.classifier import create_classifier
-from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax import create_classifier, create_segmentor, export_state_dict
 
 
 @pytest.fixture(scope='session')
 def segmentor():
   """A segmentor and its variables."""
-  model = create_segmentor(TINY | {'dtype': 'float32'})
+  model = create_segmentor(NETWORK)
   return model, variables_of(model)
+
+
+@pytest.fixture(scope='session')
+def mmseg(segmentor):
+  """Its state dict in mmsegmentation's names."""
+  return export_state_dict(*segmentor, 'mmseg')
 
 
 @pytest.fixture(scope='session')

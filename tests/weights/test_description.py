@@ -1,46 +1,28 @@
 """Descriptions of weights that are damaged, hostile or of another type."""
 
-import copy
 import json
 
 import pytest
 import torch
-from golden.reference import TINY
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
+from weights.built import changed, described, refused, tensors, written
 
-from resnest_jax.errors import UserError
 from resnest_jax.untrusted import DEPTH, LENGTH, parse_json
-from resnest_jax.weights.files import HEADER_KEY, write_weights
-from resnest_jax.weights.infer import Description
-from resnest_jax.weights.pretrained import NORMALIZATION, Weights, load_weights
+from resnest_jax.weights.files import HEADER_KEY
+from resnest_jax.weights.pretrained import load_weights
 from resnest_jax.weights.state_dict import export_state_dict
-
-CONFIG = TINY | {'dtype': 'float32'}
 
 
 @pytest.fixture(scope='module')
-def good(segmentor, tmp_path_factory):
-  """The folder of our weights, and their description."""
-  state_dict = export_state_dict(*segmentor, 'ours')
-  about = Weights(
-    *(state_dict, 'ours', Description('segmentor', CONFIG)),
-    *(list('abcdefg'), [[i] * 3 for i in range(7)], NORMALIZATION),
-    *({'source': 'x'}, [64, 48], [32, 32]),
-  ).about()
-  folder = tmp_path_factory.mktemp('good') / 'ours'
-  write_weights(folder, 'ours', state_dict, about)
-  # As JSON has it: no tuples.
-  return folder, json.loads(json.dumps(about))
+def ours(segmentor):
+  return export_state_dict(*segmentor, 'ours')
 
 
-def changed(about, where, value):
-  about = copy.deepcopy(about)
-  *outer, last = where.split('.')
-  section = about
-  for key in outer:
-    section = section[key]
-  section[last] = value
-  return about
+def refusal(folder, state_dict, about):
+  """How our weights with such a description are refused."""
+  path = folder / 'x.safetensors'
+  save_file(state_dict, path, {HEADER_KEY: json.dumps(about)})
+  return refused('the description in .* is damaged', load_weights, path)
 
 
 MANY = [[0, 0, 0]] * 100_000
@@ -70,78 +52,55 @@ WRONG = [
   ('provenance', [None, [], 'me']),
   ('provenance.backbone_known', ['yes', 1, None]),
 ]
+EACH = [(where, value) for where, values in WRONG for value in values]
 
 
-@pytest.mark.parametrize(
-  ('where', 'value'),
-  [
-    pytest.param(where, value, id=f'{where}-{number}-{repr(value)[:20]}')
-    for number, (where, values) in enumerate(WRONG)
-    for value in values
-  ],
-)
-def test_what_is_no_description_is_refused(where, value, good, tmp_path):
-  folder, about = good
-  path = tmp_path / 'x.safetensors'
-  header = {HEADER_KEY: json.dumps(changed(about, where, value))}
-  save_file(load_file(folder / 'model.safetensors'), path, header)
-  with pytest.raises(UserError, match=r'the description in .* is damaged') as x:
-    load_weights(path)
-  message = str(x.value)
+@pytest.mark.parametrize(('where', 'value'), EACH)
+def test_what_is_no_description_is_refused(where, value, ours, tmp_path):
+  message = refusal(tmp_path, ours, changed(described(), where, value))
   assert message.endswith('Convert again from the original.')
   assert len(message) < 600
   assert '\n' not in message
 
 
 @pytest.mark.parametrize('key', ['task', 'model', 'classes', 'normalization'])
-def test_missing_fields_are_named(key, good, tmp_path):
-  folder, about = good
-  path = tmp_path / 'x.safetensors'
-  rest = json.dumps({k: v for k, v in about.items() if k != key})
-  save_file(load_file(folder / 'model.safetensors'), path, {HEADER_KEY: rest})
-  with pytest.raises(UserError, match=f'is damaged: it has no {key}'):
-    load_weights(path)
+def test_missing_fields_are_named(key, ours, tmp_path):
+  rest = {k: v for k, v in described().items() if k != key}
+  assert f'is damaged: it has no {key}' in refusal(tmp_path, ours, rest)
 
 
-@pytest.mark.parametrize(
-  ('text', 'said'),
-  [
-    ('[' * 100_000, 'damaged'),
-    ('{"a":' * (DEPTH + 1) + '0' + '}' * (DEPTH + 1), f'nested {DEPTH} times'),
-    ('{"a": 1e999}', 'it has inf'),
-    ('{"a": NaN}', 'it has nan'),
-    ('{"a": ' + '9' * 5000 + '}', 'damaged'),
-    ('{"a": ' + '9' * 300 + '}', 'a huge number'),
-    ('[]', r'is no object of JSON, but \[\]'),
-    ('"x"', 'is no object'),
-    ('{"a": 1', 'damaged'),
-    ('{}' + ' ' * LENGTH, 'too long'),
-    ('{"a": [' + '0,' * 1_000_000 + '0]}', 'over 1000000 items'),
-    (b'\xff{}', 'damaged'),
-  ],
-)
+JSON = [
+  ('[' * 100_000, 'damaged'),
+  ('{"a":' * (DEPTH + 1) + '0' + '}' * (DEPTH + 1), f'nested {DEPTH} times'),
+  ('{"a": 1e999}', 'it has inf'),
+  ('{"a": NaN}', 'it has nan'),
+  ('{"a": ' + '9' * 5000 + '}', 'damaged'),
+  ('{"a": ' + '9' * 300 + '}', 'a huge number'),
+  ('[]', r'is no object of JSON, but \[\]'),
+  ('"x"', 'is no object'),
+  ('{"a": 1', 'damaged'),
+  ('{}' + ' ' * LENGTH, 'too long'),
+  ('{"a": [' + '0,' * 1_000_000 + '0]}', 'over 1000000 items'),
+  (b'\xff{}', 'damaged'),
+]
+
+
+@pytest.mark.parametrize(('text', 'said'), JSON)
 def test_json_of_others_is_bounded(text, said):
-  with pytest.raises(UserError, match=said) as error:
-    parse_json(text, 'the header')
-  assert len(str(error.value)) < 400
+  assert len(refused(said, parse_json, text, 'the header')) < 400
 
 
-def cycle():
-  about = {'model': {}}
-  about['model']['again'] = about
-  return about
+CYCLE = {'model': {}}
+CYCLE['model']['again'] = CYCLE
 
 
-@pytest.mark.parametrize('about', [cycle(), {'a': {1: 2}}, {'a': b'bytes'}])
-def test_description_in_a_pickle_has_the_types_of_json(
-  about, segmentor, tmp_path
-):
-  state_dict = export_state_dict(*segmentor, 'mmseg')
-  tensors = {k: torch.tensor(v) for k, v in state_dict.items()}
-  torch.save({'state_dict': tensors, HEADER_KEY: about}, tmp_path / 'x.pth')
-  with pytest.raises(UserError, match=r'description in .*x\.pth is damaged'):
-    load_weights(tmp_path / 'x.pth')
+@pytest.mark.parametrize('about', [CYCLE, {'a': {1: 2}}, {'a': b'bytes'}])
+def test_description_in_a_pickle_has_the_types_of_json(about, mmseg, tmp_path):
+  path = tmp_path / 'x.pth'
+  torch.save({'state_dict': tensors(mmseg), HEADER_KEY: about}, path)
+  refused(r'description in .*x\.pth is damaged', load_weights, path)
 
 
-def test_good_descriptions_pass(good):
-  assert load_weights(good[0]).about()['image_scale'] == [64, 48]
+def test_good_descriptions_pass(segmentor, tmp_path):
+  path = written(tmp_path / 'x', segmentor, 'ours', described())
+  assert load_weights(path).image_scale == [64, 48]
