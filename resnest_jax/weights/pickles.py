@@ -20,7 +20,9 @@ TORCH_INSTALL = (
 _BESIDE = re.compile(
   r'(argparse|pathlib|datetime|typing|omegaconf|mmengine|mmcv|ml_collections'
   r'|pytorch_lightning|lightning|lightning_fabric)\.'
-  r'|numpy\.|collections\.defaultdict$|(__builtin__|builtins)\.getattr$'
+  r'|numpy\.|collections\.defaultdict$'
+  # What an enumeration calls, and the defaults of a defaultdict.
+  r'|(__builtin__|builtins)\.(getattr|list|tuple|dict|set|int|float|str|bool)$'
 )
 # PyTorch stores arrays as they are; zip archives that others have packed again
 # are a little smaller than their contents, and bombs a thousand times.
@@ -102,7 +104,7 @@ def _wanted(error: Exception) -> str:
   # The object whose absence is the error, or ''.
   found = re.search(r'GLOBAL (\S+)', str(error))
   name = found[1] if found else ''
-  return f'builtins.{name}' if name == 'getattr' else name
+  return name if '.' in name or not name else f'builtins.{name}'
 
 
 def _why_not(error: Exception) -> str:

@@ -44,7 +44,7 @@ def written(folder, network, kind='mmseg', about=None):
 
 def tensors(content):
   """PyTorch's, of the arrays in a state dict or in mappings with some."""
-  if isinstance(content, dict):
+  if type(content) is dict:
     return {key: tensors(value) for key, value in content.items()}
   return torch.tensor(content) if isinstance(content, np.ndarray) else content
 
