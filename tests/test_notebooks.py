@@ -11,6 +11,7 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import nbformat
@@ -19,7 +20,7 @@ import pytest
 from evaluation.runs import write_run
 from small import small_flags
 
-from notebooks import install, run
+from notebooks import address, install, run
 from resnest_jax import from_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,18 +28,11 @@ KEPT = {
   name: nbformat.read(ROOT / f'notebooks/{name}.ipynb', as_version=4)
   for name in run.NAMES
 }
-FLAGS = ' '.join(
-  small_flags(
-    {
-      **{'model.head': 'fcn', 'model.radix': 1, 'data.doctor_samples': 0},
-      **{'train.batch_size': 2, 'train.pictures': 0, 'eval.overlays': 2},
-    }
-  )
-)
+SMALL = {'model.head': 'fcn', 'model.radix': 1, 'data.doctor_samples': 0}
+SMALL |= {'train.batch_size': 2, 'train.pictures': 0, 'eval.overlays': 2}
+FLAGS = ' '.join(small_flags(SMALL))
 # Of this machine, or of any that ran them: '/home/', not 'runs/home/x'.
-MACHINE_PATH = re.compile(
-  r'(?<![\w.:])/(?:work|tmp|home|root|usr|opt|content)/'
-)
+MACHINE_PATH = r'(?<![\w.:])/(?:work|tmp|home|root|usr|opt|content)/'
 
 each_notebook = pytest.mark.parametrize('name', run.NAMES)
 
@@ -87,11 +81,9 @@ def cell_with(notebook, words):
 
 def execute(name, **parameters):
   """Runs a notebook with one device, compiled quickly."""
-  one = '--xla_force_host_platform_device_count=1'
-  flags = re.sub(r'--xla_force_host\S*', one, os.environ['XLA_FLAGS'])
-  with pytest.MonkeyPatch.context() as monkeypatch:
-    monkeypatch.setenv('XLA_FLAGS', flags)
-    monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  flags = re.sub(r'device_count=\d+', 'device_count=1', os.environ['XLA_FLAGS'])
+  quick = {'XLA_FLAGS': flags, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  with mock.patch.dict(os.environ, quick):
     path = ROOT / f'notebooks/{name}.ipynb'
     notebook = run.execute(path, parameters, cell_timeout=600)
   run.tidy(notebook)
@@ -142,28 +134,25 @@ def test_own_data_predicts_with_what_it_has_trained(own_data):
   model = from_checkpoint(folder / 'run', checkpoint='best')
   assert model.classes == ('background', 'sky', 'plants', 'person')
   paths = sorted((folder / 'drawn' / 'images').iterdir())[:3]
-  lines = text_of(cell_with(notebook, 'model.predict(pictures)')).split('\n')
+  said = text_of(cell_with(notebook, 'model.predict(pictures)'))
+  lines = filter(None, said.split('\n'))
   # After contact sheets of doctor and evaluation, and curves.
-  for path, prediction, picture, line in zip(
-    *(paths, model.predict(paths), shown_by(notebook)[3:]),
-    filter(None, lines),
-    strict=True,
-  ):
+  pictures = shown_by(notebook)[3:]
+  each = zip(paths, model.predict(paths), pictures, lines, strict=True)
+  for path, prediction, picture, line in each:
     assert line.startswith(f'{path.name} background ')
     same = (np.abs(picture.astype(int) - prediction.overlay()) < 40).all(-1)
     assert same.mean() > 0.98, path
-    shares = [int(share) for share in re.findall(r' (\d+)%', line)]
+    shares = [*map(int, re.findall(r' (\d+)%', line))]
     counts = np.bincount(prediction.labels.ravel(), minlength=4)
     assert shares == pytest.approx(100 * counts / counts.sum(), abs=1.5)
 
 
 @pytest.mark.long
 def test_predict_keeps_the_label_maps(tmp_path):
-  workdir = write_run(tmp_path / 'run')
-  rng = np.random.default_rng(0)
-  image = cv2.resize(rng.integers(0, 256, (4, 5, 3), np.uint8), (120, 90))
-  picture = str(tmp_path / 'a_picture.png')
-  cv2.imwrite(picture, image)
+  workdir, picture = write_run(tmp_path / 'run'), f'{tmp_path}/a_picture.png'
+  noise = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+  cv2.imwrite(picture, cv2.resize(noise, (120, 90)))
   where = {'weights': str(workdir), 'out': str(tmp_path / 'out')}
   notebook = execute('predict', pictures=[picture], **where)
   model = from_checkpoint(workdir)
@@ -184,8 +173,7 @@ def test_predict_keeps_the_label_maps(tmp_path):
 @each_notebook
 def test_kept_outputs_are_those_of_a_whole_run(name):
   cells = code(KEPT[name])
-  numbers = [cell.execution_count for cell in cells]
-  assert numbers == list(range(1, len(cells) + 1))
+  assert [x.execution_count for x in cells] == [*range(1, len(cells) + 1)]
   assert not any('Traceback' in text_of(cell) for cell in cells)
   shown = shown_by(KEPT[name])
   assert len(shown) >= {'ade20k_mini': 3, 'own_data': 6, 'predict': 4}[name]
@@ -197,14 +185,11 @@ def test_kept_outputs_are_those_of_a_whole_run(name):
 @each_notebook
 def test_kept_files_are_small_and_name_no_machine(name):
   assert (ROOT / f'notebooks/{name}.ipynb').stat().st_size < 1_000_000
-  for cell in code(KEPT[name]):
-    texts = [text_of(cell)]
-    for output in cell.outputs:
-      data = output.get('data', {})
-      texts += [data[kind] for kind in data if kind.startswith('text/')]
+  for output in (x for cell in code(KEPT[name]) for x in cell.outputs):
+    data = output.get('data', {'text/plain': output.get('text', '')})
+    text = '\n'.join(data[kind] for kind in data if kind.startswith('text/'))
     # Pictures inside of a report are letters and slashes, too.
-    text = re.sub(r'base64,[\w+/=]*', '', '\n'.join(texts))
-    assert MACHINE_PATH.findall(text) == []
+    assert not re.findall(MACHINE_PATH, re.sub(r'base64,[\w+/=]*', '', text))
 
 
 @each_notebook
@@ -228,16 +213,14 @@ def test_unknown_parameters_are_refused():
 
 def addresses(root):
   """The repositories that each file names as this project's, in order."""
-  place = re.compile(
+  place = (
     r'(?:git clone .*|Repository = .|repository = .)https://github\.com/'
     r'([\w-]+/[\w.-]+)|colab\.research\.google\.com/github/([\w-]+/[^/]+)/'
   )
   files = ['README.md', 'docs/install.md', 'docs/start.md', 'pyproject.toml']
   files += [f'notebooks/{name}.ipynb' for name in run.NAMES]
-  return {
-    file: [a or b for a, b in place.findall((root / file).read_text())]
-    for file in files
-  }
+  texts = {file: (root / file).read_text() for file in files}
+  return {x: [*map(''.join, re.findall(place, texts[x]))] for x in files}
 
 
 def expected_addresses(*repository):
@@ -253,24 +236,28 @@ def test_the_kept_files_name_one_address_or_none():
 
 
 def copy_project(target, *names):
+  target.mkdir(parents=True, exist_ok=True)
   for name in names:
     copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
     copy(ROOT / name, target / name)
 
 
-def give_address(folder, address):
-  """Runs the command in a copy; returns what it complains about."""
-  if not (folder / 'notebooks').exists():
-    copy_project(folder, 'notebooks', 'docs', 'README.md', 'pyproject.toml')
-  command = [sys.executable, 'notebooks/address.py', address]
-  done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-  assert done.returncode == bool(done.stderr)
-  return done.stderr
+@pytest.fixture
+def give_address(tmp_path, monkeypatch):
+  """Runs the command in a copy of the project."""
+  copy_project(tmp_path, 'notebooks', 'docs', 'README.md', 'pyproject.toml')
+  monkeypatch.setattr(address, 'ROOT', tmp_path)
+
+  def give(text):
+    monkeypatch.setattr(sys, 'argv', ['address.py', text])
+    address.main()
+
+  return give
 
 
-def test_an_address_is_written_everywhere_and_replaced(tmp_path):
+def test_an_address_is_written_everywhere_and_replaced(tmp_path, give_address):
   for repository in ('some-one/resnest.2', 'a/b', 'a/b'):
-    assert not give_address(tmp_path, f'https://github.com/{repository}')
+    give_address(f'https://github.com/{repository}')
     assert addresses(tmp_path) == expected_addresses(repository)
   project = tomllib.loads((tmp_path / 'pyproject.toml').read_text())['project']
   assert project['urls'] == {'Repository': 'https://github.com/a/b'}
@@ -286,15 +273,21 @@ def test_an_address_is_written_everywhere_and_replaced(tmp_path):
     assert badge in (tmp_path / 'README.md').read_text()
 
 
-def test_a_malformed_address_is_refused(tmp_path):
+def test_a_malformed_address_is_refused(tmp_path, give_address):
   github = 'https://github.com/a/b'
   for wrong in ('github.com/a/b', f'{github}/', f'{github}.git'):
-    said = give_address(tmp_path, wrong)
-    assert f"error: the arguments are ['{wrong}']. Give one" in said
-    assert addresses(tmp_path) == addresses(ROOT)
+    told = re.escape(f"error: the arguments are ['{wrong}']. Give one")
+    with pytest.raises(SystemExit, match=told):
+      give_address(wrong)
+  assert addresses(tmp_path) == addresses(ROOT)
 
 
 # --- The cell that finds and installs the project ----------------------------
+
+
+def start(command, folder, **environment):
+  options = {'cwd': folder, 'env': os.environ | environment, 'text': True}
+  return subprocess.run(command, capture_output=True, **options)
 
 
 def first_cells(folder, before='', python=sys.executable, **parameters):
@@ -303,8 +296,7 @@ def first_cells(folder, before='', python=sys.executable, **parameters):
   lines = [f'{key} = {value!r}' for key, value in parameters.items()]
   found = "import importlib.util as i; print(i.find_spec('resnest_jax').origin)"
   cells = '\n'.join([before, first, *lines, second, found])
-  command = [str(python), '-c', cells]
-  return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+  return start([python, '-c', cells], folder)
 
 
 @pytest.fixture
@@ -312,11 +304,8 @@ def uploaded(tmp_path):
   """The folder that a notebook starts in, and the project elsewhere."""
   project, folder = tmp_path / 'there/project', tmp_path / 'here'
   folder.mkdir()
-  project.mkdir(parents=True)
-  copy_project(
-    *(project, 'resnest_jax', 'notebooks', 'configs', 'pyproject.toml'),
-    *('requirements.txt', 'train.py'),
-  )
+  files = 'pyproject.toml', 'requirements.txt', 'train.py'
+  copy_project(project, 'resnest_jax', 'notebooks', 'configs', *files)
   return folder, project
 
 
@@ -382,13 +371,8 @@ def test_a_session_like_colabs_gets_what_is_missing(uploaded):
     'train.py --config configs/ade20k_pspnet.py:mini --workdir run '
     f'--config.data.data_dir=data --config.train.total_steps=1 {FLAGS}',
   ):
-    done = subprocess.run(
-      [python, *words.split()],
-      cwd=folder / 'resnest-jax',
-      env=os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
-      capture_output=True,
-      text=True,
-    )
+    quick = {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+    done = start([python, *words.split()], folder / 'resnest-jax', **quick)
     assert done.returncode == 0, done.stderr
   assert 'step 1/1  loss' in done.stdout
 
@@ -396,26 +380,25 @@ def test_a_session_like_colabs_gets_what_is_missing(uploaded):
 # --- What runs and installs them ---------------------------------------------
 
 
-@pytest.mark.parametrize(
-  ('written', 'seen'),
-  [
-    (' 1/3\r 2/3\r 3/3\r\ndone\n', ' 3/3\ndone\n'),
-    ('\x1b[1mbold\x1b[0m \x1b[?25l', 'bold'),
-    ('one\ntwo\x1b[1A\r\x1b[2Knew', 'new\ntwo'),
-    ('12%\x1b[2K\r34%', '34%'),
-  ],
-)
-def test_screens_show_what_is_left_in_the_end(written, seen):
-  assert run.screen(written) == seen
+SCREENS = {
+  ' 1/3\r 2/3\r 3/3\r\ndone\n': ' 3/3\ndone\n',
+  '\x1b[1mbold\x1b[0m \x1b[?25l': 'bold',
+  'one\ntwo\x1b[1A\r\x1b[2Knew': 'new\ntwo',
+  '12%\x1b[2K\r34%': '34%',
+}
+
+
+@pytest.mark.parametrize('written', SCREENS)
+def test_screens_show_what_is_left_in_the_end(written):
+  assert run.screen(written) == SCREENS[written]
 
 
 def test_pieces_of_text_become_one():
-  def stream(text, name='stdout'):
-    return nbformat.v4.new_output('stream', name=name, text=text)
-
-  picture = nbformat.v4.new_output('display_data', data={'text/plain': 'x'})
-  given = [stream('a'), stream('b', 'stderr'), picture, stream('c')]
-  found = list(run.merged(given))
+  new = nbformat.v4.new_output
+  a, b, c = (new('stream', name='stdout', text=text) for text in 'abc')
+  b.name = 'stderr'
+  picture = new('display_data', data={'text/plain': 'x'})
+  found = list(run.merged([a, b, picture, c]))
   assert [x.get('text') for x in found] == ['ab', None, 'c']
 
 
@@ -431,25 +414,23 @@ def test_large_pictures_become_small_ones():
   assert list(small) == ['image/png']
 
 
-@pytest.mark.parametrize(
-  ('tpu', 'driver', 'extra'),
-  [
-    (True, None, 'tpu'),
-    (False, None, ''),
-    (False, '580.65.06, 7.5', 'cuda13'),
-    (False, '580.65.06, 6.0', 'cuda12'),
-    (False, '525.60.13, 9.0\n525.60.13, 9.0', 'cuda12'),
-  ],
-)
-def test_jax_gets_what_the_device_needs(
-  tpu, driver, extra, tmp_path, monkeypatch
-):
-  if driver is not None:  # A program that says it.
+EXTRAS = {
+  None: '',
+  '580.65.06, 7.5': 'cuda13',
+  '580.65.06, 6.0': 'cuda12',
+  '525.60.13, 9.0\n525.60.13, 9.0': 'cuda12',
+}
+
+
+@pytest.mark.parametrize('driver', EXTRAS)
+def test_jax_gets_what_the_device_needs(driver, tmp_path, monkeypatch):
+  if driver:  # A program that says it.
     program = tmp_path / 'nvidia-smi'
     program.write_text(f"#!/bin/sh\necho '{driver}'\n")
     program.chmod(0o755)
   monkeypatch.setenv('PATH', f'{tmp_path}:/bin' if driver else str(tmp_path))
-  assert install.choose_extra(tpu, *install.nvidia()) == extra
+  assert install.choose_extra(False, *install.nvidia()) == EXTRAS[driver]
+  assert install.choose_extra(True, *install.nvidia()) == 'tpu'
 
 
 def test_an_old_driver_is_told():
@@ -460,22 +441,18 @@ def test_an_old_driver_is_told():
 def test_tpus_are_found(tmp_path):
   folder = tmp_path / '0000:00:05.0'
   folder.mkdir()
-  for vendor, device, expected in (
-    ('0x1ae0', '0x0063', True),  # TPU v5e.
-    ('0x1ae0', '0x0042', False),  # Google's network card.
-    ('0x10de', '0x0063', False),
-  ):
-    (folder / 'vendor').write_text(f'{vendor}\n')
-    (folder / 'device').write_text(f'{device}\n')
-    assert install.has_tpu(tmp_path) == expected
+  # A TPU v5e, a network card of Google's, and another vendor's device.
+  for name in ('0x1ae0 0x0063', '0x1ae0 0x0042', '0x10de 0x0063'):
+    for file, number in zip(('vendor', 'device'), name.split(), strict=True):
+      (folder / file).write_text(f'{number}\n')
+    assert install.has_tpu(tmp_path) == (name == '0x1ae0 0x0063')
   assert not install.has_tpu(tmp_path / 'nowhere')
 
 
 def test_tpus_are_those_that_jax_knows():
   from jax._src import hardware_utils
 
-  known = hardware_utils._TPU_PCI_DEVICE_IDS
-  assert set(install.TPUS) <= set(known)
+  assert set(install.TPUS) <= set(hardware_utils._TPU_PCI_DEVICE_IDS)
   assert install.GOOGLE == hardware_utils._GOOGLE_PCI_VENDOR_ID
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from hosts import finish, start
 from trouble import small_disk
 
 from resnest_jax import __main__
@@ -27,36 +28,58 @@ MISTAKES = {
     'with --weights, --out, --sizes, --checkpoint.'
   ),
 }
-TRY_ALL = """
-import json, runpy, sys
-from resnest_jax.errors import UserError
-said = []
-for sys.argv in json.loads(sys.argv[1]):
-  try:
-    runpy.run_path(sys.argv[0])['main']()
-  except UserError as error:
-    said.append(str(error))
-print(json.dumps([said, list(sys.modules)]))
+# Runs each as a program; prints status and errors of all, and their modules.
+RUN_ALL = """
+import contextlib, io, json, runpy, sys
+ended = []
+for words in json.loads(sys.argv[1]):
+  said = io.StringIO()
+  with contextlib.redirect_stderr(said):
+    try:
+      sys.argv = words[words[0] == '-m':]
+      if words[0] == '-m':
+        for name in (words[1], f'{words[1]}.__main__'):
+          sys.modules.pop(name, None)  # Of which runpy would warn.
+        runpy.run_module(words[1], run_name='__main__', alter_sys=True)
+      else:
+        runpy.run_path(words[0], run_name='__main__')
+    except SystemExit as end:
+      ended.append((end.code, said.getvalue()))
+print('ended', json.dumps([ended, list(sys.modules)]))
 """
 
 
-def test_mistakes_in_the_command_line_are_told_at_once(run_script):
+@pytest.fixture
+def run_all(run_script):
+  def run(commands):
+    words = json.dumps([command.split() for command in commands])
+    printed = run_script('-c', RUN_ALL, words).stdout
+    ended, modules = json.loads(printed.rpartition('ended ')[2])
+    for command, (status, said) in zip(commands, ended, strict=True):
+      assert (status, said.count('\n')) == (1, 1), (command, said)
+      assert said.startswith('error: ')
+    return [said for _, said in ended], set(modules)
+
+  return run
+
+
+def test_mistakes_in_the_command_line_are_told_at_once(run_all):
   """Before the packages are imported that take seconds."""
-  commands = json.dumps([command.split() for command in MISTAKES])
-  said, imported = json.loads(run_script('-c', TRY_ALL, commands).stdout)
+  said, modules = run_all(MISTAKES)
   for expected, message in zip(MISTAKES.values(), said, strict=True):
     assert expected in message
-  assert {'argparse', 'resnest_jax.flags'} <= set(imported)
+  assert {'argparse', 'resnest_jax.flags'} <= modules
   heavy = {'cv2', 'grain', 'jax', 'orbax.checkpoint', 'rich', 'tensorflow'}
-  assert not heavy & set(imported)
+  assert not heavy & modules
 
 
 LONG = 'x' * 5000
+FOLDER = '--config configs/folder.py --workdir x'
 HOSTILE = (
   f'train.py --config {LONG} --workdir x',
-  f'train.py --config configs/folder.py --workdir x --config.seed={10**20}',
-  f'train.py --config configs/folder.py --workdir x --config.name{LONG}=1',
-  f'eval.py --config configs/folder.py --weights {LONG} --workdir x',
+  f'train.py {FOLDER} --config.seed={10**20}',
+  f'train.py {FOLDER} --config.name{LONG}=1',
+  f'eval.py {FOLDER} --weights {LONG}',
   f'predict.py --weights w --out y {LONG}',
   f'export.py --weights {LONG} --out y',
   f'export.py --weights w --out {LONG}',
@@ -71,37 +94,10 @@ HOSTILE = (
   f'-m resnest_jax.evaluation.submission validate {LONG}',
   '-m resnest_jax.evaluation.submission cityscapes --prediction p',
 )
-RUN_ALL = """
-import contextlib, io, json, runpy, sys
-ended = []
-for words in json.loads(sys.argv[1]):
-  said = io.StringIO()
-  status = None
-  with contextlib.redirect_stderr(said):
-    try:
-      if words[0] == '-m':
-        sys.argv = words[1:]
-        for name in (words[1], f'{words[1]}.__main__'):
-          sys.modules.pop(name, None)  # Of which runpy would warn.
-        runpy.run_module(words[1], run_name='__main__', alter_sys=True)
-      else:
-        sys.argv = words
-        runpy.run_path(words[0], run_name='__main__')
-    except SystemExit as end:
-      status = end.code
-  ended.append((status, said.getvalue()))
-print('ended', json.dumps(ended))
-"""
 
 
-def test_absurd_command_lines_end_with_a_line(run_script):
-  commands = json.dumps([command.split() for command in HOSTILE])
-  printed = run_script('-c', RUN_ALL, commands).stdout
-  ended = json.loads(printed.rpartition('ended ')[2])
-  for command, (status, said) in zip(HOSTILE, ended, strict=True):
-    assert (status, said.count('\n')) == (1, 1), (command, said)
-    (line,) = said.splitlines()
-    assert line.startswith('error: ')
+def test_absurd_command_lines_end_with_a_line(run_all):
+  for line in run_all(HOSTILE)[0]:
     assert 'fault of resnest-jax' not in line
     if 'cannot be used' in line:
       assert 'x ... x' in line
@@ -111,36 +107,29 @@ def test_absurd_command_lines_end_with_a_line(run_script):
 HANGS = "print('ready', flush=True)\nimport time\ntime.sleep(60)\n"
 
 
-@pytest.mark.parametrize(
-  ('command', 'module'),
-  [
-    ('train.py', 'ml_collections'),
-    ('eval.py', 'ml_collections'),
-    ('-m resnest_jax.data.prepare', 'tensorflow_datasets'),
-    ('-m resnest_jax.data.doctor', 'rich'),
-    ('-m resnest_jax.data.mini', 'cv2'),
-    ('-m resnest_jax.data.mini_cityscapes', 'cv2'),
-    ('-m resnest_jax.weights.convert', 'flax'),
-    ('-m resnest_jax.evaluation.submission', 'cv2'),
-  ],
-)
+# A program, and a package that it imports.
+IMPORTS = [
+  ('train.py', 'ml_collections'),
+  ('eval.py', 'ml_collections'),
+  ('-m resnest_jax.data.prepare', 'tensorflow_datasets'),
+  ('-m resnest_jax.data.doctor', 'rich'),
+  ('-m resnest_jax.data.mini', 'cv2'),
+  ('-m resnest_jax.data.mini_cityscapes', 'cv2'),
+  ('-m resnest_jax.weights.convert', 'flax'),
+  ('-m resnest_jax.evaluation.submission', 'cv2'),
+]
+
+
+@pytest.mark.parametrize(('command', 'module'), IMPORTS)
 def test_interrupt_during_the_imports_ends_with_a_line(
   root, tmp_path, command, module
 ):
   (tmp_path / f'{module}.py').write_text(HANGS)
-  process = subprocess.Popen(
-    [sys.executable, *command.split()],
-    cwd=root,
-    env=os.environ | {'PYTHONPATH': f'{tmp_path}{os.pathsep}{root}'},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  path = f'{tmp_path}{os.pathsep}{root}'
+  process = start(*command.split(), devices=1, PYTHONPATH=path)
   assert process.stdout.readline() == 'ready\n'
   process.send_signal(signal.SIGINT)
-  _, err = process.communicate(timeout=30)
-  assert process.returncode == 130
-  (line,) = err.splitlines()
+  (line,) = finish(process, status=130, timeout=30)[1].splitlines()
   assert line.startswith('stopped')
 
 
@@ -160,20 +149,14 @@ def test_commands_have_their_name_in_help_and_errors(name, monkeypatch, capsys):
 def test_missing_browser_is_said_with_what_to_install(root, tmp_path):
   (tmp_path / 'id').symlink_to(shutil.which('id'))  # And no apt-get.
 
-  def find():
-    return subprocess.run(
-      [shutil.which('bash'), root / 'tests/find_browser.sh'],
-      env={'PATH': str(tmp_path)},
-      capture_output=True,
-      text=True,
-    )
-
-  process = find()
+  command = [shutil.which('bash'), root / 'tests/find_browser.sh']
+  path = {'PATH': str(tmp_path)}
+  process = subprocess.run(command, env=path, capture_output=True, text=True)
   assert process.returncode == 1
   assert 'apt install chromium chromium-driver' in process.stderr
   for name in ('chromedriver', 'google-chrome'):
     (tmp_path / name).symlink_to(shutil.which('id'))
-  assert find().returncode == 0
+  subprocess.run(command, env=path, check=True)
 
 
 def test_full_disk_is_told_in_one_line(tmp_path, capsys):
