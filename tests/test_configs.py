@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,16 +12,8 @@ import numpy as np
 import pytest
 
 import resnest_jax as rj
-from resnest_jax.config import (
-  config_to_json,
-  differences,
-  fit_num_classes,
-  flag_parser,
-  flatten,
-  load_config,
-  load_run_config,
-  parse_flags,
-)
+from resnest_jax import config as configs
+from resnest_jax.config import differences, flatten, load_config
 from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS, KEYS
 from resnest_jax.errors import UserError
 from resnest_jax.flags import command_line
@@ -32,10 +25,8 @@ FILES = sorted(f for f in FOLDER.glob('*.py') if f.stem != 'common')
 ROWS = [f for f in FILES if f.stem != 'folder']
 ROW = 'ade20k_pspnet'
 # Lines 1 to 3 of a file.
-FUNCTION = """from configs import common
-def get_config():
-  c = common.get_config()
-"""
+FUNCTION = 'from configs import common\ndef get_config():\n'
+FUNCTION += '  c = common.get_config()\n'
 
 each_file = pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 each_row = pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
@@ -59,9 +50,8 @@ def test_row_is_named_after_its_file_and_documented(path):
 def test_mini_changes_sizes_only(path):
   row, mini = flatten(load_config(path)), flatten(load_config(f'{path}:mini'))
   changed = {key for key in row if row[key] != mini[key]}
-  assert mini['model.stage_sizes'] == (1, 1, 1, 1)
-  suffix = '' if path.stem == 'folder' else '_mini'
-  assert mini['data.name'] == f'{row["data.name"]}{suffix}'
+  name = row['data.name'] + ('' if path.stem == 'folder' else '_mini')
+  assert (mini['model.stage_sizes'], mini['data.name']) == ((1, 1, 1, 1), name)
   assert mini['train.total_steps'] <= row['train.total_steps'] / 100
   assert not changed & {
     *('model.head', 'model.backbone', 'model.output_stride'),
@@ -90,18 +80,8 @@ def test_network_can_be_built(path):
     assert logits.shape == expected
 
 
+# Long and short edge, crop, classes, steps, batch.
 PUBLISHED = {
-  'model.backbone': 'resnest101',
-  'model.output_stride': 8,
-  'model.dilation_rule': 'mmseg',
-  'data.scale_range': (0.5, 2.0),
-  'optimizer.learning_rate': 0.01,
-  'optimizer.weight_decay': 0.0005,
-  'loss.aux_weight': 0.4,
-}
-DIFFERENT = ('data.image_scale', 'data.crop_size', 'model.num_classes')
-DIFFERENT += ('train.total_steps', 'train.batch_size')
-OF_DATA = {
   'ade20k': ((2048, 512), (512, 512), 150, 160_000, 16),
   'cityscapes': ((2048, 1024), (512, 1024), 19, 80_000, 8),
 }
@@ -109,11 +89,16 @@ OF_DATA = {
 
 @each_row
 def test_row_is_the_published_recipe(path):
-  config = flatten(load_config(path))
-  data, head = path.stem.split('_')
-  recipe = PUBLISHED | dict(zip(DIFFERENT, OF_DATA[data], strict=True))
-  recipe |= {'data.name': data, 'model.head': head}
-  assert {key: config[key] for key in recipe} == recipe
+  name, head = path.stem.split('_')
+  config = load_config(path)
+  data, model, train = config.data, config.model, config.train
+  sizes = data.image_scale, data.crop_size, model.num_classes
+  assert (*sizes, train.total_steps, train.batch_size) == PUBLISHED[name]
+  assert (data.name, data.scale_range) == (name, (0.5, 2.0))
+  assert (model.head, model.backbone) == (head, 'resnest101')
+  assert (model.output_stride, model.dilation_rule) == (8, 'mmseg')
+  rates = config.optimizer.learning_rate, config.optimizer.weight_decay
+  assert (*rates, config.loss.aux_weight) == (0.01, 0.0005, 0.4)
 
 
 def test_number_of_classes_is_that_of_the_data():
@@ -122,10 +107,10 @@ def test_number_of_classes_is_that_of_the_data():
   with is_refused(r'0 by the number of the data set'):
     rj.create_segmentor(config.model)
   for _ in range(2):
-    fit_num_classes(config, 7)
+    configs.fit_num_classes(config, 7)
     assert config.model.num_classes == 7
   with is_refused('folder has 8 classes. Set --config.model.num_classes=8'):
-    fit_num_classes(config, 8)
+    configs.fit_num_classes(config, 8)
 
 
 def test_config_is_locked():
@@ -150,8 +135,7 @@ READ = [
 @pytest.mark.parametrize(('key', 'given', 'value'), READ)
 def test_override_is_read_as_the_type_of_its_key(key, given, value):
   result = flatten(load_config(ROW, {key: given}))[key]
-  assert result == value
-  assert type(result) is type(value)
+  assert (result, type(result)) == (value, type(value))
 
 
 WRONG = [
@@ -229,53 +213,33 @@ def test_channels_that_groups_cannot_share_are_refused(values, message):
 def test_every_key_has_its_facts():
   """Those of sections stand for keys that earlier versions had, too."""
   flat = flatten(load_config(ROW))
-  sections = KEYS.keys() - flat.keys()
-  assert sections == {'mesh', 'eval'}
-  assert flat.keys() <= KEYS.keys()
-  assert flat.keys() >= set(SYNONYMS.values())
-  assert 'data.prefetch' in FREE_KEYS
+  assert KEYS.keys() ^ flat.keys() == {'mesh', 'eval'}
+  assert {'mesh', 'eval', 'data.prefetch', *HOST_KEYS} < set(FREE_KEYS)
   assert 'train.batch_size' not in FREE_KEYS
-  assert sections < set(FREE_KEYS)
-  assert set(HOST_KEYS) < set(FREE_KEYS)
+  assert flat.keys() >= set(SYNONYMS.values())
 
 
-NEAREST = [
-  ('model.dropuot', 'did you mean model.dropout?'),
-  ('batch_size', 'did you mean eval.batch_size or train.batch_size?'),
-  ('loss', 'keys loss.aux_weight, loss.avg_non_ignore'),
-  ('loss.lovas', 'did you mean loss.terms.lovasz?'),
-  ('optimizer.warmup', 'optimizer.warmup_ratio or optimizer.warmup_steps?'),
-  ('optimizer.lr', 'did you mean optimizer.learning_rate?'),
-  ('optim.LR', 'did you mean optimizer.learning_rate?'),
-  ('load_from', 'did you mean pretrained?'),
-  ('train.epochs', 'did you mean train.total_steps?'),
-  ('lr', 'did you mean optimizer.learning_rate?'),
-  ('wd', 'did you mean optimizer.weight_decay?'),
-  ('train.max_iters', 'did you mean train.total_steps?'),
-  ('model.arch', 'did you mean model.backbone?'),
-  ('xyz', 'configs/common.py'),
-  ('train.accumulation', 'removed; train.remat=stages'),
-]
+NEAREST = {
+  'did you mean model.dropout?': ['model.dropuot'],
+  'did you mean eval.batch_size or train.batch_size?': ['batch_size'],
+  'keys loss.aux_weight, loss.avg_non_ignore': ['loss'],
+  'did you mean loss.terms.lovasz?': ['loss.lovas'],
+  'optimizer.warmup_ratio or optimizer.warmup_steps?': ['optimizer.warmup'],
+  'did you mean optimizer.learning_rate?': ['optimizer.lr', 'optim.LR', 'lr'],
+  'did you mean optimizer.weight_decay?': ['wd'],
+  'did you mean pretrained?': ['load_from'],
+  'did you mean train.total_steps?': ['train.epochs', 'train.max_iters'],
+  'did you mean model.backbone?': ['model.arch'],
+  'configs/common.py': ['xyz'],
+  'removed; train.remat=stages': ['train.accumulation'],
+}
 
 
-@pytest.mark.parametrize(('key', 'nearest'), NEAREST)
-def test_unknown_key_names_the_nearest(key, nearest):
-  with is_refused(f'unknown config key {key!r}.*{re.escape(nearest)}'):
-    load_config(ROW, {key: '1'})
-
-
-NO_ROWS = [
-  ('nope.py', r'there is no .*nope\.py.*ade20k_pspnet'),
-  ('ade20k_psp', r'ade20k_psp.*did you mean ade20k_pspnet\?.*, folder\.'),
-  ('ade20k_pspnet.py:big', r"'big'.*accepted: 'mini'"),
-  ('common.py', r'common\.py holds .*ade20k_pspnet'),
-]
-
-
-@pytest.mark.parametrize(('name', 'message'), NO_ROWS)
-def test_what_is_no_row_names_those_there_are(name, message):
-  with is_refused(message):
-    load_config(FOLDER / name)
+@pytest.mark.parametrize('nearest', NEAREST)
+def test_unknown_key_names_the_nearest(nearest):
+  for key in NEAREST[nearest]:
+    with is_refused(f'unknown config key {key!r}.*{re.escape(nearest)}'):
+      load_config(ROW, {key: '1'})
 
 
 @pytest.mark.parametrize('name', ['folder', 'configs/folder'])
@@ -308,26 +272,31 @@ MISTAKES = {
   ),
   r'own\.py, line 2: RecursionE': 'def get_config():\n  return get_config()',
 }
+for key, accepted in (
+  ('data.folder.mask_suffix', 'a string'),
+  ('data.crop_size', 'numbers with commas'),
+  ('train.total_steps', 'a whole number'),
+  ('eval.flip', 'true or false'),
+):
+  message = f'config.{key} is None; it must be {accepted}'
+  MISTAKES[message] = f'{FUNCTION}  c.{key} = None\n  return c'
 
 
 @pytest.mark.parametrize('message', MISTAKES)
-def test_mistake_in_a_config_file_is_reported_with_its_line(tmp_path, message):
+def test_mistake_in_a_config_file_is_reported(tmp_path, message):
   (tmp_path / 'own.py').write_text(MISTAKES[message])
   with is_refused(message):
     load_config(tmp_path / 'own.py')
 
 
 def test_tilde_is_the_home_folder_wherever_a_word_or_value_starts(monkeypatch):
-  monkeypatch.setenv('HOME', '/home/me')
+  monkeypatch.setenv('HOME', '/me')
   given = ['--config', ROW, '--workdir=~', '--config.data.data_dir=~/x~']
-  flags = parse_flags(flag_parser('test'), given)
-  assert flags.workdir == Path('/home/me')
-  assert flags.config.data.data_dir == '/home/me/x~'
+  flags = configs.parse_flags(configs.flag_parser('test'), given)
+  assert (flags.workdir, flags.config.data.data_dir) == (Path('/me'), '/me/x~')
   words = '~/a --out ~ --archive=~/b=~ a~ --x=a/~ ~no-such-user/c'
-  assert ' '.join(command_line(words.split())) == (
-    '/home/me/a --out /home/me --archive=/home/me/b=~ a~ --x=a/~ '
-    '~no-such-user/c'
-  )
+  expected = '/me/a --out /me --archive=/me/b=~ a~ --x=a/~ ~no-such-user/c'
+  assert command_line(words.split()) == expected.split()
 
 
 IMPORTS = 'from configs import common', 'import configs.common as common'
@@ -336,9 +305,7 @@ IMPORTS = 'from configs import common', 'import configs.common as common'
 @pytest.mark.parametrize('place', ['mine.py', 'configs/mine.py', 'a/b/mine.py'])
 @pytest.mark.parametrize('other', ['x.py', 'configs/__init__.py', 'configs.py'])
 @pytest.mark.parametrize('line', IMPORTS)
-def test_own_file_imports_the_shipped_defaults(
-  place, other, line, tmp_path, monkeypatch
-):
+def test_own_file_imports_defaults(place, other, line, tmp_path, monkeypatch):
   """Whatever else is called configs; the clone is not on the path."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, 'path', [str(tmp_path), *sys.path])
@@ -352,11 +319,9 @@ def test_own_file_imports_the_shipped_defaults(
 
 
 def test_own_defaults_come_before_the_shipped_ones(tmp_path):
-  folder = tmp_path / 'configs'
-  folder.mkdir()
-  for name in ('common', 'folder'):
-    text = (FOLDER / f'{name}.py').read_text()
-    (folder / f'{name}.py').write_text(text.replace('seed = 0', 'seed = 5'))
+  folder = shutil.copytree(FOLDER, tmp_path / 'configs')
+  common = folder / 'common.py'
+  common.write_text(common.read_text().replace('seed = 0', 'seed = 5'))
   assert load_config(folder / 'folder.py').seed == 5
   assert load_config('folder').seed == 0
 
@@ -371,16 +336,16 @@ def trained_on(tmp_path):
   values = {'data.data_dir': str(tmp_path / 'data'), 'seed': 3}
   values |= {'eval.slide_crop': (64, 48), 'optimizer.clip_norm': 1.0}
   config = load_config(f'{ROW}:mini', values)
-  (tmp_path / 'config.json').write_text(config_to_json(config))
+  (tmp_path / 'config.json').write_text(configs.config_to_json(config))
   return tmp_path, config
 
 
 def test_configuration_of_a_run_is_the_one_it_was_started_with(trained_on):
   workdir, config = trained_on
-  found = load_run_config(workdir)
+  found = configs.load_run_config(workdir)
   assert (found, found.is_locked) == (config, True)
-  changed = load_run_config(workdir, {'eval.bucket': '32'})
-  told = differences(config_to_json(config), changed)
+  changed = configs.load_run_config(workdir, {'eval.bucket': '32'})
+  told = differences(configs.config_to_json(config), changed)
   assert told == ['eval.bucket: 128 before, 32 now']
 
 
@@ -390,7 +355,7 @@ def test_configuration_of_an_earlier_version(trained_on):
   del older['loss'], older['eval']['flip']
   older['train']['accumulation'] = 'exact'
   (workdir / 'config.json').write_text(json.dumps(older))
-  assert load_run_config(workdir) == config
+  assert configs.load_run_config(workdir) == config
 
 
 DAMAGES = [
@@ -406,28 +371,26 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(('old', 'new', 'message'), DAMAGES)
-def test_damaged_configuration_of_a_run_is_refused(
-  trained_on, old, new, message
-):
+def test_damaged_configuration_is_refused(trained_on, old, new, message):
   path = trained_on[0] / 'config.json'
   text = path.read_text()
   assert old in text
   path.write_text(text.replace(old, new))
   with is_refused(f'{message}.* Give --config'):
-    load_run_config(path.parent)
+    configs.load_run_config(path.parent)
 
 
 def test_data_that_is_not_where_the_run_had_it(trained_on, monkeypatch):
   workdir, config = trained_on
   (workdir / 'elsewhere').mkdir()
-  text = config_to_json(config).replace(config.data.data_dir, 'elsewhere')
-  (workdir / 'config.json').write_text(text)
+  path = workdir / 'config.json'
+  path.write_text(path.read_text().replace(config.data.data_dir, 'elsewhere'))
   with is_refused('data_dir=elsewhere, and /.* Go to the folder where the tra'):
-    load_run_config(workdir)
+    configs.load_run_config(workdir)
   monkeypatch.chdir(workdir)
-  assert load_run_config(workdir).data.data_dir == 'elsewhere'
+  assert configs.load_run_config(workdir).data.data_dir == 'elsewhere'
   with is_refused('=nodata: there is no nodata'):
-    load_run_config(workdir, {'data.data_dir': 'nodata'})
+    configs.load_run_config(workdir, {'data.data_dir': 'nodata'})
 
 
 COMMANDS = {
@@ -437,36 +400,40 @@ COMMANDS = {
   '--weights ade20k_pspnet': 'no workdir .* give --config',
   f'--config {ROW} --config.seed --workdir x': 'needs a value',
   f'--config {ROW} --workdir x --config.seed': 'needs a value',
+  '--config configs/nope.py': r'there is no .*nope\.py.*ade20k_pspnet',
+  '--config configs/ade20k_psp': r'you mean ade20k_pspnet\?.*, folder\.',
+  '--config configs/ade20k_pspnet.py:big': r"'big'.*accepted: 'mini'",
+  '--config configs/common.py': r'common\.py holds .*ade20k_pspnet',
 }
 
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_wrong_command_line_is_refused(command, root, monkeypatch):
   monkeypatch.chdir(root)
-  parser = flag_parser('test', workdir_required=False, config_required=False)
+  # Neither --workdir nor --config is required.
+  parser = configs.flag_parser('test', False, False)
   parser.add_argument('--weights')
   with is_refused(COMMANDS[command]):
-    parse_flags(parser, command.split())
+    configs.parse_flags(parser, command.split())
 
 
 def test_both_forms_of_a_flag_and_a_flag_of_the_script():
-  parser = flag_parser('test')
+  parser = configs.flag_parser('test')
   parser.add_argument('--checkpoint')
-  words = f'--config {ROW}:mini --config.train.total_steps=7 --workdir=run '
-  words += '--config.data.data_dir a=b --checkpoint c '
-  words += '--config.train.total_steps 8'  # The last one counts.
-  flags = parse_flags(parser, words.split())
+  words = f'--config {ROW}:mini --config.seed=7 --workdir=run --checkpoint c '
+  words += '--config.data.data_dir a=b --config.seed 8'  # The last one counts.
+  flags = configs.parse_flags(parser, words.split())
   assert (flags.workdir, flags.checkpoint) == (Path('run'), 'c')
   config = flags.config
-  assert (config.train.total_steps, config.data.data_dir) == (8, 'a=b')
-  assert config.model.width == 16
+  found = config.seed, config.data.data_dir, config.model.width
+  assert found == (8, 'a=b', 16)
   with is_refused('required: --workdir'):
-    parse_flags(parser, ['--config', ROW])
+    configs.parse_flags(parser, ['--config', ROW])
 
 
 def test_differences_name_key_and_both_values():
   mini = load_config(f'{ROW}:mini')
-  saved = config_to_json(mini)
+  saved = configs.config_to_json(mini)
   assert differences(saved, mini) == []
   changes = {'data.crop_size': '64,64', 'eval.overlays': 3, 'model.radix': 1}
   other = load_config(f'{ROW}:mini', changes)
@@ -480,7 +447,7 @@ def test_differences_name_key_and_both_values():
 
 
 def test_keys_that_came_or_went_count_unless_they_have_their_default():
-  older = json.loads(config_to_json(load_config(ROW)))
+  older = json.loads(configs.config_to_json(load_config(ROW)))
   del older['loss']['terms'], older['optimizer']['clip_norm'], older['seed']
   older['train']['accumulation'] = 'plain'
   assert differences(json.dumps(older), load_config(ROW)) == []
@@ -494,19 +461,3 @@ def test_keys_that_came_or_went_count_unless_they_have_their_default():
 def test_configuration_without_a_loss_is_refused():
   with is_refused(r'no loss: .* cross_entropy, dice'):
     load_config(ROW, {'loss.terms.cross_entropy': 0})
-
-
-NEEDED = [
-  ('data.folder.mask_suffix', 'a string'),
-  ('data.crop_size', 'numbers with commas'),
-  ('train.total_steps', 'a whole number'),
-  ('eval.flip', 'true or false'),
-]
-
-
-@pytest.mark.parametrize(('key', 'accepted'), NEEDED)
-def test_files_set_no_key_to_none_that_needs_a_value(key, accepted, tmp_path):
-  own = tmp_path / 'own.py'
-  own.write_text(f'{FUNCTION}  c.{key} = None\n  return c')
-  with is_refused(f'config.{key} is None; it must be {accepted}'):
-    load_config(own)

@@ -100,25 +100,28 @@ def test_errors_that_only_say_that_a_host_is_gone(error):
 
 
 # Orbax synchronises like this while it saves.
-GATHER = """
+HOST = """
 import argparse, os, signal
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from resnest_jax.distributed import failures, join
+from resnest_jax.distributed import join
+from resnest_jax.errors import run
 
-flags = join.add_flags(argparse.ArgumentParser()).parse_args()
-with join.joined(flags, {}), failures.leaving():
-  multihost_utils.sync_global_devices('both are here')
-  if jax.process_index() == 1:
-    os.kill(os.getpid(), signal.SIGKILL)
-  for _ in range(100):
-    multihost_utils.process_allgather(np.ones(3))
+def main():
+  with join.joined(join.add_flags(argparse.ArgumentParser()).parse_args(), {}):
+    multihost_utils.sync_global_devices('both are here')
+    if jax.process_index() == 1:
+      os.kill(os.getpid(), signal.SIGKILL)
+    for _ in range(100):
+      multihost_utils.process_allgather(np.ones(3))
+
+run(main)
 """
 
 
 def test_host_that_is_killed_while_the_other_gathers():
-  first, second = start_pair('-c', GATHER, devices=1)
+  first, second = start_pair('-c', HOST, devices=1)
   finish(second, status=-signal.SIGKILL)
   _, stderr = finish(first, status=1, timeout=60)
   assert 'Traceback' not in stderr
@@ -140,50 +143,32 @@ def three_data(tmp_path_factory):
   return folder
 
 
-# Flags of the second host, and what it says.
+# A key of the second host, and what that one says.
 OTHERS = {
-  '--config.seed=1 --config.data.num_threads=1': (
-    r'^error: this host \(.*\(config.seed: 0 on host 0, 1 here\). Use'
-  ),
-  '--config.data.data_dir={}/fewer': (
-    'images in the training split: 16 on host 0, 15 here.*give all hosts the '
-    'same files'
-  ),
-  '--config.data.data_dir={}/swapped': (
-    r"values: \['wall', \[1\]\] on host 0, \['road', \[1\]\] here.*give all "
-    'hosts the same files'
+  'seed=1': r'\(config.seed: 0 on host 0, 1 here\). Use',
+  'data.data_dir={}/fewer': 'training split: 16 on host 0, 15 here.*same files',
+  'data.data_dir={}/swapped': (
+    r"\['wall', \[1\]\] on host 0, \['road', \[1\]\] here.*the same files"
   ),
 }
 
 
-@pytest.mark.parametrize('flags', OTHERS)
-def test_hosts_that_differ_do_not_train(three_data, tmp_path, flags):
+@pytest.mark.parametrize('key', OTHERS)
+def test_hosts_that_differ_do_not_train(three_data, tmp_path, key):
   folder = '--config', 'configs/folder.py:mini', *small_flags()
   data = f'--config.data.data_dir={three_data}/first'
   command = 'train.py', *folder, data, '--workdir', tmp_path / 'run'
-  second_only = flags.format(three_data).split()
-  pair = start_pair(*command, devices=1, second_only=second_only)
+  flags = '--config.data.num_threads=1', f'--config.{key.format(three_data)}'
+  pair = start_pair(*command, devices=1, second_only=flags)
   by_first, by_second = map(error_of, pair)
-  assert re.search(OTHERS[flags], by_second)
+  assert re.match(rf'error: this host \(.*{OTHERS[key]}', by_second)
   assert by_first.startswith('error: host 1 has ended: this host')
   assert not (tmp_path / 'run').exists()
 
 
-JOINED = """
-import argparse
-from resnest_jax.distributed import join
-from resnest_jax.errors import run
-def main():
-  with join.joined(join.add_flags(argparse.ArgumentParser()).parse_args(), {}):
-    print('joined')
-run(main)
-"""
-
-
 def joining(*numbers, timeout=60):
-  """Joins with the numbers of `join_flags`."""
   flags = *join_flags(*numbers), '--connect_timeout', timeout
-  return start('-c', JOINED, *flags, devices=1)
+  return start('-c', HOST, *flags, devices=1)
 
 
 def test_hosts_of_other_numbers_of_processes():

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from hosts import finish, start
+from pages import run_python
 from trouble import small_disk
 
 from resnest_jax import __main__
@@ -28,49 +29,29 @@ MISTAKES = {
     'with --weights, --out, --sizes, --checkpoint.'
   ),
 }
-# Runs each as a program; prints status and errors of all, and their modules.
-RUN_ALL = """
+TRY_ALL = """
 import contextlib, io, json, runpy, sys
 ended = []
-for words in json.loads(sys.argv[1]):
-  said = io.StringIO()
-  with contextlib.redirect_stderr(said):
+for sys.argv in json.loads(sys.argv[1]):
+  with contextlib.redirect_stderr(io.StringIO()) as said:
     try:
-      sys.argv = words[words[0] == '-m':]
-      if words[0] == '-m':
-        for name in (words[1], f'{words[1]}.__main__'):
-          sys.modules.pop(name, None)  # Of which runpy would warn.
-        runpy.run_module(words[1], run_name='__main__', alter_sys=True)
-      else:
-        runpy.run_path(words[0], run_name='__main__')
+      runpy.run_path(sys.argv[0], run_name='__main__')
     except SystemExit as end:
       ended.append((end.code, said.getvalue()))
-print('ended', json.dumps([ended, list(sys.modules)]))
+print(json.dumps([ended, list(sys.modules)]))
 """
 
 
-@pytest.fixture
-def run_all(run_script):
-  def run(commands):
-    words = json.dumps([command.split() for command in commands])
-    printed = run_script('-c', RUN_ALL, words).stdout
-    ended, modules = json.loads(printed.rpartition('ended ')[2])
-    for command, (status, said) in zip(commands, ended, strict=True):
-      assert (status, said.count('\n')) == (1, 1), (command, said)
-      assert said.startswith('error: ')
-    return [said for _, said in ended], set(modules)
-
-  return run
-
-
-def test_mistakes_in_the_command_line_are_told_at_once(run_all):
+def test_mistakes_in_the_command_line_are_told_at_once(run_script):
   """Before the packages are imported that take seconds."""
-  said, modules = run_all(MISTAKES)
-  for expected, message in zip(MISTAKES.values(), said, strict=True):
-    assert expected in message
-  assert {'argparse', 'resnest_jax.flags'} <= modules
+  commands = json.dumps([command.split() for command in MISTAKES])
+  ended, imported = json.loads(run_script('-c', TRY_ALL, commands).stdout)
+  for told, (status, said) in zip(MISTAKES.values(), ended, strict=True):
+    assert (status, said[:7], said.count('\n')) == (1, 'error: ', 1)
+    assert told in said
+  assert {'argparse', 'resnest_jax.flags'} <= set(imported)
   heavy = {'cv2', 'grain', 'jax', 'orbax.checkpoint', 'rich', 'tensorflow'}
-  assert not heavy & modules
+  assert not heavy & set(imported)
 
 
 LONG = 'x' * 5000
@@ -87,8 +68,8 @@ HOSTILE = (
   f'-m resnest_jax.data.prepare ade20k_mini --images {"1" * 5000} 1',
   '-m resnest_jax.data.prepare ade20k_mini --imagess 1 1',
   '-m resnest_jax.data.prepare palette2id --masks m',
-  f'-m resnest_jax.data.mini --out {LONG}',
-  '-m resnest_jax.data.mini_cityscapes --out o --size 1 1',
+  f'-m resnest_jax.data.mini.ade20k_mini --out {LONG}',
+  '-m resnest_jax.data.mini.cityscapes_mini --out o --size 1 1',
   f'-m resnest_jax.weights.convert {LONG} --out {LONG}',
   f'-m resnest_jax.data.doctor --config {LONG}',
   f'-m resnest_jax.evaluation.submission validate {LONG}',
@@ -96,37 +77,33 @@ HOSTILE = (
 )
 
 
-def test_absurd_command_lines_end_with_a_line(run_all):
-  for line in run_all(HOSTILE)[0]:
-    assert 'fault of resnest-jax' not in line
-    if 'cannot be used' in line:
-      assert 'x ... x' in line
-      assert 'File name too long. Give a shorter name' in line
+@pytest.mark.parametrize('command', HOSTILE, ids=range(len(HOSTILE)))
+def test_absurd_command_ends_with_a_line(command, monkeypatch, capsys):
+  with pytest.raises(SystemExit, match=r'^1$'):
+    run(lambda: run_python(command.split(), monkeypatch))
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: ')
+  assert 'fault of resnest-jax' not in line
+  if 'cannot be used' in line:
+    assert 'x ... x' in line
+    assert 'File name too long. Give a shorter name' in line
 
 
 HANGS = "print('ready', flush=True)\nimport time\ntime.sleep(60)\n"
+# Packages of which each of the programs imports one at least.
+HEAVY = ('cv2', 'flax', 'ml_collections', 'rich', 'tensorflow_datasets')
+MODULES = (
+  *('data.prepare', 'data.doctor', 'data.mini', 'data.mini_cityscapes'),
+  *('weights.convert', 'evaluation.submission'),
+)
+PROGRAMS = ['train.py', 'eval.py', *(f'-m resnest_jax.{x}' for x in MODULES)]
 
 
-# A program, and a package that it imports.
-IMPORTS = [
-  ('train.py', 'ml_collections'),
-  ('eval.py', 'ml_collections'),
-  ('-m resnest_jax.data.prepare', 'tensorflow_datasets'),
-  ('-m resnest_jax.data.doctor', 'rich'),
-  ('-m resnest_jax.data.mini', 'cv2'),
-  ('-m resnest_jax.data.mini_cityscapes', 'cv2'),
-  ('-m resnest_jax.weights.convert', 'flax'),
-  ('-m resnest_jax.evaluation.submission', 'cv2'),
-]
-
-
-@pytest.mark.parametrize(('command', 'module'), IMPORTS)
-def test_interrupt_during_the_imports_ends_with_a_line(
-  root, tmp_path, command, module
-):
-  (tmp_path / f'{module}.py').write_text(HANGS)
-  path = f'{tmp_path}{os.pathsep}{root}'
-  process = start(*command.split(), devices=1, PYTHONPATH=path)
+@pytest.mark.parametrize('command', PROGRAMS)
+def test_interrupted_imports_end_with_a_line(tmp_path, command):
+  for name in HEAVY:
+    (tmp_path / f'{name}.py').write_text(HANGS)
+  process = start(*command.split(), devices=1, PYTHONPATH=str(tmp_path))
   assert process.stdout.readline() == 'ready\n'
   process.send_signal(signal.SIGINT)
   (line,) = finish(process, status=130, timeout=30)[1].splitlines()
@@ -135,15 +112,14 @@ def test_interrupt_during_the_imports_ends_with_a_line(
 
 @pytest.mark.parametrize('name', COMMANDS)
 def test_commands_have_their_name_in_help_and_errors(name, monkeypatch, capsys):
-  for flag, said in (
-    ('--help', f'usage: resnest-jax {name} '),
-    ('--sead=3', f'resnest-jax {name} --help lists the flags'),
-  ):
+  said = {'--help': f'usage: resnest-jax {name} '}
+  said['--sead=3'] = f'resnest-jax {name} --help lists the flags'
+  for flag in said:
     monkeypatch.setattr(sys, 'argv', ['resnest-jax', name, flag])
     with pytest.raises(SystemExit) as ended:
       __main__.start()
     assert ended.value.code == (flag != '--help')
-    assert said in ''.join(capsys.readouterr())
+    assert said[flag] in ''.join(capsys.readouterr())
 
 
 def test_missing_browser_is_said_with_what_to_install(root, tmp_path):
