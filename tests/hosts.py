@@ -12,8 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def start(*command, devices, **variables):
   """Starts `python COMMAND` with so many devices; the output is piped."""
-  count = f'device_count={devices}'
-  flags = re.sub(r'device_count=\d+', count, os.environ['XLA_FLAGS'])
+  flags = re.sub(r'(?<=count=)\d+', f'{devices}', os.environ['XLA_FLAGS'])
   ours = {'XLA_FLAGS': flags, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT}/tests'}
   pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
   command = [sys.executable, *map(str, command)]

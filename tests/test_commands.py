@@ -1,7 +1,4 @@
-"""Commands of README, CONTRIBUTING, docs and Makefile are accepted.
-
-The Python of two pages is run after the commands that it needs.
-"""
+"""Commands of README, CONTRIBUTING, docs and Makefile are accepted."""
 
 import argparse
 import json
@@ -29,14 +26,10 @@ MAKEFILE = (ROOT / 'Makefile').read_text()
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 
 
-def recipes():
-  """What `make demo` and `make bench` start."""
-  (mini,) = re.findall(r'^MINI := (.+)$', MAKEFILE, re.MULTILINE)
-  lines = re.findall(r'^\t\$\(PY\) (.+) \$\(MINI\)(.*)$', MAKEFILE, re.M)
-  assert len(lines) == 3
-  return [f'python {before} {mini}{after}' for before, after in lines]
-
-
+(MINI,) = re.findall(r'^MINI := (.+)$', MAKEFILE, re.MULTILINE)
+# What `make demo` and `make bench` start.
+RECIPES = re.findall(r'^\t\$\(PY\) (.+\$\(MINI\).*)$', MAKEFILE, re.MULTILINE)
+RECIPES = [f'python {line.replace("$(MINI)", MINI)}' for line in RECIPES]
 EXTRAS = PROJECT['optional-dependencies']
 # What is needed always, for exports, or for the page. TensorBoard reads what
 # training writes.
@@ -63,7 +56,7 @@ def check_flags(words, monkeypatch):
     load_config(flags[flags.index('--config') + 1], dict(given))
 
 
-@pytest.mark.parametrize('command', [*DOCUMENTED, *recipes()])
+@pytest.mark.parametrize('command', [*DOCUMENTED, *RECIPES])
 def test_command_is_accepted(command, monkeypatch):
   program, *words = shlex.split(command)
   if program == 'make':
@@ -93,6 +86,7 @@ def test_command_is_accepted(command, monkeypatch):
 
 
 def test_the_commands_are_found():
+  assert len(RECIPES) == 3
   examples = ('make test', 'python notebooks/run.py')
   assert {*examples, TORCH_INSTALL, INSTALL_JAX2ONNX} <= set(DOCUMENTED)
   pins = (ROOT / 'requirements-onnx.txt').read_text().splitlines()
@@ -136,17 +130,16 @@ def test_first_steps_end_with_the_classes_of_a_picture(workshop):
   assert (exported == same).mean() > 0.999
 
 
-PROTOCOLS = {
-  'slide': {'crop': [769, 769], 'stride': [513, 513]},
-  'ms_flip_0x': {'scales': [0.75, 1, 1.25]},
-}
+SLIDE = {'name': 'slide', 'crop': [769, 769], 'stride': [513, 513]}
+SCALES = {'name': 'ms_flip_0x', 'scales': [0.75, 1, 1.25]}
 
 
-@pytest.mark.parametrize('name', PROTOCOLS)
-def test_protocols_of_the_page_on_prediction(workshop, name):
-  out = run_command('prediction.md', f'--protocol {name}', workshop)
+@pytest.mark.parametrize('protocol', [SLIDE, SCALES])
+def test_protocols_of_the_page_on_prediction(workshop, protocol):
+  part = f'--protocol {protocol["name"]}'
+  out = run_command('prediction.md', part, workshop)
   found = json.loads((out / 'predictions.json').read_text())['protocol']
-  assert found.items() >= {'name': name, **PROTOCOLS[name]}.items()
+  assert found.items() >= protocol.items()
 
 
 def test_python_of_the_page_on_prediction(workshop, capsys):

@@ -260,6 +260,7 @@ def test_files_next_to_a_mistyped_one_are_named_by_path(tmp_path):
     load_config(f'{tmp_path}/leaves.py:mini')
 
 
+LACKING = f'{FUNCTION}  c.unlock()\n  del c.eval.flip\n  return c'
 MISTAKES = {
   r'own\.py, line 4: SyntaxError': f'{FUNCTION}  x = (',
   r'own\.py, line 4: .*"nmae" does not exist': f'{FUNCTION}  c.nmae = 1',
@@ -267,9 +268,7 @@ MISTAKES = {
   r'own\.py, line 1: SyntaxError': 'x = "\\0',
   'no whole configuration: name, seed, pret': 'def get_config(): pass',
   'no whole configuration: name, se': f'{FUNCTION}  return common.loss()',
-  r'no whole configuration: eval\.flip is missing. Begin with config = com': (
-    f'{FUNCTION}  c.unlock()\n  del c.eval.flip\n  return c'
-  ),
+  r'no whole configuration: eval\.flip is missing. Begin with config': LACKING,
   r'own\.py, line 2: RecursionE': 'def get_config():\n  return get_config()',
 }
 for key, accepted in (

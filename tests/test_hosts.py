@@ -143,25 +143,23 @@ def three_data(tmp_path_factory):
   return folder
 
 
-# A key of the second host, and what that one says.
+# The data of the second host, its other flags, and what it says.
 OTHERS = {
-  'seed=1': r'\(config.seed: 0 on host 0, 1 here\). Use',
-  'data.data_dir={}/fewer': 'training split: 16 on host 0, 15 here.*same files',
-  'data.data_dir={}/swapped': (
-    r"\['wall', \[1\]\] on host 0, \['road', \[1\]\] here.*the same files"
-  ),
+  'first --config.seed=1': r'\(config.seed: 0 on host 0, 1 here\). Use',
+  'fewer': 'training split: 16 on host 0, 15 here.*give all hosts the same',
+  'swapped': r"'wall', \[1\]\] on host 0, \['road', \[1\]\] here.*hosts the same",
 }
 
 
-@pytest.mark.parametrize('key', OTHERS)
-def test_hosts_that_differ_do_not_train(three_data, tmp_path, key):
-  folder = '--config', 'configs/folder.py:mini', *small_flags()
-  data = f'--config.data.data_dir={three_data}/first'
-  command = 'train.py', *folder, data, '--workdir', tmp_path / 'run'
-  flags = '--config.data.num_threads=1', f'--config.{key.format(three_data)}'
-  pair = start_pair(*command, devices=1, second_only=flags)
+@pytest.mark.parametrize('other', OTHERS)
+def test_hosts_that_differ_do_not_train(three_data, tmp_path, other):
+  data, (name, *flags) = f'--config.data.data_dir={three_data}', other.split()
+  command = 'train.py', '--config', 'configs/folder.py:mini', *small_flags()
+  command += f'{data}/first', '--workdir', tmp_path / 'run'
+  second_only = f'{data}/{name}', '--config.data.num_threads=1', *flags
+  pair = start_pair(*command, devices=1, second_only=second_only)
   by_first, by_second = map(error_of, pair)
-  assert re.match(rf'error: this host \(.*{OTHERS[key]}', by_second)
+  assert re.match(rf'error: this host \(.*{OTHERS[other]}', by_second)
   assert by_first.startswith('error: host 1 has ended: this host')
   assert not (tmp_path / 'run').exists()
 

@@ -63,10 +63,6 @@ def shown_by(notebook):
   return [decode(encoded, cv2.IMREAD_COLOR_RGB) for encoded in found]
 
 
-def load(path):
-  return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-
-
 def difference(picture, expected):
   return np.abs(picture.astype(int) - expected).mean()
 
@@ -106,7 +102,8 @@ def test_ade20k_mini_shows_scores_and_pictures_of_its_run(tmp_path):
 def test_own_data_draws_a_folder_trains_and_predicts(tmp_path):
   where = {'data': str(tmp_path / 'mydata'), 'folder': str(tmp_path)}
   notebook = execute('own_data', steps=1, flags=FLAGS, **where)
-  masks = list(map(load, tmp_path.glob('drawn/masks/*.png')))
+  files = tmp_path.glob('drawn/masks/*.png')
+  masks = [decode(file.read_bytes()) for file in files]
   assert np.unique(masks).tolist() == [0, 1, 2, 3]
   assert min((mask == 1).mean() for mask in masks) > 0.1
   report = (tmp_path / 'doctor' / 'doctor.json').read_text()
@@ -140,7 +137,7 @@ def test_predict_keeps_the_label_maps(tmp_path):
   notebook = execute('predict', pictures=[picture], **where)
   model = from_checkpoint(workdir)
   expected = model.predict(picture, probabilities=True)
-  kept = load(tmp_path / 'out/a_picture.png')
+  kept = decode((tmp_path / 'out/a_picture.png').read_bytes())
   assert (kept == expected.labels).mean() > 0.999
   overlay, sure = shown_by(notebook)
   assert difference(overlay[:90], expected.overlay(opacity=0.6)) < 4
