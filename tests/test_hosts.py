@@ -147,7 +147,7 @@ def three_data(tmp_path_factory):
 OTHERS = {
   'first --config.seed=1': r'\(config.seed: 0 on host 0, 1 here\). Use',
   'fewer': 'training split: 16 on host 0, 15 here.*give all hosts the same',
-  'swapped': r"'wall', \[1\]\] on host 0, \['road', \[1\]\] here.*hosts the same",
+  'swapped': r"'wall', \[1\]\] on host 0, \['road', \[1\]\] here.*the same",
 }
 
 
