@@ -7,19 +7,17 @@ import shutil
 
 import cv2
 import numpy as np
+from data.small_archives import decode
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-BROWSERS = (
-  *('chromium', 'chromium-browser'),
-  *('google-chrome', 'google-chrome-stable'),
-)
+PROGRAMS = 'chromedriver chromium chromium-browser google-chrome '
+PROGRAMS += 'google-chrome-stable'
 FLAGS = (
-  *('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic'),
-  *('--no-first-run', '--disable-background-networking'),
-  *('--disable-component-update', '--disable-sync'),
-  *('--disable-dev-shm-usage', '--window-size=1280,1000'),
+  '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run '
+  '--disable-background-networking --disable-component-update --disable-sync '
+  '--disable-dev-shm-usage --window-size=1280,1000'
 )
 PHONE = {'width': 360, 'height': 740, 'deviceScaleFactor': 2, 'mobile': True}
 WIDTHS = 'return [document.documentElement.scrollWidth, window.innerWidth]'
@@ -27,20 +25,15 @@ WIDTHS = 'return [document.documentElement.scrollWidth, window.innerWidth]'
 
 @contextlib.contextmanager
 def open_browser(profile, logs=('browser',)):
-  """A driver of a browser without a window.
-
-  Args:
-    profile: an empty folder.
-    logs: to be asked for later: 'browser' is its console, 'performance' what
-      it loads.
-  """
+  """A driver of a browser without a window; the profile is an empty folder."""
   options = webdriver.ChromeOptions()
-  options.binary_location = next(filter(None, map(shutil.which, BROWSERS)), '')
-  driver = shutil.which('chromedriver')
-  assert options.binary_location, 'no browser: see tests/find_browser.sh'
+  driver, *browsers = map(shutil.which, PROGRAMS.split())
   assert driver, 'no chromedriver: see tests/find_browser.sh'
-  for flag in (*FLAGS, f'--user-data-dir={profile}'):
+  assert any(browsers), 'no browser: see tests/find_browser.sh'
+  options.binary_location = next(filter(None, browsers))
+  for flag in (*FLAGS.split(), f'--user-data-dir={profile}'):
     options.add_argument(flag)
+  # 'browser' is its console, 'performance' what it loads.
   options.set_capability('goog:loggingPrefs', dict.fromkeys(logs, 'ALL'))
   browser = webdriver.Chrome(options=options, service=Service(driver))
   try:
@@ -63,9 +56,8 @@ def on_phone(browser):
 def set_media(browser, theme=None, media=''):
   """The system's theme, 'light' or 'dark', and 'print', if anything."""
   features = [{'name': 'prefers-color-scheme', 'value': theme}] if theme else []
-  browser.execute_cdp_cmd(
-    'Emulation.setEmulatedMedia', {'media': media, 'features': features}
-  )
+  given = {'media': media, 'features': features}
+  browser.execute_cdp_cmd('Emulation.setEmulatedMedia', given)
 
 
 def one(browser, selector):
@@ -86,11 +78,9 @@ def brightness(browser, selector, key):
 def decoded(image):
   """The pixels of an element whose source is a data URI."""
   encoded = image.get_attribute('src').split(';base64,')[1]
-  pixels = np.frombuffer(base64.b64decode(encoded), np.uint8)
-  return cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB)
+  return decode(base64.b64decode(encoded), cv2.IMREAD_COLOR_RGB)
 
 
 def plain(text):
-  """Sizes as they can be typed."""
-  text = text.replace('\N{NO-BREAK SPACE}', ' ')
-  return text.replace('\N{MULTIPLICATION SIGN}', 'x')
+  """Sizes as they can be typed: without no-break spaces and signs of times."""
+  return text.translate(str.maketrans('\xa0\xd7', ' x'))

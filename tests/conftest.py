@@ -14,28 +14,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _set_up_jax() -> None:
-  """Has to happen before jax is imported; what is set already stays."""
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-  os.environ.setdefault(
-    'JAX_COMPILATION_CACHE_DIR', str(ROOT / '.pytest_cache' / 'jax')
-  )
-  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
-  flags = os.environ.get('XLA_FLAGS', '')
-  options = {
-    '--xla_force_host_platform_device_count': 4,
-    '--xla_backend_optimization_level': 0,
-  }
-  if version('jaxlib').startswith('0.10.'):  # Later ones do not know it.
-    # Plain LLVM instead of MLIR for fused loops: a third of the compile time.
-    options['--xla_cpu_use_fusion_emitters'] = 'false'
-  for name, value in options.items():
-    if name not in flags:
-      flags += f' {name}={value}'
-  os.environ['XLA_FLAGS'] = flags.strip()
-
-
-_set_up_jax()
+# Has to happen before jax is imported; what is set already stays.
+_CACHE = str(ROOT / '.pytest_cache' / 'jax')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+_FLAGS = ['--xla_force_host_platform_device_count=4']
+_FLAGS.append('--xla_backend_optimization_level=0')
+if version('jaxlib').startswith('0.10.'):  # Later ones do not know it.
+  # Plain LLVM instead of MLIR for fused loops: a third of the compile time.
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+_GIVEN = os.environ.get('XLA_FLAGS', '')
+_FLAGS = [x for x in _FLAGS if x.partition('=')[0] not in _GIVEN]
+os.environ['XLA_FLAGS'] = ' '.join([_GIVEN, *_FLAGS]).strip()
 # A shell's background jobs ignore SIGINT, and so would all processes that the
 # tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -56,36 +47,21 @@ def _run_script(
   *arguments: str | Path,
   status: int = 0,
   environment: dict[str, str] | None = None,
-  timeout: float = 600,
 ) -> subprocess.CompletedProcess:
-  """Runs `python ARGUMENTS` in the repository's root.
-
-  Args:
-    *arguments: 'train.py' or '-m', 'resnest_jax.data.prepare', then flags.
-    status: the exit status it has to end with.
-    environment: variables to set besides the tests' own.
-    timeout: seconds.
-
-  Returns:
-    The finished process; `stdout` and `stderr` are text.
-  """
-  process = subprocess.run(
-    [sys.executable, *map(str, arguments)],
-    cwd=ROOT,
-    env=os.environ | _WARNINGS | (environment or {}),
-    capture_output=True,
-    text=True,
-    timeout=timeout,
-  )
-  assert process.returncode == status, (
-    f'{arguments} ended with {process.returncode}:\n'
-    f'{process.stdout}\n{process.stderr}'
-  )
+  """Runs `python ARGUMENTS` in the root; it has to end with the status."""
+  command = [sys.executable, *map(str, arguments)]
+  options = {'cwd': ROOT, 'text': True, 'timeout': 600}
+  options['env'] = os.environ | _WARNINGS | (environment or {})
+  process = subprocess.run(command, capture_output=True, **options)
+  told = f'{arguments}:\n{process.stdout}\n{process.stderr}'
+  assert process.returncode == status, told
   return process
 
 
-def _run_data(module: str, *words: object) -> None:
-  _run_script('-m', f'resnest_jax.data.{module}', *map(str, words))
+def _write_data(path: Path, module: str, *words: object) -> Path:
+  """Writes it with a module of `resnest_jax.data`; returns the path."""
+  _run_script('-m', f'resnest_jax.data.{module}', *words, path)
+  return path
 
 
 @pytest.fixture
@@ -134,26 +110,22 @@ def written_run(tmp_path_factory) -> Path:
 def mini_archive(tmp_path_factory) -> Path:
   """A small ADEChallengeData2016.zip: 24 training, 8 validation images."""
   path = tmp_path_factory.mktemp('archive') / 'ADEChallengeData2016.zip'
-  _run_data('mini', '--out', path, '--images', 24, 8)
-  return path
+  return _write_data(path, 'mini', '--images', 24, 8, '--out')
 
 
 @pytest.fixture(scope='session')
 def mini_data_dir(mini_archive, tmp_path_factory) -> Path:
   """`mini_archive`, prepared as `ade20k_mini`. Not to be written to."""
-  path = tmp_path_factory.mktemp('data')
-  words = '--archive', mini_archive, '--data_dir', path
-  _run_data('prepare', 'ade20k_mini', *words)
-  return path
+  words = 'ade20k_mini', '--archive', mini_archive, '--data_dir'
+  return _write_data(tmp_path_factory.mktemp('data'), 'prepare', *words)
 
 
 @pytest.fixture(scope='session')
 def mini_cityscapes_archives(tmp_path_factory) -> Path:
   """The folder of both zip files: 12 training, 4 validation, 1 test image."""
+  words = '--images', 12, 4, '--size', 192, 96, '--out'
   path = tmp_path_factory.mktemp('cityscapes')
-  words = '--images', 12, 4, '--size', 192, 96
-  _run_data('mini_cityscapes', '--out', path, *words)
-  return path
+  return _write_data(path, 'mini_cityscapes', *words)
 
 
 @pytest.fixture(scope='session')
@@ -161,7 +133,6 @@ def mini_cityscapes_data_dir(
   mini_cityscapes_archives, tmp_path_factory
 ) -> Path:
   """They, prepared as `cityscapes_mini`. Not to be written to."""
+  words = 'cityscapes_mini', '--archive_dir', mini_cityscapes_archives
   path = tmp_path_factory.mktemp('data')
-  words = '--archive_dir', mini_cityscapes_archives, '--data_dir', path
-  _run_data('prepare', 'cityscapes_mini', *words)
-  return path
+  return _write_data(path, 'prepare', *words, '--data_dir')

@@ -12,29 +12,31 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def start(*command, devices, **variables):
   """Starts `python COMMAND` with so many devices; the output is piped."""
-  count = f'device_count={devices}'
-  variables |= {
-    'XLA_FLAGS': re.sub(r'device_count=\d+', count, os.environ['XLA_FLAGS']),
-    'PYTHONPATH': os.pathsep.join([f'{ROOT}', f'{ROOT}/tests']),
-  }
-  return subprocess.Popen(
-    [sys.executable, *map(str, command)],
-    cwd=ROOT,
-    env=os.environ | variables,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  flags = re.sub(r'(?<=count=)\d+', f'{devices}', os.environ['XLA_FLAGS'])
+  ours = {'XLA_FLAGS': flags, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT}/tests'}
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+  command = [sys.executable, *map(str, command)]
+  environment = os.environ | ours | variables
+  return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+
+def free_port():
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return free.getsockname()[1]
+
+
+def join_flags(port, number, process_id):
+  """What makes a command one of so many processes."""
+  flags = ('--coordinator', f'127.0.0.1:{port}', '--num_processes', number)
+  return *flags, '--process_id', process_id
 
 
 def start_pair(*command, devices=2, second_only=()):
   """Starts it as two processes that join; one may have flags of its own."""
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
-  flags = ('--coordinator', f'127.0.0.1:{port}', '--num_processes', 2)
+  port = free_port()
   return [
-    start(*command, *flags, '--process_id', host, *more, devices=devices)
+    start(*command, *join_flags(port, 2, host), *more, devices=devices)
     for host, more in enumerate(((), second_only))
   ]
 
@@ -47,3 +49,8 @@ def finish(process, status=0, timeout=300):
     process.kill()
   assert process.returncode == status, stdout + stderr
   return stdout, stderr
+
+
+def error_of(process):
+  """The line of a mistake that the process ends with."""
+  return finish(process, status=1)[1].splitlines()[-1]

@@ -22,9 +22,8 @@ def commands_of(page):
     is_fence = token.type == 'fence' and token.info in ('', 'bash')
     if token.type == 'code_block' or is_fence:
       found += token.content.replace('\\\n', ' ').splitlines()
-    elif token.type == 'inline':
-      codes = [x for x in token.children if x.type == 'code_inline']
-      found += [code.content for code in codes]
+    inside = token.children or ()  # Of paragraphs, headings and cells.
+    found += [x.content for x in inside if x.type == 'code_inline']
   return [x.removeprefix('.venv/bin/') for x in found if PROGRAM.match(x)]
 
 
@@ -35,8 +34,7 @@ def blocks_of(name, language='python'):
 
 def run_python(words, monkeypatch):
   """Runs the script or the module, `-m NAME`, with its flags."""
-  if words[0] == '-m':
-    words = words[1:]
+  words = words[1:] if words[0] == '-m' else words
   monkeypatch.setattr(sys, 'argv', words)
   program = words[0]
   if program.endswith('.py'):

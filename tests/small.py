@@ -1,6 +1,8 @@
 """The small run of all tests: a tiny network, real code around it."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -40,3 +42,9 @@ def small_flags(values: Mapping[str, Any] | None = None) -> list[str]:
 
 def _text(value: Any) -> str:
   return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def scalars(workdir: Path, name: str) -> list[tuple[int, Any]]:
+  """(step, value) in the order in which they were logged."""
+  rows = map(json.loads, (workdir / 'log.jsonl').read_text().splitlines())
+  return [(row['step'], row[name]) for row in rows if name in row]

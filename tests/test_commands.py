@@ -1,8 +1,4 @@
-"""Commands of README, CONTRIBUTING, docs and Makefile are accepted.
-
-Each is parsed by the program that it names, in this process; its configuration
-is loaded. The Python of two pages is run after the commands that it needs.
-"""
+"""Commands of README, CONTRIBUTING, docs and Makefile are accepted."""
 
 import argparse
 import json
@@ -30,74 +26,57 @@ MAKEFILE = (ROOT / 'Makefile').read_text()
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 
 
-def recipes():
-  """What `make demo` and `make bench` start."""
-  (mini,) = re.findall(r'^MINI := (.+)$', MAKEFILE, re.MULTILINE)
-  lines = re.findall(r'^\t\$\(PY\) (.+\$\(MINI\).*)$', MAKEFILE, re.MULTILINE)
-  assert len(lines) == 3
-  return [f'python {line.replace("$(MINI)", mini)}' for line in lines]
-
-
+(MINI,) = re.findall(r'^MINI := (.+)$', MAKEFILE, re.MULTILINE)
+# What `make demo` and `make bench` start.
+RECIPES = re.findall(r'^\t\$\(PY\) (.+\$\(MINI\).*)$', MAKEFILE, re.MULTILINE)
+RECIPES = [f'python {line.replace("$(MINI)", MINI)}' for line in RECIPES]
+EXTRAS = PROJECT['optional-dependencies']
+# What is needed always, for exports, or for the page. TensorBoard reads what
+# training writes.
+NEEDED = PROJECT['dependencies'] + EXTRAS['export'] + EXTRAS['demo']
+PACKAGES = {re.match(r'[\w-]+', x)[0] for x in (*NEEDED, 'tensorboard')}
 DOCUMENTED = list(dict.fromkeys(x for page in PAGES for x in commands_of(page)))
 
 
-class Accepted(Exception):
-  """The flags were parsed."""
-
-
 def check_flags(words, monkeypatch):
-  """`words` follow `python`; the flags are parsed, the configuration loaded."""
+  """`python WORDS`: the flags are parsed, the configuration is loaded."""
   parse = argparse.ArgumentParser.parse_args
 
   def accept(*arguments, **options):
     parse(*arguments, **options)
-    raise Accepted
+    raise SystemExit('accepted')
 
   monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', accept)
-  number = 2 if words[0] == '-m' else 1
-  flags = words[number:]
-  if not flags:  # Named only.
-    words = [*words, '--help']
-  with pytest.raises(Accepted if flags else SystemExit):
-    run_python(words, monkeypatch)
+  flags = words[2 if words[0] == '-m' else 1 :]
+  # A program that is named only has to have help.
+  with pytest.raises(SystemExit, match=r'^accepted$' if flags else r'^0$'):
+    run_python(words if flags else [*words, '--help'], monkeypatch)
   if '--config' in flags:
     given = [x[9:].split('=', 1) for x in flags if x.startswith('--config.')]
     load_config(flags[flags.index('--config') + 1], dict(given))
 
 
-def packages():
-  """Names of what is needed always, for exports, or for the page."""
-  extras = PROJECT['optional-dependencies']
-  needed = PROJECT['dependencies'] + extras['export'] + extras['demo']
-  names = {re.match(r'[\w-]+', each)[0] for each in needed}
-  return names | {'tensorboard'}  # It reads what training writes.
-
-
-@pytest.mark.parametrize('command', [*DOCUMENTED, *recipes()])
+@pytest.mark.parametrize('command', [*DOCUMENTED, *RECIPES])
 def test_command_is_accepted(command, monkeypatch):
   program, *words = shlex.split(command)
   if program == 'make':
-    targets = re.findall(r'^([\w-]+):', MAKEFILE, re.MULTILINE)
-    assert set(words) <= set(targets)
+    assert {*words} <= {*re.findall(r'^([\w-]+):', MAKEFILE, re.MULTILINE)}
   elif program == 'pip' and words[1] == '-r':
     assert (ROOT / words[2]).is_file()
   elif program == 'pip' and words[1][0] == '.':
-    extras = set(re.findall(r'\w+', words[1]))
-    assert extras <= PROJECT['optional-dependencies'].keys()
+    assert {*re.findall(r'\w+', words[1])} <= EXTRAS.keys()
   elif program == 'pip':  # Optional packages, by name.
-    fixed = command in (TORCH_INSTALL, INSTALL_JAX2ONNX)
     assert words[0] == 'install'
-    assert fixed or set(words[1:]) <= packages()
+    fixed = command in (TORCH_INSTALL, INSTALL_JAX2ONNX)
+    assert fixed or {*words[1:]} <= PACKAGES
   elif program == 'ruff':
     assert words[0] in ('format', 'check')
+  elif program == 'resnest-jax' and words[0] in MODULES:
+    module = f'resnest_jax.{MODULES[words[0]][0]}'
+    check_flags(['-m', module, *words[1:]], monkeypatch)
   elif program == 'resnest-jax':
-    name, *flags = words
-    if name in MODULES:
-      program = '-m', f'resnest_jax.{MODULES[name][0]}'
-    else:
-      assert name in SCRIPTS
-      program = (f'{name}.py',)
-    check_flags([*program, *flags], monkeypatch)
+    assert words[0] in SCRIPTS
+    check_flags([f'{words[0]}.py', *words[1:]], monkeypatch)
   elif words[:2] == ['-m', 'pytest']:
     assert all((ROOT / path).exists() for path in words[2:])
   elif words[0].startswith('notebooks/'):
@@ -107,6 +86,7 @@ def test_command_is_accepted(command, monkeypatch):
 
 
 def test_the_commands_are_found():
+  assert len(RECIPES) == 3
   examples = ('make test', 'python notebooks/run.py')
   assert {*examples, TORCH_INSTALL, INSTALL_JAX2ONNX} <= set(DOCUMENTED)
   pins = (ROOT / 'requirements-onnx.txt').read_text().splitlines()
@@ -120,8 +100,8 @@ def test_the_commands_are_found():
 def workshop(tmp_path_factory):
   """A folder with a run of random weights."""
   folder = tmp_path_factory.mktemp('workshop')
-  small = OVERRIDES | {'model.head': 'fcn', 'model.radix': 1}
-  write_run(folder / 'runs/first', small)
+  small = {'model.head': 'fcn', 'model.radix': 1}
+  write_run(folder / 'runs/first', OVERRIDES | small)
   for name in ('runs/pspnet', 'runs/city', 'ade20k_pspnet'):
     (folder / name).symlink_to(folder / 'runs/first')
   (folder / 'docs').symlink_to(ROOT / 'docs')
@@ -150,13 +130,11 @@ def test_first_steps_end_with_the_classes_of_a_picture(workshop):
   assert (exported == same).mean() > 0.999
 
 
-@pytest.mark.parametrize(
-  'protocol',
-  [
-    {'name': 'slide', 'crop': [769, 769], 'stride': [513, 513]},
-    {'name': 'ms_flip_0x', 'scales': [0.75, 1, 1.25]},
-  ],
-)
+SLIDE = {'name': 'slide', 'crop': [769, 769], 'stride': [513, 513]}
+SCALES = {'name': 'ms_flip_0x', 'scales': [0.75, 1, 1.25]}
+
+
+@pytest.mark.parametrize('protocol', [SLIDE, SCALES])
 def test_protocols_of_the_page_on_prediction(workshop, protocol):
   part = f'--protocol {protocol["name"]}'
   out = run_command('prediction.md', part, workshop)
@@ -167,8 +145,7 @@ def test_protocols_of_the_page_on_prediction(workshop, protocol):
 def test_python_of_the_page_on_prediction(workshop, capsys):
   """Its blocks as printed: a picture, many, a stream."""
   one, many = blocks_of('prediction.md')
-  names = {}
-  exec(one, names)
+  exec(one, names := {})
   shown = []
   names |= {'paths': ['street.jpg', 'nowhere.jpg'], 'show': shown.append}
   names['frames'] = [np.asarray(Image.open('street.jpg'))] * 2

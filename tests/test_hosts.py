@@ -1,7 +1,6 @@
 """Two processes that train as one: `train.py` as on two machines."""
 
 import argparse
-import json
 import re
 import shutil
 import signal
@@ -12,8 +11,8 @@ import jax
 import kills
 import numpy as np
 import pytest
-from hosts import finish, start, start_pair
-from small import MINI, small_flags
+from hosts import error_of, finish, free_port, join_flags, start, start_pair
+from small import MINI, scalars, small_flags
 
 from resnest_jax.checkpoints.store import load_checkpoint
 from resnest_jax.distributed import failures
@@ -28,17 +27,10 @@ STEPS = 8
 @pytest.fixture(scope='module')
 def command(mini_data_dir):
   """In numbers that can be compared; the workdir comes next."""
-  values = {
-    'model.dtype': 'float64',
-    'model.head': 'fcn',
-    'model.radix': 1,
-    'data.data_dir': mini_data_dir,
-    'data.doctor_samples': 0,
-    'train.total_steps': STEPS,
-    'train.checkpoint_steps': 2,
-    'train.eval_steps': STEPS,
-    'train.log_steps': 1,
-  }
+  values = {'model.dtype': 'float64', 'model.head': 'fcn', 'model.radix': 1}
+  values |= {'data.data_dir': mini_data_dir, 'data.doctor_samples': 0}
+  values |= {'train.total_steps': STEPS, 'train.checkpoint_steps': 2}
+  values |= {'train.eval_steps': STEPS, 'train.log_steps': 1}
   return 'train.py', '--config', MINI, *small_flags(values), '--workdir'
 
 
@@ -48,12 +40,6 @@ def wait_for_checkpoint(workdir, step, process):
     assert process.poll() is None, finish(process)
     assert time.monotonic() < deadline
     time.sleep(0.01)
-
-
-def scalars(workdir, name):
-  """(step, value) in the order in which they were logged."""
-  rows = map(json.loads, (workdir / 'log.jsonl').read_text().splitlines())
-  return [(row['step'], row[name]) for row in rows if name in row]
 
 
 @pytest.mark.long
@@ -137,26 +123,28 @@ def test_hosts_that_do_not_answer_are_named(monkeypatch, here, quiet, named):
 
 
 # Orbax synchronises like this while it saves.
-GATHER = """
+HOST = """
 import argparse, os, signal
 import jax
-import kills
 import numpy as np
 from jax.experimental import multihost_utils
-from resnest_jax.distributed import failures, join
+from resnest_jax.distributed import join
+from resnest_jax.errors import run
 
-flags = join.add_flags(argparse.ArgumentParser()).parse_args()
-with join.joined(flags, {}), failures.leaving():
-  multihost_utils.sync_global_devices('both are here')
-  if jax.process_index() == 1:
-    os.kill(os.getpid(), signal.SIGKILL)
-  for _ in range(100):
-    multihost_utils.process_allgather(np.ones(3))
+def main():
+  with join.joined(join.add_flags(argparse.ArgumentParser()).parse_args(), {}):
+    multihost_utils.sync_global_devices('both are here')
+    if jax.process_index() == 1:
+      os.kill(os.getpid(), signal.SIGKILL)
+    for _ in range(100):
+      multihost_utils.process_allgather(np.ones(3))
+
+run(main)
 """
 
 
 def test_host_that_is_killed_while_the_other_gathers():
-  first, second = start_pair('-c', GATHER, devices=1)
+  first, second = start_pair('-c', HOST, devices=1)
   finish(second, status=-signal.SIGKILL)
   _, stderr = finish(first, status=1, timeout=60)
   assert 'Traceback' not in stderr
@@ -164,106 +152,61 @@ def test_host_that_is_killed_while_the_other_gathers():
   assert re.match(told, stderr.splitlines()[-1])
 
 
-def test_processes_of_different_commands(command, tmp_path):
-  second_only = ('--config.seed=1', '--config.data.num_threads=1')
-  pair = start_pair(*command, tmp_path / 'run', second_only=second_only)
-  (_, by_first), (_, by_second) = (finish(x, status=1) for x in pair)
-  assert by_second.splitlines()[-1].startswith('error: this host (')
-  assert '(config.seed: 0 on host 0, 1 here). Use' in by_second
-  assert by_first.splitlines()[-1].startswith('error: host 1 has ended: this')
-  assert not (tmp_path / 'run').exists()
-
-
 @pytest.fixture(scope='module')
-def two_data(tmp_path_factory):
-  """The same data twice, of which the second lacks a training image."""
-  folder = tmp_path_factory.mktemp('two')
+def three_data(tmp_path_factory):
+  """A data set, without a training image, and with its classes swapped."""
+  folder = tmp_path_factory.mktemp('three')
   kills.make_data(folder / 'first')
-  shutil.copytree(folder / 'first', folder / 'second')
+  for name in ('fewer', 'swapped'):
+    shutil.copytree(folder / 'first', folder / name)
   for kind in ('images', 'masks'):
-    (folder / 'second' / kind / 'train' / '15.png').unlink()
+    (folder / 'fewer' / kind / 'train' / '15.png').unlink()
+  classes = 'sky 0 0 255\nroad 0 255 0\nwall 255 0 0\n'
+  (folder / 'swapped' / 'classes.txt').write_text(classes)
   return folder
 
 
-SWAPPED = 'sky 0 0 255\nroad 0 255 0\nwall 255 0 0\n'
-FOLDER = ('--config', 'configs/folder.py:mini', *small_flags())
+# The data of the second host, its other flags, and what it says.
+OTHERS = {
+  'first --config.seed=1': r'\(config.seed: 0 on host 0, 1 here\). Use',
+  'fewer': 'training split: 16 on host 0, 15 here.*give all hosts the same',
+  'swapped': r"'wall', \[1\]\] on host 0, \['road', \[1\]\] here.*the same",
+}
 
 
-def own_pair(script, folder, *more, second):
-  data = '--config.data.data_dir='
-  return start_pair(
-    *(script, *FOLDER, f'{data}{folder}/first', *more),
-    devices=1,
-    second_only=(f'{data}{folder}/{second}',),
-  )
+@pytest.mark.parametrize('other', OTHERS)
+def test_hosts_that_differ_do_not_train(three_data, tmp_path, other):
+  data, (name, *flags) = f'--config.data.data_dir={three_data}', other.split()
+  command = 'train.py', '--config', 'configs/folder.py:mini', *small_flags()
+  command += f'{data}/first', '--workdir', tmp_path / 'run'
+  second_only = f'{data}/{name}', '--config.data.num_threads=1', *flags
+  pair = start_pair(*command, devices=1, second_only=second_only)
+  by_first, by_second = map(error_of, pair)
+  assert re.match(rf'error: this host \(.*{OTHERS[other]}', by_second)
+  assert by_first.startswith('error: host 1 has ended: this host')
+  assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize(
-  ('classes', 'told'),
-  [
-    (None, 'images in the training split: 16 on host 0, 15 here'),
-    (SWAPPED, r"values: \['wall', \[1\]\] on host 0, \['road', \[1\]\] here"),
-  ],
-)
-def test_hosts_with_other_data_do_not_train(two_data, tmp_path, classes, told):
-  second = shutil.copytree(
-    two_data / ('first' if classes else 'second'), two_data / tmp_path.name
-  )
-  if classes:
-    (second / 'classes.txt').write_text(classes)
-  workdir = tmp_path / 'run'
-  pair = own_pair(
-    'train.py', two_data, '--workdir', workdir, second=second.name
-  )
-  (_, by_first), (_, by_second) = (finish(x, status=1) for x in pair)
-  assert re.search(told, by_second.splitlines()[-1])
-  assert 'give all hosts the same files' in by_second.splitlines()[-1]
-  assert 'error: host 1 has ended: this host' in by_first.splitlines()[-1]
-  assert not workdir.exists()
-
-
-JOINED = """
-import argparse, sys, time
-from resnest_jax.distributed import join
-from resnest_jax.errors import run
-def main():
-  flags = join.add_flags(argparse.ArgumentParser()).parse_args()
-  with join.joined(flags, {}):
-    print('joined')
-run(main)
-"""
-
-
-def joining(port, number, process_id, timeout=60):
-  flags = ('--coordinator', f'127.0.0.1:{port}', '--num_processes', number)
-  flags += ('--process_id', process_id, '--connect_timeout', timeout)
-  return start('-c', JOINED, *flags, devices=1)
-
-
-def free_port():
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    return free.getsockname()[1]
+def joining(*numbers, timeout=60):
+  flags = *join_flags(*numbers), '--connect_timeout', timeout
+  return start('-c', HOST, *flags, devices=1)
 
 
 def test_hosts_of_other_numbers_of_processes():
   port = free_port()
   pair = joining(port, 2, 0), joining(port, 3, 1)
-  (_, by_first), (_, by_second) = (finish(x, status=1) for x in pair)
-  told = 'num_processes: 2 on host 0, 3 here'
-  assert told in by_second.splitlines()[-1]
-  assert told in by_first.splitlines()[-1]
+  for error in map(error_of, pair):
+    assert 'num_processes: 2 on host 0, 3 here' in error
 
 
 @pytest.mark.long
 def test_process_beyond_the_number_of_the_first():
   port = free_port()
-  pair = joining(port, 2, 0, timeout=15), joining(port, 3, 2)
-  _, by_second = finish(pair[1], status=1)
-  assert by_second.splitlines()[-1].startswith('error: the hosts cannot join. ')
-  assert 'all with the same --coordinator and' in by_second.splitlines()[-1]
-  _, by_first = finish(pair[0], status=1)
-  assert 'not all processes came to' in by_first.splitlines()[-1]
+  first, third = joining(port, 2, 0, timeout=15), joining(port, 3, 2)
+  by_third = error_of(third)
+  assert by_third.startswith('error: the hosts cannot join. ')
+  assert 'all with the same --coordinator and' in by_third
+  assert 'not all processes came to' in error_of(first)
 
 
 def test_port_of_another_program():
@@ -279,19 +222,15 @@ def test_port_of_another_program():
 def test_two_processes_of_one_id():
   port = free_port()
   # The first of two that say 1 ends when the second comes.
-  first = joining(port, 3, 0, timeout=20)
-  pair = [joining(port, 3, 1, timeout=20) for _ in range(2)]
-  said = [finish(x, status=1)[1].splitlines()[-1] for x in (*pair, first)]
-  assert any('the hosts cannot join. Start one process' in x for x in said[:2])
-  assert 'each with its own --process_id' in said[2]
+  first, *pair = (joining(port, 3, i, timeout=20) for i in (0, 1, 1))
+  said = [*map(error_of, pair)]
+  assert any('the hosts cannot join. Start one process' in x for x in said)
+  assert 'each with its own --process_id' in error_of(first)
 
 
-def test_coordinator_that_does_not_answer(command, tmp_path):
-  flags = ('--coordinator', '127.0.0.1:1', '--num_processes', 2)
-  flags += ('--process_id', 1, '--connect_timeout', 1)
-  process = start(*command, tmp_path / 'run', *flags, devices=1)
-  _, stderr = finish(process, status=1)
-  assert '127.0.0.1:1 cannot be reached within 1 s (Connection ref' in stderr
+def test_coordinator_that_does_not_answer():
+  told = '127.0.0.1:1 cannot be reached within 1 s (Connection ref'
+  assert told in error_of(joining(1, 2, 1, timeout=1))
 
 
 def join(flags):

@@ -10,35 +10,32 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata
-from pathlib import Path
+from unittest import mock
 
 import cv2
 import nbformat
 import numpy as np
 import pytest
+from data.small_archives import decode, encode
 from evaluation.runs import write_run
+from hosts import ROOT
 from small import small_flags
 
-from notebooks import install, run
+from notebooks import address, install, run
 from resnest_jax import from_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
-KEPT = {
-  name: nbformat.read(ROOT / f'notebooks/{name}.ipynb', as_version=4)
-  for name in run.NAMES
-}
-FLAGS = ' '.join(
-  small_flags(
-    {
-      **{'model.head': 'fcn', 'model.radix': 1, 'data.doctor_samples': 0},
-      **{'train.batch_size': 2, 'train.pictures': 0, 'eval.overlays': 2},
-    }
-  )
-)
+SMALL = {'model.head': 'fcn', 'model.radix': 1, 'data.doctor_samples': 0}
+SMALL |= {'train.batch_size': 2, 'train.pictures': 0, 'eval.overlays': 2}
+FLAGS = ' '.join(small_flags(SMALL))
+
+
+def read(root, name):
+  return nbformat.read(root / f'notebooks/{name}.ipynb', as_version=4)
+
+
+KEPT = {name: read(ROOT, name) for name in run.NAMES}
 # Of this machine, or of any that ran them: '/home/', not 'runs/home/x'.
-MACHINE_PATH = re.compile(
-  r'(?<![\w.:])/(?:work|tmp|home|root|usr|opt|content)/'
-)
+MACHINE_PATH = r'(?<![\w.:])/(?:work|tmp|home|root|usr|opt|content)/'
 
 each_notebook = pytest.mark.parametrize('name', run.NAMES)
 
@@ -47,39 +44,27 @@ def code(notebook):
   return [cell for cell in notebook.cells if cell.cell_type == 'code']
 
 
-def text_of(cell):
-  """All that a cell has printed."""
-  return ''.join(x.text for x in cell.outputs if x.output_type == 'stream')
+def outputs_of(notebook, words=''):
+  """Of the cells whose source has these words."""
+  cells = [cell for cell in code(notebook) if words in cell.source]
+  return [output for cell in cells for output in cell.outputs]
 
 
-def decode(encoded):
-  pixels = np.frombuffer(base64.b64decode(encoded), np.uint8)
-  return cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB)
+def printed_by(notebook, words=''):
+  outputs = outputs_of(notebook, words)
+  return ''.join(x.text for x in outputs if x.output_type == 'stream')
 
 
 def shown_by(notebook):
   """The pictures of all cells, uint8 (H, W, 3)."""
-  return [
-    decode(output.data[kind])
-    for cell in code(notebook)
-    for output in cell.outputs
-    for kind in ('image/png', 'image/jpeg')
-    if kind in output.get('data', {})
-  ]
-
-
-def load(path):
-  return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+  data = [output.get('data', {}) for output in outputs_of(notebook)]
+  kinds = 'image/png', 'image/jpeg'
+  found = [base64.b64decode(x[y]) for x in data for y in kinds if y in x]
+  return [decode(encoded, cv2.IMREAD_COLOR_RGB) for encoded in found]
 
 
 def difference(picture, expected):
   return np.abs(picture.astype(int) - expected).mean()
-
-
-def cell_with(notebook, words):
-  """The only cell whose source has these words."""
-  (cell,) = [cell for cell in code(notebook) if words in cell.source]
-  return cell
 
 
 # --- As they run -------------------------------------------------------------
@@ -87,11 +72,9 @@ def cell_with(notebook, words):
 
 def execute(name, **parameters):
   """Runs a notebook with one device, compiled quickly."""
-  one = '--xla_force_host_platform_device_count=1'
-  flags = re.sub(r'--xla_force_host\S*', one, os.environ['XLA_FLAGS'])
-  with pytest.MonkeyPatch.context() as monkeypatch:
-    monkeypatch.setenv('XLA_FLAGS', flags)
-    monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+  flags = re.sub(r'device_count=\d+', 'device_count=1', os.environ['XLA_FLAGS'])
+  quick = {'XLA_FLAGS': flags, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  with mock.patch.dict(os.environ, quick):
     path = ROOT / f'notebooks/{name}.ipynb'
     notebook = run.execute(path, parameters, cell_timeout=600)
   run.tidy(notebook)
@@ -102,77 +85,63 @@ def execute(name, **parameters):
 def test_ade20k_mini_shows_scores_and_pictures_of_its_run(tmp_path):
   sizes = {'images': (4, 4), 'steps': 1}
   notebook = execute('ade20k_mini', folder=str(tmp_path), flags=FLAGS, **sizes)
-  training = text_of(cell_with(notebook, '!python train.py'))
+  training = printed_by(notebook, '!python train.py')
   assert '4 images, 4 to evaluate, 1 steps of 2 on 1 x cpu' in training
   (path,) = tmp_path.glob('run/eval/1-validation/metrics.json')
   mean = json.loads(path.read_text())['mIoU']
-  said = text_of(cell_with(notebook, 'metrics = json.loads'))
+  said = printed_by(notebook, 'metrics = json.loads')
   assert said.startswith(f'mIoU {mean:.1%}, with 95 % confidence')
-  (output,) = cell_with(notebook, 'srcdoc').outputs
-  report = html.unescape(output.data['text/html'])
-  assert '<h1>ade20k_pspnet_mini</h1>' in report
+  (output,) = outputs_of(notebook, 'srcdoc')
+  assert '<h1>ade20k_pspnet_mini<' in html.unescape(output.data['text/html'])
   _, _, overlay = shown_by(notebook)  # After curves and contact sheet.
   assert overlay.shape[1] == 400
   assert overlay.shape[0] > 270  # With names below.
 
 
-@pytest.fixture(scope='module')
-def own_data(tmp_path_factory):
-  """Its folder and what came out."""
-  folder = tmp_path_factory.mktemp('own_data')
-  folders = {'data': str(folder / 'mydata'), 'folder': str(folder)}
-  return folder, execute('own_data', steps=1, flags=FLAGS, **folders)
-
-
 @pytest.mark.long
-def test_own_data_draws_a_folder_as_it_is_described(own_data):
-  folder, notebook = own_data
-  masks = list(map(load, folder.glob('drawn/masks/*.png')))
+def test_own_data_draws_a_folder_trains_and_predicts(tmp_path):
+  where = {'data': str(tmp_path / 'mydata'), 'folder': str(tmp_path)}
+  notebook = execute('own_data', steps=1, flags=FLAGS, **where)
+  files = tmp_path.glob('drawn/masks/*.png')
+  masks = [decode(file.read_bytes()) for file in files]
   assert np.unique(masks).tolist() == [0, 1, 2, 3]
   assert min((mask == 1).mean() for mask in masks) > 0.1
-  report = json.loads((folder / 'doctor' / 'doctor.json').read_text())
-  assert report['findings'] == []
-  said = text_of(cell_with(notebook, 'resnest_jax.data.doctor'))
+  report = (tmp_path / 'doctor' / 'doctor.json').read_text()
+  assert json.loads(report)['findings'] == []
+  said = printed_by(notebook, 'resnest_jax.data.doctor')
   assert '38 of 38 samples of train and 10 of 10 samples of val' in said
 
-
-@pytest.mark.long
-def test_own_data_predicts_with_what_it_has_trained(own_data):
-  folder, notebook = own_data
-  model = from_checkpoint(folder / 'run', checkpoint='best')
+  model = from_checkpoint(tmp_path / 'run', checkpoint='best')
   assert model.classes == ('background', 'sky', 'plants', 'person')
-  paths = sorted((folder / 'drawn' / 'images').iterdir())[:3]
-  lines = text_of(cell_with(notebook, 'model.predict(pictures)')).split('\n')
+  paths = sorted((tmp_path / 'drawn' / 'images').iterdir())[:3]
+  said = printed_by(notebook, 'model.predict(pictures)')
+  lines = filter(None, said.split('\n'))
   # After contact sheets of doctor and evaluation, and curves.
-  for path, prediction, picture, line in zip(
-    *(paths, model.predict(paths), shown_by(notebook)[3:]),
-    filter(None, lines),
-    strict=True,
-  ):
+  pictures = shown_by(notebook)[3:]
+  each = zip(paths, model.predict(paths), pictures, lines, strict=True)
+  for path, prediction, picture, line in each:
     assert line.startswith(f'{path.name} background ')
     same = (np.abs(picture.astype(int) - prediction.overlay()) < 40).all(-1)
     assert same.mean() > 0.98, path
-    shares = [int(share) for share in re.findall(r' (\d+)%', line)]
+    shares = [*map(int, re.findall(r' (\d+)%', line))]
     counts = np.bincount(prediction.labels.ravel(), minlength=4)
     assert shares == pytest.approx(100 * counts / counts.sum(), abs=1.5)
 
 
 @pytest.mark.long
 def test_predict_keeps_the_label_maps(tmp_path):
-  workdir = write_run(tmp_path / 'run')
-  rng = np.random.default_rng(0)
-  image = cv2.resize(rng.integers(0, 256, (4, 5, 3), np.uint8), (120, 90))
-  picture = str(tmp_path / 'a_picture.png')
-  cv2.imwrite(picture, image)
+  workdir, picture = write_run(tmp_path / 'run'), f'{tmp_path}/a_picture.png'
+  noise = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+  cv2.imwrite(picture, cv2.resize(noise, (120, 90)))
   where = {'weights': str(workdir), 'out': str(tmp_path / 'out')}
   notebook = execute('predict', pictures=[picture], **where)
   model = from_checkpoint(workdir)
   expected = model.predict(picture, probabilities=True)
-  kept = load(tmp_path / 'out/a_picture.png')
+  kept = decode((tmp_path / 'out/a_picture.png').read_bytes())
   assert (kept == expected.labels).mean() > 0.999
   overlay, sure = shown_by(notebook)
   assert difference(overlay[:90], expected.overlay(opacity=0.6)) < 4
-  shares = text_of(cell_with(notebook, 'largest = '))
+  shares = printed_by(notebook, 'largest = ')
   most = np.bincount(expected.labels.ravel()).argmax()
   assert shares.startswith(f'a_picture.png: {model.classes[most]} ')
   assert difference(sure[..., 0], 255 * expected.probabilities.max(-1)) < 2
@@ -184,9 +153,8 @@ def test_predict_keeps_the_label_maps(tmp_path):
 @each_notebook
 def test_kept_outputs_are_those_of_a_whole_run(name):
   cells = code(KEPT[name])
-  numbers = [cell.execution_count for cell in cells]
-  assert numbers == list(range(1, len(cells) + 1))
-  assert not any('Traceback' in text_of(cell) for cell in cells)
+  assert [x.execution_count for x in cells] == [*range(1, len(cells) + 1)]
+  assert 'Traceback' not in printed_by(KEPT[name])
   shown = shown_by(KEPT[name])
   assert len(shown) >= {'ade20k_mini': 3, 'own_data': 6, 'predict': 4}[name]
   for picture in shown:
@@ -197,14 +165,11 @@ def test_kept_outputs_are_those_of_a_whole_run(name):
 @each_notebook
 def test_kept_files_are_small_and_name_no_machine(name):
   assert (ROOT / f'notebooks/{name}.ipynb').stat().st_size < 1_000_000
-  for cell in code(KEPT[name]):
-    texts = [text_of(cell)]
-    for output in cell.outputs:
-      data = output.get('data', {})
-      texts += [data[kind] for kind in data if kind.startswith('text/')]
+  for output in outputs_of(KEPT[name]):
+    data = output.get('data', {'text/plain': output.get('text', '')})
+    text = '\n'.join(data[kind] for kind in data if kind.startswith('text/'))
     # Pictures inside of a report are letters and slashes, too.
-    text = re.sub(r'base64,[\w+/=]*', '', '\n'.join(texts))
-    assert MACHINE_PATH.findall(text) == []
+    assert not re.findall(MACHINE_PATH, re.sub(r'base64,[\w+/=]*', '', text))
 
 
 @each_notebook
@@ -226,24 +191,24 @@ def test_unknown_parameters_are_refused():
 # --- The project's address ---------------------------------------------------
 
 
+# Files and how often each names the address.
+PLACES = {f'notebooks/{name}.ipynb': 2 for name in run.NAMES}
+PLACES |= {'README.md': 3, 'docs/install.md': 1, 'docs/start.md': 1}
+PLACES['pyproject.toml'] = 1
+ADDRESS = (
+  r'(?:git clone .*|Repository = .|repository = .)https://github\.com/'
+  r'([\w-]+/[\w.-]+)|colab\.research\.google\.com/github/([\w-]+/[^/]+)/'
+)
+
+
 def addresses(root):
   """The repositories that each file names as this project's, in order."""
-  place = re.compile(
-    r'(?:git clone .*|Repository = .|repository = .)https://github\.com/'
-    r'([\w-]+/[\w.-]+)|colab\.research\.google\.com/github/([\w-]+/[^/]+)/'
-  )
-  files = ['README.md', 'docs/install.md', 'docs/start.md', 'pyproject.toml']
-  files += [f'notebooks/{name}.ipynb' for name in run.NAMES]
-  return {
-    file: [a or b for a, b in place.findall((root / file).read_text())]
-    for file in files
-  }
+  texts = {file: (root / file).read_text() for file in PLACES}
+  return {x: [*map(''.join, re.findall(ADDRESS, texts[x]))] for x in PLACES}
 
 
 def expected_addresses(*repository):
-  numbers = (3, 1, 1, 1, 2, 2, 2)
-  names = addresses(ROOT)
-  return {x: [*repository] * n for x, n in zip(names, numbers, strict=True)}
+  return {file: [*repository] * number for file, number in PLACES.items()}
 
 
 def test_the_kept_files_name_one_address_or_none():
@@ -253,48 +218,55 @@ def test_the_kept_files_name_one_address_or_none():
 
 
 def copy_project(target, *names):
+  target.mkdir(parents=True, exist_ok=True)
   for name in names:
     copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
     copy(ROOT / name, target / name)
 
 
-def give_address(folder, address):
-  """Runs the command in a copy; returns what it complains about."""
+def give_address(folder, text, monkeypatch):
+  """Runs the command in a copy of the project."""
   if not (folder / 'notebooks').exists():
     copy_project(folder, 'notebooks', 'docs', 'README.md', 'pyproject.toml')
-  command = [sys.executable, 'notebooks/address.py', address]
-  done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-  assert done.returncode == bool(done.stderr)
-  return done.stderr
+  monkeypatch.setattr(address, 'ROOT', folder)
+  monkeypatch.setattr(sys, 'argv', ['address.py', text])
+  address.main()
 
 
-def test_an_address_is_written_everywhere_and_replaced(tmp_path):
+def test_an_address_is_written_everywhere_and_replaced(tmp_path, monkeypatch):
+  github = 'https://github.com'
   for repository in ('some-one/resnest.2', 'a/b', 'a/b'):
-    assert not give_address(tmp_path, f'https://github.com/{repository}')
+    give_address(tmp_path, f'{github}/{repository}', monkeypatch)
     assert addresses(tmp_path) == expected_addresses(repository)
   project = tomllib.loads((tmp_path / 'pyproject.toml').read_text())['project']
-  assert project['urls'] == {'Repository': 'https://github.com/a/b'}
+  assert project['urls'] == {'Repository': f'{github}/a/b'}
   colab = 'https://colab.research.google.com'
   for name in run.NAMES:
-    notebook = nbformat.read(tmp_path / f'notebooks/{name}.ipynb', as_version=4)
+    notebook = read(tmp_path, name)
     nbformat.validate(notebook)
     badge, _ = notebook.cells[0].source.split('\n\n# ', 1)
-    assert badge == (
-      f'[![Open in Colab]({colab}/assets/colab-badge.svg)]'
-      f'({colab}/github/a/b/blob/main/notebooks/{name}.ipynb)'
+    link = f'{colab}/github/a/b/blob/main/notebooks/{name}.ipynb'
+    assert (
+      badge == f'[![Open in Colab]({colab}/assets/colab-badge.svg)]({link})'
     )
     assert badge in (tmp_path / 'README.md').read_text()
 
 
-def test_a_malformed_address_is_refused(tmp_path):
+def test_a_malformed_address_is_refused(tmp_path, monkeypatch):
   github = 'https://github.com/a/b'
   for wrong in ('github.com/a/b', f'{github}/', f'{github}.git'):
-    said = give_address(tmp_path, wrong)
-    assert f"error: the arguments are ['{wrong}']. Give one" in said
-    assert addresses(tmp_path) == addresses(ROOT)
+    told = re.escape(f"error: the arguments are ['{wrong}']. Give one")
+    with pytest.raises(SystemExit, match=told):
+      give_address(tmp_path, wrong, monkeypatch)
+  assert addresses(tmp_path) == addresses(ROOT)
 
 
 # --- The cell that finds and installs the project ----------------------------
+
+
+def start(command, folder, **environment):
+  options = {'cwd': folder, 'env': os.environ | environment, 'text': True}
+  return subprocess.run(command, capture_output=True, **options)
 
 
 def first_cells(folder, before='', python=sys.executable, **parameters):
@@ -303,8 +275,7 @@ def first_cells(folder, before='', python=sys.executable, **parameters):
   lines = [f'{key} = {value!r}' for key, value in parameters.items()]
   found = "import importlib.util as i; print(i.find_spec('resnest_jax').origin)"
   cells = '\n'.join([before, first, *lines, second, found])
-  command = [str(python), '-c', cells]
-  return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+  return start([python, '-c', cells], folder)
 
 
 @pytest.fixture
@@ -312,11 +283,8 @@ def uploaded(tmp_path):
   """The folder that a notebook starts in, and the project elsewhere."""
   project, folder = tmp_path / 'there/project', tmp_path / 'here'
   folder.mkdir()
-  project.mkdir(parents=True)
-  copy_project(
-    *(project, 'resnest_jax', 'notebooks', 'configs', 'pyproject.toml'),
-    *('requirements.txt', 'train.py'),
-  )
+  files = 'pyproject.toml', 'requirements.txt', 'train.py'
+  copy_project(project, 'resnest_jax', 'notebooks', 'configs', *files)
   return folder, project
 
 
@@ -336,10 +304,8 @@ def test_a_notebook_alone_fetches_the_project(uploaded, kind):
   for place in (folder, folder, root / 'notebooks'):
     done = first_cells(place, repository=str(repository[kind]))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-      'nothing to change: all that the project needs is installed',
-      str(root / 'resnest_jax/__init__.py'),
-    ]
+    told = 'nothing to change: all that the project needs is installed'
+    assert done.stdout == f'{told}\n{root / "resnest_jax/__init__.py"}\n'
 
 
 def test_a_notebook_alone_says_what_to_upload(tmp_path):
@@ -351,9 +317,9 @@ def test_a_notebook_alone_says_what_to_upload(tmp_path):
 
 # What Colab has, as far as the project knows it.
 COLAB = (
-  *('jax==0.7.2', 'jaxlib==0.7.2', 'flax==0.11.2', 'numpy==2.1.3'),
-  *('grain==0.2.18', 'orbax-checkpoint==0.12.4', 'packaging'),
-  *('opencv-python-headless==5.0.0.93', 'opencv-contrib-python==4.14.0.94'),
+  'jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3 grain==0.2.18 '
+  'orbax-checkpoint==0.12.4 packaging opencv-python-headless==5.0.0.93 '
+  'opencv-contrib-python==4.14.0.94'
 )
 
 
@@ -362,18 +328,16 @@ def test_a_session_like_colabs_gets_what_is_missing(uploaded):
   """Installed for real, after jax was imported; then a step of training."""
   folder, project = uploaded
   python = folder / 'colab/bin/python'
-  for words in (
-    [sys.executable, '-m', 'venv', folder / 'colab'],
-    [python, '-m', 'pip', 'install', '-q', '--no-compile', *COLAB],
-  ):
-    subprocess.run(words, check=True)
+  venv = [sys.executable, '-m', 'venv', folder / 'colab']
+  pip = [python, '-m', 'pip', 'install', '-q', '--no-compile', *COLAB.split()]
+  subprocess.run(venv, check=True)
+  subprocess.run(pip, check=True)
   done = first_cells(folder, 'import jax', python, repository=str(project))
   assert done.returncode == 1
-  pin = install.jax_requirement('').removeprefix('jax==')
   assert re.search(r'^new: .*\btensorflow-datasets 4\.', done.stdout, re.M)
   replaced = dict(re.findall(r'^  (\S+) \S+ -> (.+)', done.stdout, re.M))
   assert replaced.keys() - {'numpy'} == {'jax', 'jaxlib', 'flax'}
-  assert replaced['jax'] == pin
+  assert replaced['jax'] == install.jax_requirement('').removeprefix('jax==')
   assert re.search('restart .*has imported jax, jaxlib', done.stderr)
   done = first_cells(folder, 'import jax, cv2', python)
   assert done.stdout.startswith('nothing to change'), done.stderr
@@ -382,13 +346,8 @@ def test_a_session_like_colabs_gets_what_is_missing(uploaded):
     'train.py --config configs/ade20k_pspnet.py:mini --workdir run '
     f'--config.data.data_dir=data --config.train.total_steps=1 {FLAGS}',
   ):
-    done = subprocess.run(
-      [python, *words.split()],
-      cwd=folder / 'resnest-jax',
-      env=os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
-      capture_output=True,
-      text=True,
-    )
+    quick = {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+    done = start([python, *words.split()], folder / 'resnest-jax', **quick)
     assert done.returncode == 0, done.stderr
   assert 'step 1/1  loss' in done.stdout
 
@@ -396,60 +355,58 @@ def test_a_session_like_colabs_gets_what_is_missing(uploaded):
 # --- What runs and installs them ---------------------------------------------
 
 
-@pytest.mark.parametrize(
-  ('written', 'seen'),
-  [
-    (' 1/3\r 2/3\r 3/3\r\ndone\n', ' 3/3\ndone\n'),
-    ('\x1b[1mbold\x1b[0m \x1b[?25l', 'bold'),
-    ('one\ntwo\x1b[1A\r\x1b[2Knew', 'new\ntwo'),
-    ('12%\x1b[2K\r34%', '34%'),
-  ],
-)
-def test_screens_show_what_is_left_in_the_end(written, seen):
-  assert run.screen(written) == seen
+SCREENS = {
+  ' 1/3\r 2/3\r 3/3\r\ndone\n': ' 3/3\ndone\n',
+  '\x1b[1mbold\x1b[0m \x1b[?25l': 'bold',
+  'one\ntwo\x1b[1A\r\x1b[2Knew': 'new\ntwo',
+  '12%\x1b[2K\r34%': '34%',
+}
+
+
+@pytest.mark.parametrize('written', SCREENS)
+def test_screens_show_what_is_left_in_the_end(written):
+  assert run.screen(written) == SCREENS[written]
 
 
 def test_pieces_of_text_become_one():
-  def stream(text, name='stdout'):
-    return nbformat.v4.new_output('stream', name=name, text=text)
-
-  picture = nbformat.v4.new_output('display_data', data={'text/plain': 'x'})
-  given = [stream('a'), stream('b', 'stderr'), picture, stream('c')]
-  found = list(run.merged(given))
+  new = nbformat.v4.new_output
+  a, b, c = (new('stream', name='stdout', text=text) for text in 'abc')
+  b.name = 'stderr'
+  picture = new('display_data', data={'text/plain': 'x'})
+  found = list(run.merged([a, b, picture, c]))
   assert [x.get('text') for x in found] == ['ab', None, 'c']
 
 
 def test_large_pictures_become_small_ones():
   large = np.random.default_rng(0).integers(0, 256, (200, 1800, 3), np.uint8)
-  png = base64.b64encode(cv2.imencode('.png', large)[1].tobytes()).decode()
+  png = base64.b64encode(encode(large)).decode()
   data = {'image/png': png, 'image/jpeg': 'x', 'text/plain': 'y'}
   run.shrink_picture(data)
   assert sorted(data) == ['image/jpeg', 'text/plain']
-  assert decode(data['image/jpeg']).shape == (100, run.WIDTH, 3)
-  small = {'image/png': base64.b64encode(b'few bytes').decode()}
+  jpeg = decode(base64.b64decode(data['image/jpeg']))
+  assert jpeg.shape == (100, run.WIDTH, 3)
+  small = {'image/png': 'ZmV3IGJ5dGVz'}
   run.shrink_picture(small)
   assert list(small) == ['image/png']
 
 
-@pytest.mark.parametrize(
-  ('tpu', 'driver', 'extra'),
-  [
-    (True, None, 'tpu'),
-    (False, None, ''),
-    (False, '580.65.06, 7.5', 'cuda13'),
-    (False, '580.65.06, 6.0', 'cuda12'),
-    (False, '525.60.13, 9.0\n525.60.13, 9.0', 'cuda12'),
-  ],
-)
-def test_jax_gets_what_the_device_needs(
-  tpu, driver, extra, tmp_path, monkeypatch
-):
-  if driver is not None:  # A program that says it.
+EXTRAS = {
+  None: '',
+  '580.65.06, 7.5': 'cuda13',
+  '580.65.06, 6.0': 'cuda12',
+  '525.60.13, 9.0\n525.60.13, 9.0': 'cuda12',
+}
+
+
+@pytest.mark.parametrize('driver', EXTRAS)
+def test_jax_gets_what_the_device_needs(driver, tmp_path, monkeypatch):
+  if driver:  # A program that says it.
     program = tmp_path / 'nvidia-smi'
     program.write_text(f"#!/bin/sh\necho '{driver}'\n")
     program.chmod(0o755)
   monkeypatch.setenv('PATH', f'{tmp_path}:/bin' if driver else str(tmp_path))
-  assert install.choose_extra(tpu, *install.nvidia()) == extra
+  assert install.choose_extra(False, *install.nvidia()) == EXTRAS[driver]
+  assert install.choose_extra(True, *install.nvidia()) == 'tpu'
 
 
 def test_an_old_driver_is_told():
@@ -457,26 +414,19 @@ def test_an_old_driver_is_told():
     install.choose_extra(False, 524)
 
 
-def test_tpus_are_found(tmp_path):
-  folder = tmp_path / '0000:00:05.0'
-  folder.mkdir()
-  for vendor, device, expected in (
-    ('0x1ae0', '0x0063', True),  # TPU v5e.
-    ('0x1ae0', '0x0042', False),  # Google's network card.
-    ('0x10de', '0x0063', False),
-  ):
-    (folder / 'vendor').write_text(f'{vendor}\n')
-    (folder / 'device').write_text(f'{device}\n')
-    assert install.has_tpu(tmp_path) == expected
-  assert not install.has_tpu(tmp_path / 'nowhere')
-
-
-def test_tpus_are_those_that_jax_knows():
+def test_tpus_are_those_that_jax_knows_and_found(tmp_path):
   from jax._src import hardware_utils
 
-  known = hardware_utils._TPU_PCI_DEVICE_IDS
-  assert set(install.TPUS) <= set(known)
+  assert set(install.TPUS) <= set(hardware_utils._TPU_PCI_DEVICE_IDS)
   assert install.GOOGLE == hardware_utils._GOOGLE_PCI_VENDOR_ID
+  folder = tmp_path / '0000:00:05.0'
+  folder.mkdir()
+  # A TPU v5e, a network card of Google's, and another vendor's device.
+  for name in ('0x1ae0 0x0063', '0x1ae0 0x0042', '0x10de 0x0063'):
+    for file, number in zip(('vendor', 'device'), name.split(), strict=True):
+      (folder / file).write_text(f'{number}\n')
+    assert install.has_tpu(tmp_path) == (name == '0x1ae0 0x0063')
+  assert not install.has_tpu(tmp_path / 'nowhere')
 
 
 def test_the_installed_jax_is_the_pinned_one():

@@ -1,36 +1,30 @@
 """Every Python has its pins, they are what is installed, and make finds it."""
 
-import importlib.metadata
+import re
 import shutil
 import subprocess
-import sys
 import tomllib
-from pathlib import Path
+from importlib import metadata
 
 import pytest
+from hosts import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parent.parent
 ALL = ('requirements', 'requirements-test', 'requirements-onnx')
-HERE = '{}.{}'.format(*sys.version_info)
 
 
-def pins(*files, python):
-  """Name -> version of what requirements*.txt give this Python."""
+def pins(*files, **environment):
+  """Name -> version of what requirements*.txt give a Python, or this one."""
+  texts = [(ROOT / f'{file}.txt').read_text() for file in files]
+  lines = re.findall(r'^\w[^#\n]*', '\n'.join(texts), re.MULTILINE)
   found = {}
-  for file in files:
-    for line in (ROOT / f'{file}.txt').read_text().splitlines():
-      line = line.split('#')[0].strip()
-      if not line or line.startswith('-r '):
-        continue
-      requirement = Requirement(line)
-      if is_needed(requirement, python_version=python):
-        (version,) = requirement.specifier
-        assert version.operator == '==', line
-        name = canonicalize_name(requirement.name)
-        assert name not in found, line
-        found[name] = version.version
+  for requirement in map(Requirement, lines):
+    if is_needed(requirement, **environment):
+      (version,) = requirement.specifier
+      name = canonicalize_name(requirement.name)
+      assert (version.operator, name in found) == ('==', False), requirement
+      found[name] = version.version
   return found
 
 
@@ -40,28 +34,24 @@ def is_needed(requirement, **environment):
 
 @pytest.mark.parametrize('python', ['3.11', '3.12', '3.13'])
 def test_every_python_has_one_pin_of_each_package(python):
-  found = pins(*ALL, python=python)
+  found = pins(*ALL, python_version=python)
   assert 'tensorflow' not in found
-  newest = python != '3.11'
-  assert found['jax'] == found['jaxlib'] == ('0.12.0.1' if newest else '0.10.2')
-  for kind in ('gpu', 'tpu', 'ahead'):
-    text = (ROOT / f'requirements-{kind}.txt').read_text()
-    assert '-r requirements.txt' in text
-    accelerated = pins(f'requirements-{kind}', python=python)
-    assert accelerated == {'jax': found['jax']}
+  jax = '0.10.2' if python == '3.11' else '0.12.0.1'
+  assert found['jax'] == found['jaxlib'] == jax
+  for file in ('requirements-gpu', 'requirements-tpu', 'requirements-ahead'):
+    assert '-r requirements.txt' in (ROOT / f'{file}.txt').read_text()
+    assert pins(file, python_version=python) == {'jax': jax}
 
 
 def test_what_is_installed_is_what_is_pinned():
   """And so is all that it needs, but for the CUDA that torch may bring."""
-  found = pins(*ALL, python=HERE)
-  installed = {name: importlib.metadata.version(name) for name in found}
+  found = pins(*ALL)
   # torch's own build is named behind a plus.
-  installed = {k: v.partition('+')[0] for k, v in installed.items()}
-  assert installed == found
+  assert found == {x: metadata.version(x).partition('+')[0] for x in found}
   unpinned = {
     f'{need.name} of {name}'
     for name in found.keys() - {'torch'}
-    for need in map(Requirement, importlib.metadata.requires(name) or ())
+    for need in map(Requirement, metadata.requires(name) or ())
     if is_needed(need, extra='') and canonicalize_name(need.name) not in found
   }
   assert unpinned == set()
@@ -73,7 +63,7 @@ def test_bounds_of_the_package_hold_what_is_pinned():
   for extra in ('export', 'demo', 'torch', 'wandb'):
     bounds += map(Requirement, project['optional-dependencies'][extra])
   for python in ('3.11', '3.13'):
-    found = pins(*ALL, python=python)
+    found = pins(*ALL, python_version=python)
     for bound in bounds:
       version = found[canonicalize_name(bound.name)]
       assert bound.specifier.contains(version), (bound, version)
@@ -84,25 +74,23 @@ def test_bounds_of_the_package_hold_what_is_pinned():
 
 def test_the_newest_python_that_works_is_taken(tmp_path):
   """One of pyenv's as well; not one without venv, whatever its number."""
-  tools = tmp_path / 'bin'
-  tools.mkdir()
+  (tmp_path / 'bin').mkdir()
   for tool in ('make', 'sh', 'touch', 'mkdir'):
-    (tools / tool).symlink_to(shutil.which(tool))
+    (tmp_path / 'bin' / tool).symlink_to(shutil.which(tool))
   for version, body in (
-    ('3.13.9', 'exit 1'),
-    ('3.12.9', 'case $1$2 in --version) echo 12;; -mvenv) mkdir $4;; esac'),
-    ('3.11.9', 'exit 0'),
+    ('3.13', 'exit 1'),
+    ('3.12', 'case $1$2 in --version) echo 12;; -mvenv) mkdir $4;; esac'),
+    ('3.11', 'exit 0'),
   ):
-    folder = tmp_path / 'pyenv' / 'versions' / version / 'bin'
-    folder.mkdir(parents=True)
-    python = folder / f'python{version[:4]}'
+    python = tmp_path / f'pyenv/versions/{version}.9/bin/python{version}'
+    python.parent.mkdir(parents=True)
     python.write_text(f'#!{shutil.which("sh")}\n{body}\n')
     python.chmod(0o755)
 
   def make(*arguments):
     command = ['make', '-C', ROOT, 'venv', 'PIP=:', f'VENV={tmp_path}/env']
     command += [f'PYENV_ROOT={tmp_path}/pyenv', *arguments]
-    path = {'PATH': str(tools)}
+    path = {'PATH': f'{tmp_path}/bin'}
     return subprocess.run(command, env=path, capture_output=True, text=True)
 
   none = make('PYTHONS=python3.13 python4')

@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+from hosts import finish, start
+from pages import run_python
 from trouble import small_disk
 
 from resnest_jax import __main__
@@ -28,35 +30,37 @@ MISTAKES = {
   ),
 }
 TRY_ALL = """
-import json, runpy, sys
-from resnest_jax.errors import UserError
-said = []
+import contextlib, io, json, runpy, sys
+ended = []
 for sys.argv in json.loads(sys.argv[1]):
-  try:
-    runpy.run_path(sys.argv[0])['main']()
-  except UserError as error:
-    said.append(str(error))
-print(json.dumps([said, list(sys.modules)]))
+  with contextlib.redirect_stderr(io.StringIO()) as said:
+    try:
+      runpy.run_path(sys.argv[0], run_name='__main__')
+    except SystemExit as end:
+      ended.append((end.code, said.getvalue()))
+print(json.dumps([ended, list(sys.modules)]))
 """
 
 
 def test_mistakes_in_the_command_line_are_told_at_once(run_script):
   """Before the packages are imported that take seconds."""
   commands = json.dumps([command.split() for command in MISTAKES])
-  said, imported = json.loads(run_script('-c', TRY_ALL, commands).stdout)
-  for expected, message in zip(MISTAKES.values(), said, strict=True):
-    assert expected in message
+  ended, imported = json.loads(run_script('-c', TRY_ALL, commands).stdout)
+  for told, (status, said) in zip(MISTAKES.values(), ended, strict=True):
+    assert (status, said[:7], said.count('\n')) == (1, 'error: ', 1)
+    assert told in said
   assert {'argparse', 'resnest_jax.flags'} <= set(imported)
   heavy = {'cv2', 'grain', 'jax', 'orbax.checkpoint', 'rich', 'tensorflow'}
   assert not heavy & set(imported)
 
 
 LONG = 'x' * 5000
+FOLDER = '--config configs/folder.py --workdir x'
 HOSTILE = (
   f'train.py --config {LONG} --workdir x',
-  f'train.py --config configs/folder.py --workdir x --config.seed={10**20}',
-  f'train.py --config configs/folder.py --workdir x --config.name{LONG}=1',
-  f'eval.py --config configs/folder.py --weights {LONG} --workdir x',
+  f'train.py {FOLDER} --config.seed={10**20}',
+  f'train.py {FOLDER} --config.name{LONG}=1',
+  f'eval.py {FOLDER} --weights {LONG}',
   f'predict.py --weights w --out y {LONG}',
   f'export.py --weights {LONG} --out y',
   f'export.py --weights w --out {LONG}',
@@ -64,116 +68,71 @@ HOSTILE = (
   f'-m resnest_jax.data.prepare ade20k_mini --images {"1" * 5000} 1',
   '-m resnest_jax.data.prepare ade20k_mini --imagess 1 1',
   '-m resnest_jax.data.prepare palette2id --masks m',
-  f'-m resnest_jax.data.mini --out {LONG}',
-  '-m resnest_jax.data.mini_cityscapes --out o --size 1 1',
+  f'-m resnest_jax.data.mini.ade20k_mini --out {LONG}',
+  '-m resnest_jax.data.mini.cityscapes_mini --out o --size 1 1',
   f'-m resnest_jax.weights.convert {LONG} --out {LONG}',
   f'-m resnest_jax.data.doctor --config {LONG}',
   f'-m resnest_jax.evaluation.submission validate {LONG}',
   '-m resnest_jax.evaluation.submission cityscapes --prediction p',
 )
-RUN_ALL = """
-import contextlib, io, json, runpy, sys
-ended = []
-for words in json.loads(sys.argv[1]):
-  said = io.StringIO()
-  status = None
-  with contextlib.redirect_stderr(said):
-    try:
-      if words[0] == '-m':
-        sys.argv = words[1:]
-        for name in (words[1], f'{words[1]}.__main__'):
-          sys.modules.pop(name, None)  # Of which runpy would warn.
-        runpy.run_module(words[1], run_name='__main__', alter_sys=True)
-      else:
-        sys.argv = words
-        runpy.run_path(words[0], run_name='__main__')
-    except SystemExit as end:
-      status = end.code
-  ended.append((status, said.getvalue()))
-print('ended', json.dumps(ended))
-"""
 
 
-def test_absurd_command_lines_end_with_a_line(run_script):
-  commands = json.dumps([command.split() for command in HOSTILE])
-  printed = run_script('-c', RUN_ALL, commands).stdout
-  ended = json.loads(printed.rpartition('ended ')[2])
-  for command, (status, said) in zip(HOSTILE, ended, strict=True):
-    assert (status, said.count('\n')) == (1, 1), (command, said)
-    (line,) = said.splitlines()
-    assert line.startswith('error: ')
-    assert 'fault of resnest-jax' not in line
-    if 'cannot be used' in line:
-      assert 'x ... x' in line
-      assert 'File name too long. Give a shorter name' in line
+@pytest.mark.parametrize('command', HOSTILE, ids=range(len(HOSTILE)))
+def test_absurd_command_ends_with_a_line(command, monkeypatch, capsys):
+  with pytest.raises(SystemExit, match=r'^1$'):
+    run(lambda: run_python(command.split(), monkeypatch))
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: ')
+  assert 'fault of resnest-jax' not in line
+  if 'cannot be used' in line:
+    assert 'x ... x' in line
+    assert 'File name too long. Give a shorter name' in line
 
 
 HANGS = "print('ready', flush=True)\nimport time\ntime.sleep(60)\n"
-
-
-@pytest.mark.parametrize(
-  ('command', 'module'),
-  [
-    ('train.py', 'ml_collections'),
-    ('eval.py', 'ml_collections'),
-    ('-m resnest_jax.data.prepare', 'tensorflow_datasets'),
-    ('-m resnest_jax.data.doctor', 'rich'),
-    ('-m resnest_jax.data.mini', 'cv2'),
-    ('-m resnest_jax.data.mini_cityscapes', 'cv2'),
-    ('-m resnest_jax.weights.convert', 'flax'),
-    ('-m resnest_jax.evaluation.submission', 'cv2'),
-  ],
+# Packages of which each of the programs imports one at least.
+HEAVY = ('cv2', 'flax', 'ml_collections', 'rich', 'tensorflow_datasets')
+MODULES = (
+  *('data.prepare', 'data.doctor', 'data.mini', 'data.mini_cityscapes'),
+  *('weights.convert', 'evaluation.submission'),
 )
-def test_interrupt_during_the_imports_ends_with_a_line(
-  root, tmp_path, command, module
-):
-  (tmp_path / f'{module}.py').write_text(HANGS)
-  process = subprocess.Popen(
-    [sys.executable, *command.split()],
-    cwd=root,
-    env=os.environ | {'PYTHONPATH': f'{tmp_path}{os.pathsep}{root}'},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+PROGRAMS = ['train.py', 'eval.py', *(f'-m resnest_jax.{x}' for x in MODULES)]
+
+
+@pytest.mark.parametrize('command', PROGRAMS)
+def test_interrupted_imports_end_with_a_line(tmp_path, command):
+  for name in HEAVY:
+    (tmp_path / f'{name}.py').write_text(HANGS)
+  process = start(*command.split(), devices=1, PYTHONPATH=str(tmp_path))
   assert process.stdout.readline() == 'ready\n'
   process.send_signal(signal.SIGINT)
-  _, err = process.communicate(timeout=30)
-  assert process.returncode == 130
-  (line,) = err.splitlines()
+  (line,) = finish(process, status=130, timeout=30)[1].splitlines()
   assert line.startswith('stopped')
 
 
 @pytest.mark.parametrize('name', COMMANDS)
 def test_commands_have_their_name_in_help_and_errors(name, monkeypatch, capsys):
-  for flag, said in (
-    ('--help', f'usage: resnest-jax {name} '),
-    ('--sead=3', f'resnest-jax {name} --help lists the flags'),
-  ):
+  said = {'--help': f'usage: resnest-jax {name} '}
+  said['--sead=3'] = f'resnest-jax {name} --help lists the flags'
+  for flag in said:
     monkeypatch.setattr(sys, 'argv', ['resnest-jax', name, flag])
     with pytest.raises(SystemExit) as ended:
       __main__.start()
     assert ended.value.code == (flag != '--help')
-    assert said in ''.join(capsys.readouterr())
+    assert said[flag] in ''.join(capsys.readouterr())
 
 
 def test_missing_browser_is_said_with_what_to_install(root, tmp_path):
   (tmp_path / 'id').symlink_to(shutil.which('id'))  # And no apt-get.
 
-  def find():
-    return subprocess.run(
-      [shutil.which('bash'), root / 'tests/find_browser.sh'],
-      env={'PATH': str(tmp_path)},
-      capture_output=True,
-      text=True,
-    )
-
-  process = find()
+  command = [shutil.which('bash'), root / 'tests/find_browser.sh']
+  path = {'PATH': str(tmp_path)}
+  process = subprocess.run(command, env=path, capture_output=True, text=True)
   assert process.returncode == 1
   assert 'apt install chromium chromium-driver' in process.stderr
   for name in ('chromedriver', 'google-chrome'):
     (tmp_path / name).symlink_to(shutil.which('id'))
-  assert find().returncode == 0
+  subprocess.run(command, env=path, check=True)
 
 
 def test_full_disk_is_told_in_one_line(tmp_path, capsys):

@@ -4,14 +4,15 @@ import gzip
 import json
 import re
 import struct
-from pathlib import Path
 
 import cv2
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from small import MINI, small_flags
+from data.small_archives import decode
+from pages import ROOT, blocks_of
+from small import MINI, scalars, small_flags
 from tensorboardX.proto.event_pb2 import Event
 
 from resnest_jax.errors import UserError
@@ -19,71 +20,55 @@ from resnest_jax.labels import ADE20K
 from resnest_jax.runtime import lock_folder
 from resnest_jax.training.workdir import longer
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS = 8
 
 
 @pytest.fixture(scope='module')
-def arguments(mini_data_dir):
+def command(mini_data_dir):
   """The command line, to which the workdir comes last."""
-  values = {
-    'data.data_dir': mini_data_dir,
-    'train.total_steps': STEPS,
-    'train.checkpoint_steps': 2,
-    'train.eval_steps': 4,
-    'train.log_steps': 2,
-  }
+  values = {'data.data_dir': mini_data_dir, 'train.total_steps': STEPS}
+  values |= {'train.checkpoint_steps': 2, 'train.eval_steps': 4}
+  values['train.log_steps'] = 2
   return 'train.py', '--config', MINI, *small_flags(values), '--workdir'
 
 
 @pytest.fixture(scope='module')
-def finished_run(arguments, run_script, tmp_path_factory):
-  """A run that nothing disturbed, and what it printed; JAX's log next to it."""
+def finished_run(command, run_script, tmp_path_factory):
+  """A run that nothing disturbed, what it printed, and what JAX logged."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  process = run_script(
-    *(*arguments, workdir, '--profile', '5:6'),
-    environment={'JAX_LOG_COMPILES': '1'},
-  )
-  (workdir.parent / 'compilations').write_text(process.stderr)
-  return workdir, process.stdout
-
-
-def logged(workdir, name):
-  """The values by their steps."""
-  lines = (workdir / 'log.jsonl').read_text().splitlines()
-  entries = map(json.loads, lines)
-  return {entry['step']: entry[name] for entry in entries if name in entry}
+  words = *command, workdir, '--profile', '5:6'
+  process = run_script(*words, environment={'JAX_LOG_COMPILES': '1'})
+  return workdir, process.stdout, process.stderr
 
 
 def test_run_leaves_what_it_promises(finished_run):
-  workdir, stdout = finished_run
-  losses = logged(workdir, 'loss')
+  workdir, stdout, _ = finished_run
+  names = 'loss', 'mIoU', 'val_loss'
+  losses, means, val_losses = (dict(scalars(workdir, x)) for x in names)
   assert list(losses) == [2, 4, 6, 8]
   # Both heads begin near the logarithm of 150 classes, the auxiliary's
   # weight is 0.4.
   assert losses[2] == pytest.approx(1.4 * np.log(150), rel=0.1)
   assert losses[8] < losses[2]
-  assert list(logged(workdir, 'mIoU')) == [4, 8]
-  assert logged(workdir, 'val_loss')[4] == pytest.approx(np.log(150), rel=0.1)
-  assert logged(workdir, 'val_loss')[8] < logged(workdir, 'val_loss')[4]
-  ious = [logged(workdir, f'IoU/{name}') for name in ADE20K.classes]
+  assert list(means) == [4, 8]
+  assert val_losses[4] == pytest.approx(np.log(150), rel=0.1)
+  assert val_losses[8] < val_losses[4]
+  ious = [dict(scalars(workdir, f'IoU/{name}')) for name in ADE20K.classes]
   at_end = [iou[8] for iou in ious if 8 in iou]
   assert 10 < len(at_end) < 150
-  assert logged(workdir, 'mIoU')[8] == pytest.approx(np.mean(at_end))
+  assert means[8] == pytest.approx(np.mean(at_end))
   rate = (0.05 - 5e-4) * (1 - 5 / STEPS) ** 0.9 + 5e-4
-  assert logged(workdir, 'learning_rate')[6] == pytest.approx(rate)
-  for words in (
-    *('ETA', 'images/s', 'data wait', 'traced in', 'compiled in'),
-    *('mIoU', 'stage 4', '24 of 24 samples of train and 8 of 8 samples of val'),
-  ):
-    assert words in stdout
+  assert dict(scalars(workdir, 'learning_rate'))[6] == pytest.approx(rate)
+  words = ['ETA', 'images/s', 'data wait', 'traced in', 'compiled in', 'mIoU']
+  words += ['stage 4', '24 of 24 samples of train and 8 of 8 samples of val']
+  assert [x for x in words if x not in stdout] == []
   assert json.loads((workdir / 'doctor.json').read_text())['findings'] == []
   for name in ('curves.png', 'doctor.png'):
     assert (workdir / name).read_bytes().startswith(b'\x89PNG')
 
 
 def test_tensorboard_shows_scalars_and_predictions(finished_run):
-  workdir, _ = finished_run
+  workdir = finished_run[0]
   (path,) = (workdir / 'tensorboard').glob('events.out.tfevents.*')
   data, values = path.read_bytes(), []
   while data:  # Length, its checksum, the event, its checksum.
@@ -91,98 +76,80 @@ def test_tensorboard_shows_scalars_and_predictions(finished_run):
     event = Event.FromString(data[12 : 12 + length])
     values += [(event.step, value) for value in event.summary.value]
     data = data[16 + length :]
-  losses = [(step, v.simple_value) for step, v in values if v.tag == 'loss']
-  expected = list(logged(workdir, 'loss').items())
-  np.testing.assert_allclose(losses, expected, rtol=1e-6)  # float32 there
-  walls = [v.simple_value for _, v in values if v.tag == 'IoU/wall']
-  expected = list(logged(workdir, 'IoU/wall').values())
-  np.testing.assert_allclose(walls, expected, rtol=1e-6)
+  for name in ('loss', 'IoU/wall'):
+    shown = [(step, v.simple_value) for step, v in values if v.tag == name]
+    expected = scalars(workdir, name)
+    np.testing.assert_allclose(shown, expected, rtol=1e-6)  # float32 there
   pictures = [(step, v) for step, v in values if v.HasField('image')]
   assert [step for step, _ in pictures] == [4, 4, 8, 8]
   for _, value in pictures:
     assert value.tag.startswith('validation/ADE_val_')
-    encoded = np.frombuffer(value.image.encoded_image_string, np.uint8)
-    picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    picture = decode(value.image.encoded_image_string)
     # Four pictures of 320 pixels and 12 of margin.
     assert picture.shape[1] == 4 * (320 + 12)
     assert picture.std() > 20
 
 
-def test_profile_holds_the_steps_that_were_asked_for(finished_run):
-  workdir, stdout = finished_run
+def test_profile_has_its_steps_and_nothing_is_compiled_again(finished_run):
+  """The step once, the network once for the one padded shape there is."""
+  workdir, stdout, log = finished_run
   assert f'steps 5 to 6 are traced in {workdir / "profile"}' in stdout
   (path,) = (workdir / 'profile').rglob('perfetto_trace.json.gz')
   events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
-  steps = [x['args'] for x in events if x.get('name') == 'train']
-  assert sorted(int(step['step_num']) for step in steps) == [5, 6]
-
-
-def test_nothing_is_compiled_again(finished_run):
-  """The step once, the network once for the one padded shape there is."""
-  workdir, stdout = finished_run
+  steps = [x['args']['step_num'] for x in events if x.get('name') == 'train']
+  assert sorted(map(int, steps)) == [5, 6]
   assert 'compiled again' not in stdout
-  log = (workdir.parent / 'compilations').read_text()
   names = re.findall(r'Finished XLA compilation of jit\((\w+)\)', log)
   assert names.count('train_step') == names.count('forward') == 1
 
 
 def test_keeps_the_newest_and_the_best(finished_run):
-  workdir, _ = finished_run
-  folder, scores = workdir / 'checkpoints', logged(workdir, 'mIoU')
+  folder = finished_run[0] / 'checkpoints'
+  scores = dict(scalars(folder.parent, 'mIoU'))
   assert {4, 6, 8} <= {int(path.name) for path in folder.glob('[0-9]*')}
   about = json.loads((folder / '8' / 'about' / 'metadata').read_text())
   best = max(scores, key=scores.get)
   assert about['best'] == {'step': best, 'mIoU': scores[best]}
-  assert about['position'] == 8 * 4
-  assert about['dilation_rule'] == 'mmseg'
+  assert (about['position'], about['dilation_rule']) == (8 * 4, 'mmseg')
   assert about['palette'][2] == [6, 230, 230]
 
 
-def test_started_again_does_nothing(finished_run, arguments, run_script):
-  workdir, _ = finished_run
+def test_started_again_does_nothing(finished_run, command, run_script):
+  workdir = finished_run[0]
   before = {path.stat().st_mtime_ns for path in workdir.rglob('*')}
-  process = run_script(*arguments, workdir)
-  assert f'{STEPS} steps are done. To train longer' in process.stdout
-  assert process.stdout.endswith(f' --config.pretrained={workdir}\n')
-  rewritten = {workdir / 'config.json', workdir / '.lock'}
-  left = set(workdir.rglob('*')) - rewritten
+  stdout = run_script(*command, workdir).stdout
+  assert f'{STEPS} steps are done. To train longer' in stdout
+  assert stdout.endswith(f' --config.pretrained={workdir}\n')
+  left = {*workdir.rglob('*')} - {workdir / 'config.json', workdir / '.lock'}
   assert {path.stat().st_mtime_ns for path in left} <= before
 
 
 @pytest.mark.long
-def test_starts_from_the_weights_of_a_run(
-  finished_run, arguments, run_script, tmp_path
-):
+def test_starts_from_a_run(finished_run, command, run_script, tmp_path):
   source, workdir = finished_run[0], tmp_path / 'run'
   # As the message of a finished run says.
   flag = re.search(r'--config\.pretrained=\S+', longer(source))[0]
-  process = run_script(*arguments, workdir, flag)
+  process = run_script(*command, workdir, flag)
   assert f'starting from {source} (step 8)' in process.stdout
   # Lower than halfway between start and end of the other run.
-  before = logged(source, 'loss')
-  assert logged(workdir, 'loss')[2] < (before[2] + before[8]) / 2
+  before = dict(scalars(source, 'loss'))
+  assert dict(scalars(workdir, 'loss'))[2] < (before[2] + before[8]) / 2
 
 
 def test_python_of_the_readme(finished_run, tmp_path, monkeypatch, capsys):
   """Its block and those of the reference run, on this run and a picture."""
-  pages = (ROOT / 'README.md', ROOT / 'docs' / 'reference' / 'package.md')
-  text = ''.join(page.read_text() for page in pages)
-  predicted, trained, fresh = re.findall(
-    r'```python\n(.*?)```', text, re.DOTALL
-  )
+  pages = '../README.md', 'reference/package.md'
+  predicted, trained, fresh = (x for page in pages for x in blocks_of(page))
   (tmp_path / 'runs').mkdir()
   (tmp_path / 'runs' / 'pspnet').symlink_to(finished_run[0])
   (tmp_path / 'configs').symlink_to(ROOT / 'configs')
-  rng = np.random.default_rng(0)
-  picture = rng.integers(0, 256, (60, 83, 3), np.uint8)
-  cv2.imwrite(str(tmp_path / 'street.jpg'), picture)
+  noise = np.random.default_rng(0).integers(0, 256, (60, 83, 3), np.uint8)
+  cv2.imwrite(str(tmp_path / 'street.jpg'), noise)
   monkeypatch.chdir(tmp_path)
-  names = {}
-  exec(predicted, names)
+  exec(predicted, names := {})
   assert names['prediction'].labels.shape == (60, 83)
   printed = set(re.findall(r"'([^']+)'", capsys.readouterr().out))
-  assert printed
-  assert printed <= set(names['model'].classes)
+  assert set() < printed <= set(names['model'].classes)
   exec(trained, names)
   assert names['label_map'].shape == (8, 11)
   assert names['about']['step'] in (4, 8)
@@ -191,50 +158,41 @@ def test_python_of_the_readme(finished_run, tmp_path, monkeypatch, capsys):
   jax.tree.map(np.testing.assert_array_equal, names['variables'], initial)
 
 
-@pytest.mark.parametrize(
-  ('flags', 'told'),
-  [
-    ('data.data_dir={0}/none', 'prepare ade20k_mini --data_dir {0}/none'),
-    ('train.batch_size=6', 'a batch of 6.*4 devices'),
-  ],
-)
-def test_mistake_is_told_before_anything_is_written(
-  flags, told, arguments, call_script, tmp_path
-):
-  flag = f'--config.{flags.format(tmp_path)}'
-  with pytest.raises(UserError, match=told.format(tmp_path)):
-    call_script(*arguments, tmp_path / 'run', flag)
+MISTAKES = {
+  'data.data_dir=nowhere': 'prepare ade20k_mini --data_dir nowhere',
+  'train.batch_size=6': 'a batch of 6.*4 devices',
+}
+
+
+@pytest.mark.parametrize('flag', MISTAKES)
+def test_mistake_leaves_no_workdir(flag, command, call_script, tmp_path):
+  with pytest.raises(UserError, match=MISTAKES[flag]):
+    call_script(*command, tmp_path / 'run', f'--config.{flag}')
   # So the next command may be another.
   assert not (tmp_path / 'run').exists()
 
 
-def test_workdir_that_another_process_trains_in(
-  arguments, call_script, tmp_path
-):
+def test_workdir_of_another_process(command, call_script, tmp_path):
   told = f'another process trains in {tmp_path}'
   with lock_folder(tmp_path, 'trains in'), pytest.raises(UserError, match=told):
-    call_script(*arguments, tmp_path)
+    call_script(*command, tmp_path)
   assert not (tmp_path / 'checkpoints').exists()
 
 
-def test_workdir_that_is_a_file(arguments, call_script, tmp_path):
+def test_workdir_that_is_a_file(command, call_script, tmp_path):
   workdir = tmp_path / 'file'
   workdir.write_text('mine')
   with pytest.raises(UserError, match=f'cannot write to {workdir}'):
-    call_script(*arguments, workdir)
+    call_script(*command, workdir)
   assert workdir.read_text() == 'mine'
 
 
-def test_loss_that_is_not_finite_stops_and_keeps_the_last_state(
-  arguments, run_script, tmp_path
-):
-  process = run_script(
-    *(*arguments, tmp_path, '--config.optimizer.learning_rate=1e30'),
-    *('--config.model.head=fcn', '--config.model.radix=1'),
-    status=1,
-  )
-  assert re.match('error: .* at step .*learning_rate', process.stderr)
-  assert 'Traceback' not in process.stderr
+def test_infinite_loss_keeps_the_last_state(command, run_script, tmp_path):
+  flags = '--config.model.head=fcn', '--config.model.radix=1'
+  flags += ('--config.optimizer.learning_rate=1e30',)
+  stderr = run_script(*command, tmp_path, *flags, status=1).stderr
+  assert re.match('error: .* at step .*learning_rate', stderr)
+  assert 'Traceback' not in stderr
   for item in (tmp_path / 'checkpoints').glob('[0-9]*/[mo]*'):
     assert item.name in ('model', 'optimizer')
     for leaf in jax.tree.leaves(ocp.StandardCheckpointer().restore(item)):

@@ -2,17 +2,22 @@
 
 import contextlib
 import ctypes
-import errno
 import os
 import resource
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 PR_CAPBSET_DROP = 24
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
+
+
+def limit_files(process: int, size: int | None) -> None:
+  """No file of the process (0: this one) may have more bytes; None: any."""
+  _, hard = resource.prlimit(process, resource.RLIMIT_FSIZE)
+  limits = (hard if size is None else size, hard)
+  resource.prlimit(process, resource.RLIMIT_FSIZE, limits)
 
 
 class SmallDisk:
@@ -21,26 +26,20 @@ class SmallDisk:
   def __init__(self, folder: Path, mounted: bool):
     self.folder, self.mounted = folder, mounted
     self.refusal = 'No space left on device' if mounted else 'File too large'
-    self._filler = folder / 'filler' if mounted else None
 
   def fill(self, process: int) -> None:
     """Leaves no space, for that process at least."""
-    if not self._filler:
-      limits = psutil.Process(process).rlimit(resource.RLIMIT_FSIZE)
-      limits = (1024, limits[1])
-      psutil.Process(process).rlimit(resource.RLIMIT_FSIZE, limits)
-      return
-    with contextlib.suppress(OSError), self._filler.open('ab', 0) as file:
+    if not self.mounted:
+      return limit_files(process, 1024)
+    path = self.folder / 'filler'
+    with contextlib.suppress(OSError), path.open('ab', 0) as file:
       while True:
         file.write(bytes(4096))
 
   def free(self, process: int) -> None:
     """Undoes `fill`."""
-    if self._filler:
-      self._filler.unlink()
-    else:
-      hard = psutil.Process(process).rlimit(resource.RLIMIT_FSIZE)[1]
-      psutil.Process(process).rlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    (self.folder / 'filler').unlink(missing_ok=True)
+    limit_files(process, None)
 
 
 @contextlib.contextmanager
@@ -48,10 +47,8 @@ def small_disk(folder: Path, size: str) -> Iterator[SmallDisk]:
   """Mounts a tmpfs of that size ('4m'), if it may."""
   folder.mkdir()
   mount = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', str(folder)]
-  try:
-    mounted = subprocess.run(mount, capture_output=True).returncode == 0
-  except FileNotFoundError:
-    mounted = False
+  silent = {'stderr': subprocess.DEVNULL}
+  mounted = bool(shutil.which('mount') and not subprocess.call(mount, **silent))
   try:
     yield SmallDisk(folder, mounted)
   finally:
@@ -62,28 +59,24 @@ def small_disk(folder: Path, size: str) -> Iterator[SmallDisk]:
 @contextlib.contextmanager
 def small_files(size: int = 1024) -> Iterator[None]:
   """No file of this process may have more bytes: as on a disk that is full."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+  limit_files(0, size)
   try:
     yield
   finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    limit_files(0, None)
 
 
 def obey_permissions() -> None:
   """In a new process, before exec: permissions bind root as they do others."""
-  prctl = ctypes.CDLL(None, use_errno=True).prctl
+  prctl = ctypes.CDLL(None).prctl
   for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
-    if prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
-      number = ctypes.get_errno()
-      if number != errno.EPERM or os.geteuid() == 0:
-        raise OSError(number, os.strerror(number))
+    assert not prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) or os.geteuid()
 
 
 @contextlib.contextmanager
 def obeying_permissions() -> Iterator[None]:
   """In this thread, permissions bind root as they do others."""
-  libc = ctypes.CDLL(None, use_errno=True)
+  libc = ctypes.CDLL(None)
   header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # Version 3, this thread.
   sets = (ctypes.c_uint32 * 6)()  # The first is effective.
   assert libc.capget(header, sets) == 0
