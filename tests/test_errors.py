@@ -12,6 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hosts import finish, start
 
 from resnest_jax.errors import TRACEBACK, UserError, run
 
@@ -24,16 +25,12 @@ def out_of_host_memory():
   np.zeros(2**50)  # 9 PB
 
 
-def refuse():
-  raise UserError('there is no x; give y.')
-
-
 def read_long_name():
   Path('x' * 5000).read_text()
 
 
-def read_folder():
-  Path('/').read_text()
+def refuse():
+  raise UserError('there is no x; give y.')
 
 
 def lose_storage():
@@ -47,7 +44,7 @@ def lose_storage():
     (out_of_host_memory, 'this machine has too little memory (MemoryError: U'),
     (refuse, 'there is no x; give y.'),
     (read_long_name, 'x+ [.]{3} x+ cannot be used: File name too long. Give a'),
-    (read_folder, '/ cannot be used: Is a directory. '),
+    (lambda: Path('/').read_text(), '/ cannot be used: Is a directory. '),
     (lose_storage, '/mnt/.* cannot be used: Stale file handle. See whe'),
     (lambda: print(b'\xff'.decode()), "UnicodeDecodeError: 'utf-8' codec can"),
   ],
@@ -87,70 +84,84 @@ def test_flag_shows_the_traceback_of_any_error(monkeypatch, capsys):
   assert said.endswith('\nerror: there is no x; give y.\n')
 
 
-def process(text, **options):
-  return subprocess.Popen(
-    [sys.executable, '-c', text],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    cwd=Path(__file__).parent.parent,
-    env={x: y for x, y in os.environ.items() if x != 'PYTHONUNBUFFERED'},
-    **options,
-  )
-
-
 READS_HANG = """
-import time
-from resnest_jax.errors import run
 from resnest_jax.threads import map_in_threads
 def read(seconds):
   if seconds == 99:
     print('ready', flush=True)
   time.sleep(seconds)
-run(lambda: list(map_in_threads(read, [0, 100, 99], 3)), 'stopped.')
+def main():
+  list(map_in_threads(read, [0, 100, 99], 3))
 """
 IMPORTS = """
-import sys, time
-from resnest_jax.errors import run
 def main():
   print('ready', flush=True)
   import resnest_jax.data.datasets
   time.sleep(60)
-run(main, 'stopped.')
 """
-
-
-@pytest.mark.parametrize('text', [READS_HANG, IMPORTS])
-def test_interrupt_ends_at_once(text):
-  with process(text) as ended:
-    assert ended.stdout.readline() == 'ready\n'
-    time.sleep(0.5)
-    ended.send_signal(signal.SIGINT)
-    _, err = ended.communicate(timeout=20)
-  assert (ended.returncode, err) == (130, 'stopped.\n')
-
-
+# As the initialization of numpy in C takes the interrupt for its own.
 IMPORTED = """
-import os, signal, time
+Path('imported.py').write_text('''
 try:
-  os.kill(os.getpid(), signal.SIGINT)
-  time.sleep(5)
+  print('ready', flush=True)
+  __import__('time').sleep(60)
 except KeyboardInterrupt:
   raise ImportError('An extension cannot be initialized.') from None
+''')
+sys.path.append('')
+def main():
+  import imported
+"""
+PRINTS = """
+def main():
+  print('ready', flush=True)
+  for number in range(10**6):
+    print('line', number)
+"""
+HELPS = """
+from resnest_jax.flags import Parser
+sys.argv = ['x', '--help']
+def main():
+  print('ready', flush=True)
+  while not errors._output_is_gone():
+    time.sleep(0.01)
+  Parser(description='x' * 100).parse_args()
 """
 
 
-def test_interrupt_of_an_import_that_takes_it_for_its_own(tmp_path):
-  """As the initialization of numpy in C."""
-  (tmp_path / 'imported.py').write_text(IMPORTED)
-  text = (
-    f'import sys\nsys.path.append({str(tmp_path)!r})\n'
-    'from resnest_jax.errors import run\ndef main():\n  import imported\n'
-    "run(main, 'stopped.')"
-  )
-  with process(text) as ended:
-    _, err = ended.communicate(timeout=20)
-  assert (ended.returncode, err) == (130, 'stopped.\n')
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from resnest_jax import errors
+os.chdir(sys.argv[1])
+{}
+errors.run(main, 'stopped.')
+"""
+
+
+def started(main, folder):
+  """Runs it in that folder, and waits until it is ready."""
+  script = SCRIPT.format(main)
+  process = start('-c', script, folder, devices=1, PYTHONUNBUFFERED='')
+  assert process.stdout.readline() == 'ready\n'
+  return process
+
+
+@pytest.mark.parametrize('main', [READS_HANG, IMPORTS, IMPORTED])
+def test_interrupt_ends_at_once(main, tmp_path):
+  process = started(main, tmp_path)
+  time.sleep(0.5)
+  process.send_signal(signal.SIGINT)
+  assert finish(process, 130, timeout=20) == ('', 'stopped.\n')
+
+
+@pytest.mark.parametrize('main', [PRINTS, HELPS])
+def test_output_that_nobody_reads_ends_without_a_traceback(main, tmp_path):
+  with started(main, tmp_path) as process:
+    process.stdout.close()
+    said = process.stderr.read()
+  assert said == 'nobody reads the output: stopped.\n'
+  assert process.returncode == 141
 
 
 CLOSED = """
@@ -167,41 +178,8 @@ run(main)
 """
 
 
-def test_closed_streams_spoil_no_file(tmp_path):
+def test_closed_streams_spoil_no_file(root, tmp_path):
   shell = 'exec "$0" -c "$1" "$2" >&- 2>&-'
   words = ['bash', '-c', shell, sys.executable, CLOSED, tmp_path / 'file']
-  ended = subprocess.run(words, cwd=Path(__file__).parent.parent)
-  assert ended.returncode == 0
+  subprocess.run(words, cwd=root, check=True)
   assert (tmp_path / 'file').read_text() == 'kept'
-
-
-PRINTS = """
-from resnest_jax.errors import run
-def main():
-  for number in range(10**6):
-    print('line', number)
-run(main, 'stopped.')
-"""
-HELPS = """
-import sys
-from resnest_jax.errors import run
-from resnest_jax.flags import Parser
-sys.argv = ['x', '--help']
-def main():
-  input()
-  Parser(description='x' * 100).parse_args()
-run(main, 'stopped.')
-"""
-
-
-@pytest.mark.parametrize('text', [PRINTS, HELPS])
-def test_output_that_nobody_reads_ends_without_a_traceback(text):
-  with process(text, stdin=subprocess.PIPE) as ended:
-    if text == PRINTS:
-      assert ended.stdout.readline() == 'line 0\n'
-    ended.stdout.close()
-    ended.stdin.write('\n')
-    ended.stdin.close()
-    err = ended.stderr.read()
-  assert err == 'nobody reads the output: stopped.\n'
-  assert ended.returncode == 128 + signal.SIGPIPE

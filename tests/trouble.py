@@ -6,10 +6,12 @@ import errno
 import os
 import resource
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from hosts import start
 
 PR_CAPBSET_DROP = 24
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
@@ -95,3 +97,16 @@ def obeying_permissions() -> Iterator[None]:
   finally:
     sets[0] = before
     assert libc.capset(header, sets) == 0
+
+
+def kill_while_emptied(folder: Path, *command: object) -> None:
+  """Fills the folder, runs `python COMMAND` and kills it while files go."""
+  names = [folder / f'{i:05}' for i in range(20_000)]  # That takes a while.
+  for name in names:
+    name.touch()
+  with start(*command, devices=1) as process:
+    while names[0].exists() and names[-1].exists():
+      assert process.poll() is None
+      time.sleep(0.0005)
+    process.kill()
+  assert not folder.exists()
