@@ -16,40 +16,34 @@ import sys
 import tempfile
 from pathlib import Path
 
-from small import MINI, small_flags
+import kills
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS, LIMIT = 20, 1e-4
-FLAGS = small_flags(
-  {
-    **{'model.dtype': 'float64', 'model.head': 'fcn', 'model.radix': 1},
-    **{'train.total_steps': 2 * STEPS, 'train.checkpoint_steps': STEPS},
-    **{'train.eval_steps': 2 * STEPS, 'train.log_steps': 1},
-    **{'train.pictures': 0, 'data.doctor_samples': 0},
-  }
-)
+FLAGS = [
+  '--config.model.dtype=float64',
+  f'--config.train.total_steps={2 * STEPS}',
+  f'--config.train.checkpoint_steps={STEPS}',
+  f'--config.train.eval_steps={2 * STEPS}',
+  '--config.train.log_steps=1',
+]
 
 
-def main() -> None:
+def main():
   """Prints a line for each direction; the exit status says whether all hold."""
   pythons, flags = sys.argv[1:3], sys.argv[3:]
   if len(pythons) < 2:
     sys.exit(f'error: give two Pythons.{__doc__}')
   with tempfile.TemporaryDirectory() as name:
-    folder = Path(name)
-    prepare = ('-m', 'resnest_jax.data.prepare', 'ade20k_mini')
-    run(pythons[0], *prepare, '--images', '24', '8', '--data_dir', folder)
-    flags = [*FLAGS, f'--config.data.data_dir={folder}', *flags]
-    worst = [
-      compare(folder / f'run{i}', *order, flags)
-      for i, order in enumerate((pythons, pythons[::-1]))
-    ]
+    kills.make_data(Path(name, 'data'))
+    orders = pythons, pythons[::-1]
+    worst = [compare(Path(name), *order, flags) for order in orders]
   sys.exit(not all(each < LIMIT for each in worst))
 
 
-def compare(workdir: Path, first: str, second: str, flags: list[str]) -> float:
+def compare(folder, first, second, flags):
   """The largest relative difference of a loss after the resumption."""
-  train = ('train.py', '--config', MINI, *flags, '--workdir', workdir)
+  workdir = Path(tempfile.mkdtemp(dir=folder))
+  _, *train = [*kills.command(folder / 'data', workdir), *FLAGS, *flags]
   run(first, *train)
   undisturbed = losses(workdir)
   shutil.rmtree(workdir / 'checkpoints' / str(2 * STEPS))
@@ -65,19 +59,15 @@ def compare(workdir: Path, first: str, second: str, flags: list[str]) -> float:
   return worst
 
 
-def losses(workdir: Path) -> dict[int, float]:
+def losses(workdir):
   """Loss by step."""
   lines = map(json.loads, (workdir / 'log.jsonl').read_text().splitlines())
   return {line['step']: line['loss'] for line in lines if 'loss' in line}
 
 
-def run(python: str, *arguments: str | Path) -> str:
-  """Returns what it prints; ends with its errors where it fails."""
-  command = [python, *map(str, arguments)]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  if done.returncode:
-    sys.exit(f'{" ".join(map(str, arguments))}\n{done.stdout}{done.stderr}')
-  return done.stdout
+def run(*command):
+  """Returns what it prints; errors go to the terminal."""
+  return subprocess.check_output(command, cwd=kills.ROOT, text=True)
 
 
 if __name__ == '__main__':

@@ -10,17 +10,17 @@ anything differs.
 """
 
 import argparse
+import collections
 import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from signal import SIGINT, SIGKILL, SIGTERM, SIGUSR1
 
 import cv2
 import numpy as np
@@ -39,10 +39,8 @@ SMALL = small_flags(
   }
 )
 # What differs from run to run.
-SPEEDS = {
-  *('images_per_second', 'step_seconds', 'data_wait'),
-  *('trace_seconds', 'compile_seconds'),
-}
+SPEEDS = {'images_per_second', 'step_seconds', 'data_wait'}
+SPEEDS |= {'trace_seconds', 'compile_seconds'}
 # When to kill: after which line of the output, and up to how many seconds
 # later. A save is recognised by its folder.
 MOMENTS = {
@@ -54,23 +52,13 @@ MOMENTS = {
   'save': (None, 0.03),
 }
 # Exit statuses.
-STATUS = {
-  signal.SIGKILL: -signal.SIGKILL,
-  signal.SIGTERM: 75,
-  signal.SIGUSR1: 75,
-  signal.SIGINT: 130,
-}
+STATUS = {SIGKILL: -SIGKILL, SIGTERM: 75, SIGUSR1: 75, SIGINT: 130}
+# When a process is ended, and how: a key of MOMENTS, a signal, and seconds
+# after the moment has come.
+Kill = collections.namedtuple('Kill', 'moment signal delay')
 
 
-class Kill(NamedTuple):
-  """When a process is ended, and how."""
-
-  moment: str  # A key of MOMENTS.
-  signal: signal.Signals
-  delay: float  # Seconds after the moment has come.
-
-
-def make_data(folder: Path) -> None:
+def make_data(folder):
   """Writes 16 training and 6 validation images with masks of three classes."""
   rng = np.random.default_rng(0)
   for split, number in (('train', 16), ('val', 6)):
@@ -86,45 +74,37 @@ def make_data(folder: Path) -> None:
   (folder / 'classes.txt').write_text(classes)
 
 
-def command(data: Path, workdir: Path) -> list[str]:
+def command(data, workdir):
   """The command that trains, and goes on with it."""
-  return [
-    *(sys.executable, 'train.py', '--config', 'configs/folder.py:mini'),
-    *SMALL,
-    f'--config.data.data_dir={data}',
-    *('--workdir', str(workdir)),
-  ]
+  words = 'train.py', '--config', 'configs/folder.py:mini', *SMALL
+  place = f'--config.data.data_dir={data}', '--workdir', str(workdir)
+  return [sys.executable, *words, *place]
 
 
-def environment() -> dict[str, str]:
-  """The tests' variables, but for the number of devices: one is quicker."""
-  return os.environ | {
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
-    'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('count=4', 'count=1'),
-  }
+def options(**variables):
+  """Of processes: the tests' variables, but one device, which is quicker."""
+  flags = os.environ['XLA_FLAGS'].replace('count=4', 'count=1')
+  variables |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1'}
+  env = os.environ | {'XLA_FLAGS': flags} | variables
+  return {'cwd': ROOT, 'env': env, 'text': True, 'stdout': subprocess.PIPE}
 
 
-def run(arguments: list[str]) -> subprocess.CompletedProcess:
+def run(arguments):
   """Runs the command to its end, with its output as text."""
-  options = {'cwd': ROOT, 'env': environment(), 'text': True}
-  return subprocess.run(arguments, capture_output=True, timeout=600, **options)
+  pipe = subprocess.PIPE
+  return subprocess.run(arguments, timeout=600, stderr=pipe, **options())
 
 
-def start(arguments: list[str], **variables: str) -> subprocess.Popen:
+def start(arguments, **variables):
   """Starts the command; both outputs can be read as one."""
-  options = {'cwd': ROOT, 'env': environment() | variables, 'text': True}
-  return subprocess.Popen(
-    arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
-  )
+  one = subprocess.STDOUT
+  return subprocess.Popen(arguments, stderr=one, **options(**variables))
 
 
-def run_and_kill(
-  arguments: list[str], workdir: Path, kill: Kill, **variables: str
-) -> tuple[int, float, str]:
+def run_and_kill(arguments, workdir, kill, **variables):
   """Starts the command and kills it, unless it ends before the moment.
 
-  Returns:
-    Its status, the seconds from the signal to its end, and what it printed.
+  Returns its status, the seconds from the signal to its end, and its output.
   """
   line, _ = MOMENTS[kill.moment]
   printed = []
@@ -146,19 +126,19 @@ def run_and_kill(
   return status, time.monotonic() - signalled, ''.join(printed)
 
 
-def outcome(workdir: Path) -> dict[str, object]:
+def outcome(workdir):
   """All that a finished run must have in common with another, by name."""
   import jax
   import orbax.checkpoint as ocp
 
   folder = workdir / 'checkpoints'
-  found: dict[str, object] = {
-    'checkpoints': sorted(x.name for x in folder.iterdir()),
+  about = json.loads((folder / str(STEPS) / 'about' / 'metadata').read_text())
+  found = {
+    'checkpoints': sorted(os.listdir(folder)),
     'state left behind': (workdir / 'interrupted').exists(),
     'curves': (workdir / 'curves.png').exists(),
+    'scores': (about['best'], about['metrics']),
   }
-  about = json.loads((folder / str(STEPS) / 'about' / 'metadata').read_text())
-  found |= {f'about {name}': about[name] for name in ('best', 'metrics')}
   for text in (workdir / 'log.jsonl').read_text().splitlines():
     line = json.loads(text)
     for name in line.keys() - SPEEDS - {'step'}:
@@ -166,22 +146,19 @@ def outcome(workdir: Path) -> dict[str, object]:
   for item in ('model', 'optimizer'):
     tree = ocp.StandardCheckpointer().restore(folder / str(STEPS) / item)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-      array = np.asarray(leaf)
-      key = f'{item}{jax.tree_util.keystr(path)}'
+      array, key = np.asarray(leaf), f'{item}{jax.tree_util.keystr(path)}'
       found[key] = (array.shape, array.dtype.name, array.tobytes())
   return found
 
 
-def differences(run: Path, undisturbed: Path) -> list[str]:
+def differences(run, undisturbed):
   """The names of what is not the same in two finished runs."""
   first, second = outcome(run), outcome(undisturbed)
   names = sorted(first.keys() | second.keys())
   return [x for x in names if first.get(x) != second.get(x)]
 
 
-def disturb(
-  arguments: list[str], workdir: Path, rng: random.Random, most: int
-) -> tuple[int, str]:
+def disturb(arguments, workdir, rng, most):
   """Kills a run up to `most` times; how often, and what went wrong."""
   for number in range(most):
     moment = rng.choice(list(MOMENTS))
@@ -198,11 +175,9 @@ def disturb(
   return most, ''
 
 
-def main() -> None:
+def main():
   """Reads the command line, kills and compares."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--kills', type=int, default=25, help='default: 25')
   parser.add_argument('--seed', type=int, default=0, help='of the instants')
   flags = parser.parse_args()
