@@ -19,13 +19,10 @@ from pathlib import Path
 import kills
 
 STEPS, LIMIT = 20, 1e-4
-FLAGS = [
-  '--config.model.dtype=float64',
-  f'--config.train.total_steps={2 * STEPS}',
-  f'--config.train.checkpoint_steps={STEPS}',
-  f'--config.train.eval_steps={2 * STEPS}',
-  '--config.train.log_steps=1',
-]
+LAST = 2 * STEPS
+FLAGS = [f'--config.train.{x}_steps={LAST}' for x in ('total', 'eval')]
+FLAGS += [f'--config.train.checkpoint_steps={STEPS}']
+FLAGS += ['--config.train.log_steps=1', '--config.model.dtype=float64']
 
 
 def main():
@@ -43,31 +40,25 @@ def main():
 def compare(folder, first, second, flags):
   """The largest relative difference of a loss after the resumption."""
   workdir = Path(tempfile.mkdtemp(dir=folder))
-  _, *train = [*kills.command(folder / 'data', workdir), *FLAGS, *flags]
-  run(first, *train)
-  undisturbed = losses(workdir)
-  shutil.rmtree(workdir / 'checkpoints' / str(2 * STEPS))
-  said = run(second, *train)
-  assert f'resuming after step {STEPS} of {2 * STEPS}' in said, said
-  resumed = losses(workdir)
-  steps = range(STEPS + 1, 2 * STEPS + 1)
+  _, *words = [*kills.command(folder / 'data', workdir), *FLAGS, *flags]
+
+  def train(python):  # Loss by step, and what was printed.
+    command = [python, *words]
+    said = subprocess.check_output(command, cwd=kills.ROOT, text=True)
+    lines = map(json.loads, (workdir / 'log.jsonl').open())
+    return {x['step']: x['loss'] for x in lines if 'loss' in x}, said
+
+  undisturbed, _ = train(first)
+  shutil.rmtree(workdir / 'checkpoints' / str(LAST))
+  resumed, said = train(second)
+  assert f'resuming after step {STEPS} of {LAST}' in said, said
+  steps = range(STEPS + 1, LAST + 1)
   worst = max(abs(resumed[x] / undisturbed[x] - 1) for x in steps)
   print(
     f'begun under {first}, resumed under {second}: losses of {STEPS} steps '
     f'differ by at most {worst:.1e}, {LIMIT:.0e} is allowed'
   )
   return worst
-
-
-def losses(workdir):
-  """Loss by step."""
-  lines = map(json.loads, (workdir / 'log.jsonl').read_text().splitlines())
-  return {line['step']: line['loss'] for line in lines if 'loss' in line}
-
-
-def run(*command):
-  """Returns what it prints; errors go to the terminal."""
-  return subprocess.check_output(command, cwd=kills.ROOT, text=True)
 
 
 if __name__ == '__main__':

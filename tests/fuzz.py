@@ -23,13 +23,32 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache, partial
 from pathlib import Path
 
+import conftest  # noqa: F401  Sets the tests' variables.
+import numpy as np
 import psutil
+import torch
+from data.small_archives import ade20k_sample, write_cityscapes, write_zip
+from evaluation.drawn import write_video
+from evaluation.runs import write_run
+from golden.reference import TINY, variables_of
+from kills import make_data
 from mutations import NAMES, ODD, damage, edit_tensors, edit_text
+from PIL import Image
+
+from resnest_jax import config as configs
+from resnest_jax.config import load_config
+from resnest_jax.data import datasets, sampling
+from resnest_jax.errors import UserError, explain
+from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.prediction import files
+from resnest_jax.weights.files import write_weights
+from resnest_jax.weights.pretrained import load_weights
+from resnest_jax.weights.state_dict import export_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS, GIGABYTES, LINE = 60, 2, 2000
@@ -53,22 +72,8 @@ LIKELY = {
 }
 
 
-def make_inputs(folder: Path) -> None:
+def make_inputs(folder):
   """Writes what copies are damaged of."""
-  import numpy as np
-  import torch
-  from data.small_archives import ade20k_sample, write_cityscapes, write_zip
-  from evaluation.drawn import write_video
-  from evaluation.runs import write_run
-  from golden.reference import TINY, variables_of
-  from kills import make_data
-  from PIL import Image
-
-  from resnest_jax.models.segmentor import create_segmentor
-  from resnest_jax.weights.files import write_weights
-  from resnest_jax.weights.pretrained import load_weights
-  from resnest_jax.weights.state_dict import export_state_dict
-
   make_data(folder / 'data')
   write_run(folder / 'run')
   model = create_segmentor(TINY | {'dtype': 'float32'})
@@ -87,16 +92,15 @@ def make_inputs(folder: Path) -> None:
   np.savez(folder / 'x.npz', x=np.zeros(9))
   rgb = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
   rgb[:24] //= 32
-  pictures = [
-    Image.fromarray(rgb).convert(x) for x in ('RGB', 'P', 'L', 'CMYK')
-  ]
+  kinds = 'RGB', 'P', 'L', 'CMYK'
+  pictures = [Image.fromarray(rgb).convert(x) for x in kinds]
   pictures.append(Image.fromarray(rgb[..., 0].astype(np.uint16) * 200))
   (folder / 'pictures').mkdir()
   for ending in ('png', 'jpg', 'tif', 'webp', 'bmp', 'gif', 'ppm', 'jp2'):
-    for i, picture in enumerate(pictures):
+    for i, x in enumerate(pictures):
       # Not all formats have all kinds.
       with contextlib.suppress(OSError, ValueError):
-        picture.save(folder / 'pictures' / f'{i}.{ending}')
+        x.save(folder / 'pictures' / f'{i}.{ending}')
   write_video(folder / 'pictures' / '0.avi', 3, 5, size=(48, 48))
   jpeg = (folder / 'pictures' / '0.jpg').read_bytes()
   mask = (folder / 'data/masks/val/0.png').read_bytes()
@@ -112,35 +116,32 @@ def make_inputs(folder: Path) -> None:
 # --- Kinds: each damages a copy in the present folder and runs a command ------
 
 
-def copy(source: Path) -> Path:
+def copy(source):
   one = shutil.copytree if source.is_dir() else shutil.copy
   return Path(one(source, source.name))
 
 
-def spoil(rng: random.Random, path: Path) -> None:
+def spoil(rng, path):
   path.write_bytes(damage(rng, path.read_bytes()))
 
 
-def call(module: str, *words: object) -> None:
+def call(module, *words):
   sys.argv = [module, *map(str, words)]
   importlib.import_module(module).main()
 
 
-def doctor(data: Path | str, *words: str, config: str = CONFIG) -> None:
+def doctor(data, *words, config=CONFIG):
   words = '--config', config, f'--config.data.data_dir={data}', *words
   call('resnest_jax.data.doctor.__main__', *words)
 
 
-def predict(source: Path, *words: object) -> None:
+def predict(source, *words):
   call('predict', '--weights', source / 'weights', '--out', 'out', *words)
 
 
-def config(rng: random.Random, source: Path) -> None:
+def config(rng, source):
   """Values of keys, as flags or in a file, and the network made of them."""
-  from resnest_jax.config import flatten, load_config
-  from resnest_jax.models.segmentor import create_segmentor
-
-  known = flatten(load_config(CONFIG))
+  known = configs.flatten(load_config(CONFIG))
   values = {}
   for key in rng.sample(sorted(known), rng.choice([1, 1, 2, 3])):
     fits = LIKELY.get(type(known[key]), ODD)
@@ -158,19 +159,15 @@ def config(rng: random.Random, source: Path) -> None:
   create_segmentor(load_config(CONFIG, {'model.num_classes': 3} | values).model)
 
 
-def run_folder(rng: random.Random, source: Path) -> None:
+def run_folder(rng, source):
   """What the commands wrote themselves."""
-  from resnest_jax.config import config_to_json, load_config, load_run_config
-  from resnest_jax.data import datasets, sampling
-  from resnest_jax.weights.pretrained import load_weights
-
   place = {'data.data_dir': str(source / 'data')}
   own = load_config(CONFIG, place | {'data.sampling': 'repeat_factor'})
   match rng.randrange(5):
     case 0:
-      Path('config.json').write_text(config_to_json(own))
+      Path('config.json').write_text(configs.config_to_json(own))
       spoil(rng, Path('config.json'))
-      load_run_config(Path(), place)
+      configs.load_run_config(Path(), place)
     case 1:
       split = datasets.open_data(own.data, 'train')
       sampling.open_sampler(own.data, split, 0, Path('counts.npy'))
@@ -187,32 +184,23 @@ def run_folder(rng: random.Random, source: Path) -> None:
       load_weights(Path('run')).create()
 
 
-def weights(*names: str) -> Callable:
-  def kind(rng: random.Random, source: Path) -> None:
-    import torch
-
-    from resnest_jax.prediction import files
-    from resnest_jax.weights.pretrained import load_weights
-
-    path = copy(source / rng.choice(names))
-    if path.suffix == '.pth' and rng.random() < 0.4:
-      torch.save(edit_tensors(rng, torch.load(path)), path)
-    else:
-      spoil(rng, path)
-    words = rng.choice([[], ['--to', 'mmseg'], ['--drop', rng.choice(NAMES)]])
-    match rng.randrange(3):
-      case 0:
-        load_weights(path).create()
-      case 1:
-        files.from_checkpoint(path)
-      case 2:
-        convert = 'resnest_jax.weights.convert'
-        call(convert, path, '--out', 'out', *words)
-
-  return kind
+def weights(names, rng, source):
+  path = copy(source / rng.choice(names))
+  if path.suffix == '.pth' and rng.random() < 0.4:
+    torch.save(edit_tensors(rng, torch.load(path)), path)
+  else:
+    spoil(rng, path)
+  words = rng.choice([[], ['--to', 'mmseg'], ['--drop', rng.choice(NAMES)]])
+  match rng.randrange(3):
+    case 0:
+      load_weights(path).create()
+    case 1:
+      files.from_checkpoint(path)
+    case 2:
+      call('resnest_jax.weights.convert', path, '--out', 'out', *words)
 
 
-def archive(rng: random.Random, source: Path) -> None:
+def archive(rng, source):
   """The data sets' releases, and what goes to their test servers."""
   place = PREPARE, '--data_dir', 'data'
   name = rng.choice(['ade.zip', 'cities', 'submission.zip'])
@@ -226,24 +214,20 @@ def archive(rng: random.Random, source: Path) -> None:
     call('resnest_jax.evaluation.submission.__main__', 'validate', path)
 
 
-def picture(*endings: str) -> Callable:
+def picture(endings, rng, source):
   """Pictures and videos, for the doctor and predict.py."""
-
-  def kind(rng: random.Random, source: Path) -> None:
-    pictures = sorted((source / 'pictures').glob(f'*.{rng.choice(endings)}'))
-    old, new = copy(source / 'data') / 'images/val/0.png', rng.choice(pictures)
-    old.unlink()
-    path = Path(shutil.copy(new, old.with_suffix(new.suffix)))
-    spoil(rng, path)
-    if rng.random() < 0.5:
-      doctor('data')
-    else:
-      predict(source, path, *rng.choice([[], ['--legend']]))
-
-  return kind
+  pictures = sorted((source / 'pictures').glob(f'*.{rng.choice(endings)}'))
+  old, new = copy(source / 'data') / 'images/val/0.png', rng.choice(pictures)
+  old.unlink()
+  path = Path(shutil.copy(new, old.with_suffix(new.suffix)))
+  spoil(rng, path)
+  if rng.random() < 0.5:
+    doctor('data')
+  else:
+    predict(source, path, *rng.choice([[], ['--legend']]))
 
 
-def masks(rng: random.Random, source: Path, name: str = 'classes.txt') -> None:
+def masks(rng, source, name='classes.txt'):
   """Masks, or lists of classes, for the doctor and palette2id."""
   data = copy(source / 'data')
   path = data / 'masks/val/0.png'
@@ -260,11 +244,11 @@ def masks(rng: random.Random, source: Path, name: str = 'classes.txt') -> None:
     call(PREPARE, 'palette2id', *words, *rng.choice([[], ['--indices']]))
 
 
-def classes(rng: random.Random, source: Path) -> None:
+def classes(rng, source):
   masks(rng, source, rng.choice(list(CLASSES)))
 
 
-def lists(rng: random.Random, source: Path) -> None:
+def lists(rng, source):
   data = copy(source / 'data')
   line = rng.choice(['images/{0}/{1}.png masks/{0}/{1}.png\n', '{1}\n'])
   for path in (data / 'train.txt', data / 'val.txt'):
@@ -273,7 +257,7 @@ def lists(rng: random.Random, source: Path) -> None:
   doctor('data', '--config.data.folder.lists={split}.txt')
 
 
-def names(rng: random.Random, source: Path) -> None:
+def names(rng, source):
   for path in rng.sample(sorted(copy(source / 'data').rglob('*')), 3):
     new = rng.choice([edit_text(rng, path.name), rng.choice(NAMES)])
     with contextlib.suppress(OSError, ValueError):
@@ -284,7 +268,7 @@ def names(rng: random.Random, source: Path) -> None:
     predict(source, 'data', '--recursive')
 
 
-def flags(rng: random.Random, source: Path) -> None:
+def flags(rng, source):
   Path('x.png').touch()  # The network is not compiled for all these.
   words, known = ['x.png'], ['batch_size', 'max_pixels', 'opacity', 'protocol']
   known += ['image_scale', 'slide_crop', 'slide_stride', 'scales', 'save']
@@ -299,11 +283,11 @@ def flags(rng: random.Random, source: Path) -> None:
 
 KINDS = {
   **{'config': config, 'run': run_folder, 'flags': flags, 'names': names},
-  **{'safetensors': weights('x.safetensors'), 'archive': archive},
-  'pth': weights('new.pth', 'new.pth', 'old.pth', 'x.npz'),
-  **{'classes': classes, 'list': lists, 'mask': masks},
-  **{'png': picture('png'), 'jpeg': picture('jpg'), 'tiff': picture('tif')},
-  'picture': picture('webp', 'bmp', 'gif', 'ppm', 'jp2', 'avi'),
+  **{'classes': classes, 'list': lists, 'mask': masks, 'archive': archive},
+  'safetensors': partial(weights, ['x.safetensors']),
+  'pth': partial(weights, ['new.pth', 'new.pth', 'old.pth', 'x.npz']),
+  **{x: partial(picture, [x]) for x in ('png', 'jpg', 'tif')},
+  'picture': partial(picture, ['webp', 'bmp', 'gif', 'ppm', 'jp2', 'avi']),
 }
 
 
@@ -311,9 +295,6 @@ KINDS = {
 
 
 def set_up(folder: Path) -> None:
-  """Prepares a worker, a process of its own in this folder."""
-  import conftest  # noqa: F401  Sets the tests' variables.
-
   sys.path.insert(0, str(ROOT))
   os.environ['RESNEST_JAX_OFFLINE'] = '1'
   tempfile.tempdir = str(folder)
@@ -321,24 +302,14 @@ def set_up(folder: Path) -> None:
     os.dup2(os.open(folder / 'output.txt', os.O_WRONLY | os.O_CREAT), stream)
   faulthandler.enable()
   make_inputs(folder)
-  from resnest_jax.prediction import files
-
-  load, known = files.from_checkpoint, {}
-
-  def load_once(source, **options):
-    key = f'{source} {options}'
-    known[key] = known.get(key) or load(source, **options)
-    return known[key]
-
-  files.from_checkpoint = load_once  # Compiled once as well.
+  # Compiled once as well.
+  files.from_checkpoint = cache(files.from_checkpoint)
   most = psutil.Process().memory_info().vms + 3 * GIGABYTES * 2**30
   resource.setrlimit(resource.RLIMIT_AS, (int(most), resource.RLIM_INFINITY))
 
 
 def attempt(kind: str, name: str, source: Path, place: Path) -> tuple[str, str]:
   """Runs an input: 'used', 'refused' or 'failed', and why."""
-  from resnest_jax.errors import UserError, explain
-
   in_threads = []
   threading.excepthook = lambda x: in_threads.append(x.exc_value)
   place.mkdir()
@@ -364,7 +335,7 @@ def attempt(kind: str, name: str, source: Path, place: Path) -> tuple[str, str]:
   return ended, why
 
 
-def fuzz(jobs: Sequence, end: float, folder: Path, rows: Mapping) -> None:
+def fuzz(jobs, end, folder, rows):
   """Runs inputs, (kind, name) each, in a worker until it crashes or hangs."""
   pool = None
   for kind, name in jobs:
@@ -392,11 +363,8 @@ def fuzz(jobs: Sequence, end: float, folder: Path, rows: Mapping) -> None:
     pool.shutdown()
 
 
-def main() -> None:
-  """Reads the command line, runs the inputs and prints the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
   add('--inputs', type=int, default=2000, help='of all kinds together')
   add('--seconds', type=float, default=3600, help='after which none begins')
@@ -419,9 +387,8 @@ def main() -> None:
   for kind, row in rows.items():
     counts = [f'{row[x]:>8}' for x in ends]
     print(f'{kind:<12}', *counts, f'{row["slowest"]:>6.1f} s')
-  total, failed = (
-    sum(row[x] for row in rows.values() for x in of) for of in (ends, ends[2:])
-  )
+  total = sum(row[x] for row in rows.values() for x in ends)
+  failed = sum(row['failed'] for row in rows.values())
   print(f'{total} inputs, {failed} failures')
   if failed:
     sys.exit(f'kept in {folder}')

@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM, SIGUSR1
+from subprocess import PIPE, STDOUT
 
 import cv2
 import numpy as np
@@ -75,7 +76,6 @@ def make_data(folder):
 
 
 def command(data, workdir):
-  """The command that trains, and goes on with it."""
   words = 'train.py', '--config', 'configs/folder.py:mini', *SMALL
   place = f'--config.data.data_dir={data}', '--workdir', str(workdir)
   return [sys.executable, *words, *place]
@@ -86,19 +86,17 @@ def options(**variables):
   flags = os.environ['XLA_FLAGS'].replace('count=4', 'count=1')
   variables |= {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1'}
   env = os.environ | {'XLA_FLAGS': flags} | variables
-  return {'cwd': ROOT, 'env': env, 'text': True, 'stdout': subprocess.PIPE}
+  return {'cwd': ROOT, 'env': env, 'text': True, 'stdout': PIPE}
 
 
 def run(arguments):
   """Runs the command to its end, with its output as text."""
-  pipe = subprocess.PIPE
-  return subprocess.run(arguments, timeout=600, stderr=pipe, **options())
+  return subprocess.run(arguments, timeout=600, stderr=PIPE, **options())
 
 
 def start(arguments, **variables):
   """Starts the command; both outputs can be read as one."""
-  one = subprocess.STDOUT
-  return subprocess.Popen(arguments, stderr=one, **options(**variables))
+  return subprocess.Popen(arguments, stderr=STDOUT, **options(**variables))
 
 
 def run_and_kill(arguments, workdir, kill, **variables):
@@ -106,8 +104,7 @@ def run_and_kill(arguments, workdir, kill, **variables):
 
   Returns its status, the seconds from the signal to its end, and its output.
   """
-  line, _ = MOMENTS[kill.moment]
-  printed = []
+  line, printed = MOMENTS[kill.moment][0], []
   with start(arguments, **variables) as process:
     if line is None:
       unfinished = 'checkpoints/*orbax-checkpoint-tmp*'
@@ -128,26 +125,22 @@ def run_and_kill(arguments, workdir, kill, **variables):
 
 def outcome(workdir):
   """All that a finished run must have in common with another, by name."""
-  import jax
-  import orbax.checkpoint as ocp
+  from resnest_jax.checkpoints import integrity, store
 
-  folder = workdir / 'checkpoints'
-  about = json.loads((folder / str(STEPS) / 'about' / 'metadata').read_text())
+  with store.open_checkpoints(workdir, read_only=True) as manager:
+    items = {'model': None, 'optimizer': None}
+    trees, about = integrity.read_items(manager, STEPS, **items)
   found = {
-    'checkpoints': sorted(os.listdir(folder)),
+    'checkpoints': sorted(os.listdir(workdir / 'checkpoints')),
     'state left behind': (workdir / 'interrupted').exists(),
     'curves': (workdir / 'curves.png').exists(),
     'scores': (about['best'], about['metrics']),
   }
-  for text in (workdir / 'log.jsonl').read_text().splitlines():
-    line = json.loads(text)
+  for name, x in integrity.array_names(trees).items():
+    found[name] = (x.shape, x.dtype.name, x.tobytes())
+  for line in map(json.loads, (workdir / 'log.jsonl').open()):
     for name in line.keys() - SPEEDS - {'step'}:
       found.setdefault(f'log {name}', []).append((line['step'], line[name]))
-  for item in ('model', 'optimizer'):
-    tree = ocp.StandardCheckpointer().restore(folder / str(STEPS) / item)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-      array, key = np.asarray(leaf), f'{item}{jax.tree_util.keystr(path)}'
-      found[key] = (array.shape, array.dtype.name, array.tobytes())
   return found
 
 
@@ -159,24 +152,23 @@ def differences(run, undisturbed):
 
 
 def disturb(arguments, workdir, rng, most):
-  """Kills a run up to `most` times; how often, and what went wrong."""
+  """Kills a run up to `most` times; how often."""
   for number in range(most):
     moment = rng.choice(list(MOMENTS))
     delay = rng.uniform(0, MOMENTS[moment][1])
     kill = Kill(moment, rng.choice(list(STATUS)), delay)
     status, seconds, printed = run_and_kill(arguments, workdir, kill)
     if status == 0:
-      return number, ''  # It was faster.
-    said = f'{workdir.name}, {kill.signal.name} in {kill.moment}: '
+      return number  # It was faster.
+    said = f'{workdir}, {kill.signal.name} in {kill.moment}: '
     said += f'status {status} after {seconds:.1f} s'
     if status not in (STATUS[kill.signal], -kill.signal):
-      return number, f'{said}:\n{printed}'
+      sys.exit(f'{said}:\n{printed}')
     print(f'{said}, {kill.delay:.2f} s late', flush=True)
-  return most, ''
+  return most
 
 
 def main():
-  """Reads the command line, kills and compares."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--kills', type=int, default=25, help='default: 25')
   parser.add_argument('--seed', type=int, default=0, help='of the instants')
@@ -188,23 +180,19 @@ def main():
   data, undisturbed = folder / 'data', folder / 'undisturbed'
   make_data(data)
   run(command(data, undisturbed)).check_returncode()
-  kills, runs, failure = 0, 0, ''
-  while kills < flags.kills and not failure:
+  kills = runs = 0
+  while kills < flags.kills:
     runs += 1
     workdir = folder / f'run-{runs}'
     arguments, most = command(data, workdir), min(5, flags.kills - kills)
-    number, failure = disturb(arguments, workdir, rng, most)
-    kills += number
+    kills += (number := disturb(arguments, workdir, rng, most))
     last = run(arguments)
     if last.returncode:
-      failure += f'run {runs} needs a hand:\n{last.stdout}{last.stderr}'
-    elif differ := differences(workdir, undisturbed):
-      failure += f'run {runs} differs in {", ".join(differ[:9])}'
-    else:
-      print(f'run {runs}: the same bits after {number} kills', flush=True)
+      sys.exit(f'{workdir} needs a hand:\n{last.stdout}{last.stderr}')
+    if differ := differences(workdir, undisturbed):
+      sys.exit(f'{workdir} differs in {", ".join(differ[:9])}')
+    print(f'run {runs}: the same bits after {number} kills', flush=True)
   print(f'{kills} kills of {runs} runs')
-  if failure:
-    sys.exit(f'{failure}\nsee {folder}')
   shutil.rmtree(folder)
 
 

@@ -2,28 +2,16 @@
 
 import io
 import json
-import random
 import re
 import struct
 import zipfile
 import zlib
-from typing import Any
 
 NUMBERS = (0, 1, 2, 255, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 NAMES = (
   *('', ' ', '.', '..', '-x', '~', '*', '[a-z]', 'a[', '[red]', 'a\\b', '%s'),
-  *(
-    '{split}',
-    'é',
-    'e\u0301',
-    '道路',
-    '\u202ex',
-    '\x1b[31m',
-    'a\nb',
-    '#',
-    '\0',
-  ),
-  *('x' * 255, '../x', '/dev/null/x', '\udcff', '\U0001f600', '9' * 5000),
+  *('{split}', 'é', 'e\u0301', '道路', '\u202ex', '\x1b[31m', 'a\nb', '#'),
+  *('\0', 'x' * 255, '../x', '/dev/null/x', '\udcff', '\U0001f600', '9' * 5000),
 )
 ODD = (
   *(None, True, False, 0, 1, -1, 3, 2**31, 10**30, 0.5, 1e300, -0.0, 'inf'),
@@ -33,16 +21,14 @@ ODD = (
 DEEP = json.loads('[' * 900 + ']' * 900)
 
 
-def damage(rng: random.Random, data: bytes) -> bytes:
+def damage(rng, data):
   """Changes a file as its format suggests, or any of its bytes."""
   edit = _edit_bytes
   if rng.random() < 0.75:
-    if data[:1] == b'{':
-      edit = _edit_json
-    elif data[:4] == b'\x89PNG':
-      edit = _edit_png
-    elif data[:4] == b'PK\x03\x04':
-      edit = _edit_zip
+    starts = {b'{': _edit_json, b'\x89PNG': _edit_png, b'PK\x03\x04': _edit_zip}
+    known = [x for start, x in starts.items() if data.startswith(start)]
+    if known:
+      edit = known[0]
     elif data[8:10] == b'{"':
       edit = _edit_safetensors
     elif b'\n' in data and data.isascii() and b'\0' not in data:
@@ -50,7 +36,7 @@ def damage(rng: random.Random, data: bytes) -> bytes:
   return edit(rng, data)
 
 
-def _edit_bytes(rng: random.Random, data: bytes) -> bytes:
+def _edit_bytes(rng, data):
   changed = bytearray(data)
   for _ in range(rng.choice([1, 1, 2, 4, 16])):
     length = max(len(changed), 1)
@@ -75,14 +61,13 @@ def _edit_bytes(rng: random.Random, data: bytes) -> bytes:
   return bytes(changed)
 
 
-def edit_text(rng: random.Random, text: str) -> str:
-  """Changes a character, or puts an odd word in."""
+def edit_text(rng, text):
   place = rng.randrange(len(text) + 1)
   new = rng.choice(['', chr(rng.randrange(1, 0xD800)), str(rng.choice(ODD))])
   return text[:place] + new + text[place + rng.randrange(2) :]
 
 
-def _edit_lines(rng: random.Random, data: bytes) -> bytes:
+def _edit_lines(rng, data):
   lines = data.decode().splitlines()
   for _ in range(rng.choice([1, 1, 2, 5])):
     place = rng.randrange(len(lines) or 1)
@@ -94,7 +79,7 @@ def _edit_lines(rng: random.Random, data: bytes) -> bytes:
   return text.encode(rng.choice(['utf-8', 'utf-8', 'utf-16']), 'replace')
 
 
-def edit_value(rng: random.Random, value: Any) -> Any:
+def edit_value(rng, value):
   """Changes something in lists and mappings, however deep."""
   if not isinstance(value, dict | list | tuple) or not value:
     odd = [*ODD, float('nan'), DEEP, [value] * 3, {'a': value}]
@@ -113,25 +98,24 @@ def edit_value(rng: random.Random, value: Any) -> Any:
   return copy
 
 
-def _edit_json(rng: random.Random, data: bytes) -> bytes:
+def _edit_json(rng, data):
   value = json.loads(data)
   for _ in range(rng.choice([1, 1, 2, 4])):
     value = edit_value(rng, value)
   return json.dumps(value).encode()
 
 
-def _edit_safetensors(rng: random.Random, data: bytes) -> bytes:
+def _edit_safetensors(rng, data):
   end = 8 + int.from_bytes(data[:8], 'little')
   text, header = _edit_json(rng, data[8:end]), json.loads(data[8:end])
   if rng.random() < 0.6:
-    for key, about in header['__metadata__'].items():
-      about = damage(rng, about.encode()).decode(errors='replace')
-      header['__metadata__'][key] = about
+    for key, about in (more := header['__metadata__']).items():
+      more[key] = damage(rng, about.encode()).decode(errors='replace')
     text = json.dumps(header).encode()
   return len(text).to_bytes(8, 'little') + text + data[end:]
 
 
-def _edit_zip(rng: random.Random, data: bytes) -> bytes:
+def _edit_zip(rng, data):
   # The checksums are right: what is behind them is reached.
   file = io.BytesIO()
   old = zipfile.ZipFile(io.BytesIO(data))
@@ -151,7 +135,7 @@ def _edit_zip(rng: random.Random, data: bytes) -> bytes:
   return file.getvalue()
 
 
-def _edit_png(rng: random.Random, data: bytes) -> bytes:
+def _edit_png(rng, data):
   # The checksums are right.
   chunks, place = [], 8
   while place < len(data):
@@ -178,8 +162,7 @@ def _edit_png(rng: random.Random, data: bytes) -> bytes:
   )
 
 
-def edit_tensors(rng: random.Random, content: dict[str, Any]) -> dict[str, Any]:
-  """Changes tensors, and what lies beside them."""
+def edit_tensors(rng, content):
   import torch
 
   tensors = dict(content['state_dict'])

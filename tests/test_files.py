@@ -41,14 +41,19 @@ def test_an_error_leaves_everything_as_it_was(tmp_path):
   assert os.listdir(tmp_path) == ['a.png']
 
 
-def test_folders_take_the_place_of_empty_ones(tmp_path):
-  path = tmp_path / 'deep' / 'a'
+@pytest.mark.parametrize('name', ['deep/a', 'link'])
+def test_folders_take_the_place_of_empty_ones(tmp_path, name):
+  """Which may be given by a link, to a larger disk."""
+  path, link = tmp_path / 'deep' / 'a', tmp_path / 'link'
   path.mkdir(parents=True)
-  with files.whole_folder(path) as folder:
+  link.symlink_to(path)
+  files.check_new(tmp_path / name)
+  with files.whole_folder(tmp_path / name) as folder:
     (folder / 'b').write_text('c')
     assert os.listdir(path) == []
   assert (path / 'b').read_text() == 'c'
   assert os.listdir(path.parent) == ['a']
+  assert link.is_symlink()
 
 
 def test_a_folder_that_was_filled_meanwhile_is_kept(tmp_path):
@@ -112,17 +117,6 @@ def test_a_link_is_replaced_and_not_followed(tmp_path, target):
   assert os.listdir(folder) == []
 
 
-def test_a_folder_may_be_given_by_a_link(tmp_path):
-  (tmp_path / 'large disk').mkdir()
-  link = tmp_path / 'out'
-  link.symlink_to(tmp_path / 'large disk')
-  files.check_new(link)
-  with files.whole_folder(link) as folder:
-    (folder / 'a').touch()
-  assert link.is_symlink()
-  assert os.listdir(tmp_path / 'large disk') == ['a']
-
-
 def test_names_may_be_as_long_as_file_systems_allow(tmp_path):
   for path in (tmp_path / f'{"a" * 250}.json', tmp_path / f'a.{"b" * 253}'):
     files.write_json(path, {})
@@ -135,8 +129,7 @@ def test_names_may_be_as_long_as_file_systems_allow(tmp_path):
     files.write_json(tmp_path / f'{"a" * 251}.json', {})
 
 
-LEAVE = """
-import signal, sys
+LEAVE = """import signal, sys
 from pathlib import Path
 from resnest_jax import files
 folder = Path(sys.argv[1])
@@ -146,8 +139,7 @@ with files.whole_file(folder / 'a.png') as file:
     (deep / 'c').mkdir()
     (deep / 'c' / 'd').write_text('half')
     print('there', flush=True)
-    signal.pause()
-"""
+    signal.pause()"""
 
 
 def hidden(folder):
@@ -185,12 +177,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
   assert hidden(tmp_path) == theirs
 
 
-REMOVE = """
-import sys
-from pathlib import Path
-from resnest_jax import files
-files.remove_folder(Path(sys.argv[1]))
-"""
+REMOVE = """import pathlib, sys
+from resnest_jax.files import remove_folder
+remove_folder(pathlib.Path(sys.argv[1]))"""
 
 
 def test_killed_while_a_folder_is_removed(tmp_path):

@@ -45,8 +45,7 @@ def test_compilations_are_counted_by_name():
   assert 'a_new_program' in name
 
 
-HOSTS = """
-import jax, socket
+HOSTS = """import jax, socket
 from resnest_jax.jax_private import NO_CLUSTER, distributed_state as state
 try:
   jax.distributed.initialize()
@@ -59,8 +58,7 @@ jax.distributed.initialize(address, 1, 0)
 assert state.coordinator_address == address
 assert (state.num_processes, state.process_id) == (1, 0)
 state.client.key_value_set('resnest_jax/a/0', 'said')
-print(state.client.key_value_dir_get('resnest_jax/a/'))
-"""
+print(state.client.key_value_dir_get('resnest_jax/a/'))"""
 
 
 def test_hosts_are_known_before_and_after_they_are_joined(run_script):
@@ -83,14 +81,12 @@ def test_private_names_are_used_from_one_module_alone(root):
   assert users == {root / path for path in allowed}
 
 
-IMPORT_ALL = """
-import importlib, pkgutil, sys
+IMPORT_ALL = """import importlib, pkgutil, sys
 sys.modules['fcntl'] = None
 import resnest_jax
 modules = pkgutil.walk_packages(resnest_jax.__path__, 'resnest_jax.')
 names = [x.name for x in modules if '.scripts' not in x.name]
-print(len([importlib.import_module(name) for name in names]))
-"""
+print(len([importlib.import_module(name) for name in names]))"""
 
 
 def test_every_module_imports_where_there_is_no_fcntl(run_script):

@@ -2,8 +2,6 @@
 
 import contextlib
 import ctypes
-import errno
-import os
 import resource
 import subprocess
 import time
@@ -13,7 +11,6 @@ from pathlib import Path
 import psutil
 from hosts import start
 
-PR_CAPBSET_DROP = 24
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 
 
@@ -70,16 +67,6 @@ def small_files(size: int = 1024) -> Iterator[None]:
     yield
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def obey_permissions() -> None:
-  """In a new process, before exec: permissions bind root as they do others."""
-  prctl = ctypes.CDLL(None, use_errno=True).prctl
-  for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
-    if prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
-      number = ctypes.get_errno()
-      if number != errno.EPERM or os.geteuid() == 0:
-        raise OSError(number, os.strerror(number))
 
 
 @contextlib.contextmanager

@@ -77,14 +77,11 @@ def zero(path):
 
 @pytest.mark.parametrize('which', [arrays, description])
 @pytest.mark.parametrize('damage', [flip, cut, zero, Path.unlink])
-def test_the_checkpoint_before_a_damaged_one_is_used(
-  workdir, which, damage, capsys
-):
+def test_the_one_before_a_damaged_one_is_used(workdir, which, damage, capsys):
   damage(which(workdir, 30))
   state, about, steps = resume(workdir)
   assert_is(state, 20)
-  assert (about['step'], about['best']) == (20, ABOUT['best'])
-  assert steps == [10, 20]
+  assert (about, steps) == (about | ABOUT | {'step': 20}, [10, 20])
   out = capsys.readouterr().out
   assert f'checkpoint {workdir}/checkpoints/30 is damaged' in out
   assert f'Moved to {workdir}/damaged_checkpoints/30' in out
@@ -115,13 +112,15 @@ def test_any_changed_byte_is_noticed_or_changes_nothing(workdir):
   assert_is(resume(workdir)[0], 30)
 
 
-def test_two_damaged_ones_and_one_of_that_name_before(workdir):
+def test_all_damaged_ones_are_moved_and_replace_none_of_that_name(workdir):
+  store.save_interrupted(workdir, make_state(33), ABOUT)
+  flip(largest(store.interrupted_dir(workdir)))
   for step in (20, 30):
     zero(arrays(workdir, step))
   (workdir / 'damaged_checkpoints' / '30').mkdir(parents=True)
   assert_is(resume(workdir)[0], 10)
   moved = os.listdir(workdir / 'damaged_checkpoints')
-  assert sorted(moved) == ['20', '30', '30-2']
+  assert sorted(moved) == ['20', '30', '30-2', '33']
 
 
 def test_nothing_is_moved_if_all_are_damaged(workdir):
@@ -173,13 +172,6 @@ def test_state_of_a_stopped_run_is_used_until_a_checkpoint_is_as_new(workdir):
   assert not folder.exists()
 
 
-def test_damaged_state_of_a_stopped_run(workdir):
-  store.save_interrupted(workdir, make_state(33), ABOUT)
-  flip(largest(store.interrupted_dir(workdir)))
-  assert_is(resume(workdir)[0], 30)
-  assert (workdir / 'damaged_checkpoints' / '33').is_dir()
-
-
 def write_much(log):
   for step in range(11, 1000):  # Until the last page is full.
     log.write(step, {'loss': 0.5})
@@ -204,24 +196,17 @@ def test_a_full_disk_stops_with_an_error_and_keeps_the_checkpoint(tmp_path):
       with pytest.raises(UserError, match=f'(log|tensorb).*{disk.refusal}'):
         write_much(log)
       log.close()
-    assert_is(resume(disk.folder)[0], 10)
-    write(disk.folder, 20)  # What was half written is not in the way.
-    assert_is(resume(disk.folder)[0], 20)
-
-
-def test_a_checkpoint_that_fails_in_the_background_is_noticed(tmp_path):
-  with small_disk(tmp_path / 'disk', '2m') as disk:
-    write(disk.folder, 10)
-    with full(disk):
+      # Written in the background.
       manager = store.open_checkpoints(disk.folder, keep=1)
       with pytest.raises(UserError, match=disk.refusal):
         save_and_check(manager)
       manager.close()  # Says nothing that was not said.
     assert_is(resume(disk.folder)[0], 10)
+    write(disk.folder, 20)  # What was half written is not in the way.
+    assert_is(resume(disk.folder)[0], 20)
 
 
-MANY_WRITES = """
-import sys
+MANY_WRITES = """import sys
 from pathlib import Path
 import numpy as np
 from checkpoints.stored import make_state
@@ -235,8 +220,7 @@ def main():
   with store.open_checkpoints(Path(sys.argv[1])) as manager:
     store.save(manager, make_state(10).replace(params=params), {})
     manager.finish()
-run(main)
-"""
+run(main)"""
 
 
 def test_of_many_failing_writes_one_line_tells(tmp_path):
@@ -258,91 +242,80 @@ def test_a_right_to_write_that_is_lost(workdir):
 
 
 def store_of(workdir, data, known=True):
-  values = {'data.data_dir': str(data)}
-  config = load_config('configs/folder.py:mini', values)
+  config = load_config('configs/folder.py:mini', {'data.data_dir': str(data)})
   splits = open_splits(config)
   facts = splits.facts() if known else {}
   return store.Store(workdir, config, splits.train.labels, facts)
 
 
+def resume_on(data, run):
+  """The changes of data that a resumption of the run finds."""
+  with store_of(run, data) as opened:
+    assert opened.resume(ABSTRACT).step == 10
+  return opened.changes
+
+
 @pytest.fixture(scope='module')
 def begun(tmp_path_factory):
-  """Data, and a run of one checkpoint on it."""
+  """Data, and a run of one checkpoint on it; and one that knows no data."""
   folder = tmp_path_factory.mktemp('begun')
   kills.make_data(folder / 'data')
-  with store_of(folder / 'run', folder / 'data') as opened:
-    stored.save_steps(opened, 10)
-    opened.finish()
+  for name in ('run', 'earlier'):
+    with store_of(folder / name, folder / 'data', name == 'run') as opened:
+      stored.save_steps(opened, 10)
+      opened.finish()
   return folder
 
 
+@pytest.fixture
+def data(begun, tmp_path):
+  return shutil.copytree(begun / 'data', tmp_path / 'elsewhere')
+
+
 FILES = 'names and sizes of the files of the '
+TRAINING = f'{FILES}training split: '
+FEWER = 'images in the training split: 16 before, 15 now'
+MORE = 'images in the evaluation split: 6 before, 7 now'
+CHANGES = {
+  'rm */train/3.png': [FEWER, TRAINING],
+  'for x in */val; do cp $x/3.png $x/33.png; done': [MORE, FILES],
+  'for x in */train; do mv $x/3.png $x/99.png; done': [TRAINING],
+  'echo >> masks/train/3.png': [TRAINING],
+  'sed -i "s/255 0 0/250 0 0/" classes.txt': [],
+  'true': [],
+}
 
 
-@pytest.mark.parametrize(
-  ('command', 'said'),
-  [
-    (
-      'rm */train/3.png',
-      ['images in the training split: 16 before, 15 now', f'{FILES}training'],
-    ),
-    (
-      'for x in images masks; do cp $x/val/3.png $x/val/33.png; done',
-      ['images in the evaluation split: 6 before, 7 now', f'{FILES}evaluation'],
-    ),
-    (
-      'for x in images masks; do mv $x/train/3.png $x/train/99.png; done',
-      [f'{FILES}training split: '],
-    ),
-    ('echo >> masks/train/3.png', [f'{FILES}training split: ']),
-    ('sed -i "s/255 0 0/250 0 0/" classes.txt', []),
-    ('true', []),
-  ],
-)
-def test_resuming_says_what_has_changed_in_the_data(
-  begun, tmp_path, command, said
-):
-  data = shutil.copytree(begun / 'data', tmp_path / 'elsewhere')
+@pytest.mark.parametrize(('command', 'said'), CHANGES.items())
+def test_resuming_says_what_changed(begun, data, tmp_path, command, said):
   subprocess.run(command, shell=True, cwd=data, check=True)
-  with store_of(begun / 'run', data) as opened:
-    assert opened.resume(ABSTRACT).step == 10
-  for line, expected in zip(opened.changes, said, strict=True):
+  changes = resume_on(data, begun / 'run')
+  for line, expected in zip(changes, said, strict=True):
     assert line.startswith(expected)
   (tmp_path / CLASS_COUNTS).touch()
-  notes = other_data(opened.changes, tmp_path)
+  notes = other_data(changes, tmp_path)
   assert len(notes) == bool(said)
   trained = any('training' in line for line in said)
   assert (tmp_path / CLASS_COUNTS).exists() != trained
   assert any('no longer the run' in note for note in notes) == trained
 
 
-@pytest.mark.parametrize(
-  ('classes', 'message'),
-  [
-    ('0: sky\n2: wall\n1: road\n', r"\['wall', \[1\]\] before, .* \[2\]\] now"),
-    ('sky\nwall\nroad\nignore: 7\n', None),
-    ('0: sky\n1, 9: wall\n2: road\n', r"'wall', \[1, 9\]\] now"),
-    ('sky\nroad\nwall\n', r'other classes \(wall there, road now\)'),
-  ],
-)
-def test_other_mask_values_are_refused(begun, tmp_path, classes, message):
-  data = shutil.copytree(begun / 'data', tmp_path / 'elsewhere')
+OTHER_VALUES = {
+  '0: sky\n2: wall\n1: road\n': r"\['wall', \[1\]\] before, .* \[2\]\] now",
+  '0: sky\n1, 9: wall\n2: road\n': r"'wall', \[1, 9\]\] now",
+  'sky\nroad\nwall\n': r'other classes \(wall there, road now\)',
+}
+
+
+@pytest.mark.parametrize(('classes', 'why'), OTHER_VALUES.items())
+def test_other_mask_values_are_refused(begun, data, classes, why):
   (data / 'classes.txt').write_text(classes)
-  refused = contextlib.nullcontext()
-  if message:
-    refused = pytest.raises(UserError, match=message)
-  with store_of(begun / 'run', data) as opened, refused:
-    opened.resume(ABSTRACT)
-  # Where they are restored it resumes.
-  shutil.copy(begun / 'data' / 'classes.txt', data)
-  with store_of(begun / 'run', data) as opened:
-    assert opened.resume(ABSTRACT).step == 10
+  with pytest.raises(UserError, match=why):
+    resume_on(data, begun / 'run')
+  # Where they are restored it resumes, also with other ignored values.
+  (data / 'classes.txt').write_text('sky\nwall\nroad\nignore: 7\n')
+  assert resume_on(data, begun / 'run') == []
 
 
-def test_checkpoint_of_an_earlier_version_knows_no_data(begun, tmp_path):
-  with store_of(tmp_path, begun / 'data', known=False) as opened:
-    stored.save_steps(opened, 10)
-    opened.finish()
-  with store_of(tmp_path, begun / 'data') as opened:
-    assert opened.resume(ABSTRACT).step == 10
-  assert opened.changes == []
+def test_checkpoint_of_an_earlier_version_knows_no_data(begun):
+  assert resume_on(begun / 'data', begun / 'earlier') == []

@@ -47,9 +47,7 @@ def test_clock_that_jumps_during_a_save(tmp_path, monkeypatch):
     assert_is(store.restore(manager, 7, ABSTRACT)[0], 7)
 
 
-def test_write_that_does_not_end_is_told_and_not_waited_for(
-  tmp_path, monkeypatch
-):
+def test_write_that_does_not_end_is_told_and_left(tmp_path, monkeypatch):
   monkeypatch.setattr(manager_module, 'PATIENCE', 0.5)
   release = threading.Event()
   manager = store.open_checkpoints(tmp_path)
@@ -75,9 +73,10 @@ def test_the_newest_and_the_best_stay(workdir):
 
 # A glob, a C++ separator, an address, and bytes that are no text: Orbax merges
 # nothing there, or reads another folder.
-@pytest.mark.parametrize(
-  'name', [b'[a] b', b'a\\b', b'gs:', b'stra\xdfe', b'a*?\n', b'[', b'\xe8']
-)
+ODD = [b'[a] b', b'a\\b', b'gs:', b'stra\xdfe', b'a*?\n', b'[', b'\xe8']
+
+
+@pytest.mark.parametrize('name', ODD)
 def test_folders_of_any_name(tmp_path, name):
   workdir = tmp_path / os.fsdecode(name) / 'run'
   with store.open_checkpoints(workdir) as manager:
@@ -97,8 +96,7 @@ def test_folders_of_any_name(tmp_path, name):
 @pytest.mark.parametrize('count', [1, 4])
 def test_restores_onto_any_number_of_devices(workdir, count):
   with store.open_checkpoints(workdir, keep=2) as manager:
-    wanted = abstract(make_state(), count)
-    state, about = store.restore(manager, 60, wanted)
+    state, about = store.restore(manager, 60, abstract(make_state(), count))
   assert {'step': 60, 'best': 20, 'metrics': None}.items() <= about.items()
   assert_is(state, 60)
   devices = state.params['conv']['kernel'].sharding.device_set
@@ -120,34 +118,26 @@ def test_nothing_is_compiled_to_write_what_all_devices_have(tmp_path):
   assert_is(state.replace(**variables), 10)
 
 
-ADAM = optax.adam(0.1).init(make_state().params)
-
-
-@pytest.mark.parametrize(
-  ('wanted', 'why'),
-  [
+def test_another_network_or_optimizer_is_no_damage(workdir):
+  adam = optax.adam(0.1).init(make_state().params)
+  for wanted, why in (
     (make_state(width=5), r'conv/kernel: \(2, 2000\) there, \(2, 5\)'),
-    (make_state().replace(opt_state=ADAM), 'another optimizer or version'),
-  ],
-)
-def test_another_network_or_optimizer_is_no_damage(workdir, wanted, why):
-  with store.open_checkpoints(workdir, keep=2) as manager:
-    with pytest.raises(UserError, match=why):
-      store.restore_newest(workdir, manager, abstract(wanted))
-    assert sorted(manager.all_steps()) == [20, 50, 60]
+    (make_state().replace(opt_state=adam), 'another optimizer or version'),
+  ):
+    with store.open_checkpoints(workdir, keep=2) as manager:
+      with pytest.raises(UserError, match=why):
+        store.restore_newest(workdir, manager, abstract(wanted))
+      assert sorted(manager.all_steps()) == [20, 50, 60]
 
 
-def test_no_checkpoint(tmp_path):
-  with pytest.raises(UserError, match=r"holds no run.*rj\.load_pretrained\('"):
-    store.load_checkpoint(tmp_path)
-  (tmp_path / 'checkpoints').mkdir()
-  with pytest.raises(UserError, match='no checkpoint in'):
-    store.load_checkpoint(tmp_path)
-
-
-def test_checkpoint_that_does_not_know_its_network(workdir):
+def test_folders_from_which_no_network_can_be_loaded(workdir):
   with pytest.raises(UserError, match='60 has no configuration'):
     store.load_checkpoint(workdir)
+  (workdir / 'new/checkpoints').mkdir(parents=True)
+  with pytest.raises(UserError, match='no checkpoint in'):
+    store.load_checkpoint(workdir / 'new')
+  with pytest.raises(UserError, match=r"holds no run.*rj\.load_pretrained\('"):
+    store.load_checkpoint(workdir / 'none')
 
 
 def test_other_classes_are_told_from_the_same():
@@ -157,15 +147,13 @@ def test_other_classes_are_told_from_the_same():
     store.check_classes({'classes': ['a', 'b']}, ('a', 'b', 'c'))
 
 
-SAVE = """
-import sys
+SAVE = """import sys
 from pathlib import Path
 from checkpoints.stored import make_state
 from resnest_jax.checkpoints import store
 with store.open_checkpoints(Path(sys.argv[1]), keep=1) as manager:
   for step in (20, 30, 40):
-    store.save(manager, make_state(step), {'step': step})
-"""
+    store.save(manager, make_state(step), {'step': step})"""
 
 
 def test_killed_while_an_old_checkpoint_is_deleted(tmp_path):
