@@ -2,11 +2,10 @@
 
     python tests/across.py .venv/bin/python .venv-oldest/bin/python
 
-Each of the two trains without a break; the other resumes its run from the
-checkpoint in the middle. From there to the end the losses must be the same
-within `LIMIT`. They are computed in float64: in float32 the roundings of two
-versions of JAX grow tenfold every two steps while the rate is high. Further
-arguments are flags of train.py.
+The other resumes from the checkpoint in the middle of a run without a break,
+after which the losses must be the same within `LIMIT`. They are computed in
+float64: in float32 the roundings of two versions of JAX grow tenfold every two
+steps while the rate is high. Further arguments are flags of train.py.
 """
 
 import json
@@ -27,12 +26,10 @@ FLAGS += ['--config.train.log_steps=1', '--config.model.dtype=float64']
 
 def main():
   """Prints a line for each direction; the exit status says whether all hold."""
-  pythons, flags = sys.argv[1:3], sys.argv[3:]
-  if len(pythons) < 2:
-    sys.exit(f'error: give two Pythons.{__doc__}')
+  first, second, *flags = sys.argv[1:]
   with tempfile.TemporaryDirectory() as name:
     kills.make_data(Path(name, 'data'))
-    orders = pythons, pythons[::-1]
+    orders = (first, second), (second, first)
     worst = [compare(Path(name), *order, flags) for order in orders]
   sys.exit(not all(each < LIMIT for each in worst))
 

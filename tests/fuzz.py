@@ -25,17 +25,16 @@ import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
-import conftest  # noqa: F401  Sets the tests' variables.
 import numpy as np
 import psutil
 import torch
+from conftest import ROOT  # Which also sets the tests' variables.
 from data.small_archives import ade20k_sample, write_cityscapes, write_zip
 from evaluation.drawn import write_video
 from evaluation.runs import write_run
-from golden.reference import TINY, variables_of
 from kills import make_data
 from mutations import NAMES, ODD, damage, edit_tensors, edit_text
 from PIL import Image
@@ -46,13 +45,11 @@ from resnest_jax.data import datasets, sampling
 from resnest_jax.errors import UserError, explain
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.prediction import files
-from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.pretrained import load_weights
-from resnest_jax.weights.state_dict import export_state_dict
 
-ROOT = Path(__file__).resolve().parent.parent
 SECONDS, GIGABYTES, LINE = 60, 2, 2000
 CONFIG = str(ROOT / 'configs/folder.py:mini')
+CONVERT = 'resnest_jax.weights.convert'
 PREPARE = 'resnest_jax.data.prepare'
 CLASSES = {
   'a.txt': 'sky 0 0 255\nwall 255 0 0\nroad 0 255 0\nignore: 255\n',
@@ -76,38 +73,30 @@ def make_inputs(folder):
   """Writes what copies are damaged of."""
   make_data(folder / 'data')
   write_run(folder / 'run')
-  model = create_segmentor(TINY | {'dtype': 'float32'})
-  variables = variables_of(model)
-  theirs = export_state_dict(model, variables, 'mmseg')
-  tensors = {name: torch.from_numpy(x.copy()) for name, x in theirs.items()}
-  meta = {'CLASSES': list('abcdefg'), 'PALETTE': [[i] * 3 for i in range(7)]}
+  call(CONVERT, folder / 'run', '--out', folder / 'ours')
+  call(CONVERT, folder / 'run', '--out', folder / 'mmseg', '--to', 'mmseg')
+  theirs = torch.load(folder / 'mmseg/model.pth')
+  del theirs['resnest_jax']
   for name, new in (('new.pth', True), ('old.pth', False)):
-    content = {'meta': meta, 'state_dict': tensors}
-    torch.save(content, folder / name, _use_new_zipfile_serialization=new)
-  about = load_weights(folder / 'new.pth').about()
-  about |= {'image_scale': [64, 64], 'crop_size': [32, 32]}
-  ours = export_state_dict(model, variables, 'ours')
-  path, _ = write_weights(folder / 'weights', 'ours', ours, about)
-  shutil.copy(path, folder / 'x.safetensors')
+    torch.save(theirs, folder / name, _use_new_zipfile_serialization=new)
+  shutil.copy(folder / 'ours/model.safetensors', folder / 'x.safetensors')
   np.savez(folder / 'x.npz', x=np.zeros(9))
   rgb = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
   rgb[:24] //= 32
-  kinds = 'RGB', 'P', 'L', 'CMYK'
-  pictures = [Image.fromarray(rgb).convert(x) for x in kinds]
+  pictures = list(map(Image.fromarray(rgb).convert, ('RGB', 'P', 'L', 'CMYK')))
   pictures.append(Image.fromarray(rgb[..., 0].astype(np.uint16) * 200))
-  (folder / 'pictures').mkdir()
   for ending in ('png', 'jpg', 'tif', 'webp', 'bmp', 'gif', 'ppm', 'jp2'):
     for i, x in enumerate(pictures):
       # Not all formats have all kinds.
       with contextlib.suppress(OSError, ValueError):
-        x.save(folder / 'pictures' / f'{i}.{ending}')
-  write_video(folder / 'pictures' / '0.avi', 3, 5, size=(48, 48))
-  jpeg = (folder / 'pictures' / '0.jpg').read_bytes()
+        x.save(folder / f'{i}.{ending}')
+  write_video(folder / '0.avi', 3, 5, size=(48, 48))
+  jpeg = (folder / '0.jpg').read_bytes()
   mask = (folder / 'data/masks/val/0.png').read_bytes()
   entries = ade20k_sample(jpeg=jpeg, png=mask)
   entries |= ade20k_sample('ADE_val', 'validation', jpeg, mask)
-  counts = '{"images": {"train": 1, "validation": 1}}'
-  write_zip(folder / 'ade.zip', entries, counts)
+  about = '{"images": {"train": 1, "validation": 1}}'
+  write_zip(folder / 'ade.zip', entries, about)
   (folder / 'cities').mkdir()
   write_cityscapes(folder / 'cities')
   write_zip(folder / 'submission.zip', {'ADE_test_00000001.png': mask})
@@ -121,8 +110,9 @@ def copy(source):
   return Path(one(source, source.name))
 
 
-def spoil(rng, path):
-  path.write_bytes(damage(rng, path.read_bytes()))
+def spoil(rng, path, text=''):
+  content = text.encode() or Path(path).read_bytes()
+  Path(path).write_bytes(damage(rng, content))
 
 
 def call(module, *words):
@@ -136,7 +126,7 @@ def doctor(data, *words, config=CONFIG):
 
 
 def predict(source, *words):
-  call('predict', '--weights', source / 'weights', '--out', 'out', *words)
+  call('predict', '--weights', source / 'ours', '--out', 'out', *words)
 
 
 def config(rng, source):
@@ -152,9 +142,8 @@ def config(rng, source):
     doctor(source / 'data', *words)
   else:
     lines = [f'  config.{key} = {value!r}\n' for key, value in values.items()]
-    text = (ROOT / 'configs/folder.py').read_text()
-    text = text.replace('  return', f'{"".join(lines)}  return')
-    Path('own.py').write_text(text)
+    before, after = (ROOT / 'configs/folder.py').read_text().split('  return')
+    Path('own.py').write_text(f'{before}{"".join(lines)}  return{after}')
     doctor(source / 'data', config=rng.choice(['own.py', 'own.py:mini']))
   create_segmentor(load_config(CONFIG, {'model.num_classes': 3} | values).model)
 
@@ -165,17 +154,15 @@ def run_folder(rng, source):
   own = load_config(CONFIG, place | {'data.sampling': 'repeat_factor'})
   match rng.randrange(5):
     case 0:
-      Path('config.json').write_text(configs.config_to_json(own))
-      spoil(rng, Path('config.json'))
+      spoil(rng, 'config.json', configs.config_to_json(own))
       configs.load_run_config(Path(), place)
     case 1:
       split = datasets.open_data(own.data, 'train')
       sampling.open_sampler(own.data, split, 0, Path('counts.npy'))
-      spoil(rng, Path('counts.npy'))
+      spoil(rng, 'counts.npy')
       sampling.open_sampler(own.data, split, 0, Path('counts.npy'))
     case 2:
-      Path('doctor.json').write_text('{"writer": "resnest_jax.data.doctor"}')
-      spoil(rng, Path('doctor.json'))
+      spoil(rng, 'doctor.json', '{"writer": "resnest_jax.data.doctor"}')
       doctor(source / 'data', '--samples=1', '--out=.')
     case _:
       files = sorted(x for x in copy(source / 'run').rglob('*') if x.is_file())
@@ -197,26 +184,27 @@ def weights(names, rng, source):
     case 1:
       files.from_checkpoint(path)
     case 2:
-      call('resnest_jax.weights.convert', path, '--out', 'out', *words)
+      call(CONVERT, path, '--out', 'out', *words)
+
+
+# The data sets' releases, and what goes to their test servers.
+ARCHIVES = {
+  'ade.zip': (PREPARE, 'ade20k_mini', '--data_dir=data', '--archive'),
+  'cities': (PREPARE, 'cityscapes_mini', '--data_dir=data', '--archive_dir'),
+  'submission.zip': ('resnest_jax.evaluation.submission.__main__', 'validate'),
+}
 
 
 def archive(rng, source):
-  """The data sets' releases, and what goes to their test servers."""
-  place = PREPARE, '--data_dir', 'data'
-  name = rng.choice(['ade.zip', 'cities', 'submission.zip'])
+  name = rng.choice(list(ARCHIVES))
   path = copy(source / name)
   spoil(rng, path if path.is_file() else rng.choice(sorted(path.iterdir())))
-  if name == 'ade.zip':
-    call(*place, 'ade20k_mini', '--archive', path)
-  elif name == 'cities':
-    call(*place, 'cityscapes_mini', '--archive_dir', path)
-  else:
-    call('resnest_jax.evaluation.submission.__main__', 'validate', path)
+  call(*ARCHIVES[name], path)
 
 
 def picture(endings, rng, source):
   """Pictures and videos, for the doctor and predict.py."""
-  pictures = sorted((source / 'pictures').glob(f'*.{rng.choice(endings)}'))
+  pictures = sorted(source.glob(f'*.{rng.choice(endings)}'))
   old, new = copy(source / 'data') / 'images/val/0.png', rng.choice(pictures)
   old.unlink()
   path = Path(shutil.copy(new, old.with_suffix(new.suffix)))
@@ -227,25 +215,20 @@ def picture(endings, rng, source):
     predict(source, path, *rng.choice([[], ['--legend']]))
 
 
-def masks(rng, source, name='classes.txt'):
+def masks(names, rng, source):
   """Masks, or lists of classes, for the doctor and palette2id."""
-  data = copy(source / 'data')
-  path = data / 'masks/val/0.png'
+  data, name = copy(source / 'data'), rng.choice(names)
+  path, text = data / 'masks/val/0.png', ''
   if name in CLASSES:
-    path = data / name
-    path.write_text(CLASSES[name])
+    path, text = data / name, CLASSES[name]
   elif rng.random() < 0.5:
-    shutil.copy(rng.choice(sorted(source.glob('pictures/*.png'))), path)
-  spoil(rng, path)
+    shutil.copy(rng.choice(sorted(source.glob('*.png'))), path)
+  spoil(rng, path, text)
   if rng.random() < 0.6:
     doctor('data', f'--config.data.folder.classes={name}')
   else:
     words = '--masks', data / 'masks', '--classes', data / name, '--out', 'out'
     call(PREPARE, 'palette2id', *words, *rng.choice([[], ['--indices']]))
-
-
-def classes(rng, source):
-  masks(rng, source, rng.choice(list(CLASSES)))
 
 
 def lists(rng, source):
@@ -283,7 +266,8 @@ def flags(rng, source):
 
 KINDS = {
   **{'config': config, 'run': run_folder, 'flags': flags, 'names': names},
-  **{'classes': classes, 'list': lists, 'mask': masks, 'archive': archive},
+  **{'classes': partial(masks, list(CLASSES)), 'archive': archive},
+  **{'mask': partial(masks, ['classes.txt']), 'list': lists},
   'safetensors': partial(weights, ['x.safetensors']),
   'pth': partial(weights, ['new.pth', 'new.pth', 'old.pth', 'x.npz']),
   **{x: partial(picture, [x]) for x in ('png', 'jpg', 'tif')},
@@ -302,8 +286,14 @@ def set_up(folder: Path) -> None:
     os.dup2(os.open(folder / 'output.txt', os.O_WRONLY | os.O_CREAT), stream)
   faulthandler.enable()
   make_inputs(folder)
-  # Compiled once as well.
-  files.from_checkpoint = cache(files.from_checkpoint)
+  load, known = files.from_checkpoint, {}
+
+  def load_once(source, **options):
+    key = f'{source} {options}'
+    known[key] = known.get(key) or load(source, **options)
+    return known[key]
+
+  files.from_checkpoint = load_once  # Compiled once as well.
   most = psutil.Process().memory_info().vms + 3 * GIGABYTES * 2**30
   resource.setrlimit(resource.RLIMIT_AS, (int(most), resource.RLIM_INFINITY))
 

@@ -3,9 +3,10 @@
 import io
 import json
 import re
-import struct
 import zipfile
 import zlib
+
+from data.pictures import chunk
 
 NUMBERS = (0, 1, 2, 255, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 NAMES = (
@@ -44,20 +45,12 @@ def _edit_bytes(rng, data):
     place = rng.randrange(min(length, rng.choice([32, 256, length])))
     size = rng.choice([1, 2, 4, 8, rng.randrange(1, 200)])
     number = rng.choice(NUMBERS).to_bytes(4, rng.choice(['little', 'big']))
-    match rng.randrange(8):
-      case 0:
-        changed[place : place + 1] = rng.randbytes(1)
-      case 1:
-        del changed[place : place + size]
-      case 2:
-        changed[place:place] = changed[place : place + size]
-      case 3:
-        changed[place:place] = rng.randbytes(size)
-      case 4 if rng.random() < 0.3:
-        del changed[place:]
-      case _:
-        cut = rng.choice([number, number[:2], number[2:], number + bytes(4)])
-        changed[place : place + len(cut)] = cut
+    number = rng.choice([number, number[:2], number[2:], number + bytes(4)])
+    edits = [(len(number), number)] * 8 + [(length, b'')]
+    edits += [(1, rng.randbytes(1)), (size, b''), (0, rng.randbytes(size))] * 2
+    edits += [(0, changed[place : place + size])] * 2
+    replaced, new = rng.choice(edits)
+    changed[place : place + replaced] = new
   return bytes(changed)
 
 
@@ -117,8 +110,7 @@ def _edit_safetensors(rng, data):
 
 def _edit_zip(rng, data):
   # The checksums are right: what is behind them is reached.
-  file = io.BytesIO()
-  old = zipfile.ZipFile(io.BytesIO(data))
+  file, old = io.BytesIO(), zipfile.ZipFile(io.BytesIO(data))
   names = old.namelist()
   pickles = [name for name in names if name.endswith('data.pkl')]
   chosen, what = rng.choice(rng.choice([names, pickles or names])), rng.random()
@@ -137,12 +129,11 @@ def _edit_zip(rng, data):
 
 def _edit_png(rng, data):
   # The checksums are right.
-  chunks, place = [], 8
-  while place < len(data):
-    size = int.from_bytes(data[place : place + 4])
-    kind, content = data[place + 4 : place + 8], data[place + 8 :][:size]
-    chunks.append((kind, content))
-    place += 12 + size
+  chunks, rest = [], data[8:]
+  while rest:
+    end = 8 + int.from_bytes(rest[:4])
+    chunks.append((rest[4:8], rest[8:end]))
+    rest = rest[end + 4 :]
   place = rng.choice([0, rng.randrange(len(chunks))])
   kind, content = chunks[place]
   if kind == b'IDAT':
@@ -153,13 +144,10 @@ def _edit_png(rng, data):
     content = content[:at] + number.to_bytes(size) + content[at + size :]
   else:
     content = _edit_bytes(rng, content)
-  chunks[place] = kind, content
   other = rng.choice([b'PLTE', b'tRNS', b'acTL', b'eXIf', b'IDAT'])
-  chunks[place:place] = rng.choice([[], [], [], [(other, rng.randbytes(9))]])
-  return data[:8] + b''.join(
-    struct.pack('>I', len(x)) + kind + x + zlib.crc32(kind + x).to_bytes(4)
-    for kind, x in chunks
-  )
+  more = rng.choice([[], [], [], [(other, rng.randbytes(9))]])
+  chunks[place : place + 1] = [*more, (kind, content)]
+  return data[:8] + b''.join(chunk(*x) for x in chunks)
 
 
 def edit_tensors(rng, content):

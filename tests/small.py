@@ -5,16 +5,11 @@ from resnest_jax.config import load_config
 MINI = 'configs/ade20k_pspnet.py:mini'
 # One padded shape for all images, so that the network compiles once.
 RUN = {
-  'model.width': 8,
-  'model.stem_width': 8,
-  'model.head_channels': 16,
-  'model.aux_channels': 8,
-  'data.image_scale': (64, 64),
-  'data.scale_range': (1.0, 1.5),
-  'data.crop_size': (32, 32),
-  'train.batch_size': 4,
-  'eval.batch_size': 4,
-  'eval.bucket': 64,
+  **{'model.width': 8, 'model.stem_width': 8},
+  **{'model.head_channels': 16, 'model.aux_channels': 8},
+  **{'data.image_scale': (64, 64), 'data.scale_range': (1.0, 1.5)},
+  **{'data.crop_size': (32, 32), 'train.batch_size': 4},
+  **{'eval.batch_size': 4, 'eval.bucket': 64},
 }
 
 

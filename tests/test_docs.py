@@ -9,6 +9,7 @@ from resnest_jax.config import flatten, load_config
 
 DOCS = sorted((ROOT / 'docs').rglob('*.md'))
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *DOCS]
+ROWS = sorted((ROOT / 'configs').glob('*_*.py'))
 CONFIG = load_config(ROOT / 'configs' / 'folder.py')
 # The first names of keys, as pages write them without `config.`.
 SECTIONS = '|'.join(k for k, x in CONFIG.items() if hasattr(x, 'items'))
@@ -49,23 +50,19 @@ def test_readme_says_which_rows_have_a_config():
   cells = r'^\| ((?:cityscapes|ade20k)_\w+) \| (\w+) \|'
   rows = dict(re.findall(cells, (ROOT / 'README.md').read_text(), re.MULTILINE))
   assert len(rows) == 8
-  files = {path.stem for path in (ROOT / 'configs').glob('*.py')}
   with_config = {name for name, config in rows.items() if config == 'yes'}
-  assert with_config == files - {'common', 'folder'}
+  assert with_config == {path.stem for path in ROWS}
 
 
-@pytest.mark.parametrize(
-  'head', ['deeplabv3', 'deeplabv3plus', 'fcn', 'pspnet']
-)
-def test_configs_name_the_rows_of_mmsegmentation(head):
+@pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
+def test_configs_name_the_rows_of_mmsegmentation(path):
   """As `configs/resnest/metafile.yaml` of 1.2.2 has them."""
+  data, head = path.stem.split('_')
   # The one name of theirs without a hyphen.
   hyphen = '' if head == 'pspnet' else '-'
   theirs = {
     'ade20k': '4xb4-160k_ade20k-512x512',
     'cityscapes': f'4xb2-80k_cityscapes{hyphen}512x1024',
   }
-  for data, name in theirs.items():
-    text = (ROOT / 'configs' / f'{data}_{head}.py').read_text()
-    found = re.findall(r'[\w-]*s101-d8_[\w-]+', text)
-    assert found == [f'resnest_s101-d8_{head}_{name}']
+  found = re.findall(r'[\w-]*s101-d8_[\w-]+', path.read_text())
+  assert found == [f'resnest_s101-d8_{head}_{theirs[data]}']

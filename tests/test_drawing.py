@@ -6,7 +6,7 @@ import os
 import cv2
 import numpy as np
 import pytest
-from data.small_archives import decode
+from data.small_archives import encode
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -101,15 +101,17 @@ def test_contact_sheet_keeps_every_picture():
     drawing.contact_sheet([])
 
 
-def test_names_of_pictures_and_why_some_are_not_written(tmp_path):
+def test_pictures_are_what_opencv_writes_where_it_can(tmp_path):
   (tmp_path / 'a.png').touch()
   with pytest.raises(FileExistsError, match=r'a\.png'):  # It is no folder.
     drawing.write_image(tmp_path / 'a.png' / 'b.png', PALETTE[None])
   # Python opens the file: OpenCV ends the process at names without UTF-8.
   for name in (b'stra\xdfe.png', 'e\u0301 [x] %.JPG'.encode(), b'\\ \n.tiff'):
     path = tmp_path / os.fsdecode(name)
-    drawing.write_image(path, PALETTE)
-    assert decode(path.read_bytes()).shape == PALETTE.shape
+    drawing.write_image(path, LABEL)
+    assert path.read_bytes() == encode(LABEL, path.suffix)
+    drawing.write_image(path, PALETTE[None])
+    assert path.read_bytes() == encode(PALETTE[None, :, ::-1], path.suffix)
   with pytest.raises(UserError, match='encode 70000x1 pixels as'):
     drawing.write_image(tmp_path / 'a.jpg', np.zeros((1, 70000, 3), np.uint8))
 

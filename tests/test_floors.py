@@ -21,10 +21,10 @@ FLOORS = (
 
 def floor_of(module):
   """Of the longest name in `FLOORS` that the module has or lies in."""
-  places = {room: i for i, floor in enumerate(FLOORS) for room in floor.split()}
-  parts = module.split('.')
-  names = ('.'.join(parts[:n]) for n in range(len(parts), 0, -1))
-  return next(places[name] for name in names if name in places)
+  rooms = [
+    (room, i) for i, floor in enumerate(FLOORS) for room in floor.split()
+  ]
+  return max(x for x in rooms if f'{module}.'.startswith(f'{x[0]}.'))[1]
 
 
 def imports_of(path, modules):

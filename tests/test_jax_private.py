@@ -15,23 +15,18 @@ PRIVATE = re.compile(
 )
 
 
-def test_tracers_are_what_is_being_traced():
+def test_tracers_literals_and_functions_inside_of_equations():
+  closed = jax.make_jaxpr(lambda x: jax.jit(lambda y: y * 3.0)(x))(1.0)
+  (inner,) = jax_private.jaxprs_in_params(closed.jaxpr.eqns[0].params)
+  (product,) = inner.eqns
+  assert product.primitive.name == 'mul'
+  literal = [isinstance(x, jax_private.Literal) for x in product.invars]
+  assert literal == [False, True]
+  assert float(product.invars[1].val) == 3.0
   seen = []
   jax.make_jaxpr(lambda x: seen.append(x) or x)(1.0)
   assert isinstance(seen[0], jax_private.Tracer)
   assert not isinstance(jnp.ones(2), jax_private.Tracer)
-
-
-def test_literals_and_functions_inside_of_equations():
-  closed = jax.make_jaxpr(lambda x: jax.jit(lambda y: y * 3.0)(x))(1.0)
-  (call,) = closed.jaxpr.eqns
-  (inner,) = jax_private.jaxprs_in_params(call.params)
-  (product,) = inner.eqns
-  assert product.primitive.name == 'mul'
-  argument, factor = product.invars
-  assert not isinstance(argument, jax_private.Literal)
-  assert isinstance(factor, jax_private.Literal)
-  assert float(factor.val) == 3.0
 
 
 def test_compilations_are_counted_by_name():

@@ -56,12 +56,10 @@ def test_what_the_terminal_lacks_is_escaped(encoding, monkeypatch):
     print('\u80cc [x]', 'stra\udcdfe')
     raise UserError('no \u53f6\udcdf')
 
-  streams = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
-  monkeypatch.setattr(sys, 'stdout', streams[0])
-  monkeypatch.setattr(sys, 'stderr', streams[1])
+  stream = io.TextIOWrapper(io.BytesIO(), encoding)
+  for name in ('stdout', 'stderr'):
+    monkeypatch.setattr(sys, name, stream)
   with pytest.raises(SystemExit, match='1'):
     run(main)
-  streams[0].flush()
-  said = [x.buffer.getvalue() for x in streams]
-  lines = '\u80cc [x] stra\\udcdfe\n', 'error: no \u53f6\\udcdf\n'
-  assert said == [x.encode(encoding, 'backslashreplace') for x in lines]
+  lines = '\u80cc [x] stra\\udcdfe\nerror: no \u53f6\\udcdf\n'
+  assert stream.buffer.getvalue() == lines.encode(encoding, 'backslashreplace')

@@ -23,22 +23,22 @@ def test_numbers_and_lists():
   assert durations == ['1:02:03', '1:00', '0:07']
 
 
-@pytest.mark.parametrize(
-  ('given', 'shown'),
-  [
-    ('https://me:secret@host/x.pth', 'https://host/x.pth'),
-    ('https://hf_secret@host:81/x.pth', 'https://host:81/x.pth'),
-    ('http://me:sec@ret@host/x', 'http://host/x'),
-    ('HTTPS://host/a/x.pth?sv=1&sig=secret%3D', 'HTTPS://host/a/x.pth?...'),
-    ('https://host/x#access_token=secret', 'https://host/x?...'),
-    ('a ("s3://key:secret@bucket/x?secret") b', 'a ("s3://bucket/x?...") b'),
-    ('ftp://u:secret@h, http://h/y?secret: no', 'ftp://h, http://h/y?... no'),
-    # Nothing to hide.
-    ('hf://owner/name@v1/x.pth', 'hf://owner/name@v1/x.pth'),
-    ('see https://host/a.html#part.', 'see https://host/a.html#part.'),
-    ('runs/a?b#c=d and me@host', 'runs/a?b#c=d and me@host'),
-  ],
-)
+SHOWN = {
+  'https://me:secret@host/x.pth': 'https://host/x.pth',
+  'https://hf_secret@host:81/x.pth': 'https://host:81/x.pth',
+  'http://me:sec@ret@host/x': 'http://host/x',
+  'HTTPS://host/a/x.pth?sv=1&sig=secret%3D': 'HTTPS://host/a/x.pth?...',
+  'https://host/x#access_token=secret': 'https://host/x?...',
+  'a ("s3://key:secret@bucket/x?secret") b': 'a ("s3://bucket/x?...") b',
+  'ftp://u:secret@h, http://h/y?secret: no': 'ftp://h, http://h/y?... no',
+  # Nothing to hide.
+  'hf://owner/name@v1/x.pth': 'hf://owner/name@v1/x.pth',
+  'see https://host/a.html#part.': 'see https://host/a.html#part.',
+  'runs/a?b#c=d and me@host': 'runs/a?b#c=d and me@host',
+}
+
+
+@pytest.mark.parametrize(('given', 'shown'), SHOWN.items())
 def test_secrets_in_addresses_are_cut_out(given, shown):
   assert text.without_secrets(given) == shown
   assert str(UserError(f'{given} is gone')) == f'{shown} is gone'

@@ -92,12 +92,12 @@ def test_the_one_before_a_damaged_one_is_used(workdir, which, damage, capsys):
 
 def test_any_changed_byte_is_noticed_or_changes_nothing(workdir):
   rng, noticed = random.Random(0), 0
-  paths = [x for x in (workdir / 'checkpoints/30').rglob('*') if x.is_file()]
-  for path in sorted(paths):
+  files = [x for x in (workdir / 'checkpoints/30').rglob('*') if x.is_file()]
+  paths = [path for path in sorted(files) if path.stat().st_size]
+  for path in paths:
     content = path.read_bytes()
     changed = bytearray(content)
-    if content:
-      changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(changed)
     with store.open_checkpoints(workdir, read_only=True) as manager:
       try:
@@ -208,19 +208,9 @@ def test_a_full_disk_stops_with_an_error_and_keeps_the_checkpoint(tmp_path):
 
 MANY_WRITES = """import sys
 from pathlib import Path
-import numpy as np
-from checkpoints.stored import make_state
-from resnest_jax import runtime
-from resnest_jax.checkpoints import store
+from evaluation.runs import write_run
 from resnest_jax.errors import run
-runtime.set_up()
-noise = np.random.default_rng(0).random((20, 100, 1000))
-params = {f'kernel{i}': x for i, x in enumerate(noise)}
-def main():
-  with store.open_checkpoints(Path(sys.argv[1])) as manager:
-    store.save(manager, make_state(10).replace(params=params), {})
-    manager.finish()
-run(main)"""
+run(lambda: write_run(Path(sys.argv[1])))"""
 
 
 def test_of_many_failing_writes_one_line_tells(tmp_path):

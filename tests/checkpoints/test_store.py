@@ -15,7 +15,6 @@ from small import small_config
 from trouble import kill_while_emptied
 
 from resnest_jax import runtime
-from resnest_jax.checkpoints import manager as manager_module
 from resnest_jax.checkpoints import store
 from resnest_jax.errors import NotWrittenInTime, UserError
 from resnest_jax.labels import ADE20K
@@ -48,7 +47,7 @@ def test_clock_that_jumps_during_a_save(tmp_path, monkeypatch):
 
 
 def test_write_that_does_not_end_is_told_and_left(tmp_path, monkeypatch):
-  monkeypatch.setattr(manager_module, 'PATIENCE', 0.5)
+  monkeypatch.setattr('resnest_jax.checkpoints.manager.PATIENCE', 0.5)
   release = threading.Event()
   manager = store.open_checkpoints(tmp_path)
   for place in (os, type(tmp_path)):
