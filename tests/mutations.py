@@ -24,17 +24,11 @@ DEEP = json.loads('[' * 900 + ']' * 900)
 
 def damage(rng, data):
   """Changes a file as its format suggests, or any of its bytes."""
-  edit = _edit_bytes
-  if rng.random() < 0.75:
-    starts = {b'{': _edit_json, b'\x89PNG': _edit_png, b'PK\x03\x04': _edit_zip}
-    known = [x for start, x in starts.items() if data.startswith(start)]
-    if known:
-      edit = known[0]
-    elif data[8:10] == b'{"':
-      edit = _edit_safetensors
-    elif b'\n' in data and data.isascii() and b'\0' not in data:
-      edit = _edit_lines
-  return edit(rng, data)
+  edits = {rb'\{': _edit_json, rb'\x89PNG': _edit_png, rb'PK\3\4': _edit_zip}
+  lines = rb'[^\0\x80-\xff]*\n[^\0\x80-\xff]*\Z'
+  edits |= {rb'.{8}\{"': _edit_safetensors, lines: _edit_lines}
+  fit = [edits[x] for x in edits if re.match(x, data, re.DOTALL)]
+  return rng.choice([*fit[:1] * 3, _edit_bytes])(rng, data)
 
 
 def _edit_bytes(rng, data):

@@ -21,9 +21,7 @@ FLOORS = (
 
 def floor_of(module):
   """Of the longest name in `FLOORS` that the module has or lies in."""
-  rooms = [
-    (room, i) for i, floor in enumerate(FLOORS) for room in floor.split()
-  ]
+  rooms = [(x, i) for i, floor in enumerate(FLOORS) for x in floor.split()]
   return max(x for x in rooms if f'{module}.'.startswith(f'{x[0]}.'))[1]
 
 

@@ -30,10 +30,8 @@ def write_pictures(folder, ending='.png', seed=0, more=()):
   folder.mkdir(parents=True)
   rng = np.random.default_rng(seed)
   for name in (*STEMS, *more):
-    picture = rng.integers(0, 256, (6, 8, 3), np.uint8)
-    picture = picture.repeat(8, 0).repeat(8, 1)
-    if 'masks' in folder.parts:
-      picture = picture[..., 0] % 3
+    x = rng.integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    picture = x[..., 0] % 3 if 'masks' in folder.parts else x
     (folder / f'{name}{ending}').write_bytes(encode(picture, ending))
   return folder
 

@@ -9,10 +9,11 @@ import optax
 
 from resnest_jax.checkpoints.integrity import read_items
 from resnest_jax.checkpoints.state import Run, TrainState
-from resnest_jax.checkpoints.store import find_step, open_checkpoints
+from resnest_jax.checkpoints.store import find_step, open_checkpoints, save
 from resnest_jax.sharding import make_mesh, replicated
 
 OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+ABOUT = {'best': {'step': 10, 'mIoU': 0.5}, 'classes': ['a', 'b']}
 
 
 def make_state(step=0, width=2000):
@@ -35,6 +36,12 @@ def abstract(state, devices=1):
 
 
 ABSTRACT = abstract(make_state())
+
+
+def write(workdir, *steps, keep=3):
+  with open_checkpoints(workdir, keep=keep) as manager:
+    for step in steps:
+      save(manager, make_state(step), ABOUT | {'step': step})
 
 
 def save_steps(opened, *steps):

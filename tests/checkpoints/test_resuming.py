@@ -11,7 +11,7 @@ from pathlib import Path
 import kills
 import pytest
 from checkpoints import stored
-from checkpoints.stored import ABSTRACT, assert_is, flip, largest, make_state
+from checkpoints.stored import ABOUT, ABSTRACT, assert_is, make_state, write
 from hosts import finish, start
 from trouble import obeying_permissions, small_disk
 
@@ -23,14 +23,6 @@ from resnest_jax.training.logs import RunLog
 from resnest_jax.training.loop import other_data
 from resnest_jax.training.workdir import CLASS_COUNTS
 
-ABOUT = {'best': {'step': 10, 'mIoU': 0.5}, 'classes': ['a', 'b']}
-
-
-def write(workdir, *steps):
-  with store.open_checkpoints(workdir, keep=3) as manager:
-    for step in steps:
-      store.save(manager, make_state(step), ABOUT | {'step': step})
-
 
 def resume(workdir):
   with store.open_checkpoints(workdir, keep=3) as manager:
@@ -38,13 +30,11 @@ def resume(workdir):
     return state, about, sorted(manager.all_steps())
 
 
-@contextlib.contextmanager
 def full(disk):
   disk.fill(os.getpid())
-  try:
-    yield
-  finally:
-    disk.free(os.getpid())
+  until = contextlib.ExitStack()
+  until.callback(disk.free, os.getpid())
+  return until
 
 
 @pytest.fixture(scope='module')
@@ -60,7 +50,7 @@ def workdir(written, tmp_path):
 
 
 def arrays(workdir, step):
-  return largest(workdir / 'checkpoints' / str(step))
+  return stored.largest(workdir / 'checkpoints' / str(step))
 
 
 def description(workdir, step):
@@ -76,7 +66,7 @@ def zero(path):
 
 
 @pytest.mark.parametrize('which', [arrays, description])
-@pytest.mark.parametrize('damage', [flip, cut, zero, Path.unlink])
+@pytest.mark.parametrize('damage', [stored.flip, cut, zero, Path.unlink])
 def test_the_one_before_a_damaged_one_is_used(workdir, which, damage, capsys):
   damage(which(workdir, 30))
   state, about, steps = resume(workdir)
@@ -114,7 +104,7 @@ def test_any_changed_byte_is_noticed_or_changes_nothing(workdir):
 
 def test_all_damaged_ones_are_moved_and_replace_none_of_that_name(workdir):
   store.save_interrupted(workdir, make_state(33), ABOUT)
-  flip(largest(store.interrupted_dir(workdir)))
+  stored.flip(stored.largest(store.interrupted_dir(workdir)))
   for step in (20, 30):
     zero(arrays(workdir, step))
   (workdir / 'damaged_checkpoints' / '30').mkdir(parents=True)
@@ -132,7 +122,7 @@ def test_nothing_is_moved_if_all_are_damaged(workdir):
 
 
 def test_evaluation_does_not_take_another_than_was_meant(workdir):
-  flip(arrays(workdir, 30))
+  stored.flip(arrays(workdir, 30))
   wanted = ABSTRACT.variables()
   with pytest.raises(DamagedCheckpoint, match=r'/30 is .*--checkpoint STEP'):
     stored.variables_of(workdir, 'latest', wanted)

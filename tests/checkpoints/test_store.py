@@ -78,9 +78,7 @@ ODD = [b'[a] b', b'a\\b', b'gs:', b'stra\xdfe', b'a*?\n', b'[', b'\xe8']
 @pytest.mark.parametrize('name', ODD)
 def test_folders_of_any_name(tmp_path, name):
   workdir = tmp_path / os.fsdecode(name) / 'run'
-  with store.open_checkpoints(workdir) as manager:
-    store.save(manager, make_state(7), {'step': 7})
-    manager.finish()
+  stored.write(workdir, 7)
   store.save_interrupted(workdir, make_state(9), {'step': 9})
   with store.open_checkpoints(workdir) as manager:
     assert manager.folder == workdir / 'checkpoints'
@@ -107,10 +105,8 @@ def test_nothing_is_compiled_to_write_what_all_devices_have(tmp_path):
   places = jax.tree.map(lambda x: x.sharding, abstract(state, 4))
   shared = jax.device_put(state, places)
   assert len(shared.params['conv']['kernel'].sharding.device_set) == 4
-  with (
-    store.open_checkpoints(tmp_path, keep=2) as manager,
-    runtime.count_compilations() as compiled,
-  ):
+  manager = store.open_checkpoints(tmp_path, keep=2)
+  with manager, runtime.count_compilations() as compiled:
     store.save(manager, shared, {})
   assert compiled == []
   variables, _ = stored.variables_of(tmp_path, 'latest', ABSTRACT.variables())
@@ -146,21 +142,16 @@ def test_other_classes_are_told_from_the_same():
     store.check_classes({'classes': ['a', 'b']}, ('a', 'b', 'c'))
 
 
-SAVE = """import sys
-from pathlib import Path
-from checkpoints.stored import make_state
-from resnest_jax.checkpoints import store
-with store.open_checkpoints(Path(sys.argv[1]), keep=1) as manager:
-  for step in (20, 30, 40):
-    store.save(manager, make_state(step), {'step': step})"""
+WRITE = """import sys
+from checkpoints.stored import write
+write(sys.argv[1], 20, 30, 40, keep=1)"""
 
 
 def test_killed_while_an_old_checkpoint_is_deleted(tmp_path):
   """No part of it is taken for a checkpoint, and none stays."""
-  with store.open_checkpoints(tmp_path, keep=1) as manager:
-    store.save(manager, make_state(10), {'step': 10})
+  stored.write(tmp_path, 10, keep=1)
   folder = tmp_path / 'checkpoints'
-  kill_while_emptied(folder / '10' / 'model', '-c', SAVE, tmp_path)
+  kill_while_emptied(folder / '10' / 'model', '-c', WRITE, tmp_path)
   assert not (folder / '10').exists()
   for step in store.steps_in(folder):
     stored.variables_of(tmp_path, step, ABSTRACT.variables())
