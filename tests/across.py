@@ -39,8 +39,7 @@ def compare(folder, first, second, flags):
   _, *words = [*kills.command(folder / 'data', workdir), *FLAGS, *flags]
 
   def train(python):  # Loss by step, and what was printed.
-    command = [python, *words]
-    said = subprocess.check_output(command, cwd=kills.ROOT, text=True)
+    said = subprocess.check_output([python, *words], cwd=kills.ROOT, text=True)
     lines = map(json.loads, (workdir / 'log.jsonl').open())
     return {x['step']: x['loss'] for x in lines if 'loss' in x}, said
 

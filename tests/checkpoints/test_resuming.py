@@ -162,11 +162,6 @@ def test_state_of_a_stopped_run_is_used_until_a_checkpoint_is_as_new(workdir):
   assert not folder.exists()
 
 
-def write_much(log):
-  for step in range(11, 1000):  # Until the last page is full.
-    log.write(step, {'loss': 0.5})
-
-
 def save_and_check(manager):
   store.save(manager, make_state(20), ABOUT)
   for _ in range(6000):
@@ -184,7 +179,7 @@ def test_a_full_disk_stops_with_an_error_and_keeps_the_checkpoint(tmp_path):
       with pytest.raises(UserError, match=f'interrupted.*{disk.refusal}'):
         store.save_interrupted(disk.folder, make_state(20), ABOUT)
       with pytest.raises(UserError, match=f'(log|tensorb).*{disk.refusal}'):
-        write_much(log)
+        log.write(11, {'x' * 10**5: 0.5})  # More than the last page has room.
       log.close()
       # Written in the background.
       manager = store.open_checkpoints(disk.folder, keep=1)
@@ -199,7 +194,9 @@ def test_a_full_disk_stops_with_an_error_and_keeps_the_checkpoint(tmp_path):
 MANY_WRITES = """import sys
 from pathlib import Path
 from evaluation.runs import write_run
+from resnest_jax import runtime
 from resnest_jax.errors import run
+runtime.set_up()
 run(lambda: write_run(Path(sys.argv[1])))"""
 
 
