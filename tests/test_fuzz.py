@@ -52,6 +52,5 @@ def test_faults_of_each_kind_are_noticed(run_script, tmp_path):
   names = ('divides', 'crashes', 'hangs', 'grows', 'thread', 'lengthy', 'short')
   words = tmp_path / 'planted.py', '--only', *names, '--inputs', len(names)
   of, printed = counts(run_script, *words, status=1)
-  failed = {name: numbers[2] for name, numbers in of.items()}
-  assert failed == dict.fromkeys(names, 1) | {'short': 0}
+  assert {x: of[x][2] for x in of} == dict.fromkeys(names, 1) | {'short': 0}
   assert 'ZeroDivisionError' in printed
