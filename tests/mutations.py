@@ -24,7 +24,7 @@ DEEP = json.loads('[' * 900 + ']' * 900)
 
 def damage(rng, data):
   """Changes a file as its format suggests, or any of its bytes."""
-  edits = {rb'\{': _edit_json, rb'\x89PNG': _edit_png, rb'PK\3\4': _edit_zip}
+  edits = {rb'\{': _edit_json, rb'\x89PNG': _edit_png, rb'PK\x03': _edit_zip}
   lines = rb'[^\0\x80-\xff]*\n[^\0\x80-\xff]*\Z'
   edits |= {rb'.{8}\{"': _edit_safetensors, lines: _edit_lines}
   fit = [edits[x] for x in edits if re.match(x, data, re.DOTALL)]
