@@ -1,12 +1,10 @@
-"""Begins trainings under one Python, resumes them under another, and compares.
+"""Begins trainings under one Python and resumes them under another.
 
     python tests/across.py .venv/bin/python .venv-oldest/bin/python
 
-Each of the two trains without a break; the other resumes its run from the
-checkpoint in the middle. From there to the end the losses must be the same
-within `LIMIT`. They are computed in float64: in float32 the roundings of two
-versions of JAX grow tenfold every two steps while the rate is high. Further
-arguments are flags of train.py.
+From there on the losses must be those of a run without a break, within `LIMIT`.
+In float64: in float32 the roundings of two versions of JAX grow tenfold every
+two steps while the rate is high. Further arguments are flags of train.py.
 """
 
 import json
@@ -16,68 +14,43 @@ import sys
 import tempfile
 from pathlib import Path
 
-from small import MINI, small_flags
+import kills
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS, LIMIT = 20, 1e-4
-FLAGS = small_flags(
-  {
-    **{'model.dtype': 'float64', 'model.head': 'fcn', 'model.radix': 1},
-    **{'train.total_steps': 2 * STEPS, 'train.checkpoint_steps': STEPS},
-    **{'train.eval_steps': 2 * STEPS, 'train.log_steps': 1},
-    **{'train.pictures': 0, 'data.doctor_samples': 0},
-  }
-)
+LAST = 2 * STEPS
+FLAGS = [f'--config.train.{x}_steps={LAST}' for x in ('total', 'eval')]
+FLAGS += [f'--config.train.checkpoint_steps={STEPS}']
+FLAGS += ['--config.train.log_steps=1', '--config.model.dtype=float64']
 
 
-def main() -> None:
+def main():
   """Prints a line for each direction; the exit status says whether all hold."""
-  pythons, flags = sys.argv[1:3], sys.argv[3:]
-  if len(pythons) < 2:
-    sys.exit(f'error: give two Pythons.{__doc__}')
+  first, second, *flags = sys.argv[1:]
   with tempfile.TemporaryDirectory() as name:
-    folder = Path(name)
-    prepare = ('-m', 'resnest_jax.data.prepare', 'ade20k_mini')
-    run(pythons[0], *prepare, '--images', '24', '8', '--data_dir', folder)
-    flags = [*FLAGS, f'--config.data.data_dir={folder}', *flags]
-    worst = [
-      compare(folder / f'run{i}', *order, flags)
-      for i, order in enumerate((pythons, pythons[::-1]))
-    ]
+    kills.make_data(Path(name, 'data'))
+    orders = (first, second), (second, first)
+    worst = [compare(Path(name), *order, flags) for order in orders]
   sys.exit(not all(each < LIMIT for each in worst))
 
 
-def compare(workdir: Path, first: str, second: str, flags: list[str]) -> float:
+def compare(folder, first, second, flags):
   """The largest relative difference of a loss after the resumption."""
-  train = ('train.py', '--config', MINI, *flags, '--workdir', workdir)
-  run(first, *train)
-  undisturbed = losses(workdir)
-  shutil.rmtree(workdir / 'checkpoints' / str(2 * STEPS))
-  said = run(second, *train)
-  assert f'resuming after step {STEPS} of {2 * STEPS}' in said, said
-  resumed = losses(workdir)
-  steps = range(STEPS + 1, 2 * STEPS + 1)
+  workdir = Path(tempfile.mkdtemp(dir=folder))
+  _, *words = [*kills.command(folder / 'data', workdir), *FLAGS, *flags]
+
+  def train(python):  # Loss by step, and what was printed.
+    said = subprocess.check_output([python, *words], cwd=kills.ROOT, text=True)
+    lines = map(json.loads, (workdir / 'log.jsonl').open())
+    return {x['step']: x['loss'] for x in lines if 'loss' in x}, said
+
+  undisturbed, _ = train(first)
+  shutil.rmtree(workdir / 'checkpoints' / str(LAST))
+  resumed, said = train(second)
+  assert f'resuming after step {STEPS} of {LAST}' in said, said
+  steps = range(STEPS + 1, LAST + 1)
   worst = max(abs(resumed[x] / undisturbed[x] - 1) for x in steps)
-  print(
-    f'begun under {first}, resumed under {second}: losses of {STEPS} steps '
-    f'differ by at most {worst:.1e}, {LIMIT:.0e} is allowed'
-  )
+  print(f'{first}, then {second}: the losses differ by {worst:.1e} at most')
   return worst
-
-
-def losses(workdir: Path) -> dict[int, float]:
-  """Loss by step."""
-  lines = map(json.loads, (workdir / 'log.jsonl').read_text().splitlines())
-  return {line['step']: line['loss'] for line in lines if 'loss' in line}
-
-
-def run(python: str, *arguments: str | Path) -> str:
-  """Returns what it prints; ends with its errors where it fails."""
-  command = [python, *map(str, arguments)]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  if done.returncode:
-    sys.exit(f'{" ".join(map(str, arguments))}\n{done.stdout}{done.stderr}')
-  return done.stdout
 
 
 if __name__ == '__main__':

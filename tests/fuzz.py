@@ -4,8 +4,7 @@
     python tests/fuzz.py --only png --first 17 --inputs 1
 
 Each input has to be used, or refused in short lines, within a minute and 2 GB.
-Tracebacks, faults that nobody foresaw, crashes and hangs are failures: they
-are printed, their inputs are kept, and the status is 1.
+Else it is printed and kept, and the status is 1.
 """
 
 import argparse
@@ -24,17 +23,32 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent import futures
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import psutil
+import torch
+from conftest import ROOT  # Which also sets the tests' variables.
+from data.small_archives import ade20k_sample, write_cityscapes, write_zip
+from evaluation.drawn import write_video
+from evaluation.runs import write_run
+from kills import make_data
 from mutations import NAMES, ODD, damage, edit_tensors, edit_text
+from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+from resnest_jax import config as configs
+from resnest_jax.config import load_config
+from resnest_jax.data import datasets, sampling
+from resnest_jax.errors import UserError, explain
+from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.prediction import files
+from resnest_jax.weights.pretrained import load_weights
+
 SECONDS, GIGABYTES, LINE = 60, 2, 2000
 CONFIG = str(ROOT / 'configs/folder.py:mini')
+CONVERT = 'resnest_jax.weights.convert'
 PREPARE = 'resnest_jax.data.prepare'
 CLASSES = {
   'a.txt': 'sky 0 0 255\nwall 255 0 0\nroad 0 255 0\nignore: 255\n',
@@ -54,57 +68,34 @@ LIKELY = {
 }
 
 
-def make_inputs(folder: Path) -> None:
+def make_inputs(folder):
   """Writes what copies are damaged of."""
-  import numpy as np
-  import torch
-  from data.small_archives import ade20k_sample, write_cityscapes, write_zip
-  from evaluation.drawn import write_video
-  from evaluation.runs import write_run
-  from golden.reference import TINY, variables_of
-  from kills import make_data
-  from PIL import Image
-
-  from resnest_jax.models.segmentor import create_segmentor
-  from resnest_jax.weights.files import write_weights
-  from resnest_jax.weights.pretrained import load_weights
-  from resnest_jax.weights.state_dict import export_state_dict
-
   make_data(folder / 'data')
   write_run(folder / 'run')
-  model = create_segmentor(TINY | {'dtype': 'float32'})
-  variables = variables_of(model)
-  theirs = export_state_dict(model, variables, 'mmseg')
-  tensors = {name: torch.from_numpy(x.copy()) for name, x in theirs.items()}
-  meta = {'CLASSES': list('abcdefg'), 'PALETTE': [[i] * 3 for i in range(7)]}
+  call(CONVERT, folder / 'run', '--out', folder / 'ours')
+  call(CONVERT, folder / 'run', '--out', folder / 'mmseg', '--to', 'mmseg')
+  theirs = torch.load(folder / 'mmseg/model.pth')
+  del theirs['resnest_jax']
   for name, new in (('new.pth', True), ('old.pth', False)):
-    content = {'meta': meta, 'state_dict': tensors}
-    torch.save(content, folder / name, _use_new_zipfile_serialization=new)
-  about = load_weights(folder / 'new.pth').about()
-  about |= {'image_scale': [64, 64], 'crop_size': [32, 32]}
-  ours = export_state_dict(model, variables, 'ours')
-  path, _ = write_weights(folder / 'weights', 'ours', ours, about)
-  shutil.copy(path, folder / 'x.safetensors')
+    torch.save(theirs, folder / name, _use_new_zipfile_serialization=new)
+  shutil.copy(folder / 'ours/model.safetensors', folder / 'x.safetensors')
   np.savez(folder / 'x.npz', x=np.zeros(9))
   rgb = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
   rgb[:24] //= 32
-  pictures = [
-    Image.fromarray(rgb).convert(x) for x in ('RGB', 'P', 'L', 'CMYK')
-  ]
+  pictures = list(map(Image.fromarray(rgb).convert, ('RGB', 'P', 'L', 'CMYK')))
   pictures.append(Image.fromarray(rgb[..., 0].astype(np.uint16) * 200))
-  (folder / 'pictures').mkdir()
   for ending in ('png', 'jpg', 'tif', 'webp', 'bmp', 'gif', 'ppm', 'jp2'):
-    for i, picture in enumerate(pictures):
+    for i, x in enumerate(pictures):
       # Not all formats have all kinds.
       with contextlib.suppress(OSError, ValueError):
-        picture.save(folder / 'pictures' / f'{i}.{ending}')
-  write_video(folder / 'pictures' / '0.avi', 3, 5, size=(48, 48))
-  jpeg = (folder / 'pictures' / '0.jpg').read_bytes()
+        x.save(folder / f'{i}.{ending}')
+  write_video(folder / '0.avi', 3, 5, size=(48, 48))
+  jpeg = (folder / '0.jpg').read_bytes()
   mask = (folder / 'data/masks/val/0.png').read_bytes()
   entries = ade20k_sample(jpeg=jpeg, png=mask)
   entries |= ade20k_sample('ADE_val', 'validation', jpeg, mask)
-  counts = '{"images": {"train": 1, "validation": 1}}'
-  write_zip(folder / 'ade.zip', entries, counts)
+  about = '{"images": {"train": 1, "validation": 1}}'
+  write_zip(folder / 'ade.zip', entries, about)
   (folder / 'cities').mkdir()
   write_cityscapes(folder / 'cities')
   write_zip(folder / 'submission.zip', {'ADE_test_00000001.png': mask})
@@ -113,35 +104,33 @@ def make_inputs(folder: Path) -> None:
 # --- Kinds: each damages a copy in the present folder and runs a command ------
 
 
-def copy(source: Path) -> Path:
+def copy(source):
   one = shutil.copytree if source.is_dir() else shutil.copy
   return Path(one(source, source.name))
 
 
-def spoil(rng: random.Random, path: Path) -> None:
-  path.write_bytes(damage(rng, path.read_bytes()))
+def spoil(rng, path, text=''):
+  content = text.encode() or Path(path).read_bytes()
+  Path(path).write_bytes(damage(rng, content))
 
 
-def call(module: str, *words: object) -> None:
+def call(module, *words):
   sys.argv = [module, *map(str, words)]
   importlib.import_module(module).main()
 
 
-def doctor(data: Path | str, *words: str, config: str = CONFIG) -> None:
+def doctor(data, *words, config=CONFIG):
   words = '--config', config, f'--config.data.data_dir={data}', *words
   call('resnest_jax.data.doctor.__main__', *words)
 
 
-def predict(source: Path, *words: object) -> None:
-  call('predict', '--weights', source / 'weights', '--out', 'out', *words)
+def predict(source, *words):
+  call('predict', '--weights', source / 'ours', '--out', 'out', *words)
 
 
-def config(rng: random.Random, source: Path) -> None:
+def config(rng, source):
   """Values of keys, as flags or in a file, and the network made of them."""
-  from resnest_jax.config import flatten, load_config
-  from resnest_jax.models.segmentor import create_segmentor
-
-  known = flatten(load_config(CONFIG))
+  known = configs.flatten(load_config(CONFIG))
   values = {}
   for key in rng.sample(sorted(known), rng.choice([1, 1, 2, 3])):
     fits = LIKELY.get(type(known[key]), ODD)
@@ -152,34 +141,27 @@ def config(rng: random.Random, source: Path) -> None:
     doctor(source / 'data', *words)
   else:
     lines = [f'  config.{key} = {value!r}\n' for key, value in values.items()]
-    text = (ROOT / 'configs/folder.py').read_text()
-    text = text.replace('  return', f'{"".join(lines)}  return')
-    Path('own.py').write_text(text)
+    before, after = (ROOT / 'configs/folder.py').read_text().split('  return')
+    Path('own.py').write_text(f'{before}{"".join(lines)}  return{after}')
     doctor(source / 'data', config=rng.choice(['own.py', 'own.py:mini']))
   create_segmentor(load_config(CONFIG, {'model.num_classes': 3} | values).model)
 
 
-def run_folder(rng: random.Random, source: Path) -> None:
+def run_folder(rng, source):
   """What the commands wrote themselves."""
-  from resnest_jax.config import config_to_json, load_config, load_run_config
-  from resnest_jax.data import datasets, sampling
-  from resnest_jax.weights.pretrained import load_weights
-
   place = {'data.data_dir': str(source / 'data')}
   own = load_config(CONFIG, place | {'data.sampling': 'repeat_factor'})
   match rng.randrange(5):
     case 0:
-      Path('config.json').write_text(config_to_json(own))
-      spoil(rng, Path('config.json'))
-      load_run_config(Path(), place)
+      spoil(rng, 'config.json', configs.config_to_json(own))
+      configs.load_run_config(Path(), place)
     case 1:
       split = datasets.open_data(own.data, 'train')
       sampling.open_sampler(own.data, split, 0, Path('counts.npy'))
-      spoil(rng, Path('counts.npy'))
+      spoil(rng, 'counts.npy')
       sampling.open_sampler(own.data, split, 0, Path('counts.npy'))
     case 2:
-      Path('doctor.json').write_text('{"writer": "resnest_jax.data.doctor"}')
-      spoil(rng, Path('doctor.json'))
+      spoil(rng, 'doctor.json', '{"writer": "resnest_jax.data.doctor"}')
       doctor(source / 'data', '--samples=1', '--out=.')
     case _:
       files = sorted(x for x in copy(source / 'run').rglob('*') if x.is_file())
@@ -188,72 +170,59 @@ def run_folder(rng: random.Random, source: Path) -> None:
       load_weights(Path('run')).create()
 
 
-def weights(*names: str) -> Callable:
-  def kind(rng: random.Random, source: Path) -> None:
-    import torch
-
-    from resnest_jax.prediction import files
-    from resnest_jax.weights.pretrained import load_weights
-
-    path = copy(source / rng.choice(names))
-    if path.suffix == '.pth' and rng.random() < 0.4:
-      torch.save(edit_tensors(rng, torch.load(path)), path)
-    else:
-      spoil(rng, path)
-    words = rng.choice([[], ['--to', 'mmseg'], ['--drop', rng.choice(NAMES)]])
-    match rng.randrange(3):
-      case 0:
-        load_weights(path).create()
-      case 1:
-        files.from_checkpoint(path)
-      case 2:
-        convert = 'resnest_jax.weights.convert'
-        call(convert, path, '--out', 'out', *words)
-
-  return kind
+def weights(names, rng, source):
+  path = copy(source / rng.choice(names))
+  if path.suffix == '.pth' and rng.random() < 0.4:
+    torch.save(edit_tensors(rng, torch.load(path)), path)
+  else:
+    spoil(rng, path)
+  words = rng.choice([[], ['--to', 'mmseg'], ['--drop', rng.choice(NAMES)]])
+  match rng.randrange(3):
+    case 0:
+      load_weights(path).create()
+    case 1:
+      files.from_checkpoint(path)
+    case 2:
+      call(CONVERT, path, '--out', 'out', *words)
 
 
-def archive(rng: random.Random, source: Path) -> None:
-  """The data sets' releases, and what goes to their test servers."""
-  place = PREPARE, '--data_dir', 'data'
-  name = rng.choice(['ade.zip', 'cities', 'submission.zip'])
+# The data sets' releases, and what goes to their test servers.
+ARCHIVES = {
+  'ade.zip': (PREPARE, 'ade20k_mini', '--data_dir=data', '--archive'),
+  'cities': (PREPARE, 'cityscapes_mini', '--data_dir=data', '--archive_dir'),
+  'submission.zip': ('resnest_jax.evaluation.submission.__main__', 'validate'),
+}
+
+
+def archive(rng, source):
+  name = rng.choice(list(ARCHIVES))
   path = copy(source / name)
   spoil(rng, path if path.is_file() else rng.choice(sorted(path.iterdir())))
-  if name == 'ade.zip':
-    call(*place, 'ade20k_mini', '--archive', path)
-  elif name == 'cities':
-    call(*place, 'cityscapes_mini', '--archive_dir', path)
-  else:
-    call('resnest_jax.evaluation.submission.__main__', 'validate', path)
+  call(*ARCHIVES[name], path)
 
 
-def picture(*endings: str) -> Callable:
+def picture(endings, rng, source):
   """Pictures and videos, for the doctor and predict.py."""
-
-  def kind(rng: random.Random, source: Path) -> None:
-    pictures = sorted((source / 'pictures').glob(f'*.{rng.choice(endings)}'))
-    old, new = copy(source / 'data') / 'images/val/0.png', rng.choice(pictures)
-    old.unlink()
-    path = Path(shutil.copy(new, old.with_suffix(new.suffix)))
-    spoil(rng, path)
-    if rng.random() < 0.5:
-      doctor('data')
-    else:
-      predict(source, path, *rng.choice([[], ['--legend']]))
-
-  return kind
-
-
-def masks(rng: random.Random, source: Path, name: str = 'classes.txt') -> None:
-  """Masks, or lists of classes, for the doctor and palette2id."""
-  data = copy(source / 'data')
-  path = data / 'masks/val/0.png'
-  if name in CLASSES:
-    path = data / name
-    path.write_text(CLASSES[name])
-  elif rng.random() < 0.5:
-    shutil.copy(rng.choice(sorted(source.glob('pictures/*.png'))), path)
+  pictures = sorted(source.glob(f'*.{rng.choice(endings)}'))
+  old, new = copy(source / 'data') / 'images/val/0.png', rng.choice(pictures)
+  old.unlink()
+  path = Path(shutil.copy(new, old.with_suffix(new.suffix)))
   spoil(rng, path)
+  if rng.random() < 0.5:
+    doctor('data')
+  else:
+    predict(source, path, *rng.choice([[], ['--legend']]))
+
+
+def masks(names, rng, source):
+  """Masks, or lists of classes, for the doctor and palette2id."""
+  data, name = copy(source / 'data'), rng.choice(names)
+  path, text = data / 'masks/val/0.png', ''
+  if name in CLASSES:
+    path, text = data / name, CLASSES[name]
+  elif rng.random() < 0.5:
+    shutil.copy(rng.choice(sorted(source.glob('*.png'))), path)
+  spoil(rng, path, text)
   if rng.random() < 0.6:
     doctor('data', f'--config.data.folder.classes={name}')
   else:
@@ -261,11 +230,7 @@ def masks(rng: random.Random, source: Path, name: str = 'classes.txt') -> None:
     call(PREPARE, 'palette2id', *words, *rng.choice([[], ['--indices']]))
 
 
-def classes(rng: random.Random, source: Path) -> None:
-  masks(rng, source, rng.choice(list(CLASSES)))
-
-
-def lists(rng: random.Random, source: Path) -> None:
+def lists(rng, source):
   data = copy(source / 'data')
   line = rng.choice(['images/{0}/{1}.png masks/{0}/{1}.png\n', '{1}\n'])
   for path in (data / 'train.txt', data / 'val.txt'):
@@ -274,7 +239,7 @@ def lists(rng: random.Random, source: Path) -> None:
   doctor('data', '--config.data.folder.lists={split}.txt')
 
 
-def names(rng: random.Random, source: Path) -> None:
+def names(rng, source):
   for path in rng.sample(sorted(copy(source / 'data').rglob('*')), 3):
     new = rng.choice([edit_text(rng, path.name), rng.choice(NAMES)])
     with contextlib.suppress(OSError, ValueError):
@@ -285,7 +250,7 @@ def names(rng: random.Random, source: Path) -> None:
     predict(source, 'data', '--recursive')
 
 
-def flags(rng: random.Random, source: Path) -> None:
+def flags(rng, source):
   Path('x.png').touch()  # The network is not compiled for all these.
   words, known = ['x.png'], ['batch_size', 'max_pixels', 'opacity', 'protocol']
   known += ['image_scale', 'slide_crop', 'slide_stride', 'scales', 'save']
@@ -300,11 +265,12 @@ def flags(rng: random.Random, source: Path) -> None:
 
 KINDS = {
   **{'config': config, 'run': run_folder, 'flags': flags, 'names': names},
-  **{'safetensors': weights('x.safetensors'), 'archive': archive},
-  'pth': weights('new.pth', 'new.pth', 'old.pth', 'x.npz'),
-  **{'classes': classes, 'list': lists, 'mask': masks},
-  **{'png': picture('png'), 'jpeg': picture('jpg'), 'tiff': picture('tif')},
-  'picture': picture('webp', 'bmp', 'gif', 'ppm', 'jp2', 'avi'),
+  **{'classes': partial(masks, list(CLASSES)), 'archive': archive},
+  **{'mask': partial(masks, ['classes.txt']), 'list': lists},
+  'safetensors': partial(weights, ['x.safetensors']),
+  'pth': partial(weights, ['new.pth', 'new.pth', 'old.pth', 'x.npz']),
+  **{x: partial(picture, [x]) for x in ('png', 'jpg', 'tif')},
+  'picture': partial(picture, ['webp', 'bmp', 'gif', 'ppm', 'jp2', 'avi']),
 }
 
 
@@ -312,9 +278,6 @@ KINDS = {
 
 
 def set_up(folder: Path) -> None:
-  """Prepares a worker, a process of its own in this folder."""
-  import conftest  # noqa: F401  Sets the tests' variables.
-
   sys.path.insert(0, str(ROOT))
   os.environ['RESNEST_JAX_OFFLINE'] = '1'
   tempfile.tempdir = str(folder)
@@ -322,11 +285,11 @@ def set_up(folder: Path) -> None:
     os.dup2(os.open(folder / 'output.txt', os.O_WRONLY | os.O_CREAT), stream)
   faulthandler.enable()
   make_inputs(folder)
-  from resnest_jax.prediction import files
-
   load, known = files.from_checkpoint, {}
 
   def load_once(source, **options):
+    if not Path(source).is_absolute():  # A damaged copy.
+      return load(source, **options)
     key = f'{source} {options}'
     known[key] = known.get(key) or load(source, **options)
     return known[key]
@@ -343,8 +306,6 @@ def most_memory() -> int:
 
 def attempt(kind: str, name: str, source: Path, place: Path) -> tuple[str, str]:
   """Runs an input: 'used', 'refused' or 'failed', and why."""
-  from resnest_jax.errors import UserError, explain
-
   in_threads = []
   threading.excepthook = lambda x: in_threads.append(x.exc_value)
   place.mkdir()
@@ -371,7 +332,7 @@ def attempt(kind: str, name: str, source: Path, place: Path) -> tuple[str, str]:
   return ended, why
 
 
-def fuzz(jobs: Sequence, end: float, folder: Path, rows: Mapping) -> None:
+def fuzz(jobs, end, folder, rows):
   """Runs inputs, (kind, name) each, in a worker until it crashes or hangs."""
   pool = None
   for kind, name in jobs:
@@ -380,13 +341,13 @@ def fuzz(jobs: Sequence, end: float, folder: Path, rows: Mapping) -> None:
     if pool is None:
       source = Path(tempfile.mkdtemp(dir=folder))
       spawn = multiprocessing.get_context('spawn')
-      pool = ProcessPoolExecutor(1, spawn, set_up, [source])
+      pool = futures.ProcessPoolExecutor(1, spawn, set_up, [source])
       process = psutil.Process(pool.submit(os.getpid).result(10 * SECONDS))
     start, place = time.monotonic(), folder / name.replace('/', '-')
     job = pool.submit(attempt, kind, name, source, place)
     try:
       ended, why = job.result(SECONDS)
-    except (BrokenProcessPool, TimeoutError) as error:
+    except (futures.BrokenExecutor, TimeoutError) as error:
       with contextlib.suppress(psutil.NoSuchProcess):
         process.kill()
       said = (source / 'output.txt').read_text(errors='replace')
@@ -399,11 +360,8 @@ def fuzz(jobs: Sequence, end: float, folder: Path, rows: Mapping) -> None:
     pool.shutdown()
 
 
-def main() -> None:
-  """Reads the command line, runs the inputs and prints the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
   add('--inputs', type=int, default=2000, help='of all kinds together')
   add('--seconds', type=float, default=3600, help='after which none begins')
@@ -418,7 +376,7 @@ def main() -> None:
   jobs, number = jobs[: flags.inputs], flags.processes
   rows = {kind: collections.Counter() for kind in flags.only}
   end = time.monotonic() + flags.seconds
-  with ThreadPoolExecutor(number) as threads:
+  with futures.ThreadPoolExecutor(number) as threads:
     shares = [jobs[i::number] for i in range(number)]
     list(threads.map(lambda share: fuzz(share, end, folder, rows), shares))
   ends = 'used', 'refused', 'failed'
@@ -427,11 +385,12 @@ def main() -> None:
     counts = [f'{row[x]:>8}' for x in ends]
     print(f'{kind:<12}', *counts, f'{row["slowest"]:>6.1f} s')
   total, failed = (
-    sum(row[x] for row in rows.values() for x in of) for of in (ends, ends[2:])
+    sum(row[x] for row in rows.values() for x in group)
+    for group in (ends, ends[2:])
   )
   print(f'{total} inputs, {failed} failures')
   if failed:
-    sys.exit(f'kept in {folder}')
+    sys.exit(f'failures are kept in {folder}')
   shutil.rmtree(folder)
 
 

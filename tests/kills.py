@@ -2,47 +2,43 @@
 
     python tests/kills.py --kills 25
 
-Each run is killed up to five times, started again with the same command each
-time, and must end as a run that nothing disturbed: the same bits in every
-array of the state, the same losses and scores in the log, the same
-checkpoints. Prints a line for each kill and a summary; the status is 1 if
-anything differs.
+Each run is killed up to five times, started again with the same command, and
+must end as one that nothing disturbed: with the same bits in every array, the
+same log and checkpoints. The status is 1 if anything differs.
 """
 
 import argparse
+import collections
 import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from signal import SIGINT, SIGKILL, SIGTERM, SIGUSR1
+from subprocess import PIPE, STDOUT
 
-import cv2
 import numpy as np
 from small import small_flags
+
+from resnest_jax.drawing import write_image
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 12
 # The time goes into starting.
-SMALL = small_flags(
-  {
-    **{'model.head': 'fcn', 'model.radix': 1, 'model.head_channels': 8},
-    **{'data.image_scale': (48, 48), 'data.doctor_samples': 0},
-    **{'train.total_steps': STEPS, 'train.checkpoint_steps': 4},
-    **{'train.eval_steps': 6, 'train.log_steps': 3},
-    **{'eval.batch_size': 2, 'eval.bucket': 48},
-  }
-)
-# What differs from run to run.
-SPEEDS = {
-  *('images_per_second', 'step_seconds', 'data_wait'),
-  *('trace_seconds', 'compile_seconds'),
+SMALL = {
+  **{'model.head': 'fcn', 'model.radix': 1, 'model.head_channels': 8},
+  **{'data.image_scale': (48, 48), 'data.doctor_samples': 0},
+  **{'train.total_steps': STEPS, 'train.checkpoint_steps': 4},
+  **{'train.eval_steps': 6, 'train.log_steps': 3},
+  **{'eval.batch_size': 2, 'eval.bucket': 48},
 }
+# What differs from run to run.
+SPEEDS = {'images_per_second', 'step_seconds', 'data_wait'}
+SPEEDS |= {'trace_seconds', 'compile_seconds'}
 # When to kill: after which line of the output, and up to how many seconds
 # later. A save is recognised by its folder.
 MOMENTS = {
@@ -54,80 +50,51 @@ MOMENTS = {
   'save': (None, 0.03),
 }
 # Exit statuses.
-STATUS = {
-  signal.SIGKILL: -signal.SIGKILL,
-  signal.SIGTERM: 75,
-  signal.SIGUSR1: 75,
-  signal.SIGINT: 130,
-}
+STATUS = {SIGKILL: -SIGKILL, SIGTERM: 75, SIGUSR1: 75, SIGINT: 130}
+# When a process is ended, and how: a key of MOMENTS, a signal, and seconds
+# after the moment has come.
+Kill = collections.namedtuple('Kill', 'moment signal delay')
 
 
-class Kill(NamedTuple):
-  """When a process is ended, and how."""
-
-  moment: str  # A key of MOMENTS.
-  signal: signal.Signals
-  delay: float  # Seconds after the moment has come.
-
-
-def make_data(folder: Path) -> None:
+def make_data(folder):
   """Writes 16 training and 6 validation images with masks of three classes."""
   rng = np.random.default_rng(0)
   for split, number in (('train', 16), ('val', 6)):
-    for kind in ('images', 'masks'):
-      (folder / kind / split).mkdir(parents=True)
     for index in range(number):
       mask = np.full((48, 48), index % 3, np.uint8)
       mask[8:40, 10:30] = (index + 1) % 3
       image = rng.integers(0, 60, (48, 48, 3), np.uint8) + 90 * mask[..., None]
-      cv2.imwrite(f'{folder}/images/{split}/{index}.png', image)
-      cv2.imwrite(f'{folder}/masks/{split}/{index}.png', mask)
+      write_image(folder / 'images' / split / f'{index}.png', image)
+      write_image(folder / 'masks' / split / f'{index}.png', mask)
   classes = 'sky 0 0 255\nwall 255 0 0\nroad 0 255 0\n'
   (folder / 'classes.txt').write_text(classes)
 
 
-def command(data: Path, workdir: Path) -> list[str]:
-  """The command that trains, and goes on with it."""
-  return [
-    *(sys.executable, 'train.py', '--config', 'configs/folder.py:mini'),
-    *SMALL,
-    f'--config.data.data_dir={data}',
-    *('--workdir', str(workdir)),
-  ]
+def command(data, workdir):
+  words = 'train.py', '--config', 'configs/folder.py:mini', *small_flags(SMALL)
+  place = f'--config.data.data_dir={data}', '--workdir', str(workdir)
+  return [sys.executable, *words, *place]
 
 
-def environment() -> dict[str, str]:
-  """The tests' variables, but for the number of devices: one is quicker."""
-  return os.environ | {
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
-    'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('count=4', 'count=1'),
-  }
+def options(**variables):
+  """Of processes: the tests' variables, but one device, which is quicker."""
+  flags = os.environ['XLA_FLAGS'].replace('count=4', 'count=1')
+  env = os.environ | {'XLA_FLAGS': flags} | variables
+  return {'cwd': ROOT, 'env': env, 'text': True, 'stdout': PIPE}
 
 
-def run(arguments: list[str]) -> subprocess.CompletedProcess:
-  """Runs the command to its end, with its output as text."""
-  options = {'cwd': ROOT, 'env': environment(), 'text': True}
-  return subprocess.run(arguments, capture_output=True, timeout=600, **options)
+def run(arguments):
+  return subprocess.run(arguments, timeout=600, stderr=PIPE, **options())
 
 
-def start(arguments: list[str], **variables: str) -> subprocess.Popen:
+def start(arguments, **variables):
   """Starts the command; both outputs can be read as one."""
-  options = {'cwd': ROOT, 'env': environment() | variables, 'text': True}
-  return subprocess.Popen(
-    arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
-  )
+  return subprocess.Popen(arguments, stderr=STDOUT, **options(**variables))
 
 
-def run_and_kill(
-  arguments: list[str], workdir: Path, kill: Kill, **variables: str
-) -> tuple[int, float, str]:
-  """Starts the command and kills it, unless it ends before the moment.
-
-  Returns:
-    Its status, the seconds from the signal to its end, and what it printed.
-  """
-  line, _ = MOMENTS[kill.moment]
-  printed = []
+def run_and_kill(arguments, workdir, kill, **variables):
+  """Kills it, unless it ends before: status, seconds to the end, output."""
+  line, printed = MOMENTS[kill.moment][0], []
   with start(arguments, **variables) as process:
     if line is None:
       unfinished = 'checkpoints/*orbax-checkpoint-tmp*'
@@ -146,63 +113,48 @@ def run_and_kill(
   return status, time.monotonic() - signalled, ''.join(printed)
 
 
-def outcome(workdir: Path) -> dict[str, object]:
+def outcome(workdir):
   """All that a finished run must have in common with another, by name."""
-  import jax
-  import orbax.checkpoint as ocp
+  from resnest_jax.checkpoints import integrity, store
 
-  folder = workdir / 'checkpoints'
-  found: dict[str, object] = {
-    'checkpoints': sorted(x.name for x in folder.iterdir()),
-    'state left behind': (workdir / 'interrupted').exists(),
-    'curves': (workdir / 'curves.png').exists(),
-  }
-  about = json.loads((folder / str(STEPS) / 'about' / 'metadata').read_text())
-  found |= {f'about {name}': about[name] for name in ('best', 'metrics')}
-  for text in (workdir / 'log.jsonl').read_text().splitlines():
-    line = json.loads(text)
+  with store.open_checkpoints(workdir, read_only=True) as manager:
+    items = {'model': None, 'optimizer': None}
+    trees, about = integrity.read_items(manager, STEPS, **items)
+  found = {'scores': (about['best'], about['metrics'])}
+  found['checkpoints'] = sorted(os.listdir(workdir / 'checkpoints'))
+  for name in ('interrupted', 'curves.png'):
+    found[name] = (workdir / name).exists()
+  for name, x in integrity.array_names(trees).items():
+    found[name] = (x.shape, x.dtype.name, x.tobytes())
+  for line in map(json.loads, (workdir / 'log.jsonl').open()):
     for name in line.keys() - SPEEDS - {'step'}:
       found.setdefault(f'log {name}', []).append((line['step'], line[name]))
-  for item in ('model', 'optimizer'):
-    tree = ocp.StandardCheckpointer().restore(folder / str(STEPS) / item)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-      array = np.asarray(leaf)
-      key = f'{item}{jax.tree_util.keystr(path)}'
-      found[key] = (array.shape, array.dtype.name, array.tobytes())
   return found
 
 
-def differences(run: Path, undisturbed: Path) -> list[str]:
+def differences(run, undisturbed):
   """The names of what is not the same in two finished runs."""
   first, second = outcome(run), outcome(undisturbed)
-  names = sorted(first.keys() | second.keys())
-  return [x for x in names if first.get(x) != second.get(x)]
+  return sorted(x for x in {*first, *second} if first.get(x) != second.get(x))
 
 
-def disturb(
-  arguments: list[str], workdir: Path, rng: random.Random, most: int
-) -> tuple[int, str]:
-  """Kills a run up to `most` times; how often, and what went wrong."""
+def disturb(arguments, workdir, rng, most):
+  """Kills a run up to `most` times; how often."""
   for number in range(most):
-    moment = rng.choice(list(MOMENTS))
-    delay = rng.uniform(0, MOMENTS[moment][1])
-    kill = Kill(moment, rng.choice(list(STATUS)), delay)
+    moment, (_, late) = rng.choice(list(MOMENTS.items()))
+    kill = Kill(moment, rng.choice(list(STATUS)), rng.uniform(0, late))
     status, seconds, printed = run_and_kill(arguments, workdir, kill)
     if status == 0:
-      return number, ''  # It was faster.
-    said = f'{workdir.name}, {kill.signal.name} in {kill.moment}: '
-    said += f'status {status} after {seconds:.1f} s'
+      return number  # It was faster.
+    said = f'{workdir}, {kill}: status {status} after {seconds:.1f} s'
     if status not in (STATUS[kill.signal], -kill.signal):
-      return number, f'{said}:\n{printed}'
-    print(f'{said}, {kill.delay:.2f} s late', flush=True)
-  return most, ''
+      sys.exit(f'{said}:\n{printed}')
+    print(said, flush=True)
+  return most
 
 
-def main() -> None:
-  """Reads the command line, kills and compares."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--kills', type=int, default=25, help='default: 25')
   parser.add_argument('--seed', type=int, default=0, help='of the instants')
   flags = parser.parse_args()
@@ -213,23 +165,19 @@ def main() -> None:
   data, undisturbed = folder / 'data', folder / 'undisturbed'
   make_data(data)
   run(command(data, undisturbed)).check_returncode()
-  kills, runs, failure = 0, 0, ''
-  while kills < flags.kills and not failure:
+  kills = runs = 0
+  while kills < flags.kills:
     runs += 1
     workdir = folder / f'run-{runs}'
     arguments, most = command(data, workdir), min(5, flags.kills - kills)
-    number, failure = disturb(arguments, workdir, rng, most)
-    kills += number
+    kills += (number := disturb(arguments, workdir, rng, most))
     last = run(arguments)
     if last.returncode:
-      failure += f'run {runs} needs a hand:\n{last.stdout}{last.stderr}'
-    elif differ := differences(workdir, undisturbed):
-      failure += f'run {runs} differs in {", ".join(differ[:9])}'
-    else:
-      print(f'run {runs}: the same bits after {number} kills', flush=True)
+      sys.exit(f'{workdir} needs a hand:\n{last.stdout}{last.stderr}')
+    if differ := differences(workdir, undisturbed):
+      sys.exit(f'{workdir} differs in {", ".join(differ[:9])}')
+    print(f'run {runs}: the same bits after {number} kills', flush=True)
   print(f'{kills} kills of {runs} runs')
-  if failure:
-    sys.exit(f'{failure}\nsee {folder}')
   shutil.rmtree(folder)
 
 

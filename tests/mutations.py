@@ -2,28 +2,17 @@
 
 import io
 import json
-import random
 import re
-import struct
 import zipfile
 import zlib
-from typing import Any
+
+from data.pictures import chunk
 
 NUMBERS = (0, 1, 2, 255, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
 NAMES = (
   *('', ' ', '.', '..', '-x', '~', '*', '[a-z]', 'a[', '[red]', 'a\\b', '%s'),
-  *(
-    '{split}',
-    'é',
-    'e\u0301',
-    '道路',
-    '\u202ex',
-    '\x1b[31m',
-    'a\nb',
-    '#',
-    '\0',
-  ),
-  *('x' * 255, '../x', '/dev/null/x', '\udcff', '\U0001f600', '9' * 5000),
+  *('{split}', 'é', 'e\u0301', '道路', '\u202ex', '\x1b[31m', 'a\nb', '#'),
+  *('\0', 'x' * 255, '../x', '/dev/null/x', '\udcff', '\U0001f600', '9' * 5000),
 )
 ODD = (
   *(None, True, False, 0, 1, -1, 3, 2**31, 10**30, 0.5, 1e300, -0.0, 'inf'),
@@ -33,24 +22,16 @@ ODD = (
 DEEP = json.loads('[' * 900 + ']' * 900)
 
 
-def damage(rng: random.Random, data: bytes) -> bytes:
+def damage(rng, data):
   """Changes a file as its format suggests, or any of its bytes."""
-  edit = _edit_bytes
-  if rng.random() < 0.75:
-    if data[:1] == b'{':
-      edit = _edit_json
-    elif data[:4] == b'\x89PNG':
-      edit = _edit_png
-    elif data[:4] == b'PK\x03\x04':
-      edit = _edit_zip
-    elif data[8:10] == b'{"':
-      edit = _edit_safetensors
-    elif b'\n' in data and data.isascii() and b'\0' not in data:
-      edit = _edit_lines
-  return edit(rng, data)
+  edits = {rb'\{': _edit_json, rb'\x89PNG': _edit_png, rb'PK\x03': _edit_zip}
+  lines = rb'[^\0\x80-\xff]*\n[^\0\x80-\xff]*\Z'
+  edits |= {rb'.{8}\{"': _edit_safetensors, lines: _edit_lines}
+  fit = [edits[x] for x in edits if re.match(x, data, re.DOTALL)]
+  return rng.choice([*fit[:1] * 3, _edit_bytes])(rng, data)
 
 
-def _edit_bytes(rng: random.Random, data: bytes) -> bytes:
+def _edit_bytes(rng, data):
   changed = bytearray(data)
   for _ in range(rng.choice([1, 1, 2, 4, 16])):
     length = max(len(changed), 1)
@@ -58,31 +39,22 @@ def _edit_bytes(rng: random.Random, data: bytes) -> bytes:
     place = rng.randrange(min(length, rng.choice([32, 256, length])))
     size = rng.choice([1, 2, 4, 8, rng.randrange(1, 200)])
     number = rng.choice(NUMBERS).to_bytes(4, rng.choice(['little', 'big']))
-    match rng.randrange(8):
-      case 0:
-        changed[place : place + 1] = rng.randbytes(1)
-      case 1:
-        del changed[place : place + size]
-      case 2:
-        changed[place:place] = changed[place : place + size]
-      case 3:
-        changed[place:place] = rng.randbytes(size)
-      case 4 if rng.random() < 0.3:
-        del changed[place:]
-      case _:
-        cut = rng.choice([number, number[:2], number[2:], number + bytes(4)])
-        changed[place : place + len(cut)] = cut
+    number = rng.choice([number, number[:2], number[2:], number + bytes(4)])
+    edits = [(len(number), number)] * 8 + [(length, b'')]
+    edits += [(1, rng.randbytes(1)), (size, b''), (0, rng.randbytes(size))] * 2
+    edits += [(0, changed[place : place + size])] * 2
+    replaced, new = rng.choice(edits)
+    changed[place : place + replaced] = new
   return bytes(changed)
 
 
-def edit_text(rng: random.Random, text: str) -> str:
-  """Changes a character, or puts an odd word in."""
+def edit_text(rng, text):
   place = rng.randrange(len(text) + 1)
   new = rng.choice(['', chr(rng.randrange(1, 0xD800)), str(rng.choice(ODD))])
   return text[:place] + new + text[place + rng.randrange(2) :]
 
 
-def _edit_lines(rng: random.Random, data: bytes) -> bytes:
+def _edit_lines(rng, data):
   lines = data.decode().splitlines()
   for _ in range(rng.choice([1, 1, 2, 5])):
     place = rng.randrange(len(lines) or 1)
@@ -94,7 +66,7 @@ def _edit_lines(rng: random.Random, data: bytes) -> bytes:
   return text.encode(rng.choice(['utf-8', 'utf-8', 'utf-16']), 'replace')
 
 
-def edit_value(rng: random.Random, value: Any) -> Any:
+def edit_value(rng, value):
   """Changes something in lists and mappings, however deep."""
   if not isinstance(value, dict | list | tuple) or not value:
     odd = [*ODD, float('nan'), DEEP, [value] * 3, {'a': value}]
@@ -113,28 +85,26 @@ def edit_value(rng: random.Random, value: Any) -> Any:
   return copy
 
 
-def _edit_json(rng: random.Random, data: bytes) -> bytes:
+def _edit_json(rng, data):
   value = json.loads(data)
   for _ in range(rng.choice([1, 1, 2, 4])):
     value = edit_value(rng, value)
   return json.dumps(value).encode()
 
 
-def _edit_safetensors(rng: random.Random, data: bytes) -> bytes:
+def _edit_safetensors(rng, data):
   end = 8 + int.from_bytes(data[:8], 'little')
   text, header = _edit_json(rng, data[8:end]), json.loads(data[8:end])
   if rng.random() < 0.6:
-    for key, about in header['__metadata__'].items():
-      about = damage(rng, about.encode()).decode(errors='replace')
-      header['__metadata__'][key] = about
+    for key, about in (more := header['__metadata__']).items():
+      more[key] = damage(rng, about.encode()).decode(errors='replace')
     text = json.dumps(header).encode()
   return len(text).to_bytes(8, 'little') + text + data[end:]
 
 
-def _edit_zip(rng: random.Random, data: bytes) -> bytes:
+def _edit_zip(rng, data):
   # The checksums are right: what is behind them is reached.
-  file = io.BytesIO()
-  old = zipfile.ZipFile(io.BytesIO(data))
+  file, old = io.BytesIO(), zipfile.ZipFile(io.BytesIO(data))
   names = old.namelist()
   pickles = [name for name in names if name.endswith('data.pkl')]
   chosen, what = rng.choice(rng.choice([names, pickles or names])), rng.random()
@@ -151,14 +121,13 @@ def _edit_zip(rng: random.Random, data: bytes) -> bytes:
   return file.getvalue()
 
 
-def _edit_png(rng: random.Random, data: bytes) -> bytes:
+def _edit_png(rng, data):
   # The checksums are right.
-  chunks, place = [], 8
-  while place < len(data):
-    size = int.from_bytes(data[place : place + 4])
-    kind, content = data[place + 4 : place + 8], data[place + 8 :][:size]
-    chunks.append((kind, content))
-    place += 12 + size
+  chunks, rest = [], data[8:]
+  while rest:
+    end = 8 + int.from_bytes(rest[:4])
+    chunks.append((rest[4:8], rest[8:end]))
+    rest = rest[end + 4 :]
   place = rng.choice([0, rng.randrange(len(chunks))])
   kind, content = chunks[place]
   if kind == b'IDAT':
@@ -169,17 +138,13 @@ def _edit_png(rng: random.Random, data: bytes) -> bytes:
     content = content[:at] + number.to_bytes(size) + content[at + size :]
   else:
     content = _edit_bytes(rng, content)
-  chunks[place] = kind, content
   other = rng.choice([b'PLTE', b'tRNS', b'acTL', b'eXIf', b'IDAT'])
-  chunks[place:place] = rng.choice([[], [], [], [(other, rng.randbytes(9))]])
-  return data[:8] + b''.join(
-    struct.pack('>I', len(x)) + kind + x + zlib.crc32(kind + x).to_bytes(4)
-    for kind, x in chunks
-  )
+  more = rng.choice([[], [], [], [(other, rng.randbytes(9))]])
+  chunks[place : place + 1] = [*more, (kind, content)]
+  return data[:8] + b''.join(chunk(*x) for x in chunks)
 
 
-def edit_tensors(rng: random.Random, content: dict[str, Any]) -> dict[str, Any]:
-  """Changes tensors, and what lies beside them."""
+def edit_tensors(rng, content):
   import torch
 
   tensors = dict(content['state_dict'])

@@ -1,20 +1,18 @@
 """Keys of the configuration, rows and pictures that the pages name exist."""
 
 import re
-from pathlib import Path
 
 import pytest
+from pages import ROOT
 
 from resnest_jax.config import flatten, load_config
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / 'docs').rglob('*.md'))
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *DOCS]
+ROWS = sorted((ROOT / 'configs').glob('*_*.py'))
 CONFIG = load_config(ROOT / 'configs' / 'folder.py')
 # The first names of keys, as pages write them without `config.`.
-SECTIONS = '|'.join(
-  key for key, value in CONFIG.items() if hasattr(value, 'items')
-)
+SECTIONS = '|'.join(k for k, x in CONFIG.items() if hasattr(x, 'items'))
 # `config.json` and `train.txt` look like keys.
 FILE_NAME = re.compile(r'(^|\.)(json|pth|py|safetensors|txt)$')
 
@@ -42,35 +40,29 @@ def test_the_index_names_every_page():
 
 
 def test_every_picture_of_the_docs_is_shown():
-  shown = {
-    (page.parent / link).resolve()
-    for page in PAGES
-    for link in re.findall(r'!\[[^]]*\]\(([^)]+)\)', page.read_text('utf-8'))
-  }
+  link = re.compile(r'!\[[^]]*\]\(([^)]+)\)')
+  links = {page: link.findall(page.read_text('utf-8')) for page in PAGES}
+  shown = {(x.parent / y).resolve() for x in PAGES for y in links[x]}
   assert set((ROOT / 'docs' / 'images').iterdir()) <= shown
 
 
 def test_readme_says_which_rows_have_a_config():
-  readme = (ROOT / 'README.md').read_text()
   cells = r'^\| ((?:cityscapes|ade20k)_\w+) \| (\w+) \|'
-  rows = dict(re.findall(cells, readme, re.MULTILINE))
+  rows = dict(re.findall(cells, (ROOT / 'README.md').read_text(), re.MULTILINE))
   assert len(rows) == 8
-  files = {path.stem for path in (ROOT / 'configs').glob('*.py')}
   with_config = {name for name, config in rows.items() if config == 'yes'}
-  assert with_config == files - {'common', 'folder'}
+  assert with_config == {path.stem for path in ROWS}
 
 
-@pytest.mark.parametrize(
-  'head', ['deeplabv3', 'deeplabv3plus', 'fcn', 'pspnet']
-)
-def test_configs_name_the_rows_of_mmsegmentation(head):
+@pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
+def test_configs_name_the_rows_of_mmsegmentation(path):
   """As `configs/resnest/metafile.yaml` of 1.2.2 has them."""
+  data, head = path.stem.split('_')
   # The one name of theirs without a hyphen.
   hyphen = '' if head == 'pspnet' else '-'
-  for name, theirs in (
-    ('ade20k', '4xb4-160k_ade20k-512x512'),
-    ('cityscapes', f'4xb2-80k_cityscapes{hyphen}512x1024'),
-  ):
-    text = (ROOT / 'configs' / f'{name}_{head}.py').read_text()
-    (found,) = re.findall(r'[\w-]*s101-d8_[\w-]+', text)
-    assert found == f'resnest_s101-d8_{head}_{theirs}'
+  theirs = {
+    'ade20k': '4xb4-160k_ade20k-512x512',
+    'cityscapes': f'4xb2-80k_cityscapes{hyphen}512x1024',
+  }
+  found = re.findall(r'[\w-]*s101-d8_[\w-]+', path.read_text())
+  assert found == [f'resnest_s101-d8_{head}_{theirs[data]}']

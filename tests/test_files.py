@@ -3,19 +3,19 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from trouble import obey_permissions
+from hosts import start
+from trouble import kill_while_emptied, obeying_permissions
 
 from resnest_jax import drawing, files
+from resnest_jax.data.doctor.report import claim
 from resnest_jax.errors import UserError
+from resnest_jax.weights.files import write_weights
 
 
 def test_files_replace_what_was_there(tmp_path):
@@ -24,127 +24,86 @@ def test_files_replace_what_was_there(tmp_path):
   assert path.read_text() == '{\n  "b": 1,\n  "a": [\n    2\n  ]\n}\n'
   files.write_text(path, 'ä')
   assert path.read_bytes() == 'ä'.encode()
-  assert list(path.parent.iterdir()) == [path]
+  assert os.listdir(path.parent) == ['a.json']
 
 
 def test_an_error_leaves_everything_as_it_was(tmp_path):
   path = tmp_path / 'a.png'
   path.write_text('before')
-
-  def write():
-    with (
-      files.whole_file(path) as temporary,
-      files.whole_folder(tmp_path / 'b') as folder,
-    ):
-      temporary.write_text('half')
-      (folder / 'c').touch()
-      assert (temporary.parent, temporary.suffix) == (tmp_path, '.png')
-      assert temporary.name.startswith('.')
-      raise ValueError('broken')
-
-  with pytest.raises(ValueError, match='broken'):
-    write()
+  folder, broken = tmp_path / 'b', pytest.raises(ValueError, match='broken')
+  with broken, files.whole_file(path) as a, files.whole_folder(folder) as b:
+    a.write_text('half')
+    (b / 'c').touch()
+    assert (a.parent, a.suffix, a.name[0]) == (tmp_path, '.png', '.')
+    raise ValueError('broken')
   assert path.read_text() == 'before'
-  assert list(tmp_path.iterdir()) == [path]
+  assert os.listdir(tmp_path) == ['a.png']
 
 
-def test_folders_take_the_place_of_empty_ones(tmp_path):
-  path = tmp_path / 'deep' / 'a'
+@pytest.mark.parametrize('name', ['deep/a', 'link'])
+def test_folders_take_the_place_of_empty_ones(tmp_path, name):
+  """Which may be given by a link, to a larger disk."""
+  path, link = tmp_path / 'deep' / 'a', tmp_path / 'link'
   path.mkdir(parents=True)
-  with files.whole_folder(path) as folder:
+  link.symlink_to(path)
+  files.check_new(tmp_path / name)
+  with files.whole_folder(tmp_path / name) as folder:
     (folder / 'b').write_text('c')
-    assert list(path.iterdir()) == []
+    assert os.listdir(path) == []
   assert (path / 'b').read_text() == 'c'
-  assert list(path.parent.iterdir()) == [path]
+  assert os.listdir(path.parent) == ['a']
+  assert link.is_symlink()
 
 
 def test_a_folder_that_was_filled_meanwhile_is_kept(tmp_path):
-  path = tmp_path / 'a'
-
-  def write():
-    with files.whole_folder(path):
-      path.mkdir()
-      (path / 'theirs').touch()
-
-  with pytest.raises(OSError, match='not empty'):
-    write()
+  path, refused = tmp_path / 'a', pytest.raises(OSError, match='not empty')
+  with refused, files.whole_folder(path):
+    path.mkdir()
+    (path / 'theirs').touch()
   assert [x.name for x in tmp_path.rglob('*')] == ['a', 'theirs']
   with pytest.raises(UserError, match='a is there already and nothing was'):
     files.check_new(path)
 
 
-def test_refusals_name_the_file_and_the_remedy(tmp_path):
-  (tmp_path / 'a').write_text('no folder')
-  path = tmp_path / 'a' / 'b'
-  with (
-    pytest.raises(UserError) as raised,
-    files.explain_refusal(path, 'give another --out'),
-  ):
-    files.write_json(path, {})
-  assert raised.match(f'^cannot write {path}: .* or give another --out.$')
-
-
-@pytest.mark.parametrize(
-  'name', [b'[a].avi', b'a\\b.avi', b'\xdf.avi', b'a:.avi']
-)
+@pytest.mark.parametrize('name', [b'[a]', b'a\\b', b'\xdf', b'a:'])
 def test_libraries_get_plain_names(tmp_path, name, monkeypatch):
-  path = tmp_path / os.fsdecode(name)
+  path = tmp_path / os.fsdecode(name + b'.avi')
   path.write_text('here')
   with files.plain_name(path) as plain:
-    assert plain.read_text() == 'here'
-    assert plain.suffix == '.avi'
+    assert (plain.read_text(), plain.suffix) == ('here', '.avi')
     assert not set(str(plain)) & {*'[]\\:', '\udcdf'}
   assert not plain.parent.exists()
   # Nor is the folder of temporary files of any use below such a name.
   monkeypatch.setattr(tempfile, 'tempdir', str(path))
-  with (
-    pytest.raises(UserError, match='Set TMPDIR to a folder of a plain'),
-    files.plain_name(path),
-  ):
+  refused = pytest.raises(UserError, match='Set TMPDIR to a folder of a plain')
+  with refused, files.plain_name(path):
     pass
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
   with files.plain_name(path) as plain:
     assert plain.parent.parent == tmp_path
 
 
-def test_plain_names_stay(tmp_path, monkeypatch):
+@pytest.mark.parametrize('name', ['a b.avi', '\u80cc#%{}~$.png', '-x'])
+def test_plain_names_stay(tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
-  for name in ('a b.avi', '\u80cc#%{}~$.png', '-x'):
-    with files.plain_name(Path(name)) as plain:
-      assert plain == tmp_path / name
+  with files.plain_name(Path(name)) as plain:
+    assert plain == tmp_path / name
 
 
-def test_a_link_is_replaced_and_not_followed(tmp_path):
-  """Whether it leads to a file, to a folder or to nothing."""
+@pytest.mark.parametrize('target', ['theirs', 'folder', 'nowhere'])
+def test_a_link_is_replaced_and_not_followed(tmp_path, target):
   theirs, folder = tmp_path / 'theirs', tmp_path / 'folder'
   theirs.write_text('mine')
   folder.mkdir()
-  picture = np.zeros((2, 3), np.uint8)
-  for target in (theirs, folder, tmp_path / 'nowhere'):
-    for name, write in (
-      ('a.png', lambda path: drawing.write_image(path, picture)),
-      ('a.json', lambda path: files.write_json(path, {})),
-    ):
-      path = tmp_path / name
-      path.symlink_to(target)
-      write(path)
-      assert path.is_file()
-      assert not path.is_symlink()
-      path.unlink()
+  text, drawn = tmp_path / 'a.json', tmp_path / 'a.png'
+  for path in (text, drawn):
+    path.symlink_to(tmp_path / target)
+  files.write_json(text, {})
+  drawing.write_image(drawn, np.zeros((2, 3), np.uint8))
+  assert all(x.is_file() and not x.is_symlink() for x in (text, drawn))
   assert theirs.read_text() == 'mine'
-  assert sorted(x.name for x in tmp_path.iterdir()) == ['folder', 'theirs']
-  assert list(folder.iterdir()) == []
-
-
-def test_a_folder_may_be_given_by_a_link(tmp_path):
-  (tmp_path / 'large disk').mkdir()
-  link = tmp_path / 'out'
-  link.symlink_to(tmp_path / 'large disk')
-  files.check_new(link)
-  with files.whole_folder(link) as folder:
-    (folder / 'a').touch()
-  assert link.is_symlink()
-  assert os.listdir(tmp_path / 'large disk') == ['a']
+  assert {*os.listdir(tmp_path)} == {'a.json', 'a.png', 'folder', 'theirs'}
+  assert os.listdir(folder) == []
 
 
 def test_names_may_be_as_long_as_file_systems_allow(tmp_path):
@@ -159,87 +118,71 @@ def test_names_may_be_as_long_as_file_systems_allow(tmp_path):
     files.write_json(tmp_path / f'{"a" * 251}.json', {})
 
 
-LEAVE = """
-import os, signal, sys
+LEAVE = """import signal, sys
 from pathlib import Path
 from resnest_jax import files
-folder = Path(sys.argv[1])
-with files.whole_file(folder / 'a.png') as file:
-  file.write_text('half')
-  with files.whole_folder(folder / 'b') as deep:
-    (deep / 'c').mkdir()
-    (deep / 'c' / 'd').write_text('half')
-    print('there', flush=True)
-    signal.pause()
-"""
+here = Path(sys.argv[1])
+with files.whole_file(here / 'a.png') as a, files.whole_folder(here / 'b') as b:
+  (b / 'c').mkdir()
+  for path in (a, b / 'c' / 'd'):
+    path.write_text('half')
+  print('there', flush=True)
+  signal.pause()"""
 
 
 def hidden(folder):
   return {x for x in folder.iterdir() if x.name.startswith('.')}
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, root):
+def left_by_another(folder):
+  """A process that has written half of its files, and those."""
+  before = hidden(folder)
+  process = start('-c', LEAVE, folder, devices=1)
+  assert process.stdout.readline() == 'there\n'
+  left = hidden(folder) - before
+  assert len(left) == 2
+  return process, left
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
   """That of a running one stays, as does what only looks like it."""
-  command = [sys.executable, '-c', LEAVE, str(tmp_path)]
-  there = {}
-  for name in ('killed', 'running'):
-    before = hidden(tmp_path)
-    there[name] = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE)
-    assert there[name].stdout.readline() == b'there\n'
-    there[name].left = hidden(tmp_path) - before
-    assert len(there[name].left) == 2
-  there['killed'].kill()
-  there['killed'].communicate()
-  (folder,) = (x for x in there['killed'].left if x.is_dir())
+  killed, left = left_by_another(tmp_path)
+  running, used = left_by_another(tmp_path)
+  killed.kill()
+  killed.communicate()
+  (folder,) = (x for x in left if x.is_dir())
   # Of another host: too young, and old enough to be of nobody.
-  other = re.sub('jax-.{8}-', 'jax-00000000-', folder.name)
-  (tmp_path / other).touch()
-  (tmp_path / f'{other}.old').touch()
-  month_ago = time.time() - 30 * 86400
-  os.utime(tmp_path / f'{other}.old', (month_ago, month_ago))
-  theirs = {tmp_path / '.a.123.png', tmp_path / '.resnest-jax-notes'}
-  for path in theirs:
+  other = tmp_path / re.sub('jax-.{8}-', 'jax-00000000-', folder.name)
+  old = other.with_name(f'{other.name}.old')
+  theirs = {other, tmp_path / '.a.123.png', tmp_path / '.resnest-jax-notes'}
+  for path in (old, *theirs):
     path.touch()
-
+  os.utime(old, (time.time() - 30 * 86400,) * 2)
   files.write_json(tmp_path / 'c.json', {})
-  running = there['running'].left
-  assert hidden(tmp_path) == {*running, *theirs, tmp_path / other}
-  there['running'].send_signal(signal.SIGINT)
-  there['running'].communicate()
-  assert hidden(tmp_path) == {*theirs, tmp_path / other}
+  assert hidden(tmp_path) == used | theirs
+  running.send_signal(signal.SIGINT)
+  running.communicate()
+  assert hidden(tmp_path) == theirs
 
 
-REMOVE = """
-import sys
-from pathlib import Path
-from resnest_jax import files
-files.remove_folder(Path(sys.argv[1]))
-"""
+REMOVE = """import pathlib, sys
+from resnest_jax.files import remove_folder
+remove_folder(pathlib.Path(sys.argv[1]))"""
 
 
-def test_killed_while_a_folder_is_removed(tmp_path, root):
-  folder = tmp_path / 'a'
-  folder.mkdir()
-  names = [folder / str(i) for i in range(20_000)]
-  for name in names:
-    name.touch()
-  command = [sys.executable, '-c', REMOVE, str(folder)]
-  with subprocess.Popen(command, cwd=root) as process:
-    while names[0].exists() and names[-1].exists():
-      assert process.poll() is None
-    process.kill()
-  assert not folder.exists()
+def test_killed_while_a_folder_is_removed(tmp_path):
+  (tmp_path / 'a').mkdir()
+  kill_while_emptied(tmp_path / 'a', '-c', REMOVE, tmp_path / 'a')
   files.clean(tmp_path)
-  assert list(tmp_path.iterdir()) == []
+  assert os.listdir(tmp_path) == []
 
 
 def test_a_process_of_the_same_number_as_before_clears_up(tmp_path):
   """In a container each start has it."""
   path = files.temporary_path(tmp_path / 'elsewhere' / 'a.json')
-  (tmp_path / 'b').mkdir()
-  (tmp_path / 'b' / path.name).touch()
-  files.write_json(tmp_path / 'b' / 'c.json', {})
-  assert os.listdir(tmp_path / 'b') == ['c.json']
+  (tmp_path / path.name).touch()
+  files.write_json(tmp_path / 'c.json', {})
+  assert os.listdir(tmp_path) == ['c.json']
 
 
 @pytest.mark.parametrize('name', ['../a', 'b/../../a', '/tmp/a', 'link/a'])
@@ -258,62 +201,30 @@ def test_names_that_lead_out_of_a_folder(name, tmp_path):
 def test_a_place_is_tried_and_left_as_it_was(tmp_path):
   files.check_writable(tmp_path / 'new' / 'deep')
   files.check_new(tmp_path / 'new')
-  assert list(tmp_path.iterdir()) == []
+  assert os.listdir(tmp_path) == []
   (tmp_path / 'file').touch()
-  for place, why in (
-    (tmp_path / 'file', 'File exists'),
-    (tmp_path / 'file' / 'a', 'Not a directory'),
-    (tmp_path / ('a' * 256), 'File name too long'),
-  ):
-    with pytest.raises(UserError, match=f'{why}.* or give another --out'):
-      files.check_writable(place)
+  for place, why in {
+    'file': 'File exists',
+    'file/a': 'Not a directory',
+    'a' * 256: 'File name too long',
+  }.items():
+    told = f'^cannot write {tmp_path / place}: {why}.* or give another --out.$'
+    with pytest.raises(UserError, match=told):
+      files.check_writable(tmp_path / place)
 
 
-CLOSED = """
-import sys
-from resnest_jax.data.doctor.report import claim
-from resnest_jax.errors import UserError
-from resnest_jax.files import check_new, check_writable
-from resnest_jax.weights.files import write_weights
-from pathlib import Path
-folder = Path(sys.argv[1])
-for check, path in (
-  (check_writable, folder),
-  (check_writable, folder / 'a' / 'b'),
-  (check_new, folder / 'a'),
-  (claim, folder),
-  (lambda path: write_weights(path, 'ours', {}, {}), folder / 'a'),
-):
-  try:
-    check(path)
-  except UserError as error:
-    print(error)
-"""
+CHECKS = [
+  (files.check_writable, '.'),
+  (files.check_writable, 'a/b'),
+  (files.check_new, 'a'),
+  (claim, '.'),
+  (lambda path: write_weights(path, 'ours', {}, {}), 'a'),
+]
 
 
-def test_a_closed_folder_is_found_before_the_work(tmp_path, root):
-  closed = tmp_path / 'closed'
-  closed.mkdir(mode=0o555)
-  process = subprocess.run(
-    [sys.executable, '-c', CLOSED, str(closed)],
-    cwd=root,
-    preexec_fn=obey_permissions,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  lines = process.stdout.splitlines()
-  assert len(lines) == 5
-  for line in lines:
-    assert re.match(f'cannot write {closed}.*Permission denied', line)
-
-
-def test_pictures_are_what_opencv_would_write(tmp_path):
-  rng = np.random.default_rng(0)
-  for size in ((5, 7), (5, 7, 3)):
-    picture = rng.integers(0, 256, size, np.uint8)
-    drawing.write_image(tmp_path / 'a.png', picture)
-    bgr = picture if picture.ndim == 2 else picture[..., ::-1]
-    cv2.imwrite(str(tmp_path / 'b.png'), bgr)
-    written = [(tmp_path / name).read_bytes() for name in ('a.png', 'b.png')]
-    assert written[0] == written[1]
+@pytest.mark.parametrize(('check', 'place'), CHECKS)
+def test_a_closed_folder_is_found_before_the_work(tmp_path, check, place):
+  tmp_path.chmod(0o555)
+  told = f'cannot write {tmp_path}.*Permission denied'
+  with obeying_permissions(), pytest.raises(UserError, match=told):
+    check(tmp_path / place)

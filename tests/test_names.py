@@ -5,10 +5,10 @@ import os
 import re
 import shutil
 
-import cv2
 import jax
 import numpy as np
 import pytest
+from data.small_archives import decode, encode
 from evaluation.drawn import write_video
 from small import small_flags
 
@@ -17,48 +17,32 @@ from resnest_jax.errors import UserError
 
 # Bytes that are no text, a pattern, a line break, a number to be filled in, an
 # address, a percent code, HTML, all 255 bytes.
-STEMS = [
-  b'stra\xdfe',
-  b'\xb1\xb3\xbe\xb0',
-  b'[a-z] {b}*',
-  b'two\nlines\\',
-  b'%03d',
-  b'file:a',
-  b'%41 #?',
-  b'<i>&lt;',
-  '\u8857'.encode() * 83,
-]
+STEMS = [b'stra\xdfe', b'\xb1\xb3\xbe\xb0', b'[a-z] {b}*', b'two\nlines\\']
+STEMS += [b'%03d', b'file:a', b'%41 #?', b'<i>&lt;', '\u8857'.encode() * 83]
+STEMS = [os.fsdecode(x) for x in STEMS]
 # Two forms of one accent: of pairs they are the same name.
-ACCENTS = ['e\u0301'.encode(), '\u00e9'.encode()]
+ACCENTS = ['e\u0301', '\u00e9']
+ODD, WORKDIR = os.fsdecode(b'[in] $x$ \xdf'), os.fsdecode(b'[run] \\ \xe4:')
 
 
-def as_names(*stems):
-  return [os.fsdecode(x) for x in stems]
-
-
-def write_pictures(folder, ending='.png', seed=0, masks=False, more=()):
-  """One of each name, 48x64; `masks` have three classes."""
+def write_pictures(folder, ending='.png', seed=0, more=()):
+  """One of each name, 48x64; masks, in a folder of that name, of 3 classes."""
   folder.mkdir(parents=True)
   rng = np.random.default_rng(seed)
-  for name in as_names(*STEMS, *more):
-    picture = rng.integers(0, 256, (6, 8, 3), np.uint8)
-    picture = picture.repeat(8, 0).repeat(8, 1)
-    if masks:
-      picture = picture[..., 0] % 3
-    encoded = cv2.imencode(ending, picture)[1].tobytes()
-    (folder / f'{name}{ending}').write_bytes(encoded)
+  for name in (*STEMS, *more):
+    x = rng.integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    picture = x[..., 0] % 3 if 'masks' in folder.parts else x
+    (folder / f'{name}{ending}').write_bytes(encode(picture, ending))
   return folder
 
 
 def test_predicts_files_of_any_name(written_run, call_script, tmp_path):
-  workdir, out, clips = (
-    tmp_path / os.fsdecode(x) for x in (b'[run] \\ \xe4:', b'\xfc*', b'c\xdf')
-  )
-  shutil.copytree(written_run, workdir)
-  pictures = write_pictures(tmp_path / os.fsdecode(b'[in] \xdf'), more=ACCENTS)
+  workdir = shutil.copytree(written_run, tmp_path / WORKDIR)
+  out, clips = (tmp_path / os.fsdecode(x) for x in (b'\xfc*', b'c\xdf'))
+  pictures = write_pictures(tmp_path / ODD, more=ACCENTS)
   clips.mkdir()
   plain = write_video(tmp_path / 'plain.avi', 4, 12.5, size=(64, 48))
-  for name in as_names(STEMS[0], *STEMS[2:7]):
+  for name in (STEMS[0], *STEMS[2:7]):
     shutil.copy(plain, clips / f'{name} clip.avi')
   flags = ('--weights', workdir, '--out', out, '--legend')
   # A name of the longest kind leaves no room for `_color`.
@@ -66,40 +50,32 @@ def test_predicts_files_of_any_name(written_run, call_script, tmp_path):
     call_script('predict.py', *flags, pictures, clips)
   record = json.loads((out / 'predictions.json').read_text())
   (failed,) = record['failed']
-  assert os.fsencode(failed['source']).endswith(STEMS[-1] + b'.png')
+  assert failed['source'].endswith(f'{STEMS[-1]}.png')
   assert len(record['predictions']) == 10 + 6
   for entry in record['predictions']:
     assert os.path.isfile(entry['source'])
     colours = (out / entry['colors']).read_bytes()
     if 'frames' in entry:
-      assert entry['frames'] == 4
-      assert colours[4:8] == b'ftyp'
+      assert (entry['frames'], colours[4:8]) == (4, b'ftyp')
     else:
-      picture = cv2.imdecode(np.frombuffer(colours, np.uint8), -1)
-      assert picture.shape == (48, 64, 3)
+      assert decode(colours).shape == (48, 64, 3)
 
 
 @pytest.mark.long
 def test_a_run_with_such_names_everywhere(run_script, tmp_path):
-  data = tmp_path / os.fsdecode(b'[data] $x$ \xdf')
+  data, workdir = tmp_path / ODD, tmp_path / WORKDIR
   for seed, split in enumerate(('train', 'val')):
     write_pictures(data / 'images' / split, '.jpg', seed)
-    write_pictures(data / 'masks' / split, seed=seed, masks=True)
+    write_pictures(data / 'masks' / split, seed=seed)
   classes = ['[void]', 'road [/red]', '\u80cc\u666f <b>']
   (data / 'classes.txt').write_text('\n'.join(classes), 'utf-8')
-  workdir = tmp_path / os.fsdecode(b'[run] \\ \xe4')
-  values = {
-    'data.data_dir': data,
-    'train.total_steps': 1,
-    'train.eval_steps': 1,
-    'train.checkpoint_steps': 1,
-    'eval.overlays': 20,
-    'eval.report_images': 20,
-  }
+  steps = 'train.total_steps', 'train.eval_steps', 'train.checkpoint_steps'
+  values = dict.fromkeys(steps, 1) | {'data.data_dir': data}
+  values |= {'eval.overlays': 20, 'eval.report_images': 20}
   flags = ('--config', 'configs/folder.py:mini', *small_flags(values))
-  ascii_only = {'PYTHONIOENCODING': 'ascii'}
 
   def run(*command):
+    ascii_only = {'PYTHONIOENCODING': 'ascii'}
     return run_script(*command, environment=ascii_only).stdout
 
   words = (*flags[:2], f'--config.data.data_dir={data}', '--out', data / 'out')
@@ -110,20 +86,18 @@ def test_a_run_with_such_names_everywhere(run_script, tmp_path):
   told = run('eval.py', *flags, '--workdir', workdir)
   assert all(ascii(name)[1:-1] in told for name in classes)
   (out,) = (workdir / 'eval').iterdir()
-  names = sorted(x.stem for x in (out / 'overlays').iterdir())
-  assert names == sorted(as_names(*STEMS))
+  assert {x.stem for x in (out / 'overlays').iterdir()} == {*STEMS}
   page = (out / 'report.html').read_text('utf-8')
   assert re.search(r'stra\\udcdfe.*&lt;i&gt;&amp;lt;', page, re.S)
   told = run('export.py', '--weights', workdir, '--out', data / 'ex')
   assert 'agree with the checkpoint' in told
 
 
-@pytest.mark.parametrize(
-  ('name', 'is_cached'), [(b'[c] \\ *', True), (b'stra\xdfe', False)]
-)
-def test_programs_are_cached_where_xla_can_write(
-  tmp_path, monkeypatch, name, is_cached
-):
+CACHED = {b'[c] \\ *': True, b'stra\xdfe': False}
+
+
+@pytest.mark.parametrize(('name', 'cached'), CACHED.items())
+def test_programs_are_cached_where_xla_can(tmp_path, monkeypatch, name, cached):
   before = jax.config.jax_compilation_cache_dir
   folder = tmp_path / os.fsdecode(name)
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(folder))
@@ -131,6 +105,6 @@ def test_programs_are_cached_where_xla_can_write(
     assert runtime.enable_compile_cache() == folder
     assert jax.jit(lambda x: x * 3 + len(name))(2) == 6 + len(name)
     used = jax.config.jax_compilation_cache_dir
-    assert used == (str(folder) if is_cached else None)
+    assert used == (str(folder) if cached else None)
   finally:
     jax.config.update('jax_compilation_cache_dir', before)

@@ -2,9 +2,9 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
+from hosts import ROOT
 from lengths import others_long
 from small import RUN
 
@@ -12,35 +12,25 @@ from resnest_jax.config import load_config
 from resnest_jax.labels import ADE20K, CITYSCAPES
 from resnest_jax.training.loop import train
 
-FOLDER = Path(__file__).parent.parent / 'configs'
-ROWS = sorted(
-  f.stem for f in FOLDER.glob('*.py') if f.stem not in ('common', 'folder')
-)
+FOLDER = ROOT / 'configs'
+ROWS = sorted(path.stem for path in FOLDER.glob('*_*.py'))
 # One of them in another way; test_train.py trains ade20k_pspnet.
 VARIED = 'cityscapes_fcn'
-VARIATION = {
-  'train.batch_size': 8,
-  'train.micro_batch_size': 4,
-  'train.remat': 'blocks',
-  'train.ema_decay': 0.9,
-}
+VARIATION = {'train.batch_size': 8, 'train.micro_batch_size': 4}
+VARIATION |= {'train.remat': 'blocks', 'train.ema_decay': 0.9}
 
 
 @pytest.mark.parametrize('row', others_long(ROWS, VARIED))
-def test_three_steps_and_an_evaluation(
-  row, mini_data_dir, mini_cityscapes_data_dir, tmp_path, capsys
-):
-  data_dir, labels = {
-    'ade20k': (mini_data_dir, ADE20K),
-    'cityscapes': (mini_cityscapes_data_dir, CITYSCAPES),
-  }[row.partition('_')[0]]
+def test_three_steps_and_an_evaluation(row, request, tmp_path, capsys):
+  ade20k = row.startswith('ade20k')
+  labels = ADE20K if ade20k else CITYSCAPES
+  data = 'mini_data_dir' if ade20k else 'mini_cityscapes_data_dir'
   overrides = RUN | (VARIATION if row == VARIED else {})
   overrides |= {'train.total_steps': 3, 'train.log_steps': 1}
-  overrides['data.data_dir'] = str(data_dir)
+  overrides['data.data_dir'] = str(request.getfixturevalue(data))
   train(load_config(FOLDER / f'{row}.py:mini', overrides), tmp_path)
 
-  lines = (tmp_path / 'log.jsonl').read_text().splitlines()
-  log = [json.loads(line) for line in lines]
+  log = [*map(json.loads, (tmp_path / 'log.jsonl').read_text().splitlines())]
   losses = {line['step']: line for line in log if 'loss' in line}
   assert list(losses) == [1, 2, 3]
   # It begins with every class as likely as any other; the auxiliary head's
@@ -51,8 +41,7 @@ def test_three_steps_and_an_evaluation(
   assert all(math.isfinite(line['loss']) for line in losses.values())
   (scores,) = (line for line in log if 'mIoU' in line)
   assert 0 <= scores['mIoU'] <= scores['aAcc'] <= 1
-  about = tmp_path / 'checkpoints' / '3' / 'about' / 'metadata'
-  about = json.loads(about.read_text())
-  assert tuple(about['classes']) == labels.classes
+  about = (tmp_path / 'checkpoints/3/about/metadata').read_text()
+  assert tuple(json.loads(about)['classes']) == labels.classes
   if row == VARIED:
     assert 'in 2 x 4 images: batch norm has' in capsys.readouterr().out

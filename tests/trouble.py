@@ -2,14 +2,15 @@
 
 import contextlib
 import ctypes
-import os
 import resource
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-PR_CAPBSET_DROP = 24
+from hosts import start
+
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 
 
@@ -66,13 +67,6 @@ def small_files(size: int = 1024) -> Iterator[None]:
     limit_files(0, None)
 
 
-def obey_permissions() -> None:
-  """In a new process, before exec: permissions bind root as they do others."""
-  prctl = ctypes.CDLL(None).prctl
-  for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
-    assert not prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) or os.geteuid()
-
-
 @contextlib.contextmanager
 def obeying_permissions() -> Iterator[None]:
   """In this thread, permissions bind root as they do others."""
@@ -88,3 +82,16 @@ def obeying_permissions() -> Iterator[None]:
   finally:
     sets[0] = before
     assert libc.capset(header, sets) == 0
+
+
+def kill_while_emptied(folder: Path, *command: object) -> None:
+  """Fills the folder, runs `python COMMAND` and kills it while files go."""
+  names = [folder / f'{i:05}' for i in range(20_000)]  # That takes a while.
+  for name in names:
+    name.touch()
+  with start(*command, devices=1) as process:
+    while names[0].exists() and names[-1].exists():
+      assert process.poll() is None
+      time.sleep(0.0005)
+    process.kill()
+  assert not folder.exists()
