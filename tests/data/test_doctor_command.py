@@ -1,25 +1,23 @@
 """The doctor as users meet it: the command, real files, before a training."""
 
 import json
-import re
 import shutil
 
 import cv2
 import numpy as np
 import pytest
+from data.garden import COLOURS, wide, with_palette
+from data.small_archives import encode
 from PIL import Image
 from small import MINI as CONFIG
 from trouble import small_files
 
 from resnest_jax import drawing
 from resnest_jax.checkpoints.store import has_checkpoint
-from resnest_jax.config import load_config
-from resnest_jax.data.datasets import open_data
+from resnest_jax.data.datasets import open_split
 from resnest_jax.data.doctor import examine
 from resnest_jax.data.doctor.__main__ import main
-from resnest_jax.data.doctor.rules import diagnose
 from resnest_jax.errors import UserError
-from resnest_jax.labels import CITYSCAPES
 from resnest_jax.training.loop import train
 
 
@@ -39,15 +37,6 @@ def run(call, mini_data_dir, capsys):
   return run
 
 
-def config_of(data_dir, config=CONFIG, **overrides):
-  return load_config(config, {'data.data_dir': str(data_dir), **overrides})
-
-
-def splits_of(config):
-  other = 'val' if config.data.name == 'folder' else 'validation'
-  return [open_data(config.data, name) for name in ('train', other)]
-
-
 # ---- The command -----------------------------------------------------------
 
 
@@ -62,9 +51,9 @@ def test_clean_data(run_script, mini_data_dir, tmp_path):
   assert 'classes do not occur in these 24 samples' in process.stdout
   content = json.loads((tmp_path / 'doctor.json').read_text())
   assert content['findings'] == []
-  split, _ = splits_of(config_of(mini_data_dir))
   facts = content['splits']['train']
   assert facts['seen'] == facts['samples'] == 24
+  split = open_split('ade20k_mini', mini_data_dir, 'train')
   sky = sum((sample['label'] == 2).any() for sample in split)
   assert facts['classes'][2]['images'] == sky
   # Eight samples of each split, two in a row of 4 x (320 + 12) + 3 x 12.
@@ -110,59 +99,21 @@ def test_a_report_is_replaced_and_other_files_are_not(run, tmp_path):
   assert report.read_text() == '{"mine": 1}'
 
 
-# ---- Real files ------------------------------------------------------------
-
-
 def test_findings_are_printed_where_the_report_cannot_be_written(
-  call, mini_data_dir, tmp_path, capsys
+  run, tmp_path, capsys
 ):
-  given = '--config', CONFIG, f'--config.data.data_dir={mini_data_dir}'
-  with (
-    small_files(),
-    pytest.raises(UserError, match=r'cannot write .*too large .*doctor\.json'),
-  ):
-    call(main, *given, '--samples', '2', '--out', tmp_path)
+  too_large = r'cannot write .*too large .*doctor\.json'
+  with small_files(), pytest.raises(UserError, match=too_large):
+    run('--samples', '2', '--out', tmp_path)
   assert '2 of 24 samples of train' in capsys.readouterr().out
   (tmp_path / 'file').touch()
-  with pytest.raises(
-    UserError, match=r'cannot write .*File exists.*another fo'
-  ):
-    call(main, *given, '--out', tmp_path / 'file')
+  no_folder = r'cannot write .*File exists.*another fo'
+  with pytest.raises(UserError, match=no_folder):
+    run('--out', tmp_path / 'file')
   assert capsys.readouterr().out == ''
 
 
-@pytest.fixture
-def folder(mini_cityscapes_data_dir, tmp_path):
-  """Streets in folders of files, eight for training, two for evaluation."""
-  streets = config_of(
-    mini_cityscapes_data_dir, 'configs/cityscapes_fcn.py:mini'
-  )
-  for source, split, number in zip(
-    splits_of(streets), ('train', 'val'), (8, 2), strict=True
-  ):
-    for part in ('images', 'masks'):
-      (tmp_path / part / split).mkdir(parents=True)
-    for i in range(number):
-      image = source[i]['image'][..., ::-1]
-      cv2.imwrite(f'{tmp_path}/images/{split}/{i}.jpg', image)
-      cv2.imwrite(f'{tmp_path}/masks/{split}/{i}.png', source[i]['label'])
-  text = '\n'.join(
-    f'{i}: {name} {" ".join(map(str, colour))}'
-    for i, (name, colour) in enumerate(
-      zip(CITYSCAPES.classes, CITYSCAPES.palette, strict=True)
-    )
-  )
-  (tmp_path / 'classes.txt').write_text(text)
-  return tmp_path
-
-
-def folder_config(folder, **overrides):
-  return config_of(folder, 'configs/folder.py:mini', **overrides)
-
-
-def found_in(folder):
-  config = folder_config(folder)
-  return diagnose(examine.examine(config, splits_of(config)))
+# ---- Real files ------------------------------------------------------------
 
 
 def cut(path, share=0.5):
@@ -170,97 +121,50 @@ def cut(path, share=0.5):
   path.write_bytes(content[: int(len(content) * share)])
 
 
-def test_files_that_are_cut_off(folder):
-  assert found_in(folder) == []
-  images, masks = folder / 'images' / 'train', folder / 'masks' / 'train'
-  cut(images / '1.jpg', 0.98)
-  cut(masks / '3.png')
-  cut(masks / '5.png', 0)
-  (found,) = found_in(folder)
-  bad = images / '1.jpg', masks / '3.png', masks / '5.png'
+def test_files_that_are_cut_off(garden):
+  assert garden.found() == {}
+  bad = garden.image('train/1'), garden.mask('train/2'), garden.mask('train/3')
+  for path, share in zip(bad, (0.98, 0.5, 0), strict=True):
+    cut(path, share)
+  (found,) = garden.diagnoses()
   for sample, path in zip(found.finding.samples, bad, strict=True):
     assert sample.startswith(f'{path} cannot be decoded')
 
 
-def read(path):
-  return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-
-
-def change_mask(change):
-  def spoil(folder):
-    path = folder / 'masks/train/4.png'
-    cv2.imwrite(str(path), change(read(path)))
-
-  return spoil
-
-
-def with_palette(palette):
-  def spoil(folder):
-    path = folder / 'masks/train/4.png'
-    indexed = Image.open(path).convert('P')
-    indexed.putpalette(palette.tolist())
-    indexed.save(path)
-
-  return spoil
-
-
-def rotate(folder):
-  path = folder / 'images/train/4.jpg'
-  picture = Image.open(path)
-  exif = picture.getexif()
-  exif[0x0112] = 6  # Orientation: to be turned by 90 degrees.
-  picture.save(path, exif=exif)
-
-
-OTHER = np.random.default_rng(0).integers(0, 256, 768)
-CITY = np.pad(CITYSCAPES.palette, ((0, 237), (0, 0))).ravel()
 TO_IDS = (
   'palette2id --masks {0}/masks --classes {0}/classes.txt --out {0}/masks_ids'
 )
 
 
 @pytest.mark.parametrize(
-  ('spoil', 'rule', 'remedy'),
+  ('encoded', 'rule', 'remedy'),
   [
-    (change_mask(np.uint16), 'mask_depth', f'{TO_IDS} --indices\n'),
-    (with_palette(CITY), 'colour_masks', f'{TO_IDS}\n'),
-    (with_palette(OTHER), 'colour_masks', f'{TO_IDS} --indices\n'),
-    (rotate, 'size_mismatch', 'In 1 the camera noted a rotation'),
-    (change_mask(np.transpose), 'size_mismatch', 'In 1 the mask is transposed'),
+    (wide, 'mask_depth', f'{TO_IDS} --indices\n'),
+    (with_palette(COLOURS), 'colour_masks', f'{TO_IDS}\n'),
+    (
+      with_palette(COLOURS + np.uint8(9)),
+      'colour_masks',
+      f'{TO_IDS} --indices\n',
+    ),
+    (None, 'size_mismatch', 'In 1 the camera noted a rotation'),
+    (lambda ids: encode(ids.T), 'size_mismatch', 'In 1 the mask is transposed'),
   ],
 )
-def test_file_of_another_kind(folder, spoil, rule, remedy):
+def test_file_of_another_kind(garden, encoded, rule, remedy):
   """Remedies name the project's own means and real paths."""
-  spoil(folder)
-  (found,) = found_in(folder)
-  assert found.split == 'train'
-  assert (found.rule.name, found.finding.samples) == (rule, ('4',))
-  assert remedy.format(folder) in found.finding.remedy
-  other = 'transposed' if spoil is rotate else 'auto-orient'
+  if encoded:
+    garden.write(encoded, 'train/2')
+  else:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: to be turned by 90 degrees.
+    path = garden.image('train/2')
+    Image.open(path).save(path, exif=exif)
+  (found,) = garden.diagnoses()
+  assert (found.split, found.rule.name) == ('train', rule)
+  assert found.finding.samples == ('2',)
+  assert remedy.format(garden.root) in found.finding.remedy
+  other = 'auto-orient' if encoded else 'transposed'
   assert other not in found.finding.remedy
-
-
-def test_remedy_for_classes_that_are_stretched_helps(folder):
-  for path in (folder / 'masks').rglob('*.png'):
-    cv2.imwrite(str(path), np.uint8(read(path) == 0) * 255)
-  (folder / 'classes.txt').write_text('background\nleaf\n')
-  found = found_in(folder)
-  assert {d.rule.name for d in found} == {'stretched_masks'}
-  first, *lines = found[0].finding.remedy.splitlines()
-  assert f'{folder}/classes.txt' in first
-  lines = [line.strip() for line in lines]
-  assert lines == ['0: background', '255: leaf']
-  (folder / 'classes.txt').write_text('\n'.join(lines))
-  assert not [d for d in found_in(folder) if d.rule.severity == 'error']
-
-
-def test_value_that_the_classes_file_does_not_have(folder):
-  text = (folder / 'classes.txt').read_text()
-  (folder / 'classes.txt').write_text(re.sub('10: sky.*\n', '', text))
-  found = found_in(folder)
-  assert [d.rule.name for d in found] == ['unknown_values'] * 2
-  assert 'that no class has: 10, on' in found[0].finding.what
-  assert '"10: name"' in found[0].finding.remedy
 
 
 # ---- Before a training -----------------------------------------------------
@@ -268,70 +172,69 @@ def test_value_that_the_classes_file_does_not_have(folder):
 
 def test_errors_stop_a_training(run_script, damaged_dir, tmp_path):
   data_dir = f'--config.data.data_dir={damaged_dir}'
-  process = run_script(
-    *('train.py', '--config', CONFIG, data_dir, '--workdir', tmp_path),
-    status=1,
-  )
-  assert process.stderr.startswith('error: the label doctor found errors')
-  assert 'Traceback' not in process.stderr
-  assert 'error: unreadable (train)' in process.stderr
+  command = 'train.py', '--config', CONFIG, data_dir, '--workdir', tmp_path
+  error = run_script(*command, status=1).stderr
+  assert error.startswith('error: the label doctor found errors')
+  assert 'Traceback' not in error
+  assert 'error: unreadable (train)' in error
   assert (tmp_path / 'doctor.json').exists()
   # It may begin again, with other flags as well.
   assert not has_checkpoint(tmp_path)
 
 
-def refusal(folder, **overrides):
+def refusal(garden, **overrides):
   """What the doctor says before a training, '' if it lets it begin."""
-  config = folder_config(folder, **overrides)
+  garden.overrides = overrides
   try:
-    examine.check_before_training(config, splits_of(config), folder / 'run')
+    examine.check_before_training(*garden.splits(), garden.root / 'run')
   except UserError as error:
     return str(error)
   return ''
 
 
-def test_warnings_do_not_stop_a_training(folder, capsys):
-  shutil.copy(folder / 'images/val/0.jpg', folder / 'images/val/1.jpg')
-  assert refusal(folder) == ''
+def test_warnings_do_not_stop_a_training(garden, capsys):
+  shutil.copy(garden.image('val/4'), garden.image('val/5'))
+  assert refusal(garden) == ''
   out = capsys.readouterr().out
-  assert '8 of 8 samples of train and 2 of 2 samples of val: 1 warning (' in out
+  assert '4 of 4 samples of train and 2 of 2 samples of val: 1 warning (' in out
   assert 'warning: duplicates (val)' in out
 
 
-def test_number_of_samples_before_a_training(folder, capsys):
-  assert refusal(folder, **{'data.doctor_samples': 0}) == ''
+def test_number_of_samples_before_a_training(garden, capsys):
+  assert refusal(garden, **{'data.doctor_samples': 0}) == ''
   assert capsys.readouterr().out == ''
-  assert not (folder / 'run').exists()
-  refusal(folder, **{'data.doctor_samples': 1})
-  assert '1 of 8 samples of train and 1 of 2' in capsys.readouterr().out
+  assert not (garden.root / 'run').exists()
+  refusal(garden, **{'data.doctor_samples': 1})
+  assert '1 of 4 samples of train and 1 of 2' in capsys.readouterr().out
 
 
-def test_samples_that_training_may_skip(folder, capsys):
+def test_samples_that_training_may_skip(garden, capsys):
   skip = '--config.data.skip_unreadable=true'
-  cut(folder / 'images' / 'train' / '1.jpg')
-  assert refusal(folder).endswith(f'cannot be read: {skip}')
+  cut(garden.image('train/1'))
+  assert refusal(garden).endswith(f'cannot be read: {skip}')
   # Other errors are not skipped.
-  other = refusal(folder, **{'model.num_classes': 5})
+  other = refusal(garden, **{'model.num_classes': 5})
   assert 'nevertheless' in other
   assert other.endswith('doctor_samples=0')
   skipping = {'data.skip_unreadable': 'true'}
   capsys.readouterr()
-  assert refusal(folder, **skipping) == ''
+  assert refusal(garden, **skipping) == ''
   assert 'error: unreadable (train)' in capsys.readouterr().out
-  cut(folder / 'images' / 'val' / '1.jpg')  # Evaluation skips nothing.
-  error = refusal(folder, **skipping)
+  cut(garden.image('val/5'))  # Evaluation skips nothing.
+  error = refusal(garden, **skipping)
   assert 'error: unreadable (val)' in error
   assert 'Samples of val must be repaired' in error
   assert 'skip_unreadable' not in error
 
 
-def test_training_starts_again_after_an_error_of_the_doctor(folder, tmp_path):
+def test_training_starts_again_after_an_error_of_the_doctor(garden):
   """In the same process, as in a notebook, which keeps the error."""
-  cut(folder / 'images' / 'train' / '1.jpg')
+  cut(garden.image('train/1'))
+  config = garden.splits()[0]
   errors = []
   for _ in range(2):  # The second would find that another process trains.
     with pytest.raises(UserError, match='error: unreadable') as error:
-      train(folder_config(folder), tmp_path / 'run')
+      train(config, garden.root / 'run')
     errors.append(error)
 
 
