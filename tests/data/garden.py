@@ -4,10 +4,8 @@ import re
 import shlex
 
 import numpy as np
-from data.pictures import grey_png, saved
 from data.small_archives import encode
 from numpy.testing import assert_equal
-from PIL import Image
 
 from resnest_jax.config import load_config
 from resnest_jax.data.datasets import open_data
@@ -118,25 +116,5 @@ class Garden:
     self.classes(shown.replace('\n  ', '\n').strip())
 
 
-def few_bits(ids, bits):
-  """A grey PNG of 1, 2 or 4 bits, which neither OpenCV nor Pillow writes."""
-  planes = np.unpackbits(np.uint8(ids)[..., None], axis=-1)[..., 8 - bits :]
-  rows = np.packbits(planes.reshape(len(ids), -1), axis=-1)
-  return grey_png(*ids.shape, bits, np.pad(rows, ((0, 0), (1, 0))).tobytes())
-
-
-def with_palette(colours):
-  def encoded(ids):
-    picture = Image.fromarray(ids).convert('P')
-    picture.putpalette(np.asarray(colours).ravel().tolist())
-    return saved('PNG', picture)
-
-  return encoded
-
-
 def rgb(ids):
   return encode(COLOURS[ids][..., ::-1])
-
-
-def wide(ids):
-  return encode(np.uint16(ids))

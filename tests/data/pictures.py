@@ -81,6 +81,22 @@ def png_bomb(height, width, rows=None):
   return grey_png(height, width, 1, bytes(rows * (1 + -(-width // 8))))
 
 
+def few_bits(ids, bits):
+  """A grey PNG of 1, 2 or 4 bits, which neither OpenCV nor Pillow writes."""
+  planes = np.unpackbits(np.uint8(ids)[..., None], axis=-1)[..., 8 - bits :]
+  rows = np.packbits(planes.reshape(len(ids), -1), axis=-1)
+  return grey_png(*ids.shape, bits, np.pad(rows, ((0, 0), (1, 0))).tobytes())
+
+
+def with_palette(colours):
+  def encoded(ids):
+    picture = Image.fromarray(ids).convert('P')
+    picture.putpalette(np.asarray(colours).ravel().tolist())
+    return saved('PNG', picture)
+
+  return encoded
+
+
 def claiming(height, width):
   """Small files of each kind whose headers have this size, by kind."""
   most = [min(x, 65500) for x in (height, width)]

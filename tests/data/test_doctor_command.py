@@ -6,9 +6,6 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from data.garden import COLOURS, wide, with_palette
-from data.small_archives import encode
-from PIL import Image
 from small import MINI as CONFIG
 from trouble import small_files
 
@@ -129,42 +126,6 @@ def test_files_that_are_cut_off(garden):
   (found,) = garden.diagnoses()
   for sample, path in zip(found.finding.samples, bad, strict=True):
     assert sample.startswith(f'{path} cannot be decoded')
-
-
-TO_IDS = (
-  'palette2id --masks {0}/masks --classes {0}/classes.txt --out {0}/masks_ids'
-)
-
-
-@pytest.mark.parametrize(
-  ('encoded', 'rule', 'remedy'),
-  [
-    (wide, 'mask_depth', f'{TO_IDS} --indices\n'),
-    (with_palette(COLOURS), 'colour_masks', f'{TO_IDS}\n'),
-    (
-      with_palette(COLOURS + np.uint8(9)),
-      'colour_masks',
-      f'{TO_IDS} --indices\n',
-    ),
-    (None, 'size_mismatch', 'In 1 the camera noted a rotation'),
-    (lambda ids: encode(ids.T), 'size_mismatch', 'In 1 the mask is transposed'),
-  ],
-)
-def test_file_of_another_kind(garden, encoded, rule, remedy):
-  """Remedies name the project's own means and real paths."""
-  if encoded:
-    garden.write(encoded, 'train/2')
-  else:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # Orientation: to be turned by 90 degrees.
-    path = garden.image('train/2')
-    Image.open(path).save(path, exif=exif)
-  (found,) = garden.diagnoses()
-  assert (found.split, found.rule.name) == ('train', rule)
-  assert found.finding.samples == ('2',)
-  assert remedy.format(garden.root) in found.finding.remedy
-  other = 'auto-orient' if encoded else 'transposed'
-  assert other not in found.finding.remedy
 
 
 # ---- Before a training -----------------------------------------------------

@@ -8,17 +8,8 @@ import re
 import cv2
 import numpy as np
 import pytest
-from data.garden import (
-  BLACK_AND_WHITE,
-  CLASSES,
-  COLOURS,
-  CONFIG,
-  few_bits,
-  rgb,
-  wide,
-  with_palette,
-)
-from data.pictures import saved, tiff
+from data.garden import BLACK_AND_WHITE, CLASSES, COLOURS, CONFIG, rgb
+from data.pictures import few_bits, saved, tiff, with_palette
 from data.small_archives import encode
 from numpy.testing import assert_equal
 from PIL import Image
@@ -27,6 +18,10 @@ from small import RUN, small_flags
 from resnest_jax.errors import UserError
 
 # ---- Files of many kinds ----------------------------------------------------
+
+
+def wide(ids):
+  return encode(np.uint16(ids))
 
 
 def grey_in_colour(ids):
@@ -62,6 +57,8 @@ def test_the_command_of_a_remedy_leads_to_a_training(garden, encoded, rule):
   garden.write(encoded)
   (found,) = garden.found().values()
   assert garden.errors() == {rule}
+  folders = '--masks {0}/masks --classes {0}/classes.txt --out {0}/masks_ids'
+  assert f'palette2id {folders.format(garden.root)}' in found.remedy
   garden.obey(found.remedy)
   garden.check()
 
@@ -116,6 +113,23 @@ def test_masks_that_are_jpegs_within(garden):
   (found,) = garden.found().values()
   assert 'is not a PNG but JPEG' in found.what
   assert 'write the originals as PNG' in found.remedy
+
+
+def test_masks_of_other_sizes_may_be_turned(garden):
+  garden.write(lambda ids: encode(ids.T), 'train/2')
+  found = garden.found()['size_mismatch']
+  assert found.samples == ('2',)
+  assert 'In 1 the mask is transposed' in found.remedy
+  assert 'auto-orient' not in found.remedy
+  garden.write(encode)
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Orientation: to be turned by 90 degrees.
+  path = garden.image('train/2')
+  Image.open(path).save(path, exif=exif)
+  found = garden.found()['size_mismatch']
+  assert found.samples == ('2',)
+  assert 'In 1 the camera noted a rotation' in found.remedy
+  assert 'transposed' not in found.remedy
 
 
 @pytest.mark.parametrize('lists', [False, True])
