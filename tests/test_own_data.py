@@ -55,8 +55,8 @@ def own_split(folder, name):
 
 
 @pytest.fixture(scope='module')
-def garden(tmp_path_factory):
-  """The folder, after the last command, and what the commands have printed."""
+def folder(tmp_path_factory):
+  """After the last command; what all have printed is in the file `said`."""
   folder = tmp_path_factory.mktemp('garden')
   samples = [f'{"bed/" if i % 2 else ""}{i}' for i in range(12)]
   garden = Garden(folder / 'mydata', samples)
@@ -65,14 +65,13 @@ def garden(tmp_path_factory):
   (folder / 'mydata' / 'masks').rename(folder / 'mydata' / 'coloured')
   (folder / 'configs').symlink_to(ROOT / 'configs')
   shutil.copytree(folder / 'mydata/images/bed', folder / 'new_photographs')
-  said = ''
-  with inside(folder) as monkeypatch:
+  with inside(folder) as monkeypatch, (folder / 'said').open('w') as said:
     for command in COMMANDS:
       if ' train.py ' in command:  # Cuts off a photograph.
         path = Path(own_split(folder, 'train').pairs[0].image)
         path.write_bytes(path.read_bytes()[:-100])
-      said += run_trial(command, monkeypatch)
-  return folder, said
+      said.write(run_trial(command, monkeypatch))
+  return folder
 
 
 def test_its_classes_files_can_be_read(tmp_path):
@@ -94,20 +93,18 @@ def test_its_flags_are_keys_and_the_defaults_are_those():
   assert load_config(FOLDER, dict(defaults)) == load_config(FOLDER)
 
 
-def test_the_doctor_finds_nothing(garden):
-  folder, _ = garden
+def test_the_doctor_finds_nothing(folder):
   report = json.loads((folder / 'doctor' / 'doctor.json').read_text())
   assert report['findings'] == []
 
 
-def test_training_says_which_photograph_it_leaves_out(garden):
-  folder, said = garden
+def test_training_says_which_photograph_it_leaves_out(folder):
   name = Path(own_split(folder, 'train').pairs[0].image).name
+  said = (folder / 'said').read_text()
   assert re.search(rf'unreadable sample.*{name}.*cannot be decoded', said)
 
 
-def test_scores_are_of_the_drawn_split(garden):
-  folder, _ = garden
+def test_scores_are_of_the_drawn_split(folder):
   (path,) = folder.glob('runs/own/eval/4-val/metrics.json')
   result = json.loads(path.read_text())
   assert [entry['class'] for entry in result['per_class']] == list(NAMES)
@@ -117,8 +114,7 @@ def test_scores_are_of_the_drawn_split(garden):
   assert pixels == np.bincount(labels, minlength=3).tolist()
 
 
-def test_predictions_and_weights_have_the_classes_and_colours(garden):
-  folder, _ = garden
+def test_predictions_and_weights_have_the_classes_and_colours(folder):
   listed = read_classes(folder / 'predictions' / 'classes.json').labels
   weights = load_weights(folder / 'weights' / 'own')
   for found in (listed, weights):
@@ -131,9 +127,8 @@ def test_predictions_and_weights_have_the_classes_and_colours(garden):
     assert predicted.max() < 3
 
 
-def test_a_run_is_not_scored_with_other_classes(garden):
+def test_a_run_is_not_scored_with_other_classes(folder):
   """Renamed or reordered ones would turn a score into another."""
-  folder, _ = garden
   (folder / 'mydata' / 'other.txt').write_text('\n'.join(NAMES[::-1]))
   (command,) = (x for x in COMMANDS if ' eval.py ' in x)
   flag = '--config.data.folder.classes=other.txt'

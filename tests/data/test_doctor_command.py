@@ -1,11 +1,14 @@
 """The doctor as users meet it: the command, real files, before a training."""
 
 import json
+import re
 import shutil
 
 import cv2
 import numpy as np
 import pytest
+from data.garden import BLACK_AND_WHITE
+from data.pictures import few_bits
 from small import MINI as CONFIG
 from trouble import small_files
 
@@ -20,16 +23,11 @@ from resnest_jax.training.loop import train
 
 @pytest.fixture
 def run(call, mini_data_dir, capsys):
-  """`run('--out', ...)`: the exit status and what the command prints."""
+  """`run('--out', ...)`: what the command prints."""
 
   def run(*flags, data_dir=mini_data_dir):
-    status = 0
-    try:
-      data_dir = f'--config.data.data_dir={data_dir}'
-      call(main, '--config', CONFIG, data_dir, *flags)
-    except SystemExit as end:
-      status = end.code
-    return status, capsys.readouterr().out
+    call(main, '--config', CONFIG, f'--config.data.data_dir={data_dir}', *flags)
+    return capsys.readouterr().out
 
   return run
 
@@ -57,9 +55,10 @@ def test_clean_data(run_script, mini_data_dir, tmp_path):
   assert cv2.imread(str(tmp_path / 'doctor.png')).shape[1] == 1364
 
 
-def test_damaged_records(run, damaged_dir, tmp_path):
-  status, out = run('--out', tmp_path, data_dir=damaged_dir)
-  assert status == 1
+def test_damaged_records(run, damaged_dir, tmp_path, capsys):
+  with pytest.raises(SystemExit, match='1'):
+    run('--out', tmp_path, data_dir=damaged_dir)
+  out = capsys.readouterr().out
   assert 'error: unreadable (train)\n' in out
   assert 'python -m resnest_jax.data.prepare ade20k_mini' in out
   (finding,) = json.loads((tmp_path / 'doctor.json').read_text())['findings']
@@ -68,8 +67,7 @@ def test_damaged_records(run, damaged_dir, tmp_path):
 
 
 def test_some_samples_of_one_split(run):
-  status, out = run('--split', 'validation', '--samples', '3')
-  assert status == 0
+  out = run('--split', 'validation', '--samples', '3')
   assert out.splitlines()[-1] == '3 of 8 samples of validation: nothing wrong'
 
 
@@ -87,7 +85,7 @@ def test_a_report_is_replaced_and_other_files_are_not(run, tmp_path):
   out = tmp_path / 'new' / 'folder'
   report = out / 'doctor.json'
   for number in (2, 3):
-    assert run('--out', out, '--samples', number)[0] == 0
+    run('--out', out, '--samples', number)
     content = json.loads(report.read_text())
     assert content['splits']['train']['seen'] == number
   report.write_text('{"mine": 1}')
@@ -151,6 +149,18 @@ def refusal(garden, **overrides):
   except UserError as error:
     return str(error)
   return ''
+
+
+def test_a_training_begins_after_the_remedy(garden, capsys):
+  garden.classes(BLACK_AND_WHITE)
+  garden.write(lambda ids: few_bits(ids > 0, 1))
+  text = refusal(garden)
+  assert 'error: mask_depth (train)' in text
+  assert 'nevertheless' not in text
+  remedy = re.search('What to do: (.*?masks_ids[.])', text, re.DOTALL)[1]
+  garden.obey(remedy)
+  assert refusal(garden, **garden.overrides) == ''
+  assert 'nothing wrong' in capsys.readouterr().out
 
 
 def test_warnings_do_not_stop_a_training(garden, capsys):

@@ -8,12 +8,11 @@ import re
 import cv2
 import numpy as np
 import pytest
-from data.garden import BLACK_AND_WHITE, CLASSES, COLOURS, CONFIG, rgb
+from data.garden import BLACK_AND_WHITE, CLASSES, COLOURS, rgb
 from data.pictures import few_bits, saved, tiff, with_palette
 from data.small_archives import encode
 from numpy.testing import assert_equal
 from PIL import Image
-from small import RUN, small_flags
 
 from resnest_jax.errors import UserError
 
@@ -232,24 +231,19 @@ def test_a_class_of_255_is_not_for_unknown_pixels(garden):
 
 
 VALUED = '0: background\n1: leaf\n{}: name'
-OF_ALL = ', with a value in all lines ("0: background", ...)'
+COMMENTED = CLASSES.replace('\n', '\n# \n')
 
 
-@pytest.mark.parametrize(
-  ('classes', 'more'),
-  [
-    (CLASSES, OF_ALL),
-    (CLASSES.replace('\n', '\n# \n'), OF_ALL),
-    (VALUED.format(2), ''),
-  ],
-)
-def test_a_value_gets_a_class(garden, classes, more):
+@pytest.mark.parametrize('classes', [CLASSES, COMMENTED, VALUED.format(2)])
+def test_a_value_gets_a_class(garden, classes):
   garden.classes(classes)
   garden.write(lambda ids: encode(np.where(ids == 2, 77, ids)))
   found = [d.finding for d in garden.diagnoses()]
   with pytest.raises(UserError) as error:
     garden.labels()
-  line = f'"77: name"{more}'
+  line = '"77: name"'
+  if classes != VALUED.format(2):
+    line += ', with a value in all lines ("0: background", ...)'
   assert len(found) == 2
   assert 'that no class has: 77, on' in found[0].what
   assert line in found[0].remedy
@@ -451,16 +445,11 @@ def test_images_of_more_bits(garden, bits, bands):
   assert np.abs(np.flip(images, -1) - np.int_(expected)).max() < 25
 
 
+CHANNELS = {'.png': (3, 4), '.tif': (1, 4), '.webp': (4,), '.bmp': (4,)}
+
+
 @pytest.mark.parametrize(
-  ('ending', 'channels'),
-  [
-    ('.png', 4),
-    ('.tif', 4),
-    ('.webp', 4),
-    ('.bmp', 4),
-    ('.png', 3),
-    ('.tif', 1),
-  ],
+  ('ending', 'channels'), [(x, y) for x in CHANNELS for y in CHANNELS[x]]
 )
 def test_channels_that_are_not_used(garden, ending, channels):
   for path in map(garden.image, garden.ids):
@@ -473,22 +462,3 @@ def test_channels_that_are_not_used(garden, ending, channels):
   assert set(found) == ({'image_channels'} if channels == 4 else set())
   for finding in found.values():
     assert '4 channels, of which the first 3 are used' in finding.what
-
-
-# ---- The whole way ----------------------------------------------------------
-
-
-@pytest.mark.long
-def test_training_starts_after_the_remedy(garden, run_script):
-  garden.classes(BLACK_AND_WHITE)
-  garden.write(lambda ids: few_bits(ids > 0, 1))
-  command = ['train.py', '--config', CONFIG, '--workdir', garden.root / 'run']
-  command += [f'--config.data.data_dir={garden.root}']
-  command += small_flags(RUN | {'model.head': 'fcn', 'train.total_steps': 1})
-  text = run_script(*command, status=1).stderr
-  assert 'error: mask_depth (train)' in text
-  assert 'nevertheless' not in text
-  remedy = text.partition('What to do: ')[2].partition('masks_ids.')[0]
-  garden.obey(f'{remedy}masks_ids.')
-  flags = [f'--config.{key}={value}' for key, value in garden.overrides.items()]
-  assert 'nothing wrong' in run_script(*command, *flags).stdout
