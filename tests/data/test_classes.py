@@ -67,45 +67,45 @@ def test_json_says_the_same(read):
   assert names.labels.palette[1].tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-  ('content', 'message'),
-  [
-    ('road\n', 'has 1 class; there must be 2 to 255.* "255: road"'),
-    ('\n'.join(f'class {i}' for i in range(256)), 'has 256 classes'),
-    ('road\nroad\n', 'line 2: the name road of road is also used by road'),
-    ('a 1 2 3\nb 1 2 3\n', r'colour \(1, 2, 3\) of b is also used by a'),
-    ('a 1 2 256\nb\n', 'line 1: 256 is not from 0 to 255'),
-    ('1: a\nb\n', 'line 2: b has no mask value'),
-    ('a\nb\nignore: 0\n', 'line 1: the value 0 of a is also used by ignore'),
-    ('1: a\n2: b\nignore: 256\n', 'ignore 256 is not from 0 to 255'),
-    ('x: a\nb\n', "line 1: 'x' is no mask value"),
-    ('a\nignore 0 0 0\n', 'line 2: what is not a class'),
-    ('1: 5 5 5\n2: b\n', 'line 1: the name is missing'),
-    ('{"classes": [}', 'is not valid JSON'),
-    ({'names': ['a']}, "has 'names'; accepted are classes"),
-    ({'classes': 'a b'}, '"classes" must be a list of names'),
-    ({'classes': ['a', 'b'], 'palette': [[1, 2, 3]]}, r'as long as.*\(2\)'),
-    ({'classes': ['a', 'b'], 'palette': [[1, 2], None]}, r'class 0: \[1, 2\]'),
-    ({'classes': ['a', 'b'], 'values': [1, []]}, r'class 1: \[\] is no value'),
-    # Tables, and JSON of others.
-    ('name,r,g,b,kind\nsky,1,2,3,4\n', 'line 1: the columns of a table are'),
-    ('name,r,g\nsky,1,2\n', 'line 1: the columns of a table are'),
-    ('id,index,name\n0,0,sky\n', 'line 1: the columns of a table are'),
-    ('r,g,b\n1,2,3\n', 'line 1: the columns of a table are'),
-    ('name,r,g,b\nsky,1,2\n', r"line 2: 'sky,1,2' has 3 cells.* has 4\."),
-    ('name,r,g,b\nsky,1,2,x\n', "line 2: 'x' is not a number from 0"),
-    ('name,r,g,b\nsky,1,2,256\nsea,1,2,3', 'line 2: 256 is not from 0'),
-    ('value,name\n0,sky\n0,sea\n', 'line 3: the value 0 of sea is also used'),
-    ('{"0": "sky", "00": "sea"}', 'the value 0 of sea is also used by sky'),
-    ('{"0": "sky", "1": 1}', '"classes" must be a list of names'),
-    ('{"0": "sky", "one": "sea"}', "has '0'; accepted are classes"),
-    ('["a", ' + '[' * 10**6, 'is not valid JSON'),
-    ('{"a":' * 10**6, 'is not valid JSON'),
-    ('{"classes": ["sky", " "]}', 'class 1: the name is missing'),
-    (f'{{"0": "sky", "{"9" * 5000}": "sea"}}', '999999999 is not from 0'),
-    ('s\0k\0y\0\n\0', 'bytes that are no text.*in UTF-8'),
-  ],
-)
+REFUSED = [
+  ('road\n', 'has 1 class; there must be 2 to 255.* "255: road"'),
+  ('\n'.join(f'class {i}' for i in range(256)), 'has 256 classes'),
+  ('road\nroad\n', 'line 2: the name road of road is also used by road'),
+  ('a 1 2 3\nb 1 2 3\n', r'colour \(1, 2, 3\) of b is also used by a'),
+  ('a 1 2 256\nb\n', 'line 1: 256 is not from 0 to 255'),
+  ('1: a\nb\n', 'line 2: b has no mask value'),
+  ('a\nb\nignore: 0\n', 'line 1: the value 0 of a is also used by ignore'),
+  ('1: a\n2: b\nignore: 256\n', 'ignore 256 is not from 0 to 255'),
+  ('x: a\nb\n', "line 1: 'x' is no mask value"),
+  ('a\nignore 0 0 0\n', 'line 2: what is not a class'),
+  ('1: 5 5 5\n2: b\n', 'line 1: the name is missing'),
+  ('{"classes": [}', 'is not valid JSON'),
+  ({'names': ['a']}, "has 'names'; accepted are classes"),
+  ({'classes': 'a b'}, '"classes" must be a list of names'),
+  ({'classes': ['a', 'b'], 'palette': [[1, 2, 3]]}, r'as long as.*\(2\)'),
+  ({'classes': ['a', 'b'], 'palette': [[1, 2], None]}, r'class 0: \[1, 2\]'),
+  ({'classes': ['a', 'b'], 'values': [1, []]}, r'class 1: \[\] is no value'),
+  # Tables, and JSON of others.
+  ('name,r,g,b,kind\nsky,1,2,3,4\n', 'line 1: the columns of a table are'),
+  ('name,r,g\nsky,1,2\n', 'line 1: the columns of a table are'),
+  ('id,index,name\n0,0,sky\n', 'line 1: the columns of a table are'),
+  ('r,g,b\n1,2,3\n', 'line 1: the columns of a table are'),
+  ('name,r,g,b\nsky,1,2\n', r"line 2: 'sky,1,2' has 3 cells.* has 4\."),
+  ('name,r,g,b\nsky,1,2,x\n', "line 2: 'x' is not a number from 0"),
+  ('name,r,g,b\nsky,1,2,256\nsea,1,2,3', 'line 2: 256 is not from 0'),
+  ('value,name\n0,sky\n0,sea\n', 'line 3: the value 0 of sea is also used'),
+  ('{"0": "sky", "00": "sea"}', 'the value 0 of sea is also used by sky'),
+  ('{"0": "sky", "1": 1}', '"classes" must be a list of names'),
+  ('{"0": "sky", "one": "sea"}', "has '0'; accepted are classes"),
+  ('["a", ' + '[' * 10**6, 'is not valid JSON'),
+  ('{"a":' * 10**6, 'is not valid JSON'),
+  ('{"classes": ["sky", " "]}', 'class 1: the name is missing'),
+  (f'{{"0": "sky", "{"9" * 5000}": "sea"}}', '999999999 is not from 0'),
+  ('s\0k\0y\0\n\0', 'bytes that are no text.*in UTF-8'),
+]
+
+
+@pytest.mark.parametrize(('content', 'message'), REFUSED)
 def test_what_cannot_be_meant_is_refused_with_its_place(read, content, message):
   with pytest.raises(UserError, match=message):
     read(content)
@@ -115,31 +115,31 @@ NAMES = ('sky', 'red ox', 'oak')
 COLOURS = [[10, 11, 12], [4, 5, 6], [7, 8, 9]]
 
 
-@pytest.mark.parametrize(
-  ('text', 'colours'),
-  [
-    # Spreadsheets, with their separators, and Kaggle's class_dict.csv.
-    ('name,r,g,b\nsky,10,11,12\nred ox,4,5,6\noak,7,8,9', 1),
-    ('r;g;b;Name\n10;11;12;sky\n4;5;6;red ox\n7;8;9;oak\n', 1),
-    ('"Class"\tRed\tGreen\tBlue\nsky\t10\t11\t12\n"red ox"\t4\t5\t6\n'
-     'oak\t7\t8\t9\n', 1),
-    ('index\tlabel\n0\tsky\n1\tred ox\n2\toak\n', 0),
-    # Roboflow's _classes.csv.
-    ('Pixel Value, Class\n0, sky\n1, red ox\n2, oak\n', 0),
-    ('label_id,category\n0,sky\n1,"red ox"\n2,oak\n255,ignore', 0),
-    # CVAT's labelmap.txt, with and without colours.
-    ('# label:color_rgb:parts:actions\nsky:10,11,12::\nred ox:4,5,6::\n'
-     'oak:7,8,9:leaf:open,shut\n', 1),
-    ('sky:::\nred ox:::\noak:::', 0),
-    # Hugging Face's id2label.json and config.json, and lists.
-    ('{"0": "sky", "2": "oak", "1": "red ox"}', 0),
-    ('{"id2label": {"0": "sky", "1": "red ox", "2": "oak"}, "label2id":{}}', 0),
-    ('[\n  "sky",\n "red ox", "oak"]', 0),
-    # labelme's labels.txt, and other ways to write a colour.
-    ('__ignore__\nsky\nred ox\noak\n', 0),
-    ('sky #0a0b0c\nred ox (4, 5, 6)\noak;7;8;9\n', 1),
-  ],
-)  # fmt: skip
+OF_OTHER_TOOLS = [
+  # Spreadsheets, with their separators, and Kaggle's class_dict.csv.
+  ('name,r,g,b\nsky,10,11,12\nred ox,4,5,6\noak,7,8,9', 1),
+  ('r;g;b;Name\n10;11;12;sky\n4;5;6;red ox\n7;8;9;oak\n', 1),
+  ('"Class"\tRed\tGreen\tBlue\nsky\t10\t11\t12\n"red ox"\t4\t5\t6\n'
+   'oak\t7\t8\t9\n', 1),
+  ('index\tlabel\n0\tsky\n1\tred ox\n2\toak\n', 0),
+  # Roboflow's _classes.csv.
+  ('Pixel Value, Class\n0, sky\n1, red ox\n2, oak\n', 0),
+  ('label_id,category\n0,sky\n1,"red ox"\n2,oak\n255,ignore', 0),
+  # CVAT's labelmap.txt, with and without colours.
+  ('# label:color_rgb:parts:actions\nsky:10,11,12::\nred ox:4,5,6::\n'
+   'oak:7,8,9:leaf:open,shut\n', 1),
+  ('sky:::\nred ox:::\noak:::', 0),
+  # Hugging Face's id2label.json and config.json, and lists.
+  ('{"0": "sky", "2": "oak", "1": "red ox"}', 0),
+  ('{"id2label": {"0": "sky", "1": "red ox", "2": "oak"}, "label2id":{}}', 0),
+  ('[\n  "sky",\n "red ox", "oak"]', 0),
+  # labelme's labels.txt, and other ways to write a colour.
+  ('__ignore__\nsky\nred ox\noak\n', 0),
+  ('sky #0a0b0c\nred ox (4, 5, 6)\noak;7;8;9\n', 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('text', 'colours'), OF_OTHER_TOOLS)
 def test_files_of_other_tools_mean_what_they_mean_there(read, text, colours):
   classes = read(text)
   assert facts(classes)[:2] == (NAMES, ((0,), (1,), (2,)))

@@ -271,23 +271,23 @@ def test_the_affixes_that_pair_all_files_are_named(root, image, mask, flags):
   assert names(root, **dict(given)) == TRAIN
 
 
-@pytest.mark.parametrize(
-  ('image', 'mask', 'message'),
-  [
-    ('.heic', '.png', r'1 mask has no image.*\(a\.png\); a\.heic cannot be '
-     r'read as image\. Save them as PNG or JPEG'),
-    ('.png', '.tif', r'1 image has no mask .*; a\.tif cannot be read as mask.*'
-     r'palette2id --masks {0}/masks --classes {0}/classes.txt --out '
-     r'{0}/masks_ids --indices\nThen add --config.data.folder.masks=masks_ids'),
-    ('.png', '.npy', r'a\.npy cannot be read as mask\. Write them as PNG'),
-    ('.png', '.json', r'a\.json cannot be .*Polygons are no masks: docs/own-d'),
-    ('.png', '.jpg', r'a\.jpg cannot be read as mask\. JPEG changes'),
-    # Neither is read, so that none lacks a partner.
-    ('.gif', '.GIF', r'^a\.gif cannot be read as image; a\.GIF cannot be read '
-     'as mask.*PNG or JPEG.*palette2id'),
-    ('.dcm', '.npy', r'^a\.dcm cannot be read as image; a\.npy cannot be read'),
-  ],
-)  # fmt: skip
+PARTNERS = [
+  ('.heic', '.png', r'1 mask has no image.*\(a\.png\); a\.heic cannot be '
+   r'read as image\. Save them as PNG or JPEG'),
+  ('.png', '.tif', r'1 image has no mask .*; a\.tif cannot be read as mask.*'
+   r'palette2id --masks {0}/masks --classes {0}/classes.txt --out '
+   r'{0}/masks_ids --indices\nThen add --config.data.folder.masks=masks_ids'),
+  ('.png', '.npy', r'a\.npy cannot be read as mask\. Write them as PNG'),
+  ('.png', '.json', r'a\.json cannot be .*Polygons are no masks: docs/own-d'),
+  ('.png', '.jpg', r'a\.jpg cannot be read as mask\. JPEG changes'),
+  # Neither is read, so that none lacks a partner.
+  ('.gif', '.GIF', r'^a\.gif cannot be read as image; a\.GIF cannot be read '
+   'as mask.*PNG or JPEG.*palette2id'),
+  ('.dcm', '.npy', r'^a\.dcm cannot be read as image; a\.npy cannot be read'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('image', 'mask', 'message'), PARTNERS)
 def test_a_partner_with_another_ending_is_named(root, image, mask, message):
   for path, new in zip(both(root, 'train/a.png'), (image, mask), strict=True):
     path.rename(path.with_suffix(new))
@@ -432,18 +432,18 @@ def rename(root, **new):
       folder.rename(folder.with_name(name))
 
 
-@pytest.mark.parametrize(
-  'new',
-  [
-    {},
-    {'train': 'Train', 'val': 'Val'},
-    {'train': 'TRAIN'},
-    {'train': 'training', 'val': 'validation'},
-    {'val': 'valid'},
-    {'train': 'train2017', 'val': 'val2017'},
-    {'train': 'Training_Set', 'val': 'dev-set'},
-  ],
-)
+SPLITS = [
+  {},
+  {'train': 'Train', 'val': 'Val'},
+  {'train': 'TRAIN'},
+  {'train': 'training', 'val': 'validation'},
+  {'val': 'valid'},
+  {'train': 'train2017', 'val': 'val2017'},
+  {'train': 'Training_Set', 'val': 'dev-set'},
+]
+
+
+@pytest.mark.parametrize('new', SPLITS)
 def test_other_names_of_splits_are_understood(root, new, capsys):
   rename(root, **new)
   (root / 'images' / 'test').mkdir()
@@ -503,18 +503,18 @@ LINES = (
 VOC = {'images': 'images/{split}', 'masks': 'masks/{split}'}
 
 
-@pytest.mark.parametrize(
-  ('text', 'coding'),
-  [
-    (LINES.replace('\n', '\r\n'), 'utf-8-sig'),
-    (LINES.replace('/', '\\'), 'utf-8'),
-    (LINES.replace(' ', ','), 'utf-8'),
-    (LINES.replace(' ', ', '), 'utf-8'),
-    (LINES.replace(' ', ';'), 'utf-8'),
-    ('"{}"'.format(LINES.replace('\n', '"\n"').replace(' ', '","')), 'utf-8'),
-    (LINES, 'utf-16'),
-  ],
-)
+LISTS = [
+  (LINES.replace('\n', '\r\n'), 'utf-8-sig'),
+  (LINES.replace('/', '\\'), 'utf-8'),
+  (LINES.replace(' ', ','), 'utf-8'),
+  (LINES.replace(' ', ', '), 'utf-8'),
+  (LINES.replace(' ', ';'), 'utf-8'),
+  ('"{}"'.format(LINES.replace('\n', '"\n"').replace(' ', '","')), 'utf-8'),
+  (LINES, 'utf-16'),
+]
+
+
+@pytest.mark.parametrize(('text', 'coding'), LISTS)
 def test_lists_from_spreadsheets_and_windows(root, text, coding):
   (root / 'all.txt').write_bytes(text.encode(coding))
   pairs = pairs_of_both(root, lists='all.txt', eval_fraction=0.5)
@@ -541,15 +541,15 @@ def test_paths_with_blanks_commas_and_backslashes(root):
     assert pair.mask == str(root / 'back\\slash.png')
 
 
-@pytest.mark.parametrize(
-  'lines',
-  [
-    'a\nx/c',
-    'a.png\nx/c.jpg',
-    'x\\c\n"a"',
-    'images/train/a.png\nimages/train/x/c.png',
-  ],
-)
+OF_NAMES = [
+  'a\nx/c',
+  'a.png\nx/c.jpg',
+  'x\\c\n"a"',
+  'images/train/a.png\nimages/train/x/c.png',
+]
+
+
+@pytest.mark.parametrize('lines', OF_NAMES)
 def test_lists_of_names_as_those_of_pascal_voc(root, lines):
   (root / 'train.txt').write_text(lines)
   # Files that are not listed need no partner.
@@ -559,19 +559,19 @@ def test_lists_of_names_as_those_of_pascal_voc(root, lines):
   assert pairs[0].mask.startswith(str(root / 'masks/train'))
 
 
-@pytest.mark.parametrize(
-  ('lines', 'message'),
-  [
-    ('a\nlone', 'line 2: lone has no file in .*/masks/train. Add it, or rem'),
-    ('nothing', "line 1: 'nothing' is not an image .* nor the name of both"),
-    ('image,mask', '1 file is missing|2 files are missing .*mask in line 1'),
-    ('a\na.png', 'line 2: a second image named a'),
-    ('a b.png m.png', "line 1: 'a b.png m.png' is not .*Put a tab between"),
-    ('a.png m.png\na.jpg m.png', 'line 2: a second image named a'),
-    ('a.png m.png', r'2 files are missing \(\S*a\.png in line 1, \S*m\.png'),
-    ('# nothing', 'has no samples'),
-  ],
-)
+NO_PAIRS = [
+  ('a\nlone', 'line 2: lone has no file in .*/masks/train. Add it, or rem'),
+  ('nothing', "line 1: 'nothing' is not an image .* nor the name of both"),
+  ('image,mask', '1 file is missing|2 files are missing .*mask in line 1'),
+  ('a\na.png', 'line 2: a second image named a'),
+  ('a b.png m.png', "line 1: 'a b.png m.png' is not .*Put a tab between"),
+  ('a.png m.png\na.jpg m.png', 'line 2: a second image named a'),
+  ('a.png m.png', r'2 files are missing \(\S*a\.png in line 1, \S*m\.png'),
+  ('# nothing', 'has no samples'),
+]
+
+
+@pytest.mark.parametrize(('lines', 'message'), NO_PAIRS)
 def test_lines_that_are_no_names_and_no_pairs_are_refused(root, lines, message):
   (root / 'images/train/lone.png').touch()
   (root / 'train.txt').write_text(lines)
@@ -601,16 +601,16 @@ TO_IDS = (
 )
 
 
-@pytest.mark.parametrize(
-  ('picture', 'message'),
-  [
-    (Image.new('RGB', (16, 12), (128, 64, 128)), rf'is a 8-bit RGB {TO_IDS}\n'),
-    (Image.new('P', (16, 12)), rf'is a 1-bit palette {TO_IDS} --indices\n'),
-    (Image.new('1', (16, 12)), rf'is a 1-bit grey {TO_IDS} --indices\n'),
-    (Image.new('L', (15, 12), 1), f'{IS} 15x12; .*Repair'),
-    (Image.new('L', (12, 16), 1), f'{IS} 12x16; .*mask is transposed'),
-  ],
-)
+NO_INDEX_MASKS = [
+  (Image.new('RGB', (16, 12), (128, 64, 128)), rf'is a 8-bit RGB {TO_IDS}\n'),
+  (Image.new('P', (16, 12)), rf'is a 1-bit palette {TO_IDS} --indices\n'),
+  (Image.new('1', (16, 12)), rf'is a 1-bit grey {TO_IDS} --indices\n'),
+  (Image.new('L', (15, 12), 1), f'{IS} 15x12; .*Repair'),
+  (Image.new('L', (12, 16), 1), f'{IS} 12x16; .*mask is transposed'),
+]
+
+
+@pytest.mark.parametrize(('picture', 'message'), NO_INDEX_MASKS)
 def test_masks_of_another_kind_or_size_are_refused(root, picture, message):
   save_mask(root, picture)
   first_refused(root, rf'(?s)/a\.png {message.format(root)}')

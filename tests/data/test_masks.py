@@ -35,23 +35,23 @@ def grey_alpha(ids):
   return saved('PNG', Image.fromarray(ids).convert('LA'))
 
 
-@pytest.mark.parametrize(
-  ('encoded', 'rule'),
-  [
-    (lambda ids: few_bits(ids, 2), 'mask_depth'),
-    (lambda ids: few_bits(ids, 4), 'mask_depth'),
-    (wide, 'mask_depth'),
-    (grey_in_colour, 'grey_masks_in_colour'),
-    (wide_in_colour, 'grey_masks_in_colour'),
-    (grey_alpha, 'grey_masks_in_colour'),
-    (lambda ids: encode(np.dstack([ids] * 3 + [ids | 255])),
-     'grey_masks_in_colour'),
-    (rgb, 'colour_masks'),
-    (with_palette(COLOURS + np.uint8(9)), 'colour_masks'),
-    (lambda ids: encode(ids, '.tif'), 'refused'),
-    (lambda ids: encode(ids, '.bmp'), 'refused'),
-  ],
-)  # fmt: skip
+REMEDIED = [
+  (lambda ids: few_bits(ids, 2), 'mask_depth'),
+  (lambda ids: few_bits(ids, 4), 'mask_depth'),
+  (wide, 'mask_depth'),
+  (grey_in_colour, 'grey_masks_in_colour'),
+  (wide_in_colour, 'grey_masks_in_colour'),
+  (grey_alpha, 'grey_masks_in_colour'),
+  (lambda ids: encode(np.dstack([ids] * 3 + [ids | 255])),
+   'grey_masks_in_colour'),
+  (rgb, 'colour_masks'),
+  (with_palette(COLOURS + np.uint8(9)), 'colour_masks'),
+  (lambda ids: encode(ids, '.tif'), 'refused'),
+  (lambda ids: encode(ids, '.bmp'), 'refused'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('encoded', 'rule'), REMEDIED)
 def test_the_command_of_a_remedy_leads_to_a_training(garden, encoded, rule):
   garden.write(encoded)
   (found,) = garden.found().values()
@@ -82,21 +82,21 @@ def transparent(ids):
   return saved('PNG', Image.fromarray(ids), transparency=1)
 
 
-@pytest.mark.parametrize(
-  'encoded',
-  [
-    encode,
-    transparent,
-    lambda ids: few_bits(ids > 0, 1),
-    lambda ids: few_bits(ids * 0, 1),
-    lambda ids: encode(ids, '.jpg'),
-    lambda ids: encode(ids, '.webp'),
-    lambda ids: encode(ids.T),
-    lambda ids: encode(ids + np.uint8(60)),
-    *(wide, wide_in_colour, grey_alpha, rgb, with_palette(COLOURS)),
-    lambda ids: encode(ids)[:-30],
-  ],
-)
+FINE_OR_NOT = [
+  encode,
+  transparent,
+  lambda ids: few_bits(ids > 0, 1),
+  lambda ids: few_bits(ids * 0, 1),
+  lambda ids: encode(ids, '.jpg'),
+  lambda ids: encode(ids, '.webp'),
+  lambda ids: encode(ids.T),
+  lambda ids: encode(ids + np.uint8(60)),
+  *(wide, wide_in_colour, grey_alpha, rgb, with_palette(COLOURS)),
+  lambda ids: encode(ids)[:-30],
+]
+
+
+@pytest.mark.parametrize('encoded', FINE_OR_NOT)
 def test_the_doctor_finds_what_training_refuses(garden, encoded):
   garden.write(encoded, 'train/2')
   refused = False
@@ -272,16 +272,16 @@ def larger(how):
   return lambda ids: cv2.resize(ids, None, fx=3, fy=3, interpolation=how)
 
 
-@pytest.mark.parametrize(
-  ('change', 'smoothed'),
-  [
-    (larger(cv2.INTER_LINEAR), True),
-    (larger(cv2.INTER_CUBIC), True),
-    (larger(cv2.INTER_NEAREST), False),
-    # A class that only lies around another, as in masks of cells.
-    (lambda ids: (ids > 1) + cv2.dilate(ids // 2, np.ones((5, 5))), False),
-  ],
-)
+CHANGES = [
+  (larger(cv2.INTER_LINEAR), True),
+  (larger(cv2.INTER_CUBIC), True),
+  (larger(cv2.INTER_NEAREST), False),
+  # A class that only lies around another, as in masks of cells.
+  (lambda ids: (ids > 1) + cv2.dilate(ids // 2, np.ones((5, 5))), False),
+]
+
+
+@pytest.mark.parametrize(('change', 'smoothed'), CHANGES)
 def test_numbers_between_those_of_two_classes(garden, change, smoothed):
   for name, ids in garden.ids.items():
     path = str(garden.image(name))
@@ -399,16 +399,16 @@ def two_frames(ids):
   return saved('GIF', frames[0], save_all=True, append_images=frames[1:])
 
 
-@pytest.mark.parametrize(
-  ('encoded', 'message'),
-  [
-    (None, r'train/2\.png'),  # A link to nothing.
-    (lambda ids: encode(COLOURS[ids], '.jpg'), 'is a JPEG, whatever its name'),
-    (lambda ids: encode(COLOURS[ids], '.webp'), 'is a WEBP, whatever its name'),
-    (two_frames, 'has 2 pictures, and a mask is one'),
-    (lambda ids: encode(np.float32(ids), '.tif'), 'holds numbers with fract'),
-  ],
-)
+NO_MASKS = [
+  (None, r'train/2\.png'),  # A link to nothing.
+  (lambda ids: encode(COLOURS[ids], '.jpg'), 'is a JPEG, whatever its name'),
+  (lambda ids: encode(COLOURS[ids], '.webp'), 'is a WEBP, whatever its name'),
+  (two_frames, 'has 2 pictures, and a mask is one'),
+  (lambda ids: encode(np.float32(ids), '.tif'), 'holds numbers with fract'),
+]
+
+
+@pytest.mark.parametrize(('encoded', 'message'), NO_MASKS)
 def test_files_that_are_no_masks_within(garden, encoded, message):
   if encoded:
     garden.write(encoded, 'train/2')

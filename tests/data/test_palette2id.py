@@ -101,17 +101,17 @@ RAMP = Image.fromarray(np.arange(30, dtype=np.uint8)[None])
 DARK = '0: dark 0 0 0\n255: light 9 9 9\n'
 
 
-@pytest.mark.parametrize(
-  ('mask', 'classes', 'flags', 'message'),
-  [
-    (RAMP, CLASSES, '--indices', r'(?s)\n  1: 1 pixels.*and 15 more'),
-    (MASK, CLASSES, '--indices', r'a\.png is a colour picture .*Leave out'),
-    (MASK, 'road 128 64 128\ntree\n', '', 'gives no colour for tree; add'),
-    (MASK, DARK, '--unknown ignore', r'writes 255, but in .* is light'),
-    (MASK, CLASSES, '--masks none', r'no folder .*none'),
-    (MASK, CLASSES, '--out {0}/masks/ids', 'masks/ids lies in --masks'),
-  ],
-)
+REFUSED = [
+  (RAMP, CLASSES, '--indices', r'(?s)\n  1: 1 pixels.*and 15 more'),
+  (MASK, CLASSES, '--indices', r'a\.png is a colour picture .*Leave out'),
+  (MASK, 'road 128 64 128\ntree\n', '', 'gives no colour for tree; add'),
+  (MASK, DARK, '--unknown ignore', r'writes 255, but in .* is light'),
+  (MASK, CLASSES, '--masks none', r'no folder .*none'),
+  (MASK, CLASSES, '--out {0}/masks/ids', 'masks/ids lies in --masks'),
+]
+
+
+@pytest.mark.parametrize(('mask', 'classes', 'flags', 'message'), REFUSED)
 def test_what_cannot_be_meant(refused, tmp_path, mask, classes, flags, message):
   mask.save(tmp_path / 'masks' / 'a.png')
   (tmp_path / 'classes.txt').write_text(classes)
@@ -133,15 +133,15 @@ def test_a_damaged_mask_stops_and_leaves_nothing(refused, tmp_path):
   refused(re.escape(f'{path} cannot be decoded'))
 
 
-@pytest.mark.parametrize(
-  ('files', 'message'),
-  [
-    (['a.jpg'], r'a\.jpg is a JPEG, which changes the colours'),
-    (['a.JFIF'], r'a\.JFIF is a JPEG, which changes the colours'),
-    (['a.png', 'a.tif'], r'a\.png and .*a\.tif would both become a\.png'),
-    (['notes.txt'], 'there are no masks'),
-  ],
-)
+NO_FOLDERS = [
+  (['a.jpg'], r'a\.jpg is a JPEG, which changes the colours'),
+  (['a.JFIF'], r'a\.JFIF is a JPEG, which changes the colours'),
+  (['a.png', 'a.tif'], r'a\.png and .*a\.tif would both become a\.png'),
+  (['notes.txt'], 'there are no masks'),
+]
+
+
+@pytest.mark.parametrize(('files', 'message'), NO_FOLDERS)
 def test_folders_that_cannot_be_meant(refused, tmp_path, files, message):
   for file in files:
     (tmp_path / 'masks' / file).touch()
