@@ -37,11 +37,11 @@ class Samples:
       raise UserError(self.samples[index])
     return self.samples[index]
 
-  def masks(self, change, which=(), labels=None):
+  def changed(self, change, which=(), labels=None, key='mask'):
     """A copy with `change(mask)` for the masks of `which`, or for all."""
     samples = self.samples.copy()
     for i in which or range(len(samples)):
-      samples[i] = samples[i] | {'mask': change(samples[i]['mask'])}
+      samples[i] = samples[i] | {key: change(samples[i][key])}
     return replace(self, samples=samples, labels=labels or self.labels)
 
   def put(self, index, sample):
@@ -85,7 +85,6 @@ def clean(mini_data_dir, mini_cityscapes_data_dir):
 
 
 def surveys_of(pair, outputs=None):
-  """A training and an evaluation split, looked at."""
   outputs = outputs or len(pair[0].labels.classes)
   return [
     observe.survey(s, for_training=s is pair[0], num_outputs=outputs)
@@ -106,21 +105,20 @@ def test_clean_data_has_no_findings(clean, name):
 
 
 def both(change, labels=None):
-  return lambda pair: [split.masks(change, labels=labels) for split in pair]
+  return lambda pair: [x.changed(change, labels=labels) for x in pair]
 
 
 def train(change):
   return lambda pair: [change(pair[0]), pair[1]]
 
 
-def first(change, *which):
+def first(change, *which, key='mask'):
   """Changes the masks of some training samples; of all, if none is named."""
-  return train(lambda split: split.masks(change, which))
+  return train(lambda split: split.changed(change, which, key=key))
 
 
-def widened(split):
-  image = np.uint16(split.samples[2]['image'])
-  return split.put(2, {'image': image * 257})
+def widened(image):
+  return np.uint16(image) * 257
 
 
 def replaced(changes):
@@ -133,9 +131,7 @@ def replaced(changes):
 same = replaced({})
 
 
-def repeated_mask(pair):
-  mask = pair[0].samples[0]['mask']
-  return both(lambda _: mask)(pair)
+STRIPES = np.uint8(np.arange(192) // 6 * 7 % 10)
 
 
 def painted(value, *where):
@@ -191,7 +187,7 @@ WHITE = np.uint8(255)
 FAULTS = {
   'class_count': ('10', list, 0),
   'unreadable': ('10', train(lambda s: s.put(3, 'a.png is cut off')), 1),
-  'image_depth': ('ade20k', train(widened), 1),
+  'image_depth': ('ade20k', first(widened, 2, key='image'), 1),
   'mask_depth': ('10', first(np.uint16, 1, 2), 2),
   'size_mismatch': ('cityscapes', first(lambda m: m.T, 5), 1),
   'wrong_ade20k_release': ('ade20k', both(lambda m: (m > 0) * (m + 140)), 24),
@@ -204,7 +200,7 @@ FAULTS = {
   'smoothed_masks': ('2', first(lambda m: cv2.blur(m * WHITE, (5, 5))), 12),
   'unknown_values': ('10', first(dot, 4, 8), 2),
   'no_labels': ('cityscapes', both(lambda m: m * np.uint8(0)), 12),
-  'identical_masks': ('10', repeated_mask, 12),
+  'identical_masks': ('10', both(lambda m: m * 0 + STRIPES), 12),
   'refused': ('10', train(lambda s: Choosy(**vars(s))), 1),
   'damaged_jpeg': ('10', train(lambda s: Jpegs(**vars(s))), 2),
   'image_channels': ('10', train(lambda s: s.put(3, {'channels': 4})), 1),
