@@ -15,9 +15,9 @@ from resnest_jax.labels import ADE20K, CITYSCAPES
 def read(tmp_path):
   """Reads a text or what is written as JSON."""
 
-  def run(content):
+  def run(content, coding='utf-8'):
     text = content if isinstance(content, str) else json.dumps(content)
-    (tmp_path / 'classes.txt').write_text(text)
+    (tmp_path / 'classes.txt').write_text(text, coding)
     return own.read_classes(tmp_path / 'classes.txt')
 
   return run
@@ -149,12 +149,10 @@ def test_files_of_other_tools_mean_what_they_mean_there(read, text, colours):
 
 
 @pytest.mark.parametrize('coding', ['utf-8-sig', 'utf-16', 'utf-16-be'])
-def test_files_of_windows_are_read(tmp_path, coding):
+def test_files_of_windows_are_read(read, coding):
   mark = '\ufeff' if coding == 'utf-16-be' else ''
-  text = f'{mark}Straße 1 2 3\r\nBäume 4 5 6\r\n'
-  (tmp_path / 'classes.txt').write_bytes(text.encode(coding))
-  labels = own.read_classes(tmp_path / 'classes.txt').labels
-  assert labels.classes == ('Straße', 'Bäume')
+  classes = read(f'{mark}Straße 1 2 3\r\nBäume 4 5 6\r\n', coding)
+  assert classes.labels.classes == ('Straße', 'Bäume')
 
 
 # What is refused, with the message, and what follows its remedy.
@@ -200,9 +198,8 @@ def test_names_that_look_like_other_things_stay_names(read):
   assert read('0: 3d\n1: b').labels.classes == ('3d', 'b')
 
 
-@pytest.mark.parametrize('colours', [('', ''), (' 9 9 9', ' 8 8 8')])
-def test_values_behind_the_names_are_no_names(read, colours):
-  sky, sea = colours
+@pytest.mark.parametrize(('sky', 'sea'), [('', ''), (' 9 9 9', ' 8 8 8')])
+def test_values_behind_the_names_are_no_names(read, sky, sea):
   with pytest.raises(UserError, match=r'line 1: each name ends.*"1: sky"'):
     read(f'sky 1{sky}\nsea 2{sea}\n')
   classes = read(f'1: sky{sky}\n2: sea{sea}\n')
@@ -212,14 +209,13 @@ def test_values_behind_the_names_are_no_names(read, colours):
 
 
 def test_one_class_gets_a_background_as_the_message_says(read):
-  for one, added, two, values in (
-    ('leaf\n', 'background', 'background\nleaf\n', ((0,), (1,))),
-    ('1: leaf', '0: background', '0: background\n1: leaf', ((0,), (1,))),
-  ):
-    with pytest.raises(UserError, match=f'add "{added}" in front'):
-      read(one)
-    assert read(two).values == values
+  with pytest.raises(UserError, match='add "background" in front'):
+    read('leaf\n')
+  assert read('background\nleaf\n').values == ((0,), (1,))
   assert read('0: background\n255: leaf\n').values == ((0,), (255,))
+  with pytest.raises(UserError, match='add "0: background" in front'):
+    read('1: leaf\n')
+  assert read('0: background\n1: leaf\n').values == ((0,), (1,))
   assert read('id name\n3 leaf\n0 background\n').values == ((3,), (0,))
 
 

@@ -387,9 +387,10 @@ def test_many_masks_without_the_upper_classes(clean):
 # ---- What is no fault -------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-  ('name', 'seen'), [('absent_classes', 11), ('untrained_classes', 23)]
-)
+SEEN = {'absent_classes': 11, 'untrained_classes': 23}
+
+
+@pytest.mark.parametrize(('name', 'seen'), SEEN.items())
 def test_few_samples_do_not_prove_absence(clean, name, seen):
   """What is absent in some samples may be in the others."""
   train, rest = surveys_of(spoil(clean, name))

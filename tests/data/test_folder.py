@@ -606,10 +606,13 @@ def test_images_of_16_bits_are_refused(root):
   first_refused(root, r'a\.png has 16 bits per channel')
 
 
-def test_grey_images_become_rgb(root):
-  grey = np.arange(192, dtype=np.uint8).reshape(12, 16)
-  (root / 'images/train/a.png').write_bytes(encode(grey))
-  assert_equal(split_of(root)[0]['image'], np.stack([grey] * 3, -1))
+def test_images_of_one_and_of_four_bands_become_rgb(root):
+  # GDAL calls the fourth opacity, whatever it holds.
+  pixels = np.random.default_rng(6).integers(0, 256, (12, 16, 4), np.uint8)
+  one, four = encode(pixels[..., 0]), tiff(pixels, extra=2)
+  for encoded, bands in ((one, [0, 0, 0]), (four, [0, 1, 2])):
+    (root / 'images/train/a.png').write_bytes(encoded)
+    assert_equal(split_of(root)[0]['image'], pixels[..., bands])
 
 
 def test_exif_turns_the_image_and_not_the_mask(root):
@@ -617,10 +620,8 @@ def test_exif_turns_the_image_and_not_the_mask(root):
   exif = Image.Exif()
   exif[0x0112] = 6  # The camera was turned: rotate by 90 degrees to view.
   mask = np.tile(np.repeat(np.uint8([1, 2]), 8), (12, 1))
-  path = root / 'images/train/a.png'
-  path.unlink()
-  image = Image.fromarray(mask * np.uint8(100)).convert('RGB')
-  image.save(path.with_suffix('.jpg'), exif=exif)
+  image = Image.fromarray(mask * np.uint8(100))
+  image.save(root / 'images/train/a.png', exif=exif)
   save_mask(root, Image.fromarray(mask.T), exif=exif)
   # The left half is now the upper one, in both.
   sample = split_of(root)[0]
@@ -661,14 +662,6 @@ def test_a_link_to_a_device_is_no_picture(root):
   path.unlink()
   path.symlink_to('/dev/zero')
   first_refused(root, r'a\.png is a device', UnreadableSample)
-
-
-def test_a_fourth_band_leaves_the_first_three_alone(root):
-  """GDAL calls it opacity, whatever it holds."""
-  pixels = np.random.default_rng(6).integers(0, 256, (12, 16, 4), np.uint8)
-  (root / 'images/train/a.png').unlink()
-  (root / 'images/train/a.tif').write_bytes(tiff(pixels, extra=2))
-  assert_equal(split_of(root)[0]['image'], pixels[..., :3])
 
 
 def test_a_classes_file_of_any_length_is_not_read(root):
