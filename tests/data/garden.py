@@ -110,10 +110,13 @@ class Garden:
     key, _, value = flag.removeprefix('--config.').partition('=')
     self.overrides[key] = value
 
-  def rewrite(self, remedy):
-    """Writes the classes file with the first lines that a remedy shows."""
-    shown = re.search(r'(\n  .*)+', remedy)[0]
+  def rewrite(self, rule, said):
+    """Writes the classes file with the first lines that its remedy shows."""
+    found = self.found()[rule]
+    assert said in f'{found.what} {found.remedy}'
+    shown = re.search(r'(\n  .*)+', found.remedy)[0]
     self.classes(shown.replace('\n  ', '\n').strip())
+    return (self.root / 'classes.txt').read_text()
 
 
 def rgb(ids):

@@ -33,28 +33,23 @@ def tiff(
     shorts[338] = [extra] * (bands - colours)
   longs = {256: [width], 257: [height], 278: [height], 279: [step] * parts}
   longs[273] = [start + step * i for i in range(parts)]
+  tags = {tag: (3, 'H', values) for tag, values in shorts.items()}
+  tags |= {tag: (4, 'I', values) for tag, values in longs.items()}
   # Of GeoTIFF: the size of a pixel on the ground.
-  doubles = {33550: [10.0, 10.0, 0.0]}
-  kinds = (3, 'H', shorts), (4, 'I', longs), (12, 'd', doubles)
+  tags[33550] = 12, 'd', [10.0, 10.0, 0.0]
   table = b''
-  for tag, kind, code, values in sorted(
-    (tag, *kind, values)
-    for *kind, tags in kinds
-    for tag, values in tags.items()
-  ):
+  for tag, (kind, code, values) in sorted(tags.items()):
     value = struct.pack(f'{order}{len(values)}{code}', *values)
     if len(value) > wide:
       place = struct.pack(order + word, start + len(body))
       body, value = body + value, place
     table += struct.pack(f'{order}HH{word}', tag, kind, len(values))
     table += value.ljust(wide, b'\0')
-  number = len(shorts | longs | doubles)
-  table = struct.pack(order + 'HQ'[big], number) + table + bytes(wide)
-  version = ('HHH', 43, 8, 0) if big else ('H', 42)
-  head = struct.pack(
-    f'{order}{version[0]}{word}', *version[1:], start + len(body)
-  )
-  return (b'II' if order == '<' else b'MM') + head + body + table
+  table = struct.pack(order + 'HQ'[big], len(tags)) + table + bytes(wide)
+  end = start + len(body)
+  head = ('HHHQ', 43, 8, 0, end) if big else ('HI', 42, end)
+  mark = b'II' if order == '<' else b'MM'
+  return mark + struct.pack(order + head[0], *head[1:]) + body + table
 
 
 def saved(form, image=None, **options):

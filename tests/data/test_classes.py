@@ -30,14 +30,12 @@ def facts(classes):
 
 
 def test_lines_of_names_and_colours(read):
-  classes = read(
-    '\ufeff# of a harbour\n\nopen water 0 0 255\n'
-    '  quay, 90, 90, 90 \nroute 66\n'
-  )
-  names = 'open water', 'quay', 'route 66'
+  text = '\ufeff# of a coast\n\nopen sea 0 0 9\n  quay, 9, 8, 7 \nroute 66\n'
+  classes = read(text)
+  names = 'open sea', 'quay', 'route 66'
   assert facts(classes) == (names, ((0,), (1,), (2,)), (), names[2:])
   labels = classes.labels
-  assert labels.palette[:2].tolist() == [[0, 0, 255], [90, 90, 90]]
+  assert labels.palette[:2].tolist() == [[0, 0, 9], [9, 8, 7]]
   assert labels.palette.dtype == labels.to_train_id.dtype == np.uint8
   assert labels.to_train_id.tolist() == [0, 1, 2] + [255] * 253
   assert np.flatnonzero(classes.known()).tolist() == [0, 1, 2, 255]

@@ -44,11 +44,10 @@ class Samples:
       samples[i] = samples[i] | {key: change(samples[i][key])}
     return replace(self, samples=samples, labels=labels or self.labels)
 
-  def put(self, index, sample):
+  def put(self, i, new):
     """A copy with other parts of a sample, or an error."""
     samples = self.samples.copy()
-    is_error = isinstance(sample, str)
-    samples[index] = sample if is_error else samples[index] | sample
+    samples[i] = new if isinstance(new, str) else samples[i] | new
     return replace(self, samples=samples)
 
 
@@ -86,10 +85,8 @@ def clean(mini_data_dir, mini_cityscapes_data_dir):
 
 def surveys_of(pair, outputs=None):
   outputs = outputs or len(pair[0].labels.classes)
-  return [
-    observe.survey(s, for_training=s is pair[0], num_outputs=outputs)
-    for s in pair
-  ]
+  look = functools.partial(observe.survey, num_outputs=outputs)
+  return [look(split, for_training=split is pair[0]) for split in pair]
 
 
 def examine(pair, outputs=None):
@@ -369,8 +366,7 @@ def test_what_two_splits_share_is_described_once(clean):
 
 
 def test_many_masks_without_the_upper_classes(clean):
-  """As in instance masks of one channel: 100 classes."""
-
+  # As in instance masks of one channel: 100 classes.
   for number, last in ((500, 100), (499, 100), (500, 60), (500, 150)):
     # In so many samples of more, all with the values 1 to `last`.
     mask = np.resize(np.arange(1, last + 1, dtype=np.uint8), (10, 15))
@@ -398,9 +394,8 @@ def test_few_samples_do_not_prove_absence(clean, name, seen):
 
 
 def test_counts_of_a_survey(clean):
-  train, _ = pair = clean['cityscapes']
-  s = surveys_of(pair)[0]
-  masks = [sample['mask'] for sample in train.samples]
+  masks = [sample['mask'] for sample in clean['cityscapes'][0].samples]
+  s = surveys_of(clean['cityscapes'])[0]
   values, counts = np.unique(np.concatenate(masks), return_counts=True)
   assert s.histogram == dict(zip(values.tolist(), counts, strict=True))
   pixels, images = s.class_counts

@@ -36,10 +36,9 @@ def run(call, mini_data_dir, capsys):
 
 
 def test_clean_data(run_script, mini_data_dir, tmp_path):
-  process = run_script(
-    *('-m', 'resnest_jax.data.doctor', '--config', CONFIG, '--out', tmp_path),
-    f'--config.data.data_dir={mini_data_dir}',
-  )
+  data_dir = f'--config.data.data_dir={mini_data_dir}'
+  flags = '--config', CONFIG, data_dir, '--out', tmp_path
+  process = run_script('-m', 'resnest_jax.data.doctor', *flags)
   assert '32/32 images' in process.stderr
   assert '24 of 24 samples of train and 8 of 8' in process.stdout
   assert 'nothing wrong' in process.stdout
@@ -147,20 +146,17 @@ def test_a_training_begins_after_the_remedy(garden, capsys):
   assert 'nothing wrong' in capsys.readouterr().out
 
 
-def test_warnings_do_not_stop_a_training(garden, capsys):
-  shutil.copy(garden.image('val/4'), garden.image('val/5'))
-  assert refusal(garden) == ''
-  out = capsys.readouterr().out
-  assert '4 of 4 samples of train and 2 of 2 samples of val: 1 warning (' in out
-  assert 'warning: duplicates (val)' in out
-
-
-def test_number_of_samples_before_a_training(garden, capsys):
+def test_warnings_of_so_many_samples_do_not_stop_a_training(garden, capsys):
   assert refusal(garden, **{'data.doctor_samples': 0}) == ''
   assert capsys.readouterr().out == ''
   assert not (garden.root / 'run').exists()
   refusal(garden, **{'data.doctor_samples': 1})
   assert '1 of 4 samples of train and 1 of 2' in capsys.readouterr().out
+  shutil.copy(garden.image('val/4'), garden.image('val/5'))
+  assert refusal(garden) == ''
+  out = capsys.readouterr().out
+  assert '4 of 4 samples of train and 2 of 2 samples of val: 1 warning (' in out
+  assert 'warning: duplicates (val)' in out
 
 
 def test_samples_that_training_may_skip(garden, capsys):

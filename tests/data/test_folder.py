@@ -106,7 +106,6 @@ def flatten(root):
 
 
 def resave(path, new):
-  """The picture as another file, perhaps of another kind."""
   Image.open(path).save(new)
   path.unlink()
 
@@ -114,16 +113,10 @@ def resave(path, new):
 # ---- Which files belong together --------------------------------------------
 
 
-def test_sub_folders_are_the_splits(root):
-  split = split_of(root)
-  assert (split.name, split.split, len(split)) == ('folder', 'train', 4)
-  write_pair(root, 'more/f')
-  assert names(root, 'more') == ['f']
-
-
 def test_samples_are_the_files_with_train_ids(root):
   pixels, values = write_pair(root, 'val/d')
   split = split_of(root, 'val')
+  assert (split.name, split.split, len(split)) == ('folder', 'val', 2)
   train_ids = {0: 255, 1: 0, 2: 1, 5: 1, 255: 255}
   label = np.vectorize(train_ids.get)(values)
   for sample in (split[1], pickle.loads(pickle.dumps(split))[1]):
@@ -171,9 +164,7 @@ def test_names_that_are_not_utf_8_are_drawn_and_read(root):
   flatten(root)
   for path in both(root, 'train_a.png'):
     path.rename(path.with_name('\udce4.png'))
-  read = {
-    x['name'] for split in ('train', 'val') for x in split_of(root, split)
-  }
+  read = {x['name'] for kind in ('train', 'val') for x in split_of(root, kind)}
   assert '\udce4' in read
   assert len(read) == 6
 
@@ -222,13 +213,13 @@ def test_links_to_nothing_fail_by_their_names(root, capsys):
 
 @pytest.mark.parametrize('kind', ['images', 'masks'])
 def test_two_ways_into_a_folder_give_it_two_names(root, kind):
-  """Neither is dropped, whichever the file system lists first."""
+  # Neither is dropped, whichever the file system lists first.
   (root / kind / 'train' / 'y').symlink_to('x')
   refused(root, r'2 (images|masks) have no .*a\.png, c\.pn')
 
 
 def test_masks_among_the_images_are_no_images(root):
-  """As Roboflow and others write them, with flags for the masks alone."""
+  # As Roboflow and others write them, with flags for the masks alone.
   for path in walk(root / 'masks/train'):
     into = root / 'images' / path.relative_to(root / 'masks')
     path.rename(into.with_name(f'{into.stem}_mask.png'))
@@ -356,6 +347,12 @@ def test_drawn_splits_share_out_all_samples(root):
   assert (len(train), len(val)) == (3, 3)
   assert sorted(train + val) == everything
   refused(root, r"no split 'test'; 'train' and 'val'", 'test')
+  # A single sample cannot be shared.
+  for folder in both(root, ''):
+    for path in walk(folder)[1:]:
+      path.unlink()
+  assert len(split_of(root)) == 1
+  refused(root, r"1 sample in .*none for the split 'val'", 'val')
 
 
 def drawn(count, split='val', seed=0, fraction=0.2, without=()):
@@ -392,15 +389,6 @@ def test_a_new_sample_moves_one_other_at_most():
   assert drawn(20) == {f'photo {i}' for i in (1, 15, 17, 18)}
 
 
-def test_a_single_sample_cannot_be_shared(root):
-  flatten(root)
-  for folder in both(root, ''):
-    for path in walk(folder)[1:]:
-      path.unlink()
-  assert len(split_of(root)) == 1
-  refused(root, r"1 sample in .*none for the split 'val'", 'val')
-
-
 def test_lists_for_each_split_and_one_for_both(root):
   (root / 'lists').mkdir()
   (root / 'lists' / 'train.txt').write_text(
@@ -424,9 +412,8 @@ def rename(root, **new):
 SPLITS = [
   {},
   {'train': 'Train', 'val': 'Val'},
-  {'train': 'TRAIN'},
   {'train': 'training', 'val': 'validation'},
-  {'val': 'valid'},
+  {'train': 'TRAIN', 'val': 'valid'},
   {'train': 'train2017', 'val': 'val2017'},
   {'train': 'Training_Set', 'val': 'dev-set'},
 ]
@@ -435,7 +422,8 @@ SPLITS = [
 @pytest.mark.parametrize('new', SPLITS)
 def test_other_names_of_splits_are_understood(root, new, capsys):
   rename(root, **new)
-  (root / 'images' / 'test').mkdir()
+  write_pair(root, 'test/f')
+  assert names(root, 'test') == ['f']
   assert (names(root), names(root, 'val')) == (TRAIN, VAL)
   said = capsys.readouterr().out
   for split, name in new.items():
@@ -600,19 +588,15 @@ def test_values_that_are_no_class_are_named(root):
   assert split_of(root)[0]['label'][0, :4].tolist() == [255, 255, 255, 0]
 
 
-def test_images_of_16_bits_are_refused(root):
-  encoded = encode(np.ones((12, 16, 3), np.uint16))
-  (root / 'images/train/a.png').write_bytes(encoded)
-  first_refused(root, r'a\.png has 16 bits per channel')
-
-
-def test_images_of_one_and_of_four_bands_become_rgb(root):
+def test_images_of_other_bands_become_rgb_and_of_16_bits_do_not(root):
   # GDAL calls the fourth opacity, whatever it holds.
   pixels = np.random.default_rng(6).integers(0, 256, (12, 16, 4), np.uint8)
   one, four = encode(pixels[..., 0]), tiff(pixels, extra=2)
   for encoded, bands in ((one, [0, 0, 0]), (four, [0, 1, 2])):
     (root / 'images/train/a.png').write_bytes(encoded)
     assert_equal(split_of(root)[0]['image'], pixels[..., bands])
+  (root / 'images/train/a.png').write_bytes(encode(np.uint16(pixels)))
+  first_refused(root, r'a\.png has 16 bits per channel')
 
 
 def test_exif_turns_the_image_and_not_the_mask(root):
@@ -643,7 +627,7 @@ def test_evaluation_skips_nothing(root):
 
 
 def test_pictures_and_masks_of_too_many_pixels_are_unreadable(root):
-  """A few bytes that claim to be large, and large ones of a few bytes."""
+  # A few bytes that claim to be large, and large ones of a few bytes.
   for path in both(root, 'train/a.png'):
     kept = path.read_bytes()
     for encoded in (claiming(60_000, 60_000)['PNG'], png_bomb(17_000, 17_000)):

@@ -30,17 +30,11 @@ def convert(call, tmp_path):
   return functools.partial(call, prepare.main, *words.format(tmp_path).split())
 
 
-@pytest.fixture
-def refused(convert, tmp_path):
+def refused(convert, root, message, *flags):
   """The command says why it fails, and writes nothing."""
-
-  def run(message, *flags):
-    with pytest.raises(UserError, match=message):
-      convert(*flags)
-    there = sorted(path.name for path in tmp_path.iterdir())
-    assert there == ['classes.txt', 'masks']
-
-  return run
+  with pytest.raises(UserError, match=message):
+    convert(*flags)
+  assert sorted(x.name for x in root.iterdir()) == ['classes.txt', 'masks']
 
 
 def ids_of(path):
@@ -67,18 +61,21 @@ def test_every_kind_of_picture_becomes_an_index_mask(convert, tmp_path, capsys):
   assert_equal(found, expected)
   left = f'left out of {masks}: 1 .txt, 1 .webp\n'
   assert capsys.readouterr().out == f'{left}4 masks in {out}\n'
+  with pytest.raises(UserError, match='ids is there already'):
+    convert()
 
 
-def test_unknown_colours_are_named(convert, refused, tmp_path, capsys):
+def test_unknown_colours_are_named(convert, tmp_path, capsys):
   first, second = np.array(MASK), np.array(MASK)
   first[0, :2] = second[0, :5] = 128, 64, 129
   second[1, 0] = 1, 2, 3
   Image.fromarray(first).save(tmp_path / 'masks' / 'a.png')
   Image.fromarray(second).save(tmp_path / 'masks' / 'b.png')
-  refused(
+  message = (
     r'(?s)2 values or .* \(128, 64, 129\): 7 pixels, first in \S*/a\.png\n'
     r'  \(1, 2, 3\): 1 pixels, first in \S*/b\.png\n'
   )
+  refused(convert, tmp_path, message)
   convert('--unknown', 'ignore')
   printed = capsys.readouterr().out
   assert 'became 255 (ignored):\n  (128, 64, 129): 7 pixels' in printed
@@ -112,25 +109,18 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(('mask', 'classes', 'flags', 'message'), REFUSED)
-def test_what_cannot_be_meant(refused, tmp_path, mask, classes, flags, message):
+def test_what_cannot_be_meant(convert, tmp_path, mask, classes, flags, message):
   mask.save(tmp_path / 'masks' / 'a.png')
   (tmp_path / 'classes.txt').write_text(classes)
-  refused(message, *flags.format(tmp_path).split())
+  refused(convert, tmp_path, message, *flags.format(tmp_path).split())
 
 
-def test_nothing_is_overwritten(convert, tmp_path):
-  MASK.save(tmp_path / 'masks' / 'a.png')
-  convert()
-  with pytest.raises(UserError, match='ids is there already'):
-    convert()
-
-
-def test_a_damaged_mask_stops_and_leaves_nothing(refused, tmp_path):
+def test_a_damaged_mask_stops_and_leaves_nothing(convert, tmp_path):
   for name in 'abc':
     MASK.save(tmp_path / 'masks' / f'{name}.png')
   path = tmp_path / 'masks' / 'b.png'
   path.write_bytes(path.read_bytes()[:-40])
-  refused(re.escape(f'{path} cannot be decoded'))
+  refused(convert, tmp_path, re.escape(f'{path} cannot be decoded'))
 
 
 NO_FOLDERS = [
@@ -142,7 +132,7 @@ NO_FOLDERS = [
 
 
 @pytest.mark.parametrize(('files', 'message'), NO_FOLDERS)
-def test_folders_that_cannot_be_meant(refused, tmp_path, files, message):
+def test_folders_that_cannot_be_meant(convert, tmp_path, files, message):
   for file in files:
     (tmp_path / 'masks' / file).touch()
-  refused(message)
+  refused(convert, tmp_path, message)
