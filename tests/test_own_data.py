@@ -28,11 +28,9 @@ FOLDER = ROOT / 'configs' / 'folder.py'
 COMMANDS = commands_of(PAGE)
 CLASSES = blocks_of(PAGE.name, 'text')
 NAMES = ('background', 'leaf', 'flower')
-SMALL = RUN | {
-  **{'model.head': 'fcn', 'model.radix': 1, 'data.crop_size': (64, 64)},
-  **{'train.total_steps': 4, 'train.log_steps': 2, 'eval.overlays': 2},
-  'data.skip_unreadable': True,
-}
+SMALL = RUN | {'model.head': 'fcn', 'model.radix': 1, 'eval.overlays': 2}
+SMALL |= {'train.total_steps': 4, 'train.log_steps': 2}
+SMALL |= {'data.crop_size': (64, 64), 'data.skip_unreadable': True}
 # A trial as the page describes it: published weights are large and far away.
 TRIAL = {
   'configs/folder.py': ['configs/folder.py:mini', *small_flags(SMALL)],

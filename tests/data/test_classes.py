@@ -187,7 +187,7 @@ def test_lines_that_are_no_classes_are_refused(read, text, mended):
 
 
 def test_names_that_look_like_other_things_stay_names(read):
-  """As they could be written before."""
+  # As they could be written before.
   names = 'route 66', 'c#', '[sky]', 'door;double door', 'no-name', 'red green'
   assert read('\n'.join(names)).labels.classes == names
   table = read('name;value\n"a, b";3\n2 wheels;4\n')

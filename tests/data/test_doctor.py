@@ -230,10 +230,6 @@ def spoil(clean, name):
   return change(clean[pair])
 
 
-def test_every_rule_has_a_fault():
-  assert [rule.name for rule in RULES] == list(FAULTS)
-
-
 @pytest.mark.parametrize('name', FAULTS)
 def test_fault_is_found_and_named(clean, name):
   outputs = 11 if name == 'class_count' else None
@@ -247,7 +243,8 @@ def test_fault_is_found_and_named(clean, name):
   assert len(finding.remedy) > 20
 
 
-def test_the_documentation_lists_the_rules(root):
+def test_every_rule_has_a_fault_and_is_documented(root):
+  assert [rule.name for rule in RULES] == list(FAULTS)
   text = (root / 'docs' / 'doctor.md').read_text()
   rows = re.findall(r'^\| `(\w+)` \| (\w+) \| (.*) \|$', text, re.M)
   meaning = {r: ' '.join(r.check.__doc__.split()) for r in RULES}
@@ -388,7 +385,7 @@ SEEN = {'absent_classes': 11, 'untrained_classes': 23}
 
 @pytest.mark.parametrize(('name', 'seen'), SEEN.items())
 def test_few_samples_do_not_prove_absence(clean, name, seen):
-  """What is absent in some samples may be in the others."""
+  # What is absent in some samples may be in the others.
   train, rest = surveys_of(spoil(clean, name))
   assert diagnose([replace(train, seen=train.seen[:seen]), rest]) == []
 

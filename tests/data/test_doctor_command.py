@@ -181,14 +181,14 @@ def test_samples_that_training_may_skip(garden, capsys):
 
 
 def test_training_starts_again_after_an_error_of_the_doctor(garden):
-  """In the same process, as in a notebook, which keeps the error."""
   cut(garden.image('train/1'))
-  config = garden.splits()[0]
-  errors = []
-  for _ in range(2):  # The second would find that another process trains.
+  config, kept = garden.splits()[0], []
+  # In the same process, as in a notebook, which keeps the error: the second
+  # would find that another process trains.
+  for _ in range(2):
     with pytest.raises(UserError, match='error: unreadable') as error:
       train(config, garden.root / 'run')
-    errors.append(error)
+    kept.append(error)
 
 
 def test_command_that_examines_everything():

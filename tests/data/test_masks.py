@@ -146,15 +146,14 @@ def test_photographs_among_the_masks_are_no_masks(garden, lists):
   found = garden.diagnoses()
   assert len(found) == 2  # Each split has a folder of its own.
   for d in found:
-    remedy = d.finding.remedy
     if not lists:
-      garden.obey(remedy)
+      garden.obey(d.finding.remedy)
       continue
-    garden.convert(remedy)
-    ((new, file),) = re.findall(r'files of (\S+) in (\S+)\.$', remedy)
-    path = garden.root / file.replace('{split}', d.split)
-    assert new == f'{garden.root}/{d.split}_ids'
-    path.write_text(re.sub(rf' {d.split}/', f' {new}/', path.read_text()))
+    garden.convert(d.finding.remedy)
+    new = f'{garden.root}/{d.split}_ids'
+    assert f'files of {new} in {garden.root}/{{split}}.txt.' in d.finding.remedy
+    path = garden.root / f'{d.split}.txt'
+    path.write_text(path.read_text().replace(f' {d.split}/', f' {new}/'))
   garden.check()
 
 
@@ -248,9 +247,9 @@ def test_a_value_gets_a_class(garden, classes):
 def test_smoothed_black_and_white(garden, classes):
   garden.classes(classes)
   garden.write(lambda ids: encode(cv2.GaussianBlur(white(ids), (5, 5), 0)))
-  found = garden.found()['smoothed_masks']
   assert garden.errors() == {'smoothed_masks'}
-  code = re.search(r'middle: (.*)\.$', found.remedy)[1]
+  remedy = garden.found()['smoothed_masks'].remedy
+  code = re.search(r'middle: (.*)\.$', remedy)[1]
   for path in map(str, map(garden.mask, garden.ids)):
     exec(code, {'cv2': cv2, 'np': np, 'old': path, 'new': path})
   assert garden.errors() == set()
@@ -421,8 +420,8 @@ def test_images_of_more_bits(garden, bits, bands):
     # As GDAL writes them, infrared last.
     pixels = np.dstack([pixels[..., ::-1], pixels[..., 0] // 4])[..., :bands]
     path.with_suffix('.tif').write_bytes(tiff(pixels, 0, grey=True))
-  found = garden.found()['image_depth']
-  code = re.search(r'file: (.*)\. Take', found.remedy)[1]
+  remedy = garden.found()['image_depth'].remedy
+  code = re.search(r'file: (.*)\. Take', remedy)[1]
   for path in paths:
     old, new = (str(path.with_suffix(x)) for x in ('.tif', '.png'))
     exec(code, {'cv2': cv2, 'np': np, 'old': old, 'new': new})
