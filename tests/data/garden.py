@@ -99,7 +99,6 @@ class Garden:
     palette2id([*flags.format(self.root).split(), '--indices'])
 
   def convert(self, remedy):
-    """Runs the command of a remedy."""
     (words,) = re.findall(r'resnest_jax\.data\.prepare palette2id (.*)', remedy)
     palette2id(shlex.split(words))
 

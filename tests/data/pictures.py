@@ -105,8 +105,7 @@ def claiming(height, width):
   ):
     old, new = struct.pack(form, *old), struct.pack(form, *new)
     files[kind] = saved(kind).replace(old, new)
-  size = b'%d %d' % (width, height)
-  files['PPM'] = saved('PPM').replace(b'8 6', size)
+  files['PPM'] = saved('PPM').replace(b'8 6', b'%d %d' % (width, height))
   for name, big in (('TIFF', False), ('BigTIFF', True)):
     for order in '<>':
       lie = tiff(SMALL, order=order, big=big, size=(height, width))

@@ -240,8 +240,7 @@ def test_chosen_colours_are_far_from_each_other():
 
 
 def test_chosen_colours_avoid_those_given(read):
-  (first,) = own.distinct_colours(1)
-  classes = read('a {} {} {}\nb\n'.format(*first))
+  classes = read('a {} {} {}\nb\n'.format(*own.distinct_colours(1)[0]))
   distance = np.abs(np.subtract(*classes.labels.palette.astype(int))).sum()
   assert distance > 200
 

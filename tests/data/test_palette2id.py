@@ -23,7 +23,6 @@ MASK = Image.fromarray(COLOURS[PLACES])
 
 @pytest.fixture
 def convert(call, tmp_path):
-  """Runs the command in this process."""
   (tmp_path / 'classes.txt').write_text(CLASSES)
   (tmp_path / 'masks').mkdir()
   words = 'palette2id --masks {0}/masks --classes {0}/classes.txt --out {0}/ids'
