@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import pytest
+from data.garden import Garden
 
 
 @pytest.fixture
@@ -15,6 +16,11 @@ def call(monkeypatch):
     main()
 
   return call
+
+
+@pytest.fixture
+def garden(tmp_path):
+  return Garden(tmp_path)
 
 
 @pytest.fixture

@@ -11,13 +11,7 @@ SMALL = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 
 
 def tiff(
-  pixels,
-  extra=None,
-  order='<',
-  big=False,
-  planar=False,
-  size=None,
-  grey=False,
+  pixels, extra=None, order='<', big=False, planar=False, size=None, grey=False
 ):
   """An uncompressed TIFF of uint8 or uint16 (H, W, bands).
 
@@ -25,49 +19,37 @@ def tiff(
   (height, width) that it claims; `grey` calls the first band grey and the
   others extra ones.
   """
-  height, width, bands = pixels.shape
+  bands = pixels.shape[2]
+  height, width = size or pixels.shape[:2]
   body = pixels.transpose(2, 0, 1) if planar else pixels
   body = body.astype(pixels.dtype.newbyteorder(order)).tobytes()
-  start = 16 if big else 8
+  start, wide, word = (16, 8, 'Q') if big else (8, 4, 'I')
   parts = bands if planar else 1
   colours = 3 if bands > 2 and not grey else 1
   step = len(body) // parts
-  claimed = size or (height, width)
-  tags = {
-    256: (4, [claimed[1]]),
-    257: (4, [claimed[0]]),
-    258: (3, [8 * pixels.itemsize] * bands),
-    259: (3, [1]),
-    262: (3, [2 if colours == 3 else 1]),
-    273: (4, [start + step * i for i in range(parts)]),
-    277: (3, [bands]),
-    278: (4, [claimed[0]]),
-    279: (4, [step] * parts),
-    284: (3, [2 if planar else 1]),
-    # Of GeoTIFF: the size of a pixel on the ground.
-    33550: (12, [10.0, 10.0, 0.0]),
-  }
+  shorts = {258: [8 * pixels.itemsize] * bands, 259: [1], 277: [bands]}
+  shorts |= {262: [2 if colours == 3 else 1], 284: [2 if planar else 1]}
   if extra is not None:
-    tags[338] = (3, [extra] * (bands - colours))
-  wide = 8 if big else 4
-  offset, table = start + len(body), b''
-  for tag, (kind, values) in sorted(tags.items()):
-    code = {3: 'H', 4: 'I', 12: 'd'}[kind]
+    shorts[338] = [extra] * (bands - colours)
+  longs = {256: [width], 257: [height], 278: [height], 279: [step] * parts}
+  longs[273] = [start + step * i for i in range(parts)]
+  tags = {tag: (3, 'H', values) for tag, values in shorts.items()}
+  tags |= {tag: (4, 'I', values) for tag, values in longs.items()}
+  # Of GeoTIFF: the size of a pixel on the ground.
+  tags[33550] = 12, 'd', [10.0, 10.0, 0.0]
+  table = b''
+  for tag, (kind, code, values) in sorted(tags.items()):
     value = struct.pack(f'{order}{len(values)}{code}', *values)
     if len(value) > wide:
-      body += value
-      value = struct.pack(order + 'IQ'[big], offset)
-      offset += len(body) - (offset - start)
-    count = struct.pack(order + 'IQ'[big], len(values))
-    table += struct.pack(f'{order}HH', tag, kind) + count
+      place = struct.pack(order + word, start + len(body))
+      body, value = body + value, place
+    table += struct.pack(f'{order}HH{word}', tag, kind, len(values))
     table += value.ljust(wide, b'\0')
   table = struct.pack(order + 'HQ'[big], len(tags)) + table + bytes(wide)
+  end = start + len(body)
+  head = ('HHHQ', 43, 8, 0, end) if big else ('HI', 42, end)
   mark = b'II' if order == '<' else b'MM'
-  if big:
-    head = mark + struct.pack(f'{order}HHHQ', 43, 8, 0, offset)
-  else:
-    head = mark + struct.pack(f'{order}HI', 42, offset)
-  return head + body + table
+  return mark + struct.pack(order + head[0], *head[1:]) + body + table
 
 
 def saved(form, image=None, **options):
@@ -77,47 +59,57 @@ def saved(form, image=None, **options):
   return file.getvalue()
 
 
-def chunk(kind, body):
-  end = struct.pack('>I', zlib.crc32(kind + body))
-  return struct.pack('>I', len(body)) + kind + body + end
+def grey_png(height, width, bits, rows):
+  """A PNG of packed rows, a zero before each; bits: 1, 2, 4 or 8 a pixel."""
+  header = struct.pack('>IIBBBBB', width, height, bits, 0, 0, 0, 0)
+  encoded = b'\x89PNG\r\n\x1a\n'
+  body = zlib.compress(rows, 9)
+  for part in (b'IHDR' + header, b'IDAT' + body, b'IEND'):
+    encoded += struct.pack('>I', len(part) - 4) + part
+    encoded += struct.pack('>I', zlib.crc32(part))
+  return encoded
 
 
 def png_bomb(height, width, rows=None):
   """A PNG of zeros, 1 bit a pixel, whole or with its first rows alone."""
-  pack = zlib.compressobj(9)
-  row = bytes(1 + -(-width // 8))
-  number = height if rows is None else rows
-  rows = b''.join(pack.compress(row) for _ in range(number)) + pack.flush()
-  header = struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
-  parts = chunk(b'IHDR', header) + chunk(b'IDAT', rows) + chunk(b'IEND', b'')
-  return b'\x89PNG\r\n\x1a\n' + parts
+  rows = height if rows is None else rows
+  return grey_png(height, width, 1, bytes(rows * (1 + -(-width // 8))))
+
+
+def few_bits(ids, bits):
+  """A grey PNG of 1, 2 or 4 bits, which neither OpenCV nor Pillow writes."""
+  planes = np.unpackbits(np.uint8(ids)[..., None], axis=-1)[..., 8 - bits :]
+  rows = np.packbits(planes.reshape(len(ids), -1), axis=-1)
+  return grey_png(*ids.shape, bits, np.pad(rows, ((0, 0), (1, 0))).tobytes())
+
+
+def with_palette(colours):
+  def encoded(ids):
+    picture = Image.fromarray(ids).convert('P')
+    picture.putpalette(np.asarray(colours).ravel().tolist())
+    return saved('PNG', picture)
+
+  return encoded
 
 
 def claiming(height, width):
   """Small files of each kind whose headers have this size, by kind."""
-  files = {kind: saved(kind) for kind in ('JPEG', 'BMP', 'GIF', 'PPM')}
-  files['PNG'] = png_bomb(height, width, 1)
-  files['JPEG 2000'] = saved('JPEG2000')
-  old, new = (struct.pack('>II', *x) for x in ((8, 6), (width, height)))
-  # The box around the codestream keeps the small size.
-  files['JPEG 2000'] = files['JPEG 2000'].replace(old, new)
-  files['PPM'] = files['PPM'].replace(b'8 6', b'%d %d' % (width, height))
-  files['BMP'] = files['BMP'].replace(
-    struct.pack('<ii', 8, 6), struct.pack('<ii', width, -height)
-  )
-  for kind, old in (('JPEG', '>HH'), ('GIF', '<HH')):
-    sizes = (6, 8) if kind == 'JPEG' else (8, 6)
-    most = [min(x, 65500) for x in (height, width)]
-    new = most if kind == 'JPEG' else most[::-1]
-    files[kind] = files[kind].replace(
-      struct.pack(old, *sizes), struct.pack(old, *new)
-    )
-  for big in (False, True):
+  most = [min(x, 65500) for x in (height, width)]
+  files = {'PNG': png_bomb(height, width, 1)}
+  for kind, form, old, new in (
+    ('JPEG', '>HH', (6, 8), most),
+    ('GIF', '<HH', (8, 6), most[::-1]),
+    ('BMP', '<ii', (8, 6), (width, -height)),
+    # The box around the codestream keeps the small size.
+    ('JPEG2000', '>II', (8, 6), (width, height)),
+  ):
+    old, new = struct.pack(form, *old), struct.pack(form, *new)
+    files[kind] = saved(kind).replace(old, new)
+  files['PPM'] = saved('PPM').replace(b'8 6', b'%d %d' % (width, height))
+  for name, big in (('TIFF', False), ('BigTIFF', True)):
     for order in '<>':
-      name = f'{"BigTIFF" if big else "TIFF"} {order}'
-      files[name] = tiff(SMALL, order=order, big=big, size=(height, width))
-  files['HDR'] = (
-    f'#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y {height} +X {width}\n'.encode()
-    + bytes(99)
-  )
+      lie = tiff(SMALL, order=order, big=big, size=(height, width))
+      files[f'{name} {order}'] = lie
+  head = '#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y {} +X {}\n'
+  files['HDR'] = head.format(height, width).encode() + bytes(99)
   return files
