@@ -3,38 +3,28 @@
 from fractions import Fraction
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from golden.reference import relative_error
+from golden.reference import assert_close, random, struct, with_gradients
 from torch.nn import functional as F
 
 from benchmarks import plain_layers
-from resnest_jax.models import convolution, layers, normalization, pooling
+from resnest_jax.models import (
+  convolution,
+  layers,
+  normalization,
+  pooling,
+  pyramid,
+)
 from resnest_jax.models.convolution import convolve, depthwise
 from resnest_jax.models.normalization import BatchNorm
 
 pytestmark = pytest.mark.usefixtures('float64')
 
 EPSILON = 1e-5
-
-
-def random(*shape, seed=0):
-  return np.random.default_rng(seed).standard_normal(shape)
-
-
-def assert_same_with_gradients(ours, plain, arguments, limits=(1e-13, 1e-13)):
-  """Of two functions of arrays: relative errors of values and gradients."""
-  results = []
-  for function in (ours, plain):
-    y, back = jax.vjp(jax.jit(function), *arguments)
-    results.append((y, *back(jnp.asarray(random(*y.shape, seed=3)))))
-  limits = limits[:1] + len(arguments) * limits[1:]
-  for one, other, limit in zip(*results, limits, strict=True):
-    assert relative_error(one, other) < limit
 
 
 def assert_rounded_once(y, exact):
@@ -47,10 +37,10 @@ def assert_rounded_once(y, exact):
 # Batch normalisation
 
 
-def plain_batch_norm(x, scale, bias, relu):
+def plain_batch_norm(x, scale, bias, relu=False):
   mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
   y = (x - mean) / jnp.sqrt(var + EPSILON) * scale + bias
-  return nn.relu(y) if relu else y
+  return jnp.maximum(y, 0) if relu else y
 
 
 def batch_norm(x, scale, bias, relu=False):
@@ -61,35 +51,21 @@ def batch_norm(x, scale, bias, relu=False):
 
 
 @pytest.mark.parametrize('relu', [False, True])
-@pytest.mark.parametrize(
-  'shape',
-  [(4, 5, 6, 3), (4, 17, 16, 3)],
-  ids=['two_passes', 'one_pass'],
-)
-def test_batch_norm_and_its_gradients_are_the_plain_ones(shape, relu):
-  assert (np.prod(shape[:3]) > normalization.FEW_VALUES) == (shape[1] == 17)
-  assert_same_with_gradients(
-    lambda *arguments: batch_norm(*arguments, relu=relu)[0],
-    partial(plain_batch_norm, relu=relu),
-    (2 * random(*shape) + 1, 1 + random(3, seed=1), random(3, seed=2)),
-    (1e-12, 1e-11),
-  )
-
-
-def test_running_variance_of_two_values_is_unbiased():
-  x = np.array([1.0, 4.0]).reshape(2, 1, 1, 1)
-  changed = batch_norm(x, np.ones(1), np.zeros(1))[1]
-  # Unbiased variance of (1, 4) is 4.5, the biased one 2.25.
-  np.testing.assert_allclose(changed['batch_stats']['mean'], [0.25])
-  np.testing.assert_allclose(changed['batch_stats']['var'], [0.9 + 0.45])
+@pytest.mark.parametrize(('rows', 'one_pass'), [(5, False), (68, True)])
+def test_batch_norm_and_its_gradients_are_the_plain_ones(rows, one_pass, relu):
+  x = 2 * random(4, rows, 4, 3) + 1
+  assert (x.size / 3 > normalization.FEW_VALUES) == one_pass
+  arrays = x, 1 + random(3, seed=1), random(3, seed=2)
+  ours = with_gradients(lambda *each: batch_norm(*each, relu)[0], *arrays)
+  plain = with_gradients(partial(plain_batch_norm, relu=relu), *arrays)
+  assert_close(ours, plain, 1e-12)
 
 
 def test_bfloat16_is_normalised_by_statistics_of_float32():
   x = jnp.asarray(random(2, 4, 5, 3), jnp.bfloat16)
   norm = BatchNorm(True, dtype=jnp.bfloat16)
   y, _ = norm.init_with_output(jax.random.key(0), x)
-  expected = plain_batch_norm(x.astype(jnp.float64), 1.0, 0.0, relu=False)
-  assert_rounded_once(y, expected)
+  assert_rounded_once(y, plain_batch_norm(x.astype(jnp.float64), 1.0, 0.0))
 
 
 def test_variance_of_a_few_close_values_is_not_lost_in_rounding():
@@ -127,22 +103,12 @@ def test_convolution_and_its_gradients_are_xlas(
     return jnp.concatenate(outputs, -1)
 
   for taps in (1, 3):
-    assert_same_with_gradients(
-      partial(joined, convolve),
-      partial(joined, plain_layers.convolve),
-      (random(2, 9, 8, 16), random(taps, taps, 16 // groups, 24, seed=1)),
+    kernel = random(taps, taps, 16 // groups, 24, seed=1)
+    ours, plain = (
+      with_gradients(partial(joined, function), random(2, 9, 8, 16), kernel)
+      for function in (convolve, plain_layers.convolve)
     )
-
-
-@pytest.mark.parametrize('dilation', [1, 6, 12])
-def test_depthwise_convolution_and_its_gradients_are_xlas(dilation):
-  """Also where the outer taps lie beyond the image."""
-  plain = partial(plain_layers.convolve, groups=5, dilation=dilation)
-  assert_same_with_gradients(
-    partial(depthwise, dilation=dilation),
-    lambda x, kernel: plain(x, kernel)[0],
-    (random(2, 7, 9, 5), random(3, 3, 1, 5, seed=1)),
-  )
+    assert_close(ours, plain, 1e-13)
 
 
 def test_depthwise_convolution_sums_bfloat16_in_float32():
@@ -154,59 +120,43 @@ def test_depthwise_convolution_sums_bfloat16_in_float32():
 
 def test_depthwise_convolution_keeps_its_input_alone():
   """Not its nine shifted copies, each of them in float32."""
-  x = jax.ShapeDtypeStruct((2, 7, 9, 5), jnp.bfloat16)
-  kernel = jax.ShapeDtypeStruct((3, 3, 1, 5), jnp.float32)
+  x = struct(2, 7, 9, 5, dtype=jnp.bfloat16)
   conv = convolution.DepthwiseConv(3, train=True, dtype=jnp.bfloat16)
 
   def run(kernel, x):
     return conv.apply({'params': {'kernel': kernel}}, x)
 
-  residuals = jax.eval_shape(lambda *x: jax.vjp(run, *x)[1], kernel, x)
-  kept = jax.tree.leaves(residuals)
+  kernel, residuals = struct(3, 3, 1, 5), lambda *both: jax.vjp(run, *both)[1]
+  kept = jax.tree.leaves(jax.eval_shape(residuals, kernel, x))
   assert sorted(leaf.shape for leaf in kept) == [x.shape, kernel.shape]
 
 
-# Pooling and means
+# Pooling
 
 
-def naive_pool(x, kernel, stride, padding, reduce):
-  """Loops over windows; `reduce` gets a window's values inside the image."""
-  batch, height, width, channels = x.shape
-  y = np.zeros((batch, -(-height // stride), -(-width // stride), channels))
-  for i, j in np.ndindex(y.shape[1:3]):
-    top, left = i * stride - padding, j * stride - padding
-    rows = slice(max(top, 0), top + kernel)
-    y[:, i, j] = reduce(x[:, rows, max(left, 0) : left + kernel])
-  return y
-
-
-# The function and what it is: kernel, stride, padding and a window's value.
-POOLS = {
-  'max': (pooling.max_pool, 3, 2, 1, lambda w: w.max((1, 2))),
-  'average': (
-    lambda x, size: pooling.average_pool(x, 2, size),
-    *(3, 2, 1, lambda w: w.sum((1, 2)) / 9),
-  ),
-  'average_stride_1': (
-    lambda x, size: pooling.average_pool(x, 1, size),
-    *(3, 1, 1, lambda w: w.sum((1, 2)) / 9),
-  ),
-  'shortcut': (
-    lambda x, size: pooling.shortcut_pool(x, 2, size),
-    *(2, 2, 0, lambda w: w.mean((1, 2))),
-  ),
-  'same': (pooling.same_pool, 2, 1, 0, lambda w: w.sum((1, 2)) / 4),
-}
-
-
-@pytest.mark.parametrize('name', POOLS)
+@pytest.mark.parametrize(
+  ('pool', 'kernel', 'stride', 'padding', 'how', 'divisor'),
+  [
+    (pooling.max_pool, 3, 2, 1, 'max', 1),
+    (partial(pooling.average_pool, stride=2), 3, 2, 1, 'sum', 9),
+    (partial(pooling.average_pool, stride=1), 3, 1, 1, 'sum', 9),
+    (partial(pooling.shortcut_pool, stride=2), 2, 2, 0, 'mean', 1),
+    (pooling.same_pool, 2, 1, 0, 'sum', 4),
+  ],
+)
 @pytest.mark.parametrize('lengths', [(1, 1), (2, 3), (9, 8)])
-def test_pooling_is_the_naive_one(name, lengths):
-  pool, *naive = POOLS[name]
+def test_pooling_is_the_naive_one(
+  pool, kernel, stride, padding, how, divisor, lengths
+):
+  """Of the part of each window that lies inside the image."""
   x = np.abs(random(2, *lengths, 3))
-  y, expected = jax.jit(pool, static_argnums=1)(x, None), naive_pool(x, *naive)
-  assert y.shape == expected.shape
-  np.testing.assert_allclose(y, expected, rtol=1e-13)
+  expected = np.zeros((2, *(-(-length // stride) for length in lengths), 3))
+  for i, j in np.ndindex(expected.shape[1:3]):
+    top, left = i * stride - padding, j * stride - padding
+    window = x[:, max(top, 0) : top + kernel, max(left, 0) : left + kernel]
+    expected[:, i, j] = getattr(window, how)((1, 2)) / divisor
+  y = jax.jit(partial(pool, size=None))(x)
+  np.testing.assert_allclose(y, expected, rtol=1e-13, strict=True)
 
 
 # Resizing and adaptive pooling as matrices
@@ -237,12 +187,11 @@ def test_resize_matrix_of_data_is_that_of_ints(out, given):
 
 def test_resize_matrix_is_exact_for_large_sizes():
   out, given = 16_383, 4_001
-  rows = layers.resize_matrix(
-    jnp.int32(out), jnp.int32(given), out, given, jnp.float32
-  )
+  sizes = jnp.int32(out), jnp.int32(given)
+  rows = layers.resize_matrix(*sizes, out, given, jnp.float32)
   for i in (0, 1, 8_191, 12_345, out - 1):
     position = Fraction((2 * i + 1) * given, 2 * out) - Fraction(1, 2)
-    position = min(max(position, Fraction(0)), Fraction(given - 1))
+    position = min(max(position, 0), given - 1)
     # A triangle around it.
     near = [max(0, 1 - abs(position - place)) for place in range(given)]
     np.testing.assert_allclose(rows[i], np.float32(near), rtol=0, atol=1e-7)
@@ -253,10 +202,58 @@ def test_adaptive_pool_is_torchs_at_every_true_size(bins):
   sizes = np.array([[8, 12], [5, 9], [1, 2], [9, 13]])
   x = layers.zero_outside(random(4, 9, 13, 3), sizes)
   pool = jax.jit(layers.adaptive_average_pool, static_argnums=1)
-  for image, ours, (height, width) in zip(
-    x, pool(x, bins, sizes), sizes, strict=True
-  ):
+  pooled = pool(x, bins, sizes)
+  for image, ours, (height, width) in zip(x, pooled, sizes, strict=True):
     alone = np.array(image[:height, :width])
     expected = F.adaptive_avg_pool2d(torch.tensor(alone.T), bins).numpy().T
     np.testing.assert_allclose(pool(alone[None], bins)[0], expected, rtol=1e-12)
     np.testing.assert_allclose(ours, expected, rtol=1e-12)
+
+
+# Convolutions over upsampled maps against those over the concatenation
+
+MERGES = pyramid.convolve_merged, plain_layers.convolve_merged
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('size', [None, np.array([[6, 7], [4, 8]])])
+@pytest.mark.parametrize(
+  ('taps', 'canvas'), [(5, (7, 8)), (3, (6, 8)), (3, (1, 1)), (1, (7, 9))]
+)
+def test_merged_convolution_is_that_of_the_concatenation(taps, canvas, size):
+  """For any odd kernel, on a canvas smaller than it, and with true sizes."""
+  maps = [random(2, 2, 3, 4), random(2, 1, 1, 3)]
+  x = layers.zero_outside(random(2, *canvas, 5), size)
+
+  def run(merge, kernel, x, *maps):
+    wide = [pyramid.upsampled(each, canvas, size) for each in maps]
+    return merge([wide[0], x, wide[1]], kernel)
+
+  arrays = random(taps, taps, 12, 6), x, *maps
+  ours, plain = (with_gradients(partial(run, f), *arrays) for f in MERGES)
+  assert ours[0].shape == (2, *canvas, 6)
+  assert_close(ours, plain, 1e-12)
+
+
+@pytest.mark.gpu
+def test_bfloat16_is_not_rounded_more_than_in_the_concatenation():
+  """PSPNet's bottleneck; errors against float64, relative to the result."""
+  shapes = [(24, 32, 128)] + [(bins, bins, 32) for bins in (1, 2, 3, 6)]
+  # What both are given: values that bfloat16 holds, as nn.relu leaves them.
+  x, *levels = (
+    jnp.maximum(random(2, *shape, seed=shape[0]), 0).astype(jnp.bfloat16)
+    for shape in shapes
+  )
+  kernel = np.float32(random(3, 3, 256, 64) / 48)
+
+  def run(dtype, merge):
+    wide = [pyramid.upsampled(p.astype(dtype), (24, 32), None) for p in levels]
+    y = merge([x.astype(dtype), *wide], jnp.asarray(kernel, dtype))
+    return y.astype(jnp.float64)
+
+  exact = run(jnp.float64, MERGES[1])
+  ours, plain = (
+    jnp.linalg.norm(run(jnp.bfloat16, merge) - exact) / jnp.linalg.norm(exact)
+    for merge in MERGES
+  )
+  assert 2**-12 < ours <= plain < 2**-7

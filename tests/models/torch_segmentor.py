@@ -1,8 +1,7 @@
 """The networks once more, in PyTorch's own operators, for one image.
 
-A naive twin of `resnest_jax.models`: no padding, no masks, no matrices. It
-takes mmsegmentation's state dict of a network of radix 2 and cardinality 1,
-under the dilation rule `mmseg`, and needs no compilation for a new size.
+A naive twin of `resnest_jax.models`: no padding, no masks, no matrices, and no
+compilation for a new size. Of radix 2, cardinality 1 and dilation rule `mmseg`.
 """
 
 import functools
@@ -21,13 +20,7 @@ STAGES = {
 
 
 class TorchSegmentor:
-  """`network(image)`: the decode head's logits.
-
-  Args:
-    state_dict: name -> NumPy array, one block a stage.
-    head: 'fcn', 'pspnet', 'deeplabv3' or 'deeplabv3plus'.
-    output_stride: 8, 16 or 32.
-  """
+  """`network(image)`: a head's logits, of NumPy weights with a block a stage."""
 
   def __init__(self, state_dict, head, output_stride):
     self.weights = {k: torch.tensor(v) for k, v in state_dict.items()}
@@ -55,18 +48,17 @@ class TorchSegmentor:
 
   def unit(self, name, x, dilation=1):
     """Convolution, normalisation, ReLU; or depthwise, then 1x1."""
-    name = f'decode_head.{name}'
-    if f'{name}.conv.weight' in self.weights:
-      return self.step(f'{name}.conv', f'{name}.bn', x, dilation=dilation)
-    for part in ('depthwise_conv', 'pointwise_conv'):
-      names = f'{name}.{part}.conv', f'{name}.{part}.bn'
-      x, dilation = self.step(*names, x, dilation=dilation), 1
+    parts = ['', '.depthwise_conv', '.pointwise_conv']
+    for path in [f'decode_head.{name}{part}' for part in parts]:
+      if f'{path}.conv.weight' in self.weights:
+        x = self.step(f'{path}.conv', f'{path}.bn', x, dilation=dilation)
+        dilation = 1
     return x
 
   def backbone(self, x):
     """Features of the first and of the last stage."""
-    for i, stride in ((0, 2), (3, 1), (6, 1)):
-      names = f'backbone.stem.{i}', f'backbone.stem.{i + 1}'
+    for i, stride in enumerate((2, 1, 1)):
+      names = f'backbone.stem.{3 * i}', f'backbone.stem.{3 * i + 1}'
       x = self.step(*names, x, stride=stride)
     x, features = F.max_pool2d(x, 3, 2, 1), []
     for stage, (stride, dilation) in enumerate(self.stages, 1):

@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from golden.reference import quick_jit
+from golden.reference import quick_jit, random
 from hosts import finish, start_pair
 from jax.sharding import NamedSharding, PartitionSpec
 from training.one_step import assert_close, step_on
@@ -50,7 +50,7 @@ def test_devices_that_share_rows_do_what_one_does(platform):
 def test_processes_that_share_rows_do_what_one_device_does(tmp_path):
   """Each image lies on both, a quarter on each of their four devices."""
   out = tmp_path / 'after.npz'
-  for process in start_pair('tests/training/step_of_hosts.py', out, 4):
+  for process in start_pair('tests/training/one_step.py', out, 4):
     finish(process)
   with np.load(out) as arrays:
     assert_close(dict(arrays), on_one())
@@ -63,14 +63,11 @@ TERMS = ('cross_entropy', 'ohem', 'focal', 'dice', 'lovasz')
 @pytest.mark.parametrize('term', TERMS)
 def test_loss_of_shared_rows(term, devices):
   """Value and gradient, with labels to ignore and rows between devices."""
-  config = load_config(
-    'configs/ade20k_pspnet.py',
-    {f'loss.terms.{name}': float(name == term) for name in TERMS},
-  )
+  terms = {f'loss.terms.{name}': float(name == term) for name in TERMS}
+  config = load_config('configs/ade20k_pspnet.py', terms)
   loss = create_loss(config.loss, 5)
-  rng = np.random.default_rng(1)
-  logits = rng.normal(size=(2, 8, 6, 5))
-  labels = rng.choice([0, 1, 2, 3, 4, 255], (2, 64, 48))
+  logits = random(2, 8, 6, 5)
+  labels = np.random.default_rng(1).choice([0, 1, 2, 3, 4, 255], (2, 64, 48))
 
   def both(logits, labels):
     return jax.value_and_grad(lambda x: loss(x, labels)[0])(logits)

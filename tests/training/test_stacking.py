@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from collectives import assert_local, mesh_of
-from golden.reference import QUICK, TINY
+from golden.reference import QUICK, TINY, struct
 from training.one_step import BATCH, assert_close, training_batch
 
 from resnest_jax.checkpoints import store
@@ -15,7 +15,7 @@ from resnest_jax.config import load_config
 from resnest_jax.models import implementations
 from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import initial_variables
-from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.models.segmentor import create_segmentor, scanned
 from resnest_jax.models.stacking import stack, stacked, unstack
 from resnest_jax.sharding import shard_batch
 from resnest_jax.training.step import create_training
@@ -34,22 +34,17 @@ def configuration(**train):
   return config
 
 
-def fresh(training, mesh, pretrained='', ema=False):
-  """The state that a run starts from."""
-  model, optimizer, *_ = training
-  settings = {'seed': 0, 'pretrained': pretrained}
-  variables, _ = start_variables(model, settings)
-  # None is on a device yet.
-  assert {type(x) for x in jax.tree.leaves(variables)} == {np.ndarray}
-  return create_state(model, optimizer, variables, mesh, ema=ema)
-
-
-def trainable(implementation, devices=1, **train):
-  """The training, its fresh state, and its mesh."""
+def trainable(implementation, devices=1, pretrained='', **train):
+  """The training, the state that a run starts from, and the mesh."""
   config, mesh = configuration(**train), mesh_of(devices)
   with implementations.use(blocks=implementation):
     training = create_training(config, mesh)
-  return training, fresh(training, mesh, ema='ema_decay' in train), mesh
+  settings = {'seed': 0, 'pretrained': pretrained}
+  variables, _ = start_variables(training.model, settings)
+  # None is on a device yet.
+  assert {type(x) for x in jax.tree.leaves(variables)} == {np.ndarray}
+  parts = training.model, training.optimizer, variables, mesh
+  return training, create_state(*parts, ema='ema_decay' in train), mesh
 
 
 def by_name(state):
@@ -57,16 +52,14 @@ def by_name(state):
   return unstack(jax.device_get(state), stacked(state.params))
 
 
-def step(implementation, devices, **train):
+@functools.cache
+def step(implementation, devices=1, **train):
   """State and scalars after a step, and the program."""
   training, state, mesh = trainable(implementation, devices, **train)
   batch = shard_batch(training_batch(), mesh)
   program = training.step.lower(state, batch).compile(QUICK)
   state, scalars = program(state, batch)
   return (by_name(state), jax.device_get(scalars)), program
-
-
-unrolled = functools.cache(functools.partial(step, 'unrolled', 1))
 
 
 def assert_same_step(ours, expected):
@@ -78,19 +71,19 @@ def assert_same_step(ours, expected):
 
 def test_a_loop_on_four_devices_does_what_its_blocks_do_on_one():
   on_four = step('scanned', 4)
-  assert_same_step(on_four, unrolled())
+  assert_same_step(on_four, step('unrolled'))
   assert_local(on_four[1])
 
 
 @pytest.mark.long
 def test_a_loop_whose_blocks_are_computed_again():
-  assert_same_step(step('scanned', 1, remat='blocks'), unrolled())
+  assert_same_step(step('scanned', remat='blocks'), step('unrolled'))
 
 
 @pytest.mark.long
 def test_a_loop_in_the_loop_over_micro_batches():
   in_parts = {'micro_batch_size': BATCH // 2}
-  assert_same_step(step('scanned', 1, **in_parts), unrolled(**in_parts))
+  assert_same_step(step('scanned', **in_parts), step('unrolled', **in_parts))
 
 
 def test_what_is_stacked():
@@ -106,9 +99,7 @@ def test_what_is_stacked():
 
 
 def test_what_needs_blocks_by_name_has_them():
-  with implementations.use(blocks='scanned'):
-    training = create_training(configuration(remat='stages'), mesh_of(1))
-  assert training.model.backbone.stacked() == {}
+  assert stacked(trainable('scanned', remat='stages')[1].params) == {}
 
 
 @pytest.mark.parametrize(
@@ -116,17 +107,15 @@ def test_what_needs_blocks_by_name_has_them():
   [('scanned', 'unrolled', {}), ('unrolled', 'scanned', {'ema_decay': 0.9})],
 )
 def test_either_goes_on_from_the_other(implementation, other, train, tmp_path):
-  _, state, _ = trainable(implementation, **train)
   # Apart from each other, and from what they are at the start.
   state = jax.tree.map(
-    lambda x: x + np.arange(x.size, dtype=x.dtype).reshape(x.shape), state
+    lambda x: x + np.arange(x.size, dtype=x.dtype).reshape(x.shape),
+    trainable(implementation, **train)[1],
   )
   with store.open_checkpoints(tmp_path) as manager:
     store.save(manager, state, {})
-  training, _, mesh = trainable(other, 4, **train)
-  abstract = abstract_state(
-    training.model, training.optimizer, mesh, ema=bool(train)
-  )
+  (model, optimizer, *_), _, mesh = trainable(other, 4, **train)
+  abstract = abstract_state(model, optimizer, mesh, ema=bool(train))
   with store.open_checkpoints(tmp_path, read_only=True) as manager:
     restored, _ = store.restore(manager, int(state.step), abstract)
   assert jax.tree.structure(restored) == jax.tree.structure(abstract)
@@ -144,8 +133,7 @@ def test_files_are_the_same(tmp_path):
     folder = store.checkpoint_dir(tmp_path / implementation) / '0'
     abouts.append((folder / 'about' / 'metadata').read_text())
     names = (folder / 'model' / '_METADATA').read_text()
-    assert 'layer3_5' in names
-    assert 'layer3_rest' not in names
+    assert ('layer3_5' in names, 'layer3_rest' in names) == (True, False)
   assert abouts[0] == abouts[1]
 
 
@@ -154,7 +142,7 @@ def test_frozen_blocks_have_no_optimizer_state():
   config = configuration(freeze=4) | {'pretrained': 'somewhere'}
   with implementations.use(blocks='scanned'):
     model, optimizer, *_ = create_training(config, mesh_of(1))
-  by_blocks = model.clone(backbone=model.backbone.clone(scanned=False))
+  by_blocks = scanned(model, loop=False)
   variables = initial_variables(by_blocks, 0)
   state, alone = (
     create_state(each, optimizer, variables, mesh_of(1))
@@ -174,8 +162,7 @@ def test_starts_from_weights(train, tmp_path):
   weights = initial_variables(model, 1)
   tensors = export_state_dict(model, weights, 'mmseg')
   path, _ = write_weights(tmp_path / 'x', 'official', tensors, {})
-  training, _, mesh = trainable('scanned', **train)
-  state = by_name(fresh(training, mesh, str(path), ema=bool(train)))
+  state = by_name(trainable('scanned', pretrained=str(path), **train)[1])
   for variables in (state.variables(), state.eval_variables()):
     jax.tree.map(np.testing.assert_array_equal, variables, weights)
   assert (state.ema is None) == (not train)
@@ -185,7 +172,7 @@ def test_operations_of_a_loop_count_as_often_as_it_runs():
   counted = []
   for implementation in ('scanned', 'unrolled'):
     training, state, _ = trainable(implementation)
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     apply = functools.partial(training.model.apply, train=False)
+    images = struct(1, 64, 64, 3)
     counted.append(count_flops(apply, state.variables(), images))
   assert counted[0] == counted[1] > 1e6
