@@ -23,6 +23,7 @@ from resnest_jax.jax_private import jaxprs_in_params
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
 
+Tensors = Mapping[str, np.ndarray]
 FOLDER = Path(__file__).parent
 
 # Compiler options that halve its time, for what runs once or twice.
@@ -172,18 +173,16 @@ def relative_error(actual: Any, expected: Any, least: float = 0.0) -> float:
 
 
 def assert_close(
-  ours: Any, expected: Any, limit: float, least: float = 0.0
+  ours: Any, theirs: Any, limit: float, least: float = 0
 ) -> None:
   """The same tree, and no larger `relative_error` of any array."""
-  assert jax.tree.structure(ours) == jax.tree.structure(expected)
-  leaves = map(jax.tree.leaves_with_path, (ours, expected))
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  leaves = map(jax.tree.leaves_with_path, (ours, theirs))
   for (path, one), (_, other) in zip(*leaves, strict=True):
     assert relative_error(one, other, least) < limit, path
 
 
-def assert_same_bits(
-  state_dict: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
-) -> None:
+def assert_same_bits(state_dict: Tensors, expected: Tensors) -> None:
   """The same names, types, shapes and bits."""
   assert state_dict.keys() == expected.keys()
   for name, value in expected.items():

@@ -20,11 +20,9 @@ def images(golden):
 
 
 def run(head, dtype):
-  """Golden numbers and our output of both rows of a head.
-
-  Their weights are filled by name, so they differ in the classifiers alone:
-  one network with the classes of both, ADE20K's first, computes both.
-  """
+  """Golden numbers and our output of both rows of a head."""
+  # Weights are filled by name, so the rows differ in the classifiers alone: one
+  # network with the classes of both, ADE20K's first, computes both.
   rows = [f'ade20k_{head}', f'cityscapes_{head}']
   goldens = [reference.load(f'forward_{row}') for row in rows]
   shapes = [reference.manifest(f'mmseg/{row}') for row in rows]

@@ -25,6 +25,15 @@ def conv(x, kernel, **options):
 X = random(2, 8, 12, 8)
 # As many channels and pixels as Winograd's convolution takes.
 WIDE = random(1, 33, 32, 1024), random(3, 3, 1024, 1024)
+IMAGE = np.abs(random(2, 9, 8, 3))
+# Functions with a kernel, stride, padding, what it reduces, and a divisor.
+POOLS = [
+  (pooling.max_pool, 3, 2, 1, 'max', 1),
+  (partial(pooling.average_pool, stride=2), 3, 2, 1, 'sum', 9),
+  (partial(pooling.average_pool, stride=1), 3, 1, 1, 'sum', 9),
+  (partial(pooling.shortcut_pool, stride=2), 2, 2, 0, 'mean', 1),
+  (pooling.same_pool, 2, 1, 0, 'sum', 4),
+]
 # Kind -> functions and their arguments.
 LAYERS = {
   'kernel_gradient': [
@@ -42,14 +51,8 @@ LAYERS = {
     (partial(depthwise, dilation=8), X, random(3, 3, 1, 8)),
     (partial(depthwise, dilation=12), X, random(3, 3, 1, 8)),
   ],
-  'pooling': [
-    # Of values of which no two are equal, as the gradients at ties differ.
-    (partial(pooling.max_pool, size=None), np.abs(X)),
-    (partial(pooling.average_pool, stride=2, size=None), X),
-    (partial(pooling.average_pool, stride=1, size=None), X),
-    (partial(pooling.shortcut_pool, stride=2, size=None), random(2, 7, 9, 3)),
-    (partial(pooling.same_pool, size=None), X),
-  ],
+  # Of values of which no two are equal, as the gradients at ties differ.
+  'pooling': [(partial(pool, size=None), IMAGE) for pool, *_ in POOLS],
 }
 
 
@@ -68,6 +71,25 @@ def test_values_and_gradients_are_the_defaults(kind, number):
 
 
 @pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize(
+  ('pool', 'kernel', 'stride', 'padding', 'how', 'divisor'), POOLS
+)
+@pytest.mark.parametrize('lengths', [(1, 1), (2, 3), (9, 8)])
+def test_pooling_is_the_naive_one(
+  pool, kernel, stride, padding, how, divisor, lengths
+):
+  """Of the part of each window that lies inside the image."""
+  x = IMAGE[:, : lengths[0], : lengths[1]]
+  expected = np.zeros((2, *(-(-length // stride) for length in lengths), 3))
+  for i, j in np.ndindex(expected.shape[1:3]):
+    top, left = i * stride - padding, j * stride - padding
+    window = x[:, max(top, 0) : top + kernel, max(left, 0) : left + kernel]
+    expected[:, i, j] = getattr(window, how)((1, 2)) / divisor
+  y = jax.jit(partial(pool, size=None))(x)
+  np.testing.assert_allclose(y, expected, rtol=1e-13)
+
+
+@pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('length', [1, 2, 7])
 def test_winograds_convolution_of_any_size(length):
   arrays = random(2, length, 6, 5), random(3, 3, 5, 4, seed=1)
@@ -76,17 +98,17 @@ def test_winograds_convolution_of_any_size(length):
 
 
 @pytest.mark.parametrize(
-  ('rows', 'dtype', 'options'),
+  ('x', 'options'),
   [
-    *[(8, 'float32', {}), (33, 'bfloat16', {})],
-    *[(33, 'float32', {'stride': 2}), (33, 'float32', {'dilation': 2})],
+    *[(WIDE[0][:, :8], {}), (WIDE[0].astype('bfloat16'), {})],
+    *[(WIDE[0], {'stride': 2}), (WIDE[0], {'dilation': 2})],
   ],
+  ids=['few_pixels', 'few_digits', 'stride', 'dilation'],
 )
-def test_what_winograd_is_not_for(rows, dtype, options):
-  x, kernel = (array.astype(dtype) for array in WIDE)
+def test_what_winograd_is_not_for(x, options):
   with implementations.use(wide='winograd'):
-    program = jax.make_jaxpr(partial(conv, **options))(x[:, :rows], kernel)
-  assert 'conv_general' in str(program)
+    program = jax.make_jaxpr(partial(conv, **options))
+    assert 'conv_general' in str(program(x, WIDE[1].astype(x.dtype)))
 
 
 # How often a word is in the program of the kind's first layer.
@@ -171,13 +193,16 @@ def test_unknown_names():
     implementations.use('cuda')
 
 
-def test_convolution_and_product():
+def test_operations_of_convolutions_products_and_loops():
   x, matrix = struct(2, 8, 10, 6), struct(6, 5)
   # Two groups: each of the 4 outputs sees 3 of the 6 channels.
   counted = count_flops(partial(convolve, groups=2), x, struct(3, 3, 3, 4))
   assert counted == 2 * (2 * 8 * 10 * 4) * 9 * 3
-  counted = count_flops(jax.jit(lambda x, m: x @ m), x, matrix)
-  assert counted == 2 * (2 * 8 * 10) * 6 * 5
+  once = 2 * (2 * 8 * 10) * 6 * 5
+  assert count_flops(jax.jit(lambda x, m: x @ m), x, matrix) == once
+  # In a loop, as often as it runs.
+  each = partial(jax.lax.map, lambda row: row @ np.ones((6, 5)))
+  assert count_flops(each, x) == once
 
 
 @pytest.mark.parametrize(
@@ -185,10 +210,8 @@ def test_convolution_and_product():
   [(plain_layers.convolve_merged, 273.6), (pyramid.convolve_merged, 235.1)],
 )
 def test_pspnet_row(merge, expected, monkeypatch):
-  """mmsegmentation's model: 273.6 G multiply-adds at 512 x 512 with aux.
-
-  On the pyramid's own bins it does without 38.7 of the bottleneck's.
-  """
+  # mmsegmentation's model: 273.6 G multiply-adds at 512 x 512 with aux. On the
+  # pyramid's own bins it does without 38.7 of the bottleneck's.
   model = create_segmentor(load_config('configs/ade20k_pspnet.py').model)
   monkeypatch.setattr(pyramid, 'convolve_merged', merge)
   apply, images = partial(model.apply, train=False), struct(1, 512, 512, 3)

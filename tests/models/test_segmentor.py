@@ -1,5 +1,7 @@
 """Networks and their parts: shapes, types, errors, true sizes, dilation."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -8,23 +10,19 @@ from golden import reference
 from golden.reference import TINY, evaluate, random, relative_error, struct
 
 from resnest_jax.errors import UserError
+from resnest_jax.models import segmentor
 from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.layers import zero_outside
-from resnest_jax.models.segmentor import (
-  HEADS,
-  create_backbone,
-  create_segmentor,
-)
+from resnest_jax.models.segmentor import create_backbone, create_segmentor
 
 pytestmark = pytest.mark.usefixtures('float64')
 
 
 def shapes_of(model):
   """Output and variables."""
+  init = partial(model.init_with_output, train=False)
   images = struct(2, 32, 64, 3, dtype='float64')
-  return jax.eval_shape(
-    lambda x: model.init_with_output(jax.random.key(0), x, train=False), images
-  )
+  return jax.eval_shape(init, jax.random.key(0), images)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +50,8 @@ def test_logits_and_variables_are_at_least_float32(dtype, wider):
     (create_classifier('resnest14', 5, width=8, dtype=dtype), wider),
     (create_backbone(config), dtype),
   ):
-    for tree, expected in zip(
-      shapes_of(model), (of_output, wider), strict=True
-    ):
-      assert {str(x.dtype) for x in jax.tree.leaves(tree)} == {expected}
+    types = jax.tree.map(lambda x: str(x.dtype), shapes_of(model))
+    assert [set(jax.tree.leaves(x)) for x in types] == [{of_output}, {wider}]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +87,7 @@ def made(**changes):
     {'output_stride': 32, 'backbone': 'resnest50_fast_2s2x40d', 'width': 16},
   ],
 )
-def test_backbone_in_a_padded_canvas_are_those_of_the_image_alone(config):
+def test_features_in_a_padded_canvas_are_those_of_the_image_alone(config):
   network = made(**config)
   images = zero_outside(random(3, 48, 64, 3, seed=1), SIZES)
   features, sizes = evaluate(*network, images, SIZES)
@@ -122,33 +118,29 @@ HEAD_SIZES = -(-SIZES // STRIDES[:, None, None])
 SHAPES = [(12, 16, 32), (6, 8, 64), (6, 8, 128), (6, 8, 256)]
 
 
-@pytest.mark.parametrize('name', [*HEADS, 'auxiliary'])
-def test_heads_in_a_padded_canvas_are_those_of_the_image_alone(name):
+@pytest.mark.parametrize('name', [*segmentor.HEADS, 'auxiliary'])
+def test_logits_in_a_padded_canvas_are_those_of_the_image_alone(name):
   head, variables = reference.head_of(name)
-  apply = reference.quick_jit(
-    lambda v, x, s: head.apply(v, x, train=False, sizes=s)
-  )
+  apply = reference.quick_jit(partial(head.apply, train=False))
   features = [
     zero_outside(random(3, *shape, seed=shape[-1]), sizes)
     for shape, sizes in zip(SHAPES, HEAD_SIZES, strict=True)
   ]
-  padded = apply(variables, features, list(HEAD_SIZES))
+  padded = apply(variables, features, sizes=list(HEAD_SIZES))
   for index in range(3):
     here, sizes = slice(index, index + 1), HEAD_SIZES[:, index]
     pairs = zip(features, sizes, strict=True)
     alone = [x[here, :height, :width] for x, (height, width) in pairs]
-    expected = apply(variables, alone, [None] * 4)
+    expected = apply(variables, alone, sizes=[None] * 4)
     rows, columns = sizes[0 if name == 'deeplabv3plus' else 3]
     assert expected.shape == (1, rows, columns, 7)
     assert relative_error(padded[here, :rows, :columns], expected) < 1e-12
 
 
-@pytest.mark.parametrize('name', HEADS)
+@pytest.mark.parametrize('name', segmentor.HEADS)
 def test_no_device_gathers_the_batch(name):
   head, variables = reference.head_of(name, 'float32')
   options = {'train': True, 'sizes': [None] * 4, 'mutable': 'batch_stats'}
-  rngs = {'dropout': jax.random.key(0)}
-  assert_gradients_local(
-    lambda v, x: head.apply(v, x, **options, rngs=rngs),
-    *(variables, [struct(8, *shape) for shape in SHAPES]),
-  )
+  apply = partial(head.apply, **options, rngs={'dropout': jax.random.key(0)})
+  shapes = [struct(8, *shape) for shape in SHAPES]
+  assert_gradients_local(apply, variables, shapes)

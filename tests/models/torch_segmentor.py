@@ -1,7 +1,7 @@
 """The networks once more, in PyTorch's own operators, for one image.
 
-A naive twin of `resnest_jax.models`: no padding, no masks, no matrices, and no
-compilation for a new size. Of radix 2, cardinality 1 and dilation rule `mmseg`.
+A naive twin of `resnest_jax.models`: no padding, no masks, no matrices. Of
+radix 2, cardinality 1 and the dilation rule `mmseg`, with a block a stage.
 """
 
 import functools
@@ -20,7 +20,7 @@ STAGES = {
 
 
 class TorchSegmentor:
-  """`network(image)`: a head's logits, of NumPy weights with a block a stage."""
+  """`network(image)`: a head's logits, of mmsegmentation's NumPy weights."""
 
   def __init__(self, state_dict, head, output_stride):
     self.weights = {k: torch.tensor(v) for k, v in state_dict.items()}
@@ -39,12 +39,13 @@ class TorchSegmentor:
     groups = x.shape[1] // weight.shape[1]
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
-  def norm(self, name, x):
+  def norm(self, conv, norm, x, **options):
+    x = self.conv(conv, x, **options)
     keys = ('running_mean', 'running_var', 'weight', 'bias')
-    return F.batch_norm(x, *(self.weights[f'{name}.{key}'] for key in keys))
+    return F.batch_norm(x, *(self.weights[f'{norm}.{key}'] for key in keys))
 
   def step(self, conv, norm, x, **options):
-    return self.norm(norm, self.conv(conv, x, **options)).relu()
+    return self.norm(conv, norm, x, **options).relu()
 
   def unit(self, name, x, dilation=1):
     """Convolution, normalisation, ReLU; or depthwise, then 1x1."""
@@ -68,14 +69,13 @@ class TorchSegmentor:
 
   def block(self, name, x, stride, dilation):
     shortcut = F.avg_pool2d(x, stride, stride, 0, True, False)
-    shortcut = self.conv(f'{name}.downsample.1', shortcut)
-    shortcut = self.norm(f'{name}.downsample.2', shortcut)
+    names = f'{name}.downsample.1', f'{name}.downsample.2'
+    shortcut = self.norm(*names, shortcut)
     x = self.step(f'{name}.conv1', f'{name}.bn1', x)
     x = self.split_attention(f'{name}.conv2', x, dilation)
     if stride > 1:
       x = F.avg_pool2d(x, 3, stride, 1)
-    x = self.norm(f'{name}.bn3', self.conv(f'{name}.conv3', x))
-    return (x + shortcut).relu()
+    return (self.norm(f'{name}.conv3', f'{name}.bn3', x) + shortcut).relu()
 
   def split_attention(self, name, x, dilation):
     x = self.step(f'{name}.conv', f'{name}.bn0', x, dilation=dilation)
@@ -93,8 +93,7 @@ class TorchSegmentor:
   def pspnet(self, _, x):
     levels = [x]
     for index, bins in enumerate((1, 2, 3, 6)):
-      y = F.adaptive_avg_pool2d(x, bins)
-      y = self.unit(f'psp_modules.{index}.1', y)
+      y = self.unit(f'psp_modules.{index}.1', F.adaptive_avg_pool2d(x, bins))
       levels.append(upsampled(y, x.shape[2:]))
     return self.unit('bottleneck', torch.cat(levels, 1))
 
@@ -112,5 +111,5 @@ class TorchSegmentor:
     return self.unit('sep_bottleneck.1', self.unit('sep_bottleneck.0', y))
 
 
+# Bilinear with half-pixel centres, to a height and width.
 upsampled = functools.partial(F.interpolate, mode='bilinear')
-"""Bilinear with half-pixel centres, to a height and width."""

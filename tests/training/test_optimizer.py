@@ -33,8 +33,11 @@ def settings(**options):
   return load_config('configs/ade20k_pspnet.py', options).optimizer
 
 
+WARMUP = {'warmup_steps': 2, 'warmup_ratio': 0.1}
+GROUPS = {'layer_decay': 0.5, 'head_multiplier': 10.0}
+ADAM = {'beta2': 0.99, 'epsilon': 1e-3}
 # One kernel, scale or bias of every layer by the network's names: its shape,
-# and its share of the rate with layer_decay 0.5 and head_multiplier 10.
+# and its share of the rate with GROUPS.
 PARAMETERS = {
   'auxiliary_head/conv_seg/bias': ((5,), 10),
   'backbone/layer1_0/conv1/kernel': ((2, 2), 1 / 16),
@@ -92,18 +95,9 @@ def torchs(make, config, start):
 )
 @pytest.mark.parametrize('decay_norm_bias', [True, False])
 def test_step_is_torchs(name, make, decay_norm_bias):
-  config = settings(
-    name=name,
-    learning_rate=0.02,
-    weight_decay=0.05,
-    warmup_steps=2,
-    warmup_ratio=0.1,
-    layer_decay=0.5,
-    head_multiplier=10.0,
-    decay_norm_bias=decay_norm_bias,
-    beta2=0.99,
-    epsilon=1e-3,
-  )
+  decay = {'weight_decay': 0.05, 'decay_norm_bias': decay_norm_bias}
+  options = decay | WARMUP | GROUPS | ADAM
+  config = settings(name=name, learning_rate=0.02, **options)
   params = small_params()
   actual, _ = run(create_optimizer(config, TOTAL_STEPS), params)
   actual, before = (flatten_dict(x, sep='/') for x in (actual, params))

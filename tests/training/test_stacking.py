@@ -6,14 +6,13 @@ import jax
 import numpy as np
 import pytest
 from collectives import assert_local, mesh_of
-from golden.reference import QUICK, TINY, struct
+from golden.reference import QUICK, TINY
 from training.one_step import BATCH, assert_close, training_batch
 
 from resnest_jax.checkpoints import store
 from resnest_jax.checkpoints.state import abstract_state, create_state
 from resnest_jax.config import load_config
 from resnest_jax.models import implementations
-from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import create_segmentor, scanned
 from resnest_jax.models.stacking import stack, stacked, unstack
@@ -166,13 +165,3 @@ def test_starts_from_weights(train, tmp_path):
   for variables in (state.variables(), state.eval_variables()):
     jax.tree.map(np.testing.assert_array_equal, variables, weights)
   assert (state.ema is None) == (not train)
-
-
-def test_operations_of_a_loop_count_as_often_as_it_runs():
-  counted = []
-  for implementation in ('scanned', 'unrolled'):
-    training, state, _ = trainable(implementation)
-    apply = functools.partial(training.model.apply, train=False)
-    images = struct(1, 64, 64, 3)
-    counted.append(count_flops(apply, state.variables(), images))
-  assert counted[0] == counted[1] > 1e6

@@ -15,33 +15,26 @@ from training.one_step import assert_close, compiled_step, training_batch
 
 from resnest_jax.models.initial import initial_variables, variable_shapes
 from resnest_jax.models.segmentor import create_backbone, create_segmentor
-from resnest_jax.sharding import replicated
+from resnest_jax.sharding import replicate
 from resnest_jax.training import step as step_module
 from resnest_jax.training.gradients import WHOLE, Plan
 
 pytestmark = pytest.mark.usefixtures('float64')
 
 
-class Run:
-  """The compiled step on a number of devices, and what it did once."""
-
-  def __init__(self, devices, plan=WHOLE, **changes):
-    model, mesh = create_segmentor(TINY | changes), mesh_of(devices)
-    self.step, self.start, self.batch = compiled_step(
-      model, mesh, training_batch(8, 32, 48), plan=plan
-    )
-    self.sharding = replicated(mesh)
-    self.before = self.at_step(0)
-    self.after, scalars = self.step(self.before, self.batch)
-    self.scalars = jax.device_get(scalars)
-
-  def at_step(self, step):
-    """The same weights at another count of steps."""
-    state = self.start.replace(step=np.int32(step))
-    return jax.device_put(state, self.sharding)
+@functools.cache
+def run(devices, plan=WHOLE, **changes):
+  """The compiled step, its input, state and scalars, and two steps' losses."""
+  model, mesh = create_segmentor(TINY | changes), mesh_of(devices)
+  batch = training_batch(8, 32, 48)
+  step, start, batch = compiled_step(model, mesh, batch, plan=plan)
+  before = replicate(start, mesh)
+  after, scalars = step(before, batch)
+  states = (start.replace(step=np.int32(count)) for count in (0, 1))
+  losses = [step(replicate(x, mesh), batch)[1]['loss'] for x in states]
+  return step, before, after, jax.device_get(scalars), losses
 
 
-run = functools.cache(Run)
 OPTIONS = {
   'whole': {},
   # Two micro-batches, an image of each on every device. A backbone of one
@@ -53,29 +46,29 @@ OPTIONS = {
 @pytest.mark.parametrize('kind', others_long(OPTIONS, 'whole'))
 def test_four_devices_do_what_one_does(kind):
   """With dropout: its draws do not depend on the devices either."""
-  one, four = (run(devices, **OPTIONS[kind]) for devices in (1, 4))
+  (_, _, *one), (step, _, *four) = (run(n, **OPTIONS[kind]) for n in (1, 4))
   # After the first step the momentum is the gradient and the decay.
-  assert_close((four.after, four.scalars), (one.after, one.scalars))
-  assert_local(four.step)
+  assert_close(four, one)
+  assert_local(step)
 
 
 def test_loss_is_the_sum_of_both_heads():
-  scalars = run(1).scalars
+  _, _, after, scalars, _ = run(1)
   total = scalars['decode_loss'] + scalars['aux_loss']
   assert scalars['loss'] == pytest.approx(total, rel=1e-12)
-  assert int(run(1).after.step) == 1
+  assert int(after.step) == 1
 
 
 def test_dropout_is_drawn_from_the_step():
-  states = map(run(1).at_step, (0, 1))
-  again, other = (run(1).step(x, run(1).batch)[1]['loss'] for x in states)
-  assert again == run(1).scalars['loss']
+  *_, scalars, (again, other) = run(1)
+  assert again == scalars['loss']
   assert abs(other - again) > 1e-6
 
 
 def test_state_is_donated():
-  assert all(x.is_deleted() for x in jax.tree.leaves(run(4).before))
-  assert not any(x.is_deleted() for x in jax.tree.leaves(run(4).after))
+  _, before, after, *_ = run(4)
+  assert all(x.is_deleted() for x in jax.tree.leaves(before))
+  assert not any(x.is_deleted() for x in jax.tree.leaves(after))
 
 
 @pytest.mark.parametrize(('radix', 'groups'), [(1, 1), (1, 2), (2, 2), (4, 2)])
