@@ -54,7 +54,6 @@ TINY = CONFIG | {
 
 
 def load(name: str) -> dict[str, np.ndarray]:
-  """The arrays of `name`.npz."""
   with np.load(FOLDER / f'{name}.npz') as file:
     return dict(file)
 
@@ -115,15 +114,13 @@ def filled_variables(shapes: Mapping[str, Any]) -> Any:
 
 
 def variables_of(model: Any) -> Any:
-  """Such variables of a model."""
   return filled_variables(variable_shapes(model))
 
 
 def head_of(name: str, dtype: str = 'float64') -> tuple[Any, Any]:
   """A tiny network's decode head, or its 'auxiliary' one, and variables."""
-  head, part = name, 'decode_head'
-  if name == 'auxiliary':
-    head, part = 'fcn', 'auxiliary_head'
+  part = 'auxiliary_head' if name == 'auxiliary' else 'decode_head'
+  head = {'auxiliary': 'fcn'}.get(name, name)
   model = create_segmentor(TINY | {'head': head, 'dtype': dtype})
   variables = {key: tree[part] for key, tree in variables_of(model).items()}
   return getattr(model, part), variables
@@ -131,12 +128,10 @@ def head_of(name: str, dtype: str = 'float64') -> tuple[Any, Any]:
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def evaluate(model: Any, variables: Any, images: Any, size: Any = None) -> Any:
-  """What the model gives in evaluation."""
   return model.apply(variables, images, train=False, size=size)
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
-  """Normally distributed numbers."""
   return np.random.default_rng(seed).standard_normal(shape)
 
 
@@ -172,9 +167,7 @@ def relative_error(actual: Any, expected: Any, least: float = 0.0) -> float:
   return np.abs(np.asarray(actual) - expected).max() / scale
 
 
-def assert_close(
-  ours: Any, theirs: Any, limit: float, least: float = 0
-) -> None:
+def assert_close(ours: Any, theirs: Any, limit: float, least=0.0) -> None:
   """The same tree, and no larger `relative_error` of any array."""
   assert jax.tree.structure(ours) == jax.tree.structure(theirs)
   leaves = map(jax.tree.leaves_with_path, (ours, theirs))

@@ -9,14 +9,14 @@ import pytest
 import torch
 from collectives import assert_gradients_local, mesh_of
 from golden import reference
-from golden.reference import QUICK, assert_close, random, relative_error
+from golden.reference import assert_close, quick_jit, random, relative_error
 from losses import twins
 
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.losses.objective import create_loss
 from resnest_jax.losses.pixels import order_statistic
-from resnest_jax.sharding import batch_sharding, replicated
+from resnest_jax.sharding import batch_sharding
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -98,14 +98,10 @@ def batch(kind):
 @functools.cache
 def on(devices):
   """Function of logits and labels: all losses, on one device or four."""
-  mesh = mesh_of(devices)
-  whole, split = replicated(mesh), batch_sharding(mesh)
-  function = jax.jit(
+  return quick_jit(
     lambda *x: {name: value_and_gradient(name, *x) for name in LOSSES},
-    in_shardings=(split, split),
-    out_shardings={name: (whole, split, whole, whole) for name in LOSSES},
+    in_shardings=batch_sharding(mesh_of(devices)),
   )
-  return function.lower(*batch('mixed')).compile(QUICK)
 
 
 @functools.cache

@@ -19,7 +19,6 @@ pytestmark = pytest.mark.usefixtures('float64')
 
 
 def shapes_of(model):
-  """Output and variables."""
   init = partial(model.init_with_output, train=False)
   images = struct(2, 32, 64, 3, dtype='float64')
   return jax.eval_shape(init, jax.random.key(0), images)

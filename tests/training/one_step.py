@@ -1,7 +1,7 @@
 """One training step of a tiny network, to be compared across meshes.
 
 Or by several processes, of which the first one writes what came out:
-python tests/training/one_step.py OUT.npz SPATIAL --coordinator ...
+python tests/training/one_step.py OUT.npz --coordinator ...
 """
 
 import argparse
@@ -86,10 +86,7 @@ def compiled_step(model, mesh, batch, **options):
 
 
 def step_on(mesh):
-  """The scalars and the state after a step by name, and the program's text.
-
-  After the first step the momentum is the gradient and the decay.
-  """
+  """The scalars and the state after a step by name, and the program's text."""
   models = [
     segmentor.create_segmentor(TINY | {'head': head})
     for head in segmentor.HEADS
@@ -108,10 +105,9 @@ def step_on(mesh):
 if __name__ == '__main__':
   parser = join.add_flags(argparse.ArgumentParser())
   parser.add_argument('out')
-  parser.add_argument('spatial', type=int)
   flags = parser.parse_args()
   jax.config.update('jax_enable_x64', True)
-  with join.joined(flags, {'spatial': flags.spatial}):
-    arrays, _ = step_on(make_mesh(spatial=flags.spatial))
+  with join.joined(flags, {}):
+    arrays, _ = step_on(make_mesh(spatial=4))
     if messages.is_first():
       np.savez(flags.out, **arrays)

@@ -38,8 +38,8 @@ def steps(head):
   golden = reference.load(f'train_cityscapes_{head}_s14')
   changes = {'backbone': 'resnest14', 'stem_width': 64, 'dropout': 0.0}
   model = create_segmentor(reference.CONFIG | changes | {'head': head})
-  variables = reference.variables_of(model)
-  shapes = names.export_state_dict(model, variables, 'mmseg')
+  export = functools.partial(names.export_state_dict, model, kind='mmseg')
+  shapes = export(reference.variables_of(model))
   state_dict = reference.filled({k: v.shape for k, v in shapes.items()})
   total_steps = int(golden['max_iters'])
   optimizer = create_optimizer(CONFIG.optimizer, total_steps)
@@ -52,11 +52,8 @@ def steps(head):
     state, scalars, grad = step(state, *batch(golden, index), jax.random.key(0))
     log.append({'learning_rate': schedule(index), **scalars})
     grads.append({'params': grad})
-  first, last = (
-    names.export_state_dict(model, tree, 'mmseg')
-    for tree in (grads[0], state.variables())
-  )
-  return golden, log, {'grad0': first, 'final': last}
+  tensors = {'grad0': export(grads[0]), 'final': export(state.variables())}
+  return golden, log, tensors
 
 
 @pytest.fixture(params=others_long(HEADS, 'pspnet'))

@@ -21,13 +21,9 @@ from resnest_jax.errors import UserError
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.remat import in_groups, parse
 from resnest_jax.models.segmentor import create_segmentor, for_training
+from resnest_jax.training import gradients
 from resnest_jax.training.freezing import frozen_parameters, train_the_rest
-from resnest_jax.training.gradients import (
-  WHOLE,
-  Plan,
-  create_plan,
-  micro_batch_note,
-)
+from resnest_jax.training.gradients import WHOLE, Plan, create_plan
 from resnest_jax.training.optimizer import create_optimizer
 from resnest_jax.training.step import next_average, update
 
@@ -71,28 +67,24 @@ def assert_same(ours, expected):
 
 
 def in_training(remat):
-  """Logits as a function of the parameters, and its arguments."""
+  """Logits as a function of the parameters, and their shapes."""
   model = for_training(made(), remat=remat)
   shapes = variable_shapes(model)
 
-  def logits(params, stats, images):
+  def logits(params):
+    stats = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes['batch_stats'])
     variables = {'params': params, 'batch_stats': stats}
-    rngs, changed = {'dropout': jax.random.key(0)}, ['batch_stats']
-    options = {'train': True, 'mutable': changed, 'rngs': rngs}
-    return model.apply(variables, images, **options)[0]
+    options = {'train': True, 'rngs': {'dropout': jax.random.key(0)}}
+    images, changed = jnp.zeros((8, 64, 64, 3)), ['batch_stats']
+    return model.apply(variables, images, **options, mutable=changed)[0]
 
-  images = reference.struct(8, 64, 64, 3)
-  return logits, (shapes['params'], shapes['batch_stats'], images)
+  return logits, shapes['params']
 
 
 def kept_bytes(remat):
   """What differentiation keeps from the forward pass."""
-  logits, arguments = in_training(remat)
-
-  def residuals(params, *others):
-    return jax.vjp(lambda params: logits(params, *others), params)[1]
-
-  return tree_bytes(jax.eval_shape(residuals, *arguments))
+  logits, params = in_training(remat)
+  return tree_bytes(jax.eval_shape(lambda x: jax.vjp(logits, x)[1], params))
 
 
 @pytest.mark.long
@@ -118,9 +110,9 @@ def test_remat_keeps_less():
 
 def count_sums(remat):
   """Sums over axes in a step's forward and backward pass."""
-  logits, arguments = in_training(remat)
-  gradient = jax.grad(lambda *x: sum(y.sum() for y in logits(*x)))
-  program = jax.make_jaxpr(gradient)(*arguments)
+  logits, params = in_training(remat)
+  gradient = jax.grad(lambda x: sum(y.sum() for y in logits(x)))
+  program = jax.make_jaxpr(gradient)(params)
   names = [x.primitive.name for x in reference.equations(program.jaxpr)]
   return names.count('reduce_sum')
 
@@ -265,7 +257,7 @@ def test_what_a_log_says():
   configs = [load_config(ROW, {'train.micro_batch_size': n}) for n in (4, 0)]
   plans = [create_plan(config, 1) for config in configs]
   assert plans == [Plan(micro_batches=4), WHOLE]
-  note, none = (micro_batch_note(plan, 16) for plan in plans)
+  note, none = (gradients.micro_batch_note(plan, 16) for plan in plans)
   assert '4 x 4 images: batch norm has the statistics of 4' in note
   assert none == ''
 

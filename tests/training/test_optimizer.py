@@ -15,12 +15,9 @@ from golden.reference import TINY, random
 from resnest_jax.config import load_config
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.training import optimizer as library
 from resnest_jax.training.freezing import frozen_parameters
-from resnest_jax.training.optimizer import (
-  create_optimizer,
-  create_schedule,
-  group_table,
-)
+from resnest_jax.training.optimizer import create_optimizer, create_schedule
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -56,7 +53,6 @@ def small_params():
 
 
 def gradient(params, step):
-  """One of a few steps."""
   return jax.tree.map(lambda x: np.cos(step + 9 * x), params)
 
 
@@ -86,24 +82,24 @@ def torchs(make, config, start):
   return {name: leaf.numpy() for name, leaf in leaves.items()}
 
 
-@pytest.mark.parametrize(
-  ('name', 'make'),
-  [
-    ('sgd', partial(torch.optim.SGD, momentum=0.9)),
-    ('adamw', partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-3)),
-  ],
-)
+MAKERS = {
+  'sgd': partial(torch.optim.SGD, momentum=0.9),
+  'adamw': partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-3),
+}
+
+
+@pytest.mark.parametrize('name', MAKERS)
 @pytest.mark.parametrize('decay_norm_bias', [True, False])
-def test_step_is_torchs(name, make, decay_norm_bias):
+def test_step_is_torchs(name, decay_norm_bias):
   decay = {'weight_decay': 0.05, 'decay_norm_bias': decay_norm_bias}
   options = decay | WARMUP | GROUPS | ADAM
   config = settings(name=name, learning_rate=0.02, **options)
   params = small_params()
   actual, _ = run(create_optimizer(config, TOTAL_STEPS), params)
   actual, before = (flatten_dict(x, sep='/') for x in (actual, params))
-  for name, theirs in torchs(make, config, params).items():
-    assert abs(theirs - before[name]).max() > 1e-4
-    np.testing.assert_allclose(actual[name], theirs, rtol=1e-12, atol=1e-14)
+  for key, theirs in torchs(MAKERS[name], config, params).items():
+    assert abs(theirs - before[key]).max() > 1e-4
+    np.testing.assert_allclose(actual[key], theirs, rtol=1e-12, atol=1e-14)
 
 
 def test_default_is_plain_sgd_bit_for_bit():
@@ -116,7 +112,6 @@ def test_default_is_plain_sgd_bit_for_bit():
   )
   actual = run(create_optimizer(config, TOTAL_STEPS), params)
   expected = run(plain, params)
-  assert jax.tree.structure(actual) == jax.tree.structure(expected)
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
@@ -142,27 +137,25 @@ def test_rate_beyond_the_end_is_the_least_one():
   """Compiled in float32, 1 - t * (1 / T) is below 0 at the end."""
   with jax.enable_x64(False):
     rate = jax.jit(create_schedule(settings(), 40))
-    assert [rate(jnp.int32(step)) for step in (40, 50)] == [
-      np.float32(1e-4)
-    ] * 2
+    for step in (40, 50):
+      assert rate(jnp.int32(step)) == np.float32(1e-4)
 
 
 def test_long_gradients_are_shortened_and_short_ones_kept():
   params = {'decode_head': jnp.zeros(2)}
   config = settings(clip_norm=2.0, weight_decay=0.0, momentum=0.0)
   optimizer = create_optimizer(config, TOTAL_STEPS)
-  for slope, expected in (
-    ([3.0, 4.0], [-0.012, -0.016]),
-    ([0.3, 0.4], [-0.003, -0.004]),
-  ):
-    grads = {'decode_head': jnp.asarray(slope)}
+  direction = jnp.array([0.6, 0.8])
+  for norm, kept in ((5.0, 2.0), (0.5, 0.5)):
+    grads = {'decode_head': norm * direction}
     update, _ = optimizer.update(grads, optimizer.init(params), params)
+    expected = -0.01 * kept * direction
     np.testing.assert_allclose(update['decode_head'], expected, rtol=1e-12)
 
 
 def columns(*arguments):
   """Of the table of groups; the numbers of parameters as ints."""
-  table = group_table(*arguments)
+  table = library.group_table(*arguments)
   names, numbers, rates, decays = (list(x.cells) for x in table.columns)
   return names, [int(x.replace(',', '')) for x in numbers], rates, decays
 
@@ -182,7 +175,7 @@ def test_table_has_every_parameter_once(params):
   expected = [0.01 / 2**i for i in (5, 4, 3, 2, 1, 0)]
   assert [float(x) for x in rates[::2]] == pytest.approx(expected, rel=2e-3)
   assert decays == ['0.0005', '0'] * 6
-  assert group_table(params, settings()).row_count == 6
+  assert library.group_table(params, settings()).row_count == 6
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,27 @@
-"""Blocks that train as one: the same step, and the same files."""
+"""The step in other forms: blocks in a loop, rows of images over devices."""
 
 import functools
+import re
 
 import jax
 import numpy as np
 import pytest
 from collectives import assert_local, mesh_of
-from golden.reference import QUICK, TINY
-from training.one_step import BATCH, assert_close, training_batch
+from golden.reference import QUICK, TINY, quick_jit, random
+from hosts import finish, start_pair
+from jax.sharding import NamedSharding, PartitionSpec
+from training.one_step import BATCH, assert_close, step_on, training_batch
 
+from resnest_jax import sharding
 from resnest_jax.checkpoints import store
 from resnest_jax.checkpoints.state import abstract_state, create_state
 from resnest_jax.config import load_config
+from resnest_jax.errors import UserError
+from resnest_jax.losses.objective import create_loss
 from resnest_jax.models import implementations
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import create_segmentor, scanned
 from resnest_jax.models.stacking import stack, stacked, unstack
-from resnest_jax.sharding import shard_batch
 from resnest_jax.training.step import create_training
 from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.start import start_variables
@@ -55,7 +60,7 @@ def by_name(state):
 def step(implementation, devices=1, **train):
   """State and scalars after a step, and the program."""
   training, state, mesh = trainable(implementation, devices, **train)
-  batch = shard_batch(training_batch(), mesh)
+  batch = sharding.shard_batch(training_batch(), mesh)
   program = training.step.lower(state, batch).compile(QUICK)
   state, scalars = program(state, batch)
   return (by_name(state), jax.device_get(scalars)), program
@@ -150,7 +155,6 @@ def test_frozen_blocks_have_no_optimizer_state():
   names = by_name(state)
   assert jax.tree.structure(names) == jax.tree.structure(alone)
   again = stack(names, stacked(state.params))
-  assert jax.tree.structure(again) == jax.tree.structure(state)
   jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(state))
 
 
@@ -165,3 +169,80 @@ def test_starts_from_weights(train, tmp_path):
   for variables in (state.variables(), state.eval_variables()):
     jax.tree.map(np.testing.assert_array_equal, variables, weights)
   assert (state.ema is None) == (not train)
+
+
+# Rows of images over devices: what one device computes, and no more sent.
+
+
+def spatial_mesh(data, spatial):
+  return sharding.make_mesh(data, spatial, jax.devices()[: data * spatial])
+
+
+@functools.cache
+def on_one():
+  return step_on(spatial_mesh(1, 1))[0]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+def test_devices_that_share_rows_do_what_one_does(platform):
+  with implementations.use(platform):
+    arrays, text = step_on(spatial_mesh(2, 2))
+  assert_close(arrays, on_one())
+  # Neighbours exchange rows; nobody collects an image.
+  assert not re.search('all-gather|all-to-all', text)
+  shapes = re.findall(r'= \w+\[([\d,]+)\]\S* collective-permute\(', text)
+  assert len(shapes) > 20
+  rows = {int(shape.split(',')[1]) for shape in shapes if shape.count(',') == 3}
+  # At most the 8 / spatial rows of a device at the stride of the dilated
+  # pyramid, and the pyramid's padding.
+  assert max(rows) <= 8
+
+
+@pytest.mark.long
+def test_processes_that_share_rows_do_what_one_device_does(tmp_path):
+  """Each image lies on both, a quarter on each of their four devices."""
+  out = tmp_path / 'after.npz'
+  for process in start_pair('tests/training/one_step.py', out):
+    finish(process)
+  with np.load(out) as arrays:
+    assert_close(dict(arrays), on_one())
+
+
+TERMS = ('cross_entropy', 'ohem', 'focal', 'dice', 'lovasz')
+
+
+@pytest.mark.parametrize('devices', [(1, 4), (2, 2)])
+@pytest.mark.parametrize('term', TERMS)
+def test_loss_of_shared_rows(term, devices):
+  """Value and gradient, with labels to ignore and rows between devices."""
+  terms = {f'loss.terms.{name}': float(name == term) for name in TERMS}
+  config = load_config('configs/ade20k_pspnet.py', terms)
+  loss = create_loss(config.loss, 5)
+  logits = random(2, 8, 6, 5)
+  labels = np.random.default_rng(1).choice([0, 1, 2, 3, 4, 255], (2, 64, 48))
+
+  def both(logits, labels):
+    return jax.value_and_grad(lambda x: loss(x, labels)[0])(logits)
+
+  expected = quick_jit(both)(logits, labels)
+  mesh = spatial_mesh(*devices)
+  rows = NamedSharding(mesh, PartitionSpec('data', 'spatial'))
+  split = quick_jit(sharding.shared_rows(mesh)(both), in_shardings=(rows, rows))
+  for ours, theirs in zip(split(logits, labels), expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+def test_mesh_that_is_not_there():
+  assert sharding.make_mesh(spatial=2).shape == {'data': 2, 'spatial': 2}
+  with pytest.raises(UserError, match=r'mesh.spatial=3 do not make the 4'):
+    sharding.make_mesh(spatial=3)
+  with pytest.raises(UserError, match='one of 1, 2, 4'):
+    sharding.make_mesh(2, 4)
+
+
+def test_rows_that_cannot_be_shared():
+  sharding.check_rows(64, 8, spatial_mesh(1, 4))
+  sharding.check_rows(70, 8, spatial_mesh(4, 1))
+  with pytest.raises(UserError, match=r'70 rows .* multiple of 32'):
+    sharding.check_rows(70, 8, spatial_mesh(1, 4))

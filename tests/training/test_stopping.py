@@ -3,10 +3,9 @@
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
 import time
+from subprocess import PIPE, Popen
 
 import pytest
 from hosts import finish, start
@@ -51,11 +50,21 @@ IN_STEPS = """
     with stopper.waiting(save):
       pass
     print('ready', flush=True)
-    while not stopper.requested(3):
+    step = 0
+    while not stopper.requested(step):
+      step += 1
       time.sleep(0.01)
     time.sleep(0.5)  # Nobody else may end it here.
     stopper.stop(lambda: print('by the main thread') or '')
 """
+# Several processes agree on a step, here one with itself.
+JOINED = f"""
+  import jax, socket
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  jax.distributed.initialize(f'localhost:{{port}}', 1, 0)
+{IN_STEPS}"""
 SLOW = """
   stopping.DUPLICATE_SECONDS = 0.5
   with stopper.waiting(lambda: time.sleep({}) or save()):
@@ -80,6 +89,8 @@ SAVED = 'step 7 is saved.*the same command resumes'
     # Between steps the main thread saves.
     (IN_STEPS, [TERM], 75, 'by the main thread\n', 'stopped by SIGTERM'),
     (IN_STEPS, [INT], 130, 'by the main thread\n', 'stopped by SIGINT'),
+    (JOINED, [TERM], 75, 'by the main thread\n', 'stopped'),
+    (JOINED, [USR1], 75, 'by the main thread\n', 'stopped by SIGUSR1'),
     # The same signal to the group is no second one.
     (SLOW.format(1), [TERM, TERM], 75, 'saved\n', f'by SIGTERM; {SAVED}'),
     # What cannot be saved is an error.
@@ -124,10 +135,8 @@ WAITING = """
 @pytest.mark.parametrize('ends', [os.pipe, os.openpty])
 def test_state_is_saved_when_nobody_reads_the_output(root, text, ends):
   here, there = ends()
-  words, pipe = [sys.executable, '-c', BEGIN + text], subprocess.PIPE
-  process = subprocess.Popen(
-    words, cwd=root, stdout=there, stderr=pipe, text=True
-  )
+  words = [sys.executable, '-c', BEGIN + text]
+  process = Popen(words, cwd=root, stdout=there, stderr=PIPE, text=True)
   os.close(there)
   assert os.read(here, 5) == b'ready'
   os.close(here)
@@ -150,25 +159,3 @@ print(*map(int, map(signal.getsignal, (signal.SIGTERM, signal.SIGINT))))
   assert output.split() == [
     f'{int(x)}' for x in (signal.SIG_DFL, signal.SIG_IGN)
   ]
-
-
-SEVERAL = """
-  import jax
-  jax.distributed.initialize('localhost:{port}', 1, 0)
-  with stopper.busy():
-    print('ready', flush=True)
-    step = 0
-    while not stopper.requested(step):
-      step += 1
-      time.sleep(0.02)
-  print('agreed', flush=True)
-  os._exit(0)
-"""
-
-
-@pytest.mark.parametrize('number', [TERM, USR1])
-def test_several_processes_agree_on_the_step(number):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    text = SEVERAL.format(port=free.getsockname()[1])
-  assert ended(text, number, status=0)[0] == 'agreed\n'
