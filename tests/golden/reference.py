@@ -2,8 +2,7 @@
 
 The npz files hold float64 outputs of mmsegmentation 1.2.2, timm 1.0.31 and
 the ResNeSt authors' code on PyTorch's CPU. Their weights are not stored:
-every tensor is drawn from its own name, here as there. `manifest` gives the
-names and shapes of the reference's state dicts.
+every tensor is drawn from its own name, here as there.
 """
 
 import functools

@@ -1,7 +1,6 @@
 """The losses in PyTorch and float64, as their papers write them.
 
-Each takes logits (B, h, w, classes) and labels (B, H, W), upsamples the logits
-to the labels' size and goes over pixels that have a label.
+Each upsamples logits (B, h, w, classes) and goes over labelled pixels.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Networks and their parts: shapes, types, errors, true sizes, dilation."""
+"""Networks and their parts: types, errors, true sizes, dilation."""
 
 from functools import partial
 
@@ -18,26 +18,6 @@ from resnest_jax.models.segmentor import create_backbone, create_segmentor
 pytestmark = pytest.mark.usefixtures('float64')
 
 
-def shapes_of(model):
-  init = partial(model.init_with_output, train=False)
-  images = struct(2, 32, 64, 3, dtype='float64')
-  return jax.eval_shape(init, jax.random.key(0), images)
-
-
-@pytest.mark.parametrize(
-  ('output_stride', 'strides'),
-  [(8, (4, 8, 8, 8)), (16, (4, 8, 16, 16)), (32, (4, 8, 16, 32))],
-)
-def test_shapes(output_stride, strides):
-  config = TINY | {'output_stride': output_stride}
-  (features, _), _ = shapes_of(create_backbone(config))
-  sizes = [(2, 32 // stride, 64 // stride) for stride in strides]
-  expected = [(*size, 32 * 2**i) for i, size in enumerate(sizes)]
-  assert [x.shape for x in features] == expected
-  logits, _ = shapes_of(create_segmentor(config))
-  assert [x.shape for x in logits] == [(*sizes[3], 7), (*sizes[2], 7)]
-
-
 @pytest.mark.parametrize(
   ('dtype', 'wider'),
   [('float32', 'float32'), ('bfloat16', 'float32'), ('float64', 'float64')],
@@ -49,7 +29,10 @@ def test_logits_and_variables_are_at_least_float32(dtype, wider):
     (create_classifier('resnest14', 5, width=8, dtype=dtype), wider),
     (create_backbone(config), dtype),
   ):
-    types = jax.tree.map(lambda x: str(x.dtype), shapes_of(model))
+    init = partial(model.init_with_output, train=False)
+    images = struct(2, 32, 64, 3, dtype='float64')
+    shapes = jax.eval_shape(init, jax.random.key(0), images)
+    types = jax.tree.map(lambda x: str(x.dtype), shapes)
     assert [set(jax.tree.leaves(x)) for x in types] == [{of_output}, {wider}]
 
 
@@ -112,8 +95,7 @@ def test_dilation_rules_differ_in_dilated_stages_alone():
 
 
 # Of the four stages: those images and their canvas.
-STRIDES = np.array([4, 8, 8, 8])
-HEAD_SIZES = -(-SIZES // STRIDES[:, None, None])
+HEAD_SIZES = -(-SIZES // np.array([4, 8, 8, 8])[:, None, None])
 SHAPES = [(12, 16, 32), (6, 8, 64), (6, 8, 128), (6, 8, 256)]
 
 

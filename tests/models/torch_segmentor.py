@@ -1,7 +1,7 @@
 """The networks once more, in PyTorch's own operators, for one image.
 
-A naive twin of `resnest_jax.models`: no padding, no masks, no matrices. Of
-radix 2, cardinality 1 and the dilation rule `mmseg`, with a block a stage.
+Naive: no padding, no masks, no matrices. Of radix 2, cardinality 1 and the
+dilation rule `mmseg`, with a block a stage.
 """
 
 import functools
@@ -10,13 +10,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-# Output stride -> each stage's stride and dilation. The first block of a
-# dilated stage, the only one here, has the dilation of the stage before.
-STAGES = {
-  8: [(1, 1), (2, 1), (1, 1), (1, 2)],
-  16: [(1, 1), (2, 1), (2, 1), (1, 1)],
-  32: [(1, 1), (2, 1), (2, 1), (2, 1)],
-}
+# Output stride -> stride and dilation of the last two stages. A dilated stage's
+# first block, the only one here, has the dilation of the stage before.
+STAGES = {8: [(1, 1), (1, 2)], 16: [(2, 1), (1, 1)], 32: [(2, 1), (2, 1)]}
 
 
 class TorchSegmentor:
@@ -24,7 +20,7 @@ class TorchSegmentor:
 
   def __init__(self, state_dict, head, output_stride):
     self.weights = {k: torch.tensor(v) for k, v in state_dict.items()}
-    self.stages = STAGES[output_stride]
+    self.stages = [(1, 1), (2, 1), *STAGES[output_stride]]
     self.head = getattr(self, head)
 
   @torch.inference_mode()
@@ -79,12 +75,11 @@ class TorchSegmentor:
 
   def split_attention(self, name, x, dilation):
     x = self.step(f'{name}.conv', f'{name}.bn0', x, dilation=dilation)
-    first, second = x.chunk(2, 1)
-    mean = (first + second).mean((2, 3), keepdim=True)
+    splits = torch.stack(x.chunk(2, 1))
+    mean = splits.sum(0).mean((2, 3), keepdim=True)
     hidden = self.step(f'{name}.fc1', f'{name}.bn1', mean)
-    scores = self.conv(f'{name}.fc2', hidden).chunk(2, 1)
-    weights = torch.stack(scores).softmax(0)
-    return weights[0] * first + weights[1] * second
+    scores = torch.stack(self.conv(f'{name}.fc2', hidden).chunk(2, 1))
+    return (scores.softmax(0) * splits).sum(0)
 
   def fcn(self, _, x):
     y = self.unit('convs.1', self.unit('convs.0', x))

@@ -20,6 +20,7 @@ from resnest_jax.config import load_config
 from resnest_jax.distributed import join, messages
 from resnest_jax.losses.objective import create_loss
 from resnest_jax.models import segmentor
+from resnest_jax.models.segmentor import HEADS, create_segmentor
 from resnest_jax.sharding import host_share, make_mesh, replicate, shard_batch
 from resnest_jax.training.optimizer import create_optimizer
 from resnest_jax.training.step import make_train_step
@@ -38,9 +39,7 @@ class AllHeads(nn.Module):
 
   def __call__(self, images, *, train, size=None):
     features, sizes = self.backbone(images, train=train, size=size)
-    *logits, finer = (
-      head(features, train=train, sizes=sizes) for head in self.heads
-    )
+    *logits, finer = [x(features, train=train, sizes=sizes) for x in self.heads]
     # As if the three had 21 classes together, of which 7 occur.
     return segmentor.SegmentorOutput(jnp.concatenate(logits, -1), finer)
 
@@ -53,14 +52,10 @@ def training_batch(batch=BATCH, height=64, width=24):
   size[1, 0], size[-2, 1] = height * 5 // 8, width * 2 // 3
   labels = rng.integers(0, 7, shape).astype(np.uint8)
   labels[rng.random(shape) < 0.2] = 255
-  photometric = np.tile(np.float32([0, 1, 1, 0, 1]), (batch, 1))
-  photometric[3] = [20, 1.2, 0.8, 5, 1]
-  return {
-    'image': rng.integers(0, 256, (*shape, 3)).astype(np.uint8),
-    'label': labels,
-    'size': size,
-    'photometric': photometric,
-  }
+  change = np.tile(np.float32([0, 1, 1, 0, 1]), (batch, 1))
+  change[3] = [20, 1.2, 0.8, 5, 1]
+  image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+  return {'image': image, 'label': labels, 'size': size, 'photometric': change}
 
 
 def objective(config=CONFIG, classes=7):
@@ -78,19 +73,15 @@ def compiled_step(model, mesh, batch, **options):
   mine = {key: np.split(values, runs)[run] for key, values in batch.items()}
   batch = shard_batch(mine, mesh)
   abstract = abstract_state(model, optimizer, mesh)
-  state = start_state(
-    optimizer, reference.filled_variables(abstract.variables())
-  )
+  variables = reference.filled_variables(abstract.variables())
+  state = start_state(optimizer, variables)
   program = step.lower(abstract, batch).compile(QUICK)
   return program, jax.tree.map(np.asarray, state), batch
 
 
 def step_on(mesh):
   """The scalars and the state after a step by name, and the program's text."""
-  models = [
-    segmentor.create_segmentor(TINY | {'head': head})
-    for head in segmentor.HEADS
-  ]
+  models = [create_segmentor(TINY | {'head': head}) for head in HEADS]
   heads = tuple(model.decode_head for model in models)
   model = AllHeads(models[0].backbone, heads)
   program, state, batch = compiled_step(model, mesh, training_batch())

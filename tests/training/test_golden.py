@@ -22,7 +22,6 @@ CONFIG = load_config('configs/cityscapes_pspnet.py')
 
 
 def batch(golden, step):
-  """Images (B, H, W, 3) and labels (B, H, W) of one step."""
   size, (h, w) = int(golden['batch']), golden['hw']
   seed = int(golden['seed']) + step
   rng = np.random.default_rng(seed + 1000)

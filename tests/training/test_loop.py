@@ -123,9 +123,7 @@ def test_folder_in_the_place_of_the_config_is_told(tmp_path):
     claim(tmp_path)
 
 
-def test_out_of_memory_is_one_error_with_its_remedies(
-  mini_data_dir, tmp_path, monkeypatch
-):
+def test_out_of_memory_has_remedies(mini_data_dir, tmp_path, monkeypatch):
   def hungry(state, batch):
     return state, {'loss': jnp.zeros((2**20, 2**24)) + state.step}  # 70 TB
 

@@ -80,12 +80,8 @@ def test_a_loop_on_four_devices_does_what_its_blocks_do_on_one():
 
 
 @pytest.mark.long
-def test_a_loop_whose_blocks_are_computed_again():
+def test_a_loop_that_is_computed_again_and_one_over_micro_batches():
   assert_same_step(step('scanned', remat='blocks'), step('unrolled'))
-
-
-@pytest.mark.long
-def test_a_loop_in_the_loop_over_micro_batches():
   in_parts = {'micro_batch_size': BATCH // 2}
   assert_same_step(step('scanned', **in_parts), step('unrolled', **in_parts))
 
@@ -147,11 +143,8 @@ def test_frozen_blocks_have_no_optimizer_state():
   with implementations.use(blocks='scanned'):
     model, optimizer, *_ = create_training(config, mesh_of(1))
   by_blocks = scanned(model, loop=False)
-  variables = initial_variables(by_blocks, 0)
-  state, alone = (
-    create_state(each, optimizer, variables, mesh_of(1))
-    for each in (model, by_blocks)
-  )
+  parts = optimizer, initial_variables(by_blocks, 0), mesh_of(1)
+  state, alone = (create_state(x, *parts) for x in (model, by_blocks))
   names = by_name(state)
   assert jax.tree.structure(names) == jax.tree.structure(alone)
   again = stack(names, stacked(state.params))
@@ -222,9 +215,7 @@ def test_loss_of_shared_rows(term, devices):
   logits = random(2, 8, 6, 5)
   labels = np.random.default_rng(1).choice([0, 1, 2, 3, 4, 255], (2, 64, 48))
 
-  def both(logits, labels):
-    return jax.value_and_grad(lambda x: loss(x, labels)[0])(logits)
-
+  both = jax.value_and_grad(lambda x, labels: loss(x, labels)[0])
   expected = quick_jit(both)(logits, labels)
   mesh = spatial_mesh(*devices)
   rows = NamedSharding(mesh, PartitionSpec('data', 'spatial'))
@@ -233,15 +224,12 @@ def test_loss_of_shared_rows(term, devices):
     np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-14)
 
 
-def test_mesh_that_is_not_there():
+def test_meshes_and_rows_that_are_not_there():
   assert sharding.make_mesh(spatial=2).shape == {'data': 2, 'spatial': 2}
   with pytest.raises(UserError, match=r'mesh.spatial=3 do not make the 4'):
     sharding.make_mesh(spatial=3)
   with pytest.raises(UserError, match='one of 1, 2, 4'):
     sharding.make_mesh(2, 4)
-
-
-def test_rows_that_cannot_be_shared():
   sharding.check_rows(64, 8, spatial_mesh(1, 4))
   sharding.check_rows(70, 8, spatial_mesh(4, 1))
   with pytest.raises(UserError, match=r'70 rows .* multiple of 32'):

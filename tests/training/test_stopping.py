@@ -59,10 +59,8 @@ IN_STEPS = """
 """
 # Several processes agree on a step, here one with itself.
 JOINED = f"""
-  import jax, socket
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = free.getsockname()[1]
+  import jax
+  port = 20_000 + os.getpid() % 10_000
   jax.distributed.initialize(f'localhost:{{port}}', 1, 0)
 {IN_STEPS}"""
 SLOW = """
