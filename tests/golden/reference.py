@@ -101,9 +101,9 @@ def filled(shapes: Mapping[str, Iterable[int]]) -> dict[str, np.ndarray]:
   return state_dict
 
 
-def filled_variables(shapes: Mapping[str, Any]) -> Any:
+def filled_variables(shapes: Mapping[str, Any], seed: int = 0) -> Any:
   """Variables of our own naming for such shapes, of the same distributions."""
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
   return unflatten_dict(
     {
       path: _drawn(rng, path[-1], x.shape, x.shape[:-1]).astype(x.dtype)
@@ -112,8 +112,8 @@ def filled_variables(shapes: Mapping[str, Any]) -> Any:
   )
 
 
-def variables_of(model: Any) -> Any:
-  return filled_variables(variable_shapes(model))
+def variables_of(model: Any, seed: int = 0) -> Any:
+  return filled_variables(variable_shapes(model), seed)
 
 
 def head_of(name: str, dtype: str = 'float64') -> tuple[Any, Any]:
