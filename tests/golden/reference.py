@@ -2,24 +2,27 @@
 
 The npz files hold float64 outputs of mmsegmentation 1.2.2, timm 1.0.31 and
 the ResNeSt authors' code on PyTorch's CPU. Their weights are not stored:
-every tensor is drawn from its own name, here as there. `manifest` gives the
-names and shapes of the reference's state dicts.
+every tensor is drawn from its own name, here as there.
 """
 
 import functools
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from resnest_jax.jax_private import jaxprs_in_params
 from resnest_jax.models.initial import variable_shapes
+from resnest_jax.models.segmentor import create_segmentor
 
+Tensors = Mapping[str, np.ndarray]
 FOLDER = Path(__file__).parent
 
 # Compiler options that halve its time, for what runs once or twice.
@@ -47,15 +50,9 @@ TINY = CONFIG | {
   'aux_channels': 8,
   'num_classes': 7,
 }
-# What timm calls otherwise than the authors, besides a last letter.
-TIMM = {
-  'resnest50d_4s2x40d': 'resnest50_fast_4s2x40d',
-  'resnest50d_1s4x24d': 'resnest50_fast_1s4x24d',
-}
 
 
 def load(name: str) -> dict[str, np.ndarray]:
-  """The arrays of `name`.npz."""
   with np.load(FOLDER / f'{name}.npz') as file:
     return dict(file)
 
@@ -73,8 +70,10 @@ def manifest_names() -> list[str]:
 
 def backbone_of(name: str) -> str:
   """What 'official/resnest50' or 'timm/resnest50d' is called here."""
-  row = name.partition('/')[2]
-  return row if name[0] == 'o' else TIMM.get(row, row.rstrip('de'))
+  source, row = name.split('/')
+  if source == 'official':
+    return row
+  return row.replace('d_', '_fast_') if '_' in row else row.rstrip('de')
 
 
 def manifest(name: str) -> dict[str, tuple[int, ...]]:
@@ -82,75 +81,100 @@ def manifest(name: str) -> dict[str, tuple[int, ...]]:
   return {key: tuple(shape) for key, shape in _manifests()[name].items()}
 
 
-def fill(name: str, shape: Iterable[int]) -> np.ndarray:
-  """The tensor that the reference had under this name."""
-  rng = np.random.default_rng(zlib.crc32(name.encode()))
-  shape = tuple(shape)
-  leaf = name.rpartition('.')[2]
-  if leaf == 'num_batches_tracked':
-    return np.zeros(shape, np.int64)
-  if leaf == 'running_var' or (leaf == 'weight' and len(shape) == 1):
+def _drawn(rng, kind, shape, inputs):
+  if len(shape) == 1 and kind in ('weight', 'scale', 'var', 'running_var'):
     return rng.uniform(0.5, 1.5, shape)
-  if leaf in ('running_mean', 'bias'):
+  if kind in ('bias', 'mean', 'running_mean'):
     return 0.1 * rng.standard_normal(shape)
-  return rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+  return rng.standard_normal(shape) / np.sqrt(np.prod(inputs))
 
 
 def filled(shapes: Mapping[str, Iterable[int]]) -> dict[str, np.ndarray]:
-  """A whole state dict of such tensors."""
-  return {name: fill(name, shape) for name, shape in shapes.items()}
+  """The state dict that the reference had under these names."""
+  state_dict = {}
+  for name, shape in shapes.items():
+    kind, shape = name.rpartition('.')[2], tuple(shape)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    state_dict[name] = _drawn(rng, kind, shape, shape[1:])
+    if kind == 'num_batches_tracked':
+      state_dict[name] = np.zeros(shape, np.int64)
+  return state_dict
 
 
 def filled_variables(shapes: Mapping[str, Any], seed: int = 0) -> Any:
-  """Random variables of our own naming, of the same distributions.
-
-  Args:
-    shapes: variables as ShapeDtypeStructs.
-    seed: of the draws.
-  """
+  """Variables of our own naming for such shapes, of the same distributions."""
   rng = np.random.default_rng(seed)
-
-  def draw(leaf: str, struct: jax.ShapeDtypeStruct) -> np.ndarray:
-    if leaf in ('scale', 'var'):
-      value = rng.uniform(0.5, 1.5, struct.shape)
-    elif leaf in ('bias', 'mean'):
-      value = 0.1 * rng.standard_normal(struct.shape)
-    else:
-      value = rng.standard_normal(struct.shape)
-      value /= np.sqrt(np.prod(struct.shape[:-1]))
-    return value.astype(struct.dtype)
-
-  flat = flatten_dict(shapes)
-  return unflatten_dict({path: draw(path[-1], flat[path]) for path in flat})
+  return unflatten_dict(
+    {
+      path: _drawn(rng, path[-1], x.shape, x.shape[:-1]).astype(x.dtype)
+      for path, x in flatten_dict(shapes).items()
+    }
+  )
 
 
 def variables_of(model: Any, seed: int = 0) -> Any:
-  """Such variables of a model."""
   return filled_variables(variable_shapes(model), seed)
+
+
+def head_of(name: str, dtype: str = 'float64') -> tuple[Any, Any]:
+  """A tiny network's decode head, or its 'auxiliary' one, and variables."""
+  part = 'auxiliary_head' if name == 'auxiliary' else 'decode_head'
+  head = {'auxiliary': 'fcn'}.get(name, name)
+  model = create_segmentor(TINY | {'head': head, 'dtype': dtype})
+  variables = {key: tree[part] for key, tree in variables_of(model).items()}
+  return getattr(model, part), variables
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def evaluate(model: Any, variables: Any, images: Any, size: Any = None) -> Any:
-  """What the model gives in evaluation."""
   return model.apply(variables, images, train=False, size=size)
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+  return np.random.default_rng(seed).standard_normal(shape)
 
 
 def images(seed: int, batch: int, height: int, width: int) -> np.ndarray:
   """The reference's input, (B, H, W, 3)."""
-  rng = np.random.default_rng(seed)
-  x = rng.standard_normal((batch, 3, height, width))
+  x = random(batch, 3, height, width, seed=seed)
   return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
-def relative_error(actual: Any, expected: Any) -> float:
-  """Largest difference over the largest expected magnitude."""
+def struct(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+  """Stands for such an array where a function is traced."""
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+  """Those of a traced function, inner ones too."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
+def with_gradients(function: Callable, *arguments: Any) -> tuple[Any, ...]:
+  """The function's array, and its gradients for a random direction."""
+  y, back = jax.vjp(jax.jit(function), *arguments)
+  return y, *back(jnp.asarray(random(*y.shape, seed=3)))
+
+
+def relative_error(actual: Any, expected: Any, least: float = 0.0) -> float:
+  """Largest difference over the largest expected magnitude, or `least`."""
   expected = np.asarray(expected)
-  return np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max()
+  scale = max(np.abs(expected).max(), least)
+  return np.abs(np.asarray(actual) - expected).max() / scale
 
 
-def assert_same_bits(
-  state_dict: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
-) -> None:
+def assert_close(ours: Any, theirs: Any, limit: float, least=0.0) -> None:
+  """The same tree, and no larger `relative_error` of any array."""
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  leaves = map(jax.tree.leaves_with_path, (ours, theirs))
+  for (path, one), (_, other) in zip(*leaves, strict=True):
+    assert relative_error(one, other, least) < limit, path
+
+
+def assert_same_bits(state_dict: Tensors, expected: Tensors) -> None:
   """The same names, types, shapes and bits."""
   assert state_dict.keys() == expected.keys()
   for name, value in expected.items():

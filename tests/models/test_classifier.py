@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from golden import reference
-from golden.reference import evaluate, relative_error, variables_of
+from golden.reference import evaluate, relative_error
 from lengths import others_long
 
 from resnest_jax.errors import UserError
@@ -13,19 +13,12 @@ from resnest_jax.weights.state_dict import import_state_dict
 
 pytestmark = pytest.mark.usefixtures('float64')
 
-GOLDEN = [
-  'official/resnest50',
-  'official/resnest50_fast_2s2x40d',
-  'timm/resnest14d',
-  'timm/resnest50d',
-  'timm/resnest50d_1s4x24d',
-  'timm/resnest101e',
-]
+FAST = 'official/resnest50_fast_2s2x40d'
+TIMM = 'resnest14d', 'resnest50d', 'resnest50d_1s4x24d', 'resnest101e'
+GOLDEN = ['official/resnest50', FAST, *(f'timm/{name}' for name in TIMM)]
 
 
-@pytest.mark.parametrize(
-  'name', others_long(GOLDEN, 'official/resnest50_fast_2s2x40d')
-)
+@pytest.mark.parametrize('name', others_long(GOLDEN, FAST))
 def test_logits_are_the_references(name):
   golden = reference.load(f'classify_{name.replace("/", "_")}')
   model = create_classifier(reference.backbone_of(name), dtype='float64')
@@ -37,10 +30,8 @@ def test_logits_are_the_references(name):
 
 
 def test_logits_in_a_padded_canvas_are_those_of_the_image_alone():
-  model = create_classifier(
-    'resnest14', 5, stem_width=8, width=8, dtype='float64'
-  )
-  variables, size = variables_of(model), np.array([[41, 57]])
+  model = create_classifier('resnest14', 5, width=8, dtype='float64')
+  variables, size = reference.variables_of(model), np.array([[41, 57]])
   padded = zero_outside(reference.images(0, 1, 64, 64), size)
   ours = evaluate(model, variables, padded, size)
   alone = evaluate(model, variables, padded[:, :41, :57])

@@ -20,25 +20,20 @@ def images(golden):
 
 
 def run(head, dtype):
-  """Golden numbers and our output of both rows of a head.
-
-  Their weights are filled by name, so they differ in the classifiers alone:
-  one network with the classes of both, ADE20K's first, computes both.
-  """
+  """Golden numbers and our output of both rows of a head."""
+  # Weights are filled by name, so the rows differ in the classifiers alone: one
+  # network with the classes of both, ADE20K's first, computes both.
   rows = [f'ade20k_{head}', f'cityscapes_{head}']
   goldens = [reference.load(f'forward_{row}') for row in rows]
-  state_dict, other = (
-    reference.filled(reference.manifest(f'mmseg/{row}')) for row in rows
-  )
-  for name, value in state_dict.items():
+  shapes = [reference.manifest(f'mmseg/{row}') for row in rows]
+  state_dict, other = map(reference.filled, shapes)
+  for name in state_dict:
     if '.conv_seg.' in name:
-      state_dict[name] = np.concatenate([value, other[name]])
-  model = create_segmentor(
-    reference.CONFIG | {'head': head, 'num_classes': 169, 'dtype': dtype}
-  )
-  variables = import_state_dict(model, state_dict)
-  x = np.concatenate([images(golden) for golden in goldens])
-  output = evaluate(model, variables, x)
+      state_dict[name] = np.concatenate([state_dict[name], other[name]])
+  changes = {'head': head, 'num_classes': 169, 'dtype': dtype}
+  model = create_segmentor(reference.CONFIG | changes)
+  x = np.concatenate([*map(images, goldens)])
+  output = evaluate(model, import_state_dict(model, state_dict), x)
   yield goldens[0], [x[:2, ..., :150] for x in output]
   yield goldens[1], [x[2:, ..., 150:] for x in output]
 
@@ -65,14 +60,13 @@ def test_float32_labels_are_mmsegmentations():
 def test_dilated_stages_are_those_of_the_rules_source(rule):
   """The authors' `dilated=True` and timm's `output_stride=8`."""
   golden = reference.load(f'dilated_{rule}_resnest26')
-  model = create_classifier(
-    'resnest26', output_stride=8, dilation_rule=rule, dtype='float64'
-  ).backbone
+  options = {'output_stride': 8, 'dilation_rule': rule, 'dtype': 'float64'}
+  model = create_classifier('resnest26', **options).backbone
   state_dict = reference.filled(reference.manifest('timm/resnest26d'))
   variables = import_state_dict(model, state_dict, drop=('fc',))
   features, _ = evaluate(model, variables, images(golden))
   for stage in (3, 4):
-    assert features[stage - 1].shape[1:3] == (8, 12)
-    ours = features[stage - 1].transpose(0, 3, 1, 2).ravel()
-    ours = ours[:: int(golden['every'])]
-    assert relative_error(ours, golden[f'stage{stage}']) < 1e-8
+    ours = features[stage - 1].transpose(0, 3, 1, 2)
+    assert ours.shape[2:] == (8, 12)
+    every = ours.ravel()[:: int(golden['every'])]
+    assert relative_error(every, golden[f'stage{stage}']) < 1e-8

@@ -1,17 +1,15 @@
 """The network inside of an NNX program, as docs/architecture.md has it."""
 
-import re
-
 import jax.numpy as jnp
 import numpy as np
 from evaluation.runs import OVERRIDES, write_run
 from flax import nnx
-from golden.reference import quick_jit
+from golden.reference import evaluate, random
+from pages import blocks_of
 
 
-def test_network_inside_of_nnx(root, tmp_path, monkeypatch):
-  page = (root / 'docs' / 'architecture.md').read_text('utf-8')
-  (block,) = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+def test_network_inside_of_nnx(tmp_path, monkeypatch):
+  (block,) = blocks_of('architecture.md')
   small = OVERRIDES | {'model.head': 'fcn', 'model.radix': 1}
   write_run(tmp_path / 'runs' / 'pspnet', small)
   monkeypatch.chdir(tmp_path)
@@ -20,11 +18,8 @@ def test_network_inside_of_nnx(root, tmp_path, monkeypatch):
   assert names['logits'].shape == (2, 8, 8, 150)
 
   network, model = names['network'], names['model']
-  rng = np.random.default_rng(0)
-  images = rng.standard_normal((2, 64, 64, 3)).astype(np.float32)
-  trained = quick_jit(lambda v, x: model.apply(v, x, train=False).logits)(
-    names['variables'], images
-  )
+  images = random(2, 64, 64, 3).astype(np.float32)
+  trained = evaluate(model, names['variables'], images).logits
   assert np.abs(trained).max() > 0.1
 
   # A loss of (logits / T)^2 falls by twice its value at T = 1.

@@ -1,8 +1,7 @@
 """The networks once more, in PyTorch's own operators, for one image.
 
-A naive twin of `resnest_jax.models`: no padding, no masks, no matrices. It
-takes mmsegmentation's state dict of a network of radix 2 and cardinality 1,
-under the dilation rule `mmseg`, and needs no compilation for a new size.
+Naive: no padding, no masks, no matrices. Of radix 2, cardinality 1 and the
+dilation rule `mmseg`, with a block a stage.
 """
 
 import functools
@@ -11,27 +10,17 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-# Output stride -> each stage's stride and dilation. The first block of a
-# dilated stage, the only one here, has the dilation of the stage before.
-STAGES = {
-  8: [(1, 1), (2, 1), (1, 1), (1, 2)],
-  16: [(1, 1), (2, 1), (2, 1), (1, 1)],
-  32: [(1, 1), (2, 1), (2, 1), (2, 1)],
-}
+# Output stride -> stride and dilation of the last two stages. A dilated stage's
+# first block, the only one here, has the dilation of the stage before.
+STAGES = {8: [(1, 1), (1, 2)], 16: [(2, 1), (1, 1)], 32: [(2, 1), (2, 1)]}
 
 
 class TorchSegmentor:
-  """`network(image)`: the decode head's logits.
-
-  Args:
-    state_dict: name -> NumPy array, one block a stage.
-    head: 'fcn', 'pspnet', 'deeplabv3' or 'deeplabv3plus'.
-    output_stride: 8, 16 or 32.
-  """
+  """`network(image)`: a head's logits, of mmsegmentation's NumPy weights."""
 
   def __init__(self, state_dict, head, output_stride):
     self.weights = {k: torch.tensor(v) for k, v in state_dict.items()}
-    self.stages = STAGES[output_stride]
+    self.stages = [(1, 1), (2, 1), *STAGES[output_stride]]
     self.head = getattr(self, head)
 
   @torch.inference_mode()
@@ -46,27 +35,27 @@ class TorchSegmentor:
     groups = x.shape[1] // weight.shape[1]
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
-  def norm(self, name, x):
+  def norm(self, conv, norm, x, **options):
+    x = self.conv(conv, x, **options)
     keys = ('running_mean', 'running_var', 'weight', 'bias')
-    return F.batch_norm(x, *(self.weights[f'{name}.{key}'] for key in keys))
+    return F.batch_norm(x, *(self.weights[f'{norm}.{key}'] for key in keys))
 
   def step(self, conv, norm, x, **options):
-    return self.norm(norm, self.conv(conv, x, **options)).relu()
+    return self.norm(conv, norm, x, **options).relu()
 
   def unit(self, name, x, dilation=1):
     """Convolution, normalisation, ReLU; or depthwise, then 1x1."""
-    name = f'decode_head.{name}'
-    if f'{name}.conv.weight' in self.weights:
-      return self.step(f'{name}.conv', f'{name}.bn', x, dilation=dilation)
-    for part in ('depthwise_conv', 'pointwise_conv'):
-      names = f'{name}.{part}.conv', f'{name}.{part}.bn'
-      x, dilation = self.step(*names, x, dilation=dilation), 1
+    parts = ['', '.depthwise_conv', '.pointwise_conv']
+    for path in [f'decode_head.{name}{part}' for part in parts]:
+      if f'{path}.conv.weight' in self.weights:
+        x = self.step(f'{path}.conv', f'{path}.bn', x, dilation=dilation)
+        dilation = 1
     return x
 
   def backbone(self, x):
     """Features of the first and of the last stage."""
-    for i, stride in ((0, 2), (3, 1), (6, 1)):
-      names = f'backbone.stem.{i}', f'backbone.stem.{i + 1}'
+    for i, stride in enumerate((2, 1, 1)):
+      names = f'backbone.stem.{3 * i}', f'backbone.stem.{3 * i + 1}'
       x = self.step(*names, x, stride=stride)
     x, features = F.max_pool2d(x, 3, 2, 1), []
     for stage, (stride, dilation) in enumerate(self.stages, 1):
@@ -76,23 +65,21 @@ class TorchSegmentor:
 
   def block(self, name, x, stride, dilation):
     shortcut = F.avg_pool2d(x, stride, stride, 0, True, False)
-    shortcut = self.conv(f'{name}.downsample.1', shortcut)
-    shortcut = self.norm(f'{name}.downsample.2', shortcut)
+    names = f'{name}.downsample.1', f'{name}.downsample.2'
+    shortcut = self.norm(*names, shortcut)
     x = self.step(f'{name}.conv1', f'{name}.bn1', x)
     x = self.split_attention(f'{name}.conv2', x, dilation)
     if stride > 1:
       x = F.avg_pool2d(x, 3, stride, 1)
-    x = self.norm(f'{name}.bn3', self.conv(f'{name}.conv3', x))
-    return (x + shortcut).relu()
+    return (self.norm(f'{name}.conv3', f'{name}.bn3', x) + shortcut).relu()
 
   def split_attention(self, name, x, dilation):
     x = self.step(f'{name}.conv', f'{name}.bn0', x, dilation=dilation)
-    first, second = x.chunk(2, 1)
-    mean = (first + second).mean((2, 3), keepdim=True)
+    splits = torch.stack(x.chunk(2, 1))
+    mean = splits.sum(0).mean((2, 3), keepdim=True)
     hidden = self.step(f'{name}.fc1', f'{name}.bn1', mean)
-    scores = self.conv(f'{name}.fc2', hidden).chunk(2, 1)
-    weights = torch.stack(scores).softmax(0)
-    return weights[0] * first + weights[1] * second
+    scores = torch.stack(self.conv(f'{name}.fc2', hidden).chunk(2, 1))
+    return (scores.softmax(0) * splits).sum(0)
 
   def fcn(self, _, x):
     y = self.unit('convs.1', self.unit('convs.0', x))
@@ -101,8 +88,7 @@ class TorchSegmentor:
   def pspnet(self, _, x):
     levels = [x]
     for index, bins in enumerate((1, 2, 3, 6)):
-      y = F.adaptive_avg_pool2d(x, bins)
-      y = self.unit(f'psp_modules.{index}.1', y)
+      y = self.unit(f'psp_modules.{index}.1', F.adaptive_avg_pool2d(x, bins))
       levels.append(upsampled(y, x.shape[2:]))
     return self.unit('bottleneck', torch.cat(levels, 1))
 
@@ -120,5 +106,5 @@ class TorchSegmentor:
     return self.unit('sep_bottleneck.1', self.unit('sep_bottleneck.0', y))
 
 
+# Bilinear with half-pixel centres, to a height and width.
 upsampled = functools.partial(F.interpolate, mode='bilinear')
-"""Bilinear with half-pixel centres, to a height and width."""

@@ -1,23 +1,34 @@
-"""One training step of a tiny network, to be compared across meshes."""
+"""One training step of a tiny network, to be compared across meshes.
 
+Or by several processes, of which the first one writes what came out:
+python tests/training/one_step.py OUT.npz --coordinator ...
+"""
+
+import argparse
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from golden.reference import QUICK, TINY, filled_variables
+from golden import reference
+from golden.reference import QUICK, TINY
 
 from resnest_jax.checkpoints.state import abstract_state, start_state
 from resnest_jax.config import load_config
+from resnest_jax.distributed import join, messages
 from resnest_jax.losses.objective import create_loss
 from resnest_jax.models import segmentor
-from resnest_jax.sharding import host_share, replicate, shard_batch
+from resnest_jax.models.segmentor import HEADS, create_segmentor
+from resnest_jax.sharding import host_share, make_mesh, replicate, shard_batch
 from resnest_jax.training.optimizer import create_optimizer
 from resnest_jax.training.step import make_train_step
 
 CONFIG = load_config('configs/ade20k_pspnet.py')
 BATCH = 4
+# Equal up to the rounding of float64.
+assert_close = partial(reference.assert_close, limit=1e-10, least=1e-6)
 
 
 class AllHeads(nn.Module):
@@ -28,19 +39,9 @@ class AllHeads(nn.Module):
 
   def __call__(self, images, *, train, size=None):
     features, sizes = self.backbone(images, train=train, size=size)
-    *logits, finer = (
-      head(features, train=train, sizes=sizes) for head in self.heads
-    )
+    *logits, finer = [x(features, train=train, sizes=sizes) for x in self.heads]
     # As if the three had 21 classes together, of which 7 occur.
     return segmentor.SegmentorOutput(jnp.concatenate(logits, -1), finer)
-
-
-def create_model():
-  models = [
-    segmentor.create_segmentor(TINY | {'head': head})
-    for head in segmentor.HEADS
-  ]
-  return AllHeads(models[0].backbone, tuple(x.decode_head for x in models))
 
 
 def training_batch(batch=BATCH, height=64, width=24):
@@ -51,39 +52,39 @@ def training_batch(batch=BATCH, height=64, width=24):
   size[1, 0], size[-2, 1] = height * 5 // 8, width * 2 // 3
   labels = rng.integers(0, 7, shape).astype(np.uint8)
   labels[rng.random(shape) < 0.2] = 255
-  photometric = np.tile(np.float32([0, 1, 1, 0, 1]), (batch, 1))
-  photometric[3] = [20, 1.2, 0.8, 5, 1]
-  return {
-    'image': rng.integers(0, 256, (*shape, 3)).astype(np.uint8),
-    'label': labels,
-    'size': size,
-    'photometric': photometric,
-  }
+  change = np.tile(np.float32([0, 1, 1, 0, 1]), (batch, 1))
+  change[3] = [20, 1.2, 0.8, 5, 1]
+  image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+  return {'image': image, 'label': labels, 'size': size, 'photometric': change}
+
+
+def objective(config=CONFIG, classes=7):
+  """What a step minimises, as `update` and `make_train_step` take it."""
+  loss = create_loss(config.loss, classes)
+  return {'loss': loss, 'aux_weight': config.loss.aux_weight}
 
 
 def compiled_step(model, mesh, batch, **options):
   """The step, a state of random weights, and the batch on the devices."""
   optimizer = create_optimizer(CONFIG.optimizer, 10)
-  loss = create_loss(CONFIG.loss, 7)
-  step = make_train_step(
-    model, optimizer, mesh, seed=0, loss=loss, aux_weight=0.4, **options
-  )
+  options |= objective()
+  step = make_train_step(model, optimizer, mesh, seed=0, **options)
   run, runs = host_share(mesh)
-  share = len(batch['size']) // runs
-  mine = slice(run * share, (run + 1) * share)
-  batch = shard_batch({k: v[mine] for k, v in batch.items()}, mesh)
+  mine = {key: np.split(values, runs)[run] for key, values in batch.items()}
+  batch = shard_batch(mine, mesh)
   abstract = abstract_state(model, optimizer, mesh)
-  state = start_state(optimizer, filled_variables(abstract.variables()))
+  variables = reference.filled_variables(abstract.variables())
+  state = start_state(optimizer, variables)
   program = step.lower(abstract, batch).compile(QUICK)
   return program, jax.tree.map(np.asarray, state), batch
 
 
 def step_on(mesh):
-  """The scalars and the state after a step by name, and the program's text.
-
-  After the first step the momentum is the gradient and the decay.
-  """
-  program, state, batch = compiled_step(create_model(), mesh, training_batch())
+  """The scalars and the state after a step by name, and the program's text."""
+  models = [create_segmentor(TINY | {'head': head}) for head in HEADS]
+  heads = tuple(model.decode_head for model in models)
+  model = AllHeads(models[0].backbone, heads)
+  program, state, batch = compiled_step(model, mesh, training_batch())
   results = program(replicate(state, mesh), batch)
   arrays = {
     jax.tree_util.keystr(path): np.asarray(leaf)
@@ -92,10 +93,12 @@ def step_on(mesh):
   return arrays, program.as_text()
 
 
-def assert_close(results, expected):
-  """Equal up to the rounding of float64."""
-  assert jax.tree.structure(results) == jax.tree.structure(expected)
-  leaves = map(jax.tree.leaves_with_path, (results, expected))
-  for (path, ours), (_, value) in zip(*leaves, strict=True):
-    scale = max(np.abs(value).max(), 1e-6)
-    assert np.abs(np.asarray(ours) - value).max() / scale < 1e-10, path
+if __name__ == '__main__':
+  parser = join.add_flags(argparse.ArgumentParser())
+  parser.add_argument('out')
+  flags = parser.parse_args()
+  jax.config.update('jax_enable_x64', True)
+  with join.joined(flags, {}):
+    arrays, _ = step_on(make_mesh(spatial=4))
+    if messages.is_first():
+      np.savez(flags.out, **arrays)

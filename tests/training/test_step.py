@@ -9,45 +9,32 @@ import optax
 import pytest
 from collectives import assert_gradients_local, assert_local, mesh_of
 from flax.traverse_util import flatten_dict
-from golden.reference import TINY
+from golden.reference import TINY, random, struct
 from lengths import others_long
-from training.one_step import (
-  assert_close,
-  compiled_step,
-  training_batch,
-)
+from training.one_step import assert_close, compiled_step, training_batch
 
 from resnest_jax.models.initial import initial_variables, variable_shapes
 from resnest_jax.models.segmentor import create_backbone, create_segmentor
-from resnest_jax.sharding import replicated
+from resnest_jax.sharding import replicate
 from resnest_jax.training import step as step_module
 from resnest_jax.training.gradients import WHOLE, Plan
-from resnest_jax.training.step import global_norm
 
 pytestmark = pytest.mark.usefixtures('float64')
 
 
-class Run:
-  """The compiled step on a number of devices, and what it did once."""
-
-  def __init__(self, devices, plan=WHOLE, **changes):
-    mesh = mesh_of(devices)
-    self.step, self.start, self.batch = compiled_step(
-      *(create_segmentor(TINY | changes), mesh, training_batch(8, 32, 48)),
-      plan=plan,
-    )
-    self.sharding = replicated(mesh)
-    self.before = self.at_step(0)
-    self.after, scalars = self.step(self.before, self.batch)
-    self.scalars = jax.device_get(scalars)
-
-  def at_step(self, step):
-    """The same weights at another count of steps."""
-    state = self.start.replace(step=np.int32(step))
-    return jax.device_put(state, self.sharding)
+@functools.cache
+def run(devices, plan=WHOLE, **changes):
+  """The compiled step, its input, state and scalars, and two steps' losses."""
+  model, mesh = create_segmentor(TINY | changes), mesh_of(devices)
+  batch = training_batch(8, 32, 48)
+  step, start, batch = compiled_step(model, mesh, batch, plan=plan)
+  before = replicate(start, mesh)
+  after, scalars = step(before, batch)
+  states = (start.replace(step=np.int32(count)) for count in (0, 1))
+  losses = [step(replicate(x, mesh), batch)[1]['loss'] for x in states]
+  return step, before, after, jax.device_get(scalars), losses
 
 
-run = functools.cache(Run)
 OPTIONS = {
   'whole': {},
   # Two micro-batches, an image of each on every device. A backbone of one
@@ -59,31 +46,29 @@ OPTIONS = {
 @pytest.mark.parametrize('kind', others_long(OPTIONS, 'whole'))
 def test_four_devices_do_what_one_does(kind):
   """With dropout: its draws do not depend on the devices either."""
-  one, four = (run(devices, **OPTIONS[kind]) for devices in (1, 4))
+  (_, _, *one), (step, _, *four) = (run(n, **OPTIONS[kind]) for n in (1, 4))
   # After the first step the momentum is the gradient and the decay.
-  assert_close((four.after, four.scalars), (one.after, one.scalars))
-  assert_local(four.step)
+  assert_close(four, one)
+  assert_local(step)
 
 
 def test_loss_is_the_sum_of_both_heads():
-  scalars = run(1).scalars
+  _, _, after, scalars, _ = run(1)
   total = scalars['decode_loss'] + scalars['aux_loss']
   assert scalars['loss'] == pytest.approx(total, rel=1e-12)
-  assert int(run(1).after.step) == 1
+  assert int(after.step) == 1
 
 
 def test_dropout_is_drawn_from_the_step():
-  again, other = (
-    run(1).step(run(1).at_step(step), run(1).batch)[1]['loss']
-    for step in (0, 1)
-  )
-  assert again == run(1).scalars['loss']
+  *_, scalars, (again, other) = run(1)
+  assert again == scalars['loss']
   assert abs(other - again) > 1e-6
 
 
 def test_state_is_donated():
-  assert all(x.is_deleted() for x in jax.tree.leaves(run(4).before))
-  assert not any(x.is_deleted() for x in jax.tree.leaves(run(4).after))
+  _, before, after, *_ = run(4)
+  assert all(x.is_deleted() for x in jax.tree.leaves(before))
+  assert not any(x.is_deleted() for x in jax.tree.leaves(after))
 
 
 @pytest.mark.parametrize(('radix', 'groups'), [(1, 1), (1, 2), (2, 2), (4, 2)])
@@ -92,25 +77,19 @@ def test_no_block_gathers_the_batch(radix, groups):
   model = create_backbone(TINY | block | {'dtype': 'float32'})
 
   def apply(variables, x):
-    (features, _), _ = model.apply(
-      variables, x, train=True, mutable=['batch_stats']
-    )
-    return features[1:]
+    options = {'train': True, 'mutable': ['batch_stats']}
+    return model.apply(variables, x, **options)[0][0][1:]
 
-  x = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
-  assert_gradients_local(apply, variable_shapes(model), x)
+  assert_gradients_local(apply, variable_shapes(model), struct(8, 64, 64, 3))
 
 
 def test_initial_variables_are_drawn_as_the_modules_draw():
   """Every variable, but for chance, is what `model.init` gives."""
   model = create_segmentor(TINY | {'dtype': 'float32'})
-  images = jnp.zeros((1, 64, 64, 3))
-  drawn = jax.jit(lambda key: model.init(key, images, train=False))(
-    jax.random.key(0)
-  )
-  ours, seeded, theirs = map(
-    flatten_dict, (*(initial_variables(model, x) for x in (0, 1)), drawn)
-  )
+  draw = jax.jit(functools.partial(model.init, train=False))
+  drawn = draw(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+  seeds = (initial_variables(model, seed) for seed in (0, 1))
+  ours, seeded, theirs = map(flatten_dict, (*seeds, drawn))
   assert ours.keys() == theirs.keys()
   for path, values in ours.items():
     other = np.asarray(theirs[path])
@@ -134,9 +113,7 @@ def test_initial_variables_are_drawn_as_the_modules_draw():
 def test_norm_of_gradients_is_optax(monkeypatch, large):
   """Leaves that are summed alone, a few together, and all together."""
   monkeypatch.setattr(step_module, 'LARGE', large)
-  rng = np.random.default_rng(0)
   shapes = [(), (3,), (5, 7), (1, 1, 4, 9), (64,), (2,), (30,), (11,)]
-  tree = {str(i): rng.normal(size=shape) for i, shape in enumerate(shapes)}
-  np.testing.assert_allclose(
-    global_norm(tree), optax.tree.norm(tree), rtol=1e-14
-  )
+  tree = [random(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+  norm = step_module.global_norm(tree)
+  np.testing.assert_allclose(norm, optax.tree.norm(tree), rtol=1e-14)
