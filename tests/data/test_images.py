@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -64,6 +65,16 @@ def test_small_files_that_claim_to_be_large_are_not_decoded(size):
     assert (height, width) == tuple(min(x, most) for x in size), kind
     told = f'file is {width} x {height} pixels, more than {2**28} .*\nShrink it'
     unreadable(f'^a {told}', decode, encoded, 'a file', 2**28)
+
+
+def test_a_chunk_that_is_longer_than_the_file_takes_no_memory():
+  """Up to 4 GB, as OpenCV makes room for a chunk before it reads it."""
+  png = bytearray(saved('PNG', Image.fromarray(PICTURE)))
+  png[33:37] = b'\xff\xff\xff\x1c'  # The length of the first after IHDR.
+  most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  assert decode(bytes(png)) is None
+  grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most
+  assert grown < 2**20  # kB
 
 
 def test_sizes_in_headers_are_those_that_are_decoded():

@@ -143,6 +143,7 @@ def logged(log):
 
 
 def test_continuing_drops_what_lies_beyond_the_checkpoint(tmp_path):
+  (tmp_path / 'log.jsonl').symlink_to('elsewhere')  # Replaced, not followed.
   log = RunLog(tmp_path, 0)
   for step in (10, 20, 30):
     log.write(step, {'loss': 1.0 / step})
@@ -156,6 +157,7 @@ def test_continuing_drops_what_lies_beyond_the_checkpoint(tmp_path):
   log.write(30, {'loss': 0.5})
   log.close()
   assert logged(log) == [*kept, {'step': 30, 'loss': 0.5}]
+  assert not (tmp_path / 'elsewhere').exists()
 
 
 def test_writing_for_tensorboard_does_not_load_torch(run_script, tmp_path):
