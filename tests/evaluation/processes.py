@@ -1,9 +1,7 @@
 """An evaluation by two processes, as a cluster would start them.
 
-    python tests/evaluation/processes.py OVERRIDES WORKDIR OUT \\
-      --coordinator HOST:PORT --num_processes 2 --process_id INDEX
-
-Each of the evaluations of `SPLITS` is a line of JSON; then comes that of a
+`python tests/evaluation/processes.py OVERRIDES WORKDIR OUT` and flags of the
+cluster. Each evaluation of `SPLITS` is a line of JSON; then comes that of a
 run's checkpoint.
 """
 
@@ -27,37 +25,28 @@ from resnest_jax.evaluation.evaluate import evaluate
 from resnest_jax.evaluation.evaluate_split import evaluate_split
 
 
-class Noise:
-  """A split of random images and labels of sizes between two, both included."""
-
-  def __init__(self, number, broken=(), sizes=((20, 20), (64, 64)), seed=0):
-    low, high = sizes
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(low, np.add(high, 1), (number, 2)).tolist()
-    self.sizes = [low, high, *map(tuple, drawn)][:number]
-    self.broken = broken
-
-  def __len__(self):
-    return len(self.sizes)
-
-  def __getitem__(self, index):
-    rng, size = np.random.default_rng([8, index]), self.sizes[index]
+def noise(number, low=(20, 20), high=(64, 64), seed=0):
+  """A split of random pictures of sizes between two, both included."""
+  rng, split = np.random.default_rng(seed), []
+  drawn = rng.integers(low, np.add(high, 1), (number, 2)).tolist()
+  for size in [low, high, *drawn][:number]:
     label = rng.integers(0, plain.CLASSES, size, np.uint8)
-    if index in self.broken:
-      label[0, 0] = plain.CLASSES
     image = rng.integers(0, 256, (*size, 3), np.uint8)
-    return {'image': image, 'label': label, 'name': f'image_{index}'}
+    name = f'image_{len(split)}'
+    split.append({'image': image, 'label': label, 'name': name})
+  return split
 
 
 # Unevenly shared by two: three and two, one and none; and a wrong label.
-SPLITS = (Noise(5), Noise(1), Noise(5, broken=(3,)))
+SPLITS = noise(5), noise(1), noise(5)
+SPLITS[2][3]['label'][0, 0] = plain.CLASSES
 
 
 def outcome(split, mesh=None, batch_size=3, network=None):
   """Results of an evaluation, to be compared as JSON; or the error's text."""
   mesh = mesh or sharding.local_mesh()
   shown, batch_size = [], sharding.divisible_batch_size(batch_size, mesh)
-  model, variables = network or (plain.Upsampler(), plain.variables())
+  model, variables = network or (plain.Upsampler(), plain.VARIABLES)
   batches = make_eval_iterator(
     types.SimpleNamespace(num_threads=1, image_scale=(64, 64)),
     split,
@@ -66,24 +55,19 @@ def outcome(split, mesh=None, batch_size=3, network=None):
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
+  step = plain.make_step(model, mesh=mesh)
+  given = step, variables, batches, plain.NAMES, len(split)
   try:
     with contextlib.closing(batches):
-      evaluation = evaluate(
-        plain.make_step(model, mesh=mesh),
-        variables,
-        batches,
-        plain.NAMES,
-        len(split),
-        on_image=lambda result: shown.append(result.index),
-      )
+      found = evaluate(*given, on_image=lambda image: shown.append(image.index))
   except UserError as error:
     return str(error)
   return {
     'batch_size': batch_size,
     'shown': sorted(shown),
-    'confusion': evaluation.confusion.tolist(),
-    'image_counts': evaluation.image_counts.tolist(),
-    'mIoU': evaluation.scores.mIoU,
+    'confusion': found.confusion.tolist(),
+    'image_counts': found.image_counts.tolist(),
+    'mIoU': found.scores.mIoU,
   }
 
 

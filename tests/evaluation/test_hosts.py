@@ -12,25 +12,22 @@ from small import MINI
 from resnest_jax.config import load_config
 from resnest_jax.evaluation.evaluate_split import evaluate_split
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.weights.state_dict import variable_shapes
 
 pytestmark = pytest.mark.long
 
 
 def test_devices_and_batch_size_do_not_change_the_counts():
   model = create_segmentor(plain.TINY | {'dtype': 'float32', 'head': 'fcn'})
-  network = model, reference.filled_variables(variable_shapes(model))
-  results = {}
-  for devices in (1, 2, 4):
-    mesh = plain.make_mesh(devices)
-    for size in (1, 7):
-      found = processes.outcome(processes.Noise(15), mesh, size, network)
-      results[devices, size, found.pop('batch_size')] = found
+  network, split = (model, reference.variables_of(model)), processes.noise(15)
+  results = [
+    processes.outcome(split, plain.make_mesh(devices), size, network)
+    for devices in (1, 2, 4)
+    for size in (1, 7)
+  ]
   # Rounded up to a number that the devices can share evenly.
-  assert [rows for *_, rows in results] == [1, 7, 2, 8, 4, 8]
-  first = results[1, 1, 1]
-  assert all(x == first for x in results.values())
-  assert first['shown'] == list(range(15))
+  assert [x.pop('batch_size') for x in results] == [1, 7, 2, 8, 4, 8]
+  assert results == 6 * results[:1]
+  assert results[0]['shown'] == list(range(15))
 
 
 @pytest.fixture(scope='module')
@@ -38,13 +35,10 @@ def evaluated(written_run, tmp_path_factory, mini_data_dir):
   """Folders of one process and of two, and lines printed by the two."""
   folder = tmp_path_factory.mktemp('evaluated')
   alone, both = folder / 'alone', folder / 'both'
-  overrides = OVERRIDES | {
-    'data.data_dir': str(mini_data_dir),
-    'eval.boundary_iou': True,
-  }
-  arguments = json.dumps(overrides), written_run, both
+  changes = {'data.data_dir': str(mini_data_dir), 'eval.boundary_iou': True}
+  arguments = json.dumps(OVERRIDES | changes), written_run, both
   hosts = start_pair('tests/evaluation/processes.py', *arguments)
-  config = load_config(MINI, overrides)
+  config = load_config(MINI, OVERRIDES | changes)
   evaluate_split(config, workdir=written_run, out=alone)
   said = [finish(host, timeout=600)[0].splitlines() for host in hosts]
   return alone, both, said
@@ -66,10 +60,9 @@ def test_hosts_add_up_what_each_has_counted(evaluated):
 
 
 def test_hosts_write_one_result_that_of_a_single_process(evaluated):
-  alone, both, (first, second) = evaluated
+  *folders, (first, second) = evaluated
   expected, result = (
-    json.loads((folder / 'metrics.json').read_text('utf-8'))
-    for folder in (alone, both)
+    json.loads((x / 'metrics.json').read_text('utf-8')) for x in folders
   )
   assert expected['boundary']['mIoU'] > 0
   for key in ('seconds', 'date'):
@@ -78,10 +71,11 @@ def test_hosts_write_one_result_that_of_a_single_process(evaluated):
   # The same files, to the byte; three of the eight images are drawn.
   pictures, theirs = (
     {p.relative_to(folder): p.read_bytes() for p in folder.rglob('*.png')}
-    for folder in (alone, both)
+    for folder in folders
   )
   assert len(pictures) == 4
   assert theirs == pictures
   # Only one of them speaks.
-  assert first[-2:] == [f'written to {both}', f'report: {both}/report.html']
+  out = folders[1]
+  assert first[-2:] == [f'written to {out}', f'report: {out}/report.html']
   assert len(second) == len(processes.SPLITS)
