@@ -48,6 +48,12 @@ class Upsampler:
     )
 
 
+class Split(list):
+  """Samples, and the labels that splits have."""
+
+  labels = label_set(CLASSES, NAMES, None)
+
+
 def padded(arrays, canvas, value):
   """uint8 (N, *canvas, ...): the arrays, padded at the bottom and right."""
   shape = (len(arrays), *canvas, *arrays[0].shape[2:])
@@ -71,6 +77,18 @@ def batch_of(sizes, label_sizes, canvas=CANVAS, label_canvas=LABEL_CANVAS):
     'index': np.arange(len(sizes), dtype=np.int32),
     'name': [f'image_{i}' for i in range(len(sizes))],
   }
+
+
+def noise(number, low=(20, 20), high=(64, 64), seed=0):
+  """A split of random pictures of sizes between two, both included."""
+  rng, split = np.random.default_rng(seed), Split()
+  drawn = rng.integers(low, np.add(high, 1), (number, 2)).tolist()
+  for size in [low, high, *drawn][:number]:
+    label = rng.integers(0, CLASSES, size, np.uint8)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    name = f'image_{len(split)}'
+    split.append({'image': image, 'label': label, 'name': name})
+  return split
 
 
 def make_step(model=None, **options):
@@ -141,9 +159,8 @@ def multiscale_scores(image, scales, image_scale):
 
 
 def make_predictor(protocol=None, **options):
-  labels = label_set(CLASSES, NAMES, None)
   protocol = protocol or Protocol(image_scale=(128, 64))
-  return Predictor(Upsampler(), VARIABLES, labels, protocol, **options)
+  return Predictor(Upsampler(), VARIABLES, Split.labels, protocol, **options)
 
 
 def make_mesh(devices):

@@ -10,6 +10,7 @@ import types
 import cv2
 import numpy as np
 import pytest
+from evaluation.plain import Split
 from evaluation.runs import OVERRIDES, STEP, write_run
 from small import MINI, small_flags
 from trouble import small_files
@@ -144,10 +145,6 @@ def test_a_picture_that_cannot_be_made_keeps_none_from_the_others(
   shutil.rmtree(out / first)
   evaluate('--workdir', run.folder, '--out', out)
   assert (out / first).is_file()
-
-
-class Split(list):
-  labels = ADE20K
 
 
 @pytest.mark.parametrize('name', ['../../x', '{mine}/x', 'link/x'])

@@ -1,29 +1,82 @@
-"""One result on any number of devices and hosts, for any batch size."""
+"""One result on any number of devices and hosts, for any batch size.
 
+As a script (OVERRIDES WORKDIR OUT, a cluster's flags) it is one of two hosts,
+for which each evaluation of `SPLITS` is a line of JSON.
+"""
+
+import contextlib
 import json
+import os
+import sys
+import types
+from pathlib import Path
 
+import jax
 import pytest
-from evaluation import plain, processes
+from evaluation import plain
 from evaluation.runs import OVERRIDES
 from golden import reference
 from hosts import finish, start_pair
-from small import MINI
+from small import MINI, small_config
 
+from resnest_jax import sharding
 from resnest_jax.config import load_config
+from resnest_jax.errors import UserError
+from resnest_jax.evaluation.evaluate import Evaluator
 from resnest_jax.evaluation.evaluate_split import evaluate_split
 from resnest_jax.models.segmentor import create_segmentor
 
 pytestmark = pytest.mark.long
 
+# Unevenly shared by two: three and two, one and none; and a wrong label.
+SPLITS = plain.noise(5), plain.noise(1), plain.noise(5)
+SPLITS[2][3]['label'][0, 0] = plain.CLASSES
 
-def test_devices_and_batch_size_do_not_change_the_counts():
+
+def outcome(
+  split, batch_size=3, model=plain.Upsampler(), variables=plain.VARIABLES
+):
+  """Results of an evaluation, to be compared as JSON; or the error's text."""
+  config, shown = small_config(**{'eval.batch_size': batch_size}), []
+  watcher = types.SimpleNamespace(
+    add=lambda image: shown.append(image.index), gather=lambda: None
+  )
+  evaluator = Evaluator(config, model, split, watchers=[watcher])
+  try:
+    with contextlib.redirect_stdout(sys.stderr):
+      found = evaluator(variables)
+  except UserError as error:
+    return str(error)
+  return {
+    'batch_size': evaluator.batch_size,
+    'shown': sorted(shown),
+    'confusion': found.confusion.tolist(),
+    'image_counts': found.image_counts.tolist(),
+    'mIoU': found.scores.mIoU,
+  }
+
+
+def on_host(overrides, workdir, out, *flags):
+  # One of JAX's ways to connect processes prints from several threads, so that
+  # its lines are torn. It writes to descriptor 1; ours go to the pipe alone.
+  sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1)
+  os.dup2(2, 1)
+  _, address, *_, index = flags
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  jax.distributed.initialize(address, 2, int(index))
+  for split in SPLITS:
+    print(json.dumps(outcome(split)), flush=True)
+  config = load_config(MINI, json.loads(overrides))
+  evaluate_split(config, workdir=Path(workdir), out=Path(out))
+
+
+def test_devices_and_batch_size_do_not_change_the_counts(monkeypatch):
   model = create_segmentor(plain.TINY | {'dtype': 'float32', 'head': 'fcn'})
-  network, split = (model, reference.variables_of(model)), processes.noise(15)
-  results = [
-    processes.outcome(split, plain.make_mesh(devices), size, network)
-    for devices in (1, 2, 4)
-    for size in (1, 7)
-  ]
+  network, results = (model, reference.variables_of(model)), []
+  for devices in (1, 2, 4):
+    mesh = plain.make_mesh(devices)
+    monkeypatch.setattr(sharding, 'local_mesh', lambda mesh=mesh: mesh)
+    results += [outcome(plain.noise(15), size, *network) for size in (1, 7)]
   # Rounded up to a number that the devices can share evenly.
   assert [x.pop('batch_size') for x in results] == [1, 7, 2, 8, 4, 8]
   assert results == 6 * results[:1]
@@ -37,7 +90,7 @@ def evaluated(written_run, tmp_path_factory, mini_data_dir):
   alone, both = folder / 'alone', folder / 'both'
   changes = {'data.data_dir': str(mini_data_dir), 'eval.boundary_iou': True}
   arguments = json.dumps(OVERRIDES | changes), written_run, both
-  hosts = start_pair('tests/evaluation/processes.py', *arguments)
+  hosts = start_pair('tests/evaluation/test_hosts.py', *arguments)
   config = load_config(MINI, OVERRIDES | changes)
   evaluate_split(config, workdir=written_run, out=alone)
   said = [finish(host, timeout=600)[0].splitlines() for host in hosts]
@@ -46,8 +99,8 @@ def evaluated(written_run, tmp_path_factory, mini_data_dir):
 
 def test_hosts_add_up_what_each_has_counted(evaluated):
   first, second = (list(map(json.loads, lines[:3])) for lines in evaluated[2])
-  for split, *theirs in zip(processes.SPLITS[:2], first, second, strict=False):
-    alone = processes.outcome(split)
+  for split, *theirs in zip(SPLITS[:2], first, second, strict=False):
+    alone = outcome(split)
     shown = [x.pop('shown') for x in theirs]
     assert shown == [list(range(i, len(split), 2)) for i in (0, 1)]
     assert alone.pop('shown') == list(range(len(split)))
@@ -78,4 +131,8 @@ def test_hosts_write_one_result_that_of_a_single_process(evaluated):
   # Only one of them speaks.
   out = folders[1]
   assert first[-2:] == [f'written to {out}', f'report: {out}/report.html']
-  assert len(second) == len(processes.SPLITS)
+  assert len(second) == len(SPLITS)
+
+
+if __name__ == '__main__':
+  on_host(*sys.argv[1:])

@@ -7,6 +7,7 @@ import browser
 import numpy as np
 import pytest
 from browser import every, one
+from evaluation.plain import Split
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
@@ -25,6 +26,7 @@ EVIL = '<script>alert(1)</script>'
 QUOTED = 'a & "b" \'c\' $d </td>'
 # 'nowhere' is neither labelled nor predicted, 'Sky' is predicted only.
 NAMES = ('wall', EVIL, 'tree 10', 'nowhere', QUOTED, 'Sky', 'tree 9')
+PALETTE = ADE20K.palette[: len(NAMES)]
 BY_NAME = [EVIL, QUOTED, 'nowhere', 'Sky', 'tree 9', 'tree 10', 'wall']
 OCCURRING = [name for name in NAMES if name != 'nowhere']
 ARROW = '\N{RIGHTWARDS ARROW}'
@@ -33,13 +35,10 @@ SHOWN = """return [...document.querySelectorAll('#class-table tbody tr')]
   .map(row => row.querySelector('th').textContent)"""
 
 
-class Samples(list):
-  labels = types.SimpleNamespace(classes=NAMES, palette=ADE20K.palette[:7])
-
-
 def make_samples(number):
   """Images with labels and predictions; the later, the more is right."""
-  rng, samples = np.random.default_rng(0), Samples()
+  rng, samples = np.random.default_rng(0), Split()
+  samples.labels = types.SimpleNamespace(classes=NAMES, palette=PALETTE)
   for i in range(number):
     label = rng.choice([0, 1, 2, 4, 6, 255], (18, 24)).astype(np.uint8)
     other = rng.choice([0, 1, 2, 4, 5, 6], (18, 24)).astype(np.uint8)
@@ -275,8 +274,8 @@ def test_worst_and_best_images_are_shown(opened, written):
     assert f'mIoU {100 * score(sample):.2f}' in article.text
     image, *maps = map(browser.decoded, every(article, 'img'))
     drawn = (
-      drawing.colour(sample['label'], ADE20K.palette),
-      drawing.colour(sample['prediction'], ADE20K.palette),
+      drawing.colour(sample['label'], PALETTE),
+      drawing.colour(sample['prediction'], PALETTE),
       drawing.error_map(sample['prediction'], sample['label']),
     )
     for seen, picture in zip(maps, drawn, strict=True):

@@ -234,11 +234,8 @@ def test_nothing_is_written_over_or_halfway(ade, tmp_path):
   refused('is there already', *given, ADE_SIZES)
   assert out.read_text() == 'precious'
   out.unlink()
-  missing, other = (
-    ADE_SIZES | {f'ADE_test_0000000{i}': (7, 7)} for i in (4, 2)
-  )
-  refused('1 masks are missing', *given, missing)
-  refused('25 x 35 instead of 7 x 7', *given, other)
+  for number, told in ((4, '1 masks are missing'), (2, '25 x 35 instead of 7')):
+    refused(told, *given, ADE_SIZES | {f'ADE_test_{number:08d}': (7, 7)})
   (ade[0] / FIRST).write_bytes(filled(150))
   refused('has the value 150; .* from 0 to 149', *given, ADE_SIZES)
   assert not [*tmp_path.glob('*.zip*'), *tmp_path.glob('.*zip*')]

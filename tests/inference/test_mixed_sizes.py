@@ -5,8 +5,7 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluation.plain import CLASSES, TINY
-from evaluation.processes import Noise
+from evaluation.plain import CLASSES, TINY, noise
 from golden import reference
 from lengths import others_long
 from models.torch_segmentor import TorchSegmentor, upsampled
@@ -16,61 +15,46 @@ from resnest_jax.data import preprocess
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.inference import steps
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.weights.state_dict import export_state_dict, variable_shapes
+from resnest_jax.weights.state_dict import export_state_dict
+
+HEADS = [('fcn', 16), ('pspnet', 8), ('deeplabv3', 8), ('deeplabv3plus', 8)]
 
 
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize(
-  ('head', 'output_stride'),
-  others_long(
-    [('fcn', 16), ('pspnet', 8), ('deeplabv3', 8), ('deeplabv3plus', 8)],
-    ('pspnet', 8),
-    ('deeplabv3plus', 8),
-  ),
+  ('head', 'output_stride'), others_long(HEADS, HEADS[1], HEADS[3])
 )
-def test_mixed_sizes_equal_each_image_alone(head, output_stride, monkeypatch):
-  kept, make_views = [], steps.make_views
-
-  def watched(protocol, network, *others):
-    def keeping(*arguments):
-      kept.append(network(*arguments))
-      return kept[-1]
-
-    return make_views(protocol, keeping, *others)
-
-  monkeypatch.setattr(steps, 'make_views', watched)
-  split = Noise(15, sizes=((40, 40), (200, 300)), seed=len(head))
+def test_mixed_sizes_equal_each_image_alone(head, output_stride):
+  split = noise(15, (40, 40), (200, 300), seed=len(head))
   shapes, errors, seen = set(), [], []
   with runtime.count_compilations() as compiled:
-    model = create_segmentor(
-      TINY | {'head': head, 'output_stride': output_stride}
-    )
-    variables = reference.filled_variables(variable_shapes(model))
+    config = TINY | {'head': head, 'output_stride': output_stride}
+    model = create_segmentor(config)
+    variables = reference.variables_of(model)
     state_dict = export_state_dict(model, variables, 'mmseg')
     alone = TorchSegmentor(state_dict, head, output_stride)
-    step = steps.make_eval_step(model, CLASSES, dtype=jnp.float64)
+    options = None, None, jnp.float64, lambda height, width: None
+    views = steps.compile_views(model, CLASSES, *options)
+    finish = steps.make_finish(views.build, CLASSES, None)
     threads = types.SimpleNamespace(num_threads=1)
     for batch in make_eval_iterator(
       threads, split, batch_size=5, bucket=200, keep_size=True
     ):
+      layout, arrays = views.look(variables, batch)
+      maps, _ = finish(layout, arrays, batch['label'], batch['label_size'])
       # NumPy's slices do not compile.
-      maps = np.asarray(step(variables, batch)[0])
-      logits = np.asarray(kept.pop())
+      maps, logits = np.asarray(maps), np.asarray(arrays[0])
       shapes.add(batch['image'].shape)
-      for slot, index in enumerate(batch['index'].tolist()):
-        if index < 0:
-          continue
-        image = (
-          split[index]['image'] - np.array(preprocess.MEAN)
-        ) / preprocess.STD
-        expected = alone(image)
+      for slot in np.flatnonzero(batch['index'] >= 0):
+        image = split[batch['index'][slot]]['image']
+        expected = alone((image - np.array(preprocess.MEAN)) / preprocess.STD)
         rows, columns = expected.shape[2:]
         ours = logits[slot, :rows, :columns].transpose(2, 0, 1)
         errors.append(reference.relative_error(ours, expected[0]))
-        height, width = split.sizes[index]
+        height, width = image.shape[:2]
         classes = upsampled(expected, (height, width))[0].argmax(0)
         flips = np.count_nonzero(maps[slot, :height, :width] != classes.numpy())
-        seen.append((index, flips))
+        seen.append((batch['index'][slot], flips))
   assert sorted(seen) == [(index, 0) for index in range(15)]
   assert max(errors) < 1e-9
   # Few shapes, and the network was compiled once for each.

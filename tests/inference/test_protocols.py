@@ -1,20 +1,24 @@
-"""Windows, scales and mirrors against mmsegmentation and the plain way."""
+"""Windows, scales, mirrors and label maps against the plain way."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from evaluation import plain
+from evaluation.plain import CANVAS, CLASSES
 from golden import reference
+from scipy.special import softmax
 
 from resnest_jax.config import load_config
 from resnest_jax.data import preprocess
 from resnest_jax.data.resize import padded_size
+from resnest_jax.evaluation import metrics
 from resnest_jax.inference import label_maps, protocols, slide
+from resnest_jax.inference.multiscale import scaled_sizes
 from resnest_jax.inference.protocols import Protocol
 
 # Height and width: larger than a window in both directions, in one, in none.
-SIZES = [(60, 90), (33, 96), (64, 30), (20, 25)]
+SIZES = [(60, 90), (33, 96), (64, 30), (20, 25), (1, 1)]
 SLIDE = Protocol('slide', crop=(40, 48), stride=(24, 31))
 SCALES_0X, SCALES_1X = (
   Protocol(name, image_scale=(90, 50), scales=(0.5, 1.25), bucket=32)
@@ -46,7 +50,7 @@ def probabilities(view, slot):
   """One image's at the original size, (H, W, C)."""
   logits, rows, columns = (np.asarray(array)[slot] for array in view)
   scores = np.einsum('th,hwc,xw->txc', rows, logits, columns, optimize=True)
-  return plain.softmax(scores)
+  return softmax(scores, -1)
 
 
 @pytest.mark.long
@@ -65,12 +69,9 @@ def test_protocols_equal_mmsegmentation(name, shape):
   network = golden_network(str(golden['row']), shape)
   look, build = protocols.make_views(protocol, network, jax.device_put, None)
   batch = {
-    'image': np.zeros((len(images), *golden['pred'].shape, 3), np.uint8),
+    'image': plain.padded(images, golden['pred'].shape, 0),
     'size': np.array([image.shape[:2] for image in images]),
   }
-  for slot, image in enumerate(images):
-    height, width = image.shape[:2]
-    batch['image'][slot, :height, :width] = image
   layout, arrays = look(None, batch)
 
   @jax.jit
@@ -88,37 +89,44 @@ def test_protocols_equal_mmsegmentation(name, shape):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
-def pictures(seed, sizes, label_sizes):
+def pictures(sizes, label_sizes):
   """A batch padded as little as the network in `plain` can stand."""
-  canvas = tuple(np.max(label_sizes, 0))
-  batch = plain.random_batch(seed, sizes, label_sizes, label_canvas=canvas)
-  height, width = padded_size(np.max(sizes, 0), 32)
-  batch['image'] = batch['image'][:, :height, :width]
-  return batch
+  canvas = padded_size(np.max(sizes, 0), 32)
+  return plain.batch_of(sizes, label_sizes, canvas, np.max(label_sizes, 0))
+
+
+def plain_scores(protocol, image, label_size):
+  if protocol == SLIDE:
+    windows = protocol.crop, protocol.stride
+    return plain.slide_scores(image, label_size, *windows)
+  if protocol == Protocol():
+    return plain.resized(plain.network(image), label_size)
+  scale = protocol.image_scale if protocol == SCALES_0X else None
+  return plain.multiscale_scores(image, protocol.scales, scale)
 
 
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize(
-  'protocol', [SLIDE, SCALES_0X, SCALES_1X], ids=lambda p: p.name
+  ('protocol', 'tile_bytes'),
+  [
+    *((Protocol(), size) for size in (1, 200_000, label_maps.TILE_BYTES)),
+    *((x, label_maps.TILE_BYTES) for x in (SLIDE, SCALES_0X, SCALES_1X)),
+  ],
 )
-def test_mixed_sizes_in_a_batch_equal_the_plain_way(protocol):
-  label_sizes = SIZES if protocol.keep_size else plain.LABEL_SIZES[:4]
-  batch = pictures(0, SIZES, label_sizes)
-  step = plain.make_step(protocol=protocol, dtype=jnp.float64)
-  maps, counts = step(plain.variables(), batch)
+def test_mixed_sizes_in_a_batch_equal_the_plain_way(protocol, tile_bytes):
+  label_sizes = SIZES if protocol.keep_size else plain.LABEL_SIZES
+  batch = pictures(SIZES, label_sizes)
+  options = {'tile_bytes': tile_bytes, 'dtype': jnp.float64}
+  step = plain.make_step(protocol=protocol, **options)
+  maps, counts = step(plain.VARIABLES, batch)
+  expected = []
   for slot, (height, width) in enumerate(SIZES):
-    rows, columns = label_sizes[slot]
     image = batch['image'][slot, :height, :width]
-    expected = np.full(maps.shape[1:], 255)
-    if protocol == SLIDE:
-      windows = protocol.crop, protocol.stride
-      scores = plain.slide_scores(image, (rows, columns), *windows)
-    else:
-      scale = protocol.image_scale if protocol == SCALES_0X else None
-      views = protocol.scales, (False, True), scale
-      scores = plain.multiscale_scores(image, *views)
-    expected[:rows, :columns] = scores.argmax(-1)
-    np.testing.assert_array_equal(maps[slot], expected)
+    scores = plain_scores(protocol, image, label_sizes[slot])
+    expected.append(scores.argmax(-1))
+  assert maps.dtype == np.uint8
+  expected = plain.padded(expected, maps.shape[1:], 255)
+  np.testing.assert_array_equal(maps, expected)
   labelled = (batch['label'] != 255).sum((1, 2))
   np.testing.assert_array_equal(counts.sum((1, 2)), labelled)
 
@@ -129,10 +137,10 @@ def test_mixed_sizes_in_a_batch_equal_the_plain_way(protocol):
   ids=lambda p: p.name,
 )
 def test_devices_do_not_change_maps_and_counts(protocol):
-  batch = pictures(1, SIZES, SIZES)
+  batch = pictures(SIZES[:4], SIZES[:4])
   plain.fill_slot(batch, 1)
   (maps, counts), (sharded_maps, sharded_counts) = (
-    plain.make_step(protocol=protocol, mesh=mesh)(plain.variables(), batch)
+    plain.make_step(protocol=protocol, mesh=mesh)(plain.VARIABLES, batch)
     for mesh in (None, plain.make_mesh(4))
   )
   assert len(sharded_maps.sharding.device_set) == 4
@@ -162,7 +170,7 @@ def test_the_network_compiles_once_a_padded_shape(protocol, shapes):
 
   look, _ = protocols.make_views(protocol, network, jax.device_put, None)
   for sizes in ([(60, 90), (33, 70)], [(63, 91), (40, 70)], [(30, 50), (1, 1)]):
-    look(None, pictures(2, sizes, sizes))
+    look(None, pictures(sizes, sizes))
   assert traced == shapes
 
 
@@ -180,14 +188,14 @@ def test_windows_are_planned_for_each_device():
 SCALES = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
 
 
+SLIDE_769 = {'slide_crop': (769, 769), 'slide_stride': (513, 513)}
+
+
 @pytest.mark.parametrize(
   ('name', 'keys', 'described'),
   [
     ('slide', {}, {'crop': [512, 1024], 'stride': [341, 682]}),
-    (
-      *('slide', {'slide_crop': (769, 769), 'slide_stride': (513, 513)}),
-      {'crop': [769, 769], 'stride': [513, 513]},
-    ),
+    ('slide', SLIDE_769, {'crop': [769, 769], 'stride': [513, 513]}),
     ('ms_flip_0x', {'flip': False}, {'scales': SCALES, 'flip': False}),
   ],
 )
@@ -198,3 +206,55 @@ def test_a_configuration_names_a_protocol_and_results_hold_all_of_it(
   config = load_config('configs/cityscapes_fcn.py', overrides)
   found = protocols.make_protocol(config).describe()
   assert found == {'name': name, 'image_scale': [2048, 1024]} | described
+
+
+def test_logits_size_follows_the_stride():
+  size = np.array([[64, 96], [1, 33]])
+  found = label_maps.logits_size(size, CANVAS, (2, 3))
+  np.testing.assert_array_equal(found, -(-size // 32))
+  with pytest.raises(ValueError, match='no stride'):
+    label_maps.logits_size(size, CANVAS, (9, 12))
+
+
+def test_counts_are_exact_and_nothing_invalid_is_counted():
+  rng = np.random.default_rng(1)
+  label, prediction = rng.integers(0, CLASSES, (2, 3, 20, 30), np.uint8)
+  label[rng.random(label.shape) < 0.3] = 255
+  pairs = zip(prediction, label, strict=True)
+  expected = [metrics.confusion_matrix(*pair, CLASSES) for pair in pairs]
+  count = jax.jit(label_maps.count_confusion, static_argnums=2)
+  np.testing.assert_array_equal(count(prediction, label, CLASSES), expected)
+  # Neither a label nor a prediction beyond the classes wraps into another bin.
+  label[0, 0, :2], prediction[0, 0, :2] = [CLASSES, 1], [0, CLASSES]
+  label[0, 1:] = 255
+  counted = count(prediction, label, CLASSES)[0].sum()
+  assert counted == np.count_nonzero(label[0, 0, 2:] != 255)
+
+
+@pytest.mark.parametrize('name', ['whole', 'ms_flip_1x'])
+def test_a_large_image_of_many_classes_takes_little_memory(name):
+  """Twelve megapixels; one copy of the scores of all classes has 7.2 GB."""
+
+  def shaped(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+  protocol, sizes = Protocol(name), shaped(1, 2, dtype=jnp.int32)
+  if name == 'whole':
+    layout, arrays = (512, 704), (shaped(1, 64, 88, 150), sizes)
+  else:
+    size = np.array([[3000, 4000]])
+    scaled = (scaled_sizes(size, ratio, None) for ratio in protocol.scales)
+    layout = [padded_size(x[0].tolist(), 64) for x in scaled]
+    logits = (shaped(1, h // 8, w // 8, 150) for h, w in layout)
+    arrays = [(2 * [x], sizes) for x in logits]
+  _, build = protocols.make_views(protocol, None, None, None)
+
+  def finish(arrays, label_size, label):
+    views = build(layout, arrays, label_size, label.shape[1:3])
+    maps = label_maps.label_maps(views, label_size)
+    return maps, label_maps.count_confusion(maps, label, 150)
+
+  label = shaped(1, 3008, 4032, dtype=jnp.uint8)
+  compiled = jax.jit(finish).lower(arrays, sizes, label).compile()
+  memory = compiled.memory_analysis()
+  assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 400e6
