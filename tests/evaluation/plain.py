@@ -1,8 +1,7 @@
-"""A small network, batches, and every protocol done the plain way.
+"""A small network, batches, and every protocol done the plain way."""
 
-That is one image at a time, without padding, tiles or matrices, following
-mmsegmentation's own steps.
-"""
+# That is one image at a time, without padding, tiles or matrices, following
+# mmsegmentation's own steps.
 
 import itertools
 import re
@@ -27,35 +26,30 @@ CLASSES = 7
 NAMES = tuple('abcdefg')
 # A network that is smaller yet, without an auxiliary head.
 TINY = reference.TINY | {'stem_width': 4, 'width': 4, 'aux_channels': None}
-CANVAS, LABEL_CANVAS = (64, 96), (80, 64)
+CANVASES = (64, 96), (80, 64)
 # Height and width of the network's input and of the original: enlarged,
 # shrunk, mixed, one pixel, and the whole canvas.
 SIZES = [(33, 96), (64, 57), (41, 70), (1, 1), (64, 96)]
 LABEL_SIZES = [(80, 31), (20, 19), (29, 64), (5, 3), (80, 64)]
 KERNEL = np.random.default_rng(5).standard_normal((3, CLASSES))
 VARIABLES = {'kernel': KERNEL.astype(np.float32)}
-# What the pipeline fills empty slots of a batch with.
-FILLER = {'image': 0, 'size': 1, 'label': 255, 'label_size': 1, 'index': -1}
 
 
-class Upsampler:
-  """Stands in for a network: logits at stride 8 are a picture's colours."""
+def upsampled(variables, images, train, size):
+  # Stands in for a network: logits at stride 8 are a picture's colours.
+  assert train is False
+  return types.SimpleNamespace(logits=images[:, ::8, ::8] @ variables['kernel'])
 
-  def apply(self, variables, images, train, size):
-    assert train is False
-    return types.SimpleNamespace(
-      logits=images[:, ::8, ::8] @ variables['kernel']
-    )
+
+UPSAMPLER = types.SimpleNamespace(apply=upsampled)
 
 
 class Split(list):
-  """Samples, and the labels that splits have."""
-
   labels = label_set(CLASSES, NAMES, None)
 
 
 def padded(arrays, canvas, value):
-  """uint8 (N, *canvas, ...): the arrays, padded at the bottom and right."""
+  # uint8 (N, *canvas, ...): the arrays, padded at the bottom and right.
   shape = (len(arrays), *canvas, *arrays[0].shape[2:])
   batch = np.full(shape, value, np.uint8)
   for row, array in zip(batch, arrays, strict=True):
@@ -63,16 +57,14 @@ def padded(arrays, canvas, value):
   return batch
 
 
-def batch_of(sizes, label_sizes, canvas=CANVAS, label_canvas=LABEL_CANVAS):
-  """Random pictures and labels, as the pipeline gives them."""
-  rng = np.random.default_rng(0)
-  classes = [*range(CLASSES), 255]
+def batch_of(sizes=SIZES, label_sizes=LABEL_SIZES, canvases=CANVASES):
+  rng, classes = np.random.default_rng(0), [*range(CLASSES), 255]
   images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
   labels = [rng.choice(classes, size) for size in label_sizes]
   return {
-    'image': padded(images, canvas, 0),
+    'image': padded(images, canvases[0], 0),
     'size': np.array(sizes, np.int32),
-    'label': padded(labels, label_canvas, 255),
+    'label': padded(labels, canvases[1], 255),
     'label_size': np.array(label_sizes, np.int32),
     'index': np.arange(len(sizes), dtype=np.int32),
     'name': [f'image_{i}' for i in range(len(sizes))],
@@ -80,7 +72,7 @@ def batch_of(sizes, label_sizes, canvas=CANVAS, label_canvas=LABEL_CANVAS):
 
 
 def noise(number, low=(20, 20), high=(64, 64), seed=0):
-  """A split of random pictures of sizes between two, both included."""
+  # A split of random pictures of sizes between two, both included.
   rng, split = np.random.default_rng(seed), Split()
   drawn = rng.integers(low, np.add(high, 1), (number, 2)).tolist()
   for size in [low, high, *drawn][:number]:
@@ -91,41 +83,41 @@ def noise(number, low=(20, 20), high=(64, 64), seed=0):
   return split
 
 
-def make_step(model=None, **options):
-  return steps.make_eval_step(model or Upsampler(), CLASSES, **options)
+def make_step(**options):
+  return steps.make_eval_step(UPSAMPLER, CLASSES, **options)
 
 
 def fill_slot(batch, slot):
-  for key, value in (FILLER | {'name': ''}).items():
-    batch[key][slot] = value
+  # With what the pipeline fills it.
+  batch['image'][slot], batch['name'][slot] = 0, ''
+  batch['label'][slot], batch['index'][slot] = 255, -1
+  batch['size'][slot] = batch['label_size'][slot] = 1
 
 
 def golden_model(row):
-  """mmsegmentation's network of depth 14, one block a stage, and weights."""
-  shapes = {
-    name: shape
-    for name, shape in reference.manifest(f'mmseg/{row}').items()
-    if not re.search(r'layer\d\.[1-9]', name)
-  }
+  # mmsegmentation's network of depth 14, one block a stage, and weights.
+  is_later = re.compile(r'layer\d\.[1-9]').search
+  shapes = reference.manifest(f'mmseg/{row}')
+  shapes = {key: shapes[key] for key in shapes if not is_later(key)}
   config = {'stage_sizes': (1, 1, 1, 1), 'head': row.partition('_')[2]}
   model = create_segmentor(reference.CONFIG | config)
   return model, import_state_dict(model, reference.filled(shapes))
 
 
 def resized(x, size):
-  """Bilinear with half-pixel centres, (h, w, C) -> (*size, C)."""
+  # Bilinear with half-pixel centres, (h, w, C) -> (*size, C).
   zoom = *np.divide(size, x.shape[:2]), 1
   return ndimage.zoom(x, zoom, order=1, mode='nearest', grid_mode=True)
 
 
 def network(image):
-  """Logits of one uint8 image (h, w, 3), at its own size."""
+  # Logits of one uint8 image (h, w, 3), at its own size.
   normalised = (image[::8, ::8] - np.array(preprocess.MEAN)) / preprocess.STD
   return resized(normalised @ VARIABLES['kernel'], image.shape[:2])
 
 
 def slide_scores(image, label_size, crop, stride):
-  """Logits at the original size, mean over windows."""
+  # Logits at the original size, mean over windows.
   total, count = np.zeros((*image.shape[:2], CLASSES)), 0 * image[..., :1]
   # The last ones are moved back to the border.
   starts = [
@@ -140,13 +132,13 @@ def slide_scores(image, label_size, crop, stride):
 
 
 def fitted(height, width, long, short):
-  """The size of an image that keeps its ratio within two edges."""
+  # The size of an image that keeps its ratio within two edges.
   scale = min(long / max(height, width), short / min(height, width))
   return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 def multiscale_scores(image, scales, image_scale):
-  """Mean probabilities at the original size; `image_scale` None for 1.x."""
+  # Mean probabilities at the original size; `image_scale` None for 1.x.
   size, found = image.shape[:2], []
   for ratio in scales:
     edges = np.multiply(image_scale or size, ratio)
@@ -160,7 +152,7 @@ def multiscale_scores(image, scales, image_scale):
 
 def make_predictor(protocol=None, **options):
   protocol = protocol or Protocol(image_scale=(128, 64))
-  return Predictor(Upsampler(), VARIABLES, Split.labels, protocol, **options)
+  return Predictor(UPSAMPLER, VARIABLES, Split.labels, protocol, **options)
 
 
 def make_mesh(devices):

@@ -21,10 +21,6 @@ def evaluate(*batches, number, step=None, **options):
   return evaluation.evaluate(step or plain.make_step(), *given, **options)
 
 
-def batch_of(number=5):
-  return plain.batch_of(plain.SIZES[:number], plain.LABEL_SIZES[:number])
-
-
 def plain_logits(batch, slot):
   height, width = plain.SIZES[slot]
   logits = plain.network(batch['image'][slot, :height, :width])
@@ -33,17 +29,14 @@ def plain_logits(batch, slot):
 
 def test_evaluate_equals_the_plain_way_and_gives_pictures():
   equal, results = np.testing.assert_array_equal, {}
-  batch, second = batch_of(), batch_of()
+  batch, second = plain.batch_of(), plain.batch_of()
   maps = [plain_logits(batch, slot).argmax(-1) for slot in range(5)]
   for slot in range(5):
     plain.fill_slot(batch if slot >= 3 else second, slot)
+  options = {'on_image': lambda image: results.setdefault(image.index, image)}
   with rich.progress.Progress(disable=True) as progress:
-    evaluation = evaluate(
-      *(batch, second),
-      number=5,
-      progress=progress,
-      on_image=lambda result: results.setdefault(result.index, result),
-    )
+    options |= {'progress': progress, 'number': 5}
+    evaluation = evaluate(batch, second, **options)
     assert [task.completed for task in progress.tasks] == [5]
   assert evaluation.confusion.dtype == np.int64
   assert evaluation.scores.mIoU == metrics.scores(evaluation.confusion).mIoU
@@ -59,7 +52,7 @@ def test_evaluate_equals_the_plain_way_and_gives_pictures():
 
 
 def test_loss_is_the_mean_over_labelled_pixels_and_changes_nothing_else():
-  batch, losses = batch_of(), []
+  batch, losses = plain.batch_of(), []
   plain.fill_slot(batch, 3)
   for slot in (0, 1, 2, 4):
     logs = log_softmax(plain_logits(batch, slot), -1)
@@ -77,7 +70,7 @@ def test_loss_is_the_mean_over_labelled_pixels_and_changes_nothing_else():
 
 
 def test_every_image_has_to_come_once_with_classes():
-  batch = batch_of(2)
+  batch = plain.batch_of(plain.SIZES[:2], plain.LABEL_SIZES[:2])
   for indices, values, error, message in (
     ([0, 0], [0, 0], RuntimeError, 'came twice'),
     ([0, -1], [0, 0], RuntimeError, 'gave 1 images, the split has 2'),
@@ -90,14 +83,15 @@ def test_every_image_has_to_come_once_with_classes():
 
 
 def test_models_and_batches_that_do_not_fit_are_refused():
-  wrong = steps.make_eval_step(plain.Upsampler(), 6)
+  batch = plain.batch_of()
+  wrong = steps.make_eval_step(plain.UPSAMPLER, 6)
   with pytest.raises(ValueError, match='the model has 7 classes, the labels 6'):
-    wrong(plain.VARIABLES, batch_of(1))
+    wrong(plain.VARIABLES, batch)
   with pytest.raises(ValueError, match='at most 255 classes'):
-    steps.make_eval_step(plain.Upsampler(), 256)
+    steps.make_eval_step(plain.UPSAMPLER, 256)
   assert sharding.divisible_batch_size(5, None) == 5
   with pytest.raises(UserError, match='5 images cannot be split over 4'):
-    plain.make_step(mesh=plain.make_mesh(4))(plain.VARIABLES, batch_of())
+    plain.make_step(mesh=plain.make_mesh(4))(plain.VARIABLES, batch)
 
 
 @pytest.mark.usefixtures('float64')
@@ -106,14 +100,11 @@ def test_whole_protocol_equals_mmsegmentation():
   shape = golden['pred'].shape
   image = cv2.resize(golden['image'], golden['scale'])
   # Padded, next to a filler, and each of the two on its own device.
-  images = np.zeros((1, 1, 3)), image
-  labels = np.full((1, 1), 255), golden['pred']
-  batch = {
-    'image': plain.padded(images, (192, 256), 0),
-    'size': np.array([[1, 1], image.shape[:2]], np.int32),
-    'label': plain.padded(labels, (128, 128), 255),
-    'label_size': np.array([[1, 1], shape], np.int32),
-  }
+  sizes = [(1, 1), image.shape[:2]], [(1, 1), shape]
+  batch = plain.batch_of(*sizes, ((192, 256), (128, 128)))
+  batch['image'][1, : image.shape[0], : image.shape[1]] = image
+  batch['label'][1, : shape[0], : shape[1]] = golden['pred']
+  plain.fill_slot(batch, 0)
   model, weights = plain.golden_model('cityscapes_pspnet')
   options = {'mesh': plain.make_mesh(2), 'dtype': jnp.float64}
   maps, counts = steps.make_eval_step(model, 19, **options)(weights, batch)

@@ -1,8 +1,7 @@
-"""One result on any number of devices and hosts, for any batch size.
+"""One result on any number of devices and hosts, for any batch size."""
 
-As a script (OVERRIDES WORKDIR OUT, a cluster's flags) it is one of two hosts,
-for which each evaluation of `SPLITS` is a line of JSON.
-"""
+# As a script (OVERRIDES WORKDIR OUT, a cluster's flags) it is one of two hosts,
+# for which each evaluation of `SPLITS` is a line of JSON.
 
 import contextlib
 import json
@@ -17,10 +16,9 @@ from evaluation import plain
 from evaluation.runs import OVERRIDES
 from golden import reference
 from hosts import finish, start_pair
-from small import MINI, small_config
+from small import small_config
 
 from resnest_jax import sharding
-from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.evaluate import Evaluator
 from resnest_jax.evaluation.evaluate_split import evaluate_split
@@ -33,27 +31,18 @@ SPLITS = plain.noise(5), plain.noise(1), plain.noise(5)
 SPLITS[2][3]['label'][0, 0] = plain.CLASSES
 
 
-def outcome(
-  split, batch_size=3, model=plain.Upsampler(), variables=plain.VARIABLES
-):
-  """Results of an evaluation, to be compared as JSON; or the error's text."""
-  config, shown = small_config(**{'eval.batch_size': batch_size}), []
-  watcher = types.SimpleNamespace(
-    add=lambda image: shown.append(image.index), gather=lambda: None
-  )
-  evaluator = Evaluator(config, model, split, watchers=[watcher])
+def outcome(split, batch_size=3, network=(plain.UPSAMPLER, plain.VARIABLES)):
+  # Batch size, images and scores, to be compared as JSON; or the error.
+  config, seen = small_config(**{'eval.batch_size': batch_size}), []
+  watch = types.SimpleNamespace(add=lambda x: seen.append(x.index), gather=list)
+  evaluator = Evaluator(config, network[0], split, watchers=[watch])
   try:
     with contextlib.redirect_stdout(sys.stderr):
-      found = evaluator(variables)
+      found = evaluator(network[1])
   except UserError as error:
     return str(error)
-  return {
-    'batch_size': evaluator.batch_size,
-    'shown': sorted(shown),
-    'confusion': found.confusion.tolist(),
-    'image_counts': found.image_counts.tolist(),
-    'mIoU': found.scores.mIoU,
-  }
+  counts = found.confusion.tolist(), found.image_counts.tolist()
+  return [evaluator.batch_size, sorted(seen), *counts, found.scores.mIoU]
 
 
 def on_host(overrides, workdir, out, *flags):
@@ -66,7 +55,7 @@ def on_host(overrides, workdir, out, *flags):
   jax.distributed.initialize(address, 2, int(index))
   for split in SPLITS:
     print(json.dumps(outcome(split)), flush=True)
-  config = load_config(MINI, json.loads(overrides))
+  config = small_config(**json.loads(overrides))
   evaluate_split(config, workdir=Path(workdir), out=Path(out))
 
 
@@ -76,22 +65,22 @@ def test_devices_and_batch_size_do_not_change_the_counts(monkeypatch):
   for devices in (1, 2, 4):
     mesh = plain.make_mesh(devices)
     monkeypatch.setattr(sharding, 'local_mesh', lambda mesh=mesh: mesh)
-    results += [outcome(plain.noise(15), size, *network) for size in (1, 7)]
+    results += [outcome(plain.noise(15), size, network) for size in (1, 7)]
   # Rounded up to a number that the devices can share evenly.
-  assert [x.pop('batch_size') for x in results] == [1, 7, 2, 8, 4, 8]
-  assert results == 6 * results[:1]
-  assert results[0]['shown'] == list(range(15))
+  assert [rows for rows, *_ in results] == [1, 7, 2, 8, 4, 8]
+  assert [rest for _, *rest in results] == 6 * [results[0][1:]]
+  assert results[0][1] == list(range(15))
 
 
 @pytest.fixture(scope='module')
 def evaluated(written_run, tmp_path_factory, mini_data_dir):
-  """Folders of one process and of two, and lines printed by the two."""
+  # Folders of one process and of two, and lines printed by the two.
   folder = tmp_path_factory.mktemp('evaluated')
   alone, both = folder / 'alone', folder / 'both'
   changes = {'data.data_dir': str(mini_data_dir), 'eval.boundary_iou': True}
   arguments = json.dumps(OVERRIDES | changes), written_run, both
   hosts = start_pair('tests/evaluation/test_hosts.py', *arguments)
-  config = load_config(MINI, OVERRIDES | changes)
+  config = small_config(**(OVERRIDES | changes))
   evaluate_split(config, workdir=written_run, out=alone)
   said = [finish(host, timeout=600)[0].splitlines() for host in hosts]
   return alone, both, said
@@ -100,13 +89,10 @@ def evaluated(written_run, tmp_path_factory, mini_data_dir):
 def test_hosts_add_up_what_each_has_counted(evaluated):
   first, second = (list(map(json.loads, lines[:3])) for lines in evaluated[2])
   for split, *theirs in zip(SPLITS[:2], first, second, strict=False):
-    alone = outcome(split)
-    shown = [x.pop('shown') for x in theirs]
-    assert shown == [list(range(i, len(split), 2)) for i in (0, 1)]
-    assert alone.pop('shown') == list(range(len(split)))
+    rows, shown, *scores = outcome(split)
+    assert shown == list(range(len(split)))
     # Four devices together, two in each process.
-    assert alone.pop('batch_size') == sum(x.pop('batch_size') for x in theirs)
-    assert theirs == [alone, alone]
+    assert theirs == [[rows // 2, shown[i::2], *scores] for i in (0, 1)]
   # An error on one host ends all.
   assert 'labelled pixels of image_3 have no class' in second[2]
   assert first[2] == f'process 1 has failed: {second[2]}'

@@ -7,7 +7,7 @@ import browser
 import numpy as np
 import pytest
 from browser import every, one
-from evaluation.plain import Split
+from evaluation.plain import noise
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
@@ -36,21 +36,20 @@ SHOWN = """return [...document.querySelectorAll('#class-table tbody tr')]
 
 
 def make_samples(number):
-  """Images with labels and predictions; the later, the more is right."""
-  rng, samples = np.random.default_rng(0), Split()
+  # Images with labels and predictions; the later, the more is right.
+  rng, samples = np.random.default_rng(0), noise(number, (18, 24), (18, 24))
   samples.labels = types.SimpleNamespace(classes=NAMES, palette=PALETTE)
-  for i in range(number):
-    label = rng.choice([0, 1, 2, 4, 6, 255], (18, 24)).astype(np.uint8)
-    other = rng.choice([0, 1, 2, 4, 5, 6], (18, 24)).astype(np.uint8)
+  for i, sample in enumerate(samples):
+    label = np.uint8([0, 1, 2, 4, 6, 255, 255])[sample['label']]
+    other = np.uint8(rng.choice([0, 1, 2, 4, 5, 6], label.shape))
     wrong = (rng.random(label.shape) > i / number) | (label == 255)
-    image = rng.integers(0, 256, (18, 24, 3), np.uint8)
-    sample = {'name': f'folder/"{i}" <b>', 'image': image, 'label': label}
-    samples.append(sample | {'prediction': np.where(wrong, other, label)})
+    sample |= {'name': f'folder/"{i}" <b>', 'label': label}
+    sample['prediction'] = np.where(wrong, other, label)
   return samples
 
 
 def write_report(out, samples):
-  """As `evaluate_split` does; returns its JSON and the confusion matrix."""
+  # As `evaluate_split` does; returns its JSON and the confusion matrix.
   options = {'name': EVIL, 'eval.fscore_beta': 2.0}
   config = load_config('configs/ade20k_pspnet.py', options)
   names, ranked = samples.labels.classes, RankedImages(2)
@@ -64,13 +63,10 @@ def write_report(out, samples):
     pair = batch['prediction'], batch['label']
     return pair[0], [metrics.confusion_matrix(*pair, len(names))]
 
-  def look(image):
-    ranked.add(image)
-    boundary.add(image)
-
   with BoundaryIoU(len(names)) as boundary:
     given = step, None, batches, names, len(batches)
-    found = evaluate(*given, on_image=look, fscore_beta=2.0)
+    look = {'on_image': lambda x: (ranked.add(x), boundary.add(x))}
+    found = evaluate(*given, **look, fscore_beta=2.0)
     outlines = boundary.scores()
   interval = miou_interval(found.image_counts, resamples=20)
   result = {
@@ -88,21 +84,20 @@ def write_report(out, samples):
 
 @pytest.fixture(scope='module')
 def driver(tmp_path_factory):
-  """One browser for all tests, with an empty profile."""
   with browser.open_browser(tmp_path_factory.mktemp('profile')) as driver:
     yield driver
 
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
-  """A report of nine images: its folder, samples, JSON and confusion matrix."""
+  # A report of nine images: its folder, samples, JSON and confusion matrix.
   out, samples = tmp_path_factory.mktemp('report') / 'eval', make_samples(9)
   return out, samples, *write_report(out, samples)
 
 
 @pytest.fixture
 def opened(driver, written):
-  """The report, freshly opened; in the end nothing may have gone wrong."""
+  # In the end nothing may have gone wrong.
   open_page(driver, written[0])
   yield driver
   assert driver.get_log('browser') == []
@@ -119,17 +114,9 @@ def headings(driver):
   return {cell.text.split('\n')[0]: cell for cell in cells}
 
 
-def sort_by(cell):
-  one(cell, 'button').click()
-
-
 def typed(*words):
-  """As the page shows names: without the spaces that HTML collapses."""
+  # As the page shows names: without the spaces that HTML collapses.
   return ' '.join(' '.join(words).split())
-
-
-def mistakes(confusion):
-  return confusion - np.diag(np.diagonal(confusion))
 
 
 def test_page_is_whole_and_needs_nothing_else(opened, written):
@@ -153,8 +140,7 @@ def test_names_are_text_and_never_run(opened, written):
   assert one(opened, 'h1').text == EVIL
   assert opened.title.startswith(f'{EVIL}: mIoU ')
   assert opened.execute_script(SHOWN) == list(NAMES)
-  legend = [x.text for x in every(opened, '.legend li')]
-  assert legend == list(map(typed, NAMES))
+  assert [x.text for x in every(opened, '.legend li')] == [*map(typed, NAMES)]
   for side in ('rows', 'columns'):
     labels = every(opened, f'.heat .{side} span')
     assert [x.get_attribute('textContent') for x in labels] == OCCURRING
@@ -172,25 +158,20 @@ def test_clicks_and_keys_sort_with_undefined_values_last(opened, written):
   _, _, result, confusion = written
   keys = {'F2': 'Fscore', 'Boundary IoU': 'BoundaryIoU', 'Pixels': 'pixels'}
   keys |= {key: key for key in ('IoU', 'Acc', 'Precision', 'Dice')}
-  expected = {
-    title: [entry[key] for entry in result['per_class']]
-    for title, key in keys.items()
-  }
-  expected['Mostly taken for'] = [
-    row.max() / total.sum() if row.any() else None
-    for row, total in zip(mistakes(confusion), confusion, strict=True)
-  ]
+  expected = {k: [x[v] for x in result['per_class']] for k, v in keys.items()}
+  wrong = confusion - np.diag(np.diagonal(confusion))
+  shares = wrong.max(1) / confusion.sum(1).clip(1)
+  expected['Mostly taken for'] = [share or None for share in shares.tolist()]
   cells = headings(opened)
-  assert list(cells) == [
-    *('#', 'Class', 'IoU', 'Acc', 'Precision', 'Dice', 'F2'),
-    *('Boundary IoU', 'Pixels', 'Mostly taken for'),
-  ]
+  titles = ['#', 'Class', 'IoU', 'Acc', 'Precision', 'Dice', 'F2']
+  titles += ['Boundary IoU', 'Pixels', 'Mostly taken for']
+  assert list(cells) == titles
   for title, values in expected.items():
     values = dict(zip(NAMES, values, strict=True))
     last = [name for name in NAMES if values[name] is None]
     defined = [name for name in NAMES if name not in last]
     for direction, sign in (('ascending', 1), ('descending', -1)):
-      sort_by(cells[title])
+      one(cells[title], 'button').click()
       order = sorted(defined, key=lambda name: sign * values[name])
       assert opened.execute_script(SHOWN) == order + last
       assert cells[title].get_attribute('aria-sort') == direction
@@ -207,7 +188,7 @@ def test_filters_show_the_classes_that_fit(opened):
   box.send_keys('TREE')
   assert opened.execute_script(SHOWN) == ['tree 10', 'tree 9']
   assert one(opened, '#filtered').text == '2 of 7 classes'
-  sort_by(headings(opened)['Class'])
+  one(headings(opened)['Class'], 'button').click()
   assert opened.execute_script(SHOWN) == ['tree 9', 'tree 10']
   box.send_keys('s')
   assert opened.execute_script(SHOWN) == []
@@ -226,9 +207,8 @@ def test_matrix_tells_its_counts(opened, written):
   cell = float(canvas.get_attribute('data-cell'))
   assert not tip.is_displayed()
   read = '[...arguments[0].getContext("2d").getImageData(0, 0, 6, 6).data]'
-  pixels = np.reshape(
-    opened.execute_script(f'return {read}', canvas), (6, 6, 4)
-  )
+  pixels = opened.execute_script(f'return {read}', canvas)
+  pixels = np.reshape(pixels, (6, 6, 4))
   for r, c in ((0, 1), (1, 1), (5, 3), (0, 4)):
     x, y = ((i + 0.5 - 3) * cell for i in (c, r))
     ActionChains(opened).move_to_element_with_offset(canvas, x, y).perform()
@@ -250,7 +230,8 @@ def test_matrix_tells_its_counts(opened, written):
 
 
 def test_most_frequent_confusions_are_listed_and_found(opened, written):
-  confusion, wrong = written[3], mistakes(written[3])
+  confusion = written[3]
+  wrong = confusion - np.diag(np.diagonal(confusion))
   r, c = np.unravel_index(wrong.argmax(), wrong.shape)
   buttons = every(opened, '.confusions button')
   share = 100 * wrong[r, c] / confusion[r].sum()
@@ -290,8 +271,7 @@ def test_click_enlarges_a_picture_and_keys_go_on(opened):
   large = one(opened, '#viewer-image')
   every(opened, 'figure button')[1].click()
   assert large.get_attribute('src') == images[1].get_attribute('src')
-  caption = one(opened, '#viewer-caption').text
-  assert caption.endswith(' <b>: ground truth')
+  assert one(opened, '#viewer-caption').text.endswith(' <b>: ground truth')
   opened.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
   assert large.get_attribute('src') == images[2].get_attribute('src')
   opened.switch_to.active_element.send_keys(Keys.ESCAPE)
@@ -339,5 +319,5 @@ def test_nothing_to_score_is_said(opened, tmp_path, number, message):
   assert 'nan' not in shown.lower()
   assert 'No pixel was counted.' in shown
   assert every(opened, 'article') == []
-  sort_by(headings(opened)['IoU'])
+  one(headings(opened)['IoU'], 'button').click()
   assert opened.execute_script(SHOWN) == list(NAMES)

@@ -21,11 +21,8 @@ from resnest_jax.labels import ADE20K, CITYSCAPES
 
 CITY, ADE = BENCHMARKS['cityscapes'], BENCHMARKS['ade20k']
 LABEL_IDS = np.array([7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33])
-ADE_SIZES = {  # Width, height.
-  'ADE_test_00000001': (40, 30),
-  'ADE_test_00000002': (25, 35),
-  'ADE_test_00003489': (30, 30),
-}
+SIZES = {1: (40, 30), 2: (25, 35), 3489: (30, 30)}  # Width, height.
+ADE_SIZES = {f'ADE_test_{i:08d}': size for i, size in SIZES.items()}
 CITY_KEYS = ('berlin_000000_000019', 'mainz_000001_000120')
 
 
@@ -39,7 +36,7 @@ def random_mask(classes, size, seed):
 
 
 def write_predictions(folder, masks):
-  """As predict.py does, from name -> mask."""
+  # As predict.py does, from name -> mask.
   folder.mkdir()
   for name, mask in masks.items():
     for end in ('', '_overlay'):
@@ -49,7 +46,7 @@ def write_predictions(folder, masks):
 
 @pytest.fixture
 def ade(tmp_path):
-  """Folders of predictions, as predict.py writes them, and of test images."""
+  # Folders of predictions, as predict.py writes them, and of test images.
   images = tmp_path / 'release_test'
   (images / 'testing').mkdir(parents=True)
   masks = {}
@@ -64,14 +61,17 @@ def ade(tmp_path):
 
 @pytest.fixture
 def city(tmp_path):
-  """Two predictions of Cityscapes, in the release's size, and their images."""
+  # Two predictions of Cityscapes, in the release's size, images, and a zip.
   masks, images = {}, {image_name('x_000000_000019', 'val'): b''}
   for i, key in enumerate(CITY_KEYS):
     mask = random_mask(19, (128, 64), i).repeat(16, 0).repeat(16, 1)
     masks[f'{key}_leftImg8bit'] = mask
     images[image_name(key, 'test')] = filled(0, (1024, 2048))
   archive = write_zip(tmp_path / 'leftImg8bit_trainvaltest.zip', images)
-  return write_predictions(tmp_path / 'predictions_city', masks), archive
+  folder, out = tmp_path / 'predictions_city', tmp_path / 'cityscapes.zip'
+  sizes = rules.read_images(CITY, archive)
+  write.write(CITY, write_predictions(folder, masks), out, sizes)
+  return folder, archive, out
 
 
 def read_zip(path):
@@ -80,13 +80,12 @@ def read_zip(path):
 
 
 def faults(path, images=None):
-  """The errors found in a zip of ADE20K."""
   findings = validate(path, ADE, images).errors
   return ' '.join(f'{x.what} {x.remedy}' for x in findings)
 
 
 def changed(source, files):
-  """A copy of a zip with other files; None leaves one out."""
+  # A copy of a zip with other files; None leaves one out.
   return write_zip(source.with_name('bad.zip'), read_zip(source) | files)
 
 
@@ -99,13 +98,6 @@ def refused(message, function, *given):
 def good(ade, tmp_path):
   write.write(ADE, ade[0], tmp_path / 'good.zip', ADE_SIZES)
   return tmp_path / 'good.zip'
-
-
-@pytest.fixture
-def good_city(city, tmp_path):
-  out = tmp_path / 'cityscapes.zip'
-  write.write(CITY, city[0], out, rules.read_images(CITY, city[1]))
-  return out
 
 
 def test_ade20k_counts_from_one(ade, tmp_path):
@@ -121,21 +113,21 @@ def test_ade20k_counts_from_one(ade, tmp_path):
   verdict = validate(out, images=ade[1])
   assert (verdict.benchmark, verdict.files, verdict.errors) == (ADE, 3, [])
   assert '3 test images, ade20k has 3352' in verdict.warnings[0].what
-  everything = np.concatenate([x.ravel() for x in written.values()])
-  counted = np.bincount(everything, minlength=151)[1:]
-  np.testing.assert_array_equal(verdict.pixels, counted)
+  masks = [mask.ravel() for mask in written.values()]
+  counted = np.bincount(np.concatenate(masks), minlength=151)
+  assert verdict.pixels.tolist() == counted[1:].tolist()
 
 
-def test_cityscapes_has_label_ids(good_city, city):
-  written = read_zip(good_city)
+def test_cityscapes_has_label_ids(city):
+  _, images, out = city
+  written = read_zip(out)
   assert sorted(written) == [f'{key}_labelIds.png' for key in CITY_KEYS]
   for i, mask in enumerate(map(decode, written.values())):
     assert mask.shape == (1024, 2048)
     expected = LABEL_IDS[random_mask(19, (128, 64), i)]
     np.testing.assert_array_equal(mask[::16, ::16], expected)
-  verdict = validate(good_city, images=city[1])
-  assert verdict.errors == []
-  assert verdict.images.tolist() == [2] * 19
+  verdict = validate(out, images=images)
+  assert (verdict.errors, verdict.images.tolist()) == ([], [2] * 19)
 
 
 NUMBERS = {'berlin': 544, 'bonn': 46, 'leverkusen': 58, 'munich': 398}
@@ -165,9 +157,9 @@ FIRST = 'ADE_test_00000001.png'
 FROM_0 = {f'{x}.png': filled(0, ADE_SIZES[x][::-1]) for x in ADE_SIZES}
 
 
-@pytest.mark.parametrize(
-  ('files', 'message'),
-  [
+def test_faults_of_a_zip_are_named(ade, good):
+  assert faults(good, ade[1]) == ''
+  for files, message in (
     ({FIRST: None}, '1 masks are missing, of 3'),
     ({'ADE_test_00000007.png': filled()}, '1 masks are of no test image'),
     ({'.DS_Store': b'x'}, '1 files have names that no test image has'),
@@ -180,25 +172,23 @@ FROM_0 = {f'{x}.png': filled(0, ADE_SIZES[x][::-1]) for x in ADE_SIZES}
     ({FIRST: filled(255)}, '1 of 3 masks have values above 150: 255.'),
     ({FIRST: None, f'x/{FIRST}': filled()}, '1 masks lie in folders'),
     ({f'x/{FIRST}': filled()}, '1 test images have several masks'),
-  ],
-)
-def test_faults_of_a_zip_are_named(ade, good, files, message):
-  assert faults(good, ade[1]) == ''
-  assert message in faults(changed(good, files), ade[1])
+  ):
+    assert message in faults(changed(good, files), ade[1])
 
 
-def test_train_ids_are_told_from_label_ids(good_city, city):
-  """Predictions themselves, 255, and ids that are not evaluated."""
-  first, second = (f'{key}_labelIds.png' for key in CITY_KEYS)
+def test_train_ids_are_told_from_label_ids(city):
+  # Predictions themselves, 255, and ids that are not evaluated.
+  predictions, images, out = city
+  names = [f'{key}_labelIds.png' for key in CITY_KEYS]
 
   def judge(*masks):
-    files = dict(zip((first, second), masks, strict=False))
-    return validate(changed(good_city, files), images=city[1])
+    files = dict(zip(names, masks, strict=False))
+    return validate(changed(out, files), images=images)
 
-  trained = city[0] / f'{CITY_KEYS[0]}_leftImg8bit.png'
+  trained = predictions / f'{CITY_KEYS[0]}_leftImg8bit.png'
   (finding,) = judge(trained.read_bytes()).errors
   assert '1 of 2 masks hold train ids' in finding.what
-  assert finding.samples == (first,)
+  assert finding.samples == (names[0],)
   pixels = np.full((1024, 2048), 7, np.uint8)
   pixels[0] = 255
   (finding,) = judge(encode(pixels)).errors
@@ -269,16 +259,14 @@ def test_what_is_no_zip_of_masks(good, tmp_path):
 
 
 def test_masks_that_would_fill_the_memory(good):
-  """Without --images any size is accepted, but not each that is claimed."""
+  # Without --images any size is accepted, but not each that is claimed.
   sizes = (struct.pack('>II', *x) for x in ((40, 30), (60_000, 60_000)))
   claimed = changed(good, {FIRST: filled().replace(*sizes)})
   assert 'another size than their image: 60000 x 60000' in faults(claimed)
-  for name, method, content in (
-    ('ADE_test_00000005.png', zipfile.ZIP_DEFLATED, bytes(2**24 + 1)),
-    ('ADE_test_00000006.png', zipfile.ZIP_LZMA, filled()),
-  ):
-    with zipfile.ZipFile(good, 'a', method) as archive:
-      archive.writestr(name, content)
+  with zipfile.ZipFile(good, 'a', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('ADE_test_00000005.png', bytes(2**24 + 1))
+  with zipfile.ZipFile(good, 'a', zipfile.ZIP_LZMA) as archive:
+    archive.writestr('ADE_test_00000006.png', filled())
   told = r'2 of \d files cannot .* to 16777217 bytes.*compressed in another way'
   assert re.search(told, faults(good))
 

@@ -66,10 +66,10 @@ def test_probabilities_of_all_classes_and_their_mean_over_scales(model):
     (model, [softmax(plain_scores(image), -1) for image in given]),
     (scaled, [plain.multiscale_scores(x, scales, None) for x in given]),
   ):
-    predictions = predictor.predict(given, probabilities=True)
-    for found, scores in zip(predictions, expected, strict=True):
-      np.testing.assert_allclose(found.probabilities, scores, atol=2e-5)
-      np.testing.assert_array_equal(found.labels, scores.argmax(-1))
+    found = predictor.predict(given, probabilities=True)
+    for picture, scores in zip(found, expected, strict=True):
+      np.testing.assert_allclose(picture.probabilities, scores, atol=2e-5)
+      np.testing.assert_array_equal(picture.labels, scores.argmax(-1))
 
 
 PALETTE = np.array([(200, 0, 0), (0, 100, 20), (0, 0, 50)], np.uint8)
@@ -89,36 +89,34 @@ def test_colours_and_overlay():
 
 @pytest.mark.parametrize(
   ('size', 'shown'),
-  [((6, 9), (6, 9)), ((2000, 1000), (1024, 512)), ((1, 5000), (1, 1024))],
+  [((9, 6), (9, 6)), ((1000, 2000), (512, 1024)), ((5000, 1), (1024, 1))],
 )
 def test_notebooks_show_the_overlay(size, shown, tmp_path):
-  path = tmp_path / 'a.png'
-  Image.new('RGB', size[::-1], (100, 100, 100)).save(path)
-  labels = np.ones(size, np.uint8)
+  path, labels = tmp_path / 'a.png', np.ones(size[::-1], np.uint8)
+  Image.new('RGB', size, (100, 100, 100)).save(path)
   found = Prediction(labels, ('a', 'wall'), PALETTE[:2], path)
-  picture = Image.open(io.BytesIO(found._repr_png_()))
-  assert picture.size == shown[::-1]
-  assert picture.getpixel((0, 0)) == (50, 100, 60)
-  path.unlink()
-  picture = Image.open(io.BytesIO(found._repr_png_()))
-  assert picture.getpixel((0, 0)) == (0, 100, 20)
-  size = f'{size[1]}x{size[0]}'
-  assert repr(found) == f'<Prediction: {size} pixels, 1 class: wall>'
+  pictures = [Image.open(io.BytesIO(found._repr_png_()))]
+  path.unlink()  # Leaves the colours.
+  pictures.append(Image.open(io.BytesIO(found._repr_png_())))
+  assert [x.size for x in pictures] == [shown, shown]
+  colours = [picture.getpixel((0, 0)) for picture in pictures]
+  assert colours == [(50, 100, 60), (0, 100, 20)]
+  told = f'<Prediction: {size[0]}x{size[1]} pixels, 1 class: wall>'
+  assert repr(found) == told
 
 
 def test_every_kind_of_picture_becomes_rgb():
   image = smooth_picture(6, 7, 1)
-  pillow, turned = Image.fromarray(image), Image.fromarray(image)
+  turned = Image.fromarray(image)
   turned.getexif()[0x0112] = 6
-  grey = image[..., 0]
-  repeated = np.repeat(grey[..., None], 3, -1)
+  grey, repeated = image[..., 0], np.repeat(image[..., :1], 3, -1)
   cyan = Image.new('CMYK', (2, 2), (255, 0, 0, 0))
   for given, expected in (
     (image[:, ::-1], image[:, ::-1]),
     (grey, repeated),
     (grey[..., None], repeated),
     (jax.numpy.asarray(image), image),
-    (pillow, image),
+    (Image.fromarray(image), image),
     (Image.fromarray(grey.astype(np.uint16) * 256 + 99), repeated),
     (Image.fromarray(np.dstack([image, grey // 2])), image),
     (turned, np.rot90(image, -1)),
@@ -132,9 +130,8 @@ def test_every_kind_of_picture_becomes_rgb():
 BYTES = np.zeros((8, 9, 3), np.uint8)
 
 
-@pytest.mark.parametrize(
-  ('given', 'message'),
-  [
+def test_what_is_no_picture_is_told(model):
+  for given, message in (
     (BYTES / 255, r'float64 \(8, 9, 3\) is not an image.*\(image \* 255\)'),
     (BYTES.astype(np.uint16), r'uint16 .*\(image >> 8\)\.astype'),
     (BYTES.astype(np.int64), r'int64 .* convert it to uint8'),
@@ -147,14 +144,12 @@ BYTES = np.zeros((8, 9, 3), np.uint8)
     (Image.new('F', (2, 2)), r'floats \(mode F\)'),
     ({'image': 1}, r'cannot be of type dict; accepted are arrays'),
     ('nowhere/a.jpg', r'nowhere/a\.jpg cannot be read .No such file'),
-  ],
-)
-def test_what_is_no_picture_is_told(model, given, message):
-  with pytest.raises(UserError, match=f'^(?!image 1).*{message}'):
-    model.predict(given)
-  numbered = '' if isinstance(given, str) else 'image 1 of the list: .*'
-  with pytest.raises(UserError, match=f'^{numbered}{message}'):
-    model.predict([BYTES, given])
+  ):
+    with pytest.raises(UserError, match=f'^(?!image 1).*{message}'):
+      model.predict(given)
+    numbered = '' if isinstance(given, str) else 'image 1 of the list: .*'
+    with pytest.raises(UserError, match=f'^{numbered}{message}'):
+      model.predict([BYTES, given])
 
 
 def test_each_goes_on_after_what_cannot_be_read(model, tmp_path):
