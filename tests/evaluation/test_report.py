@@ -206,9 +206,8 @@ def test_matrix_tells_its_counts(opened, written):
   opened.execute_script('arguments[0].scrollIntoView()', canvas)
   cell = float(canvas.get_attribute('data-cell'))
   assert not tip.is_displayed()
-  read = '[...arguments[0].getContext("2d").getImageData(0, 0, 6, 6).data]'
-  pixels = opened.execute_script(f'return {read}', canvas)
-  pixels = np.reshape(pixels, (6, 6, 4))
+  js = 'return [...arguments[0].getContext("2d").getImageData(0, 0, 6, 6).data]'
+  pixels = np.reshape(opened.execute_script(js, canvas), (6, 6, 4))
   for r, c in ((0, 1), (1, 1), (5, 3), (0, 4)):
     x, y = ((i + 0.5 - 3) * cell for i in (c, r))
     ActionChains(opened).move_to_element_with_offset(canvas, x, y).perform()

@@ -31,8 +31,7 @@ def filled(value=1, size=(30, 40), dtype=np.uint8):
 
 
 def random_mask(classes, size, seed):
-  rng = np.random.default_rng(seed)
-  return rng.integers(0, classes, size[::-1], np.uint8)
+  return np.random.default_rng(seed).integers(0, classes, size[::-1], np.uint8)
 
 
 def write_predictions(folder, masks):
@@ -68,9 +67,9 @@ def city(tmp_path):
     masks[f'{key}_leftImg8bit'] = mask
     images[image_name(key, 'test')] = filled(0, (1024, 2048))
   archive = write_zip(tmp_path / 'leftImg8bit_trainvaltest.zip', images)
-  folder, out = tmp_path / 'predictions_city', tmp_path / 'cityscapes.zip'
-  sizes = rules.read_images(CITY, archive)
-  write.write(CITY, write_predictions(folder, masks), out, sizes)
+  folder = write_predictions(tmp_path / 'predictions_city', masks)
+  out, sizes = tmp_path / 'cityscapes.zip', rules.read_images(CITY, archive)
+  write.write(CITY, folder, out, sizes)
   return folder, archive, out
 
 
