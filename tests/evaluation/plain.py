@@ -17,8 +17,7 @@ from scipy.special import softmax
 from resnest_jax import Predictor, sharding
 from resnest_jax.data import preprocess
 from resnest_jax.data.own.classes import label_set
-from resnest_jax.inference import steps
-from resnest_jax.inference.protocols import Protocol
+from resnest_jax.inference import protocols, steps
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import import_state_dict
 
@@ -31,8 +30,7 @@ CANVASES = (64, 96), (80, 64)
 # shrunk, mixed, one pixel, and the whole canvas.
 SIZES = [(33, 96), (64, 57), (41, 70), (1, 1), (64, 96)]
 LABEL_SIZES = [(80, 31), (20, 19), (29, 64), (5, 3), (80, 64)]
-KERNEL = np.random.default_rng(5).standard_normal((3, CLASSES))
-VARIABLES = {'kernel': KERNEL.astype(np.float32)}
+VARIABLES = {'kernel': np.random.default_rng(5).standard_normal((3, 7), 'f4')}
 
 
 def upsampled(variables, images, train, size):
@@ -75,11 +73,10 @@ def noise(number, low=(20, 20), high=(64, 64), seed=0):
   # A split of random pictures of sizes between two, both included.
   rng, split = np.random.default_rng(seed), Split()
   drawn = rng.integers(low, np.add(high, 1), (number, 2)).tolist()
-  for size in [low, high, *drawn][:number]:
+  for i, size in enumerate([low, high, *drawn][:number]):
     label = rng.integers(0, CLASSES, size, np.uint8)
     image = rng.integers(0, 256, (*size, 3), np.uint8)
-    name = f'image_{len(split)}'
-    split.append({'image': image, 'label': label, 'name': name})
+    split.append({'image': image, 'label': label, 'name': f'image_{i}'})
   return split
 
 
@@ -151,7 +148,7 @@ def multiscale_scores(image, scales, image_scale):
 
 
 def make_predictor(protocol=None, **options):
-  protocol = protocol or Protocol(image_scale=(128, 64))
+  protocol = protocol or protocols.Protocol(image_scale=(128, 64))
   return Predictor(UPSAMPLER, VARIABLES, Split.labels, protocol, **options)
 
 

@@ -18,8 +18,7 @@ from resnest_jax import drawing, files
 from resnest_jax.config import config_to_json
 from resnest_jax.data.datasets import open_split
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation.boundary import boundary_counts
-from resnest_jax.evaluation.evaluate_split import draw_overlay, noting
+from resnest_jax.evaluation import boundary, evaluate_split
 from resnest_jax.labels import ADE20K
 from resnest_jax.weights import convert
 
@@ -150,8 +149,8 @@ def test_names_of_images_lead_nowhere_else(tmp_path):
   names = '../../x', f'{mine}/x', 'link/x', 'deep/../deeper/x'
   split = Split({'image': image, 'label': label, 'name': x} for x in names)
   for index in range(4):
-    with noting(missing):
-      draw_overlay(out, split, index, label)
+    with evaluate_split.noting(missing):
+      evaluate_split.draw_overlay(out, split, index, label)
   for name, why in zip(names[:3], missing, strict=True):
     assert f'{name}.png would lie outside of' in why
   written = [x.relative_to(out).as_posix() for x in out.rglob('*.png')]
@@ -177,7 +176,7 @@ def test_boundary_iou_and_beta(run, evaluate, monkeypatch, tmp_path, capsys):
   evaluate('--workdir', run.folder, *flags)
   result = read(tmp_path / 'out')
   pairs = [(p, s['label']) for p, s in zip(seen, run.split, strict=True)]
-  shared, either = sum(boundary_counts(*pair, 150) for pair in pairs)
+  shared, either = sum(boundary.boundary_counts(*pair, 150) for pair in pairs)
   expected = shared[either > 0] / either[either > 0]
   found = [x['BoundaryIoU'] for x in result['per_class']]
   assert [x for x in found if x is not None] == expected.tolist()

@@ -11,14 +11,13 @@ from scipy.special import log_softmax
 
 from resnest_jax import sharding
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import evaluate as evaluation
-from resnest_jax.evaluation import metrics
+from resnest_jax.evaluation import evaluate, metrics
 from resnest_jax.inference import steps
 
 
-def evaluate(*batches, number, step=None, **options):
+def run(*batches, number, step=None, **options):
   given = plain.VARIABLES, batches, plain.NAMES, number
-  return evaluation.evaluate(step or plain.make_step(), *given, **options)
+  return evaluate.evaluate(step or plain.make_step(), *given, **options)
 
 
 def plain_logits(batch, slot):
@@ -36,7 +35,7 @@ def test_evaluate_equals_the_plain_way_and_gives_pictures():
   options = {'on_image': lambda image: results.setdefault(image.index, image)}
   with rich.progress.Progress(disable=True) as progress:
     options |= {'progress': progress, 'number': 5}
-    evaluation = evaluate(batch, second, **options)
+    evaluation = run(batch, second, **options)
     assert [task.completed for task in progress.tasks] == [5]
   assert evaluation.confusion.dtype == np.int64
   assert evaluation.scores.mIoU == metrics.scores(evaluation.confusion).mIoU
@@ -62,9 +61,9 @@ def test_loss_is_the_mean_over_labelled_pixels_and_changes_nothing_else():
   # Tiles of a few rows, the last of which is cut off.
   for options in ({}, {'tile_bytes': 30_000}):
     step = plain.make_step(with_loss=True, **options)
-    found = evaluate(batch, number=4, step=step)
+    found = run(batch, number=4, step=step)
     assert found.loss == pytest.approx(np.concatenate(losses).mean(), rel=1e-5)
-  without = evaluate(batch, number=4)
+  without = run(batch, number=4)
   assert without.loss == 0
   np.testing.assert_array_equal(without.confusion, found.confusion)
 
@@ -79,7 +78,7 @@ def test_every_image_has_to_come_once_with_classes():
     batch['index'] = np.array(indices)
     batch['label'][0, 0, :3] = [*values, 255]
     with pytest.raises(error, match=message):
-      evaluate(batch, number=2)
+      run(batch, number=2)
 
 
 def test_models_and_batches_that_do_not_fit_are_refused():

@@ -20,8 +20,7 @@ from small import small_config
 
 from resnest_jax import sharding
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation.evaluate import Evaluator
-from resnest_jax.evaluation.evaluate_split import evaluate_split
+from resnest_jax.evaluation import evaluate, evaluate_split
 from resnest_jax.models.segmentor import create_segmentor
 
 pytestmark = pytest.mark.long
@@ -35,7 +34,7 @@ def outcome(split, batch_size=3, network=(plain.UPSAMPLER, plain.VARIABLES)):
   # Batch size, images and scores, to be compared as JSON; or the error.
   config, seen = small_config(**{'eval.batch_size': batch_size}), []
   watch = types.SimpleNamespace(add=lambda x: seen.append(x.index), gather=list)
-  evaluator = Evaluator(config, network[0], split, watchers=[watch])
+  evaluator = evaluate.Evaluator(config, network[0], split, watchers=[watch])
   try:
     with contextlib.redirect_stdout(sys.stderr):
       found = evaluator(network[1])
@@ -56,7 +55,7 @@ def on_host(overrides, workdir, out, *flags):
   for split in SPLITS:
     print(json.dumps(outcome(split)), flush=True)
   config = small_config(**json.loads(overrides))
-  evaluate_split(config, workdir=Path(workdir), out=Path(out))
+  evaluate_split.evaluate_split(config, workdir=Path(workdir), out=Path(out))
 
 
 def test_devices_and_batch_size_do_not_change_the_counts(monkeypatch):
@@ -77,11 +76,11 @@ def evaluated(written_run, tmp_path_factory, mini_data_dir):
   # Folders of one process and of two, and lines printed by the two.
   folder = tmp_path_factory.mktemp('evaluated')
   alone, both = folder / 'alone', folder / 'both'
-  changes = {'data.data_dir': str(mini_data_dir), 'eval.boundary_iou': True}
-  arguments = json.dumps(OVERRIDES | changes), written_run, both
-  hosts = start_pair('tests/evaluation/test_hosts.py', *arguments)
-  config = small_config(**(OVERRIDES | changes))
-  evaluate_split(config, workdir=written_run, out=alone)
+  overrides = OVERRIDES | {'data.data_dir': str(mini_data_dir)}
+  overrides['eval.boundary_iou'] = True
+  hosts = start_pair(__file__, json.dumps(overrides), written_run, both)
+  config = small_config(**overrides)
+  evaluate_split.evaluate_split(config, workdir=written_run, out=alone)
   said = [finish(host, timeout=600)[0].splitlines() for host in hosts]
   return alone, both, said
 

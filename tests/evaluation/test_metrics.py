@@ -8,9 +8,7 @@ from data.twins import blocks
 from golden import reference
 from scipy.ndimage import binary_erosion
 
-from resnest_jax.evaluation import boundary, metrics
-from resnest_jax.evaluation.bootstrap import miou_interval
-from resnest_jax.evaluation.ranked_images import RankedImages
+from resnest_jax.evaluation import bootstrap, boundary, metrics, ranked_images
 
 
 def test_scores_equal_mmsegmentation():
@@ -68,9 +66,8 @@ def test_beta_weighs_recall():
 
 
 def test_counts_beyond_32_bits_are_kept():
-  big = 2**40 + 1
-  scores = metrics.scores(np.array([[big, 1], [0, 1]], np.int64))
-  assert scores.IoU[0] == big / (big + 1)
+  scores = metrics.scores(np.array([[2**40 + 1, 1], [0, 1]]))
+  assert scores.IoU[0] == (2**40 + 1) / (2**40 + 2)
 
 
 def test_nothing_counted_gives_nan():
@@ -113,18 +110,18 @@ def test_interval_equals_a_loop_over_resamples_and_images():
     total = sum(counts[image] for image in rng.integers(9, size=9))
     means.append(np.nanmean(metrics.ratio(*total)))
   bounds = np.percentile(means, (10, 90))
-  interval = miou_interval(counts, resamples=50, seed=3, level=0.8)
+  interval = bootstrap.miou_interval(counts, resamples=50, seed=3, level=0.8)
   assert [interval.low, interval.high] == pytest.approx(bounds, rel=1e-12)
   assert (interval.level, interval.resamples, interval.seed) == (0.8, 50, 3)
 
 
 def test_interval_is_deterministic_and_does_not_depend_on_chunks(monkeypatch):
   counts = random_counts(40, 7)
-  interval = miou_interval(counts)
-  assert miou_interval(counts) == interval
-  assert miou_interval(counts, seed=1) != interval
-  monkeypatch.setattr('resnest_jax.evaluation.bootstrap.MOST_DRAWS', 40 * 7)
-  assert miou_interval(counts) == interval
+  interval = bootstrap.miou_interval(counts)
+  assert bootstrap.miou_interval(counts) == interval
+  assert bootstrap.miou_interval(counts, seed=1) != interval
+  monkeypatch.setattr(bootstrap, 'MOST_DRAWS', 40 * 7)
+  assert bootstrap.miou_interval(counts) == interval
 
 
 def test_images_that_do_not_differ_leave_no_doubt():
@@ -133,17 +130,17 @@ def test_images_that_do_not_differ_leave_no_doubt():
     (np.zeros((0, 2, 4), int), np.nan),
     (np.zeros((3, 2, 4), int), np.nan),
   ):
-    interval = miou_interval(counts, resamples=20)
+    interval = bootstrap.miou_interval(counts, resamples=20)
     np.testing.assert_array_equal([interval.low, interval.high], bound)
 
 
 def test_intervals_that_cannot_be():
   counts = random_counts(3, 2)
   with pytest.raises(ValueError, match=r'got \(3, 2\)'):
-    miou_interval(counts[:, 0])
+    bootstrap.miou_interval(counts[:, 0])
   for wrong in ({'level': 1}, {'resamples': 0}):
     with pytest.raises(ValueError, match=r'between 0 and 1 .* at least 1'):
-      miou_interval(counts, **wrong)
+      bootstrap.miou_interval(counts, **wrong)
 
 
 # --- Boundary IoU ------------------------------------------------------------
@@ -159,12 +156,10 @@ def areas(seed, height, width):
 def twin_counts(prediction, label, ratio):
   # As the paper defines it: every mask eroded on its own, step by step.
   steps = max(1, round(ratio * np.hypot(*label.shape)))
-  counts = []
+  counts, square = [], np.ones((3, 3))
   for k in range(CLASSES):
-    theirs, ours = (
-      mask & ~binary_erosion(mask, np.ones((3, 3)), steps)
-      for mask in (label == k, (prediction == k) & (label != 255))
-    )
+    masks = label == k, (prediction == k) & (label != 255)
+    theirs, ours = (x & ~binary_erosion(x, square, steps) for x in masks)
     counts.append([(theirs & ours).sum(), (theirs | ours).sum()])
   return np.transpose(counts)
 
@@ -241,20 +236,20 @@ def test_any_order_in_any_parts_keeps_what_sorting_all_would(number, images):
   worst = order[: min(number, (images + 1) // 2)]
   best = order[::-1][: min(number, images // 2)]
   for _ in range(4):
-    ranked, *parts = [RankedImages(number) for _ in range(4)]
+    ranked, *parts = [ranked_images.RankedImages(number) for _ in range(4)]
     for index in rng.permutation(images):
       rank(ranked, index, scores[index])
       rank(parts[index % 3], index, scores[index])
       assert sum(map(len, ranked.both().values())) <= 2 * number
     assert kept(ranked) == {'worst': worst, 'best': best}
-    assert kept(RankedImages.joined(parts)) == kept(ranked)
+    assert kept(ranked_images.RankedImages.joined(parts)) == kept(ranked)
     for image in (*ranked.both()['worst'], *ranked.both()['best']):
       assert image.score == scores[image.index]
       assert (image.prediction == image.index).all()
 
 
 def test_prediction_outlives_the_batch_that_it_came_in():
-  ranked, batch = RankedImages(1), np.full((1, 4, 4), 7, np.uint8)
+  ranked, batch = ranked_images.RankedImages(1), np.full((1, 4, 4), 7, np.uint8)
   ranked.rank(0, 0.5, batch[0, :2, :3])
   batch[:] = 9
   (image,) = ranked.both()['worst']
@@ -263,6 +258,6 @@ def test_prediction_outlives_the_batch_that_it_came_in():
 
 @pytest.mark.parametrize(('number', 'score'), [(2, float('nan')), (0, 0.5)])
 def test_images_without_a_score_and_none_asked_for(number, score):
-  ranked = RankedImages(number)
+  ranked = ranked_images.RankedImages(number)
   rank(ranked, 0, score)
   assert kept(ranked) == {'worst': [], 'best': []}

@@ -2,7 +2,6 @@
 
 import json
 import re
-import struct
 import zipfile
 
 import cv2
@@ -14,12 +13,10 @@ from PIL import Image
 
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.submission import __main__ as submission
-from resnest_jax.evaluation.submission import rules, write
-from resnest_jax.evaluation.submission.check import validate
-from resnest_jax.evaluation.submission.rules import BENCHMARKS
+from resnest_jax.evaluation.submission import check, rules, write
 from resnest_jax.labels import ADE20K, CITYSCAPES
 
-CITY, ADE = BENCHMARKS['cityscapes'], BENCHMARKS['ade20k']
+CITY, ADE = rules.BENCHMARKS['cityscapes'], rules.BENCHMARKS['ade20k']
 LABEL_IDS = np.array([7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33])
 SIZES = {1: (40, 30), 2: (25, 35), 3489: (30, 30)}  # Width, height.
 ADE_SIZES = {f'ADE_test_{i:08d}': size for i, size in SIZES.items()}
@@ -79,7 +76,7 @@ def read_zip(path):
 
 
 def faults(path, images=None):
-  findings = validate(path, ADE, images).errors
+  findings = check.validate(path, ADE, images).errors
   return ' '.join(f'{x.what} {x.remedy}' for x in findings)
 
 
@@ -109,7 +106,7 @@ def test_ade20k_counts_from_one(ade, tmp_path):
   for i, (name, size) in enumerate(ADE_SIZES.items()):
     expected = random_mask(150, size, i) + 1
     np.testing.assert_array_equal(written[f'{name}.png'], expected)
-  verdict = validate(out, images=ade[1])
+  verdict = check.validate(out, images=ade[1])
   assert (verdict.benchmark, verdict.files, verdict.errors) == (ADE, 3, [])
   assert '3 test images, ade20k has 3352' in verdict.warnings[0].what
   masks = [mask.ravel() for mask in written.values()]
@@ -125,7 +122,7 @@ def test_cityscapes_has_label_ids(city):
     assert mask.shape == (1024, 2048)
     expected = LABEL_IDS[random_mask(19, (128, 64), i)]
     np.testing.assert_array_equal(mask[::16, ::16], expected)
-  verdict = validate(out, images=images)
+  verdict = check.validate(out, images=images)
   assert (verdict.errors, verdict.images.tolist()) == ([], [2] * 19)
 
 
@@ -182,7 +179,7 @@ def test_train_ids_are_told_from_label_ids(city):
 
   def judge(*masks):
     files = dict(zip(names, masks, strict=False))
-    return validate(changed(out, files), images=images)
+    return check.validate(changed(out, files), images=images)
 
   trained = predictions / f'{CITY_KEYS[0]}_leftImg8bit.png'
   (finding,) = judge(trained.read_bytes()).errors
@@ -251,15 +248,15 @@ def test_predictions_that_do_not_fit(ade, tmp_path):
 
 def test_what_is_no_zip_of_masks(good, tmp_path):
   other = write_zip(tmp_path / 'other.zip', {'thesis.txt': b'all of it'})
-  refused(r'first of 1 is thesis\.txt', validate, other)
-  refused('there is no file', validate, tmp_path / 'nothing.zip')
+  refused(r'first of 1 is thesis\.txt', check.validate, other)
+  refused('there is no file', check.validate, tmp_path / 'nothing.zip')
   good.write_bytes(good.read_bytes()[:-40])
-  refused('is no zip file, or is cut off', validate, good)
+  refused('is no zip file, or is cut off', check.validate, good)
 
 
 def test_masks_that_would_fill_the_memory(good):
   # Without --images any size is accepted, but not each that is claimed.
-  sizes = (struct.pack('>II', *x) for x in ((40, 30), (60_000, 60_000)))
+  sizes = (np.array(x, '>u4').tobytes() for x in ((40, 30), (60_000, 60_000)))
   claimed = changed(good, {FIRST: filled().replace(*sizes)})
   assert 'another size than their image: 60000 x 60000' in faults(claimed)
   with zipfile.ZipFile(good, 'a', zipfile.ZIP_DEFLATED) as archive:
@@ -280,4 +277,4 @@ def test_test_images_that_claim_to_be_large(good, tmp_path):
   ):
     with zipfile.ZipFile(images, 'w', method) as archive:
       archive.writestr(name, content)
-    refused(f'{name} .*{why}', validate, good, ADE, images)
+    refused(f'{name} .*{why}', check.validate, good, ADE, images)

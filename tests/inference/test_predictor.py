@@ -87,10 +87,10 @@ def test_colours_and_overlay():
     found.overlay(1.5)
 
 
-@pytest.mark.parametrize(
-  ('size', 'shown'),
-  [((9, 6), (9, 6)), ((1000, 2000), (512, 1024)), ((5000, 1), (1024, 1))],
-)
+FITTED = {(9, 6): (9, 6), (1000, 2000): (512, 1024), (5000, 1): (1024, 1)}
+
+
+@pytest.mark.parametrize(('size', 'shown'), FITTED.items())
 def test_notebooks_show_the_overlay(size, shown, tmp_path):
   path, labels = tmp_path / 'a.png', np.ones(size[::-1], np.uint8)
   Image.new('RGB', size, (100, 100, 100)).save(path)

@@ -15,9 +15,7 @@ from scipy.special import softmax
 
 from resnest_jax import runtime
 from resnest_jax.config import load_config
-from resnest_jax.data import preprocess
-from resnest_jax.data.pipeline import make_eval_iterator
-from resnest_jax.data.resize import padded_size
+from resnest_jax.data import pipeline, preprocess, resize
 from resnest_jax.evaluation import metrics
 from resnest_jax.inference import label_maps, protocols, slide, steps
 from resnest_jax.inference.multiscale import scaled_sizes
@@ -60,11 +58,12 @@ def probabilities(view, slot):
   return softmax(scores, -1)
 
 
+PADDED = {'infer_slide': (64, 64), 'infer_tta': (128, 192)}
+
+
 @pytest.mark.long
 @pytest.mark.usefixtures('float64')
-@pytest.mark.parametrize(
-  ('name', 'shape'), [('infer_slide', (64, 64)), ('infer_tta', (128, 192))]
-)
+@pytest.mark.parametrize(('name', 'shape'), PADDED.items())
 def test_protocols_equal_mmsegmentation(name, shape):
   golden = reference.load(name)
   images, protocol = [golden['image']], Protocol('ms_flip_1x', bucket=8)
@@ -94,7 +93,7 @@ def test_protocols_equal_mmsegmentation(name, shape):
 
 def pictures(sizes, label_sizes):
   # A batch padded as little as the network in `plain` can stand.
-  canvases = padded_size(np.max(sizes, 0), 32), np.max(label_sizes, 0)
+  canvases = resize.padded_size(np.max(sizes, 0), 32), np.max(label_sizes, 0)
   return plain.batch_of(sizes, label_sizes, canvases)
 
 
@@ -157,7 +156,7 @@ def test_mixed_sizes_equal_each_image_alone(head, output_stride):
     finish = steps.make_finish(views.build, CLASSES, None)
     threads = types.SimpleNamespace(num_threads=1)
     shared = {'batch_size': 5, 'bucket': 200, 'keep_size': True}
-    for batch in make_eval_iterator(threads, split, **shared):
+    for batch in pipeline.make_eval_iterator(threads, split, **shared):
       layout, arrays = views.look(variables, batch)
       maps, _ = finish(layout, arrays, batch['label'], batch['label_size'])
       # NumPy's slices do not compile.
@@ -179,17 +178,17 @@ def test_mixed_sizes_equal_each_image_alone(head, output_stride):
   assert sum('forward' in name for name in compiled) == 2
 
 
-@pytest.mark.parametrize(
-  ('protocol', 'shapes'),
-  [
-    # The third batch's images are lower than a window.
-    (SLIDE, [(40, 48), (32, 48)]),
-    # Both images of the first two batches are padded alike at each scale. In
-    # the third they are enlarged to 50 x 90 (0x), or become the smallest (1x).
-    (SCALES_0X, [(32, 48), (80, 120)]),
-    (SCALES_1X, [(32, 48), (80, 120), (16, 32), (40, 80)]),
-  ],
-)
+TRACED = {
+  # The third batch's images are lower than a window.
+  SLIDE: [(40, 48), (32, 48)],
+  # Both images of the first two batches are padded alike at each scale. In the
+  # third they are enlarged to 50 x 90 (0x), or become the smallest (1x).
+  SCALES_0X: [(32, 48), (80, 120)],
+  SCALES_1X: [(32, 48), (80, 120), (16, 32), (40, 80)],
+}
+
+
+@pytest.mark.parametrize(('protocol', 'shapes'), TRACED.items())
 def test_the_network_compiles_once_a_padded_shape(protocol, shapes):
   traced = []
 
@@ -264,7 +263,7 @@ def test_a_large_image_of_many_classes_takes_little_memory(name):
   else:
     size = np.array([[3000, 4000]])
     scaled = (scaled_sizes(size, ratio, None) for ratio in protocol.scales)
-    layout = tuple(padded_size(x[0].tolist(), 64) for x in scaled)
+    layout = tuple(resize.padded_size(x[0].tolist(), 64) for x in scaled)
     logits = (shaped(1, h // 8, w // 8, 150) for h, w in layout)
     arrays = [(2 * [x], sizes) for x in logits]
   _, build = protocols.make_views(protocol, None, None, None)
