@@ -1,10 +1,9 @@
-"""A small network, batches, and every protocol done the plain way.
+"""A small network, batches, and every protocol done the plain way."""
 
-That is one image at a time, without padding, tiles or matrices, following
-mmsegmentation's own steps.
-"""
+# That is one image at a time, without padding, tiles or matrices, following
+# mmsegmentation's own steps.
 
-import math
+import itertools
 import re
 import types
 
@@ -12,12 +11,13 @@ import cv2
 import jax
 import numpy as np
 from golden import reference
+from scipy import ndimage
+from scipy.special import softmax
 
 from resnest_jax import Predictor, sharding
 from resnest_jax.data import preprocess
 from resnest_jax.data.own.classes import label_set
-from resnest_jax.inference import steps
-from resnest_jax.inference.protocols import Protocol
+from resnest_jax.inference import protocols, steps
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import import_state_dict
 
@@ -25,153 +25,131 @@ CLASSES = 7
 NAMES = tuple('abcdefg')
 # A network that is smaller yet, without an auxiliary head.
 TINY = reference.TINY | {'stem_width': 4, 'width': 4, 'aux_channels': None}
-CANVAS, LABEL_CANVAS = (64, 96), (80, 64)
+CANVASES = (64, 96), (80, 64)
 # Height and width of the network's input and of the original: enlarged,
 # shrunk, mixed, one pixel, and the whole canvas.
 SIZES = [(33, 96), (64, 57), (41, 70), (1, 1), (64, 96)]
 LABEL_SIZES = [(80, 31), (20, 19), (29, 64), (5, 3), (80, 64)]
+VARIABLES = {'kernel': np.random.default_rng(5).standard_normal((3, 7), 'f4')}
 
 
-class Upsampler:
-  """Stands in for a network: logits at stride 8 are a picture's colours."""
-
-  def __init__(self, num_classes=CLASSES):
-    self.num_classes = num_classes
-
-  def apply(self, variables, images, train, size):
-    assert train is False
-    small = images[:, ::8, ::8] @ variables['kernel'][:, : self.num_classes]
-    return types.SimpleNamespace(logits=small)
+def upsampled(variables, images, train, size):
+  # Stands in for a network: logits at stride 8 are a picture's colours.
+  assert train is False
+  return types.SimpleNamespace(logits=images[:, ::8, ::8] @ variables['kernel'])
 
 
-def random_batch(seed, sizes, label_sizes, label_canvas=LABEL_CANVAS):
-  rng = np.random.default_rng(seed)
-  count = len(sizes)
-  batch = {
-    'image': np.zeros((count, *CANVAS, 3), np.uint8),
-    'size': np.array(sizes, np.int32),
-    'label': np.full((count, *label_canvas), 255, np.uint8),
-    'label_size': np.array(label_sizes, np.int32),
-    'index': np.arange(count, dtype=np.int32),
-    'name': [f'image_{i}' for i in range(count)],
-  }
-  for i, ((h, w), (hl, wl)) in enumerate(zip(sizes, label_sizes, strict=True)):
-    batch['image'][i, :h, :w] = rng.integers(0, 256, (h, w, 3))
-    label = rng.integers(0, CLASSES, (hl, wl))
-    label[rng.random((hl, wl)) < 0.2] = 255
-    batch['label'][i, :hl, :wl] = label
+UPSAMPLER = types.SimpleNamespace(apply=upsampled)
+
+
+class Split(list):
+  labels = label_set(CLASSES, NAMES, None)
+
+
+def padded(arrays, canvas, value):
+  # uint8 (N, *canvas, ...): the arrays, padded at the bottom and right.
+  shape = (len(arrays), *canvas, *arrays[0].shape[2:])
+  batch = np.full(shape, value, np.uint8)
+  for row, array in zip(batch, arrays, strict=True):
+    row[: array.shape[0], : array.shape[1]] = array
   return batch
 
 
-def batch_of(seed, indices):
-  """Those of `SIZES`."""
-  return random_batch(seed, SIZES[indices], LABEL_SIZES[indices])
+def batch_of(sizes=SIZES, label_sizes=LABEL_SIZES, canvases=CANVASES):
+  rng, classes = np.random.default_rng(0), [*range(CLASSES), 255]
+  images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+  labels = [rng.choice(classes, size) for size in label_sizes]
+  return {
+    'image': padded(images, canvases[0], 0),
+    'size': np.array(sizes, np.int32),
+    'label': padded(labels, canvases[1], 255),
+    'label_size': np.array(label_sizes, np.int32),
+    'index': np.arange(len(sizes), dtype=np.int32),
+    'name': [f'image_{i}' for i in range(len(sizes))],
+  }
 
 
-def make_step(model=None, **options):
-  return steps.make_eval_step(model or Upsampler(), CLASSES, **options)
+def noise(number, low=(20, 20), high=(64, 64), seed=0):
+  # A split of random pictures of sizes between two, both included.
+  rng, split = np.random.default_rng(seed), Split()
+  drawn = rng.integers(low, np.add(high, 1), (number, 2)).tolist()
+  for i, size in enumerate([low, high, *drawn][:number]):
+    label = rng.integers(0, CLASSES, size, np.uint8)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    split.append({'image': image, 'label': label, 'name': f'image_{i}'})
+  return split
+
+
+def make_step(**options):
+  return steps.make_eval_step(UPSAMPLER, CLASSES, **options)
 
 
 def fill_slot(batch, slot):
-  """Turns a slot into the filler that the pipeline uses."""
-  batch['image'][slot] = 0
+  # With what the pipeline fills it.
+  batch['image'][slot], batch['name'][slot] = 0, ''
+  batch['label'][slot], batch['index'][slot] = 255, -1
   batch['size'][slot] = batch['label_size'][slot] = 1
-  batch['label'][slot] = 255
-  batch['index'][slot] = -1
-  batch['name'][slot] = ''
 
 
 def golden_model(row):
-  """mmsegmentation's network of depth 14, one block a stage, and weights."""
-  shapes = {
-    name: shape
-    for name, shape in reference.manifest(f'mmseg/{row}').items()
-    if not re.search(r'layer\d\.[1-9]', name)
-  }
+  # mmsegmentation's network of depth 14, one block a stage, and weights.
+  is_later = re.compile(r'layer\d\.[1-9]').search
+  shapes = reference.manifest(f'mmseg/{row}')
+  shapes = {key: shapes[key] for key in shapes if not is_later(key)}
   config = {'stage_sizes': (1, 1, 1, 1), 'head': row.partition('_')[2]}
   model = create_segmentor(reference.CONFIG | config)
   return model, import_state_dict(model, reference.filled(shapes))
 
 
-def variables():
-  kernel = np.random.default_rng(5).standard_normal((3, CLASSES))
-  return {'kernel': kernel.astype(np.float32)}
-
-
 def resized(x, size):
-  """Bilinear with half-pixel centres, (h, w, C) -> (*size, C), in NumPy."""
-  for axis, new in enumerate(size):
-    length = x.shape[axis]
-    at = np.clip((np.arange(new) + 0.5) * length / new - 0.5, 0, length - 1)
-    low = np.floor(at).astype(int)
-    weight = (at - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-    high = np.minimum(low + 1, length - 1)
-    x = x.take(low, axis) * (1 - weight) + x.take(high, axis) * weight
-  return x
-
-
-def softmax(logits):
-  powers = np.exp(logits - logits.max(-1, keepdims=True))
-  return powers / powers.sum(-1, keepdims=True)
+  # Bilinear with half-pixel centres, (h, w, C) -> (*size, C).
+  zoom = *np.divide(size, x.shape[:2]), 1
+  return ndimage.zoom(x, zoom, order=1, mode='nearest', grid_mode=True)
 
 
 def network(image):
-  """Logits of one uint8 image (h, w, 3), at its own size."""
+  # Logits of one uint8 image (h, w, 3), at its own size.
   normalised = (image[::8, ::8] - np.array(preprocess.MEAN)) / preprocess.STD
-  return resized(normalised @ variables()['kernel'], image.shape[:2])
+  return resized(normalised @ VARIABLES['kernel'], image.shape[:2])
 
 
 def slide_scores(image, label_size, crop, stride):
-  """Logits at the original size, mean over windows."""
-  height, width = image.shape[:2]
-  total = np.zeros((height, width, CLASSES))
-  count = np.zeros((height, width, 1))
-  grid = [
-    max(n - c + s - 1, 0) // s + 1
-    for n, c, s in zip((height, width), crop, stride, strict=True)
+  # Logits at the original size, mean over windows.
+  total, count = np.zeros((*image.shape[:2], CLASSES)), 0 * image[..., :1]
+  # The last ones are moved back to the border.
+  starts = [
+    {min(start, max(length - window, 0)) for start in range(0, length, step)}
+    for length, window, step in zip(image.shape, crop, stride, strict=False)
   ]
-  for row, column in np.ndindex(*grid):
-    bottom = min(row * stride[0] + crop[0], height)
-    right = min(column * stride[1] + crop[1], width)
-    top, left = max(bottom - crop[0], 0), max(right - crop[1], 0)
-    window = slice(top, bottom), slice(left, right)
+  for top, left in itertools.product(*starts):
+    window = np.s_[top : top + crop[0], left : left + crop[1]]
     total[window] += network(image[window])
     count[window] += 1
   return resized(total / count, label_size)
 
 
 def fitted(height, width, long, short):
-  """The size of an image that keeps its ratio within two edges."""
+  # The size of an image that keeps its ratio within two edges.
   scale = min(long / max(height, width), short / min(height, width))
-  return math.floor(height * scale + 0.5), math.floor(width * scale + 0.5)
+  return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-def multiscale_scores(image, scales, flips, image_scale):
-  """Mean probabilities at the original size; `image_scale` None for 1.x."""
-  height, width = image.shape[:2]
-  total = 0
+def multiscale_scores(image, scales, image_scale):
+  # Mean probabilities at the original size; `image_scale` None for 1.x.
+  size, found = image.shape[:2], []
   for ratio in scales:
-    if image_scale is None:
-      edges = [math.floor(n * ratio + 0.5) for n in (height, width)]
-    else:
-      edges = [math.floor(n * ratio) for n in image_scale]
-    size = fitted(height, width, max(edges), min(edges))
-    scaled = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    for flip in flips:
-      step = -1 if flip else 1
+    edges = np.multiply(image_scale or size, ratio)
+    edges = np.floor(edges if image_scale else edges + 0.5)
+    scaled = cv2.resize(image, fitted(*size, max(edges), min(edges))[::-1])
+    for step in (1, -1):
       logits = network(scaled[:, ::step])[:, ::step]
-      total += softmax(resized(logits, (height, width)))
-  return total / (len(scales) * len(flips))
+      found.append(softmax(resized(logits, size), -1))
+  return np.mean(found, 0)
 
 
-def make_predictor(model=None, protocol=None, **options):
-  return Predictor(
-    model or Upsampler(),
-    variables(),
-    label_set(CLASSES, NAMES, None),
-    protocol or Protocol(image_scale=(128, 64)),
-    **options,
-  )
+def make_predictor(protocol=None, **options):
+  protocol = protocol or protocols.Protocol(image_scale=(128, 64))
+  return Predictor(UPSAMPLER, VARIABLES, Split.labels, protocol, **options)
 
 
 def make_mesh(devices):

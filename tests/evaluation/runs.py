@@ -9,31 +9,20 @@ from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.config import load_config
 from resnest_jax.labels import ADE20K
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.weights.state_dict import variable_shapes
 
 STEP = 7
-OVERRIDES = RUN | {
-  'eval.batch_size': 3,
-  'eval.overlays': 3,
-  'eval.report_images': 2,
-}
+OVERRIDES = RUN | {'eval.batch_size': 3, 'eval.overlays': 3}
+OVERRIDES |= {'eval.report_images': 2}
 
 
 def write_run(path, overrides=OVERRIDES):
-  """Gives the folder one checkpoint, of random weights; returns it."""
+  # Gives the folder one checkpoint, of random weights; returns it.
   config = load_config(MINI, overrides)
-  shapes = variable_shapes(create_segmentor(config.model))
-  state = TrainState(
-    step=np.int32(STEP),
-    **reference.filled_variables(shapes),
-    opt_state={'momentum': np.zeros(1)},
-  )
-  about = {
-    'config': config.to_dict(),
-    'classes': ADE20K.classes,
-    'dilation_rule': 'mmseg',
-    'step': STEP,
-  }
+  variables = reference.variables_of(create_segmentor(config.model))
+  optimizer = {'momentum': np.zeros(1)}
+  state = TrainState(step=np.int32(STEP), **variables, opt_state=optimizer)
+  about = {'config': config.to_dict(), 'classes': ADE20K.classes}
+  about |= {'dilation_rule': 'mmseg', 'step': STEP}
   with store.open_checkpoints(path) as manager:
     store.save(manager, state, about)
   return path

@@ -2,53 +2,54 @@
 
 import json
 import re
-import struct
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
 from data.pictures import claiming
-from data.small_archives import decode, encode
+from data.small_archives import decode, encode, full, image_name, write_zip
 from PIL import Image
 
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.submission import __main__ as submission
-from resnest_jax.evaluation.submission import rules, write
-from resnest_jax.evaluation.submission.check import validate
-from resnest_jax.evaluation.submission.rules import BENCHMARKS
+from resnest_jax.evaluation.submission import check, rules, write
 from resnest_jax.labels import ADE20K, CITYSCAPES
 
-CITY, ADE = BENCHMARKS['cityscapes'], BENCHMARKS['ade20k']
+CITY, ADE = rules.BENCHMARKS['cityscapes'], rules.BENCHMARKS['ade20k']
 LABEL_IDS = np.array([7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33])
-ADE_SIZES = {  # Width, height.
-  'ADE_test_00000001': (40, 30),
-  'ADE_test_00000002': (25, 35),
-  'ADE_test_00003489': (30, 30),
-}
+SIZES = {1: (40, 30), 2: (25, 35), 3489: (30, 30)}  # Width, height.
+ADE_SIZES = {f'ADE_test_{i:08d}': size for i, size in SIZES.items()}
 CITY_KEYS = ('berlin_000000_000019', 'mainz_000001_000120')
 
 
 def filled(value=1, size=(30, 40), dtype=np.uint8):
-  return encode(np.full(size, value, dtype))
+  return full(size, value, dtype)
 
 
-def random_mask(classes, size, seed=0):
-  rng = np.random.default_rng(seed)
-  return rng.integers(0, classes, size[::-1]).astype(np.uint8)
+def random_mask(classes, size, seed):
+  return np.random.default_rng(seed).integers(0, classes, size[::-1], np.uint8)
+
+
+def write_predictions(folder, masks):
+  # As predict.py does, from name -> mask.
+  folder.mkdir()
+  for name, mask in masks.items():
+    for end in ('', '_overlay'):
+      cv2.imwrite(f'{folder}/{name}{end}.png', mask)
+  return folder
 
 
 @pytest.fixture
 def ade(tmp_path):
-  """Folders of predictions, as predict.py writes them, and of test images."""
-  predictions, images = tmp_path / 'predictions', tmp_path / 'release_test'
-  predictions.mkdir()
+  # Folders of predictions, as predict.py writes them, and of test images.
+  images = tmp_path / 'release_test'
   (images / 'testing').mkdir(parents=True)
+  masks = {}
   for i, (name, size) in enumerate(ADE_SIZES.items()):
-    for end in ('', '_overlay'):
-      mask = random_mask(150, size, i)
-      cv2.imwrite(f'{predictions}/{name}{end}.png', mask)
+    masks[name] = random_mask(150, size, i)
     Image.new('RGB', size).save(images / 'testing' / f'{name}.jpg')
+  predictions = write_predictions(tmp_path / 'predictions', masks)
   names = {'classes': ADE20K.classes}
   (predictions / 'classes.json').write_text(json.dumps(names))
   return predictions, images
@@ -56,39 +57,43 @@ def ade(tmp_path):
 
 @pytest.fixture
 def city(tmp_path):
-  """Two predictions of Cityscapes, in the release's size, and their images."""
-  predictions = tmp_path / 'predictions_city'
-  predictions.mkdir()
-  images = tmp_path / 'leftImg8bit_trainvaltest.zip'
-  with zipfile.ZipFile(images, 'w') as archive:
-    archive.writestr('leftImg8bit/val/x/x_000000_000019_leftImg8bit.png', b'')
-    for i, key in enumerate(CITY_KEYS):
-      mask = random_mask(19, (128, 64), i).repeat(16, 0).repeat(16, 1)
-      for end in ('', '_overlay'):
-        cv2.imwrite(f'{predictions}/{key}_leftImg8bit{end}.png', mask)
-      place = f'leftImg8bit/test/{key.split("_")[0]}/{key}_leftImg8bit.png'
-      archive.writestr(place, filled(0, (1024, 2048)))
-  return predictions, images
+  # Two predictions of Cityscapes, in the release's size, images, and a zip.
+  masks, images = {}, {image_name('x_000000_000019', 'val'): b''}
+  for i, key in enumerate(CITY_KEYS):
+    mask = random_mask(19, (128, 64), i).repeat(16, 0).repeat(16, 1)
+    masks[f'{key}_leftImg8bit'] = mask
+    images[image_name(key, 'test')] = filled(0, (1024, 2048))
+  archive = write_zip(tmp_path / 'leftImg8bit_trainvaltest.zip', images)
+  folder = write_predictions(tmp_path / 'predictions_city', masks)
+  out, sizes = tmp_path / 'cityscapes.zip', rules.read_images(CITY, archive)
+  write.write(CITY, folder, out, sizes)
+  return folder, archive, out
 
 
 def read_zip(path):
   with zipfile.ZipFile(path) as archive:
-    return {name: decode(archive.read(name)) for name in archive.namelist()}
+    return {name: archive.read(name) for name in archive.namelist()}
 
 
-def said(findings):
+def faults(path, images=None):
+  findings = check.validate(path, ADE, images).errors
   return ' '.join(f'{x.what} {x.remedy}' for x in findings)
 
 
 def changed(source, files):
-  """A copy of a zip with other files; None leaves one out."""
-  target = source.with_name('bad.zip')
-  with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, 'w') as new:
-    contents = {name: old.read(name) for name in old.namelist()} | files
-    for name, content in contents.items():
-      if content is not None:
-        new.writestr(name, content)
-  return target
+  # A copy of a zip with other files; None leaves one out.
+  return write_zip(source.with_name('bad.zip'), read_zip(source) | files)
+
+
+def refused(message, function, *given):
+  with pytest.raises(UserError, match=message):
+    function(*given)
+
+
+@pytest.fixture
+def good(ade, tmp_path):
+  write.write(ADE, ade[0], tmp_path / 'good.zip', ADE_SIZES)
+  return tmp_path / 'good.zip'
 
 
 def test_ade20k_counts_from_one(ade, tmp_path):
@@ -96,31 +101,29 @@ def test_ade20k_counts_from_one(ade, tmp_path):
   predictions, images = map(str, ade)
   flags = ['--predictions', predictions, '--out', str(out), '--images', images]
   submission.main(['ade20k', *flags])
-  written = read_zip(out)
+  written = {name: decode(png) for name, png in read_zip(out).items()}
   assert sorted(written) == [f'{name}.png' for name in ADE_SIZES]
   for i, (name, size) in enumerate(ADE_SIZES.items()):
     expected = random_mask(150, size, i) + 1
     np.testing.assert_array_equal(written[f'{name}.png'], expected)
-  verdict = validate(out, images=ade[1])
+  verdict = check.validate(out, images=ade[1])
   assert (verdict.benchmark, verdict.files, verdict.errors) == (ADE, 3, [])
-  assert '3 test images, ade20k has 3352' in said(verdict.warnings)
-  everything = np.concatenate([x.ravel() for x in written.values()])
-  counted = np.bincount(everything, minlength=151)[1:]
-  np.testing.assert_array_equal(verdict.pixels, counted)
+  assert '3 test images, ade20k has 3352' in verdict.warnings[0].what
+  masks = [mask.ravel() for mask in written.values()]
+  counted = np.bincount(np.concatenate(masks), minlength=151)
+  assert verdict.pixels.tolist() == counted[1:].tolist()
 
 
-def test_cityscapes_has_label_ids(city, tmp_path):
-  out = tmp_path / 'cityscapes.zip'
-  write.write(CITY, city[0], out, rules.read_images(CITY, city[1]))
+def test_cityscapes_has_label_ids(city):
+  _, images, out = city
   written = read_zip(out)
   assert sorted(written) == [f'{key}_labelIds.png' for key in CITY_KEYS]
-  for i, mask in enumerate(written.values()):
+  for i, mask in enumerate(map(decode, written.values())):
     assert mask.shape == (1024, 2048)
     expected = LABEL_IDS[random_mask(19, (128, 64), i)]
     np.testing.assert_array_equal(mask[::16, ::16], expected)
-  verdict = validate(out, images=city[1])
-  assert verdict.errors == []
-  assert verdict.images.tolist() == [2] * 19
+  verdict = check.validate(out, images=images)
+  assert (verdict.errors, verdict.images.tolist()) == ([], [2] * 19)
 
 
 NUMBERS = {'berlin': 544, 'bonn': 46, 'leverkusen': 58, 'munich': 398}
@@ -146,20 +149,13 @@ def test_names_of_complete_sets_and_others():
     assert told in f'{finding.samples} {finding.what}'
 
 
-@pytest.fixture
-def good(ade, tmp_path):
-  out = tmp_path / 'good.zip'
-  write.write(ADE, ade[0], out, ADE_SIZES)
-  return out
-
-
 FIRST = 'ADE_test_00000001.png'
 FROM_0 = {f'{x}.png': filled(0, ADE_SIZES[x][::-1]) for x in ADE_SIZES}
 
 
-@pytest.mark.parametrize(
-  ('files', 'message'),
-  [
+def test_faults_of_a_zip_are_named(ade, good):
+  assert faults(good, ade[1]) == ''
+  for files, message in (
     ({FIRST: None}, '1 masks are missing, of 3'),
     ({'ADE_test_00000007.png': filled()}, '1 masks are of no test image'),
     ({'.DS_Store': b'x'}, '1 files have names that no test image has'),
@@ -172,28 +168,24 @@ FROM_0 = {f'{x}.png': filled(0, ADE_SIZES[x][::-1]) for x in ADE_SIZES}
     ({FIRST: filled(255)}, '1 of 3 masks have values above 150: 255.'),
     ({FIRST: None, f'x/{FIRST}': filled()}, '1 masks lie in folders'),
     ({f'x/{FIRST}': filled()}, '1 test images have several masks'),
-  ],
-)
-def test_faults_of_a_zip_are_named(ade, good, files, message):
-  assert validate(good, ADE, ade[1]).errors == []
-  assert message in said(validate(changed(good, files), ADE, ade[1]).errors)
+  ):
+    assert message in faults(changed(good, files), ade[1])
 
 
-def test_train_ids_are_told_from_label_ids(city, tmp_path):
-  """Predictions themselves, 255, and ids that are not evaluated."""
-  first, second = (f'{key}_labelIds.png' for key in CITY_KEYS)
-  pixels = np.full((1024, 2048), 7, np.uint8)
-  good = tmp_path / 'good.zip'
-  write.write(CITY, city[0], good, rules.read_images(CITY, city[1]))
+def test_train_ids_are_told_from_label_ids(city):
+  # Predictions themselves, 255, and ids that are not evaluated.
+  predictions, images, out = city
+  names = [f'{key}_labelIds.png' for key in CITY_KEYS]
 
   def judge(*masks):
-    files = dict(zip((first, second), masks, strict=False))
-    return validate(changed(good, files), images=city[1])
+    files = dict(zip(names, masks, strict=False))
+    return check.validate(changed(out, files), images=images)
 
-  trained = city[0] / f'{CITY_KEYS[0]}_leftImg8bit.png'
+  trained = predictions / f'{CITY_KEYS[0]}_leftImg8bit.png'
   (finding,) = judge(trained.read_bytes()).errors
   assert '1 of 2 masks hold train ids' in finding.what
-  assert finding.samples == (first,)
+  assert finding.samples == (names[0],)
+  pixels = np.full((1024, 2048), 7, np.uint8)
   pixels[0] = 255
   (finding,) = judge(encode(pixels)).errors
   assert 'no label id: 255;' in finding.what
@@ -207,15 +199,12 @@ def test_train_ids_are_told_from_label_ids(city, tmp_path):
   assert '2 of 2 masks hold train ids' in finding.what
 
 
-def test_damaged_bytes_are_seen_by_their_checksum(good, tmp_path):
+def test_damaged_bytes_are_seen_by_their_checksum(good):
   content = bytearray(good.read_bytes())
   content[200] ^= 0xFF  # In the first mask's pixels.
   good.write_bytes(content)
-  errors = said(validate(good, ADE).errors)
-  assert '1 of 3 files cannot be decoded: not readable (Bad CRC' in errors
-  good.write_bytes(content[:-40])
-  with pytest.raises(UserError, match='is no zip file, or is cut off'):
-    validate(good)
+  told = '1 of 3 files cannot be decoded: not readable (Bad CRC'
+  assert told in faults(good)
 
 
 def test_the_command_ends_with_one_for_errors(good, capsys):
@@ -227,75 +216,59 @@ def test_the_command_ends_with_one_for_errors(good, capsys):
 def test_nothing_is_written_over_or_halfway(ade, tmp_path):
   out = tmp_path / 'ade20k.zip'
   out.write_text('precious')
-
-  def refused(message, **sizes):
-    with pytest.raises(UserError, match=message):
-      write.write(ADE, ade[0], out, ADE_SIZES | sizes)
-
-  refused('is there already')
+  given = write.write, ADE, ade[0], out
+  refused('is there already', *given, ADE_SIZES)
   assert out.read_text() == 'precious'
   out.unlink()
-  refused('1 masks are missing', ADE_test_00000004=(7, 7))
-  refused('25 x 35 instead of 7 x 7', ADE_test_00000002=(7, 7))
+  for number, told in ((4, '1 masks are missing'), (2, '25 x 35 instead of 7')):
+    refused(told, *given, ADE_SIZES | {f'ADE_test_{number:08d}': (7, 7)})
   (ade[0] / FIRST).write_bytes(filled(150))
-  refused('has the value 150; .* from 0 to 149')
+  refused('has the value 150; .* from 0 to 149', *given, ADE_SIZES)
   assert not [*tmp_path.glob('*.zip*'), *tmp_path.glob('.*zip*')]
 
 
 def test_predictions_that_do_not_fit(ade, tmp_path):
-  names = {'classes': CITYSCAPES.classes}
-  (ade[0] / 'classes.json').write_text(json.dumps(names))
+  (predictions, images), classes = ade, ade[0] / 'classes.json'
+  classes.write_text(json.dumps({'classes': CITYSCAPES.classes}))
   (tmp_path / 'empty').mkdir()
   for folder, out, message in (
     (tmp_path / 'nothing', 'x.zip', 'there is no folder'),
-    (ade[0], 'x.tar', r'has to end with \.zip'),
+    (predictions, 'x.tar', r'has to end with \.zip'),
     (tmp_path / 'empty', 'x.zip', 'no prediction of a test image of ade20k'),
-    (ade[0], 'x.zip', 'of 19 classes, road, sidewalk'),
+    (predictions, 'x.zip', 'of 19 classes, road, sidewalk'),
   ):
-    with pytest.raises(UserError, match=message):
-      write.write(ADE, folder, tmp_path / out, ADE_SIZES)
+    refused(message, write.write, ADE, folder, tmp_path / out, ADE_SIZES)
+  given = write.write, ADE, predictions, tmp_path / 'x.zip', ADE_SIZES
   for content in ('[' * 10**5, '{"classes": 3}', '[]', 'NaN', '\xff'):
-    (ade[0] / 'classes.json').write_text(content, 'latin-1')
-    with pytest.raises(UserError, match=r'classes\.json is damaged'):
-      write.write(ADE, ade[0], tmp_path / 'x.zip', ADE_SIZES)
-  with pytest.raises(UserError, match='holds no test image of cityscapes'):
-    rules.read_images(CITY, ade[1])
-  with pytest.raises(UserError, match='no folder and no zip'):
-    rules.read_images(CITY, ade[0] / 'classes.json')
+    classes.write_text(content, 'latin-1')
+    refused(r'classes\.json is damaged', *given)
+  refused('no test image of cityscapes', rules.read_images, CITY, images)
+  refused('no folder and no zip', rules.read_images, CITY, classes)
 
 
-def test_a_zip_of_something_else(tmp_path):
-  other = tmp_path / 'other.zip'
-  with zipfile.ZipFile(other, 'w') as archive:
-    archive.writestr('thesis.txt', 'all of it')
-  with pytest.raises(UserError, match=r'first of 1 is thesis\.txt'):
-    validate(other)
-  with pytest.raises(UserError, match='there is no file'):
-    validate(tmp_path / 'nothing.zip')
+def test_what_is_no_zip_of_masks(good, tmp_path):
+  other = write_zip(tmp_path / 'other.zip', {'thesis.txt': b'all of it'})
+  refused(r'first of 1 is thesis\.txt', check.validate, other)
+  refused('there is no file', check.validate, tmp_path / 'nothing.zip')
+  good.write_bytes(good.read_bytes()[:-40])
+  refused('is no zip file, or is cut off', check.validate, good)
 
 
 def test_masks_that_would_fill_the_memory(good):
-  """Without --images any size is accepted, but not each that is claimed."""
-  claimed = filled().replace(
-    *(struct.pack('>II', *size) for size in ((40, 30), (60_000, 60_000)))
-  )
-  verdict = validate(changed(good, {FIRST: claimed}), ADE)
-  assert 'have another size than their image: 60000 x 60000' in said(
-    verdict.errors
-  )
+  # Without --images any size is accepted, but not each that is claimed.
+  sizes = (np.array(x, '>u4').tobytes() for x in ((40, 30), (60_000, 60_000)))
+  claimed = changed(good, {FIRST: filled().replace(*sizes)})
+  assert 'another size than their image: 60000 x 60000' in faults(claimed)
   with zipfile.ZipFile(good, 'a', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr('ADE_test_00000005.png', bytes(2**24 + 1))
   with zipfile.ZipFile(good, 'a', zipfile.ZIP_LZMA) as archive:
     archive.writestr('ADE_test_00000006.png', filled())
-  errors = said(validate(good, ADE).errors)
-  assert re.search(r'2 of \d files cannot be decoded', errors)
-  assert 'to 16777217 bytes' in errors
-  assert 'is compressed in another way' in errors
+  told = r'2 of \d files cannot .* to 16777217 bytes.*compressed in another way'
+  assert re.search(told, faults(good))
 
 
 def test_test_images_that_claim_to_be_large(good, tmp_path):
-  name = 'testing/ADE_test_00000001.jpg'
-  images = tmp_path / 'images.zip'
+  name, images = 'testing/ADE_test_00000001.jpg', tmp_path / 'images.zip'
   for content, method, why in (
     (claiming(60_000, 60_000)['PNG'], zipfile.ZIP_STORED, 'exceeds limit'),
     (bytes(2**24 + 1), zipfile.ZIP_DEFLATED, 'would unpack from'),
@@ -304,5 +277,4 @@ def test_test_images_that_claim_to_be_large(good, tmp_path):
   ):
     with zipfile.ZipFile(images, 'w', method) as archive:
       archive.writestr(name, content)
-    with pytest.raises(UserError, match=f'{name} .*{why}'):
-      validate(good, ADE, images)
+    refused(f'{name} .*{why}', check.validate, good, ADE, images)
