@@ -20,6 +20,7 @@ from resnest_jax.evaluation import metrics
 from resnest_jax.inference import label_maps, protocols, slide, steps
 from resnest_jax.inference.multiscale import scaled_sizes
 from resnest_jax.inference.protocols import Protocol
+from resnest_jax.models import implementations
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import export_state_dict
 
@@ -133,6 +134,17 @@ def test_mixed_sizes_equal_the_plain_way(protocol, devices, tile_bytes):
   pairs = zip(np.asarray(maps), batch['label'], strict=True)
   confusions = [metrics.confusion_matrix(*pair, CLASSES) for pair in pairs]
   np.testing.assert_array_equal(counts, confusions)
+
+
+@pytest.mark.parametrize('argmax', implementations.IMPLEMENTATIONS['argmax'])
+def test_of_equal_scores_the_lowest_class_wins(argmax):
+  rng, size = np.random.default_rng(0), jnp.array([[4, 6], [4, 6]])
+  logits = rng.integers(-3, 3, (2, 4, 6, 9)).astype(np.float32)
+  with implementations.use(argmax=argmax):
+    canvases = size, (4, 6), size, (4, 6)
+    view = label_maps.resized_view(jnp.asarray(logits), *canvases)
+    maps = label_maps.label_maps([view], size)
+  np.testing.assert_array_equal(maps, logits.argmax(-1))
 
 
 HEADS = [('fcn', 16), ('pspnet', 8), ('deeplabv3', 8), ('deeplabv3plus', 8)]
