@@ -5,13 +5,10 @@ import json
 import pytest
 
 # A machine that has jax, flax, optax, NumPy and matplotlib, and none of these.
-ABSENT = (
-  *('array_record', 'cv2', 'grain', 'ml_collections', 'tensorboardX'),
-  'tensorflow_datasets',
-)
-BARE = f"""
+BARE = """
 import runpy, sys
-sys.modules.update(dict.fromkeys({ABSENT}))
+words = 'array_record cv2 grain ml_collections tensorboardX tensorflow_datasets'
+sys.modules.update(dict.fromkeys(words.split()))
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
@@ -19,16 +16,16 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 
 @pytest.fixture
 def measure(run_script, tmp_path):
-  """`measure('conv_forms', '--smoke')`: its result, and what it prints."""
+  """`measure('x.py --smoke', 'done')`: its result; 'done' has been printed."""
 
-  def measure(name, *flags, bare=True, **options):
-    start = ('-c', BARE) if bare else ()
+  def measure(command, *said, bare=True, **options):
     out = tmp_path / 'results'
-    script = f'benchmarks/{name}.py'
-    process = run_script(*start, script, *flags, '--out', out, **options)
+    words = f'benchmarks/{command} --out {out}'.split()
+    process = run_script(*(('-c', BARE) if bare else ()), *words, **options)
     (path,) = out.glob('*.json')
-    if bare and '--smoke' in flags:
+    if bare and '--smoke' in words:
       assert path.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
-    return json.loads(path.read_text('utf-8')), process.stdout
+    assert [words for words in said if words not in process.stdout] == []
+    return json.loads(path.read_text('utf-8')) | {'printed': process.stdout}
 
   return measure

@@ -1,7 +1,6 @@
 """Videos in and out, with tiny files written by OpenCV."""
 
 import os
-import re
 import signal
 import struct
 import threading
@@ -13,7 +12,7 @@ import pytest
 from evaluation.drawn import write_video
 from evaluation.plain import make_predictor
 
-from resnest_jax.errors import UnreadableSample
+from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.inference.protocols import Protocol
 from resnest_jax.prediction.files import Done, predict_video
 from resnest_jax.prediction.sources import KINDS, Source, output_files
@@ -31,43 +30,36 @@ def predictor():
 def read_video(path):
   """All frames as RGB, and frames a second."""
   capture = cv2.VideoCapture(str(path))
-  frames = []
-  while (found := capture.read())[0]:
-    frames.append(found[1][..., ::-1])
+  frames = [x[..., ::-1] for _, x in iter(capture.read, (False, None))]
   return frames, capture.get(cv2.CAP_PROP_FPS)
 
 
-def names_in(folder):
-  return sorted(path.name for path in folder.iterdir())
-
-
 def predict(predictor, path, out, save=None):
-  """Results of `predict_video`, and the files."""
-  source = Source(path)
+  """What `predict_video` did."""
+  source, done = Source(path), Done()
   (files,) = output_files([source], save)
-  done = Done()
   with evaluation_progress() as progress:
     predict_video(predictor, source, files, out, done, progress, 0.5)
     done.tasks = [(task.completed, task.total) for task in progress.tasks]
-  return done, files
+  return done
 
 
 @pytest.mark.parametrize('batch_size', [4, 8])
 def test_frames_keep_their_order(batch_size, tmp_path):
   predictor = make_predictor(protocol=PROTOCOL, batch_size=batch_size)
   path, out = write_video(tmp_path / 'clip.avi'), tmp_path / 'out'
-  done, files = predict(predictor, path, out, KINDS)
-  assert (done.failed, done.frames) == ({}, {path: 10})
-  assert done.tasks == [(10, 10)]
+  done = predict(predictor, path, out, KINDS)
+  assert (done.failed, done.frames, done.tasks) == ({}, {path: 10}, [(10, 10)])
   expected = [predictor.predict(frame) for frame in read_video(path)[0]]
-  assert names_in(out / 'clip') == [f'{i:06}.png' for i in range(10)]
-  masks = [cv2.imread(str(path), -1) for path in sorted(out.glob('clip/*'))]
+  masks = sorted((out / 'clip').iterdir())
+  assert [path.name for path in masks] == [f'{i:06}.png' for i in range(10)]
+  masks = [cv2.imread(str(path), -1) for path in masks]
   np.testing.assert_array_equal(masks, [each.labels for each in expected])
-  for kind, drawn in (
-    ('colors', [each.colors() for each in expected]),
-    ('overlays', [each.overlay() for each in expected]),
+  for name, drawn in (
+    ('clip_color.mp4', [each.colors() for each in expected]),
+    ('clip_overlay.mp4', [each.overlay() for each in expected]),
   ):
-    written, fps = read_video(out / files[kind])
+    written, fps = read_video(out / name)
     assert fps == 15.0
     assert np.shape(written) == np.shape(drawn)
     for i, frame in enumerate(written):  # The codec changes pixels a little.
@@ -76,32 +68,31 @@ def test_frames_keep_their_order(batch_size, tmp_path):
 
 
 def test_what_was_read_of_a_video_that_is_cut_off_is_done(predictor, tmp_path):
-  whole = write_video(tmp_path / 'whole.avi', 40).read_bytes()
-  path = tmp_path / 'cut.avi'
-  path.write_bytes(whole[: len(whole) // 2])
+  path = write_video(tmp_path / 'cut.avi', 40)
+  os.truncate(path, path.stat().st_size // 2)
   there = len(read_video(path)[0])
   assert 10 < there < 30
-  done, files = predict(predictor, path, tmp_path / 'out')
+  done = predict(predictor, path, tmp_path)
   assert done.frames == {path: there}
   told = f'cut.avi is cut off or damaged after {there} of 40 frames'
   assert told in done.failed[path]
-  assert len(read_video(tmp_path / 'out' / files['overlays'])[0]) == there
+  assert len(read_video(tmp_path / 'cut_overlay.mp4')[0]) == there
 
 
-def test_what_is_no_video_is_told_and_nothing_written(predictor, tmp_path):
-  whole = write_video(tmp_path / 'whole.mp4', 40, codec='mp4v').read_bytes()
-  header = write_video(tmp_path / 'whole.mkv').read_bytes()[:600]
-  for name, content, reason in (
-    ('cut.mp4', whole[: len(whole) // 2], 'cannot be read as a video'),
-    ('empty.mkv', b'', 'cannot be read as a video'),
-    ('header.mkv', header, 'has no frame that can be read'),
-  ):
-    path = tmp_path / name
-    path.write_bytes(content)
-    done, _ = predict(predictor, path, tmp_path / 'out')
-    assert reason in done.failed[path], name
-    assert done.files == {}
-  assert not (tmp_path / 'out').exists()
+NO_VIDEOS = (
+  ('cut.mp4', 2000, 'cannot be read as a video'),
+  ('empty.mkv', 0, 'cannot be read as a video'),
+  ('header.mkv', 600, 'has no frame that can be read'),
+)
+
+
+@pytest.mark.parametrize(('name', 'size', 'why'), NO_VIDEOS)
+def test_no_video_is_told_and_not_written(name, size, why, predictor, tmp_path):
+  path = write_video(tmp_path / name, 40, codec='mp4v')
+  os.truncate(path, size)
+  done = predict(predictor, path, tmp_path)
+  assert why in done.failed[path]
+  assert (done.files, os.listdir(tmp_path)) == ({}, [name])
 
 
 def test_stopping_leaves_nothing_half_written(predictor, tmp_path):
@@ -114,32 +105,30 @@ def test_stopping_leaves_nothing_half_written(predictor, tmp_path):
       time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGINT)
 
-  watcher = threading.Thread(target=stop)
-  watcher.start()
+  threading.Thread(target=stop, daemon=True).start()
   with pytest.raises(KeyboardInterrupt):
     predict(predictor, path, out, KINDS)
-  watcher.join()
-  assert names_in(out) == ['long_overlay.mp4']
-  assert (out / 'long_overlay.mp4').read_bytes() == b'of an earlier run'
+  left = {path.name: path.read_bytes() for path in out.iterdir()}
+  assert left == {'long_overlay.mp4': b'of an earlier run'}
 
 
 def test_masks_of_an_earlier_run_are_replaced(predictor, tmp_path):
-  out = tmp_path / 'out'
-  (out / 'clip').mkdir(parents=True)
+  path, folder = write_video(tmp_path / 'clip.avi', 2), tmp_path / 'clip'
+  folder.mkdir()
   for name in ('000000.png', '000009.png', 'notes.txt'):
-    (out / 'clip' / name).write_text('old')
-  predict(predictor, write_video(tmp_path / 'clip.avi', 2), out, ['masks'])
-  assert names_in(out / 'clip') == ['000000.png', '000001.png', 'notes.txt']
-  assert cv2.imread(str(out / 'clip' / '000000.png')).shape == (48, 64, 3)
-  assert names_in(out) == ['clip']
+    (folder / name).write_text('old')
+  predict(predictor, path, tmp_path, ['masks'])
+  left = sorted(os.listdir(folder))
+  assert left == ['000000.png', '000001.png', 'notes.txt']
+  assert cv2.imread(f'{folder}/000000.png').shape == (48, 64, 3)
+  assert sorted(os.listdir(tmp_path)) == ['clip', 'clip.avi']
 
 
 def test_a_frame_is_no_more_than_a_few_batches_ahead(predictor):
   taken = []
   frames = (taken.append(i) or np.zeros((48, 64, 3), 'u1') for i in range(100))
-  ahead = [
-    len(taken) - done for done, _ in enumerate(predictor.predict_frames(frames))
-  ]
+  done = enumerate(predictor.predict_frames(frames))
+  ahead = [len(taken) - number for number, _ in done]
   assert len(ahead) == 100
   assert max(ahead) <= 3 * 4
 
@@ -173,28 +162,29 @@ def test_sizes_that_mp4_cannot_hold(predictor, tmp_path):
       outputs.write(prediction)
     outputs.finish()
   assert read_video(tmp_path / 'a.mp4')[0][0].shape == (46, 62, 3)
-  assert cv2.imread(str(tmp_path / 'a' / '000001.png')).shape == (47, 63, 3)
+  assert cv2.imread(f'{tmp_path}/a/000001.png').shape == (47, 63, 3)
   (thin,) = predictor.predict_frames([np.zeros((1, 9, 3), np.uint8)])
-  with (
-    VideoOutputs({'overlays': tmp_path / 'b.mp4'}, 10) as outputs,
-    pytest.raises(Exception, match='a video of 9x1 pixels cannot be written'),
-  ):
+  path, refused = (
+    tmp_path / 'b.mp4',
+    pytest.raises(UserError, match='of 9x1 pix'),
+  )
+  with VideoOutputs({'overlays': path}, 10) as outputs, refused:
     outputs.write(thin)
-  assert not (tmp_path / 'b.mp4').exists()
+  assert not path.exists()
 
 
-def test_pipes_and_devices_are_no_videos(tmp_path):
+@pytest.mark.parametrize('target', ['pipe', '/dev/zero'])
+def test_pipes_and_devices_are_no_videos(target, tmp_path):
   os.mkfifo(tmp_path / 'pipe')
-  for name, target in (('a.mp4', tmp_path / 'pipe'), ('b.mp4', '/dev/zero')):
-    (tmp_path / name).symlink_to(target)
-    with pytest.raises(UnreadableSample, match=rf'{name} is no file'):
-      VideoReader(tmp_path / name)
+  (tmp_path / 'a.mp4').symlink_to(target)
+  with pytest.raises(UnreadableSample, match=r'a\.mp4 is no file'):
+    VideoReader(tmp_path / 'a.mp4')
 
 
 def test_frames_of_too_many_pixels_are_not_decoded(tmp_path):
   path = write_video(tmp_path / 'clip.avi', size=(122, 76))
   small = make_predictor(protocol=PROTOCOL, max_pixels=122 * 76 - 1)
-  done, _ = predict(small, path, tmp_path / 'out')
-  assert re.search('122 x 76 pixels, more than 9271 ', done.failed[path])
+  done = predict(small, path, tmp_path / 'out')
+  assert '122 x 76 pixels, more than 9271 ' in done.failed[path]
   assert not (tmp_path / 'out').exists()
   assert VideoReader(path, 122 * 76).total == 10
