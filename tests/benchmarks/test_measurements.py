@@ -1,19 +1,48 @@
-"""The scripts of benchmarks/ measure what they say, if they may on little.
-
-What is wrong on a command line is said before anything is measured.
-"""
+"""The scripts of benchmarks/ measure what they say, if they may on little."""
 
 import argparse
+import collections
+import json
 import os
 
+import jax
+import numpy as np
 import pytest
+from golden.reference import relative_error
 from small import MINI
 
-from benchmarks import flags
+from benchmarks import conv_forms, flags, forms_ahead, scale_model
 from benchmarks.long_run import compare
 from benchmarks.loss_memory import WAYS, temporary_bytes
 from resnest_jax.config import config_to_json, load_config
 from resnest_jax.errors import UserError
+from resnest_jax.models.implementations import BEST, IMPLEMENTATIONS
+
+# A machine that has jax, flax, optax, NumPy and matplotlib, and none of these.
+BARE = """
+import runpy, sys
+words = 'array_record cv2 grain ml_collections tensorboardX tensorflow_datasets'
+sys.modules.update(dict.fromkeys(words.split()))
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+@pytest.fixture
+def measure(run_script, tmp_path):
+  """`measure('x.py --smoke', 'done')`: its result; 'done' has been printed."""
+
+  def measure(command, *said, bare=True, **options):
+    out = tmp_path / 'results'
+    words = f'benchmarks/{command} --out {out}'.split()
+    process = run_script(*(('-c', BARE) if bare else ()), *words, **options)
+    (path,) = out.glob('*.json')
+    if bare and '--smoke' in words:
+      assert path.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
+    assert [words for words in said if words not in process.stdout] == []
+    return json.loads(path.read_text('utf-8')) | {'printed': process.stdout}
+
+  return measure
 
 
 def test_memory_has_a_unit():
@@ -35,23 +64,16 @@ MISTAKES = (
 
 
 @pytest.mark.parametrize(('command', 'said'), MISTAKES)
-def test_mistakes_are_told(command, said, call_script, capsys):
+def test_mistakes_are_told_at_once(command, said, call_script, capsys):
   with pytest.raises((SystemExit, UserError)) as error:
     call_script(*f'benchmarks/{command}'.split())
   assert said in capsys.readouterr().err + str(error.value)
 
 
-def write_config(path, changes=None):
-  """Writes the small configuration as runs do; returns the flag for it."""
-  path.write_text(config_to_json(load_config(MINI, changes)))
-  return f'--config {path}'
-
-
 @pytest.mark.long
 def test_against_torch_compares_the_same_network(measure):
   result = measure('against_torch.py --smoke', 'times ours')
-  names = {'ours', 'plain forms', 'torch'}
-  assert result['milliseconds']['train'].keys() == names
+  assert {*result['milliseconds']['train']} == {'ours', 'plain forms', 'torch'}
   for task, times in result['milliseconds'].items():
     for name, ratio in result['ratio'][task].items():
       assert ratio == pytest.approx(times[name] / times['ours'])
@@ -62,18 +84,11 @@ def test_against_torch_compares_the_same_network(measure):
   assert len(set(result['losses']['ours'])) == 2
 
 
-TINY = """
-from small import small_config
-def get_config():
-  return small_config(**{'eval.bucket': 256, 'model.head': 'fcn'})
-"""
-
-
 @pytest.mark.long
-def test_evaluate_measures_the_same_evaluation_in_two_ways(
-  measure, tmp_path, root
-):
-  (tmp_path / 'tiny.py').write_text(TINY)
+def test_evaluate_measures_one_evaluation_in_two_ways(measure, tmp_path, root):
+  changes = {'eval.bucket': 256, 'model.head': 'fcn'}
+  code = f'import small\nget_config = lambda: small.small_config(**{changes})'
+  (tmp_path / 'tiny.py').write_text(code)
   command = f'evaluate.py --config {tmp_path}/tiny.py --images 3 --rounds 1'
   options = {'bare': False, 'environment': {'PYTHONPATH': f'{root}/tests'}}
   result = measure(command, '3 images of 3 sizes', **options)
@@ -93,24 +108,21 @@ def test_evaluate_measures_the_same_evaluation_in_two_ways(
 
 @pytest.mark.long
 def test_inference_measures_two_programs_of_the_same_result(measure, tmp_path):
-  config = write_config(tmp_path / 'config.json')
-  command = f'inference.py {config} --batch_size 2 --smoke'
+  (tmp_path / 'x.json').write_text(config_to_json(load_config(MINI)))
+  command = f'inference.py --config {tmp_path}/x.json --batch_size 2 --smoke'
   result = measure(command, 'pixels differ')
   assert result['pixels'] == 2 * 32 * 48
   # Only where two classes are as good as equal.
   assert result['pixels_that_differ'] < 0.01 * result['pixels']
   assert set(result['ways']) == {'variables as inputs', 'norms folded'}
   for way in result['ways'].values():
-    product = way['images_per_second'] * way['milliseconds']
-    assert product == pytest.approx(2 * 1000)
+    assert way['images_per_second'] * way['milliseconds'] == pytest.approx(2000)
     assert 0 < way['temporary_mb'] < 100
 
 
 def test_long_run_compares_first_and_last_steps_after_the_warm_up():
-  rows = [
-    {'step': step, 'milliseconds': step / 2, 'megabytes': 3 * step}
-    for step in range(10, 101, 10)
-  ]
+  at = range(10, 101, 10)
+  rows = [{'step': x, 'milliseconds': x / 2, 'megabytes': 3 * x} for x in at]
   assert compare(rows, 20) == {
     'first_milliseconds': 17.5,  # Of steps 30 and 40.
     'first_megabytes': 105,
@@ -121,14 +133,13 @@ def test_long_run_compares_first_and_last_steps_after_the_warm_up():
 
 @pytest.mark.long
 def test_long_run_watches_a_training_from_start_to_end(measure):
-  flags = {'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('count=4', 'count=1')}
-  command = 'long_run.py --steps 30'
-  result = measure(command, bare=False, environment=flags)
+  one = {'XLA_FLAGS': os.environ['XLA_FLAGS'].replace('count=4', 'count=1')}
+  result = measure('long_run.py --steps 30', bare=False, environment=one)
   assert {10, 20, 30} <= {row['step'] for row in result['rows']}
   found = compare(result['rows'], 10)
   assert result.items() >= found.items()
-  said = f'the last 10: {found["last_milliseconds"]:.1f} ms'
-  assert said in result['printed']
+  last = found['last_milliseconds']
+  assert f'the last 10: {last:.1f} ms' in result['printed']
   # What a process with jax takes, and no more than a small training does.
   assert 200 < found['first_megabytes'] < 4000
 
@@ -143,7 +154,7 @@ def test_loss_memory_measures_both_losses(measure):
 
 
 def test_tiles_need_an_eighth_of_the_memory():
-  """At the rows' batch, crop and classes; compiled, not run."""
+  # At the rows' batch, crop and classes; compiled, not run.
   tiled, plain = (temporary_bytes(loss, 16, 512, 150) for loss in WAYS.values())
   assert plain > 4 * 16 * 512 * 512 * 150  # The logits.
   assert tiled <= plain / 8
@@ -187,15 +198,77 @@ def test_the_training_pipeline_does_not_grow(measure, mini_data_dir):
 @pytest.mark.long
 def test_train_step_measures_from_a_json_config(measure, tmp_path):
   changes = {'model.head': 'fcn', 'model.radix': 1, 'model.width': 8}
-  config = write_config(tmp_path / 'config.json', changes)
-  sizes = '--batch_size 4 --crop 64 64 --steps 2'
-  result = measure(f'train_step.py {config} {sizes}', 'images_per_second')
+  config = config_to_json(load_config(MINI, changes))
+  (tmp_path / 'x.json').write_text(config)
+  command = f'train_step.py --config {tmp_path}/x.json --batch_size 4'
+  result = measure(f'{command} --crop 64 64 --steps 2', 'images_per_second')
   of = {'config': 'ade20k_pspnet_mini', 'devices': '4 x cpu'}
   assert result.items() >= of.items()
   assert 0 < result['cached_compile_seconds'] < result['compile_seconds']
-  speed = result['images_per_second']
-  assert speed * result['step_ms'] == pytest.approx(4 * 1000)
+  assert result['images_per_second'] * result['step_ms'] == pytest.approx(4000)
   # As for a real batch: cross entropy of 150 classes, and 0.4 of it again.
   assert 6 < result['final_loss'] < 8.5
   assert 0 < result['share_of_matmul_rate'] < 1
   assert 0.01 < result['program_gb'] < 1
+
+
+# --- The ways to write a layer ------------------------------------------------
+
+LAYERS = [layer for layer in conv_forms.layers(2, 32, 16) if layer.others]
+
+
+@pytest.mark.parametrize('layer', LAYERS, ids=lambda x: f'{x.kind}: {x.name}')
+def test_other_ways_are_the_same_function(layer):
+  rng = np.random.default_rng(0)
+  with jax.enable_x64(True):
+    arguments = [rng.standard_normal(shape) for shape in layer.shapes]
+    ways = conv_forms.lowered(layer, arguments)['with backward']
+    found = {
+      k: jax.tree.leaves(x.compile()(*arguments)) for k, x in ways.items()
+    }
+  expected = found.pop(conv_forms.OURS[layer.kind])
+  assert found.keys() == layer.others.keys()
+  for name, leaves in found.items():
+    for a, b in zip(leaves, expected, strict=True):
+      assert relative_error(a, b) < 1e-10, name
+
+
+def test_conv_forms_measures_every_way_of_every_kind(measure):
+  result = measure('conv_forms.py --smoke', 'PSP bottleneck')
+  assert {x['kind'] for x in result['layers']} == set(conv_forms.KINDS)
+  for layer in result['layers']:
+    assert layer['chosen'] == conv_forms.chosen(layer['kind'])
+    for way, times in layer['milliseconds'].items():
+      assert len(times) > 1
+      assert times.keys() >= set(IMPLEMENTATIONS.get(layer['kind'], ()))
+      for name, ratio in layer['ratio'][way].items():
+        assert ratio == pytest.approx(times[name] / times[layer['chosen']])
+
+
+def test_forms_ahead_compiles_all_ways_for_a_named_device(measure):
+  command = 'forms_ahead.py --topology cpu --smoke --kinds grouped depthwise'
+  result = measure(command, '* is chosen on cpu', bare=False)
+  chosen = {x['kind']: x['chosen'] for x in result['layers']}
+  best = conv_forms.OURS | BEST['cpu']
+  assert chosen == {kind: best[kind] for kind in ('grouped', 'depthwise')}
+  for layer in result['layers']:
+    assert len(layer['forms']) > 1
+    assert layer['chosen'] in layer['forms']
+    # The CPU's compiler estimates nothing.
+    assert {x['cycles'] for x in layer['forms'].values()} == {None}
+
+
+def test_cycles_are_found():
+  text = '"estimated_cycles":"70","x":1} {"estimated_cycles":"5"'
+  assert forms_ahead.CYCLES.findall(text) == ['70', '5']
+
+
+def test_implementations_for_tpus_have_the_fewest_cycles():
+  (path,) = scale_model.RESULTS.glob('forms_ahead-tpu_v5_lite-*.json')
+  cycles = collections.defaultdict(collections.Counter)
+  for layer in json.loads(path.read_text('utf-8'))['layers']:
+    for name, figures in layer['forms'].items():
+      cycles[layer['kind']][name] += figures['cycles']
+  quickest = {kind: min(found, key=found.get) for kind, found in cycles.items()}
+  best = conv_forms.OURS | BEST['tpu']
+  assert quickest | {'blocks': best['blocks']} == best  # Of whole networks.

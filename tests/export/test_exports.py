@@ -1,6 +1,5 @@
 """Exports of tiny networks: that they agree, run alone, and are renewed."""
 
-import collections
 import functools
 import json
 import os
@@ -10,31 +9,28 @@ import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from evaluation.runs import STEP
 from golden.reference import TINY, assert_same_bits, variables_of
+from jax import lax
 from lengths import others_long
 from PIL import Image
 
 import resnest_jax as rj
 from resnest_jax.errors import UserError
-from resnest_jax.export import (
-  card,
-  checks,
-  folder,
-  pictures,
-  promise,
-  stablehlo,
-)
+from resnest_jax.export import checks, folder, pictures, promise, stablehlo
+from resnest_jax.export.card import Export
+from resnest_jax.export.folding import folded
 from resnest_jax.export.renew import renew_exports
 from resnest_jax.inference.predictor import Prediction
-from resnest_jax.models import convolution
-from resnest_jax.models.segmentor import HEADS
+from resnest_jax.models import convolution, segmentor
 from resnest_jax.weights import files, infer, pretrained
 from resnest_jax.weights.state_dict import export_state_dict
 
@@ -59,7 +55,7 @@ def sources(tmp_path_factory):
   """Weights of each head."""
   root = tmp_path_factory.mktemp('sources')
   more = (NAMES, PALETTE, pretrained.NORMALIZATION, {'source': 'made up'})
-  for head in HEADS:
+  for head in segmentor.HEADS:
     config = TINY | {'dtype': 'float32', 'head': head}
     description = infer.Description('segmentor', config)
     model = description.create()
@@ -78,47 +74,57 @@ def exported(sources, tmp_path_factory):
     # ONNX's libraries read names in UTF-8 alone.
     out = tmp_path_factory.mktemp('exported') / os.fsdecode(b'[x] \xdf') / head
     formats = folder.FORMATS if head == 'pspnet' else folder.FORMATS[:2]
-    options = {'sizes': [SIZE], 'probabilities': head == 'fcn'}
+    more = {'formats': formats, 'sizes': [SIZE], 'probabilities': head == 'fcn'}
     with pytest.MonkeyPatch.context() as patch:
       # So that the CPU's ways with wide convolutions would show.
       patch.setattr(convolution, 'ENOUGH_PAIRS', 1)
       patch.setattr(convolution, 'ENOUGH_PIXELS', 1)
-      source = sources / head
-      return out, folder.export_model(source, out, formats=formats, **options)
+      return out, folder.export_model(sources / head, out, **more)
 
   return export
 
 
-@pytest.mark.parametrize('head', others_long(HEADS, 'pspnet'))
+# Labels, and probabilities if there are any, with those of the weights.
+def assert_agrees(found, source, images):
+  model = rj.from_checkpoint(source, image_scale=images.shape[1:3])
+  expected = list(model.predict_frames(images, probabilities=len(found) > 1))
+  labels = np.stack([each.labels for each in expected])
+  assert found[0].shape == labels.shape
+  assert (found[0] == labels).mean() >= 0.999
+  for probabilities in found[1:]:
+    wanted = [each.probabilities for each in expected]
+    np.testing.assert_allclose(probabilities, wanted, atol=1e-4)
+
+
+def noise(size):
+  # Three pictures, which are as good as the four of an export's batch.
+  return np.random.default_rng(5).integers(0, 256, (3, *size, 3), np.uint8)
+
+
+@pytest.mark.parametrize('head', others_long(segmentor.HEADS, 'pspnet'))
 def test_head_agrees_with_its_checkpoint(head, exported, sources):
   out, exports = exported(head)
   assert [each.pictures for each in exports] == len(exports) * [20]
   assert all(each.agreement >= 0.999 for each in exports)
-  # Not by its own account alone; and three pictures are as good as four.
-  images = np.random.default_rng(5).integers(0, 256, (3, *SIZE, 3), np.uint8)
-  model = rj.from_checkpoint(sources / head, image_scale=SIZE)
-  expected = list(model.predict_frames(images, probabilities=head == 'fcn'))
+  # Not by its own account alone.
   program = (out / 'model_65x64.onnx').read_bytes()
-  session = onnxruntime.InferenceSession(program)
-  found, *more = session.run(None, {'images': images})
-  assert found.dtype == np.uint8
-  labels = np.stack([each.labels for each in expected])
-  assert len(np.unique(labels)) > 2
-  assert (found == labels).mean() >= 0.999
-  if head == 'fcn':
-    probabilities = [each.probabilities for each in expected]
-    np.testing.assert_allclose(more[0], probabilities, atol=1e-4)
+  session, images = onnxruntime.InferenceSession(program), noise(SIZE)
+  found = session.run(None, {'images': images})
+  assert len(found) == (2 if head == 'fcn' else 1)
+  assert found[0].dtype == np.uint8
+  assert len(np.unique(found[0])) > 2
+  assert_agrees(found, sources / head, images)
 
 
 def test_onnx_has_folded_what_is_constant(exported):
   model = onnx.load(exported('pspnet')[0] / 'model_65x64.onnx')
-  operations = collections.Counter(node.op_type for node in model.graph.node)
+  operations = [node.op_type for node in model.graph.node]
   # Normalisations: neither their roots nor, but for the four fc1, which have a
   # bias before it, their gains; two more weigh the splits of each block. That
   # of the bottleneck follows a sum, of the convolutions of map and pyramid.
-  assert not operations.keys() & {'BatchNormalization', 'Sqrt', 'Reciprocal'}
-  assert operations['Mul'] == 4 + 2 * 4 + 1
-  assert operations['Conv'] == 3 + 2 * 4 + 1  # Stem, splits, head.
+  assert not {*operations} & {'BatchNormalization', 'Sqrt', 'Reciprocal'}
+  assert operations.count('Mul') == 4 + 2 * 4 + 1
+  assert operations.count('Conv') == 3 + 2 * 4 + 1  # Stem, splits, head.
 
 
 # Besides this project.
@@ -140,10 +146,8 @@ def test_card_runs_without_this_project(format_, exported, sources, tmp_path):
   command = [sys.executable, '-c', block + code + save]
   subprocess.run(command, cwd=tmp_path, check=True)
   labels = np.load(tmp_path / 'labels.npy')
-  assert labels.shape == (1, *SIZE)
   resized = Image.open(tmp_path / 'street.jpg').resize(SIZE[::-1])
-  model = rj.from_checkpoint(sources / 'pspnet', image_scale=SIZE)
-  assert (labels[0] == model.predict(resized).labels).mean() >= 0.999
+  assert_agrees([labels], sources / 'pspnet', np.asarray(resized)[None])
 
 
 def test_weights_come_back_with_the_same_bits(exported, sources):
@@ -191,18 +195,13 @@ def test_provenance_is_published_without_folders(tmp_path, monkeypatch):
   }
   # No files of this machine.
   others = ['hf://owner/repository/x.safetensors', 'ade20k_pspnet', '0.x/1.x']
-  said = [*published, *others]
-  about = {'classes': said, 'provenance': {'from': {'x': said}, 'step': 3}}
-  found = files.public(about)
-  assert found['provenance'] == {
-    'from': {'x': [*published.values(), *others]},
-    'step': 3,
-  }
-  assert found['classes'] == said
+  said, expected = [*published, *others], [*published.values(), *others]
+  found = files.public({'classes': said, 'provenance': {'x': [said], 'n': 3}})
+  assert found == {'classes': said, 'provenance': {'x': [expected], 'n': 3}}
 
 
+# How one picture's labels and probabilities compare with those found.
 def compare(labels, probabilities, *found):
-  """How one picture's labels and probabilities compare with those found."""
   reference = checks.Reference.__new__(checks.Reference)
   reference.images = np.zeros((1, *labels.shape, 3), np.uint8)
   reference.predictions = [Prediction(labels, (), None, None, probabilities)]
@@ -227,6 +226,10 @@ def test_wrong_probabilities_are_told():
   assert compare(labels, even, labels, even + 0.009) == 1
 
 
+def wrong_program(images):
+  return (images[..., 0] * 0 + 7,)
+
+
 FAILS = (
   ('', {'sizes': [(31, 64)]}, 'each edge must have 32 to 8192'),
   ('', {'sizes': [(64, 8193)]}, 'each edge must have 32 to 8192'),
@@ -243,8 +246,8 @@ def test_what_fails_leaves_nothing(
 ):
   monkeypatch.setitem(sys.modules, broken, None)  # As if not installed.
   if broken == 'program':
-    wrong = jax.jit(lambda images: (images[..., 0] * 0 + 7,))
-    monkeypatch.setattr(folder, 'make_program', lambda *_, **__: wrong)
+    make = mock.Mock(return_value=wrong_program)
+    monkeypatch.setattr(folder, 'make_program', make)
   with pytest.raises(UserError, match=message):
     folder.export_model(sources / 'fcn', tmp_path / 'out', **options)
   assert os.listdir(tmp_path) == []
@@ -269,7 +272,6 @@ def test_command(call_script, written_run, tmp_path, capsys):
 
 
 def rewrite(out, change):
-  """Changes each export in about.json."""
   path = out / 'about.json'
   about = json.loads(path.read_text())
   about['exports'] = list(map(change, about['exports']))
@@ -277,7 +279,6 @@ def rewrite(out, change):
 
 
 def contents(out):
-  """Name -> bytes."""
   return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
@@ -296,7 +297,6 @@ def refused(written_run, tmp_path_factory):
 
 @pytest.fixture
 def old(refused, tmp_path):
-  """A copy of it."""
   return shutil.copytree(refused, tmp_path / 'exported')
 
 
@@ -309,13 +309,9 @@ def test_six_months_later():
 def test_release_of_this_jax_is_known(root):
   written = promise.written_now(date(2026, 11, 29))
   version, released = jax.__version__, promise.RELEASED[jax.__version__]
-  assert written == (
-    version,
-    '2026-11-29',
-    released,
-    promise.promised(released),
-  )
-  row = f'| JAX {version} | {released} | {promise.promised(released)} |\n'
+  until = promise.promised(released)
+  assert written == (version, '2026-11-29', released, until)
+  row = f'| JAX {version} | {released} | {until} |\n'
   assert row in (root / 'docs' / 'export.md').read_text('utf-8')
 
 
@@ -350,9 +346,7 @@ def test_refused_file_is_told_with_its_history(known, size, tmp_path):
   told = rf'33x32.stablehlo \(.*\)\. python export.py --renew {tmp_path} writes'
   if known:
     written = promise.Written(WRITER, '2026-11-29', None, None)
-    entry = card.Export(
-      *(file.name, 'stablehlo', (4, 4), 1, 1), written=written
-    )
+    entry = Export(*(file.name, 'stablehlo', (4, 4), 1, 1), written=written)
     about = json.dumps({'exports': [entry.entry()]})
     (tmp_path / 'about.json').write_text(about)
     history = f'about.json has of it: written .* JAX {WRITER}; .* the latest. '
@@ -361,9 +355,7 @@ def test_refused_file_is_told_with_its_history(known, size, tmp_path):
     stablehlo.read_stablehlo(file)(np.zeros((1, 4, 4, 3), np.uint8))
 
 
-def test_renewed_folder_gives_what_its_weights_give(
-  old, tmp_path, call_script, capsys
-):
+def test_renewed_programs_are_right(old, tmp_path, call_script, capsys):
   (old / 'notes.txt').write_text('mine')
   before, picture = contents(old), tmp_path / 'one.png'
   Image.fromarray(pictures.gather_pictures([])[3]).save(picture)
@@ -376,12 +368,10 @@ def test_renewed_folder_gives_what_its_weights_give(
   assert after.keys() == before.keys()
   changed = {name for name in before if after[name] != before[name]}
   assert changed == {*FILES, 'about.json', 'README.md'}
-  images = np.random.default_rng(5).integers(0, 256, (3, 33, 32, 3), np.uint8)
-  model = rj.from_checkpoint(old / 'model.safetensors', image_scale=(33, 32))
+  images = noise((33, 32))
   found = stablehlo.read_stablehlo(old / FILES[0])(images)
-  for slot, each in enumerate(model.predict_frames(images, probabilities=True)):
-    assert (each.labels == found[0][slot]).mean() >= 0.999
-    np.testing.assert_allclose(found[1][slot], each.probabilities, atol=1e-4)
+  assert len(found) == 2
+  assert_agrees(found, old / 'model.safetensors', images)
 
   expected = json.loads(before['about.json'])
   for entry in expected['exports']:
@@ -402,27 +392,20 @@ def test_renewed_folder_gives_what_its_weights_give(
     assert line in text
 
 
-@pytest.mark.parametrize('error', [UserError, KeyboardInterrupt])
-def test_failed_renewal_leaves_all_as_it_was(error, old, monkeypatch):
-  before, make, calls = contents(old), folder.make_program, []
-
-  def fails_at_the_second(*arguments, **more):
-    calls.append(arguments)
-    if len(calls) < 2:
-      return make(*arguments, **more)
-    if error is KeyboardInterrupt:
-      raise error
-    return lambda images: (images[..., 0] * 0 + 7,)
-
-  monkeypatch.setattr(folder, 'make_program', fails_at_the_second)
-  with pytest.raises(error):
+@pytest.mark.parametrize('second', [wrong_program, KeyboardInterrupt])
+def test_failed_renewal_leaves_all_as_it_was(second, old, monkeypatch):
+  effects = [mock.DEFAULT, second]
+  make = mock.Mock(wraps=folder.make_program, side_effect=effects)
+  monkeypatch.setattr(folder, 'make_program', make)
+  before = contents(old)
+  with pytest.raises(UserError if second is wrong_program else second):
     renew_exports(old)
-  assert len(calls) == 2
+  assert make.call_count == 2
   assert contents(old) == before
 
 
+# What a renewal says that changes nothing.
 def refusal(out):
-  """What a renewal says that changes nothing."""
   before = contents(out)
   with pytest.raises(UserError) as raised:
     renew_exports(out)
@@ -464,3 +447,54 @@ def test_what_cannot_be_renewed(file, content, told, old):
   if content:
     (old / file).write_text(content)
   assert re.search(told, refusal(old))
+
+
+# --- Folding: programs stay the same when what is constant is computed -------
+
+
+# Names of what is left of a program of floats (b, 5, 6, 2).
+def operations(program):
+  (batch,) = jax.export.symbolic_shape('b')
+  spec = jax.ShapeDtypeStruct((batch, 5, 6, 2), jnp.float32)
+  (call,) = jax.make_jaxpr(jax.jit(program))(spec).jaxpr.eqns
+  jaxpr = call.params['jaxpr'].jaxpr
+  used, names = set(jaxpr.outvars), []
+  for equation in reversed(jaxpr.eqns):
+    if used & set(equation.outvars):  # Dead ones are left out.
+      used |= {x for x in equation.invars if not hasattr(x, 'val')}
+      names.append(equation.primitive.name)
+  return names[::-1]
+
+
+def conv(x):
+  kernel = jnp.arange(3 * 3 * 2 * 4.0).reshape(3, 3, 2, 4)
+  names = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', **names)
+
+
+CONV, GAINS = 'conv_general_dilated', jnp.array([1.0, 2, 3, 4])
+# With what is left of those that lose something.
+PROGRAMS = {
+  # A gain goes into the kernel, a shift stays.
+  'gain': (lambda x: conv(x) * GAINS + 5 * jnp.arange(4.0), [CONV, 'add']),
+  # The result is used before the gain as well.
+  'both': (lambda x: conv(x) * GAINS + conv(x),),
+  # The gain is of rows: no channel's.
+  'rows': (lambda x: conv(x) * jnp.arange(5.0)[:, None, None], [CONV, 'mul']),
+  # A product whose last axis is not the kernel's.
+  'turned': (lambda x: jnp.einsum('bhwc,ih->biwc', x, jnp.ones((2, 5))) * 3,),
+  'padded': (lambda x: jnp.pad(x, ((0, 0), (7, 0), (1, 6), (0, 0))),),
+  'nested': (lambda x: jax.checkpoint(conv)(x) * GAINS, [CONV]),
+  'relu': (jax.nn.relu, ['max']),
+  'chosen': (lambda x: jnp.where(jnp.ones((5, 6, 2), bool), x, 0) + 1, ['add']),
+}
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_results_stay_the_same(name):
+  compute, *left = PROGRAMS[name]
+  program = folded(lambda x: (compute(x),))
+  x = np.random.default_rng(0).standard_normal((3, 5, 6, 2), np.float32)
+  found = jax.jit(program)(x)[0]
+  np.testing.assert_allclose(found, compute(x), rtol=1e-5, atol=1e-4)
+  assert left in ([], [operations(program)])

@@ -28,7 +28,6 @@ def trip(tmp_path, monkeypatch):
 
 
 def found(*given, **options):
-  """Paths and folders of the sources."""
   every = find_sources(given, **options)
   return [(str(each.path), each.folder.as_posix()) for each in every]
 
@@ -40,13 +39,12 @@ def masks(every):
 
 FLAT = [('trip/a.jpg', '.'), ('trip/b.MP4', '.')]
 FIRST, SECOND = ('trip/day 1/a.jpg', 'day 1'), ('trip/day 2/a.jpg', 'day 2')
-LATE = ('trip/day 1/late/c.webm', 'day 1/late')
 
 
 def test_folders_with_and_without_their_sub_folders(trip):
   assert found('trip') == FLAT
   assert found('trip', 'trip/a.jpg', trip / '..' / 'trip') == FLAT
-  everything = [*FLAT, FIRST, LATE, SECOND]
+  everything = [*FLAT, FIRST, ('trip/day 1/late/c.webm', 'day 1/late'), SECOND]
   assert found('trip', recursive=True) == everything
   # Files in the output folder are no input.
   touch(trip, 'out/a.png')
@@ -114,11 +112,11 @@ def test_files_that_are_no_pictures_are_counted(trip, capsys):
 
 
 def test_names_of_what_is_written():
-  every = Source(Path('x/a.jpg')), Source(Path('b.mp4'), Path('sub'))
-  assert [[*map(str, x.values())] for x in sources.output_files(every)] == [
-    ['a.png', 'a_color.png', 'a_overlay.png'],
-    ['sub/b_color.mp4', 'sub/b_overlay.mp4'],
-  ]
+  every = [Source(Path('x/a.jpg')), Source(Path('b.mp4'), Path('sub'))]
+  files = sources.output_files(every)
+  picture, video = (' '.join(map(str, each.values())) for each in files)
+  assert picture == 'a.png a_color.png a_overlay.png'
+  assert video == 'sub/b_color.mp4 sub/b_overlay.mp4'
   assert masks(every) == ['a.png', 'sub/b']
 
 
@@ -143,8 +141,10 @@ def check(out, given, overwrite=False):
 def test_nothing_is_overwritten_unasked(trip):
   out = trip.parent / 'out'
   check(out, 'trip')
-  out.mkdir()
+  # What a killed process left is no result.
+  touch(out, temporary_path(trip.parent / 'a.png').name)
   check(out, 'trip')
+  assert list(out.iterdir()) == []
   touch(out, 'a.png')
   check(out, 'trip', overwrite=True)
   # A pattern's sub folders would be written into themselves.
@@ -176,10 +176,3 @@ def test_nothing_is_written_outside_of_the_output_folder(trip):
   # A file that is a link is replaced; the picture to which it leads stays.
   (out / 'a.png').symlink_to(trip / 'a.jpg')
   check(out, 'trip', overwrite=True)
-
-
-def test_what_a_killed_process_left_is_no_result(trip):
-  out = trip.parent / 'out'
-  touch(out, temporary_path(trip.parent / 'a.png').name)
-  check(out, 'trip')
-  assert list(out.iterdir()) == []
