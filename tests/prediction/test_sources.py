@@ -140,10 +140,10 @@ def check(out, given, overwrite=False):
 
 def test_nothing_is_overwritten_unasked(trip):
   out = trip.parent / 'out'
-  check(out, 'trip')
   # What a killed process left is no result.
   touch(out, temporary_path(trip.parent / 'a.png').name)
   check(out, 'trip')
+  check(out / 'new', 'trip')
   assert list(out.iterdir()) == []
   touch(out, 'a.png')
   check(out, 'trip', overwrite=True)
