@@ -3,66 +3,43 @@
 import json
 import re
 import sys
-from pathlib import Path
 
 import jax
 import pytest
 
-from benchmarks import compile_ahead, hlo, scale_model
-from benchmarks.ahead import Case, read_case
-from benchmarks.conv_forms import OURS
+from benchmarks import ahead, compile_ahead, conv_forms, hlo, scale_model
 from benchmarks.topologies import CHIPS, count_devices, split_name
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
-from resnest_jax.models import implementations
-from resnest_jax.models.initial import variable_shapes
-from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.models import implementations, initial, segmentor
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-RESULTS = ROOT / 'benchmarks' / 'results'
 KEPT = [
-  entry
-  for path in sorted(RESULTS.glob('compile_ahead-*.json'))
+  (ahead.read_case(entry), entry)
+  for path in sorted(scale_model.RESULTS.glob('compile_ahead-*.json'))
   for entry in json.loads(path.read_text('utf-8'))
 ]
-CASES = [*map(read_case, KEPT)]
 
-# Programs, arguments and topologies of docs/memory.md's table of all rows.
-TABULATED = {
-  ('train', '', topology)
-  for topology in ('v5e:1x1', 'v5e:2x2', 'v5e:16x16', 'h200:1', 'h200:8')
-}
-
-# As XLA writes it, but for most of the attributes and what counts nothing.
+# As XLA writes it, but for empty lines, most of the attributes and what counts
+# nothing.
 PROGRAM = """
 HloModule jit_step, is_scheduled=true
-
 %body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %all-reduce.7 = f32[8]{0:T(256)} all-reduce(%x), to_apply=%sum.1
   %f = f32[8]{0} fusion(%all-reduce.7), kind=kLoop, calls=%inside.1
 }
-
-%inside.1 (q: f32[8]) -> f32[8] {
-  ROOT %n = f32[8]{0} negate(%q)
-}
-
 %condition.1 (p: (s32[], f32[8])) -> pred[] {
   %constant.3 = s32[]{:T(128)} constant(5)
   ROOT %lt = pred[] compare(%i, %constant.3), direction=LT
 }
-
 %unknown.1 (p: (s32[], f32[8])) -> pred[] {
   ROOT %ne = pred[] compare(%i, %j), direction=NE
 }
-
 %left.1 (p: f32[8]) -> f32[16] {
   ROOT %all-gather.2 = f32[16]{0} all-gather(%p), dimensions={0}
 }
-
 %right.1 (p: f32[8]) -> f32[16] {
   ROOT %call = f32[16]{0} custom-call(%p), custom_call_target="__cudnn$convForward"
 }
-
 ENTRY %main.9 (x: bf16[3,4], y: f32[8]) -> f32[16] {
   %s = (bf16[3,4]{1,0:T(8,128)(2,1)}, f32[2]{0}) all-reduce-start(%x, %z), to_apply=%sum.1
   %d = (bf16[3,4]{1,0:T(8,128)(2,1)}, /*index=1*/f32[2]{0}) all-reduce-done(%s)
@@ -79,15 +56,13 @@ ENTRY %main.9 (x: bf16[3,4], y: f32[8]) -> f32[16] {
 def test_what_a_program_does_is_read_from_its_text():
   contents = hlo.read(PROGRAM)
   # Three loops of 3, 5 and an unknown number of rounds, which counts once.
-  assert contents.endless == 1
-  assert contents.fusions == 9
+  assert (contents.endless, contents.fusions, contents.gathered) == (1, 9, 64)
   assert contents.collectives == {
     'all-reduce': (1 + 9, 24 + 8 + 9 * 32),
     'collective-permute': (1, 32),
     'all-gather': (1, 64),
   }
   assert contents.dtypes == {'bf16': 24, 'f32': 8 + 9 * 32}
-  assert contents.gathered == 64
   assert contents.custom_calls == {'__cudnn$convForward': 1}
 
 
@@ -100,18 +75,15 @@ def test_bytes_of_shapes():
 def compiled(tmp_path_factory):
   """Small figures, twice: what the second call says, and the entries."""
   out = tmp_path_factory.mktemp('ahead')
-  arguments = (
-    'compile_ahead.py --topologies cpu --mini --dtype float32 '
-    '--rows ade20k_fcn --stage_sizes 1 0 0 0 --programs train eval '
-    f'--out {out}'
-  ).split()
+  path = out / 'compile_ahead-cpu.json'
+  words = '--topologies cpu --mini --dtype float32 --rows ade20k_fcn'
+  words += f' --stage_sizes 1 0 0 0 --programs train eval --out {out}'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sys, 'argv', arguments)
+    patch.setattr(sys, 'argv', ['compile_ahead.py', *words.split()])
     compile_ahead.main()
-    (path,) = out.glob('*.json')
     before = path.read_bytes()
     compile_ahead.main()  # Has nothing to do.
-  assert path.name == 'compile_ahead-cpu.json'
+  assert [*out.iterdir()] == [path]
   assert path.read_bytes() == before
   return out, json.loads(before)
 
@@ -124,16 +96,16 @@ def test_devices_send_each_other_gradients_and_statistics(compiled):
   assert step['largest_gathered_bytes'] == 0
   config = load_config('configs/ade20k_fcn.py:mini')
   config.model.stage_sizes = (1, 0, 0, 0)
-  shapes = variable_shapes(create_segmentor(config.model))
+  model = segmentor.create_segmentor(config.model)
+  shapes = initial.variable_shapes(model)
   parameters = sum(x.size for x in jax.tree.leaves(shapes['params']))
   channels = sum(x.size for x in jax.tree.leaves(shapes['batch_stats'])) // 2
   # Batch norm's parameters have their gradients from two of the four sums.
   expected = 4 * (parameters - 2 * channels) + 16 * channels
-  scalars = step['collectives']['all-reduce']['bytes'] - expected
-  assert 0 < scalars <= 32
+  # Scalars come to them.
+  assert 0 < step['collectives']['all-reduce']['bytes'] - expected <= 32
   (row,) = scale_model.compare(out)
-  assert row['predicted_bytes'] == expected
-  assert row['others'] == []
+  assert (row['predicted_bytes'], row['others']) == (expected, [])
   assert abs(row['predicted_rounds'] / row['emitted_rounds'] - 1) < 0.2
   # Parameters and momentum, and the batch.
   state = 4 * (2 * parameters + 2 * channels) + 16 * 128 * 128 * 4 / 4
@@ -141,25 +113,36 @@ def test_devices_send_each_other_gradients_and_statistics(compiled):
   assert step['memory_gb'] > step['temporaries_gb'] > 0.001
 
 
-def test_implementations_are_those_of_the_platform_that_is_compiled_for(
-  compiled,
-):
-  _, entries = compiled
-  assert entries[0]['forms']['kernel_gradient'] == 'products'
+def test_the_platform_that_is_compiled_for_chooses_implementations(compiled):
+  _, (training, evaluation) = compiled
+  assert training['forms']['kernel_gradient'] == 'products'
   with implementations.use(platform='gpu'):  # The devices decide, nothing else.
-    figures = compile_ahead.measure(read_case(entries[1]))
-  assert figures['forms'] == entries[1]['forms'] == implementations.BEST['cpu']
-  tabulated = [
-    (case, entry)
-    for case, entry in zip(CASES, KEPT, strict=True)
-    if (case.program, case.argument, case.topology) in TABULATED
-  ]
-  assert len(tabulated) >= 5 * len(compile_ahead.ROWS)
-  for case, entry in tabulated:
-    chip = CHIPS[split_name(case.topology)[0]]
+    forms = compile_ahead.measure(ahead.read_case(evaluation))['forms']
+  assert forms == evaluation['forms'] == implementations.BEST['cpu']
+
+
+# Kept cases and their figures, without those of mini rows.
+def trainings(topology):
+  wanted = ('', topology, 'train')
+  return [x for x in KEPT if x[0][1:4] == wanted]
+
+
+def batch_size_of(row):
+  return load_config(f'configs/{row}.py').train.batch_size
+
+
+# Those of docs/memory.md's table of all rows.
+TABULATED = ['v5e:1x1', 'v5e:2x2', 'v5e:16x16', 'h200:1', 'h200:8']
+
+
+@pytest.mark.parametrize('topology', TABULATED)
+def test_kept_figures_are_of_the_best_implementations(topology):
+  kept = trainings(topology)
+  assert {case.row for case, _ in kept} == set(compile_ahead.ROWS)
+  for case, entry in kept:
     # The entries were made when the network could be written in more ways.
-    best = implementations.BEST[compile_ahead.PLATFORMS[chip.platform]]
-    expected = OURS | best
+    best = implementations.BEST['tpu' if topology[0] == 'v' else 'gpu']
+    expected = conv_forms.OURS | best
     if not case.row.endswith('deeplabv3plus'):
       # What no layer of a network has makes no difference.
       expected['depthwise'] = entry['forms']['depthwise']
@@ -196,23 +179,17 @@ def test_names_of_topologies():
       split_name(wrong)
 
 
-def batch_size_of(row):
-  return load_config(f'configs/{row}.py').train.batch_size
-
-
-def test_kept_figures_hold_what_the_pages_say():
-  """Less than 0.6 of the reference's memory, and nothing but all-reduces."""
+def test_kept_figures_hold_what_the_pages_say(root):
+  # Less than 0.6 of the reference's memory, and nothing but all-reduces.
+  found = [x for _, entry in KEPT for x in entry['programs'].values()]
+  assert {y for x in found for y in x.get('collectives', ())} == {'all-reduce'}
   compared = 0
-  for case, entry in zip(CASES, KEPT, strict=True):
-    for program in entry['programs'].values():
-      assert set(program.get('collectives', {})) <= {'all-reduce'}
-    whole = not (case.argument or case.stage_sizes or case.effort)
+  for case, entry in trainings('h200:1'):
     # The reference's images a GPU: four GPUs share the batch.
-    batch_size = batch_size_of(case.row) // 4
-    trained = (case.program, case.topology, case.batch_size)
-    if whole and trained == ('train', 'h200:1', batch_size):
+    shared = case.batch_size == batch_size_of(case.row) // 4
+    if shared and not (case.stage_sizes or case.effort):
       compared += 1
-      source = (ROOT / 'configs' / f'{case.row}.py').read_text()
+      source = (root / 'configs' / f'{case.row}.py').read_text()
       reference = float(re.search(r'([\d.]+) GB\s+a\s+GPU', source)[1])
       assert entry['programs']['step']['memory_gb'] < 0.6 * reference
   assert compared == 4
@@ -220,45 +197,32 @@ def test_kept_figures_hold_what_the_pages_say():
 
 @pytest.mark.parametrize('chip', ['h200', 'v5e'])
 def test_messages_are_those_that_the_model_predicts(chip):
-  rows = scale_model.compare(RESULTS, chip)
+  rows = scale_model.compare(scale_model.RESULTS, chip)
   assert {split_name(row['case'].topology)[0] for row in rows} == {chip}
   ratios = [row['predicted_bytes'] / row['emitted_bytes'] for row in rows]
   assert ratios == pytest.approx([1] * len(rows), abs=0.01)
 
 
-@pytest.mark.parametrize(
-  ('topology', 'remat'),
-  [
-    ('v5e:2x2', 'none'),
-    ('v5e:1x1', 'blocks'),  # Which `:16gb` stands for.
-    ('h200:1', 'none'),
-    ('h200:8', 'none'),
-  ],
-)
-def test_every_row_fits_at_its_batch(topology, remat):
-  more = (0, remat, 'bfloat16')
-  wanted = {
-    Case(row, '', topology, 'train', batch_size_of(row), *more)
-    for row in compile_ahead.ROWS
-  }
-  found = [
+@pytest.mark.parametrize('topology', ['v5e:2x2', 'v5e:1x1', 'h200:1', 'h200:8'])
+def test_every_row_fits_at_its_batch(topology):
+  # On one small chip as `:16gb`.
+  remat = 'blocks' if topology == 'v5e:1x1' else 'none'
+  more = (0, remat, 'bfloat16', None, None)  # But for the effort.
+  steps = [
     entry['programs']['step']
-    for case, entry in zip(CASES, KEPT, strict=True)
-    if case._replace(effort=0) in wanted
+    for case, entry in trainings(topology)
+    if case[4:10] == (batch_size_of(case.row), *more)
   ]
-  assert len(found) == len(wanted)
+  assert [step['fits'] for step in steps] == [True] * len(compile_ahead.ROWS)
   memory = CHIPS[topology.partition(':')[0]].memory
-  assert all(step['fits'] for step in found)
-  assert all(1 < step['memory_gb'] < memory for step in found)
+  assert all(1 < step['memory_gb'] < memory for step in steps)
 
 
 @pytest.mark.parametrize('row', compile_ahead.ROWS)
 def test_messages_do_not_grow_with_the_chips(row):
   sent = [
     entry['programs']['step']['collectives']['all-reduce']
-    for case, entry in zip(CASES, KEPT, strict=True)
-    if (case.row, case.argument, case.program) == (row, '', 'train')
-    and case.topology in ('v5e:2x2', 'v5e:16x16')
+    for case, entry in trainings('v5e:2x2') + trainings('v5e:16x16')
+    if case.row == row
   ]
-  assert len(sent) == 2
-  assert sent[0] == sent[1]
+  assert sent == [sent[0]] * 2

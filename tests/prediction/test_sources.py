@@ -5,54 +5,49 @@ from pathlib import Path
 import pytest
 from trouble import obeying_permissions
 
-from resnest_jax import files
 from resnest_jax.errors import UserError
-from resnest_jax.prediction.sources import (
-  Source,
-  check_output,
-  find_sources,
-  output_files,
-)
+from resnest_jax.files import temporary_path
+from resnest_jax.prediction import sources
+from resnest_jax.prediction.sources import Source, find_sources
+
+
+def touch(folder, *names):
+  for path in map(folder.joinpath, names):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
 
 
 @pytest.fixture
 def trip(tmp_path, monkeypatch):
-  """A folder with sub folders, in which the process works."""
-  for name in (
-    *('trip/a.jpg', 'trip/b.MP4', 'trip/notes.txt', 'trip/.hidden.jpg'),
-    *('trip/day 1/a.jpg', 'trip/day 1/late/c.webm', 'trip/day 2/a.jpg'),
-  ):
-    path = tmp_path / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+  """A folder with sub folders; the process works in the one around it."""
+  folder = tmp_path / 'trip'
+  touch(folder, 'a.jpg', 'b.MP4', 'notes.txt', '.hidden.jpg')
+  touch(folder, 'day 1/a.jpg', 'day 1/late/c.webm', 'day 2/a.jpg')
   monkeypatch.chdir(tmp_path)
-  return tmp_path / 'trip'
+  return folder
 
 
 def found(*given, **options):
-  return [
-    (str(source.path), source.folder.as_posix())
-    for source in find_sources(given, **options)
-  ]
+  every = find_sources(given, **options)
+  return [(str(each.path), each.folder.as_posix()) for each in every]
 
 
-def masks(sources):
-  return [files['masks'].as_posix() for files in output_files(sources, 'masks')]
+def masks(every):
+  files = sources.output_files(every, 'masks')
+  return [each['masks'].as_posix() for each in files]
 
 
 FLAT = [('trip/a.jpg', '.'), ('trip/b.MP4', '.')]
 FIRST, SECOND = ('trip/day 1/a.jpg', 'day 1'), ('trip/day 2/a.jpg', 'day 2')
-LATE = ('trip/day 1/late/c.webm', 'day 1/late')
 
 
 def test_folders_with_and_without_their_sub_folders(trip):
   assert found('trip') == FLAT
   assert found('trip', 'trip/a.jpg', trip / '..' / 'trip') == FLAT
-  everything = [*FLAT, FIRST, LATE, SECOND]
+  everything = [*FLAT, FIRST, ('trip/day 1/late/c.webm', 'day 1/late'), SECOND]
   assert found('trip', recursive=True) == everything
   # Files in the output folder are no input.
-  (trip / 'out').mkdir()
-  (trip / 'out' / 'a.png').touch()
+  touch(trip, 'out/a.png')
   assert found('trip', recursive=True, out=Path('trip/out')) == everything
   assert found('trip/out', out=Path('trip/out')) == [('trip/out/a.png', '.')]
 
@@ -62,48 +57,41 @@ def test_patterns_keep_the_folders_below_their_fixed_part(trip):
   assert found('trip/**/a.*') == [FLAT[0], FIRST, SECOND]
   assert found('*/day [2-9]/?.jpg') == [('trip/day 2/a.jpg', 'trip/day 2')]
   # A file of such a name is meant itself.
-  (trip / '[a].jpg').touch()
+  touch(trip, '[a].jpg')
   assert found('trip/[a].jpg') == [('trip/[a].jpg', '.')]
 
 
 def test_patterns_below_folders_with_brackets(trip):
-  folder = trip / '[x] y*'
-  (trip / 'day 1').rename(folder)
-  inside = ('trip/[x] y*/a.jpg', '.')
-  assert found('trip/[x] y*/*.jpg') == [inside]
-  assert found(folder / '[a-c].jpg') == [(str(folder / 'a.jpg'), '.')]
+  (trip / 'day 1').rename(trip / '[x] y*')
+  path = 'trip/[x] y*/a.jpg'
+  assert found('trip/[x] y*/*.jpg') == [(path, '.')]
+  whole = f'{trip}/[x] y*'
+  assert found(f'{whole}/[a-c].jpg') == [(f'{whole}/a.jpg', '.')]
   assert found('trip/[x] y*/**/*.webm') == [('trip/[x] y*/late/c.webm', 'late')]
   # As a pattern these match nothing else.
-  assert found('trip/[[]x*/a.jpg') == [(inside[0], '[x] y*')]
+  assert found('trip/[[]x*/a.jpg') == [(path, '[x] y*')]
 
 
-def test_what_is_not_there_is_told(trip):
-  (trip.parent / 'empty').mkdir()
-  for given, message in (
-    (['trip', 'trip/*.txt'], r"pattern 'trip/\*\.txt' matches no picture"),
-    (['trip', 'nowhere'], 'there is no file, folder or pattern nowhere'),
-    (['empty'], r'no picture or video in .*--recursive'),
-  ):
-    with pytest.raises(UserError, match=message):
-      find_sources(given)
-
-
-@pytest.mark.parametrize(
-  ('given', 'recursive'),
-  [('trip', True), ('trip/day 1', False), ('trip/**/*.jpg', False)],
+NOT_THERE = (
+  (['trip', 'trip/*.txt'], r"pattern 'trip/\*\.txt' matches no picture"),
+  (['trip', 'nowhere'], 'there is no file, folder or pattern nowhere'),
+  (['trip/empty'], r'no picture or video in .*--recursive'),
 )
-def test_a_closed_folder_is_no_empty_one(trip, given, recursive):
+
+
+@pytest.mark.parametrize(('given', 'message'), NOT_THERE)
+def test_what_is_not_there_is_told(given, message, trip):
+  (trip / 'empty').mkdir()
+  with pytest.raises(UserError, match=message):
+    find_sources(given)
+
+
+@pytest.mark.parametrize('given', ['trip', 'trip/day 1', 'trip/**/*.jpg'])
+def test_a_closed_folder_is_no_empty_one(trip, given):
   (trip / 'day 1').chmod(0)
-  try:
-    with (
-      obeying_permissions(),
-      pytest.raises(
-        UserError, match=r'1 folder cannot be read: \S*day 1 \(Perm'
-      ),
-    ):
-      find_sources([given], recursive)
-  finally:
-    (trip / 'day 1').chmod(0o755)
+  told = r'1 folder cannot be read: \S*day 1 \(Perm'
+  with obeying_permissions(), pytest.raises(UserError, match=told):
+    find_sources([given], recursive=given == 'trip')
   # Its neighbour can be read nevertheless.
   assert found('trip/*2/*') == [('trip/day 2/a.jpg', 'day 2')]
 
@@ -117,53 +105,50 @@ def test_links_that_lead_nowhere_are_not_dropped(trip):
 
 
 def test_files_that_are_no_pictures_are_counted(trip, capsys):
-  for name in ('x.heic', 'y.HEIC', 'z.gif', '.z.gif'):
-    (trip / name).touch()
+  touch(trip, 'x.heic', 'y.HEIC', 'z.gif', '.z.gif')
   assert found('trip') == FLAT
   said = 'left out of trip: 2 .heic, 1 .txt, 1 .gif\n'
   assert sorted(capsys.readouterr().out) == sorted(said)
 
 
 def test_names_of_what_is_written():
-  picture, video = Source(Path('x/a.jpg')), Source(Path('b.mp4'), Path('sub'))
-  names = [list(map(str, x.values())) for x in output_files([picture, video])]
-  assert names == [
-    ['a.png', 'a_color.png', 'a_overlay.png'],
-    ['sub/b_color.mp4', 'sub/b_overlay.mp4'],
-  ]
-  assert masks([picture, video]) == ['a.png', 'sub/b']
+  every = [Source(Path('x/a.jpg')), Source(Path('b.mp4'), Path('sub'))]
+  files = sources.output_files(every)
+  picture, video = (' '.join(map(str, each.values())) for each in files)
+  assert picture == 'a.png a_color.png a_overlay.png'
+  assert video == 'sub/b_color.mp4 sub/b_overlay.mp4'
+  assert masks(every) == ['a.png', 'sub/b']
 
 
 def test_pictures_of_the_same_name(tmp_path):
   first, second = tmp_path / 'first', tmp_path / 'second'
   for folder in (first, second):
-    folder.mkdir()
-    for name in ('a.jpg', 'a.png', 'b.jpg'):
-      (folder / name).touch()
+    touch(folder, 'a.jpg', 'a.png', 'b.jpg')
   assert masks(find_sources([first])) == ['a.jpg.png', 'a.png.png', 'b.png']
-  of_both = find_sources([first / 'b.jpg', first / 'a.jpg', second])
   told = f'{first}/a.jpg and {second}/a.jpg would both be written to a.jpg.png'
   with pytest.raises(UserError, match=told):
-    output_files(of_both)
+    masks(find_sources([first / 'b.jpg', first / 'a.jpg', second]))
   # The folder of a video's masks, and one of pictures.
-  sources = [Source(Path('day.mp4')), Source(Path('day/a.jpg'), Path('day'))]
-  assert masks(sources) == ['day.mp4', 'day/a.png']
+  every = [Source(Path('day.mp4')), Source(Path('day/a.jpg'), Path('day'))]
+  assert masks(every) == ['day.mp4', 'day/a.png']
 
 
 def check(out, given, overwrite=False):
-  sources = find_sources([given])
-  check_output(out, sources, output_files(sources), overwrite)
+  every = find_sources([given])
+  sources.check_output(out, every, sources.output_files(every), overwrite)
 
 
 def test_nothing_is_overwritten_unasked(trip):
   out = trip.parent / 'out'
+  # What a killed process left is no result.
+  touch(out, temporary_path(trip.parent / 'a.png').name)
   check(out, 'trip')
-  out.mkdir()
-  check(out, 'trip')
-  (out / 'a.png').touch()
+  check(out / 'new', 'trip')
+  assert list(out.iterdir()) == []
+  touch(out, 'a.png')
   check(out, 'trip', overwrite=True)
   # A pattern's sub folders would be written into themselves.
-  (trip / 'day 1' / 'a.png').touch()
+  touch(trip, 'day 1/a.png')
   for folder, given, overwrite, message in (
     (out, 'trip', False, 'is not empty; add --overwrite'),
     (trip, 'trip/a.jpg', True, 'is the folder of the pictures'),
@@ -178,7 +163,7 @@ def test_nothing_is_written_outside_of_the_output_folder(trip):
   out = trip.parent / 'out'
   (out / 'day 1').mkdir(parents=True)
   check(out, 'trip/**/a.jpg', overwrite=True)
-  (trip.parent / 'z.jpg').touch()
+  touch(trip.parent, 'z.jpg')
   with pytest.raises(UserError, match=r'outside of .*remove .* or the "\.\."'):
     check(out, 'trip/*/../../z.jpg', overwrite=True)
   check(out, 'z.jpg', overwrite=True)
@@ -191,11 +176,3 @@ def test_nothing_is_written_outside_of_the_output_folder(trip):
   # A file that is a link is replaced; the picture to which it leads stays.
   (out / 'a.png').symlink_to(trip / 'a.jpg')
   check(out, 'trip', overwrite=True)
-
-
-def test_what_a_killed_process_left_is_no_result(trip):
-  out = trip.parent / 'out'
-  out.mkdir()
-  (out / files.temporary_path(trip.parent / 'a.png').name).touch()
-  check(out, 'trip')
-  assert list(out.iterdir()) == []
