@@ -146,7 +146,8 @@ def test_kept_figures_are_of_the_best_implementations(topology):
     if not case.row.endswith('deeplabv3plus'):
       # What no layer of a network has makes no difference.
       expected['depthwise'] = entry['forms']['depthwise']
-    assert entry['forms'] == expected
+    # What came later is of evaluations.
+    assert entry['forms'] | {'argmax': best['argmax']} == expected
 
 
 def test_devices_evaluate_apart(compiled):
