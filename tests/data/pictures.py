@@ -113,3 +113,11 @@ def claiming(height, width):
   head = '#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y {} +X {}\n'
   files['HDR'] = head.format(height, width).encode() + bytes(99)
   return files
+
+
+def blocks(rng, height, width, classes, cell, ignored=0.05):
+  """A label of square cells with random classes and some ignored pixels."""
+  places = np.ix_(np.arange(height) // cell, np.arange(width) // cell)
+  label = rng.integers(0, classes, (32, 32), np.uint8)[places]
+  label[rng.random((height, width)) < ignored] = 255
+  return label

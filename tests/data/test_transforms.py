@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data.pictures import blocks
 from data.refusals import refused
 from numpy.testing import assert_allclose, assert_array_equal, assert_equal
 from scipy import stats
@@ -19,14 +20,6 @@ distort = jax.jit(preprocess.photometric_distortion)
 
 
 # ---- Twins, in plain NumPy and 8-bit OpenCV ---------------------------------
-
-
-def blocks(rng, height, width, cell):
-  """A label of square cells with two classes and some ignored pixels."""
-  places = np.ix_(np.arange(height) // cell, np.arange(width) // cell)
-  label = rng.integers(0, 2, (32, 32), np.uint8)[places]
-  label[rng.random((height, width)) < 0.05] = 255
-  return label
 
 
 def origin_twin(label, offsets, crop_size):
@@ -139,7 +132,7 @@ def test_augment_equals_resizing_all_first(shape, scale, crop_size, padded):
   is_padded, tries = set(), set()
   options = {'image_scale': scale, 'crop_size': crop_size}
   for _ in range(100):
-    label = blocks(rng, *shape, rng.integers(8, 90))
+    label = blocks(rng, *shape, 2, rng.integers(8, 90))
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     draw = transforms.draw_augmentation(rng)
     expected, failed = augment_twin(image, label, draw, **options)

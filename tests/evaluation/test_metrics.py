@@ -4,7 +4,7 @@ import types
 
 import numpy as np
 import pytest
-from data.twins import blocks
+from data.pictures import blocks
 from golden import reference
 from scipy.ndimage import binary_erosion
 
