@@ -13,29 +13,26 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM, SIGUSR1
-from subprocess import PIPE, STDOUT
+from subprocess import PIPE, STDOUT, CompletedProcess
 
+import hosts
 import numpy as np
 from small import small_flags
 
 from resnest_jax.drawing import write_image
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS = 12
 # The time goes into starting.
-SMALL = {
-  **{'model.head': 'fcn', 'model.radix': 1, 'model.head_channels': 8},
-  **{'data.image_scale': (48, 48), 'data.doctor_samples': 0},
-  **{'train.total_steps': STEPS, 'train.checkpoint_steps': 4},
-  **{'train.eval_steps': 6, 'train.log_steps': 3},
-  **{'eval.batch_size': 2, 'eval.bucket': 48},
-}
+SMALL = {'model.head': 'fcn', 'model.radix': 1, 'model.head_channels': 8}
+SMALL |= {'data.image_scale': (48, 48), 'data.doctor_samples': 0}
+SMALL |= {'train.total_steps': STEPS, 'train.checkpoint_steps': 4}
+SMALL |= {'train.eval_steps': 6, 'train.log_steps': 3}
+SMALL |= {'eval.batch_size': 2, 'eval.bucket': 48}
 # What differs from run to run.
 SPEEDS = {'images_per_second', 'step_seconds', 'data_wait'}
 SPEEDS |= {'trace_seconds', 'compile_seconds'}
@@ -66,30 +63,23 @@ def make_data(folder):
       image = rng.integers(0, 60, (48, 48, 3), np.uint8) + 90 * mask[..., None]
       write_image(folder / 'images' / split / f'{index}.png', image)
       write_image(folder / 'masks' / split / f'{index}.png', mask)
-  classes = 'sky 0 0 255\nwall 255 0 0\nroad 0 255 0\n'
-  (folder / 'classes.txt').write_text(classes)
+  (folder / 'classes.txt').write_text('sky 0 0 255\nwall 255 0 0\nroad 0 255 0')
 
 
 def command(data, workdir):
   words = 'train.py', '--config', 'configs/folder.py:mini', *small_flags(SMALL)
-  place = f'--config.data.data_dir={data}', '--workdir', str(workdir)
-  return [sys.executable, *words, *place]
+  return *words, f'--config.data.data_dir={data}', '--workdir', workdir
 
 
-def options(**variables):
-  """Of processes: the tests' variables, but one device, which is quicker."""
-  flags = os.environ['XLA_FLAGS'].replace('count=4', 'count=1')
-  env = os.environ | {'XLA_FLAGS': flags} | variables
-  return {'cwd': ROOT, 'env': env, 'text': True, 'stdout': PIPE}
+def start(arguments, stderr=STDOUT, **variables):
+  """On one device, which is quicker; both outputs can be read as one."""
+  return hosts.start(*arguments, devices=1, stderr=stderr, **variables)
 
 
 def run(arguments):
-  return subprocess.run(arguments, timeout=600, stderr=PIPE, **options())
-
-
-def start(arguments, **variables):
-  """Starts the command; both outputs can be read as one."""
-  return subprocess.Popen(arguments, stderr=STDOUT, **options(**variables))
+  process = start(arguments, PIPE)
+  printed = hosts.finish(process, None, timeout=600)
+  return CompletedProcess(arguments, process.returncode, *printed)
 
 
 def run_and_kill(arguments, workdir, kill, **variables):
@@ -109,21 +99,19 @@ def run_and_kill(arguments, workdir, kill, **variables):
     process.send_signal(kill.signal)  # Does nothing if it has ended.
     signalled = time.monotonic()
     printed.append(process.stdout.read())
-    status = process.wait()
-  return status, time.monotonic() - signalled, ''.join(printed)
+  seconds = time.monotonic() - signalled
+  return process.returncode, seconds, ''.join(printed)
 
 
 def outcome(workdir):
   """All that a finished run must have in common with another, by name."""
   from resnest_jax.checkpoints import integrity, store
 
-  with store.open_checkpoints(workdir, read_only=True) as manager:
-    items = {'model': None, 'optimizer': None}
-    trees, about = integrity.read_items(manager, STEPS, **items)
+  with store.open_checkpoints(workdir, read_only=True) as kept:
+    trees, about = integrity.read_items(kept, STEPS, model=None, optimizer=None)
   found = {'scores': (about['best'], about['metrics'])}
   found['checkpoints'] = sorted(os.listdir(workdir / 'checkpoints'))
-  for name in ('interrupted', 'curves.png'):
-    found[name] = (workdir / name).exists()
+  found |= {x: (workdir / x).exists() for x in ('interrupted', 'curves.png')}
   for name, x in integrity.array_names(trees).items():
     found[name] = (x.shape, x.dtype.name, x.tobytes())
   for line in map(json.loads, (workdir / 'log.jsonl').open()):
@@ -171,8 +159,7 @@ def main():
     workdir = folder / f'run-{runs}'
     arguments, most = command(data, workdir), min(5, flags.kills - kills)
     kills += (number := disturb(arguments, workdir, rng, most))
-    last = run(arguments)
-    if last.returncode:
+    if (last := run(arguments)).returncode:
       sys.exit(f'{workdir} needs a hand:\n{last.stdout}{last.stderr}')
     if differ := differences(workdir, undisturbed):
       sys.exit(f'{workdir} differs in {", ".join(differ[:9])}')

@@ -9,16 +9,12 @@ import zlib
 from data.pictures import chunk
 
 NUMBERS = (0, 1, 2, 255, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
-NAMES = (
-  *('', ' ', '.', '..', '-x', '~', '*', '[a-z]', 'a[', '[red]', 'a\\b', '%s'),
-  *('{split}', 'é', 'e\u0301', '道路', '\u202ex', '\x1b[31m', 'a\nb', '#'),
-  *('\0', 'x' * 255, '../x', '/dev/null/x', '\udcff', '\U0001f600', '9' * 5000),
-)
-ODD = (
-  *(None, True, False, 0, 1, -1, 3, 2**31, 10**30, 0.5, 1e300, -0.0, 'inf'),
-  *('nan', (), [], {}, (1,), (8, 8), (0, 0), (10**9, 10**9), [[1, 2], 3]),
-  *({'a': 1}, '(' * 300, '1,2', '8,8,8', *NAMES),
-)
+NAMES = ['', *' .~*#é道\0', '..', '-x', '[a-z]', 'a[', '[red]', 'a\\b', '%s']
+NAMES += ['e\u0301', '\u202ex', '\x1b[31m', 'a\nb', '\udcff', '\U0001f600']
+NAMES += ['{split}', 'x' * 255, '../x', '/dev/null/x', '9' * 5000]
+ODD = [None, True, False, 0, 1, -1, 3, 2**31, 10**30, 0.5, 1e300, -0.0, 'inf']
+ODD += ['nan', (), [], {}, (1,), (8, 8), (0, 0), (10**9, 10**9), [[1, 2], 3]]
+ODD += [{'a': 1}, '(' * 300, '1,2', '8,8,8', *NAMES]
 DEEP = json.loads('[' * 900 + ']' * 900)
 
 
@@ -40,9 +36,9 @@ def _edit_bytes(rng, data):
     size = rng.choice([1, 2, 4, 8, rng.randrange(1, 200)])
     number = rng.choice(NUMBERS).to_bytes(4, rng.choice(['little', 'big']))
     number = rng.choice([number, number[:2], number[2:], number + bytes(4)])
-    edits = [(len(number), number)] * 8 + [(length, b'')]
-    edits += [(1, rng.randbytes(1)), (size, b''), (0, rng.randbytes(size))] * 2
-    edits += [(0, changed[place : place + size])] * 2
+    edits = [(1, rng.randbytes(1)), (size, b''), (0, rng.randbytes(size))]
+    edits = [*edits, (0, changed[place : place + size])] * 2 + [(length, b'')]
+    edits += [(len(number), number)] * 8
     replaced, new = rng.choice(edits)
     changed[place : place + replaced] = new
   return bytes(changed)
@@ -60,8 +56,7 @@ def _edit_lines(rng, data):
     place = rng.randrange(len(lines) or 1)
     words = re.split(r'([\s,:;]+)', ''.join(lines[place : place + 1]))
     words[rng.randrange(len(words))] = str(rng.choice(ODD))
-    line = ''.join(words)
-    lines[place : place + 1] = rng.choice([[line], [line], [], [line] * 2])
+    lines[place : place + 1] = [''.join(words)] * rng.choice([1, 1, 0, 2])
   text = rng.choice(['\n', '\n', '\r\n', '\r', '\x0b']).join(lines)
   return text.encode(rng.choice(['utf-8', 'utf-8', 'utf-16']), 'replace')
 
@@ -106,8 +101,8 @@ def _edit_zip(rng, data):
   # The checksums are right: what is behind them is reached.
   file, old = io.BytesIO(), zipfile.ZipFile(io.BytesIO(data))
   names = old.namelist()
-  pickles = [name for name in names if name.endswith('data.pkl')]
-  chosen, what = rng.choice(rng.choice([names, pickles or names])), rng.random()
+  pickles = [name for name in names if name.endswith('data.pkl')] or names
+  chosen, what = rng.choice(rng.choice([names, pickles])), rng.random()
   with zipfile.ZipFile(file, 'w') as new:
     new.comment = old.comment if what < 0.8 else damage(rng, old.comment)
     for name in names:
@@ -123,11 +118,10 @@ def _edit_zip(rng, data):
 
 def _edit_png(rng, data):
   # The checksums are right.
-  chunks, rest = [], data[8:]
-  while rest:
-    end = 8 + int.from_bytes(rest[:4])
-    chunks.append((rest[4:8], rest[8:end]))
-    rest = rest[end + 4 :]
+  chunks, place = [], 8
+  while place < len(data):
+    start, place = place + 8, place + 12 + int.from_bytes(data[place:][:4])
+    chunks.append((data[start - 4 : start], data[start : place - 4]))
   place = rng.choice([0, rng.randrange(len(chunks))])
   kind, content = chunks[place]
   if kind == b'IDAT':
@@ -139,7 +133,7 @@ def _edit_png(rng, data):
   else:
     content = _edit_bytes(rng, content)
   other = rng.choice([b'PLTE', b'tRNS', b'acTL', b'eXIf', b'IDAT'])
-  more = rng.choice([[], [], [], [(other, rng.randbytes(9))]])
+  more = [(other, rng.randbytes(9))] if rng.random() < 0.25 else []
   chunks[place : place + 1] = [*more, (kind, content)]
   return data[:8] + b''.join(chunk(*x) for x in chunks)
 

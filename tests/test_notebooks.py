@@ -19,7 +19,7 @@ import pytest
 from data.small_archives import decode, encode
 from evaluation.runs import write_run
 from hosts import ROOT
-from small import small_flags
+from small import MINI, small_flags
 
 from notebooks import address, install, run
 from resnest_jax import from_checkpoint
@@ -46,8 +46,7 @@ def code(notebook):
 
 def outputs_of(notebook, words=''):
   """Of the cells whose source has these words."""
-  cells = [cell for cell in code(notebook) if words in cell.source]
-  return [output for cell in cells for output in cell.outputs]
+  return [x for y in code(notebook) if words in y.source for x in y.outputs]
 
 
 def printed_by(notebook, words=''):
@@ -57,10 +56,9 @@ def printed_by(notebook, words=''):
 
 def shown_by(notebook):
   """The pictures of all cells, uint8 (H, W, 3)."""
-  data = [output.get('data', {}) for output in outputs_of(notebook)]
-  kinds = 'image/png', 'image/jpeg'
-  found = [base64.b64decode(x[y]) for x in data for y in kinds if y in x]
-  return [decode(encoded, cv2.IMREAD_COLOR_RGB) for encoded in found]
+  data = [x.get('data', {}).items() for x in outputs_of(notebook)]
+  found = [x for items in data for kind, x in items if kind[:6] == 'image/']
+  return [decode(base64.b64decode(x), cv2.IMREAD_COLOR_RGB) for x in found]
 
 
 def difference(picture, expected):
@@ -75,22 +73,20 @@ def execute(name, **parameters):
   flags = re.sub(r'device_count=\d+', 'device_count=1', os.environ['XLA_FLAGS'])
   quick = {'XLA_FLAGS': flags, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   with mock.patch.dict(os.environ, quick):
-    path = ROOT / f'notebooks/{name}.ipynb'
-    notebook = run.execute(path, parameters, cell_timeout=600)
+    notebook = run.execute(ROOT / f'notebooks/{name}.ipynb', parameters, 600)
   run.tidy(notebook)
   return notebook
 
 
 @pytest.mark.long
 def test_ade20k_mini_shows_scores_and_pictures_of_its_run(tmp_path):
-  sizes = {'images': (4, 4), 'steps': 1}
-  notebook = execute('ade20k_mini', folder=str(tmp_path), flags=FLAGS, **sizes)
+  values = {'folder': str(tmp_path), 'flags': FLAGS, 'images': (4, 4)}
+  notebook = execute('ade20k_mini', steps=1, **values)
   training = printed_by(notebook, '!python train.py')
   assert '4 images, 4 to evaluate, 1 steps of 2 on 1 x cpu' in training
-  (path,) = tmp_path.glob('run/eval/1-validation/metrics.json')
-  mean = json.loads(path.read_text())['mIoU']
-  said = printed_by(notebook, 'metrics = json.loads')
-  assert said.startswith(f'mIoU {mean:.1%}, with 95 % confidence')
+  text = (tmp_path / 'run/eval/1-validation/metrics.json').read_text()
+  told = f'mIoU {json.loads(text)["mIoU"]:.1%}, with 95 % confidence'
+  assert printed_by(notebook, 'metrics = json.loads').startswith(told)
   (output,) = outputs_of(notebook, 'srcdoc')
   assert '<h1>ade20k_pspnet_mini<' in html.unescape(output.data['text/html'])
   _, _, overlay = shown_by(notebook)  # After curves and contact sheet.
@@ -102,20 +98,18 @@ def test_ade20k_mini_shows_scores_and_pictures_of_its_run(tmp_path):
 def test_own_data_draws_a_folder_trains_and_predicts(tmp_path):
   where = {'data': str(tmp_path / 'mydata'), 'folder': str(tmp_path)}
   notebook = execute('own_data', steps=1, flags=FLAGS, **where)
-  files = tmp_path.glob('drawn/masks/*.png')
-  masks = [decode(file.read_bytes()) for file in files]
+  masks = [decode(x.read_bytes()) for x in tmp_path.glob('drawn/masks/*')]
   assert np.unique(masks).tolist() == [0, 1, 2, 3]
   assert min((mask == 1).mean() for mask in masks) > 0.1
-  report = (tmp_path / 'doctor' / 'doctor.json').read_text()
-  assert json.loads(report)['findings'] == []
+  report = json.loads((tmp_path / 'doctor/doctor.json').read_text())
+  assert report['findings'] == []
   said = printed_by(notebook, 'resnest_jax.data.doctor')
   assert '38 of 38 samples of train and 10 of 10 samples of val' in said
 
   model = from_checkpoint(tmp_path / 'run', checkpoint='best')
   assert model.classes == ('background', 'sky', 'plants', 'person')
   paths = sorted((tmp_path / 'drawn' / 'images').iterdir())[:3]
-  said = printed_by(notebook, 'model.predict(pictures)')
-  lines = filter(None, said.split('\n'))
+  lines = filter(None, printed_by(notebook, 'predict(pictures)').split('\n'))
   # After contact sheets of doctor and evaluation, and curves.
   pictures = shown_by(notebook)[3:]
   each = zip(paths, model.predict(paths), pictures, lines, strict=True)
@@ -152,14 +146,13 @@ def test_predict_keeps_the_label_maps(tmp_path):
 
 @each_notebook
 def test_kept_outputs_are_those_of_a_whole_run(name):
-  cells = code(KEPT[name])
-  assert [x.execution_count for x in cells] == [*range(1, len(cells) + 1)]
+  counts = [cell.execution_count for cell in code(KEPT[name])]
+  assert counts == [*range(1, len(counts) + 1)]
   assert 'Traceback' not in printed_by(KEPT[name])
   shown = shown_by(KEPT[name])
   assert len(shown) >= {'ade20k_mini': 3, 'own_data': 6, 'predict': 4}[name]
-  for picture in shown:
-    assert picture.shape[1] <= run.WIDTH
-    assert picture.std() > 5  # Something is on it.
+  assert max(picture.shape[1] for picture in shown) <= run.WIDTH
+  assert min(picture.std() for picture in shown) > 5  # Something is on it.
 
 
 @each_notebook
@@ -179,8 +172,7 @@ def test_parameters_are_tagged_and_the_start_is_the_same(name):
   assert not any('parameters' in x.metadata.get('tags', ()) for x in others)
   assert 'repository' in first.source
   assert second.source == code(KEPT['predict'])[1].source
-  (output,) = second.outputs
-  assert output.text.startswith('nothing to change: ')
+  assert [x.text[:19] for x in second.outputs] == ['nothing to change: ']
 
 
 def test_unknown_parameters_are_refused():
@@ -191,14 +183,13 @@ def test_unknown_parameters_are_refused():
 # --- The project's address ---------------------------------------------------
 
 
+GITHUB = 'https://github.com'
 # Files and how often each names the address.
 PLACES = {f'notebooks/{name}.ipynb': 2 for name in run.NAMES}
 PLACES |= {'README.md': 3, 'docs/install.md': 1, 'docs/start.md': 1}
 PLACES['pyproject.toml'] = 1
-ADDRESS = (
-  r'(?:git clone .*|Repository = .|repository = .)https://github\.com/'
-  r'([\w-]+/[\w.-]+)|colab\.research\.google\.com/github/([\w-]+/[^/]+)/'
-)
+ADDRESS = r'(?:git clone .*|[Rr]epository = .)https://github\.com/([\w./-]+)'
+ADDRESS += r'|colab\.research\.google\.com/github/([\w-]+/[^/]+)/'
 
 
 def addresses(root):
@@ -234,27 +225,23 @@ def give_address(folder, text, monkeypatch):
 
 
 def test_an_address_is_written_everywhere_and_replaced(tmp_path, monkeypatch):
-  github = 'https://github.com'
   for repository in ('some-one/resnest.2', 'a/b', 'a/b'):
-    give_address(tmp_path, f'{github}/{repository}', monkeypatch)
+    give_address(tmp_path, f'{GITHUB}/{repository}', monkeypatch)
     assert addresses(tmp_path) == expected_addresses(repository)
   project = tomllib.loads((tmp_path / 'pyproject.toml').read_text())['project']
-  assert project['urls'] == {'Repository': f'{github}/a/b'}
+  assert project['urls'] == {'Repository': f'{GITHUB}/a/b'}
   colab = 'https://colab.research.google.com'
   for name in run.NAMES:
     notebook = read(tmp_path, name)
     nbformat.validate(notebook)
-    badge, _ = notebook.cells[0].source.split('\n\n# ', 1)
-    link = f'{colab}/github/a/b/blob/main/notebooks/{name}.ipynb'
-    assert (
-      badge == f'[![Open in Colab]({colab}/assets/colab-badge.svg)]({link})'
-    )
+    badge = f'[![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github'
+    badge += f'/a/b/blob/main/notebooks/{name}.ipynb)'
+    assert notebook.cells[0].source.startswith(f'{badge}\n\n# ')
     assert badge in (tmp_path / 'README.md').read_text()
 
 
 def test_a_malformed_address_is_refused(tmp_path, monkeypatch):
-  github = 'https://github.com/a/b'
-  for wrong in ('github.com/a/b', f'{github}/', f'{github}.git'):
+  for wrong in ('github.com/a/b', f'{GITHUB}/a/b/', f'{GITHUB}/a/b.git'):
     told = re.escape(f"error: the arguments are ['{wrong}']. Give one")
     with pytest.raises(SystemExit, match=told):
       give_address(tmp_path, wrong, monkeypatch)
@@ -291,7 +278,7 @@ def uploaded(tmp_path):
 @pytest.mark.parametrize('kind', ['zip', 'folder', 'address'])
 def test_a_notebook_alone_fetches_the_project(uploaded, kind):
   folder, project = uploaded
-  repository = {'zip': '', 'folder': project, 'address': f'file://{project}'}
+  where = {'zip': '', 'folder': str(project), 'address': f'file://{project}'}
   if kind == 'zip':
     name = folder / 'resnest-jax-main'
     shutil.make_archive(name, 'zip', project.parent, 'project')
@@ -302,7 +289,7 @@ def test_a_notebook_alone_fetches_the_project(uploaded, kind):
   root = folder / 'resnest-jax' / ('project' if kind == 'zip' else '')
   # The second time it is there; the third a notebook is inside of it.
   for place in (folder, folder, root / 'notebooks'):
-    done = first_cells(place, repository=str(repository[kind]))
+    done = first_cells(place, repository=where[kind])
     assert done.returncode == 0, done.stderr
     told = 'nothing to change: all that the project needs is installed'
     assert done.stdout == f'{told}\n{root / "resnest_jax/__init__.py"}\n'
@@ -316,11 +303,9 @@ def test_a_notebook_alone_says_what_to_upload(tmp_path):
 
 
 # What Colab has, as far as the project knows it.
-COLAB = (
-  'jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3 grain==0.2.18 '
-  'orbax-checkpoint==0.12.4 packaging opencv-python-headless==5.0.0.93 '
-  'opencv-contrib-python==4.14.0.94'
-)
+COLAB = 'jax==0.7.2 jaxlib==0.7.2 flax==0.11.2 numpy==2.1.3 grain==0.2.18 '
+COLAB += 'orbax-checkpoint==0.12.4 packaging opencv-python-headless==5.0.0.93 '
+COLAB += 'opencv-contrib-python==4.14.0.94'
 
 
 @pytest.mark.long
@@ -330,8 +315,8 @@ def test_a_session_like_colabs_gets_what_is_missing(uploaded):
   python = folder / 'colab/bin/python'
   venv = [sys.executable, '-m', 'venv', folder / 'colab']
   pip = [python, '-m', 'pip', 'install', '-q', '--no-compile', *COLAB.split()]
-  subprocess.run(venv, check=True)
-  subprocess.run(pip, check=True)
+  for command in (venv, pip):
+    subprocess.run(command, check=True)
   done = first_cells(folder, 'import jax', python, repository=str(project))
   assert done.returncode == 1
   assert re.search(r'^new: .*\btensorflow-datasets 4\.', done.stdout, re.M)
@@ -341,12 +326,11 @@ def test_a_session_like_colabs_gets_what_is_missing(uploaded):
   assert re.search('restart .*has imported jax, jaxlib', done.stderr)
   done = first_cells(folder, 'import jax, cv2', python)
   assert done.stdout.startswith('nothing to change'), done.stderr
-  for words in (
-    '-m resnest_jax.data.prepare ade20k_mini --images 4 4 --data_dir data',
-    'train.py --config configs/ade20k_pspnet.py:mini --workdir run '
-    f'--config.data.data_dir=data --config.train.total_steps=1 {FLAGS}',
-  ):
-    quick = {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  quick = {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  prepare = '-m resnest_jax.data.prepare ade20k_mini --images 4 4 --data_dir x'
+  train = f'train.py --config {MINI} --workdir run --config.data.data_dir=x '
+  train += f'--config.train.total_steps=1 {FLAGS}'
+  for words in (prepare, train):
     done = start([python, *words.split()], folder / 'resnest-jax', **quick)
     assert done.returncode == 0, done.stderr
   assert 'step 1/1  loss' in done.stdout
@@ -355,12 +339,9 @@ def test_a_session_like_colabs_gets_what_is_missing(uploaded):
 # --- What runs and installs them ---------------------------------------------
 
 
-SCREENS = {
-  ' 1/3\r 2/3\r 3/3\r\ndone\n': ' 3/3\ndone\n',
-  '\x1b[1mbold\x1b[0m \x1b[?25l': 'bold',
-  'one\ntwo\x1b[1A\r\x1b[2Knew': 'new\ntwo',
-  '12%\x1b[2K\r34%': '34%',
-}
+SCREENS = {'one\ntwo\x1b[1A\r\x1b[2Knew': 'new\ntwo', '12%\x1b[2K\r34%': '34%'}
+SCREENS[' 1/3\r 2/3\r 3/3\r\ndone\n'] = ' 3/3\ndone\n'
+SCREENS['\x1b[1mbold\x1b[0m \x1b[?25l'] = 'bold'
 
 
 @pytest.mark.parametrize('written', SCREENS)
@@ -372,8 +353,7 @@ def test_pieces_of_text_become_one():
   new = nbformat.v4.new_output
   a, b, c = (new('stream', name='stdout', text=text) for text in 'abc')
   b.name = 'stderr'
-  picture = new('display_data', data={'text/plain': 'x'})
-  found = list(run.merged([a, b, picture, c]))
+  found = list(run.merged([a, b, new('display_data'), c]))
   assert [x.get('text') for x in found] == ['ab', None, 'c']
 
 
@@ -382,20 +362,15 @@ def test_large_pictures_become_small_ones():
   png = base64.b64encode(encode(large)).decode()
   data = {'image/png': png, 'image/jpeg': 'x', 'text/plain': 'y'}
   run.shrink_picture(data)
-  assert sorted(data) == ['image/jpeg', 'text/plain']
-  jpeg = decode(base64.b64decode(data['image/jpeg']))
-  assert jpeg.shape == (100, run.WIDTH, 3)
+  jpeg = decode(base64.b64decode(data.pop('image/jpeg')))
+  assert (jpeg.shape, data) == ((100, run.WIDTH, 3), {'text/plain': 'y'})
   small = {'image/png': 'ZmV3IGJ5dGVz'}
   run.shrink_picture(small)
   assert list(small) == ['image/png']
 
 
-EXTRAS = {
-  None: '',
-  '580.65.06, 7.5': 'cuda13',
-  '580.65.06, 6.0': 'cuda12',
-  '525.60.13, 9.0\n525.60.13, 9.0': 'cuda12',
-}
+EXTRAS = {None: '', '580.65.06, 7.5': 'cuda13', '580.65.06, 6.0': 'cuda12'}
+EXTRAS['525.60.13, 9.0\n525.60.13, 9.0'] = 'cuda12'
 
 
 @pytest.mark.parametrize('driver', EXTRAS)
@@ -419,22 +394,21 @@ def test_tpus_are_those_that_jax_knows_and_found(tmp_path):
 
   assert set(install.TPUS) <= set(hardware_utils._TPU_PCI_DEVICE_IDS)
   assert install.GOOGLE == hardware_utils._GOOGLE_PCI_VENDOR_ID
-  folder = tmp_path / '0000:00:05.0'
-  folder.mkdir()
+  (folder := tmp_path / '0000:00:05.0').mkdir()
   # A TPU v5e, a network card of Google's, and another vendor's device.
-  for name in ('0x1ae0 0x0063', '0x1ae0 0x0042', '0x10de 0x0063'):
-    for file, number in zip(('vendor', 'device'), name.split(), strict=True):
-      (folder / file).write_text(f'{number}\n')
-    assert install.has_tpu(tmp_path) == (name == '0x1ae0 0x0063')
+  for vendor, device in (('1ae0', '0063'), ('1ae0', '0042'), ('10de', '0063')):
+    (folder / 'vendor').write_text(f'0x{vendor}\n')
+    (folder / 'device').write_text(f'0x{device}\n')
+    assert install.has_tpu(tmp_path) == (vendor + device == '1ae00063')
   assert not install.has_tpu(tmp_path / 'nowhere')
 
 
 def test_the_installed_jax_is_the_pinned_one():
-  new = sys.version_info >= (3, 12)
-  mark = f"python_version {'>=' if new else '<'} '3.12'"
+  new = '>=' if sys.version_info >= (3, 12) else '<'
   for extra, file in (('cuda13', '-gpu'), ('tpu', '-tpu'), ('', '')):
     pins = (ROOT / f'requirements{file}.txt').read_text().splitlines()
-    assert f'{install.jax_requirement(extra)}; {mark}' in pins
+    told = f"{install.jax_requirement(extra)}; python_version {new} '3.12'"
+    assert told in pins
   assert install.jax_requirement('') == f'jax=={metadata.version("jax")}'
 
 

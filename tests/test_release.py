@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import pytest
 from evaluation.runs import write_run
+from hosts import ROOT
 from packaging.metadata import Metadata
 
 import resnest_jax
 from resnest_jax.__main__ import SCRIPTS
 
-ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 OPTIONAL = {'gradio', 'jax2onnx', 'onnx', 'onnxruntime', 'torch', 'wandb'}
 
@@ -45,16 +45,15 @@ def installed(archives, tmp_path_factory):
   (packages,) = (folder / 'env/lib').glob('*/site-packages')
   # What it needs is the tests' own, without the clone that is installed there.
   (packages / 'needed.pth').write_text(f'{Path(np.__file__).parents[1]}\n')
-  pip = ('-m', 'pip', '--python', programs / 'python', 'install', '--quiet')
-  options = ('--no-deps', '--no-index', archives[1].filename)
-  subprocess.run([sys.executable, *pip, *options], check=True)
-  ours = {'PYTHONPATH': '', 'XLA_FLAGS': ''}
-  ours['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
-  options = {'cwd': work, 'env': os.environ | ours, 'text': True}
+  pip = sys.executable, '-m', 'pip', '--python', programs / 'python', 'install'
+  options = '--quiet', '--no-deps', '--no-index', archives[1].filename
+  subprocess.run([*pip, *options], check=True)
+  ours = {'PYTHONPATH': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  environment = os.environ | ours | {'XLA_FLAGS': ''}
+  options = {'cwd': work, 'env': environment, 'capture_output': True}
 
-  def run(program, *arguments, status=0):
-    command = [programs / program, *map(str, arguments)]
-    process = subprocess.run(command, capture_output=True, **options)
+  def run(program, *words, status=0):
+    process = subprocess.run([programs / program, *words], text=True, **options)
     assert process.returncode == status, process.stdout + process.stderr
     return process
 

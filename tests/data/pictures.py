@@ -59,15 +59,17 @@ def saved(form, image=None, **options):
   return file.getvalue()
 
 
+def chunk(kind, content):
+  """A part of a PNG, with its checksum."""
+  checksum = zlib.crc32(kind + content).to_bytes(4)
+  return len(content).to_bytes(4) + kind + content + checksum
+
+
 def grey_png(height, width, bits, rows):
   """A PNG of packed rows, a zero before each; bits: 1, 2, 4 or 8 a pixel."""
   header = struct.pack('>IIBBBBB', width, height, bits, 0, 0, 0, 0)
-  encoded = b'\x89PNG\r\n\x1a\n'
-  body = zlib.compress(rows, 9)
-  for part in (b'IHDR' + header, b'IDAT' + body, b'IEND'):
-    encoded += struct.pack('>I', len(part) - 4) + part
-    encoded += struct.pack('>I', zlib.crc32(part))
-  return encoded
+  encoded = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header)
+  return encoded + chunk(b'IDAT', zlib.compress(rows, 9)) + chunk(b'IEND', b'')
 
 
 def png_bomb(height, width, rows=None):

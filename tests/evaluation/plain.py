@@ -93,9 +93,8 @@ def fill_slot(batch, slot):
 
 def golden_model(row):
   # mmsegmentation's network of depth 14, one block a stage, and weights.
-  is_later = re.compile(r'layer\d\.[1-9]').search
-  shapes = reference.manifest(f'mmseg/{row}')
-  shapes = {key: shapes[key] for key in shapes if not is_later(key)}
+  shapes = reference.manifest(f'mmseg/{row}').items()
+  shapes = {k: x for k, x in shapes if not re.search(r'layer\d\.[1-9]', k)}
   config = {'stage_sizes': (1, 1, 1, 1), 'head': row.partition('_')[2]}
   model = create_segmentor(reference.CONFIG | config)
   return model, import_state_dict(model, reference.filled(shapes))
@@ -116,12 +115,10 @@ def network(image):
 def slide_scores(image, label_size, crop, stride):
   # Logits at the original size, mean over windows.
   total, count = np.zeros((*image.shape[:2], CLASSES)), 0 * image[..., :1]
+  grid = itertools.product(*map(range, (0, 0), image.shape, stride))
   # The last ones are moved back to the border.
-  starts = [
-    {min(start, max(length - window, 0)) for start in range(0, length, step)}
-    for length, window, step in zip(image.shape, crop, stride, strict=False)
-  ]
-  for top, left in itertools.product(*starts):
+  last = np.maximum(np.subtract(image.shape[:2], crop), 0)
+  for top, left in {tuple(np.minimum(start, last)) for start in grid}:
     window = np.s_[top : top + crop[0], left : left + crop[1]]
     total[window] += network(image[window])
     count[window] += 1

@@ -8,27 +8,28 @@ import cv2
 import numpy as np
 import pytest
 from data.pictures import claiming
+from data.refusals import refused
 from data.small_archives import decode, encode, full, image_name, write_zip
 from PIL import Image
 
-from resnest_jax.errors import UserError
 from resnest_jax.evaluation.submission import __main__ as submission
 from resnest_jax.evaluation.submission import check, rules, write
 from resnest_jax.labels import ADE20K, CITYSCAPES
 
 CITY, ADE = rules.BENCHMARKS['cityscapes'], rules.BENCHMARKS['ade20k']
 LABEL_IDS = np.array([7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33])
+MASK = full((30, 40), 1)
 SIZES = {1: (40, 30), 2: (25, 35), 3489: (30, 30)}  # Width, height.
 ADE_SIZES = {f'ADE_test_{i:08d}': size for i, size in SIZES.items()}
 CITY_KEYS = ('berlin_000000_000019', 'mainz_000001_000120')
 
 
-def filled(value=1, size=(30, 40), dtype=np.uint8):
-  return full(size, value, dtype)
-
-
 def random_mask(classes, size, seed):
   return np.random.default_rng(seed).integers(0, classes, size[::-1], np.uint8)
+
+
+def street_mask(seed):
+  return random_mask(19, (128, 64), seed).repeat(16, 0).repeat(16, 1)
 
 
 def write_predictions(folder, masks):
@@ -50,8 +51,8 @@ def ade(tmp_path):
     masks[name] = random_mask(150, size, i)
     Image.new('RGB', size).save(images / 'testing' / f'{name}.jpg')
   predictions = write_predictions(tmp_path / 'predictions', masks)
-  names = {'classes': ADE20K.classes}
-  (predictions / 'classes.json').write_text(json.dumps(names))
+  text = json.dumps({'classes': ADE20K.classes})
+  (predictions / 'classes.json').write_text(text)
   return predictions, images
 
 
@@ -60,9 +61,8 @@ def city(tmp_path):
   # Two predictions of Cityscapes, in the release's size, images, and a zip.
   masks, images = {}, {image_name('x_000000_000019', 'val'): b''}
   for i, key in enumerate(CITY_KEYS):
-    mask = random_mask(19, (128, 64), i).repeat(16, 0).repeat(16, 1)
-    masks[f'{key}_leftImg8bit'] = mask
-    images[image_name(key, 'test')] = filled(0, (1024, 2048))
+    masks[f'{key}_leftImg8bit'] = street_mask(i)
+    images[image_name(key, 'test')] = full((1024, 2048), 0)
   archive = write_zip(tmp_path / 'leftImg8bit_trainvaltest.zip', images)
   folder = write_predictions(tmp_path / 'predictions_city', masks)
   out, sizes = tmp_path / 'cityscapes.zip', rules.read_images(CITY, archive)
@@ -85,11 +85,6 @@ def changed(source, files):
   return write_zip(source.with_name('bad.zip'), read_zip(source) | files)
 
 
-def refused(message, function, *given):
-  with pytest.raises(UserError, match=message):
-    function(*given)
-
-
 @pytest.fixture
 def good(ade, tmp_path):
   write.write(ADE, ade[0], tmp_path / 'good.zip', ADE_SIZES)
@@ -98,9 +93,8 @@ def good(ade, tmp_path):
 
 def test_ade20k_counts_from_one(ade, tmp_path):
   out = tmp_path / 'new' / 'ade20k.zip'
-  predictions, images = map(str, ade)
-  flags = ['--predictions', predictions, '--out', str(out), '--images', images]
-  submission.main(['ade20k', *flags])
+  flags = '--predictions', ade[0], '--out', out, '--images', ade[1]
+  submission.main(['ade20k', *map(str, flags)])
   written = {name: decode(png) for name, png in read_zip(out).items()}
   assert sorted(written) == [f'{name}.png' for name in ADE_SIZES]
   for i, (name, size) in enumerate(ADE_SIZES.items()):
@@ -109,8 +103,7 @@ def test_ade20k_counts_from_one(ade, tmp_path):
   verdict = check.validate(out, images=ade[1])
   assert (verdict.benchmark, verdict.files, verdict.errors) == (ADE, 3, [])
   assert '3 test images, ade20k has 3352' in verdict.warnings[0].what
-  masks = [mask.ravel() for mask in written.values()]
-  counted = np.bincount(np.concatenate(masks), minlength=151)
+  counted = sum(np.bincount(x.ravel(), minlength=151) for x in written.values())
   assert verdict.pixels.tolist() == counted[1:].tolist()
 
 
@@ -119,30 +112,26 @@ def test_cityscapes_has_label_ids(city):
   written = read_zip(out)
   assert sorted(written) == [f'{key}_labelIds.png' for key in CITY_KEYS]
   for i, mask in enumerate(map(decode, written.values())):
-    assert mask.shape == (1024, 2048)
-    expected = LABEL_IDS[random_mask(19, (128, 64), i)]
-    np.testing.assert_array_equal(mask[::16, ::16], expected)
+    np.testing.assert_array_equal(mask, LABEL_IDS[street_mask(i)])
   verdict = check.validate(out, images=images)
   assert (verdict.errors, verdict.images.tolist()) == ([], [2] * 19)
 
 
 NUMBERS = {'berlin': 544, 'bonn': 46, 'leverkusen': 58, 'munich': 398}
-CITY_NAMES = [
-  *(f'{c}_{i:06d}_000019' for c, n in NUMBERS.items() for i in range(n)),
-  *(f'bielefeld_000000_{100 * i:06d}' for i in range(181)),
-  *(f'mainz_000000_{100 * i:06d}' for i in range(298)),
-]
+STREETS = [f'{c}_{i:06d}_000019' for c, n in NUMBERS.items() for i in range(n)]
+STREETS += [f'bielefeld_000000_{100 * i:06d}' for i in range(181)]
+STREETS += [f'mainz_000000_{100 * i:06d}' for i in range(298)]
 ADE_NAMES = [f'ADE_test_{i:08d}' for i in range(1, 3353)]
 
 
 def test_names_of_complete_sets_and_others():
-  assert len(set(CITY_NAMES)) == 1525
-  for benchmark, names in ((CITY, CITY_NAMES), (ADE, ADE_NAMES)):
+  assert len(set(STREETS)) == 1525
+  for benchmark, names in ((CITY, STREETS), (ADE, ADE_NAMES)):
     assert rules.check_names(benchmark, names, None) == []
   for benchmark, names, told in (
-    (CITY, [*CITY_NAMES, 'aachen_000000_000019'], "('aachen_000000_000019',)"),
-    (CITY, CITY_NAMES[1:], "('berlin_000000_000019',) 1 masks are missing"),
-    (CITY, CITY_NAMES[:-1], '297 masks are there whose names begin with mainz'),
+    (CITY, [*STREETS, 'aachen_000000_000019'], "('aachen_000000_000019',)"),
+    (CITY, STREETS[1:], "('berlin_000000_000019',) 1 masks are missing"),
+    (CITY, STREETS[:-1], '297 masks are there whose names begin with mainz'),
     (ADE, [*ADE_NAMES, 'ADE_test_00003490'], "('ADE_test_00003490',)"),
   ):
     (finding,) = rules.check_names(benchmark, names, None)
@@ -150,24 +139,27 @@ def test_names_of_complete_sets_and_others():
 
 
 FIRST = 'ADE_test_00000001.png'
-FROM_0 = {f'{x}.png': filled(0, ADE_SIZES[x][::-1]) for x in ADE_SIZES}
+FROM_0 = {f'{x}.png': full(ADE_SIZES[x][::-1], 0) for x in ADE_SIZES}
 
 
 def test_faults_of_a_zip_are_named(ade, good):
   assert faults(good, ade[1]) == ''
   for files, message in (
     ({FIRST: None}, '1 masks are missing, of 3'),
-    ({'ADE_test_00000007.png': filled()}, '1 masks are of no test image'),
+    ({'ADE_test_00000007.png': MASK}, '1 masks are of no test image'),
     ({'.DS_Store': b'x'}, '1 files have names that no test image has'),
     ({FIRST: b'GIF89a'}, '1 of 3 files are no PNG files'),
-    ({FIRST: filled(size=(40, 30))}, '30 x 40 instead of 40 x 30'),
-    ({FIRST: filled(dtype=np.uint16)}, 'not 8-bit grey: 16-bit grey'),
-    ({FIRST: filled()[:50]}, '1 of 3 files cannot be decoded'),
-    ({FIRST: filled(0)}, '1 of 3 masks have the value 0, which is "other"'),
+    ({FIRST: full((40, 30), 1)}, '30 x 40 instead of 40 x 30'),
+    ({FIRST: full((30, 40), 1, np.uint16)}, 'not 8-bit grey: 16-bit grey'),
+    ({FIRST: MASK[:50]}, '1 of 3 files cannot be decoded'),
+    (
+      {FIRST: full((30, 40), 0)},
+      '1 of 3 masks have the value 0, which is "other"',
+    ),
     (FROM_0, 'none has 150: they count the classes from 0'),
-    ({FIRST: filled(255)}, '1 of 3 masks have values above 150: 255.'),
-    ({FIRST: None, f'x/{FIRST}': filled()}, '1 masks lie in folders'),
-    ({f'x/{FIRST}': filled()}, '1 test images have several masks'),
+    ({FIRST: full((30, 40), 255)}, '1 of 3 masks have values above 150: 255.'),
+    ({FIRST: None, f'x/{FIRST}': MASK}, '1 masks lie in folders'),
+    ({f'x/{FIRST}': MASK}, '1 test images have several masks'),
   ):
     assert message in faults(changed(good, files), ade[1])
 
@@ -194,7 +186,7 @@ def test_train_ids_are_told_from_label_ids(city):
   assert verdict.errors == []
   assert 'not evaluated: 0.' in verdict.warnings[-1].what
   # If no mask has anything else, 0 is the train id of road.
-  road = filled(0, (1024, 2048))
+  road = full((1024, 2048), 0)
   (finding,) = judge(road, road).errors
   assert '2 of 2 masks hold train ids' in finding.what
 
@@ -203,8 +195,7 @@ def test_damaged_bytes_are_seen_by_their_checksum(good):
   content = bytearray(good.read_bytes())
   content[200] ^= 0xFF  # In the first mask's pixels.
   good.write_bytes(content)
-  told = '1 of 3 files cannot be decoded: not readable (Bad CRC'
-  assert told in faults(good)
+  assert '1 of 3 files cannot be decoded: not readable (Bad CRC' in faults(good)
 
 
 def test_the_command_ends_with_one_for_errors(good, capsys):
@@ -222,7 +213,7 @@ def test_nothing_is_written_over_or_halfway(ade, tmp_path):
   out.unlink()
   for number, told in ((4, '1 masks are missing'), (2, '25 x 35 instead of 7')):
     refused(told, *given, ADE_SIZES | {f'ADE_test_{number:08d}': (7, 7)})
-  (ade[0] / FIRST).write_bytes(filled(150))
+  (ade[0] / FIRST).write_bytes(full((30, 40), 150))
   refused('has the value 150; .* from 0 to 149', *given, ADE_SIZES)
   assert not [*tmp_path.glob('*.zip*'), *tmp_path.glob('.*zip*')]
 
@@ -257,12 +248,12 @@ def test_what_is_no_zip_of_masks(good, tmp_path):
 def test_masks_that_would_fill_the_memory(good):
   # Without --images any size is accepted, but not each that is claimed.
   sizes = (np.array(x, '>u4').tobytes() for x in ((40, 30), (60_000, 60_000)))
-  claimed = changed(good, {FIRST: filled().replace(*sizes)})
+  claimed = changed(good, {FIRST: MASK.replace(*sizes)})
   assert 'another size than their image: 60000 x 60000' in faults(claimed)
   with zipfile.ZipFile(good, 'a', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr('ADE_test_00000005.png', bytes(2**24 + 1))
   with zipfile.ZipFile(good, 'a', zipfile.ZIP_LZMA) as archive:
-    archive.writestr('ADE_test_00000006.png', filled())
+    archive.writestr('ADE_test_00000006.png', MASK)
   told = r'2 of \d files cannot .* to 16777217 bytes.*compressed in another way'
   assert re.search(told, faults(good))
 
@@ -272,9 +263,8 @@ def test_test_images_that_claim_to_be_large(good, tmp_path):
   for content, method, why in (
     (claiming(60_000, 60_000)['PNG'], zipfile.ZIP_STORED, 'exceeds limit'),
     (bytes(2**24 + 1), zipfile.ZIP_DEFLATED, 'would unpack from'),
-    (filled(), zipfile.ZIP_BZIP2, 'is compressed in another way'),
-    (filled()[:20], zipfile.ZIP_STORED, 'Unpack or download it again'),
+    (MASK, zipfile.ZIP_BZIP2, 'is compressed in another way'),
+    (MASK[:20], zipfile.ZIP_STORED, 'Unpack or download it again'),
   ):
-    with zipfile.ZipFile(images, 'w', method) as archive:
-      archive.writestr(name, content)
+    write_zip(images, {name: content}, method=method)
     refused(f'{name} .*{why}', check.validate, good, ADE, images)
