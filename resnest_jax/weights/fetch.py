@@ -123,7 +123,7 @@ def _file_name(url: str) -> str:
   try:
     path = urllib.parse.urlsplit(url).path
   except ValueError as error:
-    raise UserError(f'the address is malformed ({error}).') from error
+    raise UserError(f'the address {url} is malformed ({error}).') from error
   return urllib.parse.unquote(path).split('/')[-1]
 
 

@@ -69,8 +69,9 @@ def read_weights(path: Path, part: str | None = None) -> WeightFile:
     file = _read_torch(path, part)
   else:
     raise UserError(
-      f'{path} is neither a safetensors nor a PyTorch file: it begins with '
-      f'{start!r}. It may be a web page or cut off; get it again.'
+      f'{path} is neither a safetensors nor a PyTorch file: it '
+      f'{f"begins with {start!r}" if start else "is empty"}. It may be a web '
+      'page or cut off; get it again.'
     )
   for name in file.state_dict:  # Messages list names.
     if len(name) > LONGEST_NAME or not name.isprintable():

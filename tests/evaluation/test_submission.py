@@ -130,7 +130,7 @@ def test_names_of_complete_sets_and_others():
     assert rules.check_names(benchmark, names, None) == []
   for benchmark, names, told in (
     (CITY, [*STREETS, 'aachen_000000_000019'], "('aachen_000000_000019',)"),
-    (CITY, STREETS[1:], "('berlin_000000_000019',) 1 masks are missing"),
+    (CITY, STREETS[1:], "('berlin_000000_000019',) 1 mask is missing"),
     (CITY, STREETS[:-1], '297 masks are there whose names begin with mainz'),
     (ADE, [*ADE_NAMES, 'ADE_test_00003490'], "('ADE_test_00003490',)"),
   ):
@@ -145,21 +145,21 @@ FROM_0 = {f'{x}.png': full(ADE_SIZES[x][::-1], 0) for x in ADE_SIZES}
 def test_faults_of_a_zip_are_named(ade, good):
   assert faults(good, ade[1]) == ''
   for files, message in (
-    ({FIRST: None}, '1 masks are missing, of 3'),
-    ({'ADE_test_00000007.png': MASK}, '1 masks are of no test image'),
-    ({'.DS_Store': b'x'}, '1 files have names that no test image has'),
-    ({FIRST: b'GIF89a'}, '1 of 3 files are no PNG files'),
+    ({FIRST: None}, '1 mask is missing, of 3'),
+    ({'ADE_test_00000007.png': MASK}, '1 mask is of no ade20k test image'),
+    ({'.DS_Store': b'x'}, '1 file has names that no test image has'),
+    ({FIRST: b'GIF89a'}, '1 of 3 files is not PNG'),
     ({FIRST: full((40, 30), 1)}, '30 x 40 instead of 40 x 30'),
     ({FIRST: full((30, 40), 1, np.uint16)}, 'not 8-bit grey: 16-bit grey'),
     ({FIRST: MASK[:50]}, '1 of 3 files cannot be decoded'),
     (
       {FIRST: full((30, 40), 0)},
-      '1 of 3 masks have the value 0, which is "other"',
+      '1 of 3 masks has the value 0, which is "other"',
     ),
     (FROM_0, 'none has 150: they count the classes from 0'),
-    ({FIRST: full((30, 40), 255)}, '1 of 3 masks have values above 150: 255.'),
-    ({FIRST: None, f'x/{FIRST}': MASK}, '1 masks lie in folders'),
-    ({f'x/{FIRST}': MASK}, '1 test images have several masks'),
+    ({FIRST: full((30, 40), 255)}, '1 of 3 masks has values above 150: 255.'),
+    ({FIRST: None, f'x/{FIRST}': MASK}, '1 mask is in folders'),
+    ({f'x/{FIRST}': MASK}, '1 test image has several masks'),
   ):
     assert message in faults(changed(good, files), ade[1])
 
@@ -175,7 +175,7 @@ def test_train_ids_are_told_from_label_ids(city):
 
   trained = predictions / f'{CITY_KEYS[0]}_leftImg8bit.png'
   (finding,) = judge(trained.read_bytes()).errors
-  assert '1 of 2 masks hold train ids' in finding.what
+  assert '1 of 2 masks has train ids' in finding.what
   assert finding.samples == (names[0],)
   pixels = np.full((1024, 2048), 7, np.uint8)
   pixels[0] = 255
@@ -188,7 +188,7 @@ def test_train_ids_are_told_from_label_ids(city):
   # If no mask has anything else, 0 is the train id of road.
   road = full((1024, 2048), 0)
   (finding,) = judge(road, road).errors
-  assert '2 of 2 masks hold train ids' in finding.what
+  assert '2 of 2 masks have train ids' in finding.what
 
 
 def test_damaged_bytes_are_seen_by_their_checksum(good):
@@ -201,7 +201,7 @@ def test_damaged_bytes_are_seen_by_their_checksum(good):
 def test_the_command_ends_with_one_for_errors(good, capsys):
   with pytest.raises(SystemExit, match='1'):
     submission.main(['validate', str(good)])
-  assert '1 errors, 0 warnings' in capsys.readouterr().out
+  assert '1 error, 0 warnings' in capsys.readouterr().out
 
 
 def test_nothing_is_written_over_or_halfway(ade, tmp_path):
@@ -211,7 +211,7 @@ def test_nothing_is_written_over_or_halfway(ade, tmp_path):
   refused('is there already', *given, ADE_SIZES)
   assert out.read_text() == 'precious'
   out.unlink()
-  for number, told in ((4, '1 masks are missing'), (2, '25 x 35 instead of 7')):
+  for number, told in ((4, '1 mask is missing'), (2, '25 x 35 instead of 7')):
     refused(told, *given, ADE_SIZES | {f'ADE_test_{number:08d}': (7, 7)})
   (ade[0] / FIRST).write_bytes(full((30, 40), 150))
   refused('has the value 150; .* from 0 to 149', *given, ADE_SIZES)
@@ -249,7 +249,7 @@ def test_masks_that_would_fill_the_memory(good):
   # Without --images any size is accepted, but not each that is claimed.
   sizes = (np.array(x, '>u4').tobytes() for x in ((40, 30), (60_000, 60_000)))
   claimed = changed(good, {FIRST: MASK.replace(*sizes)})
-  assert 'another size than their image: 60000 x 60000' in faults(claimed)
+  assert 'another size than the image: 60000 x 60000' in faults(claimed)
   with zipfile.ZipFile(good, 'a', zipfile.ZIP_DEFLATED) as archive:
     archive.writestr('ADE_test_00000005.png', bytes(2**24 + 1))
   with zipfile.ZipFile(good, 'a', zipfile.ZIP_LZMA) as archive:

@@ -21,7 +21,7 @@ from resnest_jax.evaluation.submission.rules import (
 from resnest_jax.findings import Finding
 from resnest_jax.labels import IGNORE
 from resnest_jax.progress import progress_bar
-from resnest_jax.text import listed
+from resnest_jax.text import listed, plural, share_of
 from resnest_jax.threads import map_in_threads
 
 _Values = Mapping[str, set[int]]  # Name of a mask -> the values in it.
@@ -62,31 +62,35 @@ def read_mask(png: bytes, size: ImageSize | None) -> Mask:
   return Mask(pixels=pixels, counts=counts)
 
 
-# In the order of reports: the words after 'N of M files', and the remedy.
+# In the order of reports: what 'N of M files' do, and the remedy.
 _FAULTS = {
-  'not_png': ('are no PNG files', 'Save masks as PNG.'),
+  'not_png': ('are', 'not PNG', 'Save masks as PNG.'),
   'mode': (
-    'are not 8-bit grey',
+    'are',
+    'not 8-bit grey',
     'A mask has one channel of 8 bits that holds the class number: no colours, '
     'no palette, no transparency.',
   ),
   'size': (
-    'have another size than their image',
+    'have',
+    'another size than the image',
     'Predict the original images, not resized ones; predict.py keeps the size.',
   ),
-  'damaged': ('cannot be decoded', 'Write the zip again.'),
+  'damaged': ('cannot', 'be decoded', 'Write the zip again.'),
 }
 
 
 def check_files(masks: Mapping[str, Mask]) -> list[Finding]:
   """Files that are not masks of the right kind; `masks` is name -> mask."""
   findings = []
-  for fault, (what, remedy) in _FAULTS.items():
+  for fault, (verb, what, remedy) in _FAULTS.items():
     found = {n: mask.detail for n, mask in masks.items() if mask.fault == fault}
     # Thousands of masks usually have the same fault.
     details = listed(dict.fromkeys(found.values()))
     findings += rules.if_any(
-      found, f'{len(found)} of {len(masks)} files {what}: {details}.', remedy
+      found,
+      f'{share_of(found, masks, "file", verb)} {what}: {details}.',
+      remedy,
     )
   return findings
 
@@ -124,8 +128,8 @@ def _check_label_ids(
   ]
   errors = rules.if_any(
     trained,
-    f'{len(trained)} of {len(values)} masks hold train ids: their values are 0 '
-    'to 18, which mean road to bicycle only in training.',
+    f'{share_of(trained, values, "mask", "have")} train ids: values 0 to 18, '
+    'which mean road to bicycle only in training.',
     'The server expects label ids, 7 for road to 33 for bicycle. Write the zip '
     'with this command, from the masks of predict.py.',
   )
@@ -134,7 +138,7 @@ def _check_label_ids(
   wrong, numbers = _with_any(rest, range(34, 256))
   errors += rules.if_any(
     wrong,
-    f'{len(wrong)} of {len(values)} masks have values that are no label id: '
+    f'{share_of(wrong, values, "mask", "have")} values that are no label id: '
     f'{numbers}; accepted are {listed(sorted(classes), 99)}.',
     'Every pixel needs a class; the server refuses 255.',
   )
@@ -142,7 +146,7 @@ def _check_label_ids(
   unused, numbers = _with_any(rest, set(range(34)) - classes)
   return errors, rules.if_any(
     unused,
-    f'{len(unused)} of {len(values)} masks have label ids that are not '
+    f'{share_of(unused, values, "mask", "have")} label ids that are not '
     f'evaluated: {numbers}. Such a pixel can only be wrong.',
     'Predict one of the 19 evaluated classes for every pixel.',
   )
@@ -160,7 +164,7 @@ def _check_counted_from_one(
 ) -> list[Finding]:
   last = len(benchmark.labels.classes)
   zero, _ = _with_any(values, [0])
-  what = f'{len(zero)} of {len(values)} masks have the value 0'
+  what = f'{share_of(zero, values, "mask", "have")} the value 0'
   # 0 has two causes. The highest class tells them apart: masks that count from
   # 0 never reach it, correct ones of thousands of images almost surely do.
   if any(last in v for v in values.values()):
@@ -178,7 +182,7 @@ def _check_counted_from_one(
   high, numbers = _with_any(values, range(last + 1, 256))
   return rules.if_any(zero, what, remedy) + rules.if_any(
     high,
-    f'{len(high)} of {len(values)} masks have values above {last}: {numbers}.',
+    f'{share_of(high, values, "mask", "have")} values above {last}: {numbers}.',
     f'Accepted are 1 to {last}. Add 1 to the class numbers only once.',
   )
 
@@ -291,18 +295,18 @@ def _check_entries(
   twice = {key: group for key, group in named.items() if len(group) > 1}
   errors = rules.if_any(
     foreign,
-    f'{len(foreign)} files have names that no test image has.',
+    f'{plural(len(foreign), "file", "have")} names that no test image has.',
     f'The mask of {benchmark.example} is named '
     f'{benchmark.image(benchmark.example)}{benchmark.suffix}.',
   )
   errors += rules.if_any(
     deep,
-    f'{len(deep)} masks lie in folders.',
+    f'{plural(len(deep), "mask", "are")} in folders.',
     'Zip the files, not the folder that they are in.',
   )
   errors += rules.if_any(
     [x.filename for group in twice.values() for x in group],
-    f'{len(twice)} test images have several masks.',
+    f'{plural(len(twice), "test image", "have")} several masks.',
     'Keep one of each: the server stops where there are several.',
   )
   return errors, named

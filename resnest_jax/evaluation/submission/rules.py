@@ -23,6 +23,7 @@ from resnest_jax.data.own.pairing import walk
 from resnest_jax.errors import UserError
 from resnest_jax.findings import Finding
 from resnest_jax.labels import ADE20K, CITYSCAPES, LabelSet
+from resnest_jax.text import plural
 
 ImageSize = tuple[int, int]  # Width, height.
 
@@ -184,8 +185,8 @@ def check_names(
   missing = sorted(expected - keys)
   findings = if_any(
     missing,
-    f'{len(missing)} masks are missing, of {len(expected)} whose names are '
-    'known.',
+    f'{plural(len(missing), "mask", "are")} missing, of {len(expected)} whose '
+    'names are known.',
     'Predict these test images and write the zip again.',
   )
   # Groups of names that cannot be listed are counted instead.
@@ -198,8 +199,8 @@ def check_names(
     if len(members) != number:
       findings.append(
         Finding(
-          f'{len(members)} masks are there whose names begin with {group}; the '
-          f'benchmark has {number}.',
+          f'{plural(len(members), "mask", "are")} there whose names begin with '
+          f'{group}; the benchmark has {number}.',
           tuple(sorted(members))[:1],
           'Give --images, the folder or zip file of the test images, to see '
           'which names are missing or superfluous.',
@@ -208,7 +209,7 @@ def check_names(
   extra = sorted(keys - known)
   return findings + if_any(
     extra,
-    f'{len(extra)} masks are of no test image of {benchmark.name}.',
+    f'{plural(len(extra), "mask", "are")} of no {benchmark.name} test image.',
     'Remove them: the server takes no masks of training or validation images.',
   )
 

@@ -18,7 +18,7 @@ from resnest_jax.evaluation.submission import check, rules
 from resnest_jax.evaluation.submission.rules import Benchmark, ImageSize
 from resnest_jax.findings import Finding
 from resnest_jax.progress import console, progress_bar
-from resnest_jax.text import listed
+from resnest_jax.text import listed, plural
 from resnest_jax.threads import map_in_threads
 
 # Run-length encoding suits label maps: it takes a third of the time of zlib's
@@ -167,7 +167,9 @@ def show(path: Path, verdict: check.Verdict) -> None:
   never = [classes[k] for k in np.flatnonzero(verdict.images == 0)]
   # Often a sign of wrong weights, which no rule of the server detects.
   if never:
-    print(f'{len(never)} classes are predicted nowhere: {listed(never)}')
+    print(
+      f'{plural(len(never), "class", "are")} predicted nowhere: {listed(never)}'
+    )
   for severity, findings in (
     ('error', verdict.errors),
     ('warning', verdict.warnings),
@@ -177,6 +179,7 @@ def show(path: Path, verdict: check.Verdict) -> None:
   size = path.stat().st_size / 1e6
   print(
     f'{path}: {verdict.files} of {verdict.benchmark.number} masks for '
-    f'{verdict.benchmark.name}, {size:.1f} MB, {len(verdict.errors)} errors, '
-    f'{len(verdict.warnings)} warnings'
+    f'{verdict.benchmark.name}, {size:.1f} MB, '
+    f'{plural(len(verdict.errors), "error")}, '
+    f'{plural(len(verdict.warnings), "warning")}'
   )
