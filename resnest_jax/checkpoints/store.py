@@ -73,7 +73,7 @@ class Store(contextlib.AbstractContextManager):
     data: Mapping[str, Any],
   ):
     """`data`: facts of what the run reads, which a resume compares."""
-    self._workdir, self._batch_size = workdir, config.train.batch_size
+    self._workdir, self._train = workdir, config.train
     self._about = {
       'config': json.loads(config_to_json(config)),
       'classes': list(labels.classes),
@@ -101,6 +101,9 @@ class Store(contextlib.AbstractContextManager):
     # The state of an interrupted run also has the scalars that no log line has.
     run.unlogged.extend(about.get('unread', ()))
     run.evaluating = about.get('evaluating', False)
+    # A kill may have come before `finish` did it.
+    if run.step >= self._train.total_steps:
+      drop_superseded(self._workdir)
     return run
 
   def save(self, run: Run, metrics: Mapping[str, float] | None) -> None:
@@ -144,7 +147,7 @@ class Store(contextlib.AbstractContextManager):
     self._manager.close()
 
   def _describe(self, run: Run) -> dict[str, Any]:
-    where = {'step': run.step, 'position': run.step * self._batch_size}
+    where = {'step': run.step, 'position': run.step * self._train.batch_size}
     return self._about | {'best': run.best, **where}
 
 

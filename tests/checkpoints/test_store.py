@@ -160,7 +160,8 @@ def test_killed_while_an_old_checkpoint_is_deleted(tmp_path):
 
 
 def opened_store(workdir):
-  config = small_config(**{'train.keep_checkpoints': 2})
+  changes = {'train.keep_checkpoints': 2, 'train.total_steps': 30}
+  config = small_config(**changes)
   return store.Store(workdir, config, ADE20K, {})
 
 
@@ -186,6 +187,11 @@ def test_the_last_checkpoint_is_read_back_before_the_end(tmp_path):
     stored.save_steps(kept, 30)
     kept.finish()
   assert store.steps_in(tmp_path / 'checkpoints')[-1] == 30
+  # A kill may come before an interrupted state is removed.
+  store.save_interrupted(tmp_path, make_state(25), {'step': 25})
+  with opened_store(tmp_path) as kept:
+    assert kept.resume(ABSTRACT).step == 30
+  assert not store.interrupted_dir(tmp_path).exists()
 
 
 @pytest.mark.parametrize('wrong', ['"x"', '[1]', '['])
