@@ -46,9 +46,11 @@ def overlay(
     raise ValueError(
       f'image {image.shape} and label map {label_map.shape} differ in size'
     )
-  colours = colour(label_map, palette)
-  mixed = cv2.addWeighted(image, 1 - opacity, colours, opacity, 0)
-  return np.where((label_map == IGNORE)[..., None], image, mixed)
+  # In place: a large picture would be in memory four times.
+  mixed = colour(label_map, palette)
+  cv2.addWeighted(image, 1 - opacity, mixed, opacity, 0, dst=mixed)
+  np.copyto(mixed, image, where=(label_map == IGNORE)[..., None])
+  return mixed
 
 
 def error_map(prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
