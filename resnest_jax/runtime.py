@@ -88,7 +88,7 @@ def enable_compile_cache() -> Path:
   if not os.access(folder, os.W_OK):
     say(
       f'note: {folder} cannot be written, so programs that it lacks are '
-      'compiled at every start. Set JAX_COMPILATION_CACHE_DIR to another folder.'
+      'compiled at each start. Set JAX_COMPILATION_CACHE_DIR to another folder.'
     )
     # JAX would say so of every program.
     warnings.filterwarnings('ignore', 'Error .* persistent compilation cache')
