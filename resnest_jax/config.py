@@ -386,18 +386,15 @@ def _call_get_config(path: Path, argument: str) -> ConfigDict:
 # In errors of ml_collections.
 _UNKNOWN = re.compile(r"""Key "(.*?)" does not exist|'?(\w+)'?\nDid|'(\w+)'$""")
 _OTHER_TYPE = re.compile(
-  r"Could not override field '(\w+)'.*?\. (.*) is of original type <class "
-  r"'(\w+)'> .* <class '(.*)'>",
-  re.S,
+  r"(?s)Could not override field '(\w+)'.*?\. (.*) is of original type "
+  r"<class '(\w+)'> .* <class '(.*)'>"
 )
 
 
 def _said(error: Exception) -> str:
   """An error of a configuration file, about keys in the words of flags."""
-  inner = error
-  while inner.args and isinstance(inner.args[0], Exception):
-    inner = inner.args[0]
-  message = str(inner.args[0] if inner.args else '')
+  inner = error.args[0] if error.args else ''
+  message = str(*getattr(inner, 'args', [inner])[:1])
   if found := _UNKNOWN.match(message):
     key = found[found.lastindex]
     known = dict.fromkeys([*KEYS, *(x.rpartition('.')[0] for x in KEYS)])
@@ -405,6 +402,6 @@ def _said(error: Exception) -> str:
   if found := _OTHER_TYPE.match(message):
     key, value, given, wanted = found.groups()
     words = {kind.__name__: x for kind, x in KINDS.items()}
-    value = shorten(repr(value) if given == 'str' else value)
+    value = repr(value) if given == 'str' else value
     return f'{key} must be {words.get(wanted, "a section")}, not {value}.'
   return f'{type(error).__name__}: {message}'

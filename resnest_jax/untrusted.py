@@ -15,8 +15,7 @@ LENGTH = 20_000_000  # Characters.
 
 
 def load_json(text: str | bytes) -> Any:
-  """As `json.loads`; whole numbers keep 99 digits, too many for any field."""
-  # Of thousands of digits Python says how to allow them.
+  """As `json.loads`, with the first 99 digits of a whole number at most."""
   return json.loads(text, parse_int=lambda digits: int(digits[:99]))
 
 
