@@ -32,10 +32,10 @@ def main() -> None:
     row = rf'^(\| \[{path.stem}\]\(notebooks/.+?)( {BADGE})? \|$'
     replace(ROOT / 'README.md', row, rf'\1 {badge} |')
   clone = f'!git clone -q --depth 1 {address} resnest-jax'
-  fetch = r'^!(unzip -q resnest-jax\.zip|git clone .* resnest-jax)$'
-  replace(ROOT / 'docs/install.md', fetch, clone)
+  fetch = r'(unzip -q resnest-jax\.zip|git clone .* resnest-jax)$'
+  replace(ROOT / 'docs/install.md', f'^!{fetch}', clone)
   first = f'git clone {address} resnest-jax'
-  replace(ROOT / 'docs/start.md', r'^git clone \S+ resnest-jax$', first)
+  replace(ROOT / 'docs/start.md', f'^{fetch}', first)
   section = r'^(\[project\.urls\]\n.*\n\n)?\[project\.scripts\]'
   urls = f'[project.urls]\nRepository = "{address}"\n\n[project.scripts]'
   replace(ROOT / 'pyproject.toml', section, urls)

@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 import json
+import re
 import runpy
 import sys
 import traceback
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from resnest_jax.config_keys import KEYS
 from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser, command_line
-from resnest_jax.overrides import KINDS, REMOVED, override
+from resnest_jax.overrides import KINDS, REMOVED, nearest, override
 from resnest_jax.shipped import shipped
 from resnest_jax.text import shorten, without_secrets
 from resnest_jax.untrusted import parse_json
@@ -379,9 +380,28 @@ def _call_get_config(path: Path, argument: str) -> ConfigDict:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     line = lines[-1] if lines else getattr(error, 'lineno', '?')
-    # After an unknown key ml_collections prints the whole section.
-    message = str(error.args[0] if error.args else '')
-    message = message.partition(' Other fields')[0].replace("'Key", 'Key')
-    raise UserError(
-      f'{path}, line {line}: {type(error).__name__}: {message}'
-    ) from error
+    raise UserError(f'{path}, line {line}: {_said(error)}') from error
+
+
+# In errors of ml_collections.
+_UNKNOWN = re.compile(r"""Key "(.*?)" does not exist|'?(\w+)'?\nDid|'(\w+)'$""")
+_OTHER_TYPE = re.compile(
+  r"(?s)Could not override field '(\w+)'.*?\. (.*) is of original type "
+  r"<class '(\w+)'> .* <class '(.*)'>"
+)
+
+
+def _said(error: Exception) -> str:
+  """An error of a configuration file, about keys in the words of flags."""
+  inner = error.args[0] if error.args else ''
+  message = str(*getattr(inner, 'args', [inner])[:1])
+  if found := _UNKNOWN.match(message):
+    key = found[found.lastindex]
+    known = dict.fromkeys([*KEYS, *(x.rpartition('.')[0] for x in KEYS)])
+    return f'unknown config key {key!r}; {nearest(key, known)}'
+  if found := _OTHER_TYPE.match(message):
+    key, value, given, wanted = found.groups()
+    words = {kind.__name__: x for kind, x in KINDS.items()}
+    value = repr(value) if given == 'str' else value
+    return f'{key} must be {words.get(wanted, "a section")}, not {value}.'
+  return f'{type(error).__name__}: {message}'

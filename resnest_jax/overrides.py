@@ -2,7 +2,7 @@
 
 import ast
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -43,7 +43,7 @@ def override(
   if key in REMOVED:
     raise UserError(f'unknown config key {key!r}: {REMOVED[key][1]}.')
   if key not in known:
-    raise UserError(f'unknown config key {key!r}; {_nearest(key, known)}')
+    raise UserError(f'unknown config key {key!r}; {nearest(key, known)}')
   *sections, name = key.split('.')
   for section in sections:
     config = config[section]
@@ -51,7 +51,8 @@ def override(
   config[name] = _convert(key, value, kind, optional=known[key] is None)
 
 
-def _nearest(key: str, known: Mapping[str, Any]) -> str:
+def nearest(key: str, known: Collection[str]) -> str:
+  """What may be meant by a key that is not known, in words."""
   inside = [name for name in known if name.startswith(f'{key}.')]
   if inside:
     return f'{key} is a section with the keys {", ".join(inside)}.'

@@ -7,13 +7,14 @@ import logging
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, say
 from resnest_jax.text import readable
 
 PACKAGES = (
@@ -82,6 +83,15 @@ def enable_compile_cache() -> Path:
   jax.config.update(
     'jax_compilation_cache_dir', str(folder) if usable else None
   )
+  with contextlib.suppress(OSError):
+    folder.mkdir(parents=True, exist_ok=True)
+  if not os.access(folder, os.W_OK):
+    say(
+      f'note: {folder} cannot be written, so programs that it lacks are '
+      'compiled at each start. Set JAX_COMPILATION_CACHE_DIR to another folder.'
+    )
+    # JAX would say so of every program.
+    warnings.filterwarnings('ignore', 'Error .* persistent compilation cache')
   return folder
 
 

@@ -246,7 +246,9 @@ def test_files_next_to_a_mistyped_one_are_named_by_path(tmp_path):
 LACKING = f'{FUNCTION}  c.unlock()\n  del c.eval.flip\n  return c'
 MISTAKES = {
   r'own\.py, line 4: SyntaxError': f'{FUNCTION}  x = (',
-  r'own\.py, line 4: .*"nmae" does not exist': f'{FUNCTION}  c.nmae = 1',
+  r"own\.py, line 4: .*'nmae'; did you mean name": f'{FUNCTION}  c.nmae = 1',
+  "'flp'; did you mean eval.flip": f'{FUNCTION}  c.eval.flp',
+  "power must be a number, not 'x'": f'{FUNCTION}  c.optimizer.power = "x"',
   'has no function get_config': 'x = 1',
   r'own\.py, line 1: SyntaxError': 'x = "\\0',
   'no whole configuration: name, seed, pret': 'def get_config(): pass',

@@ -93,11 +93,14 @@ def test_a_run_with_such_names_everywhere(run_script, tmp_path):
   assert 'agree with the checkpoint' in told
 
 
-CACHED = {b'[c] \\ *': True, b'stra\xdfe': False}
+CACHED = {b'[c] \\ *': True, b'stra\xdfe': False, b'/dev/null/x': True}
 
 
+@pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize(('name', 'cached'), CACHED.items())
-def test_programs_are_cached_where_xla_can(tmp_path, monkeypatch, name, cached):
+def test_programs_are_cached_where_xla_can(
+  tmp_path, monkeypatch, capsys, name, cached
+):
   before = jax.config.jax_compilation_cache_dir
   folder = tmp_path / os.fsdecode(name)
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(folder))
@@ -106,5 +109,7 @@ def test_programs_are_cached_where_xla_can(tmp_path, monkeypatch, name, cached):
     assert jax.jit(lambda x: x * 3 + len(name))(2) == 6 + len(name)
     used = jax.config.jax_compilation_cache_dir
     assert used == (str(folder) if cached else None)
+    noted = f'{folder} cannot be written, so' in capsys.readouterr().err
+    assert noted == (not folder.is_dir())
   finally:
     jax.config.update('jax_compilation_cache_dir', before)

@@ -58,8 +58,7 @@ class Contents:
       archive.close()
 
 
-# What zipfile raises for damage; RuntimeError for passwords and methods that it
-# does not know.
+# What zipfile raises for damage; RuntimeError for methods it does not know.
 DAMAGED = (
   *(zipfile.BadZipFile, zlib.error, struct.error),
   *(EOFError, OSError, RuntimeError, ValueError),
@@ -290,6 +289,11 @@ _SMALL, _MOST_TIMES = 2**24, 20
 def check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
   """Raises `UserError` unless an entry can be read in little memory."""
   where = f'{archive.filename}: {entry.filename}'
+  if entry.flag_bits & 1:
+    raise UserError(
+      f'{where} is protected by a password. Unpack the archive and zip its '
+      'files again, without a password.'
+    )
   # Of other methods zipfile unpacks all there is, whatever size the entry has.
   if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
     raise UserError(

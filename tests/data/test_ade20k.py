@@ -199,7 +199,7 @@ def test_entries_that_would_fill_the_memory(opened, tmp_path):
 # Format, flags, method and checksum.
 HEADERS = [
   (6, 999, 'is not a readable zip file'),
-  (8, 1, 'is damaged at .*encrypted, password required'),
+  (8, 1, r': .*jpg is protected by a password\.'),
   (10, 77, ': .*jpg is compressed in another way'),
   (16, 0, r'is damaged at .*_00000001\.jpg'),
 ]

@@ -99,6 +99,7 @@ REFUSED = [
   ('{"a":' * 10**6, 'is not valid JSON'),
   ('{"classes": ["sky", " "]}', 'class 1: the name is missing'),
   (f'{{"0": "sky", "{"9" * 5000}": "sea"}}', '999999999 is not from 0'),
+  (f'{{"classes": ["a", "b"], "ignore": [{"9" * 5000}]}}', '99 is not from 0'),
   ('s\0k\0y\0\n\0', 'bytes that are no text.*in UTF-8'),
 ]
 

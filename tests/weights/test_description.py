@@ -74,7 +74,7 @@ JSON = [
   ('{"a":' * (DEPTH + 1) + '0' + '}' * (DEPTH + 1), f'nested {DEPTH} times'),
   ('{"a": 1e999}', 'it has inf'),
   ('{"a": NaN}', 'it has nan'),
-  ('{"a": ' + '9' * 5000 + '}', 'damaged'),
+  ('{"a": ' + '9' * 5000 + '}', 'a huge number'),
   ('{"a": ' + '9' * 300 + '}', 'a huge number'),
   ('[]', r'is no object of JSON, but \[\]'),
   ('"x"', 'is no object'),

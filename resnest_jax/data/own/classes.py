@@ -26,7 +26,6 @@ Files of other tools are read as well: tables whose first line names the columns
 
 import csv
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.files import read_text
 from resnest_jax.labels import ADE20K, CITYSCAPES, IGNORE, LabelSet
 from resnest_jax.text import plural
+from resnest_jax.untrusted import load_json
 
 Colour = tuple[int, int, int]
 
@@ -250,7 +250,7 @@ def _numbers(text: str, where: str) -> list[int]:
 
 def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int]]:
   try:
-    content = json.loads(text)
+    content = load_json(text)
   except (ValueError, RecursionError) as error:
     raise UserError(f'{path} is not valid JSON: {error}') from error
   if isinstance(content, list):

@@ -52,7 +52,7 @@ def read_mask(png: bytes, size: ImageSize | None) -> Mask:
     wrong = f'{header.width} x {header.height}'
     return Mask('size', f'{wrong} instead of {size[0]} x {size[1]}')
   if header.width * header.height > MAX_PIXELS:
-    return Mask('size', f'{header.width} x {header.height}')
+    return Mask('pixels', f'{header.width} x {header.height}')
   pixels = decode_image(png, cv2.IMREAD_UNCHANGED)
   if pixels is None:
     return Mask('damaged', 'damaged')
@@ -75,6 +75,11 @@ _FAULTS = {
     'have',
     'another size than the image',
     'Predict the original images, not resized ones; predict.py keeps the size.',
+  ),
+  'pixels': (
+    'have',
+    f'more than {MAX_PIXELS} pixels, the most that are decoded',
+    'Predict the original images; predict.py keeps the size.',
   ),
   'damaged': ('cannot', 'be decoded', 'Write the zip again.'),
 }
