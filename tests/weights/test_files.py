@@ -12,6 +12,7 @@ import torch
 from golden.reference import FOLDER, assert_same_bits
 from safetensors.numpy import load_file, save
 from safetensors.torch import save_file as save_torch
+from torch.utils.serialization import config as serialization
 from trouble import small_files
 from weights.built import refused, saved
 
@@ -221,7 +222,7 @@ def test_tied_tensors_are_read(tmp_path):
   value = torch.arange(10.0)
   content = {'a': value, 'b': value, 'c': value[2:5]}
   # Without checksums, which are zeros then.
-  with torch.utils.serialization.config.patch('save.compute_crc32', False):
+  with serialization.patch('save.compute_crc32', False):
     path = saved(tmp_path / 'x.pth', content)
   whole = np.arange(10, dtype='f')
   expected = {'a': whole, 'b': whole, 'c': whole[2:5]}
