@@ -309,7 +309,8 @@ def _of_file(
     )
   description = infer.describe(state_dict, kind, backbone)
   heads = description.task == 'segmentor'
-  stored = Stored() if known else read_stored(file.meta, heads)
+  wanted = head_modules(file.state_dict) if heads else []
+  stored = Stored() if known else read_stored(file.meta, wanted)
   if stored.output_stride:
     description.config['output_stride'] = stored.output_stride
   # segmentation_models.pytorch has timm's networks.

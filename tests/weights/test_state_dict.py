@@ -50,7 +50,7 @@ def test_names_that_do_not_fit_are_told(segmentor, mmseg):
   kept = {k: v for k, v in mmseg.items() if not k.startswith('auxiliary_')}
   said = r'auxiliary_head is missing; \d+ missing .* no auxiliary_head: cr'
   refused(said, import_state_dict, model, kept)
-  said = r'by name: --drop decode_head auxiliary_head \(in Python'
+  said = r'convert .* --drop decode_head auxiliary_head \(in Python'
   refused(said, import_state_dict, model.backbone, mmseg)
   said = "named 'fc' to drop; it has auxiliary_h"
   refused(said, import_state_dict, model, mmseg, drop=['fc'])
