@@ -52,6 +52,9 @@ def test_names_that_do_not_fit_are_told(segmentor, mmseg):
   refused(said, import_state_dict, model, kept)
   said = r'convert .* --drop decode_head auxiliary_head \(in Python'
   refused(said, import_state_dict, model.backbone, mmseg)
+  # Without the backbone nothing would be left.
+  other = {k.removeprefix('backbone.'): v for k, v in mmseg.items()}
+  refused(r'\(layer1.* is whole\.$', import_state_dict, model, other)
   said = "named 'fc' to drop; it has auxiliary_h"
   refused(said, import_state_dict, model, mmseg, drop=['fc'])
   # Fresh variables excuse the number of classes alone.
