@@ -172,8 +172,7 @@ def test_truncated_file_is_refused(name, share, tmp_path):
   path = saved(tmp_path / name, content, name == 'legacy.pth')
   whole = path.read_bytes()
   path.write_bytes(whole[: int(len(whole) * share)])
-  said = r'is damaged (or cut off\. Get|\(.*\); get) it again\.$'
-  refused(said, read_weights, path)
+  refused(r'damaged (or cut off\. Get|\(.*\); get) it', read_weights, path)
 
 
 def test_without_torch_the_package_is_named(tmp_path, monkeypatch):
@@ -218,12 +217,11 @@ def test_names_that_spoil_messages_are_refused(name, tmp_path):
   assert len(message) < 400
 
 
+# Without checksums, which are zeros then.
+@serialization.patch('save.compute_crc32', False)
 def test_tied_tensors_are_read(tmp_path):
   value = torch.arange(10.0)
-  content = {'a': value, 'b': value, 'c': value[2:5]}
-  # Without checksums, which are zeros then.
-  with serialization.patch('save.compute_crc32', False):
-    path = saved(tmp_path / 'x.pth', content)
+  path = saved(tmp_path / 'x.pth', {'a': value, 'b': value, 'c': value[2:5]})
   whole = np.arange(10, dtype='f')
   expected = {'a': whole, 'b': whole, 'c': whole[2:5]}
   assert_same_bits(read_weights(path).state_dict, expected)

@@ -40,12 +40,9 @@ def test_wrappers_are_gone_through(name, way, segmentor, mmseg, tmp_path):
   ours = export_state_dict(*segmentor, 'ours')
   path = saved(tmp_path / name, prefixed(f'{wrapper}.', ours) | counters)
   assert_same_bits(read_weights(path).state_dict, ours)
-
-
-def test_backbone_of_another_name(mmseg, tmp_path):
-  other = {k.replace('backbone.', 'resnet.'): v for k, v in mmseg.items()}
-  weights = load_weights(saved(tmp_path / 'x.pth', other))
-  assert_same_bits(export_state_dict(*weights.create(), 'mmseg'), mmseg)
+  # The backbone alone has such a prefix.
+  other = {k.replace('backbone.', f'{wrapper}.'): v for k, v in mmseg.items()}
+  assert read_weights(saved(path, other)).state_dict.keys() <= mmseg.keys()
 
 
 def test_settings_next_to_weights_are_not_read(mmseg, tmp_path):

@@ -57,6 +57,7 @@ def test_names_that_do_not_fit_are_told(segmentor, mmseg):
   refused(r'\(layer1.* is whole\.$', import_state_dict, model, other)
   said = "named 'fc' to drop; it has auxiliary_h"
   refused(said, import_state_dict, model, mmseg, drop=['fc'])
+  refused('are whole', import_state_dict, model, jax.tree.map(np.int64, mmseg))
   # Fresh variables excuse the number of classes alone.
   name = 'backbone.layer1.0.conv1.weight'
   other = mmseg | {name: np.zeros((3, 16, 1, 1))}
