@@ -11,7 +11,7 @@ from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.description import TASKS
 from resnest_jax.models.resnest import BACKBONES, EXPANSION, Backbone, ResNeSt
 from resnest_jax.models.segmentor import create_backbone, create_segmentor
-from resnest_jax.weights.names import blocks_of, head_modules, head_of
+from resnest_jax.weights.names import DROP, blocks_of, head_modules, head_of
 
 
 class Description(NamedTuple):
@@ -176,13 +176,13 @@ def _heads_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
     raise UserError(
       'the heads of this state dict are not known: accepted is a decode_head '
       'of FCN, PSPNet, DeepLabV3 or DeepLabV3+. To keep the backbone alone: '
-      f'--drop {" ".join(modules)} (in Python the argument drop).'
+      f'{DROP} {" ".join(modules)} (in Python the argument drop).'
     )
   if auxiliary is None and 'auxiliary_head' in modules:
     raise UserError(
       'the auxiliary_head of this state dict is not known: accepted is one of '
-      'FCN with its conv_seg. Prediction does not need it: --drop '
-      'auxiliary_head (in Python the argument drop).'
+      'FCN with its conv_seg. Prediction does not need it: '
+      f'{DROP} auxiliary_head (in Python the argument drop).'
     )
   # No state dict has the last three; all of mmsegmentation's are of these.
   return {

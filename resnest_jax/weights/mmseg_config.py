@@ -5,11 +5,12 @@ run. Strides, poolings and normalisation are in no name and no shape.
 """
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from resnest_jax.errors import UserError
 from resnest_jax.untrusted import brief, parse_json
+from resnest_jax.weights.names import DROP
 
 LENGTH = 1_000_000  # Characters; real ones have 10,000.
 # strides and dilations of the four stages -> output stride.
@@ -47,11 +48,12 @@ class Stored(NamedTuple):
   found: bool = False
 
 
-def read_stored(meta: Mapping[str, Any], heads: bool) -> Stored:
+def read_stored(meta: Mapping[str, Any], heads: Sequence[str]) -> Stored:
   """Reads the configuration in a checkpoint's `meta`, if there is one.
 
-  `heads`: whether they are wanted; they alone are dilated here. Raises
-  `UserError` if the network computes something else than ours with its weights.
+  `heads`: the modules of all, if they are wanted; they alone are dilated here.
+  Raises `UserError` if the network computes something else than ours with its
+  weights.
   """
   # mmengine's name, and that of mmcv before it.
   text = meta.get('cfg', meta.get('config'))
@@ -69,10 +71,9 @@ def read_stored(meta: Mapping[str, Any], heads: bool) -> Stored:
     of_heads = _differences('model.decode_head', head, _HEAD)
     stride = _output_stride(backbone, of_heads)
   if fatal or of_heads:
-    names = (x for x in ('decode_head', 'auxiliary_head') if x in model)
     advice = 'Predict with mmsegmentation'
     if not fatal:
-      advice += f', or take its backbone alone: --drop {" ".join(names)}'
+      advice += f', or take its backbone alone: {DROP} {" ".join(heads)}'
     raise UserError(
       'the file stores the configuration of another network than can be built '
       f'here: {"; ".join(fatal + of_heads)}. With its weights ours would give '

@@ -14,6 +14,8 @@ WHOSE = {
 }
 # Kinds of `recognise`, which cannot tell timm's names from the authors'.
 WHOSE_READ = WHOSE | {'official': "the authors' / timm's"}
+# In messages, before the names. No other command drops anything.
+DROP = 'python -m resnest_jax.weights.convert SOURCE --out DIR --drop'
 # PyTorch's normalisations count batches, but none of these networks reads it.
 COUNTER = 'num_batches_tracked'
 # Names that only one head has, mmsegmentation's and ours. The first match wins:
@@ -84,10 +86,13 @@ def check_names(kind: str, wanted: set[str], names: Iterable[str]) -> None:
       ' For prediction a model needs no auxiliary_head: create it with '
       'aux_channels None.'
     )
-  if extra:
+  # Not if a part of the backbone has another name: nothing would be left.
+  if extra and not any(
+    re.match('backbone|stem|conv1|layer', x) for x in absent
+  ):
     advice += (
-      f' What is not wanted is dropped by name: --drop {" ".join(extra[:8])} '
-      '(in Python the argument drop).'
+      f' To leave out what is not wanted, add it to --drop: {DROP} '
+      f'{" ".join(extra[:8])} (in Python the argument drop).'
     )
   raise UserError(
     f'the weights ({WHOSE_READ[kind]} names) do not fit the model: '

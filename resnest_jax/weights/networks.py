@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 
 from resnest_jax.errors import UserError
 from resnest_jax.text import listed
+from resnest_jax.weights.names import head_modules
 
-# Every ResNeSt has both, in the names of mmsegmentation or of the authors.
-_STEM = re.compile(r'(.*?)((backbone\.)?stem|conv1)\.0\.weight')
-_BLOCK = 'layer1.0.conv1.weight'
+# Every ResNeSt has both, in mmsegmentation's names, the authors' or ours.
+_STEM = re.compile(
+  r'(.*?)((params/)?(backbone[./])?)((stem|conv1)\.0\.weight|stem_conv1/kernel)'
+)
+_BLOCKS = ('layer1.0.conv1.weight', 'layer1_0/conv1/kernel')
 _AVERAGE = re.compile(r'ema|averag|swa|teacher|momentum|target', re.I)
 
 
@@ -81,7 +84,7 @@ def _networks(
 ) -> list[Network]:
   stems = filter(None, map(_STEM.fullmatch, tensors))
   prefixes = dict.fromkeys(
-    x[1] for x in stems if f'{x[1]}{x[3] or ""}{_BLOCK}' in tensors
+    x[1] for x in stems if any(x[1] + x[2] + y in tensors for y in _BLOCKS)
   )
   owner = {
     name: max((x for x in prefixes if name.startswith(x)), key=len, default='')
@@ -99,6 +102,9 @@ def _networks(
       for name, value in tensors.items()
       if owner[name] not in prefixes and value.shape not in ((), (1,))
     }
+    # The backbone itself may have another name next to mmsegmentation's heads.
+    if 'stem.0.weight' in inside and head_modules(around):
+      inside = {f'backbone.{name}': value for name, value in inside.items()}
     part = '/'.join(filter(None, (*path, prefix.rstrip('.'))))
     in_encoder = re.search(r'(^|\.)encoder\.(model\.)?$', prefix) is not None
     networks.append(Network(part, around | inside, in_encoder))

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from resnest_jax.errors import UserError
+from resnest_jax.text import listed
+from resnest_jax.untrusted import brief
 
 TORCH_INSTALL = (
   'pip install torch --index-url https://download.pytorch.org/whl/cpu'
@@ -88,15 +90,32 @@ def load_pickle(path: Path) -> Any:
 
 
 def _check_packed(path: Path) -> None:
+  most = _MOST_PACKED * path.stat().st_size
   try:
     with zipfile.ZipFile(path) as file:
-      unpacked = sum(entry.file_size for entry in file.infolist())
-  except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-    return  # A bare pickle, or damaged, which PyTorch says.
-  if unpacked > _MOST_PACKED * path.stat().st_size:
+      entries, damaged = file.infolist(), None
+      unpacked = sum(entry.file_size for entry in entries)
+      # PyTorch compares no checksums. Told to compute none, it writes zeros.
+      if unpacked <= most and any(entry.CRC for entry in entries):
+        damaged = file.testzip()
+  except Exception:  # Of many kinds, as PyTorch's own.
+    return  # A bare pickle, or damaged, which PyTorch notices.
+  names = [entry.filename for entry in entries]
+  if not any(name.endswith('/data.pkl') for name in names):
+    raise UserError(
+      f'{path} is a zip archive but no PyTorch file: it has no data.pkl, but '
+      f'{listed(map(brief, names), 3) or "nothing"}. If weights are inside, '
+      'unpack it and give them.'
+    )
+  if unpacked > most:
     raise UserError(
       f'{path} would unpack to {unpacked / 1e9:.1f} GB, many times its size, '
       'which weights never do; it was not read. Use another source.'
+    )
+  if damaged:
+    raise UserError(
+      f'{path} is damaged: {brief(damaged)} in it does not match its checksum. '
+      'Get it again.'
     )
 
 
@@ -120,10 +139,8 @@ def _why_not(error: Exception) -> str:
       'code of a file, refuses it, and nothing was read. Use another source, '
       'or a safetensors file.'
     )
-  first_line = str(error).strip().partition('\n')[0]
   return (
-    f'cannot be read as a PyTorch file ({type(error).__name__}: {first_line}). '
-    'It may be cut off; get it again.'
+    'cannot be read as a PyTorch file: it is damaged or cut off. Get it again.'
   )
 
 

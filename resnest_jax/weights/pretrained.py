@@ -304,12 +304,15 @@ def _of_file(
   provenance['backbone_known'] = backbone is not None
   if kind == 'ours':
     raise UserError(
-      f'{path} has our names but no description of its model in its header; '
-      'convert writes one.'
+      f'{path} has our names but no description of its model, which names do '
+      'not tell. Give a file as convert or export.py wrote it, or the workdir '
+      'of the training. In Python import_state_dict reads the tensors into a '
+      'model that you create.'
     )
   description = infer.describe(state_dict, kind, backbone)
   heads = description.task == 'segmentor'
-  stored = Stored() if known else read_stored(file.meta, heads)
+  wanted = head_modules(file.state_dict) if heads else []
+  stored = Stored() if known else read_stored(file.meta, wanted)
   if stored.output_stride:
     description.config['output_stride'] = stored.output_stride
   # segmentation_models.pytorch has timm's networks.

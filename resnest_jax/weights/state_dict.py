@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from resnest_jax.errors import UserError
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.resnest import ResNeSt
-from resnest_jax.text import listed
+from resnest_jax.text import listed, share_of
 from resnest_jax.weights.names import (
   COUNTER,
   WHOSE_READ,
@@ -183,7 +183,8 @@ def import_state_dict(
     {'params': ..., 'batch_stats': ...} of NumPy arrays in the model's types.
 
   Raises:
-    UserError: lists missing or surplus names, or shapes that differ.
+    UserError: lists missing or surplus names, whole numbers, or shapes that
+      differ.
   """
   kind = recognise(state_dict)
   state_dict = without(state_dict, drop)
@@ -195,9 +196,11 @@ def import_state_dict(
     state_dict = {wrapper.sub(r'\1', k): v for k, v in state_dict.items()}
   check_names(kind, set(names.values()), state_dict)
   spare = flatten_dict(fresh or {})
-  variables, wrong = {}, []
+  variables, wrong, whole = {}, [], []
   for path, struct in flatten_dict(shapes).items():
     value = np.asarray(state_dict[names[path]])
+    if value.dtype.kind in 'iub':
+      whole.append(names[path])
     expected = np.broadcast_to(0, struct.shape)  # Takes no memory.
     if kind != 'ours':
       expected = _to_torch(expected)
@@ -210,6 +213,12 @@ def import_state_dict(
         f'{names[path]} is {value.shape}, the model has {expected.shape}'
       )
     variables[path] = value.astype(struct.dtype)
+  if whole:
+    raise UserError(
+      f'{share_of(whole, names, "weight", "are")} whole numbers, which no '
+      f'trained network has: {listed(sorted(whole))}. They may be quantised or '
+      'damaged; use the floating-point original.'
+    )
   if wrong:
     raise UserError(
       f'{len(wrong)} of the weights ({WHOSE_READ[kind]} names) have another '

@@ -27,7 +27,7 @@ FILES += [('x.pth', way) for way in (*PARTS, *(f'{x}/module' for x in KEYS))]
 
 
 @pytest.mark.parametrize(('name', 'way'), FILES)
-def test_mappings_and_wrappers_are_gone_through(name, way, mmseg, tmp_path):
+def test_wrappers_are_gone_through(name, way, segmentor, mmseg, tmp_path):
   *keys, wrapper = way.split('/')
   # Of averages, no tensors of the network.
   counters = {'n_averaged': np.array(7), 'step': np.array([7.0])}
@@ -37,6 +37,12 @@ def test_mappings_and_wrappers_are_gone_through(name, way, mmseg, tmp_path):
   weights = load_weights(saved(tmp_path / name, content))
   assert_same_bits(weights.state_dict, mmseg)
   assert weights.provenance['part'] == way
+  ours = export_state_dict(*segmentor, 'ours')
+  path = saved(tmp_path / name, prefixed(f'{wrapper}.', ours) | counters)
+  assert_same_bits(read_weights(path).state_dict, ours)
+  # The backbone alone has such a prefix.
+  other = {k.replace('backbone.', f'{wrapper}.'): v for k, v in mmseg.items()}
+  assert read_weights(saved(path, other)).state_dict.keys() <= mmseg.keys()
 
 
 def test_settings_next_to_weights_are_not_read(mmseg, tmp_path):

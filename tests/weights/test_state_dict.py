@@ -50,10 +50,14 @@ def test_names_that_do_not_fit_are_told(segmentor, mmseg):
   kept = {k: v for k, v in mmseg.items() if not k.startswith('auxiliary_')}
   said = r'auxiliary_head is missing; \d+ missing .* no auxiliary_head: cr'
   refused(said, import_state_dict, model, kept)
-  said = r'by name: --drop decode_head auxiliary_head \(in Python'
+  said = r'convert .* --drop decode_head auxiliary_head \(in Python'
   refused(said, import_state_dict, model.backbone, mmseg)
+  # Without the backbone nothing would be left.
+  other = {k.removeprefix('backbone.'): v for k, v in mmseg.items()}
+  refused(r'\(layer1.* is whole\.$', import_state_dict, model, other)
   said = "named 'fc' to drop; it has auxiliary_h"
   refused(said, import_state_dict, model, mmseg, drop=['fc'])
+  refused('are whole', import_state_dict, model, jax.tree.map(np.int64, mmseg))
   # Fresh variables excuse the number of classes alone.
   name = 'backbone.layer1.0.conv1.weight'
   other = mmseg | {name: np.zeros((3, 16, 1, 1))}
