@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import resource
-from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -134,15 +133,7 @@ def test_what_never_ends_is_not_read(tmp_path):
   os.truncate(long, 2**40)  # Without taking space.
   unreadable(r'c\.jpg has \d+ bytes', read_picture, long)
   os.mkfifo(pipe)
-
-  def write():
-    with contextlib.suppress(BrokenPipeError), pipe.open('wb') as file:
-      while True:
-        file.write(bytes(2**16))
-
-  with ThreadPoolExecutor() as pool:
-    pool.submit(write)
-    unreadable(r'b\.jpg has \d+ bytes', images.read_file, pipe, 1000)
+  unreadable(r'b\.jpg is a device, a pipe', images.read_file, pipe)
   for path, why in ((tmp_path / 'd.jpg', 'No such'), (tmp_path, 'Is a dir')):
     unreadable(f'cannot be read .{why}', images.read_file, path)
 
