@@ -111,7 +111,10 @@ def enough_memory(remedy: str) -> Iterator[None]:
   # RuntimeError is the base of jax.errors.JaxRuntimeError.
   except (RuntimeError, MemoryError) as error:
     of = 'this machine' if isinstance(error, MemoryError) else 'the device'
-    if of == 'the device' and 'RESOURCE_EXHAUSTED' not in str(error):
+    # In an error of dispatch, the second alone.
+    if of == 'the device' and not re.search(
+      'RESOURCE_EXHAUSTED|Out of memory', str(error)
+    ):
       raise
     raise UserError(
       f'{of} has too little memory ({_first_line(error)[:160]}). {remedy}'

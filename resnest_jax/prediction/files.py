@@ -61,7 +61,9 @@ class Done:
       yield
     # Also of an overlay: it reads its picture again, which may be gone.
     except UserError as error:
-      self.failed[path] = ' '.join(str(error).splitlines())
+      why = ' '.join(str(error).splitlines())
+      # A frame of a video does not know where it is from.
+      self.failed[path] = why if str(path) in why else f'{path}: {why}'
     except OSError as error:
       if error.errno in _DISK:
         raise
