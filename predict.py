@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 from resnest_jax.config_keys import PROTOCOLS
-from resnest_jax.errors import UserError, enough_memory, run
+from resnest_jax.errors import UserError, run
 from resnest_jax.flags import Parser, add_source_flags
 
 # Files get their names when they are complete, but nothing is resumed.
@@ -37,10 +37,7 @@ def main() -> None:
 
   runtime.set_up()
   arguments = vars(flags)  # Flags are named as arguments.
-  with enough_memory(
-    'Give a smaller --batch_size or --image_scale, or --protocol slide.'
-  ):
-    predict_files(arguments.pop('sources'), **arguments)
+  predict_files(arguments.pop('sources'), **arguments)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -136,10 +136,7 @@ def read_bounded(path: str | os.PathLike, most: int) -> bytes:
   about = os.stat(path)
   # A link may lead to /dev/zero, which never ends, or to a pipe, which waits.
   if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
-    raise UserError(
-      f'{path} is a device, a pipe or a socket. Put a file in its place, or '
-      'remove it.'
-    )
+    raise UserError(f'{path} is a device, a pipe or a socket; remove it.')
   if (size := about.st_size) <= most:
     with open(path, 'rb') as file:
       size = len(content := file.read(size + 1))

@@ -79,7 +79,9 @@ class Prediction:
     mixed = drawing.overlay(self.image, self.labels, self.palette, opacity)
     if not legend:
       return mixed
-    drawn = [self.labels], self.classes, self.palette, mixed.shape[1]
+    height, width = self.labels.shape
+    zoom = max(round(min(height, width) / 500), 1)
+    drawn = [self.labels], self.classes, self.palette, width, zoom
     return np.vstack([mixed, drawing.legend(*drawn)])
 
   def __repr__(self) -> str:
@@ -270,14 +272,13 @@ class Predictor:
 
   def _read(self, image: Any) -> np.ndarray:
     pixels = as_rgb(image, self.max_pixels)
-    height, width = self.protocol.largest(*pixels.shape[:2])
+    height, width = self.protocol.largest(pixels.shape[:2])
     # A small limit is meant for files.
     if height * width > (most := max(self.max_pixels, MAX_PIXELS)):
       name = image if isinstance(image, str | Path) else 'the image'
       raise UserError(
-        f'{name} would be resized to {width} x {height} pixels for the network,'
-        f' more than {most} (max_pixels). Give a smaller image_scale, smaller '
-        'scales, or a larger max_pixels.'
+        f'{name} would be resized to {width} x {height} pixels, more than '
+        f'{most}. Give smaller image_scale or scales, or larger max_pixels.'
       )
     return pixels
 

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from resnest_jax.config_keys import MOST_PIXELS, PROTOCOLS, SCALES
 from resnest_jax.data.preprocess import IMAGENET, Normalization
-from resnest_jax.data.resize import resized_size, scaled_size
 from resnest_jax.errors import UserError
 from resnest_jax.inference.label_maps import resized_view
-from resnest_jax.inference.multiscale import make_multiscale
+from resnest_jax.inference.multiscale import make_multiscale, scaled_sizes
 from resnest_jax.inference.slide import make_slide
 
 _PAIRS = ('image_scale', 'slide_crop', 'slide_stride')
@@ -47,12 +47,11 @@ class Protocol:
     """Whether images must not be resized before they are batched."""
     return 'scales' in PROTOCOLS[self.name]
 
-  def largest(self, height: int, width: int) -> tuple[int, int]:
-    """Height and width that a picture has at the largest scale."""
+  def largest(self, size: tuple[int, int]) -> list[int]:
+    """The height and width of a picture at the largest scale."""
     ratio = max(self.scales) if self.keep_size else 1.0
-    if 'image_scale' in PROTOCOLS[self.name]:
-      return resized_size(height, width, ratio, self.image_scale)
-    return scaled_size(height, width, ratio)
+    scale = self.image_scale if 'image_scale' in PROTOCOLS[self.name] else None
+    return scaled_sizes(np.array([size]), ratio, scale)[0].tolist()
 
   def describe(self) -> dict[str, Any]:
     """Name and parameters for metrics.json."""

@@ -18,7 +18,7 @@ from PIL import Image
 from resnest_jax.data import headers, images
 from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
 from resnest_jax.data.images import decode_image, picture_size
-from resnest_jax.data.pictures import as_rgb, read_picture
+from resnest_jax.data.pictures import as_rgb, read_picture, unused
 from resnest_jax.errors import UnreadableSample
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
@@ -251,6 +251,12 @@ CHANNELS = {
 def test_channels(encoded, channels):
   assert headers.channels(encoded) == channels
   assert bool(headers.left_out(channels)) == (channels == 4)
+
+
+def test_dark_pictures_of_16_bits_name_their_white():
+  (said,) = unused(encode(np.full((4, 4), 2100, np.uint16)), 16)
+  assert 'nearly black.\nWrite it' in said
+  assert 'image / 4095,' in said
 
 
 def test_pictures_with_fractions_say_so(tmp_path):
