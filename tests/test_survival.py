@@ -85,11 +85,9 @@ def test_hung_read_full_disk_and_damage_one_after_the_other(data, tmp_path):
     workdir = disk.folder / 'run'
     command = kills.command(hanging, workdir)
     # Taken for a file: one whose disk no longer answers.
-    hang = 'import runpy, stat; regular = stat.S_ISREG; stat.S_ISREG = '
-    hang += 'lambda x: stat.S_ISFIFO(x) or regular(x); runpy.run_path'
-    hang += '("train.py", run_name="__main__")'
-    command = ['-c', hang, *command[1:], '--config.data.timeout=2']
-    process = kills.run(command)
+    hang = 'import stat, train; from resnest_jax.errors import run; '
+    hang += 'stat.S_ISREG = lambda x: not stat.S_ISDIR(x); run(train.main)'
+    process = kills.run(['-c', hang, *command[1:], '--config.data.timeout=2'])
     assert process.returncode == 1
     warning, error = process.stderr.splitlines()[-2:]
     assert f'no batch for 0 s: {image} with' in warning

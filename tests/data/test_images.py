@@ -255,8 +255,7 @@ def test_channels(encoded, channels):
 
 def test_dark_pictures_of_16_bits_name_their_white():
   (said,) = unused(encode(np.full((4, 4), 2100, np.uint16)), 16)
-  assert 'nearly black.\nWrite it' in said
-  assert 'image / 4095,' in said
+  assert 'nearly black.\nWrite it' in said.partition(' / 4095,')[0]
 
 
 def test_pictures_with_fractions_say_so(tmp_path):
@@ -264,7 +263,7 @@ def test_pictures_with_fractions_say_so(tmp_path):
   cv2.imwrite(old, np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4))
   with pytest.raises(UnreadableSample, match='with fractions') as error:
     read_picture(tmp_path / 'floats.tif')
-  code = str(error.value).partition('file: ')[2].partition('. Take')[0]
+  code = str(error.value).partition('file: ')[2].partition('. Here')[0]
   exec(code, {'cv2': cv2, 'np': np, 'old': old, 'new': new, 'WHITE': 1})
   assert read_picture(tmp_path / 'new.png')[-1, -1].tolist() == [255] * 3
 
