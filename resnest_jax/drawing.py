@@ -66,35 +66,36 @@ def legend(
   class_names: Sequence[str],
   palette: np.ndarray,
   width: int,
+  zoom: int = 1,
 ) -> np.ndarray:
   """Names and colours of the classes in the label maps, most frequent first.
 
-  They flow over as many rows of the `width` pixels as they need.
+  They flow over as many rows of `width` pixels as needed; `zoom` enlarges all.
   """
   counts = sum(np.bincount(m.ravel(), minlength=256) for m in label_maps)
   # Stable: classes of equal frequency keep their order on every platform.
   order = np.argsort(-counts[: len(class_names)], kind='stable')
-  row_height, swatch, gap = 24, 14, 16
+  row_height, swatch, gap, left = (zoom * x for x in (24, 14, 22, 8))
   # Two passes: the number of rows has to be known before the picture exists.
-  places, x, y = [], 8, 0
+  places, x, y = [], left, 0
   for entry in order[counts[order] > 0]:
     # Not cut off: names may differ in their ends alone.
-    room = max(width - swatch - 14, 60)
-    lines = lettering.wrapped(class_names[entry], room)
-    length = swatch + 6 + max(map(lettering.width, lines)) + gap
+    room = max(width - swatch - 14 * zoom, 60 * zoom)
+    lines = lettering.wrapped(class_names[entry], room, zoom)
+    length = swatch + gap + max(lettering.width(line, zoom) for line in lines)
     # A name that is wider than the picture still starts its own row.
-    if x > 8 and (x + length > width or len(lines) > 1):
-      x, y = 8, y + row_height
+    if x > left and (x + length > width or len(lines) > 1):
+      x, y = left, y + row_height
     places.append((entry, x, y, lines))
     x, y = x + length, y + row_height * (len(lines) - 1)
-  picture = _paper(y + row_height + 6, width)
+  picture = _paper(y + row_height + 6 * zoom, width)
   for entry, x, y, lines in places:
-    corner, far = (x, y + 8), (x + swatch, y + 8 + swatch)
+    corner, far = (x, y + left), (x + swatch, y + left + swatch)
     cv2.rectangle(picture, corner, far, palette[entry].tolist(), cv2.FILLED)
-    cv2.rectangle(picture, corner, far, _INK, 1)
+    cv2.rectangle(picture, corner, far, _INK, zoom)
     for row, line in enumerate(lines):
-      below = y + 20 + row * row_height
-      lettering.write(picture, line, (x + swatch + 6, below), _INK)
+      base = x + swatch + 6 * zoom, y + 20 * zoom + row * row_height
+      lettering.write(picture, line, base, _INK, zoom)
   return picture
 
 

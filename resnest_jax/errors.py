@@ -111,7 +111,9 @@ def enough_memory(remedy: str) -> Iterator[None]:
   # RuntimeError is the base of jax.errors.JaxRuntimeError.
   except (RuntimeError, MemoryError) as error:
     of = 'this machine' if isinstance(error, MemoryError) else 'the device'
-    if of == 'the device' and 'RESOURCE_EXHAUSTED' not in str(error):
+    # Errors of dispatch have the second alone.
+    of_memory = re.search('RESOURCE_EXHAUSTED|Out of memory', str(error))
+    if of == 'the device' and not of_memory:
       raise
     raise UserError(
       f'{of} has too little memory ({_first_line(error)[:160]}). {remedy}'
@@ -152,7 +154,8 @@ def run(
       signal.signal(signal.SIGINT, interrupted)
   try:
     with enough_memory(
-      'Try a smaller batch or crop, model.dtype bfloat16, or more devices.'
+      'Try a smaller batch, crop or image_scale, the protocol slide, '
+      'model.dtype bfloat16, or more devices.'
     ):
       _with_output(main)
   except KeyboardInterrupt:

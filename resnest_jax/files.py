@@ -132,14 +132,12 @@ def work_folder(path: Path) -> Iterator[Path]:
 
 
 def read_bounded(path: str | os.PathLike, most: int) -> bytes:
-  """Reads a file of at most so many bytes; `UserError`: longer, or a device."""
+  """Reads a file of at most so many bytes; `UserError`: longer, or no file."""
   about = os.stat(path)
-  # A link may lead to /dev/zero, which never ends.
-  if stat.S_ISCHR(about.st_mode) or stat.S_ISBLK(about.st_mode):
-    raise UserError(f'{path} is a device and no file.')
-  # A pipe says that its size is 0.
-  size = about.st_size if stat.S_ISREG(about.st_mode) else most
-  if size <= most:
+  # A link may lead to /dev/zero, which never ends, or to a pipe, which waits.
+  if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+    raise UserError(f'{path} is a device, a pipe or a socket; remove it.')
+  if (size := about.st_size) <= most:
     with open(path, 'rb') as file:
       size = len(content := file.read(size + 1))
   if size > most:

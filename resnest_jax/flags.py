@@ -60,11 +60,8 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
 
 def add_source_flags(parser: Parser, required: bool = True) -> None:
   """Adds --weights and --checkpoint, for commands without a configuration."""
-  parser.add_argument(
-    '--weights',
-    '--workdir',
-    required=required,
-    metavar='SOURCE',
-    help='the workdir of a training, a published name, a path, an address',
-  )
+  add = parser.add_mutually_exclusive_group(required=required).add_argument
+  of = 'the workdir of a training, a published name, a path, an address'
+  add('--weights', metavar='SOURCE', help=of)
+  add('--workdir', dest='weights', metavar='SOURCE', help='the same')
   add_checkpoint_flag(parser)

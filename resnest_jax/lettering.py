@@ -22,7 +22,7 @@ class _Font:
   def __init__(self, path: Path):
     from matplotlib.ft2font import FT2Font  # Late: see `_fonts`.
 
-    self.drawn = ImageFont.truetype(path, _SIZE)
+    self.of_size = functools.cache(functools.partial(ImageFont.truetype, path))
     self._characters = FT2Font(path).get_charmap().keys()
 
   def shows(self, character: str) -> bool:
@@ -35,7 +35,9 @@ class _Font:
   def _ink(self, text: str) -> np.ndarray:
     canvas = Image.new('L', (8 * _SIZE, 3 * _SIZE))
     place = (_SIZE, 2 * _SIZE)
-    ImageDraw.Draw(canvas).text(place, text, 255, self.drawn, anchor='ls')
+    ImageDraw.Draw(canvas).text(
+      place, text, 255, self.of_size(_SIZE), anchor='ls'
+    )
     return np.asarray(canvas)
 
 
@@ -68,17 +70,17 @@ def _runs(text: str) -> list[tuple[str, int]]:
   ]
 
 
-def width(text: str) -> int:
+def width(text: str, zoom: int = 1) -> int:
   """The width of a line in pixels."""
-  fonts = _fonts()
-  return round(sum(fonts[i].drawn.getlength(piece) for piece, i in _runs(text)))
+  fonts = [font.of_size(zoom * _SIZE) for font in _fonts()]
+  return round(sum(fonts[i].getlength(piece) for piece, i in _runs(text)))
 
 
-def wrapped(text: str, most: int) -> list[str]:
+def wrapped(text: str, most: int, zoom: int = 1) -> list[str]:
   """The text in lines of up to `most` pixels, of at least one character."""
   lines = ['']
   for character in unicodedata.normalize('NFC', text):
-    if lines[-1] and width(lines[-1] + character) > most:
+    if lines[-1] and width(lines[-1] + character, zoom) > most:
       lines.append('')
     lines[-1] += character
   return lines
@@ -98,7 +100,7 @@ def elided(text: str, most: int) -> str:
 
 
 def write(
-  picture: np.ndarray, text: str, base: tuple[int, int], ink: Sequence[int]
+  picture: np.ndarray, text: str, base: tuple, ink: Sequence[int], zoom: int = 1
 ) -> None:
   """Draws a line into a picture, uint8 (H, W, 3); `base` is x and y, left."""
   x, y = base
@@ -106,7 +108,7 @@ def write(
   pen = ImageDraw.Draw(canvas)
   place = float(x)
   for piece, i in _runs(text):
-    font = _fonts()[i].drawn
+    font = _fonts()[i].of_size(zoom * _SIZE)
     pen.text((place, y), piece, fill=tuple(ink), font=font, anchor='ls')
     place += font.getlength(piece)
   picture[:] = np.asarray(canvas)

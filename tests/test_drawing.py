@@ -52,6 +52,7 @@ def test_legend_shows_the_classes_that_occur():
   wide, narrow = (drawing.legend(three, *CLASSES, x).shape for x in (300, 50))
   assert (wide[1], narrow[1]) == (300, 50)
   assert narrow[0] > 2 * wide[0]
+  assert len(drawing.legend(three, *CLASSES, 900, 3)) == 3 * wide[0]
 
 
 def test_mask_panel_shows_classes_ignored_pixels_and_a_note():

@@ -21,6 +21,10 @@ def out_of_memory():
   jnp.zeros((2**20, 2**24))  # 70 TB
 
 
+def no_dispatch():
+  raise RuntimeError('INTERNAL: Out of memory allocating 9 bytes.')
+
+
 def refuse():
   raise UserError('there is no x; give y.')
 
@@ -38,6 +42,7 @@ def end(main, capsys):
 
 ENDS = [
   (out_of_memory, 'the device has too little memory (JaxRuntimeError: RES'),
+  (no_dispatch, 'the device has too little memory (RuntimeError: INTERNAL: '),
   (lambda: np.zeros(2**50), 'this machine has too little memory (MemoryError'),
   (refuse, 'there is no x; give y.'),
   (lambda: os.stat('x' * 5000), 'x+ [.]{3} x+ cannot be used: File name too'),

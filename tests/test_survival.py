@@ -84,7 +84,10 @@ def test_hung_read_full_disk_and_damage_one_after_the_other(data, tmp_path):
   with small_disk(tmp_path / 'disk', '16m') as disk:
     workdir = disk.folder / 'run'
     command = kills.command(hanging, workdir)
-    process = kills.run([*command, '--config.data.timeout=2'])
+    # Taken for a file: one whose disk no longer answers.
+    hang = 'import stat, train; from resnest_jax.errors import run; '
+    hang += 'stat.S_ISREG = lambda x: not stat.S_ISDIR(x); run(train.main)'
+    process = kills.run(['-c', hang, *command[1:], '--config.data.timeout=2'])
     assert process.returncode == 1
     warning, error = process.stderr.splitlines()[-2:]
     assert f'no batch for 0 s: {image} with' in warning

@@ -5,7 +5,8 @@ import io
 from resnest_jax.data.images import by_pillow, png_header, tiff_numbers
 
 _PNG = {'grey': 1, 'RGB': 3, 'palette': 3, 'grey-alpha': 2, 'RGBA': 4}
-_PHOTOMETRIC, _SAMPLES, _FORMAT = 262, 277, 339  # Tags of TIFF.
+# Tags of TIFF.
+_BITS, _PHOTOMETRIC, _SAMPLES, _FORMAT = 258, 262, 277, 339
 _CMYK, _FLOATS = 5, 3
 
 
@@ -33,6 +34,14 @@ def channels(encoded: bytes) -> int:
   )
 
 
+def has_16_bits(encoded: bytes) -> bool:
+  """Whether it is a PNG or a TIFF of 16 bits per channel."""
+  if header := png_header(encoded):
+    return header.bits == 16
+  is_tiff = encoded[:2] in (b'II', b'MM')
+  return is_tiff and tiff_numbers(encoded).get(_BITS, (8,))[0] == 16
+
+
 def left_out(number: int) -> str:
   """Says which of so many channels are not used; '' if all are."""
   if number in (0, 1, 3):
@@ -53,8 +62,8 @@ def to_8_bits(
   return (
     'Write it with 8 bits into a new file: image = cv2.imread(old, '
     f'{flags}); cv2.imwrite(new, '
-    f'np.uint8(np.clip(image / {white}, 0, 1) * 255)). Take one number, such '
-    f'as {white}, for all images.'
+    f'np.uint8(np.clip(image / {white}, 0, 1) * 255)). Here {white} is the '
+    'value of white; take the same for all images.'
   )
 
 

@@ -114,7 +114,7 @@ def check_pixels(
   if max_pixels:
     remedy = (
       'Shrink it or cut it into tiles, or raise config.data.max_pixels '
-      '(--max_pixels of predict.py).'
+      '(--max_pixels of predict.py). If it has fewer, it is damaged.'
     )
   raise UnreadableSample(
     f'{where} is {width} x {height} pixels, more than '

@@ -31,6 +31,18 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   return image
 
 
+def unused(encoded: bytes, max_pixels: int) -> list[str]:
+  """Says which channels and bits `read_picture` leaves out."""
+  said = [headers.left_out(headers.channels(encoded))]
+  if headers.has_16_bits(encoded):
+    said.append('16 bits, of which the upper 8 are used')
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    pixels = decode_image(encoded, flags, max_pixels=max_pixels)
+    if pixels is not None and (white := pixels.max().item()) < 2**13:
+      said[-1] += f'; these are nearly black.\n{headers.to_8_bits(white)}'
+  return [*filter(None, said)]
+
+
 def as_rgb(image: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   """Converts a path, a Pillow image or an array to uint8 (H, W, 3) RGB.
 

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from resnest_jax.demo import result
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, enough_memory
 from resnest_jax.inference.predictor import Predictor
 from resnest_jax.text import readable
 from resnest_jax.weights.infer import title_of
@@ -103,13 +103,10 @@ def _show(
     return EMPTY, '', ''
   predictor.on_compile = _say_compiling
   try:
-    seen = result.look_at(predictor, uploaded(upload))
+    with enough_memory('Give a smaller picture.'):
+      seen = result.look_at(predictor, uploaded(upload))
   except UserError as error:
     message = str(error)
-  except RuntimeError as error:  # jax.errors.JaxRuntimeError is one.
-    if 'RESOURCE_EXHAUSTED' not in str(error):
-      raise
-    message = 'The device has too little memory for a picture of this size.'
   else:
     parts = result.overlay(seen), result.facts(seen)
     return *map(readable, parts), readable(result.legend(seen.prediction))

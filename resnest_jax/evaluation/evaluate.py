@@ -146,8 +146,8 @@ class Evaluator:
       contextlib.closing(batches),  # Ends the reading threads.
       evaluation_progress(quiet=not messages.is_first()) as progress,
       enough_memory(
-        'Set eval.batch_size or eval.bucket lower, model.dtype to bfloat16, or '
-        'use more devices; docs/memory.md.'
+        'Set eval.batch_size or eval.bucket lower, model.dtype to bfloat16 or '
+        'eval.protocol to slide, or use more devices; docs/memory.md.'
       ),
     ):
       self._notice = compile_notice(progress)

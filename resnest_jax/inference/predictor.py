@@ -79,7 +79,9 @@ class Prediction:
     mixed = drawing.overlay(self.image, self.labels, self.palette, opacity)
     if not legend:
       return mixed
-    drawn = [self.labels], self.classes, self.palette, mixed.shape[1]
+    height, width = self.labels.shape
+    zoom = max(round(min(height, width) / 500), 1)
+    drawn = [self.labels], self.classes, self.palette, width, zoom
     return np.vstack([mixed, drawing.legend(*drawn)])
 
   def __repr__(self) -> str:
@@ -109,8 +111,8 @@ def check_opacity(opacity: float) -> None:
 class _Pictures:
   """A split that keeps the reasons why pictures cannot be read."""
 
-  def __init__(self, sources: Sequence[Any], max_pixels: int):
-    self.sources, self.max_pixels = sources, max_pixels
+  def __init__(self, sources: Sequence[Any], read: Callable[[Any], np.ndarray]):
+    self.sources, self._read = sources, read
     # (index, why it cannot be read), appended by the threads.
     self.unreadable: collections.deque = collections.deque()
 
@@ -119,7 +121,7 @@ class _Pictures:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     try:
-      return unlabelled(as_rgb(self.sources[index], self.max_pixels))
+      return unlabelled(self._read(self.sources[index]))
     except UserError as error:
       self.unreadable.append((index, error))
       raise UnreadableSample(str(error)) from error
@@ -203,7 +205,7 @@ class Predictor:
         while they are computed.
     """
     if not isinstance(image, list | tuple):
-      image = as_rgb(image, self.max_pixels)
+      image = self._read(image)
       batches = self._in_order([image], batch_size=1)
       (found,) = self._results(batches, probabilities)
       return self._prediction(found, image)
@@ -231,7 +233,7 @@ class Predictor:
     """
     if not len(images):
       return
-    pictures = _Pictures(images, self.max_pixels)
+    pictures = _Pictures(images, self._read)
     # The pipeline of evaluation: the same pixels and padding as in eval.py.
     batches = make_eval_iterator(
       ConfigDict({'image_scale': self.protocol.image_scale, 'num_threads': 0}),
@@ -260,13 +262,25 @@ class Predictor:
 
     def taken():
       for frame in frames:
-        held.append(as_rgb(frame))
+        held.append(self._read(frame))
         yield held[-1]
 
     rows = self._rows(1) if probabilities else self.batch_size
     batches = self._in_order(taken(), batch_size=rows)
     for found in self._results(batches, probabilities):
       yield self._prediction(found, held.popleft())
+
+  def _read(self, image: Any) -> np.ndarray:
+    pixels = as_rgb(image, self.max_pixels)
+    height, width = self.protocol.largest(pixels.shape[:2])
+    # A small limit is meant for files.
+    if height * width > (most := max(self.max_pixels, MAX_PIXELS)):
+      name = image if isinstance(image, str | Path) else 'the image'
+      raise UserError(
+        f'{name} would be resized to {width} x {height} pixels, more than '
+        f'{most}. Give smaller image_scale or scales, or larger max_pixels.'
+      )
+    return pixels
 
   def _rows(self, number: int) -> int:
     # Powers of two bound the number of batch sizes, each of which is compiled.

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
-from resnest_jax.config_keys import PROTOCOLS
+from resnest_jax.config_keys import MOST_PIXELS, PROTOCOLS, SCALES
 from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.inference.label_maps import resized_view
-from resnest_jax.inference.multiscale import make_multiscale
+from resnest_jax.inference.multiscale import make_multiscale, scaled_sizes
 from resnest_jax.inference.slide import make_slide
 
 _PAIRS = ('image_scale', 'slide_crop', 'slide_stride')
@@ -45,6 +46,12 @@ class Protocol:
   def keep_size(self) -> bool:
     """Whether images must not be resized before they are batched."""
     return 'scales' in PROTOCOLS[self.name]
+
+  def largest(self, size: tuple[int, int]) -> list[int]:
+    """The height and width of a picture at the largest scale."""
+    ratio = max(self.scales) if self.keep_size else 1.0
+    scale = self.image_scale if 'image_scale' in PROTOCOLS[self.name] else None
+    return scaled_sizes(np.array([size]), ratio, scale)[0].tolist()
 
   def describe(self) -> dict[str, Any]:
     """Name and parameters for metrics.json."""
@@ -114,9 +121,11 @@ def choose_protocol(
   if 'scales' in given:
     values['scales'] = tuple(map(float, given['scales']))
   for key in ('image_scale', 'crop', 'stride'):
-    if len(values[key]) != 2 or min(values[key]) < 1:
+    good = (1 <= x <= MOST_PIXELS for x in values[key])
+    if len(values[key]) != 2 or not all(good):
       raise UserError(
-        f'{key} is {values[key]}; it must be two positive numbers of pixels.'
+        f'{key} is {values[key]}; it must be two numbers of pixels from 1 to '
+        f'{MOST_PIXELS}.'
       )
   if any(x > y for x, y in zip(values['stride'], values['crop'], strict=True)):
     raise UserError(
@@ -125,8 +134,8 @@ def choose_protocol(
       'left out.'
     )
   scales = values.get('scales', Protocol.scales)
-  if not scales or not all(0 < x < float('inf') for x in scales):
-    raise UserError(f'scales are {scales}; give one or more above 0.')
+  if not SCALES.holds(scales):
+    raise UserError(f'scales are {scales}; give {SCALES.words}.')
   return Protocol(name, **values)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import rich.progress
 
 from resnest_jax import drawing, runtime
-from resnest_jax.data import headers
+from resnest_jax.data.pictures import unused
 from resnest_jax.errors import UserError
 from resnest_jax.files import check_writable, explain_refusal, write_json
 from resnest_jax.inference.predictor import (
@@ -48,7 +48,7 @@ class Done:
   frames: dict[Path, int] = dataclasses.field(default_factory=dict)
   # Reason for each source that is not done, or only partly.
   failed: dict[Path, str] = dataclasses.field(default_factory=dict)
-  # Pictures by what is said of their channels, such as a fourth one.
+  # Pictures by what is said of parts that are not used.
   left_out: collections.Counter = dataclasses.field(
     default_factory=collections.Counter
   )
@@ -61,7 +61,9 @@ class Done:
       yield
     # Also of an overlay: it reads its picture again, which may be gone.
     except UserError as error:
-      self.failed[path] = ' '.join(str(error).splitlines())
+      why = ' '.join(str(error).splitlines())
+      # A frame of a video does not know where it is from.
+      self.failed[path] = why if str(path) in why else f'{path}: {why}'
     except OSError as error:
       if error.errno in _DISK:
         raise
@@ -156,9 +158,8 @@ def predict_pictures(
       done.files[source.path] = files
       # The file may be gone by now.
       with contextlib.suppress(OSError):
-        number = headers.channels(source.path.read_bytes())
-        if said := headers.left_out(number):
-          done.left_out[said] += 1
+        encoded = source.path.read_bytes()
+        done.left_out.update(unused(encoded, predictor.max_pixels))
 
   task = progress.add_task('predict', total=len(pictures))
   paths = [source.path for source, _ in pictures]

@@ -93,10 +93,11 @@ def weight_file(path: Path) -> Path:
     if (path / name).is_file():
       return path / name
   inside = listed(sorted(x.name for x in path.iterdir()), 8)
+  run = re.fullmatch(r'(.+)/checkpoints(/\d+)?', str(path.absolute()))
+  remedy = f'the folder of the training, {run[1]}' if run else 'the file itself'
   raise UserError(
     f'the folder {path} holds neither {SAFETENSORS} nor {TORCH}, nor the '
-    f'checkpoints of a training, but {inside or "nothing"}. Give the file '
-    'itself.'
+    f'checkpoints of a training, but {inside or "nothing"}. Give {remedy}.'
   )
 
 

@@ -421,7 +421,7 @@ def test_images_of_more_bits(garden, bits, bands):
     pixels = np.dstack([pixels[..., ::-1], pixels[..., 0] // 4])[..., :bands]
     path.with_suffix('.tif').write_bytes(tiff(pixels, 0, grey=True))
   remedy = garden.found()['image_depth'].remedy
-  code = re.search(r'file: (.*)\. Take', remedy)[1]
+  code = re.search(r'file: (.*)\. Here', remedy)[1]
   for path in paths:
     old, new = (str(path.with_suffix(x)) for x in ('.tif', '.png'))
     exec(code, {'cv2': cv2, 'np': np, 'old': old, 'new': new})

@@ -161,6 +161,13 @@ def test_each_goes_on_after_what_cannot_be_read(model, tmp_path):
   assert found[2].labels.shape == (30, 100)
 
 
+def test_pictures_are_not_enlarged_without_bounds():
+  huge = plain.make_predictor(Protocol('ms_flip_1x', scales=(1.0, 100.0)))
+  told = '^the image would be resized to 20000 x 10000 .* larger max_p'
+  with pytest.raises(UserError, match=told):
+    huge.predict(np.zeros((100, 200, 3), np.uint8))
+
+
 def test_batch_size_is_per_device_and_a_multiple_of_them(model):
   assert model.batch_size == len(jax.devices())
   assert plain.make_predictor(batch_size=5).batch_size == 8
@@ -186,7 +193,9 @@ def test_protocols_take_what_is_given_and_defaults():
     ('ms_flip_1x', {'image_scale': (9, 9)}, r'^image_scale .*whole, slide, ms'),
     ('slide', {'slide_stride': (97, 9)}, r'\(97, 9\) is longer than the win'),
     ('slide', {'slide_crop': (0, 9)}, r'crop is \(0, 9\); it must be two'),
+    ('whole', {'image_scale': (65537, 9)}, r'image_scale is .* 1 to 65536\.'),
     ('ms_flip_0x', {'scales': [1, 0]}, r'scales are \(1\.0, 0\.0\)'),
+    ('ms_flip_1x', {'scales': [1e9]}, r'scales are .* at most 100'),
   ):
     with pytest.raises(UserError, match=message):
       described(name, given)

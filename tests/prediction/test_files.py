@@ -101,6 +101,7 @@ def test_predicts_pictures_of_all_kinds(written_run, pictures, predicted):
   said = ' '.join(process.stdout.split())
   assert '9 pictures and 1 video of 6 frames predicted in' in said
   assert '1 picture has 4 channels, of which the first 3 are used' in said
+  assert '2 pictures have 16 bits, of which the upper 8 are used' in said
   assert said.count('compiling for images of up to ') == 1
 
   model, variables, _ = load_checkpoint(written_run)
@@ -163,6 +164,7 @@ def test_mistakes_of_the_command_line_are_told(call_script, tmp_path):
   for flag, message in (
     ('--recursiv', 'unrecognized arguments: --recursiv'),
     ('--batch_size=0', '--batch_size is 0'),
+    ('--workdir=z', '--workdir: not allowed with argument --weights'),
     ('--max_pixels=-1', '--max_pixels is -1; give 1 or more'),
   ):
     with pytest.raises(UserError, match=message):

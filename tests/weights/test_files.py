@@ -65,6 +65,8 @@ def test_folder_means_the_weights_in_it(tmp_path):
     assert read.about == ABOUT == json.loads(files[1].read_text())
   refused(r'holds neither .* but mmseg, ours\. Give', read_weights, tmp_path)
   refused('there is no weight file', read_weights, tmp_path / 'none')
+  (step := tmp_path / 'run/checkpoints/9').mkdir(parents=True)
+  refused(r'Give the folder .*/run\.', read_weights, step)
 
 
 @pytest.mark.parametrize('kind', ['ours', 'mmseg'])
