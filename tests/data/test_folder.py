@@ -343,18 +343,21 @@ def test_drawn_splits_share_out_all_samples(root):
   train, val = (names(root, x, **options) for x in ('train', 'val'))
   assert (len(train), len(val)) == (3, 3)
   assert sorted(train + val) == everything
-  refused(root, r"no split 'test'; 'train' and 'val'", 'test')
+  for key in ('train_split', 'eval_split'):
+    refused(
+      root, r"no split 'test'; 'train' and 'val'", 'test', **{key: 'test'}
+    )
   # A single sample cannot be shared.
   for folder in both(root, ''):
     for path in walk(folder)[1:]:
       path.unlink()
   assert len(split_of(root)) == 1
-  refused(root, r"1 sample in .*none for the split 'val'", 'val')
+  refused(root, r'1 sample in .*none for the split val', 'val')
 
 
 def drawn(count, split='val', seed=0, fraction=0.2, without=()):
   pairs = [Pair(f'photo {i}', '', '') for i in range(count) if i not in without]
-  found = draw_split(pairs, split, ('train', 'val'), fraction, seed)
+  found = draw_split(pairs, split, fraction, seed)
   return {pair.name for pair in found}
 
 

@@ -25,23 +25,23 @@ _WORDS = (
 def draw_split(
   pairs: Sequence[Pair],
   split: str,
-  names: Sequence[str],
   fraction: float,
   seed: int,
 ) -> list[Pair]:
   """Draws the samples of a split by a hash of seed and name.
 
   Args:
-    split: one of `names`, or a `UserError` is raised.
-    names: of the training and the evaluation split.
+    split: 'train' or 'val'; a `UserError` is raised for another.
     fraction: share of the evaluation split, 0 to 1 (exclusive), which has the
       nearest number of samples; each split has at least one of two.
     seed: selects another draw.
   """
-  if split not in names:
+  # Under other names the same samples would pass for others.
+  if split not in ('train', 'val'):
     raise UserError(
-      f'there is no split {split!r}; {names[0]!r} and {names[1]!r} are drawn '
-      'from all samples. Make a sub folder of this name for another one.'
+      f"there is no split {split!r}; 'train' and 'val' are drawn from all "
+      'samples. Use these names (config.data.train_split and eval_split), or '
+      'give each split a sub folder or a list of its own (docs/own-data.md).'
     )
 
   # Those with the smallest hashes: a sample that is added or removed moves one
@@ -54,7 +54,7 @@ def draw_split(
   number = math.floor(fraction * len(pairs) + 0.5)
   number = min(max(number, 1), len(pairs) - 1)
   drawn = {pair.name for pair in sorted(pairs, key=rank)[:number]}
-  for_training = split == names[0]
+  for_training = split == 'train'
   return [pair for pair in pairs if (pair.name in drawn) != for_training]
 
 
@@ -104,14 +104,11 @@ def find_pairs(
     source, pairs = images, pairing.match_pairs(trees(), how)
   if drawn:
     total = len(pairs)
-    pairs = draw_split(
-      pairs, split, names, options.eval_fraction, options.split_seed
-    )
+    pairs = draw_split(pairs, split, options.eval_fraction, options.split_seed)
     if not pairs:
       raise UserError(
-        f'there is {plural(total, "sample")} in {source}, for {names[0]}, and '
-        f'none for the split {split!r}. Add samples, or make sub folders '
-        f'{names[0]} and {names[1]}.'
+        f'there is {plural(total, "sample")} in {source}, for train, and none '
+        'for the split val. Add samples, or make sub folders train and val.'
       )
   return pairs, str(masks)
 
