@@ -38,6 +38,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.files import read_text
 from resnest_jax.labels import ADE20K, CITYSCAPES, IGNORE, LabelSet
 from resnest_jax.text import plural
+from resnest_jax.untrusted import unique_keys
 
 Colour = tuple[int, int, int]
 
@@ -62,6 +63,7 @@ _LINES = (
   '"name,r,g,b" or "value,name". A name with a comma needs JSON.'
 )
 _LONGEST = 1000  # Characters of a line.
+_IGNORED = ('ignore', '__ignore__')
 _COLUMNS = {
   'name': ('name', 'class', 'class name', 'label', 'label name', 'category'),
   'value': ('value', 'pixel value', 'id', 'index', 'class id', 'label id'),
@@ -113,6 +115,11 @@ def read_classes(path: str | Path) -> Classes:
     raise UserError(
       f'there is no classes file {path}; write one. {EXAMPLE}'
     ) from error
+  except PermissionError as error:
+    raise UserError(
+      f'the classes file {path} cannot be read ({error.strerror}). Give '
+      'yourself the right to read it.'
+    ) from error
   except (OSError, ValueError) as error:
     raise UserError(
       f'the classes file {path} cannot be read ({error}). It is text in UTF-8. '
@@ -145,7 +152,7 @@ def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int]]:
     # Only the first colon separates values: names may have further ones.
     head, colon, rest = map(str.strip, line.partition(':'))
     rest = rest if colon else head
-    if colon and head.lower() == 'ignore':
+    if colon and head.lower() in _IGNORED:
       ignored += _numbers(rest, where)
       continue
     values = tuple(_numbers(head, where)) if colon else ()
@@ -165,6 +172,14 @@ def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int]]:
       f'{entries[0].where}: each name ends in a number, {entries[0].name!r}. '
       f'Mask values come first: "1: {numbered[0][1]}".'
     )
+  # Of two lines it is no heading: one class alone is none.
+  bare = [x.name for x in entries if x.positional and not x.colour]
+  if len(entries) > 2 and bare == [entries[0].name]:
+    raise UserError(
+      f'{entries[0].where}: {bare[0]!r} has no colour, but all other lines '
+      'have one. Write its colour behind it ("road 128 64 128"), or # in front '
+      'of it if it is a heading.'
+    )
   return entries, ignored
 
 
@@ -176,7 +191,7 @@ def _entry(
   position: int,
 ) -> _Entry:
   # "ignore 0 0 0" would otherwise become a class that is trained.
-  if name.lower() == 'ignore':
+  if name.lower() in _IGNORED:
     raise UserError(
       f'{where}: what is not a class is listed by its mask values, '
       'for example "ignore: 0".'
@@ -231,7 +246,7 @@ def _read_table(
     colour = None
     if 'red' in number:
       colour = number['red'], number['green'], number['blue']
-    if name.lower() == 'ignore' and values:
+    if name.lower() in _IGNORED and values:
       ignored += values
     else:
       entries.append(_entry(where, name, colour, values, len(entries)))
@@ -250,7 +265,7 @@ def _numbers(text: str, where: str) -> list[int]:
 
 def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int]]:
   try:
-    content = json.loads(text)
+    content = json.loads(text, object_pairs_hook=unique_keys)
   except (ValueError, RecursionError) as error:
     raise UserError(f'{path} is not valid JSON: {error}') from error
   if isinstance(content, list):
@@ -261,9 +276,13 @@ def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int]]:
     order = sorted(ids, key=lambda x: (len(x), x))
     content = {'classes': [ids[x] for x in order]}
     content['values'] = [int(x[:9]) for x in order]
-  if unknown := content.keys() - {'classes', 'palette', 'values', 'ignore'}:
+  known = {'classes', 'palette', 'values', 'ignore'}
+  if unknown := content.keys() - known:
+    # Among numbers it is the key that is none.
+    unknown = (ids.keys() - known if isinstance(ids, dict) else ()) or unknown
+    first = min(unknown, key=lambda x: (x.isdecimal(), x))
     raise UserError(
-      f'{path} has {sorted(unknown)[0]!r}; accepted are classes, palette, '
+      f'{path} has {first!r}; accepted are classes, palette, '
       'values and ignore, or {"0": "road", "1": "tree"}.'
     )
   names = content.get('classes')
@@ -339,13 +358,15 @@ def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
       facts.append(('colour', entry.colour))
     for fact in facts:
       if fact in taken:
+        of = '' if fact[0] == 'name' else f' of {entry.name}'
         raise UserError(
-          f'{entry.where}: the {fact[0]} {fact[1]} of {entry.name} is also '
-          f'used by {taken[fact]}. Each class needs its own; mask values '
-          'precede the name ("1: road").'
+          f'{entry.where}: the {fact[0]} {fact[1]}{of} is also used by '
+          f'{taken[fact]}. Each class needs its own; mask values precede the '
+          'name ("1: road").'
         )
     # Only after its own check: a class may list one of its values twice.
     taken |= dict.fromkeys(facts, entry.name)
+    taken['name', entry.name] = 'an earlier class'
     if not entry.name.strip():
       raise UserError(f'{entry.where}: the name is missing. {EXAMPLE}')
   _check_bytes(ignored, f'{path}: ignore')
