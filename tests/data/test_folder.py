@@ -422,11 +422,15 @@ SPLITS = [
 def test_other_names_of_splits_are_understood(root, new, capsys):
   rename(root, **new)
   write_pair(root, 'test/f')
+  write_pair(root, 'loose')
   assert names(root, 'test') == ['f']
   assert (names(root), names(root, 'val')) == (TRAIN, VAL)
   said = capsys.readouterr().out
   for split, name in new.items():
     assert f"{root}/images/{name} is the split '{split}'\n" in said
+  for folder in both(root, ''):
+    left = f'left out of {folder}, beside the splits'
+    assert f'{left}: test (1 file), 1 picture\n' in said
   # The same above the two folders, and in one folder of both.
   for split in ({'train': 'train', 'val': 'val'} | new).values():
     (root / split).mkdir()
@@ -451,9 +455,11 @@ def test_two_folders_for_a_split_are_not_guessed(root):
   assert names(root, 'val_old', eval_split='val_old') == VAL
 
 
-def test_folders_of_other_things_are_no_splits(root):
+def test_folders_of_other_things_are_no_splits(root, capsys):
   rename(root, train='train station', val='valley')
   assert len(pairs_of_both(root)) == 6
+  told = 'all its sub folders: train station (4 files), valley (2 files)\n'
+  assert told in capsys.readouterr().out
   rename(root, **{'train station': 'train and val'})
   assert len(pairs_of_both(root)) == 6
 

@@ -57,6 +57,7 @@ def test_the_command_of_a_remedy_leads_to_a_training(garden, encoded, rule):
   garden.write(encoded)
   (found,) = garden.found().values()
   assert garden.errors() == {rule}
+  assert (' 2 channels' in found.what) is (encoded is grey_alpha)
   folders = '--masks {0}/masks --classes {0}/classes.txt --out {0}/masks_ids'
   assert f'palette2id {folders.format(garden.root)}' in found.remedy
   garden.obey(found.remedy)

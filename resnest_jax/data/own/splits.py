@@ -120,17 +120,40 @@ def _folders(
   _check_folder('images', images, given)
   if not given:
     # One of the two suffices: one that is misspelt must not mix both splits.
-    inside = _sub_folders(images)
+    inside, whole = _sub_folders(images), (images, masks)
     near = [_near(inside, name) for name in names]
     given = all(near) or any(
       os.path.isdir(images / name) or name.lower() in map(str.lower, found)
       for name, found in zip(names, near, strict=True)
     )
     if given:
-      images, masks = (_of_split(x, '{split}', split) for x in (images, masks))
+      images, masks = (_of_split(x, '{split}', split) for x in whole)
       _check_folder('images', images, given)
+    for folder in filter(os.path.isdir, whole if given else whole[:1]):
+      _tell_others(folder, (split, *names) if given else (), whole)
   _check_folder('masks', masks, given)
   return images, masks, not given
+
+
+def _tell_others(
+  folder: Path, names: Sequence[str], whole: Sequence[Path]
+) -> None:
+  """Says what lies in a folder but in no split; without names, all is drawn."""
+  inside = _sub_folders(folder)
+  known = {PurePath(name).parts[0] for name in names}
+  known |= {x for name in names for x in _near(inside, name)}
+  others = [x for x in inside if x not in known and folder / x not in whole]
+  # Without the errors of closed folders, which nothing here reads.
+  count = {x: sum(len(y[2]) for y in os.walk(folder / x)) for x in others}
+  found = [f'{x} ({plural(count[x], "file")})' for x in others]
+  how = f'train and val are drawn from {folder} with all its sub folders'
+  if names:
+    how = f'left out of {folder}, beside the splits'
+    files = pairing.walk(folder, deep=False)
+    loose = [x for x in files if x.suffix.lower() in pairing.IMAGE_SUFFIXES]
+    found += [plural(len(loose), 'picture')] if loose else []
+  if found:
+    tell(f'{how}: {listed(found)}')
 
 
 def _of_split(root: Path, path: str, split: str) -> Path:
