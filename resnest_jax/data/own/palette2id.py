@@ -15,6 +15,7 @@ written.
 import collections
 import contextlib
 import functools
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,15 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from resnest_jax.data.images import BROKEN, decode_image, png_header, read_file
+from resnest_jax.data.images import (
+  BROKEN,
+  MAX_PIXELS,
+  check_pixels,
+  decode_image,
+  picture_size,
+  png_header,
+  read_file,
+)
 from resnest_jax.data.own.classes import Classes, read_classes
 from resnest_jax.data.own.masks import few_bits
 from resnest_jax.data.own.pairing import endings, walk
@@ -79,7 +88,10 @@ def main(arguments: Sequence[str]) -> None:
     default='error',
     help='treatment of colours that are no class (default: error)',
   )
+  add('--max_pixels', type=int, default=MAX_PIXELS, help='of a mask, at most')
   args = parser.parse_args(arguments)
+  # `_open` explains what is larger; alone, Pillow calls it an attack.
+  Image.MAX_IMAGE_PIXELS = args.max_pixels
   classes = read_classes(args.classes)
   # A class may have the value 255; unknown pixels would then become that class.
   of_ignored = classes.labels.to_train_id[IGNORE]
@@ -151,7 +163,9 @@ def _read_indices(path: Path, known: np.ndarray, mixed: bool) -> np.ndarray:
   if values.ndim == 3:
     # The numbers, repeated in each channel, of which Pillow cuts 16 bits to 8;
     # transparency means nothing.
-    pixels = decode_image(read_file(path), cv2.IMREAD_UNCHANGED, path)
+    limit = Image.MAX_IMAGE_PIXELS
+    encoded = read_file(path, limit)
+    pixels = decode_image(encoded, cv2.IMREAD_UNCHANGED, path, limit)
     if pixels is not None and (pixels[..., :3] == pixels[..., :1]).all():
       values = pixels[..., 0]
   if values.ndim != 2:
@@ -159,6 +173,10 @@ def _read_indices(path: Path, known: np.ndarray, mixed: bool) -> np.ndarray:
       f'{path} is a colour picture ({picture.mode}) without indices. '
       'Leave out --indices to convert its colours.'
     )
+  if values.dtype.kind == 'f':
+    with np.errstate(invalid='ignore'):  # NaN and infinity.
+      whole = values.astype(np.int64)
+    values = whole if (whole == values).all() else values
   if values.dtype.kind not in 'bui':
     raise UserError(
       f'{path} holds numbers with fractions. Write the class numbers as an '
@@ -184,8 +202,11 @@ def _read_indices(path: Path, known: np.ndarray, mixed: bool) -> np.ndarray:
 
 
 def _open(path: Path) -> Image.Image:
+  encoded = read_file(path, Image.MAX_IMAGE_PIXELS)
+  if size := picture_size(encoded):
+    check_pixels(*size, Image.MAX_IMAGE_PIXELS, path)
   try:
-    with Image.open(path) as picture:
+    with Image.open(io.BytesIO(encoded)) as picture:
       if picture.format not in _EXACT:
         raise UserError(
           f'{path} is a {picture.format}, whatever its name says, which '
