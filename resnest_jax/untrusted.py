@@ -1,6 +1,5 @@
 """JSON of other origin: bounded, and checked before anything is built of it."""
 
-import collections
 import json
 import math
 import reprlib
@@ -20,22 +19,13 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
   if len(text) > LENGTH:
     raise UserError(f'{where} is too long ({len(text)} characters).')
   try:
-    content = json.loads(text, object_pairs_hook=unique_keys)
+    content = json.loads(text)
   # Brackets within brackets exhaust the stack; a number may have 5,000 digits.
   except (ValueError, RecursionError) as error:
     raise UserError(f'{where} is damaged ({error}).') from error
   if not isinstance(content, dict):
     raise UserError(f'{where} is no object of JSON, but {brief(content)}.')
   check_json(content, where)
-  return content
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """An object of JSON; `ValueError` for a key that would lose its value."""
-  content = dict(pairs)
-  if len(content) < len(pairs):
-    ((key, _),) = collections.Counter(x for x, _ in pairs).most_common(1)
-    raise ValueError(f'it has the key {brief(key)} twice')
   return content
 
 

@@ -260,6 +260,7 @@ PARTNERS = [
    r'palette2id --masks {0}/masks --classes {0}/classes.txt --out '
    r'{0}/masks_ids --indices\nThen add --config.data.folder.masks=masks_ids'),
   ('.png', '.npy', r'a\.npy cannot be read as mask\. Write them as PNG'),
+  ('.parquet', '.png', r'a\.parquet .*docs/own-data\.md has lines that write'),
   ('.png', '.json', r'a\.json cannot be .*Polygons are no masks: docs/own-d'),
   ('.png', '.jpg', r'a\.jpg cannot be read as mask\. JPEG changes'),
   # Neither is read, so that none lacks a partner.
@@ -300,7 +301,7 @@ def test_tiff_masks_are_converted_as_the_message_says(root, flags):
 
 
 def test_the_lines_of_the_page_draw_polygons(root, monkeypatch):
-  (code,) = blocks_of('own-data.md')
+  code, _ = blocks_of('own-data.md')
   (root / 'mydata' / 'images').mkdir(parents=True)
   flower = {'label': 'flower', 'points': [[4, 2], [9, 2], [9, 8], [4, 8]]}
   about = {'imageWidth': 16, 'imageHeight': 12, 'shapes': [flower]}
@@ -345,10 +346,7 @@ def test_drawn_splits_share_out_all_samples(root):
   train, val = (names(root, x, **options) for x in ('train', 'val'))
   assert (len(train), len(val)) == (3, 3)
   assert sorted(train + val) == everything
-  for key in ('train_split', 'eval_split'):
-    refused(
-      root, r"no split 'test'; 'train' and 'val'", 'test', **{key: 'test'}
-    )
+  refused(root, r"no split 'test'; 'train' and", 'test', eval_split='test')
   # A single sample cannot be shared.
   for folder in both(root, ''):
     for path in walk(folder)[1:]:
@@ -430,9 +428,7 @@ def test_other_names_of_splits_are_understood(root, new, capsys):
   said = capsys.readouterr().out
   for split, name in new.items():
     assert f"{root}/images/{name} is the split '{split}'\n" in said
-  for folder in both(root, ''):
-    left = f'left out of {folder}, beside the splits'
-    assert f'{left}: test (1 file), 1 picture\n' in said
+  assert f'{root}/masks, beside the splits: test (1 file), 1 picture\n' in said
   # The same above the two folders, and in one folder of both.
   for split in ({'train': 'train', 'val': 'val'} | new).values():
     (root / split).mkdir()
@@ -460,8 +456,8 @@ def test_two_folders_for_a_split_are_not_guessed(root):
 def test_folders_of_other_things_are_no_splits(root, capsys):
   rename(root, train='train station', val='valley')
   assert len(pairs_of_both(root)) == 6
-  told = 'all its sub folders: train station (4 files), valley (2 files)\n'
-  assert told in capsys.readouterr().out
+  told = capsys.readouterr().out
+  assert 'sub folders: train station (4 files), valley (2 files)\n' in told
   rename(root, **{'train station': 'train and val'})
   assert len(pairs_of_both(root)) == 6
 

@@ -41,7 +41,7 @@ def draw_split(
     raise UserError(
       f"there is no split {split!r}; 'train' and 'val' are drawn from all "
       'samples. Use these names (config.data.train_split and eval_split), or '
-      'give each split a sub folder or a list of its own (docs/own-data.md).'
+      'make sub folders or lists (docs/own-data.md).'
     )
 
   # Those with the smallest hashes: a sample that is added or removed moves one
@@ -130,20 +130,17 @@ def _folders(
       images, masks = (_of_split(x, '{split}', split) for x in whole)
       _check_folder('images', images, given)
     for folder in filter(os.path.isdir, whole if given else whole[:1]):
-      _tell_others(folder, (split, *names) if given else (), whole)
+      _tell_rest(folder, (split, *names) if given else (), {*whole})
   _check_folder('masks', masks, given)
   return images, masks, not given
 
 
-def _tell_others(
-  folder: Path, names: Sequence[str], whole: Sequence[Path]
-) -> None:
+def _tell_rest(folder: Path, names: Sequence[str], apart: set[Path]) -> None:
   """Says what lies in a folder but in no split; without names, all is drawn."""
   inside = _sub_folders(folder)
-  known = {PurePath(name).parts[0] for name in names}
-  known |= {x for name in names for x in _near(inside, name)}
-  others = [x for x in inside if x not in known and folder / x not in whole]
-  # Without the errors of closed folders, which nothing here reads.
+  known = {x for name in names for x in _near(inside, name.split('/')[0])}
+  others = [x for x in inside if x not in known and folder / x not in apart]
+  # Not `walk`, which refuses folders that are closed.
   count = {x: sum(len(y[2]) for y in os.walk(folder / x)) for x in others}
   found = [f'{x} ({plural(count[x], "file")})' for x in others]
   how = f'train and val are drawn from {folder} with all its sub folders'
