@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
   add('--max_pixels', type=int, default=images.MAX_PIXELS, help='of a mask')
   args = parser.parse_args(arguments)
   # `_open` explains what is larger; alone, Pillow calls it an attack.
-  Image.MAX_IMAGE_PIXELS = args.max_pixels
+  Image.MAX_IMAGE_PIXELS = max(args.max_pixels, 1)
   classes = read_classes(args.classes)
   # A class may have the value 255; unknown pixels would then become that class.
   of_ignored = classes.labels.to_train_id[IGNORE]
