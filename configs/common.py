@@ -222,7 +222,7 @@ def folder() -> ConfigDict:
   # Instead of folders: files of lines "image mask", relative to the file, or of
   # names in the folders; 'lists/{split}.txt' for one per split.
   config.lists = ''
-  config.eval_fraction = 0.2  # share drawn for eval_split, by name and seed
+  config.eval_fraction = 0.2  # share drawn for val, by name and seed
   config.split_seed = 0
   return config
 

@@ -20,6 +20,7 @@ from resnest_jax.files import read_bounded
 
 # Pixels of a picture; config.data.max_pixels and predict.py --max_pixels.
 MAX_PIXELS = 10**8
+_OPENCVS = 2**30  # Pixels that OpenCV decodes at most.
 _MOST_BYTES = 8  # Of a pixel in a file: four channels of 16 bits.
 # What Pillow raises for broken or hostile files.
 BROKEN = (
@@ -108,17 +109,21 @@ def check_pixels(
   height: int, width: int, max_pixels: int | None, where: str | os.PathLike
 ) -> None:
   """Raises `UnreadableSample`, which begins with `where`, above the limit."""
-  if height * width <= (max_pixels or MAX_PIXELS):
+  limit = min(max_pixels or MAX_PIXELS, _OPENCVS)
+  if height * width <= limit:
     return
   remedy = 'No more are decoded here; get the file again from its origin.'
   if max_pixels:
     remedy = (
       'Shrink it or cut it into tiles, or raise config.data.max_pixels '
-      '(--max_pixels of predict.py). If it has fewer, it is damaged.'
+      '(--max_pixels of predict.py and palette2id). If it has fewer, it is '
+      'damaged.'
     )
+    if height * width > _OPENCVS:
+      remedy = 'Shrink it or cut it into tiles: OpenCV reads at most 2^30.'
+  name = ' (max_pixels)' if limit < _OPENCVS else ''
   raise UnreadableSample(
-    f'{where} is {width} x {height} pixels, more than '
-    f'{max_pixels or MAX_PIXELS} (max_pixels).\n{remedy}'
+    f'{where} is {width} x {height} pixels, more than {limit}{name}.\n{remedy}'
   )
 
 

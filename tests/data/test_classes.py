@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from numpy.testing import assert_equal
+from trouble import obeying_permissions
 
 from resnest_jax.data.own import classes as own
 from resnest_jax.errors import UserError
@@ -68,7 +69,7 @@ def test_json_says_the_same(read):
 REFUSED = [
   ('road\n', 'has 1 class; there must be 2 to 255.* "255: road"'),
   ('\n'.join(f'class {i}' for i in range(256)), 'has 256 classes'),
-  ('road\nroad\n', 'line 2: the name road of road is also used by road'),
+  ('road\nroad\n', 'line 2: the name road is also used by an ear'),
   ('a 1 2 3\nb 1 2 3\n', r'colour \(1, 2, 3\) of b is also used by a'),
   ('a 1 2 256\nb\n', 'line 1: 256 is not from 0 to 255'),
   ('1: a\nb\n', 'line 2: b has no mask value'),
@@ -76,6 +77,8 @@ REFUSED = [
   ('1: a\n2: b\nignore: 256\n', 'ignore 256 is not from 0 to 255'),
   ('x: a\nb\n', "line 1: 'x' is no mask value"),
   ('a\nignore 0 0 0\n', 'line 2: what is not a class'),
+  ('a\nb 1 1 1\nc 2 2 2', "line 1: 'a' has no colour.* # in front"),
+  ('a\n__ignore__\nb', 'line 2: what is not a class'),
   ('1: 5 5 5\n2: b\n', 'line 1: the name is missing'),
   ('{"classes": [}', 'is not valid JSON'),
   ({'names': ['a']}, "has 'names'; accepted are classes"),
@@ -94,7 +97,7 @@ REFUSED = [
   ('value,name\n0,sky\n0,sea\n', 'line 3: the value 0 of sea is also used'),
   ('{"0": "sky", "00": "sea"}', 'the value 0 of sea is also used by sky'),
   ('{"0": "sky", "1": 1}', '"classes" must be a list of names'),
-  ('{"0": "sky", "one": "sea"}', "has '0'; accepted are classes"),
+  ('{"0": "sky", "one": "sea"}', "has 'one'; accepted are classes"),
   ('["a", ' + '[' * 10**6, 'is not valid JSON'),
   ('{"a":' * 10**6, 'is not valid JSON'),
   ('{"classes": ["sky", " "]}', 'class 1: the name is missing'),
@@ -226,6 +229,9 @@ def test_missing_file_says_what_to_write(tmp_path):
     (tmp_path / 'bytes').write_bytes(content)
     with pytest.raises(UserError, match=no_text):
       own.read_classes(tmp_path / 'bytes')
+  (tmp_path / 'bytes').chmod(0)
+  with obeying_permissions(), pytest.raises(UserError, match='right to read'):
+    own.read_classes(tmp_path / 'bytes')
   with pytest.raises(UserError, match='it is no file'):
     own.read_classes(tmp_path)
 

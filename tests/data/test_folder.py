@@ -260,6 +260,7 @@ PARTNERS = [
    r'palette2id --masks {0}/masks --classes {0}/classes.txt --out '
    r'{0}/masks_ids --indices\nThen add --config.data.folder.masks=masks_ids'),
   ('.png', '.npy', r'a\.npy cannot be read as mask\. Write them as PNG'),
+  ('.parquet', '.png', r'a\.parquet .*docs/own-data\.md has lines that write'),
   ('.png', '.json', r'a\.json cannot be .*Polygons are no masks: docs/own-d'),
   ('.png', '.jpg', r'a\.jpg cannot be read as mask\. JPEG changes'),
   # Neither is read, so that none lacks a partner.
@@ -288,6 +289,8 @@ def test_tiff_masks_are_converted_as_the_message_says(root, flags):
       resave(image, image.with_suffix('.jpg'))
       new = image.with_name(f'{image.stem}_m.tif')
     resave(path, new)
+  # Programs of maps write whole numbers as fractions.
+  Image.open(new).convert('F').save(new)
   told = refused(root, r'no masks in .* it has 4 \.tif\.', **flags)
   _, command, then = told.splitlines()
   palette2id.main(shlex.split(command.partition('palette2id')[2]))
@@ -298,7 +301,7 @@ def test_tiff_masks_are_converted_as_the_message_says(root, flags):
 
 
 def test_the_lines_of_the_page_draw_polygons(root, monkeypatch):
-  (code,) = blocks_of('own-data.md')
+  code, _ = blocks_of('own-data.md')
   (root / 'mydata' / 'images').mkdir(parents=True)
   flower = {'label': 'flower', 'points': [[4, 2], [9, 2], [9, 8], [4, 8]]}
   about = {'imageWidth': 16, 'imageHeight': 12, 'shapes': [flower]}
@@ -343,18 +346,18 @@ def test_drawn_splits_share_out_all_samples(root):
   train, val = (names(root, x, **options) for x in ('train', 'val'))
   assert (len(train), len(val)) == (3, 3)
   assert sorted(train + val) == everything
-  refused(root, r"no split 'test'; 'train' and 'val'", 'test')
+  refused(root, r"no split 'test'; 'train' and", 'test', eval_split='test')
   # A single sample cannot be shared.
   for folder in both(root, ''):
     for path in walk(folder)[1:]:
       path.unlink()
   assert len(split_of(root)) == 1
-  refused(root, r"1 sample in .*none for the split 'val'", 'val')
+  refused(root, r'1 sample in .*none for the split val', 'val')
 
 
 def drawn(count, split='val', seed=0, fraction=0.2, without=()):
   pairs = [Pair(f'photo {i}', '', '') for i in range(count) if i not in without]
-  found = draw_split(pairs, split, ('train', 'val'), fraction, seed)
+  found = draw_split(pairs, split, fraction, seed)
   return {pair.name for pair in found}
 
 
@@ -419,11 +422,13 @@ SPLITS = [
 def test_other_names_of_splits_are_understood(root, new, capsys):
   rename(root, **new)
   write_pair(root, 'test/f')
+  write_pair(root, 'loose')
   assert names(root, 'test') == ['f']
   assert (names(root), names(root, 'val')) == (TRAIN, VAL)
   said = capsys.readouterr().out
   for split, name in new.items():
     assert f"{root}/images/{name} is the split '{split}'\n" in said
+  assert f'{root}/masks, beside the splits: test (1 file), 1 picture\n' in said
   # The same above the two folders, and in one folder of both.
   for split in ({'train': 'train', 'val': 'val'} | new).values():
     (root / split).mkdir()
@@ -448,9 +453,11 @@ def test_two_folders_for_a_split_are_not_guessed(root):
   assert names(root, 'val_old', eval_split='val_old') == VAL
 
 
-def test_folders_of_other_things_are_no_splits(root):
+def test_folders_of_other_things_are_no_splits(root, capsys):
   rename(root, train='train station', val='valley')
   assert len(pairs_of_both(root)) == 6
+  told = capsys.readouterr().out
+  assert 'sub folders: train station (4 files), valley (2 files)\n' in told
   rename(root, **{'train station': 'train and val'})
   assert len(pairs_of_both(root)) == 6
 

@@ -57,6 +57,7 @@ def test_the_command_of_a_remedy_leads_to_a_training(garden, encoded, rule):
   garden.write(encoded)
   (found,) = garden.found().values()
   assert garden.errors() == {rule}
+  assert (' 2 channels' in found.what) is (encoded is grey_alpha)
   folders = '--masks {0}/masks --classes {0}/classes.txt --out {0}/masks_ids'
   assert f'palette2id {folders.format(garden.root)}' in found.remedy
   garden.obey(found.remedy)
@@ -238,6 +239,11 @@ def test_a_value_gets_a_class(garden, classes):
   assert 'that no class has: 77, on' in found[0].what
   assert line in found[0].remedy
   assert line in str(error.value)
+  for text in ('id;name\n0;background\n1;leaf', '["background", "leaf"]'):
+    garden.classes(text)
+    found.append(garden.found()['unknown_values'])
+  assert '("77;name", or "77;ignore";' in found[-2].remedy
+  assert '("77: name", in a text file with a value in all' in found[-1].remedy
   garden.classes(VALUED.format(77))
   assert garden.found() == {}
   garden.check()
@@ -390,7 +396,7 @@ NO_MASKS = [
   (lambda ids: encode(COLOURS[ids], '.jpg'), 'is a JPEG, whatever its name'),
   (lambda ids: encode(COLOURS[ids], '.webp'), 'is a WEBP, whatever its name'),
   (two_frames, 'has 2 pictures, and a mask is one'),
-  (lambda ids: encode(np.float32(ids), '.tif'), 'holds numbers with fract'),
+  (lambda ids: encode(np.float32(ids + 0.5), '.tif'), 'holds numbers with'),
 ]
 
 

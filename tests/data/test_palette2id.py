@@ -102,6 +102,7 @@ REFUSED = [
   (MASK, CLASSES, '--indices', r'a\.png is a colour picture .*Leave out'),
   (MASK, 'road 128 64 128\ntree\n', '', 'gives no colour for tree; add'),
   (MASK, DARK, '--unknown ignore', r'writes 255, but in .* is light'),
+  (MASK, CLASSES, '--max_pixels 9', r'30 x 20 pixels, more than 9 \('),
   (MASK, CLASSES, '--masks none', r'no folder .*none'),
   (MASK, CLASSES, '--out {0}/masks/ids', 'masks/ids lies in --masks'),
 ]

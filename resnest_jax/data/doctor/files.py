@@ -202,10 +202,11 @@ def grey_masks_in_colour(s: Survey) -> Finding | None:
   bad = [o for o in s.readable if len(o.mask_shape) == 3 and _is_grey(o)]
   if not bad:
     return None
+  # OpenCV makes four channels of two.
+  numbers = {2 if 'grey' in o.kind else o.mask_shape[2] for o in bad}
   return Finding(
-    f'{share_of(bad, s.readable, "mask", "have")} '
-    f'{listed(sorted({o.mask_shape[2] for o in bad}))} channels with equal '
-    'numbers; masks have one channel.',
+    f'{share_of(bad, s.readable, "mask", "have")} {listed(sorted(numbers))} '
+    'channels with equal numbers; masks have one channel.',
     names(bad),
     s.conversion.of_numbers()
     if s.conversion

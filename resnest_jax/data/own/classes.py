@@ -62,6 +62,7 @@ _LINES = (
   '"name,r,g,b" or "value,name". A name with a comma needs JSON.'
 )
 _LONGEST = 1000  # Characters of a line.
+_IGNORED = ('ignore', '__ignore__')
 _COLUMNS = {
   'name': ('name', 'class', 'class name', 'label', 'label name', 'category'),
   'value': ('value', 'pixel value', 'id', 'index', 'class id', 'label id'),
@@ -81,12 +82,15 @@ class Classes:
     values: mask values of each class; the first is the one to write.
     ignored: mask values that are deliberately no class, sorted.
     chosen: names of the classes without a colour in the file.
+    form: '{0};{1}' of a table's values and names; '' of plain text, and None of
+      JSON and of tables without values.
   """
 
   labels: LabelSet
   values: tuple[tuple[int, ...], ...]
   ignored: tuple[int, ...]
   chosen: tuple[str, ...]
+  form: str | None
 
   def known(self) -> np.ndarray:
     """Bool (256,): the mask values that are a class or listed as ignored."""
@@ -114,18 +118,20 @@ def read_classes(path: str | Path) -> Classes:
       f'there is no classes file {path}; write one. {EXAMPLE}'
     ) from error
   except (OSError, ValueError) as error:
+    remedy = f'It is text in UTF-8. {EXAMPLE}'
+    if isinstance(error, PermissionError):
+      remedy = 'Give yourself the right to read it.'
     raise UserError(
-      f'the classes file {path} cannot be read ({error}). It is text in UTF-8. '
-      f'{EXAMPLE}'
+      f'the classes file {path} cannot be read ({error}). {remedy}'
     ) from error
   # A name may begin with a bracket, a list of names with a quote behind it.
   read = _read_json if re.match(r'\s*(\{|\[\s*")', text) else _read_text
-  entries, ignored = read(text, str(path))
+  entries, ignored, form = read(text, str(path))
   _check(entries, ignored, str(path))
-  return _make(entries, ignored)
+  return _make(entries, ignored, form)
 
 
-def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int]]:
+def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int], str]:
   entries, ignored = [], []
   lines = [
     (f'{path}, line {number}', line.strip())
@@ -145,7 +151,7 @@ def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int]]:
     # Only the first colon separates values: names may have further ones.
     head, colon, rest = map(str.strip, line.partition(':'))
     rest = rest if colon else head
-    if colon and head.lower() == 'ignore':
+    if colon and head.lower() in _IGNORED:
       ignored += _numbers(rest, where)
       continue
     values = tuple(_numbers(head, where)) if colon else ()
@@ -165,7 +171,14 @@ def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int]]:
       f'{entries[0].where}: each name ends in a number, {entries[0].name!r}. '
       f'Mask values come first: "1: {numbered[0][1]}".'
     )
-  return entries, ignored
+  # Of two lines it is no heading: one class alone is none.
+  bare = [x.name for x in entries if x.positional and not x.colour]
+  if len(entries) > 2 and bare == [entries[0].name]:
+    raise UserError(
+      f'{entries[0].where}: {bare[0]!r} has no colour, but all other lines '
+      'have one. Write one behind it, or # in front of it if it is a heading.'
+    )
+  return entries, ignored, ''
 
 
 def _entry(
@@ -176,7 +189,7 @@ def _entry(
   position: int,
 ) -> _Entry:
   # "ignore 0 0 0" would otherwise become a class that is trained.
-  if name.lower() == 'ignore':
+  if name.lower() in _IGNORED:
     raise UserError(
       f'{where}: what is not a class is listed by its mask values, '
       'for example "ignore: 0".'
@@ -206,8 +219,10 @@ def _header(where: str, line: str) -> tuple[str | None, list[str]] | None:
 
 def _read_table(
   lines: Sequence[tuple[str, str]], separator: str | None, kinds: Sequence[str]
-) -> tuple[list[_Entry], list[int]]:
+) -> tuple[list[_Entry], list[int], str | None]:
   entries, ignored = [], []
+  cells = {'name': '{1}', 'value': '{0}'}
+  form = (separator or ' ').join(cells.get(kind, '99') for kind in kinds)
   for where, line in lines:
     cells = line.split()
     if separator:
@@ -231,11 +246,11 @@ def _read_table(
     colour = None
     if 'red' in number:
       colour = number['red'], number['green'], number['blue']
-    if name.lower() == 'ignore' and values:
+    if name.lower() in _IGNORED and values:
       ignored += values
     else:
       entries.append(_entry(where, name, colour, values, len(entries)))
-  return entries, ignored
+  return entries, ignored, form if 'value' in kinds else None
 
 
 def _numbers(text: str, where: str) -> list[int]:
@@ -248,22 +263,25 @@ def _numbers(text: str, where: str) -> list[int]:
   return [int(word) for word in words]
 
 
-def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int]]:
+def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int], None]:
   try:
     content = load_json(text)
   except (ValueError, RecursionError) as error:
     raise UserError(f'{path} is not valid JSON: {error}') from error
   if isinstance(content, list):
     content = {'classes': content}
-  ids = content.get('id2label', content)
-  if isinstance(ids, dict) and ids and all(map(str.isdecimal, ids)):
+  if isinstance(content.get('id2label'), dict):
+    content = content['id2label']
+  if content and all(map(str.isdecimal, content)):
     # As their text, a key may have thousands of digits.
-    order = sorted(ids, key=lambda x: (len(x), x))
-    content = {'classes': [ids[x] for x in order]}
-    content['values'] = [int(x[:9]) for x in order]
+    order = sorted(content, key=lambda x: (len(x), x))
+    names = [content[x] for x in order]
+    content = {'classes': names, 'values': [int(x[:9]) for x in order]}
   if unknown := content.keys() - {'classes', 'palette', 'values', 'ignore'}:
+    # Among numbers it is the key that is none.
+    first = min(unknown, key=lambda x: (x.isdecimal(), x))
     raise UserError(
-      f'{path} has {sorted(unknown)[0]!r}; accepted are classes, palette, '
+      f'{path} has {first!r}; accepted are classes, palette, '
       'values and ignore, or {"0": "road", "1": "tree"}.'
     )
   names = content.get('classes')
@@ -288,7 +306,7 @@ def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int]]:
     own = [values[i]] if type(values[i]) is int else values[i]
     value = _tuple(own, 'value', where)
     entries.append(_Entry(where, name, colour, value or (i,), not value))
-  return entries, ignored
+  return entries, ignored, None
 
 
 def _is_list(value: Any, kind: type) -> bool:
@@ -339,13 +357,15 @@ def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
       facts.append(('colour', entry.colour))
     for fact in facts:
       if fact in taken:
+        of = '' if fact[0] == 'name' else f' of {entry.name}'
         raise UserError(
-          f'{entry.where}: the {fact[0]} {fact[1]} of {entry.name} is also '
-          f'used by {taken[fact]}. Each class needs its own; mask values '
-          'precede the name ("1: road").'
+          f'{entry.where}: the {fact[0]} {fact[1]}{of} is also used by '
+          f'{taken[fact]}. Each class needs its own; mask values precede the '
+          'name ("1: road").'
         )
     # Only after its own check: a class may list one of its values twice.
     taken |= dict.fromkeys(facts, entry.name)
+    taken['name', entry.name] = 'an earlier class'
     if not entry.name.strip():
       raise UserError(f'{entry.where}: the name is missing. {EXAMPLE}')
   _check_bytes(ignored, f'{path}: ignore')
@@ -356,7 +376,7 @@ def _check_bytes(numbers: Sequence[int], where: str) -> None:
     raise UserError(f'{where} {bad[0]} is not from 0 to 255.')
 
 
-def _make(entries: list[_Entry], ignored: list[int]) -> Classes:
+def _make(entries: list[_Entry], ignored: list[int], form: str) -> Classes:
   given = [entry.colour for entry in entries if entry.colour]
   open_ = [entry.name for entry in entries if not entry.colour]
   colours = dict(zip(open_, distinct_colours(len(open_), given), strict=True))
@@ -370,7 +390,7 @@ def _make(entries: list[_Entry], ignored: list[int]) -> Classes:
     to_train_id,
   )
   values = tuple(entry.values for entry in entries)
-  return Classes(labels, values, tuple(sorted(set(ignored))), tuple(open_))
+  return Classes(labels, values, tuple(sorted({*ignored})), tuple(open_), form)
 
 
 def distinct_colours(number: int, taken: Sequence[Colour] = ()) -> list[Colour]:

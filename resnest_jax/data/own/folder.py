@@ -171,8 +171,8 @@ class FolderSplit:
         f'{self.conversion.classes_file} does not have: {listed}'
         f'{" and more" if len(values) > 10 else ""}; it has '
         f'{_ranges(known)}. Give each a class '
-        f'({self.conversion.naming(values[0])}), or ignore it ("ignore: '
-        f'{values[0]}").'
+        f'({self.conversion.naming(values[0])}), or ignore it '
+        f'("{self.conversion.ignoring(values[0])}").'
       )
     return self.labels.to_train_id[mask.pixels]
 

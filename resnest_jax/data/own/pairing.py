@@ -207,6 +207,8 @@ def _remedy(
 ) -> str:
   """What to do with files that have other endings."""
   kinds = {path.suffix.lower() for _, path in others}
+  if '.parquet' in kinds:
+    return 'docs/own-data.md has lines that write pictures and masks from them.'
   if what == 'image':
     return 'Save them as PNG or JPEG.' if kinds - {*_NOTES} else ''
   if kinds & {'.jpg', '.jpeg', '.webp'}:

@@ -15,6 +15,7 @@ written.
 import collections
 import contextlib
 import functools
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from resnest_jax.data.images import BROKEN, decode_image, png_header, read_file
+from resnest_jax.data import images
 from resnest_jax.data.own.classes import Classes, read_classes
 from resnest_jax.data.own.masks import few_bits
 from resnest_jax.data.own.pairing import endings, walk
@@ -79,7 +80,10 @@ def main(arguments: Sequence[str]) -> None:
     default='error',
     help='treatment of colours that are no class (default: error)',
   )
+  add('--max_pixels', type=int, default=images.MAX_PIXELS, help='of a mask')
   args = parser.parse_args(arguments)
+  # `_open` explains what is larger; alone, Pillow calls it an attack.
+  Image.MAX_IMAGE_PIXELS = max(args.max_pixels, 1)
   classes = read_classes(args.classes)
   # A class may have the value 255; unknown pixels would then become that class.
   of_ignored = classes.labels.to_train_id[IGNORE]
@@ -140,7 +144,7 @@ def _bits(path: Path) -> int:
   header = None
   # Errors are those of whoever decodes the file.
   with contextlib.suppress(OSError), path.open('rb') as file:
-    header = png_header(file.read(26))
+    header = images.png_header(file.read(26))
   return header.bits if header and header.colour == 'grey' else 8
 
 
@@ -151,7 +155,9 @@ def _read_indices(path: Path, known: np.ndarray, mixed: bool) -> np.ndarray:
   if values.ndim == 3:
     # The numbers, repeated in each channel, of which Pillow cuts 16 bits to 8;
     # transparency means nothing.
-    pixels = decode_image(read_file(path), cv2.IMREAD_UNCHANGED, path)
+    most = Image.MAX_IMAGE_PIXELS
+    encoded = images.read_file(path, most)
+    pixels = images.decode_image(encoded, cv2.IMREAD_UNCHANGED, path, most)
     if pixels is not None and (pixels[..., :3] == pixels[..., :1]).all():
       values = pixels[..., 0]
   if values.ndim != 2:
@@ -159,7 +165,7 @@ def _read_indices(path: Path, known: np.ndarray, mixed: bool) -> np.ndarray:
       f'{path} is a colour picture ({picture.mode}) without indices. '
       'Leave out --indices to convert its colours.'
     )
-  if values.dtype.kind not in 'bui':
+  if values.dtype.kind == 'f' and (np.rint(values) != values).any():
     raise UserError(
       f'{path} holds numbers with fractions. Write the class numbers as an '
       "8-bit PNG: cv2.imwrite(new, mask.round().astype('uint8'))."
@@ -180,12 +186,15 @@ def _read_indices(path: Path, known: np.ndarray, mixed: bool) -> np.ndarray:
     raise UserError(
       f'{path} has values from {low} to {high}; masks have 0 to {IGNORE}.'
     )
-  return values
+  return values.astype(np.uint8)
 
 
 def _open(path: Path) -> Image.Image:
+  encoded = images.read_file(path, Image.MAX_IMAGE_PIXELS)
+  if size := images.picture_size(encoded):
+    images.check_pixels(*size, Image.MAX_IMAGE_PIXELS, path)
   try:
-    with Image.open(path) as picture:
+    with Image.open(io.BytesIO(encoded)) as picture:
       if picture.format not in _EXACT:
         raise UserError(
           f'{path} is a {picture.format}, whatever its name says, which '
@@ -197,7 +206,7 @@ def _open(path: Path) -> Image.Image:
           'file of its own.'
         )
       return picture.copy()  # `open` alone only reads the header.
-  except BROKEN as error:
+  except images.BROKEN as error:
     raise UserError(
       f'{path} cannot be decoded ({error}); nothing was written. Repair or '
       'remove it.'

@@ -25,23 +25,23 @@ _WORDS = (
 def draw_split(
   pairs: Sequence[Pair],
   split: str,
-  names: Sequence[str],
   fraction: float,
   seed: int,
 ) -> list[Pair]:
   """Draws the samples of a split by a hash of seed and name.
 
   Args:
-    split: one of `names`, or a `UserError` is raised.
-    names: of the training and the evaluation split.
+    split: 'train' or 'val'; a `UserError` is raised for another.
     fraction: share of the evaluation split, 0 to 1 (exclusive), which has the
       nearest number of samples; each split has at least one of two.
     seed: selects another draw.
   """
-  if split not in names:
+  # Under other names the same samples would pass for others.
+  if split not in ('train', 'val'):
     raise UserError(
-      f'there is no split {split!r}; {names[0]!r} and {names[1]!r} are drawn '
-      'from all samples. Make a sub folder of this name for another one.'
+      f"there is no split {split!r}; 'train' and 'val' are drawn from all "
+      'samples. Use these names (config.data.train_split and eval_split), or '
+      'make sub folders or lists (docs/own-data.md).'
     )
 
   # Those with the smallest hashes: a sample that is added or removed moves one
@@ -54,7 +54,7 @@ def draw_split(
   number = math.floor(fraction * len(pairs) + 0.5)
   number = min(max(number, 1), len(pairs) - 1)
   drawn = {pair.name for pair in sorted(pairs, key=rank)[:number]}
-  for_training = split == names[0]
+  for_training = split == 'train'
   return [pair for pair in pairs if (pair.name in drawn) != for_training]
 
 
@@ -104,14 +104,11 @@ def find_pairs(
     source, pairs = images, pairing.match_pairs(trees(), how)
   if drawn:
     total = len(pairs)
-    pairs = draw_split(
-      pairs, split, names, options.eval_fraction, options.split_seed
-    )
+    pairs = draw_split(pairs, split, options.eval_fraction, options.split_seed)
     if not pairs:
       raise UserError(
-        f'there is {plural(total, "sample")} in {source}, for {names[0]}, and '
-        f'none for the split {split!r}. Add samples, or make sub folders '
-        f'{names[0]} and {names[1]}.'
+        f'there is {plural(total, "sample")} in {source}, for train, and none '
+        'for the split val. Add samples, or make sub folders train and val.'
       )
   return pairs, str(masks)
 
@@ -123,17 +120,37 @@ def _folders(
   _check_folder('images', images, given)
   if not given:
     # One of the two suffices: one that is misspelt must not mix both splits.
-    inside = _sub_folders(images)
+    inside, whole = _sub_folders(images), (images, masks)
     near = [_near(inside, name) for name in names]
     given = all(near) or any(
       os.path.isdir(images / name) or name.lower() in map(str.lower, found)
       for name, found in zip(names, near, strict=True)
     )
     if given:
-      images, masks = (_of_split(x, '{split}', split) for x in (images, masks))
+      images, masks = (_of_split(x, '{split}', split) for x in whole)
       _check_folder('images', images, given)
+    for folder in filter(os.path.isdir, whole if given else whole[:1]):
+      _tell_rest(folder, (split, *names) if given else (), {*whole})
   _check_folder('masks', masks, given)
   return images, masks, not given
+
+
+def _tell_rest(folder: Path, names: Sequence[str], apart: set[Path]) -> None:
+  """Says what lies in a folder but in no split; without names, all is drawn."""
+  inside = _sub_folders(folder)
+  known = {x for name in names for x in _near(inside, name.split('/')[0])}
+  others = [x for x in inside if x not in known and folder / x not in apart]
+  # Not `walk`, which refuses folders that are closed.
+  count = {x: sum(len(y[2]) for y in os.walk(folder / x)) for x in others}
+  found = [f'{x} ({plural(count[x], "file")})' for x in others]
+  how = f'train and val are drawn from {folder} with all its sub folders'
+  if names:
+    how = f'left out of {folder}, beside the splits'
+    files = pairing.walk(folder, deep=False)
+    loose = [x for x in files if x.suffix.lower() in pairing.IMAGE_SUFFIXES]
+    found += [plural(len(loose), 'picture')] if loose else []
+  if found:
+    tell(f'{how}: {listed(found)}')
 
 
 def _of_split(root: Path, path: str, split: str) -> Path:
