@@ -212,6 +212,11 @@ class Stopper:
 
 
 def _is_distributed() -> bool:
-  """Whether there are other processes, without importing JAX for it."""
+  """Whether other processes have joined, without importing JAX for it."""
   jax = sys.modules.get('jax')
-  return hasattr(jax, 'distributed') and jax.distributed.is_initialized()
+  if not hasattr(jax, 'distributed') or not jax.distributed.is_initialized():
+    return False
+  from resnest_jax.jax_private import distributed_state
+
+  # Made last: while this host waits for the others, it may end by itself.
+  return distributed_state.preemption_sync_manager is not None
