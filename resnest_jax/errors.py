@@ -137,7 +137,7 @@ def system_error(error: Exception) -> int | None:
 
 def run(
   main: Callable[[], None],
-  stopped: str = 'stopped; the same command resumes from what is finished.',
+  stopped: str = 'stopped; the same command begins again.',
 ) -> None:
   """Runs a script's `main` and ends the process as a user expects.
 

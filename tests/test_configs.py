@@ -368,6 +368,8 @@ def test_data_that_is_not_where_the_run_had_it(trained_on, monkeypatch):
 
 COMMANDS = {
   '': '--workdir or --config is required',
+  '--workdir=': r'\A--workdir is empty; give',
+  '--workdir x --config.data.data_dir= --config ' + ROW: "is ''; .* a folder",
   '--workdir nowhere': 'there is no folder nowhere; give the workdir',
   '--workdir tests': r'tests/config\.json cannot be read .*--config',
   '--weights ade20k_pspnet': 'no workdir .* give --config',

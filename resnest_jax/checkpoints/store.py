@@ -5,7 +5,6 @@ checkpoints of a run are the same however often it was stopped.
 """
 
 import contextlib
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from resnest_jax.labels import LabelSet
 from resnest_jax.models.description import check_network
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.text import differing
+from resnest_jax.text import differing, listed
 from resnest_jax.untrusted import OBJECT, check_fields
 
 DAMAGED = 'damaged_checkpoints'
@@ -283,13 +282,14 @@ def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:
   """Raises `UserError` if a checkpoint's classes are not these, in order."""
   there = about.get('classes') or list(classes)
   if there != list(classes):
-    first = next(
-      f'{theirs} there, {ours} now'
-      for theirs, ours in itertools.zip_longest(there, classes)
-      if theirs != ours
-    )
+    missing = [name for name in there if name not in classes]
+    new = [name for name in classes if name not in there]
+    said = [f'missing now: {listed(missing, 3)}'] if missing else []
+    said += [f'new: {listed(new, 3)}'] if new else []
+    pairs = zip(there, classes, strict=False)
+    said = said or [f'{x} there, {y} now' for x, y in pairs if x != y][:1]
     raise UserError(
-      f'the checkpoint was trained with other classes ({first}). Their names '
+      f'the checkpoint was trained with other classes ({"; ".join(said)}). Their names '
       'and order are part of a run: restore them, or train in another '
       '--workdir.'
     )

@@ -89,7 +89,7 @@ def evaluate_split(
     out = workdir / 'eval' / f'{found["step"]}-{split_name}{named}'
   # Before hours of work; only the first process looks, all get its error.
   before = messages.gather(
-    lambda: messages.is_first() and claim_results(out, result)
+    lambda: messages.is_first() and claim_results(out, result, workdir)
   )[0]
 
   ranked = RankedImages(config.eval.report_images)
@@ -175,7 +175,9 @@ def load_network(
   return model, variables, found | {'model': theirs}, loaded.normalized()
 
 
-def claim_results(out: Path, result: Mapping[str, Any]) -> list[str]:
+def claim_results(
+  out: Path, result: Mapping[str, Any], workdir: Path | None = None
+) -> list[str]:
   """The overlays that an earlier run of this evaluation lists in `out`.
 
   Raises `UserError` if it cannot be written to, or holds something else.
@@ -198,6 +200,9 @@ def claim_results(out: Path, result: Mapping[str, Any]) -> list[str]:
     ) from None
   # Through JSON, which has no tuples, like `before`.
   now = flatten(json.loads(json.dumps(result)))
+  # A run that was moved or copied has taken its results along.
+  if workdir and workdir.resolve() in out.resolve().parents:
+    before['checkpoint'] = now['checkpoint']
   if before != now:
     others = [
       f'{key}: {before[key]} there, {now[key]} now'

@@ -138,7 +138,7 @@ def test_folders_from_which_no_network_can_be_loaded(workdir):
 def test_other_classes_are_told_from_the_same():
   store.check_classes({'classes': ['a', 'b']}, ('a', 'b'))
   store.check_classes({}, ('a', 'b'))  # Written before they were kept.
-  with pytest.raises(UserError, match=r'\(None there, c now\)'):
+  with pytest.raises(UserError, match=r'classes \(new: c\)'):
     store.check_classes({'classes': ['a', 'b']}, ('a', 'b', 'c'))
 
 
