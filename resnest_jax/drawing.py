@@ -111,12 +111,16 @@ def panel(
   """
   labelled = label != IGNORE
   right = np.count_nonzero((prediction == label) & labelled)
-  score = f'{right / max(np.count_nonzero(labelled), 1):.1%} of pixels right'
+  score = f'{right / max(np.count_nonzero(labelled), 1):.1%} right; red: wrong'
+  # What the legend of classes does not name.
+  grey, black = (
+    ('', '') if labelled.all() else (', grey: ignored', ' (black: ignored)')
+  )
   parts = {
     'image': image,
-    'ground truth': colour(label, palette),
+    f'ground truth{black}': colour(label, palette),
     'prediction': colour(prediction, palette),
-    score: error_map(prediction, label),
+    f'{score}{grey}': error_map(prediction, label),
   }
   # Only the photograph is smoothed: mixed colours would name no class.
   columns = [

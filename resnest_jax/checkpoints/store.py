@@ -6,6 +6,7 @@ checkpoints of a run are the same however often it was stopped.
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from resnest_jax.checkpoints.manager import (
 )
 from resnest_jax.checkpoints.state import Run, TrainState, unlogged_scalars
 from resnest_jax.config import config_to_json
-from resnest_jax.data.datasets import CLASSES
+from resnest_jax.data.datasets import CLASSES, FILES
 from resnest_jax.distributed import messages
 from resnest_jax.errors import DamagedCheckpoint, UserError
 from resnest_jax.files import remove_folder
@@ -259,8 +260,11 @@ def _opened(
   workdir: Path, which: str | int
 ) -> Iterator[tuple[Checkpoints, int, dict[str, Any]]]:
   if not checkpoint_dir(workdir).is_dir():
+    why = 'it has no folder "checkpoints"'
+    if not Path(workdir).is_dir():
+      why = 'there is no such folder'
     raise UserError(
-      f'{workdir} holds no run (it has no folder "checkpoints"). Train first, '
+      f'{workdir} holds no run ({why}). Train first, '
       'or give the --workdir that was given to train.py; published and '
       'converted weights are read with --weights, in Python with '
       f"rj.load_pretrained('{workdir}')."
@@ -289,9 +293,9 @@ def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:
     pairs = zip(there, classes, strict=False)
     said = said or [f'{x} there, {y} now' for x, y in pairs if x != y][:1]
     raise UserError(
-      f'the checkpoint was trained with other classes ({"; ".join(said)}). Their names '
-      'and order are part of a run: restore them, or train in another '
-      '--workdir.'
+      f'the checkpoint was trained with other classes ({"; ".join(said)}). '
+      'Their names and order are part of a run: restore them, or train in '
+      'another --workdir.'
     )
 
 
@@ -308,4 +312,6 @@ def data_changes(
         'part of a run: restore the classes file, or train in another '
         '--workdir.'
       )
-  return changes
+  # Fingerprints tell nobody anything.
+  files = re.compile(f'({FILES}.*):.*')
+  return [files.sub(r'\1 have changed', line) for line in changes]

@@ -123,15 +123,15 @@ def evaluate_split(
     print_table(console, evaluation, interval, outlines, split.labels.classes)
   missing = draw(out, result, before, split, evaluation, ranked)
   console.print(f'written to {out}', soft_wrap=True)
-  console.print(f'report: {out / page.NAME}', soft_wrap=True)
   check_drawn(out, missing)
+  console.print(f'report: {out / page.NAME}', soft_wrap=True)
 
 
 def check_drawn(out: Path, missing: Sequence[str]) -> None:
   if missing:
     reasons = ''.join(f'\n  {why}' for why in missing)
     raise UserError(
-      f'the scores are in {out / METRICS}; {plural(len(missing), "picture")} '
+      f'the scores are in {out / METRICS}; {plural(len(missing), "file")} '
       'could not be made. Repair the cause and run the same command again:'
       f'{reasons}'
     )
@@ -319,7 +319,8 @@ def print_table(
     f'{interval.resamples} bootstrap samples)'
   )
   console.print(
-    f'{evaluation.num_images} images, {speed:.3g} images/s (with compiling)'
+    f'{plural(evaluation.num_images, "image")}, {speed:.3g} images/s '
+    '(with compiling)'
   )
 
 

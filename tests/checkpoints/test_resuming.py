@@ -256,7 +256,7 @@ def data(begun, tmp_path):
 
 
 FILES = 'names and sizes of the files of the '
-TRAINING = f'{FILES}training split: '
+TRAINING = f'{FILES}training split have changed'
 FEWER = 'images in the training split: 16 before, 15 now'
 MORE = 'images in the evaluation split: 6 before, 7 now'
 CHANGES = {

@@ -88,6 +88,10 @@ SAVED = 'step 7 is saved.*the same command resumes'
     (in_c('save'), [INT], 130, 'saved\n', f'stopped by SIGINT; {SAVED}'),
     # Before and after the training there is nothing to save.
     (f'{READY}  {COMPUTE}', [TERM], 75, '', 'stopped by SIGTERM'),
+    (
+      *(f'  stopper.finished = True\n{READY}  {COMPUTE}', [TERM], 75, ''),
+      'stopped by SIGTERM; all steps are done',
+    ),
     # Between steps the main thread saves.
     (IN_STEPS, [TERM], 75, 'by the main thread\n', 'stopped by SIGTERM'),
     (IN_STEPS, [INT], 130, 'by the main thread\n', 'stopped by SIGINT'),
