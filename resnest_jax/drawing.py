@@ -111,16 +111,13 @@ def panel(
   """
   labelled = label != IGNORE
   right = np.count_nonzero((prediction == label) & labelled)
-  score = f'{right / max(np.count_nonzero(labelled), 1):.1%} right; red: wrong'
-  # What the legend of classes does not name.
-  grey, black = (
-    ('', '') if labelled.all() else (', grey: ignored', ' (black: ignored)')
-  )
+  share = right / max(np.count_nonzero(labelled), 1)
+  score = f'{share:.1%} right; red: wrong, grey: ignored'
   parts = {
     'image': image,
-    f'ground truth{black}': colour(label, palette),
+    'ground truth (black: ignored)': colour(label, palette),
     'prediction': colour(prediction, palette),
-    f'{score}{grey}': error_map(prediction, label),
+    score: error_map(prediction, label),
   }
   # Only the photograph is smoothed: mixed colours would name no class.
   columns = [

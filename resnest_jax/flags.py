@@ -43,15 +43,12 @@ class Parser(argparse.ArgumentParser):
   def parse_known_args(self, args=None, namespace=None):
     words = command_line(args)
     for before, word in itertools.pairwise(['', *words]):
-      if word and not re.fullmatch(r'--\w+=', word):
-        continue
-      flag = word[:-1] if word else before
+      empty = not word or re.fullmatch(r'--\w+=', word)
+      flag = word[:-1] or before
       # As a path it would be the current folder.
-      if self.get_default(flag.lstrip('-')) != '':
+      if empty and self.get_default(flag.lstrip('-')) != '':
         name = flag if re.fullmatch(r'--\w+', flag) else 'an argument'
-        raise UserError(
-          f'{name} is empty; give a value, or set the variable it comes from.'
-        )
+        raise UserError(f'{name} is empty; give it a value.')
     found, others = super().parse_known_args(words, namespace)
     vars(found).pop('traceback', None)  # `errors.run` looks for it.
     return found, others

@@ -95,7 +95,6 @@ def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
   given = value
   if isinstance(value, str) and kind is not str:
     value = _read_literal(value)
-  # One number of several.
   if kind in (tuple, list) and type(value) in (int, float):
     value = (value,)
   if type(value) is kind or (value is None and optional):

@@ -260,11 +260,10 @@ def _opened(
   workdir: Path, which: str | int
 ) -> Iterator[tuple[Checkpoints, int, dict[str, Any]]]:
   if not checkpoint_dir(workdir).is_dir():
-    why = 'it has no folder "checkpoints"'
-    if not Path(workdir).is_dir():
-      why = 'there is no such folder'
+    places = Path(workdir), checkpoint_dir(workdir)
+    absent = next(place for place in places if not place.is_dir())
     raise UserError(
-      f'{workdir} holds no run ({why}). Train first, '
+      f'{workdir} holds no run (there is no folder {absent}). Train first, '
       'or give the --workdir that was given to train.py; published and '
       'converted weights are read with --weights, in Python with '
       f"rj.load_pretrained('{workdir}')."

@@ -91,7 +91,6 @@ def train(
     print_rates(config, run, plan)
     if run.step >= total_steps and not run.evaluating:
       done = f'{total_steps} steps are done.{longer(workdir)}'
-      stopper.finished = True
       print(f'nothing to do: {done}', flush=True)
       draw_curves(workdir, config.name, again=False)
       return
@@ -157,7 +156,7 @@ def train(
         report.pace.restart()
     store.finish()
     draw_curves(workdir, config.name)
-    stopper.finished = True
+    stopper.rest = 'all steps are done'
     print(
       f'done: best mIoU {run.best["mIoU"]:.4f} at step {run.best["step"]}; '
       f'curves in {workdir / CURVES}',
@@ -176,9 +175,9 @@ def announce(
   images = plural(len(splits.train), 'image')
   steps = plural(config.train.total_steps, 'step')
   print(
-    f'{config.name}: {images}, {len(splits.eval)} to evaluate, {steps} of '
-    f'{config.train.batch_size} '
-    f'on {runtime.describe_devices()}, into {workdir}',
+    f'{config.name}: {images}, {len(splits.eval)} to evaluate, '
+    f'{steps} of {config.train.batch_size} on {runtime.describe_devices()}, '
+    f'into {workdir}',
     flush=True,
   )
   if micro_batches:

@@ -75,7 +75,7 @@ class Stopper:
   """Stops a training; without `listen`, as in a notebook, nothing does."""
 
   def __init__(self):
-    self.finished = False  # Nothing is left to resume.
+    self.rest = 'the same command resumes the run'  # What to do next.
     self.signal: signal.Signals | None = None  # The first that arrived.
     self._since = 0.0
     # Held while the task changes or runs: the state cannot change under a save.
@@ -206,10 +206,7 @@ class Stopper:
   def _leave(self, said: str) -> NoReturn:
     name = f'stopped by {self.signal.name}' if self.signal else 'stopped'
     said = f'{name}; {said}' if said else name
-    rest = 'the same command resumes the run'
-    if self.finished:
-      rest = 'all steps are done'
-    leave(f'{said}; {rest}.', self._status())
+    leave(f'{said}; {self.rest}.', self._status())
 
   def _status(self) -> int:
     return STATUS.get(self.signal, TRY_AGAIN)

@@ -124,16 +124,10 @@ def test_nothing_is_moved_if_all_are_damaged(workdir):
 def test_evaluation_does_not_take_another_than_was_meant(workdir):
   stored.flip(arrays(workdir, 30))
   wanted = ABSTRACT.variables()
-  with pytest.raises(
-    DamagedCheckpoint, match=r'/30 is .*--checkpoint 10 or 20'
-  ):
+  with pytest.raises(DamagedCheckpoint, match=r'/30 is .*point 10 or 20'):
     stored.variables_of(workdir, 'latest', wanted)
   variables, step = stored.variables_of(workdir, '20', wanted)
   assert_is(make_state(20).replace(**variables), 20)
-  for step in (10, 20):
-    shutil.rmtree(workdir / f'checkpoints/{step}')
-  with pytest.raises(DamagedCheckpoint, match='the only one: train again, in'):
-    stored.variables_of(workdir, 'latest', wanted)
   assert step == 20
   assert store.steps_in(workdir / 'checkpoints') == [10, 20, 30]
 

@@ -131,9 +131,10 @@ def test_folders_from_which_no_network_can_be_loaded(workdir):
   (workdir / 'new/checkpoints').mkdir(parents=True)
   with pytest.raises(UserError, match='no checkpoint in'):
     store.load_checkpoint(workdir / 'new')
-  with pytest.raises(
-    UserError, match=r"run \(there is no.*rj\.load_pretrained\('"
-  ):
+  (workdir / 'new/checkpoints/1').mkdir()
+  with pytest.raises(UserError, match='the only one: train again, in'):
+    store.load_checkpoint(workdir / 'new')
+  with pytest.raises(UserError, match=r"there is no.*rj\.load_pretrained\('"):
     store.load_checkpoint(workdir / 'none')
 
 

@@ -233,9 +233,8 @@ def trained(run, folder, values):
 def test_the_run_alone_is_enough(run, mini_data_dir, call_script, tmp_path):
   folder = trained(run, tmp_path / 'run', {'data.data_dir': mini_data_dir})
   # Moved, with a result that names the former place.
-  moved = run.result | {'checkpoint': f'/former/checkpoints/{STEP}'}
-  shutil.copytree(run.out, folder / 'eval' / run.out.name)
-  write(folder / 'eval' / run.out.name, moved)
+  out = shutil.copytree(run.out, folder / 'eval' / run.out.name)
+  write(out, run.result | {'checkpoint': f'/former/checkpoints/{STEP}'})
   call_script('eval.py', '--workdir', folder)
   found = read(folder / 'eval' / f'{STEP}-validation')
   varying = {key: found[key] for key in ('date', 'seconds', 'overlays')}
