@@ -312,5 +312,4 @@ def data_changes(
         '--workdir.'
       )
   # Fingerprints tell nobody anything.
-  files = re.compile(f'({FILES}.*):.*')
-  return [files.sub(r'\1 have changed', line) for line in changes]
+  return [re.sub(f'({FILES}.*):.*', r'\1 have changed', x) for x in changes]
