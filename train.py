@@ -16,6 +16,7 @@ status 75 (130 after Ctrl-C). docs/survival.md has recipes for SLURM and
 Kubernetes.
 """
 
+from resnest_jax.errors import RESUMES as STOPPED
 from resnest_jax.errors import run
 
 
@@ -51,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  run(main)
+  run(main, STOPPED)

@@ -92,6 +92,7 @@ RANGE = Accepted(
   'two positive numbers of at most 100, the smaller first',
   lambda x: _are_positive(x, most=100) and len(x) == 2 and x[0] <= x[1],
 )
+FOLDER = Accepted("a folder, '.' for this one", bool)
 SCALES = Accepted(
   'one or more positive numbers of at most 100',
   lambda x: bool(x) and _are_positive(x, most=100),
@@ -139,7 +140,7 @@ KEYS = {
   'model.frozen_bn': Key(),
   'model.dtype': Key(),
   'data.name': Key(),
-  'data.data_dir': Key(free=True, per_host=True),
+  'data.data_dir': Key(FOLDER, free=True, per_host=True),
   'data.folder.classes': Key(),
   'data.folder.images': Key(),
   'data.folder.masks': Key(),

@@ -114,10 +114,11 @@ def panel(
   """
   labelled = label != IGNORE
   right = np.count_nonzero((prediction == label) & labelled)
-  score = f'{right / max(np.count_nonzero(labelled), 1):.1%} of pixels right'
+  share = right / max(np.count_nonzero(labelled), 1)
+  score = f'{share:.1%} right; red: wrong, grey: ignored'
   parts = {
     'image': image,
-    'ground truth': colour(label, palette),
+    'ground truth (black: ignored)': colour(label, palette),
     'prediction': colour(prediction, palette),
     score: error_map(prediction, label),
   }

@@ -23,6 +23,7 @@ from resnest_jax.text import for_terminals, shorten, without_secrets
 TRACEBACK = '--traceback'
 # EX_TEMPFAIL of sysexits.h: schedulers are told to start such a job again.
 TRY_AGAIN = 75
+RESUMES = 'stopped; the same command resumes from what is finished.'
 _PACKAGE = os.path.dirname(__file__)
 # Exit status where nobody reads the output, as shells give it to SIGPIPE.
 OUTPUT_GONE = 128 + signal.SIGPIPE
@@ -139,7 +140,7 @@ def system_error(error: Exception) -> int | None:
 
 def run(
   main: Callable[[], None],
-  stopped: str = 'stopped; the same command resumes from what is finished.',
+  stopped: str = 'stopped; the same command begins again.',
 ) -> None:
   """Runs a script's `main` and ends the process as a user expects.
 
@@ -179,9 +180,9 @@ def run(
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def run_module(name: str) -> None:
+def run_module(name: str, *stopped: str) -> None:
   """Runs the `main` of a module; Ctrl-C while it is imported is one line."""
-  run(lambda: importlib.import_module(name).main())
+  run(lambda: importlib.import_module(name).main(), *stopped)
 
 
 def _interrupted(stopped: str, number: int, frame: FrameType | None) -> None:

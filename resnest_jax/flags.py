@@ -1,6 +1,7 @@
 """Flags that several commands share."""
 
 import argparse
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,15 @@ class Parser(argparse.ArgumentParser):
     )
 
   def parse_known_args(self, args=None, namespace=None):
-    found, others = super().parse_known_args(command_line(args), namespace)
+    words = command_line(args)
+    for before, word in itertools.pairwise(['', *words]):
+      empty = not word or re.fullmatch(r'--\w+=', word)
+      flag = word[:-1] or before
+      # As a path it would be the current folder.
+      if empty and self.get_default(flag.lstrip('-')) != '':
+        name = flag if re.fullmatch(r'--\w+', flag) else 'an argument'
+        raise UserError(f'{name} is empty; give it a value.')
+    found, others = super().parse_known_args(words, namespace)
     vars(found).pop('traceback', None)  # `errors.run` looks for it.
     return found, others
 

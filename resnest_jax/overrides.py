@@ -96,6 +96,8 @@ def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
   given = value
   if isinstance(value, str) and kind is not str:
     value = _read_literal(value)
+  if kind in (tuple, list) and type(value) in (int, float):
+    value = (value,)
   if type(value) is kind or (value is None and optional):
     return value
   if (type(value), kind) in ((int, float), (list, tuple)):

@@ -133,7 +133,7 @@ WRONG = [
   ('train.total_steps', True, 'a whole number, not True'),
   ('train.total_steps', 'none', 'a whole number, not'),
   ('data.photometric', '1', 'true or false'),
-  ('data.crop_size', '64', 'numbers with commas'),
+  ('data.crop_size', '64', '2 positive whole numbers'),
   ('data.crop_size', '64,0', '2 positive whole numbers'),
   ('data.image_scale', '512,2048', r'\(long edge, short edge\)'),
   ('data.scale_range', '2.0,0.5', 'the smaller first'),
@@ -166,7 +166,7 @@ WRONG = [
   ('data.scale_range', '1,1e9', 'at most 100, the smaller first'),
   ('data.num_workers', '1000000', 'at most 4096'),
   ('eval.bucket', '1000000', 'at most 65536'),
-  ('eval.scales', '1e9,', 'at most 100'),
+  ('eval.scales', '1e9', 'at most 100'),
   ('eval.fscore_beta', '1e300', 'at most 1e'),
   ('model.num_classes', '1000000000', 'at most 65536'),
 ]
@@ -370,6 +370,8 @@ def test_data_that_is_not_where_the_run_had_it(trained_on, monkeypatch):
 
 COMMANDS = {
   '': '--workdir or --config is required',
+  '--workdir=': r'\A--workdir is empty; give',
+  '--workdir x --config.data.data_dir= --config ' + ROW: "is ''; .* a folder",
   '--workdir nowhere': 'there is no folder nowhere; give the workdir',
   '--workdir tests': r'tests/config\.json cannot be read .*--config',
   '--weights ade20k_pspnet': 'no workdir .* give --config',

@@ -224,7 +224,7 @@ def test_two_processes_of_one_id():
   # The first of two that say 1 ends when the second comes.
   first, *pair = (joining(port, 3, i, timeout=20) for i in (0, 1, 1))
   said = [*map(error_of, pair)]
-  assert any('the hosts cannot join. Start one process' in x for x in said)
+  assert any('with --process_id 1, that is why. Start' in x for x in said)
   assert 'each with its own --process_id' in error_of(first)
 
 

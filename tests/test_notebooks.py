@@ -83,7 +83,7 @@ def test_ade20k_mini_shows_scores_and_pictures_of_its_run(tmp_path):
   values = {'folder': str(tmp_path), 'flags': FLAGS, 'images': (4, 4)}
   notebook = execute('ade20k_mini', steps=1, **values)
   training = printed_by(notebook, '!python train.py')
-  assert '4 images, 4 to evaluate, 1 steps of 2 on 1 x cpu' in training
+  assert '4 images, 4 to evaluate, 1 step of 2 on 1 x cpu' in training
   text = (tmp_path / 'run/eval/1-validation/metrics.json').read_text()
   told = f'mIoU {json.loads(text)["mIoU"]:.1%}, with 95 % confidence'
   assert printed_by(notebook, 'metrics = json.loads').startswith(told)

@@ -169,8 +169,12 @@ def _failure(folder: Path, error: Exception) -> UserError:
 
 
 def _damaged(folder: Path, why: str) -> DamagedCheckpoint:
+  steps = [x.name for x in folder.parent.iterdir() if x.name.isdecimal()]
+  others = sorted(set(steps) - {folder.name}, key=int)
   return DamagedCheckpoint(
     f'checkpoint {folder} is damaged ({why})',
-    'train.py resumes from the one before it; eval.py and predict.py take that '
-    'with --checkpoint STEP.',
+    'train.py resumes from the newest that is whole; eval.py and predict.py '
+    f'take --checkpoint {" or ".join(others)}.'
+    if others
+    else 'It is the only one: train again, into another --workdir.',
   )

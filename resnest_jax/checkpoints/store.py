@@ -5,8 +5,8 @@ checkpoints of a run are the same however often it was stopped.
 """
 
 import contextlib
-import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from resnest_jax.checkpoints.manager import (
 )
 from resnest_jax.checkpoints.state import Run, TrainState, unlogged_scalars
 from resnest_jax.config import config_to_json
-from resnest_jax.data.datasets import CLASSES
+from resnest_jax.data.datasets import CLASSES, FILES
 from resnest_jax.distributed import messages
 from resnest_jax.errors import DamagedCheckpoint, UserError
 from resnest_jax.files import remove_folder
@@ -33,7 +33,7 @@ from resnest_jax.labels import LabelSet
 from resnest_jax.models.description import check_network
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
-from resnest_jax.text import differing
+from resnest_jax.text import differing, listed
 from resnest_jax.untrusted import OBJECT, check_fields
 
 DAMAGED = 'damaged_checkpoints'
@@ -263,8 +263,10 @@ def _opened(
   workdir: Path, which: str | int
 ) -> Iterator[tuple[Checkpoints, int, dict[str, Any]]]:
   if not checkpoint_dir(workdir).is_dir():
+    places = Path(workdir), checkpoint_dir(workdir)
+    absent = next(place for place in places if not place.is_dir())
     raise UserError(
-      f'{workdir} holds no run (it has no folder "checkpoints"). Train first, '
+      f'{workdir} holds no run (there is no folder {absent}). Train first, '
       'or give the --workdir that was given to train.py; published and '
       'converted weights are read with --weights, in Python with '
       f"rj.load_pretrained('{workdir}')."
@@ -286,15 +288,16 @@ def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:
   """Raises `UserError` if a checkpoint's classes are not these, in order."""
   there = about.get('classes') or list(classes)
   if there != list(classes):
-    first = next(
-      f'{theirs} there, {ours} now'
-      for theirs, ours in itertools.zip_longest(there, classes)
-      if theirs != ours
-    )
+    missing = [name for name in there if name not in classes]
+    new = [name for name in classes if name not in there]
+    said = [f'missing now: {listed(missing, 3)}'] if missing else []
+    said += [f'new: {listed(new, 3)}'] if new else []
+    pairs = zip(there, classes, strict=False)
+    said = said or [f'{x} there, {y} now' for x, y in pairs if x != y][:1]
     raise UserError(
-      f'the checkpoint was trained with other classes ({first}). Their names '
-      'and order are part of a run: restore them, or train in another '
-      '--workdir.'
+      f'the checkpoint was trained with other classes ({"; ".join(said)}). '
+      'Their names and order are part of a run: restore them, or train in '
+      'another --workdir.'
     )
 
 
@@ -311,4 +314,5 @@ def data_changes(
         'part of a run: restore the classes file, or train in another '
         '--workdir.'
       )
-  return changes
+  # Fingerprints tell nobody anything.
+  return [re.sub(f'({FILES}.*):.*', r'\1 have changed', x) for x in changes]

@@ -93,6 +93,7 @@ def open_data(data_config: Any, split: str) -> 'PreparedSplit | FolderSplit':
 
 Split = 'PreparedSplit | FolderSplit'
 CLASSES = 'classes and their mask values'
+FILES = 'names and sizes of the files of '
 
 
 class Splits(NamedTuple):
@@ -117,7 +118,7 @@ def describe(splits: Mapping[str, Split]) -> dict[str, Any]:
         for k, name in enumerate(split.labels.classes)
       ],
       f'images in {name}': len(split),
-      f'names and sizes of the files of {name}': split.fingerprint,
+      f'{FILES}{name}': split.fingerprint,
     }
   return facts
 

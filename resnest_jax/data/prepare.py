@@ -27,11 +27,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from resnest_jax.errors import RESUMES as STOPPED
 from resnest_jax.errors import run_module
 
 if __name__ == '__main__':
   # Before the imports below, so that Ctrl-C during them is told in a line.
-  run_module(__spec__.name)
+  run_module(__spec__.name, STOPPED)
 
 import tensorflow_datasets as tfds
 

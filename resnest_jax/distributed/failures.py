@@ -202,7 +202,11 @@ def end(reason: str) -> None:
 def _aborted(number: int) -> None:
   del number
   if not _began:
-    end(f'the hosts cannot join. {JOINING} The lines above are from JAX.')
+    end(
+      'the hosts cannot join. If another process was started with --process_id '
+      f'{shared.process_id}, that is why. {JOINING} The lines above are from '
+      'JAX.'
+    )
   end(
     f'{_silent()} has been killed, has failed or cannot be reached. '
     f'{_AGAIN} The lines above are from JAX.'

@@ -89,7 +89,7 @@ def evaluate_split(
     out = workdir / 'eval' / f'{found["step"]}-{split_name}{named}'
   # Before hours of work; only the first process looks, all get its error.
   before = messages.gather(
-    lambda: messages.is_first() and claim_results(out, result)
+    lambda: messages.is_first() and claim_results(out, result, workdir)
   )[0]
 
   ranked = RankedImages(config.eval.report_images)
@@ -123,15 +123,15 @@ def evaluate_split(
     print_table(console, evaluation, interval, outlines, split.labels.classes)
   missing = draw(out, result, before, split, evaluation, ranked)
   console.print(f'written to {out}', soft_wrap=True)
-  console.print(f'report: {out / page.NAME}', soft_wrap=True)
   check_drawn(out, missing)
+  console.print(f'report: {out / page.NAME}', soft_wrap=True)
 
 
 def check_drawn(out: Path, missing: Sequence[str]) -> None:
   if missing:
     reasons = ''.join(f'\n  {why}' for why in missing)
     raise UserError(
-      f'the scores are in {out / METRICS}; {plural(len(missing), "picture")} '
+      f'the scores are in {out / METRICS}; {plural(len(missing), "file")} '
       'could not be made. Repair the cause and run the same command again:'
       f'{reasons}'
     )
@@ -175,7 +175,9 @@ def load_network(
   return model, variables, found | {'model': theirs}, loaded.normalized()
 
 
-def claim_results(out: Path, result: Mapping[str, Any]) -> list[str]:
+def claim_results(
+  out: Path, result: Mapping[str, Any], workdir: Path | None = None
+) -> list[str]:
   """The overlays that an earlier run of this evaluation lists in `out`.
 
   Raises `UserError` if it cannot be written to, or holds something else.
@@ -198,6 +200,9 @@ def claim_results(out: Path, result: Mapping[str, Any]) -> list[str]:
     ) from None
   # Through JSON, which has no tuples, like `before`.
   now = flatten(json.loads(json.dumps(result)))
+  # A run that was moved or copied has taken its results along.
+  if workdir and workdir.resolve() in out.resolve().parents:
+    before['checkpoint'] = now['checkpoint']
   if before != now:
     others = [
       f'{key}: {before[key]} there, {now[key]} now'
@@ -314,7 +319,8 @@ def print_table(
     f'{interval.resamples} bootstrap samples)'
   )
   console.print(
-    f'{evaluation.num_images} images, {speed:.3g} images/s (with compiling)'
+    f'{plural(evaluation.num_images, "image")}, {speed:.3g} images/s '
+    '(with compiling)'
   )
 
 

@@ -20,6 +20,7 @@ from resnest_jax.errors import enough_memory, writing
 from resnest_jax.evaluation.evaluate import Evaluator
 from resnest_jax.files import whole_file
 from resnest_jax.progress import console
+from resnest_jax.text import plural
 from resnest_jax.training.freezing import frozen_parameters
 from resnest_jax.training.gradients import Plan, micro_batch_note
 from resnest_jax.training.logs import Report
@@ -155,6 +156,7 @@ def train(
         report.pace.restart()
     store.finish()
     draw_curves(workdir, config.name)
+    stopper.rest = 'all steps are done'
     print(
       f'done: best mIoU {run.best["mIoU"]:.4f} at step {run.best["step"]}; '
       f'curves in {workdir / CURVES}',
@@ -170,10 +172,12 @@ def print_rates(config: ConfigDict, run: Run, plan: Plan) -> None:
 def announce(
   config: ConfigDict, workdir: Path, splits: Splits, micro_batches: str
 ) -> None:
+  images = plural(len(splits.train), 'image')
+  steps = plural(config.train.total_steps, 'step')
   print(
-    f'{config.name}: {len(splits.train)} images, {len(splits.eval)} to '
-    f'evaluate, {config.train.total_steps} steps of {config.train.batch_size} '
-    f'on {runtime.describe_devices()}, into {workdir}',
+    f'{config.name}: {images}, {len(splits.eval)} to evaluate, '
+    f'{steps} of {config.train.batch_size} on {runtime.describe_devices()}, '
+    f'into {workdir}',
     flush=True,
   )
   if micro_batches:

@@ -75,6 +75,7 @@ class Stopper:
   """Stops a training; without `listen`, as in a notebook, nothing does."""
 
   def __init__(self):
+    self.rest = 'the same command resumes the run'  # What to do next.
     self.signal: signal.Signals | None = None  # The first that arrived.
     self._since = 0.0
     # Held while the task changes or runs: the state cannot change under a save.
@@ -205,13 +206,18 @@ class Stopper:
   def _leave(self, said: str) -> NoReturn:
     name = f'stopped by {self.signal.name}' if self.signal else 'stopped'
     said = f'{name}; {said}' if said else name
-    leave(f'{said}; the same command resumes the run.', self._status())
+    leave(f'{said}; {self.rest}.', self._status())
 
   def _status(self) -> int:
     return STATUS.get(self.signal, TRY_AGAIN)
 
 
 def _is_distributed() -> bool:
-  """Whether there are other processes, without importing JAX for it."""
+  """Whether other processes have joined, without importing JAX for it."""
   jax = sys.modules.get('jax')
-  return hasattr(jax, 'distributed') and jax.distributed.is_initialized()
+  if not hasattr(jax, 'distributed') or not jax.distributed.is_initialized():
+    return False
+  from resnest_jax.jax_private import distributed_state
+
+  # Made last: while this host waits for the others, it may end by itself.
+  return distributed_state.preemption_sync_manager is not None

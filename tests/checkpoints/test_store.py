@@ -131,14 +131,17 @@ def test_folders_from_which_no_network_can_be_loaded(workdir):
   (workdir / 'new/checkpoints').mkdir(parents=True)
   with pytest.raises(UserError, match='no checkpoint in'):
     store.load_checkpoint(workdir / 'new')
-  with pytest.raises(UserError, match=r"holds no run.*rj\.load_pretrained\('"):
+  (workdir / 'new/checkpoints/1').mkdir()
+  with pytest.raises(UserError, match='the only one: train again, in'):
+    store.load_checkpoint(workdir / 'new')
+  with pytest.raises(UserError, match=r"there is no.*rj\.load_pretrained\('"):
     store.load_checkpoint(workdir / 'none')
 
 
 def test_other_classes_are_told_from_the_same():
   store.check_classes({'classes': ['a', 'b']}, ('a', 'b'))
   store.check_classes({}, ('a', 'b'))  # Written before they were kept.
-  with pytest.raises(UserError, match=r'\(None there, c now\)'):
+  with pytest.raises(UserError, match=r'classes \(new: c\)'):
     store.check_classes({'classes': ['a', 'b']}, ('a', 'b', 'c'))
 
 

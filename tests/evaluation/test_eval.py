@@ -128,7 +128,7 @@ def test_pictures_outlive_one_that_fails(run, evaluate, tmp_path, capsys):
   out, (first, *others) = tmp_path / 'out', run.result['overlays']
   write(out, run.result)
   (out / first / 'a').mkdir(parents=True)
-  told = rf'scores are in {out}/metrics.json; 1 picture could .*:\n.*{first}'
+  told = rf'scores are in {out}/metrics.json; 1 file could .*:\n.*{first}'
   with pytest.raises(UserError, match=f'(?s){told}'):
     evaluate('--workdir', run.folder, '--out', out)
   assert read(out)['per_class'] == run.result['per_class']
@@ -232,6 +232,9 @@ def trained(run, folder, values):
 
 def test_the_run_alone_is_enough(run, mini_data_dir, call_script, tmp_path):
   folder = trained(run, tmp_path / 'run', {'data.data_dir': mini_data_dir})
+  # Moved, with a result that names the former place.
+  out = shutil.copytree(run.out, folder / 'eval' / run.out.name)
+  write(out, run.result | {'checkpoint': f'/former/checkpoints/{STEP}'})
   call_script('eval.py', '--workdir', folder)
   found = read(folder / 'eval' / f'{STEP}-validation')
   varying = {key: found[key] for key in ('date', 'seconds', 'overlays')}
@@ -250,7 +253,7 @@ def test_classes_are_named_before_arrays(run, call_script, tmp_path):
   values = {'data.name': 'folder', 'data.data_dir': tmp_path}
   values |= {'data.folder.images': '{split}s', 'data.eval_split': 'image'}
   folder = trained(run, tmp_path / 'run', values)
-  with pytest.raises(UserError, match=r'other classes \(wall there, soil now'):
+  with pytest.raises(UserError, match=r'wall, .* 147 more; new: soil, leaf'):
     call_script('eval.py', '--workdir', folder)
 
 

@@ -63,6 +63,9 @@ JOINED = f"""
   port = 20_000 + os.getpid() % 10_000
   jax.distributed.initialize(f'localhost:{{port}}', 1, 0)
 {IN_STEPS}"""
+# One that waits for the others, in C code.
+LATER = f'  threading.Timer(2, os.kill, [os.getpid(), 15]).start()\n{READY}'
+ALONE = JOINED.replace(' 1, 0)', ' 2, 0)').replace('  jax.', f'{LATER}  jax.')
 SLOW = """
   stopping.DUPLICATE_SECONDS = 0.5
   with stopper.waiting(lambda: time.sleep({}) or save()):
@@ -88,6 +91,8 @@ SAVED = 'step 7 is saved.*the same command resumes'
     (IN_STEPS, [TERM], 75, 'by the main thread\n', 'stopped by SIGTERM'),
     (IN_STEPS, [INT], 130, 'by the main thread\n', 'stopped by SIGINT'),
     (JOINED, [TERM], 75, 'by the main thread\n', 'stopped'),
+    (ALONE, [], 75, '', 'stopped by SIGTERM'),
+    (f"  stopper.rest = 'end'\n{READY}  {COMPUTE}", [TERM], 75, '', '; end'),
     (JOINED, [USR1], 75, 'by the main thread\n', 'stopped by SIGUSR1'),
     # The same signal to the group is no second one.
     (SLOW.format(1), [TERM, TERM], 75, 'saved\n', f'by SIGTERM; {SAVED}'),
