@@ -1,5 +1,6 @@
 """JSON of other origin: bounded, and checked before anything is built of it."""
 
+import collections
 import json
 import math
 import reprlib
@@ -15,8 +16,17 @@ LENGTH = 20_000_000  # Characters.
 
 
 def load_json(text: str | bytes) -> Any:
-  """As `json.loads`, with the first 99 digits of a whole number at most."""
-  return json.loads(text, parse_int=lambda digits: int(digits[:99]))
+  """As `json.loads`: each key once, and 99 digits of a whole number at most."""
+  hooks = {'parse_int': lambda x: int(x[:99]), 'object_pairs_hook': _unique}
+  return json.loads(text, **hooks)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    (key, _), *_ = collections.Counter(key for key, _ in pairs).most_common(1)
+    raise ValueError(f'the key {brief(key)} stands there twice')
+  return found
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:

@@ -81,6 +81,7 @@ REFUSED = [
   ('a\n__ignore__\nb', 'line 2: what is not a class'),
   ('1: 5 5 5\n2: b\n', 'line 1: the name is missing'),
   ('{"classes": [}', 'is not valid JSON'),
+  ('{"0": "a", "1": "b", "1": "c"}', "the key '1' stands there twice"),
   ({'names': ['a']}, "has 'names'; accepted are classes"),
   ({'classes': 'a b'}, '"classes" must be a list of names'),
   ({'classes': ['a', 'b'], 'palette': [[1, 2, 3]]}, r'as long as.*\(2\)'),
