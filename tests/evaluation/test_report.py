@@ -231,8 +231,12 @@ def test_most_frequent_confusions_are_listed_and_found(opened, written):
   buttons = every(opened, '.confusions button')
   share = 100 * wrong[r, c] / confusion[r].sum()
   names = typed(NAMES[r], ARROW, NAMES[c])
-  assert buttons[0].text.splitlines()[:2] == [names, f'{share:.1f} %']
-  numbers = [int(x.text.split('\n')[2].split()[0]) for x in buttons]
+  assert buttons[0].text.splitlines()[:2] == [
+    names,
+    f'{wrong[r, c]:,} pixels',
+  ]
+  assert f'{share:.1f} % of' in buttons[0].text
+  numbers = [int(x.text.split('\n')[1].split()[0]) for x in buttons]
   assert numbers == sorted(wrong.ravel().tolist())[::-1][:16]
   buttons[0].click()
   assert f'{wrong[r, c]:,} pixels, ' in one(opened, '#tip').text

@@ -102,7 +102,7 @@ def _article(kind: str, rank: int, picture: Picture) -> str:
     for caption, uri in picture.parts.items()
   )
   chips = ''.join(
-    f'<li>{named(colour, label)} {100 * iou:.1f}</li>'
+    f'<li>{named(colour, label)} IoU {100 * iou:.1f}</li>'
     for label, colour, iou in picture.classes
   )
   return (

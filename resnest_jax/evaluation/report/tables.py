@@ -141,8 +141,9 @@ def _confusion_list(
     entries.append(
       f'<li><button type="button" data-row="{place[r]}" '
       f'data-column="{place[c]}"><span>{escape(classes[r])} &rarr; '
-      f'{escape(classes[c])}</span><b>{percent(share, 1)} %</b>'
-      f'<small>{wrong[r, c]:,} pixels</small></button></li>'
+      f'{escape(classes[c])}</span><b>{wrong[r, c]:,} pixels</b>'
+      f'<small>{percent(share, 1)} % of {escape(classes[r])}</small>'
+      '</button></li>'
     )
   if not entries:
     return '<p>None: every pixel is right.</p>'
