@@ -114,7 +114,8 @@ def outcome(workdir):
   found |= {x: (workdir / x).exists() for x in ('interrupted', 'curves.png')}
   for name, x in integrity.array_names(trees).items():
     found[name] = (x.shape, x.dtype.name, x.tobytes())
-  for line in map(json.loads, (workdir / 'log.jsonl').open()):
+  lines = (workdir / 'log.jsonl').read_text().splitlines()
+  for line in map(json.loads, lines):
     for name in line.keys() - SPEEDS - {'step'}:
       found.setdefault(f'log {name}', []).append((line['step'], line[name]))
   return found
