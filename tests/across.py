@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hosts
 import kills
 
 STEPS, LIMIT = 20, 1e-4
@@ -36,10 +37,10 @@ def main():
 def compare(folder, first, second, flags):
   """The largest relative difference of a loss after the resumption."""
   workdir = Path(tempfile.mkdtemp(dir=folder))
-  _, *words = [*kills.command(folder / 'data', workdir), *FLAGS, *flags]
+  words = [*kills.command(folder / 'data', workdir), *FLAGS, *flags]
 
   def train(python):  # Loss by step, and what was printed.
-    said = subprocess.check_output([python, *words], cwd=kills.ROOT, text=True)
+    said = subprocess.check_output([python, *words], cwd=hosts.ROOT, text=True)
     lines = map(json.loads, (workdir / 'log.jsonl').open())
     return {x['step']: x['loss'] for x in lines if 'loss' in x}, said
 
