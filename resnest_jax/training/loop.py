@@ -90,7 +90,7 @@ def train(
     print('; '.join(notes), flush=True)
     print_rates(config, run, plan)
     if run.step >= total_steps and not run.evaluating:
-      done = f'{total_steps} steps are done.{longer(workdir)}'
+      done = f'{plural(total_steps, "step", "are")} done.{longer(workdir)}'
       print(f'nothing to do: {done}', flush=True)
       draw_curves(workdir, config.name, again=False)
       return
