@@ -45,8 +45,9 @@ def make_program(
     )
     logits = model.apply(variables, normalised, train=False).logits
     # NumPy constants, (H, h) and (W, w).
+    aligned = model.decode_head.align_corners
     rows, columns = (
-      resize_matrix(to, now, to, now)
+      resize_matrix(to, now, to, now, align_corners=aligned)
       for to, now in zip(size, logits.shape[1:3], strict=True)
     )
     if probabilities:

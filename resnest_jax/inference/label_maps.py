@@ -50,10 +50,12 @@ def resized_view(
   canvas: tuple[int, int],
   label_size: jax.Array,
   label_canvas: tuple[int, int],
+  align_corners: bool = False,
 ) -> View:
   """Two bilinear resizes: to the network's input, then to the original size.
 
-  Sizes are int (B, 2), true heights and widths; canvases are padded ones.
+  Sizes are int (B, 2), true heights and widths; canvases are padded ones. Only
+  the first resize may align corners, as images are resized without.
   """
   # bfloat16 ends here: neighbouring scores would round to equal ones.
   logits = logits.astype(layers.at_least_float32(logits.dtype))
@@ -62,7 +64,8 @@ def resized_view(
   for axis in (0, 1):
     sizes = label_size[:, axis], size[:, axis], valid[:, axis]
     lengths = label_canvas[axis], logits.shape[1 + axis]
-    matrices.append(two_resizes(*sizes, *lengths, logits.dtype))
+    how = logits.dtype, align_corners
+    matrices.append(two_resizes(*sizes, *lengths, *how))
   return View(logits, *matrices)
 
 
@@ -73,6 +76,7 @@ def two_resizes(
   out_length: int,
   in_length: int,
   dtype: Any,
+  align_corners: bool = False,
 ) -> jax.Array:
   """Two successive bilinear interpolations along an axis as one matrix.
 
@@ -81,8 +85,9 @@ def two_resizes(
   # mmsegmentation interpolates twice, and one interpolation gives other labels.
   outputs = jnp.arange(out_length)
   low, high, weight = layers.resize_taps(outputs, out_size, middle_size, dtype)
+  lengths = middle_size, in_size, in_length
   first, second = (
-    layers.resize_rows(places, middle_size, in_size, in_length, dtype)
+    layers.resize_rows(places, *lengths, dtype, align_corners)
     for places in (low, high)
   )
   weight = weight[..., None]

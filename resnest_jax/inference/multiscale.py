@@ -69,6 +69,7 @@ def make_multiscale(
   scales: Sequence[float],
   flip: bool,
   bucket: int,
+  align_corners: bool = False,
 ) -> tuple[Callable, Callable]:
   """`look` and `build` of `protocols.make_views`; see there."""
   data = 3 * [P('data')]
@@ -95,7 +96,8 @@ def make_multiscale(
     views = []
     for canvas, (both, size) in zip(layout, arrays, strict=True):
       for mirror, logits in enumerate(both):
-        view = resized_view(logits, size, canvas, label_size, label_canvas)
+        sizes = size, canvas, label_size, label_canvas
+        view = resized_view(logits, *sizes, align_corners)
         views.append(mirrored(view, label_size) if mirror else view)
     return views
 

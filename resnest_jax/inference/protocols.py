@@ -140,21 +140,27 @@ def choose_protocol(
 
 
 def make_views(
-  protocol: Protocol, network: Callable, place: Callable, mesh: Mesh | None
+  protocol: Protocol,
+  network: Callable,
+  place: Callable,
+  mesh: Mesh | None,
+  align_corners: bool = False,
 ) -> tuple[Callable, Callable]:
   """The two parts of a protocol, `look` and `build`.
 
   `network` is (variables, uint8 images, sizes) -> logits, compiled; `place`
-  puts arrays whose first axis is the batch on the devices.
+  puts arrays whose first axis is the batch on the devices. `align_corners` is
+  how logits become those of the network's input.
   look(variables, batch) -> (layout, arrays) runs the network, outside jit;
   `layout` is static. build(layout, arrays, label_size, label_canvas) -> list of
   `View` is traced on each device's share of the batch.
   """
   # Only the network takes long to compile, and serves labels of any shape.
   if protocol.name == 'whole':
-    return make_whole(network, place)
+    return make_whole(network, place, align_corners)
   if protocol.name == 'slide':
-    return make_slide(network, place, mesh, protocol.crop, protocol.stride)
+    windows = protocol.crop, protocol.stride
+    return make_slide(network, place, mesh, *windows, align_corners)
   if protocol.keep_size:
     relative = 'image_scale' in PROTOCOLS[protocol.name]
     return make_multiscale(
@@ -165,17 +171,21 @@ def make_views(
       scales=protocol.scales,
       flip=protocol.flip,
       bucket=protocol.bucket,
+      align_corners=align_corners,
     )
   raise ValueError(f'protocol {protocol.name!r} has no views')
 
 
-def make_whole(network: Callable, place: Callable) -> tuple[Callable, Callable]:
+def make_whole(
+  network: Callable, place: Callable, align_corners: bool
+) -> tuple[Callable, Callable]:
   def look(variables, batch):
     image, size = place((batch['image'], batch['size']))
     return image.shape[1:3], (network(variables, image, size), size)
 
   def build(canvas, arrays, label_size, label_canvas):
     logits, size = arrays
-    return [resized_view(logits, size, canvas, label_size, label_canvas)]
+    sizes = size, canvas, label_size, label_canvas
+    return [resized_view(logits, *sizes, align_corners)]
 
   return look, build

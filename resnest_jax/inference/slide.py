@@ -96,6 +96,7 @@ def window_matrix(
   crop: int,
   stride: int,
   dtype: Any,
+  align_corners: bool = False,
 ) -> jax.Array:
   """From the logits of all windows along an axis to the original pixels.
 
@@ -107,7 +108,7 @@ def window_matrix(
   label_length, length = lengths
   window = jnp.minimum(length, crop)
   count = grid(padded[1], crop, stride)
-  upsample = resize_matrix(window, valid, crop, padded[2], dtype)
+  upsample = resize_matrix(window, valid, crop, padded[2], dtype, align_corners)
   first = starts(length, crop, stride, count)
   within = jnp.arange(padded[1]) - first[..., None]  # (B, windows, pixels)
   shown = (within >= 0) & (within < window[:, None, None])
@@ -127,6 +128,7 @@ def make_slide(
   mesh: Mesh | None,
   crop: tuple[int, int],
   stride: tuple[int, int],
+  align_corners: bool = False,
 ) -> tuple[Callable, Callable]:
   """`look` and `build` of `protocols.make_views`; see there."""
 
@@ -169,6 +171,7 @@ def make_slide(
         window[i],
         stride[i],
         logits.dtype,
+        align_corners,
       )
       for i in (0, 1)
     ]

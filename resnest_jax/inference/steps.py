@@ -81,7 +81,8 @@ def compile_views(
       on_compile(*image.shape[1:3])
     return compiled_forward(variables, image, size)
 
-  look, build = make_views(protocol, network, place, mesh)
+  aligned = model.decode_head.align_corners
+  look, build = make_views(protocol, network, place, mesh, aligned)
   return Views(compiled_forward, look, build, place)
 
 

@@ -8,6 +8,7 @@ from jax import lax
 
 from resnest_jax.labels import IGNORE
 from resnest_jax.losses.tiles import (
+  Logits,
   einsum,
   exact,
   exponentials_of,
@@ -17,7 +18,7 @@ from resnest_jax.losses.tiles import (
 from resnest_jax.models.layers import Array, resize_matrix
 
 
-def dice_loss(logits: Array, labels: Array) -> Array:
+def dice_loss(logits: Array | Logits, labels: Array) -> Array:
   """One minus the mean soft Dice score of the classes that are present.
 
   A class scores 2 sum(p y) / (sum(p) + sum(y)) over the valid pixels of the
@@ -70,7 +71,9 @@ def _class_sums_backward(saved, given):
 _class_sums.defvjp(_class_sums_forward, _class_sums_backward)
 
 
-def lovasz_softmax(logits: Array, labels: Array, *, per_image: bool) -> Array:
+def lovasz_softmax(
+  logits: Array | Logits, labels: Array, *, per_image: bool
+) -> Array:
   """Lovasz-softmax (Berman et al., arXiv 1705.08790) of classes present.
 
   `per_image` averages the losses of the images, 0 for one without labelled
@@ -95,28 +98,30 @@ def _lovasz_forward(logits, labels, per_image):
     return (), (), exponentials * (slope[..., None] / total)
 
   _, _, rest = over_tiles(visit, logits, labels, (shared,), with_gradient=True)
-  return loss, own - rest
+  return loss, jax.tree.map(jnp.subtract, own, rest)
 
 
 def _lovasz_backward(per_image, gradient, given):
   del per_image
-  return gradient * given, None
+  return jax.tree.map(lambda x: x * given, gradient), None
 
 
 _lovasz.defvjp(_lovasz_forward, _lovasz_backward)
 
 
 def _lovasz_parts(logits, labels, per_image):
-  # Returns the loss, p_c G_c at the logits (B, h, w, classes), and S (B, H, W).
-  batch, h, w, classes = logits.shape
+  # Returns the loss, p_c G_c at the logits, and S (B, H, W).
+  values, aligned = logits.values, logits.align_corners
+  batch, h, w, classes = values.shape
   height, width = labels.shape[1:]
   pixels, log_total = _counts_and_log_totals(logits, labels)
   groups = batch if per_image else 1
   present = (pixels if per_image else jnp.sum(pixels, 0, keepdims=True)) > 0
   weights = present / jnp.maximum(jnp.sum(present, 1, keepdims=True), 1)
-  weights = (weights / groups).astype(logits.dtype)
-  rows = resize_matrix(height, h, height, h, logits.dtype)
-  columns = resize_matrix(width, w, width, w, logits.dtype)
+  dtype = values.dtype
+  weights = (weights / groups).astype(dtype)
+  rows = resize_matrix(height, h, height, h, dtype, aligned)
+  columns = resize_matrix(width, w, width, w, dtype, aligned)
   valid = labels != IGNORE
 
   def visit(z, index, weight):
@@ -145,10 +150,10 @@ def _lovasz_parts(logits, labels, per_image):
     loss, term, own = lax.cond(present, visit, nothing, z, index, weight)
     return (carry[0] + loss, carry[1] + term), own
 
-  begin = jnp.zeros((), logits.dtype), jnp.zeros(labels.shape, logits.dtype)
-  each = logits.transpose(3, 0, 1, 2), jnp.arange(classes), weights.T
+  begin = jnp.zeros((), dtype), jnp.zeros(labels.shape, dtype)
+  each = values.transpose(3, 0, 1, 2), jnp.arange(classes), weights.T
   (loss, shared), own = lax.scan(add, begin, each)
-  return loss, own.transpose(1, 2, 3, 0), shared
+  return loss, Logits(own.transpose(1, 2, 3, 0), aligned), shared
 
 
 def _counts_and_log_totals(logits, labels):

@@ -12,18 +12,22 @@ from resnest_jax.losses.pixels import (
   pixel_accuracy,
   segmentation_loss,
 )
+from resnest_jax.losses.tiles import Logits
 from resnest_jax.models.layers import Array
 
 # (logits, labels) -> loss, accuracy, name -> value of each term, unweighted.
 Loss = Callable[[Array, Array], tuple[Array, Array, dict[str, Array]]]
 
 
-def create_loss(config: Mapping[str, Any], num_classes: int) -> Loss:
+def create_loss(
+  config: Mapping[str, Any], num_classes: int, align_corners: bool = False
+) -> Loss:
   """Creates the loss of `config.loss`: terms whose weight is 0 are left out.
 
   It takes logits (B, h, w, classes) and labels int (B, H, W), and gives the
   scalar loss, the accuracy on valid pixels in [0, 1], and name -> value of the
-  terms before their weights. Raises `UserError` for too few class weights.
+  terms before their weights. `align_corners` is how logits become those of
+  pixels. Raises `UserError` for too few class weights.
   """
   class_weights = config['class_weights']
   if class_weights is not None:
@@ -62,6 +66,7 @@ def create_loss(config: Mapping[str, Any], num_classes: int) -> Loss:
   }
 
   def loss(logits, labels):
+    logits = Logits(logits, align_corners)
     values = {name: terms[name](logits, labels) for name in weights}
     if 'cross_entropy' in values:  # Its pass over the pixels gives both.
       values['cross_entropy'], accuracy = values['cross_entropy']

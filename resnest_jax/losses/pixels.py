@@ -1,9 +1,10 @@
 """Losses that are sums over pixels: cross entropy, hard pixels, focal.
 
 Logits (B, h, w, classes) are upsampled bilinearly to the size of the labels,
-int (B, H, W); 255 is ignored and gives no gradient. Losses are scalars in nats
-over the whole batch, on any number of devices; they are finite, and 0 without a
-labelled pixel. docs/training.md has the formulas.
+int (B, H, W), corners not aligned unless a `Logits` says so; 255 is ignored and
+gives no gradient. Losses are scalars in nats over the whole batch, on any
+number of devices; they are finite, and 0 without a labelled pixel.
+docs/training.md has the formulas.
 """
 
 from functools import partial
@@ -13,12 +14,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnest_jax.labels import IGNORE
-from resnest_jax.losses.tiles import exact, exponentials_of, one_hot, over_tiles
+from resnest_jax.losses.tiles import (
+  Logits,
+  exact,
+  exponentials_of,
+  one_hot,
+  over_tiles,
+)
 from resnest_jax.models.layers import Array
 
 
 def segmentation_loss(
-  logits: Array,
+  logits: Array | Logits,
   labels: Array,
   *,
   avg_non_ignore: bool,
@@ -43,18 +50,18 @@ def segmentation_loss(
   visit = partial(_visit_cross_entropy, target=target)
   losses, right = _sums(visit, logits, labels)
   num_valid = jnp.maximum(jnp.sum(labels != IGNORE), 1)
-  count = _count(labels, avg_non_ignore, class_weights, logits.dtype)
+  count = _count(labels, avg_non_ignore, class_weights, losses.dtype)
   return jnp.sum(losses) / count, jnp.sum(right) / num_valid
 
 
-def pixel_accuracy(logits: Array, labels: Array) -> Array:
+def pixel_accuracy(logits: Array | Logits, labels: Array) -> Array:
   """Accuracy as in `segmentation_loss`, without the loss."""
   _, _, right = _confidence(logits, labels)
   return jnp.sum(right) / jnp.maximum(jnp.sum(labels != IGNORE), 1)
 
 
 def ohem_cross_entropy(
-  logits: Array,
+  logits: Array | Logits,
   labels: Array,
   *,
   threshold: float | None,
@@ -90,12 +97,12 @@ def ohem_cross_entropy(
   visit = partial(_visit_cross_entropy, target=target)
   sums, _ = _sums(visit, logits, labels, (keep,))
   # Divided as if all pixels were kept, as in mmsegmentation.
-  count = _count(labels, avg_non_ignore, class_weights, logits.dtype)
+  count = _count(labels, avg_non_ignore, class_weights, losses.dtype)
   return jnp.sum(sums) / count
 
 
 def focal_loss(
-  logits: Array,
+  logits: Array | Logits,
   labels: Array,
   *,
   gamma: float,
@@ -116,7 +123,7 @@ def focal_loss(
   logits = exact(logits)
   visit = partial(_visit_focal, options=(gamma, alpha, activation))
   (sums,) = _sums(visit, logits, labels)
-  return jnp.sum(sums) / _count(labels, avg_non_ignore, None, logits.dtype)
+  return jnp.sum(sums) / _count(labels, avg_non_ignore, None, sums.dtype)
 
 
 def order_statistic(values: Array, valid: Array, rank: Array) -> Array:
@@ -237,7 +244,8 @@ def _sums_forward(visit, logits, labels, maps):
 
 def _sums_backward(visit, gradient, given):
   del visit
-  return gradient * given[0][:, None, None, None], None, None
+  slopes = given[0][:, None, None, None]
+  return jax.tree.map(lambda x: x * slopes, gradient), None, None
 
 
 _sums.defvjp(_sums_forward, _sums_backward)

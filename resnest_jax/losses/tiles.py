@@ -1,5 +1,6 @@
 """Losses over tiles of rows, so that the upsampled logits never exist."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,20 +18,34 @@ from resnest_jax.models.layers import Array, at_least_float32, resize_matrix
 einsum = partial(jnp.einsum, precision='highest')
 
 
-def exact(logits: Array) -> Array:
+@partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['values'],
+  meta_fields=['align_corners'],
+)
+@dataclasses.dataclass(frozen=True)
+class Logits:
+  """Logits (B, h, w, classes), and how those of pixels are interpolated."""
+
+  values: Array
+  align_corners: bool = False
+
+
+def exact(logits: Array | Logits) -> Logits:
   """Logits in the type of losses, at least float32."""
-  return logits.astype(at_least_float32(logits.dtype))
+  logits = logits if isinstance(logits, Logits) else Logits(logits)
+  return jax.tree.map(lambda x: x.astype(at_least_float32(x.dtype)), logits)
 
 
 def over_tiles(
   visit: Callable[..., tuple[Any, Any, Array | None]],
-  logits: Array,
+  logits: Logits,
   labels: Array,
   maps: Sequence[Array] = (),
   known: Sequence[Array] = (),
   *,
   with_gradient: bool = False,
-) -> tuple[Any, Any, Array | None]:
+) -> tuple[Any, Any, Logits | None]:
   """Calls `visit` with one tile of upsampled logits after the other.
 
   `visit` takes a tile's logits (rows, B, W, classes), its labels, its part of
@@ -38,16 +53,16 @@ def over_tiles(
   beyond the last one have the label 255. It returns a tree of sums (B, ...),
   one of maps (rows, B, W), and the gradient at the tile's logits, or None.
   Returns the sums over all tiles, the maps (B, H, W), and the gradient at the
-  logits (B, h, w, classes).
+  logits.
   """
   run = partial(_over_tiles, visit, with_gradient=with_gradient)
   devices = jax.sharding.get_abstract_mesh().shape.get('spatial', 1)
   if devices == 1:
-    return run(logits, labels, maps, known, False)
+    return run(logits, labels, maps, known, 1)
   # Left to the partitioner, devices would collect every tile.
   images, pixels = PartitionSpec('data'), PartitionSpec('data', 'spatial')
   return jax.shard_map(
-    partial(_over_own_rows, run, devices - 1),
+    partial(_over_own_rows, run, devices),
     in_specs=(pixels, pixels, pixels, images),
     out_specs=(images, pixels, pixels),
     # The check refuses a loop's carry that starts as constants.
@@ -55,9 +70,10 @@ def over_tiles(
   )(logits, labels, tuple(maps), tuple(known))
 
 
-def _over_own_rows(run, last, logits, labels, maps, known):
+def _over_own_rows(run, devices, logits, labels, maps, known):
   # Pixels at a device's edges lie between its logits and the neighbour's, so
   # neighbours send each other a row of logits, and the gradient at it back.
+  last = devices - 1
   down = [(i, i + 1) for i in range(last)]
   up = [(i + 1, i) for i in range(last)]
   place = lax.axis_index('spatial')
@@ -69,24 +85,33 @@ def _over_own_rows(run, last, logits, labels, maps, known):
     above = jnp.where(place == 0, first, above)
     return above, jnp.where(place == last, final, below)
 
-  above, below = neighbours(logits[:, :1], logits[:, -1:])
-  strip = jnp.concatenate([above, logits, below], 1)
-  sums, pixels, gradient = run(strip, labels, maps, known, True)
-  sums = jax.tree.map(lambda x: lax.psum(x, 'spatial'), sums)
-  if gradient is not None:
+  def with_margins(own: Array) -> Array:
+    above, below = neighbours(own[:, :1], own[:, -1:])
+    return jnp.concatenate([above, own, below], 1)
+
+  def without_margins(gradient: Array) -> Array:
     above, below = neighbours(gradient[:, :1], gradient[:, -1:])
     # At an image's edge the gradient comes back to the repeated row.
-    gradient = gradient[:, 1:-1].at[:, :1].add(above).at[:, -1:].add(below)
-  return sums, pixels, gradient
+    return gradient[:, 1:-1].at[:, :1].add(above).at[:, -1:].add(below)
+
+  strip = jax.tree.map(with_margins, logits)
+  sums, pixels, gradient = run(strip, labels, maps, known, devices)
+  sums = jax.tree.map(lambda x: lax.psum(x, 'spatial'), sums)
+  return sums, pixels, jax.tree.map(without_margins, gradient)
 
 
-def _over_tiles(visit, logits, labels, maps, known, margins, *, with_gradient):
-  # With `margins` the first and the last row of the logits are the neighbours'.
-  batch, h, w, _ = logits.shape
+def _over_tiles(visit, logits, labels, maps, known, devices, *, with_gradient):
+  # Of several devices, the first and the last row of the logits are the
+  # neighbours'.
+  aligned, values = logits.align_corners, logits.values
+  batch, h, w, _ = values.shape
   height, width = labels.shape[1:]
-  h -= 2 * margins
+  h -= 2 * (devices > 1)
   rows = max(height // h, 1)
-  bands, starts = row_bands(height, h, rows, logits.dtype, margins)
+  sizes = height, h, rows, values.dtype
+  bands, starts = row_bands(*sizes, devices, aligned)
+  place = lax.axis_index('spatial') if len(bands) > 1 else 0
+  bands, starts = jnp.asarray(bands)[place], jnp.asarray(starts)[place]
   tiles, _, taps = bands.shape
   missing = tiles * rows - height
 
@@ -96,8 +121,8 @@ def _over_tiles(visit, logits, labels, maps, known, margins, *, with_gradient):
     values = jnp.pad(values, beyond, constant_values=fill)
     return values.reshape(batch, tiles, rows, width).transpose(1, 2, 0, 3)
 
-  columns = resize_matrix(width, w, width, w, logits.dtype)
-  wide = einsum('bhwc,jw->hbjc', logits, columns)
+  columns = resize_matrix(width, w, width, w, values.dtype, aligned)
+  wide = einsum('bhwc,jw->hbjc', values, columns)
 
   def visited(band: Array, start: Array, label: Array, *parts: Array) -> Any:
     source = lax.dynamic_slice_in_dim(wide, start, taps)
@@ -128,7 +153,7 @@ def _over_tiles(visit, logits, labels, maps, known, margins, *, with_gradient):
     gradient = jnp.zeros((len(wide), batch, w, wide.shape[3]), wide.dtype)
   (sums, gradient), pixels = lax.scan(tile, (sums, gradient), over)
   if with_gradient:
-    gradient = gradient.transpose(1, 0, 2, 3)
+    gradient = Logits(gradient.transpose(1, 0, 2, 3), aligned)
 
   def whole(values: Array) -> Array:
     values = values.transpose(2, 0, 1, 3)
@@ -151,29 +176,40 @@ def one_hot(label: Array, classes: int) -> Array:
 
 
 def row_bands(
-  height: int, h: int, rows: int, dtype: Any, margins: bool = False
+  height: int,
+  h: int,
+  rows: int,
+  dtype: Any,
+  devices: int = 1,
+  align_corners: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Cuts the matrix of a bilinear resize from `h` to `height` into tiles.
 
-  Returns weights (tiles, rows, taps), and each tile's first input. With
-  `margins` there is one more input on either side, so that no edge repeats.
+  Each of several devices has this much of an image, and one more input on
+  either side, which no edge repeats. Returns weights (devices, tiles, rows,
+  taps), and each tile's first input; devices that are alike come once.
   """
-  tiles = -(-height // rows)
-  if margins:
-    # The middle one of three equal strips.
-    matrix = resize_matrix(3 * height, 3 * h, 3 * height, 3 * h, dtype)
-    matrix = matrix[height:-height, h - 1 : 2 * h + 1]
-    matrix = np.pad(matrix, ((0, tiles * rows - height), (0, 0)))
-    h += 2
-  else:
-    matrix = resize_matrix(height, h, tiles * rows, h, dtype)
-  matrix = matrix.reshape(tiles, rows, h)
-  used = [np.flatnonzero(tile.any(0)) for tile in matrix]
+  strips, number = range(devices), devices
+  if devices > 1 and not align_corners:
+    strips, number = [1], 3  # The middle one stands for all.
+  lengths = number * height, number * h
+  matrix = resize_matrix(*lengths, *lengths, dtype, align_corners)
+  margin = int(devices > 1)
+  inputs, tiles = h + 2 * margin, -(-height // rows)
+  matrix = np.pad(matrix, ((0, 0), (margin, margin)))
+  each = [
+    matrix[i * height : (i + 1) * height, i * h : i * h + inputs]
+    for i in strips
+  ]
+  beyond = (0, 0), (0, tiles * rows - height), (0, 0)
+  each = np.pad(np.stack(each), beyond).reshape(-1, rows, inputs)
+  used = [np.flatnonzero(tile.any(0)) for tile in each]
   # As many taps for all tiles: one at the lower end starts earlier.
-  taps = max(inputs[-1] - inputs[0] + 1 for inputs in used)
-  starts = np.asarray([min(inputs[0], h - taps) for inputs in used], np.int32)
+  taps = max(x[-1] - x[0] + 1 for x in used)
+  starts = np.asarray([min(x[0], inputs - taps) for x in used], np.int32)
   bands = [
     tile[:, start : start + taps]
-    for tile, start in zip(matrix, starts, strict=True)
+    for tile, start in zip(each, starts, strict=True)
   ]
-  return np.stack(bands), starts
+  bands = np.stack(bands).reshape(-1, tiles, rows, taps)
+  return bands, starts.reshape(-1, tiles)

@@ -21,6 +21,7 @@ DEFAULTS = {
   **dict.fromkeys(BACKBONES['resnest50']._fields),
   'output_stride': 32,
   'dilation_rule': 'official',
+  'biased_variance': None,
   'dropout': 0.0,
   'dtype': 'float32',
 }

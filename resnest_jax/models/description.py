@@ -52,7 +52,10 @@ _VARIED = {
   ),
   **dict.fromkeys(('stem_width', 'width', 'base_width'), up_to(2**12)),
   **dict.fromkeys(('radix', 'groups'), up_to(2**8)),
-  'avd_first': Accepted('true or false', lambda x: type(x) is bool),
+  **dict.fromkeys(
+    ('avd_first', 'biased_variance'),
+    Accepted('true or false', lambda x: type(x) is bool),
+  ),
   'frozen_bn': one_of(segmentor.FROZEN_BN),
 }
 _COLOUR = numbers('a colour', 3, int, low=0, high=255)

@@ -27,18 +27,20 @@ SLOTS = 'slots'
 
 def place_variables(places: Array) -> dict[str, Any]:
   """Variables that tell a segmentor the places of its images, int (B,)."""
-  head = {'classifier': {'channels': {'places': places}}}
+  given = {'places': places}
+  head = {'classifier': {'channels': given}, 'project_dropout': given}
   return {SLOTS: {'decode_head': head, 'auxiliary_head': head}}
 
 
-class ChannelDropout(nn.Module):
-  """Dropout of whole channels, drawn from the key and an image's place.
+class Dropout(nn.Module):
+  """Dropout of whole channels or of each value, by the key and image's place.
 
   Places are 0, 1, ... unless the collection 'slots' holds 'places', int (B,).
   """
 
   rate: float
   train: bool
+  elementwise: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -50,23 +52,25 @@ class ChannelDropout(nn.Module):
     # A key for each image: cutting a batch into micro-batches changes no draw.
     def draw(place: Array) -> Array:
       key_of_one = jax.random.fold_in(key, place)
-      return jax.random.bernoulli(key_of_one, 1 - self.rate, x.shape[-1:])
+      shape = x.shape[1:] if self.elementwise else (1, 1, x.shape[-1])
+      return jax.random.bernoulli(key_of_one, 1 - self.rate, shape)
 
-    keep = jax.vmap(draw)(places)[:, None, None]  # (B, 1, 1, C)
+    keep = jax.vmap(draw)(places)
     return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
 
 
 class ClassLogits(nn.Module):
-  """Dropout of whole channels, then a 1x1 convolution to the classes."""
+  """Dropout, then a 1x1 convolution to the classes."""
 
   num_classes: int
   dropout: float
   train: bool
   dtype: Any
+  elementwise: bool
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    x = ChannelDropout(self.dropout, self.train, name='channels')(x)
+    x = Dropout(self.dropout, self.train, self.elementwise, name='channels')(x)
     logits = Conv(
       self.num_classes, use_bias=True, dtype=self.dtype, name=LOGITS
     )(x)
@@ -76,7 +80,8 @@ class ClassLogits(nn.Module):
 class Head(nn.Module):
   """What all heads share. `decode` gives the features (B, h, w, C) to classify.
 
-  Its arguments are features, true sizes, and fields of layers with norms.
+  Its arguments are features, true sizes, fields of layers with norms, and
+  whether dropout is active, which it is with frozen norms too.
   """
 
   num_classes: int
@@ -84,17 +89,27 @@ class Head(nn.Module):
   dropout: float = 0.1
   dtype: Any = jnp.float32
   frozen_bn: bool = False  # running statistics also in training
+  biased: bool = False  # as of `BatchNorm`
+  elementwise_dropout: bool = False  # not of whole channels
+  # How maps are resized, here and where the logits become those of pixels.
+  align_corners: bool = False
 
   @nn.compact
   def __call__(
     self, features: Sequence[Array], *, train: bool, sizes: Sequence[Size]
   ) -> Array:
-    # Frozen norms do not turn dropout off, so ClassLogits still gets `train`.
     common = {'train': train and not self.frozen_bn, 'dtype': self.dtype}
-    y = self.decode(features, sizes, common)
-    return ClassLogits(
-      self.num_classes, self.dropout, train, self.dtype, name='classifier'
-    )(y)
+    common['biased'] = self.biased
+    y = self.decode(features, sizes, common, train)
+    classifier = ClassLogits(
+      self.num_classes,
+      self.dropout,
+      train,
+      self.dtype,
+      self.elementwise_dropout,
+      name='classifier',
+    )
+    return classifier(y)
 
 
 class FCNHead(Head):
@@ -104,7 +119,7 @@ class FCNHead(Head):
   concat_input: bool = True  # One more convolution sees input and result.
   stage: int = 3  # of the features, 0 to 3
 
-  def decode(self, features, sizes, common):
+  def decode(self, features, sizes, common, train):
     x, size = features[self.stage], sizes[self.stage]
     conv = partial(ConvBN, self.channels, 3, **common)
     y = x
@@ -120,7 +135,7 @@ class PSPHead(Head):
 
   bins: tuple[int, ...] = (1, 2, 3, 6)  # rows and columns of each level
 
-  def decode(self, features, sizes, common):
+  def decode(self, features, sizes, common, train):
     x, size = features[3], sizes[3]
     # The features first: mmsegmentation's order, which its kernels presume.
     levels = [x]
@@ -128,7 +143,8 @@ class PSPHead(Head):
       pooled = adaptive_average_pool(x, bins, size)
       # (B, bins, bins, channels), of which every bin is true: no size.
       pooled = ConvBN(self.channels, name=f'pyramid_{index}', **common)(pooled)
-      levels.append(upsampled(pooled, x.shape[1:3], size))
+      shape = x.shape[1:3]
+      levels.append(upsampled(pooled, shape, size, self.align_corners))
     return MergeConvBN(self.channels, name='bottleneck', **common)(levels, size)
 
 
@@ -140,10 +156,13 @@ class ASPP(nn.Module):
   separable: bool = False  # 3x3 convolutions are depthwise, then 1x1.
   train: bool = False
   dtype: Any = jnp.float32
+  biased: bool = False
+  # As in PyTorch-Encoding: the pooled branch comes last, and 1x1 merges.
+  encoding: bool = False
 
   @nn.compact
   def __call__(self, x: Array, size: Size) -> Array:
-    common = {'train': self.train, 'dtype': self.dtype}
+    common = {x: getattr(self, x) for x in ('train', 'dtype', 'biased')}
     pooled = spatial_mean(x, size)
     pooled = ConvBN(self.channels, name='image_pool', **common)(pooled)
     pooled = upsampled(pooled, x.shape[1:3], size)
@@ -157,17 +176,30 @@ class ASPP(nn.Module):
       else:
         branch = ConvBN(self.channels, 3, dilation, **named)
       branches.append(branch(x, size))
-    merge = MergeConvBN(self.channels, name='bottleneck', **common)
-    # Here the pooled branch comes first, as in mmsegmentation.
-    return merge([pooled, jnp.concatenate(branches, -1)], size)
+    common |= {'name': 'bottleneck', 'kernel_size': 1 if self.encoding else 3}
+    inputs = [pooled, jnp.concatenate(branches, -1)]
+    inputs = inputs[::-1] if self.encoding else inputs
+    return MergeConvBN(self.channels, **common)(inputs, size)
 
 
 class DeepLabV3Head(Head):
   """DeepLabV3 (Chen et al., arXiv 1706.05587)."""
 
-  def decode(self, features, sizes, common):
+  def decode(self, features, sizes, common, train):
     aspp = ASPP(self.channels, name='pyramid', **common)
     return aspp(features[3], sizes[3])
+
+
+class EncodingDeepLabV3Head(Head):
+  """DeepLabV3 of PyTorch-Encoding: a 3x3 convolution follows the pyramid."""
+
+  def decode(self, features, sizes, common, train):
+    aspp = ASPP(self.channels, encoding=True, name='pyramid', **common)
+    y = aspp(features[3], sizes[3])
+    # Of whole channels, at their rate.
+    rate = 0.5 if self.dropout else 0.0
+    y = Dropout(rate, train, name='project_dropout')(y)
+    return ConvBN(self.channels, 3, name='refine', **common)(y, sizes[3])
 
 
 class DeepLabV3PlusHead(Head):
@@ -175,7 +207,7 @@ class DeepLabV3PlusHead(Head):
 
   low_level_channels: int = 48  # to which stage 1 is reduced
 
-  def decode(self, features, sizes, common):
+  def decode(self, features, sizes, common, train):
     aspp = ASPP(self.channels, separable=True, name='pyramid', **common)
     y = aspp(features[3], sizes[3])
     reduce = ConvBN(self.low_level_channels, name='low_level', **common)

@@ -1,7 +1,8 @@
 """Initial parameters and statistics.
 
 Kernels are normal with He's fan-out variance (arXiv 1502.01852). Scales are 0
-in a residual block's last batch norm (arXiv 1706.02677).
+in a residual block's last batch norm (arXiv 1706.02677). The authors' heads are
+uniform between plus and minus 1 / sqrt(inputs), PyTorch's default.
 """
 
 import math
@@ -46,17 +47,24 @@ def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
   """
   # Not `model.init`: XLA compiles its few hundred draws for minutes.
 
+  shapes = flatten_dict(variable_shapes(model))
+  head = getattr(model, 'decode_head', None)
+  encoding = head is not None and head.align_corners
+
   def draw(path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     *module, name = path
+    kernel = shapes.get((*module, 'kernel'))
+    where = zlib.crc32('/'.join(path).encode())
+    rng = np.random.default_rng([seed, where])
+    if encoding and kernel is not None and 'head' in module[1]:
+      bound = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
+      return rng.uniform(-bound, bound, leaf.shape).astype(leaf.dtype)
     if name == 'kernel':
-      where = zlib.crc32('/'.join(path).encode())
-      rng = np.random.default_rng([seed, where])
       std = leaf.dtype.type(kernel_std(module, leaf.shape))
       return rng.standard_normal(leaf.shape, leaf.dtype) * std
     values = {'scale': norm_scale(module), 'bias': 0, 'mean': 0, 'var': 1}
     return np.full(leaf.shape, values[name], leaf.dtype)
 
-  shapes = flatten_dict(variable_shapes(model))
   return unflatten_dict(
     {path: draw(path, leaf) for path, leaf in shapes.items()}
   )

@@ -50,28 +50,44 @@ def spatial_mean(x: Array, size: Size) -> Array:
 
 
 def resize_taps(
-  outputs: Array, out_size: Length, in_size: Length, dtype: Any
+  outputs: Array,
+  out_size: Length,
+  in_size: Length,
+  dtype: Any,
+  align_corners: bool = False,
 ) -> tuple[Array, Array, Array]:
   """Two inputs (..., n) of a bilinear resize and the second one's weight."""
   # NumPy stays NumPy: constants of a program are computed while it is traced.
   xp = np if isinstance(outputs, np.ndarray) else jnp
   out_size = xp.asarray(out_size)[..., None]
   in_size = xp.asarray(in_size)[..., None]
-  # Source position ((i + 1/2) in / out - 1/2), times 2 out: in integers, which
-  # are exact at any size below 2 ** 14. Beyond the edges their pixels repeat.
-  position = xp.maximum((2 * outputs + 1) * in_size - out_size, 0)
-  low = xp.minimum(position // (2 * out_size), in_size - 1)
+  # The source position, (i + 1/2) in / out - 1/2 or, with aligned corners,
+  # i (in - 1) / (out - 1), times a unit: in integers, which are exact at any
+  # size below 2 ** 14. Beyond the edges their pixels repeat.
+  if align_corners:
+    unit = xp.maximum(out_size - 1, 1)
+    position = outputs * (in_size - 1)
+  else:
+    unit = 2 * out_size
+    position = xp.maximum((2 * outputs + 1) * in_size - out_size, 0)
+  low = xp.minimum(position // unit, in_size - 1)
   high = xp.minimum(low + 1, in_size - 1)
-  weight = (position % (2 * out_size)).astype(dtype) / (2 * out_size)
+  weight = (position % unit).astype(dtype) / unit
   return low, high, weight.astype(dtype)
 
 
 def resize_rows(
-  outputs: Array, out_size: Length, in_size: Length, in_length: int, dtype: Any
+  outputs: Array,
+  out_size: Length,
+  in_size: Length,
+  in_length: int,
+  dtype: Any,
+  align_corners: bool = False,
 ) -> Array:
   """Rows of `resize_matrix` for outputs (..., n) within the true size."""
   xp = np if isinstance(outputs, np.ndarray) else jnp
-  low, high, weight = resize_taps(outputs, out_size, in_size, dtype)
+  taps = resize_taps(outputs, out_size, in_size, dtype, align_corners)
+  low, high, weight = taps
   inputs = xp.arange(in_length)
   matrix = (inputs == low[..., None]) * (1 - weight)[..., None]
   return matrix + (inputs == high[..., None]) * weight[..., None]
@@ -83,8 +99,9 @@ def resize_matrix(
   out_length: int,
   in_length: int,
   dtype: Any = jnp.float32,
+  align_corners: bool = False,
 ) -> Array:
-  """Matrix of a bilinear interpolation along one axis (align_corners False).
+  """Matrix of a bilinear interpolation along one axis, as in PyTorch.
 
   Lengths are the canvas', at least the true sizes. The matrix is (...,
   out_length, in_length), zero beyond the sizes; ints give a NumPy array.
@@ -92,7 +109,8 @@ def resize_matrix(
   static = all(isinstance(n, (int, np.integer)) for n in (out_size, in_size))
   xp = np if static else jnp
   outputs = xp.arange(out_length)
-  rows = resize_rows(outputs, out_size, in_size, in_length, dtype)
+  sizes = out_size, in_size, in_length
+  rows = resize_rows(outputs, *sizes, dtype, align_corners)
   inside = outputs < xp.asarray(out_size)[..., None]
   return (rows * inside[..., None]).astype(dtype)
 
@@ -133,24 +151,29 @@ def resize_matrices(
   in_size: Size,
   out_size: Size,
   dtype: Any,
+  align_corners: bool = False,
 ) -> tuple[Array, Array]:
   """The matrices with which `resize` takes a canvas `given` to `shape`."""
   sizes = _lengths(out_size, shape), _lengths(in_size, given)
   each = zip(*sizes, shape, given, strict=True)
-  return tuple(resize_matrix(*lengths, dtype) for lengths in each)
+  return tuple(resize_matrix(*x, dtype, align_corners) for x in each)
 
 
 def resize(
-  x: Array, shape: tuple[int, int], in_size: Size = None, out_size: Size = None
+  x: Array,
+  shape: tuple[int, int],
+  in_size: Size = None,
+  out_size: Size = None,
+  align_corners: bool = False,
 ) -> Array:
-  """Bilinear resize, align_corners False, no antialiasing.
+  """Bilinear resize as in PyTorch, without antialiasing.
 
   Takes x (B, H, W, C) to (B, *shape, C), which is zero outside `out_size`.
   """
   # No gathers: sizes may be data, and the backward pass is no scatter.
   dtype = at_least_float32(x.dtype)
-  matrices = resize_matrices(x.shape[1:3], shape, in_size, out_size, dtype)
-  return apply_matrices(x, *matrices)
+  sizes = x.shape[1:3], shape, in_size, out_size
+  return apply_matrices(x, *resize_matrices(*sizes, dtype, align_corners))
 
 
 def adaptive_average_pool(x: Array, bins: int, size: Size = None) -> Array:

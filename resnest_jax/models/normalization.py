@@ -43,9 +43,9 @@ def moments(x: Array) -> tuple[Array, Array]:
   return mean, variance
 
 
-def running(kept: Array, mean_or_unbiased_variance: Array) -> Array:
+def running(kept: Array, new: Array) -> Array:
   """Running statistic after one more batch; carries no gradient."""
-  new = lax.stop_gradient(mean_or_unbiased_variance)
+  new = lax.stop_gradient(new)
   return MOMENTUM * kept + (1 - MOMENTUM) * new
 
 
@@ -104,6 +104,7 @@ class BatchNorm(nn.Module):
   relu: bool = False
   epsilon: float = 1e-5
   dtype: Any = jnp.float32
+  biased: bool = False  # the running variance: the authors', and MXNet's
 
   @nn.compact
   def __call__(
@@ -144,9 +145,11 @@ class BatchNorm(nn.Module):
     outputs, means, variances = zip(*results, strict=True)
     # `init` returns the initial statistics, not those of its images.
     if not self.is_initializing():
-      unbiased = jnp.concatenate(variances) * (count / (count - 1))
+      variance = jnp.concatenate(variances)
+      if not self.biased:
+        variance = variance * (count / (count - 1))
       mean.value = running(mean.value, jnp.concatenate(means))
-      var.value = running(var.value, unbiased)
+      var.value = running(var.value, variance)
     return outputs
 
   def _apply_given(self, part, scale, bias, mean, var):
@@ -154,6 +157,13 @@ class BatchNorm(nn.Module):
     y = part.astype(gain.dtype) * gain + (bias - mean * gain)
     y = y.astype(self.dtype)
     return jnp.maximum(y, 0) if self.relu else y
+
+
+def norm_relu(block: nn.Module) -> BatchNorm:
+  """The batch norm and ReLU 'bn' of a block with fields of the same names."""
+  return BatchNorm(
+    block.train, True, dtype=block.dtype, biased=block.biased, name='bn'
+  )
 
 
 class ConvBN(nn.Module):
@@ -164,6 +174,7 @@ class ConvBN(nn.Module):
   dilation: int = 1
   train: bool = False
   dtype: Any = jnp.float32
+  biased: bool = False
 
   @nn.compact
   def __call__(self, x: Array, size: Size = None) -> Array:
@@ -172,8 +183,7 @@ class ConvBN(nn.Module):
       conv = DepthwiseConv(self.kernel_size, train=self.train, **options)
     else:
       conv = Conv(self.features, self.kernel_size, **options)
-    norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
-    return norm(conv(x), size)
+    return norm_relu(self)(conv(x), size)
 
 
 class SeparableConvBN(nn.Module):
@@ -183,9 +193,10 @@ class SeparableConvBN(nn.Module):
   dilation: int = 1
   train: bool = False
   dtype: Any = jnp.float32
+  biased: bool = False
 
   @nn.compact
   def __call__(self, x: Array, size: Size = None) -> Array:
-    common = {'train': self.train, 'dtype': self.dtype}
+    common = {x: getattr(self, x) for x in ('train', 'dtype', 'biased')}
     x = ConvBN(None, 3, self.dilation, name='depthwise', **common)(x, size)
     return ConvBN(self.features, name='pointwise', **common)(x, size)

@@ -19,7 +19,7 @@ from resnest_jax.models.layers import (
   at_least_float32,
   resize_matrices,
 )
-from resnest_jax.models.normalization import BatchNorm
+from resnest_jax.models.normalization import norm_relu
 
 
 class Upsampled(NamedTuple):
@@ -33,7 +33,9 @@ class Upsampled(NamedTuple):
 Inputs = Sequence[Array | Upsampled]
 
 
-def upsampled(x: Array, shape: tuple[int, int], size: Size) -> Upsampled:
+def upsampled(
+  x: Array, shape: tuple[int, int], size: Size, align_corners: bool = False
+) -> Upsampled:
   """A bilinear `layers.resize` of true pixels (B, h, w, C), not carried out.
 
   `shape` and `size` (B, 2) are the result's canvas and true sizes.
@@ -42,7 +44,8 @@ def upsampled(x: Array, shape: tuple[int, int], size: Size) -> Upsampled:
   # Bins are true in all images, and matrices need both sizes or neither.
   whole = None if size is None else jnp.zeros_like(size) + np.asarray(given)
   dtype = at_least_float32(x.dtype)
-  return Upsampled(x, *resize_matrices(given, shape, whole, size, dtype))
+  sizes = given, shape, whole, size
+  return Upsampled(x, *resize_matrices(*sizes, dtype, align_corners))
 
 
 def _shifted(matrix: Array, taps: int) -> Array:
@@ -107,14 +110,16 @@ def _channels(inputs: Inputs) -> list[int]:
 
 
 class MergeConv(nn.Module):
-  """`convolve_merged` with the kernel of a 3x3 `Conv` over a concatenation."""
+  """`convolve_merged` with the kernel of a `Conv` over a concatenation."""
 
   features: int
+  kernel_size: int = 3
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, inputs: Inputs) -> Array:
-    kernel = kernel_of(self, 3, 3, sum(_channels(inputs)), self.features)
+    k, channels = self.kernel_size, sum(_channels(inputs))
+    kernel = kernel_of(self, k, k, channels, self.features)
     return convolve_merged(inputs, kernel.astype(self.dtype))
 
 
@@ -122,9 +127,10 @@ class MergeConvBN(nn.Module):
   features: int
   train: bool
   dtype: Any = jnp.float32
+  biased: bool = False  # as of `BatchNorm`
+  kernel_size: int = 3
 
   @nn.compact
   def __call__(self, inputs: Inputs, size: Size) -> Array:
-    x = MergeConv(self.features, dtype=self.dtype, name='conv')(inputs)
-    norm = BatchNorm(self.train, relu=True, dtype=self.dtype, name='bn')
-    return norm(x, size)
+    conv = MergeConv(self.features, self.kernel_size, self.dtype, name='conv')
+    return norm_relu(self)(conv(inputs), size)

@@ -32,6 +32,7 @@ from resnest_jax.models.remat import (
 from resnest_jax.models.stacking import ENOUGH, REST
 
 Fields = dict[str, Any]
+Norm = Callable[..., BatchNorm]  # whose first argument is given
 EXPANSION = 4  # output channels of a block, per plane
 REDUCTION = 4  # of the split attention's hidden channels
 
@@ -102,13 +103,13 @@ class SplitAttention(nn.Module):
   radix: int  # splits
   groups: int  # cardinality
   dilation: int
-  train: bool
+  norm: Norm
   dtype: Any
 
   @nn.compact
   def __call__(self, x: Array, size: Size) -> Array:
     radix, groups = self.radix, self.groups
-    norm = partial(BatchNorm, self.train, relu=True, dtype=self.dtype)
+    norm = partial(self.norm, relu=True)
     hidden = attention_channels(x.shape[-1], radix)
     splits = Conv(
       self.features * radix,
@@ -151,38 +152,38 @@ class Bottleneck(nn.Module):
   same_pool: bool  # The shortcut's pool is 2x2 with stride 1.
   train: bool
   dtype: Any
+  biased: bool = False  # as of `BatchNorm`
 
   @nn.compact
   def __call__(self, x: Array, size: Size) -> Array:
-    dtype, train = self.dtype, self.train
+    dtype = self.dtype
+    norm = partial(BatchNorm, self.train, dtype=dtype, biased=self.biased)
     width = inner_channels(self.planes, self.base_width, self.groups)
     # First, while `size` is still the input's.
-    shortcut = self._shortcut(x, size) if self.project else x
+    shortcut = self._shortcut(x, size, norm) if self.project else x
 
     x = Conv(width, dtype=dtype, name='conv1')(x)
-    x = BatchNorm(train, relu=True, dtype=dtype, name='bn1')(x, size)
+    x = norm(relu=True, name='bn1')(x, size)
     if self.average_pool and self.avd_first:
       x = average_pool(x, self.stride, size)
       size = strided(size, self.stride)
     x = SplitAttention(
-      width, self.radix, self.groups, self.dilation, train, dtype, name='conv2'
+      width, self.radix, self.groups, self.dilation, norm, dtype, name='conv2'
     )(x, size)
     if self.average_pool and not self.avd_first:
       x = average_pool(x, self.stride, size)
       size = strided(size, self.stride)
     x = Conv(self.planes * EXPANSION, dtype=dtype, name='conv3')(x)
-    norm = BatchNorm(train, dtype=dtype, name=LAST_NORM)
-    return nn.relu(norm(x, size) + shortcut)
+    return nn.relu(norm(name=LAST_NORM)(x, size) + shortcut)
 
-  def _shortcut(self, x: Array, size: Size) -> Array:
+  def _shortcut(self, x: Array, size: Size, norm: Norm) -> Array:
     if self.same_pool:
       x = same_pool(x, size)
     else:
       x = shortcut_pool(x, self.stride, size)
     features = self.planes * EXPANSION
     x = Conv(features, dtype=self.dtype, name='downsample_conv')(x)
-    norm = BatchNorm(self.train, dtype=self.dtype, name='downsample_bn')
-    return norm(x, strided(size, self.stride))
+    return norm(name='downsample_bn')(x, strided(size, self.stride))
 
 
 # `nn.jit` lowers equal blocks once, which more than halves the time before XLA.
@@ -191,7 +192,7 @@ RecomputedOnce = nn.jit(remat(Bottleneck))
 
 
 def stem(
-  x: Array, size: Size, width: int, train: bool, dtype: Any
+  x: Array, size: Size, width: int, dtype: Any, norm: Norm
 ) -> tuple[Array, Size]:
   """Three 3x3 convolutions and a max-pool; the third has 2 * width channels."""
   for index, features in enumerate((width, width, 2 * width)):
@@ -199,8 +200,7 @@ def stem(
     size = strided(size, stride)
     name = f'stem_conv{index + 1}'
     x = Conv(features, 3, stride=stride, dtype=dtype, name=name)(x)
-    norm = BatchNorm(train, relu=True, dtype=dtype, name=f'stem_bn{index + 1}')
-    x = norm(x, size)
+    x = norm(relu=True, name=f'stem_bn{index + 1}')(x, size)
   return max_pool(x, size), strided(size, 2)
 
 
@@ -217,6 +217,7 @@ class ResNeSt(nn.Module):
   output_stride: int = 32  # 8, 16, 32; stages that would exceed it are dilated
   dilation_rule: str = 'mmseg'  # or 'official', 'timm'
   dtype: Any = jnp.float32
+  biased: bool = False  # as of `BatchNorm`
   # Parts, the stem and then the stages, that keep their running statistics.
   frozen: int = 0
   remat: tuple[str, ...] = ()  # from `remat.parse`
@@ -230,8 +231,9 @@ class ResNeSt(nn.Module):
     """Four arrays (B, ceil(H / s), ceil(W / s), 4 * planes), and four sizes."""
 
     def run_stem(_: nn.Module, x: Array) -> tuple[Array, Size]:
-      moving = train and not self.frozen
-      return stem(x, size, self.stem_width, moving, self.dtype)
+      moving, dtype = train and not self.frozen, self.dtype
+      norm = partial(BatchNorm, moving, dtype=dtype, biased=self.biased)
+      return stem(x, size, self.stem_width, dtype, norm)
 
     x, size = recomputed(run_stem, train and 'stem' in self.remat)(self, x)
     features, sizes = [], []
@@ -278,6 +280,7 @@ class ResNeSt(nn.Module):
           'same_pool': first and dilated and rule.shortcut_pool,
           'train': train and stage + 1 >= self.frozen,  # The stem counts, too.
           'dtype': self.dtype,
+          'biased': self.biased,
         }
     return stages
 

@@ -1,6 +1,7 @@
 """Segmentors: a backbone and heads, and the one place that builds them."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,17 +12,24 @@ from resnest_jax.models import resnest
 from resnest_jax.models.heads import (
   DeepLabV3Head,
   DeepLabV3PlusHead,
+  EncodingDeepLabV3Head,
   FCNHead,
   PSPHead,
 )
 from resnest_jax.models.layers import Array, Size
 from resnest_jax.models.remat import parse, recomputed
 
+# One 3x3 convolution before the classifier.
+_short_fcn = partial(FCNHead, num_convs=1, concat_input=False)
+# mmsegmentation's heads, and the authors' own, of PyTorch-Encoding.
 HEADS = {
   'fcn': FCNHead,
   'pspnet': PSPHead,
   'deeplabv3': DeepLabV3Head,
   'deeplabv3plus': DeepLabV3PlusHead,
+  'encoding_fcn': _short_fcn,
+  'encoding_pspnet': PSPHead,
+  'encoding_deeplabv3': EncodingDeepLabV3Head,
 }
 DTYPES = {
   'float32': jnp.float32,
@@ -112,11 +120,13 @@ def create_backbone(config: Mapping[str, Any]) -> resnest.ResNeSt:
   }
   fields['stage_sizes'] = tuple(fields['stage_sizes'])
   _check_channels(resnest.Backbone(**fields))
+  biased = config.get('biased_variance')
   return resnest.ResNeSt(
     **fields,
     output_stride=_choice(config, 'output_stride', OUTPUT_STRIDES),
     dilation_rule=_choice(config, 'dilation_rule', resnest.DILATION_RULES),
     dtype=DTYPES[_choice(config, 'dtype', DTYPES)],
+    biased=_is_encoding(config) if biased is None else biased,
     frozen=0 if _frozen_bn(config) == 'none' else 5,
   )
 
@@ -141,6 +151,11 @@ def _check_channels(backbone: resnest.Backbone) -> None:
         )
 
 
+def _is_encoding(config: Mapping[str, Any]) -> bool:
+  # A backbone alone has no head.
+  return config.get('head', '').startswith('encoding_')
+
+
 def _frozen_bn(config: Mapping[str, Any]) -> str:
   # Configurations of older checkpoints lack the key.
   return _choice({'frozen_bn': 'none', **config}, 'frozen_bn', FROZEN_BN)
@@ -163,16 +178,15 @@ def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
     'dropout': config['dropout'],
     'dtype': backbone.dtype,
     'frozen_bn': _frozen_bn(config) == 'all',
+    'biased': backbone.biased,
+    'elementwise_dropout': _is_encoding(config),
+    'align_corners': _is_encoding(config),
   }
   head = HEADS[_choice(config, 'head', HEADS)]
   auxiliary_head = None
   if config['aux_channels'] is not None:
-    auxiliary_head = FCNHead(
-      channels=config['aux_channels'],
-      num_convs=1,
-      concat_input=False,
-      stage=2,
-      **common,
+    auxiliary_head = _short_fcn(
+      channels=config['aux_channels'], stage=2, **common
     )
   decode_head = head(channels=config['head_channels'], **common)
   return Segmentor(backbone, decode_head, auxiliary_head)

@@ -217,12 +217,13 @@ def create_training(
     plan.freeze,
     plan.frozen_norms,
   )
+  output = config['model']['num_classes'], model.decode_head.align_corners
   step = make_train_step(
     for_training(model, remat=train['remat'], freeze=train['freeze']),
     optimizer,
     mesh,
     seed=config['seed'],
-    loss=loss or create_loss(config['loss'], config['model']['num_classes']),
+    loss=loss or create_loss(config['loss'], *output),
     aux_weight=config['loss']['aux_weight'],
     plan=plan,
   )

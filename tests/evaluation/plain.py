@@ -39,7 +39,8 @@ def upsampled(variables, images, train, size):
   return types.SimpleNamespace(logits=images[:, ::8, ::8] @ variables['kernel'])
 
 
-UPSAMPLER = types.SimpleNamespace(apply=upsampled)
+HEAD = types.SimpleNamespace(align_corners=False)
+UPSAMPLER = types.SimpleNamespace(apply=upsampled, decode_head=HEAD)
 
 
 class Split(list):

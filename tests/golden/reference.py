@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from resnest_jax.jax_private import jaxprs_in_params
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
+from resnest_jax.weights.state_dict import export_state_dict, import_state_dict
 
 Tensors = Mapping[str, np.ndarray]
 FOLDER = Path(__file__).parent
@@ -41,6 +42,8 @@ CONFIG = {
   'dropout': 0.1,
   'dtype': 'float64',
 }
+# Heads of mmsegmentation's rows.
+MMSEG_HEADS = ('fcn', 'pspnet', 'deeplabv3', 'deeplabv3plus')
 # A network of the same kind that compiles in a second or two.
 TINY = CONFIG | {
   'backbone': 'resnest14',
@@ -64,13 +67,16 @@ def _manifests() -> dict[str, dict[str, list[int]]]:
 
 
 def manifest_names() -> list[str]:
-  """All there are: 'mmseg/ade20k_pspnet', 'timm/resnest50d', ..."""
-  return sorted(_manifests())
+  """Of state dicts: 'mmseg/ade20k_pspnet', 'timm/resnest50d', ..."""
+  # GluonCV's is of a file that is read as one of PyTorch-Encoding.
+  return sorted(x for x in _manifests() if not x.startswith('gluon/'))
 
 
 def backbone_of(name: str) -> str:
-  """What 'official/resnest50' or 'timm/resnest50d' is called here."""
+  """That of 'official/resnest50', 'timm/resnest50d' or a segmentor."""
   source, row = name.split('/')
+  if source in ('mmseg', 'encoding'):
+    return 'resnest101' if source == 'mmseg' else row.split('_')[1]
   if source == 'official':
     return row
   return row.replace('d_', '_fast_') if '_' in row else row.rstrip('de')
@@ -114,6 +120,30 @@ def filled_variables(shapes: Mapping[str, Any], seed: int = 0) -> Any:
 
 def variables_of(model: Any, seed: int = 0) -> Any:
   return filled_variables(variable_shapes(model), seed)
+
+
+def encoding(golden: Tensors, **changes: Any) -> tuple[Any, Any]:
+  """PyTorch-Encoding's network of a golden file, and its variables."""
+  head, backbone = str(golden['head']), str(golden['backbone'])
+  head = {'psp': 'pspnet', 'deeplab': 'deeplabv3'}.get(head, head)
+  classes = {'ade20k': 150, 'pcontext': 59, 'citys': 19}
+  model = create_segmentor(
+    CONFIG
+    | {
+      # The first two are no published networks.
+      'backbone': {'s14': 'resnest14', 's26': 'resnest26'}.get(
+        backbone, backbone
+      ),
+      'dilation_rule': 'official',
+      'head': f'encoding_{head}',
+      'head_channels': 256 if head == 'deeplabv3' else 512,
+      'num_classes': classes[str(golden['dataset'])],
+    }
+    | changes
+  )
+  named = export_state_dict(model, variables_of(model), 'encoding')
+  state_dict = filled({name: x.shape for name, x in named.items()})
+  return model, import_state_dict(model, state_dict)
 
 
 def head_of(name: str, dtype: str = 'float64') -> tuple[Any, Any]:

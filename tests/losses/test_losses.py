@@ -16,6 +16,7 @@ from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.losses.objective import create_loss
 from resnest_jax.losses.pixels import order_statistic
+from resnest_jax.models.layers import resize
 from resnest_jax.sharding import batch_sharding
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -61,13 +62,13 @@ def twin(name, logits, labels):
   return value.item(), torch.autograd.grad(value, logits)[0].numpy()
 
 
-def make_loss(name):
+def make_loss(name, align_corners=False):
   term, *values = LOSSES[name]
   terms = SUM if term == 'sum' else {'cross_entropy': 0.0, term: 1.0}
   options = {f'terms.{key}': weight for key, weight in terms.items()}
   options |= zip(OPTIONS.get(term, ()), values, strict=False)
   options = {f'loss.{key}': value for key, value in options.items()}
-  return create_loss(load_config(ROW, options).loss, 4)
+  return create_loss(load_config(ROW, options).loss, 4, align_corners)
 
 
 def value_and_gradient(name, logits, labels):
@@ -119,6 +120,29 @@ def test_value_and_gradient_are_the_twins(name, kind):
   # Exactly none at ignored pixels, of which the second row sees others.
   rows = [row.any() for row in (*gradient[0, :2], gradient[3])]
   assert rows == [False, True, False]
+
+
+def test_corners_may_be_aligned():
+  """As of logits that were upsampled before."""
+  logits, labels = batch('mixed')
+
+  def both(x):
+    for name in LOSSES:
+      yield make_loss(name, True)(x, labels)[0]
+      whole = resize(x, labels.shape[1:], align_corners=True)
+      yield make_loss(name)(whole, labels)[0]
+
+  def values(x):
+    return jnp.stack([*both(x)])
+
+  value, slope = (
+    quick_jit(values)(logits),
+    quick_jit(jax.jacrev(values))(logits),
+  )
+  np.testing.assert_allclose(value[::2], value[1::2], rtol=1e-12)
+  assert_close([*slope[::2]], [*slope[1::2]], 1e-12)
+  others = np.array([results()[name][0] for name in LOSSES])
+  assert (np.abs(value[::2] / others - 1) > 1e-4).all()
 
 
 @EVERY

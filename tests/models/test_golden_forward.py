@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import reference
-from golden.reference import evaluate, relative_error
+from golden.reference import MMSEG_HEADS, evaluate, relative_error
 from lengths import others_long
 
 from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.layers import resize
-from resnest_jax.models.segmentor import HEADS, create_segmentor
+from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.weights.state_dict import import_state_dict
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures('float64')]
@@ -38,7 +38,9 @@ def run(head, dtype):
   yield goldens[1], [x[2:, ..., 150:] for x in output]
 
 
-@pytest.mark.parametrize('head', others_long(HEADS, 'pspnet', 'deeplabv3plus'))
+@pytest.mark.parametrize(
+  'head', others_long(MMSEG_HEADS, 'pspnet', 'deeplabv3plus')
+)
 def test_logits_are_mmsegmentations(head):
   for golden, output in run(head, 'float64'):
     for name, ours in zip(('logits', 'aux_logits'), output, strict=True):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from golden.reference import TINY, assert_close, random, struct, with_gradients
 
 from benchmarks import plain_layers
@@ -340,6 +341,30 @@ def test_resize_is_jax_images_for_ints_and_for_data(out, given):
   np.testing.assert_allclose(matrix[0, :out, :given], static, atol=1e-14)
   assert not matrix[0].at[:out, :given].set(0).any()
   np.testing.assert_array_equal(np.flatnonzero(matrix[1]), [0])
+
+
+@pytest.mark.parametrize(
+  ('out', 'given'), [(8, 1), (1, 6), (57, 8), (13, 57), (5, 5)]
+)
+def test_aligned_corners_are_pytorchs(out, given):
+  x, shape = random(2, given, 7, 3), (out, 9)
+  theirs = torch.nn.functional.interpolate(
+    torch.tensor(x).permute(0, 3, 1, 2),
+    shape,
+    mode='bilinear',
+    align_corners=True,
+  )
+  theirs = theirs.permute(0, 2, 3, 1).numpy()
+  ours = layers.resize(x, shape, align_corners=True)
+  np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+  # Sizes that are data, in larger canvases.
+  sizes = (jnp.array([[y, x]] * 2) for y, x in ((given, 7), shape))
+  padded = jnp.pad(x, ((0, 0), (0, 2), (0, 3), (0, 0)), constant_values=9)
+  ours = layers.resize(padded, (out + 3, 10), *sizes, align_corners=True)
+  ours = np.array(ours)
+  np.testing.assert_allclose(ours[:, :out, :9], theirs, rtol=1e-10, atol=1e-12)
+  ours[:, :out, :9] = 0
+  assert not ours.any()
 
 
 def test_resize_matrix_is_exact_for_large_sizes():

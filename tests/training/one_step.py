@@ -32,15 +32,15 @@ assert_close = partial(reference.assert_close, limit=1e-10, least=1e-6)
 
 
 class AllHeads(nn.Module):
-  """The four heads on one backbone, so that it is compiled once."""
+  """All heads on one backbone, so that it is compiled once."""
 
   backbone: Any
   heads: Any
 
   def __call__(self, images, *, train, size=None):
     features, sizes = self.backbone(images, train=train, size=size)
-    *logits, finer = [x(features, train=train, sizes=sizes) for x in self.heads]
-    # As if the three had 21 classes together, of which 7 occur.
+    finer, *logits = [x(features, train=train, sizes=sizes) for x in self.heads]
+    # As if the others had 42 classes together, of which 7 occur.
     return segmentor.SegmentorOutput(jnp.concatenate(logits, -1), finer)
 
 
@@ -58,9 +58,9 @@ def training_batch(batch=BATCH, height=64, width=24):
   return {'image': image, 'label': labels, 'size': size, 'photometric': change}
 
 
-def objective(config=CONFIG, classes=7):
+def objective(config=CONFIG, classes=7, align_corners=False):
   """What a step minimises, as `update` and `make_train_step` take it."""
-  loss = create_loss(config.loss, classes)
+  loss = create_loss(config.loss, classes, align_corners)
   return {'loss': loss, 'aux_weight': config.loss.aux_weight}
 
 
@@ -81,7 +81,8 @@ def compiled_step(model, mesh, batch, **options):
 
 def step_on(mesh):
   """The scalars and the state after a step by name, and the program's text."""
-  models = [create_segmentor(TINY | {'head': head}) for head in HEADS]
+  heads = sorted(HEADS, key='deeplabv3plus'.__ne__)
+  models = [create_segmentor(TINY | {'head': head}) for head in heads]
   heads = tuple(model.decode_head for model in models)
   model = AllHeads(models[0].backbone, heads)
   program, state, batch = compiled_step(model, mesh, training_batch())

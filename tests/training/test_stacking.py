@@ -207,11 +207,12 @@ TERMS = ('cross_entropy', 'ohem', 'focal', 'dice', 'lovasz')
 
 @pytest.mark.parametrize('devices', [(1, 4), (2, 2)])
 @pytest.mark.parametrize('term', TERMS)
-def test_loss_of_shared_rows(term, devices):
+@pytest.mark.parametrize('aligned', [False, True])
+def test_loss_of_shared_rows(aligned, term, devices):
   """Value and gradient, with labels to ignore and rows between devices."""
   terms = {f'loss.terms.{name}': float(name == term) for name in TERMS}
   config = load_config('configs/ade20k_pspnet.py', terms)
-  loss = create_loss(config.loss, 5)
+  loss = create_loss(config.loss, 5, aligned)
   logits = random(2, 8, 6, 5)
   labels = np.random.default_rng(1).choice([0, 1, 2, 3, 4, 255], (2, 64, 48))
 

@@ -109,6 +109,24 @@ def test_initial_variables_are_drawn_as_the_modules_draw():
   assert classifier.std() == pytest.approx(0.01, rel=0.3)
 
 
+def test_the_authors_heads_begin_as_layers_of_pytorch():
+  """Uniform, biases too; nothing else differs."""
+  ours, theirs = (
+    flatten_dict(initial_variables(create_segmentor(TINY | {'head': x}), 0))
+    for x in ('encoding_pspnet', 'pspnet')
+  )
+  assert ours.keys() == theirs.keys()
+  for path, values in ours.items():
+    kernel = ours.get((*path[:-1], 'kernel'))
+    if path[1] == 'backbone' or kernel is None:
+      np.testing.assert_array_equal(values, theirs[path])
+      continue
+    bound = (kernel.size / kernel.shape[-1]) ** -0.5
+    assert 0.5 * bound < np.abs(values).max() <= bound, path
+    if values.size > 1000:
+      assert values.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
 @pytest.mark.parametrize('large', [1, 40, 10_000])
 def test_norm_of_gradients_is_optax(monkeypatch, large):
   """Leaves that are summed alone, a few together, and all together."""
