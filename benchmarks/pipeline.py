@@ -36,6 +36,7 @@ from resnest_jax.data import cityscapes, transforms
 from resnest_jax.data.datasets import DATASETS, PreparedSplit, open_split
 from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
 from resnest_jax.data.pipeline import (
+  make_augment,
   make_train_iterator,
   sample_key,
   sample_rng,
@@ -165,7 +166,7 @@ def images_per_second(split: PreparedSplit, data_config, number: int) -> float:
 
 def stage_milliseconds(split: PreparedSplit, data_config, number: int) -> dict:
   """Medians of each step of a sample, in one thread."""
-  key = sample_key(SEED)
+  key, augment = sample_key(SEED), make_augment(data_config)
   seconds: dict[str, list[float]] = {}
 
   def timed(name: str, function: Callable, *arguments):
@@ -177,19 +178,11 @@ def stage_milliseconds(split: PreparedSplit, data_config, number: int) -> dict:
   for i in range(number):
     draw = transforms.draw_augmentation(sample_rng(key, i))
     sample = timed('read and decode', split.__getitem__, i % len(split))
-    image, label = sample['image'], sample['label']
     timed(
       'resize, crop, flip, pad',
-      lambda image, label, draw: transforms.augment(
-        image,
-        label,
-        draw,
-        image_scale=tuple(data_config.image_scale),
-        crop_size=tuple(data_config.crop_size),
-        cat_max_ratio=data_config.cat_max_ratio,
-      ),
-      image,
-      label,
+      augment,
+      sample['image'],
+      sample['label'],
       draw,
     )
   return {

@@ -263,6 +263,13 @@ def validate(config: ConfigDict) -> None:
   if stride[0] > crop[0] or stride[1] > crop[1]:
     window = f'{crop[0]},{crop[1]}'
     refuse('eval.slide_stride', f'at most the window, which is {window}')
+  if values['data.augmentation'] == 'encoding':
+    if len(set(values['data.image_scale'])) > 1:
+      accepted = 'one edge twice, as 520,520, with data.augmentation=encoding'
+      refuse('data.image_scale', accepted)
+    if values['data.cat_max_ratio'] != 1:
+      accepted = '1 with data.augmentation=encoding, which takes any crop'
+      refuse('data.cat_max_ratio', accepted)
   if not any(config.loss.terms.values()):
     raise UserError(
       'there is no loss: set config.loss.terms. and one of '

@@ -145,20 +145,29 @@ def make_train_iterator(
   return BatchIterator(reader, reader, num_steps * local_batch, checked)
 
 
+def make_augment(data_config: Any) -> Callable[..., dict[str, np.ndarray]]:
+  """Returns the configured function of an image, its label and a draw."""
+  options = {
+    'scale_range': tuple(data_config.scale_range),
+    'crop_size': tuple(data_config.crop_size),
+  }
+  if data_config.augmentation == 'encoding':
+    options['base_size'] = data_config.image_scale[0]
+    return functools.partial(transforms.augment_encoding, **options)
+  options['image_scale'] = tuple(data_config.image_scale)
+  options['cat_max_ratio'] = data_config.cat_max_ratio
+  return functools.partial(transforms.augment, **options)
+
+
 def _sample_maker(
   data_config: Any, split: CheckedSplit, sampler: Sampler, seed: int
 ) -> Callable[[int], dict[str, np.ndarray]]:
   key = sample_key(seed)
   draw_options = {
-    'scale_range': tuple(data_config.scale_range),
     'flip_probability': data_config.flip_probability,
     'photometric': data_config.photometric,
   }
-  augment_options = {
-    'image_scale': tuple(data_config.image_scale),
-    'crop_size': tuple(data_config.crop_size),
-    'cat_max_ratio': data_config.cat_max_ratio,
-  }
+  augment = make_augment(data_config)
 
   def make_sample(position: int) -> dict[str, np.ndarray]:
     skipped, sample = -1, split[sampler(position)]
@@ -168,9 +177,7 @@ def _sample_maker(
       sample = replacement(split, sample_rng(key, position, stream=1))
     rng = sample_rng(key, position)
     draw = transforms.draw_augmentation(rng, **draw_options)
-    sample = transforms.augment(
-      sample['image'], sample['label'], draw, **augment_options
-    )
+    sample = augment(sample['image'], sample['label'], draw)
     # In all samples or none, because they are stacked.
     if split.skip_unreadable:
       sample['skipped'] = np.array(skipped, np.int32)

@@ -1,5 +1,7 @@
 """Resizes images and labels as OpenCV does, whole or only a window of them.
 
+PyTorch-Encoding resizes in Pillow, which takes means where it reduces.
+
 Images are uint8 (H, W, 3), labels uint8 (H, W), sizes (height, width).
 """
 
@@ -7,6 +9,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from PIL import Image
 
 Window = tuple[slice, slice]  # (rows, columns)
 
@@ -27,6 +30,14 @@ def resized_size(
   # Truncated, as mmcv's RandomResize does.
   edges = [int(edge * ratio) for edge in image_scale]
   return keep_ratio_size(height, width, max(edges), min(edges))
+
+
+def long_edge_size(height: int, width: int, long: int) -> tuple[int, int]:
+  """Returns the size of the same aspect ratio whose longer edge is `long`."""
+  # As PyTorch-Encoding, which fails where an edge becomes 0.
+  longer = max(height, width)
+  height, width = (int(x * long / longer + 0.5) for x in (height, width))
+  return max(height, 1), max(width, 1)
 
 
 def scaled_size(height: int, width: int, ratio: float) -> tuple[int, int]:
@@ -62,6 +73,14 @@ def bilinear_taps(length: int, new: int, axis: int) -> np.ndarray:
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def resize_in_pillow(
+  array: np.ndarray, size: tuple[int, int], resampling: Image.Resampling
+) -> np.ndarray:
+  """Returns an image or a label, read-only."""
+  picture = Image.fromarray(array)
+  return np.asarray(picture.resize(size[::-1], resampling))
 
 
 def resize_image_window(

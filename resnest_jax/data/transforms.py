@@ -1,9 +1,10 @@
 """Training augmentation: pure functions of an image, its label and a draw.
 
 Transforms, order, rounding and distributions follow mmsegmentation 1.2.2's
-ADE20K and Cityscapes training pipelines, bit for bit for the same draw. But all
-random numbers are drawn before the sample is read, and the accelerator applies
-the photometric distortion (`resnest_jax.data.preprocess`).
+ADE20K and Cityscapes training pipelines (`augment`) or PyTorch-Encoding's
+(`augment_encoding`), bit for bit for the same draw. But all random numbers are
+drawn before the sample is read, and the accelerator applies the photometric
+distortion (`resnest_jax.data.preprocess`).
 
 Images are uint8 (H, W, 3) RGB, labels uint8 (H, W) of train ids with 255 for
 ignored pixels. Sizes are (height, width).
@@ -13,6 +14,7 @@ import dataclasses
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from resnest_jax.data import resize
 from resnest_jax.errors import UserError
@@ -44,7 +46,7 @@ class PhotometricDraw:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationDraw:
-  ratio: float  # Factor on the configured image scale.
+  scale: float  # In [0, 1): place within the configured range of scales.
   # (11, 2) in [0, 1): top and left of each try, as a fraction of the room.
   crop_offsets: np.ndarray
   flip: bool
@@ -72,20 +74,18 @@ def draw_photometric(rng: np.random.Generator) -> PhotometricDraw:
 def draw_augmentation(
   rng: np.random.Generator,
   *,
-  scale_range: tuple[float, float] = (0.5, 2.0),
   flip_probability: float = 0.5,
   photometric: bool = True,
 ) -> AugmentationDraw:
   # The order is part of every run's result. Options do not change the amount
   # drawn: switching one augmentation off leaves the others as they were.
-  low, high = scale_range
-  ratio = float(rng.random() * (high - low) + low)
+  scale = rng.random()
   crop_offsets = rng.random((CROP_TRIES, 2))
   flip = bool(rng.random() < flip_probability)
   distortion = draw_photometric(rng)
   if not photometric:
     distortion = PhotometricDraw()
-  return AugmentationDraw(ratio, crop_offsets, flip, distortion)
+  return AugmentationDraw(scale, crop_offsets, flip, distortion)
 
 
 def is_diverse(label: np.ndarray, cat_max_ratio: float) -> bool:
@@ -108,7 +108,7 @@ def random_crop(
   """Chooses where to crop a label that is resized to `size`.
 
   Args:
-    label: before it is resized.
+    label: before it is resized; after it, the resize changes nothing.
     offsets: (11, 2) uniform numbers in [0, 1) for top and left.
     crop_size: a shorter side is taken whole.
     cat_max_ratio: share of valid pixels that each class must stay below.
@@ -173,29 +173,80 @@ def augment(
   draw: AugmentationDraw,
   *,
   image_scale: tuple[int, int],
+  scale_range: tuple[float, float],
   crop_size: tuple[int, int],
   cat_max_ratio: float,
 ) -> dict[str, np.ndarray]:
-  """Makes a training sample of fixed size (h, w).
+  """Makes a training sample of fixed size (h, w), as mmsegmentation does.
 
-  `image_scale` has the long and short edge at ratio 1, in pixels.
+  `image_scale` has the long and short edge at ratio 1, in pixels; the ratio is
+  uniform in `scale_range`.
 
   Returns:
     `image` uint8 (h, w, 3), 0 where padded; `label` uint8 (h, w), 255 where
     padded; `size` int32 (2,), height and width before padding; `photometric`
     float32 (5,), see `PhotometricDraw.parameters`.
   """
+  low, high = scale_range
+  ratio = draw.scale * (high - low) + low
   # The label decides where to crop, so only the crop of the image is resized.
-  size = resize.resized_size(*label.shape, draw.ratio, image_scale)
+  size = resize.resized_size(*label.shape, ratio, image_scale)
   window, label = random_crop(
     label, size, draw.crop_offsets, crop_size, cat_max_ratio
   )
   image = resize.resize_image_window(image, size, window)
   if draw.flip:
     image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+  return _sample(image, label, label.shape, crop_size, draw)
+
+
+def long_edge_at(
+  scale: float, base_size: int, scale_range: tuple[float, float]
+) -> int:
+  """Maps [0, 1) to the whole numbers of a range, both of its ends included."""
+  low, high = (int(base_size * factor) for factor in scale_range)
+  return low + int(scale * (high - low + 1))
+
+
+def augment_encoding(
+  image: np.ndarray,
+  label: np.ndarray,
+  draw: AugmentationDraw,
+  *,
+  base_size: int,
+  scale_range: tuple[float, float],
+  crop_size: tuple[int, int],
+) -> dict[str, np.ndarray]:
+  """Makes a training sample of fixed size (h, w), as PyTorch-Encoding does.
+
+  The long edge is `base_size` pixels times `scale_range`, in whole pixels that
+  are equally likely. The first of the drawn crops is taken.
+
+  Returns:
+    As `augment`. But padding is black and seen by the network: `size` is the
+    whole crop.
+  """
+  if draw.flip:
+    image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+  long_edge = long_edge_at(draw.scale, base_size, scale_range)
+  size = resize.long_edge_size(*label.shape, long_edge)
+  # All of it: of a window alone, Pillow would round its weights apart.
+  image = resize.resize_in_pillow(image, size, Image.Resampling.BILINEAR)
+  label = resize.resize_in_pillow(label, size, Image.Resampling.NEAREST)
+  window, label = random_crop(label, size, draw.crop_offsets, crop_size, 1.0)
+  return _sample(image[window], label, crop_size, crop_size, draw)
+
+
+def _sample(
+  image: np.ndarray,
+  label: np.ndarray,
+  size: tuple[int, int],
+  crop_size: tuple[int, int],
+  draw: AugmentationDraw,
+) -> dict[str, np.ndarray]:
   return {
     'image': pad_bottom_right(image, crop_size, 0),
     'label': pad_bottom_right(label, crop_size, IGNORE),
-    'size': np.array(label.shape, np.int32),
+    'size': np.array(size, np.int32),
     'photometric': draw.photometric.parameters(),
   }

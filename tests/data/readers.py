@@ -11,7 +11,9 @@ from resnest_jax.data import pipeline, transforms
 from resnest_jax.errors import UnreadableSample, UserError
 
 SEED = 7
-CROPS = {'image_scale': (96, 48), 'crop_size': (32, 40), 'cat_max_ratio': 0.75}
+SIZES = {'scale_range': (0.5, 2.0), 'crop_size': (32, 40)}
+CROPS = SIZES | {'image_scale': (96, 48), 'cat_max_ratio': 0.75}
+ENCODING = {'augmentation': 'encoding', 'image_scale': (48, 48)}
 
 
 class Scenes:
@@ -52,7 +54,7 @@ class UnpicklableError(Exception):
 
 
 def data_config(**changes):
-  values = CROPS | {'scale_range': (0.5, 2.0), 'flip_probability': 0.5}
+  values = CROPS | {'augmentation': 'mmseg', 'flip_probability': 0.5}
   values |= {'photometric': True, 'skip_unreadable': False, 'prefetch': 2}
   values |= {'num_workers': 0, 'num_threads': 2}
   return SimpleNamespace(**(values | changes))
@@ -85,8 +87,8 @@ def which(batch):
   return batch['image'][:, 0, 0, 0].tolist()
 
 
-def augmented(record, position):
+def augmented(record, position, augment=transforms.augment, **options):
   """What a position of the run makes of a record."""
   rng = pipeline.sample_rng(pipeline.sample_key(SEED), position)
   draw = transforms.draw_augmentation(rng)
-  return transforms.augment(record['image'], record['label'], draw, **CROPS)
+  return augment(record['image'], record['label'], draw, **(options or CROPS))

@@ -15,7 +15,7 @@ from data.refusals import refused, unreadable
 from hosts import start
 from numpy.testing import assert_equal
 
-from resnest_jax.data import pipeline, resize
+from resnest_jax.data import pipeline, resize, transforms
 from resnest_jax.data.transforms import pad_bottom_right as pad
 from resnest_jax.errors import UserError
 
@@ -44,6 +44,20 @@ def test_every_sample_is_its_documented_draw(reference):
     batch, slot = reference[position // 4], position % 4
     expected = readers.augmented(Scenes(10)[which(batch)[slot]], position)
     assert_equal({name: batch[name][slot] for name in expected}, expected)
+
+
+def test_samples_as_pytorch_encoding_makes_them():
+  config = data_config(**readers.ENCODING)
+  batches = train_batches(config=config, total_steps=3)
+  options = readers.SIZES | {'base_size': 48}
+  for position in range(12):
+    batch, slot = batches[position // 4], position % 4
+    record = Scenes(10)[which(batch)[slot]]
+    expected = readers.augmented(
+      record, position, transforms.augment_encoding, **options
+    )
+    assert_equal({name: batch[name][slot] for name in expected}, expected)
+    assert batch['size'][slot].tolist() == [32, 40]
 
 
 def orders(count, batch_size, total_steps, seed=readers.SEED):

@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 from data.pictures import blocks
 from data.refusals import refused
+from golden import reference
 from numpy.testing import assert_allclose, assert_array_equal, assert_equal
+from PIL import Image, ImageOps
 from scipy import stats
 
 from resnest_jax.data import pipeline, preprocess, resize, transforms
-from resnest_jax.data.transforms import PhotometricDraw, augment
+from resnest_jax.data.transforms import (
+  PhotometricDraw,
+  augment,
+  augment_encoding,
+)
 from resnest_jax.sharding import batch_sharding, make_mesh
 
 distort = jax.jit(preprocess.photometric_distortion)
@@ -102,7 +108,8 @@ def test_crops_of_one_class_are_taken_if_none_is_too_large():
 
 def augment_twin(image, label, draw, image_scale, crop_size):
   """Resizes all of both, then crops, flips and pads."""
-  long, short = (int(edge * draw.ratio) for edge in image_scale)
+  ratio = 0.5 + 1.5 * draw.scale
+  long, short = (int(edge * ratio) for edge in image_scale)
   scale = min(long / max(label.shape), short / min(label.shape))
   size = [int(side * scale + 0.5) for side in label.shape[::-1]]
   image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
@@ -117,6 +124,7 @@ def augment_twin(image, label, draw, image_scale, crop_size):
   return found | {'size': crop.shape[:2]}, failed
 
 
+MMSEG = {'scale_range': (0.5, 2.0), 'cat_max_ratio': 0.75}
 # The last column: whether crops are padded: none, or some of them.
 AUGMENTED = [
   ((128, 256), (256, 128), (64, 128), {False}),  # As Cityscapes.
@@ -136,7 +144,7 @@ def test_augment_equals_resizing_all_first(shape, scale, crop_size, padded):
     image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
     draw = transforms.draw_augmentation(rng)
     expected, failed = augment_twin(image, label, draw, **options)
-    sample = augment(image, label, draw, cat_max_ratio=0.75, **options)
+    sample = augment(image, label, draw, **options, **MMSEG)
     assert_equal(sample, expected)
     assert sample['image'].flags.c_contiguous
     is_padded.add(expected['size'] != crop_size)
@@ -144,6 +152,72 @@ def test_augment_equals_resizing_all_first(shape, scale, crop_size, padded):
   # The cases cover the first try, later ones and the unseen last one.
   assert {0, 1, 2, 10} <= tries
   assert is_padded == padded
+
+
+def given(scale, y, x, flip):
+  return transforms.AugmentationDraw(
+    scale, np.full((11, 2), (y, x)), bool(flip), PhotometricDraw()
+  )
+
+
+@pytest.mark.parametrize('i', range(4))
+def test_augment_encoding_equals_the_authors(i):
+  golden = reference.load('encoding_augment_a')
+  flip, long_edge, x, y = golden[f'draws{i}']
+  base_size, crop = golden[f'sizes{i}'].tolist()
+  (low, high), (_, most_x), (_, most_y) = golden[f'asked{i}']
+  # The middle of what is drawn as these integers.
+  low, high, most_x, most_y = low, high + 1, most_x + 1, most_y + 1
+  draw = given(
+    (long_edge - low + 0.5) / (high - low),
+    (y + 0.5) / most_y,
+    (x + 0.5) / most_x,
+    flip,
+  )
+  label = golden[f'mask{i}'] - np.uint8(1)  # 0 becomes 255, which is ignored.
+  options = {'base_size': base_size, 'crop_size': (crop, crop)}
+  options['scale_range'] = (0.5, 2.0)
+  image = golden[f'image{i}']
+  sample = augment_encoding(image, label, draw, **options)
+  assert_equal(sample['image'], golden[f'out{i}'])
+  assert_equal(sample['label'], golden[f'target{i}'].astype(np.uint8))
+  assert sample['size'].tolist() == [crop, crop]
+
+
+def encoding_twin(image, label, draw, base_size, crop_size):
+  """Mirrors, resizes and pads all of both in Pillow, then crops."""
+  low, high = base_size // 2, base_size * 2
+  long_edge = low + np.floor(draw.scale * (high - low + 1))
+  sides = np.array(label.shape) * long_edge / max(label.shape)
+  height, width = np.maximum(np.floor(sides + 0.5).astype(int), 1).tolist()
+  room = np.maximum(np.subtract((height, width), crop_size), 0)
+  top, left = np.floor(draw.crop_offsets[0] * (room + 1)).astype(int).tolist()
+  box = left, top, left + crop_size[1], top + crop_size[0]
+  margin = np.maximum(np.subtract(crop_size, (height, width)), 0)[::-1]
+  found = []
+  for array, way, fill in ((image, 'BILINEAR', 0), (label, 'NEAREST', 255)):
+    picture = Image.fromarray(array)
+    picture = ImageOps.mirror(picture) if draw.flip else picture
+    picture = picture.resize((width, height), Image.Resampling[way])
+    picture = ImageOps.expand(picture, (0, 0, *margin.tolist()), fill)
+    found.append(np.array(picture.crop(box)))
+  return found
+
+
+# A row of pixels has less than half a pixel of height where it is reduced.
+@pytest.mark.parametrize('shape', [(128, 256), (91, 47), (64, 64), (1, 160)])
+def test_augment_encoding_equals_pillow(shape):
+  rng = np.random.default_rng(shape[0])
+  label = blocks(rng, *shape, 5, 8)
+  image = rng.integers(0, 256, (*shape, 3), np.uint8)
+  options = {'base_size': 70, 'crop_size': (64, 56)}
+  for draw in draws(40):
+    sample = augment_encoding(
+      image, label, draw, scale_range=(0.5, 2.0), **options
+    )
+    expected = encoding_twin(image, label, draw, **options)
+    assert_equal([sample['image'], sample['label']], expected)
+    assert sample['image'].flags.c_contiguous
 
 
 REFUSED = [
@@ -182,8 +256,8 @@ def ten_thousand():
   return draws(10_000)
 
 
-def test_distribution_of_ratio_flip_and_offsets(ten_thousand):
-  assert uniform_p([d.ratio for d in ten_thousand], 0.5, 2.0) > 1e-3
+def test_distribution_of_scale_flip_and_offsets(ten_thousand):
+  assert uniform_p([d.scale for d in ten_thousand], 0.0, 1.0) > 1e-3
   assert binomial_p(sum(d.flip for d in ten_thousand), 0.5) > 1e-3
   offsets = np.array([d.crop_offsets for d in ten_thousand])
   for values in offsets[:, (0, 4, 10)].reshape(10_000, 6).T:
@@ -192,11 +266,30 @@ def test_distribution_of_ratio_flip_and_offsets(ten_thousand):
 
 def test_draws_of_neighbours_are_independent(ten_thousand):
   """Within a sample, and from each position to the next."""
-  drawn = [[d.ratio, *d.crop_offsets.flat, d.flip] for d in ten_thousand]
+  drawn = [[d.scale, *d.crop_offsets.flat, d.flip] for d in ten_thousand]
   following = np.concatenate([drawn[:-1], drawn[1:]], axis=1)
   correlation = np.corrcoef(following, rowvar=False)
   # Of 1128 correlations, each normal with a deviation of 0.01.
   assert np.abs(correlation[np.triu_indices(48, 1)]).max() < 0.05
+
+
+def test_long_edges_and_corners_are_equally_likely_integers(ten_thousand):
+  edges = [
+    transforms.long_edge_at(d.scale, 520, (0.5, 2.0)) for d in ten_thousand
+  ]
+  label = np.zeros((60, 72), np.uint8)  # Corners from 0 to 20 and to 32.
+  crops = [label.shape, (40, 40), 1.0]
+  windows = [
+    transforms.random_crop(label, crops[0], d.crop_offsets, *crops[1:])[0]
+    for d in ten_thousand
+  ]
+  tops, lefts = np.array([[part.start for part in x] for x in windows]).T
+  for values, low, high in ((edges, 260, 1040), (tops, 0, 20), (lefts, 0, 32)):
+    counts = np.bincount(np.array(values) - low)
+    assert len(counts) == high - low + 1
+    assert stats.chisquare(counts).pvalue > 1e-3
+  # Each corner as often as any other: neither coordinate tells of the other.
+  assert stats.chisquare(np.bincount(tops * 33 + lefts)).pvalue > 1e-3
 
 
 def test_distribution_of_photometric_draws(ten_thousand):
@@ -219,11 +312,11 @@ def test_distribution_of_photometric_draws(ten_thousand):
 
 
 def test_an_option_leaves_the_other_draws_as_they_were():
-  options = {'scale_range': (1.0, 1.0), 'flip_probability': 0.0}
-  plain, others = draws(20), draws(20, photometric=False, **options)
+  options = {'photometric': False, 'flip_probability': 0.0}
+  plain, others = draws(20), draws(20, **options)
   for a, b in zip(plain, others, strict=True):
     assert_equal(a.crop_offsets, b.crop_offsets)
-    assert (b.ratio, b.flip, b.photometric) == (1.0, False, PhotometricDraw())
+    assert (b.scale, b.flip, b.photometric) == (a.scale, 0, PhotometricDraw())
   assert any(a.flip for a in plain)
 
 
