@@ -22,6 +22,7 @@ import argparse
 import contextlib
 import functools
 import io
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -303,7 +304,7 @@ def print_summary(dataset: str, data_dir: Path) -> None:
   config = f'configs/{family}_pspnet.py{":mini" if variant else ""}'
   options = ''
   if data_dir != Path('data'):
-    options = f'--config.data.data_dir={data_dir} '
+    options = shlex.quote(f'--config.data.data_dir={data_dir}') + ' '
   print(f'{dataset} is ready.')
   for split in infos:
     print(f'  {split:<13}{infos[split].num_examples} images')

@@ -165,8 +165,9 @@ def predict_pictures(
   paths = [source.path for source, _ in pictures]
   for _ in map_in_threads(write, predictor.predict_each(paths), ahead=2):
     progress.advance(task)
-  # Pictures come by size and from threads; failures are listed as given.
+  # Pictures come by size and from threads, and are listed as given.
   done.failed = {x: done.failed[x] for x in paths if x in done.failed}
+  done.files = {x: done.files[x] for x in paths if x in done.files}
 
 
 def predict_video(

@@ -9,7 +9,7 @@ from trouble import obeying_permissions
 
 from resnest_jax.data.own import classes as own
 from resnest_jax.errors import UserError
-from resnest_jax.labels import ADE20K, CITYSCAPES
+from resnest_jax.labels import ADE20K, CITYSCAPES, PASCAL_CONTEXT
 
 
 @pytest.fixture
@@ -99,6 +99,8 @@ REFUSED = [
   ('{"0": "sky", "00": "sea"}', 'the value 0 of sea is also used by sky'),
   ('{"0": "sky", "1": 1}', '"classes" must be a list of names'),
   ('{"0": "sky", "one": "sea"}', "has 'one'; accepted are classes"),
+  ([{'name': 'sky'}, {'name': 'sea'}], 'must be a list of names, as in {"cl'),
+  ({'classes': ['sky', '\ud800']}, r"class 1: '\\ud800' is no text"),
   ('["a", ' + '[' * 10**6, 'is not valid JSON'),
   ('{"a":' * 10**6, 'is not valid JSON'),
   ('{"classes": ["sky", " "]}', 'class 1: the name is missing'),
@@ -254,11 +256,19 @@ def test_chosen_colours_avoid_those_given(read):
 
 
 def test_labels_of_weights_that_do_not_say():
-  for known in (ADE20K, CITYSCAPES):
+  for known in (ADE20K, CITYSCAPES, PASCAL_CONTEXT):
     number = len(known.classes)
     for names in (None, list(known.classes), ['of another number']):
       assert own.label_set(number, names, None) is known
   assert own.label_set(3, None, None).classes == ('0', '1', '2')
+  # In alphabetical order, without the background that has colour 0 in ADE20K.
+  context = PASCAL_CONTEXT
+  assert (len(context.classes), sorted(context.classes)) == (
+    59,
+    [*context.classes],
+  )
+  assert_equal(context.palette, ADE20K.palette[1:60])
+  assert_equal(context.to_train_id[[0, 1, 59, 60]], [255, 0, 58, 255])
 
 
 def test_labels_of_weights_that_say():

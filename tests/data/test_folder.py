@@ -182,11 +182,8 @@ def test_missing_partners_are_counted_and_named(root):
 def test_closed_folders_are_counted_and_named(root):
   for folder in both(root, 'train/x'):
     folder.chmod(0)
-  link = root / 'masks/train' / 'round'
-  link.symlink_to('round')
   try:
     with obeying_permissions():
-      refused(root, r'2 folders .*train/round \(Too many.*train/x \(Permission')
       closed = r'masks/train/x \(Permission denied\).*chmod -R u\+rX'
       refused(root, closed, 'train/x')
       (root / 'images').chmod(0)
@@ -194,16 +191,17 @@ def test_closed_folders_are_counted_and_named(root):
   finally:
     for folder in (root / 'images', *both(root, 'train/x')):
       folder.chmod(0o755)
-  # What the message says.
-  link.unlink()
   assert names(root) == TRAIN
 
 
-def test_links_to_nothing_fail_by_their_names(root, capsys):
+@pytest.mark.parametrize(
+  ('target', 'why'), [('nothing.png', 'No such'), ('Gone.png', 'Too many')]
+)
+def test_links_to_nothing_fail_by_their_names(root, capsys, target, why):
   for folder in both(root, 'train'):
-    (folder / 'Gone.png').symlink_to(root / 'nothing.png')
+    (folder / 'Gone.png').symlink_to(target)
     (folder / 'disk').symlink_to('/nothing/mounted')
-  first_refused(root, r'Gone\.png cannot be read \(No su', UnreadableSample)
+  first_refused(root, rf'Gone\.png cannot be read \({why}', UnreadableSample)
   said = capsys.readouterr().out
   assert f'left out of {root}/images/train: 1 no extension\n' in said
 

@@ -35,7 +35,7 @@ import numpy as np
 
 from resnest_jax.errors import UserError
 from resnest_jax.files import read_text
-from resnest_jax.labels import ADE20K, CITYSCAPES, IGNORE, LabelSet
+from resnest_jax.labels import IGNORE, LABEL_SETS, LabelSet
 from resnest_jax.text import plural
 from resnest_jax.untrusted import load_json
 
@@ -125,7 +125,7 @@ def read_classes(path: str | Path) -> Classes:
       f'the classes file {path} cannot be read ({error}). {remedy}'
     ) from error
   # A name may begin with a bracket, a list of names with a quote behind it.
-  read = _read_json if re.match(r'\s*(\{|\[\s*")', text) else _read_text
+  read = _read_json if re.match(r'\s*(\{|\[\s*["{[])', text) else _read_text
   entries, ignored, form = read(text, str(path))
   _check(entries, ignored, str(path))
   return _make(entries, ignored, form)
@@ -286,7 +286,10 @@ def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int], None]:
     )
   names = content.get('classes')
   if not _is_list(names, str):
-    raise UserError(f'{path}: "classes" must be a list of names.')
+    raise UserError(
+      f'{path}: "classes" must be a list of names, as in '
+      '{"classes": ["road", "tree"]}.'
+    )
   number = len(names)
   palette = content.get('palette') or [None] * number
   values = content.get('values') or [None] * number
@@ -351,6 +354,9 @@ def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
     )
   taken = {('value', value): 'ignore' for value in ignored}
   for entry in entries:
+    # JSON may escape half of a character, which no file takes.
+    if re.search('[\ud800-\udfff]', entry.name):
+      raise UserError(f'{entry.where}: {entry.name!r} is no text; rename it.')
     _check_bytes((*entry.values, *(entry.colour or ())), f'{entry.where}:')
     facts = [('name', entry.name), *(('value', x) for x in entry.values)]
     if entry.colour:
@@ -424,11 +430,11 @@ def label_set(
 ) -> LabelSet:
   """The labels of weights, from the names and colours stored with them.
 
-  Without `number` names: those of ADE20K or Cityscapes if they have that many
-  classes, else '0', '1', ... Without `number` colours, some are chosen.
+  Without `number` names: those of the data set in `LABEL_SETS` that has that
+  many classes, else '0', '1', ... Without `number` colours, some are chosen.
   """
   names = tuple(classes or ())
-  for labels in (ADE20K, CITYSCAPES):
+  for labels in LABEL_SETS:
     fits = len(names) != number or (names == labels.classes and not palette)
     if fits and number == len(labels.classes):
       return labels

@@ -1,6 +1,7 @@
 """Pairs images with masks, in folders or lists."""
 
 import collections
+import errno
 import functools
 import os
 import shlex
@@ -76,6 +77,15 @@ class Trees(NamedTuple):
   masks: Tree
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError as error:
+    if error.errno == errno.ELOOP:  # A link to itself: as one to nothing.
+      return False
+    raise
+
+
 def walk(folder: Path, deep: bool = True) -> list[Path]:
   """All files of a folder and, if `deep`, below it, sorted.
 
@@ -96,7 +106,7 @@ def walk(folder: Path, deep: bool = True) -> list[Path]:
         for entry in entries:
           if entry.name.startswith('.'):
             continue
-          if not entry.is_dir():
+          if not _is_folder(entry):
             files.append(Path(entry.path))
           elif deep:
             waiting.append((Path(entry.path), (*above, real)))
@@ -359,10 +369,16 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
         f'{x} in line {number}' for x in files if not os.path.isfile(x)
       ]
     if pair.name in pairs:
-      raise UserError(f'{where}: a second image named {pair.name}.')
+      raise UserError(
+        f'{where}: a second image named {pair.name}. Remove one of the lines, '
+        'or rename one of the images.'
+      )
     pairs[pair.name] = pair
   if not pairs:
-    raise UserError(f'{path} has no samples.')
+    raise UserError(
+      f'{path} has no samples. Write a line for each: the image, a blank and '
+      'its mask, relative to this file, or a name alone.'
+    )
   # All files at once, so that the user repairs the list in one go.
   if missing:
     raise UserError(
