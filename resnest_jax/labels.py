@@ -1,4 +1,4 @@
-"""Classes, colours and label ids of ADE20K and Cityscapes (`labels.json`)."""
+"""Classes, colours and label ids of data sets (`labels.json`)."""
 
 import dataclasses
 import importlib.resources
@@ -40,6 +40,9 @@ def _load(name: str) -> LabelSet:
 # In the order of objectInfo150.txt; mask value 0, "other", is ignored.
 ADE20K = _load('ade20k')
 CITYSCAPES = _load('cityscapes')
+# 59 classes in alphabetical order; mask value 0, "background", is ignored.
+PASCAL_CONTEXT = _load('pascal_context')
+LABEL_SETS = (ADE20K, CITYSCAPES, PASCAL_CONTEXT)
 
 
 def known_values(labels: LabelSet) -> np.ndarray:

@@ -1,9 +1,12 @@
-"""JSON of other origin: bounded, and checked before anything is built of it."""
+"""JSON and zip files of other origin: bounded, and checked before use."""
 
 import collections
 import json
 import math
 import reprlib
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +16,14 @@ from resnest_jax.errors import UserError
 DEPTH, ITEMS = 64, 1_000_000
 OBJECT = Accepted('an object of JSON', lambda x: isinstance(x, dict))
 LENGTH = 20_000_000  # Characters.
+# What zipfile raises for damage; RuntimeError for methods it does not know.
+DAMAGED = (
+  *(zipfile.BadZipFile, zlib.error, struct.error),
+  *(EOFError, OSError, RuntimeError, ValueError),
+)
+# Pictures and weights shrink little. Bytes of an entry of a zip file that are
+# always read, and how many times its bytes in the archive.
+_SMALL, _MOST_TIMES = 2**24, 20
 
 
 def load_json(text: str | bytes) -> Any:
@@ -127,3 +138,25 @@ def brief(value: Any) -> str:
   # Python refuses to print thousands of digits.
   huge = isinstance(value, int) and abs(value) >= 2**63
   return 'a huge number' if huge else reprlib.repr(value)
+
+
+def check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+  """Raises `UserError` unless an entry can be read in little memory."""
+  where = f'{archive.filename}: {entry.filename}'
+  if entry.flag_bits & 1:
+    raise UserError(
+      f'{where} is protected by a password. Unpack the archive and zip its '
+      'files again, without a password.'
+    )
+  # Of other methods zipfile unpacks all there is, whatever size the entry has.
+  if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    raise UserError(
+      f'{where} is compressed in another way than zip files commonly are. '
+      'Unpack the archive and zip its files again, with the usual method.'
+    )
+  if entry.file_size > max(_SMALL, _MOST_TIMES * entry.compress_size):
+    raise UserError(
+      f'{where} would unpack from {entry.compress_size} to {entry.file_size} '
+      'bytes, as no picture and no weights do. The archive is damaged or not '
+      'what its name says; get it from its publisher.'
+    )

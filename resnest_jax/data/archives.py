@@ -10,10 +10,8 @@ import hashlib
 import itertools
 import os
 import posixpath
-import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,13 @@ import tensorflow_datasets as tfds
 from resnest_jax.data.images import decode_image
 from resnest_jax.errors import UserError
 from resnest_jax.threads import map_in_threads
-from resnest_jax.untrusted import check_fields, parse_json, up_to
+from resnest_jax.untrusted import (
+  DAMAGED,
+  check_entry,
+  check_fields,
+  parse_json,
+  up_to,
+)
 
 # (image, mask) names in the archive.
 Pair = tuple[str, str]
@@ -56,13 +60,6 @@ class Contents:
   def close(self) -> None:
     for archive in self.archives:
       archive.close()
-
-
-# What zipfile raises for damage; RuntimeError for methods it does not know.
-DAMAGED = (
-  *(zipfile.BadZipFile, zlib.error, struct.error),
-  *(EOFError, OSError, RuntimeError, ValueError),
-)
 
 
 # tfds would look in its bucket, by network, and leave a folder in /tmp.
@@ -279,33 +276,6 @@ def fingerprint(
     )
   )
   return hashlib.sha256('\n'.join(entries).encode()).hexdigest()
-
-
-# Pictures are compressed already: their entries shrink little. Bytes of an
-# entry that are always read, and how many times its bytes in the archive.
-_SMALL, _MOST_TIMES = 2**24, 20
-
-
-def check_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
-  """Raises `UserError` unless an entry can be read in little memory."""
-  where = f'{archive.filename}: {entry.filename}'
-  if entry.flag_bits & 1:
-    raise UserError(
-      f'{where} is protected by a password. Unpack the archive and zip its '
-      'files again, without a password.'
-    )
-  # Of other methods zipfile unpacks all there is, whatever size the entry has.
-  if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-    raise UserError(
-      f'{where} is compressed in another way than zip files commonly are. '
-      'Unpack the archive and zip its files again, with the usual method.'
-    )
-  if entry.file_size > max(_SMALL, _MOST_TIMES * entry.compress_size):
-    raise UserError(
-      f'{where} would unpack from {entry.compress_size} to {entry.file_size} '
-      'bytes, as no picture does. The archive is damaged or not what its name '
-      'says; get it from its publisher.'
-    )
 
 
 def read_entry(archive: zipfile.ZipFile, name: str) -> bytes:

@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict
 from resnest_jax import runtime
 from resnest_jax.files import check_new
 from resnest_jax.flags import Parser, add_checkpoint_flag
-from resnest_jax.weights.files import write_weights
+from resnest_jax.weights.files import WITH_TORCH, write_weights
 from resnest_jax.weights.infer import backbone_of, same_shapes, title_of
 from resnest_jax.weights.names import WHOSE, WHOSE_READ
 from resnest_jax.weights.pickles import check_torch
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   runtime.set_up()
   # Both checks come before a download.
   check_new(flags.out)
-  if flags.to == 'mmseg':
+  if flags.to in WITH_TORCH:
     check_torch()
   weights = load_weights(
     flags.source,
@@ -74,8 +74,8 @@ def _parser() -> Parser:
     '--to',
     choices=KINDS,
     default='ours',
-    help='whose names to write; mmseg is a .pth and needs the package torch, '
-    'the others are safetensors (default: ours)',
+    help='whose names to write; mmseg and encoding are a .pth and need the '
+    'package torch, the others are safetensors (default: ours)',
   )
   add(
     '--drop',

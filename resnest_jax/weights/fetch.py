@@ -1,25 +1,31 @@
 """Finds weights by path, published name or address, and downloads them.
 
 RESNEST_JAX_CACHE names the folder of downloads (default: `resnest_jax/weights`
-in the user's cache folder). RESNEST_JAX_OFFLINE=1 or HF_HUB_OFFLINE=1 forbids
+in the user's cache folder), where what lies in a published zip archive is kept
+without it. RESNEST_JAX_OFFLINE=1 or HF_HUB_OFFLINE=1 forbids
 them. hf:// sources use the cache and the variables of huggingface_hub.
 """
 
 import difflib
 import hashlib
 import os
+import posixpath
 import urllib.error
 import urllib.parse
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
 
 from resnest_jax.downloads import TIMEOUT, check_size, download, offline
 from resnest_jax.errors import UserError
-from resnest_jax.files import clean, explain_refusal
-from resnest_jax.weights.files import TORCH_SUFFIXES, read_weights, sha256
+from resnest_jax.files import clean, explain_refusal, whole_file, work_folder
+from resnest_jax.untrusted import DAMAGED, check_entry
+from resnest_jax.weights.files import TORCH_SUFFIXES, checksum, read_weights
 from resnest_jax.weights.pickles import check_torch
-from resnest_jax.weights.published import PUBLISHED, Published, known_file
+from resnest_jax.weights.published import PUBLISHED, Published, find, known_file
+
+OTHER_CACHE = 'set RESNEST_JAX_CACHE to another folder'
 
 
 def fetch(
@@ -40,15 +46,17 @@ def fetch(
   path, text = Path(source), str(source)
   # A path wins over a published name: a file of that name is here on purpose.
   if path.exists():
-    if known := known_file(path.name):
-      _check(path, known.sha256, path, f'{path.name} as published')
-    return path
-  if text in published:
-    known = published[text]
-    return _cached(known.urls, known.sha256)
+    return _given(path)
+  if known := find(text, published):
+    return _cached(known)
   if text.startswith(('http://', 'https://')):
-    known = known_file(_file_name(text))
-    return _cached((text,), known.sha256 if known else '')
+    # Other files have no unique names, such as model.safetensors.
+    name = _file_name(text) or 'weights'
+    if known := known_file(name):
+      return _cached(known._replace(urls=(text,), others=()))
+    # A file system takes 255 bytes, of which whole_file needs some.
+    start = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return _cached(Published((text,), ''), f'{start}-{name[-100:]}')
   if text.startswith('hf://'):
     return _from_hub(text)
   near = difflib.get_close_matches(text, published, 3, 0.5)
@@ -127,29 +135,82 @@ def _file_name(url: str) -> str:
   return urllib.parse.unquote(path).split('/')[-1]
 
 
-def _cached(urls: Sequence[str], digits: str) -> Path:
-  name = _file_name(urls[0]) or 'weights'
-  # Published names are unique; others, such as model.safetensors, are not.
-  if not digits:
-    # A file system takes 255 bytes, of which whole_file needs some.
-    name = f'{hashlib.sha256(urls[0].encode()).hexdigest()[:12]}-{name[-100:]}'
-  path = cache_folder() / name
-  clean(path.parent)  # A killed download may have left gigabytes.
-  if path.is_file():
-    _check(path, digits, path, 'it should; remove it to download it again')
+def _given(path: Path) -> Path:
+  """What is here or, of a file that is a published archive, what is inside."""
+  # PyTorch's own files are zip archives as well. A pipe would be waited for.
+  names = _entries(path) if path.is_file() else {}
+  held = [x for x in map(known_file, names) if x and x.member in names]
+  known = held[0] if held else known_file(path.name)
+  if known is None:
     return path
-  advice = f'Download it by other means and give its path, or put it at {path}.'
+  if not held and known.name == path.name:
+    _check(path, known, path, 'published')
+    return path
+  kept = cache_folder() / known.name
+  if not kept.is_file() or _digits(kept, known) != known.digits:
+    _unpack(path, kept, known, str(path))
+  return kept
+
+
+def _entries(path: Path) -> dict[str, str]:
+  """Of a zip archive, names of files and where they lie; else none."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      return {posixpath.basename(x): x for x in archive.namelist()}
+  except DAMAGED:
+    return {}
+
+
+def _cached(known: Published, name: str = '') -> Path:
+  """The file of a name in the cache; '' is the published one, which is checked.
+
+  What is not there is downloaded.
+  """
+  folder, files = cache_folder(), (known, *known.others)
+  clean(folder)  # A killed download may have left gigabytes.
+  paths = [folder / (name or file.name) for file in files]
+  for path, file in zip(paths, files, strict=True):
+    if path.is_file():
+      if not name:
+        _check(path, file, path, 'it should; remove it to download it again')
+      return path
+  place = f'put it at {paths[0]}'
+  if known.member:
+    place = f'put {known.member}, which is in it, into {folder}'
+  advice = f'Download it by other means and give its path, or {place}.'
   if offline():
     raise UserError(
-      f'{urls[0]} is not in the cache and downloads are switched off '
+      f'{" or ".join(x.urls[0] for x in files)} is not in the cache and '
+      'downloads are switched off '
       f'(RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE). {advice}'
     )
-  if name.endswith(TORCH_SUFFIXES):
+  if paths[0].name.endswith(TORCH_SUFFIXES):
     check_torch()
+  with explain_refusal(folder, OTHER_CACHE):
+    folder.mkdir(parents=True, exist_ok=True)
+  failures = []
+  for path, file in zip(paths, files, strict=True):
+    for url in file.urls:
+      try:
+        _download(url, path, file, not name)
+        return path
+      # A truncated or wrong file (`UserError`) is no reason to give up either.
+      except (OSError, HTTPException, ValueError, UserError) as error:
+        failures.append(f'{url}: {str(error).rstrip(".")}')
+  raise UserError(f'no download succeeded. {"; ".join(failures)}. {advice}')
+
+
+def _download(url: str, path: Path, known: Published, published: bool) -> None:
+  if known.member:
+    with work_folder(path) as temporary:
+      archive = temporary / f'{Path(known.member).stem}.zip'
+      download(url, archive, lambda file: None)
+      _unpack(archive, path, known, 'what it sends')
+    return
 
   def check(file: Path) -> None:
-    if digits:
-      _check(file, digits, 'what it sends', 'published')
+    if published:
+      _check(file, known, 'what it sends', 'published')
       return
     # Nothing else tells a page to log in or a body that was cut off.
     try:
@@ -157,24 +218,53 @@ def _cached(urls: Sequence[str], digits: str) -> Path:
     except UserError as error:
       raise UserError(str(error).replace(str(file), 'what it sends')) from error
 
-  with explain_refusal(path.parent, 'set RESNEST_JAX_CACHE to another folder'):
-    path.parent.mkdir(parents=True, exist_ok=True)
-  failures = []
-  for url in urls:
-    try:
-      download(url, path, check)
-      return path
-    # A truncated or wrong file (`UserError`) is no reason to give up either.
-    except (OSError, HTTPException, ValueError, UserError) as error:
-      failures.append(f'{url}: {str(error).rstrip(".")}')
-  raise UserError(f'no download succeeded. {"; ".join(failures)}. {advice}')
+  download(url, path, check)
 
 
-def _check(path: Path, digits: str, what: str | Path, expected: str) -> None:
-  # Published digits are the start of the SHA-256. '' matches every file.
-  found = sha256(path)[: len(digits)]
-  if found != digits:
+def _unpack(archive: Path, path: Path, known: Published, called: str) -> None:
+  """Takes a published file out of its archive: whole and checked, or not."""
+  with explain_refusal(path.parent, OTHER_CACHE), whole_file(path) as temporary:
+    with temporary.open('wb') as file:
+      for block in _blocks(archive, path.parent, known.member, called):
+        file.write(block)
+    _check(temporary, known, f'{known.member} in {called}', 'published')
+
+
+def _blocks(
+  path: Path, folder: Path, member: str, called: str
+) -> Iterator[bytes]:
+  """A file in an archive, which is to be written into a folder."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      entry = archive.getinfo(_entries(path).get(member, member))
+      check_entry(archive, entry)
+      check_size(entry.file_size, folder)
+      with archive.open(entry) as file:
+        while block := file.read(2**20):
+          yield block
+  except UserError as error:
+    raise UserError(str(error).replace(str(path), called)) from error
+  except (*DAMAGED, KeyError) as error:
+    why = ' '.join(map(str, error.args))
     raise UserError(
-      f'{what} has the wrong checksum: its SHA-256 begins with {found}, not '
-      f'with {digits} as {expected}. It is damaged or another file.'
+      f'{called} is no zip archive from which {member} can be unpacked '
+      f'({why}). It may be a web page or cut off; get it again.'
+    ) from error
+
+
+def _digits(path: Path, known: Published) -> str:
+  # Published digits are the start of the checksum.
+  kind = 'sha1' if known.sha1 else 'sha256'
+  return checksum(path, kind)[: len(known.digits)]
+
+
+def _check(
+  path: Path, known: Published, what: str | Path, expected: str
+) -> None:
+  found = _digits(path, known)
+  if found != known.digits:
+    kind = 'SHA-1 is' if known.sha1 else 'SHA-256 begins with'
+    raise UserError(
+      f'{what} has the wrong checksum: its {kind} {found}, not {known.digits}, '
+      f'as {expected}. It is damaged or another file.'
     )

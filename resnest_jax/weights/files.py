@@ -1,4 +1,4 @@
-"""Weight files: safetensors, and PyTorch's without running their code."""
+"""Weight files: safetensors, and others' without running their code."""
 
 import hashlib
 import io
@@ -15,12 +15,14 @@ from resnest_jax import files
 from resnest_jax.errors import UserError, ending
 from resnest_jax.text import listed
 from resnest_jax.untrusted import brief, check_json, parse_json
-from resnest_jax.weights import pickles
+from resnest_jax.weights import gluon, pickles
 from resnest_jax.weights.networks import Network, find_network
 
 SAFETENSORS = 'model.safetensors'
 TORCH = 'model.pth'
 ABOUT = 'about.json'
+# Kinds of names whose libraries read nothing but PyTorch's files.
+WITH_TORCH = ('mmseg', 'encoding')
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 LONGEST_NAME = 500
 MAX_HEADER = 100_000_000  # Bytes, safetensors' own limit.
@@ -49,7 +51,7 @@ class WeightFile(NamedTuple):
 
 
 def read_weights(path: Path, part: str | None = None) -> WeightFile:
-  """Reads a safetensors or PyTorch file, recognised by its content.
+  """Reads a safetensors, PyTorch or GluonCV file, recognised by its content.
 
   `part` names one of several networks; see `Network`.
 
@@ -64,12 +66,14 @@ def read_weights(path: Path, part: str | None = None) -> WeightFile:
   length = int.from_bytes(start[:8], 'little')
   if start[8:9] == b'{' and length <= MAX_HEADER:
     file = _read_safetensors(path, part)
+  elif start[:8] == gluon.MAGIC:
+    file = _found(gluon.read_gluon(path), part)
   # Zip files since PyTorch 1.6, bare pickles before.
   elif start[:4] == b'PK\x03\x04' or start[:1] == b'\x80':
     file = _read_torch(path, part)
   else:
     raise UserError(
-      f'{path} is neither a safetensors nor a PyTorch file: it '
+      f"{path} is neither a safetensors nor a PyTorch file, nor GluonCV's: it "
       f'{f"begins with {start!r}" if start else "is empty"}. It may be a web '
       'page or cut off; get it again.'
     )
@@ -119,10 +123,13 @@ def _read_safetensors(path: Path, part: str | None) -> WeightFile:
   if text := header.pop(HEADER_KEY, ''):
     with ending(CONVERT_AGAIN):
       about = parse_json(text, f'the description in the header of {path}')
+  return _found(tensors, part)._replace(about=about, meta=header)
+
+
+def _found(tensors: dict[str, np.ndarray], part: str | None) -> WeightFile:
   network, others = find_network(tensors, part)
-  return WeightFile(
-    network.tensors if network else tensors, about, header, network, others
-  )
+  inside = network.tensors if network else tensors
+  return WeightFile(inside, {}, {}, network, others)
 
 
 def _float32(value: np.ndarray) -> np.ndarray:
@@ -144,10 +151,11 @@ def _read_torch(path: Path, part: str | None) -> WeightFile:
     isinstance(name, str) and hasattr(value, 'layout')
     for name, value in tensors.items()
   ):
-    keys = f'the keys {listed(outer)}' if outer else type(content).__name__
+    found = f'the keys {listed(outer)}' if outer else type(content).__name__
+    found = 'an empty one' if content == {} else found
     raise UserError(
       f'{path} holds no state dict: accepted are name -> tensor, alone or in '
-      f'mappings; there is {keys}.'
+      f'mappings; there is {found}. Save model.state_dict() with torch.save.'
     )
   extras = (outer.get(key) for key in (HEADER_KEY, 'meta'))
   about, meta = (x if isinstance(x, dict) else {} for x in extras)
@@ -169,7 +177,7 @@ def write_weights(
 
   Args:
     folder: new or empty. It appears complete or not at all.
-    kind: 'mmseg' writes `model.pth`, others `model.safetensors`.
+    kind: those of `WITH_TORCH` write `model.pth`, others `model.safetensors`.
     state_dict: name -> array.
     about: JSON-able; written into the weight file and into `about.json`.
 
@@ -178,8 +186,10 @@ def write_weights(
   """
   folder, about = Path(folder), public(about)
   files.check_new(folder)
-  name = TORCH if kind == 'mmseg' else SAFETENSORS
-  encode = _torch_file if kind == 'mmseg' else _safetensors_file
+  torch = kind in WITH_TORCH
+  name, encode = (
+    (TORCH, _torch_file) if torch else (SAFETENSORS, _safetensors_file)
+  )
   # Written here: the packages' own errors do not say why a write is refused.
   content = encode(state_dict, about)
   with files.explain_refusal(folder), files.whole_folder(folder) as temporary:
@@ -251,7 +261,7 @@ def _torch_file(state_dict, about) -> bytes:
   return file.getvalue()
 
 
-def sha256(path: Path) -> str:
+def checksum(path: Path, kind: str = 'sha256') -> str:
   """In hexadecimal digits."""
   with Path(path).open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+    return hashlib.file_digest(file, kind).hexdigest()

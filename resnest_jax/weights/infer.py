@@ -41,7 +41,7 @@ def describe(
 
   Args:
     state_dict: name -> array.
-    kind: 'mmseg', 'official' or 'timm'.
+    kind: 'mmseg', 'encoding', 'official' or 'timm'.
     backbone: its name. None assumes `avd_first` False, which names and shapes
       do not show.
 
@@ -51,9 +51,12 @@ def describe(
   shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
   config = _backbone_config(shapes, backbone)
   # Only segmentors are dilated, see `_heads_config`.
-  config |= {'output_stride': 32, 'dilation_rule': kind, 'dtype': 'float32'}
-  if any(name.startswith('decode_head.') for name in shapes):
-    return Description('segmentor', config | _heads_config(shapes))
+  rule = 'official' if kind == 'encoding' else kind
+  config |= {'output_stride': 32, 'dilation_rule': rule, 'dtype': 'float32'}
+  heads = head_modules(shapes)
+  if any(name in ('decode_head', 'head') for name in heads):
+    heads = _heads_config(shapes, heads, rule)
+    return Description('segmentor', config | heads)
   if layer := shapes.get('head.fc.weight' if kind == 'mmseg' else 'fc.weight'):
     extra = {'num_classes': layer[0], 'dropout': 0.0}
     return Description('classifier', config | extra)
@@ -63,7 +66,9 @@ def describe(
 def _backbone_config(
   shapes: Mapping[str, tuple], backbone: str | None
 ) -> dict[str, Any]:
-  prefix = 'backbone.' if 'backbone.layer1.0.conv1.weight' in shapes else ''
+  prefixes = ('backbone.', 'pretrained.', '')
+  whole = (x for x in prefixes if f'{x}layer1.0.conv1.weight' in shapes)
+  prefix = next(whole, '')
   try:
     found = _measure(shapes, prefix)
   except (KeyError, ZeroDivisionError, ValueError) as error:
@@ -167,24 +172,35 @@ def _measure(shapes: Mapping[str, tuple], prefix: str) -> Backbone:
   )
 
 
-def _heads_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
+def _heads_config(
+  shapes: Mapping[str, tuple], modules: list[str], rule: str
+) -> dict[str, Any]:
   head = head_of(shapes)
-  layer = shapes.get('decode_head.conv_seg.weight')
-  auxiliary = shapes.get('auxiliary_head.conv_seg.weight')
-  modules = head_modules(shapes)
+  last = {
+    'encoding_fcn': 'conv5.4',
+    'encoding_pspnet': 'conv5.5',
+    'encoding_deeplabv3': 'block.4',
+  }
+  auxiliary_head = 'auxlayer' if head in last else 'auxiliary_head'
+  layers = (
+    f'{modules[0]}.{last.get(head, "conv_seg")}',
+    auxiliary_head + ('.conv5.4' if head in last else '.conv_seg'),
+  )
+  layer, auxiliary = (shapes.get(f'{x}.weight') for x in layers)
   if head is None or layer is None:
     raise UserError(
       'the heads of this state dict are not known: accepted is a decode_head '
-      'of FCN, PSPNet, DeepLabV3 or DeepLabV3+. To keep the backbone alone: '
+      "of FCN, PSPNet, DeepLabV3 or DeepLabV3+, or PyTorch-Encoding's head of "
+      'the first three. To keep the backbone alone: '
       f'{DROP} {" ".join(modules)} (in Python the argument drop).'
     )
-  if auxiliary is None and 'auxiliary_head' in modules:
+  if auxiliary is None and auxiliary_head in modules:
     raise UserError(
-      'the auxiliary_head of this state dict is not known: accepted is one of '
-      'FCN with its conv_seg. Prediction does not need it: '
-      f'{DROP} auxiliary_head (in Python the argument drop).'
+      f'the {auxiliary_head} of this state dict is not known: accepted is one '
+      'of FCN with its last layer. Prediction does not need it: '
+      f'{DROP} {auxiliary_head} (in Python the argument drop).'
     )
-  # No state dict has the last three; all of mmsegmentation's are of these.
+  # No state dict has the last three; all of these libraries' are of these.
   return {
     'head': head,
     'head_channels': layer[1],
@@ -192,5 +208,5 @@ def _heads_config(shapes: Mapping[str, tuple]) -> dict[str, Any]:
     'num_classes': layer[0],
     'dropout': 0.1,
     'output_stride': 8,
-    'dilation_rule': 'mmseg',
+    'dilation_rule': rule,
   }

@@ -8,6 +8,7 @@ from resnest_jax.text import listed
 
 WHOSE = {
   'mmseg': "mmsegmentation's",
+  'encoding': "PyTorch-Encoding's",
   'official': "the authors'",
   'timm': "timm's",
   'ours': 'our own',
@@ -18,13 +19,24 @@ WHOSE_READ = WHOSE | {'official': "the authors' / timm's"}
 DROP = 'python -m resnest_jax.weights.convert SOURCE --out DIR --drop'
 # PyTorch's normalisations count batches, but none of these networks reads it.
 COUNTER = 'num_batches_tracked'
-# Names that only one head has, mmsegmentation's and ours. The first match wins:
-# DeepLabV3+ has all names of DeepLabV3.
+# What only one head's names begin with, others' and ours, which are equal for
+# the two PSPNets. The first match wins: DeepLabV3+ has all names of DeepLabV3.
 HEAD_MARKS = (
-  ('pspnet', r'psp_modules\.|pyramid_\d/'),
-  ('deeplabv3plus', r'aspp_modules\.1\.depthwise_conv\.|low_level/'),
-  ('deeplabv3', r'aspp_modules\.|pyramid/'),
-  ('fcn', r'conv_cat[./]'),
+  ('encoding_pspnet', r'head\.conv5\.0\.conv1\.'),
+  ('encoding_deeplabv3', r'head\.aspp\.|decode_head/refine/'),
+  ('encoding_fcn', r'head\.conv5\.'),
+  ('pspnet', r'decode_head(\.psp_modules\.|/pyramid_\d/)'),
+  (
+    'deeplabv3plus',
+    r'decode_head(\.aspp_modules\.1\.depthwise_conv\.|/low_level/)',
+  ),
+  ('deeplabv3', r'decode_head(\.aspp_modules\.|/pyramid/)'),
+  ('fcn', r'decode_head[./]conv_cat[./]'),
+  ('encoding_fcn', r'decode_head/'),
+)
+# The classifier's layer has the first module's name, too.
+_HEADS = re.compile(
+  r'(?:(?:params|batch_stats)/)?(\w+_head|head(?!\.fc)|auxlayer)[./]'
 )
 
 
@@ -36,15 +48,14 @@ def top_module(name: str) -> str:
 
 def head_modules(names: Iterable[str]) -> list[str]:
   """Modules with the name of a head, the main one first."""
-  modules = {top_module(name) for name in names}
-  return sorted((x for x in modules if x.endswith('_head')), reverse=True)
+  return sorted({x[1] for x in map(_HEADS.match, names) if x}, reverse=True)
 
 
 def head_of(names: Iterable[str]) -> str | None:
   """The decode head's `config.model.head`, or None if it is unknown."""
   text = '\n'.join(names)
   for head, mark in HEAD_MARKS:
-    if re.search(rf'(?:^|/)decode_head[./](?:{mark})', text, re.MULTILINE):
+    if re.search(rf'(?:^|/)(?:{mark})', text, re.MULTILINE):
       return head
   return None
 
@@ -76,19 +87,20 @@ def check_names(kind: str, wanted: set[str], names: Iterable[str]) -> None:
     problems.append(f'they have {theirs} blocks a stage, the model {ours}')
   theirs, ours = ({top_module(name) for name in x} for x in (given, wanted))
   absent, extra = sorted(ours - theirs), sorted(theirs - ours, reverse=True)
-  problems += [f'{name} is missing' for name in head_modules(absent)[::-1]]
+  heads = head_modules(f'{name}.' for name in absent)
+  problems += [f'{name} is missing' for name in heads[::-1]]
   for what, found in (('missing', missing), ('left over', left_over)):
     if found:
       problems.append(f'{len(found)} {what} ({listed(sorted(found))})')
   advice = 'Check the backbone, the head and whether the checkpoint is whole.'
-  if 'auxiliary_head' in absent:
+  for name in {'auxiliary_head', 'auxlayer'} & {*absent}:
     advice += (
-      ' For prediction a model needs no auxiliary_head: create it with '
-      'aux_channels None.'
+      f' For prediction a model needs no {name}: create it with aux_channels '
+      'None.'
     )
   # Not if a part of the backbone has another name: nothing would be left.
   if extra and not any(
-    re.match('backbone|stem|conv1|layer', x) for x in absent
+    re.match('backbone|pretrained|stem|conv1|layer', x) for x in absent
   ):
     advice += (
       f' To leave out what is not wanted, add it to --drop: {DROP} '

@@ -14,7 +14,8 @@ from resnest_jax.weights.names import head_modules
 
 # Every ResNeSt has both, in mmsegmentation's names, the authors' or ours.
 _STEM = re.compile(
-  r'(.*?)((params/)?(backbone[./])?)((stem|conv1)\.0\.weight|stem_conv1/kernel)'
+  r'(.*?)((params/)?(backbone[./]|pretrained\.)?)'
+  r'((stem|conv1)\.0\.weight|stem_conv1/kernel)'
 )
 _BLOCKS = ('layer1.0.conv1.weight', 'layer1_0/conv1/kernel')
 _AVERAGE = re.compile(r'ema|averag|swa|teacher|momentum|target', re.I)

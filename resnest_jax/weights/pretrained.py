@@ -28,6 +28,7 @@ from resnest_jax.weights.published import (
   PUBLISHED,
   SEGMENTORS,
   Published,
+  find,
   known_file,
 )
 from resnest_jax.weights.state_dict import import_state_dict, recognise, without
@@ -40,6 +41,8 @@ DETECTRON_NORMALIZATION = {
   'mean': [123.68, 116.779, 103.939],
   'std': [58.393, 57.12, 57.375],
 }
+# PyTorch-Encoding trains with: long and short edge, and height and width.
+ENCODING_SCALE, ENCODING_CROP = [520, 520], [480, 480]
 HEAD_KEYS = ('head', 'head_channels', 'aux_channels', 'num_classes', 'dropout')
 Config = Mapping[str, Any]
 Variables = dict[str, Any]  # `params` and `batch_stats`.
@@ -53,7 +56,7 @@ class Weights(NamedTuple):
   """A state dict, the model that it belongs to, and its origin.
 
   state_dict: name -> NumPy array.
-  kind: whose names these are: 'mmseg', 'official' or 'ours'.
+  kind: whose names these are: 'mmseg', 'encoding', 'official' or 'ours'.
   palette: colours (R, G, B) of the classes, or None.
   normalization: of the images: order, mean, std.
   provenance: the origin, JSON-able; its `notes` say what was assumed.
@@ -194,7 +197,7 @@ def load_segmentor(
   """
   # A published classifier is refused before it is downloaded.
   task = 'classifier'
-  if str(source) not in CLASSIFIERS or Path(source).exists():
+  if not find(str(source), CLASSIFIERS) or Path(source).exists():
     weights = load_weights(
       source,
       checkpoint=checkpoint,
@@ -257,10 +260,17 @@ def _of_run(
 
 
 def _check_same_network(about: Config, trained: Config, config: Config) -> None:
-  # The arrays have equal shapes under all rules and strides. Another stride is
-  # legitimate (cheaper or finer), another rule computes something else.
+  # The arrays have equal shapes under all rules and strides, and in both
+  # PSPNets. Another stride is legitimate (cheaper or finer), the others compute
+  # something else.
   rule, stride = config['dilation_rule'], config['output_stride']
   before = trained['output_stride']
+  if trained['head'] != config['head']:
+    raise UserError(
+      f'the checkpoint has the head {trained["head"]!r}, the configuration '
+      f'{config["head"]!r}, which is another network. Add '
+      f'--config.model.head={trained["head"]}.'
+    )
   if about['dilation_rule'] != rule:
     raise UserError(
       f'the checkpoint was trained with model.dilation_rule '
@@ -280,12 +290,16 @@ def _of_file(
   part: str | None,
 ) -> Weights:
   file = files.read_weights(path, part)
+  if not file.state_dict:
+    raise UserError(
+      f'{path} holds no tensors; get the file again, or save the network again.'
+    )
   state_dict = without(file.state_dict, drop)
   kind = recognise(state_dict)
   provenance = {
     'source': without_secrets(str(source)),
     'file': path.name,
-    'sha256': files.sha256(path),
+    'sha256': files.checksum(path),
     'names': WHOSE_READ[kind],
     'dropped': list(drop),
     'meta': _readable(file.meta),
@@ -294,13 +308,14 @@ def _of_file(
   _say_network(file, provenance)
   if about := file.about:
     return _described(path, about, state_dict, kind, drop, backbone, provenance)
-  if known := PUBLISHED.get(str(source)) or known_file(path.name):
+  if known := known_file(path.name):
     if backbone not in (None, known.backbone):
       raise UserError(
         f'{source} is published as {known.backbone}, not as {backbone}; leave '
         '--backbone out.'
       )
     backbone = known.backbone
+    _say_other_file(source, path, provenance)
   provenance['backbone_known'] = backbone is not None
   if kind == 'ours':
     raise UserError(
@@ -322,14 +337,34 @@ def _of_file(
   if normalization is None:
     detectron = path.name.partition('-')[0].endswith('_d2')
     normalization = DETECTRON_NORMALIZATION if detectron else NORMALIZATION
-  if not known and (assumed := _assumed(stored, heads)):
-    text = f'assumed, as the file does not say: {", ".join(assumed)}'
-    provenance['notes'] = [*provenance.get('notes', ()), text]
+  encoding = heads and kind == 'encoding'
+  if not known and (assumed := _assumed(stored, heads, encoding)):
+    text = ', '.join(assumed)
+    _note(provenance, f'assumed, as the file does not say: {text}')
   classes, palette = _classes(file.meta)
+  if encoding and known:
+    labels = label_set(description.config['num_classes'], None, None)
+    classes, palette = list(labels.classes), labels.palette.tolist()
   return Weights(
     *(state_dict, kind, description, classes, palette),
     *(normalization, provenance),
+    *((ENCODING_SCALE, ENCODING_CROP) if encoding else (None, None)),
   )
+
+
+def _note(provenance: dict[str, Any], text: str) -> None:
+  provenance['notes'] = [*provenance.get('notes', ()), text]
+
+
+def _say_other_file(source, path: Path, provenance: dict[str, Any]) -> None:
+  asked = find(str(source))
+  if asked and asked.name != path.name:
+    _note(
+      provenance,
+      f'{asked.name} did not come; {path.name} is what GluonCV has published '
+      'for the same network and the same scores. Whether the weights are the '
+      'same is not known',
+    )
 
 
 def _say_network(file: files.WeightFile, provenance: dict[str, Any]) -> None:
@@ -337,17 +372,22 @@ def _say_network(file: files.WeightFile, provenance: dict[str, Any]) -> None:
     provenance['part'] = file.network.part
   if len(file.networks) > 1:
     parts = [repr(network.part) for network in file.networks]
-    provenance['notes'] = [
+    _note(
+      provenance,
       f'the file holds several networks: {listed(parts)}; taken is '
       f'{file.network.part!r} (--part of convert takes another, in Python the '
-      'argument part)'
-    ]
+      'argument part)',
+    )
 
 
-def _assumed(stored: Stored, heads: bool) -> list[str]:
+def _assumed(stored: Stored, heads: bool, encoding: bool) -> list[str]:
   assumed = []
   if heads and stored.output_stride is None:
-    assumed.append('output stride 8, align_corners False')
+    assumed.append('output stride 8')
+  if encoding:
+    assumed.append(f'long edge {ENCODING_SCALE[0]}, crops of {ENCODING_CROP}')
+  elif assumed:
+    assumed.append('align_corners False')
   if stored.normalization is None:
     mean, std = NORMALIZATION['mean'], NORMALIZATION['std']
     assumed.append(f"ImageNet's normalisation (RGB, mean {mean}, std {std})")
@@ -400,11 +440,12 @@ def remaining(
   """Describes the model of which `state_dict`, of any kind, is left."""
   names, heads = '\n'.join(state_dict), head_modules(state_dict)
   task, config = description
-  if 'decode_head' in heads and 'auxiliary_head' not in heads:
+  has_main = any(x in ('decode_head', 'head') for x in heads)
+  if has_main and len(heads) == 1:
     return description._replace(config=config | {'aux_channels': None})
   # Without its main head or its classifier's layer it is a backbone.
   kept = {
-    'segmentor': 'decode_head' in heads,
+    'segmentor': has_main,
     'classifier': re.search(r'^(head\.|params/)?fc[./]', names, re.M),
     'backbone': True,
   }

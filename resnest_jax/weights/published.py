@@ -1,28 +1,48 @@
 """Weight files that others have published, by name.
 
-Each file's name ends in the first eight digits of its SHA-256. The addresses of
-a file are mirrors of the same bytes, tried in order.
+Each file's name ends in the first eight digits of its SHA-256 or, if it lies in
+a zip archive, of its SHA-1. The addresses of a file are mirrors of the same
+bytes, tried in order.
 """
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 AUTHORS = 'https://github.com/zhanghang1989/ResNeSt/releases/download/'
 TIMM = 'https://github.com/huggingface/pytorch-image-models/releases/download/'
 OPENMMLAB = 'https://download.openmmlab.com/'
 SSSEG = 'https://github.com/SegmentationBLWX/modelstore/releases/download/'
+ENCODING = 'https://s3.us-west-1.wasabisys.com/encoding/models/'
+GLUON = (
+  'https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/gluon/models/'
+)
 
 
 class Published(NamedTuple):
-  """A published file: its mirrors and its backbone."""
+  """A published file: its mirrors and its backbone.
+
+  urls: of the file, or of zip archives that hold it.
+  member: its name in these archives, '' if there are none.
+  sha1: of a file in archives, 40 digits.
+  others: files of the same network from elsewhere, for when this does not come.
+  """
 
   urls: tuple[str, ...]
   backbone: str
+  member: str = ''
+  sha1: str = ''
+  others: tuple['Published', ...] = ()
 
   @property
-  def sha256(self) -> str:
-    """The first eight digits of the checksum."""
-    return re.search(r'-([0-9a-f]{8})\.\w+$', self.urls[0])[1]
+  def name(self) -> str:
+    """Of the file, here as well."""
+    return self.member or self.urls[0].rpartition('/')[2]
+
+  @property
+  def digits(self) -> str:
+    """Of the SHA-1, or the first eight of the SHA-256."""
+    return self.sha1 or re.search(r'-([0-9a-f]{8})\.\w+$', self.name)[1]
 
 
 def _mmseg(head: str, data: str, stem: str) -> Published:
@@ -30,6 +50,19 @@ def _mmseg(head: str, data: str, stem: str) -> Published:
   folder = f'{head}_s101-d8_{recipe}_{data}'
   url = f'{OPENMMLAB}mmsegmentation/v0.5/resnest/{folder}/{folder}_{stem}.pth'
   return Published((url,), 'resnest101')
+
+
+def _zipped(host: str, name: str, sha1: str, suffix: str) -> Published:
+  stem, backbone = f'{name}-{sha1[:8]}', name.split('_')[1]
+  return Published((f'{host}{stem}.zip',), backbone, f'{stem}.{suffix}', sha1)
+
+
+def _encoding(name: str, sha1: str) -> Published:
+  known = _zipped(ENCODING, name, sha1, 'pth')
+  if name in _GLUON:
+    other = _zipped(GLUON, name, _GLUON[name], 'params')
+    known = known._replace(others=(other,))
+  return known
 
 
 _AUTHORS = AUTHORS + 'weights_step1/{}-{}.pth'
@@ -92,10 +125,46 @@ SEGMENTORS = {
     ('ade20k', 'deeplabv3plus', '20200807_144503-27b26226'),
   )
 }
+# The SHA-1 of GluonCV's files. It lists the scores of the authors' own.
+_GLUON = {
+  'deeplab_resnest50_ade': 'a8312db6e30a464151580f2bda83479786455724',
+  'deeplab_resnest101_ade': '6d05c630fb7acb38615f7f4d360fb90f47b25042',
+  'deeplab_resnest200_ade': '9134a6f7d1399b549d5803d8faed3dfc74efc0d8',
+  'deeplab_resnest269_ade': 'd45b33dedf4cca13b8147213c5360e30f93685bd',
+}
+# The authors' own, of PyTorch-Encoding.
+SEGMENTORS |= {
+  name: _encoding(name, sha1)
+  for name, sha1 in (
+    ('fcn_resnest50_ade', '4aba491aaf8e4866a9c9981b210e3e3266ac1f2a'),
+    ('deeplab_resnest50_ade', '2225f09d0f40b9a168d9091652194bc35ec2a5a9'),
+    ('deeplab_resnest101_ade', '06ca799c8cc148fe0fafb5b6d052052935aa3cc8'),
+    ('deeplab_resnest200_ade', '7b9e7d3e6f0e2c763c7d77cad14d306c0a31fe05'),
+    ('deeplab_resnest269_ade', '0074dd10a6e6696f6f521653fb98224e75955496'),
+    ('fcn_resnest50_pcontext', '77a2161deeb1564e8b9c41a4bb7a3f33998b00ad'),
+    ('deeplab_resnest50_pcontext', '08dccbc4f4694baab631e037a374d76d8108c61f'),
+    ('deeplab_resnest101_pcontext', 'faf5841853aae64bd965a7bdc2cdc6e7a2b5d898'),
+    ('deeplab_resnest200_pcontext', 'fe76a26551dd5dcf2d474fd37cba99d43f6e984e'),
+    ('deeplab_resnest269_pcontext', 'b661fd26c49656e01e9487cd9245babb12f37449'),
+  )
+}
 PUBLISHED = CLASSIFIERS | SEGMENTORS
+# By their names and by those of their archives.
+_FILES = {
+  name: file
+  for known in PUBLISHED.values()
+  for file in (known, *known.others)
+  for name in (file.name, file.urls[0].rpartition('/')[2])
+}
+
+
+def find(
+  name: str, published: Mapping[str, Published] = PUBLISHED
+) -> Published | None:
+  """What is published under a name, in capital letters or not, or None."""
+  return published.get(name.lower())
 
 
 def known_file(name: str) -> Published | None:
-  """The published file of this file name, or None."""
-  fitting = (x for x in PUBLISHED.values() if x.urls[0].endswith(f'/{name}'))
-  return next(fitting, None)
+  """The published file of this name, or in an archive of it, or None."""
+  return _FILES.get(name)

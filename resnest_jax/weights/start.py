@@ -11,9 +11,13 @@ from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import Segmentor, scanned
 from resnest_jax.text import without_secrets
 from resnest_jax.weights.infer import backbone_of, fields_of, same_shapes
-from resnest_jax.weights.names import WHOSE_READ, top_module
+from resnest_jax.weights.names import WHOSE, WHOSE_READ, top_module
 from resnest_jax.weights.pretrained import Weights, load_weights
-from resnest_jax.weights.state_dict import import_state_dict, reinitialised
+from resnest_jax.weights.state_dict import (
+  import_state_dict,
+  reinitialised,
+  segmentor_kind,
+)
 
 
 def start_variables(
@@ -65,14 +69,7 @@ def start_from(
     )
   _check_backbone(source, model.backbone, weights)
   if weights.description.task == 'segmentor':
-    # All rules have the same shapes: the weights would load and be wrong.
-    rule = weights.description.config['dilation_rule']
-    if rule != model.backbone.dilation_rule:
-      raise UserError(
-        f'{source} was trained with dilation rule {rule!r}, the model has '
-        f'{model.backbone.dilation_rule!r}, with which its weights give wrong '
-        f'results. Add --config.model.dilation_rule={rule}.'
-      )
+    _check_segmentor(source, model, weights)
     if layers := reinitialised(model, weights.state_dict):
       notes.append(
         f'{" and ".join(layers)} are freshly initialised: the number of '
@@ -96,6 +93,24 @@ def start_from(
   }
   notes.append('the heads are freshly initialised')
   return merged, notes
+
+
+def _check_segmentor(source: str, model: Segmentor, weights: Weights) -> None:
+  # The two PSPNets have the same shapes, and so have all rules: the weights
+  # would load and be wrong.
+  config, kind = weights.description.config, segmentor_kind(model)
+  if segmentor_kind(weights.description.create()) != kind:
+    raise UserError(
+      f'{source} has the head {config["head"]}, the model one of {WHOSE[kind]} '
+      f'networks, which are others. Add --config.model.head={config["head"]}.'
+    )
+  rule = config['dilation_rule']
+  if rule != model.backbone.dilation_rule:
+    raise UserError(
+      f'{source} was trained with dilation rule {rule!r}, the model has '
+      f'{model.backbone.dilation_rule!r}, with which its weights give wrong '
+      f'results. Add --config.model.dilation_rule={rule}.'
+    )
 
 
 def _check_backbone(source: str, backbone: nn.Module, weights: Weights) -> None:

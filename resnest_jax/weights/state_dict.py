@@ -3,6 +3,8 @@
 A state dict maps names to arrays. Its names follow one of the `KINDS`:
 
   mmseg     mmsegmentation's segmentors and mmpretrain's classifiers
+  encoding  the authors' segmentors, of PyTorch-Encoding, where classifiers and
+            backbones alone have the names of `official`
   official  the authors' classifiers
   timm      timm's, which have the authors' names
   ours      our own variables, by their path
@@ -25,13 +27,15 @@ from resnest_jax.models.resnest import ResNeSt
 from resnest_jax.text import listed, share_of
 from resnest_jax.weights.names import (
   COUNTER,
+  WHOSE,
   WHOSE_READ,
   check_names,
   head_modules,
+  head_of,
   top_module,
 )
 
-KINDS = ('mmseg', 'official', 'timm', 'ours')
+KINDS = ('mmseg', 'encoding', 'official', 'timm', 'ours')
 LEAVES = {
   ('params', 'kernel'): 'weight',
   ('params', 'bias'): 'bias',
@@ -65,6 +69,32 @@ MMSEG_HEAD = [
   (r'refine_(\d)/(\w+)/(\w+)', r'sep_bottleneck.\1.\2_conv.\3'),
   (r'(\w+)/(\w+)', r'\1.\2'),
 ]
+_ENCODING_FCN = [
+  (r'convs_0/conv', 'conv5.0'),
+  (r'convs_0/bn', 'conv5.1'),
+  (r'classifier/conv_seg', 'conv5.4'),
+]
+ENCODING_HEADS = {
+  'encoding_fcn': _ENCODING_FCN,
+  'encoding_pspnet': [
+    *((rf'pyramid_{i}/conv', rf'conv5.0.conv{i + 1}.0') for i in range(4)),
+    *((rf'pyramid_{i}/bn', rf'conv5.0.conv{i + 1}.1') for i in range(4)),
+    (r'bottleneck/conv', 'conv5.1'),
+    (r'bottleneck/bn', 'conv5.2'),
+    (r'classifier/conv_seg', 'conv5.5'),
+  ],
+  'encoding_deeplabv3': [
+    (r'pyramid/image_pool/conv', 'aspp.b4.gap.1'),
+    (r'pyramid/image_pool/bn', 'aspp.b4.gap.2'),
+    (r'pyramid/aspp_(\d)/conv', r'aspp.b\1.0'),
+    (r'pyramid/aspp_(\d)/bn', r'aspp.b\1.1'),
+    (r'pyramid/bottleneck/conv', 'aspp.project.0'),
+    (r'pyramid/bottleneck/bn', 'aspp.project.1'),
+    (r'refine/conv', 'block.0'),
+    (r'refine/bn', 'block.1'),
+    (r'classifier/conv_seg', 'block.4'),
+  ],
+}
 
 _BACKBONE_ALONE = (
   'Such weights are of a backbone: import them for model.backbone (with '
@@ -79,14 +109,21 @@ def _translate(path: str, table: list[tuple[str, str]]) -> str:
   raise KeyError(path)
 
 
-def _torch_module(path: str, mmseg: bool) -> str:
+def _torch_module(path: str, kind: str, head: str | None) -> str:
   part, _, rest = path.partition('/')
+  mmseg = kind == 'mmseg'
   if part == 'backbone':
-    name = _torch_module(rest, mmseg)
-    return f'backbone.{name}' if mmseg else name
+    prefix = 'backbone.' if mmseg else ''
+    if kind == 'encoding' and head:
+      prefix = 'pretrained.'
+    return prefix + _torch_module(rest, kind, head)
   if part == 'fc':
     return 'head.fc' if mmseg else 'fc'
-  if mmseg and part.endswith('_head'):
+  if part == 'decode_head' and not mmseg:
+    return f'head.{_translate(rest, ENCODING_HEADS[head])}'
+  if part == 'auxiliary_head' and not mmseg:
+    return f'auxlayer.{_translate(rest, _ENCODING_FCN)}'
+  if part.endswith('_head'):
     return f'{part}.{_translate(rest, MMSEG_HEAD)}'
   match = re.fullmatch(r'stem_(conv|bn)(\d)', path)
   if not match:
@@ -106,36 +143,60 @@ def recognise(names: Iterable[str]) -> str:
     return 'ours'
   if names & {'backbone.stem.0.weight', 'stem.0.weight'}:
     return 'mmseg'
+  if 'pretrained.conv1.0.weight' in names:
+    return 'encoding'
   if 'conv1.0.weight' in names:
     return 'official'
   raise UserError(
     'this state dict is of no known kind: it has none of '
-    'backbone.stem.0.weight (mmsegmentation, mmpretrain), conv1.0.weight '
-    f'(the authors, timm) or params/... (ours). It has '
+    'backbone.stem.0.weight (mmsegmentation, mmpretrain), '
+    'pretrained.conv1.0.weight (PyTorch-Encoding), conv1.0.weight (the '
+    'authors, timm) or params/... (ours). It has '
     f'{listed(sorted(names), 3) or "no tensors"}.'
   )
 
 
+def segmentor_kind(model: nn.Module) -> str:
+  """The kind of names that a model's heads have, 'mmseg' or 'encoding'."""
+  head = getattr(model, 'decode_head', None)
+  return 'encoding' if head is not None and head.align_corners else 'mmseg'
+
+
 def _names(
-  variables: Mapping[str, Any], kind: str, advice: str = _BACKBONE_ALONE
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  kind: str,
+  advice: str,
 ) -> dict[tuple, str]:
   if kind not in KINDS:
     raise UserError(f'kind {kind!r} is not one of {", ".join(KINDS)}.')
   paths = flatten_dict(variables)
   if kind == 'ours':
     return {path: '/'.join(path) for path in paths}
-  heads = head_modules('/'.join(path[1:]) for path in paths)
-  if heads and kind != 'mmseg':
+  modules = {'/'.join(path[1:-1]) for path in paths}
+  heads, head = head_modules(modules), head_of(modules)
+  fitting = segmentor_kind(model)
+  # The names of the two PSPNets are equal here.
+  if fitting == 'encoding' and head == 'pspnet':
+    head = 'encoding_pspnet'
+  if heads and kind != fitting:
     raise UserError(
-      f'{WHOSE_READ[kind]} names have no place for {" and ".join(heads)}. '
-      f'{advice}'
+      f'{WHOSE_READ[kind]} names have no place for {" and ".join(heads)} of '
+      f'{head}. {advice}'
     )
   names = {}
   for path in paths:
-    collection, *modules, leaf = path
-    module = _torch_module('/'.join(modules), kind == 'mmseg')
+    collection, *module, leaf = path
+    module = _torch_module('/'.join(module), kind, head)
     names[path] = f'{module}.{LEAVES[collection, leaf]}'
   return names
+
+
+def _other_head(state_dict: Mapping[str, Any]) -> str:
+  """Advice for a model that the names of a state dict do not fit."""
+  if head := head_of(state_dict):
+    return f"The weights have {head}; set the model's head to that."
+  return _BACKBONE_ALONE
 
 
 def without(
@@ -189,10 +250,12 @@ def import_state_dict(
   kind = recognise(state_dict)
   state_dict = without(state_dict, drop)
   shapes = variable_shapes(model)
-  names = _names(shapes, kind)
-  # Here the backbone is no module but the model. The authors never wrap it.
+  names = _names(model, shapes, kind, _other_head(state_dict))
+  # Here the backbone is no module but the model. Classifiers never wrap it.
   if isinstance(model, ResNeSt) and kind != 'official':
-    wrapper = re.compile(r'^((?:params/|batch_stats/)?)backbone[./]')
+    wrapper = re.compile(
+      r'^((?:params/|batch_stats/)?)(?:backbone[./]|pretrained\.)'
+    )
     state_dict = {wrapper.sub(r'\1', k): v for k, v in state_dict.items()}
   check_names(kind, set(names.values()), state_dict)
   spare = flatten_dict(fresh or {})
@@ -232,7 +295,7 @@ def reinitialised(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
   """Layers that `import_state_dict` would take from `fresh`, in our paths."""
   kind = recognise(state_dict)
   shapes = variable_shapes(model)
-  names = _names(shapes, kind)
+  names = _names(model, shapes, kind, _other_head(state_dict))
   # Classes are the first axis of PyTorch's tensors and the last of ours.
   axis = -1 if kind == 'ours' else 0
   layers = {
@@ -261,11 +324,13 @@ def export_state_dict(
   """
   flat = flatten_dict(variables)
   heads = head_modules('/'.join(path[1:]) for path in flat)
+  fitting = segmentor_kind(model)
   names = _names(
+    model,
     variables,
     kind,
     f'Leave them out (--drop {" ".join(heads)}; in Python export the variables '
-    "of model.backbone), or write mmsegmentation's names (--to mmseg).",
+    f'of model.backbone), or write {WHOSE[fitting]} names (--to {fitting}).',
   )
   shapes = flatten_dict(variable_shapes(model))
   expected = {path for path in shapes if path[0] in variables}

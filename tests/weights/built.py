@@ -6,10 +6,10 @@ import functools
 import numpy as np
 import pytest
 import torch
-from golden.reference import TINY
+from golden.reference import TINY, variables_of
 from safetensors.numpy import save_file
 
-from resnest_jax import UserError, export_state_dict
+from resnest_jax import UserError, create_segmentor, export_state_dict
 from resnest_jax.weights import convert
 from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.infer import Description
@@ -18,6 +18,13 @@ from resnest_jax.weights.pretrained import NORMALIZATION, Weights, load_weights
 NETWORK = TINY | {'dtype': 'float32'}
 CLASSES = list('abcdefg')
 PALETTE = [[i, 2 * i, 3 * i] for i in range(7)]
+
+
+def encoding_network(head='encoding_deeplabv3', **changes):
+  """A segmentor of PyTorch-Encoding, and its variables."""
+  changes |= {'head': head, 'dilation_rule': 'official'}
+  model = create_segmentor(NETWORK | changes)
+  return model, variables_of(model)
 
 
 def described(normalization=NORMALIZATION):

@@ -158,6 +158,35 @@ def test_backbone_of_a_segmentor(source, kind, request, mmseg, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def test_encoding_there_and_back(encoding, tmp_path, capsys):
+  path = saved(tmp_path / 'theirs.pth', encoding)
+  ours, back = tmp_path / 'ours', tmp_path / 'back'
+  converted(path, ours)
+  said = capsys.readouterr().out
+  assert ' with encoding_deeplabv3, 7 classes, dilation rule official, ' in said
+  assert f"read with PyTorch-Encoding's names: {len(encoding)} tensors" in said
+  weights = converted(ours, back, '--to', 'encoding')
+  assert "with PyTorch-Encoding's names" in capsys.readouterr().out
+  assert_same_bits(weights.state_dict, encoding)
+  assert weights.image_scale == [520, 520]
+  # What its class loads.
+  content = torch.load(back / 'model.pth', weights_only=True)
+  assert content['state_dict'].keys() == encoding.keys()
+  said = r'mmsegm.* of encoding_deeplabv3\. Leave .*\(--to encoding\)'
+  refused(said, converted, ours, tmp_path / 'x', '--to', 'mmseg')
+  bare = converted(path, tmp_path / 'bare', '--drop', 'auxlayer')
+  assert bare.description.config['aux_channels'] is None
+  drop = ('--drop', 'head', 'auxlayer', '--to', 'official')
+  alone = converted(path, tmp_path / 'alone', *drop)
+  assert alone.description.task == 'backbone'
+  theirs = {
+    k.removeprefix('pretrained.'): v
+    for k, v in encoding.items()
+    if k.startswith('pretrained.')
+  }
+  assert_same_bits(alone.state_dict, theirs)
+
+
 def test_best_checkpoint_of_a_run(run, tmp_path):
   best = ['--checkpoint', 'best']
   weights = converted(run, tmp_path / 'x', *best)

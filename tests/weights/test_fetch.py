@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from weights.built import CLASSES, PALETTE, converted, refused, saved
 from resnest_jax import downloads
 from resnest_jax.config import config_to_json, differences
 from resnest_jax.export.card import model_card
+from resnest_jax.weights import published
 from resnest_jax.weights.fetch import cache_folder, fetch
 from resnest_jax.weights.files import write_weights
 from resnest_jax.weights.pretrained import load_weights
@@ -278,14 +280,139 @@ def test_path_wins_and_known_file_names_are_checked(tmp_path, monkeypatch):
   assert fetch('resnest50').read_bytes() == CONTENT
   path = tmp_path / 'resnest50-528c19ca.pth'
   path.write_bytes(CONTENT)
-  refused('wrong checksum.*not with 528c19ca', fetch, path)
+  refused('wrong checksum.*not 528c19ca, as published', fetch, path)
 
 
 def test_published_files_end_in_the_digits_that_are_checked():
-  assert len({x.sha256 for x in PUBLISHED.values()}) == len(PUBLISHED) == 26
-  for name, known in PUBLISHED.items():
+  files = [y for x in PUBLISHED.values() for y in (x, *x.others)]
+  assert len({x.digits for x in files}) == len(files) == 26 + 10 + 4
+  for known in files:
     (ending,) = {url.rpartition('/')[2] for url in known.urls}
-    assert known_file(ending) == known, name
+    assert known_file(ending) == known_file(known.name) == known
+    assert f'-{known.digits[:8]}.' in ending
+  assert all(name == name.lower() for name in PUBLISHED)
+
+
+# Files in zip archives
+
+SHA1 = hashlib.sha1(CONTENT).hexdigest()
+STEM = f'net-{SHA1[:8]}'
+INNER = f'{STEM}.pth'
+
+
+def zipped(path, name=INNER, content=CONTENT, kind=zipfile.ZIP_DEFLATED):
+  """The path of a zip archive as published, but for what is given."""
+  with zipfile.ZipFile(path, 'w', kind) as archive:
+    archive.writestr('folder/', '')
+    archive.writestr(f'folder/{name}', content)
+  return path
+
+
+def archived(*urls, others=()):
+  return Published(urls, 'resnest50', INNER, SHA1, others)
+
+
+@pytest.fixture
+def of_archive(server, monkeypatch):
+  """A published file whose archive is served, under the name of net."""
+  zipped(server.folder / f'{STEM}.zip')
+  known = archived(f'{server.url}/{STEM}.zip')
+  monkeypatch.setattr(published, '_FILES', {INNER: known, f'{STEM}.zip': known})
+  return {'net': known}
+
+
+def test_file_of_an_archive_is_kept_without_it(server, of_archive):
+  path = fetch('Net', of_archive)
+  assert path.read_bytes() == CONTENT
+  assert cached() == [path] == [cache_folder() / INNER]
+  assert fetch('net', of_archive) == path
+  assert server.requests == [f'/{STEM}.zip']
+  path.write_bytes(b'damaged')
+  told = f'{path} has the wrong .* SHA-1 is {"[0-9a-f]" * 40}, not {SHA1}, as'
+  refused(told, fetch, 'net', of_archive)
+
+
+def test_archives_that_are_given(server, of_archive, tmp_path):
+  """By path, whatever they are called, or by another address."""
+  renamed = zipped(tmp_path / 'download (1)')
+  kept = cache_folder() / INNER
+  assert fetch(renamed) == kept
+  assert kept.read_bytes() == CONTENT
+  kept.write_bytes(b'damaged')
+  assert fetch(zipped(tmp_path / INNER)).read_bytes() == CONTENT
+  kept.unlink()
+  assert fetch(f'{server.url}/moved/{STEM}.zip') == kept
+  # What was in it, unpacked by hand.
+  (tmp_path / INNER).write_bytes(CONTENT)
+  assert fetch(tmp_path / INNER) == tmp_path / INNER
+  (tmp_path / INNER).write_bytes(b'other')
+  refused(f'not {SHA1}, as published', fetch, tmp_path / INNER)
+  # PyTorch's own archives are no such ones.
+  own = saved(tmp_path / 'own.pth', WEIGHT)
+  assert fetch(own) == own
+
+
+def encrypted(path):
+  content = bytearray(zipped(path).read_bytes())
+  for mark, offset in ((b'PK\3\4', 6), (b'PK\1\2', 8)):
+    content[content.rindex(mark) + offset] |= 1
+  path.write_bytes(content)
+
+
+ARCHIVES = [
+  (lambda x: zipped(x, content=CONTENT[1:]), f'{INNER} in .*, not {SHA1}, as'),
+  (lambda x: zipped(x, name='other.pth'), f'from which {INNER} can be .*named'),
+  (
+    lambda x: x.write_text('<html>'),
+    'is no zip archive .*not a zip file.*page',
+  ),
+  (lambda x: x.write_bytes(zipped(x).read_bytes()[:-9]), 'is no zip archive'),
+  (lambda x: zipped(x, content=bytes(2**24 + 1)), 'would unpack from .* no we'),
+  (lambda x: zipped(x, kind=zipfile.ZIP_LZMA), 'compressed in another way'),
+  (encrypted, 'protected by a password'),
+]
+
+
+@pytest.mark.parametrize(('write', 'said'), ARCHIVES)
+def test_other_archives_leave_nothing(
+  write, said, server, of_archive, tmp_path
+):
+  write(path := tmp_path / f'{STEM}.zip')
+  assert str(path) in refused(said, fetch, path)
+  path.rename(server.folder / path.name)
+  address = f'{server.url}/{path.name}'
+  message = refused(f'{address}: .*{said}', fetch, 'net', of_archive)
+  assert 'what it sends' in message
+  assert '.resnest-jax' not in message  # Where it was unpacked.
+  assert cached() == []
+
+
+def test_the_limit_of_downloads_is_that_of_what_is_unpacked(
+  of_archive, monkeypatch
+):
+  monkeypatch.setenv('RESNEST_JAX_MAX_DOWNLOAD', '0.0001')
+  refused('it has 0.000256 GB, and at most 0.0001', fetch, 'net', of_archive)
+
+
+def test_the_same_network_from_elsewhere(server, monkeypatch):
+  """If its file does not come; all that was tried is told at once."""
+  other = archived(f'{server.url}/x.zip')._replace(member='net.params')
+  table = {'net': archived('http://127.0.0.1:9/a.zip', others=(other,))}
+  told = r'127.0.0.1:9/a.zip: .*refused.*; http://.*/x.zip: HTTP Error 404.*'
+  told += (
+    f'give its path, or put {INNER}, which is in it, into {cache_folder()}'
+  )
+  refused(told, fetch, 'net', table)
+  zipped(server.folder / 'x.zip', 'net.params')
+  path = fetch('net', table)
+  assert (path.name, path.read_bytes()) == ('net.params', CONTENT)
+  # From the cache, though it is not the first choice.
+  monkeypatch.setenv('RESNEST_JAX_OFFLINE', '1')
+  assert fetch('net', table) == path
+  path.unlink()
+  refused('a.zip or .*x.zip is not in the cache', fetch, 'net', table)
+  (cache_folder() / INNER).write_bytes(CONTENT)
+  assert fetch('net', table).name == INNER
 
 
 def test_user_of_an_address_is_told_to_its_host_alone(server, mmseg, tmp_path):

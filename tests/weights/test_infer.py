@@ -27,13 +27,18 @@ def without(shapes, part):
 def test_every_reference_is_recognised(name):
   kind, row = name.split('/')
   task, config = describe(structs(name), kind)
-  if kind == 'mmseg':
-    data, head = row.split('_')
-    classes = {'ade20k': 150, 'cityscapes': 19}[data]
-    expected = {'head': head, 'num_classes': classes, 'dtype': 'float32'}
+  backbone = reference.backbone_of(name)
+  if kind in ('mmseg', 'encoding'):
+    data, head = row.split('_') if kind == 'mmseg' else row.split('_')[::-2]
+    classes = {'ade20k': 150, 'cityscapes': 19, 'ade': 150, 'pcontext': 59}
+    expected = {'head': head, 'num_classes': classes[data], 'dtype': 'float32'}
+    expected['backbone'] = backbone
+    if kind == 'encoding':
+      expected['dilation_rule'] = 'official'
+      expected['head'] = f'encoding_{head}{"v3" * (head == "deeplab")}'
+      expected['head_channels'] = {'fcn': 512, 'deeplab': 256}[head]
     assert (task, config) == ('segmentor', CONFIG | expected)
     return
-  backbone = reference.backbone_of(name)
   if backbone == 'resnest50_fast_2s1x64d':
     # The same shapes; the average pool stands elsewhere.
     assert config['backbone'] == 'resnest50'
@@ -59,6 +64,7 @@ def test_other_widths_and_depths_are_measured():
 
 TIMM = structs('timm/resnest50d')
 FCN = 'mmseg/ade20k_fcn'
+ENCODING = 'encoding/deeplab_resnest50_ade'
 
 
 OTHERS = [
@@ -69,6 +75,12 @@ OTHERS = [
   (structs(FCN, 'conv_cat', 'lateral'), ['mmseg'], '--drop decode_head aux'),
   # One of several, as mmsegmentation numbers them.
   (structs(FCN, 'iliary_head', 'iliary_head.0'), ['mmseg'], '--drop au'),
+  (
+    structs(ENCODING, 'head.block', 'head.last'),
+    ['encoding'],
+    '--drop head au',
+  ),
+  (structs(ENCODING, 'layer.conv5', 'layer.x'), ['encoding'], '--drop auxl'),
 ]
 
 

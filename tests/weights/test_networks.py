@@ -45,6 +45,23 @@ def test_wrappers_are_gone_through(name, way, segmentor, mmseg, tmp_path):
   assert read_weights(saved(path, other)).state_dict.keys() <= mmseg.keys()
 
 
+WAYS = [('', ''), ('state_dict', ''), ('', 'module'), ('', '_orig_mod')]
+
+
+@pytest.mark.parametrize(('key', 'wrapper'), [*WAYS, ('state_dict', 'module')])
+def test_wrappers_of_encoding_are_gone_through(
+  key, wrapper, encoding, tmp_path
+):
+  content = prefixed(f'{wrapper}.', encoding) if wrapper else encoding
+  if key:
+    content = {key: content, 'epoch': 3, 'best_pred': 0.5}
+  weights = load_weights(saved(tmp_path / 'x.pth', content))
+  assert_same_bits(weights.state_dict, encoding)
+  assert weights.kind == 'encoding'
+  part = '/'.join(filter(None, [key, wrapper]))
+  assert weights.provenance.get('part', '') == part
+
+
 def test_settings_next_to_weights_are_not_read(mmseg, tmp_path):
   beside = {
     'args': argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath('/x')),
@@ -119,6 +136,7 @@ NO_NETWORK = [
   ({'state_dict': {3: np.ones(2)}}, r'no state dict.*the keys state_dict'),
   ({}, 'no state dict'),
   ({'a': {'b': {'weight': np.ones(3)}}}, 'holds no state dict.*keys a'),
+  ({}, r'there is an empty one\. Save model\.state_dict\(\)'),
   ({'state_dict': {'weight': np.ones(3)}}, r'no known kind.*It has weight'),
 ]
 

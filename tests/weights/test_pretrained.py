@@ -1,15 +1,33 @@
 """Weights with their description, and trainings that start from them."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from golden.reference import variables_of
-from weights.built import NETWORK, refused, saved, written
+from weights.built import (
+  NETWORK,
+  described,
+  encoding_network,
+  refused,
+  saved,
+  written,
+)
 
 from resnest_jax import create_classifier, create_segmentor, export_state_dict
+from resnest_jax.inference.predictor import from_checkpoint
+from resnest_jax.inference.protocols import Protocol
+from resnest_jax.labels import PASCAL_CONTEXT
+from resnest_jax.weights import published
+from resnest_jax.weights.files import checksum
 from resnest_jax.weights.pretrained import load_segmentor, load_weights
+from resnest_jax.weights.published import Published
 from resnest_jax.weights.start import start_from
+
+# Of the published widths.
+WHOLE = {'stem_width': None, 'width': None}
 
 
 def assert_same(tree, other):
@@ -45,6 +63,49 @@ def test_our_names_need_a_description(segmentor, tmp_path):
 def test_classifiers_are_no_segmentors(classifier, tmp_path):
   path = written(tmp_path / 'x', classifier)
   refused('is a classifier, which gives no label', load_segmentor, path)
+
+
+# The authors' own segmentors
+
+
+@pytest.fixture(scope='module')
+def theirs(tmp_path_factory):
+  """A file of PyTorch-Encoding's FCN with 59 classes."""
+  network = encoding_network('encoding_fcn', num_classes=59, **WHOLE)
+  path = tmp_path_factory.mktemp('encoding') / 'theirs.pth'
+  return saved(path, export_state_dict(*network, 'encoding'))
+
+
+def test_files_of_encoding_say_nothing(theirs):
+  weights = load_weights(theirs)
+  assert weights.normalization['std'] == [58.395, 57.12, 57.375]
+  assert weights.classes is None
+  (note,) = weights.notes()
+  said = r"stride 8, long edge 520, crops of \[480, 480\], ImageNet's norm"
+  assert re.search(said, note)
+
+
+def test_published_files_of_encoding(theirs, monkeypatch):
+  """They are of a data set; here the second choice, which is in the cache."""
+  sha1 = checksum(theirs, 'sha1')
+  file = Published(('x.zip',), 'resnest14', 'theirs.pth', sha1)
+  first = Published(('y.zip',), 'resnest14', 'y.pth', sha1, (file,))
+  monkeypatch.setattr(published, '_FILES', {'theirs.pth': file})
+  monkeypatch.setitem(published.SEGMENTORS, 'net', first)
+  monkeypatch.setitem(published.PUBLISHED, 'net', first)
+  monkeypatch.setenv('RESNEST_JAX_CACHE', str(theirs.parent))
+  assert load_weights(theirs).notes() == []
+  weights = load_weights('net')
+  (note,) = weights.notes()
+  assert note.startswith('note: y.pth did not come; theirs.pth is what Gluon')
+  assert weights.palette == PASCAL_CONTEXT.palette.tolist()
+  predictor = from_checkpoint('net')
+  assert predictor.classes == PASCAL_CONTEXT.classes
+  assert predictor.protocol == Protocol(
+    image_scale=(520, 520), crop=(480, 480), stride=(320, 320)
+  )
+  weights = load_weights('net', drop=['head', 'auxlayer'])
+  assert (weights.description.task, weights.classes) == ('backbone', None)
 
 
 # Training starts
@@ -101,7 +162,9 @@ def test_segmentor_gives_what_fits(changes, anew, said, segmentor, tmp_path):
 
 
 STAGES = r"has \(1, 1, 2, 1\).* '--config\.model\.stage_sizes=\(1, 1, 1, 1\)'"
+HEAD = r"PyTorch-Encoding's networks, .*--config\.model\.head=pspnet"
 DIFFERENT = [
+  ({'head': 'encoding_pspnet'}, HEAD),
   ({'dilation_rule': 'timm'}, r'--config\.model\.dilation_rule=mmseg'),
   ({'stage_sizes': (1, 1, 2, 1)}, STAGES),
 ]
@@ -109,7 +172,7 @@ DIFFERENT = [
 
 @pytest.mark.parametrize(('changes', 'message'), DIFFERENT)
 def test_another_network_is_refused(changes, message, segmentor, tmp_path):
-  path = written(tmp_path / 'x', segmentor)
+  path = written(tmp_path / 'x', segmentor, 'ours', described())
   model = create_segmentor(NETWORK | changes)
   refused(message, start_from, model, variables_of(model), str(path))
 
@@ -119,8 +182,7 @@ def test_another_place_of_the_average_pool_is_refused(tmp_path):
   theirs = create_classifier('resnest50_fast_2s1x64d', 4)
   network = theirs, variables_of(theirs)
   path = written(tmp_path / 'x', network, 'timm')
-  whole = {'backbone': 'resnest50', 'stem_width': None, 'width': None}
-  model = create_segmentor(NETWORK | whole)
+  model = create_segmentor(NETWORK | WHOLE | {'backbone': 'resnest50'})
   fresh = variables_of(model)
   start_from(model, fresh, str(path))
   about = load_weights(path, backbone='resnest50_fast_2s1x64d').about()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from golden import reference
 from golden.reference import assert_same_bits, variables_of
-from weights.built import NETWORK, refused
+from numpy.testing import assert_array_equal as assert_equal
+from weights.built import NETWORK, encoding_network, refused
 
 from resnest_jax import create_segmentor, export_state_dict, import_state_dict
 from resnest_jax.models.segmentor import HEADS
@@ -28,11 +29,17 @@ def noise(name, shape):
 def test_every_reference_goes_in_and_comes_out_bit_for_bit(name):
   shapes, kind = reference.manifest(name), name.split('/')[0]
   state_dict = {key: noise(key, shape) for key, shape in shapes.items()}
-  backbone = None if kind == 'mmseg' else reference.backbone_of(name)
-  model = describe(state_dict, kind, backbone).create()
+  model = describe(state_dict, kind, reference.backbone_of(name)).create()
   variables = import_state_dict(model, state_dict)
   assert {str(x.dtype) for x in jax.tree.leaves(variables)} == {'float32'}
   assert_same_bits(export_state_dict(model, variables, kind), state_dict)
+
+
+# Whose names the heads have.
+KIND_OF = {
+  head: 'encoding' if head.startswith('encoding_') else 'mmseg'
+  for head in HEADS
+}
 
 
 def varied(**changes):
@@ -78,33 +85,75 @@ def test_other_kinds_and_variables_are_refused(segmentor):
   # The authors' and timm's names have no heads.
   theirs = {key: tree['backbone'] for key, tree in variables.items()}
   timm = export_state_dict(model.backbone, theirs, 'timm')
-  said = r'no place for decode_head and auxiliary_head\. .*for model\.backbone'
+  said = r'decode_head and auxiliary_head of pspnet\. .*for model\.backbone'
   for call in (import_state_dict, reinitialised):
     refused(said, call, model, timm)
 
 
-@pytest.mark.parametrize('head', HEADS)
-@pytest.mark.parametrize('kind', ['mmseg', 'ours'])
+# All but the PSPNet of PyTorch-Encoding, which has the names of the other one.
+OWN = [(head, 'ours') for head in HEADS if head != 'encoding_pspnet']
+
+
+@pytest.mark.parametrize(('head', 'kind'), [*OWN, *KIND_OF.items()])
 def test_another_head_is_said_first(head, kind):
-  other = 'fcn' if head == 'pspnet' else 'pspnet'
+  prefix = 'encoding_' if kind == 'encoding' else ''
+  other = prefix + ('fcn' if head.endswith('pspnet') else 'pspnet')
   source = varied(head=head)
   state_dict = export_state_dict(source, variables_of(source), kind)
   said = rf'the head of the weights is {head}, the model has {other}; \d+ missi'
   refused(said, import_state_dict, varied(head=other), state_dict)
 
 
+@pytest.mark.parametrize(('head', 'kind'), KIND_OF.items())
+def test_networks_called_alike_are_told_apart(head, kind):
+  """mmsegmentation's and PyTorch-Encoding's of one name are two networks."""
+  twins = {f'encoding_{x}': x for x in ('fcn', 'pspnet', 'deeplabv3')}
+  twins |= {x: y for y, x in twins.items()} | {'deeplabv3plus': 'encoding_fcn'}
+  source, target = varied(head=head), varied(head=twins[head])
+  variables = variables_of(source)
+  state_dict = export_state_dict(source, variables, kind)
+  said = f"of {twins[head]}. The weights have {head}; set the model's head to"
+  for call in (import_state_dict, reinitialised):
+    refused(f'no place for .* {said}', call, target, state_dict)
+  other = 'mmseg' if kind == 'encoding' else 'encoding'
+  said = rf'of {head}\. Leave them out .*, or write .* names \(--to {kind}\)'
+  refused(said, export_state_dict, source, variables, other)
+
+
+def test_names_of_encoding_without_counters_and_in_part(encoding):
+  """As old files of PyTorch have them; and a backbone by itself."""
+  (model, variables), whole = encoding_network(), encoding
+  bare = {k: v for k, v in whole.items() if not k.endswith('_tracked')}
+  assert len(bare) < len(whole)
+  jax.tree.map(assert_equal, import_state_dict(model, bare), variables)
+  backbone = {key: tree['backbone'] for key, tree in variables.items()}
+  drop = ['head', 'auxlayer']
+  found = import_state_dict(model.backbone, whole, drop=drop)
+  jax.tree.map(assert_equal, found, backbone)
+  # PyTorch-Encoding's backbones have the names of the authors'.
+  alone = export_state_dict(model.backbone, backbone, 'encoding')
+  official = export_state_dict(model.backbone, backbone, 'official')
+  assert_same_bits(alone, official)
+  less = {k: v for k, v in whole.items() if not k.startswith('auxlayer.')}
+  said = r'auxlayer is missing; .* no auxlayer: create it with aux_channels'
+  refused(said, import_state_dict, model, less)
+
+
 OF_OURS = 'params/decode_head/classifier/conv_seg/kernel'
 # With the axes of the file.
 LAYERS = [
   ('mmseg', 'decode_head.conv_seg.weight', (7, 16, 1, 1), (4, 16, 1, 1)),
+  ('encoding', 'head.conv5.5.weight', (7, 16, 1, 1), (4, 16, 1, 1)),
   ('ours', OF_OURS, (1, 1, 16, 7), (1, 1, 16, 4)),
 ]
 
 
 @pytest.mark.parametrize(('kind', 'name', 'theirs', 'ours'), LAYERS)
-def test_other_classes_are_told(segmentor, kind, name, theirs, ours):
-  source, target = export_state_dict(*segmentor, kind), varied(num_classes=4)
-  assert reinitialised(segmentor[0], source) == []
+def test_other_classes_are_told(kind, name, theirs, ours):
+  network = {'head': 'encoding_pspnet' if kind == 'encoding' else 'pspnet'}
+  model, target = varied(**network), varied(**network, num_classes=4)
+  source = export_state_dict(model, variables_of(model), kind)
+  assert reinitialised(model, source) == []
   heads = ('auxiliary_head', 'decode_head')
   layers = [f'{head}/classifier/conv_seg' for head in heads]
   assert reinitialised(target, source) == layers

@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from resnest_jax.data.archives import DAMAGED, check_entry
 from resnest_jax.data.images import MAX_PIXELS, decode_image, png_header
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.submission import rules
@@ -23,6 +22,7 @@ from resnest_jax.labels import IGNORE
 from resnest_jax.progress import progress_bar
 from resnest_jax.text import listed, plural, share_of
 from resnest_jax.threads import map_in_threads
+from resnest_jax.untrusted import DAMAGED, check_entry
 
 _Values = Mapping[str, set[int]]  # Name of a mask -> the values in it.
 

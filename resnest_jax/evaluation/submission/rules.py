@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnest_jax.data.archives import DAMAGED, check_entry, open_archive
+from resnest_jax.data.archives import open_archive
 from resnest_jax.data.images import BROKEN
 from resnest_jax.data.own.pairing import walk
 from resnest_jax.errors import UserError
 from resnest_jax.findings import Finding
 from resnest_jax.labels import ADE20K, CITYSCAPES, LabelSet
 from resnest_jax.text import plural
+from resnest_jax.untrusted import DAMAGED, check_entry
 
 ImageSize = tuple[int, int]  # Width, height.
 
