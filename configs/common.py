@@ -146,14 +146,22 @@ def model() -> ConfigDict:
   # pool, 'official' keeps it at stride 1, 'timm' pools the shortcut. Weights
   # load under any rule and give wrong results under another than their own.
   config.dilation_rule = 'mmseg'
+  # mmsegmentation's 'fcn', 'pspnet', 'deeplabv3', 'deeplabv3plus', or the
+  # authors' 'encoding_fcn', 'encoding_pspnet', 'encoding_deeplabv3' (of
+  # PyTorch-Encoding), which are other networks.
   config.head = 'pspnet'
-  config.head_channels = 512  # inside the head (mmseg)
+  config.head_channels = 512  # inside the head (mmseg); encoding_deeplabv3: 256
   config.aux_channels = 256  # inside the auxiliary head on stage 3 (mmseg)
   config.num_classes = 150  # 0: as many as the data set has
-  config.dropout = 0.1  # before both classifiers, 0 to 1 (excluded) (mmseg)
+  # Before both classifiers, 0 to 1 (excluded) (mmseg). encoding_deeplabv3 has
+  # another one of 0.5 behind its pyramid, unless this is 0.
+  config.dropout = 0.1
   # Batch norms that use the running statistics in training and keep them:
   # 'none', 'backbone' (mmseg's norm_eval) or 'all'.
   config.frozen_bn = 'none'
+  # Whether running variances are means of the biased variance (MXNet, the
+  # authors), not of the unbiased one (PyTorch). None: with an encoding_ head.
+  config.biased_variance = placeholder(bool)
   # Type of activations; parameters, statistics and loss are at least float32.
   config.dtype = 'float32'  # or 'bfloat16', 'float64'
   return config
@@ -173,13 +181,16 @@ def data() -> ConfigDict:
   config.sampling = 'uniform'
   # Classes in a smaller share of the images are repeated (repeat_factor).
   config.repeat_threshold = 0.05  # 0 to 1
+  # Whose way training resizes, crops and mirrors: 'mmseg' (mmsegmentation) or
+  # 'encoding' (PyTorch-Encoding); docs/data.md.
+  config.augmentation = 'mmseg'
   # Pixels (long edge, short edge): images are resized to fit, keeping their
-  # shape, in training and in evaluation (mmseg).
+  # shape, in training and in evaluation (mmseg). 'encoding': both are the long.
   config.image_scale = (2048, 512)
   config.scale_range = (0.5, 2.0)  # image_scale times a uniform draw (mmseg)
   config.crop_size = (512, 512)  # pixels (height, width) (mmseg)
   # A crop is drawn again, up to 10 times, while one class covers more than
-  # this share of its labelled pixels; 1 takes the first (mmseg).
+  # this share of its labelled pixels; 1 takes the first (mmseg). 'encoding': 1.
   config.cat_max_ratio = 0.75
   config.flip_probability = 0.5  # left to right, 0 to 1 (mmseg)
   config.photometric = True  # random brightness, contrast, saturation, hue
@@ -239,6 +250,32 @@ def cityscapes(config: ConfigDict) -> None:
   config.eval.batch_size = 1  # images have six times the pixels of ADE20K's
 
 
+def encoding(
+  config: ConfigDict, name: str, backbone: str, head: str
+) -> ConfigDict:
+  """Applies the authors' own recipe, of PyTorch-Encoding's `train.py`."""
+  config.name = f'ade20k_encoding_{name}'
+  config.model.backbone = backbone
+  config.model.dilation_rule = 'official'
+  config.model.head = f'encoding_{head}'
+  config.model.head_channels = {'fcn': 512, 'deeplabv3': 256}[head]
+  config.data.augmentation = 'encoding'
+  config.data.image_scale = (520, 520)  # the base size, of the long edge
+  config.data.crop_size = (480, 480)
+  config.data.cat_max_ratio = 1.0
+  config.data.photometric = False
+  config.loss.avg_non_ignore = True
+  config.loss.aux_weight = 0.2
+  config.optimizer.learning_rate = 0.004
+  config.optimizer.min_learning_rate = 0.0
+  config.optimizer.head_multiplier = 10.0
+  config.optimizer.weight_decay = 1e-4
+  epoch = 1263  # steps of 16 of the 20,210 images
+  config.train.total_steps = 180 * epoch
+  config.train.eval_steps = 10 * epoch
+  return config
+
+
 def vary(config: ConfigDict, argument: str | None) -> ConfigDict:
   """Applies the argument after the colon of `configs/x.py:argument`.
 
@@ -269,17 +306,21 @@ def mini(config: ConfigDict) -> ConfigDict:
   config.model.width = 16
   config.model.head_channels = 128
   config.model.aux_channels = 64
+  config.optimizer.learning_rate = 0.05
+  config.optimizer.min_learning_rate = 5e-4
   if config.data.name == 'cityscapes':
     config.data.image_scale = (256, 128)
     config.data.crop_size = (96, 192)
   else:
     config.data.image_scale = (512, 128)
     config.data.crop_size = (128, 128)
+  if config.data.augmentation == 'encoding':
+    config.data.image_scale = (192, 192)
+    config.optimizer.learning_rate = 0.01  # ten times that in the heads
+    config.optimizer.min_learning_rate = 0.0
   if config.data.name != 'folder':  # There is no small twin of your own data.
     config.data.name += '_mini'
   config.data.scale_range = (0.75, 1.5)  # narrower: it trains from scratch
-  config.optimizer.learning_rate = 0.05
-  config.optimizer.min_learning_rate = 5e-4
   config.train.total_steps = 300
   config.train.batch_size = 16
   config.train.log_steps = 10

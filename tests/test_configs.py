@@ -29,6 +29,8 @@ ROW = 'ade20k_pspnet'
 FUNCTION = 'from configs import common\ndef get_config():\n'
 FUNCTION += '  c = common.get_config()\n'
 
+MMSEG = [f for f in ROWS if '_encoding_' not in f.stem]
+
 each_file = pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 each_row = pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
 
@@ -38,9 +40,11 @@ def test_row_is_named_after_its_file_and_documented(path):
   config, source = load_config(path), path.read_text()
   assert config.name == path.stem
   assert f'--config configs/{path.name}' in source.split('"""')[1]
-  found = re.search(r'"""\w+, ([\w+]+), .*, crop (\d+x\d+),', source)
-  assert found[1].lower().replace('+', 'plus') == config.model.head
-  assert found[2] == 'x'.join(map(str, config.data.crop_size))
+  whose = "(?:PyTorch-(Encoding)'s )?"
+  found = re.search(rf'"""\w+, {whose}([\w+]+), .*, crop (\d+x\d+),', source)
+  head = '_'.join(filter(None, found.groups()[:2])).lower()
+  assert head.replace('+', 'plus') == config.model.head
+  assert found[3] == 'x'.join(map(str, config.data.crop_size))
 
 
 @each_file
@@ -83,7 +87,7 @@ PUBLISHED = {
 }
 
 
-@each_row
+@pytest.mark.parametrize('path', MMSEG, ids=lambda path: path.stem)
 def test_row_is_the_published_recipe(path):
   name, head = path.stem.split('_')
   config = load_config(path)
@@ -95,6 +99,32 @@ def test_row_is_the_published_recipe(path):
   assert (model.output_stride, model.dilation_rule) == (8, 'mmseg')
   rates = config.optimizer.learning_rate, config.optimizer.weight_decay
   assert (*rates, config.loss.aux_weight) == (0.01, 0.0005, 0.4)
+
+
+# What PyTorch-Encoding's train.py sets, or leaves at its defaults.
+AUTHORS = {
+  **{'model.num_classes': 150, 'model.output_stride': 8, 'model.dropout': 0.1},
+  **{'model.dilation_rule': 'official', 'model.aux_channels': 256},
+  **{'data.name': 'ade20k', 'data.augmentation': 'encoding'},
+  **{'data.image_scale': (520, 520), 'data.crop_size': (480, 480)},
+  **{'data.scale_range': (0.5, 2.0), 'data.photometric': False},
+  **{'loss.avg_non_ignore': True, 'loss.aux_weight': 0.2},
+  **{'optimizer.learning_rate': 0.004, 'optimizer.min_learning_rate': 0.0},
+  **{'optimizer.head_multiplier': 10.0, 'optimizer.weight_decay': 1e-4},
+  **{'optimizer.power': 0.9, 'optimizer.decay_norm_bias': True},
+  **{'train.total_steps': 180 * (20_210 // 16), 'train.batch_size': 16},
+}
+
+
+@pytest.mark.parametrize('path', sorted({*ROWS} - {*MMSEG}))
+def test_row_is_the_authors_recipe(path):
+  row = flatten(load_config(path))
+  assert {key: row[key] for key in AUTHORS} == AUTHORS
+  head, depth = path.stem.split('_')[2:]
+  assert (row['model.head'], row['model.backbone']) == (
+    *(f'encoding_{head}', f'resnest{depth}'),
+  )
+  assert row['model.head_channels'] == {'fcn': 512, 'deeplabv3': 256}[head]
 
 
 def test_number_of_classes_is_that_of_the_data():
@@ -138,6 +168,7 @@ WRONG = [
   ('data.image_scale', '512,2048', r'\(long edge, short edge\)'),
   ('data.scale_range', '2.0,0.5', 'the smaller first'),
   ('data.flip_probability', '1.5', 'from 0 to 1'),
+  ('data.augmentation', 'mseg', r'mmseg, encoding \(did you mean mmseg\?\)'),
   ('data.sampling', 'random', 'one of uniform, repeat_factor, class_bal'),
   ('model.stage_sizes', '1,1,1', '4 positive whole numbers'),
   ('model.dropout', '1', 'below 1'),
@@ -175,6 +206,24 @@ WRONG = [
 @pytest.mark.parametrize(('key', 'given', 'message'), WRONG)
 def test_wrong_value_is_refused_by_name(key, given, message):
   refused(f'config.{key} .*{message}', load_config, ROW, {key: given})
+
+
+ENCODING = {'data.augmentation': 'encoding', 'data.image_scale': (520, 520)}
+ENCODING |= {'data.cat_max_ratio': 1.0}
+
+
+def test_augmentation_of_pytorch_encoding_needs_values_of_its_own(tmp_path):
+  assert flatten(load_config(ROW, ENCODING)).items() >= ENCODING.items()
+  for key, accepted in (
+    ('data.image_scale', r'\(2048, 512\); it must be one edge twice, as 520,'),
+    ('data.cat_max_ratio', '0.75; it must be 1 with data.augmentation=enc'),
+  ):
+    given = {name: ENCODING[name] for name in ENCODING if name != key}
+    refused(f'config.{key} is {accepted}', load_config, ROW, given)
+  lines = (f'  c.{key} = {value!r}\n' for key, value in ENCODING.items())
+  text = f'{FUNCTION}{"".join(lines)}  return common.mini(c)'
+  (tmp_path / 'own.py').write_text(text)
+  assert load_config(tmp_path / 'own.py').data.image_scale == (192, 192)
 
 
 def test_key_that_a_row_sets_can_be_reset():

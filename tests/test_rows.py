@@ -28,16 +28,17 @@ def test_three_steps_and_an_evaluation(row, request, tmp_path, capsys):
   overrides = RUN | (VARIATION if row == VARIED else {})
   overrides |= {'train.total_steps': 3, 'train.log_steps': 1}
   overrides['data.data_dir'] = str(request.getfixturevalue(data))
-  train(load_config(FOLDER / f'{row}.py:mini', overrides), tmp_path)
+  config = load_config(FOLDER / f'{row}.py:mini', overrides)
+  train(config, tmp_path)
 
   log = [*map(json.loads, (tmp_path / 'log.jsonl').read_text().splitlines())]
   losses = {line['step']: line for line in log if 'loss' in line}
   assert list(losses) == [1, 2, 3]
-  # It begins with every class as likely as any other; the auxiliary head's
-  # weight is 0.4. Ignored pixels count as 0.
+  # It begins with all classes alike. Ignored pixels count as 0.
   first, expected = losses[1], math.log(len(labels.classes))
   assert first['decode_loss'] == pytest.approx(expected, rel=0.1)
-  assert first['loss'] == pytest.approx(1.4 * expected, rel=0.1)
+  both = 1 + config.loss.aux_weight
+  assert first['loss'] == pytest.approx(both * expected, rel=0.1)
   assert all(math.isfinite(line['loss']) for line in losses.values())
   (scores,) = (line for line in log if 'mIoU' in line)
   assert 0 <= scores['mIoU'] <= scores['aAcc'] <= 1

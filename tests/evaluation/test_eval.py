@@ -266,12 +266,13 @@ REFUSED = {
   RUN + '--checkpoint=3': "no checkpoint '3'; .* 7",
   RUN + '--config.model.width=16': 'of another network',
   RUN + '--config.model.dilation_rule=timm': 'dilation_rule=mmseg',
+  RUN + '--config.model.head=encoding_pspnet': r"head 'psp.*model\.head=pspnet",
   RUN + '--config.model.num_classes=19': 'is 19, but .* has 150 classes',
   RUN + '--config.data.data_dir={old}': r'\Aade20k_mini is not prepared',
   RUN + '--split=test': "no split 'test'",
   '--weights={weights}': 'needs --out',
   # No classifiers are suggested.
-  NEW + 'ade20k_psp': r'\A(?!.*resnest50).*Did you mean ade20k_pspnet',
+  NEW + 'ade20k_psp': r'\A(?!.*resnest50_d2).*Did you mean ade20k_pspnet',
   NEW + '{weights}/../backbone': 'is a backbone, which gives no label',
   # Nothing is overwritten: neither other files nor results of another kind.
   RUN + '--out={old}/eval': r'report\.html is there and is not of',
