@@ -111,7 +111,8 @@ def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     default='whole',
     choices=PROTOCOLS,
     help='whole (default); slide: in windows; ms_flip_0x, ms_flip_1x: mirrored '
-    'and at several scales of image_scale or of the original size',
+    'and at several scales of image_scale or of the original size; encoding: '
+    "PyTorch-Encoding's, in windows of several scales",
   )
   add(
     '--image_scale',
@@ -126,22 +127,23 @@ def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     nargs=2,
     type=int,
     metavar=('HEIGHT', 'WIDTH'),
-    help='slide: pixels of a window (default: the crop of the training)',
+    help='slide, encoding: pixels of a window (default: the crop of the '
+    'training)',
   )
   add(
     '--slide_stride',
     nargs=2,
     type=int,
     metavar=('DOWN', 'RIGHT'),
-    help='slide: pixels from a window to the next (default: two thirds of a '
-    'window)',
+    help='slide, encoding: pixels from a window to the next (default: two '
+    'thirds of a window)',
   )
   add(
     '--scales',
     nargs='+',
     type=float,
     metavar='SCALE',
-    help='ms_flip (default: 0.5 0.75 1 1.25 1.5 1.75)',
+    help='ms_flip, encoding (default: 0.5 0.75 1 1.25 1.5 1.75)',
   )
   # None means the protocol's default. `choose_protocol` refuses parameters that
   # a protocol does not have.
@@ -150,7 +152,7 @@ def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     dest='flip',
     action='store_const',
     const=False,
-    help='ms_flip: not mirrored',
+    help='ms_flip, encoding: not mirrored',
   )
 
 

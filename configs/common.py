@@ -67,13 +67,16 @@ def get_config() -> ConfigDict:
   config.eval.fscore_beta = 1.0  # recall counts beta times as much, > 0 (mmseg)
   # Protocol of eval.py (docs/evaluation.md): 'whole', 'slide' in windows,
   # 'ms_flip_0x' or 'ms_flip_1x' at several scales and mirrored; 0x scales
-  # data.image_scale, 1x the original image. Training uses 'whole'.
+  # data.image_scale, 1x the original image; 'encoding' is the authors' own, in
+  # windows of several scales. Training uses 'whole'.
   config.eval.protocol = 'whole'
-  # slide: pixels (height, width) of a window, and from one to the next.
+  # slide, encoding: pixels (height, width) of a window, and from one to the
+  # next.
   config.eval.slide_crop = placeholder(tuple)  # None: data.crop_size
   config.eval.slide_stride = placeholder(tuple)  # None: two thirds of it
-  config.eval.scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # ms_flip_* (mmseg)
-  config.eval.flip = True  # ms_flip_*: each scale is also mirrored (mmseg)
+  # ms_flip_*, encoding: scales, and whether each is also mirrored (mmseg).
+  config.eval.scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+  config.eval.flip = True
   return config.lock()
 
 

@@ -14,6 +14,7 @@ PROTOCOLS = {
   'slide': ('image_scale', 'crop', 'stride'),
   'ms_flip_0x': ('image_scale', 'scales', 'flip'),
   'ms_flip_1x': ('scales', 'flip'),
+  'encoding': ('image_scale', 'crop', 'stride', 'scales', 'flip'),
 }
 SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
 # Steps and counts on the devices are int32.

@@ -65,6 +65,7 @@ def evaluate_split(
     UserError: data or weights cannot be used, or `out` holds something else.
   """
   console = make_console(quiet=not messages.is_first())
+  protocol = make_protocol(config)
   split_name = split_name or config.data.eval_split
   split = open_data(config.data, split_name)
   messages.check_same_data(describe({'the split': split}))
@@ -73,7 +74,6 @@ def evaluate_split(
   if workdir or Path(weights, 'checkpoints').is_dir():
     check_classes_of(Path(workdir or weights), checkpoint, split.labels.classes)
   fit_num_classes(config, len(split.labels.classes))
-  protocol = make_protocol(config)
   model, variables, found, normalization = load_network(
     config, workdir, weights, checkpoint, console
   )
@@ -120,7 +120,7 @@ def evaluate_split(
     with files.explain_refusal(out):
       write_metrics(out, result, evaluation, ranked)
   finally:
-    print_table(console, evaluation, interval, outlines, split.labels.classes)
+    print_table(config, console, evaluation, interval, outlines, split)
   missing = draw(out, result, before, split, evaluation, ranked)
   console.print(f'written to {out}', soft_wrap=True)
   check_drawn(out, missing)
@@ -243,7 +243,7 @@ def summarize(
   means = {key: number(getattr(scores, f'm{key}')) for key in metrics.PER_CLASS}
   return {
     'images': evaluation.num_images,
-    **{key: number(value) for key, value in scores.summary().items()},
+    **{key: number(value) for key, value in summary_of(config, scores).items()},
     'mIoU_interval': dataclasses.asdict(interval)
     | {'low': number(interval.low), 'high': number(interval.high)},
     'mean': means,
@@ -266,17 +266,25 @@ def summarize(
   }
 
 
+def summary_of(config: ConfigDict, scores: metrics.Scores) -> dict[str, float]:
+  """The means under their names; with PyTorch-Encoding's mIoU next to ours."""
+  if config.eval.protocol != 'encoding':
+    return scores.summary()
+  return scores.summary() | {'mIoU_all_classes': scores.mIoU_all_classes}
+
+
 def number(value: float) -> float | None:
   # JSON has no NaN: undefined scores are null.
   return None if math.isnan(value) else float(value)
 
 
 def print_table(
+  config: ConfigDict,
   console: rich.console.Console,
   evaluation: Evaluation,
   interval: Interval,
   outlines: BoundaryScores | None,
-  classes: Sequence[str],
+  split: Any,
 ) -> None:
   """Prints the classes that take part in the mean, then the means."""
   scores = evaluation.scores
@@ -289,7 +297,7 @@ def print_table(
   table = rich.table.Table('class', title='scores in %')
   for column in (*columns, 'pixels'):
     table.add_column(column, justify='right')
-  for i, name in enumerate(classes):
+  for i, name in enumerate(split.labels.classes):
     # Of up to 150 rows those without a score would bury the others.
     if not math.isnan(scores.IoU[i]):
       table.add_row(
@@ -310,7 +318,8 @@ def print_table(
       f'{len(scores.absent)} classes have no labelled pixel: '
       f'{listed(scores.absent, 8)}'
     )
-  summary = (f'{key} {percent(x)}' for key, x in scores.summary().items())
+  means = summary_of(config, scores).items()
+  summary = (f'{key} {percent(x)}' for key, x in means)
   speed = evaluation.num_images / evaluation.seconds
   console.print('  '.join(summary), style='bold')
   console.print(

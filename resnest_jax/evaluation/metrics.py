@@ -36,6 +36,11 @@ class Scores:
   num_averaged: int  # Classes whose IoU is defined: the denominator of mIoU.
   absent: tuple[str, ...]  # Classes without a ground-truth pixel.
 
+  @property
+  def mIoU_all_classes(self) -> float:
+    """As PyTorch-Encoding counts: the IoU of a class without pixels is 0."""
+    return float(np.nan_to_num(self.IoU).mean())
+
   def summary(self) -> dict[str, float]:
     """The three numbers of results tables, under their usual names."""
     return {'mIoU': self.mIoU, 'mAcc': self.mAcc, 'aAcc': self.aAcc}

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from resnest_jax.inference import exponentials
+from resnest_jax.inference.exponentials import Exponentials
 from resnest_jax.labels import IGNORE
 from resnest_jax.models import implementations, layers
 
@@ -28,6 +30,13 @@ class View(NamedTuple):
   # Weights in each row of the result, arbitrary beyond an image's true size.
   rows: jax.Array  # (B, Hl, h)
   columns: jax.Array  # (B, Wl, w), likewise.
+
+  @property
+  def canvas(self) -> tuple[int, int]:
+    return self.rows.shape[1], self.columns.shape[1]
+
+
+Views = Sequence[View] | Sequence[Exponentials]
 
 
 def logits_size(
@@ -94,11 +103,14 @@ def two_resizes(
   return (1 - weight) * first + weight * second
 
 
-def class_scores(views: Sequence[View]) -> jax.Array:
+def class_scores(views: Views) -> jax.Array:
   """(B, rows, C, columns): logits of a view, mean probabilities of several.
 
-  CPUs compute it in this order several times as fast as with classes last.
+  Of `Exponentials` their sums, up to a factor of each pixel. CPUs compute it in
+  this order several times as fast as with classes last.
   """
+  if isinstance(views[0], Exponentials):
+    return exponentials.summed(views)
   # The default precision would move labels where two scores are close.
   dot = functools.partial(jnp.einsum, precision='highest')
 
@@ -112,8 +124,19 @@ def class_scores(views: Sequence[View]) -> jax.Array:
   return sum(jax.nn.softmax(resized(view), 2) for view in views) / len(views)
 
 
+def probabilities(views: Views, tile_bytes: int = TILE_BYTES) -> jax.Array:
+  """(B, Hl, C, Wl): the scores that decide, with a sum of 1."""
+
+  def visit(scores, _):
+    if isinstance(views[0], Exponentials):
+      return scores / scores.sum(2, keepdims=True), None
+    return jax.nn.softmax(scores, 2) if len(views) == 1 else scores, None
+
+  return _over_tiles(visit, views, tile_bytes)[0]
+
+
 def label_maps(
-  views: Sequence[View],
+  views: Views,
   label_size: jax.Array,
   tile_bytes: int = TILE_BYTES,
   label: jax.Array | None = None,
@@ -123,37 +146,65 @@ def label_maps(
   With `label`, uint8 of that shape, and a single view also the sum of the cross
   entropy over the labelled pixels of each image, (B,).
   """
-  batch, *_, num_classes = views[0].logits.shape
-  height, width = views[0].rows.shape[1], views[0].columns.shape[1]
-  # All views may be in memory together, and one before its softmax.
-  widest = max(width, *(view.logits.shape[2] for view in views))
-  copies = 1 if len(views) == 1 else len(views) + 2
-  itemsize = views[0].logits.dtype.itemsize
-  row_bytes = copies * batch * widest * num_classes * itemsize
-  tile_rows = min(max(tile_bytes // row_bytes, 1), height)
-  tiles = -(-height // tile_rows)
 
-  def in_tiles(rows, fill=0):  # (B, Hl, h) -> (tiles, B, tile_rows, h)
-    beyond = (0, 0), (0, tiles * tile_rows - height), (0, 0)
-    rows = jnp.pad(rows, beyond, constant_values=fill)
-    return rows.reshape(batch, tiles, tile_rows, -1).swapaxes(0, 1)
+  def visit(scores, label):
+    loss = None if label is None else _cross_entropy(scores, label)
+    return _classes(scores), loss
 
-  def of_tile(tile):
-    rows_of_views, label = tile
-    pairs = zip(views, rows_of_views, strict=True)
-    scores = class_scores([view._replace(rows=rows) for view, rows in pairs])
-    classes = _classes(scores)
-    return classes, None if label is None else _cross_entropy(scores, label)
-
-  labels = None if label is None else in_tiles(label, IGNORE)
-  tiled = [in_tiles(view.rows) for view in views], labels
-  maps, losses = jax.lax.map(of_tile, tiled)
-  maps = maps.swapaxes(0, 1).reshape(batch, -1, width)[:, :height]
+  maps, losses = _over_tiles(visit, views, tile_bytes, label)
+  height, width = views[0].canvas
   inside = (jnp.arange(height)[:, None] < label_size[:, 0, None, None]) & (
     jnp.arange(width) < label_size[:, 1, None, None]
   )
   maps = jnp.where(inside, maps, jnp.uint8(IGNORE))
   return maps if label is None else (maps, losses.sum(0))
+
+
+def _over_tiles(
+  visit: Callable[..., tuple[jax.Array, Any]],
+  views: Views,
+  tile_bytes: int,
+  label: jax.Array | None = None,
+) -> tuple[jax.Array, Any]:
+  """Calls `visit` with the scores of one tile of rows after the other.
+
+  It also gets the tile's label, and returns (B, rows, ...) and anything. Gives
+  (B, Hl, ...), and the latter of all tiles, stacked.
+  """
+  batch, height = len(views[0].logits), views[0].canvas[0]
+  row_bytes = _row_numbers(views) * batch * views[0].logits.dtype.itemsize
+  tile_rows = min(max(tile_bytes // row_bytes, 1), height)
+  tiles = -(-height // tile_rows)
+
+  def in_tiles(rows, fill=0):  # (B, Hl, ...) -> (tiles, B, tile_rows, ...)
+    beyond = (rows.ndim - 2) * [(0, 0)]
+    beyond = (0, 0), (0, tiles * tile_rows - height), *beyond
+    rows = jnp.pad(rows, beyond, constant_values=fill)
+    rows = rows.reshape(batch, tiles, tile_rows, *rows.shape[2:])
+    return rows.swapaxes(0, 1)
+
+  def of_tile(tile):
+    rows_of_views, label = tile
+    pairs = zip(views, rows_of_views, strict=True)
+    scores = class_scores([view._replace(rows=rows) for view, rows in pairs])
+    return visit(scores, label)
+
+  labels = None if label is None else in_tiles(label, IGNORE)
+  tiled = jax.tree.map(in_tiles, [view.rows for view in views]), labels
+  found, others = jax.lax.map(of_tile, tiled)
+  found = found.swapaxes(0, 1)
+  return found.reshape(batch, -1, *found.shape[3:])[:, :height], others
+
+
+def _row_numbers(views: Views) -> int:
+  """How many numbers `class_scores` holds for a row of an image, about."""
+  if isinstance(views[0], Exponentials):
+    return max(view.numbers for view in views)
+  # All views may be in memory together, and one before its softmax.
+  copies = 1 if len(views) == 1 else len(views) + 2
+  width, classes = views[0].canvas[1], views[0].logits.shape[3]
+  widest = max(width, *(view.logits.shape[2] for view in views))
+  return copies * widest * classes
 
 
 def _classes(scores: jax.Array) -> jax.Array:

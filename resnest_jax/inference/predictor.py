@@ -366,13 +366,13 @@ def from_checkpoint(
     source: workdir of a training, published name, path or address; see
       `load_pretrained`.
     checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
-    protocol: 'whole', 'slide', 'ms_flip_0x' or 'ms_flip_1x'; docs/evaluation.md
-      describes them and the next five parameters.
+    protocol: 'whole', 'slide', 'ms_flip_0x', 'ms_flip_1x' or 'encoding';
+      docs/evaluation.md describes them and the next five parameters.
     image_scale: (long edge, short edge) in pixels; None: the training's.
     slide_crop: height and width of a window; None: the training's crop.
     slide_stride: pixels between windows; None: two thirds of a window.
-    scales: of ms_flip; None: 0.5 to 1.75 in steps of 0.25.
-    flip: of ms_flip: whether to add mirrors; None: yes.
+    scales: of ms_flip and encoding; None: 0.5 to 1.75 in steps of 0.25.
+    flip: of both: whether to add mirrors; None: yes.
     batch_size: see `Predictor`.
     bucket: padded heights and widths are multiples of it: a larger one compiles
       fewer shapes and computes more.

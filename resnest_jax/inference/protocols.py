@@ -10,10 +10,13 @@ from jax.sharding import Mesh
 from resnest_jax.config_keys import MOST_PIXELS, PROTOCOLS, SCALES
 from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.errors import UserError
+from resnest_jax.inference.encoding import make_encoding
 from resnest_jax.inference.label_maps import resized_view
 from resnest_jax.inference.multiscale import make_multiscale, scaled_sizes
 from resnest_jax.inference.slide import make_slide
 
+# Where those of a training are not square.
+ENCODING = {'image_scale': (520, 520), 'crop': (480, 480)}
 _PAIRS = ('image_scale', 'slide_crop', 'slide_stride')
 
 
@@ -22,12 +25,13 @@ class Protocol:
   """A protocol with all parameters that its results depend on.
 
   Attributes:
-    name: 'whole', 'slide', 'ms_flip_0x' or 'ms_flip_1x'.
+    name: one of `PROTOCOLS`.
     image_scale: long and short edge in pixels that images are fitted into.
-    crop: `slide`: height and width of a window in pixels.
-    stride: `slide`: pixels between windows, down and to the right.
-    scales: `ms_flip_*`: relative to `image_scale` (0x) or the original (1x).
-    flip: `ms_flip_*`: whether each scale is also shown mirrored.
+    crop: `slide`, `encoding`: height and width of a window in pixels.
+    stride: likewise: pixels between windows, down and to the right.
+    scales: `ms_flip_*`, `encoding`: relative to `image_scale`, 1x: to the
+      original.
+    flip: likewise: whether each scale is also shown mirrored.
     bucket: padded heights and widths are multiples of this many pixels (at
       scale 1). Results depend on it only by rounding.
     normalization: of the weights.
@@ -41,6 +45,16 @@ class Protocol:
   flip: bool = True
   bucket: int = 64
   normalization: Normalization = IMAGENET
+
+  def __post_init__(self):
+    edges = len({*self.image_scale}), len({*self.crop})
+    if self.name == 'encoding' and edges != (1, 1):
+      raise UserError(
+        'the protocol encoding has square windows of images whose long edge is '
+        f'given: image_scale is {self.image_scale} and slide_crop '
+        f'{self.crop} (without it the crop of the training). Give each two '
+        'equal numbers, as 520 520 and 480 480.'
+      )
 
   @property
   def keep_size(self) -> bool:
@@ -116,7 +130,13 @@ def choose_protocol(
     key.removeprefix('slide_'): tuple(value) if key in _PAIRS else value
     for key, value in given.items()
   }
-  values = {'image_scale': tuple(image_scale), 'crop': tuple(crop)} | given
+  values = {'image_scale': tuple(image_scale), 'crop': tuple(crop)}
+  if name == 'encoding':
+    values = {
+      key: value if value[0] == value[1] else ENCODING[key]
+      for key, value in values.items()
+    }
+  values |= given
   values.setdefault('stride', default_stride(values['crop']))
   if 'scales' in given:
     values['scales'] = tuple(map(float, given['scales']))
@@ -145,15 +165,17 @@ def make_views(
   place: Callable,
   mesh: Mesh | None,
   align_corners: bool = False,
+  dtype: Any = np.float32,
 ) -> tuple[Callable, Callable]:
   """The two parts of a protocol, `look` and `build`.
 
-  `network` is (variables, uint8 images, sizes) -> logits, compiled; `place`
-  puts arrays whose first axis is the batch on the devices. `align_corners` is
-  how logits become those of the network's input.
+  `network` is (variables, images, sizes) -> logits, compiled; `place` puts
+  arrays whose first axis is the batch on the devices. `align_corners` is how
+  logits become those of the network's input. Images are uint8, in `encoding`
+  of `dtype`.
   look(variables, batch) -> (layout, arrays) runs the network, outside jit;
   `layout` is static. build(layout, arrays, label_size, label_canvas) -> list of
-  `View` is traced on each device's share of the batch.
+  `View` or `Exponentials` is traced on each device's share of the batch.
   """
   # Only the network takes long to compile, and serves labels of any shape.
   if protocol.name == 'whole':
@@ -161,6 +183,19 @@ def make_views(
   if protocol.name == 'slide':
     windows = protocol.crop, protocol.stride
     return make_slide(network, place, mesh, *windows, align_corners)
+  if protocol.name == 'encoding':
+    return make_encoding(
+      network,
+      place,
+      mesh,
+      base_size=protocol.image_scale[0],
+      crop=protocol.crop,
+      stride=protocol.stride,
+      scales=protocol.scales,
+      flip=protocol.flip,
+      dtype=dtype,
+      align_corners=align_corners,
+    )
   if protocol.keep_size:
     relative = 'image_scale' in PROTOCOLS[protocol.name]
     return make_multiscale(

@@ -89,6 +89,17 @@ def cut(
   return jax.vmap(window)(corners)
 
 
+def side_by_side(logits: jax.Array, places: jax.Array) -> jax.Array:
+  """Logits of windows (n, h, w, C) as (B, rows * h, columns * w, C).
+
+  `places` (B, rows, columns) is as in `plan`.
+  """
+  batch, rows, columns = places.shape
+  _, h, w, classes = logits.shape
+  logits = logits[places].swapaxes(2, 3)
+  return logits.reshape(batch, rows * h, columns * w, classes)
+
+
 def window_matrix(
   lengths: tuple[jax.Array, jax.Array],
   padded: tuple[int, int, int],
@@ -162,7 +173,7 @@ def make_slide(
     valid = logits_size(shown, window, logits[0].shape[1:3])
     logits = jnp.concatenate(logits)
     logits = logits.astype(at_least_float32(logits.dtype))
-    _, h, w, classes = logits.shape
+    _, h, w, _ = logits.shape
     matrices = [
       window_matrix(
         (label_size[:, i], size[:, i]),
@@ -175,10 +186,6 @@ def make_slide(
       )
       for i in (0, 1)
     ]
-    batch, rows, columns = places.shape
-    # Side by side: (B, rows, columns, h, w, C) -> (B, rows * h, columns * w, C)
-    logits = logits[places].swapaxes(2, 3)
-    logits = logits.reshape(batch, rows * h, columns * w, classes)
-    return [View(logits, *matrices)]
+    return [View(side_by_side(logits, places), *matrices)]
 
   return look, build

@@ -17,9 +17,9 @@ from resnest_jax.data import preprocess
 from resnest_jax.errors import UserError
 from resnest_jax.inference.label_maps import (
   TILE_BYTES,
-  class_scores,
   count_confusion,
   label_maps,
+  probabilities,
   split_batch,
 )
 from resnest_jax.inference.protocols import Protocol, make_views
@@ -82,7 +82,7 @@ def compile_views(
     return compiled_forward(variables, image, size)
 
   aligned = model.decode_head.align_corners
-  look, build = make_views(protocol, network, place, mesh, aligned)
+  look, build = make_views(protocol, network, place, mesh, aligned, dtype)
   return Views(compiled_forward, look, build, place)
 
 
@@ -167,31 +167,30 @@ def make_predict_step(
 ) -> Callable[[Any, Batch, bool], tuple[jax.Array, jax.Array | None]]:
   """As `make_eval_step`, for images without ground truth.
 
-  The step is (variables, batch, probabilities) -> label maps, and None or
-  probabilities float32 (B, Hl, Wl, C), which are not computed in tiles.
+  The step is (variables, batch, with_probabilities) -> label maps, and None or
+  probabilities float32 (B, Hl, Wl, C).
   """
   _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, jnp.float32, on_compile
   )
 
-  def finish(layout, canvas, probabilities, arrays, label_size):
+  def finish(layout, canvas, with_probabilities, arrays, label_size):
     views = build(layout, arrays, label_size, canvas)
     maps = label_maps(views, label_size)
-    if not probabilities:
+    if not with_probabilities:
       return maps, None
-    mean = class_scores(views)
-    mean = jax.nn.softmax(mean, 2) if len(views) == 1 else mean
-    return maps, mean.astype(jnp.float32).swapaxes(2, 3)
+    found = probabilities(views)
+    return maps, found.astype(jnp.float32).swapaxes(2, 3)
 
   @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-  def compiled_finish(layout, canvas, probabilities, *arrays):
-    stage = functools.partial(finish, layout, canvas, probabilities)
+  def compiled_finish(layout, canvas, with_probabilities, *arrays):
+    stage = functools.partial(finish, layout, canvas, with_probabilities)
     return split_batch(stage, mesh, *2 * [P('data')])(*arrays)
 
-  def predict_step(variables, batch, probabilities=False):
+  def predict_step(variables, batch, with_probabilities=False):
     layout, arrays = look(variables, batch)
     canvas = batch['label'].shape[1:3]
     size = place(batch['label_size'])
-    return compiled_finish(layout, canvas, probabilities, arrays, size)
+    return compiled_finish(layout, canvas, with_probabilities, arrays, size)
 
   return predict_step

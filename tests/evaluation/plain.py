@@ -4,6 +4,7 @@
 # mmsegmentation's own steps.
 
 import itertools
+import math
 import re
 import types
 
@@ -39,8 +40,12 @@ def upsampled(variables, images, train, size):
   return types.SimpleNamespace(logits=images[:, ::8, ::8] @ variables['kernel'])
 
 
-HEAD = types.SimpleNamespace(align_corners=False)
-UPSAMPLER = types.SimpleNamespace(apply=upsampled, decode_head=HEAD)
+def upsampler(align_corners=False):
+  head = types.SimpleNamespace(align_corners=align_corners)
+  return types.SimpleNamespace(apply=upsampled, decode_head=head)
+
+
+UPSAMPLER = upsampler()
 
 
 class Split(list):
@@ -143,6 +148,55 @@ def multiscale_scores(image, scales, image_scale):
       logits = network(scaled[:, ::step])[:, ::step]
       found.append(softmax(resized(logits, size), -1))
   return np.mean(found, 0)
+
+
+def aligned(x, size):
+  # Bilinear with aligned corners, (h, w, C) -> (*size, C).
+  for axis, new in enumerate(size):
+    last = x.shape[axis] - 1
+    place = np.arange(new) * last / max(new - 1, 1)
+    low = np.floor(place).astype(int)
+    weight = (place - low).reshape(-1, *(2 - axis) * [1])
+    high = x.take(np.minimum(low + 1, last), axis)
+    x = x.take(low, axis) * (1 - weight) + high * weight
+  return x
+
+
+def encoding_scores(image, protocol, upsample=resized, gain=1.0):
+  # PyTorch-Encoding's steps: sums of exponentials at the original size.
+  mean, std = np.array(preprocess.MEAN), np.array(preprocess.STD)
+  (crop, _), (stride, _), total = protocol.crop, protocol.stride, 0
+
+  def black(*size):
+    return np.zeros((*size, 3)) - mean / std
+
+  def look(window):
+    both = window, window[:, ::-1]
+    both = [
+      x[::8, ::8] @ (gain * np.float64(VARIABLES['kernel'])) for x in both
+    ]
+    both = [upsample(x, (crop, crop)) for x in both]
+    # Of a range beyond e ** 11,000.
+    return np.exp(np.longdouble(both[0] + both[1][:, ::-1]))
+
+  for scale in protocol.scales:
+    long, size = math.ceil(protocol.image_scale[0] * scale), image.shape[:2]
+    size = [int(length * long / max(size) + 0.5) for length in size]
+    height, width = (max(length, crop) for length in size)
+    scaled = black(height, width)
+    scaled[: size[0], : size[1]] = aligned((image - mean) / std, size)
+    found = np.zeros((height, width, CLASSES), np.longdouble)
+    count = np.zeros((height, width, 1))
+    grid = [-(-(length - crop) // stride) + 1 for length in (height, width)]
+    for top, left in stride * np.array([*np.ndindex(*grid)]):
+      inside = np.s_[top : top + crop, left : left + crop]
+      rows, columns = count[inside].shape[:2]
+      window = black(crop, crop)
+      window[:rows, :columns] = scaled[inside]
+      found[inside] += look(window)[:rows, :columns]
+      count[inside] += 1
+    total += aligned((found / count)[: size[0], : size[1]], image.shape[:2])
+  return total
 
 
 def make_predictor(protocol=None, **options):

@@ -197,6 +197,32 @@ def test_another_protocol_is_named_and_has_a_folder_of_its_own(run, evaluate):
   assert found['per_class'] != run.result['per_class']
 
 
+def test_the_authors_protocol_has_their_mean_next_to_ours(
+  run, evaluate, capsys
+):
+  flags = '--config.eval.slide_crop=48,48', '--config.eval.scales=0.5,1.0'
+  evaluate('--workdir', run.folder, '--config.eval.protocol=encoding', *flags)
+  out = run.folder / 'eval' / f'{STEP}-validation-encoding'
+  found, printed = read(out), capsys.readouterr().out
+  assert found['protocol'] == {
+    'name': 'encoding',
+    'image_scale': [64, 64],
+    'crop': [48, 48],
+    'stride': [32, 32],
+    'scales': [0.5, 1.0],
+    'flip': True,
+  }
+  ious = [x['IoU'] for x in found['per_class']]
+  mean = sum(x or 0 for x in ious) / 150
+  assert None in ious
+  assert found['mIoU_all_classes'] == pytest.approx(mean)
+  assert found['mIoU'] == pytest.approx(150 * mean / found['classes_averaged'])
+  assert f'mIoU_all_classes {100 * mean:.2f}' in printed
+  page = (out / 'report.html').read_text('utf-8')
+  assert f'<dt>mIoU of all classes</dt><dd>{100 * mean:.2f}</dd>' in page
+  assert 'mIoU_all_classes' not in run.result
+
+
 @pytest.fixture(scope='module')
 def weights(run, tmp_path_factory):
   # The checkpoint's weights as `convert` writes them, and their backbone.

@@ -30,6 +30,23 @@ def test_scores_equal_mmsegmentation():
   assert (scores.num_averaged, scores.absent) == (19, ('18',))
 
 
+def test_mean_over_all_classes_is_pytorch_encodings():
+  golden = reference.load('encoding_metric_a')
+  classes = int(golden['k'])
+  confusion = sum(
+    metrics.confusion_matrix(
+      golden[f'pred{i}'], golden[f'gt{i}'], classes, ignore=-1
+    )
+    for i in range(golden['n'])
+  )
+  counts = metrics.intersection_and_union(confusion)
+  np.testing.assert_array_equal(counts, [golden['inter'], golden['union']])
+  scores = metrics.scores(confusion)
+  ours = scores.mIoU_all_classes, scores.aAcc, scores.mIoU
+  theirs = [golden[x] for x in ('mIoU', 'pixAcc', 'mIoU_of_present')]
+  np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
 def count(prediction, label):
   return metrics.confusion_matrix(np.array(prediction), np.array(label), 3)
 

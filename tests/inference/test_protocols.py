@@ -30,6 +30,8 @@ SLIDE = Protocol('slide', crop=(40, 48), stride=(24, 31))
 SCALED = {'image_scale': (90, 50), 'scales': (0.5, 1.25), 'bucket': 32}
 SCALES_0X = Protocol('ms_flip_0x', **SCALED)
 SCALES_1X = Protocol('ms_flip_1x', **SCALED)
+SQUARES = {'image_scale': (48, 48), 'crop': (40, 40), 'stride': (26, 26)}
+ENCODING = Protocol('encoding', scales=(0.5, 1.0, 1.75), **SQUARES)
 
 
 def golden_network(row, shape):
@@ -103,6 +105,8 @@ def plain_scores(protocol, image, label_size):
     return plain.slide_scores(image, label_size, SLIDE.crop, SLIDE.stride)
   if protocol == Protocol():
     return plain.resized(plain.network(image), label_size)
+  if protocol == ENCODING:
+    return plain.encoding_scores(image, ENCODING)
   scale = protocol.image_scale if protocol == SCALES_0X else None
   return plain.multiscale_scores(image, protocol.scales, scale)
 
@@ -114,6 +118,9 @@ def plain_scores(protocol, image, label_size):
     *((Protocol(), 1, size) for size in (1, 200_000, label_maps.TILE_BYTES)),
     *((x, 1, label_maps.TILE_BYTES) for x in (SLIDE, SCALES_0X, SCALES_1X)),
     *((x, 4, label_maps.TILE_BYTES) for x in (Protocol(), SLIDE, SCALES_1X)),
+    *(
+      (ENCODING, *x) for x in ((1, 1), (1, label_maps.TILE_BYTES), (4, 500_000))
+    ),
   ],
 )
 def test_mixed_sizes_equal_the_plain_way(protocol, devices, tile_bytes):
@@ -197,6 +204,7 @@ TRACED = {
   # third they are enlarged to 50 x 90 (0x), or become the smallest (1x).
   SCALES_0X: [(32, 48), (80, 120)],
   SCALES_1X: [(32, 48), (80, 120), (16, 32), (40, 80)],
+  ENCODING: [(40, 40)],  # Always a whole window.
 }
 
 
@@ -263,15 +271,21 @@ def test_counts_are_exact_and_nothing_invalid_is_counted():
   assert counted == np.count_nonzero(label[0, 0, 2:] != 255)
 
 
-@pytest.mark.parametrize('name', ['whole', 'ms_flip_1x'])
+@pytest.mark.parametrize('name', ['whole', 'ms_flip_1x', 'encoding'])
 def test_a_large_image_of_many_classes_takes_little_memory(name):
   # Twelve megapixels; one copy of the scores of all classes has 7.2 GB.
   def shaped(*shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
-  protocol, sizes = Protocol(name), shaped(1, 2, dtype=jnp.int32)
+  squares = {'image_scale': (520, 520), 'crop': (480, 480)}
+  protocol = Protocol(name, **squares, stride=(320, 320))
+  sizes = shaped(1, 2, dtype=jnp.int32)
   if name == 'whole':
     layout, arrays = (512, 704), (shaped(1, 64, 88, 150), sizes)
+  elif name == 'encoding':
+    # Windows of the scales 0.5 to 1.75, whose logits have 60 x 60 pixels.
+    layout = (1, 1), (1, 1), (1, 2), (2, 2), (2, 2), (2, 3)
+    arrays = [(shaped(1, 60 * y, 60 * x, 150), sizes) for y, x in layout]
   else:
     size = np.array([[3000, 4000]])
     scaled = (scaled_sizes(size, ratio, None) for ratio in protocol.scales)

@@ -109,6 +109,8 @@ def headline(result: Mapping[str, Any], image_counts: np.ndarray) -> str:
   """The HTML of the means, the interval and the images' own mIoU."""
   interval, mean = result['mIoU_interval'], result['mean']
   scores = {key: result[key] for key in ('mAcc', 'aAcc')}
+  if 'mIoU_all_classes' in result:
+    scores['mIoU of all classes'] = result['mIoU_all_classes']
   scores |= {f'm{key}': mean[key] for key in ('Dice', 'Precision')}
   # With beta 1 it is the same number as mDice.
   if result['fscore_beta'] != 1:

@@ -1,0 +1,192 @@
+"""Protocol `encoding`: PyTorch-Encoding's own, which made its numbers.
+
+At each scale windows start at multiples of the stride, and a window that passes
+the image's edge is black there. The exponential of the logits of a window and
+its mirror, added up, is averaged over the windows that show a pixel, and the
+scales are summed. All resizes align corners, and images are not rounded.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from resnest_jax.inference import slide
+from resnest_jax.inference.exponentials import Columns, Exponentials, Rows
+from resnest_jax.inference.label_maps import split_batch
+from resnest_jax.models import layers
+
+
+def scaled_size(height: int, width: int, long_edge: int) -> tuple[int, int]:
+  """The size whose long edge has so many pixels, the ratio kept."""
+  if height > width:
+    return long_edge, max(int(width * long_edge / height + 0.5), 1)
+  return max(int(height * long_edge / width + 0.5), 1), long_edge
+
+
+def scaled_sizes(batch: dict[str, Any], long_edge: int) -> np.ndarray:
+  """The images' sizes at one scale, int32 (B, 2)."""
+  sizes = [scaled_size(*size, long_edge) for size in batch['size'].tolist()]
+  # An empty slot would have the windows of a whole image.
+  empty = batch['index'][:, None] < 0
+  return np.where(empty, 1, np.array(sizes)).astype(np.int32)
+
+
+def pixel_places(
+  length: int,
+  original: jax.Array,
+  scaled: jax.Array,
+  count: int,
+  crop: int,
+  stride: int,
+  dtype: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Where the pixels of the original are in windows, along an axis.
+
+  `length` is the padded original's, `original` and `scaled` (B,) are true ones,
+  `count` is the most windows of an image. Returns (B, length, n) windows,
+  pixels in them, and the share of these in a score, 0: not shown.
+  """
+  taps = layers.resize_taps(jnp.arange(length), original, scaled, dtype, True)
+  low, high, weight = taps
+  pixel = jnp.stack([low, high], -1)[..., None]  # (B, length, 2, 1)
+  weight = jnp.stack([1 - weight, weight], -1)[..., None]
+  # The last window that starts before a pixel, and those before that one.
+  last = slide.grid(scaled, crop, stride)[:, None, None, None] - 1
+  last = jnp.minimum(pixel // stride, last)
+  window = last - jnp.arange(min(-(-crop // stride), count))
+  within = pixel - window * stride
+  shown = (window >= 0) & (within < crop)
+  share = (weight * shown / shown.sum(-1, keepdims=True)).astype(dtype)
+  found = jnp.maximum(window, 0), jnp.clip(within, 0, crop - 1), share
+  return tuple(x.reshape(*x.shape[:2], -1) for x in found)
+
+
+def window_rows(
+  axis: tuple[jax.Array, jax.Array, jax.Array],
+  count: int,
+  crop: int,
+  inputs: int,
+  align_corners: bool,
+) -> Rows:
+  """Of `pixel_places`; a window of `crop` rows has `inputs` rows of logits."""
+  window, within, share = axis
+  taps = crop, inputs, inputs, share.dtype, align_corners
+  upsample = layers.resize_rows(within, *taps)
+  own = window[..., None] == jnp.arange(count)
+  matrix = own[..., None] * upsample[..., None, :]
+  return Rows(matrix.reshape(*share.shape, -1), share)
+
+
+def window_columns(
+  axis: tuple[jax.Array, jax.Array, jax.Array],
+  crop: int,
+  inputs: int,
+  align_corners: bool,
+) -> Columns:
+  """Likewise."""
+  window, within, share = axis
+  lengths = 2 * (crop, inputs)
+  upsample = layers.resize_matrix(*lengths, share.dtype, align_corners)
+  return Columns(window * crop + within, share, upsample)
+
+
+def make_encoding(
+  network: Callable,
+  place: Callable,
+  mesh: Mesh | None,
+  *,
+  base_size: int,
+  crop: tuple[int, int],
+  stride: tuple[int, int],
+  scales: Sequence[float],
+  flip: bool,
+  dtype: Any = jnp.float32,
+  align_corners: bool = False,
+) -> tuple[Callable, Callable]:
+  """`look` and `build` of `protocols.make_views`; see there.
+
+  `base_size` are the pixels of the long edge at scale 1, `dtype` is of images.
+  """
+  devices = 1 if mesh is None else mesh.shape['data']
+  data = P('data')
+
+  def resized(canvas, image, size, scaled):
+    image = image.astype(dtype)
+    return layers.resize(image, canvas, size, scaled, align_corners=True)
+
+  @functools.cache
+  def compiled_resize(canvas):
+    stage = functools.partial(resized, canvas)
+    return jax.jit(split_batch(stage, mesh, *3 * [data]))
+
+  def cut_out(images, corners):
+    windows = slide.cut(crop, images, corners)
+    return (windows, windows[:, :, ::-1])[: 1 + flip]
+
+  compiled_cut = jax.jit(split_batch(cut_out, mesh, *2 * [data]))
+
+  def joined(places, logits):
+    both = [jnp.concatenate(x) for x in zip(*logits, strict=True)]
+    both = [x.astype(layers.at_least_float32(x.dtype)) for x in both]
+    # Resizing is linear and symmetric: mirrors are added before it.
+    total = both[0] + both[1][:, :, ::-1] if flip else both[0]
+    return slide.side_by_side(total, places)
+
+  compiled_join = jax.jit(split_batch(joined, mesh, *2 * [data]))
+
+  def look(variables, batch):
+    image, size = place((batch['image'], batch['size']))
+    whole = place(np.tile(np.int32(crop), (len(size), 1)))
+    layout, arrays = [], []
+    for ratio in scales:
+      scaled = scaled_sizes(batch, math.ceil(base_size * ratio))
+      counts = slide.grid(scaled, np.array(crop), np.array(stride))
+      # With the black beyond its edges the last window is as large as others.
+      sizes = (counts - 1) * stride + crop
+      canvas = tuple(sizes.max(0).tolist())
+      corners, _, places = slide.plan(sizes, canvas, crop, stride, devices)
+      scaled = place(scaled)
+      images = compiled_resize(canvas)(image, size, scaled)
+      logits = [
+        [
+          network(variables, x, whole)
+          for x in compiled_cut(images, place(corner))
+        ]
+        for corner in corners
+      ]
+      layout.append(places.shape[1:])
+      arrays.append((compiled_join(place(places), logits), scaled))
+    return tuple(layout), arrays
+
+  def build(layout, arrays, label_size, label_canvas):
+    found = []
+    for counts, (logits, size) in zip(layout, arrays, strict=True):
+      axes = [
+        pixel_places(
+          label_canvas[i],
+          label_size[:, i],
+          size[:, i],
+          counts[i],
+          crop[i],
+          stride[i],
+          logits.dtype,
+        )
+        for i in (0, 1)
+      ]
+      batch, height, width, classes = logits.shape
+      h, w = height // counts[0], width // counts[1]
+      rows = window_rows(axes[0], counts[0], crop[0], h, align_corners)
+      columns = window_columns(axes[1], crop[1], w, align_corners)
+      logits = logits.reshape(batch, height, counts[1], w, classes)
+      logits = logits.transpose(0, 4, 2, 3, 1)
+      found.append(Exponentials(logits, rows, columns))
+    return found
+
+  return look, build
