@@ -267,6 +267,7 @@ def encoding(
   config.data.crop_size = (480, 480)
   config.data.cat_max_ratio = 1.0
   config.data.photometric = False
+  config.eval.protocol = 'encoding'
   config.loss.avg_non_ignore = True
   config.loss.aux_weight = 0.2
   config.optimizer.learning_rate = 0.004

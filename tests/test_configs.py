@@ -112,6 +112,8 @@ AUTHORS = {
   **{'optimizer.learning_rate': 0.004, 'optimizer.min_learning_rate': 0.0},
   **{'optimizer.head_multiplier': 10.0, 'optimizer.weight_decay': 1e-4},
   **{'optimizer.power': 0.9, 'optimizer.decay_norm_bias': True},
+  **{'eval.protocol': 'encoding', 'eval.flip': True},
+  **{'eval.scales': (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)},
   **{'train.total_steps': 180 * (20_210 // 16), 'train.batch_size': 16},
 }
 

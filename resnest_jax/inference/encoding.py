@@ -165,28 +165,41 @@ def make_encoding(
       arrays.append((compiled_join(place(places), logits), scaled))
     return tuple(layout), arrays
 
-  def build(layout, arrays, label_size, label_canvas):
-    found = []
-    for counts, (logits, size) in zip(layout, arrays, strict=True):
-      axes = [
-        pixel_places(
-          label_canvas[i],
-          label_size[:, i],
-          size[:, i],
-          counts[i],
-          crop[i],
-          stride[i],
-          logits.dtype,
-        )
-        for i in (0, 1)
-      ]
-      batch, height, width, classes = logits.shape
-      h, w = height // counts[0], width // counts[1]
-      rows = window_rows(axes[0], counts[0], crop[0], h, align_corners)
-      columns = window_columns(axes[1], crop[1], w, align_corners)
-      logits = logits.reshape(batch, height, counts[1], w, classes)
-      logits = logits.transpose(0, 4, 2, 3, 1)
-      found.append(Exponentials(logits, rows, columns))
-    return found
+  return look, functools.partial(exponentials, crop, stride, align_corners)
 
-  return look, build
+
+def exponentials(
+  crop: tuple[int, int],
+  stride: tuple[int, int],
+  align_corners: bool,
+  layout: Sequence[tuple[int, int]],
+  arrays: Sequence[tuple[jax.Array, jax.Array]],
+  label_size: jax.Array,
+  label_canvas: tuple[int, int],
+) -> list[Exponentials]:
+  """`build` of `make_encoding`: of each scale, its logits and true sizes.
+
+  `layout` has the numbers of windows down and across.
+  """
+  found = []
+  for counts, (logits, size) in zip(layout, arrays, strict=True):
+    axes = [
+      pixel_places(
+        label_canvas[i],
+        label_size[:, i],
+        size[:, i],
+        counts[i],
+        crop[i],
+        stride[i],
+        logits.dtype,
+      )
+      for i in (0, 1)
+    ]
+    batch, height, width, classes = logits.shape
+    h, w = height // counts[0], width // counts[1]
+    rows = window_rows(axes[0], counts[0], crop[0], h, align_corners)
+    columns = window_columns(axes[1], crop[1], w, align_corners)
+    logits = logits.reshape(batch, height, counts[1], w, classes)
+    logits = logits.transpose(0, 4, 2, 3, 1)
+    found.append(Exponentials(logits, rows, columns))
+  return found
