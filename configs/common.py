@@ -46,6 +46,9 @@ def get_config() -> ConfigDict:
   # Images per micro-batch, over all devices; 0: the whole batch. Each
   # micro-batch has its own batch norm statistics.
   config.train.micro_batch_size = 0
+  # classifier: images that share batch norm statistics, mixup's weight and
+  # DropBlock's masks, as those of a GPU did; 0: the whole batch.
+  config.train.norm_group = 0
   # Features that the backward pass recomputes instead of keeping: 'none',
   # 'blocks', 'stages', or parts such as 'stem,layer1'. It changes no result.
   config.train.remat = 'none'
@@ -96,6 +99,8 @@ def loss() -> ConfigDict:
   # cross_entropy, ohem: a number >= 0 for each class, None: all 1.
   config.class_weights = placeholder(tuple)
   config.label_smoothing = 0.0  # cross_entropy, ohem; 0 to 1 (excluded)
+  # classifier: alpha of mixup's Beta distribution, >= 0; 0: not mixed.
+  config.mixup = 0.0
   # ohem: pixels are hard if their class has a smaller probability, at least
   # ohem_min_kept an image. None: those ohem_min_kept with the largest loss.
   config.ohem_threshold = placeholder(float)
@@ -120,6 +125,9 @@ def optimizer() -> ConfigDict:
   config.warmup_steps = 0
   config.warmup_ratio = 1e-6  # 0 to 1
   config.momentum = 0.9  # sgd: 0 to 1 (excluded)
+  config.nesterov = False  # sgd
+  # What the first update is for the schedule: 0 (PyTorch) or 1 (MXNet).
+  config.first_count = 0
   config.beta1 = 0.9  # adamw: 0 to 1 (excluded)
   config.beta2 = 0.999  # adamw: 0 to 1 (excluded)
   config.epsilon = 1e-8  # adamw: > 0
@@ -151,7 +159,8 @@ def model() -> ConfigDict:
   config.dilation_rule = 'mmseg'
   # mmsegmentation's 'fcn', 'pspnet', 'deeplabv3', 'deeplabv3plus', or the
   # authors' 'encoding_fcn', 'encoding_pspnet', 'encoding_deeplabv3' (of
-  # PyTorch-Encoding), which are other networks.
+  # PyTorch-Encoding), which are other networks. 'classifier': one class for
+  # each image; docs/classify.md.
   config.head = 'pspnet'
   config.head_channels = 512  # inside the head (mmseg); encoding_deeplabv3: 256
   config.aux_channels = 256  # inside the auxiliary head on stage 3 (mmseg)
@@ -165,6 +174,9 @@ def model() -> ConfigDict:
   # Whether running variances are means of the biased variance (MXNet, the
   # authors), not of the unbiased one (PyTorch). None: with an encoding_ head.
   config.biased_variance = placeholder(bool)
+  # classifier: share of stages 3 and 4 that DropBlock leaves out at the last
+  # step, from nearly 0 on; 0 to 1 (excluded).
+  config.dropblock = 0.0
   # Type of activations; parameters, statistics and loss are at least float32.
   config.dtype = 'float32'  # or 'bfloat16', 'float64'
   return config
@@ -185,10 +197,11 @@ def data() -> ConfigDict:
   # Classes in a smaller share of the images are repeated (repeat_factor).
   config.repeat_threshold = 0.05  # 0 to 1
   # Whose way training resizes, crops and mirrors: 'mmseg' (mmsegmentation) or
-  # 'encoding' (PyTorch-Encoding); docs/data.md.
+  # 'encoding' (PyTorch-Encoding); docs/data.md. 'imagenet': for classifiers.
   config.augmentation = 'mmseg'
   # Pixels (long edge, short edge): images are resized to fit, keeping their
   # shape, in training and in evaluation (mmseg). 'encoding': both are the long.
+  # 'imagenet': both are the edge of the crop in evaluation.
   config.image_scale = (2048, 512)
   config.scale_range = (0.5, 2.0)  # image_scale times a uniform draw (mmseg)
   config.crop_size = (512, 512)  # pixels (height, width) (mmseg)
@@ -197,6 +210,18 @@ def data() -> ConfigDict:
   config.cat_max_ratio = 0.75
   config.flip_probability = 0.5  # left to right, 0 to 1 (mmseg)
   config.photometric = True  # random brightness, contrast, saturation, hue
+  # The next six are of 'imagenet'. Random operations on the whole picture:
+  # 'autoaugment', 'randaugment' or 'none'.
+  config.policy = 'none'
+  # 'resized': 8 % to all of the picture (torchvision). 'encoding': 10 % to all,
+  # drawn as PyTorch-Encoding does.
+  config.random_crop = 'resized'
+  config.interpolation = 'bilinear'  # of crops in training; or 'bicubic'
+  config.color_jitter = 0.0  # of brightness, contrast, saturation; 0 to 1
+  config.lighting = 0.0  # deviation of the shift along ImageNet's colours
+  # The crop of evaluation: 'encoding', whose share of the short edge is
+  # size / (size + 32), or 'gluon', 0.875 below 320 pixels.
+  config.center_crop = 'encoding'
   # Samples of both splits that are examined before the first step, 0 for
   # none; docs/doctor.md.
   config.doctor_samples = 50
@@ -280,6 +305,69 @@ def encoding(
   return config
 
 
+def classifier(config: ConfigDict) -> ConfigDict:
+  """What all classifiers share: the authors' network and augmentation."""
+  config.model.head = 'classifier'
+  config.model.output_stride = 32
+  config.model.dilation_rule = 'official'
+  config.model.dropout = 0.0
+  config.data.augmentation = 'imagenet'
+  config.data.image_scale = (224, 224)
+  config.data.crop_size = (224, 224)
+  config.loss.aux_weight = 0.0
+  config.loss.label_smoothing = 0.1
+  config.optimizer.schedule = 'cosine'
+  config.optimizer.min_learning_rate = 0.0
+  config.optimizer.warmup_ratio = 0.0
+  config.optimizer.nesterov = True
+  config.optimizer.weight_decay = 1e-4
+  config.optimizer.decay_norm_bias = False
+  config.eval.batch_size = 64
+  return config
+
+
+# By depth: edge of the crop in training and in evaluation, images a step and a
+# GPU, share that is dropped before the last layer.
+_IMAGENET = {
+  50: (224, 224, 8192, 128, 0.0),
+  101: (224, 256, 4096, 64, 0.0),
+  200: (256, 320, 2048, 32, 0.2),
+  269: (320, 416, 2048, 32, 0.2),
+}
+
+
+def imagenet(config: ConfigDict, depth: int) -> ConfigDict:
+  """Applies the recipe of the published weights, the authors' in MXNet."""
+  train, evaluation, batch, of_gpu, dropout = _IMAGENET[depth]
+  classifier(config)
+  config.name = f'imagenet_resnest{depth}'
+  config.model.backbone = f'resnest{depth}'
+  config.model.num_classes = 1000
+  config.model.dropout = dropout
+  config.model.dropblock = 0.1
+  config.model.biased_variance = True
+  config.data.name = 'imagenet'
+  config.data.crop_size = (train, train)
+  config.data.image_scale = (evaluation, evaluation)
+  config.data.policy = 'autoaugment'
+  if train >= 320:
+    config.data.random_crop = 'encoding'
+    config.data.interpolation = 'bicubic'
+  config.data.color_jitter = 0.4
+  config.data.lighting = 0.1
+  config.loss.mixup = 0.2
+  config.optimizer.learning_rate = 0.1 * batch / 256
+  config.optimizer.first_count = 1
+  epoch = 1_281_167 // batch
+  config.optimizer.warmup_steps = 5 * epoch
+  config.train.total_steps = 270 * epoch
+  config.train.batch_size = batch
+  config.train.norm_group = of_gpu
+  config.train.eval_steps = 10 * epoch
+  config.train.checkpoint_steps = epoch
+  return config
+
+
 def vary(config: ConfigDict, argument: str | None) -> ConfigDict:
   """Applies the argument after the colon of `configs/x.py:argument`.
 
@@ -312,6 +400,8 @@ def mini(config: ConfigDict) -> ConfigDict:
   config.model.aux_channels = 64
   config.optimizer.learning_rate = 0.05
   config.optimizer.min_learning_rate = 5e-4
+  if config.model.head == 'classifier':
+    return _mini_classifier(config)
   if config.data.name == 'cityscapes':
     config.data.image_scale = (256, 128)
     config.data.crop_size = (96, 192)
@@ -332,4 +422,25 @@ def mini(config: ConfigDict) -> ConfigDict:
   config.train.checkpoint_steps = 25
   config.eval.batch_size = 8
   config.eval.bucket = 128  # few shapes: compiling dominates here
+  return config
+
+
+def _mini_classifier(config: ConfigDict) -> ConfigDict:
+  config.data.image_scale = config.data.crop_size = (64, 64)
+  # Less is changed: it trains from scratch, for few steps.
+  config.data.policy = 'none'
+  config.loss.mixup = 0.0
+  if config.data.name == 'imagenet':
+    config.data.name = 'imagenet_mini'
+    config.model.num_classes = 0  # as many as were drawn
+    config.train.norm_group = 16
+  config.pretrained = ''  # Of other sizes.
+  config.model.frozen_bn = 'none'
+  config.optimizer.learning_rate = 0.03
+  config.optimizer.warmup_steps = 30
+  config.train.total_steps = 600
+  config.train.batch_size = 32
+  config.train.log_steps = 10
+  config.train.eval_steps = 150
+  config.train.checkpoint_steps = 25
   return config

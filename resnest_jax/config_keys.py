@@ -5,7 +5,7 @@ configs/common.py has meanings and defaults, ConfigDict checks types, and
 """
 
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 # Protocol -> the parameters it depends on, in the order of results.
@@ -16,6 +16,11 @@ PROTOCOLS = {
   'ms_flip_1x': ('scales', 'flip'),
   'encoding': ('image_scale', 'crop', 'stride', 'scales', 'flip'),
 }
+# `config.model.head` of a network that gives each image one class.
+CLASSIFIER = 'classifier'
+# By which evaluations are compared: of segmentors, of classifiers.
+MAIN_SCORES = ('mIoU', 'top1')
+CENTER_CROPS = ('encoding', 'gluon')
 SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
 # Steps and counts on the devices are int32.
 MOST = 2**31 - 1
@@ -140,6 +145,7 @@ KEYS = {
   'model.dropout': Key(SHARE_BELOW_1),
   'model.frozen_bn': Key(),
   'model.biased_variance': Key(),
+  'model.dropblock': Key(SHARE_BELOW_1),
   'model.dtype': Key(),
   'data.name': Key(),
   'data.data_dir': Key(FOLDER, free=True, per_host=True),
@@ -157,13 +163,19 @@ KEYS = {
   'data.eval_split': Key(free=True),
   'data.sampling': Key(one_of(SAMPLINGS)),
   'data.repeat_threshold': Key(SHARE),
-  'data.augmentation': Key(one_of(('mmseg', 'encoding'))),
+  'data.augmentation': Key(one_of(('mmseg', 'encoding', 'imagenet'))),
   'data.image_scale': Key(LONG_AND_SHORT),
   'data.scale_range': Key(RANGE),
   'data.crop_size': Key(whole_numbers(2)),
   'data.cat_max_ratio': Key(SHARE_ABOVE_0),
   'data.flip_probability': Key(SHARE),
   'data.photometric': Key(),
+  'data.policy': Key(one_of(('autoaugment', 'randaugment', 'none'))),
+  'data.random_crop': Key(one_of(('resized', 'encoding'))),
+  'data.interpolation': Key(one_of(('bilinear', 'bicubic'))),
+  'data.color_jitter': Key(SHARE),
+  'data.lighting': Key(SHARE),
+  'data.center_crop': Key(one_of(CENTER_CROPS), free=True),
   'data.doctor_samples': Key(at_least(0), free=True),
   'data.skip_unreadable': Key(free=True),
   'data.max_pixels': Key(at_least(1, most=2**40), free=True),
@@ -183,6 +195,7 @@ KEYS = {
   'loss.avg_non_ignore': Key(),
   'loss.class_weights': Key(WEIGHTS),
   'loss.label_smoothing': Key(SHARE_BELOW_1),
+  'loss.mixup': Key(NOT_NEGATIVE),
   'loss.ohem_threshold': Key(SHARE),
   'loss.ohem_min_kept': Key(at_least(1)),
   'loss.focal_gamma': Key(NOT_NEGATIVE),
@@ -197,6 +210,8 @@ KEYS = {
   'optimizer.warmup_steps': Key(at_least(0)),
   'optimizer.warmup_ratio': Key(SHARE),
   'optimizer.momentum': Key(SHARE_BELOW_1),
+  'optimizer.nesterov': Key(),
+  'optimizer.first_count': Key(at_least(0, most=1)),
   'optimizer.beta1': Key(SHARE_BELOW_1),
   'optimizer.beta2': Key(SHARE_BELOW_1),
   'optimizer.epsilon': Key(POSITIVE),
@@ -218,6 +233,7 @@ KEYS = {
   'train.pictures': Key(at_least(0), free=True),
   'train.wandb': Key(free=True),
   'train.micro_batch_size': Key(at_least(0)),
+  'train.norm_group': Key(at_least(0)),
   # Recomputation changes a result by rounding at most.
   'train.remat': Key(free=True),
   'train.freeze': Key(STAGES),
@@ -239,3 +255,18 @@ KEYS = {
 # A section stands for all of its keys, those of earlier versions included.
 FREE_KEYS = tuple(name for name, key in KEYS.items() if key.free)
 HOST_KEYS = tuple(name for name, key in KEYS.items() if key.per_host)
+
+
+def classifies(config: Any) -> bool:
+  """Whether a configuration is of a classifier, not of a segmentor."""
+  return config['model']['head'] == CLASSIFIER
+
+
+def main_score(config: Any) -> str:
+  """The score of `MAIN_SCORES` by which a run's best checkpoint is chosen."""
+  return MAIN_SCORES[classifies(config)]
+
+
+def main_score_in(scores: Mapping[str, Any]) -> Any:
+  """The main score among others, of whatever network; None: there is none."""
+  return next((scores[x] for x in MAIN_SCORES if x in scores), None)

@@ -1,8 +1,12 @@
-"""Classes, colours and label ids of data sets (`labels.json`)."""
+"""Classes, colours and label ids of data sets (`labels.json`).
+
+Those of ImageNet (`imagenet_classes.json`) have the numbers of WordNet.
+"""
 
 import dataclasses
 import importlib.resources
 import json
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -26,9 +30,19 @@ class LabelSet:
   to_train_id: np.ndarray
 
 
+def class_names(name: str, classes: Iterable[str]) -> LabelSet:
+  """Classes of whole images, which have neither masks nor colours."""
+  none = np.zeros(0, np.uint8)
+  return LabelSet(name, tuple(classes), none.reshape(0, 3), none)
+
+
+def _read(file: str) -> dict:
+  text = importlib.resources.files(__package__).joinpath(file)
+  return json.loads(text.read_text(encoding='utf-8'))
+
+
 def _load(name: str) -> LabelSet:
-  text = importlib.resources.files(__package__).joinpath('labels.json')
-  facts = json.loads(text.read_text(encoding='utf-8'))[name]
+  facts = _read('labels.json')[name]
   to_train_id = np.full(256, IGNORE, np.uint8)
   to_train_id[facts['label_ids']] = np.arange(len(facts['classes']))
   palette = np.array(facts['palette'], np.uint8)
@@ -42,6 +56,10 @@ ADE20K = _load('ade20k')
 CITYSCAPES = _load('cityscapes')
 # 59 classes in alphabetical order; mask value 0, "background", is ignored.
 PASCAL_CONTEXT = _load('pascal_context')
+# In the order of WordNet's numbers, as everybody has them.
+SYNSETS = _read('imagenet_classes.json')
+IMAGENET = class_names('imagenet', SYNSETS.values())
+# What masks are recognised by.
 LABEL_SETS = (ADE20K, CITYSCAPES, PASCAL_CONTEXT)
 
 
@@ -49,5 +67,5 @@ def known_values(labels: LabelSet) -> np.ndarray:
   """Bool (256,): the values that masks of a prepared data set may have."""
   # Values between the classes are deliberate: Cityscapes' unused label ids.
   values = np.arange(256)
-  last = np.flatnonzero(labels.to_train_id != IGNORE).max()
+  last = np.flatnonzero(labels.to_train_id != IGNORE).max(initial=-1)
   return (values <= last) | (values == IGNORE)

@@ -121,6 +121,13 @@ def mini_data_dir(mini_archive, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='session')
+def mini_imagenet_data_dir(tmp_path_factory) -> Path:
+  """30 training and 16 validation pictures. Not to be written to."""
+  words = 'imagenet_mini', '--images', 30, 16, '--data_dir'
+  return _write_data(tmp_path_factory.mktemp('data'), 'prepare', *words)
+
+
+@pytest.fixture(scope='session')
 def mini_cityscapes_archives(tmp_path_factory) -> Path:
   """The folder of both zip files: 12 training, 4 validation, 1 test image."""
   words = '--images', 12, 4, '--size', 192, 96, '--out'

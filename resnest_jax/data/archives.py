@@ -1,6 +1,6 @@
-"""Base of the tfds builders: zip files of images and index masks.
+"""Base of the tfds builders: archives of images and labels.
 
-A builder streams the official archive, checks every pair of image and mask
+A builder streams the official archive, checks every image and its mask or class
 and stores the original bytes as ArrayRecord, in the archive's order.
 """
 
@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -37,6 +37,13 @@ Pair = tuple[str, str]
 Pairs = dict[str, list[Pair]]
 
 
+class Archive(Protocol):
+  filename: str
+  comment: bytes
+
+  def close(self) -> None: ...
+
+
 @dataclasses.dataclass(eq=False)
 class ArchiveConfig(tfds.core.BuilderConfig):
   url: str | None = None  # None: the archive must be given.
@@ -49,9 +56,9 @@ class ArchiveConfig(tfds.core.BuilderConfig):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contents:
-  archives: tuple[zipfile.ZipFile, ...]
-  pairs: Pairs
-  read: Callable[[Pair], dict]  # Called by several threads.
+  archives: tuple[Archive, ...]
+  pairs: Mapping[str, Any]  # `Pairs`, or what has a length and is read once.
+  read: Callable[[Any], dict]  # Called by several threads.
   fingerprint: str
 
   def num_bytes(self) -> int:
@@ -72,18 +79,17 @@ class _LocalInfo(tfds.core.DatasetInfo):
 class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Writes and reads `DATA_DIR/NAME/CONFIG/1.0.0`.
 
-  Examples hold 'image' and 'label' (encoded, as in the archive), 'name',
-  'height' and 'width' in pixels.
-
   Args:
-    archive: the zip file, or the folder of several; None: download it.
+    archive: the file, or the folder of several; None: download it.
     on_progress: called with (images done, total).
   """
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES = {'1.0.0': 'First version.'}  # noqa: RUF012
+  KEYS = ('image', 'label', 'name')  # What every data set has.
   HOMEPAGE: str
   IMAGE_FORMAT: str
+  DESCRIPTION = 'Scene parsing: images with a class for every pixel.'
 
   def __init__(
     self,
@@ -105,22 +111,24 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     name = f'{self.name}/{self.builder_config.name}'
     raise UserError(f'{name} cannot be downloaded; pass the archive')
 
+  def features(self) -> dict[str, Any]:
+    """Of an example; 'image' and 'label' are encoded, as in the archive."""
+    return {
+      'image': tfds.features.Image(encoding_format=self.IMAGE_FORMAT),
+      'label': tfds.features.Image(
+        shape=(None, None, 1), encoding_format='png'
+      ),
+      'name': tfds.features.Text(),
+      'height': np.int32,
+      'width': np.int32,
+    }
+
   def _info(self) -> tfds.core.DatasetInfo:
     return _LocalInfo(
       builder=self,
-      description='Scene parsing: images with a class for every pixel.',
+      description=self.DESCRIPTION,
       homepage=self.HOMEPAGE,
-      features=tfds.features.FeaturesDict(
-        {
-          'image': tfds.features.Image(encoding_format=self.IMAGE_FORMAT),
-          'label': tfds.features.Image(
-            shape=(None, None, 1), encoding_format='png'
-          ),
-          'name': tfds.features.Text(),
-          'height': np.int32,
-          'width': np.int32,
-        }
-      ),
+      features=tfds.features.FeaturesDict(self.features()),
       disable_shuffling=True,
       metadata=tfds.core.MetadataDict(),
     )

@@ -27,7 +27,8 @@ class Split(Protocol):
   """Random access to samples; safe to use from threads.
 
   A sample is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W) train
-  ids with 255 ignored, and `name`. Worker processes need a split that pickles.
+  ids with 255 ignored, and `name`; `label` is an int where each image has one
+  class. Worker processes need a split that pickles.
   """
 
   def __len__(self) -> int: ...

@@ -15,12 +15,30 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from resnest_jax.config import fit_num_classes
-from resnest_jax.data import ade20k, cityscapes, pixels, tfds_cityscapes
+from resnest_jax.config_keys import classifies
+from resnest_jax.data import (
+  ade20k,
+  cityscapes,
+  imagenet,
+  pixels,
+  tfds_layouts,
+)
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
 from resnest_jax.data.images import decode_image
-from resnest_jax.data.own.folder import FolderSplit, make_folder_split
+from resnest_jax.data.own.class_folder import (
+  ClassFolderSplit,
+  make_class_folder_split,
+)
+from resnest_jax.data.own.folder import make_folder_split
 from resnest_jax.errors import UnreadableSample, UserError
-from resnest_jax.labels import ADE20K, CITYSCAPES, LabelSet, known_values
+from resnest_jax.labels import (
+  ADE20K,
+  CITYSCAPES,
+  IMAGENET,
+  LabelSet,
+  class_names,
+  known_values,
+)
 from resnest_jax.text import listed, readable
 
 
@@ -33,6 +51,7 @@ class Dataset:
   labels: LabelSet
   archive_flag: str = ''  # Where the archive is, if `prepare` needs one.
   hint: str = ''  # Ends the message that the data is not prepared.
+  theirs: tfds_layouts.Layout | None = None  # Read where ours is not there.
 
 
 DATASETS = {
@@ -51,11 +70,28 @@ DATASETS = {
     '--archive_dir FOLDER',
     f'FOLDER holds {cityscapes.IMAGES} and {cityscapes.MASKS} from '
     f'{cityscapes.URL} (registration needed).',
+    tfds_layouts.CITYSCAPES,
   ),
   'cityscapes_mini': Dataset(
     cityscapes.Cityscapes, cityscapes.MINI, CITYSCAPES
   ),
+  'imagenet': Dataset(
+    imagenet.Imagenet2012,
+    imagenet.RELEASE,
+    IMAGENET,
+    '--archive_dir FOLDER',
+    f'FOLDER holds {imagenet.TRAIN} and {imagenet.VALIDATION} from '
+    f'{imagenet.URL} (registration needed).',
+    tfds_layouts.IMAGENET,
+  ),
+  'imagenet_mini': Dataset(
+    imagenet.Imagenet2012,
+    imagenet.MINI,
+    class_names('imagenet_mini', imagenet.MINI.classes.values()),
+  ),
 }
+# Their images have one class each; those of the others have masks.
+CLASSIFIED = ('imagenet', 'imagenet_mini', ClassFolderSplit.name)
 
 _PREPARE = 'python -m resnest_jax.data.prepare'
 
@@ -84,14 +120,15 @@ def open_split(
   return PreparedSplit(name, data_dir, split)
 
 
-def open_data(data_config: Any, split: str) -> 'PreparedSplit | FolderSplit':
-  """As `open_split`; the name 'folder' is for `make_folder_split`."""
-  if data_config.name == 'folder':
-    return make_folder_split(data_config, split)
+def open_data(data_config: Any, split: str) -> 'Split':
+  """As `open_split`; also your own data, 'folder' and 'class_folder'."""
+  own = {'folder': make_folder_split, 'class_folder': make_class_folder_split}
+  if data_config.name in own:
+    return own[data_config.name](data_config, split)
   return open_split(data_config.name, data_config.data_dir, split)
 
 
-Split = 'PreparedSplit | FolderSplit'
+Split = 'PreparedSplit | FolderSplit | ClassFolderSplit'
 CLASSES = 'classes and their mask values'
 FILES = 'names and sizes of the files of '
 
@@ -123,14 +160,30 @@ def describe(splits: Mapping[str, Split]) -> dict[str, Any]:
   return facts
 
 
+def check_task(config: ConfigDict) -> None:
+  """Raises `UserError` for masks for a classifier, or the other way round."""
+  name = config.data.name
+  if classifies(config) != (name in CLASSIFIED):
+    has, row = 'masks', 'ade20k_pspnet'
+    if name in CLASSIFIED:
+      has, row = 'one class for each image', 'classify_folder'
+    raise UserError(
+      f'the data set {name} has {has}, and config.model.head is '
+      f'{config.model.head!r}. Data for a classifier is '
+      f'{", ".join(CLASSIFIED)}; begin with a row that fits, such as {row}.'
+    )
+
+
 def open_splits(config: ConfigDict) -> Splits:
   """Opens the splits that a whole configuration trains and evaluates on.
 
   A `model.num_classes` of 0 is set to the number of classes of the data.
 
   Raises:
-    UserError: missing data, or data with another number of classes.
+    UserError: missing data, data with another number of classes, or masks for
+      a classifier.
   """
+  check_task(config)
   data = config.data
   splits = Splits(
     open_data(data, data.train_split), open_data(data, data.eval_split)
@@ -144,7 +197,8 @@ class PreparedSplit:
 
   `split[i]` is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W),
   positions in `labels.classes` and 255 for pixels to ignore, and `name`, the
-  file's stem in the archive. H and W may differ from sample to sample.
+  file's stem in the archive. H and W may differ from sample to sample. Of
+  ImageNet `label` is an int, the position of the image's class.
 
   Attributes:
     labels: the `LabelSet` of the train ids.
@@ -180,8 +234,10 @@ class PreparedSplit:
   def labelled(self, index: int, sample: dict) -> dict:
     """What `split[index]` makes of `raw(index)`, or an error."""
     image, mask = sample['image'], sample['mask']
-    are_bytes = image.dtype == mask.dtype == np.uint8
-    if not are_bytes or image.shape[:2] != mask.shape:
+    same = isinstance(mask, int) or (
+      mask.dtype == np.uint8 and image.shape[:2] == mask.shape
+    )
+    if image.dtype != np.uint8 or not same:
       raise self._unreadable(
         sample['name'], 'image and mask differ in size or are not 8-bit'
       )
@@ -193,11 +249,13 @@ class PreparedSplit:
     folder = self._stored.pixel_folder if self.decoded else self.directory
     return f'sample {index} of {self.split} in {folder}'
 
-  def label(self, index: int) -> np.ndarray:
+  def label(self, index: int) -> np.ndarray | int:
     """Returns the label of `split[index]`; the image is not decoded."""
     return self._to_label(index, self._read(index, self._samples.mask))
 
-  def _to_label(self, index: int, mask: np.ndarray) -> np.ndarray:
+  def _to_label(self, index: int, mask: np.ndarray | int) -> np.ndarray | int:
+    if isinstance(mask, int):
+      return mask
     values = cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel() > 0
     if (unknown := values & ~self.known_values).any():
       raise UserError(
@@ -211,7 +269,8 @@ class PreparedSplit:
   def raw(self, index: int) -> dict:
     """Returns a sample as it is stored, for checks.
 
-    `image` has any depth, `mask` any shape and type, and no train ids.
+    `image` has any depth, `mask` any shape and type, and no train ids, or is
+    the number of the class.
     """
     return self._read(index, self._samples.__getitem__)
 
@@ -259,11 +318,14 @@ class StoredSamples:
         f'{stored.name} has no split {split!r}; it has '
         f'{", ".join(sorted(splits))}'
       )
-    self._keys = stored.keys
+    self._keys, features = stored.keys, stored.builder.info.features
+    of_label = features[self._keys[1]]
+    self._classes = isinstance(of_label, tfds.features.ClassLabel)
     # tfds would decode both, by rules of its own.
     skip = tfds.decode.SkipDecoding()
+    encoded = self._keys[: 1 if self._classes else 2]
     self._source = stored.builder.as_data_source(
-      split, decoders=dict.fromkeys(self._keys[:2], skip)
+      split, decoders=dict.fromkeys(encoded, skip)
     )
 
   def __len__(self) -> int:
@@ -275,15 +337,22 @@ class StoredSamples:
     name = name.decode()
     # Without IMREAD_ANYDEPTH a 16-bit image would become 8-bit unnoticed.
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+    if self._classes:  # Everybody reads ImageNet without turning pictures.
+      flags |= cv2.IMREAD_IGNORE_ORIENTATION
     return {
       'image': _decode(image, flags, f'the image of {name}'),
-      'mask': _decode(mask, cv2.IMREAD_UNCHANGED, f'the mask of {name}'),
+      'mask': self._label(mask, name),
       'name': name,
     }
 
-  def mask(self, index: int) -> np.ndarray:
+  def mask(self, index: int) -> np.ndarray | int:
     mask, name = (self._source[index][key] for key in self._keys[1:])
-    return _decode(mask, cv2.IMREAD_UNCHANGED, f'the mask of {name.decode()}')
+    return self._label(mask, name.decode())
+
+  def _label(self, stored: Any, name: str) -> np.ndarray | int:
+    if self._classes:
+      return int(stored)
+    return _decode(stored, cv2.IMREAD_UNCHANGED, f'the mask of {name}')
 
 
 def _decode(encoded: bytes, flags: int, what: str) -> np.ndarray:
@@ -298,7 +367,7 @@ class Stored:
   name: str
   builder: tfds.core.DatasetBuilder
   directory: Path
-  keys: tuple[str, str, str]  # Features of image, mask and name.
+  keys: tuple[str, str, str]  # Features of image, mask or class, and name.
   command: str  # That prepares it.
 
   @property
@@ -321,9 +390,9 @@ class Stored:
 
 
 def is_prepared(name: str, data_dir: str | os.PathLike) -> bool:
-  return (_directory(name, data_dir) / 'dataset_info.json').is_file() or (
-    name == 'cityscapes' and tfds_cityscapes.is_there(data_dir)
-  )
+  theirs, ours = DATASETS[name].theirs, _directory(name, data_dir)
+  ready = (ours / 'dataset_info.json').is_file()
+  return ready or bool(theirs and theirs.is_there(data_dir))
 
 
 def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
@@ -331,17 +400,18 @@ def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
   if name not in DATASETS:
     raise UserError(
       f'unknown data set {name!r}; there are {", ".join(DATASETS)}, and '
-      'folder (configs/folder.py) for data of your own'
+      'folder (configs/folder.py) and class_folder (configs/classify_folder.py)'
+      ' for data of your own'
     )
   dataset, directory = DATASETS[name], _directory(name, data_dir)
-  command, keys = prepare_command(name, data_dir), ('image', 'label', 'name')
+  command, keys = prepare_command(name, data_dir), dataset.builder.KEYS
   # Without a builder, for which tfds would write into its own folders.
   if (directory / 'dataset_info.json').is_file():
     builder = dataset.builder(config=dataset.config, data_dir=data_dir)
-  elif name == 'cityscapes' and tfds_cityscapes.is_there(data_dir):
-    directory = tfds_cityscapes.directory(data_dir)
-    builder = tfds_cityscapes.open_builder(data_dir)
-    command, keys = tfds_cityscapes.command(data_dir), tfds_cityscapes.KEYS
+  elif (theirs := dataset.theirs) and theirs.is_there(data_dir):
+    directory = theirs.directory(data_dir)
+    builder = theirs.open_builder(data_dir)
+    command, keys = theirs.command(data_dir), theirs.keys
   else:
     raise UserError(
       f'{name} is not prepared in {data_dir} (there is no {directory}). '

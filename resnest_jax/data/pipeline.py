@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnest_jax import sharding
-from resnest_jax.data import resize, sampling, transforms
+from resnest_jax.data import crops, resize, sampling, transforms
 from resnest_jax.data.batches import (
   Batch,
   BatchIterator,
@@ -107,7 +107,7 @@ def make_train_iterator(
 
   Returns:
     An iterator of this host's `total_steps - start_step` batches of what
-    `transforms.augment` returns. Close it after use.
+    `transforms.augment` or `crops.augment` returns. Close it after use.
 
   Raises:
     UserError: an impossible batch size, or (on iterating) an unusable sample or
@@ -147,6 +147,13 @@ def make_train_iterator(
 
 def make_augment(data_config: Any) -> Callable[..., dict[str, np.ndarray]]:
   """Returns the configured function of an image, its label and a draw."""
+  if data_config.augmentation == 'imagenet':
+    names = 'policy', 'random_crop', 'interpolation', 'flip_probability'
+    names += 'color_jitter', 'lighting'
+    options = {name: getattr(data_config, name) for name in names}
+    return functools.partial(
+      crops.augment, size=data_config.crop_size[0], **options
+    )
   options = {
     'scale_range': tuple(data_config.scale_range),
     'crop_size': tuple(data_config.crop_size),
@@ -163,10 +170,13 @@ def _sample_maker(
   data_config: Any, split: CheckedSplit, sampler: Sampler, seed: int
 ) -> Callable[[int], dict[str, np.ndarray]]:
   key = sample_key(seed)
-  draw_options = {
-    'flip_probability': data_config.flip_probability,
-    'photometric': data_config.photometric,
-  }
+  make_draw = functools.partial(
+    transforms.draw_augmentation,
+    flip_probability=data_config.flip_probability,
+    photometric=data_config.photometric,
+  )
+  if data_config.augmentation == 'imagenet':
+    make_draw = crops.draw
   augment = make_augment(data_config)
 
   def make_sample(position: int) -> dict[str, np.ndarray]:
@@ -175,8 +185,7 @@ def _sample_maker(
       skipped = sample.index
       # Stream 1: the augmentation's draws do not depend on replacements.
       sample = replacement(split, sample_rng(key, position, stream=1))
-    rng = sample_rng(key, position)
-    draw = transforms.draw_augmentation(rng, **draw_options)
+    draw = make_draw(sample_rng(key, position))
     sample = augment(sample['image'], sample['label'], draw)
     # In all samples or none, because they are stacked.
     if split.skip_unreadable:
@@ -222,7 +231,8 @@ def training_batches(
   Returns:
     An iterator of `train.total_steps - start_step` batches for the step of
     `create_training`: 'image' uint8 (B, h, w, 3), 'label' uint8 (B, h, w),
-    'size' int32 (B, 2) and 'photometric' float32 (B, 5).
+    'size' int32 (B, 2) and 'photometric' float32 (B, 5). Of a classifier
+    'label' is int32 (B,), and 'shift' float32 (B, 3) instead of 'photometric'.
   """
   host, num_hosts = sharding.host_share(mesh)
   with messages.first_goes_ahead('sampler'):
@@ -249,12 +259,16 @@ def resize_sample(
   sample: dict[str, Any] | Unreadable,
   *,
   image_scale: tuple[int, int] | None,
+  center_crop: str = '',
 ) -> dict[str, Any] | Unreadable:
+  """Resizes an image within two edges, or crops it by a rule of `crops`."""
   if isinstance(sample, Unreadable):
     return sample
   # The label keeps its size: predictions are compared with it there.
   image = sample['image']
-  if image_scale is not None:
+  if center_crop:
+    image = crops.center_crop(image, image_scale[0], center_crop)
+  elif image_scale is not None:
     size = resize.resized_size(*image.shape[:2], 1.0, image_scale)
     image = resize.resize_image(image, size)
   return sample | {'image': image, 'index': index}
@@ -264,14 +278,18 @@ def make_eval_batch(
   samples: Sequence[dict[str, Any]],
   batch_size: int,
   image_shape: tuple[int, int],
-  label_shape: tuple[int, int],
+  label_shape: tuple[int, ...],
 ) -> Batch:
-  """Pads samples to common shapes and fills the batch with empty slots."""
+  """Pads samples to common shapes and fills the batch with empty slots.
+
+  `label_shape` is () where an image has one class; empty slots then have -1.
+  """
+  label = (IGNORE, np.uint8) if label_shape else (-1, np.int32)
   batch = {
     'image': np.zeros((batch_size, *image_shape, 3), np.uint8),
     # Empty slots have size 1 and not 0, by which code downstream may divide.
     'size': np.ones((batch_size, 2), np.int32),
-    'label': np.full((batch_size, *label_shape), IGNORE, np.uint8),
+    'label': np.full((batch_size, *label_shape), *label),
     'label_size': np.ones((batch_size, 2), np.int32),
     'index': np.full(batch_size, -1, np.int32),
     'name': [sample['name'] for sample in samples],
@@ -280,9 +298,9 @@ def make_eval_batch(
   for slot, sample in enumerate(samples):
     batch['index'][slot] = sample['index']
     for key, size in ('image', 'size'), ('label', 'label_size'):
-      height, width = sample[key].shape[:2]
-      batch[key][slot, :height, :width] = sample[key]
-      batch[size][slot] = height, width
+      shape = np.shape(sample[key])[:2]
+      batch[key][slot, *map(slice, shape)] = sample[key]
+      batch[size][slot] = shape or 1
   return batch
 
 
@@ -308,7 +326,7 @@ def _group_by_shape(
     height, width = sample['image'].shape[:2]
     if keep_size:
       return width > height, height * width
-    return width / height, height, sample['label'].shape
+    return width / height, height, np.shape(sample['label'])
 
   rest = sorted((s for group in waiting.values() for s in group), key=likeness)
   for start in range(0, len(rest), batch_size):
@@ -318,10 +336,10 @@ def _group_by_shape(
 
 def padded_shapes(
   samples: Sequence[dict[str, Any]], bucket: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """Returns the smallest shapes that hold all images, and all labels."""
   images = np.max([sample['image'].shape[:2] for sample in samples], 0)
-  labels = np.max([sample['label'].shape for sample in samples], 0)
+  labels = np.max([np.shape(sample['label']) for sample in samples], 0)
   return (
     resize.padded_size(images.tolist(), bucket),
     resize.padded_size(labels.tolist(), bucket),
@@ -354,7 +372,8 @@ def make_eval_iterator(
     right; `size` int32 (batch_size, 2), height and width before padding;
     `label` uint8 (batch_size, Hl, Wl) at its original size, padded with 255,
     and its `label_size`; `index` int32 (batch_size,), the place in the split,
-    and `name`. Empty slots have index -1. Close it after use.
+    and `name`. Empty slots have index -1. Close it after use. Of a classifier,
+    images are the crops that it sees, and `label` int32 (batch_size,), or -1.
   """
   if batch_size < 1 or bucket < 1:
     raise UserError(
@@ -362,8 +381,13 @@ def make_eval_iterator(
       'be 1 or more.'
     )
   cv2.setNumThreads(0)
+  rule = ''
+  if not keep_size and data_config.augmentation == 'imagenet':
+    rule, bucket = data_config.center_crop, 1
   image_scale = None if keep_size else tuple(data_config.image_scale)
-  resize_one = functools.partial(resize_sample, image_scale=image_scale)
+  resize_one = functools.partial(
+    resize_sample, image_scale=image_scale, center_crop=rule
+  )
   checked = CheckedSplit(split, skip_unreadable)
   mine = slice(process_index, None, process_count)
   # Threads even if training uses processes, which take long to start.

@@ -4,13 +4,15 @@
     python -m resnest_jax.data.prepare cityscapes --archive_dir FOLDER
     python -m resnest_jax.data.prepare ade20k_mini --data_dir DIR
     python -m resnest_jax.data.prepare cityscapes_mini --data_dir DIR
+    python -m resnest_jax.data.prepare imagenet --archive_dir FOLDER
+    python -m resnest_jax.data.prepare imagenet_mini --data_dir DIR
     python -m resnest_jax.data.prepare cityscapes --raw --data_dir DIR
     python -m resnest_jax.data.prepare palette2id --help
 
 Without an archive, ade20k is downloaded and the mini data sets are generated;
-cityscapes requires a registration, and FOLDER holds its two zip files. The data
-appears in DIR once all of it is written and checked. Finished data is never
-replaced.
+cityscapes and imagenet require a registration, and FOLDER holds their two
+archives. The data appears in DIR once all of it is written and checked.
+Finished data is never replaced.
 
 --raw also stores the decoded pixels of Cityscapes' training images (25 GB),
 which are faster to read. If it is stopped, the same command resumes.
@@ -40,7 +42,7 @@ import tensorflow_datasets as tfds
 from resnest_jax.data import datasets, pixels
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
 from resnest_jax.data.datasets import DATASETS
-from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
+from resnest_jax.data.mini import ade20k_mini, cityscapes_mini, imagenet_mini
 from resnest_jax.data.own import palette2id
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, remove
@@ -97,7 +99,8 @@ def _parse_arguments() -> argparse.Namespace:
     '--archive_dir',
     type=Path,
     metavar='FOLDER',
-    help='the folder of the two zip files of Cityscapes, as downloaded',
+    help='the folder of the two archives of Cityscapes or ImageNet, as '
+    'downloaded',
   )
   add(
     '--raw',
@@ -106,9 +109,10 @@ def _parse_arguments() -> argparse.Namespace:
   )
   ade20k_mini.add_arguments(
     parser,
-    '{} {}; Cityscapes: {} {}'.format(
+    '{} {}; Cityscapes: {} {}; ImageNet: {} {}'.format(
       *ade20k_mini.DEFAULT_COUNTS.values(),
       *cityscapes_mini.DEFAULT_COUNTS.values(),
+      *imagenet_mini.DEFAULT_COUNTS.values(),
     ),
   )
   cityscapes_mini.add_size_argument(parser)
@@ -120,37 +124,47 @@ def archive_from_arguments(
 ) -> Path | None:
   """Returns the archive that was given; refuses flags of other data sets."""
   city = args.dataset.startswith('cityscapes')
-  if city and args.archive:
+  two = city or args.dataset.startswith('imagenet')
+  if two and args.archive:
     raise UserError(
       f'{args.dataset} has two archives: give --archive_dir, the folder that '
       'holds both, instead of --archive'
     )
-  if not city and (args.archive_dir or args.size):
-    flag = '--archive_dir' if args.archive_dir else '--size'
-    raise UserError(f'{flag} is for Cityscapes, not for {args.dataset}')
+  if args.archive_dir and not two:
+    sets = 'Cityscapes and ImageNet'
+    raise UserError(f'--archive_dir is for {sets}, not for {args.dataset}')
+  if args.size and not city:
+    raise UserError(f'--size is for Cityscapes, not for {args.dataset}')
   if not city and args.raw:
     raise UserError(
       f'--raw is for Cityscapes, whose images are all of one size, not for '
       f'{args.dataset}'
     )
-  if args.dataset == 'cityscapes' and not (args.archive_dir or prepared):
+  name, mini = args.dataset, args.dataset.endswith('_mini')
+  if two and not (args.archive_dir or prepared or mini):
     raise UserError(
-      f'cityscapes cannot be downloaded automatically: '
-      f'{DATASETS["cityscapes"].hint} Then run:\n  '
-      f'{datasets.prepare_command("cityscapes", args.data_dir)}'
+      f'{name} cannot be downloaded automatically: {DATASETS[name].hint} Then '
+      f'run:\n  {datasets.prepare_command(name, args.data_dir)}'
     )
-  return args.archive_dir if city else args.archive
+  return args.archive_dir if two else args.archive
 
 
 def prepare_generated(args: argparse.Namespace) -> ArchiveBuilder:
   """Generates an archive in `data_dir`/downloads and prepares it."""
+  size, suffix = (), ''
   if args.dataset == 'ade20k_mini':
-    counts, size, suffix = ade20k_mini.counts_from_arguments(args), (), '.zip'
+    counts, suffix = ade20k_mini.counts_from_arguments(args), '.zip'
     what = counts, args.seed
     comment = ade20k_mini.archive_comment(*what)
     write = ade20k_mini.write_archive
+  elif args.dataset == 'imagenet_mini':
+    default = imagenet_mini.DEFAULT_COUNTS
+    counts = ade20k_mini.counts_from_arguments(args, default)
+    what = counts, args.seed
+    comment = imagenet_mini.archive_comment(*what)
+    write = imagenet_mini.write_archives
   else:
-    counts, suffix = cityscapes_mini.counts_from_arguments(args), ''
+    counts = cityscapes_mini.counts_from_arguments(args)
     size = cityscapes_mini.size_from_arguments(args)
     what = counts, args.seed, size
     comment = cityscapes_mini.archive_comment(*what)
@@ -301,7 +315,8 @@ def print_summary(dataset: str, data_dir: Path) -> None:
   infos = stored.builder.info.splits
   size = sum(info.num_bytes for info in infos.values())
   family, _, variant = dataset.partition('_')
-  config = f'configs/{family}_pspnet.py{":mini" if variant else ""}'
+  row = {'imagenet': 'resnest50'}.get(family, 'pspnet')
+  config = f'configs/{family}_{row}.py{":mini" if variant else ""}'
   options = ''
   if data_dir != Path('data'):
     options = shlex.quote(f'--config.data.data_dir={data_dir}') + ' '

@@ -120,6 +120,7 @@ def preprocess(
   photometric: jax.Array | None = None,
   dtype: jnp.dtype = jnp.float32,
   normalization: Normalization = IMAGENET,
+  shift: jax.Array | None = None,
 ) -> jax.Array:
   """Normalises a batch; it becomes 0 outside `size`.
 
@@ -129,11 +130,14 @@ def preprocess(
     photometric: (B, 5), see `photometric_distortion`; None: not distorted.
     dtype: of the result; computed in float32 unless it is float64.
     normalization: of the network; all trainings here use the default.
+    shift: (B, 3), added to all pixels in the unit of 0..1; None: nothing.
   """
   compute = jnp.float64 if dtype == jnp.float64 else jnp.float32
   x = images.astype(compute)
   if photometric is not None:
     x = photometric_distortion(x, photometric)
+  if shift is not None:
+    x = x + 255 * shift.astype(compute)[:, None, None]
   mean, std, order = normalization
   if order == 'BGR':
     x = x[..., ::-1]

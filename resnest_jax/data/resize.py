@@ -46,9 +46,9 @@ def scaled_size(height: int, width: int, ratio: float) -> tuple[int, int]:
   return keep_ratio_size(height, width, max(edges), min(edges))
 
 
-def padded_size(size: Sequence[int], bucket: int) -> tuple[int, int]:
+def padded_size(size: Sequence[int], bucket: int) -> tuple[int, ...]:
   """Rounds height and width up to multiples of `bucket`."""
-  return (-(-size[0] // bucket) * bucket, -(-size[1] // bucket) * bucket)
+  return tuple(-(-length // bucket) * bucket for length in size)
 
 
 def bilinear_taps(length: int, new: int, axis: int) -> np.ndarray:

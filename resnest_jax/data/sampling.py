@@ -29,6 +29,10 @@ from resnest_jax.progress import progress_bar
 Sampler = Callable[[int], int]
 
 
+# Samples times classes that are counted: 8 bytes each.
+_MOST_CELLS = 2**28
+
+
 class Shuffled:
   """Epochs over a list of samples, which may repeat; each in another order."""
 
@@ -149,6 +153,11 @@ def open_sampler(
   sampling, seed = data_config.sampling, sampler_seed(seed)
   if sampling == 'uniform':
     return make_sampler(sampling, len(split), seed), None
+  if (cells := len(split) * len(split.labels.classes)) > _MOST_CELLS:
+    raise UserError(
+      f'config.data.sampling is {sampling!r}, for which {cells} numbers would '
+      f'be counted; for {data_config.name} set it to uniform.'
+    )
   # From the file where possible: a run that resumes must read the same samples.
   counts = _cached_counts(data_config, split, cache)
   present = counts[:, :-1] > 0  # Ignored pixels, which come last, are no class.

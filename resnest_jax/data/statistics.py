@@ -29,7 +29,10 @@ def count_pixels(
 
   def count(index: int) -> np.ndarray:
     try:
-      return count_label(split.label(index), num_classes)
+      label = split.label(index)
+      if isinstance(label, int):  # Of the whole image, which counts as a pixel.
+        return np.eye(1, num_classes + 1, label, np.int64)[0]
+      return count_label(label, num_classes)
     except UnreadableSample:
       if not skip_unreadable:
         raise

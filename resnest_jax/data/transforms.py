@@ -151,14 +151,16 @@ def pad_bottom_right(
   return padded
 
 
-def check_sizes(image: np.ndarray, label: np.ndarray, name: str) -> None:
-  for what, array, last in (('image', image, (3,)), ('label', label, ())):
+def check_sizes(image: np.ndarray, label: np.ndarray | int, name: str) -> None:
+  arrays = [('image', image, (3,)), ('label', label, ())]
+  classify = isinstance(label, int)  # One class for the whole image.
+  for what, array, last in arrays[: 1 if classify else 2]:
     if array.dtype != np.uint8 or array.shape[2:] != last:
       raise UserError(
         f'sample {name!r}: the {what} is {array.dtype} {array.shape}; it has '
         f'to be uint8 (H, W{", 3" if last else ""}).'
       )
-  if image.shape[:2] != label.shape:
+  if not classify and image.shape[:2] != label.shape:
     raise UserError(
       f'sample {name!r}: the image is {image.shape[1]}x{image.shape[0]} '
       f'pixels but its label is {label.shape[1]}x{label.shape[0]}. Both must '

@@ -18,7 +18,7 @@ from data.small_archives import full, image_name, mask_name, write_cityscapes
 from numpy.testing import assert_equal
 from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder
 
-from resnest_jax.data import cityscapes, tfds_cityscapes
+from resnest_jax.data import cityscapes, tfds_layouts
 from resnest_jax.data.archives import ArchiveConfig
 from resnest_jax.data.cityscapes import IMAGES, MASKS, Cityscapes
 from resnest_jax.data.datasets import open_split
@@ -200,7 +200,7 @@ def data_dir(tfds_data_dir, tmp_path):
 @pytest.fixture
 def theirs(data_dir):
   """The folder of that copy's records."""
-  return tfds_cityscapes.directory(data_dir)
+  return tfds_layouts.CITYSCAPES.directory(data_dir)
 
 
 def train(data_dir):

@@ -78,6 +78,8 @@ def test_samples_are_spread_evenly(run):
   assert set(np.diff(chosen)) == {412, 413}
   with pytest.raises(UserError, match='at least 1'):
     run('--samples', '0')
+  with pytest.raises(UserError, match='classifiers have not'):
+    run('--config', 'configs/imagenet_resnest50.py')
 
 
 def test_a_report_is_replaced_and_other_files_are_not(run, tmp_path):

@@ -20,6 +20,7 @@ if __name__ == '__main__':
   run_module(__spec__.name)
 
 from resnest_jax.config import parse_flags
+from resnest_jax.config_keys import classifies
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.doctor import report
 from resnest_jax.data.doctor.examine import COMMAND, examine
@@ -61,6 +62,11 @@ def main() -> None:
   flags = parse_flags(parser)
   if flags.samples is not None and flags.samples < 1:
     raise UserError(f'--samples is {flags.samples}; it must be at least 1.')
+  if classifies(flags.config):
+    raise UserError(
+      'the doctor examines masks, which classifiers have not; their data is '
+      'checked when a training opens it (docs/classify.md).'
+    )
   data = flags.config.data
   names = flags.split or (data.train_split, data.eval_split)
   splits = [open_data(data, name) for name in dict.fromkeys(names)]

@@ -12,6 +12,7 @@ import cv2
 from ml_collections import ConfigDict
 
 from resnest_jax import drawing
+from resnest_jax.config_keys import classifies
 from resnest_jax.data.doctor import files, report
 from resnest_jax.data.doctor.observe import Survey, survey
 from resnest_jax.data.doctor.rules import ERROR, Diagnosis, diagnose
@@ -71,7 +72,7 @@ def check_before_training(
       doctor did not write.
   """
   number = config.data.doctor_samples
-  if not number:
+  if not number or classifies(config):  # It looks at masks.
     return
   report.claim(workdir)
   start = time.perf_counter()

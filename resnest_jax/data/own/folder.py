@@ -97,15 +97,7 @@ class FolderSplit:
       UnreadableSample: a file is missing or damaged.
     """
     pair = self._pair(index)
-    # COLOR applies the EXIF orientation, unlike UNCHANGED for masks. ANYDEPTH
-    # keeps 16 bits, which OpenCV would silently cut to 8.
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
-    image, encoded = self._decode(pair.image, flags)
-    if image.dtype != np.uint8:
-      # OpenCV 5.0 leaves the pixels of a 16-bit TIFF undefined in this order.
-      flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-      image = images.decode_image(encoded, flags, pair.image, self.max_pixels)
-      image = image[..., ::-1]
+    image, encoded = read_picture(pair.image, self.max_pixels)
     mask = self._read_mask(pair)
     return {
       'image': image,
@@ -119,12 +111,7 @@ class FolderSplit:
     """What `split[index]` makes of `raw(index)`, or a `UserError`."""
     pair, image = self._pair(index), sample['image']
     label = self._to_label(pair.mask, sample['stored'])
-    # Not cut to 8: which bits hold the picture depends on the camera.
-    if image.dtype != np.uint8:
-      raise UserError(
-        f'{pair.image} has {8 * image.dtype.itemsize} bits per channel; images '
-        f'have 8.\n{headers.to_8_bits(image.max().item())}'
-      )
+    check_depth(pair.image, image)
     if image.shape[:2] != sample['mask'].shape:
       raise _different_sizes(pair, image, sample['mask'])
     return {'image': image, 'label': label, 'name': pair.name}
@@ -136,21 +123,9 @@ class FolderSplit:
       raise IndexError(f'{index} is not in 0 .. {len(self) - 1}')
     return self.pairs[index]
 
-  def _decode(self, path: str, flags: int) -> tuple[np.ndarray, bytes]:
-    encoded = images.read_file(path, self.max_pixels)
-    pixels = images.decode_image(encoded, flags, path, self.max_pixels)
-    if pixels is None and headers.has_fractions(encoded):
-      raise UnreadableSample(f'{path} {headers.FRACTIONS}')
-    if pixels is None:
-      raise UnreadableSample(
-        f'{path} cannot be decoded: its {len(encoded)} bytes are damaged, '
-        'truncated, or not of the format that its name says. Repair it, or '
-        'remove it and its partner.'
-      )
-    return pixels, encoded
-
   def _read_mask(self, pair: Pair) -> own_masks.Stored:
-    mask, encoded = self._decode(pair.mask, cv2.IMREAD_UNCHANGED)
+    flags = cv2.IMREAD_UNCHANGED
+    mask, encoded = _decode(pair.mask, flags, self.max_pixels)
     return own_masks.stored_mask(mask, encoded, self.known_values)
 
   def _to_label(self, path: str, mask: own_masks.Stored) -> np.ndarray:
@@ -175,6 +150,46 @@ class FolderSplit:
         f'("{self.conversion.ignoring(values[0])}").'
       )
     return self.labels.to_train_id[mask.pixels]
+
+
+def read_picture(
+  path: str, max_pixels: int, partner: str = ' and its partner'
+) -> tuple[np.ndarray, bytes]:
+  """A picture (H, W, 3) RGB of any depth, upright, and its file's bytes."""
+  # COLOR applies the EXIF orientation, unlike UNCHANGED for masks. ANYDEPTH
+  # keeps 16 bits, which OpenCV would silently cut to 8.
+  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
+  image, encoded = _decode(path, flags, max_pixels, partner)
+  if image.dtype != np.uint8:
+    # OpenCV 5.0 leaves the pixels of a 16-bit TIFF undefined in this order.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    image = images.decode_image(encoded, flags, path, max_pixels)[..., ::-1]
+  return image, encoded
+
+
+def check_depth(path: str, image: np.ndarray) -> None:
+  # Not cut to 8: which bits hold the picture depends on the camera.
+  if image.dtype != np.uint8:
+    raise UserError(
+      f'{path} has {8 * image.dtype.itemsize} bits per channel; images '
+      f'have 8.\n{headers.to_8_bits(image.max().item())}'
+    )
+
+
+def _decode(
+  path: str, flags: int, max_pixels: int, partner: str = ' and its partner'
+) -> tuple[np.ndarray, bytes]:
+  encoded = images.read_file(path, max_pixels)
+  pixels = images.decode_image(encoded, flags, path, max_pixels)
+  if pixels is None and headers.has_fractions(encoded):
+    raise UnreadableSample(f'{path} {headers.FRACTIONS}')
+  if pixels is None:
+    raise UnreadableSample(
+      f'{path} cannot be decoded: its {len(encoded)} bytes are damaged, '
+      'truncated, or not of the format that its name says. Repair it, or '
+      f'remove it{partner}.'
+    )
+  return pixels, encoded
 
 
 def _different_sizes(pair: Pair, image, mask) -> UserError:

@@ -23,14 +23,15 @@ _WORDS = (
 
 
 def draw_split(
-  pairs: Sequence[Pair],
+  pairs: Sequence[Any],
   split: str,
   fraction: float,
   seed: int,
-) -> list[Pair]:
+) -> list[Any]:
   """Draws the samples of a split by a hash of seed and name.
 
   Args:
+    pairs: whatever has a `name`.
     split: 'train' or 'val'; a `UserError` is raised for another.
     fraction: share of the evaluation split, 0 to 1 (exclusive), which has the
       nearest number of samples; each split has at least one of two.
@@ -120,7 +121,7 @@ def _folders(
   _check_folder('images', images, given)
   if not given:
     # One of the two suffices: one that is misspelt must not mix both splits.
-    inside, whole = _sub_folders(images), (images, masks)
+    inside, whole = sub_folders(images), (images, masks)
     near = [_near(inside, name) for name in names]
     given = all(near) or any(
       os.path.isdir(images / name) or name.lower() in map(str.lower, found)
@@ -137,7 +138,7 @@ def _folders(
 
 def _tell_rest(folder: Path, names: Sequence[str], apart: set[Path]) -> None:
   """Says what lies in a folder but in no split; without names, all is drawn."""
-  inside = _sub_folders(folder)
+  inside = sub_folders(folder)
   known = {x for name in names for x in _near(inside, name.split('/')[0])}
   others = [x for x in inside if x not in known and folder / x not in apart]
   # Not `walk`, which refuses folders that are closed.
@@ -158,24 +159,25 @@ def _of_split(root: Path, path: str, split: str) -> Path:
   before, found, rest = path.partition('{split}')
   whole = before[-1:] in ('', '/') and rest[:1] in ('', '/')
   if found and whole and os.path.isdir(root / before):
-    split = _sub_folder(root / before, split)
+    split = find_folder(root / before, split) or split
   return root / path.replace('{split}', split)
 
 
-def _sub_folder(folder: Path, split: str) -> str:
-  """The name of the sub folder that holds the split."""
-  if os.path.isdir(folder / split):
-    return split
-  near = _near(_sub_folders(folder), split)
+def find_folder(
+  folder: Path, split: str, among: Sequence[str] | None = None
+) -> str:
+  """The name of the sub folder that holds the split; '' if there is none."""
+  among = sub_folders(folder) if among is None else among
+  near = [split] if split in among else _near(among, split)
   if len(near) > 1:
     raise UserError(
       f'several folders in {folder} may be the split {split!r}: '
       f'{listed(near)}. Set config.data.train_split and eval_split to the '
       'names of two folders.'
     )
-  if near:
+  if near and near != [split]:
     tell(f'{folder / near[0]} is the split {split!r}')
-  return near[0] if near else split
+  return near[0] if near else ''
 
 
 def _near(folders: Sequence[str], split: str) -> list[str]:
@@ -191,7 +193,7 @@ def _near(folders: Sequence[str], split: str) -> list[str]:
   return same or [x for x in near if x.lower() in words] or near
 
 
-def _sub_folders(folder: Path) -> list[str]:
+def sub_folders(folder: Path) -> list[str]:
   try:
     with os.scandir(folder) as entries:
       return sorted(
@@ -213,6 +215,6 @@ def _check_folder(key: str, folder: Path, given: bool) -> None:
   if given:
     flags += ', or config.data.train_split and eval_split to their names'
     parent = next(x for x in folder.parents if os.path.isdir(x))
-    inside = ', '.join(_sub_folders(parent)) or 'none'
+    inside = ', '.join(sub_folders(parent)) or 'none'
     there = f' In {parent} there are: {inside}.'
   raise UserError(f'there is no folder {folder}.{there} Set {flags}.')
