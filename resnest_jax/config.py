@@ -11,13 +11,13 @@ import runpy
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnest_jax.config_keys import KEYS
+from resnest_jax.config_keys import KEYS, classifies
 from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser, command_line
 from resnest_jax.overrides import KINDS, REMOVED, nearest, override
@@ -263,13 +263,19 @@ def validate(config: ConfigDict) -> None:
   if stride[0] > crop[0] or stride[1] > crop[1]:
     window = f'{crop[0]},{crop[1]}'
     refuse('eval.slide_stride', f'at most the window, which is {window}')
-  if values['data.augmentation'] == 'encoding':
-    if len(set(values['data.image_scale'])) > 1:
-      accepted = 'one edge twice, as 520,520, with data.augmentation=encoding'
-      refuse('data.image_scale', accepted)
-    if values['data.cat_max_ratio'] != 1:
-      accepted = '1 with data.augmentation=encoding, which takes any crop'
-      refuse('data.cat_max_ratio', accepted)
+  _check_task(classifies(config), values, refuse)
+  way = values['data.augmentation']
+  square = {
+    'encoding': ['image_scale'],
+    'imagenet': ['image_scale', 'crop_size'],
+  }
+  for key in square.get(way, ()):
+    if len(set(values[f'data.{key}'])) > 1:
+      accepted = f'one edge twice, as 520,520, with data.augmentation={way}'
+      refuse(f'data.{key}', accepted)
+  if way == 'encoding' and values['data.cat_max_ratio'] != 1:
+    accepted = '1 with data.augmentation=encoding, which takes any crop'
+    refuse('data.cat_max_ratio', accepted)
   if not any(config.loss.terms.values()):
     raise UserError(
       'there is no loss: set config.loss.terms. and one of '
@@ -283,6 +289,32 @@ def validate(config: ConfigDict) -> None:
     refuse('train.micro_batch_size', accepted)
   if optimizer.min_learning_rate > optimizer.learning_rate:
     refuse('optimizer.min_learning_rate', 'at most optimizer.learning_rate')
+
+
+def _check_task(
+  classify: bool, values: Mapping[str, Any], refuse: Callable[[str, str], None]
+) -> None:
+  """Calls `refuse` for what only the other task, by its head, can use."""
+  head = f'with model.head={values["model.head"]}'
+  if classify != (values['data.augmentation'] == 'imagenet'):
+    only = 'imagenet' if classify else 'mmseg or encoding'
+    refuse('data.augmentation', f'{only} {head}')
+  if not classify:
+    for key in ('loss.mixup', 'model.dropblock', 'train.norm_group'):
+      if values[key]:
+        refuse(key, f'0 {head}: it is for classifiers')
+    return
+  if values['mesh.spatial'] != 1:
+    refuse('mesh.spatial', f'1 {head}, whose images are not cut')
+  if values['loss.class_weights'] is not None:
+    refuse('loss.class_weights', f'None {head}')
+  micro, group = values['train.micro_batch_size'], values['train.norm_group']
+  which = 'train.micro_batch_size' if micro else 'train.batch_size'
+  images = values[which]
+  # A batch that is smaller than the group is a group by itself.
+  fits = not group or not images % group or (group > images and not micro)
+  if group == 1 or not fits:
+    refuse('train.norm_group', f'0, or at least 2 and divide {which}, {images}')
 
 
 def fit_num_classes(config: ConfigDict, num_classes: int) -> None:

@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from resnest_jax.checkpoints import integrity
 from resnest_jax.checkpoints.state import TrainState
+from resnest_jax.config_keys import main_score_in
 from resnest_jax.distributed import messages
 from resnest_jax.errors import (
   DamagedCheckpoint,
@@ -49,7 +50,7 @@ def steps_in(folder: Path) -> list[int]:
 
 
 class Checkpoints(ocp.CheckpointManager):
-  """The checkpoints in `folder`; `scores` has the mIoU of evaluated steps.
+  """The checkpoints in `folder`; `scores` has those of evaluated steps.
 
   Orbax's own `directory` is another name of it where it has special characters.
   """
@@ -60,7 +61,7 @@ class Checkpoints(ocp.CheckpointManager):
   def __init__(self, folder: Path, keep: int, read_only: bool):
     """Opens an absolute path; if `read_only` nothing is created or removed.
 
-    The `keep` newest stay, and the one with the best mIoU.
+    The `keep` newest stay, and the one with the best score.
     """
     self.scores: dict[int, float] = {}
     self._deleted = None if read_only else folder / DELETED
@@ -70,7 +71,7 @@ class Checkpoints(ocp.CheckpointManager):
     for step in steps_in(folder):
       with contextlib.suppress(DamagedCheckpoint):
         if metrics := integrity.read_about(folder / str(step))['metrics']:
-          self.scores[step] = metrics['mIoU']
+          self.scores[step] = main_score_in(metrics)
     kept = [policies.LatestN(keep), _Best(self.scores)]
     with writing(folder):
       if not read_only:
@@ -190,7 +191,7 @@ def save(
     manager: of the folder.
     state: its step is the checkpoint's number.
     about: JSON-able description.
-    metrics: of an evaluation of this state, with 'mIoU'.
+    metrics: of an evaluation of this state, with one of `MAIN_SCORES`.
 
   Raises:
     UserError: this checkpoint, or the one before it, cannot be written.
@@ -211,7 +212,7 @@ def save(
   about = json.loads(json.dumps(about | {'digests': digests}))
   about['digest'] = integrity.json_digest(about)
   if metrics:
-    manager.scores[step] = metrics['mIoU']
+    manager.scores[step] = main_score_in(metrics)
   with manager.writing():
     manager.save(
       step,
@@ -272,7 +273,7 @@ def restore(
 
 
 def find_step(manager: Checkpoints, which: str | int) -> int:
-  """The step of 'latest', of 'best' (by mIoU), or the step itself.
+  """The step of 'latest', of 'best' (by mIoU or top1), or the step itself.
 
   Raises:
     UserError: there is no such checkpoint; the message lists them.

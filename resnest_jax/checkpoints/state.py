@@ -48,7 +48,8 @@ class Run:
   step: int = 0  # Finished; to read `state.step` is to wait for the devices.
   saved_step: int = 0  # Of the newest checkpoint, also of an interrupted run.
   evaluating: bool = False  # An evaluation of `step` is due, or was cut off.
-  best: dict[str, Any] | None = None  # {'step', 'mIoU'} of the best evaluation.
+  # {'step', 'mIoU' or 'top1'} of the best evaluation.
+  best: dict[str, Any] | None = None
   # The scalars of each step since the last log line: on the devices, or read.
   unlogged: list[Any] = dataclasses.field(default_factory=list)
 

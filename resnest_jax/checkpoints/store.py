@@ -30,9 +30,9 @@ from resnest_jax.distributed import messages
 from resnest_jax.errors import DamagedCheckpoint, UserError
 from resnest_jax.files import remove_folder
 from resnest_jax.labels import LabelSet
+from resnest_jax.models.classifier import create_network, described
 from resnest_jax.models.description import check_network
 from resnest_jax.models.initial import variable_shapes
-from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.text import differing, listed
 from resnest_jax.untrusted import OBJECT, check_fields
 
@@ -226,13 +226,13 @@ def load_checkpoint(
 
   Args:
     workdir: the folder of a run.
-    which: 'latest', 'best' (by mIoU of the periodic evaluations) or a step.
+    which: 'latest', 'best' (by mIoU or top1 in the training) or a step.
     model_config: `config.model` of another network with the same arrays, to be
       built instead.
 
   Returns:
-    The `Segmentor`, its variables, and the checkpoint's `about`: `config`,
-    `classes`, `palette`, `step` and more.
+    The `Segmentor` or `Classifier`, its variables, and the checkpoint's
+    `about`: `config`, `classes`, `palette`, `step` and more.
 
   Raises:
     UserError: no such checkpoint, one of another network, or a damaged one.
@@ -248,8 +248,9 @@ def load_checkpoint(
       check_fields(about, {'config': OBJECT}, where)
       sections = ('model', 'data')
       check_fields(about['config'], dict.fromkeys(sections, OBJECT), where)
-      check_network(about['config']['model'], 'segmentor', where)
-    model = create_segmentor(model_config or about['config']['model'])
+      config = about['config']['model']
+      check_network(config, described(config)[0], where)
+    model = create_network(model_config or about['config']['model'])
     # Else Orbax would look for the devices that wrote it.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = variable_shapes(model)

@@ -1,11 +1,14 @@
 """ImageNet classifiers: a ResNeSt, global average pooling, a linear layer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from resnest_jax.config_keys import CLASSIFIER
 from resnest_jax.errors import UserError
+from resnest_jax.models.dropout import Dropout
 from resnest_jax.models.layers import (
   Array,
   Size,
@@ -13,7 +16,13 @@ from resnest_jax.models.layers import (
   spatial_mean,
 )
 from resnest_jax.models.resnest import BACKBONES
-from resnest_jax.models.segmentor import create_backbone
+from resnest_jax.models.segmentor import (
+  HEADS,
+  check_num_classes,
+  choice,
+  create_backbone,
+  create_segmentor,
+)
 
 # None: the backbone's name decides. The dilation rule is that of the authors,
 # who published the weights.
@@ -22,6 +31,7 @@ DEFAULTS = {
   'output_stride': 32,
   'dilation_rule': 'official',
   'biased_variance': None,
+  'frozen_bn': 'none',
   'dropout': 0.0,
   'dtype': 'float32',
 }
@@ -42,7 +52,7 @@ class Classifier(nn.Module):
     images = images.astype(dtype)
     features, sizes = self.backbone(images, train=train, size=size)
     x = jnp.squeeze(spatial_mean(features[3], sizes[3]), (1, 2))
-    x = nn.Dropout(self.dropout, deterministic=not train)(x)
+    x = Dropout(self.dropout, train, elementwise=True, name='dropout')(x)
     x = nn.Dense(self.num_classes, dtype=dtype, param_dtype=wide, name='fc')(x)
     return x.astype(wide)
 
@@ -64,3 +74,21 @@ def create_classifier(
     )
   config = {**DEFAULTS, **config, 'backbone': backbone}
   return Classifier(create_backbone(config), num_classes, config['dropout'])
+
+
+def described(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+  """Task of the network of a `config.model`, and the keys that concern it."""
+  if config.get('head') != CLASSIFIER:
+    return 'segmentor', dict(config)
+  known = DEFAULTS.keys() | {'backbone', 'num_classes'}
+  return 'classifier', {k: v for k, v in config.items() if k in known}
+
+
+def create_network(config: Mapping[str, Any]) -> nn.Module:
+  """Creates the `Segmentor` or `Classifier` that `config.model` describes."""
+  choice(config, 'head', (*HEADS, CLASSIFIER))
+  task, fields = described(config)
+  if task == 'segmentor':
+    return create_segmentor(config)
+  check_num_classes(config['num_classes'])
+  return create_classifier(**fields)

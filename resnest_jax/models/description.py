@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from resnest_jax.config_keys import (
+  CENTER_CROPS,
   LONG_AND_SHORT,
   SHARE_BELOW_1,
   Accepted,
@@ -88,6 +89,7 @@ _SIZES = {
   'crop_size': or_none(
     numbers('two whole numbers from 1 to 8192', 2, int, low=1, high=8192)
   ),
+  'center_crop': or_none(one_of(CENTER_CROPS)),
 }
 
 

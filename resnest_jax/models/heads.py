@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from resnest_jax.models.convolution import Conv
+from resnest_jax.models.dropout import Dropout
 from resnest_jax.models.initial import LOGITS
 from resnest_jax.models.layers import (
   Array,
@@ -20,43 +20,6 @@ from resnest_jax.models.layers import (
 )
 from resnest_jax.models.normalization import ConvBN, SeparableConvBN
 from resnest_jax.models.pyramid import MergeConvBN, upsampled
-
-# Variable collection with the images' places in the batch.
-SLOTS = 'slots'
-
-
-def place_variables(places: Array) -> dict[str, Any]:
-  """Variables that tell a segmentor the places of its images, int (B,)."""
-  given = {'places': places}
-  head = {'classifier': {'channels': given}, 'project_dropout': given}
-  return {SLOTS: {'decode_head': head, 'auxiliary_head': head}}
-
-
-class Dropout(nn.Module):
-  """Dropout of whole channels or of each value, by the key and image's place.
-
-  Places are 0, 1, ... unless the collection 'slots' holds 'places', int (B,).
-  """
-
-  rate: float
-  train: bool
-  elementwise: bool = False
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    if not self.train or self.rate == 0:
-      return x
-    places = self.get_variable(SLOTS, 'places', jnp.arange(x.shape[0]))
-    key = self.make_rng('dropout')
-
-    # A key for each image: cutting a batch into micro-batches changes no draw.
-    def draw(place: Array) -> Array:
-      key_of_one = jax.random.fold_in(key, place)
-      shape = x.shape[1:] if self.elementwise else (1, 1, x.shape[-1])
-      return jax.random.bernoulli(key_of_one, 1 - self.rate, shape)
-
-    keep = jax.vmap(draw)(places)
-    return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
 
 
 class ClassLogits(nn.Module):

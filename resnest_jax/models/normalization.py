@@ -93,6 +93,24 @@ def _normalize_backward(epsilon, relu, saved, cotangents):
 normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
+def normalize_groups(
+  x: Array, scale: Array, bias: Array, epsilon: float, relu: bool, group: int
+) -> tuple[Array, Array, Array]:
+  """`normalize` of each `group` consecutive images by themselves; 0: of all.
+
+  Of the moments it returns the means over the groups.
+  """
+  if not 0 < group < len(x):
+    return normalize(x, scale, bias, epsilon, relu)
+
+  def alone(x: Array) -> tuple[Array, Array, Array]:
+    return normalize(x, scale, bias, epsilon, relu)
+
+  groups = x.reshape(-1, group, *x.shape[1:])
+  y, mean, variance = jax.vmap(alone)(groups)
+  return y.reshape(x.shape), jnp.mean(mean, 0), jnp.mean(variance, 0)
+
+
 class BatchNorm(nn.Module):
   """Batch normalisation as PyTorch computes it, optionally with ReLU.
 
@@ -105,6 +123,8 @@ class BatchNorm(nn.Module):
   epsilon: float = 1e-5
   dtype: Any = jnp.float32
   biased: bool = False  # the running variance: the authors', and MXNet's
+  # Consecutive images that share statistics, as those of a GPU; 0: all.
+  group: int = 0
 
   @nn.compact
   def __call__(
@@ -134,6 +154,7 @@ class BatchNorm(nn.Module):
 
   def _normalize(self, each, mean, var):
     shape = each[0][0].shape
+    shape = (min(self.group or shape[0], shape[0]), *shape[1:])
     count = math.prod(shape[:-1])
     if count < 2:
       raise ValueError(
@@ -141,7 +162,8 @@ class BatchNorm(nn.Module):
         f'than one value per channel, but the input is {shape}; use a batch of '
         'at least 2 images.'
       )
-    results = [normalize(*given, self.epsilon, self.relu) for given in each]
+    options = self.epsilon, self.relu, self.group
+    results = [normalize_groups(*given, *options) for given in each]
     outputs, means, variances = zip(*results, strict=True)
     # `init` returns the initial statistics, not those of its images.
     if not self.is_initializing():

@@ -34,10 +34,10 @@ def _reduce_window(x: Array, fold, kernel: int, stride: int, padding) -> Array:
   return lax.reduce_window(x, start, reduce, sizes, strides, margins)
 
 
-def max_pool(x: Array, size: Size) -> Array:
-  """3x3 max-pool, stride 2, padding 1, of values >= 0: the padding is zero."""
-  pooled = _pool(x, jnp.maximum, 3, 2, (1, 1))
-  return zero_outside(pooled, strided(size, 2))
+def max_pool(x: Array, size: Size, stride: int = 2) -> Array:
+  """3x3 max-pool, padding 1, of values >= 0: the padding is zero."""
+  pooled = _pool(x, jnp.maximum, 3, stride, (1, 1))
+  return zero_outside(pooled, strided(size, stride))
 
 
 def average_pool(x: Array, stride: int, size: Size) -> Array:

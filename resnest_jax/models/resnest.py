@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from resnest_jax.models.convolution import Conv
+from resnest_jax.models.dropout import DropBlock, drop_of
 from resnest_jax.models.initial import LAST_NORM
 from resnest_jax.models.layers import Array, Size, spatial_mean, strided
 from resnest_jax.models.normalization import BatchNorm
@@ -35,6 +36,7 @@ Fields = dict[str, Any]
 Norm = Callable[..., BatchNorm]  # whose first argument is given
 EXPANSION = 4  # output channels of a block, per plane
 REDUCTION = 4  # of the split attention's hidden channels
+DROPPED = (2, 3)  # Stages with DropBlock, from 0 on.
 
 
 class Backbone(NamedTuple):
@@ -152,29 +154,37 @@ class Bottleneck(nn.Module):
   same_pool: bool  # The shortcut's pool is 2x2 with stride 1.
   train: bool
   dtype: Any
-  biased: bool = False  # as of `BatchNorm`
+  biased: bool = False  # as of `BatchNorm`, like the next one
+  group: int = 0
 
   @nn.compact
-  def __call__(self, x: Array, size: Size) -> Array:
+  def __call__(
+    self, x: Array, size: Size, drop: DropBlock | None = None
+  ) -> Array:
     dtype = self.dtype
-    norm = partial(BatchNorm, self.train, dtype=dtype, biased=self.biased)
+    options = {'biased': self.biased, 'group': self.group}
+    norm = partial(BatchNorm, self.train, dtype=dtype, **options)
     width = inner_channels(self.planes, self.base_width, self.groups)
     # First, while `size` is still the input's.
     shortcut = self._shortcut(x, size, norm) if self.project else x
 
     x = Conv(width, dtype=dtype, name='conv1')(x)
     x = norm(relu=True, name='bn1')(x, size)
+    # The authors' stands before the ReLU, which is the same: it scales.
+    x = x if drop is None else drop(x, 0)
     if self.average_pool and self.avd_first:
       x = average_pool(x, self.stride, size)
       size = strided(size, self.stride)
     x = SplitAttention(
       width, self.radix, self.groups, self.dilation, norm, dtype, name='conv2'
     )(x, size)
+    x = x if drop is None else drop(x, 1)
     if self.average_pool and not self.avd_first:
       x = average_pool(x, self.stride, size)
       size = strided(size, self.stride)
     x = Conv(self.planes * EXPANSION, dtype=dtype, name='conv3')(x)
-    return nn.relu(norm(name=LAST_NORM)(x, size) + shortcut)
+    x = norm(name=LAST_NORM)(x, size)
+    return nn.relu((x if drop is None else drop(x, 2)) + shortcut)
 
   def _shortcut(self, x: Array, size: Size, norm: Norm) -> Array:
     if self.same_pool:
@@ -217,7 +227,8 @@ class ResNeSt(nn.Module):
   output_stride: int = 32  # 8, 16, 32; stages that would exceed it are dilated
   dilation_rule: str = 'mmseg'  # or 'official', 'timm'
   dtype: Any = jnp.float32
-  biased: bool = False  # as of `BatchNorm`
+  biased: bool = False  # as of `BatchNorm`, like the next one
+  group: int = 0
   # Parts, the stem and then the stages, that keep their running statistics.
   frozen: int = 0
   remat: tuple[str, ...] = ()  # from `remat.parse`
@@ -232,9 +243,11 @@ class ResNeSt(nn.Module):
 
     def run_stem(_: nn.Module, x: Array) -> tuple[Array, Size]:
       moving, dtype = train and not self.frozen, self.dtype
-      norm = partial(BatchNorm, moving, dtype=dtype, biased=self.biased)
+      options = {'biased': self.biased, 'group': self.group}
+      norm = partial(BatchNorm, moving, dtype=dtype, **options)
       return stem(x, size, self.stem_width, dtype, norm)
 
+    drop = drop_of(self, x.shape[0], self.group, train)
     x, size = recomputed(run_stem, train and 'stem' in self.remat)(self, x)
     features, sizes = [], []
     for stage, blocks in enumerate(self.blocks(train)):
@@ -242,10 +255,11 @@ class ResNeSt(nn.Module):
       # A stage's last blocks, if they are a loop.
       alike = self.stacked().get(name, 0)
       apart = dict(list(blocks.items())[: len(blocks) - alike])
+      here = drop.at(stage) if drop and stage in DROPPED else None
       for group in self._groups(apart, train, name):
-        x, size = group(self, x, size)
+        x, size = group(self, x, size, here)
       if alike:  # Their stride is 1, so that `size` stays.
-        x = self._scan(x, size, name, blocks[f'{name}_1'], train)
+        x = self._scan(x, size, here, name, blocks[f'{name}_1'], train)
       features.append(x)
       sizes.append(size)
     return features, sizes
@@ -281,6 +295,7 @@ class ResNeSt(nn.Module):
           'train': train and stage + 1 >= self.frozen,  # The stem counts, too.
           'dtype': self.dtype,
           'biased': self.biased,
+          'group': self.group,
         }
     return stages
 
@@ -293,17 +308,26 @@ class ResNeSt(nn.Module):
     }
 
   def _scan(
-    self, x: Array, size: Size, stage: str, fields: Fields, train: bool
+    self,
+    x: Array,
+    size: Size,
+    drop: DropBlock | None,
+    stage: str,
+    fields: Fields,
+    train: bool,
   ) -> Array:
     block = remat(Bottleneck) if self._again(stage, train) else Bottleneck
+    length = self.stacked()[stage]
     scan = nn.scan(
       # `size` is closed over: it is the same for all blocks, and no carry.
-      lambda module, x, _: (module(x, size), None),
+      lambda module, x, index: (module(x, size, drop and drop.at(index)), None),
       variable_axes={'params': 0, 'batch_stats': 0},
       split_rngs={'params': True},
-      length=self.stacked()[stage],
+      length=length,
     )
-    return scan(block(**fields, name=f'{stage}_{REST}'), x, None)[0]
+    # Each draws as it does alone, the first of them after block 0.
+    indices = None if drop is None else jnp.arange(1, length + 1)
+    return scan(block(**fields, name=f'{stage}_{REST}'), x, indices)[0]
 
   def _again(self, stage: str, train: bool, mode: str = BLOCKS) -> bool:
     return train and stage in self.remat and mode in self.remat
@@ -314,9 +338,12 @@ class ResNeSt(nn.Module):
     block = RecomputedOnce if self._again(stage, train) else TracedOnce
 
     def run(names: list[str]) -> Callable:
-      def group(_: nn.Module, x: Array, size: Size) -> tuple[Array, Size]:
+      def group(
+        _: nn.Module, x: Array, size: Size, drop: DropBlock | None
+      ) -> tuple[Array, Size]:
         for name in names:
-          x = block(**blocks[name], name=name)(x, size)
+          here = drop and drop.at(int(name.rpartition('_')[2]))
+          x = block(**blocks[name], name=name)(x, size, here)
           size = strided(size, blocks[name]['stride'])
         return x, size
 

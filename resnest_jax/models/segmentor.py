@@ -83,27 +83,29 @@ class Segmentor(nn.Module):
 
 
 def for_training(
-  model: Segmentor, *, remat: str = 'none', freeze: int = 0
-) -> Segmentor:
-  """Clones a segmentor for training; its variables stay the same.
+  model: nn.Module, *, remat: str = 'none', freeze: int = 0, group: int = 0
+) -> nn.Module:
+  """Clones a network for training; its variables stay the same.
 
   `remat` is for `remat.parse`. The first `freeze` parts of the backbone, the
-  stem and then the stages, use and keep their running statistics.
+  stem and then the stages, use and keep their running statistics. `group` is
+  as of `BatchNorm`.
   """
   names = parse(remat)
   # `frozen_bn` may have frozen all of the backbone already.
   frozen = max(model.backbone.frozen, freeze)
-  return model.clone(
-    backbone=model.backbone.clone(remat=names, frozen=frozen), remat=names
-  )
+  changes = {'remat': names, 'frozen': frozen, 'group': group}
+  heads = {'remat': names} if isinstance(model, Segmentor) else {}
+  return model.clone(backbone=model.backbone.clone(**changes), **heads)
 
 
-def scanned(model: Segmentor, loop: bool = True) -> Segmentor:
-  """Clones a segmentor with equal blocks as a loop (`stacking`), or without."""
+def scanned(model: nn.Module, loop: bool = True) -> nn.Module:
+  """Clones a network with equal blocks as a loop (`stacking`), or without."""
   return model.clone(backbone=model.backbone.clone(scanned=loop))
 
 
-def _choice(config: Mapping[str, Any], key: str, accepted) -> Any:
+def choice(config: Mapping[str, Any], key: str, accepted) -> Any:
+  """The value of a key of `config.model`, or a `UserError`."""
   if config[key] not in accepted:
     names = ', '.join(map(str, accepted))
     raise UserError(f'model.{key} is {config[key]!r}; accepted are {names}.')
@@ -113,7 +115,7 @@ def _choice(config: Mapping[str, Any], key: str, accepted) -> Any:
 def create_backbone(config: Mapping[str, Any]) -> resnest.ResNeSt:
   """Creates the ResNeSt that `config.model` names, varied by its other keys."""
   known = resnest.BACKBONES
-  named = known[_choice(config, 'backbone', known)]._asdict()
+  named = known[choice(config, 'backbone', known)]._asdict()
   fields = {
     key: value if config.get(key) is None else config[key]
     for key, value in named.items()
@@ -123,9 +125,9 @@ def create_backbone(config: Mapping[str, Any]) -> resnest.ResNeSt:
   biased = config.get('biased_variance')
   return resnest.ResNeSt(
     **fields,
-    output_stride=_choice(config, 'output_stride', OUTPUT_STRIDES),
-    dilation_rule=_choice(config, 'dilation_rule', resnest.DILATION_RULES),
-    dtype=DTYPES[_choice(config, 'dtype', DTYPES)],
+    output_stride=choice(config, 'output_stride', OUTPUT_STRIDES),
+    dilation_rule=choice(config, 'dilation_rule', resnest.DILATION_RULES),
+    dtype=DTYPES[choice(config, 'dtype', DTYPES)],
     biased=_is_encoding(config) if biased is None else biased,
     frozen=0 if _frozen_bn(config) == 'none' else 5,
   )
@@ -158,7 +160,17 @@ def _is_encoding(config: Mapping[str, Any]) -> bool:
 
 def _frozen_bn(config: Mapping[str, Any]) -> str:
   # Configurations of older checkpoints lack the key.
-  return _choice({'frozen_bn': 'none', **config}, 'frozen_bn', FROZEN_BN)
+  return choice({'frozen_bn': 'none', **config}, 'frozen_bn', FROZEN_BN)
+
+
+def check_num_classes(number: int) -> None:
+  """Raises `UserError` unless there are two classes or more."""
+  if number < 2:
+    raise UserError(
+      f'model.num_classes is {number}; it has to be 2 or more. train.py and '
+      'eval.py replace 0 by the number of the data set; elsewhere set '
+      '--config.model.num_classes=NUMBER.'
+    )
 
 
 def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
@@ -166,12 +178,7 @@ def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
 
   There is no auxiliary head if `aux_channels` is None. Raises `UserError`.
   """
-  if config['num_classes'] < 2:
-    raise UserError(
-      f'model.num_classes is {config["num_classes"]}; it has to be 2 or more. '
-      'train.py and eval.py replace 0 by the number of the data set; elsewhere '
-      'set --config.model.num_classes=NUMBER.'
-    )
+  check_num_classes(config['num_classes'])
   backbone = create_backbone(config)
   common = {
     'num_classes': config['num_classes'],
@@ -182,7 +189,7 @@ def create_segmentor(config: Mapping[str, Any]) -> Segmentor:
     'elementwise_dropout': _is_encoding(config),
     'align_corners': _is_encoding(config),
   }
-  head = HEADS[_choice(config, 'head', HEADS)]
+  head = HEADS[choice(config, 'head', HEADS)]
   auxiliary_head = None
   if config['aux_channels'] is not None:
     auxiliary_head = _short_fcn(

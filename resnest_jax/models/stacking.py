@@ -58,7 +58,7 @@ def _part(array: Any, index: int) -> Any:
 
 
 def stacked(params: Mapping[str, Any]) -> dict[str, int]:
-  """Finds the `counts` of `stack` in a segmentor's parameters."""
+  """Finds the `counts` of `stack` in a network's parameters."""
   return {
     name.removesuffix(f'_{REST}'): jax.tree.leaves(block)[0].shape[0]
     for name, block in params.get('backbone', {}).items()

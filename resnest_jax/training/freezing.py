@@ -24,7 +24,7 @@ def frozen_parameters(
   """A tree of bools like `params`, of which shapes are enough.
 
   Args:
-    params: of a segmentor.
+    params: of a segmentor or classifier.
     freeze: parts of the backbone: 1 the stem, 2 and stage 1, ..., 5 all of it.
     norms: 'none', 'backbone' or 'all': scales and biases of these
       normalisations are frozen as well.

@@ -3,7 +3,8 @@
 A batch of B images is cut into M micro-batches as a pack of cards is dealt:
 image b belongs to micro-batch b % M. So every device has its share of every
 micro-batch, nothing is exchanged, and the cut does not depend on the number of
-devices. An image's dropout depends on its place in the batch alone.
+devices. An image's dropout depends on its place in the batch alone. Groups that
+share statistics are dealt whole, so that their gradients stay the same.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from jax import lax
 
 from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
-from resnest_jax.models.heads import place_variables
+from resnest_jax.models.dropout import place_variables
 from resnest_jax.models.layers import Array
 from resnest_jax.training.freezing import frozen_parameters
 
@@ -28,6 +29,13 @@ class Plan(NamedTuple):
   freeze: int = 0  # See `frozen_parameters`.
   frozen_norms: str = 'none'
   ema_decay: float = 0.0  # If the state has moving averages.
+  group: int = 0  # As of `BatchNorm`.
+  dropblock: float = 0.0  # How much more is left out with each step.
+
+  def share(self, step: Array) -> Array | None:
+    """The share that DropBlock leaves out at a step, from 0 on."""
+    # At the end of each epoch it is that of the authors, who raise it then.
+    return self.dropblock * (step + 1.0) if self.dropblock else None
 
 
 WHOLE = Plan()
@@ -73,6 +81,9 @@ def create_plan(config: Mapping[str, Any], devices: int) -> Plan:
     freeze=train['freeze'],
     frozen_norms=frozen_bn if train['freeze_norms'] else 'none',
     ema_decay=train['ema_decay'],
+    # A batch that is smaller is a group by itself.
+    group=train['norm_group'] if train['norm_group'] <= micro else 0,
+    dropblock=config['model']['dropblock'] / train['total_steps'],
   )
 
 
@@ -82,8 +93,9 @@ def micro_batch_note(plan: Plan, batch_size: int) -> str:
     return ''
   micro = batch_size // plan.micro_batches
   text = f'each batch of {batch_size} in {plan.micro_batches} x {micro} images'
+  alike = plan.group or micro
   return (
-    f'{text}: batch norm has the statistics of {micro} images, and its running '
+    f'{text}: batch norm has the statistics of {alike} images, and its running '
     f'statistics are updated {plan.micro_batches} times a step '
     '(--config.train.remat=stages and no micro-batches: those of all '
     f'{batch_size}; docs/memory.md)'
@@ -102,11 +114,13 @@ def whole_gradients(
   labels: Array,
   key: Array,
   plan: Plan,
+  share: Array | None = None,
   places: Array | None = None,
 ) -> Gradients:
   """Gradients (zero where frozen), scalars of `score`, running statistics.
 
-  `places` are those of the images in the whole batch, None: 0, 1, ...
+  `share` is of `Plan.share`. `places` are those of the images in the whole
+  batch, None: 0, 1, ...
   """
   if places is None:
     places = jnp.arange(len(images))
@@ -120,7 +134,7 @@ def whole_gradients(
     )
     output, changed = model.apply(
       {'params': params, 'batch_stats': variables['batch_stats']}
-      | place_variables(places),
+      | place_variables(places, share),
       images,
       train=True,
       mutable=['batch_stats'],
@@ -141,24 +155,27 @@ def mean_gradients(
   labels: Array,
   key: Array,
   plan: Plan,
+  share: Array | None = None,
 ) -> Gradients:
   """The mean of the gradients of the micro-batches, one after the other."""
   # Each micro-batch is normalised by its own statistics, and the running
   # statistics are updated once for each, as PyTorch's accumulation does.
   count = plan.micro_batches
   places = jnp.arange(len(images))
-  # (B, ...) -> (M, B / M, ...); image b goes to micro-batch b % M.
-  parts = [
-    x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
-    for x in (images, labels, places)
-  ]
+
+  # (B, ...) -> (M, B / M, ...); group g goes to micro-batch g % M.
+  def deal(x: Array) -> Array:
+    groups = x.reshape(-1, count, plan.group or 1, *x.shape[1:])
+    return groups.swapaxes(0, 1).reshape(count, -1, *x.shape[1:])
+
+  parts = [deal(x) for x in (images, labels, places)]
 
   def one(carry, part):
     batch_stats, total = carry
     images, labels, places = part
     here = variables | {'batch_stats': batch_stats}
     grads, scalars, batch_stats = whole_gradients(
-      model, score, here, images, labels, key, plan, places
+      model, score, here, images, labels, key, plan, share, places
     )
     total = jax.tree.map(lambda a, b: a + b / count, total, grads)
     return (batch_stats, total), (scalars, jnp.sum(labels != IGNORE))

@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 from resnest_jax import drawing, runtime
 from resnest_jax.checkpoints.state import Run, unlogged_scalars
 from resnest_jax.config import config_to_json
+from resnest_jax.config_keys import main_score_in
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, writing
-from resnest_jax.evaluation.evaluate import Evaluation
+from resnest_jax.evaluation.classification import ClassEvaluation
+from resnest_jax.evaluation.segmentation import Evaluation
 from resnest_jax.files import write_text
 from resnest_jax.text import duration
 from resnest_jax.training.optimizer import create_schedule
@@ -80,25 +82,30 @@ class Report(contextlib.AbstractContextManager):
       flush=True,
     )
 
-  def evaluation(self, run: Run, evaluation: Evaluation, split: Any) -> None:
+  def evaluation(
+    self, run: Run, evaluation: Evaluation | ClassEvaluation, split: Any
+  ) -> None:
     """Logs scores, and pictures of the predictions that were kept."""
     if not messages.is_first():
       return
-    scores = evaluation.scores
-    for sample, _, panel in drawing.panels(split, evaluation.predictions):
+    summary, scores = evaluation.scores.summary(), {}
+    kept = getattr(evaluation, 'predictions', {})  # None of a classifier.
+    for sample, _, panel in drawing.panels(split, kept):
       name = f'{self._eval_split}/{sample["name"]}'
       self._log.write_picture(run.step, name, panel)
     print(
-      f'step {run.step}: {self._eval_split} mIoU {scores.mIoU:.4f}, mAcc '
-      f'{scores.mAcc:.4f}, aAcc {scores.aAcc:.4f}, loss {evaluation.loss:.4f} '
-      f'({evaluation.num_images} images in {duration(evaluation.seconds)})',
+      f'step {run.step}: {self._eval_split} '
+      + ''.join(f'{name} {score:.4f}, ' for name, score in summary.items())
+      + f'loss {evaluation.loss:.4f} ({evaluation.num_images} images in '
+      f'{duration(evaluation.seconds)})',
       flush=True,
     )
-    # Classes without a pixel have no score.
-    named = zip(split.labels.classes, scores.IoU.tolist(), strict=True)
-    ious = {f'IoU/{name}': iou for name, iou in named if not math.isnan(iou)}
-    summary = scores.summary() | {'val_loss': evaluation.loss}
-    self._log.write(run.step, summary | ious)
+    if isinstance(evaluation, Evaluation):
+      ious = evaluation.scores.IoU.tolist()
+      named = zip(split.labels.classes, ious, strict=True)
+      # Classes without a pixel have no score.
+      scores = {f'IoU/{name}': x for name, x in named if not math.isnan(x)}
+    self._log.write(run.step, summary | {'val_loss': evaluation.loss} | scores)
 
   def __exit__(self, *_: Any) -> None:
     self.profile.close()
@@ -191,7 +198,8 @@ class RunLog:
       # A kill has truncated a line, or it is not one of ours.
       with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         scalars = json.loads(line)
-        last = step - 1 if evaluate and 'mIoU' in scalars else step
+        evaluated = main_score_in(scalars) is not None
+        last = step - 1 if evaluate and evaluated else step
         if scalars['step'] <= last:
           kept.append(f'{line}\n')
     # In place of a link, too, which would else be written through.

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from resnest_jax import drawing, runtime, sharding
 from resnest_jax.checkpoints.state import Run, abstract_state, create_state
 from resnest_jax.checkpoints.store import Store, has_checkpoint
+from resnest_jax.config_keys import main_score
 from resnest_jax.data.batches import Batch, BatchIterator
 from resnest_jax.data.datasets import Splits, open_splits
 from resnest_jax.data.doctor.examine import check_before_training
@@ -57,6 +58,7 @@ def train(
     UserError: something given cannot be used, or the loss is not finite.
   """
   stopper, total_steps = stopper or Stopper(), config.train.total_steps
+  main = main_score(config)
   # A host that fails leaves before the exits of the stack wait for the others.
   with ExitStack() as at_exit, failures.leaving(), enough_memory(SMALLER):
     # What is trained, and on what. Nothing is written yet: mistakes are cheap.
@@ -148,8 +150,8 @@ def train(
         evaluation = evaluate(run.state.eval_variables(), waiting)
         report.evaluation(run, evaluation, splits.eval)
         metrics = evaluation.scores.summary()
-        if not run.best or metrics['mIoU'] > run.best['mIoU']:
-          run.best = {'step': run.step, 'mIoU': metrics['mIoU']}
+        if not run.best or metrics[main] > run.best[main]:
+          run.best = {'step': run.step, main: metrics[main]}
       if saving:
         store.save(run, metrics)
         run.saved_step, run.evaluating = run.step, False
@@ -158,7 +160,7 @@ def train(
     draw_curves(workdir, config.name)
     stopper.rest = 'all steps are done'
     print(
-      f'done: best mIoU {run.best["mIoU"]:.4f} at step {run.best["step"]}; '
+      f'done: best {main} {run.best[main]:.4f} at step {run.best["step"]}; '
       f'curves in {workdir / CURVES}',
       flush=True,
     )

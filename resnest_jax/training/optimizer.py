@@ -79,6 +79,8 @@ def _from_the_input_on(row: tuple[bool, ParamGroup]) -> tuple[int, str, bool]:
 def create_schedule(config: Config, total_steps: int) -> optax.Schedule:
   """The learning rate of each step, from 0 on; `total_steps` with the warm-up.
 
+  A `first_count` of 1 gives each step the rate that the next one has with 0.
+
   With t of T steps done after the warm-up, poly is
   (lr - min) * (1 - t / T) ** power + min and cosine
   (lr - min) * (1 + cos(pi t / T)) / 2 + min. The warm-up rises linearly from
@@ -96,12 +98,16 @@ def create_schedule(config: Config, total_steps: int) -> optax.Schedule:
       config['warmup_ratio'] * rate, rate, warmup_steps
     )
     schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
+
   # From an int32 count optax computes in float32 even when float64 is enabled.
   # XLA multiplies by 1 / T: the base of the power is negative at the end, and a
   # loop beyond `total_steps` would get NaN.
-  return lambda count: jnp.where(
-    count < total_steps, schedule(jnp.asarray(count, float)), least
-  )
+  def at(count: Any) -> Any:
+    count = count + config['first_count']
+    given = schedule(jnp.asarray(count, float))
+    return jnp.where(count < total_steps, given, least)
+
+  return at
 
 
 def create_optimizer(
@@ -117,7 +123,8 @@ def create_optimizer(
   if config['clip_norm'] is not None:
     stages.append(optax.clip_by_global_norm(config['clip_norm']))
   if config['name'] == 'sgd':
-    stages += [decay, optax.sgd(schedule, config['momentum'])]
+    sgd = optax.sgd(schedule, config['momentum'], config['nesterov'])
+    stages += [decay, sgd]
   else:
     stages += [
       optax.scale_by_adam(config['beta1'], config['beta2'], config['epsilon']),

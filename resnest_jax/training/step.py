@@ -11,19 +11,26 @@ import optax
 from jax.sharding import Mesh
 
 from resnest_jax.checkpoints.state import TrainState
+from resnest_jax.config_keys import classifies
 from resnest_jax.data.preprocess import preprocess
 from resnest_jax.errors import UserError
+from resnest_jax.losses.images import create_image_loss
 from resnest_jax.losses.objective import Loss, create_loss
 from resnest_jax.models import implementations
+from resnest_jax.models.classifier import create_network
 from resnest_jax.models.layers import Array
 from resnest_jax.models.remat import STAGES, parse
 from resnest_jax.models.segmentor import (
   SegmentorOutput,
-  create_segmentor,
   for_training,
   scanned,
 )
-from resnest_jax.sharding import batch_shardings, replicated, shared_rows
+from resnest_jax.sharding import (
+  batch_sharding,
+  batch_shardings,
+  replicated,
+  shared_rows,
+)
 from resnest_jax.training.freezing import train_the_rest
 from resnest_jax.training.gradients import (
   WHOLE,
@@ -32,6 +39,7 @@ from resnest_jax.training.gradients import (
   mean_gradients,
   whole_gradients,
 )
+from resnest_jax.training.mixing import Mixing
 from resnest_jax.training.optimizer import create_optimizer
 
 # `global_norm` concatenates smaller leaves up to about this size.
@@ -87,27 +95,32 @@ def update(
 
   Args:
     images: (B, H, W, 3) normalised.
-    labels: int (B, H, W), 255 ignored.
+    labels: int (B, H, W), 255 ignored; of a classifier the shares of the
+      classes, (B, classes).
     key: of the dropout.
     model: from `for_training`.
-    loss: of both heads, from `create_loss`.
+    loss: of both heads, from `create_loss`, or `create_image_loss`.
     aux_weight: factor of the auxiliary head's loss.
 
   Returns:
-    The new state; the step's scalars: `loss` = `decode_loss` + `aux_loss`,
-    `accuracy` in [0, 1], `gradient_norm` before clipping, and the loss's terms
-    as `decode_NAME`; and the gradients.
+    The new state; the step's scalars: `loss`, `accuracy` in [0, 1],
+    `gradient_norm` before clipping, of a segmentor `decode_loss` and
+    `aux_loss`, whose sum the loss is, and the loss's terms as `decode_NAME`;
+    and the gradients.
   """
 
-  def score(output: SegmentorOutput, labels: Array) -> dict[str, Array]:
+  def score(output: SegmentorOutput | Array, labels: Array) -> dict[str, Array]:
+    segmentor = isinstance(output, SegmentorOutput)
     # The loss upsamples in row tiles: (B, H, W, classes) never exists.
-    given = loss(output.logits, labels)
+    given = loss(output.logits if segmentor else output, labels)
     if not (isinstance(given, tuple) and len(given) == 3):
       raise UserError(
         'a loss has to return (loss, accuracy, terms): two scalars, and a dict '
         f'of named scalars, which may be empty; it returned {given!r}.'
       )
     decode_loss, accuracy, terms = given
+    if not segmentor:
+      return {'loss': decode_loss, 'accuracy': accuracy, **terms}
     aux_loss = aux_weight * loss(output.aux_logits, labels)[0]
     return {
       'loss': decode_loss + aux_loss,
@@ -119,7 +132,8 @@ def update(
 
   gradients = whole_gradients if plan.micro_batches == 1 else mean_gradients
   grads, scalars, batch_stats = gradients(
-    model, score, state.variables(), images, labels, key, plan
+    *(model, score, state.variables(), images, labels, key, plan),
+    plan.share(state.step),
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   step, params = state.step + 1, optax.apply_updates(state.params, updates)
@@ -139,27 +153,34 @@ def make_train_step(
   mesh: Mesh,
   *,
   seed: int,
+  mixing: Mixing | None = None,
   **options: Any,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]:
   """The jitted step: (state, batch) -> (state, scalars); donates the state.
 
-  Batches come from `training_batches`; `options` are the others of `update`.
-  Statistics and loss are those of the global batch, on any number of devices.
+  Batches come from `training_batches`; `options` are the others of `update`,
+  `mixing` is a classifier's. Statistics and loss are those of the global batch,
+  on any number of devices.
   """
 
   @shared_rows(mesh)
   def train_step(state, batch):
     # A function of seed and step, never stored: a resumed run draws alike.
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    images = preprocess(batch['image'], batch['size'], batch['photometric'])
+    given = batch['image'], batch['size'], batch.get('photometric')
+    images = preprocess(*given, shift=batch.get('shift'))
     labels = batch['label'].astype(jnp.int32)
+    if mixing:
+      images, labels = mixing(images, labels, key)
     parts = {'model': model, 'optimizer': optimizer, **options}
     state, scalars, _ = update(state, images, labels, key, **parts)
     return state, scalars
 
   # The program is written for the global batch, and XLA inserts what devices
   # exchange: batch norm needs no axis name.
-  whole, split = replicated(mesh), batch_shardings(mesh)
+  # A classifier's images are never cut.
+  whole = replicated(mesh)
+  split = batch_sharding(mesh) if mixing else batch_shardings(mesh)
   return jax.jit(
     train_step,
     donate_argnums=0,
@@ -203,10 +224,11 @@ def create_training(
   """Model, optimizer and step of a configuration with its number of classes.
 
   The mesh may be of descriptions of devices (`jax.experimental.topologies`).
-  `loss` is that of both heads; None: as `config.loss` describes it.
+  `loss` is that of both heads, or of a classifier's logits and targets, (B,
+  classes) both; None: as `config.loss` describes it.
   """
   train = config['train']
-  model = create_segmentor(config['model'])
+  model = create_network(config['model'])
   plan = create_plan(config, mesh.shape['data'])
   # Rematerialising whole stages needs their blocks one by one.
   alone = STAGES in parse(train['remat'])
@@ -217,13 +239,21 @@ def create_training(
     plan.freeze,
     plan.frozen_norms,
   )
-  output = config['model']['num_classes'], model.decode_head.align_corners
+  classes, mixing = config['model']['num_classes'], None
+  if classifies(config):
+    mixing = Mixing(classes, config['loss']['mixup'], plan.group)
+    loss = loss or create_image_loss(config['loss'])
+  else:
+    aligned = model.decode_head.align_corners
+    loss = loss or create_loss(config['loss'], classes, aligned)
+  kept = {'remat': train['remat'], 'freeze': train['freeze']}
   step = make_train_step(
-    for_training(model, remat=train['remat'], freeze=train['freeze']),
+    for_training(model, group=plan.group, **kept),
     optimizer,
     mesh,
     seed=config['seed'],
-    loss=loss or create_loss(config['loss'], *output),
+    mixing=mixing,
+    loss=loss,
     aux_weight=config['loss']['aux_weight'],
     plan=plan,
   )

@@ -17,7 +17,11 @@ from resnest_jax.models import implementations, layers, pooling, pyramid
 from resnest_jax.models.convolution import DepthwiseConv, convolve, depthwise
 from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import variable_shapes
-from resnest_jax.models.normalization import FEW_VALUES, BatchNorm, normalize
+from resnest_jax.models.normalization import (
+  FEW_VALUES,
+  BatchNorm,
+  normalize,
+)
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.models.winograd import convolve_3x3
 
@@ -35,6 +39,7 @@ IMAGE = np.abs(random(2, 9, 8, 3))
 # Functions with a kernel, stride, padding, what it reduces, and a divisor.
 POOLS = [
   (pooling.max_pool, 3, 2, 1, 'max', 1),
+  (partial(pooling.max_pool, stride=1), 3, 1, 1, 'max', 1),
   (partial(pooling.average_pool, stride=2), 3, 2, 1, 'sum', 9),
   (partial(pooling.average_pool, stride=1), 3, 1, 1, 'sum', 9),
   (partial(pooling.shortcut_pool, stride=2), 2, 2, 0, 'mean', 1),
@@ -237,10 +242,10 @@ def plain_batch_norm(x, scale, bias, relu=False):
   return jnp.maximum(y, 0) if relu else y
 
 
-def batch_norm(x, scale, bias, relu=False):
+def batch_norm(x, scale, bias, relu=False, group=0):
   stats = {'mean': np.zeros(len(scale)), 'var': np.ones(len(scale))}
   variables = {'params': {'scale': scale, 'bias': bias}, 'batch_stats': stats}
-  norm = BatchNorm(True, relu, dtype=jnp.float64)
+  norm = BatchNorm(True, relu, dtype=jnp.float64, group=group)
   return norm.apply(variables, x, mutable=['batch_stats'])
 
 
@@ -253,6 +258,32 @@ def test_batch_norm_and_its_gradients_are_the_plain_ones(rows, one_pass, relu):
   ours = with_gradients(lambda *each: batch_norm(*each, relu)[0], *arrays)
   plain = with_gradients(partial(plain_batch_norm, relu=relu), *arrays)
   assert_close(ours, plain, 1e-12)
+
+
+@pytest.mark.parametrize('group', [2, 3, 6, 8])
+def test_groups_are_normalised_as_if_each_were_alone(group):
+  """By torch, value, gradients and running statistics, whose mean it takes."""
+  x, scale, bias = random(6, 5, 4, 3), 1 + random(3, seed=1), random(3, seed=2)
+  arrays = [torch.tensor(a, requires_grad=True) for a in (x, scale, bias)]
+  parts, means, variances = [], [], []
+  for part in arrays[0].split(group):
+    mean, variance = torch.zeros(3).double(), torch.ones(3).double()
+    part = part.permute(0, 3, 1, 2)
+    statistics = mean, variance, *arrays[1:], True
+    y = torch.nn.functional.batch_norm(part, *statistics)
+    parts.append(y.permute(0, 2, 3, 1).relu())
+    means.append(mean)
+    variances.append(variance)
+  y = torch.cat(parts)
+  y.backward(torch.tensor(random(*y.shape, seed=3)))
+  theirs = y.detach().numpy(), *(a.grad.numpy() for a in arrays)
+  ours = with_gradients(
+    lambda *each: batch_norm(*each, True, group)[0], x, scale, bias
+  )
+  assert_close(ours, theirs, 1e-12)
+  stats = batch_norm(x, scale, bias, True, group)[1]['batch_stats']
+  for name, each in ('mean', means), ('var', variances):
+    np.testing.assert_allclose(stats[name], np.mean(each, 0), rtol=1e-12)
 
 
 def test_bfloat16_is_normalised_by_statistics_of_float32():

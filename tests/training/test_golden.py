@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 from golden import reference
 from lengths import others_long
@@ -11,6 +12,8 @@ from training.one_step import objective
 
 from resnest_jax.checkpoints.state import start_state
 from resnest_jax.config import load_config
+from resnest_jax.losses.images import create_image_loss
+from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training.optimizer import create_optimizer, create_schedule
 from resnest_jax.training.step import update
@@ -20,12 +23,25 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures('float64')]
 
 CONFIG = load_config('configs/cityscapes_pspnet.py')
 ENCODING = 'encoding_train_deeplab_s14_citys'
-RUNS = [f'train_cityscapes_{head}_s14' for head in reference.MMSEG_HEADS] + [
-  ENCODING
-]
+IMAGENET = 'imagenet_train_s14_torch'
+RUNS = [f'train_cityscapes_{head}_s14' for head in reference.MMSEG_HEADS]
+RUNS += [ENCODING, IMAGENET]
+
+
+def mixed(golden, step):
+  """A classifier's batch, mixed as PyTorch-Encoding does: with any partner."""
+  size, classes = int(golden['batch']), int(golden['classes'])
+  seed = int(golden['seed']) + step
+  rng = np.random.default_rng(seed + 1000)
+  targets = np.eye(classes)[rng.integers(0, classes, size)]
+  weight, partners = rng.beta(0.2, 0.2), rng.permutation(size)
+  both = reference.images(seed, size, *golden['hw']), targets
+  return [weight * x + (1 - weight) * x[partners] for x in both]
 
 
 def batch(golden, step):
+  if 'classes' in golden:
+    return mixed(golden, step)
   size, (h, w) = int(golden['batch']), golden['hw']
   seed = int(golden['seed']) + step
   rng = np.random.default_rng(seed + 1000)
@@ -54,18 +70,53 @@ def encoding(golden):
   return row, *reference.encoding(golden, dropout=0.0), steps
 
 
+def imagenet(golden):
+  row = load_config('configs/imagenet_resnest50.py')
+  row.optimizer.learning_rate, row.optimizer.warmup_steps = 0.01, 3
+  row.optimizer.nesterov, row.optimizer.first_count = False, 0
+  classes = int(golden['classes'])
+  model = create_classifier('resnest14', classes, dtype='float64')
+  named = names.export_state_dict(
+    model, reference.variables_of(model), 'official'
+  )
+  shapes = {name: x.shape for name, x in named.items()}
+  variables = names.import_state_dict(model, reference.filled(shapes))
+  return row, model, variables, 12
+
+
+def with_their_decay(optimizer, golden, model, named):
+  """Theirs also decays six scales, whose names have no 'bn'."""
+  exempt = set(golden['exempt'].tolist())
+  decays = {k: np.full(x.shape, 1e-4 * (k not in exempt)) for k, x in named}
+  decays = names.import_state_dict(model, decays)['params']
+
+  def add(path, update, param, decay):
+    return update + decay * param if path[-1].key == 'scale' else update
+
+  def update(updates, params):
+    return jax.tree.map_with_path(add, updates, params, decays)
+
+  assert sum(x.max() > 0 for x in jax.tree.leaves(decays)) == 34
+  return optax.chain(optax.stateless(update), optimizer)
+
+
 @functools.cache
 def steps(name):
   """The run's golden numbers, and scalars and tensors of our steps."""
   golden = reference.load(name)
-  kind = 'encoding' if name == ENCODING else 'mmseg'
-  made = encoding(golden) if kind == 'encoding' else mmseg(golden, name)
+  kind = {ENCODING: 'encoding', IMAGENET: 'official'}.get(name, 'mmseg')
+  makers = {'encoding': encoding, 'official': imagenet}
+  made = makers.get(kind, functools.partial(mmseg, name=name))(golden)
   config, model, variables, total_steps = made
   export = functools.partial(names.export_state_dict, model, kind=kind)
   optimizer = create_optimizer(config.optimizer, total_steps)
   schedule = create_schedule(config.optimizer, total_steps)
-  state = start_state(optimizer, variables)
   options = objective(config, 19, kind == 'encoding')
+  if kind == 'official':
+    options['loss'] = create_image_loss(config.loss)
+    named = export(variables).items()
+    optimizer = with_their_decay(optimizer, golden, model, named)
+  state = start_state(optimizer, variables)
   options |= {'model': model, 'optimizer': optimizer}
   step = reference.quick_jit(functools.partial(update, **options))
   log, grads = [], []
@@ -77,7 +128,7 @@ def steps(name):
   return golden, log, tensors
 
 
-@pytest.fixture(params=others_long(RUNS, RUNS[1], ENCODING))
+@pytest.fixture(params=others_long(RUNS, RUNS[1], ENCODING, IMAGENET))
 def run(request, float64):
   return steps(request.param)
 
@@ -90,12 +141,16 @@ def test_rate_and_losses(run):
     keys.insert(1, 'loss')
     theirs = golden['log'][:, [0, 2, 3, 4]] * [1, 1, 1, golden['aux_weight']]
     np.testing.assert_allclose(golden['log'][:, 1], 10 * theirs[:, 0])
+  if 'classes' in golden:
+    keys, theirs = ['learning_rate', 'loss'], golden['log'][:, [0, 2]]
   ours = [[float(scalars[key]) for key in keys] for scalars in log]
   np.testing.assert_allclose(ours, theirs, rtol=1e-8)
 
 
 def test_accuracy(run):
   golden, log, _ = run
+  if 'classes' in golden:
+    return
   ours = []
   for step, scalars in enumerate(log):
     valid = (batch(golden, step)[1] != 255).sum()

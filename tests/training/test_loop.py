@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from small import MINI, small_config
 from wandb.proto.wandb_internal_pb2 import Record
 
 from resnest_jax.config import load_config
+from resnest_jax.config_keys import MAIN_SCORES
 from resnest_jax.errors import UserError
 from resnest_jax.training import loop
 from resnest_jax.training.logs import RunLog, start_wandb
@@ -142,6 +144,18 @@ def logged(log):
   return [json.loads(line) for line in log.path.read_text().splitlines()]
 
 
+@pytest.mark.parametrize('main', MAIN_SCORES)
+def test_scores_of_an_evaluation_that_is_repeated_are_dropped(main, tmp_path):
+  log = RunLog(tmp_path, 0)
+  for step in (10, 20):
+    log.write(step, {'loss': 1.0})
+    log.write(step, {main: 0.5})
+  log.close()
+  RunLog(tmp_path, 20, evaluate=True).close()
+  kept = [{'step': 10, 'loss': 1.0}, {'step': 10, main: 0.5}]
+  assert logged(log) == [*kept, {'step': 20, 'loss': 1.0}]
+
+
 def test_continuing_drops_what_lies_beyond_the_checkpoint(tmp_path):
   (tmp_path / 'log.jsonl').symlink_to('elsewhere')  # Replaced, not followed.
   log = RunLog(tmp_path, 0)
@@ -216,6 +230,7 @@ def test_weights_and_biases_get_the_scalars_and_go_on(tmp_path, monkeypatch):
     assert wandb.run.project == 'rows'
     log.close()
     assert wandb.run is None
+    time.sleep(1)  # The folder of a run is named by the second.
   runs = sorted((tmp_path / 'wandb').glob('offline-run-*/*.wandb'))
   known = (tmp_path / 'wandb' / 'run_id').read_text()
   assert {path.stem for path in runs} == {f'run-{known}'}

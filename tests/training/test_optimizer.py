@@ -10,7 +10,7 @@ import optax
 import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
-from golden.reference import TINY, random
+from golden.reference import TINY, load, random
 
 from resnest_jax.config import load_config
 from resnest_jax.models.initial import variable_shapes
@@ -86,6 +86,7 @@ def torchs(make, config, start):
 
 MAKERS = {
   'sgd': partial(torch.optim.SGD, momentum=0.9),
+  'nesterov': partial(torch.optim.SGD, momentum=0.9, nesterov=True),
   'adamw': partial(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-3),
 }
 
@@ -96,7 +97,9 @@ MAKERS = {
 def test_step_is_torchs(name, decay_norm_bias, clip_norm):
   decay = {'weight_decay': 0.05, 'decay_norm_bias': decay_norm_bias}
   options = decay | {'learning_rate': 0.02} | WARMUP | GROUPS | ADAM
-  config = settings(name=name, clip_norm=clip_norm, **options)
+  options |= {'name': 'adamw' if name == 'adamw' else 'sgd'}
+  options |= {'nesterov': name == 'nesterov'}
+  config = settings(clip_norm=clip_norm, **options)
   params = small_params()
   actual, _ = run(create_optimizer(config, TOTAL_STEPS), params)
   actual, before = (flatten_dict(x, sep='/') for x in (actual, params))
@@ -133,6 +136,61 @@ def test_rate_is_the_closed_form(schedule, warmup_steps):
     else:
       expected = 0.0099 * (1 + math.cos(math.pi * done)) / 2 + 1e-4
     assert float(rate(jnp.int32(step))) == pytest.approx(expected, rel=1e-12)
+
+
+RATES = load('imagenet_rates')
+TO_ZERO = {'min_learning_rate': 0.0, 'warmup_ratio': 0.0}
+
+
+@pytest.mark.parametrize('name', [x for x in RATES if f'{x}_args' in RATES])
+def test_rate_is_the_authors(name):
+  """Of their PyTorch scripts: cosine for ImageNet, poly for segmentors."""
+  peak, epochs, length, *warmup = RATES[f'{name}_args'].tolist()
+  config = settings(
+    schedule='cosine' if name.startswith('cos') else 'poly',
+    learning_rate=peak,
+    **TO_ZERO,
+  ).to_dict()
+  config['warmup_steps'] = int(length * sum(warmup))
+  rate = create_schedule(config, int(epochs * length))
+  for step, expected, *_ in RATES[name]:
+    assert rate(int(step)) == pytest.approx(expected, rel=1e-6, abs=1e-15)
+
+
+def test_rate_is_that_of_mxnet_whose_first_update_is_1():
+  """Which the log of the authors' run prints with six decimals."""
+  peak, epochs, length, warmup = RATES['gluon_args'].tolist()
+  cosine = {'schedule': 'cosine', 'first_count': 1, 'learning_rate': peak}
+  config = settings(**cosine, **TO_ZERO).to_dict()
+  config['warmup_steps'] = int(warmup * length)
+  rate = create_schedule(config, steps := int(epochs * length))
+  for *_, update, printed, expected in RATES['gluon_log']:
+    assert rate(int(update) - 1) == pytest.approx(expected, rel=1e-10)
+    assert rate(int(update) - 1) == pytest.approx(printed, abs=5.1e-7)
+  golden = load('imagenet_gluon')
+  assert golden['cosine_args'].tolist() == [steps, peak, warmup * length, 0]
+  pairs = zip(golden['cosine_updates'], golden['cosine_lr'], strict=True)
+  for update, expected in pairs:
+    assert rate(int(update) - 1) == pytest.approx(expected, rel=1e-5, abs=1e-15)
+
+
+def test_momentum_is_that_of_mxnet_but_for_the_decay_it_keeps():
+  """MXNet 1.9.1 keeps the decay of the weights that it has just moved."""
+  golden = load('imagenet_gluon')
+  config = settings(nesterov=True, learning_rate=0.1, weight_decay=0.01)
+  optimizer = create_optimizer(config, 10**9)
+  weights, *expected = golden['nag_weights']
+  state = optimizer.init({'kernel': weights})
+  for gradient, theirs in zip(golden['nag_grads'], expected, strict=True):
+    # `part` finds a head.
+    before = {'kernel': weights}
+    updates, state = optimizer.update({'kernel': gradient}, state, before)
+    change = updates['kernel']
+    weights = weights + change
+    np.testing.assert_allclose(weights, theirs, rtol=1e-8)
+    state = jax.tree.map(
+      lambda x, change=change: x + 0.01 * change if x.shape else x, state
+    )
 
 
 def test_rate_beyond_the_end_is_the_least_one():
