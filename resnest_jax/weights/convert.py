@@ -1,4 +1,4 @@
-"""Converts weights between mmsegmentation, the authors, timm and this project.
+"""Converts weights between this project and the libraries of others.
 
     python -m resnest_jax.weights.convert ade20k_pspnet --out weights/pspnet
     python -m resnest_jax.weights.convert runs/pspnet --out pth --to mmseg
@@ -74,8 +74,8 @@ def _parser() -> Parser:
     '--to',
     choices=KINDS,
     default='ours',
-    help='whose names to write; mmseg and encoding are a .pth and need the '
-    'package torch, the others are safetensors (default: ours)',
+    help=f'whose names to write; {", ".join(WITH_TORCH)} are a .pth and need '
+    'the package torch, the others are safetensors (default: ours)',
   )
   add(
     '--drop',

@@ -22,7 +22,7 @@ SAFETENSORS = 'model.safetensors'
 TORCH = 'model.pth'
 ABOUT = 'about.json'
 # Kinds of names whose libraries read nothing but PyTorch's files.
-WITH_TORCH = ('mmseg', 'encoding')
+WITH_TORCH = ('mmseg', 'mmdet', 'encoding', 'detectron2')
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 LONGEST_NAME = 500
 MAX_HEADER = 100_000_000  # Bytes, safetensors' own limit.
@@ -172,6 +172,7 @@ def write_weights(
   kind: str,
   state_dict: Mapping[str, np.ndarray],
   about: Mapping[str, Any],
+  torch: bool | None = None,
 ) -> list[Path]:
   """Writes a state dict and its description into a new folder.
 
@@ -180,18 +181,20 @@ def write_weights(
     kind: those of `WITH_TORCH` write `model.pth`, others `model.safetensors`.
     state_dict: name -> array.
     about: JSON-able; written into the weight file and into `about.json`.
+    torch: whether PyTorch's file is written; None: as above.
 
   Returns:
     The paths of both files.
   """
   folder, about = Path(folder), public(about)
   files.check_new(folder)
-  torch = kind in WITH_TORCH
-  name, encode = (
-    (TORCH, _torch_file) if torch else (SAFETENSORS, _safetensors_file)
-  )
+  torch = kind in WITH_TORCH if torch is None else torch
+  name = TORCH if torch else SAFETENSORS
   # Written here: the packages' own errors do not say why a write is refused.
-  content = encode(state_dict, about)
+  if torch:
+    content = _torch_file(state_dict, about, kind)
+  else:
+    content = _safetensors_file(state_dict, about)
   with files.explain_refusal(folder), files.whole_folder(folder) as temporary:
     (temporary / name).write_bytes(content)
     files.write_json(temporary / ABOUT, about)
@@ -242,7 +245,7 @@ def _safetensors_file(state_dict, about) -> bytes:
   return len(header).to_bytes(8, 'little') + header + content[end:]
 
 
-def _torch_file(state_dict, about) -> bytes:
+def _torch_file(state_dict, about, kind) -> bytes:
   pickles.check_torch()
   import torch
 
@@ -256,6 +259,8 @@ def _torch_file(state_dict, about) -> bytes:
     for name, value in state_dict.items()
   }
   content = {'meta': meta if classes else {}, 'state_dict': tensors}
+  if kind == 'detectron2':  # The latter makes it find names below others.
+    content = {'model': tensors, 'matching_heuristics': True}
   file = io.BytesIO()
   torch.save(content | {HEADER_KEY: dict(about)}, file)
   return file.getvalue()

@@ -13,6 +13,9 @@ from resnest_jax.models.resnest import BACKBONES, EXPANSION, Backbone, ResNeSt
 from resnest_jax.models.segmentor import create_backbone, create_segmentor
 from resnest_jax.weights.names import DROP, blocks_of, head_modules, head_of
 
+# Kinds of names -> the dilation rule of networks with others than theirs.
+RULES = {'encoding': 'official', 'detectron2': 'mmseg'}
+
 
 class Description(NamedTuple):
   """A model's task, and the keys of `config.model` that concern it."""
@@ -41,7 +44,7 @@ def describe(
 
   Args:
     state_dict: name -> array.
-    kind: 'mmseg', 'encoding', 'official' or 'timm'.
+    kind: 'mmseg', 'encoding', 'official', 'timm' or 'detectron2'.
     backbone: its name. None assumes `avd_first` False, which names and shapes
       do not show.
 
@@ -51,13 +54,14 @@ def describe(
   shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
   config = _backbone_config(shapes, backbone)
   # Only segmentors are dilated, see `_heads_config`.
-  rule = 'official' if kind == 'encoding' else kind
+  rule = RULES.get(kind, kind)
   config |= {'output_stride': 32, 'dilation_rule': rule, 'dtype': 'float32'}
   heads = head_modules(shapes)
   if any(name in ('decode_head', 'head') for name in heads):
     heads = _heads_config(shapes, heads, rule)
     return Description('segmentor', config | heads)
-  if layer := shapes.get('head.fc.weight' if kind == 'mmseg' else 'fc.weight'):
+  layers = {'mmseg': 'head.fc.weight', 'detectron2': 'linear.weight'}
+  if layer := shapes.get(layers.get(kind, 'fc.weight')):
     extra = {'num_classes': layer[0], 'dropout': 0.0}
     return Description('classifier', config | extra)
   return Description('backbone', config)
@@ -66,11 +70,11 @@ def describe(
 def _backbone_config(
   shapes: Mapping[str, tuple], backbone: str | None
 ) -> dict[str, Any]:
-  prefixes = ('backbone.', 'pretrained.', '')
-  whole = (x for x in prefixes if f'{x}layer1.0.conv1.weight' in shapes)
-  prefix = next(whole, '')
+  prefixes = ('backbone.', 'backbone.bottom_up.', 'pretrained.', '')
+  firsts = (f'{x}{y}' for x in prefixes for y in ('layer1', 'res2'))
+  whole = (x for x in firsts if f'{x}.0.conv1.weight' in shapes)
   try:
-    found = _measure(shapes, prefix)
+    found = _measure(shapes, next(whole, 'layer1'))
   except (KeyError, ZeroDivisionError, ValueError) as error:
     raise UserError(
       f'this is no state dict of a ResNeSt, or not a whole one ({error}).'
@@ -146,8 +150,10 @@ def with_backbone(
   return description._replace(config=kept | {'backbone': name})
 
 
-def _measure(shapes: Mapping[str, tuple], prefix: str) -> Backbone:
-  pattern = re.compile(re.escape(prefix) + r'layer\d\.\d+\.conv1\.weight')
+def _measure(shapes: Mapping[str, tuple], first: str) -> Backbone:
+  # `first` is the first stage's name, 'backbone.layer1', say.
+  prefix = re.sub(r'(layer|res)\d$', '', first)
+  pattern = re.compile(re.escape(first[:-1]) + r'\d\.\d+\.conv1\.weight')
   blocks = blocks_of(filter(pattern.fullmatch, shapes))
   if list(blocks) != [1, 2, 3, 4]:
     raise ValueError(f'its stages are {list(blocks)}')
@@ -155,8 +161,9 @@ def _measure(shapes: Mapping[str, tuple], prefix: str) -> Backbone:
   # (out, in / groups, k, k), so in `Bottleneck`'s terms:
   #   conv1       width = planes * base_width / 64 * groups outputs
   #   conv2.conv  width * radix outputs in groups * radix groups
-  stem = 'stem.0' if f'{prefix}stem.0.weight' in shapes else 'conv1.0'
-  block = f'{prefix}layer1.0'
+  stems = (f'{prefix}{x}.weight' for x in ('stem.0', 'stem.conv1_1', 'conv1.0'))
+  stem = next((x for x in stems if x in shapes), 'the stem')
+  block = f'{first}.0'
   channels = shapes[f'{block}.conv1.weight'][0]
   splits, inputs = shapes[f'{block}.conv2.conv.weight'][:2]
   planes = shapes[f'{block}.conv3.weight'][0] // EXPANSION
@@ -164,7 +171,7 @@ def _measure(shapes: Mapping[str, tuple], prefix: str) -> Backbone:
   groups = channels // (inputs * radix)
   return Backbone(
     tuple(blocks.values()),
-    stem_width=shapes[f'{prefix}{stem}.weight'][0],
+    stem_width=shapes[stem][0],
     radix=radix,
     groups=groups,
     base_width=channels * 64 // (planes * groups),

@@ -8,12 +8,14 @@ from resnest_jax.text import listed
 
 WHOSE = {
   'mmseg': "mmsegmentation's",
+  'mmdet': "mmdetection's",
   'encoding': "PyTorch-Encoding's",
   'official': "the authors'",
   'timm': "timm's",
+  'detectron2': "detectron2's",
   'ours': 'our own',
 }
-# Kinds of `recognise`, which cannot tell timm's names from the authors'.
+# Kinds of `recognise`, which cannot tell names that are equal.
 WHOSE_READ = WHOSE | {'official': "the authors' / timm's"}
 # In messages, before the names. No other command drops anything.
 DROP = 'python -m resnest_jax.weights.convert SOURCE --out DIR --drop'
@@ -62,10 +64,10 @@ def head_of(names: Iterable[str]) -> str | None:
 
 def blocks_of(names: Iterable[str]) -> dict[int, int]:
   """The number of blocks of each stage, in order."""
-  # Ours are layer1_0/, others' layer1.0.
-  pattern = re.compile(r'(?:^|[./])layer(\d)[._](\d+)[./]')
+  # Ours are layer1_0/, others' layer1.0. and detectron2's res2.0.
+  pattern = re.compile(r'(?:^|[./])(layer|res)(\d)[._](\d+)[./]')
   found = {match.groups() for match in map(pattern.search, names) if match}
-  pairs = sorted((int(stage), int(index)) for stage, index in found)
+  pairs = sorted((int(y) - (x == 'res'), int(index)) for x, y, index in found)
   return {stage: index + 1 for stage, index in pairs}
 
 
@@ -100,7 +102,7 @@ def check_names(kind: str, wanted: set[str], names: Iterable[str]) -> None:
     )
   # Not if a part of the backbone has another name: nothing would be left.
   if extra and not any(
-    re.match('backbone|pretrained|stem|conv1|layer', x) for x in absent
+    re.match('backbone|pretrained|stem|conv1|layer|res', x) for x in absent
   ):
     advice += (
       f' To leave out what is not wanted, add it to --drop: {DROP} '

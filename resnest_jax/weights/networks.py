@@ -12,12 +12,14 @@ from resnest_jax.errors import UserError
 from resnest_jax.text import listed
 from resnest_jax.weights.names import head_modules
 
-# Every ResNeSt has both, in mmsegmentation's names, the authors' or ours.
+# Every ResNeSt has both, in others' names or ours.
 _STEM = re.compile(
-  r'(.*?)((params/)?(backbone[./]|pretrained\.)?)'
-  r'((stem|conv1)\.0\.weight|stem_conv1/kernel)'
+  r'(.*?)((params/)?(backbone[./](bottom_up\.)?|pretrained\.)?)'
+  r'((stem|conv1)\.0\.weight|stem\.conv1_1\.weight|stem_conv1/kernel)'
 )
-_BLOCKS = ('layer1.0.conv1.weight', 'layer1_0/conv1/kernel')
+_BLOCKS = (
+  *('layer1.0.conv1.weight', 'res2.0.conv1.weight', 'layer1_0/conv1/kernel'),
+)
 _AVERAGE = re.compile(r'ema|averag|swa|teacher|momentum|target', re.I)
 
 

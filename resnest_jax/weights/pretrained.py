@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.preprocess import MEAN, STD, Normalization
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, ending
+from resnest_jax.models.classifier import described
 from resnest_jax.models.description import CLASSES, PALETTE, check_description
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.text import listed, without_secrets
@@ -44,6 +45,9 @@ DETECTRON_NORMALIZATION = {
 # PyTorch-Encoding trains with: long and short edge, and height and width.
 ENCODING_SCALE, ENCODING_CROP = [520, 520], [480, 480]
 HEAD_KEYS = ('head', 'head_channels', 'aux_channels', 'num_classes', 'dropout')
+# Tasks of networks that are evaluated, predict and are exported.
+_GIVES = {'segmentor': 'label maps', 'classifier': 'class of a picture'}
+_PUBLISHED = {'segmentor': SEGMENTORS, 'classifier': CLASSIFIERS}
 Config = Mapping[str, Any]
 Variables = dict[str, Any]  # `params` and `batch_stats`.
 ABOUT_KEYS = (
@@ -56,12 +60,13 @@ class Weights(NamedTuple):
   """A state dict, the model that it belongs to, and its origin.
 
   state_dict: name -> NumPy array.
-  kind: whose names these are: 'mmseg', 'encoding', 'official' or 'ours'.
+  kind: whose names these are, as `recognise` tells.
   palette: colours (R, G, B) of the classes, or None.
   normalization: of the images: order, mean, std.
   provenance: the origin, JSON-able; its `notes` say what was assumed.
   image_scale: (long, short) edge of training images in pixels, or None.
   crop_size: (height, width) of training crops in pixels, or None.
+  center_crop: of a classifier, `data.center_crop` of its training, or None.
   variables: the arrays as the tree of a run's checkpoint, or None: `create`
     imports the state dict.
   """
@@ -75,12 +80,14 @@ class Weights(NamedTuple):
   provenance: dict[str, Any]
   image_scale: list[int] | None = None
   crop_size: list[int] | None = None
+  center_crop: str | None = None
   variables: Variables | None = None
 
   def about(self) -> dict[str, Any]:
     """All but the arrays, JSON-able; `load_weights` understands it."""
     task, config = self.description
-    rest = {key: getattr(self, key) for key in ABOUT_KEYS}
+    more = ('center_crop',) if task == 'classifier' else ()
+    rest = {key: getattr(self, key) for key in (*ABOUT_KEYS, *more)}
     return {'format': 1, 'task': task, 'model': config} | rest
 
   def normalized(self) -> Normalization:
@@ -165,7 +172,7 @@ def load_pretrained(
     drop: modules to leave out, by their names in the source: ('fc',) leaves
       a classifier's backbone.
     backbone: its name, if the source does not tell; see `describe`.
-    checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
+    checkpoint: of a training: 'latest', 'best' (by mIoU or top1) or a step.
     dtype: of the activations: 'float32', 'bfloat16' or 'float64'; None: as
       trained here, and float32 for weights of others.
     part: of a file that holds several networks, as convert lists them.
@@ -184,30 +191,35 @@ def load_pretrained(
   return *weights.create(dtype), weights.about()
 
 
-def load_segmentor(
+def load_trained(
   source: str | Path,
   checkpoint: str | int = 'latest',
   dtype: str | None = None,
   model_config: Config | None = None,
+  tasks: Collection[str] = tuple(_GIVES),
 ) -> tuple[nn.Module, Variables, Weights]:
-  """Loads a segmentor as `load_weights` does, with its `Weights`.
+  """Loads a network as `load_weights` does, with its `Weights`.
 
   Raises:
-    UserError: not found, damaged, or not a segmentor.
+    UserError: not found, damaged, or of none of the tasks.
   """
-  # A published classifier is refused before it is downloaded.
-  task = 'classifier'
-  if not find(str(source), CLASSIFIERS) or Path(source).exists():
+  # What is published for another task is refused before it is downloaded.
+  others = {k: v for k, v in _PUBLISHED.items() if k not in tasks}
+  named = (task for task, names in others.items() if find(str(source), names))
+  task = None if Path(source).exists() else next(named, None)
+  if task is None:
     weights = load_weights(
       source,
       checkpoint=checkpoint,
-      published=SEGMENTORS,
+      published={k: v for x in tasks for k, v in _PUBLISHED[x].items()},
       model_config=model_config,
     )
     task = weights.description.task
-  if task != 'segmentor':
+  if task not in tasks:
+    gives = ' or '.join(_GIVES[x] for x in tasks)
     raise UserError(
-      f'{source} is a {task}, which gives no label maps; a segmentor is needed.'
+      f'{source} is a {task}, which gives no {gives}; a '
+      f'{" or ".join(tasks)} is needed.'
     )
   return *weights.create(dtype), weights
 
@@ -229,13 +241,13 @@ def _of_run(
   trained = config.get('model', model_config)
   if model_config is not None:
     _check_same_network(about, trained, model_config)
-  description = infer.Description('segmentor', dict(model_config or trained))
+  description = infer.Description(*described(model_config or trained))
   state_dict = without(flatten_dict(variables, sep='/'), drop)
   if backbone:
     description = infer.with_backbone(description, backbone, known=True)
   classes, palette = about.get('classes'), about.get('palette')
   # Older checkpoints have class names only.
-  if palette is None and classes:
+  if palette is None and classes and description.task == 'segmentor':
     labels = label_set(len(classes), classes, None)
     palette = None if labels.name == 'own' else labels.palette.tolist()
   return Weights(
@@ -255,6 +267,7 @@ def _of_run(
     },
     config['data'].get('image_scale') or None,
     config['data'].get('crop_size') or None,
+    config['data'].get('center_crop'),
     variables=None if drop else variables,
   )
 
@@ -335,10 +348,12 @@ def _of_file(
     description.config['dilation_rule'] = 'timm'
   normalization = stored.normalization
   if normalization is None:
-    detectron = path.name.partition('-')[0].endswith('_d2')
+    detectron = kind == 'detectron2'
+    detectron |= path.name.partition('-')[0].endswith('_d2')
     normalization = DETECTRON_NORMALIZATION if detectron else NORMALIZATION
   encoding = heads and kind == 'encoding'
-  if not known and (assumed := _assumed(stored, heads, encoding)):
+  assumed = _assumed(stored, heads, encoding, normalization)
+  if assumed and not known:
     text = ', '.join(assumed)
     _note(provenance, f'assumed, as the file does not say: {text}')
   classes, palette = _classes(file.meta)
@@ -380,7 +395,9 @@ def _say_network(file: files.WeightFile, provenance: dict[str, Any]) -> None:
     )
 
 
-def _assumed(stored: Stored, heads: bool, encoding: bool) -> list[str]:
+def _assumed(
+  stored: Stored, heads: bool, encoding: bool, normalization: dict[str, Any]
+) -> list[str]:
   assumed = []
   if heads and stored.output_stride is None:
     assumed.append('output stride 8')
@@ -389,8 +406,11 @@ def _assumed(stored: Stored, heads: bool, encoding: bool) -> list[str]:
   elif assumed:
     assumed.append('align_corners False')
   if stored.normalization is None:
-    mean, std = NORMALIZATION['mean'], NORMALIZATION['std']
-    assumed.append(f"ImageNet's normalisation (RGB, mean {mean}, std {std})")
+    _, mean, std = normalization.values()
+    whose = (
+      'ImageNet' if mean == NORMALIZATION['mean'] else 'detectron2-ResNeSt'
+    )
+    assumed.append(f"{whose}'s normalisation (RGB, mean {mean}, std {std})")
   return assumed
 
 
@@ -413,6 +433,7 @@ def _described(path, about, state_dict, kind, drop, backbone, provenance):
     provenance | {'backbone_known': known} | before,
     about.get('image_scale'),
     about.get('crop_size'),
+    about.get('center_crop'),
   )
 
 
@@ -446,7 +467,7 @@ def remaining(
   # Without its main head or its classifier's layer it is a backbone.
   kept = {
     'segmentor': has_main,
-    'classifier': re.search(r'^(head\.|params/)?fc[./]', names, re.M),
+    'classifier': re.search(r'^((head\.|params/)?fc|linear)[./]', names, re.M),
     'backbone': True,
   }
   if kept[task]:

@@ -7,11 +7,17 @@ import flax.linen as nn
 
 from resnest_jax.data.preprocess import IMAGENET
 from resnest_jax.errors import UserError
+from resnest_jax.models.classifier import Classifier
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import Segmentor, scanned
 from resnest_jax.text import without_secrets
 from resnest_jax.weights.infer import backbone_of, fields_of, same_shapes
-from resnest_jax.weights.names import WHOSE, WHOSE_READ, top_module
+from resnest_jax.weights.names import (
+  WHOSE,
+  WHOSE_READ,
+  head_modules,
+  top_module,
+)
 from resnest_jax.weights.pretrained import Weights, load_weights
 from resnest_jax.weights.state_dict import (
   import_state_dict,
@@ -21,12 +27,12 @@ from resnest_jax.weights.state_dict import (
 
 
 def start_variables(
-  model: Segmentor, config: Mapping[str, Any]
+  model: nn.Module, config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
   """Initialises the variables of a run from its configuration alone.
 
   Args:
-    model: from `create_training` or `create_segmentor`.
+    model: from `create_training` or `create_network`.
     config: the whole configuration; `seed` and `pretrained` are read.
 
   Returns:
@@ -49,11 +55,11 @@ def start_from(
   source: str,
   weights: Weights | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-  """Merges pretrained weights into fresh variables of a segmentor.
+  """Merges pretrained weights into fresh variables of a network.
 
-  `weights` are those of `source`, if they are loaded already. A segmentor gives
-  all layers but those for another number of classes; a classifier or a backbone
-  gives the backbone. Returns what `start_variables` does.
+  `weights` are those of `source`, if they are loaded already. Those of the same
+  task give all layers but the ones for another number of classes; the others
+  give the backbone. Returns what `start_variables` does.
   """
   weights = weights or load_weights(source)
   which = f'{WHOSE_READ[weights.kind]} names'
@@ -68,30 +74,37 @@ def start_from(
       f'{theirs.std}; here by {IMAGENET.mean} and {IMAGENET.std}'
     )
   _check_backbone(source, model.backbone, weights)
-  if weights.description.task == 'segmentor':
-    _check_segmentor(source, model, weights)
+  classify, task = isinstance(model, Classifier), weights.description.task
+  if task == ('classifier' if classify else 'segmentor'):
+    if not classify:
+      _check_segmentor(source, model, weights)
     if layers := reinitialised(model, weights.state_dict):
       notes.append(
-        f'{" and ".join(layers)} are freshly initialised: the number of '
-        'classes differs'
+        f'{" and ".join(layers)} {"are" if layers[1:] else "is"} freshly '
+        'initialised: the number of classes differs'
       )
     # As after --drop: the fresh one stays.
-    if weights.description.config['aux_channels'] is None:
+    if not classify and weights.description.config['aux_channels'] is None:
       model = model.clone(auxiliary_head=None)
       notes.append(
         'the auxiliary head is freshly initialised: the weights have none'
       )
     merged = import_state_dict(model, weights.state_dict, fresh=variables)
     return {k: {**tree, **merged[k]} for k, tree in variables.items()}, notes
-  # The classifier's layer is 'head' in mmpretrain's names, else 'fc'.
+  # The classifier's layer in others' names and ours.
   modules = {top_module(name) for name in weights.state_dict}
-  if drop := sorted(modules & {'fc', 'head'}):
-    notes.append(f"the classifier's layer {drop[0]} is left out")
+  heads = {'fc', 'head', 'linear', *head_modules(weights.state_dict)}
+  if drop := sorted(modules & heads):
+    said = f"the classifier's layer {drop[0]} is"
+    if task == 'segmentor':
+      said = f'the heads {" and ".join(drop)} are'
+    notes.append(f'{said} left out')
   backbone = import_state_dict(model.backbone, weights.state_dict, drop=drop)
   merged = {
     key: {**tree, 'backbone': backbone[key]} for key, tree in variables.items()
   }
-  notes.append('the heads are freshly initialised')
+  begun = "the classifier's layer is" if classify else 'the heads are'
+  notes.append(f'{begun} freshly initialised')
   return merged, notes
 
 

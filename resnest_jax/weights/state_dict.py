@@ -2,12 +2,14 @@
 
 A state dict maps names to arrays. Its names follow one of the `KINDS`:
 
-  mmseg     mmsegmentation's segmentors and mmpretrain's classifiers
-  encoding  the authors' segmentors, of PyTorch-Encoding, where classifiers and
-            backbones alone have the names of `official`
-  official  the authors' classifiers
-  timm      timm's, which have the authors' names
-  ours      our own variables, by their path
+  mmseg       mmsegmentation's segmentors and mmpretrain's classifiers
+  mmdet       mmdetection's backbones, which have mmsegmentation's names
+  encoding    the authors' segmentors, of PyTorch-Encoding, where classifiers
+              and backbones alone have the names of `official`
+  official    the authors' classifiers
+  timm        timm's, which have the authors' names
+  detectron2  backbones of the authors' detectron2-ResNeSt
+  ours        our own variables, by their path
 
 Only axes change: a convolution's (out, in / groups, k, k) is our
 (k, k, in / groups, out), a linear layer's (out, in) our (in, out).
@@ -35,7 +37,10 @@ from resnest_jax.weights.names import (
   top_module,
 )
 
-KINDS = ('mmseg', 'encoding', 'official', 'timm', 'ours')
+KINDS = (
+  *('mmseg', 'mmdet', 'encoding', 'official', 'timm', 'detectron2'),
+  'ours',
+)
 LEAVES = {
   ('params', 'kernel'): 'weight',
   ('params', 'bias'): 'bias',
@@ -56,6 +61,17 @@ BLOCK = [
   (r'layer(\d)_(\d+)/downsample_bn', r'layer\1.\2.downsample.2'),
   (r'layer(\d)_(\d+)/(\w+)/(\w+)', r'layer\1.\2.\3.\4'),
   (r'layer(\d)_(\d+)/(\w+)', r'layer\1.\2.\3'),
+]
+# 'res1' stands for theirs of `layer1`, which is res2.
+DETECTRON2 = [
+  (r'fc', 'linear'),
+  (r'stem_conv(\d)', r'stem.conv1_\1'),
+  (r'stem_bn(\d)', r'stem.conv1_\1.norm'),
+  (r'layer(\d)_(\d+)/downsample_conv', r'res\1.\2.shortcut'),
+  (r'layer(\d)_(\d+)/downsample_bn', r'res\1.\2.shortcut.norm'),
+  (r'layer(\d)_(\d+)/bn(\d)', r'res\1.\2.conv\3.norm'),
+  (r'layer(\d)_(\d+)/conv2/(\w+)', r'res\1.\2.conv2.\3'),
+  (r'layer(\d)_(\d+)/(\w+)', r'res\1.\2.\3'),
 ]
 MMSEG_HEAD = [
   (r'classifier/conv_seg', 'conv_seg'),
@@ -111,12 +127,17 @@ def _translate(path: str, table: list[tuple[str, str]]) -> str:
 
 def _torch_module(path: str, kind: str, head: str | None) -> str:
   part, _, rest = path.partition('/')
-  mmseg = kind == 'mmseg'
+  mmseg = kind in ('mmseg', 'mmdet')
   if part == 'backbone':
     prefix = 'backbone.' if mmseg else ''
     if kind == 'encoding' and head:
       prefix = 'pretrained.'
     return prefix + _torch_module(rest, kind, head)
+  if part == 'fpn':
+    return _pyramid_module(rest, kind)
+  if kind == 'detectron2':
+    name = _translate(path, DETECTRON2)
+    return re.sub(r'^res\d', lambda x: f'res{int(x[0][3]) + 1}', name)
   if part == 'fc':
     return 'head.fc' if mmseg else 'fc'
   if part == 'decode_head' and not mmseg:
@@ -136,8 +157,21 @@ def _torch_module(path: str, kind: str, head: str | None) -> str:
   return 'bn1' if index == 7 else f'conv1.{index}'
 
 
+def _pyramid_module(path: str, kind: str) -> str:
+  which, level = path.split('_')
+  if kind == 'detectron2':
+    return f'fpn_{which}{level}'
+  if kind in ('mmseg', 'mmdet'):
+    which = {'output': 'fpn'}.get(which, which)
+    return f'neck.{which}_convs.{int(level) - 2}.conv'
+  raise UserError(
+    f'{WHOSE_READ[kind]} names have no place for a pyramid; those of mmdet and '
+    'detectron2 have, and all for the variables of model.backbone.'
+  )
+
+
 def recognise(names: Iterable[str]) -> str:
-  """The kind of a state dict; timm's names are the authors', so 'official'."""
+  """The kind of a state dict; of equal names 'mmseg' and 'official'."""
   names = set(names)
   if any(name.startswith('params/') for name in names):
     return 'ours'
@@ -147,11 +181,15 @@ def recognise(names: Iterable[str]) -> str:
     return 'encoding'
   if 'conv1.0.weight' in names:
     return 'official'
+  wrappers = ('', 'backbone.', 'backbone.bottom_up.')
+  if names & {f'{x}stem.conv1_1.weight' for x in wrappers}:
+    return 'detectron2'
   raise UserError(
     'this state dict is of no known kind: it has none of '
-    'backbone.stem.0.weight (mmsegmentation, mmpretrain), '
+    'backbone.stem.0.weight (mmsegmentation, mmpretrain, mmdetection), '
     'pretrained.conv1.0.weight (PyTorch-Encoding), conv1.0.weight (the '
-    'authors, timm) or params/... (ours). It has '
+    'authors, timm), stem.conv1_1.weight (detectron2) or params/... (ours). '
+    'It has '
     f'{listed(sorted(names), 3) or "no tensors"}.'
   )
 
@@ -175,6 +213,7 @@ def _names(
     return {path: '/'.join(path) for path in paths}
   modules = {'/'.join(path[1:-1]) for path in paths}
   heads, head = head_modules(modules), head_of(modules)
+  _check_detector(kind, getattr(model, 'backbone', model))
   fitting = segmentor_kind(model)
   # The names of the two PSPNets are equal here.
   if fitting == 'encoding' and head == 'pspnet':
@@ -190,6 +229,19 @@ def _names(
     module = _torch_module('/'.join(module), kind, head)
     names[path] = f'{module}.{LEAVES[collection, leaf]}'
   return names
+
+
+def _check_detector(kind: str, backbone: ResNeSt) -> None:
+  """Raises `UserError` if a detector's library would compute others."""
+  # `avd_first` is in no weight: the file would load, and be wrong.
+  odd = 'avd_first' if backbone.avd_first else ''
+  if kind == 'detectron2' and backbone.radix == 1:
+    odd = 'radix 1'
+  if kind in ('detectron2', 'mmdet') and odd:
+    raise UserError(
+      f'{WHOSE[kind]} ResNeSt has no backbone with {odd}; with these weights '
+      "it would compute something else. Take another, such as 'resnest50'."
+    )
 
 
 def _other_head(state_dict: Mapping[str, Any]) -> str:
@@ -251,10 +303,12 @@ def import_state_dict(
   state_dict = without(state_dict, drop)
   shapes = variable_shapes(model)
   names = _names(model, shapes, kind, _other_head(state_dict))
-  # Here the backbone is no module but the model. Classifiers never wrap it.
-  if isinstance(model, ResNeSt) and kind != 'official':
+  # The backbone is no module but the model, or has no prefix when written.
+  alone = isinstance(model, ResNeSt) and kind != 'official'
+  if alone or kind == 'detectron2':
     wrapper = re.compile(
-      r'^((?:params/|batch_stats/)?)(?:backbone[./]|pretrained\.)'
+      r'^((?:params/|batch_stats/)?)'
+      r'(?:backbone[./](?:bottom_up\.)?|pretrained\.)'
     )
     state_dict = {wrapper.sub(r'\1', k): v for k, v in state_dict.items()}
   check_names(kind, set(names.values()), state_dict)

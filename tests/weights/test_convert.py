@@ -13,7 +13,10 @@ from weights.built import changed, converted, refused, saved, written
 import resnest_jax as rj
 from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.checkpoints.store import open_checkpoints, save
+from resnest_jax.config import load_config
+from resnest_jax.models.classifier import Classifier
 from resnest_jax.weights.pretrained import load_weights
+from resnest_jax.weights.start import start_from
 from resnest_jax.weights.state_dict import KINDS
 
 COMMAND = ('-m', 'resnest_jax.weights.convert')
@@ -96,6 +99,48 @@ def run(segmentor, tmp_path_factory):
   workdir, variables = tmp_path_factory.mktemp('runs') / 'pspnet', segmentor[1]
   zeros = jax.tree.map(np.zeros_like, variables)
   return trained(workdir, ABOUT, (7, zeros, 0.5), (9, variables, 0.25))
+
+
+@pytest.fixture(scope='module')
+def classifier_run(classifier, tmp_path_factory):
+  """A training of a classifier, as the rows of ImageNet are."""
+  config = load_config('configs/imagenet_resnest50.py').to_dict()
+  widths = {'backbone': 'resnest14', 'stem_width': 8, 'width': 8}
+  config['model'] |= widths | {'num_classes': 10}
+  about = {'config': config, 'classes': list('abcdefghij'), 'palette': None}
+  about['dilation_rule'] = 'official'
+  workdir = tmp_path_factory.mktemp('runs') / 'imagenet'
+  return trained(workdir, about, (7, classifier[1], 0.5))
+
+
+@pytest.mark.parametrize('kind', ['timm', 'official', 'mmseg', 'ours'])
+def test_a_trained_classifier_to_others_and_back(
+  kind, classifier_run, official, tmp_path, capsys
+):
+  there = converted(classifier_run, tmp_path / kind, '--to', kind)
+  assert there.description.task == 'classifier'
+  assert there.classes == list('abcdefghij')
+  first, *_ = capsys.readouterr().out.splitlines()
+  assert first.startswith('classifier: a ResNeSt of (1, 1, 1, 1) blocks, 10 cl')
+  back = converted(tmp_path / kind, tmp_path / 'back', '--to', 'official')
+  assert_same_bits(back.state_dict, official)
+
+
+def test_a_trained_classifier_is_applied_and_begins_others(
+  classifier_run, classifier, segmentor
+):
+  model, variables, _ = rj.load_checkpoint(classifier_run)
+  assert isinstance(model, Classifier)
+  jax.tree.map(np.testing.assert_array_equal, variables, classifier[1])
+  assert rj.load_pretrained(classifier_run)[0] == model
+  same, notes = start_from(model, variables_of(model, 1), str(classifier_run))
+  jax.tree.map(np.testing.assert_array_equal, same, variables)
+  assert notes[0].endswith('(step 7)')
+  found, notes = start_from(*segmentor, str(classifier_run))
+  for key, tree in found.items():
+    expected = segmentor[1][key] | {'backbone': variables[key]['backbone']}
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+  assert "the classifier's layer fc is left out" in notes
 
 
 HOSTILE = [
@@ -256,4 +301,5 @@ def test_python_of_the_docs(run, official, tmp_path, monkeypatch):
   exec(blocks[2], names)
   assert_same_bits(names['state_dict'], official)
   exec(blocks[3], names)
-  assert [names[f'c{i}'].shape[1] for i in range(1, 5)] == [16, 8, 8, 8]
+  rows = {name: x.shape[1] for name, x in names['features'].items()}
+  assert rows == {'c2': 16, 'c3': 8, 'c4': 8, 'c5': 8}

@@ -22,12 +22,24 @@ from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import PASCAL_CONTEXT
 from resnest_jax.weights import published
 from resnest_jax.weights.files import checksum
-from resnest_jax.weights.pretrained import load_segmentor, load_weights
+from resnest_jax.weights.infer import Description
+from resnest_jax.weights.pretrained import (
+  NORMALIZATION,
+  Weights,
+  load_trained,
+  load_weights,
+)
 from resnest_jax.weights.published import Published
 from resnest_jax.weights.start import start_from
 
 # Of the published widths.
 WHOLE = {'stem_width': None, 'width': None}
+# Of the fixture's, as a file describes it.
+CLASSIFIER = {
+  **{'backbone': 'resnest14', 'stem_width': 8, 'width': 8, 'num_classes': 10},
+  **{'output_stride': 32, 'dilation_rule': 'official', 'dtype': 'float32'},
+  'dropout': 0.0,
+}
 
 
 def assert_same(tree, other):
@@ -62,7 +74,8 @@ def test_our_names_need_a_description(segmentor, tmp_path):
 
 def test_classifiers_are_no_segmentors(classifier, tmp_path):
   path = written(tmp_path / 'x', classifier)
-  refused('is a classifier, which gives no label', load_segmentor, path)
+  told = 'is a classifier, which gives no label maps; a segmentor is needed'
+  refused(told, load_trained, path, tasks=['segmentor'])
 
 
 # The authors' own segmentors
@@ -134,6 +147,43 @@ def test_bare_backbone(layer, segmentor, tmp_path):
   variables, notes = start_from(*segmentor, str(path))
   assert_same(variables['params']['backbone'], theirs['params'])
   assert ("the classifier's layer fc is left out" in notes) == bool(layer)
+
+
+@pytest.mark.parametrize('kind', ['timm', 'mmseg', 'ours'])
+@pytest.mark.parametrize('classes', [10, 4])
+def test_classifier_gives_what_fits(kind, classes, classifier, tmp_path):
+  """To another; its layer, too, if the number of classes is the same."""
+  model = create_classifier('resnest14', classes, stem_width=8, width=8)
+  fresh, theirs = variables_of(model, 1), classifier[1]
+  about = Weights(
+    *({}, 'ours', Description('classifier', CLASSIFIER), None, None),
+    *(NORMALIZATION, {'source': 'x'}),
+  ).about()
+  about = about if kind == 'ours' else {}
+  source = written(tmp_path / 'x', classifier, kind, about)
+  found, notes = start_from(model, fresh, str(source))
+  layer = (fresh if classes == 4 else theirs)['params']['fc']
+  assert_same(found['params'], theirs['params'] | {'fc': layer})
+  assert_same(found['batch_stats'], theirs['batch_stats'])
+  said = 'fc is freshly initialised: the number of classes differs'
+  assert (said in notes) == (classes == 4)
+
+
+@pytest.mark.parametrize('kind', ['mmseg', 'encoding'])
+def test_segmentor_gives_a_classifier_its_backbone(kind, segmentor, tmp_path):
+  given = segmentor if kind == 'mmseg' else encoding_network()
+  model = create_classifier('resnest14', 10, stem_width=8, width=8)
+  fresh = variables_of(model, 1)
+  source = written(tmp_path / 'x', given, kind)
+  found, notes = start_from(model, fresh, str(source))
+  for key, tree in fresh.items():
+    assert_same(found[key], tree | {'backbone': given[1][key]['backbone']})
+  heads = {
+    'mmseg': 'auxiliary_head and decode_head',
+    'encoding': 'auxlayer and head',
+  }
+  assert f'the heads {heads[kind]} are left out' in notes
+  assert notes[-1] == "the classifier's layer is freshly initialised"
 
 
 NO_HEAD = 'the auxiliary head is freshly initialised: the weights have none'

@@ -1,0 +1,143 @@
+"""Backbones under detectron2's and mmdetection's names, there and back."""
+
+import numpy as np
+import pytest
+import torch
+from golden.reference import assert_same_bits, variables_of
+from weights.built import converted, refused, saved
+
+import resnest_jax as rj
+from resnest_jax.models.resnest import BACKBONES
+from resnest_jax.weights.pretrained import load_weights
+
+WIDTHS = {'stem_width': 8, 'width': 8}
+NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
+
+
+def norm(name, channels):
+  shapes = {f'{name}.{x}': (channels,) for x in NORM}
+  return shapes | {f'{name}.num_batches_tracked': ()}
+
+
+def split_attention(name, width):
+  """What both libraries call the tensors of a radix of 2, alike."""
+  hidden = max(width * 2 // 4, 32)
+  shapes = {f'{name}.conv.weight': (2 * width, width // 2, 3, 3)}
+  for layer, out, given in (('fc1', hidden, width), ('fc2', 2 * width, hidden)):
+    shapes[f'{name}.{layer}.weight'] = (out, given, 1, 1)
+    shapes[f'{name}.{layer}.bias'] = (out,)
+  return shapes | norm(f'{name}.bn0', 2 * width) | norm(f'{name}.bn1', hidden)
+
+
+def detectron2(sizes):
+  """Names of the tensors in `build_resnest_backbone`, with their shapes."""
+  shapes, channels = {}, 3
+  for index, width in enumerate((8, 8, 16), 1):
+    shapes[f'stem.conv1_{index}.weight'] = (width, channels, 3, 3)
+    shapes |= norm(f'stem.conv1_{index}.norm', width)
+    channels = width
+  for stage, blocks in enumerate(sizes):
+    width = 8 * 2**stage
+    for index in range(blocks):
+      block = f'res{stage + 2}.{index}'
+      layers = {'conv1': (width, channels), 'conv3': (4 * width, width)}
+      if index == 0:
+        layers['shortcut'] = (4 * width, channels)
+      for layer, (out, given) in layers.items():
+        shapes[f'{block}.{layer}.weight'] = (out, given, 1, 1)
+        shapes |= norm(f'{block}.{layer}.norm', out)
+      shapes |= split_attention(f'{block}.conv2', width)
+      channels = 4 * width
+  return shapes
+
+
+def mmdet(sizes):
+  """Those of mmdetection's `ResNeSt`, whose pools count in `downsample`."""
+  shapes, channels = {}, 3
+  for index, width in enumerate((8, 8, 16)):
+    shapes[f'stem.{3 * index}.weight'] = (width, channels, 3, 3)
+    shapes |= norm(f'stem.{3 * index + 1}', width)
+    channels = width
+  for stage, blocks in enumerate(sizes):
+    width = 8 * 2**stage
+    for index in range(blocks):
+      block = f'layer{stage + 1}.{index}'
+      layers = {('conv1', 'bn1'): (width, channels)}
+      layers['conv3', 'bn3'] = 4 * width, width
+      if index == 0:
+        layers['downsample.1', 'downsample.2'] = 4 * width, channels
+      for (conv, bn), (out, given) in layers.items():
+        shapes[f'{block}.{conv}.weight'] = (out, given, 1, 1)
+        shapes |= norm(f'{block}.{bn}', out)
+      shapes |= split_attention(f'{block}.conv2', width)
+      channels = 4 * width
+  return shapes
+
+
+SOURCES = {'detectron2': detectron2, 'mmdet': mmdet}
+# What a detector has around its backbone, and in front of its names.
+AROUND = {
+  'detectron2': ('backbone.bottom_up.', 'backbone.fpn_lateral2', 'roi_heads.x'),
+  'mmdet': ('backbone.', 'neck.lateral_convs.0.conv', 'roi_head.bbox_head.fc'),
+}
+
+
+@pytest.fixture(scope='module')
+def backbone():
+  config = {'backbone': 'resnest26', 'output_stride': 32, **WIDTHS}
+  config |= {'dilation_rule': 'mmseg', 'dtype': 'float32'}
+  model = rj.create_backbone(config)
+  return model, variables_of(model)
+
+
+@pytest.mark.parametrize('kind', SOURCES)
+def test_names_and_shapes_are_theirs(kind, backbone):
+  state_dict = rj.export_state_dict(*backbone, kind)
+  expected = SOURCES[kind](BACKBONES['resnest26'].stage_sizes)
+  assert {name: value.shape for name, value in state_dict.items()} == expected
+  back = rj.import_state_dict(backbone[0], state_dict)
+  assert_same_bits(rj.export_state_dict(backbone[0], back, kind), state_dict)
+
+
+@pytest.mark.parametrize('kind', SOURCES)
+def test_file_there_and_back(kind, backbone, tmp_path, capsys):
+  timm = rj.export_state_dict(*backbone, 'timm')
+  path = saved(tmp_path / 'timm.safetensors', timm)
+  there = converted(path, tmp_path / 'there', '--to', kind)
+  assert there.provenance['from']['source'] == 'timm.safetensors'
+  assert_same_bits(there.state_dict, rj.export_state_dict(*backbone, kind))
+  back = converted(tmp_path / 'there', tmp_path / 'back', '--to', 'timm')
+  assert_same_bits(back.state_dict, timm)
+  content = torch.load(tmp_path / 'there/model.pth', weights_only=True)
+  # By these, detectron2 looks for the names below `backbone.bottom_up`.
+  assert content.get('matching_heuristics', False) == (kind == 'detectron2')
+  key = 'model' if kind == 'detectron2' else 'state_dict'
+  assert content[key].keys() == there.state_dict.keys()
+
+
+@pytest.mark.parametrize('kind', SOURCES)
+def test_detectors_give_their_backbone(kind, backbone, tmp_path):
+  state_dict = rj.export_state_dict(*backbone, kind)
+  prefix, *around = AROUND[kind]
+  inside = {prefix + name: value for name, value in state_dict.items()}
+  other = {f'{name}.weight': np.ones((2, 3, 1, 1), 'f') for name in around}
+  path = saved(tmp_path / 'detector.pth', {'model': inside | other})
+  weights = load_weights(path)
+  mean = {'detectron2': [123.68, 116.779, 103.939]}
+  assert weights.normalization['mean'] == mean.get(
+    kind, [123.675, 116.28, 103.53]
+  )
+  assert weights.description.config['stage_sizes'] == (2, 2, 2, 2)
+  assert weights.description.config['stem_width'] == 8
+
+
+def test_what_detectors_do_not_have_is_refused(backbone):
+  def varied(**changes):
+    model = backbone[0].clone(**changes)
+    return model, variables_of(model)
+
+  said = "mmdetection's ResNeSt has no backbone with avd_first"
+  refused(said, rj.export_state_dict, *varied(avd_first=True), 'mmdet')
+  said = "detectron2's ResNeSt has no backbone with radix 1"
+  refused(said, rj.export_state_dict, *varied(radix=1), 'detectron2')
+  assert rj.export_state_dict(*varied(radix=1), 'mmdet')
