@@ -2,13 +2,15 @@
 
     python export.py --weights runs/pspnet --out exported --sizes 512x512
     python export.py --weights ade20k_pspnet --out exported --formats onnx
+    python export.py --weights resnest50 --out features --features
     python export.py --renew exported
 
 --weights is the workdir of a training, a published name, a file or an address
 (docs/weights.md). StableHLO and ONNX files turn any number of uint8 pictures of
 one size into label maps without this project. Each file is read back and
 compared with the checkpoint; --out appears once all agree, with about.json and
-a model card, README.md. Later releases of JAX may refuse a StableHLO file;
+a model card, README.md. --features writes C2 to C5 of the backbone instead, for
+detectors (docs/backbone.md). Later releases of JAX may refuse a StableHLO file;
 --renew rewrites a folder's with the installed JAX. See docs/export.md.
 """
 
@@ -36,6 +38,8 @@ def main() -> None:
   if folder := flags.pop('renew'):
     renew_exports(folder, pictures=flags['pictures'])
     return
+  if flags['formats'] is None:
+    flags['formats'] = ['stablehlo', *['safetensors'] * (not flags['features'])]
   export_model(flags.pop('weights'), **flags)  # Flags are named as arguments.
 
 
@@ -55,6 +59,7 @@ def parse() -> argparse.Namespace:
   # Attributes that exist already keep their values instead of the defaults, so
   # a second parse shows which flags were given.
   names = (*SOURCE, 'formats', 'sizes', 'probabilities', 'checkpoint')
+  names += ('features',)
   bare = argparse.Namespace(**dict.fromkeys(names))
   bare = parser.parse_args(namespace=bare)
   given = [f'--{name}' for name in names if getattr(bare, name) is not None]
@@ -93,10 +98,13 @@ def make_parser() -> argparse.ArgumentParser:
   add(
     '--formats',
     nargs='+',
-    default=['stablehlo', 'safetensors'],
     # `FORMATS`, whose import would take seconds.
-    choices=('stablehlo', 'onnx', 'safetensors', 'mmseg'),
-    help='what to write (default: stablehlo safetensors)',
+    choices=(
+      *('stablehlo', 'onnx', 'safetensors'),
+      *('mmseg', 'timm', 'official'),
+    ),
+    help='what to write (default: stablehlo safetensors; of features: '
+    'stablehlo)',
   )
   add(
     '--sizes',
@@ -105,6 +113,16 @@ def make_parser() -> argparse.ArgumentParser:
     metavar='HxW',
     help='height and width of pictures, a StableHLO and an ONNX file for each '
     '(default: the crop of the training)',
+  )
+  add(
+    '--features',
+    nargs='?',
+    const=32,
+    type=int,
+    choices=(8, 16, 32),
+    metavar='STRIDE',
+    help='write C2 to C5 of the backbone instead, at this output stride: 8, 16 '
+    'or 32 (default: 32)',
   )
   add(
     '--probabilities',

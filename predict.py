@@ -1,15 +1,18 @@
-"""Predicts a class for every pixel of pictures and videos.
+"""Predicts a class for every pixel of pictures and videos, or for pictures.
 
     python predict.py --weights ade20k_pspnet --out predictions street.jpg
     python predict.py --weights runs/pspnet --out predictions holiday/
     python predict.py --weights runs/pspnet --out predictions drive.mp4
+    python predict.py --weights resnest50 --out predictions holiday/
 
 --weights is the workdir of a training, a published name, a file or an address
 (docs/weights.md). Each picture becomes NAME.png (8-bit class numbers),
 NAME_color.png (the classes' colours) and NAME_overlay.png (colours over the
 picture); each video NAME_color.mp4 and NAME_overlay.mp4. classes.json lists the
-classes, predictions.json the settings. Unreadable files are skipped and listed
-at the end, with exit status 1. See docs/prediction.md.
+classes, predictions.json the settings. Of a classifier predictions.json has the
+five most probable classes of each picture, and nothing else is written.
+Unreadable files are skipped and listed at the end, with exit status 1. See
+docs/prediction.md.
 """
 
 import argparse

@@ -45,6 +45,7 @@ from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.data.prepare import prepare
 from resnest_jax.errors import run
 from resnest_jax.evaluation.evaluate import evaluate
+from resnest_jax.evaluation.segmentation import Segmentation
 from resnest_jax.inference import steps
 from resnest_jax.inference.label_maps import count_confusion
 from resnest_jax.models.layers import resize
@@ -104,8 +105,9 @@ def measure_way(
         config.data, split, batch_size=batch_size, bucket=bucket
       )
       classes = [str(i) for i in range(config.model.num_classes)]
+      task = Segmentation(classes, with_maps=False)
       with contextlib.closing(batches):
-        evaluation = evaluate(noted, variables, batches, classes, len(split))
+        evaluation = evaluate(noted, variables, batches, task, len(split))
       seconds.append(evaluation.seconds)
   networks = [x for x in compiled if 'forward' in x or 'plain_network' in x]
   figures = {

@@ -6,6 +6,8 @@ __version__ = '0.1.0'
 
 # Public name -> module, imported on first use: `import resnest_jax` is quick.
 _EXPORTS = {
+  'ClassPrediction': 'inference.predictor',
+  'ClassPredictor': 'inference.predictor',
   'Evaluator': 'evaluation.evaluate',
   'Prediction': 'inference.predictor',
   'Predictor': 'inference.predictor',
@@ -19,6 +21,7 @@ _EXPORTS = {
   'export_state_dict': 'weights.state_dict',
   'from_checkpoint': 'inference.predictor',
   'import_state_dict': 'weights.state_dict',
+  'load_backbone': 'weights.backbone',
   'load_checkpoint': 'checkpoints.store',
   'load_config': 'config',
   'load_pretrained': 'weights.pretrained',

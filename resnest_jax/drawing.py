@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from resnest_jax import lettering
+from resnest_jax.config_keys import MAIN_SCORES, main_score_in
 from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
 from resnest_jax.labels import IGNORE
@@ -311,7 +312,7 @@ def smooth(values: np.ndarray, span: float) -> np.ndarray:
 
 
 def plot_curves(log_path: Path, out_path: Path, title: str = '') -> None:
-  """Draws a training log: losses, accuracy and mIoU, learning rate, speed.
+  """Draws a training log: losses, accuracy and scores, learning rate, speed.
 
   The log has JSON lines, each a dict with 'step' and some keys of `_COLOURS`.
   The ending of `out_path` selects the format.
@@ -352,6 +353,8 @@ _COLOURS = {
   'images_per_second': '#35978f',
   'mIoU': '#b2182b',
   'mAcc': '#ef8a62',
+  'top1': '#b2182b',
+  'top5': '#ef8a62',
 }
 
 
@@ -372,11 +375,11 @@ def _curves(axes, title, scalars, names, smoothed=True) -> None:
 
 
 def _scores(axes, scalars) -> None:
-  for name in (x for x in ('mAcc', 'mIoU') if x in scalars):
+  for name in (x for x in ('mAcc', 'top5', *MAIN_SCORES) if x in scalars):
     line = {'color': _COLOURS[name], 'label': name}
     axes.plot(*scalars[name], 'o-', markersize=4, **line)
   # `nanargmax` raises if no evaluation had labelled pixels.
-  steps, values = scalars.get('mIoU', ([], []))
+  steps, values = main_score_in(scalars) or ([], [])
   legend = 'lower right'
   if not np.isnan(values).all():
     best = np.nanargmax(values)
@@ -389,7 +392,7 @@ def _scores(axes, scalars) -> None:
       textcoords='offset points',
       # Towards the middle: the text does not leave the axes.
       ha='left' if 2 * steps[best] < steps[0] + steps[-1] else 'right',
-      color=_COLOURS['mIoU'],
+      color=_COLOURS[MAIN_SCORES[0]],
       fontweight='bold',
     )
   if axes.lines:

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from evaluation.runs import OVERRIDES, write_run
 from pages import ROOT, blocks_of, commands_of, inside, run_python
@@ -23,6 +24,7 @@ from resnest_jax.weights.pickles import TORCH_INSTALL
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md']
 PAGES += sorted((ROOT / 'docs').rglob('*.md'))
 MAKEFILE = (ROOT / 'Makefile').read_text()
+CLASSIFY = ROOT / 'docs/classify.md'
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 
 
@@ -144,7 +146,7 @@ def test_protocols_of_the_page_on_prediction(workshop, protocol):
 
 def test_python_of_the_page_on_prediction(workshop, capsys):
   """Its blocks as printed: a picture, many, a stream."""
-  one, many = blocks_of('prediction.md')
+  _, one, many = blocks_of('prediction.md')  # The first is of a classifier.
   exec(one, names := {})
   shown = []
   names |= {'paths': ['street.jpg', 'nowhere.jpg'], 'show': shown.append}
@@ -153,3 +155,37 @@ def test_python_of_the_page_on_prediction(workshop, capsys):
   assert 'nowhere.jpg' in capsys.readouterr().out
   expected = names['prediction'].overlay()
   np.testing.assert_array_equal(shown, [expected, expected])
+
+
+COLOURS = {'blue': (40, 60, 200), 'green': (50, 180, 60), 'red': (210, 40, 50)}
+
+
+@pytest.mark.long
+def test_a_folder_of_classes_becomes_a_program(tmp_path):
+  """The four commands of the page, with a network that needs no weights."""
+  rng, commands = np.random.default_rng(3), commands_of(CLASSIFY)
+  commands = [x for x in commands if 'runs/own' in x]
+  assert len(commands) == 4
+  commands[0] = commands[0].replace('folder.py', 'folder.py:mini')
+  flags = {'train.total_steps': 60, 'optimizer.warmup_steps': 10}
+  commands[0] += ''.join(f' --config.{k}={v}' for k, v in flags.items())
+  with inside(tmp_path) as monkeypatch:
+    for i in range(30):
+      for name, colour in COLOURS.items():
+        noise = rng.normal(colour, 60, (80, 100, 3)).clip(0, 255)
+        path = Path('mydata', name, f'{i}.png')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.astype(np.uint8)).save(path)
+    shutil.copytree('mydata/red', 'holiday')
+    for command in commands:
+      run_python(shlex.split(command)[1:], monkeypatch)
+    (scores,) = Path('runs/own/eval').rglob('metrics.json')
+    scores = json.loads(scores.read_text())
+    assert (scores['images'], scores['top1']) == (18, 1)
+    found = json.loads(Path('predictions/predictions.json').read_text())
+    best = [x['best'][0]['class'] for x in found['predictions']]
+    assert best == 30 * ['red']
+    program = onnxruntime.InferenceSession('exported/model_64x64.onnx')
+    picture = np.asarray(Image.open('mydata/blue/0.png'))[8:72, 18:82]
+    (shares,) = program.run(None, {'images': picture[None]})
+    assert shares.argmax() == 0

@@ -22,8 +22,9 @@ from resnest_jax.overrides import SYNONYMS
 
 FOLDER = ROOT / 'configs'
 FILES = sorted(f for f in FOLDER.glob('*.py') if f.stem != 'common')
-# `folder` has no reference.
-ROWS = [f for f in FILES if f.stem != 'folder']
+OWN = 'folder', 'classify_folder'  # They have no reference.
+CLASSIFIERS = [f for f in FILES if f.stem.startswith(('imagenet', 'classify'))]
+ROWS = [f for f in FILES if f.stem not in OWN and f not in CLASSIFIERS]
 ROW = 'ade20k_pspnet'
 # Lines 1 to 3 of a file.
 FUNCTION = 'from configs import common\ndef get_config():\n'
@@ -51,10 +52,11 @@ def test_row_is_named_after_its_file_and_documented(path):
 def test_mini_changes_sizes_only(path):
   row, mini = flatten(load_config(path)), flatten(load_config(f'{path}:mini'))
   changed = {key for key in row if row[key] != mini[key]}
-  name = row['data.name'] + ('' if path.stem == 'folder' else '_mini')
+  name = row['data.name'] + ('' if path.stem in OWN else '_mini')
   assert (mini['model.stage_sizes'], mini['data.name']) == ((1, 1, 1, 1), name)
-  assert mini['train.total_steps'] <= row['train.total_steps'] / 100
-  kept = 'head', 'backbone', 'output_stride', 'num_classes', 'dilation_rule'
+  assert mini['train.total_steps'] <= max(row['train.total_steps'] / 100, 600)
+  assert mini['model.num_classes'] in (0, row['model.num_classes'])
+  kept = 'head', 'backbone', 'output_stride', 'dilation_rule', 'dropblock'
   kept = {*(f'model.{x}' for x in kept), 'data.cat_max_ratio'}
   kept |= {'optimizer.momentum', 'optimizer.weight_decay', 'loss.aux_weight'}
   assert not changed & kept
@@ -118,7 +120,7 @@ AUTHORS = {
 }
 
 
-@pytest.mark.parametrize('path', sorted({*ROWS} - {*MMSEG}))
+@pytest.mark.parametrize('path', [f for f in ROWS if f not in MMSEG])
 def test_row_is_the_authors_recipe(path):
   row = flatten(load_config(path))
   assert {key: row[key] for key in AUTHORS} == AUTHORS
@@ -127,6 +129,48 @@ def test_row_is_the_authors_recipe(path):
     *(f'encoding_{head}', f'resnest{depth}'),
   )
   assert row['model.head_channels'] == {'fcn': 512, 'deeplabv3': 256}[head]
+
+
+# By depth, as the authors' commands for MXNet have it: crop of training and of
+# evaluation, batch and peak rate, images a GPU, dropout, updates an epoch.
+COMMANDED = {
+  50: (224, 224, 8192, 3.2, 128, 0.0, 156),
+  101: (224, 256, 4096, 1.6, 64, 0.0, 312),
+  200: (256, 320, 2048, 0.8, 32, 0.2, 625),
+  269: (320, 416, 2048, 0.8, 32, 0.2, 625),
+}
+IN_ALL = {
+  **{'model.head': 'classifier', 'model.output_stride': 32},
+  **{'model.num_classes': 1000, 'model.dilation_rule': 'official'},
+  **{'model.dropblock': 0.1, 'model.biased_variance': True},
+  **{'data.name': 'imagenet', 'data.augmentation': 'imagenet'},
+  **{'data.policy': 'autoaugment', 'data.center_crop': 'encoding'},
+  **{'data.flip_probability': 0.5, 'data.lighting': 0.1},
+  **{'data.color_jitter': 0.4, 'loss.mixup': 0.2, 'loss.label_smoothing': 0.1},
+  **{'optimizer.name': 'sgd', 'optimizer.nesterov': True},
+  **{'optimizer.schedule': 'cosine', 'optimizer.first_count': 1},
+  **{'optimizer.momentum': 0.9, 'optimizer.weight_decay': 1e-4},
+  **{'optimizer.decay_norm_bias': False, 'optimizer.warmup_ratio': 0.0},
+  'optimizer.min_learning_rate': 0.0,
+}
+
+
+@pytest.mark.parametrize('depth', COMMANDED)
+def test_classifier_is_the_recipe_of_the_published_weights(depth):
+  row = flatten(load_config(FOLDER / f'imagenet_resnest{depth}.py'))
+  assert {key: row[key] for key in IN_ALL} == IN_ALL
+  crop, evaluation, batch, rate, of_gpu, dropout, epoch = COMMANDED[depth]
+  assert row['data.crop_size'] == (crop, crop)
+  assert row['data.image_scale'] == (evaluation, evaluation)
+  large = crop >= 320
+  way = row['data.random_crop'], row['data.interpolation']
+  assert way == (('encoding', 'bicubic') if large else ('resized', 'bilinear'))
+  assert row['optimizer.learning_rate'] == pytest.approx(rate)
+  steps = row['train.total_steps'], row['optimizer.warmup_steps']
+  assert steps == (270 * epoch, 5 * epoch)
+  sizes = row['train.batch_size'], row['train.norm_group']
+  assert (*sizes, row['model.dropout']) == (batch, of_gpu, dropout)
+  assert row['model.backbone'] == f'resnest{depth}'
 
 
 def test_number_of_classes_is_that_of_the_data():
@@ -170,7 +214,11 @@ WRONG = [
   ('data.image_scale', '512,2048', r'\(long edge, short edge\)'),
   ('data.scale_range', '2.0,0.5', 'the smaller first'),
   ('data.flip_probability', '1.5', 'from 0 to 1'),
-  ('data.augmentation', 'mseg', r'mmseg, encoding \(did you mean mmseg\?\)'),
+  (
+    'data.augmentation',
+    'mseg',
+    r'mmseg, encoding, imagenet \(did you mean mmseg\?',
+  ),
   ('data.sampling', 'random', 'one of uniform, repeat_factor, class_bal'),
   ('model.stage_sizes', '1,1,1', '4 positive whole numbers'),
   ('model.dropout', '1', 'below 1'),
@@ -226,6 +274,12 @@ def test_augmentation_of_pytorch_encoding_needs_values_of_its_own(tmp_path):
   text = f'{FUNCTION}{"".join(lines)}  return common.mini(c)'
   (tmp_path / 'own.py').write_text(text)
   assert load_config(tmp_path / 'own.py').data.image_scale == (192, 192)
+
+
+def test_classifiers_see_squares():
+  for key in 'data.image_scale', 'data.crop_size':
+    told = f'config.{key} is .*one edge twice, as 520,520, with .*imagenet'
+    refused(told, load_config, 'imagenet_resnest50', {key: '96,64'})
 
 
 def test_key_that_a_row_sets_can_be_reset():
@@ -429,7 +483,7 @@ COMMANDS = {
   f'--config {ROW} --config.seed --workdir x': 'needs a value',
   f'--config {ROW} --workdir x --config.seed': 'needs a value',
   '--config configs/nope.py': r'there is no .*nope\.py.*ade20k_pspnet',
-  '--config configs/ade20k_psp': r'you mean ade20k_pspnet\?.*, folder\.',
+  '--config configs/ade20k_psp': r'you mean ade20k_pspnet\?.*, folder, .*\.',
   '--config configs/ade20k_pspnet.py:big': r"'big'.*accepted: 'mini'",
   '--config configs/common.py': r'common\.py holds .*ade20k_pspnet',
 }

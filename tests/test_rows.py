@@ -9,11 +9,14 @@ from lengths import others_long
 from small import RUN
 
 from resnest_jax.config import load_config
+from resnest_jax.data.imagenet import DRAWN
 from resnest_jax.labels import ADE20K, CITYSCAPES
 from resnest_jax.training.loop import train
 
 FOLDER = ROOT / 'configs'
 ROWS = sorted(path.stem for path in FOLDER.glob('*_*.py'))
+CLASSIFIERS = [row for row in ROWS if row.startswith('imagenet')]
+ROWS = [row for row in ROWS if row.startswith(('ade20k', 'cityscapes'))]
 # One of them in another way; test_train.py trains ade20k_pspnet.
 VARIED = 'cityscapes_fcn'
 VARIATION = {'train.batch_size': 8, 'train.micro_batch_size': 4}
@@ -46,3 +49,24 @@ def test_three_steps_and_an_evaluation(row, request, tmp_path, capsys):
   assert tuple(json.loads(about)['classes']) == labels.classes
   if row == VARIED:
     assert 'in 2 x 4 images: batch norm has' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('row', others_long(CLASSIFIERS, CLASSIFIERS[-1]))
+def test_classifier_trains_and_is_evaluated(
+  row, mini_imagenet_data_dir, tmp_path
+):
+  values = {'model.width': 8, 'model.stem_width': 8, 'train.batch_size': 8}
+  values |= {'data.crop_size': (32, 32), 'data.image_scale': (32, 32)}
+  values |= {'train.norm_group': 4, 'train.total_steps': 3, 'loss.mixup': 0.2}
+  values |= {'optimizer.warmup_steps': 1, 'train.log_steps': 1}
+  values |= {'data.policy': 'autoaugment', 'eval.batch_size': 16}
+  values['data.data_dir'] = str(mini_imagenet_data_dir)
+  train(load_config(FOLDER / f'{row}.py:mini', values), tmp_path)
+  log = [*map(json.loads, (tmp_path / 'log.jsonl').read_text().splitlines())]
+  losses = [line['loss'] for line in log if 'accuracy' in line]
+  assert len(losses) == 3
+  assert losses[0] == pytest.approx(math.log(len(DRAWN)), rel=0.25)
+  (scores,) = (line for line in log if 'top1' in line)
+  assert 0 <= scores['top1'] <= scores['top5'] <= 1
+  about = (tmp_path / 'checkpoints/3/about/metadata').read_text()
+  assert tuple(json.loads(about)['classes']) == DRAWN

@@ -43,7 +43,11 @@ def main() -> None:
   port = free_port(flags.host, flags.port)
   # Late: these take seconds, and wrong flags or a taken port fail at once.
   from resnest_jax import runtime
-  from resnest_jax.inference.predictor import from_checkpoint, print_notes
+  from resnest_jax.inference.predictor import (
+    ClassPredictor,
+    from_checkpoint,
+    print_notes,
+  )
   from resnest_jax.prediction.sources import find_sources
 
   runtime.set_up()
@@ -55,6 +59,11 @@ def main() -> None:
   predictor = from_checkpoint(
     flags.weights, checkpoint=flags.checkpoint, batch_size=1, bucket=BUCKET
   )
+  if isinstance(predictor, ClassPredictor):
+    raise UserError(
+      f'{without_secrets(flags.weights)} is a classifier, and the page shows '
+      'label maps. Give weights of a segmentor; predict.py classifies.'
+    )
   print_notes(predictor)
   examples = [source.path for source in sources if not source.is_video]
   with tempfile.TemporaryDirectory(prefix='resnest_jax_demo_') as uploads:

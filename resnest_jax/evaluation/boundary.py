@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from resnest_jax.distributed import messages
-from resnest_jax.evaluation.evaluate import ImageResult
 from resnest_jax.evaluation.metrics import check_shapes, nanmean, ratio
+from resnest_jax.evaluation.segmentation import ImageResult
 from resnest_jax.labels import IGNORE
 from resnest_jax.threads import thread_count
 

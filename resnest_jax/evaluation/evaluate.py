@@ -6,59 +6,34 @@ Counts, unlike means, are the same for every batch size and number of hosts.
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import rich.progress
 from ml_collections import ConfigDict
 
-from resnest_jax import drawing, sharding
+from resnest_jax import config_keys, drawing, sharding
 from resnest_jax.data.batches import BatchIterator
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.distributed import messages
-from resnest_jax.errors import UserError, enough_memory
-from resnest_jax.evaluation import metrics
-from resnest_jax.inference.protocols import Protocol
-from resnest_jax.inference.steps import Batch, EvalStep, make_eval_step
-from resnest_jax.labels import IGNORE
+from resnest_jax.errors import enough_memory
+from resnest_jax.evaluation.classification import Classification
+from resnest_jax.evaluation.segmentation import Segmentation
+from resnest_jax.inference.protocols import CenterCrop, Protocol
+from resnest_jax.inference.steps import (
+  Batch,
+  EvalStep,
+  make_class_step,
+  make_eval_step,
+)
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.progress import compile_notice, evaluation_progress
 
 Waiting = Callable[[BatchIterator], contextlib.AbstractContextManager]
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageResult:
-  index: int  # Position in the split.
-  name: str
-  # Views of a batch, at the original size: copy what has to outlast it.
-  prediction: np.ndarray | None  # uint8 (H, W), classes.
-  label: np.ndarray  # uint8 (H, W), classes or 255.
-  confusion: np.ndarray  # int64 (C, C), rows = ground truth.
-  loss: float = 0.0  # Summed cross entropy, if asked for.
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-  """Counts and scores of a split, the same on every host."""
-
-  confusion: np.ndarray  # int64 (C, C), rows = ground truth.
-  scores: metrics.Scores
-  num_images: int
-  seconds: float  # Wall time, compilation included.
-  # int64 (num_images, 2, C): each image's intersection and union.
-  image_counts: np.ndarray
-  names: Sequence[str] = ()  # Of the images, by position in the split.
-  # Position in the split -> uint8 (H, W), for the images that are kept.
-  predictions: Mapping[int, np.ndarray] = dataclasses.field(
-    default_factory=dict
-  )
-  loss: float = 0.0  # Mean cross entropy of the labelled pixels, if asked for.
 
 
 class Evaluator:
@@ -76,7 +51,7 @@ class Evaluator:
     model: Any,
     split: Any,
     *,
-    protocol: Protocol | None = None,
+    protocol: Protocol | CenterCrop | None = None,
     keep: int = 0,
     watchers: Sequence[Any] = (),
     with_loss: bool = False,
@@ -85,13 +60,17 @@ class Evaluator:
 
     Args:
       config: the whole configuration; `data`, `eval` and the dtype are read.
-      model: a `Segmentor`.
+      model: a `Segmentor` or `Classifier`.
       split: from `open_data`.
-      protocol: None: the whole image, whatever `config.eval` names.
-      keep: number of predictions to return, spread over the split.
-      watchers: `add(image)` gets every `ImageResult` of this host; `gather()`,
-        called on all hosts after the last image, joins the hosts' results.
-      with_loss: whether to compute `Evaluation.loss`; not with a protocol.
+      protocol: None: the whole image, whatever `config.eval` names. That of a
+        classifier has its normalisation; `config.data` has its crop.
+      keep: number of predictions to return, spread over the split; a
+        classifier's are all kept.
+      watchers: `add(image)` gets every `ImageResult` or `ClassResult` of this
+        host; `gather()`, called on all hosts after the last image, joins the
+        hosts' results.
+      with_loss: whether to compute `Evaluation.loss`; not with a protocol. A
+        classifier's is always computed.
     """
     self._config, self._split, self._watchers = config, split, watchers
     self._protocol = protocol
@@ -99,33 +78,48 @@ class Evaluator:
     self._mesh = sharding.local_mesh()
     wanted = config.eval.batch_size
     self.batch_size = sharding.divisible_batch_size(wanted, self._mesh)
-    self._kept = drawing.spread(len(split), keep)
-    self._step = make_eval_step(
-      model,
-      len(split.labels.classes),
-      protocol=protocol,
-      mesh=self._mesh,
-      dtype=at_least_float32(config.model.dtype),
+    classes, self._kept = split.labels.classes, []
+    options = {
+      'mesh': self._mesh,
+      'dtype': at_least_float32(config.model.dtype),
       # Looked up late: each call has a progress bar of its own.
-      on_compile=lambda height, width: self._notice(height, width),
-      with_loss=with_loss,
+      'on_compile': lambda height, width: self._notice(height, width),
+    }
+    if config_keys.classifies(config):
+      if protocol:
+        options['normalization'] = protocol.normalization
+      self._task = functools.partial(Classification, classes)
+      self._step = make_class_step(model, len(classes), **options)
+      return
+    self._kept = drawing.spread(len(split), keep)
+    options |= {'protocol': protocol, 'with_loss': with_loss}
+    self._step = make_eval_step(model, len(classes), **options)
+    self._task = functools.partial(
+      Segmentation,
+      classes,
+      config.eval.fscore_beta,
+      # Label maps stay on the device if nobody looks at them.
+      with_maps=bool(self._kept or watchers),
     )
 
   def __call__(
     self, variables: Any, waiting: Waiting = contextlib.nullcontext
-  ) -> Evaluation:
+  ) -> Any:
     """Evaluates one set of weights; every host has to call it.
 
     Args:
       variables: `params` and `batch_stats`, on the host or on devices.
       waiting: makes a context from the batches; the images are evaluated in it.
 
+    Returns:
+      An `Evaluation`, or a `ClassEvaluation` of a classifier.
+
     Raises:
       UserError: data cannot be used, or the device has too little memory.
     """
     predictions = {}
 
-    def look(image: ImageResult) -> None:
+    def look(image: Any) -> None:
       if image.index in self._kept:
         predictions[image.index] = image.prediction.copy()
       for watcher in self._watchers:
@@ -155,136 +149,92 @@ class Evaluator:
         self._step,
         sharding.place_locally(variables, self._mesh),
         batches,
-        self._split.labels.classes,
+        self._task(),
         len(self._split),
         progress=progress,
-        # None leaves the label maps on the device, as nobody looks at them.
-        on_image=look if self._kept or self._watchers else None,
-        fscore_beta=self._config.eval.fscore_beta,
+        on_image=look,
       )
     # All hosts have the same watchers, so that their exchanges match.
     for watcher in self._watchers:
       watcher.gather()
+    if not self._kept:
+      return evaluation
     kept = dict(collections.ChainMap(*messages.gather(lambda: predictions)))
     return dataclasses.replace(evaluation, predictions=kept)
 
 
 def image_results(
-  eval_step: EvalStep, variables: Any, batches: Iterable[Batch], with_maps: bool
-) -> Iterator[ImageResult]:
+  task: Any, step: EvalStep, variables: Any, batches: Iterable[Batch]
+) -> Iterator[Any]:
   """Yields each image's result, in the order of the batches."""
-
-  def results(batch, maps, counts, losses=None):
-    # Waits for the device. Sums over a split may not fit in int32.
-    counts = np.asarray(counts).astype(np.int64)
-    losses = np.zeros(len(counts)) if losses is None else np.asarray(losses)
-    maps = np.asarray(maps) if with_maps else None
-    for slot, index in enumerate(batch['index']):
-      if index < 0:  # An empty slot.
-        continue
-      _check_counts(counts[slot], batch, slot)
-      height, width = batch['label_size'][slot]
-      prediction = maps[slot, :height, :width] if with_maps else None
-      label = batch['label'][slot, :height, :width]
-      yield ImageResult(
-        int(index),
-        batch['name'][slot],
-        prediction,
-        label,
-        counts[slot],
-        float(losses[slot]),
-      )
-
   # A batch is dispatched before the results of the previous one are awaited:
   # the device computes meanwhile. None makes room for the last results.
   pending = None
   for batch in itertools.chain(batches, [None]):
-    started = batch and (batch, *eval_step(variables, batch))
+    started = batch and (batch, step(variables, batch))
     if pending:
-      yield from results(*pending)
+      result = task.read(*pending)
+      slots = enumerate(pending[0]['index'])
+      yield from (result(slot) for slot, index in slots if index >= 0)
     pending = started
 
 
 def evaluate(
-  eval_step: EvalStep,
+  step: EvalStep,
   variables: Any,
   batches: Iterable[Batch],
-  class_names: Sequence[str],
+  task: Any,
   num_images: int,
   *,
   progress: rich.progress.Progress | None = None,
-  on_image: Callable[[ImageResult], None] | None = None,
-  fscore_beta: float = 1.0,
-) -> Evaluation:
+  on_image: Callable[[Any], None] | None = None,
+) -> Any:
   """Evaluates every image of a split once; every process has to call it.
 
   Args:
-    eval_step: from `make_eval_step`.
+    step: of the task's network, from `inference.steps`.
     variables: `params` and `batch_stats`, on the step's devices.
     batches: this process' share, maybe none; empty slots have index -1.
-    class_names: C names.
+    task: what is counted, new for each evaluation: `Segmentation` or
+      `Classification`.
     num_images: images in the split, over all processes.
     progress: gets a task 'evaluate'.
-    on_image: called for every image of this process.
-    fscore_beta: see `metrics.scores`.
+    on_image: called with the result of every image of this process.
+
+  Returns:
+    What the task's `join` makes of the counts of all processes.
 
   Raises:
-    UserError: a label is neither a class nor 255, or another process failed.
+    UserError: a label is no class, or another process failed.
     RuntimeError: an image came twice, or not at all.
   """
   started = time.perf_counter()
   total = len(messages.share(num_images))
-  task = progress and progress.add_task('evaluate', total=total)
+  bar = progress and progress.add_task('evaluate', total=total)
 
   def count_mine():
-    confusion = np.zeros((len(class_names), len(class_names)), np.int64)
     counted = []
-    for result in image_results(eval_step, variables, batches, bool(on_image)):
-      counts = metrics.intersection_and_union(result.confusion)
-      counted.append((result.index, result.name, counts, result.loss))
-      confusion += result.confusion
+    for result in image_results(task, step, variables, batches):
+      counted.append((result.index, result.name, task.count(result)))
       if on_image:
         on_image(result)
       if progress:
-        progress.advance(task)
-    return confusion, counted
+        progress.advance(bar)
+    return task.total, counted
 
   # A host that fails in here tells the others.
   parts = messages.gather(count_mine)
-  confusion = sum(part for part, _ in parts)
   seen = {}
-  for index, name, *counted in (each for _, mine in parts for each in mine):
+  for index, name, counts in (each for _, mine in parts for each in mine):
     if index in seen:
       raise RuntimeError(f'image {index} ({name}) came twice')
-    seen[index] = name, *counted
+    seen[index] = name, counts
   if len(seen) != num_images:
     raise RuntimeError(
       f'the pipeline gave {len(seen)} images, the split has {num_images}'
     )
   # By position: batches come in another order for every batch size.
   by_position = [seen[index] for index in sorted(seen)]
-  image_counts = [counts for _, counts, _ in by_position]
-  return Evaluation(
-    confusion,
-    metrics.scores(confusion, class_names, fscore_beta),
-    num_images,
-    time.perf_counter() - started,
-    np.reshape(image_counts, (num_images, 2, len(class_names))),
-    [name for name, _, _ in by_position],
-    loss=math.fsum(x for _, _, x in by_position) / max(confusion.sum(), 1),
-  )
-
-
-def _check_counts(counts: np.ndarray, batch: Batch, slot: int) -> None:
-  # `count_confusion` drops labels that are no class: those of another data set
-  # would pass as ignored pixels.
-  label = batch['label'][slot]
-  labelled = np.count_nonzero(label != IGNORE)
-  if counts.sum() != labelled:
-    raise UserError(
-      f'{labelled - counts.sum()} of {labelled} labelled pixels of '
-      f'{batch["name"][slot]} have no class: its labels go up to '
-      f'{label[label != IGNORE].max()}; accepted are '
-      f'0..{len(counts) - 1} and {IGNORE} (ignored). Prepare the data '
-      'set again.'
-    )
+  names, counts = ([x[i] for x in by_position] for i in (0, 1))
+  seconds = time.perf_counter() - started
+  return task.join([total for total, _ in parts], counts, names, seconds)

@@ -2,10 +2,9 @@
 
 import contextlib
 import dataclasses
-import datetime
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,41 @@ import rich.console
 import rich.table
 from ml_collections import ConfigDict
 
-from resnest_jax import drawing, files, runtime
+from resnest_jax import drawing, files
 from resnest_jax.checkpoints.store import check_classes_of, checkpoint_dir
 from resnest_jax.config import fit_num_classes, flatten
-from resnest_jax.data.datasets import describe, open_data
+from resnest_jax.config_keys import CLASSIFIER, classifies
+from resnest_jax.data.datasets import check_task, describe, open_data
 from resnest_jax.data.preprocess import Normalization
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.bootstrap import Interval, miou_interval
 from resnest_jax.evaluation.boundary import BoundaryIoU, BoundaryScores
-from resnest_jax.evaluation.evaluate import Evaluation, Evaluator
+from resnest_jax.evaluation.evaluate import Evaluator
+from resnest_jax.evaluation.evaluate_classes import evaluate_classes
 from resnest_jax.evaluation.ranked_images import RankedImages
 from resnest_jax.evaluation.report import images as report_images
 from resnest_jax.evaluation.report import page
-from resnest_jax.inference.protocols import make_protocol
+from resnest_jax.evaluation.results import (
+  METRICS,
+  circumstances,
+  noting,
+  number,
+  publish,
+  speed,
+)
+from resnest_jax.evaluation.segmentation import Evaluation
+from resnest_jax.inference.protocols import (
+  CenterCrop,
+  Protocol,
+  make_protocol,
+)
 from resnest_jax.progress import console as make_console
-from resnest_jax.text import listed, percent, plural, without_secrets
+from resnest_jax.text import listed, percent, without_secrets
 from resnest_jax.weights.infer import title_of
-from resnest_jax.weights.pretrained import load_segmentor
+from resnest_jax.weights.pretrained import load_trained
 
-METRICS = 'metrics.json'
 OVERLAYS = Path('overlays')
 
 
@@ -65,6 +78,7 @@ def evaluate_split(
     UserError: data or weights cannot be used, or `out` holds something else.
   """
   console = make_console(quiet=not messages.is_first())
+  check_task(config)
   protocol = make_protocol(config)
   split_name = split_name or config.data.eval_split
   split = open_data(config.data, split_name)
@@ -85,13 +99,40 @@ def evaluate_split(
     'protocol': protocol.describe(),
   }
   if out is None:
-    named = '' if protocol.name == 'whole' else f'-{protocol.name}'
+    usual = protocol.name in (Protocol.name, CenterCrop.name)
+    named = '' if usual else f'-{protocol.name}'
     out = workdir / 'eval' / f'{found["step"]}-{split_name}{named}'
   # Before hours of work; only the first process looks, all get its error.
   before = messages.gather(
     lambda: messages.is_first() and claim_results(out, result, workdir)
   )[0]
 
+  network = model, variables
+  given = config, network, split, protocol, result, out, console
+  if classifies(config):
+    evaluate_classes(*given)
+  else:
+    evaluate_pixels(*given, before)
+
+
+def evaluate_pixels(
+  config: ConfigDict,
+  network: tuple[Any, Any],
+  split: Any,
+  protocol: Protocol,
+  result: dict[str, Any],
+  out: Path,
+  console: rich.console.Console,
+  before: Sequence[str],
+) -> None:
+  """Evaluates a segmentor; prints and writes what `evaluate_split` does.
+
+  Args:
+    network: model and variables.
+    result: the part of metrics.json that is known.
+    before: overlays that an earlier run lists.
+  """
+  model, variables = network
   ranked = RankedImages(config.eval.report_images)
   with contextlib.ExitStack() as at_exit:
     boundary = config.eval.boundary_iou and at_exit.enter_context(
@@ -115,26 +156,13 @@ def evaluate_split(
   interval = miou_interval(evaluation.image_counts)
   batch_size = evaluator.batch_size * jax.process_count()
   result |= summarize(config, evaluation, interval, outlines, batch_size, split)
-  # On disk before anything is drawn, and on the screen if the disk refuses.
-  try:
-    with files.explain_refusal(out):
-      write_metrics(out, result, evaluation, ranked)
-  finally:
-    print_table(config, console, evaluation, interval, outlines, split)
-  missing = draw(out, result, before, split, evaluation, ranked)
-  console.print(f'written to {out}', soft_wrap=True)
-  check_drawn(out, missing)
-  console.print(f'report: {out / page.NAME}', soft_wrap=True)
-
-
-def check_drawn(out: Path, missing: Sequence[str]) -> None:
-  if missing:
-    reasons = ''.join(f'\n  {why}' for why in missing)
-    raise UserError(
-      f'the scores are in {out / METRICS}; {plural(len(missing), "file")} '
-      'could not be made. Repair the cause and run the same command again:'
-      f'{reasons}'
-    )
+  publish(
+    out,
+    console,
+    lambda: write_metrics(out, result, evaluation, ranked),
+    lambda: print_table(config, console, evaluation, interval, outlines, split),
+    lambda: draw(out, result, before, split, evaluation, ranked),
+  )
 
 
 def load_network(
@@ -144,13 +172,14 @@ def load_network(
   checkpoint: str,
   console: rich.console.Console,
 ) -> tuple[Any, Any, dict[str, Any], Normalization]:
-  """The `Segmentor`, its variables, their origin for metrics.json, and more."""
+  """The network, its variables, their origin for metrics.json, and more."""
   # For a run, so that a flag that does not fit the checkpoint is an error.
-  model, variables, loaded = load_segmentor(
+  model, variables, loaded = load_trained(
     weights or workdir,
     checkpoint,
     config.model.dtype,
     model_config=None if weights else config.model.to_dict(),
+    tasks=('classifier' if classifies(config) else 'segmentor',),
   )
   theirs, provenance = loaded.description.config, loaded.provenance
   if theirs['num_classes'] != config.model.num_classes:
@@ -163,9 +192,10 @@ def load_network(
     about, source = f'checkpoint {step} of {workdir}', checkpoint_dir(workdir)
     found = {'checkpoint': str(source.resolve() / str(step)), 'step': step}
   else:
+    rule = f', dilation rule {theirs["dilation_rule"]}'
     about = (
-      f'{theirs["head"]} on {title_of(theirs)}, dilation rule '
-      f'{theirs["dilation_rule"]}, from {without_secrets(weights)}'
+      f'{theirs.get("head", CLASSIFIER)} on {title_of(theirs)}'
+      f'{"" if classifies(config) else rule}, from {without_secrets(weights)}'
     )
     known = ('file', 'sha256', 'step')
     found = {'checkpoint': without_secrets(weights)}
@@ -255,13 +285,7 @@ def summarize(
     },
     'classes_averaged': scores.num_averaged,
     'classes_absent': list(scores.absent),
-    'dtype': config.model.dtype,
-    'batch_size': batch_size,
-    'bucket': config.eval.bucket,
-    'seconds': round(evaluation.seconds, 3),
-    'devices': runtime.describe_devices(),
-    'versions': runtime.versions(),
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    **circumstances(config, evaluation.seconds, batch_size),
     'per_class': per_class,
   }
 
@@ -271,11 +295,6 @@ def summary_of(config: ConfigDict, scores: metrics.Scores) -> dict[str, float]:
   if config.eval.protocol != 'encoding':
     return scores.summary()
   return scores.summary() | {'mIoU_all_classes': scores.mIoU_all_classes}
-
-
-def number(value: float) -> float | None:
-  # JSON has no NaN: undefined scores are null.
-  return None if math.isnan(value) else float(value)
 
 
 def print_table(
@@ -320,17 +339,13 @@ def print_table(
     )
   means = summary_of(config, scores).items()
   summary = (f'{key} {percent(x)}' for key, x in means)
-  speed = evaluation.num_images / evaluation.seconds
   console.print('  '.join(summary), style='bold')
   console.print(
     f'mIoU of other images like these: {percent(interval.low)} to '
     f'{percent(interval.high)} ({interval.level:.0%} of '
     f'{interval.resamples} bootstrap samples)'
   )
-  console.print(
-    f'{plural(evaluation.num_images, "image")}, {speed:.3g} images/s '
-    '(with compiling)'
-  )
+  console.print(speed(evaluation.num_images, evaluation.seconds))
 
 
 def write_metrics(
@@ -395,15 +410,6 @@ def draw(
     path = out / page.NAME
     page.write(path, result, evaluation, pictures, labels.palette)
   return missing
-
-
-@contextlib.contextmanager
-def noting(missing: list[str]) -> Iterator[None]:
-  """Appends why a picture cannot be made, so that others are."""
-  try:
-    yield
-  except (UserError, OSError) as error:
-    missing.append(str(error))
 
 
 def draw_overlay(

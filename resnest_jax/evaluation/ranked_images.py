@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from resnest_jax.distributed import messages
-from resnest_jax.evaluation.evaluate import ImageResult
 from resnest_jax.evaluation.metrics import intersection_and_union, own_score
+from resnest_jax.evaluation.segmentation import ImageResult
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,11 @@ from resnest_jax.weights.infer import title_of
 
 FRONT = """---
 library_name: resnest-jax
-pipeline_tag: image-segmentation
-tags: [jax, resnest, semantic-segmentation]
+pipeline_tag: {}
+tags: [jax, resnest, {}]
 ---
 """
+FIT = 'image = image.resize(({size[1]}, {size[0]}))'
 # How to run each format, with fields that `model_card` fills in. The code of
 # StableHLO and ONNX must not need this project.
 HOW_TO_RUN = {
@@ -35,9 +36,9 @@ from PIL import Image, ImageOps
 with open('{file}', 'rb') as file:
   program = jax.jit(export.deserialize(bytearray(file.read())).call)
 image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
-image = image.resize(({size[1]}, {size[0]}))
-{outputs} = program(np.asarray(image)[None])  # uint8 (1, {size[0]}, {size[1]})
-```
+{fit}
+{outputs} = program(np.asarray(image)[None])  # {gives}
+{more}```
 """,
   'onnx': """\
 With `pip install onnxruntime numpy pillow`:
@@ -49,9 +50,9 @@ from PIL import Image, ImageOps
 providers = onnxruntime.get_available_providers()
 session = onnxruntime.InferenceSession('{file}', providers=providers)
 image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
-image = image.resize(({size[1]}, {size[0]}))
+{fit}
 {outputs} = session.run(None, {{'images': np.asarray(image)[None]}})
-```
+{more}```
 """,
   'safetensors': """\
 With resnest-jax, which resizes pictures as in training and gives label maps of
@@ -76,6 +77,40 @@ labels = inference_model(model, 'street.jpg').pred_sem_seg.data
 ```
 """,
 }
+# Of a classifier. Programs run as above, on the middle of a picture.
+CROP = """\
+side = {share} * min(image.size)  # The middle of the picture.
+left, top = (round((length - side) / 2) for length in image.size)
+image = image.crop((left, top, left + side, top + side))
+image = image.resize(({size[1]}, {size[0]}), Image.Resampling.{filter})"""
+TOP = """\
+best = np.argsort(-np.asarray(probabilities)[0])[:5]  # Class numbers.
+"""
+_TORCH = """\
+With PyTorch and the same network, say `MODEL, num_classes={number})`:
+
+```python
+import torch
+
+model.load_state_dict(torch.load('{file}')['state_dict'])
+```
+"""
+HOW_TO_CLASSIFY = {
+  'safetensors': """\
+With resnest-jax, which crops pictures as in its evaluation, from this folder:
+
+```python
+import resnest_jax as rj
+
+model = rj.from_checkpoint('.')
+print(model.predict('street.jpg').top())  # Names and probabilities.
+```
+""",
+  'timm': _TORCH.replace('MODEL', "timm.create_model('resnest50d'"),
+  'official': _TORCH.replace(
+    'MODEL', 'resnest.torch.resnest50(pretrained=False'
+  ),
+}
 
 
 # What others may have written in its place.
@@ -83,7 +118,7 @@ _ENTRY = {
   'file': Accepted(
     'the name of a file', lambda x: re.fullmatch(r'\w[\w.-]{0,99}', x)
   ),
-  'format': one_of(HOW_TO_RUN),
+  'format': one_of({**HOW_TO_RUN, **HOW_TO_CLASSIFY}),
   'size': or_none(numbers('height and width', 2, int, low=1, high=2**15)),
   'agreement': SHARE,
   'pictures': at_least(0),
@@ -101,10 +136,14 @@ class Export(NamedTuple):
   """A written file that agrees with its checkpoint.
 
   size: (height, width) of its pictures in pixels; None: any (weights).
-  agreement: share of pixels with the checkpoint's class, 0 to 1.
+  agreement: share of pixels with the checkpoint's class, 0 to 1; of features 1
+    less the largest difference, over its level's largest value; of a classifier
+    share of pictures.
   drawn: whether the pictures compared were drawn scenes.
   probabilities: whether they are an output; None: weights, or not known.
   written: the JAX that wrote StableHLO; None for other formats.
+  features: whether the outputs are features.
+  classes: whether it is of a classifier.
   """
 
   file: str
@@ -115,6 +154,8 @@ class Export(NamedTuple):
   drawn: bool = False
   probabilities: bool | None = None
   written: Written | None = None
+  features: bool = False
+  classes: bool = False
 
   def entry(self) -> dict[str, Any]:
     """Its entry in `about.json`."""
@@ -123,7 +164,7 @@ class Export(NamedTuple):
 
   @classmethod
   def of(cls, entry: Mapping[str, Any]) -> 'Export':
-    """The inverse of `entry`. Older entries lack the last three fields.
+    """The inverse of `entry`. Older entries lack the last five fields.
 
     Raises `UserError` or `TypeError` for what is no entry.
     """
@@ -139,31 +180,52 @@ class Export(NamedTuple):
 def model_card(about: Mapping[str, Any], exports: Sequence[Export]) -> str:
   """Returns README.md for the content of `about.json` and the exports."""
   config, classes = about['model'], about['classes']
+  features = about.get('features')
   probabilities = any(each.probabilities for each in exports)
-  title = f'{title_of(config)} with {config["head"]}'
+  if features:
+    front = FRONT.format('image-feature-extraction', 'backbone')
+    title = f'features of {title_of(config)}'
+    what = f'A backbone: the {len(features)} levels {", ".join(features)}.'
+    outputs, gives = ', '.join(features), 'float32, channels last'
+    interface = _of_features(about)
+  elif about['task'] == 'classifier':
+    front = FRONT.format('image-classification', 'image-classification')
+    title = f'{title_of(config)}, a classifier'
+    what = f'Classification of pictures, {plural(len(classes), "class")}.'
+    outputs, gives = '(probabilities,)', f'float32 (1, {len(classes)})'
+    interface = _of_classes(about)
+  else:
+    front = FRONT.format('image-segmentation', 'semantic-segmentation')
+    title = f'{title_of(config)} with {config["head"]}'
+    what = (
+      f'Semantic segmentation, {len(classes)} classes: every pixel of a '
+      'picture gets a class.'
+    )
+    outputs = 'labels, probabilities' if probabilities else '(labels,)'
+    gives = 'uint8 (1, H, W)'
+    interface = _interface(about, probabilities)
   parts = [
-    FRONT,
+    front,
     f'# {title[0].upper()}{title[1:]}\n',
-    f'Semantic segmentation, {len(classes)} classes: every pixel of a picture '
-    f'gets a class. Written by resnest-jax {__version__}.\n',
+    f'{what} Written by resnest-jax {__version__}.\n',
     '## Files\n',
     _table(exports),
     'Each was read back and compared with the checkpoint in float32, on '
     'pictures that were stretched to its size.\n',
     '## Input and output\n',
-    _interface(about, probabilities),
+    interface,
   ]
   # One section a format: files of several sizes run alike.
   firsts: dict[str, Export] = {}
   for each in exports:
     firsts.setdefault(each.format, each)
-  outputs = 'labels, probabilities' if probabilities else '(labels,)'
   for name, first in firsts.items():
-    filled = HOW_TO_RUN[name].format(**first._asdict(), outputs=outputs)
+    filled = _how_to_run(first, about, outputs=outputs, gives=gives)
     parts += [f'## Run {first.file}\n', filled]
     if name == 'stablehlo':
       parts.append(_how_long(exports))
-  parts += ['## Classes\n', _classes(classes, about['palette'])]
+  if not features:
+    parts += ['## Classes\n', _classes(classes, about['palette'])]
   parts += ['## Provenance\n', _provenance(about)]
   return '\n'.join(parts)
 
@@ -203,10 +265,59 @@ def _interface(about: Mapping[str, Any], probabilities: bool) -> str:
   )
 
 
+def _of_classes(about: Mapping[str, Any]) -> str:
+  normalization, crop = about['normalization'], about['protocol']
+  return (
+    'StableHLO and ONNX take `images`, uint8 (b, H, W, 3), RGB from 0 to 255, '
+    'any b, H and W as in the table, and give `probabilities`, float32 (b, '
+    'classes). Normalisation is inside: the channels as '
+    f'{normalization["order"]}, mean {normalization["mean"]}, deviation '
+    f'{normalization["std"]}; files of PyTorch want normalised pictures. The '
+    f'network was evaluated on the middle of pictures at {crop["size"]} x '
+    f'{crop["size"]} pixels, by the rule {crop["rule"]!r}; the code below cuts '
+    'it out.\n'
+  )
+
+
+def _how_to_run(export: Export, about: Mapping[str, Any], **texts: str) -> str:
+  how, fields = HOW_TO_RUN, export._asdict() | texts
+  fields |= {'fit': FIT, 'more': ''}
+  if export.classes:
+    how = HOW_TO_RUN | HOW_TO_CLASSIFY
+    edge, rule = about['protocol']['size'], about['protocol']['rule']
+    # As `crops.center_crop`; GluonCV's smaller ones are resized by OpenCV.
+    small = rule == 'gluon' and edge < 320
+    share = 0.875 if small else f'{edge} / {edge + 32}'
+    fields |= {'fit': CROP, 'more': TOP, 'number': len(about['classes'])}
+    fields |= {'share': share, 'filter': 'BILINEAR' if small else 'BICUBIC'}
+  if export.size:  # Of a program.
+    fields['fit'] = fields['fit'].format(**fields)
+  return how[export.format].format(**fields)
+
+
+def _of_features(about: Mapping[str, Any]) -> str:
+  normalization = about['normalization']
+  lines = [
+    'They take `images`, uint8 (b, H, W, 3), RGB from 0 to 255, any b, H and W '
+    'as in the table. Normalisation is inside: the channels as '
+    f'{normalization["order"]}, mean {normalization["mean"]}, deviation '
+    f'{normalization["std"]}. Outputs are float32, channels last. A file '
+    "agrees by 100 % less the largest difference, over its level's largest "
+    'value.\n',
+    '| output | stride | shape |',
+    '|---|---|---|',
+  ]
+  for name, level in about['features'].items():
+    s, channels = level['stride'], level['channels']
+    shape = f'(b, ceil(H / {s}), ceil(W / {s}), {channels})'
+    lines.append(f'| {name} | {s} | {shape} |')
+  return '\n'.join(lines) + '\n'
+
+
 def _how_long(exports: Sequence[Export]) -> str:
   said = [f'- {x.file}: {x.written.sentence()}\n' for x in exports if x.written]
   weights = 'the original weights, into a new folder'
-  if any(each.format in ('safetensors', 'mmseg') for each in exports):
+  if any(each.size is None for each in exports):
     weights = 'the weights in this folder: `resnest-jax export --renew .`'
   return (
     'JAX may refuse StableHLO that a much older or a newer release wrote.\n\n'
@@ -216,7 +327,12 @@ def _how_long(exports: Sequence[Export]) -> str:
   )
 
 
-def _classes(classes: Sequence[str], palette: Sequence[Sequence[int]]) -> str:
+def _classes(
+  classes: Sequence[str], palette: Sequence[Sequence[int]] | None
+) -> str:
+  if palette is None:
+    rows = [f'| {i} | {_plain(name)} |' for i, name in enumerate(classes)]
+    return '\n'.join(['| number | class |', '|---|---|', *rows]) + '\n'
   lines = ['| label | class | colour |', '|---|---|---|']
   for label, (name, colour) in enumerate(zip(classes, palette, strict=True)):
     code = ''.join(f'{value:02x}' for value in colour)
@@ -228,6 +344,8 @@ def _provenance(about: Mapping[str, Any]) -> str:
   lines = [f'- backbone: {title_of(about["model"])}'] + [
     f'- {key.replace("_", " ")}: {about["model"][key]}'
     for key in ('head', 'output_stride', 'dilation_rule')
+    if key in about['model']
+    if key in about['model']
   ]
   for key, value in about['provenance'].items():
     if isinstance(value, str | int) and key != 'backbone_known':

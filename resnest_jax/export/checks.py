@@ -5,20 +5,25 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.export.pictures import fit
+from resnest_jax.export.program import make_program
 from resnest_jax.inference.predictor import Prediction, Predictor
 from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import LabelSet
+from resnest_jax.models.classifier import Classifier
+from resnest_jax.models.features import Features
 from resnest_jax.text import listed
 
 # Of the pixels: compilers round differently, which flips classes at borders.
 MIN_AGREEMENT = 0.999
-MAX_DEVIATION = 0.01  # Of a probability.
+MAX_DEVIATION = 0.01  # Of a probability of a pixel,
+MAX_CLASS_DEVIATION = 1e-4  # and of a picture.
 # Divides `pictures.NUMBER`: a program is compiled for one batch size.
 BATCH_SIZE = 4
 # The version that the tests use. It is installed without its dependencies,
@@ -35,7 +40,7 @@ class Model(NamedTuple):
 
   model: nn.Module
   variables: Mapping[str, Any]
-  labels: LabelSet
+  labels: LabelSet | None  # None: of `Features`
   normalization: Normalization
 
 
@@ -101,6 +106,97 @@ class Reference:
       return [np.stack([each.labels for each in found])]
 
     return run
+
+
+class OutputReference(Reference):
+  """What the checkpoint's own program gives for `images`."""
+
+  def __init__(
+    self,
+    net: Model,
+    pictures: Sequence[np.ndarray],
+    size: tuple[int, int],
+    probabilities: bool = False,
+  ):
+    """Takes the pictures stretched to `size`; there are no probabilities."""
+    del probabilities
+    self.images = np.stack([fit(picture, size) for picture in pictures])
+    self._size = size
+    self._expected = self.run_of(net)
+
+  def run_of(self, net: Model) -> Runner:
+    """Runs another model, for pictures of this size."""
+    model, variables, _, normalization = net
+    program = make_program(
+      model, variables, self._size, normalization=normalization
+    )
+    return jax.jit(program)
+
+
+class FeatureReference(OutputReference):
+  """The checkpoint's features of `images`."""
+
+  def compare(self, name: str, run: Runner) -> float:
+    """Returns 1 less the largest difference, over its level's largest value.
+
+    Raises `UserError` if that is below `MIN_AGREEMENT`.
+    """
+    most = 0.0
+    for start in range(0, len(self.images), BATCH_SIZE):
+      part = self.images[start : start + BATCH_SIZE]
+      for found, expected in zip(run(part), self._expected(part), strict=True):
+        off = np.abs(found - expected).max() / np.abs(expected).max()
+        most = max(most, float(np.nan_to_num(off, nan=1.0)))
+    if most > 1 - MIN_AGREEMENT:
+      raise UserError(
+        f'the features of {name} differ from the checkpoint by {most:.1e} of '
+        f'the largest; {1 - MIN_AGREEMENT:.0e} is accepted. Nothing was '
+        'written. Please report it with the versions of your packages (pip '
+        'list), and export without this format by --formats.'
+      )
+    return 1 - most
+
+
+class ClassReference(OutputReference):
+  """The checkpoint's probabilities of `images`."""
+
+  def compare(self, name: str, run: Runner) -> float:
+    """Returns 1, the share of pictures to which an export gives the same class.
+
+    Raises `UserError` if it is less, or a probability is off by more than
+    `MAX_CLASS_DEVIATION`.
+    """
+    agreeing, most = 0, 0.0
+    for start in range(0, len(self.images), BATCH_SIZE):
+      part = self.images[start : start + BATCH_SIZE]
+      (found,), (expected,) = map(np.asarray, run(part)), self._expected(part)
+      agreeing += np.count_nonzero(found.argmax(1) == expected.argmax(1))
+      off = np.abs(found - expected).max()
+      most = max(most, float(np.nan_to_num(off, nan=1.0)))
+    share = agreeing / len(self.images)
+    if share < 1 or most > MAX_CLASS_DEVIATION:
+      raise UserError(
+        f'{name} gives {share:.1%} of {len(self.images)} pictures the '
+        f"checkpoint's class, and probabilities differ by up to {most:.1e}; "
+        f'all must agree, to {MAX_CLASS_DEVIATION:.0e}. Nothing was written. '
+        'Please report it with the versions of your packages (pip list), and '
+        'export without this format by --formats.'
+      )
+    return share
+
+
+def reference_of(
+  net: Model,
+  pictures: Sequence[np.ndarray],
+  size: tuple[int, int],
+  probabilities: bool = False,
+) -> Reference:
+  """The reference for exports of a network of any task."""
+  if isinstance(net.model, Features):
+    return FeatureReference(net, pictures, size)
+  if isinstance(net.model, Classifier):
+    return ClassReference(net, pictures, size)
+  return Reference(net, pictures, size, probabilities)
 
 
 def check_same_bits(

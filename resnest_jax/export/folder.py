@@ -8,23 +8,33 @@ from typing import Any
 
 from resnest_jax import files
 from resnest_jax.data.own.classes import label_set
+from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.export import checks
 from resnest_jax.export.card import Export, model_card
 from resnest_jax.export.pictures import gather_pictures
 from resnest_jax.export.program import make_program
 from resnest_jax.export.promise import written_now
-from resnest_jax.inference.predictor import CROP_SIZES, IMAGE_SCALES
+from resnest_jax.inference.predictor import (
+  CROP_SIZES,
+  IMAGE_SCALES,
+  center_crop_of,
+  class_labels,
+)
 from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import IGNORE, LabelSet
 from resnest_jax.models import implementations
+from resnest_jax.models.classifier import Classifier
 from resnest_jax.text import plural
+from resnest_jax.weights.backbone import load_backbone
 from resnest_jax.weights.files import ABOUT, public, write_weights
 from resnest_jax.weights.pickles import check_torch
-from resnest_jax.weights.pretrained import Weights, load_segmentor
+from resnest_jax.weights.pretrained import Weights, load_trained
 from resnest_jax.weights.state_dict import export_state_dict
 
 FORMATS = ('stablehlo', 'onnx', 'safetensors', 'mmseg')
+# Of classifiers; the last two are PyTorch's.
+CLASS_FORMATS = ('stablehlo', 'onnx', 'safetensors', 'timm', 'official')
 PROGRAMS = ('stablehlo', 'onnx')
 NEEDS = {
   'stablehlo': (('flatbuffers',), 'pip install flatbuffers'),
@@ -34,7 +44,10 @@ NEEDS = {
   ),
 }
 # The formats of weights -> their kind in `export_state_dict`.
-KINDS = {'safetensors': 'ours', 'mmseg': 'mmseg'}
+KINDS = {
+  'safetensors': 'ours',
+  **{x: x for x in ('mmseg', 'timm', 'official')},
+}
 CARD = 'README.md'
 SHORTEST, LONGEST = 32, 8192  # Pixels of an edge.
 
@@ -50,6 +63,7 @@ def export_model(
   probabilities: bool = False,
   checkpoint: str | int = 'latest',
   pictures: Sequence[str | Path] = (),
+  features: int | None = None,
   say: Say = print,
 ) -> list[Export]:
   """Exports a network in several formats, with a model card.
@@ -57,12 +71,15 @@ def export_model(
   Args:
     source: of the weights; see `load_weights`.
     out: a new folder, or an empty one. It appears once all files have passed.
-    formats: of `FORMATS`.
+    formats: of `FORMATS`, or of a classifier `CLASS_FORMATS`.
     sizes: (height, width) in pixels, each of which gets its StableHLO and ONNX;
       empty: the crop of the training.
-    probabilities: whether StableHLO and ONNX output all classes' probabilities.
+    probabilities: whether StableHLO and ONNX output all classes' probabilities,
+      which is all that a classifier's give.
     checkpoint: of a training: 'latest', 'best' or a step.
     pictures: to compare on; see `gather_pictures`.
+    features: an output stride, at which StableHLO and ONNX give C2 to C5 of the
+      backbone, of a segmentor, a classifier or a backbone; or None.
 
   Raises:
     UserError: an argument cannot be used, a package is missing, or an export
@@ -71,37 +88,33 @@ def export_model(
   out = Path(out)
   # All that can fail without the weights comes before their download.
   files.check_new(out)
-  formats = [name for name in FORMATS if name in formats]
+  formats = [x for x in (*FORMATS, *CLASS_FORMATS[-2:]) if x in formats]
   programs = set(formats) & set(PROGRAMS)
   check_packages(formats)
   check_sizes(sizes)
-  if probabilities and not programs:
-    raise UserError(
-      'probabilities are an output of StableHLO and ONNX, and neither is among '
-      'the formats: add one, or leave --probabilities out.'
-    )
+  _check_outputs(formats, probabilities, features)
   seen = gather_pictures(pictures)
-  _, _, weights = load_segmentor(source, checkpoint)
-  step = weights.provenance.get('step')
-  taken = [] if step is None else [f'checkpoint {step} of {source}']
-  for line in taken + weights.notes():
-    say(line)
-  net = as_exported(source, weights)
-  about = _about(weights, net.labels)
-  sizes = list(dict.fromkeys(sizes)) or [_default_size(weights)]
+  if features:
+    weights, (net, about) = None, _features(source, checkpoint, features)
+  else:
+    _, _, weights = load_trained(source, checkpoint)
+    check_task(weights, formats, probabilities)
+    net = as_exported(source, weights)
+    about = _about(weights, net.labels)
+  _say_origin(about['provenance'], source, say)
+  sizes = list(dict.fromkeys(sizes)) or [_default_size(about)]
   # Weights have no size. They are compared on one.
   if not programs:
     sizes = sizes[:1]
-  exports: list[Export] = []
+  exports, stem = [], 'features' if features else 'model'
   with files.explain_refusal(out), files.whole_folder(out) as folder:
     for size in sizes:
-      reference = checks.Reference(net, seen, size, probabilities)
+      reference = checks.reference_of(net, seen, size, probabilities)
       for name in formats:
         if name in PROGRAMS:
-          file = folder / f'model_{size[0]}x{size[1]}.{name}'
-          export = write_program(
-            name, file, net, size, probabilities, reference
-          )
+          file = folder / f'{stem}_{size[0]}x{size[1]}.{name}'
+          given = net, size, probabilities, reference
+          export = write_program(name, file, *given)
         elif size == sizes[0]:
           export = _write_weights(name, folder, weights, about, reference)
         else:
@@ -117,10 +130,15 @@ def passed(file: Path, export: Export) -> str:
   """The line to print about a file."""
   until = export.written and export.written.read_until
   until = f'; JAX promises to read it until {until}' if until else ''
+  seen = plural(export.pictures, 'picture')
+  found = f'{export.agreement:.4%} of the pixels of {seen} agree with'
+  if export.classes:
+    found = f'the classes of {seen} agree with'
+  if export.features:
+    found = f'features of {seen} are within {1 - export.agreement:.1e} of'
   return (
-    f'{file.name} ({file.stat().st_size / 1e6:.1f} MB): read back, '
-    f'{export.agreement:.4%} of the pixels of '
-    f'{plural(export.pictures, "picture")} agree with the checkpoint{until}'
+    f'{file.name} ({file.stat().st_size / 1e6:.1f} MB): read back, {found} the '
+    f'checkpoint{until}'
   )
 
 
@@ -134,8 +152,26 @@ def check_packages(formats: Sequence[str]) -> None:
         f'the format {name} needs {" and ".join(missing)}: {install} '
         '(--formats leaves it out).'
       )
-  if 'mmseg' in formats:
+  if {*formats} & {'mmseg', 'timm', 'official'}:
     check_torch()
+
+
+def check_task(
+  weights: Weights, formats: Sequence[str], probabilities: bool
+) -> None:
+  """Raises `UserError` for what a network of this task cannot give."""
+  task = weights.description.task
+  known = CLASS_FORMATS if task == 'classifier' else FORMATS
+  if wrong := [name for name in formats if name not in known]:
+    raise UserError(
+      f'{wrong[0]} is no format of a {task}; accepted are {", ".join(known)}. '
+      'python -m resnest_jax.weights.convert knows more names of weights.'
+    )
+  if task == 'classifier' and probabilities:
+    raise UserError(
+      'probabilities are what exports of a classifier always give; leave '
+      '--probabilities out.'
+    )
 
 
 def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
@@ -148,13 +184,60 @@ def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
       )
 
 
-def _default_size(weights: Weights) -> tuple[int, int]:
-  number = weights.description.config['num_classes']
-  return tuple(weights.crop_size or CROP_SIZES.get(number, (512, 512)))
+def _check_outputs(
+  formats: Sequence[str], probabilities: bool, features: int | None
+) -> None:
+  if probabilities and not {*formats} & {*PROGRAMS}:
+    raise UserError(
+      'probabilities are an output of StableHLO and ONNX, and neither is among '
+      'the formats: add one, or leave --probabilities out.'
+    )
+  if features and (probabilities or {*formats} - {*PROGRAMS}):
+    raise UserError(
+      'features are written as StableHLO and ONNX alone, without '
+      f'probabilities; add --formats {" ".join(PROGRAMS)}, or one of them. '
+      'python -m resnest_jax.weights.convert writes the weights.'
+    )
+
+
+def _say_origin(
+  provenance: Mapping[str, Any], source: str | Path, say: Say
+) -> None:
+  if 'step' in provenance:
+    say(f'checkpoint {provenance["step"]} of {source}')
+  for note in provenance.get('notes', ()):
+    say(f'note: {note}')
+
+
+def _default_size(about: Mapping[str, Any]) -> tuple[int, int]:
+  if about['task'] == 'classifier':
+    return 2 * (about['protocol']['size'],)
+  number = about['model'].get('num_classes')
+  return tuple(about['crop_size'] or CROP_SIZES.get(number, (512, 512)))
+
+
+def _features(
+  source: str | Path, checkpoint: str | int, output_stride: int
+) -> tuple[checks.Model, dict[str, Any]]:
+  model, variables, about = load_backbone(
+    source, checkpoint=checkpoint, output_stride=output_stride, dtype='float32'
+  )
+  normalization = Normalization(**about['normalization'])
+  outputs = {
+    name: {'stride': stride, 'channels': model.channels[name]}
+    for name, stride in model.strides.items()
+  }
+  about |= {'features': outputs}
+  return checks.Model(model, variables, None, normalization), about
 
 
 def as_exported(source: str | Path, weights: Weights) -> checks.Model:
   """Builds the network in float32, unless it has too many classes."""
+  if weights.description.task == 'classifier':
+    labels = class_labels(weights)
+    return checks.Model(
+      *weights.create('float32'), labels, weights.normalized()
+    )
   number = weights.description.config['num_classes']
   if number > IGNORE:
     raise UserError(
@@ -166,6 +249,15 @@ def as_exported(source: str | Path, weights: Weights) -> checks.Model:
 
 
 def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
+  if weights.description.task == 'classifier':
+    crop = center_crop_of(weights)
+    return weights.about() | {
+      'classes': list(labels.classes),
+      'palette': None,
+      'image_scale': list(crop.image_scale),
+      'center_crop': crop.rule,
+      'protocol': crop.describe(),
+    }
   number = len(labels.classes)
   scale = weights.image_scale or IMAGE_SCALES.get(number, (2048, 512))
   return weights.about() | {
@@ -190,7 +282,7 @@ def write_program(
   program = make_program(
     *net[:2], size, probabilities=probabilities, normalization=net.normalization
   )
-  written = None
+  written, classify = None, isinstance(net.model, Classifier)
   # Not Winograd's, our choice on a CPU: what runs a file chooses its own.
   with implementations.use(wide='convolution'):
     # Each format needs packages that the other does not.
@@ -202,10 +294,16 @@ def write_program(
     else:
       from resnest_jax.export import onnx_file
 
-      onnx_file.write_onnx(file, program, size, probabilities)
+      outputs = ['labels', *['probabilities'] * probabilities]
+      if net.labels is None:
+        outputs = [*net.model.strides]
+      if classify:
+        outputs = ['probabilities']
+      onnx_file.write_onnx(file, program, size, outputs)
       run = onnx_file.read_onnx(file)
   share = reference.compare(file.name, run)
-  more = {'probabilities': probabilities, 'written': written}
+  more = {'probabilities': probabilities or classify, 'written': written}
+  more |= {'features': net.labels is None, 'classes': classify}
   return Export(file.name, name, size, share, len(reference.images), **more)
 
 
@@ -221,14 +319,19 @@ def _write_weights(
   kind = KINDS[name]
   state_dict = export_state_dict(model, stored, kind)
   # It makes a folder, with a description that `write_description` replaces.
-  file, _ = write_weights(folder / name, kind, state_dict, about)
-  file = file.rename(folder / file.name)
+  torch = name != 'safetensors'
+  file, _ = write_weights(folder / name, kind, state_dict, about, torch)
+  classify = isinstance(model, Classifier)
+  # Two libraries may have the same names.
+  called = f'model_{name}.pth' if classify and torch else file.name
+  file = file.rename(folder / called)
   shutil.rmtree(folder / name)
-  _, found, read = load_segmentor(file)
+  _, found, read = load_trained(file)
   checks.check_same_bits(file.name, found, stored)
   run = reference.run_of(as_exported(file, read))
   share = reference.compare(file.name, run)
-  return Export(file.name, name, None, share, len(reference.images))
+  number = len(reference.images)
+  return Export(file.name, name, None, share, number, classes=classify)
 
 
 def write_description(

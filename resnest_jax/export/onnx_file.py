@@ -3,6 +3,7 @@
 import importlib
 import logging
 import pkgutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,15 +23,14 @@ from resnest_jax.export.program import Program
 from resnest_jax.files import plain_name
 
 OPSET = 18  # The first with all operators that jax2onnx writes.
-OUTPUTS = ('labels', 'probabilities')
 
 
 def write_onnx(
-  path: Path, program: Program, size: tuple[int, int], probabilities: bool
+  path: Path, program: Program, size: tuple[int, int], outputs: Sequence[str]
 ) -> None:
   """Writes a program for any number of pictures of one size.
 
-  The input is `images`; the outputs are `OUTPUTS`, or the first of them.
+  The input is `images`; the outputs have the given names.
 
   Raises:
     UserError: jax2onnx cannot translate the program.
@@ -48,7 +48,7 @@ def write_onnx(
       model_name='resnest_jax',
       opset=OPSET,
       input_names=['images'],
-      output_names=list(OUTPUTS[: 1 + probabilities]),
+      output_names=list(outputs),
     )
   except Exception as error:  # Its kind depends on jax2onnx's version.
     first_line = str(error).strip().partition('\n')[0]

@@ -1,6 +1,6 @@
-"""From pictures to label maps as one function of fixed size, for exports.
+"""From pictures to label maps or features, as functions of fixed size.
 
-It is the protocol `whole` without a resize of the picture.
+Label maps are those of the protocol `whole` without a resize of the picture.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnest_jax.data.preprocess import IMAGENET, Normalization, preprocess
+from resnest_jax.models.classifier import Classifier
+from resnest_jax.models.features import Features
 from resnest_jax.models.layers import apply_matrices, resize_matrix
 
 # Scores of one picture that exist at a time without `probabilities`. Those of
@@ -31,10 +33,12 @@ def make_program(
 ) -> Program:
   """Makes a function of pictures, with the variables as constants.
 
-  `model` is a segmentor in float32, `size` is (height, width) in pixels,
-  `normalization` is that of the weights.
+  `model` is a network or `Features` in float32, `size` is (height, width) in
+  pixels, `normalization` is that of the weights.
 
   Returns:
+    Of `Features` program(images) -> their values, finest first. Of a classifier
+    program(images) -> (probabilities,), float32 (b, classes). Of a segmentor
     program(images) -> (labels,) or (labels, probabilities): uint8 (b, H, W, 3)
     RGB -> uint8 (b, H, W), float32 (b, H, W, C). b may be symbolic.
   """
@@ -43,7 +47,12 @@ def make_program(
     normalised = preprocess(
       images, jnp.asarray([size]), normalization=normalization
     )
-    logits = model.apply(variables, normalised, train=False).logits
+    found = model.apply(variables, normalised, train=False)
+    if isinstance(model, Features):
+      return tuple(found.values())
+    if isinstance(model, Classifier):
+      return (jax.nn.softmax(found),)
+    logits = found.logits
     # NumPy constants, (H, h) and (W, w).
     aligned = model.decode_head.align_corners
     rows, columns = (

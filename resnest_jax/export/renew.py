@@ -6,7 +6,7 @@ from typing import Any
 
 from resnest_jax.errors import UserError, writing
 from resnest_jax.export.card import Export
-from resnest_jax.export.checks import Reference
+from resnest_jax.export.checks import reference_of
 from resnest_jax.export.folder import (
   CARD,
   Say,
@@ -21,7 +21,7 @@ from resnest_jax.files import check_writable, work_folder
 from resnest_jax.models.description import check_description
 from resnest_jax.untrusted import parse_json
 from resnest_jax.weights.files import ABOUT, SAFETENSORS, TORCH
-from resnest_jax.weights.pretrained import load_segmentor
+from resnest_jax.weights.pretrained import load_trained
 
 
 def renew_exports(
@@ -48,7 +48,7 @@ def renew_exports(
   check_writable(folder, 'export into another folder')
   check_packages(['stablehlo'])
   seen = gather_pictures(pictures)
-  _, _, weights = load_segmentor(_weights_of(folder, exports))
+  _, _, weights = load_trained(_weights_of(folder, exports))
   net = as_exported(folder, weights)
   # Inside the folder, so that `replace` below stays on one file system.
   with writing(folder), work_folder(folder / 'new') as new:
@@ -56,7 +56,7 @@ def renew_exports(
       if old.format != 'stablehlo':
         continue
       gives = _gives_probabilities(folder, old)
-      reference = Reference(net, seen, old.size, gives)
+      reference = reference_of(net, seen, old.size, gives)
       file = new / Path(old.file).name
       export = write_program('stablehlo', file, net, old.size, gives, reference)
       exports[place] = export._replace(drawn=not pictures)
@@ -84,6 +84,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Export]]:
       f'list them ({type(error).__name__}: {error}). Give the folder that '
       'export.py --out wrote.'
     ) from error
+  if any(each.features for each in exports):
+    raise UserError(
+      f'{folder} has features, whose weights lie elsewhere. Write them again: '
+      'python export.py --weights SOURCE --features --out NEW.'
+    )
   if not any(each.format == 'stablehlo' for each in exports):
     raise UserError(
       f'there is nothing to renew in {folder}: it has no StableHLO, the only '
@@ -94,12 +99,15 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Export]]:
 
 def _weights_of(folder: Path, exports: Sequence[Export]) -> Path:
   # safetensors first: reading it needs no PyTorch.
-  for name in (SAFETENSORS, TORCH):
+  of_classifiers = [f'model_{x}.pth' for x in ('timm', 'official')]
+  for name in (SAFETENSORS, TORCH, *of_classifiers):
     if (folder / name).is_file():
       return folder / name
   programs = [each for each in exports if each.format == 'stablehlo']
   sizes = ' '.join(f'{each.size[0]}x{each.size[1]}' for each in programs)
-  more = ' --probabilities' if programs[0].probabilities else ''
+  first = programs[0]
+  labelled = first.probabilities and not first.classes
+  more = ' --probabilities' if labelled else ''
   raise UserError(
     f'{folder} has neither {SAFETENSORS} nor {TORCH} to renew its StableHLO '
     'from. Export again from the original weights: python export.py --weights '

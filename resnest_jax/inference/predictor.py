@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -27,10 +27,14 @@ from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.inference import steps
 from resnest_jax.inference.frames import batches_in_order, unlabelled
-from resnest_jax.inference.protocols import Protocol, choose_protocol
-from resnest_jax.labels import LabelSet
-from resnest_jax.text import listed, plural
-from resnest_jax.weights.pretrained import load_segmentor
+from resnest_jax.inference.protocols import (
+  CenterCrop,
+  Protocol,
+  choose_protocol,
+)
+from resnest_jax.labels import IMAGENET, LabelSet, class_names
+from resnest_jax.text import listed, percent, plural
+from resnest_jax.weights.pretrained import Weights, load_trained
 
 # For weights that do not say how they were trained, by their number of classes:
 # ADE20K's and Cityscapes' long and short edge, and height and width, in pixels.
@@ -38,7 +42,14 @@ IMAGE_SCALES = {150: (2048, 512), 19: (2048, 1024)}
 CROP_SIZES = {150: (512, 512), 19: (512, 1024)}
 SHOWN = 1024
 ACCELERATOR_BATCH_SIZE = 4  # A CPU is as fast one by one.
-Found = tuple[int, np.ndarray, np.ndarray | None]
+Found = (
+  tuple  # Index, and what is found: label map and probabilities, or these.
+)
+# Edges of the crops on which the authors have evaluated their classifiers.
+CROP_EDGES = {'resnest101': 256, 'resnest200': 320, 'resnest269': 416}
+CROP_EDGE = 224  # All others'.
+# By GluonCV, whose crops have another rule.
+OF_GLUON = ('resnest14', 'resnest26')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +112,37 @@ class Prediction:
     return drawing.encoded('.png', picture)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClassPrediction:
+  """The class of a picture.
+
+  Attributes:
+    probabilities: float32 (C,), of all classes.
+    classes: their names.
+    source: the picture, an array or its path.
+  """
+
+  probabilities: np.ndarray
+  classes: tuple[str, ...]
+  source: np.ndarray | str | Path
+
+  @property
+  def label(self) -> int:
+    """The number of the most probable class."""
+    return int(self.probabilities.argmax())
+
+  def top(self, number: int = steps.BEST) -> list[tuple[str, float]]:
+    """Names and probabilities of the most probable classes, in order."""
+    order = np.argsort(-self.probabilities, kind='stable')[:number]
+    return [(self.classes[i], float(self.probabilities[i])) for i in order]
+
+  def __str__(self) -> str:
+    return ', '.join(f'{name} {percent(p, 1)} %' for name, p in self.top())
+
+  def __repr__(self) -> str:
+    return f'<ClassPrediction: {self}>'
+
+
 def check_opacity(opacity: float) -> None:
   if not 0 <= opacity <= 1:
     raise UserError(
@@ -111,8 +153,13 @@ def check_opacity(opacity: float) -> None:
 class _Pictures:
   """A split that keeps the reasons why pictures cannot be read."""
 
-  def __init__(self, sources: Sequence[Any], read: Callable[[Any], np.ndarray]):
-    self.sources, self._read = sources, read
+  def __init__(
+    self,
+    sources: Sequence[Any],
+    read: Callable[[Any], np.ndarray],
+    classify: bool,
+  ):
+    self.sources, self._read, self._classify = sources, read, classify
     # (index, why it cannot be read), appended by the threads.
     self.unreadable: collections.deque = collections.deque()
 
@@ -121,7 +168,8 @@ class _Pictures:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     try:
-      return unlabelled(self._read(self.sources[index]))
+      image = self._read(self.sources[index])
+      return unlabelled(image, classify=self._classify)
     except UserError as error:
       self.unreadable.append((index, error))
       raise UnreadableSample(str(error)) from error
@@ -142,12 +190,14 @@ class Predictor:
       took for it, which makes them idle between batches.
   """
 
+  _protocol: ClassVar[type] = Protocol
+
   def __init__(
     self,
     model: nn.Module,
     variables: Mapping[str, Any],
     labels: LabelSet,
-    protocol: Protocol | None = None,
+    protocol: Protocol | CenterCrop | None = None,
     *,
     batch_size: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -171,7 +221,7 @@ class Predictor:
       raise UserError(f'max_pixels is {max_pixels}; give 1 or more.')
     self.max_pixels = max_pixels
     self.classes, self.palette = tuple(labels.classes), labels.palette
-    self.protocol = protocol or Protocol()
+    self.protocol = protocol or self._protocol()
     self.about = dict(about or {})
     self.on_compile: Callable[[int, int], None] = lambda height, width: None
     self.on_step: Callable[[steps.Batch, float], None] | None = None
@@ -183,14 +233,17 @@ class Predictor:
     self.batch_size = sharding.divisible_batch_size(batch_size, self._mesh)
     replicated = sharding.replicated(self._mesh)
     self._variables = jax.device_put(dict(variables), replicated)
-    self._step = steps.make_predict_step(
+    self._step = self._make_step(
       model,
       len(self.classes),
-      protocol=self.protocol,
       mesh=self._mesh,
       # Looked up late, as the attribute may be set after this.
       on_compile=lambda height, width: self.on_compile(height, width),
     )
+
+  def _make_step(self, *arguments: Any, **options: Any) -> Callable:
+    protocol = {'protocol': self.protocol}
+    return steps.make_predict_step(*arguments, **options, **protocol)
 
   def predict(
     self, image: Any, *, probabilities: bool = False
@@ -233,10 +286,18 @@ class Predictor:
     """
     if not len(images):
       return
-    pictures = _Pictures(images, self._read)
+    rule = self.protocol.rule
+    pictures = _Pictures(images, self._read, classify=bool(rule))
     # The pipeline of evaluation: the same pixels and padding as in eval.py.
     batches = make_eval_iterator(
-      ConfigDict({'image_scale': self.protocol.image_scale, 'num_threads': 0}),
+      ConfigDict(
+        {
+          'image_scale': self.protocol.image_scale,
+          'num_threads': 0,
+          'augmentation': 'imagenet' if rule else 'mmseg',
+          'center_crop': rule,
+        }
+      ),
       pictures,
       batch_size=self._rows(1 if probabilities else len(images)),
       bucket=self.protocol.bucket,
@@ -296,28 +357,28 @@ class Predictor:
       image_scale=None if protocol.keep_size else protocol.image_scale,
       batch_size=sharding.divisible_batch_size(batch_size, self._mesh),
       bucket=protocol.bucket,
+      center_crop=protocol.rule,
     )
 
   def _results(
     self, batches: Iterable[steps.Batch], probabilities: bool
   ) -> Iterator[Found]:
     """Index, labels and probabilities of each picture."""
-
-    def of(batch, *outputs):
-      outputs = [x if x is None else np.asarray(x) for x in outputs]
-      for slot, index in enumerate(batch['index'].tolist()):
-        height, width = batch['label_size'][slot]
-        if index >= 0:
-          own = (x if x is None else x[slot, :height, :width] for x in outputs)
-          yield index, *own
-
     # A batch is dispatched before the previous one's results are awaited.
     pending = None
     for batch in itertools.chain(batches, [None]):
       started = batch and (batch, *self._run(batch, probabilities))
       if pending:
-        yield from of(*pending)
+        yield from self._found(*pending)
       pending = started
+
+  def _found(self, batch: steps.Batch, *outputs: Any) -> Iterator[Found]:
+    outputs = [x if x is None else np.asarray(x) for x in outputs]
+    for slot, index in enumerate(batch['index'].tolist()):
+      height, width = batch['label_size'][slot]
+      if index >= 0:
+        own = (x if x is None else x[slot, :height, :width] for x in outputs)
+        yield index, *own
 
   def _run(self, batch: steps.Batch, probabilities: bool):
     started = time.perf_counter()
@@ -337,6 +398,33 @@ class Predictor:
     return Prediction(
       np.array(labels), self.classes, self.palette, source, probabilities
     )
+
+
+class ClassPredictor(Predictor):
+  """A classifier on all devices, which gives each picture one class.
+
+  It is used as a `Predictor`, and gives a `ClassPrediction` with all
+  probabilities for each picture. `protocol` is a `CenterCrop`; there are no
+  colours in `palette`.
+  """
+
+  _protocol = CenterCrop
+
+  def _make_step(self, *arguments: Any, **options: Any) -> Callable:
+    options['normalization'] = self.protocol.normalization
+    step = steps.make_class_step(*arguments, **options)
+    return lambda variables, batch, _: step(variables, batch)
+
+  def _found(self, batch: steps.Batch, *outputs: Any) -> Iterator[Found]:
+    probabilities = np.asarray(outputs[1], np.float32)
+    for slot, index in enumerate(batch['index'].tolist()):
+      if index >= 0:
+        yield index, probabilities[slot]
+
+  def _prediction(self, found: Found, source: Any) -> ClassPrediction:
+    # A copy, because a view would keep those of the batch alive.
+    source = source if isinstance(source, str | Path) else as_rgb(source)
+    return ClassPrediction(np.array(found[1]), self.classes, source)
 
 
 def _numbered(index: int, image: Any) -> np.ndarray:
@@ -360,15 +448,17 @@ def from_checkpoint(
   bucket: int = Protocol.bucket,
   max_pixels: int = MAX_PIXELS,
 ) -> Predictor:
-  """A trained network, ready to predict.
+  """A trained network, ready to predict: a `ClassPredictor` of a classifier.
 
   Args:
     source: workdir of a training, published name, path or address; see
       `load_pretrained`.
-    checkpoint: of a training: 'latest', 'best' (by mIoU) or a step.
+    checkpoint: of a training: 'latest', 'best' (by mIoU or top1) or a step.
     protocol: 'whole', 'slide', 'ms_flip_0x', 'ms_flip_1x' or 'encoding';
       docs/evaluation.md describes them and the next five parameters.
-    image_scale: (long edge, short edge) in pixels; None: the training's.
+    image_scale: (long edge, short edge) in pixels; None: the training's. Of a
+      classifier twice the edge of its crops, and no other parameter of a
+      protocol means anything.
     slide_crop: height and width of a window; None: the training's crop.
     slide_stride: pixels between windows; None: two thirds of a window.
     scales: of ms_flip and encoding; None: 0.5 to 1.75 in steps of 0.25.
@@ -379,30 +469,27 @@ def from_checkpoint(
     max_pixels: see `Predictor`.
 
   Raises:
-    UserError: the source is missing, damaged or not a segmentor, or a parameter
-      is invalid.
+    UserError: the source is missing, damaged or a backbone alone, or a
+      parameter is invalid.
   """
   # Orbax logs warnings through absl even when it only restores a checkpoint.
-  logger = logging.getLogger('absl')
-  level = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
-    model, variables, weights = load_segmentor(source, checkpoint)
-  finally:
-    logger.setLevel(level)
+  with _errors_only(logging.getLogger('absl')):
+    model, variables, weights = load_trained(source, checkpoint)
   config = weights.description.config
+  given = {'image_scale': image_scale, 'scales': scales, 'flip': flip}
+  given |= {'slide_crop': slide_crop, 'slide_stride': slide_stride}
+  about = {'weights': weights.provenance, 'model': config}
+  options = {'batch_size': batch_size, 'max_pixels': max_pixels, 'about': about}
+  if weights.description.task == 'classifier':
+    given |= {'protocol': protocol}
+    how = class_labels(weights), center_crop_of(weights, **given)
+    return ClassPredictor(model, variables, *how, **options)
   number = config['num_classes']
   chosen = choose_protocol(
     protocol,
     image_scale=weights.image_scale or IMAGE_SCALES.get(number, (2048, 512)),
     crop=weights.crop_size or CROP_SIZES.get(number, (512, 512)),
-    given={
-      'image_scale': image_scale,
-      'slide_crop': slide_crop,
-      'slide_stride': slide_stride,
-      'scales': scales,
-      'flip': flip,
-    },
+    given=given,
   )
   return Predictor(
     model,
@@ -411,10 +498,54 @@ def from_checkpoint(
     dataclasses.replace(
       chosen, bucket=bucket, normalization=weights.normalized()
     ),
-    batch_size=batch_size,
-    max_pixels=max_pixels,
-    about={'weights': weights.provenance, 'model': config},
+    **options,
   )
+
+
+@contextlib.contextmanager
+def _errors_only(logger: logging.Logger) -> Iterator[None]:
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
+def center_crop_of(
+  weights: Weights,
+  image_scale: Sequence[int] | None = None,
+  protocol: str = Protocol.name,
+  **others: Any,
+) -> CenterCrop:
+  """How a classifier's weights want to see pictures; see `from_checkpoint`."""
+  named = {} if protocol == Protocol.name else {'protocol': protocol}
+  for key, value in (named | others).items():
+    if value is not None:
+      raise UserError(
+        f'{key} is {value!r}, which is for segmentors; a classifier sees the '
+        'middle of a picture. Leave it out.'
+      )
+  backbone = weights.description.config['backbone']
+  edge = CROP_EDGES.get(backbone, CROP_EDGE)
+  edges = {*(image_scale or weights.image_scale or (edge,))}
+  if len(edges) != 1 or not 1 <= min(edges) <= 2**13:
+    raise UserError(
+      f'image_scale is {image_scale}; of a classifier, whose crops are square, '
+      f'it is twice one number of pixels from 1 to {2**13}, such as {edge} '
+      f'{edge}.'
+    )
+  rule = 'gluon' if backbone in OF_GLUON else CenterCrop.rule
+  rule = weights.center_crop or rule
+  return CenterCrop(edges.pop(), rule, weights.normalized())
+
+
+def class_labels(weights: Weights) -> LabelSet:
+  """The classes of a classifier's weights: theirs, ImageNet's or numbers."""
+  number, names = weights.description.config['num_classes'], weights.classes
+  if not names and number == len(IMAGENET.classes):
+    return IMAGENET
+  return class_names('own', names or map(str, range(number)))
 
 
 def print_notes(predictor: Predictor) -> None:

@@ -2,12 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jax.sharding import Mesh
 
-from resnest_jax.config_keys import MOST_PIXELS, PROTOCOLS, SCALES
+from resnest_jax.config_keys import (
+  MOST_PIXELS,
+  PROTOCOLS,
+  SCALES,
+  classifies,
+)
 from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.inference.encoding import make_encoding
@@ -45,6 +50,7 @@ class Protocol:
   flip: bool = True
   bucket: int = 64
   normalization: Normalization = IMAGENET
+  rule: ClassVar[str] = ''  # Nothing is cut off, but by classifiers.
 
   def __post_init__(self):
     edges = len({*self.image_scale}), len({*self.crop})
@@ -79,8 +85,53 @@ class Protocol:
     }
 
 
-def make_protocol(config: Any) -> Protocol:
+@dataclasses.dataclass(frozen=True)
+class CenterCrop:
+  """The protocol of classifiers: the middle of the picture, resized.
+
+  Attributes:
+    size: edge of the crop in pixels, after the resize.
+    rule: how much of the picture it is, `data.center_crop`.
+    normalization: of the weights.
+  """
+
+  size: int = 224
+  rule: str = 'encoding'
+  normalization: Normalization = IMAGENET
+  name: ClassVar[str] = 'center_crop'
+  keep_size: ClassVar[bool] = False
+  bucket: ClassVar[int] = 1
+
+  @property
+  def image_scale(self) -> tuple[int, int]:
+    return self.size, self.size
+
+  def largest(self, size: tuple[int, int]) -> tuple[int, int]:
+    """As of `Protocol`."""
+    del size
+    return self.image_scale
+
+  def describe(self) -> dict[str, Any]:
+    """As of `Protocol`."""
+    values = {'name': self.name, 'size': self.size, 'rule': self.rule}
+    if self.normalization != IMAGENET:
+      values |= {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in self.normalization._asdict().items()
+      }
+    return values
+
+
+def make_protocol(config: Any) -> Protocol | CenterCrop:
   """The protocol of a configuration, `eval.protocol`."""
+  if classifies(config):
+    if config.eval.protocol != Protocol.name:
+      raise UserError(
+        f'eval.protocol is {config.eval.protocol!r}, which is for segmentors. '
+        'A classifier sees the middle of a picture (data.center_crop and '
+        'data.image_scale): leave eval.protocol out.'
+      )
+    return CenterCrop(config.data.image_scale[0], config.data.center_crop)
   crop = config.eval.slide_crop or config.data.crop_size
   return Protocol(
     name=config.eval.protocol,

@@ -26,6 +26,9 @@ from resnest_jax.inference.protocols import Protocol, make_views
 from resnest_jax.labels import IGNORE
 from resnest_jax.sharding import batch_sharding
 
+# Classes of an image that an evaluation keeps, the most probable ones.
+BEST = 5
+
 Batch = dict[str, Any]
 OnCompile = Callable[[int, int], None]
 EvalStep = Callable[[Any, Batch], tuple[jax.Array, ...]]
@@ -72,18 +75,67 @@ def compile_views(
   place = functools.partial(jax.device_put, device=sharding)
   specs = P(), P('data'), P('data')
   compiled_forward = jax.jit(split_batch(forward, mesh, *specs))
-  compiled_shapes = set()
-
-  # JAX calls nobody before it compiles, so new shapes are noticed here.
-  def network(variables, image, size):
-    if image.shape not in compiled_shapes:
-      compiled_shapes.add(image.shape)
-      on_compile(*image.shape[1:3])
-    return compiled_forward(variables, image, size)
-
+  network = _noticed(compiled_forward, on_compile)
   aligned = model.decode_head.align_corners
   look, build = make_views(protocol, network, place, mesh, aligned, dtype)
   return Views(compiled_forward, look, build, place)
+
+
+def _noticed(function: Callable, on_compile: OnCompile) -> Callable:
+  """Calls `on_compile` before each new shape of images, (B, H, W, 3)."""
+  # JAX calls nobody before it compiles, so new shapes are noticed here.
+  shapes = set()
+
+  def call(variables, image, *more):
+    if image.shape not in shapes:
+      shapes.add(image.shape)
+      on_compile(*image.shape[1:3])
+    return function(variables, image, *more)
+
+  return call
+
+
+def make_class_step(
+  model: Any,
+  num_classes: int,
+  *,
+  normalization: preprocess.Normalization = preprocess.IMAGENET,
+  mesh: Mesh | None = None,
+  dtype: Any = jnp.float32,
+  on_compile: OnCompile = lambda height, width: None,
+) -> EvalStep:
+  """A classifier, compiled; arguments as of `make_eval_step`.
+
+  Returns:
+    step(variables, batch) -> the `BEST` most probable classes int32 (B, k), in
+    order; all probabilities (B, C); and the cross entropy (B,), which means
+    nothing where there is no label. `label` is int32 (B,).
+  """
+
+  def forward(variables, image, size, label):
+    images = preprocess.preprocess(
+      image, size, dtype=dtype, normalization=normalization
+    )
+    logits = model.apply(variables, images, train=False)
+    if logits.shape[-1] != num_classes:
+      raise ValueError(
+        f'the model has {logits.shape[-1]} classes, the labels {num_classes}'
+      )
+    logs = jax.nn.log_softmax(logits)
+    _, best = jax.lax.top_k(logits, min(BEST, num_classes))
+    loss = -jnp.take_along_axis(logs, label[:, None], 1)[:, 0]
+    return best, jnp.exp(logs), loss
+
+  specs = P(), *3 * [P('data')]
+  compiled = jax.jit(split_batch(forward, mesh, *specs))
+  network = _noticed(compiled, on_compile)
+  sharding = None if mesh is None else batch_sharding(mesh)
+
+  def step(variables, batch):
+    arrays = (batch[key] for key in ('image', 'size', 'label'))
+    return network(variables, *jax.device_put(tuple(arrays), sharding))
+
+  return step
 
 
 def make_eval_step(

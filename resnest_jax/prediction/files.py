@@ -16,6 +16,8 @@ from resnest_jax.data.pictures import unused
 from resnest_jax.errors import UserError
 from resnest_jax.files import check_writable, explain_refusal, write_json
 from resnest_jax.inference.predictor import (
+  ClassPrediction,
+  ClassPredictor,
   Prediction,
   Predictor,
   check_opacity,
@@ -30,9 +32,10 @@ from resnest_jax.prediction.sources import (
 )
 from resnest_jax.prediction.video import VideoOutputs, VideoReader, drawn
 from resnest_jax.progress import compile_notice, evaluation_progress
-from resnest_jax.text import plural
+from resnest_jax.text import percent, plural
 from resnest_jax.threads import map_in_threads
 
+SAID = 20  # Pictures at most whose classes are printed.
 Files = dict[str, Path]  # Kind -> relative to the output folder.
 # Where one file is refused for these, all further ones are.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -44,6 +47,10 @@ class Done:
 
   # Written files of each source that is done, wholly or partly.
   files: dict[Path, Files] = dataclasses.field(default_factory=dict)
+  # Of a classifier: names and probabilities of the most probable classes.
+  best: dict[Path, list[tuple[str, float]]] = dataclasses.field(
+    default_factory=dict
+  )
   # Number of predicted frames of the videos among them.
   frames: dict[Path, int] = dataclasses.field(default_factory=dict)
   # Reason for each source that is not done, or only partly.
@@ -85,10 +92,10 @@ def predict_files(
   """Predicts pictures and videos and writes the results with two JSON files.
 
   Args:
-    given, recursive: see `find_sources`.
+    given, recursive: see `find_sources`. A classifier takes no videos.
     weights, **options: see `from_checkpoint`.
     out: folder, created if needed.
-    save: see `output_files`.
+    save: see `output_files`; this and the next two are for segmentors alone.
     opacity: of the colours in overlays, 0 to 1.
     legend: whether overlays of pictures name the classes.
     overwrite: whether `out` may hold files already.
@@ -100,10 +107,15 @@ def predict_files(
   # Before the weights, which take seconds to load, or have to be fetched.
   check_opacity(opacity)
   sources = find_sources(given, recursive, out)
-  files = output_files(sources, save)
+  files, clash = planned(sources, save)
   check_output(out, sources, files, overwrite)
   check_writable(out)
   predictor = from_checkpoint(weights, **options)
+  if isinstance(predictor, ClassPredictor):
+    refuse_for_classes(sources, save=save, opacity=opacity, legend=legend)
+    files = [{} for _ in sources]
+  elif clash:
+    raise clash
   print_notes(predictor)
   done, started = Done(), time.perf_counter()
   try:
@@ -117,6 +129,7 @@ def predict_files(
       for source, its_files in pairs:
         if source.is_video:
           predict_video(predictor, source, its_files, *shared)
+    print_classes(done)
   finally:
     # After Ctrl-C or an error as well: files that are written are described.
     done.seconds = time.perf_counter() - started
@@ -133,6 +146,39 @@ def predict_files(
       f'{len(done.failed)} of {len(sources)} could not be read or written; '
       f'repair them or leave them out:{reasons}'
     )
+
+
+def planned(
+  sources: Sequence[Source], save: Sequence[str] | None
+) -> tuple[list[Files], UserError | None]:
+  """The files of each source, and why label maps cannot have these names."""
+  try:
+    return output_files(sources, save), None
+  except UserError as error:  # A classifier writes none of them.
+    return [{} for _ in sources], error
+
+
+def refuse_for_classes(sources: Sequence[Source], **flags: Any) -> None:
+  """Raises `UserError` for what means nothing to a classifier."""
+  defaults = {'save': None, 'opacity': 0.5, 'legend': False}
+  if given := [name for name in flags if flags[name] != defaults[name]]:
+    raise UserError(
+      f'--{given[0]} is for segmentors, which draw label maps; these weights '
+      'are a classifier. Leave it out.'
+    )
+  if videos := [source.path for source in sources if source.is_video]:
+    raise UserError(
+      f'a classifier gives pictures a class, and {videos[0]} is a video. Give '
+      'pictures, or single frames of it.'
+    )
+
+
+def print_classes(done: Done) -> None:
+  for path, best in list(done.best.items())[:SAID]:
+    said = ', '.join(f'{name} {percent(x, 1)} %' for name, x in best)
+    print(f'{path}: {said}', flush=True)
+  if len(done.best) > SAID:
+    print(f'and {len(done.best) - SAID} more', flush=True)
 
 
 def predict_pictures(
@@ -152,6 +198,8 @@ def predict_pictures(
     with done.noting(source.path):
       if isinstance(prediction, UserError):
         raise prediction
+      if isinstance(prediction, ClassPrediction):
+        done.best[source.path] = prediction.top()
       for kind, file in files.items():
         picture = drawn(prediction, kind, opacity, legend)
         drawing.write_image(out / file, picture)
@@ -168,6 +216,7 @@ def predict_pictures(
   # Pictures come by size and from threads, and are listed as given.
   done.failed = {x: done.failed[x] for x in paths if x in done.failed}
   done.files = {x: done.files[x] for x in paths if x in done.files}
+  done.best = {x: done.best[x] for x in paths if x in done.best}
 
 
 def predict_video(
@@ -223,16 +272,19 @@ def summary(done: Done, out: Path) -> str:
 
 
 def write_about(predictor: Predictor, done: Done, out: Path) -> None:
-  """Writes the meaning of the label maps and their provenance."""
+  """Writes the meaning of the label maps, or the classes, and their origin."""
   # `own.classes` reads classes.json: label maps can become training masks.
   palette = predictor.palette.tolist()
-  classes = {'classes': predictor.classes, 'palette': palette}
-  write_json(out / 'classes.json', classes)
+  if palette:
+    classes = {'classes': predictor.classes, 'palette': palette}
+    write_json(out / 'classes.json', classes)
   predictions = []
   for path, files in done.files.items():
     frames = {'frames': done.frames[path]} if path in done.frames else {}
     names = {kind: file.as_posix() for kind, file in files.items()}
-    predictions.append({'source': str(path), **frames, **names})
+    best = [{'class': x, 'probability': p} for x, p in done.best.get(path, ())]
+    best = {'best': best} if best else {}
+    predictions.append({'source': str(path), **frames, **names, **best})
   failed = [{'source': str(x), 'why': why} for x, why in done.failed.items()]
   about = {
     **predictor.about,

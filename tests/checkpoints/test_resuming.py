@@ -17,6 +17,7 @@ from trouble import obeying_permissions, small_disk
 
 from resnest_jax.checkpoints import store
 from resnest_jax.config import load_config
+from resnest_jax.config_keys import MAIN_SCORES
 from resnest_jax.data.datasets import open_splits
 from resnest_jax.errors import DamagedCheckpoint, UserError
 from resnest_jax.training.logs import RunLog
@@ -132,10 +133,14 @@ def test_evaluation_does_not_take_another_than_was_meant(workdir):
   assert store.steps_in(workdir / 'checkpoints') == [10, 20, 30]
 
 
-def test_the_best_is_found_and_kept_beside_a_damaged_description(tmp_path):
+@pytest.mark.parametrize('main', MAIN_SCORES)
+def test_the_best_is_found_and_kept_beside_a_damaged_description(
+  main, tmp_path
+):
   with store.open_checkpoints(tmp_path, keep=1) as manager:
     for step, score in ((10, 0.5), (20, 0.7), (30, 0.7), (40, 0.6)):
-      store.save(manager, make_state(step), ABOUT, {'mIoU': score})
+      scores = {'top5': 1 - score, main: score}
+      store.save(manager, make_state(step), ABOUT, scores)
   assert store.steps_in(tmp_path / 'checkpoints') == [20, 40]
   description(tmp_path, 40).write_text('{')
   with store.open_checkpoints(tmp_path, keep=1) as manager:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from browser import plain
 from data.pictures import claiming, png_bomb
+from evaluation import class_runs
 from evaluation.drawn import smooth_picture
 from evaluation.plain import make_predictor
 
@@ -122,3 +123,12 @@ def test_mistakes_are_told(monkeypatch):
 def test_a_missing_gradio_is_told(monkeypatch):
   monkeypatch.setitem(sys.modules, 'gradio', None)
   refused("needs the package gradio: pip install 'gradio>=6'", monkeypatch)
+
+
+def test_classifiers_are_refused(tmp_path, monkeypatch):
+  class_runs.write_weights(tmp_path / 'weights')
+  flags = ['serve.py', '--weights', str(tmp_path / 'weights')]
+  monkeypatch.setattr(sys, 'argv', flags)
+  monkeypatch.setattr(serve.signal, 'signal', lambda *_: None)
+  with pytest.raises(UserError, match='weights is a classifier, and the page'):
+    serve.main()

@@ -11,12 +11,13 @@ from scipy.special import log_softmax
 
 from resnest_jax import sharding
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import evaluate, metrics
+from resnest_jax.evaluation import evaluate, metrics, segmentation
 from resnest_jax.inference import steps
 
 
 def run(*batches, number, step=None, **options):
-  given = plain.VARIABLES, batches, plain.NAMES, number
+  task = segmentation.Segmentation(plain.NAMES)
+  given = plain.VARIABLES, batches, task, number
   return evaluate.evaluate(step or plain.make_step(), *given, **options)
 
 

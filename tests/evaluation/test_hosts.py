@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from evaluation import plain
+from evaluation import class_runs, plain
 from evaluation.runs import OVERRIDES
 from golden import reference
 from hosts import finish, start_pair
@@ -44,6 +44,18 @@ def outcome(split, batch_size=3, network=(plain.UPSAMPLER, plain.VARIABLES)):
   return [evaluator.batch_size, sorted(seen), *counts, found.scores.mIoU]
 
 
+def class_outcome(batch_size=3):
+  # As `outcome`, of a classifier.
+  config, split = class_runs.config_of('.'), class_runs.stand_in(5)
+  config.eval.batch_size = batch_size
+  with contextlib.redirect_stdout(sys.stderr):
+    found = evaluate.Evaluator(config, class_runs.COLOURS, split)(
+      class_runs.LAYER
+    )
+  told = found.labels, found.best, found.probabilities, found.confusion
+  return [*(x.tolist() for x in told), found.names, found.scores.summary()]
+
+
 def on_host(overrides, workdir, out, *flags):
   # One of JAX's ways to connect processes prints from several threads, so that
   # its lines are torn. It writes to descriptor 1; ours go to the pipe alone.
@@ -54,6 +66,7 @@ def on_host(overrides, workdir, out, *flags):
   jax.distributed.initialize(address, 2, int(index))
   for split in SPLITS:
     print(json.dumps(outcome(split)), flush=True)
+  print(json.dumps(class_outcome()), flush=True)
   config = small_config(**json.loads(overrides))
   evaluate_split.evaluate_split(config, workdir=Path(workdir), out=Path(out))
 
@@ -71,6 +84,15 @@ def test_devices_and_batch_size_do_not_change_the_counts(monkeypatch):
   assert results[0][1] == list(range(15))
 
 
+def test_devices_and_batch_size_do_not_change_a_classifiers(monkeypatch):
+  found = []
+  for devices, size in ((1, 1), (2, 7), (4, 3)):
+    mesh = plain.make_mesh(devices)
+    monkeypatch.setattr(sharding, 'local_mesh', lambda mesh=mesh: mesh)
+    found.append(class_outcome(size))
+  assert found[1:] == 2 * found[:1]
+
+
 @pytest.fixture(scope='module')
 def evaluated(written_run, tmp_path_factory, mini_data_dir):
   # Folders of one process and of two, and lines printed by the two.
@@ -86,12 +108,13 @@ def evaluated(written_run, tmp_path_factory, mini_data_dir):
 
 
 def test_hosts_add_up_what_each_has_counted(evaluated):
-  first, second = (list(map(json.loads, lines[:3])) for lines in evaluated[2])
+  first, second = (list(map(json.loads, lines[:4])) for lines in evaluated[2])
   for split, *theirs in zip(SPLITS[:2], first, second, strict=False):
     rows, shown, *scores = outcome(split)
     assert shown == list(range(len(split)))
     # Four devices together, two in each process.
     assert theirs == [[rows // 2, shown[i::2], *scores] for i in (0, 1)]
+  assert first[3] == second[3] == class_outcome()
   # An error on one host ends all.
   assert 'labelled pixels of image_3 have no class' in second[2]
   assert first[2] == f'process 1 has failed: {second[2]}'
@@ -116,7 +139,7 @@ def test_hosts_write_one_result_that_of_a_single_process(evaluated):
   # Only one of them speaks.
   out = folders[1]
   assert first[-2:] == [f'written to {out}', f'report: {out}/report.html']
-  assert len(second) == len(SPLITS)
+  assert len(second) == len(SPLITS) + 1
 
 
 if __name__ == '__main__':

@@ -13,7 +13,13 @@ from selenium.webdriver.common.keys import Keys
 
 from resnest_jax import drawing
 from resnest_jax.config import load_config
-from resnest_jax.evaluation import bootstrap, evaluate, metrics, ranked_images
+from resnest_jax.evaluation import (
+  bootstrap,
+  evaluate,
+  metrics,
+  ranked_images,
+  segmentation,
+)
 from resnest_jax.evaluation.boundary import BoundaryIoU
 from resnest_jax.evaluation.evaluate_split import draw, summarize, write_metrics
 from resnest_jax.evaluation.report import page
@@ -61,9 +67,9 @@ def write_report(out, samples):
     return pair[0], [metrics.confusion_matrix(*pair, len(names))]
 
   with BoundaryIoU(len(names)) as boundary:
-    given = step, None, batches, names, len(batches)
+    task = segmentation.Segmentation(names, fscore_beta=2.0)
     look = {'on_image': lambda x: (ranked.add(x), boundary.add(x))}
-    found = evaluate.evaluate(*given, **look, fscore_beta=2.0)
+    found = evaluate.evaluate(step, None, batches, task, len(batches), **look)
     outlines = boundary.scores()
   interval = bootstrap.miou_interval(found.image_counts, resamples=20)
   result = {

@@ -91,15 +91,19 @@ def section(pictures: Mapping[str, Sequence[Picture]], images: int) -> str:
   return ''.join(content)
 
 
-def _article(kind: str, rank: int, picture: Picture) -> str:
+def _figure(name: str, caption: str, uri: str, size: tuple[int, int]) -> str:
   # With sizes the page does not jump while it loads.
-  height, width = picture.size
+  return (
+    f'<figure><button type="button" aria-label="enlarge: {caption}">'
+    f'<img src="{uri}" alt="{escape(name)}: {caption}" width="{size[1]}" '
+    f'height="{size[0]}"></button><figcaption>{caption}</figcaption></figure>'
+  )
+
+
+def _article(kind: str, rank: int, picture: Picture) -> str:
   name = escape(picture.name)
   figures = ''.join(
-    f'<figure><button type="button" aria-label="enlarge: {caption}">'
-    f'<img src="{uri}" alt="{name}: {caption}" width="{width}" '
-    f'height="{height}"></button><figcaption>{caption}</figcaption></figure>'
-    for caption, uri in picture.parts.items()
+    _figure(picture.name, *part, picture.size) for part in picture.parts.items()
   )
   chips = ''.join(
     f'<li>{named(colour, label)} IoU {100 * iou:.1f}</li>'
@@ -112,6 +116,23 @@ def _article(kind: str, rank: int, picture: Picture) -> str:
     f'<span class="muted">{picture.right:.1%} of pixels right</span></header>'
     f'<div class="four">{figures}</div>'
     f'<ul class="chips" aria-label="IoU of its largest classes">{chips}</ul>'
+    '</article>'
+  )
+
+
+def mistake(image: np.ndarray, facts: Mapping[str, Any]) -> str:
+  """The HTML of a wrongly classified image, by its entry in metrics.json."""
+  image = drawing.fit(image, BOX, smooth=True)
+  uri, name = data_uri(image, '.jpg'), facts['name']
+  chips = ''.join(
+    f'<li>{escape(name)} {100 * probability:.1f} %</li>'
+    for name, probability in facts['best']
+  )
+  return (
+    f'<article class="shown"><header><strong>{escape(name)}</strong>'
+    f'<span>{escape(facts["class"])}</span></header><div class="four">'
+    f'{_figure(name, "image", uri, image.shape[:2])}</div>'
+    f'<ul class="chips" aria-label="most probable classes">{chips}</ul>'
     '</article>'
   )
 

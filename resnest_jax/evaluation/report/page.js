@@ -67,7 +67,7 @@ const DENSE = 9; // Pixels of a cell, below which names cannot be read.
 const LARGEST = 44;
 
 function heatMap(canvas) {
-  const { names, counts } = data;
+  const { names, counts, unit } = data;
   const size = names.length;
   const totals = counts.map((row) => row.reduce((sum, n) => sum + n, 0));
   const share = (r, c) => counts[r][c] / totals[r];
@@ -156,11 +156,11 @@ function heatMap(canvas) {
     mark();
     const part = totals[r]
       ? `${(100 * share(r, c)).toFixed(2)} % of ${names[r]}`
-      : `no pixel is ${names[r]}`;
+      : `no ${unit} is ${names[r]}`;
     showTip(x, y, [
       r === c ? `${names[r]}, right` : `${names[r]} \u2192 ${names[c]}`,
       `ground truth ${names[r]}, predicted ${names[c]}`,
-      `${counts[r][c].toLocaleString('en')} pixels, ${part}`,
+      `${counts[r][c].toLocaleString('en')} ${unit}s, ${part}`,
     ]);
   }
 

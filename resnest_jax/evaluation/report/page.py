@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 
 from resnest_jax import files
+from resnest_jax.config_keys import CLASSIFIER
 from resnest_jax.evaluation import metrics
-from resnest_jax.evaluation.evaluate import Evaluation
+from resnest_jax.evaluation.classification import ClassEvaluation
 from resnest_jax.evaluation.report import images, tables
 from resnest_jax.evaluation.report.parts import percent
+from resnest_jax.evaluation.segmentation import Evaluation
 from resnest_jax.text import listed
 from resnest_jax.weights.infer import title_of
 
@@ -37,7 +39,7 @@ def write(
   pictures: Mapping[str, Sequence[images.Picture]],
   palette: np.ndarray,
 ) -> None:
-  """Writes the whole page or nothing.
+  """Writes the whole page of a segmentor or nothing.
 
   `result` is the content of metrics.json, `pictures` are of 'worst' and 'best'.
   """
@@ -47,19 +49,64 @@ def write(
   occurring = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
   sections = {
     'Scores': headline(result, evaluation.image_counts),
-    'Classes': tables.class_table(result, confusion, palette),
+    'Classes': tables.pixel_table(result, confusion, palette),
     'Confusions': tables.confusions(confusion, occurring, classes),
     'Images': images.section(pictures, result['images']),
     'Legend': images.full_legend(classes, palette),
     'Details': details(result, confusion),
   }
+  score = f'mIoU {percent(result["mIoU"])}'
+  _write(path, result, score, sections, (confusion, occurring, 'pixel'))
+
+
+def write_classes(
+  path: Path,
+  result: Mapping[str, Any],
+  evaluation: ClassEvaluation,
+  mistakes: Sequence[str],
+) -> None:
+  """Writes the page of a classifier, as `write`, with `images.mistake`s."""
+  confusion = evaluation.confusion
+  classes = [entry['class'] for entry in result['per_class']]
+  occurring = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
+  cards = {'Top-5': percent(result['top5']), 'Images': f'{result["images"]:,}'}
+  note = (
+    '<p class="muted">In percent. The interval is where top-1 lies on other '
+    "images like these (Wilson's).</p>"
+  )
+  foot = 'all', {'top1': result['top1']}
+  entries, columns = result['per_class'], {'top1': 'Top-1'}
+  sections = {
+    'Scores': _cards('Top-1', 'top1', result, cards) + note,
+    'Classes': tables.class_table(
+      entries, columns, foot, confusion, unit='images'
+    ),
+    'Confusions': tables.confusions(confusion, occurring, classes, 'image'),
+    'Mistakes': ''.join(mistakes)
+    or '<p class="note">None was found, or asked for.</p>',
+    'Details': details(result, confusion),
+  }
+  score = f'top-1 {percent(result["top1"])}'
+  _write(path, result, score, sections, (confusion, occurring, 'image'))
+
+
+def _write(
+  path: Path,
+  result: Mapping[str, Any],
+  score: str,
+  sections: Mapping[str, str],
+  matrix: tuple[np.ndarray, np.ndarray, str],
+) -> None:
+  """Fills page.html; `matrix` is counts, classes that occur, and of what."""
+  confusion, occurring, unit = matrix
+  classes = [entry['class'] for entry in result['per_class']]
   # The Content-Security-Policy admits the script by its hash: another, smuggled
   # in by a name, would not run even if escaping failed.
   script = _part('page.js')
   digest = hashlib.sha256(script.encode()).digest()
   model, data = result['model'], result['data']
   subtitle = (
-    f'{model["head"]} on {title_of(model)}',
+    f'{model.get("head", CLASSIFIER)} on {title_of(model)}',
     f'{data["split"]} split of {data["name"]}',
     f'{result["images"]:,} images',
     f'protocol {result["protocol"]["name"]}',
@@ -67,7 +114,7 @@ def write(
   )
   name = result['config'] or Path(result['checkpoint']).name
   page = string.Template(_part('page.html')).substitute(
-    title=escape(f'{name}: mIoU {percent(result["mIoU"])}'),
+    title=escape(f'{name}: {score}'),
     heading=escape(name),
     subtitle=escape(' · '.join(subtitle)),
     links=''.join(
@@ -84,6 +131,7 @@ def write(
     data=_json_in_html(
       names=[classes[i] for i in occurring],
       counts=confusion[np.ix_(occurring, occurring)].tolist(),
+      unit=unit,
     ),
   )
   files.write_text(path, page)
@@ -120,14 +168,7 @@ def headline(result: Mapping[str, Any], image_counts: np.ndarray) -> str:
   averaged = f'{result["classes_averaged"]} of {len(result["per_class"])}'
   cards = {title: percent(score) for title, score in scores.items()}
   cards |= {'Classes in the mean': averaged, 'Images': f'{result["images"]:,}'}
-  bar, low, high = '', interval['low'], interval['high']
-  if low is not None:
-    bar = (
-      '<dd class="small"><div class="interval">'
-      f'<i style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
-      f'<b style="left:{100 * result["mIoU"]:.2f}%"></b></div>'
-      f'{interval["level"]:.0%} interval {percent(low)} to {percent(high)}</dd>'
-    )
+  if interval['low'] is not None:
     note = (
       '<p class="muted">In percent. The interval is where mIoU lies on other '
       f'images like these: {interval["level"]:.0%} of '
@@ -137,11 +178,28 @@ def headline(result: Mapping[str, Any], image_counts: np.ndarray) -> str:
     note = '<p class="note">The split has no images: nothing to score.</p>'
   else:
     note = '<p class="note">No pixel has a label: nothing to score.</p>'
-  main = _card('mIoU', percent(result['mIoU']), bar, 'main')
+  return (
+    f'{_cards("mIoU", "mIoU", result, cards)}{note}{_histogram(image_counts)}'
+  )
+
+
+def _cards(
+  title: str, key: str, result: Mapping[str, Any], more: Mapping[str, str]
+) -> str:
+  """The HTML of the main score, with its interval, and of others."""
+  interval, bar = result[f'{key}_interval'], ''
+  low, high = interval['low'], interval['high']
+  if low is not None:
+    bar = (
+      '<dd class="small"><div class="interval">'
+      f'<i style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
+      f'<b style="left:{100 * result[key]:.2f}%"></b></div>'
+      f'{interval["level"]:.0%} interval {percent(low)} to {percent(high)}</dd>'
+    )
+  main = _card(title, percent(result[key]), bar, 'main')
   return (
     f'<div class="cards"><dl>{main}</dl><dl class="more">'
-    f'{"".join(_card(*item) for item in cards.items())}</dl></div>{note}'
-    f'{_histogram(image_counts)}'
+    f'{"".join(_card(*item) for item in more.items())}</dl></div>'
   )
 
 
@@ -185,24 +243,29 @@ def details(result: Mapping[str, Any], confusion: np.ndarray) -> str:
   """The HTML of all that the scores depend on."""
   where = ('config', 'checkpoint', 'step', 'file', 'sha256')
   how = ('batch_size', 'bucket', 'dtype', 'seconds', 'devices')
-  seconds = result['seconds']
+  seconds, main = result['seconds'], 'mIoU' if 'mIoU' in result else 'top1'
+  counted = {'classes without an image': listed(result['classes_absent'], 12)}
+  if main == 'mIoU':
+    counted = {
+      'labelled pixels': f'{int(confusion.sum()):,}',
+      'classes without a pixel': listed(result['classes_absent'], 12),
+    }
   groups = {
     'Weights': {key: result.get(key) for key in where},
     'Data': {
       **result['data'],
       'images': f'{result["images"]:,}',
-      'labelled pixels': f'{int(confusion.sum()):,}',
-      'classes without a pixel': listed(result['classes_absent'], 12),
+      **counted,
     },
     'Protocol': result['protocol'],
     'Evaluation': {
-      **{key: result[key] for key in how},
+      **{key: result.get(key) for key in how},
       'images/s': f'{result["images"] / seconds:.3g}' if seconds else None,
       'date': _date(result['date']),
-      'fscore_beta': result['fscore_beta'],
+      'fscore_beta': result.get('fscore_beta'),
     },
-    'Interval of mIoU': result['mIoU_interval'],
-    'Boundary IoU': result['boundary'] or {},
+    f'Interval of {main}': result[f'{main}_interval'],
+    'Boundary IoU': result.get('boundary') or {},
     'Model': result['model'],
     'Versions': result['versions'],
   }

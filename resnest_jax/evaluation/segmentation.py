@@ -1,0 +1,125 @@
+"""What is counted of a segmentor: pixels, by class and by predicted class."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from resnest_jax.errors import UserError
+from resnest_jax.evaluation import metrics
+from resnest_jax.inference.steps import Batch
+from resnest_jax.labels import IGNORE
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageResult:
+  index: int  # Position in the split.
+  name: str
+  # Views of a batch, at the original size: copy what has to outlast it.
+  prediction: np.ndarray | None  # uint8 (H, W), classes.
+  label: np.ndarray  # uint8 (H, W), classes or 255.
+  confusion: np.ndarray  # int64 (C, C), rows = ground truth.
+  loss: float = 0.0  # Summed cross entropy, if asked for.
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Counts and scores of a split, the same on every host."""
+
+  confusion: np.ndarray  # int64 (C, C), rows = ground truth.
+  scores: metrics.Scores
+  num_images: int
+  seconds: float  # Wall time, compilation included.
+  # int64 (num_images, 2, C): each image's intersection and union.
+  image_counts: np.ndarray
+  names: Sequence[str] = ()  # Of the images, by position in the split.
+  # Position in the split -> uint8 (H, W), for the images that are kept.
+  predictions: Mapping[int, np.ndarray] = dataclasses.field(
+    default_factory=dict
+  )
+  loss: float = 0.0  # Mean cross entropy of the labelled pixels, if asked for.
+
+
+class Segmentation:
+  """The task of `evaluate` for a segmentor.
+
+  Attributes:
+    total: int64 (C, C), the confusion of the images that were counted.
+  """
+
+  def __init__(
+    self,
+    class_names: Sequence[str],
+    fscore_beta: float = 1.0,
+    with_maps: bool = True,
+  ):
+    """Without `with_maps` label maps stay on the devices."""
+    self._names, self._beta = class_names, fscore_beta
+    self._with_maps = with_maps
+    self.total = np.zeros((len(class_names), len(class_names)), np.int64)
+
+  def read(
+    self, batch: Batch, outputs: Sequence[Any]
+  ) -> Callable[[int], ImageResult]:
+    """Waits for the device; returns the result of each slot."""
+    maps, counts, *losses = outputs
+    # Sums over a split may not fit in int32.
+    counts = np.asarray(counts).astype(np.int64)
+    losses = np.asarray(losses[0]) if losses else np.zeros(len(counts))
+    maps = np.asarray(maps) if self._with_maps else None
+
+    def result(slot: int) -> ImageResult:
+      _check_counts(counts[slot], batch, slot)
+      height, width = batch['label_size'][slot]
+      return ImageResult(
+        int(batch['index'][slot]),
+        batch['name'][slot],
+        None if maps is None else maps[slot, :height, :width],
+        batch['label'][slot, :height, :width],
+        counts[slot],
+        float(losses[slot]),
+      )
+
+    return result
+
+  def count(self, image: ImageResult) -> tuple[np.ndarray, float]:
+    """Counts an image; returns what is kept of it."""
+    self.total += image.confusion
+    return metrics.intersection_and_union(image.confusion), image.loss
+
+  def join(
+    self,
+    totals: Sequence[np.ndarray],
+    counts: Sequence[tuple[np.ndarray, float]],
+    names: Sequence[str],
+    seconds: float,
+  ) -> Evaluation:
+    """Adds up what the processes have counted; images by their position."""
+    confusion, number = sum(totals), len(counts)
+    image_counts = [each for each, _ in counts]
+    return Evaluation(
+      confusion,
+      metrics.scores(confusion, self._names, self._beta),
+      number,
+      seconds,
+      np.reshape(image_counts, (number, 2, len(self._names))),
+      names,
+      loss=math.fsum(loss for _, loss in counts) / max(confusion.sum(), 1),
+    )
+
+
+def _check_counts(counts: np.ndarray, batch: Batch, slot: int) -> None:
+  # `count_confusion` drops labels that are no class: those of another data set
+  # would pass as ignored pixels.
+  label = batch['label'][slot]
+  labelled = np.count_nonzero(label != IGNORE)
+  if counts.sum() != labelled:
+    raise UserError(
+      f'{labelled - counts.sum()} of {labelled} labelled pixels of '
+      f'{batch["name"][slot]} have no class: its labels go up to '
+      f'{label[label != IGNORE].max()}; accepted are '
+      f'0..{len(counts) - 1} and {IGNORE} (ignored). Prepare the data '
+      'set again.'
+    )
