@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from evaluation.class_runs import write_weights
 from evaluation.runs import OVERRIDES, write_run
 from pages import ROOT, blocks_of, commands_of, inside, run_python
 from PIL import Image
@@ -146,7 +147,12 @@ def test_protocols_of_the_page_on_prediction(workshop, protocol):
 
 def test_python_of_the_page_on_prediction(workshop, capsys):
   """Its blocks as printed: a picture, many, a stream."""
-  _, one, many = blocks_of('prediction.md')  # The first is of a classifier.
+  classes, one, many = blocks_of('prediction.md')
+  write_weights('resnest50')  # Stands in for the published file.
+  exec(classes, names := {})
+  top = names['found'].top(3)
+  assert capsys.readouterr().out == f'{top}\n'
+  assert top[0][1] == names['found'].probabilities.max()
   exec(one, names := {})
   shown = []
   names |= {'paths': ['street.jpg', 'nowhere.jpg'], 'show': shown.append}
