@@ -2,7 +2,7 @@ r"""Folders, classifier, ResNeSt-50, crop 224x224, 100 steps, batch 16.
 
 Your own pictures in a folder for each class (docs/classify.md), from the
 published weights on. There is no reference. 100 steps are about 20 epochs of 90
-pictures and take minutes on a CPU; raise train.total_steps with more pictures.
+pictures; raise train.total_steps with more pictures.
 
     python train.py --config configs/classify_folder.py \
       --config.data.data_dir=mydata --workdir runs/own

@@ -42,9 +42,8 @@ IMAGE_SCALES = {150: (2048, 512), 19: (2048, 1024)}
 CROP_SIZES = {150: (512, 512), 19: (512, 1024)}
 SHOWN = 1024
 ACCELERATOR_BATCH_SIZE = 4  # A CPU is as fast one by one.
-Found = (
-  tuple  # Index, and what is found: label map and probabilities, or these.
-)
+# Index, and what is found: a label map and probabilities, or these alone.
+Found = tuple
 # Edges of the crops on which the authors have evaluated their classifiers.
 CROP_EDGES = {'resnest101': 256, 'resnest200': 320, 'resnest269': 416}
 CROP_EDGE = 224  # All others'.
@@ -137,10 +136,15 @@ class ClassPrediction:
     return [(self.classes[i], float(self.probabilities[i])) for i in order]
 
   def __str__(self) -> str:
-    return ', '.join(f'{name} {percent(p, 1)} %' for name, p in self.top())
+    return said_of(self.top())
 
   def __repr__(self) -> str:
     return f'<ClassPrediction: {self}>'
+
+
+def said_of(top: Sequence[tuple[str, float]]) -> str:
+  """Classes and their probabilities in words: 'cat 98.0 %, dog 2.0 %'."""
+  return ', '.join(f'{name} {percent(share, 1)} %' for name, share in top)
 
 
 def check_opacity(opacity: float) -> None:

@@ -23,6 +23,7 @@ from resnest_jax.inference.predictor import (
   check_opacity,
   from_checkpoint,
   print_notes,
+  said_of,
 )
 from resnest_jax.prediction.sources import (
   Source,
@@ -32,7 +33,7 @@ from resnest_jax.prediction.sources import (
 )
 from resnest_jax.prediction.video import VideoOutputs, VideoReader, drawn
 from resnest_jax.progress import compile_notice, evaluation_progress
-from resnest_jax.text import percent, plural
+from resnest_jax.text import plural
 from resnest_jax.threads import map_in_threads
 
 SAID = 20  # Pictures at most whose classes are printed.
@@ -175,8 +176,7 @@ def refuse_for_classes(sources: Sequence[Source], **flags: Any) -> None:
 
 def print_classes(done: Done) -> None:
   for path, best in list(done.best.items())[:SAID]:
-    said = ', '.join(f'{name} {percent(x, 1)} %' for name, x in best)
-    print(f'{path}: {said}', flush=True)
+    print(f'{path}: {said_of(best)}', flush=True)
   if len(done.best) > SAID:
     print(f'and {len(done.best) - SAID} more', flush=True)
 

@@ -7,8 +7,6 @@ A photograph's EXIF orientation is applied.
 """
 
 import dataclasses
-import hashlib
-import json
 import operator
 import os
 from collections.abc import Sequence
@@ -17,11 +15,14 @@ from typing import Any, NamedTuple
 
 from resnest_jax.data import images
 from resnest_jax.data.own import pairing, splits
-from resnest_jax.data.own.folder import check_depth, read_picture
+from resnest_jax.data.own.folder import (
+  check_depth,
+  fingerprint_of,
+  read_picture,
+)
 from resnest_jax.errors import UserError
 from resnest_jax.labels import class_names
 from resnest_jax.text import listed, plural, readable
-from resnest_jax.threads import map_in_threads
 
 _FEW = 5  # Pictures of a class that are hardly enough.
 _LAYOUT = (
@@ -61,12 +62,7 @@ class ClassFolderSplit:
   def fingerprint(self) -> str:
     """Differs if files have other names, sizes or places in the order."""
 
-    def facts(picture: Picture) -> tuple:
-      path = Path(picture.path)
-      return picture.name, path.stat().st_size if path.exists() else -1
-
-    files = list(map_in_threads(facts, self.pictures))
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+    return fingerprint_of([(x.name, x.path) for x in self.pictures])
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     picture = self._picture(index)

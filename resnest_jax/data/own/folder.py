@@ -67,12 +67,7 @@ class FolderSplit:
   def fingerprint(self) -> str:
     """Differs if files have other names, sizes or places in the order."""
 
-    def facts(pair: Pair) -> tuple:
-      files = map(Path, (pair.image, pair.mask))
-      return pair.name, *(x.stat().st_size if x.exists() else -1 for x in files)
-
-    files = list(map_in_threads(facts, self.pairs))
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+    return fingerprint_of([(x.name, x.image, x.mask) for x in self.pairs])
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self.labelled(index, self.raw(index))
@@ -150,6 +145,17 @@ class FolderSplit:
         f'("{self.conversion.ignoring(values[0])}").'
       )
     return self.labels.to_train_id[mask.pixels]
+
+
+def fingerprint_of(samples: Sequence[tuple[str, ...]]) -> str:
+  """Hashes names and the sizes of files; a sample is (name, *paths)."""
+
+  def facts(sample: tuple[str, ...]) -> tuple:
+    files = map(Path, sample[1:])
+    return sample[0], *(x.stat().st_size if x.exists() else -1 for x in files)
+
+  files = list(map_in_threads(facts, samples))
+  return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
 def read_picture(
