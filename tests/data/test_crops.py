@@ -291,7 +291,7 @@ def test_half_of_the_pictures_are_mirrored():
 
 
 def test_evaluation_batches_hold_the_crops_in_order():
-  options = {'batch_size': 4, 'bucket': 64, 'keep_size': True}
+  options = {'batch_size': 4, 'bucket': 64}
   split = Shapes()
   with pipeline.make_eval_iterator(configured(), split, **options) as batches:
     batches = list(batches)
