@@ -24,8 +24,8 @@ class Case(NamedTuple):
     dtype: of the activations.
     memory: GB of a GPU that the compiler is told of; None: all of it.
     stage_sizes: blocks of the backbone's stages; None: the row's.
-    effort: of a TPU's compiler, -1 to 0, its default. At -1 it takes a fraction
-      of the time; messages are the same, and memory is more than at 0.
+    effort: of a TPU's compiler: 0, its default, or -1, at which it takes a
+      fraction of the time; messages are the same, and memory is more than at 0.
   """
 
   row: str

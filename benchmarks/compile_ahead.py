@@ -50,7 +50,8 @@ from benchmarks.topologies import (
 from resnest_jax import sharding
 from resnest_jax.checkpoints.state import abstract_state
 from resnest_jax.config import load_config
-from resnest_jax.errors import run
+from resnest_jax.config_keys import classifies
+from resnest_jax.errors import UserError, run
 from resnest_jax.inference.protocols import make_protocol
 from resnest_jax.inference.steps import compile_views, make_finish
 from resnest_jax.models import implementations
@@ -64,8 +65,15 @@ ROWS = [
   for data in ('ade20k', 'cityscapes')
   for head in ('fcn', 'pspnet', 'deeplabv3', 'deeplabv3plus')
 ]
+DEPTHS = (50, 101, 200, 269)
+ENCODING = [
+  'ade20k_encoding_fcn_50',
+  *(f'ade20k_encoding_deeplabv3_{depth}' for depth in DEPTHS),
+]
+IMAGENET = [f'imagenet_resnest{depth}' for depth in DEPTHS]
 # Padded shapes of images and labels that the data sets have most often.
 BUCKETS = {'ade20k': (512, 704), 'cityscapes': (1024, 2048)}
+LOWEST = 9  # XLA's `EFFORT_O0`
 OUT_OF_MEMORY = re.compile(r'Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm')
 UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30}
 
@@ -85,19 +93,23 @@ def configure(case: Case) -> Any:
   return config
 
 
-def abstract_batch(batch_size: int, crop: tuple[int, int], mesh: Any) -> dict:
+def abstract_batch(config: Any, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes, types and placement of a batch of the training pipeline."""
-  shapes = {
-    'image': ((*crop, 3), jnp.uint8),
-    'label': (tuple(crop), jnp.uint8),
-    'size': ((2,), jnp.int32),
-    'photometric': ((5,), jnp.float32),
-  }
+  crop = tuple(config.data.crop_size)
+  image = {'image': ((*crop, 3), jnp.uint8), 'size': ((2,), jnp.int32)}
+  if classifies(config):
+    of_class = {'label': ((), jnp.int32), 'shift': ((3,), jnp.float32)}
+    shapes, placed = image | of_class, {}
+  else:
+    of_pixels = {'label': (crop, jnp.uint8), 'photometric': ((5,), jnp.float32)}
+    shapes, placed = image | of_pixels, sharding.batch_shardings(mesh)
   return {
     key: jax.ShapeDtypeStruct(
-      (batch_size, *shapes[key][0]), shapes[key][1], sharding=placed
+      (config.train.batch_size, *shape),
+      dtype,
+      sharding=placed.get(key, sharding.batch_sharding(mesh)),
     )
-    for key, placed in sharding.batch_shardings(mesh).items()
+    for key, (shape, dtype) in shapes.items()
   }
 
 
@@ -108,8 +120,7 @@ def lower_training(config: Any, mesh: Any) -> dict[str, Any]:
   state = abstract_state(
     training.model, training.optimizer, mesh, ema=config.train.ema_decay > 0
   )
-  batch = abstract_batch(config.train.batch_size, config.data.crop_size, mesh)
-  return {'step': training.step.lower(state, batch)}
+  return {'step': training.step.lower(state, abstract_batch(config, mesh))}
 
 
 def lower_evaluation(config: Any, mesh: Any) -> dict[str, Any]:
@@ -190,7 +201,7 @@ def compile_one(
       # Without autotuning Triton finds no tiles for a product of `finish`.
       options['xla_gpu_enable_triton_gemm'] = False
   elif effort:
-    options = {'exec_time_optimization_effort': effort}
+    options = {'optimization_level': LOWEST}
   start = time.perf_counter()
   try:
     compiled = lowered.compile(compiler_options=options or None)
@@ -229,26 +240,24 @@ def compile_one(
 def cases(flags: argparse.Namespace) -> Iterator[Case]:
   """All combinations of the flags."""
   argument = 'mini' if flags.mini else ''
-  for row, topology, program, *settings in itertools.product(
+  for row, topology, program, micro, *settings in itertools.product(
     *(flags.rows, flags.topologies, flags.programs, flags.micro_batch_size),
     *(flags.remat, flags.dtype, flags.memory),
   ):
     config = load_config(f'configs/{row}.py:{argument}')
+    if program == 'eval' and classifies(config):
+      raise UserError(
+        f'--programs eval is for segmentors, and {row} is a classifier.'
+      )
     part = config.train if program == 'train' else config.eval
     batch_size = flags.batch_size or part.batch_size
     if flags.images:
       batch_size = flags.images * count_devices(topology)
     sizes = flags.stage_sizes and tuple(flags.stage_sizes)
-    settings += [sizes, flags.effort]
+    if micro is None:
+      micro = config.train.micro_batch_size
+    settings = [micro, *settings, sizes, flags.effort]
     yield Case(row, argument, topology, program, batch_size, *settings)
-
-
-def tpu_effort(text: str) -> float:
-  """A number from -1 to 0, for `type`."""
-  number = float(text)
-  if not -1 <= number <= 0:
-    raise argparse.ArgumentTypeError(f'{number}, and has to be from -1 to 0')
-  return number
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -286,8 +295,8 @@ def make_parser() -> argparse.ArgumentParser:
     '--micro_batch_size',
     nargs='+',
     type=natural,
-    default=[0],
-    help='over all devices (default: 0, the whole batch)',
+    default=[None],
+    help="over all devices; 0: the whole batch; default: the row's",
   )
   parser.add_argument('--remat', nargs='+', default=['none'])
   parser.add_argument('--dtype', nargs='+', default=['bfloat16'])
@@ -307,9 +316,10 @@ def make_parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     '--effort',
-    type=tpu_effort,
+    type=float,
+    choices=(-1, 0),
     default=0.0,
-    help="of a TPU's compiler, -1 to 0; at -1 quick, programs take more memory",
+    help="of a TPU's compiler; at -1 quick, programs take more memory",
   )
   parser.add_argument('--mini', action='store_true', help='of all rows')
   add_out(parser)

@@ -363,6 +363,8 @@ def imagenet(config: ConfigDict, depth: int) -> ConfigDict:
   config.train.total_steps = 270 * epoch
   config.train.batch_size = batch
   config.train.norm_group = of_gpu
+  # What four chips of 16 GB hold of a batch that was shared by 64 GPUs.
+  config.train.micro_batch_size = 4 * of_gpu
   config.train.eval_steps = 10 * epoch
   config.train.checkpoint_steps = epoch
   return config
@@ -434,6 +436,7 @@ def _mini_classifier(config: ConfigDict) -> ConfigDict:
     config.data.name = 'imagenet_mini'
     config.model.num_classes = 0  # as many as were drawn
     config.train.norm_group = 16
+    config.train.micro_batch_size = 0
   config.pretrained = ''  # Of other sizes.
   config.model.frozen_bn = 'none'
   config.optimizer.learning_rate = 0.03

@@ -9,7 +9,9 @@ import pytest
 
 from benchmarks import ahead, compile_ahead, conv_forms, hlo, scale_model
 from benchmarks.topologies import CHIPS, count_devices, split_name
+from resnest_jax import sharding
 from resnest_jax.config import load_config
+from resnest_jax.data import datasets, pipeline
 from resnest_jax.errors import UserError
 from resnest_jax.models import implementations, initial, segmentor
 
@@ -148,6 +150,23 @@ def test_kept_figures_are_of_the_best_implementations(topology):
       expected['depthwise'] = entry['forms']['depthwise']
     # What came later is of evaluations.
     assert entry['forms'] | {'argmax': best['argmax']} == expected
+
+
+@pytest.mark.parametrize('kind', ['', 'imagenet_'])
+def test_batches_are_those_of_the_pipeline(kind, request):
+  row = 'configs/imagenet_resnest50.py' if kind else 'configs/ade20k_fcn.py'
+  config = load_config(f'{row}:mini')
+  config.data.data_dir = str(request.getfixturevalue(f'mini_{kind}data_dir'))
+  mesh = sharding.make_mesh(devices=jax.devices()[:2])
+  expected = compile_ahead.abstract_batch(config, mesh)
+  split = datasets.open_data(config.data, 'train')
+  with pipeline.training_batches(config, split, mesh) as batches:
+    batch = next(iter(batches))
+
+  def described(arrays):
+    return {k: (x.shape, x.dtype, x.sharding) for k, x in arrays.items()}
+
+  assert described(batch) == described(expected)
 
 
 def test_devices_evaluate_apart(compiled):

@@ -57,7 +57,7 @@ MISTAKES = (
   ('conv_forms.py --rounds 0', '--rounds: 0, and has to be 1 or more'),
   ('loss_memory.py --timed -1', '--timed: -1, and has to be 0 or more'),
   ('loss_memory.py --out README.md/new', 'README.md/new is or lies below'),
-  ('compile_ahead.py --topologies cpu --effort 3', 'has to be from -1 to 0'),
+  ('compile_ahead.py --topologies cpu --effort 3', 'choose from -1'),
   ('train_step.py --config no.json', '--config no.json cannot be'),
   ('scale_model.py --results docs', '--results docs has no compile'),
 )
