@@ -174,7 +174,7 @@ def measure(case: Case) -> dict[str, Any]:
     lowered = lower(config, mesh)
   seconds = time.perf_counter() - start
   figures = {
-    name: compile_one(program, devices, case.effort, training)
+    name: compile_one(program, devices, case.effort)
     for name, program in lowered.items()
   }
   return {
@@ -187,19 +187,18 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def compile_one(
-  lowered: Any, devices: list[Any], effort: float, training: bool
+  lowered: Any, devices: list[Any], effort: float
 ) -> dict[str, Any]:
   """Compiles a program; its figures."""
   options: dict[str, Any] = {}
   if devices[0].platform in ('cuda', 'gpu'):
     # Autotuning needs the device; what LLVM does to kernels changes no figure.
+    # Triton finds no tiles for some products without it.
     options = {
       'xla_gpu_autotune_level': '0',
       'xla_backend_optimization_level': '0',
+      'xla_gpu_enable_triton_gemm': False,
     }
-    if not training:
-      # Without autotuning Triton finds no tiles for a product of `finish`.
-      options['xla_gpu_enable_triton_gemm'] = False
   elif effort:
     options = {'optimization_level': LOWEST}
   start = time.perf_counter()
