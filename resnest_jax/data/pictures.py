@@ -15,20 +15,30 @@ from resnest_jax.errors import UnreadableSample, UserError
 _ARRAYS = 'uint8 (H, W, 3) with RGB values from 0 to 255, or (H, W) in grey'
 
 
+def decode_file(
+  path: str | Path, flags: int, max_pixels: int, remedy: str
+) -> tuple[np.ndarray, bytes]:
+  """What OpenCV makes of a picture's file, and its bytes.
+
+  Raises `UnreadableSample`, which ends with the remedy.
+  """
+  encoded = read_file(path, max_pixels)
+  pixels = decode_image(encoded, flags, path, max_pixels)
+  if pixels is None and headers.has_fractions(encoded):
+    raise UnreadableSample(f'{path} {headers.FRACTIONS}')
+  if pixels is None:
+    raise UnreadableSample(
+      f'{path} cannot be decoded: its {len(encoded)} bytes are damaged, '
+      f'truncated, or not of the format that its name says. {remedy}'
+    )
+  return pixels, encoded
+
+
 def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
   """Reads an image file as uint8 (H, W, 3) RGB."""
-  encoded = read_file(path, max_pixels)
   # Upright by its EXIF data, the upper 8 of 16 bits, no transparency.
-  image = decode_image(encoded, cv2.IMREAD_COLOR_RGB, path, max_pixels)
-  if image is None:
-    if headers.has_fractions(encoded):
-      raise UnreadableSample(f'{path} {headers.FRACTIONS}')
-    raise UnreadableSample(
-      f'{path} cannot be read as a picture: it is damaged, truncated, '
-      'of another depth or not an image; '
-      f'accepted are {", ".join(IMAGE_SUFFIXES)} of 8 or 16 bits'
-    )
-  return image
+  remedy = f'Accepted are {", ".join(IMAGE_SUFFIXES)} of 8 or 16 bits.'
+  return decode_file(path, cv2.IMREAD_COLOR_RGB, max_pixels, remedy)[0]
 
 
 def unused(encoded: bytes, max_pixels: int) -> list[str]:

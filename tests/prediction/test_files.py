@@ -70,8 +70,8 @@ def broken(tmp_path_factory):
     (folder / f'{name}.jpg').write_bytes(content)
   (folder / 'device.jpg').symlink_to('/dev/zero')
   told = dict.fromkeys(bombs, ' pixels, more than 1000')
-  told |= {'HDR': 'cannot be read', 'bands': '12 bands', 'device': 'a device'}
-  damaged = 'cannot be read as a picture: it is da'
+  told |= {'HDR': 'be decoded', 'bands': '12 bands', 'device': 'a device'}
+  damaged = 'cannot be decoded: its '
   told |= dict.fromkeys(('cut JPEG', 'cut PNG', 'empty'), damaged)
   told = {f'{folder}/{name}.jpg': why for name, why in told.items()}
   return folder, dict(sorted(told.items()))

@@ -23,13 +23,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resnest_jax.data import headers, images
+from resnest_jax.data import headers, images, pictures
 from resnest_jax.data.archives import enumeration
 from resnest_jax.data.own import masks as own_masks
 from resnest_jax.data.own import splits
 from resnest_jax.data.own.classes import read_classes
 from resnest_jax.data.own.pairing import Pair
-from resnest_jax.errors import UnreadableSample, UserError
+from resnest_jax.errors import UserError
 from resnest_jax.threads import map_in_threads
 
 
@@ -40,17 +40,13 @@ class FolderSplit:
   `split[i]` is a dict as in `datasets.PreparedSplit`: `image` uint8 (H, W, 3)
   RGB, `label` uint8 (H, W) train ids and 255, `name`.
 
-  Attributes:
-    labels: the `LabelSet` of the classes file.
-    pairs: the `Pair` of each sample.
-    known_values: bool (256,), the mask values in the classes file, and 255.
-    conversion: how masks of other kinds become index masks.
-    max_pixels: see `config.data.max_pixels`.
+  `labels` is the `LabelSet` of the classes file, `known_values`, bool (256,),
+  the mask values there, and 255.
   """
 
   split: str
   pairs: Sequence[Pair]
-  conversion: own_masks.Conversion
+  conversion: own_masks.Conversion  # Of masks of other kinds.
   max_pixels: int = images.MAX_PIXELS
 
   name = 'folder'  # `config.data.name` that selects this class.
@@ -66,8 +62,7 @@ class FolderSplit:
   @property
   def fingerprint(self) -> str:
     """Differs if files have other names, sizes or places in the order."""
-
-    return fingerprint_of([(x.name, x.image, x.mask) for x in self.pairs])
+    return fingerprint_of(self.pairs)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self.labelled(index, self.raw(index))
@@ -79,7 +74,7 @@ class FolderSplit:
 
   def label(self, index: int) -> np.ndarray:
     """The label of `split[index]`, without reading the image."""
-    pair = self._pair(index)
+    pair = item_of(self.pairs, index)
     return self._to_label(pair.mask, self._read_mask(pair))
 
   def raw(self, index: int) -> dict[str, Any]:
@@ -91,8 +86,8 @@ class FolderSplit:
     Raises:
       UnreadableSample: a file is missing or damaged.
     """
-    pair = self._pair(index)
-    image, encoded = read_picture(pair.image, self.max_pixels)
+    pair = item_of(self.pairs, index)
+    image, encoded = read_picture(pair.image, self.max_pixels, _PAIR)
     mask = self._read_mask(pair)
     return {
       'image': image,
@@ -104,33 +99,28 @@ class FolderSplit:
 
   def labelled(self, index: int, sample: dict[str, Any]) -> dict[str, Any]:
     """What `split[index]` makes of `raw(index)`, or a `UserError`."""
-    pair, image = self._pair(index), sample['image']
+    pair, image = item_of(self.pairs, index), sample['image']
     label = self._to_label(pair.mask, sample['stored'])
     check_depth(pair.image, image)
     if image.shape[:2] != sample['mask'].shape:
       raise _different_sizes(pair, image, sample['mask'])
     return {'image': image, 'label': label, 'name': pair.name}
 
-  def _pair(self, index: int) -> Pair:
-    # A negative index is a sampler's mistake, not a sample from the end.
-    index = operator.index(index)
-    if not 0 <= index < len(self):
-      raise IndexError(f'{index} is not in 0 .. {len(self) - 1}')
-    return self.pairs[index]
-
   def _read_mask(self, pair: Pair) -> own_masks.Stored:
-    flags = cv2.IMREAD_UNCHANGED
-    mask, encoded = _decode(pair.mask, flags, self.max_pixels)
+    options = cv2.IMREAD_UNCHANGED, self.max_pixels, _REPAIR.format(_PAIR)
+    mask, encoded = pictures.decode_file(pair.mask, *options)
     return own_masks.stored_mask(mask, encoded, self.known_values)
 
   def _to_label(self, path: str, mask: own_masks.Stored) -> np.ndarray:
     """Raises `UserError` unless it is an index mask of known values."""
     if mask.kind != own_masks.INDEX_MASK:
-      what = f'a {mask.kind} picture'
-      if 'bit' not in mask.kind:
-        what = f'not a PNG but {mask.kind}'
+      no_png = 'bit' not in mask.kind
+      what = (
+        f'not a PNG but {mask.kind}' if no_png else f'a {mask.kind} picture'
+      )
       raise UserError(
-        f'{path} is {what}. {own_masks.NEEDED}\n{self.conversion.of_mask(mask)}'
+        f'{path} is {what}. Masks are 8-bit PNG files with one channel, the '
+        f'class number.\n{self.conversion.of_mask(mask)}'
       )
     if (unknown := ~self.known_values[mask.pixels]).any():
       values = np.unique(mask.pixels[unknown]).tolist()
@@ -147,6 +137,9 @@ class FolderSplit:
     return self.labels.to_train_id[mask.pixels]
 
 
+_REPAIR, _PAIR = 'Repair it, or remove {}.', 'it and its partner'
+
+
 def fingerprint_of(samples: Sequence[tuple[str, ...]]) -> str:
   """Hashes names and the sizes of files; a sample is (name, *paths)."""
 
@@ -158,14 +151,26 @@ def fingerprint_of(samples: Sequence[tuple[str, ...]]) -> str:
   return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
+def item_of(items: Sequence[Any], index: int) -> Any:
+  # A negative index is a sampler's mistake, not a sample from the end.
+  index = operator.index(index)
+  if not 0 <= index < len(items):
+    raise IndexError(f'{index} is not in 0 .. {len(items) - 1}')
+  return items[index]
+
+
 def read_picture(
-  path: str, max_pixels: int, partner: str = ' and its partner'
+  path: str, max_pixels: int, removed: str
 ) -> tuple[np.ndarray, bytes]:
-  """A picture (H, W, 3) RGB of any depth, upright, and its file's bytes."""
+  """A picture (H, W, 3) RGB of any depth, upright, and its file's bytes.
+
+  `removed` is what the error for a damaged file tells to remove.
+  """
   # COLOR applies the EXIF orientation, unlike UNCHANGED for masks. ANYDEPTH
   # keeps 16 bits, which OpenCV would silently cut to 8.
   flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
-  image, encoded = _decode(path, flags, max_pixels, partner)
+  remedy = _REPAIR.format(removed)
+  image, encoded = pictures.decode_file(path, flags, max_pixels, remedy)
   if image.dtype != np.uint8:
     # OpenCV 5.0 leaves the pixels of a 16-bit TIFF undefined in this order.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
@@ -180,22 +185,6 @@ def check_depth(path: str, image: np.ndarray) -> None:
       f'{path} has {8 * image.dtype.itemsize} bits per channel; images '
       f'have 8.\n{headers.to_8_bits(image.max().item())}'
     )
-
-
-def _decode(
-  path: str, flags: int, max_pixels: int, partner: str = ' and its partner'
-) -> tuple[np.ndarray, bytes]:
-  encoded = images.read_file(path, max_pixels)
-  pixels = images.decode_image(encoded, flags, path, max_pixels)
-  if pixels is None and headers.has_fractions(encoded):
-    raise UnreadableSample(f'{path} {headers.FRACTIONS}')
-  if pixels is None:
-    raise UnreadableSample(
-      f'{path} cannot be decoded: its {len(encoded)} bytes are damaged, '
-      'truncated, or not of the format that its name says. Repair it, or '
-      f'remove it{partner}.'
-    )
-  return pixels, encoded
 
 
 def _different_sizes(pair: Pair, image, mask) -> UserError:
@@ -225,24 +214,27 @@ def _ranges(values: Sequence[int]) -> str:
   )
 
 
+def root_of(data_config: Any, things: str) -> Path:
+  root = Path(data_config.data_dir)
+  if not os.path.isdir(root):
+    raise UserError(
+      f'there is no folder {root}; set config.data.data_dir to the folder of '
+      f'your {things}.'
+    )
+  return root
+
+
 def make_folder_split(data_config: Any, split: str) -> FolderSplit:
   """Opens a split of the folders or lists that a configuration names.
 
-  Args:
-    data_config: `config.data`; its section `folder` explains the rules.
-    split: `data_config.train_split`, `eval_split`, or the name of another sub
-      folder or list.
+  `split` is `data_config.train_split`, `eval_split`, or the name of another sub
+  folder or list.
 
   Raises:
     UserError: a folder, list or classes file is missing, an image or mask has
       no partner, a name occurs twice, or there are no samples.
   """
-  root, options = Path(data_config.data_dir), data_config.folder
-  if not os.path.isdir(root):
-    raise UserError(
-      f'there is no folder {root}; set config.data.data_dir to the folder of '
-      'your images and masks.'
-    )
+  root, options = root_of(data_config, 'images and masks'), data_config.folder
   classes_file = root / options.classes
   classes = read_classes(classes_file)
 

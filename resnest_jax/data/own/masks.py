@@ -20,7 +20,6 @@ from resnest_jax.labels import IGNORE
 from resnest_jax.text import listed, plural
 
 INDEX_MASK = '8-bit grey'
-NEEDED = 'Masks are 8-bit PNG files with one channel, the class number.'
 # Pixels whose colours are counted: sorting all takes longer than decoding them.
 _MOST_COLOURS = 100_000
 
