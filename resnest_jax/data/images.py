@@ -65,8 +65,6 @@ def decode_image(
   Raises `UnreadableSample`, which begins with `where`, for too many pixels or
   channels. `max_pixels` is for callers whose users can raise it.
   """
-  if not encoded:  # OpenCV raises for an empty buffer.
-    return None
   # A few bytes may say that they are gigabytes: what does not tell its size in
   # a way that is known is not decoded.
   if (size := picture_size(encoded)) is None:
@@ -113,14 +111,14 @@ def check_pixels(
   if height * width <= limit:
     return
   remedy = 'No more are decoded here; get the file again from its origin.'
-  if max_pixels:
+  if max_pixels and height * width > _OPENCVS:
+    remedy = 'Shrink it or cut it into tiles: OpenCV reads at most 2^30.'
+  elif max_pixels:
     remedy = (
       'Shrink it or cut it into tiles, or raise config.data.max_pixels '
       '(--max_pixels of predict.py and palette2id). If it has fewer, it is '
       'damaged.'
     )
-    if height * width > _OPENCVS:
-      remedy = 'Shrink it or cut it into tiles: OpenCV reads at most 2^30.'
   name = ' (max_pixels)' if limit < _OPENCVS else ''
   raise UnreadableSample(
     f'{where} is {width} x {height} pixels, more than {limit}{name}.\n{remedy}'
@@ -158,9 +156,8 @@ def picture_size(encoded: bytes) -> tuple[int, int] | None:
     return _jpeg_size(encoded)
   if encoded[:4] in _TIFF:
     numbers = tiff_numbers(encoded)
-    if _WIDTH in numbers and _HEIGHT in numbers:
-      return numbers[_HEIGHT][0], numbers[_WIDTH][0]
-    return None
+    height, width = (numbers.get(x, (None,))[0] for x in (_HEIGHT, _WIDTH))
+    return None if None in (height, width) else (height, width)
   if encoded[:2] == b'BM' and len(encoded) > 26:
     # The header of OS/2 has 12 bytes. A negative height: from the top.
     kind = '<HH' if encoded[14] == 12 else '<ii'
@@ -215,17 +212,16 @@ def _jpeg_size(jpeg: bytes) -> tuple[int, int] | None:
 
 
 def _webp_size(webp: bytes) -> tuple[int, int] | None:
-  def number(place: int, size: int) -> int:
-    return int.from_bytes(webp[place : place + size], 'little')
+  def number(start: int, end: int) -> int:
+    return int.from_bytes(webp[start:end], 'little')
 
-  kind, bits = webp[12:16], number(21, 4)
-  if kind == b'VP8X':
-    return number(27, 3) + 1, number(24, 3) + 1
-  if kind == b'VP8L':
-    return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-  if kind == b'VP8 ':
-    return number(28, 2) & 0x3FFF, number(26, 2) & 0x3FFF
-  return None
+  bits = number(21, 25)
+  sizes = {
+    b'VP8X': (number(27, 30) + 1, number(24, 27) + 1),
+    b'VP8L': ((bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1),
+    b'VP8 ': (number(28, 30) & 0x3FFF, number(26, 28) & 0x3FFF),
+  }
+  return sizes.get(webp[12:16])
 
 
 def _tiff_order(tiff: bytes) -> Literal['little', 'big']:
@@ -283,8 +279,7 @@ def _tiff_as_stored(
   value, place, _ = numbers.get(_PHOTOMETRIC, (_RGB, 0, 0))
   if bands > 2 and value in _GREY:
     buffer = buffer.copy()
-    rgb = _RGB.to_bytes(2, _tiff_order(tiff))
-    buffer[place : place + 2] = np.frombuffer(rgb, np.uint8)
+    buffer[place : place + 2] = [*_RGB.to_bytes(2, _tiff_order(tiff))]
     if entry:  # Its bands would leave one for the three colours.
       buffer[entry : entry + 2] = 0xFF  # A tag that means nothing.
   return buffer
@@ -300,10 +295,9 @@ def is_turned(path: str | os.PathLike) -> bool:
 
 def png_kind(png: bytes, where: str) -> tuple[int, str]:
   """Returns (bits per channel, colour type), such as (8, 'grey')."""
-  header = png_header(png)
-  if header is None:
-    raise UserError(f'{where} is not a PNG file.')
-  return header.bits, header.colour
+  if header := png_header(png):
+    return header.bits, header.colour
+  raise UserError(f'{where} is not a PNG file.')
 
 
 def read_index_mask(
@@ -324,8 +318,7 @@ def read_index_mask(
   mask = decode_image(png, cv2.IMREAD_UNCHANGED, where)
   if mask is None:
     raise UserError(f'{where} cannot be decoded.')
-  wrong = ~allowed[mask]
-  if wrong.any():
+  if (wrong := ~allowed[mask]).any():
     raise UserError(
       f'{where} has the value {mask[wrong].max()}; the masks of this release '
       f'have {meaning}.'

@@ -25,12 +25,8 @@ from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
 from resnest_jax.progress import progress_bar
 
-# Position -> index of a sample. A pure function.
-Sampler = Callable[[int], int]
-
-
-# Samples times classes that are counted: 8 bytes each.
-_MOST_CELLS = 2**28
+Sampler = Callable[[int], int]  # Position -> index of a sample, and pure.
+_MOST_CELLS = 2**28  # Samples times classes that are counted: 8 bytes each.
 
 
 class Shuffled:
@@ -161,13 +157,8 @@ def open_sampler(
   # From the file where possible: a run that resumes must read the same samples.
   counts = _cached_counts(data_config, split, cache)
   present = counts[:, :-1] > 0  # Ignored pixels, which come last, are no class.
-  sampler = make_sampler(
-    sampling,
-    len(split),
-    seed,
-    present=present,
-    threshold=data_config.repeat_threshold,
-  )
+  options = {'present': present, 'threshold': data_config.repeat_threshold}
+  sampler = make_sampler(sampling, len(split), seed, **options)
   weights = sampler.weights(len(split))
   return sampler, share_table(counts, weights, split.labels.classes)
 
@@ -181,13 +172,9 @@ def _cached_counts(
     counts = np.load(cache, allow_pickle=False)
     if counts.shape == shape and counts.dtype == np.int64 and counts.min() >= 0:
       return counts
+  options = {x: data_config[x] for x in ('num_threads', 'skip_unreadable')}
   with progress_bar('counting classes') as on_progress:
-    counts = count_pixels(
-      split,
-      num_threads=data_config.num_threads,
-      skip_unreadable=data_config.skip_unreadable,
-      on_progress=on_progress,
-    )
+    counts = count_pixels(split, **options, on_progress=on_progress)
   if cache:
     with whole_file(cache) as temporary:
       np.save(temporary, counts)
@@ -201,9 +188,8 @@ def share_table(
   for column in ('pixels', 'images', 'images drawn'):
     table.add_column(column, justify='right')
   counts = counts[:, :-1]
-  present = counts > 0
-  pixels = counts.sum(0) / max(counts.sum(), 1)
+  pixels, present = counts.sum(0) / max(counts.sum(), 1), counts > 0
+  shares = 100 * np.stack([pixels, present.mean(0), weights @ present], 1)
   for i in np.flatnonzero(present.any(0)):
-    shares = pixels[i], present[:, i].mean(), weights @ present[:, i]
-    table.add_row(classes[i], *(f'{100 * share:.2f}' for share in shares))
+    table.add_row(classes[i], *(f'{share:.2f}' for share in shares[i]))
   return table

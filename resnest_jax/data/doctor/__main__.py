@@ -34,31 +34,15 @@ from resnest_jax.progress import console, progress_bar
 
 def main() -> None:
   parser = Parser(prog=COMMAND, description=__doc__)
-  parser.add_argument(
-    '--config',
-    required=True,
-    metavar='FILE[:ARGUMENT]',
-    help='configuration of the training, a file of configs/; its keys are '
-    'flags: --config.data.data_dir=DIR',
-  )
-  parser.add_argument(
-    '--split',
-    nargs='+',
-    metavar='NAME',
-    help="default: the configuration's training and evaluation split",
-  )
-  parser.add_argument(
-    '--samples',
-    type=int,
-    metavar='N',
-    help='examine N evenly spread samples of each split; default: all',
-  )
-  parser.add_argument(
-    '--out',
-    type=Path,
-    metavar='DIR',
-    help='folder for doctor.json and doctor.png; default: neither is written',
-  )
+  add = parser.add_argument
+  about = 'of the training; its keys are flags: --config.data.data_dir=DIR'
+  add('--config', required=True, metavar='FILE[:ARGUMENT]', help=about)
+  about = "default: the configuration's training and evaluation split"
+  add('--split', nargs='+', metavar='NAME', help=about)
+  about = 'examine N evenly spread samples of each split; default: all'
+  add('--samples', type=int, metavar='N', help=about)
+  about = 'folder for doctor.json and doctor.png; default: neither is written'
+  add('--out', type=Path, metavar='DIR', help=about)
   flags = parse_flags(parser)
   if flags.samples is not None and flags.samples < 1:
     raise UserError(f'--samples is {flags.samples}; it must be at least 1.')

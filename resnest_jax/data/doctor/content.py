@@ -103,31 +103,28 @@ def duplicates(s: Survey) -> Finding | None:
   groups = [group for group in by_hash.values() if len(group) > 1]
   if not groups:
     return None
-  differing = sum(len({o.mask_hash for o in group}) > 1 for group in groups)
-  masks = 'their masks are the same as well'
-  if differing:
+  masks, better = 'their masks are the same as well', ''
+  if differing := sum(len({o.mask_hash for o in x}) > 1 for x in groups):
     masks = f'the masks of {differing} of them differ'
+    better = ', the one with the better mask'
   return Finding(
     f'Images that occur more than once: {len(groups)}, in '
     f'{sum(map(len, groups))} samples; {masks}.',
     _pairs(groups),
-    'Keep one sample of each'
-    + (' image, the one with the better mask.' if differing else ' image.'),
+    f'Keep one sample of each image{better}.',
   )
 
 
 def leaked(train: Survey, other: Survey) -> Finding | None:
   """images of the evaluation split that are also in training"""
   known = {o.image_hash: o for o in train.readable}
-  groups = [
-    (o, known[o.image_hash]) for o in other.readable if o.image_hash in known
-  ]
-  if not groups:
+  same = [o for o in other.readable if o.image_hash in known]
+  if not same:
     return None
+  groups = [(o, known[o.image_hash]) for o in same]
   return Finding(
-    f'{share_of(groups, other.readable, "image")} of {other.split} '
-    f'{"is" if len(groups) == 1 else "are"} also in {train.split}: scores '
-    'on them say nothing about new images.',
+    f'{share_of(same, other.readable, "image", "are")} in {other.split} and in '
+    f'{train.split}: scores on them say nothing about new images.',
     _pairs(groups),
     f'Remove them from {train.split}. If all images are shared, both splits '
     'read the same files: check config.data.train_split and eval_split.',

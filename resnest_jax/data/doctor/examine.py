@@ -31,7 +31,6 @@ def examine(
 
   Args:
     config: the whole configuration, not only its `data`.
-    splits: surveyed one after the other.
     num_samples: per split, evenly spread; None examines all.
     on_progress: called with (samples done, samples of all splits).
 
@@ -92,13 +91,12 @@ def check_before_training(
   )
   # Evaluation skips nothing, because a score has to cover every image.
   skips = config.data.skip_unreadable and config.data.train_split
-  mistakes = [
-    d
-    for d in found
-    if d.rule.severity == ERROR
-    and not (d.rule.check is files.unreadable and d.split == skips)
-  ]
-  for paragraph in report.paragraphs([d for d in found if d not in mistakes]):
+  mistakes, others = [], []
+  for d in found:
+    skipped = d.rule.check is files.unreadable and d.split == skips
+    stops = d.rule.severity == ERROR and not skipped
+    (mistakes if stops else others).append(d)
+  for paragraph in report.paragraphs(others):
     print(paragraph, flush=True)
   if mistakes:
     described = '\n'.join(report.paragraphs(mistakes))
@@ -118,29 +116,27 @@ def _nevertheless(
     if any(o.refused for s in surveys for o in s.readable):
       return ''  # It would stop at the first of these samples.
     return 'To train nevertheless: --config.data.doctor_samples=0'
-  training = config.data.train_split
-  lines = []
+  said, training = '', config.data.train_split
   if any(d.split == training for d in mistakes):
-    lines.append(
+    said = (
       'To train without the samples that cannot be read: '
-      '--config.data.skip_unreadable=true'
+      '--config.data.skip_unreadable=true\n'
     )
   if others := [d.split for d in mistakes if d.split != training]:
-    lines.append(
+    said += (
       f'Samples of {", ".join(others)} must be repaired or removed: '
       'evaluation skips none.'
     )
-  return '\n'.join(lines)
+  return said
 
 
 def examine_command(arguments: Sequence[str]) -> str:
   """The doctor's command for the data of a training's command line."""
-  words, arguments = [], list(arguments)
-  while arguments:
-    word = arguments.pop(0)
+  words = []
+  for word, following in itertools.pairwise([*arguments, '--']):
     flag, equals, value = word.partition('=')
-    if not equals and arguments and not arguments[0].startswith('--'):
-      value = arguments.pop(0)
+    if not equals and not following.startswith('--'):
+      value = following
     if flag == '--config':
       words[:0] = [flag, value]
     elif flag.startswith('--config.'):

@@ -39,11 +39,10 @@ def damaged_jpeg(s: Survey) -> Finding | None:
   bad = [o for o in s.readable if o.damage]
   if not bad:
     return None
-  first = bad[0]
+  first = (*bad[0].files, bad[0].name)[0]
   return Finding(
     f'The JPEGs of {len(bad)} of {len(s.readable)} samples can be decoded, but '
-    f'the decoder complains; {first.files[0] if first.files else first.name}: '
-    f'"{first.damage}".',
+    f'the decoder complains; {first}: "{bad[0].damage}".',
     names(bad),
     'Look at them (doctor.png shows the first; --out DIR draws it). If a part '
     'is grey, shifted or discoloured, the file is damaged: copy or '
@@ -142,21 +141,21 @@ def size_mismatch(s: Survey) -> Finding | None:
 def _exchanged(swapped: list[Observation]) -> str:
   """Explains exchanged heights and widths, by EXIF data where it exists."""
   # Prepared data has no EXIF data left: both causes are named as possible.
-  turned = [o for o in swapped if o.files and is_turned(o.files[0])]
-  upright = [o for o in swapped if o.files and o not in turned]
+  turned = sum(is_turned(o.files[0]) for o in swapped if o.files)
+  upright = sum(bool(o.files) for o in swapped) - turned
   words = f'In {len(swapped)} of them height and width are exchanged. '
-  if len(upright) < len(swapped):
-    number = f'In {len(turned)} the' if turned else 'Perhaps the'
+  if upright < len(swapped):
     words += (
-      f'{number} camera noted a rotation in the EXIF data, which applies to '
-      'images, and the mask was drawn without it. Write the images upright '
-      'into a new folder, for example with ImageMagick: mogrify -path '
-      'NEW_FOLDER -auto-orient FILES, and rotate masks that then do not fit. '
+      f'{f"In {turned}" if turned else "Perhaps"} the camera noted a rotation '
+      'in the EXIF data, which applies to images, and the mask was drawn '
+      'without it. Write the images upright into a new folder, for example '
+      'with ImageMagick: mogrify -path NEW_FOLDER -auto-orient FILES, and '
+      'rotate masks that then do not fit. '
     )
-  if len(turned) < len(swapped):
-    number = f'In {len(upright)} the' if upright else 'Or the'
+  if turned < len(swapped):
     why = ' (the image has no rotation in its EXIF data)' if upright else ''
-    words += f'{number} mask is transposed{why}: mask.T undoes that. '
+    number = f'In {upright}' if upright else 'Or'
+    words += f'{number} the mask is transposed{why}: mask.T undoes that. '
   return words
 
 
@@ -174,13 +173,12 @@ def colour_masks(s: Survey) -> Finding | None:
   indices = ()
   if all(o.indices for o in bad):
     indices = sorted({index for o in bad for index in o.indices})
+  remedy = (
+    'Turn colours into class numbers: python -m resnest_jax.data.prepare '
+    'palette2id --masks FOLDER --classes FILE --out NEW_FOLDER.'
+  )
   if s.conversion:
     remedy = s.conversion.of_colours(colours, indices)
-  else:
-    remedy = (
-      'Turn colours into class numbers: python -m resnest_jax.data.prepare '
-      'palette2id --masks FOLDER --classes FILE --out NEW_FOLDER.'
-    )
   # Thousands of others than the palette's come from JPEG or interpolation.
   if len(colours) > IGNORE:
     remedy = (

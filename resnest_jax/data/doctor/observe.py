@@ -16,68 +16,45 @@ from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE, LabelSet, known_values
 from resnest_jax.threads import map_in_threads
 
-_NOTHING = np.zeros(0, np.int64)
 # Samples to read again, one by one, when libjpeg complains: it names none.
 _BLOCK = 64
 # Longest step, in pixels, of a border that was smoothed.
 _RAMP = 4
 # Longest edge for alignment: borders that are a pixel off still meet edges.
 _SMALL = 256
+_BYTE = np.dtype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Observation:
-  """Facts about one sample.
-
-  Attributes:
-    name: the sample's name, or the reason in one line if it is unreadable.
-    error: why it cannot be read, '' if it can; nothing else is known then.
-    files: paths of image and mask; empty if the data is not in files.
-    damage: the decoder's complaint, '' if there is none.
-    image_size: height and width.
-    image_type: NumPy's name of the pixels' type.
-    image_hash: of size and pixels, as `mask_hash`.
-    mask_shape: (height, width), or more for several channels.
-    values: int64 (K,), values of a mask of one channel, ascending.
-    counts: int64 (K,), pixels with each value.
-    colours: int64 (K, 3), RGB colours of a mask of several channels.
-    kind: how the mask's file stores it, '8-bit grey'; '' if not in a file.
-    indices: values of the pixels of a palette PNG.
-    refused: the error with which training refuses the sample, or ''.
-    channels: of the image's file; 0 if unknown.
-    white: the largest value of the image.
-    between: int64 (K,), pixels of each value in a thin strip between a lower
-      and a higher one.
-    ramps: int64 (K,), the strips of each value, counted along rows and columns.
-    jumps: borders of values more than 1 apart that have no such strip.
-    edges: mean steepness of the image at the borders of the mask, of its
-      mirror image, and of the mask upside down; None if not measurable.
-  """
+  """Facts about one sample, of whose mask K values are known, ascending."""
 
   index: int
-  name: str
-  error: str = ''
-  files: tuple[str, ...] = ()
-  damage: str = ''
-  image_size: tuple[int, int] = (0, 0)
-  image_type: str = ''
-  image_hash: bytes = b''
-  mask_shape: tuple[int, ...] = ()
+  name: str  # The sample's, or the reason in one line if it is unreadable.
+  error: str = ''  # Why it cannot be read; nothing else is known then.
+  files: tuple[str, ...] = ()  # Image and mask, if the data is in files.
+  damage: str = ''  # The decoder's complaint.
+  image_size: tuple[int, int] = (0, 0)  # Height and width.
+  image_type: str = ''  # NumPy's name of the pixels' type.
+  image_hash: bytes = b''  # Of size and pixels, as `mask_hash`.
+  mask_shape: tuple[int, ...] = ()  # (H, W), or more for several channels.
   mask_type: str = ''
   mask_hash: bytes = b''
-  values: np.ndarray = dataclasses.field(default_factory=_NOTHING.copy)
-  counts: np.ndarray = dataclasses.field(default_factory=_NOTHING.copy)
-  colours: np.ndarray = dataclasses.field(
-    default_factory=lambda: _NOTHING.reshape(0, 3)
-  )
-  kind: str = ''
-  indices: tuple[int, ...] = ()
-  refused: str = ''
-  channels: int = 0
-  white: float = 0
-  between: np.ndarray = dataclasses.field(default_factory=_NOTHING.copy)
-  ramps: np.ndarray = dataclasses.field(default_factory=_NOTHING.copy)
-  jumps: int = 0
+  values: np.ndarray | None = None  # (K,), of a mask of one channel.
+  counts: np.ndarray | None = None  # (K,), pixels with each value.
+  colours: np.ndarray | None = None  # RGB, of a mask of several channels.
+  kind: str = ''  # How the mask's file stores it: '8-bit grey'.
+  indices: tuple[int, ...] = ()  # Values of the pixels of a palette PNG.
+  refused: str = ''  # The error with which training refuses the sample.
+  channels: int = 0  # Of the image's file; 0 if unknown.
+  white: float = 0  # The largest value of the image.
+  # (K,), pixels of each value in a thin strip between a lower and a higher one,
+  # and such strips, counted along rows and columns.
+  between: np.ndarray | None = None
+  ramps: np.ndarray | None = None
+  jumps: int = 0  # Borders of values more than 1 apart without such a strip.
+  # Mean steepness of the image at the borders of the mask, of its mirror image,
+  # and of the mask upside down; None if not measurable.
   edges: tuple[float, float, float] | None = None
 
 
@@ -85,26 +62,19 @@ class Observation:
 class Survey:
   """Facts about a split.
 
-  Attributes:
-    data: name of the data set.
-    labels: the intended meaning of its masks.
-    size: samples of the split, examined or not.
-    seen: the samples that were examined, in the split's order.
-    num_outputs: the network's classes; 0 if it adapts to the data.
-    known: bool (256,), the mask values that are a class or are deliberately
-      ignored.
-    conversion: for a user's own data, how masks of other kinds are converted.
+  `known`, bool (256,), are the mask values that are a class or deliberately
+  ignored.
   """
 
-  data: str
+  data: str  # Name of the data set.
   split: str
-  labels: LabelSet
-  size: int
-  seen: tuple[Observation, ...]
+  labels: LabelSet  # The intended meaning of its masks.
+  size: int  # Samples of the split, examined or not.
+  seen: tuple[Observation, ...]  # Those that were examined, in order.
   for_training: bool
-  num_outputs: int
+  num_outputs: int  # The network's classes; 0 if it adapts to the data.
   known: np.ndarray
-  conversion: Conversion | None = None
+  conversion: Conversion | None = None  # For a user's own data.
 
   @property
   def classes_file(self) -> str:
@@ -214,14 +184,11 @@ def survey(
   num_threads: int = 0,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Survey:
-  """Examines samples of a split, in parallel.
+  """Examines samples of a split, in parallel; see `Survey` and `thread_count`.
 
   Args:
     split: from `datasets.open_data`.
     indices: ascending; None examines all samples.
-    for_training: whether a network trains on the split.
-    num_outputs: the network's classes; 0 if it adapts to the data.
-    num_threads: readers, see `thread_count`.
     on_progress: called with (samples done, samples in all).
   """
   indices = range(len(split)) if indices is None else indices
@@ -265,11 +232,10 @@ def observe(split: Any, index: int) -> Observation:
   image, mask = np.asarray(sample['image']), np.asarray(sample['mask'])
   values, counts = _values(mask)
   refused = ''
-  if labelled := getattr(split, 'labelled', None):
-    try:
-      labelled(index, sample)
-    except UserError as error:
-      refused = str(error)
+  try:
+    getattr(split, 'labelled', lambda *_: None)(index, sample)
+  except UserError as error:
+    refused = str(error)
   stored = sample.get('stored') or Stored(mask, '')
   pairs = getattr(split, 'pairs', None)  # Only a user's own folders have them.
   return Observation(
@@ -304,7 +270,7 @@ def _hash(array: np.ndarray) -> bytes:
 
 def _values(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   if mask.ndim != 2 or mask.dtype.kind not in 'bui':
-    return _NOTHING, _NOTHING
+    return (np.zeros(0, np.int64),) * 2
   # Faster than `np.unique`, but only for few values, none of them negative.
   if mask.dtype.kind in 'bu' and mask.dtype.itemsize <= 2:
     pixels = np.bincount(mask.ravel())
@@ -352,9 +318,7 @@ def _ramps(
 def _edges(
   image: np.ndarray, mask: np.ndarray
 ) -> tuple[float, float, float] | None:
-  if mask.ndim != 2 or image.shape[:2] != mask.shape:
-    return None
-  if image.dtype != np.uint8 or mask.dtype != np.uint8:
+  if image.shape[:2] != mask.shape or {image.dtype, mask.dtype} != {_BYTE}:
     return None
   scale = min(_SMALL / max(mask.shape), 1)
   size = [max(round(length * scale), 1) for length in mask.shape[::-1]]

@@ -44,20 +44,18 @@ def paragraphs(found: Sequence[Diagnosis]) -> list[str]:
   """Each finding in a few lines; equal ones of several splits are joined."""
   same: dict[tuple[str, ...], list[Diagnosis]] = {}
   for d in found:
-    key = d.rule.name, d.finding.what, d.finding.remedy
+    key = d.rule.severity, d.rule.name, d.finding.what, d.finding.remedy
     same.setdefault(key, []).append(d)
-  return [_paragraph(diagnoses) for diagnoses in same.values()]
-
-
-def _paragraph(diagnoses: Sequence[Diagnosis]) -> str:
-  rule, finding = diagnoses[0].rule, diagnoses[0].finding
-  samples = [name for d in diagnoses for name in d.finding.samples]
-  splits = ' and '.join(d.split for d in diagnoses)
-  lines = [f'{rule.severity}: {rule.name} ({splits})', f'  {finding.what}']
-  if samples:
-    lines.append(f'  Samples: {listed(samples, 3)}')
-  remedy = finding.remedy.replace('\n', '\n  ')  # Some have commands in them.
-  return '\n'.join([*lines, f'  What to do: {remedy}'])
+  said = []
+  for (severity, name, what, remedy), diagnoses in same.items():
+    samples = [name for d in diagnoses for name in d.finding.samples]
+    splits = ' and '.join(d.split for d in diagnoses)
+    lines = [f'{severity}: {name} ({splits})', f'  {what}']
+    if samples:
+      lines.append(f'  Samples: {listed(samples, 3)}')
+    remedy = remedy.replace('\n', '\n  ')  # Some have commands in them.
+    said.append('\n'.join([*lines, f'  What to do: {remedy}']))
+  return said
 
 
 def notes(s: Survey) -> list[str]:
@@ -66,9 +64,9 @@ def notes(s: Survey) -> list[str]:
   classes, absent = len(s.labels.classes), np.count_nonzero(images[:-1] == 0)
   lines = []
   if absent and s.index_masks:
+    these = 'these' if len(s.readable) > 1 else 'this'
     lines.append(
-      f'{share(absent, classes, "class", "do")} not occur in '
-      f'{"these" if len(s.readable) > 1 else "this"} '
+      f'{share(absent, classes, "class", "do")} not occur in {these} '
       f'{plural(len(s.readable), "sample")} of {s.split}'
     )
   if pixels[-1]:
@@ -92,8 +90,8 @@ def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
     if any(images[k] for _, images in counts):
       cells = []
       for s, (pixels, images) in zip(surveys, counts, strict=True):
-        cells.append(percent(_share(pixels[k], pixels.sum())))
-        cells.append(percent(_share(images[k], len(s.index_masks))))
+        of = (pixels, pixels.sum()), (images, len(s.index_masks))
+        cells += [percent(x[k] / whole if whole else None) for x, whole in of]
       # Of the ignored values, `notes` lists those that occur.
       is_class = k < len(labels.classes)
       values = np.flatnonzero(labels.to_train_id == k) if is_class else ()
@@ -101,19 +99,13 @@ def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
   return table
 
 
-def _share(part: int, whole: int) -> float | None:
-  return part / whole if whole else None
-
-
 # --- Files -------------------------------------------------------------------
 
 
 def claim(folder: Path) -> None:
-  """Looks whether the report can be written, before the work.
+  """Raises `UserError`, before the work, if the report cannot be written.
 
-  Raises:
-    UserError: the folder is not writable, or holds a doctor.json or doctor.png
-      that the doctor did not write.
+  The folder is not writable, or has a doctor.json or doctor.png of others.
   """
   # The JSON vouches for the picture: a lone doctor.png is refused.
   report, picture = folder / 'doctor.json', folder / 'doctor.png'
@@ -201,9 +193,7 @@ def _faults(s: Survey, found: Sequence[Diagnosis]) -> dict[int, list[str]]:
   faults: dict[int, list[str]] = {}
   for d in found:
     # Copies are reported as 'a = b', see `content._pairs`.
-    concerned = {
-      name for entry in d.finding.samples for name in entry.split(' = ')
-    }
+    concerned = {y for x in d.finding.samples for y in x.split(' = ')}
     for o in s.readable:
       if d.split == s.split and o.name in concerned:
         faults.setdefault(o.index, []).append(d.rule.name)
@@ -241,14 +231,8 @@ def _panel(
   else:
     grey = _grey_levels(mask.reshape(*mask.shape[:2], -1)[..., 0])
     label = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
-  return drawing.mask_panel(
-    image,
-    label,
-    s.labels.classes,
-    s.labels.palette,
-    title=f'{o.name} ({s.split})',
-    note=note,
-  )
+  of, title = (s.labels.classes, s.labels.palette), f'{o.name} ({s.split})'
+  return drawing.mask_panel(image, label, *of, title=title, note=note)
 
 
 def _grey_levels(pixels: np.ndarray) -> np.ndarray:

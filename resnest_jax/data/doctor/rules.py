@@ -20,18 +20,14 @@ ERROR, WARNING = 'error', 'warning'
 class Rule:
   """A kind of fault.
 
-  Attributes:
-    check: takes a `Survey`, or two (training and another) if `compares`.
-    severity: `ERROR` stops a training.
-    unless: checks that explain the same fault better. If one of them has a
-      finding in the split, this rule is skipped.
-    compares: whether the check takes two splits.
+  If one of the checks in `unless`, which explain the same fault better, has a
+  finding in the split, this rule is skipped.
   """
 
   check: Check
-  severity: str
+  severity: str  # `ERROR` stops a training.
   unless: tuple[Check, ...] = ()
-  compares: bool = False
+  compares: bool = False  # Takes two surveys, of training and of another split.
 
   @property
   def name(self) -> str:
@@ -40,24 +36,19 @@ class Rule:
 
 # Rules that explain why masks hold values without a class. They silence the
 # bare statement that such values exist, and what follows from it.
+_RELEASE = (values.wrong_ade20k_release,)
 _EXPLAINED = (
-  values.off_by_one,
-  values.wrong_ade20k_release,
-  values.train_ids,
-  values.label_ids,
-  values.stretched_masks,
+  *(*_RELEASE, values.off_by_one, values.train_ids),
+  *(values.label_ids, values.stretched_masks),
 )
 _MEANINGS = (*_EXPLAINED, values.smoothed_masks)
 _NUMBERS = (*_MEANINGS, values.unknown_values)
 _FILES = (
-  files.image_depth,
-  files.mask_depth,
-  files.size_mismatch,
-  files.colour_masks,
-  files.grey_masks_in_colour,
+  *(files.image_depth, files.mask_depth, files.size_mismatch),
+  *(files.colour_masks, files.grey_masks_in_colour),
 )
-_RELEASE = (values.wrong_ade20k_release,)
 _UNIFORM = (content.no_labels, content.identical_masks)
+_UNSURE = (*_NUMBERS, values.maybe_off_by_one)
 
 # Order matters: `unless` only sees the rules above. The most specific
 # explanation comes first, errors before warnings.
@@ -79,29 +70,17 @@ RULES = (
   Rule(values.unknown_values, ERROR, _MEANINGS),
   Rule(content.no_labels, ERROR, _NUMBERS),
   Rule(content.identical_masks, ERROR, (content.no_labels,)),
-  Rule(
-    files.refused,
-    ERROR,
-    (*_FILES, *_NUMBERS, content.no_labels, content.identical_masks),
-  ),
+  Rule(files.refused, ERROR, (*_FILES, *_NUMBERS, *_UNIFORM)),
   # Warnings: these are legitimate in some data sets, so training starts.
   Rule(files.damaged_jpeg, WARNING),
   Rule(files.image_channels, WARNING),
   Rule(values.maybe_smoothed, WARNING, _NUMBERS),
   Rule(values.maybe_off_by_one, WARNING, _NUMBERS),
-  Rule(
-    content.ignored_share,
-    WARNING,
-    (*_NUMBERS, content.no_labels, values.maybe_off_by_one),
-  ),
+  Rule(content.ignored_share, WARNING, (*_UNSURE, content.no_labels)),
   Rule(content.unlabelled_masks, WARNING, (*_NUMBERS, content.no_labels)),
   Rule(content.constant_masks, WARNING, _UNIFORM),
   Rule(content.misaligned_masks, WARNING, (content.identical_masks,)),
-  Rule(
-    content.absent_classes,
-    WARNING,
-    (*_NUMBERS, *_UNIFORM, values.maybe_off_by_one),
-  ),
+  Rule(content.absent_classes, WARNING, (*_UNSURE, *_UNIFORM)),
   Rule(content.untrained_classes, WARNING, _NUMBERS, compares=True),
   Rule(content.duplicates, WARNING),
   Rule(content.leaked, WARNING, compares=True),

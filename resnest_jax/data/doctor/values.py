@@ -85,10 +85,7 @@ def _count_from_1(s: Survey) -> str:
       'each class, and "ignore: 0"; docs/own-data.md), or write mask - 1, '
       f'with {IGNORE} where the mask is 0.'
     )
-  named = '\n'.join(
-    f'  {k}: {_with_colour(s, k - 1)}'
-    for k in range(1, len(s.labels.classes) + 1)
-  )
+  named = _lines(s, first=1)
   without = f'is no class, replace the lines by:\n  ignore: 0\n{named}'
   if 'background' in s.labels.classes:
     return f'In {s.classes_file}, if 0 {without}'
@@ -102,6 +99,11 @@ def _count_from_1(s: Survey) -> str:
   if share * (len(s.labels.classes) + 1) < 1:
     ways.reverse()
   return f'In {s.classes_file}, if 0 {ways[0]}\nIf 0 {ways[1]}'
+
+
+def _lines(s: Survey, first: int = 0) -> str:
+  classes = range(len(s.labels.classes))
+  return '\n'.join(f'  {first + k}: {_with_colour(s, k)}' for k in classes)
 
 
 def _with_colour(s: Survey, train_id: int) -> str:
@@ -243,14 +245,13 @@ def _positions(s: Survey) -> Finding | None:
   unknown = others.size and np.isin(others, s.unknown_values).all()
   if not unknown or others.max() >= classes:
     return None
-  lines = '\n'.join(f'  {k}: {_with_colour(s, k)}' for k in range(classes))
   bad = s.having(others)
   return Finding(
     f'{share_of(bad, s.index_masks, "mask", "have")} only values from 0 to '
     f'{others.max()}: the positions of the classes in {s.classes_file} rather '
     f'than their values ({listed(s.class_values)}).',
     names(bad),
-    f'If so, replace the lines of {s.classes_file} by:\n{lines}',
+    f'If so, replace the lines of {s.classes_file} by:\n{_lines(s)}',
   )
 
 

@@ -40,6 +40,7 @@ from resnest_jax.text import plural
 from resnest_jax.untrusted import load_json
 
 Colour = tuple[int, int, int]
+Values = tuple[int, ...]  # Of masks.
 
 EXAMPLE = (
   'Each line is a name and a colour, for example "road 128 64 128"; the '
@@ -77,19 +78,14 @@ _COLUMN = {word: kind for kind, words in _COLUMNS.items() for word in words}
 class Classes:
   """The contents of a classes file.
 
-  Attributes:
-    labels: names, colours and the train id of each mask value.
-    values: mask values of each class; the first is the one to write.
-    ignored: mask values that are deliberately no class, sorted.
-    chosen: names of the classes without a colour in the file.
-    form: '{0};{1}' of a table's values and names; '' of plain text, and None of
-      JSON and of tables without values.
+  `form` is '{0};{1}' of a table's values and names; '' of plain text, and None
+  of JSON and of tables without values.
   """
 
-  labels: LabelSet
-  values: tuple[tuple[int, ...], ...]
-  ignored: tuple[int, ...]
-  chosen: tuple[str, ...]
+  labels: LabelSet  # Names, colours and the train id of each mask value.
+  values: tuple[Values, ...]  # Of each class; the first is the one to write.
+  ignored: Values  # Deliberately no class, sorted.
+  chosen: tuple[str, ...]  # Names of the classes without a colour in the file.
   form: str | None
 
   def known(self) -> np.ndarray:
@@ -104,7 +100,7 @@ class _Entry:
   where: str  # 'classes.txt, line 3', which begins messages.
   name: str
   colour: Colour | None
-  values: tuple[int, ...]
+  values: Values
   positional: bool  # Without values of its own: its position is its value.
 
 
@@ -150,11 +146,11 @@ def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int], str]:
       line = f'{found[1]} {found[2]}'
     # Only the first colon separates values: names may have further ones.
     head, colon, rest = map(str.strip, line.partition(':'))
-    rest = rest if colon else head
     if colon and head.lower() in _IGNORED:
       ignored += _numbers(rest, where)
       continue
-    values = tuple(_numbers(head, where)) if colon else ()
+    values = _numbers(head, where) if colon else ()
+    rest = rest if colon else head
     rest = _HEX.sub(lambda x: ' '.join(map(str, bytes.fromhex(x[1]))), rest)
     # The blank: a colour without a name matches, and `_check` refuses it.
     match = _COLOUR.fullmatch(f' {rest}')
@@ -182,11 +178,7 @@ def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int], str]:
 
 
 def _entry(
-  where: str,
-  name: str,
-  colour: Colour | None,
-  values: tuple[int, ...],
-  position: int,
+  where: str, name: str, colour: Colour | None, values: Values, position: int
 ) -> _Entry:
   # "ignore 0 0 0" would otherwise become a class that is trained.
   if name.lower() in _IGNORED:
@@ -236,16 +228,14 @@ def _read_table(
       )
     row = dict(zip(kinds, cells, strict=True))
     name = row.pop('name')
-    for cell in row.values():
-      if not cell.isdecimal():
-        raise UserError(
-          f'{where}: {cell!r} is not a number from 0 to 255; write one.'
-        )
-    number = {kind: int(cell) for kind, cell in row.items()}
-    values = (number['value'],) if 'value' in number else ()
+    if wrong := [cell for cell in row.values() if not cell.isdecimal()]:
+      raise UserError(
+        f'{where}: {wrong[0]!r} is not a number from 0 to 255; write one.'
+      )
+    values = (int(row['value']),) if 'value' in row else ()
     colour = None
-    if 'red' in number:
-      colour = number['red'], number['green'], number['blue']
+    if 'red' in row:
+      colour = tuple(int(row[kind]) for kind in ('red', 'green', 'blue'))
     if name.lower() in _IGNORED and values:
       ignored += values
     else:
@@ -253,14 +243,14 @@ def _read_table(
   return entries, ignored, form if 'value' in kinds else None
 
 
-def _numbers(text: str, where: str) -> list[int]:
+def _numbers(text: str, where: str) -> Values:
   words = text.replace(',', ' ').split()
   if not words or not all(word.isdecimal() for word in words):
     raise UserError(
       f'{where}: {text!r} is no mask value. Lines with a colon are "1: '
       'road 128 64 128" or "ignore: 0"; without a colon the name comes first.'
     )
-  return [int(word) for word in words]
+  return tuple(map(int, words))
 
 
 def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int], None]:
@@ -291,23 +281,21 @@ def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int], None]:
       '{"classes": ["road", "tree"]}.'
     )
   number = len(names)
-  palette = content.get('palette') or [None] * number
-  values = content.get('values') or [None] * number
+  palette, values = (
+    content.get(key) or [None] * number for key in ('palette', 'values')
+  )
   ignored = content.get('ignore') or []
-  if not _is_list(ignored, int) or not all(
-    isinstance(column, list) and len(column) == number
-    for column in (palette, values)
-  ):
+  fit = [isinstance(x, list) and len(x) == number for x in (palette, values)]
+  if not all(fit) or not _is_list(ignored, int):
     raise UserError(
       f'{path}: "palette" and "values" must be lists as long as "classes" '
       f'({number}), "ignore" a list of numbers.'
     )
   entries = []
   for i, name in enumerate(names):
-    where = f'{path}, class {i}'
+    where, own = f'{path}, class {i}', values[i]
     colour = _tuple(palette[i], 'colour', where)
-    own = [values[i]] if type(values[i]) is int else values[i]
-    value = _tuple(own, 'value', where)
+    value = _tuple([own] if type(own) is int else own, 'value', where)
     entries.append(_Entry(where, name, colour, value or (i,), not value))
   return entries, ignored, None
 
@@ -330,11 +318,9 @@ def _tuple(given: Any, what: str, where: str) -> tuple[int, ...] | None:
 def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
   """Refuses numbers out of range, duplicates and missing names."""
   if len(entries) == 1:
-    name, other = entries[0].name, 'background'
-    if name == other:
-      other = 'object'
-    elif not entries[0].positional:
-      other = '0: background'
+    name = entries[0].name
+    other = 'background' if entries[0].positional else '0: background'
+    other = 'object' if name == 'background' else other
     raise UserError(
       f'{path} has 1 class; there must be 2 to {IGNORE}. What is not {name} '
       f'is a class as well: add "{other}" in front of it. If the masks are '
@@ -359,8 +345,7 @@ def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
       raise UserError(f'{entry.where}: {entry.name!r} is no text; rename it.')
     _check_bytes((*entry.values, *(entry.colour or ())), f'{entry.where}:')
     facts = [('name', entry.name), *(('value', x) for x in entry.values)]
-    if entry.colour:
-      facts.append(('colour', entry.colour))
+    facts += [('colour', entry.colour)] if entry.colour else []
     for fact in facts:
       if fact in taken:
         of = '' if fact[0] == 'name' else f' of {entry.name}'
@@ -389,13 +374,9 @@ def _make(entries: list[_Entry], ignored: list[int], form: str) -> Classes:
   to_train_id = np.full(256, IGNORE, np.uint8)
   for train_id, entry in enumerate(entries):
     to_train_id[list(entry.values)] = train_id  # Also 255, if a class has it.
-  labels = LabelSet(
-    'own',
-    tuple(entry.name for entry in entries),
-    np.array([e.colour or colours[e.name] for e in entries], np.uint8),
-    to_train_id,
-  )
-  values = tuple(entry.values for entry in entries)
+  palette = [entry.colour or colours[entry.name] for entry in entries]
+  names, values = zip(*((x.name, x.values) for x in entries), strict=True)
+  labels = LabelSet('own', names, np.array(palette, np.uint8), to_train_id)
   return Classes(labels, values, tuple(sorted({*ignored})), tuple(open_), form)
 
 

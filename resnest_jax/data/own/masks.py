@@ -94,24 +94,18 @@ def colours_of(mask: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conversion:
-  """How a folder of other masks becomes one of index masks.
+  """How a folder of other masks becomes one of index masks."""
 
-  masks: the folder.
-  suffix: the end of the masks' names, if others lie among them; else ''.
-  then: what to set after it.
-  """
-
-  masks: str
+  masks: str  # The folder.
   classes_file: str
   classes: Classes
-  suffix: str
-  then: str
+  suffix: str  # The end of the masks' names, if others lie among them; else ''.
+  then: str  # What to set after it.
 
   def command(self, flags: str = '') -> str:
     words = ['--masks', self.masks, '--classes', self.classes_file]
     words += ['--out', f'{self.masks}_ids']
-    if self.suffix:
-      words += ['--suffix', self.suffix]
+    words += ['--suffix', self.suffix] if self.suffix else []
     return (
       'This converts all files there:\n  python -m resnest_jax.data.prepare '
       f'palette2id {shlex.join(words)}{flags}\nThen {self.then}.'
@@ -145,24 +139,19 @@ class Conversion:
     return self.of_colours(set(map(tuple, colours.tolist())), mask.indices)
 
   def of_numbers(self) -> str:
-    """The command for masks of numbers."""
     return self.command(' --indices')
 
   def of_colours(self, colours: Colours, indices: Sequence[int] = ()) -> str:
     """The remedy for masks of colours; `indices` if all have a palette."""
     file, labels = self.classes_file, self.classes.labels
-    named = zip(
-      labels.classes, map(tuple, labels.palette.tolist()), strict=True
-    )
-    ours = {colour for name, colour in named if name not in self.classes.chosen}
-    unknown = sorted(colours - ours)
+    named = zip(labels.classes, labels.palette.tolist(), strict=True)
+    chosen = self.classes.chosen
+    unknown = sorted(colours - {tuple(c) for x, c in named if x not in chosen})
     fit = bool(indices) and self.classes.known()[list(indices)].all()
     if len(unknown) == len(colours):
       if fit:
-        return (
-          f'The indices of their palette are values of {file}. '
-          f'{self.of_numbers()}'
-        )
+        numbers = self.of_numbers()
+        return f'The indices of their palette are values of {file}. {numbers}'
       return (
         f'No class of {file} has one of the colours {_named(unknown)}. If each '
         'colour is a class, write it behind the name ("name '
@@ -171,11 +160,8 @@ class Conversion:
         'classes: export a mask of classes from your program.'
       )
     remedy = self.command()
-    if self.classes.chosen:
-      remedy = (
-        f'Give {", ".join(self.classes.chosen)} a colour in {file} first. '
-        f'{remedy}'
-      )
+    if chosen:
+      remedy = f'Give {", ".join(chosen)} a colour in {file} first. {remedy}'
     if unknown:
       # With a class of 255 palette2id has no number for them.
       ignore = ', or add --unknown ignore, which makes them 255 (ignored)'
@@ -197,8 +183,7 @@ def _named(colours: Iterable[Sequence[int]]) -> str:
 def telling_suffix(images: Iterable[str], masks: str) -> str:
   """What tells masks, which are PNGs, from images in the same folder."""
   folder = os.path.join(os.path.abspath(masks), '')
-  among = any(
-    os.path.abspath(x).startswith(folder) and not x.lower().endswith('.png')
-    for x in images
+  others = (
+    os.path.abspath(x) for x in images if not x.lower().endswith('.png')
   )
-  return '.png' if among else ''
+  return '.png' if any(x.startswith(folder) for x in others) else ''

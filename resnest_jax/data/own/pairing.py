@@ -4,6 +4,7 @@ import collections
 import errno
 import functools
 import os
+import re
 import shlex
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -48,28 +49,22 @@ class Affixes(NamedTuple):
     stem, extension = os.path.splitext(name)
     if extensions and extension.lower() not in extensions:
       return None
-    start, end = len(self.prefix), len(self.suffix)
-    for text in (stem, name):
-      fits = text.lower().startswith(self.prefix.lower())
-      fits = fits and text.lower().endswith(self.suffix.lower())
-      if fits and len(text) > start + end:
-        return text[start : len(text) - end]
-    return None
+    start, end = map(re.escape, self)
+    form = re.compile(f'{start}(.+){end}', re.IGNORECASE | re.DOTALL)
+    found = form.fullmatch(stem) or form.fullmatch(name)
+    return found and found[1]
 
 
 class Tree(NamedTuple):
   """The files of a folder and those below it.
 
-  what: 'image' or 'mask'.
-  files: of each sample, by name: the path below the folder without affixes and
-    extension.
-  others: the rest, by the name that they would have, if any.
+  A sample's name is the path below the folder without affixes and extension.
   """
 
-  what: str
+  what: str  # 'image' or 'mask'.
   folder: Path
-  files: dict[str, str]
-  others: list[tuple[str | None, Path]]
+  files: dict[str, str]  # Of each sample, by name.
+  others: list[tuple[str | None, Path]]  # By the name they would have, if any.
 
 
 class Trees(NamedTuple):
@@ -290,6 +285,9 @@ def _first(names: Sequence[str]) -> str:
   return ', '.join(names[:SHOWN]) + more
 
 
+_start = os.path.commonprefix  # Of any words, not of paths.
+
+
 def _flags_that_pair(trees: Trees) -> str:
   """The flags of affixes with which all files have partners, or ''."""
   both = [
@@ -320,13 +318,6 @@ def _flags_that_pair(trees: Trees) -> str:
   return ''
 
 
-def _start(words: Sequence[str]) -> str:
-  """What all words begin with."""
-  first, last = min(words), max(words)
-  same = [x == y for x, y in zip(first, last, strict=False)]
-  return first[: [*same, False].index(False)]
-
-
 def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
   """Reads a list of samples.
 
@@ -347,9 +338,8 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
   for number, line in enumerate(lines, 1):
     if not line.strip() or line.startswith('#'):
       continue
-    where = f'{path}, line {number}'
+    where, pair = f'{path}, line {number}', None
     words = _two_paths(line, path.parent)
-    pair = None
     first = words[0] if words else ''
     is_path = os.path.splitext(first)[1] or os.path.isfile(path.parent / first)
     if trees and not is_path:
@@ -365,9 +355,8 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
       parts = [x for x in PurePosixPath(words[0]).parts if x not in ('..', '/')]
       files = [str(path.parent / word) for word in words]
       pair = Pair(os.path.splitext('/'.join(parts))[0], *files)
-      missing += [
-        f'{x} in line {number}' for x in files if not os.path.isfile(x)
-      ]
+      lost = [x for x in files if not os.path.isfile(x)]
+      missing += [f'{x} in line {number}' for x in lost]
     if pair.name in pairs:
       raise UserError(
         f'{where}: a second image named {pair.name}. Remove one of the lines, '

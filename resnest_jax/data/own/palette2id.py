@@ -18,6 +18,7 @@ import functools
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -38,9 +39,11 @@ SUFFIXES = ('.png', '.bmp', '.gif', '.tif', '.tiff')
 _EXACT = ('PNG', 'BMP', 'GIF', 'TIFF')  # Formats that keep numbers.
 SHOWN = 10  # Colours that a message lists at most.
 
-# The value to write for each value or packed colour, -1 for no class; and the
-# functions that read those of a picture, (H, W), and name one in messages.
-Convert = tuple[np.ndarray, Callable[[Path], np.ndarray], Callable[[int], str]]
+
+class Convert(NamedTuple):
+  table: np.ndarray  # Value to write by value or packed colour; -1: no class.
+  read: Callable[[Path], np.ndarray]  # Those of a picture, (H, W).
+  name: Callable[[int], str]  # One of them in messages.
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,38 +51,18 @@ def main(arguments: Sequence[str]) -> None:
     prog='python -m resnest_jax.data.prepare palette2id', description=__doc__
   )
   add = parser.add_argument
-  add(
-    '--masks',
-    type=Path,
-    required=True,
-    metavar='DIR',
-    help='folder of the coloured masks, sub folders included',
-  )
-  add(
-    '--classes',
-    type=Path,
-    required=True,
-    metavar='FILE',
-    help='classes file with a line "name red green blue" for each class',
-  )
-  add('--out', type=Path, required=True, metavar='DIR', help='a new folder')
-  add(
-    '--indices',
-    action='store_true',
-    help='keep palette indices or grey values and disregard colours',
-  )
-  add(
-    '--suffix',
-    default='',
-    metavar='END',
-    help='only files whose names end so, with or without extension: _mask',
-  )
-  add(
-    '--unknown',
-    choices=('error', 'ignore'),
-    default='error',
-    help='treatment of colours that are no class (default: error)',
-  )
+  path = {'type': Path, 'required': True}
+  about = 'folder of the coloured masks, sub folders included'
+  add('--masks', **path, metavar='DIR', help=about)
+  about = 'classes file with a line "name red green blue" for each class'
+  add('--classes', **path, metavar='FILE', help=about)
+  add('--out', **path, metavar='DIR', help='a new folder')
+  about = 'keep palette indices or grey values and disregard colours'
+  add('--indices', action='store_true', help=about)
+  about = 'only files whose names end so, with or without extension: _mask'
+  add('--suffix', default='', metavar='END', help=about)
+  about = 'treatment of colours that are no class (default: error)'
+  add('--unknown', choices=('error', 'ignore'), default='error', help=about)
   add('--max_pixels', type=int, default=images.MAX_PIXELS, help='of a mask')
   args = parser.parse_args(arguments)
   # `_open` explains what is larger; alone, Pillow calls it an attack.
@@ -87,32 +70,41 @@ def main(arguments: Sequence[str]) -> None:
   classes = read_classes(args.classes)
   # A class may have the value 255; unknown pixels would then become that class.
   of_ignored = classes.labels.to_train_id[IGNORE]
-  ignore_unknown = args.unknown == 'ignore'
-  if ignore_unknown and of_ignored != IGNORE:
+  ignore = args.unknown == 'ignore'
+  if ignore and of_ignored != IGNORE:
     raise UserError(
       f'--unknown ignore writes {IGNORE}, but in {args.classes} this value is '
       f'{classes.labels.classes[of_ignored]}; give that class another value.'
     )
   targets = _targets(args.masks, args.out, args.suffix)
   if args.indices:
-    convert = index_converter(classes, targets.values())
+    convert = _index_converter(classes, targets.values())
   else:
-    convert = colour_converter(classes, args.classes)
-  remedy = 'Add them to that file'
-  if of_ignored == IGNORE:
-    remedy += ', or make them 255 (ignored) with --unknown ignore'
-  remedy += (
-    '. Very many colours come from smoothed edges or from JPEG: use the '
-    'originals.'
-  )
-  if not args.indices:
-    remedy += ' If the masks already hold class numbers, add --indices.'
-  convert_folder(
-    targets, args.out, convert, ignore_unknown, f'{args.classes}', remedy
-  )
+    convert = _colour_converter(classes, args.classes)
+  check_new(args.out)
+  with explain_refusal(args.out), whole_folder(args.out) as folder:
+    pixels, unknown = _convert(targets, folder, convert, ignore)
+    # Raised inside the context, which then removes the folder.
+    if pixels and not ignore:
+      remedy = ''
+      if of_ignored == IGNORE:
+        remedy = ', or make them 255 (ignored) with --unknown ignore'
+      remedy += (
+        '. Very many colours come from smoothed edges or from JPEG: use the '
+        'originals.'
+      )
+      if not args.indices:
+        remedy += ' If the masks already hold class numbers, add --indices.'
+      raise UserError(
+        f'nothing was written: {len(pixels)} values or colours are no class '
+        f'of {args.classes}:\n{unknown}\nAdd them to that file{remedy}'
+      )
+  if pixels:
+    print(f'became 255 (ignored):\n{unknown}')
+  print(f'{len(targets)} masks in {args.out}')
 
 
-def colour_converter(classes: Classes, classes_file: Path) -> Convert:
+def _colour_converter(classes: Classes, classes_file: Path) -> Convert:
   """Finds each pixel's class by its colour."""
   # Colours that we choose do not occur in the user's masks.
   if classes.chosen:
@@ -123,20 +115,20 @@ def colour_converter(classes: Classes, classes_file: Path) -> Convert:
     )
   table = np.full(2**24, -1, np.int16)
   table[_packed(classes.labels.palette)] = [v[0] for v in classes.values]
-  return (
+  return Convert(
     table,
     lambda path: _packed(np.asarray(_open(path).convert('RGB'))),
     lambda x: f'({x >> 16}, {x >> 8 & 255}, {x & 255})',
   )
 
 
-def index_converter(classes: Classes, paths: Iterable[Path]) -> Convert:
+def _index_converter(classes: Classes, paths: Iterable[Path]) -> Convert:
   """Keeps the values of pictures with a single channel."""
   mixed = len({_bits(path) < 8 for path in paths}) > 1
   # Values that the classes file lists as ignored are known and kept.
   table = np.where(classes.known(), np.arange(256), -1).astype(np.int16)
   read = functools.partial(_read_indices, known=classes.known(), mixed=mixed)
-  return table, read, str
+  return Convert(table, read, str)
 
 
 def _bits(path: Path) -> int:
@@ -219,26 +211,19 @@ def _packed(colours: np.ndarray) -> np.ndarray:
   return (red << 16) | (green << 8) | blue
 
 
-def convert_folder(
-  targets: Mapping[Path, Path],
-  out: Path,
-  convert: Convert,
-  ignore: bool,
-  classes_file: str,
-  remedy: str,
-) -> None:
-  """Converts pictures, from `_targets`, into a new or empty folder.
+def _convert(
+  targets: Mapping[Path, Path], folder: Path, convert: Convert, ignore: bool
+) -> tuple[Mapping[int, int], str]:
+  """Converts pictures, from `_targets`; unknown values become 255 if `ignore`.
 
-  `out` appears whole or not at all. Unknown values become 255 if `ignore`;
-  otherwise they raise a `UserError`, which ends with the remedy.
+  Returns the pixels of each unknown value, and lines about them.
   """
-  check_new(out)
-  table, read, in_words = convert
   pixels, first = collections.Counter(), {}  # Of each unknown value.
 
-  def work(target: Path, source: Path) -> tuple[Path, dict[int, int]]:
-    original = read(source)
-    ids = table[original]
+  def work(item: tuple[Path, Path]) -> tuple[Path, dict[int, int]]:
+    target, source = folder / item[0], item[1]
+    original = convert.read(source)
+    ids = convert.table[original]
     values, counts = np.unique(original[ids < 0], return_counts=True)
     if ignore or not values.size:
       target.parent.mkdir(parents=True, exist_ok=True)
@@ -247,32 +232,21 @@ def convert_folder(
       target.write_bytes(cv2.imencode('.png', mask)[1].tobytes())
     return source, dict(zip(values.tolist(), counts.tolist(), strict=True))
 
-  with explain_refusal(out), whole_folder(out) as folder:
-    with progress_bar('converting masks') as report:
-      # Results come in order, so `first` does not depend on the threads.
-      converted = map_in_threads(
-        lambda item: work(folder / item[0], item[1]), targets.items()
-      )
-      for done, (source, unknown) in enumerate(converted, 1):
-        pixels.update(unknown)
-        for value in unknown:
-          first.setdefault(value, source)
-        report(done, len(targets))
-    unknown = '\n'.join(
-      f'  {in_words(value)}: {count} pixels, first in {first[value]}'
-      for value, count in pixels.most_common(SHOWN)
-    )
-    if len(pixels) > SHOWN:
-      unknown += f'\n  and {len(pixels) - SHOWN} more'
-    # Raised inside the context, which then removes the folder.
-    if pixels and not ignore:
-      raise UserError(
-        f'nothing was written: {len(pixels)} values or colours are no class '
-        f'of {classes_file}:\n{unknown}\n{remedy}'
-      )
-  if pixels:
-    print(f'became 255 (ignored):\n{unknown}')
-  print(f'{len(targets)} masks in {out}')
+  with progress_bar('converting masks') as report:
+    # Results come in order, so `first` does not depend on the threads.
+    converted = map_in_threads(work, targets.items())
+    for done, (source, unknown) in enumerate(converted, 1):
+      pixels.update(unknown)
+      for value in unknown:
+        first.setdefault(value, source)
+      report(done, len(targets))
+  lines = [
+    f'  {convert.name(value)}: {count} pixels, first in {first[value]}'
+    for value, count in pixels.most_common(SHOWN)
+  ]
+  if len(pixels) > SHOWN:
+    lines.append(f'  and {len(pixels) - SHOWN} more')
+  return pixels, '\n'.join(lines)
 
 
 def _targets(masks: Path, out: Path, suffix: str) -> dict[Path, Path]:

@@ -23,15 +23,11 @@ _WORDS = (
 
 
 def draw_split(
-  pairs: Sequence[Any],
-  split: str,
-  fraction: float,
-  seed: int,
+  pairs: Sequence[Any], split: str, fraction: float, seed: int
 ) -> list[Any]:
-  """Draws the samples of a split by a hash of seed and name.
+  """Draws the samples of a split, whatever has a `name`, by a hash of the name.
 
   Args:
-    pairs: whatever has a `name`.
     split: 'train' or 'val'; a `UserError` is raised for another.
     fraction: share of the evaluation split, 0 to 1 (exclusive), which has the
       nearest number of samples; each split has at least one of two.
@@ -47,16 +43,14 @@ def draw_split(
 
   # Those with the smallest hashes: a sample that is added or removed moves one
   # other at most, and a larger fraction keeps a smaller one's.
-  def rank(pair: Pair) -> tuple[bytes, str]:
-    name = pair.name.rpartition('/')[2]
-    text = f'{seed}/{name}'.encode(errors='surrogateescape')
-    return hashlib.sha256(text).digest()[:8], pair.name
+  def rank(name: str) -> tuple[bytes, str]:
+    text = f'{seed}/{name.rpartition("/")[2]}'.encode(errors='surrogateescape')
+    return hashlib.sha256(text).digest()[:8], name
 
   number = math.floor(fraction * len(pairs) + 0.5)
   number = min(max(number, 1), len(pairs) - 1)
-  drawn = {pair.name for pair in sorted(pairs, key=rank)[:number]}
-  for_training = split == 'train'
-  return [pair for pair in pairs if (pair.name in drawn) != for_training]
+  drawn = {*sorted((pair.name for pair in pairs), key=rank)[:number]}
+  return [x for x in pairs if (x.name in drawn) != (split == 'train')]
 
 
 def find_pairs(
@@ -186,10 +180,9 @@ def _near(folders: Sequence[str], split: str) -> list[str]:
   near = []
   for name in folders:
     parts = {*re.findall('[a-z]+', name.lower())}
-    said = [x for x in _WORDS if x & parts]
-    if name.lower() == split.lower() or said == [words]:
+    if [x for x in _WORDS if x & parts] == [words]:
       near.append(name)
-  same = [x for x in near if x.lower() == split.lower()]
+  same = [x for x in folders if x.lower() == split.lower()]
   return same or [x for x in near if x.lower() in words] or near
 
 
