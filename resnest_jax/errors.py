@@ -33,8 +33,7 @@ class UserError(Exception):
   """Something the user gave cannot be used.
 
   The message says what was given, what is accepted, and what to do next.
-  Scripts print it without a traceback and exit with status 1. Passwords and
-  tokens in addresses are left out; see also `for_terminals`.
+  Scripts print it without a traceback and exit with status 1.
   """
 
   def __str__(self) -> str:
@@ -158,7 +157,13 @@ def run(
       'Try a smaller batch, crop or image_scale, the protocol slide, '
       'model.dtype bfloat16, or more devices.'
     ):
-      _with_output(main)
+      try:
+        main()
+      except SystemExit:
+        sys.stdout.flush()
+        raise
+      # The interpreter's own flush would print a traceback where it fails.
+      sys.stdout.flush()
   except KeyboardInterrupt:
     here = threading.current_thread()
     # A read that hangs would hold up an end that waits for its thread.
@@ -209,16 +214,6 @@ def _open_streams() -> None:
       stream.reconfigure(errors='backslashreplace')
 
 
-def _with_output(main: Callable[[], None]) -> None:
-  try:
-    main()
-  except SystemExit:
-    sys.stdout.flush()
-    raise
-  # The interpreter's own flush would print a traceback where it fails.
-  sys.stdout.flush()
-
-
 def _output_is_gone() -> bool:
   """Whether the reader of standard output has ended, as `head` does."""
   poll = select.poll()
@@ -265,10 +260,8 @@ def _fault(error: BaseException) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-  lines = str(error).strip().splitlines()
-  return shorten(
-    f'{type(error).__name__}: {lines[0]}' if lines else repr(error)
-  )
+  (line, *_) = str(error).strip().splitlines() or ['']
+  return shorten(f'{type(error).__name__}: {line}' if line else repr(error))
 
 
 def leave(message: str, status: int) -> NoReturn:

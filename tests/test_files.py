@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.refusals import refused
 from hosts import start
 from trouble import kill_while_emptied, obeying_permissions
 
@@ -56,13 +57,12 @@ def test_folders_take_the_place_of_empty_ones(tmp_path, name):
 
 
 def test_a_folder_that_was_filled_meanwhile_is_kept(tmp_path):
-  path, refused = tmp_path / 'a', pytest.raises(OSError, match='not empty')
-  with refused, files.whole_folder(path):
+  path, filled = tmp_path / 'a', pytest.raises(OSError, match='not empty')
+  with filled, files.whole_folder(path):
     path.mkdir()
     (path / 'theirs').touch()
   assert [x.name for x in tmp_path.rglob('*')] == ['a', 'theirs']
-  with pytest.raises(UserError, match='a is there already and nothing was'):
-    files.check_new(path)
+  refused('a is there already and nothing was', files.check_new, path)
 
 
 @pytest.mark.parametrize('name', [b'[a]', b'a\\b', b'\xdf', b'a:'])
@@ -75,8 +75,8 @@ def test_libraries_get_plain_names(tmp_path, name, monkeypatch):
   assert not plain.parent.exists()
   # Nor is the folder of temporary files of any use below such a name.
   monkeypatch.setattr(tempfile, 'tempdir', str(path))
-  refused = pytest.raises(UserError, match='Set TMPDIR to a folder of a plain')
-  with refused, files.plain_name(path):
+  odd = pytest.raises(UserError, match='Set TMPDIR to a folder of a plain')
+  with odd, files.plain_name(path):
     pass
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
   with files.plain_name(path) as plain:
@@ -191,8 +191,7 @@ def test_names_that_lead_out_of_a_folder(name, tmp_path):
   (folder / 'b').mkdir(parents=True)
   (folder / 'link').symlink_to(tmp_path)
   assert files.inside(folder, 'b/c/d.png') == folder / 'b/c/d.png'
-  with pytest.raises(UserError, match=f'outside of {folder}, in '):
-    files.inside(folder, name)
+  refused(f'outside of {folder}, in ', files.inside, folder, name)
   # The remedy.
   (folder / 'link').unlink()
   assert files.inside(folder, 'link/a') == folder / 'link/a'
@@ -209,8 +208,7 @@ def test_a_place_is_tried_and_left_as_it_was(tmp_path):
     'a' * 256: 'File name too long',
   }.items():
     told = f'^cannot write {tmp_path / place}: {why}.* or give another --out.$'
-    with pytest.raises(UserError, match=told):
-      files.check_writable(tmp_path / place)
+    refused(told, files.check_writable, tmp_path / place)
 
 
 CHECKS = [

@@ -5,13 +5,13 @@ import pytest
 from resnest_jax.errors import UnreadableSample, UserError
 
 
-def refused(message, call, *arguments, **options):
-  """The call raises a `UserError` whose message matches."""
-  with pytest.raises(UserError, match=message):
+def refused(message, call, *arguments, kind=UserError, **options):
+  """The message of the error that the call raises, which has to match."""
+  with pytest.raises(kind, match=message) as error:
     call(*arguments, **options)
+  return str(error.value)
 
 
 def unreadable(message, call, *arguments):
   """As `refused`, with the error of a file that cannot be read."""
-  with pytest.raises(UnreadableSample, match=message):
-    call(*arguments)
+  return refused(message, call, *arguments, kind=UnreadableSample)

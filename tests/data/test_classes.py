@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from data.refusals import refused
 from numpy.testing import assert_equal
 from trouble import obeying_permissions
 
@@ -112,8 +113,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(('content', 'message'), REFUSED)
 def test_what_cannot_be_meant_is_refused_with_its_place(read, content, message):
-  with pytest.raises(UserError, match=message):
-    read(content)
+  refused(message, read, content)
 
 
 NAMES = ('sky', 'red ox', 'oak')
@@ -188,8 +188,7 @@ def test_lines_that_are_no_classes_are_refused(read, text, mended):
     r'classes\.txt, line [12]\b.*"0: road 128 64 128"\. A table starts with a '
     'line that names its columns.* A name with a comma needs JSON'
   )
-  with pytest.raises(UserError, match=message):
-    read(text)
+  refused(message, read, text)
   assert facts(read(mended))[:2] == (('sky', 'sea'), ((0,), (1,)))
 
 
@@ -214,29 +213,25 @@ def test_values_behind_the_names_are_no_names(read, sky, sea):
 
 
 def test_one_class_gets_a_background_as_the_message_says(read):
-  with pytest.raises(UserError, match='add "background" in front'):
-    read('leaf\n')
+  refused('add "background" in front', read, 'leaf\n')
   assert read('background\nleaf\n').values == ((0,), (1,))
   assert read('0: background\n255: leaf\n').values == ((0,), (255,))
-  with pytest.raises(UserError, match='add "0: background" in front'):
-    read('1: leaf\n')
+  refused('add "0: background" in front', read, '1: leaf\n')
   assert read('0: background\n1: leaf\n').values == ((0,), (1,))
   assert read('id name\n3 leaf\n0 background\n').values == ((3,), (0,))
 
 
 def test_missing_file_says_what_to_write(tmp_path):
-  with pytest.raises(UserError, match=r'no classes file .*road 128 64 128'):
-    own.read_classes(tmp_path / 'classes.txt')
+  path = tmp_path / 'classes.txt'
+  refused(r'no classes file .*road 128 64 128', own.read_classes, path)
   no_text = r'cannot be read .*It is text in UTF-8'
   for content in (b'\xff\xfe\x00', 'Straße\nBaum'.encode('cp1252')):
-    (tmp_path / 'bytes').write_bytes(content)
-    with pytest.raises(UserError, match=no_text):
-      own.read_classes(tmp_path / 'bytes')
-  (tmp_path / 'bytes').chmod(0)
-  with obeying_permissions(), pytest.raises(UserError, match='right to read'):
-    own.read_classes(tmp_path / 'bytes')
-  with pytest.raises(UserError, match='it is no file'):
-    own.read_classes(tmp_path)
+    path.write_bytes(content)
+    refused(no_text, own.read_classes, tmp_path / 'bytes')
+  path.chmod(0)
+  with obeying_permissions():
+    refused('right to read', own.read_classes, path)
+  refused('it is no file', own.read_classes, tmp_path)
 
 
 def test_chosen_colours_are_far_from_each_other():
@@ -263,10 +258,8 @@ def test_labels_of_weights_that_do_not_say():
   assert own.label_set(3, None, None).classes == ('0', '1', '2')
   # In alphabetical order, without the background that has colour 0 in ADE20K.
   context = PASCAL_CONTEXT
-  assert (len(context.classes), sorted(context.classes)) == (
-    59,
-    [*context.classes],
-  )
+  assert len(context.classes) == 59
+  assert sorted(context.classes) == [*context.classes]
   assert_equal(context.palette, ADE20K.palette[1:60])
   assert_equal(context.to_train_id[[0, 1, 59, 60]], [255, 0, 58, 255])
 

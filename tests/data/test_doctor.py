@@ -98,9 +98,6 @@ def test_clean_data_has_no_findings(clean, name):
   assert examine(clean[name]) == []
 
 
-# ---- A fault for each rule -------------------------------------------------
-
-
 def both(change, labels=None):
   return lambda pair: [x.changed(change, labels=labels) for x in pair]
 
@@ -251,9 +248,6 @@ def test_every_rule_has_a_fault_and_is_documented(root):
   assert rows == [(r.name, r.severity, meaning[r]) for r in RULES]
 
 
-# ---- The same rules, other ways to break them ------------------------------
-
-
 def steps(mask):
   return np.uint8(mask % 4 * 80)
 
@@ -351,9 +345,6 @@ def test_faulty_samples_are_drawn_and_marked(clean, name, tmp_path):
   assert (pictures[0] == pictures[1]) == (name == 'unreadable')
 
 
-# ---- The report -------------------------------------------------------------
-
-
 def test_what_two_splits_share_is_described_once(clean):
   found = examine(first(dot, 4)(clean['10']))
   other = replace(found[0], split='validation')
@@ -375,9 +366,6 @@ def test_many_masks_without_the_upper_classes(clean):
     found = {d.rule.name for d in diagnose([replace(survey, size=10**4)])}
     named = 'wrong_ade20k_release' in found
     assert named == ((number, last) == (500, 100)), (number, last)
-
-
-# ---- What is no fault -------------------------------------------------------
 
 
 SEEN = {'absent_classes': 11, 'untrained_classes': 23}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from data.garden import BLACK_AND_WHITE
 from data.pictures import few_bits
+from data.refusals import refused
 from small import MINI as CONFIG
 from trouble import small_files
 
@@ -30,9 +31,6 @@ def run(call, mini_data_dir, capsys):
     return capsys.readouterr().out
 
   return run
-
-
-# ---- The command -----------------------------------------------------------
 
 
 def test_clean_data(run_script, mini_data_dir, tmp_path):
@@ -76,8 +74,7 @@ def test_samples_are_spread_evenly(run):
   chosen = drawing.spread(20210, 50)
   assert len(set(chosen)) == 50
   assert set(np.diff(chosen)) == {412, 413}
-  with pytest.raises(UserError, match='at least 1'):
-    run('--samples', '0')
+  refused('at least 1', run, '--samples', '0')
   with pytest.raises(UserError, match='classifiers have not'):
     run('--config', 'configs/imagenet_resnest50.py')
 
@@ -90,8 +87,7 @@ def test_a_report_is_replaced_and_other_files_are_not(run, tmp_path):
     content = json.loads(report.read_text())
     assert content['splits']['train']['seen'] == number
   report.write_text('{"mine": 1}')
-  with pytest.raises(UserError, match=r'doctor\.json exists and is not'):
-    run('--out', out)
+  refused(r'doctor\.json exists and is not', run, '--out', out)
   assert report.read_text() == '{"mine": 1}'
 
 
@@ -102,12 +98,8 @@ def test_findings_are_printed_where_no_report_is_written(run, tmp_path, capsys):
   assert '2 of 24 samples of train' in capsys.readouterr().out
   (tmp_path / 'file').touch()
   no_folder = r'cannot write .*File exists.*another fo'
-  with pytest.raises(UserError, match=no_folder):
-    run('--out', tmp_path / 'file')
+  refused(no_folder, run, '--out', tmp_path / 'file')
   assert capsys.readouterr().out == ''
-
-
-# ---- Before a training -----------------------------------------------------
 
 
 def cut(path):

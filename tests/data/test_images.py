@@ -48,9 +48,6 @@ def test_what_is_cut_off_is_no_picture(form, options, lost):
     assert decode(encoded[:kept]) is None, kept
 
 
-# --- Sizes and bounds --------------------------------------------------------
-
-
 @pytest.mark.parametrize(
   'size', [(60_000, 60_000), (20_000, 20_000), (2**20 - 1, 40_000)]
 )
@@ -140,9 +137,6 @@ def test_what_never_ends_is_not_read(tmp_path):
     unreadable(f'cannot be read .{why}', images.read_file, path)
 
 
-# --- The same pixels as Pillow's ---------------------------------------------
-
-
 def assert_equals_pillow(encoded, what, atol=0):
   expected = as_rgb(Image.open(io.BytesIO(encoded))).astype(int)
   found = decode(encoded)
@@ -224,9 +218,6 @@ def test_tags_of_geography_are_no_warnings(capfd):
   assert capfd.readouterr() == ('', '')
 
 
-# --- What headers say --------------------------------------------------------
-
-
 @pytest.mark.parametrize('bands', [1, 2, 3, 4, 5, 12, 224])
 @pytest.mark.parametrize('order', ['<', '>'])
 @pytest.mark.parametrize('big', [False, True])
@@ -268,9 +259,6 @@ def test_pictures_with_fractions_say_so(tmp_path):
   code = str(error.value).partition('file: ')[2].partition('. Here')[0]
   exec(code, {'cv2': cv2, 'np': np, 'old': old, 'new': new, 'WHITE': 1})
   assert read_picture(tmp_path / 'new.png')[-1, -1].tolist() == [255] * 3
-
-
-# --- What libjpeg complains of: kept, passed on, restored --------------------
 
 
 COMPLAINT = b'Corrupt JPEG data: 213 extraneous bytes before marker 0xd9\n'

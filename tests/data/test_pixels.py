@@ -52,9 +52,6 @@ def folder_of(data_dir):
   return data_dir / 'cityscapes' / 'mini_raw' / '1.0.0'
 
 
-# ---- Samples and batches ---------------------------------------------------
-
-
 def test_samples_are_those_of_the_png_files(encoded, raw_data_dir):
   split = train(raw_data_dir)
   assert split.decoded
@@ -77,9 +74,6 @@ def test_batches_are_equal_bit_for_bit(encoded, raw_data_dir):
   )
   assert len(batches) == 8
   assert_equal(batches, expected)
-
-
-# ---- The command -----------------------------------------------------------
 
 
 def test_archives_to_pixels(call, mini_cityscapes_archives, tmp_path, capsys):
@@ -106,9 +100,6 @@ def test_too_little_disk_space(monkeypatch, mini_cityscapes_data_dir, tmp_path):
   assert not folder_of(tmp_path).exists()
   free = free._replace(free=BYTES)
   prepare.prepare_raw(NAME, tmp_path)
-
-
-# ---- Restarts --------------------------------------------------------------
 
 
 class Reader:
@@ -220,9 +211,6 @@ def test_killed_in_the_middle(whole, tmp_path):
 
 def test_samples_of_two_sizes_are_refused(tmp_path):
   refused(r'_7: the image .*\(4, 5, 3\)', write, tmp_path, Reader(larger=7))
-
-
-# ---- Damage ----------------------------------------------------------------
 
 
 def test_a_changed_pixel_is_noticed_by_its_sample(encoded, data_dir):

@@ -118,8 +118,7 @@ def duplicates(s: Survey) -> Finding | None:
 def leaked(train: Survey, other: Survey) -> Finding | None:
   """images of the evaluation split that are also in training"""
   known = {o.image_hash: o for o in train.readable}
-  same = [o for o in other.readable if o.image_hash in known]
-  if not same:
+  if not (same := [o for o in other.readable if o.image_hash in known]):
     return None
   groups = [(o, known[o.image_hash]) for o in same]
   return Finding(

@@ -20,8 +20,7 @@ def unreadable(s: Survey) -> Finding | None:
   """missing, truncated or damaged images and masks, and those of kinds that
   cannot be decoded
   """
-  bad = [o for o in s.seen if o.error]
-  if not bad:
+  if not (bad := [o for o in s.seen if o.error]):
     return None
   # Prepared data puts the command that repairs it on further lines.
   _, _, advice = bad[0].error.partition('\n')
@@ -36,8 +35,7 @@ def unreadable(s: Survey) -> Finding | None:
 
 def damaged_jpeg(s: Survey) -> Finding | None:
   """JPEGs that the decoder complains about: perhaps damaged inside"""
-  bad = [o for o in s.readable if o.damage]
-  if not bad:
+  if not (bad := [o for o in s.readable if o.damage]):
     return None
   first = (*bad[0].files, bad[0].name)[0]
   return Finding(
@@ -53,8 +51,7 @@ def damaged_jpeg(s: Survey) -> Finding | None:
 
 def image_depth(s: Survey) -> Finding | None:
   """16-bit images"""
-  bad = [o for o in s.readable if o.image_type != 'uint8']
-  if not bad:
+  if not (bad := [o for o in s.readable if o.image_type != 'uint8']):
     return None
   return Finding(
     f'{share_of(bad, s.readable, "image", "are")} '
@@ -67,8 +64,7 @@ def image_depth(s: Survey) -> Finding | None:
 
 def image_channels(s: Survey) -> Finding | None:
   """images with a channel that is not used, such as transparency or infrared"""
-  bad = [o for o in s.readable if left_out(o.channels)]
-  if not bad:
+  if not (bad := [o for o in s.readable if left_out(o.channels)]):
     return None
   numbers = sorted({o.channels for o in bad})
   return Finding(
@@ -96,17 +92,15 @@ def mask_depth(s: Survey) -> Finding | None:
     return None
   # Masks of floats have no values here; see `observe._values`.
   values = np.concatenate([o.values for o in bad])
-  has = ''
-  if values.size:
-    has = f' with values from {values.min()} to {values.max()}'
+  low, high = (values.min(), values.max()) if values.size else (0, 0)
+  has = f' with values from {low} to {high}' if values.size else ''
   kinds = sorted({o.kind or o.mask_type for o in bad})
   remedy = f"{REWRITE}cv2.imwrite(new, mask.astype('uint8')). "
   if s.conversion:
     remedy = s.conversion.of_numbers()
-    # What the file does not have palette2id refuses.
-    if s.unknown_values.size:
-      remedy = f'Name their values in {s.classes_file} first. {remedy}'
-  if values.size and values.max() > IGNORE:
+  if s.conversion and s.unknown_values.size:  # Which palette2id refuses.
+    remedy = f'Name their values in {s.classes_file} first. {remedy}'
+  if high > IGNORE:
     remedy = (
       'Map values above 255 to classes first: masks that contain them are '
       f'usually instance masks or belong to another release. {remedy}'
@@ -121,15 +115,14 @@ def mask_depth(s: Survey) -> Finding | None:
 
 def size_mismatch(s: Survey) -> Finding | None:
   """masks of another size than their image"""
-  bad = [o for o in s.readable if o.image_size != o.mask_shape[:2]]
-  if not bad:
+  if not (bad := [o for o in s.readable if o.image_size != o.mask_shape[:2]]):
     return None
   swapped = [o for o in bad if o.image_size == o.mask_shape[1::-1]]
-  first = bad[0]
+  size, mask_size = bad[0].image_size, bad[0].mask_shape
   return Finding(
     f'{share_of(bad, s.readable, "mask", "have")} a different size from their '
-    f'image; {first.name}: image {_size(first.image_size)}, mask '
-    f'{_size(first.mask_shape)} (width x height).',
+    f'image; {bad[0].name}: image {size[1]} x {size[0]}, mask '
+    f'{mask_size[1]} x {mask_size[0]} (width x height).',
     names(bad),
     f'{_exchanged(swapped) if swapped else ""}Give each mask the size of its '
     'image. If one of the two was resized, resize the mask with '
@@ -157,10 +150,6 @@ def _exchanged(swapped: list[Observation]) -> str:
     number = f'In {upright}' if upright else 'Or'
     words += f'{number} the mask is transposed{why}: mask.T undoes that. '
   return words
-
-
-def _size(shape: tuple[int, ...]) -> str:
-  return f'{shape[1]} x {shape[0]}'
 
 
 def colour_masks(s: Survey) -> Finding | None:
@@ -214,8 +203,7 @@ def grey_masks_in_colour(s: Survey) -> Finding | None:
 
 def refused(s: Survey) -> Finding | None:
   """samples that training refuses for another reason"""
-  bad = [o for o in s.readable if o.refused]
-  if not bad:
+  if not (bad := [o for o in s.readable if o.refused]):
     return None
   what, _, remedy = bad[0].refused.partition('\n')
   return Finding(

@@ -24,9 +24,6 @@ _PICTURES = 8  # Of each split on the contact sheet.
 _MOST_NAMES = 1000  # Of a finding's samples in doctor.json.
 
 
-# --- Text --------------------------------------------------------------------
-
-
 def summary(surveys: Sequence[Survey], found: Sequence[Diagnosis]) -> str:
   """One line with the samples examined and the number of faults."""
   seen = ' and '.join(
@@ -99,9 +96,6 @@ def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
   return table
 
 
-# --- Files -------------------------------------------------------------------
-
-
 def claim(folder: Path) -> None:
   """Raises `UserError`, before the work, if the report cannot be written.
 
@@ -158,9 +152,6 @@ def _facts(s: Survey) -> dict[str, Any]:
       for k, name in enumerate(s.labels.classes)
     ],
   }
-
-
-# --- The contact sheet -------------------------------------------------------
 
 
 def draw(
