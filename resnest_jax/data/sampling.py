@@ -33,8 +33,7 @@ class Shuffled:
   """Epochs over a list of samples, which may repeat; each in another order."""
 
   def __init__(self, samples: np.ndarray, seed: int):
-    self._samples = np.asarray(samples)
-    self._seed = seed
+    self._samples, self._seed = np.asarray(samples), seed
 
   def weights(self, num_samples: int) -> np.ndarray:
     """Returns float (num_samples,) of sum 1, how often each sample is read."""

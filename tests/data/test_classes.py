@@ -227,7 +227,7 @@ def test_missing_file_says_what_to_write(tmp_path):
   no_text = r'cannot be read .*It is text in UTF-8'
   for content in (b'\xff\xfe\x00', 'Straße\nBaum'.encode('cp1252')):
     path.write_bytes(content)
-    refused(no_text, own.read_classes, tmp_path / 'bytes')
+    refused(no_text, own.read_classes, path)
   path.chmod(0)
   with obeying_permissions():
     refused('right to read', own.read_classes, path)

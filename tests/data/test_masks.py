@@ -216,7 +216,7 @@ def test_a_value_gets_a_class(garden, classes):
   assert len(found) == 2
   assert 'that no class has: 77, on' in found[0].what
   assert line in found[0].remedy
-  assert line in refused('', garden.labels)
+  assert line in refused('.', garden.labels)
   for text in ('id;name\n0;background\n1;leaf', '["background", "leaf"]'):
     garden.classes(text)
     found.append(garden.found()['unknown_values'])
@@ -304,7 +304,7 @@ def test_colours_of_no_class_get_no_command(garden):
   remedy = garden.found()['colour_masks'].remedy
   assert 'palette2id' not in remedy
   assert 'has one of the colours (1, 0, 0), (2, 0, 0), (3, 0, 0)' in remedy
-  assert 'palette2id' not in refused('', garden.labels)
+  assert 'palette2id' not in refused('.', garden.labels)
   garden.classes('background 1 0 0\nleaf 2 0 0\nflower 3 0 0')
   garden.obey(garden.found()['colour_masks'].remedy)
   garden.check()

@@ -75,8 +75,8 @@ def constant_masks(s: Survey) -> Finding | None:
     f'{share_of(bad, s.index_masks, "mask", "have")} a single value: '
     f'{listed(values)}.',
     names(bad),
-    'Open some of these masks: if their images show more than one class, the '
-    'masks were written wrongly. If not, keep fewer of them.',
+    'If the images of these masks show more than one class, the masks were '
+    'written wrongly. If not, keep fewer of them.',
   )
 
 
@@ -90,8 +90,7 @@ def identical_masks(s: Survey) -> Finding | None:
   return Finding(
     f'{len(images)} different images have the same mask, pixel for pixel.',
     names(s.readable),
-    'The program that wrote the masks wrote the same one each time. Correct '
-    'it and write them again.',
+    'Correct the program that wrote them, and write the masks again.',
   )
 
 

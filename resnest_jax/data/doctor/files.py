@@ -42,10 +42,9 @@ def damaged_jpeg(s: Survey) -> Finding | None:
     f'The JPEGs of {len(bad)} of {len(s.readable)} samples can be decoded, but '
     f'the decoder complains; {first}: "{bad[0].damage}".',
     names(bad),
-    'Look at them (doctor.png shows the first; --out DIR draws it). If a part '
-    'is grey, shifted or discoloured, the file is damaged: copy or '
-    'download it again, or remove both image and mask. A few extraneous '
-    'bytes in a picture that looks right do no harm.',
+    'Look at them (--out DIR draws the first, in doctor.png). If a part is '
+    'grey, shifted or discoloured, copy or download the file again, or remove '
+    'both image and mask. A few extraneous bytes alone do no harm.',
   )
 
 

@@ -77,13 +77,11 @@ class Survey:
   conversion: Conversion | None = None  # For a user's own data.
 
   @property
-  def classes_file(self) -> str:
-    """Path, for a user's own data; else ''."""
+  def classes_file(self) -> str:  # Its path, for a user's own data; else ''.
     return self.conversion.classes_file if self.conversion else ''
 
   @property
-  def ignores_255(self) -> bool:
-    """Whether 255 is no class, as nearly always."""
+  def ignores_255(self) -> bool:  # As nearly always.
     return self.labels.to_train_id[IGNORE] == IGNORE
 
   @property
@@ -193,11 +191,11 @@ def survey(
   """
   indices = range(len(split)) if indices is None else indices
   seen = []
+  observed = functools.partial(observe, split)
   for start in range(0, len(indices), _BLOCK):
     block = indices[start : start + _BLOCK]
     # One context per block, entered by this thread alone.
     with jpeg_warnings() as found:
-      observed = functools.partial(observe, split)
       for observation in map_in_threads(observed, block, num_threads):
         seen.append(observation)
         on_progress(len(seen), len(indices))

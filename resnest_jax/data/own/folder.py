@@ -189,14 +189,15 @@ def check_depth(path: str, image: np.ndarray) -> None:
 
 def _different_sizes(pair: Pair, image, mask) -> UserError:
   (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-  hint = 'Repair the pair or remove it.'
-  if (height, width) == (mask_width, mask_height):
+  if (height, width) != (mask_width, mask_height):
+    hint = 'Repair the pair or remove it.'
+  elif images.is_turned(pair.image):
+    hint = (
+      'The photograph is turned by its EXIF orientation and the mask is not: '
+      'rotate the mask, or save the photograph without that entry.'
+    )
+  else:
     hint = 'The mask is transposed or rotated: rotate it back.'
-    if images.is_turned(pair.image):
-      hint = (
-        'The photograph is turned by its EXIF orientation and the mask is not: '
-        'rotate the mask, or save the photograph without that entry.'
-      )
   return UserError(
     f'{pair.image} is {width}x{height} pixels but {pair.mask} is '
     f'{mask_width}x{mask_height}; both must have the same size. {hint}'
@@ -207,10 +208,9 @@ def _ranges(values: Sequence[int]) -> str:
   """'0 to 3, 7 and 255'."""
   # Of consecutive values the distance to their positions is the same.
   runs = itertools.groupby(enumerate(values), lambda item: item[1] - item[0])
-  parts = [[value for _, value in run] for _, run in runs]
+  parts = [[str(value) for _, value in run] for _, run in runs]
   return enumeration(
-    f'{part[0]} to {part[-1]}' if len(part) > 2 else ', '.join(map(str, part))
-    for part in parts
+    f'{x[0]} to {x[-1]}' if len(x) > 2 else ', '.join(x) for x in parts
   )
 
 

@@ -62,12 +62,9 @@ def few_bits(
 ) -> np.ndarray:
   """The class numbers of a grey PNG with fewer than 8 bits.
 
-  Args:
-    pixels: as decoders spread them, 0 and 255 for one bit.
-    bits: of the file, 1 to 8.
-    known: bool (256,), the values that masks may have.
-    mixed: whether masks of 8 bits lie next to it; then a `ValueError` is raised
-      where both numbers may be meant.
+  `pixels` are as decoders spread them, 0 and 255 for one bit; `known`, bool
+  (256,), the values that masks may have. If masks of 8 bits lie next to it,
+  `mixed`, a `ValueError` is raised where both numbers may be meant.
   """
   numbers = pixels // (255 // (2**bits - 1))
   spread = known[pixels].all()
@@ -163,10 +160,10 @@ class Conversion:
     if chosen:
       remedy = f'Give {", ".join(chosen)} a colour in {file} first. {remedy}'
     if unknown:
+      ignore = ''
       # With a class of 255 palette2id has no number for them.
-      ignore = ', or add --unknown ignore, which makes them 255 (ignored)'
-      if labels.to_train_id[IGNORE] != IGNORE:
-        ignore = ''
+      if labels.to_train_id[IGNORE] == IGNORE:
+        ignore = ', or add --unknown ignore, which makes them 255 (ignored)'
       remedy = (
         f'{plural(len(unknown), "colour", "are")} no class of {file}: '
         f'{_named(unknown)}. Add them to it first{ignore}. {remedy}'
