@@ -373,21 +373,18 @@ def main():
   folder = Path(tempfile.mkdtemp(prefix='fuzz-'))
   numbers = range(flags.first, flags.first + flags.inputs)
   jobs = [(x, f'{flags.seed}/{x}/{i}') for i in numbers for x in flags.only]
-  jobs, number = jobs[: flags.inputs], flags.processes
   rows = {kind: collections.Counter() for kind in flags.only}
-  end = time.monotonic() + flags.seconds
+  end, number = time.monotonic() + flags.seconds, flags.processes
+  shares = [jobs[i : flags.inputs : number] for i in range(number)]
   with futures.ThreadPoolExecutor(number) as threads:
-    shares = [jobs[i::number] for i in range(number)]
     list(threads.map(lambda share: fuzz(share, end, folder, rows), shares))
   ends = 'used', 'refused', 'failed'
   print(f'{"kind":<12}', *(f'{x:>8}' for x in (*ends, 'slowest')))
   for kind, row in rows.items():
     counts = [f'{row[x]:>8}' for x in ends]
     print(f'{kind:<12}', *counts, f'{row["slowest"]:>6.1f} s')
-  total, failed = (
-    sum(row[x] for row in rows.values() for x in group)
-    for group in (ends, ends[2:])
-  )
+  failed = sum(row['failed'] for row in rows.values())
+  total = sum(row[x] for row in rows.values() for x in ends)
   print(f'{total} inputs, {failed} failures')
   if failed:
     sys.exit(f'failures are kept in {folder}')

@@ -137,8 +137,6 @@ def read_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> bytes:
     raise UnreadableSample(str(error)) from error
 
 
-# --- Headers -----------------------------------------------------------------
-
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 # Comments may stand before each number.
 _PNM = re.compile(rb'P[1-6]' + 2 * rb'(?:\s|#[^\n]*\n)+(\d{1,9})' + rb'\s')

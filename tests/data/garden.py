@@ -81,8 +81,7 @@ class Garden:
     return {d.rule.name: d.finding for d in self.diagnoses()}
 
   def errors(self):
-    found = self.diagnoses()
-    return {d.rule.name for d in found if d.rule.severity == ERROR}
+    return {d.rule.name for d in self.diagnoses() if d.rule.severity == ERROR}
 
   def labels(self):
     """What training gets."""

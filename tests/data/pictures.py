@@ -59,6 +59,13 @@ def saved(form, image=None, **options):
   return file.getvalue()
 
 
+def exif_of(value, tag=0x0112):
+  """By default an orientation; 6: to be turned by 90 degrees."""
+  exif = Image.Exif()
+  exif[tag] = value
+  return exif
+
+
 def chunk(kind, content):
   """A part of a PNG, with its checksum."""
   checksum = zlib.crc32(kind + content).to_bytes(4)

@@ -5,6 +5,7 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+from data.pictures import exif_of
 from data.refusals import refused, unreadable
 from data.small_archives import encode
 from PIL import Image
@@ -90,9 +91,8 @@ def test_classes_may_be_called_as_splits_are(tmp_path):
 
 def test_photographs_are_upright_and_of_any_kind(tmp_path):
   write(tmp_path, ant=0, bee=5)
-  exif = Image.Exif()
-  exif[0x0112] = 6
-  Image.new('CMYK', (20, 10)).save(tmp_path / 'ant/1.jpg', exif=exif)
+  turned = Image.new('CMYK', (20, 10))
+  turned.save(tmp_path / 'ant/1.jpg', exif=exif_of(6))
   Image.new('L', (7, 5)).save(tmp_path / 'ant/2.JPEG')
   (tmp_path / 'ant/sub').mkdir()
   Image.new('RGBA', (6, 5)).save(tmp_path / 'ant/sub/3.webp')

@@ -55,28 +55,23 @@ def test_clean_data(run_script, mini_data_dir, tmp_path):
 def test_damaged_records(run, damaged_dir, tmp_path, capsys):
   with pytest.raises(SystemExit, match='1'):
     run('--out', tmp_path, data_dir=damaged_dir)
-  out = capsys.readouterr().out
-  assert 'error: unreadable (train)\n' in out
-  assert 'python -m resnest_jax.data.prepare ade20k_mini' in out
+  said = r'(?s)error: unreadable \(train\)\n.*data\.prepare ade20k_mini'
+  assert re.search(said, capsys.readouterr().out)
   (finding,) = json.loads((tmp_path / 'doctor.json').read_text())['findings']
   assert 0 < finding['count'] == len(finding['samples']) < 24
   assert 'of ade20k_mini, split train' in finding['samples'][0]
 
 
-def test_some_samples_of_one_split(run):
+def test_some_samples_of_one_split_are_spread_evenly(run):
   out = run('--split', 'validation', '--samples', '3')
   assert out.splitlines()[-1] == '3 of 8 samples of validation: nothing wrong'
-
-
-def test_samples_are_spread_evenly(run):
   assert drawing.spread(5, 5) == drawing.spread(5, 9) == [0, 1, 2, 3, 4]
   assert drawing.spread(11, 3) == [0, 5, 10]
   chosen = drawing.spread(20210, 50)
   assert len(set(chosen)) == 50
   assert set(np.diff(chosen)) == {412, 413}
   refused('at least 1', run, '--samples', '0')
-  with pytest.raises(UserError, match='classifiers have not'):
-    run('--config', 'configs/imagenet_resnest50.py')
+  refused('fiers have not', run, '--config', 'configs/imagenet_resnest50.py')
 
 
 def test_a_report_is_replaced_and_other_files_are_not(run, tmp_path):
@@ -169,8 +164,8 @@ def test_samples_that_training_may_skip(garden, capsys):
   assert 'error: unreadable (train)' in capsys.readouterr().out
   cut(garden.image('val/5'))  # Evaluation skips nothing.
   error = refusal(garden, **skipping)
-  assert 'error: unreadable (val)' in error
-  assert 'Samples of val must be repaired' in error
+  said = r'(?s)error: unreadable \(val\).*Samples of val must be repaired'
+  assert re.search(said, error)
   assert 'skip_unreadable' not in error
 
 

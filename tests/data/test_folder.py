@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from data import coast
 from data.coast import TRAIN, both, names, not_opened, split_of, write_samples
-from data.pictures import claiming, png_bomb, tiff
+from data.pictures import claiming, exif_of, png_bomb, tiff
 from data.refusals import refused, unreadable
 from data.small_archives import decode, encode
 from numpy.testing import assert_equal
@@ -165,12 +165,13 @@ def test_the_affixes_that_pair_all_files_are_named(root, image, mask, flags):
   assert names(root, **dict(given)) == TRAIN
 
 
+WHERE = '--masks {0}/masks --classes {0}/classes.txt --out {0}/masks_ids'
+TO_IDS = f'.*palette2id {WHERE}'
 PARTNERS = [
   ('.heic', '.png', r'1 mask has no image.*\(a\.png\); a\.heic cannot be '
    r'read as image\. Save them as PNG or JPEG'),
   ('.png', '.tif', r'1 image has no mask .*; a\.tif cannot be read as mask.*'
-   r'palette2id --masks {0}/masks --classes {0}/classes.txt --out '
-   r'{0}/masks_ids --indices\nThen add --config.data.folder.masks=masks_ids'),
+   f'{TO_IDS} --indices\nThen add --config.data.folder.masks=masks_ids'),
   ('.png', '.npy', r'a\.npy cannot be read as mask\. Write them as PNG'),
   ('.parquet', '.png', r'a\.parquet .*docs/own-data\.md has lines that write'),
   ('.png', '.json', r'a\.json cannot be .*Polygons are no masks: docs/own-d'),
@@ -260,11 +261,6 @@ def save_mask(root, picture, **options):
 
 
 IS = r'is 16x12 .*/masks/train/a\.png is'
-TO_IDS = (
-  '.*palette2id --masks {0}/masks --classes {0}/classes.txt --out {0}/masks_ids'
-)
-
-
 NO_INDEX_MASKS = [
   (Image.new('RGB', (16, 12), (128, 64, 128)), rf'is a 8-bit RGB {TO_IDS}\n'),
   (Image.new('P', (16, 12)), rf'is a 1-bit palette {TO_IDS} --indices\n'),
@@ -304,8 +300,7 @@ def test_images_of_other_bands_become_rgb_and_of_16_bits_do_not(root):
 
 def test_exif_turns_the_image_and_not_the_mask(root):
   """As mmsegmentation reads them; the mask belongs to the upright picture."""
-  exif = Image.Exif()
-  exif[0x0112] = 6  # The camera was turned: rotate by 90 degrees to view.
+  exif = exif_of(6)
   mask = np.tile(np.repeat(np.uint8([1, 2]), 8), (12, 1))
   image = Image.fromarray(mask * np.uint8(100))
   image.save(root / 'images/train/a.png', exif=exif)

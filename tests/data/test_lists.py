@@ -141,8 +141,7 @@ def test_other_names_of_splits_are_understood(root, new, capsys):
 @pytest.mark.parametrize(('train', 'val'), [('Train', 'b'), ('train', 'w')])
 def test_a_split_that_is_missing_is_not_drawn(root, train, val):
   rename(root, train=train, val=val)
-  message = f'there are: {train}, {val}.*eval_split to their names'
-  not_opened(root, message, 'val')
+  not_opened(root, f'are: {train}, {val}.*eval_split to their names', 'val')
   assert names(root, val, eval_split=val) == coast.VAL
 
 
@@ -174,10 +173,7 @@ LINES = (
   'images/train/x/a.png masks/train/x/a.png'
 )
 VOC = {'images': 'images/{split}', 'masks': 'masks/{split}'}
-
-
 PATHS = ['images/train/b', 'images/train/x/a']
-
 LISTS = [
   (LINES.replace('\n', '\r\n'), 'utf-8-sig', PATHS),
   (LINES.replace('/', '\\'), 'utf-8', PATHS),

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from data.garden import BLACK_AND_WHITE, CLASSES, COLOURS, rgb
-from data.pictures import few_bits, saved, tiff, with_palette
+from data.pictures import exif_of, few_bits, saved, tiff, with_palette
 from data.refusals import refused
 from data.small_archives import encode
 from numpy.testing import assert_equal
@@ -103,13 +103,11 @@ def test_masks_that_are_jpegs_within(garden):
 
 
 def test_masks_of_other_sizes_may_be_turned(garden):
-  exif = Image.Exif()
-  exif[0x0112] = 6  # Orientation: to be turned by 90 degrees.
   path = garden.image('train/2')
   garden.write(lambda ids: encode(ids.T), 'train/2')
   found = [garden.found()['size_mismatch']]
   garden.write(encode)
-  Image.open(path).save(path, exif=exif)
+  Image.open(path).save(path, exif=exif_of(6))
   found.append(garden.found()['size_mismatch'])
   assert [x.samples for x in found] == [('2',), ('2',)]
   causes = 'In 1 the mask is transposed', 'In 1 the camera noted a rotation'

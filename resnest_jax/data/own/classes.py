@@ -1,27 +1,17 @@
 """A user's own classes: names, colours and mask values, from a small file.
 
-In plain text each line is a class, its name followed by red, green and blue.
-The first class is 0 in the masks, the second 1, and so on:
-
-    road 128 64 128
-    tree 34 139 34
-
-Other mask values precede the name. Values without a class are listed as
-`ignore`; 255 is ignored anyway, unless a class has it. Missing colours are
-chosen, and lines with # are comments:
-
-    1: road 128 64 128
-    2 3: tree
-    ignore: 0
-
-JSON has the same facts in lists, with `values` and `ignore` optional;
-predict.py writes its `classes.json` in this form:
+In plain text each line is a class, such as `1: road 128 64 128`: its value in
+the masks (all lines or none have one; without, the first class is 0), its name,
+and its colour (without, one is chosen). A class may have several values, `2 3:
+tree`. Values without a class are listed as `ignore: 0`; 255 is ignored anyway,
+unless a class has it. Lines with # are comments. JSON has the same facts in
+lists, `values` and `ignore` optional; predict.py writes its `classes.json` so:
 
     {"classes": ["road", "tree"], "palette": [[128, 64, 128], [34, 139, 34]],
      "values": [1, [2, 3]], "ignore": [0]}
 
-Files of other tools are read as well: tables whose first line names the columns
-(`name,r,g,b`; `Pixel Value, Class`), CVAT's labelmap.txt, and id2label.json.
+Tables whose first line names the columns (`name,r,g,b`), CVAT's labelmap.txt
+and id2label.json are read as well; docs/own-data.md has examples.
 """
 
 import csv
