@@ -153,9 +153,8 @@ def test_sampler_of_a_run_keeps_its_counts(split, what, tmp_path):
       cache.write_bytes(whole[:20] + b'\0' + whole[21:])
     else:
       np.save(cache, wrong)
-    unreadable(
-      '', sampling.open_sampler, config, Unreadable(*what), SEED, cache
-    )
+    again = config, Unreadable(*what), SEED, cache
+    unreadable('damaged', sampling.open_sampler, *again)
 
 
 def test_labels_that_cannot_be_read_are_not_drawn(what, tmp_path):

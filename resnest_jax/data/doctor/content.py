@@ -45,10 +45,9 @@ def ignored_share(s: Survey) -> Finding | None:
       for o in s.index_masks
       if 2 * o.counts[s.labelled(o)].sum() < o.counts.sum()
     ),
-    f'If the network should learn the value {most} as a class, such as a '
-    f'background, name it in the classes file ({line}; '
-    'docs/own-data.md). Otherwise nothing is wrong, but most of the '
-    'computation goes to pixels that do not train.',
+    f'If the value {most} is a class to learn, such as a background, name it '
+    f'in the classes file ({line}; docs/own-data.md). Otherwise nothing is '
+    'wrong, but most of the computation goes to pixels that do not train.',
   )
 
 
@@ -60,8 +59,7 @@ def unlabelled_masks(s: Survey) -> Finding | None:
   return Finding(
     f'{share_of(bad, s.index_masks, "mask", "have")} no labelled pixel.',
     names(bad),
-    'Remove these samples or label them: training spends time on them and '
-    'learns nothing.',
+    'Remove these samples or label them: training learns nothing from them.',
   )
 
 
@@ -151,9 +149,8 @@ def absent_classes(s: Survey) -> Finding | None:
     f'{share_of(absent, classes, "class", "do")} not occur in {s.split}: '
     f'{listed(absent, 20)}.',
     (),
-    'Compare the values in the masks with the values of the classes. A class '
-    'without pixels cannot be learnt: add images that show it, or remove the '
-    'class.',
+    'Compare the values in the masks with those of the classes. To learn a '
+    'class add images that show it, or remove the class.',
   )
 
 

@@ -24,16 +24,14 @@ def class_count(s: Survey) -> Finding | None:
   classes = len(s.labels.classes)
   if s.num_outputs in (0, classes):  # 0: as many as the data has.
     return None
-  why = (
-    ' Pixels of no class ("other", "background") are ignored, not counted as '
-    'one more class.'
-  )
-  if s.classes_file:
+  why = ''
+  if s.num_outputs == classes + 1 and s.classes_file:
     why = f' A background that is to be learnt has a line in {s.classes_file}.'
+  elif s.num_outputs == classes + 1:
+    why = ' Pixels of no class ("other", "background") are ignored.'
   return Finding(
     f'config.model.num_classes is {s.num_outputs}, but {s.data} has '
-    f'{plural(classes, "class")}.'
-    f'{why if s.num_outputs == classes + 1 else ""}',
+    f'{plural(classes, "class")}.{why}',
     (),
     f'Add --config.model.num_classes={classes}, or 0 to follow the data.',
   )
@@ -209,8 +207,7 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
     f'The {classes} classes are in the masks of the scene parsing release, '
     'annotations/ of ADEChallengeData2016.zip: python -m '
     'resnest_jax.data.prepare ade20k downloads and checks it. If these masks '
-    'are from that release, they were altered, for example saved as JPEG or '
-    'resized with interpolation.',
+    'are from it, they were saved as JPEG or resized with interpolation.',
   )
 
 
@@ -359,10 +356,9 @@ def unknown_values(s: Survey) -> Finding | None:
     names(bad),
     f'{write}ame the values in '
     f'{s.classes_file or "the classes file of your own data"} '
-    f'({line}, or "{none}"; docs/own-data.md). Values that '
-    'occur only at the borders of objects come from masks that were saved as '
-    'JPEG or resized with interpolation; use the originals, or resize them '
-    'with cv2.INTER_NEAREST.',
+    f'({line}, or "{none}"; docs/own-data.md). Values at borders of objects '
+    'alone come from JPEG or from interpolation; use the originals, or resize '
+    'them with cv2.INTER_NEAREST.',
   )
 
 

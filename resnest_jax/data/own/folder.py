@@ -37,11 +37,9 @@ from resnest_jax.threads import map_in_threads
 class FolderSplit:
   """A sequence of samples that threads can share and that can be pickled.
 
-  `split[i]` is a dict as in `datasets.PreparedSplit`: `image` uint8 (H, W, 3)
-  RGB, `label` uint8 (H, W) train ids and 255, `name`.
-
-  `labels` is the `LabelSet` of the classes file, `known_values`, bool (256,),
-  the mask values there, and 255.
+  `split[i]` is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W)
+  train ids and 255, `name`. `labels` is the `LabelSet` of the classes file,
+  `known_values`, bool (256,), the mask values there, and 255.
   """
 
   split: str
