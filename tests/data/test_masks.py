@@ -354,8 +354,8 @@ def test_few_bits_among_masks_of_eight(garden):
 
 
 def two_frames(ids):
-  frames = [Image.fromarray(ids), Image.fromarray(ids[::-1])]
-  return saved('GIF', frames[0], save_all=True, append_images=frames[1:])
+  first, *more = map(Image.fromarray, (ids, ids[::-1]))
+  return saved('GIF', first, save_all=True, append_images=more)
 
 
 NO_MASKS = [
