@@ -28,10 +28,10 @@ from flax.traverse_util import flatten_dict
 
 from benchmarks.ahead import read_case
 from benchmarks.flags import positive
+from benchmarks.flops import count_flops
 from benchmarks.topologies import CHIPS, Chip
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError, run
-from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.models.segmentor import create_segmentor
 

@@ -26,12 +26,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.flags import add_out, positive
+from benchmarks.flops import count_flops
 from benchmarks.report import describe_machine, device_name, write_result
 from resnest_jax import runtime, sharding
 from resnest_jax.checkpoints.state import create_state
 from resnest_jax.errors import UserError, run
 from resnest_jax.models import implementations
-from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import scanned
 from resnest_jax.text import duration

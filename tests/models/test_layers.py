@@ -11,17 +11,13 @@ import torch
 from golden.reference import TINY, assert_close, random, struct, with_gradients
 
 from benchmarks import plain_layers
+from benchmarks.flops import count_flops
 from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.models import implementations, layers, pooling, pyramid
 from resnest_jax.models.convolution import DepthwiseConv, convolve, depthwise
-from resnest_jax.models.flops import count_flops
 from resnest_jax.models.initial import variable_shapes
-from resnest_jax.models.normalization import (
-  FEW_VALUES,
-  BatchNorm,
-  normalize,
-)
+from resnest_jax.models.normalization import FEW_VALUES, BatchNorm, normalize
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.models.winograd import convolve_3x3
 
@@ -356,46 +352,29 @@ def test_depthwise_convolution_keeps_its_input_alone():
 # Resizing as matrices
 
 
+@pytest.mark.parametrize('aligned', [False, True])
 @pytest.mark.parametrize(
   ('out', 'given'), [(8, 1), (1, 6), (57, 8), (13, 57), (5, 5)]
 )
-def test_resize_is_jax_images_for_ints_and_for_data(out, given):
-  x = random(2, given, 7, 3)
-  expected = jax.image.resize(x, (2, out, 9, 3), 'bilinear', antialias=False)
-  ours = jax.jit(layers.resize, static_argnums=1)(x, (out, 9))
-  np.testing.assert_allclose(ours, expected, rtol=1e-10, atol=1e-12)
-  static = layers.resize_matrix(out, given, out, given, jnp.float64)
-  assert isinstance(static, np.ndarray)
-  matrix = jax.jit(layers.resize_matrix, static_argnums=(2, 3, 4))(
-    jnp.array([out, 1]), jnp.array([given, 1]), out + 3, given + 2, jnp.float64
-  )
-  np.testing.assert_allclose(matrix[0, :out, :given], static, atol=1e-14)
-  assert not matrix[0].at[:out, :given].set(0).any()
-  np.testing.assert_array_equal(np.flatnonzero(matrix[1]), [0])
-
-
-@pytest.mark.parametrize(
-  ('out', 'given'), [(8, 1), (1, 6), (57, 8), (13, 57), (5, 5)]
-)
-def test_aligned_corners_are_pytorchs(out, given):
+def test_resize_is_pytorchs_for_ints_and_for_data(out, given, aligned):
   x, shape = random(2, given, 7, 3), (out, 9)
-  theirs = torch.nn.functional.interpolate(
-    torch.tensor(x).permute(0, 3, 1, 2),
-    shape,
-    mode='bilinear',
-    align_corners=True,
-  )
+  maps = torch.tensor(x).permute(0, 3, 1, 2)
+  options = {'mode': 'bilinear', 'align_corners': aligned}
+  theirs = torch.nn.functional.interpolate(maps, shape, **options)
   theirs = theirs.permute(0, 2, 3, 1).numpy()
-  ours = layers.resize(x, shape, align_corners=True)
+  resize = jax.jit(layers.resize, static_argnums=(1, 4))
+  ours = resize(x, shape, None, None, aligned)
   np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
   # Sizes that are data, in larger canvases.
   sizes = (jnp.array([[y, x]] * 2) for y, x in ((given, 7), shape))
   padded = jnp.pad(x, ((0, 0), (0, 2), (0, 3), (0, 0)), constant_values=9)
-  ours = layers.resize(padded, (out + 3, 10), *sizes, align_corners=True)
-  ours = np.array(ours)
+  ours = np.array(resize(padded, (out + 3, 10), *sizes, aligned))
   np.testing.assert_allclose(ours[:, :out, :9], theirs, rtol=1e-10, atol=1e-12)
   ours[:, :out, :9] = 0
   assert not ours.any()
+  # Ints are computed while a program is traced.
+  static = layers.resize_matrix(out, given, out, given, align_corners=aligned)
+  assert isinstance(static, np.ndarray)
 
 
 def test_resize_matrix_is_exact_for_large_sizes():
