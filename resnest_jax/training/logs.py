@@ -35,16 +35,20 @@ class Report(contextlib.AbstractContextManager):
     workdir: Path,
     config: ConfigDict,
     run: Run,
+    split: Any,
     profile_steps: tuple[int, int] | None,
   ):
-    """Raises `UserError` if it may not write, or W&B cannot be used."""
+    """Raises `UserError` if it may not write, or W&B cannot be used.
+
+    `split` is the one that is evaluated, `profile_steps` are as of `train`.
+    """
+    self._split, self._name = split, config.data.eval_split
     self._total_steps = config.train.total_steps
     self._schedule = create_schedule(config.optimizer, self._total_steps)
-    self._eval_split = config.data.eval_split
-    first = messages.is_first()
-    wandb = first and config.train.wandb and start_wandb(workdir, config)
-    self._log = RunLog(workdir, run.step, run.evaluating, write=first)
-    self._log.wandb = wandb
+    self._log, first = None, messages.is_first()
+    if first:
+      wandb = config.train.wandb and start_wandb(workdir, config)
+      self._log = RunLog(workdir, run.step, run.evaluating, wandb)
     self.profile = Profile(workdir, profile_steps if first else None)
     self.pace = Pace(config.train.batch_size)
 
@@ -55,7 +59,8 @@ class Report(contextlib.AbstractContextManager):
       f'{seconds["compile_seconds"]:.1f} s; {memory}',
       flush=True,
     )
-    self._log.write(run.step, dict(seconds))
+    if self._log:
+      self._log.write(run.step, dict(seconds))
     # The first step is counted from here: compiling is no training speed.
     self.pace.restart()
     self.pace.count(0.0)
@@ -69,7 +74,8 @@ class Report(contextlib.AbstractContextManager):
     # Schedules count from 0.
     scalars['learning_rate'] = float(self._schedule(run.step - 1))
     scalars |= self.pace.report()
-    self._log.write(run.step, scalars)
+    if self._log:
+      self._log.write(run.step, scalars)
     if skipped:
       print(skipped, flush=True)
     eta = (self._total_steps - run.step) * scalars['step_seconds']
@@ -83,18 +89,18 @@ class Report(contextlib.AbstractContextManager):
     )
 
   def evaluation(
-    self, run: Run, evaluation: Evaluation | ClassEvaluation, split: Any
+    self, run: Run, evaluation: Evaluation | ClassEvaluation
   ) -> None:
     """Logs scores, and pictures of the predictions that were kept."""
-    if not messages.is_first():
+    if not self._log:
       return
     summary, scores = evaluation.scores.summary(), {}
     kept = getattr(evaluation, 'predictions', {})  # None of a classifier.
-    for sample, _, panel in drawing.panels(split, kept):
-      name = f'{self._eval_split}/{sample["name"]}'
+    for sample, _, panel in drawing.panels(self._split, kept):
+      name = f'{self._name}/{sample["name"]}'
       self._log.write_picture(run.step, name, panel)
     print(
-      f'step {run.step}: {self._eval_split} '
+      f'step {run.step}: {self._name} '
       + ''.join(f'{name} {score:.4f}, ' for name, score in summary.items())
       + f'loss {evaluation.loss:.4f} ({evaluation.num_images} images in '
       f'{duration(evaluation.seconds)})',
@@ -102,14 +108,15 @@ class Report(contextlib.AbstractContextManager):
     )
     if isinstance(evaluation, Evaluation):
       ious = evaluation.scores.IoU.tolist()
-      named = zip(split.labels.classes, ious, strict=True)
+      named = zip(self._split.labels.classes, ious, strict=True)
       # Classes without a pixel have no score.
       scores = {f'IoU/{name}': x for name, x in named if not math.isnan(x)}
     self._log.write(run.step, summary | {'val_loss': evaluation.loss} | scores)
 
   def __exit__(self, *_: Any) -> None:
     self.profile.close()
-    self._log.close()
+    if self._log:
+      self._log.close()
 
 
 def start_wandb(workdir: Path, config: ConfigDict) -> Any:
@@ -158,22 +165,14 @@ class RunLog:
   """Scalars of a run in `log.jsonl` and for TensorBoard, each step once."""
 
   def __init__(
-    self,
-    workdir: Path,
-    start_step: int,
-    evaluate: bool = False,
-    write: bool = True,
+    self, workdir: Path, step: int, evaluate: bool = False, wandb: Any = None
   ):
-    """Opens the logs and drops lines after `start_step` finished steps.
+    """Opens the logs and drops lines after `step` finished steps.
 
     With `evaluate` an evaluation follows: scores of an earlier one are dropped
-    as well. Without `write` nothing is written.
+    as well. `wandb` is of `start_wandb` and gets the scalars, too.
     """
-    self.path = workdir / 'log.jsonl'
-    self._file = None
-    self.wandb: Any = None  # Gets the scalars, too; of `start_wandb`.
-    if not write:
-      return
+    self.path, self._wandb = workdir / 'log.jsonl', wandb
     # tensorboardX imports torch if it can, for nothing, which takes seconds.
     with _hidden('torch'):
       from tensorboardX.event_file_writer import EventsWriter
@@ -181,7 +180,7 @@ class RunLog:
 
     board = workdir / 'tensorboard'
     with writing(self.path):
-      self._drop_after(start_step, evaluate)
+      self._drop_after(step, evaluate)
       self._file = self.path.open('a', encoding='utf-8')
       board.mkdir(exist_ok=True)
       # SummaryWriter writes from a thread. At a full disk that thread dies, and
@@ -189,7 +188,7 @@ class RunLog:
       self._board = EventsWriter(str(board / 'events'))
       # Makes TensorBoard drop events of later steps.
       start = SessionLog(status=SessionLog.START)
-      self._board.write_event(Event(step=start_step + 1, session_log=start))
+      self._board.write_event(Event(step=step + 1, session_log=start))
 
   def _drop_after(self, step: int, evaluate: bool) -> None:
     exists, kept = self.path.exists(), []
@@ -207,21 +206,17 @@ class RunLog:
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Adds scalars after `step` steps; a refused write is a `UserError`."""
-    if self._file is None:
-      return
     from tensorboardX.summary import scalar
 
     with writing(self.path):
       self._file.write(json.dumps({'step': step, **scalars}) + '\n')
       self._file.flush()
     self._show(step, [scalar(name, value) for name, value in scalars.items()])
-    if self.wandb:
-      self.wandb.log(dict(scalars), step=step)
+    if self._wandb:
+      self._wandb.log(dict(scalars), step=step)
 
   def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
     """Adds a picture, uint8 (H, W, 3) RGB."""
-    if self._file is None:
-      return
     from tensorboardX.summary import image
 
     self._show(step, [image(name, picture, dataformats='HWC')])
@@ -237,15 +232,10 @@ class RunLog:
       self._board.flush()
 
   def close(self) -> None:
-    if self._file is None:
-      return
-    if self.wandb:
-      with contextlib.suppress(OSError):
-        self.wandb.finish()
-    with contextlib.suppress(OSError):  # Which `write` has told.
-      self._file.close()
-    with contextlib.suppress(OSError):
-      self._board.close()
+    closing = [self._wandb.finish] if self._wandb else []
+    for close in (*closing, self._file.close, self._board.close):
+      with contextlib.suppress(OSError):  # Which `write` has told.
+        close()
 
 
 class Pace:

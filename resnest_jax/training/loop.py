@@ -52,15 +52,13 @@ def train(
   """Runs a training, or resumes it from the newest checkpoint.
 
   A `model.num_classes` of 0 is set in the configuration. `profile_steps` are
-  the first and the last step to trace.
-
-  Raises:
-    UserError: something given cannot be used, or the loss is not finite.
+  the first and the last step to trace. Raises `UserError` if something given
+  cannot be used, or the loss is not finite.
   """
   stopper, total_steps = stopper or Stopper(), config.train.total_steps
-  main = main_score(config)
   # A host that fails leaves before the exits of the stack wait for the others.
   with ExitStack() as at_exit, failures.leaving(), enough_memory(SMALLER):
+    enter = at_exit.enter_context
     # What is trained, and on what. Nothing is written yet: mistakes are cheap.
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.spatial)
     sharding.check_batch_size(config.train.batch_size, mesh)
@@ -74,12 +72,9 @@ def train(
     variables, notes = start_variables(model, config) if fresh else (None, [])
 
     with messages.first_goes_ahead('workdir'):
-      at_exit.enter_context(claim_workdir(workdir, config))
-    note = micro_batch_note(plan, config.train.batch_size)
-    announce(config, workdir, splits, note)
-    store = at_exit.enter_context(
-      Store(workdir, config, splits.train.labels, facts)
-    )
+      enter(claim_workdir(workdir, config))
+    announce(config, workdir, splits, plan)
+    store = enter(Store(workdir, config, splits.train.labels, facts))
     if fresh:
       if messages.is_first():
         check_before_training(config, splits, workdir)
@@ -90,75 +85,27 @@ def train(
       notes = [f'resuming after step {run.step} of {total_steps}']
       notes += other_data(store.changes, workdir)
     print('; '.join(notes), flush=True)
-    print_rates(config, run, plan)
+    frozen = frozen_parameters(run.state.params, plan.freeze, plan.frozen_norms)
+    console().print(group_table(run.state.params, config.optimizer, frozen))
     if run.step >= total_steps and not run.evaluating:
       done = f'{plural(total_steps, "step", "are")} done.{longer(workdir)}'
       print(f'nothing to do: {done}', flush=True)
       draw_curves(workdir, config.name, again=False)
       return
-    counts = workdir / CLASS_COUNTS
-    batches = at_exit.enter_context(
-      training_batches(config, splits.train, mesh, run.step, counts)
-    )
-    report = at_exit.enter_context(Report(workdir, config, run, profile_steps))
+    begin = mesh, run.step, workdir / CLASS_COUNTS
+    batches = enter(training_batches(config, splits.train, *begin))
+    report = enter(Report(workdir, config, run, splits.eval, profile_steps))
     evaluate = Evaluator(
       config, model, splits.eval, keep=config.train.pictures, with_loss=True
     )
-    compiled = None
-
-    def save() -> str:
-      store.save_interrupted(run)
-      saved = f'step {run.step} of {total_steps} is saved'
-      return saved if run.step else 'no step was finished'
-
-    def waiting(data: BatchIterator) -> AbstractContextManager:
-      return stopper.waiting(save, lambda: data.stuck(config.data.timeout))
-
     # `run` changes from here on. Only this thread may stop the process, except
-    # in `waiting`, where `run` is at rest.
-    at_exit.enter_context(stopper.busy())
-    while run.evaluating or run.step < total_steps:
-      if stopper.requested(run.step):
-        stopper.stop(save)
-      # An evaluation that was cut off comes before the next step.
-      if not run.evaluating:
-        start = time.perf_counter()
-        with waiting(batches):
-          batch = next(batches)
-        report.pace.count(time.perf_counter() - start)
-        if compiled is None:
-          # Ahead of time, so that its duration and memory are known. Every
-          # batch has the first one's shapes: nothing is compiled again.
-          print(
-            'compiling (minutes at full size, seconds next time)', flush=True
-          )
-          with stopper.waiting(save):
-            compiled, seconds = compile_step(train_step, run.state, batch)
-            report.compiled(run, compiled, seconds)
-        take_step(compiled, run, batch, report)
-        last = run.step == total_steps
-        run.evaluating = last or run.step % config.train.eval_steps == 0
-
-      saving = run.evaluating or run.step % config.train.checkpoint_steps == 0
-      # Reported before anything is saved: a loss that is not finite ends the
-      # run here, and the newest checkpoint is still a good one.
-      if run.unlogged and (saving or run.step % config.train.log_steps == 0):
-        report.steps(run, batches.report_skipped())
-        store.check()
-      metrics = None
-      if run.evaluating:
-        evaluation = evaluate(run.state.eval_variables(), waiting)
-        report.evaluation(run, evaluation, splits.eval)
-        metrics = evaluation.scores.summary()
-        if not run.best or metrics[main] > run.best[main]:
-          run.best = {'step': run.step, main: metrics[main]}
-      if saving:
-        store.save(run, metrics)
-        run.saved_step, run.evaluating = run.step, False
-        report.pace.restart()
-    store.finish()
+    # while it waits and `run` is at rest.
+    enter(stopper.busy())
+    parts = store, report, stopper, train_step, batches, evaluate
+    train_to_end(config, run, *parts)
     draw_curves(workdir, config.name)
     stopper.rest = 'all steps are done'
+    main = main_score(config)
     print(
       f'done: best {main} {run.best[main]:.4f} at step {run.best["step"]}; '
       f'curves in {workdir / CURVES}',
@@ -166,13 +113,69 @@ def train(
     )
 
 
-def print_rates(config: ConfigDict, run: Run, plan: Plan) -> None:
-  frozen = frozen_parameters(run.state.params, plan.freeze, plan.frozen_norms)
-  console().print(group_table(run.state.params, config.optimizer, frozen))
+def train_to_end(
+  config: ConfigDict,
+  run: Run,
+  store: Store,
+  report: Report,
+  stopper: Stopper,
+  train_step: Any,
+  batches: BatchIterator,
+  evaluate: Evaluator,
+) -> None:
+  """Trains, evaluates and saves until all steps are done."""
+  keys, main, compiled = config.train, main_score(config), None
+
+  def save() -> str:
+    store.save_interrupted(run)
+    saved = f'step {run.step} of {keys.total_steps} is saved'
+    return saved if run.step else 'no step was finished'
+
+  def waiting(data: BatchIterator) -> AbstractContextManager:
+    return stopper.waiting(save, lambda: data.stuck(config.data.timeout))
+
+  while run.evaluating or run.step < keys.total_steps:
+    if stopper.requested(run.step):
+      stopper.stop(save)
+    # An evaluation that was cut off comes before the next step.
+    if not run.evaluating:
+      start = time.perf_counter()
+      with waiting(batches):
+        batch = next(batches)
+      report.pace.count(time.perf_counter() - start)
+      if compiled is None:
+        # Ahead of time, so that its duration and memory are known. Every
+        # batch has the first one's shapes: nothing is compiled again.
+        print('compiling (minutes at full size, seconds next time)', flush=True)
+        with stopper.waiting(save):
+          compiled, seconds = compile_step(train_step, run.state, batch)
+          report.compiled(run, compiled, seconds)
+      take_step(compiled, run, batch, report)
+      last = run.step == keys.total_steps
+      run.evaluating = last or run.step % keys.eval_steps == 0
+
+    saving = run.evaluating or run.step % keys.checkpoint_steps == 0
+    # Reported before anything is saved: a loss that is not finite ends the
+    # run here, and the newest checkpoint is still a good one.
+    if run.unlogged and (saving or run.step % keys.log_steps == 0):
+      report.steps(run, batches.report_skipped())
+      store.check()
+    metrics = None
+    if run.evaluating:
+      evaluation = evaluate(run.state.eval_variables(), waiting)
+      report.evaluation(run, evaluation)
+      metrics = evaluation.scores.summary()
+      if not run.best or metrics[main] > run.best[main]:
+        run.best = {'step': run.step, main: metrics[main]}
+    if saving:
+      store.save(run, metrics)
+      run.saved_step, run.evaluating = run.step, False
+      report.pace.restart()
+  store.finish()
 
 
 def announce(
-  config: ConfigDict, workdir: Path, splits: Splits, micro_batches: str
+  config: ConfigDict, workdir: Path, splits: Splits, plan: Plan
 ) -> None:
   images = plural(len(splits.train), 'image')
   steps = plural(config.train.total_steps, 'step')
@@ -182,8 +185,8 @@ def announce(
     f'into {workdir}',
     flush=True,
   )
-  if micro_batches:
-    print(micro_batches, flush=True)
+  if note := micro_batch_note(plan, config.train.batch_size):
+    print(note, flush=True)
 
 
 def other_data(changes: list[str], workdir: Path) -> list[str]:

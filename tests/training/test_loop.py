@@ -222,9 +222,8 @@ def test_weights_and_biases_get_the_scalars_and_go_on(tmp_path, monkeypatch):
   monkeypatch.setenv('WANDB_MODE', 'offline')
   monkeypatch.setenv('WANDB_SILENT', 'true')
   for step in (1, 2):
-    log = RunLog(tmp_path, step - 1)
     config = small_config(**{'seed': 7, 'train.wandb': 'rows'})
-    log.wandb = start_wandb(tmp_path, config)
+    log = RunLog(tmp_path, step - 1, wandb=start_wandb(tmp_path, config))
     log.write(step, {'loss': 0.5 * step})
     assert wandb.run.config['seed'] == 7
     assert wandb.run.project == 'rows'
