@@ -40,12 +40,8 @@ def convolve(
   # XLA's grouped convolution takes 4 to 11 times as long on the CPU, and its
   # partitioner gathers a batch that devices share.
   kernel = _within_reach(kernel, dilation, x.shape[1:3])
-  outputs = [
-    _dense(x, kernel, stride, dilation)
-    for x, kernel in zip(
-      jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True
-    )
-  ]
+  pairs = zip(*(jnp.split(a, groups, -1) for a in (x, kernel)), strict=True)
+  outputs = [_dense(*pair, stride, dilation) for pair in pairs]
   each = groups // parts
   return tuple(
     jnp.concatenate(outputs[i : i + each], -1) if each > 1 else outputs[i]
@@ -193,14 +189,10 @@ class Conv(nn.Module):
     k = self.kernel_size
     kernel = kernel_of(self, k, k, x.shape[-1] // self.groups, self.features)
     # Cast here, gradients are computed, and summed over devices, in `dtype`.
-    outputs = convolve(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      groups=self.groups,
-      stride=self.stride,
-      dilation=self.dilation,
-      parts=self.parts,
-    )
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    options = {'stride': self.stride, 'dilation': self.dilation}
+    options |= {'groups': self.groups, 'parts': self.parts}
+    outputs = convolve(x, kernel, **options)
     if self.use_bias:
       shape, stored = (self.features,), at_least_float32(self.dtype)
       bias = self.param('bias', nn.initializers.zeros, shape, stored)

@@ -4,6 +4,7 @@ Draws depend on the key and an image's place in the batch alone, so that neither
 devices nor micro-batches change one.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -90,9 +91,8 @@ def drop_of(
   if share is None or not train:
     return None
   places = module.get_variable(SLOTS, 'places')[:: group or batch]
-  key = module.make_rng('dropout')
-  keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(places)
-  return DropBlock(share, keys)
+  draw = partial(jax.random.fold_in, module.make_rng('dropout'))
+  return DropBlock(share, jax.vmap(draw)(places))
 
 
 def centre_chance(share: Array, height: int, width: int) -> Array:

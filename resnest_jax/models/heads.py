@@ -19,7 +19,7 @@ from resnest_jax.models.layers import (
   spatial_mean,
 )
 from resnest_jax.models.normalization import ConvBN, SeparableConvBN
-from resnest_jax.models.pyramid import MergeConvBN, upsampled
+from resnest_jax.models.pyramid import upsampled
 
 
 class ClassLogits(nn.Module):
@@ -64,15 +64,8 @@ class Head(nn.Module):
     common = {'train': train and not self.frozen_bn, 'dtype': self.dtype}
     common['biased'] = self.biased
     y = self.decode(features, sizes, common, train)
-    classifier = ClassLogits(
-      self.num_classes,
-      self.dropout,
-      train,
-      self.dtype,
-      self.elementwise_dropout,
-      name='classifier',
-    )
-    return classifier(y)
+    options = self.dropout, train, self.dtype, self.elementwise_dropout
+    return ClassLogits(self.num_classes, *options, name='classifier')(y)
 
 
 class FCNHead(Head):
@@ -108,7 +101,7 @@ class PSPHead(Head):
       pooled = ConvBN(self.channels, name=f'pyramid_{index}', **common)(pooled)
       shape = x.shape[1:3]
       levels.append(upsampled(pooled, shape, size, self.align_corners))
-    return MergeConvBN(self.channels, name='bottleneck', **common)(levels, size)
+    return ConvBN(self.channels, 3, name='bottleneck', **common)(levels, size)
 
 
 class ASPP(nn.Module):
@@ -139,10 +132,10 @@ class ASPP(nn.Module):
       else:
         branch = ConvBN(self.channels, 3, dilation, **named)
       branches.append(branch(x, size))
-    common |= {'name': 'bottleneck', 'kernel_size': 1 if self.encoding else 3}
     inputs = [pooled, jnp.concatenate(branches, -1)]
-    inputs = inputs[::-1] if self.encoding else inputs
-    return MergeConvBN(self.channels, **common)(inputs, size)
+    inputs, kernel = (inputs[::-1], 1) if self.encoding else (inputs, 3)
+    merge = ConvBN(self.channels, kernel, name='bottleneck', **common)
+    return merge(inputs, size)
 
 
 class DeepLabV3Head(Head):

@@ -8,6 +8,7 @@ rounding. While a program is traced,
 overrides the platform's choice.
 """
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 
 import jax
@@ -58,22 +59,17 @@ def use(
   `platform` is 'cpu', 'gpu' or 'tpu', to compile for another machine. Unknown
   names raise `UserError`.
   """
+
+  def check(name: str, accepted: Collection[str], said: str) -> None:
+    if name not in accepted:
+      names = ', '.join(accepted)
+      raise UserError(f'implementations.use: {said}; accepted are {names}.')
+
   for kind, name in choice.items():
-    if kind not in IMPLEMENTATIONS:
-      raise UserError(
-        f'implementations.use: {kind!r} is no kind of layer; accepted are '
-        f'{", ".join(IMPLEMENTATIONS)}.'
-      )
-    if name not in IMPLEMENTATIONS[kind]:
-      raise UserError(
-        f'implementations.use: {kind} is {name!r}; accepted are '
-        f'{", ".join(IMPLEMENTATIONS[kind])}.'
-      )
-  if platform is not None and platform not in BEST:
-    raise UserError(
-      f'implementations.use: platform is {platform!r}; accepted are '
-      f'{", ".join(BEST)}.'
-    )
+    check(kind, IMPLEMENTATIONS, f'{kind!r} is no kind of layer')
+    check(name, IMPLEMENTATIONS[kind], f'{kind} is {name!r}')
+  if platform is not None:
+    check(platform, BEST, f'platform is {platform!r}')
   outer_platform, outer = _override.value
   chosen = tuple(sorted((dict(outer) | choice).items()))
   return _override((platform or outer_platform, chosen))

@@ -20,6 +20,7 @@ from resnest_jax.models.layers import (
   at_least_float32,
   zero_outside,
 )
+from resnest_jax.models.pyramid import Inputs, MergeConv
 from resnest_jax.models.remat import STATISTICS
 
 MOMENTUM = 0.9  # of running statistics; PyTorch's momentum of 0.1
@@ -102,12 +103,8 @@ def normalize_groups(
   """
   if not 0 < group < len(x):
     return normalize(x, scale, bias, epsilon, relu)
-
-  def alone(x: Array) -> tuple[Array, Array, Array]:
-    return normalize(x, scale, bias, epsilon, relu)
-
-  groups = x.reshape(-1, group, *x.shape[1:])
-  y, mean, variance = jax.vmap(alone)(groups)
+  alone = jax.vmap(lambda x: normalize(x, scale, bias, epsilon, relu))
+  y, mean, variance = alone(x.reshape(-1, group, *x.shape[1:]))
   return y.reshape(x.shape), jnp.mean(mean, 0), jnp.mean(variance, 0)
 
 
@@ -181,13 +178,6 @@ class BatchNorm(nn.Module):
     return jnp.maximum(y, 0) if self.relu else y
 
 
-def norm_relu(block: nn.Module) -> BatchNorm:
-  """The batch norm and ReLU 'bn' of a block with fields of the same names."""
-  return BatchNorm(
-    block.train, True, dtype=block.dtype, biased=block.biased, name='bn'
-  )
-
-
 class ConvBN(nn.Module):
   """Convolution, batch norm and ReLU: mmsegmentation's ConvModule."""
 
@@ -199,13 +189,17 @@ class ConvBN(nn.Module):
   biased: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, size: Size = None) -> Array:
-    options = {'dilation': self.dilation, 'dtype': self.dtype, 'name': 'conv'}
-    if self.features is None:
-      conv = DepthwiseConv(self.kernel_size, train=self.train, **options)
+  def __call__(self, x: Array | Inputs, size: Size = None) -> Array:
+    """Takes an array, or what a `MergeConv` takes, undilated."""
+    kernel, options = self.kernel_size, {'dtype': self.dtype, 'name': 'conv'}
+    if isinstance(x, (list, tuple)):
+      conv = MergeConv(self.features, kernel, **options)
+    elif self.features is None:
+      conv = DepthwiseConv(kernel, self.dilation, self.train, **options)
     else:
-      conv = Conv(self.features, self.kernel_size, **options)
-    return norm_relu(self)(conv(x), size)
+      conv = Conv(self.features, kernel, dilation=self.dilation, **options)
+    options = {'dtype': self.dtype, 'biased': self.biased, 'name': 'bn'}
+    return BatchNorm(self.train, relu=True, **options)(conv(x), size)
 
 
 class SeparableConvBN(nn.Module):

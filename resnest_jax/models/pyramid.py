@@ -19,7 +19,6 @@ from resnest_jax.models.layers import (
   at_least_float32,
   resize_matrices,
 )
-from resnest_jax.models.normalization import norm_relu
 
 
 class Upsampled(NamedTuple):
@@ -121,16 +120,3 @@ class MergeConv(nn.Module):
     k, channels = self.kernel_size, sum(_channels(inputs))
     kernel = kernel_of(self, k, k, channels, self.features)
     return convolve_merged(inputs, kernel.astype(self.dtype))
-
-
-class MergeConvBN(nn.Module):
-  features: int
-  train: bool
-  dtype: Any = jnp.float32
-  biased: bool = False  # as of `BatchNorm`
-  kernel_size: int = 3
-
-  @nn.compact
-  def __call__(self, inputs: Inputs, size: Size) -> Array:
-    conv = MergeConv(self.features, self.kernel_size, self.dtype, name='conv')
-    return norm_relu(self)(conv(inputs), size)

@@ -37,6 +37,9 @@ Norm = Callable[..., BatchNorm]  # whose first argument is given
 EXPANSION = 4  # output channels of a block, per plane
 REDUCTION = 4  # of the split attention's hidden channels
 DROPPED = (2, 3)  # Stages with DropBlock, from 0 on.
+# Fields that all blocks have of the network.
+SHARED = ('radix', 'groups', 'base_width', 'avd_first')
+SHARED += ('dtype', 'biased', 'group')
 
 
 class Backbone(NamedTuple):
@@ -111,22 +114,17 @@ class SplitAttention(nn.Module):
   @nn.compact
   def __call__(self, x: Array, size: Size) -> Array:
     radix, groups = self.radix, self.groups
+    channels = self.features * radix
     norm = partial(self.norm, relu=True)
     hidden = attention_channels(x.shape[-1], radix)
-    splits = Conv(
-      self.features * radix,
-      3,
-      dilation=self.dilation,
-      groups=groups * radix,
-      parts=radix,
-      dtype=self.dtype,
-      name='conv',
-    )(x)
-    splits = norm(name='bn0')(splits if radix > 1 else (splits,), size)
+    options = {'dilation': self.dilation, 'dtype': self.dtype, 'name': 'conv'}
+    conv = Conv(channels, 3, groups=groups * radix, parts=radix, **options)
+    splits = conv(x) if radix > 1 else (conv(x),)
+    splits = norm(name='bn0')(splits, size)
     x = spatial_mean(sum(splits[1:], splits[0]), size)
     dense = partial(Conv, groups=groups, use_bias=True, dtype=self.dtype)
     x = norm(name='bn1')(dense(hidden, name='fc1')(x))
-    x = dense(self.features * radix, name='fc2')(x)
+    x = dense(channels, name='fc2')(x)
     # (B, 1, 1, features * radix) -> (B, radix, 1, 1, features)
     if radix == 1:
       weights = nn.sigmoid(x)[:, None]
@@ -201,19 +199,6 @@ TracedOnce = nn.jit(Bottleneck)
 RecomputedOnce = nn.jit(remat(Bottleneck))
 
 
-def stem(
-  x: Array, size: Size, width: int, dtype: Any, norm: Norm
-) -> tuple[Array, Size]:
-  """Three 3x3 convolutions and a max-pool; the third has 2 * width channels."""
-  for index, features in enumerate((width, width, 2 * width)):
-    stride = 2 if index == 0 else 1
-    size = strided(size, stride)
-    name = f'stem_conv{index + 1}'
-    x = Conv(features, 3, stride=stride, dtype=dtype, name=name)(x)
-    x = norm(relu=True, name=f'stem_bn{index + 1}')(x, size)
-  return max_pool(x, size), strided(size, 2)
-
-
 class ResNeSt(nn.Module):
   """Features of four stages, at strides 4, 8, 16, 32 or as dilated."""
 
@@ -241,14 +226,19 @@ class ResNeSt(nn.Module):
   ) -> tuple[list[Array], list[Size]]:
     """Four arrays (B, ceil(H / s), ceil(W / s), 4 * planes), and four sizes."""
 
-    def run_stem(_: nn.Module, x: Array) -> tuple[Array, Size]:
-      moving, dtype = train and not self.frozen, self.dtype
-      options = {'biased': self.biased, 'group': self.group}
-      norm = partial(BatchNorm, moving, dtype=dtype, **options)
-      return stem(x, size, self.stem_width, dtype, norm)
+    def stem(_: nn.Module, x: Array) -> Array:
+      common = {'dtype': self.dtype, 'biased': self.biased, 'group': self.group}
+      norm = partial(BatchNorm, train and not self.frozen, relu=True, **common)
+      # The width, once or twice, and the stride.
+      for i, (times, stride) in enumerate([(1, 2), (1, 1), (2, 1)], 1):
+        options = {'stride': stride, 'dtype': self.dtype}
+        x = Conv(times * self.stem_width, 3, name=f'stem_conv{i}', **options)(x)
+        x = norm(name=f'stem_bn{i}')(x, half)
+      return max_pool(x, half)
 
-    drop = drop_of(self, x.shape[0], self.group, train)
-    x, size = recomputed(run_stem, train and 'stem' in self.remat)(self, x)
+    drop, half = drop_of(self, x.shape[0], self.group, train), strided(size, 2)
+    x = recomputed(stem, train and 'stem' in self.remat)(self, x)
+    size = strided(half, 2)
     features, sizes = [], []
     for stage, blocks in enumerate(self.blocks(train)):
       name = f'layer{stage + 1}'
@@ -267,7 +257,7 @@ class ResNeSt(nn.Module):
   def blocks(self, train: bool) -> list[dict[str, Fields]]:
     """Returns for each stage: name of a block -> fields of the `Bottleneck`."""
     rule = DILATION_RULES[self.dilation_rule]
-    stages = []
+    stages, shared = [], {name: getattr(self, name) for name in SHARED}
     reached, dilation = 4, 1  # Strides so far; the stem's is 4.
     for stage, count in enumerate(self.stage_sizes):
       stride = 1 if stage == 0 else 2
@@ -280,22 +270,15 @@ class ResNeSt(nn.Module):
       stages.append({})
       for index in range(count):
         first = index == 0
-        stages[-1][f'layer{stage + 1}_{index}'] = {
+        stages[-1][f'layer{stage + 1}_{index}'] = shared | {
           'planes': self.width * 2**stage,
           'stride': stride if first else 1,
           'dilation': first_dilation if first else dilation,
-          'radix': self.radix,
-          'groups': self.groups,
-          'base_width': self.base_width,
           'average_pool': first
           and (stride > 1 or (dilated and rule.average_pool)),
-          'avd_first': self.avd_first,
           'project': first,
           'same_pool': first and dilated and rule.shortcut_pool,
           'train': train and stage + 1 >= self.frozen,  # The stem counts, too.
-          'dtype': self.dtype,
-          'biased': self.biased,
-          'group': self.group,
         }
     return stages
 

@@ -5,6 +5,7 @@ the network runs as a loop. Checkpoints, weights and exports name every block.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,9 +44,8 @@ def unstack(tree: Any, counts: Mapping[str, int]) -> Any:
       if f'{stage}_{REST}' in left:
         blocks = jax.device_get(left.pop(f'{stage}_{REST}'))
         for i in range(count):
-          left[f'{stage}_{i + 1}'] = jax.tree.map(
-            lambda array, i=i: _part(array, i), blocks
-          )
+          part = partial(_part, index=i)
+          left[f'{stage}_{i + 1}'] = jax.tree.map(part, blocks)
     return left
 
   return _replace(tree, split, [f'{stage}_{REST}' for stage in counts])
