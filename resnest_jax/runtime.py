@@ -17,18 +17,8 @@ import filelock
 from resnest_jax.errors import UserError, say
 from resnest_jax.text import readable
 
-PACKAGES = (
-  'resnest-jax',
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'grain',
-  'tensorflow-datasets',
-  'opencv-python-headless',
-  'numpy',
-)
+PACKAGES = ('resnest-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
+PACKAGES += ('grain', 'tensorflow-datasets', 'opencv-python-headless', 'numpy')
 
 
 def set_up_compiler() -> None:
@@ -98,10 +88,8 @@ def enable_compile_cache() -> Path:
 def lock_folder(folder: Path, what: str) -> contextlib.ExitStack:
   """Makes and locks a folder, until the process ends or the stack is closed.
 
-  `what` is the verb of the message to a second process: 'trains in'.
-
-  Raises:
-    UserError: another process holds it, or it is not writable.
+  Raises `UserError` if another process holds it, whose message has the verb
+  `what`, such as 'trains in', or if it is not writable.
   """
   held = contextlib.ExitStack()
   try:

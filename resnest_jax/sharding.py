@@ -3,8 +3,8 @@
 Axis `data` splits a batch by images, `spatial` the rows of each image.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -121,23 +121,19 @@ def check_rows(height: int, output_stride: int, mesh: Mesh) -> None:
     )
 
 
-def shared_rows(mesh: Mesh) -> Callable[[Callable], Callable]:
-  """Traces a function for a mesh whose devices may share rows."""
+@contextlib.contextmanager
+def shared_rows(mesh: Mesh) -> Iterator[None]:
+  """Decorates what is traced for a mesh whose devices may share rows."""
+  if mesh.shape['spatial'] == 1:
+    yield
+    return
   # The abstract mesh lets losses tile each device's own rows. For the gradient
   # of a window's maximum XLA would gather whole feature maps.
-
-  def decorate(function):
-    @functools.wraps(function)
-    def inside(*arguments):
-      with (
-        jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
-        implementations.use(pooling='slices', wide='convolution'),
-      ):
-        return function(*arguments)
-
-    return function if mesh.shape['spatial'] == 1 else inside
-
-  return decorate
+  with (
+    jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
+    implementations.use(pooling='slices', wide='convolution'),
+  ):
+    yield
 
 
 def host_share(mesh: Mesh) -> tuple[int, int]:

@@ -52,13 +52,9 @@ def joined(
 ) -> Iterator[None]:
   """Connects the hosts, if there are several, before JAX computes anything.
 
-  Args:
-    facts: values that must be equal on all hosts, by name; JSON-able.
-    stop_together: SIGTERM does not end a host; JAX's
-      `reached_preemption_sync_point` tells all of them.
-
-  Raises:
-    UserError: wrong flags, or hosts that differ in `facts`.
+  With `stop_together` SIGTERM does not end a host; JAX's
+  `reached_preemption_sync_point` tells all of them. Raises `UserError` if flags
+  are wrong, or hosts differ in JSON-able `facts`.
   """
   if not _connect(flags, stop_together):
     yield

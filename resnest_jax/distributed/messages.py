@@ -90,10 +90,8 @@ def gather(work: Callable[[], T]) -> list[T]:
   """Lets every process do its work; returns all results, in their order.
 
   Every process has to call it, as often as the others and in the same order.
-  Each waits for the last. Results are anything that pickles.
-
-  Raises:
-    UserError: it failed in another process. Where it did, its own error.
+  Each waits for the last. Results are anything that pickles. Where the work
+  fails its own error is raised, elsewhere a `UserError`.
   """
   if jax.process_count() == 1:
     return [work()]

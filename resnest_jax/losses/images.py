@@ -16,14 +16,10 @@ def image_loss(
 ) -> tuple[Array, Array, dict[str, Array]]:
   """Cross entropy against shares of classes, the mean of the images.
 
-  Args:
-    logits: (B, classes).
-    targets: (B, classes), which add up to 1 for each image.
-    label_smoothing: share of the target that is spread over all classes.
-
-  Returns:
-    The loss in nats, at least float32; the accuracy in [0, 1], the share that
-    the class with the largest logit has of the target; and no terms.
+  Logits and targets are (B, classes), and targets add up to 1 for each image;
+  `label_smoothing` is the share that is spread over all classes. Gives the loss
+  in nats, at least float32; the accuracy in [0, 1], the share that the class
+  with the largest logit has of the target; and no terms.
   """
   logits = logits.astype(at_least_float32(logits.dtype))
   targets = targets.astype(logits.dtype)

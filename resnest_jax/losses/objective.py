@@ -39,10 +39,8 @@ def create_loss(
         'the order of the classes.'
       )
   average = {'avg_non_ignore': config['avg_non_ignore']}
-  target = average | {
-    'class_weights': class_weights,
-    'label_smoothing': config['label_smoothing'],
-  }
+  target = average | {'class_weights': class_weights}
+  target['label_smoothing'] = config['label_smoothing']
   terms = {
     'cross_entropy': partial(segmentation_loss, **target),
     'ohem': partial(

@@ -1,6 +1,5 @@
 """Losses over tiles of rows, so that the upsampled logits never exist."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import lax
 from jax.sharding import PartitionSpec
 
@@ -18,17 +18,12 @@ from resnest_jax.models.layers import Array, at_least_float32, resize_matrix
 einsum = partial(jnp.einsum, precision='highest')
 
 
-@partial(
-  jax.tree_util.register_dataclass,
-  data_fields=['values'],
-  meta_fields=['align_corners'],
-)
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Logits:
   """Logits (B, h, w, classes), and how those of pixels are interpolated."""
 
   values: Array
-  align_corners: bool = False
+  align_corners: bool = struct.field(pytree_node=False, default=False)
 
 
 def exact(logits: Array | Logits) -> Logits:

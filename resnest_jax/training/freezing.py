@@ -21,13 +21,11 @@ def part(path: Sequence[str]) -> int:
 def frozen_parameters(
   params: Mapping[str, Any], freeze: int, norms: str = 'none'
 ) -> Any:
-  """A tree of bools like `params`, of which shapes are enough.
+  """A tree of bools like a network's `params`, of which shapes are enough.
 
-  Args:
-    params: of a segmentor or classifier.
-    freeze: parts of the backbone: 1 the stem, 2 and stage 1, ..., 5 all of it.
-    norms: 'none', 'backbone' or 'all': scales and biases of these
-      normalisations are frozen as well.
+  `freeze` counts parts of the backbone: 1 the stem, 2 and stage 1, ..., 5 all
+  of it. Scales and biases of the normalisations `norms`, 'none', 'backbone' or
+  'all', are frozen as well.
   """
   flat = flatten_dict(params)
   # Of the normalisations in the backbone, or of all.

@@ -132,14 +132,9 @@ def whole_gradients(
     params = jax.tree.map(
       lambda x, stays: lax.stop_gradient(x) if stays else x, params, frozen
     )
-    output, changed = model.apply(
-      {'params': params, 'batch_stats': variables['batch_stats']}
-      | place_variables(places, share),
-      images,
-      train=True,
-      mutable=['batch_stats'],
-      rngs={'dropout': key},
-    )
+    given = variables | {'params': params} | place_variables(places, share)
+    options = {'mutable': ['batch_stats'], 'rngs': {'dropout': key}}
+    output, changed = model.apply(given, images, train=True, **options)
     scalars = score(output, labels)
     return scalars['loss'], (scalars, changed['batch_stats'])
 

@@ -64,16 +64,16 @@ def group_table(
   table = rich.table.Table('parameters of', title=f'{config["name"]}')
   for column in ('number', 'learning rate', 'weight decay'):
     table.add_column(column, justify='right')
-  for stays, group in sorted(sizes, key=_from_the_input_on):
+
+  def place(row: tuple[bool, ParamGroup]) -> tuple[int, str, bool]:
+    stays, group = row
+    return LAYERS.index(group.name.partition(',')[0]), group.name, stays
+
+  for stays, group in sorted(sizes, key=place):
     rate = f'{group.learning_rate * config["learning_rate"]:.3g}'
     shown = ('frozen', '-') if stays else (rate, f'{group.weight_decay:g}')
     table.add_row(group.name, f'{sizes[stays, group]:,}', *shown)
   return table
-
-
-def _from_the_input_on(row: tuple[bool, ParamGroup]) -> tuple[int, str, bool]:
-  stays, group = row
-  return LAYERS.index(group.name.partition(',')[0]), group.name, stays
 
 
 def create_schedule(config: Config, total_steps: int) -> optax.Schedule:

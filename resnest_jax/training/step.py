@@ -20,11 +20,7 @@ from resnest_jax.models import implementations
 from resnest_jax.models.classifier import create_network
 from resnest_jax.models.layers import Array
 from resnest_jax.models.remat import STAGES, parse
-from resnest_jax.models.segmentor import (
-  SegmentorOutput,
-  for_training,
-  scanned,
-)
+from resnest_jax.models.segmentor import SegmentorOutput, for_training, scanned
 from resnest_jax.sharding import (
   batch_sharding,
   batch_shardings,
