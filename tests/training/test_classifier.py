@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures('float64')
 ROW = 'configs/imagenet_resnest50.py'
 SMALL = {
   **{'model.backbone': 'resnest14', 'model.width': 8, 'model.stem_width': 8},
-  **{'model.num_classes': 5, 'model.dtype': 'float64', 'model.dropout': 0.2},
+  **{'model.num_classes': 5, 'model.dropout': 0.2},
   **{'model.dropblock': 0.4, 'train.batch_size': 8, 'train.norm_group': 2},
   **{'train.total_steps': 4, 'optimizer.warmup_steps': 0, 'loss.mixup': 0.3},
 }
@@ -56,9 +56,12 @@ def batch():
 
 
 @functools.cache
-def step(devices=1, form='unrolled', sizes=ONE, number=3, **train):
+def step(
+  devices=1, form='unrolled', sizes=ONE, number=3, dtype='float64', **train
+):
   """State and scalars after a step, the fourth, and its program."""
   changes = {f'train.{key}': value for key, value in train.items()}
+  changes['model.dtype'] = dtype
   made, mesh = config(sizes, **changes), mesh_of(devices)
   with implementations.use(blocks=form):
     training = create_training(made, mesh)
@@ -108,6 +111,20 @@ def test_blocks_draw_the_same_in_other_forms(form, remat):
   *ours, _ = step(form=form, sizes=DEEP, norm_group=2, remat=remat)
   *expected, _ = step(sizes=DEEP, norm_group=2)
   assert_close(ours, expected)
+
+
+def test_bfloat16_rounds_and_no_more():
+  """Blocks are computed again. Parameters and the loss stay float32."""
+  with jax.enable_x64(False):
+    rounded, exact = (
+      step(dtype=dtype, norm_group=4, remat='blocks')[:2]
+      for dtype in ('bfloat16', 'float32')
+    )
+  types = {x.dtype for x in jax.tree.leaves(rounded)}
+  assert types == {np.dtype('float32'), np.dtype('int32')}
+  # A dozen layers, each of which rounds to 2 ** -9 of itself.
+  assert rounded[1]['loss'] == pytest.approx(exact[1]['loss'], rel=0.01)
+  assert rounded[1]['loss'] != exact[1]['loss']
 
 
 def test_initial_weights_are_those_of_gluon():
