@@ -122,6 +122,14 @@ def variables_of(model: Any, seed: int = 0) -> Any:
   return filled_variables(variable_shapes(model), seed)
 
 
+def filled_as(model: Any, kind: str) -> Any:
+  """The variables that the reference had, under the names of that kind."""
+  named = export_state_dict(model, variables_of(model), kind)
+  return import_state_dict(
+    model, filled({name: x.shape for name, x in named.items()})
+  )
+
+
 def encoding(golden: Tensors, **changes: Any) -> tuple[Any, Any]:
   """PyTorch-Encoding's network of a golden file, and its variables."""
   head, backbone = str(golden['head']), str(golden['backbone'])
@@ -141,9 +149,7 @@ def encoding(golden: Tensors, **changes: Any) -> tuple[Any, Any]:
     }
     | changes
   )
-  named = export_state_dict(model, variables_of(model), 'encoding')
-  state_dict = filled({name: x.shape for name, x in named.items()})
-  return model, import_state_dict(model, state_dict)
+  return model, filled_as(model, 'encoding')
 
 
 def head_of(name: str, dtype: str = 'float64') -> tuple[Any, Any]:

@@ -44,10 +44,7 @@ def test_logits_are_the_authors(name):
       h, w = (-(-length // 8) for length in size)
       logits = maps[i, :, :h, :w]
       pixels = np.asarray(resize(logits, tuple(size), align_corners=True))
-      found = {
-        f'{head}logits': logits,
-        f'{head}out_sub': pixels[:, ::13, ::13],
-      }
+      found = {f'{head}logits': logits, f'{head}out_sub': pixels[:, ::13, ::13]}
       if not head:
         found['out_corner'] = pixels[:, -1:, -1:]
       for what, ours in found.items():

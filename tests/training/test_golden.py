@@ -28,23 +28,17 @@ RUNS = [f'train_cityscapes_{head}_s14' for head in reference.MMSEG_HEADS]
 RUNS += [ENCODING, IMAGENET]
 
 
-def mixed(golden, step):
-  """A classifier's batch, mixed as PyTorch-Encoding does: with any partner."""
-  size, classes = int(golden['batch']), int(golden['classes'])
-  seed = int(golden['seed']) + step
-  rng = np.random.default_rng(seed + 1000)
-  targets = np.eye(classes)[rng.integers(0, classes, size)]
-  weight, partners = rng.beta(0.2, 0.2), rng.permutation(size)
-  both = reference.images(seed, size, *golden['hw']), targets
-  return [weight * x + (1 - weight) * x[partners] for x in both]
-
-
 def batch(golden, step):
-  if 'classes' in golden:
-    return mixed(golden, step)
   size, (h, w) = int(golden['batch']), golden['hw']
   seed = int(golden['seed']) + step
   rng = np.random.default_rng(seed + 1000)
+  if 'classes' in golden:
+    # Mixed as PyTorch-Encoding does, with any partner.
+    classes = int(golden['classes'])
+    targets = np.eye(classes)[rng.integers(0, classes, size)]
+    weight, partners = rng.beta(0.2, 0.2), rng.permutation(size)
+    both = reference.images(seed, size, h, w), targets
+    return [weight * x + (1 - weight) * x[partners] for x in both]
   labels = rng.integers(0, 19, (size, h // 8, w // 8))
   labels = labels.repeat(8, 1).repeat(8, 2)
   labels[rng.random(labels.shape) < 0.1] = 255
@@ -55,11 +49,7 @@ def mmseg(golden, name):
   changes = {'backbone': 'resnest14', 'stem_width': 64, 'dropout': 0.0}
   head = name.split('_')[2]
   model = create_segmentor(reference.CONFIG | changes | {'head': head})
-  shapes = names.export_state_dict(
-    model, reference.variables_of(model), 'mmseg'
-  )
-  state_dict = reference.filled({k: v.shape for k, v in shapes.items()})
-  variables = names.import_state_dict(model, state_dict)
+  variables = reference.filled_as(model, 'mmseg')
   return CONFIG, model, variables, int(golden['max_iters'])
 
 
@@ -76,12 +66,7 @@ def imagenet(golden):
   row.optimizer.nesterov, row.optimizer.first_count = False, 0
   classes = int(golden['classes'])
   model = create_classifier('resnest14', classes, dtype='float64')
-  named = names.export_state_dict(
-    model, reference.variables_of(model), 'official'
-  )
-  shapes = {name: x.shape for name, x in named.items()}
-  variables = names.import_state_dict(model, reference.filled(shapes))
-  return row, model, variables, 12
+  return row, model, reference.filled_as(model, 'official'), 12
 
 
 def with_their_decay(optimizer, golden, model, named):
