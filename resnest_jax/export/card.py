@@ -181,31 +181,31 @@ def model_card(about: Mapping[str, Any], exports: Sequence[Export]) -> str:
   """Returns README.md for the content of `about.json` and the exports."""
   config, classes = about['model'], about['classes']
   features = about.get('features')
-  probabilities = any(each.probabilities for each in exports)
   if features:
-    front = FRONT.format('image-feature-extraction', 'backbone')
+    kind = 'image-feature-extraction', 'backbone'
     title = f'features of {title_of(config)}'
     what = f'A backbone: the {len(features)} levels {", ".join(features)}.'
     outputs, gives = ', '.join(features), 'float32, channels last'
     interface = _of_features(about)
   elif about['task'] == 'classifier':
-    front = FRONT.format('image-classification', 'image-classification')
+    kind = 2 * ('image-classification',)
     title = f'{title_of(config)}, a classifier'
     what = f'Classification of pictures, {plural(len(classes), "class")}.'
     outputs, gives = '(probabilities,)', f'float32 (1, {len(classes)})'
     interface = _of_classes(about)
   else:
-    front = FRONT.format('image-segmentation', 'semantic-segmentation')
+    kind = 'image-segmentation', 'semantic-segmentation'
     title = f'{title_of(config)} with {config["head"]}'
     what = (
       f'Semantic segmentation, {len(classes)} classes: every pixel of a '
       'picture gets a class.'
     )
+    probabilities = any(each.probabilities for each in exports)
     outputs = 'labels, probabilities' if probabilities else '(labels,)'
     gives = 'uint8 (1, H, W)'
-    interface = _interface(about, probabilities)
+    interface = _of_label_maps(about, probabilities)
   parts = [
-    front,
+    FRONT.format(*kind),
     f'# {title[0].upper()}{title[1:]}\n',
     f'{what} Written by resnest-jax {__version__}.\n',
     '## Files\n',
@@ -216,10 +216,8 @@ def model_card(about: Mapping[str, Any], exports: Sequence[Export]) -> str:
     interface,
   ]
   # One section a format: files of several sizes run alike.
-  firsts: dict[str, Export] = {}
-  for each in exports:
-    firsts.setdefault(each.format, each)
-  for name, first in firsts.items():
+  for name in dict.fromkeys(each.format for each in exports):
+    first = next(each for each in exports if each.format == name)
     filled = _how_to_run(first, about, outputs=outputs, gives=gives)
     parts += [f'## Run {first.file}\n', filled]
     if name == 'stablehlo':
@@ -230,24 +228,35 @@ def model_card(about: Mapping[str, Any], exports: Sequence[Export]) -> str:
   return '\n'.join(parts)
 
 
+def _rows(*rows: Sequence[Any]) -> str:
+  """A table, whose first row has the titles."""
+  lines = [f'| {" | ".join(map(str, row))} |' for row in rows]
+  return '\n'.join([lines[0], '|---' * len(rows[0]) + '|', *lines[1:], ''])
+
+
 def _table(exports: Sequence[Export]) -> str:
-  lines = [
-    '| file | format | picture size | agreement | on |',
-    '|---|---|---|---|---|',
-  ]
+  rows = [('file', 'format', 'picture size', 'agreement', 'on')]
   for each in exports:
     size = '{} high, {} wide'.format(*each.size) if each.size else 'any'
-    lines.append(
-      f'| {each.file} | {each.format} | {size} | {each.agreement:.4%} '
-      f'| {plural(each.pictures, "drawn scene" if each.drawn else "picture")} |'
-    )
-  return '\n'.join(lines) + '\n'
+    on = plural(each.pictures, 'drawn scene' if each.drawn else 'picture')
+    rows.append((each.file, each.format, size, f'{each.agreement:.4%}', on))
+  return _rows(*rows)
 
 
-def _interface(about: Mapping[str, Any], probabilities: bool) -> str:
-  normalization, more, trained = about['normalization'], '', ''
+def _program(about: Mapping[str, Any], gives: str) -> str:
+  normalization = about['normalization']
+  return (
+    'StableHLO and ONNX take `images`, uint8 (b, H, W, 3), RGB from 0 to 255, '
+    f'any b, H and W as in the table, and give {gives}. Normalisation is '
+    f'inside: the channels as {normalization["order"]}, mean '
+    f'{normalization["mean"]}, deviation {normalization["std"]}.'
+  )
+
+
+def _of_label_maps(about: Mapping[str, Any], probabilities: bool) -> str:
+  gives, trained = '`labels`, uint8 (b, H, W)', ''
   if probabilities:
-    more = ' and `probabilities`, float32 (b, H, W, classes)'
+    gives += ' and `probabilities`, float32 (b, H, W, classes)'
   if scale := about['image_scale']:
     trained = (
       f' In training pictures were fitted into {scale[0]} x {scale[1]} pixels '
@@ -255,27 +264,32 @@ def _interface(about: Mapping[str, Any], probabilities: bool) -> str:
       'that suit the network best.'
     )
   return (
-    'StableHLO and ONNX take `images`, uint8 (b, H, W, 3), RGB from 0 to 255, '
-    'any b, H and W as in the table, and give `labels`, uint8 (b, H, W)'
-    f'{more}. Normalisation and upsampling are inside: mean '
-    f'{normalization["mean"]}, deviation {normalization["std"]}. Protocol: '
-    'the whole picture at once, as large as it is given; no windows, no other '
-    f'scales, no mirroring.{trained} Scores of another protocol do not hold '
-    'for these files.\n'
+    f'{_program(about, gives)} Upsampling is inside, too. Protocol: the whole '
+    'picture at once, as large as it is given; no windows, no other scales, no '
+    f'mirroring.{trained} Scores of another protocol do not hold for these '
+    'files.\n'
   )
 
 
 def _of_classes(about: Mapping[str, Any]) -> str:
-  normalization, crop = about['normalization'], about['protocol']
+  crop = about['protocol']
   return (
-    'StableHLO and ONNX take `images`, uint8 (b, H, W, 3), RGB from 0 to 255, '
-    'any b, H and W as in the table, and give `probabilities`, float32 (b, '
-    'classes). Normalisation is inside: the channels as '
-    f'{normalization["order"]}, mean {normalization["mean"]}, deviation '
-    f'{normalization["std"]}; files of PyTorch want normalised pictures. The '
-    f'network was evaluated on the middle of pictures at {crop["size"]} x '
-    f'{crop["size"]} pixels, by the rule {crop["rule"]!r}; the code below cuts '
-    'it out.\n'
+    f'{_program(about, "`probabilities`, float32 (b, classes)")} Files of '
+    'PyTorch want normalised pictures. The network was evaluated on the middle '
+    f'of pictures at {crop["size"]} x {crop["size"]} pixels, by the rule '
+    f'{crop["rule"]!r}; the code below cuts it out.\n'
+  )
+
+
+def _of_features(about: Mapping[str, Any]) -> str:
+  rows = [('output', 'stride', 'shape')]
+  for name, level in about['features'].items():
+    s, channels = level['stride'], level['channels']
+    rows.append((name, s, f'(b, ceil(H / {s}), ceil(W / {s}), {channels})'))
+  return (
+    f'{_program(about, "float32, channels last")} A file agrees by 100 % less '
+    "the largest difference, over its level's largest value.\n\n"
+    f'{_rows(*rows)}'
   )
 
 
@@ -295,25 +309,6 @@ def _how_to_run(export: Export, about: Mapping[str, Any], **texts: str) -> str:
   return how[export.format].format(**fields)
 
 
-def _of_features(about: Mapping[str, Any]) -> str:
-  normalization = about['normalization']
-  lines = [
-    'They take `images`, uint8 (b, H, W, 3), RGB from 0 to 255, any b, H and W '
-    'as in the table. Normalisation is inside: the channels as '
-    f'{normalization["order"]}, mean {normalization["mean"]}, deviation '
-    f'{normalization["std"]}. Outputs are float32, channels last. A file '
-    "agrees by 100 % less the largest difference, over its level's largest "
-    'value.\n',
-    '| output | stride | shape |',
-    '|---|---|---|',
-  ]
-  for name, level in about['features'].items():
-    s, channels = level['stride'], level['channels']
-    shape = f'(b, ceil(H / {s}), ceil(W / {s}), {channels})'
-    lines.append(f'| {name} | {s} | {shape} |')
-  return '\n'.join(lines) + '\n'
-
-
 def _how_long(exports: Sequence[Export]) -> str:
   said = [f'- {x.file}: {x.written.sentence()}\n' for x in exports if x.written]
   weights = 'the original weights, into a new folder'
@@ -330,27 +325,25 @@ def _how_long(exports: Sequence[Export]) -> str:
 def _classes(
   classes: Sequence[str], palette: Sequence[Sequence[int]] | None
 ) -> str:
+  rows = list(enumerate(map(_plain, classes)))
   if palette is None:
-    rows = [f'| {i} | {_plain(name)} |' for i, name in enumerate(classes)]
-    return '\n'.join(['| number | class |', '|---|---|', *rows]) + '\n'
-  lines = ['| label | class | colour |', '|---|---|---|']
-  for label, (name, colour) in enumerate(zip(classes, palette, strict=True)):
-    code = ''.join(f'{value:02x}' for value in colour)
-    lines.append(f'| {label} | {_plain(name)} | #{code} |')
-  return '\n'.join(lines) + '\n'
+    return _rows(('number', 'class'), *rows)
+  codes = ['#{:02x}{:02x}{:02x}'.format(*colour) for colour in palette]
+  rows = [(*row, code) for row, code in zip(rows, codes, strict=True)]
+  return _rows(('label', 'class', 'colour'), *rows)
 
 
 def _provenance(about: Mapping[str, Any]) -> str:
-  lines = [f'- backbone: {title_of(about["model"])}'] + [
-    f'- {key.replace("_", " ")}: {about["model"][key]}'
-    for key in ('head', 'output_stride', 'dilation_rule')
-    if key in about['model']
-    if key in about['model']
+  model = about['model']
+  keys = ('head', 'output_stride', 'dilation_rule')
+  facts = [('backbone', title_of(model))]
+  facts += [(key, model[key]) for key in keys if key in model]
+  facts += [
+    (key, _plain(str(value)))
+    for key, value in about['provenance'].items()
+    if isinstance(value, str | int) and key != 'backbone_known'
   ]
-  for key, value in about['provenance'].items():
-    if isinstance(value, str | int) and key != 'backbone_known':
-      lines.append(f'- {key.replace("_", " ")}: {_plain(str(value))}')
-  return '\n'.join(lines) + '\n'
+  return ''.join(f'- {key.replace("_", " ")}: {x}\n' for key, x in facts)
 
 
 def _plain(text: str) -> str:

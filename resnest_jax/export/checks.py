@@ -1,7 +1,6 @@
 """Checks that an export passes before it gets its name."""
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,7 +12,7 @@ from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.export.pictures import fit
 from resnest_jax.export.program import make_program
-from resnest_jax.inference.predictor import Prediction, Predictor
+from resnest_jax.inference.predictor import Predictor
 from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import LabelSet
 from resnest_jax.models.classifier import Classifier
@@ -31,8 +30,10 @@ BATCH_SIZE = 4
 JAX2ONNX = '0.17.1'
 INSTALL_JAX2ONNX = f'pip install --no-deps jax2onnx=={JAX2ONNX}'
 
-# uint8 (b, H, W, 3) -> (labels,) or (labels, probabilities).
+# uint8 (b, H, W, 3) -> outputs as of `make_program`.
 Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
+# Of batches, the outputs that were found and those that are expected.
+Pairs = Iterable[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
 
 
 class Model(NamedTuple):
@@ -45,7 +46,7 @@ class Model(NamedTuple):
 
 
 class Reference:
-  """The checkpoint's `predictions` for `images`, uint8 (n, H, W, 3)."""
+  """The checkpoint's outputs for `images`, uint8 (n, H, W, 3)."""
 
   def __init__(
     self,
@@ -54,149 +55,118 @@ class Reference:
     size: tuple[int, int],
     probabilities: bool = False,
   ):
-    """Predicts the pictures, stretched to `size` (height, width)."""
-    self.images = np.stack([fit(picture, size) for picture in pictures])
-    # Exports do not resize. With this scale the predictor does not either.
-    self._protocol = Protocol(image_scale=(max(size), min(size)))
-    found = self._predictor(net).predict_frames(
-      self.images, probabilities=probabilities
-    )
-    self.predictions: list[Prediction] = list(found)
+    """Takes the pictures stretched to `size` (height, width).
 
-  def _predictor(self, net: Model) -> Predictor:
-    *network, normalization = net
-    protocol = dataclasses.replace(self._protocol, normalization=normalization)
-    return Predictor(*network, protocol)
-
-  def compare(self, name: str, run: Runner) -> float:
-    """Returns the share of pixels to which an export gives the same class.
-
-    Raises:
-      UserError: the share is below `MIN_AGREEMENT`, or a probability is off by
-        more than `MAX_DEVIATION`.
+    `probabilities`: whether those of a segmentor are compared as well.
     """
-    agreeing, deviation = 0, 0.0
-    for start in range(0, len(self.images), BATCH_SIZE):
-      part = slice(start, start + BATCH_SIZE)
-      labels, *more = map(np.asarray, run(self.images[part]))
-      for slot, expected in enumerate(self.predictions[part]):
-        agreeing += np.count_nonzero(labels[slot] == expected.labels)
-        if more:
-          off = np.abs(more[0][slot] - expected.probabilities).max()
-          # max() and > would let NaN pass.
-          deviation = max(deviation, float(np.nan_to_num(off, nan=1.0)))
-    share = agreeing / self.images[..., 0].size
-    if share < MIN_AGREEMENT or deviation > MAX_DEVIATION:
-      off = f', and probabilities differ by up to {deviation:.3f}'
-      raise UserError(
-        f'{name} gives {share:.3%} of the pixels of {len(self.images)} '
-        f"pictures the checkpoint's class{off if deviation else ''}; "
-        f'{MIN_AGREEMENT:.1%} must agree. Nothing was written. Please report '
-        'it with the versions of your packages (pip list), and export without '
-        'this format by --formats.'
-      )
-    return share
+    self.images = np.stack([fit(picture, size) for picture in pictures])
+    self._size = size
+    run = self.run_of(net, probabilities)
+    if isinstance(net.model, Features | Classifier):
+      self._expected = lambda part: run(self.images[part])
+      features = isinstance(net.model, Features)
+      self._measure = compare_features if features else compare_classes
+    else:  # Kept, as the predictor takes its time.
+      outputs = run(self.images)
+      self._expected = lambda part: [x[part] for x in outputs]
+      self._measure = compare_labels
 
-  def run_of(self, net: Model) -> Runner:
-    """Runs another model by the `Predictor`, for pictures of this size."""
-    predictor = self._predictor(net)
+  def run_of(self, net: Model, probabilities: bool = False) -> Runner:
+    """Runs a model, of another file, say, for pictures of this size."""
+    if isinstance(net.model, Features | Classifier):
+      return jax.jit(
+        make_program(*net[:2], self._size, normalization=net.normalization)
+      )
+    # Exports do not resize. With this scale the predictor does not either.
+    scale = max(self._size), min(self._size)
+    protocol = Protocol(image_scale=scale, normalization=net.normalization)
+    predictor = Predictor(*net[:3], protocol)
+    outputs = ('labels', *['probabilities'] * probabilities)
 
     def run(images: np.ndarray) -> list[np.ndarray]:
-      found = predictor.predict_frames(images)
-      return [np.stack([each.labels for each in found])]
+      found = predictor.predict_frames(images, probabilities=probabilities)
+      found = list(found)
+      return [np.stack([getattr(x, name) for x in found]) for name in outputs]
 
     return run
 
+  def compare(self, name: str, run: Runner) -> float:
+    """How far an export agrees, 0 to 1; see `compare_labels` and the others."""
+    starts = range(0, len(self.images), BATCH_SIZE)
+    parts = [slice(start, start + BATCH_SIZE) for start in starts]
+    pairs = ((run(self.images[x]), self._expected(x)) for x in parts)
+    return self._measure(name, pairs)
 
-class OutputReference(Reference):
-  """What the checkpoint's own program gives for `images`."""
 
-  def __init__(
-    self,
-    net: Model,
-    pictures: Sequence[np.ndarray],
-    size: tuple[int, int],
-    probabilities: bool = False,
-  ):
-    """Takes the pictures stretched to `size`; there are no probabilities."""
-    del probabilities
-    self.images = np.stack([fit(picture, size) for picture in pictures])
-    self._size = size
-    self._expected = self.run_of(net)
+def compare_labels(name: str, pairs: Pairs) -> float:
+  """The share of pixels of the same class.
 
-  def run_of(self, net: Model) -> Runner:
-    """Runs another model, for pictures of this size."""
-    model, variables, _, normalization = net
-    program = make_program(
-      model, variables, self._size, normalization=normalization
+  Raises `UserError` if it is below `MIN_AGREEMENT`, or a probability is off by
+  more than `MAX_DEVIATION`.
+  """
+  same, most = [], 0.0
+  for (labels, *more), (expected, *probabilities) in pairs:
+    same.append(np.asarray(labels) == expected)
+    if more:
+      most = max(most, _largest(more[0] - probabilities[0]))
+  same = np.concatenate(same)
+  share = float(same.mean())
+  if share < MIN_AGREEMENT or most > MAX_DEVIATION:
+    off = f', and probabilities differ by up to {most:.3f}' if most else ''
+    raise _disagreement(
+      f'{name} gives {share:.3%} of the pixels of {len(same)} pictures the '
+      f"checkpoint's class{off}; {MIN_AGREEMENT:.1%} must agree"
     )
-    return jax.jit(program)
+  return share
 
 
-class FeatureReference(OutputReference):
-  """The checkpoint's features of `images`."""
+def compare_features(name: str, pairs: Pairs) -> float:
+  """1 less the largest difference, over its level's largest value.
 
-  def compare(self, name: str, run: Runner) -> float:
-    """Returns 1 less the largest difference, over its level's largest value.
-
-    Raises `UserError` if that is below `MIN_AGREEMENT`.
-    """
-    most = 0.0
-    for start in range(0, len(self.images), BATCH_SIZE):
-      part = self.images[start : start + BATCH_SIZE]
-      for found, expected in zip(run(part), self._expected(part), strict=True):
-        off = np.abs(found - expected).max() / np.abs(expected).max()
-        most = max(most, float(np.nan_to_num(off, nan=1.0)))
-    if most > 1 - MIN_AGREEMENT:
-      raise UserError(
-        f'the features of {name} differ from the checkpoint by {most:.1e} of '
-        f'the largest; {1 - MIN_AGREEMENT:.0e} is accepted. Nothing was '
-        'written. Please report it with the versions of your packages (pip '
-        'list), and export without this format by --formats.'
-      )
-    return 1 - most
+  Raises `UserError` if that is below `MIN_AGREEMENT`.
+  """
+  most = max(
+    _largest((found - expected) / np.abs(expected).max())
+    for levels in pairs
+    for found, expected in zip(*levels, strict=True)
+  )
+  if most > 1 - MIN_AGREEMENT:
+    raise _disagreement(
+      f'the features of {name} differ from the checkpoint by {most:.1e} of '
+      f'the largest; {1 - MIN_AGREEMENT:.0e} is accepted'
+    )
+  return 1 - most
 
 
-class ClassReference(OutputReference):
-  """The checkpoint's probabilities of `images`."""
+def compare_classes(name: str, pairs: Pairs) -> float:
+  """1, the share of pictures of the same class.
 
-  def compare(self, name: str, run: Runner) -> float:
-    """Returns 1, the share of pictures to which an export gives the same class.
-
-    Raises `UserError` if it is less, or a probability is off by more than
-    `MAX_CLASS_DEVIATION`.
-    """
-    agreeing, most = 0, 0.0
-    for start in range(0, len(self.images), BATCH_SIZE):
-      part = self.images[start : start + BATCH_SIZE]
-      (found,), (expected,) = map(np.asarray, run(part)), self._expected(part)
-      agreeing += np.count_nonzero(found.argmax(1) == expected.argmax(1))
-      off = np.abs(found - expected).max()
-      most = max(most, float(np.nan_to_num(off, nan=1.0)))
-    share = agreeing / len(self.images)
-    if share < 1 or most > MAX_CLASS_DEVIATION:
-      raise UserError(
-        f'{name} gives {share:.1%} of {len(self.images)} pictures the '
-        f"checkpoint's class, and probabilities differ by up to {most:.1e}; "
-        f'all must agree, to {MAX_CLASS_DEVIATION:.0e}. Nothing was written. '
-        'Please report it with the versions of your packages (pip list), and '
-        'export without this format by --formats.'
-      )
-    return share
+  Raises `UserError` if it is less, or a probability is off by more than
+  `MAX_CLASS_DEVIATION`.
+  """
+  pairs = [(x, y) for (x,), (y,) in pairs]
+  found, expected = map(np.concatenate, zip(*pairs, strict=True))
+  same = found.argmax(1) == expected.argmax(1)
+  most = _largest(found - expected)
+  if not same.all() or most > MAX_CLASS_DEVIATION:
+    raise _disagreement(
+      f'{name} gives {same.mean():.1%} of {len(same)} pictures the '
+      f"checkpoint's class, and probabilities differ by up to {most:.1e}; all "
+      f'must agree, to {MAX_CLASS_DEVIATION:.0e}'
+    )
+  return 1.0
 
 
-def reference_of(
-  net: Model,
-  pictures: Sequence[np.ndarray],
-  size: tuple[int, int],
-  probabilities: bool = False,
-) -> Reference:
-  """The reference for exports of a network of any task."""
-  if isinstance(net.model, Features):
-    return FeatureReference(net, pictures, size)
-  if isinstance(net.model, Classifier):
-    return ClassReference(net, pictures, size)
-  return Reference(net, pictures, size, probabilities)
+def _largest(difference: np.ndarray) -> float:
+  # max() and > would let NaN pass.
+  return float(np.nan_to_num(np.abs(difference).max(), nan=1.0))
+
+
+def _disagreement(what: str) -> UserError:
+  return UserError(
+    f'{what}. Nothing was written. Please report it with the versions of your '
+    'packages (pip list), and export without this format by --formats.'
+  )
 
 
 def check_same_bits(

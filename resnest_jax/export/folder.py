@@ -25,6 +25,7 @@ from resnest_jax.inference.protocols import Protocol
 from resnest_jax.labels import IGNORE, LabelSet
 from resnest_jax.models import implementations
 from resnest_jax.models.classifier import Classifier
+from resnest_jax.models.features import Features
 from resnest_jax.text import plural
 from resnest_jax.weights.backbone import load_backbone
 from resnest_jax.weights.files import ABOUT, public, write_weights
@@ -42,11 +43,6 @@ NEEDS = {
     ('jax2onnx', 'onnx_ir', 'onnxruntime'),
     f'pip install onnx-ir onnxruntime && {checks.INSTALL_JAX2ONNX}',
   ),
-}
-# The formats of weights -> their kind in `export_state_dict`.
-KINDS = {
-  'safetensors': 'ours',
-  **{x: x for x in ('mmseg', 'timm', 'official')},
 }
 CARD = 'README.md'
 SHORTEST, LONGEST = 32, 8192  # Pixels of an edge.
@@ -89,32 +85,32 @@ def export_model(
   # All that can fail without the weights comes before their download.
   files.check_new(out)
   formats = [x for x in (*FORMATS, *CLASS_FORMATS[-2:]) if x in formats]
-  programs = set(formats) & set(PROGRAMS)
-  check_packages(formats)
-  check_sizes(sizes)
-  _check_outputs(formats, probabilities, features)
+  _check_arguments(formats, sizes, probabilities, features)
   seen = gather_pictures(pictures)
   if features:
     weights, (net, about) = None, _features(source, checkpoint, features)
   else:
     _, _, weights = load_trained(source, checkpoint)
-    check_task(weights, formats, probabilities)
+    _check_task(weights, formats, probabilities)
     net = as_exported(source, weights)
     about = _about(weights, net.labels)
-  _say_origin(about['provenance'], source, say)
+  provenance = about['provenance']
+  if 'step' in provenance:
+    say(f'checkpoint {provenance["step"]} of {source}')
+  for note in provenance.get('notes', ()):
+    say(f'note: {note}')
   sizes = list(dict.fromkeys(sizes)) or [_default_size(about)]
-  # Weights have no size. They are compared on one.
-  if not programs:
-    sizes = sizes[:1]
   exports, stem = [], 'features' if features else 'model'
   with files.explain_refusal(out), files.whole_folder(out) as folder:
-    for size in sizes:
-      reference = checks.reference_of(net, seen, size, probabilities)
+    # Weights have no size. They are compared on one.
+    for size in sizes if {*formats} & {*PROGRAMS} else sizes[:1]:
+      reference = checks.Reference(net, seen, size, probabilities)
       for name in formats:
         if name in PROGRAMS:
           file = folder / f'{stem}_{size[0]}x{size[1]}.{name}'
-          given = net, size, probabilities, reference
-          export = write_program(name, file, *given)
+          export = write_program(
+            name, file, net, size, probabilities, reference
+          )
         elif size == sizes[0]:
           export = _write_weights(name, folder, weights, about, reference)
         else:
@@ -152,14 +148,13 @@ def check_packages(formats: Sequence[str]) -> None:
         f'the format {name} needs {" and ".join(missing)}: {install} '
         '(--formats leaves it out).'
       )
-  if {*formats} & {'mmseg', 'timm', 'official'}:
+  if {*formats} - {*PROGRAMS, 'safetensors'}:
     check_torch()
 
 
-def check_task(
+def _check_task(
   weights: Weights, formats: Sequence[str], probabilities: bool
 ) -> None:
-  """Raises `UserError` for what a network of this task cannot give."""
   task = weights.description.task
   known = CLASS_FORMATS if task == 'classifier' else FORMATS
   if wrong := [name for name in formats if name not in known]:
@@ -174,19 +169,19 @@ def check_task(
     )
 
 
-def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
-  """Raises `UserError` if pictures of a size cannot be exported."""
+def _check_arguments(
+  formats: Sequence[str],
+  sizes: Sequence[tuple[int, int]],
+  probabilities: bool,
+  features: int | None,
+) -> None:
+  check_packages(formats)
   for height, width in sizes:
     if not all(SHORTEST <= x <= LONGEST for x in (height, width)):
       raise UserError(
         f'pictures of {height}x{width} pixels (height x width) cannot be '
         f'exported; each edge must have {SHORTEST} to {LONGEST}.'
       )
-
-
-def _check_outputs(
-  formats: Sequence[str], probabilities: bool, features: int | None
-) -> None:
   if probabilities and not {*formats} & {*PROGRAMS}:
     raise UserError(
       'probabilities are an output of StableHLO and ONNX, and neither is among '
@@ -198,15 +193,6 @@ def _check_outputs(
       f'probabilities; add --formats {" ".join(PROGRAMS)}, or one of them. '
       'python -m resnest_jax.weights.convert writes the weights.'
     )
-
-
-def _say_origin(
-  provenance: Mapping[str, Any], source: str | Path, say: Say
-) -> None:
-  if 'step' in provenance:
-    say(f'checkpoint {provenance["step"]} of {source}')
-  for note in provenance.get('notes', ()):
-    say(f'note: {note}')
 
 
 def _default_size(about: Mapping[str, Any]) -> tuple[int, int]:
@@ -233,38 +219,34 @@ def _features(
 
 def as_exported(source: str | Path, weights: Weights) -> checks.Model:
   """Builds the network in float32, unless it has too many classes."""
-  if weights.description.task == 'classifier':
+  task, config = weights.description
+  if task == 'classifier':
     labels = class_labels(weights)
-    return checks.Model(
-      *weights.create('float32'), labels, weights.normalized()
-    )
-  number = weights.description.config['num_classes']
-  if number > IGNORE:
+  elif (number := config['num_classes']) <= IGNORE:
+    labels = label_set(number, weights.classes, weights.palette)
+  else:
     raise UserError(
       f'{source} has {number} classes; label maps are of 8 bits with {IGNORE} '
       f'for none, so at most {IGNORE} can be exported.'
     )
-  labels = label_set(number, weights.classes, weights.palette)
   return checks.Model(*weights.create('float32'), labels, weights.normalized())
 
 
 def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
+  about = weights.about() | {'classes': list(labels.classes)}
   if weights.description.task == 'classifier':
     crop = center_crop_of(weights)
-    return weights.about() | {
-      'classes': list(labels.classes),
+    return about | {
       'palette': None,
       'image_scale': list(crop.image_scale),
       'center_crop': crop.rule,
       'protocol': crop.describe(),
     }
-  number = len(labels.classes)
-  scale = weights.image_scale or IMAGE_SCALES.get(number, (2048, 512))
-  return weights.about() | {
-    'classes': list(labels.classes),
-    'palette': labels.palette.tolist(),
-    'protocol': Protocol(image_scale=tuple(scale)).describe(),
-  }
+  scale = weights.image_scale or IMAGE_SCALES.get(
+    len(labels.classes), (2048, 512)
+  )
+  protocol = Protocol(image_scale=tuple(scale)).describe()
+  return about | {'palette': labels.palette.tolist(), 'protocol': protocol}
 
 
 def write_program(
@@ -282,7 +264,8 @@ def write_program(
   program = make_program(
     *net[:2], size, probabilities=probabilities, normalization=net.normalization
   )
-  written, classify = None, isinstance(net.model, Classifier)
+  written, features = None, isinstance(net.model, Features)
+  classify = isinstance(net.model, Classifier)
   # Not Winograd's, our choice on a CPU: what runs a file chooses its own.
   with implementations.use(wide='convolution'):
     # Each format needs packages that the other does not.
@@ -294,16 +277,14 @@ def write_program(
     else:
       from resnest_jax.export import onnx_file
 
-      outputs = ['labels', *['probabilities'] * probabilities]
-      if net.labels is None:
-        outputs = [*net.model.strides]
-      if classify:
-        outputs = ['probabilities']
+      outputs = ['labels'] * (not classify)
+      outputs += ['probabilities'] * (probabilities or classify)
+      outputs = [*net.model.strides] if features else outputs
       onnx_file.write_onnx(file, program, size, outputs)
       run = onnx_file.read_onnx(file)
   share = reference.compare(file.name, run)
   more = {'probabilities': probabilities or classify, 'written': written}
-  more |= {'features': net.labels is None, 'classes': classify}
+  more |= {'features': features, 'classes': classify}
   return Export(file.name, name, size, share, len(reference.images), **more)
 
 
@@ -316,12 +297,11 @@ def _write_weights(
 ) -> Export:
   # The model as described rather than in float32: no bit may change.
   model, stored = weights.create()
-  kind = KINDS[name]
+  torch, classify = name != 'safetensors', isinstance(model, Classifier)
+  kind = name if torch else 'ours'
   state_dict = export_state_dict(model, stored, kind)
   # It makes a folder, with a description that `write_description` replaces.
-  torch = name != 'safetensors'
   file, _ = write_weights(folder / name, kind, state_dict, about, torch)
-  classify = isinstance(model, Classifier)
   # Two libraries may have the same names.
   called = f'model_{name}.pth' if classify and torch else file.name
   file = file.rename(folder / called)

@@ -6,7 +6,7 @@ from typing import Any
 
 from resnest_jax.errors import UserError, writing
 from resnest_jax.export.card import Export
-from resnest_jax.export.checks import reference_of
+from resnest_jax.export.checks import Reference
 from resnest_jax.export.folder import (
   CARD,
   Say,
@@ -35,13 +35,10 @@ def renew_exports(
   Names, sizes and outputs stay, as do all other files but about.json and the
   model card.
 
-  Args:
-    folder: written by `export_model`.
-    pictures: to compare on; see `gather_pictures`.
-
-  Raises:
-    UserError: nothing to renew, no weights to renew it from, or a new file
-      disagrees with the checkpoint. All files then stay as they were.
+  `folder` was written by `export_model`, `pictures` are those of
+  `gather_pictures`. Raises `UserError` if there is nothing to renew, are no
+  weights to renew it from, or a new file disagrees with the checkpoint. All
+  files then stay as they were.
   """
   folder = Path(folder)
   about, exports = _read(folder)
@@ -56,13 +53,12 @@ def renew_exports(
       if old.format != 'stablehlo':
         continue
       gives = _gives_probabilities(folder, old)
-      reference = reference_of(net, seen, old.size, gives)
+      reference = Reference(net, seen, old.size, gives)
       file = new / Path(old.file).name
       export = write_program('stablehlo', file, net, old.size, gives, reference)
       exports[place] = export._replace(drawn=not pictures)
       say(passed(file, export))
-      new_one = export.written
-      if less := new_one.shorter_than(old.written, new_one.on):
+      if less := export.written.shorter_than(old.written, export.written.on):
         say(f'warning: {less}')
     write_description(new, about, exports)
     # The description comes last: if this is interrupted, it promises too little
@@ -99,15 +95,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Export]]:
 
 def _weights_of(folder: Path, exports: Sequence[Export]) -> Path:
   # safetensors first: reading it needs no PyTorch.
-  of_classifiers = [f'model_{x}.pth' for x in ('timm', 'official')]
-  for name in (SAFETENSORS, TORCH, *of_classifiers):
+  for name in (SAFETENSORS, TORCH, 'model_timm.pth', 'model_official.pth'):
     if (folder / name).is_file():
       return folder / name
   programs = [each for each in exports if each.format == 'stablehlo']
-  sizes = ' '.join(f'{each.size[0]}x{each.size[1]}' for each in programs)
-  first = programs[0]
-  labelled = first.probabilities and not first.classes
-  more = ' --probabilities' if labelled else ''
+  sizes = ' '.join('{}x{}'.format(*each.size) for each in programs)
+  labelled = programs[0].probabilities and not programs[0].classes
+  more = ' --probabilities' * bool(labelled)
   raise UserError(
     f'{folder} has neither {SAFETENSORS} nor {TORCH} to renew its StableHLO '
     'from. Export again from the original weights: python export.py --weights '

@@ -44,8 +44,7 @@ def _without_folders() -> Iterator[None]:
 def read_stablehlo(path: Path) -> Runner:
   """Loads a program, which is compiled when it is first called.
 
-  Raises:
-    UserError: this JAX refuses the file, now or at the first call.
+  Raises `UserError` if this JAX refuses it, now or at the first call.
   """
   content = bytearray(path.read_bytes())
   try:

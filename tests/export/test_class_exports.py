@@ -2,19 +2,16 @@
 
 import json
 import os
-import re
-import subprocess
-import sys
 from unittest import mock
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from cards import run_card
 from evaluation.class_runs import EDGE, NAMES, logits_of, write_weights
 from evaluation.drawn import smooth_picture
 from golden.reference import assert_same_bits
-from PIL import Image
 from scipy.special import softmax
 
 import resnest_jax as rj
@@ -68,17 +65,9 @@ def test_card_classifies_as_the_predictor(exported, tmp_path):
   out, *_ = exported
   text = (out / 'README.md').read_text()
   assert '| 1 | bee \\| wasp |' in text
-  section = text.partition('## Run model_48x48.onnx\n')[2]
-  code = re.search(r'```python\n(.*?)```', section, re.DOTALL)[1]
-  Image.fromarray(smooth_picture(97, 75)).save(tmp_path / 'street.jpg')
-  (tmp_path / 'model_48x48.onnx').symlink_to(out / 'model_48x48.onnx')
-  block = (
-    "import sys; sys.modules.update(dict.fromkeys(['resnest_jax', 'jax']))"
-  )
   show = 'print([best.tolist(), probabilities[0].tolist()])'
-  command = [sys.executable, '-c', f'{block}\n{code}{show}']
-  told = subprocess.check_output(command, cwd=tmp_path, text=True)
-  best, probabilities = json.loads(told)
+  given = out / 'model_48x48.onnx', smooth_picture(97, 75), show, tmp_path
+  best, probabilities = json.loads(run_card(*given, ['jax']))
   # The exported folder is a source of weights, too.
   found = rj.from_checkpoint(out).predict(tmp_path / 'street.jpg')
   np.testing.assert_allclose(probabilities, found.probabilities, atol=1e-5)

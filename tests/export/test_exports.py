@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from datetime import date
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from cards import run_card
 from evaluation.runs import STEP
 from golden.reference import TINY, assert_same_bits, variables_of
 from jax import lax
@@ -29,7 +29,6 @@ from resnest_jax.export import checks, folder, pictures, promise, stablehlo
 from resnest_jax.export.card import Export
 from resnest_jax.export.folding import folded
 from resnest_jax.export.renew import renew_exports
-from resnest_jax.inference.predictor import Prediction
 from resnest_jax.models import convolution, segmentor
 from resnest_jax.weights import files, infer, pretrained
 from resnest_jax.weights.state_dict import export_state_dict
@@ -137,17 +136,12 @@ ABSENT = {'stablehlo': 'flax ml_collections cv2', 'onnx': 'flax jax jaxlib cv2'}
 @pytest.mark.parametrize('format_', ABSENT)
 def test_card_runs_without_this_project(format_, exported, sources, tmp_path):
   out, _ = exported('pspnet')
-  name = f'model_65x64.{format_}'
-  section = (out / 'README.md').read_text().partition(f'## Run {name}\n')[2]
-  code = re.search(r'```python\n(.*?)```', section, re.DOTALL)[1]
-  picture = Image.fromarray(pictures.gather_pictures([])[3])
-  picture.save(tmp_path / 'street.jpg', quality=95)
-  (tmp_path / name).symlink_to(out / name)
-  absent = f'resnest_jax {ABSENT[format_]}'.split()
-  block = f'import sys; sys.modules.update(dict.fromkeys({absent}))\n'
-  save = "np.save('labels.npy', np.asarray(labels))\n"
-  command = [sys.executable, '-c', block + code + save]
-  subprocess.run(command, cwd=tmp_path, check=True)
+  file, picture = (
+    out / f'model_65x64.{format_}',
+    pictures.gather_pictures([])[3],
+  )
+  last = "np.save('labels.npy', np.asarray(labels))\n"
+  run_card(file, picture, last, tmp_path, ABSENT[format_].split())
   labels = np.load(tmp_path / 'labels.npy')
   resized = Image.open(tmp_path / 'street.jpg').resize(SIZE[::-1])
   assert_agrees([labels], sources / 'pspnet', np.asarray(resized)[None])
@@ -204,29 +198,27 @@ def test_provenance_is_published_without_folders(tmp_path, monkeypatch):
 
 
 # How one picture's labels and probabilities compare with those found.
-def compare(labels, probabilities, *found):
-  reference = checks.Reference.__new__(checks.Reference)
-  reference.images = np.zeros((1, *labels.shape, 3), np.uint8)
-  reference.predictions = [Prediction(labels, (), None, None, probabilities)]
-  return reference.compare('x', lambda images: [[each] for each in found])
+def compare(expected, *found):
+  pair = ([each[None] for each in outputs] for outputs in (found, expected))
+  return checks.compare_labels('x', [tuple(pair)])
 
 
 def test_one_in_a_thousand_pixels_may_differ():
   labels = np.arange(10_000).reshape(100, 100) % 7
   found = labels.copy()
   found[0, :10] = 8
-  assert compare(labels, None, found) == 0.999
+  assert compare([labels], found) == 0.999
   found[0, 10] = 8
   with pytest.raises(UserError, match=r'x gives 99\.890% .* class; 99\.9%'):
-    compare(labels, None, found)
+    compare([labels], found)
 
 
 def test_wrong_probabilities_are_told():
   labels, even = np.zeros((2, 2), np.uint8), np.full((2, 2, 7), 1 / 7)
   for off, said in ((0.02, '0.020'), (np.nan, '1.000')):
     with pytest.raises(UserError, match=f'differ by up to {said}'):
-      compare(labels, even, labels, even + off)
-  assert compare(labels, even, labels, even + 0.009) == 1
+      compare([labels, even], labels, even + off)
+  assert compare([labels, even], labels, even + 0.009) == 1
 
 
 def wrong_program(images):

@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from unittest import mock
 
 import numpy as np
 import onnxruntime
 import pytest
+from cards import run_card
 from golden.reference import quick_jit, variables_of
 from PIL import Image
 from weights.built import written
@@ -77,26 +76,17 @@ def test_card_says_what_they_are_and_runs(exported, source, tmp_path):
   assert '| c4 | 16 | (b, ceil(H / 16), ceil(W / 16), 128) |' in text
   assert 'as RGB, mean [123.68, 116.779, 103.939], deviation [58.3' in text
   assert 'classes' not in text
-  section = text.partition('## Run features_65x96.stablehlo\n')[2]
-  code = re.search(r'```python\n(.*?)```', section, re.DOTALL)[1]
-  picture = Image.fromarray(pictures.gather_pictures([])[3])
-  picture.save(tmp_path / 'street.jpg', quality=95)
-  (tmp_path / 'features_65x96.stablehlo').symlink_to(
-    out / 'features_65x96.stablehlo'
-  )
-  block = "import sys; sys.modules['resnest_jax'] = None\n"
-  code = f"{block}{code}np.save('c4.npy', np.asarray(c4))\n"
-  subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
+  file = out / 'features_65x96.stablehlo'
+  last = "np.save('c4.npy', np.asarray(c4))\n"
+  run_card(file, pictures.gather_pictures([])[3], last, tmp_path)
   resized = Image.open(tmp_path / 'street.jpg').resize(SIZE[::-1])
   expected = features_of(source, np.asarray(resized)[None])['c4']
   np.testing.assert_allclose(np.load(tmp_path / 'c4.npy'), expected, atol=1e-3)
 
 
 def compare(*levels):
-  reference = checks.FeatureReference.__new__(checks.FeatureReference)
-  reference.images = np.zeros((1, 4, 4, 3), np.uint8)
-  reference._expected = lambda images: [np.full((1, 2), 4.0), np.ones((1, 2))]
-  return reference.compare('x', lambda images: levels)
+  expected = [np.full((1, 2), 4.0), np.ones((1, 2))]
+  return checks.compare_features('x', [(levels, expected)])
 
 
 def test_one_in_a_thousand_of_the_largest_may_differ():
