@@ -21,11 +21,8 @@ from resnest_jax.threads import map_in_threads
 
 # Errors of the process or of rights: the files may be whole.
 _NOT_DAMAGE = (
-  errno.EACCES,
-  errno.EPERM,
-  errno.EMFILE,
-  errno.ENFILE,
-  errno.ENOMEM,
+  *(errno.EACCES, errno.EPERM),
+  *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 )
 
 
@@ -85,43 +82,34 @@ def read_items(
     # Before gigabytes are read, and so that a wrong configuration is no damage.
     stored, wanted = manager.item_metadata(step), {}
     for name, item in abstract.items():
-      if item is None:
-        wanted[name] = _on_host(stored[name])
-        continue
-      _check_shapes(folder, name, stored[name], item, about)
+      if item is not None:
+        _check_shapes(folder, name, stored[name], item, about)
       wanted[name] = _restore_args(item, stored[name])
     restored = manager.restore(step, args=ocp.args.Composite(**wanted))
   except (UserError, MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:  # Orbax and TensorStore have no common type.
     raise _failure(folder, error) from error
-  trees = {}
+  trees = {name: restored[name] for name in abstract}
   for name, item in abstract.items():
-    if tree_digest(restored[name]) != about['digests'][name]:
+    if tree_digest(trees[name]) != about['digests'][name]:
       raise _damaged(folder, f'the checksum of its item {name} is wrong')
-    if item is None:
-      trees[name] = restored[name]
-      continue
-    trees[name] = jax.tree.map(
-      lambda x, wanted: x.astype(wanted.dtype), restored[name], item
-    )
+    if item is not None:
+      types = jax.tree.map(lambda x: x.dtype, item)
+      trees[name] = jax.tree.map(lambda x, y: x.astype(y), trees[name], types)
   return trees, about
 
 
 def _restore_args(item: Any, stored: Any) -> ocp.args.PyTreeRestore:
+  if item is None:
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    how = jax.tree.map(lambda _: as_numpy, stored)
+    return ocp.args.PyTreeRestore(restore_args=how)
   # Checksums are of stored values: restore in stored types, verify, then cast.
   leaves, names = array_names(stored), iter(array_names(item))
   item = jax.tree.map(lambda x: x.update(dtype=leaves[next(names)].dtype), item)
-  return ocp.args.PyTreeRestore(
-    item, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
-  )
-
-
-def _on_host(stored: Any) -> ocp.args.PyTreeRestore:
-  as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-  return ocp.args.PyTreeRestore(
-    restore_args=jax.tree.map(lambda _: as_numpy, stored)
-  )
+  how = ocp.checkpoint_utils.construct_restore_args(item)
+  return ocp.args.PyTreeRestore(item, restore_args=how)
 
 
 def shapes_digest(tree: Any) -> str:

@@ -13,6 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,22 +78,9 @@ class Checkpoints(ocp.CheckpointManager):
       if not read_only:
         folder.mkdir(parents=True, exist_ok=True)
       name = self._links.enter_context(plain_name(folder))
-      how = {
-        'read_only': read_only,
-        'policy': policies.AnyPreservationPolicy(kept),
-      }
-      try:
-        self._open(name, **how)
-      # One damaged file of Orbax's, with a step's time, which nobody needs.
-      except (TypeError, ValueError, LookupError, AttributeError):
-        self._open(name, **how, lightweight_initialize=True)
-    self._delete()
-
-  def _open(self, name, *, read_only: bool, policy, **options: Any) -> None:
-    super().__init__(
-      name,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
+      options = partial(
+        ocp.CheckpointManagerOptions,
+        preservation_policy=policies.AnyPreservationPolicy(kept),
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
@@ -101,14 +89,16 @@ class Checkpoints(ocp.CheckpointManager):
           create_directories_asynchronously=False,
         ),
         todelete_subdir=None if read_only else DELETED,
-        **options,
-      ),
-      item_handlers={
-        'model': _array_handler(),
-        'optimizer': _array_handler(),
-        'about': ocp.JsonCheckpointHandler(),
-      },
-    )
+      )
+      handlers = {item: _array_handler() for item in ('model', 'optimizer')}
+      handlers['about'] = ocp.JsonCheckpointHandler()
+      try:
+        super().__init__(name, options=options(), item_handlers=handlers)
+      # One damaged file of Orbax's, with a step's time, which nobody needs.
+      except (TypeError, ValueError, LookupError, AttributeError):
+        bare = options(lightweight_initialize=True)
+        super().__init__(name, options=bare, item_handlers=handlers)
+    self._delete()
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
@@ -275,8 +265,7 @@ def restore(
 def find_step(manager: Checkpoints, which: str | int) -> int:
   """The step of 'latest', of 'best' (by mIoU or top1), or the step itself.
 
-  Raises:
-    UserError: there is no such checkpoint; the message lists them.
+  Raises a `UserError` that lists the checkpoints if there is no such one.
   """
   steps = sorted(manager.all_steps())
   if not steps:
@@ -294,8 +283,8 @@ def find_step(manager: Checkpoints, which: str | int) -> int:
         f'choose one by its step: {", ".join(map(str, steps))}.'
       )
     return best
-  if named := [step for step in steps if str(step) == str(which)]:
-    return named[0]
+  if str(which) in map(str, steps):
+    return int(which)
   raise UserError(
     f"there is no checkpoint {which!r}; accepted are 'latest', 'best', "
     f'{", ".join(map(str, steps))}.'

@@ -1,7 +1,5 @@
 """The backbone of any network as features of four strides: docs/backbone.md."""
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +9,9 @@ import jax.numpy as jnp
 from resnest_jax.errors import UserError
 from resnest_jax.models.features import FPN, Features
 from resnest_jax.models.segmentor import create_backbone
+from resnest_jax.weights.names import backbone_part
 from resnest_jax.weights.pretrained import HEAD_KEYS, Variables, load_weights
 from resnest_jax.weights.state_dict import import_state_dict
-
-# Names of a backbone's own tensors, of every kind.
-_OF_BACKBONE = re.compile(
-  r'((params|batch_stats)/)?(backbone[./](bottom_up\.)?|pretrained\.)?'
-  r'(stem|conv1|bn1|layer\d|res\d)[._]'
-)
 
 
 def load_backbone(
@@ -70,19 +63,15 @@ def load_backbone(
     note = f'trained at output stride {trained["output_stride"]}'
     notes = [*weights.provenance.get('notes', ()), note]
     about['provenance'] = weights.provenance | {'notes': notes}
-  kept = {k: v for k, v in weights.state_dict.items() if _OF_BACKBONE.match(k)}
+  kept, _ = backbone_part(weights.state_dict)
   found = import_state_dict(network, kept)
   variables = {key: {'backbone': tree} for key, tree in found.items()}
   model = Features(network)
   if fpn is not None:
     pyramid = FPN(fpn, dtype=network.dtype)
-    drawn = _drawn(pyramid, list(model.channels.values()), seed)
+    model, widths = Features(network, pyramid), model.channels.values()
+    levels = [jnp.zeros((1, 1, 1, each)) for each in widths]
+    draw = jax.jit(lambda key: pyramid.init(key, levels, [None] * len(levels)))
+    drawn = jax.device_get(draw(jax.random.key(seed)))
     variables['params']['fpn'] = drawn['params']
-    model = Features(network, pyramid)
   return model, variables, about
-
-
-def _drawn(fpn: FPN, channels: list[int], seed: int) -> Mapping[str, Any]:
-  features = [jnp.zeros((1, 1, 1, each)) for each in channels]
-  draw = jax.jit(lambda key: fpn.init(key, features, [None] * len(features)))
-  return jax.device_get(draw(jax.random.key(seed)))

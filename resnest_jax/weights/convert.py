@@ -103,8 +103,8 @@ def _parser() -> Parser:
 def _report(weights: Weights, variables: Any) -> None:
   task, config = weights.description
   parameters = sum(v.size for v in flatten_dict(variables['params']).values())
-  name, found = title_of(config), backbone_of(config)
-  others = [other for other in same_shapes(found) if other != name]
+  name, same = title_of(config), same_shapes(backbone_of(config))
+  others = [other for other in same if other != name]
   # No shape shows where a pool stands (avd_first): the name is a guess.
   if others and not weights.provenance['backbone_known']:
     have = 'has' if len(others) == 1 else 'have'
@@ -114,9 +114,8 @@ def _report(weights: Weights, variables: Any) -> None:
     )
   parts = [f'{task}: {name}']
   if 'head' in config:
-    parts[0] += f' with {config["head"]}'
-    if config['aux_channels'] is None:
-      parts[0] += ' and no auxiliary head'
+    bare = ' and no auxiliary head' * (config['aux_channels'] is None)
+    parts[0] += f' with {config["head"]}{bare}'
   if 'num_classes' in config:
     parts.append(f'{config["num_classes"]} classes')
   # All dilation rules give the same results in an undilated network.

@@ -54,7 +54,7 @@ def fetch(
     name = _file_name(text) or 'weights'
     if known := known_file(name):
       return _cached(known._replace(urls=(text,), others=()))
-    # A file system takes 255 bytes, of which whole_file needs some.
+    # A file system takes 255 bytes.
     start = hashlib.sha256(text.encode()).hexdigest()[:12]
     return _cached(Published((text,), ''), f'{start}-{name[-100:]}')
   if text.startswith('hf://'):
@@ -91,12 +91,9 @@ def _from_hub(text: str) -> Path:
   # The download would be useless without PyTorch.
   if text.endswith(TORCH_SUFFIXES):
     check_torch()
-  what = {
-    'repo_id': f'{parts[0]}/{repository}',
-    'filename': parts[2],
-    'revision': revision or None,
-    'endpoint': os.environ.get('HF_ENDPOINT', '').rstrip('/') or None,
-  }
+  what = {'repo_id': f'{parts[0]}/{repository}', 'filename': parts[2]}
+  what |= {'revision': revision or None}
+  what |= {'endpoint': os.environ.get('HF_ENDPOINT', '').rstrip('/') or None}
   why = 'downloads are switched off (RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE)'
   if not offline():
     # The headers alone: hf_hub_download repeats a failing request for long.
@@ -141,15 +138,14 @@ def _given(path: Path) -> Path:
   names = _entries(path) if path.is_file() else {}
   held = [x for x in map(known_file, names) if x and x.member in names]
   known = held[0] if held else known_file(path.name)
-  if known is None:
-    return path
-  if not held and known.name == path.name:
-    _check(path, known, path, 'published')
-    return path
-  kept = cache_folder() / known.name
-  if not kept.is_file() or _digits(kept, known) != known.digits:
-    _unpack(path, kept, known, str(path))
-  return kept
+  if known and (held or known.name != path.name):
+    kept = cache_folder() / known.name
+    if not kept.is_file() or _digits(kept, known) != known.digits:
+      _unpack(path, kept, known)
+    return kept
+  if known:
+    _check(path, known)
+  return path
 
 
 def _entries(path: Path) -> dict[str, str]:
@@ -172,7 +168,7 @@ def _cached(known: Published, name: str = '') -> Path:
   for path, file in zip(paths, files, strict=True):
     if path.is_file():
       if not name:
-        _check(path, file, path, 'it should; remove it to download it again')
+        _check(path, file, 'it should; remove it to download it again')
       return path
   place = f'put it at {paths[0]}'
   if known.member:
@@ -201,38 +197,34 @@ def _cached(known: Published, name: str = '') -> Path:
 
 
 def _download(url: str, path: Path, known: Published, published: bool) -> None:
-  if known.member:
-    with work_folder(path) as temporary:
-      archive = temporary / f'{Path(known.member).stem}.zip'
-      download(url, archive, lambda file: None)
-      _unpack(archive, path, known, 'what it sends')
-    return
-
-  def check(file: Path) -> None:
-    if published:
-      _check(file, known, 'what it sends', 'published')
-      return
-    # Nothing else tells a page to log in or a body that was cut off.
+  with work_folder(path) as folder:
+    sent = folder / (
+      f'{Path(known.member).stem}.zip' if known.member else path.name
+    )
+    download(url, sent, lambda file: None)
     try:
-      read_weights(file)
+      if known.member:
+        return _unpack(sent, path, known)
+      if published:
+        _check(sent, known)
+      else:  # Nothing else tells a page to log in or a body that was cut off.
+        read_weights(sent)
     except UserError as error:
-      raise UserError(str(error).replace(str(file), 'what it sends')) from error
+      said = str(error).replace(str(sent), 'what it sends')
+      raise UserError(said) from error
+    sent.replace(path)
 
-  download(url, path, check)
 
-
-def _unpack(archive: Path, path: Path, known: Published, called: str) -> None:
+def _unpack(archive: Path, path: Path, known: Published) -> None:
   """Takes a published file out of its archive: whole and checked, or not."""
   with explain_refusal(path.parent, OTHER_CACHE), whole_file(path) as temporary:
     with temporary.open('wb') as file:
-      for block in _blocks(archive, path.parent, known.member, called):
+      for block in _blocks(archive, path.parent, known.member):
         file.write(block)
-    _check(temporary, known, f'{known.member} in {called}', 'published')
+    _check(temporary, known, what=f'{known.member} in {archive}')
 
 
-def _blocks(
-  path: Path, folder: Path, member: str, called: str
-) -> Iterator[bytes]:
+def _blocks(path: Path, folder: Path, member: str) -> Iterator[bytes]:
   """A file in an archive, which is to be written into a folder."""
   try:
     with zipfile.ZipFile(path) as archive:
@@ -242,13 +234,11 @@ def _blocks(
       with archive.open(entry) as file:
         while block := file.read(2**20):
           yield block
-  except UserError as error:
-    raise UserError(str(error).replace(str(path), called)) from error
   except (*DAMAGED, KeyError) as error:
     why = ' '.join(map(str, error.args))
     raise UserError(
-      f'{called} is no zip archive from which {member} can be unpacked '
-      f'({why}). It may be a web page or cut off; get it again.'
+      f'{path} is no zip archive from which {member} can be unpacked ({why}). '
+      'It may be a web page or cut off; get it again.'
     ) from error
 
 
@@ -259,12 +249,11 @@ def _digits(path: Path, known: Published) -> str:
 
 
 def _check(
-  path: Path, known: Published, what: str | Path, expected: str
+  path: Path, known: Published, expected: str = 'published', what: str = ''
 ) -> None:
-  found = _digits(path, known)
-  if found != known.digits:
+  if (found := _digits(path, known)) != known.digits:
     kind = 'SHA-1 is' if known.sha1 else 'SHA-256 begins with'
     raise UserError(
-      f'{what} has the wrong checksum: its {kind} {found}, not {known.digits}, '
-      f'as {expected}. It is damaged or another file.'
+      f'{what or path} has the wrong checksum: its {kind} {found}, not '
+      f'{known.digits}, as {expected}. It is damaged or another file.'
     )

@@ -180,21 +180,17 @@ def write_weights(
     folder: new or empty. It appears complete or not at all.
     kind: those of `WITH_TORCH` write `model.pth`, others `model.safetensors`.
     state_dict: name -> array.
-    about: JSON-able; written into the weight file and into `about.json`.
+    about: JSON-able; written into the weight file and into `about.json`, whose
+      paths are returned.
     torch: whether PyTorch's file is written; None: as above.
-
-  Returns:
-    The paths of both files.
   """
   folder, about = Path(folder), public(about)
   files.check_new(folder)
-  torch = kind in WITH_TORCH if torch is None else torch
-  name = TORCH if torch else SAFETENSORS
   # Written here: the packages' own errors do not say why a write is refused.
-  if torch:
-    content = _torch_file(state_dict, about, kind)
+  if kind in WITH_TORCH if torch is None else torch:
+    name, content = TORCH, _torch_file(state_dict, about, kind)
   else:
-    content = _safetensors_file(state_dict, about)
+    name, content = SAFETENSORS, _safetensors_file(state_dict, about)
   with files.explain_refusal(folder), files.whole_folder(folder) as temporary:
     (temporary / name).write_bytes(content)
     files.write_json(temporary / ABOUT, about)
@@ -231,11 +227,8 @@ def _without_folder(value: str) -> str:
 def _safetensors_file(state_dict, about) -> bytes:
   from safetensors.numpy import save
 
-  # `save` ignores strides, and ascontiguousarray makes scalars 1-d.
-  tensors = {
-    name: np.ascontiguousarray(value).reshape(value.shape)
-    for name, value in state_dict.items()
-  }
+  # `save` ignores strides.
+  tensors = {k: np.asarray(v, order='C') for k, v in state_dict.items()}
   # timm and others look for the format.
   content = save(tensors, {'format': 'pt', HEADER_KEY: json.dumps(about)})
   # `save` writes metadata in any order, and no two files would be the same.
@@ -249,16 +242,12 @@ def _torch_file(state_dict, about, kind) -> bytes:
   pickles.check_torch()
   import torch
 
-  classes, palette = about.get('classes'), about.get('palette')
+  data = {key: about.get(key) for key in ('classes', 'palette')}
   # mmsegmentation 1.x reads `dataset_meta`, 0.x the names in capitals.
-  meta = {'dataset_meta': {'classes': classes, 'palette': palette}}
-  meta |= {'CLASSES': classes, 'PALETTE': palette}
-  tensors = {
-    # A copy, because PyTorch warns of arrays that cannot be written to.
-    name: torch.from_numpy(np.array(value))
-    for name, value in state_dict.items()
-  }
-  content = {'meta': meta if classes else {}, 'state_dict': tensors}
+  meta = {'dataset_meta': data} | {k.upper(): v for k, v in data.items()}
+  # Copies, because PyTorch warns of arrays that cannot be written to.
+  tensors = {k: torch.from_numpy(np.array(v)) for k, v in state_dict.items()}
+  content = {'meta': meta if data['classes'] else {}, 'state_dict': tensors}
   if kind == 'detectron2':  # The latter makes it find names below others.
     content = {'model': tensors, 'matching_heuristics': True}
   file = io.BytesIO()

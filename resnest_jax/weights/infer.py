@@ -8,7 +8,6 @@ import flax.linen as nn
 
 from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import create_classifier
-from resnest_jax.models.description import TASKS
 from resnest_jax.models.resnest import BACKBONES, EXPANSION, Backbone, ResNeSt
 from resnest_jax.models.segmentor import create_backbone, create_segmentor
 from resnest_jax.weights.names import DROP, blocks_of, head_modules, head_of
@@ -25,16 +24,10 @@ class Description(NamedTuple):
 
   def create(self) -> nn.Module:
     """Builds the model."""
-    if self.task == 'segmentor':
-      return create_segmentor(self.config)
     if self.task == 'classifier':
       return create_classifier(**self.config)
-    if self.task == 'backbone':
-      return create_backbone(self.config)
-    raise UserError(
-      f'task {self.task!r} is not one of {", ".join(TASKS)}; the description '
-      'of the weights is damaged or of a newer version.'
-    )
+    create = {'segmentor': create_segmentor, 'backbone': create_backbone}
+    return create[self.task](self.config)
 
 
 def describe(
@@ -42,14 +35,9 @@ def describe(
 ) -> Description:
   """Recognises the model of a state dict with the names of others.
 
-  Args:
-    state_dict: name -> array.
-    kind: 'mmseg', 'encoding', 'official', 'timm' or 'detectron2'.
-    backbone: its name. None assumes `avd_first` False, which names and shapes
-      do not show.
-
-  Raises:
-    UserError: not a ResNeSt, or not the one that is named.
+  `kind` is 'mmseg', 'encoding', 'official', 'timm' or 'detectron2', `backbone`
+  a name; None assumes `avd_first` False, which names and shapes do not show.
+  Raises `UserError` if it is not a ResNeSt, or not the one that is named.
   """
   shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
   config = _backbone_config(shapes, backbone)
@@ -71,7 +59,7 @@ def _backbone_config(
   shapes: Mapping[str, tuple], backbone: str | None
 ) -> dict[str, Any]:
   prefixes = ('backbone.', 'backbone.bottom_up.', 'pretrained.', '')
-  firsts = (f'{x}{y}' for x in prefixes for y in ('layer1', 'res2'))
+  firsts = [f'{x}{y}' for x in prefixes for y in ('layer1', 'res2')]
   whole = (x for x in firsts if f'{x}.0.conv1.weight' in shapes)
   try:
     found = _measure(shapes, next(whole, 'layer1'))
@@ -93,11 +81,8 @@ def _backbone_config(
 def same_shapes(backbone: Backbone) -> list[str]:
   """Names of the backbones whose weights have the same names and shapes."""
   found = backbone._replace(avd_first=False)
-  return [
-    name
-    for name, known in BACKBONES.items()
-    if known._replace(avd_first=False) == found
-  ]
+  known = ((x, y._replace(avd_first=False)) for x, y in BACKBONES.items())
+  return [name for name, each in known if each == found]
 
 
 def backbone_of(config: Mapping[str, Any]) -> Backbone:
@@ -122,7 +107,7 @@ def _check_fits(name: str, found: Backbone) -> None:
     raise UserError(f'backbone {name!r} is not one of {", ".join(BACKBONES)}.')
   fitting = same_shapes(found)
   if name not in fitting:
-    what = ', '.join(fitting) if fitting else str(found._asdict())
+    what = ', '.join(fitting) or found._asdict()
     raise UserError(
       f'the state dict is not that of {name}; its shapes fit {what}.'
     )
@@ -182,17 +167,13 @@ def _measure(shapes: Mapping[str, tuple], first: str) -> Backbone:
 def _heads_config(
   shapes: Mapping[str, tuple], modules: list[str], rule: str
 ) -> dict[str, Any]:
-  head = head_of(shapes)
-  last = {
-    'encoding_fcn': 'conv5.4',
-    'encoding_pspnet': 'conv5.5',
-    'encoding_deeplabv3': 'block.4',
-  }
-  auxiliary_head = 'auxlayer' if head in last else 'auxiliary_head'
-  layers = (
-    f'{modules[0]}.{last.get(head, "conv_seg")}',
-    auxiliary_head + ('.conv5.4' if head in last else '.conv_seg'),
-  )
+  head, auxiliary_head = head_of(shapes), 'auxiliary_head'
+  last = {'fcn': 'conv5.4', 'pspnet': 'conv5.5', 'deeplabv3': 'block.4'}
+  layers = [f'{modules[0]}.conv_seg', f'{auxiliary_head}.conv_seg']
+  if head and head.startswith('encoding_'):
+    auxiliary_head = 'auxlayer'
+    name = last[head.removeprefix('encoding_')]
+    layers = [f'{modules[0]}.{name}', f'{auxiliary_head}.{last["fcn"]}']
   layer, auxiliary = (shapes.get(f'{x}.weight') for x in layers)
   if head is None or layer is None:
     raise UserError(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from resnest_jax.errors import UserError
+from resnest_jax.models.description import CLASSES, PALETTE
 from resnest_jax.untrusted import brief, parse_json
 from resnest_jax.weights.names import DROP
 
@@ -93,31 +94,25 @@ def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _differences(
   where: str, section: Mapping[str, Any], accepted: Mapping[str, Any]
 ) -> list[str]:
-  found = {
-    key: (_plain(section.get(key, ours)), ours)
-    for key, ours in accepted.items()
-  }
-  for part, key, ours in (
-    ('norm_cfg', 'eps', 1e-5),
-    ('act_cfg', 'type', 'ReLU'),
-  ):
-    found[f'{part}.{key}'] = (_section(section, part).get(key, ours), ours)
+  found = {key: _plain(section.get(key, x)) for key, x in accepted.items()}
+  inner = {'norm_cfg.eps': 1e-5, 'act_cfg.type': 'ReLU'}
+  for path, ours in inner.items():
+    part, _, key = path.partition('.')
+    found[path] = _section(section, part).get(key, ours)
   return [
-    f'{where}.{key} is {brief(theirs)}, here it is {ours!r}'
-    for key, (theirs, ours) in found.items()
-    if theirs != ours
+    f'{where}.{key} is {brief(found[key])}, here it is {ours!r}'
+    for key, ours in (accepted | inner).items()
+    if found[key] != ours
   ]
 
 
 def _output_stride(
   backbone: Mapping[str, Any], differ: list[str]
 ) -> int | None:
-  undilated = {'strides': (1, 2, 2, 2), 'dilations': (1, 1, 1, 1)}
-  key = tuple(
-    _plain(backbone.get(name, usual)) for name, usual in undilated.items()
-  )
   if not backbone:
     return None
+  undilated = zip(('strides', 'dilations'), next(iter(_STRIDES)), strict=True)
+  key = tuple(_plain(backbone.get(name, usual)) for name, usual in undilated)
   # No look-up: there may be anything in place of numbers.
   stride = next((x for known, x in _STRIDES.items() if known == key), None)
   if stride is None:
@@ -205,3 +200,31 @@ def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
     return ast.literal_eval(node)
   except (ValueError, TypeError):
     return None
+
+
+def classes_in(meta: Mapping[str, Any]) -> tuple[list | None, list | None]:
+  """Classes and palette in a checkpoint's `meta`."""
+  # mmsegmentation 1.x has `dataset_meta`, in small letters or in capitals.
+  found = {key: meta.get(key) for key in ('CLASSES', 'PALETTE')}
+  if isinstance(of_data := meta.get('dataset_meta'), Mapping):
+    found |= of_data
+  classes, palette = (
+    found.get(x, found.get(x.upper())) for x in ('classes', 'palette')
+  )
+  # Not part of the network: what is no name or no colour is left out.
+  return (
+    list(classes) if CLASSES.holds(classes) and classes else None,
+    list(map(list, palette)) if PALETTE.holds(palette) and palette else None,
+  )
+
+
+def readable(meta: Mapping[str, Any]) -> dict[str, Any]:
+  """Versions, time and iteration, not the texts of whole configurations."""
+
+  def short(value: Any) -> bool:
+    if isinstance(value, str):
+      return len(value) < 200
+    # Neither NaN nor infinity.
+    return isinstance(value, int | float) and abs(value) < 2**63
+
+  return {k: v for k, v in meta.items() if isinstance(k, str) and short(v)}

@@ -1,7 +1,8 @@
 """Reads heads and depths off the names of any state dict."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from resnest_jax.errors import UserError
 from resnest_jax.text import listed
@@ -36,6 +37,15 @@ HEAD_MARKS = (
   ('fcn', r'decode_head[./]conv_cat[./]'),
   ('encoding_fcn', r'decode_head/'),
 )
+# What others, and ours, put before a backbone's names.
+_WRAPPER = re.compile(
+  r'((?:params/|batch_stats/)?)(?:backbone[./](?:bottom_up\.)?|pretrained\.)'
+)
+_OF_BACKBONE = re.compile(
+  r'((params|batch_stats)/)?(stem|conv1|bn1|layer\d|res\d)[._]'
+)
+# Of a classifier's last layer.
+CLASS_MODULES = ('fc', 'head', 'linear')
 # The classifier's layer has the first module's name, too.
 _HEADS = re.compile(
   r'(?:(?:params|batch_stats)/)?(\w+_head|head(?!\.fc)|auxlayer)[./]'
@@ -46,6 +56,22 @@ def top_module(name: str) -> str:
   """The outermost module in a name of any kind."""
   name = re.sub(r'^(params|batch_stats)/', '', name)
   return re.split(r'[./]', name)[0]
+
+
+def unwrapped(name: str) -> str:
+  """The name of a backbone's tensor in a state dict of the backbone alone."""
+  found = _WRAPPER.match(name)
+  return found[1] + name[found.end() :] if found else name
+
+
+def backbone_part(
+  state_dict: Mapping[str, Any],
+) -> tuple[dict[str, Any], list[str]]:
+  """The tensors of the backbone, and the modules that the others are of."""
+  inner = {name: unwrapped(name) for name in state_dict}
+  kept = {k: v for k, v in state_dict.items() if _OF_BACKBONE.match(inner[k])}
+  rest = {top_module(inner[name]) for name in state_dict.keys() - kept.keys()}
+  return kept, sorted(rest)
 
 
 def head_modules(names: Iterable[str]) -> list[str]:
@@ -78,16 +104,13 @@ def check_names(kind: str, wanted: set[str], names: Iterable[str]) -> None:
   if not missing and not left_over:
     return
   # Causes first: another head or depth changes more names than can be listed.
-  problems = []
-  theirs, ours = head_of(given), head_of(wanted)
+  problems, (theirs, ours) = [], map(head_of, (given, wanted))
   if theirs and ours and theirs != ours:
-    problems.append(
-      f'the head of the weights is {theirs}, the model has {ours}'
-    )
+    problems = [f'the head of the weights is {theirs}, the model has {ours}']
   theirs, ours = (tuple(blocks_of(x).values()) for x in (given, wanted))
   if theirs != ours:
     problems.append(f'they have {theirs} blocks a stage, the model {ours}')
-  theirs, ours = ({top_module(name) for name in x} for x in (given, wanted))
+  theirs, ours = ({*map(top_module, x)} for x in (given, wanted))
   absent, extra = sorted(ours - theirs), sorted(theirs - ours, reverse=True)
   heads = head_modules(f'{name}.' for name in absent)
   problems += [f'{name} is missing' for name in heads[::-1]]

@@ -48,7 +48,13 @@ def find_network(
     for network in _networks(path, tensors)
   ]
   # The weights themselves before averages of them, as in mmsegmentation.
-  found.sort(key=lambda x: (bool(_AVERAGE.search(x.part)), _rank(x.part)))
+  firsts = {'state_dict': 0, 'model': 1}
+  found.sort(
+    key=lambda x: (
+      bool(_AVERAGE.search(x.part)),
+      firsts.get(x.part.partition('/')[0], 2),
+    )
+  )
   if part is None:
     return (found[0] if found else None), found
   for network in found:
@@ -56,11 +62,6 @@ def find_network(
       return network, found
   names = listed((x.part or "''" for x in found), 12) or 'no network'
   raise UserError(f'there is no part {part!r} of the file; it has {names}.')
-
-
-def _rank(part: str) -> int:
-  outer = part.partition('/')[0]
-  return ('state_dict', 'model', outer).index(outer)
 
 
 def _state_dicts(
@@ -84,7 +85,7 @@ def _state_dicts(
 
 def _networks(
   path: tuple[str, ...], tensors: Mapping[str, Any]
-) -> list[Network]:
+) -> Iterator[Network]:
   stems = filter(None, map(_STEM.fullmatch, tensors))
   prefixes = dict.fromkeys(
     x[1] for x in stems if any(x[1] + x[2] + y in tensors for y in _BLOCKS)
@@ -93,22 +94,20 @@ def _networks(
     name: max((x for x in prefixes if name.startswith(x)), key=len, default='')
     for name in tensors
   }
-  networks = []
+  around = {
+    name: value
+    for name, value in tensors.items()
+    if owner[name] not in prefixes and value.shape not in ((), (1,))
+  }
   for prefix in prefixes:
     inside = {
       name.removeprefix(prefix): value
       for name, value in tensors.items()
       if owner[name] == prefix and name.startswith(prefix)
     }
-    around = {
-      name: value
-      for name, value in tensors.items()
-      if owner[name] not in prefixes and value.shape not in ((), (1,))
-    }
     # The backbone itself may have another name next to mmsegmentation's heads.
     if 'stem.0.weight' in inside and head_modules(around):
       inside = {f'backbone.{name}': value for name, value in inside.items()}
     part = '/'.join(filter(None, (*path, prefix.rstrip('.'))))
     in_encoder = re.search(r'(^|\.)encoder\.(model\.)?$', prefix) is not None
-    networks.append(Network(part, around | inside, in_encoder))
-  return networks
+    yield Network(part, around | inside, in_encoder)

@@ -35,19 +35,16 @@ class _Ignored:
   # A pickle creates objects by a call or by __new__, with any arguments, which
   # object.__new__ accepts if __init__ does, and then sets their state.
 
-  def __init__(self, *args, **kwargs):
-    del args, kwargs
+  def __init__(self, *_, **__):
+    pass
 
-  def __setstate__(self, state):
-    del state
+  def __setstate__(self, _):
+    pass
 
 
 class _Mapping:
-  # The restricted loader fills plain ones only.
-
-  def __new__(cls, *args):
-    del args
-    return {}
+  def __new__(cls, *_):
+    return {}  # The restricted loader fills plain ones only.
 
 
 def check_torch() -> None:

@@ -1,6 +1,5 @@
 """Loads weights from any source, with their model and origin."""
 
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,17 @@ from resnest_jax.data.preprocess import MEAN, STD, Normalization
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, ending
 from resnest_jax.models.classifier import described
-from resnest_jax.models.description import CLASSES, PALETTE, check_description
+from resnest_jax.models.description import check_description
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.text import listed, without_secrets
 from resnest_jax.weights import files, infer
 from resnest_jax.weights.fetch import fetch
-from resnest_jax.weights.mmseg_config import Stored, read_stored
+from resnest_jax.weights.mmseg_config import (
+  Stored,
+  classes_in,
+  read_stored,
+  readable,
+)
 from resnest_jax.weights.names import WHOSE_READ, blocks_of, head_modules
 from resnest_jax.weights.published import (
   CLASSIFIERS,
@@ -42,6 +46,9 @@ DETECTRON_NORMALIZATION = {
   'mean': [123.68, 116.779, 103.939],
   'std': [58.393, 57.12, 57.375],
 }
+READ_BY = f'resnest_jax {resnest_jax.__version__}'
+# Of pictures in training.
+_SIZES = ('image_scale', 'crop_size', 'center_crop')
 # PyTorch-Encoding trains with: long and short edge, and height and width.
 ENCODING_SCALE, ENCODING_CROP = [520, 520], [480, 480]
 HEAD_KEYS = ('head', 'head_channels', 'aux_channels', 'num_classes', 'dropout')
@@ -50,10 +57,6 @@ _GIVES = {'segmentor': 'label maps', 'classifier': 'class of a picture'}
 _PUBLISHED = {'segmentor': SEGMENTORS, 'classifier': CLASSIFIERS}
 Config = Mapping[str, Any]
 Variables = dict[str, Any]  # `params` and `batch_stats`.
-ABOUT_KEYS = (
-  *('classes', 'palette', 'normalization'),
-  *('image_scale', 'crop_size', 'provenance'),
-)
 
 
 class Weights(NamedTuple):
@@ -86,8 +89,9 @@ class Weights(NamedTuple):
   def about(self) -> dict[str, Any]:
     """All but the arrays, JSON-able; `load_weights` understands it."""
     task, config = self.description
-    more = ('center_crop',) if task == 'classifier' else ()
-    rest = {key: getattr(self, key) for key in (*ABOUT_KEYS, *more)}
+    keys = ['classes', 'palette', 'normalization', 'image_scale', 'crop_size']
+    keys += ['provenance', *['center_crop'] * (task == 'classifier')]
+    rest = {key: getattr(self, key) for key in keys}
     return {'format': 1, 'task': task, 'model': config} | rest
 
   def normalized(self) -> Normalization:
@@ -102,8 +106,8 @@ class Weights(NamedTuple):
   def create(self, dtype: str | None = None) -> tuple[nn.Module, Variables]:
     """The model, its activations in `dtype`, and its variables in NumPy."""
     task, config = self.description
-    config = config | ({'dtype': dtype} if dtype else {})
-    model = infer.Description(task, config).create()
+    more = {'dtype': dtype} if dtype else {}
+    model = infer.Description(task, config | more).create()
     variables = self.variables or import_state_dict(model, self.state_dict)
     return model, variables
 
@@ -198,15 +202,11 @@ def load_trained(
   model_config: Config | None = None,
   tasks: Collection[str] = tuple(_GIVES),
 ) -> tuple[nn.Module, Variables, Weights]:
-  """Loads a network as `load_weights` does, with its `Weights`.
-
-  Raises:
-    UserError: not found, damaged, or of none of the tasks.
-  """
+  """As `load_weights`, with the network; `UserError` for other tasks, too."""
   # What is published for another task is refused before it is downloaded.
-  others = {k: v for k, v in _PUBLISHED.items() if k not in tasks}
-  named = (task for task, names in others.items() if find(str(source), names))
-  task = None if Path(source).exists() else next(named, None)
+  others = (x for x in _PUBLISHED if x not in tasks)
+  named = (x for x in others if find(str(source), _PUBLISHED[x]))
+  task, weights = None if Path(source).exists() else next(named, None), None
   if task is None:
     weights = load_weights(
       source,
@@ -250,25 +250,22 @@ def _of_run(
   if palette is None and classes and description.task == 'segmentor':
     labels = label_set(len(classes), classes, None)
     palette = None if labels.name == 'own' else labels.palette.tolist()
+  sizes = {x: config['data'].get(x) or None for x in _SIZES}
+  provenance = {
+    'source': str(workdir),
+    'step': about['step'],
+    'config': config.get('name'),
+    'dropped': list(drop),
+    'backbone_known': True,
+    'read_by': READ_BY,
+  }
+  if drop:
+    description, variables = remaining(description, state_dict), None
   return Weights(
-    state_dict,
-    'ours',
-    remaining(description, state_dict) if drop else description,
-    classes,
-    palette,
-    NORMALIZATION,
-    {
-      'source': str(workdir),
-      'step': about['step'],
-      'config': config.get('name'),
-      'dropped': list(drop),
-      'backbone_known': True,
-      'read_by': f'resnest_jax {resnest_jax.__version__}',
-    },
-    config['data'].get('image_scale') or None,
-    config['data'].get('crop_size') or None,
-    config['data'].get('center_crop'),
-    variables=None if drop else variables,
+    *(state_dict, 'ours', description, classes, palette),
+    *(NORMALIZATION, provenance),
+    **sizes,
+    variables=variables,
   )
 
 
@@ -276,21 +273,20 @@ def _check_same_network(about: Config, trained: Config, config: Config) -> None:
   # The arrays have equal shapes under all rules and strides, and in both
   # PSPNets. Another stride is legitimate (cheaper or finer), the others compute
   # something else.
-  rule, stride = config['dilation_rule'], config['output_stride']
-  before = trained['output_stride']
+  rule, before = about['dilation_rule'], trained['output_stride']
   if trained['head'] != config['head']:
     raise UserError(
       f'the checkpoint has the head {trained["head"]!r}, the configuration '
       f'{config["head"]!r}, which is another network. Add '
       f'--config.model.head={trained["head"]}.'
     )
-  if about['dilation_rule'] != rule:
+  if rule != config['dilation_rule']:
     raise UserError(
-      f'the checkpoint was trained with model.dilation_rule '
-      f'{about["dilation_rule"]!r}, the configuration has {rule!r}, with which '
-      'its weights give wrong results. Add '
-      f'--config.model.dilation_rule={about["dilation_rule"]}.'
+      f'the checkpoint was trained with model.dilation_rule {rule!r}, the '
+      f'configuration has {config["dilation_rule"]!r}, with which its weights '
+      f'give wrong results. Add --config.model.dilation_rule={rule}.'
     )
+  stride = config['output_stride']
   if before != stride and messages.is_first():
     print(f'note: trained at output stride {before}, not {stride}', flush=True)
 
@@ -315,20 +311,36 @@ def _of_file(
     'sha256': files.checksum(path),
     'names': WHOSE_READ[kind],
     'dropped': list(drop),
-    'meta': _readable(file.meta),
-    'read_by': f'resnest_jax {resnest_jax.__version__}',
+    'meta': readable(file.meta),
+    'read_by': READ_BY,
   }
-  _say_network(file, provenance)
-  if about := file.about:
-    return _described(path, about, state_dict, kind, drop, backbone, provenance)
+  if file.network and file.network.part:
+    provenance['part'] = file.network.part
+  if len(file.networks) > 1:
+    parts = listed(repr(network.part) for network in file.networks)
+    _note(
+      provenance,
+      f'the file holds several networks: {parts}; taken is '
+      f'{file.network.part!r} (--part of convert takes another, in Python the '
+      'argument part)',
+    )
+  if file.about:
+    given = file.about, state_dict, kind, drop, backbone, provenance
+    return _described(path, *given)
   if known := known_file(path.name):
     if backbone not in (None, known.backbone):
       raise UserError(
         f'{source} is published as {known.backbone}, not as {backbone}; leave '
         '--backbone out.'
       )
-    backbone = known.backbone
-    _say_other_file(source, path, provenance)
+    backbone, asked = known.backbone, find(str(source))
+    if asked and asked.name != path.name:
+      _note(
+        provenance,
+        f'{asked.name} did not come; {path.name} is what GluonCV has published '
+        'for the same network and the same scores. Whether the weights are the '
+        'same is not known',
+      )
   provenance['backbone_known'] = backbone is not None
   if kind == 'ours':
     raise UserError(
@@ -337,7 +349,14 @@ def _of_file(
       'of the training. In Python import_state_dict reads the tensors into a '
       'model that you create.'
     )
-  description = infer.describe(state_dict, kind, backbone)
+  return _of_others(file, path.name, state_dict, kind, backbone, provenance)
+
+
+def _of_others(file, name, state_dict, kind, backbone, provenance) -> Weights:
+  description, known = (
+    infer.describe(state_dict, kind, backbone),
+    known_file(name),
+  )
   heads = description.task == 'segmentor'
   wanted = head_modules(file.state_dict) if heads else []
   stored = Stored() if known else read_stored(file.meta, wanted)
@@ -346,72 +365,38 @@ def _of_file(
   # segmentation_models.pytorch has timm's networks.
   if file.network and file.network.in_encoder:
     description.config['dilation_rule'] = 'timm'
+  encoding = heads and kind == 'encoding'
+  assumed = []
+  if heads and stored.output_stride is None:
+    assumed = ['output stride 8', 'align_corners False']
+  if encoding:
+    edges = f'long edge {ENCODING_SCALE[0]}, crops of {ENCODING_CROP}'
+    assumed = [*assumed[:1], edges]
   normalization = stored.normalization
   if normalization is None:
-    detectron = kind == 'detectron2'
-    detectron |= path.name.partition('-')[0].endswith('_d2')
-    normalization = DETECTRON_NORMALIZATION if detectron else NORMALIZATION
-  encoding = heads and kind == 'encoding'
-  assumed = _assumed(stored, heads, encoding, normalization)
+    whose, normalization = 'ImageNet', NORMALIZATION
+    if kind == 'detectron2' or name.partition('-')[0].endswith('_d2'):
+      whose, normalization = 'detectron2-ResNeSt', DETECTRON_NORMALIZATION
+    assumed.append(
+      f"{whose}'s normalisation (RGB, mean {normalization['mean']}, std "
+      f'{normalization["std"]})'
+    )
   if assumed and not known:
     text = ', '.join(assumed)
     _note(provenance, f'assumed, as the file does not say: {text}')
-  classes, palette = _classes(file.meta)
+  classes, palette = classes_in(file.meta)
   if encoding and known:
     labels = label_set(description.config['num_classes'], None, None)
     classes, palette = list(labels.classes), labels.palette.tolist()
   return Weights(
     *(state_dict, kind, description, classes, palette),
     *(normalization, provenance),
-    *((ENCODING_SCALE, ENCODING_CROP) if encoding else (None, None)),
+    *((ENCODING_SCALE, ENCODING_CROP) if encoding else ()),
   )
 
 
 def _note(provenance: dict[str, Any], text: str) -> None:
   provenance['notes'] = [*provenance.get('notes', ()), text]
-
-
-def _say_other_file(source, path: Path, provenance: dict[str, Any]) -> None:
-  asked = find(str(source))
-  if asked and asked.name != path.name:
-    _note(
-      provenance,
-      f'{asked.name} did not come; {path.name} is what GluonCV has published '
-      'for the same network and the same scores. Whether the weights are the '
-      'same is not known',
-    )
-
-
-def _say_network(file: files.WeightFile, provenance: dict[str, Any]) -> None:
-  if file.network and file.network.part:
-    provenance['part'] = file.network.part
-  if len(file.networks) > 1:
-    parts = [repr(network.part) for network in file.networks]
-    _note(
-      provenance,
-      f'the file holds several networks: {listed(parts)}; taken is '
-      f'{file.network.part!r} (--part of convert takes another, in Python the '
-      'argument part)',
-    )
-
-
-def _assumed(
-  stored: Stored, heads: bool, encoding: bool, normalization: dict[str, Any]
-) -> list[str]:
-  assumed = []
-  if heads and stored.output_stride is None:
-    assumed.append('output stride 8')
-  if encoding:
-    assumed.append(f'long edge {ENCODING_SCALE[0]}, crops of {ENCODING_CROP}')
-  elif assumed:
-    assumed.append('align_corners False')
-  if stored.normalization is None:
-    _, mean, std = normalization.values()
-    whose = (
-      'ImageNet' if mean == NORMALIZATION['mean'] else 'detectron2-ResNeSt'
-    )
-    assumed.append(f"{whose}'s normalisation (RGB, mean {mean}, std {std})")
-  return assumed
 
 
 def _described(path, about, state_dict, kind, drop, backbone, provenance):
@@ -431,9 +416,7 @@ def _described(path, about, state_dict, kind, drop, backbone, provenance):
     *(state_dict, kind, description),
     *(about[key] for key in ('classes', 'palette', 'normalization')),
     provenance | {'backbone_known': known} | before,
-    about.get('image_scale'),
-    about.get('crop_size'),
-    about.get('center_crop'),
+    **{x: about.get(x) for x in _SIZES},
   )
 
 
@@ -459,47 +442,15 @@ def remaining(
   description: infer.Description, state_dict: Mapping
 ) -> infer.Description:
   """Describes the model of which `state_dict`, of any kind, is left."""
-  names, heads = '\n'.join(state_dict), head_modules(state_dict)
-  task, config = description
-  has_main = any(x in ('decode_head', 'head') for x in heads)
-  if has_main and len(heads) == 1:
+  heads, (task, config) = head_modules(state_dict), description
+  kept = any(x in ('decode_head', 'head') for x in heads)
+  if kept and len(heads) == 1:
     return description._replace(config=config | {'aux_channels': None})
-  # Without its main head or its classifier's layer it is a backbone.
-  kept = {
-    'segmentor': has_main,
-    'classifier': re.search(r'^((head\.|params/)?fc|linear)[./]', names, re.M),
-    'backbone': True,
-  }
-  if kept[task]:
+  if task == 'classifier':
+    layer = re.compile(r'((head\.|params/)?fc|linear)[./]')
+    kept = any(map(layer.match, state_dict))
+  if kept or task == 'backbone':
     return description
+  # Without its main head or its classifier's layer it is a backbone.
   left = {key: value for key, value in config.items() if key not in HEAD_KEYS}
   return infer.Description('backbone', left)
-
-
-def _classes(meta: Mapping[str, Any]) -> tuple[list | None, list | None]:
-  # mmsegmentation 1.x has `dataset_meta`, in small letters or in capitals.
-  found = {key: meta.get(key) for key in ('CLASSES', 'PALETTE')}
-  if isinstance(of_data := meta.get('dataset_meta'), Mapping):
-    found |= of_data
-  classes, palette = (
-    found.get(x, found.get(x.upper())) for x in ('classes', 'palette')
-  )
-  # Not part of the network: what is no name or no colour is left out.
-  return (
-    list(classes) if CLASSES.holds(classes) and classes else None,
-    list(map(list, palette)) if PALETTE.holds(palette) and palette else None,
-  )
-
-
-def _readable(meta: Mapping[str, Any]) -> dict[str, Any]:
-  # Versions, time and iteration, not the texts of whole configurations.
-  return {
-    key: value
-    for key, value in meta.items()
-    if isinstance(key, str)
-    and (
-      (isinstance(value, int) and abs(value) < 2**63)
-      or (isinstance(value, float) and math.isfinite(value))
-      or (isinstance(value, str) and len(value) < 200)
-    )
-  }

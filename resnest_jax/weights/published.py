@@ -57,14 +57,6 @@ def _zipped(host: str, name: str, sha1: str, suffix: str) -> Published:
   return Published((f'{host}{stem}.zip',), backbone, f'{stem}.{suffix}', sha1)
 
 
-def _encoding(name: str, sha1: str) -> Published:
-  known = _zipped(ENCODING, name, sha1, 'pth')
-  if name in _GLUON:
-    other = _zipped(GLUON, name, _GLUON[name], 'params')
-    known = known._replace(others=(other,))
-  return known
-
-
 _AUTHORS = AUTHORS + 'weights_step1/{}-{}.pth'
 # What follows the backbone in our name, and the mirrors of its file.
 _ORIGINS = {
@@ -125,16 +117,9 @@ SEGMENTORS = {
     ('ade20k', 'deeplabv3plus', '20200807_144503-27b26226'),
   )
 }
-# The SHA-1 of GluonCV's files. It lists the scores of the authors' own.
-_GLUON = {
-  'deeplab_resnest50_ade': 'a8312db6e30a464151580f2bda83479786455724',
-  'deeplab_resnest101_ade': '6d05c630fb7acb38615f7f4d360fb90f47b25042',
-  'deeplab_resnest200_ade': '9134a6f7d1399b549d5803d8faed3dfc74efc0d8',
-  'deeplab_resnest269_ade': 'd45b33dedf4cca13b8147213c5360e30f93685bd',
-}
-# The authors' own, of PyTorch-Encoding.
+# The authors' own, of PyTorch-Encoding, with their SHA-1.
 SEGMENTORS |= {
-  name: _encoding(name, sha1)
+  name: _zipped(ENCODING, name, sha1, 'pth')
   for name, sha1 in (
     ('fcn_resnest50_ade', '4aba491aaf8e4866a9c9981b210e3e3266ac1f2a'),
     ('deeplab_resnest50_ade', '2225f09d0f40b9a168d9091652194bc35ec2a5a9'),
@@ -148,6 +133,15 @@ SEGMENTORS |= {
     ('deeplab_resnest269_pcontext', 'b661fd26c49656e01e9487cd9245babb12f37449'),
   )
 }
+# GluonCV's files. It lists the scores of the authors' own.
+for name, sha1 in (
+  ('deeplab_resnest50_ade', 'a8312db6e30a464151580f2bda83479786455724'),
+  ('deeplab_resnest101_ade', '6d05c630fb7acb38615f7f4d360fb90f47b25042'),
+  ('deeplab_resnest200_ade', '9134a6f7d1399b549d5803d8faed3dfc74efc0d8'),
+  ('deeplab_resnest269_ade', 'd45b33dedf4cca13b8147213c5360e30f93685bd'),
+):
+  other = _zipped(GLUON, name, sha1, 'params')
+  SEGMENTORS[name] = SEGMENTORS[name]._replace(others=(other,))
 PUBLISHED = CLASSIFIERS | SEGMENTORS
 # By their names and by those of their archives.
 _FILES = {

@@ -10,13 +10,13 @@ from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import Classifier
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.models.segmentor import Segmentor, scanned
-from resnest_jax.text import without_secrets
+from resnest_jax.text import listed, without_secrets
 from resnest_jax.weights.infer import backbone_of, fields_of, same_shapes
 from resnest_jax.weights.names import (
+  CLASS_MODULES,
   WHOSE,
   WHOSE_READ,
-  head_modules,
-  top_module,
+  backbone_part,
 )
 from resnest_jax.weights.pretrained import Weights, load_weights
 from resnest_jax.weights.state_dict import (
@@ -74,7 +74,7 @@ def start_from(
       f'{theirs.std}; here by {IMAGENET.mean} and {IMAGENET.std}'
     )
   _check_backbone(source, model.backbone, weights)
-  classify, task = isinstance(model, Classifier), weights.description.task
+  classify, (task, config) = isinstance(model, Classifier), weights.description
   if task == ('classifier' if classify else 'segmentor'):
     if not classify:
       _check_segmentor(source, model, weights)
@@ -84,27 +84,25 @@ def start_from(
         'initialised: the number of classes differs'
       )
     # As after --drop: the fresh one stays.
-    if not classify and weights.description.config['aux_channels'] is None:
+    if not classify and config['aux_channels'] is None:
       model = model.clone(auxiliary_head=None)
       notes.append(
         'the auxiliary head is freshly initialised: the weights have none'
       )
     merged = import_state_dict(model, weights.state_dict, fresh=variables)
     return {k: {**tree, **merged[k]} for k, tree in variables.items()}, notes
-  # The classifier's layer in others' names and ours.
-  modules = {top_module(name) for name in weights.state_dict}
-  heads = {'fc', 'head', 'linear', *head_modules(weights.state_dict)}
-  if drop := sorted(modules & heads):
-    said = f"the classifier's layer {drop[0]} is"
+  kept, left = backbone_part(weights.state_dict)
+  if left:
+    said = f'{listed(left)} {"are" if left[1:] else "is"}'
     if task == 'segmentor':
-      said = f'the heads {" and ".join(drop)} are'
+      said = f'the heads {" and ".join(left)} are'
+    elif left[0] in CLASS_MODULES:
+      said = f"the classifier's layer {said}"
     notes.append(f'{said} left out')
-  backbone = import_state_dict(model.backbone, weights.state_dict, drop=drop)
-  merged = {
-    key: {**tree, 'backbone': backbone[key]} for key, tree in variables.items()
-  }
+  backbone = import_state_dict(model.backbone, kept)
   begun = "the classifier's layer is" if classify else 'the heads are'
   notes.append(f'{begun} freshly initialised')
+  merged = {k: {**v, 'backbone': backbone[k]} for k, v in variables.items()}
   return merged, notes
 
 
@@ -129,20 +127,14 @@ def _check_segmentor(source: str, model: Segmentor, weights: Weights) -> None:
 def _check_backbone(source: str, backbone: nn.Module, weights: Weights) -> None:
   config = weights.description.config
   theirs, ours = backbone_of(config), fields_of(backbone)
-  differ = {
-    key: value
-    for key, value in theirs._asdict().items()
-    if key != 'avd_first' and value != getattr(ours, key)
-  }
+  pairs = zip(theirs._fields, theirs, ours, strict=True)
+  differ = [x for x in pairs if x[1] != x[2] and x[0] != 'avd_first']
   if differ:
-    said = '; '.join(
-      f'its {key} is {value}, the model has {getattr(ours, key)}'
-      for key, value in differ.items()
-    )
+    said = '; '.join(f'its {k} is {x}, the model has {y}' for k, x, y in differ)
     # A published network's name says more than each width.
     if same_shapes(theirs) and same_shapes(ours):
-      differ = {'backbone': config['backbone']}
-    flags = (f"'--config.model.{key}={value}'" for key, value in differ.items())
+      differ = [('backbone', config['backbone'], None)]
+    flags = (f"'--config.model.{key}={value}'" for key, value, _ in differ)
     raise UserError(
       f'{source} has another backbone than the model: {said}. Add '
       f'{" ".join(flags)}.'

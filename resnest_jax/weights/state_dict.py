@@ -35,22 +35,16 @@ from resnest_jax.weights.names import (
   head_modules,
   head_of,
   top_module,
+  unwrapped,
 )
 
-KINDS = (
-  *('mmseg', 'mmdet', 'encoding', 'official', 'timm', 'detectron2'),
-  'ours',
-)
+KINDS = tuple(WHOSE)
 LEAVES = {
-  ('params', 'kernel'): 'weight',
-  ('params', 'bias'): 'bias',
-  ('params', 'scale'): 'weight',
-  ('batch_stats', 'mean'): 'running_mean',
-  ('batch_stats', 'var'): 'running_var',
+  **{'kernel': 'weight', 'bias': 'bias', 'scale': 'weight'},
+  **{'mean': 'running_mean', 'var': 'running_var'},
 }
 CLASS_LAYERS = (
-  'decode_head/classifier/conv_seg',
-  'auxiliary_head/classifier/conv_seg',
+  *(f'{x}_head/classifier/conv_seg' for x in ('decode', 'auxiliary')),
   'fc',
 )
 
@@ -85,37 +79,38 @@ MMSEG_HEAD = [
   (r'refine_(\d)/(\w+)/(\w+)', r'sep_bottleneck.\1.\2_conv.\3'),
   (r'(\w+)/(\w+)', r'\1.\2'),
 ]
+
+
+def _sequence(ours: str, theirs: str, start: int = 0) -> list[tuple[str, str]]:
+  # Convolution and norm, as `_translate` takes them.
+  return [
+    (f'{ours}/conv', f'{theirs}.{start}'),
+    (f'{ours}/bn', f'{theirs}.{start + 1}'),
+  ]
+
+
 _ENCODING_FCN = [
-  (r'convs_0/conv', 'conv5.0'),
-  (r'convs_0/bn', 'conv5.1'),
-  (r'classifier/conv_seg', 'conv5.4'),
+  *_sequence('convs_0', 'conv5'),
+  ('classifier/conv_seg', 'conv5.4'),
 ]
 ENCODING_HEADS = {
   'encoding_fcn': _ENCODING_FCN,
   'encoding_pspnet': [
-    *((rf'pyramid_{i}/conv', rf'conv5.0.conv{i + 1}.0') for i in range(4)),
-    *((rf'pyramid_{i}/bn', rf'conv5.0.conv{i + 1}.1') for i in range(4)),
-    (r'bottleneck/conv', 'conv5.1'),
-    (r'bottleneck/bn', 'conv5.2'),
-    (r'classifier/conv_seg', 'conv5.5'),
+    *_sequence('pyramid_0', 'conv5.0.conv1'),
+    *_sequence('pyramid_1', 'conv5.0.conv2'),
+    *_sequence('pyramid_2', 'conv5.0.conv3'),
+    *_sequence('pyramid_3', 'conv5.0.conv4'),
+    *_sequence('bottleneck', 'conv5', 1),
+    ('classifier/conv_seg', 'conv5.5'),
   ],
   'encoding_deeplabv3': [
-    (r'pyramid/image_pool/conv', 'aspp.b4.gap.1'),
-    (r'pyramid/image_pool/bn', 'aspp.b4.gap.2'),
-    (r'pyramid/aspp_(\d)/conv', r'aspp.b\1.0'),
-    (r'pyramid/aspp_(\d)/bn', r'aspp.b\1.1'),
-    (r'pyramid/bottleneck/conv', 'aspp.project.0'),
-    (r'pyramid/bottleneck/bn', 'aspp.project.1'),
-    (r'refine/conv', 'block.0'),
-    (r'refine/bn', 'block.1'),
-    (r'classifier/conv_seg', 'block.4'),
+    *_sequence('pyramid/image_pool', 'aspp.b4.gap', 1),
+    *_sequence(r'pyramid/aspp_(\d)', r'aspp.b\1'),
+    *_sequence('pyramid/bottleneck', 'aspp.project'),
+    *_sequence('refine', 'block'),
+    ('classifier/conv_seg', 'block.4'),
   ],
 }
-
-_BACKBONE_ALONE = (
-  'Such weights are of a backbone: import them for model.backbone (with '
-  "drop=('fc',) if a classifier's layer is among them)."
-)
 
 
 def _translate(path: str, table: list[tuple[str, str]]) -> str:
@@ -225,9 +220,8 @@ def _names(
     )
   names = {}
   for path in paths:
-    collection, *module, leaf = path
-    module = _torch_module('/'.join(module), kind, head)
-    names[path] = f'{module}.{LEAVES[collection, leaf]}'
+    module = _torch_module('/'.join(path[1:-1]), kind, head)
+    names[path] = f'{module}.{LEAVES[path[-1]]}'
   return names
 
 
@@ -244,11 +238,18 @@ def _check_detector(kind: str, backbone: ResNeSt) -> None:
     )
 
 
-def _other_head(state_dict: Mapping[str, Any]) -> str:
-  """Advice for a model that the names of a state dict do not fit."""
+def _names_in(
+  model: nn.Module, shapes: Mapping[str, Any], state_dict: Mapping[str, Any]
+) -> tuple[str, dict[tuple, str]]:
+  """The kind of a state dict, and its names for the variables of a model."""
+  kind = recognise(state_dict)
+  advice = (
+    'Such weights are of a backbone: import them for model.backbone (with '
+    "drop=('fc',) if a classifier's layer is among them)."
+  )
   if head := head_of(state_dict):
-    return f"The weights have {head}; set the model's head to that."
-  return _BACKBONE_ALONE
+    advice = f"The weights have {head}; set the model's head to that."
+  return kind, _names(model, shapes, kind, advice)
 
 
 def without(
@@ -299,36 +300,29 @@ def import_state_dict(
     UserError: lists missing or surplus names, whole numbers, or shapes that
       differ.
   """
-  kind = recognise(state_dict)
-  state_dict = without(state_dict, drop)
-  shapes = variable_shapes(model)
-  names = _names(model, shapes, kind, _other_head(state_dict))
+  state_dict, shapes = without(state_dict, drop), variable_shapes(model)
+  kind, names = _names_in(model, shapes, state_dict)
   # The backbone is no module but the model, or has no prefix when written.
   alone = isinstance(model, ResNeSt) and kind != 'official'
   if alone or kind == 'detectron2':
-    wrapper = re.compile(
-      r'^((?:params/|batch_stats/)?)'
-      r'(?:backbone[./](?:bottom_up\.)?|pretrained\.)'
-    )
-    state_dict = {wrapper.sub(r'\1', k): v for k, v in state_dict.items()}
+    state_dict = {unwrapped(k): v for k, v in state_dict.items()}
   check_names(kind, set(names.values()), state_dict)
+  there, back = (
+    (np.asarray, np.asarray) if kind == 'ours' else (_to_torch, _from_torch)
+  )
   spare = flatten_dict(fresh or {})
   variables, wrong, whole = {}, [], []
   for path, struct in flatten_dict(shapes).items():
     value = np.asarray(state_dict[names[path]])
     if value.dtype.kind in 'iub':
       whole.append(names[path])
-    expected = np.broadcast_to(0, struct.shape)  # Takes no memory.
-    if kind != 'ours':
-      expected = _to_torch(expected)
-    if value.shape == expected.shape:
-      value = value if kind == 'ours' else _from_torch(value)
+    expected = there(np.broadcast_to(0, struct.shape)).shape
+    if value.shape == expected:
+      value = back(value)
     elif path in spare and '/'.join(path[1:-1]) in CLASS_LAYERS:
       value = np.asarray(spare[path])
     else:
-      wrong.append(
-        f'{names[path]} is {value.shape}, the model has {expected.shape}'
-      )
+      wrong.append(f'{names[path]} is {value.shape}, the model has {expected}')
     variables[path] = value.astype(struct.dtype)
   if whole:
     raise UserError(
@@ -347,9 +341,8 @@ def import_state_dict(
 
 def reinitialised(model: nn.Module, state_dict: Mapping[str, Any]) -> list[str]:
   """Layers that `import_state_dict` would take from `fresh`, in our paths."""
-  kind = recognise(state_dict)
   shapes = variable_shapes(model)
-  names = _names(model, shapes, kind, _other_head(state_dict))
+  kind, names = _names_in(model, shapes, state_dict)
   # Classes are the first axis of PyTorch's tensors and the last of ours.
   axis = -1 if kind == 'ours' else 0
   layers = {
@@ -367,14 +360,9 @@ def export_state_dict(
 ) -> dict[str, np.ndarray]:
   """Writes variables as a state dict: name -> NumPy array.
 
-  Args:
-    model: from `create_segmentor`, `create_classifier` or `create_backbone`.
-    variables: {'params': ..., 'batch_stats': ...}, or gradients: params alone.
-    kind: of `KINDS`.
-
-  Raises:
-    UserError: an unknown kind, one that has no names for the model's heads, or
-      variables of another model.
+  `model` is as of `import_state_dict`, `variables` are params and batch_stats,
+  or gradients: params alone; `kind` is of `KINDS`. Raises `UserError` for one
+  that has no names for the model's heads, or variables of another model.
   """
   flat = flatten_dict(variables)
   heads = head_modules('/'.join(path[1:]) for path in flat)
@@ -391,13 +379,12 @@ def export_state_dict(
   if set(flat) != expected:
     paths = ['/'.join(path) for path in set(flat) ^ expected]
     raise UserError(f"variables are not this model's: {listed(sorted(paths))}.")
-  if kind == 'ours':
-    return {names[path]: np.asarray(value) for path, value in flat.items()}
   state_dict = {}
   for path, value in flat.items():
-    state_dict[names[path]] = _to_torch(np.asarray(value))
+    value = np.asarray(value)
+    state_dict[names[path]] = value if kind == 'ours' else _to_torch(value)
     # PyTorch's strict loading wants the counter of every normalisation.
-    if path[-1] == 'var':
+    if path[-1] == 'var' and kind != 'ours':
       module = names[path].rsplit('.', 1)[0]
       state_dict[f'{module}.{COUNTER}'] = np.zeros((), np.int64)
   return state_dict

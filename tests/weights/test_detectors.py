@@ -9,6 +9,7 @@ from weights.built import converted, refused, saved
 import resnest_jax as rj
 from resnest_jax.models.resnest import BACKBONES
 from resnest_jax.weights.pretrained import load_weights
+from resnest_jax.weights.start import start_from
 
 WIDTHS = {'stem_width': 8, 'width': 8}
 NORM = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
@@ -29,52 +30,37 @@ def split_attention(name, width):
   return shapes | norm(f'{name}.bn0', 2 * width) | norm(f'{name}.bn1', hidden)
 
 
-def detectron2(sizes):
-  """Names of the tensors in `build_resnest_backbone`, with their shapes."""
-  shapes, channels = {}, 3
-  for index, width in enumerate((8, 8, 16), 1):
-    shapes[f'stem.conv1_{index}.weight'] = (width, channels, 3, 3)
-    shapes |= norm(f'stem.conv1_{index}.norm', width)
-    channels = width
-  for stage, blocks in enumerate(sizes):
-    width = 8 * 2**stage
-    for index in range(blocks):
-      block = f'res{stage + 2}.{index}'
-      layers = {'conv1': (width, channels), 'conv3': (4 * width, width)}
-      if index == 0:
-        layers['shortcut'] = (4 * width, channels)
-      for layer, (out, given) in layers.items():
-        shapes[f'{block}.{layer}.weight'] = (out, given, 1, 1)
-        shapes |= norm(f'{block}.{layer}.norm', out)
-      shapes |= split_attention(f'{block}.conv2', width)
-      channels = 4 * width
-  return shapes
+def theirs(kind, sizes):
+  """Names and shapes in detectron2's and mmdetection's ResNeSt.
 
+  The pools of the latter count in `downsample`.
+  """
+  shapes, d2 = {}, kind == 'detectron2'
 
-def mmdet(sizes):
-  """Those of mmdetection's `ResNeSt`, whose pools count in `downsample`."""
-  shapes, channels = {}, 3
+  def add(conv, norm_after, kernel):
+    shapes[f'{conv}.weight'] = kernel
+    shapes.update(norm(f'{conv}.norm' if d2 else norm_after, kernel[0]))
+
+  channels = 3
   for index, width in enumerate((8, 8, 16)):
-    shapes[f'stem.{3 * index}.weight'] = (width, channels, 3, 3)
-    shapes |= norm(f'stem.{3 * index + 1}', width)
+    conv = f'stem.conv1_{index + 1}' if d2 else f'stem.{3 * index}'
+    add(conv, f'stem.{3 * index + 1}', (width, channels, 3, 3))
     channels = width
   for stage, blocks in enumerate(sizes):
     width = 8 * 2**stage
     for index in range(blocks):
-      block = f'layer{stage + 1}.{index}'
-      layers = {('conv1', 'bn1'): (width, channels)}
-      layers['conv3', 'bn3'] = 4 * width, width
+      block = f'res{stage + 2}' if d2 else f'layer{stage + 1}'
+      block += f'.{index}.'
+      add(f'{block}conv1', f'{block}bn1', (width, channels, 1, 1))
+      add(f'{block}conv3', f'{block}bn3', (4 * width, width, 1, 1))
       if index == 0:
-        layers['downsample.1', 'downsample.2'] = 4 * width, channels
-      for (conv, bn), (out, given) in layers.items():
-        shapes[f'{block}.{conv}.weight'] = (out, given, 1, 1)
-        shapes |= norm(f'{block}.{bn}', out)
-      shapes |= split_attention(f'{block}.conv2', width)
+        conv = block + ('shortcut' if d2 else 'downsample.1')
+        add(conv, f'{block}downsample.2', (4 * width, channels, 1, 1))
+      shapes |= split_attention(f'{block}conv2', width)
       channels = 4 * width
   return shapes
 
 
-SOURCES = {'detectron2': detectron2, 'mmdet': mmdet}
 # What a detector has around its backbone, and in front of its names.
 AROUND = {
   'detectron2': ('backbone.bottom_up.', 'backbone.fpn_lateral2', 'roi_heads.x'),
@@ -90,16 +76,16 @@ def backbone():
   return model, variables_of(model)
 
 
-@pytest.mark.parametrize('kind', SOURCES)
+@pytest.mark.parametrize('kind', AROUND)
 def test_names_and_shapes_are_theirs(kind, backbone):
   state_dict = rj.export_state_dict(*backbone, kind)
-  expected = SOURCES[kind](BACKBONES['resnest26'].stage_sizes)
+  expected = theirs(kind, BACKBONES['resnest26'].stage_sizes)
   assert {name: value.shape for name, value in state_dict.items()} == expected
   back = rj.import_state_dict(backbone[0], state_dict)
   assert_same_bits(rj.export_state_dict(backbone[0], back, kind), state_dict)
 
 
-@pytest.mark.parametrize('kind', SOURCES)
+@pytest.mark.parametrize('kind', AROUND)
 def test_file_there_and_back(kind, backbone, tmp_path, capsys):
   timm = rj.export_state_dict(*backbone, 'timm')
   path = saved(tmp_path / 'timm.safetensors', timm)
@@ -115,7 +101,7 @@ def test_file_there_and_back(kind, backbone, tmp_path, capsys):
   assert content[key].keys() == there.state_dict.keys()
 
 
-@pytest.mark.parametrize('kind', SOURCES)
+@pytest.mark.parametrize('kind', AROUND)
 def test_detectors_give_their_backbone(kind, backbone, tmp_path):
   state_dict = rj.export_state_dict(*backbone, kind)
   prefix, *around = AROUND[kind]
@@ -123,12 +109,18 @@ def test_detectors_give_their_backbone(kind, backbone, tmp_path):
   other = {f'{name}.weight': np.ones((2, 3, 1, 1), 'f') for name in around}
   path = saved(tmp_path / 'detector.pth', {'model': inside | other})
   weights = load_weights(path)
-  mean = {'detectron2': [123.68, 116.779, 103.939]}
-  assert weights.normalization['mean'] == mean.get(
-    kind, [123.675, 116.28, 103.53]
-  )
+  means = {'detectron2': [123.68, 116.779, 103.939]}
+  mean = means.get(kind, [123.675, 116.28, 103.53])
+  assert weights.normalization['mean'] == mean
   assert weights.description.config['stage_sizes'] == (2, 2, 2, 2)
   assert weights.description.config['stem_width'] == 8
+  # A training takes it as well.
+  model = rj.create_classifier('resnest26', 3, **WIDTHS)
+  found, notes = start_from(model, variables_of(model, 1), str(path))
+  found = {key: tree['backbone'] for key, tree in found.items()}
+  assert_same_bits(rj.export_state_dict(backbone[0], found, kind), state_dict)
+  left = {'detectron2': 'fpn_lateral2, roi_heads', 'mmdet': 'neck, roi_head'}
+  assert f'{left[kind]} are left out' in notes
 
 
 def test_what_detectors_do_not_have_is_refused(backbone):
