@@ -14,6 +14,7 @@ from checkpoints import stored
 from checkpoints.stored import ABOUT, ABSTRACT, assert_is, make_state, write
 from hosts import finish, start
 from trouble import obeying_permissions, small_disk
+from weights.built import refused
 
 from resnest_jax.checkpoints import store
 from resnest_jax.config import load_config
@@ -117,8 +118,7 @@ def test_all_damaged_ones_are_moved_and_replace_none_of_that_name(workdir):
 def test_nothing_is_moved_if_all_are_damaged(workdir):
   for step in (10, 20, 30):
     cut(arrays(workdir, step))
-  with pytest.raises(UserError, match=r'all 3 .*damaged; .*/30 is damaged'):
-    resume(workdir)
+  refused(r'all 3 .*damaged; .*/30 is damaged', resume, workdir)
   assert store.steps_in(workdir / 'checkpoints') == [10, 20, 30]
 
 
@@ -179,17 +179,15 @@ def test_a_full_disk_stops_with_an_error_and_keeps_the_checkpoint(tmp_path):
     write(disk.folder, 10)
     log = RunLog(disk.folder, 10)
     with full(disk):
-      with pytest.raises(UserError, match=f'checkpoints.*{disk.refusal}.*Free'):
-        write(disk.folder, 20)
-      with pytest.raises(UserError, match=f'interrupted.*{disk.refusal}'):
-        store.save_interrupted(disk.folder, make_state(20), ABOUT)
+      refused(f'checkpoints.*{disk.refusal}.*Free', write, disk.folder, 20)
+      given = disk.folder, make_state(20), ABOUT
+      refused(f'interrupted.*{disk.refusal}', store.save_interrupted, *given)
       with pytest.raises(UserError, match=f'(log|tensorb).*{disk.refusal}'):
         log.write(11, {'x' * 10**5: 0.5})  # More than the last page has room.
       log.close()
       # Written in the background.
       manager = store.open_checkpoints(disk.folder, keep=1)
-      with pytest.raises(UserError, match=disk.refusal):
-        save_and_check(manager)
+      refused(disk.refusal, save_and_check, manager)
       manager.close()  # Says nothing that was not said.
     assert_is(resume(disk.folder)[0], 10)
     write(disk.folder, 20)  # What was half written is not in the way.
@@ -292,8 +290,7 @@ OTHER_VALUES = {
 @pytest.mark.parametrize(('classes', 'why'), OTHER_VALUES.items())
 def test_other_mask_values_are_refused(begun, data, classes, why):
   (data / 'classes.txt').write_text(classes)
-  with pytest.raises(UserError, match=why):
-    resume_on(data, begun / 'run')
+  refused(why, resume_on, data, begun / 'run')
   # Where they are restored it resumes, also with other ignored values.
   (data / 'classes.txt').write_text('sky\nwall\nroad\nignore: 7\n')
   assert resume_on(data, begun / 'run') == []

@@ -13,10 +13,11 @@ from checkpoints import stored
 from checkpoints.stored import ABSTRACT, abstract, assert_is, make_state
 from small import small_config
 from trouble import kill_while_emptied
+from weights.built import refused
 
 from resnest_jax import runtime
 from resnest_jax.checkpoints import store
-from resnest_jax.errors import NotWrittenInTime, UserError
+from resnest_jax.errors import NotWrittenInTime
 from resnest_jax.labels import ADE20K
 
 
@@ -66,8 +67,7 @@ def test_the_newest_and_the_best_stay(workdir):
     assert sorted(manager.all_steps()) == [20, 50, 60]
     found = [store.find_step(manager, x) for x in ('latest', 'best', '50')]
     assert found == [60, 20, 50]
-    with pytest.raises(UserError, match=r"'30'.*20, 50, 60"):
-      store.find_step(manager, '30')
+    refused(r"'30'.*20, 50, 60", store.find_step, manager, '30')
 
 
 # A glob, a C++ separator, an address, and bytes that are no text: Orbax merges
@@ -85,8 +85,7 @@ def test_folders_of_any_name(tmp_path, name):
     assert_is(store.restore_newest(workdir, manager, ABSTRACT)[0], 9)
     shutil.rmtree(workdir / 'interrupted')
     assert_is(store.restore_newest(workdir, manager, ABSTRACT)[0], 7)
-    with pytest.raises(UserError, match='no checkpoint 8'):
-      store.find_step(manager, 8)
+    refused('no checkpoint 8', store.find_step, manager, 8)
   assert os.listdir(workdir / 'checkpoints') == ['7']
 
 
@@ -120,29 +119,25 @@ def test_another_network_or_optimizer_is_no_damage(workdir):
     (make_state().replace(opt_state=adam), 'another optimizer or version'),
   ):
     with store.open_checkpoints(workdir, keep=2) as manager:
-      with pytest.raises(UserError, match=why):
-        store.restore_newest(workdir, manager, abstract(wanted))
+      refused(why, store.restore_newest, workdir, manager, abstract(wanted))
       assert sorted(manager.all_steps()) == [20, 50, 60]
 
 
 def test_folders_from_which_no_network_can_be_loaded(workdir):
-  with pytest.raises(UserError, match='60 has no configuration'):
-    store.load_checkpoint(workdir)
+  refused('60 has no configuration', store.load_checkpoint, workdir)
   (workdir / 'new/checkpoints').mkdir(parents=True)
-  with pytest.raises(UserError, match='no checkpoint in'):
-    store.load_checkpoint(workdir / 'new')
+  refused('no checkpoint in', store.load_checkpoint, workdir / 'new')
   (workdir / 'new/checkpoints/1').mkdir()
-  with pytest.raises(UserError, match='the only one: train again, in'):
-    store.load_checkpoint(workdir / 'new')
-  with pytest.raises(UserError, match=r"there is no.*rj\.load_pretrained\('"):
-    store.load_checkpoint(workdir / 'none')
+  refused('only one: train again, in', store.load_checkpoint, workdir / 'new')
+  said = r"there is no.*rj\.load_pretrained\('"
+  refused(said, store.load_checkpoint, workdir / 'none')
 
 
 def test_other_classes_are_told_from_the_same():
   store.check_classes({'classes': ['a', 'b']}, ('a', 'b'))
   store.check_classes({}, ('a', 'b'))  # Written before they were kept.
-  with pytest.raises(UserError, match=r'classes \(new: c\)'):
-    store.check_classes({'classes': ['a', 'b']}, ('a', 'b', 'c'))
+  there, now = {'classes': ['a', 'b']}, ('a', 'b', 'c')
+  refused(r'classes \(new: c\)', store.check_classes, there, now)
 
 
 WRITE = """import sys
@@ -173,8 +168,7 @@ def test_the_first_checkpoint_is_read_back_before_the_second(tmp_path):
     stored.save_steps(kept, 10)
     kept._manager.finish()
     stored.flip(stored.largest(tmp_path / 'checkpoints/10'))
-    with pytest.raises(UserError, match=r'/10 is damaged .* after it was wri'):
-      stored.save_steps(kept, 20)
+    refused(r'/10 is damaged .* after it was wri', stored.save_steps, kept, 20)
 
 
 def test_the_last_checkpoint_is_read_back_before_the_end(tmp_path):
@@ -182,8 +176,7 @@ def test_the_last_checkpoint_is_read_back_before_the_end(tmp_path):
     stored.save_steps(kept, 10, 20, 30)
     kept._manager.finish()
     stored.flip(stored.largest(tmp_path / 'checkpoints/30'))
-    with pytest.raises(UserError, match=r'/30 is damaged .* resumes from the'):
-      kept.finish()
+    refused(r'/30 is damaged .* resumes from the', kept.finish)
   # The remedy.
   with opened_store(tmp_path) as kept:
     assert kept.resume(ABSTRACT).step == 20

@@ -13,9 +13,9 @@ from evaluation.class_runs import EDGE, NAMES, logits_of, write_weights
 from evaluation.drawn import smooth_picture
 from golden.reference import assert_same_bits
 from scipy.special import softmax
+from weights.built import refused
 
 import resnest_jax as rj
-from resnest_jax.errors import UserError
 from resnest_jax.export import folder, stablehlo
 from resnest_jax.export.renew import renew_exports
 from resnest_jax.weights import pretrained
@@ -91,8 +91,8 @@ def test_what_fails_leaves_nothing(
 ):
   wrong = mock.Mock(return_value=wrong_program)
   monkeypatch.setattr(stablehlo, 'read_stablehlo', wrong)
-  with pytest.raises(UserError, match=message):
-    folder.export_model(exported[0], tmp_path / 'out', **options)
+  given = exported[0], tmp_path / 'out'
+  refused(message, folder.export_model, *given, **options)
   assert os.listdir(tmp_path) == []
 
 

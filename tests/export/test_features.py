@@ -10,10 +10,9 @@ import pytest
 from cards import run_card
 from golden.reference import quick_jit, variables_of
 from PIL import Image
-from weights.built import written
+from weights.built import refused, written
 
 import resnest_jax as rj
-from resnest_jax.errors import UserError
 from resnest_jax.export import checks, folder, pictures
 from resnest_jax.export.renew import renew_exports
 
@@ -94,8 +93,7 @@ def test_one_in_a_thousand_of_the_largest_may_differ():
   assert compare(4 * ones, ones) == 1
   assert compare(4.002 * ones, ones) == pytest.approx(1 - 5e-4)
   for wrong in (1.002 * ones, np.nan * ones, np.inf * ones):
-    with pytest.raises(UserError, match='features of x differ from the ch'):
-      compare(4 * ones, wrong)
+    refused('features of x differ from the ch', compare, 4 * ones, wrong)
 
 
 WRONG = [
@@ -107,14 +105,13 @@ WRONG = [
 
 @pytest.mark.parametrize(('options', 'said'), WRONG)
 def test_what_is_no_export_of_features(options, said, source, tmp_path):
-  with pytest.raises(UserError, match=said):
-    folder.export_model(source, tmp_path / 'x', **{'features': 32} | options)
+  options = {'features': 32} | options
+  refused(said, folder.export_model, source, tmp_path / 'x', **options)
   assert not (tmp_path / 'x').exists()
 
 
 def test_features_are_not_renewed(exported):
-  with pytest.raises(UserError, match=r'has features.* --features --out NEW'):
-    renew_exports(exported[0])
+  refused(r'has features.* --features --out NEW', renew_exports, exported[0])
 
 
 def test_command(call_script, source, tmp_path, monkeypatch):

@@ -37,17 +37,15 @@ SOURCES = ('classifier', 'segmentor', 'encoding', 'run', 'detector')
 @pytest.fixture(params=SOURCES)
 def source(request, segmentor, classifier, written_run, tmp_path):
   """A path, and the network of it with its variables."""
-  if request.param == 'run':
+  name = request.param
+  if name == 'run':
     return written_run, rj.load_pretrained(written_run)[:2]
-  network = segmentor
-  if request.param == 'encoding':
-    network = encoding_network()
-  elif request.param == 'classifier':
-    network = classifier
-  kind = {'classifier': 'timm', 'encoding': 'encoding'}.get(request.param)
-  if request.param == 'detector':
-    return detector(tmp_path / 'x.pth', *network), network
-  return written(tmp_path / 'x', network, kind or 'mmseg'), network
+  if name == 'detector':
+    return detector(tmp_path / 'x.pth', *segmentor), segmentor
+  network = {'classifier': classifier, 'encoding': encoding_network()}
+  network = network.get(name, segmentor)
+  kind = {'classifier': 'timm', 'encoding': 'encoding'}.get(name, 'mmseg')
+  return written(tmp_path / 'x', network, kind), network
 
 
 def test_features_are_those_of_the_network(source):

@@ -7,25 +7,33 @@ import pytest
 import torch
 from golden.reference import TINY, assert_same_bits, variables_of
 from pages import blocks_of
-from weights import built
-from weights.built import changed, converted, refused, saved, written
+from weights.built import (
+  CLASSES,
+  NETWORK,
+  PALETTE,
+  changed,
+  converted,
+  refused,
+  saved,
+  written,
+)
 
 import resnest_jax as rj
 from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.checkpoints.store import open_checkpoints, save
 from resnest_jax.config import load_config
 from resnest_jax.models.classifier import Classifier
+from resnest_jax.weights.files import WITH_TORCH
 from resnest_jax.weights.pretrained import load_weights
 from resnest_jax.weights.start import start_from
 from resnest_jax.weights.state_dict import KINDS
 
 COMMAND = ('-m', 'resnest_jax.weights.convert')
 HEADS = ('decode_head', 'auxiliary_head')
-CLASSES, PALETTE = built.CLASSES, built.PALETTE
 DATA = {'image_scale': [99, 66]}
 # Of a training.
 ABOUT = {
-  'config': {'name': 'tiny', 'model': built.NETWORK, 'data': DATA},
+  'config': {'name': 'tiny', 'model': NETWORK, 'data': DATA},
   **{'classes': CLASSES, 'palette': PALETTE, 'dilation_rule': 'mmseg'},
 }
 
@@ -72,6 +80,12 @@ def test_classifier_to_every_kind_and_back(kind, official, tmp_path, capsys):
   assert f' names: {len(there.state_dict)} tensors, in ' in third
   back = converted(tmp_path / kind, tmp_path / 'back', '--to', 'official')
   assert_same_bits(back.state_dict, official)
+  if kind in WITH_TORCH:
+    content = torch.load(tmp_path / kind / 'model.pth', weights_only=True)
+    # By these, detectron2 looks for the names below `backbone.bottom_up`.
+    assert content.get('matching_heuristics', False) == (kind == 'detectron2')
+    key = 'model' if kind == 'detectron2' else 'state_dict'
+    assert content[key].keys() == there.state_dict.keys()
 
 
 def test_classifier_loses_its_layer_by_name_only(official, tmp_path):
@@ -113,22 +127,16 @@ def classifier_run(classifier, tmp_path_factory):
   return trained(workdir, about, (7, classifier[1], 0.5))
 
 
-@pytest.mark.parametrize('kind', ['timm', 'official', 'mmseg', 'ours'])
-def test_a_trained_classifier_to_others_and_back(
-  kind, classifier_run, official, tmp_path, capsys
-):
-  there = converted(classifier_run, tmp_path / kind, '--to', kind)
-  assert there.description.task == 'classifier'
-  assert there.classes == list('abcdefghij')
-  first, *_ = capsys.readouterr().out.splitlines()
-  assert first.startswith('classifier: a ResNeSt of (1, 1, 1, 1) blocks, 10 cl')
-  back = converted(tmp_path / kind, tmp_path / 'back', '--to', 'official')
-  assert_same_bits(back.state_dict, official)
-
-
 def test_a_trained_classifier_is_applied_and_begins_others(
-  classifier_run, classifier, segmentor
+  classifier_run, classifier, segmentor, official, tmp_path
 ):
+  """By us, and by others after a conversion."""
+  for kind in ('timm', 'mmseg', 'ours'):
+    there = converted(classifier_run, tmp_path / kind, '--to', kind)
+    assert there.description.task == 'classifier'
+    assert there.classes == list('abcdefghij')
+    back = converted(tmp_path / kind, tmp_path / f'{kind}_', '--to', 'official')
+    assert_same_bits(back.state_dict, official)
   model, variables, _ = rj.load_checkpoint(classifier_run)
   assert isinstance(model, Classifier)
   jax.tree.map(np.testing.assert_array_equal, variables, classifier[1])

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 from golden.reference import assert_same_bits, variables_of
-from weights.built import converted, refused, saved
+from weights.built import refused, saved
 
 import resnest_jax as rj
 from resnest_jax.models.resnest import BACKBONES
@@ -83,22 +82,6 @@ def test_names_and_shapes_are_theirs(kind, backbone):
   assert {name: value.shape for name, value in state_dict.items()} == expected
   back = rj.import_state_dict(backbone[0], state_dict)
   assert_same_bits(rj.export_state_dict(backbone[0], back, kind), state_dict)
-
-
-@pytest.mark.parametrize('kind', AROUND)
-def test_file_there_and_back(kind, backbone, tmp_path, capsys):
-  timm = rj.export_state_dict(*backbone, 'timm')
-  path = saved(tmp_path / 'timm.safetensors', timm)
-  there = converted(path, tmp_path / 'there', '--to', kind)
-  assert there.provenance['from']['source'] == 'timm.safetensors'
-  assert_same_bits(there.state_dict, rj.export_state_dict(*backbone, kind))
-  back = converted(tmp_path / 'there', tmp_path / 'back', '--to', 'timm')
-  assert_same_bits(back.state_dict, timm)
-  content = torch.load(tmp_path / 'there/model.pth', weights_only=True)
-  # By these, detectron2 looks for the names below `backbone.bottom_up`.
-  assert content.get('matching_heuristics', False) == (kind == 'detectron2')
-  key = 'model' if kind == 'detectron2' else 'state_dict'
-  assert content[key].keys() == there.state_dict.keys()
 
 
 @pytest.mark.parametrize('kind', AROUND)

@@ -75,11 +75,7 @@ OTHERS = [
   (structs(FCN, 'conv_cat', 'lateral'), ['mmseg'], '--drop decode_head aux'),
   # One of several, as mmsegmentation numbers them.
   (structs(FCN, 'iliary_head', 'iliary_head.0'), ['mmseg'], '--drop au'),
-  (
-    structs(ENCODING, 'head.block', 'head.last'),
-    ['encoding'],
-    '--drop head au',
-  ),
+  (structs(ENCODING, 'head.block', 'head.last'), ['encoding'], 'op head au'),
   (structs(ENCODING, 'layer.conv5', 'layer.x'), ['encoding'], '--drop auxl'),
 ]
 

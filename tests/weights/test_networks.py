@@ -22,44 +22,35 @@ def prefixed(prefix, tensors):
 
 PARTS = ['module', '_orig_mod', 'model', 'net.module', 'ema_model.module', 'm']
 KEYS = ['model_state_dict', 'net', 'ema', 'ema/module', 'a']
-FILES = [('x.safetensors', way) for way in PARTS]
-FILES += [('x.pth', way) for way in (*PARTS, *(f'{x}/module' for x in KEYS))]
+WAYS = [*PARTS, *(f'{x}/module' for x in KEYS), 'state_dict']
 
 
-@pytest.mark.parametrize(('name', 'way'), FILES)
-def test_wrappers_are_gone_through(name, way, segmentor, mmseg, tmp_path):
-  *keys, wrapper = way.split('/')
+@pytest.mark.parametrize('kind', ['mmseg', 'encoding'])
+@pytest.mark.parametrize('way', WAYS)
+def test_wrappers_are_gone_through(way, kind, request, tmp_path):
+  theirs = request.getfixturevalue(kind)
+  *keys, wrapper = way.split('/') if way != 'state_dict' else (way, '')
   # Of averages, no tensors of the network.
   counters = {'n_averaged': np.array(7), 'step': np.array([7.0])}
-  content = prefixed(f'{wrapper}.', mmseg) | counters
+
+  content = prefixed(f'{wrapper}.', theirs) | counters if wrapper else theirs
   for key in reversed(keys):
     content = {key: content, 'epoch': 3}
-  weights = load_weights(saved(tmp_path / name, content))
-  assert_same_bits(weights.state_dict, mmseg)
-  assert weights.provenance['part'] == way
-  ours = export_state_dict(*segmentor, 'ours')
-  path = saved(tmp_path / name, prefixed(f'{wrapper}.', ours) | counters)
-  assert_same_bits(read_weights(path).state_dict, ours)
-  # The backbone alone has such a prefix.
-  other = {k.replace('backbone.', f'{wrapper}.'): v for k, v in mmseg.items()}
-  assert read_weights(saved(path, other)).state_dict.keys() <= mmseg.keys()
-
-
-WAYS = [('', ''), ('state_dict', ''), ('', 'module'), ('', '_orig_mod')]
-
-
-@pytest.mark.parametrize(('key', 'wrapper'), [*WAYS, ('state_dict', 'module')])
-def test_wrappers_of_encoding_are_gone_through(
-  key, wrapper, encoding, tmp_path
-):
-  content = prefixed(f'{wrapper}.', encoding) if wrapper else encoding
-  if key:
-    content = {key: content, 'epoch': 3, 'best_pred': 0.5}
   weights = load_weights(saved(tmp_path / 'x.pth', content))
-  assert_same_bits(weights.state_dict, encoding)
-  assert weights.kind == 'encoding'
-  part = '/'.join(filter(None, [key, wrapper]))
-  assert weights.provenance.get('part', '') == part
+  assert_same_bits(weights.state_dict, theirs)
+  assert (weights.kind, weights.provenance['part']) == (kind, way)
+
+
+@pytest.mark.parametrize('wrapper', PARTS)
+def test_wrappers_in_safetensors(wrapper, segmentor, mmseg, tmp_path):
+  path, prefix = tmp_path / 'x.safetensors', f'{wrapper}.'
+  for kind in ('mmseg', 'ours'):
+    theirs = export_state_dict(*segmentor, kind)
+    saved(path, prefixed(prefix, theirs))
+    assert_same_bits(read_weights(path).state_dict, theirs)
+  # The backbone alone has such a prefix.
+  other = {k.replace('backbone.', prefix): v for k, v in mmseg.items()}
+  assert read_weights(saved(path, other)).state_dict.keys() <= mmseg.keys()
 
 
 def test_settings_next_to_weights_are_not_read(mmseg, tmp_path):

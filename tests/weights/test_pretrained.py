@@ -124,16 +124,31 @@ def test_published_files_of_encoding(theirs, monkeypatch):
 # Training starts
 
 
-@pytest.mark.parametrize('kind', ['official', 'mmseg'])
-def test_classifier_gives_its_backbone(kind, segmentor, classifier, tmp_path):
-  source = written(tmp_path / 'x', classifier, kind)
-  variables, notes = start_from(*segmentor, str(source))
-  for key, fresh in segmentor[1].items():
-    backbone = {'backbone': classifier[1][key]['backbone']}
-    assert_same(variables[key], fresh | backbone)
-  layer = {'official': 'fc', 'mmseg': 'head'}[kind]
-  assert f"the classifier's layer {layer} is left out" in notes
-  assert 'the heads are freshly initialised' in notes
+GIVEN_LAYER = "the classifier's layer {} is left out", 'the heads are'
+GIVEN_HEADS = 'the heads {} are left out', "the classifier's layer is"
+OTHERS = [
+  ('classifier', 'official', 'fc'),
+  ('classifier', 'mmseg', 'head'),
+  ('segmentor', 'mmseg', 'auxiliary_head and decode_head'),
+  ('segmentor', 'encoding', 'auxlayer and head'),
+]
+
+
+@pytest.mark.parametrize(('task', 'kind', 'names'), OTHERS)
+def test_another_task_gives_its_backbone(
+  task, kind, names, segmentor, classifier, tmp_path
+):
+  given = encoding_network() if kind == 'encoding' else segmentor
+  model, said = classifier[0], GIVEN_HEADS
+  if task == 'classifier':
+    given, model, said = classifier, segmentor[0], GIVEN_LAYER
+  fresh = variables_of(model, 1)
+  source = written(tmp_path / 'x', given, kind)
+  found, notes = start_from(model, fresh, str(source))
+  for key, tree in fresh.items():
+    assert_same(found[key], tree | {'backbone': given[1][key]['backbone']})
+  assert said[0].format(names) in notes
+  assert notes[-1] == f'{said[1]} freshly initialised'
 
 
 # Next to its names there may be a classifier's layer.
@@ -167,23 +182,6 @@ def test_classifier_gives_what_fits(kind, classes, classifier, tmp_path):
   assert_same(found['batch_stats'], theirs['batch_stats'])
   said = 'fc is freshly initialised: the number of classes differs'
   assert (said in notes) == (classes == 4)
-
-
-@pytest.mark.parametrize('kind', ['mmseg', 'encoding'])
-def test_segmentor_gives_a_classifier_its_backbone(kind, segmentor, tmp_path):
-  given = segmentor if kind == 'mmseg' else encoding_network()
-  model = create_classifier('resnest14', 10, stem_width=8, width=8)
-  fresh = variables_of(model, 1)
-  source = written(tmp_path / 'x', given, kind)
-  found, notes = start_from(model, fresh, str(source))
-  for key, tree in fresh.items():
-    assert_same(found[key], tree | {'backbone': given[1][key]['backbone']})
-  heads = {
-    'mmseg': 'auxiliary_head and decode_head',
-    'encoding': 'auxlayer and head',
-  }
-  assert f'the heads {heads[kind]} are left out' in notes
-  assert notes[-1] == "the classifier's layer is freshly initialised"
 
 
 NO_HEAD = 'the auxiliary head is freshly initialised: the weights have none'

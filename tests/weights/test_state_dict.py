@@ -36,10 +36,7 @@ def test_every_reference_goes_in_and_comes_out_bit_for_bit(name):
 
 
 # Whose names the heads have.
-KIND_OF = {
-  head: 'encoding' if head.startswith('encoding_') else 'mmseg'
-  for head in HEADS
-}
+KIND_OF = {x: 'encoding' if x[:9] == 'encoding_' else 'mmseg' for x in HEADS}
 
 
 def varied(**changes):
@@ -72,11 +69,8 @@ def test_names_that_do_not_fit_are_told(segmentor, mmseg):
 
 
 def test_other_kinds_and_variables_are_refused(segmentor):
-  model, variables = segmentor
-  one = np.zeros(1)
-  refused(
-    r'no known kind.*x\.weight', import_state_dict, model, {'x.weight': one}
-  )
+  (model, variables), other = segmentor, {'x.weight': np.zeros(1)}
+  refused(r'no known kind.*x\.weight', import_state_dict, model, other)
   said = "kind 'keras' is not one of mmseg"
   refused(said, export_state_dict, model, {}, 'keras')
   less = variables_of(model.clone(auxiliary_head=None))
