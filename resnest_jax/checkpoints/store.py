@@ -238,19 +238,18 @@ def load_checkpoint(
     UserError: no such checkpoint, one of another network, or a damaged one.
   """
   with _opened(workdir, which) as (manager, step, about):
-    if model_config is None and 'config' not in about:
-      raise UserError(
-        f'checkpoint {manager.folder / str(step)} has no configuration, so '
-        'its network is not known; train.py of this version writes one.'
-      )
     if model_config is None:
+      if 'config' not in about:
+        raise UserError(
+          f'checkpoint {manager.folder / str(step)} has no configuration, so '
+          'its network is not known; train.py of this version writes one.'
+        )
       where = f'the configuration in checkpoint {step} of {workdir}'
       check_fields(about, {'config': OBJECT}, where)
-      sections = ('model', 'data')
-      check_fields(about['config'], dict.fromkeys(sections, OBJECT), where)
-      config = about['config']['model']
-      check_network(config, described(config)[0], where)
-    model = create_network(model_config or about['config']['model'])
+      check_fields(about['config'], {'model': OBJECT, 'data': OBJECT}, where)
+      model_config = about['config']['model']
+      check_network(model_config, described(model_config)[0], where)
+    model = create_network(model_config)
     # Else Orbax would look for the devices that wrote it.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = variable_shapes(model)

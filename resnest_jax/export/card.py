@@ -21,6 +21,16 @@ tags: [jax, resnest, {}]
 ---
 """
 FIT = 'image = image.resize(({size[1]}, {size[0]}))'
+_OURS = """\
+With resnest-jax, which {}, from this folder:
+
+```python
+import resnest_jax as rj
+
+model = rj.from_checkpoint('.')
+{}
+```
+"""
 # How to run each format, with fields that `model_card` fills in. The code of
 # StableHLO and ONNX must not need this project.
 HOW_TO_RUN = {
@@ -54,17 +64,10 @@ image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
 {outputs} = session.run(None, {{'images': np.asarray(image)[None]}})
 {more}```
 """,
-  'safetensors': """\
-With resnest-jax, which resizes pictures as in training and gives label maps of
-their own size, from this folder:
-
-```python
-import resnest_jax as rj
-
-model = rj.from_checkpoint('.')
-labels = model.predict('street.jpg').labels  # uint8 (H, W)
-```
-""",
+  'safetensors': _OURS.format(
+    'resizes pictures as in training and gives label maps of\ntheir own size',
+    "labels = model.predict('street.jpg').labels  # uint8 (H, W)",
+  ),
   'mmseg': """\
 With mmsegmentation and its configuration of the same network (`model.pth` has
 the class names and colours in its meta):
@@ -96,23 +99,15 @@ model.load_state_dict(torch.load('{file}')['state_dict'])
 ```
 """
 HOW_TO_CLASSIFY = {
-  'safetensors': """\
-With resnest-jax, which crops pictures as in its evaluation, from this folder:
-
-```python
-import resnest_jax as rj
-
-model = rj.from_checkpoint('.')
-print(model.predict('street.jpg').top())  # Names and probabilities.
-```
-""",
+  'safetensors': _OURS.format(
+    'crops pictures as in its evaluation',
+    "print(model.predict('street.jpg').top())  # Names and probabilities.",
+  ),
   'timm': _TORCH.replace('MODEL', "timm.create_model('resnest50d'"),
   'official': _TORCH.replace(
     'MODEL', 'resnest.torch.resnest50(pretrained=False'
   ),
 }
-
-
 # What others may have written in its place.
 _ENTRY = {
   'file': Accepted(

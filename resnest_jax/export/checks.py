@@ -60,7 +60,7 @@ class Reference:
     `probabilities`: whether those of a segmentor are compared as well.
     """
     self.images = np.stack([fit(picture, size) for picture in pictures])
-    self._size = size
+    self.net, self.size, self.probabilities = net, size, probabilities
     run = self.run_of(net, probabilities)
     if isinstance(net.model, Features | Classifier):
       self._expected = lambda part: run(self.images[part])
@@ -75,10 +75,10 @@ class Reference:
     """Runs a model, of another file, say, for pictures of this size."""
     if isinstance(net.model, Features | Classifier):
       return jax.jit(
-        make_program(*net[:2], self._size, normalization=net.normalization)
+        make_program(*net[:2], self.size, normalization=net.normalization)
       )
     # Exports do not resize. With this scale the predictor does not either.
-    scale = max(self._size), min(self._size)
+    scale = max(self.size), min(self.size)
     protocol = Protocol(image_scale=scale, normalization=net.normalization)
     predictor = Predictor(*net[:3], protocol)
     outputs = ('labels', *['probabilities'] * probabilities)
@@ -175,17 +175,11 @@ def check_same_bits(
   """Raises `UserError` if two trees of variables differ in any bit."""
 
   # Bytes rather than values: -0.0 equals 0.0, and NaN does not equal itself.
-  def bits(leaf: Any) -> tuple:
-    return leaf.dtype, leaf.shape, np.asarray(leaf).tobytes()
+  def bits(tree: Mapping[str, Any]) -> set[tuple]:
+    leaves = {'/'.join(k): np.asarray(v) for k, v in flatten_dict(tree).items()}
+    return {(k, v.dtype, v.shape, v.tobytes()) for k, v in leaves.items()}
 
-  found, expected = flatten_dict(found), flatten_dict(expected)
-  differing = [
-    '/'.join(path)
-    for path in found.keys() | expected.keys()
-    if path not in found
-    or path not in expected
-    or bits(found[path]) != bits(expected[path])
-  ]
+  differing = {name for name, *_ in bits(found) ^ bits(expected)}
   if differing:
     raise UserError(
       f'{name} does not give back what was written: {len(differing)} tensors '

@@ -108,9 +108,7 @@ def export_model(
       for name in formats:
         if name in PROGRAMS:
           file = folder / f'{stem}_{size[0]}x{size[1]}.{name}'
-          export = write_program(
-            name, file, net, size, probabilities, reference
-          )
+          export = write_program(name, file, reference)
         elif size == sizes[0]:
           export = _write_weights(name, folder, weights, about, reference)
         else:
@@ -209,11 +207,10 @@ def _features(
     source, checkpoint=checkpoint, output_stride=output_stride, dtype='float32'
   )
   normalization = Normalization(**about['normalization'])
-  outputs = {
+  about['features'] = {
     name: {'stride': stride, 'channels': model.channels[name]}
     for name, stride in model.strides.items()
   }
-  about |= {'features': outputs}
   return checks.Model(model, variables, None, normalization), about
 
 
@@ -249,23 +246,13 @@ def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
   return about | {'palette': labels.palette.tolist(), 'protocol': protocol}
 
 
-def write_program(
-  name: str,
-  file: Path,
-  net: checks.Model,
-  size: tuple[int, int],
-  probabilities: bool,
-  reference: checks.Reference,
-) -> Export:
-  """Writes one of `PROGRAMS`, reads it back and compares it.
-
-  `net` is from `as_exported`, `size` is (height, width) in pixels.
-  """
-  program = make_program(
-    *net[:2], size, probabilities=probabilities, normalization=net.normalization
-  )
-  written, features = None, isinstance(net.model, Features)
-  classify = isinstance(net.model, Classifier)
+def write_program(name: str, file: Path, reference: checks.Reference) -> Export:
+  """Writes one of `PROGRAMS`, reads it back and compares it."""
+  (model, variables, _, normalization), size = reference.net, reference.size
+  features, classify = (isinstance(model, x) for x in (Features, Classifier))
+  probabilities, written = reference.probabilities or classify, None
+  more = {'probabilities': probabilities, 'normalization': normalization}
+  program = make_program(model, variables, size, **more)
   # Not Winograd's, our choice on a CPU: what runs a file chooses its own.
   with implementations.use(wide='convolution'):
     # Each format needs packages that the other does not.
@@ -277,15 +264,18 @@ def write_program(
     else:
       from resnest_jax.export import onnx_file
 
-      outputs = ['labels'] * (not classify)
-      outputs += ['probabilities'] * (probabilities or classify)
-      outputs = [*net.model.strides] if features else outputs
+      outputs = ['labels'] * (not classify) + ['probabilities'] * probabilities
+      outputs = [*model.strides] if features else outputs
       onnx_file.write_onnx(file, program, size, outputs)
       run = onnx_file.read_onnx(file)
   share = reference.compare(file.name, run)
-  more = {'probabilities': probabilities or classify, 'written': written}
-  more |= {'features': features, 'classes': classify}
-  return Export(file.name, name, size, share, len(reference.images), **more)
+  return Export(
+    *(file.name, name, size, share, len(reference.images)),
+    probabilities=probabilities,
+    written=written,
+    features=features,
+    classes=classify,
+  )
 
 
 def _write_weights(
@@ -309,8 +299,7 @@ def _write_weights(
   _, found, read = load_trained(file)
   checks.check_same_bits(file.name, found, stored)
   run = reference.run_of(as_exported(file, read))
-  share = reference.compare(file.name, run)
-  number = len(reference.images)
+  share, number = reference.compare(file.name, run), len(reference.images)
   return Export(file.name, name, None, share, number, classes=classify)
 
 

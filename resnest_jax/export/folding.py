@@ -7,6 +7,7 @@ functions, computes constants, leaves broadcasting to the operations, and
 multiplies the gain of a normalisation into the kernel before it.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -139,10 +140,8 @@ def _later(equation: Any, operand: Any) -> Any:
   for axis, place in enumerate(equation.params['broadcast_dimensions']):
     compact[place] = operand.shape[axis]
   if isinstance(operand, Tracer):
-    value = lax.reshape(operand, compact)
-  else:
-    value = np.asarray(operand).reshape(compact)
-  return _Broadcast(value, equation, operand)
+    return _Broadcast(lax.reshape(operand, compact), equation, operand)
+  return _Broadcast(np.asarray(operand).reshape(compact), equation, operand)
 
 
 def _one_is_whole(equation: Any, inputs: Sequence[Any]) -> bool:
@@ -159,10 +158,7 @@ def _bind(equation: Any, inputs: Sequence[Any]) -> list[Any]:
     isinstance(x, Tracer) for x in inputs
   )
   # Without the context JAX would trace constants into the enclosing program.
-  if known:
-    with jax.ensure_compile_time_eval():
-      found = equation.primitive.bind(*inputs, **equation.params)
-  else:
+  with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
     found = equation.primitive.bind(*inputs, **equation.params)
   found = list(found) if equation.primitive.multiple_results else [found]
   return [np.asarray(x) for x in found] if known else found

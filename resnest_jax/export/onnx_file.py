@@ -30,10 +30,8 @@ def write_onnx(
 ) -> None:
   """Writes a program for any number of pictures of one size.
 
-  The input is `images`; the outputs have the given names.
-
-  Raises:
-    UserError: jax2onnx cannot translate the program.
+  The input is `images`; the outputs have the given names. Raises `UserError` if
+  jax2onnx cannot translate the program.
   """
   _import_plugins()
   # onnx_ir warns of every value without a type.

@@ -18,10 +18,8 @@ NUMBER = 20  # Compared at most, spread evenly over the list.
 def gather_pictures(given: Sequence[str | Path]) -> list[np.ndarray]:
   """Reads up to `NUMBER` pictures, uint8 (h, w, 3) RGB of any sizes.
 
-  `given` are files, folders and patterns; without any, scenes are drawn.
-
-  Raises:
-    UserError: no picture was found, or one cannot be read.
+  `given` are files, folders and patterns; without any, scenes are drawn. Raises
+  `UserError` if no picture was found, or one cannot be read.
   """
   if not given:
     return [_drawn(index) for index in range(NUMBER)]

@@ -55,7 +55,7 @@ def renew_exports(
       gives = _gives_probabilities(folder, old)
       reference = Reference(net, seen, old.size, gives)
       file = new / Path(old.file).name
-      export = write_program('stablehlo', file, net, old.size, gives, reference)
+      export = write_program('stablehlo', file, reference)
       exports[place] = export._replace(drawn=not pictures)
       say(passed(file, export))
       if less := export.written.shorter_than(old.written, export.written.on):

@@ -1,7 +1,5 @@
 """StableHLO files by `jax.export`, each for CPU, CUDA and TPU."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -24,21 +22,15 @@ def write_stablehlo(
   """Writes a program for any number of pictures of one size."""
   (batch,) = export.symbolic_shape('b')
   images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
-  with _without_folders():
-    exported = export.export(jax.jit(program), platforms=PLATFORMS)(images)
-  path.write_bytes(exported.serialize())
-
-
-@contextlib.contextmanager
-def _without_folders() -> Iterator[None]:
   # Else JAX notes with each operation where the code lies on this machine.
   key = 'jax_hlo_source_file_canonicalization_regex'
   before = getattr(jax.config, key)
   jax.config.update(key, '.*/')
   try:
-    yield
+    exported = export.export(jax.jit(program), platforms=PLATFORMS)(images)
   finally:
     jax.config.update(key, before)
+  path.write_bytes(exported.serialize())
 
 
 def read_stablehlo(path: Path) -> Runner:

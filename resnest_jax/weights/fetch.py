@@ -201,8 +201,8 @@ def _download(url: str, path: Path, known: Published, published: bool) -> None:
     sent = folder / (
       f'{Path(known.member).stem}.zip' if known.member else path.name
     )
-    download(url, sent, lambda file: None)
     try:
+      download(url, sent, lambda file: None)
       if known.member:
         return _unpack(sent, path, known)
       if published:
@@ -211,7 +211,7 @@ def _download(url: str, path: Path, known: Published, published: bool) -> None:
         read_weights(sent)
     except UserError as error:
       said = str(error).replace(str(sent), 'what it sends')
-      raise UserError(said) from error
+      raise UserError(said.replace(str(folder), str(path.parent))) from error
     sent.replace(path)
 
 

@@ -53,11 +53,9 @@ class WeightFile(NamedTuple):
 def read_weights(path: Path, part: str | None = None) -> WeightFile:
   """Reads a safetensors, PyTorch or GluonCV file, recognised by its content.
 
-  `part` names one of several networks; see `Network`.
-
-  Raises:
-    UserError: another format, a damaged file, a pickle that would run code, no
-      state dict inside, or PyTorch is not installed.
+  `part` names one of several networks; see `Network`. Raises `UserError` for
+  another format, a damaged file, a pickle that would run code, no state dict
+  inside, or if PyTorch is not installed.
   """
   path = weight_file(path)
   with path.open('rb') as opened:
@@ -72,10 +70,10 @@ def read_weights(path: Path, part: str | None = None) -> WeightFile:
   elif start[:4] == b'PK\x03\x04' or start[:1] == b'\x80':
     file = _read_torch(path, part)
   else:
+    begins = f'begins with {start!r}' if start else 'is empty'
     raise UserError(
       f"{path} is neither a safetensors nor a PyTorch file, nor GluonCV's: it "
-      f'{f"begins with {start!r}" if start else "is empty"}. It may be a web '
-      'page or cut off; get it again.'
+      f'{begins}. It may be a web page or cut off; get it again.'
     )
   for name in file.state_dict:  # Messages list names.
     if len(name) > LONGEST_NAME or not name.isprintable():

@@ -35,8 +35,7 @@ _NAMES = (
 def read_gluon(path: Path) -> dict[str, np.ndarray]:
   """The arrays of a file, by PyTorch-Encoding's or the authors' names.
 
-  Raises:
-    UserError: damaged, longer than its arrays, or of types that weights lack.
+  `UserError`: damaged, longer than its arrays, or of types that weights lack.
   """
   try:
     with path.open('rb') as file:
@@ -47,19 +46,15 @@ def read_gluon(path: Path) -> dict[str, np.ndarray]:
       'use another source.'
     ) from error
   heads = [x for x in arrays if re.match(r'head\.|auxlayer\.', x)]
-  if not heads:  # A classifier.
-    return arrays
-  return {
-    name if name in heads else f'pretrained.{name}': value
-    for name, value in arrays.items()
-  }
+  backbone = 'pretrained.' if heads else ''  # Of a classifier there are none.
+  return {x if x in heads else backbone + x: arrays[x] for x in arrays}
 
 
 def _read(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
   def take(form: str) -> tuple[int, ...]:
-    if struct.calcsize(form) > left():
+    if (number := struct.calcsize(form)) > left():
       raise ValueError('it is cut off')
-    return struct.unpack(form, file.read(struct.calcsize(form)))
+    return struct.unpack(form, file.read(number))
 
   def left() -> int:
     return size - file.tell()

@@ -131,9 +131,8 @@ def _normalization(
   content: Mapping[str, Any], model: Mapping[str, Any]
 ) -> dict[str, Any] | None:
   # Of 1.x in the model or next to it; of 0.x next to the pipelines, or in them.
-  ours = _section(model, 'data_preprocessor') or _section(
-    content, 'data_preprocessor'
-  )
+  ours, beside = (_section(x, 'data_preprocessor') for x in (model, content))
+  ours = ours or beside
   sections = [ours, _section(content, 'img_norm_cfg'), *_transforms(content)]
   for found in sections:
     if found.get('mean') is not None and found.get('std') is not None:
@@ -205,12 +204,11 @@ def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
 def classes_in(meta: Mapping[str, Any]) -> tuple[list | None, list | None]:
   """Classes and palette in a checkpoint's `meta`."""
   # mmsegmentation 1.x has `dataset_meta`, in small letters or in capitals.
-  found = {key: meta.get(key) for key in ('CLASSES', 'PALETTE')}
+  found = {key: meta.get(key.upper()) for key in ('classes', 'palette')}
   if isinstance(of_data := meta.get('dataset_meta'), Mapping):
-    found |= of_data
-  classes, palette = (
-    found.get(x, found.get(x.upper())) for x in ('classes', 'palette')
-  )
+    for key, value in found.items():
+      found[key] = of_data.get(key, of_data.get(key.upper(), value))
+  classes, palette = found.values()
   # Not part of the network: what is no name or no colour is left out.
   return (
     list(classes) if CLASSES.holds(classes) and classes else None,

@@ -59,9 +59,8 @@ def check_torch() -> None:
 def load_pickle(path: Path) -> Any:
   """What a PyTorch file holds; objects of other packages are empty shells.
 
-  Raises:
-    UserError: damaged, a pickle that would run code, a file that unpacks to
-      many times its size, or PyTorch is not installed.
+  `UserError`: damaged, a pickle that would run code, a file that unpacks to
+  many times its size, or PyTorch is not installed.
   """
   check_torch()
   import torch
@@ -99,10 +98,10 @@ def _check_packed(path: Path) -> None:
     return  # A bare pickle, or damaged, which PyTorch notices.
   names = [entry.filename for entry in entries]
   if not any(name.endswith('/data.pkl') for name in names):
+    inside = listed(map(brief, names), 3) or 'nothing'
     raise UserError(
       f'{path} is a zip archive but no PyTorch file: it has no data.pkl, but '
-      f'{listed(map(brief, names), 3) or "nothing"}. If weights are inside, '
-      'unpack it and give them.'
+      f'{inside}. If weights are inside, unpack it and give them.'
     )
   if unpacked > most:
     raise UserError(
@@ -146,8 +145,8 @@ def to_numpy(path: Path, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
   import torch
 
   half = (torch.float16, torch.bfloat16)
-  whole = (torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8)
-  whole += (torch.int16, torch.int32, torch.int64)
+  kinds = 'float32 float64 bool uint8 int8 int16 int32 int64'
+  whole = tuple(getattr(torch, kind) for kind in kinds.split())
   arrays, size, most = {}, 0, _MOST_PACKED * path.stat().st_size
   for name, value in tensors.items():
     kind = value.dtype if value.layout is torch.strided else value.layout
