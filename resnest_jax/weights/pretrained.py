@@ -19,14 +19,8 @@ from resnest_jax.models.classifier import described
 from resnest_jax.models.description import check_description
 from resnest_jax.models.initial import variable_shapes
 from resnest_jax.text import listed, without_secrets
-from resnest_jax.weights import files, infer
+from resnest_jax.weights import files, infer, mmseg_config
 from resnest_jax.weights.fetch import fetch
-from resnest_jax.weights.mmseg_config import (
-  Stored,
-  classes_in,
-  read_stored,
-  readable,
-)
 from resnest_jax.weights.names import WHOSE_READ, blocks_of, head_modules
 from resnest_jax.weights.published import (
   CLASSIFIERS,
@@ -41,8 +35,7 @@ from resnest_jax.weights.state_dict import import_state_dict, recognise, without
 # Applied to RGB from 0 to 255: minus mean, over std.
 NORMALIZATION = {'order': 'RGB', 'mean': list(MEAN), 'std': list(STD)}
 # detectron2-ResNeSt's, in the files whose names end in _d2.
-DETECTRON_NORMALIZATION = {
-  'order': 'RGB',
+DETECTRON_NORMALIZATION = NORMALIZATION | {
   'mean': [123.68, 116.779, 103.939],
   'std': [58.393, 57.12, 57.375],
 }
@@ -311,7 +304,7 @@ def _of_file(
     'sha256': files.checksum(path),
     'names': WHOSE_READ[kind],
     'dropped': list(drop),
-    'meta': readable(file.meta),
+    'meta': mmseg_config.readable(file.meta),
     'read_by': READ_BY,
   }
   if file.network and file.network.part:
@@ -353,13 +346,12 @@ def _of_file(
 
 
 def _of_others(file, name, state_dict, kind, backbone, provenance) -> Weights:
-  description, known = (
-    infer.describe(state_dict, kind, backbone),
-    known_file(name),
-  )
-  heads = description.task == 'segmentor'
-  wanted = head_modules(file.state_dict) if heads else []
-  stored = Stored() if known else read_stored(file.meta, wanted)
+  description = infer.describe(state_dict, kind, backbone)
+  known, heads = known_file(name), description.task == 'segmentor'
+  stored = mmseg_config.Stored()
+  if not known:
+    wanted = head_modules(file.state_dict) if heads else []
+    stored = mmseg_config.read_stored(file.meta, wanted)
   if stored.output_stride:
     description.config['output_stride'] = stored.output_stride
   # segmentation_models.pytorch has timm's networks.
@@ -384,7 +376,7 @@ def _of_others(file, name, state_dict, kind, backbone, provenance) -> Weights:
   if assumed and not known:
     text = ', '.join(assumed)
     _note(provenance, f'assumed, as the file does not say: {text}')
-  classes, palette = classes_in(file.meta)
+  classes, palette = mmseg_config.classes_in(file.meta)
   if encoding and known:
     labels = label_set(description.config['num_classes'], None, None)
     classes, palette = list(labels.classes), labels.palette.tolist()
