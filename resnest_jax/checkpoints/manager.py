@@ -85,8 +85,7 @@ class Checkpoints(ocp.CheckpointManager):
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
         async_options=ocp.AsyncOptions(
-          timeout_secs=7 * 24 * 60 * 60,
-          create_directories_asynchronously=False,
+          timeout_secs=7 * 24 * 60 * 60, create_directories_asynchronously=False
         ),
         todelete_subdir=None if read_only else DELETED,
       )

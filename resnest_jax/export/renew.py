@@ -25,10 +25,7 @@ from resnest_jax.weights.pretrained import load_trained
 
 
 def renew_exports(
-  folder: Path,
-  *,
-  pictures: Sequence[str | Path] = (),
-  say: Say = print,
+  folder: Path, *, pictures: Sequence[str | Path] = (), say: Say = print
 ) -> list[Export]:
   """Writes each StableHLO file again, from the weights next to it.
 

@@ -196,10 +196,7 @@ def segmentor_kind(model: nn.Module) -> str:
 
 
 def _names(
-  model: nn.Module,
-  variables: Mapping[str, Any],
-  kind: str,
-  advice: str,
+  model: nn.Module, variables: Mapping[str, Any], kind: str, advice: str
 ) -> dict[tuple, str]:
   if kind not in KINDS:
     raise UserError(f'kind {kind!r} is not one of {", ".join(KINDS)}.')
