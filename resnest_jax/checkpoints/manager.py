@@ -176,14 +176,9 @@ def save(
 ) -> None:
   """Starts writing a checkpoint; returns once the state may be donated.
 
-  Args:
-    manager: of the folder.
-    state: its step is the checkpoint's number.
-    about: JSON-able description.
-    metrics: of an evaluation of this state, with one of `MAIN_SCORES`.
-
-  Raises:
-    UserError: this checkpoint, or the one before it, cannot be written.
+  Its number is the step. `about` is JSON-able, `metrics` are of an evaluation
+  of this state, with one of `MAIN_SCORES`. Raises `UserError` if this
+  checkpoint, or the one before it, cannot be written.
   """
   manager.finish()
   # Files have each block by its name, whether or not a platform stacks blocks.

@@ -96,10 +96,8 @@ def create_state(
 ) -> TrainState:
   """The state before the first step, whole on every device of the mesh.
 
-  Args:
-    model: of `create_training`, as the optimizer.
-    variables: from `start_variables`, the same on all hosts.
-    ema: with moving averages.
+  `model` and `optimizer` are of `create_training`, the variables, the same on
+  all hosts, of `start_variables`; `ema` adds moving averages.
   """
   # Files and draws have each block by its name, however a platform runs them.
   variables = replicate(stack(variables, model.backbone.stacked()), mesh)

@@ -18,7 +18,7 @@ if __name__ == '__main__':
   # Before the imports below, so that Ctrl-C during them is told in a line.
   run_module(__spec__.name)
 
-from flax.traverse_util import flatten_dict
+import jax
 
 from resnest_jax import runtime
 from resnest_jax.files import check_new
@@ -34,17 +34,11 @@ from resnest_jax.weights.state_dict import KINDS, export_state_dict
 def main(arguments: Sequence[str] | None = None) -> None:
   flags = _parser().parse_args(arguments)
   runtime.set_up()
-  # Both checks come before a download.
-  check_new(flags.out)
+  check_new(flags.out)  # Both checks come before a download.
   if flags.to in WITH_TORCH:
     check_torch()
-  weights = load_weights(
-    flags.source,
-    drop=flags.drop,
-    backbone=flags.backbone,
-    checkpoint=flags.checkpoint,
-    part=flags.part,
-  )
+  given = {x: getattr(flags, x) for x in ('drop', 'backbone', 'part')}
+  weights = load_weights(flags.source, checkpoint=flags.checkpoint, **given)
   model, variables = weights.create()
   exported = export_state_dict(model, variables, flags.to)
   files = write_weights(flags.out, flags.to, exported, weights.about())
@@ -102,7 +96,7 @@ def _parser() -> Parser:
 
 def _report(weights: Weights, variables: Any) -> None:
   task, config = weights.description
-  parameters = sum(v.size for v in flatten_dict(variables['params']).values())
+  parameters = sum(x.size for x in jax.tree.leaves(variables['params']))
   name, same = title_of(config), same_shapes(backbone_of(config))
   others = [other for other in same if other != name]
   # No shape shows where a pool stands (avd_first): the name is a guess.

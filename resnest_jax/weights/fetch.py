@@ -158,34 +158,31 @@ def _entries(path: Path) -> dict[str, str]:
 
 
 def _cached(known: Published, name: str = '') -> Path:
-  """The file of a name in the cache; '' is the published one, which is checked.
-
-  What is not there is downloaded.
-  """
+  """The file of a name in the cache, or downloaded; '' is the published one."""
   folder, files = cache_folder(), (known, *known.others)
   clean(folder)  # A killed download may have left gigabytes.
-  paths = [folder / (name or file.name) for file in files]
-  for path, file in zip(paths, files, strict=True):
+  pairs = [(folder / (name or file.name), file) for file in files]
+  for path, file in pairs:
     if path.is_file():
       if not name:
         _check(path, file, 'it should; remove it to download it again')
       return path
-  place = f'put it at {paths[0]}'
+  place = f'put it at {pairs[0][0]}'
   if known.member:
     place = f'put {known.member}, which is in it, into {folder}'
   advice = f'Download it by other means and give its path, or {place}.'
   if offline():
+    urls = ' or '.join(x.urls[0] for x in files)
     raise UserError(
-      f'{" or ".join(x.urls[0] for x in files)} is not in the cache and '
-      'downloads are switched off '
+      f'{urls} is not in the cache and downloads are switched off '
       f'(RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE). {advice}'
     )
-  if paths[0].name.endswith(TORCH_SUFFIXES):
+  if pairs[0][0].name.endswith(TORCH_SUFFIXES):
     check_torch()
   with explain_refusal(folder, OTHER_CACHE):
     folder.mkdir(parents=True, exist_ok=True)
   failures = []
-  for path, file in zip(paths, files, strict=True):
+  for path, file in pairs:
     for url in file.urls:
       try:
         _download(url, path, file, not name)

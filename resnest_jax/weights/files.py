@@ -124,7 +124,7 @@ def _read_safetensors(path: Path, part: str | None) -> WeightFile:
   return _found(tensors, part)._replace(about=about, meta=header)
 
 
-def _found(tensors: dict[str, np.ndarray], part: str | None) -> WeightFile:
+def _found(tensors: Mapping[str, Any], part: str | None) -> WeightFile:
   network, others = find_network(tensors, part)
   inside = network.tensors if network else tensors
   return WeightFile(inside, {}, {}, network, others)
@@ -140,11 +140,11 @@ def _float32(value: np.ndarray) -> np.ndarray:
 def _read_torch(path: Path, part: str | None) -> WeightFile:
   content = pickles.load_pickle(path)
   outer = content if isinstance(content, Mapping) else {}
-  network, others = find_network(outer, part)
-  # Of no network that is known: `recognise` says what is there.
-  nested = (outer.get(key) for key in ('state_dict', 'model'))
-  tensors = next((x for x in nested if isinstance(x, Mapping)), outer)
-  tensors = network.tensors if network else tensors
+  file = _found(outer, part)
+  tensors = file.state_dict
+  if not file.network:  # `recognise` says what is there.
+    nested = (outer.get(key) for key in ('state_dict', 'model'))
+    tensors = next((x for x in nested if isinstance(x, Mapping)), outer)
   if not tensors or not all(
     isinstance(name, str) and hasattr(value, 'layout')
     for name, value in tensors.items()
@@ -160,9 +160,8 @@ def _read_torch(path: Path, part: str | None) -> WeightFile:
   if about:
     with ending(CONVERT_AGAIN):
       check_json(about, f'the description in {path}')
-  return WeightFile(
-    pickles.to_numpy(path, tensors), about, meta, network, others
-  )
+  arrays = pickles.to_numpy(path, tensors)
+  return file._replace(state_dict=arrays, about=about, meta=meta)
 
 
 def write_weights(
@@ -174,13 +173,10 @@ def write_weights(
 ) -> list[Path]:
   """Writes a state dict and its description into a new folder.
 
-  Args:
-    folder: new or empty. It appears complete or not at all.
-    kind: those of `WITH_TORCH` write `model.pth`, others `model.safetensors`.
-    state_dict: name -> array.
-    about: JSON-able; written into the weight file and into `about.json`, whose
-      paths are returned.
-    torch: whether PyTorch's file is written; None: as above.
+  The folder is new or empty, and appears complete or not at all. Kinds of
+  `WITH_TORCH` write `model.pth`, others `model.safetensors`, unless `torch`
+  says otherwise. `about` is JSON-able; it is written into the weight file and
+  into `about.json`. Returns the paths of both.
   """
   folder, about = Path(folder), public(about)
   files.check_new(folder)

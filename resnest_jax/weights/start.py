@@ -31,13 +31,9 @@ def start_variables(
 ) -> tuple[dict[str, Any], list[str]]:
   """Initialises the variables of a run from its configuration alone.
 
-  Args:
-    model: from `create_training` or `create_network`.
-    config: the whole configuration; `seed` and `pretrained` are read.
-
-  Returns:
-    `params` and `batch_stats` as NumPy arrays, each block by itself, and lines
-    to print about their origin.
+  `model` is from `create_training` or `create_network`; of the configuration
+  `seed` and `pretrained` are read. Returns `params` and `batch_stats` as NumPy
+  arrays, each block by itself, and lines to print about their origin.
   """
   # State dicts name single blocks, so the unrolled twin of `model` is filled.
   source, by_name = config['pretrained'], scanned(model, False)
