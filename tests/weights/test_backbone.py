@@ -1,6 +1,5 @@
 """`load_backbone` of each source: the features are those of its network."""
 
-import jax
 import numpy as np
 import pytest
 from golden.reference import assert_same_bits, quick_jit
@@ -82,19 +81,6 @@ def test_strides_of_a_detector_and_a_pyramid(segmentor, tmp_path):
   theirs = rj.export_state_dict(*segmentor, 'ours')
   theirs = {k.replace('/backbone/', '/'): v for k, v in theirs.items()}
   assert_same_bits(back, {k: v for k, v in theirs.items() if k in back})
-
-
-def test_gradients_reach_the_stem(segmentor, tmp_path):
-  """Also with running statistics, as detectors are trained."""
-  path = written(tmp_path / 'x', segmentor)
-  model, variables, _ = rj.load_backbone(path, fpn=8)
-
-  def loss(params, x):
-    levels = model.apply(variables | {'params': params}, x, train=False)
-    return sum(abs(level).mean() for level in levels.values())
-
-  gradients = quick_jit(jax.grad(loss))(variables['params'], images())
-  assert abs(gradients['backbone']['stem_conv1']['kernel']).max() > 0
 
 
 def test_what_is_no_pyramid_is_told(segmentor, tmp_path):

@@ -229,15 +229,6 @@ def test_encoding_there_and_back(encoding, tmp_path, capsys):
   refused(said, converted, ours, tmp_path / 'x', '--to', 'mmseg')
   bare = converted(path, tmp_path / 'bare', '--drop', 'auxlayer')
   assert bare.description.config['aux_channels'] is None
-  drop = ('--drop', 'head', 'auxlayer', '--to', 'official')
-  alone = converted(path, tmp_path / 'alone', *drop)
-  assert alone.description.task == 'backbone'
-  theirs = {
-    k.removeprefix('pretrained.'): v
-    for k, v in encoding.items()
-    if k.startswith('pretrained.')
-  }
-  assert_same_bits(alone.state_dict, theirs)
 
 
 def test_best_checkpoint_of_a_run(run, tmp_path):
