@@ -291,8 +291,7 @@ def test_published_files_end_in_the_digits_that_are_checked():
   assert all(name == name.lower() for name in PUBLISHED)
 
 
-# Files in zip archives
-
+# Of files in zip archives.
 SHA1 = hashlib.sha1(CONTENT).hexdigest()
 STEM = f'net-{SHA1[:8]}'
 INNER = f'{STEM}.pth'
