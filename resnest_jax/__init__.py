@@ -6,10 +6,10 @@ __version__ = '0.1.0'
 
 # Public name -> module, imported on first use: `import resnest_jax` is quick.
 _EXPORTS = {
-  'ClassPrediction': 'inference.predictor',
+  'ClassPrediction': 'inference.predictions',
   'ClassPredictor': 'inference.predictor',
   'Evaluator': 'evaluation.evaluate',
-  'Prediction': 'inference.predictor',
+  'Prediction': 'inference.predictions',
   'Predictor': 'inference.predictor',
   'UserError': 'errors',
   'create_backbone': 'models.segmentor',

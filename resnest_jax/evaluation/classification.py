@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.metrics import ratio
-from resnest_jax.inference.steps import BEST, Batch
+from resnest_jax.inference.steps import BEST, Batch, filled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +74,11 @@ class Classification:
   def __init__(self, class_names: Sequence[str]):
     self._names = class_names
 
-  def read(
-    self, batch: Batch, outputs: Sequence[Any]
-  ) -> Callable[[int], ClassResult]:
-    """Waits for the device; returns the result of each slot."""
-    best, _, losses = map(np.asarray, outputs[:3])
-    probabilities = np.take_along_axis(np.asarray(outputs[1]), best, 1)
-
-    def result(slot: int) -> ClassResult:
+  def read(self, batch: Batch, outputs: Sequence[Any]) -> Iterator[ClassResult]:
+    """Waits for the device; yields the result of each image."""
+    best, probabilities, losses = map(np.asarray, outputs)
+    probabilities = np.take_along_axis(probabilities, best, 1)
+    for slot, index in filled(batch):
       name, label = batch['name'][slot], int(batch['label'][slot])
       # A label of another data set would pass as a mistake.
       if not 0 <= label < len(self._names):
@@ -89,33 +86,25 @@ class Classification:
           f'{name} has the class number {label}; accepted are '
           f'0..{len(self._names) - 1}. Prepare the data set again.'
         )
-      return ClassResult(
-        int(batch['index'][slot]),
-        name,
-        label,
-        best[slot],
-        probabilities[slot],
-        float(losses[slot]),
-      )
+      found = best[slot], probabilities[slot], float(losses[slot])
+      yield ClassResult(index, name, label, *found)
 
-    return result
-
-  def count(self, image: ClassResult) -> tuple[int, Any, Any, float]:
+  def count(self, image: ClassResult) -> ClassResult:
     """Returns what is kept of an image."""
-    return image.label, image.best, image.probabilities, image.loss
+    return image
 
   def join(
     self,
     totals: Sequence[None],
-    counts: Sequence[tuple[int, Any, Any, float]],
+    counts: Sequence[ClassResult],
     names: Sequence[str],
     seconds: float,
   ) -> ClassEvaluation:
     """Scores all images; `counts` and `names` are by their position."""
     del totals
     classes, number = len(self._names), len(counts)
-    label, best, probabilities, losses = zip(*counts, strict=True)
-    labels, best = np.array(label), np.stack(best)
+    labels = np.array([x.label for x in counts])
+    best = np.stack([x.best for x in counts])
     hits = best == labels[:, None]
     images = np.bincount(labels, minlength=classes)
     right = np.bincount(labels[hits[:, 0]], minlength=classes)
@@ -127,8 +116,8 @@ class Classification:
     )
     return ClassEvaluation(
       *(scores, number, seconds, names),
-      *(labels, best, np.stack(probabilities)),
-      loss=math.fsum(losses) / number,
+      *(labels, best, np.stack([x.probabilities for x in counts])),
+      loss=math.fsum(x.loss for x in counts) / number,
     )
 
 

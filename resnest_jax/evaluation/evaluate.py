@@ -7,9 +7,8 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -23,13 +22,8 @@ from resnest_jax.distributed import messages
 from resnest_jax.errors import enough_memory
 from resnest_jax.evaluation.classification import Classification
 from resnest_jax.evaluation.segmentation import Segmentation
+from resnest_jax.inference import steps
 from resnest_jax.inference.protocols import CenterCrop, Protocol
-from resnest_jax.inference.steps import (
-  Batch,
-  EvalStep,
-  make_class_step,
-  make_eval_step,
-)
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.progress import compile_notice, evaluation_progress
 
@@ -89,11 +83,11 @@ class Evaluator:
       if protocol:
         options['normalization'] = protocol.normalization
       self._task = functools.partial(Classification, classes)
-      self._step = make_class_step(model, len(classes), **options)
+      self._step = steps.make_class_step(model, len(classes), **options)
       return
     self._kept = drawing.spread(len(split), keep)
     options |= {'protocol': protocol, 'with_loss': with_loss}
-    self._step = make_eval_step(model, len(classes), **options)
+    self._step = steps.make_eval_step(model, len(classes), **options)
     self._task = functools.partial(
       Segmentation,
       classes,
@@ -107,12 +101,9 @@ class Evaluator:
   ) -> Any:
     """Evaluates one set of weights; every host has to call it.
 
-    Args:
-      variables: `params` and `batch_stats`, on the host or on devices.
-      waiting: makes a context from the batches; the images are evaluated in it.
-
-    Returns:
-      An `Evaluation`, or a `ClassEvaluation` of a classifier.
+    `variables` are `params` and `batch_stats`, on the host or on devices.
+    `waiting` makes a context from the batches; the images are evaluated in it.
+    Returns an `Evaluation`, or a `ClassEvaluation` of a classifier.
 
     Raises:
       UserError: data cannot be used, or the device has too little memory.
@@ -163,26 +154,10 @@ class Evaluator:
     return dataclasses.replace(evaluation, predictions=kept)
 
 
-def image_results(
-  task: Any, step: EvalStep, variables: Any, batches: Iterable[Batch]
-) -> Iterator[Any]:
-  """Yields each image's result, in the order of the batches."""
-  # A batch is dispatched before the results of the previous one are awaited:
-  # the device computes meanwhile. None makes room for the last results.
-  pending = None
-  for batch in itertools.chain(batches, [None]):
-    started = batch and (batch, step(variables, batch))
-    if pending:
-      result = task.read(*pending)
-      slots = enumerate(pending[0]['index'])
-      yield from (result(slot) for slot, index in slots if index >= 0)
-    pending = started
-
-
 def evaluate(
-  step: EvalStep,
+  step: steps.EvalStep,
   variables: Any,
-  batches: Iterable[Batch],
+  batches: Iterable[steps.Batch],
   task: Any,
   num_images: int,
   *,
@@ -191,18 +166,11 @@ def evaluate(
 ) -> Any:
   """Evaluates every image of a split once; every process has to call it.
 
-  Args:
-    step: of the task's network, from `inference.steps`.
-    variables: `params` and `batch_stats`, on the step's devices.
-    batches: this process' share, maybe none; empty slots have index -1.
-    task: what is counted, new for each evaluation: `Segmentation` or
-      `Classification`.
-    num_images: images in the split, over all processes.
-    progress: gets a task 'evaluate'.
-    on_image: called with the result of every image of this process.
-
-  Returns:
-    What the task's `join` makes of the counts of all processes.
+  `step` is from `inference.steps`, and `task`, a new `Segmentation` or
+  `Classification`, says what is counted. `batches` are this process' share of
+  the `num_images` of the split, maybe none; empty slots have index -1.
+  `on_image` gets the result of each of its images. Returns what the task's
+  `join` makes of the counts of all processes.
 
   Raises:
     UserError: a label is no class, or another process failed.
@@ -214,12 +182,14 @@ def evaluate(
 
   def count_mine():
     counted = []
-    for result in image_results(task, step, variables, batches):
-      counted.append((result.index, result.name, task.count(result)))
-      if on_image:
-        on_image(result)
-      if progress:
-        progress.advance(bar)
+    run = functools.partial(step, variables)
+    for batch, outputs in steps.run_ahead(run, batches):
+      for result in task.read(batch, outputs):
+        counted.append((result.index, result.name, task.count(result)))
+        if on_image:
+          on_image(result)
+        if progress:
+          progress.advance(bar)
     return task.total, counted
 
   # A host that fails in here tells the others.

@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import metrics
-from resnest_jax.inference.steps import Batch
+from resnest_jax.inference.steps import Batch, filled
 from resnest_jax.labels import IGNORE
 
 
@@ -60,29 +60,24 @@ class Segmentation:
     self._with_maps = with_maps
     self.total = np.zeros((len(class_names), len(class_names)), np.int64)
 
-  def read(
-    self, batch: Batch, outputs: Sequence[Any]
-  ) -> Callable[[int], ImageResult]:
-    """Waits for the device; returns the result of each slot."""
+  def read(self, batch: Batch, outputs: Sequence[Any]) -> Iterator[ImageResult]:
+    """Waits for the device; yields the result of each image."""
     maps, counts, *losses = outputs
     # Sums over a split may not fit in int32.
     counts = np.asarray(counts).astype(np.int64)
     losses = np.asarray(losses[0]) if losses else np.zeros(len(counts))
     maps = np.asarray(maps) if self._with_maps else None
-
-    def result(slot: int) -> ImageResult:
+    for slot, index in filled(batch):
       _check_counts(counts[slot], batch, slot)
-      height, width = batch['label_size'][slot]
-      return ImageResult(
-        int(batch['index'][slot]),
+      inside = slot, *map(slice, batch['label_size'][slot])
+      yield ImageResult(
+        index,
         batch['name'][slot],
-        None if maps is None else maps[slot, :height, :width],
-        batch['label'][slot, :height, :width],
+        None if maps is None else maps[inside],
+        batch['label'][inside],
         counts[slot],
         float(losses[slot]),
       )
-
-    return result
 
   def count(self, image: ImageResult) -> tuple[np.ndarray, float]:
     """Counts an image; returns what is kept of it."""

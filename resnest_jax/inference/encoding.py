@@ -68,35 +68,6 @@ def pixel_places(
   return tuple(x.reshape(*x.shape[:2], -1) for x in found)
 
 
-def window_rows(
-  axis: tuple[jax.Array, jax.Array, jax.Array],
-  count: int,
-  crop: int,
-  inputs: int,
-  align_corners: bool,
-) -> Rows:
-  """Of `pixel_places`; a window of `crop` rows has `inputs` rows of logits."""
-  window, within, share = axis
-  taps = crop, inputs, inputs, share.dtype, align_corners
-  upsample = layers.resize_rows(within, *taps)
-  own = window[..., None] == jnp.arange(count)
-  matrix = own[..., None] * upsample[..., None, :]
-  return Rows(matrix.reshape(*share.shape, -1), share)
-
-
-def window_columns(
-  axis: tuple[jax.Array, jax.Array, jax.Array],
-  crop: int,
-  inputs: int,
-  align_corners: bool,
-) -> Columns:
-  """Likewise."""
-  window, within, share = axis
-  lengths = 2 * (crop, inputs)
-  upsample = layers.resize_matrix(*lengths, share.dtype, align_corners)
-  return Columns(window * crop + within, share, upsample)
-
-
 def make_encoding(
   network: Callable,
   place: Callable,
@@ -197,8 +168,16 @@ def exponentials(
     ]
     batch, height, width, classes = logits.shape
     h, w = height // counts[0], width // counts[1]
-    rows = window_rows(axes[0], counts[0], crop[0], h, align_corners)
-    columns = window_columns(axes[1], crop[1], w, align_corners)
+    # A window of `crop` rows has h rows of logits, one of its columns w.
+    window, within, share = axes[0]
+    taps = crop[0], h, h, share.dtype, align_corners
+    own = window[..., None] == jnp.arange(counts[0])
+    matrix = own[..., None] * layers.resize_rows(within, *taps)[..., None, :]
+    rows = Rows(matrix.reshape(*share.shape, -1), share)
+    window, within, share = axes[1]
+    lengths = 2 * (crop[1], w)
+    upsample = layers.resize_matrix(*lengths, share.dtype, align_corners)
+    columns = Columns(window * crop[1] + within, share, upsample)
     logits = logits.reshape(batch, height, counts[1], w, classes)
     logits = logits.transpose(0, 4, 2, 3, 1)
     found.append(Exponentials(logits, rows, columns))

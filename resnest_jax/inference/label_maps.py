@@ -69,38 +69,21 @@ def resized_view(
   # bfloat16 ends here: neighbouring scores would round to equal ones.
   logits = logits.astype(layers.at_least_float32(logits.dtype))
   valid = logits_size(size, canvas, logits.shape[1:3])
-  matrices = []
+  dtype, matrices = logits.dtype, []
   for axis in (0, 1):
-    sizes = label_size[:, axis], size[:, axis], valid[:, axis]
-    lengths = label_canvas[axis], logits.shape[1 + axis]
-    how = logits.dtype, align_corners
-    matrices.append(two_resizes(*sizes, *lengths, *how))
+    middle = size[:, axis]
+    # mmsegmentation interpolates twice, and one interpolation gives other
+    # labels.
+    outputs = jnp.arange(label_canvas[axis]), label_size[:, axis]
+    low, high, weight = layers.resize_taps(*outputs, middle, dtype)
+    lengths = middle, valid[:, axis], logits.shape[1 + axis]
+    first, second = (
+      layers.resize_rows(places, *lengths, dtype, align_corners)
+      for places in (low, high)
+    )
+    weight = weight[..., None]
+    matrices.append((1 - weight) * first + weight * second)
   return View(logits, *matrices)
-
-
-def two_resizes(
-  out_size: jax.Array,
-  middle_size: jax.Array,
-  in_size: jax.Array,
-  out_length: int,
-  in_length: int,
-  dtype: Any,
-  align_corners: bool = False,
-) -> jax.Array:
-  """Two successive bilinear interpolations along an axis as one matrix.
-
-  (B, out_length, in_length), arbitrary in rows beyond `out_size` (B,).
-  """
-  # mmsegmentation interpolates twice, and one interpolation gives other labels.
-  outputs = jnp.arange(out_length)
-  low, high, weight = layers.resize_taps(outputs, out_size, middle_size, dtype)
-  lengths = middle_size, in_size, in_length
-  first, second = (
-    layers.resize_rows(places, *lengths, dtype, align_corners)
-    for places in (low, high)
-  )
-  weight = weight[..., None]
-  return (1 - weight) * first + weight * second
 
 
 def class_scores(views: Views) -> jax.Array:

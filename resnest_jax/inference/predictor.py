@@ -7,6 +7,7 @@ prediction = model.predict('street.jpg')
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import time
@@ -19,31 +20,32 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnest_jax import drawing, sharding
+from resnest_jax import sharding
 from resnest_jax.data.images import MAX_PIXELS
 from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.pictures import as_rgb
-from resnest_jax.data.pipeline import make_eval_iterator
+from resnest_jax.data.pipeline import (
+  make_eval_batch,
+  make_eval_iterator,
+  padded_shapes,
+  resize_sample,
+)
 from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.inference import steps
-from resnest_jax.inference.frames import batches_in_order, unlabelled
+from resnest_jax.inference.predictions import ClassPrediction, Prediction
 from resnest_jax.inference.protocols import (
   CenterCrop,
   Protocol,
   choose_protocol,
 )
-from resnest_jax.labels import IMAGENET, LabelSet, class_names
-from resnest_jax.text import listed, percent, plural
+from resnest_jax.labels import IGNORE, IMAGENET, LabelSet, class_names
 from resnest_jax.weights.pretrained import Weights, load_trained
 
 # For weights that do not say how they were trained, by their number of classes:
 # ADE20K's and Cityscapes' long and short edge, and height and width, in pixels.
 IMAGE_SCALES = {150: (2048, 512), 19: (2048, 1024)}
 CROP_SIZES = {150: (512, 512), 19: (512, 1024)}
-SHOWN = 1024
 ACCELERATOR_BATCH_SIZE = 4  # A CPU is as fast one by one.
-# Index, and what is found: a label map and probabilities, or these alone.
-Found = tuple
 # Edges of the crops on which the authors have evaluated their classifiers.
 CROP_EDGES = {'resnest101': 256, 'resnest200': 320, 'resnest269': 416}
 CROP_EDGE = 224  # All others'.
@@ -51,119 +53,11 @@ CROP_EDGE = 224  # All others'.
 OF_GLUON = ('resnest14', 'resnest26')
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prediction:
-  """The label map of a picture.
-
-  Attributes:
-    labels: uint8 (H, W), the class of every pixel.
-    classes: C names: `classes[labels[y, x]]`.
-    palette: uint8 (C, 3), RGB.
-    source: the picture, an array or its path.
-    probabilities: float32 (H, W, C) if requested, else None.
-  """
-
-  labels: np.ndarray
-  classes: tuple[str, ...]
-  palette: np.ndarray
-  source: np.ndarray | str | Path
-  probabilities: np.ndarray | None = None
-
-  @property
-  def image(self) -> np.ndarray:
-    """The picture, uint8 (H, W, 3) RGB."""
-    # Read again from a path, so that thousands of predictions fit in memory.
-    # Its size was accepted when it was predicted.
-    return as_rgb(self.source, max(self.labels.size, MAX_PIXELS))
-
-  def colors(self) -> np.ndarray:
-    """The label map in the classes' colours, uint8 (H, W, 3) RGB."""
-    return drawing.colour(self.labels, self.palette)
-
-  def overlay(self, opacity: float = 0.5, legend: bool = False) -> np.ndarray:
-    """The picture under the classes' colours, uint8 (H, W, 3) RGB.
-
-    `opacity` is from 0 to 1; `legend` adds a strip with the classes' names.
-    """
-    check_opacity(opacity)
-    mixed = drawing.overlay(self.image, self.labels, self.palette, opacity)
-    if not legend:
-      return mixed
-    height, width = self.labels.shape
-    zoom = max(round(min(height, width) / 500), 1)
-    drawn = [self.labels], self.classes, self.palette, width, zoom
-    return np.vstack([mixed, drawing.legend(*drawn)])
-
-  def __repr__(self) -> str:
-    height, width = self.labels.shape
-    found = [self.classes[k] for k in np.unique(self.labels)]
-    what = f'{width}x{height} pixels, {plural(len(found), "class")}'
-    return f'<Prediction: {what}: {listed(found)}>'
-
-  def _repr_png_(self) -> bytes:
-    """What a notebook shows: the overlay, at most `SHOWN` pixels long."""
-    try:
-      picture = self.overlay()
-    except UserError:  # The file has gone since.
-      picture = self.colors()
-    if max(picture.shape) > SHOWN:
-      picture = drawing.fit(picture, (SHOWN, SHOWN), smooth=True)
-    return drawing.encoded('.png', picture)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ClassPrediction:
-  """The class of a picture.
-
-  Attributes:
-    probabilities: float32 (C,), of all classes.
-    classes: their names.
-    source: the picture, an array or its path.
-  """
-
-  probabilities: np.ndarray
-  classes: tuple[str, ...]
-  source: np.ndarray | str | Path
-
-  @property
-  def label(self) -> int:
-    """The number of the most probable class."""
-    return int(self.probabilities.argmax())
-
-  def top(self, number: int = steps.BEST) -> list[tuple[str, float]]:
-    """Names and probabilities of the most probable classes, in order."""
-    order = np.argsort(-self.probabilities, kind='stable')[:number]
-    return [(self.classes[i], float(self.probabilities[i])) for i in order]
-
-  def __str__(self) -> str:
-    return said_of(self.top())
-
-  def __repr__(self) -> str:
-    return f'<ClassPrediction: {self}>'
-
-
-def said_of(top: Sequence[tuple[str, float]]) -> str:
-  """Classes and their probabilities in words: 'cat 98.0 %, dog 2.0 %'."""
-  return ', '.join(f'{name} {percent(share, 1)} %' for name, share in top)
-
-
-def check_opacity(opacity: float) -> None:
-  if not 0 <= opacity <= 1:
-    raise UserError(
-      f'opacity is {opacity}; it must be from 0 (invisible) to 1.'
-    )
-
-
 class _Pictures:
   """A split that keeps the reasons why pictures cannot be read."""
 
-  def __init__(
-    self,
-    sources: Sequence[Any],
-    read: Callable[[Any], np.ndarray],
-    classify: bool,
-  ):
-    self.sources, self._read, self._classify = sources, read, classify
+  def __init__(self, sources: Sequence[Any], read: Callable[[Any], dict]):
+    self.sources, self._read = sources, read
     # (index, why it cannot be read), appended by the threads.
     self.unreadable: collections.deque = collections.deque()
 
@@ -172,8 +66,7 @@ class _Pictures:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     try:
-      image = self._read(self.sources[index])
-      return unlabelled(image, classify=self._classify)
+      return self._read(self.sources[index])
     except UserError as error:
       self.unreadable.append((index, error))
       raise UnreadableSample(str(error)) from error
@@ -216,13 +109,10 @@ class Predictor:
       protocol: None: the whole picture, fitted into 2048 x 512 pixels.
       batch_size: rounded up to a multiple of the devices; None: one on each
         CPU device, four on each accelerator.
-      max_pixels: see the attribute.
-      about: see the attribute.
     """
-    if batch_size is not None and batch_size < 1:
-      raise UserError(f'batch_size is {batch_size}; give 1 or more.')
-    if max_pixels < 1:
-      raise UserError(f'max_pixels is {max_pixels}; give 1 or more.')
+    for name, value in ('batch_size', batch_size), ('max_pixels', max_pixels):
+      if value is not None and value < 1:
+        raise UserError(f'{name} is {value}; give 1 or more.')
     self.max_pixels = max_pixels
     self.classes, self.palette = tuple(labels.classes), labels.palette
     self.protocol = protocol or self._protocol()
@@ -264,13 +154,15 @@ class Predictor:
     if not isinstance(image, list | tuple):
       image = self._read(image)
       batches = self._in_order([image], batch_size=1)
-      (found,) = self._results(batches, probabilities)
-      return self._prediction(found, image)
+      ((_, found),) = self._results(batches, probabilities)
+      return self._prediction(image, *found)
     # A wrong array fails now, before others are predicted.
-    sources = [
-      each if isinstance(each, str | Path) else _numbered(index, each)
-      for index, each in enumerate(image)
-    ]
+    sources = []
+    for index, each in enumerate(image):
+      try:
+        sources.append(_kept(each))
+      except UserError as error:
+        raise UserError(f'image {index} of the list: {error}') from error
     results: dict[int, Prediction] = {}
     each = self.predict_each(sources, probabilities=probabilities)
     for index, result in each:
@@ -291,7 +183,7 @@ class Predictor:
     if not len(images):
       return
     rule = self.protocol.rule
-    pictures = _Pictures(images, self._read, classify=bool(rule))
+    pictures = _Pictures(images, lambda x: self._sample(self._read(x)))
     # The pipeline of evaluation: the same pixels and padding as in eval.py.
     batches = make_eval_iterator(
       ConfigDict(
@@ -309,8 +201,8 @@ class Predictor:
       keep_size=self.protocol.keep_size,
     )
     with contextlib.closing(batches):
-      for found in self._results(batches, probabilities):
-        yield found[0], self._prediction(found, images[found[0]])
+      for index, found in self._results(batches, probabilities):
+        yield index, self._prediction(images[index], *found)
         while pictures.unreadable:
           yield pictures.unreadable.popleft()
     yield from pictures.unreadable
@@ -332,8 +224,8 @@ class Predictor:
 
     rows = self._rows(1) if probabilities else self.batch_size
     batches = self._in_order(taken(), batch_size=rows)
-    for found in self._results(batches, probabilities):
-      yield self._prediction(found, held.popleft())
+    for _, found in self._results(batches, probabilities):
+      yield self._prediction(held.popleft(), *found)
 
   def _read(self, image: Any) -> np.ndarray:
     pixels = as_rgb(image, self.max_pixels)
@@ -352,37 +244,44 @@ class Predictor:
     rows = min(self.batch_size, 1 << (number - 1).bit_length())
     return sharding.divisible_batch_size(rows, self._mesh)
 
+  def _sample(self, image: np.ndarray) -> dict[str, Any]:
+    # The pipeline wants a label. A broadcast scalar takes no memory.
+    label = np.broadcast_to(np.uint8(IGNORE), image.shape[:2])
+    label = -1 if self.protocol.rule else label
+    return {'image': image, 'label': label, 'name': ''}
+
   def _in_order(
     self, images: Iterable[np.ndarray], batch_size: int
   ) -> Iterator[steps.Batch]:
+    """Batches of neighbours; empty slots fill up the last one."""
     protocol = self.protocol
-    return batches_in_order(
-      images,
-      image_scale=None if protocol.keep_size else protocol.image_scale,
-      batch_size=sharding.divisible_batch_size(batch_size, self._mesh),
-      bucket=protocol.bucket,
-      center_crop=protocol.rule,
+    scale = None if protocol.keep_size else protocol.image_scale
+    options = {'image_scale': scale, 'center_crop': protocol.rule}
+    samples = (
+      resize_sample(index, self._sample(image), **options)
+      for index, image in enumerate(images)
     )
+    slots = sharding.divisible_batch_size(batch_size, self._mesh)
+    # `make_eval_iterator` would sort pictures into groups of one padded shape.
+    while group := list(itertools.islice(samples, slots)):
+      yield make_eval_batch(
+        group, slots, *padded_shapes(group, protocol.bucket)
+      )
 
   def _results(
     self, batches: Iterable[steps.Batch], probabilities: bool
-  ) -> Iterator[Found]:
-    """Index, labels and probabilities of each picture."""
-    # A batch is dispatched before the previous one's results are awaited.
-    pending = None
-    for batch in itertools.chain(batches, [None]):
-      started = batch and (batch, *self._run(batch, probabilities))
-      if pending:
-        yield from self._found(*pending)
-      pending = started
+  ) -> Iterator[tuple[int, list[np.ndarray | None]]]:
+    """The index of each picture, and what the step gives of it."""
+    run = functools.partial(self._run, probabilities=probabilities)
+    for batch, outputs in steps.run_ahead(run, batches):
+      outputs = [x if x is None else np.asarray(x) for x in outputs]
+      for slot, index in steps.filled(batch):
+        inside = self._inside(batch, slot)
+        # Copies, because views would keep the padded batch alive.
+        yield index, [x if x is None else x[inside].copy() for x in outputs]
 
-  def _found(self, batch: steps.Batch, *outputs: Any) -> Iterator[Found]:
-    outputs = [x if x is None else np.asarray(x) for x in outputs]
-    for slot, index in enumerate(batch['index'].tolist()):
-      height, width = batch['label_size'][slot]
-      if index >= 0:
-        own = (x if x is None else x[slot, :height, :width] for x in outputs)
-        yield index, *own
+  def _inside(self, batch: steps.Batch, slot: int) -> tuple:
+    return slot, *map(slice, batch['label_size'][slot])
 
   def _run(self, batch: steps.Batch, probabilities: bool):
     started = time.perf_counter()
@@ -392,16 +291,11 @@ class Predictor:
       self.on_step(batch, time.perf_counter() - started)
     return outputs
 
-  def _prediction(self, found: Found, source: Any) -> Prediction:
-    # Copies, because views would keep the padded batch alive.
-    _, labels, probabilities = found
-    if probabilities is not None:
-      probabilities = np.array(probabilities)
-    if not isinstance(source, str | Path):
-      source = as_rgb(source)
-    return Prediction(
-      np.array(labels), self.classes, self.palette, source, probabilities
-    )
+  def _prediction(
+    self, source: Any, labels: np.ndarray, probabilities: np.ndarray | None
+  ) -> Prediction:
+    found = labels, self.classes, self.palette, _kept(source), probabilities
+    return Prediction(*found)
 
 
 class ClassPredictor(Predictor):
@@ -417,25 +311,21 @@ class ClassPredictor(Predictor):
   def _make_step(self, *arguments: Any, **options: Any) -> Callable:
     options['normalization'] = self.protocol.normalization
     step = steps.make_class_step(*arguments, **options)
-    return lambda variables, batch, _: step(variables, batch)
+    return lambda variables, batch, _: step(variables, batch)[1:2]
 
-  def _found(self, batch: steps.Batch, *outputs: Any) -> Iterator[Found]:
-    probabilities = np.asarray(outputs[1], np.float32)
-    for slot, index in enumerate(batch['index'].tolist()):
-      if index >= 0:
-        yield index, probabilities[slot]
+  def _inside(self, batch: steps.Batch, slot: int) -> tuple:
+    del batch
+    return (slot,)
 
-  def _prediction(self, found: Found, source: Any) -> ClassPrediction:
-    # A copy, because a view would keep those of the batch alive.
-    source = source if isinstance(source, str | Path) else as_rgb(source)
-    return ClassPrediction(np.array(found[1]), self.classes, source)
+  def _prediction(
+    self, source: Any, probabilities: np.ndarray
+  ) -> ClassPrediction:
+    probabilities = np.float32(probabilities)
+    return ClassPrediction(probabilities, self.classes, _kept(source))
 
 
-def _numbered(index: int, image: Any) -> np.ndarray:
-  try:
-    return as_rgb(image)
-  except UserError as error:
-    raise UserError(f'image {index} of the list: {error}') from error
+def _kept(source: Any) -> np.ndarray | str | Path:
+  return source if isinstance(source, str | Path) else as_rgb(source)
 
 
 def from_checkpoint(
@@ -485,7 +375,7 @@ def from_checkpoint(
   about = {'weights': weights.provenance, 'model': config}
   options = {'batch_size': batch_size, 'max_pixels': max_pixels, 'about': about}
   if weights.description.task == 'classifier':
-    given |= {'protocol': protocol}
+    given['protocol'] = None if protocol == Protocol.name else protocol
     how = class_labels(weights), center_crop_of(weights, **given)
     return ClassPredictor(model, variables, *how, **options)
   number = config['num_classes']
@@ -519,12 +409,10 @@ def _errors_only(logger: logging.Logger) -> Iterator[None]:
 def center_crop_of(
   weights: Weights,
   image_scale: Sequence[int] | None = None,
-  protocol: str = Protocol.name,
   **others: Any,
 ) -> CenterCrop:
   """How a classifier's weights want to see pictures; see `from_checkpoint`."""
-  named = {} if protocol == Protocol.name else {'protocol': protocol}
-  for key, value in (named | others).items():
+  for key, value in others.items():
     if value is not None:
       raise UserError(
         f'{key} is {value!r}, which is for segmentors; a classifier sees the '

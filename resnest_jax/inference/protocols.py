@@ -7,12 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jax.sharding import Mesh
 
-from resnest_jax.config_keys import (
-  MOST_PIXELS,
-  PROTOCOLS,
-  SCALES,
-  classifies,
-)
+from resnest_jax.config_keys import MOST_PIXELS, PROTOCOLS, SCALES, classifies
 from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.inference.encoding import make_encoding
@@ -76,13 +71,7 @@ class Protocol:
   def describe(self) -> dict[str, Any]:
     """Name and parameters for metrics.json."""
     # eval.py compares these dicts to recognise the same evaluation in a folder.
-    values = {key: getattr(self, key) for key in PROTOCOLS[self.name]}
-    if self.normalization != IMAGENET:
-      values |= self.normalization._asdict()
-    return {'name': self.name} | {
-      key: list(value) if isinstance(value, tuple) else value
-      for key, value in values.items()
-    }
+    return _described(self, *PROTOCOLS[self.name])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,13 +102,17 @@ class CenterCrop:
 
   def describe(self) -> dict[str, Any]:
     """As of `Protocol`."""
-    values = {'name': self.name, 'size': self.size, 'rule': self.rule}
-    if self.normalization != IMAGENET:
-      values |= {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in self.normalization._asdict().items()
-      }
-    return values
+    return _described(self, 'size', 'rule')
+
+
+def _described(protocol: Protocol | CenterCrop, *keys: str) -> dict[str, Any]:
+  values = {key: getattr(protocol, key) for key in ('name', *keys)}
+  if protocol.normalization != IMAGENET:
+    values |= protocol.normalization._asdict()
+  return {
+    key: list(value) if isinstance(value, tuple) else value
+    for key, value in values.items()
+  }
 
 
 def make_protocol(config: Any) -> Protocol | CenterCrop:
@@ -234,6 +227,8 @@ def make_views(
   if protocol.name == 'slide':
     windows = protocol.crop, protocol.stride
     return make_slide(network, place, mesh, *windows, align_corners)
+  looks = {'scales': protocol.scales, 'flip': protocol.flip}
+  looks['align_corners'] = align_corners
   if protocol.name == 'encoding':
     return make_encoding(
       network,
@@ -242,24 +237,13 @@ def make_views(
       base_size=protocol.image_scale[0],
       crop=protocol.crop,
       stride=protocol.stride,
-      scales=protocol.scales,
-      flip=protocol.flip,
       dtype=dtype,
-      align_corners=align_corners,
+      **looks,
     )
-  if protocol.keep_size:
-    relative = 'image_scale' in PROTOCOLS[protocol.name]
-    return make_multiscale(
-      network,
-      place,
-      mesh,
-      image_scale=protocol.image_scale if relative else None,
-      scales=protocol.scales,
-      flip=protocol.flip,
-      bucket=protocol.bucket,
-      align_corners=align_corners,
-    )
-  raise ValueError(f'protocol {protocol.name!r} has no views')
+  relative = 'image_scale' in PROTOCOLS[protocol.name]
+  scale = protocol.image_scale if relative else None
+  options = {'image_scale': scale, 'bucket': protocol.bucket, **looks}
+  return make_multiscale(network, place, mesh, **options)
 
 
 def make_whole(

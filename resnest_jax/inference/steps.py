@@ -5,7 +5,8 @@ compiles once and every valid pixel gets the logits of the unpadded image.
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,6 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from resnest_jax.data import preprocess
-from resnest_jax.errors import UserError
 from resnest_jax.inference.label_maps import (
   TILE_BYTES,
   count_confusion,
@@ -65,20 +65,28 @@ def compile_views(
       image, size, dtype=dtype, normalization=protocol.normalization
     )
     logits = model.apply(variables, images, train=False, size=size).logits
-    if logits.shape[-1] != num_classes:
-      raise ValueError(
-        f'the model has {logits.shape[-1]} classes, the labels {num_classes}'
-      )
-    return logits
+    return _checked(logits, num_classes)
 
-  sharding = None if mesh is None else batch_sharding(mesh)
-  place = functools.partial(jax.device_put, device=sharding)
+  place = _placing(mesh)
   specs = P(), P('data'), P('data')
   compiled_forward = jax.jit(split_batch(forward, mesh, *specs))
   network = _noticed(compiled_forward, on_compile)
   aligned = model.decode_head.align_corners
   look, build = make_views(protocol, network, place, mesh, aligned, dtype)
   return Views(compiled_forward, look, build, place)
+
+
+def _checked(logits: jax.Array, num_classes: int) -> jax.Array:
+  if logits.shape[-1] != num_classes:
+    raise ValueError(
+      f'the model has {logits.shape[-1]} classes, the labels {num_classes}'
+    )
+  return logits
+
+
+def _placing(mesh: Mesh | None) -> Callable:
+  sharding = None if mesh is None else batch_sharding(mesh)
+  return functools.partial(jax.device_put, device=sharding)
 
 
 def _noticed(function: Callable, on_compile: OnCompile) -> Callable:
@@ -93,6 +101,29 @@ def _noticed(function: Callable, on_compile: OnCompile) -> Callable:
     return function(variables, image, *more)
 
   return call
+
+
+def run_ahead(
+  run: Callable[[Batch], Any], batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, Any]]:
+  """Yields each batch and what `run` makes of it, in the order of the batches.
+
+  A batch is dispatched before the results of the previous one are awaited: the
+  device computes meanwhile.
+  """
+  pending = None
+  # None makes room for the last results.
+  for batch in itertools.chain(batches, [None]):
+    started = batch and (batch, run(batch))
+    if pending:
+      yield pending
+    pending = started
+
+
+def filled(batch: Batch) -> Iterator[tuple[int, int]]:
+  """Slots of a batch that hold an image, and its index."""
+  slots = enumerate(batch['index'])
+  return ((slot, int(index)) for slot, index in slots if index >= 0)
 
 
 def make_class_step(
@@ -117,10 +148,7 @@ def make_class_step(
       image, size, dtype=dtype, normalization=normalization
     )
     logits = model.apply(variables, images, train=False)
-    if logits.shape[-1] != num_classes:
-      raise ValueError(
-        f'the model has {logits.shape[-1]} classes, the labels {num_classes}'
-      )
+    logits = _checked(logits, num_classes)
     logs = jax.nn.log_softmax(logits)
     _, best = jax.lax.top_k(logits, min(BEST, num_classes))
     loss = -jnp.take_along_axis(logs, label[:, None], 1)[:, 0]
@@ -129,11 +157,11 @@ def make_class_step(
   specs = P(), *3 * [P('data')]
   compiled = jax.jit(split_batch(forward, mesh, *specs))
   network = _noticed(compiled, on_compile)
-  sharding = None if mesh is None else batch_sharding(mesh)
+  place = _placing(mesh)
 
   def step(variables, batch):
     arrays = (batch[key] for key in ('image', 'size', 'label'))
-    return network(variables, *jax.device_put(tuple(arrays), sharding))
+    return network(variables, *place(tuple(arrays)))
 
   return step
 
@@ -152,14 +180,13 @@ def make_eval_step(
   """A protocol, compiled.
 
   Args:
-    model: a `Segmentor`.
-    num_classes: C, at most 255.
+    model: a `Segmentor` of `num_classes` C, at most 255.
     protocol: None: the whole image.
     mesh: devices that share the images of a batch; None: the default one.
     dtype: of the normalised images; float64 for comparisons.
     tile_bytes: see `label_maps`; per device.
     on_compile: called with a padded height and width before a compilation.
-    with_loss: see below; only for a protocol of a single view.
+    with_loss: only for a protocol of a single view.
 
   Returns:
     eval_step(variables, batch of `make_eval_iterator`) -> label maps uint8 (B,
@@ -172,11 +199,6 @@ def make_eval_step(
   compiled_finish = make_finish(build, num_classes, mesh, tile_bytes, with_loss)
 
   def eval_step(variables, batch):
-    if mesh is not None and len(batch['image']) % mesh.shape['data']:
-      raise UserError(
-        f'an evaluation batch of {len(batch["image"])} images cannot be split '
-        f'over {mesh.shape["data"]} devices; set eval.batch_size to a multiple.'
-      )
     layout, arrays = look(variables, batch)
     labels = place((batch['label'], batch['label_size']))
     return compiled_finish(layout, arrays, *labels)

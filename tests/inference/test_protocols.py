@@ -17,7 +17,7 @@ from resnest_jax import runtime
 from resnest_jax.config import load_config
 from resnest_jax.data import pipeline, preprocess, resize
 from resnest_jax.evaluation import metrics
-from resnest_jax.inference import label_maps, protocols, slide, steps
+from resnest_jax.inference import label_maps, protocols, steps
 from resnest_jax.inference.multiscale import scaled_sizes
 from resnest_jax.inference.protocols import Protocol
 from resnest_jax.models import implementations
@@ -221,17 +221,6 @@ def test_the_network_compiles_once_a_padded_shape(protocol, shapes):
   for sizes in ([(60, 90), (33, 70)], [(63, 91), (40, 70)], [(30, 50), (1, 1)]):
     look(None, pictures(sizes, sizes))
   assert traced == shapes
-
-
-def test_windows_are_planned_for_each_device():
-  # 70 wide: windows of 48 at 0 and, moved back, at 22. 20 high: one.
-  sizes = np.array([(20, 70), (40, 48), (64, 49), (1, 1)])
-  corners, *_ = slide.plan(sizes, (64, 96), (40, 48), (24, 31), devices=2)
-  assert corners.shape == (3, 4, 3)
-  # Three windows of the first device's images, five of the second's, by twos.
-  first, second = (corners[:, at : at + 2].reshape(-1, 3) for at in (0, 2))
-  assert first[:3].tolist() == [[0, 0, 0], [0, 0, 22], [1, 0, 0]]
-  assert second[:5, 1:].tolist() == [[0, 0], [0, 1], [24, 0], [24, 1], [0, 0]]
 
 
 def test_a_configuration_names_a_protocol_and_results_hold_all_of_it():
