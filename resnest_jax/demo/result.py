@@ -11,8 +11,9 @@ from resnest_jax.data.images import picture_size, read_file
 from resnest_jax.data.pictures import read_picture
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.report.images import data_uri
-from resnest_jax.evaluation.report.parts import named
-from resnest_jax.inference.predictor import Prediction, Predictor
+from resnest_jax.evaluation.report.tables import named
+from resnest_jax.inference.predictions import Prediction
+from resnest_jax.inference.predictor import Predictor
 
 MAX_EDGE = 1600  # Pixels: larger pictures are shrunk.
 # 300 MB decoded. A small file can hold a picture that fills the memory.
@@ -37,10 +38,8 @@ class Result:
 def look_at(predictor: Predictor, path: Path) -> Result:
   """Predicts a picture, shrunk to `MAX_EDGE` if it is larger.
 
-  No other thread may use the predictor meanwhile.
-
-  Raises:
-    UserError: the file is no picture or exceeds `MAX_PIXELS`.
+  No other thread may use the predictor meanwhile. `UserError` if the file is no
+  picture or exceeds `MAX_PIXELS`.
   """
   picture = _read(path)
   original = picture.shape[:2]

@@ -2,16 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import rich.console
-import rich.table
 from ml_collections import ConfigDict
 
 from resnest_jax import drawing, files
@@ -22,30 +20,18 @@ from resnest_jax.data.datasets import check_task, describe, open_data
 from resnest_jax.data.preprocess import Normalization
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import metrics
-from resnest_jax.evaluation.bootstrap import Interval, miou_interval
+from resnest_jax.evaluation import metrics, results
+from resnest_jax.evaluation.bootstrap import miou_interval
 from resnest_jax.evaluation.boundary import BoundaryIoU, BoundaryScores
 from resnest_jax.evaluation.evaluate import Evaluator
 from resnest_jax.evaluation.evaluate_classes import evaluate_classes
 from resnest_jax.evaluation.ranked_images import RankedImages
 from resnest_jax.evaluation.report import images as report_images
 from resnest_jax.evaluation.report import page
-from resnest_jax.evaluation.results import (
-  METRICS,
-  circumstances,
-  noting,
-  number,
-  publish,
-  speed,
-)
 from resnest_jax.evaluation.segmentation import Evaluation
-from resnest_jax.inference.protocols import (
-  CenterCrop,
-  Protocol,
-  make_protocol,
-)
+from resnest_jax.inference.protocols import CenterCrop, Protocol, make_protocol
 from resnest_jax.progress import console as make_console
-from resnest_jax.text import listed, percent, without_secrets
+from resnest_jax.text import listed, without_secrets
 from resnest_jax.weights.infer import title_of
 from resnest_jax.weights.pretrained import load_trained
 
@@ -107,32 +93,24 @@ def evaluate_split(
     lambda: messages.is_first() and claim_results(out, result, workdir)
   )[0]
 
-  network = model, variables
-  given = config, network, split, protocol, result, out, console
-  if classifies(config):
-    evaluate_classes(*given)
-  else:
-    evaluate_pixels(*given, before)
+  evaluate = evaluate_classes if classifies(config) else evaluate_pixels
+  summary, draw_into = evaluate(config, model, variables, split, protocol)
+  if messages.is_first():
+    result |= summary
+    results.publish(out, console, result, draw_into, before)
 
 
 def evaluate_pixels(
   config: ConfigDict,
-  network: tuple[Any, Any],
+  model: Any,
+  variables: Any,
   split: Any,
   protocol: Protocol,
-  result: dict[str, Any],
-  out: Path,
-  console: rich.console.Console,
-  before: Sequence[str],
-) -> None:
-  """Evaluates a segmentor; prints and writes what `evaluate_split` does.
+) -> tuple[dict[str, Any], Callable[..., None]]:
+  """Evaluates a segmentor.
 
-  Args:
-    network: model and variables.
-    result: the part of metrics.json that is known.
-    before: overlays that an earlier run lists.
+  Returns the rest of metrics.json, and what draws: `draw` of `publish`.
   """
-  model, variables = network
   ranked = RankedImages(config.eval.report_images)
   with contextlib.ExitStack() as at_exit:
     boundary = config.eval.boundary_iou and at_exit.enter_context(
@@ -151,18 +129,9 @@ def evaluate_pixels(
     # Before the exit above cancels the threads that still count.
     outlines = boundary.scores() if boundary else None
 
-  if not messages.is_first():
-    return
-  interval = miou_interval(evaluation.image_counts)
-  batch_size = evaluator.batch_size * jax.process_count()
-  result |= summarize(config, evaluation, interval, outlines, batch_size, split)
-  publish(
-    out,
-    console,
-    lambda: write_metrics(out, result, evaluation, ranked),
-    lambda: print_table(config, console, evaluation, interval, outlines, split),
-    lambda: draw(out, result, before, split, evaluation, ranked),
-  )
+  counted = evaluation, ranked, outlines, evaluator.batch_size
+  summary = summarize(config, split, *counted)
+  return summary, functools.partial(draw, split, evaluation, ranked)
 
 
 def load_network(
@@ -218,7 +187,7 @@ def claim_results(
   try:
     if not out.exists() or not any(out.iterdir()):
       return []
-    old = json.loads((out / METRICS).read_text('utf-8'))
+    old = json.loads((out / results.METRICS).read_text('utf-8'))
     before = flatten({key: old[key] for key in result})
     # Early versions wrote no report: this one may be anybody's file.
     foreign = old.get('report') != page.NAME and (out / page.NAME).exists()
@@ -253,118 +222,53 @@ def claim_results(
 
 def summarize(
   config: ConfigDict,
+  split: Any,
   evaluation: Evaluation,
-  interval: Interval,
+  ranked: RankedImages,
   outlines: BoundaryScores | None,
   batch_size: int,
-  split: Any,
 ) -> dict[str, Any]:
   """The part of metrics.json that is known only after the evaluation."""
-  scores, classes = evaluation.scores, split.labels.classes
+  scores, names = evaluation.scores, evaluation.names
+  summary = scores.summary()
+  # PyTorch-Encoding's mIoU next to ours.
+  if config.eval.protocol == 'encoding':
+    summary['mIoU_all_classes'] = scores.mIoU_all_classes
+  interval = miou_interval(evaluation.image_counts)
+  columns = {key: getattr(scores, key) for key in metrics.PER_CLASS}
+  means = {key: getattr(scores, f'm{key}') for key in metrics.PER_CLASS}
+  boundary = None
+  if outlines:
+    columns['BoundaryIoU'] = outlines.IoU
+    kept = 'mIoU', 'dilation_ratio'
+    boundary = results.numbers({key: getattr(outlines, key) for key in kept})
   per_class = [
     {
       'class': name,
-      **{key: number(getattr(scores, key)[i]) for key in metrics.PER_CLASS},
-      **({'BoundaryIoU': number(outlines.IoU[i])} if outlines else {}),
+      **results.numbers({key: column[i] for key, column in columns.items()}),
       'pixels': int(evaluation.confusion[i].sum()),
     }
-    for i, name in enumerate(classes)
+    for i, name in enumerate(split.labels.classes)
   ]
-  means = {key: number(getattr(scores, f'm{key}')) for key in metrics.PER_CLASS}
   return {
     'images': evaluation.num_images,
-    **{key: number(value) for key, value in summary_of(config, scores).items()},
+    **results.numbers(summary),
     'mIoU_interval': dataclasses.asdict(interval)
-    | {'low': number(interval.low), 'high': number(interval.high)},
-    'mean': means,
+    | results.numbers({'low': interval.low, 'high': interval.high}),
+    'mean': results.numbers(means),
     'fscore_beta': config.eval.fscore_beta,
-    'boundary': outlines
-    and {
-      'mIoU': number(outlines.mIoU),
-      'dilation_ratio': outlines.dilation_ratio,
-    },
+    'boundary': boundary,
     'classes_averaged': scores.num_averaged,
     'classes_absent': list(scores.absent),
-    **circumstances(config, evaluation.seconds, batch_size),
+    **results.circumstances(config, evaluation.seconds, batch_size),
     'per_class': per_class,
+    'overlays': [overlay_of(names[i]) for i in sorted(evaluation.predictions)],
+    'report': page.NAME,
+    'report_images': {
+      kind: [{'name': names[x.index], 'mIoU': x.score} for x in shown]
+      for kind, shown in ranked.both().items()
+    },
   }
-
-
-def summary_of(config: ConfigDict, scores: metrics.Scores) -> dict[str, float]:
-  """The means under their names; with PyTorch-Encoding's mIoU next to ours."""
-  if config.eval.protocol != 'encoding':
-    return scores.summary()
-  return scores.summary() | {'mIoU_all_classes': scores.mIoU_all_classes}
-
-
-def print_table(
-  config: ConfigDict,
-  console: rich.console.Console,
-  evaluation: Evaluation,
-  interval: Interval,
-  outlines: BoundaryScores | None,
-  split: Any,
-) -> None:
-  """Prints the classes that take part in the mean, then the means."""
-  scores = evaluation.scores
-  columns = {
-    key: (getattr(scores, key), getattr(scores, f'm{key}'))
-    for key in ('IoU', 'Acc', 'Precision', 'Dice')
-  }
-  if outlines:
-    columns['Boundary'] = (outlines.IoU, outlines.mIoU)
-  table = rich.table.Table('class', title='scores in %')
-  for column in (*columns, 'pixels'):
-    table.add_column(column, justify='right')
-  for i, name in enumerate(split.labels.classes):
-    # Of up to 150 rows those without a score would bury the others.
-    if not math.isnan(scores.IoU[i]):
-      table.add_row(
-        name,
-        *(percent(values[i]) for values, _ in columns.values()),
-        f'{evaluation.confusion[i].sum():,}',
-      )
-  table.add_section()
-  table.add_row(
-    f'mean of {scores.num_averaged}',
-    *(percent(mean) for _, mean in columns.values()),
-    f'{evaluation.confusion.sum():,}',
-    style='bold',
-  )
-  console.print(table)
-  if scores.absent:
-    console.print(
-      f'{len(scores.absent)} classes have no labelled pixel: '
-      f'{listed(scores.absent, 8)}'
-    )
-  means = summary_of(config, scores).items()
-  summary = (f'{key} {percent(x)}' for key, x in means)
-  console.print('  '.join(summary), style='bold')
-  console.print(
-    f'mIoU of other images like these: {percent(interval.low)} to '
-    f'{percent(interval.high)} ({interval.level:.0%} of '
-    f'{interval.resamples} bootstrap samples)'
-  )
-  console.print(speed(evaluation.num_images, evaluation.seconds))
-
-
-def write_metrics(
-  out: Path,
-  result: dict[str, Any],
-  evaluation: Evaluation,
-  ranked: RankedImages,
-) -> None:
-  """Completes `result` by what will be drawn, and writes metrics.json."""
-  names = evaluation.names
-  result['overlays'] = [
-    overlay_of(names[index]) for index in sorted(evaluation.predictions)
-  ]
-  result['report'] = page.NAME
-  result['report_images'] = {
-    kind: [{'name': names[x.index], 'mIoU': x.score} for x in shown]
-    for kind, shown in ranked.both().items()
-  }
-  files.write_json(out / METRICS, result)
 
 
 def overlay_of(name: str) -> str:
@@ -372,44 +276,48 @@ def overlay_of(name: str) -> str:
 
 
 def draw(
-  out: Path,
-  result: Mapping[str, Any],
-  before: Sequence[str],
   split: Any,
   evaluation: Evaluation,
   ranked: RankedImages,
-) -> list[str]:
+  out: Path,
+  result: Mapping[str, Any],
+  before: Sequence[str],
+  missing: list[str],
+) -> None:
   """Writes overlays and the report; removes old overlays that are not drawn.
 
-  Returns why some are missing. What an earlier metrics.json lists in `before`
-  is removed only where it is an overlay of an image of the split.
+  Appends to `missing` why some are. What an earlier metrics.json lists in
+  `before` is removed only where it is an overlay of an image of the split.
   """
-  missing: list[str] = []
   labels = split.labels
   ours = set(map(overlay_of, evaluation.names)) - set(result['overlays'])
   for name in ours.intersection(x for x in before if isinstance(x, str)):
-    with noting(missing):
+    with results.noting(missing):
       files.inside(out, name).unlink(missing_ok=True)
   sheet = []
   for index, prediction in sorted(evaluation.predictions.items()):
-    with noting(missing):
+    with results.noting(missing):
       sheet.append(draw_overlay(out, split, index, prediction))
   if sheet:
-    with noting(missing):
+    with results.noting(missing):
       drawing.write_image(
         out / 'contact_sheet.png', drawing.contact_sheet(sheet)
       )
   pictures = {kind: [] for kind in ranked.both()}
   for kind, images in ranked.both().items():
-    for image in images:
-      with noting(missing):
-        sample = split[image.index]
-        picture = report_images.make_picture(image, sample, labels)
-        pictures[kind].append(picture)
-  with noting(missing):
-    path = out / page.NAME
-    page.write(path, result, evaluation, pictures, labels.palette)
-  return missing
+    for rank, image in enumerate(images, 1):
+      with results.noting(missing):
+        shown = kind, rank, image, split[image.index], labels
+        pictures[kind].append(report_images.article(*shown))
+  with results.noting(missing):
+    page.write(
+      out / page.NAME,
+      result,
+      evaluation.confusion,
+      report_images.section(pictures, result['images']),
+      evaluation.image_counts,
+      labels.palette,
+    )
 
 
 def draw_overlay(

@@ -3,37 +3,46 @@
 import contextlib
 import datetime
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import rich.console
+import rich.table
 from ml_collections import ConfigDict
 
 from resnest_jax import files, runtime
 from resnest_jax.config_keys import classifies
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.report import page
-from resnest_jax.text import plural
+from resnest_jax.evaluation.report.tables import described, plan
+from resnest_jax.text import listed, percent, plural
 
 METRICS = 'metrics.json'
+MOST_ROWS = 50  # Of images' classes: those of the lowest scores.
 
 
 def publish(
   out: Path,
   console: rich.console.Console,
-  write: Callable[[], None],
-  show: Callable[[], None],
-  draw: Callable[[], list[str]],
+  result: Mapping[str, Any],
+  draw: Callable[..., None],
+  before: Sequence[str],
 ) -> None:
-  """Writes the scores, prints them, and draws; `draw` says what is missing."""
+  """Writes the scores, prints them, and draws.
+
+  `draw` gets the first and the third argument, the overlays that an earlier run
+  lists, and a list to which it appends why pictures are missing.
+  """
   # On disk before anything is drawn, and on the screen if the disk refuses.
   try:
     with files.explain_refusal(out):
-      write()
+      files.write_json(out / METRICS, result)
   finally:
-    show()
-  missing = draw()
+    print_table(console, result)
+  missing: list[str] = []
+  draw(out, result, before, missing)
   console.print(f'written to {out}', soft_wrap=True)
   if missing:
     reasons = ''.join(f'\n  {why}' for why in missing)
@@ -57,11 +66,14 @@ def noting(missing: list[str]) -> Iterator[None]:
 def circumstances(
   config: ConfigDict, seconds: float, batch_size: int
 ) -> dict[str, Any]:
-  """Keys of metrics.json about how and when a split was evaluated."""
+  """Keys of metrics.json about how and when a split was evaluated.
+
+  `batch_size` is this process' one.
+  """
   padded = {} if classifies(config) else {'bucket': config.eval.bucket}
   return {
     'dtype': config.model.dtype,
-    'batch_size': batch_size,
+    'batch_size': batch_size * jax.process_count(),
     **padded,
     'seconds': round(seconds, 3),
     'devices': runtime.describe_devices(),
@@ -70,13 +82,50 @@ def circumstances(
   }
 
 
-def number(value: float) -> float | None:
+def numbers(values: Mapping[str, float]) -> dict[str, float | None]:
   # JSON has no NaN: undefined scores are null.
-  return None if math.isnan(value) else float(value)
+  return {k: None if math.isnan(x) else float(x) for k, x in values.items()}
 
 
-def speed(images: int, seconds: float) -> str:
-  return (
-    f'{plural(images, "image")}, {images / seconds:.3g} images/s '
-    '(with compiling)'
+def print_table(
+  console: rich.console.Console, result: Mapping[str, Any]
+) -> None:
+  """Prints the scores of metrics.json by class, then those of all."""
+  of = plan(result)
+  # Of up to 150 rows those without a score would bury the others.
+  shown = known = [x for x in result['per_class'] if x[of.main] is not None]
+  title = 'scores in %'
+  if of.unit == 'image' and len(known) > MOST_ROWS:
+    shown = sorted(known, key=lambda x: x[of.main])[:MOST_ROWS]
+    title += f', the lowest {MOST_ROWS} of {len(known)} classes'
+  table = rich.table.Table('class', title=title)
+  for column in (*of.columns.values(), f'{of.unit}s'):
+    table.add_column(column, justify='right')
+  total = sum(x[f'{of.unit}s'] for x in result['per_class'])
+  rows = *shown, {'class': of.foot, f'{of.unit}s': total, **of.means}
+  for row in rows:
+    if row is rows[-1]:
+      table.add_section()
+    table.add_row(
+      row['class'],
+      *(percent(row[key]) for key in of.columns),
+      f'{row[f"{of.unit}s"]:,}',
+      style='bold' if row is rows[-1] else None,
+    )
+  console.print(table)
+  if absent := result['classes_absent']:
+    what = {'pixel': 'labelled pixel', 'image': 'image'}[of.unit]
+    console.print(
+      f'{plural(len(absent), "class", "have")} no {what}: {listed(absent, 8)}'
+    )
+  keys = 'mIoU', 'mAcc', 'aAcc', 'mIoU_all_classes', 'top1', 'top5'
+  summary = (f'{key} {percent(result[key])}' for key in keys if key in result)
+  console.print('  '.join(summary), style='bold')
+  interval, main = result[f'{of.total}_interval'], of.total
+  console.print(
+    f'{main} of other images like these: {percent(interval["low"])} to '
+    f'{percent(interval["high"])} ({described(interval)})'
   )
+  images, seconds = result['images'], max(result['seconds'], 1e-3)
+  told = f'{plural(images, "image")}, {images / seconds:.3g} images/s'
+  console.print(f'{told} (with compiling)')

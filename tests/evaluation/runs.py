@@ -19,10 +19,14 @@ def write_run(path, overrides=OVERRIDES):
   # Gives the folder one checkpoint, of random weights; returns it.
   config = load_config(MINI, overrides)
   variables = reference.variables_of(create_segmentor(config.model))
+  about = {'classes': ADE20K.classes, 'dilation_rule': 'mmseg'}
+  return save_run(path, STEP, config, variables, about)
+
+
+def save_run(path, step, config, variables, about, *scores):
   optimizer = {'momentum': np.zeros(1)}
-  state = TrainState(step=np.int32(STEP), **variables, opt_state=optimizer)
-  about = {'config': config.to_dict(), 'classes': ADE20K.classes}
-  about |= {'dilation_rule': 'mmseg', 'step': STEP}
+  state = TrainState(step=np.int32(step), **variables, opt_state=optimizer)
+  about = {'config': config.to_dict(), 'step': step} | about
   with store.open_checkpoints(path) as manager:
-    store.save(manager, state, about)
+    store.save(manager, state, about, *scores)
   return path

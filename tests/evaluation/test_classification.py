@@ -10,101 +10,65 @@ from browser import every, one
 from evaluation import class_runs, plain
 from scipy.special import softmax
 from scipy.stats import norm
-from selenium.webdriver.common.keys import Keys
 
+from resnest_jax import sharding
 from resnest_jax.data import crops
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.preprocess import MEAN, STD
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import classification, evaluate, evaluate_split
-from resnest_jax.inference import steps
 from resnest_jax.weights import pretrained
 
-NAMES, MODEL = class_runs.NAMES, class_runs.COLOURS
-VARIABLES, CLASSES = class_runs.LAYER, len(class_runs.NAMES)
+CLASSES = len(class_runs.NAMES)
 
 
-def samples(number, seed=0):
-  # Uniform pictures of random colours, with labels.
-  rng = np.random.default_rng(seed)
-  colours = rng.integers(0, 256, (number, 1, 1, 3), np.uint8)
-  images = np.broadcast_to(colours, (number, 8, 8, 3))
-  return images, rng.integers(0, CLASSES - 1, number, np.int32)
+def evaluated_on(split, monkeypatch, batch_size=4, devices=1):
+  config, mesh = class_runs.config_of('.'), plain.make_mesh(devices)
+  config.eval.batch_size = batch_size
+  monkeypatch.setattr(sharding, 'local_mesh', lambda: mesh)
+  model, variables = class_runs.COLOURS, class_runs.LAYER
+  return evaluate.Evaluator(config, model, split)(variables)
 
 
-def batches_of(images, labels, batch_size):
-  # As the pipeline makes them, in an order of their own.
-  order = np.random.default_rng(9).permutation(len(images))
-  for start in range(0, len(order), batch_size):
-    at = order[start : start + batch_size]
-    batch = {
-      'image': np.zeros((batch_size, 8, 8, 3), np.uint8),
-      'size': np.ones((batch_size, 2), np.int32),
-      'label': np.full(batch_size, -1, np.int32),
-      'index': np.full(batch_size, -1, np.int32),
-      'name': [f'image_{i}' for i in at] + [''] * (batch_size - len(at)),
-    }
-    for key, value in ('image', images), ('label', labels):
-      batch[key][: len(at)] = value[at]
-    batch['index'][: len(at)], batch['size'][: len(at)] = at, 8
-    yield batch
-
-
-def run(images, labels, batch_size=4, devices=1, number=None):
-  mesh = plain.make_mesh(devices)
-  step = steps.make_class_step(MODEL, CLASSES, mesh=mesh)
-  batches = batches_of(images, labels, batch_size)
-  task = classification.Classification(NAMES)
-  number = len(images) if number is None else number
-  return evaluate.evaluate(step, VARIABLES, batches, task, number)
-
-
-def test_counts_equal_numpys_on_any_devices():
-  images, labels = samples(23)
-  normalised = (images[:, 0, 0] - np.array(MEAN)) / STD
-  probabilities = softmax(normalised @ VARIABLES['kernel'], -1)
+def test_counts_equal_numpys_on_any_devices(monkeypatch):
+  split = class_runs.stand_in(23)
+  labels = np.array([x['label'] for x in split])
+  colours = np.stack([x['image'][0, 0] for x in split])
+  kernel = class_runs.LAYER['kernel']
+  probabilities = softmax((colours - np.array(MEAN)) / STD @ kernel, -1)
   order = np.argsort(-probabilities, -1)[:, :5]
   right = order == labels[:, None]
   losses = -np.log(probabilities[np.arange(23), labels])
+  summary = {'top1': right[:, 0].sum() / 23, 'top5': right.sum() / 23}
+  assert 0 < summary['top1'] < summary['top5'] < 1
+  per_class = [right[labels == k, 0].mean() for k in range(CLASSES - 1)]
+  pairs = list(zip(labels.tolist(), order[:, 0].tolist(), strict=True))
+  counts = [[pairs.count((r, c)) for c in range(6)] for r in range(6)]
+  mistakes = [i for i in range(23) if not right[i, 0]]
+  mistakes.sort(key=lambda i: -probabilities[i].max())
   for devices, batch_size in ((1, 1), (1, 7), (2, 4), (4, 8)):
-    found = run(images, labels, batch_size, devices)
+    found = evaluated_on(split, monkeypatch, batch_size, devices)
     np.testing.assert_array_equal(found.best, order)
     np.testing.assert_array_equal(found.labels, labels)
     np.testing.assert_allclose(
       found.probabilities, np.take_along_axis(probabilities, order, 1), 1e-4
     )
     assert found.names == [f'image_{i}' for i in range(23)]
-    summary = {'top1': right[:, 0].sum() / 23, 'top5': right.sum() / 23}
     assert found.scores.summary() == summary
-    assert 0 < summary['top1'] < summary['top5'] < 1
     assert found.loss == pytest.approx(losses.mean(), rel=1e-4)
-    per_class = [right[labels == k, 0].mean() for k in range(CLASSES - 1)]
     np.testing.assert_array_equal(found.scores.per_class, [*per_class, np.nan])
     assert found.scores.images.sum() == 23
-  mistakes = [i for i in range(23) if not right[i, 0]]
-  mistakes.sort(key=lambda i: -probabilities[i].max())
-  assert found.mistakes().tolist() == mistakes
-  pairs = list(zip(labels.tolist(), order[:, 0].tolist(), strict=True))
-  counts = [[pairs.count((r, c)) for c in range(6)] for r in range(6)]
-  np.testing.assert_array_equal(found.confusion, counts)
+    assert found.mistakes().tolist() == mistakes
+    np.testing.assert_array_equal(found.confusion, counts)
 
 
-def test_every_image_has_to_come_once_with_a_class():
-  images, labels = samples(6)
-  for label, number, error, message in (
-    (6, 6, UserError, r'image_2 has the class number 6; accepted are 0\.\.5'),
-    (-1, 6, UserError, 'image_2 has the class number -1'),
-    (0, 7, RuntimeError, 'gave 6 images, the split has 7'),
-  ):
-    labels[2] = label
-    with pytest.raises(error, match=message):
-      run(images, labels, number=number)
-  step, batch = (
-    steps.make_class_step(MODEL, 5),
-    next(batches_of(images, labels, 2)),
-  )
-  with pytest.raises(ValueError, match='has 6 classes, the labels 5'):
-    step(VARIABLES, batch)
+@pytest.mark.parametrize('label', [6, -1])
+def test_every_image_has_to_have_a_class(label, monkeypatch):
+  split = class_runs.stand_in(6)
+  split[2]['label'] = label
+  told = rf'image_2 has the class number {label}; accepted are 0\.\.5'
+  with pytest.raises(UserError, match=told):
+    evaluated_on(split, monkeypatch)
 
 
 def test_wilson_interval_is_where_the_share_is_just_probable():
@@ -209,8 +173,10 @@ def test_report_shows_scores_confusions_and_mistakes(evaluated, tmp_path):
     assert f'{100 * result["top1"]:.2f}' in one(driver, '.cards').text
     names = every(driver, '#class-table tbody th')
     assert [x.text for x in names] == class_runs.NAMES
-    one(driver, '#heat').send_keys(Keys.DOWN)
-    assert ' images, ' in one(driver, '#tip').text
+    confusions = every(driver, '.confusions b')
+    assert {x.text for x in confusions} >= {'1 image', '2 images'}
+    every(driver, '.confusions button')[-1].click()
+    assert one(driver, '#tip').text.splitlines()[-1].startswith('1 image, ')
     articles = every(driver, 'article')
     for article, mistake in zip(
       articles, result['report_images']['worst'], strict=True

@@ -14,14 +14,13 @@ from selenium.webdriver.common.keys import Keys
 from resnest_jax import drawing
 from resnest_jax.config import load_config
 from resnest_jax.evaluation import (
-  bootstrap,
   evaluate,
+  evaluate_split,
   metrics,
   ranked_images,
   segmentation,
 )
 from resnest_jax.evaluation.boundary import BoundaryIoU
-from resnest_jax.evaluation.evaluate_split import draw, summarize, write_metrics
 from resnest_jax.evaluation.report import page
 from resnest_jax.labels import ADE20K
 
@@ -71,17 +70,17 @@ def write_report(out, samples):
     look = {'on_image': lambda x: (ranked.add(x), boundary.add(x))}
     found = evaluate.evaluate(step, None, batches, task, len(batches), **look)
     outlines = boundary.scores()
-  interval = bootstrap.miou_interval(found.image_counts, resamples=20)
   result = {
     'config': config.name,
     'checkpoint': '/runs/"<i>&\'/checkpoints/7',
     'model': config.model.to_dict(),
     'data': {'name': 'folder', 'split': 'val'},
     'protocol': {'name': 'slide', 'crop': [48, 64], 'stride': [32, 42]},
-    **summarize(config, found, interval, outlines, 8, samples),
+    **evaluate_split.summarize(config, samples, found, ranked, outlines, 8),
   }
-  write_metrics(out, result, found, ranked)
-  assert draw(out, result, [], samples, found, ranked) == []
+  missing = []
+  evaluate_split.draw(samples, found, ranked, out, result, [], missing)
+  assert missing == []
   return result, found.confusion
 
 
@@ -237,10 +236,7 @@ def test_most_frequent_confusions_are_listed_and_found(opened, written):
   buttons = every(opened, '.confusions button')
   share = 100 * wrong[r, c] / confusion[r].sum()
   names = typed(NAMES[r], ARROW, NAMES[c])
-  assert buttons[0].text.splitlines()[:2] == [
-    names,
-    f'{wrong[r, c]:,} pixels',
-  ]
+  assert buttons[0].text.splitlines()[:2] == [names, f'{wrong[r, c]:,} pixels']
   assert f'{share:.1f} % of' in buttons[0].text
   numbers = [int(x.text.split('\n')[1].split()[0]) for x in buttons]
   assert numbers == sorted(wrong.ravel().tolist())[::-1][:16]

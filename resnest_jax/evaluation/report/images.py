@@ -1,7 +1,6 @@
 """The pictures of the report, embedded in the page."""
 
 import base64
-import dataclasses
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -12,56 +11,53 @@ import numpy as np
 from resnest_jax import drawing
 from resnest_jax.evaluation import metrics
 from resnest_jax.evaluation.ranked_images import ScoredImage
-from resnest_jax.evaluation.report.parts import named
+from resnest_jax.evaluation.report.tables import named
 from resnest_jax.labels import LabelSet
 
 BOX = (480, 640)  # Height and width in pixels into which pictures are fitted.
 MOST_CHIPS = 12  # Classes named below an image.
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-  """An image of the split as the page shows it."""
-
-  name: str
-  score: float  # Its own mIoU.
-  right: float  # Share of its labelled pixels that are right.
-  parts: Mapping[str, str]  # Caption -> data URI, from image to errors.
-  size: tuple[int, int]  # Height and width of each part in pixels.
-  classes: Sequence[tuple[str, np.ndarray, float]]  # Name, colour, IoU.
-
-
-def make_picture(
-  shown: ScoredImage, sample: Mapping[str, Any], labels: LabelSet
-) -> Picture:
-  """Image, ground truth, prediction and errors of a sample of the split."""
+def article(
+  kind: str,
+  rank: int,
+  shown: ScoredImage,
+  sample: Mapping[str, Any],
+  labels: LabelSet,
+) -> str:
+  """The HTML of an image of the split: ground truth, prediction and errors."""
   classes, palette = labels.classes, labels.palette
   prediction, label = shown.prediction, sample['label']
   confusion = metrics.confusion_matrix(prediction, label, len(classes))
   intersection, union = metrics.intersection_and_union(confusion)
-  # Stable: classes of equal size keep their order on every machine.
-  largest = np.argsort(-union, kind='stable')[:MOST_CHIPS]
+  # For the photograph alone: in maps averaging and JPEG would invent colours.
+  image = drawing.fit(sample['image'], BOX, smooth=True)
   maps = {
     'ground truth': drawing.colour(label, palette),
     'prediction': drawing.colour(prediction, palette),
     'errors': drawing.error_map(prediction, label),
   }
-  # For the photograph alone: in maps averaging and JPEG would invent colours.
-  image = drawing.fit(sample['image'], BOX, smooth=True)
-  parts = {'image': data_uri(image, '.jpg')}
-  for caption, picture in maps.items():
-    parts[caption] = data_uri(drawing.fit(picture, BOX), '.png')
-  return Picture(
-    name=sample['name'],
-    score=shown.score,
-    right=metrics.scores(confusion).aAcc,
-    parts=parts,
-    size=image.shape[:2],
-    classes=[
-      (classes[i], palette[i], intersection[i] / union[i])
-      for i in largest[union[largest] > 0]
-    ],
+  parts = {'image': data_uri(image, '.jpg')} | {
+    caption: data_uri(drawing.fit(picture, BOX), '.png')
+    for caption, picture in maps.items()
+  }
+  figures = ''.join(
+    _figure(sample['name'], *part, image.shape[:2]) for part in parts.items()
   )
+  # Stable: classes of equal size keep their order on every machine.
+  largest = np.argsort(-union, kind='stable')[:MOST_CHIPS]
+  chips = ''.join(
+    f'<li>{named(palette[i], classes[i])} IoU '
+    f'{100 * intersection[i] / union[i]:.1f}</li>'
+    for i in largest[union[largest] > 0]
+  )
+  right = metrics.scores(confusion).aAcc
+  head = (
+    f'<strong>{rank}. {escape(sample["name"])}</strong>'
+    f'<span>mIoU {100 * shown.score:.2f}</span>'
+    f'<span class="muted">{right:.1%} of pixels right</span>'
+  )
+  return _shown(kind, head, figures, 'IoU of its largest classes', chips)
 
 
 def data_uri(picture: np.ndarray, ending: str) -> str:
@@ -74,8 +70,8 @@ def data_uri(picture: np.ndarray, ending: str) -> str:
   return f'data:image/{kind};base64,{base64.b64encode(encoded).decode()}'
 
 
-def section(pictures: Mapping[str, Sequence[Picture]], images: int) -> str:
-  """The HTML of the worst and the best images."""
+def section(pictures: Mapping[str, Sequence[str]], images: int) -> str:
+  """The HTML of the worst and the best images, of the `article` of each."""
   if not any(pictures.values()):
     why = 'None was asked for.' if images else 'There are none.'
     return f'<p class="note">{why}</p>'
@@ -86,8 +82,7 @@ def section(pictures: Mapping[str, Sequence[Picture]], images: int) -> str:
   ]
   for kind, shown in pictures.items():
     if shown:
-      content.append(f'<h3>{kind.capitalize()}</h3>')
-      content += [_article(kind, *item) for item in enumerate(shown, 1)]
+      content += [f'<h3>{kind.capitalize()}</h3>', *shown]
   return ''.join(content)
 
 
@@ -100,41 +95,29 @@ def _figure(name: str, caption: str, uri: str, size: tuple[int, int]) -> str:
   )
 
 
-def _article(kind: str, rank: int, picture: Picture) -> str:
-  name = escape(picture.name)
-  figures = ''.join(
-    _figure(picture.name, *part, picture.size) for part in picture.parts.items()
-  )
-  chips = ''.join(
-    f'<li>{named(colour, label)} IoU {100 * iou:.1f}</li>'
-    for label, colour, iou in picture.classes
-  )
+def _shown(kind: str, head: str, figures: str, what: str, chips: str) -> str:
   return (
-    f'<article class="shown" data-kind="{kind}"><header>'
-    f'<strong>{rank}. {name}</strong>'
-    f'<span>mIoU {100 * picture.score:.2f}</span>'
-    f'<span class="muted">{picture.right:.1%} of pixels right</span></header>'
+    f'<article class="shown" data-kind="{kind}"><header>{head}</header>'
     f'<div class="four">{figures}</div>'
-    f'<ul class="chips" aria-label="IoU of its largest classes">{chips}</ul>'
-    '</article>'
+    f'<ul class="chips" aria-label="{what}">{chips}</ul></article>'
   )
 
 
 def mistake(image: np.ndarray, facts: Mapping[str, Any]) -> str:
   """The HTML of a wrongly classified image, by its entry in metrics.json."""
   image = drawing.fit(image, BOX, smooth=True)
-  uri, name = data_uri(image, '.jpg'), facts['name']
+  figure = _figure(
+    facts['name'], 'image', data_uri(image, '.jpg'), image.shape[:2]
+  )
   chips = ''.join(
-    f'<li>{escape(name)} {100 * probability:.1f} %</li>'
-    for name, probability in facts['best']
+    f'<li>{escape(label)} {100 * probability:.1f} %</li>'
+    for label, probability in facts['best']
   )
-  return (
-    f'<article class="shown"><header><strong>{escape(name)}</strong>'
-    f'<span>{escape(facts["class"])}</span></header><div class="four">'
-    f'{_figure(name, "image", uri, image.shape[:2])}</div>'
-    f'<ul class="chips" aria-label="most probable classes">{chips}</ul>'
-    '</article>'
+  head = (
+    f'<strong>{escape(facts["name"])}</strong>'
+    f'<span>{escape(facts["class"])}</span>'
   )
+  return _shown('worst', head, figure, 'most probable classes', chips)
 
 
 def full_legend(classes: Sequence[str], palette: np.ndarray) -> str:

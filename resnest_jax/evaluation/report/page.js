@@ -157,10 +157,12 @@ function heatMap(canvas) {
     const part = totals[r]
       ? `${(100 * share(r, c)).toFixed(2)} % of ${names[r]}`
       : `no ${unit} is ${names[r]}`;
+    const number = counts[r][c];
+    const told = `${number.toLocaleString('en')} ${unit}${number === 1 ? '' : 's'}`;
     showTip(x, y, [
       r === c ? `${names[r]}, right` : `${names[r]} \u2192 ${names[c]}`,
       `ground truth ${names[r]}, predicted ${names[c]}`,
-      `${counts[r][c].toLocaleString('en')} ${unit}s, ${part}`,
+      `${told}, ${part}`,
     ]);
   }
 

@@ -12,7 +12,7 @@ import importlib.resources
 import json
 import math
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,84 +22,43 @@ import numpy as np
 from resnest_jax import files
 from resnest_jax.config_keys import CLASSIFIER
 from resnest_jax.evaluation import metrics
-from resnest_jax.evaluation.classification import ClassEvaluation
 from resnest_jax.evaluation.report import images, tables
-from resnest_jax.evaluation.report.parts import percent
-from resnest_jax.evaluation.segmentation import Evaluation
+from resnest_jax.evaluation.report.tables import numbered, percent
 from resnest_jax.text import listed
 from resnest_jax.weights.infer import title_of
 
 NAME = 'report.html'
+_MAIN = {'mIoU': 'mIoU', 'top1': 'Top-1'}
 
 
 def write(
   path: Path,
   result: Mapping[str, Any],
-  evaluation: Evaluation,
-  pictures: Mapping[str, Sequence[images.Picture]],
-  palette: np.ndarray,
+  confusion: np.ndarray,
+  pictures: str,
+  image_counts: np.ndarray | None = None,
+  palette: np.ndarray | None = None,
 ) -> None:
-  """Writes the whole page of a segmentor or nothing.
+  """Writes the whole page or nothing.
 
-  `result` is the content of metrics.json, `pictures` are of 'worst' and 'best'.
+  `result` is the content of metrics.json, `pictures` are HTML. The last two are
+  of segmentors alone: `Evaluation.image_counts`, and the classes' colours.
   """
-  confusion = evaluation.confusion
+  plan = tables.plan(result)
   classes = [entry['class'] for entry in result['per_class']]
   # Of 150 classes a small split may have 20; the matrix has no others.
   occurring = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
+  confusions = tables.confusions(confusion, occurring, classes, plan.unit)
   sections = {
-    'Scores': headline(result, evaluation.image_counts),
-    'Classes': tables.pixel_table(result, confusion, palette),
-    'Confusions': tables.confusions(confusion, occurring, classes),
-    'Images': images.section(pictures, result['images']),
-    'Legend': images.full_legend(classes, palette),
+    'Scores': headline(result)
+    + ('' if image_counts is None else _histogram(image_counts)),
+    'Classes': tables.class_table(result, confusion, palette),
+    'Confusions': confusions,
+    'Mistakes' if palette is None else 'Images': pictures,
+    'Legend': '' if palette is None else images.full_legend(classes, palette),
     'Details': details(result, confusion),
   }
-  score = f'mIoU {percent(result["mIoU"])}'
-  _write(path, result, score, sections, (confusion, occurring, 'pixel'))
-
-
-def write_classes(
-  path: Path,
-  result: Mapping[str, Any],
-  evaluation: ClassEvaluation,
-  mistakes: Sequence[str],
-) -> None:
-  """Writes the page of a classifier, as `write`, with `images.mistake`s."""
-  confusion = evaluation.confusion
-  classes = [entry['class'] for entry in result['per_class']]
-  occurring = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
-  cards = {'Top-5': percent(result['top5']), 'Images': f'{result["images"]:,}'}
-  note = (
-    '<p class="muted">In percent. The interval is where top-1 lies on other '
-    "images like these (Wilson's).</p>"
-  )
-  foot = 'all', {'top1': result['top1']}
-  entries, columns = result['per_class'], {'top1': 'Top-1'}
-  sections = {
-    'Scores': _cards('Top-1', 'top1', result, cards) + note,
-    'Classes': tables.class_table(
-      entries, columns, foot, confusion, unit='images'
-    ),
-    'Confusions': tables.confusions(confusion, occurring, classes, 'image'),
-    'Mistakes': ''.join(mistakes)
-    or '<p class="note">None was found, or asked for.</p>',
-    'Details': details(result, confusion),
-  }
-  score = f'top-1 {percent(result["top1"])}'
-  _write(path, result, score, sections, (confusion, occurring, 'image'))
-
-
-def _write(
-  path: Path,
-  result: Mapping[str, Any],
-  score: str,
-  sections: Mapping[str, str],
-  matrix: tuple[np.ndarray, np.ndarray, str],
-) -> None:
-  """Fills page.html; `matrix` is counts, classes that occur, and of what."""
-  confusion, occurring, unit = matrix
-  classes = [entry['class'] for entry in result['per_class']]
+  sections = {title: content for title, content in sections.items() if content}
   # The Content-Security-Policy admits the script by its hash: another, smuggled
   # in by a name, would not run even if escaping failed.
   script = _part('page.js')
@@ -108,13 +67,13 @@ def _write(
   subtitle = (
     f'{model.get("head", CLASSIFIER)} on {title_of(model)}',
     f'{data["split"]} split of {data["name"]}',
-    f'{result["images"]:,} images',
+    numbered(result['images'], 'image'),
     f'protocol {result["protocol"]["name"]}',
     _date(result['date']),
   )
   name = result['config'] or Path(result['checkpoint']).name
   page = string.Template(_part('page.html')).substitute(
-    title=escape(f'{name}: {score}'),
+    title=escape(f'{name}: {_MAIN[plan.total]} {percent(result[plan.total])}'),
     heading=escape(name),
     subtitle=escape(' · '.join(subtitle)),
     links=''.join(
@@ -131,7 +90,7 @@ def _write(
     data=_json_in_html(
       names=[classes[i] for i in occurring],
       counts=confusion[np.ix_(occurring, occurring)].tolist(),
-      unit=unit,
+      unit=plan.unit,
     ),
   )
   files.write_text(path, page)
@@ -153,53 +112,46 @@ def _date(text: str) -> str:
   return datetime.datetime.fromisoformat(text).strftime('%Y-%m-%d %H:%M %Z')
 
 
-def headline(result: Mapping[str, Any], image_counts: np.ndarray) -> str:
-  """The HTML of the means, the interval and the images' own mIoU."""
-  interval, mean = result['mIoU_interval'], result['mean']
-  scores = {key: result[key] for key in ('mAcc', 'aAcc')}
-  if 'mIoU_all_classes' in result:
-    scores['mIoU of all classes'] = result['mIoU_all_classes']
-  scores |= {f'm{key}': mean[key] for key in ('Dice', 'Precision')}
-  # With beta 1 it is the same number as mDice.
-  if result['fscore_beta'] != 1:
-    scores[f'mFscore, beta {result["fscore_beta"]:g}'] = mean['Fscore']
-  if result['boundary']:
-    scores['Boundary mIoU'] = result['boundary']['mIoU']
-  averaged = f'{result["classes_averaged"]} of {len(result["per_class"])}'
-  cards = {title: percent(score) for title, score in scores.items()}
-  cards |= {'Classes in the mean': averaged, 'Images': f'{result["images"]:,}'}
-  if interval['low'] is not None:
+def headline(result: Mapping[str, Any]) -> str:
+  """The HTML of the scores and of the interval of the main one."""
+  main = tables.plan(result).total
+  if main == 'top1':
+    cards = {'Top-5': percent(result['top5'])}
+  else:
+    mean, scores = result['mean'], {x: result[x] for x in ('mAcc', 'aAcc')}
+    if 'mIoU_all_classes' in result:
+      scores['mIoU of all classes'] = result['mIoU_all_classes']
+    scores |= {f'm{key}': mean[key] for key in ('Dice', 'Precision')}
+    # With beta 1 it is the same number as mDice.
+    if result['fscore_beta'] != 1:
+      scores[f'mFscore, beta {result["fscore_beta"]:g}'] = mean['Fscore']
+    if result['boundary']:
+      scores['Boundary mIoU'] = result['boundary']['mIoU']
+    cards = {title: percent(score) for title, score in scores.items()}
+    averaged = f'{result["classes_averaged"]} of {len(result["per_class"])}'
+    cards['Classes in the mean'] = averaged
+  cards['Images'] = f'{result["images"]:,}'
+  interval, bar = result[f'{main}_interval'], ''
+  low, high = interval['low'], interval['high']
+  if low is not None:
     note = (
-      '<p class="muted">In percent. The interval is where mIoU lies on other '
-      f'images like these: {interval["level"]:.0%} of '
-      f'{interval["resamples"]} bootstrap samples of the images.</p>'
+      f'<p class="muted">In percent. The interval is where {_MAIN[main]} lies '
+      f'on other images like these: {tables.described(interval)}.</p>'
+    )
+    bar = (
+      '<dd class="small"><div class="interval">'
+      f'<i style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
+      f'<b style="left:{100 * result[main]:.2f}%"></b></div>'
+      f'{interval["level"]:.0%} interval {percent(low)} to {percent(high)}</dd>'
     )
   elif not result['images']:
     note = '<p class="note">The split has no images: nothing to score.</p>'
   else:
     note = '<p class="note">No pixel has a label: nothing to score.</p>'
+  card = _card(_MAIN[main], percent(result[main]), bar, 'main')
   return (
-    f'{_cards("mIoU", "mIoU", result, cards)}{note}{_histogram(image_counts)}'
-  )
-
-
-def _cards(
-  title: str, key: str, result: Mapping[str, Any], more: Mapping[str, str]
-) -> str:
-  """The HTML of the main score, with its interval, and of others."""
-  interval, bar = result[f'{key}_interval'], ''
-  low, high = interval['low'], interval['high']
-  if low is not None:
-    bar = (
-      '<dd class="small"><div class="interval">'
-      f'<i style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
-      f'<b style="left:{100 * result[key]:.2f}%"></b></div>'
-      f'{interval["level"]:.0%} interval {percent(low)} to {percent(high)}</dd>'
-    )
-  main = _card(title, percent(result[key]), bar, 'main')
-  return (
-    f'<div class="cards"><dl>{main}</dl><dl class="more">'
-    f'{"".join(_card(*item) for item in more.items())}</dl></div>'
+    f'<div class="cards"><dl>{card}</dl><dl class="more">'
+    f'{"".join(_card(*item) for item in cards.items())}</dl></div>{note}'
   )
 
 
@@ -220,10 +172,11 @@ def _histogram(image_counts: np.ndarray) -> str:
   bars = []
   for i, count in enumerate(counts):
     height = 100 * count / counts.max()
-    told = f'{percent(edges[i], 0)} to {percent(edges[i + 1], 0)}: {count:,}'
+    told = f'{percent(edges[i], 0)} to {percent(edges[i + 1], 0)}'
     bars.append(
       f'<rect x="{4 * i + 0.2:.1f}" y="{100 - height:.2f}" width="3.6" '
-      f'height="{height:.2f}"><title>{told} images</title></rect>'
+      f'height="{height:.2f}"><title>{told}: {numbered(count, "image")}'
+      '</title></rect>'
     )
   median = percent(float(np.median(known)))
   return (
@@ -243,20 +196,17 @@ def details(result: Mapping[str, Any], confusion: np.ndarray) -> str:
   """The HTML of all that the scores depend on."""
   where = ('config', 'checkpoint', 'step', 'file', 'sha256')
   how = ('batch_size', 'bucket', 'dtype', 'seconds', 'devices')
-  seconds, main = result['seconds'], 'mIoU' if 'mIoU' in result else 'top1'
-  counted = {'classes without an image': listed(result['classes_absent'], 12)}
-  if main == 'mIoU':
+  seconds, plan = result['seconds'], tables.plan(result)
+  absent = listed(result['classes_absent'], 12)
+  counted = {'classes without an image': absent}
+  if plan.unit == 'pixel':
     counted = {
       'labelled pixels': f'{int(confusion.sum()):,}',
-      'classes without a pixel': listed(result['classes_absent'], 12),
+      'classes without a pixel': absent,
     }
   groups = {
     'Weights': {key: result.get(key) for key in where},
-    'Data': {
-      **result['data'],
-      'images': f'{result["images"]:,}',
-      **counted,
-    },
+    'Data': {**result['data'], 'images': f'{result["images"]:,}', **counted},
     'Protocol': result['protocol'],
     'Evaluation': {
       **{key: result.get(key) for key in how},
@@ -264,7 +214,7 @@ def details(result: Mapping[str, Any], confusion: np.ndarray) -> str:
       'date': _date(result['date']),
       'fscore_beta': result.get('fscore_beta'),
     },
-    f'Interval of {main}': result[f'{main}_interval'],
+    f'Interval of {plan.total}': result[f'{plan.total}_interval'],
     'Boundary IoU': result.get('boundary') or {},
     'Model': result['model'],
     'Versions': result['versions'],

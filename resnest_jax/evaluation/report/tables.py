@@ -1,21 +1,51 @@
-"""The tables of the report: scores of the classes, and confusions."""
+"""The tables of the report, of scores and of confusions, and their words."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
-from resnest_jax.evaluation.report.parts import UNDEFINED, named, percent
-from resnest_jax.text import plural
+from resnest_jax import text
 
 MOST_CONFUSIONS = 16  # In the list next to the matrix.
+UNDEFINED = '<span class="none">&ndash;</span>'
+percent = functools.partial(text.percent, undefined='\N{EN DASH}')
 
 
-def pixel_table(
-  result: Mapping[str, Any], confusion: np.ndarray, palette: np.ndarray
-) -> str:
-  """The `class_table` of a segmentor."""
+def numbered(number: int, noun: str) -> str:
+  """Returns '1 image', '1,234 images'."""
+  return f'{number:,} {noun}{"" if number == 1 else "s"}'
+
+
+def named(colour: np.ndarray, name: str) -> str:
+  """The HTML of a name after a small square in its RGB colour."""
+  style = f'background:rgb({",".join(map(str, colour.tolist()))})'
+  return f'<span class="swatch" style="{style}"></span>{escape(name)}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a task's tables of classes show."""
+
+  total: str  # Key of the main score of all classes, with an interval.
+  unit: str  # 'pixel' or 'image'; in the plural a key of each class.
+  columns: Mapping[str, str]  # Key of each class -> heading, the main first.
+  foot: str  # Name of the last row.
+  means: Mapping[str, float]  # Its scores.
+
+  @property
+  def main(self) -> str:
+    return next(iter(self.columns))
+
+
+def plan(result: Mapping[str, Any]) -> Plan:
+  """Of the content of metrics.json."""
+  if 'top1' in result:
+    means = {'top1': result['top1']}
+    return Plan('top1', 'image', {'top1': 'Top-1'}, 'all', means)
   # Recall is left out, as Acc equals it.
   columns = {key: key for key in ('IoU', 'Acc', 'Precision', 'Dice')}
   means = dict(result['mean'])
@@ -24,40 +54,40 @@ def pixel_table(
   if result['boundary']:
     columns['BoundaryIoU'] = 'Boundary IoU'
     means['BoundaryIoU'] = result['boundary']['mIoU']
-  foot = f'mean of {result["classes_averaged"]}', means
-  return class_table(result['per_class'], columns, foot, confusion, palette)
+  foot = f'mean of {result["classes_averaged"]}'
+  return Plan('mIoU', 'pixel', columns, foot, means)
+
+
+def described(interval: Mapping[str, Any]) -> str:
+  """How an interval of metrics.json was found."""
+  if 'resamples' in interval:
+    samples = f'{interval["resamples"]} bootstrap samples'
+    return f'{interval["level"]:.0%} of {samples}'
+  return f"Wilson's interval of {interval['level']:.0%}"
 
 
 def class_table(
-  entries: Sequence[Mapping[str, Any]],
-  columns: Mapping[str, str],
-  foot: tuple[str, Mapping[str, float]],
+  result: Mapping[str, Any],
   confusion: np.ndarray,
   palette: np.ndarray | None = None,
-  unit: str = 'pixels',
 ) -> str:
   """The HTML of all scores: a row for each class, and a last one.
 
-  Args:
-    entries: of each class, from metrics.json.
-    columns: their key -> heading; the first score is the main one.
-    foot: name of the last row, and its scores.
-    confusion: int (C, C).
-    palette: colours shown with the names.
-    unit: what is counted, a key of `entries`.
+  `result` is the content of metrics.json, `palette` has the names' colours.
   """
-  text = dict.fromkeys(('Class', 'Mostly taken for'), ' class="text"')
+  of, entries = plan(result), result['per_class']
+  kinds = dict.fromkeys(('Class', 'Mostly taken for'), ' class="text"')
   head = ''.join(
     f'<th scope="col" data-type="{"text" if title == "Class" else "number"}" '
     f'aria-sort="{"ascending" if title == "#" else "none"}"'
-    f'{text.get(title, "")}><button type="button">{title}</button></th>'
+    f'{kinds.get(title, "")}><button type="button">{title}</button></th>'
     for title in (
-      *('#', 'Class', *columns.values(), unit.capitalize()),
-      'Mostly taken for',
+      *('#', 'Class', *of.columns.values()),
+      *(f'{of.unit.capitalize()}s', 'Mostly taken for'),
     )
   )
-  choice, main = '', next(iter(columns))
-  if unscored := sum(entry[main] is None for entry in entries):
+  choice = ''
+  if unscored := sum(entry[of.main] is None for entry in entries):
     # Hidden at first if they would bury the others.
     many = len(entries) / 2 < unscored < len(entries)
     choice = (
@@ -65,10 +95,9 @@ def class_table(
       'classes with a score</label>'
     )
   rows = [
-    _row(i, columns, counts, entries, unit, palette)
-    for i, counts in enumerate(confusion)
+    _row(i, of, counts, entries, palette) for i, counts in enumerate(confusion)
   ]
-  means = ''.join(f'<td>{percent(foot[1][key])}</td>' for key in columns)
+  means = ''.join(f'<td>{percent(of.means[key])}</td>' for key in of.columns)
   return (
     '<p class="muted">Scores in percent. A heading sorts by its column, and '
     'again the other way round.</p>'
@@ -78,38 +107,37 @@ def class_table(
     '<div class="scroll" tabindex="0" role="region" aria-label="Classes">'
     f'<table id="class-table"><thead><tr>{head}</tr></thead>'
     f'<tbody>{"".join(rows)}</tbody><tfoot><tr><td></td>'
-    f'<th scope="row" class="text">{foot[0]}</th>'
+    f'<th scope="row" class="text">{of.foot}</th>'
     f'{means}<td>{confusion.sum():,}</td><td></td></tr></tfoot></table></div>'
   )
 
 
 def _row(
   index: int,
-  columns: Iterable[str],
+  of: Plan,
   counts: np.ndarray,
   per_class: Sequence[Mapping[str, Any]],
-  unit: str,
   palette: np.ndarray | None,
 ) -> str:
   # page.js sorts by data-value, which has all digits; '' sorts last.
   entry = per_class[index]
-  name, main = entry['class'], next(iter(columns))
+  name, number = entry['class'], entry[f'{of.unit}s']
   shown = escape(name) if palette is None else named(palette[index], name)
   cells = [
     f'<td data-value="{index}">{index}</td>',
     f'<th scope="row" class="text" data-value="{escape(name)}" '
     f'title="{escape(name)}">{shown}</th>',
   ]
-  for key in columns:
+  for key in of.columns:
     value = entry[key]
     bar = ''
-    if key == main:
+    if key == of.main:
       width = 0 if value is None else 100 * value
       bar = f'<span class="bar"><i style="width:{width:.1f}%"></i></span>'
     shown = UNDEFINED if value is None else percent(value)
     sorted_by = '' if value is None else repr(value)
     cells.append(f'<td data-value="{sorted_by}">{shown}{bar}</td>')
-  cells.append(f'<td data-value="{entry[unit]}">{entry[unit]:,}</td>')
+  cells.append(f'<td data-value="{number}">{number:,}</td>')
   others = counts.copy()
   others[index] = 0  # The diagonal: these pixels are right.
   worst = others.argmax()
@@ -118,7 +146,7 @@ def _row(
     share = float(others[worst] / counts.sum())
     taken = f'{escape(per_class[worst]["class"])} {percent(share, 1)} %'
   cells.append(f'<td class="text" data-value="{share}">{taken}</td>')
-  mark = ' data-unscored' if entry[main] is None else ''
+  mark = ' data-unscored' if entry[of.main] is None else ''
   return f'<tr{mark}>{"".join(cells)}</tr>'
 
 
@@ -126,14 +154,14 @@ def confusions(
   confusion: np.ndarray,
   occurring: np.ndarray,
   classes: Sequence[str],
-  unit: str = 'pixel',
+  unit: str,
 ) -> str:
   """The HTML of the matrix, which page.js draws, and of its largest errors."""
   if not occurring.size:
     return f'<p class="note">No {unit} was counted.</p>'
   without = ''
   if left_out := len(classes) - len(occurring):
-    without = f' {plural(left_out, "class")} without any {unit} left out.'
+    without = f' {text.plural(left_out, "class")} without any {unit} left out.'
   return (
     '<p class="muted">A row is a class of the ground truth, a column what was '
     f'predicted; each row adds up to 100 %.{without}</p>'
@@ -174,7 +202,7 @@ def _confusion_list(
     entries.append(
       f'<li><button type="button" data-row="{place[r]}" '
       f'data-column="{place[c]}"><span>{escape(classes[r])} &rarr; '
-      f'{escape(classes[c])}</span><b>{wrong[r, c]:,} {unit}s</b>'
+      f'{escape(classes[c])}</span><b>{numbered(wrong[r, c], unit)}</b>'
       f'<small>{percent(share, 1)} % of {escape(classes[r])}</small>'
       '</button></li>'
     )
