@@ -15,15 +15,17 @@ from resnest_jax import drawing, runtime
 from resnest_jax.data.pictures import unused
 from resnest_jax.errors import UserError
 from resnest_jax.files import check_writable, explain_refusal, write_json
-from resnest_jax.inference.predictor import (
+from resnest_jax.inference.predictions import (
   ClassPrediction,
-  ClassPredictor,
   Prediction,
-  Predictor,
   check_opacity,
+  said_of,
+)
+from resnest_jax.inference.predictor import (
+  ClassPredictor,
+  Predictor,
   from_checkpoint,
   print_notes,
-  said_of,
 )
 from resnest_jax.prediction.sources import (
   Source,
@@ -46,14 +48,8 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 class Done:
   """Results so far, by source."""
 
-  # Written files of each source that is done, wholly or partly.
-  files: dict[Path, Files] = dataclasses.field(default_factory=dict)
-  # Of a classifier: names and probabilities of the most probable classes.
-  best: dict[Path, list[tuple[str, float]]] = dataclasses.field(
-    default_factory=dict
-  )
-  # Number of predicted frames of the videos among them.
-  frames: dict[Path, int] = dataclasses.field(default_factory=dict)
+  # Entry in predictions.json of each that is done, wholly or partly.
+  entries: dict[Path, dict[str, Any]] = dataclasses.field(default_factory=dict)
   # Reason for each source that is not done, or only partly.
   failed: dict[Path, str] = dataclasses.field(default_factory=dict)
   # Pictures by what is said of parts that are not used.
@@ -61,6 +57,10 @@ class Done:
     default_factory=collections.Counter
   )
   seconds: float = 0.0  # With compilation.
+
+  def add(self, source: Source, files: Files, **more: Any) -> None:
+    names = {kind: file.as_posix() for kind, file in files.items()}
+    self.entries[source.path] = {'source': str(source.path), **names, **more}
 
   @contextlib.contextmanager
   def noting(self, path: Path) -> Iterator[None]:
@@ -134,7 +134,7 @@ def predict_files(
   finally:
     # After Ctrl-C or an error as well: files that are written are described.
     done.seconds = time.perf_counter() - started
-    if done.files:
+    if done.entries:
       # Raised here, it would hide the error that ends the work.
       try:
         write_about(predictor, done, out)
@@ -175,10 +175,12 @@ def refuse_for_classes(sources: Sequence[Source], **flags: Any) -> None:
 
 
 def print_classes(done: Done) -> None:
-  for path, best in list(done.best.items())[:SAID]:
-    print(f'{path}: {said_of(best)}', flush=True)
-  if len(done.best) > SAID:
-    print(f'and {len(done.best) - SAID} more', flush=True)
+  found = [x for x in done.entries.values() if 'best' in x]
+  for entry in found[:SAID]:
+    best = said_of([x.values() for x in entry['best']])
+    print(f'{entry["source"]}: {best}', flush=True)
+  if len(found) > SAID:
+    print(f'and {len(found) - SAID} more', flush=True)
 
 
 def predict_pictures(
@@ -198,12 +200,15 @@ def predict_pictures(
     with done.noting(source.path):
       if isinstance(prediction, UserError):
         raise prediction
+      more = {}
       if isinstance(prediction, ClassPrediction):
-        done.best[source.path] = prediction.top()
+        keys = 'class', 'probability'
+        best = [dict(zip(keys, x, strict=True)) for x in prediction.top()]
+        more = {'best': best}
       for kind, file in files.items():
         picture = drawn(prediction, kind, opacity, legend)
         drawing.write_image(out / file, picture)
-      done.files[source.path] = files
+      done.add(source, files, **more)
       # The file may be gone by now.
       with contextlib.suppress(OSError):
         encoded = source.path.read_bytes()
@@ -215,8 +220,7 @@ def predict_pictures(
     progress.advance(task)
   # Pictures come by size and from threads, and are listed as given.
   done.failed = {x: done.failed[x] for x in paths if x in done.failed}
-  done.files = {x: done.files[x] for x in paths if x in done.files}
-  done.best = {x: done.best[x] for x in paths if x in done.best}
+  done.entries = {x: done.entries[x] for x in paths if x in done.entries}
 
 
 def predict_video(
@@ -247,15 +251,16 @@ def predict_video(
       # A truncated video is done up to its last readable frame, and failed.
       if reader.read:
         outputs.finish()
-        done.files[path], done.frames[path] = files, reader.read
+        done.add(source, files, frames=reader.read)
     progress.update(task, total=max(reader.read, 1))
     reader.check_end()
 
 
 def summary(done: Done, out: Path) -> str:
   """A sentence with the number of results, their folder and the speed."""
-  videos, frames = len(done.frames), sum(done.frames.values())
-  pictures = len(done.files) - videos
+  counts = [x['frames'] for x in done.entries.values() if 'frames' in x]
+  videos, frames = len(counts), sum(counts)
+  pictures = len(done.entries) - videos
   parts = [plural(pictures, 'picture')] if pictures else []
   if videos:
     parts.append(f'{plural(videos, "video")} of {plural(frames, "frame")}')
@@ -278,13 +283,6 @@ def write_about(predictor: Predictor, done: Done, out: Path) -> None:
   if palette:
     classes = {'classes': predictor.classes, 'palette': palette}
     write_json(out / 'classes.json', classes)
-  predictions = []
-  for path, files in done.files.items():
-    frames = {'frames': done.frames[path]} if path in done.frames else {}
-    names = {kind: file.as_posix() for kind, file in files.items()}
-    best = [{'class': x, 'probability': p} for x, p in done.best.get(path, ())]
-    best = {'best': best} if best else {}
-    predictions.append({'source': str(path), **frames, **names, **best})
   failed = [{'source': str(x), 'why': why} for x, why in done.failed.items()]
   about = {
     **predictor.about,
@@ -293,7 +291,7 @@ def write_about(predictor: Predictor, done: Done, out: Path) -> None:
     'versions': runtime.versions(),
     'devices': runtime.describe_devices(),
     'seconds': round(done.seconds, 3),
-    'predictions': predictions,
+    'predictions': [*done.entries.values()],
     'failed': failed,
   }
   write_json(out / 'predictions.json', about)

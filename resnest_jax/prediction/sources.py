@@ -114,12 +114,8 @@ def output_files(
 ) -> list[dict[str, Path]]:
   """The files of each source by kind, relative to the output folder.
 
-  Args:
-    sources: from `find_sources`.
-    save: some of `KINDS`; None: all kinds, for videos without masks.
-
-  Raises:
-    UserError: two sources would be written to the same file.
+  `save` are some of `KINDS`; None: all kinds, for videos without masks. Raises
+  `UserError` if two sources would be written to the same file.
   """
   stems = [source.folder / source.path.stem for source in sources]
   # The masks of day.mp4 fill a folder `day`, which may be a folder of sources.
@@ -157,11 +153,10 @@ def check_output(
   files: Sequence[Mapping[str, Path]],
   overwrite: bool,
 ) -> None:
-  """Refuses an output folder in which files would be lost.
+  """Refuses an output folder in which files would be lost, by `UserError`.
 
-  Raises:
-    UserError: `out` is a file, holds the sources, leads elsewhere by links or
-      is not empty without `overwrite`.
+  That is a file, the folder of the sources, one that leads elsewhere by links,
+  or without `overwrite` one that is not empty.
   """
   if out.exists() and not out.is_dir():
     raise UserError(f'--out {out} is a file; give a folder.')

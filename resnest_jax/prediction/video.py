@@ -13,7 +13,7 @@ from resnest_jax.data.images import MAX_PIXELS, check_pixels
 from resnest_jax.drawing import write_image
 from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.files import plain_name, temporary_path
-from resnest_jax.inference.predictor import Prediction
+from resnest_jax.inference.predictions import Prediction
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
 _PLAUSIBLE_FPS = (0.1, 250)  # A file is believed; others are measured.
@@ -121,9 +121,7 @@ class VideoWriter:
   def write(self, frame: np.ndarray) -> None:
     """Appends a frame, uint8 (H, W, 3) RGB.
 
-    Raises:
-      UserError: OpenCV cannot write frames of this size.
-      OSError: OpenCV cannot write to this place.
+    `UserError` if OpenCV cannot write such a size, `OSError` if to this place.
     """
     if self._writer is None:
       height, width = frame.shape[:2]

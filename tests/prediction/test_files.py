@@ -251,7 +251,8 @@ def test_frames_keep_their_order_and_replace_earlier_ones(batch_size, tmp_path):
   for name in ('000000.png', '000010.png', 'notes.txt'):
     (out / 'clip' / name).write_text('of an earlier run')
   done = predict(predictor, path, out, sources.KINDS)
-  assert (done.failed, done.frames, done.tasks) == ({}, {path: 10}, [(10, 10)])
+  assert (done.failed, done.tasks) == ({}, [(10, 10)])
+  assert done.entries[path]['frames'] == 10
   expected = [predictor.predict(frame) for frame in read_video(path)[0]]
   names = [f'{i:06}.png' for i in range(10)]
   videos = ['clip_color.mp4', 'clip_overlay.mp4']
@@ -275,7 +276,7 @@ def test_what_was_read_of_a_video_that_is_cut_off_is_done(predictor, tmp_path):
   there = len(read_video(path)[0])
   assert 10 < there < 30
   done = predict(predictor, path, tmp_path)
-  assert done.frames == {path: there}
+  assert done.entries[path]['frames'] == there
   told = f'cut.avi is cut off or damaged after {there} of 40 frames'
   assert told in done.failed[path]
   assert len(read_video(tmp_path / 'cut_overlay.mp4')[0]) == there
@@ -294,7 +295,7 @@ def test_no_video_is_told_and_not_written(name, size, why, predictor, tmp_path):
   os.truncate(path, size)
   done = predict(predictor, path, tmp_path)
   assert why in done.failed[path]
-  assert (done.files, os.listdir(tmp_path)) == ({}, [name])
+  assert (done.entries, os.listdir(tmp_path)) == ({}, [name])
 
 
 def test_stopping_leaves_nothing_half_written(predictor, tmp_path):
