@@ -78,8 +78,7 @@ def serve(
 ) -> None:
   """Compiles the network for a first size and serves until it is stopped.
 
-  Raises:
-    UserError: the address cannot be opened or made public.
+  `UserError` if the address cannot be opened or made public.
   """
   import numpy as np
 

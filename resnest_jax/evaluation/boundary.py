@@ -70,14 +70,9 @@ def boundary_counts(
 ) -> np.ndarray:
   """Boundary pixels of each class in one image.
 
-  Args:
-    prediction: uint8 (H, W), classes; not read where the label is ignored.
-    label: uint8 (H, W), classes or 255.
-    num_classes: C, at most 255.
-    dilation_ratio: see `boundary_width`.
-
-  Returns:
-    int64 (2, C): pixels on both boundaries of a class, and on either.
+  `prediction` and `label` are uint8 (H, W), of up to 255 classes; where the
+  label is 255, the prediction is not read. Returns int64 (2, C): pixels on both
+  boundaries of a class, and on either.
   """
   check_shapes(prediction, label)
   # The edge of an ignored region is an outline in both maps.

@@ -57,16 +57,9 @@ def confusion_matrix(
 ) -> np.ndarray:
   """Counts pixels by (ground truth, prediction): int64 (C, C).
 
-  Args:
-    prediction: integers in [0, num_classes), of any shape; not read where the
-      label is ignored.
-    label: integers of the same shape, in [0, num_classes) or `ignore`, which
-      is not counted.
-    num_classes: C.
-    ignore: see `label`.
-
-  Raises:
-    ValueError: shapes differ, or a value is out of range.
+  Both are integers in [0, num_classes), of any shape. Labels may be `ignore`,
+  which is not counted, and there the prediction is not read. Raises
+  `ValueError` where shapes differ or a value is out of range.
   """
   prediction, label = np.asarray(prediction), np.asarray(label)
   check_shapes(prediction, label)

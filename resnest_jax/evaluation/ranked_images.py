@@ -2,9 +2,9 @@
 
 import bisect
 import dataclasses
+import itertools
 import math
 import operator
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,30 +39,19 @@ class RankedImages:
     """Keeps an image if its score is low or high enough; NaN never is."""
     if not self.number or math.isnan(score):
       return
-    full = len(self._kept) == 2 * self.number
-    rank = operator.attrgetter('score', 'index')
-    place = bisect.bisect(self._kept, (score, index), key=rank)
-    # It would be the middle one, which is dropped below: do not copy it.
-    if full and place == self.number:
-      return
     # A copy, because the prediction is a view that keeps its batch alive.
     image = ScoredImage(float(score), index, prediction.copy())
-    self._kept.insert(place, image)
+    order = operator.attrgetter('score', 'index')
+    bisect.insort(self._kept, image, key=order)
     # Of 2 * number + 1 images the middle one can never be needed again.
-    if full:
+    if len(self._kept) > 2 * self.number:
       del self._kept[self.number]
-
-  @classmethod
-  def joined(cls, parts: Sequence['RankedImages']) -> 'RankedImages':
-    """The worst and best images of a split; its parts have dropped none."""
-    whole = cls(parts[0].number)
-    for image in (image for part in parts for image in part._kept):
-      whole.rank(image.index, image.score, image.prediction)
-    return whole
 
   def gather(self) -> None:
     """Ranks the images of all hosts; all of them have to call it."""
-    self._kept = self.joined(messages.gather(lambda: self))._kept
+    parts, self._kept = messages.gather(lambda: self._kept), []
+    for image in itertools.chain(*parts):
+      self.rank(image.index, image.score, image.prediction)
 
   def both(self) -> dict[str, list[ScoredImage]]:
     """'worst' and 'best', each with at most `number` images, extreme first."""

@@ -8,6 +8,7 @@ from data.pictures import blocks
 from golden import reference
 from scipy.ndimage import binary_erosion
 
+from resnest_jax.distributed import messages
 from resnest_jax.evaluation import bootstrap, boundary, metrics, ranked_images
 
 
@@ -103,11 +104,6 @@ def test_wrong_arrays_are_refused():
   ):
     with pytest.raises(ValueError, match=told):
       function(*given)
-
-
-def test_intersection_and_union_give_iou():
-  counts = metrics.intersection_and_union([[[3, 1], [0, 5]]])
-  assert counts.tolist() == [[[3, 5], [4, 6]]]
 
 
 # --- The interval ------------------------------------------------------------
@@ -247,7 +243,9 @@ def kept(ranked):
 
 @pytest.mark.parametrize('number', [1, 2, 3])
 @pytest.mark.parametrize('images', [0, 1, 2, 3, 4, 5, 6, 7, 40])
-def test_any_order_in_any_parts_keeps_what_sorting_all_would(number, images):
+def test_any_order_on_any_hosts_keeps_what_sorting_all_would(
+  number, images, monkeypatch
+):
   rng = np.random.default_rng(images)
   scores = rng.integers(0, 5, images) / 4  # Many are equal.
   order = sorted(range(images), key=lambda i: (scores[i], i))
@@ -260,7 +258,11 @@ def test_any_order_in_any_parts_keeps_what_sorting_all_would(number, images):
       rank(parts[index % 3], index, scores[index])
       assert sum(map(len, ranked.both().values())) <= 2 * number
     assert kept(ranked) == {'worst': worst, 'best': best}
-    assert kept(ranked_images.RankedImages.joined(parts)) == kept(ranked)
+    monkeypatch.setattr(
+      messages, 'gather', lambda _, parts=parts: [x._kept for x in parts]
+    )
+    parts[1].gather()
+    assert kept(parts[1]) == kept(ranked)
     for image in (*ranked.both()['worst'], *ranked.both()['best']):
       assert image.score == scores[image.index]
       assert (image.prediction == image.index).all()

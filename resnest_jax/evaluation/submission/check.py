@@ -12,11 +12,7 @@ import numpy as np
 from resnest_jax.data.images import MAX_PIXELS, decode_image, png_header
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.submission import rules
-from resnest_jax.evaluation.submission.rules import (
-  BENCHMARKS,
-  Benchmark,
-  ImageSize,
-)
+from resnest_jax.evaluation.submission.rules import Benchmark, ImageSize
 from resnest_jax.findings import Finding
 from resnest_jax.labels import IGNORE
 from resnest_jax.progress import progress_bar
@@ -208,9 +204,7 @@ class Verdict:
 
 
 def validate(
-  path: Path,
-  benchmark: Benchmark | None = None,
-  images: Path | None = None,
+  path: Path, benchmark: Benchmark | None = None, images: Path | None = None
 ) -> Verdict:
   """Finds the faults of a zip file.
 
@@ -229,7 +223,23 @@ def validate(
     entries = [x for x in archive.infolist() if not x.is_dir()]
     benchmark = benchmark or guess(path, entries)
     sizes = images and rules.read_images(benchmark, images)
-    return _validate(archive, entries, benchmark, sizes)
+    errors, named = _check_entries(entries, benchmark)
+    errors += rules.check_names(benchmark, named, sizes)
+    masks = _read_masks(archive, named, benchmark, sizes or {})
+  errors += check_files(masks)
+  more, warnings = check_values(benchmark, masks)
+  if sizes is not None and len(sizes) != benchmark.number:
+    what = (
+      f'--images has {len(sizes)} test images, {benchmark.name} has '
+      f'{benchmark.number}.'
+    )
+    remedy = 'Give all of them, or omit --images.'
+    warnings.insert(0, Finding(what, (), remedy))
+  # (masks, C) by train ids; reshaped because a zip file may hold no mask.
+  counts = np.array([m.counts for m in masks.values()]).reshape(-1, 256)
+  counts = counts[:, benchmark.mask_values]
+  of_classes = counts.sum(0), np.count_nonzero(counts, axis=0)
+  return Verdict(benchmark, len(named), errors + more, warnings, *of_classes)
 
 
 def guess(path: Path, entries: Sequence[zipfile.ZipInfo]) -> Benchmark:
@@ -237,50 +247,16 @@ def guess(path: Path, entries: Sequence[zipfile.ZipInfo]) -> Benchmark:
   names = [entry.filename.rsplit('/', 1)[-1] for entry in entries]
   numbers = {
     name: sum(b.submitted(n) is not None for n in names)
-    for name, b in BENCHMARKS.items()
+    for name, b in rules.BENCHMARKS.items()
   }
   best = max(numbers, key=numbers.get)
   if not numbers[best]:
     raise UserError(
       f'{path} has no file with a name of Cityscapes or ADE20K (the first of '
       f'{len(names)} is {names[0] if names else "missing"}); name the server '
-      f'with --benchmark {" or ".join(BENCHMARKS)}.'
+      f'with --benchmark {" or ".join(rules.BENCHMARKS)}.'
     )
-  return BENCHMARKS[best]
-
-
-def _validate(
-  archive: zipfile.ZipFile,
-  entries: Sequence[zipfile.ZipInfo],
-  benchmark: Benchmark,
-  images: Mapping[str, ImageSize] | None,
-) -> Verdict:
-  errors, named = _check_entries(entries, benchmark)
-  errors += rules.check_names(benchmark, named, images)
-  warnings = []
-  if images is not None and len(images) != benchmark.number:
-    warnings.append(
-      Finding(
-        f'--images has {len(images)} test images, {benchmark.name} has '
-        f'{benchmark.number}.',
-        (),
-        'Give all of them, or omit --images.',
-      )
-    )
-  masks = _read_masks(archive, named, benchmark, images or {})
-  errors += check_files(masks)
-  more_errors, more_warnings = check_values(benchmark, masks)
-  # (masks, C) by train ids; reshaped because a zip file may hold no mask.
-  counts = np.array([m.counts for m in masks.values()]).reshape(-1, 256)
-  counts = counts[:, benchmark.mask_values]
-  return Verdict(
-    benchmark=benchmark,
-    files=len(named),
-    errors=errors + more_errors,
-    warnings=warnings + more_warnings,
-    pixels=counts.sum(0),
-    images=np.count_nonzero(counts, axis=0),
-  )
+  return rules.BENCHMARKS[best]
 
 
 def _check_entries(

@@ -9,10 +9,12 @@ and size, with class numbers from 1 to 150.
 """
 
 import dataclasses
+import functools
 import re
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -114,18 +116,17 @@ def read_images(benchmark: Benchmark, source: Path) -> dict[str, ImageSize]:
   if source.is_dir():
     files = {path.relative_to(source).as_posix(): path for path in walk(source)}
     found = _images_in(benchmark, files)
-    sizes = {key: _size(files[name], name) for key, name in found.items()}
+    sizes = {
+      key: _size(functools.partial(files[name].open, 'rb'), name)
+      for key, name in found.items()
+    }
   elif zipfile.is_zipfile(source):
     with open_archive(source) as archive:
       found = _images_in(benchmark, archive.namelist())
       sizes = {}
       for key, name in found.items():
         check_entry(archive, archive.getinfo(name))
-        try:
-          with archive.open(name) as file:
-            sizes[key] = _size(file, name)
-        except DAMAGED as error:
-          raise _unreadable(name, error) from error
+        sizes[key] = _size(functools.partial(archive.open, name), name)
   else:
     raise UserError(f'--images {source} is no folder and no zip file.')
   if not sizes:
@@ -152,19 +153,15 @@ def _images_in(benchmark: Benchmark, names: Iterable[str]) -> dict[str, str]:
   return test or found
 
 
-def _size(file, name: str) -> ImageSize:
+def _size(opened: Callable[[], IO], name: str) -> ImageSize:
   try:
-    with Image.open(file) as image:
+    with opened() as file, Image.open(file) as image:
       return image.size
-  except BROKEN as error:
-    raise _unreadable(name, error) from error
-
-
-def _unreadable(name: str, error: Exception) -> UserError:
-  return UserError(
-    f'the test image {name} cannot be read ({error}). Unpack or download it '
-    'again.'
-  )
+  except (*BROKEN, *DAMAGED) as error:
+    raise UserError(
+      f'the test image {name} cannot be read ({error}). Unpack or download it '
+      'again.'
+    ) from error
 
 
 def if_any(samples: Collection[str], what: str, remedy: str) -> list[Finding]:
@@ -182,7 +179,18 @@ def check_names(
   Without `images` (key -> size) not all names are known.
   """
   keys = set(keys)
-  expected, counted = _expected(benchmark, images)
+  # Keys that must be there; and prefixes of further keys -> their number.
+  expected, counted = set(images or ()), {}
+  if images is None and benchmark.name == 'ade20k':
+    counted = {'ADE_test_': benchmark.number}
+  elif images is None:
+    expected = {
+      f'{city}_{sequence:06d}_000019'
+      for city in _ONE_FRAME
+      for sequence in range(_CITIES[city])
+    }
+    others = sorted(_CITIES.keys() - set(_ONE_FRAME))
+    counted = {f'{city}_': _CITIES[city] for city in others}
   missing = sorted(expected - keys)
   findings = if_any(
     missing,
@@ -213,20 +221,3 @@ def check_names(
     f'{plural(len(extra), "mask", "are")} of no {benchmark.name} test image.',
     'Remove them: the server takes no masks of training or validation images.',
   )
-
-
-def _expected(
-  benchmark: Benchmark, images: Mapping[str, ImageSize] | None
-) -> tuple[set[str], dict[str, int]]:
-  """Keys that must be there; and prefixes of further keys -> their number."""
-  if images is not None:
-    return set(images), {}
-  if benchmark.name == 'ade20k':
-    return set(), {'ADE_test_': benchmark.number}
-  names = {
-    f'{city}_{sequence:06d}_000019'
-    for city in _ONE_FRAME
-    for sequence in range(_CITIES[city])
-  }
-  others = _CITIES.keys() - set(_ONE_FRAME)
-  return names, {f'{city}_': _CITIES[city] for city in sorted(others)}
