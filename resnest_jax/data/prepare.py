@@ -52,6 +52,11 @@ from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
 
 _RAW_SPLIT = 'train'
+_DRAWN = {
+  'ade20k_mini': ade20k_mini,
+  'cityscapes_mini': cityscapes_mini,
+  'imagenet_mini': imagenet_mini,
+}
 
 # tfds buffers a split in memory up to this size, and in temporary files above.
 _TFDS_BUFFER_BYTES = 1000 * 2**20
@@ -107,14 +112,9 @@ def _parse_arguments() -> argparse.Namespace:
     action='store_true',
     help='also store the decoded pixels of Cityscapes (25 GB)',
   )
-  ade20k_mini.add_arguments(
-    parser,
-    '{} {}; Cityscapes: {} {}; ImageNet: {} {}'.format(
-      *ade20k_mini.DEFAULT_COUNTS.values(),
-      *cityscapes_mini.DEFAULT_COUNTS.values(),
-      *imagenet_mini.DEFAULT_COUNTS.values(),
-    ),
-  )
+  counts = [n for x in _DRAWN.values() for n in x.DEFAULT_COUNTS.values()]
+  default = '{} {}; Cityscapes: {} {}; ImageNet: {} {}'
+  ade20k_mini.add_arguments(parser, default.format(*counts))
   cityscapes_mini.add_size_argument(parser)
   return parser.parse_args()
 
@@ -151,26 +151,12 @@ def archive_from_arguments(
 
 def prepare_generated(args: argparse.Namespace) -> ArchiveBuilder:
   """Generates an archive in `data_dir`/downloads and prepares it."""
-  size, suffix = (), ''
-  if args.dataset == 'ade20k_mini':
-    counts, suffix = ade20k_mini.counts_from_arguments(args), '.zip'
-    what = counts, args.seed
-    comment = ade20k_mini.archive_comment(*what)
-    write = ade20k_mini.write_archive
-  elif args.dataset == 'imagenet_mini':
-    default = imagenet_mini.DEFAULT_COUNTS
-    counts = ade20k_mini.counts_from_arguments(args, default)
-    what = counts, args.seed
-    comment = imagenet_mini.archive_comment(*what)
-    write = imagenet_mini.write_archives
-  else:
-    counts = cityscapes_mini.counts_from_arguments(args)
-    size = cityscapes_mini.size_from_arguments(args)
-    what = counts, args.seed, size
-    comment = cityscapes_mini.archive_comment(*what)
-    write = cityscapes_mini.write_archives
-  numbers = '_'.join(map(str, (*counts.values(), *size)))
-  name = f'{args.dataset}_{numbers}_seed{args.seed}{suffix}'
+  drawn = _DRAWN[args.dataset]
+  counts, seed, *size = what = drawn.arguments(args)
+  comment = drawn.archive_comment(*what)
+  numbers = '_'.join(map(str, (*counts.values(), *sum(size, ()))))
+  suffix = '.zip' if drawn is ade20k_mini else ''
+  name = f'{args.dataset}_{numbers}_seed{seed}{suffix}'
   archive = args.data_dir / 'downloads' / name
   dataset = DATASETS[args.dataset]
   builder = dataset.builder(config=dataset.config, data_dir=args.data_dir)
@@ -179,7 +165,7 @@ def prepare_generated(args: argparse.Namespace) -> ArchiveBuilder:
     return builder
   # Released before `prepare`, which takes the same lock.
   with _exclusive(args.data_dir):
-    write(archive, *what)
+    drawn.write_archives(archive, *what)
   return prepare(dataset, args.data_dir, archive)
 
 
@@ -195,8 +181,6 @@ def prepare(
     contents = dataset.builder.open_contents(config, archive)
     size, fingerprint = contents.num_bytes(), contents.fingerprint
     contents.close()
-  elif config.url is None:
-    raise UserError(f'{config.name} cannot be downloaded; pass the archive')
   with _exclusive(data_dir):
     # Under the lock: another process may just have prepared the same data.
     builder = make()

@@ -126,7 +126,7 @@ def contents(archive):
 
 def test_prepared_data_is_never_replaced(data_dir, tmp_path):
   before = snapshot(data_dir / 'ade20k')
-  ade20k_mini.write_archive(tmp_path / 'a', {'train': 2, 'validation': 1}, 0)
+  ade20k_mini.write_archives(tmp_path / 'a', {'train': 2, 'validation': 1}, 0)
   told = 'another archive.*Nothing was'
   refused(told, prepare_mini, data_dir, tmp_path / 'a')
   assert snapshot(data_dir / 'ade20k') == before

@@ -13,11 +13,14 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
+from resnest_jax.data.archives import enumeration
 from resnest_jax.data.mini.scene import draw_scene
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, whole_file
@@ -45,12 +48,9 @@ _SPLITS = {
 def main() -> None:
   parser = make_parser('mini', __doc__, DEFAULT_COUNTS, 'ZIP', 'file to write')
   args = parser.parse_args()
-  counts = counts_from_arguments(args)
-  write_archive(args.out, counts, args.seed)
-  print(
-    f'{args.out}: {counts["train"]} training and {counts["validation"]} '
-    f'validation images, {args.out.stat().st_size / 1e6:.1f} MB'
-  )
+  counts, _ = what = arguments(args)
+  write_archives(args.out, *what)
+  print_written(args.out, counts, args.out)
 
 
 def make_parser(
@@ -63,6 +63,15 @@ def make_parser(
   parser.add_argument('--out', type=Path, required=True, metavar=what, help=out)
   add_arguments(parser, '{} {}'.format(*counts.values()))
   return parser
+
+
+def print_written(out: Path, counts: Counts, *files: Path) -> None:
+  numbers = enumeration(
+    f'{number} {"training" if split == "train" else split}'
+    for split, number in counts.items()
+  )
+  size = sum(file.stat().st_size for file in files)
+  print(f'{out}: {numbers} images, {size / 1e6:.1f} MB')
 
 
 def add_arguments(parser: argparse.ArgumentParser, default: str) -> None:
@@ -79,26 +88,32 @@ def add_arguments(parser: argparse.ArgumentParser, default: str) -> None:
   )
 
 
-def counts_from_arguments(
+def arguments(
   args: argparse.Namespace, default: Counts = DEFAULT_COUNTS
-) -> dict[str, int]:
-  """Images per split; raises `UserError` for numbers that are too small."""
+) -> tuple[dict[str, int], int]:
+  """Images per split, and the seed; raises `UserError` if too small."""
   images = args.images or tuple(default.values())
   if min(images) < 1 or args.seed < 0:
     raise UserError(
       f'--images {images[0]} {images[1]} --seed {args.seed}: the numbers of '
       'images must be at least 1, the seed at least 0'
     )
-  return dict(zip(_SPLITS, images, strict=True))
+  return dict(zip(_SPLITS, images, strict=True)), args.seed
 
 
-def archive_comment(counts: Counts, seed: int) -> str:
-  """The zip file's comment, which identifies the contents."""
-  facts = {'generator': 'resnest_jax.data.mini', 'version': VERSION}
-  return json.dumps(facts | {'seed': seed, 'images': dict(counts)})
+def archive_comment(
+  counts: Counts,
+  seed: int,
+  generator: str = 'mini',
+  version: int = VERSION,
+  **more: Any,
+) -> str:
+  """The archive's comment, which identifies the contents."""
+  facts = {'generator': f'resnest_jax.data.{generator}', 'version': version}
+  return json.dumps(facts | {'seed': seed, 'images': dict(counts)} | more)
 
 
-def write_archive(path: Path, counts: Counts, seed: int) -> None:
+def write_archives(path: Path, counts: Counts, seed: int) -> None:
   """Writes the zip file unless it exists with the same counts and seed.
 
   It appears whole or not at all. `counts`: images for 'train', 'validation'.
@@ -149,9 +164,9 @@ def _write_contents(archive: ZipFile, counts: Counts, seed: int) -> None:
       # archive begins with the scenes of a smaller one.
       seeds = [(seed, number, i) for i in range(counts[split])]
       samples = map_in_threads(_make_sample, seeds)
-      for i, (jpeg, png, mask, kind) in enumerate(samples, 1):
+      for i, (encoded, png, mask, kind) in enumerate(samples, 1):
         stem = f'{prefix}_{i:08d}'
-        add_entry(archive, f'{images}{stem}.jpg', jpeg)
+        add_entry(archive, f'{images}{stem}.jpg', encoded)
         add_entry(archive, f'{masks}{stem}.png', png)
         scene_lines.append(f'{stem} {kind}\n')
         values = np.bincount(mask.ravel(), minlength=256)
@@ -187,10 +202,14 @@ def _make_sample(seed: tuple[int, ...]) -> tuple[bytes, bytes, np.ndarray, str]:
   grey = rng.random() < 0.04  # The release has a few such photographs.
   code = cv2.COLOR_RGB2GRAY if grey else cv2.COLOR_RGB2BGR
   image = cv2.cvtColor(image, code)
-  quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(85, 96))]
-  jpeg = cv2.imencode('.jpg', image, quality)[1].tobytes()
   png = cv2.imencode('.png', mask)[1].tobytes()
-  return jpeg, png, mask, kind
+  return jpeg(rng, image), png, mask, kind
+
+
+def jpeg(rng: Generator, image: np.ndarray) -> bytes:
+  """Encodes a grey or BGR picture with some quality from 85 to 95."""
+  quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(85, 96))]
+  return cv2.imencode('.jpg', image, quality)[1].tobytes()
 
 
 def _object_info(

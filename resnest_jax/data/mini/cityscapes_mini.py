@@ -13,7 +13,6 @@ than the release's for quick trials.
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -38,6 +37,7 @@ Size = tuple[int, int]  # Width, height.
 # Raise it when the same seed draws other scenes than before.
 VERSION = 1
 
+_NAME = 'mini_cityscapes'
 # A few cities of the release's splits; more folders would be nearly empty.
 _CITIES = {
   'train': ('aachen', 'bochum', 'zurich'),
@@ -50,54 +50,43 @@ _DUMMY_IDS = 4
 
 def main() -> None:
   out = 'FOLDER', 'folder of the two zip files to write'
-  parser = ade20k_mini.make_parser(
-    'mini_cityscapes', __doc__, DEFAULT_COUNTS, *out
-  )
+  parser = ade20k_mini.make_parser(_NAME, __doc__, DEFAULT_COUNTS, *out)
   add_size_argument(parser)
   args = parser.parse_args()
-  counts, size = counts_from_arguments(args), size_from_arguments(args)
-  write_archives(args.out, counts, args.seed, size)
-  number = sum(
-    (args.out / n).stat().st_size for n in (cityscapes.IMAGES, cityscapes.MASKS)
-  )
-  print(
-    f'{args.out}: {counts["train"]} training, {counts["validation"]} '
-    f'validation and {counts["test"]} test images, {number / 1e6:.1f} MB'
-  )
+  counts, *_ = what = arguments(args)
+  write_archives(args.out, *what)
+  ade20k_mini.print_written(args.out, counts, *_paths(args.out))
 
 
 def add_size_argument(parser: argparse.ArgumentParser) -> None:
+  told = 'pixels of the images of a mini Cityscapes (default: {} {}, as in the '
   parser.add_argument(
     '--size',
     type=int,
     nargs=2,
     metavar=('WIDTH', 'HEIGHT'),
-    help='pixels of the images of a mini Cityscapes (default: {} {}, as in '
-    'the release)'.format(*DEFAULT_SIZE),
+    help=told.format(*DEFAULT_SIZE) + 'release)',
   )
 
 
-def size_from_arguments(args: argparse.Namespace) -> Size:
-  """Width and height in pixels; raises `UserError` for other sizes."""
+def arguments(args: argparse.Namespace) -> tuple[dict[str, int], int, Size]:
+  """Images per split, seed and size; raises `UserError` for unusable ones."""
   width, height = args.size or DEFAULT_SIZE
   if not 32 <= min(width, height) <= max(width, height) <= 8192:
     raise UserError(
       f'--size {width} {height}: both must be from 32 to 8192 pixels'
     )
-  return width, height
-
-
-def counts_from_arguments(args: argparse.Namespace) -> dict[str, int]:
-  """Images per split; raises `UserError` for numbers that are too small."""
-  counts = ade20k_mini.counts_from_arguments(args, DEFAULT_COUNTS)
-  return counts | {'test': max(counts['validation'] // 10, 1)}
+  counts, seed = ade20k_mini.arguments(args, DEFAULT_COUNTS)
+  test = {'test': max(counts['validation'] // 10, 1)}
+  return counts | test, seed, (width, height)
 
 
 def archive_comment(counts: Counts, seed: int, size: Size) -> str:
-  """The comment of both zip files, which identifies the contents."""
-  facts = {'generator': 'resnest_jax.data.mini_cityscapes', 'version': VERSION}
-  facts |= {'seed': seed, 'images': dict(counts), 'size': size}
-  return json.dumps(facts)
+  return ade20k_mini.archive_comment(counts, seed, _NAME, VERSION, size=size)
+
+
+def _paths(folder: Path) -> list[Path]:
+  return [folder / cityscapes.IMAGES, folder / cityscapes.MASKS]
 
 
 def write_archives(folder: Path, counts: Counts, seed: int, size: Size) -> None:
@@ -109,11 +98,8 @@ def write_archives(folder: Path, counts: Counts, seed: int, size: Size) -> None:
     UserError: `folder` has other archives, or cannot be written to.
   """
   comment = archive_comment(counts, seed, size).encode()
-  paths = [folder / name for name in (cityscapes.IMAGES, cityscapes.MASKS)]
-  there = [
-    ade20k_mini.is_there(path, comment, '--images, --size', 'folder')
-    for path in paths
-  ]
+  paths, told = _paths(folder), ('--images, --size', 'folder')
+  there = [ade20k_mini.is_there(path, comment, *told) for path in paths]
   # A process killed between the two renames leaves one; then both are written.
   if all(there):
     return
@@ -134,31 +120,24 @@ def _write_contents(
   (width, height), done = size, itertools.count(1)
   with progress_bar('drawing streets') as report:
     for number, (split, folder) in enumerate(cityscapes.FOLDERS.items()):
+      cities = _CITIES[split]
       seeds = [(seed, number, i) for i in range(counts[split])]
       samples = map_in_threads(lambda s: draw_scene(s, height, width), seeds)
       for i, (image, mask) in enumerate(samples):
-        name = sample_name(split, i, counts[split])
-        city = name.split('_')[0]
+        # Names ascend with the index, as the cities are sorted. Frame 19 is
+        # the annotated one of each sequence in the release.
+        city = cities[i * len(cities) // len(seeds)]
+        path = f'{folder}/{city}/{city}_{i:06d}_000019'
         if split == 'test':
           mask = np.where(mask < _DUMMY_IDS, mask, np.uint8(0))
-        for archive, root, suffix, pixels in (
+        for archive, entry, pixels in (
           (
             images,
-            'leftImg8bit',
-            cityscapes.IMAGE_SUFFIX,
+            f'leftImg8bit/{path}{cityscapes.IMAGE_SUFFIX}',
             image[..., ::-1],
           ),  # BGR.
-          (masks, 'gtFine', cityscapes.MASK_SUFFIX, mask),
+          (masks, f'gtFine/{path}{cityscapes.MASK_SUFFIX}', mask),
         ):
           png = cv2.imencode('.png', pixels)[1].tobytes()
-          path = f'{root}/{folder}/{city}/{name}{suffix}'
-          ade20k_mini.add_entry(archive, path, png)
+          ade20k_mini.add_entry(archive, entry, png)
         report(next(done), sum(counts.values()))
-
-
-def sample_name(split: str, index: int, count: int) -> str:
-  """CITY_SEQUENCE_FRAME of the sample `index` of `count`."""
-  # Names ascend with the index, because the cities are sorted. Frame 19 is the
-  # annotated one of each sequence in the release.
-  cities = _CITIES[split]
-  return f'{cities[index * len(cities) // count]}_{index:06d}_000019'

@@ -5,20 +5,20 @@ ILSVRC2012_img_val.tar pictures whose classes take turns (`data/imagenet.py`).
 They are a function of the seed and the numbers of pictures alone.
 """
 
+import argparse
 import io
 import itertools
-import json
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-import cv2
 import numpy as np
 from numpy.random import Generator
 
 from resnest_jax.data import imagenet
-from resnest_jax.data.mini import outdoors, things
+from resnest_jax.data.mini import ade20k_mini, outdoors, things
+from resnest_jax.data.mini.ade20k_mini import Counts
 from resnest_jax.data.mini.canvas import OTHER, Canvas, Figure, colour, fbm
 from resnest_jax.data.mini.scene import photograph
 from resnest_jax.errors import UserError
@@ -28,17 +28,18 @@ from resnest_jax.threads import map_in_threads
 
 DEFAULT_COUNTS = {'train': 1440, 'validation': 240}
 
-Counts = Mapping[str, int]  # Pictures per split.
 Entries = Iterator[tuple[str, bytes]]  # Names and contents.
 
 # Raise it when the same seed draws other pictures than before.
 VERSION = 1
 
 
+def arguments(args: argparse.Namespace) -> tuple[dict[str, int], int]:
+  return ade20k_mini.arguments(args, DEFAULT_COUNTS)
+
+
 def archive_comment(counts: Counts, seed: int) -> str:
-  """The comment of the archive, which identifies the contents."""
-  facts = {'generator': 'resnest_jax.data.mini.imagenet', 'version': VERSION}
-  return json.dumps(facts | {'seed': seed, 'images': dict(counts)})
+  return ade20k_mini.archive_comment(counts, seed, 'mini.imagenet', VERSION)
 
 
 def write_archives(folder: Path, counts: Counts, seed: int) -> None:
@@ -102,13 +103,20 @@ def draw_jpeg(kind: int, seed: tuple[int, ...]) -> bytes:
   short = int(rng.integers(96, 150))
   long = int(short * rng.choice([1, 5 / 4, 4 / 3, 3 / 2]))
   size = (short, long) if rng.random() < 0.7 else (long, short)
-  draw = _THINGS[imagenet.DRAWN[kind]]
-  image, _ = photograph(rng, *size, lambda canvas: _paint(canvas, draw))
-  quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(85, 96))]
-  return cv2.imencode('.jpg', image[..., ::-1], quality)[1].tobytes()
+
+  def paint(canvas: Canvas) -> None:
+    _background(canvas)
+    what = imagenet.DRAWN[kind]
+    if what in _FIGURES:
+      _draw_figure(canvas, _FIGURES[what])
+    else:
+      _draw_thing(canvas, *_THINGS[what])
+
+  image, _ = photograph(rng, *size, paint)
+  return ade20k_mini.jpeg(rng, image[..., ::-1])
 
 
-def _paint(canvas: Canvas, draw: Callable[[Canvas], None]) -> None:
+def _background(canvas: Canvas) -> None:
   rng = canvas.rng
   if rng.random() < 0.6:
     outdoors.sky(canvas)
@@ -117,20 +125,15 @@ def _paint(canvas: Canvas, draw: Callable[[Canvas], None]) -> None:
     paint = colour(rng, (0, 360), (0, 0.5), (0.3, 0.95))
     noise = fbm(rng, canvas.height, canvas.width, rng.uniform(4, 60), 3)
     canvas.image[:] = (1 + rng.uniform(0, 0.25) * noise[..., None]) * paint
-  draw(canvas)
 
 
-def _far(
-  draw: Callable[[Canvas, float, float], None], near: float, far: float
-) -> Callable[[Canvas], None]:
-  """A thing of `things`, `near` to `far` metres away, about in the middle."""
-
-  def in_the_middle(canvas: Canvas) -> None:
-    z = canvas.rng.uniform(near, far)
-    column = canvas.width * canvas.rng.uniform(0.4, 0.6)
-    draw(canvas, (column - canvas.cx) * z / canvas.f, z)
-
-  return in_the_middle
+def _draw_thing(
+  canvas: Canvas, draw: Callable, near: float, far: float
+) -> None:
+  """A thing `near` to `far` metres away, about in the middle."""
+  z = canvas.rng.uniform(near, far)
+  column = canvas.width * canvas.rng.uniform(0.4, 0.6)
+  draw(canvas, (column - canvas.cx) * z / canvas.f, z)
 
 
 def _car(canvas: Canvas, x: float, z: float) -> None:
@@ -138,20 +141,14 @@ def _car(canvas: Canvas, x: float, z: float) -> None:
   (things.side_car if side else things.rear_car)(canvas, x, z)
 
 
-def _figure(
-  draw: Callable[[Figure, Generator], None],
-) -> Callable[[Canvas], None]:
+def _draw_figure(canvas: Canvas, draw: Callable) -> None:
   """A figure that is one unit high and as wide at most, half of it or more."""
-
-  def in_the_middle(canvas: Canvas) -> None:
-    rng = canvas.rng
-    tall = rng.uniform(0.65, 0.95) * min(canvas.height, canvas.width)
-    x = canvas.width * rng.uniform(0.42, 0.58)
-    y = (canvas.height + tall) / 2 + rng.uniform(-0.05, 0.05) * canvas.height
-    facing = int(rng.choice([-1, 1]))
-    draw(Figure(canvas, x, y, tall, OTHER, facing), rng)
-
-  return in_the_middle
+  rng = canvas.rng
+  tall = rng.uniform(0.65, 0.95) * min(canvas.height, canvas.width)
+  x = canvas.width * rng.uniform(0.42, 0.58)
+  y = (canvas.height + tall) / 2 + rng.uniform(-0.05, 0.05) * canvas.height
+  facing = int(rng.choice([-1, 1]))
+  draw(Figure(canvas, x, y, tall, OTHER, facing), rng)
 
 
 def _bright(rng: Generator) -> np.ndarray:
@@ -159,13 +156,11 @@ def _bright(rng: Generator) -> np.ndarray:
 
 
 def _balloon(figure: Figure, rng: Generator) -> None:
-  figure.ellipse(0, 0.62, 0.36, 0.38, _bright(rng), shade=0.6)
-  figure.ellipse(0, 0.62, 0.2, 0.38, _bright(rng))
-  figure.ellipse(0, 0.62, 0.07, 0.38, _bright(rng))
+  for wide, shade in (0.36, 0.6), (0.2, 0.25), (0.07, 0.25):
+    figure.ellipse(0, 0.62, wide, 0.38, _bright(rng), shade=shade)
   figure.polygon((-0.2, -0.06, 0.06, 0.2), (0.32, 0.12, 0.12, 0.32), (0.6,) * 3)
-  figure.box(
-    (-0.08, 0.08), (0, 0.12), colour(rng, (20, 40), (0.4, 0.7), (0.3, 0.6))
-  )
+  basket = colour(rng, (20, 40), (0.4, 0.7), (0.3, 0.6))
+  figure.box((-0.08, 0.08), (0, 0.12), basket)
 
 
 def _mushroom(figure: Figure, rng: Generator) -> None:
@@ -198,35 +193,35 @@ def _bottle(figure: Figure, rng: Generator) -> None:
   glass = colour(rng, (20, 200), (0.4, 0.9), (0.2, 0.6))
   x = np.array((-0.15, -0.15, -0.05, -0.05, 0.05, 0.05, 0.15, 0.15))
   figure.polygon(x, (0, 0.6, 0.75, 0.98, 0.98, 0.75, 0.6, 0), glass, shade=0.9)
-  figure.box(
-    (-0.15, 0.15), (0.2, 0.45), colour(rng, (30, 60), (0, 0.3), (0.8, 1))
-  )
+  paper = colour(rng, (30, 60), (0, 0.3), (0.8, 1))
+  figure.box((-0.15, 0.15), (0.2, 0.45), paper)
   figure.box((-0.06, 0.06), (0.93, 1), _bright(rng))
 
 
 def _umbrella(figure: Figure, rng: Generator) -> None:
-  first, second = _bright(rng), _bright(rng)
+  paints = _bright(rng), _bright(rng)
   figure.box((-0.015, 0.015), (0.05, 0.95), (0.2,) * 3)
   figure.box((-0.015, 0.12), (0.03, 0.06), (0.2,) * 3)
-  edges = np.linspace(-1, 1, 7)
-  for i, (low, high) in enumerate(itertools.pairwise(edges)):
+  for i, (low, high) in enumerate(itertools.pairwise(np.linspace(-1, 1, 7))):
     t = np.linspace(low, high, 6)
-    x = np.array([*(0.48 * t), 0])
-    y = np.array([*(0.55 + 0.1 * np.sqrt(1 - t * t)), 0.97])
-    figure.polygon(x, y, second if i % 2 else first)
+    x, y = np.append(0.48 * t, 0), 0.55 + 0.1 * np.sqrt(1 - t * t)
+    figure.polygon(x, np.append(y, 0.97), paints[i % 2])
 
 
-_THINGS: dict[str, Callable[[Canvas], None]] = {
-  'house': _far(things.building, 10, 16),
-  'tree': _far(things.tree, 4.5, 7),
-  'car': _far(_car, 3.5, 6),
-  'person': _far(things.person, 2.2, 3.2),
-  'street lamp': _far(things.lamp_post, 6, 9),
-  'traffic sign': _far(things.traffic_sign, 2.6, 3.6),
-  'balloon': _figure(_balloon),
-  'mushroom': _figure(_mushroom),
-  'sailing boat': _figure(_sailing_boat),
-  'table': _figure(_table),
-  'bottle': _figure(_bottle),
-  'umbrella': _figure(_umbrella),
+# With the least and the greatest distance, in metres.
+_THINGS = {
+  'house': (things.building, 10, 16),
+  'tree': (things.tree, 4.5, 7),
+  'car': (_car, 3.5, 6),
+  'person': (things.person, 2.2, 3.2),
+  'street lamp': (things.lamp_post, 6, 9),
+  'traffic sign': (things.traffic_sign, 2.6, 3.6),
+}
+_FIGURES = {
+  'balloon': _balloon,
+  'mushroom': _mushroom,
+  'sailing boat': _sailing_boat,
+  'table': _table,
+  'bottle': _bottle,
+  'umbrella': _umbrella,
 }
