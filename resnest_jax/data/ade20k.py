@@ -75,7 +75,8 @@ class Ade20k(ArchiveBuilder, skip_registration=True):
     pairs = find_pairs(archive)
     check_counts(archive, pairs, config.counts)
     return archives.Contents(
-      archives=(archive,),
+      files=[path],
+      comment=archive.comment,
       pairs=pairs,
       read=lambda pair: read_example(archive, pair),
       fingerprint=archives.fingerprint(archive),

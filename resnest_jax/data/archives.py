@@ -12,9 +12,9 @@ import os
 import posixpath
 import tarfile
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 
 from resnest_jax.data.images import decode_image
 from resnest_jax.errors import UserError
+from resnest_jax.text import listed, readable
 from resnest_jax.threads import map_in_threads
 from resnest_jax.untrusted import (
   DAMAGED,
@@ -37,13 +38,6 @@ Pair = tuple[str, str]
 Pairs = dict[str, list[Pair]]
 
 
-class Archive(Protocol):
-  filename: str
-  comment: bytes
-
-  def close(self) -> None: ...
-
-
 @dataclasses.dataclass(eq=False)
 class ArchiveConfig(tfds.core.BuilderConfig):
   url: str | None = None  # None: the archive must be given.
@@ -56,17 +50,14 @@ class ArchiveConfig(tfds.core.BuilderConfig):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contents:
-  archives: tuple[Archive, ...]
+  files: Sequence[str | os.PathLike]
+  comment: bytes  # Of the first.
   pairs: Mapping[str, Any]  # `Pairs`, or what has a length and is read once.
   read: Callable[[Any], dict]  # Called by several threads.
   fingerprint: str
 
   def num_bytes(self) -> int:
-    return sum(os.path.getsize(archive.filename) for archive in self.archives)
-
-  def close(self) -> None:
-    for archive in self.archives:
-      archive.close()
+    return sum(map(os.path.getsize, self.files))
 
 
 # tfds would look in its bucket, by network, and leave a folder in /tmp.
@@ -137,8 +128,8 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     path = self._archive or self._download(dl_manager)
     contents = self.open_contents(self.builder_config, path)
     self.info.metadata['fingerprint'] = contents.fingerprint
-    comment = contents.archives[0].comment
-    self.info.metadata['comment'] = comment.decode(errors='replace')
+    comment = contents.comment.decode(errors='replace')
+    self.info.metadata['comment'] = comment
     total = sum(map(len, contents.pairs.values()))
     done = itertools.count(1)  # Of all splits: a single bar covers them.
     return {
@@ -155,12 +146,26 @@ class ArchiveBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       self._on_progress(next(done), total)
 
 
+def find_archives(folder: Path, names: Sequence[str]) -> list[Path]:
+  if not folder.is_dir():
+    what = f'there is no folder {folder}'
+    if folder.exists():
+      what = f'{folder} is a file'
+    raise UserError(f'{what}; --archive_dir is the folder of both archives.')
+  paths = [folder / name for name in names]
+  if missing := [path.name for path in paths if not path.is_file()]:
+    there = listed(sorted(map(readable, os.listdir(folder)))) or 'nothing'
+    raise UserError(
+      f'{folder} has no {" and no ".join(missing)}; there is {there}.'
+    )
+  return paths
+
+
 def open_archive(path: str | os.PathLike) -> zipfile.ZipFile:
   path = Path(path)
   if path.is_dir():
     raise UserError(
-      f'{path} is a folder. Pass the zip file itself, as downloaded; it need '
-      'not be unpacked.'
+      f'{path} is a folder. Pass the zip file itself, not unpacked.'
     )
   if not path.is_file():  # Nor from a pipe, which might never come.
     raise UserError(f'there is no file {path}.')
@@ -169,14 +174,12 @@ def open_archive(path: str | os.PathLike) -> zipfile.ZipFile:
   except DAMAGED as error:
     size = path.stat().st_size
     if size and tarfile.is_tarfile(path):
-      what = 'is a tar archive, not a zip file'
-    else:
-      what = (
-        f'is not a readable zip file ({error}). With {size} bytes it is '
-        'probably an interrupted download or an error page: delete it and '
-        'download it again'
-      )
-    raise UserError(f'{path} {what}.') from error
+      raise UserError(f'{path} is a tar archive, not a zip file.') from error
+    raise UserError(
+      f'{path} is not a readable zip file ({error}). With {size} bytes it is '
+      'probably an interrupted download or an error page: delete it and '
+      'download it again.'
+    ) from error
 
 
 def stems(
@@ -198,14 +201,10 @@ def other_release(
   archive: zipfile.ZipFile, others: Mapping[str, str], wanted: str
 ) -> UserError:
   """Says which of `others` (file pattern -> description) `archive` is."""
-  names = archive.namelist()
-  files = [name for name in names if not name.endswith('/')]
+  files = [name for name in archive.namelist() if not name.endswith('/')]
   begin = f'its first file is {files[0]}' if files else 'it has no files'
-  what = f'has no {wanted}; {begin}'
-  for pattern, other in others.items():
-    if fnmatch.filter(names, pattern):
-      what = other
-      break
+  found = (other for x, other in others.items() if fnmatch.filter(files, x))
+  what = next(found, f'has no {wanted}; {begin}')
   return UserError(f'{archive.filename} {what}.')
 
 

@@ -48,8 +48,8 @@ MINI = ArchiveConfig(
 )
 
 _NEEDED = (
-  f'Put {IMAGES} (11 GB) and {MASKS} (241 MB) in one folder. Register '
-  f'at {URL} (free for research), download both, and run:\n'
+  f'Put {IMAGES} (11 GB) and {MASKS} (241 MB), not unpacked, in one folder. '
+  f'Register at {URL} (free for research), download both, and run:\n'
   '  python -m resnest_jax.data.prepare cityscapes --archive_dir FOLDER '
   '--data_dir data'
 )
@@ -57,15 +57,6 @@ _NEEDED = (
 # Other packages of the same site, by a pattern of their files' names.
 _OTHER_PACKAGES = {
   '*gtCoarse/*': 'holds the coarse annotations (gtCoarse.zip)',
-  '*/train_extra/*': (
-    'holds the extra images, which have coarse annotations only '
-    '(leftImg8bit_trainextra.zip)'
-  ),
-  '*leftImg8bit_sequence/*': 'holds the video sequences',
-  '*leftImg16bit/*': 'holds the 16-bit images (leftImg16bit)',
-  '*rightImg8bit/*': "holds the right camera's images (rightImg8bit)",
-  '*leftImg8bit/demoVideo/*': 'holds the demo video',
-  '*leftImg8bit_blurred/*': 'holds the images with blurred faces',
   '*_gtFine_labelTrainIds.png*': (
     'has masks of train ids (*_gtFine_labelTrainIds.png, made by '
     'cityscapesScripts) but not those of label ids '
@@ -93,7 +84,8 @@ class Cityscapes(ArchiveBuilder, skip_registration=True):
       name for split in pairs.values() for pair in split for name in pair
     }
     return archives.Contents(
-      archives=(images, masks),
+      files=[images.filename, masks.filename],
+      comment=images.comment,
       pairs=pairs,
       read=lambda pair: read_example(images, masks, pair, size),
       fingerprint=archives.fingerprint(images, masks, names=names),
@@ -101,36 +93,11 @@ class Cityscapes(ArchiveBuilder, skip_registration=True):
 
 
 def open_archives(folder: Path) -> list[ZipFile]:
-  if folder.is_file():
-    raise UserError(
-      f'{folder} is a file. --archive_dir is the folder that holds {IMAGES} '
-      f'and {MASKS}.'
-    )
-  if not folder.exists():
-    raise UserError(f'there is no folder {folder}.')
-  if missing := [n for n in (IMAGES, MASKS) if not (folder / n).exists()]:
-    raise UserError(
-      f'{folder} has no {" and no ".join(missing)}; {_describe_folder(folder)}.'
-    )
   opened = []
-  for name in (IMAGES, MASKS):
-    with ending(f'The SHA-1 of the whole file is {SHA1[name]}.'):
-      opened.append(archives.open_archive(folder / name))
+  for path in archives.find_archives(folder, (IMAGES, MASKS)):
+    with ending(f'The SHA-1 of the whole file is {SHA1[path.name]}.'):
+      opened.append(archives.open_archive(path))
   return opened
-
-
-def _describe_folder(folder: Path) -> str:
-  # The text follows 'FOLDER has no ...' in a message.
-  zips = sorted(path.name for path in folder.glob('*.zip'))
-  if zips:
-    return f'its zip files are {", ".join(zips[:8])}'
-  unpacked = [n for n in ('leftImg8bit', 'gtFine') if (folder / n).is_dir()]
-  if unpacked:
-    return (
-      f'it has the unpacked {" and ".join(unpacked)}, but the zip files '
-      'themselves are read'
-    )
-  return 'it has no zip files'
 
 
 def find_pairs(images: ZipFile, masks: ZipFile) -> Pairs:

@@ -100,16 +100,6 @@ class Pictures:
       )
 
 
-class Tar(NamedTuple):
-  """An `archives.Archive`, which `Pictures` opens and closes."""
-
-  filename: str
-  comment: bytes = b''
-
-  def close(self) -> None:
-    pass
-
-
 # Examples, features and their names as of tfds' builder of the same name.
 class Imagenet2012(ArchiveBuilder, skip_registration=True):
   """Stored in `DATA_DIR/imagenet2012/CONFIG/1.0.0`; see `ArchiveBuilder`."""
@@ -129,7 +119,9 @@ class Imagenet2012(ArchiveBuilder, skip_registration=True):
 
   @staticmethod
   def open_contents(config, path):
-    train, validation = find_archives(Path(path))
+    with ending(_NEEDED):
+      names = TRAIN, VALIDATION
+      train, validation = archives.find_archives(Path(path), names)
     with opened(train) as archive:
       members = [(x.name, x.size) for x in archive]
       comment = archive.pax_headers.get('comment', '').encode()
@@ -137,7 +129,8 @@ class Imagenet2012(ArchiveBuilder, skip_registration=True):
     labels = validation_classes(config, counts['validation'])
     facts = members, os.path.getsize(validation), comment
     return archives.Contents(
-      archives=(Tar(str(train), comment), Tar(str(validation))),
+      files=[train, validation],
+      comment=comment,
       pairs={
         'train': Pictures(train, read_train, counts['train']),
         'validation': Pictures(
@@ -147,20 +140,6 @@ class Imagenet2012(ArchiveBuilder, skip_registration=True):
       read=read_example,
       fingerprint=hashlib.sha256(repr(facts).encode()).hexdigest(),
     )
-
-
-@ending(_NEEDED)
-def find_archives(folder: Path) -> tuple[Path, Path]:
-  if not folder.is_dir():
-    what = f'{folder} is a file' if folder.exists() else f'there is no {folder}'
-    raise UserError(f'{what}; --archive_dir is the folder of both archives.')
-  paths = folder / TRAIN, folder / VALIDATION
-  if missing := [path.name for path in paths if not path.is_file()]:
-    there = listed(sorted(os.listdir(folder))) or 'nothing'
-    raise UserError(
-      f'{folder} has no {" and no ".join(missing)}; there is {there}.'
-    )
-  return paths
 
 
 @contextlib.contextmanager

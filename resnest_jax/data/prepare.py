@@ -180,7 +180,6 @@ def prepare(
   if archive is not None:
     contents = dataset.builder.open_contents(config, archive)
     size, fingerprint = contents.num_bytes(), contents.fingerprint
-    contents.close()
   with _exclusive(data_dir):
     # Under the lock: another process may just have prepared the same data.
     builder = make()

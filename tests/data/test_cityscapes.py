@@ -82,14 +82,14 @@ def test_builder_without_the_archives_downloads_nothing(tmp_path):
 def test_folders_without_the_archives(tmp_path):
   assert 'there is no folder' in error_of(tmp_path / 'none')
   (tmp_path / 'gtFine').mkdir()
-  assert 'the unpacked gtFine' in error_of(tmp_path)
+  assert 'there is gtFine. Put' in error_of(tmp_path)
   write_cityscapes(tmp_path)
   assert 'is a file' in error_of(tmp_path / IMAGES)
   os.truncate(tmp_path / IMAGES, 200)
   assert f'{IMAGES} is not a readable zip file' in error_of(tmp_path)
   assert cityscapes.SHA1[IMAGES] in error_of(tmp_path)
   (tmp_path / MASKS).rename(tmp_path / 'gtCoarse.zip')
-  assert f'has no {MASKS}; its zip files are gtCoarse.' in error_of(tmp_path)
+  assert f'has no {MASKS}; there is gtCoarse.zip' in error_of(tmp_path)
 
 
 OTHERS = [
