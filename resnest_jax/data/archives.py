@@ -56,9 +56,6 @@ class Contents:
   read: Callable[[Any], dict]  # Called by several threads.
   fingerprint: str
 
-  def num_bytes(self) -> int:
-    return sum(map(os.path.getsize, self.files))
-
 
 # tfds would look in its bucket, by network, and leave a folder in /tmp.
 class _LocalInfo(tfds.core.DatasetInfo):

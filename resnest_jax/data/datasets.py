@@ -54,6 +54,11 @@ class Dataset:
   theirs: tfds_layouts.Layout | None = None  # Read where ours is not there.
 
 
+def _two_archives(first: str, second: str, url: str) -> tuple[str, str]:
+  holds = f'FOLDER holds {first} and {second} from {url} (registration needed).'
+  return '--archive_dir FOLDER', holds
+
+
 DATASETS = {
   'ade20k': Dataset(
     ade20k.Ade20k,
@@ -67,9 +72,7 @@ DATASETS = {
     cityscapes.Cityscapes,
     cityscapes.RELEASE,
     CITYSCAPES,
-    '--archive_dir FOLDER',
-    f'FOLDER holds {cityscapes.IMAGES} and {cityscapes.MASKS} from '
-    f'{cityscapes.URL} (registration needed).',
+    *_two_archives(cityscapes.IMAGES, cityscapes.MASKS, cityscapes.URL),
     tfds_layouts.CITYSCAPES,
   ),
   'cityscapes_mini': Dataset(
@@ -79,9 +82,7 @@ DATASETS = {
     imagenet.Imagenet2012,
     imagenet.RELEASE,
     IMAGENET,
-    '--archive_dir FOLDER',
-    f'FOLDER holds {imagenet.TRAIN} and {imagenet.VALIDATION} from '
-    f'{imagenet.URL} (registration needed).',
+    *_two_archives(imagenet.TRAIN, imagenet.VALIDATION, imagenet.URL),
     tfds_layouts.IMAGENET,
   ),
   'imagenet_mini': Dataset(
@@ -106,26 +107,12 @@ def raw_command(name: str, data_dir: str | os.PathLike) -> str:
   return f'{_PREPARE} {name} --raw --data_dir {data_dir}'
 
 
-def open_split(
-  name: str, data_dir: str | os.PathLike, split: str
-) -> 'PreparedSplit':
-  """Opens a split of a data set that is prepared in `data_dir`.
-
-  Splits are 'train' and 'validation'; Cityscapes also has 'test', whose labels
-  are all to be ignored.
-
-  Raises:
-    UserError: missing data, with the command that prepares it.
-  """
-  return PreparedSplit(name, data_dir, split)
-
-
 def open_data(data_config: Any, split: str) -> 'Split':
-  """As `open_split`; also your own data, 'folder' and 'class_folder'."""
+  """Opens a split of prepared data or of your own; raises as they do."""
   own = {'folder': make_folder_split, 'class_folder': make_class_folder_split}
   if data_config.name in own:
     return own[data_config.name](data_config, split)
-  return open_split(data_config.name, data_config.data_dir, split)
+  return PreparedSplit(data_config.name, data_config.data_dir, split)
 
 
 Split = 'PreparedSplit | FolderSplit | ClassFolderSplit'
@@ -149,14 +136,12 @@ def describe(splits: Mapping[str, Split]) -> dict[str, Any]:
   facts = {}
   for name, split in splits.items():
     ids = split.labels.to_train_id
-    facts |= {
-      CLASSES: [
-        [name, np.flatnonzero(ids == k).tolist()]
-        for k, name in enumerate(split.labels.classes)
-      ],
-      f'images in {name}': len(split),
-      f'{FILES}{name}': split.fingerprint,
-    }
+    facts[CLASSES] = [
+      [class_name, np.flatnonzero(ids == k).tolist()]
+      for k, class_name in enumerate(split.labels.classes)
+    ]
+    facts[f'images in {name}'] = len(split)
+    facts[f'{FILES}{name}'] = split.fingerprint
   return facts
 
 
@@ -193,12 +178,17 @@ def open_splits(config: ConfigDict) -> Splits:
 
 
 class PreparedSplit:
-  """A sequence of samples, which threads can share and which can be pickled.
+  """A split of a data set that is prepared in `data_dir`.
 
+  A sequence of samples, which threads can share and which can be pickled.
   `split[i]` is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W),
   positions in `labels.classes` and 255 for pixels to ignore, and `name`, the
   file's stem in the archive. H and W may differ from sample to sample. Of
   ImageNet `label` is an int, the position of the image's class.
+
+  Splits are 'train' and 'validation'; Cityscapes also has 'test', whose labels
+  are all to be ignored. `UserError` of missing data has the command that
+  prepares it.
 
   Attributes:
     labels: the `LabelSet` of the train ids.
@@ -286,7 +276,7 @@ class PreparedSplit:
 
   def __reduce__(self):
     # A copy in a worker process opens its own files.
-    return open_split, (self.name, self.data_dir, self.split)
+    return PreparedSplit, (self.name, self.data_dir, self.split)
 
   def _open_pixels(self) -> pixels.PixelFile:
     try:
@@ -308,6 +298,9 @@ class PreparedSplit:
       f'{self.data_dir}: {why}\nThe prepared data is damaged; delete '
       f'{folder} and prepare it again:\n  {command}'
     )
+
+
+open_split = PreparedSplit
 
 
 class StoredSamples:
@@ -339,11 +332,8 @@ class StoredSamples:
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH
     if self._classes:  # Everybody reads ImageNet without turning pictures.
       flags |= cv2.IMREAD_IGNORE_ORIENTATION
-    return {
-      'image': _decode(image, flags, f'the image of {name}'),
-      'mask': self._label(mask, name),
-      'name': name,
-    }
+    image = _decode(image, flags, f'the image of {name}')
+    return {'image': image, 'mask': self._label(mask, name), 'name': name}
 
   def mask(self, index: int) -> np.ndarray | int:
     mask, name = (self._source[index][key] for key in self._keys[1:])
@@ -396,7 +386,7 @@ def is_prepared(name: str, data_dir: str | os.PathLike) -> bool:
 
 
 def find_stored(name: str, data_dir: str | os.PathLike) -> Stored:
-  """Finds prepared data; raises as `open_split`."""
+  """Finds prepared data; raises as `PreparedSplit`."""
   if name not in DATASETS:
     raise UserError(
       f'unknown data set {name!r}; there are {", ".join(DATASETS)}, and '

@@ -83,19 +83,6 @@ def is_written(folder: Path, split: str) -> bool:
   return (folder / f'{split}.json').is_file()
 
 
-def bytes_to_write(
-  folder: Path,
-  split: str,
-  read: Callable[[int], dict],
-  count: int,
-  source: str,
-) -> int:
-  """Returns how many bytes `write_pixels` would still add."""
-  about = _describe(read, count, source)
-  done = _read_progress(folder, split, about)
-  return sample_bytes(*about['size']) * (count - len(done))
-
-
 def write_pixels(
   folder: Path,
   split: str,
@@ -103,16 +90,19 @@ def write_pixels(
   count: int,
   source: str,
   on_progress: Callable[[int, int], None],
+  check_space: Callable[[int], None] = lambda needed: None,
 ) -> None:
   """Writes all samples; resumes where an earlier call was stopped.
 
   `read(i)`, called by several threads, returns `image`, `mask` and `name`.
   `source` identifies the samples: progress with another one is discarded.
+  `check_space` is called first, with the number of bytes that are missing.
   """
-  folder.mkdir(parents=True, exist_ok=True)
-  about = _describe(read, count, source)
-  height, width = about['size']
+  height, width = read(0)['mask'].shape
+  about = {'source': source, 'size': [height, width], 'count': count}
   done = _read_progress(folder, split, about)
+  check_space(sample_bytes(height, width) * (count - len(done)))
+  folder.mkdir(parents=True, exist_ok=True)
   progress = folder / f'{split}.progress'
   # Rewritten without a line that was cut off: appending is safe.
   lines = [json.dumps(line) + '\n' for line in (about, *done)]
@@ -135,11 +125,6 @@ def write_pixels(
   about['samples'] = done
   write_text(folder / f'{split}.json', json.dumps(about))
   progress.unlink()
-
-
-def _describe(read: Callable[[int], dict], count: int, source: str) -> dict:
-  height, width = read(0)['mask'].shape[:2]
-  return {'source': source, 'size': [height, width], 'count': count}
 
 
 def _read_progress(folder: Path, split: str, about: dict) -> list[list]:

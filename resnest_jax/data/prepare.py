@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import functools
 import io
+import os
 import shlex
 import shutil
 import sys
@@ -40,7 +41,7 @@ if __name__ == '__main__':
 import tensorflow_datasets as tfds
 
 from resnest_jax.data import datasets, pixels
-from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
+from resnest_jax.data.archives import ArchiveBuilder
 from resnest_jax.data.datasets import DATASETS
 from resnest_jax.data.mini import ade20k_mini, cityscapes_mini, imagenet_mini
 from resnest_jax.data.own import palette2id
@@ -175,18 +176,22 @@ def prepare(
   """Checks `archive`, or downloads it, and writes it as records, once."""
   config = dataset.config
   make = functools.partial(dataset.builder, config=config, data_dir=data_dir)
-  size = fingerprint = None
+  archive_bytes = fingerprint = None
   # Before the lock is taken: a wrong archive leaves no trace.
   if archive is not None:
     contents = dataset.builder.open_contents(config, archive)
-    size, fingerprint = contents.num_bytes(), contents.fingerprint
+    archive_bytes = sum(map(os.path.getsize, contents.files))
+    fingerprint = contents.fingerprint
   with _exclusive(data_dir):
     # Under the lock: another process may just have prepared the same data.
     builder = make()
     if _is_there(builder, 'fingerprint', fingerprint, archive):
       return builder
     _remove_unfinished(builder)
-    _check_disk_space(config, data_dir, size)
+    size = archive_bytes or config.download_bytes
+    # Records, download and tfds' temporary files, each as large as the archive.
+    parts = 1.05 + (archive_bytes is None) + (size > _TFDS_BUFFER_BYTES)
+    _check_free(data_dir, size * parts)
     with progress_bar('checking and writing') as on_progress:
       # A new builder: it takes archive and progress only when it is made.
       builder = make(archive=archive, on_progress=on_progress)
@@ -211,10 +216,9 @@ def prepare_raw(name: str, data_dir: Path) -> Path:
     print(f'Already decoded: {folder}')
     return folder
   what = folder, _RAW_SPLIT, split.raw, len(split), stored.fingerprint
-  with _exclusive(data_dir):
-    _check_free(data_dir, pixels.bytes_to_write(*what))
-    with progress_bar('decoding') as on_progress:
-      pixels.write_pixels(*what, on_progress)
+  check = functools.partial(_check_free, data_dir)
+  with _exclusive(data_dir), progress_bar('decoding') as on_progress:
+    pixels.write_pixels(*what, on_progress, check)
   return folder
 
 
@@ -260,17 +264,6 @@ def _remove_unfinished(builder: ArchiveBuilder) -> None:
   # Only with the lock held: another process may be writing there.
   for path in Path(builder.data_path).parent.glob('incomplete.*'):
     remove(path)
-
-
-def _check_disk_space(
-  config: ArchiveConfig, data_dir: Path, archive_bytes: int | None
-) -> None:
-  size = archive_bytes or config.download_bytes
-  # Records, download and tfds' temporary files: each as large as the archive.
-  needed = size * 1.05
-  needed += size * (archive_bytes is None)
-  needed += size * (size > _TFDS_BUFFER_BYTES)
-  _check_free(data_dir, needed)
 
 
 def _check_free(data_dir: Path, needed: float) -> None:

@@ -10,7 +10,7 @@ Images are uint8 (H, W, 3) RGB, labels uint8 (H, W) of train ids with 255 for
 ignored pixels. Sizes are (height, width).
 """
 
-import dataclasses
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,55 +20,34 @@ from resnest_jax.data import resize
 from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
 
+UNDISTORTED = (0, 1, 1, 0, 1)
 CROP_TRIES = 11  # As mmsegmentation: one, and ten more while refused.
 
 
-@dataclasses.dataclass(frozen=True)
-class PhotometricDraw:
-  """The distortions of an image, in order; None means not applied."""
-
-  brightness: float | None = None  # Shift in grey levels, [-32, 32).
-  # Factor, [0.5, 1.5). At most one of first and last is drawn.
-  contrast_first: float | None = None
-  saturation: float | None = None  # Factor, [0.5, 1.5).
-  hue: int | None = None  # Shift in OpenCV's units of 2 degrees, -18 to 17.
-  contrast_last: float | None = None
-
-  def parameters(self) -> np.ndarray:
-    """Returns the five values as float32 (5,), identity where not drawn."""
-    identity = (0.0, 1.0, 1.0, 0.0, 1.0)
-    drawn = dataclasses.astuple(self)
-    return np.array(
-      [i if d is None else d for d, i in zip(drawn, identity, strict=True)],
-      np.float32,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class AugmentationDraw:
+class AugmentationDraw(NamedTuple):
   scale: float  # In [0, 1): place within the configured range of scales.
   # (11, 2) in [0, 1): top and left of each try, as a fraction of the room.
   crop_offsets: np.ndarray
   flip: bool
-  photometric: PhotometricDraw
+  photometric: np.ndarray  # As of `draw_photometric`.
 
 
-def draw_photometric(rng: np.random.Generator) -> PhotometricDraw:
-  """Draws four distortions, each applied with probability 0.5."""
+def draw_photometric(rng: np.random.Generator) -> np.ndarray:
+  """Draws what `preprocess.photometric_distortion` is to do: float32 (5,).
+
+  Brightness in [-32, 32), contrast, saturation and contrast again in [0.5,
+  1.5), and before the last a hue from -18 to 17. Brightness, saturation, hue
+  and one of the contrasts are applied with a probability of 0.5 each.
+  """
   # All values are drawn, applied or not: every image takes as many from `rng`.
-  applied = rng.random(4) < 0.5
-  contrast_is_first = rng.random() < 0.5
+  brightens, contrasts, saturates, turns = rng.random(4) < 0.5
+  first = rng.random() < 0.5
   brightness = rng.uniform(-32.0, 32.0)
   contrast, saturation = rng.uniform(0.5, 1.5, size=2)
-  hue = int(rng.integers(-18, 18))
-  contrast = float(contrast) if applied[1] else None
-  return PhotometricDraw(
-    brightness=brightness if applied[0] else None,
-    contrast_first=contrast if contrast_is_first else None,
-    saturation=float(saturation) if applied[2] else None,
-    hue=hue if applied[3] else None,
-    contrast_last=None if contrast_is_first else contrast,
-  )
+  drawn = brightness, contrast, saturation, rng.integers(-18, 18), contrast
+  contrasts = contrasts & first, contrasts & (not first)
+  applied = brightens, contrasts[0], saturates, turns, contrasts[1]
+  return np.where(applied, drawn, UNDISTORTED).astype(np.float32)
 
 
 def draw_augmentation(
@@ -84,7 +63,7 @@ def draw_augmentation(
   flip = bool(rng.random() < flip_probability)
   distortion = draw_photometric(rng)
   if not photometric:
-    distortion = PhotometricDraw()
+    distortion = np.float32(UNDISTORTED)
   return AugmentationDraw(scale, crop_offsets, flip, distortion)
 
 
@@ -187,7 +166,7 @@ def augment(
   Returns:
     `image` uint8 (h, w, 3), 0 where padded; `label` uint8 (h, w), 255 where
     padded; `size` int32 (2,), height and width before padding; `photometric`
-    float32 (5,), see `PhotometricDraw.parameters`.
+    float32 (5,), see `draw_photometric`.
   """
   low, high = scale_range
   ratio = draw.scale * (high - low) + low
@@ -250,5 +229,5 @@ def _sample(
     'image': pad_bottom_right(image, crop_size, 0),
     'label': pad_bottom_right(label, crop_size, IGNORE),
     'size': np.array(size, np.int32),
-    'photometric': draw.photometric.parameters(),
+    'photometric': draw.photometric,
   }

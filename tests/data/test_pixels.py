@@ -120,8 +120,8 @@ class Reader:
     return {'image': image, 'mask': mask, 'name': f'sample_{index}'}
 
 
-def write(folder, read, source='a', on_progress=lambda done, total: None):
-  pixels.write_pixels(folder, 'train', read, 40, source, on_progress)
+def write(folder, read, source='a'):
+  pixels.write_pixels(folder, 'train', read, 40, source, lambda *place: None)
 
 
 def contents(folder):
@@ -159,10 +159,10 @@ def test_resumes_where_it_was_interrupted(whole, tmp_path, damage):
   kept = 3 if damage == lose_pixels else len(lines) - 1
   assert 0 < kept <= 20
   damage(tmp_path)
-  missing = pixels.bytes_to_write(tmp_path, 'train', Reader(), 40, 'a')
-  assert missing == 64 * (40 - kept)
-  read, done = Reader(), []
-  write(tmp_path, read, on_progress=lambda *place: done.append(place))
+  read, done, missing = Reader(), [], []
+  calls = lambda *place: done.append(place), missing.append
+  pixels.write_pixels(tmp_path, 'train', read, 40, 'a', *calls)
+  assert missing == [64 * (40 - kept)]
   # The first tells the size.
   assert sorted(read.calls) == [0, *range(kept, 40)]
   assert done == [(number, 40) for number in range(kept + 1, 41)]

@@ -16,7 +16,7 @@ from scipy import stats
 
 from resnest_jax.data import pipeline, preprocess, resize, transforms
 from resnest_jax.data.transforms import (
-  PhotometricDraw,
+  UNDISTORTED,
   augment,
   augment_encoding,
 )
@@ -54,25 +54,26 @@ def in_hsv(image, channel, change):
 
 def distorted(image, draw):
   """mmsegmentation's distortion of uint8 RGB, which rounds at each step."""
-  image = scale_and_shift(image, shift=draw.brightness or 0.0)
-  image = scale_and_shift(image, draw.contrast_first or 1.0)
+  brightness, contrast_first, saturation, hue, contrast_last = draw
+  image = scale_and_shift(image, shift=brightness)
+  image = scale_and_shift(image, contrast_first)
   # Even a factor of 1 and a shift of 0 round to 8-bit HSV and back.
-  if draw.saturation is not None:
-    image = in_hsv(image, 1, lambda x: scale_and_shift(x, draw.saturation))
-  if draw.hue is not None:
-    image = in_hsv(image, 0, lambda x: (x.astype(int) + draw.hue) % 180)
-  return scale_and_shift(image, draw.contrast_last or 1.0)
+  if saturation != 1:
+    image = in_hsv(image, 1, lambda x: scale_and_shift(x, saturation))
+  if hue != 0:
+    image = in_hsv(image, 0, lambda x: (x.astype(int) + int(hue)) % 180)
+  return scale_and_shift(image, contrast_last)
 
 
 # Eight RGB pixels and what mmsegmentation 1.2.2 (OpenCV 4.13) makes of them for
 # brightness, the first contrast, saturation, hue, and nearly all.
 PIXELS = 'c81e280adc5a233cfa808080ffffff0000005a5514fa78f5'
-NEARLY_ALL = (17.25, None, 1.4, 11, 0.72)
+NEARLY_ALL = (17.25, 1, 1.4, 11, 0.72)
 DISTORTED = {
-  'b3091300c7450e27e56b6b6beaeaea000000454000e563e0': (-20.5,),
-  'ff29360dff7b2f52ffafafafffffff0000007b741bffa4ff': (None, 1.37),
-  'c860675cdc8b7885fa808080ffffff0000005a5730faabf7': (None, None, 0.61),
-  'c81e7318dc0a2396fa808080ffffff0000005a3714c678fa': (None, None, None, -13),
+  'b3091300c7450e27e56b6b6beaeaea000000454000e563e0': (-20.5, 1, 1, 0, 1),
+  'ff29360dff7b2f52ffafafafffffff0000007b741bffa4ff': (0, 1.37, 1, 0, 1),
+  'c860675cdc8b7885fa808080ffffff0000005a5730faabf7': (0, 1, 0.61, 0, 1),
+  'c81e7318dc0a2396fa808080ffffff0000005a3714c678fa': (0, 1, 1, -13, 1),
   '9c2e0000aa7d2b00b7686868b7b7b70c0c0c384d06b7408b': NEARLY_ALL,
 }
 
@@ -80,14 +81,7 @@ DISTORTED = {
 @pytest.mark.parametrize(('expected', 'draw'), DISTORTED.items())
 def test_twin_of_the_distortion_equals_stored_results(expected, draw):
   image = np.frombuffer(bytes.fromhex(PIXELS), np.uint8).reshape(2, 4, 3)
-  assert distorted(image, PhotometricDraw(*draw)).tobytes().hex() == expected
-
-
-def test_what_is_not_drawn_is_the_identity():
-  assert_equal(PhotometricDraw().parameters(), np.float32([0, 1, 1, 0, 1]))
-  full = PhotometricDraw(-3.5, 1.25, 0.75, -7, 0.5).parameters()
-  assert_equal(full, np.float32([-3.5, 1.25, 0.75, -7, 0.5]))
-  assert full.dtype == np.float32
+  assert distorted(image, draw).tobytes().hex() == expected
 
 
 # One has exactly 3 of 4, the last 3 of 5.
@@ -115,7 +109,7 @@ def augment_twin(image, label, draw, image_scale, crop_size):
   image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
   label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
   (top, left), failed = origin_twin(label, draw.crop_offsets, crop_size)
-  found = {'photometric': draw.photometric.parameters()}
+  found = {'photometric': draw.photometric}
   for key, array, value in (('image', image, 0), ('label', label, 255)):
     crop = array[top : top + crop_size[0], left : left + crop_size[1]]
     found[key] = np.full((*crop_size, *array.shape[2:]), value, np.uint8)
@@ -156,7 +150,7 @@ def test_augment_equals_resizing_all_first(shape, scale, crop_size, padded):
 
 def given(scale, y, x, flip):
   return transforms.AugmentationDraw(
-    scale, np.full((11, 2), (y, x)), bool(flip), PhotometricDraw()
+    scale, np.full((11, 2), (y, x)), bool(flip), np.float32(UNDISTORTED)
   )
 
 
@@ -293,22 +287,22 @@ def test_long_edges_and_corners_are_equally_likely_integers(ten_thousand):
 
 
 def test_distribution_of_photometric_draws(ten_thousand):
-  drawn = [d.photometric for d in ten_thousand]
-  share = {'contrast_first': 0.25, 'contrast_last': 0.25}
-  low_high = {'brightness': (-32, 32), 'hue': (-18, 18)}
-  for name in PhotometricDraw.__dataclass_fields__:
-    values = [v for d in drawn if (v := getattr(d, name)) is not None]
-    assert binomial_p(len(values), share.get(name, 0.5)) > 1e-3
-    if name == 'hue':
-      counts = np.bincount(np.array(values) + 18, minlength=36)
-      assert len(counts) == 36  # -18 to 17.
-      assert stats.chisquare(counts).pvalue > 1e-3
-    else:
-      assert uniform_p(values, *low_high.get(name, (0.5, 1.5))) > 1e-3
-  assert all(None in (d.contrast_first, d.contrast_last) for d in drawn)
+  drawn = np.array([d.photometric for d in ten_thousand])
+  applied = drawn != UNDISTORTED
+  # Brightness, one contrast, saturation, the other contrast.
+  for i, share in (0, 0.5), (1, 0.25), (2, 0.5), (4, 0.25):
+    values = drawn[applied[:, i], i]
+    assert binomial_p(len(values), share) > 1e-3
+    assert uniform_p(values, *((0.5, 1.5) if i else (-32, 32))) > 1e-3
+  hues = drawn[applied[:, 3], 3].astype(int)  # -18 to 17, without 0.
+  assert binomial_p(len(hues), 0.5 * 35 / 36) > 1e-3
+  counts = np.delete(np.bincount(hues + 18, minlength=36), 18)
+  assert len(counts) == 35
+  assert stats.chisquare(counts).pvalue > 1e-3
+  assert not applied[:, (1, 4)].all(1).any()
   # Brightness and saturation are drawn independently of each other.
-  pairs = [None not in (d.brightness, d.saturation) for d in drawn]
-  assert binomial_p(sum(pairs), 0.25) > 1e-3
+  pairs = applied[:, (0, 2)].all(1)
+  assert binomial_p(pairs.sum(), 0.25) > 1e-3
 
 
 def test_an_option_leaves_the_other_draws_as_they_were():
@@ -316,7 +310,7 @@ def test_an_option_leaves_the_other_draws_as_they_were():
   plain, others = draws(20), draws(20, **options)
   for a, b in zip(plain, others, strict=True):
     assert_equal(a.crop_offsets, b.crop_offsets)
-    assert (b.scale, b.flip, b.photometric) == (a.scale, 0, PhotometricDraw())
+    assert (b.scale, b.flip, *b.photometric) == (a.scale, 0, *UNDISTORTED)
   assert any(a.flip for a in plain)
 
 
@@ -346,15 +340,14 @@ def test_distortion_is_near_the_8_bit_host_pipeline():
   images = natural_images(rng, 48, 64, 96)
   drawn = [transforms.draw_photometric(rng) for _ in images]
   host = np.stack(list(map(distorted, images, drawn))).astype(float)
-  parameters = np.stack([draw.parameters() for draw in drawn])
-  result = np.asarray(distort(images.astype(np.float32), parameters))
+  result = np.asarray(distort(images.astype(np.float32), np.stack(drawn)))
   difference = np.abs(result - host)
   assert np.abs(images - host).mean() > 10  # There is something to get right.
   assert difference.mean() < 0.5
   assert np.percentile(difference, 99) <= 3
   assert difference.mean(axis=(1, 2, 3)).max() < 1
 
-  linear = [(d.saturation, d.hue) == (None, None) for d in drawn]
+  linear = [(saturation, hue) == (1, 0) for _, _, saturation, hue, _ in drawn]
   assert sum(linear) > 5
   assert_equal(result[linear], host[linear])
 
@@ -440,95 +433,3 @@ def test_resizing_equals_opencv(sizes):
     resized = resize.resize_image(images[i, :h, :w], after)  # By OpenCV.
     expected[i, : after[0], : after[1]] = resized
   assert_equal(jax.jit(preprocess.resize)(images, *tables), expected)
-
-
-# ---- Resizing, whole and of windows, against OpenCV --------------------------
-
-
-# As mmcv 2.1.0's rescale_size gives them.
-FITTED = [
-  ((512, 683), (2048, 512), (512, 683)),
-  ((683, 512), (1024, 256), (342, 256)),
-  ((37, 100), (2048, 512), (512, 1384)),
-  ((500, 333), (1331, 333), (500, 333)),
-  ((1024, 2048), (1126, 563), (563, 1126)),
-  ((200, 3000), (2048, 512), (137, 2048)),
-  ((1, 5000), (2048, 512), (1, 2048)),  # Which mmcv refuses: 0 rows.
-]
-
-
-@pytest.mark.parametrize(('size', 'edges', 'expected'), FITTED)
-def test_keep_ratio_size(size, edges, expected):
-  assert resize.keep_ratio_size(*size, *edges) == expected
-
-
-def test_scaled_size():
-  # Times 1.25 it is 38 x 46 when rounded; within both edges 46 / 37 decides,
-  # and 30 * 46 / 37 is 37.3.
-  assert resize.scaled_size(30, 37, 1.25) == (37, 46)
-  assert resize.scaled_size(1, 1, 0.25) == (1, 1)
-
-
-def assert_windows_equal_whole(rng, shape, size, *windows, number=3):
-  """Those of a random picture and as many random ones, of a pixel or of all."""
-  image = rng.integers(0, 256, (*shape, 3), np.uint8)
-  label = rng.integers(0, 150, shape, np.uint8)
-  resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-  labels = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST)
-  assert_equal(resize.resize_image(image, size), resized)
-  starts = rng.integers(0, size, (number, 2))
-  ends = rng.integers(starts, size) + 1
-  windows += tuple(
-    tuple(map(slice, *x)) for x in zip(starts, ends, strict=True)
-  )
-  for window in windows:
-    what = f'{shape} -> {size}, {window}'
-    found = resize.resize_image_window(image, size, window)
-    assert_equal(found, resized[window], what)
-    found = resize.resize_label_window(label, size, window)
-    assert_equal(found, labels[window], what)
-    assert found.flags.c_contiguous
-
-
-def test_windows_equal_opencvs_whole_image():
-  """400 sizes, from a tenth to six times as large, three windows each."""
-  rng = np.random.default_rng(2)
-  for _ in range(400):
-    shape = rng.integers(1, 120, 2)
-    factors = np.exp(rng.uniform(np.log(0.1), np.log(6), 2))
-    size = np.maximum(1, np.round(shape * factors)).astype(int).tolist()
-    assert_windows_equal_whole(rng, shape, tuple(size))
-
-
-def test_windows_of_pictures_that_hardly_change_their_size():
-  """OpenCV copies what keeps its size, as corners of a larger picture may."""
-  rng = np.random.default_rng(5)
-  for shape, size, window in (
-    ((302, 112), (301, 112), (slice(24, 120), slice(9, 105))),
-    ((1024, 1024), (1023, 1023), (slice(189, 445), slice(203, 459))),
-    ((400, 2000), (400, 2001), (slice(0, 400), slice(107, 619))),
-  ):
-    assert_windows_equal_whole(rng, shape, size, window, number=0)
-  for _ in range(150):
-    shape = rng.integers(1, 500, 2)
-    change = rng.integers(-3, 4, 2) * rng.integers(0, 2, 2)
-    size = tuple(np.maximum(1, shape + change).tolist())
-    corner = tuple(slice(0, max(1, n // 3)) for n in size)
-    assert_windows_equal_whole(rng, shape, size, corner)
-
-
-@pytest.mark.parametrize('factor', [0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3])
-def test_windows_where_opencv_has_ways_of_its_own(factor):
-  """At a half it takes means of four pixels, at 1 it copies."""
-  rng, size = np.random.default_rng(3), (int(96 * factor), int(160 * factor))
-  assert_windows_equal_whole(rng, (96, 160), size, number=10)
-
-
-def test_nearest_pixels_of_long_axes_equal_opencvs():
-  """1000 lengths: rounding differs where a pixel lies on a border."""
-  rng = np.random.default_rng(4)
-  for length, new in rng.integers(1, 5000, (1000, 2)).tolist():
-    row = np.arange(length, dtype=np.float32)[None]
-    expected = cv2.resize(row, (new, 1), interpolation=cv2.INTER_NEAREST)
-    found = resize.nearest_pixels(length, new, slice(0, new))
-    assert_equal(found, expected[0], f'{length} -> {new}')
