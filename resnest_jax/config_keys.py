@@ -24,9 +24,7 @@ CENTER_CROPS = ('encoding', 'gluon')
 SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
 # Steps and counts on the devices are int32.
 MOST = 2**31 - 1
-MOST_PIXELS = 2**16  # Of an edge.
-MOST_IMAGES = 2**16  # Of a batch.
-MOST_CHANNELS = 2**16
+MOST_PIXELS = MOST_IMAGES = MOST_CHANNELS = 2**16  # Of an edge, a batch.
 # Numbers become float32, and their squares float64.
 LARGEST = 1e30
 
@@ -41,11 +39,9 @@ class Accepted(NamedTuple):
     return self.words + (f' (did you mean {near[0]}?)' if near else '')
 
 
-def at_least(minimum: int, why: str = '', most: int = MOST) -> Accepted:
-  return Accepted(
-    f'at least {minimum}{why} and at most {most}',
-    lambda x: minimum <= x <= most,
-  )
+def at_least(minimum: int, why: str = '', most: float = MOST) -> Accepted:
+  words = f'at least {minimum}{why} and at most {most}'
+  return Accepted(words, lambda x: minimum <= x <= most)
 
 
 def one_of(names: Collection[str]) -> Accepted:
@@ -67,13 +63,12 @@ def whole_numbers(length: int, most: int = MOST_PIXELS) -> Accepted:
 
 
 # NaN fails each of these comparisons.
-NOT_NEGATIVE = Accepted(
-  f'at least 0 and at most {LARGEST}', lambda x: 0 <= x <= LARGEST
-)
+NOT_NEGATIVE = at_least(0, most=LARGEST)
 POSITIVE = Accepted(
   f'above 0 and at most {LARGEST}', lambda x: 0 < x <= LARGEST
 )
 SEED = at_least(0, most=2**63 - 1)
+COUNT, COUNT_OR_0 = at_least(1), at_least(0)
 CHANNELS = at_least(1, most=MOST_CHANNELS)
 BATCH = at_least(1, most=MOST_IMAGES)
 WORKERS = at_least(0, most=4096)
@@ -82,6 +77,7 @@ SHARE_BELOW_1 = Accepted('at least 0 and below 1', lambda x: 0 <= x < 1)
 SHARE_ABOVE_0 = Accepted('above 0 and at most 1', lambda x: 0 < x <= 1)
 BETWEEN_0_AND_1 = Accepted('above 0 and below 1', lambda x: 0 < x < 1)
 STAGES = Accepted('from 0 to 5', lambda x: 0 <= x <= 5)
+SECONDS = Accepted('above 0 and at most 10,000,000', lambda x: 0 < x <= 10**7)
 DEVICES = Accepted(
   'at least 1, or -1: all devices', lambda x: x >= 1 or x == -1
 )
@@ -89,10 +85,11 @@ CLASSES = Accepted(
   f'at least 2, or 0: as many as the data has; at most {MOST_CHANNELS}',
   lambda x: 2 <= x <= MOST_CHANNELS or x == 0,
 )
+SIZE = whole_numbers(2)
 LONG_AND_SHORT = Accepted(
   f'two positive whole numbers of at most {MOST_PIXELS}: (long edge, short '
   'edge) in pixels',
-  lambda x: whole_numbers(2).holds(x) and x[0] >= x[1],
+  lambda x: SIZE.holds(x) and x[0] >= x[1],
 )
 RANGE = Accepted(
   'two positive numbers of at most 100, the smaller first',
@@ -124,133 +121,102 @@ class Key(NamedTuple):
   per_host: bool = False
 
 
-# Without accepted values: switches, and names checked where they are used.
+def _all(
+  section: str, names: str, accepted: Accepted | None = None, **facts: bool
+) -> dict[str, Key]:
+  """Keys of a section that have the same facts; names are separated by spaces.
+
+  Without accepted values: switches, and names checked where they are used.
+  """
+  key = Key(accepted, **facts)
+  return {f'{section}.{name}': key for name in names.split()}
+
+
+_HERE = {'free': True, 'per_host': True}
+_AUGMENTATIONS = 'mmseg', 'encoding', 'imagenet'
+_POLICIES = 'autoaugment', 'randaugment', 'none'
+_LOSSES = 'cross_entropy ohem focal dice lovasz'
+_PLACES = 'image_suffix mask_suffix image_prefix mask_prefix lists'
+_WIDTHS = 'stem_width width radix groups base_width head_channels aux_channels'
+_NAMES = 'backbone output_stride dilation_rule head frozen_bn dtype'
+
 KEYS = {
   'name': Key(),
   'seed': Key(SEED),
   'pretrained': Key(),
-  'model.backbone': Key(),
-  'model.stage_sizes': Key(whole_numbers(4, 1000)),
-  'model.stem_width': Key(CHANNELS),
-  'model.width': Key(CHANNELS),
-  'model.radix': Key(CHANNELS),
-  'model.groups': Key(CHANNELS),
-  'model.base_width': Key(CHANNELS),
-  'model.output_stride': Key(),
-  'model.dilation_rule': Key(),
-  'model.head': Key(),
-  'model.head_channels': Key(CHANNELS),
-  'model.aux_channels': Key(CHANNELS),
-  'model.num_classes': Key(CLASSES),
-  'model.dropout': Key(SHARE_BELOW_1),
-  'model.frozen_bn': Key(),
-  'model.biased_variance': Key(),
-  'model.dropblock': Key(SHARE_BELOW_1),
-  'model.dtype': Key(),
-  'data.name': Key(),
-  'data.data_dir': Key(FOLDER, free=True, per_host=True),
-  'data.folder.classes': Key(),
-  'data.folder.images': Key(),
-  'data.folder.masks': Key(),
-  'data.folder.image_suffix': Key(),
-  'data.folder.mask_suffix': Key(),
-  'data.folder.image_prefix': Key(),
-  'data.folder.mask_prefix': Key(),
-  'data.folder.lists': Key(),
-  'data.folder.eval_fraction': Key(BETWEEN_0_AND_1),
-  'data.folder.split_seed': Key(SEED),
-  'data.train_split': Key(),
-  'data.eval_split': Key(free=True),
-  'data.sampling': Key(one_of(SAMPLINGS)),
-  'data.repeat_threshold': Key(SHARE),
-  'data.augmentation': Key(one_of(('mmseg', 'encoding', 'imagenet'))),
-  'data.image_scale': Key(LONG_AND_SHORT),
-  'data.scale_range': Key(RANGE),
-  'data.crop_size': Key(whole_numbers(2)),
-  'data.cat_max_ratio': Key(SHARE_ABOVE_0),
-  'data.flip_probability': Key(SHARE),
-  'data.photometric': Key(),
-  'data.policy': Key(one_of(('autoaugment', 'randaugment', 'none'))),
-  'data.random_crop': Key(one_of(('resized', 'encoding'))),
-  'data.interpolation': Key(one_of(('bilinear', 'bicubic'))),
-  'data.color_jitter': Key(SHARE),
-  'data.lighting': Key(SHARE),
-  'data.center_crop': Key(one_of(CENTER_CROPS), free=True),
-  'data.doctor_samples': Key(at_least(0), free=True),
-  'data.skip_unreadable': Key(free=True),
-  'data.max_pixels': Key(at_least(1, most=2**40), free=True),
-  'data.num_workers': Key(WORKERS, free=True, per_host=True),
-  'data.num_threads': Key(WORKERS, free=True, per_host=True),
-  'data.prefetch': Key(at_least(1), free=True, per_host=True),
-  'data.timeout': Key(
-    Accepted('above 0 and at most 10,000,000', lambda x: 0 < x <= 10**7),
-    free=True,
-  ),
-  'loss.terms.cross_entropy': Key(NOT_NEGATIVE),
-  'loss.terms.ohem': Key(NOT_NEGATIVE),
-  'loss.terms.focal': Key(NOT_NEGATIVE),
-  'loss.terms.dice': Key(NOT_NEGATIVE),
-  'loss.terms.lovasz': Key(NOT_NEGATIVE),
-  'loss.aux_weight': Key(NOT_NEGATIVE),
-  'loss.avg_non_ignore': Key(),
-  'loss.class_weights': Key(WEIGHTS),
-  'loss.label_smoothing': Key(SHARE_BELOW_1),
-  'loss.mixup': Key(NOT_NEGATIVE),
-  'loss.ohem_threshold': Key(SHARE),
-  'loss.ohem_min_kept': Key(at_least(1)),
-  'loss.focal_gamma': Key(NOT_NEGATIVE),
-  'loss.focal_alpha': Key(SHARE),
-  'loss.focal_activation': Key(one_of(('sigmoid', 'softmax'))),
-  'loss.lovasz_per_image': Key(),
-  'optimizer.name': Key(one_of(('sgd', 'adamw'))),
-  'optimizer.learning_rate': Key(POSITIVE),
-  'optimizer.min_learning_rate': Key(NOT_NEGATIVE),
-  'optimizer.schedule': Key(one_of(('poly', 'cosine'))),
-  'optimizer.power': Key(POSITIVE),
-  'optimizer.warmup_steps': Key(at_least(0)),
-  'optimizer.warmup_ratio': Key(SHARE),
-  'optimizer.momentum': Key(SHARE_BELOW_1),
-  'optimizer.nesterov': Key(),
-  'optimizer.first_count': Key(at_least(0, most=1)),
-  'optimizer.beta1': Key(SHARE_BELOW_1),
-  'optimizer.beta2': Key(SHARE_BELOW_1),
-  'optimizer.epsilon': Key(POSITIVE),
-  'optimizer.weight_decay': Key(NOT_NEGATIVE),
-  'optimizer.decay_norm_bias': Key(),
-  'optimizer.layer_decay': Key(SHARE_ABOVE_0),
-  'optimizer.head_multiplier': Key(POSITIVE),
-  'optimizer.clip_norm': Key(POSITIVE),
+  **_all('model', f'{_NAMES} biased_variance'),
+  **_all('model', 'stage_sizes', whole_numbers(4, 1000)),
+  **_all('model', _WIDTHS, CHANNELS),
+  **_all('model', 'num_classes', CLASSES),
+  **_all('model', 'dropout dropblock', SHARE_BELOW_1),
+  **_all('data', 'name train_split photometric'),
+  **_all('data', 'data_dir', FOLDER, **_HERE),
+  **_all('data.folder', f'classes images masks {_PLACES}'),
+  **_all('data.folder', 'eval_fraction', BETWEEN_0_AND_1),
+  **_all('data.folder', 'split_seed', SEED),
+  **_all('data', 'eval_split skip_unreadable', free=True),
+  **_all('data', 'sampling', one_of(SAMPLINGS)),
+  **_all('data', 'augmentation', one_of(_AUGMENTATIONS)),
+  **_all('data', 'image_scale', LONG_AND_SHORT),
+  **_all('data', 'scale_range', RANGE),
+  **_all('data', 'crop_size', SIZE),
+  **_all('data', 'cat_max_ratio', SHARE_ABOVE_0),
+  **_all('data', 'repeat_threshold flip_probability', SHARE),
+  **_all('data', 'policy', one_of(_POLICIES)),
+  **_all('data', 'random_crop', one_of(('resized', 'encoding'))),
+  **_all('data', 'interpolation', one_of(('bilinear', 'bicubic'))),
+  **_all('data', 'color_jitter lighting', SHARE),
+  **_all('data', 'center_crop', one_of(CENTER_CROPS), free=True),
+  **_all('data', 'doctor_samples', COUNT_OR_0, free=True),
+  **_all('data', 'max_pixels', at_least(1, most=2**40), free=True),
+  **_all('data', 'num_workers num_threads', WORKERS, **_HERE),
+  **_all('data', 'prefetch', COUNT, **_HERE),
+  **_all('data', 'timeout', SECONDS, free=True),
+  **_all('loss.terms', _LOSSES, NOT_NEGATIVE),
+  **_all('loss', 'aux_weight mixup focal_gamma', NOT_NEGATIVE),
+  **_all('loss', 'avg_non_ignore lovasz_per_image'),
+  **_all('loss', 'class_weights', WEIGHTS),
+  **_all('loss', 'label_smoothing', SHARE_BELOW_1),
+  **_all('loss', 'ohem_threshold focal_alpha', SHARE),
+  **_all('loss', 'ohem_min_kept', COUNT),
+  **_all('loss', 'focal_activation', one_of(('sigmoid', 'softmax'))),
+  **_all('optimizer', 'name', one_of(('sgd', 'adamw'))),
+  **_all('optimizer', 'schedule', one_of(('poly', 'cosine'))),
+  **_all('optimizer', 'min_learning_rate weight_decay', NOT_NEGATIVE),
+  **_all('optimizer', 'warmup_steps', COUNT_OR_0),
+  **_all('optimizer', 'warmup_ratio', SHARE),
+  **_all('optimizer', 'momentum beta1 beta2', SHARE_BELOW_1),
+  **_all('optimizer', 'nesterov decay_norm_bias'),
+  **_all('optimizer', 'first_count', at_least(0, most=1)),
+  **_all('optimizer', 'layer_decay', SHARE_ABOVE_0),
+  **_all('optimizer', 'learning_rate power epsilon', POSITIVE),
+  **_all('optimizer', 'head_multiplier clip_norm', POSITIVE),
   'mesh': Key(free=True),
-  'mesh.data': Key(DEVICES),
-  'mesh.spatial': Key(at_least(1)),
-  'train.total_steps': Key(at_least(1)),
+  **_all('mesh', 'data', DEVICES),
+  **_all('mesh', 'spatial', COUNT),
+  **_all('train', 'total_steps', COUNT),
   # Split attention has 1x1 maps, and a single value has no variance.
-  'train.batch_size': Key(at_least(2, ' (batch normalisation)', MOST_IMAGES)),
-  'train.log_steps': Key(at_least(1), free=True),
-  'train.eval_steps': Key(at_least(1), free=True),
-  'train.checkpoint_steps': Key(at_least(1), free=True),
-  'train.keep_checkpoints': Key(at_least(1), free=True),
-  'train.pictures': Key(at_least(0), free=True),
-  'train.wandb': Key(free=True),
-  'train.micro_batch_size': Key(at_least(0)),
-  'train.norm_group': Key(at_least(0)),
+  **_all(
+    'train', 'batch_size', at_least(2, ' (batch normalisation)', MOST_IMAGES)
+  ),
+  **_all('train', 'log_steps eval_steps checkpoint_steps', COUNT, free=True),
+  **_all('train', 'keep_checkpoints', COUNT, free=True),
+  **_all('train', 'pictures', COUNT_OR_0, free=True),
+  **_all('train', 'micro_batch_size norm_group', COUNT_OR_0),
   # Recomputation changes a result by rounding at most.
-  'train.remat': Key(free=True),
-  'train.freeze': Key(STAGES),
-  'train.freeze_norms': Key(),
-  'train.ema_decay': Key(SHARE_BELOW_1),
+  **_all('train', 'wandb remat', free=True),
+  **_all('train', 'freeze', STAGES),
+  **_all('train', 'freeze_norms'),
+  **_all('train', 'ema_decay', SHARE_BELOW_1),
   'eval': Key(free=True),
-  'eval.batch_size': Key(BATCH),
-  'eval.bucket': Key(at_least(1, most=MOST_PIXELS)),
-  'eval.overlays': Key(at_least(0)),
-  'eval.report_images': Key(at_least(0)),
-  'eval.boundary_iou': Key(),
-  'eval.fscore_beta': Key(POSITIVE),
-  'eval.protocol': Key(one_of(PROTOCOLS)),
-  'eval.slide_crop': Key(whole_numbers(2)),
-  'eval.slide_stride': Key(whole_numbers(2)),
-  'eval.scales': Key(SCALES),
-  'eval.flip': Key(),
+  **_all('eval', 'batch_size', BATCH),
+  **_all('eval', 'bucket', at_least(1, most=MOST_PIXELS)),
+  **_all('eval', 'overlays report_images', COUNT_OR_0),
+  **_all('eval', 'boundary_iou flip'),
+  **_all('eval', 'fscore_beta', POSITIVE),
+  **_all('eval', 'protocol', one_of(PROTOCOLS)),
+  **_all('eval', 'slide_crop slide_stride', SIZE),
+  **_all('eval', 'scales', SCALES),
 }
 # A section stands for all of its keys, those of earlier versions included.
 FREE_KEYS = tuple(name for name, key in KEYS.items() if key.free)
