@@ -22,7 +22,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser, command_line
 from resnest_jax.overrides import KINDS, REMOVED, nearest, override
 from resnest_jax.shipped import shipped
-from resnest_jax.text import shorten, without_secrets
+from resnest_jax.text import listed, shorten, without_secrets
 from resnest_jax.untrusted import parse_json
 
 # In a workdir: the configuration with which a run was last started.
@@ -41,8 +41,7 @@ def load_config(
       {'train.total_steps': 1000, 'data.crop_size': '256,256'}.
 
   Raises:
-    UserError: no such file, an unknown key, a value of another type or out of
-      range.
+    UserError: no such file, an unknown key, or a value that is not accepted.
   """
   path, _, argument = str(spec).partition(':')
   config = _call_get_config(_config_file(path), argument)
@@ -92,15 +91,10 @@ def load_run_config(
   return config
 
 
-def _known(config: ConfigDict) -> dict[str, Any]:
-  # None may come back where a row has set something else.
-  unset = {key: None for key, value in _defaults().items() if value is None}
-  known = flatten(config)
-  return known | {key: unset[key] for key in known.keys() & unset.keys()}
-
-
 def _overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-  known = _known(config)
+  known, defaults = flatten(config), _defaults()
+  # None may come back where a row has set something else.
+  known |= {key: None for key in known if defaults.get(key, '') is None}
   for key, value in overrides.items():
     override(config, key, value, known)
   validate(config)
@@ -142,10 +136,7 @@ def parse_flags(
 ) -> argparse.Namespace:
   """Parses a command line with `--config.key=value` or `--config.key value`.
 
-  `config` of the result is the loaded ConfigDict.
-
-  Raises:
-    UserError: an unknown or missing flag; see also `load_config`.
+  `config` of the result is the loaded ConfigDict; raises as `load_config`.
   """
   arguments = command_line(arguments)
   # Without argparse: the keys are known only once the file has been read.
@@ -199,10 +190,8 @@ def differences(
 ) -> list[str]:
   """A line with both values for every key that differs.
 
-  Args:
-    saved: an earlier configuration, written by `config_to_json`.
-    config: the one of today.
-    ignore: keys and sections that may differ: ['data.data_dir', 'eval'].
+  `saved` is an earlier configuration, written by `config_to_json`; `ignore`
+  are keys and sections that may differ: ['data.data_dir', 'eval'].
   """
   old = flatten(json.loads(without_secrets(saved)))
   new = flatten(json.loads(config_to_json(config)))  # JSON knows no tuples.
@@ -265,11 +254,8 @@ def validate(config: ConfigDict) -> None:
     refuse('eval.slide_stride', f'at most the window, which is {window}')
   _check_task(classifies(config), values, refuse)
   way = values['data.augmentation']
-  square = {
-    'encoding': ['image_scale'],
-    'imagenet': ['image_scale', 'crop_size'],
-  }
-  for key in square.get(way, ()):
+  squares = {'encoding': 'image_scale', 'imagenet': 'image_scale crop_size'}
+  for key in squares.get(way, '').split():
     if len(set(values[f'data.{key}'])) > 1:
       accepted = f'one edge twice, as 520,520, with data.augmentation={way}'
       refuse(f'data.{key}', accepted)
@@ -318,11 +304,7 @@ def _check_task(
 
 
 def fit_num_classes(config: ConfigDict, num_classes: int) -> None:
-  """Sets `config.model.num_classes` from the data set if it is 0.
-
-  Raises:
-    UserError: it is another number.
-  """
+  """Sets `model.num_classes` if it is 0; another number is a `UserError`."""
   if config.model.num_classes == 0:
     config.model.num_classes = num_classes
   if config.model.num_classes != num_classes:
@@ -341,9 +323,9 @@ def _check_keys(path: str, config: Any) -> None:
   if missing := [name for name in names if not known or name not in known]:
     raise UserError(
       f'get_config of {path} returns no whole configuration: '
-      f'{", ".join(missing[:3])}{", ..." if len(missing) > 3 else ""} '
-      f'{"is" if len(missing) == 1 else "are"} missing. Begin with config = '
-      'common.get_config(), as the files in configs/ do, and return config.'
+      f'{listed(missing, 3)} {"is" if len(missing) == 1 else "are"} missing. '
+      'Begin with config = common.get_config(), as the files in configs/ do, '
+      'and return config.'
     )
 
 

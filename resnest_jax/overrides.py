@@ -35,10 +35,8 @@ def override(
 ) -> None:
   """Sets one of the `known` dotted keys; a string is read as the key's type.
 
-  Those that are None there accept None.
-
-  Raises:
-    UserError: an unknown key, or a value of another type.
+  Those that are None there accept None. Raises `UserError` for other keys, and
+  for a value of another type.
   """
   if key in REMOVED:
     raise UserError(f'unknown config key {key!r}: {REMOVED[key][1]}.')

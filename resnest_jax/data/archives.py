@@ -209,10 +209,8 @@ def match_pairs(
   where: str, folder: str, images: Mapping[str, str], masks: Mapping[str, str]
 ) -> list[Pair]:
   """Pairs images and masks, given as stem -> name; none may be left over."""
-  for have, lack, what in (
-    (images, masks, 'no mask'),
-    (masks, images, 'a mask but no image'),
-  ):
+  pairs = (images, masks, 'no mask'), (masks, images, 'a mask but no image')
+  for have, lack, what in pairs:
     if missing := sorted(have.keys() - lack.keys()):
       raise UserError(
         f'{where}: {len(missing)} {folder} samples have {what}, the first is '

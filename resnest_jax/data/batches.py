@@ -80,8 +80,7 @@ class CheckedSplit:
 
   def longest_read(self) -> str:
     """Describes the read that has taken longest so far; '' if there is none."""
-    longest = self._clock.longest()
-    if longest is None:
+    if (longest := self._clock.longest()) is None:
       return ''
     index, seconds = longest
     return f'{self.split.location(index)}, being read for {seconds:.0f} s'
@@ -200,7 +199,7 @@ class BatchIterator(contextlib.AbstractContextManager):
     if 'skipped' in batch:
       skipped = batch.pop(
         'skipped'
-      )  # int32 (b,), -1 for samples that were read.
+      )  # int32 (b,), -1 where the sample was read.
       self._skipped += skipped[skipped >= 0].tolist()
     return self.place(batch)
 

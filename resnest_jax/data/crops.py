@@ -65,10 +65,8 @@ def center_box(width: int, height: int, size: int) -> Box:
 
 
 def _placed(width: int, height: int, w: int, h: int, corner: np.ndarray) -> Box:
-  left, top = (
-    int(corner[0] * (width - w + 1)),
-    int(corner[1] * (height - h + 1)),
-  )
+  left = int(corner[0] * (width - w + 1))
+  top = int(corner[1] * (height - h + 1))
   return left, top, left + w, top + h
 
 
@@ -80,10 +78,7 @@ def encoding_box(
   area = width * height
   for shape, share in tries:
     ratio = 3 / 4 + (4 / 3 - 3 / 4) * shape
-    least, most = (
-      round(math.sqrt(0.1 * area / ratio)),
-      round(math.sqrt(area / ratio)),
-    )
+    least, most = (round(math.sqrt(x * area / ratio)) for x in (0.1, 1))
     if most * ratio > width:
       most = int((width + 0.5 - 1e-7) / ratio)
       most -= most * ratio > width
@@ -101,17 +96,16 @@ def resized_box(
   width: int, height: int, tries: np.ndarray, corner: np.ndarray
 ) -> Box:
   """8 % to all of the area, of a ratio of 3/4 to 4/3 (torchvision)."""
-  area, narrowest, widest = width * height, 3 / 4, 4 / 3
+  low, high = math.log(3 / 4), math.log(4 / 3)
   for shape, share in tries:
-    low, high = math.log(narrowest), math.log(widest)
     ratio = math.exp(low + (high - low) * shape)
-    part = area * (0.08 + 0.92 * share)
+    part = width * height * (0.08 + 0.92 * share)
     w, h = round(math.sqrt(part * ratio)), round(math.sqrt(part / ratio))
     if 0 < w <= width and 0 < h <= height:
       return _placed(width, height, w, h, corner)
   # The largest part in the middle that is not too narrow or wide.
-  w = min(width, round(height * widest))
-  h = min(height, round(width / narrowest))
+  w = min(width, round(height * (4 / 3)))
+  h = min(height, round(width / (3 / 4)))
   left, top = (width - w) // 2, (height - h) // 2
   return left, top, left + w, top + h
 
@@ -121,7 +115,7 @@ def augment(
   label: int,
   draw: Draw,
   *,
-  size: int,
+  crop_size: tuple[int, int],
   policy: str,
   random_crop: str,
   interpolation: str,
@@ -135,6 +129,7 @@ def augment(
     `image` uint8 (size, size, 3); `label` int32 (); `size` int32 (2,); `shift`
     float32 (3,), to be added to the colours, which are 0 to 1.
   """
+  size = crop_size[0]
   picture = policies.POLICIES[policy](Image.fromarray(image), draw.policy)
   find = {'encoding': encoding_box, 'resized': resized_box}[random_crop]
   box = find(*picture.size, draw.tries, draw.corner)

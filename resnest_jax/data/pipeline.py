@@ -42,8 +42,7 @@ from resnest_jax.threads import thread_count
 
 
 def sample_key(seed: int) -> tuple[int, int]:
-  """Returns the Philox key of a run's augmentation draws."""
-  # The sampler hashes (seed, 0).
+  # Philox' key of a run's augmentation draws. The sampler hashes (seed, 0).
   state = np.random.SeedSequence([seed, 1]).generate_state(2, np.uint64)
   return int(state[0]), int(state[1])
 
@@ -77,9 +76,7 @@ def _read_options(
   num_threads: int, num_workers: int, ahead: int
 ) -> grain.ReadOptions:
   threads = thread_count(num_threads, max(num_workers, 1))
-  return grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=max(ahead, threads)
-  )
+  return grain.ReadOptions(threads, max(ahead, threads))
 
 
 def make_train_iterator(
@@ -98,12 +95,10 @@ def make_train_iterator(
 
   Args:
     data_config: `config.data`.
-    seed: not negative.
-    batch_size: global, over all hosts.
-    start_step: first step; any value costs the same.
+    batch_size: over all hosts, whose number `process_count` divides it.
+    start_step: any value costs the same.
     total_steps: one past the last step.
     sampler: maps positions to samples; None: each once an epoch.
-    process_count: number of hosts, a divisor of `batch_size`.
 
   Returns:
     An iterator of this host's `total_steps - start_step` batches of what
@@ -145,25 +140,24 @@ def make_train_iterator(
   return BatchIterator(reader, reader, num_steps * local_batch, checked)
 
 
+# By `data.augmentation`: a function of an image, its label and a draw, and
+# which keys of `data` are its options.
+_AUGMENTATIONS = {
+  'mmseg': (transforms.augment, 'image_scale scale_range cat_max_ratio'),
+  'encoding': (transforms.augment_encoding, 'image_scale scale_range'),
+  'imagenet': (
+    crops.augment,
+    'policy random_crop interpolation flip_probability color_jitter lighting',
+  ),
+}
+
+
 def make_augment(data_config: Any) -> Callable[..., dict[str, np.ndarray]]:
   """Returns the configured function of an image, its label and a draw."""
-  if data_config.augmentation == 'imagenet':
-    names = 'policy', 'random_crop', 'interpolation', 'flip_probability'
-    names += 'color_jitter', 'lighting'
-    options = {name: getattr(data_config, name) for name in names}
-    return functools.partial(
-      crops.augment, size=data_config.crop_size[0], **options
-    )
-  options = {
-    'scale_range': tuple(data_config.scale_range),
-    'crop_size': tuple(data_config.crop_size),
-  }
-  if data_config.augmentation == 'encoding':
-    options['base_size'] = data_config.image_scale[0]
-    return functools.partial(transforms.augment_encoding, **options)
-  options['image_scale'] = tuple(data_config.image_scale)
-  options['cat_max_ratio'] = data_config.cat_max_ratio
-  return functools.partial(transforms.augment, **options)
+  augment, names = _AUGMENTATIONS[data_config.augmentation]
+  names = ('crop_size', *names.split())
+  options = {name: getattr(data_config, name) for name in names}
+  return functools.partial(augment, **options)
 
 
 def _sample_maker(
@@ -206,12 +200,8 @@ def _reading(batches: grain.MapDataset, data_config: Any) -> grain.IterDataset:
   # Grain reads absl flags, which raises where absl.app has not parsed them.
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
-  return batches.mp_prefetch(
-    grain.MultiprocessingOptions(
-      num_workers=num_workers, per_worker_buffer_size=2
-    ),
-    worker_init_fn=_init_worker,
-  )
+  options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+  return batches.mp_prefetch(options, worker_init_fn=_init_worker)
 
 
 def training_batches(
@@ -224,7 +214,6 @@ def training_batches(
   """Makes the batches of a training on the devices; close after use.
 
   Args:
-    mesh: every host reads what its devices need.
     start_step: finished steps; batches continue as if never interrupted.
     cache: .npy file that keeps pixel counts for the next start, if given.
 
@@ -367,13 +356,13 @@ def make_eval_iterator(
     process_index: this host h, which reads images h, h + process_count, ...
 
   Returns:
-    An iterator of `num_images` images in batches: `image` uint8 (batch_size, H,
-    W, 3), resized within `data.image_scale` and padded with 0 at the bottom and
-    right; `size` int32 (batch_size, 2), height and width before padding;
-    `label` uint8 (batch_size, Hl, Wl) at its original size, padded with 255,
-    and its `label_size`; `index` int32 (batch_size,), the place in the split,
-    and `name`. Empty slots have index -1. Close it after use. Of a classifier,
-    images are the crops that it sees, and `label` int32 (batch_size,), or -1.
+    An iterator of `num_images` images in batches: `image` uint8 (B, H, W, 3),
+    resized within `data.image_scale` and padded with 0 at the bottom and right;
+    `size` int32 (B, 2), height and width before padding; `label` uint8 (B, Hl,
+    Wl) at its original size, padded with 255, and its `label_size`; `index`
+    int32 (B,), the place in the split, and `name`. Empty slots have index -1.
+    Close it after use. Of a classifier, images are the crops that it sees, and
+    `label` int32 (B,), or -1.
   """
   if batch_size < 1 or bucket < 1:
     raise UserError(

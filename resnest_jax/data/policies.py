@@ -30,14 +30,9 @@ def _solarize_add(picture: Image.Image, value: float) -> Image.Image:
 
 
 def _cutout(picture: Image.Image, side: float, x: float, y: float):
-  start = [
-    int(max(0, unit * length - side / 2))
-    for unit, length in zip((x, y), picture.size, strict=True)
-  ]
-  end = [
-    min(length, begin + side)
-    for begin, length in zip(start, picture.size, strict=True)
-  ]
+  size = np.array(picture.size)
+  start = np.maximum(0, np.multiply((x, y), size) - side / 2).astype(int)
+  end = np.minimum(size, start + side)
   picture = picture.copy()
   ImageDraw.Draw(picture).rectangle((*start, *end), _CUTOUT)
   return picture

@@ -129,7 +129,6 @@ def preprocess(
     size: int (B, 2), height and width before padding.
     photometric: (B, 5), see `photometric_distortion`; None: not distorted.
     dtype: of the result; computed in float32 unless it is float64.
-    normalization: of the network; all trainings here use the default.
     shift: (B, 3), added to all pixels in the unit of 0..1; None: nothing.
   """
   compute = jnp.float64 if dtype == jnp.float64 else jnp.float32
@@ -138,10 +137,8 @@ def preprocess(
     x = photometric_distortion(x, photometric)
   if shift is not None:
     x = x + 255 * shift.astype(compute)[:, None, None]
-  mean, std, order = normalization
-  if order == 'BGR':
+  if normalization.order == 'BGR':
     x = x[..., ::-1]
-  mean = jnp.array(mean, compute).reshape(1, 1, 1, 3)
-  std = jnp.array(std, compute).reshape(1, 1, 1, 3)
+  mean, std = (jnp.array(part, compute) for part in normalization[:2])
   mask = valid_mask(size, images.shape[1], images.shape[2])
   return jnp.where(mask, (x - mean) / std, 0).astype(dtype)

@@ -86,11 +86,9 @@ def random_crop(
 ) -> tuple[resize.Window, np.ndarray]:
   """Chooses where to crop a label that is resized to `size`.
 
-  Args:
-    label: before it is resized; after it, the resize changes nothing.
-    offsets: (11, 2) uniform numbers in [0, 1) for top and left.
-    crop_size: a shorter side is taken whole.
-    cat_max_ratio: share of valid pixels that each class must stay below.
+  `offsets` are (11, 2) uniform numbers in [0, 1) for top and left, and
+  `cat_max_ratio` is the share of valid pixels that each class must stay below.
+  A side that is shorter than the crop is taken whole.
 
   Returns:
     Rows and columns of the resized label, and its pixels there.
@@ -194,14 +192,14 @@ def augment_encoding(
   label: np.ndarray,
   draw: AugmentationDraw,
   *,
-  base_size: int,
+  image_scale: tuple[int, int],
   scale_range: tuple[float, float],
   crop_size: tuple[int, int],
 ) -> dict[str, np.ndarray]:
   """Makes a training sample of fixed size (h, w), as PyTorch-Encoding does.
 
-  The long edge is `base_size` pixels times `scale_range`, in whole pixels that
-  are equally likely. The first of the drawn crops is taken.
+  The long edge is that of `image_scale` times `scale_range`, in whole pixels
+  that are equally likely. The first of the drawn crops is taken.
 
   Returns:
     As `augment`. But padding is black and seen by the network: `size` is the
@@ -209,7 +207,7 @@ def augment_encoding(
   """
   if draw.flip:
     image, label = cv2.flip(image, 1), cv2.flip(label, 1)
-  long_edge = long_edge_at(draw.scale, base_size, scale_range)
+  long_edge = long_edge_at(draw.scale, image_scale[0], scale_range)
   size = resize.long_edge_size(*label.shape, long_edge)
   # All of it: of a window alone, Pillow would round its weights apart.
   image = resize.resize_in_pillow(image, size, Image.Resampling.BILINEAR)

@@ -47,7 +47,7 @@ def test_operation_is_the_authors(i):
   assert_equal(np.asarray(picture), OPERATIONS['image'])  # Not changed.
 
 
-OPTIONS = {'size': 64, 'policy': 'none', 'random_crop': 'encoding'}
+OPTIONS = {'crop_size': (64, 64), 'policy': 'none', 'random_crop': 'encoding'}
 OPTIONS |= {'interpolation': 'bicubic', 'flip_probability': 0.0}
 OPTIONS |= {'color_jitter': 0.0, 'lighting': 0.0}
 DRAW = crops.draw(np.random.default_rng(0))
@@ -56,7 +56,7 @@ DRAW = crops.draw(np.random.default_rng(0))
 def test_colours_change_as_torchvision_changes_them():
   """The crop is made to be the whole picture, of its own size."""
   image = OPERATIONS['image'][:, :48]
-  changes = {'color_jitter': 0.4, 'size': 48}
+  changes = {'color_jitter': 0.4, 'crop_size': (48, 48)}
   kinds = ['brightness', 'contrast', 'saturation']
   for i in rows('jitter'):
     which = kinds.index(OPERATIONS['names'][i])
@@ -67,7 +67,9 @@ def test_colours_change_as_torchvision_changes_them():
   jitter, order = np.array([0.1, 0.6, 0.9]), np.array([2, 0, 1])
   draw = DRAW._replace(jitter=jitter, order=order, tries=np.ones((10, 2)))
   made = crops.augment(image, 3, draw, **OPTIONS | changes)
-  expected = crops.augment(image, 3, draw, **OPTIONS | {'size': 48})['image']
+  expected = crops.augment(image, 3, draw, **OPTIONS | {'crop_size': (48, 48)})[
+    'image'
+  ]
   expected = Image.fromarray(expected)
   for which in order:
     factor = 0.6 + 0.8 * jitter[which]
@@ -249,8 +251,7 @@ class Shapes:
 
 def configured(**changes):
   values = {'augmentation': 'imagenet', 'image_scale': (24, 24)}
-  values |= {'crop_size': (16, 16), 'center_crop': 'gluon'}
-  values |= {x: y for x, y in OPTIONS.items() if x != 'size'}
+  values |= OPTIONS | {'crop_size': (16, 16), 'center_crop': 'gluon'}
   return data_config(**values | {'lighting': 0.1} | changes)
 
 

@@ -49,7 +49,7 @@ def test_every_sample_is_its_documented_draw(reference):
 def test_samples_as_pytorch_encoding_makes_them():
   config = data_config(**readers.ENCODING)
   batches = train_batches(config=config, total_steps=3)
-  options = readers.SIZES | {'base_size': 48}
+  options = readers.SIZES | {'image_scale': (48, 48)}
   for position in range(12):
     batch, slot = batches[position // 4], position % 4
     record = Scenes(10)[which(batch)[slot]]

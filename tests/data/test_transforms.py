@@ -169,7 +169,7 @@ def test_augment_encoding_equals_the_authors(i):
     flip,
   )
   label = golden[f'mask{i}'] - np.uint8(1)  # 0 becomes 255, which is ignored.
-  options = {'base_size': base_size, 'crop_size': (crop, crop)}
+  options = {'image_scale': (base_size,) * 2, 'crop_size': (crop, crop)}
   options['scale_range'] = (0.5, 2.0)
   image = golden[f'image{i}']
   sample = augment_encoding(image, label, draw, **options)
@@ -178,9 +178,9 @@ def test_augment_encoding_equals_the_authors(i):
   assert sample['size'].tolist() == [crop, crop]
 
 
-def encoding_twin(image, label, draw, base_size, crop_size):
+def encoding_twin(image, label, draw, image_scale, crop_size):
   """Mirrors, resizes and pads all of both in Pillow, then crops."""
-  low, high = base_size // 2, base_size * 2
+  low, high = image_scale[0] // 2, image_scale[0] * 2
   long_edge = low + np.floor(draw.scale * (high - low + 1))
   sides = np.array(label.shape) * long_edge / max(label.shape)
   height, width = np.maximum(np.floor(sides + 0.5).astype(int), 1).tolist()
@@ -204,7 +204,7 @@ def test_augment_encoding_equals_pillow(shape):
   rng = np.random.default_rng(shape[0])
   label = blocks(rng, *shape, 5, 8)
   image = rng.integers(0, 256, (*shape, 3), np.uint8)
-  options = {'base_size': 70, 'crop_size': (64, 56)}
+  options = {'image_scale': (70, 70), 'crop_size': (64, 56)}
   for draw in draws(40):
     sample = augment_encoding(
       image, label, draw, scale_range=(0.5, 2.0), **options
