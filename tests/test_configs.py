@@ -1,7 +1,6 @@
 """Configuration files, their checks and the command line that changes them."""
 
 import functools
-import json
 import re
 import shutil
 import sys
@@ -15,7 +14,7 @@ from hosts import ROOT
 
 import resnest_jax as rj
 from resnest_jax import config as configs
-from resnest_jax.config import differences, flatten, load_config
+from resnest_jax.config import flatten, load_config
 from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS, KEYS
 from resnest_jax.flags import command_line
 from resnest_jax.overrides import SYNONYMS
@@ -82,25 +81,31 @@ def test_network_can_be_built(path):
     assert logits.shape == expected
 
 
+def assert_recipe(path, expected):
+  row = flatten(load_config(path))
+  assert {key: row[key] for key in expected} == expected
+
+
 # Long and short edge, crop, classes, steps, batch.
 PUBLISHED = {
   'ade20k': ((2048, 512), (512, 512), 150, 160_000, 16),
   'cityscapes': ((2048, 1024), (512, 1024), 19, 80_000, 8),
+}
+SIZES = 'data.image_scale', 'data.crop_size', 'model.num_classes'
+SIZES += 'train.total_steps', 'train.batch_size'
+MMSEGS = {
+  **{'model.backbone': 'resnest101', 'model.dilation_rule': 'mmseg'},
+  **{'model.output_stride': 8, 'data.scale_range': (0.5, 2.0)},
+  **{'optimizer.learning_rate': 0.01, 'optimizer.weight_decay': 0.0005},
+  'loss.aux_weight': 0.4,
 }
 
 
 @pytest.mark.parametrize('path', MMSEG, ids=lambda path: path.stem)
 def test_row_is_the_published_recipe(path):
   name, head = path.stem.split('_')
-  config = load_config(path)
-  data, model, train = config.data, config.model, config.train
-  sizes = data.image_scale, data.crop_size, model.num_classes
-  assert (*sizes, train.total_steps, train.batch_size) == PUBLISHED[name]
-  assert (data.name, data.scale_range) == (name, (0.5, 2.0))
-  assert (model.head, model.backbone) == (head, 'resnest101')
-  assert (model.output_stride, model.dilation_rule) == (8, 'mmseg')
-  rates = config.optimizer.learning_rate, config.optimizer.weight_decay
-  assert (*rates, config.loss.aux_weight) == (0.01, 0.0005, 0.4)
+  sizes = dict(zip(SIZES, PUBLISHED[name], strict=True))
+  assert_recipe(path, MMSEGS | sizes | {'data.name': name, 'model.head': head})
 
 
 # What PyTorch-Encoding's train.py sets, or leaves at its defaults.
@@ -122,13 +127,10 @@ AUTHORS = {
 
 @pytest.mark.parametrize('path', [f for f in ROWS if f not in MMSEG])
 def test_row_is_the_authors_recipe(path):
-  row = flatten(load_config(path))
-  assert {key: row[key] for key in AUTHORS} == AUTHORS
   head, depth = path.stem.split('_')[2:]
-  assert (row['model.head'], row['model.backbone']) == (
-    *(f'encoding_{head}', f'resnest{depth}'),
-  )
-  assert row['model.head_channels'] == {'fcn': 512, 'deeplabv3': 256}[head]
+  channels = {'fcn': 512, 'deeplabv3': 256}[head]
+  its = {'model.head': f'encoding_{head}', 'model.head_channels': channels}
+  assert_recipe(path, AUTHORS | its | {'model.backbone': f'resnest{depth}'})
 
 
 # By depth, as the authors' commands for MXNet have it: crop of training and of
@@ -157,20 +159,17 @@ IN_ALL = {
 
 @pytest.mark.parametrize('depth', COMMANDED)
 def test_classifier_is_the_recipe_of_the_published_weights(depth):
-  row = flatten(load_config(FOLDER / f'imagenet_resnest{depth}.py'))
-  assert {key: row[key] for key in IN_ALL} == IN_ALL
   crop, evaluation, batch, rate, of_gpu, dropout, epoch = COMMANDED[depth]
-  assert row['data.crop_size'] == (crop, crop)
-  assert row['data.image_scale'] == (evaluation, evaluation)
-  large = crop >= 320
-  way = row['data.random_crop'], row['data.interpolation']
-  assert way == (('encoding', 'bicubic') if large else ('resized', 'bilinear'))
-  assert row['optimizer.learning_rate'] == pytest.approx(rate)
-  steps = row['train.total_steps'], row['optimizer.warmup_steps']
-  assert steps == (270 * epoch, 5 * epoch)
-  sizes = row['train.batch_size'], row['train.norm_group']
-  assert (*sizes, row['model.dropout']) == (batch, of_gpu, dropout)
-  assert row['model.backbone'] == f'resnest{depth}'
+  way = ('encoding', 'bicubic') if crop >= 320 else ('resized', 'bilinear')
+  its = {
+    **{'model.backbone': f'resnest{depth}', 'model.dropout': dropout},
+    **{'data.crop_size': (crop,) * 2, 'data.image_scale': (evaluation,) * 2},
+    **{'data.random_crop': way[0], 'data.interpolation': way[1]},
+    **{'optimizer.learning_rate': rate, 'optimizer.warmup_steps': 5 * epoch},
+    **{'train.total_steps': 270 * epoch, 'train.batch_size': batch},
+    'train.norm_group': of_gpu,
+  }
+  assert_recipe(FOLDER / f'imagenet_resnest{depth}.py', IN_ALL | its)
 
 
 def test_number_of_classes_is_that_of_the_data():
@@ -204,58 +203,54 @@ def test_override_is_read_as_the_type_of_its_key(key, given, value):
   assert (result, type(result)) == (value, type(value))
 
 
-WRONG = [
-  ('train.total_steps', '1.5', "a whole number, not '1.5'"),
-  ('train.total_steps', True, 'a whole number, not True'),
-  ('train.total_steps', 'none', 'a whole number, not'),
-  ('data.photometric', '1', 'true or false'),
-  ('data.crop_size', '64', '2 positive whole numbers'),
-  ('data.crop_size', '64,0', '2 positive whole numbers'),
-  ('data.image_scale', '512,2048', r'\(long edge, short edge\)'),
-  ('data.scale_range', '2.0,0.5', 'the smaller first'),
-  ('data.flip_probability', '1.5', 'from 0 to 1'),
-  (
-    'data.augmentation',
-    'mseg',
-    r'mmseg, encoding, imagenet \(did you mean mmseg\?',
+# Message: keys and values that are refused with it.
+WRONG = {
+  "a whole number, not '1.5'": 'train.total_steps=1.5',
+  'a whole number, not': 'train.total_steps=none',
+  r'a whole number, not .1+ \.\.\. 1+.\.': f'seed={"1" * 5000}',
+  'true or false': 'data.photometric=1',
+  '2 positive whole numbers': 'data.crop_size=64 data.crop_size=64,0',
+  'numbers with commas': f'data.crop_size={{[]:1}} data.crop_size={"(" * 3000}',
+  r'\(long edge, short edge\)': 'data.image_scale=512,2048',
+  'at most 100, the smaller first': (
+    'data.scale_range=2.0,0.5 data.scale_range=1,1e9'
   ),
-  ('data.sampling', 'random', 'one of uniform, repeat_factor, class_bal'),
-  ('model.stage_sizes', '1,1,1', '4 positive whole numbers'),
-  ('model.dropout', '1', 'below 1'),
-  ('model.radix', '0', 'at least 1'),
-  ('model.num_classes', '1', 'at least 2, or 0'),
-  ('data.folder.eval_fraction', '1', 'above 0 and below 1'),
-  ('train.batch_size', '1', 'at least 2'),
-  ('optimizer.learning_rate', '1e999', 'above 0'),
-  ('eval.protocol', 'ms_flip', 'one of whole, slide, ms_flip_0x, ms_flip_1x'),
-  ('eval.slide_stride', '600,512', 'at most the window, which is 512,512'),
-  ('eval.scales', '()', 'one or more positive numbers'),
-  ('optimizer.min_learning_rate', '0.5', 'at most optimizer.learning_rate'),
-  ('optimizer.name', 'adam', r'sgd, adamw \(did you mean adamw\?\)'),
-  ('optimizer.warmup_steps', '160000', 'below train.total_steps, 160000'),
-  ('optimizer.layer_decay', '1.1', 'above 0 and at most 1'),
-  ('loss.terms.dice', '-1', 'at least 0'),
-  ('loss.class_weights', '0,0', 'numbers of at least 0, not all 0'),
-  ('loss.class_weights', '1e300,1', 'at most 1e'),
-  ('seed', str(10**20), f'at most {2**63 - 1}'),
-  ('seed', '1' * 5000, r'a whole number, not .1+ \.\.\. 1+.\.'),
-  ('train.total_steps', str(10**30), f'at most {2**31 - 1}'),
-  ('train.batch_size', '1000000000', 'at most 65536'),
-  ('data.crop_size', '1000000,8', 'at most 65536'),
-  ('data.crop_size', '{[]:1}', 'numbers with commas'),
-  ('data.crop_size', '(' * 3000, 'numbers with commas'),
-  ('data.scale_range', '1,1e9', 'at most 100, the smaller first'),
-  ('data.num_workers', '1000000', 'at most 4096'),
-  ('eval.bucket', '1000000', 'at most 65536'),
-  ('eval.scales', '1e9', 'at most 100'),
-  ('eval.fscore_beta', '1e300', 'at most 1e'),
-  ('model.num_classes', '1000000000', 'at most 65536'),
-]
+  'from 0 to 1': 'data.flip_probability=1.5',
+  r'mmseg, encoding, imagenet \(did you mean mmseg': 'data.augmentation=mseg',
+  'one of uniform, repeat_factor, class_bal': 'data.sampling=random',
+  '4 positive whole numbers': 'model.stage_sizes=1,1,1',
+  'below 1': 'model.dropout=1',
+  'at least 1': 'model.radix=0',
+  'at least 2, or 0': 'model.num_classes=1',
+  'above 0 and below 1': 'data.folder.eval_fraction=1',
+  'at least 2': 'train.batch_size=1',
+  'above 0': 'optimizer.learning_rate=1e999',
+  'one of whole, slide, ms_flip_0x, ms_flip_1x': 'eval.protocol=ms_flip',
+  'at most the window, which is 512,512': 'eval.slide_stride=600,512',
+  'one or more positive numbers': 'eval.scales=()',
+  'at most optimizer.learning_rate': 'optimizer.min_learning_rate=0.5',
+  r'sgd, adamw \(did you mean adamw\?\)': 'optimizer.name=adam',
+  'below train.total_steps, 160000': 'optimizer.warmup_steps=160000',
+  'above 0 and at most 1': 'optimizer.layer_decay=1.1',
+  'at least 0': 'loss.terms.dice=-1',
+  'numbers of at least 0, not all 0': 'loss.class_weights=0,0',
+  'at most 1e': 'loss.class_weights=1e300,1 eval.fscore_beta=1e300',
+  f'at most {2**63 - 1}': f'seed={10**20}',
+  f'at most {2**31 - 1}': f'train.total_steps={10**30}',
+  'at most 65536': (
+    'train.batch_size=1000000000 model.num_classes=1000000000 '
+    'data.crop_size=1000000,8 eval.bucket=1000000'
+  ),
+  'at most 4096': 'data.num_workers=1000000',
+  'at most 100': 'eval.scales=1e9',
+}
 
 
-@pytest.mark.parametrize(('key', 'given', 'message'), WRONG)
-def test_wrong_value_is_refused_by_name(key, given, message):
-  refused(f'config.{key} .*{message}', load_config, ROW, {key: given})
+@pytest.mark.parametrize('message', WRONG)
+def test_wrong_value_is_refused_by_name(message):
+  for key, value in (word.split('=') for word in WRONG[message].split()):
+    refused(f'config.{key} .*{message}', load_config, ROW, {key: value})
+  refused('number, not True', load_config, ROW, {'train.total_steps': True})
 
 
 ENCODING = {'data.augmentation': 'encoding', 'data.image_scale': (520, 520)}
@@ -280,6 +275,11 @@ def test_classifiers_see_squares():
   for key in 'data.image_scale', 'data.crop_size':
     told = f'config.{key} is .*one edge twice, as 520,520, with .*imagenet'
     refused(told, load_config, 'imagenet_resnest50', {key: '96,64'})
+
+
+def test_configuration_without_a_loss_is_refused():
+  told = 'no loss: .* cross_entropy, dice'
+  refused(told, load_config, ROW, {'loss.terms.cross_entropy': 0})
 
 
 def test_key_that_a_row_sets_can_be_reset():
@@ -411,68 +411,6 @@ def test_own_defaults_come_before_the_shipped_ones(tmp_path):
   assert load_config('folder').seed == 0
 
 
-# ---- The configuration of a run -------------------------------------------
-
-
-@pytest.fixture
-def trained_on(tmp_path):
-  """A run's folder, its data next to it."""
-  (tmp_path / 'data').mkdir()
-  values = {'data.data_dir': str(tmp_path / 'data'), 'seed': 3}
-  values |= {'eval.slide_crop': (64, 48), 'optimizer.clip_norm': 1.0}
-  config = load_config(f'{ROW}:mini', values)
-  (tmp_path / 'config.json').write_text(configs.config_to_json(config))
-  return tmp_path, config
-
-
-def test_configuration_of_a_run_is_the_one_it_was_started_with(trained_on):
-  workdir, config = trained_on
-  found = configs.load_run_config(workdir)
-  assert found == config
-  assert [x.is_locked for x in (found, config, config.model)] == [True] * 3
-  changed = configs.load_run_config(workdir, {'eval.bucket': '32'})
-  told = differences(configs.config_to_json(config), changed)
-  assert told == ['eval.bucket: 128 before, 32 now']
-  # Also of an earlier version.
-  older = config.to_dict()
-  del older['loss'], older['eval']['flip']
-  older['train']['accumulation'] = 'exact'
-  (workdir / 'config.json').write_text(json.dumps(older))
-  assert configs.load_run_config(workdir) == config
-
-
-DAMAGES = [
-  ('{', '[', 'is damaged'),
-  ('{', '[' * 100_000, 'is damaged'),
-  ('{', '[0], {', 'is damaged'),
-  ('"seed": 3', '"seed": NaN', 'is damaged: it has nan'),
-  ('"seed": 3', '"seed": "x"', 'seed must be a whole number'),
-  ('"seed": 3', '"sead": 3', "unknown config key 'sead'"),
-  ('"batch_size": 16', '"batch_size": 0', 'batch_size is 0'),
-  ('"folder": {', '"folder": 1, "x": {', 'data.folder'),
-]
-
-
-@pytest.mark.parametrize(('old', 'new', 'message'), DAMAGES)
-def test_damaged_configuration_is_refused(trained_on, old, new, message):
-  path = trained_on[0] / 'config.json'
-  text = path.read_text()
-  assert old in text
-  path.write_text(text.replace(old, new))
-  refused(f'{message}.* Give --config', configs.load_run_config, path.parent)
-
-
-def test_data_that_is_not_where_the_run_had_it(trained_on, monkeypatch):
-  workdir, config = trained_on
-  (workdir / 'elsewhere').mkdir()
-  load, path = configs.load_run_config, workdir / 'config.json'
-  path.write_text(path.read_text().replace(config.data.data_dir, 'elsewhere'))
-  refused('data_dir=elsewhere, and /.* Go to the folder where', load, workdir)
-  monkeypatch.chdir(workdir)
-  assert load(workdir).data.data_dir == 'elsewhere'
-  refused('=gone: there is no gone', load, workdir, {'data.data_dir': 'gone'})
-
-
 COMMANDS = {
   '': '--workdir or --config is required',
   '--workdir=': r'\A--workdir is empty; give',
@@ -508,35 +446,3 @@ def test_both_forms_of_a_flag_and_a_flag_of_the_script():
   expected = {'seed': 8, 'data.data_dir': 'a=b', 'model.width': 16}
   assert flatten(flags.config).items() >= expected.items()
   refused('required: --workdir', configs.parse_flags, parser, ['--config', ROW])
-
-
-def test_differences_name_key_and_both_values():
-  mini = load_config(f'{ROW}:mini')
-  saved = configs.config_to_json(mini)
-  assert differences(saved, mini) == []
-  changes = {'data.crop_size': '64,64', 'eval.overlays': 3, 'model.radix': 1}
-  other = load_config(f'{ROW}:mini', changes)
-  assert differences(saved, other, ignore=['eval']) == [
-    'data.crop_size: [128, 128] before, [64, 64] now',
-    'model.radix: None before, 1 now',
-  ]
-  assert 'eval.overlays: 8 before, 3 now' in differences(saved, other, ['eva'])
-  gone = saved.replace('"seed": 0', '"seed": 0, "sede": 1')
-  assert differences(gone, mini) == ['sede: 1 before, not set now']
-
-
-def test_keys_that_came_or_went_count_unless_they_have_their_default():
-  older = json.loads(configs.config_to_json(load_config(ROW)))
-  del older['loss']['terms'], older['optimizer']['clip_norm'], older['seed']
-  older['train']['accumulation'] = 'plain'
-  assert differences(json.dumps(older), load_config(ROW)) == []
-  older['train']['accumulation'] = 'exact'
-  other = load_config(ROW, {'loss.terms.dice': 1})
-  came, went = differences(json.dumps(older), other)
-  assert came == 'loss.terms.dice: not set before, 1.0 now'
-  assert re.match("train.accumulation: 'exact' .* train.remat=stages", went)
-
-
-def test_configuration_without_a_loss_is_refused():
-  told = 'no loss: .* cross_entropy, dice'
-  refused(told, load_config, ROW, {'loss.terms.cross_entropy': 0})
