@@ -115,11 +115,10 @@ def open_archive(path: str | os.PathLike) -> ZipFile:
 
 @ending(_NEEDED)
 def find_pairs(archive: ZipFile) -> Pairs:
-  names = archive.namelist()
   pairs = {}
   for split, folder in FOLDERS.items():
-    images = archives.stems(names, f'{ROOT}/images/{folder}', '.jpg')
-    masks = archives.stems(names, f'{ROOT}/annotations/{folder}', '.png')
+    images = archives.stems(archive, f'{ROOT}/images/{folder}', '.jpg')
+    masks = archives.stems(archive, f'{ROOT}/annotations/{folder}', '.png')
     if not images or not masks:
       wanted = (
         f'{ROOT}/images/training/*.jpg with {ROOT}/annotations/training/*.png '

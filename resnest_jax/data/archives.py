@@ -180,11 +180,11 @@ def open_archive(path: str | os.PathLike) -> zipfile.ZipFile:
 
 
 def stems(
-  names: list[str], folder: str, suffix: str, in_cities: bool = False
+  archive: zipfile.ZipFile, folder: str, suffix: str, in_cities: bool = False
 ) -> dict[str, str]:
   """Maps stem -> name for files directly in `folder`, or in a city's below."""
   found = {}
-  for name in names:
+  for name in archive.namelist():
     head, tail = posixpath.split(name)
     if in_cities:
       head = posixpath.dirname(head)
@@ -315,10 +315,6 @@ def read_example(
       f'{where} is {pixels.shape[1]} x {pixels.shape[0]} pixels, its mask '
       f'{width} x {height}: they do not belong together.'
     )
-  return {
-    'image': image,
-    'label': label,
-    'name': posixpath.basename(pair[0]).removesuffix(suffix),
-    'height': height,
-    'width': width,
-  }
+  name = posixpath.basename(pair[0]).removesuffix(suffix)
+  example = {'image': image, 'label': label, 'name': name}
+  return example | {'height': height, 'width': width}

@@ -80,9 +80,7 @@ class Cityscapes(ArchiveBuilder, skip_registration=True):
       pairs = find_pairs(images, masks)
     size = check_release(images, masks, pairs, config)
     # A repacked archive may lack other files: coloured masks and polygons.
-    names = {
-      name for split in pairs.values() for pair in split for name in pair
-    }
+    names = {x for split in pairs.values() for pair in split for x in pair}
     return archives.Contents(
       files=[images.filename, masks.filename],
       comment=images.comment,
@@ -109,11 +107,10 @@ def find_pairs(images: ZipFile, masks: ZipFile) -> Pairs:
       (images, f'leftImg8bit/{folder}', IMAGE_SUFFIX),
       (masks, f'gtFine/{folder}', MASK_SUFFIX),
     ):
-      samples = archives.stems(archive.namelist(), root, suffix, in_cities=True)
-      if not samples:
+      found.append(archives.stems(archive, root, suffix, in_cities=True))
+      if not found[-1]:
         wanted = f'{root}/CITY/*{suffix}'
         raise archives.other_release(archive, _OTHER_PACKAGES, wanted)
-      found.append(samples)
     pairs[split] = archives.match_pairs(both, folder, *found)
   return pairs
 
@@ -174,7 +171,6 @@ def _check_image(png: bytes, where: str) -> None:
 def read_mask(png: bytes, where: str) -> np.ndarray:
   """Decodes a mask: uint8 (H, W), label ids 0-33, 255 for -1."""
   # Licence plates, -1, are 255 where they are drawn; officially they are not.
-  values = np.arange(256)
-  allowed = (values <= 33) | (values == 255)
+  allowed = np.isin(np.arange(256), [*range(34), 255])
   meaning = 'the label ids 0 to 33, and 255 for -1'
   return read_index_mask(png, where, allowed, meaning)

@@ -17,6 +17,7 @@ Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import os
@@ -110,10 +111,9 @@ class Imagenet2012(ArchiveBuilder, skip_registration=True):
   BUILDER_CONFIGS = [RELEASE, MINI]  # noqa: RUF012
 
   def features(self) -> dict[str, Any]:
-    names = list(self.builder_config.classes)
     return {
       'image': tfds.features.Image(encoding_format='jpeg'),
-      'label': tfds.features.ClassLabel(names=names),
+      'label': tfds.features.ClassLabel(names=[*self.builder_config.classes]),
       'file_name': tfds.features.Text(),
     }
 
@@ -127,15 +127,14 @@ class Imagenet2012(ArchiveBuilder, skip_registration=True):
       comment = archive.pax_headers.get('comment', '').encode()
     counts = check_release(train, members, comment, config)
     labels = validation_classes(config, counts['validation'])
+    read = functools.partial(read_validation, classes=labels)
     facts = members, os.path.getsize(validation), comment
     return archives.Contents(
       files=[train, validation],
       comment=comment,
       pairs={
         'train': Pictures(train, read_train, counts['train']),
-        'validation': Pictures(
-          validation, lambda x: read_validation(x, labels), counts['validation']
-        ),
+        'validation': Pictures(validation, read, counts['validation']),
       },
       read=read_example,
       fingerprint=hashlib.sha256(repr(facts).encode()).hexdigest(),
@@ -213,19 +212,19 @@ def read_validation(
 def read_example(picture: Picture) -> dict[str, Any]:
   """Checks a picture; what is no RGB or grey JPEG becomes one, as in tfds."""
   name, synset, encoded = picture
-  if decode_image(encoded, cv2.IMREAD_COLOR_RGB, name) is None:
+  file, buffer = io.BytesIO(encoded), io.BytesIO()
+  # 22 pictures are CMYK, and one is a PNG, whatever its name says.
+  kind, rgb = by_pillow(file, lambda x: (x.format, x.mode)), None
+  usual = kind in (('JPEG', 'RGB'), ('JPEG', 'L'))
+  if not usual:
+    rgb = by_pillow(file, lambda x: x.convert('RGB'))
+  decoded = decode_image(encoded, cv2.IMREAD_COLOR_RGB, name)
+  if decoded is None or not (usual or rgb):
     raise UserError(
       f'{name} cannot be decoded: its archive is damaged. Delete it and '
       f'download it again. {_NEEDED}'
     )
-  # 22 pictures are CMYK, and one is a PNG, whatever its name says.
-  kind = by_pillow(io.BytesIO(encoded), lambda x: (x.format, x.mode))
-  if kind not in (('JPEG', 'RGB'), ('JPEG', 'L')):
-    buffer = io.BytesIO()
-    options = {'quality': 100, 'subsampling': 0}
-    by_pillow(
-      io.BytesIO(encoded),
-      lambda x: x.convert('RGB').save(buffer, 'JPEG', **options),
-    )
+  if rgb:
+    rgb.save(buffer, 'JPEG', quality=100, subsampling=0)
     encoded = buffer.getvalue()
   return {'image': encoded, 'label': synset, 'file_name': name}

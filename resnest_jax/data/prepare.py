@@ -131,16 +131,13 @@ def archive_from_arguments(
       f'{args.dataset} has two archives: give --archive_dir, the folder that '
       'holds both, instead of --archive'
     )
-  if args.archive_dir and not two:
-    sets = 'Cityscapes and ImageNet'
-    raise UserError(f'--archive_dir is for {sets}, not for {args.dataset}')
-  if args.size and not city:
-    raise UserError(f'--size is for Cityscapes, not for {args.dataset}')
-  if not city and args.raw:
-    raise UserError(
-      f'--raw is for Cityscapes, whose images are all of one size, not for '
-      f'{args.dataset}'
-    )
+  for flag, given, fits, sets in (
+    ('--archive_dir', args.archive_dir, two, 'Cityscapes and ImageNet'),
+    ('--size', args.size, city, 'Cityscapes'),
+    ('--raw', args.raw, city, 'Cityscapes, whose images are of one size'),
+  ):
+    if given and not fits:
+      raise UserError(f'{flag} is for {sets}, not for {args.dataset}')
   name, mini = args.dataset, args.dataset.endswith('_mini')
   if two and not (args.archive_dir or prepared or mini):
     raise UserError(
@@ -200,10 +197,9 @@ def prepare(
       except Exception:
         _remove_unfinished(builder)
         raise
-    downloads = data_dir / 'downloads'
-    for folder in (downloads / 'extracted', downloads):
-      if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    for folder in ('downloads/extracted', 'downloads'):
+      with contextlib.suppress(OSError):  # It is not there, or not empty.
+        (data_dir / folder).rmdir()
     return builder
 
 

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import DatasetBuilder
 
 from resnest_jax.errors import UserError
 
@@ -36,9 +37,7 @@ class Layout:
       f'--manual_dir=FOLDER --data_dir={data_dir}'
     )
 
-  def open_builder(
-    self, data_dir: str | os.PathLike
-  ) -> tfds.core.DatasetBuilder:
+  def open_builder(self, data_dir: str | os.PathLike) -> DatasetBuilder:
     """Opens the prepared files, which must be ArrayRecord."""
     folder = self.directory(data_dir)
     instead = (
@@ -55,11 +54,8 @@ class Layout:
         f'installed:\n  tfds convert_format --dataset_version_dir={folder} '
         f'--out_file_format=array_record\n{instead}'
       )
-    # In a converted folder tfds would look for the files of the original
-    # format.
-    builder.info.set_file_format(
-      wanted, override=True, override_if_initialized=True
-    )
+    # tfds would look for the files from which a folder was converted.
+    builder.info.set_file_format(wanted, True, True)
     if missing := [x for x in self.keys if x not in builder.info.features]:
       raise UserError(
         f"{folder} has no {' and no '.join(missing)}; it is not what tfds' "
@@ -68,11 +64,9 @@ class Layout:
     return builder
 
 
+_NAMES = 'image_left', 'segmentation_label', 'image_id'
 CITYSCAPES = Layout(
-  'cityscapes/semantic_segmentation',
-  '1.0.0',
-  ('image_left', 'segmentation_label', 'image_id'),
-  'cityscapes',
+  'cityscapes/semantic_segmentation', '1.0.0', _NAMES, 'cityscapes'
 )
 IMAGENET = Layout(
   'imagenet2012', '5.1.0', ('image', 'label', 'file_name'), 'imagenet'

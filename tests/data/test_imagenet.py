@@ -15,7 +15,7 @@ from resnest_jax.config import load_config
 from resnest_jax.data import imagenet, prepare, tfds_layouts
 from resnest_jax.data.datasets import DATASETS, Dataset, open_split, open_splits
 from resnest_jax.data.images import decode_image
-from resnest_jax.data.mini.imagenet_mini import draw_jpeg
+from resnest_jax.data.mini import imagenet_mini
 from resnest_jax.labels import IMAGENET, SYNSETS, class_names
 
 CLASSES = {'n01440764': 'tench', 'n02105855': 'Shetland sheepdog'}
@@ -36,19 +36,9 @@ def photograph(seed, mode='RGB', kind='JPEG', **options):
   return file.getvalue()
 
 
-def turned():
-  exif = Image.Exif()
-  exif[0x0112] = 6
-  return photograph(3, exif=exif)
-
-
-def tar(files, **options):
+def tar(files, comment=''):
   file = io.BytesIO()
-  with tarfile.open(fileobj=file, mode='w', **options) as archive:
-    for name, content in files.items():
-      info = tarfile.TarInfo(name)
-      info.size = len(content)
-      archive.addfile(info, io.BytesIO(content))
+  imagenet_mini._write(file, files.items(), comment)
   return file.getvalue()
 
 
@@ -58,19 +48,21 @@ PICTURES = {
   'n02105855_2933.JPEG': photograph(2, kind='PNG'),
   'n02105855_5.JPEG': photograph(0, 'CMYK'),
 }
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
 # By tfds' list the first two are of these classes.
 VALIDATION = {
   'ILSVRC2012_val_00000002.JPEG': photograph(4),
-  'ILSVRC2012_val_00000001.JPEG': turned(),
+  'ILSVRC2012_val_00000001.JPEG': photograph(3, exif=TURNED),
 }
 
 
-def train_tar(pictures=PICTURES, classes=CLASSES, **options):
+def train_tar(pictures=PICTURES, classes=CLASSES, comment=''):
   inner = {
     f'{x}.tar': tar({n: y for n, y in pictures.items() if n.startswith(x)})
     for x in classes
   }
-  return tar(inner, **options)
+  return tar(inner, comment)
 
 
 @pytest.fixture
@@ -134,6 +126,13 @@ def test_stored_pictures_are_rgb_or_grey_jpegs(folder):
     assert example['file_name'] == name
 
 
+def test_picture_that_pillow_cannot_read_is_refused(monkeypatch):
+  """It would be stored as no bytes if it is to be written anew."""
+  monkeypatch.setattr(imagenet, 'by_pillow', lambda *_: None)
+  picture = imagenet.Picture('a', 'n01440764', PICTURES['n02105855_5.JPEG'])
+  refused('a cannot be decoded', imagenet.read_example, picture)
+
+
 def test_data_that_tfds_has_prepared(folder):
   """Its builder has our features, a version of its own and no config."""
   ours = prepared(folder)
@@ -150,6 +149,7 @@ def test_data_that_tfds_has_prepared(folder):
   refused('is not prepared', open_split, 'imagenet', ours, 'train')
 
 
+COMMENT = '{"images": {"train": 4, "validation": 2}}'
 WRONG = {
   r'has no ILSVRC2012_img_val\.tar; there is ILSVRC2012_img_tr.*Register': (
     {imagenet.VALIDATION: None}
@@ -175,12 +175,9 @@ WRONG = {
   'n01440764_7.JPEG cannot be decoded: its archive is damaged': (
     {imagenet.TRAIN: train_tar(PICTURES | {'n01440764_7.JPEG': b'\xff\xd8x'})}
   ),
-  'was drawn: prepare imagenet_mini.*Register': {
-    imagenet.TRAIN: train_tar(
-      format=tarfile.PAX_FORMAT,
-      pax_headers={'comment': '{"images": {"train": 4, "validation": 2}}'},
-    )
-  },
+  'was drawn: prepare imagenet_mini.*Register': (
+    {imagenet.TRAIN: train_tar(comment=COMMENT)}
+  ),
 }
 
 
@@ -192,14 +189,6 @@ def test_wrong_archives_are_refused_and_nothing_stays(folder, told):
       (folder / name).write_bytes(content)
   refused(f'(?s){told}', prepared, folder)
   assert not list((folder.parent / 'data').rglob('*.array_record*'))
-
-
-def test_archives_are_asked_for(call, tmp_path):
-  words = 'imagenet', '--data_dir', tmp_path
-  told = 'imagenet cannot be downloaded.* --archive_dir FOLDER --data_dir'
-  refused(f'(?s){told}', call, prepare.main, *words)
-  refused('has two archives', call, prepare.main, *words, '--archive', 'x.tar')
-  refused('there is no', call, prepare.main, *words, '--archive_dir', 'nowhere')
 
 
 def test_classes_and_labels_are_those_of_everybody():
@@ -246,17 +235,21 @@ def test_drawn_pictures_are_in_the_layout_of_the_release(
 
 
 def test_pictures_are_functions_of_kind_and_seed():
-  first, again, other = (draw_jpeg(k, (0, 0, 5)) for k in (6, 6, 7))
+  first, again, other = (
+    imagenet_mini.draw_jpeg(k, (0, 0, 5)) for k in (6, 6, 7)
+  )
   assert first == again != other
   assert decode_image(first, cv2.IMREAD_COLOR_RGB).std() > 10
 
 
-def test_head_and_data_have_to_fit(mini_imagenet_data_dir):
-  drawn = mini_imagenet_data_dir
-  row = 'configs/imagenet_resnest50.py:mini'
-  options = {'data.name': 'ade20k_mini', 'data.data_dir': str(drawn)}
-  told = "ade20k_mini has masks, and config.model.head is 'classifier'.*a row"
-  refused(told, open_splits, load_config(row, options))
-  options = {'data.name': 'imagenet_mini', 'data.data_dir': str(drawn)}
-  config = load_config('configs/ade20k_pspnet.py:mini', options)
-  refused('has one class for each image.*classify_folder', open_splits, config)
+FITTING = {
+  ('imagenet_resnest50', 'ade20k_mini'): 'ade20k_mini has masks, and config.mod'
+  "el.head is 'classifier'.*a row",
+  ('ade20k_pspnet', 'imagenet_mini'): 'one class for each image.*classify_fol',
+}
+
+
+@pytest.mark.parametrize(('row', 'name'), FITTING)
+def test_head_and_data_have_to_fit(row, name):
+  config = load_config(f'{row}:mini', {'data.name': name})
+  refused(FITTING[row, name], open_splits, config)

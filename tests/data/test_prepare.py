@@ -73,6 +73,9 @@ WRONG = [
   ('ade20k_mini --raw', '--raw is for Cityscapes'),
   ('cityscapes --raw', 'cannot be downloaded automatically.*--archive_dir F'),
   ('cityscapes --archive a.zip', 'has two archives'),
+  ('imagenet', 'cannot be downloaded.* --archive_dir FOLDER --data_dir'),
+  ('imagenet --archive x.tar', 'has two archives'),
+  ('imagenet --archive_dir nowhere', 'there is no folder nowhere; --arch'),
   ('cityscapes_mini --size 64 8', '--size 64 8: both must be from'),
 ]
 
