@@ -137,15 +137,10 @@ class Canvas:
     self.mask[where] = label
 
   def fill(self, points, paint, label, grain=0.12, shade=0.25, pattern=None):
-    """Fills a polygon.
+    """Fills a polygon, given as (N, 2) pixel positions x, y.
 
-    Args:
-      points: (N, 2) pixel positions x, y.
-      paint: RGB.
-      label: mask value.
-      grain: strength of the surface's noise.
-      shade: contrast between the sides towards and away from the light.
-      pattern: a `Pattern`, which multiplies the brightness.
+    `grain` is the strength of the surface's noise, `shade` the contrast between
+    the sides towards and away from the light; a `Pattern` multiplies both.
     """
     points = np.round(points).astype(np.int32)
     x0, y0 = np.maximum(points.min(0), 0)

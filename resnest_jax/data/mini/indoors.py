@@ -179,13 +179,10 @@ def _hangings(canvas: Canvas, room: _Room) -> None:
 
 
 class _Frame:
-  """A rectangle on a wall, cut out of the canvas.
+  """A rectangle on a wall, cut out of the canvas; sizes are in metres.
 
-  Attributes:
-    inside: bool (h, w), its pixels within the smallest box around them.
-    a: (h, w), 0-1 along its width; `b` along its height.
-    width: metres, as `height`.
-    grain: (h, w), noise of the canvas.
+  `inside`, bool (h, w), are its pixels within the smallest box around them; `a`
+  and `b`, (h, w), go from 0 to 1 along its width and height.
   """
 
   def __init__(self, canvas: Canvas, on, room: _Room, across, up):
@@ -252,9 +249,9 @@ def _bed(canvas: Canvas, room: _Room, x: float, width: float) -> None:
   _box(canvas, (x, x + width), (0.08, high), (foot, head - 0.06), sheet)
   for i in range(2):
     left = x + width * (0.06 + 0.48 * i)
-    place = (left, left + width * 0.4), (high, high + 0.13)
+    across, up = (left, left + width * 0.4), (high, high + 0.13)
     z = head - 0.5, head - 0.12
-    _box(canvas, *place, z, sheet * 0.95, contrast=0.1)
+    _box(canvas, across, up, z, sheet * 0.95, contrast=0.1)
   end = foot + (head - foot) * rng.uniform(0.55, 0.75)
   count, strength = rng.integers(2, 8), rng.choice([0, 0.2, 0.35])
   direction = rng.random() < 0.5

@@ -277,10 +277,8 @@ def house_row(canvas: Canvas, z: float, wide: float, dense: float) -> None:
 def stand(canvas: Canvas, *groups: tuple) -> None:
   """Places things on the painted ground and draws them, the far ones first.
 
-  Args:
-    canvas: its mask says where each thing may stand.
-    *groups: (function of (canvas, x, z), mask value of the ground to stand on
-      or None for grass and road, least number, greatest number).
+  A group is a function of (canvas, x, z), the mask value of the ground to stand
+  on or None for grass and road, the least and the greatest number.
   """
   # All are placed before the first is drawn, so they may hide each other.
   placed = []

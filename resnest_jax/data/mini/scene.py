@@ -33,9 +33,8 @@ def draw_scene(
 ) -> tuple[np.ndarray, np.ndarray, str]:
   """Draws the scene of a seed (non-negative integers).
 
-  Returns:
-    picture, uint8 (height, width, 3) RGB; mask, uint8 (height, width) with
-    the values of `canvas.ID` and `canvas.OTHER`; the kind of scene.
+  Returns the picture, uint8 (height, width, 3) RGB; the mask, uint8 (height,
+  width), values of `canvas.ID` and `canvas.OTHER`; and the kind of scene.
   """
   rng = np.random.default_rng(seed)
   kind = str(rng.choice(list(KINDS), p=[share for _, share in KINDS.values()]))
@@ -46,19 +45,21 @@ def photograph(
   rng: Generator, height: int, width: int, paint: Callable[[Canvas], None]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Picture and mask of what `paint` leaves on an oversampled canvas."""
-  size = round(height * OVERSAMPLING), round(width * OVERSAMPLING)
-  canvas = Canvas(rng, *size)
+  canvas = Canvas(
+    rng, round(height * OVERSAMPLING), round(width * OVERSAMPLING)
+  )
   paint(canvas)
-  image = develop(rng, canvas.image, height, width)
-  return image, annotate(rng, canvas.mask, height, width)
+  size = width, height
+  image = cv2.resize(canvas.image, size, interpolation=cv2.INTER_AREA)
+  # INTER_NEAREST: a mean of class numbers is another class.
+  mask = cv2.resize(canvas.mask, size, interpolation=cv2.INTER_NEAREST)
+  return _developed(rng, image), _annotated(rng, mask)
 
 
-def develop(
-  rng: Generator, image: np.ndarray, height: int, width: int
-) -> np.ndarray:
+def _developed(rng: Generator, image: np.ndarray) -> np.ndarray:
   """Adds a camera's exposure, colour cast, blur and noise; returns uint8."""
   # Clipping comes after the exposure, and noise after the blur, as in a camera.
-  image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+  height, width = image.shape[:2]
   x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
   y = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
   cast = rng.uniform(0.93, 1.07, 3).astype(np.float32)
@@ -74,12 +75,8 @@ def develop(
   return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def annotate(
-  rng: Generator, mask: np.ndarray, height: int, width: int
-) -> np.ndarray:
-  """Reduces the mask and leaves some borders "other", as annotators do."""
-  # INTER_NEAREST: a mean of class numbers is another class.
-  mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+def _annotated(rng: Generator, mask: np.ndarray) -> np.ndarray:
+  """Leaves some borders "other", as annotators do."""
   if rng.random() < 0.4:
     kernel = np.ones((2, 2), np.uint8)
     border = cv2.dilate(mask, kernel) != cv2.erode(mask, kernel)

@@ -94,10 +94,8 @@ def tree(canvas: Canvas, x: float, z: float) -> None:
   bark = colour(rng, (15, 40), (0.2, 0.5), (0.15, 0.4))
   figure = _figure(canvas, x, z, tall, ID['tree'])
   figure.shadow(half, 0.25 * half)
-  up = low + 0.3 * half
-  figure.polygon(
-    (-0.045, -0.027, 0.027, 0.045), (0, up, up, 0), bark, grain=0.3, shade=0.6
-  )
+  x, up = (-0.045, -0.027, 0.027, 0.045), low + 0.3 * half
+  figure.polygon(x, (0, up, up, 0), bark, grain=0.3, shade=0.6)
   _crown(figure, half, low, conifer=kind == 2)
 
 
@@ -141,16 +139,11 @@ def side_car(canvas: Canvas, x: float, z: float) -> None:
   height = (hood, roof, roof, hood)
   car.polygon((-2, tail, 0.5, 1.15), height, paint * 0.95, grain=0.04)
   height = (hood, roof - 0.12, roof - 0.12, hood)
-  rear, front = (tail + 0.05, tail + 0.2, -0.45, -0.45), (-0.3, -0.3, 0.4, 0.95)
-  car.polygon(rear, height, glass, grain=0.05, shade=0.8)
-  car.polygon(front, height, glass, grain=0.05, shade=0.8)
-  car.polygon(
-    (-2.1, -2.1, 1.15, 2, 2.15, 2.1),
-    (0.3, hood, hood + 0.05, hood - 0.15, 0.6, 0.3),
-    paint,
-    grain=0.04,
-    pattern=_rounded,
-  )
+  for pane in (tail + 0.05, tail + 0.2, -0.45, -0.45), (-0.3, -0.3, 0.4, 0.95):
+    car.polygon(pane, height, glass, grain=0.05, shade=0.8)
+  height = (0.3, hood, hood + 0.05, hood - 0.15, 0.6, 0.3)
+  body = (-2.1, -2.1, 1.15, 2, 2.15, 2.1)
+  car.polygon(body, height, paint, grain=0.04, pattern=_rounded)
   car.ellipse(1.95, 0.62, 0.12, 0.09, (1, 0.95, 0.7))
   car.ellipse(-1.98, 0.62, 0.1, 0.1, (0.7, 0.08, 0.05))
   for axle in (-1.3, 1.3):
@@ -172,13 +165,9 @@ def rear_car(canvas: Canvas, x: float, z: float) -> None:
   car.polygon((-0.88, -0.68, 0.68, 0.88), height, paint * 0.95, grain=0.04)
   height = (waist + 0.04, roof - 0.12, roof - 0.12, waist + 0.04)
   car.polygon((-0.72, -0.58, 0.58, 0.72), height, glass, grain=0.05, shade=0.8)
-  car.polygon(
-    (-0.9, -0.95, -0.88, 0.88, 0.95, 0.9),
-    (0.25, 0.6, waist, waist, 0.6, 0.25),
-    paint,
-    grain=0.04,
-    pattern=_rounded,
-  )
+  height = (0.25, 0.6, waist, waist, 0.6, 0.25)
+  body = (-0.9, -0.95, -0.88, 0.88, 0.95, 0.9)
+  car.polygon(body, height, paint, grain=0.04, pattern=_rounded)
   lamp = (0.75, 0.1, 0.05) if rng.random() < 0.6 else (1, 0.95, 0.75)
   for side in (-1, 1):
     car.ellipse(side * 0.74, 0.72, 0.14, 0.1, lamp)
@@ -213,13 +202,9 @@ def person(canvas: Canvas, x: float, z: float) -> None:
     body.ellipse(x, 0.45, 0.035, 0.04, skin)
   hem, wide = (0.3, 0.19) if skirt else (0.47, 0.14)
   knit = _stripes(rng.integers(2, 9), rng.choice([0, 0, 0.35]))
-  body.polygon(
-    np.array((-wide, -0.1, -0.145, -0.05, 0.05, 0.145, 0.1, wide)) * broad,
-    (hem, 0.62, 0.82, 0.86, 0.86, 0.82, 0.62, hem),
-    coat,
-    shade=0.5,
-    pattern=knit,
-  )
+  x = np.array((-wide, -0.1, -0.145, -0.05, 0.05, 0.145, 0.1, wide)) * broad
+  y = (hem, 0.62, 0.82, 0.86, 0.86, 0.82, 0.62, hem)
+  body.polygon(x, y, coat, shade=0.5, pattern=knit)
   body.box((-0.035, 0.035), (0.84, 0.9), skin * 0.85)
   body.ellipse(0, 0.945, 0.068, 0.085, hair)
   if rng.random() < 0.75:  # Seen from the front.
