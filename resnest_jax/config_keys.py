@@ -107,18 +107,12 @@ WEIGHTS = Accepted(
 
 
 class Key(NamedTuple):
-  """Facts about a key, or about all keys of a section.
+  """Facts about a key, or about all keys of a section."""
 
-  Attributes:
-    accepted: values next to None; None: all of the key's type.
-    free: may change when a run resumes, because neither the result nor the
-      checkpoints depend on it.
-    per_host: may differ between the hosts of a run.
-  """
-
-  accepted: Accepted | None = None
+  accepted: Accepted | None = None  # Next to None; None: all of its type.
+  # May change when a run resumes: neither result nor checkpoints depend on it.
   free: bool = False
-  per_host: bool = False
+  per_host: bool = False  # May differ between the hosts of a run.
 
 
 def _all(

@@ -133,8 +133,7 @@ def check_counts(
   archive: ZipFile, pairs: Pairs, expected: Mapping[str, int] | None
 ) -> None:
   """Compares the images per split with `expected` or the zip's comment."""
-  if expected is None:
-    expected = archives.counts_from_comment(archive.comment, FOLDERS)
+  expected = expected or archives.counts_from_comment(archive.comment, FOLDERS)
   if expected is None:
     raise UserError(
       f'{archive.filename} is not a mini archive: its zip comment does not '

@@ -149,10 +149,8 @@ class BatchIterator(contextlib.AbstractContextManager):
   """Iterates over batches; `close` ends its threads and processes.
 
   They also end with the object or the interpreter, whichever comes first.
-
-  Attributes:
-    num_images: images in all batches of this process.
-    place: puts each batch on the devices; may be set.
+  `num_images` are in all batches of this process; `place`, which may be set,
+  puts each batch on the devices.
   """
 
   def __init__(

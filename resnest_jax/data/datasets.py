@@ -16,13 +16,7 @@ from ml_collections import ConfigDict
 
 from resnest_jax.config import fit_num_classes
 from resnest_jax.config_keys import classifies
-from resnest_jax.data import (
-  ade20k,
-  cityscapes,
-  imagenet,
-  pixels,
-  tfds_layouts,
-)
+from resnest_jax.data import ade20k, cityscapes, imagenet, pixels, tfds_layouts
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
 from resnest_jax.data.images import decode_image
 from resnest_jax.data.own.class_folder import (
@@ -162,17 +156,12 @@ def check_task(config: ConfigDict) -> None:
 def open_splits(config: ConfigDict) -> Splits:
   """Opens the splits that a whole configuration trains and evaluates on.
 
-  A `model.num_classes` of 0 is set to the number of classes of the data.
-
-  Raises:
-    UserError: missing data, data with another number of classes, or masks for
-      a classifier.
+  A `model.num_classes` of 0 is set to the number of classes of the data. Raises
+  `UserError` for missing data or such that does not fit the network.
   """
   check_task(config)
-  data = config.data
-  splits = Splits(
-    open_data(data, data.train_split), open_data(data, data.eval_split)
-  )
+  names = config.data.train_split, config.data.eval_split
+  splits = Splits(*(open_data(config.data, name) for name in names))
   fit_num_classes(config, len(splits.train.labels.classes))
   return splits
 
@@ -257,11 +246,7 @@ class PreparedSplit:
     return cv2.LUT(mask, self.labels.to_train_id)
 
   def raw(self, index: int) -> dict:
-    """Returns a sample as it is stored, for checks.
-
-    `image` has any depth, `mask` any shape and type, and no train ids, or is
-    the number of the class.
-    """
+    """A sample as it is stored: `mask` has no train ids, or is the class."""
     return self._read(index, self._samples.__getitem__)
 
   def _read(self, index: int, read: Callable[[int], Any]) -> Any:

@@ -105,8 +105,7 @@ def _parse_arguments() -> argparse.Namespace:
     '--archive_dir',
     type=Path,
     metavar='FOLDER',
-    help='the folder of the two archives of Cityscapes or ImageNet, as '
-    'downloaded',
+    help='the folder of both archives of Cityscapes or ImageNet, as downloaded',
   )
   add(
     '--raw',

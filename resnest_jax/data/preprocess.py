@@ -64,13 +64,11 @@ def _scale_saturation_shift_hue(x, saturation, hue):
 def photometric_distortion(
   images: jax.Array, parameters: jax.Array
 ) -> jax.Array:
-  """Distorts brightness, contrast, saturation and hue.
+  """Distorts float (B, H, W, 3) RGB of whole numbers 0..255, as is the result.
 
-  Args:
-    images: float (B, H, W, 3) RGB, whole numbers 0..255, like the result.
-    parameters: (B, 5): brightness shift in grey levels; contrast factor applied
-      first; saturation factor; hue shift in OpenCV's units of 2 degrees;
-      contrast factor applied last. 0, 1, 1, 0, 1 is the identity.
+  `parameters` are (B, 5): brightness shift in grey levels; contrast factor
+  applied first; saturation factor; hue shift in OpenCV's units of 2 degrees;
+  contrast factor applied last. 0, 1, 1, 0, 1 is the identity.
   """
   parameters = parameters.astype(images.dtype).reshape(-1, 5, 1, 1, 1)
   brightness, contrast_first, saturation, hue, contrast_last = (

@@ -33,11 +33,10 @@ class AugmentationDraw(NamedTuple):
 
 
 def draw_photometric(rng: np.random.Generator) -> np.ndarray:
-  """Draws what `preprocess.photometric_distortion` is to do: float32 (5,).
+  """Draws the parameters of `preprocess.photometric_distortion`: float32 (5,).
 
-  Brightness in [-32, 32), contrast, saturation and contrast again in [0.5,
-  1.5), and before the last a hue from -18 to 17. Brightness, saturation, hue
-  and one of the contrasts are applied with a probability of 0.5 each.
+  Brightness, saturation, hue and one of the contrasts are applied with a
+  probability of 0.5 each.
   """
   # All values are drawn, applied or not: every image takes as many from `rng`.
   brightens, contrasts, saturates, turns = rng.random(4) < 0.5

@@ -114,12 +114,9 @@ def archive_comment(
 
 
 def write_archives(path: Path, counts: Counts, seed: int) -> None:
-  """Writes the zip file unless it exists with the same counts and seed.
+  """Writes the zip file, whole or not at all.
 
-  It appears whole or not at all. `counts`: images for 'train', 'validation'.
-
-  Raises:
-    UserError: `path` exists with other contents, or cannot be written.
+  One of the same counts and seed stays; other contents are a `UserError`.
   """
   comment = archive_comment(counts, seed).encode()
   if is_there(path, comment, '--images', 'name'):

@@ -90,13 +90,7 @@ def _paths(folder: Path) -> list[Path]:
 
 
 def write_archives(folder: Path, counts: Counts, seed: int, size: Size) -> None:
-  """Writes both archives unless they exist with the same arguments.
-
-  `counts`: images for 'train', 'validation', 'test'; `size`: width and height.
-
-  Raises:
-    UserError: `folder` has other archives, or cannot be written to.
-  """
+  """Writes both archives unless they exist with the same arguments."""
   comment = archive_comment(counts, seed, size).encode()
   paths, told = _paths(folder), ('--images, --size', 'folder')
   there = [ade20k_mini.is_there(path, comment, *told) for path in paths]

@@ -43,11 +43,7 @@ def archive_comment(counts: Counts, seed: int) -> str:
 
 
 def write_archives(folder: Path, counts: Counts, seed: int) -> None:
-  """Writes both archives unless they exist with the same arguments.
-
-  Raises:
-    UserError: `folder` has other archives, or cannot be written to.
-  """
+  """Writes both archives unless they exist with the same arguments."""
   comment = archive_comment(counts, seed)
   paths = [folder / name for name in (imagenet.TRAIN, imagenet.VALIDATION)]
   if all(path.exists() for path in paths):
