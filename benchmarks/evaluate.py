@@ -124,7 +124,7 @@ def prepare_images(folder: Path, number: int) -> PreparedSplit:
   """Draws scenes, writes them as files, and as a prepared split."""
   archive = folder / 'ADEChallengeData2016.zip'
   with contextlib.redirect_stdout(sys.stderr):
-    ade20k_mini.write_archive(archive, {'train': 1, 'validation': number}, 0)
+    ade20k_mini.write_archives(archive, {'train': 1, 'validation': number}, 0)
     prepare(DATASETS['ade20k_mini'], folder / 'data', archive)
   with zipfile.ZipFile(archive) as files:
     files.extractall(folder)

@@ -16,7 +16,6 @@ import resnest_jax as rj
 from resnest_jax import config as configs
 from resnest_jax.config import flatten, load_config
 from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS, KEYS
-from resnest_jax.flags import command_line
 from resnest_jax.overrides import SYNONYMS
 
 FOLDER = ROOT / 'configs'
@@ -49,7 +48,7 @@ def test_row_is_named_after_its_file_and_documented(path):
 
 @each_file
 def test_mini_changes_sizes_only(path):
-  row, mini = flatten(load_config(path)), flatten(load_config(f'{path}:mini'))
+  row, mini = (flatten(load_config(f'{path}{x}')) for x in ('', ':mini'))
   changed = {key for key in row if row[key] != mini[key]}
   name = row['data.name'] + ('' if path.stem in OWN else '_mini')
   assert (mini['model.stage_sizes'], mini['data.name']) == ((1, 1, 1, 1), name)
@@ -283,10 +282,9 @@ def test_configuration_without_a_loss_is_refused():
 
 
 def test_key_that_a_row_sets_can_be_reset():
-  config = load_config(f'{ROW}:mini', {'model.width': 'none'})
   assert load_config(f'{ROW}:mini').model.width == 16
-  assert config.model.width is None
-  assert rj.create_segmentor(config.model).backbone.width == 64
+  model = load_config(f'{ROW}:mini', {'model.width': 'none'}).model
+  assert (model.width, rj.create_segmentor(model).backbone.width) == (None, 64)
 
 
 UNEVEN = {
@@ -336,7 +334,7 @@ def test_unknown_key_names_the_nearest(nearest):
 
 def test_rows_are_found_from_anywhere(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  for name in ('folder', 'folder.py', 'configs/folder', 'configs/folder.py'):
+  for name in 'folder', 'folder.py', 'configs/folder', 'configs/folder.py':
     assert load_config(f'{name}:mini').name == 'folder_mini', name
 
 
@@ -363,25 +361,16 @@ MISTAKES = {
 }
 KINDS = {'data.folder.mask_suffix': 'a string', 'eval.flip': 'true or false'}
 KINDS |= {'data.crop_size': 'numbers with', 'train.total_steps': 'a whole num'}
-for key, kind in KINDS.items():
-  message = f'config.{key} is None; it must be {kind}'
-  MISTAKES[message] = f'{FUNCTION}  c.{key} = None\n  return c'
+MISTAKES |= {
+  f'config.{x} is None; it must be {y}': f'{FUNCTION}  c.{x} = None\n  return c'
+  for x, y in KINDS.items()
+}
 
 
 @pytest.mark.parametrize('message', MISTAKES)
 def test_mistake_in_a_config_file_is_reported(tmp_path, message):
   (tmp_path / 'own.py').write_text(MISTAKES[message])
   refused(message, load_config, tmp_path / 'own.py')
-
-
-def test_tilde_is_the_home_folder_wherever_a_word_or_value_starts(monkeypatch):
-  monkeypatch.setenv('HOME', '/me')
-  given = ['--config', ROW, '--workdir=~', '--config.data.data_dir=~/x~']
-  flags = configs.parse_flags(configs.flag_parser('test'), given)
-  assert (flags.workdir, flags.config.data.data_dir) == (Path('/me'), '/me/x~')
-  words = '~/a --out ~ --archive=~/b=~ a~ --x=a/~ ~no-such-user/c'
-  expected = '/me/a --out /me --archive=/me/b=~ a~ --x=a/~ ~no-such-user/c'
-  assert command_line(words.split()) == expected.split()
 
 
 IMPORTS = 'from configs import common', 'import configs.common as common'
@@ -405,44 +394,7 @@ def test_own_file_imports_defaults(place, other, line, tmp_path, monkeypatch):
 
 def test_own_defaults_come_before_the_shipped_ones(tmp_path):
   folder = shutil.copytree(FOLDER, tmp_path / 'configs')
-  common = folder / 'common.py'
-  common.write_text(common.read_text().replace('seed = 0', 'seed = 5'))
-  assert load_config(folder / 'folder.py').seed == 5
-  assert load_config('folder').seed == 0
-
-
-COMMANDS = {
-  '': '--workdir or --config is required',
-  '--workdir=': r'\A--workdir is empty; give',
-  '--workdir x --config.data.data_dir= --config ' + ROW: "is ''; .* a folder",
-  '--workdir nowhere': 'there is no folder nowhere; give the workdir',
-  '--workdir tests': r'tests/config\.json cannot be read .*--config',
-  '--weights ade20k_pspnet': 'no workdir .* give --config',
-  f'--config {ROW} --config.seed --workdir x': 'needs a value',
-  f'--config {ROW} --workdir x --config.seed': 'needs a value',
-  '--config configs/nope.py': r'there is no .*nope\.py.*ade20k_pspnet',
-  '--config configs/ade20k_psp': r'you mean ade20k_pspnet\?.*, folder, .*\.',
-  '--config configs/ade20k_pspnet.py:big': r"'big'.*accepted: 'mini'",
-  '--config configs/common.py': r'common\.py holds .*ade20k_pspnet',
-}
-
-
-@pytest.mark.parametrize('command', COMMANDS)
-def test_wrong_command_line_is_refused(command, root, monkeypatch):
-  monkeypatch.chdir(root)
-  # Neither --workdir nor --config is required.
-  parser = configs.flag_parser('test', False, False)
-  parser.add_argument('--weights')
-  refused(COMMANDS[command], configs.parse_flags, parser, command.split())
-
-
-def test_both_forms_of_a_flag_and_a_flag_of_the_script():
-  parser = configs.flag_parser('test')
-  parser.add_argument('--checkpoint')
-  words = f'--config {ROW}:mini --config.seed=7 --workdir=run --checkpoint c '
-  words += '--config.data.data_dir a=b --config.seed 8'  # The last one counts.
-  flags = configs.parse_flags(parser, words.split())
-  assert (flags.workdir, flags.checkpoint) == (Path('run'), 'c')
-  expected = {'seed': 8, 'data.data_dir': 'a=b', 'model.width': 16}
-  assert flatten(flags.config).items() >= expected.items()
-  refused('required: --workdir', configs.parse_flags, parser, ['--config', ROW])
+  text = (folder / 'common.py').read_text().replace('seed = 0', 'seed = 5')
+  (folder / 'common.py').write_text(text)
+  found = [load_config(x).seed for x in (folder / 'folder.py', 'folder')]
+  assert found == [5, 0]

@@ -23,6 +23,13 @@ VARIATION = {'train.batch_size': 8, 'train.micro_batch_size': 4}
 VARIATION |= {'train.remat': 'blocks', 'train.ema_decay': 0.9}
 
 
+def written(workdir):
+  """Lines of the log, and the classes of the last checkpoint."""
+  log = (workdir / 'log.jsonl').read_text().splitlines()
+  about = (workdir / 'checkpoints/3/about/metadata').read_text()
+  return [*map(json.loads, log)], tuple(json.loads(about)['classes'])
+
+
 @pytest.mark.parametrize('row', others_long(ROWS, VARIED))
 def test_three_steps_and_an_evaluation(row, request, tmp_path, capsys):
   ade20k = row.startswith('ade20k')
@@ -34,7 +41,7 @@ def test_three_steps_and_an_evaluation(row, request, tmp_path, capsys):
   config = load_config(FOLDER / f'{row}.py:mini', overrides)
   train(config, tmp_path)
 
-  log = [*map(json.loads, (tmp_path / 'log.jsonl').read_text().splitlines())]
+  log, classes = written(tmp_path)
   losses = {line['step']: line for line in log if 'loss' in line}
   assert list(losses) == [1, 2, 3]
   # It begins with all classes alike. Ignored pixels count as 0.
@@ -45,8 +52,7 @@ def test_three_steps_and_an_evaluation(row, request, tmp_path, capsys):
   assert all(math.isfinite(line['loss']) for line in losses.values())
   (scores,) = (line for line in log if 'mIoU' in line)
   assert 0 <= scores['mIoU'] <= scores['aAcc'] <= 1
-  about = (tmp_path / 'checkpoints/3/about/metadata').read_text()
-  assert tuple(json.loads(about)['classes']) == labels.classes
+  assert classes == labels.classes
   if row == VARIED:
     assert 'in 2 x 4 images: batch norm has' in capsys.readouterr().out
 
@@ -62,11 +68,10 @@ def test_classifier_trains_and_is_evaluated(
   values |= {'data.policy': 'autoaugment', 'eval.batch_size': 16}
   values['data.data_dir'] = str(mini_imagenet_data_dir)
   train(load_config(FOLDER / f'{row}.py:mini', values), tmp_path)
-  log = [*map(json.loads, (tmp_path / 'log.jsonl').read_text().splitlines())]
+  log, classes = written(tmp_path)
   losses = [line['loss'] for line in log if 'accuracy' in line]
   assert len(losses) == 3
   assert losses[0] == pytest.approx(math.log(len(DRAWN)), rel=0.25)
   (scores,) = (line for line in log if 'top1' in line)
   assert 0 <= scores['top1'] <= scores['top5'] <= 1
-  about = (tmp_path / 'checkpoints/3/about/metadata').read_text()
-  assert tuple(json.loads(about)['classes']) == DRAWN
+  assert classes == DRAWN

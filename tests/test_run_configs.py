@@ -1,13 +1,15 @@
-"""The configuration of a run, read again and compared with another."""
+"""Configurations from command lines and of runs, and their differences."""
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from data.refusals import refused
 
 from resnest_jax import config as configs
-from resnest_jax.config import differences, load_config
+from resnest_jax.config import differences, flatten, load_config
+from resnest_jax.flags import command_line
 
 ROW = 'ade20k_pspnet'
 
@@ -96,3 +98,53 @@ def test_keys_that_came_or_went_count_unless_they_have_their_default():
   came, went = differences(json.dumps(older), other)
   assert came == 'loss.terms.dice: not set before, 1.0 now'
   assert re.match("train.accumulation: 'exact' .* train.remat=stages", went)
+
+
+# ---- Command lines ---------------------------------------------------------
+
+
+def test_tilde_is_the_home_folder_wherever_a_word_or_value_starts(monkeypatch):
+  monkeypatch.setenv('HOME', '/me')
+  given = ['--config', ROW, '--workdir=~', '--config.data.data_dir=~/x~']
+  flags = configs.parse_flags(configs.flag_parser('test'), given)
+  assert (flags.workdir, flags.config.data.data_dir) == (Path('/me'), '/me/x~')
+  words = '~/a --out ~ --archive=~/b=~ a~ --x=a/~ ~no-such-user/c'
+  expected = '/me/a --out /me --archive=/me/b=~ a~ --x=a/~ ~no-such-user/c'
+  assert command_line(words.split()) == expected.split()
+
+
+COMMANDS = {
+  '': '--workdir or --config is required',
+  '--workdir=': r'\A--workdir is empty; give',
+  '--workdir x --config.data.data_dir= --config ' + ROW: "is ''; .* a folder",
+  '--workdir nowhere': 'there is no folder nowhere; give the workdir',
+  '--workdir tests': r'tests/config\.json cannot be read .*--config',
+  '--weights ade20k_pspnet': 'no workdir .* give --config',
+  f'--config {ROW} --config.seed --workdir x': 'needs a value',
+  f'--config {ROW} --workdir x --config.seed': 'needs a value',
+  '--config configs/nope.py': r'there is no .*nope\.py.*ade20k_pspnet',
+  '--config configs/ade20k_psp': r'you mean ade20k_pspnet\?.*, folder, .*\.',
+  '--config configs/ade20k_pspnet.py:big': r"'big'.*accepted: 'mini'",
+  '--config configs/common.py': r'common\.py holds .*ade20k_pspnet',
+}
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_wrong_command_line_is_refused(command, root, monkeypatch):
+  monkeypatch.chdir(root)
+  # Neither --workdir nor --config is required.
+  parser = configs.flag_parser('test', False, False)
+  parser.add_argument('--weights')
+  refused(COMMANDS[command], configs.parse_flags, parser, command.split())
+
+
+def test_both_forms_of_a_flag_and_a_flag_of_the_script():
+  parser = configs.flag_parser('test')
+  parser.add_argument('--checkpoint')
+  words = f'--config {ROW}:mini --config.seed=7 --workdir=run --checkpoint c '
+  words += '--config.data.data_dir a=b --config.seed 8'  # The last one counts.
+  flags = configs.parse_flags(parser, words.split())
+  assert (flags.workdir, flags.checkpoint) == (Path('run'), 'c')
+  expected = {'seed': 8, 'data.data_dir': 'a=b', 'model.width': 16}
+  assert flatten(flags.config).items() >= expected.items()
+  refused('required: --workdir', configs.parse_flags, parser, ['--config', ROW])

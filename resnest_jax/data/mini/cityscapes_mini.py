@@ -114,14 +114,11 @@ def _write_contents(
   (width, height), done = size, itertools.count(1)
   with progress_bar('drawing streets') as report:
     for number, (split, folder) in enumerate(cityscapes.FOLDERS.items()):
-      cities = _CITIES[split]
       seeds = [(seed, number, i) for i in range(counts[split])]
       samples = map_in_threads(lambda s: draw_scene(s, height, width), seeds)
       for i, (image, mask) in enumerate(samples):
-        # Names ascend with the index, as the cities are sorted. Frame 19 is
-        # the annotated one of each sequence in the release.
-        city = cities[i * len(cities) // len(seeds)]
-        path = f'{folder}/{city}/{city}_{i:06d}_000019'
+        name = sample_name(split, i, len(seeds))
+        path = f'{folder}/{name.split("_")[0]}/{name}'
         if split == 'test':
           mask = np.where(mask < _DUMMY_IDS, mask, np.uint8(0))
         for archive, entry, pixels in (
@@ -135,3 +132,11 @@ def _write_contents(
           png = cv2.imencode('.png', pixels)[1].tobytes()
           ade20k_mini.add_entry(archive, entry, png)
         report(next(done), sum(counts.values()))
+
+
+def sample_name(split: str, index: int, count: int) -> str:
+  """CITY_SEQUENCE_FRAME of the sample `index` of `count`."""
+  # Names ascend with the index, because the cities are sorted. Frame 19 is the
+  # annotated one of each sequence in the release.
+  cities = _CITIES[split]
+  return f'{cities[index * len(cities) // count]}_{index:06d}_000019'
