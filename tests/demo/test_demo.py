@@ -65,7 +65,7 @@ def test_pictures_of_too_many_pixels_are_not_decoded(tmp_path):
     assert len(encoded) < 100_000
     why = 'has more than 100 million pixels'
     if kind == 'HDR':
-      why = 'cannot be read as a picture'
+      why = 'cannot be decoded'
     with pytest.raises(UserError, match=f'^{kind} {why}'):
       result.look_at(predictor, path)
 
