@@ -158,7 +158,7 @@ def test_pictures_are_upright_and_names_are_text(opened, pictures):
 def test_after_a_broken_file_the_next_works(opened, address, pictures):
   upload(opened, pictures / 'broken.jpg')
   (problem,) = every(opened, '#overlay [role=alert]')
-  assert problem.text.startswith('broken.jpg cannot be read as a picture')
+  assert problem.text.startswith('broken.jpg cannot be decoded')
   assert '/' not in problem.text
   assert every(opened, '#legend td') == []
   open_page(opened, address)

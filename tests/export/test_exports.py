@@ -270,7 +270,7 @@ def contents(out):
 
 
 # A renewal fails, and changes nothing.
-def assert_not_renewed(out, error, told=''):
+def assert_not_renewed(out, error, told=None):
   before = contents(out)
   with pytest.raises(error, match=told):
     renew_exports(out)

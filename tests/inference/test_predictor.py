@@ -157,7 +157,7 @@ def test_each_goes_on_after_what_cannot_be_read(model, tmp_path):
   images = [PICTURES[0], tmp_path / 'bad.jpg', PICTURES[3]]
   found = dict(model.predict_each(images))
   assert sorted(found) == [0, 1, 2]
-  assert 'bad.jpg cannot be read as a picture' in str(found[1])
+  assert 'bad.jpg cannot be decoded' in str(found[1])
   assert found[2].labels.shape == (30, 100)
 
 
