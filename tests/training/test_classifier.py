@@ -32,6 +32,7 @@ SMALL = {
   **{'model.num_classes': 5, 'model.dropout': 0.2},
   **{'model.dropblock': 0.4, 'train.batch_size': 8, 'train.norm_group': 2},
   **{'train.total_steps': 4, 'optimizer.warmup_steps': 0, 'loss.mixup': 0.3},
+  'train.micro_batch_size': 0,
 }
 
 
@@ -176,7 +177,7 @@ ADE20K = 'configs/ade20k_pspnet.py'
   ],
 )
 def test_keys_of_the_other_task_are_refused(row, key, value, error):
-  changes = {'train.batch_size': 8}
+  changes = {'train.batch_size': 8, 'train.micro_batch_size': 0}
   if key == 'train.micro_batch_size':
     changes |= {'train.batch_size': 12, 'train.norm_group': 3}
   if row == ROW and key != 'train.norm_group':
