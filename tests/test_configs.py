@@ -167,6 +167,7 @@ def test_classifier_is_the_recipe_of_the_published_weights(depth):
     **{'optimizer.learning_rate': rate, 'optimizer.warmup_steps': 5 * epoch},
     **{'train.total_steps': 270 * epoch, 'train.batch_size': batch},
     'train.norm_group': of_gpu,
+    'train.micro_batch_size': 4 * of_gpu,
   }
   assert_recipe(FOLDER / f'imagenet_resnest{depth}.py', IN_ALL | its)
 
