@@ -187,7 +187,7 @@ def data() -> ConfigDict:
   config = ConfigDict()
   config.name = 'ade20k'
   config.data_dir = 'data'  # where resnest_jax.data.prepare wrote it
-  config.folder = folder()  # for the name 'folder': your own data
+  config.folder = folder()  # for 'folder' and 'class_folder': your own data
   config.train_split = 'train'
   config.eval_split = 'validation'
   # Choice of samples. 'uniform': each once an epoch (mmseg). 'repeat_factor':
@@ -373,8 +373,8 @@ def imagenet(config: ConfigDict, depth: int) -> ConfigDict:
 def vary(config: ConfigDict, argument: str | None) -> ConfigDict:
   """Applies the argument after the colon of `configs/x.py:argument`.
 
-  None and '' are the row itself, 'mini' its small twin, '16gb' the row on one
-  device of 16 GB.
+  None and '' are the row itself, 'mini' its small twin, '16gb' a segmentor's
+  row on one device of 16 GB.
 
   Raises:
     UserError: another argument.

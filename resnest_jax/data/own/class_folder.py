@@ -128,8 +128,8 @@ def _check(
   if empty := [x for x in found if not found[x]]:
     kinds = ', '.join(pairing.IMAGE_SUFFIXES)
     raise UserError(
-      f'{plural(len(empty), "class")} in {folder} have no picture: '
-      f'{listed(empty)}. Add pictures ({kinds}), or remove the folders.'
+      f'{folder} has {plural(len(empty), "class")} without a picture: '
+      f'{listed(empty)}. Add pictures ({kinds}), or remove what is no class.'
     )
   if few := [f'{x} ({len(y)})' for x, y in found.items() if len(y) < _FEW]:
     pairing.tell(f'few pictures of classes in {folder}: {listed(few)}')
