@@ -34,13 +34,20 @@ def map_in_threads(
   num_threads = thread_count(num_threads)
   pool = ThreadPoolExecutor(num_threads)
   waiting: collections.deque[Future] = collections.deque()
+
+  def first() -> Any:
+    # It stays until it is done: an interrupt waits for what runs.
+    result = waiting[0].result()
+    waiting.popleft()
+    return result
+
   try:
     for item in items:
       waiting.append(pool.submit(function, item))
       if len(waiting) > ahead * num_threads:
-        yield waiting.popleft().result()
+        yield first()
     while waiting:
-      yield waiting.popleft().result()
+      yield first()
   except KeyboardInterrupt:
     # What runs gets a moment to end; a read may hang for ever.
     pool.shutdown(wait=False, cancel_futures=True)

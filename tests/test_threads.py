@@ -1,7 +1,9 @@
 """Threads share the cores, and results come in order and not too early."""
 
 import os
+import signal
 import threading
+import time
 
 import pytest
 
@@ -41,3 +43,17 @@ def test_an_error_ends_the_threads_without_the_rest():
     list(map_in_threads(fail, iter(range(1000)), 2))
   assert len(begun) <= 9
   assert threading.active_count() == before
+
+
+def test_an_interrupt_waits_for_what_runs():
+  ended = []
+
+  def work(number):
+    time.sleep(0.2)  # Until the result is awaited.
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+    ended.append(number)
+
+  with pytest.raises(KeyboardInterrupt):
+    list(map_in_threads(work, [1, 2], num_threads=1))
+  assert ended == [1]
