@@ -51,7 +51,7 @@ def map_in_threads(
   except KeyboardInterrupt:
     # What runs gets a moment to end; a read may hang for ever.
     pool.shutdown(wait=False, cancel_futures=True)
-    futures.wait(waiting, timeout=1)
+    futures.wait([x for x in waiting if not x.cancelled()], timeout=5)
     raise
   except BaseException:
     pool.shutdown(cancel_futures=True)
