@@ -150,14 +150,15 @@ def test_kept_figures_are_of_the_best_implementations(topology):
   kept = trainings(topology)
   assert {case.row for case, _ in kept} == set(TABULATED[topology])
   for case, entry in kept:
-    # The entries were made when the network could be written in more ways.
+    # Older entries were made when networks could be written in more ways, and
+    # evaluations in one.
     best = implementations.BEST['tpu' if topology[0] == 'v' else 'gpu']
     expected = conv_forms.OURS | best
     if not case.row.endswith('deeplabv3plus'):
       # What no layer of a network has makes no difference.
       expected['depthwise'] = entry['forms']['depthwise']
-    # What came later is of evaluations.
-    assert entry['forms'] | {'argmax': best['argmax']} == expected
+    assert best.keys() <= entry['forms'].keys() | {'argmax'}
+    assert entry['forms'].items() <= expected.items()
 
 
 @pytest.mark.parametrize('kind', ['', 'imagenet_'])
