@@ -237,6 +237,14 @@ def explain(error: BaseException) -> str:
         f'{name} cannot be used: {error.strerror}. {remedy}; {TRACEBACK} '
         'shows what it was needed for.'
       )
+  absent = getattr(error, 'name', None) or __package__
+  is_missing = isinstance(error, ModuleNotFoundError)
+  if is_missing and absent.partition('.')[0] != __package__:
+    return (
+      f'the package {absent} is missing. Activate the environment of this '
+      'project (. .venv/bin/activate), or install what requirements.txt lists '
+      '(docs/install.md).'
+    )
   return _fault(error)
 
 

@@ -1,6 +1,7 @@
 """How scripts end: one line and a status."""
 
 import errno
+import importlib
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from hosts import finish, start
 
-from resnest_jax.errors import TRACEBACK, UserError, run
+from resnest_jax.errors import TRACEBACK, UserError, explain, run
 
 
 def out_of_memory():
@@ -152,3 +153,10 @@ def test_closed_streams_spoil_no_file(root, tmp_path):
   words = ['bash', '-c', shell, sys.executable, CLOSED, tmp_path / 'file']
   subprocess.run(words, cwd=root, check=True)
   assert (tmp_path / 'file').read_text() == 'kept'
+
+
+def test_a_missing_package_is_no_fault_of_ours():
+  with pytest.raises(ModuleNotFoundError) as raised:
+    importlib.import_module('no_such_package.inside')
+  said = explain(raised.value)
+  assert said.startswith('the package no_such_package is missing. Activate')

@@ -36,8 +36,11 @@ class ClassScores:
   images: np.ndarray  # int64 (C,), of each class.
 
   def summary(self) -> dict[str, float]:
-    """The two numbers of results tables, under their usual names."""
-    return {'top1': self.top1, 'top5': self.top5}
+    """The numbers of results tables, under their usual names."""
+    scores = {'top1': self.top1, 'top5': self.top5}
+    if len(self.images) <= BEST:  # Five of five say nothing.
+      del scores['top5']
+    return scores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,7 +92,9 @@ def draw(
   for index, facts in zip(worst, result['report_images']['worst'], strict=True):
     with results.noting(missing):
       mistakes.append(images.mistake(split[index]['image'], facts))
+  said = '<p class="muted">The surest first, with the three most probable '
+  said += 'classes of each; the network sees the middle of a picture.</p>'
   none = '<p class="note">None was found, or asked for.</p>'
   with results.noting(missing):
-    pictures = ''.join(mistakes) or none
+    pictures = said + ''.join(mistakes) if mistakes else none
     page.write(out / page.NAME, result, evaluation.confusion, pictures)

@@ -96,10 +96,14 @@ def weight_file(path: Path) -> Path:
       return path / name
   inside = listed(sorted(x.name for x in path.iterdir()), 8)
   run = re.fullmatch(r'(.+)/checkpoints(/\d+)?', str(path.absolute()))
-  remedy = f'the folder of the training, {run[1]}' if run else 'the file itself'
+  remedy = 'Give the file itself'
+  if run:
+    remedy = f'Give the folder of the training, {run[1]}'
+  elif (path / 'log.jsonl').is_file():
+    remedy = 'A training there has no checkpoint yet: let train.py go on'
   raise UserError(
     f'the folder {path} holds neither {SAFETENSORS} nor {TORCH}, nor the '
-    f'checkpoints of a training, but {inside or "nothing"}. Give {remedy}.'
+    f'checkpoints of a training, but {inside or "nothing"}. {remedy}.'
   )
 
 

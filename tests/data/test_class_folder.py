@@ -68,6 +68,8 @@ def test_held_out_pictures_are_drawn_from_each_class(tmp_path):
 def test_splits_that_are_given(tmp_path, capsys):
   write(tmp_path / 'train', ant=3, bee=7, cow=1)
   write(tmp_path / 'validation', ant=2, cow=1)
+  for other in 'loose.png', 'ant/one.heic', 'cow/notes.txt':
+    (tmp_path / 'validation' / other).touch()
   train, val = opened(tmp_path, 'train'), opened(tmp_path)
   assert len(train) == 11
   assert names(val) == ['ant/0.png', 'ant/1.png', 'cow/0.png']
@@ -76,6 +78,7 @@ def test_splits_that_are_given(tmp_path, capsys):
   assert f"{tmp_path / 'validation'} is the split 'val'" in said
   assert f'pictures of classes in {tmp_path / "train"}: ant (3), cow' in said
   assert f'{tmp_path / "validation"} has no pictures of: bee' in said
+  assert 'in folders of classes: 1 .heic, 1 .txt, 1 .png\n' in said
   write(tmp_path / 'test', ant=1)
   assert names(opened(tmp_path, 'test')) == ['ant/0.png']
   write(tmp_path / 'validation', dog=1)

@@ -186,3 +186,11 @@ def test_report_shows_scores_confusions_and_mistakes(evaluated, tmp_path):
     assert browser.decoded(one(driver, 'article img')).shape[1] == 640
     assert 'nan' not in shown.lower()
     assert driver.get_log('browser') == []
+
+
+def test_five_of_five_classes_are_no_score():
+  shares = np.ones(5)
+  for number, names in (5, {'top1'}), (6, {'top1', 'top5'}):
+    images = np.ones(number, int)
+    scores = classification.ClassScores(0.5, 1.0, shares, images)
+    assert {*scores.summary()} == names

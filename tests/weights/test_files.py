@@ -64,6 +64,8 @@ def test_folder_means_the_weights_in_it(tmp_path):
     assert_same_bits(read.state_dict, STATE_DICT)
     assert read.about == ABOUT == json.loads(files[1].read_text())
   refused(r'holds neither .* but mmseg, ours\. Give', read_weights, tmp_path)
+  (tmp_path / 'log.jsonl').touch()
+  refused('no checkpoint yet: let train.py go on', read_weights, tmp_path)
   refused('there is no weight file', read_weights, tmp_path / 'none')
   (step := tmp_path / 'run/checkpoints/9').mkdir(parents=True)
   refused(r'Give the folder .*/run\.', read_weights, step)

@@ -102,7 +102,7 @@ def make_class_folder_split(data_config: Any, split: str) -> ClassFolderSplit:
       f'{folder} has folders that {classes} has not: {listed(sorted(unknown))}.'
       ' Both need the same classes.'
     )
-  found = {x: _pictures(folder, x, known.index(x)) for x in here}
+  found = _pictures(folder, {x: known.index(x) for x in here})
   _check(folder, known, found)
   options = data_config.folder.eval_fraction, data_config.folder.split_seed
   pictures = []
@@ -114,12 +114,26 @@ def make_class_folder_split(data_config: Any, split: str) -> ClassFolderSplit:
   return ClassFolderSplit(split, pictures, known, max_pixels)
 
 
-def _pictures(folder: Path, name: str, label: int) -> list[Picture]:
-  return [
-    Picture(x.relative_to(folder).as_posix(), str(x), label)
-    for x in pairing.walk(folder / name)
-    if x.suffix.lower() in pairing.IMAGE_SUFFIXES
-  ]
+def _pictures(
+  folder: Path, labels: Mapping[str, int]
+) -> dict[str, list[Picture]]:
+  found: dict[str, list[Picture]] = {x: [] for x in labels}
+  others = []
+  for path in pairing.walk(folder):
+    inside = path.relative_to(folder)
+    name = inside.parts[0]
+    # Not a loose one, which `labels` lacks.
+    if name in labels and path.suffix.lower() in pairing.IMAGE_SUFFIXES:
+      picture = Picture(inside.as_posix(), str(path), labels[name])
+      found[name].append(picture)
+    else:
+      others.append(path)
+  if others:
+    pairing.tell(
+      f'left out of {folder}, no pictures in folders of classes: '
+      f'{pairing.endings(others)}'
+    )
+  return found
 
 
 def _check(

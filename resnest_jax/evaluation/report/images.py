@@ -115,7 +115,8 @@ def mistake(image: np.ndarray, facts: Mapping[str, Any]) -> str:
   )
   head = (
     f'<strong>{escape(facts["name"])}</strong>'
-    f'<span>{escape(facts["class"])}</span>'
+    f'<span>{escape(facts["class"])}, taken for '
+    f'{escape(facts["best"][0][0])}</span>'
   )
   return _shown('worst', head, figure, 'most probable classes', chips)
 

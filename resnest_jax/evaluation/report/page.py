@@ -116,7 +116,7 @@ def headline(result: Mapping[str, Any]) -> str:
   """The HTML of the scores and of the interval of the main one."""
   main = tables.plan(result).total
   if main == 'top1':
-    cards = {'Top-5': percent(result['top5'])}
+    cards = {'Top-5': percent(result['top5'])} if 'top5' in result else {}
   else:
     mean, scores = result['mean'], {x: result[x] for x in ('mAcc', 'aAcc')}
     if 'mIoU_all_classes' in result:
