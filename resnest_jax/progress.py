@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,8 +64,32 @@ def _text(template: str) -> bars.TextColumn:
   return bars.TextColumn(template, markup=False)
 
 
+class _Progress(bars.Progress):
+  """Bars that are printed once a minute where they cannot be redrawn."""
+
+  SECONDS = 60
+
+  def start(self) -> None:
+    super().start()
+    self.printed = time.monotonic()
+
+  def advance(self, task_id: bars.TaskID, advance: float = 1) -> None:
+    super().advance(task_id, advance)
+    self._print_line()
+
+  def update(self, task_id: bars.TaskID, **fields: Any) -> None:
+    super().update(task_id, **fields)
+    self._print_line()
+
+  def _print_line(self) -> None:
+    is_redrawn = self.console.is_terminal or self.console.is_jupyter
+    if not is_redrawn and time.monotonic() - self.printed >= self.SECONDS:
+      self.printed = time.monotonic()
+      self.console.print(self.get_renderable())
+
+
 def _bar(rate: bars.ProgressColumn, shown: Console) -> bars.Progress:
-  return bars.Progress(
+  return _Progress(
     _text('{task.description}'),
     bars.BarColumn(),
     bars.MofNCompleteColumn(),

@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -40,6 +41,21 @@ def test_progress_bars_have_names_as_they_are(monkeypatch):
     for name in NAMES:
       bars.add_task(name, total=1)
   assert all(name in stream.getvalue() for name in NAMES)
+
+
+def test_long_work_prints_a_line_a_minute_into_a_file(monkeypatch):
+  monkeypatch.setattr('sys.stdout', stream := io.StringIO())
+  times = iter([0.0, 30.0, 61.0, 61.0, 90.0, 122.0, 122.0])
+  clock = types.SimpleNamespace(monotonic=lambda: next(times))
+  monkeypatch.setattr(progress, 'time', clock)
+  with progress.evaluation_progress() as bars:
+    # The tasks' own clock is another one.
+    task = bars.add_task('evaluating', total=9)
+    bars.update(task, completed=1)
+    for _ in range(3):
+      bars.advance(task)
+  lines = stream.getvalue().splitlines()
+  assert [re.search(r'(\d)/9', line)[1] for line in lines] == ['2', '4', '4']
 
 
 def test_only_this_console_is_used(root):

@@ -182,7 +182,8 @@ def test_report_shows_scores_confusions_and_mistakes(evaluated, tmp_path):
       articles, result['report_images']['worst'], strict=True
     ):
       assert f'{100 * mistake["best"][0][1]:.1f} %' in article.text
-      assert mistake['class'] in article.text
+      taken_for = f'{mistake["class"]}, taken for {mistake["best"][0][0]}'
+      assert taken_for in article.text
     assert browser.decoded(one(driver, 'article img')).shape[1] == 640
     assert 'nan' not in shown.lower()
     assert driver.get_log('browser') == []
