@@ -44,6 +44,13 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
   """Reads an object of JSON; `UserError`s about it begin with `where`."""
   if len(text) > LENGTH:
     raise UserError(f'{where} is too long ({len(text)} characters).')
+  content = json_object(text, where)
+  check_json(content, where)
+  return content
+
+
+def json_object(text: str | bytes, where: str) -> dict[str, Any]:
+  """As `parse_json`, of a text of any length that may hold anything."""
   try:
     content = load_json(text)
   # Brackets within brackets exhaust the stack.
@@ -51,7 +58,6 @@ def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
     raise UserError(f'{where} is damaged ({error}).') from error
   if not isinstance(content, dict):
     raise UserError(f'{where} is no object of JSON, but {brief(content)}.')
-  check_json(content, where)
   return content
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from data import annotated
 from data.garden import COLOURS, Garden, rgb
 from pages import ROOT, blocks_of, commands_of, inside, run_python
 from small import RUN, small_flags
@@ -61,6 +62,7 @@ def folder(tmp_path_factory):
   garden.classes(CLASSES[0])
   garden.write(rgb)
   (folder / 'mydata' / 'masks').rename(folder / 'mydata' / 'coloured')
+  annotated.WRITERS['cvat'](folder / 'export')
   (folder / 'configs').symlink_to(ROOT / 'configs')
   shutil.copytree(folder / 'mydata/images/bed', folder / 'new_photographs')
   with inside(folder) as monkeypatch, (folder / 'said').open('w') as said:
@@ -100,6 +102,20 @@ def test_training_says_which_photograph_it_leaves_out(folder):
   name = Path(own_split(folder, 'train').pairs[0].image).name
   said = (folder / 'said').read_text()
   assert re.search(rf'unreadable sample.*{name}.*cannot be decoded', said)
+
+
+def test_annotations_become_a_trained_network(folder):
+  """The page's first command, and those of training and scores after it."""
+  trained = [x for x in COMMANDS if re.search(r'(train|eval)\.py', x)]
+  with inside(folder) as monkeypatch:
+    for command in trained:
+      command = command.replace('=mydata', '=converted')
+      run_trial(command.replace('runs/own', 'runs/tool'), monkeypatch)
+  (path,) = folder.glob('runs/tool/eval/4-val/metrics.json')
+  found = [x['pixels'] for x in json.loads(path.read_text())['per_class']]
+  names = [x for x in annotated.SAMPLES if x.startswith('val')]
+  labels = [annotated.expected(x).ravel() for x in names]
+  assert found == np.bincount(np.concatenate(labels), minlength=3).tolist()
 
 
 def test_scores_are_of_the_drawn_split(folder):

@@ -22,7 +22,8 @@ import resnest_jax
 from resnest_jax.__main__ import SCRIPTS
 
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-OPTIONAL = {'gradio', 'jax2onnx', 'onnx', 'onnxruntime', 'torch', 'wandb'}
+OPTIONAL = {'gradio', 'jax2onnx', 'onnx', 'onnxruntime', 'pycocotools'}
+OPTIONAL |= {'torch', 'wandb'}
 
 
 @pytest.fixture(scope='module')

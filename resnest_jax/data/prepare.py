@@ -7,6 +7,7 @@
     python -m resnest_jax.data.prepare imagenet --archive_dir FOLDER
     python -m resnest_jax.data.prepare imagenet_mini --data_dir DIR
     python -m resnest_jax.data.prepare cityscapes --raw --data_dir DIR
+    python -m resnest_jax.data.prepare own SOURCE --data_dir DIR
     python -m resnest_jax.data.prepare palette2id --help
 
 Without an archive, ade20k is downloaded and the mini data sets are generated;
@@ -17,7 +18,8 @@ Finished data is never replaced.
 --raw also stores the decoded pixels of Cityscapes' training images (25 GB),
 which are faster to read. If it is stopped, the same command resumes.
 
-palette2id converts masks of your own data (configs/folder.py).
+own turns the export of an annotation tool into your own data, and palette2id
+converts masks of it (configs/folder.py).
 """
 
 import argparse
@@ -41,6 +43,7 @@ if __name__ == '__main__':
 import tensorflow_datasets as tfds
 
 from resnest_jax.data import datasets, pixels
+from resnest_jax.data.annotations import command as own
 from resnest_jax.data.archives import ArchiveBuilder
 from resnest_jax.data.datasets import DATASETS
 from resnest_jax.data.mini import ade20k_mini, cityscapes_mini, imagenet_mini
@@ -53,6 +56,7 @@ from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
 
 _RAW_SPLIT = 'train'
+_OWN = {'own': own, 'palette2id': palette2id}  # Of a user's own data.
 _DRAWN = {
   'ade20k_mini': ade20k_mini,
   'cityscapes_mini': cityscapes_mini,
@@ -64,8 +68,8 @@ _TFDS_BUFFER_BYTES = 1000 * 2**20
 
 
 def main() -> None:
-  if sys.argv[1:2] == ['palette2id']:
-    palette2id.main(sys.argv[2:])
+  if other := _OWN.get(''.join(sys.argv[1:2])):
+    other.main(sys.argv[2:])
     return
   args = _parse_arguments()
   name, data_dir = args.dataset, args.data_dir

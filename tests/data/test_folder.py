@@ -1,7 +1,6 @@
 """A user's own folders: what pairs, what is read and refused."""
 
 import contextlib
-import json
 import pickle
 import shlex
 import shutil
@@ -14,9 +13,8 @@ from data import coast
 from data.coast import TRAIN, both, names, not_opened, split_of, write_samples
 from data.pictures import claiming, exif_of, png_bomb, tiff
 from data.refusals import refused, unreadable
-from data.small_archives import decode, encode
+from data.small_archives import encode
 from numpy.testing import assert_equal
-from pages import blocks_of
 from PIL import Image
 from trouble import obeying_permissions
 
@@ -175,8 +173,8 @@ PARTNERS = [
   ('.png', '.tif', r'1 image has no mask .*; a\.tif cannot be read as mask.*'
    f'{TO_IDS} --indices\nThen add --config.data.folder.masks=masks_ids'),
   ('.png', '.npy', r'a\.npy cannot be read as mask\. Write them as PNG'),
-  ('.parquet', '.png', r'a\.parquet .*docs/own-data\.md has lines that write'),
-  ('.png', '.json', r'a\.json cannot be .*Polygons are no masks: docs/own-d'),
+  ('.parquet', '.png', r'a\.parquet .*This makes a data set of them: .* own'),
+  ('.png', '.json', r'a\.json cannot be .*Polygons are no masks: this draws'),
   ('.png', '.jpg', r'a\.jpg cannot be read as mask\. JPEG changes'),
   # Neither is read, so that none lacks a partner.
   ('.gif', '.GIF', r'^a\.gif cannot be read as image; a\.GIF cannot be read '
@@ -213,19 +211,6 @@ def test_tiff_masks_are_converted_as_the_message_says(root, flags):
   assert key == '--config.data.folder.masks'
   split = split_of(root, **flags | {'masks': value})
   assert [sample['name'] for sample in split] == TRAIN
-
-
-def test_the_lines_of_the_page_draw_polygons(root, monkeypatch):
-  code, _ = blocks_of('own-data.md')
-  (root / 'mydata' / 'images').mkdir(parents=True)
-  flower = {'label': 'flower', 'points': [[4, 2], [9, 2], [9, 8], [4, 8]]}
-  about = {'imageWidth': 16, 'imageHeight': 12, 'shapes': [flower]}
-  (root / 'mydata/images/a.json').write_text(json.dumps(about))
-  monkeypatch.chdir(root)
-  exec(code, {})
-  expected = np.zeros((12, 16), np.uint8)
-  expected[2:9, 4:10] = 2
-  assert_equal(decode(Path('mydata/masks/a.png').read_bytes()), expected)
 
 
 def test_folders_that_cannot_be_meant(root):

@@ -78,6 +78,10 @@ class Classes:
   chosen: tuple[str, ...]  # Names of the classes without a colour in the file.
   form: str | None
 
+  def colours(self) -> dict[str, Colour]:
+    palette = map(tuple, self.labels.palette.tolist())
+    return dict(zip(self.labels.classes, palette, strict=True))
+
   def known(self) -> np.ndarray:
     """Bool (256,): the mask values that are a class or listed as ignored."""
     known = self.labels.to_train_id != IGNORE
@@ -110,10 +114,15 @@ def read_classes(path: str | Path) -> Classes:
     raise UserError(
       f'the classes file {path} cannot be read ({error}). {remedy}'
     ) from error
+  return parse_classes(text, str(path))
+
+
+def parse_classes(text: str, where: str) -> Classes:
+  """Classes of a file's text; `UserError`s about it begin with `where`."""
   # A name may begin with a bracket, a list of names with a quote behind it.
   read = _read_json if re.match(r'\s*(\{|\[\s*["{[])', text) else _read_text
-  entries, ignored, form = read(text, str(path))
-  _check(entries, ignored, str(path))
+  entries, ignored, form = read(text, where)
+  _check(entries, ignored, where)
   return _make(entries, ignored, form)
 
 

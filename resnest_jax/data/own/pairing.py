@@ -23,6 +23,7 @@ MASK_SUFFIXES = ('.png',)
 # Masks of other kinds that `palette2id` reads.
 CONVERTED = ('.bmp', '.gif', '.tif', '.tiff')
 SHOWN = 3  # How many files a message names.
+_PREPARE = 'python -m resnest_jax.data.prepare own FOLDER --data_dir NEW_FOLDER'
 # What lies next to pictures and is none.
 _NOTES = ('', '.csv', '.db', '.html', '.ini', '.json', '.md', '.txt', '.xml')
 
@@ -213,7 +214,7 @@ def _remedy(
   """What to do with files that have other endings."""
   kinds = {path.suffix.lower() for _, path in others}
   if '.parquet' in kinds:
-    return 'docs/own-data.md has lines that write pictures and masks from them.'
+    return f'This makes a data set of them: {_PREPARE}.'
   if what == 'image':
     return 'Save them as PNG or JPEG.' if kinds - {*_NOTES} else ''
   if kinds & {'.jpg', '.jpeg', '.webp'}:
@@ -221,7 +222,7 @@ def _remedy(
   if found := sorted(kinds & {*CONVERTED}):
     return convert(found[0])
   if '.json' in kinds:
-    return 'Polygons are no masks: docs/own-data.md has lines that draw them.'
+    return f'Polygons are no masks: this draws them: {_PREPARE}.'
   return 'Write them as PNG, with the class numbers as values.' if kinds else ''
 
 

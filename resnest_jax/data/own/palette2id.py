@@ -42,7 +42,8 @@ SHOWN = 10  # Colours that a message lists at most.
 
 class Convert(NamedTuple):
   table: np.ndarray  # Value to write by value or packed colour; -1: no class.
-  read: Callable[[Path], np.ndarray]  # Those of a picture, (H, W).
+  # Those of a picture's bytes, (H, W); a name for messages.
+  read: Callable[[bytes, Path], np.ndarray]
   name: Callable[[int], str]  # One of them in messages.
 
 
@@ -106,6 +107,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def _colour_converter(classes: Classes, classes_file: Path) -> Convert:
   """Finds each pixel's class by its colour."""
+  table = np.full(2**24, -1, np.int16)
+  table[colours_of(classes, classes_file)] = [v[0] for v in classes.values]
+  return Convert(table, read_colours, colour_name)
+
+
+def colours_of(classes: Classes, classes_file: Path) -> list[int]:
+  """Those of the classes, as `read_colours` has them."""
   # Colours that we choose do not occur in the user's masks.
   if classes.chosen:
     raise UserError(
@@ -113,42 +121,51 @@ def _colour_converter(classes: Classes, classes_file: Path) -> Convert:
       'it after the name ("road 128 64 128"), or keep the values with '
       '--indices.'
     )
-  table = np.full(2**24, -1, np.int16)
-  table[_packed(classes.labels.palette)] = [v[0] for v in classes.values]
-  return Convert(
-    table,
-    lambda path: _packed(np.asarray(_open(path).convert('RGB'))),
-    lambda x: f'({x >> 16}, {x >> 8 & 255}, {x & 255})',
-  )
+  return _packed(classes.labels.palette).tolist()
+
+
+def colour_name(colour: int) -> str:
+  return f'({colour >> 16}, {colour >> 8 & 255}, {colour & 255})'
+
+
+def read_colours(encoded: bytes, where: str | Path) -> np.ndarray:
+  """The colours of a mask, (H, W), 0xRRGGBB."""
+  return _packed(np.asarray(_open(encoded, where).convert('RGB')))
 
 
 def _index_converter(classes: Classes, paths: Iterable[Path]) -> Convert:
   """Keeps the values of pictures with a single channel."""
-  mixed = len({_bits(path) < 8 for path in paths}) > 1
+  mixed = len({_bits_of(path) < 8 for path in paths}) > 1
   # Values that the classes file lists as ignored are known and kept.
   table = np.where(classes.known(), np.arange(256), -1).astype(np.int16)
-  read = functools.partial(_read_indices, known=classes.known(), mixed=mixed)
+  read = functools.partial(read_indices, known=classes.known(), mixed=mixed)
   return Convert(table, read, str)
 
 
-def _bits(path: Path) -> int:
-  """Bits of a grey PNG with fewer than 8; 8 of all others."""
-  header = None
+def _bits_of(path: Path) -> int:
   # Errors are those of whoever decodes the file.
   with contextlib.suppress(OSError), path.open('rb') as file:
-    header = images.png_header(file.read(26))
+    return _bits(file.read(26))
+  return 8
+
+
+def _bits(encoded: bytes) -> int:
+  """Bits of a grey PNG with fewer than 8; 8 of all others."""
+  header = images.png_header(encoded)
   return header.bits if header and header.colour == 'grey' else 8
 
 
-def _read_indices(path: Path, known: np.ndarray, mixed: bool) -> np.ndarray:
-  picture = _open(path)
+def read_indices(
+  encoded: bytes, path: str | Path, known: np.ndarray, mixed: bool = False
+) -> np.ndarray:
+  """The values of a mask, uint8 (H, W); see `masks.few_bits`."""
+  picture = _open(encoded, path)
   # Unlike OpenCV, Pillow keeps a palette PNG's indices and a bool for 1 bit.
   values = np.asarray(picture)
   if values.ndim == 3:
     # The numbers, repeated in each channel, of which Pillow cuts 16 bits to 8;
     # transparency means nothing.
     most = Image.MAX_IMAGE_PIXELS
-    encoded = images.read_file(path, most)
     pixels = images.decode_image(encoded, cv2.IMREAD_UNCHANGED, path, most)
     if pixels is not None and (pixels[..., :3] == pixels[..., :1]).all():
       values = pixels[..., 0]
@@ -162,7 +179,7 @@ def _read_indices(path: Path, known: np.ndarray, mixed: bool) -> np.ndarray:
       f'{path} holds numbers with fractions. Write the class numbers as an '
       "8-bit PNG: cv2.imwrite(new, mask.round().astype('uint8'))."
     )
-  if (bits := _bits(path)) < 8:
+  if (bits := _bits(encoded)) < 8:
     # Pillow spreads 2 and 4 bits over 0 to 255, as OpenCV does, and not 1.
     spread = values.astype(np.uint8) * (255 if bits == 1 else 1)
     try:
@@ -181,8 +198,7 @@ def _read_indices(path: Path, known: np.ndarray, mixed: bool) -> np.ndarray:
   return values.astype(np.uint8)
 
 
-def _open(path: Path) -> Image.Image:
-  encoded = images.read_file(path, Image.MAX_IMAGE_PIXELS)
+def _open(encoded: bytes, path: str | Path) -> Image.Image:
   if size := images.picture_size(encoded):
     images.check_pixels(*size, Image.MAX_IMAGE_PIXELS, path)
   try:
@@ -222,7 +238,8 @@ def _convert(
 
   def work(item: tuple[Path, Path]) -> tuple[Path, dict[int, int]]:
     target, source = folder / item[0], item[1]
-    original = convert.read(source)
+    encoded = images.read_file(source, Image.MAX_IMAGE_PIXELS)
+    original = convert.read(encoded, source)
     ids = convert.table[original]
     values, counts = np.unique(original[ids < 0], return_counts=True)
     if ignore or not values.size:

@@ -186,6 +186,13 @@ def _near(folders: Sequence[str], split: str) -> list[str]:
   return same or [x for x in near if x.lower() in words] or near
 
 
+def split_of(path: str) -> str:
+  """'train', 'val' or 'test' if a part of the path is called so, else ''."""
+  parts = path.split('/')[::-1]
+  called = ((x, y) for x in parts for y in ('train', 'val', 'test'))
+  return next((y for x, y in called if _near([x], y)), '')
+
+
 def sub_folders(folder: Path) -> list[str]:
   try:
     with os.scandir(folder) as entries:

@@ -1,0 +1,323 @@
+r"""Turns what an annotation tool wrote into a data set.
+
+    python -m resnest_jax.data.prepare own SOURCE --data_dir DIR
+
+SOURCE is an export, unpacked, or one file of it: COCO (instances or panoptic),
+labelme, CVAT for images 1.1, YOLO segmentation (data.yaml), Pascal VOC,
+Roboflow's semantic masks, parquet files of Hugging Face, or coloured masks
+(folders images and masks, and classes.txt with colours). DIR gets images (links
+to them, or copies), index masks, classes.txt, and sheet.png, which shows
+samples with their classes; configs/folder.py reads it. It appears when all is
+written.
+"""
+
+import argparse
+import collections
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from resnest_jax import drawing, files
+from resnest_jax.data import images, pictures
+from resnest_jax.data.annotations import masks, raster, tools
+from resnest_jax.data.annotations import sample as s
+from resnest_jax.data.own.classes import Classes, parse_classes, read_classes
+from resnest_jax.data.own.pairing import IMAGE_SUFFIXES
+from resnest_jax.data.own.splits import split_of
+from resnest_jax.errors import UserError
+from resnest_jax.flags import Parser
+from resnest_jax.labels import IGNORE, LabelSet
+from resnest_jax.progress import progress_bar
+from resnest_jax.shipped import command
+from resnest_jax.text import listed, plural
+from resnest_jax.threads import map_in_threads
+
+_PICTURES = 8  # On the sheet.
+_SHOWN = 3  # Places of each fault that a message names.
+_Fault = tuple[str, str]  # What it is, and where.
+_BACKGROUND = 'background'
+# Labels whose pixels are not counted, in lower case.
+_IGNORED = ('ignore', '__ignore__', 'void')
+_READERS = {
+  'coco': tools.read_coco,
+  'panoptic': tools.read_coco,
+  'labelme': tools.read_labelme,
+  'cvat': tools.read_cvat,
+  'yolo': tools.read_yolo,
+  'voc': masks.read_voc,
+  'roboflow': masks.read_roboflow,
+  'parquet': masks.read_parquet,
+  'coloured': masks.read_coloured,
+}
+_TEXTS = ('.json', '.xml', '.yaml', '.yml')
+_DRAWN = ('coco', 'cvat', 'yolo')  # By pycocotools.
+# What a file's path, a line break and its first bytes look like. The first that
+# fits counts; '': COCO's files for other tasks.
+_MARKS = (
+  (rb'/(captions|person_keypoints|stuff)_[^/]*\.json\n', ''),
+  (rb'/panoptic[^/]*\.json\n', 'panoptic'),
+  (rb'\.json\n[^\0]*"shapes"\s*:', 'labelme'),
+  (rb'\.json\n[^\0]*"(images|annotations|categories)"\s*:', 'coco'),
+  (rb'\.xml\n[^\0]*<annotations>', 'cvat'),
+  (rb'\.ya?ml\n([^\0]*\n)?names\s*:', 'yolo'),
+  (rb'\.parquet\n', 'parquet'),
+  (rb'/_classes\.csv\n', 'roboflow'),
+  (rb'/SegmentationClass/.*\.(png|bmp|gif|tiff?)\n', 'voc'),
+  (rb'/masks/.*\.(png|bmp|gif|tiff?)\n', 'coloured'),
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+  args = _parse(arguments)
+  # What is larger is explained; alone, Pillow calls it an attack.
+  Image.MAX_IMAGE_PIXELS = max(args.max_pixels, 1)
+  files.check_new(args.data_dir)
+  source, find = _open(args)
+  values, unlabelled, classes = _plan(args, source)
+  small = (args.overlaps or source.overlaps) == 'small'
+  draw = partial(raster.paint, values=values, rest=unlabelled, small=small)
+  data, again = args.data_dir, 'give another --data_dir'
+  with files.explain_refusal(data, again), files.whole_folder(data) as folder:
+    of = draw, classes.labels, folder, args.copy
+    written, faults = _convert(source, find, *of)
+    # Raised inside the context, which then removes the folder.
+    if not written or (faults and not args.skip):
+      raise UserError(
+        f'nothing was written: {_told(faults)}\nCorrect the annotations, or '
+        'leave what is bad out with --skip.'
+      )
+    _write_classes(folder / 'classes.txt', classes)
+    splits = collections.Counter(written)
+    if written[0] and len(splits) == 1:  # Training draws two of it.
+      for kind in (folder / 'images', folder / 'masks'):
+        (kind / written[0]).rename(folder / 'moved')
+        kind.rmdir()
+        (folder / 'moved').rename(kind)
+  if faults:
+    print(f'left out: {_told(faults)}')
+  for split, number in splits.items():
+    print(f'  {split or "all":<13}{plural(number, "image")}')
+  print(f'  {"classes":<13}{listed(classes.labels.classes, 10)}')
+  print(f'  {"look at":<13}{data / "sheet.png"}')
+  config = '--config configs/folder.py '
+  config += shlex.quote(f'--config.data.data_dir={data}')
+  print(
+    f'Next:\n  python -m resnest_jax.data.doctor {config} --out doctor\n'
+    f'  {command("train.py")} {config} --workdir runs/own'
+  )
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+  name = 'python -m resnest_jax.data.prepare own'
+  parser = Parser(prog=name, description=__doc__)
+  add = parser.add_argument
+  add('source', type=Path, metavar='SOURCE', help='a folder or a file')
+  about = 'a new folder for the data set'
+  add('--data_dir', type=Path, required=True, metavar='DIR', help=about)
+  add('--format', choices=_READERS, help='if it is not recognised')
+  about = 'a classes file: the classes to use, their order and colours'
+  add('--classes', type=Path, metavar='FILE', help=about)
+  about = 'pixels without annotation: background, another class, or ignore'
+  add('--unlabelled', metavar='CLASS', help=about)
+  about = 'of shapes that overlap later ones count (default of labelme and '
+  about += 'CVAT) or small ones (default of COCO and YOLO)'
+  add('--overlaps', choices=('later', 'small'), help=about)
+  about = 'leave bad annotations out (default: they are an error)'
+  add('--skip', action='store_true', help=about)
+  add('--copy', action='store_true', help='copy the pictures')
+  about = 'of parquet files the columns of images and masks'
+  add('--columns', nargs=2, metavar=('IMAGE', 'MASK'), help=about)
+  add('--max_pixels', type=int, default=images.MAX_PIXELS, help='of a picture')
+  return parser.parse_args(arguments)
+
+
+def _open(args: argparse.Namespace) -> tuple[s.Source, s.Finder]:
+  """Recognises the format and opens the reader of it."""
+  given = args.source.resolve()
+  if not given.exists():
+    raise UserError(f'there is no {given}; give the export, unpacked.')
+  folder = given if given.is_dir() else given.parent
+  if folder.name.lower() == 'annotations':  # Pictures lie next to it.
+    folder = folder.parent
+  find, kinds = s.Finder(folder), collections.defaultdict(list)
+  for path in find.files if given.is_dir() else [given]:
+    kinds[_kind_of(path, find)].append(path)
+  kinds.pop('', None)
+  if len(kinds) > 1:  # Masks may be a part of any.
+    kinds.pop('coloured', None)
+  names = [args.format] if args.format else [*kinds]
+  if len(names) != 1:
+    raise UserError(
+      f'{given} may be {" or ".join(names) or "anything"}; say what it is with '
+      f'--format, one of {", ".join(_READERS)}. Give the unpacked folder of '
+      'annotations and pictures.'
+    )
+  # A format that was named may lie in files of any name.
+  paths = kinds[names[0]] or [given]
+  if not paths[0].is_file():
+    raise UserError(f'{given} has no files of the format {names[0]}.')
+  if names[0] in _DRAWN and not importlib.util.find_spec('pycocotools'):
+    raise UserError(
+      'polygons need the package pycocotools: pip install pycocotools'
+    )
+  source = _READERS[names[0]](paths, find, args)
+  print(f'{given} is read as {names[0]}: {plural(source.total, "picture")}')
+  return source, find
+
+
+def _kind_of(path: Path, find: s.Finder) -> str:
+  text = b'/%s\n' % os.fsencode(find.inside(path))
+  # Pictures are many, and a pipe would be waited for.
+  if path.suffix.lower() in _TEXTS and path.is_file():
+    with contextlib.suppress(OSError), path.open('rb') as file:
+      text += file.read(2**14)  # Later keys of a large file are not in there.
+  return next((kind for mark, kind in _MARKS if re.search(mark, text)), '')
+
+
+def _plan(
+  args: argparse.Namespace, source: s.Source
+) -> tuple[dict[str, int], int, Classes]:
+  """What each label and pixels without a label become, and the classes."""
+  ignored = {x for x in source.classes if x.lower() in _IGNORED}
+  named = {x: c for x, c in source.classes.items() if x not in ignored}
+  if args.classes:
+    named = read_classes(args.classes).colours()
+  likely = (x for x in named if x.lower().strip('_') == _BACKGROUND)
+  rest = args.unlabelled or source.unlabelled or next(likely, None)
+  if rest is None:
+    raise UserError(
+      f'{args.source} leaves pixels without annotation. Say what they are: '
+      'with --unlabelled background a class, if all objects are annotated; '
+      'with --unlabelled ignore they count neither in training nor in scores.'
+    )
+  if rest == _BACKGROUND and rest not in named:
+    named = {rest: (0, 0, 0)} | named
+  if rest not in ('ignore', *named) or len(named) == 1:
+    raise UserError(
+      f'{args.source} has the classes {listed(named, 20)}; there must be two. '
+      f'--unlabelled is one of them, background or ignore, not {rest!r}.'
+    )
+  # Of classes with one colour the first keeps it.
+  first = {colour: name for name, colour in reversed(named.items())}
+  palette = [c if first[c] == x else None for x, c in named.items()]
+  about = {'classes': [*named], 'palette': palette}
+  classes = parse_classes(json.dumps(about), str(args.source))
+  values = dict.fromkeys(ignored, IGNORE)
+  values |= {name: i for i, name in enumerate(named)}
+  return values, values.get(rest, IGNORE), classes
+
+
+def _convert(
+  source: s.Source,
+  find: s.Finder,
+  draw: Callable[..., tuple[np.ndarray, list[_Fault]]],
+  labels: LabelSet,
+  folder: Path,
+  copy: bool,
+) -> tuple[list[str], list[_Fault]]:
+  """Writes images, masks and the sheet; returns each sample's split."""
+  shown, panels = drawing.spread(source.total, _PICTURES), {}
+
+  def work(item: tuple[int, s.Sample]) -> tuple[list[str], list[_Fault]]:
+    number, sample = item
+    try:
+      picture, name = sample.picture(), sample.name
+      held = isinstance(picture, bytes)
+      file = io.BytesIO(picture) if held else picture
+      size, ending = _look(file)
+      if sample.size not in (None, size):
+        raise s.Fault('has a picture of another size than it says')
+      mask, found = draw(sample.shapes(), size)
+      if not held:
+        name, ending = os.path.splitext(find.inside(picture))
+      split = sample.split or split_of(os.path.dirname(name))
+      if number in shown:  # Of damage the doctor tells.
+        with contextlib.suppress(UserError), Image.open(file) as opened:
+          of = labels.classes, labels.palette, name
+          image = pictures.as_rgb(opened)
+          panels[number] = drawing.mask_panel(image, mask, *of)
+      name = f'{split}/{s.name_of(name)}'.strip('/')
+      paths = f'images/{name}{ending.lower()}', f'masks/{name}.png'
+      _write(picture, mask, *(folder / x for x in paths), copy)
+      return [split], found
+    except UserError as error:
+      return [], [(str(error), sample.where)]
+
+  written, faults = [], []
+  with progress_bar('drawing masks') as report:
+    results = map_in_threads(work, enumerate(source.samples))
+    for done, (splits, found) in enumerate(results, 1):
+      written += splits
+      faults += found
+      report(done, source.total)
+  if panels:
+    sheet = [panels[x] for x in sorted(panels)]
+    sheet = drawing.contact_sheet(sheet, columns=2)
+    drawing.write_image(folder / 'sheet.png', sheet)
+  return written, [*faults, *source.faults]
+
+
+def _look(file: Any) -> tuple[tuple[int, int], str]:
+  """Height and width of the upright picture, and an ending for its name."""
+  found = images.by_pillow(file, lambda x: (*x.size, f'.{x.format.lower()}'))
+  if not found:
+    raise s.Fault('has a picture that cannot be read')
+  width, height, ending = found
+  images.check_pixels(height, width, Image.MAX_IMAGE_PIXELS, 'a picture')
+  size = (width, height) if images.is_turned(file) else (height, width)
+  # Readers look at the content; the ending has to be one that they find.
+  return size, ending if ending in IMAGE_SUFFIXES else '.jpg'
+
+
+def _write(
+  picture: Path | bytes, mask: np.ndarray, image: Path, target: Path, copy: bool
+) -> None:
+  for path in (image, target):
+    path.parent.mkdir(parents=True, exist_ok=True)
+  # Of two pictures of one name, the second would be written over the first or,
+  # through a link, over the user's own.
+  try:
+    with target.open('xb') as file:
+      file.write(drawing.encoded('.png', mask))
+  except FileExistsError as error:
+    raise s.Fault('has a picture of whose name another one is') from error
+  if isinstance(picture, bytes):
+    image.write_bytes(picture)
+    return
+  with contextlib.suppress(OSError):  # Not on every system, for every user.
+    if not copy:
+      image.symlink_to(picture)
+  if not image.is_symlink():
+    shutil.copyfile(picture, image)
+
+
+def _told(faults: Sequence[_Fault]) -> str:
+  total, places = plural(len(faults), 'bad annotation'), {}
+  for what, where in faults:
+    places.setdefault(what, []).append(where)
+  most = sorted(places.items(), key=lambda x: -len(x[1]))
+  kinds = [f'  {len(x)}: {what} ({listed(x, _SHOWN)})' for what, x in most]
+  more = [f'  and {len(kinds) - 20} other kinds'] if len(kinds) > 20 else []
+  return '\n'.join([total, *kinds[:20], *more])
+
+
+def _write_classes(path: Path, classes: Classes) -> None:
+  # A table: quoted, any name is a name.
+  named = classes.colours().items()
+  rows = [(' '.join(name.split()), *colour) for name, colour in named]
+  with path.open('w', encoding='utf-8', newline='') as file:
+    table = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator='\n')
+    table.writerows([('name', 'r', 'g', 'b'), *rows])

@@ -1,0 +1,130 @@
+"""What every format of annotation is read as: pictures with shapes."""
+
+import collections
+import itertools
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resnest_jax.data.images import read_file
+from resnest_jax.data.own.classes import Colour
+from resnest_jax.data.own.pairing import IMAGE_SUFFIXES, walk
+from resnest_jax.data.own.splits import split_of
+from resnest_jax.errors import UserError
+
+# Folders of pictures, which are no part of a sample's name, and of masks.
+_PLAIN = ('images', 'jpegimages', 'img', 'data')
+_MASKS = ('panoptic', 'mask', 'segmentation', 'annotation')
+
+
+class Fault(UserError):
+  """A bad annotation; the text says what it is, without where."""
+
+
+class Shape(NamedTuple):
+  """An object. `draw(height, width)` is a bool mask, or raises `Fault`."""
+
+  label: str
+  where: str  # In messages.
+  draw: Callable[[int, int], np.ndarray]
+
+
+class Sample(NamedTuple):
+  """A picture with its annotation, which are read late and may be a `Fault`."""
+
+  where: str  # The annotation, in messages.
+  picture: Callable[[], Path | bytes]
+  shapes: Callable[[], list[Shape]]  # In drawing order.
+  split: str = ''  # 'train', 'val', 'test'; '': as the picture's path says.
+  size: tuple | None = None  # (height, width) that it claims.
+  name: str = ''  # With folders, of a picture that is no file.
+
+
+class Source(NamedTuple):
+  """What the reader of a format found."""
+
+  classes: Mapping[str, Colour | None]
+  total: int
+  samples: Iterable[Sample]
+  overlaps: str = 'later'  # Shapes over earlier ones, or 'small' over large.
+  unlabelled: str = ''  # 'ignore', or '' if a background is possible as well.
+  faults: Sequence[tuple[str, str]] = ()  # (what, where), of no sample.
+
+
+class Finder:
+  """Finds pictures below a folder by what annotations say of their place."""
+
+  def __init__(self, folder: Path):
+    self.folder, self.files = folder, walk(folder)
+    self._named = collections.defaultdict(list)
+    for path in self.files:
+      # A pipe would be waited for.
+      if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        self._named[_plain(path.stem)].append(path)
+
+  def __call__(self, text: Any, near: Path, split: str = '') -> Path:
+    """The picture of this name, or of this path from anywhere, or a `Fault`.
+
+    Of several it is the one whose folders have the same names, then one that
+    does not lie among masks, then one of the split, then the nearest to `near`.
+    """
+    # Whatever the text says, only files below the folder are found.
+    wanted = PurePosixPath(_plain(str(text).replace('\\', '/')))
+    ending = wanted.suffix.lower()
+    exact = ending in IMAGE_SUFFIXES
+    found = [
+      path
+      for path in self._named.get(wanted.stem if exact else wanted.name, ())
+      if not exact or path.suffix.lower() == ending
+    ]
+
+    def rank(path: Path) -> tuple:
+      inside = self.inside(path.parent)
+      folders = _plain(inside).split('/')[::-1]
+      return (
+        _common(folders, wanted.parts[-2::-1]),
+        not any(x in inside.lower() for x in _MASKS),
+        split_of(inside) == split,
+        _common(path.parts, near.parts),
+      )
+
+    ranks = [*map(rank, found)]
+    if not ranks:
+      raise Fault('has no picture')
+    if ranks.count(best := max(ranks)) > 1:
+      raise Fault('has a picture of whose name there are several')
+    return found[ranks.index(best)]
+
+  def named(self, name: str) -> Path | None:
+    return next((x for x in self.files if x.name == name), None)
+
+  def inside(self, path: Path) -> str:
+    return path.relative_to(self.folder).as_posix()
+
+
+def _plain(text: str) -> str:
+  return unicodedata.normalize('NFC', text)  # macOS takes accents apart.
+
+
+def _common(*parts: Sequence[str]) -> int:
+  same = (x == y for x, y in zip(*parts, strict=False))
+  return sum(itertools.takewhile(bool, same))
+
+
+def name_of(path: str) -> str:
+  """The sample's name for a picture's path, without splits."""
+  *folders, file = path.split('/')
+  kept = [x for x in folders if x.lower() not in _PLAIN and not split_of(x)]
+  return '/'.join([*kept, file])
+
+
+def read(path: Path) -> bytes:
+  return read_file(path, 2**28)  # 2 GB; COCO's largest file has 0.5.
+
+
+def read_lines(path: Path) -> list[str]:
+  text = read(path).decode('utf-8-sig', 'replace')
+  return [x.strip() for x in text.split('\n')]
