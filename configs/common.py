@@ -146,6 +146,7 @@ def model() -> ConfigDict:
   """The network. None: the backbone's name decides."""
   config = ConfigDict()
   config.backbone = 'resnest101'  # an unknown name lists the known ones
+  config.in_channels = 3  # follows data.bands
   config.stage_sizes = placeholder(tuple)  # blocks of each of the 4 stages
   config.stem_width = placeholder(int)  # channels of the first convolution
   config.width = placeholder(int)  # channels of stage 1, doubled each stage
@@ -188,6 +189,9 @@ def data() -> ConfigDict:
   config.name = 'ade20k'
   config.data_dir = 'data'  # where resnest_jax.data.prepare wrote it
   config.folder = folder()  # for 'folder' and 'class_folder': your own data
+  # Names of all bands of your own images, in their order: red,green,blue,nir.
+  # 1 to 16 bands of 8 or 16 bits or floats; docs/bands.md. (): 8-bit RGB.
+  config.bands = ()
   config.train_split = 'train'
   config.eval_split = 'validation'
   # Choice of samples. 'uniform': each once an epoch (mmseg). 'repeat_factor':

@@ -97,6 +97,8 @@ def _overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
   known |= {key: None for key in known if defaults.get(key, '') is None}
   for key, value in overrides.items():
     override(config, key, value, known)
+  if 'model.in_channels' not in overrides:
+    config.model.in_channels = len(config.data.bands) or 3
   validate(config)
   return config.lock()
 
@@ -253,6 +255,13 @@ def validate(config: ConfigDict) -> None:
     window = f'{crop[0]},{crop[1]}'
     refuse('eval.slide_stride', f'at most the window, which is {window}')
   _check_task(classifies(config), values, refuse)
+  if channels := len(values['data.bands']):
+    if values['data.name'] != 'folder':
+      refuse('data.bands', 'left out, as data.name is not folder')
+    if values['data.augmentation'] != 'mmseg':
+      refuse('data.augmentation', 'mmseg with data.bands')
+  if values['model.in_channels'] != (channels or 3):
+    refuse('model.in_channels', f'{channels or 3}, as data.bands has')
   way = values['data.augmentation']
   squares = {'encoding': 'image_scale', 'imagenet': 'image_scale crop_size'}
   for key in squares.get(way, '').split():

@@ -8,6 +8,8 @@ import difflib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+from resnest_jax import bands
+
 # Protocol -> the parameters it depends on, in the order of results.
 PROTOCOLS = {
   'whole': ('image_scale',),
@@ -100,6 +102,14 @@ SCALES = Accepted(
   'one or more positive numbers of at most 100',
   lambda x: bool(x) and _are_positive(x, most=100),
 )
+BANDS = Accepted(
+  f'up to {bands.MOST} names, each once, as red,green,blue,nir; none: RGB',
+  lambda x: (
+    type(x) in (list, tuple)
+    and all(type(y) is str and 0 < len(y) < 100 and y == y.strip() for y in x)
+    and len({*x}) == len(x) <= bands.MOST
+  ),
+)
 WEIGHTS = Accepted(
   f'numbers of at least 0, not all 0, at most {LARGEST}',
   lambda x: any(x) and all(y == 0 or _are_positive((y,)) for y in x),
@@ -149,6 +159,8 @@ KEYS = {
   **_all('data.folder', 'eval_fraction', BETWEEN_0_AND_1),
   **_all('data.folder', 'split_seed', SEED),
   **_all('data', 'eval_split skip_unreadable', free=True),
+  **_all('data', 'bands', BANDS),
+  **_all('model', 'in_channels', at_least(1, most=bands.MOST)),
   **_all('data', 'sampling', one_of(SAMPLINGS)),
   **_all('data', 'augmentation', one_of(_AUGMENTATIONS)),
   **_all('data', 'image_scale', LONG_AND_SHORT),

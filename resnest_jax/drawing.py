@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resnest_jax import lettering
+from resnest_jax import bands, lettering
 from resnest_jax.config_keys import MAIN_SCORES, main_score_in
 from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
@@ -142,10 +142,17 @@ def panels(
   # A generator: panels and samples of a whole split need not fit in memory.
   classes, palette = split.labels.classes, split.labels.palette
   for index, prediction in sorted(predictions.items()):
-    sample = split[index]
+    sample = shown_sample(split, index)
     maps = sample['label'], prediction
     drawn = panel(sample['image'], *maps, classes, palette, sample['name'])
     yield sample, prediction, drawn
+
+
+def shown_sample(split: Any, index: int) -> dict[str, Any]:
+  """A sample whose image is RGB, also of a split with other bands."""
+  sample = split[index]
+  image = bands.shown(sample['image'], getattr(split, 'bands', ()))
+  return sample | {'image': image}
 
 
 def mask_panel(

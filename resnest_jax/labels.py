@@ -20,8 +20,8 @@ class LabelSet:
   Attributes:
     classes: C names; the position is the train id.
     palette: uint8 (C, 3), RGB.
-    to_train_id: uint8 (256,); `to_train_id[mask]` converts a mask. Values of
-      no class become `IGNORE`.
+    to_train_id: uint8 (256,), or (65536,) of your own; `to_train_id[mask]`
+      converts a mask. Values of no class become `IGNORE`.
   """
 
   name: str

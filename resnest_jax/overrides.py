@@ -86,13 +86,17 @@ KINDS = {
   tuple: 'numbers with commas between them, like 512,512',
 }
 KINDS[list] = KINDS[tuple]
+_OF_WORDS = ('data.bands',)  # Names with commas between them.
 
 
 def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
   # Only lossless: 1.5 is no step count, '1' no bool. Texts of string keys stay
   # texts, even '123' and 'none'.
   given = value
-  if isinstance(value, str) and kind is not str:
+  if isinstance(value, str) and key in _OF_WORDS:
+    value = tuple(x.strip(' ()\'"') for x in value.split(','))
+    value = tuple(filter(None, value))
+  elif isinstance(value, str) and kind is not str:
     value = _read_literal(value)
   if kind in (tuple, list) and type(value) in (int, float):
     value = (value,)

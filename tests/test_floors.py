@@ -6,7 +6,7 @@ import graphlib
 PACKAGE = 'resnest_jax'
 # docs/architecture.md draws them. Commands and public names see all floors.
 FLOORS = (
-  'errors labels findings files text lettering threads flags shipped '
+  'errors labels bands findings files text lettering threads flags shipped '
   'overrides config_keys jax_private untrusted',
   'config runtime distributed drawing models',
   'sharding progress downloads losses',

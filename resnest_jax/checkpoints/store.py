@@ -58,8 +58,23 @@ def open_checkpoints(
 
 def has_checkpoint(workdir: Path) -> bool:
   """Whether a training has left a state from which it can resume."""
-  folders = (checkpoint_dir(workdir), interrupted_dir(workdir))
-  return any(steps_in(folder) for folder in folders)
+  return bool(_states(workdir))
+
+
+def _states(workdir: Path) -> list[tuple[int, bool, Path]]:
+  """Step, whether it is a regular checkpoint, and folder; the newest first."""
+  # Of two states of one step the regular one was saved after its evaluation.
+  regular, other = checkpoint_dir(workdir), interrupted_dir(workdir)
+  found = ((x, folder) for folder in (regular, other) for x in steps_in(folder))
+  return sorted(((x, y == regular, y) for x, y in found), reverse=True)
+
+
+def data_of(workdir: Path) -> dict[str, Any]:
+  """The facts of the data that the newest readable state of a run has."""
+  for step, _, folder in _states(workdir):
+    with contextlib.suppress(DamagedCheckpoint):
+      return read_about(folder / str(step)).get('data', {})
+  return {}
 
 
 class Store(contextlib.AbstractContextManager):
@@ -175,15 +190,8 @@ def restore_newest(
   workdir: Path, manager: Checkpoints, abstract: TrainState
 ) -> tuple[TrainState, dict[str, Any]]:
   """The newest state that is whole, and its `about`; see `Store.resume`."""
-  # Of two states of one step the regular one, sorted last, is tried first: it
-  # was saved after its evaluation.
-  found = sorted(
-    (step, folder == manager.folder, folder)
-    for folder in (manager.folder, interrupted_dir(workdir))
-    for step in steps_in(folder)
-  )
   damaged: list[tuple[Path, DamagedCheckpoint]] = []
-  for step, is_regular, folder in reversed(found):
+  for step, is_regular, folder in (found := _states(workdir)):
     try:
       if is_regular:
         restored = restore(manager, step, abstract)

@@ -28,7 +28,8 @@ class Split(Protocol):
 
   A sample is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W) train
   ids with 255 ignored, and `name`; `label` is an int where each image has one
-  class. Worker processes need a split that pickles.
+  class. With an attribute `bands` images have those (`data.rasters`). Worker
+  processes need a split that pickles.
   """
 
   def __len__(self) -> int: ...
@@ -75,7 +76,8 @@ class CheckedSplit:
       raise RuntimeError(
         f'reading sample {index} failed: {type(error).__name__}: {error}'
       ) from error
-    transforms.check_sizes(sample['image'], sample['label'], sample['name'])
+    checked = (sample[key] for key in ('image', 'label', 'name'))
+    transforms.check_sizes(*checked, rgb=not getattr(self.split, 'bands', ()))
     return sample
 
   def longest_read(self) -> str:

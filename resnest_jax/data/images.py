@@ -264,7 +264,8 @@ def _tiff_as_stored(
   if (bands := numbers.get(_BANDS, (1, 0))[0]) > 4:
     raise UnreadableSample(
       f'{where} has {bands} bands; pictures have 1, 3 or 4.\nWrite three of '
-      'them into a new file (gdal_translate -b 1 -b 2 -b 3 OLD NEW).'
+      'them into a new file (gdal_translate -b 1 -b 2 -b 3 OLD NEW), or name '
+      'all bands to train on them (config.data.bands, docs/bands.md).'
     )
   # libtiff would multiply the colours by a band that is called opacity, and
   # GDAL calls the fourth band so whatever it holds, such as infrared.

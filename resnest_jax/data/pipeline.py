@@ -274,8 +274,10 @@ def make_eval_batch(
   `label_shape` is () where an image has one class; empty slots then have -1.
   """
   label = (IGNORE, np.uint8) if label_shape else (-1, np.int32)
+  image = samples[0]['image']
+  image_shape = (*image_shape, image.shape[2])
   batch = {
-    'image': np.zeros((batch_size, *image_shape, 3), np.uint8),
+    'image': np.zeros((batch_size, *image_shape), image.dtype),
     # Empty slots have size 1 and not 0, by which code downstream may divide.
     'size': np.ones((batch_size, 2), np.int32),
     'label': np.full((batch_size, *label_shape), *label),

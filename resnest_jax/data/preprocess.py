@@ -5,10 +5,14 @@ distortion is mmsegmentation's `PhotoMetricDistortion`, except that hue and
 saturation are not rounded (less than one grey level on average).
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from resnest_jax.bands import has_colours, network_order
 
 # Of ImageNet, in grey levels, as in the published weights and mmsegmentation.
 MEAN = (123.675, 116.28, 103.53)
@@ -18,12 +22,29 @@ STD = (58.395, 57.12, 57.375)
 class Normalization(NamedTuple):
   """How grey levels become a network's input: minus mean, over std.
 
-  `order` is that of the network's channels and of both tuples.
+  `order` is that of the network's channels and of both tuples. With `bands`
+  images are not 8-bit RGB but have these, of type `dtype`; both tuples are in
+  their order, the network's channels in that of `network_order`.
   """
 
   mean: tuple[float, ...] = MEAN
   std: tuple[float, ...] = STD
   order: str = 'RGB'  # or 'BGR'
+  bands: tuple[str, ...] = ()
+  dtype: str = 'uint8'  # or 'uint16', 'float32'; '' before it is measured
+
+  @classmethod
+  def of(cls, described: Mapping[str, Any]) -> 'Normalization':
+    """The inverse of `described`."""
+    given = {k: x for k, x in described.items() if k in cls._fields}
+    lists = {k: tuple(x) for k, x in given.items() if type(x) is list}
+    return cls(**given | lists)
+
+  def described(self) -> dict[str, Any]:
+    """For JSON; of RGB without the keys of bands."""
+    keys = ('order', 'mean', 'std', *('bands', 'dtype') * bool(self.bands))
+    values = ((key, getattr(self, key)) for key in keys)
+    return {k: [*x] if type(x) is tuple else x for k, x in values}
 
 
 IMAGENET = Normalization()
@@ -81,7 +102,9 @@ def photometric_distortion(
 
 
 def resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-  """Resizes uint8 (B, H, W, 3) as OpenCV does, bit for bit: (B, H', W', 3).
+  """Resizes uint8 (B, H, W, C) as OpenCV does, bit for bit: (B, H', W', C).
+
+  Other types become float32 by the same weights, without its rounding.
 
   Args:
     rows: int32 (B, H', 4) from `resize.bilinear_taps`; 0 gives 0, for padding.
@@ -92,14 +115,17 @@ def resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     # Fixed point, as in OpenCV: weights have 11 fractional bits, so columns
     # leave 11, of which 4 are dropped; rows make that 18, and both products are
     # truncated to 2 bits each before they are added and rounded.
+    fixed = image.dtype == jnp.uint8
     low, high, low_weight, high_weight = columns.T[..., None]
-    image = image.astype(jnp.int32)
+    image = image.astype(jnp.int32 if fixed else jnp.float32)
     wide = image[:, low[:, 0]] * low_weight + image[:, high[:, 0]] * high_weight
-    wide = wide >> 4  # (H, W', 3)
+    wide = wide >> 4 if fixed else wide / 2**22  # (H, W', C)
     low, high, low_weight, high_weight = rows.T[..., None, None]
-    upper = (wide[low[:, 0, 0]] * low_weight) >> 16
-    lower = (wide[high[:, 0, 0]] * high_weight) >> 16
-    return ((upper + lower + 2) >> 2).astype(jnp.uint8)
+    upper = wide[low[:, 0, 0]] * low_weight
+    lower = wide[high[:, 0, 0]] * high_weight
+    if not fixed:
+      return upper + lower
+    return (((upper >> 16) + (lower >> 16) + 2) >> 2).astype(jnp.uint8)
 
   return jax.vmap(resize_one)(images, rows, columns)
 
@@ -123,20 +149,40 @@ def preprocess(
   """Normalises a batch; it becomes 0 outside `size`.
 
   Args:
-    images: uint8 (B, H, W, 3) RGB.
+    images: uint8 (B, H, W, 3) RGB, or as `normalization` has bands.
     size: int (B, 2), height and width before padding.
-    photometric: (B, 5), see `photometric_distortion`; None: not distorted.
+    photometric: (B, 5), see `photometric_distortion`; None: not distorted. Of
+      bands only red, green and blue are.
     dtype: of the result; computed in float32 unless it is float64.
     shift: (B, 3), added to all pixels in the unit of 0..1; None: nothing.
   """
   compute = jnp.float64 if dtype == jnp.float64 else jnp.float32
   x = images.astype(compute)
-  if photometric is not None:
+  mean, std = (jnp.array(part, compute) for part in normalization[:2])
+  if bands := normalization.bands:
+    order = np.array(network_order(bands))
+    x, mean, std = (part[..., order] for part in (x, mean, std))
+    if photometric is not None and has_colours(bands):
+      x = _distort_colours(x, photometric, mean[:3], std[:3])
+  elif photometric is not None:
     x = photometric_distortion(x, photometric)
   if shift is not None:
     x = x + 255 * shift.astype(compute)[:, None, None]
   if normalization.order == 'BGR':
     x = x[..., ::-1]
-  mean, std = (jnp.array(part, compute) for part in normalization[:2])
   mask = valid_mask(size, images.shape[1], images.shape[2])
   return jnp.where(mask, (x - mean) / std, 0).astype(dtype)
+
+
+def _distort_colours(
+  x: jax.Array, photometric: jax.Array, mean: jax.Array, std: jax.Array
+) -> jax.Array:
+  """Distorts the first three bands, whatever their depth."""
+  # As grey levels of a picture of ImageNet's mean and deviation, which those of
+  # 8 bits are. The change is added, so that no digit of others is lost.
+  scale = std / jnp.array(STD, std.dtype)
+  colours, others = x[..., :3], x[..., 3:]
+  grey = jnp.round((colours - mean) / scale + jnp.array(MEAN, mean.dtype))
+  grey = jnp.clip(grey, 0, 255)
+  change = photometric_distortion(grey, photometric) - grey
+  return jnp.concatenate([colours + change * scale, others], -1)

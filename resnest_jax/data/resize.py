@@ -2,7 +2,8 @@
 
 PyTorch-Encoding resizes in Pillow, which takes means where it reduces.
 
-Images are uint8 (H, W, 3), labels uint8 (H, W), sizes (height, width).
+Images are (H, W, C), uint8 RGB or of other bands, labels uint8 (H, W), sizes
+(height, width).
 """
 
 from collections.abc import Sequence
@@ -72,7 +73,8 @@ def bilinear_taps(length: int, new: int, axis: int) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+  resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+  return resized.reshape(*size, -1)  # OpenCV drops the axis of one channel.
 
 
 def resize_in_pillow(
@@ -103,7 +105,7 @@ def resize_image_window(
   resized = cv2.resize(
     corner, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR
   )
-  return resized[window]
+  return resized.reshape(*resized.shape[:2], -1)[window]
 
 
 def resize_label_window(

@@ -6,8 +6,9 @@ ADE20K and Cityscapes training pipelines (`augment`) or PyTorch-Encoding's
 drawn before the sample is read, and the accelerator applies the photometric
 distortion (`resnest_jax.data.preprocess`).
 
-Images are uint8 (H, W, 3) RGB, labels uint8 (H, W) of train ids with 255 for
-ignored pixels. Sizes are (height, width).
+Images are uint8 (H, W, 3) RGB, or of other bands with `data.bands`, labels
+uint8 (H, W) of train ids with 255 for ignored pixels. Sizes are (height,
+width).
 """
 
 from typing import NamedTuple
@@ -127,10 +128,14 @@ def pad_bottom_right(
   return padded
 
 
-def check_sizes(image: np.ndarray, label: np.ndarray | int, name: str) -> None:
-  arrays = [('image', image, (3,)), ('label', label, ())]
+def check_sizes(
+  image: np.ndarray, label: np.ndarray | int, name: str, rgb: bool = True
+) -> None:
+  """Raises `UserError` unless they fit, and the image is RGB if it has to."""
   classify = isinstance(label, int)  # One class for the whole image.
-  for what, array, last in arrays[: 1 if classify else 2]:
+  arrays = [('image', image, (3,))] * rgb
+  arrays += [('label', label, ())] * (not classify)
+  for what, array, last in arrays:
     if array.dtype != np.uint8 or array.shape[2:] != last:
       raise UserError(
         f'sample {name!r}: the {what} is {array.dtype} {array.shape}; it has '
@@ -175,6 +180,7 @@ def augment(
   image = resize.resize_image_window(image, size, window)
   if draw.flip:
     image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+  image = image.reshape(*label.shape, -1)  # OpenCV drops one channel's axis.
   return _sample(image, label, label.shape, crop_size, draw)
 
 

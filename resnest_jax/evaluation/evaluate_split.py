@@ -77,6 +77,12 @@ def evaluate_split(
   model, variables, found, normalization = load_network(
     config, workdir, weights, checkpoint, console
   )
+  if normalization.bands != tuple(config.data.bands):
+    raise UserError(
+      f'{weights or workdir} is a network of other bands. Add '
+      f'--config.data.bands={",".join(normalization.bands)}.'
+    )
+  split.normalization = normalization
   protocol = dataclasses.replace(protocol, normalization=normalization)
   result = {
     'config': config.name,
@@ -307,7 +313,8 @@ def draw(
   for kind, images in ranked.both().items():
     for rank, image in enumerate(images, 1):
       with results.noting(missing):
-        shown = kind, rank, image, split[image.index], labels
+        sample = drawing.shown_sample(split, image.index)
+        shown = kind, rank, image, sample, labels
         pictures[kind].append(report_images.article(*shown))
   with results.noting(missing):
     page.write(

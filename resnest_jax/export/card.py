@@ -20,7 +20,10 @@ pipeline_tag: {}
 tags: [jax, resnest, {}]
 ---
 """
-FIT = 'image = image.resize(({size[1]}, {size[0]}))'
+READ = (
+  "image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')"
+)
+FIT = f'{READ}\nimage = image.resize(({{size[1]}}, {{size[0]}}))'
 _OURS = """\
 With resnest-jax, which {}, from this folder:
 
@@ -45,7 +48,6 @@ from PIL import Image, ImageOps
 
 with open('{file}', 'rb') as file:
   program = jax.jit(export.deserialize(bytearray(file.read())).call)
-image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
 {fit}
 {outputs} = program(np.asarray(image)[None])  # {gives}
 {more}```
@@ -59,7 +61,6 @@ from PIL import Image, ImageOps
 
 providers = onnxruntime.get_available_providers()
 session = onnxruntime.InferenceSession('{file}', providers=providers)
-image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')
 {fit}
 {outputs} = session.run(None, {{'images': np.asarray(image)[None]}})
 {more}```
@@ -81,11 +82,14 @@ labels = inference_model(model, 'street.jpg').pred_sem_seg.data
 """,
 }
 # Of a classifier. Programs run as above, on the middle of a picture.
-CROP = """\
+CROP = (
+  f'{READ}\n'
+  + """\
 side = {share} * min(image.size)  # The middle of the picture.
 left, top = (round((length - side) / 2) for length in image.size)
 image = image.crop((left, top, left + side, top + side))
 image = image.resize(({size[1]}, {size[0]}), Image.Resampling.{filter})"""
+)
 TOP = """\
 best = np.argsort(-np.asarray(probabilities)[0])[:5]  # Class numbers.
 """
@@ -240,10 +244,14 @@ def _table(exports: Sequence[Export]) -> str:
 
 def _program(about: Mapping[str, Any], gives: str) -> str:
   normalization = about['normalization']
+  takes, order = 'uint8 (b, H, W, 3), RGB from 0 to 255', normalization['order']
+  if bands := normalization.get('bands'):
+    takes = f'{normalization["dtype"]} (b, H, W, {len(bands)})'
+    order = ', '.join(map(_plain, bands))
   return (
-    'StableHLO and ONNX take `images`, uint8 (b, H, W, 3), RGB from 0 to 255, '
+    f'StableHLO and ONNX take `images`, {takes}, '
     f'any b, H and W as in the table, and give {gives}. Normalisation is '
-    f'inside: the channels as {normalization["order"]}, mean '
+    f'inside: the channels as {order}, mean '
     f'{normalization["mean"]}, deviation {normalization["std"]}.'
   )
 
@@ -299,9 +307,15 @@ def _how_to_run(export: Export, about: Mapping[str, Any], **texts: str) -> str:
     share = 0.875 if small else f'{edge} / {edge + 32}'
     fields |= {'fit': CROP, 'more': TOP, 'number': len(about['classes'])}
     fields |= {'share': share, 'filter': 'BILINEAR' if small else 'BICUBIC'}
+  if bands := about['normalization'].get('bands'):
+    fields['fit'] = f"image = np.load('scene.npy')  # (H, W, {len(bands)})"
   if export.size:  # Of a program.
     fields['fit'] = fields['fit'].format(**fields)
-  return how[export.format].format(**fields)
+  text = how[export.format].format(**fields)
+  if bands:
+    text = text.replace('\nfrom PIL import Image, ImageOps', '')
+    text = text.replace('street.jpg', 'scene.npy')
+  return text
 
 
 def _how_long(exports: Sequence[Export]) -> str:

@@ -46,7 +46,7 @@ class Model(NamedTuple):
 
 
 class Reference:
-  """The checkpoint's outputs for `images`, uint8 (n, H, W, 3)."""
+  """The checkpoint's outputs for `images`, (n, H, W, 3) or of its bands."""
 
   def __init__(
     self,

@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from resnest_jax import files
 from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.export import checks
 from resnest_jax.export.card import Export, model_card
-from resnest_jax.export.pictures import gather_pictures
+from resnest_jax.export.pictures import find_pictures, gather_pictures
 from resnest_jax.export.program import make_program
 from resnest_jax.export.promise import written_now
 from resnest_jax.inference.predictor import (
@@ -73,7 +75,7 @@ def export_model(
     probabilities: whether StableHLO and ONNX output all classes' probabilities,
       which is all that a classifier's give.
     checkpoint: of a training: 'latest', 'best' or a step.
-    pictures: to compare on; see `gather_pictures`.
+    pictures: to compare on; see `find_pictures`.
     features: an output stride, at which StableHLO and ONNX give C2 to C5 of the
       backbone, of a segmentor, a classifier or a backbone; or None.
 
@@ -86,7 +88,7 @@ def export_model(
   files.check_new(out)
   formats = [x for x in (*FORMATS, *CLASS_FORMATS[-2:]) if x in formats]
   _check_arguments(formats, sizes, probabilities, features)
-  seen = gather_pictures(pictures)
+  found = find_pictures(pictures)
   if features:
     weights, (net, about) = None, _features(source, checkpoint, features)
   else:
@@ -94,6 +96,7 @@ def export_model(
     _check_task(weights, formats, probabilities)
     net = as_exported(source, weights)
     about = _about(weights, net.labels)
+  seen = gather_pictures(found, net.normalization)
   provenance = about['provenance']
   if 'step' in provenance:
     say(f'checkpoint {provenance["step"]} of {source}')
@@ -206,7 +209,7 @@ def _features(
   model, variables, about = load_backbone(
     source, checkpoint=checkpoint, output_stride=output_stride, dtype='float32'
   )
-  normalization = Normalization(**about['normalization'])
+  normalization = Normalization.of(about['normalization'])
   about['features'] = {
     name: {'stride': stride, 'channels': model.channels[name]}
     for name, stride in model.strides.items()
@@ -253,24 +256,26 @@ def write_program(name: str, file: Path, reference: checks.Reference) -> Export:
   probabilities, written = reference.probabilities or classify, None
   more = {'probabilities': probabilities, 'normalization': normalization}
   program = make_program(model, variables, size, **more)
+  images = reference.images
+  picture = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
   # Not Winograd's, our choice on a CPU: what runs a file chooses its own.
   with implementations.use(wide='convolution'):
     # Each format needs packages that the other does not.
     if name == 'stablehlo':
       from resnest_jax.export import stablehlo
 
-      stablehlo.write_stablehlo(file, program, size)
+      stablehlo.write_stablehlo(file, program, picture)
       run, written = stablehlo.read_stablehlo(file), written_now()
     else:
       from resnest_jax.export import onnx_file
 
       outputs = ['labels'] * (not classify) + ['probabilities'] * probabilities
       outputs = [*model.strides] if features else outputs
-      onnx_file.write_onnx(file, program, size, outputs)
+      onnx_file.write_onnx(file, program, picture, outputs)
       run = onnx_file.read_onnx(file)
   share = reference.compare(file.name, run)
   return Export(
-    *(file.name, name, size, share, len(reference.images)),
+    *(file.name, name, size, share, len(images)),
     probabilities=probabilities,
     written=written,
     features=features,

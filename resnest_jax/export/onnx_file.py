@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import jax2onnx
 import jax2onnx.plugins.jax.lax as lax_plugins
 import onnx
@@ -26,9 +25,12 @@ OPSET = 18  # The first with all operators that jax2onnx writes.
 
 
 def write_onnx(
-  path: Path, program: Program, size: tuple[int, int], outputs: Sequence[str]
+  path: Path,
+  program: Program,
+  picture: jax.ShapeDtypeStruct,
+  outputs: Sequence[str],
 ) -> None:
-  """Writes a program for any number of pictures of one size.
+  """Writes a program for any number of pictures of one shape, (H, W, C).
 
   The input is `images`; the outputs have the given names. Raises `UserError` if
   jax2onnx cannot translate the program.
@@ -38,11 +40,11 @@ def write_onnx(
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
   (batch,) = export.symbolic_shape('b')
   # An error of the network itself is not reported as jax2onnx's.
-  jax.eval_shape(program, jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8))
+  jax.eval_shape(program, picture.update(shape=(batch, *picture.shape)))
   try:
     model = jax2onnx.to_onnx(
       folded(program),
-      inputs=[jax.ShapeDtypeStruct(('b', *size, 3), jnp.uint8)],
+      inputs=[picture.update(shape=('b', *picture.shape))],
       model_name='resnest_jax',
       opset=OPSET,
       input_names=['images'],

@@ -3,34 +3,50 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from resnest_jax import drawing
 from resnest_jax.data.mini.scene import draw_scene
-from resnest_jax.data.pictures import read_picture
+from resnest_jax.data.preprocess import IMAGENET, MEAN, STD, Normalization
+from resnest_jax.data.rasters import as_image
+from resnest_jax.data.resize import resize_image
 from resnest_jax.errors import UserError
 from resnest_jax.prediction.sources import find_sources
 
 NUMBER = 20  # Compared at most, spread evenly over the list.
 
 
-def gather_pictures(given: Sequence[str | Path]) -> list[np.ndarray]:
-  """Reads up to `NUMBER` pictures, uint8 (h, w, 3) RGB of any sizes.
-
-  `given` are files, folders and patterns; without any, scenes are drawn. Raises
-  `UserError` if no picture was found, or one cannot be read.
-  """
+def find_pictures(given: Sequence[str | Path]) -> list[Path]:
+  """Up to `NUMBER` of files, folders and patterns, or a `UserError`."""
   if not given:
-    return [_drawn(index) for index in range(NUMBER)]
+    return []
   paths = [each.path for each in find_sources(given) if not each.is_video]
   if not paths:
     raise UserError(
       f'there is no picture in {", ".join(map(str, given))}, only videos; '
       'give pictures to compare the exports on, or leave --pictures out.'
     )
-  places = drawing.spread(len(paths), NUMBER)
-  return [read_picture(paths[place]) for place in places]
+  return [paths[place] for place in drawing.spread(len(paths), NUMBER)]
+
+
+def gather_pictures(
+  paths: Sequence[Path], how: Normalization = IMAGENET
+) -> list[np.ndarray]:
+  """Pictures as of `as_image`; without paths scenes are drawn.
+
+  Raises `UserError` if one cannot be read.
+  """
+  if paths:
+    return [as_image(path, how) for path in paths]
+  drawn = [_drawn(index) for index in range(NUMBER)]
+  if not how.bands:
+    return drawn
+  # Bands take the colours in turn, with the mean and deviation that they have.
+  turns = np.arange(len(how.bands)) % 3
+  levels = [((x - MEAN) / STD)[..., turns] * how.std + how.mean for x in drawn]
+  if how.dtype != 'float32':
+    levels = [x.clip(0, np.iinfo(how.dtype).max) for x in levels]
+  return [x.astype(how.dtype) for x in levels]
 
 
 def _drawn(index: int) -> np.ndarray:
@@ -42,7 +58,4 @@ def _drawn(index: int) -> np.ndarray:
 
 def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """Stretches a picture to `size`, its height and width in pixels."""
-  if image.shape[:2] == size:
-    return image
-  # OpenCV takes (width, height).
-  return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+  return image if image.shape[:2] == size else resize_image(image, size)

@@ -40,7 +40,8 @@ def make_program(
     Of `Features` program(images) -> their values, finest first. Of a classifier
     program(images) -> (probabilities,), float32 (b, classes). Of a segmentor
     program(images) -> (labels,) or (labels, probabilities): uint8 (b, H, W, 3)
-    RGB -> uint8 (b, H, W), float32 (b, H, W, C). b may be symbolic.
+    RGB -> uint8 (b, H, W), float32 (b, H, W, C). b may be symbolic. Other bands
+    are as `normalization` has them.
   """
 
   def program(images: jax.Array) -> tuple[jax.Array, ...]:

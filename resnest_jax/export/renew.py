@@ -16,7 +16,7 @@ from resnest_jax.export.folder import (
   write_description,
   write_program,
 )
-from resnest_jax.export.pictures import gather_pictures
+from resnest_jax.export.pictures import find_pictures, gather_pictures
 from resnest_jax.files import check_writable, work_folder
 from resnest_jax.models.description import check_description
 from resnest_jax.untrusted import parse_json
@@ -33,7 +33,7 @@ def renew_exports(
   model card.
 
   `folder` was written by `export_model`, `pictures` are those of
-  `gather_pictures`. Raises `UserError` if there is nothing to renew, are no
+  `find_pictures`. Raises `UserError` if there is nothing to renew, are no
   weights to renew it from, or a new file disagrees with the checkpoint. All
   files then stay as they were.
   """
@@ -41,9 +41,10 @@ def renew_exports(
   about, exports = _read(folder)
   check_writable(folder, 'export into another folder')
   check_packages(['stablehlo'])
-  seen = gather_pictures(pictures)
+  found = find_pictures(pictures)
   _, _, weights = load_trained(_weights_of(folder, exports))
   net = as_exported(folder, weights)
+  seen = gather_pictures(found, net.normalization)
   # Inside the folder, so that `replace` below stays on one file system.
   with writing(folder), work_folder(folder / 'new') as new:
     for place, old in enumerate(exports):

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from jax import export
 
 from resnest_jax.errors import UserError
@@ -17,11 +16,11 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 def write_stablehlo(
-  path: Path, program: Program, size: tuple[int, int]
+  path: Path, program: Program, picture: jax.ShapeDtypeStruct
 ) -> None:
-  """Writes a program for any number of pictures of one size."""
+  """Writes a program for any number of pictures of one shape, (H, W, C)."""
   (batch,) = export.symbolic_shape('b')
-  images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.uint8)
+  images = picture.update(shape=(batch, *picture.shape))
   # Else JAX notes with each operation where the code lies on this machine.
   key = 'jax_hlo_source_file_canonicalization_regex'
   before = getattr(jax.config, key)

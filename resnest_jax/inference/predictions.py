@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from resnest_jax import drawing
+from resnest_jax.bands import shown
 from resnest_jax.data.images import MAX_PIXELS
-from resnest_jax.data.pictures import as_rgb
+from resnest_jax.data.preprocess import IMAGENET, Normalization
+from resnest_jax.data.rasters import as_image
 from resnest_jax.errors import UserError
 from resnest_jax.inference.steps import BEST
 from resnest_jax.text import listed, percent, plural
@@ -26,6 +28,7 @@ class Prediction:
     palette: uint8 (C, 3), RGB.
     source: the picture, an array or its path.
     probabilities: float32 (H, W, C) if requested, else None.
+    normalization: that of the network, which knows the picture's bands.
   """
 
   labels: np.ndarray
@@ -33,13 +36,15 @@ class Prediction:
   palette: np.ndarray
   source: np.ndarray | str | Path
   probabilities: np.ndarray | None = None
+  normalization: Normalization = IMAGENET
 
   @property
   def image(self) -> np.ndarray:
-    """The picture, uint8 (H, W, 3) RGB."""
+    """The picture, uint8 (H, W, 3) RGB; of other bands as `bands.shown`."""
     # Read again from a path, so that thousands of predictions fit in memory.
     # Its size was accepted when it was predicted.
-    return as_rgb(self.source, max(self.labels.size, MAX_PIXELS))
+    how, most = self.normalization, max(self.labels.size, MAX_PIXELS)
+    return shown(as_image(self.source, how, most), how.bands)
 
   def colors(self) -> np.ndarray:
     """The label map in the classes' colours, uint8 (H, W, 3) RGB."""

@@ -23,13 +23,14 @@ from ml_collections import ConfigDict
 from resnest_jax import sharding
 from resnest_jax.data.images import MAX_PIXELS
 from resnest_jax.data.own.classes import label_set
-from resnest_jax.data.pictures import as_rgb
 from resnest_jax.data.pipeline import (
   make_eval_batch,
   make_eval_iterator,
   padded_shapes,
   resize_sample,
 )
+from resnest_jax.data.preprocess import Normalization
+from resnest_jax.data.rasters import as_image
 from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.inference import steps
 from resnest_jax.inference.predictions import ClassPrediction, Prediction
@@ -147,6 +148,7 @@ class Predictor:
     Args:
       image: uint8 (H, W, 3) RGB (OpenCV reads files as BGR) or (H, W) grey, a
         path, an image of Pillow, or a list of these; `UserError` if it is none.
+        Of a network of other bands (H, W, bands) in their order and type.
       probabilities: whether to return them for all classes: 4 * C bytes a
         pixel (600 MB a megapixel with 150 classes), and several times that
         while they are computed.
@@ -160,7 +162,7 @@ class Predictor:
     sources = []
     for index, each in enumerate(image):
       try:
-        sources.append(_kept(each))
+        sources.append(_kept(each, self.protocol.normalization))
       except UserError as error:
         raise UserError(f'image {index} of the list: {error}') from error
     results: dict[int, Prediction] = {}
@@ -228,7 +230,8 @@ class Predictor:
       yield self._prediction(held.popleft(), *found)
 
   def _read(self, image: Any) -> np.ndarray:
-    pixels = as_rgb(image, self.max_pixels)
+    how = self.protocol.normalization
+    pixels = as_image(image, how, self.max_pixels)
     height, width = self.protocol.largest(pixels.shape[:2])
     # A small limit is meant for files.
     if height * width > (most := max(self.max_pixels, MAX_PIXELS)):
@@ -294,8 +297,9 @@ class Predictor:
   def _prediction(
     self, source: Any, labels: np.ndarray, probabilities: np.ndarray | None
   ) -> Prediction:
-    found = labels, self.classes, self.palette, _kept(source), probabilities
-    return Prediction(*found)
+    how = self.protocol.normalization
+    found = labels, self.classes, self.palette, _kept(source, how)
+    return Prediction(*found, probabilities, how)
 
 
 class ClassPredictor(Predictor):
@@ -321,11 +325,12 @@ class ClassPredictor(Predictor):
     self, source: Any, probabilities: np.ndarray
   ) -> ClassPrediction:
     probabilities = np.float32(probabilities)
-    return ClassPrediction(probabilities, self.classes, _kept(source))
+    kept = _kept(source, self.protocol.normalization)
+    return ClassPrediction(probabilities, self.classes, kept)
 
 
-def _kept(source: Any) -> np.ndarray | str | Path:
-  return source if isinstance(source, str | Path) else as_rgb(source)
+def _kept(source: Any, how: Normalization) -> np.ndarray | str | Path:
+  return source if isinstance(source, str | Path) else as_image(source, how)
 
 
 def from_checkpoint(

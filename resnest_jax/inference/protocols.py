@@ -108,7 +108,7 @@ class CenterCrop:
 def _described(protocol: Protocol | CenterCrop, *keys: str) -> dict[str, Any]:
   values = {key: getattr(protocol, key) for key in ('name', *keys)}
   if protocol.normalization != IMAGENET:
-    values |= protocol.normalization._asdict()
+    values |= protocol.normalization.described()
   return {
     key: list(value) if isinstance(value, tuple) else value
     for key, value in values.items()

@@ -77,14 +77,14 @@ def plan(
 def cut(
   crop: tuple[int, int], images: jax.Array, corners: jax.Array
 ) -> jax.Array:
-  """Cuts windows (n, *crop, 3) out of images; `corners` is as in `plan`."""
+  """Cuts windows (n, *crop, C) out of images; `corners` is as in `plan`."""
   # `dynamic_slice` would move a window that reaches beyond the array back.
   more = (max(n - m, 0) for n, m in zip(crop, images.shape[1:3], strict=True))
   images = jnp.pad(images, ((0, 0), *((0, n) for n in more), (0, 0)))
 
   def window(corner):
     start = (*corner, jnp.zeros_like(corner[0]))
-    return jax.lax.dynamic_slice(images, start, (1, *crop, 3))[0]
+    return jax.lax.dynamic_slice(images, start, (1, *crop, images.shape[3]))[0]
 
   return jax.vmap(window)(corners)
 

@@ -34,6 +34,7 @@ DEFAULTS = {
   'frozen_bn': 'none',
   'dropout': 0.0,
   'dtype': 'float32',
+  'in_channels': 3,
 }
 
 

@@ -173,6 +173,7 @@ class Conv(nn.Module):
   """Convolution whose padding keeps ceil(H / stride) rows.
 
   With `parts` > 1 the result is a tuple of that many slices of the channels.
+  Inputs beyond `apart` are convolved by themselves and added.
   """
 
   features: int
@@ -183,6 +184,7 @@ class Conv(nn.Module):
   parts: int = 1
   use_bias: bool = False
   dtype: Any = jnp.float32
+  apart: int | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array | tuple[Array, ...]:
@@ -192,7 +194,14 @@ class Conv(nn.Module):
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     options = {'stride': self.stride, 'dilation': self.dilation}
     options |= {'groups': self.groups, 'parts': self.parts}
+    if more := self.apart and x.shape[-1] > self.apart:
+      more = x[..., self.apart :], kernel[:, :, self.apart :]
+      x, kernel = x[..., : self.apart], kernel[:, :, : self.apart]
     outputs = convolve(x, kernel, **options)
+    if more:
+      # Kernels of 0 add an exact 0; within one sum they would change how the
+      # others are rounded.
+      outputs = tuple(map(jnp.add, outputs, convolve(*more, **options)))
     if self.use_bias:
       shape, stored = (self.features,), at_least_float32(self.dtype)
       bias = self.param('bias', nn.initializers.zeros, shape, stored)

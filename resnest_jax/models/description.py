@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from resnest_jax import bands
 from resnest_jax.config_keys import (
+  BANDS,
   CENTER_CROPS,
   LONG_AND_SHORT,
   SHARE_BELOW_1,
@@ -58,6 +60,7 @@ _VARIED = {
     Accepted('true or false', lambda x: type(x) is bool),
   ),
   'frozen_bn': one_of(segmentor.FROZEN_BN),
+  'in_channels': up_to(bands.MOST),
 }
 _COLOUR = numbers('a colour', 3, int, low=0, high=255)
 CLASSES = list_of('a list of names', lambda x: type(x) is str and len(x) < 1000)
@@ -72,11 +75,8 @@ _ABOUT = {
   'normalization': OBJECT,
   'provenance': OBJECT,
 }
-_NORMALIZATION = {
-  'order': one_of(('RGB', 'BGR')),
-  'mean': numbers('3 numbers', 3, int, float, low=-1e6, high=1e6),
-  'std': numbers('3 numbers above 0', 3, int, float, low=1e-6, high=1e6),
-}
+_ORDER = {'order': one_of(('RGB', 'BGR'))}
+_BANDS = {'bands': BANDS, 'dtype': one_of(('uint8', 'uint16', 'float32'))}
 _EDGES = numbers('', 2, int, low=1, high=2**15)
 # Older descriptions lack them.
 _SIZES = {
@@ -100,13 +100,26 @@ def check_description(about: Mapping[str, Any], where: str) -> None:
   """
   check_fields(about, _ABOUT, where)
   check_network(about['model'], about['task'], f'{where}, model,')
-  check_fields(
-    about['normalization'], _NORMALIZATION, f'{where}, normalization,'
-  )
+  _check_normalization(about, f'{where}, normalization,')
   check_fields(about, {k: v for k, v in _SIZES.items() if k in about}, where)
   known = about['provenance'].get('backbone_known', True)
   if type(known) is not bool:
     raise UserError(f'{where} is damaged: backbone_known is no yes or no.')
+
+
+def _check_normalization(about: Mapping[str, Any], where: str) -> None:
+  given, channels = about['normalization'], about['model'].get('in_channels')
+  check_fields(given, _ORDER | (_BANDS if 'bands' in given else {}), where)
+  names = given.get('bands', ())
+  number, most = len(names) or 3, 1e30 if names else 1e6
+  said, kinds = f'{number} numbers', (number, int, float)
+  values = {
+    'mean': numbers(said, *kinds, low=-most, high=most),
+    'std': numbers(f'{said} above 0', *kinds, low=1 / most, high=most),
+  }
+  check_fields(given, values, where)
+  if number != (channels or 3):
+    raise UserError(f'{where} is of {number} bands, the network of {channels}.')
 
 
 def check_network(model: Mapping[str, Any], task: str, where: str) -> None:

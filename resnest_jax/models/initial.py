@@ -85,5 +85,6 @@ def initial_variables(model: nn.Module, seed: int) -> dict[str, Any]:
 def _flat_shapes(model: nn.Module, x64: bool) -> dict[tuple, Any]:
   del x64  # Part of the cache's key, as float64 means float32 without it.
   init = partial(model.init, train=False)
-  images = jnp.zeros((1, 64, 64, 3))
+  channels = getattr(model, 'backbone', model).channels
+  images = jnp.zeros((1, 64, 64, channels))
   return flatten_dict(jax.eval_shape(init, jax.random.key(0), images))

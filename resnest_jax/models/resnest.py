@@ -219,6 +219,7 @@ class ResNeSt(nn.Module):
   remat: tuple[str, ...] = ()  # from `remat.parse`
   # Equal blocks are a loop (`stacking`); 'stages' in `remat` needs single ones.
   scanned: bool = False
+  channels: int = 3  # of the images
 
   @nn.compact
   def __call__(
@@ -232,6 +233,8 @@ class ResNeSt(nn.Module):
       # The width, once or twice, and the stride.
       for i, (times, stride) in enumerate([(1, 2), (1, 1), (2, 1)], 1):
         options = {'stride': stride, 'dtype': self.dtype}
+        # With kernels of 0 for other bands the colours' result is that of RGB.
+        options |= {'apart': 3} if i == 1 else {}
         x = Conv(times * self.stem_width, 3, name=f'stem_conv{i}', **options)(x)
         x = norm(name=f'stem_bn{i}')(x, half)
       return max_pool(x, half)

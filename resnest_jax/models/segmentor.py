@@ -61,7 +61,7 @@ class Segmentor(nn.Module):
   def __call__(
     self, images: Array, *, train: bool, size: Size = None
   ) -> SegmentorOutput:
-    """Logits before upsampling, of images (B, H, W, 3), normalised RGB.
+    """Logits before upsampling, of normalised images, RGB (B, H, W, 3).
 
     Images are zero outside `size`, int (B, 2), true heights and widths; None:
     the whole canvas. `train` needs an rng 'dropout'. Logits (B, ceil(H / s),
@@ -130,6 +130,7 @@ def create_backbone(config: Mapping[str, Any]) -> resnest.ResNeSt:
     dtype=DTYPES[choice(config, 'dtype', DTYPES)],
     biased=_is_encoding(config) if biased is None else biased,
     frozen=0 if _frozen_bn(config) == 'none' else 5,
+    channels=config.get('in_channels') or 3,
   )
 
 

@@ -209,6 +209,8 @@ def predict_pictures(
         picture = drawn(prediction, kind, opacity, legend)
         drawing.write_image(out / file, picture)
       done.add(source, files, **more)
+      if predictor.protocol.normalization.bands:
+        return  # All are used.
       # The file may be gone by now.
       with contextlib.suppress(OSError):
         encoded = source.path.read_bytes()

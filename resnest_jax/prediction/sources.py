@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from resnest_jax.bands import ARRAY
 from resnest_jax.data.own.pairing import IMAGE_SUFFIXES, endings, tell, walk
 from resnest_jax.errors import UserError
 from resnest_jax.files import clean, inside
@@ -78,6 +79,8 @@ def find_sources(
       for x in there
       if x.suffix.lower() in SUFFIXES and (os.path.isfile(x) or x.is_symlink())
     }
+    # For networks of bands; beside pictures, arrays are rather something else.
+    read = read or {x for x in there if x.suffix.lower() == ARRAY}
     found = [Source(x, x.parent.relative_to(base)) for x in there if x in read]
     if (others := [x for x in there if x not in read]) and base == path:
       tell(f'left out of {path}: {endings(others)}')

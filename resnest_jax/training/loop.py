@@ -10,16 +10,19 @@ from ml_collections import ConfigDict
 
 from resnest_jax import drawing, runtime, sharding
 from resnest_jax.checkpoints.state import Run, abstract_state, create_state
-from resnest_jax.checkpoints.store import Store, has_checkpoint
+from resnest_jax.checkpoints.store import Store, data_of, has_checkpoint
 from resnest_jax.config_keys import main_score
 from resnest_jax.data.batches import Batch, BatchIterator
 from resnest_jax.data.datasets import Splits, open_splits
 from resnest_jax.data.doctor.examine import check_before_training
 from resnest_jax.data.pipeline import training_batches
+from resnest_jax.data.preprocess import IMAGENET, Normalization
+from resnest_jax.data.rasters import measure
 from resnest_jax.distributed import failures, messages
 from resnest_jax.errors import enough_memory, writing
 from resnest_jax.evaluation.evaluate import Evaluator
 from resnest_jax.files import whole_file
+from resnest_jax.inference.protocols import Protocol
 from resnest_jax.progress import console
 from resnest_jax.text import plural
 from resnest_jax.training.freezing import frozen_parameters
@@ -66,7 +69,12 @@ def train(
     sharding.check_rows(config.data.crop_size[0], stride, mesh)
     splits = open_splits(config)
     messages.check_same_data(facts := splits.facts())
-    model, optimizer, plan, train_step = create_training(config, mesh)
+    normalization = of_bands(config, splits, workdir)
+    if config.data.bands:
+      facts['normalization'] = normalization.described()
+    model, optimizer, plan, train_step = create_training(
+      config, mesh, normalization=normalization
+    )
     ema = config.train.ema_decay > 0
     fresh = not has_checkpoint(workdir)
     variables, notes = start_variables(model, config) if fresh else (None, [])
@@ -96,7 +104,12 @@ def train(
     batches = enter(training_batches(config, splits.train, *begin))
     report = enter(Report(workdir, config, run, splits.eval, profile_steps))
     evaluate = Evaluator(
-      config, model, splits.eval, keep=config.train.pictures, with_loss=True
+      config,
+      model,
+      splits.eval,
+      protocol=Protocol(normalization=normalization),
+      keep=config.train.pictures,
+      with_loss=True,
     )
     # `run` changes from here on. Only this thread may stop the process, except
     # while it waits and `run` is at rest.
@@ -172,6 +185,27 @@ def train_to_end(
       run.saved_step, run.evaluating = run.step, False
       report.pace.restart()
   store.finish()
+
+
+def of_bands(
+  config: ConfigDict, splits: Splits, workdir: Path
+) -> Normalization:
+  """How images are normalised: bands as measured before the first step."""
+  if not config.data.bands:
+    return IMAGENET
+  options = splits.train, config.data.num_threads
+  # A run that resumes keeps its numbers.
+  if about := data_of(workdir).get('normalization'):
+    normalization = Normalization.of(about)
+  else:
+    found = messages.gather(lambda: messages.is_first() and measure(*options))
+    normalization = found[0]
+  for split in splits:
+    split.normalization = normalization
+  numbers = zip(normalization.bands, *normalization[:2], strict=True)
+  said = ', '.join(f'{x} {mean:.4g} +- {std:.4g}' for x, mean, std in numbers)
+  print(f'bands ({normalization.dtype}): {said}', flush=True)
+  return normalization
 
 
 def announce(

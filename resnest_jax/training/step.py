@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.config_keys import classifies
-from resnest_jax.data.preprocess import preprocess
+from resnest_jax.data.preprocess import IMAGENET, Normalization, preprocess
 from resnest_jax.errors import UserError
 from resnest_jax.losses.images import create_image_loss
 from resnest_jax.losses.objective import Loss, create_loss
@@ -150,6 +150,7 @@ def make_train_step(
   *,
   seed: int,
   mixing: Mixing | None = None,
+  normalization: Normalization = IMAGENET,
   **options: Any,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict]]:
   """The jitted step: (state, batch) -> (state, scalars); donates the state.
@@ -164,7 +165,8 @@ def make_train_step(
     # A function of seed and step, never stored: a resumed run draws alike.
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     given = batch['image'], batch['size'], batch.get('photometric')
-    images = preprocess(*given, shift=batch.get('shift'))
+    how = {'normalization': normalization, 'shift': batch.get('shift')}
+    images = preprocess(*given, **how)
     labels = batch['label'].astype(jnp.int32)
     if mixing:
       images, labels = mixing(images, labels, key)
@@ -215,13 +217,17 @@ class Training(NamedTuple):
 
 
 def create_training(
-  config: Mapping[str, Any], mesh: Mesh, loss: Loss | None = None
+  config: Mapping[str, Any],
+  mesh: Mesh,
+  loss: Loss | None = None,
+  normalization: Normalization = IMAGENET,
 ) -> Training:
   """Model, optimizer and step of a configuration with its number of classes.
 
   The mesh may be of descriptions of devices (`jax.experimental.topologies`).
   `loss` is that of both heads, or of a classifier's logits and targets, (B,
-  classes) both; None: as `config.loss` describes it.
+  classes) both; None: as `config.loss` describes it. `normalization` is that of
+  the images.
   """
   train = config['train']
   model = create_network(config['model'])
@@ -249,6 +255,7 @@ def create_training(
     mesh,
     seed=config['seed'],
     mixing=mixing,
+    normalization=normalization,
     loss=loss,
     aux_weight=config['loss']['aux_weight'],
     plan=plan,

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 import resnest_jax
 from resnest_jax.data.own.classes import label_set
-from resnest_jax.data.preprocess import MEAN, STD, Normalization
+from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, ending
 from resnest_jax.models.classifier import described
@@ -33,7 +33,7 @@ from resnest_jax.weights.published import (
 from resnest_jax.weights.state_dict import import_state_dict, recognise, without
 
 # Applied to RGB from 0 to 255: minus mean, over std.
-NORMALIZATION = {'order': 'RGB', 'mean': list(MEAN), 'std': list(STD)}
+NORMALIZATION = IMAGENET.described()
 # detectron2-ResNeSt's, in the files whose names end in _d2.
 DETECTRON_NORMALIZATION = NORMALIZATION | {
   'mean': [123.68, 116.779, 103.939],
@@ -58,7 +58,7 @@ class Weights(NamedTuple):
   state_dict: name -> NumPy array.
   kind: whose names these are, as `recognise` tells.
   palette: colours (R, G, B) of the classes, or None.
-  normalization: of the images: order, mean, std.
+  normalization: of the images, as `Normalization.described`.
   provenance: the origin, JSON-able; its `notes` say what was assumed.
   image_scale: (long, short) edge of training images in pixels, or None.
   crop_size: (height, width) of training crops in pixels, or None.
@@ -89,8 +89,7 @@ class Weights(NamedTuple):
 
   def normalized(self) -> Normalization:
     """`normalization` as `preprocess` takes it."""
-    order, mean, std = (self.normalization[x] for x in ('order', 'mean', 'std'))
-    return Normalization(tuple(mean), tuple(std), order)
+    return Normalization.of(self.normalization)
 
   def notes(self) -> list[str]:
     """What was assumed or chosen, as lines to print."""
@@ -256,7 +255,7 @@ def _of_run(
     description, variables = remaining(description, state_dict), None
   return Weights(
     *(state_dict, 'ours', description, classes, palette),
-    *(NORMALIZATION, provenance),
+    *(about.get('data', {}).get('normalization', NORMALIZATION), provenance),
     **sizes,
     variables=variables,
   )

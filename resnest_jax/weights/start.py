@@ -1,10 +1,12 @@
 """Initialises a run: random weights, or pretrained ones with fresh heads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
+from resnest_jax.bands import COLOURS, network_order
 from resnest_jax.data.preprocess import IMAGENET
 from resnest_jax.errors import UserError
 from resnest_jax.models.classifier import Classifier
@@ -32,8 +34,9 @@ def start_variables(
   """Initialises the variables of a run from its configuration alone.
 
   `model` is from `create_training` or `create_network`; of the configuration
-  `seed` and `pretrained` are read. Returns `params` and `batch_stats` as NumPy
-  arrays, each block by itself, and lines to print about their origin.
+  `seed`, `pretrained` and `data.bands` are read. Returns `params` and
+  `batch_stats` as NumPy arrays, each block by itself, and lines to print about
+  their origin.
   """
   # State dicts name single blocks, so the unrolled twin of `model` is filled.
   source, by_name = config['pretrained'], scanned(model, False)
@@ -42,7 +45,36 @@ def start_variables(
   fresh = initial_variables(by_name, config['seed'])
   if weights is None:
     return fresh, ['starting from random weights (config.pretrained is empty)']
-  return start_from(by_name, fresh, source, weights)
+  given = weights.normalized().bands, config.get('data', {}).get('bands')
+  theirs, ours = (
+    [bands[i] for i in network_order(bands)]
+    for bands in (x or COLOURS for x in given)
+  )
+  twin = by_name.backbone.clone(channels=len(theirs))
+  twin = by_name.clone(backbone=twin)
+  variables, notes = start_from(twin, fresh, source, weights)
+  if theirs != ours:
+    notes += _to_bands(variables['params']['backbone'], theirs, ours)
+  return variables, notes
+
+
+def _to_bands(
+  backbone: dict[str, Any], theirs: Sequence[str], ours: Sequence[str]
+) -> list[str]:
+  """Gives the first layer's kernels to bands of their names; lines about it.
+
+  New bands begin at zero: the network starts as one without them.
+  """
+  kernel = backbone['stem_conv1']['kernel']
+  kept = [x for x in ours if x in theirs]
+  other, begin = np.zeros_like(kernel[:, :, 0]), 'begin at zero'
+  if not kept:  # As timm: a grey picture gets what an equal RGB one does.
+    other, begin = kernel.sum(2) / len(ours), 'share the mean kernel'
+  parts = [kernel[:, :, theirs.index(x)] if x in kept else other for x in ours]
+  backbone['stem_conv1'] = {'kernel': np.stack(parts, 2)}
+  new = [x for x in ours if x not in kept]
+  said = {'keep their kernels': kept, begin: new}
+  return [f'bands {listed(x)} {does}' for does, x in said.items() if x]
 
 
 def start_from(
@@ -64,7 +96,7 @@ def start_from(
   notes = [f'starting from {without_secrets(str(source))} ({which})']
   notes += weights.notes()
   theirs = weights.normalized()
-  if theirs != IMAGENET:
+  if theirs != IMAGENET and not theirs.bands:
     notes.append(
       f'its images were normalised by {theirs.order} mean {theirs.mean}, std '
       f'{theirs.std}; here by {IMAGENET.mean} and {IMAGENET.std}'

@@ -38,7 +38,7 @@ def test_lines_of_names_and_colours(read):
   labels = classes.labels
   assert labels.palette[:2].tolist() == [[0, 0, 9], [9, 8, 7]]
   assert labels.palette.dtype == labels.to_train_id.dtype == np.uint8
-  assert labels.to_train_id.tolist() == [0, 1, 2] + [255] * 253
+  assert labels.to_train_id.tolist() == [0, 1, 2] + [255] * (2**16 - 3)
   assert np.flatnonzero(classes.known()).tolist() == [0, 1, 2, 255]
 
 
@@ -46,7 +46,7 @@ def test_lines_with_mask_values(read):
   classes = read('7: road 128 64 128\n8 11,12: a: b\n255: sky\nignore: 0 1\n')
   names, values = ('road', 'a: b', 'sky'), ((7,), (8, 11, 12), (255,))
   assert facts(classes) == (names, values, (0, 1), names[1:])
-  expected = np.full(256, 255)
+  expected = np.full(2**16, 255)
   expected[[7, 8, 11, 12, 255]] = [0, 1, 1, 1, 2]
   assert_equal(classes.labels.to_train_id, expected)
   known = np.flatnonzero(classes.known()).tolist()
@@ -74,7 +74,8 @@ REFUSED = [
   ('a 1 2 256\nb\n', 'line 1: 256 is not from 0 to 255'),
   ('1: a\nb\n', 'line 2: b has no mask value'),
   ('a\nb\nignore: 0\n', 'line 1: the value 0 of a is also used by ignore'),
-  ('1: a\n2: b\nignore: 256\n', 'ignore 256 is not from 0 to 255'),
+  ('1: a\n65536: b\n', '65536 is not from 0 to 65535'),
+  ('1: a\n2: b\nignore: 65536\n', 'ignore 65536 is not from 0 to 65535'),
   ('x: a\nb\n', "line 1: 'x' is no mask value"),
   ('a\nignore 0 0 0\n', 'line 2: what is not a class'),
   ('a\nb 1 1 1\nc 2 2 2', "line 1: 'a' has no colour.* # in front"),

@@ -19,10 +19,6 @@ from PIL import Image
 from resnest_jax.errors import UserError
 
 
-def wide(ids):
-  return encode(np.uint16(ids))
-
-
 def in_colour(ids):
   return encode(np.dstack([ids] * 3))
 
@@ -34,7 +30,6 @@ def grey_alpha(ids):
 REMEDIED = [
   (lambda ids: few_bits(ids, 2), 'mask_depth'),
   (lambda ids: few_bits(ids, 4), 'mask_depth'),
-  (wide, 'mask_depth'),
   (in_colour, 'grey_masks_in_colour'),
   (lambda ids: in_colour(np.uint16(ids)), 'grey_masks_in_colour'),
   (grey_alpha, 'grey_masks_in_colour'),
@@ -82,7 +77,7 @@ FINE_OR_NOT = [
   lambda ids: encode(ids, '.webp'),
   lambda ids: encode(ids.T),
   lambda ids: encode(ids + np.uint8(60)),
-  *(wide, in_colour, grey_alpha, rgb, with_palette(COLOURS)),
+  *(in_colour, grey_alpha, rgb, with_palette(COLOURS)),
   lambda ids: encode(ids)[:-30],
 ]
 
@@ -116,7 +111,7 @@ def test_masks_of_other_sizes_may_be_turned(garden):
 
 @pytest.mark.parametrize('lists', [False, True])
 def test_photographs_among_the_masks_are_no_masks(garden, lists):
-  garden.write(wide)
+  garden.write(in_colour)
   # As in Roboflow's export: both in one folder, in a folder for a split.
   for name in garden.ids:
     new = garden.root / f'{name}.jpg'
@@ -414,3 +409,46 @@ def test_channels_that_are_not_used(garden):
   samples = [d.finding.samples for d in (train, val)]
   assert samples == [('0', '1', '2'), ('4',)]
   assert '4 channels, of which the first 3 are used' in train.finding.what
+
+
+def at_values(*values):
+  return lambda ids: encode(np.array(values, np.uint16)[ids])
+
+
+def test_masks_of_16_bits_have_values_beyond_255(garden):
+  garden.classes('0: background\n700 9: leaf\n65535: flower\nignore: 300')
+  garden.write(at_values(0, 700, 65535))
+  garden.write(lambda ids: encode(np.uint8([0, 9, 255])[ids]), 'val/4')
+  assert garden.errors() == set()
+  labels = garden.labels()
+  assert_equal(labels[0], garden.ids['train/0'])
+  assert_equal(labels[4], np.array([0, 1, 255])[garden.ids['val/4']])
+  garden.write(at_values(0, 700, 301), 'train/1')
+  assert refused('that .*classes.txt does not have: 301', garden.labels)
+
+
+@pytest.mark.parametrize(
+  ('values', 'rule', 'written'),
+  [
+    ((0, 3, 7), 'unknown_values', (0, 3, 7)),
+    ((0, 300, 7), 'unknown_values', (0, 7, 300)),
+    ((0, 1, 9), 'unknown_values', (0, 1, 9)),
+    ((0, 400, 800), 'stretched_masks', (0, 400, 800)),
+  ],
+)
+def test_lines_for_values_with_gaps_can_be_pasted(
+  garden, values, rule, written
+):
+  garden.classes('background\nleaf\nflower')
+  garden.write(at_values(*values))
+  lines = map('{}: {}'.format, written, ('background', 'leaf', 'flower'))
+  assert garden.rewrite(rule, 'alues mean') == '\n'.join(lines)
+  assert garden.errors() == set()
+
+
+def test_lines_for_new_values_keep_the_others(garden):
+  garden.classes('background 60 60 60\n7: leaf'.replace('back', '0: back'))
+  garden.write(at_values(0, 7, 500))
+  text = garden.rewrite('unknown_values', 'whose new names you change')
+  assert text == '0: background 60 60 60\n7: leaf\n500: class_500'
+  garden.check()

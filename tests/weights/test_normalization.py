@@ -28,7 +28,7 @@ SIZE = (48, 64)
 def source(segmentor, tmp_path_factory):
   """Our weights of a network that was trained with `OTHER`."""
   folder = tmp_path_factory.mktemp('weights') / 'other'
-  return written(folder, segmentor, 'ours', described(OTHER._asdict())).parent
+  return written(folder, segmentor, 'ours', described(OTHER.described())).parent
 
 
 def test_channels_are_turned_before_the_mean_is_taken():
@@ -46,7 +46,7 @@ def test_prediction_and_export_use_it(source, segmentor):
   image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
 
   def labels_by(normalization):
-    mean, std, order = normalization
+    mean, std, order, *_ = normalization
     x = image[..., ::-1] if order == 'BGR' else image
     x = (x - np.float32(mean)) / np.float32(std)
     logits = model.apply(variables, x[None], train=False).logits

@@ -5,7 +5,7 @@ import numpy as np
 from resnest_jax.data.doctor.observe import Observation, Survey, names
 from resnest_jax.data.headers import left_out, to_8_bits
 from resnest_jax.data.images import is_turned
-from resnest_jax.data.own.masks import INDEX_MASK
+from resnest_jax.data.own.masks import INDEX_MASKS
 from resnest_jax.findings import Finding
 from resnest_jax.labels import IGNORE
 from resnest_jax.text import listed, plural, share_of
@@ -33,6 +33,12 @@ def unreadable(s: Survey) -> Finding | None:
   )
 
 
+_BANDS = (
+  'Or name all bands, to train on all their bits: '
+  '--config.data.bands=red,green,blue,nir (docs/bands.md).'
+)
+
+
 def damaged_jpeg(s: Survey) -> Finding | None:
   """JPEGs that the decoder complains about: perhaps damaged inside"""
   if not (bad := [o for o in s.readable if o.damage]):
@@ -49,15 +55,18 @@ def damaged_jpeg(s: Survey) -> Finding | None:
 
 
 def image_depth(s: Survey) -> Finding | None:
-  """16-bit images"""
-  if not (bad := [o for o in s.readable if o.image_type != 'uint8']):
+  """16-bit images; with data.bands images of several types"""
+  types = [o.image_type for o in s.readable]
+  usual = max(types, key=types.count) if s.bands and types else 'uint8'
+  if not (bad := [o for o in s.readable if o.image_type != usual]):
     return None
+  remedy = f'{to_8_bits(max(o.white for o in bad))}\n{_BANDS}'
   return Finding(
     f'{share_of(bad, s.readable, "image", "are")} '
-    f'{listed(sorted({o.image_type for o in bad}))}; '
-    'the network takes 8 bits per channel.',
+    f'{listed(sorted({o.image_type for o in bad}))}; the network takes '
+    f'{f"{usual}, as the others are" if s.bands else "8 bits per channel"}.',
     names(bad),
-    to_8_bits(max(o.white for o in bad)),
+    'Write these in the same way as the others.' if s.bands else remedy,
   )
 
 
@@ -71,20 +80,21 @@ def image_channels(s: Survey) -> Finding | None:
     f'{" or ".join(map(left_out, numbers))}.',
     names(bad),
     'The network sees red, green and blue. If these are other channels of the '
-    'file, write the three that it should see into new files.',
+    f'file, write the three that it should see into new files.\n{_BANDS}',
   )
 
 
 def mask_depth(s: Survey) -> Finding | None:
-  """masks of 1, 2, 4 or 16 bits, or of numbers with fractions"""
+  """masks of 1, 2 or 4 bits, of prepared data also of 16, or of fractions"""
   # Bits only show in the file: OpenCV decodes fewer than 8 to uint8.
   bad = [
     o
     for o in s.readable
     if len(o.mask_shape) == 2
+    and not (s.conversion and o.kind in INDEX_MASKS)
     and (
       o.mask_type not in ('uint8', 'bool')
-      or (o.kind.endswith('-bit grey') and o.kind != INDEX_MASK)
+      or (o.kind.endswith('-bit grey') and o.kind != INDEX_MASKS[0])
     )
   ]
   if not bad:

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from resnest_jax.bands import shown
 from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
 from resnest_jax.data.own.masks import Conversion, Stored, colours_of
 from resnest_jax.errors import UserError
@@ -22,7 +23,6 @@ _BLOCK = 64
 _RAMP = 4
 # Longest edge for alignment: borders that are a pixel off still meet edges.
 _SMALL = 256
-_BYTE = np.dtype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,8 +62,8 @@ class Observation:
 class Survey:
   """Facts about a split.
 
-  `known`, bool (256,), are the mask values that are a class or deliberately
-  ignored.
+  `known`, bool as long as `labels.to_train_id`, are the mask values that are a
+  class or deliberately ignored.
   """
 
   data: str  # Name of the data set.
@@ -75,6 +75,7 @@ class Survey:
   num_outputs: int  # The network's classes; 0 if it adapts to the data.
   known: np.ndarray
   conversion: Conversion | None = None  # For a user's own data.
+  bands: tuple[str, ...] = ()  # Of its images; (): RGB.
 
   @property
   def classes_file(self) -> str:  # Its path, for a user's own data; else ''.
@@ -211,6 +212,7 @@ def survey(
     num_outputs=num_outputs,
     known=getattr(split, 'known_values', known_values(split.labels)),
     conversion=getattr(split, 'conversion', None),
+    bands=getattr(split, 'bands', ()),
   )
 
 
@@ -255,7 +257,7 @@ def observe(split: Any, index: int) -> Observation:
     channels=sample.get('channels', 0),
     white=image.max().item(),
     **_ramps(mask, values, split.labels.to_train_id[IGNORE] == IGNORE),
-    edges=_edges(image, mask),
+    edges=_edges(shown(image, getattr(split, 'bands', ())), mask),
   )
 
 
@@ -316,7 +318,8 @@ def _ramps(
 def _edges(
   image: np.ndarray, mask: np.ndarray
 ) -> tuple[float, float, float] | None:
-  if image.shape[:2] != mask.shape or {image.dtype, mask.dtype} != {_BYTE}:
+  fit = image.shape[:2] == mask.shape and image.dtype == np.uint8
+  if not fit or mask.dtype not in (np.uint8, np.uint16):
     return None
   scale = min(_SMALL / max(mask.shape), 1)
   size = [max(round(length * scale), 1) for length in mask.shape[::-1]]

@@ -11,6 +11,7 @@ import numpy as np
 import rich.table
 
 from resnest_jax import drawing, files
+from resnest_jax.bands import shown
 from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
 from resnest_jax.data.doctor.observe import Observation, Survey
 from resnest_jax.data.doctor.rules import ERROR, WARNING, Diagnosis
@@ -209,9 +210,11 @@ def _panel(
   s: Survey, o: Observation, image: np.ndarray, mask: np.ndarray, note: str
 ) -> np.ndarray:
   """Draws one sample; a mask that is no index mask is shown as a picture."""
+  image = shown(image, s.bands)
   if image.dtype != np.uint8:
     image = _grey_levels(image)
-  if mask.dtype == np.uint8 and mask.shape == image.shape[:2]:
+  fit = mask.dtype.kind == 'u' and mask.shape == image.shape[:2]
+  if fit and mask.max() < len(s.labels.to_train_id):
     label = s.labels.to_train_id[mask]
   elif o.values.size and 0 <= o.values.min() <= o.values.max() <= IGNORE:
     # Of another size or depth than the image: shown next to it.

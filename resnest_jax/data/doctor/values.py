@@ -9,6 +9,7 @@ from resnest_jax.labels import ADE20K, CITYSCAPES, IGNORE
 from resnest_jax.text import listed, plural, share_of
 
 _INSTANCE_CLASSES = 100  # Of ADE20K's instance masks, which hold things alone.
+_MOST_PROPOSED = 50  # Values that are proposed as classes.
 _LABEL_IDS = 33  # The highest of Cityscapes.
 # More unknown pixels than this share are too many to write 255 over them.
 _MANY_UNKNOWN = 0.05
@@ -358,8 +359,27 @@ def unknown_values(s: Survey) -> Finding | None:
     f'{s.classes_file or "the classes file of your own data"} '
     f'({line}, or "{none}"; docs/own-data.md). Values at borders of objects '
     'alone come from JPEG or from interpolation; use the originals, or resize '
-    'them with cv2.INTER_NEAREST.',
+    f'them with cv2.INTER_NEAREST.{_proposal(s)}',
   )
+
+
+def _proposal(s: Survey) -> str:
+  """The lines of a classes file that has all values; '' where none would do."""
+  if not s.conversion or s.unknown_values.size > _MOST_PROPOSED:
+    return ''
+  own, new = s.conversion.classes, s.unknown_values.tolist()
+  named = [_with_colour(s, k) for k in range(len(own.values))]
+  if len(s.values) == len(named) and own.values == (*zip(range(len(named))),):
+    values = zip(s.values.tolist())
+    why = 'If the values mean the classes in their order, it'
+  else:
+    values = (*own.values, *zip(new))
+    named += [f'class_{value}' for value in new]
+    why = 'With all values, whose new names you change, it'
+  values = (' '.join(map(str, x)) for x in values)
+  lines = [f'  {x}: {name}' for x, name in zip(values, named, strict=True)]
+  lines += [f'  ignore: {value}' for value in own.ignored]
+  return f'\n{why} is:\n' + '\n'.join(lines)
 
 
 def smoothed_masks(s: Survey) -> Finding | None:

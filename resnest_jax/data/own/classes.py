@@ -4,8 +4,9 @@ In plain text each line is a class, such as `1: road 128 64 128`: its value in
 the masks (all lines or none have one; without, the first class is 0), its name,
 and its colour (without, one is chosen). A class may have several values, `2 3:
 tree`. Values without a class are listed as `ignore: 0`; 255 is ignored anyway,
-unless a class has it. Lines with # are comments. JSON has the same facts in
-lists, `values` and `ignore` optional; predict.py writes its `classes.json` so:
+unless a class has it. Masks of 16 bits have values up to 65535. Lines with #
+are comments. JSON has the same facts in lists, `values` and `ignore` optional;
+predict.py writes its `classes.json` so:
 
     {"classes": ["road", "tree"], "palette": [[128, 64, 128], [34, 139, 34]],
      "values": [1, [2, 3]], "ignore": [0]}
@@ -53,6 +54,7 @@ _LINES = (
   '"name,r,g,b" or "value,name". A name with a comma needs JSON.'
 )
 _LONGEST = 1000  # Characters of a line.
+_LARGEST = 2**16 - 1  # Value of a mask.
 _IGNORED = ('ignore', '__ignore__')
 _COLUMNS = {
   'name': ('name', 'class', 'class name', 'label', 'label name', 'category'),
@@ -83,7 +85,7 @@ class Classes:
     return dict(zip(self.labels.classes, palette, strict=True))
 
   def known(self) -> np.ndarray:
-    """Bool (256,): the mask values that are a class or listed as ignored."""
+    """Bool (65536,): the mask values that are a class or listed as ignored."""
     known = self.labels.to_train_id != IGNORE
     known[[*self.ignored, IGNORE]] = True
     return known
@@ -229,7 +231,7 @@ def _read_table(
     name = row.pop('name')
     if wrong := [cell for cell in row.values() if not cell.isdecimal()]:
       raise UserError(
-        f'{where}: {wrong[0]!r} is not a number from 0 to 255; write one.'
+        f'{where}: {wrong[0]!r} is not a number from 0 on; write one.'
       )
     values = (int(row['value']),) if 'value' in row else ()
     colour = None
@@ -342,7 +344,8 @@ def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
     # JSON may escape half of a character, which no file takes.
     if re.search('[\ud800-\udfff]', entry.name):
       raise UserError(f'{entry.where}: {entry.name!r} is no text; rename it.')
-    _check_bytes((*entry.values, *(entry.colour or ())), f'{entry.where}:')
+    _check_range(entry.values, f'{entry.where}:', _LARGEST)
+    _check_range(entry.colour or (), f'{entry.where}:')
     facts = [('name', entry.name), *(('value', x) for x in entry.values)]
     facts += [('colour', entry.colour)] if entry.colour else []
     for fact in facts:
@@ -358,19 +361,19 @@ def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
     taken['name', entry.name] = 'an earlier class'
     if not entry.name.strip():
       raise UserError(f'{entry.where}: the name is missing. {EXAMPLE}')
-  _check_bytes(ignored, f'{path}: ignore')
+  _check_range(ignored, f'{path}: ignore', _LARGEST)
 
 
-def _check_bytes(numbers: Sequence[int], where: str) -> None:
-  if bad := [number for number in numbers if not 0 <= number <= 255]:
-    raise UserError(f'{where} {bad[0]} is not from 0 to 255.')
+def _check_range(numbers: Sequence[int], where: str, most: int = 255) -> None:
+  if bad := [number for number in numbers if not 0 <= number <= most]:
+    raise UserError(f'{where} {bad[0]} is not from 0 to {most}.')
 
 
 def _make(entries: list[_Entry], ignored: list[int], form: str) -> Classes:
   given = [entry.colour for entry in entries if entry.colour]
   open_ = [entry.name for entry in entries if not entry.colour]
   colours = dict(zip(open_, distinct_colours(len(open_), given), strict=True))
-  to_train_id = np.full(256, IGNORE, np.uint8)
+  to_train_id = np.full(_LARGEST + 1, IGNORE, np.uint8)
   for train_id, entry in enumerate(entries):
     to_train_id[list(entry.values)] = train_id  # Also 255, if a class has it.
   palette = [entry.colour or colours[entry.name] for entry in entries]

@@ -1,9 +1,9 @@
 """A user's own images and index masks, read in place.
 
 An image and its mask have the same name, apart from suffixes, in two trees of
-folders, or share a line of a list. Masks are 8-bit PNG files with one channel,
-and a classes file defines their values. Other masks are refused with the
-command that converts them.
+folders, or share a line of a list. Masks are PNG files of 8 or 16 bits with one
+channel, and a classes file defines their values. Other masks are refused with
+the command that converts them.
 
 A photograph's EXIF orientation is applied, as mmsegmentation and most viewers
 do. Masks are read unchanged: draw them on the upright picture.
@@ -29,6 +29,8 @@ from resnest_jax.data.own import masks as own_masks
 from resnest_jax.data.own import splits
 from resnest_jax.data.own.classes import read_classes
 from resnest_jax.data.own.pairing import Pair
+from resnest_jax.data.preprocess import IMAGENET, Normalization
+from resnest_jax.data.rasters import as_image
 from resnest_jax.errors import UserError
 from resnest_jax.threads import map_in_threads
 
@@ -37,15 +39,16 @@ from resnest_jax.threads import map_in_threads
 class FolderSplit:
   """A sequence of samples that threads can share and that can be pickled.
 
-  `split[i]` is a dict of `image` uint8 (H, W, 3) RGB, `label` uint8 (H, W)
-  train ids and 255, `name`. `labels` is the `LabelSet` of the classes file,
-  `known_values`, bool (256,), the mask values there, and 255.
+  `split[i]` is a dict of `image` uint8 (H, W, 3) RGB, or of `bands`, `label`
+  uint8 (H, W) train ids and 255, `name`. `labels` is the `LabelSet` of the
+  classes file, `known_values`, bool (65536,), the mask values there, and 255.
   """
 
   split: str
   pairs: Sequence[Pair]
   conversion: own_masks.Conversion  # Of masks of other kinds.
   max_pixels: int = images.MAX_PIXELS
+  normalization: Normalization = IMAGENET  # It has the bands of the images.
 
   name = 'folder'  # `config.data.name` that selects this class.
 
@@ -53,6 +56,7 @@ class FolderSplit:
     self.pairs = tuple(self.pairs)
     self.labels = self.conversion.classes.labels
     self.known_values = self.conversion.classes.known()
+    self.bands = self.normalization.bands
 
   def __len__(self) -> int:
     return len(self.pairs)
@@ -84,22 +88,32 @@ class FolderSplit:
     Raises:
       UnreadableSample: a file is missing or damaged.
     """
-    pair = item_of(self.pairs, index)
-    image, encoded = read_picture(pair.image, self.max_pixels, _PAIR)
+    pair, channels = item_of(self.pairs, index), 0
+    if self.bands:
+      image = self.image(index)
+    else:
+      image, encoded = read_picture(pair.image, self.max_pixels, _PAIR)
+      channels = headers.channels(encoded)
     mask = self._read_mask(pair)
     return {
       'image': image,
-      'channels': headers.channels(encoded),
+      'channels': channels,
       'mask': mask.pixels,
       'stored': mask,
       'name': pair.name,
     }
 
+  def image(self, index: int) -> np.ndarray:
+    """The image of `split[index]` alone, of a split with bands."""
+    path = item_of(self.pairs, index).image
+    return as_image(path, self.normalization, self.max_pixels)
+
   def labelled(self, index: int, sample: dict[str, Any]) -> dict[str, Any]:
     """What `split[index]` makes of `raw(index)`, or a `UserError`."""
     pair, image = item_of(self.pairs, index), sample['image']
     label = self._to_label(pair.mask, sample['stored'])
-    check_depth(pair.image, image)
+    if not self.bands:
+      check_depth(pair.image, image)
     if image.shape[:2] != sample['mask'].shape:
       raise _different_sizes(pair, image, sample['mask'])
     return {'image': image, 'label': label, 'name': pair.name}
@@ -111,14 +125,14 @@ class FolderSplit:
 
   def _to_label(self, path: str, mask: own_masks.Stored) -> np.ndarray:
     """Raises `UserError` unless it is an index mask of known values."""
-    if mask.kind != own_masks.INDEX_MASK:
+    if mask.kind not in own_masks.INDEX_MASKS:
       no_png = 'bit' not in mask.kind
       what = (
         f'not a PNG but {mask.kind}' if no_png else f'a {mask.kind} picture'
       )
       raise UserError(
-        f'{path} is {what}. Masks are 8-bit PNG files with one channel, the '
-        f'class number.\n{self.conversion.of_mask(mask)}'
+        f'{path} is {what}. Masks are PNG files of 8 or 16 bits with one '
+        f'channel, the class number.\n{self.conversion.of_mask(mask)}'
       )
     if (unknown := ~self.known_values[mask.pixels]).any():
       values = np.unique(mask.pixels[unknown]).tolist()
@@ -181,7 +195,8 @@ def check_depth(path: str, image: np.ndarray) -> None:
   if image.dtype != np.uint8:
     raise UserError(
       f'{path} has {8 * image.dtype.itemsize} bits per channel; images '
-      f'have 8.\n{headers.to_8_bits(image.max().item())}'
+      f'have 8.\n{headers.to_8_bits(image.max().item())} Or name its bands, of '
+      'which all bits are used then: config.data.bands, docs/bands.md.'
     )
 
 
@@ -250,7 +265,10 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
   )
   among = own_masks.telling_suffix((pair.image for pair in pairs), masks)
   max_pixels = data_config.get('max_pixels', images.MAX_PIXELS)
-  return FolderSplit(split, pairs, conversion(masks, among), max_pixels)
+  found = split, pairs, conversion(masks, among), max_pixels
+  if bands := tuple(data_config.get('bands', ())):
+    found += (Normalization(bands=bands, dtype=''),)
+  return FolderSplit(*found)
 
 
 def _naming(root: Path, options: Any, masks: str, split: str) -> str:

@@ -19,7 +19,7 @@ from resnest_jax.data.own.classes import Classes
 from resnest_jax.labels import IGNORE
 from resnest_jax.text import listed, plural
 
-INDEX_MASK = '8-bit grey'
+INDEX_MASKS = '8-bit grey', '16-bit grey'
 # Pixels whose colours are counted: sorting all takes longer than decoding them.
 _MOST_COLOURS = 100_000
 
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
   Attributes:
     pixels: as OpenCV decodes them; of grey PNGs with fewer than 8 bits the
       class numbers.
-    kind: `INDEX_MASK`, '1-bit palette', ..., or 'JPEG' for no PNG.
+    kind: of `INDEX_MASKS`, '1-bit palette', ..., or 'JPEG' for no PNG.
     indices: values that occur in a palette PNG, before they become colours.
   """
 
@@ -44,7 +44,7 @@ class Stored(NamedTuple):
 def stored_mask(
   pixels: np.ndarray, encoded: bytes, known: np.ndarray
 ) -> Stored:
-  """Describes a mask; `known`, bool (256,), are the values it may have."""
+  """Describes a mask; `known`, bool (65536,), are the values it may have."""
   if (header := png_header(encoded)) is None:
     return Stored(pixels, picture_format(encoded) or 'unknown')
   kind, indices = f'{header.bits}-bit {header.colour}', ()

@@ -171,6 +171,7 @@ def read_trees(
   of_images: Affixes,
   of_masks: Affixes,
   convert: Callable[[str], str],
+  suffixes: Sequence[str] = IMAGE_SUFFIXES,
 ) -> Trees:
   """Finds images and masks, which may lie in one folder.
 
@@ -179,10 +180,10 @@ def read_trees(
   """
   of_mask = read_tree(masks, of_masks, MASK_SUFFIXES, 'mask')
   taken = set() if any(of_images) else set(of_mask.files.values())
-  of_image = read_tree(images, of_images, IMAGE_SUFFIXES, 'image', taken)
+  of_image = read_tree(images, of_images, suffixes, 'image', taken)
   used = {*of_image.files.values(), *of_mask.files.values()}
   trees = Trees(of_image, of_mask)
-  rules = (of_images, IMAGE_SUFFIXES), (of_masks, MASK_SUFFIXES)
+  rules = (of_images, suffixes), (of_masks, MASK_SUFFIXES)
   for tree, (affixes, extensions) in zip(trees, rules, strict=True):
     tree.others[:] = [x for x in tree.others if str(x[1]) not in used]
     if tree.files:

@@ -107,7 +107,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _colour_converter(classes: Classes, classes_file: Path) -> Convert:
   """Finds each pixel's class by its colour."""
-  table = np.full(2**24, -1, np.int16)
+  table = np.full(2**24, -1, np.int32)
   table[colours_of(classes, classes_file)] = [v[0] for v in classes.values]
   return Convert(table, read_colours, colour_name)
 
@@ -137,8 +137,9 @@ def _index_converter(classes: Classes, paths: Iterable[Path]) -> Convert:
   """Keeps the values of pictures with a single channel."""
   mixed = len({_bits_of(path) < 8 for path in paths}) > 1
   # Values that the classes file lists as ignored are known and kept.
-  table = np.where(classes.known(), np.arange(256), -1).astype(np.int16)
-  read = functools.partial(read_indices, known=classes.known(), mixed=mixed)
+  known = classes.known()
+  table = np.where(known, np.arange(len(known)), -1)
+  read = functools.partial(read_indices, known=known, mixed=mixed)
   return Convert(table, read, str)
 
 
@@ -158,7 +159,7 @@ def _bits(encoded: bytes) -> int:
 def read_indices(
   encoded: bytes, path: str | Path, known: np.ndarray, mixed: bool = False
 ) -> np.ndarray:
-  """The values of a mask, uint8 (H, W); see `masks.few_bits`."""
+  """The values of a mask, uint16 (H, W); see `masks.few_bits`."""
   picture = _open(encoded, path)
   # Unlike OpenCV, Pillow keeps a palette PNG's indices and a bool for 1 bit.
   values = np.asarray(picture)
@@ -191,11 +192,11 @@ def read_indices(
         'cv2.imwrite(path, cv2.imread(path, cv2.IMREAD_UNCHANGED)).'
       ) from error
   low, high = values.min(), values.max()
-  if low < 0 or high > IGNORE:
+  if low < 0 or high >= len(known):
     raise UserError(
-      f'{path} has values from {low} to {high}; masks have 0 to {IGNORE}.'
+      f'{path} has values from {low} to {high}; masks have 0 to 65535.'
     )
-  return values.astype(np.uint8)
+  return values.astype(np.uint16)
 
 
 def _open(encoded: bytes, path: str | Path) -> Image.Image:
@@ -235,6 +236,7 @@ def _convert(
   Returns the pixels of each unknown value, and lines about them.
   """
   pixels, first = collections.Counter(), {}  # Of each unknown value.
+  largest = convert.table.max()  # One depth for all.
 
   def work(item: tuple[Path, Path]) -> tuple[Path, dict[int, int]]:
     target, source = folder / item[0], item[1]
@@ -244,7 +246,8 @@ def _convert(
     values, counts = np.unique(original[ids < 0], return_counts=True)
     if ignore or not values.size:
       target.parent.mkdir(parents=True, exist_ok=True)
-      mask = np.where(ids < 0, IGNORE, ids).astype(np.uint8)
+      mask = np.where(ids < 0, IGNORE, ids)
+      mask = mask.astype(np.uint8 if largest <= IGNORE else np.uint16)
       # `cv2.imwrite` reports a full disk only as False, without a reason.
       target.write_bytes(cv2.imencode('.png', mask)[1].tobytes())
     return source, dict(zip(values.tolist(), counts.tolist(), strict=True))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from resnest_jax.bands import ARRAY
 from resnest_jax.data.own import pairing
 from resnest_jax.data.own.pairing import Affixes, Pair, tell
 from resnest_jax.errors import UserError
@@ -84,9 +85,10 @@ def find_pairs(
 
   of_images = Affixes(options.image_prefix, options.image_suffix)
   of_masks = Affixes(options.mask_prefix, options.mask_suffix)
-  trees = functools.cache(
-    lambda: pairing.read_trees(images, of_split, of_images, of_masks, how)
-  )
+  where = images, of_split, of_images, of_masks, how
+  arrays = (ARRAY,) if data_config.get('bands') else ()
+  kinds = pairing.IMAGE_SUFFIXES + arrays
+  trees = functools.cache(lambda: pairing.read_trees(*where, kinds))
   if options.lists:
     source = root / options.lists.replace('{split}', split)
     there = os.path.isdir(images) and os.path.isdir(of_split)
