@@ -69,6 +69,12 @@ def make_parser() -> argparse.ArgumentParser:
     'masks of a video are NAME/000000.png, NAME/000001.png, ...',
   )
   add(
+    '--polygons',
+    choices=('coco', 'labelme'),
+    help="write each picture's regions as polygons with class and confidence, "
+    'to be loaded into an annotation tool: coco.json, or NAME.json for labelme',
+  )
+  add(
     '--opacity',
     type=float,
     default=0.5,

@@ -35,9 +35,13 @@ def get_config() -> ConfigDict:
 
   config.train = ConfigDict()
   config.train.total_steps = 160_000  # optimiser steps (mmseg)
+  # Instead, if given: as many steps as show each training image so often.
+  config.train.total_epochs = placeholder(int)
   config.train.batch_size = 16  # images per step, over all devices (mmseg: 4x4)
   config.train.log_steps = 50  # steps between two log lines (mmseg)
   config.train.eval_steps = 16_000  # steps between evaluations (mmseg)
+  # Ends the run after so many evaluations without a better score; 0: never.
+  config.train.early_stop = 0
   config.train.checkpoint_steps = 2_000  # at most this many steps are lost
   config.train.keep_checkpoints = 3  # the newest; the best mIoU is kept too
   config.train.pictures = 2  # of each evaluation, for TensorBoard; 0 for none
@@ -96,8 +100,9 @@ def loss() -> ConfigDict:
   # cross_entropy, ohem, focal. False: mean over all pixels, ignored ones count
   # as 0 (mmseg). True: mean over the pixels that have a label.
   config.avg_non_ignore = False
-  # cross_entropy, ohem: a number >= 0 for each class, None: all 1.
-  config.class_weights = placeholder(tuple)
+  # cross_entropy, ohem: a number >= 0 for each class, None: all 1. Of the
+  # training split's pixels: 'inverse_sqrt' or 'median_frequency'.
+  config.class_weights = placeholder(object)
   config.label_smoothing = 0.0  # cross_entropy, ohem; 0 to 1 (excluded)
   # classifier: alpha of mixup's Beta distribution, >= 0; 0: not mixed.
   config.mixup = 0.0
@@ -214,6 +219,15 @@ def data() -> ConfigDict:
   config.cat_max_ratio = 0.75
   config.flip_probability = 0.5  # left to right, 0 to 1 (mmseg)
   config.photometric = True  # random brightness, contrast, saturation, hue
+  # The next six come on top, whatever the augmentation; docs/data.md. Angles
+  # are drawn between -rotation and rotation, in degrees; 0 to 180.
+  config.rotation = 0.0
+  config.quarter_turns = False  # by 0, 90, 180 or 270 degrees
+  config.vertical_flip_probability = 0.0  # top to bottom, 0 to 1
+  config.blur_probability = 0.0  # 0 to 1
+  config.erase_probability = 0.0  # of a rectangle; 0 to 1
+  # Your own, of Albumentations: FILE.py:FUNCTION, or '' for none.
+  config.transform = ''
   # The next six are of 'imagenet'. Random operations on the whole picture:
   # 'autoaugment', 'randaugment' or 'none'.
   config.policy = 'none'

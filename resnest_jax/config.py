@@ -277,7 +277,8 @@ def validate(config: ConfigDict) -> None:
       f'{", ".join(config.loss.terms)} above 0.'
     )
   optimizer, train = config.optimizer, config.train
-  if optimizer.warmup_steps >= (steps := train.total_steps):
+  steps = train.total_steps  # Of epochs known once the data is.
+  if not train.total_epochs and optimizer.warmup_steps >= steps:
     refuse('optimizer.warmup_steps', f'below train.total_steps, {steps}')
   if train.micro_batch_size and train.batch_size % train.micro_batch_size:
     accepted = f'0 or divide train.batch_size, {train.batch_size}'
@@ -323,6 +324,15 @@ def fit_num_classes(config: ConfigDict, num_classes: int) -> None:
       f'--config.model.num_classes={num_classes}, or 0 for as many as there '
       'are.'
     )
+
+
+def fit_total_steps(config: ConfigDict, num_images: int) -> None:
+  """Replaces `train.total_epochs`, if given, by `train.total_steps`."""
+  train = config.train
+  if train.total_epochs:
+    train.total_steps = -(-train.total_epochs * num_images // train.batch_size)
+    train.total_epochs = None
+    validate(config)
 
 
 def _check_keys(path: str, config: Any) -> None:

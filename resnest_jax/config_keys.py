@@ -24,6 +24,7 @@ CLASSIFIER = 'classifier'
 MAIN_SCORES = ('mIoU', 'top1')
 CENTER_CROPS = ('encoding', 'gluon')
 SAMPLINGS = ('uniform', 'repeat_factor', 'class_balanced')
+WEIGHINGS = ('inverse_sqrt', 'median_frequency')
 # Steps and counts on the devices are int32.
 MOST = 2**31 - 1
 MOST_PIXELS = MOST_IMAGES = MOST_CHANNELS = 2**16  # Of an edge, a batch.
@@ -37,7 +38,7 @@ class Accepted(NamedTuple):
   names: Collection[str] = ()  # Candidates for "did you mean".
 
   def said_of(self, value: Any) -> str:
-    near = difflib.get_close_matches(value, self.names, 1) if self.names else ()
+    near = difflib.get_close_matches(str(value), self.names, 1)
     return self.words + (f' (did you mean {near[0]}?)' if near else '')
 
 
@@ -111,8 +112,12 @@ BANDS = Accepted(
   ),
 )
 WEIGHTS = Accepted(
-  f'numbers of at least 0, not all 0, at most {LARGEST}',
-  lambda x: any(x) and all(y == 0 or _are_positive((y,)) for y in x),
+  f'numbers of at least 0, not all 0, at most {LARGEST}, or '
+  f'{" or ".join(WEIGHINGS)}',
+  lambda x: (
+    x in WEIGHINGS or (any(x) and all(y == 0 or _are_positive((y,)) for y in x))
+  ),
+  WEIGHINGS,
 )
 
 
@@ -168,6 +173,10 @@ KEYS = {
   **_all('data', 'crop_size', SIZE),
   **_all('data', 'cat_max_ratio', SHARE_ABOVE_0),
   **_all('data', 'repeat_threshold flip_probability', SHARE),
+  **_all('data', 'vertical_flip_probability', SHARE),
+  **_all('data', 'blur_probability erase_probability', SHARE),
+  **_all('data', 'rotation', at_least(0, most=180)),
+  **_all('data', 'quarter_turns transform'),
   **_all('data', 'policy', one_of(_POLICIES)),
   **_all('data', 'random_crop', one_of(('resized', 'encoding'))),
   **_all('data', 'interpolation', one_of(('bilinear', 'bicubic'))),
@@ -200,7 +209,8 @@ KEYS = {
   'mesh': Key(free=True),
   **_all('mesh', 'data', DEVICES),
   **_all('mesh', 'spatial', COUNT),
-  **_all('train', 'total_steps', COUNT),
+  **_all('train', 'total_steps total_epochs', COUNT),
+  **_all('train', 'early_stop', COUNT_OR_0, free=True),
   # Split attention has 1x1 maps, and a single value has no variance.
   **_all(
     'train', 'batch_size', at_least(2, ' (batch normalisation)', MOST_IMAGES)

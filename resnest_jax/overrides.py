@@ -24,7 +24,9 @@ SYNONYMS = {
   'wd': 'optimizer.weight_decay',
   'max_iters': 'train.total_steps',
   'iterations': 'train.total_steps',
-  'epochs': 'train.total_steps',
+  'epochs': 'train.total_epochs',
+  'max_epochs': 'train.total_epochs',
+  'patience': 'train.early_stop',
   'load_from': 'pretrained',
   'arch': 'model.backbone',
 }
@@ -98,6 +100,8 @@ def _convert(key: str, value: Any, kind: type, optional: bool) -> Any:
     value = tuple(filter(None, value))
   elif isinstance(value, str) and kind is not str:
     value = _read_literal(value)
+  if kind is object:  # Numbers or a name.
+    kind = str if isinstance(value, str) else tuple
   if kind in (tuple, list) and type(value) in (int, float):
     value = (value,)
   if type(value) is kind or (value is None and optional):

@@ -192,6 +192,10 @@ READ = [
   ('data.photometric', 'True', True),
   ('data.data_dir', 'none', 'none'),
   ('model.width', 'none', None),
+  ('loss.class_weights', 'median_frequency', 'median_frequency'),
+  ('loss.class_weights', [1, 0.5], (1, 0.5)),
+  ('loss.class_weights', 'None', None),
+  ('train.total_epochs', '3', 3),
   ('seed', str(2**63 - 1), 2**63 - 1),
   ('optimizer.clip_norm', '1e30', 1e30),
 ]
@@ -234,6 +238,9 @@ WRONG = {
   'above 0 and at most 1': 'optimizer.layer_decay=1.1',
   'at least 0': 'loss.terms.dice=-1',
   'numbers of at least 0, not all 0': 'loss.class_weights=0,0',
+  r'median_frequency \(did you mean inverse_sqrt\?\)': (
+    'loss.class_weights=inv_sqrt'
+  ),
   'at most 1e': 'loss.class_weights=1e300,1 eval.fscore_beta=1e300',
   f'at most {2**63 - 1}': f'seed={10**20}',
   f'at most {2**31 - 1}': f'train.total_steps={10**30}',
@@ -319,7 +326,8 @@ NEAREST = {
   'did you mean optimizer.learning_rate?': ['optimizer.lr', 'optim.LR', 'lr'],
   'did you mean optimizer.weight_decay?': ['wd'],
   'did you mean pretrained?': ['load_from'],
-  'did you mean train.total_steps?': ['train.epochs', 'train.max_iters'],
+  'did you mean train.total_steps?': ['train.max_iters'],
+  'did you mean train.total_epochs?': ['train.epochs', 'max_epochs'],
   'did you mean model.backbone?': ['model.arch'],
   'configs/common.py': ['xyz'],
   'removed; train.remat=stages': ['train.accumulation'],

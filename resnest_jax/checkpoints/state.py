@@ -50,8 +50,14 @@ class Run:
   evaluating: bool = False  # An evaluation of `step` is due, or was cut off.
   # {'step', 'mIoU' or 'top1'} of the best evaluation.
   best: dict[str, Any] | None = None
+  stale: int = 0  # Evaluations since the best.
   # The scalars of each step since the last log line: on the devices, or read.
   unlogged: list[Any] = dataclasses.field(default_factory=list)
+
+  def is_over(self, train: Mapping[str, Any]) -> bool:
+    """Whether nothing is left to do; `train` is `config.train`."""
+    early = 0 < train['early_stop'] <= self.stale
+    return (early or self.step >= train['total_steps']) and not self.evaluating
 
 
 def unlogged_scalars(run: Run) -> list[dict[str, float]]:

@@ -112,12 +112,12 @@ class Store(contextlib.AbstractContextManager):
     check_classes(about, self._about['classes'])
     self.changes = data_changes(about.get('data', {}), self._about['data'])
     run = Run(state, step=int(state.step), saved_step=int(state.step))
-    run.best = about['best']
+    run.best, run.stale = about['best'], about.get('stale', 0)
     # The state of an interrupted run also has the scalars that no log line has.
     run.unlogged.extend(about.get('unread', ()))
     run.evaluating = about.get('evaluating', False)
     # A kill may have come before `finish` did it.
-    if run.step >= self._train.total_steps:
+    if run.is_over(self._train):
       drop_superseded(self._workdir)
     return run
 
@@ -163,7 +163,7 @@ class Store(contextlib.AbstractContextManager):
 
   def _describe(self, run: Run) -> dict[str, Any]:
     where = {'step': run.step, 'position': run.step * self._train.batch_size}
-    return self._about | {'best': run.best, **where}
+    return self._about | {'best': run.best, 'stale': run.stale, **where}
 
 
 def save_interrupted(

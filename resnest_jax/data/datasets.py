@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from resnest_jax.config import fit_num_classes
+from resnest_jax.config import fit_num_classes, fit_total_steps
 from resnest_jax.config_keys import classifies
 from resnest_jax.data import ade20k, cityscapes, imagenet, pixels, tfds_layouts
 from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig
@@ -156,13 +156,15 @@ def check_task(config: ConfigDict) -> None:
 def open_splits(config: ConfigDict) -> Splits:
   """Opens the splits that a whole configuration trains and evaluates on.
 
-  A `model.num_classes` of 0 is set to the number of classes of the data. Raises
-  `UserError` for missing data or such that does not fit the network.
+  Sets a `model.num_classes` of 0 to the number of classes of the data, and
+  `train.total_steps` if epochs are given. Raises `UserError` for missing data
+  or such that does not fit the network.
   """
   check_task(config)
   names = config.data.train_split, config.data.eval_split
   splits = Splits(*(open_data(config.data, name) for name in names))
   fit_num_classes(config, len(splits.train.labels.classes))
+  fit_total_steps(config, len(splits.train))
   return splits
 
 

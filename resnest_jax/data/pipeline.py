@@ -33,6 +33,7 @@ from resnest_jax.data.batches import (
   Unreadable,
   replacement,
 )
+from resnest_jax.data.more_augmentation import MoreAugmentation
 from resnest_jax.data.sampling import Sampler, open_sampler
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
@@ -171,7 +172,7 @@ def _sample_maker(
   )
   if data_config.augmentation == 'imagenet':
     make_draw = crops.draw
-  augment = make_augment(data_config)
+  augment, more = make_augment(data_config), MoreAugmentation(data_config)
 
   def make_sample(position: int) -> dict[str, np.ndarray]:
     skipped, sample = -1, split[sampler(position)]
@@ -180,7 +181,8 @@ def _sample_maker(
       # Stream 1: the augmentation's draws do not depend on replacements.
       sample = replacement(split, sample_rng(key, position, stream=1))
     draw = make_draw(sample_rng(key, position))
-    sample = augment(sample['image'], sample['label'], draw)
+    rng = sample_rng(key, position, stream=2)
+    sample = more(sample, rng, functools.partial(augment, draw=draw))
     # In all samples or none, because they are stacked.
     if split.skip_unreadable:
       sample['skipped'] = np.array(skipped, np.int32)

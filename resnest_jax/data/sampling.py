@@ -11,6 +11,7 @@ The position is step * batch size + slot.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ import rich.table
 from grain.experimental import index_shuffle
 
 from resnest_jax.config_keys import SAMPLINGS
-from resnest_jax.data.statistics import count_pixels
+from resnest_jax.data.statistics import class_weights, count_pixels
+from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
-from resnest_jax.progress import progress_bar
+from resnest_jax.progress import console, progress_bar
 
 Sampler = Callable[[int], int]  # Position -> index of a sample, and pure.
 _MOST_CELLS = 2**28  # Samples times classes that are counted: 8 bytes each.
@@ -148,11 +150,6 @@ def open_sampler(
   sampling, seed = data_config.sampling, sampler_seed(seed)
   if sampling == 'uniform':
     return make_sampler(sampling, len(split), seed), None
-  if (cells := len(split) * len(split.labels.classes)) > _MOST_CELLS:
-    raise UserError(
-      f'config.data.sampling is {sampling!r}, for which {cells} numbers would '
-      f'be counted; for {data_config.name} set it to uniform.'
-    )
   # From the file where possible: a run that resumes must read the same samples.
   counts = _cached_counts(data_config, split, cache)
   present = counts[:, :-1] > 0  # Ignored pixels, which come last, are no class.
@@ -162,10 +159,35 @@ def open_sampler(
   return sampler, share_table(counts, weights, split.labels.classes)
 
 
+def weigh_classes(config: Any, split: Any, cache: Path | None) -> list[float]:
+  """The class weights that `config.loss` names, which it prints as a table.
+
+  `cache` is as of `open_sampler`. Raises `UserError` if no pixel has a label.
+  """
+  weighing, classes = config.loss.class_weights, split.labels.classes
+  with messages.first_goes_ahead('class weights'):
+    counts = _cached_counts(config.data, split, cache)
+  weights = class_weights(counts, weighing)
+  pixels = counts[:, :-1].sum(0)
+  table = rich.table.Table('class', title=f'class weights: {weighing}')
+  for column in ('pixels in %', 'weight'):
+    table.add_column(column, justify='right')
+  shares = 100 * pixels / pixels.sum()
+  for row in zip(classes, shares, weights, strict=True):
+    table.add_row(row[0], f'{row[1]:.2f}', f'{row[2]:.4g}')
+  console().print(table)
+  return weights.tolist()
+
+
 def _cached_counts(
   data_config: Any, split: Any, cache: Path | None
 ) -> np.ndarray:
   shape = len(split), len(split.labels.classes) + 1
+  if (cells := math.prod(shape)) > _MOST_CELLS:
+    raise UserError(
+      f'{cells} numbers would be counted of {data_config.name}: leave '
+      'data.sampling and loss.class_weights at their defaults.'
+    )
   # Damaged files raise errors of many kinds.
   with contextlib.suppress(Exception):
     counts = np.load(cache, allow_pickle=False)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from resnest_jax.errors import UnreadableSample
+from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.labels import IGNORE
 from resnest_jax.threads import map_in_threads
 
@@ -43,6 +43,28 @@ def count_pixels(
     counts[i] = row
     on_progress(i + 1, len(indices))
   return counts
+
+
+def class_weights(counts: np.ndarray, weighing: str) -> np.ndarray:
+  """Weights that make rare classes count more, float (C,).
+
+  `counts` are those of `count_pixels`; a class without pixels gets 0.
+  inverse_sqrt: 1 / sqrt(share of all labelled pixels), with a mean of 1 over
+  these. median_frequency: median / frequency, the share of the labelled pixels
+  of images with the class (Eigen and Fergus, ICCV 2015).
+  """
+  counts = counts[:, :-1]
+  found = counts.any(0)
+  if not found.any():
+    raise UserError('no sample has a labelled pixel; look at the labels.')
+  pixels = counts.sum(0)[found]
+  if weighing == 'inverse_sqrt':
+    roots = np.sqrt(pixels / pixels.sum())
+    weights = 1 / roots / roots.sum()
+  else:
+    frequency = pixels / (counts.sum(1) @ (counts[:, found] > 0))
+    weights = np.median(frequency) / frequency
+  return np.bincount(np.flatnonzero(found), weights, len(found))
 
 
 def count_label(label: np.ndarray, num_classes: int) -> np.ndarray:

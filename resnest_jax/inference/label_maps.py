@@ -107,15 +107,17 @@ def class_scores(views: Views) -> jax.Array:
   return sum(jax.nn.softmax(resized(view), 2) for view in views) / len(views)
 
 
-def probabilities(views: Views, tile_bytes: int = TILE_BYTES) -> jax.Array:
-  """(B, Hl, C, Wl): the scores that decide, with a sum of 1."""
+def probabilities(views: Views, largest: bool = False) -> jax.Array:
+  """(B, Hl, C, Wl), the scores that decide, of sum 1; or each largest one."""
 
   def visit(scores, _):
     if isinstance(views[0], Exponentials):
-      return scores / scores.sum(2, keepdims=True), None
-    return jax.nn.softmax(scores, 2) if len(views) == 1 else scores, None
+      scores = scores / scores.sum(2, keepdims=True)
+    elif len(views) == 1:
+      scores = jax.nn.softmax(scores, 2)
+    return scores.max(2) if largest else scores, None
 
-  return _over_tiles(visit, views, tile_bytes)[0]
+  return _over_tiles(visit, views, TILE_BYTES)[0]
 
 
 def label_maps(

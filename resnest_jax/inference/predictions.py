@@ -27,7 +27,7 @@ class Prediction:
     classes: C names: `classes[labels[y, x]]`.
     palette: uint8 (C, 3), RGB.
     source: the picture, an array or its path.
-    probabilities: float32 (H, W, C) if requested, else None.
+    probabilities: float32 (H, W, C) or (H, W) as requested, else None.
     normalization: that of the network, which knows the picture's bands.
   """
 

@@ -174,13 +174,13 @@ class Predictor:
     return [results[index] for index in range(len(sources))]
 
   def predict_each(
-    self, images: Sequence[Any], *, probabilities: bool = False
+    self, images: Sequence[Any], *, probabilities: bool | str = False
   ) -> Iterator[tuple[int, Prediction | UserError]]:
     """Predicts any number of pictures, with few in memory at a time.
 
     Yields the index in `images`, and the `Prediction` or the `UserError` of a
     picture that cannot be read. Pictures of one padded shape share batches, so
-    the order differs.
+    the order differs. `probabilities` may be `steps.LARGEST`.
     """
     if not len(images):
       return
@@ -197,7 +197,7 @@ class Predictor:
         }
       ),
       pictures,
-      batch_size=self._rows(1 if probabilities else len(images)),
+      batch_size=self._rows(1 if probabilities is True else len(images)),
       bucket=self.protocol.bucket,
       skip_unreadable=True,
       keep_size=self.protocol.keep_size,
@@ -272,7 +272,7 @@ class Predictor:
       )
 
   def _results(
-    self, batches: Iterable[steps.Batch], probabilities: bool
+    self, batches: Iterable[steps.Batch], probabilities: bool | str
   ) -> Iterator[tuple[int, list[np.ndarray | None]]]:
     """The index of each picture, and what the step gives of it."""
     run = functools.partial(self._run, probabilities=probabilities)
@@ -286,7 +286,7 @@ class Predictor:
   def _inside(self, batch: steps.Batch, slot: int) -> tuple:
     return slot, *map(slice, batch['label_size'][slot])
 
-  def _run(self, batch: steps.Batch, probabilities: bool):
+  def _run(self, batch: steps.Batch, probabilities: bool | str):
     started = time.perf_counter()
     outputs = self._step(self._variables, batch, probabilities)
     if self.on_step is not None:

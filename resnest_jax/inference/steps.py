@@ -28,6 +28,8 @@ from resnest_jax.sharding import batch_sharding
 
 # Classes of an image that an evaluation keeps, the most probable ones.
 BEST = 5
+# Instead of True: the probabilities of each pixel's own class alone.
+LARGEST = 'largest'
 
 Batch = dict[str, Any]
 OnCompile = Callable[[int, int], None]
@@ -238,11 +240,11 @@ def make_predict_step(
   protocol: Protocol | None = None,
   mesh: Mesh | None = None,
   on_compile: OnCompile = lambda height, width: None,
-) -> Callable[[Any, Batch, bool], tuple[jax.Array, jax.Array | None]]:
+) -> Callable[[Any, Batch, bool | str], tuple[jax.Array, jax.Array | None]]:
   """As `make_eval_step`, for images without ground truth.
 
   The step is (variables, batch, with_probabilities) -> label maps, and None or
-  probabilities float32 (B, Hl, Wl, C).
+  probabilities float32 (B, Hl, Wl, C); with `LARGEST` for True, (B, Hl, Wl).
   """
   _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, jnp.float32, on_compile
@@ -253,8 +255,9 @@ def make_predict_step(
     maps = label_maps(views, label_size)
     if not with_probabilities:
       return maps, None
-    found = probabilities(views)
-    return maps, found.astype(jnp.float32).swapaxes(2, 3)
+    largest = with_probabilities == LARGEST
+    found = probabilities(views, largest=largest).astype(jnp.float32)
+    return maps, found if largest else found.swapaxes(2, 3)
 
   @functools.partial(jax.jit, static_argnums=(0, 1, 2))
   def compiled_finish(layout, canvas, with_probabilities, *arrays):

@@ -14,6 +14,7 @@ from resnest_jax.losses.pixels import (
 )
 from resnest_jax.losses.tiles import Logits
 from resnest_jax.models.layers import Array
+from resnest_jax.text import shorten
 
 # (logits, labels) -> loss, accuracy, name -> value of each term, unweighted.
 Loss = Callable[[Array, Array], tuple[Array, Array, dict[str, Array]]]
@@ -27,16 +28,16 @@ def create_loss(
   It takes logits (B, h, w, classes) and labels int (B, H, W), and gives the
   scalar loss, the accuracy on valid pixels in [0, 1], and name -> value of the
   terms before their weights. `align_corners` is how logits become those of
-  pixels. Raises `UserError` for too few class weights.
+  pixels. Raises `UserError` for too few class weights, or a name of some.
   """
-  class_weights = config['class_weights']
-  if class_weights is not None:
-    class_weights = tuple(class_weights)
-    if len(class_weights) != num_classes:
+  class_weights = given = config['class_weights']
+  if given is not None:
+    class_weights = tuple(given)
+    if isinstance(given, str) or len(given) != num_classes:
       raise UserError(
-        f'config.loss.class_weights has {len(class_weights)} numbers, and '
-        f'there are {num_classes} classes; give one number for each class, in '
-        'the order of the classes.'
+        f'config.loss.class_weights is {shorten(repr(given))}, and there are '
+        f'{num_classes} classes; give one number for each class, in the order '
+        'of the classes (train.py alone counts pixels for a name).'
       )
   average = {'avg_non_ignore': config['avg_non_ignore']}
   target = average | {'class_weights': class_weights}

@@ -27,6 +27,8 @@ from resnest_jax.inference.predictor import (
   from_checkpoint,
   print_notes,
 )
+from resnest_jax.inference.steps import LARGEST
+from resnest_jax.prediction.polygons import regions, write_coco, write_labelme
 from resnest_jax.prediction.sources import (
   Source,
   check_output,
@@ -88,6 +90,7 @@ def predict_files(
   opacity: float = 0.5,
   legend: bool = False,
   overwrite: bool = False,
+  polygons: str | None = None,
   **options: Any,
 ) -> None:
   """Predicts pictures and videos and writes the results with two JSON files.
@@ -96,24 +99,24 @@ def predict_files(
     given, recursive: see `find_sources`. A classifier takes no videos.
     weights, **options: see `from_checkpoint`.
     out: folder, created if needed.
-    save: see `output_files`; this and the next two are for segmentors alone.
+    save, polygons: see `output_files`; these and two more are for segmentors.
     opacity: of the colours in overlays, 0 to 1.
     legend: whether overlays of pictures name the classes.
     overwrite: whether `out` may hold files already.
 
   Raises:
-    UserError: an argument is invalid; or, after all others are done, some
-      sources could not be read. The message lists them.
+    UserError: an invalid argument; or, at the end, sources that are unreadable.
   """
   # Before the weights, which take seconds to load, or have to be fetched.
   check_opacity(opacity)
   sources = find_sources(given, recursive, out)
-  files, clash = planned(sources, save)
+  files, clash = planned(sources, save, polygons)
   check_output(out, sources, files, overwrite)
   check_writable(out)
   predictor = from_checkpoint(weights, **options)
   if isinstance(predictor, ClassPredictor):
-    refuse_for_classes(sources, save=save, opacity=opacity, legend=legend)
+    flags = {'save': save, 'polygons': polygons, 'opacity': opacity}
+    refuse_for_classes(sources, **flags, legend=legend)
     files = [{} for _ in sources]
   elif clash:
     raise clash
@@ -126,7 +129,7 @@ def predict_files(
       shared = (out, done, progress, opacity)
       # All pictures at once: similar sizes share a batch and a compiled shape.
       if pictures := [pair for pair in pairs if not pair[0].is_video]:
-        predict_pictures(predictor, pictures, *shared, legend)
+        predict_pictures(predictor, pictures, *shared, legend, polygons)
       for source, its_files in pairs:
         if source.is_video:
           predict_video(predictor, source, its_files, *shared)
@@ -150,18 +153,18 @@ def predict_files(
 
 
 def planned(
-  sources: Sequence[Source], save: Sequence[str] | None
+  sources: Sequence[Source], save: Sequence[str] | None, polygons: str | None
 ) -> tuple[list[Files], UserError | None]:
   """The files of each source, and why label maps cannot have these names."""
   try:
-    return output_files(sources, save), None
+    return output_files(sources, save, polygons), None
   except UserError as error:  # A classifier writes none of them.
     return [{} for _ in sources], error
 
 
 def refuse_for_classes(sources: Sequence[Source], **flags: Any) -> None:
   """Raises `UserError` for what means nothing to a classifier."""
-  defaults = {'save': None, 'opacity': 0.5, 'legend': False}
+  defaults = {'save': None, 'polygons': None, 'opacity': 0.5, 'legend': False}
   if given := [name for name in flags if flags[name] != defaults[name]]:
     raise UserError(
       f'--{given[0]} is for segmentors, which draw label maps; these weights '
@@ -191,8 +194,10 @@ def predict_pictures(
   progress: rich.progress.Progress,
   opacity: float,
   legend: bool,
+  polygons: str | None,
 ) -> None:
   """Predicts pictures and writes their files, a few at a time, in threads."""
+  found = {}  # For COCO's file: by the place of the picture.
 
   def write(predicted: tuple[int, Prediction | UserError]) -> None:
     index, prediction = predicted
@@ -206,8 +211,14 @@ def predict_pictures(
         best = [dict(zip(keys, x, strict=True)) for x in prediction.top()]
         more = {'best': best}
       for kind, file in files.items():
-        picture = drawn(prediction, kind, opacity, legend)
-        drawing.write_image(out / file, picture)
+        if kind == 'labelme':
+          write_labelme(prediction, source.path, out / file)
+        else:
+          picture = drawn(prediction, kind, opacity, legend)
+          drawing.write_image(out / file, picture)
+      if polygons == 'coco':
+        name = (source.folder / source.path.name).as_posix()
+        found[index] = name, prediction.labels.shape, regions(prediction)
       done.add(source, files, **more)
       if predictor.protocol.normalization.bands:
         return  # All are used.
@@ -218,8 +229,12 @@ def predict_pictures(
 
   task = progress.add_task('predict', total=len(pictures))
   paths = [source.path for source, _ in pictures]
-  for _ in map_in_threads(write, predictor.predict_each(paths), ahead=2):
+  each = predictor.predict_each(paths, probabilities=polygons and LARGEST)
+  for _ in map_in_threads(write, each, ahead=2):
     progress.advance(task)
+  if polygons == 'coco':
+    in_order = [found[index] for index in sorted(found)]
+    write_coco(out / 'coco.json', in_order, predictor.classes)
   # Pictures come by size and from threads, and are listed as given.
   done.failed = {x: done.failed[x] for x in paths if x in done.failed}
   done.entries = {x: done.entries[x] for x in paths if x in done.entries}

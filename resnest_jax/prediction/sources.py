@@ -113,17 +113,25 @@ def _check_folders(base: Path, pattern: Path) -> None:
 
 
 def output_files(
-  sources: Sequence[Source], save: Collection[str] | None = None
+  sources: Sequence[Source],
+  save: Collection[str] | None = None,
+  polygons: str | None = None,
 ) -> list[dict[str, Path]]:
   """The files of each source by kind, relative to the output folder.
 
-  `save` are some of `KINDS`; None: all kinds, for videos without masks. Raises
-  `UserError` if two sources would be written to the same file.
+  `save` are some of `KINDS`; None: all kinds, for videos without masks. With
+  `polygons` 'labelme' is one more; 'coco' is a single file, coco.json. Raises
+  `UserError` for polygons of videos, and two sources for the same file.
   """
+  if polygons and (videos := [x.path for x in sources if x.is_video]):
+    raise UserError(
+      f'--polygons is for pictures, and {videos[0]} is a video. Leave it out, '
+      'or give single frames.'
+    )
   stems = [source.folder / source.path.stem for source in sources]
   # The masks of day.mp4 fill a folder `day`, which may be a folder of sources.
   folders = {parent for stem in stems for parent in stem.parents}
-  taken: dict[Path, Path] = {}
+  taken = {x: x for x in map(Path, ('classes.json', 'predictions.json'))}
   files = []
   for source, stem in zip(sources, stems, strict=True):
     # street.jpg becomes street.png, but street.jpg.png beside a street.png.
@@ -134,11 +142,13 @@ def output_files(
       'masks': stem if source.is_video else stem.with_name(f'{stem.name}.png'),
       'colors': stem.with_name(f'{stem.name}_color{ending}'),
       'overlays': stem.with_name(f'{stem.name}_overlay{ending}'),
+      'labelme': stem.with_name(f'{stem.name}.json'),
     }
     # An hour of video has a hundred thousand masks: only on demand.
     default = KINDS[1:] if source.is_video else KINDS
     kinds = default if save is None else save
-    files.append({kind: of_kind[kind] for kind in of_kind if kind in kinds})
+    chosen = [kind for kind in of_kind if kind in kinds or kind == polygons]
+    files.append({kind: of_kind[kind] for kind in chosen})
     # Not always enough: a.jpg of two folders, b_overlay.jpg beside b.jpg.
     for file in files[-1].values():
       other = taken.setdefault(file, source.path)

@@ -1,7 +1,9 @@
 """The training of a run: from a configuration and a workdir to checkpoints."""
 
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from resnest_jax.data.doctor.examine import check_before_training
 from resnest_jax.data.pipeline import training_batches
 from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.data.rasters import measure
+from resnest_jax.data.sampling import weigh_classes
 from resnest_jax.distributed import failures, messages
 from resnest_jax.errors import enough_memory, writing
 from resnest_jax.evaluation.evaluate import Evaluator
@@ -54,11 +57,11 @@ def train(
 ) -> None:
   """Runs a training, or resumes it from the newest checkpoint.
 
-  A `model.num_classes` of 0 is set in the configuration. `profile_steps` are
-  the first and the last step to trace. Raises `UserError` if something given
-  cannot be used, or the loss is not finite.
+  Changes the configuration as `open_splits` does. `profile_steps` are the first
+  and the last step to trace. Raises `UserError` if something given cannot be
+  used, or the loss is not finite.
   """
-  stopper, total_steps = stopper or Stopper(), config.train.total_steps
+  stopper = stopper or Stopper()
   # A host that fails leaves before the exits of the stack wait for the others.
   with ExitStack() as at_exit, failures.leaving(), enough_memory(SMALLER):
     enter = at_exit.enter_context
@@ -72,11 +75,9 @@ def train(
     normalization = of_bands(config, splits, workdir)
     if config.data.bands:
       facts['normalization'] = normalization.described()
-    model, optimizer, plan, train_step = create_training(
-      config, mesh, normalization=normalization
-    )
-    ema = config.train.ema_decay > 0
-    fresh = not has_checkpoint(workdir)
+    create = partial(create_training, mesh=mesh, normalization=normalization)
+    model, optimizer, plan, train_step = create(weighted(config))
+    ema, fresh = config.train.ema_decay > 0, not has_checkpoint(workdir)
     variables, notes = start_variables(model, config) if fresh else (None, [])
 
     with messages.first_goes_ahead('workdir'):
@@ -90,17 +91,20 @@ def train(
       del variables  # They are on the devices now.
     else:
       run = store.resume(abstract_state(model, optimizer, mesh, ema=ema))
-      notes = [f'resuming after step {run.step} of {total_steps}']
+      notes = [f'resuming after step {run.step} of {config.train.total_steps}']
       notes += other_data(store.changes, workdir)
     print('; '.join(notes), flush=True)
     frozen = frozen_parameters(run.state.params, plan.freeze, plan.frozen_norms)
     console().print(group_table(run.state.params, config.optimizer, frozen))
-    if run.step >= total_steps and not run.evaluating:
-      done = f'{plural(total_steps, "step", "are")} done.{longer(workdir)}'
+    if run.is_over(config.train):
+      done = f'{ending(config, run)}.{longer(workdir)}'
       print(f'nothing to do: {done}', flush=True)
       draw_curves(workdir, config.name, again=False)
       return
     begin = mesh, run.step, workdir / CLASS_COUNTS
+    if isinstance(config.loss.class_weights, str):
+      weights = weigh_classes(config, splits.train, begin[-1])
+      train_step = create(weighted(config, weights)).step
     batches = enter(training_batches(config, splits.train, *begin))
     report = enter(Report(workdir, config, run, splits.eval, profile_steps))
     evaluate = Evaluator(
@@ -117,11 +121,11 @@ def train(
     parts = store, report, stopper, train_step, batches, evaluate
     train_to_end(config, run, *parts)
     draw_curves(workdir, config.name)
-    stopper.rest = 'all steps are done'
+    stopper.rest = ending(config, run)
     main = main_score(config)
     print(
-      f'done: best {main} {run.best[main]:.4f} at step {run.best["step"]}; '
-      f'curves in {workdir / CURVES}',
+      f'{stopper.rest}: best {main} {run.best[main]:.4f} at step '
+      f'{run.best["step"]}; curves in {workdir / CURVES}',
       flush=True,
     )
 
@@ -147,7 +151,7 @@ def train_to_end(
   def waiting(data: BatchIterator) -> AbstractContextManager:
     return stopper.waiting(save, lambda: data.stuck(config.data.timeout))
 
-  while run.evaluating or run.step < keys.total_steps:
+  while not run.is_over(keys):
     if stopper.requested(run.step):
       stopper.stop(save)
     # An evaluation that was cut off comes before the next step.
@@ -178,8 +182,9 @@ def train_to_end(
       evaluation = evaluate(run.state.eval_variables(), waiting)
       report.evaluation(run, evaluation)
       metrics = evaluation.scores.summary()
+      run.stale += 1
       if not run.best or metrics[main] > run.best[main]:
-        run.best = {'step': run.step, main: metrics[main]}
+        run.best, run.stale = {'step': run.step, main: metrics[main]}, 0
     if saving:
       store.save(run, metrics)
       run.saved_step, run.evaluating = run.step, False
@@ -234,6 +239,25 @@ def other_data(changes: list[str], workdir: Path) -> list[str]:
       (workdir / CLASS_COUNTS).unlink(missing_ok=True)
   said = '; '.join(changes)
   return [f'the data has changed since the checkpoint ({said}): {meaning}']
+
+
+def weighted(
+  config: ConfigDict, weights: Sequence[float] | None = None
+) -> Mapping[str, Any]:
+  """The configuration with these class weights where it has a name of some."""
+  if not isinstance(config.loss.class_weights, str):
+    return config
+  return {**config, 'loss': {**config.loss, 'class_weights': weights}}
+
+
+def ending(config: ConfigDict, run: Run) -> str:
+  """Why a run is over."""
+  if run.step >= (steps := config.train.total_steps):
+    return f'{plural(steps, "step", "are")} done'
+  return (
+    f'stopped at step {run.step}, after {plural(run.stale, "evaluation")} '
+    'without a better score (--config.train.early_stop=0 resumes)'
+  )
 
 
 def take_step(compiled: Any, run: Run, batch: Batch, report: Report) -> None:

@@ -56,6 +56,8 @@ class UnpicklableError(Exception):
 def data_config(**changes):
   values = CROPS | {'augmentation': 'mmseg', 'flip_probability': 0.5}
   values |= {'photometric': True, 'skip_unreadable': False, 'prefetch': 2}
+  values |= {'rotation': 0, 'quarter_turns': False, 'transform': ''}
+  values |= {f'{x}_probability': 0 for x in ('vertical_flip', 'blur', 'erase')}
   values |= {'num_workers': 0, 'num_threads': 2}
   return SimpleNamespace(**(values | changes))
 

@@ -171,6 +171,36 @@ def test_shares_by_hand():
   assert columns == ['a b', '50.00 50.00', '100.00 50.00', '100.00 75.00']
 
 
+# Pixels of three classes, one that is absent, and of ignored pixels.
+COUNTS = np.array([[60, 0, 4, 0, 36], [30, 10, 0, 0, 0], [0, 6, 0, 0, 94]])
+
+
+def test_class_weights_by_hand():
+  weights = statistics.class_weights(COUNTS, 'median_frequency')
+  # 90 of 104, 16 of 46 and 4 of 64 labelled pixels: the second is the median.
+  frequency = np.array([90 / 104, 16 / 46, 4 / 64])
+  assert_allclose(weights, [*(16 / 46 / frequency), 0])
+  weights = statistics.class_weights(COUNTS, 'inverse_sqrt')
+  assert_allclose(weights[1] / weights[0], np.sqrt(90 / 16))
+  assert_allclose(weights[2] / weights[0], np.sqrt(90 / 4))
+  assert weights[3] == 0
+  assert_allclose(weights @ (90, 16, 4, 0) / 110, 1)
+
+
+def test_class_weights_of_a_split_keep_its_counts(split, tmp_path, capsys):
+  cache = tmp_path / 'class_pixels.npy'
+  config = load_config(MINI, {'loss.class_weights': 'inverse_sqrt'})
+  weights = sampling.weigh_classes(config, split, cache)
+  counts = np.load(cache)
+  assert_equal(weights, statistics.class_weights(counts, 'inverse_sqrt'))
+  assert (np.array(weights) > 0).sum() == counts[:, :-1].any(0).sum()
+  assert f'{weights[0]:.4g}' in capsys.readouterr().out
+  counts[:, :-1] = 0
+  np.save(cache, counts)
+  what = config, split, cache
+  refused('no sample has a labelled pixel', sampling.weigh_classes, *what)
+
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_batches_are_those_of_the_samplers_records(split, tmp_path, workers):
   config = config_of(

@@ -232,7 +232,14 @@ def test_order_statistic_is_that_of_a_sort(dtype):
     assert found == expected[rank]
 
 
-def test_class_weights_of_another_number_are_refused():
-  config = load_config(ROW, {'loss.class_weights': '1,2,0.5'})
-  with pytest.raises(UserError, match='has 3 numbers, and there are 150'):
+@pytest.mark.parametrize(
+  ('given', 'told'),
+  [
+    ('1,2,0.5', r'is \(1, 2, 0.5\), and there are 150'),
+    ('inverse_sqrt', "is 'inverse_sqrt', and there are 150"),
+  ],
+)
+def test_class_weights_of_another_number_are_refused(given, told):
+  config = load_config(ROW, {'loss.class_weights': given})
+  with pytest.raises(UserError, match=told):
     create_loss(config.loss, 150)
