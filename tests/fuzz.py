@@ -215,7 +215,7 @@ def picture(endings, rng, source):
 
 
 def masks(names, rng, source):
-  """Masks, or lists of classes, for the doctor and palette2id."""
+  """Masks, or lists of classes, for the doctor and `own`."""
   data, name = copy(source / 'data'), rng.choice(names)
   path, text = data / 'masks/val/0.png', ''
   if name in CLASSES:
@@ -226,8 +226,9 @@ def masks(names, rng, source):
   if rng.random() < 0.6:
     doctor('data', f'--config.data.folder.classes={name}')
   else:
-    words = '--masks', data / 'masks', '--classes', data / name, '--out', 'out'
-    call(PREPARE, 'palette2id', *words, *rng.choice([[], ['--indices']]))
+    form = rng.choice(['mask_colours', 'mask_values'])
+    words = '--format', form, '--classes', data / name, '--data_dir', 'out'
+    call(PREPARE, 'own', data / 'masks', *words)
 
 
 def lists(rng, source):

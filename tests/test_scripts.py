@@ -67,7 +67,7 @@ HOSTILE = (
   f'-m resnest_jax.data.prepare ade20k --archive {LONG}',
   f'-m resnest_jax.data.prepare ade20k_mini --images {"1" * 5000} 1',
   '-m resnest_jax.data.prepare ade20k_mini --imagess 1 1',
-  '-m resnest_jax.data.prepare palette2id --masks m',
+  '-m resnest_jax.data.prepare own m',
   f'-m resnest_jax.data.mini.ade20k_mini --out {LONG}',
   '-m resnest_jax.data.mini.cityscapes_mini --out o --size 1 1',
   f'-m resnest_jax.weights.convert {LONG} --out {LONG}',

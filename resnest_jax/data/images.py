@@ -116,7 +116,7 @@ def check_pixels(
   elif max_pixels:
     remedy = (
       'Shrink it or cut it into tiles, or raise config.data.max_pixels '
-      '(--max_pixels of predict.py and palette2id). If it has fewer, it is '
+      '(--max_pixels of predict.py and `prepare own`). If it has fewer, it is '
       'damaged.'
     )
   name = ' (max_pixels)' if limit < _OPENCVS else ''

@@ -8,7 +8,6 @@
     python -m resnest_jax.data.prepare imagenet_mini --data_dir DIR
     python -m resnest_jax.data.prepare cityscapes --raw --data_dir DIR
     python -m resnest_jax.data.prepare own SOURCE --data_dir DIR
-    python -m resnest_jax.data.prepare palette2id --help
 
 Without an archive, ade20k is downloaded and the mini data sets are generated;
 cityscapes and imagenet require a registration, and FOLDER holds their two
@@ -18,8 +17,8 @@ Finished data is never replaced.
 --raw also stores the decoded pixels of Cityscapes' training images (25 GB),
 which are faster to read. If it is stopped, the same command resumes.
 
-own turns the export of an annotation tool into your own data, and palette2id
-converts masks of it (configs/folder.py).
+own turns the export of an annotation tool, or a folder of masks, into your own
+data (configs/folder.py).
 """
 
 import argparse
@@ -47,7 +46,6 @@ from resnest_jax.data.annotations import command as own
 from resnest_jax.data.archives import ArchiveBuilder
 from resnest_jax.data.datasets import DATASETS
 from resnest_jax.data.mini import ade20k_mini, cityscapes_mini, imagenet_mini
-from resnest_jax.data.own import palette2id
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, remove
 from resnest_jax.flags import Parser
@@ -56,7 +54,6 @@ from resnest_jax.runtime import lock_folder
 from resnest_jax.shipped import command
 
 _RAW_SPLIT = 'train'
-_OWN = {'own': own, 'palette2id': palette2id}  # Of a user's own data.
 _DRAWN = {
   'ade20k_mini': ade20k_mini,
   'cityscapes_mini': cityscapes_mini,
@@ -68,8 +65,8 @@ _TFDS_BUFFER_BYTES = 1000 * 2**20
 
 
 def main() -> None:
-  if other := _OWN.get(''.join(sys.argv[1:2])):
-    other.main(sys.argv[2:])
+  if sys.argv[1:2] == ['own']:
+    own.main(sys.argv[2:])
     return
   args = _parse_arguments()
   name, data_dir = args.dataset, args.data_dir

@@ -8,10 +8,10 @@ from data.small_archives import encode
 from numpy.testing import assert_equal
 
 from resnest_jax.config import load_config
+from resnest_jax.data.annotations.command import main as own
 from resnest_jax.data.datasets import open_data
 from resnest_jax.data.doctor.examine import examine
 from resnest_jax.data.doctor.rules import ERROR, diagnose
-from resnest_jax.data.own.palette2id import main as palette2id
 
 CONFIG = 'configs/folder.py:mini'
 COLOURS = np.array([[60, 60, 60], [34, 139, 34], [220, 20, 60]], np.uint8)
@@ -94,12 +94,12 @@ class Garden:
 
   def to_ids(self):
     """Keeps the numbers of the masks, in the folder ids."""
-    flags = '--masks {0}/masks --out {0}/ids --classes {0}/classes.txt'
-    palette2id([*flags.format(self.root).split(), '--indices'])
+    flags = '{0}/masks --data_dir {0}/ids --classes {0}/classes.txt'
+    own([*flags.format(self.root).split(), '--format', 'mask_values'])
 
   def convert(self, remedy):
-    (words,) = re.findall(r'resnest_jax\.data\.prepare palette2id (.*)', remedy)
-    palette2id(shlex.split(words))
+    (words,) = re.findall(r'resnest_jax\.data\.prepare own (.*)', remedy)
+    own(shlex.split(words))
 
   def obey(self, remedy):
     """Runs the command of a remedy, and sets what it says."""

@@ -18,7 +18,7 @@ from numpy.testing import assert_equal
 from PIL import Image
 from trouble import obeying_permissions
 
-from resnest_jax.data.own import palette2id
+from resnest_jax.data.annotations import command as own
 from resnest_jax.data.own.pairing import walk
 from resnest_jax.data.pipeline import make_eval_iterator
 
@@ -165,20 +165,20 @@ def test_the_affixes_that_pair_all_files_are_named(root, image, mask, flags):
   assert names(root, **dict(given)) == TRAIN
 
 
-WHERE = '--masks {0}/masks --classes {0}/classes.txt --out {0}/masks_ids'
-TO_IDS = f'.*palette2id {WHERE}'
+WHERE = ' --classes {0}/classes.txt --data_dir {0}/masks_ids'
+TO_IDS = '.*own {0}/masks --format mask_'
 PARTNERS = [
   ('.heic', '.png', r'1 mask has no image.*\(a\.png\); a\.heic cannot be '
    r'read as image\. Save them as PNG or JPEG'),
   ('.png', '.tif', r'1 image has no mask .*; a\.tif cannot be read as mask.*'
-   f'{TO_IDS} --indices\nThen add --config.data.folder.masks=masks_ids'),
+   f'{TO_IDS}values{WHERE}\nThen add --config.data.folder.masks=masks_ids'),
   ('.png', '.npy', r'a\.npy cannot be read as mask\. Write them as PNG'),
   ('.parquet', '.png', r'a\.parquet .*This makes a data set of them: .* own'),
   ('.png', '.json', r'a\.json cannot be .*Polygons are no masks: this draws'),
   ('.png', '.jpg', r'a\.jpg cannot be read as mask\. JPEG changes'),
   # Neither is read, so that none lacks a partner.
   ('.gif', '.GIF', r'^a\.gif cannot be read as image; a\.GIF cannot be read '
-   'as mask.*PNG or JPEG.*palette2id'),
+   'as mask.*PNG or JPEG.*prepare own'),
   ('.dcm', '.npy', r'^a\.dcm cannot be read as image; a\.npy cannot be read'),
 ]  # fmt: skip
 
@@ -206,7 +206,7 @@ def test_tiff_masks_are_converted_as_the_message_says(root, flags):
   Image.open(new).convert('F').save(new)
   told = not_opened(root, r'no masks in .* it has 4 \.tif\.', **flags)
   _, command, then = told.splitlines()
-  palette2id.main(shlex.split(command.partition('palette2id')[2]))
+  own.main(shlex.split(command.partition(' own ')[2]))
   key, _, value = then.removeprefix('Then add ')[:-1].partition('=')
   assert key == '--config.data.folder.masks'
   split = split_of(root, **flags | {'masks': value})
@@ -241,9 +241,12 @@ def save_mask(root, picture, **options):
 
 IS = r'is 16x12 .*/masks/train/a\.png is'
 NO_INDEX_MASKS = [
-  (Image.new('RGB', (16, 12), (128, 64, 128)), rf'is a 8-bit RGB {TO_IDS}\n'),
-  (Image.new('P', (16, 12)), rf'is a 1-bit palette {TO_IDS} --indices\n'),
-  (Image.new('1', (16, 12)), rf'is a 1-bit grey {TO_IDS} --indices\n'),
+  (
+    Image.new('RGB', (16, 12), (128, 64, 128)),
+    rf'is a 8-bit RGB {TO_IDS}colours{WHERE}\n',
+  ),
+  (Image.new('P', (16, 12)), rf'is a 1-bit palette {TO_IDS}values{WHERE}\n'),
+  (Image.new('1', (16, 12)), rf'is a 1-bit grey {TO_IDS}values{WHERE}\n'),
   (Image.new('L', (15, 12), 1), f'{IS} 15x12; .*Repair'),
   (Image.new('L', (12, 16), 1), f'{IS} 12x16; .*mask is transposed'),
 ]

@@ -1,4 +1,4 @@
-"""Masks as programs write them: training, the doctor and palette2id agree.
+"""Masks as programs write them: training, the doctor and `own` agree.
 
 What the doctor finds right is trained on, and each remedy leads there.
 """
@@ -48,8 +48,8 @@ def test_the_command_of_a_remedy_leads_to_a_training(garden, encoded, rule):
   (found,) = garden.found().values()
   assert garden.errors() == {rule}
   assert (' 2 channels' in found.what) is (encoded is grey_alpha)
-  folders = '--masks {0}/masks --classes {0}/classes.txt --out {0}/masks_ids'
-  assert f'palette2id {folders.format(garden.root)}' in found.remedy
+  folders = '--classes {0}/classes.txt --data_dir {0}/masks_ids'
+  assert f' {folders.format(garden.root)}\n' in found.remedy
   garden.obey(found.remedy)
   garden.check()
 
@@ -187,8 +187,7 @@ def test_a_class_of_255_is_not_for_unknown_pixels(garden):
   found = garden.found()['unknown_values']
   assert found.remedy.startswith('Name the values')
   assert 'to ignore' not in found.what
-  told = refused('77: 60 pixels', garden.to_ids)
-  assert not re.search('--(unknown|indices)', told)
+  refused(r"6: .* '77', .* \(10 pixels in train/0", garden.to_ids)
   (line,) = re.findall('"(ignore: 77)"', found.remedy)
   garden.classes(f'{BLACK_AND_WHITE}\n{line}')
   assert garden.errors() == set()
@@ -295,9 +294,9 @@ def test_colours_of_no_class_get_no_command(garden):
   # As in panoptic masks, whose colours number objects.
   garden.write(lambda ids: encode(np.dstack([ids * 0, ids * 0, ids + 1])))
   remedy = garden.found()['colour_masks'].remedy
-  assert 'palette2id' not in remedy
+  assert '--format' not in remedy
   assert 'has one of the colours (1, 0, 0), (2, 0, 0), (3, 0, 0)' in remedy
-  assert 'palette2id' not in refused('.', garden.labels)
+  assert '--format' not in refused('.', garden.labels)
   garden.classes('background 1 0 0\nleaf 2 0 0\nflower 3 0 0')
   garden.obey(garden.found()['colour_masks'].remedy)
   garden.check()
@@ -308,8 +307,8 @@ def test_some_colours_are_of_no_class(garden):
   garden.write(lambda ids: encode(colours[ids][..., ::-1]))
   remedy = garden.found()['colour_masks'].remedy
   assert remedy.startswith('1 colour is no class of ')
-  assert '(9, 9, 9). Add them to it first, or add --unknown ignore' in remedy
-  garden.obey(remedy.replace('masks_ids\n', 'masks_ids --unknown ignore\n'))
+  assert '(9, 9, 9). Add them to it first, or add --skip' in remedy
+  garden.obey(remedy.replace('masks_ids\n', 'masks_ids --skip\n'))
   garden.check(lambda ids: np.where(ids == 2, 255, ids))
 
 
@@ -329,8 +328,8 @@ def test_colours_are_known_by_a_palette_in_another_order(garden):
   swapped = with_palette(COLOURS[order])
   garden.write(lambda ids: swapped(np.uint8(np.argsort(order))[ids]))
   remedy = garden.found()['colour_masks'].remedy
-  assert 'Add --indices if' in remedy
-  garden.obey(remedy.partition('\nAdd --indices')[0])
+  assert 'Say --format mask_values if' in remedy
+  garden.obey(remedy.partition('\nSay --format')[0])
   garden.check()
 
 
@@ -338,9 +337,9 @@ def test_few_bits_among_masks_of_eight(garden):
   # Programs that make files smaller write 0 and 255 with one bit.
   garden.write(lambda ids: few_bits(ids > 0, 1), 'train/2')
   garden.write(lambda ids: few_bits(ids * 0, 1), 'train/1')
-  message = r'(?s)train/2\.png has 1 bits .* may mean 1 or 255\. .*with 8 bits'
+  message = r'has 1 bits .* may mean 1 or 255\. .*with 8 bits.*train/2\.png\)'
   told = refused(message, garden.to_ids)
-  code = re.search(r'8 bits first: (.*)\.$', told)[1]
+  code = re.search(r'8 bits first: (.*) \(train', told)[1]
   exec(code, {'cv2': cv2, 'path': str(garden.mask('train/2'))})
   garden.to_ids()
   for name, expected in (('1', 0), ('2', white(garden.ids['train/2']))):

@@ -9,6 +9,10 @@ Roboflow's semantic masks, parquet files of Hugging Face, or coloured masks
 to them, or copies), index masks, classes.txt, and sheet.png, which shows
 samples with their classes; configs/folder.py reads it. It appears when all is
 written.
+
+With --format mask_colours or mask_values SOURCE has masks alone, by the colours
+of --classes or by its values (palette indices, grey of 1 to 16 bits). DIR gets
+index masks of the same names, and --skip makes what is no class 255 (ignored).
 """
 
 import argparse
@@ -22,10 +26,9 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,7 +42,7 @@ from resnest_jax.data.own.pairing import IMAGE_SUFFIXES
 from resnest_jax.data.own.splits import split_of
 from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser
-from resnest_jax.labels import IGNORE, LabelSet
+from resnest_jax.labels import IGNORE
 from resnest_jax.progress import progress_bar
 from resnest_jax.shipped import command
 from resnest_jax.text import listed, plural
@@ -57,10 +60,8 @@ _READERS = {
   'labelme': tools.read_labelme,
   'cvat': tools.read_cvat,
   'yolo': tools.read_yolo,
-  'voc': masks.read_voc,
-  'roboflow': masks.read_roboflow,
   'parquet': masks.read_parquet,
-  'coloured': masks.read_coloured,
+  **{x: partial(masks.read_folders, x) for x in masks.LAYOUTS},
 }
 _TEXTS = ('.json', '.xml', '.yaml', '.yml')
 _DRAWN = ('coco', 'cvat', 'yolo')  # By pycocotools.
@@ -91,16 +92,16 @@ def main(arguments: Sequence[str]) -> None:
   draw = partial(raster.paint, values=values, rest=unlabelled, small=small)
   data, again = args.data_dir, 'give another --data_dir'
   with files.explain_refusal(data, again), files.whole_folder(data) as folder:
-    of = draw, classes.labels, folder, args.copy
-    written, faults = _convert(source, find, *of)
+    written, faults = _convert(source, find, draw, classes, folder, args.copy)
     # Raised inside the context, which then removes the folder.
     if not written or (faults and not args.skip):
       raise UserError(
-        f'nothing was written: {_told(faults)}\nCorrect the annotations, or '
-        'leave what is bad out with --skip.'
+        f'nothing was written: {_told(faults)}\nCorrect the annotations or '
+        'the classes, or leave what is bad out with --skip.'
       )
-    _write_classes(folder / 'classes.txt', classes)
     splits = collections.Counter(written)
+    if classes:
+      _write_classes(folder / 'classes.txt', classes)
     if written[0] and len(splits) == 1:  # Training draws two of it.
       for kind in (folder / 'images', folder / 'masks'):
         (kind / written[0]).rename(folder / 'moved')
@@ -108,6 +109,9 @@ def main(arguments: Sequence[str]) -> None:
         (folder / 'moved').rename(kind)
   if faults:
     print(f'left out: {_told(faults)}')
+  if not classes:
+    print(f'{plural(len(written), "mask")} in {data}')
+    return
   for split, number in splits.items():
     print(f'  {split or "all":<13}{plural(number, "image")}')
   print(f'  {"classes":<13}{listed(classes.labels.classes, 10)}')
@@ -137,6 +141,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   add('--overlaps', choices=('later', 'small'), help=about)
   about = 'leave bad annotations out (default: they are an error)'
   add('--skip', action='store_true', help=about)
+  about = 'only masks whose names end so, with or without extension: _mask'
+  add('--suffix', default='', metavar='END', help=about)
   add('--copy', action='store_true', help='copy the pictures')
   about = 'of parquet files the columns of images and masks'
   add('--columns', nargs=2, metavar=('IMAGE', 'MASK'), help=about)
@@ -150,7 +156,8 @@ def _open(args: argparse.Namespace) -> tuple[s.Source, s.Finder]:
   if not given.exists():
     raise UserError(f'there is no {given}; give the export, unpacked.')
   folder = given if given.is_dir() else given.parent
-  if folder.name.lower() == 'annotations':  # Pictures lie next to it.
+  # Pictures lie next to it.
+  if folder.name.lower() == 'annotations' and args.format not in masks.ALONE:
     folder = folder.parent
   find, kinds = s.Finder(folder), collections.defaultdict(list)
   for path in find.files if given.is_dir() else [given]:
@@ -167,7 +174,7 @@ def _open(args: argparse.Namespace) -> tuple[s.Source, s.Finder]:
     )
   # A format that was named may lie in files of any name.
   paths = kinds[names[0]] or [given]
-  if not paths[0].is_file():
+  if not paths[0].is_file() and names[0] not in masks.LAYOUTS:
     raise UserError(f'{given} has no files of the format {names[0]}.')
   if names[0] in _DRAWN and not importlib.util.find_spec('pycocotools'):
     raise UserError(
@@ -189,8 +196,10 @@ def _kind_of(path: Path, find: s.Finder) -> str:
 
 def _plan(
   args: argparse.Namespace, source: s.Source
-) -> tuple[dict[str, int], int, Classes]:
-  """What each label and pixels without a label become, and the classes."""
+) -> tuple[Mapping[str, int], int, Classes | None]:
+  """What labels and other pixels become; the classes, but of masks alone."""
+  if source.values is not None:
+    return source.values, IGNORE, None
   ignored = {x for x in source.classes if x.lower() in _IGNORED}
   named = {x: c for x, c in source.classes.items() if x not in ignored}
   if args.classes:
@@ -224,34 +233,40 @@ def _convert(
   source: s.Source,
   find: s.Finder,
   draw: Callable[..., tuple[np.ndarray, list[_Fault]]],
-  labels: LabelSet,
+  classes: Classes | None,
   folder: Path,
   copy: bool,
 ) -> tuple[list[str], list[_Fault]]:
-  """Writes images, masks and the sheet; returns each sample's split."""
+  """Writes images, masks and the sheet; returns each sample's split.
+
+  Without classes it writes masks alone.
+  """
   shown, panels = drawing.spread(source.total, _PICTURES), {}
 
   def work(item: tuple[int, s.Sample]) -> tuple[list[str], list[_Fault]]:
     number, sample = item
     try:
       picture, name = sample.picture(), sample.name
-      held = isinstance(picture, bytes)
-      file = io.BytesIO(picture) if held else picture
-      size, ending = _look(file)
+      size, ending = _look(picture, upright=classes is not None)
       if sample.size not in (None, size):
         raise s.Fault('has a picture of another size than it says')
       mask, found = draw(sample.shapes(), size)
-      if not held:
+      if not (held := isinstance(picture, bytes)):
         name, ending = os.path.splitext(find.inside(picture))
+      if not classes:
+        _write_mask(mask, folder / f'{name}.png')
+        return [''], found
       split = sample.split or split_of(os.path.dirname(name))
-      if number in shown:  # Of damage the doctor tells.
-        with contextlib.suppress(UserError), Image.open(file) as opened:
-          of = labels.classes, labels.palette, name
-          image = pictures.as_rgb(opened)
+      if number in shown:
+        # Of damage the doctor tells.
+        with contextlib.suppress(UserError):
+          image = Image.open(io.BytesIO(picture)) if held else picture
+          image = pictures.as_rgb(image, Image.MAX_IMAGE_PIXELS)
+          of = classes.labels.classes, classes.labels.palette, name
           panels[number] = drawing.mask_panel(image, mask, *of)
       name = f'{split}/{s.name_of(name)}'.strip('/')
-      paths = f'images/{name}{ending.lower()}', f'masks/{name}.png'
-      _write(picture, mask, *(folder / x for x in paths), copy)
+      _write_mask(mask, folder / f'masks/{name}.png')
+      _place(picture, folder / f'images/{name}{ending.lower()}', copy)
       return [split], found
     except UserError as error:
       return [], [(str(error), sample.where)]
@@ -270,38 +285,47 @@ def _convert(
   return written, [*faults, *source.faults]
 
 
-def _look(file: Any) -> tuple[tuple[int, int], str]:
-  """Height and width of the upright picture, and an ending for its name."""
-  found = images.by_pillow(file, lambda x: (*x.size, f'.{x.format.lower()}'))
-  if not found:
-    raise s.Fault('has a picture that cannot be read')
-  width, height, ending = found
+def _look(picture: Path | bytes, upright: bool) -> tuple[tuple[int, int], str]:
+  """Height and width of the picture, and an ending for its name."""
+  held = isinstance(picture, bytes)
+  file = io.BytesIO(picture) if held else picture
+  found = images.by_pillow(file, lambda x: (*x.size[::-1], x.format.lower()))
+  if not found:  # Of more pixels, bands or bits than Pillow takes.
+    most = 8 * Image.MAX_IMAGE_PIXELS
+    encoded = picture if held else images.read_file(picture, most)
+    ending = 'tif' if encoded[:2] in (b'II', b'MM') else ''
+    found = *(images.picture_size(encoded) or (0, 0)), ending
+  height, width, ending = found
   images.check_pixels(height, width, Image.MAX_IMAGE_PIXELS, 'a picture')
-  size = (width, height) if images.is_turned(file) else (height, width)
+  if not height or not ending:
+    raise s.Fault('has a picture that cannot be read')
+  turned = upright and images.is_turned(file)
+  size = (width, height) if turned else (height, width)
   # Readers look at the content; the ending has to be one that they find.
-  return size, ending if ending in IMAGE_SUFFIXES else '.jpg'
+  return size, f'.{ending}' if f'.{ending}' in IMAGE_SUFFIXES else '.jpg'
 
 
-def _write(
-  picture: Path | bytes, mask: np.ndarray, image: Path, target: Path, copy: bool
-) -> None:
-  for path in (image, target):
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write_mask(mask: np.ndarray, path: Path) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
   # Of two pictures of one name, the second would be written over the first or,
   # through a link, over the user's own.
   try:
-    with target.open('xb') as file:
+    with path.open('xb') as file:
       file.write(drawing.encoded('.png', mask))
   except FileExistsError as error:
     raise s.Fault('has a picture of whose name another one is') from error
+
+
+def _place(picture: Path | bytes, path: Path, copy: bool) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
   if isinstance(picture, bytes):
-    image.write_bytes(picture)
+    path.write_bytes(picture)
     return
   with contextlib.suppress(OSError):  # Not on every system, for every user.
     if not copy:
-      image.symlink_to(picture)
-  if not image.is_symlink():
-    shutil.copyfile(picture, image)
+      path.symlink_to(picture)
+  if not path.is_symlink():
+    shutil.copyfile(picture, path)
 
 
 def _told(faults: Sequence[_Fault]) -> str:

@@ -1,19 +1,26 @@
 """Sources that have masks: Pascal VOC, Roboflow, coloured masks, parquet."""
 
 import argparse
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from resnest_jax.data.annotations import raster
 from resnest_jax.data.annotations import sample as s
 from resnest_jax.data.images import read_file
-from resnest_jax.data.own import palette2id
 from resnest_jax.data.own.classes import Classes, parse_classes, read_classes
+from resnest_jax.data.own.masks import (
+  bits_of,
+  packed,
+  read_colours,
+  read_indices,
+)
+from resnest_jax.data.own.pairing import CONVERTED, MASK_SUFFIXES, endings
 from resnest_jax.data.own.splits import split_of
 from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
@@ -25,102 +32,187 @@ _VOC = (
   'tvmonitor'
 ).replace(' ', '\n')
 _IMAGES = ('image', 'images', 'img', 'pixel_values', 'photo', 'picture')
+_JPEG = ('.jpg', '.jpeg', '.jpe', '.jfif')
+_ENDINGS = (*MASK_SUFFIXES, *CONVERTED)
 _Shapes = Callable[[Callable[[], bytes], str], list[s.Shape]]
 
 
-def _reader(classes: Classes, file: Path | None = None) -> _Shapes:
-  """Reads masks of the classes' values, or of the colours in their `file`."""
-  names, known = classes.labels.classes, classes.known()
-  if file:
-    colours = palette2id.colours_of(classes, file)
-    labels = dict(zip(colours, names, strict=True))
-    read, words = palette2id.read_colours, palette2id.colour_name
-  else:
-    found = {IGNORE: ''} | dict(enumerate(names))
-    ids = classes.labels.to_train_id
-    labels = {x: found[ids[x]] for x in np.flatnonzero(known).tolist()}
-    read, words = partial(palette2id.read_indices, known=known), str
+class _Layout(NamedTuple):
+  """Folders of masks."""
 
-  def shapes(encoded: Callable[[], bytes], where: str) -> list[s.Shape]:
-    return raster.numbered(read(encoded(), where), labels, where, words)
-
-  return shapes
+  classes: str  # The name of the classes file.
+  mask: str  # Matches the paths of masks.
+  picture: str  # Their pictures, by its groups; '': masks alone.
+  colours: bool  # Pixels have the colours of their classes, and not values.
 
 
-def _source(
-  classes: Classes,
-  read: _Shapes,
-  masks: Iterable[tuple[str, Path, str]],
-  find: s.Finder,
+LAYOUTS = {
+  'voc': _Layout(
+    'labelmap.txt',
+    r'(?:.*/)?SegmentationClass/(.*)\.\w+',
+    r'JPEGImages/\1',
+    True,
+  ),
+  'roboflow': _Layout('_classes.csv', r'(.*)_mask\.png', r'\1', False),
+  'coloured': _Layout(
+    'classes.txt', r'(.*/)?masks/(.*)\.\w+', r'\1images/\2', True
+  ),
+  'mask_colours': _Layout('classes.txt', '.*', '', True),
+  'mask_values': _Layout('classes.txt', '.*', '', False),
+}
+ALONE = tuple(x for x, layout in LAYOUTS.items() if not layout.picture)
+
+
+def read_folders(
+  form: str, _, find: s.Finder, args: argparse.Namespace
 ) -> s.Source:
-  """Of masks with the names and splits of their pictures."""
-  samples = [
-    s.Sample(
-      find.inside(mask),
-      partial(find, picture, mask, split),
-      partial(read, partial(read_file, mask), find.inside(mask)),
-      split,
-    )
-    for picture, mask, split in masks
-  ]
-  return s.Source(classes.colours(), len(samples), samples, unlabelled='ignore')
-
-
-def read_voc(
-  paths: Sequence[Path], find: s.Finder, args: argparse.Namespace
-) -> s.Source:
-  """Reads masks in folders SegmentationClass, by colours or by indices."""
-  file = args.classes or find.named('labelmap.txt')
-  known = read_classes(file) if file else parse_classes(_VOC, 'VOC')
-  read = _reader(known, None if known.chosen else file)
-  masks = {
-    find.inside(x.with_suffix('')).rpartition('SegmentationClass/')[2]: x
-    for x in paths
-  }
+  """Reads masks in one of `LAYOUTS`."""
+  classes, colours = _classes_of(form, find, args)
+  masks = _masks_of(form, find, args.suffix)
+  values = None
+  if form in ALONE:
+    values = _kept_values(classes, find, args)
+  few = {_few_bits(mask) for mask, *_ in masks}
+  read = _reader(classes, colours, values is not None, len(few) > 1)
   # trainval.txt repeats the others.
   splits = {
     line: split
     for x in find.files
-    if x.parent.name == 'Segmentation' and (split := split_of(x.name))
+    if form == 'voc'
+    and x.parent.name == 'Segmentation'
+    and (split := split_of(x.name))
     for line in filter(None, s.read_lines(x))
   }
-  lost = [('has no mask', x) for x in splits if x not in masks]
-  masks = [
-    (f'JPEGImages/{name}', mask, splits.get(name, ''))
-    for name, mask in masks.items()
+  samples = [
+    s.Sample(
+      find.inside(mask),
+      partial(find, picture, mask, split) if picture else partial(Path, mask),
+      partial(read, partial(read_file, mask), find.inside(mask)),
+      split,
+    )
+    for mask, name, picture in masks
     if not splits or name in splits
+    for split in [splits.get(name, '')]
   ]
-  return _source(known, read, masks, find)._replace(faults=lost)
+  lost = sorted(splits.keys() - {name for _, name, _ in masks})
+  faults = [('has no mask', x) for x in lost]
+  about = classes.colours(), len(samples), samples
+  return s.Source(*about, unlabelled='ignore', faults=faults, values=values)
 
 
-def read_roboflow(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
-  """Reads a.jpg and a_mask.png next to each _classes.csv."""
-  classes = [read_classes(x) for x in paths]
-  if len({(x.labels.classes, x.values) for x in classes}) > 1:
+def _classes_of(
+  form: str, find: s.Finder, args: argparse.Namespace
+) -> tuple[Classes, bool]:
+  """The classes, and whether masks have their colours instead of values."""
+  name, *_, colours = LAYOUTS[form]
+  files = find.named(name) or [find.folder / name]
+  # Roboflow's table alone says what its values are.
+  if args.classes and form != 'roboflow':
+    files = [args.classes]
+  if form == 'voc' and not files[0].exists():
+    return parse_classes(_VOC, 'VOC'), False
+  known = [read_classes(x) for x in files]
+  if len({(x.labels.classes, x.values) for x in known}) > 1:
     raise UserError(
-      f'the classes differ between {listed(paths)}. Export all splits of one '
+      f'the classes differ between {listed(files)}. Export all splits of one '
       'version.'
     )
-  end = '_mask.png'
-  masks = [
-    (find.inside(x).removesuffix(end), x, '')
-    for x in find.files
-    if x.name.endswith(end)
-  ]
-  return _source(classes[0], _reader(classes[0]), masks, find)
+  # Colours that we choose do not occur in the user's masks.
+  if colours and form != 'voc' and (chosen := known[0].chosen):
+    raise UserError(
+      f'{files[0]} gives no colour for {", ".join(chosen)}; add it after the '
+      'name ("road 128 64 128"). If masks have values instead of colours, '
+      '--format mask_values converts them.'
+    )
+  return known[0], colours and not known[0].chosen
 
 
-def read_coloured(
-  paths: Sequence[Path], find: s.Finder, args: argparse.Namespace
-) -> s.Source:
-  """Reads the folder masks, whose colours are the classes."""
-  file = args.classes or find.folder / 'classes.txt'
-  known = read_classes(file)
-  masks = [
-    (find.inside(x.with_suffix('')).replace('masks', 'images', 1), x, '')
-    for x in paths
-  ]
-  return _source(known, _reader(known, file), masks, find)
+def _masks_of(
+  form: str, find: s.Finder, suffix: str
+) -> list[tuple[Path, str, str]]:
+  """Masks, the end of their names that counts, and paths of their pictures."""
+  layout, end = LAYOUTS[form], suffix.lower()
+  masks, others = [], []
+  for path in find.files:
+    match = re.fullmatch(layout.mask, find.inside(path), re.DOTALL)
+    ends = path.name.lower().endswith(end) or path.stem.lower().endswith(end)
+    if not match or not ends:
+      continue
+    # An error rather than a skip: the user would miss these masks later.
+    if path.suffix.lower() in _JPEG:
+      raise UserError(
+        f'{path} is a JPEG, which changes the colours of masks. Export the '
+        'masks as PNG.'
+      )
+    if path.suffix.lower() in _ENDINGS:
+      name = match[match.re.groups]
+      masks.append((path, name, match.expand(layout.picture)))
+    else:
+      others.append(path)
+  if not masks:
+    raise UserError(
+      f'there are no masks in {find.folder}; accepted are '
+      f'{", ".join(_ENDINGS)}{f" whose names end in {suffix}" if end else ""}.'
+    )
+  if others:
+    print(f'left out of {find.folder}: {endings(others)}')
+  return masks
+
+
+def _kept_values(
+  classes: Classes, find: s.Finder, args: argparse.Namespace
+) -> dict[str, int]:
+  """Of masks alone, for which the classes file stays."""
+  # A second run would take the results for masks.
+  if args.data_dir.resolve().is_relative_to(find.folder):
+    raise UserError(
+      f'--data_dir {args.data_dir} lies in {find.folder}; give another.'
+    )
+  # A class may have the value 255; unknown pixels would then become that class.
+  if args.skip and (number := classes.labels.to_train_id[IGNORE]) != IGNORE:
+    raise UserError(
+      f'--skip writes {IGNORE} for what is no class, but this is the value of '
+      f'{classes.labels.classes[number]}; give that class another value.'
+    )
+  return {str(x): x for x in np.flatnonzero(classes.known()).tolist()}
+
+
+def _few_bits(path: Path) -> bool:
+  # Errors are those of whoever decodes the file; a pipe would be waited for.
+  if not path.is_file():
+    return False
+  with contextlib.suppress(OSError), path.open('rb') as file:
+    return bits_of(file.read(26)) < 8
+  return False
+
+
+def _reader(
+  classes: Classes, colours: bool, keep: bool = False, mixed: bool = False
+) -> _Shapes:
+  """Reads masks of the classes' colours or values, which `keep` has as labels.
+
+  For `mixed` see `own.masks.few_bits`.
+  """
+  labels, known = classes.labels, classes.known()
+  if colours:
+    numbers = packed(labels.palette).tolist()
+    names = [str(x) for x, *_ in classes.values] if keep else labels.classes
+    read, words = read_colours, _colour_name
+  else:
+    numbers = np.flatnonzero(known).tolist()
+    found = {IGNORE: ''} | dict(enumerate(labels.classes))
+    names = [str(x) if keep else found[labels.to_train_id[x]] for x in numbers]
+    read, words = partial(read_indices, known=known, mixed=mixed), str
+  of = dict(zip(numbers, names, strict=True))
+
+  def shapes(encoded: Callable[[], bytes], where: str) -> list[s.Shape]:
+    return raster.numbered(read(encoded()), of, where, words)
+
+  return shapes
+
+
+def _colour_name(colour: int) -> str:
+  return f'({colour >> 16}, {colour >> 8 & 255}, {colour & 255})'
 
 
 def read_parquet(
@@ -145,9 +237,9 @@ def read_parquet(
       f'{paths[0]} has the columns {listed(schema.names, 20)}. Name those of '
       'images and masks with --columns IMAGE MASK.'
     )
-  file = args.classes or find.named('id2label.json')
-  known = read_classes(file) if file else _named_in(schema, paths[0])
-  read = _reader(known)
+  named = [args.classes] if args.classes else find.named('id2label.json')
+  known = read_classes(named[0]) if named else _named_in(schema, paths[0])
+  read = _reader(known, False)
 
   def samples() -> Iterator[s.Sample]:
     for path, table in files:

@@ -17,11 +17,12 @@ from PIL import Image, ImageDraw
 from resnest_jax.data.annotations.sample import Fault, Shape
 from resnest_jax.data.images import by_pillow
 from resnest_jax.errors import UserError
-from resnest_jax.text import listed
+from resnest_jax.text import plural
 
 # How far a point may lie outside, in pictures: beyond, it is no place in it,
 # and drawing would take the memory for the way there.
 _FAR = 4
+_MOST_UNKNOWN = 10  # Numbers of a mask: smoothed colours are thousands.
 _LONGEST = 2**24  # Pixels of an outline; pycocotools takes 40 bytes for each.
 
 
@@ -133,7 +134,7 @@ def numbered(
 ) -> list[Shape]:
   """The pixels of each number in (H, W) as a shape; labels '' are not counted.
 
-  Numbers without a label are one shape, of a class that is none.
+  Numbers without a label are shapes of a class that is none.
   """
 
   def draw(number: int, *size: int) -> np.ndarray:
@@ -141,13 +142,18 @@ def numbered(
       raise UserError('has a mask of another size than its picture')
     return numbers == number
 
-  found = np.unique(numbers).tolist()
+  found, counts = (x.tolist() for x in np.unique(numbers, return_counts=True))
   shapes = [
     Shape(labels[x], where, partial(draw, x)) for x in found if labels.get(x)
   ]
-  if unknown := [words(x) for x in found if x not in labels]:
-    shapes.append(Shape(listed(unknown, 10), where, partial(draw, -1)))
-  return shapes
+  unknown = [
+    (words(x), f'{plural(count, "pixel")} in {where}')
+    for x, count in zip(found, counts, strict=True)
+    if x not in labels
+  ]
+  if rest := unknown[_MOST_UNKNOWN:]:
+    unknown[_MOST_UNKNOWN:] = [(f'{len(rest)} more', where)]
+  return [*shapes, *(Shape(*x, partial(draw, -1)) for x in unknown)]
 
 
 def paint(
@@ -157,12 +163,14 @@ def paint(
   rest: int,
   small: bool,
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
-  """Draws shapes, whose labels have `values`, into uint8 (H, W) of `rest`.
+  """Draws shapes, whose labels have `values`, into (H, W) of `rest`.
 
-  A later shape covers an earlier one; if `small`, no smaller one. Returns also
-  (what, where) of each that is not drawn.
+  It is uint8, or uint16 for values above 255. A later shape covers an earlier
+  one; if `small`, no smaller one. Returns also (what, where) of each that is
+  not drawn.
   """
-  canvas, faults = np.full(size, rest, np.uint8), []
+  most = max(*values.values(), rest)
+  canvas, faults = np.full(size, rest, np.min_scalar_type(most)), []
   # Pixels of the shape that each belongs to: no mask has to wait for another.
   area = np.full(size, canvas.size) if small else 0
   for shape in shapes:

@@ -52,6 +52,7 @@ class Source(NamedTuple):
   overlaps: str = 'later'  # Shapes over earlier ones, or 'small' over large.
   unlabelled: str = ''  # 'ignore', or '' if a background is possible as well.
   faults: Sequence[tuple[str, str]] = ()  # (what, where), of no sample.
+  values: Mapping[str, int] | None = None  # Of labels, if masks are alone.
 
 
 class Finder:
@@ -98,8 +99,8 @@ class Finder:
       raise Fault('has a picture of whose name there are several')
     return found[ranks.index(best)]
 
-  def named(self, name: str) -> Path | None:
-    return next((x for x in self.files if x.name == name), None)
+  def named(self, name: str) -> list[Path]:
+    return [x for x in self.files if x.name == name]
 
   def inside(self, path: Path) -> str:
     return path.relative_to(self.folder).as_posix()

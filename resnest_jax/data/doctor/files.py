@@ -107,7 +107,7 @@ def mask_depth(s: Survey) -> Finding | None:
   remedy = f"{REWRITE}cv2.imwrite(new, mask.astype('uint8')). "
   if s.conversion:
     remedy = s.conversion.of_numbers()
-  if s.conversion and s.unknown_values.size:  # Which palette2id refuses.
+  if s.conversion and s.unknown_values.size:  # Which are refused.
     remedy = f'Name their values in {s.classes_file} first. {remedy}'
   if high > IGNORE:
     remedy = (
@@ -173,7 +173,7 @@ def colour_masks(s: Survey) -> Finding | None:
     indices = sorted({index for o in bad for index in o.indices})
   remedy = (
     'Turn colours into class numbers: python -m resnest_jax.data.prepare '
-    'palette2id --masks FOLDER --classes FILE --out NEW_FOLDER.'
+    'own FOLDER --format mask_colours --classes FILE --data_dir NEW_FOLDER.'
   )
   if s.conversion:
     remedy = s.conversion.of_colours(colours, indices)

@@ -1,7 +1,7 @@
 """Index masks of a user's own data: what one is, and how others become one.
 
-Training, the doctor and palette2id ask the same functions, so that none of them
-accepts what another refuses.
+Training, the doctor and `prepare own` ask the same functions, so that none of
+them accepts what another refuses.
 """
 
 import dataclasses
@@ -11,17 +11,22 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
+from PIL import Image
 
+from resnest_jax.data import images
 from resnest_jax.data.headers import picture_format
 from resnest_jax.data.images import by_pillow, png_header
 from resnest_jax.data.own.classes import Classes
+from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
 from resnest_jax.text import listed, plural
 
 INDEX_MASKS = '8-bit grey', '16-bit grey'
 # Pixels whose colours are counted: sorting all takes longer than decoding them.
 _MOST_COLOURS = 100_000
+_EXACT = ('PNG', 'BMP', 'GIF', 'TIFF')  # Formats that keep numbers.
 
 Colours = set[tuple[int, ...]]
 
@@ -64,7 +69,7 @@ def few_bits(
 
   `pixels` are as decoders spread them, 0 and 255 for one bit; `known`, bool
   (256,), the values that masks may have. If masks of 8 bits lie next to it,
-  `mixed`, a `ValueError` is raised where both numbers may be meant.
+  `mixed`, a `UserError` is raised where both numbers may be meant.
   """
   numbers = pixels // (255 // (2**bits - 1))
   spread = known[pixels].all()
@@ -73,11 +78,86 @@ def few_bits(
     return pixels
   if mixed and spread and numbers.any():
     value = numbers[numbers > 0].min()
-    raise ValueError(
+    raise UserError(
       f'has {bits} bits per pixel and others have 8: its value {value} may '
-      f'mean {value} or {pixels[numbers == value].flat[0]}'
+      f'mean {value} or {pixels[numbers == value].flat[0]}. In the former case '
+      'convert files like it in a folder of their own. In the latter write it '
+      'with 8 bits first: cv2.imwrite(path, cv2.imread(path, '
+      'cv2.IMREAD_UNCHANGED))'
     )
   return numbers
+
+
+def bits_of(encoded: bytes) -> int:
+  """Bits of a grey PNG with fewer than 8, of its first bytes; else 8."""
+  header = png_header(encoded)
+  return header.bits if header and header.colour == 'grey' else 8
+
+
+def read_colours(encoded: bytes) -> np.ndarray:
+  """The colours of a mask to convert, (H, W); see `packed`."""
+  return packed(np.asarray(_open(encoded).convert('RGB')))
+
+
+def packed(colours: np.ndarray) -> np.ndarray:
+  """Colours (..., 3) as numbers 0xRRGGBB."""
+  return colours.astype(np.int64) @ [2**16, 2**8, 1]
+
+
+def read_indices(
+  encoded: bytes, known: np.ndarray, mixed: bool = False
+) -> np.ndarray:
+  """The values of a mask to convert, uint16 (H, W); see `few_bits`."""
+  picture = _open(encoded)
+  # Unlike OpenCV, Pillow keeps a palette PNG's indices and a bool for 1 bit.
+  values = np.asarray(picture)
+  if values.ndim == 3:
+    # The numbers, repeated in each channel, of which Pillow cuts 16 bits to 8;
+    # transparency means nothing.
+    options = cv2.IMREAD_UNCHANGED, 'a mask', Image.MAX_IMAGE_PIXELS
+    pixels = images.decode_image(encoded, *options)
+    if pixels is not None and (pixels[..., :3] == pixels[..., :1]).all():
+      values = pixels[..., 0]
+  if values.ndim != 2:
+    raise UserError(
+      f'has colours ({picture.mode}) and no indices; --format mask_colours '
+      'converts such masks'
+    )
+  if values.dtype.kind == 'f' and (np.rint(values) != values).any():
+    raise UserError(
+      'holds numbers with fractions. Write the class numbers as an 8-bit PNG: '
+      "cv2.imwrite(new, mask.round().astype('uint8'))"
+    )
+  if (bits := bits_of(encoded)) < 8:
+    # Pillow spreads 2 and 4 bits over 0 to 255, as OpenCV does, and not 1.
+    spread = values.astype(np.uint8) * (255 if bits == 1 else 1)
+    values = few_bits(spread, bits, known, mixed)
+  low, high = values.min(), values.max()
+  if low < 0 or high >= len(known):
+    raise UserError(f'has values from {low} to {high}; masks have 0 to 65535')
+  return values.astype(np.uint16)
+
+
+def _open(encoded: bytes) -> Image.Image:
+  if size := images.picture_size(encoded):
+    images.check_pixels(*size, Image.MAX_IMAGE_PIXELS, 'a mask')
+  try:
+    with Image.open(io.BytesIO(encoded)) as picture:
+      if picture.format not in _EXACT:
+        raise UserError(
+          f'is a {picture.format}, whatever its name says, which changes the '
+          'values of masks. Export the masks as PNG'
+        )
+      if (frames := getattr(picture, 'n_frames', 1)) > 1:
+        raise UserError(
+          f'has {frames} pictures, and a mask is one. Write each to a file of '
+          'its own'
+        )
+      return picture.copy()  # `open` alone only reads the header.
+  except images.BROKEN as error:
+    raise UserError(
+      f'cannot be decoded ({error}). Repair or remove it'
+    ) from error
 
 
 def colours_of(mask: np.ndarray) -> np.ndarray:
@@ -99,13 +179,13 @@ class Conversion:
   suffix: str  # The end of the masks' names, if others lie among them; else ''.
   then: str  # What to set after it.
 
-  def command(self, flags: str = '') -> str:
-    words = ['--masks', self.masks, '--classes', self.classes_file]
-    words += ['--out', f'{self.masks}_ids']
+  def command(self, form: str) -> str:
+    words = [self.masks, '--format', form, '--classes', self.classes_file]
+    words += ['--data_dir', f'{self.masks}_ids']
     words += ['--suffix', self.suffix] if self.suffix else []
     return (
       'This converts all files there:\n  python -m resnest_jax.data.prepare '
-      f'palette2id {shlex.join(words)}{flags}\nThen {self.then}.'
+      f'own {shlex.join(words)}\nThen {self.then}.'
     )
 
   def naming(self, value: int) -> str:
@@ -136,7 +216,7 @@ class Conversion:
     return self.of_colours(set(map(tuple, colours.tolist())), mask.indices)
 
   def of_numbers(self) -> str:
-    return self.command(' --indices')
+    return self.command('mask_values')
 
   def of_colours(self, colours: Colours, indices: Sequence[int] = ()) -> str:
     """The remedy for masks of colours; `indices` if all have a palette."""
@@ -156,20 +236,23 @@ class Conversion:
         'Colours that number objects (instances, panoptic masks) are no '
         'classes: export a mask of classes from your program.'
       )
-    remedy = self.command()
+    remedy = self.command('mask_colours')
     if chosen:
       remedy = f'Give {", ".join(chosen)} a colour in {file} first. {remedy}'
     if unknown:
       ignore = ''
-      # With a class of 255 palette2id has no number for them.
+      # With a class of 255 there is no number for them.
       if labels.to_train_id[IGNORE] == IGNORE:
-        ignore = ', or add --unknown ignore, which makes them 255 (ignored)'
+        ignore = ', or add --skip, which makes them 255 (ignored)'
       remedy = (
         f'{plural(len(unknown), "colour", "are")} no class of {file}: '
         f'{_named(unknown)}. Add them to it first{ignore}. {remedy}'
       )
     if fit:
-      remedy += '\nAdd --indices if the indices of its palette are the classes.'
+      remedy += (
+        '\nSay --format mask_values if the indices of its palette are the '
+        'classes.'
+      )
     return remedy
 
 

@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = (
   *('.png', '.bmp', '.webp', '.tif', '.tiff'),
 )
 MASK_SUFFIXES = ('.png',)
-# Masks of other kinds that `palette2id` reads.
+# Masks of other kinds that `prepare own` reads.
 CONVERTED = ('.bmp', '.gif', '.tif', '.tiff')
 SHOWN = 3  # How many files a message names.
 _PREPARE = 'python -m resnest_jax.data.prepare own FOLDER --data_dir NEW_FOLDER'

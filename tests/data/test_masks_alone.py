@@ -1,7 +1,6 @@
-"""`prepare palette2id`: coloured masks become index masks, exactly or not."""
+"""`prepare own` of masks alone: colours and values become index masks."""
 
 import functools
-import re
 
 import numpy as np
 import pytest
@@ -25,7 +24,8 @@ MASK = Image.fromarray(COLOURS[PLACES])
 def convert(call, tmp_path):
   (tmp_path / 'classes.txt').write_text(CLASSES)
   (tmp_path / 'masks').mkdir()
-  words = 'palette2id --masks {0}/masks --classes {0}/classes.txt --out {0}/ids'
+  words = 'own {0}/masks --classes {0}/classes.txt --data_dir {0}/ids'
+  words += ' --format mask_colours'
   return functools.partial(call, prepare.main, *words.format(tmp_path).split())
 
 
@@ -57,8 +57,9 @@ def test_every_kind_of_picture_becomes_an_index_mask(convert, tmp_path, capsys):
   expected = {'train/a.png': IDS, 'b.png': IDS[::-1, ::-1]}
   expected |= {'c.png': IDS[:, ::-1], 'd.png': IDS[:9, :8]}
   assert_equal(found, expected)
-  left = f'left out of {masks}: 1 .txt, 1 .webp\n'
-  assert capsys.readouterr().out == f'{left}4 masks in {out}\n'
+  left, *_, last = capsys.readouterr().out.splitlines()
+  assert left == f'left out of {masks}: 1 .txt, 1 .webp'
+  assert last == f'4 masks in {out}'
   refused('ids is there already', convert)
 
 
@@ -69,13 +70,14 @@ def test_unknown_colours_are_named(convert, tmp_path, capsys):
   Image.fromarray(first).save(tmp_path / 'masks' / 'a.png')
   Image.fromarray(second).save(tmp_path / 'masks' / 'b.png')
   message = (
-    r'(?s)2 values or .* \(128, 64, 129\): 7 pixels, first in \S*/a\.png\n'
-    r'  \(1, 2, 3\): 1 pixels, first in \S*/b\.png\n'
+    r"2: is of the class '\(128, 64, 129\)', which is none "
+    r'\(2 pixels in a\.png, 5 pixels in b\.png\)\n'
+    r"  1: .* '\(1, 2, 3\)', .* \(1 pixel in b\.png\)\n"
   )
   stopped(convert, tmp_path, message)
-  convert('--unknown', 'ignore')
-  printed = capsys.readouterr().out
-  assert 'became 255 (ignored):\n  (128, 64, 129): 7 pixels' in printed
+  convert('--skip')
+  assert 'left out: 3 bad annotations' in capsys.readouterr().out
+  assert (ids_of(tmp_path / 'ids' / 'b.png') == 255).sum() == 6
 
 
 def test_indices_are_kept(convert, tmp_path):
@@ -84,7 +86,7 @@ def test_indices_are_kept(convert, tmp_path):
   of_no_class = with_palette([(0, 0, i) for i in range(256)])
   (tmp_path / 'masks' / 'palette.png').write_bytes(of_no_class(ids))
   Image.fromarray(ids == 3).save(tmp_path / 'masks' / 'one_bit.png')
-  convert('--indices', '--unknown', 'ignore')
+  convert('--format', 'mask_values', '--skip')
   assert_equal(ids_of(tmp_path / 'ids' / 'palette.png'), ids)
   # 1 is no class here; 0 is.
   expected = np.where(ids == 3, 255, 0)
@@ -96,13 +98,12 @@ DARK = '0: dark 0 0 0\n255: light 9 9 9\n'
 
 
 REFUSED = [
-  (RAMP, CLASSES, '--indices', r'(?s)\n  1: 1 pixels.*and 15 more'),
-  (MASK, CLASSES, '--indices', r'a\.png is a colour picture .*Leave out'),
+  (RAMP, CLASSES, '--format mask_values', r"(?s)'1', which.*'15 more', which"),
+  (MASK, CLASSES, '--format mask_values', r'has colours \(RGB\).*a\.png\)'),
   (MASK, 'road 128 64 128\ntree\n', '', 'gives no colour for tree; add'),
-  (MASK, DARK, '--unknown ignore', r'writes 255, but in .* is light'),
+  (MASK, DARK, '--skip', r'writes 255 .* of light; give'),
   (MASK, CLASSES, '--max_pixels 9', r'30 x 20 pixels, more than 9 \('),
-  (MASK, CLASSES, '--masks none', r'no folder .*none'),
-  (MASK, CLASSES, '--out {0}/masks/ids', 'masks/ids lies in --masks'),
+  (MASK, CLASSES, '--data_dir {0}/masks/ids', 'masks/ids lies in .*masks;'),
 ]
 
 
@@ -118,12 +119,11 @@ def test_a_damaged_mask_stops_and_leaves_nothing(convert, tmp_path):
     MASK.save(tmp_path / 'masks' / f'{name}.png')
   path = tmp_path / 'masks' / 'b.png'
   path.write_bytes(path.read_bytes()[:-40])
-  stopped(convert, tmp_path, re.escape(f'{path} cannot be decoded'))
+  stopped(convert, tmp_path, r'1: cannot be decoded .*\(b\.png\)')
 
 
 NO_FOLDERS = [
   (['a.JFIF'], r'a\.JFIF is a JPEG, which changes the colours'),
-  (['a.png', 'a.tif'], r'a\.png and .*a\.tif would both become a\.png'),
   (['notes.txt'], 'there are no masks'),
 ]
 
