@@ -1,7 +1,6 @@
 """Pairs images with masks, in folders or lists."""
 
 import collections
-import errno
 import functools
 import os
 import re
@@ -73,15 +72,6 @@ class Trees(NamedTuple):
   masks: Tree
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-  try:
-    return entry.is_dir()
-  except OSError as error:
-    if error.errno == errno.ELOOP:  # A link to itself: as one to nothing.
-      return False
-    raise
-
-
 def walk(folder: Path, deep: bool = True) -> list[Path]:
   """All files of a folder and, if `deep`, below it, sorted.
 
@@ -89,32 +79,24 @@ def walk(folder: Path, deep: bool = True) -> list[Path]:
   Hidden files are skipped. Folders that cannot be read are a `UserError`: no
   file is dropped silently.
   """
-  # Hidden: macOS leaves `._name.jpg` next to files on foreign file systems.
-  files, closed = [], []
-  waiting: list[tuple[Path, tuple[str, ...]]] = [(folder, ())]
-  while waiting:
-    current, above = waiting.pop()
-    real = os.path.realpath(current)
-    if real in above:  # A link back up would never end.
-      continue
-    try:
-      with os.scandir(current) as entries:
-        for entry in entries:
-          if entry.name.startswith('.'):
-            continue
-          if not _is_folder(entry):
-            files.append(Path(entry.path))
-          elif deep:
-            waiting.append((Path(entry.path), (*above, real)))
-    except OSError as error:
-      closed.append(f'{error.filename or current} ({error.strerror})')
+  found, closed = [], []
+  inside = os.walk(folder, onerror=closed.append, followlinks=True)
+  for current, folders, names in inside:
+    place = Path(current)
+    above = (x for x in place.parents if x.is_relative_to(folder))
+    # A link back up would never end.
+    again = any(os.path.samefile(place, x) for x in above)
+    # Hidden: macOS leaves `._name.jpg` next to files on foreign file systems.
+    folders[:] = [x for x in folders if deep and not again and x[0] != '.']
+    found += [place / x for x in names if not again and x[0] != '.']
   if closed:
+    places = sorted(f'{x.filename} ({x.strerror})' for x in closed)
     raise UserError(
       f'{plural(len(closed), "folder")} cannot be read: '
-      f'{listed(sorted(closed), SHOWN)}. Give yourself the right to read '
+      f'{listed(places, SHOWN)}. Give yourself the right to read '
       f'(chmod -R u+rX {shlex.quote(str(folder))}), or move them away.'
     )
-  return sorted(files)
+  return sorted(found)
 
 
 @functools.cache
