@@ -263,7 +263,7 @@ def test_values_that_are_no_class_are_named(root):
   mask = np.ones((12, 16), np.uint8)
   mask[0, :3] = 4, 7, 7
   save_mask(root, Image.fromarray(mask))
-  message = '/a.png has 3 .*: 4 and 7; it has 0 to 2, 5 and 255.*"ignore: 4"'
+  message = r'/a\.png has 3 .*: 4, 7; it has 0, 1, 2, 5, 255\..*"ignore: 4"'
   refused(message, split_of(root).__getitem__, 0)
   (root / 'classes.txt').write_text(f'{coast.CLASSES}ignore: 4 7\n')
   assert split_of(root)[0]['label'][0, :4].tolist() == [255, 255, 255, 0]

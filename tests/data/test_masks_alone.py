@@ -123,7 +123,7 @@ def test_a_damaged_mask_stops_and_leaves_nothing(convert, tmp_path):
 
 
 NO_FOLDERS = [
-  (['a.JFIF'], r'a\.JFIF is a JPEG, which changes the colours'),
+  (['a.JFIF'], r'it has 1 \.jfif\. JPEG changes the values'),
   (['notes.txt'], 'there are no masks'),
 ]
 

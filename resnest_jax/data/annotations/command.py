@@ -259,7 +259,7 @@ def _convert(
       split = sample.split or split_of(os.path.dirname(name))
       if number in shown:
         # Of damage the doctor tells.
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(UserError, OSError):
           image = Image.open(io.BytesIO(picture)) if held else picture
           image = pictures.as_rgb(image, Image.MAX_IMAGE_PIXELS)
           of = classes.labels.classes, classes.labels.palette, name

@@ -32,7 +32,6 @@ _VOC = (
   'tvmonitor'
 ).replace(' ', '\n')
 _IMAGES = ('image', 'images', 'img', 'pixel_values', 'photo', 'picture')
-_JPEG = ('.jpg', '.jpeg', '.jpe', '.jfif')
 _ENDINGS = (*MASK_SUFFIXES, *CONVERTED)
 _Shapes = Callable[[Callable[[], bytes], str], list[s.Shape]]
 
@@ -138,12 +137,6 @@ def _masks_of(
     ends = path.name.lower().endswith(end) or path.stem.lower().endswith(end)
     if not match or not ends:
       continue
-    # An error rather than a skip: the user would miss these masks later.
-    if path.suffix.lower() in _JPEG:
-      raise UserError(
-        f'{path} is a JPEG, which changes the colours of masks. Export the '
-        'masks as PNG.'
-      )
     if path.suffix.lower() in _ENDINGS:
       name = match[match.re.groups]
       masks.append((path, name, match.expand(layout.picture)))
@@ -152,7 +145,9 @@ def _masks_of(
   if not masks:
     raise UserError(
       f'there are no masks in {find.folder}; accepted are '
-      f'{", ".join(_ENDINGS)}{f" whose names end in {suffix}" if end else ""}.'
+      f'{", ".join(_ENDINGS)}{f" whose names end in {suffix}" if end else ""}, '
+      f'and it has {endings(others) or "no others"}. JPEG changes the values '
+      'of masks: export them as PNG.'
     )
   if others:
     print(f'left out of {find.folder}: {endings(others)}')

@@ -11,7 +11,6 @@ do. Masks are read unchanged: draw them on the upright picture.
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import operator
 import os
@@ -24,7 +23,6 @@ import cv2
 import numpy as np
 
 from resnest_jax.data import headers, images, pictures
-from resnest_jax.data.archives import enumeration
 from resnest_jax.data.own import masks as own_masks
 from resnest_jax.data.own import splits
 from resnest_jax.data.own.classes import read_classes
@@ -32,6 +30,7 @@ from resnest_jax.data.own.pairing import Pair
 from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.data.rasters import as_image
 from resnest_jax.errors import UserError
+from resnest_jax.text import listed
 from resnest_jax.threads import map_in_threads
 
 
@@ -136,13 +135,11 @@ class FolderSplit:
       )
     if (unknown := ~self.known_values[mask.pixels]).any():
       values = np.unique(mask.pixels[unknown]).tolist()
-      listed = enumeration(map(str, values[:10]))
       known = np.flatnonzero(self.known_values).tolist()
       raise UserError(
         f'{path} has {np.count_nonzero(unknown)} pixels with values that '
-        f'{self.conversion.classes_file} does not have: {listed}'
-        f'{" and more" if len(values) > 10 else ""}; it has '
-        f'{_ranges(known)}. Give each a class '
+        f'{self.conversion.classes_file} does not have: {listed(values, 10)}; '
+        f'it has {listed(known, 20)}. Give each a class '
         f'({self.conversion.naming(values[0])}), or ignore it '
         f'("{self.conversion.ignoring(values[0])}").'
       )
@@ -217,16 +214,6 @@ def _different_sizes(pair: Pair, image, mask) -> UserError:
   )
 
 
-def _ranges(values: Sequence[int]) -> str:
-  """'0 to 3, 7 and 255'."""
-  # Of consecutive values the distance to their positions is the same.
-  runs = itertools.groupby(enumerate(values), lambda item: item[1] - item[0])
-  parts = [[str(value) for _, value in run] for _, run in runs]
-  return enumeration(
-    f'{x[0]} to {x[-1]}' if len(x) > 2 else ', '.join(x) for x in parts
-  )
-
-
 def root_of(data_config: Any, things: str) -> Path:
   root = Path(data_config.data_dir)
   if not os.path.isdir(root):
@@ -263,9 +250,10 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
   pairs, masks = splits.find_pairs(
     data_config, split, lambda *where: conversion(*where).of_numbers()
   )
-  among = own_masks.telling_suffix((pair.image for pair in pairs), masks)
   max_pixels = data_config.get('max_pixels', images.MAX_PIXELS)
-  found = split, pairs, conversion(masks, among), max_pixels
+  folder = os.path.join(os.path.abspath(masks), '')
+  among = any(os.path.abspath(x.image).startswith(folder) for x in pairs)
+  found = split, pairs, conversion(masks, '.png' if among else ''), max_pixels
   if bands := tuple(data_config.get('bands', ())):
     found += (Normalization(bands=bands, dtype=''),)
   return FolderSplit(*found)

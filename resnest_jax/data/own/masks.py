@@ -6,7 +6,6 @@ them accepts what another refuses.
 
 import dataclasses
 import io
-import os
 import shlex
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -258,12 +257,3 @@ class Conversion:
 
 def _named(colours: Iterable[Sequence[int]]) -> str:
   return listed((f'({", ".join(map(str, c))})' for c in colours), 8)
-
-
-def telling_suffix(images: Iterable[str], masks: str) -> str:
-  """What tells masks, which are PNGs, from images in the same folder."""
-  folder = os.path.join(os.path.abspath(masks), '')
-  others = (
-    os.path.abspath(x) for x in images if not x.lower().endswith('.png')
-  )
-  return '.png' if any(x.startswith(folder) for x in others) else ''
