@@ -11,8 +11,10 @@ import os
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from data import annotated
 from data.annotated import NAMES, SAMPLES, SIZE, WRITERS
+from data.fields import CONTIGUOUS
 from data.refusals import refused
 from data.small_archives import encode
 from numpy.testing import assert_array_equal
@@ -174,6 +176,19 @@ def test_pictures_are_links_or_copies(convert, tmp_path):
   copy = copies / 'images/a.jpg'
   assert not copy.is_symlink()
   assert copy.read_bytes() == source.read_bytes()
+
+
+def test_pictures_may_have_bands_that_pillow_does_not_know(convert, tmp_path):
+  write_coco(tmp_path / 'export', [IMAGE], [BIG, SMALL])
+  folder = tmp_path / 'export' / 'images'
+  (folder / 'a.jpg').unlink()
+  pixels = np.zeros((*SIZE, 6), np.uint16)
+  tifffile.imwrite(folder / 'a.tif', pixels, **CONTIGUOUS)
+  spoil(tmp_path / 'export' / 'a.json', b'a.jpg', b'a.tif')
+  convert('--unlabelled', 'background')
+  data = tmp_path / 'data'
+  assert_array_equal(tifffile.imread(data / 'images' / 'a.tif'), pixels)
+  assert masks_in(data)['a'][[5, 15, 25], [5, 15, 25]].tolist() == [0, 1, 2]
 
 
 def test_shapes_of_cvat(convert, tmp_path):

@@ -187,10 +187,8 @@ def _open(args: argparse.Namespace) -> tuple[s.Source, s.Finder]:
 
 def _kind_of(path: Path, find: s.Finder) -> str:
   text = b'/%s\n' % os.fsencode(find.inside(path))
-  # Pictures are many, and a pipe would be waited for.
-  if path.suffix.lower() in _TEXTS and path.is_file():
-    with contextlib.suppress(OSError), path.open('rb') as file:
-      text += file.read(2**14)  # Later keys of a large file are not in there.
+  if path.suffix.lower() in _TEXTS:
+    text += s.start_of(path, 2**14)  # Later keys of a large file are not there.
   return next((kind for mark, kind in _MARKS if re.search(mark, text)), '')
 
 

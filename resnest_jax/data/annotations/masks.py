@@ -1,7 +1,6 @@
 """Sources that have masks: Pascal VOC, Roboflow, coloured masks, parquet."""
 
 import argparse
-import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -33,7 +32,6 @@ _VOC = (
 ).replace(' ', '\n')
 _IMAGES = ('image', 'images', 'img', 'pixel_values', 'photo', 'picture')
 _ENDINGS = (*MASK_SUFFIXES, *CONVERTED)
-_Shapes = Callable[[Callable[[], bytes], str], list[s.Shape]]
 
 
 class _Layout(NamedTuple):
@@ -68,11 +66,9 @@ def read_folders(
   """Reads masks in one of `LAYOUTS`."""
   classes, colours = _classes_of(form, find, args)
   masks = _masks_of(form, find, args.suffix)
-  values = None
-  if form in ALONE:
-    values = _kept_values(classes, find, args)
-  few = {_few_bits(mask) for mask, *_ in masks}
-  read = _reader(classes, colours, values is not None, len(few) > 1)
+  values = _kept_values(classes, find, args) if form in ALONE else None
+  few = {bits_of(s.start_of(mask, 26)) < 8 for mask, *_ in masks}
+  read = _reader(classes, colours, form in ALONE, len(few) > 1)
   # trainval.txt repeats the others.
   splits = {
     line: split
@@ -104,13 +100,13 @@ def _classes_of(
 ) -> tuple[Classes, bool]:
   """The classes, and whether masks have their colours instead of values."""
   name, *_, colours = LAYOUTS[form]
-  files = find.named(name) or [find.folder / name]
+  files = find.named(name)
   # Roboflow's table alone says what its values are.
   if args.classes and form != 'roboflow':
     files = [args.classes]
-  if form == 'voc' and not files[0].exists():
+  if form == 'voc' and not files:
     return parse_classes(_VOC, 'VOC'), False
-  known = [read_classes(x) for x in files]
+  known = [read_classes(x) for x in files or [find.folder / name]]
   if len({(x.labels.classes, x.values) for x in known}) > 1:
     raise UserError(
       f'the classes differ between {listed(files)}. Export all splits of one '
@@ -172,18 +168,9 @@ def _kept_values(
   return {str(x): x for x in np.flatnonzero(classes.known()).tolist()}
 
 
-def _few_bits(path: Path) -> bool:
-  # Errors are those of whoever decodes the file; a pipe would be waited for.
-  if not path.is_file():
-    return False
-  with contextlib.suppress(OSError), path.open('rb') as file:
-    return bits_of(file.read(26)) < 8
-  return False
-
-
 def _reader(
   classes: Classes, colours: bool, keep: bool = False, mixed: bool = False
-) -> _Shapes:
+) -> Callable[[Callable[[], bytes], str], list[s.Shape]]:
   """Reads masks of the classes' colours or values, which `keep` has as labels.
 
   For `mixed` see `own.masks.few_bits`.
@@ -199,11 +186,9 @@ def _reader(
     names = [str(x) if keep else found[labels.to_train_id[x]] for x in numbers]
     read, words = partial(read_indices, known=known, mixed=mixed), str
   of = dict(zip(numbers, names, strict=True))
-
-  def shapes(encoded: Callable[[], bytes], where: str) -> list[s.Shape]:
-    return raster.numbered(read(encoded()), of, where, words)
-
-  return shapes
+  return lambda encoded, where: raster.numbered(
+    read(encoded()), of, where, words
+  )
 
 
 def _colour_name(colour: int) -> str:

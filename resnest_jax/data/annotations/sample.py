@@ -1,6 +1,7 @@
 """What every format of annotation is read as: pictures with shapes."""
 
 import collections
+import contextlib
 import itertools
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -120,6 +121,15 @@ def name_of(path: str) -> str:
   *folders, file = path.split('/')
   kept = [x for x in folders if x.lower() not in _PLAIN and not split_of(x)]
   return '/'.join([*kept, file])
+
+
+def start_of(path: Path, number: int) -> bytes:
+  """So many bytes; none of what cannot be read, of which its reader tells."""
+  # A pipe would be waited for.
+  if path.is_file():
+    with contextlib.suppress(OSError), path.open('rb') as file:
+      return file.read(number)
+  return b''
 
 
 def read(path: Path) -> bytes:
