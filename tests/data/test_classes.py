@@ -221,7 +221,7 @@ def test_one_class_gets_a_background_as_the_message_says(read):
 
 def test_missing_file_says_what_to_write(tmp_path):
   path = tmp_path / 'classes.txt'
-  refused(r'no classes file .*road 128 64 128', own.read_classes, path)
+  refused(r'classes file .*No such .*road 128 64 128', own.read_classes, path)
   no_text = r'cannot be read .*It is text in UTF-8'
   for content in (b'\xff\xfe\x00', 'Straße\nBaum'.encode('cp1252')):
     path.write_bytes(content)

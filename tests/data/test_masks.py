@@ -357,7 +357,10 @@ NO_MASKS = [
   (lambda ids: encode(COLOURS[ids], '.jpg'), 'is a JPEG, whatever its name'),
   (lambda ids: encode(COLOURS[ids], '.webp'), 'is a WEBP, whatever its name'),
   (two_frames, 'has 2 pictures, and a mask is one'),
-  (lambda ids: encode(np.float32(ids + 0.5), '.tif'), 'holds numbers with'),
+  (
+    lambda ids: encode(np.float32(ids + 0.5), '.tif'),
+    'no whole numbers from 0 to 65535',
+  ),
 ]
 
 

@@ -105,16 +105,10 @@ def read_classes(path: str | Path) -> Classes:
   path = Path(path)
   try:
     text = read_text(path)
-  except FileNotFoundError as error:
-    raise UserError(
-      f'there is no classes file {path}; write one. {EXAMPLE}'
-    ) from error
   except (OSError, ValueError) as error:
-    remedy = f'It is text in UTF-8. {EXAMPLE}'
-    if isinstance(error, PermissionError):
-      remedy = 'Give yourself the right to read it.'
     raise UserError(
-      f'the classes file {path} cannot be read ({error}). {remedy}'
+      f'the classes file {path} cannot be read ({error}). It is text in UTF-8 '
+      f'that you write and have the right to read. {EXAMPLE}'
     ) from error
   return parse_classes(text, str(path))
 

@@ -114,7 +114,13 @@ class FolderSplit:
     if not self.bands:
       check_depth(pair.image, image)
     if image.shape[:2] != sample['mask'].shape:
-      raise _different_sizes(pair, image, sample['mask'])
+      (height, width), mask = image.shape[:2], sample['mask'].shape
+      raise UserError(
+        f'{pair.image} is {width}x{height} pixels but {pair.mask} is '
+        f'{mask[1]}x{mask[0]}; both must have the same size. Repair the pair '
+        'or remove it; python -m resnest_jax.data.doctor says whether one of '
+        'them is turned.'
+      )
     return {'image': image, 'label': label, 'name': pair.name}
 
   def _read_mask(self, pair: Pair) -> own_masks.Stored:
@@ -197,23 +203,6 @@ def check_depth(path: str, image: np.ndarray) -> None:
     )
 
 
-def _different_sizes(pair: Pair, image, mask) -> UserError:
-  (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-  if (height, width) != (mask_width, mask_height):
-    hint = 'Repair the pair or remove it.'
-  elif images.is_turned(pair.image):
-    hint = (
-      'The photograph is turned by its EXIF orientation and the mask is not: '
-      'rotate the mask, or save the photograph without that entry.'
-    )
-  else:
-    hint = 'The mask is transposed or rotated: rotate it back.'
-  return UserError(
-    f'{pair.image} is {width}x{height} pixels but {pair.mask} is '
-    f'{mask_width}x{mask_height}; both must have the same size. {hint}'
-  )
-
-
 def root_of(data_config: Any, things: str) -> Path:
   root = Path(data_config.data_dir)
   if not os.path.isdir(root):
@@ -244,7 +233,7 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
       str(classes_file),
       classes,
       suffix=options.mask_suffix or suffix,
-      then=_naming(root, options, masks, split),
+      then=_naming(root, options, masks),
     )
 
   pairs, masks = splits.find_pairs(
@@ -259,15 +248,14 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
   return FolderSplit(*found)
 
 
-def _naming(root: Path, options: Any, masks: str, split: str) -> str:
+def _naming(root: Path, options: Any, masks: str) -> str:
   """How converted masks are used, in words."""
-  if options.lists:
-    named = f'name the files of {masks}_ids in {root / options.lists}'
-    folder = root / options.masks.replace('{split}', split)
-    if os.path.abspath(folder) != os.path.abspath(masks):
-      return named
-    flag = shlex.quote(f'--config.data.folder.masks={options.masks}_ids')
-    return f'{named}, or, if it has names alone, add {flag}'
   # For one split or, with {split} in the path, for all.
   folder = os.path.relpath(f'{root / options.masks}_ids', root)
-  return 'add ' + shlex.quote(f'--config.data.folder.masks={folder}')
+  flag = 'add ' + shlex.quote(f'--config.data.folder.masks={folder}')
+  if not options.lists:
+    return flag
+  return (
+    f'name the files of {masks}_ids in {root / options.lists}, or, if it has '
+    f'names alone, {flag}'
+  )

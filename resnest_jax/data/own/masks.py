@@ -122,18 +122,17 @@ def read_indices(
       f'has colours ({picture.mode}) and no indices; --format mask_colours '
       'converts such masks'
     )
-  if values.dtype.kind == 'f' and (np.rint(values) != values).any():
+  whole = (np.rint(values) == values).all()
+  if not whole or values.min() < 0 or values.max() >= len(known):
     raise UserError(
-      'holds numbers with fractions. Write the class numbers as an 8-bit PNG: '
+      f'has values that are no whole numbers from 0 to {len(known) - 1}. Write '
+      'the class numbers as an 8-bit PNG: '
       "cv2.imwrite(new, mask.round().astype('uint8'))"
     )
   if (bits := bits_of(encoded)) < 8:
     # Pillow spreads 2 and 4 bits over 0 to 255, as OpenCV does, and not 1.
     spread = values.astype(np.uint8) * (255 if bits == 1 else 1)
     values = few_bits(spread, bits, known, mixed)
-  low, high = values.min(), values.max()
-  if low < 0 or high >= len(known):
-    raise UserError(f'has values from {low} to {high}; masks have 0 to 65535')
   return values.astype(np.uint16)
 
 

@@ -217,21 +217,21 @@ def match_pairs(trees: Trees, convert: Callable[[str], str]) -> list[Pair]:
   problems, remedies = [], []
 
   def complain(tree: Tree, others: Sequence[tuple[str | None, Path]]) -> None:
-    names = _first([path.name for _, path in others])
-    problems.append(f'{names} cannot be read as {tree.what}')
-    remedies.append(_remedy(tree.what, others, convert))
+    if others:
+      names = listed((path.name for _, path in others), SHOWN)
+      problems.append(f'{names} cannot be read as {tree.what}')
+      remedies.append(_remedy(tree.what, others, convert))
 
   # Not dropped: an orphan usually means wrong affixes or a lost file.
   for have, lack in (trees, trees[::-1]):
     if not (missing := have.files.keys() - lack.files.keys()):
       continue
-    first = _first([os.path.basename(have.files[x]) for x in sorted(missing)])
+    first = (os.path.basename(have.files[x]) for x in sorted(missing))
     problems.append(
       f'{plural(len(missing), have.what, "have")} no {lack.what} in '
-      f'{lack.folder} ({first})'
+      f'{lack.folder} ({listed(first, SHOWN)})'
     )
-    if near := [x for x in lack.others if x[0] in missing]:
-      complain(lack, near)
+    complain(lack, [x for x in lack.others if x[0] in missing])
   if problems:
     remedies.append(_flags_that_pair(trees) or _OF_NAMES)
   # Neither file of a pair is read: no orphan tells.
@@ -262,11 +262,6 @@ _OF_NAMES = (
   'to how the names begin and end, or write a list of pairs '
   '(config.data.folder.lists).'
 )
-
-
-def _first(names: Sequence[str]) -> str:
-  more = ', ...' if len(names) > SHOWN else ''
-  return ', '.join(names[:SHOWN]) + more
 
 
 _start = os.path.commonprefix  # Of any words, not of paths.
@@ -356,7 +351,7 @@ def read_list(path: Path, trees: Callable[[], Trees] | None) -> list[Pair]:
   if missing:
     raise UserError(
       f'{path}: {plural(len(missing), "file", "are")} missing '
-      f'({_first(missing)}). Paths are relative to the list.'
+      f'({listed(missing, SHOWN)}). Paths are relative to the list.'
     )
   return list(pairs.values())
 
