@@ -98,12 +98,11 @@ DARK = '0: dark 0 0 0\n255: light 9 9 9\n'
 
 
 REFUSED = [
-  (RAMP, CLASSES, '--format mask_values', r"(?s)'1', which.*'15 more', which"),
+  (RAMP, CLASSES, '--format mask_values', r"(?s)'1', which.*'15 more, as JPEG"),
   (MASK, CLASSES, '--format mask_values', r'has colours \(RGB\).*a\.png\)'),
   (MASK, 'road 128 64 128\ntree\n', '', 'gives no colour for tree; add'),
   (MASK, DARK, '--skip', r'writes 255 .* of light; give'),
   (MASK, CLASSES, '--max_pixels 9', r'30 x 20 pixels, more than 9 \('),
-  (MASK, CLASSES, '--data_dir {0}/masks/ids', 'masks/ids lies in .*masks;'),
 ]
 
 

@@ -96,8 +96,8 @@ def main(arguments: Sequence[str]) -> None:
     # Raised inside the context, which then removes the folder.
     if not written or (faults and not args.skip):
       raise UserError(
-        f'nothing was written: {_told(faults)}\nCorrect the annotations or '
-        'the classes, or leave what is bad out with --skip.'
+        f'nothing was written: {_told(faults)}\nCorrect the annotations, the '
+        'classes or --format, or leave what is bad out with --skip.'
       )
     splits = collections.Counter(written)
     if classes:

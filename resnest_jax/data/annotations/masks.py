@@ -66,7 +66,7 @@ def read_folders(
   """Reads masks in one of `LAYOUTS`."""
   classes, colours = _classes_of(form, find, args)
   masks = _masks_of(form, find, args.suffix)
-  values = _kept_values(classes, find, args) if form in ALONE else None
+  values = _kept_values(classes, args.skip) if form in ALONE else None
   few = {bits_of(s.start_of(mask, 26)) < 8 for mask, *_ in masks}
   read = _reader(classes, colours, form in ALONE, len(few) > 1)
   # trainval.txt repeats the others.
@@ -150,17 +150,10 @@ def _masks_of(
   return masks
 
 
-def _kept_values(
-  classes: Classes, find: s.Finder, args: argparse.Namespace
-) -> dict[str, int]:
+def _kept_values(classes: Classes, skip: bool) -> dict[str, int]:
   """Of masks alone, for which the classes file stays."""
-  # A second run would take the results for masks.
-  if args.data_dir.resolve().is_relative_to(find.folder):
-    raise UserError(
-      f'--data_dir {args.data_dir} lies in {find.folder}; give another.'
-    )
   # A class may have the value 255; unknown pixels would then become that class.
-  if args.skip and (number := classes.labels.to_train_id[IGNORE]) != IGNORE:
+  if skip and (number := classes.labels.to_train_id[IGNORE]) != IGNORE:
     raise UserError(
       f'--skip writes {IGNORE} for what is no class, but this is the value of '
       f'{classes.labels.classes[number]}; give that class another value.'

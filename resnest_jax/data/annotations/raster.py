@@ -152,7 +152,8 @@ def numbered(
     if x not in labels
   ]
   if rest := unknown[_MOST_UNKNOWN:]:
-    unknown[_MOST_UNKNOWN:] = [(f'{len(rest)} more', where)]
+    more = f'{len(rest)} more, as JPEG or smoothed edges leave them'
+    unknown[_MOST_UNKNOWN:] = [(more, where)]
   return [*shapes, *(Shape(*x, partial(draw, -1)) for x in unknown)]
 
 

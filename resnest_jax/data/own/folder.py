@@ -233,7 +233,7 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
       str(classes_file),
       classes,
       suffix=options.mask_suffix or suffix,
-      then=_naming(root, options, masks),
+      then=_naming(root, options, masks, split),
     )
 
   pairs, masks = splits.find_pairs(
@@ -248,14 +248,15 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
   return FolderSplit(*found)
 
 
-def _naming(root: Path, options: Any, masks: str) -> str:
+def _naming(root: Path, options: Any, masks: str, split: str) -> str:
   """How converted masks are used, in words."""
+  if options.lists:
+    named = f'name the files of {masks}_ids in {root / options.lists}'
+    folder = root / options.masks.replace('{split}', split)
+    if os.path.abspath(folder) != os.path.abspath(masks):
+      return named
+    flag = shlex.quote(f'--config.data.folder.masks={options.masks}_ids')
+    return f'{named}, or, if it has names alone, add {flag}'
   # For one split or, with {split} in the path, for all.
   folder = os.path.relpath(f'{root / options.masks}_ids', root)
-  flag = 'add ' + shlex.quote(f'--config.data.folder.masks={folder}')
-  if not options.lists:
-    return flag
-  return (
-    f'name the files of {masks}_ids in {root / options.lists}, or, if it has '
-    f'names alone, {flag}'
-  )
+  return 'add ' + shlex.quote(f'--config.data.folder.masks={folder}')

@@ -100,13 +100,13 @@ def read_colours(encoded: bytes) -> np.ndarray:
 
 def packed(colours: np.ndarray) -> np.ndarray:
   """Colours (..., 3) as numbers 0xRRGGBB."""
-  return colours.astype(np.int64) @ [2**16, 2**8, 1]
+  return colours.astype(np.int32) @ np.array([2**16, 2**8, 1], np.int32)
 
 
 def read_indices(
   encoded: bytes, known: np.ndarray, mixed: bool = False
 ) -> np.ndarray:
-  """The values of a mask to convert, uint16 (H, W); see `few_bits`."""
+  """The values of a mask to convert, (H, W); see `few_bits`."""
   picture = _open(encoded)
   # Unlike OpenCV, Pillow keeps a palette PNG's indices and a bool for 1 bit.
   values = np.asarray(picture)
@@ -133,7 +133,7 @@ def read_indices(
     # Pillow spreads 2 and 4 bits over 0 to 255, as OpenCV does, and not 1.
     spread = values.astype(np.uint8) * (255 if bits == 1 else 1)
     values = few_bits(spread, bits, known, mixed)
-  return values.astype(np.uint16)
+  return values.astype(np.int32)
 
 
 def _open(encoded: bytes) -> Image.Image:
