@@ -172,7 +172,7 @@ def _reader(
   if colours:
     numbers = packed(labels.palette).tolist()
     names = [str(x) for x, *_ in classes.values] if keep else labels.classes
-    read, words = read_colours, _colour_name
+    read, words = read_colours, lambda x: str(tuple(x.to_bytes(3)))
   else:
     numbers = np.flatnonzero(known).tolist()
     found = {IGNORE: ''} | dict(enumerate(labels.classes))
@@ -182,10 +182,6 @@ def _reader(
   return lambda encoded, where: raster.numbered(
     read(encoded()), of, where, words
   )
-
-
-def _colour_name(colour: int) -> str:
-  return f'({colour >> 16}, {colour >> 8 & 255}, {colour & 255})'
 
 
 def read_parquet(

@@ -42,12 +42,14 @@ def corners(points: Any, height: int, width: int, least: int = 3) -> np.ndarray:
 
 
 def polygons(outlines: Any, height: int, width: int) -> np.ndarray:
-  """The union of polygons, as `annToMask` of pycocotools.
+  """The union of polygons, or run lengths, as `annToMask` of pycocotools.
 
   CVAT's and Datumaro's exports of masks are drawn by the same function.
   """
   from pycocotools import mask
 
+  if isinstance(outlines, dict):
+    return runs(outlines.get('counts'), height, width)
   if not isinstance(outlines, list) or not outlines:
     raise Fault('has no outline')
   points = [corners(x, height, width) for x in outlines]

@@ -91,7 +91,7 @@ def _coco_shapes(
   for x in own:
     where = _where(path, x)
     if 'segments_info' not in x:
-      draw = partial(_draw_coco, x.get('segmentation'))
+      draw = partial(raster.polygons, x.get('segmentation'))
       shapes.append(s.Shape(label(x), where, draw))
       continue
     check_fields(x, {'segments_info': _OBJECTS}, where)
@@ -107,12 +107,6 @@ def _coco_shapes(
     numbers = colours.astype(np.int64) @ [1, 256, 256**2]
     shapes += raster.numbered(numbers, labels, where)
   return shapes
-
-
-def _draw_coco(segmentation: Any, height: int, width: int) -> np.ndarray:
-  if isinstance(segmentation, dict):
-    return raster.runs(segmentation.get('counts'), height, width)
-  return raster.polygons(segmentation, height, width)
 
 
 def read_labelme(paths: Sequence[Path], find: s.Finder, _) -> s.Source:

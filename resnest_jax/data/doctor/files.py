@@ -106,7 +106,7 @@ def mask_depth(s: Survey) -> Finding | None:
   kinds = sorted({o.kind or o.mask_type for o in bad})
   remedy = f"{REWRITE}cv2.imwrite(new, mask.astype('uint8')). "
   if s.conversion:
-    remedy = s.conversion.of_numbers()
+    remedy = s.conversion.command('mask_values')
   if s.conversion and s.unknown_values.size:  # Which are refused.
     remedy = f'Name their values in {s.classes_file} first. {remedy}'
   if high > IGNORE:
@@ -204,7 +204,7 @@ def grey_masks_in_colour(s: Survey) -> Finding | None:
     f'{share_of(bad, s.readable, "mask", "have")} {listed(sorted(numbers))} '
     'channels with equal numbers; masks have one channel.',
     names(bad),
-    s.conversion.of_numbers()
+    s.conversion.command('mask_values')
     if s.conversion
     else f'{REWRITE}cv2.imwrite(new, mask[..., 0]).',
   )

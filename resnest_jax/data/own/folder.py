@@ -237,7 +237,7 @@ def make_folder_split(data_config: Any, split: str) -> FolderSplit:
     )
 
   pairs, masks = splits.find_pairs(
-    data_config, split, lambda *where: conversion(*where).of_numbers()
+    data_config, split, lambda *where: conversion(*where).command('mask_values')
   )
   max_pixels = data_config.get('max_pixels', images.MAX_PIXELS)
   folder = os.path.join(os.path.abspath(masks), '')

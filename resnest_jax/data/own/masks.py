@@ -7,7 +7,7 @@ them accepts what another refuses.
 import dataclasses
 import io
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -210,11 +210,8 @@ class Conversion:
       )
     colours = colours_of(mask.pixels)
     if (colours == colours[:, :1]).all() and not mask.indices:
-      return self.of_numbers()
+      return self.command('mask_values')
     return self.of_colours(set(map(tuple, colours.tolist())), mask.indices)
-
-  def of_numbers(self) -> str:
-    return self.command('mask_values')
 
   def of_colours(self, colours: Colours, indices: Sequence[int] = ()) -> str:
     """The remedy for masks of colours; `indices` if all have a palette."""
@@ -225,11 +222,11 @@ class Conversion:
     fit = bool(indices) and self.classes.known()[list(indices)].all()
     if len(unknown) == len(colours):
       if fit:
-        numbers = self.of_numbers()
+        numbers = self.command('mask_values')
         return f'The indices of their palette are values of {file}. {numbers}'
       return (
-        f'No class of {file} has one of the colours {_named(unknown)}. If each '
-        'colour is a class, write it behind the name ("name '
+        f'No class of {file} has one of the colours {listed(unknown, 8)}. If '
+        'each colour is a class, write it behind the name ("name '
         f'{" ".join(map(str, unknown[-1]))}") and examine the masks again. '
         'Colours that number objects (instances, panoptic masks) are no '
         'classes: export a mask of classes from your program.'
@@ -244,7 +241,7 @@ class Conversion:
         ignore = ', or add --skip, which makes them 255 (ignored)'
       remedy = (
         f'{plural(len(unknown), "colour", "are")} no class of {file}: '
-        f'{_named(unknown)}. Add them to it first{ignore}. {remedy}'
+        f'{listed(unknown, 8)}. Add them to it first{ignore}. {remedy}'
       )
     if fit:
       remedy += (
@@ -252,7 +249,3 @@ class Conversion:
         'classes.'
       )
     return remedy
-
-
-def _named(colours: Iterable[Sequence[int]]) -> str:
-  return listed((f'({", ".join(map(str, c))})' for c in colours), 8)
