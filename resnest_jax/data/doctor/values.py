@@ -341,9 +341,7 @@ def unknown_values(s: Survey) -> Finding | None:
   pixels = sum(s.histogram[value] for value in s.unknown_values.tolist())
   share = pixels / sum(s.histogram.values())
   first = s.unknown_values[0]
-  line, none = f'"{first}: name"', f'ignore: {first}'
-  if s.conversion:
-    line, none = s.conversion.naming(first), s.conversion.ignoring(first)
+  line = s.conversion.naming(first) if s.conversion else f'"{first}: name"'
   ignored, write = '', 'N'
   # Where 255 is a class, no value means "no class" by itself.
   if s.ignores_255:
@@ -357,9 +355,9 @@ def unknown_values(s: Survey) -> Finding | None:
     names(bad),
     f'{write}ame the values in '
     f'{s.classes_file or "the classes file of your own data"} '
-    f'({line}, or "{none}"; docs/own-data.md). Values at borders of objects '
-    'alone come from JPEG or from interpolation; use the originals, or resize '
-    f'them with cv2.INTER_NEAREST.{_proposal(s)}',
+    f'({line}, or "ignore: {first}"; docs/own-data.md). Values at borders of '
+    'objects alone come from JPEG or from interpolation; use the originals, or '
+    f'resize them with cv2.INTER_NEAREST.{_proposal(s)}',
   )
 
 

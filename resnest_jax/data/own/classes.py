@@ -68,17 +68,13 @@ _COLUMN = {word: kind for kind, words in _COLUMNS.items() for word in words}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classes:
-  """The contents of a classes file.
-
-  `form` is '{0};{1}' of a table's values and names; '' of plain text, and None
-  of JSON and of tables without values.
-  """
+  """The contents of a classes file."""
 
   labels: LabelSet  # Names, colours and the train id of each mask value.
   values: tuple[Values, ...]  # Of each class; the first is the one to write.
   ignored: Values  # Deliberately no class, sorted.
   chosen: tuple[str, ...]  # Names of the classes without a colour in the file.
-  form: str | None
+  plain: bool  # Lines of text, and neither a table nor JSON.
 
   def colours(self) -> dict[str, Colour]:
     palette = map(tuple, self.labels.palette.tolist())
@@ -117,12 +113,12 @@ def parse_classes(text: str, where: str) -> Classes:
   """Classes of a file's text; `UserError`s about it begin with `where`."""
   # A name may begin with a bracket, a list of names with a quote behind it.
   read = _read_json if re.match(r'\s*(\{|\[\s*["{[])', text) else _read_text
-  entries, ignored, form = read(text, where)
+  entries, ignored, plain = read(text, where)
   _check(entries, ignored, where)
-  return _make(entries, ignored, form)
+  return _make(entries, ignored, plain)
 
 
-def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int], str]:
+def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int], bool]:
   entries, ignored = [], []
   lines = [
     (f'{path}, line {number}', line.strip())
@@ -169,7 +165,7 @@ def _read_text(text: str, path: str) -> tuple[list[_Entry], list[int], str]:
       f'{entries[0].where}: {bare[0]!r} has no colour, but all other lines '
       'have one. Write one behind it, or # in front of it if it is a heading.'
     )
-  return entries, ignored, ''
+  return entries, ignored, True
 
 
 def _entry(
@@ -206,10 +202,8 @@ def _header(where: str, line: str) -> tuple[str | None, list[str]] | None:
 
 def _read_table(
   lines: Sequence[tuple[str, str]], separator: str | None, kinds: Sequence[str]
-) -> tuple[list[_Entry], list[int], str | None]:
+) -> tuple[list[_Entry], list[int], bool]:
   entries, ignored = [], []
-  cells = {'name': '{1}', 'value': '{0}'}
-  form = (separator or ' ').join(cells.get(kind, '99') for kind in kinds)
   for where, line in lines:
     cells = line.split()
     if separator:
@@ -235,7 +229,7 @@ def _read_table(
       ignored += values
     else:
       entries.append(_entry(where, name, colour, values, len(entries)))
-  return entries, ignored, form if 'value' in kinds else None
+  return entries, ignored, False
 
 
 def _numbers(text: str, where: str) -> Values:
@@ -248,7 +242,7 @@ def _numbers(text: str, where: str) -> Values:
   return tuple(map(int, words))
 
 
-def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int], None]:
+def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int], bool]:
   try:
     content = load_json(text)
   except (ValueError, RecursionError) as error:
@@ -292,7 +286,7 @@ def _read_json(text: str, path: str) -> tuple[list[_Entry], list[int], None]:
     colour = _tuple(palette[i], 'colour', where)
     value = _tuple([own] if type(own) is int else own, 'value', where)
     entries.append(_Entry(where, name, colour, value or (i,), not value))
-  return entries, ignored, None
+  return entries, ignored, False
 
 
 def _is_list(value: Any, kind: type) -> bool:
@@ -363,7 +357,7 @@ def _check_range(numbers: Sequence[int], where: str, most: int = 255) -> None:
     raise UserError(f'{where} {bad[0]} is not from 0 to {most}.')
 
 
-def _make(entries: list[_Entry], ignored: list[int], form: str) -> Classes:
+def _make(entries: list[_Entry], ignored: list[int], plain: bool) -> Classes:
   given = [entry.colour for entry in entries if entry.colour]
   open_ = [entry.name for entry in entries if not entry.colour]
   colours = dict(zip(open_, distinct_colours(len(open_), given), strict=True))
@@ -373,7 +367,7 @@ def _make(entries: list[_Entry], ignored: list[int], form: str) -> Classes:
   palette = [entry.colour or colours[entry.name] for entry in entries]
   names, values = zip(*((x.name, x.values) for x in entries), strict=True)
   labels = LabelSet('own', names, np.array(palette, np.uint8), to_train_id)
-  return Classes(labels, values, tuple(sorted({*ignored})), tuple(open_), form)
+  return Classes(labels, values, tuple(sorted({*ignored})), tuple(open_), plain)
 
 
 def distinct_colours(number: int, taken: Sequence[Colour] = ()) -> list[Colour]:

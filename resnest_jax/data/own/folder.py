@@ -147,7 +147,7 @@ class FolderSplit:
         f'{self.conversion.classes_file} does not have: {listed(values, 10)}; '
         f'it has {listed(known, 20)}. Give each a class '
         f'({self.conversion.naming(values[0])}), or ignore it '
-        f'("{self.conversion.ignoring(values[0])}").'
+        f'("ignore: {values[0]}").'
       )
     return self.labels.to_train_id[mask.pixels]
 

@@ -188,19 +188,14 @@ class Conversion:
 
   def naming(self, value: int) -> str:
     """The line of the classes file that makes a value a class."""
-    classes = self.classes
-    line = f'"{(classes.form or "{0}: {1}").format(value, "name")}"'
-    counted = classes.values == tuple((k,) for k in range(len(classes.values)))
+    classes, line = self.classes, f'"{value}: name"'
+    if not classes.plain:
+      line += ' in the form of that file'
     # Lines that have no values take none among them that has one.
-    if classes.form is None or (counted and not classes.form):
-      as_text = 'in a text file ' if classes.form is None else ''
+    if classes.values == tuple((k,) for k in range(len(classes.values))):
       first = f'{classes.values[0][0]}: {classes.labels.classes[0]}'
-      line += f', {as_text}with a value in all lines ("{first}", ...)'
+      line += f', with a value in all lines ("{first}", ...)'
     return line
-
-  def ignoring(self, value: int) -> str:
-    """The line of the classes file that makes a value no class."""
-    return (self.classes.form or 'ignore: {}').format(value, 'ignore')
 
   def of_mask(self, mask: Stored) -> str:
     """The remedy for a mask that is no index mask."""
