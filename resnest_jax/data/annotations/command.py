@@ -277,8 +277,7 @@ def _convert(
       faults += found
       report(done, source.total)
   if panels:
-    sheet = [panels[x] for x in sorted(panels)]
-    sheet = drawing.contact_sheet(sheet, columns=2)
+    sheet = drawing.contact_sheet([panels[x] for x in sorted(panels)], 2)
     drawing.write_image(folder / 'sheet.png', sheet)
   return written, [*faults, *source.faults]
 

@@ -66,7 +66,15 @@ def read_folders(
   """Reads masks in one of `LAYOUTS`."""
   classes, colours = _classes_of(form, find, args)
   masks = _masks_of(form, find, args.suffix)
-  values = _kept_values(classes, args.skip) if form in ALONE else None
+  values = None
+  if form in ALONE:  # For which the classes file stays.
+    values = {str(x): x for x in np.flatnonzero(classes.known()).tolist()}
+    # A class may have 255; pixels of no class would become that class.
+    if args.skip and classes.labels.to_train_id[IGNORE] != IGNORE:
+      raise UserError(
+        f'--skip writes {IGNORE} for what is no class, but a class has this '
+        'value; give that class another one.'
+      )
   few = {bits_of(s.start_of(mask, 26)) < 8 for mask, *_ in masks}
   read = _reader(classes, colours, form in ALONE, len(few) > 1)
   # trainval.txt repeats the others.
@@ -148,17 +156,6 @@ def _masks_of(
   if others:
     print(f'left out of {find.folder}: {endings(others)}')
   return masks
-
-
-def _kept_values(classes: Classes, skip: bool) -> dict[str, int]:
-  """Of masks alone, for which the classes file stays."""
-  # A class may have the value 255; unknown pixels would then become that class.
-  if skip and (number := classes.labels.to_train_id[IGNORE]) != IGNORE:
-    raise UserError(
-      f'--skip writes {IGNORE} for what is no class, but this is the value of '
-      f'{classes.labels.classes[number]}; give that class another value.'
-    )
-  return {str(x): x for x in np.flatnonzero(classes.known()).tolist()}
 
 
 def _reader(

@@ -273,24 +273,22 @@ def _flags_that_pair(trees: Trees) -> str:
     [Path(os.path.relpath(x, tree.folder)) for x in tree.files.values()]
     for tree in trees
   ]
-  common = []
-  for paths in both:
-    stems = [path.stem for path in paths]
-    # Names that count: img_10, img_11 have img_ in common.
-    start = _start(stems).rstrip('0123456789')
-    end = _start([stem[::-1] for stem in stems])[::-1].lstrip('0123456789')
-    common.append(Affixes(start, end))
-  for fields in (('suffix',), ('prefix',), ('prefix', 'suffix')):
-    affixes = [Affixes(**{x: getattr(of, x) for x in fields}) for of in common]
+  stems = [[path.stem for path in paths] for paths in both]
+  # Names that count: img_10, img_11 have img_ in common.
+  starts = [_start(x).rstrip('0123456789') for x in stems]
+  ends = [_start([stem[::-1] for stem in x])[::-1] for x in stems]
+  ends, none = [x.lstrip('0123456789') for x in ends], ['', '']
+  for parts in ((none, ends), (starts, none), (starts, ends)):
+    affixes = [*map(Affixes, *parts)]
     names = [
       sorted(str(x.parent / (of.stem(x.name) or '')) for x in paths)
       for paths, of in zip(both, affixes, strict=True)
     ]
     flags = [
-      shlex.quote(f'--config.data.folder.{what}_{field}={getattr(of, field)}')
+      shlex.quote(f'--config.data.folder.{what}_{field}={value}')
       for what, of in zip(('image', 'mask'), affixes, strict=True)
-      for field in fields
-      if getattr(of, field)
+      for field, value in of._asdict().items()
+      if value
     ]
     if flags and names[0] == names[1] and len({*names[0]}) == len(names[0]):
       return f'All have a partner with {" ".join(flags)}'
