@@ -136,8 +136,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   add('--classes', type=Path, metavar='FILE', help=about)
   about = 'pixels without annotation: background, another class, or ignore'
   add('--unlabelled', metavar='CLASS', help=about)
-  about = 'of shapes that overlap later ones count (default of labelme and '
-  about += 'CVAT) or small ones (default of COCO and YOLO)'
+  about = 'which of overlapping shapes count (default: as the format has it)'
   add('--overlaps', choices=('later', 'small'), help=about)
   about = 'leave bad annotations out (default: they are an error)'
   add('--skip', action='store_true', help=about)
@@ -331,7 +330,7 @@ def _told(faults: Sequence[_Fault]) -> str:
     places.setdefault(what, []).append(where)
   most = sorted(places.items(), key=lambda x: -len(x[1]))
   kinds = [f'  {len(x)}: {what} ({listed(x, _SHOWN)})' for what, x in most]
-  more = [f'  and {len(kinds) - 20} other kinds'] if len(kinds) > 20 else []
+  more = [f'  and {len(kinds) - 20} more'] if len(kinds) > 20 else []
   return '\n'.join([total, *kinds[:20], *more])
 
 

@@ -1,4 +1,4 @@
-"""Sources that have masks: Pascal VOC, Roboflow, coloured masks, parquet."""
+"""Sources that have masks, in folders of several layouts or in parquet."""
 
 import argparse
 import re
@@ -35,8 +35,6 @@ _ENDINGS = (*MASK_SUFFIXES, *CONVERTED)
 
 
 class _Layout(NamedTuple):
-  """Folders of masks."""
-
   classes: str  # The name of the classes file.
   mask: str  # Matches the paths of masks.
   picture: str  # Their pictures, by its groups; '': masks alone.
