@@ -104,17 +104,20 @@ def test_training_says_which_photograph_it_leaves_out(folder):
   assert re.search(rf'unreadable sample.*{name}.*cannot be decoded', said)
 
 
-def test_annotations_become_a_trained_network(folder):
+@pytest.mark.parametrize('form', annotated.WRITERS)
+def test_annotations_become_a_trained_network(tmp_path, form):
   """The page's first command, and those of training and scores after it."""
+  annotated.WRITERS[form](tmp_path / 'export')
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
   trained = [x for x in COMMANDS if re.search(r'(train|eval)\.py', x)]
-  with inside(folder) as monkeypatch:
+  with inside(tmp_path) as monkeypatch:
+    run_trial(COMMANDS[0], monkeypatch)
     for command in trained:
-      command = command.replace('=mydata', '=converted')
-      run_trial(command.replace('runs/own', 'runs/tool'), monkeypatch)
-  (path,) = folder.glob('runs/tool/eval/4-val/metrics.json')
+      run_trial(command.replace('=mydata', '=converted'), monkeypatch)
+  (path,) = tmp_path.glob('runs/own/eval/4-val/metrics.json')
   found = [x['pixels'] for x in json.loads(path.read_text())['per_class']]
   names = [x for x in annotated.SAMPLES if x.startswith('val')]
-  labels = [annotated.expected(x).ravel() for x in names]
+  labels = [annotated.expected(x, form).ravel() for x in names]
   assert found == np.bincount(np.concatenate(labels), minlength=3).tolist()
 
 

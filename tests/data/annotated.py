@@ -1,12 +1,17 @@
-"""Scenes of polygons in two classes, as annotation tools write them."""
+"""Scenes of polygons in two classes, as annotation tools write them.
+
+Datumaro writes here what it has a writer for. The files in `GOLDEN` are of
+labelme 7.9.1, of the converter of Ultralytics 8.4.190 (from Datumaro's COCO of
+these scenes), and of Hugging Face's datasets 5.2.0, each with its own masks.
+"""
 
 import base64
 import json
 import shutil
+from pathlib import Path
 
+import cv2
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 from data.garden import COLOURS, rgb
 from data.small_archives import encode
 from datumaro import Dataset, DatasetItem
@@ -19,6 +24,8 @@ from datumaro.components.annotation import (
 from datumaro.components.media import Image
 from pycocotools import mask as coco
 
+GOLDEN = Path(__file__).parents[1] / 'golden'
+YOLO = json.loads((GOLDEN / 'ultralytics_8.4.190.json').read_text())
 NAMES = ('leaf', 'flower')
 SIZE = 60, 80
 SAMPLES = ('train/0', 'train/bed/1', 'train/2', 'val/3', 'val/bed/4')
@@ -47,9 +54,12 @@ def scenes():
 SCENES = scenes()
 
 
-def expected(name, small=False):
-  """Class numbers with 0 for the background, of shapes in layers."""
-  masks = [(label, layer, draw(x)) for label, layer, x in SCENES[name]]
+def expected(name, form=''):
+  """Class numbers with 0 for the background, as a format has the shapes."""
+  # Ultralytics keeps six digits.
+  shapes = yolo_shapes(name) if form == 'yolo' else SCENES[name]
+  small = form in ('coco', 'yolo')
+  masks = [(label, layer, draw(x)) for label, layer, x in shapes]
   masks.sort(key=lambda x: -x[2].sum() if small else x[1])
   result = np.zeros(SIZE, np.uint8)
   for label, _, mask in masks:
@@ -97,18 +107,30 @@ def write_pictures(folder, place='images/{}.jpg'):
     path.write_bytes(encode(image_of(name), '.jpg'))
 
 
+def yolo_shapes(name):
+  rows = (line.split() for line in YOLO[name].splitlines())
+  for label, *shares in rows:
+    points = np.reshape(np.float64(shares), (-1, 2)) * SIZE[::-1]
+    yield int(label), 0, points.ravel().tolist()
+
+
 def yolo(folder):
   write_pictures(folder)
-  for name, shapes in SCENES.items():
+  for name, lines in YOLO.items():
     path = folder / f'labels/{name}.txt'
     path.parent.mkdir(parents=True, exist_ok=True)
-    shares = [np.reshape(x, (-1, 2)) / [80, 60] for *_, x in shapes]
-    rows = [[shapes[i][0], *x.ravel().tolist()] for i, x in enumerate(shares)]
-    path.write_text('\n'.join(' '.join(map(str, row)) for row in rows))
+    path.write_text(lines)
   about = (
     'train: ../images/train\nval: images/val\nnc: 2\nnames: [leaf, flower]\n'
   )
   (folder / 'data.yaml').write_text(about)
+
+
+def drawn_by_ultralytics():
+  """Class numbers of each sample by its `polygons2masks_overlap`."""
+  file = str(GOLDEN / 'ultralytics_8.4.190.png')
+  masks = cv2.imread(file, cv2.IMREAD_UNCHANGED)
+  return dict(zip(SAMPLES, masks.reshape(-1, *SIZE), strict=True))
 
 
 def roboflow(folder):
@@ -131,30 +153,20 @@ def coloured(folder):
   (folder / 'classes.txt').write_text(text)
 
 
-def parquet(folder, names=('background', *NAMES)):
-  """As the library of Hugging Face: structs, and features as metadata."""
+def parquet(folder):
   folder.mkdir(parents=True, exist_ok=True)
-  labels = {'names': list(names), '_type': 'ClassLabel'}
-  features = {
-    'image': {'_type': 'Image'},
-    'annotation': {'_type': 'Image'},
-    'objects': {'feature': labels, '_type': 'Sequence'},
-  }
-  about = json.dumps({'info': {'features': features}})
   for split in ('train', 'val'):
-    rows = [
-      {
-        'image': {'bytes': encode(image_of(x), '.jpg'), 'path': None},
-        'annotation': {'bytes': encode(expected(x)), 'path': None},
-        'objects': [1],
-      }
-      for x in SAMPLES
-      if x.startswith(split)
-    ]
-    table = pyarrow.Table.from_pylist(rows)
-    table = table.replace_schema_metadata({'huggingface': about})
     file = folder / f'{split}-00000-of-00001.parquet'
-    pyarrow.parquet.write_table(table, file)
+    shutil.copy(GOLDEN / f'datasets_5.2.0_{split}.parquet', file)
+
+
+def labelme(folder):
+  """A picture alone, of which `labelme_7.9.1.png` is the tool's own mask."""
+  folder.mkdir(parents=True, exist_ok=True)
+  about = GOLDEN / 'labelme_7.9.1.json'
+  shutil.copy(about, folder / 'a.json')
+  picture = base64.b64decode(json.loads(about.read_text())['imageData'])
+  (folder / 'a.jpg').write_bytes(picture)
 
 
 WRITERS = {
@@ -167,12 +179,3 @@ WRITERS = {
   'coloured': coloured,
   'parquet': parquet,
 }
-
-
-def labelme(folder, golden):
-  """What labelme 7.9.1 has written, and its `shapes_to_label` of that."""
-  folder.mkdir(parents=True, exist_ok=True)
-  about = golden / 'labelme_7.9.1.json'
-  shutil.copy(about, folder / 'a.json')
-  picture = base64.b64decode(json.loads(about.read_text())['imageData'])
-  (folder / 'a.jpg').write_bytes(picture)

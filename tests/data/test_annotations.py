@@ -1,7 +1,7 @@
 """`prepare own`: exports of annotation tools become a data set, pixel by pixel.
 
-The exports are Datumaro's and labelme's own; the masks are those that
-pycocotools and labelme draw of the same shapes.
+The exports are Datumaro's, labelme's, Ultralytics' and Hugging Face's own; the
+masks are those that pycocotools, labelme and Ultralytics draw of them.
 """
 
 import functools
@@ -10,6 +10,7 @@ import os
 
 import cv2
 import numpy as np
+import pyarrow.parquet
 import pytest
 import tifffile
 from data import annotated
@@ -57,10 +58,9 @@ def test_masks_are_those_of_the_tool(convert, tmp_path, capsys, form):
   convert('--unlabelled', 'background')
   found = masks_in(tmp_path / 'data')
   found = by_row(found) if form == 'parquet' else found
-  small = form in ('coco', 'yolo')
   assert_array_equal(
     [found[x] for x in SAMPLES],
-    [annotated.expected(x, small) for x in SAMPLES],
+    [annotated.expected(x, form) for x in SAMPLES],
   )
   assert 'train        3 images' in capsys.readouterr().out
   config = load_config(CONFIG, {'data.data_dir': str(tmp_path / 'data')})
@@ -70,12 +70,27 @@ def test_masks_are_those_of_the_tool(convert, tmp_path, capsys, form):
   assert mask_of(tmp_path / 'data' / 'sheet.png').ndim == 3
 
 
-def test_labelme_draws_the_same(convert, tmp_path, root):
-  golden = root / 'tests' / 'golden'
-  annotated.labelme(tmp_path / 'export', golden)
+def test_labelme_draws_the_same(convert, tmp_path):
+  annotated.labelme(tmp_path / 'export')
   convert('--unlabelled', 'background', '--format', 'labelme')
   (mask,) = masks_in(tmp_path / 'data').values()
-  assert_array_equal(mask, mask_of(golden / 'labelme_7.9.1.png'))
+  golden = annotated.GOLDEN / 'labelme_7.9.1.png'
+  assert_array_equal(mask, mask_of(golden))
+
+
+def test_ultralytics_differs_on_outlines_alone(convert, tmp_path):
+  """It truncates corners to whole pixels, and draws the outline as well."""
+  annotated.yolo(tmp_path / 'export')
+  convert('--unlabelled', 'background')
+  found = masks_in(tmp_path / 'data')
+  differing = 0
+  for name, mask in annotated.drawn_by_ultralytics().items():
+    ours = [np.uint8(found[name] == k) for k in range(3)]
+    # Three pixels from where a class ends.
+    inside = sum(cv2.erode(x, np.ones((7, 7), np.uint8)) for x in ours) > 0
+    assert_array_equal(found[name][inside], mask[inside])
+    differing += (found[name] != mask).mean() / len(SAMPLES)
+  assert 0 < differing < 0.05
 
 
 def write_coco(folder, images, annotations, names=NAMES):
@@ -375,6 +390,8 @@ def test_damaged_exports(convert, tmp_path, form, file, old, new, message):
 def test_what_cannot_be_meant(convert, tmp_path):
   stopped(convert, tmp_path, 'there is no .*export; give the export')
   (tmp_path / 'export').mkdir()
+  inside = '--data_dir', tmp_path / 'export' / 'data'
+  stopped(convert, tmp_path, 'lies in .*export; give another', *inside)
   stopped(convert, tmp_path, 'may be anything; say what it is')
   write_coco(tmp_path / 'export', [IMAGE], [BIG])
   stopped(convert, tmp_path, 'Say what they are', '--skip')
@@ -391,7 +408,14 @@ def test_a_package_that_is_missing_is_named(convert, tmp_path, monkeypatch):
 
 
 def test_parquet_without_names(convert, tmp_path):
-  annotated.parquet(tmp_path / 'export', ())
+  """A class of the whole picture is no name of a mask's value."""
+  annotated.parquet(tmp_path / 'export')
+  features = {'image': {'_type': 'Image'}, 'scene': {'names': ['in', 'out']}}
+  about = json.dumps({'info': {'features': features}})
+  for path in (tmp_path / 'export').iterdir():
+    table = pyarrow.parquet.read_table(path)
+    table = table.replace_schema_metadata({'huggingface': about})
+    pyarrow.parquet.write_table(table, path)
   stopped(convert, tmp_path, 'a name in each line')
   stopped(convert, tmp_path, 'Name those of', '--columns', 'image', 'x')
   names = {str(i): x for i, x in enumerate(('sky', *NAMES))}

@@ -86,6 +86,11 @@ def main(arguments: Sequence[str]) -> None:
   # What is larger is explained; alone, Pillow calls it an attack.
   Image.MAX_IMAGE_PIXELS = max(args.max_pixels, 1)
   files.check_new(args.data_dir)
+  # What is written would be read by a second run.
+  if args.data_dir.resolve().is_relative_to(args.source.resolve()):
+    raise UserError(
+      f'--data_dir {args.data_dir} lies in {args.source}; give another.'
+    )
   source, find = _open(args)
   values, unlabelled, classes = _plan(args, source)
   small = (args.overlaps or source.overlaps) == 'small'

@@ -1,6 +1,8 @@
 """Sources that have masks, in folders of several layouts or in parquet."""
 
 import argparse
+import contextlib
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -24,6 +26,7 @@ from resnest_jax.data.own.splits import split_of
 from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
 from resnest_jax.text import listed
+from resnest_jax.untrusted import json_object
 
 _VOC = (
   'background aeroplane bicycle bird boat bottle bus car cat chair cow '
@@ -229,12 +232,16 @@ def _cell(cell: Any) -> bytes:
 
 def _named_in(schema: Any, path: Path) -> Classes:
   """The classes that the only list of names in the features has."""
-  about = (schema.metadata or {}).get(b'huggingface', b'')
-  found = {*re.findall(rb'"names": *(\[[^]]+\])', about)}
+  about, columns = (schema.metadata or {}).get(b'huggingface', b'{}'), []
+  with contextlib.suppress(AttributeError, LookupError, TypeError):
+    features = json_object(about, str(path))['info']['features'].values()
+    # A column of classes has those of whole pictures.
+    columns = [x for x in features if 'names' not in x]
+  found = {*re.findall(r'"names": (\[[^]]+\])', json.dumps(columns))}
   if len(found) != 1:
     raise UserError(
       f'{path} does not name the classes of its masks. Write them into a file, '
       'a name in each line (docs/own-data.md), and give --classes FILE; an '
       'id2label.json next to the files is found.'
     )
-  return parse_classes(found.pop().decode(errors='replace'), str(path))
+  return parse_classes(found.pop(), str(path))
