@@ -22,7 +22,11 @@ from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import metrics, results
 from resnest_jax.evaluation.bootstrap import miou_interval
-from resnest_jax.evaluation.boundary import BoundaryIoU, BoundaryScores
+from resnest_jax.evaluation.boundary import (
+  DILATION_RATIO,
+  BoundaryIoU,
+  BoundaryScores,
+)
 from resnest_jax.evaluation.evaluate import Evaluator
 from resnest_jax.evaluation.evaluate_classes import evaluate_classes
 from resnest_jax.evaluation.ranked_images import RankedImages
@@ -241,13 +245,14 @@ def summarize(
   if config.eval.protocol == 'encoding':
     summary['mIoU_all_classes'] = scores.mIoU_all_classes
   interval = miou_interval(evaluation.image_counts)
+  bounds = results.numbers({key: interval[key] for key in ('low', 'high')})
   columns = {key: getattr(scores, key) for key in metrics.PER_CLASS}
   means = {key: getattr(scores, f'm{key}') for key in metrics.PER_CLASS}
   boundary = None
   if outlines:
     columns['BoundaryIoU'] = outlines.IoU
-    kept = 'mIoU', 'dilation_ratio'
-    boundary = results.numbers({key: getattr(outlines, key) for key in kept})
+    boundary = {'mIoU': outlines.mIoU, 'dilation_ratio': DILATION_RATIO}
+    boundary = results.numbers(boundary)
   per_class = [
     {
       'class': name,
@@ -259,13 +264,12 @@ def summarize(
   return {
     'images': evaluation.num_images,
     **results.numbers(summary),
-    'mIoU_interval': dataclasses.asdict(interval)
-    | results.numbers({'low': interval.low, 'high': interval.high}),
+    'mIoU_interval': interval | bounds,
     'mean': results.numbers(means),
     'fscore_beta': config.eval.fscore_beta,
     'boundary': boundary,
     'classes_averaged': scores.num_averaged,
-    'classes_absent': list(scores.absent),
+    'classes_absent': [x['class'] for x in per_class if not x['pixels']],
     **results.circumstances(config, evaluation.seconds, batch_size),
     'per_class': per_class,
     'overlays': [overlay_of(names[i]) for i in sorted(evaluation.predictions)],
