@@ -150,11 +150,13 @@ def test_other_counts_or_sizes_than_the_release(tmp_path):
   write_cityscapes(tmp_path, comment='')
   message = '1 train, 1 val and 1 test images, expected 2975, 500 and 1525'
   assert message in error_of(tmp_path, cityscapes.RELEASE)
-  refused('not a mini City.*mini_citys.* --out', contents_of, tmp_path)
+  refused(
+    'not a mini arch.*Leave it out .* as cityscapes', contents_of, tmp_path
+  )
   for size in ([1e999, 4], ['8', 4], [8], {'8': 4}, [10**12, 4], '['):
     comment = json.dumps({'images': COUNTS, 'size': size})
     write_cityscapes(tmp_path, comment=comment.replace('"["', '[' * 60_000))
-    refused('not a mini Cityscapes', contents_of, tmp_path)
+    refused('comment .* to have others drawn|not a mini', contents_of, tmp_path)
   write_cityscapes(tmp_path)  # A generated one says so.
   remedy = 'Prepare it as cityscapes_mini'
   assert remedy in error_of(tmp_path, cityscapes.RELEASE)
