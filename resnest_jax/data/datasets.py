@@ -97,10 +97,6 @@ def prepare_command(name: str, data_dir: str | os.PathLike) -> str:
   return f'{" ".join(filter(None, words))} --data_dir {data_dir}'
 
 
-def raw_command(name: str, data_dir: str | os.PathLike) -> str:
-  return f'{_PREPARE} {name} --raw --data_dir {data_dir}'
-
-
 def open_data(data_config: Any, split: str) -> 'Split':
   """Opens a split of prepared data or of your own; raises as they do."""
   own = {'folder': make_folder_split, 'class_folder': make_class_folder_split}
@@ -279,15 +275,12 @@ class PreparedSplit:
     folder, command = self.directory, self._stored.command
     if self.decoded:
       folder = self._stored.pixel_folder
-      command = raw_command(self.name, self.data_dir)
+      command = f'{_PREPARE} {self.name} --raw --data_dir {self.data_dir}'
     return UnreadableSample(
       f'{sample} of {self.name}, split {self.split}, cannot be read from '
       f'{self.data_dir}: {why}\nThe prepared data is damaged; delete '
       f'{folder} and prepare it again:\n  {command}'
     )
-
-
-open_split = PreparedSplit
 
 
 class StoredSamples:

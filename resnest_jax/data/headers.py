@@ -21,12 +21,11 @@ def channels(encoded: bytes) -> int:
     return 3
   if header := png_header(encoded):
     return _PNG.get(header.colour, 0)
-  if encoded[:2] in (b'II', b'MM'):
-    numbers = tiff_numbers(encoded)
+  if numbers := tiff_numbers(encoded):
     # The four of CMYK are colours, and all of them are used.
     if numbers.get(_PHOTOMETRIC, (0, 0))[0] == _CMYK:
       return 3
-    return numbers.get(_SAMPLES, (1 if numbers else 0, 0))[0]
+    return numbers.get(_SAMPLES, (1, 0))[0]
   return by_pillow(
     io.BytesIO(encoded),
     lambda x: 3 if x.mode in ('CMYK', 'P') else len(x.getbands()),
@@ -38,8 +37,7 @@ def has_16_bits(encoded: bytes) -> bool:
   """Whether it is a PNG or a TIFF of 16 bits per channel."""
   if header := png_header(encoded):
     return header.bits == 16
-  is_tiff = encoded[:2] in (b'II', b'MM')
-  return is_tiff and tiff_numbers(encoded).get(_BITS, (8,))[0] == 16
+  return tiff_numbers(encoded).get(_BITS, (8,))[0] == 16
 
 
 def left_out(number: int) -> str:
@@ -75,5 +73,4 @@ FRACTIONS = (
 
 def has_fractions(encoded: bytes) -> bool:
   """Whether it is a TIFF of floats, of which OpenCV decodes some kinds."""
-  is_tiff = encoded[:2] in (b'II', b'MM')
-  return is_tiff and tiff_numbers(encoded).get(_FORMAT, (0,))[0] == _FLOATS
+  return tiff_numbers(encoded).get(_FORMAT, (0,))[0] == _FLOATS

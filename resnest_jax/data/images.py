@@ -229,8 +229,10 @@ def _tiff_order(tiff: bytes) -> Literal['little', 'big']:
 def tiff_numbers(tiff: bytes) -> dict[int, tuple[int, int, int]]:
   """Tag -> (its first number, the places of that and of the tag).
 
-  Those of the first directory.
+  Those of the first directory; empty if it is no TIFF.
   """
+  if tiff[:4] not in _TIFF:
+    return {}
   order = _tiff_order(tiff)
   wide = 8 if b'+' in tiff[:4] else 4  # Bytes of an offset; BigTIFF has 8.
 

@@ -109,13 +109,11 @@ def make_train_iterator(
     UserError: an impossible batch size, or (on iterating) an unusable sample or
       a killed worker process.
   """
-  if batch_size < 1 or batch_size % process_count:
+  if batch_size % process_count:
     raise UserError(
       f'a batch of {batch_size} cannot be shared by {process_count} '
       'processes. Set train.batch_size to a multiple of their number.'
     )
-  if seed < 0:
-    raise UserError(f'seed is {seed}; it must be 0 or a positive integer.')
   cv2.setNumThreads(0)
   checked = CheckedSplit(split, data_config.skip_unreadable)
   if sampler is None:
@@ -368,11 +366,8 @@ def make_eval_iterator(
     Close it after use. Of a classifier, images are the crops that it sees, and
     `label` int32 (B,), or -1.
   """
-  if batch_size < 1 or bucket < 1:
-    raise UserError(
-      f'eval.batch_size is {batch_size} and eval.bucket is {bucket}; both must '
-      'be 1 or more.'
-    )
+  if bucket < 1:
+    raise UserError(f'eval.bucket is {bucket}; it must be 1 or more.')
   cv2.setNumThreads(0)
   rule = ''
   if not keep_size and data_config.augmentation == 'imagenet':

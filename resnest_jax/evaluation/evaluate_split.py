@@ -35,7 +35,7 @@ from resnest_jax.evaluation.report import page
 from resnest_jax.evaluation.segmentation import Evaluation
 from resnest_jax.inference.protocols import CenterCrop, Protocol, make_protocol
 from resnest_jax.progress import console as make_console
-from resnest_jax.text import listed, without_secrets
+from resnest_jax.text import differing, listed, without_secrets
 from resnest_jax.weights.infer import title_of
 from resnest_jax.weights.pretrained import load_trained
 
@@ -212,12 +212,7 @@ def claim_results(
   # A run that was moved or copied has taken its results along.
   if workdir and workdir.resolve() in out.resolve().parents:
     before['checkpoint'] = now['checkpoint']
-  if before != now:
-    others = [
-      f'{key}: {before[key]} there, {now[key]} now'
-      for key in sorted(before.keys() & now.keys())
-      if before[key] != now[key]
-    ] or sorted(before.keys() ^ now.keys())
+  if others := differing(before, now, 'there', 'now'):
     raise UserError(
       f'{out} holds the result of another evaluation ({listed(others, 3)}); '
       'nothing was evaluated. Give another --out, or remove it.'

@@ -20,6 +20,7 @@ from pathlib import Path
 from resnest_jax.downloads import TIMEOUT, check_size, download, offline
 from resnest_jax.errors import UserError
 from resnest_jax.files import clean, explain_refusal, whole_file, work_folder
+from resnest_jax.runtime import cache_in
 from resnest_jax.untrusted import DAMAGED, check_entry
 from resnest_jax.weights.files import TORCH_SUFFIXES, checksum, read_weights
 from resnest_jax.weights.pickles import check_torch
@@ -70,10 +71,7 @@ def fetch(
 
 def cache_folder() -> Path:
   """The folder of downloads, which may not exist yet."""
-  if folder := os.environ.get('RESNEST_JAX_CACHE'):
-    return Path(folder)
-  cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-  return Path(cache) / 'resnest_jax' / 'weights'
+  return cache_in('weights', 'RESNEST_JAX_CACHE')
 
 
 def _from_hub(text: str) -> Path:

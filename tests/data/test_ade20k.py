@@ -17,7 +17,7 @@ from numpy.testing import assert_equal
 
 from resnest_jax.data import ade20k, archives
 from resnest_jax.data.cityscapes import IMAGES, MASKS
-from resnest_jax.data.datasets import open_split
+from resnest_jax.data.datasets import PreparedSplit
 from resnest_jax.labels import ADE20K as LABELS
 
 VALIDATION = ade20k_sample('ADE_val', 'validation')
@@ -42,7 +42,7 @@ def open_contents(path):
 
 
 def test_samples_are_those_of_the_archive_in_order(mini_archive, mini_data_dir):
-  train = open_split('ade20k_mini', mini_data_dir, 'train')
+  train = PreparedSplit('ade20k_mini', mini_data_dir, 'train')
   archive = zipfile.ZipFile(mini_archive)
   assert train.labels is LABELS
   for i in (0, 10, 23):  # 10 is a grey JPEG.
@@ -64,15 +64,15 @@ def test_samples_are_those_of_the_archive_in_order(mini_archive, mini_data_dir):
 
 def test_unknown_names_list_the_known(mini_data_dir):
   split, name = ('ade20k_mini', mini_data_dir, 'val'), ('coco', '', 'train')
-  refused("'val'.*train, validation", open_split, *split)
-  refused("'coco'.*ade20k, ade20k_mini", open_split, *name)
+  refused("'val'.*train, validation", PreparedSplit, *split)
+  refused("'coco'.*ade20k, ade20k_mini", PreparedSplit, *name)
 
 
 def test_unprepared_data_says_the_command(tmp_path):
   missing = tmp_path / 'nowhere'
   command = 'prepare cityscapes --archive_dir FOLDER --data_dir'
   told = f'{command} {missing}\n.*{IMAGES} and {MASKS} from'
-  refused(told, open_split, 'cityscapes', missing, 'train')
+  refused(told, PreparedSplit, 'cityscapes', missing, 'train')
   assert not missing.exists()
 
 
@@ -80,11 +80,11 @@ def test_missing_record_file(data_dir):
   (path,) = data_dir.glob('ade20k/mini/1.0.0/*-validation.*')
   path.unlink()
   told = 'incomplete.*validation.*Delete'
-  refused(told, open_split, 'ade20k_mini', data_dir, 'train')
+  refused(told, PreparedSplit, 'ade20k_mini', data_dir, 'train')
 
 
 def test_damaged_records_name_the_sample(damaged_dir):
-  split = open_split('ade20k_mini', damaged_dir, 'train')
+  split = PreparedSplit('ade20k_mini', damaged_dir, 'train')
   refused('(sample|ADE_train).*split train', list, split)
 
 

@@ -16,7 +16,7 @@ from trouble import small_files
 
 from resnest_jax import drawing, files
 from resnest_jax.config import config_to_json
-from resnest_jax.data.datasets import open_split
+from resnest_jax.data.datasets import PreparedSplit
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import boundary, evaluate_split, results
 from resnest_jax.labels import ADE20K
@@ -41,7 +41,7 @@ def run(tmp_path_factory, mini_data_dir, run_script):
   run.console = run_script(*run.command, '--workdir', run.folder).stdout
   run.out = run.folder / 'eval' / f'{STEP}-validation'
   run.result = read(run.out)
-  run.split = open_split('ade20k_mini', mini_data_dir, 'validation')
+  run.split = PreparedSplit('ade20k_mini', mini_data_dir, 'validation')
   return run
 
 
