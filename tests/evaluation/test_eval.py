@@ -285,7 +285,7 @@ REFUSED = {
   RUN + '--checkpoint=3': "no checkpoint '3'; .* 7",
   RUN + '--config.model.width=16': 'of another network',
   RUN + '--config.model.dilation_rule=timm': 'dilation_rule=mmseg',
-  RUN + '--config.model.head=encoding_pspnet': r"head 'psp.*model\.head=pspnet",
+  RUN + '--config.model.head=encoding_pspnet': r'head psp.*model\.head=pspnet',
   RUN + '--config.model.num_classes=19': 'is 19, but .* has 150 classes',
   RUN + '--config.data.data_dir={old}': r'\Aade20k_mini is not prepared',
   RUN + '--split=test': "no split 'test'",
