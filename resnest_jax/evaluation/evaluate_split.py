@@ -53,19 +53,14 @@ def evaluate_split(
 ) -> None:
   """Evaluates a network on every image of a split; prints and writes scores.
 
-  Every process has to call it; the first one prints and writes.
+  Every process has to call it; the first one prints and writes. The network is
+  a `checkpoint` of the run `workdir` ('latest', 'best' or a step), or `weights`
+  of any source (docs/weights.md), then with `out`. `split_name` is by default
+  `config.data.eval_split`, the folder `out` WORKDIR/eval/STEP-SPLIT, followed
+  by the protocol's name unless it is `whole`.
 
-  Args:
-    config: names the data, the protocol and the network of `workdir`.
-    workdir: a run, one of whose checkpoints is evaluated; or
-    weights: any source of weights (docs/weights.md), with `out`.
-    checkpoint: of a workdir: 'latest', 'best' or a step.
-    split_name: None: `config.data.eval_split`.
-    out: folder for the results; None: WORKDIR/eval/STEP-SPLIT, followed by the
-      protocol's name unless it is `whole`.
-
-  Raises:
-    UserError: data or weights cannot be used, or `out` holds something else.
+  Raises `UserError` if data or weights cannot be used, or `out` holds something
+  else.
   """
   console = make_console(quiet=not messages.is_first())
   check_task(config)

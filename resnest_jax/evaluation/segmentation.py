@@ -43,11 +43,7 @@ class Evaluation:
 
 
 class Segmentation:
-  """The task of `evaluate` for a segmentor.
-
-  Attributes:
-    total: int64 (C, C), the confusion of the images that were counted.
-  """
+  """The task of `evaluate` for a segmentor."""
 
   def __init__(
     self,
@@ -58,6 +54,7 @@ class Segmentation:
     """Without `with_maps` label maps stay on the devices."""
     self._beta = fscore_beta
     self._with_maps = with_maps
+    # The confusion of the images that were counted.
     self.total = np.zeros((len(class_names), len(class_names)), np.int64)
 
   def read(self, batch: Batch, outputs: Sequence[Any]) -> Iterator[ImageResult]:
