@@ -48,6 +48,7 @@ class ArchiveConfig(tfds.core.BuilderConfig):
   # Images per split; None: from the comment of a mini archive's zip file.
   counts: Mapping[str, int] | None = None
   size: tuple[int, int] | None = None  # (width, height); None: likewise.
+  classes: Mapping[str, str] | None = None  # WordNet's number -> name.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -261,7 +262,7 @@ def check_counts(
   if not (expected := expected or drawn):
     raise UserError(
       f'{archive.filename} is not a mini archive: its zip comment does not say '
-      f'how many images it has. Leave it out to have one drawn, or prepare the '
+      'how many images it has. Leave it out to have one drawn, or prepare the '
       f'release as {mini.removesuffix("_mini")}.'
     )
   found = {split: len(pairs[split]) for split in folders}

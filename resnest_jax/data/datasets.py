@@ -176,11 +176,6 @@ class PreparedSplit:
   Splits are 'train' and 'validation'; Cityscapes also has 'test', whose labels
   are all to be ignored. `UserError` of missing data has the command that
   prepares it.
-
-  Attributes:
-    labels: the `LabelSet` of the train ids.
-    directory: where the data was prepared.
-    decoded: whether pixels stored by `prepare --raw` are read.
   """
 
   def __init__(self, name: str, data_dir: str | os.PathLike, split: str):
@@ -192,7 +187,7 @@ class PreparedSplit:
     self._samples = StoredSamples(self._stored, split)
     self.labels = DATASETS[name].labels
     self.known_values = known_values(self.labels)
-    # Preferred where complete: the samples are the same, bit for bit.
+    # By `prepare --raw`; preferred where complete: they are the same samples.
     self.decoded = pixels.is_written(self._stored.pixel_folder, split)
     if self.decoded:
       self._samples = self._open_pixels()

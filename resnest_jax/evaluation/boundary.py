@@ -82,9 +82,7 @@ def boundary_counts(
 class BoundaryIoU:
   """Sums the counts of many images, in threads, while the device computes.
 
-  with BoundaryIoU(num_classes) as counter:
-    counter.add(image)  # Every `ImageResult`.
-    scores = counter.scores()
+  A context, in which `add` gets every `ImageResult` and `scores` is called.
   """
 
   def __init__(self, num_classes: int):

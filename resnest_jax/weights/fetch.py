@@ -34,15 +34,10 @@ def fetch(
 ) -> Path:
   """Finds `source` on this machine, or downloads it; checks known checksums.
 
-  Args:
-    source: a path, a published name ('resnest50', 'ade20k_pspnet'), an http(s)
-      address, or 'hf://owner/repository/file' (owner/repository@revision/file
-      for a branch, tag or commit).
-    published: the accepted names.
-
-  Raises:
-    UserError: an unknown name, no reachable mirror, a truncated file, a wrong
-      checksum, or a PyTorch download without PyTorch to read it.
+  It is a path, one of the `published` names ('resnest50', 'ade20k_pspnet'), an
+  http(s) address, or 'hf://owner/repository/file' (owner/repository@revision/
+  file for a branch, tag or commit). Raises `UserError` if it is not found or
+  not whole, or would be a PyTorch file without PyTorch to read it.
   """
   path, text = Path(source), str(source)
   # A path wins over a published name: a file of that name is here on purpose.

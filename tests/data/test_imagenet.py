@@ -24,7 +24,7 @@ from resnest_jax.data.mini import imagenet_mini
 from resnest_jax.labels import IMAGENET, SYNSETS, class_names
 
 CLASSES = {'n01440764': 'tench', 'n02105855': 'Shetland sheepdog'}
-CONFIG = imagenet.ImagenetConfig(
+CONFIG = imagenet.ArchiveConfig(
   name='release',
   description='Two classes.',
   counts={'train': 4, 'validation': 2},
