@@ -21,11 +21,12 @@ def channels(encoded: bytes) -> int:
     return 3
   if header := png_header(encoded):
     return _PNG.get(header.colour, 0)
-  if numbers := tiff_numbers(encoded):
+  if encoded[:2] in (b'II', b'MM'):
+    numbers = tiff_numbers(encoded)
     # The four of CMYK are colours, and all of them are used.
     if numbers.get(_PHOTOMETRIC, (0, 0))[0] == _CMYK:
       return 3
-    return numbers.get(_SAMPLES, (1, 0))[0]
+    return numbers.get(_SAMPLES, (1 if numbers else 0, 0))[0]
   return by_pillow(
     io.BytesIO(encoded),
     lambda x: 3 if x.mode in ('CMYK', 'P') else len(x.getbands()),
