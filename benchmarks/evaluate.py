@@ -39,7 +39,7 @@ from benchmarks.report import describe_machine, write_result
 from resnest_jax import runtime
 from resnest_jax.config import load_config
 from resnest_jax.data import preprocess
-from resnest_jax.data.datasets import DATASETS, PreparedSplit, open_split
+from resnest_jax.data.datasets import DATASETS, PreparedSplit
 from resnest_jax.data.mini import ade20k_mini
 from resnest_jax.data.pipeline import make_eval_iterator
 from resnest_jax.data.prepare import prepare
@@ -128,7 +128,7 @@ def prepare_images(folder: Path, number: int) -> PreparedSplit:
     prepare(DATASETS['ade20k_mini'], folder / 'data', archive)
   with zipfile.ZipFile(archive) as files:
     files.extractall(folder)
-  return open_split('ade20k_mini', folder / 'data', 'validation')
+  return PreparedSplit('ade20k_mini', folder / 'data', 'validation')
 
 
 def compare(config: Any, folder: Path, flags: argparse.Namespace) -> dict:

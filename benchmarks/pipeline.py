@@ -33,7 +33,7 @@ from benchmarks.peer import open_peer
 from benchmarks.report import count_cores, describe_machine, write_result
 from resnest_jax.config import load_config
 from resnest_jax.data import cityscapes, transforms
-from resnest_jax.data.datasets import DATASETS, PreparedSplit, open_split
+from resnest_jax.data.datasets import DATASETS, PreparedSplit
 from resnest_jax.data.mini import ade20k_mini, cityscapes_mini
 from resnest_jax.data.pipeline import (
   make_augment,
@@ -247,11 +247,11 @@ def prepare_splits(
     with contextlib.redirect_stdout(sys.stderr):
       prepare(DATASETS[f'{data}_mini'], folder / 'data', archive)
     if data in flags.data:
-      yield data, open_split(f'{data}_mini', folder / 'data', 'train'), files
+      yield data, PreparedSplit(f'{data}_mini', folder / 'data', 'train'), files
     if f'{data}_raw' in flags.data:
       with contextlib.redirect_stdout(sys.stderr):
         prepare_raw(f'{data}_mini', folder / 'data')
-      split = open_split(f'{data}_mini', folder / 'data', 'train')
+      split = PreparedSplit(f'{data}_mini', folder / 'data', 'train')
       yield f'{data}_raw', split, files
 
 

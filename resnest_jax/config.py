@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnest_jax.config_keys import KEYS, classifies
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, ending
 from resnest_jax.flags import Parser, command_line
 from resnest_jax.overrides import KINDS, REMOVED, nearest, override
 from resnest_jax.shipped import shipped
@@ -40,8 +40,7 @@ def load_config(
     overrides: dotted key -> value, or the value as a string:
       {'train.total_steps': 1000, 'data.crop_size': '256,256'}.
 
-  Raises:
-    UserError: no such file, an unknown key, or a value that is not accepted.
+  Raises `UserError` for an unknown key or a value that is not accepted, too.
   """
   path, _, argument = str(spec).partition(':')
   config = _call_get_config(_config_file(path), argument)
@@ -58,19 +57,18 @@ def load_run_config(
   is missing or damaged, or its data is not here.
   """
   path, advice = Path(workdir) / SAVED, 'Give --config, as in the training.'
-  try:
-    saved = flatten(parse_json(path.read_bytes(), str(path)))
-  except OSError as error:
-    if not path.parent.is_dir():
-      raise UserError(
-        f'there is no folder {workdir}; give the workdir of a training.'
-      ) from error
+  if not path.parent.is_dir():
     raise UserError(
-      f'{path} cannot be read ({error.strerror}), so the configuration is not '
-      f'known. {advice}'
-    ) from error
-  except UserError as error:
-    raise UserError(f'{error} {advice}') from error
+      f'there is no folder {workdir}; give the workdir of a training.'
+    )
+  with ending(advice):
+    try:
+      saved = flatten(parse_json(path.read_bytes(), str(path)))
+    except OSError as error:
+      raise UserError(
+        f'{path} cannot be read ({error.strerror}), so the configuration is '
+        'not known.'
+      ) from error
   try:
     kept = {key: saved[key] for key in saved.keys() - REMOVED.keys()}
     config = _overridden(_common_config(), kept)
@@ -197,24 +195,18 @@ def differences(
   """
   old = flatten(json.loads(without_secrets(saved)))
   new = flatten(json.loads(config_to_json(config)))  # JSON knows no tuples.
-  absent = object()
+  # Newer than the run: the default leaves everything as it was.
+  old = {key: x for key, x in _defaults().items() if key in new} | old
+  # Of removed keys only the former default still exists.
+  new |= {key: REMOVED[key][0] for key in REMOVED.keys() & old.keys()}
   lines = []
   for key in sorted(old.keys() | new.keys()):
     ignored = any(f'{key}.'.startswith(f'{prefix}.') for prefix in ignore)
-    before, now = old.get(key, absent), new.get(key, absent)
-    if ignored or before == now:
+    if ignored or (key in old and key in new and old[key] == new[key]):
       continue
-    # Newer than the run: the default leaves everything as it was.
-    if before is absent and _defaults().get(key, absent) == now:
-      continue
-    # Removed since: only the former default still exists.
-    if now is absent and key in REMOVED:
-      default, instead = REMOVED[key]
-      if before != default:
-        lines.append(f'{key}: {before!r} before, {instead}')
-      continue
-    shown = ['not set' if x is absent else repr(x) for x in (before, now)]
-    lines.append(f'{key}: {shown[0]} before, {shown[1]} now')
+    before, now = (repr(x[key]) if key in x else 'not set' for x in (old, new))
+    now = REMOVED[key][1] if key in REMOVED else f'{now} now'
+    lines.append(f'{key}: {before} before, {now}')
   return lines
 
 

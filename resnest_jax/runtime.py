@@ -57,6 +57,12 @@ def _leave_out_abandoned_writes(unraisable) -> None:
     sys.__unraisablehook__(unraisable)
 
 
+def cache_in(name: str, variable: str) -> Path:
+  """The folder that a variable names, or one in the user's cache folder."""
+  cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+  return Path(os.environ.get(variable) or Path(cache, 'resnest_jax', name))
+
+
 def enable_compile_cache() -> Path:
   """Caches compiled programs on disk and returns the folder.
 
@@ -65,9 +71,7 @@ def enable_compile_cache() -> Path:
   """
   import jax
 
-  cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-  folder = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-  folder = Path(folder or Path(cache) / 'resnest_jax' / 'xla')
+  folder = cache_in('xla', 'JAX_COMPILATION_CACHE_DIR')
   # XLA takes UTF-8 alone: in a home of another name programs are not cached.
   usable = readable(str(folder)) == str(folder)
   jax.config.update(

@@ -92,13 +92,13 @@ def duration(seconds: float) -> str:
 def differing(
   first: Mapping[str, Any], second: Mapping[str, Any], there: str, here: str
 ) -> list[str]:
-  """Lines 'name: X there, Y here'; of lists their first items that differ."""
+  """Lines 'name: X there, Y here'; of long lists the first that differ."""
   lines = []
   for name in sorted(first.keys() | second.keys()):
     pair = first.get(name), second.get(name)
     if pair[0] == pair[1]:
       continue
-    if all(isinstance(x, list) for x in pair):
+    if all(isinstance(x, list) and len(x) > 2 for x in pair):
       pair = next(x for x in itertools.zip_longest(*pair) if x[0] != x[1])
     x, y = (shorten(repr(value), 100) for value in pair)
     lines.append(f'{name}: {x} {there}, {y} {here}')

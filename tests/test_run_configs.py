@@ -96,7 +96,7 @@ def test_keys_that_came_or_went_count_unless_they_have_their_default():
   older['train']['accumulation'] = 'exact'
   other = load_config(ROW, {'loss.terms.dice': 1})
   came, went = differences(json.dumps(older), other)
-  assert came == 'loss.terms.dice: not set before, 1.0 now'
+  assert came == 'loss.terms.dice: 0.0 before, 1.0 now'
   assert re.match("train.accumulation: 'exact' .* train.remat=stages", went)
 
 

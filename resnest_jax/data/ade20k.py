@@ -11,17 +11,12 @@ Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017.
 """
 
 import hashlib
-import os
-from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from zipfile import ZipFile
 
-import numpy as np
-
 from resnest_jax.data import archives
-from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair, Pairs
-from resnest_jax.data.images import read_index_mask
+from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair
 from resnest_jax.downloads import download
 from resnest_jax.errors import UserError, ending
 from resnest_jax.labels import ADE20K
@@ -70,16 +65,20 @@ class Ade20k(ArchiveBuilder, skip_registration=True):
   BUILDER_CONFIGS = [RELEASE, MINI]  # noqa: RUF012
 
   @staticmethod
+  @ending(_NEEDED)
   def open_contents(config, path):
-    archive = open_archive(path)
-    pairs = find_pairs(archive)
-    check_counts(archive, pairs, config.counts)
+    archive = archives.open_archive(path)
+    images = archive, f'{ROOT}/images', '.jpg'
+    masks = archive, f'{ROOT}/annotations', '.png'
+    pairs = archives.find_pairs(images, masks, FOLDERS, _OTHER_RELEASES)
+    what = archive, pairs, config.counts, FOLDERS
+    archives.check_counts(*what, 'ade20k_mini')
     return archives.Contents(
       files=[path],
       comment=archive.comment,
       pairs=pairs,
       read=lambda pair: read_example(archive, pair),
-      fingerprint=archives.fingerprint(archive),
+      fingerprint=archives.fingerprint(pairs, archive),
     )
 
   def _download(self, dl_manager) -> Path:
@@ -108,49 +107,8 @@ class Ade20k(ArchiveBuilder, skip_registration=True):
     return path
 
 
-def open_archive(path: str | os.PathLike) -> ZipFile:
-  with ending(_NEEDED):
-    return archives.open_archive(path)
-
-
-@ending(_NEEDED)
-def find_pairs(archive: ZipFile) -> Pairs:
-  pairs = {}
-  for split, folder in FOLDERS.items():
-    images = archives.stems(archive, f'{ROOT}/images/{folder}', '.jpg')
-    masks = archives.stems(archive, f'{ROOT}/annotations/{folder}', '.png')
-    if not images or not masks:
-      wanted = (
-        f'{ROOT}/images/training/*.jpg with {ROOT}/annotations/training/*.png '
-        '(and validation)'
-      )
-      raise archives.other_release(archive, _OTHER_RELEASES, wanted)
-    pairs[split] = archives.match_pairs(archive.filename, folder, images, masks)
-  return pairs
-
-
-def check_counts(
-  archive: ZipFile, pairs: Pairs, expected: Mapping[str, int] | None
-) -> None:
-  """Compares the images per split with `expected` or the zip's comment."""
-  expected = expected or archives.counts_from_comment(archive.comment, FOLDERS)
-  if expected is None:
-    raise UserError(
-      f'{archive.filename} is not a mini archive: its zip comment does not '
-      'say how many images it has. Prepare the release as ade20k; make a '
-      'mini archive with: python -m resnest_jax.data.mini --out ZIP'
-    )
-  with ending(_NEEDED):
-    archives.check_counts(archive, pairs, expected, FOLDERS, 'ade20k_mini')
-
-
 @ending(_NEEDED)
 def read_example(archive: ZipFile, pair: Pair) -> dict:
-  return archives.read_example(archive, archive, pair, '.jpg', read_mask)
-
-
-def read_mask(png: bytes, where: str) -> np.ndarray:
-  """Decodes a mask: uint8 (H, W), 0-150. Messages begin with `where`."""
   largest = len(ADE20K.classes)
-  allowed = np.arange(256) <= largest
-  return read_index_mask(png, where, allowed, f'0 (other) to {largest}')
+  values = range(largest + 1), f'0 (other) to {largest}'
+  return archives.read_example(archive, archive, pair, '.jpg', *values)

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from resnest_jax.data.images import decode_image
+from resnest_jax.data.images import decode_image, read_index_mask
 from resnest_jax.errors import UserError
 from resnest_jax.text import listed, readable
 from resnest_jax.threads import map_in_threads
@@ -36,6 +36,8 @@ from resnest_jax.untrusted import (
 Pair = tuple[str, str]
 # By split, in the order in which examples are stored.
 Pairs = dict[str, list[Pair]]
+# An archive, a folder in it and how its files' names end.
+Source = tuple[zipfile.ZipFile, str, str]
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,6 +48,7 @@ class ArchiveConfig(tfds.core.BuilderConfig):
   # Images per split; None: from the comment of a mini archive's zip file.
   counts: Mapping[str, int] | None = None
   size: tuple[int, int] | None = None  # (width, height); None: likewise.
+  classes: Mapping[str, str] | None = None  # WordNet's number -> name.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -205,6 +208,31 @@ def other_release(
   return UserError(f'{archive.filename} {what}.')
 
 
+def find_pairs(
+  images: Source,
+  masks: Source,
+  folders: Mapping[str, str],
+  others: Mapping[str, str],
+  in_cities: bool = False,
+) -> Pairs:
+  """The pairs of each split, of stems in its folder of both sources.
+
+  For `others` see `other_release`.
+  """
+  where = ' and '.join(dict.fromkeys(x[0].filename for x in (images, masks)))
+  pairs = {}
+  for split, folder in folders.items():
+    found = []
+    for archive, root, suffix in (images, masks):
+      place = f'{root}/{folder}'
+      found.append(stems(archive, place, suffix, in_cities))
+      if not found[-1]:
+        wanted = f'{place}/{"CITY/" * in_cities}*{suffix}'
+        raise other_release(archive, others, wanted)
+    pairs[split] = match_pairs(where, folder, *found)
+  return pairs
+
+
 def match_pairs(
   where: str, folder: str, images: Mapping[str, str], masks: Mapping[str, str]
 ) -> list[Pair]:
@@ -222,18 +250,28 @@ def match_pairs(
 def check_counts(
   archive: zipfile.ZipFile,
   pairs: Pairs,
-  expected: Mapping[str, int],
+  expected: Mapping[str, int] | None,
   folders: Mapping[str, str],
   mini: str,
 ) -> None:
-  """Compares the images per split; `mini` is the data set of mini archives."""
+  """Compares the images per split with `expected`, or the zip's comment.
+
+  `mini` is the data set of mini archives, which have that.
+  """
+  drawn = counts_from_comment(archive.comment, folders)
+  if not (expected := expected or drawn):
+    raise UserError(
+      f'{archive.filename} is not a mini archive: its zip comment does not say '
+      'how many images it has. Leave it out to have one drawn, or prepare the '
+      f'release as {mini.removesuffix("_mini")}.'
+    )
   found = {split: len(pairs[split]) for split in folders}
   if found == {split: expected[split] for split in folders}:
     return
   has = enumeration(f'{found[split]} {folders[split]}' for split in folders)
   wanted = enumeration(str(expected[split]) for split in folders)
   # Intact, but prepared under the name of the release.
-  if found == counts_from_comment(archive.comment, folders):
+  if found == drawn:
     raise UserError(
       f'{archive.filename} is a generated mini archive ({has} images). Prepare '
       f'it as {mini}; the release has {wanted}.'
@@ -262,20 +300,16 @@ def counts_from_comment(
     return None
 
 
-def fingerprint(
-  *archives: zipfile.ZipFile, names: Collection[str] | None = None
-) -> str:
-  """Hashes names, sizes and CRCs of `names`, or of all JPEG and PNG files."""
-  # Sorted, and without compressed sizes: repacked archives have the same.
+def fingerprint(pairs: Pairs, *archives: zipfile.ZipFile) -> str:
+  """Hashes names, sizes and CRCs of the images and masks."""
+  # Sorted, and without compressed sizes: repacked archives have the same, also
+  # where they lack other files, such as coloured masks and polygons.
+  names = {x for split in pairs.values() for pair in split for x in pair}
   entries = sorted(
     f'{entry.filename} {entry.file_size} {entry.CRC:08x}'
     for archive in archives
     for entry in archive.infolist()
-    if (
-      entry.filename.endswith(('.jpg', '.png'))
-      if names is None
-      else entry.filename in names
-    )
+    if entry.filename in names
   )
   return hashlib.sha256('\n'.join(entries).encode()).hexdigest()
 
@@ -296,15 +330,18 @@ def read_example(
   masks: zipfile.ZipFile,
   pair: Pair,
   suffix: str,
-  read_mask: Callable[[bytes, str], np.ndarray],
-  check_image: Callable[[bytes, str], None] = lambda image, where: None,
+  values: Collection[int],
+  meaning: str,
 ) -> dict:
-  """Reads an image, named NAME + `suffix`, and its mask; checks both."""
+  """Reads an image, named NAME + `suffix`, and its mask; checks both.
+
+  For the last two see `read_index_mask`.
+  """
   image = read_entry(images, pair[0])
   label = read_entry(masks, pair[1])
   where = f'{images.filename}: {pair[0]}'
-  check_image(image, where)
-  mask = read_mask(label, f'{masks.filename}: {pair[1]}')
+  what = f'{masks.filename}: {pair[1]}'
+  mask = read_index_mask(label, what, values, meaning)
   # Only to find damage: the original bytes are stored, without loss.
   pixels = decode_image(image, cv2.IMREAD_COLOR_RGB, where)
   if pixels is None:

@@ -16,11 +16,9 @@ CVPR 2016.
 from pathlib import Path
 from zipfile import ZipFile
 
-import numpy as np
-
 from resnest_jax.data import archives
-from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair, Pairs
-from resnest_jax.data.images import png_kind, read_index_mask
+from resnest_jax.data.archives import ArchiveBuilder, ArchiveConfig, Pair
+from resnest_jax.data.images import png_kind
 from resnest_jax.errors import UserError, ending
 from resnest_jax.untrusted import check_fields, numbers, parse_json
 
@@ -77,16 +75,22 @@ class Cityscapes(ArchiveBuilder, skip_registration=True):
   def open_contents(config, path):
     with ending(_NEEDED):
       images, masks = open_archives(Path(path))
-      pairs = find_pairs(images, masks)
-    size = check_release(images, masks, pairs, config)
-    # A repacked archive may lack other files: coloured masks and polygons.
-    names = {x for split in pairs.values() for pair in split for x in pair}
+      sources = (
+        (images, 'leftImg8bit', IMAGE_SUFFIX),
+        (masks, 'gtFine', MASK_SUFFIX),
+      )
+      pairs = archives.find_pairs(
+        *sources, FOLDERS, _OTHER_PACKAGES, in_cities=True
+      )
+      what = images, pairs, config.counts, FOLDERS
+      archives.check_counts(*what, 'cityscapes_mini')
+    size = config.size or size_of_mini(images, masks)
     return archives.Contents(
       files=[images.filename, masks.filename],
       comment=images.comment,
       pairs=pairs,
       read=lambda pair: read_example(images, masks, pair, size),
-      fingerprint=archives.fingerprint(images, masks, names=names),
+      fingerprint=archives.fingerprint(pairs, images, masks),
     )
 
 
@@ -98,49 +102,20 @@ def open_archives(folder: Path) -> list[ZipFile]:
   return opened
 
 
-def find_pairs(images: ZipFile, masks: ZipFile) -> Pairs:
-  both = f'{images.filename} and {masks.filename}'
-  pairs = {}
-  for split, folder in FOLDERS.items():
-    found = []
-    for archive, root, suffix in (
-      (images, f'leftImg8bit/{folder}', IMAGE_SUFFIX),
-      (masks, f'gtFine/{folder}', MASK_SUFFIX),
-    ):
-      found.append(archives.stems(archive, root, suffix, in_cities=True))
-      if not found[-1]:
-        wanted = f'{root}/CITY/*{suffix}'
-        raise archives.other_release(archive, _OTHER_PACKAGES, wanted)
-    pairs[split] = archives.match_pairs(both, folder, *found)
-  return pairs
-
-
-def check_release(
-  images: ZipFile, masks: ZipFile, pairs: Pairs, config: ArchiveConfig
-) -> tuple[int, int]:
-  """Checks the number of images; returns the (width, height) of each."""
-  counts, size = config.counts, config.size
-  if counts is None:
-    counts = archives.counts_from_comment(images.comment, FOLDERS)
-    try:
-      about = parse_json(images.comment, 'the comment')
-      check_fields(about, {'size': numbers('', 2, int, low=1, high=2**15)}, '')
-      width, height = about['size']
-    except UserError:
-      counts = None
-    # The comment has the seed: images never meet masks of other scenes.
-    if counts is None or images.comment != masks.comment:
-      raise UserError(
-        f'{images.filename} and {masks.filename} are not a mini Cityscapes: '
-        'their zip comments do not say how many images of which size they '
-        'have, or not the same. Prepare the release as cityscapes; make mini '
-        'archives with: python -m resnest_jax.data.mini_cityscapes '
-        '--out FOLDER'
-      )
-    size = width, height
-  with ending(_NEEDED):
-    archives.check_counts(images, pairs, counts, FOLDERS, 'cityscapes_mini')
-  return size
+@ending('Leave them out to have others drawn.')
+def size_of_mini(images: ZipFile, masks: ZipFile) -> tuple[int, int]:
+  """The (width, height) of each image of mini archives."""
+  # The comment has the seed: images never meet masks of other scenes.
+  if images.comment != masks.comment:
+    raise UserError(
+      f'{images.filename} and {masks.filename} have two zip comments: they '
+      'were not drawn together.'
+    )
+  where = f'the comment of {images.filename}'
+  size = numbers('width and height', 2, int, low=1, high=2**15)
+  about = parse_json(images.comment, where)
+  check_fields(about, {'size': size}, where)
+  return tuple(about['size'])
 
 
 @ending(_NEEDED)
@@ -148,29 +123,18 @@ def read_example(
   images: ZipFile, masks: ZipFile, pair: Pair, size: tuple[int, int]
 ) -> dict:
   """Reads an image of `size` (width, height) and its mask; checks both."""
-  example = archives.read_example(
-    images, masks, pair, IMAGE_SUFFIX, read_mask, _check_image
-  )
-  if (found := (example['width'], example['height'])) != size:
-    raise UserError(
-      f'{images.filename}: {pair[0]} has {found[0]} x {found[1]} pixels, the '
-      f'release {size[0]} x {size[1]}: it was resized or belongs to another '
-      'release.'
-    )
-  return example
-
-
-def _check_image(png: bytes, where: str) -> None:
-  if (kind := png_kind(png, where)) != (8, 'RGB'):
+  # Licence plates, -1, are 255 where they are drawn; officially they are not.
+  values = (*range(34), 255), 'the label ids 0 to 33, and 255 for -1'
+  example = archives.read_example(images, masks, pair, IMAGE_SUFFIX, *values)
+  where = f'{images.filename}: {pair[0]}'
+  if (kind := png_kind(example['image'], where)) != (8, 'RGB'):
     raise UserError(
       f'{where} is a {kind[0]}-bit {kind[1]} picture; the images of this '
       'release are 8-bit RGB.'
     )
-
-
-def read_mask(png: bytes, where: str) -> np.ndarray:
-  """Decodes a mask: uint8 (H, W), label ids 0-33, 255 for -1."""
-  # Licence plates, -1, are 255 where they are drawn; officially they are not.
-  allowed = np.isin(np.arange(256), [*range(34), 255])
-  meaning = 'the label ids 0 to 33, and 255 for -1'
-  return read_index_mask(png, where, allowed, meaning)
+  if (found := (example['width'], example['height'])) != size:
+    raise UserError(
+      f'{where} has {found[0]} x {found[1]} pixels, the release {size[0]} x '
+      f'{size[1]}: it was resized or belongs to another release.'
+    )
+  return example

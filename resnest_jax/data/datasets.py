@@ -97,10 +97,6 @@ def prepare_command(name: str, data_dir: str | os.PathLike) -> str:
   return f'{" ".join(filter(None, words))} --data_dir {data_dir}'
 
 
-def raw_command(name: str, data_dir: str | os.PathLike) -> str:
-  return f'{_PREPARE} {name} --raw --data_dir {data_dir}'
-
-
 def open_data(data_config: Any, split: str) -> 'Split':
   """Opens a split of prepared data or of your own; raises as they do."""
   own = {'folder': make_folder_split, 'class_folder': make_class_folder_split}
@@ -180,11 +176,6 @@ class PreparedSplit:
   Splits are 'train' and 'validation'; Cityscapes also has 'test', whose labels
   are all to be ignored. `UserError` of missing data has the command that
   prepares it.
-
-  Attributes:
-    labels: the `LabelSet` of the train ids.
-    directory: where the data was prepared.
-    decoded: whether pixels stored by `prepare --raw` are read.
   """
 
   def __init__(self, name: str, data_dir: str | os.PathLike, split: str):
@@ -196,7 +187,7 @@ class PreparedSplit:
     self._samples = StoredSamples(self._stored, split)
     self.labels = DATASETS[name].labels
     self.known_values = known_values(self.labels)
-    # Preferred where complete: the samples are the same, bit for bit.
+    # By `prepare --raw`; preferred where complete: they are the same samples.
     self.decoded = pixels.is_written(self._stored.pixel_folder, split)
     if self.decoded:
       self._samples = self._open_pixels()
@@ -279,15 +270,12 @@ class PreparedSplit:
     folder, command = self.directory, self._stored.command
     if self.decoded:
       folder = self._stored.pixel_folder
-      command = raw_command(self.name, self.data_dir)
+      command = f'{_PREPARE} {self.name} --raw --data_dir {self.data_dir}'
     return UnreadableSample(
       f'{sample} of {self.name}, split {self.split}, cannot be read from '
       f'{self.data_dir}: {why}\nThe prepared data is damaged; delete '
       f'{folder} and prepare it again:\n  {command}'
     )
-
-
-open_split = PreparedSplit
 
 
 class StoredSamples:

@@ -38,8 +38,7 @@ def has_16_bits(encoded: bytes) -> bool:
   """Whether it is a PNG or a TIFF of 16 bits per channel."""
   if header := png_header(encoded):
     return header.bits == 16
-  is_tiff = encoded[:2] in (b'II', b'MM')
-  return is_tiff and tiff_numbers(encoded).get(_BITS, (8,))[0] == 16
+  return tiff_numbers(encoded).get(_BITS, (8,))[0] == 16
 
 
 def left_out(number: int) -> str:
@@ -75,5 +74,4 @@ FRACTIONS = (
 
 def has_fractions(encoded: bytes) -> bool:
   """Whether it is a TIFF of floats, of which OpenCV decodes some kinds."""
-  is_tiff = encoded[:2] in (b'II', b'MM')
-  return is_tiff and tiff_numbers(encoded).get(_FORMAT, (0,))[0] == _FLOATS
+  return tiff_numbers(encoded).get(_FORMAT, (0,))[0] == _FLOATS

@@ -46,18 +46,13 @@ DRAWN = (
 )
 
 
-@dataclasses.dataclass(eq=False)
-class ImagenetConfig(ArchiveConfig):
-  classes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-RELEASE = ImagenetConfig(
+RELEASE = ArchiveConfig(
   name='release',
   description='The challenge of 2012: 1000 classes.',
   counts={'train': 1_281_167, 'validation': 50_000},
   classes=SYNSETS,
 )
-MINI = ImagenetConfig(
+MINI = ArchiveConfig(
   name='mini',
   description='Drawn things in the layout of the release.',
   classes={f'n9{i:07d}': name for i, name in enumerate(DRAWN)},
@@ -160,7 +155,7 @@ def check_release(
   path: Path,
   members: Sequence[tuple[str, int]],
   comment: bytes,
-  config: ImagenetConfig,
+  config: ArchiveConfig,
 ) -> Mapping[str, int]:
   """The number of pictures of each split; names and sizes are of its files."""
   expected, names = [f'{x}.tar' for x in config.classes], dict(members)
@@ -177,7 +172,7 @@ def check_release(
   return config.counts or drawn
 
 
-def validation_classes(config: ImagenetConfig, number: int) -> list[str]:
+def validation_classes(config: ArchiveConfig, number: int) -> list[str]:
   """The class of each picture, by its number."""
   if config is MINI:  # They take turns.
     classes = list(MINI.classes)

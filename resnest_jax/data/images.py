@@ -8,7 +8,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -229,8 +229,10 @@ def _tiff_order(tiff: bytes) -> Literal['little', 'big']:
 def tiff_numbers(tiff: bytes) -> dict[int, tuple[int, int, int]]:
   """Tag -> (its first number, the places of that and of the tag).
 
-  Those of the first directory.
+  Those of the first directory; empty if it is no TIFF.
   """
+  if tiff[:4] not in _TIFF:
+    return {}
   order = _tiff_order(tiff)
   wide = 8 if b'+' in tiff[:4] else 4  # Bytes of an offset; BigTIFF has 8.
 
@@ -300,11 +302,11 @@ def png_kind(png: bytes, where: str) -> tuple[int, str]:
 
 
 def read_index_mask(
-  png: bytes, where: str, allowed: np.ndarray, meaning: str
+  png: bytes, where: str, values: Collection[int], meaning: str
 ) -> np.ndarray:
-  """Decodes an index mask: uint8 (H, W).
+  """Decodes an index mask: uint8 (H, W), of these values; `meaning` in words.
 
-  `allowed`, bool (256,), are its values, `meaning` in words.
+  Messages begin with `where`.
   """
   bits, colour = png_kind(png, where)
   # A palette mask would decode to colours instead of class numbers.
@@ -317,7 +319,7 @@ def read_index_mask(
   mask = decode_image(png, cv2.IMREAD_UNCHANGED, where)
   if mask is None:
     raise UserError(f'{where} cannot be decoded.')
-  if (wrong := ~allowed[mask]).any():
+  if (wrong := ~np.isin(np.arange(256), list(values))[mask]).any():
     raise UserError(
       f'{where} has the value {mask[wrong].max()}; the masks of this release '
       f'have {meaning}.'

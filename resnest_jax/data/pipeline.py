@@ -92,30 +92,20 @@ def make_train_iterator(
   process_index: int = 0,
   process_count: int = 1,
 ) -> BatchIterator:
-  """Makes the augmented batches of a run's steps.
+  """Makes this host's batches of a run's steps; close after use.
 
-  Args:
-    data_config: `config.data`.
-    batch_size: over all hosts, whose number `process_count` divides it.
-    start_step: any value costs the same.
-    total_steps: one past the last step.
-    sampler: maps positions to samples; None: each once an epoch.
+  They are of `transforms.augment` or `crops.augment`, from `start_step`, any of
+  which costs the same, to before `total_steps`. `batch_size` is over all hosts,
+  whose number `process_count` divides it. `sampler` maps positions to samples;
+  None: each once an epoch.
 
-  Returns:
-    An iterator of this host's `total_steps - start_step` batches of what
-    `transforms.augment` or `crops.augment` returns. Close it after use.
-
-  Raises:
-    UserError: an impossible batch size, or (on iterating) an unusable sample or
-      a killed worker process.
+  Raises `UserError` on iterating for an unusable sample or a killed worker.
   """
-  if batch_size < 1 or batch_size % process_count:
+  if batch_size % process_count:
     raise UserError(
       f'a batch of {batch_size} cannot be shared by {process_count} '
       'processes. Set train.batch_size to a multiple of their number.'
     )
-  if seed < 0:
-    raise UserError(f'seed is {seed}; it must be 0 or a positive integer.')
   cv2.setNumThreads(0)
   checked = CheckedSplit(split, data_config.skip_unreadable)
   if sampler is None:
@@ -350,13 +340,12 @@ def make_eval_iterator(
   process_index: int = 0,
   process_count: int = 1,
 ) -> BatchIterator:
-  """Makes batches that hold every image of a split once.
+  """Makes batches that hold every image of a split once; close after use.
 
   Args:
     batch_size: for each host.
     bucket: padded sides are multiples of this many pixels.
     skip_unreadable: leave out unreadable samples instead of raising.
-    keep_size: do not resize images.
     process_index: this host h, which reads images h, h + process_count, ...
 
   Returns:
@@ -365,14 +354,11 @@ def make_eval_iterator(
     `size` int32 (B, 2), height and width before padding; `label` uint8 (B, Hl,
     Wl) at its original size, padded with 255, and its `label_size`; `index`
     int32 (B,), the place in the split, and `name`. Empty slots have index -1.
-    Close it after use. Of a classifier, images are the crops that it sees, and
-    `label` int32 (B,), or -1.
+    Of a classifier, images are the crops that it sees, and `label` int32 (B,),
+    or -1.
   """
-  if batch_size < 1 or bucket < 1:
-    raise UserError(
-      f'eval.batch_size is {batch_size} and eval.bucket is {bucket}; both must '
-      'be 1 or more.'
-    )
+  if bucket < 1:
+    raise UserError(f'eval.bucket is {bucket}; it must be 1 or more.')
   cv2.setNumThreads(0)
   rule = ''
   if not keep_size and data_config.augmentation == 'imagenet':

@@ -126,18 +126,15 @@ def archive_from_arguments(
   """Returns the archive that was given; refuses flags of other data sets."""
   city = args.dataset.startswith('cityscapes')
   two = city or args.dataset.startswith('imagenet')
-  if two and args.archive:
-    raise UserError(
-      f'{args.dataset} has two archives: give --archive_dir, the folder that '
-      'holds both, instead of --archive'
-    )
+  one = 'ADE20K; --archive_dir takes the folder of two'
   for flag, given, fits, sets in (
+    ('--archive', args.archive, not two, one),
     ('--archive_dir', args.archive_dir, two, 'Cityscapes and ImageNet'),
     ('--size', args.size, city, 'Cityscapes'),
     ('--raw', args.raw, city, 'Cityscapes, whose images are of one size'),
   ):
     if given and not fits:
-      raise UserError(f'{flag} is for {sets}, not for {args.dataset}')
+      raise UserError(f'{args.dataset} takes no {flag}: it is for {sets}.')
   name, mini = args.dataset, args.dataset.endswith('_mini')
   if two and not (args.archive_dir or prepared or mini):
     raise UserError(
@@ -205,7 +202,7 @@ def prepare(
 
 def prepare_raw(name: str, data_dir: Path) -> Path:
   """Decodes the training split of prepared data; resumes if interrupted."""
-  split = datasets.open_split(name, data_dir, _RAW_SPLIT)
+  split = datasets.PreparedSplit(name, data_dir, _RAW_SPLIT)
   stored = datasets.find_stored(name, data_dir)
   folder = stored.pixel_folder
   if split.decoded:

@@ -105,12 +105,12 @@ def _show(
   try:
     with enough_memory('Give a smaller picture.'):
       seen = result.look_at(predictor, uploaded(upload))
-  except UserError as error:
-    message = str(error)
-  else:
     parts = result.overlay(seen), result.facts(seen)
-    return *map(readable, parts), readable(result.legend(seen.prediction))
-  return readable(result.problem(message)), '', ''
+    parts = *parts, result.legend(seen.prediction)
+  except UserError as error:  # A screen reader announces it.
+    told = escape(str(error))
+    parts = f'<p class="problem" role="alert">{told}</p>', '', ''
+  return tuple(map(readable, parts))
 
 
 def uploaded(upload: Mapping[str, Any]) -> Path:

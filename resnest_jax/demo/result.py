@@ -140,10 +140,5 @@ def facts(result: Result) -> str:
   )
 
 
-def problem(message: str) -> str:
-  """The reason why there is no result; screen readers announce it."""
-  return f'<p class="problem" role="alert">{escape(message)}</p>'
-
-
 def _size(size: Shape) -> str:
   return f'{size[1]}{_SPACE}\N{MULTIPLICATION SIGN}{_SPACE}{size[0]}'

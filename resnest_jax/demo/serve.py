@@ -106,7 +106,7 @@ def serve(
     )
   # Another program may have taken the port while the network was compiled.
   except OSError as error:
-    raise _cannot_listen(flags.host, port) from error
+    raise _cannot_listen(flags.host, port, error) from error
   try:
     if flags.share and not public:
       raise UserError(
@@ -156,23 +156,12 @@ def free_port(host: str, port: int) -> int:
     raise _cannot_listen(host, port, error) from error
 
 
-def _cannot_listen(
-  host: str, port: int, error: OSError | None = None
-) -> UserError:
-  # Gradio's error has no errno; `free_port` has excluded the other causes.
-  number = error.errno if error else errno.EADDRINUSE
-  if isinstance(error, socket.gaierror) or number == errno.EADDRNOTAVAIL:
-    return UserError(
-      f'--host {host} is no address of this machine; give 127.0.0.1 for this '
-      'machine alone or 0.0.0.0 for its whole network.'
-    )
-  why = {
-    errno.EADDRINUSE: 'is taken by another program',
-    errno.EACCES: 'is reserved for the administrator',
-  }.get(number, f'cannot be opened ({os.strerror(number)})')
+def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
+  why = error.strerror or os.strerror(errno.EADDRINUSE)  # Gradio's has none.
   return UserError(
-    f'the port {port} {why}; give another with --port, or --port 0 for any '
-    'free one.'
+    f'the page cannot be opened at --host {host} --port {port}: {why}. Give '
+    'another port, or 0 for any free one; as host 127.0.0.1 for this machine '
+    'alone, or 0.0.0.0 for its whole network.'
   )
 
 

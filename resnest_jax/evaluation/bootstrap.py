@@ -4,22 +4,11 @@ The percentile interval of Efron and Tibshirani, An Introduction to the
 Bootstrap, 1993. It says nothing about another seed of the training.
 """
 
-import dataclasses
+from typing import Any
 
 import numpy as np
 
 MOST_DRAWS = 2**20  # Images at a time; memory stays at tens of megabytes.
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-  """An interval of mIoU, in fractions; NaN if no pixel was counted."""
-
-  low: float
-  high: float
-  level: float  # Share of the resamples inside the interval.
-  resamples: int
-  seed: int
 
 
 def miou_interval(
@@ -28,20 +17,13 @@ def miou_interval(
   level: float = 0.95,
   resamples: int = 1000,
   seed: int = 0,
-) -> Interval:
-  """The percentile interval of mIoU over resampled images.
+) -> dict[str, Any]:
+  """The percentile interval of mIoU over resampled images, in fractions.
 
   `counts`, int (images, 2, C), are `intersection_and_union` of each image, and
-  `level` is between 0 and 1. The same seed gives the same interval.
+  `level`, between 0 and 1, is the share of the resamples inside the interval.
+  Its bounds are NaN if no pixel was counted. The same seed gives the same.
   """
-  counts = np.asarray(counts)
-  if counts.ndim != 3 or counts.shape[1] != 2:
-    raise ValueError(f'counts are (images, 2, classes), got {counts.shape}')
-  if not 0 < level < 1 or resamples < 1:
-    raise ValueError(
-      f'level is between 0 and 1 and resamples at least 1, got {level} and '
-      f'{resamples}'
-    )
   images, _, num_classes = counts.shape
   # BLAS multiplies floats only; float64 is exact below 2^53 pixels of a class.
   flat = counts.reshape(images, 2 * num_classes).astype(np.float64)
@@ -66,4 +48,5 @@ def miou_interval(
   if means.size:
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail]).tolist()
-  return Interval(low, high, level, resamples, seed)
+  about = {'level': level, 'resamples': resamples, 'seed': seed}
+  return {'low': low, 'high': high, **about}

@@ -8,7 +8,6 @@ As in mIoU, pixels are summed over all images before the division.
 
 import collections
 import dataclasses
-import functools
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
@@ -29,25 +28,20 @@ class BoundaryScores:
 
   IoU: np.ndarray  # float64 (C,); NaN: neither labelled nor predicted.
   mIoU: float  # Mean over the classes where it is defined.
-  dilation_ratio: float
 
 
-def boundary_width(
-  height: int, width: int, dilation_ratio: float = DILATION_RATIO
-) -> int:
+def boundary_width(height: int, width: int) -> int:
   """The boundary's width d in pixels, at least 1."""
-  return max(1, round(dilation_ratio * float(np.hypot(height, width))))
+  return max(1, round(DILATION_RATIO * float(np.hypot(height, width))))
 
 
-def boundary(
-  label_map: np.ndarray, dilation_ratio: float = DILATION_RATIO
-) -> np.ndarray:
+def boundary(label_map: np.ndarray) -> np.ndarray:
   """Which pixels of a uint8 (H, W) map lie on the boundary of their class.
 
   True where another value or the image's border is at most `boundary_width`
   away, in rows and in columns.
   """
-  d = boundary_width(*label_map.shape, dilation_ratio)
+  d = boundary_width(*label_map.shape)
   # The authors erode the mask of each class. This takes the same time for any
   # number of classes: the (2d + 1)-square around a pixel holds a single class
   # if and only if the smallest and the largest label in it are equal.
@@ -63,10 +57,7 @@ def boundary(
 
 
 def boundary_counts(
-  prediction: np.ndarray,
-  label: np.ndarray,
-  num_classes: int,
-  dilation_ratio: float = DILATION_RATIO,
+  prediction: np.ndarray, label: np.ndarray, num_classes: int
 ) -> np.ndarray:
   """Boundary pixels of each class in one image.
 
@@ -79,8 +70,7 @@ def boundary_counts(
   prediction = np.where(label == IGNORE, np.uint8(IGNORE), prediction)
   # Label maps of the boundaries, with 255 off them.
   theirs, ours = (
-    np.where(boundary(x, dilation_ratio), x, np.uint8(IGNORE))
-    for x in (label, prediction)
+    np.where(boundary(x), x, np.uint8(IGNORE)) for x in (label, prediction)
   )
   both, theirs, ours = (
     np.bincount(x.ravel(), minlength=IGNORE + 1)[:num_classes]
@@ -92,23 +82,12 @@ def boundary_counts(
 class BoundaryIoU:
   """Sums the counts of many images, in threads, while the device computes.
 
-  with BoundaryIoU(num_classes) as counter:
-    counter.add(image)  # Every `ImageResult`.
-    scores = counter.scores()
+  A context, in which `add` gets every `ImageResult` and `scores` is called.
   """
 
-  def __init__(
-    self,
-    num_classes: int,
-    dilation_ratio: float = DILATION_RATIO,
-    threads: int = 0,
-  ):
-    self.dilation_ratio = dilation_ratio
+  def __init__(self, num_classes: int):
     self.counts = np.zeros((2, num_classes), np.int64)
-    self._count = functools.partial(
-      boundary_counts, num_classes=num_classes, dilation_ratio=dilation_ratio
-    )
-    self._threads = thread_count(threads)
+    self._threads = thread_count()
     self._pool = ThreadPoolExecutor(self._threads)
     self._waiting: collections.deque[Future] = collections.deque()
 
@@ -116,8 +95,8 @@ class BoundaryIoU:
     """Counts an image, in another thread: its arrays must not change."""
     # Bounds memory: a waiting image keeps the arrays of its whole batch alive.
     self._collect(2 * self._threads)
-    counting = self._pool.submit(self._count, image.prediction, image.label)
-    self._waiting.append(counting)
+    pair, classes = (image.prediction, image.label), self.counts.shape[1]
+    self._waiting.append(self._pool.submit(boundary_counts, *pair, classes))
 
   def _collect(self, most_waiting: int) -> None:
     while len(self._waiting) > most_waiting:
@@ -136,7 +115,7 @@ class BoundaryIoU:
   def scores(self) -> BoundaryScores:
     """The scores of all images so far."""
     iou = ratio(*self.total())
-    return BoundaryScores(iou, nanmean(iou), self.dilation_ratio)
+    return BoundaryScores(iou, nanmean(iou))
 
   def __enter__(self) -> 'BoundaryIoU':
     return self

@@ -33,10 +33,8 @@ Waiting = Callable[[BatchIterator], contextlib.AbstractContextManager]
 class Evaluator:
   """Evaluates a network on every image of a split, any number of times.
 
-  Each process evaluates its share of the images on its own devices.
-
-  Attributes:
-    batch_size: images at a time on this host.
+  Each process evaluates its share of the images on its own devices, of which
+  `batch_size` are in a batch.
   """
 
   def __init__(
@@ -103,10 +101,8 @@ class Evaluator:
 
     `variables` are `params` and `batch_stats`, on the host or on devices.
     `waiting` makes a context from the batches; the images are evaluated in it.
-    Returns an `Evaluation`, or a `ClassEvaluation` of a classifier.
-
-    Raises:
-      UserError: data cannot be used, or the device has too little memory.
+    Returns an `Evaluation`, or a `ClassEvaluation` of a classifier. Raises
+    `UserError` if data cannot be used, or the device has too little memory.
     """
     predictions = {}
 
@@ -170,11 +166,8 @@ def evaluate(
   `Classification`, says what is counted. `batches` are this process' share of
   the `num_images` of the split, maybe none; empty slots have index -1.
   `on_image` gets the result of each of its images. Returns what the task's
-  `join` makes of the counts of all processes.
-
-  Raises:
-    UserError: a label is no class, or another process failed.
-    RuntimeError: an image came twice, or not at all.
+  `join` makes of the counts of all processes. Raises `UserError` if a label is
+  no class, or another process failed.
   """
   started = time.perf_counter()
   total = len(messages.share(num_images))

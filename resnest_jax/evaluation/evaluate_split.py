@@ -22,7 +22,11 @@ from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import metrics, results
 from resnest_jax.evaluation.bootstrap import miou_interval
-from resnest_jax.evaluation.boundary import BoundaryIoU, BoundaryScores
+from resnest_jax.evaluation.boundary import (
+  DILATION_RATIO,
+  BoundaryIoU,
+  BoundaryScores,
+)
 from resnest_jax.evaluation.evaluate import Evaluator
 from resnest_jax.evaluation.evaluate_classes import evaluate_classes
 from resnest_jax.evaluation.ranked_images import RankedImages
@@ -31,7 +35,7 @@ from resnest_jax.evaluation.report import page
 from resnest_jax.evaluation.segmentation import Evaluation
 from resnest_jax.inference.protocols import CenterCrop, Protocol, make_protocol
 from resnest_jax.progress import console as make_console
-from resnest_jax.text import listed, without_secrets
+from resnest_jax.text import differing, listed, without_secrets
 from resnest_jax.weights.infer import title_of
 from resnest_jax.weights.pretrained import load_trained
 
@@ -49,19 +53,14 @@ def evaluate_split(
 ) -> None:
   """Evaluates a network on every image of a split; prints and writes scores.
 
-  Every process has to call it; the first one prints and writes.
+  Every process has to call it; the first one prints and writes. The network is
+  a `checkpoint` of the run `workdir` ('latest', 'best' or a step), or `weights`
+  of any source (docs/weights.md), then with `out`. `split_name` is by default
+  `config.data.eval_split`, the folder `out` WORKDIR/eval/STEP-SPLIT, followed
+  by the protocol's name unless it is `whole`.
 
-  Args:
-    config: names the data, the protocol and the network of `workdir`.
-    workdir: a run, one of whose checkpoints is evaluated; or
-    weights: any source of weights (docs/weights.md), with `out`.
-    checkpoint: of a workdir: 'latest', 'best' or a step.
-    split_name: None: `config.data.eval_split`.
-    out: folder for the results; None: WORKDIR/eval/STEP-SPLIT, followed by the
-      protocol's name unless it is `whole`.
-
-  Raises:
-    UserError: data or weights cannot be used, or `out` holds something else.
+  Raises `UserError` if data or weights cannot be used, or `out` holds something
+  else.
   """
   console = make_console(quiet=not messages.is_first())
   check_task(config)
@@ -208,12 +207,7 @@ def claim_results(
   # A run that was moved or copied has taken its results along.
   if workdir and workdir.resolve() in out.resolve().parents:
     before['checkpoint'] = now['checkpoint']
-  if before != now:
-    others = [
-      f'{key}: {before[key]} there, {now[key]} now'
-      for key in sorted(before.keys() & now.keys())
-      if before[key] != now[key]
-    ] or sorted(before.keys() ^ now.keys())
+  if others := differing(before, now, 'there', 'now'):
     raise UserError(
       f'{out} holds the result of another evaluation ({listed(others, 3)}); '
       'nothing was evaluated. Give another --out, or remove it.'
@@ -241,13 +235,14 @@ def summarize(
   if config.eval.protocol == 'encoding':
     summary['mIoU_all_classes'] = scores.mIoU_all_classes
   interval = miou_interval(evaluation.image_counts)
+  bounds = results.numbers({key: interval[key] for key in ('low', 'high')})
   columns = {key: getattr(scores, key) for key in metrics.PER_CLASS}
   means = {key: getattr(scores, f'm{key}') for key in metrics.PER_CLASS}
   boundary = None
   if outlines:
     columns['BoundaryIoU'] = outlines.IoU
-    kept = 'mIoU', 'dilation_ratio'
-    boundary = results.numbers({key: getattr(outlines, key) for key in kept})
+    boundary = {'mIoU': outlines.mIoU, 'dilation_ratio': DILATION_RATIO}
+    boundary = results.numbers(boundary)
   per_class = [
     {
       'class': name,
@@ -259,13 +254,12 @@ def summarize(
   return {
     'images': evaluation.num_images,
     **results.numbers(summary),
-    'mIoU_interval': dataclasses.asdict(interval)
-    | results.numbers({'low': interval.low, 'high': interval.high}),
+    'mIoU_interval': interval | bounds,
     'mean': results.numbers(means),
     'fscore_beta': config.eval.fscore_beta,
     'boundary': boundary,
     'classes_averaged': scores.num_averaged,
-    'classes_absent': list(scores.absent),
+    'classes_absent': [x['class'] for x in per_class if not x['pixels']],
     **results.circumstances(config, evaluation.seconds, batch_size),
     'per_class': per_class,
     'overlays': [overlay_of(names[i]) for i in sorted(evaluation.predictions)],

@@ -7,7 +7,6 @@ a class that is in neither is NaN and does not.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,7 +33,6 @@ class Scores:
   mRecall: float
   aAcc: float  # Share of all labelled pixels that are right.
   num_averaged: int  # Classes whose IoU is defined: the denominator of mIoU.
-  absent: tuple[str, ...]  # Classes without a ground-truth pixel.
 
   @property
   def mIoU_all_classes(self) -> float:
@@ -94,17 +92,10 @@ def intersection_and_union(confusion: np.ndarray) -> np.ndarray:
   return np.stack([right, union], axis=-2)
 
 
-def scores(
-  confusion: np.ndarray,
-  class_names: Sequence[str] | None = None,
-  beta: float = 1.0,
-) -> Scores:
-  """All scores; every one is NaN if no pixel was counted.
+def scores(confusion: np.ndarray, beta: float = 1.0) -> Scores:
+  """All scores of (C, C) integer counts; NaN if no pixel was counted.
 
-  Args:
-    confusion: (C, C) integer counts.
-    class_names: C names, for `Scores.absent`; None: '0', '1', ...
-    beta: weight of recall against precision in `Fscore`, > 0.
+  `beta`, above 0, is the weight of recall against precision in `Fscore`.
   """
   confusion = np.asarray(confusion)
   num_classes = len(confusion)
@@ -114,12 +105,6 @@ def scores(
     raise ValueError(
       'a confusion matrix is a square array of integer counts, got '
       f'{confusion.shape} {confusion.dtype}'
-    )
-  if class_names is None:
-    class_names = list(map(str, range(num_classes)))
-  if len(class_names) != num_classes:
-    raise ValueError(
-      f'{len(class_names)} class names for {num_classes} classes'
     )
   confusion = confusion.astype(np.int64)
   right = np.diagonal(confusion)
@@ -140,7 +125,6 @@ def scores(
     **{f'm{name}': nanmean(values) for name, values in per_class.items()},
     aAcc=float(ratio(right.sum(), confusion.sum())),
     num_averaged=int(np.count_nonzero(~np.isnan(per_class['IoU']))),
-    absent=tuple(class_names[i] for i in np.flatnonzero(labelled == 0)),
   )
 
 

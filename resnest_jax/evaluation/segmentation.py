@@ -43,11 +43,7 @@ class Evaluation:
 
 
 class Segmentation:
-  """The task of `evaluate` for a segmentor.
-
-  Attributes:
-    total: int64 (C, C), the confusion of the images that were counted.
-  """
+  """The task of `evaluate` for a segmentor."""
 
   def __init__(
     self,
@@ -56,8 +52,9 @@ class Segmentation:
     with_maps: bool = True,
   ):
     """Without `with_maps` label maps stay on the devices."""
-    self._names, self._beta = class_names, fscore_beta
+    self._beta = fscore_beta
     self._with_maps = with_maps
+    # The confusion of the images that were counted.
     self.total = np.zeros((len(class_names), len(class_names)), np.int64)
 
   def read(self, batch: Batch, outputs: Sequence[Any]) -> Iterator[ImageResult]:
@@ -96,10 +93,10 @@ class Segmentation:
     image_counts = [each for each, _ in counts]
     return Evaluation(
       confusion,
-      metrics.scores(confusion, self._names, self._beta),
+      metrics.scores(confusion, self._beta),
       number,
       seconds,
-      np.reshape(image_counts, (number, 2, len(self._names))),
+      np.reshape(image_counts, (number, 2, len(self.total))),
       names,
       loss=math.fsum(loss for _, loss in counts) / max(confusion.sum(), 1),
     )

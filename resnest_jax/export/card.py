@@ -132,29 +132,20 @@ _WRITTEN = {
 
 
 class Export(NamedTuple):
-  """A written file that agrees with its checkpoint.
-
-  size: (height, width) of its pictures in pixels; None: any (weights).
-  agreement: share of pixels with the checkpoint's class, 0 to 1; of features 1
-    less the largest difference, over its level's largest value; of a classifier
-    share of pictures.
-  drawn: whether the pictures compared were drawn scenes.
-  probabilities: whether they are an output; None: weights, or not known.
-  written: the JAX that wrote StableHLO; None for other formats.
-  features: whether the outputs are features.
-  classes: whether it is of a classifier.
-  """
+  """A written file that agrees with its checkpoint."""
 
   file: str
   format: str
-  size: tuple[int, int] | None
+  size: tuple[int, int] | None  # Height and width in pixels; None: of weights.
+  # Share of pixels, or of pictures, with the checkpoint's class, 0 to 1; of
+  # features 1 less the largest difference, over its level's largest value.
   agreement: float
   pictures: int
-  drawn: bool = False
-  probabilities: bool | None = None
-  written: Written | None = None
-  features: bool = False
-  classes: bool = False
+  drawn: bool = False  # Whether the pictures were drawn.
+  probabilities: bool | None = None  # An output; None: weights, or not known.
+  written: Written | None = None  # Of StableHLO alone.
+  features: bool = False  # Whether the outputs are features.
+  classes: bool = False  # Whether it is of a classifier.
 
   def entry(self) -> dict[str, Any]:
     """Its entry in `about.json`."""

@@ -66,22 +66,16 @@ def export_model(
 ) -> list[Export]:
   """Exports a network in several formats, with a model card.
 
-  Args:
-    source: of the weights; see `load_weights`.
-    out: a new folder, or an empty one. It appears once all files have passed.
-    formats: of `FORMATS`, or of a classifier `CLASS_FORMATS`.
-    sizes: (height, width) in pixels, each of which gets its StableHLO and ONNX;
-      empty: the crop of the training.
-    probabilities: whether StableHLO and ONNX output all classes' probabilities,
-      which is all that a classifier's give.
-    checkpoint: of a training: 'latest', 'best' or a step.
-    pictures: to compare on; see `find_pictures`.
-    features: an output stride, at which StableHLO and ONNX give C2 to C5 of the
-      backbone, of a segmentor, a classifier or a backbone; or None.
+  `source` and `checkpoint` are as of `load_weights`, `pictures` to compare on
+  as of `find_pictures`. `out` is new or empty, and appears once all files have
+  passed. Formats are of `FORMATS`, or of a classifier `CLASS_FORMATS`. Each of
+  `sizes`, (height, width) in pixels, gets its StableHLO and ONNX; by default
+  that is the crop of the training. They also output `probabilities` of all
+  classes, which is all that a classifier's give, or with `features`, an output
+  stride, C2 to C5 of the backbone.
 
-  Raises:
-    UserError: an argument cannot be used, a package is missing, or an export
-      disagrees with the checkpoint. Nothing is left behind.
+  Raises `UserError` if an argument cannot be used, a package is missing, or an
+  export disagrees with the checkpoint. Nothing is left behind.
   """
   out = Path(out)
   # All that can fail without the weights comes before their download.

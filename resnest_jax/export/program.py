@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from resnest_jax.data.preprocess import IMAGENET, Normalization, preprocess
 from resnest_jax.models.classifier import Classifier
@@ -64,9 +63,10 @@ def make_program(
       scores = apply_matrices(logits, rows, columns)
       return labels_of(scores), jax.nn.softmax(scores)
     # Rows of the result are independent, so each tile's labels are final.
+    step = max(TILE_BYTES // (size[1] * logits.shape[-1] * 4), 1)
     tiles = [
-      labels_of(apply_matrices(logits, tile, columns))
-      for tile in split_rows(rows, size[1] * logits.shape[-1] * 4)
+      labels_of(apply_matrices(logits, rows[i : i + step], columns))
+      for i in range(0, size[0], step)
     ]
     return (jnp.concatenate(tiles, 1),)
 
@@ -76,9 +76,3 @@ def make_program(
 def labels_of(scores: jax.Array) -> jax.Array:
   """The class with the largest score: (B, H, W, C) -> uint8 (B, H, W)."""
   return jnp.argmax(scores, -1).astype(jnp.uint8)
-
-
-def split_rows(rows: np.ndarray, row_bytes: int) -> list[np.ndarray]:
-  """Cuts a matrix (H, h) into tiles whose scores fit into `TILE_BYTES`."""
-  step = max(TILE_BYTES // row_bytes, 1)
-  return [rows[i : i + step] for i in range(0, len(rows), step)]

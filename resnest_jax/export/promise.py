@@ -17,17 +17,12 @@ RELEASED = {
 
 
 class Written(NamedTuple):
-  """The JAX that wrote a file, and the promise to read it; ISO dates.
-
-  on: the day of writing.
-  released: the day of that version's release, or None if unknown.
-  read_until: the last day of the releases promised to read it, or None.
-  """
+  """The JAX that wrote a file, and the promise to read it; ISO dates."""
 
   jax: str
-  on: str
-  released: str | None
-  read_until: str | None
+  on: str  # The day of writing.
+  released: str | None  # The day of that version's release, if it is known.
+  read_until: str | None  # The last day of the releases promised to read it.
 
   def sentence(self) -> str:
     """The promise in words."""

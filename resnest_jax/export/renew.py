@@ -30,12 +30,9 @@ def renew_exports(
   """Writes each StableHLO file again, from the weights next to it.
 
   Names, sizes and outputs stay, as do all other files but about.json and the
-  model card.
-
-  `folder` was written by `export_model`, `pictures` are those of
-  `find_pictures`. Raises `UserError` if there is nothing to renew, are no
-  weights to renew it from, or a new file disagrees with the checkpoint. All
-  files then stay as they were.
+  model card. `pictures` are those of `find_pictures`. Raises `UserError` if
+  there is nothing to renew, are no weights to renew it from, or a new file
+  disagrees with the checkpoint. All files then stay as they were.
   """
   folder = Path(folder)
   about, exports = _read(folder)

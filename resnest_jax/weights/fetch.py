@@ -20,6 +20,7 @@ from pathlib import Path
 from resnest_jax.downloads import TIMEOUT, check_size, download, offline
 from resnest_jax.errors import UserError
 from resnest_jax.files import clean, explain_refusal, whole_file, work_folder
+from resnest_jax.runtime import cache_in
 from resnest_jax.untrusted import DAMAGED, check_entry
 from resnest_jax.weights.files import TORCH_SUFFIXES, checksum, read_weights
 from resnest_jax.weights.pickles import check_torch
@@ -33,15 +34,10 @@ def fetch(
 ) -> Path:
   """Finds `source` on this machine, or downloads it; checks known checksums.
 
-  Args:
-    source: a path, a published name ('resnest50', 'ade20k_pspnet'), an http(s)
-      address, or 'hf://owner/repository/file' (owner/repository@revision/file
-      for a branch, tag or commit).
-    published: the accepted names.
-
-  Raises:
-    UserError: an unknown name, no reachable mirror, a truncated file, a wrong
-      checksum, or a PyTorch download without PyTorch to read it.
+  It is a path, one of the `published` names ('resnest50', 'ade20k_pspnet'), an
+  http(s) address, or 'hf://owner/repository/file' (owner/repository@revision/
+  file for a branch, tag or commit). Raises `UserError` if it is not found or
+  not whole, or would be a PyTorch file without PyTorch to read it.
   """
   path, text = Path(source), str(source)
   # A path wins over a published name: a file of that name is here on purpose.
@@ -70,10 +66,7 @@ def fetch(
 
 def cache_folder() -> Path:
   """The folder of downloads, which may not exist yet."""
-  if folder := os.environ.get('RESNEST_JAX_CACHE'):
-    return Path(folder)
-  cache = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-  return Path(cache) / 'resnest_jax' / 'weights'
+  return cache_in('weights', 'RESNEST_JAX_CACHE')
 
 
 def _from_hub(text: str) -> Path:

@@ -34,20 +34,13 @@ TYPES = re.compile('F64|F32|F16|BF16|[IU](64|32|16|8)|BOOL')
 
 
 class WeightFile(NamedTuple):
-  """The contents of a file.
+  """The contents of a file."""
 
-  state_dict: name -> NumPy array; half precision has become float32.
-  about: our description, {} in files of others.
-  meta: the metadata of others, {} if there is none.
-  network: where the state dict was found, or None: at the top.
-  networks: all that the file holds.
-  """
-
-  state_dict: dict[str, np.ndarray]
-  about: dict[str, Any]
-  meta: dict[str, Any]
-  network: Network | None = None
-  networks: Sequence[Network] = ()
+  state_dict: dict[str, np.ndarray]  # Half precision has become float32.
+  about: dict[str, Any]  # Our description, {} in files of others.
+  meta: dict[str, Any]  # The metadata of others.
+  network: Network | None = None  # The state dict's; None: it is at the top.
+  networks: Sequence[Network] = ()  # All that the file holds.
 
 
 def read_weights(path: Path, part: str | None = None) -> WeightFile:

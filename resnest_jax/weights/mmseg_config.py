@@ -39,13 +39,10 @@ _ASPP = {'dilations': (1, 6, 12, 18)}  # Defaults that differ from ours.
 
 
 class Stored(NamedTuple):
-  """Facts of a stored configuration; None: it does not say.
-
-  normalization: order, mean and std, as `Weights` have it.
-  """
+  """Facts of a stored configuration; None: it does not say."""
 
   output_stride: int | None = None
-  normalization: dict[str, Any] | None = None
+  normalization: dict[str, Any] | None = None  # As `Weights` have it.
   found: bool = False
 
 

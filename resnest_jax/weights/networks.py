@@ -24,18 +24,13 @@ _AVERAGE = re.compile(r'ema|averag|swa|teacher|momentum|target', re.I)
 
 
 class Network(NamedTuple):
-  """A network in a file.
+  """A network in a file."""
 
-  part: the way to it: keys of mappings, then modules, joined by '/'.
-  tensors: its own names, and those outside of it in the same mapping, unless
-    they are of another network or single numbers, such as an average's counter.
-  in_encoder: whether segmentation_models.pytorch wraps it, whose ResNeSt is
-    timm's.
-  """
-
-  part: str
+  part: str  # The way to it: keys of mappings, then modules, joined by '/'.
+  # Its own, and those outside of it in the same mapping, unless they are of
+  # another network or single numbers, such as an average's counter.
   tensors: dict[str, Any]
-  in_encoder: bool
+  in_encoder: bool  # Of segmentation_models.pytorch, whose ResNeSt is timm's.
 
 
 def find_network(

@@ -53,30 +53,19 @@ Variables = dict[str, Any]  # `params` and `batch_stats`.
 
 
 class Weights(NamedTuple):
-  """A state dict, the model that it belongs to, and its origin.
+  """A state dict, the model that it belongs to, and its origin."""
 
-  state_dict: name -> NumPy array.
-  kind: whose names these are, as `recognise` tells.
-  palette: colours (R, G, B) of the classes, or None.
-  normalization: of the images, as `Normalization.described`.
-  provenance: the origin, JSON-able; its `notes` say what was assumed.
-  image_scale: (long, short) edge of training images in pixels, or None.
-  crop_size: (height, width) of training crops in pixels, or None.
-  center_crop: of a classifier, `data.center_crop` of its training, or None.
-  variables: the arrays as the tree of a run's checkpoint, or None: `create`
-    imports the state dict.
-  """
-
-  state_dict: dict[str, Any]
-  kind: str
+  state_dict: dict[str, Any]  # Name -> NumPy array.
+  kind: str  # Whose names these are, as `recognise` tells.
   description: infer.Description
   classes: list[str] | None
-  palette: list[list[int]] | None
-  normalization: dict[str, Any]
-  provenance: dict[str, Any]
-  image_scale: list[int] | None = None
-  crop_size: list[int] | None = None
-  center_crop: str | None = None
+  palette: list[list[int]] | None  # Colours (R, G, B) of the classes.
+  normalization: dict[str, Any]  # Of images, as `Normalization.described`.
+  provenance: dict[str, Any]  # JSON-able; its `notes` say what was assumed.
+  image_scale: list[int] | None = None  # (long, short) edge in training.
+  crop_size: list[int] | None = None  # (height, width) in training.
+  center_crop: str | None = None  # Of a classifier's training.
+  # As the tree of a run's checkpoint; None: `create` imports the state dict.
   variables: Variables | None = None
 
   def about(self) -> dict[str, Any]:
@@ -114,15 +103,11 @@ def load_weights(
   published: Mapping[str, Published] = PUBLISHED,
   model_config: Config | None = None,
 ) -> Weights:
-  """Reads weights of any known kind; the arguments are `load_pretrained`'s.
+  """Reads weights of any known kind, as `load_pretrained`.
 
-  Args:
-    published: the accepted published names.
-    model_config: `config.model` of the network, if `source` is a workdir; None
-      takes the one that the source describes.
-
-  Raises:
-    UserError: not found, damaged, not finite, or not a ResNeSt.
+  `published` are the accepted names; `model_config` is `config.model`, and then
+  `source` a workdir; None takes the one that the source describes. Raises
+  `UserError` also for values that are not finite.
   """
   # Nothing may be downloaded instead of a workdir that is missing.
   path = fetch(source, published) if model_config is None else Path(source)
@@ -265,22 +250,22 @@ def _check_same_network(about: Config, trained: Config, config: Config) -> None:
   # The arrays have equal shapes under all rules and strides, and in both
   # PSPNets. Another stride is legitimate (cheaper or finer), the others compute
   # something else.
-  rule, before = about['dilation_rule'], trained['output_stride']
-  if trained['head'] != config['head']:
-    raise UserError(
-      f'the checkpoint has the head {trained["head"]!r}, the configuration '
-      f'{config["head"]!r}, which is another network. Add '
-      f'--config.model.head={trained["head"]}.'
-    )
-  if rule != config['dilation_rule']:
-    raise UserError(
-      f'the checkpoint was trained with model.dilation_rule {rule!r}, the '
-      f'configuration has {config["dilation_rule"]!r}, with which its weights '
-      f'give wrong results. Add --config.model.dilation_rule={rule}.'
-    )
-  stride = config['output_stride']
+  theirs = trained | {'dilation_rule': about['dilation_rule']}
+  for key in ('head', 'dilation_rule'):
+    check_same('the checkpoint', key, theirs[key], config[key])
+  before, stride = trained['output_stride'], config['output_stride']
   if before != stride and messages.is_first():
     print(f'note: trained at output stride {before}, not {stride}', flush=True)
+
+
+def check_same(source: str, key: str, theirs: str, ours: str) -> None:
+  """Raises `UserError` for weights of another value of `config.model`."""
+  if theirs != ours:
+    raise UserError(
+      f'{source} was trained with model.{key} {theirs}, the network here has '
+      f'{ours}: its weights would give wrong results. Add '
+      f'--config.model.{key}={theirs}.'
+    )
 
 
 def _of_file(

@@ -20,18 +20,13 @@ GLUON = (
 
 
 class Published(NamedTuple):
-  """A published file: its mirrors and its backbone.
+  """A published file: its mirrors and its backbone."""
 
-  urls: of the file, or of zip archives that hold it.
-  member: its name in these archives, '' if there are none.
-  sha1: of a file in archives, 40 digits.
-  others: files of the same network from elsewhere, for when this does not come.
-  """
-
-  urls: tuple[str, ...]
+  urls: tuple[str, ...]  # Of the file, or of zip archives that hold it.
   backbone: str
-  member: str = ''
-  sha1: str = ''
+  member: str = ''  # Its name in these archives.
+  sha1: str = ''  # Of a file in archives, 40 digits.
+  # Of the same network from elsewhere, for when this does not come.
   others: tuple['Published', ...] = ()
 
   @property

@@ -20,7 +20,7 @@ from resnest_jax.weights.names import (
   WHOSE_READ,
   backbone_part,
 )
-from resnest_jax.weights.pretrained import Weights, load_weights
+from resnest_jax.weights.pretrained import Weights, check_same, load_weights
 from resnest_jax.weights.state_dict import (
   import_state_dict,
   reinitialised,
@@ -139,17 +139,9 @@ def _check_segmentor(source: str, model: Segmentor, weights: Weights) -> None:
   # would load and be wrong.
   config, kind = weights.description.config, segmentor_kind(model)
   if segmentor_kind(weights.description.create()) != kind:
-    raise UserError(
-      f'{source} has the head {config["head"]}, the model one of {WHOSE[kind]} '
-      f'networks, which are others. Add --config.model.head={config["head"]}.'
-    )
-  rule = config['dilation_rule']
-  if rule != model.backbone.dilation_rule:
-    raise UserError(
-      f'{source} was trained with dilation rule {rule!r}, the model has '
-      f'{model.backbone.dilation_rule!r}, with which its weights give wrong '
-      f'results. Add --config.model.dilation_rule={rule}.'
-    )
+    check_same(source, 'head', config['head'], f'one of {WHOSE[kind]} networks')
+  ours = model.backbone.dilation_rule
+  check_same(source, 'dilation_rule', config['dilation_rule'], ours)
 
 
 def _check_backbone(source: str, backbone: nn.Module, weights: Weights) -> None:

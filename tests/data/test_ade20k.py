@@ -17,7 +17,7 @@ from numpy.testing import assert_equal
 
 from resnest_jax.data import ade20k, archives
 from resnest_jax.data.cityscapes import IMAGES, MASKS
-from resnest_jax.data.datasets import open_split
+from resnest_jax.data.datasets import PreparedSplit
 from resnest_jax.labels import ADE20K as LABELS
 
 VALIDATION = ade20k_sample('ADE_val', 'validation')
@@ -29,16 +29,20 @@ SIZES = [struct.pack('>II', *x) for x in ((6, 4), (60_000, 60_000))]
 @pytest.fixture
 def opened(tmp_path):
   """Opens an archive a.zip of these entries."""
-  return lambda *entries, **options: ade20k.open_archive(
+  return lambda *entries, **options: archives.open_archive(
     write_zip(tmp_path / 'a.zip', *entries, **options)
   )
+
+
+def open_contents(path):
+  return ade20k.Ade20k.open_contents(ade20k.MINI, path)
 
 
 # ---- Samples ---------------------------------------------------------------
 
 
 def test_samples_are_those_of_the_archive_in_order(mini_archive, mini_data_dir):
-  train = open_split('ade20k_mini', mini_data_dir, 'train')
+  train = PreparedSplit('ade20k_mini', mini_data_dir, 'train')
   archive = zipfile.ZipFile(mini_archive)
   assert train.labels is LABELS
   for i in (0, 10, 23):  # 10 is a grey JPEG.
@@ -60,15 +64,15 @@ def test_samples_are_those_of_the_archive_in_order(mini_archive, mini_data_dir):
 
 def test_unknown_names_list_the_known(mini_data_dir):
   split, name = ('ade20k_mini', mini_data_dir, 'val'), ('coco', '', 'train')
-  refused("'val'.*train, validation", open_split, *split)
-  refused("'coco'.*ade20k, ade20k_mini", open_split, *name)
+  refused("'val'.*train, validation", PreparedSplit, *split)
+  refused("'coco'.*ade20k, ade20k_mini", PreparedSplit, *name)
 
 
 def test_unprepared_data_says_the_command(tmp_path):
   missing = tmp_path / 'nowhere'
   command = 'prepare cityscapes --archive_dir FOLDER --data_dir'
   told = f'{command} {missing}\n.*{IMAGES} and {MASKS} from'
-  refused(told, open_split, 'cityscapes', missing, 'train')
+  refused(told, PreparedSplit, 'cityscapes', missing, 'train')
   assert not missing.exists()
 
 
@@ -76,11 +80,11 @@ def test_missing_record_file(data_dir):
   (path,) = data_dir.glob('ade20k/mini/1.0.0/*-validation.*')
   path.unlink()
   told = 'incomplete.*validation.*Delete'
-  refused(told, open_split, 'ade20k_mini', data_dir, 'train')
+  refused(told, PreparedSplit, 'ade20k_mini', data_dir, 'train')
 
 
 def test_damaged_records_name_the_sample(damaged_dir):
-  split = open_split('ade20k_mini', damaged_dir, 'train')
+  split = PreparedSplit('ade20k_mini', damaged_dir, 'train')
   refused('(sample|ADE_train).*split train', list, split)
 
 
@@ -100,7 +104,7 @@ NO_ARCHIVES = [
 @pytest.mark.parametrize(('write', 'message'), NO_ARCHIVES)
 def test_files_that_are_no_archive(tmp_path, write, message):
   write(tmp_path / 'a.zip')
-  refused(message, ade20k.open_archive, tmp_path / 'a.zip')
+  refused(message, open_contents, tmp_path / 'a.zip')
 
 
 OTHERS = [
@@ -115,16 +119,20 @@ OTHERS = [
 @pytest.mark.parametrize(('name', 'message'), OTHERS)
 def test_other_releases_are_told_apart(opened, name, message):
   archive = opened({name: b''} if name else {})
-  refused(f'a.zip .*{message}.*Get ADE', ade20k.find_pairs, archive)
+  refused(f'a.zip .*{message}.*Get ADE', open_contents, archive.filename)
 
 
 def test_foreign_files_are_left_alone(opened):
   files = ('', '._ADE_train_00000001.jpg', 'Thumbs.db')
   foreign = [f'{ADE20K}/images/training/{file}' for file in files]
   foreign += [f'__MACOSX/{ADE20K}/images/training/ADE_train_00000002.jpg']
-  pairs = ade20k.find_pairs(opened(dict.fromkeys(foreign, b'') | BOTH))
+  comment = '{"images": {"train": 1, "validation": 1}}'
+  one = open_contents(opened(BOTH, comment).filename)
+  archive = opened(dict.fromkeys(foreign, b'') | BOTH, comment)
+  found = open_contents(archive.filename)
+  assert found.fingerprint == one.fingerprint
   expected = {'train': ade20k_sample(), 'validation': VALIDATION}
-  assert pairs == {split: [tuple(x)] for split, x in expected.items()}
+  assert found.pairs == {split: [tuple(x)] for split, x in expected.items()}
 
 
 COMMENTS = [
@@ -140,17 +148,16 @@ COMMENTS = [
 
 @pytest.mark.parametrize(('comment', 'message'), COMMENTS)
 def test_counts_of_a_mini_archive(opened, comment, message):
-  archive = opened(BOTH, comment)
-  pairs = ade20k.find_pairs(archive)
-  refused(message, ade20k.check_counts, archive, pairs, None)
+  refused(message, open_contents, opened(BOTH, comment).filename)
 
 
 def test_fingerprint_is_of_the_contents(opened):
-  one = archives.fingerprint(opened(BOTH))
+  pairs = {'train': [tuple(BOTH)[:2], tuple(BOTH)[2:]]}
+  one = archives.fingerprint(pairs, opened(BOTH))
   reordered = opened(dict(reversed(BOTH.items())), 'a comment')
-  assert archives.fingerprint(reordered) == one
+  assert archives.fingerprint(pairs, reordered) == one
   other = opened(BOTH | ade20k_sample(png=PNG[:-1] + b'\0'))
-  assert archives.fingerprint(other) != one
+  assert archives.fingerprint(pairs, other) != one
 
 
 # ---- What is no sample -----------------------------------------------------
@@ -214,4 +221,4 @@ def test_headers_of_entries(tmp_path, offset, value, message):
     for found in re.finditer(signature, bytes(content)):
       struct.pack_into('<H', content, found.start() + offset + shift, value)
   path.write_bytes(content)
-  refused(rf'a\.zip ?{message}', lambda: read(ade20k.open_archive(path)))
+  refused(rf'a\.zip ?{message}', lambda: read(archives.open_archive(path)))

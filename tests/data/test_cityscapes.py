@@ -21,7 +21,7 @@ from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder
 from resnest_jax.data import cityscapes, tfds_layouts
 from resnest_jax.data.archives import ArchiveConfig
 from resnest_jax.data.cityscapes import IMAGES, MASKS, Cityscapes
-from resnest_jax.data.datasets import open_split
+from resnest_jax.data.datasets import PreparedSplit
 from resnest_jax.data.prepare import prepare_raw
 from resnest_jax.errors import UserError
 from resnest_jax.labels import CITYSCAPES
@@ -58,7 +58,7 @@ def test_samples_are_those_of_the_archives_in_order(
 ):
   images = zipfile.ZipFile(mini_cityscapes_archives / IMAGES)
   masks = zipfile.ZipFile(mini_cityscapes_archives / MASKS)
-  samples = open_split('cityscapes_mini', mini_cityscapes_data_dir, split)
+  samples = PreparedSplit('cityscapes_mini', mini_cityscapes_data_dir, split)
   names = [name for name in images.namelist() if f'/{folder}/' in name]
   for sample, name in zip(samples, sorted(names), strict=True):
     assert f'/{sample["name"]}_leftImg8bit.png' in name
@@ -150,11 +150,13 @@ def test_other_counts_or_sizes_than_the_release(tmp_path):
   write_cityscapes(tmp_path, comment='')
   message = '1 train, 1 val and 1 test images, expected 2975, 500 and 1525'
   assert message in error_of(tmp_path, cityscapes.RELEASE)
-  refused('not a mini City.*mini_citys.* --out', contents_of, tmp_path)
+  refused(
+    'not a mini arch.*Leave it out .* as cityscapes', contents_of, tmp_path
+  )
   for size in ([1e999, 4], ['8', 4], [8], {'8': 4}, [10**12, 4], '['):
     comment = json.dumps({'images': COUNTS, 'size': size})
     write_cityscapes(tmp_path, comment=comment.replace('"["', '[' * 60_000))
-    refused('not a mini Cityscapes', contents_of, tmp_path)
+    refused('comment .* to have others drawn|not a mini', contents_of, tmp_path)
   write_cityscapes(tmp_path)  # A generated one says so.
   remedy = 'Prepare it as cityscapes_mini'
   assert remedy in error_of(tmp_path, cityscapes.RELEASE)
@@ -204,7 +206,7 @@ def theirs(data_dir):
 
 
 def train(data_dir):
-  return open_split('cityscapes', data_dir, 'train')
+  return PreparedSplit('cityscapes', data_dir, 'train')
 
 
 def change_info(folder, **changes):
@@ -216,8 +218,8 @@ def change_info(folder, **changes):
 def test_samples_are_those_of_our_own_builder(
   tfds_data_dir, mini_cityscapes_data_dir, split
 ):
-  theirs = open_split('cityscapes', tfds_data_dir, split)
-  ours = open_split('cityscapes_mini', mini_cityscapes_data_dir, split)
+  theirs = PreparedSplit('cityscapes', tfds_data_dir, split)
+  ours = PreparedSplit('cityscapes_mini', mini_cityscapes_data_dir, split)
   assert theirs.labels is CITYSCAPES
   order = {sample['name']: i for i, sample in enumerate(theirs)}
   for i, sample in enumerate(ours):
@@ -285,7 +287,7 @@ def test_values_of_no_class_are_refused(tfds_data_dir):
 
 def test_the_mini_data_set_is_never_theirs(tfds_data_dir):
   mini = 'cityscapes_mini', tfds_data_dir, 'train'
-  refused('cityscapes_mini is not prepared', open_split, *mini)
+  refused('cityscapes_mini is not prepared', PreparedSplit, *mini)
 
 
 def test_pixels_are_decoded_from_it(tfds_data_dir, data_dir):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data.small_archives import encode
 
-from resnest_jax.data.datasets import open_split
+from resnest_jax.data.datasets import PreparedSplit
 from resnest_jax.data.doctor import observe, report
 from resnest_jax.data.doctor.rules import RULES, diagnose
 from resnest_jax.data.images import decode_image
@@ -60,7 +60,7 @@ def counted(number, first=0):
 
 
 def in_memory(*where):
-  split = open_split(*where)
+  split = PreparedSplit(*where)
   samples = [split.raw(i) for i in range(len(split))]
   return Samples(split.split, split.labels, samples)
 

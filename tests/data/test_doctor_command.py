@@ -15,7 +15,7 @@ from trouble import small_files
 
 from resnest_jax import drawing
 from resnest_jax.checkpoints.store import has_checkpoint
-from resnest_jax.data.datasets import open_split
+from resnest_jax.data.datasets import PreparedSplit
 from resnest_jax.data.doctor import examine
 from resnest_jax.data.doctor.__main__ import main
 from resnest_jax.errors import UserError
@@ -45,7 +45,7 @@ def test_clean_data(run_script, mini_data_dir, tmp_path):
   assert content['findings'] == []
   facts = content['splits']['train']
   assert facts['seen'] == facts['samples'] == 24
-  split = open_split('ade20k_mini', mini_data_dir, 'train')
+  split = PreparedSplit('ade20k_mini', mini_data_dir, 'train')
   sky = sum((sample['label'] == 2).any() for sample in split)
   assert facts['classes'][2]['images'] == sky
   # Eight samples of each split, two in a row of 4 x (320 + 12) + 3 x 12.

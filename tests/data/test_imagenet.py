@@ -13,13 +13,18 @@ from PIL import Image
 
 from resnest_jax.config import load_config
 from resnest_jax.data import imagenet, prepare, tfds_layouts
-from resnest_jax.data.datasets import DATASETS, Dataset, open_split, open_splits
+from resnest_jax.data.datasets import (
+  DATASETS,
+  Dataset,
+  PreparedSplit,
+  open_splits,
+)
 from resnest_jax.data.images import decode_image
 from resnest_jax.data.mini import imagenet_mini
 from resnest_jax.labels import IMAGENET, SYNSETS, class_names
 
 CLASSES = {'n01440764': 'tench', 'n02105855': 'Shetland sheepdog'}
-CONFIG = imagenet.ImagenetConfig(
+CONFIG = imagenet.ArchiveConfig(
   name='release',
   description='Two classes.',
   counts={'train': 4, 'validation': 2},
@@ -97,7 +102,7 @@ def pillow(encoded):
 
 def test_samples_are_the_pictures_of_the_archives(folder):
   data_dir = prepared(folder)
-  train = open_split('imagenet', data_dir, 'train')
+  train = PreparedSplit('imagenet', data_dir, 'train')
   assert [x['name'] for x in train] == list(PICTURES)
   assert [x['label'] for x in train] == [0, 0, 1, 1]
   assert [train.label(i) for i in range(4)] == [0, 0, 1, 1]
@@ -106,7 +111,7 @@ def test_samples_are_the_pictures_of_the_archives(folder):
     difference = np.abs(sample['image'] - np.float64(pillow(encoded)))
     # Those that Pillow has written anew have its losses of quality 100.
     assert difference.max() <= (0 if sample['label'] == 0 else 8)
-  validation = open_split('imagenet', data_dir, 'validation')
+  validation = PreparedSplit('imagenet', data_dir, 'validation')
   assert [x['label'] for x in validation] == [0, 1]
   # Not turned, as in everybody's evaluation.
   assert validation[1]['image'].shape == (24, 32, 3)
@@ -143,10 +148,10 @@ def test_data_that_tfds_has_prepared(folder):
   info = json.loads((theirs / 'dataset_info.json').read_text())
   info |= {'version': '5.1.0', 'configName': '', 'moduleName': ''}
   (theirs / 'dataset_info.json').write_text(json.dumps(info))
-  split = open_split('imagenet', theirs.parent.parent, 'train')
+  split = PreparedSplit('imagenet', theirs.parent.parent, 'train')
   assert [x['name'] for x in split] == list(PICTURES)
   assert split.directory == theirs
-  refused('is not prepared', open_split, 'imagenet', ours, 'train')
+  refused('is not prepared', PreparedSplit, 'imagenet', ours, 'train')
 
 
 COMMENT = '{"images": {"train": 4, "validation": 2}}'

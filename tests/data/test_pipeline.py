@@ -166,7 +166,6 @@ def test_workers_end_with_a_process_that_is_killed():
 
 UNUSABLE = [
   ({'batch_size': 5, 'process_count': 2}, 'a batch of 5 .* 2 processes'),
-  ({'seed': -1}, 'seed is -1'),
   ({'split': Scenes(0)}, 'no samples'),
 ]
 

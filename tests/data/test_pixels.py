@@ -16,7 +16,7 @@ from numpy.testing import assert_equal
 
 from resnest_jax.config import load_config
 from resnest_jax.data import pixels, prepare
-from resnest_jax.data.datasets import open_split
+from resnest_jax.data.datasets import PreparedSplit
 from resnest_jax.data.pipeline import make_train_iterator
 
 NAME = 'cityscapes_mini'
@@ -24,7 +24,7 @@ BYTES = 192 * 96 * 4 * 12
 
 
 def train(data_dir):
-  return open_split(NAME, data_dir, 'train')
+  return PreparedSplit(NAME, data_dir, 'train')
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +55,7 @@ def folder_of(data_dir):
 def test_samples_are_those_of_the_png_files(encoded, raw_data_dir):
   split = train(raw_data_dir)
   assert split.decoded
-  assert not open_split(NAME, raw_data_dir, 'validation').decoded
+  assert not PreparedSplit(NAME, raw_data_dir, 'validation').decoded
   with ThreadPoolExecutor(3) as pool:
     samples = list(pool.map(split.__getitem__, range(12)))
     masks = list(pool.map(lambda i: split.raw(i)['mask'], range(12)))

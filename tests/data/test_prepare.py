@@ -19,7 +19,7 @@ from hosts import start
 from resnest_jax.data import prepare
 from resnest_jax.data.ade20k import Ade20k
 from resnest_jax.data.archives import ArchiveConfig
-from resnest_jax.data.datasets import DATASETS, Dataset, open_split
+from resnest_jax.data.datasets import DATASETS, Dataset, PreparedSplit
 from resnest_jax.data.mini import ade20k_mini
 from resnest_jax.labels import ADE20K
 
@@ -29,7 +29,7 @@ def prepare_mini(data_dir, archive):
 
 
 def train(data_dir):
-  return open_split('ade20k_mini', data_dir, 'train')
+  return PreparedSplit('ade20k_mini', data_dir, 'train')
 
 
 def snapshot(folder):
@@ -47,7 +47,7 @@ def test_generates_and_prepares(run_script, call, tmp_path, capsys):
   assert '8/8 images' in process.stderr
   assert re.search(r'train +5 images\n +validation +3 images', process.stdout)
   assert 'train.py --config configs/ade20k_pspnet.py:mini' in process.stdout
-  assert len(open_split('ade20k_mini', tmp_path, 'validation')) == 3
+  assert len(PreparedSplit('ade20k_mini', tmp_path, 'validation')) == 3
 
   before = snapshot(tmp_path / 'ade20k')
   call(prepare.main, *command, '3')
@@ -62,19 +62,19 @@ def test_generates_cityscapes(call, tmp_path, capsys):
   said = capsys.readouterr().out
   assert re.search(r'train +3 images\n +validation +2 images\n +test +1', said)
   assert '--config configs/cityscapes_pspnet.py:mini' in said
-  sample = open_split('cityscapes_mini', tmp_path, 'validation')[1]
+  sample = PreparedSplit('cityscapes_mini', tmp_path, 'validation')[1]
   assert sample['image'].shape == (32, 64, 3)
 
 
 WRONG = [
   ('ade20k --archive MINI', 'as ade20k_mini; the release has 20210 and 2000'),
-  ('ade20k --archive_dir a', '--archive_dir is for Cityscapes'),
+  ('ade20k --archive_dir a', 'no --archive_dir: it is for Cityscapes'),
   ('ade20k_mini --images 0 5', '--images 0 5'),
-  ('ade20k_mini --raw', '--raw is for Cityscapes'),
+  ('ade20k_mini --raw', 'no --raw: it is for Cityscapes'),
   ('cityscapes --raw', 'cannot be downloaded automatically.*--archive_dir F'),
-  ('cityscapes --archive a.zip', 'has two archives'),
+  ('cityscapes --archive a.zip', 'for ADE20K; --archive_dir takes'),
   ('imagenet', 'cannot be downloaded.* --archive_dir FOLDER --data_dir'),
-  ('imagenet --archive x.tar', 'has two archives'),
+  ('imagenet --archive x.tar', 'imagenet takes no --archive: it'),
   ('imagenet --archive_dir nowhere', 'there is no folder nowhere; --arch'),
   ('cityscapes_mini --size 64 8', '--size 64 8: both must be from'),
 ]

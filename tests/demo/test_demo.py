@@ -110,13 +110,13 @@ def refused(message, monkeypatch, *flags):
 
 def test_mistakes_are_told(monkeypatch):
   refused('--port is 70000; give 1 to 65535', monkeypatch, '--port=70000')
-  said = r'192\.0\.2\.1 is no address of'
+  said = r'--host 192\.0\.2\.1 --port 0: Cannot assign'
   refused(said, monkeypatch, '--port=0', '--host=192.0.2.1')
   said = r'no file.* none\.jpg'
   refused(said, monkeypatch, '--port=0', '--examples=none.jpg')
   with socketserver.TCPServer(('127.0.0.1', 0), None) as server:
     taken = server.server_address[1]
-    said = f'port {taken} is taken .* --port 0'
+    said = f'--port {taken}: Address already in use.*0 for any free'
     refused(said, monkeypatch, f'--port={taken}')
 
 

@@ -152,7 +152,7 @@ def test_same_evaluation_replaces_its_results_and_others_do_not(
   said = capsys.readouterr().out
   assert f'top1 {100 * after["top1"]:.2f}  top5 ' in said
   for name, value, message in (
-    ('data.center_crop', 'gluon', 'protocol.rule: encoding there, gluon now'),
+    ('data.center_crop', 'gluon', "rule: 'encoding' there, 'gluon' now"),
     ('eval.protocol', 'slide', 'which is for segmentors'),
     ('data.name', 'folder', 'the data set folder has masks, and'),
   ):

@@ -16,7 +16,7 @@ from trouble import small_files
 
 from resnest_jax import drawing, files
 from resnest_jax.config import config_to_json
-from resnest_jax.data.datasets import open_split
+from resnest_jax.data.datasets import PreparedSplit
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation import boundary, evaluate_split, results
 from resnest_jax.labels import ADE20K
@@ -41,7 +41,7 @@ def run(tmp_path_factory, mini_data_dir, run_script):
   run.console = run_script(*run.command, '--workdir', run.folder).stdout
   run.out = run.folder / 'eval' / f'{STEP}-validation'
   run.result = read(run.out)
-  run.split = open_split('ade20k_mini', mini_data_dir, 'validation')
+  run.split = PreparedSplit('ade20k_mini', mini_data_dir, 'validation')
   return run
 
 
@@ -285,7 +285,7 @@ REFUSED = {
   RUN + '--checkpoint=3': "no checkpoint '3'; .* 7",
   RUN + '--config.model.width=16': 'of another network',
   RUN + '--config.model.dilation_rule=timm': 'dilation_rule=mmseg',
-  RUN + '--config.model.head=encoding_pspnet': r"head 'psp.*model\.head=pspnet",
+  RUN + '--config.model.head=encoding_pspnet': r'head psp.*model\.head=pspnet',
   RUN + '--config.model.num_classes=19': 'is 19, but .* has 150 classes',
   RUN + '--config.data.data_dir={old}': r'\Aade20k_mini is not prepared',
   RUN + '--split=test': "no split 'test'",

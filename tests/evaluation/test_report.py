@@ -123,6 +123,7 @@ def typed(*words):
 
 def test_page_is_whole_and_needs_nothing_else(opened, written):
   out, _, result, _ = written
+  assert result['classes_absent'] == ['nowhere', 'Sky']
   text = (out / page.NAME).read_text('utf-8')
   assert re.findall(r'(?:src|href)=.(?!data:|#)', text) == []
   assert 'http' not in re.sub(r'http-equiv|base64,[^"]*', '', text)

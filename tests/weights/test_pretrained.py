@@ -210,7 +210,7 @@ def test_segmentor_gives_what_fits(changes, anew, said, segmentor, tmp_path):
 
 
 STAGES = r"has \(1, 1, 2, 1\).* '--config\.model\.stage_sizes=\(1, 1, 1, 1\)'"
-HEAD = r"PyTorch-Encoding's networks, .*--config\.model\.head=pspnet"
+HEAD = r"PyTorch-Encoding's networks: .*--config\.model\.head=pspnet"
 DIFFERENT = [
   ({'head': 'encoding_pspnet'}, HEAD),
   ({'dilation_rule': 'timm'}, r'--config\.model\.dilation_rule=mmseg'),

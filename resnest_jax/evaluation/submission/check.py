@@ -1,10 +1,10 @@
 """Checks a zip file as the test server would, without the server."""
 
 import collections
-import dataclasses
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -25,15 +25,11 @@ _Values = Mapping[str, set[int]]  # Name of a mask -> the values in it.
 # --- Single masks ------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Mask:
+class Mask(NamedTuple):
   fault: str = ''  # A key of `_FAULTS`, '' if there is none.
   detail: str = ''  # The value that is not accepted.
   pixels: np.ndarray | None = None  # uint8 (H, W); None if there is a fault.
-  # int64 (256,), pixels of each value.
-  counts: np.ndarray = dataclasses.field(
-    default_factory=lambda: np.zeros(256, np.int64)
-  )
+  counts: np.ndarray = np.zeros(256, np.int64)  # Pixels of each value.
 
 
 def read_mask(png: bytes, size: ImageSize | None) -> Mask:
@@ -191,8 +187,7 @@ def _check_counted_from_one(
 # --- The whole file ----------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
   """The result of `validate`."""
 
   benchmark: Benchmark
@@ -312,9 +307,8 @@ def _read_masks(
       png = archive.read(entry)
     except (UserError, *DAMAGED) as error:
       return Mask('damaged', f'not readable ({error})')
-    mask = read_mask(png, size)
     # 1525 masks of Cityscapes would take 3 GB.
-    return dataclasses.replace(mask, pixels=None)
+    return read_mask(png, size)._replace(pixels=None)
 
   masks = {}
   with progress_bar('reading masks') as report:

@@ -45,6 +45,9 @@ class Benchmark:
   example: str  # A test image's name, for messages.
   size: ImageSize | None  # None: images differ in size.
   folders: bool  # Whether the zip file may have folders.
+  # Begin of keys -> how many test images have it, and all other keys.
+  counted: Mapping[str, int]
+  known: Collection[str] = ()
 
   @property
   def mask_values(self) -> np.ndarray:
@@ -72,6 +75,9 @@ class Benchmark:
     return found and found[1]
 
 
+# Test images of cities where they are frame 19 of sequences 0, 1, ... In the
+# other two frame numbers follow no rule.
+_CITIES = {'berlin': 544, 'bonn': 46, 'leverkusen': 58, 'munich': 398}
 BENCHMARKS = {
   'cityscapes': Benchmark(
     name='cityscapes',
@@ -83,6 +89,12 @@ BENCHMARKS = {
     example='berlin_000000_000019_leftImg8bit.png',
     size=(2048, 1024),
     folders=True,
+    counted={'bielefeld_': 181, 'mainz_': 298},
+    known={
+      f'{city}_{sequence:06d}_000019'
+      for city, number in _CITIES.items()
+      for sequence in range(number)
+    },
   ),
   'ade20k': Benchmark(
     name='ade20k',
@@ -94,20 +106,10 @@ BENCHMARKS = {
     example='ADE_test_00000001.jpg',
     size=None,
     folders=False,
+    counted={'ADE_test_': 3352},
   ),
 }
 
-# Test images of each city. In four cities they are frame 19 of sequences 0, 1,
-# ...; in the other two frame numbers follow no rule.
-_CITIES = {
-  'berlin': 544,
-  'bielefeld': 181,
-  'bonn': 46,
-  'leverkusen': 58,
-  'mainz': 298,
-  'munich': 398,
-}
-_ONE_FRAME = ('berlin', 'bonn', 'leverkusen', 'munich')
 _ADE_LAST = 3489  # The highest number. The 3352 numbers have gaps.
 
 
@@ -179,18 +181,8 @@ def check_names(
   Without `images` (key -> size) not all names are known.
   """
   keys = set(keys)
-  # Keys that must be there; and prefixes of further keys -> their number.
-  expected, counted = set(images or ()), {}
-  if images is None and benchmark.name == 'ade20k':
-    counted = {'ADE_test_': benchmark.number}
-  elif images is None:
-    expected = {
-      f'{city}_{sequence:06d}_000019'
-      for city in _ONE_FRAME
-      for sequence in range(_CITIES[city])
-    }
-    others = sorted(_CITIES.keys() - set(_ONE_FRAME))
-    counted = {f'{city}_': _CITIES[city] for city in others}
+  expected = set(benchmark.known if images is None else images)
+  counted = benchmark.counted if images is None else {}
   missing = sorted(expected - keys)
   findings = if_any(
     missing,

@@ -1,6 +1,5 @@
 """Writes zip files for the test servers of Cityscapes and ADE20K."""
 
-import dataclasses
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +63,7 @@ def write(
       )
     png = cv2.imencode('.png', values[mask.pixels], PNG_FLAGS)
     # Pixels are dropped: thousands of masks would not fit in memory.
-    return path.name, dataclasses.replace(mask, pixels=None), png[1].tobytes()
+    return path.name, mask._replace(pixels=None), png[1].tobytes()
 
   masks = {}
   with (
