@@ -22,6 +22,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
 
 UNDISTORTED = (0, 1, 1, 0, 1)
+RGB = 'uint8', 3  # Type and channels of an image.
 CROP_TRIES = 11  # As mmsegmentation: one, and ten more while refused.
 
 
@@ -129,17 +130,16 @@ def pad_bottom_right(
 
 
 def check_sizes(
-  image: np.ndarray, label: np.ndarray | int, name: str, rgb: bool = True
+  image: np.ndarray, label: np.ndarray | int, name: str, kind: tuple = RGB
 ) -> None:
-  """Raises `UserError` unless they fit, and the image is RGB if it has to."""
+  """Raises `UserError` unless they fit, and the image is of a kind: `RGB`."""
   classify = isinstance(label, int)  # One class for the whole image.
-  arrays = [('image', image, (3,))] * rgb
-  arrays += [('label', label, ())] * (not classify)
-  for what, array, last in arrays:
-    if array.dtype != np.uint8 or array.shape[2:] != last:
+  kinds = [('image', image, kind), ('label', label, RGB[:1])]
+  for what, array, (dtype, *last) in kinds[: 1 if classify else 2]:
+    if (array.dtype, *array.shape[2:]) != (dtype, *last):
       raise UserError(
         f'sample {name!r}: the {what} is {array.dtype} {array.shape}; it has '
-        f'to be uint8 (H, W{", 3" if last else ""}).'
+        f'to be {dtype} (H, W{"".join(f", {x}" for x in last)}).'
       )
   if not classify and image.shape[:2] != label.shape:
     raise UserError(

@@ -57,8 +57,13 @@ OF_GLUON = ('resnest14', 'resnest26')
 class _Pictures:
   """A split that keeps the reasons why pictures cannot be read."""
 
-  def __init__(self, sources: Sequence[Any], read: Callable[[Any], dict]):
-    self.sources, self._read = sources, read
+  def __init__(
+    self,
+    sources: Sequence[Any],
+    read: Callable[[Any], dict],
+    bands: Sequence[str],
+  ):
+    self.sources, self._read, self.bands = sources, read, bands
     # (index, why it cannot be read), appended by the threads.
     self.unreadable: collections.deque = collections.deque()
 
@@ -185,7 +190,8 @@ class Predictor:
     if not len(images):
       return
     rule = self.protocol.rule
-    pictures = _Pictures(images, lambda x: self._sample(self._read(x)))
+    how = self.protocol.normalization.bands
+    pictures = _Pictures(images, lambda x: self._sample(self._read(x)), how)
     # The pipeline of evaluation: the same pixels and padding as in eval.py.
     batches = make_eval_iterator(
       ConfigDict(

@@ -3,7 +3,7 @@
 import numpy as np
 
 from resnest_jax.data.doctor.observe import Observation, Survey, names
-from resnest_jax.data.headers import left_out, to_8_bits
+from resnest_jax.data.headers import BANDS, left_out, to_8_bits
 from resnest_jax.data.images import is_turned
 from resnest_jax.data.own.masks import INDEX_MASKS
 from resnest_jax.findings import Finding
@@ -33,12 +33,6 @@ def unreadable(s: Survey) -> Finding | None:
   )
 
 
-_BANDS = (
-  'Or name all bands, to train on all their bits: '
-  '--config.data.bands=red,green,blue,nir (docs/bands.md).'
-)
-
-
 def damaged_jpeg(s: Survey) -> Finding | None:
   """JPEGs that the decoder complains about: perhaps damaged inside"""
   if not (bad := [o for o in s.readable if o.damage]):
@@ -60,13 +54,14 @@ def image_depth(s: Survey) -> Finding | None:
   usual = max(types, key=types.count) if s.bands and types else 'uint8'
   if not (bad := [o for o in s.readable if o.image_type != usual]):
     return None
-  remedy = f'{to_8_bits(max(o.white for o in bad))}\n{_BANDS}'
   return Finding(
     f'{share_of(bad, s.readable, "image", "are")} '
-    f'{listed(sorted({o.image_type for o in bad}))}; the network takes '
-    f'{f"{usual}, as the others are" if s.bands else "8 bits per channel"}.',
+    f'{listed(sorted({o.image_type for o in bad}))}; the network takes {usual}'
+    f'{", as the others are" if s.bands else ""}.',
     names(bad),
-    'Write these in the same way as the others.' if s.bands else remedy,
+    'Write these in the same way as the others.'
+    if s.bands
+    else f'{to_8_bits(max(o.white for o in bad))} {BANDS}',
   )
 
 
@@ -80,7 +75,7 @@ def image_channels(s: Survey) -> Finding | None:
     f'{" or ".join(map(left_out, numbers))}.',
     names(bad),
     'The network sees red, green and blue. If these are other channels of the '
-    f'file, write the three that it should see into new files.\n{_BANDS}',
+    f'file, write the three that it should see into new files. {BANDS}',
   )
 
 
@@ -91,11 +86,8 @@ def mask_depth(s: Survey) -> Finding | None:
     o
     for o in s.readable
     if len(o.mask_shape) == 2
-    and not (s.conversion and o.kind in INDEX_MASKS)
-    and (
-      o.mask_type not in ('uint8', 'bool')
-      or (o.kind.endswith('-bit grey') and o.kind != INDEX_MASKS[0])
-    )
+    and o.kind not in INDEX_MASKS
+    and (o.mask_type not in ('uint8', 'bool') or o.kind.endswith('-bit grey'))
   ]
   if not bad:
     return None

@@ -107,12 +107,7 @@ class Survey:
   @functools.cached_property
   def histogram(self) -> dict[int, int]:
     """Value -> pixels, over all index masks; ascending."""
-    pixels = collections.Counter()
-    for o in self.index_masks:
-      pixels.update(
-        dict(zip(o.values.tolist(), o.counts.tolist(), strict=True))
-      )
-    return dict(sorted(pixels.items()))
+    return self._summed('counts')
 
   @functools.cached_property
   def ignored(self) -> dict[int, int]:
@@ -137,14 +132,21 @@ class Survey:
     return self.values[~_look_up(self.known, self.values, False)]
 
   @functools.cached_property
-  def between(self) -> dict[int, tuple[int, int]]:
-    """Value -> pixels, and strips, between a lower and a higher value."""
-    sums = {value: np.zeros(2, np.int64) for value in self.histogram}
+  def between(self) -> dict[int, int]:
+    """Value -> pixels between a lower and a higher value."""
+    return self._summed('between')
+
+  @functools.cached_property
+  def ramps(self) -> dict[int, int]:
+    """Value -> strips between a lower and a higher value."""
+    return self._summed('ramps')
+
+  def _summed(self, fact: str) -> dict[int, int]:
+    sums = collections.Counter()
     for o in self.index_masks:
-      rows = zip(o.values.tolist(), o.between, o.ramps, strict=True)
-      for value, *numbers in rows:
-        sums[value] += numbers
-    return {value: tuple(both.tolist()) for value, both in sums.items()}
+      numbers = getattr(o, fact).tolist()
+      sums.update(dict(zip(o.values.tolist(), numbers, strict=True)))
+    return dict(sorted(sums.items()))
 
   def labelled(self, observation: Observation) -> np.ndarray:
     """bool (K,), which of a mask's values stand for a class."""
@@ -157,16 +159,13 @@ class Survey:
   @functools.cached_property
   def class_counts(self) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and images of each class, (C + 1,) each; the last is ignored."""
-    num_classes = len(self.labels.classes)
-    pixels, images = np.zeros((2, num_classes + 1), np.int64)
-    for o in self.index_masks:
-      row = np.zeros_like(pixels)
+    ignored = len(self.labels.classes)
+    rows = np.zeros((len(self.index_masks), ignored + 1), np.int64)
+    for row, o in zip(rows, self.index_masks, strict=True):
       train_ids = _look_up(self.labels.to_train_id, o.values, IGNORE)
-      # Several values may share a train id, hence `np.add.at`.
-      np.add.at(row, np.minimum(train_ids, num_classes), o.counts)
-      pixels += row
-      images += row > 0
-    return pixels, images
+      # Several values may share a train id.
+      row[:] = np.bincount(np.minimum(train_ids, ignored), o.counts, len(row))
+    return rows.sum(0), (rows > 0).sum(0)
 
 
 def _look_up(table: np.ndarray, values: np.ndarray, other: int) -> np.ndarray:

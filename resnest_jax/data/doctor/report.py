@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import rich.table
 
 from resnest_jax import drawing, files
-from resnest_jax.bands import shown
+from resnest_jax.bands import COLOURS, shown
 from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
 from resnest_jax.data.doctor.observe import Observation, Survey
 from resnest_jax.data.doctor.rules import ERROR, WARNING, Diagnosis
@@ -125,15 +124,9 @@ def write_json(
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'data': surveys[0].data,
     'findings': [
-      {
-        'rule': d.rule.name,
-        'severity': d.rule.severity,
-        'split': d.split,
-        'what': d.finding.what,
-        'count': len(d.finding.samples),
-        'samples': d.finding.samples[:_MOST_NAMES],
-        'remedy': d.finding.remedy,
-      }
+      {'rule': d.rule.name, 'severity': d.rule.severity, 'split': d.split}
+      | {'count': len(d.finding.samples), **d.finding._asdict()}
+      | {'samples': d.finding.samples[:_MOST_NAMES]}
       for d in found
     ],
     'splits': {s.split: _facts(s) for s in surveys},
@@ -210,9 +203,7 @@ def _panel(
   s: Survey, o: Observation, image: np.ndarray, mask: np.ndarray, note: str
 ) -> np.ndarray:
   """Draws one sample; a mask that is no index mask is shown as a picture."""
-  image = shown(image, s.bands)
-  if image.dtype != np.uint8:
-    image = _grey_levels(image)
+  image = shown(image, s.bands or COLOURS)
   fit = mask.dtype.kind == 'u' and mask.shape == image.shape[:2]
   if fit and mask.max() < len(s.labels.to_train_id):
     label = s.labels.to_train_id[mask]
@@ -221,17 +212,8 @@ def _panel(
     label = s.labels.to_train_id[mask.astype(np.uint8)]
     label = drawing.colour(label, s.labels.palette)
   elif mask.ndim == 3 and mask.shape[2] >= 3:
-    label = _grey_levels(mask[..., 2::-1])  # OpenCV's BGR, or BGRA.
+    label = shown(mask[..., 2::-1], COLOURS)  # OpenCV's BGR, or BGRA.
   else:
-    grey = _grey_levels(mask.reshape(*mask.shape[:2], -1)[..., 0])
-    label = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    label = shown(mask.reshape(*mask.shape[:2], -1), ('grey',))
   of, title = (s.labels.classes, s.labels.palette), f'{o.name} ({s.split})'
   return drawing.mask_panel(image, label, *of, title=title, note=note)
-
-
-def _grey_levels(pixels: np.ndarray) -> np.ndarray:
-  """Scales any numbers to uint8 with the largest white; keeps uint8."""
-  if pixels.dtype == np.uint8:
-    return np.ascontiguousarray(pixels)
-  top = max(float(pixels.max()), 1.0)
-  return (np.clip(pixels / top, 0, 1) * 255).astype(np.uint8)

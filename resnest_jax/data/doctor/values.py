@@ -1,5 +1,7 @@
 """Rules about the meaning of the numbers in the masks."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from resnest_jax.data.doctor.files import REWRITE
@@ -84,7 +86,7 @@ def _count_from_1(s: Survey) -> str:
       'each class, and "ignore: 0"; docs/own-data.md), or write mask - 1, '
       f'with {IGNORE} where the mask is 0.'
     )
-  named = _lines(s, first=1)
+  named = _lines(enumerate(_named(s), 1))
   without = f'is no class, replace the lines by:\n  ignore: 0\n{named}'
   if 'background' in s.labels.classes:
     return f'In {s.classes_file}, if 0 {without}'
@@ -100,17 +102,15 @@ def _count_from_1(s: Survey) -> str:
   return f'In {s.classes_file}, if 0 {ways[0]}\nIf 0 {ways[1]}'
 
 
-def _lines(s: Survey, first: int = 0) -> str:
-  classes = range(len(s.labels.classes))
-  return '\n'.join(f'  {first + k}: {_with_colour(s, k)}' for k in classes)
+def _lines(facts: Iterable[tuple[object, object]]) -> str:
+  return '\n'.join(f'  {key}: {value}' for key, value in facts)
 
 
-def _with_colour(s: Survey, train_id: int) -> str:
-  """'leaf 34 139 34': a class as a line of the classes file."""
-  name = s.labels.classes[train_id]
-  if s.conversion is None or name in s.conversion.classes.chosen:
-    return name
-  return f'{name} {" ".join(map(str, s.labels.palette[train_id].tolist()))}'
+def _named(s: Survey) -> list[str]:
+  """'leaf 34 139 34': the classes as they stand in the classes file."""
+  chosen = s.conversion.classes.chosen
+  both = zip(s.labels.classes, s.labels.palette.tolist(), strict=True)
+  return [x if x in chosen else f'{x} {r} {g} {b}' for x, (r, g, b) in both]
 
 
 def _is_ade20k(s: Survey) -> bool:
@@ -173,8 +173,8 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
   if beyond := s.having(s.unknown_values):
     bad = beyond
     what = (
-      f'have values up to {s.unknown_values.max()}, which only the full '
-      f'release with thousands of classes has; {classes} is the highest here'
+      f'values up to {s.unknown_values.max()}, which only the full release '
+      f'with thousands of classes has; {classes} is the highest here'
     )
   # Red holds the class (1 to 100), green the object, blue 0.
   elif colours and all(
@@ -182,28 +182,27 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
     for c in colours
   ):
     what = (
-      f'are instance masks: {_INSTANCE_CLASSES} classes of things in the red '
-      'channel, the number of the object in the green channel'
+      f'the colours of instance masks: {_INSTANCE_CLASSES} classes of things '
+      'in the red channel, the number of the object in the green channel'
     )
   # The class is red / 10 * 256 + green, blue holds the object.
   elif colours and all(not (c[:, 0] % 10).any() and c.any() for c in colours):
     what = (
-      'are masks of the full release (*_seg.png), which encodes thousands of '
-      'classes as colours'
+      'the colours of the full release (*_seg.png), which encodes thousands of '
+      'classes'
     )
   # Instance masks of one channel. The upper 50 classes are absent from a few
   # samples by chance, but not from 500 that show most of the lower ones.
   elif len(s.index_masks) >= 500 and most and s.values.max() <= 100:
     bad = s.index_masks
     what = (
-      f'have no value above {_INSTANCE_CLASSES}, like the instance masks, '
-      'which hold only things'
+      f'no value above {_INSTANCE_CLASSES}, like the instance masks, which '
+      'hold only things'
     )
   else:
     return None
-  verb, _, what = what.partition(' ')  # `share_of` conjugates the verb.
   return Finding(
-    f'{share_of(bad, s.readable, "mask", verb)} {what}.',
+    f'{share_of(bad, s.readable, "mask", "have")} {what}.',
     names(bad),
     f'The {classes} classes are in the masks of the scene parsing release, '
     'annotations/ of ADEChallengeData2016.zip: python -m '
@@ -249,7 +248,8 @@ def _positions(s: Survey) -> Finding | None:
     f'{others.max()}: the positions of the classes in {s.classes_file} rather '
     f'than their values ({listed(s.class_values)}).',
     names(bad),
-    f'If so, replace the lines of {s.classes_file} by:\n{_lines(s)}',
+    f'If so, replace the lines of {s.classes_file} by:\n'
+    f'{_lines(enumerate(_named(s)))}',
   )
 
 
@@ -319,14 +319,14 @@ def _step(s: Survey, values: np.ndarray, unknown: np.ndarray) -> int:
 def _unstretch(s: Survey, step: int, multiples: np.ndarray) -> str:
   """The remedy, in the classes file if there is one, or in the masks."""
   if s.classes_file:
-    lines = []
-    for value in multiples.tolist():
-      k = s.labels.to_train_id[value // step]
-      meaning = f'{value}: {_with_colour(s, k)}' if k != IGNORE else ''
-      lines.append(f'  {meaning or f"ignore: {value}"}')
+    train_ids, names = s.labels.to_train_id[multiples // step], _named(s)
+    lines = (
+      ('ignore', value) if k == IGNORE else (value, names[k])
+      for value, k in zip(multiples, train_ids, strict=True)
+    )
     return (
       f'If the values mean these classes, write in {s.classes_file} '
-      '(docs/own-data.md):\n' + '\n'.join(lines)
+      f'(docs/own-data.md):\n{_lines(lines)}'
     )
   if len(multiples) == len(s.histogram):
     return f'{REWRITE}cv2.imwrite(new, mask // {step}).'
@@ -367,19 +367,17 @@ def _proposal(s: Survey) -> str:
   """The lines of a classes file that has all values; '' where none would do."""
   if not s.conversion or s.unknown_values.size > _MOST_PROPOSED:
     return ''
-  own, new = s.conversion.classes, s.unknown_values.tolist()
-  named = [_with_colour(s, k) for k in range(len(own.values))]
+  own, named = s.conversion.classes, _named(s)
   if len(s.values) == len(named) and own.values == (*zip(range(len(named))),):
-    values = zip(s.values.tolist())
+    lines = [*zip(s.values, named, strict=True)]
     why = 'If the values mean the classes in their order, it'
   else:
-    values = (*own.values, *zip(new))
-    named += [f'class_{value}' for value in new]
+    values = (' '.join(map(str, x)) for x in own.values)
+    lines = [*zip(values, named, strict=True)]
+    lines += [(value, f'class_{value}') for value in s.unknown_values]
     why = 'With all values, whose new names you change, it'
-  values = (' '.join(map(str, x)) for x in values)
-  lines = [f'  {x}: {name}' for x, name in zip(values, named, strict=True)]
-  lines += [f'  ignore: {value}' for value in own.ignored]
-  return f'\n{why} is:\n' + '\n'.join(lines)
+  lines += [('ignore', value) for value in own.ignored]
+  return f'\n{why} is:\n{_lines(lines)}'
 
 
 def smoothed_masks(s: Survey) -> Finding | None:
@@ -387,7 +385,7 @@ def smoothed_masks(s: Survey) -> Finding | None:
   the classes
   """
   pixels = sum(s.histogram[value] for value in s.unknown_values.tolist())
-  between = sum(s.between[value][0] for value in s.unknown_values.tolist())
+  between = sum(s.between[value] for value in s.unknown_values.tolist())
   # A single value is rather a class that the file lacks.
   if s.unknown_values.size < 3 or between < _SMOOTHED * pixels:
     return None
@@ -416,10 +414,10 @@ def smoothed_masks(s: Survey) -> Finding | None:
 def maybe_smoothed(s: Survey) -> Finding | None:
   """borders that pass through the numbers in between, as after smoothing"""
   strips = {
-    value: ramps
-    for value, (between, ramps) in s.between.items()
+    value: number
+    for value, number in s.ramps.items()
     # A class that lies nowhere else is one of borders.
-    if between < _OF_BORDERS * s.histogram[value]
+    if s.between[value] < _OF_BORDERS * s.histogram[value]
   }
   ramps = sum(strips.values())
   jumps = sum(o.jumps for o in s.index_masks)

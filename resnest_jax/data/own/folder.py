@@ -195,8 +195,7 @@ def check_depth(path: str, image: np.ndarray) -> None:
   if image.dtype != np.uint8:
     raise UserError(
       f'{path} has {8 * image.dtype.itemsize} bits per channel; images '
-      f'have 8.\n{headers.to_8_bits(image.max().item())} Or name its bands, of '
-      'which all bits are used then: config.data.bands, docs/bands.md.'
+      f'have 8.\n{headers.to_8_bits(image.max().item())} {headers.BANDS}'
     )
 
 
