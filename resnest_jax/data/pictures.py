@@ -101,27 +101,21 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
 
 def _from_array(image: np.ndarray) -> np.ndarray:
   # Nothing is guessed: floats may be normalised, three rows be three channels.
-  remedy = None
-  if np.issubdtype(image.dtype, np.floating):
-    remedy = (
-      'convert floats from 0 to 1 by (image * 255).round().astype'
-      "('uint8'); do not normalise them, that is done here"
-    )
-  elif image.dtype == np.uint16:
-    remedy = "convert 16 bits by (image >> 8).astype('uint8')"
-  elif image.dtype != np.uint8:
-    remedy = 'convert it to uint8'
-  elif 0 in image.shape:
-    remedy = 'it is empty'
-  elif image.ndim == 4:
-    remedy = 'for several images give a list, such as list(images)'
-  elif image.ndim == 3 and image.shape[-1] == 4:
-    remedy = 'drop the transparency: image[..., :3]'
-  elif image.ndim == 3 and image.shape[-1] not in (1, 3) and len(image) == 3:
-    remedy = 'the channels come last: image.transpose(1, 2, 0)'
-  elif image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
-    remedy = 'give one of these'
-  if remedy:
+  kind, last = image.dtype.name, image.shape[2:]
+  remedies = {
+    'convert floats from 0 to 1 by (image * 255).round().astype'
+    "('uint8'); do not normalise them, that is done here": 'float' in kind,
+    "convert 16 bits by (image >> 8).astype('uint8')": kind == 'uint16',
+    'convert it to uint8': kind != 'uint8',
+    'it is empty': 0 in image.shape,
+    'for several images give a list, such as list(images)': image.ndim == 4,
+    'drop the transparency: image[..., :3]': last == (4,),
+    'the channels come last: image.transpose(1, 2, 0)': (
+      image.ndim == 3 and last not in ((1,), (3,)) and len(image) == 3
+    ),
+    'give one of these': image.ndim < 2 or last not in ((), (1,), (3,)),
+  }
+  if remedy := next((x for x, applies in remedies.items() if applies), None):
     raise UserError(
       f'an array {image.dtype} {image.shape} is not an image; accepted: '
       f'{_ARRAYS}. {remedy}.'

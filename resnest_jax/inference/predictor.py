@@ -29,7 +29,6 @@ from resnest_jax.data.pipeline import (
   padded_shapes,
   resize_sample,
 )
-from resnest_jax.data.preprocess import Normalization
 from resnest_jax.data.rasters import as_image
 from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.inference import steps
@@ -167,7 +166,7 @@ class Predictor:
     sources = []
     for index, each in enumerate(image):
       try:
-        sources.append(_kept(each, self.protocol.normalization))
+        sources.append(self._kept(each))
       except UserError as error:
         raise UserError(f'image {index} of the list: {error}') from error
     results: dict[int, Prediction] = {}
@@ -300,12 +299,16 @@ class Predictor:
       self.on_step(batch, time.perf_counter() - started)
     return outputs
 
+  def _kept(self, source: Any) -> np.ndarray | str | Path:
+    if isinstance(source, str | Path):
+      return source
+    return as_image(source, self.protocol.normalization)
+
   def _prediction(
     self, source: Any, labels: np.ndarray, probabilities: np.ndarray | None
   ) -> Prediction:
-    how = self.protocol.normalization
-    found = labels, self.classes, self.palette, _kept(source, how)
-    return Prediction(*found, probabilities, how)
+    found = labels, self.classes, self.palette, self._kept(source)
+    return Prediction(*found, probabilities, self.protocol.normalization)
 
 
 class ClassPredictor(Predictor):
@@ -331,12 +334,7 @@ class ClassPredictor(Predictor):
     self, source: Any, probabilities: np.ndarray
   ) -> ClassPrediction:
     probabilities = np.float32(probabilities)
-    kept = _kept(source, self.protocol.normalization)
-    return ClassPrediction(probabilities, self.classes, kept)
-
-
-def _kept(source: Any, how: Normalization) -> np.ndarray | str | Path:
-  return source if isinstance(source, str | Path) else as_image(source, how)
+    return ClassPrediction(probabilities, self.classes, self._kept(source))
 
 
 def from_checkpoint(

@@ -184,6 +184,6 @@ def test_command_that_examines_everything():
   words = ['--config', 'my config.py:mini', '--workdir', 'runs/a']
   words += ['--config.data.data_dir', 'data', '--config.seed=3']
   assert examine.examine_command(words) == (
-    "python -m resnest_jax.data.doctor --config 'my config.py:mini' "
-    '--config.data.data_dir=data --config.seed=3 --out doctor'
+    "python -m resnest_jax.data.doctor '--config=my config.py:mini' "
+    '--config.data.data_dir=data --config.seed=3 --out=doctor'
   )

@@ -134,11 +134,12 @@ def size_mismatch(s: Survey) -> Finding | None:
 
 def _exchanged(swapped: list[Observation]) -> str:
   """Explains exchanged heights and widths, by EXIF data where it exists."""
-  # Prepared data has no EXIF data left: both causes are named as possible.
-  turned = sum(is_turned(o.files[0]) for o in swapped if o.files)
-  upright = sum(bool(o.files) for o in swapped) - turned
+  paths = [o.files[0] for o in swapped if o.files]
+  turned = sum(map(is_turned, paths))
+  upright = len(paths) - turned
   words = f'In {len(swapped)} of them height and width are exchanged. '
-  if upright < len(swapped):
+  # Prepared data has no EXIF data left: both causes are named as possible.
+  if turned or not paths:
     words += (
       f'{f"In {turned}" if turned else "Perhaps"} the camera noted a rotation '
       'in the EXIF data, which applies to images, and the mask was drawn '
@@ -146,10 +147,9 @@ def _exchanged(swapped: list[Observation]) -> str:
       'with ImageMagick: mogrify -path NEW_FOLDER -auto-orient FILES, and '
       'rotate masks that then do not fit. '
     )
-  if turned < len(swapped):
-    why = ' (the image has no rotation in its EXIF data)' if upright else ''
+  if upright or not paths:
     number = f'In {upright}' if upright else 'Or'
-    words += f'{number} the mask is transposed{why}: mask.T undoes that. '
+    words += f'{number} the mask is transposed: mask.T undoes that. '
   return words
 
 

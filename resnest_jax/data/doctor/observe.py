@@ -182,12 +182,9 @@ def survey(
   num_threads: int = 0,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Survey:
-  """Examines samples of a split, in parallel; see `Survey` and `thread_count`.
+  """Examines samples of a split, in parallel: all, or those of `indices`.
 
-  Args:
-    split: from `datasets.open_data`.
-    indices: ascending; None examines all samples.
-    on_progress: called with (samples done, samples in all).
+  `on_progress` is called with (samples done, samples in all).
   """
   indices = range(len(split)) if indices is None else indices
   seen = []

@@ -78,21 +78,19 @@ def notes(s: Survey) -> list[str]:
 def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
   """Shares of pixels and images of each class that occurs in a split."""
   table = rich.table.Table('value', 'class', title='shares in %')
-  counts = [s.class_counts for s in surveys]
+  labels, shares = surveys[0].labels, []
   for s in surveys:
+    pixels, images = s.class_counts
+    shares.append(pixels / max(pixels.sum(), 1))
+    shares.append(images / max(len(s.index_masks), 1))
     table.add_column(f'{s.split}\npixels', justify='right')
     table.add_column(f'{s.split}\nimages', justify='right')
-  labels = surveys[0].labels
   for k, name in enumerate([*labels.classes, 'ignored']):
-    if any(images[k] for _, images in counts):
-      cells = []
-      for s, (pixels, images) in zip(surveys, counts, strict=True):
-        of = (pixels, pixels.sum()), (images, len(s.index_masks))
-        cells += [percent(x[k] / whole if whole else None) for x, whole in of]
+    if any(share[k] for share in shares):
       # Of the ignored values, `notes` lists those that occur.
       is_class = k < len(labels.classes)
       values = np.flatnonzero(labels.to_train_id == k) if is_class else ()
-      table.add_row(listed(values, 3), name, *cells)
+      table.add_row(listed(values, 3), name, *(percent(x[k]) for x in shares))
   return table
 
 
@@ -186,17 +184,14 @@ def _faults(s: Survey, found: Sequence[Diagnosis]) -> dict[int, list[str]]:
 
 
 def _chosen(s: Survey, faults: dict[int, list[str]]) -> list[Observation]:
-  chosen, rules = {}, set()
   # One sample for each rule that is broken, as long as there is room. The rest
   # is spread evenly, because no rule can tell whether sky is called sky.
-  for o in s.readable:
-    if set(faults.get(o.index, ())) - rules and len(chosen) < _PICTURES:
-      rules |= set(faults[o.index])
-      chosen[o.index] = o
-  others = [o for o in s.readable if o.index not in chosen]
-  for place in drawing.spread(len(others), _PICTURES - len(chosen)):
-    chosen[others[place].index] = others[place]
-  return [chosen[index] for index in sorted(chosen)]  # In the split's order.
+  first = {rule: i for i in sorted(faults, reverse=True) for rule in faults[i]}
+  chosen = {*sorted({*first.values()})[:_PICTURES]}
+  others = [o.index for o in s.readable if o.index not in chosen]
+  places = drawing.spread(len(others), _PICTURES - len(chosen))
+  chosen.update(others[place] for place in places)
+  return [o for o in s.readable if o.index in chosen]
 
 
 def _panel(

@@ -119,42 +119,38 @@ def _is_ade20k(s: Survey) -> bool:
 
 def maybe_off_by_one(s: Survey) -> Finding | None:
   """all values except the last or the first occur: perhaps off by one"""
-  classes, first = len(s.labels.classes), _counts_from(s)
+  classes, first, values = len(s.labels.classes), _counts_from(s), {*s.values}
+  last, missing = classes - 1, s.labels.classes[-1]
   # If one of these is missing, the first or last may be for the same reason.
-  inner = np.arange(1, classes - 1)
-  if classes < 3 or not np.isin(inner, s.values).all():
+  if classes < 3 or not values.issuperset(range(1, last)):
     return None
   remedy = (
     'give the right values in the classes file ("0: name"; docs/own-data.md).'
   )
-  if (
-    first == 0
-    and s.values.tolist() == list(range(classes - 1))
-    and 2 * len(bad := s.having(np.array([IGNORE]))) > len(s.index_masks)
-  ):
+  ignored = s.having(np.array([IGNORE]))
+  most = 2 * len(ignored) > len(s.index_masks)
+  if first == 0 and values == {*range(last)} and most:
     what = (
-      f'all values from 0 to {classes - 2} occur and {classes - 1} does not, '
-      f'and {len(bad)} have {IGNORE}, as if 1 had been subtracted from correct '
-      f'masks, which turns 0 into {IGNORE}.'
+      f'from 0 to {last - 1} occur and {last} does not, and {len(ignored)} '
+      f'have {IGNORE}, as if 1 had been subtracted from correct masks, which '
+      f'turns 0 into {IGNORE}.'
     )
     remedy = f'add 1 to the masks, as uint8: {IGNORE} becomes 0.'
-  elif classes - 1 not in s.values:
-    return None
-  elif first == 1 and 0 in s.values and classes not in s.values:
+  elif first == 1 and {0, last} <= values and classes not in values:
     what = (
-      f'all values from 0 to {classes - 1} occur and {classes} does not, as '
-      f'if masks counted from 0; {s.data} counts from 1 and ignores 0.'
+      f'from 0 to {last} occur and {classes} does not, as if masks counted '
+      f'from 0; {s.data} counts from 1 and ignores 0.'
     )
-  elif first == 0 and 0 not in s.values:
+  elif first == 0 and last in values and 0 not in values:
+    missing = s.labels.classes[0]
     what = (
-      f'all values from 1 to {classes - 1} occur and 0 does not, as if masks '
-      f'counted from 1; {s.data} counts from 0.'
+      f'from 1 to {last} occur and 0 does not, as if masks counted from 1; '
+      f'{s.data} counts from 0.'
     )
   else:
     return None
-  missing = s.labels.classes[0 if first == 0 and 0 not in s.values else -1]
   return Finding(
-    f'In {plural(len(s.index_masks), "mask")} {what}',
+    f'In {plural(len(s.index_masks), "mask")} all values {what}',
     (),
     'Look at the names in the contact sheet (--out DIR draws it). If they are '
     f'right, {missing!r} simply does not occur; if all are one class off, '
