@@ -77,21 +77,13 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
   try:
     # As `read_picture`. Pillow decodes here, not when it opens a file.
     image = ImageOps.exif_transpose(image)
-    if image.mode == 'F':
-      raise UserError(
-        'the image has floats (mode F); convert it to 8 bits first. Only you '
-        'know its range: image.convert("L") clips at 0 and 255.'
-      )
     # 16 bits are I;16 or, in older versions, I; `convert` would clip at 255.
-    if image.mode.startswith('I'):
-      grey = np.asarray(image)
-      if grey.min() < 0 or grey.max() > 65535:
-        raise UserError(
-          f'the image has values from {grey.min()} to {grey.max()}; images '
-          'of more than 8 bits must have values from 0 to 65535.'
-        )
-      return _from_array((grey >> 8).astype(np.uint8))
-    return np.array(image.convert('RGB'))
+    if image.mode[0] not in 'FI':
+      return np.array(image.convert('RGB'))
+    grey = np.asarray(image)
+    if image.mode != 'F' and 0 <= grey.min() <= grey.max() < 2**16:
+      grey = (grey >> 8).astype(np.uint8)
+    return _from_array(grey)
   except BROKEN as error:
     name = getattr(image, 'filename', '') or 'the image'
     raise UnreadableSample(

@@ -53,25 +53,24 @@ CROP_EDGE = 224  # All others'.
 OF_GLUON = ('resnest14', 'resnest26')
 
 
+@dataclasses.dataclass(eq=False)
 class _Pictures:
   """A split that keeps the reasons why pictures cannot be read."""
 
-  def __init__(
-    self,
-    sources: Sequence[Any],
-    read: Callable[[Any], dict],
-    bands: Sequence[str],
-  ):
-    self.sources, self._read, self.bands = sources, read, bands
-    # (index, why it cannot be read), appended by the threads.
-    self.unreadable: collections.deque = collections.deque()
+  sources: Sequence[Any]
+  read: Callable[[Any], dict]
+  bands: Sequence[str]
+  # (index, why it cannot be read), appended by the threads.
+  unreadable: collections.deque = dataclasses.field(
+    default_factory=collections.deque
+  )
 
   def __len__(self) -> int:
     return len(self.sources)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     try:
-      return self._read(self.sources[index])
+      return self.read(self.sources[index])
     except UserError as error:
       self.unreadable.append((index, error))
       raise UnreadableSample(str(error)) from error
@@ -188,19 +187,13 @@ class Predictor:
     """
     if not len(images):
       return
-    rule = self.protocol.rule
-    how = self.protocol.normalization.bands
-    pictures = _Pictures(images, lambda x: self._sample(self._read(x)), how)
+    rule, bands = self.protocol.rule, self.protocol.normalization.bands
+    pictures = _Pictures(images, lambda x: self._sample(self._read(x)), bands)
+    data = {'image_scale': self.protocol.image_scale, 'num_threads': 0}
+    data |= {'augmentation': 'imagenet' if rule else 'mmseg'}
     # The pipeline of evaluation: the same pixels and padding as in eval.py.
     batches = make_eval_iterator(
-      ConfigDict(
-        {
-          'image_scale': self.protocol.image_scale,
-          'num_threads': 0,
-          'augmentation': 'imagenet' if rule else 'mmseg',
-          'center_crop': rule,
-        }
-      ),
+      ConfigDict(data | {'center_crop': rule}),
       pictures,
       batch_size=self._rows(1 if probabilities is True else len(images)),
       bucket=self.protocol.bucket,
@@ -388,21 +381,16 @@ def from_checkpoint(
     how = class_labels(weights), center_crop_of(weights, **given)
     return ClassPredictor(model, variables, *how, **options)
   number = config['num_classes']
+  labels = label_set(number, weights.classes, weights.palette)
   chosen = choose_protocol(
     protocol,
     image_scale=weights.image_scale or IMAGE_SCALES.get(number, (2048, 512)),
     crop=weights.crop_size or CROP_SIZES.get(number, (512, 512)),
     given=given,
   )
-  return Predictor(
-    model,
-    variables,
-    label_set(number, weights.classes, weights.palette),
-    dataclasses.replace(
-      chosen, bucket=bucket, normalization=weights.normalized()
-    ),
-    **options,
-  )
+  how = {'bucket': bucket, 'normalization': weights.normalized()}
+  chosen = dataclasses.replace(chosen, **how)
+  return Predictor(model, variables, labels, chosen, **options)
 
 
 @contextlib.contextmanager

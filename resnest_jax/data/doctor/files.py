@@ -1,7 +1,5 @@
 """Rules about the files themselves: readable, of the right kind and size."""
 
-import numpy as np
-
 from resnest_jax.data.doctor.observe import Observation, Survey, names
 from resnest_jax.data.headers import BANDS, left_out, to_8_bits
 from resnest_jax.data.images import is_turned
@@ -37,10 +35,9 @@ def damaged_jpeg(s: Survey) -> Finding | None:
   """JPEGs that the decoder complains about: perhaps damaged inside"""
   if not (bad := [o for o in s.readable if o.damage]):
     return None
-  first = (*bad[0].files, bad[0].name)[0]
   return Finding(
     f'The JPEGs of {len(bad)} of {len(s.readable)} samples can be decoded, but '
-    f'the decoder complains; {first}: "{bad[0].damage}".',
+    f'the decoder complains; {bad[0].name}: "{bad[0].damage}".',
     names(bad),
     'Look at them (--out DIR draws the first, in doctor.png). If a part is '
     'grey, shifted or discoloured, copy or download the file again, or remove '
@@ -91,24 +88,21 @@ def mask_depth(s: Survey) -> Finding | None:
   ]
   if not bad:
     return None
-  # Masks of floats have no values here; see `observe._values`.
-  values = np.concatenate([o.values for o in bad])
-  low, high = (values.min(), values.max()) if values.size else (0, 0)
-  has = f' with values from {low} to {high}' if values.size else ''
   kinds = sorted({o.kind or o.mask_type for o in bad})
   remedy = f"{REWRITE}cv2.imwrite(new, mask.astype('uint8')). "
   if s.conversion:
     remedy = s.conversion.of_numbers()
   if s.conversion and s.unknown_values.size:  # Which palette2id refuses.
     remedy = f'Name their values in {s.classes_file} first. {remedy}'
-  if high > IGNORE:
+  # Masks of floats have no values here; see `observe._values`.
+  if max(o.values.max(initial=0) for o in bad) > IGNORE:
     remedy = (
       'Map values above 255 to classes first: masks that contain them are '
       f'usually instance masks or belong to another release. {remedy}'
     )
   return Finding(
-    f'{share_of(bad, s.readable, "mask", "are")} {listed(kinds)}{has}; masks '
-    'have 8 bits.',
+    f'{share_of(bad, s.readable, "mask", "are")} {listed(kinds)}; masks have 8 '
+    'bits.',
     names(bad),
     remedy.rstrip(),
   )
@@ -125,7 +119,7 @@ def size_mismatch(s: Survey) -> Finding | None:
     f'image; {bad[0].name}: image {size[1]} x {size[0]}, mask '
     f'{mask_size[1]} x {mask_size[0]} (width x height).',
     names(bad),
-    f'{_exchanged(swapped) if swapped else ""}Give each mask the size of its '
+    f'{_exchanged(swapped)}Give each mask the size of its '
     'image. If one of the two was resized, resize the mask with '
     'interpolation=cv2.INTER_NEAREST and no other. If they belong to different '
     'pictures, pair them anew.',
@@ -134,23 +128,18 @@ def size_mismatch(s: Survey) -> Finding | None:
 
 def _exchanged(swapped: list[Observation]) -> str:
   """Explains exchanged heights and widths, by EXIF data where it exists."""
-  paths = [o.files[0] for o in swapped if o.files]
-  turned = sum(map(is_turned, paths))
-  upright = len(paths) - turned
-  words = f'In {len(swapped)} of them height and width are exchanged. '
-  # Prepared data has no EXIF data left: both causes are named as possible.
-  if turned or not paths:
-    words += (
-      f'{f"In {turned}" if turned else "Perhaps"} the camera noted a rotation '
-      'in the EXIF data, which applies to images, and the mask was drawn '
-      'without it. Write the images upright into a new folder, for example '
-      'with ImageMagick: mogrify -path NEW_FOLDER -auto-orient FILES, and '
-      'rotate masks that then do not fit. '
-    )
-  if upright or not paths:
-    number = f'In {upright}' if upright else 'Or'
-    words += f'{number} the mask is transposed: mask.T undoes that. '
-  return words
+  if not swapped:
+    return ''
+  # Prepared data has none left.
+  turned = sum(is_turned(o.files[0]) for o in swapped if o.files)
+  return (
+    f'In {len(swapped)} of them height and width are exchanged. In {turned} '
+    'the EXIF data notes a rotation, which applies to images, and the mask '
+    'was drawn without it: write the images upright into a new folder, for '
+    'example with ImageMagick: mogrify -path NEW_FOLDER -auto-orient FILES, '
+    'and rotate masks that then do not fit. In the others the mask is '
+    'transposed (or the note was lost): mask.T undoes that. '
+  )
 
 
 def colour_masks(s: Survey) -> Finding | None:

@@ -61,9 +61,8 @@ def notes(s: Survey) -> list[str]:
   classes, absent = len(s.labels.classes), np.count_nonzero(images[:-1] == 0)
   lines = []
   if absent and s.index_masks:
-    these = 'these' if len(s.readable) > 1 else 'this'
     lines.append(
-      f'{share(absent, classes, "class", "do")} not occur in {these} '
+      f'{share(absent, classes, "class", "do")} not occur in '
       f'{plural(len(s.readable), "sample")} of {s.split}'
     )
   if pixels[-1]:

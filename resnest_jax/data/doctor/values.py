@@ -13,8 +13,6 @@ from resnest_jax.text import listed, plural, share_of
 _INSTANCE_CLASSES = 100  # Of ADE20K's instance masks, which hold things alone.
 _MOST_PROPOSED = 50  # Values that are proposed as classes.
 _LABEL_IDS = 33  # The highest of Cityscapes.
-# More unknown pixels than this share are too many to write 255 over them.
-_MANY_UNKNOWN = 0.05
 # Of unknown pixels that lie in strips, where masks were smoothed.
 _SMOOTHED = 0.5
 _FEWEST_STRIPS = 100
@@ -90,16 +88,10 @@ def _count_from_1(s: Survey) -> str:
   without = f'is no class, replace the lines by:\n  ignore: 0\n{named}'
   if 'background' in s.labels.classes:
     return f'In {s.classes_file}, if 0 {without}'
-  ways = [
-    'is the background, add a line for it in front, so that the lines are:\n'
-    f'  0: background\n{named}',
-    without,
-  ]
-  # Not if 0 has less than its even share of the pixels.
-  share = s.histogram.get(0, 0) / sum(s.histogram.values())
-  if share * (len(s.labels.classes) + 1) < 1:
-    ways.reverse()
-  return f'In {s.classes_file}, if 0 {ways[0]}\nIf 0 {ways[1]}'
+  return (
+    f'In {s.classes_file}, if 0 is the background, add a line for it in front, '
+    f'so that the lines are:\n  0: background\n{named}\nIf 0 {without}'
+  )
 
 
 def _lines(facts: Iterable[tuple[object, object]]) -> str:
@@ -165,7 +157,6 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
   classes = len(s.labels.classes)
   bad = [o for o in s.readable if len(o.colours)]
   colours = [o.colours for o in bad]
-  most = (s.values > 0).sum() > 0.8 * _INSTANCE_CLASSES
   if beyond := s.having(s.unknown_values):
     bad = beyond
     what = (
@@ -186,14 +177,6 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
     what = (
       'the colours of the full release (*_seg.png), which encodes thousands of '
       'classes'
-    )
-  # Instance masks of one channel. The upper 50 classes are absent from a few
-  # samples by chance, but not from 500 that show most of the lower ones.
-  elif len(s.index_masks) >= 500 and most and s.values.max() <= 100:
-    bad = s.index_masks
-    what = (
-      f'no value above {_INSTANCE_CLASSES}, like the instance masks, which '
-      'hold only things'
     )
   else:
     return None
@@ -340,19 +323,13 @@ def unknown_values(s: Survey) -> Finding | None:
   line, none = f'"{first}: name"', f'ignore: {first}'
   if s.conversion:
     line, none = s.conversion.naming(first), s.conversion.ignoring(first)
-  ignored, write = '', 'N'
-  # Where 255 is a class, no value means "no class" by itself.
-  if s.ignores_255:
-    ignored = f', and {IGNORE} for pixels to ignore'
-    if share <= _MANY_UNKNOWN:
-      write = f'Write {IGNORE} where there is no class, or n'
+  ignored = f', and {IGNORE} for pixels to ignore' if s.ignores_255 else ''
   return Finding(
     f'{share_of(bad, s.index_masks, "mask", "have")} values that no class has: '
     f'{listed(s.unknown_values)}, on {share:.2%} of the pixels. {s.data} has '
     f'values up to {largest}{ignored}.',
     names(bad),
-    f'{write}ame the values in '
-    f'{s.classes_file or "the classes file of your own data"} '
+    f'Name them in {s.classes_file or "the classes file of your own data"} '
     f'({line}, or "{none}"; docs/own-data.md). Values at borders of objects '
     'alone come from JPEG or from interpolation; use the originals, or resize '
     f'them with cv2.INTER_NEAREST.{_proposal(s)}',
