@@ -138,8 +138,7 @@ def measure(split: Any, num_threads: int = 0) -> Normalization:
     said = listed(f'{x} ({place})' for x, place in sorted(first.items()))
     raise UserError(
       f'the images of the split {split.split} are not of one type: '
-      f'{said or "none can be read"}. Write all in the same way; python -m '
-      'resnest_jax.data.doctor says more.'
+      f'{said or "none can be read"}. Write all in the same way.'
     )
   *_, numbers, means, variances = zip(*found, strict=True)
   mean = np.average(means, 0, numbers)

@@ -104,12 +104,9 @@ class Predictor:
     max_pixels: int = MAX_PIXELS,
     about: Mapping[str, Any] | None = None,
   ):
-    """Places the variables on the devices; nothing is compiled yet.
+    """Places `params` and `batch_stats` on the devices; compiles nothing yet.
 
     Args:
-      model: a `Segmentor`.
-      variables: its `params` and `batch_stats`.
-      labels: its classes.
       protocol: None: the whole picture, fitted into 2048 x 512 pixels.
       batch_size: rounded up to a multiple of the devices; None: one on each
         CPU device, four on each accelerator.
@@ -359,10 +356,9 @@ def from_checkpoint(
     slide_stride: pixels between windows; None: two thirds of a window.
     scales: of ms_flip and encoding; None: 0.5 to 1.75 in steps of 0.25.
     flip: of both: whether to add mirrors; None: yes.
-    batch_size: see `Predictor`.
+    batch_size, max_pixels: see `Predictor`.
     bucket: padded heights and widths are multiples of it: a larger one compiles
       fewer shapes and computes more.
-    max_pixels: see `Predictor`.
 
   Raises:
     UserError: the source is missing, damaged or a backbone alone, or a

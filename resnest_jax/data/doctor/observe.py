@@ -60,11 +60,7 @@ class Observation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
-  """Facts about a split.
-
-  `known`, bool as long as `labels.to_train_id`, are the mask values that are a
-  class or deliberately ignored.
-  """
+  """Facts about a split."""
 
   data: str  # Name of the data set.
   split: str
@@ -73,7 +69,7 @@ class Survey:
   seen: tuple[Observation, ...]  # Those that were examined, in order.
   for_training: bool
   num_outputs: int  # The network's classes; 0 if it adapts to the data.
-  known: np.ndarray
+  known: np.ndarray  # bool, as `known_values`: which values masks may have.
   conversion: Conversion | None = None  # For a user's own data.
   bands: tuple[str, ...] = ()  # Of its images; (): RGB.
 
@@ -290,11 +286,9 @@ def _ramps(
     row, column = np.nonzero(begins)
     value = lines[row, column].astype(int)
     before, here, after = value[:-2], value[1:-1], value[2:]
-    length = np.where(row[1:-1] == row[2:], column[2:] - column[1:-1], 255)
+    length = column[2:] - column[1:-1]
     inside = (row[:-2] == row[2:]) & (length <= _RAMP)
-    ramp = inside & (
-      ((before < here) & (here < after)) | ((before > here) & (here > after))
-    )
+    ramp = inside & ((before < here) == (here < after))
     for offset in range(_RAMP):
       wide = ramp & (offset < length)
       marks[row[1:-1][wide], column[1:-1][wide] + offset] = True

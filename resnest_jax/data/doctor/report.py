@@ -94,10 +94,7 @@ def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
 
 
 def claim(folder: Path) -> None:
-  """Raises `UserError`, before the work, if the report cannot be written.
-
-  The folder is not writable, or has a doctor.json or doctor.png of others.
-  """
+  """Raises `UserError` if it is not writable, or has a report of others."""
   # The JSON vouches for the picture: a lone doctor.png is refused.
   report, picture = folder / 'doctor.json', folder / 'doctor.png'
   files.check_writable(folder, 'give another folder')
@@ -151,10 +148,9 @@ def draw(
   surveys: Sequence[Survey],
   found: Sequence[Diagnosis],
 ) -> None:
-  """Writes `doctor.png`: samples with their masks over them.
+  """Writes `doctor.png`: masks over images, with findings first and marked.
 
-  Samples with findings are preferred and marked. There is no picture if no
-  sample can be read. `folder` exists already, `splits` are those of `surveys`.
+  There is no picture if no sample can be read. `splits` are of the `surveys`.
   """
   panels = []
   for split, s in zip(splits, surveys, strict=True):

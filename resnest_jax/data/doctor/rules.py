@@ -19,15 +19,11 @@ ERROR, WARNING = 'error', 'warning'
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """A kind of fault.
-
-  If one of the checks in `unless`, which explain the same fault better, has a
-  finding in the split, this rule is skipped.
-  """
+  """A kind of fault."""
 
   check: Check
   severity: str  # `ERROR` stops a training.
-  unless: tuple[Check, ...] = ()
+  unless: tuple[Check, ...] = ()  # Explain more: skipped if one finds a fault.
   compares: bool = False  # Takes two surveys, of training and of another split.
 
   @property
