@@ -300,7 +300,7 @@ VARIANTS = [
   # Perhaps masks that count from 1, in which the last class is missing.
   ('10', both(replaced({0: 255})), 'maybe_off_by_one', ''),
   ('10', both(replaced({9: 0, 255: 0})), 'absent_classes', '1 of 10 class'),
-  ('10', copied('image'), 'duplicates', '1 of them differ'),
+  ('10', copied('image'), 'duplicates', 'masks of 1 differ'),
   ('ade20k', FULL_RELEASE, 'wrong_ade20k_release', '_seg.png'),
   ('ade20k', INSTANCES, 'wrong_ade20k_release', 'instance masks'),
   ('ade20k', first(np.flipud), 'misaligned_masks', 'upside down'),

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resnest_jax.bands import shown
+from resnest_jax.bands import COLOURS, shown
 from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
 from resnest_jax.data.own.masks import Conversion, Stored, colours_of
 from resnest_jax.errors import UserError
@@ -249,7 +249,7 @@ def observe(split: Any, index: int) -> Observation:
     channels=sample.get('channels', 0),
     white=image.max().item(),
     **_ramps(mask, values, split.labels.to_train_id[IGNORE] == IGNORE),
-    edges=_edges(shown(image, getattr(split, 'bands', ())), mask),
+    edges=_edges(shown(image, getattr(split, 'bands', ()) or COLOURS), mask),
   )
 
 
@@ -308,8 +308,7 @@ def _ramps(
 def _edges(
   image: np.ndarray, mask: np.ndarray
 ) -> tuple[float, float, float] | None:
-  fit = image.shape[:2] == mask.shape and image.dtype == np.uint8
-  if not fit or mask.dtype not in (np.uint8, np.uint16):
+  if image.shape[:2] != mask.shape or mask.dtype not in (np.uint8, np.uint16):
     return None
   scale = min(_SMALL / max(mask.shape), 1)
   size = [max(round(length * scale), 1) for length in mask.shape[::-1]]

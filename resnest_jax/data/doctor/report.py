@@ -15,7 +15,6 @@ from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
 from resnest_jax.data.doctor.observe import Observation, Survey
 from resnest_jax.data.doctor.rules import ERROR, WARNING, Diagnosis
 from resnest_jax.errors import UserError
-from resnest_jax.labels import IGNORE
 from resnest_jax.text import listed, percent, plural, share
 from resnest_jax.untrusted import parse_json
 
@@ -86,9 +85,8 @@ def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
     table.add_column(f'{s.split}\nimages', justify='right')
   for k, name in enumerate([*labels.classes, 'ignored']):
     if any(share[k] for share in shares):
-      # Of the ignored values, `notes` lists those that occur.
-      is_class = k < len(labels.classes)
-      values = np.flatnonzero(labels.to_train_id == k) if is_class else ()
+      # None of "ignored": `notes` lists those that occur.
+      values = np.flatnonzero(labels.to_train_id == k)
       table.add_row(listed(values, 3), name, *(percent(x[k]) for x in shares))
   return table
 
@@ -194,13 +192,11 @@ def _panel(
 ) -> np.ndarray:
   """Draws one sample; a mask that is no index mask is shown as a picture."""
   image = shown(image, s.bands or COLOURS)
-  fit = mask.dtype.kind == 'u' and mask.shape == image.shape[:2]
-  if fit and mask.max() < len(s.labels.to_train_id):
-    label = s.labels.to_train_id[mask]
-  elif o.values.size and 0 <= o.values.min() <= o.values.max() <= IGNORE:
-    # Of another size or depth than the image: shown next to it.
-    label = s.labels.to_train_id[mask.astype(np.uint8)]
-    label = drawing.colour(label, s.labels.palette)
+  beyond = len(s.labels.to_train_id)
+  if o.values.size and 0 <= o.values[0] <= o.values[-1] < beyond:
+    label = s.labels.to_train_id[mask.astype(int)]
+    if label.shape != image.shape[:2]:  # Shown next to it.
+      label = drawing.colour(label, s.labels.palette)
   elif mask.ndim == 3 and mask.shape[2] >= 3:
     label = shown(mask[..., 2::-1], COLOURS)  # OpenCV's BGR, or BGRA.
   else:

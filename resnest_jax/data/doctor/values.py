@@ -116,9 +116,7 @@ def maybe_off_by_one(s: Survey) -> Finding | None:
   # If one of these is missing, the first or last may be for the same reason.
   if classes < 3 or not values.issuperset(range(1, last)):
     return None
-  remedy = (
-    'give the right values in the classes file ("0: name"; docs/own-data.md).'
-  )
+  remedy = 'give the right values in the classes file (docs/own-data.md).'
   ignored = s.having(np.array([IGNORE]))
   most = 2 * len(ignored) > len(s.index_masks)
   if first == 0 and values == {*range(last)} and most:
