@@ -9,7 +9,6 @@ from resnest_jax import drawing
 from resnest_jax.data.mini.scene import draw_scene
 from resnest_jax.data.preprocess import IMAGENET, MEAN, STD, Normalization
 from resnest_jax.data.rasters import as_image
-from resnest_jax.data.resize import resize_image
 from resnest_jax.errors import UserError
 from resnest_jax.prediction.sources import find_sources
 
@@ -51,8 +50,3 @@ def _drawn(index: int, how: Normalization) -> np.ndarray:
   if how.dtype != 'float32':
     levels = levels.clip(0, np.iinfo(how.dtype).max)
   return levels.astype(how.dtype)
-
-
-def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Stretches a picture to `size`, its height and width in pixels."""
-  return image if image.shape[:2] == size else resize_image(image, size)

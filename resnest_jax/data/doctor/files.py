@@ -131,7 +131,7 @@ def _exchanged(swapped: list[Observation]) -> str:
   if not swapped:
     return ''
   # Prepared data has none left.
-  turned = sum(is_turned(o.files[0]) for o in swapped if o.files)
+  turned = sum(is_turned(o.file) for o in swapped if o.file)
   return (
     f'In {len(swapped)} of them height and width are exchanged. In {turned} '
     'the EXIF data notes a rotation, which applies to images, and the mask '

@@ -32,7 +32,7 @@ class Observation:
   index: int
   name: str  # The sample's, or the reason in one line if it is unreadable.
   error: str = ''  # Why it cannot be read; nothing else is known then.
-  files: tuple[str, ...] = ()  # Image and mask, if the data is in files.
+  file: str = ''  # The image's, if the data is in files.
   damage: str = ''  # The decoder's complaint.
   image_size: tuple[int, int] = (0, 0)  # Height and width.
   image_type: str = ''  # NumPy's name of the pixels' type.
@@ -103,7 +103,7 @@ class Survey:
   @functools.cached_property
   def histogram(self) -> dict[int, int]:
     """Value -> pixels, over all index masks; ascending."""
-    return self._summed('counts')
+    return self.summed('counts')
 
   @functools.cached_property
   def ignored(self) -> dict[int, int]:
@@ -127,17 +127,8 @@ class Survey:
     """The values that are not known, ascending; 255 is always known."""
     return self.values[~_look_up(self.known, self.values, False)]
 
-  @functools.cached_property
-  def between(self) -> dict[int, int]:
-    """Value -> pixels between a lower and a higher value."""
-    return self._summed('between')
-
-  @functools.cached_property
-  def ramps(self) -> dict[int, int]:
-    """Value -> strips between a lower and a higher value."""
-    return self._summed('ramps')
-
-  def _summed(self, fact: str) -> dict[int, int]:
+  def summed(self, fact: str) -> dict[int, int]:
+    """Value -> the sum of `counts`, `between` or `ramps`; ascending."""
     sums = collections.Counter()
     for o in self.index_masks:
       numbers = getattr(o, fact).tolist()
@@ -233,7 +224,7 @@ def observe(split: Any, index: int) -> Observation:
   return Observation(
     index=index,
     name=sample['name'],
-    files=(pairs[index].image, pairs[index].mask) if pairs else (),
+    file=pairs[index].image if pairs else '',
     image_size=image.shape[:2],
     image_type=str(image.dtype),
     image_hash=_hash(image),

@@ -356,7 +356,8 @@ def smoothed_masks(s: Survey) -> Finding | None:
   the classes
   """
   pixels = sum(s.histogram[value] for value in s.unknown_values.tolist())
-  between = sum(s.between[value] for value in s.unknown_values.tolist())
+  thin = s.summed('between')
+  between = sum(thin[value] for value in s.unknown_values.tolist())
   # A single value is rather a class that the file lacks.
   if s.unknown_values.size < 3 or between < _SMOOTHED * pixels:
     return None
@@ -384,11 +385,12 @@ def smoothed_masks(s: Survey) -> Finding | None:
 
 def maybe_smoothed(s: Survey) -> Finding | None:
   """borders that pass through the numbers in between, as after smoothing"""
+  between = s.summed('between')
   strips = {
     value: number
-    for value, number in s.ramps.items()
+    for value, number in s.summed('ramps').items()
     # A class that lies nowhere else is one of borders.
-    if s.between[value] < _OF_BORDERS * s.histogram[value]
+    if between[value] < _OF_BORDERS * s.histogram[value]
   }
   ramps = sum(strips.values())
   jumps = sum(o.jumps for o in s.index_masks)
