@@ -305,7 +305,7 @@ VARIANTS = [
   ('ade20k', INSTANCES, 'wrong_ade20k_release', 'instance masks'),
   ('ade20k', first(np.flipud), 'misaligned_masks', 'upside down'),
   ('ade20k', of_the_next, 'misaligned_masks', ''),
-  ('10', first(lambda m: m.T, 5), 'size_mismatch', r'In 0 .*mask\.T'),
+  ('10', first(lambda m: m.T, 5), 'size_mismatch', r'0 of 1 image .*mask\.T'),
   # Label ids without a class are known.
   ('cityscapes', first(replaced({7: 29}), 2), None, ''),
   ('cityscapes', first(replaced({7: 34}), 2), 'unknown_values', '34'),

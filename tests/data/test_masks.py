@@ -105,7 +105,7 @@ def test_masks_of_other_sizes_may_be_turned(garden):
   Image.open(path).save(path, exif=exif_of(6))
   found.append(garden.found()['size_mismatch'])
   assert [x.samples for x in found] == [('2',), ('2',)]
-  turned = [re.search(r'In (\d) the EXIF data', x.remedy)[1] for x in found]
+  turned = [re.search(r'(\d) of 1 image ha', x.remedy)[1] for x in found]
   assert turned == ['0', '1']
 
 

@@ -6,7 +6,7 @@ from resnest_jax.data.images import is_turned
 from resnest_jax.data.own.masks import INDEX_MASKS
 from resnest_jax.findings import Finding
 from resnest_jax.labels import IGNORE
-from resnest_jax.text import listed, plural, share_of
+from resnest_jax.text import listed, plural, share, share_of
 
 REWRITE = (
   'For each of them, into a new folder: mask = cv2.imread(old, '
@@ -133,12 +133,12 @@ def _exchanged(swapped: list[Observation]) -> str:
   # Prepared data has none left.
   turned = sum(is_turned(o.file) for o in swapped if o.file)
   return (
-    f'In {len(swapped)} of them height and width are exchanged. In {turned} '
-    'the EXIF data notes a rotation, which applies to images, and the mask '
-    'was drawn without it: write the images upright into a new folder, for '
-    'example with ImageMagick: mogrify -path NEW_FOLDER -auto-orient FILES, '
-    'and rotate masks that then do not fit. In the others the mask is '
-    'transposed (or the note was lost): mask.T undoes that. '
+    f'In {len(swapped)} of them height and width are exchanged. '
+    f'{share(turned, len(swapped), "image", "have")} a rotation in the EXIF '
+    'data, which applies to images, and the mask was drawn without it: write '
+    'the images upright into a new folder, for example with ImageMagick: '
+    'mogrify -path NEW_FOLDER -auto-orient FILES, and rotate masks that then '
+    'do not fit. Otherwise the mask is transposed: mask.T undoes that. '
   )
 
 
