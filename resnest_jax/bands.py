@@ -10,7 +10,6 @@ import numpy as np
 COLOURS = ('red', 'green', 'blue')
 MOST = 16
 ARRAY = '.npy'  # The ending of images that are arrays of bands.
-_SHOWN = (2, 98)  # Percentiles that become black and white.
 
 
 def has_colours(bands: Sequence[str]) -> bool:
@@ -27,7 +26,8 @@ def network_order(bands: Sequence[str]) -> list[int]:
 def shown(image: np.ndarray, bands: Sequence[str]) -> np.ndarray:
   """Red, green and blue, or the first three bands, as uint8 (H, W, 3).
 
-  Other depths than 8 bits are stretched, each band by its own percentiles.
+  Other depths than 8 bits are stretched: of each band 2 % become black and 2 %
+  white.
   """
   if not bands:
     return image
@@ -36,6 +36,6 @@ def shown(image: np.ndarray, bands: Sequence[str]) -> np.ndarray:
   if picture.dtype == np.uint8:
     return np.ascontiguousarray(picture)
   step = max(max(picture.shape[:2]) // 512, 1)
-  low, high = np.percentile(picture[::step, ::step], _SHOWN, axis=(0, 1))
+  low, high = np.percentile(picture[::step, ::step], (2, 98), axis=(0, 1))
   levels = (picture - low) / np.maximum(high - low, 1e-30)
   return (255 * np.clip(levels, 0, 1)).astype(np.uint8)

@@ -76,8 +76,10 @@ class CheckedSplit:
       raise RuntimeError(
         f'reading sample {index} failed: {type(error).__name__}: {error}'
       ) from error
-    checked = (sample[key] for key in ('image', 'label', 'name'))
-    transforms.check_sizes(*checked, rgb=not getattr(self.split, 'bands', ()))
+    checked = [sample[key] for key in ('image', 'label', 'name')]
+    if bands := getattr(self.split, 'bands', ()):
+      checked.append((checked[0].dtype, len(bands)))
+    transforms.check_sizes(*checked)
     return sample
 
   def longest_read(self) -> str:

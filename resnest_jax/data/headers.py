@@ -9,6 +9,11 @@ _PNG = {'grey': 1, 'RGB': 3, 'palette': 3, 'grey-alpha': 2, 'RGBA': 4}
 _BITS, _PHOTOMETRIC, _SAMPLES, _FORMAT = 258, 262, 277, 339
 _CMYK, _FLOATS = 5, 3
 
+BANDS = (
+  'Or name all bands, to train on all their bits: '
+  '--config.data.bands=red,green,blue,nir (docs/bands.md).'
+)
+
 
 def picture_format(encoded: bytes) -> str:
   """'PNG', 'JPEG', 'TIFF', ...; '' if it is none that Pillow knows."""

@@ -68,14 +68,15 @@ class MoreAugmentation:
     return sample
 
   def _transformed(self, sample: Sample, seed: int) -> Sample:
-    label, name = sample['label'], sample['name']
+    image, label, name = (sample[key] for key in ('image', 'label', 'name'))
     mask = {} if isinstance(label, int) else {'mask': label}
     with self._explained(f'sample {name!r}'):
       # A new one each time: it keeps its random numbers in itself.
       transform = self._make()
       transform.set_random_seed(seed)
-      found = {'mask': label} | transform(image=sample['image'], **mask)
-      check_sizes(found['image'], found['mask'], name)
+      found = {'mask': label} | transform(image=image, **mask)
+      kind = image.dtype, image.shape[2]
+      check_sizes(found['image'], found['mask'], name, kind)
     return {'image': found['image'], 'label': found['mask']}
 
   @contextlib.contextmanager
@@ -88,7 +89,7 @@ class MoreAugmentation:
         f'config.data.transform={self._data.transform}, {where}: '
         f'{type(error).__name__}: {error}\nIt has to be FILE.py:FUNCTION; the '
         'function takes nothing and returns a transform of Albumentations '
-        '(with set_random_seed) that gives uint8.'
+        '(with set_random_seed) that keeps the type.'
       ) from error
 
 
@@ -107,14 +108,15 @@ def move(
   size = array.shape[1::-1]
   middle = (size[0] - 1) / 2, (size[1] - 1) / 2
   matrix = cv2.getRotationMatrix2D(middle, angle, 1.0)
-  return cv2.warpAffine(array, matrix, size, flags=way, borderValue=fill)
+  turned = cv2.warpAffine(array, matrix, size, flags=way, borderValue=fill)
+  return turned.reshape(array.shape)  # OpenCV drops the axis of one channel.
 
 
 def blur(sample: Sample, sigma: float) -> None:
   """Blurs the part of an augmented picture that is no padding."""
   sample['image'] = sample['image'].copy()
   seen = sample['image'][*map(slice, sample['size'])]
-  seen[...] = cv2.GaussianBlur(seen, (0, 0), sigma)
+  seen[...] = cv2.GaussianBlur(seen, (0, 0), sigma).reshape(seen.shape)
 
 
 def erase(

@@ -77,21 +77,13 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
   try:
     # As `read_picture`. Pillow decodes here, not when it opens a file.
     image = ImageOps.exif_transpose(image)
-    if image.mode == 'F':
-      raise UserError(
-        'the image has floats (mode F); convert it to 8 bits first. Only you '
-        'know its range: image.convert("L") clips at 0 and 255.'
-      )
     # 16 bits are I;16 or, in older versions, I; `convert` would clip at 255.
-    if image.mode.startswith('I'):
-      grey = np.asarray(image)
-      if grey.min() < 0 or grey.max() > 65535:
-        raise UserError(
-          f'the image has values from {grey.min()} to {grey.max()}; images '
-          'of more than 8 bits must have values from 0 to 65535.'
-        )
-      return _from_array((grey >> 8).astype(np.uint8))
-    return np.array(image.convert('RGB'))
+    if image.mode[0] not in 'FI':
+      return np.array(image.convert('RGB'))
+    grey = np.asarray(image)
+    if image.mode != 'F' and 0 <= grey.min() <= grey.max() < 2**16:
+      grey = (grey >> 8).astype(np.uint8)
+    return _from_array(grey)
   except BROKEN as error:
     name = getattr(image, 'filename', '') or 'the image'
     raise UnreadableSample(
@@ -101,27 +93,21 @@ def _from_pillow(image: Image.Image) -> np.ndarray:
 
 def _from_array(image: np.ndarray) -> np.ndarray:
   # Nothing is guessed: floats may be normalised, three rows be three channels.
-  remedy = None
-  if np.issubdtype(image.dtype, np.floating):
-    remedy = (
-      'convert floats from 0 to 1 by (image * 255).round().astype'
-      "('uint8'); do not normalise them, that is done here"
-    )
-  elif image.dtype == np.uint16:
-    remedy = "convert 16 bits by (image >> 8).astype('uint8')"
-  elif image.dtype != np.uint8:
-    remedy = 'convert it to uint8'
-  elif 0 in image.shape:
-    remedy = 'it is empty'
-  elif image.ndim == 4:
-    remedy = 'for several images give a list, such as list(images)'
-  elif image.ndim == 3 and image.shape[-1] == 4:
-    remedy = 'drop the transparency: image[..., :3]'
-  elif image.ndim == 3 and image.shape[-1] not in (1, 3) and len(image) == 3:
-    remedy = 'the channels come last: image.transpose(1, 2, 0)'
-  elif image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (3,)):
-    remedy = 'give one of these'
-  if remedy:
+  kind, last = image.dtype.name, image.shape[2:]
+  remedies = {
+    'convert floats from 0 to 1 by (image * 255).round().astype'
+    "('uint8'); do not normalise them, that is done here": 'float' in kind,
+    "convert 16 bits by (image >> 8).astype('uint8')": kind == 'uint16',
+    'convert it to uint8': kind != 'uint8',
+    'it is empty': 0 in image.shape,
+    'for several images give a list, such as list(images)': image.ndim == 4,
+    'drop the transparency: image[..., :3]': last == (4,),
+    'the channels come last: image.transpose(1, 2, 0)': (
+      image.ndim == 3 and last not in ((1,), (3,)) and len(image) == 3
+    ),
+    'give one of these': image.ndim < 2 or last not in ((), (1,), (3,)),
+  }
+  if remedy := next((x for x, applies in remedies.items() if applies), None):
     raise UserError(
       f'an array {image.dtype} {image.shape} is not an image; accepted: '
       f'{_ARRAYS}. {remedy}.'

@@ -36,9 +36,8 @@ class Normalization(NamedTuple):
   @classmethod
   def of(cls, described: Mapping[str, Any]) -> 'Normalization':
     """The inverse of `described`."""
-    given = {k: x for k, x in described.items() if k in cls._fields}
-    lists = {k: tuple(x) for k, x in given.items() if type(x) is list}
-    return cls(**given | lists)
+    given = ((k, described[k]) for k in cls._fields if k in described)
+    return cls(**{k: tuple(x) if type(x) is list else x for k, x in given})
 
   def described(self) -> dict[str, Any]:
     """For JSON; of RGB without the keys of bands."""
@@ -104,11 +103,9 @@ def photometric_distortion(
 def resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
   """Resizes uint8 (B, H, W, C) as OpenCV does, bit for bit: (B, H', W', C).
 
-  Other types become float32 by the same weights, without its rounding.
-
-  Args:
-    rows: int32 (B, H', 4) from `resize.bilinear_taps`; 0 gives 0, for padding.
-    columns: int32 (B, W', 4), likewise.
+  Other types become float32 by the same weights, without its rounding. `rows`,
+  int32 (B, H', 4), and `columns` are from `resize.bilinear_taps`; 0 gives 0,
+  for padding.
   """
 
   def resize_one(image, rows, columns):

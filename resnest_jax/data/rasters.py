@@ -50,9 +50,8 @@ def as_image(
   dtype = dtype if dtype in ('uint8', 'uint16') else 'float32'
   if normalization.dtype not in ('', dtype):
     raise UnreadableSample(
-      f'{where} is of {dtype}, and the network takes {normalization.dtype}: '
-      'all images of a training, and those that are predicted, are of one '
-      'type.\nWrite all in the same way.'
+      f'{where} is of {dtype}, and the network takes {normalization.dtype}.\n'
+      'Write all images, also those that are predicted, in the same way.'
     )
   image = np.array(image, dtype, order='C')
   if dtype == 'float32' and not np.isfinite(image).all():
@@ -85,20 +84,16 @@ def _read(path: str | Path, number: int, max_pixels: int) -> np.ndarray:
   if number == 3:  # As RGB: turned upright by the EXIF data.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
   image, _ = decode_file(path, flags, max_pixels, _REPAIR)
-  # From OpenCV's order.
-  return (
-    image if image.ndim == 2 else image[..., [2, 1, 0, 3][: image.shape[2]]]
-  )
+  order = [2, 1, 0, 3][: image.shape[-1]]  # As OpenCV has them.
+  return image if image.ndim == 2 else image[..., order]
 
 
 def _read_tiff(path: str | Path, number: int, max_pixels: int) -> np.ndarray:
   try:
     import tifffile
   except ImportError as error:
-    raise UserError(
-      'TIFF files with data.bands need two packages: pip install tifffile '
-      'imagecodecs'
-    ) from error
+    needed = 'TIFF with data.bands needs: pip install tifffile imagecodecs'
+    raise UserError(needed) from error
   encoded = images.read_file(path, number * max_pixels)
   with tifffile.TiffFile(io.BytesIO(encoded)) as file:
     series = file.series[0]
@@ -127,8 +122,10 @@ def measure(split: Any, num_threads: int = 0) -> Normalization:
     except UnreadableSample:
       return None  # Training names it, or skips it.
     pixels = image.reshape(-1, len(bands))
-    mean = pixels.mean(0, dtype=np.float64)
-    return index, image.dtype.name, len(pixels), mean, pixels.var(0, np.float64)
+    # One by one: NumPy makes a copy in float64.
+    variances = [band.var(dtype=np.float64) for band in pixels.T]
+    mean = pixels.mean(0, np.float64)
+    return index, image.dtype.name, len(pixels), mean, variances
 
   found = []
   with progress_bar('measuring bands') as report:
@@ -141,8 +138,7 @@ def measure(split: Any, num_threads: int = 0) -> Normalization:
     said = listed(f'{x} ({place})' for x, place in sorted(first.items()))
     raise UserError(
       f'the images of the split {split.split} are not of one type: '
-      f'{said or "none can be read"}. Write all in the same way; python -m '
-      'resnest_jax.data.doctor says more.'
+      f'{said or "none can be read"}. Write all in the same way.'
     )
   *_, numbers, means, variances = zip(*found, strict=True)
   mean = np.average(means, 0, numbers)

@@ -22,6 +22,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
 
 UNDISTORTED = (0, 1, 1, 0, 1)
+RGB = 'uint8', 3  # Type and channels of an image.
 CROP_TRIES = 11  # As mmsegmentation: one, and ten more while refused.
 
 
@@ -86,12 +87,9 @@ def random_crop(
 ) -> tuple[resize.Window, np.ndarray]:
   """Chooses where to crop a label that is resized to `size`.
 
-  `offsets` are (11, 2) uniform numbers in [0, 1) for top and left, and
-  `cat_max_ratio` is the share of valid pixels that each class must stay below.
-  A side that is shorter than the crop is taken whole.
-
-  Returns:
-    Rows and columns of the resized label, and its pixels there.
+  `offsets` are as in `AugmentationDraw`; each class must stay below a share of
+  `cat_max_ratio` of the valid pixels. A side that is shorter than the crop is
+  taken whole. Returns rows and columns, and the resized label's pixels there.
   """
   room = np.maximum(np.subtract(size, crop_size), 0) + 1
   origins = [(int(y * room[0]), int(x * room[1])) for y, x in offsets]
@@ -129,17 +127,16 @@ def pad_bottom_right(
 
 
 def check_sizes(
-  image: np.ndarray, label: np.ndarray | int, name: str, rgb: bool = True
+  image: np.ndarray, label: np.ndarray | int, name: str, kind: tuple = RGB
 ) -> None:
-  """Raises `UserError` unless they fit, and the image is RGB if it has to."""
+  """Raises `UserError` unless they fit, and the image is of a kind: `RGB`."""
   classify = isinstance(label, int)  # One class for the whole image.
-  arrays = [('image', image, (3,))] * rgb
-  arrays += [('label', label, ())] * (not classify)
-  for what, array, last in arrays:
-    if array.dtype != np.uint8 or array.shape[2:] != last:
+  kinds = [('image', image, kind), ('label', label, RGB[:1])]
+  for what, array, (dtype, *last) in kinds[: 1 if classify else 2]:
+    if (array.dtype, *array.shape[2:]) != (dtype, *last):
       raise UserError(
         f'sample {name!r}: the {what} is {array.dtype} {array.shape}; it has '
-        f'to be uint8 (H, W{", 3" if last else ""}).'
+        f'to be {dtype} (H, W{"".join(f", {x}" for x in last)}).'
       )
   if not classify and image.shape[:2] != label.shape:
     raise UserError(
@@ -163,12 +160,9 @@ def augment(
   """Makes a training sample of fixed size (h, w), as mmsegmentation does.
 
   `image_scale` has the long and short edge at ratio 1, in pixels; the ratio is
-  uniform in `scale_range`.
-
-  Returns:
-    `image` uint8 (h, w, 3), 0 where padded; `label` uint8 (h, w), 255 where
-    padded; `size` int32 (2,), height and width before padding; `photometric`
-    float32 (5,), see `draw_photometric`.
+  uniform in `scale_range`. Returns `image` uint8 (h, w, 3), 0 where padded;
+  `label` uint8 (h, w), 255 where padded; `size` int32 (2,), height and width
+  before padding; `photometric` float32 (5,), see `draw_photometric`.
   """
   low, high = scale_range
   ratio = draw.scale * (high - low) + low
@@ -201,14 +195,11 @@ def augment_encoding(
   scale_range: tuple[float, float],
   crop_size: tuple[int, int],
 ) -> dict[str, np.ndarray]:
-  """Makes a training sample of fixed size (h, w), as PyTorch-Encoding does.
+  """As `augment`, but as PyTorch-Encoding does.
 
   The long edge is that of `image_scale` times `scale_range`, in whole pixels
-  that are equally likely. The first of the drawn crops is taken.
-
-  Returns:
-    As `augment`. But padding is black and seen by the network: `size` is the
-    whole crop.
+  that are equally likely. The first of the drawn crops is taken. Padding is
+  black and seen by the network: `size` is the whole crop.
   """
   if draw.flip:
     image, label = cv2.flip(image, 1), cv2.flip(label, 1)

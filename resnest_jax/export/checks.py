@@ -9,8 +9,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from resnest_jax.data.preprocess import Normalization
+from resnest_jax.data.resize import resize_image
 from resnest_jax.errors import UserError
-from resnest_jax.export.pictures import fit
 from resnest_jax.export.program import make_program
 from resnest_jax.inference.predictor import Predictor
 from resnest_jax.inference.protocols import Protocol
@@ -59,7 +59,7 @@ class Reference:
 
     `probabilities`: whether those of a segmentor are compared as well.
     """
-    self.images = np.stack([fit(picture, size) for picture in pictures])
+    self.images = np.stack([resize_image(x, size) for x in pictures])
     self.net, self.size, self.probabilities = net, size, probabilities
     run = self.run_of(net, probabilities)
     if isinstance(net.model, Features | Classifier):

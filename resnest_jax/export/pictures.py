@@ -9,7 +9,6 @@ from resnest_jax import drawing
 from resnest_jax.data.mini.scene import draw_scene
 from resnest_jax.data.preprocess import IMAGENET, MEAN, STD, Normalization
 from resnest_jax.data.rasters import as_image
-from resnest_jax.data.resize import resize_image
 from resnest_jax.errors import UserError
 from resnest_jax.prediction.sources import find_sources
 
@@ -32,30 +31,22 @@ def find_pictures(given: Sequence[str | Path]) -> list[Path]:
 def gather_pictures(
   paths: Sequence[Path], how: Normalization = IMAGENET
 ) -> list[np.ndarray]:
-  """Pictures as of `as_image`; without paths scenes are drawn.
-
-  Raises `UserError` if one cannot be read.
-  """
+  """Pictures as of `as_image`, or a `UserError`; drawn scenes without paths."""
   if paths:
     return [as_image(path, how) for path in paths]
-  drawn = [_drawn(index) for index in range(NUMBER)]
-  if not how.bands:
-    return drawn
-  # Bands take the colours in turn, with the mean and deviation that they have.
-  turns = np.arange(len(how.bands)) % 3
-  levels = [((x - MEAN) / STD)[..., turns] * how.std + how.mean for x in drawn]
-  if how.dtype != 'float32':
-    levels = [x.clip(0, np.iinfo(how.dtype).max) for x in levels]
-  return [x.astype(how.dtype) for x in levels]
+  return [_drawn(index, how) for index in range(NUMBER)]
 
 
-def _drawn(index: int) -> np.ndarray:
+def _drawn(index: int, how: Normalization) -> np.ndarray:
   # Seeded by the index: every export is compared on the same scenes.
   rng = np.random.default_rng(index)
   height, width = rng.integers(96, 224, 2).tolist()
-  return draw_scene((index,), height, width)[0]
-
-
-def fit(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Stretches a picture to `size`, its height and width in pixels."""
-  return image if image.shape[:2] == size else resize_image(image, size)
+  image = draw_scene((index,), height, width)[0]
+  if not how.bands:
+    return image
+  # Bands take the colours in turn, with the mean and deviation that they have.
+  turns = np.arange(len(how.bands)) % 3
+  levels = ((image - MEAN) / STD)[..., turns] * how.std + how.mean
+  if how.dtype != 'float32':
+    levels = levels.clip(0, np.iinfo(how.dtype).max)
+  return levels.astype(how.dtype)

@@ -29,7 +29,6 @@ from resnest_jax.data.pipeline import (
   padded_shapes,
   resize_sample,
 )
-from resnest_jax.data.preprocess import Normalization
 from resnest_jax.data.rasters import as_image
 from resnest_jax.errors import UnreadableSample, UserError
 from resnest_jax.inference import steps
@@ -54,20 +53,24 @@ CROP_EDGE = 224  # All others'.
 OF_GLUON = ('resnest14', 'resnest26')
 
 
+@dataclasses.dataclass(eq=False)
 class _Pictures:
   """A split that keeps the reasons why pictures cannot be read."""
 
-  def __init__(self, sources: Sequence[Any], read: Callable[[Any], dict]):
-    self.sources, self._read = sources, read
-    # (index, why it cannot be read), appended by the threads.
-    self.unreadable: collections.deque = collections.deque()
+  sources: Sequence[Any]
+  read: Callable[[Any], dict]
+  bands: Sequence[str]
+  # (index, why it cannot be read), appended by the threads.
+  unreadable: collections.deque = dataclasses.field(
+    default_factory=collections.deque
+  )
 
   def __len__(self) -> int:
     return len(self.sources)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     try:
-      return self._read(self.sources[index])
+      return self.read(self.sources[index])
     except UserError as error:
       self.unreadable.append((index, error))
       raise UnreadableSample(str(error)) from error
@@ -101,12 +104,9 @@ class Predictor:
     max_pixels: int = MAX_PIXELS,
     about: Mapping[str, Any] | None = None,
   ):
-    """Places the variables on the devices; nothing is compiled yet.
+    """Places `params` and `batch_stats` on the devices; compiles nothing yet.
 
     Args:
-      model: a `Segmentor`.
-      variables: its `params` and `batch_stats`.
-      labels: its classes.
       protocol: None: the whole picture, fitted into 2048 x 512 pixels.
       batch_size: rounded up to a multiple of the devices; None: one on each
         CPU device, four on each accelerator.
@@ -162,7 +162,7 @@ class Predictor:
     sources = []
     for index, each in enumerate(image):
       try:
-        sources.append(_kept(each, self.protocol.normalization))
+        sources.append(self._kept(each))
       except UserError as error:
         raise UserError(f'image {index} of the list: {error}') from error
     results: dict[int, Prediction] = {}
@@ -184,18 +184,13 @@ class Predictor:
     """
     if not len(images):
       return
-    rule = self.protocol.rule
-    pictures = _Pictures(images, lambda x: self._sample(self._read(x)))
+    rule, bands = self.protocol.rule, self.protocol.normalization.bands
+    pictures = _Pictures(images, lambda x: self._sample(self._read(x)), bands)
+    data = {'image_scale': self.protocol.image_scale, 'num_threads': 0}
+    data |= {'augmentation': 'imagenet' if rule else 'mmseg'}
     # The pipeline of evaluation: the same pixels and padding as in eval.py.
     batches = make_eval_iterator(
-      ConfigDict(
-        {
-          'image_scale': self.protocol.image_scale,
-          'num_threads': 0,
-          'augmentation': 'imagenet' if rule else 'mmseg',
-          'center_crop': rule,
-        }
-      ),
+      ConfigDict(data | {'center_crop': rule}),
       pictures,
       batch_size=self._rows(1 if probabilities is True else len(images)),
       bucket=self.protocol.bucket,
@@ -294,12 +289,16 @@ class Predictor:
       self.on_step(batch, time.perf_counter() - started)
     return outputs
 
+  def _kept(self, source: Any) -> np.ndarray | str | Path:
+    if isinstance(source, str | Path):
+      return source
+    return as_image(source, self.protocol.normalization)
+
   def _prediction(
     self, source: Any, labels: np.ndarray, probabilities: np.ndarray | None
   ) -> Prediction:
-    how = self.protocol.normalization
-    found = labels, self.classes, self.palette, _kept(source, how)
-    return Prediction(*found, probabilities, how)
+    found = labels, self.classes, self.palette, self._kept(source)
+    return Prediction(*found, probabilities, self.protocol.normalization)
 
 
 class ClassPredictor(Predictor):
@@ -325,12 +324,7 @@ class ClassPredictor(Predictor):
     self, source: Any, probabilities: np.ndarray
   ) -> ClassPrediction:
     probabilities = np.float32(probabilities)
-    kept = _kept(source, self.protocol.normalization)
-    return ClassPrediction(probabilities, self.classes, kept)
-
-
-def _kept(source: Any, how: Normalization) -> np.ndarray | str | Path:
-  return source if isinstance(source, str | Path) else as_image(source, how)
+    return ClassPrediction(probabilities, self.classes, self._kept(source))
 
 
 def from_checkpoint(
@@ -362,10 +356,9 @@ def from_checkpoint(
     slide_stride: pixels between windows; None: two thirds of a window.
     scales: of ms_flip and encoding; None: 0.5 to 1.75 in steps of 0.25.
     flip: of both: whether to add mirrors; None: yes.
-    batch_size: see `Predictor`.
+    batch_size, max_pixels: see `Predictor`.
     bucket: padded heights and widths are multiples of it: a larger one compiles
       fewer shapes and computes more.
-    max_pixels: see `Predictor`.
 
   Raises:
     UserError: the source is missing, damaged or a backbone alone, or a
@@ -384,21 +377,16 @@ def from_checkpoint(
     how = class_labels(weights), center_crop_of(weights, **given)
     return ClassPredictor(model, variables, *how, **options)
   number = config['num_classes']
+  labels = label_set(number, weights.classes, weights.palette)
   chosen = choose_protocol(
     protocol,
     image_scale=weights.image_scale or IMAGE_SCALES.get(number, (2048, 512)),
     crop=weights.crop_size or CROP_SIZES.get(number, (512, 512)),
     given=given,
   )
-  return Predictor(
-    model,
-    variables,
-    label_set(number, weights.classes, weights.palette),
-    dataclasses.replace(
-      chosen, bucket=bucket, normalization=weights.normalized()
-    ),
-    **options,
-  )
+  how = {'bucket': bucket, 'normalization': weights.normalized()}
+  chosen = dataclasses.replace(chosen, **how)
+  return Predictor(model, variables, labels, chosen, **options)
 
 
 @contextlib.contextmanager

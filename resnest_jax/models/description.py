@@ -113,11 +113,9 @@ def _check_normalization(about: Mapping[str, Any], where: str) -> None:
   names = given.get('bands', ())
   number, most = len(names) or 3, 1e30 if names else 1e6
   said, kinds = f'{number} numbers', (number, int, float)
-  values = {
-    'mean': numbers(said, *kinds, low=-most, high=most),
-    'std': numbers(f'{said} above 0', *kinds, low=1 / most, high=most),
-  }
-  check_fields(given, values, where)
+  mean = numbers(said, *kinds, low=-most, high=most)
+  std = numbers(f'{said} above 0', *kinds, low=1 / most, high=most)
+  check_fields(given, {'mean': mean, 'std': std}, where)
   if number != (channels or 3):
     raise UserError(f'{where} is of {number} bands, the network of {channels}.')
 

@@ -40,7 +40,7 @@ def test_clean_data(run_script, mini_data_dir, tmp_path):
   assert '32/32 images' in process.stderr
   assert '24 of 24 samples of train and 8 of 8' in process.stdout
   assert 'nothing wrong' in process.stdout
-  assert 'classes do not occur in these 24 samples' in process.stdout
+  assert 'classes do not occur in 24 samples' in process.stdout
   content = json.loads((tmp_path / 'doctor.json').read_text())
   assert content['findings'] == []
   facts = content['splits']['train']
@@ -184,6 +184,6 @@ def test_command_that_examines_everything():
   words = ['--config', 'my config.py:mini', '--workdir', 'runs/a']
   words += ['--config.data.data_dir', 'data', '--config.seed=3']
   assert examine.examine_command(words) == (
-    "python -m resnest_jax.data.doctor --config 'my config.py:mini' "
-    '--config.data.data_dir=data --config.seed=3 --out doctor'
+    "python -m resnest_jax.data.doctor '--config=my config.py:mini' "
+    '--config.data.data_dir=data --config.seed=3 --out=doctor'
   )

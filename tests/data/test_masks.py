@@ -105,8 +105,8 @@ def test_masks_of_other_sizes_may_be_turned(garden):
   Image.open(path).save(path, exif=exif_of(6))
   found.append(garden.found()['size_mismatch'])
   assert [x.samples for x in found] == [('2',), ('2',)]
-  causes = 'In 1 the mask is transposed', 'In 1 the camera noted a rotation'
-  assert [[y in x.remedy for y in causes] for x in found] == [[1, 0], [0, 1]]
+  turned = [re.search(r'(\d) of 1 image ha', x.remedy)[1] for x in found]
+  assert turned == ['0', '1']
 
 
 @pytest.mark.parametrize('lists', [False, True])
@@ -145,16 +145,6 @@ def test_a_background_that_the_classes_file_lacks(garden):
   garden.check()
 
 
-def test_a_zero_that_is_rare_is_no_background(garden):
-  garden.classes('leaf\nflower')
-  rare = np.arange(60) < 2
-  garden.write(lambda ids: encode(np.where(rare, 0, ids + (ids < 1))))
-  said = 'if 0 is no class, replace the lines by:\n  ignore: 0\n'
-  garden.rewrite('off_by_one', said)
-  assert garden.errors() == set()
-  assert garden.labels()[0][0, :4].tolist() == [255, 255, 0, 0]
-
-
 @pytest.mark.parametrize('values', [(0, 100, 200), (0, 127, 255)])
 def test_positions_where_the_classes_file_has_values(garden, values):
   lines = zip(values, CLASSES.split('\n'), strict=True)
@@ -185,7 +175,7 @@ def test_a_class_of_255_is_not_for_unknown_pixels(garden):
   stain = np.arange(2400).reshape(40, 60) < 10
   garden.write(lambda ids: encode(np.where(stain, np.uint8(77), white(ids))))
   found = garden.found()['unknown_values']
-  assert found.remedy.startswith('Name the values')
+  assert found.remedy.startswith('Name them')
   assert 'to ignore' not in found.what
   refused(r"6: .* '77', .* \(10 pixels in train/0", garden.to_ids)
   (line,) = re.findall('"(ignore: 77)"', found.remedy)

@@ -188,6 +188,30 @@ def test_erased_rectangles():
   assert abs(np.median(ratios) - 1) < 0.15
 
 
+BANDED = [(1, 'uint8'), (4, 'uint16'), (16, 'float32')]
+
+
+@pytest.mark.parametrize(('number', 'dtype'), BANDED)
+def test_all_bands_change_alike(own, number, dtype):
+  keys = {**ALL, 'blur_probability': 1, 'erase_probability': 1}
+  more = MoreAugmentation(data_config(**keys, transform=f'{own}:make'))
+  label = np.add.outer(*map(np.arange, (40, 60))).astype(np.uint8)
+
+  def augmented(number, dtype):
+    image = np.dstack([label] * number).astype(dtype)
+    sample = {'image': image, 'label': label, 'name': ''}
+    return more(sample, np.random.default_rng(2), lambda image, label: {
+      'image': image, 'label': label, 'size': np.array(label.shape)
+    })  # fmt: skip
+
+  found, expected = augmented(number, dtype), augmented(3, 'uint8')
+  assert_equal(found['label'], expected['label'])
+  assert found['image'].shape == (*found['label'].shape, number)
+  assert found['image'].dtype == dtype
+  difference = found['image'] - expected['image'][..., :1].astype(float)
+  assert np.abs(difference).max() < 3
+
+
 NO_TRANSFORM = {
   'nothing.py:make': 'FileNotFoundError',
   '{own}:other': "KeyError: 'other'",

@@ -28,16 +28,17 @@ WIDE = RNG.integers(0, 2**16, (6, 8, 5), np.uint16)
 LOW = np.uint8(WIDE[..., :3])
 
 
-def npy(pixels):
-  file = io.BytesIO()
-  np.save(file, pixels)
+def written(write, *values, **options):
+  write(file := io.BytesIO(), *values, **options)
   return file.getvalue()
+
+
+def npy(pixels):
+  return written(np.save, pixels)
 
 
 def tif(pixels, **options):
-  file = io.BytesIO()
-  tifffile.imwrite(file, pixels, **{**CONTIGUOUS, **options})
-  return file.getvalue()
+  return written(tifffile.imwrite, pixels, **{**CONTIGUOUS, **options})
 
 
 def planes(pixels):
@@ -71,6 +72,7 @@ def read(folder, ending, content, number, most=10**6):
     ('.tif', tif(np.float64(WIDE), compression='zstd'), np.float32(WIDE)),
     ('.tiff', planes(WIDE), WIDE),
     ('.tif', pages(WIDE), WIDE),
+    ('.tif', tif(0 * WIDE, compression='deflate'), 0 * WIDE),
     ('.png', encode(WIDE[..., 2::-1]), WIDE[..., :3]),
     ('.png', encode(WIDE[..., [2, 1, 0, 3]]), WIDE[..., :4]),
     ('.png', encode(WIDE[..., 0]), WIDE[..., :1]),
@@ -94,6 +96,8 @@ NAN = np.where(WIDE[..., :2] > 2**15, np.nan, 1.0)
     ('.npy', npy(WIDE)[:-9], 'cannot be decoded'),
     ('.npy', npy(np.array([None, None])), 'cannot be decoded'),
     ('.npy', npy(WIDE[0, 0]), r'\(5,\)'),
+    ('.npy', written(np.savez, WIDE), 'cannot be decoded'),
+    ('.tif', bytes(500), 'cannot be decoded'),
     ('.npy', npy(NAN), r'has values that are NaN .*255 \(ignored\)'),
     ('.npy', npy(np.zeros((4, 4, 2), bool)), 'is bool .* whole numbers'),
     ('.npy', npy(np.zeros((1001, 1000, 2), np.uint8)), '1000 x 1001 pixels'),
@@ -144,23 +148,17 @@ def test_images_of_another_type_are_an_error(tmp_path):
   assert 'uint8; the network takes uint16' in found.finding.what
 
 
-def test_batches_have_the_type_and_the_bands(tmp_path):
-  config, split = split_of(write_fields(tmp_path))
-  options = {'seed': 0, 'batch_size': 4, 'total_steps': 1}
+@pytest.mark.parametrize('names', [BANDS, ('nir',)])
+def test_batches_have_the_type_and_the_bands(tmp_path, names):
+  config, split = split_of(write_fields(tmp_path, names), names)
+  options = {'seed': 0, 'batch_size': 8, 'total_steps': 1}
   (batch,) = make_train_iterator(config.data, split, **options)
-  assert batch['image'].shape == (4, 32, 32, 4)
+  assert batch['image'].shape == (8, 32, 32, len(names))
   assert batch['image'].dtype == np.uint16
   batches = make_eval_iterator(config.data, split, batch_size=3, bucket=16)
   batch = next(batches)
   image = split[batch['index'][0]]['image']
   assert_equal(batch['image'][0], resize.resize_image(image, (48, 48)))
-
-
-def test_one_band_keeps_its_axis(tmp_path):
-  config, split = split_of(write_fields(tmp_path, ('nir',)), ('nir',))
-  options = {'seed': 1, 'batch_size': 8, 'total_steps': 1}
-  (batch,) = make_train_iterator(config.data, split, **options)
-  assert batch['image'].shape == (8, 32, 32, 1)
 
 
 def test_the_device_resizes_other_types_alike():
@@ -216,33 +214,24 @@ def test_what_is_shown_is_red_green_and_blue():
 
 def test_predicted_arrays_have_the_bands_and_the_type():
   image = RNG.integers(0, 256, (9, 9, 4), np.uint8)
-  assert as_image(image, MIXED) is not None
+  assert_equal(as_image(image, MIXED), image)
   refused(r'names 4 \(nir, red', as_image, image[..., :3], MIXED)
   refused('takes uint8', as_image, image.astype(np.uint16), MIXED)
 
 
-CONFIGS = {
-  'data.bands': [
-    ('a,a', 'up to 16 names'),
-    ('a,' * 16 + 'b', 'up to 16 names'),
-  ],
-  'data.augmentation': [('encoding', 'mmseg with data.bands')],
-  'data.name': [('ade20k', 'left out, as data.name is not folder')],
-  'model.in_channels': [('5', 'must be 2, as data.bands has')],
-}
+CONFIGS = [
+  ('data.bands', 'a,a', 'up to 16 names'),
+  ('data.bands', 'a,' * 16 + 'b', 'up to 16 names'),
+  ('data.augmentation', 'encoding', 'mmseg with data.bands'),
+  ('data.name', 'ade20k', 'left out, as data.name is not folder'),
+  ('model.in_channels', '5', 'must be 2, as data.bands has'),
+]
 
 
-@pytest.mark.parametrize(
-  ('key', 'value', 'said'),
-  [(k, *case) for k, cases in CONFIGS.items() for case in cases],
-)
-def test_keys_that_do_not_fit_are_refused(key, value, said):
-  more = {'data.image_scale': (64, 64), 'data.cat_max_ratio': 1.0}
-  given = {'data.bands': 'a, b', **more, key: value}
-  refused(said, load_config, 'configs/folder.py', given)
-
-
-def test_the_network_has_as_many_inputs():
-  config = load_config('configs/folder.py', {'data.bands': 'a, b'})
-  assert tuple(config.data.bands) == ('a', 'b')
-  assert config.model.in_channels == 2
+def test_keys_that_do_not_fit_are_refused():
+  given = {'data.bands': 'a, b', 'data.image_scale': (64, 64)}
+  given |= {'data.cat_max_ratio': 1.0}
+  config = load_config('configs/folder.py', given)
+  assert (*config.data.bands, config.model.in_channels) == ('a', 'b', 2)
+  for key, value, said in CONFIGS:
+    refused(said, load_config, 'configs/folder.py', given | {key: value})

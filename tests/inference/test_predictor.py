@@ -141,7 +141,8 @@ def test_what_is_no_picture_is_told(model):
     (np.zeros((0, 9, 3), np.uint8), r'it is empty'),
     (np.zeros(5, np.uint8), r'uint8 \(5,\) is not an image; accepted: uint8'),
     (Image.new('RGB', (0, 3)), r'empty: it has 0x3'),
-    (Image.new('F', (2, 2)), r'floats \(mode F\)'),
+    (Image.new('F', (2, 2)), r'float32 .* floats from 0 to 1 by'),
+    (Image.new('I', (2, 2), -1), r'int32 .* convert it to uint8'),
     ({'image': 1}, r'cannot be of type dict; accepted are arrays'),
     ('nowhere/a.jpg', r'nowhere/a\.jpg cannot be read .No such file'),
   ):

@@ -12,10 +12,12 @@ from small import RUN
 
 from resnest_jax.config import load_config
 from resnest_jax.data.datasets import open_splits
+from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.preprocess import Normalization, preprocess
 from resnest_jax.evaluation.evaluate_split import evaluate_split
 from resnest_jax.export.folder import export_model
-from resnest_jax.inference.predictor import from_checkpoint
+from resnest_jax.inference.predictor import Predictor, from_checkpoint
+from resnest_jax.inference.protocols import Protocol
 from resnest_jax.models.classifier import create_network
 from resnest_jax.models.initial import initial_variables
 from resnest_jax.training.loop import of_bands, train
@@ -89,6 +91,17 @@ def test_the_first_logits_are_those_of_the_rgb_network(rgb, names):
   assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
   kernel = started['params']['backbone']['stem_conv1']['kernel']
   assert not kernel[:, :, 3:].any()
+  if names == BANDS:
+    found = []
+    for net, norm, picture in (
+      ((model, variables), Normalization(), image[0]),
+      ((wider, started), how, more[0]),
+    ):
+      protocol = Protocol(image_scale=(64, 64), normalization=norm)
+      predictor = Predictor(*net, label_set(3, None, None), protocol)
+      found.append(predictor.predict([picture])[0].labels)
+    np.testing.assert_array_equal(*found)
+    assert len(np.unique(found[0])) > 1
 
 
 def test_bands_without_names_share_the_mean_kernel(rgb):
@@ -138,8 +151,8 @@ def test_a_band_separates_what_colours_do_not(tmp_path, capsys):
   )
   convert([str(run), '--out', str(tmp_path / 'kept')])
   array = tifffile.imread(scene)
-  again = from_checkpoint(tmp_path / 'kept').predict(array)
-  np.testing.assert_array_equal(again.labels, predicted.labels)
+  for again in from_checkpoint(tmp_path / 'kept').predict([array, scene]):
+    np.testing.assert_array_equal(again.labels, predicted.labels)
   formats = ('stablehlo', 'onnx', 'safetensors')
   exports = export_model(
     run, tmp_path / 'out', formats=formats, sizes=[(48, 48)]

@@ -45,9 +45,8 @@ def ignored_share(s: Survey) -> Finding | None:
       for o in s.index_masks
       if 2 * o.counts[s.labelled(o)].sum() < o.counts.sum()
     ),
-    f'If the value {most} is a class to learn, such as a background, name it '
-    f'in the classes file ({line}; docs/own-data.md). Otherwise nothing is '
-    'wrong, but most of the computation goes to pixels that do not train.',
+    f'If the value {most} is a class, such as a background, name it in the '
+    f'classes file ({line}; docs/own-data.md). Otherwise nothing is wrong.',
   )
 
 
@@ -100,15 +99,12 @@ def duplicates(s: Survey) -> Finding | None:
   groups = [group for group in by_hash.values() if len(group) > 1]
   if not groups:
     return None
-  masks, better = 'their masks are the same as well', ''
-  if differing := sum(len({o.mask_hash for o in x}) > 1 for x in groups):
-    masks = f'the masks of {differing} of them differ'
-    better = ', the one with the better mask'
+  differing = sum(len({o.mask_hash for o in x}) > 1 for x in groups)
   return Finding(
     f'Images that occur more than once: {len(groups)}, in '
-    f'{sum(map(len, groups))} samples; {masks}.',
+    f'{sum(map(len, groups))} samples. The masks of {differing} differ.',
     _pairs(groups),
-    f'Keep one sample of each image{better}.',
+    'Keep one sample of each image, the one with the better mask.',
   )
 
 

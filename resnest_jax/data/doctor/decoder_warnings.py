@@ -25,11 +25,7 @@ def jpeg_warnings() -> Iterator[list[str]]:
   or entered by two threads at once. Other output is passed on at the end.
   """
   found: list[str] = []
-  try:
-    original = os.dup(_STDERR)
-  except OSError:  # The descriptor is closed, so nobody can write to it.
-    yield found
-    return
+  original = os.dup(_STDERR)
   # A file rather than a pipe, which would block the decoder when it is full.
   with tempfile.TemporaryFile() as written:
     os.dup2(written.fileno(), _STDERR)

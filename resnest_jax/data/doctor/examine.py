@@ -1,6 +1,7 @@
 """Runs the label doctor on a data set, or before a training."""
 
 import itertools
+import re
 import shlex
 import sys
 import time
@@ -27,15 +28,10 @@ def examine(
   num_samples: int | None = None,
   on_progress=lambda done, total: None,
 ) -> list[Survey]:
-  """Surveys each split that `open_data` has opened.
+  """Surveys each split that `open_data` has opened, or so many samples of each.
 
-  Args:
-    config: the whole configuration, not only its `data`.
-    num_samples: per split, evenly spread; None examines all.
-    on_progress: called with (samples done, samples of all splits).
-
-  Raises:
-    UserError: a split has no samples.
+  `on_progress` is called with (samples done, samples of all splits). Raises
+  `UserError` if a split has none.
   """
   cv2.setNumThreads(0)  # They would compete with the readers.
   chosen = [drawing.spread(len(s), num_samples or len(s)) for s in splits]
@@ -65,10 +61,7 @@ def check_before_training(
   """Examines `config.data.doctor_samples` samples of each split.
 
   Prints the findings and writes doctor.json and doctor.png into the workdir.
-
-  Raises:
-    UserError: there are errors, or the workdir has a doctor.json that the
-      doctor did not write.
+  Raises `UserError` for errors, and for a doctor.json that it did not write.
   """
   number = config.data.doctor_samples
   if not number or classifies(config):  # It looks at masks.
@@ -116,31 +109,24 @@ def _nevertheless(
     if any(o.refused for s in surveys for o in s.readable):
       return ''  # It would stop at the first of these samples.
     return 'To train nevertheless: --config.data.doctor_samples=0'
-  said, training = '', config.data.train_split
-  if any(d.split == training for d in mistakes):
-    said = (
+  said = {
+    d.split: f'Samples of {d.split} must be repaired or removed: evaluation '
+    'skips none.'
+    for d in mistakes
+  }
+  if (training := config.data.train_split) in said:
+    said[training] = (
       'To train without the samples that cannot be read: '
-      '--config.data.skip_unreadable=true\n'
+      '--config.data.skip_unreadable=true'
     )
-  if others := [d.split for d in mistakes if d.split != training]:
-    said += (
-      f'Samples of {", ".join(others)} must be repaired or removed: '
-      'evaluation skips none.'
-    )
-  return said
+  return '\n'.join(said.values())
 
 
 def examine_command(arguments: Sequence[str]) -> str:
   """The doctor's command for the data of a training's command line."""
-  words = []
-  for word, following in itertools.pairwise([*arguments, '--']):
-    flag, equals, value = word.partition('=')
-    if not equals and not following.startswith('--'):
-      value = following
-    if flag == '--config':
-      words[:0] = [flag, value]
-    elif flag.startswith('--config.'):
-      words.append(f'{flag}={value}')
-  if not words:  # `train` was called from Python, without a command line.
-    words = ['--config', 'configs/FILE.py']
-  return f'{COMMAND} {shlex.join([*words, "--out", "doctor"])}'
+  # With a value behind = or in the next word.
+  flags = r'(--config(?:\.[^\0=]+)?)[=\0](?!--)([^\0]*)'
+  words = map('='.join, re.findall(flags, '\0'.join(arguments)))
+  # `train` may be called from Python, without a command line.
+  words = [*words] or ['--config=configs/FILE.py']
+  return f'{COMMAND} {shlex.join([*words, "--out=doctor"])}'

@@ -1,14 +1,12 @@
 """Rules about the files themselves: readable, of the right kind and size."""
 
-import numpy as np
-
 from resnest_jax.data.doctor.observe import Observation, Survey, names
-from resnest_jax.data.headers import left_out, to_8_bits
+from resnest_jax.data.headers import BANDS, left_out, to_8_bits
 from resnest_jax.data.images import is_turned
 from resnest_jax.data.own.masks import INDEX_MASKS
 from resnest_jax.findings import Finding
 from resnest_jax.labels import IGNORE
-from resnest_jax.text import listed, plural, share_of
+from resnest_jax.text import listed, plural, share, share_of
 
 REWRITE = (
   'For each of them, into a new folder: mask = cv2.imread(old, '
@@ -33,20 +31,13 @@ def unreadable(s: Survey) -> Finding | None:
   )
 
 
-_BANDS = (
-  'Or name all bands, to train on all their bits: '
-  '--config.data.bands=red,green,blue,nir (docs/bands.md).'
-)
-
-
 def damaged_jpeg(s: Survey) -> Finding | None:
   """JPEGs that the decoder complains about: perhaps damaged inside"""
   if not (bad := [o for o in s.readable if o.damage]):
     return None
-  first = (*bad[0].files, bad[0].name)[0]
   return Finding(
     f'The JPEGs of {len(bad)} of {len(s.readable)} samples can be decoded, but '
-    f'the decoder complains; {first}: "{bad[0].damage}".',
+    f'the decoder complains; {bad[0].name}: "{bad[0].damage}".',
     names(bad),
     'Look at them (--out DIR draws the first, in doctor.png). If a part is '
     'grey, shifted or discoloured, copy or download the file again, or remove '
@@ -60,13 +51,14 @@ def image_depth(s: Survey) -> Finding | None:
   usual = max(types, key=types.count) if s.bands and types else 'uint8'
   if not (bad := [o for o in s.readable if o.image_type != usual]):
     return None
-  remedy = f'{to_8_bits(max(o.white for o in bad))}\n{_BANDS}'
   return Finding(
     f'{share_of(bad, s.readable, "image", "are")} '
-    f'{listed(sorted({o.image_type for o in bad}))}; the network takes '
-    f'{f"{usual}, as the others are" if s.bands else "8 bits per channel"}.',
+    f'{listed(sorted({o.image_type for o in bad}))}; the network takes {usual}'
+    f'{", as the others are" if s.bands else ""}.',
     names(bad),
-    'Write these in the same way as the others.' if s.bands else remedy,
+    'Write these in the same way as the others.'
+    if s.bands
+    else f'{to_8_bits(max(o.white for o in bad))} {BANDS}',
   )
 
 
@@ -80,7 +72,7 @@ def image_channels(s: Survey) -> Finding | None:
     f'{" or ".join(map(left_out, numbers))}.',
     names(bad),
     'The network sees red, green and blue. If these are other channels of the '
-    f'file, write the three that it should see into new files.\n{_BANDS}',
+    f'file, write the three that it should see into new files. {BANDS}',
   )
 
 
@@ -91,32 +83,26 @@ def mask_depth(s: Survey) -> Finding | None:
     o
     for o in s.readable
     if len(o.mask_shape) == 2
-    and not (s.conversion and o.kind in INDEX_MASKS)
-    and (
-      o.mask_type not in ('uint8', 'bool')
-      or (o.kind.endswith('-bit grey') and o.kind != INDEX_MASKS[0])
-    )
+    and o.kind not in INDEX_MASKS
+    and (o.mask_type not in ('uint8', 'bool') or o.kind.endswith('-bit grey'))
   ]
   if not bad:
     return None
-  # Masks of floats have no values here; see `observe._values`.
-  values = np.concatenate([o.values for o in bad])
-  low, high = (values.min(), values.max()) if values.size else (0, 0)
-  has = f' with values from {low} to {high}' if values.size else ''
   kinds = sorted({o.kind or o.mask_type for o in bad})
   remedy = f"{REWRITE}cv2.imwrite(new, mask.astype('uint8')). "
   if s.conversion:
     remedy = s.conversion.command('mask_values')
   if s.conversion and s.unknown_values.size:  # Which are refused.
     remedy = f'Name their values in {s.classes_file} first. {remedy}'
-  if high > IGNORE:
+  # Masks of floats have no values here; see `observe._values`.
+  if max(o.values.max(initial=0) for o in bad) > IGNORE:
     remedy = (
       'Map values above 255 to classes first: masks that contain them are '
       f'usually instance masks or belong to another release. {remedy}'
     )
   return Finding(
-    f'{share_of(bad, s.readable, "mask", "are")} {listed(kinds)}{has}; masks '
-    'have 8 bits.',
+    f'{share_of(bad, s.readable, "mask", "are")} {listed(kinds)}; masks have 8 '
+    'bits.',
     names(bad),
     remedy.rstrip(),
   )
@@ -133,7 +119,7 @@ def size_mismatch(s: Survey) -> Finding | None:
     f'image; {bad[0].name}: image {size[1]} x {size[0]}, mask '
     f'{mask_size[1]} x {mask_size[0]} (width x height).',
     names(bad),
-    f'{_exchanged(swapped) if swapped else ""}Give each mask the size of its '
+    f'{_exchanged(swapped)}Give each mask the size of its '
     'image. If one of the two was resized, resize the mask with '
     'interpolation=cv2.INTER_NEAREST and no other. If they belong to different '
     'pictures, pair them anew.',
@@ -142,23 +128,18 @@ def size_mismatch(s: Survey) -> Finding | None:
 
 def _exchanged(swapped: list[Observation]) -> str:
   """Explains exchanged heights and widths, by EXIF data where it exists."""
-  # Prepared data has no EXIF data left: both causes are named as possible.
-  turned = sum(is_turned(o.files[0]) for o in swapped if o.files)
-  upright = sum(bool(o.files) for o in swapped) - turned
-  words = f'In {len(swapped)} of them height and width are exchanged. '
-  if upright < len(swapped):
-    words += (
-      f'{f"In {turned}" if turned else "Perhaps"} the camera noted a rotation '
-      'in the EXIF data, which applies to images, and the mask was drawn '
-      'without it. Write the images upright into a new folder, for example '
-      'with ImageMagick: mogrify -path NEW_FOLDER -auto-orient FILES, and '
-      'rotate masks that then do not fit. '
-    )
-  if turned < len(swapped):
-    why = ' (the image has no rotation in its EXIF data)' if upright else ''
-    number = f'In {upright}' if upright else 'Or'
-    words += f'{number} the mask is transposed{why}: mask.T undoes that. '
-  return words
+  if not swapped:
+    return ''
+  # Prepared data has none left.
+  turned = sum(is_turned(o.file) for o in swapped if o.file)
+  return (
+    f'In {len(swapped)} of them height and width are exchanged. '
+    f'{share(turned, len(swapped), "image", "have")} a rotation in the EXIF '
+    'data, which applies to images, and the mask was drawn without it: write '
+    'the images upright into a new folder, for example with ImageMagick: '
+    'mogrify -path NEW_FOLDER -auto-orient FILES, and rotate masks that then '
+    'do not fit. Otherwise the mask is transposed: mask.T undoes that. '
+  )
 
 
 def colour_masks(s: Survey) -> Finding | None:

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resnest_jax.bands import shown
+from resnest_jax.bands import COLOURS, shown
 from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
 from resnest_jax.data.own.masks import Conversion, Stored, colours_of
 from resnest_jax.errors import UserError
@@ -32,7 +32,7 @@ class Observation:
   index: int
   name: str  # The sample's, or the reason in one line if it is unreadable.
   error: str = ''  # Why it cannot be read; nothing else is known then.
-  files: tuple[str, ...] = ()  # Image and mask, if the data is in files.
+  file: str = ''  # The image's, if the data is in files.
   damage: str = ''  # The decoder's complaint.
   image_size: tuple[int, int] = (0, 0)  # Height and width.
   image_type: str = ''  # NumPy's name of the pixels' type.
@@ -60,11 +60,7 @@ class Observation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
-  """Facts about a split.
-
-  `known`, bool as long as `labels.to_train_id`, are the mask values that are a
-  class or deliberately ignored.
-  """
+  """Facts about a split."""
 
   data: str  # Name of the data set.
   split: str
@@ -73,7 +69,7 @@ class Survey:
   seen: tuple[Observation, ...]  # Those that were examined, in order.
   for_training: bool
   num_outputs: int  # The network's classes; 0 if it adapts to the data.
-  known: np.ndarray
+  known: np.ndarray  # bool, as `known_values`: which values masks may have.
   conversion: Conversion | None = None  # For a user's own data.
   bands: tuple[str, ...] = ()  # Of its images; (): RGB.
 
@@ -107,12 +103,7 @@ class Survey:
   @functools.cached_property
   def histogram(self) -> dict[int, int]:
     """Value -> pixels, over all index masks; ascending."""
-    pixels = collections.Counter()
-    for o in self.index_masks:
-      pixels.update(
-        dict(zip(o.values.tolist(), o.counts.tolist(), strict=True))
-      )
-    return dict(sorted(pixels.items()))
+    return self.summed('counts')
 
   @functools.cached_property
   def ignored(self) -> dict[int, int]:
@@ -136,15 +127,13 @@ class Survey:
     """The values that are not known, ascending; 255 is always known."""
     return self.values[~_look_up(self.known, self.values, False)]
 
-  @functools.cached_property
-  def between(self) -> dict[int, tuple[int, int]]:
-    """Value -> pixels, and strips, between a lower and a higher value."""
-    sums = {value: np.zeros(2, np.int64) for value in self.histogram}
+  def summed(self, fact: str) -> dict[int, int]:
+    """Value -> the sum of `counts`, `between` or `ramps`; ascending."""
+    sums = collections.Counter()
     for o in self.index_masks:
-      rows = zip(o.values.tolist(), o.between, o.ramps, strict=True)
-      for value, *numbers in rows:
-        sums[value] += numbers
-    return {value: tuple(both.tolist()) for value, both in sums.items()}
+      numbers = getattr(o, fact).tolist()
+      sums.update(dict(zip(o.values.tolist(), numbers, strict=True)))
+    return dict(sorted(sums.items()))
 
   def labelled(self, observation: Observation) -> np.ndarray:
     """bool (K,), which of a mask's values stand for a class."""
@@ -157,16 +146,13 @@ class Survey:
   @functools.cached_property
   def class_counts(self) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and images of each class, (C + 1,) each; the last is ignored."""
-    num_classes = len(self.labels.classes)
-    pixels, images = np.zeros((2, num_classes + 1), np.int64)
-    for o in self.index_masks:
-      row = np.zeros_like(pixels)
+    ignored = len(self.labels.classes)
+    rows = np.zeros((len(self.index_masks), ignored + 1), np.int64)
+    for row, o in zip(rows, self.index_masks, strict=True):
       train_ids = _look_up(self.labels.to_train_id, o.values, IGNORE)
-      # Several values may share a train id, hence `np.add.at`.
-      np.add.at(row, np.minimum(train_ids, num_classes), o.counts)
-      pixels += row
-      images += row > 0
-    return pixels, images
+      # Several values may share a train id.
+      row[:] = np.bincount(np.minimum(train_ids, ignored), o.counts, len(row))
+    return rows.sum(0), (rows > 0).sum(0)
 
 
 def _look_up(table: np.ndarray, values: np.ndarray, other: int) -> np.ndarray:
@@ -183,12 +169,9 @@ def survey(
   num_threads: int = 0,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Survey:
-  """Examines samples of a split, in parallel; see `Survey` and `thread_count`.
+  """Examines samples of a split, in parallel: all, or those of `indices`.
 
-  Args:
-    split: from `datasets.open_data`.
-    indices: ascending; None examines all samples.
-    on_progress: called with (samples done, samples in all).
+  `on_progress` is called with (samples done, samples in all).
   """
   indices = range(len(split)) if indices is None else indices
   seen = []
@@ -241,7 +224,7 @@ def observe(split: Any, index: int) -> Observation:
   return Observation(
     index=index,
     name=sample['name'],
-    files=(pairs[index].image, pairs[index].mask) if pairs else (),
+    file=pairs[index].image if pairs else '',
     image_size=image.shape[:2],
     image_type=str(image.dtype),
     image_hash=_hash(image),
@@ -257,7 +240,7 @@ def observe(split: Any, index: int) -> Observation:
     channels=sample.get('channels', 0),
     white=image.max().item(),
     **_ramps(mask, values, split.labels.to_train_id[IGNORE] == IGNORE),
-    edges=_edges(shown(image, getattr(split, 'bands', ())), mask),
+    edges=_edges(shown(image, getattr(split, 'bands', ()) or COLOURS), mask),
   )
 
 
@@ -294,11 +277,9 @@ def _ramps(
     row, column = np.nonzero(begins)
     value = lines[row, column].astype(int)
     before, here, after = value[:-2], value[1:-1], value[2:]
-    length = np.where(row[1:-1] == row[2:], column[2:] - column[1:-1], 255)
+    length = column[2:] - column[1:-1]
     inside = (row[:-2] == row[2:]) & (length <= _RAMP)
-    ramp = inside & (
-      ((before < here) & (here < after)) | ((before > here) & (here > after))
-    )
+    ramp = inside & ((before < here) == (here < after))
     for offset in range(_RAMP):
       wide = ramp & (offset < length)
       marks[row[1:-1][wide], column[1:-1][wide] + offset] = True
@@ -318,8 +299,7 @@ def _ramps(
 def _edges(
   image: np.ndarray, mask: np.ndarray
 ) -> tuple[float, float, float] | None:
-  fit = image.shape[:2] == mask.shape and image.dtype == np.uint8
-  if not fit or mask.dtype not in (np.uint8, np.uint16):
+  if image.shape[:2] != mask.shape or mask.dtype not in (np.uint8, np.uint16):
     return None
   scale = min(_SMALL / max(mask.shape), 1)
   size = [max(round(length * scale), 1) for length in mask.shape[::-1]]

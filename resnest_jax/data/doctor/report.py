@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import rich.table
 
 from resnest_jax import drawing, files
-from resnest_jax.bands import shown
+from resnest_jax.bands import COLOURS, shown
 from resnest_jax.data.doctor.decoder_warnings import jpeg_warnings
 from resnest_jax.data.doctor.observe import Observation, Survey
 from resnest_jax.data.doctor.rules import ERROR, WARNING, Diagnosis
 from resnest_jax.errors import UserError
-from resnest_jax.labels import IGNORE
 from resnest_jax.text import listed, percent, plural, share
 from resnest_jax.untrusted import parse_json
 
@@ -62,9 +60,8 @@ def notes(s: Survey) -> list[str]:
   classes, absent = len(s.labels.classes), np.count_nonzero(images[:-1] == 0)
   lines = []
   if absent and s.index_masks:
-    these = 'these' if len(s.readable) > 1 else 'this'
     lines.append(
-      f'{share(absent, classes, "class", "do")} not occur in {these} '
+      f'{share(absent, classes, "class", "do")} not occur in '
       f'{plural(len(s.readable), "sample")} of {s.split}'
     )
   if pixels[-1]:
@@ -79,29 +76,23 @@ def notes(s: Survey) -> list[str]:
 def class_table(surveys: Sequence[Survey]) -> rich.table.Table:
   """Shares of pixels and images of each class that occurs in a split."""
   table = rich.table.Table('value', 'class', title='shares in %')
-  counts = [s.class_counts for s in surveys]
+  labels, shares = surveys[0].labels, []
   for s in surveys:
+    pixels, images = s.class_counts
+    shares.append(pixels / max(pixels.sum(), 1))
+    shares.append(images / max(len(s.index_masks), 1))
     table.add_column(f'{s.split}\npixels', justify='right')
     table.add_column(f'{s.split}\nimages', justify='right')
-  labels = surveys[0].labels
   for k, name in enumerate([*labels.classes, 'ignored']):
-    if any(images[k] for _, images in counts):
-      cells = []
-      for s, (pixels, images) in zip(surveys, counts, strict=True):
-        of = (pixels, pixels.sum()), (images, len(s.index_masks))
-        cells += [percent(x[k] / whole if whole else None) for x, whole in of]
-      # Of the ignored values, `notes` lists those that occur.
-      is_class = k < len(labels.classes)
-      values = np.flatnonzero(labels.to_train_id == k) if is_class else ()
-      table.add_row(listed(values, 3), name, *cells)
+    if any(share[k] for share in shares):
+      # None of "ignored": `notes` lists those that occur.
+      values = np.flatnonzero(labels.to_train_id == k)
+      table.add_row(listed(values, 3), name, *(percent(x[k]) for x in shares))
   return table
 
 
 def claim(folder: Path) -> None:
-  """Raises `UserError`, before the work, if the report cannot be written.
-
-  The folder is not writable, or has a doctor.json or doctor.png of others.
-  """
+  """Raises `UserError` if it is not writable, or has a report of others."""
   # The JSON vouches for the picture: a lone doctor.png is refused.
   report, picture = folder / 'doctor.json', folder / 'doctor.png'
   files.check_writable(folder, 'give another folder')
@@ -125,15 +116,9 @@ def write_json(
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'data': surveys[0].data,
     'findings': [
-      {
-        'rule': d.rule.name,
-        'severity': d.rule.severity,
-        'split': d.split,
-        'what': d.finding.what,
-        'count': len(d.finding.samples),
-        'samples': d.finding.samples[:_MOST_NAMES],
-        'remedy': d.finding.remedy,
-      }
+      {'rule': d.rule.name, 'severity': d.rule.severity, 'split': d.split}
+      | {'count': len(d.finding.samples), **d.finding._asdict()}
+      | {'samples': d.finding.samples[:_MOST_NAMES]}
       for d in found
     ],
     'splits': {s.split: _facts(s) for s in surveys},
@@ -161,10 +146,9 @@ def draw(
   surveys: Sequence[Survey],
   found: Sequence[Diagnosis],
 ) -> None:
-  """Writes `doctor.png`: samples with their masks over them.
+  """Writes `doctor.png`: masks over images, with findings first and marked.
 
-  Samples with findings are preferred and marked. There is no picture if no
-  sample can be read. `folder` exists already, `splits` are those of `surveys`.
+  There is no picture if no sample can be read. `splits` are of the `surveys`.
   """
   panels = []
   for split, s in zip(splits, surveys, strict=True):
@@ -193,45 +177,29 @@ def _faults(s: Survey, found: Sequence[Diagnosis]) -> dict[int, list[str]]:
 
 
 def _chosen(s: Survey, faults: dict[int, list[str]]) -> list[Observation]:
-  chosen, rules = {}, set()
   # One sample for each rule that is broken, as long as there is room. The rest
   # is spread evenly, because no rule can tell whether sky is called sky.
-  for o in s.readable:
-    if set(faults.get(o.index, ())) - rules and len(chosen) < _PICTURES:
-      rules |= set(faults[o.index])
-      chosen[o.index] = o
-  others = [o for o in s.readable if o.index not in chosen]
-  for place in drawing.spread(len(others), _PICTURES - len(chosen)):
-    chosen[others[place].index] = others[place]
-  return [chosen[index] for index in sorted(chosen)]  # In the split's order.
+  first = {rule: i for i in sorted(faults, reverse=True) for rule in faults[i]}
+  chosen = {*sorted({*first.values()})[:_PICTURES]}
+  others = [o.index for o in s.readable if o.index not in chosen]
+  places = drawing.spread(len(others), _PICTURES - len(chosen))
+  chosen.update(others[place] for place in places)
+  return [o for o in s.readable if o.index in chosen]
 
 
 def _panel(
   s: Survey, o: Observation, image: np.ndarray, mask: np.ndarray, note: str
 ) -> np.ndarray:
   """Draws one sample; a mask that is no index mask is shown as a picture."""
-  image = shown(image, s.bands)
-  if image.dtype != np.uint8:
-    image = _grey_levels(image)
-  fit = mask.dtype.kind == 'u' and mask.shape == image.shape[:2]
-  if fit and mask.max() < len(s.labels.to_train_id):
-    label = s.labels.to_train_id[mask]
-  elif o.values.size and 0 <= o.values.min() <= o.values.max() <= IGNORE:
-    # Of another size or depth than the image: shown next to it.
-    label = s.labels.to_train_id[mask.astype(np.uint8)]
-    label = drawing.colour(label, s.labels.palette)
+  image = shown(image, s.bands or COLOURS)
+  beyond = len(s.labels.to_train_id)
+  if o.values.size and 0 <= o.values[0] <= o.values[-1] < beyond:
+    label = s.labels.to_train_id[mask.astype(int)]
+    if label.shape != image.shape[:2]:  # Shown next to it.
+      label = drawing.colour(label, s.labels.palette)
   elif mask.ndim == 3 and mask.shape[2] >= 3:
-    label = _grey_levels(mask[..., 2::-1])  # OpenCV's BGR, or BGRA.
+    label = shown(mask[..., 2::-1], COLOURS)  # OpenCV's BGR, or BGRA.
   else:
-    grey = _grey_levels(mask.reshape(*mask.shape[:2], -1)[..., 0])
-    label = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    label = shown(mask.reshape(*mask.shape[:2], -1), ('grey',))
   of, title = (s.labels.classes, s.labels.palette), f'{o.name} ({s.split})'
   return drawing.mask_panel(image, label, *of, title=title, note=note)
-
-
-def _grey_levels(pixels: np.ndarray) -> np.ndarray:
-  """Scales any numbers to uint8 with the largest white; keeps uint8."""
-  if pixels.dtype == np.uint8:
-    return np.ascontiguousarray(pixels)
-  top = max(float(pixels.max()), 1.0)
-  return (np.clip(pixels / top, 0, 1) * 255).astype(np.uint8)

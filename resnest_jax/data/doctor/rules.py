@@ -6,6 +6,7 @@ is its row in docs/doctor.md.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 from resnest_jax.data.doctor import content, files, values
@@ -18,15 +19,11 @@ ERROR, WARNING = 'error', 'warning'
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """A kind of fault.
-
-  If one of the checks in `unless`, which explain the same fault better, has a
-  finding in the split, this rule is skipped.
-  """
+  """A kind of fault."""
 
   check: Check
   severity: str  # `ERROR` stops a training.
-  unless: tuple[Check, ...] = ()
+  unless: tuple[Check, ...] = ()  # Explain more: skipped if one finds a fault.
   compares: bool = False  # Takes two surveys, of training and of another split.
 
   @property
@@ -98,16 +95,13 @@ class Diagnosis:
 
 def diagnose(surveys: Sequence[Survey]) -> list[Diagnosis]:
   """Applies all rules to the splits of one data set, in the table's order."""
-  train = [s for s in surveys if s.for_training]
+  train = [s for s in surveys if s.for_training][:1]
+  others = [s for s in surveys if not s.for_training]
   found = []
   for rule in RULES:
-    for s in surveys:
-      arguments = [s]
-      if rule.compares:
-        # Without the training split there is nothing to compare with.
-        if not train or s.for_training:
-          continue
-        arguments = [train[0], s]
+    # Without the training split there is nothing to compare with.
+    of = itertools.product(train, others) if rule.compares else zip(surveys)
+    for arguments in of:
       # A rule about two splits is silenced by an explanation in either.
       concerned = {a.split for a in arguments}
       explained = any(
@@ -117,5 +111,5 @@ def diagnose(surveys: Sequence[Survey]) -> list[Diagnosis]:
       # `class_count` finds the same in every split: reported once.
       new = finding and all(d.finding != finding for d in found)
       if new or (finding and finding.samples):
-        found.append(Diagnosis(rule, s.split, finding))
+        found.append(Diagnosis(rule, arguments[-1].split, finding))
   return found

@@ -1,5 +1,7 @@
 """Rules about the meaning of the numbers in the masks."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from resnest_jax.data.doctor.files import REWRITE
@@ -11,8 +13,6 @@ from resnest_jax.text import listed, plural, share_of
 _INSTANCE_CLASSES = 100  # Of ADE20K's instance masks, which hold things alone.
 _MOST_PROPOSED = 50  # Values that are proposed as classes.
 _LABEL_IDS = 33  # The highest of Cityscapes.
-# More unknown pixels than this share are too many to write 255 over them.
-_MANY_UNKNOWN = 0.05
 # Of unknown pixels that lie in strips, where masks were smoothed.
 _SMOOTHED = 0.5
 _FEWEST_STRIPS = 100
@@ -84,33 +84,25 @@ def _count_from_1(s: Survey) -> str:
       'each class, and "ignore: 0"; docs/own-data.md), or write mask - 1, '
       f'with {IGNORE} where the mask is 0.'
     )
-  named = _lines(s, first=1)
+  named = _lines(enumerate(_named(s), 1))
   without = f'is no class, replace the lines by:\n  ignore: 0\n{named}'
   if 'background' in s.labels.classes:
     return f'In {s.classes_file}, if 0 {without}'
-  ways = [
-    'is the background, add a line for it in front, so that the lines are:\n'
-    f'  0: background\n{named}',
-    without,
-  ]
-  # Not if 0 has less than its even share of the pixels.
-  share = s.histogram.get(0, 0) / sum(s.histogram.values())
-  if share * (len(s.labels.classes) + 1) < 1:
-    ways.reverse()
-  return f'In {s.classes_file}, if 0 {ways[0]}\nIf 0 {ways[1]}'
+  return (
+    f'In {s.classes_file}, if 0 is the background, add a line for it in front, '
+    f'so that the lines are:\n  0: background\n{named}\nIf 0 {without}'
+  )
 
 
-def _lines(s: Survey, first: int = 0) -> str:
-  classes = range(len(s.labels.classes))
-  return '\n'.join(f'  {first + k}: {_with_colour(s, k)}' for k in classes)
+def _lines(facts: Iterable[tuple[object, object]]) -> str:
+  return '\n'.join(f'  {key}: {value}' for key, value in facts)
 
 
-def _with_colour(s: Survey, train_id: int) -> str:
-  """'leaf 34 139 34': a class as a line of the classes file."""
-  name = s.labels.classes[train_id]
-  if s.conversion is None or name in s.conversion.classes.chosen:
-    return name
-  return f'{name} {" ".join(map(str, s.labels.palette[train_id].tolist()))}'
+def _named(s: Survey) -> list[str]:
+  """'leaf 34 139 34': the classes as they stand in the classes file."""
+  chosen = s.conversion.classes.chosen
+  both = zip(s.labels.classes, s.labels.palette.tolist(), strict=True)
+  return [x if x in chosen else f'{x} {r} {g} {b}' for x, (r, g, b) in both]
 
 
 def _is_ade20k(s: Survey) -> bool:
@@ -119,42 +111,36 @@ def _is_ade20k(s: Survey) -> bool:
 
 def maybe_off_by_one(s: Survey) -> Finding | None:
   """all values except the last or the first occur: perhaps off by one"""
-  classes, first = len(s.labels.classes), _counts_from(s)
+  classes, first, values = len(s.labels.classes), _counts_from(s), {*s.values}
+  last, missing = classes - 1, s.labels.classes[-1]
   # If one of these is missing, the first or last may be for the same reason.
-  inner = np.arange(1, classes - 1)
-  if classes < 3 or not np.isin(inner, s.values).all():
+  if classes < 3 or not values.issuperset(range(1, last)):
     return None
-  remedy = (
-    'give the right values in the classes file ("0: name"; docs/own-data.md).'
-  )
-  if (
-    first == 0
-    and s.values.tolist() == list(range(classes - 1))
-    and 2 * len(bad := s.having(np.array([IGNORE]))) > len(s.index_masks)
-  ):
+  remedy = 'give the right values in the classes file (docs/own-data.md).'
+  ignored = s.having(np.array([IGNORE]))
+  most = 2 * len(ignored) > len(s.index_masks)
+  if first == 0 and values == {*range(last)} and most:
     what = (
-      f'all values from 0 to {classes - 2} occur and {classes - 1} does not, '
-      f'and {len(bad)} have {IGNORE}, as if 1 had been subtracted from correct '
-      f'masks, which turns 0 into {IGNORE}.'
+      f'from 0 to {last - 1} occur and {last} does not, and {len(ignored)} '
+      f'have {IGNORE}, as if 1 had been subtracted from correct masks, which '
+      f'turns 0 into {IGNORE}.'
     )
     remedy = f'add 1 to the masks, as uint8: {IGNORE} becomes 0.'
-  elif classes - 1 not in s.values:
-    return None
-  elif first == 1 and 0 in s.values and classes not in s.values:
+  elif first == 1 and {0, last} <= values and classes not in values:
     what = (
-      f'all values from 0 to {classes - 1} occur and {classes} does not, as '
-      f'if masks counted from 0; {s.data} counts from 1 and ignores 0.'
+      f'from 0 to {last} occur and {classes} does not, as if masks counted '
+      f'from 0; {s.data} counts from 1 and ignores 0.'
     )
-  elif first == 0 and 0 not in s.values:
+  elif first == 0 and last in values and 0 not in values:
+    missing = s.labels.classes[0]
     what = (
-      f'all values from 1 to {classes - 1} occur and 0 does not, as if masks '
-      f'counted from 1; {s.data} counts from 0.'
+      f'from 1 to {last} occur and 0 does not, as if masks counted from 1; '
+      f'{s.data} counts from 0.'
     )
   else:
     return None
-  missing = s.labels.classes[0 if first == 0 and 0 not in s.values else -1]
   return Finding(
-    f'In {plural(len(s.index_masks), "mask")} {what}',
+    f'In {plural(len(s.index_masks), "mask")} all values {what}',
     (),
     'Look at the names in the contact sheet (--out DIR draws it). If they are '
     f'right, {missing!r} simply does not occur; if all are one class off, '
@@ -169,12 +155,11 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
   classes = len(s.labels.classes)
   bad = [o for o in s.readable if len(o.colours)]
   colours = [o.colours for o in bad]
-  most = (s.values > 0).sum() > 0.8 * _INSTANCE_CLASSES
   if beyond := s.having(s.unknown_values):
     bad = beyond
     what = (
-      f'have values up to {s.unknown_values.max()}, which only the full '
-      f'release with thousands of classes has; {classes} is the highest here'
+      f'values up to {s.unknown_values.max()}, which only the full release '
+      f'with thousands of classes has; {classes} is the highest here'
     )
   # Red holds the class (1 to 100), green the object, blue 0.
   elif colours and all(
@@ -182,28 +167,19 @@ def wrong_ade20k_release(s: Survey) -> Finding | None:
     for c in colours
   ):
     what = (
-      f'are instance masks: {_INSTANCE_CLASSES} classes of things in the red '
-      'channel, the number of the object in the green channel'
+      f'the colours of instance masks: {_INSTANCE_CLASSES} classes of things '
+      'in the red channel, the number of the object in the green channel'
     )
   # The class is red / 10 * 256 + green, blue holds the object.
   elif colours and all(not (c[:, 0] % 10).any() and c.any() for c in colours):
     what = (
-      'are masks of the full release (*_seg.png), which encodes thousands of '
-      'classes as colours'
-    )
-  # Instance masks of one channel. The upper 50 classes are absent from a few
-  # samples by chance, but not from 500 that show most of the lower ones.
-  elif len(s.index_masks) >= 500 and most and s.values.max() <= 100:
-    bad = s.index_masks
-    what = (
-      f'have no value above {_INSTANCE_CLASSES}, like the instance masks, '
-      'which hold only things'
+      'the colours of the full release (*_seg.png), which encodes thousands of '
+      'classes'
     )
   else:
     return None
-  verb, _, what = what.partition(' ')  # `share_of` conjugates the verb.
   return Finding(
-    f'{share_of(bad, s.readable, "mask", verb)} {what}.',
+    f'{share_of(bad, s.readable, "mask", "have")} {what}.',
     names(bad),
     f'The {classes} classes are in the masks of the scene parsing release, '
     'annotations/ of ADEChallengeData2016.zip: python -m '
@@ -249,7 +225,8 @@ def _positions(s: Survey) -> Finding | None:
     f'{others.max()}: the positions of the classes in {s.classes_file} rather '
     f'than their values ({listed(s.class_values)}).',
     names(bad),
-    f'If so, replace the lines of {s.classes_file} by:\n{_lines(s)}',
+    f'If so, replace the lines of {s.classes_file} by:\n'
+    f'{_lines(enumerate(_named(s)))}',
   )
 
 
@@ -319,14 +296,14 @@ def _step(s: Survey, values: np.ndarray, unknown: np.ndarray) -> int:
 def _unstretch(s: Survey, step: int, multiples: np.ndarray) -> str:
   """The remedy, in the classes file if there is one, or in the masks."""
   if s.classes_file:
-    lines = []
-    for value in multiples.tolist():
-      k = s.labels.to_train_id[value // step]
-      meaning = f'{value}: {_with_colour(s, k)}' if k != IGNORE else ''
-      lines.append(f'  {meaning or f"ignore: {value}"}')
+    train_ids, names = s.labels.to_train_id[multiples // step], _named(s)
+    lines = (
+      ('ignore', value) if k == IGNORE else (value, names[k])
+      for value, k in zip(multiples, train_ids, strict=True)
+    )
     return (
       f'If the values mean these classes, write in {s.classes_file} '
-      '(docs/own-data.md):\n' + '\n'.join(lines)
+      f'(docs/own-data.md):\n{_lines(lines)}'
     )
   if len(multiples) == len(s.histogram):
     return f'{REWRITE}cv2.imwrite(new, mask // {step}).'
@@ -342,19 +319,13 @@ def unknown_values(s: Survey) -> Finding | None:
   share = pixels / sum(s.histogram.values())
   first = s.unknown_values[0]
   line = s.conversion.naming(first) if s.conversion else f'"{first}: name"'
-  ignored, write = '', 'N'
-  # Where 255 is a class, no value means "no class" by itself.
-  if s.ignores_255:
-    ignored = f', and {IGNORE} for pixels to ignore'
-    if share <= _MANY_UNKNOWN:
-      write = f'Write {IGNORE} where there is no class, or n'
+  ignored = f', and {IGNORE} for pixels to ignore' if s.ignores_255 else ''
   return Finding(
     f'{share_of(bad, s.index_masks, "mask", "have")} values that no class has: '
     f'{listed(s.unknown_values)}, on {share:.2%} of the pixels. {s.data} has '
     f'values up to {largest}{ignored}.',
     names(bad),
-    f'{write}ame the values in '
-    f'{s.classes_file or "the classes file of your own data"} '
+    f'Name them in {s.classes_file or "the classes file of your own data"} '
     f'({line}, or "ignore: {first}"; docs/own-data.md). Values at borders of '
     'objects alone come from JPEG or from interpolation; use the originals, or '
     f'resize them with cv2.INTER_NEAREST.{_proposal(s)}',
@@ -365,19 +336,17 @@ def _proposal(s: Survey) -> str:
   """The lines of a classes file that has all values; '' where none would do."""
   if not s.conversion or s.unknown_values.size > _MOST_PROPOSED:
     return ''
-  own, new = s.conversion.classes, s.unknown_values.tolist()
-  named = [_with_colour(s, k) for k in range(len(own.values))]
+  own, named = s.conversion.classes, _named(s)
   if len(s.values) == len(named) and own.values == (*zip(range(len(named))),):
-    values = zip(s.values.tolist())
+    lines = [*zip(s.values, named, strict=True)]
     why = 'If the values mean the classes in their order, it'
   else:
-    values = (*own.values, *zip(new))
-    named += [f'class_{value}' for value in new]
+    values = (' '.join(map(str, x)) for x in own.values)
+    lines = [*zip(values, named, strict=True)]
+    lines += [(value, f'class_{value}') for value in s.unknown_values]
     why = 'With all values, whose new names you change, it'
-  values = (' '.join(map(str, x)) for x in values)
-  lines = [f'  {x}: {name}' for x, name in zip(values, named, strict=True)]
-  lines += [f'  ignore: {value}' for value in own.ignored]
-  return f'\n{why} is:\n' + '\n'.join(lines)
+  lines += [('ignore', value) for value in own.ignored]
+  return f'\n{why} is:\n{_lines(lines)}'
 
 
 def smoothed_masks(s: Survey) -> Finding | None:
@@ -385,7 +354,8 @@ def smoothed_masks(s: Survey) -> Finding | None:
   the classes
   """
   pixels = sum(s.histogram[value] for value in s.unknown_values.tolist())
-  between = sum(s.between[value][0] for value in s.unknown_values.tolist())
+  thin = s.summed('between')
+  between = sum(thin[value] for value in s.unknown_values.tolist())
   # A single value is rather a class that the file lacks.
   if s.unknown_values.size < 3 or between < _SMOOTHED * pixels:
     return None
@@ -413,11 +383,12 @@ def smoothed_masks(s: Survey) -> Finding | None:
 
 def maybe_smoothed(s: Survey) -> Finding | None:
   """borders that pass through the numbers in between, as after smoothing"""
+  between = s.summed('between')
   strips = {
-    value: ramps
-    for value, (between, ramps) in s.between.items()
+    value: number
+    for value, number in s.summed('ramps').items()
     # A class that lies nowhere else is one of borders.
-    if between < _OF_BORDERS * s.histogram[value]
+    if between[value] < _OF_BORDERS * s.histogram[value]
   }
   ramps = sum(strips.values())
   jumps = sum(o.jumps for o in s.index_masks)

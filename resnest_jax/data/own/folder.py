@@ -112,7 +112,7 @@ class FolderSplit:
     pair, image = item_of(self.pairs, index), sample['image']
     label = self._to_label(pair.mask, sample['stored'])
     if not self.bands:
-      check_depth(pair.image, image)
+      check_depth(pair.image, image, f' {headers.BANDS}')
     if image.shape[:2] != sample['mask'].shape:
       (height, width), mask = image.shape[:2], sample['mask'].shape
       raise UserError(
@@ -193,13 +193,12 @@ def read_picture(
   return image, encoded
 
 
-def check_depth(path: str, image: np.ndarray) -> None:
+def check_depth(path: str, image: np.ndarray, more: str = '') -> None:
   # Not cut to 8: which bits hold the picture depends on the camera.
   if image.dtype != np.uint8:
     raise UserError(
       f'{path} has {8 * image.dtype.itemsize} bits per channel; images '
-      f'have 8.\n{headers.to_8_bits(image.max().item())} Or name its bands, of '
-      'which all bits are used then: config.data.bands, docs/bands.md.'
+      f'have 8.\n{headers.to_8_bits(image.max().item())}{more}'
     )
 
 
