@@ -35,7 +35,7 @@ from resnest_jax.prediction.sources import (
   find_sources,
   output_files,
 )
-from resnest_jax.prediction.video import VideoOutputs, VideoReader, drawn
+from resnest_jax.prediction.video import VideoReader, drawn, video_outputs
 from resnest_jax.progress import compile_notice, evaluation_progress
 from resnest_jax.text import plural
 from resnest_jax.threads import map_in_threads
@@ -254,22 +254,22 @@ def predict_video(
   with done.noting(path):
     with (
       contextlib.closing(VideoReader(path, predictor.max_pixels)) as reader,
-      VideoOutputs(targets, reader.fps, opacity) as outputs,
+      video_outputs(targets, reader.fps, opacity) as write,
     ):
       task = progress.add_task(path.name, total=reader.total, unit='frames')
       predictions = predictor.predict_frames(reader.frames())
       # A thread writes while the next frames are predicted. It is closed before
       # the outputs, to which it writes.
       with contextlib.closing(
-        map_in_threads(outputs.write, predictions, num_threads=1)
+        map_in_threads(write, predictions, num_threads=1)
       ) as writes:
         for _ in writes:
           progress.advance(task)
-      # A truncated video is done up to its last readable frame, and failed.
-      if reader.read:
-        outputs.finish()
-        done.add(source, files, frames=reader.read)
-    progress.update(task, total=max(reader.read, 1))
+      if not reader.read:
+        reader.check_end()
+    # A truncated video is done up to its last readable frame, and failed.
+    done.add(source, files, frames=reader.read)
+    progress.update(task, total=reader.read)
     reader.check_end()
 
 
