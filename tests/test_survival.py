@@ -14,7 +14,7 @@ from trouble import small_disk
 from resnest_jax.checkpoints import store
 from resnest_jax.config import load_config
 from resnest_jax.data.datasets import open_data
-from resnest_jax.data.sampling import make_sampler, sampler_seed
+from resnest_jax.data.sampling import make_sampler
 
 pytestmark = pytest.mark.long
 
@@ -76,7 +76,7 @@ def test_hung_read_full_disk_and_damage_one_after_the_other(data, tmp_path):
   own = {'data.data_dir': str(hanging)}
   config = load_config('configs/folder.py:mini', own)
   split = open_data(config.data, 'train')
-  sampler = make_sampler('uniform', len(split), sampler_seed(config.seed))
+  sampler = make_sampler('uniform', len(split), config.seed)
   # No step before the third reads this one.
   image = Path(split.pairs[sampler(2 * 4)].image)
   image.unlink()
