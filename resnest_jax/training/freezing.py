@@ -43,7 +43,7 @@ def train_the_rest(
 ) -> optax.GradientTransformation:
   """The optimizer, without state, decay and updates for frozen parameters."""
   # Outside its mask `optax.masked` passes gradients on as updates. Those of
-  # frozen parameters are zero, by `whole_gradients`.
+  # frozen parameters are zero, by `gradients`.
   if not freeze and norms == 'none':
     return optimizer
 

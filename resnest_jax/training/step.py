@@ -28,13 +28,7 @@ from resnest_jax.sharding import (
   shared_rows,
 )
 from resnest_jax.training.freezing import train_the_rest
-from resnest_jax.training.gradients import (
-  WHOLE,
-  Plan,
-  create_plan,
-  mean_gradients,
-  whole_gradients,
-)
+from resnest_jax.training.gradients import WHOLE, Plan, create_plan, gradients
 from resnest_jax.training.mixing import Mixing
 from resnest_jax.training.optimizer import create_optimizer
 
@@ -126,10 +120,9 @@ def update(
       **{f'decode_{name}': x for name, x in terms.items()},
     }
 
-  gradients = whole_gradients if plan.micro_batches == 1 else mean_gradients
+  given = images, labels, key, plan, plan.share(state.step)
   grads, scalars, batch_stats = gradients(
-    *(model, score, state.variables(), images, labels, key, plan),
-    plan.share(state.step),
+    model, score, state.variables(), *given
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   step, params = state.step + 1, optax.apply_updates(state.params, updates)
