@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from resnest_jax.errors import DamagedCheckpoint, UserError, system_error
+from resnest_jax.text import listed
 from resnest_jax.threads import map_in_threads
 
 # Errors of the process or of rights: the files may be whole.
@@ -141,10 +142,9 @@ def _check_shapes(
   of = 'network' if item == 'model' else 'optimizer or version'
   raise UserError(
     f'checkpoint {folder} is of another {of} than the configuration: '
-    f'{len(differ)} arrays differ ({"; ".join(differ[:3])}'
-    f'{"; ..." if len(differ) > 3 else ""}). Give the --config and the '
-    '--config.model flags it was trained with; eval.py takes them from the '
-    '--workdir if --config is left out.'
+    f'{len(differ)} arrays differ ({listed(differ, 3, "; ")}). Give the '
+    '--config and the --config.model flags it was trained with; eval.py takes '
+    'them from the --workdir if --config is left out.'
   )
 
 

@@ -191,13 +191,10 @@ def restore_newest(
 ) -> tuple[TrainState, dict[str, Any]]:
   """The newest state that is whole, and its `about`; see `Store.resume`."""
   damaged: list[tuple[Path, DamagedCheckpoint]] = []
-  for step, is_regular, folder in (found := _states(workdir)):
+  for step, _, folder in (found := _states(workdir)):
     try:
-      if is_regular:
-        restored = restore(manager, step, abstract)
-      else:
-        with Checkpoints(folder, keep=1, read_only=True) as interrupted:
-          restored = restore(interrupted, step, abstract)
+      with Checkpoints(folder, keep=1, read_only=True) as opened:
+        restored = restore(opened, step, abstract)
       break
     except DamagedCheckpoint as error:
       damaged.append((folder / str(step), error))

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from resnest_jax.inference.steps import LARGEST
 from resnest_jax.prediction.polygons import regions, write_coco, write_labelme
 from resnest_jax.prediction.sources import (
   Source,
+  check_names,
   check_output,
   find_sources,
   output_files,
@@ -110,16 +111,16 @@ def predict_files(
   # Before the weights, which take seconds to load, or have to be fetched.
   check_opacity(opacity)
   sources = find_sources(given, recursive, out)
-  files, clash = planned(sources, save, polygons)
+  files = output_files(sources, save, polygons)
   check_output(out, sources, files, overwrite)
   check_writable(out)
   predictor = from_checkpoint(weights, **options)
   if isinstance(predictor, ClassPredictor):
-    flags = {'save': save, 'polygons': polygons, 'opacity': opacity}
-    refuse_for_classes(sources, **flags, legend=legend)
+    flags = {'save': save, 'polygons': polygons, 'legend': legend}
+    refuse_for_classes(sources, flags | {'opacity': opacity != 0.5})
     files = [{} for _ in sources]
-  elif clash:
-    raise clash
+  else:
+    check_names(sources, files, polygons)
   print_notes(predictor)
   done, started = Done(), time.perf_counter()
   try:
@@ -152,20 +153,11 @@ def predict_files(
     )
 
 
-def planned(
-  sources: Sequence[Source], save: Sequence[str] | None, polygons: str | None
-) -> tuple[list[Files], UserError | None]:
-  """The files of each source, and why label maps cannot have these names."""
-  try:
-    return output_files(sources, save, polygons), None
-  except UserError as error:  # A classifier writes none of them.
-    return [{} for _ in sources], error
-
-
-def refuse_for_classes(sources: Sequence[Source], **flags: Any) -> None:
+def refuse_for_classes(
+  sources: Sequence[Source], flags: Mapping[str, Any]
+) -> None:
   """Raises `UserError` for what means nothing to a classifier."""
-  defaults = {'save': None, 'polygons': None, 'opacity': 0.5, 'legend': False}
-  if given := [name for name in flags if flags[name] != defaults[name]]:
+  if given := [name for name, value in flags.items() if value]:
     raise UserError(
       f'--{given[0]} is for segmentors, which draw label maps; these weights '
       'are a classifier. Leave it out.'

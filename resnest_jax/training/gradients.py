@@ -54,15 +54,13 @@ def create_plan(config: Mapping[str, Any], devices: int) -> Plan:
     raise UserError(
       'config.train.micro_batch_size and config.mesh.spatial do not go '
       'together yet: set --config.mesh.spatial=1, or '
-      '--config.train.micro_batch_size=0; rows over devices save memory as '
-      'micro-batches do.'
+      '--config.train.micro_batch_size=0.'
     )
   if micro == 1 and frozen_bn != 'all':
     raise UserError(
       'config.train.micro_batch_size is 1, and batch normalisation has no '
-      'statistics of one image: set it to 2 or more, or to 0 with '
-      '--config.train.remat=stages, which fits the whole batch into less '
-      'memory, or set --config.model.frozen_bn=all.'
+      'statistics of one image: set it to 2 or more, to 0 with '
+      '--config.train.remat=stages, or set --config.model.frozen_bn=all.'
     )
   if train['freeze_norms'] and frozen_bn == 'none':
     raise UserError(
@@ -92,11 +90,10 @@ def micro_batch_note(plan: Plan, batch_size: int) -> str:
   if plan.micro_batches == 1:
     return ''
   micro = batch_size // plan.micro_batches
-  text = f'each batch of {batch_size} in {plan.micro_batches} x {micro} images'
-  alike = plan.group or micro
   return (
-    f'{text}: batch norm has the statistics of {alike} images, and its running '
-    f'statistics are updated {plan.micro_batches} times a step '
+    f'each batch of {batch_size} in {plan.micro_batches} x {micro} images: '
+    f'batch norm has the statistics of {plan.group or micro} images, and its '
+    f'running statistics are updated {plan.micro_batches} times a step '
     '(--config.train.remat=stages and no micro-batches: those of all '
     f'{batch_size}; docs/memory.md)'
   )

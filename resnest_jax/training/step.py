@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.config_keys import classifies
 from resnest_jax.data.preprocess import IMAGENET, Normalization, preprocess
 from resnest_jax.errors import UserError
-from resnest_jax.losses.images import create_image_loss
+from resnest_jax.losses.images import image_loss
 from resnest_jax.losses.objective import Loss, create_loss
 from resnest_jax.models import implementations
 from resnest_jax.models.classifier import create_network
@@ -89,7 +90,7 @@ def update(
       classes, (B, classes).
     key: of the dropout.
     model: from `for_training`.
-    loss: of both heads, from `create_loss`, or `create_image_loss`.
+    loss: of both heads, from `create_loss`, or `image_loss`.
     aux_weight: factor of the auxiliary head's loss.
 
   Returns:
@@ -237,7 +238,8 @@ def create_training(
   classes, mixing = config['model']['num_classes'], None
   if classifies(config):
     mixing = Mixing(classes, config['loss']['mixup'], plan.group)
-    loss = loss or create_image_loss(config['loss'])
+    smoothing = config['loss']['label_smoothing']
+    loss = loss or partial(image_loss, label_smoothing=smoothing)
   else:
     aligned = model.decode_head.align_corners
     loss = loss or create_loss(config['loss'], classes, aligned)

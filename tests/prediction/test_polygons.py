@@ -20,7 +20,11 @@ from resnest_jax.prediction.polygons import (
   write_coco,
   write_labelme,
 )
-from resnest_jax.prediction.sources import find_sources, output_files
+from resnest_jax.prediction.sources import (
+  check_names,
+  find_sources,
+  output_files,
+)
 
 CLASSES = tuple(f'class {k}' for k in range(151))
 
@@ -147,12 +151,13 @@ def test_names_that_polygons_cannot_have(tmp_path):
   (of_a,) = output_files(find_sources([tmp_path / 'a.jpg']), (), 'labelme')
   assert {k: str(x) for k, x in of_a.items()} == {'labelme': 'a.json'}
   named = find_sources([tmp_path])
-  assert len(output_files(named, None, 'coco')) == 2
+  check_names(named, output_files(named, None, 'coco'), 'coco')
   told = 'classes.jpg would both be written to classes.json'
-  refused(told, output_files, named, None, 'labelme')
+  refused(told, check_names, named, output_files(named, None, 'labelme'))
   write_video(tmp_path / 'clip.avi', 2, 5, size=(32, 32))
   told = 'polygons is for pictures, and .*clip.avi is a video'
-  refused(told, output_files, find_sources([tmp_path]), None, 'coco')
+  named = find_sources([tmp_path])
+  refused(told, check_names, named, [{} for _ in named], 'coco')
 
 
 @pytest.mark.parametrize('kind', ['coco', 'labelme'])

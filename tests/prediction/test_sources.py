@@ -125,8 +125,10 @@ def test_pictures_of_the_same_name(tmp_path):
     touch(folder, 'a.jpg', 'a.png', 'b.jpg')
   assert masks(find_sources([first])) == ['a.jpg.png', 'a.png.png', 'b.png']
   told = f'{first}/a.jpg and {second}/a.jpg would both be written to a.jpg.png'
+  every = find_sources([first / 'b.jpg', first / 'a.jpg', second])
+  files = sources.output_files(every, 'masks')
   with pytest.raises(UserError, match=told):
-    masks(find_sources([first / 'b.jpg', first / 'a.jpg', second]))
+    sources.check_names(every, files)
   # The folder of a video's masks, and one of pictures.
   every = [Source(Path('day.mp4')), Source(Path('day/a.jpg'), Path('day'))]
   assert masks(every) == ['day.mp4', 'day/a.png']
