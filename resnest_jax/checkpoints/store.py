@@ -244,11 +244,6 @@ def load_checkpoint(
   """
   with _opened(workdir, which) as (manager, step, about):
     if model_config is None:
-      if 'config' not in about:
-        raise UserError(
-          f'checkpoint {manager.folder / str(step)} has no configuration, so '
-          'its network is not known; train.py of this version writes one.'
-        )
       where = f'the configuration in checkpoint {step} of {workdir}'
       check_fields(about, {'config': OBJECT}, where)
       check_fields(about['config'], {'model': OBJECT, 'data': OBJECT}, where)

@@ -96,17 +96,13 @@ def predict_files(
 ) -> None:
   """Predicts pictures and videos and writes the results with two JSON files.
 
-  Args:
-    given, recursive: see `find_sources`. A classifier takes no videos.
-    weights, **options: see `from_checkpoint`.
-    out: folder, created if needed.
-    save, polygons: see `output_files`; these and two more are for segmentors.
-    opacity: of the colours in overlays, 0 to 1.
-    legend: whether overlays of pictures name the classes.
-    overwrite: whether `out` may hold files already.
+  `given` and `recursive` are of `find_sources`, `save` and `polygons` of
+  `output_files`, `weights` and `options` of `from_checkpoint`. The colours of
+  overlays have an `opacity` from 0 to 1, and with `legend` those of pictures
+  name the classes. The folder `out` may hold files with `overwrite`.
 
-  Raises:
-    UserError: an invalid argument; or, at the end, sources that are unreadable.
+  Raises `UserError` for an invalid argument, what a classifier does not give,
+  or, at the end, sources that are unreadable.
   """
   # Before the weights, which take seconds to load, or have to be fetched.
   check_opacity(opacity)

@@ -68,8 +68,8 @@ def train(
     # What is trained, and on what. Nothing is written yet: mistakes are cheap.
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.spatial)
     sharding.check_batch_size(config.train.batch_size, mesh)
-    stride = config.model.output_stride
-    sharding.check_rows(config.data.crop_size[0], stride, mesh)
+    rows, stride = config.data.crop_size[0], config.model.output_stride
+    sharding.check_rows(rows, stride, mesh)
     splits = open_splits(config)
     messages.check_same_data(facts := splits.facts())
     normalization = of_bands(config, splits, workdir)
@@ -107,14 +107,9 @@ def train(
       train_step = create(weighted(config, weights)).step
     batches = enter(training_batches(config, splits.train, *begin))
     report = enter(Report(workdir, config, run, splits.eval, profile_steps))
-    evaluate = Evaluator(
-      config,
-      model,
-      splits.eval,
-      protocol=Protocol(normalization=normalization),
-      keep=config.train.pictures,
-      with_loss=True,
-    )
+    how = {'protocol': Protocol(normalization=normalization), 'with_loss': True}
+    how['keep'] = config.train.pictures
+    evaluate = Evaluator(config, model, splits.eval, **how)
     # `run` changes from here on. Only this thread may stop the process, except
     # while it waits and `run` is at rest.
     enter(stopper.busy())

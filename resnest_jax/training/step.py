@@ -88,16 +88,14 @@ def update(
     images: (B, H, W, 3) normalised.
     labels: int (B, H, W), 255 ignored; of a classifier the shares of the
       classes, (B, classes).
-    key: of the dropout.
     model: from `for_training`.
     loss: of both heads, from `create_loss`, or `image_loss`.
-    aux_weight: factor of the auxiliary head's loss.
 
   Returns:
     The new state; the step's scalars: `loss`, `accuracy` in [0, 1],
-    `gradient_norm` before clipping, of a segmentor `decode_loss` and
-    `aux_loss`, whose sum the loss is, and the loss's terms as `decode_NAME`;
-    and the gradients.
+    `gradient_norm` before clipping, of a segmentor `decode_loss` and the
+    weighted `aux_loss`, whose sum the loss is, and the loss's terms as
+    `decode_NAME`; and the gradients.
   """
 
   def score(output: SegmentorOutput | Array, labels: Array) -> dict[str, Array]:
