@@ -216,6 +216,7 @@ def _array_handler() -> ocp.PyTreeCheckpointHandler:
     type_handler_registry=handlers.create_type_handler_registry(
       (jax.Array, handlers.ArrayHandler(use_replica_parallel=False)),
       (np.ndarray, handlers.NumpyHandler()),
+      (np.number, handlers.ScalarHandler()),
     )
   )
 
