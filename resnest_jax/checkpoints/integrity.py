@@ -113,19 +113,14 @@ def _restore_args(item: Any, stored: Any) -> ocp.args.PyTreeRestore:
   return ocp.args.PyTreeRestore(item, restore_args=how)
 
 
-def shapes_digest(tree: Any) -> str:
-  """CRC-32 of the names and shapes of all arrays, 8 digits."""
-  return json_digest(_shapes(tree))
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   return {name: tuple(leaf.shape) for name, leaf in array_names(tree).items()}
 
 
 def _check_shapes(
   folder: Path, item: str, stored: Any, wanted: Any, about: Mapping[str, Any]
 ) -> None:
-  there, wanted = _shapes(stored), _shapes(wanted)
+  there, wanted = shapes(stored), shapes(wanted)
   differ = [
     f'{name}: {there.get(name, "absent")} there, '
     f'{wanted.get(name, "absent")} in the configuration'

@@ -23,6 +23,8 @@ class Source:
 
   path: Path
   folder: Path = Path()  # Sub folder of the output.
+  # By kind, relative to the output folder; see `with_files`.
+  files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
   @property
   def is_video(self) -> bool:
@@ -108,12 +110,12 @@ def _check_folders(base: Path, pattern: Path) -> None:
         walk(base / folder, deep=False)
 
 
-def output_files(
+def with_files(
   sources: Sequence[Source],
   save: Collection[str] | None = None,
   polygons: str | None = None,
-) -> list[dict[str, Path]]:
-  """The files of each source by kind, relative to the output folder.
+) -> list[Source]:
+  """The sources with the names of their files.
 
   `save` are some of `KINDS`; None: all kinds, for videos without masks. With
   `polygons` 'labelme' is one more; 'coco' is a single file, coco.json.
@@ -121,7 +123,7 @@ def output_files(
   stems = [source.folder / source.path.stem for source in sources]
   # The masks of day.mp4 fill a folder `day`, which may be a folder of sources.
   folders = {parent for stem in stems for parent in stem.parents}
-  files = []
+  named = []
   for source, stem in zip(sources, stems, strict=True):
     # street.jpg becomes street.png, but street.jpg.png beside a street.png.
     if stems.count(stem) > 1 or (source.is_video and stem in folders):
@@ -137,15 +139,12 @@ def output_files(
     default = KINDS[1:] if source.is_video else KINDS
     kinds = default if save is None else save
     chosen = [kind for kind in of_kind if kind in kinds or kind == polygons]
-    files.append({kind: of_kind[kind] for kind in chosen})
-  return files
+    files = {kind: of_kind[kind] for kind in chosen}
+    named.append(dataclasses.replace(source, files=files))
+  return named
 
 
-def check_names(
-  sources: Sequence[Source],
-  files: Sequence[Mapping[str, Path]],
-  polygons: str | None = None,
-) -> None:
+def check_names(sources: Sequence[Source], polygons: str | None = None) -> None:
   """Raises `UserError` for polygons of videos, and two sources of one file."""
   videos = [x.path for x in sources if x.is_video]
   if polygons and videos:
@@ -154,10 +153,9 @@ def check_names(
       'or give single frames.'
     )
   taken = {x: x for x in map(Path, ('classes.json', 'predictions.json'))}
-  for source, its_files in zip(sources, files, strict=True):
-    # `output_files` cannot help with a.jpg of two folders, or with
-    # b_overlay.jpg beside b.jpg.
-    for file in its_files.values():
+  for source in sources:
+    # Still possible: a.jpg of two folders, b_overlay.jpg beside b.jpg.
+    for file in source.files.values():
       other = taken.setdefault(file, source.path)
       if other is not source.path:
         raise UserError(
@@ -166,12 +164,7 @@ def check_names(
         )
 
 
-def check_output(
-  out: Path,
-  sources: Sequence[Source],
-  files: Sequence[Mapping[str, Path]],
-  overwrite: bool,
-) -> None:
+def check_output(out: Path, sources: Sequence[Source], overwrite: bool) -> None:
   """Refuses an output folder in which files would be lost, by `UserError`.
 
   That is a file, the folder of the sources, one that leads elsewhere by links,
@@ -179,7 +172,7 @@ def check_output(
   """
   if out.exists() and not out.is_dir():
     raise UserError(f'--out {out} is a file; give a folder.')
-  paths = [out / file for of in files for file in of.values()]
+  paths = [out / file for source in sources for file in source.files.values()]
   # One file of each folder stands for all.
   for path in {path.parent: path for path in paths}.values():
     inside(out, path.relative_to(out))

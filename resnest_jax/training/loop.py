@@ -97,8 +97,9 @@ def train(
     frozen = frozen_parameters(run.state.params, plan.freeze, plan.frozen_norms)
     console().print(group_table(run.state.params, config.optimizer, frozen))
     if run.is_over(config.train):
-      done = f'{ending(config, run)}.{longer(workdir)}'
-      print(f'nothing to do: {done}', flush=True)
+      print(
+        f'nothing to do: {ending(config, run)}.{longer(workdir)}', flush=True
+      )
       draw_curves(workdir, config.name, again=False)
       return
     begin = mesh, run.step, workdir / CLASS_COUNTS
@@ -117,12 +118,7 @@ def train(
     train_to_end(config, run, *parts)
     draw_curves(workdir, config.name)
     stopper.rest = ending(config, run)
-    main = main_score(config)
-    print(
-      f'{stopper.rest}: best {main} {run.best[main]:.4f} at step '
-      f'{run.best["step"]}; curves in {workdir / CURVES}',
-      flush=True,
-    )
+    print(f'{stopper.rest}; curves in {workdir / CURVES}', flush=True)
 
 
 def train_to_end(
@@ -246,12 +242,14 @@ def weighted(
 
 
 def ending(config: ConfigDict, run: Run) -> str:
-  """Why a run is over."""
-  if run.step >= (steps := config.train.total_steps):
-    return f'{plural(steps, "step", "are")} done'
+  """Why a run is over, and its best score."""
+  main, steps = main_score(config), config.train.total_steps
+  best = f'best {main} {run.best[main]:.4f} at step {run.best["step"]}'
+  if run.step >= steps:
+    return f'{plural(steps, "step", "are")} done: {best}'
   return (
     f'stopped at step {run.step}, after {plural(run.stale, "evaluation")} '
-    'without a better score (--config.train.early_stop=0 resumes)'
+    f'without a better score (--config.train.early_stop=0 resumes): {best}'
   )
 
 

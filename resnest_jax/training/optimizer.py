@@ -128,9 +128,7 @@ def create_optimizer(
       optax.scale_by_learning_rate(schedule),
     ]
   if config['layer_decay'] != 1 or config['head_multiplier'] != 1:
-    stages.append(
-      _by_group(config, lambda group, x, _: x * group.learning_rate)
-    )
+    stages += [_by_group(config, lambda group, x, _: x * group.learning_rate)]
   return optax.chain(*stages)
 
 

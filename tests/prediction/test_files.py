@@ -236,9 +236,9 @@ def read_video(path):
 
 def predict(predictor, path, out, save=None):
   source, done = sources.Source(path), files.Done()
-  (names,) = sources.output_files([source], save)
+  (source,) = sources.with_files([source], save)
   with evaluation_progress() as progress:
-    files.predict_video(predictor, source, names, out, done, progress, 0.5)
+    files.predict_video(predictor, source, out, done, progress, 0.5)
     done.tasks = [(task.completed, task.total) for task in progress.tasks]
   return done
 

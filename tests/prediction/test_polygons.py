@@ -25,7 +25,7 @@ from resnest_jax.prediction.polygons import (
 from resnest_jax.prediction.sources import (
   check_names,
   find_sources,
-  output_files,
+  with_files,
 )
 
 CLASSES = tuple(f'class {k}' for k in range(151))
@@ -141,16 +141,15 @@ def test_confidence_is_the_mean_of_the_region(tmp_path):
 def test_names_that_polygons_cannot_have(tmp_path):
   for name in 'classes.jpg', 'a.jpg':
     Image.fromarray(smooth_picture()).save(tmp_path / name)
-  (of_a,) = output_files(find_sources([tmp_path / 'a.jpg']), (), 'labelme')
-  assert {k: str(x) for k, x in of_a.items()} == {'labelme': 'a.json'}
-  named = find_sources([tmp_path])
-  check_names(named, output_files(named, None, 'coco'), 'coco')
+  (a,) = with_files(find_sources([tmp_path / 'a.jpg']), (), 'labelme')
+  assert {k: str(x) for k, x in a.files.items()} == {'labelme': 'a.json'}
+  both = find_sources([tmp_path])
+  check_names(with_files(both, None, 'coco'), 'coco')
   told = 'classes.jpg would both be written to classes.json'
-  refused(told, check_names, named, output_files(named, None, 'labelme'))
+  refused(told, check_names, with_files(both, None, 'labelme'), 'labelme')
   write_video(tmp_path / 'clip.avi', 2, 5, size=(32, 32))
   told = 'polygons is for pictures, and .*clip.avi is a video'
-  named = find_sources([tmp_path])
-  refused(told, check_names, named, [{} for _ in named], 'coco')
+  refused(told, check_names, find_sources([tmp_path]), 'coco')
 
 
 @pytest.mark.parametrize('kind', ['coco', 'labelme'])
