@@ -73,13 +73,10 @@ POSITIVE = Accepted(
 SEED = at_least(0, most=2**63 - 1)
 COUNT, COUNT_OR_0 = at_least(1), at_least(0)
 CHANNELS = at_least(1, most=MOST_CHANNELS)
-BATCH = at_least(1, most=MOST_IMAGES)
-WORKERS = at_least(0, most=4096)
 SHARE = Accepted('from 0 to 1', lambda x: 0 <= x <= 1)
 SHARE_BELOW_1 = Accepted('at least 0 and below 1', lambda x: 0 <= x < 1)
 SHARE_ABOVE_0 = Accepted('above 0 and at most 1', lambda x: 0 < x <= 1)
 BETWEEN_0_AND_1 = Accepted('above 0 and below 1', lambda x: 0 < x < 1)
-STAGES = Accepted('from 0 to 5', lambda x: 0 <= x <= 5)
 SECONDS = Accepted('above 0 and at most 10,000,000', lambda x: 0 < x <= 10**7)
 DEVICES = Accepted(
   'at least 1, or -1: all devices', lambda x: x >= 1 or x == -1
@@ -142,11 +139,9 @@ def _all(
 
 
 _HERE = {'free': True, 'per_host': True}
-_AUGMENTATIONS = 'mmseg', 'encoding', 'imagenet'
-_POLICIES = 'autoaugment', 'randaugment', 'none'
-_LOSSES = 'cross_entropy ohem focal dice lovasz'
 _PLACES = 'image_suffix mask_suffix image_prefix mask_prefix lists'
 _WIDTHS = 'stem_width width radix groups base_width head_channels aux_channels'
+_STEPS = 'log_steps eval_steps checkpoint_steps'
 _NAMES = 'backbone output_stride dilation_rule head frozen_bn dtype'
 
 KEYS = {
@@ -167,27 +162,26 @@ KEYS = {
   **_all('data', 'bands', BANDS),
   **_all('model', 'in_channels', at_least(1, most=bands.MOST)),
   **_all('data', 'sampling', one_of(SAMPLINGS)),
-  **_all('data', 'augmentation', one_of(_AUGMENTATIONS)),
+  **_all('data', 'augmentation', one_of(('mmseg', 'encoding', 'imagenet'))),
   **_all('data', 'image_scale', LONG_AND_SHORT),
   **_all('data', 'scale_range', RANGE),
   **_all('data', 'crop_size', SIZE),
   **_all('data', 'cat_max_ratio', SHARE_ABOVE_0),
-  **_all('data', 'repeat_threshold flip_probability', SHARE),
-  **_all('data', 'vertical_flip_probability', SHARE),
+  **_all('data', 'repeat_threshold flip_probability color_jitter', SHARE),
+  **_all('data', 'vertical_flip_probability lighting', SHARE),
   **_all('data', 'blur_probability erase_probability', SHARE),
   **_all('data', 'rotation', at_least(0, most=180)),
   **_all('data', 'quarter_turns transform'),
-  **_all('data', 'policy', one_of(_POLICIES)),
+  **_all('data', 'policy', one_of(('autoaugment', 'randaugment', 'none'))),
   **_all('data', 'random_crop', one_of(('resized', 'encoding'))),
   **_all('data', 'interpolation', one_of(('bilinear', 'bicubic'))),
-  **_all('data', 'color_jitter lighting', SHARE),
   **_all('data', 'center_crop', one_of(CENTER_CROPS), free=True),
   **_all('data', 'doctor_samples', COUNT_OR_0, free=True),
   **_all('data', 'max_pixels', at_least(1, most=2**40), free=True),
-  **_all('data', 'num_workers num_threads', WORKERS, **_HERE),
+  **_all('data', 'num_workers num_threads', at_least(0, most=4096), **_HERE),
   **_all('data', 'prefetch', COUNT, **_HERE),
   **_all('data', 'timeout', SECONDS, free=True),
-  **_all('loss.terms', _LOSSES, NOT_NEGATIVE),
+  **_all('loss.terms', 'cross_entropy ohem focal dice lovasz', NOT_NEGATIVE),
   **_all('loss', 'aux_weight mixup focal_gamma', NOT_NEGATIVE),
   **_all('loss', 'avg_non_ignore lovasz_per_image'),
   **_all('loss', 'class_weights', WEIGHTS),
@@ -210,22 +204,20 @@ KEYS = {
   **_all('mesh', 'data', DEVICES),
   **_all('mesh', 'spatial', COUNT),
   **_all('train', 'total_steps total_epochs', COUNT),
-  **_all('train', 'early_stop', COUNT_OR_0, free=True),
   # Split attention has 1x1 maps, and a single value has no variance.
   **_all(
     'train', 'batch_size', at_least(2, ' (batch normalisation)', MOST_IMAGES)
   ),
-  **_all('train', 'log_steps eval_steps checkpoint_steps', COUNT, free=True),
-  **_all('train', 'keep_checkpoints', COUNT, free=True),
-  **_all('train', 'pictures', COUNT_OR_0, free=True),
+  **_all('train', f'{_STEPS} keep_checkpoints', COUNT, free=True),
+  **_all('train', 'pictures early_stop', COUNT_OR_0, free=True),
   **_all('train', 'micro_batch_size norm_group', COUNT_OR_0),
   # Recomputation changes a result by rounding at most.
   **_all('train', 'wandb remat', free=True),
-  **_all('train', 'freeze', STAGES),
+  **_all('train', 'freeze', Accepted('from 0 to 5', lambda x: 0 <= x <= 5)),
   **_all('train', 'freeze_norms'),
   **_all('train', 'ema_decay', SHARE_BELOW_1),
   'eval': Key(free=True),
-  **_all('eval', 'batch_size', BATCH),
+  **_all('eval', 'batch_size', at_least(1, most=MOST_IMAGES)),
   **_all('eval', 'bucket', at_least(1, most=MOST_PIXELS)),
   **_all('eval', 'overlays report_images', COUNT_OR_0),
   **_all('eval', 'boundary_iou flip'),

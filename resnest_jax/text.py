@@ -58,11 +58,11 @@ def _conjugated(number: int, verb: str) -> str:
   return singular.get(verb, verb) if number == 1 else verb
 
 
-def listed(words: Iterable[object], most: int = 6) -> str:
+def listed(words: Iterable[object], most: int = 6, comma: str = ', ') -> str:
   """Returns 'a, b, c and 7 more'."""
   words = [str(word) for word in words]
   rest = f' and {len(words) - most} more' if len(words) > most else ''
-  return ', '.join(words[:most]) + rest
+  return comma.join(words[:most]) + rest
 
 
 def readable(text: str) -> str:

@@ -66,8 +66,10 @@ def make_data(folder):
   (folder / 'classes.txt').write_text('sky 0 0 255\nwall 255 0 0\nroad 0 255 0')
 
 
-def command(data, workdir):
-  words = 'train.py', '--config', 'configs/folder.py:mini', *small_flags(SMALL)
+def command(data, workdir, **keys):
+  """`keys` are dotted ones, as those of `SMALL`."""
+  flags = small_flags(SMALL | keys)
+  words = 'train.py', '--config', 'configs/folder.py:mini', *flags
   return *words, f'--config.data.data_dir={data}', '--workdir', workdir
 
 
@@ -108,8 +110,11 @@ def outcome(workdir):
   from resnest_jax.checkpoints import integrity, store
 
   with store.open_checkpoints(workdir, read_only=True) as kept:
-    trees, about = integrity.read_items(kept, STEPS, model=None, optimizer=None)
-  found = {'scores': (about['best'], about['metrics'])}
+    newest = kept.latest_step()
+    trees, about = integrity.read_items(
+      kept, newest, model=None, optimizer=None
+    )
+  found = {'scores': (about['best'], about['stale'], about['metrics'])}
   found['checkpoints'] = sorted(os.listdir(workdir / 'checkpoints'))
   found |= {x: (workdir / x).exists() for x in ('interrupted', 'curves.png')}
   for name, x in integrity.array_names(trees).items():

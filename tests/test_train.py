@@ -117,7 +117,8 @@ def test_started_again_does_nothing(finished_run, command, run_script):
   workdir = finished_run[0]
   before = {path.stat().st_mtime_ns for path in workdir.rglob('*')}
   stdout = run_script(*command, workdir).stdout
-  assert f'{STEPS} steps are done. To train longer' in stdout
+  told = rf'{STEPS} steps are done: best mIoU 0\.\d+ at step \d+\. To train'
+  assert re.search(told, stdout)
   assert stdout.endswith(f' --config.pretrained={workdir}\n')
   left = {*workdir.rglob('*')} - {workdir / 'config.json', workdir / '.lock'}
   assert {path.stat().st_mtime_ns for path in left} <= before

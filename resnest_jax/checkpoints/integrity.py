@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from resnest_jax.errors import DamagedCheckpoint, UserError, system_error
+from resnest_jax.text import listed
 from resnest_jax.threads import map_in_threads
 
 # Errors of the process or of rights: the files may be whole.
@@ -112,19 +113,14 @@ def _restore_args(item: Any, stored: Any) -> ocp.args.PyTreeRestore:
   return ocp.args.PyTreeRestore(item, restore_args=how)
 
 
-def shapes_digest(tree: Any) -> str:
-  """CRC-32 of the names and shapes of all arrays, 8 digits."""
-  return json_digest(_shapes(tree))
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   return {name: tuple(leaf.shape) for name, leaf in array_names(tree).items()}
 
 
 def _check_shapes(
   folder: Path, item: str, stored: Any, wanted: Any, about: Mapping[str, Any]
 ) -> None:
-  there, wanted = _shapes(stored), _shapes(wanted)
+  there, wanted = shapes(stored), shapes(wanted)
   differ = [
     f'{name}: {there.get(name, "absent")} there, '
     f'{wanted.get(name, "absent")} in the configuration'
@@ -141,10 +137,9 @@ def _check_shapes(
   of = 'network' if item == 'model' else 'optimizer or version'
   raise UserError(
     f'checkpoint {folder} is of another {of} than the configuration: '
-    f'{len(differ)} arrays differ ({"; ".join(differ[:3])}'
-    f'{"; ..." if len(differ) > 3 else ""}). Give the --config and the '
-    '--config.model flags it was trained with; eval.py takes them from the '
-    '--workdir if --config is left out.'
+    f'{len(differ)} arrays differ ({listed(differ, 3, "; ")}). Give the '
+    '--config and the --config.model flags it was trained with; eval.py takes '
+    'them from the --workdir if --config is left out.'
   )
 
 

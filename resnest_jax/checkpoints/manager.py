@@ -189,8 +189,8 @@ def save(
   digests = {
     'model': integrity.tree_digest(variables),
     'optimizer': integrity.tree_digest(optimizer),
-    'shapes': integrity.shapes_digest(variables),
-    'optimizer_shapes': integrity.shapes_digest(optimizer),
+    'shapes': integrity.json_digest(integrity.shapes(variables)),
+    'optimizer_shapes': integrity.json_digest(integrity.shapes(optimizer)),
   }
   # The digest is of what will be read: JSON has no tuples, only string keys.
   about = json.loads(json.dumps(about | {'digests': digests}))
@@ -217,7 +217,6 @@ def _array_handler() -> ocp.PyTreeCheckpointHandler:
       (jax.Array, handlers.ArrayHandler(use_replica_parallel=False)),
       (np.ndarray, handlers.NumpyHandler()),
       (np.number, handlers.ScalarHandler()),
-      (int, handlers.ScalarHandler()),
     )
   )
 
@@ -269,17 +268,13 @@ def find_step(manager: Checkpoints, which: str | int) -> int:
     )
   if which == 'latest':
     return steps[-1]
-  if which == 'best':
-    best = best_step(manager.scores, steps)
-    if best is None:
-      raise UserError(
-        f'no checkpoint in {manager.folder} was evaluated in training; '
-        f'choose one by its step: {", ".join(map(str, steps))}.'
-      )
+  best = best_step(manager.scores, steps)
+  if which == 'best' and best is not None:
     return best
   if str(which) in map(str, steps):
     return int(which)
+  evaluated = 'none was' if best is None else "'best' of those that were"
   raise UserError(
-    f"there is no checkpoint {which!r}; accepted are 'latest', 'best', "
-    f'{", ".join(map(str, steps))}.'
+    f"there is no checkpoint {which!r}; accepted are 'latest', "
+    f'{", ".join(map(str, steps))}, and {evaluated} evaluated in training.'
   )

@@ -191,13 +191,10 @@ def restore_newest(
 ) -> tuple[TrainState, dict[str, Any]]:
   """The newest state that is whole, and its `about`; see `Store.resume`."""
   damaged: list[tuple[Path, DamagedCheckpoint]] = []
-  for step, is_regular, folder in (found := _states(workdir)):
+  for step, _, folder in (found := _states(workdir)):
     try:
-      if is_regular:
-        restored = restore(manager, step, abstract)
-      else:
-        with Checkpoints(folder, keep=1, read_only=True) as interrupted:
-          restored = restore(interrupted, step, abstract)
+      with Checkpoints(folder, keep=1, read_only=True) as opened:
+        restored = restore(opened, step, abstract)
       break
     except DamagedCheckpoint as error:
       damaged.append((folder / str(step), error))
@@ -247,11 +244,6 @@ def load_checkpoint(
   """
   with _opened(workdir, which) as (manager, step, about):
     if model_config is None:
-      if 'config' not in about:
-        raise UserError(
-          f'checkpoint {manager.folder / str(step)} has no configuration, so '
-          'its network is not known; train.py of this version writes one.'
-        )
       where = f'the configuration in checkpoint {step} of {workdir}'
       check_fields(about, {'config': OBJECT}, where)
       check_fields(about['config'], {'model': OBJECT, 'data': OBJECT}, where)

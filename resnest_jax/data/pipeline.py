@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnest_jax import sharding
-from resnest_jax.data import crops, resize, sampling, transforms
+from resnest_jax.data import crops, resize, transforms
 from resnest_jax.data.batches import (
   Batch,
   BatchIterator,
@@ -34,7 +34,7 @@ from resnest_jax.data.batches import (
   replacement,
 )
 from resnest_jax.data.more_augmentation import MoreAugmentation
-from resnest_jax.data.sampling import Sampler, open_sampler
+from resnest_jax.data.sampling import Sampler, make_sampler, open_sampler
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.labels import IGNORE
@@ -109,9 +109,7 @@ def make_train_iterator(
   cv2.setNumThreads(0)
   checked = CheckedSplit(split, data_config.skip_unreadable)
   if sampler is None:
-    sampler = sampling.make_sampler(
-      'uniform', len(split), sampling.sampler_seed(seed)
-    )
+    sampler = make_sampler('uniform', len(split), seed)
   local_batch = batch_size // process_count
 
   def position(index: int) -> int:

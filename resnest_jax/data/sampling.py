@@ -12,7 +12,7 @@ The position is step * batch size + slot.
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ import numpy as np
 import rich.table
 from grain.experimental import index_shuffle
 
-from resnest_jax.config_keys import SAMPLINGS
 from resnest_jax.data.statistics import class_weights, count_pixels
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
 from resnest_jax.files import whole_file
-from resnest_jax.progress import console, progress_bar
+from resnest_jax.progress import console
 
 Sampler = Callable[[int], int]  # Position -> index of a sample, and pure.
 _MOST_CELLS = 2**28  # Samples times classes that are counted: 8 bytes each.
@@ -108,11 +107,6 @@ def repeated_samples(factors: np.ndarray, seed: int) -> np.ndarray:
   return np.repeat(np.arange(len(factors)), times)
 
 
-def sampler_seed(seed: int) -> int:
-  # Epoch e is ordered by seed + e: neighbouring seeds would share most orders.
-  return _mix(seed, 0)
-
-
 def make_sampler(
   sampling: str,
   num_samples: int,
@@ -121,23 +115,15 @@ def make_sampler(
   present: np.ndarray | None = None,
   threshold: float = 0.0,
 ) -> Shuffled | ClassBalanced:
-  """Makes a sampler; `present`, bool (N, C), has the classes of each sample."""
-  if sampling == 'uniform':
-    return Shuffled(np.arange(num_samples), seed)
-  if sampling not in SAMPLINGS:
-    raise UserError(
-      f'config.data.sampling is {sampling!r}; it must be one of '
-      f'{", ".join(SAMPLINGS)}.'
-    )
-  if not present.any():
-    raise UserError(
-      'no sample has a labelled pixel, so that classes cannot be sampled. '
-      'Look at the labels, or set data.sampling to uniform.'
-    )
+  """Makes one of `SAMPLINGS`; `present`, bool (N, C): the classes of each."""
+  # Epoch e is ordered by seed + e: neighbouring seeds would share most orders.
+  seed = _mix(seed, 0)
   if sampling == 'class_balanced':
     return ClassBalanced(present, seed)
-  factors = repeat_factors(present, threshold)
-  return Shuffled(repeated_samples(factors, seed), seed)
+  samples = np.arange(num_samples)
+  if sampling == 'repeat_factor':
+    samples = repeated_samples(repeat_factors(present, threshold), seed)
+  return Shuffled(samples, seed)
 
 
 def open_sampler(
@@ -147,13 +133,12 @@ def open_sampler(
 
   The .npy file `cache` keeps the counts of pixels for the next start.
   """
-  sampling, seed = data_config.sampling, sampler_seed(seed)
+  sampling = data_config.sampling
   if sampling == 'uniform':
     return make_sampler(sampling, len(split), seed), None
   # From the file where possible: a run that resumes must read the same samples.
-  counts = _cached_counts(data_config, split, cache)
-  present = counts[:, :-1] > 0  # Ignored pixels, which come last, are no class.
-  options = {'present': present, 'threshold': data_config.repeat_threshold}
+  counts = _class_counts(data_config, split, cache)
+  options = {'present': counts > 0, 'threshold': data_config.repeat_threshold}
   sampler = make_sampler(sampling, len(split), seed, **options)
   weights = sampler.weights(len(split))
   return sampler, share_table(counts, weights, split.labels.classes)
@@ -164,53 +149,71 @@ def weigh_classes(config: Any, split: Any, cache: Path | None) -> list[float]:
 
   `cache` is as of `open_sampler`. Raises `UserError` if no pixel has a label.
   """
-  weighing, classes = config.loss.class_weights, split.labels.classes
   with messages.first_goes_ahead('class weights'):
-    counts = _cached_counts(config.data, split, cache)
-  weights = class_weights(counts, weighing)
-  pixels = counts[:, :-1].sum(0)
-  table = rich.table.Table('class', title=f'class weights: {weighing}')
-  for column in ('pixels in %', 'weight'):
-    table.add_column(column, justify='right')
-  shares = 100 * pixels / pixels.sum()
-  for row in zip(classes, shares, weights, strict=True):
-    table.add_row(row[0], f'{row[1]:.2f}', f'{row[2]:.4g}')
-  console().print(table)
+    counts = _class_counts(config.data, split, cache)
+  weights = class_weights(counts, config.loss.class_weights)
+  pixels = counts.sum(0)
+  columns = {'pixels in %': 100 * pixels / pixels.sum(), 'weight': weights}
+  title = f'class weights: {config.loss.class_weights}'
+  console().print(_class_table(title, split.labels.classes, columns, '.4g'))
   return weights.tolist()
 
 
-def _cached_counts(
+def _class_counts(
   data_config: Any, split: Any, cache: Path | None
 ) -> np.ndarray:
+  """The pixels of each class in each sample, int64 (N, C), some above 0."""
   shape = len(split), len(split.labels.classes) + 1
   if (cells := math.prod(shape)) > _MOST_CELLS:
     raise UserError(
       f'{cells} numbers would be counted of {data_config.name}: leave '
       'data.sampling and loss.class_weights at their defaults.'
     )
+  counts = None
   # Damaged files raise errors of many kinds.
   with contextlib.suppress(Exception):
-    counts = np.load(cache, allow_pickle=False)
-    if counts.shape == shape and counts.dtype == np.int64 and counts.min() >= 0:
-      return counts
-  options = {x: data_config[x] for x in ('num_threads', 'skip_unreadable')}
-  with progress_bar('counting classes') as on_progress:
-    counts = count_pixels(split, **options, on_progress=on_progress)
-  if cache:
-    with whole_file(cache) as temporary:
-      np.save(temporary, counts)
+    kept = np.load(cache, allow_pickle=False)
+    if kept.shape == shape and kept.dtype == np.int64 and kept.min() >= 0:
+      counts = kept
+  if counts is None:
+    options = {x: data_config[x] for x in ('num_threads', 'skip_unreadable')}
+    counts = count_pixels(split, **options)
+    if cache:
+      with whole_file(cache) as temporary:
+        np.save(temporary, counts)
+  counts = counts[:, :-1]  # Ignored pixels, which come last, are no class.
+  if not counts.any():
+    raise UserError(
+      'no sample has a labelled pixel. Look at the labels, or leave '
+      'data.sampling and loss.class_weights at their defaults.'
+    )
   return counts
 
 
 def share_table(
-  counts: np.ndarray, weights: np.ndarray, classes: tuple[str, ...]
+  counts: np.ndarray, weights: np.ndarray, classes: Sequence[str]
 ) -> rich.table.Table:
-  table = rich.table.Table('class', title='shares in %')
-  for column in ('pixels', 'images', 'images drawn'):
+  """Of the classes' pixels (N, C), by how often each sample is drawn (N,)."""
+  present = counts > 0
+  columns = {
+    'pixels': 100 * counts.sum(0) / counts.sum(),
+    'images': 100 * present.mean(0),
+    'images drawn': 100 * weights @ present,
+  }
+  found = present.any(0)
+  columns = {name: x[found] for name, x in columns.items()}
+  return _class_table('shares in %', np.array(classes)[found], columns)
+
+
+def _class_table(
+  title: str,
+  classes: Iterable[str],
+  columns: Mapping[str, np.ndarray],
+  form: str = '.2f',
+) -> rich.table.Table:
+  table = rich.table.Table('class', title=title)
+  for column in columns:
     table.add_column(column, justify='right')
-  counts = counts[:, :-1]
-  pixels, present = counts.sum(0) / max(counts.sum(), 1), counts > 0
-  shares = 100 * np.stack([pixels, present.mean(0), weights @ present], 1)
-  for i in np.flatnonzero(present.any(0)):
-    table.add_row(classes[i], *(f'{share:.2f}' for share in shares[i]))
+  for name, *numbers in zip(classes, *columns.values(), strict=True):
+    table.add_row(name, *(f'{x:{form}}' for x in numbers))
   return table

@@ -16,7 +16,7 @@ import numpy as np
 
 from resnest_jax.errors import UserError
 from resnest_jax.jax_private import distributed_state
-from resnest_jax.text import differing
+from resnest_jax.text import differing, listed
 
 T = TypeVar('T')
 
@@ -69,9 +69,8 @@ def check_same(facts: Mapping[str, Any], name: str, what: str) -> None:
   # JSON knows no tuples.
   lines = differing(first, json.loads(json.dumps(facts)), 'on host 0', 'here')
   if lines:
-    more = f'; and {len(lines) - 3} more' if len(lines) > 3 else ''
-    said = f'{"; ".join(lines[:3])}{more}'
-    raise UserError(f'this host ({socket.gethostname()}) {what.format(said)}')
+    said = what.format(listed(lines, 3, '; '))
+    raise UserError(f'this host ({socket.gethostname()}) {said}')
   client.wait_at_barrier(f'resnest_jax/{name}/same', PATIENCE_MS)
 
 

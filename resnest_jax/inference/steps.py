@@ -186,7 +186,6 @@ def make_eval_step(
     protocol: None: the whole image.
     mesh: devices that share the images of a batch; None: the default one.
     dtype: of the normalised images; float64 for comparisons.
-    tile_bytes: see `label_maps`; per device.
     on_compile: called with a padded height and width before a compilation.
     with_loss: only for a protocol of a single view.
 

@@ -1,13 +1,8 @@
 """The loss of classifiers, one number for each image."""
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from resnest_jax.losses.objective import Loss
 from resnest_jax.models.layers import Array, at_least_float32
 
 
@@ -29,8 +24,3 @@ def image_loss(
   # Not taken by index: XLA would gather the targets of all devices.
   best = jax.nn.one_hot(jnp.argmax(logits, -1), classes, dtype=logits.dtype)
   return loss, jnp.mean(jnp.sum(targets * best, -1)), {}
-
-
-def create_image_loss(config: Mapping[str, Any]) -> Loss:
-  """The loss of a classifier's logits by `config.loss`."""
-  return partial(image_loss, label_smoothing=config['label_smoothing'])

@@ -30,17 +30,15 @@ def create_loss(
   terms before their weights. `align_corners` is how logits become those of
   pixels. Raises `UserError` for too few class weights, or a name of some.
   """
-  class_weights = given = config['class_weights']
-  if given is not None:
-    class_weights = tuple(given)
-    if isinstance(given, str) or len(given) != num_classes:
-      raise UserError(
-        f'config.loss.class_weights is {shorten(repr(given))}, and there are '
-        f'{num_classes} classes; give one number for each class, in the order '
-        'of the classes (train.py alone counts pixels for a name).'
-      )
+  given = config['class_weights']
+  if given is not None and (type(given) is str or len(given) != num_classes):
+    raise UserError(
+      f'config.loss.class_weights is {shorten(repr(given))}, and there are '
+      f'{num_classes} classes; give one number for each class, in the order '
+      'of the classes (train.py alone counts pixels for a name).'
+    )
   average = {'avg_non_ignore': config['avg_non_ignore']}
-  target = average | {'class_weights': class_weights}
+  target = average | {'class_weights': given and tuple(given)}
   target['label_smoothing'] = config['label_smoothing']
   terms = {
     'cross_entropy': partial(segmentation_loss, **target),

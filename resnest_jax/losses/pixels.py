@@ -110,7 +110,7 @@ def focal_loss(
   activation: str,
   avg_non_ignore: bool,
 ) -> Array:
-  """Focal loss (Lin et al., arXiv 1708.02002).
+  """Focal loss (Lin et al., arXiv 1708.02002); cf. `segmentation_loss`.
 
   Args:
     gamma: power of one minus the probability of the right answer, >= 0.
@@ -118,7 +118,6 @@ def focal_loss(
       Softmax ignores it.
     activation: 'sigmoid', each class against the rest, averaged over classes
       (the paper, mmsegmentation), or 'softmax', cross entropy times the factor.
-    avg_non_ignore: see `segmentation_loss`.
   """
   logits = exact(logits)
   visit = partial(_visit_focal, options=(gamma, alpha, activation))

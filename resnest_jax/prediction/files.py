@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,17 @@ from resnest_jax.inference.steps import LARGEST
 from resnest_jax.prediction.polygons import regions, write_coco, write_labelme
 from resnest_jax.prediction.sources import (
   Source,
+  check_names,
   check_output,
   find_sources,
-  output_files,
+  with_files,
 )
-from resnest_jax.prediction.video import VideoOutputs, VideoReader, drawn
+from resnest_jax.prediction.video import VideoReader, drawn, video_outputs
 from resnest_jax.progress import compile_notice, evaluation_progress
 from resnest_jax.text import plural
 from resnest_jax.threads import map_in_threads
 
 SAID = 20  # Pictures at most whose classes are printed.
-Files = dict[str, Path]  # Kind -> relative to the output folder.
 # Where one file is refused for these, all further ones are.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -60,8 +60,8 @@ class Done:
   )
   seconds: float = 0.0  # With compilation.
 
-  def add(self, source: Source, files: Files, **more: Any) -> None:
-    names = {kind: file.as_posix() for kind, file in files.items()}
+  def add(self, source: Source, **more: Any) -> None:
+    names = {kind: file.as_posix() for kind, file in source.files.items()}
     self.entries[source.path] = {'source': str(source.path), **names, **more}
 
   @contextlib.contextmanager
@@ -95,44 +95,38 @@ def predict_files(
 ) -> None:
   """Predicts pictures and videos and writes the results with two JSON files.
 
-  Args:
-    given, recursive: see `find_sources`. A classifier takes no videos.
-    weights, **options: see `from_checkpoint`.
-    out: folder, created if needed.
-    save, polygons: see `output_files`; these and two more are for segmentors.
-    opacity: of the colours in overlays, 0 to 1.
-    legend: whether overlays of pictures name the classes.
-    overwrite: whether `out` may hold files already.
+  `given` and `recursive` are of `find_sources`, `save` and `polygons` of
+  `with_files`, `weights` and `options` of `from_checkpoint`. The colours of
+  overlays have an `opacity` from 0 to 1, and with `legend` those of pictures
+  name the classes. The folder `out` may hold files with `overwrite`.
 
-  Raises:
-    UserError: an invalid argument; or, at the end, sources that are unreadable.
+  Raises `UserError` for an invalid argument, what a classifier does not give,
+  or, at the end, sources that are unreadable.
   """
   # Before the weights, which take seconds to load, or have to be fetched.
   check_opacity(opacity)
-  sources = find_sources(given, recursive, out)
-  files, clash = planned(sources, save, polygons)
-  check_output(out, sources, files, overwrite)
+  found = find_sources(given, recursive, out)
+  sources = with_files(found, save, polygons)
+  check_output(out, sources, overwrite)
   check_writable(out)
   predictor = from_checkpoint(weights, **options)
   if isinstance(predictor, ClassPredictor):
-    flags = {'save': save, 'polygons': polygons, 'opacity': opacity}
-    refuse_for_classes(sources, **flags, legend=legend)
-    files = [{} for _ in sources]
-  elif clash:
-    raise clash
+    flags = {'save': save, 'polygons': polygons, 'legend': legend}
+    refuse_for_classes(sources, flags | {'opacity': opacity != 0.5})
+    sources = found
+  else:
+    check_names(sources, polygons)
   print_notes(predictor)
   done, started = Done(), time.perf_counter()
   try:
     with explain_refusal(f'to {out}'), evaluation_progress() as progress:
       predictor.on_compile = compile_notice(progress)
-      pairs = list(zip(sources, files, strict=True))
       shared = (out, done, progress, opacity)
       # All pictures at once: similar sizes share a batch and a compiled shape.
-      if pictures := [pair for pair in pairs if not pair[0].is_video]:
+      if pictures := [x for x in sources if not x.is_video]:
         predict_pictures(predictor, pictures, *shared, legend, polygons)
-      for source, its_files in pairs:
-        if source.is_video:
-          predict_video(predictor, source, its_files, *shared)
+      for source in (x for x in sources if x.is_video):
+        predict_video(predictor, source, *shared)
     print_classes(done)
   finally:
     # After Ctrl-C or an error as well: files that are written are described.
@@ -152,20 +146,11 @@ def predict_files(
     )
 
 
-def planned(
-  sources: Sequence[Source], save: Sequence[str] | None, polygons: str | None
-) -> tuple[list[Files], UserError | None]:
-  """The files of each source, and why label maps cannot have these names."""
-  try:
-    return output_files(sources, save, polygons), None
-  except UserError as error:  # A classifier writes none of them.
-    return [{} for _ in sources], error
-
-
-def refuse_for_classes(sources: Sequence[Source], **flags: Any) -> None:
+def refuse_for_classes(
+  sources: Sequence[Source], flags: Mapping[str, Any]
+) -> None:
   """Raises `UserError` for what means nothing to a classifier."""
-  defaults = {'save': None, 'polygons': None, 'opacity': 0.5, 'legend': False}
-  if given := [name for name in flags if flags[name] != defaults[name]]:
+  if given := [name for name, value in flags.items() if value]:
     raise UserError(
       f'--{given[0]} is for segmentors, which draw label maps; these weights '
       'are a classifier. Leave it out.'
@@ -188,7 +173,7 @@ def print_classes(done: Done) -> None:
 
 def predict_pictures(
   predictor: Predictor,
-  pictures: Sequence[tuple[Source, Files]],
+  pictures: Sequence[Source],
   out: Path,
   done: Done,
   progress: rich.progress.Progress,
@@ -201,16 +186,15 @@ def predict_pictures(
 
   def write(predicted: tuple[int, Prediction | UserError]) -> None:
     index, prediction = predicted
-    source, files = pictures[index]
+    source = pictures[index]
     with done.noting(source.path):
       if isinstance(prediction, UserError):
         raise prediction
       more = {}
       if isinstance(prediction, ClassPrediction):
-        keys = 'class', 'probability'
-        best = [dict(zip(keys, x, strict=True)) for x in prediction.top()]
+        best = [{'class': x, 'probability': y} for x, y in prediction.top()]
         more = {'best': best}
-      for kind, file in files.items():
+      for kind, file in source.files.items():
         if kind == 'labelme':
           write_labelme(prediction, source.path, out / file)
         else:
@@ -219,7 +203,7 @@ def predict_pictures(
       if polygons == 'coco':
         name = (source.folder / source.path.name).as_posix()
         found[index] = name, prediction.labels.shape, regions(prediction)
-      done.add(source, files, **more)
+      done.add(source, **more)
       if predictor.protocol.normalization.bands:
         return  # All are used.
       # The file may be gone by now.
@@ -228,7 +212,7 @@ def predict_pictures(
         done.left_out.update(unused(encoded, predictor.max_pixels))
 
   task = progress.add_task('predict', total=len(pictures))
-  paths = [source.path for source, _ in pictures]
+  paths = [source.path for source in pictures]
   each = predictor.predict_each(paths, probabilities=polygons and LARGEST)
   for _ in map_in_threads(write, each, ahead=2):
     progress.advance(task)
@@ -243,33 +227,33 @@ def predict_pictures(
 def predict_video(
   predictor: Predictor,
   source: Source,
-  files: Files,
   out: Path,
   done: Done,
   progress: rich.progress.Progress,
   opacity: float,
 ) -> None:
   """Predicts a video's frames and writes its files, whole or not at all."""
-  path, targets = source.path, {kind: out / x for kind, x in files.items()}
+  path = source.path
+  targets = {kind: out / file for kind, file in source.files.items()}
   with done.noting(path):
     with (
       contextlib.closing(VideoReader(path, predictor.max_pixels)) as reader,
-      VideoOutputs(targets, reader.fps, opacity) as outputs,
+      video_outputs(targets, reader.fps, opacity) as write,
     ):
       task = progress.add_task(path.name, total=reader.total, unit='frames')
       predictions = predictor.predict_frames(reader.frames())
       # A thread writes while the next frames are predicted. It is closed before
       # the outputs, to which it writes.
       with contextlib.closing(
-        map_in_threads(outputs.write, predictions, num_threads=1)
+        map_in_threads(write, predictions, num_threads=1)
       ) as writes:
         for _ in writes:
           progress.advance(task)
-      # A truncated video is done up to its last readable frame, and failed.
-      if reader.read:
-        outputs.finish()
-        done.add(source, files, frames=reader.read)
-    progress.update(task, total=max(reader.read, 1))
+      if not reader.read:
+        reader.check_end()
+    # A truncated video is done up to its last readable frame, and failed.
+    done.add(source, frames=reader.read)
+    progress.update(task, total=reader.read)
     reader.check_end()
 
 
@@ -296,8 +280,7 @@ def summary(done: Done, out: Path) -> str:
 def write_about(predictor: Predictor, done: Done, out: Path) -> None:
   """Writes the meaning of the label maps, or the classes, and their origin."""
   # `own.classes` reads classes.json: label maps can become training masks.
-  palette = predictor.palette.tolist()
-  if palette:
+  if palette := predictor.palette.tolist():
     classes = {'classes': predictor.classes, 'palette': palette}
     write_json(out / 'classes.json', classes)
   failed = [{'source': str(x), 'why': why} for x, why in done.failed.items()]

@@ -37,10 +37,10 @@ def regions(prediction: Prediction, level: float = COCO) -> list[Region]:
       place = np.s_[y : y + height, x : x + width]
       inside = parts[1][place] == number
       score = float(prediction.probabilities[place][inside].mean())
-      facts = {'category_id': label + 1, 'bbox': box, 'area': area}
       ring = np.add(outline(inside, level), (x, y)).round(2).ravel()
-      more = {'score': round(score, 4), 'segmentation': [ring], 'iscrowd': 0}
-      found.append(facts | more)
+      facts = {'category_id': label + 1, 'bbox': box, 'area': area}
+      facts |= {'score': round(score, 4), 'segmentation': [ring], 'iscrowd': 0}
+      found.append(facts)
   return sorted(found, key=lambda region: -region['area'])
 
 

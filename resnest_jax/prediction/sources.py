@@ -14,6 +14,7 @@ from resnest_jax.prediction.video import VIDEO_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
 KINDS = ('masks', 'colors', 'overlays')
+_ACCEPTED = f'accepted are {", ".join(SUFFIXES)}.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Source:
 
   path: Path
   folder: Path = Path()  # Sub folder of the output.
+  # By kind, relative to the output folder; see `with_files`.
+  files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
   @property
   def is_video(self) -> bool:
@@ -43,64 +46,59 @@ def find_sources(
   Raises:
     UserError: a file does not exist, or no picture or video is found.
   """
-  sources = []
-  for one in map(Path, given):
-    path = one.expanduser()  # Shells leave ~ alone within quotes.
-    # Existing names come before patterns: '[a].jpg' may be a file.
-    if os.path.isdir(path):
-      base, there = path, walk(path, deep=recursive)
-    elif os.path.isfile(path):
-      # Not filtered by its ending: if it is unreadable, an error says so.
-      sources.append(Source(path))
-      continue
-    elif glob.has_magic(str(path)):
-      # Nor are folders that exist, such as '[project]'.
-      base = next(x for x in path.parents if os.path.isdir(x))
-      pattern = path.relative_to(base)
-      matched = glob.glob(str(pattern), root_dir=base, recursive=True)
-      # A set: '**' may match a file in several ways.
-      there = sorted({base / x for x in matched})
-      _check_folders(base, pattern)
-    else:
-      raise UserError(
-        f'there is no file, folder or pattern {one}, or it cannot be reached.'
-      )
-    # Results of an earlier run are no sources, unless `out` itself is given.
-    inner = out is not None and base.resolve() in out.resolve().parents
-    there = [
-      x
-      for x in there
-      if not os.path.isdir(x)
-      and not (inner and x.resolve().is_relative_to(out.resolve()))
-    ]
-    # A link to nothing is a source: reading fails with its name.
-    read = {
-      x
-      for x in there
-      if x.suffix.lower() in SUFFIXES and (os.path.isfile(x) or x.is_symlink())
-    }
-    # For networks of bands; beside pictures, arrays are rather something else.
-    read = read or {x for x in there if x.suffix.lower() == ARRAY}
-    found = [Source(x, x.parent.relative_to(base)) for x in there if x in read]
-    if (others := [x for x in there if x not in read]) and base == path:
-      tell(f'left out of {path}: {endings(others)}')
-    if not found and base != path:
-      raise UserError(
-        f'the pattern {str(one)!r} matches no picture or video; accepted are '
-        f'{", ".join(SUFFIXES)}.'
-      )
-    sources += found
-  if not sources:
-    deeper = '' if recursive else ' Add --recursive to search sub folders.'
-    raise UserError(
-      f'there is no picture or video in {", ".join(map(str, given))}; accepted '
-      f'are {", ".join(SUFFIXES)}.{deeper}'
-    )
   # A file may be given itself and by its folder.
   unique: dict[Path, Source] = {}
-  for source in sources:
-    unique.setdefault(source.path.resolve(), source)
+  for one in map(Path, given):
+    for source in _sources_of(one, recursive, out):
+      unique.setdefault(source.path.resolve(), source)
+  if not unique:
+    deeper = '' if recursive else ' Add --recursive to search sub folders.'
+    raise UserError(
+      f'there is no picture or video in {", ".join(map(str, given))}; '
+      f'{_ACCEPTED}{deeper}'
+    )
   return list(unique.values())
+
+
+def _sources_of(one: Path, recursive: bool, out: Path | None) -> list[Source]:
+  path = one.expanduser()  # Shells leave ~ alone within quotes.
+  # Existing names come before patterns: '[a].jpg' may be a file.
+  if os.path.isfile(path):
+    # Not filtered by its ending: if it is unreadable, an error says so.
+    return [Source(path)]
+  if os.path.isdir(path):
+    base, there = path, walk(path, deep=recursive)
+  elif glob.has_magic(str(path)):
+    # Nor are folders that exist, such as '[project]'.
+    base = next(x for x in path.parents if os.path.isdir(x))
+    pattern = path.relative_to(base)
+    matched = glob.glob(str(pattern), root_dir=base, recursive=True)
+    # A set: '**' may match a file in several ways.
+    there = sorted({base / x for x in matched})
+    _check_folders(base, pattern)
+  else:
+    raise UserError(
+      f'there is no file, folder or pattern {one}, or it cannot be reached.'
+    )
+  there = [x for x in there if not os.path.isdir(x)]
+  # Results of an earlier run are no sources, unless `out` itself is given.
+  if out and base.resolve() in (target := out.resolve()).parents:
+    there = [x for x in there if not x.resolve().is_relative_to(target)]
+  # A link to nothing is a source: reading fails with its name.
+  read = {
+    x
+    for x in there
+    if x.suffix.lower() in SUFFIXES and (os.path.isfile(x) or x.is_symlink())
+  }
+  # For networks of bands; beside pictures, arrays are rather something else.
+  read = read or {x for x in there if x.suffix.lower() == ARRAY}
+  if (others := [x for x in there if x not in read]) and base == path:
+    tell(f'left out of {path}: {endings(others)}')
+  if not read and base != path:
+    raise UserError(
+      f'the pattern {str(one)!r} matches no picture or video; {_ACCEPTED}'
+    )
+  return [Source(x, x.parent.relative_to(base)) for x in there if x in read]
 
 
 def _check_folders(base: Path, pattern: Path) -> None:
@@ -112,27 +110,20 @@ def _check_folders(base: Path, pattern: Path) -> None:
         walk(base / folder, deep=False)
 
 
-def output_files(
+def with_files(
   sources: Sequence[Source],
   save: Collection[str] | None = None,
   polygons: str | None = None,
-) -> list[dict[str, Path]]:
-  """The files of each source by kind, relative to the output folder.
+) -> list[Source]:
+  """The sources with the names of their files.
 
   `save` are some of `KINDS`; None: all kinds, for videos without masks. With
-  `polygons` 'labelme' is one more; 'coco' is a single file, coco.json. Raises
-  `UserError` for polygons of videos, and two sources for the same file.
+  `polygons` 'labelme' is one more; 'coco' is a single file, coco.json.
   """
-  if polygons and (videos := [x.path for x in sources if x.is_video]):
-    raise UserError(
-      f'--polygons is for pictures, and {videos[0]} is a video. Leave it out, '
-      'or give single frames.'
-    )
   stems = [source.folder / source.path.stem for source in sources]
   # The masks of day.mp4 fill a folder `day`, which may be a folder of sources.
   folders = {parent for stem in stems for parent in stem.parents}
-  taken = {x: x for x in map(Path, ('classes.json', 'predictions.json'))}
-  files = []
+  named = []
   for source, stem in zip(sources, stems, strict=True):
     # street.jpg becomes street.png, but street.jpg.png beside a street.png.
     if stems.count(stem) > 1 or (source.is_video and stem in folders):
@@ -148,24 +139,32 @@ def output_files(
     default = KINDS[1:] if source.is_video else KINDS
     kinds = default if save is None else save
     chosen = [kind for kind in of_kind if kind in kinds or kind == polygons]
-    files.append({kind: of_kind[kind] for kind in chosen})
-    # Not always enough: a.jpg of two folders, b_overlay.jpg beside b.jpg.
-    for file in files[-1].values():
+    files = {kind: of_kind[kind] for kind in chosen}
+    named.append(dataclasses.replace(source, files=files))
+  return named
+
+
+def check_names(sources: Sequence[Source], polygons: str | None = None) -> None:
+  """Raises `UserError` for polygons of videos, and two sources of one file."""
+  videos = [x.path for x in sources if x.is_video]
+  if polygons and videos:
+    raise UserError(
+      f'--polygons is for pictures, and {videos[0]} is a video. Leave it out, '
+      'or give single frames.'
+    )
+  taken = {x: x for x in map(Path, ('classes.json', 'predictions.json'))}
+  for source in sources:
+    # Still possible: a.jpg of two folders, b_overlay.jpg beside b.jpg.
+    for file in source.files.values():
       other = taken.setdefault(file, source.path)
       if other is not source.path:
         raise UserError(
           f'{other} and {source.path} would both be written to {file}. Predict '
           'them in two commands, each with its own --out, or rename one.'
         )
-  return files
 
 
-def check_output(
-  out: Path,
-  sources: Sequence[Source],
-  files: Sequence[Mapping[str, Path]],
-  overwrite: bool,
-) -> None:
+def check_output(out: Path, sources: Sequence[Source], overwrite: bool) -> None:
   """Refuses an output folder in which files would be lost, by `UserError`.
 
   That is a file, the folder of the sources, one that leads elsewhere by links,
@@ -173,7 +172,7 @@ def check_output(
   """
   if out.exists() and not out.is_dir():
     raise UserError(f'--out {out} is a file; give a folder.')
-  paths = [out / file for of in files for file in of.values()]
+  paths = [out / file for source in sources for file in source.files.values()]
   # One file of each folder stands for all.
   for path in {path.parent: path for path in paths}.values():
     inside(out, path.relative_to(out))

@@ -1,9 +1,10 @@
 """Reads and writes videos with OpenCV, frame by frame and without sound."""
 
+import contextlib
+import itertools
 import math
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -12,13 +13,14 @@ import numpy as np
 from resnest_jax.data.images import MAX_PIXELS, check_pixels
 from resnest_jax.drawing import write_image
 from resnest_jax.errors import UnreadableSample, UserError
-from resnest_jax.files import plain_name, temporary_path
+from resnest_jax.files import plain_name, whole_file, work_folder
 from resnest_jax.inference.predictions import Prediction
 
 VIDEO_SUFFIXES = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
 _PLAUSIBLE_FPS = (0.1, 250)  # A file is believed; others are measured.
 _MAX_FPS = 1000  # Written at most.
 _FALLBACK_FPS = 25.0  # For files without times.
+Write = Callable[[np.ndarray], None]
 
 
 class VideoReader:
@@ -110,90 +112,66 @@ def _measure_fps(path: Path) -> float:
   return min(max(fps, _PLAUSIBLE_FPS[0]), _MAX_FPS)
 
 
-class VideoWriter:
-  """Writes an mp4 file that gets its name once it is complete."""
+@contextlib.contextmanager
+def video_file(path: Path, fps: float) -> Iterator[Write]:
+  """An mp4 file of frames, uint8 (H, W, 3) RGB.
 
-  def __init__(self, path: Path, fps: float):
-    self.path, self._fps, self._written = path, fps, 0
-    self._temporary = temporary_path(path)
-    self._writer: cv2.VideoWriter | None = None
+  `UserError` if OpenCV cannot write such a size, `OSError` if to this place, or
+  if frames are missing at the end.
+  """
+  writer, written = None, 0
 
-  def write(self, frame: np.ndarray) -> None:
-    """Appends a frame, uint8 (H, W, 3) RGB.
-
-    `UserError` if OpenCV cannot write such a size, `OSError` if to this place.
-    """
-    if self._writer is None:
+  def write(frame: np.ndarray) -> None:
+    nonlocal writer, written
+    if writer is None:
       height, width = frame.shape[:2]
       # The codec drops the last row or column of an odd size; 1 leaves none.
       if min(height, width) < 2:
         raise UserError(
-          f'{self.path}: a video of {width}x{height} pixels cannot be written; '
+          f'{path}: a video of {width}x{height} pixels cannot be written; '
           'use --save masks'
         )
-      self._temporary.parent.mkdir(parents=True, exist_ok=True)
-      with plain_name(self._temporary) as name:
-        self._writer = cv2.VideoWriter(
-          str(name),
-          cv2.CAP_FFMPEG,
-          # MPEG-4 part 2: OpenCV's packages on PyPI have no encoder for H.264.
-          cv2.VideoWriter_fourcc(*'mp4v'),
-          self._fps,
-          (width, height),
-        )
-      if not self._writer.isOpened():
-        raise OSError(f'OpenCV could not write {self.path}')
-    self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    self._written += 1
+      # MPEG-4 part 2: OpenCV's packages on PyPI have no encoder for H.264.
+      how = cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*'mp4v'), fps
+      with plain_name(temporary) as name:
+        writer = cv2.VideoWriter(str(name), *how, (width, height))
+      if not writer.isOpened():
+        raise OSError(f'OpenCV could not write {path}')
+    writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    written += 1
 
-  def finish(self) -> None:
-    """Gives the file its name; `OSError` if it lacks frames."""
-    self._writer.release()
+  with whole_file(path) as temporary:
+    try:
+      yield write
+    finally:
+      if writer:
+        writer.release()
     # OpenCV's `write` tells nothing, even on a full disk.
-    capture = _open(self._temporary)
+    capture = _open(temporary)
     there = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     capture.release()
-    if there != self._written:
-      raise OSError(
-        f'{self.path} has only {there:.0f} of {self._written} frames'
-      )
-    self._temporary.replace(self.path)
-
-  def discard(self) -> None:
-    if self._writer is not None:
-      self._writer.release()
-    self._temporary.unlink(missing_ok=True)
+    if there != written:
+      raise OSError(f'{path} has only {there:.0f} of {written} frames')
 
 
-class MaskFolder:
-  """Writes masks 000000.png, 000001.png, ... to a folder that appears whole."""
-
-  def __init__(self, path: Path):
-    self.path, self._written = path, 0
-    self._temporary = temporary_path(path)
-
-  def write(self, labels: np.ndarray) -> None:
-    """Writes the next frame's mask, uint8 (H, W)."""
-    self._temporary.mkdir(parents=True, exist_ok=True)
-    write_image(self._temporary / f'{self._written:06}.png', labels)
-    self._written += 1
-
-  def finish(self) -> None:
-    """Gives the folder its name, or replaces the masks of an earlier run."""
-    if self.path.is_symlink():
-      self.path.unlink()  # What it leads to is not ours.
+@contextlib.contextmanager
+def mask_folder(path: Path) -> Iterator[Write]:
+  """Masks 000000.png, 000001.png, ..., each uint8 (H, W)."""
+  numbers = itertools.count()
+  with work_folder(path) as temporary:
+    yield lambda labels: write_image(
+      temporary / f'{next(numbers):06}.png', labels
+    )
+    if path.is_symlink():
+      path.unlink()  # What it leads to is not ours.
     # Masks of a longer earlier video go; other files are the user's.
-    if self.path.is_dir():
-      for old in self.path.glob('[0-9]' * 6 + '.png'):
+    if path.is_dir():
+      for old in path.glob('[0-9]' * 6 + '.png'):
         old.unlink()
-      for new in sorted(self._temporary.iterdir()):
-        new.replace(self.path / new.name)
-      self._temporary.rmdir()
+      for new in sorted(temporary.iterdir()):
+        new.replace(path / new.name)
     else:
-      self._temporary.rename(self.path)
-
-  def discard(self) -> None:
-    shutil.rmtree(self._temporary, ignore_errors=True)
+      temporary.rename(path)
 
 
 def drawn(
@@ -205,31 +183,25 @@ def drawn(
   return prediction.labels if kind == 'masks' else prediction.colors()
 
 
-class VideoOutputs:
-  """All outputs of a video; as a context, it leaves only finished ones.
+@contextlib.contextmanager
+def video_outputs(
+  files: Mapping[str, Path], fps: float, opacity: float = 0.5
+) -> Iterator[Callable[[Prediction], None]]:
+  """A function that writes a frame's prediction to all outputs of a video.
 
   `files` are some of 'masks' -> folder, 'colors' and 'overlays' -> mp4 file.
+  They get their names at the end, unless an error is raised.
   """
-
-  def __init__(self, files: dict[str, Path], fps: float, opacity: float = 0.5):
-    self._opacity = opacity
-    self._outputs = {
-      kind: MaskFolder(path) if kind == 'masks' else VideoWriter(path, fps)
+  with contextlib.ExitStack() as stack:
+    writes = {
+      kind: stack.enter_context(
+        mask_folder(path) if kind == 'masks' else video_file(path, fps)
+      )
       for kind, path in files.items()
     }
 
-  def __enter__(self) -> 'VideoOutputs':
-    return self
+    def write(prediction: Prediction) -> None:
+      for kind, write_one in writes.items():
+        write_one(drawn(prediction, kind, opacity))
 
-  def write(self, prediction: Prediction) -> None:
-    for kind, output in self._outputs.items():
-      output.write(drawn(prediction, kind, self._opacity))
-
-  def finish(self) -> None:
-    for output in self._outputs.values():
-      output.finish()
-
-  def __exit__(self, *_) -> None:
-    # This does nothing after `finish`.
-    for output in self._outputs.values():
-      output.discard()
+    yield write

@@ -1,6 +1,8 @@
 """Freezes parts of the network: no gradient, no decay, no optimizer state."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from operator import not_
 from typing import Any
 
 import jax
@@ -43,12 +45,8 @@ def train_the_rest(
 ) -> optax.GradientTransformation:
   """The optimizer, without state, decay and updates for frozen parameters."""
   # Outside its mask `optax.masked` passes gradients on as updates. Those of
-  # frozen parameters are zero, by `whole_gradients`.
+  # frozen parameters are zero, by `gradients`.
   if not freeze and norms == 'none':
     return optimizer
-
-  def trained(params: Any) -> Any:
-    frozen = frozen_parameters(params, freeze, norms)
-    return jax.tree.map(lambda stays: not stays, frozen)
-
-  return optax.masked(optimizer, trained)
+  frozen = partial(frozen_parameters, freeze=freeze, norms=norms)
+  return optax.masked(optimizer, lambda x: jax.tree.map(not_, frozen(x)))

@@ -54,15 +54,13 @@ def create_plan(config: Mapping[str, Any], devices: int) -> Plan:
     raise UserError(
       'config.train.micro_batch_size and config.mesh.spatial do not go '
       'together yet: set --config.mesh.spatial=1, or '
-      '--config.train.micro_batch_size=0; rows over devices save memory as '
-      'micro-batches do.'
+      '--config.train.micro_batch_size=0.'
     )
   if micro == 1 and frozen_bn != 'all':
     raise UserError(
       'config.train.micro_batch_size is 1, and batch normalisation has no '
-      'statistics of one image: set it to 2 or more, or to 0 with '
-      '--config.train.remat=stages, which fits the whole batch into less '
-      'memory, or set --config.model.frozen_bn=all.'
+      'statistics of one image: set it to 2 or more, to 0 with '
+      '--config.train.remat=stages, or set --config.model.frozen_bn=all.'
     )
   if train['freeze_norms'] and frozen_bn == 'none':
     raise UserError(
@@ -92,11 +90,10 @@ def micro_batch_note(plan: Plan, batch_size: int) -> str:
   if plan.micro_batches == 1:
     return ''
   micro = batch_size // plan.micro_batches
-  text = f'each batch of {batch_size} in {plan.micro_batches} x {micro} images'
-  alike = plan.group or micro
   return (
-    f'{text}: batch norm has the statistics of {alike} images, and its running '
-    f'statistics are updated {plan.micro_batches} times a step '
+    f'each batch of {batch_size} in {plan.micro_batches} x {micro} images: '
+    f'batch norm has the statistics of {plan.group or micro} images, and its '
+    f'running statistics are updated {plan.micro_batches} times a step '
     '(--config.train.remat=stages and no micro-batches: those of all '
     f'{batch_size}; docs/memory.md)'
   )
@@ -106,7 +103,7 @@ Score = Callable[[Any, Array], dict[str, Array]]  # Of output and labels.
 Gradients = tuple[Any, dict[str, Array], Any]
 
 
-def whole_gradients(
+def gradients(
   model: nn.Module,
   score: Score,
   variables: Mapping[str, Any],
@@ -115,71 +112,55 @@ def whole_gradients(
   key: Array,
   plan: Plan,
   share: Array | None = None,
-  places: Array | None = None,
 ) -> Gradients:
   """Gradients (zero where frozen), scalars of `score`, running statistics.
 
-  `share` is of `Plan.share`. `places` are those of the images in the whole
-  batch, None: 0, 1, ...
+  Gradients are the mean of those of the micro-batches; `share` is of
+  `Plan.share`.
   """
-  if places is None:
-    places = jnp.arange(len(images))
   params = variables['params']
   frozen = frozen_parameters(params, plan.freeze, plan.frozen_norms)
 
-  def loss_fn(params):
-    # Without gradients XLA drops the backward pass of frozen parts.
-    params = jax.tree.map(
-      lambda x, stays: lax.stop_gradient(x) if stays else x, params, frozen
-    )
-    given = variables | {'params': params} | place_variables(places, share)
-    options = {'mutable': ['batch_stats'], 'rngs': {'dropout': key}}
-    output, changed = model.apply(given, images, train=True, **options)
-    scalars = score(output, labels)
-    return scalars['loss'], (scalars, changed['batch_stats'])
+  def of_part(
+    batch_stats: Any, images: Array, labels: Array, places: Array
+  ) -> Gradients:
+    def loss_fn(params):
+      # Without gradients XLA drops the backward pass of frozen parts.
+      params = jax.tree.map(
+        lambda x, stays: lax.stop_gradient(x) if stays else x, params, frozen
+      )
+      given = {'params': params, 'batch_stats': batch_stats}
+      given |= place_variables(places, share)
+      options = {'mutable': ['batch_stats'], 'rngs': {'dropout': key}}
+      output, changed = model.apply(given, images, train=True, **options)
+      scalars = score(output, labels)
+      return scalars['loss'], (scalars, changed['batch_stats'])
 
-  grads, (scalars, batch_stats) = jax.grad(loss_fn, has_aux=True)(params)
-  return grads, scalars, batch_stats
+    grads, (scalars, changed) = jax.grad(loss_fn, has_aux=True)(params)
+    return grads, scalars, changed
 
+  whole = images, labels, jnp.arange(len(images))
+  count = plan.micro_batches
+  if count == 1:
+    return of_part(variables['batch_stats'], *whole)
 
-def mean_gradients(
-  model: nn.Module,
-  score: Score,
-  variables: Mapping[str, Any],
-  images: Array,
-  labels: Array,
-  key: Array,
-  plan: Plan,
-  share: Array | None = None,
-) -> Gradients:
-  """The mean of the gradients of the micro-batches, one after the other."""
   # Each micro-batch is normalised by its own statistics, and the running
   # statistics are updated once for each, as PyTorch's accumulation does.
-  count = plan.micro_batches
-  places = jnp.arange(len(images))
+  def one(carry, part):
+    batch_stats, total = carry
+    grads, scalars, batch_stats = of_part(batch_stats, *part)
+    total = jax.tree.map(lambda a, b: a + b / count, total, grads)
+    return (batch_stats, total), (scalars, jnp.sum(part[1] != IGNORE))
 
   # (B, ...) -> (M, B / M, ...); group g goes to micro-batch g % M.
   def deal(x: Array) -> Array:
     groups = x.reshape(-1, count, plan.group or 1, *x.shape[1:])
     return groups.swapaxes(0, 1).reshape(count, -1, *x.shape[1:])
 
-  parts = [deal(x) for x in (images, labels, places)]
-
-  def one(carry, part):
-    batch_stats, total = carry
-    images, labels, places = part
-    here = variables | {'batch_stats': batch_stats}
-    grads, scalars, batch_stats = whole_gradients(
-      model, score, here, images, labels, key, plan, share, places
-    )
-    total = jax.tree.map(lambda a, b: a + b / count, total, grads)
-    return (batch_stats, total), (scalars, jnp.sum(labels != IGNORE))
-
   # A scan compiles the network once, whatever the number of micro-batches.
-  zeros = jax.tree.map(jnp.zeros_like, variables['params'])
-  (batch_stats, grads), (scalars, valid) = lax.scan(
-    one, (variables['batch_stats'], zeros), parts
-  )
+  begin = variables['batch_stats'], jax.tree.map(jnp.zeros_like, params)
+  parts = [deal(x) for x in whole]
+  (batch_stats, grads), (scalars, valid) = lax.scan(one, begin, parts)
   means = {name: jnp.mean(values) for name, values in scalars.items()}
   # Accuracy is a mean over valid pixels, and micro-batches differ in these.
   shares = valid / jnp.maximum(jnp.sum(valid), 1)

@@ -175,9 +175,10 @@ class RunLog:
     self.path, self._wandb = workdir / 'log.jsonl', wandb
     # tensorboardX imports torch if it can, for nothing, which takes seconds.
     with _hidden('torch'):
-      from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
+      from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto import event_pb2
 
+    self._summary, self._event = summary, event_pb2.Event
     board = workdir / 'tensorboard'
     with writing(self.path):
       self._drop_after(step, evaluate)
@@ -185,10 +186,10 @@ class RunLog:
       board.mkdir(exist_ok=True)
       # SummaryWriter writes from a thread. At a full disk that thread dies, and
       # the run would wait for it for ever.
-      self._board = EventsWriter(str(board / 'events'))
+      self._board = event_file_writer.EventsWriter(str(board / 'events'))
       # Makes TensorBoard drop events of later steps.
-      start = SessionLog(status=SessionLog.START)
-      self._board.write_event(Event(step=step + 1, session_log=start))
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._board.write_event(self._event(step=step + 1, session_log=start))
 
   def _drop_after(self, step: int, evaluate: bool) -> None:
     exists, kept = self.path.exists(), []
@@ -206,28 +207,23 @@ class RunLog:
 
   def write(self, step: int, scalars: dict[str, float]) -> None:
     """Adds scalars after `step` steps; a refused write is a `UserError`."""
-    from tensorboardX.summary import scalar
-
     with writing(self.path):
       self._file.write(json.dumps({'step': step, **scalars}) + '\n')
       self._file.flush()
-    self._show(step, [scalar(name, value) for name, value in scalars.items()])
+    self._show(step, [self._summary.scalar(*x) for x in scalars.items()])
     if self._wandb:
       self._wandb.log(dict(scalars), step=step)
 
   def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
     """Adds a picture, uint8 (H, W, 3) RGB."""
-    from tensorboardX.summary import image
-
-    self._show(step, [image(name, picture, dataformats='HWC')])
+    image = self._summary.image(name, picture, dataformats='HWC')
+    self._show(step, [image])
 
   def _show(self, step: int, summaries: list[Any]) -> None:
-    from tensorboardX.proto.event_pb2 import Event
-
     now = time.time()
     with writing(self.path.parent / 'tensorboard'):
       for summary in summaries:
-        event = Event(wall_time=now, step=step, summary=summary)
+        event = self._event(wall_time=now, step=step, summary=summary)
         self._board.write_event(event)
       self._board.flush()
 

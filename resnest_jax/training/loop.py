@@ -68,8 +68,8 @@ def train(
     # What is trained, and on what. Nothing is written yet: mistakes are cheap.
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.spatial)
     sharding.check_batch_size(config.train.batch_size, mesh)
-    stride = config.model.output_stride
-    sharding.check_rows(config.data.crop_size[0], stride, mesh)
+    rows, stride = config.data.crop_size[0], config.model.output_stride
+    sharding.check_rows(rows, stride, mesh)
     splits = open_splits(config)
     messages.check_same_data(facts := splits.facts())
     normalization = of_bands(config, splits, workdir)
@@ -97,8 +97,9 @@ def train(
     frozen = frozen_parameters(run.state.params, plan.freeze, plan.frozen_norms)
     console().print(group_table(run.state.params, config.optimizer, frozen))
     if run.is_over(config.train):
-      done = f'{ending(config, run)}.{longer(workdir)}'
-      print(f'nothing to do: {done}', flush=True)
+      print(
+        f'nothing to do: {ending(config, run)}.{longer(workdir)}', flush=True
+      )
       draw_curves(workdir, config.name, again=False)
       return
     begin = mesh, run.step, workdir / CLASS_COUNTS
@@ -107,14 +108,9 @@ def train(
       train_step = create(weighted(config, weights)).step
     batches = enter(training_batches(config, splits.train, *begin))
     report = enter(Report(workdir, config, run, splits.eval, profile_steps))
-    evaluate = Evaluator(
-      config,
-      model,
-      splits.eval,
-      protocol=Protocol(normalization=normalization),
-      keep=config.train.pictures,
-      with_loss=True,
-    )
+    how = {'protocol': Protocol(normalization=normalization), 'with_loss': True}
+    how['keep'] = config.train.pictures
+    evaluate = Evaluator(config, model, splits.eval, **how)
     # `run` changes from here on. Only this thread may stop the process, except
     # while it waits and `run` is at rest.
     enter(stopper.busy())
@@ -122,12 +118,7 @@ def train(
     train_to_end(config, run, *parts)
     draw_curves(workdir, config.name)
     stopper.rest = ending(config, run)
-    main = main_score(config)
-    print(
-      f'{stopper.rest}: best {main} {run.best[main]:.4f} at step '
-      f'{run.best["step"]}; curves in {workdir / CURVES}',
-      flush=True,
-    )
+    print(f'{stopper.rest}; curves in {workdir / CURVES}', flush=True)
 
 
 def train_to_end(
@@ -251,12 +242,14 @@ def weighted(
 
 
 def ending(config: ConfigDict, run: Run) -> str:
-  """Why a run is over."""
-  if run.step >= (steps := config.train.total_steps):
-    return f'{plural(steps, "step", "are")} done'
+  """Why a run is over, and its best score."""
+  main, steps = main_score(config), config.train.total_steps
+  best = f'best {main} {run.best[main]:.4f} at step {run.best["step"]}'
+  if run.step >= steps:
+    return f'{plural(steps, "step", "are")} done: {best}'
   return (
     f'stopped at step {run.step}, after {plural(run.stale, "evaluation")} '
-    'without a better score (--config.train.early_stop=0 resumes)'
+    f'without a better score (--config.train.early_stop=0 resumes): {best}'
   )
 
 

@@ -48,16 +48,12 @@ def param_groups(params: Any, config: Config) -> Any:
   return jax.tree_util.tree_map_with_path(group, params)
 
 
-def group_table(
-  params: Any, config: Config, frozen: Any = None
-) -> rich.table.Table:
+def group_table(params: Any, config: Config, frozen: Any) -> rich.table.Table:
   """The groups with rates, decays and numbers of parameters, for the log.
 
-  `frozen` is of `frozen_parameters`; None: all are trained.
+  `frozen` is of `frozen_parameters`.
   """
   sizes = collections.Counter()
-  if frozen is None:
-    frozen = jax.tree.map(lambda _: False, params)
   trees = param_groups(params, config), params, frozen
   for group, leaf, stays in zip(*map(jax.tree.leaves, trees), strict=True):
     sizes[stays, group] += leaf.size
@@ -132,9 +128,7 @@ def create_optimizer(
       optax.scale_by_learning_rate(schedule),
     ]
   if config['layer_decay'] != 1 or config['head_multiplier'] != 1:
-    stages.append(
-      _by_group(config, lambda group, x, _: x * group.learning_rate)
-    )
+    stages += [_by_group(config, lambda group, x, _: x * group.learning_rate)]
   return optax.chain(*stages)
 
 

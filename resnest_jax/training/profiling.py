@@ -11,14 +11,12 @@ from resnest_jax.errors import UserError, writing
 def parse_steps(text: str) -> tuple[int, int]:
   """The first and the last step of 'FIRST:LAST', counted from 1."""
   first, _, last = text.partition(':')
-  if not (first.isdigit() and last.isdigit()):
-    raise UserError(f'--profile {text}: give two steps, such as 10:15.')
-  if not 1 <= int(first) <= int(last):
-    raise UserError(
-      f'--profile {text}: the first step is 1, and the last one not before '
-      'the first.'
-    )
-  return int(first), int(last)
+  if first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last):
+    return int(first), int(last)
+  raise UserError(
+    f'--profile {text}: give the first and the last step, from 1 on, such as '
+    '10:15.'
+  )
 
 
 class Profile:

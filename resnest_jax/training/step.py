@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from resnest_jax.checkpoints.state import TrainState
 from resnest_jax.config_keys import classifies
 from resnest_jax.data.preprocess import IMAGENET, Normalization, preprocess
 from resnest_jax.errors import UserError
-from resnest_jax.losses.images import create_image_loss
+from resnest_jax.losses.images import image_loss
 from resnest_jax.losses.objective import Loss, create_loss
 from resnest_jax.models import implementations
 from resnest_jax.models.classifier import create_network
@@ -28,13 +29,7 @@ from resnest_jax.sharding import (
   shared_rows,
 )
 from resnest_jax.training.freezing import train_the_rest
-from resnest_jax.training.gradients import (
-  WHOLE,
-  Plan,
-  create_plan,
-  mean_gradients,
-  whole_gradients,
-)
+from resnest_jax.training.gradients import WHOLE, Plan, create_plan, gradients
 from resnest_jax.training.mixing import Mixing
 from resnest_jax.training.optimizer import create_optimizer
 
@@ -93,16 +88,14 @@ def update(
     images: (B, H, W, 3) normalised.
     labels: int (B, H, W), 255 ignored; of a classifier the shares of the
       classes, (B, classes).
-    key: of the dropout.
     model: from `for_training`.
-    loss: of both heads, from `create_loss`, or `create_image_loss`.
-    aux_weight: factor of the auxiliary head's loss.
+    loss: of both heads, from `create_loss`, or `image_loss`.
 
   Returns:
     The new state; the step's scalars: `loss`, `accuracy` in [0, 1],
-    `gradient_norm` before clipping, of a segmentor `decode_loss` and
-    `aux_loss`, whose sum the loss is, and the loss's terms as `decode_NAME`;
-    and the gradients.
+    `gradient_norm` before clipping, of a segmentor `decode_loss` and the
+    weighted `aux_loss`, whose sum the loss is, and the loss's terms as
+    `decode_NAME`; and the gradients.
   """
 
   def score(output: SegmentorOutput | Array, labels: Array) -> dict[str, Array]:
@@ -126,10 +119,9 @@ def update(
       **{f'decode_{name}': x for name, x in terms.items()},
     }
 
-  gradients = whole_gradients if plan.micro_batches == 1 else mean_gradients
+  given = images, labels, key, plan, plan.share(state.step)
   grads, scalars, batch_stats = gradients(
-    *(model, score, state.variables(), images, labels, key, plan),
-    plan.share(state.step),
+    model, score, state.variables(), *given
   )
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   step, params = state.step + 1, optax.apply_updates(state.params, updates)
@@ -244,7 +236,8 @@ def create_training(
   classes, mixing = config['model']['num_classes'], None
   if classifies(config):
     mixing = Mixing(classes, config['loss']['mixup'], plan.group)
-    loss = loss or create_image_loss(config['loss'])
+    smoothing = config['loss']['label_smoothing']
+    loss = loss or partial(image_loss, label_smoothing=smoothing)
   else:
     aligned = model.decode_head.align_corners
     loss = loss or create_loss(config['loss'], classes, aligned)

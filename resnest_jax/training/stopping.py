@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from resnest_jax.errors import TRY_AGAIN, explain, leave, say
 
@@ -31,12 +31,6 @@ DUPLICATE_SECONDS = 2.0
 POLL_SECONDS = 0.2
 
 Words = Callable[[], str]  # `str` itself says nothing.
-
-
-class Task(NamedTuple):
-  # How to end the process while the main thread waits.
-  save: Words = str
-  stuck: Words = str
 
 
 class _Output:
@@ -80,7 +74,8 @@ class Stopper:
     self._since = 0.0
     # Held while the task changes or runs: the state cannot change under a save.
     self._lock = threading.Lock()
-    self._task: Task | None = Task()  # None: the main thread is in a step.
+    # `save` and `stuck` of `waiting`. None: the main thread is in a step.
+    self._task: tuple[Words, Words] | None = str, str
     self._ending = False  # A thread has taken on the end of the process.
 
   @contextlib.contextmanager
@@ -146,14 +141,14 @@ class Stopper:
     `save` is called before the end, in another thread, and says what it saved.
     `stuck` is polled and says why the process has to end, or ''.
     """
-    return self._doing(Task(save, stuck))
+    return self._doing((save, stuck))
 
   def busy(self) -> contextlib.AbstractContextManager[None]:
     """While this lasts the main thread asks `requested` itself."""
     return self._doing(None)
 
   @contextlib.contextmanager
-  def _doing(self, task: Task | None) -> Iterator[None]:
+  def _doing(self, task: tuple[Words, Words] | None) -> Iterator[None]:
     # Not released while the process is being ended: the main thread stops here.
     with self._lock:
       before, self._task = self._task, task
@@ -173,7 +168,7 @@ class Stopper:
       task = self._task
       if task is None or self._ending:
         continue
-      problem = task.stuck()
+      problem = task[1]()
       # Hosts must agree on a step, so a signal alone ends none of several.
       if problem or (self.signal and not _is_distributed()):
         self._ending = True
@@ -196,7 +191,7 @@ class Stopper:
         self._ending = False
         return
       try:
-        said = self._task.save()
+        said = self._task[0]()
       except BaseException as error:
         leave(f'error: {f"{problem} {explain(error)}".lstrip()}', 1)
       if problem:

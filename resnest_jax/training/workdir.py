@@ -15,6 +15,7 @@ from resnest_jax.config_keys import FREE_KEYS, HOST_KEYS
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError, writing
 from resnest_jax.files import write_text
+from resnest_jax.text import listed
 from resnest_jax.untrusted import OBJECT, check_fields, parse_json
 
 # Pixels of each class in each sample, for samplings that balance classes.
@@ -67,11 +68,10 @@ def _write_config(workdir: Path, config: ConfigDict) -> None:
         f'it was started with.{longer(workdir) if same else ""}'
       )
     if lines:
-      more = f'; and {len(lines) - 3} more' if len(lines) > 3 else ''
       print(
         f'{workdir} holds a start without a checkpoint, of another '
         f'configuration; beginning anew with this one '
-        f'({"; ".join(lines[:3])}{more})',
+        f'({listed(lines, 3, "; ")})',
         flush=True,
       )
       # What would mix with the new run. Other files are the user's and stay.

@@ -124,7 +124,7 @@ def test_another_network_or_optimizer_is_no_damage(workdir):
 
 
 def test_folders_from_which_no_network_can_be_loaded(workdir):
-  refused('60 has no configuration', store.load_checkpoint, workdir)
+  refused('60 of .* has no config', store.load_checkpoint, workdir)
   (workdir / 'new/checkpoints').mkdir(parents=True)
   refused('no checkpoint in', store.load_checkpoint, workdir / 'new')
   (workdir / 'new/checkpoints/1').mkdir()

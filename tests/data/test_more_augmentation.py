@@ -240,9 +240,9 @@ def test_results_that_cannot_be_used(own):
   refused("'scene_.*float32", train_batches, Scenes(4), config)
 
 
-def test_albumentations(tmp_path):
+def test_albumentations(tmp_path, monkeypatch):
   """The real one: its own draws, by position."""
-  pytest.importorskip('albumentations')
+  monkeypatch.setenv('NO_ALBUMENTATIONS_UPDATE', '1')  # It would ask PyPI.
   (tmp_path / 'augment.py').write_text(
     'import albumentations as A\n'
     'def make():\n'

@@ -236,9 +236,9 @@ def read_video(path):
 
 def predict(predictor, path, out, save=None):
   source, done = sources.Source(path), files.Done()
-  (names,) = sources.output_files([source], save)
+  (source,) = sources.with_files([source], save)
   with evaluation_progress() as progress:
-    files.predict_video(predictor, source, names, out, done, progress, 0.5)
+    files.predict_video(predictor, source, out, done, progress, 0.5)
     done.tasks = [(task.completed, task.total) for task in progress.tasks]
   return done
 
@@ -351,16 +351,18 @@ def test_sizes_that_mp4_cannot_hold(predictor, tmp_path):
   # The last row of odd ones is left out; the masks have all.
   frames = [np.full((47, 63, 3), i, np.uint8) for i in (20, 200)]
   paths = {'masks': tmp_path / 'a', 'overlays': tmp_path / 'a.mp4'}
-  with video.VideoOutputs(paths, 10) as outputs:
+  with video.video_outputs(paths, 10) as write:
     for prediction in predictor.predict_frames(frames):
-      outputs.write(prediction)
-    outputs.finish()
+      write(prediction)
   assert read_video(tmp_path / 'a.mp4')[0][0].shape == (46, 62, 3)
   assert cv2.imread(f'{tmp_path}/a/000001.png').shape == (47, 63, 3)
   (thin,) = predictor.predict_frames([np.zeros((1, 9, 3), np.uint8)])
   refused = pytest.raises(UserError, match='a video of 9x1 pixels cannot be')
-  with video.VideoOutputs({'overlays': tmp_path / 'b.mp4'}, 10) as out, refused:
-    out.write(thin)
+  with (
+    refused,
+    video.video_outputs({'overlays': tmp_path / 'b.mp4'}, 10) as out,
+  ):
+    out(thin)
   assert not (tmp_path / 'b.mp4').exists()
 
 

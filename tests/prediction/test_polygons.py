@@ -8,8 +8,10 @@ import pytest
 from data.pictures import blocks
 from data.refusals import refused
 from evaluation.drawn import smooth_picture, write_video
-from PIL import Image, ImageDraw
+from matplotlib.path import Path as Outline
+from PIL import Image
 
+from resnest_jax.data.annotations import raster
 from resnest_jax.data.datasets import PreparedSplit
 from resnest_jax.inference.predictions import Prediction
 from resnest_jax.prediction.polygons import (
@@ -20,7 +22,11 @@ from resnest_jax.prediction.polygons import (
   write_coco,
   write_labelme,
 )
-from resnest_jax.prediction.sources import find_sources, output_files
+from resnest_jax.prediction.sources import (
+  check_names,
+  find_sources,
+  with_files,
+)
 
 CLASSES = tuple(f'class {k}' for k in range(151))
 
@@ -32,14 +38,10 @@ def predicted(labels, confidence=None):
 
 
 def filled(ring, shape):
-  """The pixels whose centres an even number of sides separates from outside."""
+  """The pixels whose centres lie inside."""
   y, x = np.indices(shape) + 0.5
-  inside = np.zeros(shape, bool)
-  for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, 0), strict=True):
-    if y0 != y1:
-      crossed = x0 + (y - y0) / (y1 - y0) * (x1 - x0)
-      inside ^= ((y0 <= y) != (y1 <= y)) & (x < crossed)
-  return inside
+  inside = Outline(ring).contains_points(np.stack([x.ravel(), y.ravel()], 1))
+  return inside.reshape(shape)
 
 
 @pytest.fixture(scope='module')
@@ -66,6 +68,7 @@ def test_polygons_cover_the_pixels_of_their_regions_and_no_others(scenes, coco):
   found = about['annotations']
   assert [x['id'] for x in found] == list(range(1, len(found) + 1))
   drawn = [np.full(x.shape, 255, np.uint8) for x in scenes]
+  loaded = [x.copy() for x in drawn]
   for each in found:
     canvas = drawn[each['image_id'] - 1]
     (corners,) = each['segmentation']
@@ -76,26 +79,20 @@ def test_polygons_cover_the_pixels_of_their_regions_and_no_others(scenes, coco):
     place = canvas[y : y + height, x : x + width]
     assert (place[mask] == 255).all()  # Each pixel once.
     place[mask] = each['category_id'] - 1
+    theirs = raster.polygons(each['segmentation'], *canvas.shape)
+    loaded[each['image_id'] - 1][theirs] = each['category_id'] - 1
   for one, labels in zip(drawn, scenes, strict=True):
     np.testing.assert_array_equal(one, labels)
+  # As pycocotools draws them: the IoU of each class.
+  pixels, labels = (
+    np.concatenate([*map(np.ravel, x)]) for x in (loaded, scenes)
+  )
+  for k in np.unique(labels):
+    both, either = (pixels == k) & (labels == k), (pixels == k) | (labels == k)
+    assert both.sum() >= 0.99 * either.sum()
   corners = sum(len(x['segmentation'][0]) / 2 for x in found)
   sides = sum((np.diff(x, axis=k) != 0).sum() for x in scenes for k in (0, 1))
   assert corners < 0.5 * sides
-
-
-@pytest.mark.filterwarnings('ignore::DeprecationWarning')
-def test_pycocotools_gives_each_class_back(scenes, coco):
-  loaded = pytest.importorskip('pycocotools.coco').COCO(str(coco))
-  both, either = np.zeros((2, 151))
-  for index, labels in enumerate(scenes, 1):
-    drawn = np.full(labels.shape, 255, np.uint8)
-    for each in loaded.loadAnns(loaded.getAnnIds(index)):
-      drawn[loaded.annToMask(each) > 0] = each['category_id'] - 1
-    for k in np.unique(labels):
-      both[k] += ((drawn == k) & (labels == k)).sum()
-      either[k] += ((drawn == k) | (labels == k)).sum()
-  found = either > 0
-  assert (both[found] / either[found]).min() >= 0.99
 
 
 def test_labelme_gives_the_mask_within_a_pixel_of_the_outline(scenes, tmp_path):
@@ -105,12 +102,11 @@ def test_labelme_gives_the_mask_within_a_pixel_of_the_outline(scenes, tmp_path):
     write_labelme(predicted(labels), tmp_path / 'pictures/a.jpg', file)
     about = json.loads(file.read_text())
     assert about['imagePath'] == '../../pictures/a.jpg'
-    canvas = Image.new('L', (about['imageWidth'], about['imageHeight']))
-    for shape in about['shapes']:  # As labelme.utils.shapes_to_label does.
-      points = [tuple(point) for point in shape['points']]
-      value = CLASSES.index(shape['label'])
-      ImageDraw.Draw(canvas).polygon(points, value, value)
-    wrong = np.asarray(canvas) != labels
+    canvas = np.full((about['imageHeight'], about['imageWidth']), 255)
+    for shape in about['shapes']:
+      mask = raster.labelme(shape, *canvas.shape)
+      canvas[mask] = CLASSES.index(shape['label'])
+    wrong = canvas != labels
     near = np.ones((3, 3), np.uint8)
     outlines = cv2.dilate(labels, near) != cv2.erode(labels, near)
     assert not (wrong & ~outlines).any()
@@ -125,8 +121,9 @@ def test_holes_are_cut_into_the_outline():
   holes, _ = cv2.connectedComponents(np.uint8(~inside), connectivity=8)
   assert holes > 8
   for level in COCO, LABELME:
-    ring = outline(inside, level)
-    np.testing.assert_array_equal(filled(ring, inside.shape), inside)
+    ring = outline(inside, level).ravel().tolist()
+    drawn = raster.polygons([ring], *inside.shape)
+    np.testing.assert_array_equal(drawn, inside)
   pixel = outline(np.ones((1, 1), bool), LABELME).tolist()
   assert sorted(pixel) == [[0.25, 0.5], [0.5, 0.25], [0.5, 0.75], [0.75, 0.5]]
 
@@ -144,15 +141,15 @@ def test_confidence_is_the_mean_of_the_region(tmp_path):
 def test_names_that_polygons_cannot_have(tmp_path):
   for name in 'classes.jpg', 'a.jpg':
     Image.fromarray(smooth_picture()).save(tmp_path / name)
-  (of_a,) = output_files(find_sources([tmp_path / 'a.jpg']), (), 'labelme')
-  assert {k: str(x) for k, x in of_a.items()} == {'labelme': 'a.json'}
-  named = find_sources([tmp_path])
-  assert len(output_files(named, None, 'coco')) == 2
+  (a,) = with_files(find_sources([tmp_path / 'a.jpg']), (), 'labelme')
+  assert {k: str(x) for k, x in a.files.items()} == {'labelme': 'a.json'}
+  both = find_sources([tmp_path])
+  check_names(with_files(both, None, 'coco'), 'coco')
   told = 'classes.jpg would both be written to classes.json'
-  refused(told, output_files, named, None, 'labelme')
+  refused(told, check_names, with_files(both, None, 'labelme'), 'labelme')
   write_video(tmp_path / 'clip.avi', 2, 5, size=(32, 32))
   told = 'polygons is for pictures, and .*clip.avi is a video'
-  refused(told, output_files, find_sources([tmp_path]), None, 'coco')
+  refused(told, check_names, find_sources([tmp_path]), 'coco')
 
 
 @pytest.mark.parametrize('kind', ['coco', 'labelme'])
@@ -167,13 +164,13 @@ def test_predict_writes_polygons(written_run, call_script, tmp_path, kind):
   drawn = np.full(labels.shape, 255, np.uint8)
   if kind == 'coco':
     found = json.loads((out / 'coco.json').read_text())['annotations']
-    rings = [np.reshape(x['segmentation'], (-1, 2)) for x in found]
+    rings = [x['segmentation'] for x in found]
     values = [x['category_id'] - 1 for x in found]
   else:
     found = json.loads((out / 'a.json').read_text())['shapes']
-    rings = [x['points'] for x in found]
+    rings = [[np.ravel(x['points']).tolist()] for x in found]
     values = [classes.index(x['label']) for x in found]
   for ring, value in zip(rings, values, strict=True):
-    drawn[filled(ring, labels.shape)] = value
+    drawn[raster.polygons(ring, *labels.shape)] = value
   np.testing.assert_array_equal(drawn, labels)
   assert all(1 / 150 < x['score'] <= 1 for x in found)

@@ -33,8 +33,8 @@ def found(*given, **options):
 
 
 def masks(every):
-  files = sources.output_files(every, 'masks')
-  return [each['masks'].as_posix() for each in files]
+  named = sources.with_files(every, 'masks')
+  return [each.files['masks'].as_posix() for each in named]
 
 
 FLAT = [('trip/a.jpg', '.'), ('trip/b.MP4', '.')]
@@ -112,8 +112,8 @@ def test_files_that_are_no_pictures_are_counted(trip, capsys):
 
 def test_names_of_what_is_written():
   every = [Source(Path('x/a.jpg')), Source(Path('b.mp4'), Path('sub'))]
-  files = sources.output_files(every)
-  picture, video = (' '.join(map(str, each.values())) for each in files)
+  named = sources.with_files(every)
+  picture, video = (' '.join(map(str, x.files.values())) for x in named)
   assert picture == 'a.png a_color.png a_overlay.png'
   assert video == 'sub/b_color.mp4 sub/b_overlay.mp4'
   assert masks(every) == ['a.png', 'sub/b']
@@ -125,16 +125,18 @@ def test_pictures_of_the_same_name(tmp_path):
     touch(folder, 'a.jpg', 'a.png', 'b.jpg')
   assert masks(find_sources([first])) == ['a.jpg.png', 'a.png.png', 'b.png']
   told = f'{first}/a.jpg and {second}/a.jpg would both be written to a.jpg.png'
+  every = find_sources([first / 'b.jpg', first / 'a.jpg', second])
+  every = sources.with_files(every, 'masks')
   with pytest.raises(UserError, match=told):
-    masks(find_sources([first / 'b.jpg', first / 'a.jpg', second]))
+    sources.check_names(every)
   # The folder of a video's masks, and one of pictures.
   every = [Source(Path('day.mp4')), Source(Path('day/a.jpg'), Path('day'))]
   assert masks(every) == ['day.mp4', 'day/a.png']
 
 
 def check(out, given, overwrite=False):
-  every = find_sources([given])
-  sources.check_output(out, every, sources.output_files(every), overwrite)
+  every = sources.with_files(find_sources([given]))
+  sources.check_output(out, every, overwrite)
 
 
 def test_nothing_is_overwritten_unasked(trip):

@@ -12,7 +12,7 @@ from training.one_step import objective
 
 from resnest_jax.checkpoints.state import start_state
 from resnest_jax.config import load_config
-from resnest_jax.losses.images import create_image_loss
+from resnest_jax.losses.images import image_loss
 from resnest_jax.models.classifier import create_classifier
 from resnest_jax.models.segmentor import create_segmentor
 from resnest_jax.training.optimizer import create_optimizer, create_schedule
@@ -98,7 +98,9 @@ def steps(name):
   schedule = create_schedule(config.optimizer, total_steps)
   options = objective(config, 19, kind == 'encoding')
   if kind == 'official':
-    options['loss'] = create_image_loss(config.loss)
+    options['loss'] = functools.partial(
+      image_loss, label_smoothing=config.loss.label_smoothing
+    )
     named = export(variables).items()
     optimizer = with_their_decay(optimizer, golden, model, named)
   state = start_state(optimizer, variables)

@@ -129,9 +129,9 @@ def test_out_of_memory_has_remedies(mini_data_dir, tmp_path, monkeypatch):
   def hungry(state, batch):
     return state, {'loss': jnp.zeros((2**20, 2**24)) + state.step}  # 70 TB
 
-  def create_hungry_training(*arguments):
+  def create_hungry_training(*arguments, **options):
     step = jax.jit(hungry, donate_argnums=0)
-    return create_training(*arguments)._replace(step=step)
+    return create_training(*arguments, **options)._replace(step=step)
 
   monkeypatch.setattr(loop, 'create_training', create_hungry_training)
   data = {'data.data_dir': str(mini_data_dir), 'data.doctor_samples': 0}
