@@ -29,8 +29,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import tifffile
 import torch
 from conftest import ROOT  # Which also sets the tests' variables.
+from data import annotated
 from data.small_archives import ade20k_sample, write_cityscapes, write_zip
 from evaluation.drawn import write_video
 from evaluation.runs import write_run
@@ -99,6 +101,24 @@ def make_inputs(folder):
   (folder / 'cities').mkdir()
   write_cityscapes(folder / 'cities')
   write_zip(folder / 'submission.zip', {'ADE_test_00000001.png': mask})
+  for form, write in annotated.WRITERS.items():
+    write(folder / 'exports' / form)
+  annotated.labelme(folder / 'exports' / 'labelme')
+  make_bands(folder / 'data', folder / 'bands')
+
+
+def make_bands(data, folder):
+  """The same data with images of four bands in files of several kinds."""
+  shutil.copytree(data, folder)
+  levels = np.random.default_rng(0).integers(0, 4000, (48, 48, 4), np.uint16)
+  for i, path in enumerate(sorted((folder / 'images').rglob('*.png'))):
+    path.unlink()
+    if i % 3 == 2:
+      np.save(path.with_suffix('.npy'), levels)
+      continue
+    options = {'photometric': 'minisblack', 'planarconfig': 'contig'}
+    options['compression'] = (None, 'deflate')[i % 3]
+    tifffile.imwrite(path.with_suffix('.tif'), levels, **options)
 
 
 # --- Kinds: each damages a copy in the present folder and runs a command ------
@@ -231,6 +251,22 @@ def masks(names, rng, source):
     call(PREPARE, 'own', data / 'masks', *words)
 
 
+def exports(rng, source):
+  """What annotation tools write, without their photographs."""
+  folder = copy(rng.choice(sorted((source / 'exports').iterdir())))
+  files = [x for x in sorted(folder.rglob('*')) if x.is_file()]
+  texts = [x for x in files if x.suffix != '.jpg']
+  spoil(rng, rng.choice(texts if rng.random() < 0.9 else files))
+  words = rng.choice([[], ['--skip'], ['--unlabelled', 'background']])
+  call(PREPARE, 'own', folder, '--data_dir', 'out', *words)
+
+
+def bands(rng, source):
+  images = copy(source / 'bands') / 'images'
+  spoil(rng, rng.choice([x for x in sorted(images.rglob('*')) if x.is_file()]))
+  doctor('bands', '--config.data.bands=red,green,blue,nir')
+
+
 def lists(rng, source):
   data = copy(source / 'data')
   line = rng.choice(['images/{0}/{1}.png masks/{0}/{1}.png\n', '{1}\n'])
@@ -268,6 +304,7 @@ KINDS = {
   **{'config': config, 'run': run_folder, 'flags': flags, 'names': names},
   **{'classes': partial(masks, list(CLASSES)), 'archive': archive},
   **{'mask': partial(masks, ['classes.txt']), 'list': lists},
+  **{'exports': exports, 'bands': bands},
   'safetensors': partial(weights, ['x.safetensors']),
   'pth': partial(weights, ['new.pth', 'new.pth', 'old.pth', 'x.npz']),
   **{x: partial(picture, [x]) for x in ('png', 'jpg', 'tif')},

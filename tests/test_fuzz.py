@@ -39,7 +39,7 @@ def counts(run_script, *words, **options):
 def test_a_minute_of_damaged_inputs(run_script):
   words = 'tests/fuzz.py', '--seconds', 60, '--inputs', 2000
   of, _ = counts(run_script, *words)
-  assert len(of) == 14
+  assert len(of) == 16
   assert all(sum(numbers) > 2 and not numbers[2] for numbers in of.values())
   used, refused, _ = map(sum, zip(*of.values(), strict=True))
   # Neither is everything refused at the door, nor is nothing damaged.
