@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 
 from resnest_jax.data.annotations import raster
 from resnest_jax.data.annotations import sample as s
@@ -186,16 +188,8 @@ def read_parquet(
   paths: Sequence[Path], find: s.Finder, args: argparse.Namespace
 ) -> s.Source:
   """Reads rows of a Hugging Face data set: an image and its mask in each."""
-  from pyarrow import parquet
-
-  try:
+  with _readable(paths):
     files = [(path, parquet.ParquetFile(path)) for path in paths]
-  # pyarrow's own errors are these.
-  except (OSError, ValueError) as error:
-    raise UserError(
-      f'one of {listed(paths)} is damaged or no parquet file ({error}). '
-      'Download it again.'
-    ) from error
   schema = files[0][1].schema_arrow
   found = [x.name for x in schema if 'binary' in str(x.type)]
   columns = args.columns or sorted(found, key=lambda x: x not in _IMAGES)
@@ -214,13 +208,25 @@ def read_parquet(
       batches = table.iter_batches(4, columns=columns)
       rows = (row for batch in batches for row in batch.to_pylist())
       split = split_of(find.inside(path))
-      for number, row in enumerate(rows):
-        name = f'{path.stem}-{number}'
-        image, mask = (partial(_cell, row[x]) for x in columns)
-        yield s.Sample(name, image, partial(read, mask, name), split, name=name)
+      with _readable([path]):
+        for number, row in enumerate(rows):
+          name = f'{path.stem}-{number}'
+          image, mask = (partial(_cell, row[x]) for x in columns)
+          shapes = partial(read, mask, name)
+          yield s.Sample(name, image, shapes, split, name=name)
 
   total = sum(table.metadata.num_rows for _, table in files)
   return s.Source(known.colours(), total, samples(), unlabelled='ignore')
+
+
+@contextlib.contextmanager
+def _readable(paths: Sequence[Path]) -> Iterator[None]:
+  try:
+    yield
+  except (OSError, pyarrow.ArrowException) as error:
+    raise UserError(
+      f'{listed(paths)}: damaged, or no parquet file ({error}). Download again.'
+    ) from error
 
 
 def _cell(cell: Any) -> bytes:
