@@ -10,8 +10,9 @@ from pages import ROOT, blocks_of
 from weights.built import converted, written
 
 import resnest_jax as rj
+from resnest_jax.data.preprocess import STD
 from resnest_jax.models.features import Features
-from resnest_jax.weights.pretrained import DETECTRON_NORMALIZATION, STD
+from resnest_jax.weights.pretrained import DETECTRON_NORMALIZATION
 
 RESNEST50 = {'backbone': 'resnest50', 'output_stride': 32, 'dtype': 'float32'}
 RESNEST50 |= {'dilation_rule': 'mmseg'}
