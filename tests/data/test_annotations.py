@@ -395,7 +395,7 @@ def test_what_cannot_be_meant(convert, tmp_path):
   stopped(convert, tmp_path, 'may be anything; say what it is')
   write_coco(tmp_path / 'export', [IMAGE], [BIG])
   stopped(convert, tmp_path, 'Say what they are', '--skip')
-  stopped(convert, tmp_path, "not 'tree'", '--unlabelled', 'tree')
+  stopped(convert, tmp_path, "which is 'tree'", '--unlabelled', 'tree')
   stopped(convert, tmp_path, 'no files of the format cvat', '--format', 'cvat')
   annotated.yolo(tmp_path / 'export')
   stopped(convert, tmp_path, 'may be .* or ')

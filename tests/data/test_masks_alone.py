@@ -70,7 +70,7 @@ def test_unknown_colours_are_named(convert, tmp_path, capsys):
   Image.fromarray(first).save(tmp_path / 'masks' / 'a.png')
   Image.fromarray(second).save(tmp_path / 'masks' / 'b.png')
   message = (
-    r"2: is of the class '\(128, 64, 129\)', which is none "
+    r"2: is of the class '\(128, 64, 129\)', which is not listed "
     r'\(2 pixels in a\.png, 5 pixels in b\.png\)\n'
     r"  1: .* '\(1, 2, 3\)', .* \(1 pixel in b\.png\)\n"
   )

@@ -79,6 +79,16 @@ _MARKS = (
   (rb'/SegmentationClass/.*\.(png|bmp|gif|tiff?)\n', 'voc'),
   (rb'/masks/.*\.(png|bmp|gif|tiff?)\n', 'coloured'),
 )
+# What is nearly a format, by the paths in a folder.
+_HINTS = (
+  (r'\.(zip|tar|gz|7z)\b', 'Unpack the archive first.'),
+  (r'_mask\.png\b', "Roboflow's masks come with _classes.csv."),
+  (r'\nlabels/.*\.txt\b', "YOLO's labels come with data.yaml."),
+  (
+    r'\nmasks/.*\.(jpe?g|webp)\b',
+    'JPEG changes the values of masks: export them as PNG.',
+  ),
+)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -97,12 +107,14 @@ def main(arguments: Sequence[str]) -> None:
   draw = partial(raster.paint, values=values, rest=unlabelled, small=small)
   data, again = args.data_dir, 'give another --data_dir'
   with files.explain_refusal(data, again), files.whole_folder(data) as folder:
-    written, faults = _convert(source, find, draw, classes, folder, args.copy)
+    written, faults, notes = _convert(
+      source, find, draw, classes, folder, args.copy
+    )
     # Raised inside the context, which then removes the folder.
     if not written or (faults and not args.skip):
       raise UserError(
         f'nothing was written: {_told(faults)}\nCorrect the annotations, the '
-        'classes or --format, or leave what is bad out with --skip.'
+        f'classes or --format{"" if args.skip else ", or give --skip"}.'
       )
     splits = collections.Counter(written)
     if classes:
@@ -114,11 +126,12 @@ def main(arguments: Sequence[str]) -> None:
         (folder / 'moved').rename(kind)
   if faults:
     print(f'left out: {_told(faults)}')
+  print(*notes, sep='\n', end='\n' * bool(notes))
   if not classes:
     print(f'{plural(len(written), "mask")} in {data}')
     return
   for split, number in splits.items():
-    print(f'  {split or "all":<13}{plural(number, "image")}')
+    print(f'  {split or "no splits":<13}{plural(number, "image")}')
   print(f'  {"classes":<13}{listed(classes.labels.classes, 10)}')
   print(f'  {"look at":<13}{data / "sheet.png"}')
   config = '--config configs/folder.py '
@@ -134,6 +147,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser = Parser(prog=name, description=__doc__)
   add = parser.add_argument
   add('source', type=Path, metavar='SOURCE', help='a folder or a file')
+  about = 'folder of the pictures, if they do not lie in SOURCE'
+  add('--pictures', type=Path, metavar='DIR', help=about)
   about = 'a new folder for the data set'
   add('--data_dir', type=Path, required=True, metavar='DIR', help=about)
   add('--format', choices=_READERS, help='if it is not recognised')
@@ -163,7 +178,15 @@ def _open(args: argparse.Namespace) -> tuple[s.Source, s.Finder]:
   # Pictures lie next to it.
   if folder.name.lower() == 'annotations' and args.format not in masks.ALONE:
     folder = folder.parent
-  find, kinds = s.Finder(folder), collections.defaultdict(list)
+  if args.pictures and not args.pictures.is_dir():
+    raise UserError(f'there is no folder {args.pictures}; correct --pictures.')
+  if (folder / 'predictions.json').is_file() and not args.pictures:
+    raise UserError(
+      f'{folder} has predictions, whose label maps are no photographs. Give '
+      'the folder of those as --pictures.'
+    )
+  kinds = collections.defaultdict(list)
+  find = s.Finder(folder, args.pictures and args.pictures.resolve())
   for path in find.files if given.is_dir() else [given]:
     kinds[_kind_of(path, find)].append(path)
   kinds.pop('', None)
@@ -171,10 +194,12 @@ def _open(args: argparse.Namespace) -> tuple[s.Source, s.Finder]:
     kinds.pop('coloured', None)
   names = [args.format] if args.format else [*kinds]
   if len(names) != 1:
+    inside = '\n'.join(['', *map(find.inside, find.files), given.name])
+    hints = (hint for mark, hint in _HINTS if re.search(mark, inside))
     raise UserError(
       f'{given} may be {" or ".join(names) or "anything"}; say what it is with '
       f'--format, one of {", ".join(_READERS)}. Give the unpacked folder of '
-      'annotations and pictures.'
+      f'annotations and pictures. {next(hints, "")}'.rstrip()
     )
   # A format that was named may lie in files of any name.
   paths = kinds[names[0]] or [given]
@@ -215,11 +240,12 @@ def _plan(
       'with --unlabelled ignore they count neither in training nor in scores.'
     )
   if rest == _BACKGROUND and rest not in named:
-    named = {rest: (0, 0, 0)} | named
+    named = {rest: (60, 60, 60)} | named  # Black is for ignored pixels.
   if rest not in ('ignore', *named) or len(named) == 1:
     raise UserError(
-      f'{args.source} has the classes {listed(named, 20)}; there must be two. '
-      f'--unlabelled is one of them, background or ignore, not {rest!r}.'
+      f'{args.source} has the classes {listed(named, 20)}; there must be two, '
+      f'and --unlabelled, which is {rest!r}, is one of them, background or '
+      'ignore.'
     )
   # Of classes with one colour the first keeps it.
   first = {colour: name for name, colour in reversed(named.items())}
@@ -238,22 +264,30 @@ def _convert(
   classes: Classes | None,
   folder: Path,
   copy: bool,
-) -> tuple[list[str], list[_Fault]]:
-  """Writes images, masks and the sheet; returns each sample's split.
+) -> tuple[list[str], list[_Fault], list[str]]:
+  """Writes images, masks and the sheet; returns each sample's split, and notes.
 
   Without classes it writes masks alone.
   """
   shown, panels = drawing.spread(source.total, _PICTURES), {}
+  used, empty = [], []
 
   def work(item: tuple[int, s.Sample]) -> tuple[list[str], list[_Fault]]:
     number, sample = item
+    where = sample.where
     try:
       picture, name = sample.picture(), sample.name
+      if not (held := isinstance(picture, bytes)):
+        used.append(picture)
+        if (inside := find.inside(picture)) not in where:
+          where += f': {inside}'
       size, ending = _look(picture, upright=classes is not None)
       if sample.size not in (None, size):
         raise s.Fault('has a picture of another size than it says')
-      mask, found = draw(sample.shapes(), size)
-      if not (held := isinstance(picture, bytes)):
+      if not (shapes := sample.shapes()):
+        empty.append(sample.where)
+      mask, found = draw(shapes, size)
+      if not held:
         name, ending = os.path.splitext(find.inside(picture))
       if not classes:
         _write_mask(mask, folder / f'{name}.png')
@@ -271,7 +305,7 @@ def _convert(
       _place(picture, folder / f'images/{name}{ending.lower()}', copy)
       return [split], found
     except UserError as error:
-      return [], [(str(error), sample.where)]
+      return [], [(str(error), where)]
 
   written, faults = [], []
   with progress_bar('drawing masks') as report:
@@ -283,7 +317,17 @@ def _convert(
   if panels:
     sheet = drawing.contact_sheet([panels[x] for x in sorted(panels)], 2)
     drawing.write_image(folder / 'sheet.png', sheet)
-  return written, [*faults, *source.faults]
+  notes = [
+    f'{plural(len(of), "picture")} {what}: {listed(of, _SHOWN)}'
+    for of, what in (
+      (empty, 'without a shape'),
+      (find.others(used) if classes else [], 'without annotation, left out'),
+    )
+    if of
+  ]
+  if len(empty) == len(written):
+    faults.append(('has no shape', 'any of them'))
+  return written, [*faults, *source.faults], notes
 
 
 def _look(picture: Path | bytes, upright: bool) -> tuple[tuple[int, int], str]:

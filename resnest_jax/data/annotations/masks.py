@@ -116,6 +116,7 @@ def _classes_of(
   if args.classes and form != 'roboflow':
     files = [args.classes]
   if form == 'voc' and not files:
+    print("no labelmap.txt: Pascal VOC's 21 classes; --classes gives others")
     return parse_classes(_VOC, 'VOC'), False
   known = [read_classes(x) for x in files or [find.folder / name]]
   if len({(x.labels.classes, x.values) for x in known}) > 1:
@@ -128,7 +129,7 @@ def _classes_of(
     raise UserError(
       f'{files[0]} gives no colour for {", ".join(chosen)}; add it after the '
       'name ("road 128 64 128"). If masks have values instead of colours, '
-      '--format mask_values converts them.'
+      'configs/folder.py reads them as they are, or after --format mask_values.'
     )
   return known[0], colours and not known[0].chosen
 
@@ -188,8 +189,10 @@ def read_parquet(
   paths: Sequence[Path], find: s.Finder, args: argparse.Namespace
 ) -> s.Source:
   """Reads rows of a Hugging Face data set: an image and its mask in each."""
-  with _readable(paths):
-    files = [(path, parquet.ParquetFile(path)) for path in paths]
+  files = []
+  for path in paths:
+    with _readable(path):
+      files.append((path, parquet.ParquetFile(path)))
   schema = files[0][1].schema_arrow
   found = [x.name for x in schema if 'binary' in str(x.type)]
   columns = args.columns or sorted(found, key=lambda x: x not in _IMAGES)
@@ -208,7 +211,7 @@ def read_parquet(
       batches = table.iter_batches(4, columns=columns)
       rows = (row for batch in batches for row in batch.to_pylist())
       split = split_of(find.inside(path))
-      with _readable([path]):
+      with _readable(path):
         for number, row in enumerate(rows):
           name = f'{path.stem}-{number}'
           image, mask = (partial(_cell, row[x]) for x in columns)
@@ -220,12 +223,12 @@ def read_parquet(
 
 
 @contextlib.contextmanager
-def _readable(paths: Sequence[Path]) -> Iterator[None]:
+def _readable(path: Path) -> Iterator[None]:
   try:
     yield
   except (OSError, pyarrow.ArrowException) as error:
     raise UserError(
-      f'{listed(paths)}: damaged, or no parquet file ({error}). Download again.'
+      f'{path} is damaged or no parquet file ({error}). Download it again.'
     ) from error
 
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from resnest_jax.data.annotations.sample import Fault, Shape
 from resnest_jax.data.images import by_pillow
 from resnest_jax.errors import UserError
+from resnest_jax.labels import IGNORE
 from resnest_jax.text import plural
 
 # How far a point may lie outside, in pictures: beyond, it is no place in it,
@@ -51,7 +52,7 @@ def polygons(outlines: Any, height: int, width: int) -> np.ndarray:
   if isinstance(outlines, dict):
     return runs(outlines.get('counts'), height, width)
   if not isinstance(outlines, list) or not outlines:
-    raise Fault('has no outline')
+    raise Fault('has no outline (the box of an object is none)')
   points = [corners(x, height, width) for x in outlines]
   if sum(np.abs(np.diff(x, axis=0)).sum() for x in points) > _LONGEST:
     raise Fault('has an outline that is too long')
@@ -139,24 +140,24 @@ def numbered(
   Numbers without a label are shapes of a class that is none.
   """
 
-  def draw(number: int, *size: int) -> np.ndarray:
+  def draw(some: int | list[int], *size: int) -> np.ndarray:
     if numbers.shape != size:  # Of all shapes, which no fault is.
       raise UserError('has a mask of another size than its picture')
-    return numbers == number
+    return np.isin(numbers, some)
 
   found, counts = (x.tolist() for x in np.unique(numbers, return_counts=True))
   shapes = [
     Shape(labels[x], where, partial(draw, x)) for x in found if labels.get(x)
   ]
   unknown = [
-    (words(x), f'{plural(count, "pixel")} in {where}')
+    (words(x), f'{plural(count, "pixel")} in {where}', x)
     for x, count in zip(found, counts, strict=True)
     if x not in labels
   ]
-  if rest := unknown[_MOST_UNKNOWN:]:
+  if rest := [x for *_, x in unknown[_MOST_UNKNOWN:]]:
     more = f'{len(rest)} more, as JPEG or smoothed edges leave them'
-    unknown[_MOST_UNKNOWN:] = [(more, where)]
-  return [*shapes, *(Shape(*x, partial(draw, -1)) for x in unknown)]
+    unknown[_MOST_UNKNOWN:] = [(more, where, rest)]
+  return [*shapes, *(Shape(*x, partial(draw, k)) for *x, k in unknown)]
 
 
 def paint(
@@ -170,22 +171,22 @@ def paint(
 
   It is uint8, or uint16 for values above 255. A later shape covers an earlier
   one; if `small`, no smaller one. Returns also (what, where) of each that is
-  not drawn.
+  bad; of a label without a value the pixels are 255, as far as they are known.
   """
-  most = max(*values.values(), rest)
+  most = max(*values.values(), rest, IGNORE)
   canvas, faults = np.full(size, rest, np.min_scalar_type(most)), []
   # Pixels of the shape that each belongs to: no mask has to wait for another.
   area = np.full(size, canvas.size) if small else 0
   for shape in shapes:
     try:
-      if shape.label not in values:
-        raise Fault(f'is of the class {shape.label!r}, which is none')
       mask = shape.draw(*size)
       if small:
         number = np.count_nonzero(mask)
         mask = mask & (number <= area)
         area[mask] = number
-      canvas[mask] = values[shape.label]
+      canvas[mask] = values.get(shape.label, IGNORE)
+      if shape.label not in values:
+        raise Fault(f'is of the class {shape.label!r}, which is not listed')
     except Fault as error:
       faults.append((str(error), shape.where))
   return canvas, faults

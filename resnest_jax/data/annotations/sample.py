@@ -4,7 +4,7 @@ import collections
 import contextlib
 import itertools
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -57,12 +57,16 @@ class Source(NamedTuple):
 
 
 class Finder:
-  """Finds pictures below a folder by what annotations say of their place."""
+  """Finds pictures below a folder by what annotations say of their place.
 
-  def __init__(self, folder: Path):
+  They may lie in another folder than the annotations.
+  """
+
+  def __init__(self, folder: Path, pictures: Path | None = None):
     self.folder, self.files = folder, walk(folder)
+    self._pictures = pictures or folder
     self._named = collections.defaultdict(list)
-    for path in self.files:
+    for path in walk(pictures) if pictures else self.files:
       # A pipe would be waited for.
       if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
         self._named[_plain(path.stem)].append(path)
@@ -97,14 +101,21 @@ class Finder:
     if not ranks:
       raise Fault('has no picture')
     if ranks.count(best := max(ranks)) > 1:
-      raise Fault('has a picture of whose name there are several')
+      raise Fault('has a picture whose name several have')
     return found[ranks.index(best)]
 
   def named(self, name: str) -> list[Path]:
     return [x for x in self.files if x.name == name]
 
   def inside(self, path: Path) -> str:
-    return path.relative_to(self.folder).as_posix()
+    among = path.is_relative_to(self._pictures)
+    return path.relative_to(self._pictures if among else self.folder).as_posix()
+
+  def others(self, used: Collection[Path]) -> list[str]:
+    """Pictures that are not used and do not lie among masks."""
+    paths = (x for named in self._named.values() for x in named)
+    rest = sorted(self.inside(x) for x in {*paths} - {*used})
+    return [x for x in rest if not any(mask in x.lower() for mask in _MASKS)]
 
 
 def _plain(text: str) -> str:

@@ -49,6 +49,11 @@ def read_coco(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
         check_fields(x, fields, f'{path}: one of the {key}')
     # Whatever a number is, its text can be a key.
     order = sorted(content['categories'], key=lambda x: x['id'])
+    # Roboflow's first category is the name of all others together.
+    above = [x.get('supercategory') for x in order[1:]]
+    used = (x.get('category_id') for x in content['annotations'])
+    if above and all(x == order[0]['name'] for x in above):
+      del order[: order[0]['id'] not in used]
     names = {brief(x['id']): x['name'] for x in order}
     classes |= dict.fromkeys(names.values())
     split, own = split_of(find.inside(path)), collections.defaultdict(list)
@@ -171,6 +176,9 @@ def _yolo_pictures(entry: str, path: Path) -> list[Path]:
   tail = [x for x in re.split(r'[/\\]', entry) if x not in ('', '..', '.')]
   places = (path.parent.joinpath(*tail[i:]) for i in range(len(tail)))
   if not (place := next((x for x in places if x.exists()), None)):
+    # Roboflow names it even if it has no pictures.
+    if tail[:1] == ['test']:
+      return []
     raise UserError(f'{path}: there is no {entry} next to it; correct that.')
   if place.is_dir():
     return [x for x in walk(place) if x.suffix.lower() in IMAGE_SUFFIXES]
