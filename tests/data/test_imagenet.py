@@ -71,6 +71,9 @@ def folder(tmp_path, monkeypatch):
   labels = ['n02105855', 'n01440764']
   monkeypatch.setattr(imagenet, 'validation_classes', lambda *_: labels)
   monkeypatch.setattr(imagenet.Imagenet2012, 'BUILDER_CONFIGS', [CONFIG])
+  # Which tfds keeps, once any test has looked at them.
+  known = {CONFIG.name: CONFIG}
+  monkeypatch.setattr(imagenet.Imagenet2012, 'builder_configs', known)
   dataset = Dataset(
     imagenet.Imagenet2012,
     CONFIG,
