@@ -161,6 +161,7 @@ def test_python_of_the_readme(finished_run, tmp_path, monkeypatch, capsys):
 MISTAKES = {
   '--config.data.data_dir=nowhere': 'prepare ade20k_mini --data_dir nowhere',
   '--config.train.batch_size=6': 'a batch of 6.*4 devices',
+  '--config.data.transform=no.py:f': '(?s)No such file .*no.py.*FILE.py:FUNC',
 }
 
 

@@ -133,12 +133,14 @@ def measure(split: Any, num_threads: int = 0) -> Normalization:
       found.append(fact)
       report(len(found), len(split))
   found = [*filter(None, found)]
+  if not found:
+    split.image(0)  # Says why it cannot be read.
   first = {dtype: split.location(i) for i, dtype, *_ in reversed(found)}
   if len(first) != 1:
     said = listed(f'{x} ({place})' for x, place in sorted(first.items()))
     raise UserError(
-      f'the images of the split {split.split} are not of one type: '
-      f'{said or "none can be read"}. Write all in the same way.'
+      f'the images of the split {split.split} are not of one type: {said}. '
+      'Write all in the same way.'
     )
   *_, numbers, means, variances = zip(*found, strict=True)
   mean = np.average(means, 0, numbers)

@@ -17,6 +17,7 @@ from resnest_jax.config_keys import main_score
 from resnest_jax.data.batches import Batch, BatchIterator
 from resnest_jax.data.datasets import Splits, open_splits
 from resnest_jax.data.doctor.examine import check_before_training
+from resnest_jax.data.more_augmentation import MoreAugmentation
 from resnest_jax.data.pipeline import training_batches
 from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.data.rasters import measure
@@ -70,6 +71,7 @@ def train(
     sharding.check_batch_size(config.train.batch_size, mesh)
     rows, stride = config.data.crop_size[0], config.model.output_stride
     sharding.check_rows(rows, stride, mesh)
+    MoreAugmentation(config.data)  # A file of the user's may be wrong.
     splits = open_splits(config)
     messages.check_same_data(facts := splits.facts())
     normalization = of_bands(config, splits, workdir)

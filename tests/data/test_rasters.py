@@ -140,6 +140,8 @@ def test_images_of_another_type_are_an_error(tmp_path):
   path = tmp_path / 'images/train/3.tif'
   tifffile.imwrite(path, np.uint8(tifffile.imread(path)), **CONTIGUOUS)
   refused(r'uint16 \(.*0\.tif.*, uint8 \(.*3\.tif', measure, split)
+  _, other = split_of(tmp_path, BANDS[:3])
+  refused(r'tif is uint16 \(.*, 4\), and .* names 3 \(', measure, other)
   split.normalization = Normalization(bands=BANDS, dtype='uint16')
   refused(r'3\.tif is of uint8, and the net.* uint16', split.__getitem__, 3)
   config, split = split_of(tmp_path)
