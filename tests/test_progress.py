@@ -28,7 +28,7 @@ def printed(*contents):
 def test_tables_and_lines_have_names_as_they_are():
   lines = [f'written to runs/{name}/eval' for name in NAMES]
   assert printed(*lines).splitlines() == lines
-  counts = np.ones((2, len(NAMES) + 1), int)
+  counts = np.ones((2, len(NAMES)), int)
   shares = printed(share_table(counts, np.ones(2) / 2, NAMES)).splitlines()
   assert [row.split('\u2502')[1].strip() for row in shares[4:-1]] == NAMES
   titled = rich.table.Table(*NAMES, title=' '.join(NAMES))

@@ -356,7 +356,8 @@ def from_checkpoint(
     slide_stride: pixels between windows; None: two thirds of a window.
     scales: of ms_flip and encoding; None: 0.5 to 1.75 in steps of 0.25.
     flip: of both: whether to add mirrors; None: yes.
-    batch_size, max_pixels: see `Predictor`.
+    batch_size: see `Predictor`.
+    max_pixels: see `Predictor`.
     bucket: padded heights and widths are multiples of it: a larger one compiles
       fewer shapes and computes more.
 
