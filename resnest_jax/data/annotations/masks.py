@@ -124,14 +124,27 @@ def _classes_of(
       f'the classes differ between {listed(files)}. Export all splits of one '
       'version.'
     )
+  if form == 'voc':
+    colours = not known[0].chosen
+  if colours:
+    _check_colours(known[0], files[0])
+  return known[0], colours
+
+
+def _check_colours(classes: Classes, file: Path) -> None:
   # Colours that we choose do not occur in the user's masks.
-  if colours and form != 'voc' and (chosen := known[0].chosen):
+  if chosen := classes.chosen:
     raise UserError(
-      f'{files[0]} gives no colour for {", ".join(chosen)}; add it after the '
-      'name ("road 128 64 128"). If masks have values instead of colours, '
-      'configs/folder.py reads them as they are, or after --format mask_values.'
+      f'{file} gives no colour for {", ".join(chosen)}; add it after the name '
+      '("road 128 64 128"). If masks have values instead of colours, give '
+      'their folder with --format mask_values.'
     )
-  return known[0], colours and not known[0].chosen
+  named = classes.colours()
+  if same := [x for x, c in named.items() if [*named.values()].count(c) > 1]:
+    raise UserError(
+      f'{file} gives {", ".join(same)} the same colours, by which coloured '
+      'masks are read. Give each class the colour that it has there.'
+    )
 
 
 def _masks_of(
