@@ -169,6 +169,17 @@ def test_what_is_bad_is_named_and_counted(convert, tmp_path, capsys):
   assert np.unique(masks_in(tmp_path / 'data')['a']).tolist() == [0, 255]
 
 
+def test_the_split_test_is_evaluated_if_there_is_no_val(
+  convert, tmp_path, capsys
+):
+  annotated.yolo(tmp_path / 'export')
+  spoil(tmp_path / 'export/data.yaml', b'val: ', b'test: ')
+  spoil(tmp_path / 'export/data.yaml', b'test: ../test/images\n', b'')
+  convert('--unlabelled', 'background')
+  said = capsys.readouterr().out
+  assert said.count(' --config.data.eval_split=test ') == 2
+
+
 def test_names_that_are_no_plain_line_are_kept(convert, tmp_path):
   names = ['1: a, b', 'route 1 2 3', 'ignore']
   rows = [BIG, SMALL, SMALL | {'category_id': 2}]

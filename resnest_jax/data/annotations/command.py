@@ -134,9 +134,12 @@ def main(arguments: Sequence[str]) -> None:
   print(f'  {"look at":<13}{data / "sheet.png"}')
   config = '--config configs/folder.py '
   config += shlex.quote(f'--config.data.data_dir={data}')
+  if {*splits} == {'train', 'test'}:
+    config += ' --config.data.eval_split=test'
   print(
     f'Next:\n  python -m resnest_jax.data.doctor {config} --out doctor\n'
-    f'  {command("train.py")} {config} --workdir runs/own'
+    f'  {command("train.py")} {config} --workdir runs/own\n'
+    'For a trial on a laptop write configs/folder.py:mini.'
   )
 
 
