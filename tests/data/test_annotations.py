@@ -58,6 +58,7 @@ def test_masks_are_those_of_the_tool(convert, tmp_path, capsys, form):
   convert('--unlabelled', 'background')
   found = masks_in(tmp_path / 'data')
   found = by_row(found) if form == 'parquet' else found
+  assert {*found} == {*SAMPLES}
   assert_array_equal(
     [found[x] for x in SAMPLES],
     [annotated.expected(x, form) for x in SAMPLES],
@@ -204,8 +205,8 @@ def test_the_split_test_is_evaluated_if_there_is_no_val(
   convert, tmp_path, capsys
 ):
   annotated.yolo(tmp_path / 'export')
-  spoil(tmp_path / 'export/data.yaml', b'val: ', b'test: ')
-  spoil(tmp_path / 'export/data.yaml', b'test: ../test/images\n', b'')
+  spoil(tmp_path / 'export/data.yaml', b'val: images/val\n', b'')
+  spoil(tmp_path / 'export/data.yaml', b'../test/images', b'images/val')
   convert('--unlabelled', 'background')
   said = capsys.readouterr().out
   assert said.count(' --config.data.eval_split=test ') == 2
