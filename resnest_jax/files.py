@@ -30,6 +30,7 @@ _TEMPORARY = re.compile(
 )
 _LONG = 7 * 24 * 60 * 60  # Seconds; no file is written for so long.
 _MOST_TEXT = 2**28  # Bytes of a list or a classes file.
+_OTHER_OUT = 'give another --out'
 _numbers = itertools.count()
 _cleaned: set[str] = set()
 _cleaning = threading.Lock()
@@ -231,7 +232,7 @@ def inside(folder: Path, name: str | Path) -> Path:
   return path
 
 
-def check_new(folder: Path) -> None:
+def check_new(folder: Path, remedy: str = _OTHER_OUT) -> None:
   """Raises `UserError` unless `folder` is empty, or can be made."""
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(
@@ -239,10 +240,7 @@ def check_new(folder: Path) -> None:
       'folder, or remove it.'
     )
   # `whole_folder` works there.
-  check_writable(folder.resolve().parent)
-
-
-_OTHER_OUT = 'give another --out'
+  check_writable(folder.resolve().parent, remedy)
 
 
 def check_writable(folder: Path, remedy: str = _OTHER_OUT) -> None:

@@ -122,6 +122,7 @@ def yolo(folder):
     path.write_text(lines)
   about = (
     'train: ../images/train\nval: images/val\nnc: 2\nnames: [leaf, flower]\n'
+    'test: [../test/images, images/test]\n'  # Neither has to be there.
   )
   (folder / 'data.yaml').write_text(about)
 

@@ -58,6 +58,7 @@ def test_masks_are_those_of_the_tool(convert, tmp_path, capsys, form):
   convert('--unlabelled', 'background')
   found = masks_in(tmp_path / 'data')
   found = by_row(found) if form == 'parquet' else found
+  assert {*found} == {*SAMPLES}
   assert_array_equal(
     [found[x] for x in SAMPLES],
     [annotated.expected(x, form) for x in SAMPLES],
@@ -159,14 +160,56 @@ def test_overlaps_and_unlabelled_pixels(convert, tmp_path, flags, values):
 def test_what_is_bad_is_named_and_counted(convert, tmp_path, capsys):
   line = SMALL | {'id': 3, 'segmentation': [[1, 2, 3, 4]]}
   lost = SMALL | {'id': 4, 'image_id': 9}
-  write_coco(tmp_path / 'export', [IMAGE], [BIG, line, line, lost])
-  said = refused('nothing was written: 3 bad', convert, '--unlabelled=ignore')
+  unknown = SMALL | {'id': 5, 'category_id': 7}
+  write_coco(tmp_path / 'export', [IMAGE], [BIG, line, line, lost, unknown])
+  said = refused('nothing was written: 4 bad', convert, '--unlabelled=leaf')
   assert '2: has fewer than 3 points (a.json, annotation 3,' in said
   assert '1: belongs to no image of the file (a.json, annotation 4)' in said
   assert os.listdir(tmp_path) == ['export']
-  convert('--unlabelled=ignore', '--skip')
-  assert 'left out: 3 bad annotations' in capsys.readouterr().out
-  assert np.unique(masks_in(tmp_path / 'data')['a']).tolist() == [0, 255]
+  convert('--unlabelled=background', '--skip')
+  assert 'left out: 4 bad annotations' in capsys.readouterr().out
+  # What can be drawn is ignored, and no background.
+  mask = masks_in(tmp_path / 'data')['a']
+  assert mask[[5, 15, 25], [5, 15, 25]].tolist() == [0, 1, 255]
+
+
+def test_pictures_without_a_shape_or_annotation_are_told(
+  convert, tmp_path, capsys
+):
+  more = [IMAGE | {'id': i, 'file_name': f'{i}.jpg'} for i in (2, 3)]
+  write_coco(tmp_path / 'export', more, [])  # Written over, but for pictures.
+  write_coco(tmp_path / 'export', [IMAGE, more[0]], [BIG])
+  convert('--unlabelled', 'background')
+  said = capsys.readouterr().out
+  assert '\n1 picture without a shape: a.json, 2.jpg\n' in said
+  assert '\n1 picture without annotation, left out: images/3.jpg\n' in said
+  assert sorted(masks_in(tmp_path / 'data')) == ['2', 'a']
+
+
+@pytest.mark.parametrize(('used', 'names'), [(1, NAMES), (0, ('all', *NAMES))])
+def test_the_category_above_all_others_may_be_a_class(
+  convert, tmp_path, used, names
+):
+  """Roboflow's first is none, as long as no shape is of it."""
+  rows = [BIG | {'category_id': used}]
+  write_coco(tmp_path / 'export', [IMAGE], rows, ('all', *NAMES))
+  for name in NAMES:
+    old, new = f'"{name}"', f'"{name}", "supercategory": "all"'
+    spoil(tmp_path / 'export' / 'a.json', old.encode(), new.encode())
+  convert('--unlabelled', 'background')
+  labels = read_classes(tmp_path / 'data' / 'classes.txt').labels
+  assert labels.classes == ('background', *names)
+
+
+def test_the_split_test_is_evaluated_if_there_is_no_val(
+  convert, tmp_path, capsys
+):
+  annotated.yolo(tmp_path / 'export')
+  spoil(tmp_path / 'export/data.yaml', b'val: images/val\n', b'')
+  spoil(tmp_path / 'export/data.yaml', b'../test/images', b'images/val')
+  convert('--unlabelled', 'background')
+  said = capsys.readouterr().out
+  assert said.count(' --config.data.eval_split=test ') == 2
 
 
 def test_names_that_are_no_plain_line_are_kept(convert, tmp_path):
@@ -229,7 +272,7 @@ def test_shapes_of_cvat(convert, tmp_path):
   assert (mask == 2).sum() == 160
 
 
-def test_voc_without_a_label_map_has_palette_indices(convert, tmp_path):
+def test_voc_without_a_label_map_has_palette_indices(convert, tmp_path, capsys):
   """255 is the border of objects; a mask of another size is left out whole."""
   folder = tmp_path / 'export' / 'VOC2012'
   for kind in ('JPEGImages', 'SegmentationClass'):
@@ -245,6 +288,7 @@ def test_voc_without_a_label_map_has_palette_indices(convert, tmp_path):
     picture.save(folder / f'SegmentationClass/{name}.png')
   stopped(convert, tmp_path, '1: has a mask of another size', '--copy')
   convert('--skip')
+  assert "no labelmap.txt: Pascal VOC's 21 classes" in capsys.readouterr().out
   (name, found), *rest = masks_in(tmp_path / 'data').items()
   assert_array_equal(found, mask)
   assert (name, rest) == ('VOC2012/a', [])
@@ -266,6 +310,7 @@ COCO = [
     {'images': [IMAGE, IMAGE | {'id': 2}]},
     '1: has a picture of whose name another',
   ),
+  ({'annotations': []}, '1: has no shape'),
   ({'annotations': [BIG | {'category_id': 7}]}, "the class 'category 7'"),
   ({'annotations': [BIG | {'category_id': {}}]}, "the class 'category {}'"),
   ({'annotations': [BIG | {'image_id': None}]}, 'image_id is None'),
@@ -397,8 +442,27 @@ def test_what_cannot_be_meant(convert, tmp_path):
   stopped(convert, tmp_path, 'Say what they are', '--skip')
   stopped(convert, tmp_path, "which is 'tree'", '--unlabelled', 'tree')
   stopped(convert, tmp_path, 'no files of the format cvat', '--format', 'cvat')
+  stopped(convert, tmp_path, 'no folder x; correct', '--pictures', 'x')
+  inside = '--data_dir', tmp_path / 'export' / 'a.json' / 'data'
+  stopped(convert, tmp_path, 'or give another --data_dir.$', *inside)
   annotated.yolo(tmp_path / 'export')
   stopped(convert, tmp_path, 'may be .* or ')
+
+
+HINTS = [
+  ('a.zip', 'Unpack the archive first'),
+  ('train/a_mask.png', 'come with _classes.csv'),
+  ('labels/train/a.txt', 'come with data.yaml'),
+  ('masks/a.jpg', 'export them as PNG'),
+]
+
+
+@pytest.mark.parametrize(('file', 'hint'), HINTS)
+def test_what_is_nearly_a_format_gets_a_hint(convert, tmp_path, file, hint):
+  path = tmp_path / 'export' / file
+  path.parent.mkdir(parents=True)
+  path.touch()
+  stopped(convert, tmp_path, f'may be anything; .* {hint}')
 
 
 def test_a_package_that_is_missing_is_named(convert, tmp_path, monkeypatch):

@@ -70,7 +70,6 @@ REFUSED = [
   ('road\n', 'has 1 class; there must be 2 to 255.* "255: road"'),
   ('\n'.join(f'class {i}' for i in range(256)), 'has 256 classes'),
   ('road\nroad\n', 'line 2: the name road is also used by an ear'),
-  ('a 1 2 3\nb 1 2 3\n', r'colour \(1, 2, 3\) of b is also used by a'),
   ('a 1 2 256\nb\n', 'line 1: 256 is not from 0 to 255'),
   ('1: a\nb\n', 'line 2: b has no mask value'),
   ('a\nb\nignore: 0\n', 'line 1: the value 0 of a is also used by ignore'),

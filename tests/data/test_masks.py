@@ -16,6 +16,7 @@ from data.small_archives import encode
 from numpy.testing import assert_equal
 from PIL import Image
 
+from resnest_jax.data.annotations.command import main as own
 from resnest_jax.errors import UserError
 
 
@@ -341,6 +342,23 @@ def test_few_bits_among_masks_of_eight(garden):
 def two_frames(ids):
   first, *more = map(Image.fromarray, (ids, ids[::-1]))
   return saved('GIF', first, save_all=True, append_images=more)
+
+
+@pytest.mark.parametrize('classes', ['', 'a\nb\nc', CLASSES])
+def test_masks_of_class_numbers_need_no_conversion(garden, classes):
+  garden.classes(classes)
+  if not classes:
+    (garden.root / 'classes.txt').unlink()
+  said = 'nothing to convert. configs/folder.py reads them'
+  words = str(garden.root), '--data_dir', f'{garden.root}_new'
+  refused(said, own, words)
+  # They may be grey colours.
+  garden.classes('background 0 0 0\nleaf 255 255 255')
+  garden.write(lambda ids: encode(white(ids)))
+  own(words)
+  path = garden.mask('train/2')
+  path = f'{words[-1]}/{path.relative_to(garden.root)}'
+  assert_equal(cv2.imread(path, -1), garden.ids['train/2'] > 0)
 
 
 NO_MASKS = [

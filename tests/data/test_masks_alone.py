@@ -93,6 +93,16 @@ def test_indices_are_kept(convert, tmp_path):
   assert_equal(ids_of(tmp_path / 'ids' / 'one_bit.png'), expected)
 
 
+def test_no_value_of_no_class_is_kept(convert, tmp_path):
+  """However many there are; and colours may be equal, which do not count."""
+  text = CLASSES.replace('34 139 34', '0 0 0')
+  (tmp_path / 'classes.txt').write_text(text)
+  RAMP.save(tmp_path / 'masks' / 'a.png')
+  convert('--format', 'mask_values', '--skip')
+  expected = [x if x in (0, 3, 5, 7, 8) else 255 for x in range(30)]
+  assert ids_of(tmp_path / 'ids' / 'a.png').tolist() == [expected]
+
+
 RAMP = Image.fromarray(np.arange(30, dtype=np.uint8)[None])
 DARK = '0: dark 0 0 0\n255: light 9 9 9\n'
 
@@ -101,6 +111,7 @@ REFUSED = [
   (RAMP, CLASSES, '--format mask_values', r"(?s)'1', which.*'15 more, as JPEG"),
   (MASK, CLASSES, '--format mask_values', r'has colours \(RGB\).*a\.png\)'),
   (MASK, 'road 128 64 128\ntree\n', '', 'gives no colour for tree; add'),
+  (MASK, 'road 1 2 3\ntree 1 2 3', '', 'gives road, tree the same colours'),
   (MASK, DARK, '--skip', r'writes 255 .* a class has this value'),
   (MASK, CLASSES, '--max_pixels 9', r'30 x 20 pixels, more than 9 \('),
 ]

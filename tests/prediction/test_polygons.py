@@ -12,6 +12,7 @@ from matplotlib.path import Path as Outline
 from PIL import Image
 
 from resnest_jax.data.annotations import raster
+from resnest_jax.data.annotations.command import main as own
 from resnest_jax.data.datasets import PreparedSplit
 from resnest_jax.inference.predictions import Prediction
 from resnest_jax.prediction.polygons import (
@@ -154,10 +155,12 @@ def test_names_that_polygons_cannot_have(tmp_path):
 
 @pytest.mark.parametrize('kind', ['coco', 'labelme'])
 def test_predict_writes_polygons(written_run, call_script, tmp_path, kind):
-  Image.fromarray(smooth_picture(77, 123)).save(tmp_path / 'a.png')
+  pictures = tmp_path / 'pictures'
+  pictures.mkdir()
+  Image.fromarray(smooth_picture(77, 123)).save(pictures / 'a.png')
   flags = '--weights', written_run, '--image_scale', 256, 64, '--save', 'masks'
   out = tmp_path / 'out'
-  words = *flags, '--polygons', kind, '--out', out, tmp_path / 'a.png'
+  words = *flags, '--polygons', kind, '--out', out, pictures
   call_script('predict.py', *words)
   labels = np.asarray(Image.open(out / 'a.png'))
   classes = json.loads((out / 'classes.json').read_text())['classes']
@@ -174,3 +177,10 @@ def test_predict_writes_polygons(written_run, call_script, tmp_path, kind):
     drawn[raster.polygons(ring, *labels.shape)] = value
   np.testing.assert_array_equal(drawn, labels)
   assert all(1 / 150 < x['score'] <= 1 for x in found)
+  # As after corrections in an annotation tool.
+  words = str(out), '--data_dir', f'{tmp_path}/data', '--unlabelled=ignore'
+  refused('are no photographs. Give .* --pictures', own, words)
+  own([*words, f'--pictures={pictures}', f'--classes={out}/classes.json'])
+  mask = np.asarray(Image.open(tmp_path / 'data/masks/a.png'))
+  assert (mask != labels).mean() <= (0.02 if kind == 'labelme' else 0)
+  assert (tmp_path / 'data/images/a.png').readlink() == pictures / 'a.png'

@@ -95,17 +95,15 @@ def main(arguments: Sequence[str]) -> None:
   args = _parse(arguments)
   # What is larger is explained; alone, Pillow calls it an attack.
   Image.MAX_IMAGE_PIXELS = max(args.max_pixels, 1)
-  files.check_new(args.data_dir)
+  data, again = args.data_dir, 'give another --data_dir'
+  files.check_new(data, again)
   # What is written would be read by a second run.
-  if args.data_dir.resolve().is_relative_to(args.source.resolve()):
-    raise UserError(
-      f'--data_dir {args.data_dir} lies in {args.source}; give another.'
-    )
+  if data.resolve().is_relative_to(args.source.resolve()):
+    raise UserError(f'--data_dir {data} lies in {args.source}; give another.')
   source, find = _open(args)
   values, unlabelled, classes = _plan(args, source)
   small = (args.overlaps or source.overlaps) == 'small'
   draw = partial(raster.paint, values=values, rest=unlabelled, small=small)
-  data, again = args.data_dir, 'give another --data_dir'
   with files.explain_refusal(data, again), files.whole_folder(data) as folder:
     written, faults, notes = _convert(
       source, find, draw, classes, folder, args.copy
@@ -136,9 +134,12 @@ def main(arguments: Sequence[str]) -> None:
   print(f'  {"look at":<13}{data / "sheet.png"}')
   config = '--config configs/folder.py '
   config += shlex.quote(f'--config.data.data_dir={data}')
+  if {*splits} == {'train', 'test'}:
+    config += ' --config.data.eval_split=test'
   print(
     f'Next:\n  python -m resnest_jax.data.doctor {config} --out doctor\n'
-    f'  {command("train.py")} {config} --workdir runs/own'
+    f'  {command("train.py")} {config} --workdir runs/own\n'
+    'For a trial on a laptop write configs/folder.py:mini.'
   )
 
 

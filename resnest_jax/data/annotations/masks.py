@@ -18,7 +18,7 @@ from resnest_jax.data.annotations import sample as s
 from resnest_jax.data.images import read_file
 from resnest_jax.data.own.classes import Classes, parse_classes, read_classes
 from resnest_jax.data.own.masks import (
-  bits_of,
+  grey_bits,
   packed,
   read_colours,
   read_indices,
@@ -67,8 +67,9 @@ def read_folders(
   form: str, _, find: s.Finder, args: argparse.Namespace
 ) -> s.Source:
   """Reads masks in one of `LAYOUTS`."""
-  classes, colours = _classes_of(form, find, args)
   masks = _masks_of(form, find, args.suffix)
+  bits = {grey_bits(s.start_of(mask, 26)) for mask, *_ in masks}
+  classes, colours = _classes_of(form, find, args, min(bits) > 4)
   values = None
   if form in ALONE:  # For which the classes file stays.
     values = {str(x): x for x in np.flatnonzero(classes.known()).tolist()}
@@ -78,7 +79,7 @@ def read_folders(
         f'--skip writes {IGNORE} for what is no class, but a class has this '
         'value; give that class another one.'
       )
-  few = {bits_of(s.start_of(mask, 26)) < 8 for mask, *_ in masks}
+  few = {x in (1, 2, 4) for x in bits}
   read = _reader(classes, colours, form in ALONE, len(few) > 1)
   # trainval.txt repeats the others.
   splits = {
@@ -107,7 +108,7 @@ def read_folders(
 
 
 def _classes_of(
-  form: str, find: s.Finder, args: argparse.Namespace
+  form: str, find: s.Finder, args: argparse.Namespace, all_grey: bool
 ) -> tuple[Classes, bool]:
   """The classes, and whether masks have their colours instead of values."""
   name, *_, colours = LAYOUTS[form]
@@ -118,20 +119,42 @@ def _classes_of(
   if form == 'voc' and not files:
     print("no labelmap.txt: Pascal VOC's 21 classes; --classes gives others")
     return parse_classes(_VOC, 'VOC'), False
-  known = [read_classes(x) for x in files or [find.folder / name]]
+  known = [read_classes(x) for x in files]
+  # Grey colours are stored as class numbers are.
+  grey = [x for x in known if (np.ptp(x.labels.palette, 1) == 0).all()]
+  if colours and form != 'voc' and all_grey and not grey:
+    raise UserError(
+      f'{find.folder} has masks of class numbers: there is nothing to convert. '
+      'configs/folder.py reads them as they are, with a classes file '
+      '(docs/own-data.md, "1. Two folders").'
+    )
+  known = known or [read_classes(find.folder / name)]
   if len({(x.labels.classes, x.values) for x in known}) > 1:
     raise UserError(
       f'the classes differ between {listed(files)}. Export all splits of one '
       'version.'
     )
+  if form == 'voc':
+    colours = not known[0].chosen
+  if colours:
+    _check_colours(known[0], files[0])
+  return known[0], colours
+
+
+def _check_colours(classes: Classes, file: Path) -> None:
   # Colours that we choose do not occur in the user's masks.
-  if colours and form != 'voc' and (chosen := known[0].chosen):
+  if chosen := classes.chosen:
     raise UserError(
-      f'{files[0]} gives no colour for {", ".join(chosen)}; add it after the '
-      'name ("road 128 64 128"). If masks have values instead of colours, '
-      'configs/folder.py reads them as they are, or after --format mask_values.'
+      f'{file} gives no colour for {", ".join(chosen)}; add it after the name '
+      '("road 128 64 128"). If masks have values instead of colours, give '
+      'their folder with --format mask_values.'
     )
-  return known[0], colours and not known[0].chosen
+  named = classes.colours()
+  if same := [x for x, c in named.items() if [*named.values()].count(c) > 1]:
+    raise UserError(
+      f'{file} gives {", ".join(same)} the same colours, by which coloured '
+      'masks are read. Give each class the colour that it has there.'
+    )
 
 
 def _masks_of(

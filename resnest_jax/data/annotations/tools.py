@@ -164,20 +164,23 @@ def read_yolo(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
     s.Sample(str(picture), found, partial(_yolo_shapes, found, names), split)
     for split in ('train', 'val', 'test')
     for entry in np.ravel(np.array(about.get(split) or [], object))
-    for picture in _yolo_pictures(str(entry), paths[0])
+    for picture in _yolo_pictures(str(entry), paths[0], split)
     for found in [partial(find, picture, picture, split)]
   ]
   classes = dict.fromkeys(names.values())
   return s.Source(classes, len(samples), samples, 'small')
 
 
-def _yolo_pictures(entry: str, path: Path) -> list[Path]:
+def _yolo_pictures(entry: str, path: Path, split: str) -> list[Path]:
   # Roboflow's begin with a ".." too many, and "path" is of another computer.
   tail = [x for x in re.split(r'[/\\]', entry) if x not in ('', '..', '.')]
-  places = (path.parent.joinpath(*tail[i:]) for i in range(len(tail)))
+  tails = ['/'.join(tail[i:]) for i in range(len(tail))]
+  if len({*map(split_of, tails[-2:])}) > 1:
+    tails.pop()  # The "images" of a "test/images" that is missing.
+  places = (path.parent / x for x in tails)
   if not (place := next((x for x in places if x.exists()), None)):
-    # Roboflow names it even if it has no pictures.
-    if tail[:1] == ['test']:
+    if split == 'test':  # Named by many that have none.
+      print(f'{path}: there is no {entry}, which is left out')
       return []
     raise UserError(f'{path}: there is no {entry} next to it; correct that.')
   if place.is_dir():

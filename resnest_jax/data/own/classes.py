@@ -335,7 +335,6 @@ def _check(entries: list[_Entry], ignored: list[int], path: str) -> None:
     _check_range(entry.values, f'{entry.where}:', _LARGEST)
     _check_range(entry.colour or (), f'{entry.where}:')
     facts = [('name', entry.name), *(('value', x) for x in entry.values)]
-    facts += [('colour', entry.colour)] if entry.colour else []
     for fact in facts:
       if fact in taken:
         of = '' if fact[0] == 'name' else f' of {entry.name}'

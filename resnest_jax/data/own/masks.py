@@ -87,10 +87,10 @@ def few_bits(
   return numbers
 
 
-def bits_of(encoded: bytes) -> int:
-  """Bits of a grey PNG with fewer than 8, of its first bytes; else 8."""
+def grey_bits(encoded: bytes) -> int:
+  """Bits of a grey PNG, by its first bytes; else 0."""
   header = png_header(encoded)
-  return header.bits if header and header.colour == 'grey' else 8
+  return header.bits if header and header.colour == 'grey' else 0
 
 
 def read_colours(encoded: bytes) -> np.ndarray:
@@ -129,7 +129,7 @@ def read_indices(
       'the class numbers as an 8-bit PNG: '
       "cv2.imwrite(new, mask.round().astype('uint8'))"
     )
-  if (bits := bits_of(encoded)) < 8:
+  if 0 < (bits := grey_bits(encoded)) < 8:
     # Pillow spreads 2 and 4 bits over 0 to 255, as OpenCV does, and not 1.
     spread = values.astype(np.uint8) * (255 if bits == 1 else 1)
     values = few_bits(spread, bits, known, mixed)
