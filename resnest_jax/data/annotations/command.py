@@ -326,7 +326,7 @@ def _convert(
     )
     if of
   ]
-  if len(empty) == len(written):
+  if written and len(empty) == len(written):
     faults.append(('has no shape', 'any of them'))
   return written, [*faults, *source.faults], notes
 
