@@ -28,17 +28,17 @@ Label = np.ndarray | int  # Of a classifier, the class of the picture.
 class MoreAugmentation:
   """What these keys of `data` add to a way of augmentation."""
 
-  def __init__(self, data: Any):
+  def __init__(self, data: Any, classes: int = IGNORE):
     """Raises `UserError` if `data.transform` names no transform."""
-    self._data = data
+    self._data, self._classes = data, classes
     if data.transform:
-      with self._explained('the start'):
+      with self._explained('before the first step'):
         file, _, name = data.transform.rpartition(':')
-        self._make = runpy.run_path(file)[name]
+        self._make = runpy.run_path(file or name)[name]
         self._make().set_random_seed(0)
 
   def __reduce__(self):  # Functions of a user's file need not pickle.
-    return MoreAugmentation, (self._data,)
+    return MoreAugmentation, (self._data, self._classes)
 
   def __call__(
     self,
@@ -76,20 +76,27 @@ class MoreAugmentation:
       transform.set_random_seed(seed)
       found = {'mask': label} | transform(image=image, **mask)
       kind = image.dtype, image.shape[2]
-      check_sizes(found['image'], found['mask'], name, kind)
-    return {'image': found['image'], 'label': found['mask']}
+      image, label = found['image'], found['mask']
+      check_sizes(image, label, name, kind)
+      others = {*np.unique(label).tolist()} - {*range(self._classes), IGNORE}
+      if others or not image.size:
+        raise ValueError(f'gives {image.shape} with classes {others or "{}"}')
+    return {'image': image, 'label': label}
 
   @contextlib.contextmanager
   def _explained(self, where: str) -> Iterator[None]:
     try:
       yield
     # Of any kind: one that does not pickle would never leave a worker.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+      said = f'{type(error).__name__}: {error}'
+      if isinstance(error, UserError):  # Its remedy is for files.
+        said = str(error).partition('. ')[0]
       raise UserError(
-        f'config.data.transform={self._data.transform}, {where}: '
-        f'{type(error).__name__}: {error}\nIt has to be FILE.py:FUNCTION; the '
-        'function takes nothing and returns a transform of Albumentations '
-        '(with set_random_seed) that keeps the type.'
+        f'config.data.transform={self._data.transform}, {where}: {said}\nIt '
+        'has to be FILE.py:FUNCTION; the function takes nothing and returns a '
+        'transform of Albumentations (with set_random_seed) that keeps the '
+        'type, the classes of masks, and one size for both.'
       ) from error
 
 

@@ -160,7 +160,10 @@ def _sample_maker(
   )
   if data_config.augmentation == 'imagenet':
     make_draw = crops.draw
-  augment, more = make_augment(data_config), MoreAugmentation(data_config)
+  labels = getattr(split.split, 'labels', None)
+  classes = len(labels.classes) if labels else IGNORE
+  augment = make_augment(data_config)
+  more = MoreAugmentation(data_config, classes)
 
   def make_sample(position: int) -> dict[str, np.ndarray]:
     skipped, sample = -1, split[sampler(position)]

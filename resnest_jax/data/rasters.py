@@ -42,15 +42,16 @@ def as_image(
   fits = image.shape[2:] == (len(bands),) and image.dtype.kind in 'iuf'
   if not fits or 0 in image.shape:
     raise UnreadableSample(
-      f'{where} is {image.dtype} {image.shape}, and config.data.bands names '
-      f'{len(bands)} ({", ".join(bands)}).\nAccepted are whole numbers and '
-      'floats (height, width, bands); name each band of the files, in order.'
+      f'{where} is {image.dtype} {image.shape}; it has to be of whole numbers '
+      f'or floats (height, width, {len(bands)}).\nconfig.data.bands names '
+      f'{", ".join(bands)}; name each band of the files, in their order.'
     )
+  was = image.dtype
   dtype = image.dtype.name
   dtype = dtype if dtype in ('uint8', 'uint16') else 'float32'
   if normalization.dtype not in ('', dtype):
     raise UnreadableSample(
-      f'{where} is of {dtype}, and the network takes {normalization.dtype}.\n'
+      f'{where} is of {was}, and the network takes {normalization.dtype}.\n'
       'Write all images, also those that are predicted, in the same way.'
     )
   image = np.array(image, dtype, order='C')
@@ -76,9 +77,10 @@ def _read(path: str | Path, number: int, max_pixels: int) -> np.ndarray:
   except UserError:
     raise
   except Exception as error:  # Of damaged files, and of missing codecs.
+    more = ' Some compressions of TIFF need: pip install imagecodecs'
+    more *= ending != ARRAY
     raise UnreadableSample(
-      f'{path} cannot be decoded ({error}).\n{_REPAIR} Some compressions of '
-      'TIFF need: pip install imagecodecs'
+      f'{path} cannot be decoded ({error}).\n{_REPAIR}{more}'
     ) from error
   flags = cv2.IMREAD_UNCHANGED
   if number == 3:  # As RGB: turned upright by the EXIF data.

@@ -25,25 +25,27 @@ import numpy as np
 
 
 class Turned:
-  def __init__(self, change=lambda image: image):
-    self.change = change
+  def __init__(self, **changes):
+    self.changes = {'image': np.copy, 'mask': np.copy} | changes
 
   def set_random_seed(self, seed):
     self.rng = np.random.default_rng(seed)
 
   def __call__(self, **given):
     turns = int(self.rng.integers(4))
-    found = {k: np.rot90(x, turns).copy() for k, x in given.items()}
-    return found | {'image': self.change(found['image'])}
+    return {k: self.changes[k](np.rot90(x, turns)) for k, x in given.items()}
 
 
 def make():
   return Turned()
 
 
-floats = lambda: Turned(lambda image: image / np.float32(255))
-cropped = lambda: Turned(lambda image: image[1:])
-failing = lambda: Turned(lambda image: image.nothing)
+floats = lambda: Turned(image=lambda image: image / np.float32(255))
+cropped = lambda: Turned(image=lambda image: image[1:])
+failing = lambda: Turned(image=lambda image: image.nothing)
+leaving = lambda: Turned(image=lambda image: exit(3))
+empty = lambda: Turned(image=lambda x: x[:0], mask=lambda x: x[:0])
+filling = lambda: Turned(mask=lambda mask: mask + 1)
 unseeded = lambda: lambda **given: given
 """
 ALL = {'rotation': 20, 'quarter_turns': True, 'vertical_flip_probability': 0.5}
@@ -88,7 +90,7 @@ def test_a_key_changes_what_it_names_and_nothing_else():
 
 
 def transformed(spec, label):
-  more = MoreAugmentation(data_config(transform=spec))
+  more = MoreAugmentation(data_config(transform=spec), classes=10)
   sample = {'image': np.zeros((4, 6, 3), np.uint8), 'label': label, 'name': 'a'}
   return more(sample, np.random.default_rng(1), lambda *both: both)
 
@@ -219,7 +221,10 @@ NO_TRANSFORM = {
 }
 UNUSABLE = {
   'floats': r"transform=.*, sample 'a': .*image is float32 .*to be uint8",
-  'cropped': 'the image is .* pixels but its label is',
+  'cropped': 'the image is .* pixels but its label is ...\nIt has',
+  'leaving': "sample 'a': SystemExit: 3",
+  'empty': r"sample 'a': ValueError: gives \(0, ., 3\) with classes {}",
+  'filling': r"sample 'a': ValueError: gives .* with classes \{10\}",
   'failing': "sample 'a': AttributeError: .*nothing",
 }
 

@@ -180,7 +180,7 @@ def test_predict_writes_polygons(written_run, call_script, tmp_path, kind):
   # As after corrections in an annotation tool.
   words = str(out), '--data_dir', f'{tmp_path}/data', '--unlabelled=ignore'
   refused('are no photographs. Give .* --pictures', own, words)
-  own([*words, f'--pictures={pictures}', f'--classes={out}/classes.json'])
+  own([*words, f'--pictures={pictures}'])
   mask = np.asarray(Image.open(tmp_path / 'data/masks/a.png'))
   assert (mask != labels).mean() <= (0.02 if kind == 'labelme' else 0)
   assert (tmp_path / 'data/images/a.png').readlink() == pictures / 'a.png'

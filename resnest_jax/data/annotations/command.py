@@ -186,6 +186,8 @@ def _open(args: argparse.Namespace) -> tuple[s.Source, s.Finder]:
       f'{folder} has predictions, whose label maps are no photographs. Give '
       'the folder of those as --pictures.'
     )
+  if (file := folder / 'classes.json').is_file() and args.pictures:
+    args.classes = args.classes or file  # In the order of the network.
   kinds = collections.defaultdict(list)
   find = s.Finder(folder, args.pictures and args.pictures.resolve())
   for path in find.files if given.is_dir() else [given]:

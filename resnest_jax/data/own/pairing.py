@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
+from resnest_jax.bands import ARRAY
 from resnest_jax.errors import UserError
 from resnest_jax.files import read_text
 from resnest_jax.text import listed, plural
@@ -198,6 +199,8 @@ def _remedy(
   kinds = {path.suffix.lower() for _, path in others}
   if '.parquet' in kinds:
     return f'This makes a data set of them: {_PREPARE}.'
+  if what == 'image' and ARRAY in kinds:
+    return 'Name their bands with config.data.bands (docs/bands.md).'
   if what == 'image':
     return 'Save them as PNG or JPEG.' if kinds - {*_NOTES} else ''
   if kinds & {'.jpg', '.jpeg', '.webp'}:
