@@ -1,4 +1,4 @@
-"""Damaged and odd inputs of all kinds, for a minute; `fuzz.py` has more."""
+"""Damaged and odd inputs of all kinds, for a while; `fuzz.py` has more."""
 
 import re
 
@@ -36,8 +36,8 @@ def counts(run_script, *words, **options):
   return {kind: tuple(map(int, number)) for kind, *number in rows}, printed
 
 
-def test_a_minute_of_damaged_inputs(run_script):
-  words = 'tests/fuzz.py', '--seconds', 60, '--inputs', 2000
+def test_a_while_of_damaged_inputs(run_script):
+  words = 'tests/fuzz.py', '--seconds', 90, '--inputs', 2000
   of, _ = counts(run_script, *words)
   assert len(of) == 16
   assert all(sum(numbers) > 2 and not numbers[2] for numbers in of.values())
