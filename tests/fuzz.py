@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from concurrent import futures
 from functools import partial
 from pathlib import Path
@@ -101,8 +102,11 @@ def make_inputs(folder):
   (folder / 'cities').mkdir()
   write_cityscapes(folder / 'cities')
   write_zip(folder / 'submission.zip', {'ADE_test_00000001.png': mask})
-  for form, write in annotated.WRITERS.items():
-    write(folder / 'exports' / form)
+  with warnings.catch_warnings():
+    # The decoder of pycocotools, which Datumaro calls.
+    warnings.filterwarnings('ignore', '__array__ implementation')
+    for form, write in annotated.WRITERS.items():
+      write(folder / 'exports' / form)
   annotated.labelme(folder / 'exports' / 'labelme')
   make_bands(folder / 'data', folder / 'bands')
 
