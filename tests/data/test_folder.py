@@ -174,6 +174,7 @@ PARTNERS = [
    f'{TO_IDS}values{WHERE}\nThen add --config.data.folder.masks=masks_ids'),
   ('.png', '.npy', r'a\.npy cannot be read as mask\. Write them as PNG'),
   ('.parquet', '.png', r'a\.parquet .*This makes a data set of them: .* own'),
+  ('.npy', '.png', r'a\.npy cannot .* bands with config\.data\.bands'),
   ('.png', '.json', r'a\.json cannot be .*Polygons are no masks: this draws'),
   ('.png', '.jpg', r'a\.jpg cannot be read as mask\. JPEG changes'),
   # Neither is read, so that none lacks a partner.
