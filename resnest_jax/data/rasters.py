@@ -41,10 +41,15 @@ def as_image(
   image = image[..., None] if image.ndim == 2 else image
   fits = image.shape[2:] == (len(bands),) and image.dtype.kind in 'iuf'
   if not fits or 0 in image.shape:
+    remedy = (
+      f'config.data.bands names {", ".join(bands)}; name each band of the '
+      'files, in their order, or write this one as the others are.'
+    )
+    if image.ndim == 3 and image.shape[0] == len(bands):
+      remedy = 'Its bands come first: write np.moveaxis(array, 0, -1).'
     raise UnreadableSample(
-      f'{where} is {image.dtype} {image.shape}; it has to be of whole numbers '
-      f'or floats (height, width, {len(bands)}).\nconfig.data.bands names '
-      f'{", ".join(bands)}; name each band of the files, in their order.'
+      f'{where} is {image.dtype} {image.shape}; it has to be whole '
+      f'numbers or floats of (height, width, {len(bands)}).\n{remedy}'
     )
   was = image.dtype
   dtype = image.dtype.name

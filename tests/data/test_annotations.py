@@ -308,9 +308,9 @@ COCO = [
   ({'images': [IMAGE | {'file_name': '../../a.png'}]}, '1: has no picture'),
   (
     {'images': [IMAGE, IMAGE | {'id': 2}]},
-    '1: has a picture of whose name another',
+    '1: has a picture of the same name',
   ),
-  ({'annotations': []}, '1: has no shape'),
+  ({'annotations': []}, '1: no picture has a shape'),
   ({'annotations': [BIG | {'category_id': 7}]}, "the class 'category 7'"),
   ({'annotations': [BIG | {'category_id': {}}]}, "the class 'category {}'"),
   ({'annotations': [BIG | {'image_id': None}]}, 'image_id is None'),
@@ -440,7 +440,13 @@ def test_what_cannot_be_meant(convert, tmp_path):
   stopped(convert, tmp_path, 'may be anything; say what it is')
   write_coco(tmp_path / 'export', [IMAGE], [BIG])
   stopped(convert, tmp_path, 'Say what they are', '--skip')
-  stopped(convert, tmp_path, "which is 'tree'", '--unlabelled', 'tree')
+  stopped(
+    convert,
+    tmp_path,
+    'tree is none of the classes leaf',
+    '--unlabelled',
+    'tree',
+  )
   stopped(convert, tmp_path, 'no files of the format cvat', '--format', 'cvat')
   stopped(convert, tmp_path, 'no folder x; correct', '--pictures', 'x')
   inside = '--data_dir', tmp_path / 'export' / 'a.json' / 'data'

@@ -96,6 +96,7 @@ NAN = np.where(WIDE[..., :2] > 2**15, np.nan, 1.0)
     ('.npy', npy(WIDE)[:-9], 'cannot be decoded'),
     ('.npy', npy(np.array([None, None])), 'cannot be decoded'),
     ('.npy', npy(WIDE[0, 0]), r'\(5,\)'),
+    ('.npy', npy(WIDE[:2]), r'\(2, 8, 5\).*bands come first: .*moveaxis'),
     ('.npy', written(np.savez, WIDE), 'cannot be decoded'),
     ('.tif', bytes(500), 'cannot be decoded'),
     ('.npy', npy(NAN), r'has values that are NaN .*255 \(ignored\)'),

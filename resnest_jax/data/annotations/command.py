@@ -47,6 +47,7 @@ from resnest_jax.progress import progress_bar
 from resnest_jax.shipped import command
 from resnest_jax.text import listed, plural
 from resnest_jax.threads import map_in_threads
+from resnest_jax.untrusted import brief
 
 _PICTURES = 8  # On the sheet.
 _SHOWN = 3  # Places of each fault that a message names.
@@ -192,6 +193,13 @@ def _open(args: argparse.Namespace) -> tuple[s.Source, s.Finder]:
   find = s.Finder(folder, args.pictures and args.pictures.resolve())
   for path in find.files if given.is_dir() else [given]:
     kinds[_kind_of(path, find)].append(path)
+  empty = [x for x in kinds[''] if x.suffix.lower() in _TEXTS and x.is_file()]
+  empty = [x for x in empty if not x.stat().st_size and not args.skip]
+  if empty:
+    raise UserError(
+      f'there is nothing in {listed(empty, _SHOWN)}. Export it again, or '
+      'remove it.'
+    )
   kinds.pop('', None)
   if len(kinds) > 1:  # Masks may be a part of any.
     kinds.pop('coloured', None)
@@ -244,11 +252,14 @@ def _plan(
     )
   if rest == _BACKGROUND and rest not in named:
     named = {rest: (60, 60, 60)} | named  # Black is for ignored pixels.
-  if rest not in ('ignore', *named) or len(named) == 1:
+  if len(named) == 1:
     raise UserError(
-      f'{args.source} has the classes {listed(named, 20)}; there must be two, '
-      f'and --unlabelled, which is {rest!r}, is one of them, background or '
-      'ignore.'
+      f'{args.source} has the classes {listed(named)}; there must be two.'
+    )
+  if rest not in ('ignore', *named):
+    raise UserError(
+      f'--unlabelled {rest} is none of the classes {listed(named, 20)}; give '
+      'one of them, background or ignore.'
     )
   # Of classes with one colour the first keeps it.
   first = {colour: name for name, colour in reversed(named.items())}
@@ -286,6 +297,8 @@ def _convert(
           where += f': {inside}'
       size, ending = _look(picture, upright=classes is not None)
       if sample.size not in (None, size):
+        claim = brief([*sample.size])
+        where += f' (height and width {[*size]} instead of {claim})'
         raise s.Fault('has a picture of another size than it says')
       if not (shapes := sample.shapes()):
         empty.append(sample.where)
@@ -329,7 +342,7 @@ def _convert(
     if of
   ]
   if written and len(empty) == len(written):
-    faults.append(('has no shape', 'any of them'))
+    faults.append(('no picture has a shape', plural(len(empty), 'picture')))
   return written, [*faults, *source.faults], notes
 
 
@@ -361,7 +374,7 @@ def _write_mask(mask: np.ndarray, path: Path) -> None:
     with path.open('xb') as file:
       file.write(drawing.encoded('.png', mask))
   except FileExistsError as error:
-    raise s.Fault('has a picture of whose name another one is') from error
+    raise s.Fault('has a picture of the same name as another') from error
 
 
 def _place(picture: Path | bytes, path: Path, copy: bool) -> None:

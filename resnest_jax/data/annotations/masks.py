@@ -60,6 +60,8 @@ LAYOUTS = {
   'mask_colours': _Layout('classes.txt', '.*', '', True),
   'mask_values': _Layout('classes.txt', '.*', '', False),
 }
+# Pascal VOC has the masks of objects next to those of classes.
+_NO_PICTURES = r'(.*/)?(SegmentationClass|SegmentationObject|masks)/'
 ALONE = tuple(x for x, layout in LAYOUTS.items() if not layout.picture)
 
 
@@ -81,15 +83,15 @@ def read_folders(
       )
   few = {x in (1, 2, 4) for x in bits}
   read = _reader(classes, colours, form in ALONE, len(few) > 1)
-  # trainval.txt repeats the others.
-  splits = {
-    line: split
-    for x in find.files
-    if form == 'voc'
-    and x.parent.name == 'Segmentation'
-    and (split := split_of(x.name))
+  find.leave_out(_NO_PICTURES)
+  # trainval.txt repeats the others; CVAT's default.txt is of no split.
+  lines = {
+    line: split_of(x.name)
+    for x in sorted(find.files, key=lambda x: bool(split_of(x.name)))
+    if form == 'voc' and x.parent.name == 'Segmentation'
     for line in filter(None, s.read_lines(x))
   }
+  splits = {line: split for line, split in lines.items() if split}
   samples = [
     s.Sample(
       find.inside(mask),
@@ -101,7 +103,7 @@ def read_folders(
     if not splits or name in splits
     for split in [splits.get(name, '')]
   ]
-  lost = sorted(splits.keys() - {name for _, name, _ in masks})
+  lost = sorted(lines.keys() - {name for _, name, _ in masks})
   faults = [('has no mask', x) for x in lost]
   about = classes.colours(), len(samples), samples
   return s.Source(*about, unlabelled='ignore', faults=faults, values=values)

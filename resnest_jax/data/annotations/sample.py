@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import itertools
+import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from resnest_jax.data.own.classes import Colour
 from resnest_jax.data.own.pairing import IMAGE_SUFFIXES, walk
 from resnest_jax.data.own.splits import split_of
 from resnest_jax.errors import UserError
+from resnest_jax.text import listed
 
 # Folders of pictures, which are no part of a sample's name, and of masks.
 _PLAIN = ('images', 'jpegimages', 'img', 'data')
@@ -81,11 +83,8 @@ class Finder:
     wanted = PurePosixPath(_plain(str(text).replace('\\', '/')))
     ending = wanted.suffix.lower()
     exact = ending in IMAGE_SUFFIXES
-    found = [
-      path
-      for path in self._named.get(wanted.stem if exact else wanted.name, ())
-      if not exact or path.suffix.lower() == ending
-    ]
+    named = self._named.get(wanted.stem if exact else wanted.name, ())
+    found = [x for x in named if not exact or x.suffix.lower() == ending]
 
     def rank(path: Path) -> tuple:
       inside = self.inside(path.parent)
@@ -99,10 +98,20 @@ class Finder:
 
     ranks = [*map(rank, found)]
     if not ranks:
-      raise Fault('has no picture')
+      others = listed(sorted({x.suffix for x in named}))
+      raise Fault(
+        f'has no picture {ending}, only {others}: correct the name'
+        if others
+        else f'has no picture in {self._pictures}; --pictures gives another'
+      )
     if ranks.count(best := max(ranks)) > 1:
       raise Fault('has a picture whose name several have')
     return found[ranks.index(best)]
+
+  def leave_out(self, pattern: str) -> None:
+    """Files whose paths match are no pictures."""
+    for paths in self._named.values():
+      paths[:] = [x for x in paths if not re.match(pattern, self.inside(x))]
 
   def named(self, name: str) -> list[Path]:
     return [x for x in self.files if x.name == name]
@@ -147,6 +156,9 @@ def read(path: Path) -> bytes:
   return read_file(path, 2**28)  # 2 GB; COCO's largest file has 0.5.
 
 
+def text_of(path: Path) -> str:
+  return read(path).decode('utf-8-sig', 'replace')
+
+
 def read_lines(path: Path) -> list[str]:
-  text = read(path).decode('utf-8-sig', 'replace')
-  return [x.strip() for x in text.split('\n')]
+  return [x.strip() for x in text_of(path).split('\n')]

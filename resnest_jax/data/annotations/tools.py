@@ -117,15 +117,18 @@ def _coco_shapes(
 def read_labelme(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
   """Reads a JSON file a picture, which has its name."""
   labels: set[str] = set()
+  sizes = {}
   for path in paths:
     with contextlib.suppress(UserError):  # Told when its turn comes.
-      labels |= {x.label for x in _labelme_shapes(path)}
+      shapes, sizes[path] = _labelme_of(path)
+      labels |= {x.label for x in shapes}
   samples = [
     s.Sample(
       find.inside(x),
       partial(find, find.inside(x.with_suffix('')), x, split),
-      partial(_labelme_shapes, x),
+      lambda x=x: _labelme_of(x)[0],
       split,
+      sizes.get(x),
     )
     for x in paths
     for split in [split_of(find.inside(x.parent))]
@@ -133,16 +136,18 @@ def read_labelme(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
   return s.Source(dict.fromkeys(sorted(labels)), len(paths), samples)
 
 
-def _labelme_shapes(path: Path) -> list[s.Shape]:
-  shapes = json_object(s.read(path), str(path)).get('shapes')
+def _labelme_of(path: Path) -> tuple[list[s.Shape], tuple | None]:
+  about = json_object(s.read(path), str(path))
+  shapes = about.get('shapes')
   if not _OBJECTS.holds(shapes) or not all(
-    isinstance(x.get('label'), str) for x in shapes
+    isinstance(x.get('label'), str) and x['label'].strip() for x in shapes
   ):
     raise s.Fault('has no list of shapes with labels')
+  size = about.get('imageHeight'), about.get('imageWidth')
   return [
     s.Shape(x['label'], f'{path.name}, shape {i}', partial(raster.labelme, x))
     for i, x in enumerate(shapes)
-  ]
+  ], None if None in size else size
 
 
 def read_yolo(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
@@ -150,7 +155,7 @@ def read_yolo(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
   if len(paths) > 1:
     raise UserError(f'there are several: {listed(paths)}. Give one of them.')
   try:
-    about = yaml.safe_load('\n'.join(s.read_lines(paths[0])))
+    about = yaml.safe_load(s.text_of(paths[0]))
     names = about['names']
     names = dict(enumerate(names)) if isinstance(names, list) else names
     # Not `str`: of nested lists it may be endless.
@@ -167,8 +172,21 @@ def read_yolo(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
     for picture in _yolo_pictures(str(entry), paths[0], split)
     for found in [partial(find, picture, picture, split)]
   ]
+  # A picture without a file has no objects; those of a split are misplaced.
+  bare: dict[str, Path] = {}
+  labelled = set()
+  for x in samples:
+    with contextlib.suppress(UserError):  # Told when its turn comes.
+      bare[x.split] = _labels_of(x.picture())
+      labelled |= {x.split} if bare[x.split].exists() else set()
+  what = 'no picture of a split has labels'
+  faults = [
+    (what, f'{split}, such as {file}')
+    for split, file in bare.items()
+    if split not in labelled
+  ]
   classes = dict.fromkeys(names.values())
-  return s.Source(classes, len(samples), samples, 'small')
+  return s.Source(classes, len(samples), samples, 'small', faults=faults)
 
 
 def _yolo_pictures(entry: str, path: Path, split: str) -> list[Path]:
@@ -191,9 +209,7 @@ def _yolo_pictures(entry: str, path: Path, split: str) -> list[Path]:
 def _yolo_shapes(
   picture: Callable[[], Path], names: Mapping[str, str]
 ) -> list[s.Shape]:
-  # For the last folder "images", as Ultralytics does.
-  parts = picture().as_posix().rsplit('/images/', 1)
-  labels = Path('/labels/'.join(parts)).with_suffix('.txt')
+  labels = _labels_of(picture())
   # A picture without objects has no file.
   lines = s.read_lines(labels) if labels.exists() else []
   rows = [(i, *x.split()) for i, x in enumerate(lines, 1) if x]
@@ -205,6 +221,12 @@ def _yolo_shapes(
     )
     for i, number, *row in rows
   ]
+
+
+def _labels_of(picture: Path) -> Path:
+  # For the last folder "images", as Ultralytics does.
+  parts = picture.as_posix().rsplit('/images/', 1)
+  return Path('/labels/'.join(parts)).with_suffix('.txt')
 
 
 def _draw_row(row: Sequence[str], height: int, width: int) -> np.ndarray:
@@ -245,7 +267,7 @@ def _cvat_sample(
   shapes = [
     s.Shape(
       x.get('label', ''),
-      f'{where}, a {x.tag}',
+      f'{where}, {x.tag}',
       partial(_draw_cvat, x.tag, x.attrib),
     )
     for x in sorted(image, key=lambda x: int(x.get('z_order', 0)))

@@ -87,7 +87,10 @@ def _count_from_1(s: Survey) -> str:
   named = _lines(enumerate(_named(s), 1))
   without = f'is no class, replace the lines by:\n  ignore: 0\n{named}'
   if 'background' in s.labels.classes:
-    return f'In {s.classes_file}, if 0 {without}'
+    return (
+      f'In {s.classes_file}, if the last class is missing, add a line for it:\n'
+      f'  {len(s.labels.classes)}: its name\nIf 0 {without}'
+    )
   return (
     f'In {s.classes_file}, if 0 is the background, add a line for it in front, '
     f'so that the lines are:\n  0: background\n{named}\nIf 0 {without}'

@@ -1,0 +1,109 @@
+"""`prepare own`: exports that lack something are refused, and told what."""
+
+import functools
+import re
+import shutil
+
+import pytest
+from data import annotated
+from data.annotated import SAMPLES, WRITERS
+from data.refusals import refused
+from data.test_annotations import masks_in
+from numpy.testing import assert_array_equal
+
+from resnest_jax.data import prepare
+
+
+@pytest.fixture
+def convert(call, tmp_path):
+  words = 'own', tmp_path / 'export', '--data_dir', tmp_path / 'data'
+  words += '--unlabelled', 'background'
+  return functools.partial(call, prepare.main, *words)
+
+
+def remove(folder, pattern):
+  found = [x for x in folder.rglob('*') if re.search(pattern, x.as_posix())]
+  files = [x for x in found if x.is_file()]
+  assert files
+  for file in files:
+    file.unlink()
+
+
+def replace(folder, file, old, new):
+  text = (folder / file).read_text()
+  assert old in text
+  (folder / file).write_text(text.replace(old, new))
+
+
+def test_yaml_of_yolo_may_have_its_names_by_number(convert, tmp_path):
+  """As Ultralytics' own examples have them, with the path of a computer."""
+  annotated.yolo(tmp_path / 'export')
+  names = 'names:\n  0: leaf  # green\n  1: flower\npath: /data/garden'
+  file = tmp_path / 'export', 'data.yaml'
+  replace(*file, 'names: [leaf, flower]', names)
+  convert()
+  found = masks_in(tmp_path / 'data')
+  for name in SAMPLES:
+    assert_array_equal(found[name], annotated.expected(name, 'yolo'))
+
+
+MISTAKES = {
+  'no pictures of VOC': (
+    'voc',
+    lambda x: remove(x, '/JPEGImages/'),
+    '5: has no picture in .*export; --pictures gives another',
+  ),
+  'a picture of VOC is missing': (
+    'voc',
+    lambda x: remove(x, '/JPEGImages/.*3.jpg'),
+    r'1: has no picture in .*\(SegmentationClass/.*3.png',
+  ),
+  'no coloured pictures': (
+    'coloured',
+    lambda x: remove(x, '/images/'),
+    '5: has no picture in',
+  ),
+  'a list of no split': (
+    'voc',
+    lambda x: (x / 'ImageSets/Segmentation/default.txt').write_text('hen\n'),
+    r'1: has no mask \(hen\)',
+  ),
+  'pictures that were enlarged': (
+    'labelme',
+    lambda x: replace(x, 'a.json', '"imageWidth": ', '"imageWidth": 1'),
+    r'1: has a picture of another size .* \[\d+, \d+\] instead of \[\d+, 1\d+',
+  ),
+  'a label of spaces': (
+    'labelme',
+    lambda x: (
+      shutil.copy(x / 'a.jpg', x / 'b.jpg')
+      and (x / 'b.json').write_text('{"shapes": [{"label": " "}]}')
+    ),
+    r'1: has no list of shapes with labels \(b.json',
+  ),
+  'an empty file': (
+    'labelme',
+    lambda x: (x / 'b.json').touch(),
+    'there is nothing in .*b.json. Export it again, or remove it',
+  ),
+  'pictures of another format': (
+    'coco',
+    lambda x: [y.rename(y.with_suffix('.png')) for y in x.rglob('0.jpg')],
+    r'1: has no picture \.jpg, only \.png: correct the name',
+  ),
+  'misplaced labels': (
+    'yolo',
+    lambda x: (x / 'labels/val').rename(x / 'labels/Val'),
+    r'1: no picture of a split has labels \(val, such as .*labels/val',
+  ),
+}
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_what_is_missing_is_told(convert, tmp_path, mistake):
+  form, spoil, message = MISTAKES[mistake]
+  write = {**WRITERS, 'labelme': annotated.labelme}[form]
+  write(tmp_path / 'export')
+  spoil(tmp_path / 'export')
+  refused(message, convert)
+  assert not (tmp_path / 'data').exists()
