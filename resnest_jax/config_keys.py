@@ -78,6 +78,8 @@ SHARE_BELOW_1 = Accepted('at least 0 and below 1', lambda x: 0 <= x < 1)
 SHARE_ABOVE_0 = Accepted('above 0 and at most 1', lambda x: 0 < x <= 1)
 BETWEEN_0_AND_1 = Accepted('above 0 and below 1', lambda x: 0 < x < 1)
 SECONDS = Accepted('above 0 and at most 10,000,000', lambda x: 0 < x <= 10**7)
+# Beyond it all probabilities would be 0 or 1, or alike.
+TEMPERATURE = Accepted('from 0.01 to 100', lambda x: 0.01 <= x <= 100)
 DEVICES = Accepted(
   'at least 1, or -1: all devices', lambda x: x >= 1 or x == -1
 )

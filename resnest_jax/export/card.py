@@ -239,6 +239,8 @@ def _program(about: Mapping[str, Any], gives: str) -> str:
   if bands := normalization.get('bands'):
     takes = f'{normalization["dtype"]} (b, H, W, {len(bands)})'
     order = ', '.join(map(_plain, bands))
+  if (temperature := about.get('temperature')) and 'probabilities' in gives:
+    gives += f', of logits divided by the temperature {temperature:.4g}'
   return (
     f'StableHLO and ONNX take `images`, {takes}, '
     f'any b, H and W as in the table, and give {gives}. Normalisation is '

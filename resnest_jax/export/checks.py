@@ -43,6 +43,7 @@ class Model(NamedTuple):
   variables: Mapping[str, Any]
   labels: LabelSet | None  # None: of `Features`
   normalization: Normalization
+  temperature: float = 1.0  # Of probabilities.
 
 
 class Reference:
@@ -73,14 +74,14 @@ class Reference:
 
   def run_of(self, net: Model, probabilities: bool = False) -> Runner:
     """Runs a model, of another file, say, for pictures of this size."""
+    more = {'temperature': net.temperature}
     if isinstance(net.model, Features | Classifier):
-      return jax.jit(
-        make_program(*net[:2], self.size, normalization=net.normalization)
-      )
+      more['normalization'] = net.normalization
+      return jax.jit(make_program(*net[:2], self.size, **more))
     # Exports do not resize. With this scale the predictor does not either.
     scale = max(self.size), min(self.size)
     protocol = Protocol(image_scale=scale, normalization=net.normalization)
-    predictor = Predictor(*net[:3], protocol)
+    predictor = Predictor(*net[:3], protocol, **more)
     outputs = ('labels', *['probabilities'] * probabilities)
 
     def run(images: np.ndarray) -> list[np.ndarray]:

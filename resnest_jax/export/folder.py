@@ -223,7 +223,8 @@ def as_exported(source: str | Path, weights: Weights) -> checks.Model:
       f'{source} has {number} classes; label maps are of 8 bits with {IGNORE} '
       f'for none, so at most {IGNORE} can be exported.'
     )
-  return checks.Model(*weights.create('float32'), labels, weights.normalized())
+  how = weights.normalized(), weights.temperature
+  return checks.Model(*weights.create('float32'), labels, *how)
 
 
 def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
@@ -245,10 +246,11 @@ def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
 
 def write_program(name: str, file: Path, reference: checks.Reference) -> Export:
   """Writes one of `PROGRAMS`, reads it back and compares it."""
-  (model, variables, _, normalization), size = reference.net, reference.size
+  (model, variables, _, *how), size = reference.net, reference.size
   features, classify = (isinstance(model, x) for x in (Features, Classifier))
   probabilities, written = reference.probabilities or classify, None
-  more = {'probabilities': probabilities, 'normalization': normalization}
+  more = dict(zip(('normalization', 'temperature'), how, strict=True))
+  more['probabilities'] = probabilities
   program = make_program(model, variables, size, **more)
   images = reference.images
   picture = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from resnest_jax.data.preprocess import IMAGENET, Normalization, preprocess
+from resnest_jax.inference.label_maps import tempered
 from resnest_jax.models.classifier import Classifier
 from resnest_jax.models.features import Features
 from resnest_jax.models.layers import apply_matrices, resize_matrix
@@ -29,11 +30,13 @@ def make_program(
   *,
   probabilities: bool = False,
   normalization: Normalization = IMAGENET,
+  temperature: float = 1.0,
 ) -> Program:
   """Makes a function of pictures, with the variables as constants.
 
   `model` is a network or `Features` in float32, `size` is (height, width) in
-  pixels, `normalization` is that of the weights.
+  pixels, `normalization` and the `temperature` of probabilities are those of
+  the weights.
 
   Returns:
     Of `Features` program(images) -> their values, finest first. Of a classifier
@@ -51,7 +54,7 @@ def make_program(
     if isinstance(model, Features):
       return tuple(found.values())
     if isinstance(model, Classifier):
-      return (jax.nn.softmax(found),)
+      return (jax.nn.softmax(tempered(found, temperature)),)
     logits = found.logits
     # NumPy constants, (H, h) and (W, w).
     aligned = model.decode_head.align_corners
@@ -61,7 +64,7 @@ def make_program(
     )
     if probabilities:
       scores = apply_matrices(logits, rows, columns)
-      return labels_of(scores), jax.nn.softmax(scores)
+      return labels_of(scores), jax.nn.softmax(tempered(scores, temperature))
     # Rows of the result are independent, so each tile's labels are final.
     step = max(TILE_BYTES // (size[1] * logits.shape[-1] * 4), 1)
     tiles = [

@@ -40,7 +40,9 @@ def renew_exports(
   check_packages(['stablehlo'])
   found = find_pictures(pictures)
   _, _, weights = load_trained(_weights_of(folder, exports))
-  net = as_exported(folder, weights)
+  # That of the other files, whatever was fitted since.
+  temperature = about.get('temperature', 1.0)
+  net = as_exported(folder, weights)._replace(temperature=temperature)
   seen = gather_pictures(found, net.normalization)
   # Inside the folder, so that `replace` below stays on one file system.
   with writing(folder), work_folder(folder / 'new') as new:

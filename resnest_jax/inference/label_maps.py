@@ -37,6 +37,9 @@ class View(NamedTuple):
 
 
 Views = Sequence[View] | Sequence[Exponentials]
+# (scores (B, rows, C, columns), classes, label (B, rows, columns)) -> (B, rows,
+# ...), of the rows of a tile.
+Measure = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def logits_size(
@@ -107,14 +110,22 @@ def class_scores(views: Views) -> jax.Array:
   return sum(jax.nn.softmax(resized(view), 2) for view in views) / len(views)
 
 
-def probabilities(views: Views, largest: bool = False) -> jax.Array:
+def tempered(logits: jax.Array, temperature: float) -> jax.Array:
+  """The logits whose softmax are the probabilities at a temperature."""
+  # 1 leaves no trace in a program.
+  return logits if temperature == 1 else logits / temperature
+
+
+def probabilities(
+  views: Views, largest: bool = False, temperature: float = 1.0
+) -> jax.Array:
   """(B, Hl, C, Wl), the scores that decide, of sum 1; or each largest one."""
 
   def visit(scores, _):
     if isinstance(views[0], Exponentials):
       scores = scores / scores.sum(2, keepdims=True)
     elif len(views) == 1:
-      scores = jax.nn.softmax(scores, 2)
+      scores = jax.nn.softmax(tempered(scores, temperature), 2)
     return scores.max(2) if largest else scores, None
 
   return _over_tiles(visit, views, TILE_BYTES)[0]
@@ -125,36 +136,40 @@ def label_maps(
   label_size: jax.Array,
   tile_bytes: int = TILE_BYTES,
   label: jax.Array | None = None,
+  measure: Measure | None = None,
 ) -> Any:
   """Classes at the original size, uint8 (B, Hl, Wl), 255 outside the images.
 
   With `label`, uint8 of that shape, and a single view also the sum of the cross
-  entropy over the labelled pixels of each image, (B,).
+  entropy over the labelled pixels of each image, (B,), and then what `measure`
+  gives of all rows, (B, Hl, ...).
   """
 
   def visit(scores, label):
+    classes = _classes(scores)
+    measured = [measure(scores, classes, label)] if measure else []
     loss = None if label is None else _cross_entropy(scores, label)
-    return _classes(scores), loss
+    return (classes, *measured), loss
 
-  maps, losses = _over_tiles(visit, views, tile_bytes, label)
+  (maps, *measured), losses = _over_tiles(visit, views, tile_bytes, label)
   height, width = views[0].canvas
   inside = (jnp.arange(height)[:, None] < label_size[:, 0, None, None]) & (
     jnp.arange(width) < label_size[:, 1, None, None]
   )
   maps = jnp.where(inside, maps, jnp.uint8(IGNORE))
-  return maps if label is None else (maps, losses.sum(0))
+  return maps if label is None else (maps, losses.sum(0), *measured)
 
 
 def _over_tiles(
-  visit: Callable[..., tuple[jax.Array, Any]],
+  visit: Callable[..., tuple[Any, Any]],
   views: Views,
   tile_bytes: int,
   label: jax.Array | None = None,
-) -> tuple[jax.Array, Any]:
+) -> tuple[Any, Any]:
   """Calls `visit` with the scores of one tile of rows after the other.
 
-  It also gets the tile's label, and returns (B, rows, ...) and anything. Gives
-  (B, Hl, ...), and the latter of all tiles, stacked.
+  It also gets the tile's label, and returns arrays (B, rows, ...) and anything.
+  Gives (B, Hl, ...), and the latter of all tiles, stacked.
   """
   batch, height = len(views[0].logits), views[0].canvas[0]
   row_bytes = _row_numbers(views) * batch * views[0].logits.dtype.itemsize
@@ -177,8 +192,11 @@ def _over_tiles(
   labels = None if label is None else in_tiles(label, IGNORE)
   tiled = jax.tree.map(in_tiles, [view.rows for view in views]), labels
   found, others = jax.lax.map(of_tile, tiled)
-  found = found.swapaxes(0, 1)
-  return found.reshape(batch, -1, *found.shape[3:])[:, :height], others
+
+  def joined(x):  # (tiles, B, tile_rows, ...) -> (B, Hl, ...)
+    return x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :height]
+
+  return jax.tree.map(joined, found), others
 
 
 def _row_numbers(views: Views) -> int:

@@ -84,6 +84,7 @@ class Predictor:
     protocol: how pictures are shown to the network.
     batch_size: pictures at a time, over all devices.
     max_pixels: of files; larger ones are unreadable.
+    temperature: of the probabilities: logits are divided by it before.
     about: origin of the weights and description of the network, for JSON.
     on_compile: may be set; called with a padded height and width in pixels
       before the network is compiled for it.
@@ -102,6 +103,7 @@ class Predictor:
     *,
     batch_size: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    temperature: float = 1.0,
     about: Mapping[str, Any] | None = None,
   ):
     """Places `params` and `batch_stats` on the devices; compiles nothing yet.
@@ -110,6 +112,7 @@ class Predictor:
       protocol: None: the whole picture, fitted into 2048 x 512 pixels.
       batch_size: rounded up to a multiple of the devices; None: one on each
         CPU device, four on each accelerator.
+      temperature: of a protocol with logits; see `Protocol.has_logits`.
     """
     for name, value in ('batch_size', batch_size), ('max_pixels', max_pixels):
       if value is not None and value < 1:
@@ -117,6 +120,7 @@ class Predictor:
     self.max_pixels = max_pixels
     self.classes, self.palette = tuple(labels.classes), labels.palette
     self.protocol = protocol or self._protocol()
+    self.temperature = temperature if self.protocol.has_logits else 1.0
     self.about = dict(about or {})
     self.on_compile: Callable[[int, int], None] = lambda height, width: None
     self.on_step: Callable[[steps.Batch, float], None] | None = None
@@ -132,6 +136,7 @@ class Predictor:
       model,
       len(self.classes),
       mesh=self._mesh,
+      temperature=self.temperature,
       # Looked up late, as the attribute may be set after this.
       on_compile=lambda height, width: self.on_compile(height, width),
     )
@@ -373,6 +378,7 @@ def from_checkpoint(
   given |= {'slide_crop': slide_crop, 'slide_stride': slide_stride}
   about = {'weights': weights.provenance, 'model': config}
   options = {'batch_size': batch_size, 'max_pixels': max_pixels, 'about': about}
+  options['temperature'] = weights.temperature
   if weights.description.task == 'classifier':
     given['protocol'] = None if protocol == Protocol.name else protocol
     how = class_labels(weights), center_crop_of(weights, **given)

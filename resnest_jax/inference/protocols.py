@@ -58,6 +58,11 @@ class Protocol:
       )
 
   @property
+  def has_logits(self) -> bool:
+    """Whether logits decide, which a temperature divides, or their softmax."""
+    return 'scales' not in PROTOCOLS[self.name]
+
+  @property
   def keep_size(self) -> bool:
     """Whether images must not be resized before they are batched."""
     return 'scales' in PROTOCOLS[self.name]
@@ -88,6 +93,7 @@ class CenterCrop:
   rule: str = 'encoding'
   normalization: Normalization = IMAGENET
   name: ClassVar[str] = 'center_crop'
+  has_logits: ClassVar[bool] = True
   keep_size: ClassVar[bool] = False
   bucket: ClassVar[int] = 1
 

@@ -17,10 +17,12 @@ from jax.sharding import PartitionSpec as P
 from resnest_jax.data import preprocess
 from resnest_jax.inference.label_maps import (
   TILE_BYTES,
+  Measure,
   count_confusion,
   label_maps,
   probabilities,
   split_batch,
+  tempered,
 )
 from resnest_jax.inference.protocols import Protocol, make_views
 from resnest_jax.labels import IGNORE
@@ -136,13 +138,16 @@ def make_class_step(
   mesh: Mesh | None = None,
   dtype: Any = jnp.float32,
   on_compile: OnCompile = lambda height, width: None,
+  measure: Measure | None = None,
+  temperature: float = 1.0,
 ) -> EvalStep:
   """A classifier, compiled; arguments as of `make_eval_step`.
 
   Returns:
     step(variables, batch) -> the `BEST` most probable classes int32 (B, k), in
-    order; all probabilities (B, C); and the cross entropy (B,), which means
-    nothing where there is no label. `label` is int32 (B,).
+    order; all probabilities (B, C); the cross entropy (B,), which means nothing
+    where there is no label; and what `measure` gives of one pixel, (B, 1, ...).
+    `label` is int32 (B,).
   """
 
   def forward(variables, image, size, label):
@@ -151,10 +156,14 @@ def make_class_step(
     )
     logits = model.apply(variables, images, train=False)
     logits = _checked(logits, num_classes)
-    logs = jax.nn.log_softmax(logits)
+    logs = jax.nn.log_softmax(tempered(logits, temperature))
     _, best = jax.lax.top_k(logits, min(BEST, num_classes))
     loss = -jnp.take_along_axis(logs, label[:, None], 1)[:, 0]
-    return best, jnp.exp(logs), loss
+    found = best, jnp.exp(logs), loss
+    if not measure:
+      return found
+    of_pixel = logits[:, None, :, None], best[:, None, :1], label[:, None, None]
+    return *found, measure(*of_pixel)
 
   specs = P(), *3 * [P('data')]
   compiled = jax.jit(split_batch(forward, mesh, *specs))
@@ -178,6 +187,7 @@ def make_eval_step(
   tile_bytes: int = TILE_BYTES,
   on_compile: OnCompile = lambda height, width: None,
   with_loss: bool = False,
+  measure: Measure | None = None,
 ) -> EvalStep:
   """A protocol, compiled.
 
@@ -188,16 +198,19 @@ def make_eval_step(
     dtype: of the normalised images; float64 for comparisons.
     on_compile: called with a padded height and width before a compilation.
     with_loss: only for a protocol of a single view.
+    measure: likewise.
 
   Returns:
     eval_step(variables, batch of `make_eval_iterator`) -> label maps uint8 (B,
-    Hl, Wl), 255 outside the true size, counts int32 (B, C, C), and with
-    `with_loss` the cross entropy (B,), summed over the labelled pixels.
+    Hl, Wl), 255 outside the true size, counts int32 (B, C, C), with `with_loss`
+    or `measure` the cross entropy (B,), summed over the labelled pixels, and
+    what the latter gives, (B, Hl, ...).
   """
   _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, dtype, on_compile
   )
-  compiled_finish = make_finish(build, num_classes, mesh, tile_bytes, with_loss)
+  how = tile_bytes, with_loss, measure
+  compiled_finish = make_finish(build, num_classes, mesh, *how)
 
   def eval_step(variables, batch):
     layout, arrays = look(variables, batch)
@@ -213,16 +226,17 @@ def make_finish(
   mesh: Mesh | None,
   tile_bytes: int = TILE_BYTES,
   with_loss: bool = False,
+  measure: Measure | None = None,
 ) -> Callable:
   """The rest of an `EvalStep` after `look` of `make_views`, jitted."""
+  labelled = with_loss or measure is not None
 
   def finish(layout, arrays, label, label_size):
     views = build(layout, arrays, label_size, label.shape[1:3])
-    maps = label_maps(
-      views, label_size, tile_bytes, label if with_loss else None
-    )
-    maps, *loss = maps if with_loss else (maps,)
-    return maps, count_confusion(maps, label, num_classes), *loss
+    compared = label if labelled else None
+    maps = label_maps(views, label_size, tile_bytes, compared, measure)
+    maps, *more = maps if labelled else (maps,)
+    return maps, count_confusion(maps, label, num_classes), *more
 
   @functools.partial(jax.jit, static_argnums=0)
   def compiled_finish(layout, *arrays):
@@ -239,11 +253,13 @@ def make_predict_step(
   protocol: Protocol | None = None,
   mesh: Mesh | None = None,
   on_compile: OnCompile = lambda height, width: None,
+  temperature: float = 1.0,
 ) -> Callable[[Any, Batch, bool | str], tuple[jax.Array, jax.Array | None]]:
   """As `make_eval_step`, for images without ground truth.
 
   The step is (variables, batch, with_probabilities) -> label maps, and None or
   probabilities float32 (B, Hl, Wl, C); with `LARGEST` for True, (B, Hl, Wl).
+  The `temperature` is that of a protocol of a single view.
   """
   _, look, build, place = compile_views(
     model, num_classes, protocol, mesh, jnp.float32, on_compile
@@ -255,7 +271,7 @@ def make_predict_step(
     if not with_probabilities:
       return maps, None
     largest = with_probabilities == LARGEST
-    found = probabilities(views, largest=largest).astype(jnp.float32)
+    found = probabilities(views, largest, temperature).astype(jnp.float32)
     return maps, found if largest else found.swapaxes(2, 3)
 
   @functools.partial(jax.jit, static_argnums=(0, 1, 2))

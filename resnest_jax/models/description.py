@@ -9,6 +9,7 @@ from resnest_jax.config_keys import (
   CENTER_CROPS,
   LONG_AND_SHORT,
   SHARE_BELOW_1,
+  TEMPERATURE,
   Accepted,
   one_of,
 )
@@ -90,6 +91,7 @@ _SIZES = {
     numbers('two whole numbers from 1 to 8192', 2, int, low=1, high=8192)
   ),
   'center_crop': or_none(one_of(CENTER_CROPS)),
+  'temperature': TEMPERATURE,
 }
 
 

@@ -31,6 +31,7 @@ from resnest_jax.weights.published import (
   known_file,
 )
 from resnest_jax.weights.state_dict import import_state_dict, recognise, without
+from resnest_jax.weights.temperature import Place
 
 # Applied to RGB from 0 to 255: minus mean, over std.
 NORMALIZATION = IMAGENET.described()
@@ -67,12 +68,15 @@ class Weights(NamedTuple):
   center_crop: str | None = None  # Of a classifier's training.
   # As the tree of a run's checkpoint; None: `create` imports the state dict.
   variables: Variables | None = None
+  temperature: float = 1.0  # By which logits are divided; 1: not calibrated.
+  place: Place | None = None  # Where `eval.py --calibrate` keeps it.
 
   def about(self) -> dict[str, Any]:
     """All but the arrays, JSON-able; `load_weights` understands it."""
     task, config = self.description
     keys = ['classes', 'palette', 'normalization', 'image_scale', 'crop_size']
     keys += ['provenance', *['center_crop'] * (task == 'classifier')]
+    keys += ['temperature'] * (self.temperature != 1 and task != 'backbone')
     rest = {key: getattr(self, key) for key in keys}
     return {'format': 1, 'task': task, 'model': config} | rest
 
@@ -121,7 +125,14 @@ def load_weights(
       f'checkpoint {checkpoint!r}; leave --checkpoint out.'
     )
   else:
-    weights = _of_file(source, files.weight_file(path), drop, backbone, part)
+    path = files.weight_file(path)
+    weights = _of_file(source, path, drop, backbone, part)
+    # Many published files share a folder.
+    kept = path.with_name(f'{path.name}.temperature.json')
+    place = Place(kept, f'{weights.provenance["sha256"]} {part or ""}'.strip())
+    weights = weights._replace(
+      temperature=place.read(weights.temperature), place=place
+    )
   check_description(weights.about(), f'the description of {source}')
   # NaN weights give label maps without any error.
   tensors = weights.state_dict
@@ -238,11 +249,15 @@ def _of_run(
   }
   if drop:
     description, variables = remaining(description, state_dict), None
+  kept = Path(workdir) / 'calibration' / f'{about["step"]}.json'
+  place = Place(kept, about['digests']['model'])
   return Weights(
     *(state_dict, 'ours', description, classes, palette),
     *(about.get('data', {}).get('normalization', NORMALIZATION), provenance),
     **sizes,
     variables=variables,
+    temperature=place.read(1.0),
+    place=place,
   )
 
 
@@ -393,6 +408,7 @@ def _described(path, about, state_dict, kind, drop, backbone, provenance):
     *(about[key] for key in ('classes', 'palette', 'normalization')),
     provenance | {'backbone_known': known} | before,
     **{x: about.get(x) for x in _SIZES},
+    temperature=about.get('temperature', 1.0),
   )
 
 
