@@ -11,7 +11,8 @@ converted weights (docs/weights.md).
 Prints a table of the classes and writes into --out: metrics.json (the scores
 and their origin), report.html (the same for a browser, with confusions and the
 worst and best images), overlays/NAME.png and contact_sheet.png (image, ground
-truth, prediction, errors).
+truth, prediction, errors). --calibrate fits how sure the network may be
+(docs/evaluation.md#calibration).
 """
 
 from pathlib import Path
@@ -44,6 +45,12 @@ def main() -> None:
     help='folder for the results; default: WORKDIR/eval/STEP-SPLIT, and '
     'the protocol if it is not "whole"',
   )
+  parser.add_argument(
+    '--calibrate',
+    action='store_true',
+    help='fit the temperature of probabilities on the split and keep it with '
+    'the weights: predict.py and export.py use it from then on',
+  )
   flags = parse_flags(join.add_flags(parser))
   if bool(flags.workdir) == bool(flags.weights):
     raise UserError(
@@ -67,6 +74,7 @@ def main() -> None:
       weights=flags.weights,
       split_name=flags.split,
       out=flags.out,
+      calibrate=flags.calibrate,
     )
 
 

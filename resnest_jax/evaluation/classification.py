@@ -24,6 +24,7 @@ class ClassResult:
   best: np.ndarray  # int32 (k,), k = min(BEST, classes).
   probabilities: np.ndarray  # Of these; float (k,).
   loss: float  # Cross entropy.
+  measured: np.ndarray | float = 0.0  # float64, if asked for.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,7 @@ class ClassEvaluation:
   best: np.ndarray  # int (n, k), most probable first.
   probabilities: np.ndarray  # float32 (n, k)
   loss: float  # Mean cross entropy of the images.
+  measured: np.ndarray | float = 0.0  # Summed over images, if asked for.
 
   def mistakes(self) -> np.ndarray:
     """Positions of wrongly classified images, the surest guess first."""
@@ -79,7 +81,7 @@ class Classification:
 
   def read(self, batch: Batch, outputs: Sequence[Any]) -> Iterator[ClassResult]:
     """Waits for the device; yields the result of each image."""
-    best, probabilities, losses = map(np.asarray, outputs)
+    best, probabilities, losses, *measured = map(np.asarray, outputs)
     probabilities = np.take_along_axis(probabilities, best, 1)
     for slot, index in filled(batch):
       name, label = batch['name'][slot], int(batch['label'][slot])
@@ -90,7 +92,8 @@ class Classification:
           f'0..{len(self._names) - 1}. Prepare the data set again.'
         )
       found = best[slot], probabilities[slot], float(losses[slot])
-      yield ClassResult(index, name, label, *found)
+      sums = (rows[slot].sum(0, np.float64) for rows in measured)
+      yield ClassResult(index, name, label, *found, *sums)
 
   def count(self, image: ClassResult) -> ClassResult:
     """Returns what is kept of an image."""
@@ -121,6 +124,7 @@ class Classification:
       *(scores, number, seconds, names),
       *(labels, best, np.stack([x.probabilities for x in counts])),
       loss=math.fsum(x.loss for x in counts) / number,
+      measured=sum(x.measured for x in counts),
     )
 
 

@@ -23,6 +23,7 @@ from resnest_jax.errors import enough_memory
 from resnest_jax.evaluation.classification import Classification
 from resnest_jax.evaluation.segmentation import Segmentation
 from resnest_jax.inference import steps
+from resnest_jax.inference.label_maps import Measure
 from resnest_jax.inference.protocols import CenterCrop, Protocol
 from resnest_jax.models.layers import at_least_float32
 from resnest_jax.progress import compile_notice, evaluation_progress
@@ -47,6 +48,7 @@ class Evaluator:
     keep: int = 0,
     watchers: Sequence[Any] = (),
     with_loss: bool = False,
+    measure: Measure | None = None,
   ):
     """Builds the step; nothing is compiled yet.
 
@@ -63,6 +65,8 @@ class Evaluator:
         hosts' results.
       with_loss: whether to compute `Evaluation.loss`; not with a protocol. A
         classifier's is always computed.
+      measure: gives what is summed in `measured` of the result, where logits
+        decide; a function of arrays.
     """
     self._config, self._split, self._watchers = config, split, watchers
     self._protocol = protocol
@@ -74,6 +78,7 @@ class Evaluator:
     options = {
       'mesh': self._mesh,
       'dtype': at_least_float32(config.model.dtype),
+      'measure': measure,
       # Looked up late: each call has a progress bar of its own.
       'on_compile': lambda height, width: self._notice(height, width),
     }

@@ -14,25 +14,24 @@ from resnest_jax.evaluation.classification import (
 )
 from resnest_jax.evaluation.evaluate import Evaluator
 from resnest_jax.evaluation.report import images, page
-from resnest_jax.inference.protocols import CenterCrop
 
 SHOWN = 3  # Most probable classes of a mistake.
 
 
 def evaluate_classes(
   config: ConfigDict,
-  model: Any,
-  variables: Any,
   split: Any,
-  protocol: CenterCrop,
-) -> tuple[dict[str, Any], Callable[..., None]]:
+  make: Callable[..., Evaluator],
+  variables: Any,
+) -> tuple[dict[str, Any], Callable[..., None], Any]:
   """As `evaluate_pixels`, of a classifier."""
-  evaluator = Evaluator(config, model, split, protocol=protocol)
+  evaluator = make()
   evaluation = evaluator(variables)
   worst = evaluation.mistakes()[: config.eval.report_images].tolist()
   counted = evaluation, worst, evaluator.batch_size
   summary = summarize(config, split.labels.classes, *counted)
-  return summary, functools.partial(draw, split, evaluation, worst)
+  draw_into = functools.partial(draw, split, evaluation, worst)
+  return summary, draw_into, evaluation.measured
 
 
 def summarize(

@@ -20,7 +20,7 @@ from resnest_jax.data.datasets import check_task, describe, open_data
 from resnest_jax.data.preprocess import Normalization
 from resnest_jax.distributed import messages
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import metrics, results
+from resnest_jax.evaluation import calibration, metrics, results
 from resnest_jax.evaluation.bootstrap import miou_interval
 from resnest_jax.evaluation.boundary import (
   DILATION_RATIO,
@@ -38,6 +38,7 @@ from resnest_jax.progress import console as make_console
 from resnest_jax.text import differing, listed, without_secrets
 from resnest_jax.weights.infer import title_of
 from resnest_jax.weights.pretrained import load_trained
+from resnest_jax.weights.temperature import Place
 
 OVERLAYS = Path('overlays')
 
@@ -50,6 +51,7 @@ def evaluate_split(
   weights: str | None = None,
   split_name: str | None = None,
   out: Path | None = None,
+  calibrate: bool = False,
 ) -> None:
   """Evaluates a network on every image of a split; prints and writes scores.
 
@@ -57,7 +59,8 @@ def evaluate_split(
   a `checkpoint` of the run `workdir` ('latest', 'best' or a step), or `weights`
   of any source (docs/weights.md), then with `out`. `split_name` is by default
   `config.data.eval_split`, the folder `out` WORKDIR/eval/STEP-SPLIT, followed
-  by the protocol's name unless it is `whole`.
+  by the protocol's name unless it is `whole`. `calibrate` fits a temperature
+  and keeps it with the weights.
 
   Raises `UserError` if data or weights cannot be used, or `out` holds something
   else.
@@ -73,14 +76,9 @@ def evaluate_split(
   if workdir or Path(weights, 'checkpoints').is_dir():
     check_classes_of(Path(workdir or weights), checkpoint, split.labels.classes)
   fit_num_classes(config, len(split.labels.classes))
-  model, variables, found, normalization = load_network(
+  model, variables, found, normalization, place = load_network(
     config, workdir, weights, checkpoint, console
   )
-  if normalization.bands != tuple(config.data.bands):
-    raise UserError(
-      f'{weights or workdir} is a network of other bands. Add '
-      f'--config.data.bands={",".join(normalization.bands)}.'
-    )
   split.normalization = normalization
   protocol = dataclasses.replace(protocol, normalization=normalization)
   result = {
@@ -93,39 +91,44 @@ def evaluate_split(
     usual = protocol.name in (Protocol.name, CenterCrop.name)
     named = '' if usual else f'-{protocol.name}'
     out = workdir / 'eval' / f'{found["step"]}-{split_name}{named}'
+
+  def claim() -> list[str]:
+    if calibrate:
+      calibration.check(protocol, place)
+    return claim_results(out, result, workdir)
+
   # Before hours of work; only the first process looks, all get its error.
-  before = messages.gather(
-    lambda: messages.is_first() and claim_results(out, result, workdir)
-  )[0]
+  before = messages.gather(lambda: messages.is_first() and claim())[0]
 
   evaluate = evaluate_classes if classifies(config) else evaluate_pixels
-  summary, draw_into = evaluate(config, model, variables, split, protocol)
+  make = functools.partial(Evaluator, config, model, split, protocol=protocol)
+  measure = calibration.slopes if calibrate else None
+  first = functools.partial(make, measure=measure)
+  summary, draw_into, sums = evaluate(config, split, first, variables)
+  if calibrate:
+    summary['calibration'] = calibration.calibrated(sums, make, variables)
   if messages.is_first():
     result |= summary
-    results.publish(out, console, result, draw_into, before)
+    results.publish(out, console, result, draw_into, before, place)
 
 
 def evaluate_pixels(
   config: ConfigDict,
-  model: Any,
-  variables: Any,
   split: Any,
-  protocol: Protocol,
-) -> tuple[dict[str, Any], Callable[..., None]]:
-  """Evaluates a segmentor.
+  make: Callable[..., Evaluator],
+  variables: Any,
+) -> tuple[dict[str, Any], Callable[..., None], Any]:
+  """Evaluates a segmentor by the evaluator that is made.
 
-  Returns the rest of metrics.json, and what draws: `draw` of `publish`.
+  Returns the rest of metrics.json, what draws (`draw` of `publish`), and what
+  was measured.
   """
   ranked = RankedImages(config.eval.report_images)
   with contextlib.ExitStack() as at_exit:
     boundary = config.eval.boundary_iou and at_exit.enter_context(
       BoundaryIoU(len(split.labels.classes))
     )
-    evaluator = Evaluator(
-      config,
-      model,
-      split,
-      protocol=protocol,
+    evaluator = make(
       keep=config.eval.overlays,
       # Without watchers and overlays label maps stay on the devices.
       watchers=[x for x in (boundary, ranked.number and ranked) if x],
@@ -136,7 +139,8 @@ def evaluate_pixels(
 
   counted = evaluation, ranked, outlines, evaluator.batch_size
   summary = summarize(config, split, *counted)
-  return summary, functools.partial(draw, split, evaluation, ranked)
+  draw_into = functools.partial(draw, split, evaluation, ranked)
+  return summary, draw_into, evaluation.measured
 
 
 def load_network(
@@ -145,7 +149,7 @@ def load_network(
   weights: str | None,
   checkpoint: str,
   console: rich.console.Console,
-) -> tuple[Any, Any, dict[str, Any], Normalization]:
+) -> tuple[Any, Any, dict[str, Any], Normalization, Place]:
   """The network, its variables, their origin for metrics.json, and more."""
   # For a run, so that a flag that does not fit the checkpoint is an error.
   model, variables, loaded = load_trained(
@@ -160,6 +164,12 @@ def load_network(
     raise UserError(
       f'{weights} has {theirs["num_classes"]} classes, {config.name} has '
       f'{config.model.num_classes}; choose the --config of its data set.'
+    )
+  normalization = loaded.normalized()
+  if normalization.bands != tuple(config.data.bands):
+    raise UserError(
+      f'{weights or workdir} is a network of other bands. Add '
+      f'--config.data.bands={",".join(normalization.bands)}.'
     )
   step = provenance.get('step')
   if not weights:
@@ -176,7 +186,8 @@ def load_network(
     found |= {key: provenance[key] for key in known if key in provenance}
   for line in (about, *loaded.notes()):
     console.print(line, soft_wrap=True)
-  return model, variables, found | {'model': theirs}, loaded.normalized()
+  found |= {'model': theirs}
+  return model, variables, found, normalization, loaded.place
 
 
 def claim_results(

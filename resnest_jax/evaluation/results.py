@@ -18,6 +18,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.evaluation.report import page
 from resnest_jax.evaluation.report.tables import described, plan
 from resnest_jax.text import listed, percent, plural
+from resnest_jax.weights.temperature import Place
 
 METRICS = 'metrics.json'
 MOST_ROWS = 50  # Of images' classes: those of the lowest scores.
@@ -29,8 +30,9 @@ def publish(
   result: Mapping[str, Any],
   draw: Callable[..., None],
   before: Sequence[str],
+  place: Place,
 ) -> None:
-  """Writes the scores, prints them, and draws.
+  """Writes the scores and a temperature in `place`, prints them, and draws.
 
   `draw` gets the first and the third argument, the overlays that an earlier run
   lists, and a list to which it appends why pictures are missing.
@@ -42,6 +44,10 @@ def publish(
   finally:
     print_table(console, result)
   missing: list[str] = []
+  if found := result.get('calibration'):
+    with noting(missing):
+      place.write(found['temperature'], result['data'])
+      console.print(f'temperature kept in {place.file}', soft_wrap=True)
   draw(out, result, before, missing)
   console.print(f'written to {out}', soft_wrap=True)
   if missing:
@@ -121,6 +127,12 @@ def print_table(
   keys = 'mIoU', 'mAcc', 'aAcc', 'mIoU_all_classes', 'top1', 'top5'
   summary = (f'{key} {percent(result[key])}' for key in keys if key in result)
   console.print('  '.join(summary), style='bold')
+  if found := result.get('calibration'):
+    old, new = found['before'], found['after']
+    console.print(
+      f'temperature {found["temperature"]:.4g}: ECE {percent(old["ECE"])} to '
+      f'{percent(new["ECE"])}, NLL {old["NLL"]:.4f} to {new["NLL"]:.4f}'
+    )
   interval, main = result[f'{of.total}_interval'], of.total
   console.print(
     f'{main} of other images like these: {percent(interval["low"])} to '

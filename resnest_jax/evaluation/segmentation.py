@@ -22,6 +22,7 @@ class ImageResult:
   label: np.ndarray  # uint8 (H, W), classes or 255.
   confusion: np.ndarray  # int64 (C, C), rows = ground truth.
   loss: float = 0.0  # Summed cross entropy, if asked for.
+  measured: np.ndarray | float = 0.0  # float64, summed over rows; likewise.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Evaluation:
     default_factory=dict
   )
   loss: float = 0.0  # Mean cross entropy of the labelled pixels, if asked for.
+  measured: np.ndarray | float = 0.0  # Summed over images, likewise.
 
 
 class Segmentation:
@@ -59,10 +61,10 @@ class Segmentation:
 
   def read(self, batch: Batch, outputs: Sequence[Any]) -> Iterator[ImageResult]:
     """Waits for the device; yields the result of each image."""
-    maps, counts, *losses = outputs
+    maps, counts, *more = outputs
     # Sums over a split may not fit in int32.
     counts = np.asarray(counts).astype(np.int64)
-    losses = np.asarray(losses[0]) if losses else np.zeros(len(counts))
+    losses, *measured = map(np.asarray, more or [np.zeros(len(counts))])
     maps = np.asarray(maps) if self._with_maps else None
     for slot, index in filled(batch):
       _check_counts(counts[slot], batch, slot)
@@ -74,23 +76,26 @@ class Segmentation:
         batch['label'][inside],
         counts[slot],
         float(losses[slot]),
+        # Float32 would lose digits over millions of pixels.
+        *(rows[slot].sum(0, np.float64) for rows in measured),
       )
 
-  def count(self, image: ImageResult) -> tuple[np.ndarray, float]:
+  def count(self, image: ImageResult) -> tuple[np.ndarray, float, Any]:
     """Counts an image; returns what is kept of it."""
     self.total += image.confusion
-    return metrics.intersection_and_union(image.confusion), image.loss
+    counts = metrics.intersection_and_union(image.confusion)
+    return counts, image.loss, image.measured
 
   def join(
     self,
     totals: Sequence[np.ndarray],
-    counts: Sequence[tuple[np.ndarray, float]],
+    counts: Sequence[tuple[np.ndarray, float, Any]],
     names: Sequence[str],
     seconds: float,
   ) -> Evaluation:
     """Adds up what the processes have counted; images by their position."""
     confusion, number = sum(totals), len(counts)
-    image_counts = [each for each, _ in counts]
+    image_counts = [each for each, *_ in counts]
     return Evaluation(
       confusion,
       metrics.scores(confusion, self._beta),
@@ -98,7 +103,8 @@ class Segmentation:
       seconds,
       np.reshape(image_counts, (number, 2, len(self.total))),
       names,
-      loss=math.fsum(loss for _, loss in counts) / max(confusion.sum(), 1),
+      loss=math.fsum(loss for _, loss, _ in counts) / max(confusion.sum(), 1),
+      measured=sum(measured for *_, measured in counts),
     )
 
 

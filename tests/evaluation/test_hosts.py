@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from evaluation import class_runs, plain
 from evaluation.runs import OVERRIDES
@@ -20,7 +21,7 @@ from small import small_config
 
 from resnest_jax import sharding
 from resnest_jax.errors import UserError
-from resnest_jax.evaluation import evaluate, evaluate_split
+from resnest_jax.evaluation import calibration, evaluate, evaluate_split
 from resnest_jax.models.segmentor import create_segmentor
 
 pytestmark = pytest.mark.long
@@ -56,6 +57,15 @@ def class_outcome():
   return [*(x.tolist() for x in told), found.names, found.scores.summary()]
 
 
+def measured():
+  # Sums over rows, which all hosts have.
+  with contextlib.redirect_stdout(sys.stderr):
+    found = evaluate.Evaluator(
+      small_config(), plain.UPSAMPLER, SPLITS[0], measure=calibration.slopes
+    )(plain.VARIABLES)
+  return found.measured.tolist()
+
+
 def on_host(overrides, workdir, out, *flags):
   # One of JAX's ways to connect processes prints from several threads, so that
   # its lines are torn. It writes to descriptor 1; ours go to the pipe alone.
@@ -67,6 +77,7 @@ def on_host(overrides, workdir, out, *flags):
   for split in SPLITS:
     print(json.dumps(outcome(split)), flush=True)
   print(json.dumps(class_outcome()), flush=True)
+  print(json.dumps(measured()), flush=True)
   config = small_config(**json.loads(overrides))
   evaluate_split.evaluate_split(config, workdir=Path(workdir), out=Path(out))
 
@@ -99,13 +110,15 @@ def evaluated(written_run, tmp_path_factory, mini_data_dir):
 
 
 def test_hosts_add_up_what_each_has_counted(evaluated):
-  first, second = (list(map(json.loads, lines[:4])) for lines in evaluated[2])
+  first, second = (list(map(json.loads, lines[:5])) for lines in evaluated[2])
   for split, *theirs in zip(SPLITS[:2], first, second, strict=False):
     rows, shown, *scores = outcome(split)
     assert shown == list(range(len(split)))
     # Four devices together, two in each process.
     assert theirs == [[rows // 2, shown[i::2], *scores] for i in (0, 1)]
   assert first[3] == second[3] == class_outcome()
+  assert first[4] == second[4]
+  np.testing.assert_allclose(first[4], measured(), rtol=1e-4)
   # An error on one host ends all.
   assert 'labelled pixels of image_3 have no class' in second[2]
   assert first[2] == f'process 1 has failed: {second[2]}'
@@ -130,7 +143,7 @@ def test_hosts_write_one_result_that_of_a_single_process(evaluated):
   # Only one of them speaks.
   out = folders[1]
   assert first[-2:] == [f'written to {out}', f'report: {out}/report.html']
-  assert len(second) == len(SPLITS) + 1
+  assert len(second) == len(SPLITS) + 2
 
 
 if __name__ == '__main__':

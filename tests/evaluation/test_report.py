@@ -32,6 +32,14 @@ PALETTE = ADE20K.palette[: len(NAMES)]
 BY_NAME = [EVIL, QUOTED, 'nowhere', 'Sky', 'tree 9', 'tree 10', 'wall']
 OCCURRING = [name for name in NAMES if name != 'nowhere']
 ARROW = '\N{RIGHTWARDS ARROW}'
+# Bins without a pixel, and others.
+BINS = 10 * [{'count': 0, 'confidence': None, 'accuracy': None}]
+BINS += [
+  {'count': 40 + i, 'confidence': (i + 10.5) / 15, 'accuracy': i / 4}
+  for i in range(5)
+]
+ERRORS = {'ECE': 0.0812, 'NLL': 0.5, 'bins': BINS}
+CALIBRATION = {'temperature': 1.7, 'before': ERRORS, 'after': ERRORS}
 SHOWN = """return [...document.querySelectorAll('#class-table tbody tr')]
   .filter(row => row.offsetParent !== null)
   .map(row => row.querySelector('th').textContent)"""
@@ -76,6 +84,7 @@ def write_report(out, samples):
     'model': config.model.to_dict(),
     'data': {'name': 'folder', 'split': 'val'},
     'protocol': {'name': 'slide', 'crop': [48, 64], 'stride': [32, 42]},
+    'calibration': CALIBRATION,
     **evaluate_split.summarize(config, samples, found, ranked, outlines, 8),
   }
   missing = []
@@ -228,6 +237,22 @@ def test_matrix_tells_its_counts(opened, written):
   ActionChains(opened).move_to_element_with_offset(canvas, 0, 0).perform()
   canvas.send_keys(*6 * [Keys.UP], *6 * [Keys.LEFT], *4 * [Keys.DOWN])
   assert tip.text.splitlines()[2] == '0 pixels, no pixel is Sky'
+
+
+def test_reliability_has_a_bar_of_each_bin_with_pixels(opened):
+  bars = every(opened, '.diagrams rect')
+  heights = [float(x.get_attribute('height')) for x in bars]
+  assert heights == 2 * [0, 25, 50, 75, 100]
+  told = one(bars[1], 'title').get_attribute('textContent')
+  assert (
+    told == '41 pixels of mean probability 76.67, of which 25.00 % are right'
+  )
+  left, right = every(opened, '.diagrams svg')
+  assert left.size == right.size
+  assert left.size['width'] == left.size['height']
+  shown = one(opened, '#calibration').text
+  assert shown.count('ECE 8.12, NLL 0.5000') == 2
+  assert 'the temperature 1.7 have' in shown
 
 
 def test_most_frequent_confusions_are_listed_and_found(opened, written):

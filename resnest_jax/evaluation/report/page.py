@@ -22,7 +22,7 @@ import numpy as np
 from resnest_jax import files
 from resnest_jax.config_keys import CLASSIFIER
 from resnest_jax.evaluation import metrics
-from resnest_jax.evaluation.report import images, tables
+from resnest_jax.evaluation.report import images, reliability, tables
 from resnest_jax.evaluation.report.tables import numbered, percent
 from resnest_jax.text import listed
 from resnest_jax.weights.infer import title_of
@@ -52,6 +52,7 @@ def write(
   sections = {
     'Scores': headline(result)
     + ('' if image_counts is None else _histogram(image_counts)),
+    'Calibration': reliability.section(result, plan.unit),
     'Classes': tables.class_table(result, confusion, palette),
     'Confusions': confusions,
     'Mistakes' if palette is None else 'Images': pictures,
