@@ -75,6 +75,11 @@ def make_parser() -> argparse.ArgumentParser:
     'to be loaded into an annotation tool: coco.json, or NAME.json for labelme',
   )
   add(
+    '--confidence',
+    action='store_true',
+    help='write how probable the class of each pixel is: NAME_confidence.png',
+  )
+  add(
     '--opacity',
     type=float,
     default=0.5,
@@ -88,8 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
   add(
     '--overwrite',
     action='store_true',
-    help='write into --out even if it is not empty, and replace files of the '
-    'same names',
+    help='write into --out even if not empty, and replace files of those names',
   )
   add(
     '--batch_size',

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rich.progress
 
 from resnest_jax import drawing, runtime
@@ -30,6 +31,7 @@ from resnest_jax.inference.predictor import (
 from resnest_jax.inference.steps import LARGEST
 from resnest_jax.prediction.polygons import regions, write_coco, write_labelme
 from resnest_jax.prediction.sources import (
+  KINDS,
   Source,
   check_names,
   check_output,
@@ -91,6 +93,7 @@ def predict_files(
   legend: bool = False,
   overwrite: bool = False,
   polygons: str | None = None,
+  confidence: bool = False,
   **options: Any,
 ) -> None:
   """Predicts pictures and videos and writes the results with two JSON files.
@@ -98,7 +101,8 @@ def predict_files(
   `given` and `recursive` are of `find_sources`, `save` and `polygons` of
   `with_files`, `weights` and `options` of `from_checkpoint`. The colours of
   overlays have an `opacity` from 0 to 1, and with `legend` those of pictures
-  name the classes. The folder `out` may hold files with `overwrite`.
+  name the classes; `confidence` adds how probable those are. The folder `out`
+  may hold files with `overwrite`.
 
   Raises `UserError` for an invalid argument, what a classifier does not give,
   or, at the end, sources that are unreadable.
@@ -106,13 +110,15 @@ def predict_files(
   # Before the weights, which take seconds to load, or have to be fetched.
   check_opacity(opacity)
   found = find_sources(given, recursive, out)
-  sources = with_files(found, save, polygons)
+  kinds = [*(save or KINDS), 'confidence'] if confidence else save
+  sources = with_files(found, kinds, polygons)
   check_output(out, sources, overwrite)
   check_writable(out)
   predictor = from_checkpoint(weights, **options)
   if isinstance(predictor, ClassPredictor):
-    flags = {'save': save, 'polygons': polygons, 'legend': legend}
-    refuse_for_classes(sources, flags | {'opacity': opacity != 0.5})
+    flags = {'save': save, 'polygons': polygons, 'confidence': confidence}
+    flags |= {'legend': legend, 'opacity': opacity != 0.5}
+    refuse_for_classes(sources, flags)
     sources = found
   else:
     check_names(sources, polygons)
@@ -183,6 +189,7 @@ def predict_pictures(
 ) -> None:
   """Predicts pictures and writes their files, a few at a time, in threads."""
   found = {}  # For COCO's file: by the place of the picture.
+  confidence = 'confidence' in pictures[0].files
 
   def write(predicted: tuple[int, Prediction | UserError]) -> None:
     index, prediction = predicted
@@ -194,6 +201,9 @@ def predict_pictures(
       if isinstance(prediction, ClassPrediction):
         best = [{'class': x, 'probability': y} for x, y in prediction.top()]
         more = {'best': best}
+      elif confidence:
+        mean = prediction.probabilities.mean(dtype=np.float64)
+        more = {'mean_confidence': round(float(mean), 4)}
       for kind, file in source.files.items():
         if kind == 'labelme':
           write_labelme(prediction, source.path, out / file)
@@ -213,7 +223,8 @@ def predict_pictures(
 
   task = progress.add_task('predict', total=len(pictures))
   paths = [source.path for source in pictures]
-  each = predictor.predict_each(paths, probabilities=polygons and LARGEST)
+  largest = LARGEST if polygons or confidence else False
+  each = predictor.predict_each(paths, probabilities=largest)
   for _ in map_in_threads(write, each, ahead=2):
     progress.advance(task)
   if polygons == 'coco':
@@ -287,6 +298,7 @@ def write_about(predictor: Predictor, done: Done, out: Path) -> None:
   about = {
     **predictor.about,
     'protocol': predictor.protocol.describe(),
+    'temperature': predictor.temperature,
     'batch_size': predictor.batch_size,
     'versions': runtime.versions(),
     'devices': runtime.describe_devices(),

@@ -117,8 +117,9 @@ def with_files(
 ) -> list[Source]:
   """The sources with the names of their files.
 
-  `save` are some of `KINDS`; None: all kinds, for videos without masks. With
-  `polygons` 'labelme' is one more; 'coco' is a single file, coco.json.
+  `save` are some of `KINDS`, and 'confidence'; None: all of `KINDS`, for videos
+  without masks. With `polygons` 'labelme' is one more; 'coco' is a single file,
+  coco.json.
   """
   stems = [source.folder / source.path.stem for source in sources]
   # The masks of day.mp4 fill a folder `day`, which may be a folder of sources.
@@ -133,6 +134,7 @@ def with_files(
       'masks': stem if source.is_video else stem.with_name(f'{stem.name}.png'),
       'colors': stem.with_name(f'{stem.name}_color{ending}'),
       'overlays': stem.with_name(f'{stem.name}_overlay{ending}'),
+      'confidence': stem.with_name(f'{stem.name}_confidence.png'),
       'labelme': stem.with_name(f'{stem.name}.json'),
     }
     # An hour of video has a hundred thousand masks: only on demand.
@@ -145,12 +147,12 @@ def with_files(
 
 
 def check_names(sources: Sequence[Source], polygons: str | None = None) -> None:
-  """Raises `UserError` for polygons of videos, and two sources of one file."""
-  videos = [x.path for x in sources if x.is_video]
-  if polygons and videos:
+  """Raises `UserError` for what videos lack, and two sources of one file."""
+  videos = [x for x in sources if x.is_video]
+  if videos and (polygons or 'confidence' in videos[0].files):
     raise UserError(
-      f'--polygons is for pictures, and {videos[0]} is a video. Leave it out, '
-      'or give single frames.'
+      f'--{"polygons" if polygons else "confidence"} is for pictures, and '
+      f'{videos[0].path} is a video. Leave it out, or give single frames.'
     )
   taken = {x: x for x in map(Path, ('classes.json', 'predictions.json'))}
   for source in sources:

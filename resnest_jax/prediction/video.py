@@ -177,9 +177,11 @@ def mask_folder(path: Path) -> Iterator[Write]:
 def drawn(
   prediction: Prediction, kind: str, opacity: float, legend: bool = False
 ) -> np.ndarray:
-  """What is written of 'masks', 'colors' or 'overlays'."""
+  """What is written of 'masks', 'colors', 'overlays' or 'confidence'."""
   if kind == 'overlays':
     return prediction.overlay(opacity, legend)
+  if kind == 'confidence':  # 255 is 1.
+    return np.uint8(np.rint(255 * prediction.probabilities))
   return prediction.labels if kind == 'masks' else prediction.colors()
 
 

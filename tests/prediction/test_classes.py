@@ -84,6 +84,7 @@ def test_predictor_takes_arrays_lists_and_streams(source):
 
 REFUSED = (
   ({'save': ['masks']}, '--save is for segmentors'),
+  ({'confidence': True}, '--confidence is for segmentors'),
   ({'legend': True}, '--legend is for segmentors'),
   ({'opacity': 0.2}, '--opacity is for segmentors'),
   ({'protocol': 'slide'}, "protocol is 'slide', which is for segmentors"),

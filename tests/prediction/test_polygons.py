@@ -151,6 +151,8 @@ def test_names_that_polygons_cannot_have(tmp_path):
   write_video(tmp_path / 'clip.avi', 2, 5, size=(32, 32))
   told = 'polygons is for pictures, and .*clip.avi is a video'
   refused(told, check_names, find_sources([tmp_path]), 'coco')
+  named = with_files(find_sources([tmp_path]), ['confidence'])
+  refused('confidence is for pictures, and .*clip.avi', check_names, named)
 
 
 @pytest.mark.parametrize('kind', ['coco', 'labelme'])
