@@ -2,16 +2,18 @@
 
     python export.py --weights runs/pspnet --out exported --sizes 512x512
     python export.py --weights ade20k_pspnet --out exported --formats onnx
+    python export.py --weights ade20k_pspnet --out exported --canvas 1024x2048
     python export.py --weights resnest50 --out features --features
     python export.py --renew exported
 
 --weights is the workdir of a training, a published name, a file or an address
 (docs/weights.md). StableHLO and ONNX files turn any number of uint8 pictures of
-one size into label maps without this project. Each file is read back and
-compared with the checkpoint; --out appears once all agree, with about.json and
-a model card, README.md. --features writes C2 to C5 of the backbone instead, for
-detectors (docs/backbone.md). Later releases of JAX may refuse a StableHLO file;
---renew rewrites a folder's with the installed JAX. See docs/export.md.
+one size, or with --canvas of any size up to it, into label maps without this
+project. Each file is read back and compared with the checkpoint; --out appears
+once all agree, with about.json and a model card, README.md. --features writes
+C2 to C5 of the backbone instead, for detectors (docs/backbone.md). Later
+releases of JAX may refuse a StableHLO file; --renew rewrites a folder's with
+the installed JAX. See docs/export.md.
 """
 
 import argparse
@@ -28,7 +30,11 @@ STOPPED = 'stopped; nothing was written.'
 
 def main() -> None:
   flags = vars(parse())
-  flags['sizes'] = [parse_size(size) for size in flags['sizes']]
+  flags['sizes'] = [parse_size('sizes', size) for size in flags['sizes']]
+  flags['canvas'] = [
+    size if size == 'free' else parse_size('canvas', size)
+    for size in flags['canvas']
+  ]
   # Imported late: these take seconds, and a mistyped flag should fail at once.
   from resnest_jax import runtime
   from resnest_jax.export.folder import export_model
@@ -59,7 +65,7 @@ def parse() -> argparse.Namespace:
   # Attributes that exist already keep their values instead of the defaults, so
   # a second parse shows which flags were given.
   names = (*SOURCE, 'formats', 'sizes', 'probabilities', 'checkpoint')
-  names += ('features',)
+  names += ('canvas', 'features')
   bare = argparse.Namespace(**dict.fromkeys(names))
   bare = parser.parse_args(namespace=bare)
   given = [f'--{name}' for name in names if getattr(bare, name) is not None]
@@ -72,12 +78,12 @@ def parse() -> argparse.Namespace:
   return flags
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(flag: str, text: str) -> tuple[int, int]:
   """'512x1024' -> (512, 1024), height and width."""
   found = re.fullmatch(r'(\d{1,5})x(\d{1,5})', text)
   if not found:
     raise UserError(
-      f'--sizes {text} is no size; write HEIGHTxWIDTH in pixels, such as '
+      f'--{flag} {text} is no size; write HEIGHTxWIDTH in pixels, such as '
       '512x1024.'
     )
   return int(found[1]), int(found[2])
@@ -113,6 +119,14 @@ def make_parser() -> argparse.ArgumentParser:
     metavar='HxW',
     help='height and width of pictures, a StableHLO and an ONNX file for each '
     '(default: the crop of the training)',
+  )
+  add(
+    '--canvas',
+    nargs='+',
+    default=[],
+    metavar='HxW',
+    help='a StableHLO and an ONNX file for pictures of any size up to each of '
+    'these, or up to one that is known when it runs: free (of a segmentor)',
   )
   add(
     '--features',

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from resnest_jax import __version__
 from resnest_jax.config_keys import SHARE, Accepted, at_least, one_of
+from resnest_jax.export.program import SIZES
 from resnest_jax.export.promise import Written
 from resnest_jax.text import plural
 from resnest_jax.untrusted import check_fields, numbers, or_none
@@ -24,6 +25,14 @@ READ = (
   "image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')"
 )
 FIT = f'{READ}\nimage = image.resize(({{size[1]}}, {{size[0]}}))'
+# On a canvas; a free one is as large as the picture.
+SHRINK = f'{READ}\nimage.thumbnail(({{size[1]}}, {{size[0]}}))  # If too large.'
+TRUE = """
+heights, widths = (np.int32([x]) for x in np.shape(image)[:2])"""
+PAD = """
+beyond = (0, {size[0]} - heights[0]), (0, {size[1]} - widths[0]), (0, 0)
+image = np.pad(image, beyond)"""
+CUT = 'labels = labels[:, : heights[0], : widths[0]]  # Beyond they are 255.\n'
 _OURS = """\
 With resnest-jax, which {}, from this folder:
 
@@ -33,6 +42,13 @@ import resnest_jax as rj
 model = rj.from_checkpoint('.')
 {}
 ```
+"""
+CANVAS = """
+Files named `canvas` take pictures of any size up to theirs, and `canvas_free`
+up to H and W of `images`, whatever these are. Each picture lies in the upper
+left corner, with any finite values around it; `heights` and `widths`, int32
+(b,), are its size. It gets the labels that it would get alone. Those around it
+are 255, and probabilities there 0.
 """
 # How to run each format, with fields that `model_card` fills in. The code of
 # StableHLO and ONNX must not need this project.
@@ -49,7 +65,7 @@ from PIL import Image, ImageOps
 with open('{file}', 'rb') as file:
   program = jax.jit(export.deserialize(bytearray(file.read())).call)
 {fit}
-{outputs} = program(np.asarray(image)[None])  # {gives}
+{outputs} = program(np.asarray(image)[None]{sizes})  # {gives}
 {more}```
 """,
   'onnx': """\
@@ -62,7 +78,9 @@ from PIL import Image, ImageOps
 providers = onnxruntime.get_available_providers()
 session = onnxruntime.InferenceSession('{file}', providers=providers)
 {fit}
-{outputs} = session.run(None, {{'images': np.asarray(image)[None]}})
+{outputs} = session.run(
+  None, {{'images': np.asarray(image)[None]{named}}}
+)
 {more}```
 """,
   'safetensors': _OURS.format(
@@ -136,7 +154,7 @@ class Export(NamedTuple):
 
   file: str
   format: str
-  size: tuple[int, int] | None  # Height and width in pixels; None: of weights.
+  size: tuple[int, int] | None  # Height and width in pixels; None: any.
   # Share of pixels, or of pictures, with the checkpoint's class, 0 to 1; of
   # features 1 less the largest difference, over its level's largest value.
   agreement: float
@@ -146,6 +164,7 @@ class Export(NamedTuple):
   written: Written | None = None  # Of StableHLO alone.
   features: bool = False  # Whether the outputs are features.
   classes: bool = False  # Whether it is of a classifier.
+  canvas: bool = False  # Pictures have any size up to `size`; None: any.
 
   def entry(self) -> dict[str, Any]:
     """Its entry in `about.json`."""
@@ -154,7 +173,7 @@ class Export(NamedTuple):
 
   @classmethod
   def of(cls, entry: Mapping[str, Any]) -> 'Export':
-    """The inverse of `entry`. Older entries lack the last five fields.
+    """The inverse of `entry`. Older entries lack the last six fields.
 
     Raises `UserError` or `TypeError` for what is no entry.
     """
@@ -171,6 +190,8 @@ def model_card(about: Mapping[str, Any], exports: Sequence[Export]) -> str:
   """Returns README.md for the content of `about.json` and the exports."""
   config, classes = about['model'], about['classes']
   features = about.get('features')
+  canvas = any(each.canvas for each in exports)
+  smaller = ', or made smaller to fit its canvas' * canvas
   if features:
     kind = 'image-feature-extraction', 'backbone'
     title = f'features of {title_of(config)}'
@@ -193,7 +214,7 @@ def model_card(about: Mapping[str, Any], exports: Sequence[Export]) -> str:
     probabilities = any(each.probabilities for each in exports)
     outputs = 'labels, probabilities' if probabilities else '(labels,)'
     gives = 'uint8 (1, H, W)'
-    interface = _of_label_maps(about, probabilities)
+    interface = _of_label_maps(about, probabilities, canvas)
   parts = [
     FRONT.format(*kind),
     f'# {title[0].upper()}{title[1:]}\n',
@@ -201,17 +222,20 @@ def model_card(about: Mapping[str, Any], exports: Sequence[Export]) -> str:
     '## Files\n',
     _table(exports),
     'Each was read back and compared with the checkpoint in float32, on '
-    'pictures that were stretched to its size.\n',
+    f'pictures that were stretched to its size{smaller}.\n',
     '## Input and output\n',
     interface,
   ]
   # One section a format: files of several sizes run alike.
-  for name in dict.fromkeys(each.format for each in exports):
-    first = next(each for each in exports if each.format == name)
+  firsts: dict[tuple, Export] = {}
+  for each in exports:
+    kind = each.format, each.canvas, each.size is None
+    firsts.setdefault(kind, each)
+  for first in firsts.values():
     filled = _how_to_run(first, about, outputs=outputs, gives=gives)
     parts += [f'## Run {first.file}\n', filled]
-    if name == 'stablehlo':
-      parts.append(_how_long(exports))
+  if any(each.format == 'stablehlo' for each in exports):
+    parts += ['## How long StableHLO is read\n', _how_long(exports)]
   if not features:
     parts += ['## Classes\n', _classes(classes, about['palette'])]
   parts += ['## Provenance\n', _provenance(about)]
@@ -228,6 +252,7 @@ def _table(exports: Sequence[Export]) -> str:
   rows = [('file', 'format', 'picture size', 'agreement', 'on')]
   for each in exports:
     size = '{} high, {} wide'.format(*each.size) if each.size else 'any'
+    size = f'up to {size}' if each.canvas else size
     on = plural(each.pictures, 'drawn scene' if each.drawn else 'picture')
     rows.append((each.file, each.format, size, f'{each.agreement:.4%}', on))
   return _rows(*rows)
@@ -249,7 +274,9 @@ def _program(about: Mapping[str, Any], gives: str) -> str:
   )
 
 
-def _of_label_maps(about: Mapping[str, Any], probabilities: bool) -> str:
+def _of_label_maps(
+  about: Mapping[str, Any], probabilities: bool, canvas: bool
+) -> str:
   gives, trained = '`labels`, uint8 (b, H, W)', ''
   if probabilities:
     gives += ' and `probabilities`, float32 (b, H, W, classes)'
@@ -263,7 +290,7 @@ def _of_label_maps(about: Mapping[str, Any], probabilities: bool) -> str:
     f'{_program(about, gives)} Upsampling is inside, too. Protocol: the whole '
     'picture at once, as large as it is given; no windows, no other scales, no '
     f'mirroring.{trained} Scores of another protocol do not hold for these '
-    'files.\n'
+    f'files.\n{CANVAS * canvas}'
   )
 
 
@@ -291,7 +318,13 @@ def _of_features(about: Mapping[str, Any]) -> str:
 
 def _how_to_run(export: Export, about: Mapping[str, Any], **texts: str) -> str:
   how, fields = HOW_TO_RUN, export._asdict() | texts
-  fields |= {'fit': FIT, 'more': ''}
+  padded = export.canvas and export.size
+  fields |= {'fit': FIT, 'more': CUT if padded else ''}
+  fields |= {'sizes': '', 'named': ''}
+  if export.canvas:
+    fields['fit'] = SHRINK if padded else READ
+    fields['sizes'] = ''.join(f', {name}' for name in SIZES)
+    fields['named'] = ''.join(f", '{name}': {name}" for name in SIZES)
   if export.classes:
     how = HOW_TO_RUN | HOW_TO_CLASSIFY
     edge, rule = about['protocol']['size'], about['protocol']['rule']
@@ -302,6 +335,8 @@ def _how_to_run(export: Export, about: Mapping[str, Any], **texts: str) -> str:
     fields |= {'share': share, 'filter': 'BILINEAR' if small else 'BICUBIC'}
   if bands := about['normalization'].get('bands'):
     fields['fit'] = f"image = np.load('scene.npy')  # (H, W, {len(bands)})"
+  if export.canvas:
+    fields['fit'] += TRUE + (PAD if padded else '')
   if export.size:  # Of a program.
     fields['fit'] = fields['fit'].format(**fields)
   text = how[export.format].format(**fields)
@@ -314,7 +349,7 @@ def _how_to_run(export: Export, about: Mapping[str, Any], **texts: str) -> str:
 def _how_long(exports: Sequence[Export]) -> str:
   said = [f'- {x.file}: {x.written.sentence()}\n' for x in exports if x.written]
   weights = 'the original weights, into a new folder'
-  if any(each.size is None for each in exports):
+  if any(each.size is None and not each.canvas for each in exports):
     weights = 'the weights in this folder: `resnest-jax export --renew .`'
   return (
     'JAX may refuse StableHLO that a much older or a newer release wrote.\n\n'

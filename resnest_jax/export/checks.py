@@ -11,10 +11,10 @@ from flax.traverse_util import flatten_dict
 from resnest_jax.data.preprocess import Normalization
 from resnest_jax.data.resize import resize_image
 from resnest_jax.errors import UserError
-from resnest_jax.export.program import make_program
-from resnest_jax.inference.predictor import Predictor
+from resnest_jax.export.program import SIZES, make_program
 from resnest_jax.inference.protocols import Protocol
-from resnest_jax.labels import LabelSet
+from resnest_jax.inference.steps import make_predict_step
+from resnest_jax.labels import IGNORE, LabelSet
 from resnest_jax.models.classifier import Classifier
 from resnest_jax.models.features import Features
 from resnest_jax.text import listed
@@ -30,8 +30,8 @@ BATCH_SIZE = 4
 JAX2ONNX = '0.17.1'
 INSTALL_JAX2ONNX = f'pip install --no-deps jax2onnx=={JAX2ONNX}'
 
-# uint8 (b, H, W, 3) -> outputs as of `make_program`.
-Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
+# Inputs and outputs are as of `make_program`.
+Runner = Callable[..., Sequence[np.ndarray]]
 # Of batches, the outputs that were found and those that are expected.
 Pairs = Iterable[tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
 
@@ -47,7 +47,7 @@ class Model(NamedTuple):
 
 
 class Reference:
-  """The checkpoint's outputs for `images`, (n, H, W, 3) or of its bands."""
+  """The checkpoint's outputs for `inputs`, arrays (n, ...) by their names."""
 
   def __init__(
     self,
@@ -55,59 +55,100 @@ class Reference:
     pictures: Sequence[np.ndarray],
     size: tuple[int, int],
     probabilities: bool = False,
+    canvas: bool = False,
+    free: bool = False,
   ):
     """Takes the pictures stretched to `size` (height, width).
 
-    `probabilities`: whether those of a segmentor are compared as well.
+    On a `canvas` they are only made smaller, and only if they do not fit; a
+    `free` one has this size for the comparison alone. `probabilities`: whether
+    those of a segmentor are compared as well.
     """
-    self.images = np.stack([resize_image(x, size) for x in pictures])
-    self.net, self.size, self.probabilities = net, size, probabilities
+    self.net, self.size = net, size
+    self.canvas, self.free = canvas, free
+    self.probabilities = probabilities
+    if canvas:
+      self.inputs = on_canvas(pictures, size)
+    else:
+      self.inputs = {
+        'images': np.stack([resize_image(x, size) for x in pictures])
+      }
+    self.number = len(pictures)
     run = self.run_of(net, probabilities)
     if isinstance(net.model, Features | Classifier):
-      self._expected = lambda part: run(self.images[part])
+      self._expected = lambda part: run(*self.part(part))
       features = isinstance(net.model, Features)
       self._measure = compare_features if features else compare_classes
-    else:  # Kept, as the predictor takes its time.
-      outputs = run(self.images)
+    else:  # Kept for all formats.
+      outputs = run(*self.inputs.values())
       self._expected = lambda part: [x[part] for x in outputs]
       self._measure = compare_labels
 
+  def part(self, part: slice) -> list[np.ndarray]:
+    """The inputs of some of the pictures."""
+    return [x[part] for x in self.inputs.values()]
+
   def run_of(self, net: Model, probabilities: bool = False) -> Runner:
-    """Runs a model, of another file, say, for pictures of this size."""
+    """Runs a model, of another file, say, for inputs like these."""
     more = {'temperature': net.temperature}
     if isinstance(net.model, Features | Classifier):
       more['normalization'] = net.normalization
       return jax.jit(make_program(*net[:2], self.size, **more))
-    # Exports do not resize. With this scale the predictor does not either.
-    scale = max(self.size), min(self.size)
-    protocol = Protocol(image_scale=scale, normalization=net.normalization)
-    predictor = Predictor(*net[:3], protocol, **more)
-    outputs = ('labels', *['probabilities'] * probabilities)
+    # What `predict` does with a picture that it has not resized.
+    more['protocol'] = Protocol(normalization=net.normalization)
+    step = make_predict_step(net.model, len(net.labels.classes), **more)
+    variables = jax.device_put(dict(net.variables))
 
-    def run(images: np.ndarray) -> list[np.ndarray]:
-      found = predictor.predict_frames(images, probabilities=probabilities)
-      found = list(found)
-      return [np.stack([getattr(x, name) for x in found]) for name in outputs]
+    def run(images: np.ndarray, *sizes: np.ndarray) -> list[np.ndarray]:
+      sizes = sizes or [np.full(len(images), x, np.int32) for x in self.size]
+      size, outputs = np.stack(sizes, 1), []
+      for i in range(len(images)):  # One by one: some are large.
+        one = {'image': images[i : i + 1], 'size': size[i : i + 1]}
+        one |= {'label': one['image'][..., 0], 'label_size': one['size']}
+        labels, *more = step(variables, one, probabilities)
+        inside = (labels != IGNORE)[..., None]
+        outputs.append([labels, *(x * inside for x in more if x is not None)])
+      return [np.concatenate(x) for x in zip(*outputs, strict=True)]
 
     return run
 
   def compare(self, name: str, run: Runner) -> float:
     """How far an export agrees, 0 to 1; see `compare_labels` and the others."""
-    starts = range(0, len(self.images), BATCH_SIZE)
+    starts = range(0, self.number, BATCH_SIZE)
     parts = [slice(start, start + BATCH_SIZE) for start in starts]
-    pairs = ((run(self.images[x]), self._expected(x)) for x in parts)
+    pairs = ((run(*self.part(x)), self._expected(x)) for x in parts)
     return self._measure(name, pairs)
 
 
+def on_canvas(
+  pictures: Sequence[np.ndarray], canvas: tuple[int, int]
+) -> dict[str, np.ndarray]:
+  """Pictures and their true sizes as `make_program` takes them."""
+  height, width = canvas
+  shape = len(pictures), height, width, pictures[0].shape[-1]
+  images, sizes = np.zeros(shape, pictures[0].dtype), []
+  for image, picture in zip(images, pictures, strict=True):
+    size = picture.shape[:2]
+    if (ratio := min(height / size[0], width / size[1])) < 1:
+      size = tuple(max(int(length * ratio), 1) for length in size)
+      picture = resize_image(picture, size)
+    image[: size[0], : size[1]] = picture
+    sizes.append(size)
+  sizes = np.array(sizes, np.int32).T
+  return {'images': images, **dict(zip(SIZES, sizes, strict=True))}
+
+
 def compare_labels(name: str, pairs: Pairs) -> float:
-  """The share of pixels of the same class.
+  """The share of pixels of the same class, besides the padding of both.
 
   Raises `UserError` if it is below `MIN_AGREEMENT`, or a probability is off by
   more than `MAX_DEVIATION`.
   """
-  same, most = [], 0.0
+  same, most, number = [], 0.0, 0
   for (labels, *more), (expected, *probabilities) in pairs:
-    same.append(np.asarray(labels) == expected)
+    seen = np.minimum(labels, expected) != IGNORE
+    same.append((np.asarray(labels) == expected)[seen])
+    number += len(labels)
     if more:
       most = max(most, _largest(more[0] - probabilities[0]))
   same = np.concatenate(same)
@@ -115,7 +156,7 @@ def compare_labels(name: str, pairs: Pairs) -> float:
   if share < MIN_AGREEMENT or most > MAX_DEVIATION:
     off = f', and probabilities differ by up to {most:.3f}' if most else ''
     raise _disagreement(
-      f'{name} gives {share:.3%} of the pixels of {len(same)} pictures the '
+      f'{name} gives {share:.3%} of the pixels of {number} pictures the '
       f"checkpoint's class{off}; {MIN_AGREEMENT:.1%} must agree"
     )
   return share

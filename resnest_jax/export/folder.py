@@ -1,12 +1,14 @@
 """Exports a checkpoint into a folder and compares each file with it."""
 
 import importlib.util
+import itertools
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from resnest_jax import files
 from resnest_jax.data.own.classes import label_set
@@ -15,7 +17,7 @@ from resnest_jax.errors import UserError
 from resnest_jax.export import checks
 from resnest_jax.export.card import Export, model_card
 from resnest_jax.export.pictures import find_pictures, gather_pictures
-from resnest_jax.export.program import make_program
+from resnest_jax.export.program import FREE, make_program
 from resnest_jax.export.promise import written_now
 from resnest_jax.inference.predictor import (
   CROP_SIZES,
@@ -58,6 +60,7 @@ def export_model(
   *,
   formats: Sequence[str] = ('stablehlo', 'safetensors'),
   sizes: Sequence[tuple[int, int]] = (),
+  canvas: Sequence[tuple[int, int] | str] = (),
   probabilities: bool = False,
   checkpoint: str | int = 'latest',
   pictures: Sequence[str | Path] = (),
@@ -69,10 +72,11 @@ def export_model(
   `source` and `checkpoint` are as of `load_weights`, `pictures` to compare on
   as of `find_pictures`. `out` is new or empty, and appears once all files have
   passed. Formats are of `FORMATS`, or of a classifier `CLASS_FORMATS`. Each of
-  `sizes`, (height, width) in pixels, gets its StableHLO and ONNX; by default
-  that is the crop of the training. They also output `probabilities` of all
-  classes, which is all that a classifier's give, or with `features`, an output
-  stride, C2 to C5 of the backbone.
+  `sizes`, (height, width) in pixels, gets its StableHLO and ONNX, and so does
+  each `canvas`, such a size or `FREE`, for pictures of any size up to it; by
+  default that is the crop of the training alone. They also output
+  `probabilities` of all classes, which is all that a classifier's give, or with
+  `features`, an output stride, C2 to C5 of the backbone.
 
   Raises `UserError` if an argument cannot be used, a package is missing, or an
   export disagrees with the checkpoint. Nothing is left behind.
@@ -81,32 +85,30 @@ def export_model(
   # All that can fail without the weights comes before their download.
   files.check_new(out)
   formats = [x for x in (*FORMATS, *CLASS_FORMATS[-2:]) if x in formats]
-  _check_arguments(formats, sizes, probabilities, features)
+  _check_arguments(formats, sizes, canvas, probabilities, features)
   found = find_pictures(pictures)
   if features:
     weights, (net, about) = None, _features(source, checkpoint, features)
   else:
     _, _, weights = load_trained(source, checkpoint)
-    _check_task(weights, formats, probabilities)
+    _check_task(weights, formats, canvas, probabilities)
     net = as_exported(source, weights)
     about = _about(weights, net.labels)
   seen = gather_pictures(found, net.normalization)
-  provenance = about['provenance']
-  if 'step' in provenance:
-    say(f'checkpoint {provenance["step"]} of {source}')
-  for note in provenance.get('notes', ()):
-    say(f'note: {note}')
-  sizes = list(dict.fromkeys(sizes)) or [_default_size(about)]
-  exports, stem = [], 'features' if features else 'model'
-  with files.explain_refusal(out), files.whole_folder(out) as folder:
+  _say_whence(source, about['provenance'], say)
+  shapes = sizes, canvas, default_size(about)
+  references = _references(net, seen, probabilities, *shapes)
+  if not {*formats} & {*PROGRAMS}:
     # Weights have no size. They are compared on one.
-    for size in sizes if {*formats} & {*PROGRAMS} else sizes[:1]:
-      reference = checks.Reference(net, seen, size, probabilities)
+    references = itertools.islice(references, 1)
+  exports = []
+  with files.explain_refusal(out), files.whole_folder(out) as folder:
+    for index, reference in enumerate(references):
       for name in formats:
         if name in PROGRAMS:
-          file = folder / f'{stem}_{size[0]}x{size[1]}.{name}'
+          file = folder / _name_of(name, reference)
           export = write_program(name, file, reference)
-        elif size == sizes[0]:
+        elif index == 0:
           export = _write_weights(name, folder, weights, about, reference)
         else:
           continue
@@ -115,6 +117,38 @@ def export_model(
     write_description(folder, about, exports)
   say(f'written: {out}')
   return exports
+
+
+def _say_whence(
+  source: str | Path, provenance: Mapping[str, Any], say: Say
+) -> None:
+  if 'step' in provenance:
+    say(f'checkpoint {provenance["step"]} of {source}')
+  for note in provenance.get('notes', ()):
+    say(f'note: {note}')
+
+
+def _references(
+  net: checks.Model,
+  seen: Sequence[np.ndarray],
+  probabilities: bool,
+  sizes: Sequence[tuple[int, int]],
+  canvas: Sequence[tuple[int, int] | str],
+  default: tuple[int, int],
+) -> Iterator[checks.Reference]:
+  for size in dict.fromkeys(sizes or ([] if canvas else [default])):
+    yield checks.Reference(net, seen, size, probabilities)
+  for size in dict.fromkeys(canvas):
+    free = size == FREE
+    size = default if free else size
+    yield checks.Reference(net, seen, size, probabilities, True, free)
+
+
+def _name_of(name: str, reference: checks.Reference) -> str:
+  stem = 'features' if isinstance(reference.net.model, Features) else 'model'
+  stem += '_canvas' * reference.canvas
+  size = FREE if reference.free else '{}x{}'.format(*reference.size)
+  return f'{stem}_{size}.{name}'
 
 
 def passed(file: Path, export: Export) -> str:
@@ -148,7 +182,10 @@ def check_packages(formats: Sequence[str]) -> None:
 
 
 def _check_task(
-  weights: Weights, formats: Sequence[str], probabilities: bool
+  weights: Weights,
+  formats: Sequence[str],
+  canvas: Sequence[tuple[int, int] | str],
+  probabilities: bool,
 ) -> None:
   task = weights.description.task
   known = CLASS_FORMATS if task == 'classifier' else FORMATS
@@ -162,35 +199,44 @@ def _check_task(
       'probabilities are what exports of a classifier always give; leave '
       '--probabilities out.'
     )
+  if task == 'classifier' and canvas:
+    raise UserError(
+      'a classifier sees pictures of one size, the middle of a picture: leave '
+      '--canvas out.'
+    )
 
 
 def _check_arguments(
   formats: Sequence[str],
   sizes: Sequence[tuple[int, int]],
+  canvas: Sequence[tuple[int, int] | str],
   probabilities: bool,
   features: int | None,
 ) -> None:
   check_packages(formats)
-  for height, width in sizes:
+  for height, width in [*sizes, *(x for x in canvas if x != FREE)]:
     if not all(SHORTEST <= x <= LONGEST for x in (height, width)):
       raise UserError(
         f'pictures of {height}x{width} pixels (height x width) cannot be '
         f'exported; each edge must have {SHORTEST} to {LONGEST}.'
       )
-  if probabilities and not {*formats} & {*PROGRAMS}:
+  if (probabilities or canvas) and not {*formats} & {*PROGRAMS}:
+    what, flag = 'probabilities are an output', 'probabilities'
+    if canvas:
+      what, flag = 'a canvas is an input', 'canvas'
     raise UserError(
-      'probabilities are an output of StableHLO and ONNX, and neither is among '
-      'the formats: add one, or leave --probabilities out.'
+      f'{what} of StableHLO and ONNX, and neither is among the formats: add '
+      f'one, or leave --{flag} out.'
     )
-  if features and (probabilities or {*formats} - {*PROGRAMS}):
+  if features and (probabilities or canvas or {*formats} - {*PROGRAMS}):
     raise UserError(
       'features are written as StableHLO and ONNX alone, without '
-      f'probabilities; add --formats {" ".join(PROGRAMS)}, or one of them. '
-      'python -m resnest_jax.weights.convert writes the weights.'
+      f'probabilities or a canvas; add --formats {" ".join(PROGRAMS)}, or one '
+      'of them. python -m resnest_jax.weights.convert writes the weights.'
     )
 
 
-def _default_size(about: Mapping[str, Any]) -> tuple[int, int]:
+def default_size(about: Mapping[str, Any]) -> tuple[int, int]:
   if about['task'] == 'classifier':
     return 2 * (about['protocol']['size'],)
   number = about['model'].get('num_classes')
@@ -246,36 +292,43 @@ def _about(weights: Weights, labels: LabelSet) -> dict[str, Any]:
 
 def write_program(name: str, file: Path, reference: checks.Reference) -> Export:
   """Writes one of `PROGRAMS`, reads it back and compares it."""
-  (model, variables, _, *how), size = reference.net, reference.size
+  model, variables, _, *how = reference.net
+  size = None if reference.free else reference.size
   features, classify = (isinstance(model, x) for x in (Features, Classifier))
   probabilities, written = reference.probabilities or classify, None
   more = dict(zip(('normalization', 'temperature'), how, strict=True))
   more['probabilities'] = probabilities
   program = make_program(model, variables, size, **more)
-  images = reference.images
-  picture = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)
+  inputs = {
+    key: jax.ShapeDtypeStruct(('b', *array.shape[1:]), array.dtype)
+    for key, array in reference.inputs.items()
+  }
+  if reference.free:
+    images = inputs['images']
+    inputs['images'] = images.update(shape=(*'bhw', images.shape[-1]))
   # Not Winograd's, our choice on a CPU: what runs a file chooses its own.
   with implementations.use(wide='convolution'):
     # Each format needs packages that the other does not.
     if name == 'stablehlo':
       from resnest_jax.export import stablehlo
 
-      stablehlo.write_stablehlo(file, program, picture)
+      stablehlo.write_stablehlo(file, program, inputs)
       run, written = stablehlo.read_stablehlo(file), written_now()
     else:
       from resnest_jax.export import onnx_file
 
       outputs = ['labels'] * (not classify) + ['probabilities'] * probabilities
       outputs = [*model.strides] if features else outputs
-      onnx_file.write_onnx(file, program, picture, outputs)
+      onnx_file.write_onnx(file, program, inputs, outputs)
       run = onnx_file.read_onnx(file)
   share = reference.compare(file.name, run)
   return Export(
-    *(file.name, name, size, share, len(images)),
+    *(file.name, name, size, share, reference.number),
     probabilities=probabilities,
     written=written,
     features=features,
     classes=classify,
+    canvas=reference.canvas,
   )
 
 
@@ -300,7 +353,7 @@ def _write_weights(
   _, found, read = load_trained(file)
   checks.check_same_bits(file.name, found, stored)
   run = reference.run_of(as_exported(file, read))
-  share, number = reference.compare(file.name, run), len(reference.images)
+  share, number = reference.compare(file.name, run), reference.number
   return Export(file.name, name, None, share, number, classes=classify)
 
 

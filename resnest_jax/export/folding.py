@@ -3,8 +3,9 @@
 `jax2onnx` translates operation by operation. Slices of weights, matrices of
 resizes and the arithmetic of normalisations would all become nodes, and every
 constant of a channel an array as large as the picture. Folding inlines nested
-functions, computes constants, leaves broadcasting to the operations, and
-multiplies the gain of a normalisation into the kernel before it.
+functions, computes constants, leaves broadcasting to the operations, does what
+is repeated once, and multiplies the gain of a normalisation into the kernel
+before it, and a mask into what it masks.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -28,6 +30,40 @@ NESTED = {
 }
 # Both JAX's primitives and ONNX's operators repeat lengths of 1 here.
 ELEMENTWISE = ('add', 'sub', 'mul', 'div', 'max', 'min')
+ELEMENTWISE += ('and', 'eq', 'ge', 'lt')
+
+MANY = 2**14  # Values of larger constants are not compared.
+
+
+def _stack(equation: Any, *arrays: Any) -> Any:
+  axis = equation.params['axis']
+  return lax.concatenate([lax.expand_dims(x, [axis]) for x in arrays], axis)
+
+
+def _rem(equation: Any, x: Any, y: Any) -> Any:
+  if jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
+    return None
+  return lax.sub(x, lax.mul(lax.div(x, y), y))
+
+
+def _gather(equation: Any, x: Any, start: Any) -> Any:
+  # At a place that is known, as by `x[:, 0]`: a part of an axis.
+  if isinstance(start, Tracer) or np.shape(start) != (1,):
+    return None
+  numbers = equation.params['dimension_numbers']
+  (axis,), start = numbers.start_index_map, int(start[0])
+  length, whole = equation.params['slice_sizes'][axis], x.shape[axis]
+  if not (isinstance(length, int) and isinstance(whole, int)):  # Symbolic.
+    x = lax.slice_in_dim(x, start, start + length, axis=axis)
+  elif length < whole:
+    sizes = start, length, whole - start - length
+    x = lax.split(x, [n for n in sizes if n], axis=axis)[start > 0]
+  return lax.squeeze(x, numbers.collapsed_slice_dims)
+
+
+# Operations of sizes that are data, by others that jax2onnx translates; None
+# where it translates the operation itself.
+REWRITTEN = {'gather': _gather, 'rem': _rem, 'stack': _stack}
 
 
 class _Broadcast(NamedTuple):
@@ -40,12 +76,12 @@ class _Broadcast(NamedTuple):
 def folded(program: Program) -> Program:
   """Returns the same program with its constants computed."""
 
-  def run(images: jax.Array) -> tuple[jax.Array, ...]:
-    # `images` is a tracer of jax2onnx, to which the equations are then bound.
-    shaped = jax.ShapeDtypeStruct(images.shape, images.dtype)
-    closed = jax.make_jaxpr(program)(shaped)
+  def run(*inputs: jax.Array) -> tuple[jax.Array, ...]:
+    # Tracers of jax2onnx, to which the equations are then bound.
+    shaped = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
+    closed = jax.make_jaxpr(program)(*shaped)
     folder = _Folder()
-    outputs = folder.run(closed.jaxpr, closed.consts, [images])
+    outputs = folder.run(closed.jaxpr, closed.consts, inputs)
     return tuple(map(folder.whole, outputs))
 
   return run
@@ -57,6 +93,9 @@ class _Folder:
   def __init__(self):
     # By the id of the result, which is kept alive: Python would reuse its id.
     self.convolutions: dict[int, tuple[Any, Any, list[Any]]] = {}
+    # Operations and their inputs, kept likewise -> results. Each layer computes
+    # the mask of true sizes again.
+    self.done: dict[tuple[Any, ...], tuple[list[Any], list[Any]]] = {}
 
   def run(
     self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Any]
@@ -82,17 +121,33 @@ class _Folder:
       return self.run(
         getattr(inner, 'jaxpr', inner), getattr(inner, 'consts', ()), inputs
       )
+    # What is computed of weights is not kept: it is large.
+    if not any(isinstance(x, Tracer | _Broadcast) for x in inputs):
+      return self.applied(name, equation, inputs)
+    key = name, repr(equation.params), *map(_identity, inputs)
+    if key not in self.done:
+      self.done[key] = inputs, self.applied(name, equation, inputs)
+    return self.done[key][1]
+
+  def applied(self, name: str, equation: Any, inputs: list[Any]) -> list[Any]:
     # Further inputs are lengths that are data; such a broadcast stays.
     if name == 'broadcast_in_dim' and len(inputs) == 1:
       return [_later(equation, self.whole(inputs[0]))]
-    # The whole operand gives the result its shape, so the other needs none.
-    if name in ELEMENTWISE and _one_is_whole(equation, inputs):
-      inputs = [x.value if isinstance(x, _Broadcast) else x for x in inputs]
+    # Together the operands may have the result's shape without broadcasts.
+    if name in ELEMENTWISE and _span(equation, inputs):
+      inputs = [*map(_compact, inputs)]
       if name == 'mul' and (scaled := self.scaled(*inputs)) is not None:
         return [scaled]
     if name == 'select_n' and (chosen := _always(inputs)) is not None:
       return [chosen]
+    if name == 'select_n' and _masks(inputs):
+      # Else the mask would be repeated for each channel.
+      mask = lax.convert_element_type(inputs[0].value, inputs[2].dtype)
+      return [lax.mul_p.bind(inputs[2], mask)]
     inputs = [self.whole(x) for x in inputs]
+    if name in REWRITTEN and any(isinstance(x, Tracer) for x in inputs):
+      other = REWRITTEN[name](equation, *inputs)
+      return _bind(equation, inputs) if other is None else [other]
     # A split into one part is the identity.
     if name == 'split' and len(equation.outvars) == 1:
       return inputs
@@ -134,6 +189,14 @@ def _has_channels_of_kernel(equation: Any, inputs: Sequence[Any]) -> bool:
   return False
 
 
+def _identity(value: Any) -> Any:
+  if isinstance(value, _Broadcast):
+    return _identity(value.value), str(value.equation.params['shape'])
+  if isinstance(value, np.ndarray) and value.size <= MANY:
+    return value.shape, str(value.dtype), value.tobytes()
+  return id(value)
+
+
 def _later(equation: Any, operand: Any) -> Any:
   shape = equation.params['shape']
   compact = [1] * len(shape)
@@ -144,10 +207,27 @@ def _later(equation: Any, operand: Any) -> Any:
   return _Broadcast(np.asarray(operand).reshape(compact), equation, operand)
 
 
-def _one_is_whole(equation: Any, inputs: Sequence[Any]) -> bool:
+def _compact(value: Any) -> Any:
+  return value.value if isinstance(value, _Broadcast) else value
+
+
+def _span(equation: Any, inputs: Sequence[Any]) -> bool:
+  shapes = [np.shape(_compact(x)) for x in inputs]
   shape = equation.outvars[0].aval.shape
-  return any(
-    not isinstance(x, _Broadcast) and np.shape(x) == shape for x in inputs
+  # The literals of an equation are scalars.
+  shapes = [x for x in shapes if len(x) == len(shape)]
+  return all(any(x[i] == n for x in shapes) for i, n in enumerate(shape))
+
+
+def _masks(inputs: Sequence[Any]) -> bool:
+  """Whether a broadcast mask chooses between an array of floats and zeros."""
+  which, zeros, x, *more = inputs
+  zeros = _compact(zeros)
+  return (
+    isinstance(which, _Broadcast)
+    and isinstance(x, Tracer)
+    and jnp.issubdtype(x.dtype, jnp.floating)
+    and not (more or isinstance(zeros, Tracer) or np.any(zeros))
   )
 
 
@@ -166,7 +246,7 @@ def _bind(equation: Any, inputs: Sequence[Any]) -> list[Any]:
 
 def _always(inputs: Sequence[Any]) -> Any:
   """The operand that a constant predicate chooses everywhere, or None."""
-  which = inputs[0].value if isinstance(inputs[0], _Broadcast) else inputs[0]
+  which = _compact(inputs[0])
   if isinstance(which, Tracer) or len(np.unique(which)) > 1:
     return None
   return inputs[1 + int(np.ravel(which)[0])]

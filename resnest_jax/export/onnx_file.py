@@ -3,7 +3,7 @@
 import importlib
 import logging
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,13 +12,12 @@ import jax2onnx
 import jax2onnx.plugins.jax.lax as lax_plugins
 import onnx
 import onnxruntime
-from jax import export
 from jax2onnx.plugins import plugin_system
 
 from resnest_jax.errors import UserError
 from resnest_jax.export.checks import INSTALL_JAX2ONNX, JAX2ONNX, Runner
 from resnest_jax.export.folding import folded
-from resnest_jax.export.program import Program
+from resnest_jax.export.program import Program, symbolic
 from resnest_jax.files import plain_name
 
 OPSET = 18  # The first with all operators that jax2onnx writes.
@@ -27,27 +26,26 @@ OPSET = 18  # The first with all operators that jax2onnx writes.
 def write_onnx(
   path: Path,
   program: Program,
-  picture: jax.ShapeDtypeStruct,
+  inputs: Mapping[str, jax.ShapeDtypeStruct],
   outputs: Sequence[str],
 ) -> None:
-  """Writes a program for any number of pictures of one shape, (H, W, C).
+  """Writes a program; `inputs` are as of `symbolic`.
 
-  The input is `images`; the outputs have the given names. Raises `UserError` if
-  jax2onnx cannot translate the program.
+  Inputs and outputs have the given names. Raises `UserError` if jax2onnx cannot
+  translate the program.
   """
   _import_plugins()
   # onnx_ir warns of every value without a type.
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
-  (batch,) = export.symbolic_shape('b')
   # An error of the network itself is not reported as jax2onnx's.
-  jax.eval_shape(program, picture.update(shape=(batch, *picture.shape)))
+  jax.eval_shape(program, *symbolic(inputs))
   try:
     model = jax2onnx.to_onnx(
       folded(program),
-      inputs=[picture.update(shape=('b', *picture.shape))],
+      inputs=list(inputs.values()),
       model_name='resnest_jax',
       opset=OPSET,
-      input_names=['images'],
+      input_names=list(inputs),
       output_names=list(outputs),
     )
   except Exception as error:  # Its kind depends on jax2onnx's version.
@@ -71,7 +69,10 @@ def read_onnx(path: Path) -> Runner:
     session = onnxruntime.InferenceSession(
       name, providers=['CPUExecutionProvider']
     )
-  return lambda images: session.run(None, {'images': images})
+  names = [each.name for each in session.get_inputs()]
+  return lambda *inputs: session.run(
+    None, dict(zip(names, inputs, strict=True))
+  )
 
 
 def _import_plugins() -> None:

@@ -12,11 +12,13 @@ from resnest_jax.export.folder import (
   Say,
   as_exported,
   check_packages,
+  default_size,
   passed,
   write_description,
   write_program,
 )
 from resnest_jax.export.pictures import find_pictures, gather_pictures
+from resnest_jax.export.program import FREE
 from resnest_jax.files import check_writable, work_folder
 from resnest_jax.models.description import check_description
 from resnest_jax.untrusted import parse_json
@@ -50,7 +52,9 @@ def renew_exports(
       if old.format != 'stablehlo':
         continue
       gives = _gives_probabilities(folder, old)
-      reference = Reference(net, seen, old.size, gives)
+      size = old.size or default_size(about)
+      free = old.size is None
+      reference = Reference(net, seen, size, gives, old.canvas, free)
       file = new / Path(old.file).name
       export = write_program('stablehlo', file, reference)
       exports[place] = export._replace(drawn=not pictures)
@@ -96,13 +100,18 @@ def _weights_of(folder: Path, exports: Sequence[Export]) -> Path:
     if (folder / name).is_file():
       return folder / name
   programs = [each for each in exports if each.format == 'stablehlo']
-  sizes = ' '.join('{}x{}'.format(*each.size) for each in programs)
+  shapes = {'--sizes': [], '--canvas': []}
+  for each in programs:
+    kind = '--canvas' if each.canvas else '--sizes'
+    size = '{}x{}'.format(*each.size) if each.size else FREE
+    shapes[kind].append(size)
+  words = [word for kind, x in shapes.items() if x for word in (kind, *x)]
   labelled = programs[0].probabilities and not programs[0].classes
   more = ' --probabilities' * bool(labelled)
   raise UserError(
     f'{folder} has neither {SAFETENSORS} nor {TORCH} to renew its StableHLO '
     'from. Export again from the original weights: python export.py --weights '
-    f'SOURCE --out NEW --sizes {sizes}{more}.'
+    f'SOURCE --out NEW {" ".join(words)}{more}.'
   )
 
 

@@ -1,5 +1,6 @@
 """StableHLO files by `jax.export`, each for CPU, CUDA and TPU."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ from jax import export
 from resnest_jax.errors import UserError
 from resnest_jax.export.card import Export
 from resnest_jax.export.checks import Runner
-from resnest_jax.export.program import Program
+from resnest_jax.export.program import Program, symbolic
 from resnest_jax.untrusted import parse_json
 from resnest_jax.weights.files import ABOUT
 
@@ -16,17 +17,17 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 def write_stablehlo(
-  path: Path, program: Program, picture: jax.ShapeDtypeStruct
+  path: Path, program: Program, inputs: Mapping[str, jax.ShapeDtypeStruct]
 ) -> None:
-  """Writes a program for any number of pictures of one shape, (H, W, C)."""
-  (batch,) = export.symbolic_shape('b')
-  images = picture.update(shape=(batch, *picture.shape))
+  """Writes a program; `inputs` are as of `symbolic`."""
   # Else JAX notes with each operation where the code lies on this machine.
   key = 'jax_hlo_source_file_canonicalization_regex'
   before = getattr(jax.config, key)
   jax.config.update(key, '.*/')
   try:
-    exported = export.export(jax.jit(program), platforms=PLATFORMS)(images)
+    exported = export.export(jax.jit(program), platforms=PLATFORMS)(
+      *symbolic(inputs)
+    )
   finally:
     jax.config.update(key, before)
   path.write_bytes(exported.serialize())
@@ -45,10 +46,10 @@ def read_stablehlo(path: Path) -> Runner:
   except Exception as error:  # A damaged file raises errors of many kinds.
     raise _refused(path, error) from error
 
-  def run(images: jax.Array) -> tuple[jax.Array, ...]:
+  def run(*inputs: jax.Array) -> tuple[jax.Array, ...]:
     # Only compiling shows that a readable file has StableHLO of a newer JAX.
     try:
-      return program(images)
+      return program(*inputs)
     except jax.errors.JaxRuntimeError as error:
       if 'deserialize StableHLO' not in str(error):
         raise

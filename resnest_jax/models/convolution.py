@@ -54,6 +54,8 @@ def _within_reach(
 ) -> Array:
   # Cuts off taps that meet only padding: XLA would multiply the zeros.
   for axis, length in enumerate(canvas):
+    if not isinstance(length, int):  # Symbolic: of any length.
+      continue
     centre = kernel.shape[axis] // 2
     reach = min(centre, (length - 1) // dilation)
     kernel = lax.slice_in_dim(

@@ -50,14 +50,18 @@ def shortcut_pool(x: Array, stride: int, size: Size) -> Array:
   """Average pool of kernel = stride, in ceil mode; padding does not count."""
   if stride == 1:
     return x
-  odd = [-length % stride for length in x.shape[1:3]]
+  # Of a symbolic length as many as any needs; they are not counted.
+  odd = [
+    -length % stride if isinstance(length, int) else stride - 1
+    for length in x.shape[1:3]
+  ]
   x = jnp.pad(x, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)))
   total = _pool(x, jnp.add, stride, stride, (0, 0))
   lengths = np.subtract(x.shape[1:3], odd) if size is None else size
 
   # True pixels of each window, (1 or B, length); 1 beyond the true size.
   def counts(axis: int) -> Array:
-    starts = stride * np.arange(total.shape[axis + 1])
+    starts = stride * jnp.arange(total.shape[axis + 1])
     inside = jnp.asarray(lengths)[..., axis, None] - starts
     return jnp.clip(inside, 1, stride).astype(total.dtype)
 

@@ -205,6 +205,12 @@ def with_texts(value: Any, change: Callable[[str], str]) -> Any:
   return change(value) if isinstance(value, str) else value
 
 
+# Of an absolute path in a text, but not of an address.
+_FOLDERS = re.compile(
+  r'(?<![\w/:.)])(?:/[^\s/]+)+/(?=\w)|\b[A-Z]:(?:\\[^\s\\]+)+\\'
+)
+
+
 def _without_folder(value: str) -> str:
   # Files of others may be from another system.
   if PureWindowsPath(value).is_absolute():
@@ -212,7 +218,7 @@ def _without_folder(value: str) -> str:
   local = value in ('.', '..') or (os.sep in value and os.path.exists(value))
   if local or os.path.isabs(value) or value.startswith('~'):
     return os.path.basename(os.path.abspath(value))
-  return value
+  return _FOLDERS.sub('', value)  # In a sentence, say.
 
 
 def _safetensors_file(state_dict, about) -> bytes:

@@ -183,9 +183,12 @@ def test_provenance_is_published_without_folders(tmp_path, monkeypatch):
     '~/runs/own': 'own',
     '.': tmp_path.name,
     r'C:\Users\somebody\own.pth': 'own.pth',
+    'of "/home/somebody/own.pth", read': 'of "own.pth", read',
+    r'is C:\Users\somebody\own.pth': 'is own.pth',
   }
   # No files of this machine.
   others = ['hf://owner/repository/x.safetensors', 'ade20k_pspnet', '0.x/1.x']
+  others += ['see https://host/a/b/c.pth, and/or 1 / 2 /3']
   said, expected = [*published, *others], [*published.values(), *others]
   found = files.public({'classes': said, 'provenance': {'x': [said], 'n': 3}})
   assert found == {'classes': said, 'provenance': {'x': [expected], 'n': 3}}
@@ -367,7 +370,7 @@ def test_renewed_programs_are_right(old, tmp_path, call_script, capsys):
   for entry in expected['exports']:
     entry |= {'pictures': 20, 'drawn': False}
     entry |= {'probabilities': None, 'written': None}
-    entry |= {'features': False, 'classes': False}
+    entry |= {'features': False, 'classes': False, 'canvas': False}
     if entry['file'] in FILES:
       entry |= {'pictures': 1, 'probabilities': True, 'written': now._asdict()}
   assert json.loads(after['about.json']) == expected

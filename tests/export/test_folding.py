@@ -29,7 +29,13 @@ def conv(x):
   return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', **names)
 
 
+def masked(x):
+  return jnp.where(x[..., :1] > 0, x, 0)
+
+
 CONV, GAINS = 'conv_general_dilated', jnp.array([1.0, 2, 3, 4])
+MASKED = ['split', 'gt', 'convert_element_type', 'mul', 'mul', 'add']
+PICKED = ['split', 'squeeze', 'split', 'squeeze', 'sub']
 # With what is left of those that lose something.
 PROGRAMS = {
   # A gain goes into the kernel, a shift stays.
@@ -43,6 +49,11 @@ PROGRAMS = {
   'padded': (lambda x: jnp.pad(x, ((0, 0), (7, 0), (1, 6), (0, 0))),),
   'nested': (lambda x: jax.checkpoint(conv)(x) * GAINS, [CONV]),
   'relu': (jax.nn.relu, ['max']),
+  # Data as sizes are: one mask for all channels and of both uses.
+  'masked': (lambda x: masked(x) + masked(x) * 2, MASKED),
+  'picked': (lambda x: x[:, :, 2] - x[:, :, 5], PICKED),
+  'stacked': (lambda x: jnp.stack([x, 2 * x], 2),),
+  'divided': (lambda x: (x * 9).astype(int) % 4 + (x * 9).astype(int) // 4,),
   'chosen': (lambda x: jnp.where(jnp.ones((5, 6, 2), bool), x, 0) + 1, ['add']),
 }
 
