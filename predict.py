@@ -22,10 +22,11 @@ from resnest_jax.config_keys import PROTOCOLS
 from resnest_jax.errors import UserError, run
 from resnest_jax.flags import Parser, add_source_flags
 
-# Files get their names when they are complete, but nothing is resumed.
+# Files get their names when they are complete; only large pictures resume.
 STOPPED = (
   'stopped; every file that has its name is complete. The same command with '
-  '--overwrite begins again.'
+  '--overwrite begins again, but for TIFF files that are read in parts, which '
+  'it resumes.'
 )
 
 
@@ -133,7 +134,8 @@ def add_protocol_flags(parser: argparse.ArgumentParser) -> None:
     type=int,
     metavar=('LONG', 'SHORT'),
     help='pixels that pictures are resized to fit into for the network '
-    "(predictions have the pictures' size); default: as in training",
+    "(predictions have the pictures' size); 0 0: not resized, and slide reads "
+    'TIFF files of any size in parts; default: as in training',
   )
   add(
     '--slide_crop',

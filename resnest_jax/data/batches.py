@@ -48,7 +48,10 @@ class Unreadable(NamedTuple):
 class CheckedSplit:
   """A split with checked samples, whose errors name the sample."""
 
-  def __init__(self, split: Split, skip_unreadable: bool = False):
+  def __init__(
+    self, split: Split, skip_unreadable: bool = False, in_parts: bool = False
+  ):
+    """With `in_parts` images may be what is read where it is cropped."""
     if len(split) == 0:
       raise UserError(
         'the split has no samples. Prepare the data again, or choose another '
@@ -56,6 +59,7 @@ class CheckedSplit:
       )
     self.split = split
     self.skip_unreadable = skip_unreadable
+    self._in_parts = in_parts and hasattr(split, 'in_parts')
     self._clock = ReadClock(len(split))
 
   def __len__(self) -> int:
@@ -64,7 +68,8 @@ class CheckedSplit:
   def __getitem__(self, index: int) -> dict[str, Any] | Unreadable:
     try:
       with self._clock.reading(index):
-        sample = self.split[index]
+        read = self.split.in_parts if self._in_parts else self.split.__getitem__
+        sample = read(index)
     except UnreadableSample as error:
       if self.skip_unreadable:
         return Unreadable(index)

@@ -108,6 +108,8 @@ def move(
 
   Rotation interpolates in OpenCV's `way`, keeps the size and fills corners.
   """
+  if not (turns or flip or angle or isinstance(array, np.ndarray)):
+    return array  # It is read where it is cropped.
   array = np.rot90(array, turns)
   array = np.ascontiguousarray(array[::-1] if flip else array)
   if not angle:

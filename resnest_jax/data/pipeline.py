@@ -107,7 +107,8 @@ def make_train_iterator(
       'processes. Set train.batch_size to a multiple of their number.'
     )
   cv2.setNumThreads(0)
-  checked = CheckedSplit(split, data_config.skip_unreadable)
+  in_parts = data_config.augmentation == 'mmseg' and not data_config.transform
+  checked = CheckedSplit(split, data_config.skip_unreadable, in_parts)
   if sampler is None:
     sampler = make_sampler('uniform', len(split), seed)
   local_batch = batch_size // process_count

@@ -95,12 +95,17 @@ def _read(path: str | Path, number: int, max_pixels: int) -> np.ndarray:
   return image if image.ndim == 2 else image[..., order]
 
 
-def _read_tiff(path: str | Path, number: int, max_pixels: int) -> np.ndarray:
+def import_tifffile() -> Any:
   try:
     import tifffile
   except ImportError as error:
-    needed = 'TIFF with data.bands needs: pip install tifffile imagecodecs'
+    needed = 'such TIFF files need: pip install tifffile imagecodecs'
     raise UserError(needed) from error
+  return tifffile
+
+
+def _read_tiff(path: str | Path, number: int, max_pixels: int) -> np.ndarray:
+  tifffile = import_tifffile()
   encoded = images.read_file(path, number * max_pixels)
   with tifffile.TiffFile(io.BytesIO(encoded)) as file:
     series = file.series[0]

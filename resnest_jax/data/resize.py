@@ -7,6 +7,7 @@ Images are (H, W, C), uint8 RGB or of other bands, labels uint8 (H, W), sizes
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -89,6 +90,8 @@ def resize_image_window(
   image: np.ndarray, size: tuple[int, int], window: Window
 ) -> np.ndarray:
   """Returns `resize_image(image, size)[window]`, computing little more."""
+  if not isinstance(image, np.ndarray):
+    return _resize_region(image, size, window)
   # What is above and left of the window must stay: OpenCV computes the place of
   # a pixel from the corner of the image before it rounds its weights.
   sides = list(zip(image.shape[:2], size, window, strict=True))
@@ -106,6 +109,30 @@ def resize_image_window(
     corner, None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR
   )
   return resized.reshape(*resized.shape[:2], -1)[window]
+
+
+def _resize_region(
+  image: Any, size: tuple[int, int], window: Window
+) -> np.ndarray:
+  """`resize_image_window` of what gives regions of uint8, reading one."""
+  # Fixed point, as in OpenCV; `preprocess.resize` says how it rounds.
+  taps = [
+    bilinear_taps(length, new, axis)[part]
+    for axis, (length, new, part) in enumerate(
+      zip(image.shape[:2], size, window, strict=True)
+    )
+  ]
+  starts = [int(x[:, :2].min()) for x in taps]
+  ends = [int(x[:, :2].max()) + 1 for x in taps]
+  region = image[*map(slice, starts, ends)].astype(np.int32)
+  rows, columns = (
+    (x[:, :2] - n, x[:, 2:]) for x, n in zip(taps, starts, strict=True)
+  )
+  (low, high), weights = columns[0].T, columns[1].T[..., None]
+  wide = (region[:, low] * weights[0] + region[:, high] * weights[1]) >> 4
+  (low, high), weights = rows[0].T, rows[1].T[..., None, None]
+  upper, lower = wide[low] * weights[0] >> 16, wide[high] * weights[1] >> 16
+  return ((upper + lower + 2) >> 2).astype(np.uint8)
 
 
 def resize_label_window(

@@ -35,7 +35,14 @@ class View(NamedTuple):
   def canvas(self) -> tuple[int, int]:
     return self.rows.shape[1], self.columns.shape[1]
 
+  def scores(self) -> jax.Array:
+    """(B, rows, C, columns)."""
+    x = dot('bth,bhwc->btwc', self.rows, self.logits)
+    return dot('bxw,btwc->btcx', self.columns, x)
 
+
+# The default precision would move labels where two scores are close.
+dot = functools.partial(jnp.einsum, precision='highest')
 Views = Sequence[View] | Sequence[Exponentials]
 # (scores (B, rows, C, columns), classes, label (B, rows, columns)) -> (B, rows,
 # ...), of the rows of a tile.
@@ -97,17 +104,10 @@ def class_scores(views: Views) -> jax.Array:
   """
   if isinstance(views[0], Exponentials):
     return exponentials.summed(views)
-  # The default precision would move labels where two scores are close.
-  dot = functools.partial(jnp.einsum, precision='highest')
-
-  def resized(view):
-    x = dot('bth,bhwc->btwc', view.rows, view.logits)
-    return dot('bxw,btwc->btcx', view.columns, x)
-
   # The largest logit has the largest probability: one view needs no softmax.
   if len(views) == 1:
-    return resized(views[0])
-  return sum(jax.nn.softmax(resized(view), 2) for view in views) / len(views)
+    return views[0].scores()
+  return sum(jax.nn.softmax(view.scores(), 2) for view in views) / len(views)
 
 
 def tempered(logits: jax.Array, temperature: float) -> jax.Array:
@@ -173,7 +173,7 @@ def _over_tiles(
   """
   batch, height = len(views[0].logits), views[0].canvas[0]
   row_bytes = _row_numbers(views) * batch * views[0].logits.dtype.itemsize
-  tile_rows = min(max(tile_bytes // row_bytes, 1), height)
+  tile_rows = rows_in_a_tile(row_bytes, height, tile_bytes)
   tiles = -(-height // tile_rows)
 
   def in_tiles(rows, fill=0):  # (B, Hl, ...) -> (tiles, B, tile_rows, ...)
@@ -197,6 +197,12 @@ def _over_tiles(
     return x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :height]
 
   return jax.tree.map(joined, found), others
+
+
+def rows_in_a_tile(
+  row_bytes: int, height: int, tile_bytes: int = TILE_BYTES
+) -> int:
+  return min(max(tile_bytes // row_bytes, 1), height)
 
 
 def _row_numbers(views: Views) -> int:

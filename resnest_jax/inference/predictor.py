@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnest_jax import sharding
+from resnest_jax.checkpoints.integrity import tree_digest
 from resnest_jax.data.images import MAX_PIXELS
 from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.pipeline import (
@@ -38,6 +39,7 @@ from resnest_jax.inference.protocols import (
   Protocol,
   choose_protocol,
 )
+from resnest_jax.inference.streaming import Stream
 from resnest_jax.labels import IGNORE, IMAGENET, LabelSet, class_names
 from resnest_jax.weights.pretrained import Weights, load_trained
 
@@ -132,14 +134,15 @@ class Predictor:
     self.batch_size = sharding.divisible_batch_size(batch_size, self._mesh)
     replicated = sharding.replicated(self._mesh)
     self._variables = jax.device_put(dict(variables), replicated)
-    self._step = self._make_step(
-      model,
-      len(self.classes),
-      mesh=self._mesh,
-      temperature=self.temperature,
+    options = {
+      'mesh': self._mesh,
       # Looked up late, as the attribute may be set after this.
-      on_compile=lambda height, width: self.on_compile(height, width),
-    )
+      'on_compile': lambda height, width: self.on_compile(height, width),
+    }
+    network = model, len(self.classes)
+    temperature = {'temperature': self.temperature}
+    self._step = self._make_step(*network, **options, **temperature)
+    self._make_stream = functools.partial(Stream, *network, **options)
 
   def _make_step(self, *arguments: Any, **options: Any) -> Callable:
     protocol = {'protocol': self.protocol}
@@ -228,6 +231,20 @@ class Predictor:
     batches = self._in_order(taken(), batch_size=rows)
     for _, found in self._results(batches, probabilities):
       yield self._prediction(held.popleft(), *found)
+
+  @functools.cached_property
+  def stream(self) -> Callable[..., Iterator[tuple[int, np.ndarray]]]:
+    """`streaming.Stream` of these weights, for pictures of any size.
+
+    The protocol is `slide`, and the picture keeps its size.
+    """
+    stream = self._make_stream(protocol=self.protocol)
+    return functools.partial(stream, self._variables, number=self.batch_size)
+
+  @property
+  def digest(self) -> str:
+    """Differs between weights."""
+    return tree_digest(self._variables)
 
   def _read(self, image: Any) -> np.ndarray:
     how = self.protocol.normalization
@@ -354,9 +371,10 @@ def from_checkpoint(
     checkpoint: of a training: 'latest', 'best' (by mIoU or top1) or a step.
     protocol: 'whole', 'slide', 'ms_flip_0x', 'ms_flip_1x' or 'encoding';
       docs/evaluation.md describes them and the next five parameters.
-    image_scale: (long edge, short edge) in pixels; None: the training's. Of a
-      classifier twice the edge of its crops, and no other parameter of a
-      protocol means anything.
+    image_scale: (long edge, short edge) in pixels; None: the training's; (0, 0)
+      for 'whole' and 'slide': pictures keep their size. Of a classifier twice
+      the edge of its crops, and no other parameter of a protocol means
+      anything.
     slide_crop: height and width of a window; None: the training's crop.
     slide_stride: pixels between windows; None: two thirds of a window.
     scales: of ms_flip and encoding; None: 0.5 to 1.75 in steps of 0.25.

@@ -26,7 +26,8 @@ class Protocol:
 
   Attributes:
     name: one of `PROTOCOLS`.
-    image_scale: long and short edge in pixels that images are fitted into.
+    image_scale: long and short edge in pixels that images are fitted into; 0, 0
+      in `whole` and `slide`: they keep their size.
     crop: `slide`, `encoding`: height and width of a window in pixels.
     stride: likewise: pixels between windows, down and to the right.
     scales: `ms_flip_*`, `encoding`: relative to `image_scale`, 1x: to the
@@ -65,12 +66,14 @@ class Protocol:
   @property
   def keep_size(self) -> bool:
     """Whether images must not be resized before they are batched."""
-    return 'scales' in PROTOCOLS[self.name]
+    return 'scales' in PROTOCOLS[self.name] or not any(self.image_scale)
 
   def largest(self, size: tuple[int, int]) -> list[int]:
     """The height and width of a picture at the largest scale."""
-    ratio = max(self.scales) if self.keep_size else 1.0
-    scale = self.image_scale if 'image_scale' in PROTOCOLS[self.name] else None
+    takes = PROTOCOLS[self.name]
+    ratio = max(self.scales) if 'scales' in takes else 1.0
+    fitted = 'image_scale' in takes and any(self.image_scale)
+    scale = self.image_scale if fitted else None
     return scaled_sizes(np.array([size]), ratio, scale)[0].tolist()
 
   def describe(self) -> dict[str, Any]:
@@ -192,6 +195,9 @@ def choose_protocol(
     values['scales'] = tuple(map(float, given['scales']))
   for key in ('image_scale', 'crop', 'stride'):
     good = (1 <= x <= MOST_PIXELS for x in values[key])
+    own = 'scales' not in PROTOCOLS[name] and values[key] == (0, 0)
+    if key == 'image_scale' and own:
+      continue
     if len(values[key]) != 2 or not all(good):
       raise UserError(
         f'{key} is {values[key]}; it must be two numbers of pixels from 1 to '

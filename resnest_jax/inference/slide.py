@@ -6,8 +6,8 @@ are averaged at the network's input size, then resized to the original one.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from resnest_jax.inference.label_maps import View, logits_size, split_batch
+from resnest_jax.inference.label_maps import (
+  View,
+  dot,
+  logits_size,
+  split_batch,
+)
 from resnest_jax.models.layers import at_least_float32, resize_matrix
 
 
@@ -25,11 +30,76 @@ def grid(length: Any, crop: int, stride: int) -> Any:
   return beyond * (beyond > 0) // stride + 1
 
 
-def starts(length: Any, crop: int, stride: int, count: int) -> Any:
-  """Where windows start, (B, count); beyond its grid an image's last again."""
-  room = (length - crop) * (length > crop)
-  xp = np if isinstance(length, np.ndarray) else jnp
-  return xp.minimum(xp.arange(count) * stride, room[:, None])
+class Axis(NamedTuple):
+  """How windows lie along an axis of images that share a canvas."""
+
+  length: Any  # (B,), true pixels of the images.
+  crop: int  # Pixels of a window.
+  stride: int
+  count: int  # Windows of the canvas.
+  upsample: Any = None  # (B, crop, n), from a window's n logits to its pixels.
+
+  def starts(self, windows: Any) -> Any:
+    """Where windows (n,) start, (B, n); beyond an image's grid its last."""
+    xp = np if isinstance(self.length, np.ndarray) else jnp
+    room = xp.maximum(self.length - self.crop, 0)
+    return xp.minimum(windows * self.stride, room[:, None])
+
+  def own(self) -> np.ndarray:
+    """Where all windows of a single image start, on the host."""
+    number = grid(self.length[0], self.crop, self.stride)
+    return self.starts(np.arange(number))[0]
+
+  def reach(self, pixel: Any, number: int) -> tuple[Any, int]:
+    """The first of the windows that show `number` pixels, and how many may.
+
+    The latter holds for any `pixel` (int or array): one shape serves all.
+    """
+    xp = np if isinstance(pixel, int) else jnp
+    # One more than at multiples of the stride: the last window is moved back.
+    most = min(-(-(self.crop + number - 1) // self.stride) + 1, self.count)
+    first = (pixel - self.crop) // self.stride + 1
+    return xp.clip(first, 0, self.count - most), most
+
+  def matrix(self, pixels: jax.Array, first: Any, most: int) -> jax.Array:
+    """From the logits of windows to pixels (p,): (B, p, most * n)."""
+    # The number of windows that show a pixel is one of rows times one of
+    # columns. Each product is rounded once: any program has the same bits.
+    windows = first + jnp.arange(most)
+    own = grid(self.length, self.crop, self.stride)
+    within = pixels[:, None] - self.starts(windows)[:, None]  # (B, p, windows)
+    shown = (within >= 0) & (windows < own[:, None])[:, None]
+    shown &= within < jnp.minimum(self.length, self.crop)[:, None, None]
+    weight = shown / jnp.maximum(shown.sum(-1, keepdims=True), 1)
+    within = jnp.clip(within, 0, self.crop - 1)
+    placed = jax.vmap(lambda matrix, rows: matrix[rows])(self.upsample, within)
+    placed = placed * weight[..., None].astype(placed.dtype)
+    return placed.reshape(*placed.shape[:2], -1)
+
+
+def axes_of(
+  size: Any,
+  canvas: tuple[int, int],
+  crop: tuple[int, int],
+  stride: tuple[int, int],
+  logits: tuple[int, int] | None = None,
+  *how: Any,
+) -> list[Axis]:
+  """The axes of images of `size` (B, 2).
+
+  They have `upsample` if the size of a window's logits is given, with their
+  type and whether they align corners.
+  """
+  crop = tuple(map(min, crop, canvas))
+  counts = map(grid, canvas, crop, stride)
+  axes = [*map(Axis, size.swapaxes(0, 1), crop, stride, counts)]
+  if logits is None:
+    return axes
+  shown = jnp.minimum(size, jnp.array(crop))
+  valid = logits_size(shown, crop, logits)
+  pairs = zip(shown.T, valid.T, crop, logits, strict=True)
+  matrices = [resize_matrix(*lengths, *how) for lengths in pairs]
+  return [x._replace(upsample=y) for x, y in zip(axes, matrices, strict=True)]
 
 
 def plan(
@@ -49,11 +119,11 @@ def plan(
   # Windows stay on the device that holds their image: nothing is exchanged.
   batch = len(sizes)
   local = batch // devices
-  counts = list(map(grid, canvas, crop, stride))
-  edges = [starts(sizes[:, i], crop[i], stride[i], counts[i]) for i in (0, 1)]
+  axes = axes_of(sizes, canvas, crop, stride)
+  edges = [axis.starts(np.arange(axis.count)) for axis in axes]
   mine = [grid(sizes[:, i], crop[i], stride[i]) for i in (0, 1)]
   # 0 where an image has no window: `window_matrix` gives those no weight.
-  places = np.zeros((batch, *counts), np.int32)
+  places = np.zeros((batch, *(axis.count for axis in axes)), np.int32)
   windows = [[] for _ in range(devices)]
   for image in range(batch):
     device, index = divmod(image, local)
@@ -100,37 +170,63 @@ def side_by_side(logits: jax.Array, places: jax.Array) -> jax.Array:
   return logits.reshape(batch, rows * h, columns * w, classes)
 
 
-def window_matrix(
-  lengths: tuple[jax.Array, jax.Array],
-  padded: tuple[int, int, int],
-  valid: jax.Array,
-  crop: int,
-  stride: int,
-  dtype: Any,
-  align_corners: bool = False,
-) -> jax.Array:
-  """From the logits of all windows along an axis to the original pixels.
+class Windows(NamedTuple):
+  """A `View` of images that keep their size, where few windows show a pixel.
 
-  `lengths` are (B,) pixels of the original and of the image that was cut.
-  `padded` are the padded lengths of both, and of a window's logits, n, whose
-  true length is `valid` (B,). Returns (B, padded[0], windows * n).
+  A tile has the same bits if all logits are in memory, and if `apart` are those
+  of the rows of windows in its reach.
   """
-  # The number of windows that show a pixel is one of rows times one of columns.
-  label_length, length = lengths
-  window = jnp.minimum(length, crop)
-  count = grid(padded[1], crop, stride)
-  upsample = resize_matrix(window, valid, crop, padded[2], dtype, align_corners)
-  first = starts(length, crop, stride, count)
-  within = jnp.arange(padded[1]) - first[..., None]  # (B, windows, pixels)
-  shown = (within >= 0) & (within < window[:, None, None])
-  shown &= (jnp.arange(count) < grid(length, crop, stride)[:, None])[..., None]
-  weight = shown / jnp.maximum(shown.sum(1, keepdims=True), 1)
-  within = jnp.clip(within, 0, crop - 1)
-  placed = jax.vmap(lambda matrix, rows: matrix[rows])(upsample, within)
-  placed = placed * weight[..., None].astype(dtype)
-  mean = placed.swapaxes(1, 2).reshape(len(length), padded[1], -1)
-  resize = resize_matrix(label_length, length, *padded[:2], dtype)
-  return jnp.matmul(resize, mean, precision='highest')
+
+  logits: jax.Array  # As `side_by_side` gives them.
+  rows: jax.Array  # int (B, Hl), the pixels' own numbers.
+  down: Axis
+  # Blocks of columns: where their logits begin, and (B, columns, logits).
+  columns: Sequence[tuple[int, jax.Array]]
+  apart: Sequence[jax.Array] = ()  # Each (B, h, columns * w, C).
+
+  @property
+  def canvas(self) -> tuple[int, int]:
+    return self.rows.shape[1], sum(x.shape[1] for _, x in self.columns)
+
+  def scores(self) -> jax.Array:
+    """(B, rows, C, columns)."""
+    first, most = self.down.reach(self.rows[0, 0], self.rows.shape[1])
+    h, x = self.down.upsample.shape[2], 0
+    logits = self.apart or [
+      jax.lax.dynamic_slice_in_dim(self.logits, (first + i) * h, h, 1)
+      for i in range(most)
+    ]
+    matrix = self.down.matrix(self.rows[0], first, most)
+    # XLA sees the same products after this, wherever the logits are from.
+    logits, matrix = jax.lax.optimization_barrier((tuple(logits), matrix))
+    for i, each in enumerate(logits):
+      x += dot('bth,bhwc->btwc', matrix[..., i * h : (i + 1) * h], each)
+    parts = [
+      dot('bxw,btwc->btcx', part, x[:, :, start : start + part.shape[2]])
+      for start, part in self.columns
+    ]
+    return jnp.concatenate(parts, -1)
+
+
+def windows_view(
+  axes: Sequence[Axis],
+  rows: jax.Array,
+  width: int,
+  logits: jax.Array,
+  apart: Sequence[jax.Array] = (),
+) -> Windows:
+  """Arguments are those of `Windows`, but `rows` is (Hl,)."""
+  down, across = axes
+  n, columns = across.upsample.shape[2], []
+  step = across.crop
+  if across.reach(0, step)[1] == across.count:
+    step = width  # Each block would need all windows.
+  for left in range(0, width, step):
+    first, most = across.reach(left, step)
+    pixels = jnp.arange(left, min(left + step, width))
+    columns.append((int(first) * n, across.matrix(pixels, first, most)))
+  rows = jnp.broadcast_to(rows, (len(logits), len(rows)))
+  return Windows(logits, rows, down, columns, apart)
 
 
 def make_slide(
@@ -164,28 +260,24 @@ def make_slide(
       network(variables, cut_out(image, place(corner)), place(size))
       for corner, size in zip(corners, window_sizes, strict=True)
     ]
-    return canvas, (logits, place(places), place(sizes))
+    kept = np.array_equal(sizes, batch.get('label_size'))
+    return (canvas, kept), (logits, place(places), place(sizes))
 
-  def build(canvas, arrays, label_size, label_canvas):
-    logits, places, size = arrays
-    window = window_of(canvas)
-    shown = jnp.minimum(size, jnp.array(window))
-    valid = logits_size(shown, window, logits[0].shape[1:3])
+  def build(layout, arrays, label_size, label_canvas):
+    (canvas, kept), (logits, places, size) = layout, arrays
     logits = jnp.concatenate(logits)
     logits = logits.astype(at_least_float32(logits.dtype))
-    _, h, w, _ = logits.shape
-    matrices = [
-      window_matrix(
-        (label_size[:, i], size[:, i]),
-        (label_canvas[i], canvas[i], (h, w)[i]),
-        valid[:, i],
-        window[i],
-        stride[i],
-        logits.dtype,
-        align_corners,
-      )
-      for i in (0, 1)
-    ]
-    return [View(side_by_side(logits, places), *matrices)]
+    how = logits.shape[1:3], logits.dtype, align_corners
+    axes = axes_of(size, canvas, crop, stride, *how)
+    logits, matrices = side_by_side(logits, places), []
+    if kept:
+      rows = jnp.arange(label_canvas[0])
+      return [windows_view(axes, rows, label_canvas[1], logits)]
+    for i, axis in enumerate(axes):
+      mean = axis.matrix(jnp.arange(canvas[i]), 0, axis.count)
+      lengths = label_size[:, i], size[:, i], label_canvas[i], canvas[i]
+      resize = resize_matrix(*lengths, mean.dtype)
+      matrices.append(jnp.matmul(resize, mean, precision='highest'))
+    return [View(logits, *matrices)]
 
   return look, build

@@ -15,7 +15,12 @@ import rich.progress
 from resnest_jax import drawing, runtime
 from resnest_jax.data.pictures import unused
 from resnest_jax.errors import UserError
-from resnest_jax.files import check_writable, explain_refusal, write_json
+from resnest_jax.files import (
+  check_writable,
+  explain_refusal,
+  remove,
+  write_json,
+)
 from resnest_jax.inference.predictions import (
   ClassPrediction,
   Prediction,
@@ -29,6 +34,7 @@ from resnest_jax.inference.predictor import (
   print_notes,
 )
 from resnest_jax.inference.steps import LARGEST
+from resnest_jax.prediction.large import predict_large
 from resnest_jax.prediction.polygons import regions, write_coco, write_labelme
 from resnest_jax.prediction.sources import (
   KINDS,
@@ -36,6 +42,7 @@ from resnest_jax.prediction.sources import (
   check_names,
   check_output,
   find_sources,
+  part_of,
   with_files,
 )
 from resnest_jax.prediction.video import VideoReader, drawn, video_outputs
@@ -110,8 +117,10 @@ def predict_files(
   # Before the weights, which take seconds to load, or have to be fetched.
   check_opacity(opacity)
   found = find_sources(given, recursive, out)
+  own_size = not any(options.get('image_scale') or [1])
+  in_parts = own_size and options.get('protocol') == 'slide'
   kinds = [*(save or KINDS), 'confidence'] if confidence else save
-  sources = with_files(found, kinds, polygons)
+  sources = with_files(found, kinds, polygons, in_parts)
   check_output(out, sources, overwrite)
   check_writable(out)
   predictor = from_checkpoint(weights, **options)
@@ -129,10 +138,12 @@ def predict_files(
       predictor.on_compile = compile_notice(progress)
       shared = (out, done, progress, opacity)
       # All pictures at once: similar sizes share a batch and a compiled shape.
-      if pictures := [x for x in sources if not x.is_video]:
+      large = [x for x in sources if x.is_large]
+      if pictures := [x for x in sources if not (x.is_video or x.is_large)]:
         predict_pictures(predictor, pictures, *shared, legend, polygons)
       for source in (x for x in sources if x.is_video):
         predict_video(predictor, source, *shared)
+      predict_large_ones(predictor, large, out, done, progress, overwrite)
     print_classes(done)
   finally:
     # After Ctrl-C or an error as well: files that are written are described.
@@ -266,6 +277,24 @@ def predict_video(
     done.add(source, frames=reader.read)
     progress.update(task, total=reader.read)
     reader.check_end()
+
+
+def predict_large_ones(
+  predictor: Predictor,
+  large: Sequence[Source],
+  out: Path,
+  done: Done,
+  progress: rich.progress.Progress,
+  overwrite: bool,
+) -> None:
+  """Predicts pictures in parts, or resumes what a killed command has left."""
+  for source in large:
+    with done.noting(source.path):
+      predict_large(predictor, source, out, progress, overwrite)
+      done.add(source)
+  # Until here the same command has nothing of a finished one to do again.
+  for source in (x for x in large if x.path in done.entries):
+    remove(part_of(out / source.files['masks']))
 
 
 def summary(done: Done, out: Path) -> str:

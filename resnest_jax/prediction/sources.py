@@ -13,6 +13,7 @@ from resnest_jax.files import clean, inside
 from resnest_jax.prediction.video import VIDEO_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES + VIDEO_SUFFIXES
+TIFF_SUFFIXES = ('.tif', '.tiff')
 KINDS = ('masks', 'colors', 'overlays')
 _ACCEPTED = f'accepted are {", ".join(SUFFIXES)}.'
 
@@ -25,6 +26,7 @@ class Source:
   folder: Path = Path()  # Sub folder of the output.
   # By kind, relative to the output folder; see `with_files`.
   files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+  is_large: bool = False  # A TIFF file that is read in parts.
 
   @property
   def is_video(self) -> bool:
@@ -114,12 +116,13 @@ def with_files(
   sources: Sequence[Source],
   save: Collection[str] | None = None,
   polygons: str | None = None,
+  in_parts: bool = False,
 ) -> list[Source]:
   """The sources with the names of their files.
 
   `save` are some of `KINDS`, and 'confidence'; None: all of `KINDS`, for videos
   without masks. With `polygons` 'labelme' is one more; 'coco' is a single file,
-  coco.json.
+  coco.json. TIFF files that are read `in_parts` have masks alone.
   """
   stems = [source.folder / source.path.stem for source in sources]
   # The masks of day.mp4 fill a folder `day`, which may be a folder of sources.
@@ -137,13 +140,27 @@ def with_files(
       'confidence': stem.with_name(f'{stem.name}_confidence.png'),
       'labelme': stem.with_name(f'{stem.name}.json'),
     }
+    if is_large := in_parts and source.path.suffix.lower() in TIFF_SUFFIXES:
+      of_kind = {'masks': stem.with_name(f'{stem.name}.tif')}
+      asked = save or KINDS
+      if polygons or 'confidence' in asked or 'masks' not in asked:
+        raise UserError(
+          f'{source.path} is read in parts and becomes a TIFF file of class '
+          'numbers with their colours: --save masks is all there is of it.'
+        )
     # An hour of video has a hundred thousand masks: only on demand.
     default = KINDS[1:] if source.is_video else KINDS
     kinds = default if save is None else save
     chosen = [kind for kind in of_kind if kind in kinds or kind == polygons]
     files = {kind: of_kind[kind] for kind in chosen}
-    named.append(dataclasses.replace(source, files=files))
+    done = dataclasses.replace(source, files=files, is_large=is_large)
+    named.append(done)
   return named
+
+
+def part_of(target: Path) -> Path:
+  """Where the finished rows of a large label map wait for the others."""
+  return target.with_name(f'{target.name}.part')
 
 
 def check_names(sources: Sequence[Source], polygons: str | None = None) -> None:
@@ -170,7 +187,7 @@ def check_output(out: Path, sources: Sequence[Source], overwrite: bool) -> None:
   """Refuses an output folder in which files would be lost, by `UserError`.
 
   That is a file, the folder of the sources, one that leads elsewhere by links,
-  or without `overwrite` one that is not empty.
+  or without `overwrite` one that is not empty and has no rows to resume from.
   """
   if out.exists() and not out.is_dir():
     raise UserError(f'--out {out} is a file; give a folder.')
@@ -189,7 +206,9 @@ def check_output(out: Path, sources: Sequence[Source], overwrite: bool) -> None:
         'be overwritten; give another folder.'
       )
   clean(out)
-  if out.exists() and any(out.iterdir()) and not overwrite:
+  large = [out / x.files['masks'] for x in sources if x.is_large]
+  resumes = any(part_of(target).exists() for target in large)
+  if out.exists() and any(out.iterdir()) and not (overwrite or resumes):
     raise UserError(
       f'{out} is not empty; add --overwrite to write into it anyway '
       '(only files of the same names are replaced), or give another --out.'

@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 SMALL = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
@@ -50,6 +51,13 @@ def tiff(
   head = ('HHHQ', 43, 8, 0, end) if big else ('HI', 42, end)
   mark = b'II' if order == '<' else b'MM'
   return mark + struct.pack(order + head[0], *head[1:]) + body + table
+
+
+def write_tiff(path, pixels, **options):
+  """In tiles of 48 x 64 pixels, unless options of tifffile say otherwise."""
+  layout = {'tile': (48, 64), 'compression': 'zlib', 'photometric': 'rgb'}
+  tifffile.imwrite(path, pixels, metadata=None, **(layout | options))
+  return path
 
 
 def saved(form, image=None, **options):

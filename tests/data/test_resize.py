@@ -31,6 +31,16 @@ def test_scaled_size():
   assert resize.scaled_size(1, 1, 0.25) == (1, 1)
 
 
+class Parts:
+  """An image that gives regions alone, as `scenes.TiledImage`."""
+
+  def __init__(self, image):
+    self.shape, self._image = image.shape, image
+
+  def __getitem__(self, part):
+    return self._image[part]
+
+
 def assert_windows_equal_whole(rng, shape, size, *windows, number=3):
   """Those of a random picture and as many random ones, of a pixel or of all."""
   image = rng.integers(0, 256, (*shape, 3), np.uint8)
@@ -46,6 +56,8 @@ def assert_windows_equal_whole(rng, shape, size, *windows, number=3):
   for window in windows:
     what = f'{shape} -> {size}, {window}'
     found = resize.resize_image_window(image, size, window)
+    assert_equal(found, resized[window], what)
+    found = resize.resize_image_window(Parts(image), size, window)
     assert_equal(found, resized[window], what)
     found = resize.resize_label_window(label, size, window)
     assert_equal(found, labels[window], what)

@@ -27,6 +27,7 @@ from resnest_jax.weights.state_dict import export_state_dict
 # Height and width: larger than a window in both directions, in one, in none.
 SIZES = [(60, 90), (33, 96), (64, 30), (20, 25), (1, 1)]
 SLIDE = Protocol('slide', crop=(40, 48), stride=(24, 31))
+KEPT = Protocol('slide', (0, 0), SLIDE.crop, SLIDE.stride)
 SCALED = {'image_scale': (90, 50), 'scales': (0.5, 1.25), 'bucket': 32}
 SCALES_0X = Protocol('ms_flip_0x', **SCALED)
 SCALES_1X = Protocol('ms_flip_1x', **SCALED)
@@ -101,7 +102,7 @@ def pictures(sizes, label_sizes):
 
 
 def plain_scores(protocol, image, label_size):
-  if protocol == SLIDE:
+  if protocol.name == 'slide':
     return plain.slide_scores(image, label_size, SLIDE.crop, SLIDE.stride)
   if protocol == Protocol():
     return plain.resized(plain.network(image), label_size)
@@ -118,6 +119,7 @@ def plain_scores(protocol, image, label_size):
     *((Protocol(), 1, size) for size in (1, 200_000, label_maps.TILE_BYTES)),
     *((x, 1, label_maps.TILE_BYTES) for x in (SLIDE, SCALES_0X, SCALES_1X)),
     *((x, 4, label_maps.TILE_BYTES) for x in (Protocol(), SLIDE, SCALES_1X)),
+    *((KEPT, devices, 200_000) for devices in (1, 4)),
     *(
       (ENCODING, *x) for x in ((1, 1), (1, label_maps.TILE_BYTES), (4, 500_000))
     ),

@@ -9,6 +9,7 @@ A photograph's EXIF orientation is applied, as mmsegmentation and most viewers
 do. Masks are read unchanged: draw them on the upright picture.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -29,6 +30,7 @@ from resnest_jax.data.own.classes import read_classes
 from resnest_jax.data.own.pairing import Pair
 from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.data.rasters import as_image
+from resnest_jax.data.tiled import TiledImage
 from resnest_jax.errors import UserError
 from resnest_jax.text import listed
 from resnest_jax.threads import map_in_threads
@@ -67,6 +69,22 @@ class FolderSplit:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self.labelled(index, self.raw(index))
+
+  def in_parts(self, index: int) -> dict[str, Any]:
+    """`split[index]`, but the image is a `TiledImage` if it has tiles."""
+    pair = item_of(self.pairs, index)
+    is_tiff = pair.image.lower().endswith(('.tif', '.tiff'))
+    # Reading it whole says why, if it cannot be read in parts.
+    with contextlib.suppress(UserError):
+      if (
+        is_tiff
+        and not self.bands
+        and (tiled := TiledImage(pair.image)).has_tiles
+      ):
+        mask = self._read_mask(pair)
+        sample = {'image': tiled, 'mask': mask.pixels, 'stored': mask}
+        return self.labelled(index, sample)
+    return self[index]
 
   def location(self, index: int) -> str:
     """The files that `split[index]` reads, in words."""
