@@ -139,7 +139,7 @@ SCALES = {'name': 'ms_flip_0x', 'scales': [0.75, 1, 1.25]}
 
 @pytest.mark.parametrize('protocol', [SLIDE, SCALES])
 def test_protocols_of_the_page_on_prediction(workshop, protocol):
-  part = f'--protocol {protocol["name"]}'
+  part = f'--protocol {protocol["name"]} --s'
   out = run_command('prediction.md', part, workshop)
   found = json.loads((out / 'predictions.json').read_text())['protocol']
   assert found.items() >= protocol.items()

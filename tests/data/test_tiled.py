@@ -52,7 +52,7 @@ def test_regions_of_bands(tmp_path):
   how = Normalization(bands=tuple('abcde'), dtype='uint16')
   assert_array_equal(TiledImage(path, how)[31:77, :], fields[31:77])
   how = Normalization(bands=tuple('abcd'), dtype='uint16')
-  with pytest.raises(UnreadableSample, match='has to be of'):
+  with pytest.raises(UnreadableSample, match='has to be whole'):
     TiledImage(path, how)[:1, :]
 
 
