@@ -26,7 +26,9 @@ OLDEST_TESTS := tests/models/test_golden_forward.py \
   tests/checkpoints/test_store.py tests/checkpoints/test_resuming.py \
   tests/evaluation/test_evaluate.py tests/inference/test_protocols.py \
   tests/evaluation/test_metrics.py tests/evaluation/test_eval.py \
-  tests/prediction/test_files.py tests/export tests/weights/test_convert.py \
+  tests/prediction/test_files.py tests/export/test_exports.py \
+  tests/export/test_class_exports.py tests/export/test_features.py \
+  tests/export/test_folding.py tests/weights/test_convert.py \
   tests/data/test_prepare.py tests/data/test_opencv.py tests/test_train.py \
   tests/test_scripts.py tests/test_commands.py tests/test_jax_private.py
 
