@@ -15,7 +15,7 @@ from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.export import checks
-from resnest_jax.export.card import Export, model_card
+from resnest_jax.export.card import PRECISIONS, Export, model_card
 from resnest_jax.export.pictures import find_pictures, gather_pictures
 from resnest_jax.export.program import FREE, make_program
 from resnest_jax.export.promise import written_now
@@ -49,6 +49,8 @@ NEEDS = {
   ),
 }
 CARD = 'README.md'
+AGREEMENT = 0.995  # Of smaller files, by default.
+FEWEST = 10  # Pictures that are given for them.
 SHORTEST, LONGEST = 32, 8192  # Pixels of an edge.
 
 Say = Callable[[str], None]
@@ -65,6 +67,8 @@ def export_model(
   checkpoint: str | int = 'latest',
   pictures: Sequence[str | Path] = (),
   features: int | None = None,
+  precision: Sequence[str] = (),
+  agreement: float = AGREEMENT,
   say: Say = print,
 ) -> list[Export]:
   """Exports a network in several formats, with a model card.
@@ -76,7 +80,9 @@ def export_model(
   each `canvas`, such a size or `FREE`, for pictures of any size up to it; by
   default that is the crop of the training alone. They also output
   `probabilities` of all classes, which is all that a classifier's give, or with
-  `features`, an output stride, C2 to C5 of the backbone.
+  `features`, an output stride, C2 to C5 of the backbone. Next to each ONNX of a
+  segmentor there is one of each `precision`, of `PRECISIONS`; of pictures that
+  did not calibrate it at least `agreement`, 0 to 1, of the pixels agree.
 
   Raises `UserError` if an argument cannot be used, a package is missing, or an
   export disagrees with the checkpoint. Nothing is left behind.
@@ -87,11 +93,12 @@ def export_model(
   formats = [x for x in (*FORMATS, *CLASS_FORMATS[-2:]) if x in formats]
   _check_arguments(formats, sizes, canvas, probabilities, features)
   found = find_pictures(pictures)
+  _check_precision(precision, agreement, formats, features, found)
   if features:
     weights, (net, about) = None, _features(source, checkpoint, features)
   else:
     _, _, weights = load_trained(source, checkpoint)
-    _check_task(weights, formats, canvas, probabilities)
+    _check_task(weights, formats, canvas, probabilities, precision)
     net = as_exported(source, weights)
     about = _about(weights, net.labels)
   seen = gather_pictures(found, net.normalization)
@@ -107,13 +114,17 @@ def export_model(
       for name in formats:
         if name in PROGRAMS:
           file = folder / _name_of(name, reference)
-          export = write_program(name, file, reference)
+          written = [write_program(name, file, reference)]
+          if name == 'onnx' and precision:
+            given = file, reference, written[0], agreement
+            written += _smaller(precision, *given)
         elif index == 0:
-          export = _write_weights(name, folder, weights, about, reference)
+          written = [_write_weights(name, folder, weights, about, reference)]
         else:
           continue
-        exports.append(export._replace(drawn=not pictures))
-        say(passed(folder / export.file, export))
+        for export in written:
+          exports.append(export._replace(drawn=not pictures))
+          say(passed(folder / export.file, export))
     write_description(folder, about, exports)
   say(f'written: {out}')
   return exports
@@ -186,6 +197,7 @@ def _check_task(
   formats: Sequence[str],
   canvas: Sequence[tuple[int, int] | str],
   probabilities: bool,
+  precision: Sequence[str],
 ) -> None:
   task = weights.description.task
   known = CLASS_FORMATS if task == 'classifier' else FORMATS
@@ -199,10 +211,10 @@ def _check_task(
       'probabilities are what exports of a classifier always give; leave '
       '--probabilities out.'
     )
-  if task == 'classifier' and canvas:
+  if task == 'classifier' and (canvas or precision):
     raise UserError(
-      'a classifier sees pictures of one size, the middle of a picture: leave '
-      '--canvas out.'
+      'a classifier sees pictures of one size, the middle of a picture, and '
+      'gives no label maps: leave --canvas and --precision out.'
     )
 
 
@@ -233,6 +245,30 @@ def _check_arguments(
       'features are written as StableHLO and ONNX alone, without '
       f'probabilities or a canvas; add --formats {" ".join(PROGRAMS)}, or one '
       'of them. python -m resnest_jax.weights.convert writes the weights.'
+    )
+
+
+def _check_precision(
+  precision: Sequence[str],
+  agreement: float,
+  formats: Sequence[str],
+  features: int | None,
+  pictures: Sequence[Path],
+) -> None:
+  if precision and (
+    'onnx' not in formats or features or {*precision} - {*PRECISIONS}
+  ):
+    raise UserError(
+      'a precision is float16 or int8, of the ONNX files of a segmentor: add '
+      '--formats onnx, or leave --precision out.'
+    )
+  if not 0 < agreement < 1:
+    raise UserError(f'--agreement {agreement} is no share between 0 and 1.')
+  if precision and 0 < len(pictures) < FEWEST:
+    raise UserError(
+      f'{plural(len(pictures), "picture", "are")} too few for --precision: '
+      f'half calibrate, half decide. Give {FEWEST} or more, or leave '
+      '--pictures out for drawn scenes.'
     )
 
 
@@ -330,6 +366,13 @@ def write_program(name: str, file: Path, reference: checks.Reference) -> Export:
     classes=classify,
     canvas=reference.canvas,
   )
+
+
+def _smaller(kinds: Sequence[str], *given: Any) -> list[Export]:
+  # It needs packages that other formats do not.
+  from resnest_jax.export.precision import write_reduced
+
+  return [write_reduced(kind, *given) for kind in kinds]
 
 
 def _write_weights(
