@@ -73,6 +73,15 @@ class Done:
     names = {kind: file.as_posix() for kind, file in source.files.items()}
     self.entries[source.path] = {'source': str(source.path), **names, **more}
 
+  def check(self, total: int) -> None:
+    """Raises `UserError` with all reasons if one of `total` sources failed."""
+    if self.failed:
+      reasons = ''.join(f'\n  {why}' for why in self.failed.values())
+      raise UserError(
+        f'{len(self.failed)} of {total} could not be read or written; repair '
+        f'them or leave them out:{reasons}'
+      )
+
   @contextlib.contextmanager
   def noting(self, path: Path) -> Iterator[None]:
     """Notes why a source has no result; a full disk ends the work."""
@@ -155,12 +164,7 @@ def predict_files(
       except OSError as error:
         done.failed[out] = f'{out} has no description: {error}'
       print(summary(done, out), flush=True)
-  if done.failed:
-    reasons = ''.join(f'\n  {why}' for why in done.failed.values())
-    raise UserError(
-      f'{len(done.failed)} of {len(sources)} could not be read or written; '
-      f'repair them or leave them out:{reasons}'
-    )
+  done.check(len(sources))
 
 
 def refuse_for_classes(

@@ -312,10 +312,7 @@ def _convert(
       if number in shown:
         # Of damage the doctor tells.
         with contextlib.suppress(UserError, OSError):
-          image = Image.open(io.BytesIO(picture)) if held else picture
-          image = pictures.as_rgb(image, Image.MAX_IMAGE_PIXELS)
-          of = classes.labels.classes, classes.labels.palette, name
-          panels[number] = drawing.mask_panel(image, mask, *of)
+          panels[number] = _panel(picture, mask, classes, name)
       name = f'{split}/{s.name_of(name)}'.strip('/')
       _write_mask(mask, folder / f'masks/{name}.png')
       _place(picture, folder / f'images/{name}{ending.lower()}', copy)
@@ -344,6 +341,16 @@ def _convert(
   if written and len(empty) == len(written):
     faults.append(('no picture has a shape', plural(len(empty), 'picture')))
   return written, [*faults, *source.faults], notes
+
+
+def _panel(
+  picture: Path | bytes, mask: np.ndarray, classes: Classes, name: str
+) -> np.ndarray:
+  held = isinstance(picture, bytes)
+  image = Image.open(io.BytesIO(picture)) if held else picture
+  image = pictures.as_rgb(image, Image.MAX_IMAGE_PIXELS)
+  of = classes.labels.classes, classes.labels.palette, name
+  return drawing.mask_panel(image, mask, *of)
 
 
 def _look(picture: Path | bytes, upright: bool) -> tuple[tuple[int, int], str]:

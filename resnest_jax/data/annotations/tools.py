@@ -176,6 +176,8 @@ def read_yolo(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
   bare: dict[str, Path] = {}
   labelled = set()
   for x in samples:
+    if x.split in labelled:
+      continue  # One file is enough.
     with contextlib.suppress(UserError):  # Told when its turn comes.
       bare[x.split] = _labels_of(x.picture())
       labelled |= {x.split} if bare[x.split].exists() else set()
