@@ -1,6 +1,7 @@
 """`prepare own`: exports that lack something are refused, and told what."""
 
 import functools
+import json
 import re
 import shutil
 
@@ -12,6 +13,7 @@ from data.test_annotations import masks_in
 from numpy.testing import assert_array_equal
 
 from resnest_jax.data import prepare
+from resnest_jax.data.own.classes import read_classes
 
 
 @pytest.fixture
@@ -33,6 +35,33 @@ def replace(folder, file, old, new):
   text = (folder / file).read_text()
   assert old in text
   (folder / file).write_text(text.replace(old, new))
+
+
+def edit_json(folder, edit):
+  for file in folder.rglob('*.json'):
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+def rename(content):
+  for category in content['categories']:
+    category['name'] = 'leaf'
+
+
+def test_colours_of_panoptic_categories_are_kept(convert, tmp_path):
+  WRITERS['panoptic'](tmp_path / 'export')
+  colours = {'leaf': [34, 139, 34], 'flower': [200, 30, 90]}
+
+  def colour(content):
+    for category in content['categories']:
+      category['color'] = colours.get(category['name'], 'none')
+
+  edit_json(tmp_path / 'export', colour)
+  convert()
+  found = read_classes(tmp_path / 'data' / 'classes.txt').colours()
+  for name, colour in colours.items():
+    assert found[name] == tuple(colour)
 
 
 def test_yaml_of_yolo_may_have_its_names_by_number(convert, tmp_path):
@@ -90,6 +119,21 @@ MISTAKES = {
     'coco',
     lambda x: [y.rename(y.with_suffix('.png')) for y in x.rglob('0.jpg')],
     r'1: has no picture \.jpg, only \.png: correct the name',
+  ),
+  'two classes of one name': (
+    'yolo',
+    lambda x: replace(x, 'data.yaml', '[leaf, flower]', '[leaf, leaf]'),
+    'data.yaml has several classes of the name leaf, .*Rename them',
+  ),
+  'two categories of one name': (
+    'coco',
+    lambda x: edit_json(x, rename),
+    'has several classes of the name leaf',
+  ),
+  'boxes': (
+    'yolo',
+    lambda x: next(x.rglob('*.txt')).write_text('1 0.5 0.5 0.2 0.2\n'),
+    r'1: is a box and no outline: export for segmentation \(.*line 1\)',
   ),
   'misplaced labels': (
     'yolo',

@@ -459,6 +459,7 @@ HINTS = [
   ('a.zip', 'Unpack the archive first'),
   ('train/a_mask.png', 'come with _classes.csv'),
   ('labels/train/a.txt', 'come with data.yaml'),
+  ('data.yaml', 'has a list "names" of its classes'),
   ('masks/a.jpg', 'export them as PNG'),
 ]
 
@@ -467,8 +468,8 @@ HINTS = [
 def test_what_is_nearly_a_format_gets_a_hint(convert, tmp_path, file, hint):
   path = tmp_path / 'export' / file
   path.parent.mkdir(parents=True)
-  path.touch()
-  stopped(convert, tmp_path, f'may be anything; .* {hint}')
+  path.write_text('x')
+  stopped(convert, tmp_path, rf'may be anything\. .*{hint}\. Or say what it is')
 
 
 def test_a_package_that_is_missing_is_named(convert, tmp_path, monkeypatch):

@@ -84,6 +84,7 @@ _MARKS = (
 _HINTS = (
   (r'\.(zip|tar|gz|7z)\b', 'Unpack the archive first.'),
   (r'_mask\.png\b', "Roboflow's masks come with _classes.csv."),
+  (r'\bdata\.ya?ml\b', 'data.yaml of YOLO has a list "names" of its classes.'),
   (r'\nlabels/.*\.txt\b', "YOLO's labels come with data.yaml."),
   (
     r'\nmasks/.*\.(jpe?g|webp)\b',
@@ -206,11 +207,12 @@ def _open(args: argparse.Namespace) -> tuple[s.Source, s.Finder]:
   names = [args.format] if args.format else [*kinds]
   if len(names) != 1:
     inside = '\n'.join(['', *map(find.inside, find.files), given.name])
-    hints = (hint for mark, hint in _HINTS if re.search(mark, inside))
+    hints = (f'. {x} Or ' for mark, x in _HINTS if re.search(mark, inside))
+    hint = '; ' if names else next(hints, '; ')
     raise UserError(
-      f'{given} may be {" or ".join(names) or "anything"}; say what it is with '
-      f'--format, one of {", ".join(_READERS)}. Give the unpacked folder of '
-      f'annotations and pictures. {next(hints, "")}'.rstrip()
+      f'{given} may be {" or ".join(names) or "anything"}{hint}say what it is '
+      f'with --format, one of {", ".join(_READERS)}. Give the unpacked folder '
+      'of annotations and pictures.'
     )
   # A format that was named may lie in files of any name.
   paths = kinds[names[0]] or [given]
@@ -254,7 +256,8 @@ def _plan(
     named = {rest: (60, 60, 60)} | named  # Black is for ignored pixels.
   if len(named) == 1:
     raise UserError(
-      f'{args.source} has the classes {listed(named)}; there must be two.'
+      f'{args.source} has the classes {listed(named)}; there must be two. '
+      'With --unlabelled background the rest is one.'
     )
   if rest not in ('ignore', *named):
     raise UserError(

@@ -24,10 +24,17 @@ from resnest_jax.data.own.pairing import IMAGE_SUFFIXES, walk
 from resnest_jax.data.own.splits import split_of
 from resnest_jax.errors import UserError
 from resnest_jax.text import listed
-from resnest_jax.untrusted import brief, check_fields, json_object, list_of
+from resnest_jax.untrusted import (
+  brief,
+  check_fields,
+  json_object,
+  list_of,
+  numbers,
+)
 
 _OBJECTS = list_of('a list of objects', lambda x: type(x) is dict, 0, 2**31)
 _NUMBER = Accepted('a whole number', lambda x: type(x) is int)
+_COLOUR = numbers('a colour', 3, int, low=0, high=255)
 _TEXT = Accepted('a text', lambda x: type(x) is str)
 # Of COCO's files, and of what their lists have.
 _COCO = {
@@ -55,7 +62,8 @@ def read_coco(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
     if above and all(x == order[0]['name'] for x in above):
       del order[: order[0]['id'] not in used]
     names = {brief(x['id']): x['name'] for x in order}
-    classes |= dict.fromkeys(names.values())
+    _check_apart(names, path)
+    classes |= {x['name']: _colour_of(x) for x in order}
     split, own = split_of(find.inside(path)), collections.defaultdict(list)
     for x in content['annotations']:
       own[x['image_id']].append(x)
@@ -76,6 +84,21 @@ def read_coco(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
     faults += [(what, _where(path, x)) for x in rest]
   rest = 'ignore' if panoptic else ''
   return s.Source(classes, len(samples), samples, 'small', rest, faults)
+
+
+def _check_apart(names: Mapping[str, str], path: Path) -> None:
+  count = collections.Counter(names.values())
+  if twice := [name for name, number in count.items() if number > 1]:
+    raise UserError(
+      f'{path} has several classes of the name {listed(twice)}, whose objects '
+      'nothing would tell apart. Rename them.'
+    )
+
+
+def _colour_of(category: Mapping[str, Any]) -> Colour | None:
+  # Panoptic files have them.
+  colour = category.get('color')
+  return tuple(colour) if _COLOUR.holds(colour) else None
 
 
 def _where(path: Path, annotation: Mapping[str, Any]) -> str:
@@ -165,6 +188,7 @@ def read_yolo(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
     raise UserError(
       f'{paths[0]} has no list "names" of the classes ({error}).'
     ) from error
+  _check_apart(names, paths[0])
   samples = [
     s.Sample(str(picture), found, partial(_yolo_shapes, found, names), split)
     for split in ('train', 'val', 'test')
@@ -232,6 +256,8 @@ def _labels_of(picture: Path) -> Path:
 
 
 def _draw_row(row: Sequence[str], height: int, width: int) -> np.ndarray:
+  if len(row) == 4:
+    raise s.Fault('is a box and no outline: export for segmentation')
   shares = raster.corners(row, 1, 1)
   return raster.polygons([shares * [width, height]], height, width)
 
@@ -249,7 +275,7 @@ def read_cvat(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
       samples += [_cvat_sample(x, path, find) for x in root.iter('image')]
     except (ElementTree.ParseError, TypeError, ValueError) as error:
       raise UserError(
-        f'{path} cannot be read as XML of CVAT ({error}).'
+        f'{path} cannot be read as XML of CVAT ({error}). Export it again.'
       ) from error
     if root.find('track') is not None:
       raise UserError(
