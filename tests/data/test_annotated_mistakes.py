@@ -37,8 +37,10 @@ def replace(folder, file, old, new):
   (folder / file).write_text(text.replace(old, new))
 
 
-def edit_json(folder, edit):
-  for file in folder.rglob('*.json'):
+def edit_json(folder, edit, pattern='*.json'):
+  files = [*folder.rglob(pattern)]
+  assert files
+  for file in files:
     content = json.loads(file.read_text())
     edit(content)
     file.write_text(json.dumps(content))
@@ -57,11 +59,20 @@ def test_colours_of_panoptic_categories_are_kept(convert, tmp_path):
     for category in content['categories']:
       category['color'] = colours.get(category['name'], 'none')
 
-  edit_json(tmp_path / 'export', colour)
+  # The other splits say nothing of colours.
+  edit_json(tmp_path / 'export', colour, '*train*.json')
   convert()
   found = read_classes(tmp_path / 'data' / 'classes.txt').colours()
   for name, colour in colours.items():
     assert found[name] == tuple(colour)
+
+
+def test_one_class_and_nothing_else(convert, tmp_path):
+  WRITERS['coco'](tmp_path / 'export')
+  edit_json(tmp_path / 'export', lambda x: x['categories'].pop())
+  message = r'there must be two\. With --unlabelled background the rest is one'
+  refused(message, convert, '--unlabelled', 'ignore')
+  assert not (tmp_path / 'data').exists()
 
 
 def test_yaml_of_yolo_may_have_its_names_by_number(convert, tmp_path):

@@ -303,7 +303,7 @@ COCO = [
   ({'images': [{'id': 1}]}, 'it has no file_name'),
   ({'images': [IMAGE | {'id': []}]}, r'id is \[\]; it must be a whole number'),
   ({'categories': [{'id': 1}]}, 'it has no name'),
-  ({'categories': []}, 'the classes background; there must be two'),
+  ({'categories': []}, 'the classes background; .* two. Annotate another'),
   ({'images': [IMAGE | {'width': 9}]}, '1: has a picture of another size'),
   ({'images': [IMAGE | {'file_name': '../../a.png'}]}, '1: has no picture'),
   (
@@ -381,7 +381,7 @@ def spoil(path, old, new):
 
 
 DAMAGED = [
-  ('cvat', 'train.xml', b'</image>', b'', 'cannot be read as XML'),
+  ('cvat', 'train.xml', b'</image>', b'', r'as XML of .*Export it again'),
   ('cvat', 'train.xml', b'polygon', b'polyline', 'polyline, which is not'),
   ('cvat', 'train.xml', b'n label="leaf', b'n label="tree', "the class 'tree'"),
   ('cvat', 'train.xml', b'points="', b'points="a,b;', 'missing or damaged'),

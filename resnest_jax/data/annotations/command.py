@@ -255,9 +255,11 @@ def _plan(
   if rest == _BACKGROUND and rest not in named:
     named = {rest: (60, 60, 60)} | named  # Black is for ignored pixels.
   if len(named) == 1:
+    remedy = 'With --unlabelled background the rest is one.'
+    remedy = 'Annotate another.' if _BACKGROUND in named else remedy
     raise UserError(
       f'{args.source} has the classes {listed(named)}; there must be two. '
-      'With --unlabelled background the rest is one.'
+      f'{remedy}'
     )
   if rest not in ('ignore', *named):
     raise UserError(

@@ -63,7 +63,8 @@ def read_coco(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
       del order[: order[0]['id'] not in used]
     names = {brief(x['id']): x['name'] for x in order}
     _check_apart(names, path)
-    classes |= {x['name']: _colour_of(x) for x in order}
+    for x in order:
+      classes[x['name']] = classes.get(x['name']) or _colour_of(x)
     split, own = split_of(find.inside(path)), collections.defaultdict(list)
     for x in content['annotations']:
       own[x['image_id']].append(x)
