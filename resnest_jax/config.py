@@ -296,6 +296,9 @@ def _check_task(
     refuse('mesh.spatial', f'1 {head}, whose images are not cut')
   if values['loss.class_weights'] is not None:
     refuse('loss.class_weights', f'None {head}')
+  for key in (x for x in values if x.startswith('loss.terms.')):
+    if values[key] != (only := int(key == 'loss.terms.cross_entropy')):
+      refuse(key, f'{only} {head}, whose loss is the cross entropy')
   micro, group = values['train.micro_batch_size'], values['train.norm_group']
   which = 'train.micro_batch_size' if micro else 'train.batch_size'
   images = values[which]

@@ -294,10 +294,11 @@ def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:
     said += [f'new: {listed(new, 3)}'] if new else []
     pairs = zip(there, classes, strict=False)
     said = said or [f'{x} there, {y} now' for x, y in pairs if x != y][:1]
+    head = about.get('config', {}).get('model', {}).get('head')
     raise UserError(
       f'the checkpoint was trained with other classes ({"; ".join(said)}). '
       'Their names and order are part of a run: restore them, or train in '
-      'another --workdir.'
+      f'another --workdir{f" (it has model.head={head})" if head else ""}.'
     )
 
 

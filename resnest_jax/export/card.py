@@ -1,6 +1,7 @@
 """The model card of a folder of exports."""
 
 import html
+import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -106,7 +107,16 @@ CROP = (
 side = {share} * min(image.size)  # The middle of the picture.
 left, top = (round((length - side) / 2) for length in image.size)
 image = image.crop((left, top, left + side, top + side))
-image = image.resize(({size[1]}, {size[0]}), Image.Resampling.{filter})"""
+image = image.resize(({size[1]}, {size[0]}), Image.Resampling.BICUBIC)"""
+)
+CROP_OF_GLUON = (
+  f'{READ}\n'
+  + """\
+new = tuple({short} * length // min(image.size) for length in image.size)
+box, bilinear = (0, 0, *image.size), Image.Resampling.BILINEAR  # As OpenCV.
+image = image.transform(new, Image.Transform.EXTENT, box, bilinear)
+left, top = (n // 2 for n in (new[0] - {size[1]}, new[1] - {size[0]}))
+image = image.crop((left, top, left + {size[1]}, top + {size[0]}))"""
 )
 TOP = """\
 best = np.argsort(-np.asarray(probabilities)[0])[:5]  # Class numbers.
@@ -327,12 +337,13 @@ def _how_to_run(export: Export, about: Mapping[str, Any], **texts: str) -> str:
     fields['named'] = ''.join(f", '{name}': {name}" for name in SIZES)
   if export.classes:
     how = HOW_TO_RUN | HOW_TO_CLASSIFY
-    edge, rule = about['protocol']['size'], about['protocol']['rule']
-    # As `crops.center_crop`; GluonCV's smaller ones are resized by OpenCV.
-    small = rule == 'gluon' and edge < 320
-    share = 0.875 if small else f'{edge} / {edge + 32}'
-    fields |= {'fit': CROP, 'more': TOP, 'number': len(about['classes'])}
-    fields |= {'share': share, 'filter': 'BILINEAR' if small else 'BICUBIC'}
+    # As `crops.center_crop` at this size.
+    edge = max(export.size or (about['protocol']['size'],))
+    small = about['protocol']['rule'] == 'gluon' and edge < 320
+    fields |= {'fit': CROP_OF_GLUON if small else CROP, 'more': TOP}
+    short = math.ceil(edge / 0.875)
+    fields |= {'short': short, 'share': f'{edge} / {edge + 32}'}
+    fields |= {'number': len(about['classes'])}
   if bands := about['normalization'].get('bands'):
     fields['fit'] = f"image = np.load('scene.npy')  # (H, W, {len(bands)})"
   if export.canvas:

@@ -72,7 +72,8 @@ def create_plan(config: Mapping[str, Any], devices: int) -> Plan:
     raise UserError(
       'config.train.freeze and config.model.frozen_bn keep weights or '
       'statistics as they are, but there are none to start from: set '
-      '--config.pretrained=resnest101_d2 or another source of weights.'
+      '--config.pretrained to weights of this backbone (docs/weights.md), or '
+      '--config.train.freeze=0 and --config.model.frozen_bn=none.'
     )
   return Plan(
     micro_batches=train['batch_size'] // micro,

@@ -296,5 +296,11 @@ def test_other_mask_values_are_refused(begun, data, classes, why):
   assert resume_on(data, begun / 'run') == []
 
 
+def test_classes_of_another_task_are_told_with_the_head():
+  about = {'classes': ['bee'], 'config': {'model': {'head': 'classifier'}}}
+  said = r'another --workdir \(it has model\.head=classifier\)'
+  refused(said, store.check_classes, about, ['sky'])
+
+
 def test_checkpoint_of_an_earlier_version_knows_no_data(begun):
   assert resume_on(begun / 'data', begun / 'earlier') == []

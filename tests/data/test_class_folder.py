@@ -140,6 +140,8 @@ def test_missing_folders_are_refused(tmp_path):
   refused('set config.data.data_dir', opened, tmp_path, data_dir='nowhere')
   write(tmp_path / 'train', ant=1, bee=1)
   refused("no folder .*val, the split 'val'. In .*: train", opened, tmp_path)
+  (tmp_path / 'val').mkdir()
+  refused("val, the split 'val', has no folders of cl", opened, tmp_path)
   write(tmp_path / 'val', ant=1)
   refused("the split 'night'", opened, tmp_path, 'night')
 

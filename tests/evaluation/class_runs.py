@@ -104,7 +104,7 @@ def write_class_run(path, data_dir):
   return save_run(path, STEP, config, network()[1], about, scores)
 
 
-def write_weights(path):
+def write_weights(path, rule='encoding'):
   # A folder of weights with a description, as convert writes it.
   model, variables = network()
   fields = config_of('.').model.to_dict() | {'num_classes': len(NAMES)}
@@ -113,7 +113,7 @@ def write_weights(path):
   weights = pretrained.Weights(
     *(tensors, 'ours', description, NAMES, None),
     *(pretrained.NORMALIZATION, {'source': 'made up'}),
-    *([EDGE, EDGE], None, 'encoding'),
+    *([EDGE, EDGE], None, rule),
   )
   files.write_weights(path, 'ours', tensors, weights.about())
   return model, variables

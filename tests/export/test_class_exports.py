@@ -12,10 +12,12 @@ from cards import run_card
 from evaluation.class_runs import EDGE, NAMES, logits_of, write_weights
 from evaluation.drawn import smooth_picture
 from golden.reference import assert_same_bits
+from PIL import Image
 from scipy.special import softmax
 from weights.built import refused
 
 import resnest_jax as rj
+from resnest_jax.data.crops import center_crop
 from resnest_jax.export import folder, stablehlo
 from resnest_jax.export.renew import renew_exports
 from resnest_jax.weights import pretrained
@@ -72,6 +74,26 @@ def test_card_classifies_as_the_predictor(exported, tmp_path):
   found = rj.from_checkpoint(out).predict(tmp_path / 'street.jpg')
   np.testing.assert_allclose(probabilities, found.probabilities, atol=1e-5)
   assert [NAMES[i] for i in best] == [name for name, _ in found.top()]
+
+
+@pytest.mark.parametrize(('rule', 'size'), [('encoding', 64), ('gluon', 48)])
+def test_card_cuts_pictures_as_the_evaluation_at_each_size(
+  rule, size, tmp_path
+):
+  source, out = tmp_path / 'source', tmp_path / 'out'
+  write_weights(source, rule)
+  folder.export_model(source, out, formats=['onnx'], sizes=[(size, size)])
+  rng = np.random.default_rng(3)
+  picture = rng.integers(0, 256, (150, 131, 3), np.uint8)  # Sharp.
+  show = 'image.save("seen.png"); print(probabilities[0].tolist())'
+  given = out / f'model_{size}x{size}.onnx', picture, show, tmp_path
+  probabilities = json.loads(run_card(*given, ['jax']))
+  seen = np.array(Image.open(tmp_path / 'seen.png'), np.int32)
+  street = np.array(Image.open(tmp_path / 'street.jpg'))
+  assert np.abs(seen - center_crop(street, size, rule)).max() <= 1
+  model = rj.from_checkpoint(source, image_scale=(size, size))
+  expected = model.predict(tmp_path / 'street.jpg').probabilities
+  np.testing.assert_allclose(probabilities, expected, atol=0.01)
 
 
 def wrong_program(images):

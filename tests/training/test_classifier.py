@@ -170,6 +170,8 @@ ADE20K = 'configs/ade20k_pspnet.py'
     (ROW, 'data.augmentation', 'mmseg', 'be imagenet with model.head=classif'),
     (ROW, 'mesh.spatial', 2, '1 with model.head=classifier'),
     (ROW, 'loss.class_weights', (1.0, 2.0), 'None with model.head=classifier'),
+    (ROW, 'loss.terms.lovasz', 0.5, '0 with model.head=classifier, whose loss'),
+    (ROW, 'loss.terms.cross_entropy', 0.0, 'be 1 with model.head=classifier'),
     (ROW, 'train.norm_group', 1, 'at least 2 and divide train.batch_size, 8'),
     (ROW, 'train.norm_group', 3, '0, or .* divide train.batch_size, 8'),
     (ROW, 'train.micro_batch_size', 4, 'divide train.micro_batch_size, 4'),

@@ -84,8 +84,11 @@ def make_class_folder_split(data_config: Any, split: str) -> ClassFolderSplit:
   if given := any(names.values()):
     for name in (training, split):
       if not names[name]:
+        what = f'there is no folder {root / name}, the split {name!r}'
+        if (root / name).is_dir():
+          what = f'{root / name}, the split {name!r}, has no folders of classes'
         raise UserError(
-          f'there is no folder {root / name}, the split {name!r}. In {root} '
+          f'{what}. In {root} '
           f'there are: {listed(splits.sub_folders(root))}. Set '
           'config.data.train_split and eval_split to the names of two folders.'
         )
