@@ -23,7 +23,7 @@ from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.data.rasters import measure
 from resnest_jax.data.sampling import weigh_classes
 from resnest_jax.distributed import failures, messages
-from resnest_jax.errors import enough_memory, writing
+from resnest_jax.errors import UserError, enough_memory, writing
 from resnest_jax.evaluation.evaluate import Evaluator
 from resnest_jax.files import whole_file
 from resnest_jax.inference.protocols import Protocol
@@ -172,7 +172,12 @@ def train_to_end(
       store.check()
     metrics = None
     if run.evaluating:
-      evaluation = evaluate(run.state.eval_variables(), waiting)
+      try:
+        evaluation = evaluate(run.state.eval_variables(), waiting)
+      except UserError:  # Say of a damaged image: repaired, the run resumes.
+        if jax.process_count() == 1:  # Others would have to save as well.
+          save()
+        raise
       report.evaluation(run, evaluation)
       metrics = evaluation.scores.summary()
       run.stale += 1

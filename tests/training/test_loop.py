@@ -1,6 +1,7 @@
 """A run's folder: whose it is, and the logs and profiles in it; its memory."""
 
 import json
+import shutil
 import struct
 import time
 
@@ -8,9 +9,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 import wandb
+from evaluation import class_runs
 from small import MINI, small_config
 from wandb.proto.wandb_internal_pb2 import Record
+from weights import built
 
+from resnest_jax.checkpoints.manager import steps_in
+from resnest_jax.checkpoints.store import interrupted_dir
 from resnest_jax.config import load_config
 from resnest_jax.config_keys import MAIN_SCORES
 from resnest_jax.errors import UserError
@@ -235,3 +240,24 @@ def test_weights_and_biases_get_the_scalars_and_go_on(tmp_path, monkeypatch):
   assert {path.stem for path in runs} == {f'run-{known}'}
   rows = [row for path in runs for row in history(path)]
   assert rows == [{'loss': 0.5}, {'loss': 1.0}]
+
+
+def test_damage_that_an_evaluation_finds_loses_no_step(tmp_path):
+  data = class_runs.write_pictures(tmp_path / 'data')
+  (data / 'train').unlink()
+  shutil.copytree(data / 'val', data / 'train')
+  picture = data / 'val/ant/0.png'
+  whole = picture.read_bytes()
+  picture.write_bytes(whole[:99])
+  keys = {'data.data_dir': str(data), 'model.frozen_bn': 'none'}
+  keys |= {'train.batch_size': 4, 'train.total_steps': 2}
+  keys['optimizer.warmup_steps'] = 0
+  config = load_config(class_runs.ROW, class_runs.OVERRIDES | keys)
+  run = tmp_path / 'run'
+  built.refused(r'ant/0\.png', loop.train, config, run)
+  assert steps_in(interrupted_dir(run)) == [2]
+  picture.write_bytes(whole)
+  loop.train(config, run)
+  lines = [json.loads(x) for x in (run / 'log.jsonl').read_text().splitlines()]
+  assert [x['step'] for x in lines if 'top1' in x] == [2]
+  assert [x['step'] for x in lines if 'loss' in x] == [2]
