@@ -34,7 +34,10 @@ class MoreAugmentation:
     if data.transform:
       with self._explained('before the first step'):
         file, _, name = data.transform.rpartition(':')
-        self._make = runpy.run_path(file or name)[name]
+        functions = runpy.run_path(file or name)
+        if name not in functions:
+          raise UserError(f'{file} has no function {name}')
+        self._make = functions[name]
         self._make().set_random_seed(0)
 
   def __reduce__(self):  # Functions of a user's file need not pickle.

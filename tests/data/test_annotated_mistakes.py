@@ -129,7 +129,7 @@ MISTAKES = {
   'pictures of another format': (
     'coco',
     lambda x: [y.rename(y.with_suffix('.png')) for y in x.rglob('0.jpg')],
-    r'1: has no picture \.jpg, only \.png: correct the name',
+    r'1: has no picture \.jpg, only \.png: add it, or correct the name',
   ),
   'two classes of one name': (
     'yolo',

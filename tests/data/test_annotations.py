@@ -331,6 +331,7 @@ OUTLINES = [
   ({'counts': [2**63]}, 'run lengths'),
   ({'counts': 'zz~~'}, 'run lengths that are damaged'),
   ({'counts': '1'}, 'run lengths for another size'),
+  ({'counts': [4800], 'size': [80, 60]}, 'run lengths for another size'),
   ({}, 'run lengths'),
 ]
 COCO += [({'annotations': [BIG | {'segmentation': x}]}, y) for x, y in OUTLINES]

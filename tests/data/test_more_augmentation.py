@@ -216,7 +216,7 @@ def test_all_bands_change_alike(own, number, dtype):
 
 NO_TRANSFORM = {
   'nothing.py:make': 'FileNotFoundError',
-  '{own}:other': "KeyError: 'other'",
+  '{own}:other': r'augment\.py has no function other',
   '{own}:unseeded': 'no attribute .set_random_seed',
 }
 UNUSABLE = {

@@ -217,7 +217,10 @@ def _open(args: argparse.Namespace) -> tuple[s.Source, s.Finder]:
   # A format that was named may lie in files of any name.
   paths = kinds[names[0]] or [given]
   if not paths[0].is_file() and names[0] not in masks.LAYOUTS:
-    raise UserError(f'{given} has no files of the format {names[0]}.')
+    raise UserError(
+      f'{given} has no files of the format {names[0]}. Leave --format out, '
+      'which tells what is there, or give the folder of the export.'
+    )
   if names[0] in _DRAWN and not importlib.util.find_spec('pycocotools'):
     raise UserError(
       'polygons need the package pycocotools: pip install pycocotools'

@@ -24,6 +24,7 @@ from resnest_jax.text import plural
 # and drawing would take the memory for the way there.
 _FAR = 4
 _MOST_UNKNOWN = 10  # Numbers of a mask: smoothed colours are thousands.
+_OF_ANOTHER = 'has run lengths for another size than that of its picture'
 _LONGEST = 2**24  # Pixels of an outline; pycocotools takes 40 bytes for each.
 
 
@@ -50,6 +51,9 @@ def polygons(outlines: Any, height: int, width: int) -> np.ndarray:
   from pycocotools import mask
 
   if isinstance(outlines, dict):
+    # Turned, they would have the same sum.
+    if outlines.get('size', [height, width]) != [height, width]:
+      raise Fault(_OF_ANOTHER)
     return runs(outlines.get('counts'), height, width)
   if not isinstance(outlines, list) or not outlines:
     raise Fault('has no outline (the box of an object is none)')
@@ -73,7 +77,7 @@ def runs(counts: Any, height: int, width: int) -> np.ndarray:
     raise Fault('has run lengths that are no numbers') from error
   low, high = lengths.min(initial=0), lengths.max(initial=0)
   if low < 0 or high > height * width or lengths.sum() != height * width:
-    raise Fault('has run lengths for another size than that of its picture')
+    raise Fault(_OF_ANOTHER)
   is_object = np.arange(lengths.size) % 2 == 1
   return np.repeat(is_object, lengths).reshape(width, height).T
 

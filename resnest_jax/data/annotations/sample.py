@@ -100,7 +100,7 @@ class Finder:
     if not ranks:
       others = listed(sorted({x.suffix for x in named}))
       raise Fault(
-        f'has no picture {ending}, only {others}: correct the name'
+        f'has no picture {ending}, only {others}: add it, or correct the name'
         if others
         else f'has no picture in {self._pictures}; --pictures gives another'
       )

@@ -22,7 +22,7 @@ from resnest_jax.data.images import MAX_PIXELS
 from resnest_jax.data.own.classes import Colour
 from resnest_jax.data.own.pairing import IMAGE_SUFFIXES, walk
 from resnest_jax.data.own.splits import split_of
-from resnest_jax.errors import UserError
+from resnest_jax.errors import UserError, ending
 from resnest_jax.text import listed
 from resnest_jax.untrusted import (
   brief,
@@ -49,7 +49,8 @@ def read_coco(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
   """Reads instances, or panoptic pictures."""
   classes, samples, faults, panoptic = {}, [], [], False
   for path in paths:
-    content = json_object(s.read(path), str(path))
+    with ending('Export it again.'):
+      content = json_object(s.read(path), str(path))
     check_fields(content, dict.fromkeys(_COCO, _OBJECTS), str(path))
     for key, fields in _COCO.items():
       for x in content[key]:
