@@ -107,7 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     # `FORMATS`, whose import would take seconds.
     choices=(
       *('stablehlo', 'onnx', 'safetensors'),
-      *('mmseg', 'timm', 'official'),
+      *('mmseg', 'web', 'timm', 'official'),
     ),
     help='what to write (default: stablehlo safetensors; of features: '
     'stablehlo)',

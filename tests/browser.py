@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 PROGRAMS = 'chromedriver chromium chromium-browser google-chrome '
 PROGRAMS += 'google-chrome-stable'
 FLAGS = (
-  '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run '
+  '--headless --no-sandbox --disable-quic --no-first-run '
   '--disable-background-networking --disable-component-update --disable-sync '
   '--disable-dev-shm-usage --window-size=1280,1000'
 )
@@ -24,14 +24,14 @@ WIDTHS = 'return [document.documentElement.scrollWidth, window.innerWidth]'
 
 
 @contextlib.contextmanager
-def open_browser(profile, logs=('browser',)):
+def open_browser(profile, logs=('browser',), flags=('--disable-gpu',)):
   """A driver of a browser without a window; the profile is an empty folder."""
   options = webdriver.ChromeOptions()
   driver, *browsers = map(shutil.which, PROGRAMS.split())
   assert driver, 'no chromedriver: see tests/find_browser.sh'
   assert any(browsers), 'no browser: see tests/find_browser.sh'
   options.binary_location = next(filter(None, browsers))
-  for flag in (*FLAGS.split(), f'--user-data-dir={profile}'):
+  for flag in (*FLAGS.split(), *flags, f'--user-data-dir={profile}'):
     options.add_argument(flag)
   # 'browser' is its console, 'performance' what it loads.
   options.set_capability('goog:loggingPrefs', dict.fromkeys(logs, 'ALL'))
@@ -43,12 +43,13 @@ def open_browser(profile, logs=('browser',)):
 
 
 @contextlib.contextmanager
-def on_phone(browser):
+def on_phone(browser, width=PHONE['width']):
   """Until the end the screen is small; checks that the page is no wider."""
-  browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', PHONE)
+  phone = PHONE | {'width': width}
+  browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', phone)
   try:
     yield
-    assert browser.execute_script(WIDTHS) == [360, 360]
+    assert browser.execute_script(WIDTHS) == [width, width]
   finally:
     browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
 

@@ -129,8 +129,8 @@ def test_missing_browser_is_said_with_what_to_install(root, tmp_path):
   path = {'PATH': str(tmp_path)}
   process = subprocess.run(command, env=path, capture_output=True, text=True)
   assert process.returncode == 1
-  assert 'apt install chromium chromium-driver' in process.stderr
-  for name in ('chromedriver', 'google-chrome'):
+  assert 'apt install chromium chromium-driver npm' in process.stderr
+  for name in ('chromedriver', 'google-chrome', 'npm'):
     (tmp_path / name).symlink_to(shutil.which('id'))
   subprocess.run(command, env=path, check=True)
 

@@ -84,6 +84,11 @@ session = onnxruntime.InferenceSession('{file}', providers=providers)
 )
 {more}```
 """,
+  'web': """\
+In a browser, from any server of static files; pictures stay on the device.
+Serve the folder by `python -m http.server`, say, and open its address. Browsers
+give the camera and WebGPU to pages of https or localhost alone.
+""",
   'safetensors': _OURS.format(
     'resizes pictures as in training and gives label maps of\ntheir own size',
     "labels = model.predict('street.jpg').labels  # uint8 (H, W)",

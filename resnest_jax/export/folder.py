@@ -14,7 +14,7 @@ from resnest_jax import files
 from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
-from resnest_jax.export import checks
+from resnest_jax.export import checks, web
 from resnest_jax.export.card import Export, model_card
 from resnest_jax.export.pictures import find_pictures, gather_pictures
 from resnest_jax.export.program import FREE, make_program
@@ -37,7 +37,7 @@ from resnest_jax.weights.pickles import check_torch
 from resnest_jax.weights.pretrained import Weights, load_trained
 from resnest_jax.weights.state_dict import export_state_dict
 
-FORMATS = ('stablehlo', 'onnx', 'safetensors', 'mmseg')
+FORMATS = ('stablehlo', 'onnx', 'safetensors', 'mmseg', 'web')
 # Of classifiers; the last two are PyTorch's.
 CLASS_FORMATS = ('stablehlo', 'onnx', 'safetensors', 'timm', 'official')
 PROGRAMS = ('stablehlo', 'onnx')
@@ -48,6 +48,7 @@ NEEDS = {
     f'pip install onnx-ir onnxruntime && {checks.INSTALL_JAX2ONNX}',
   ),
 }
+NEEDS['web'] = NEEDS['onnx']
 CARD = 'README.md'
 SHORTEST, LONGEST = 32, 8192  # Pixels of an edge.
 
@@ -74,9 +75,10 @@ def export_model(
   passed. Formats are of `FORMATS`, or of a classifier `CLASS_FORMATS`. Each of
   `sizes`, (height, width) in pixels, gets its StableHLO and ONNX, and so does
   each `canvas`, such a size or `FREE`, for pictures of any size up to it; by
-  default that is the crop of the training alone. They also output
-  `probabilities` of all classes, which is all that a classifier's give, or with
-  `features`, an output stride, C2 to C5 of the backbone.
+  default that is the crop of the training alone, as a canvas if a page is
+  written. They also output `probabilities` of all classes, which is all that a
+  classifier's give, or with `features`, an output stride, C2 to C5 of the
+  backbone.
 
   Raises `UserError` if an argument cannot be used, a package is missing, or an
   export disagrees with the checkpoint. Nothing is left behind.
@@ -96,9 +98,11 @@ def export_model(
     about = _about(weights, net.labels)
   seen = gather_pictures(found, net.normalization)
   _say_whence(source, about['provenance'], say)
+  if 'web' in formats and {*canvas} <= {FREE}:
+    canvas = [default_size(about), *canvas]
   shapes = sizes, canvas, default_size(about)
   references = _references(net, seen, probabilities, *shapes)
-  if not {*formats} & {*PROGRAMS}:
+  if not {*formats} & {*PROGRAMS, 'web'}:
     # Weights have no size. They are compared on one.
     references = itertools.islice(references, 1)
   exports = []
@@ -108,7 +112,9 @@ def export_model(
         if name in PROGRAMS:
           file = folder / _name_of(name, reference)
           export = write_program(name, file, reference)
-        elif index == 0:
+        elif name == 'web' and reference.canvas and not reference.free:
+          export = _write_page(folder / name, about, reference)
+        elif name != 'web' and index == 0:
           export = _write_weights(name, folder, weights, about, reference)
         else:
           continue
@@ -161,8 +167,9 @@ def passed(file: Path, export: Export) -> str:
     found = f'the classes of {seen} agree with'
   if export.features:
     found = f'features of {seen} are within {1 - export.agreement:.1e} of'
+  size = sum(x.stat().st_size for x in (file, *file.rglob('*')))
   return (
-    f'{file.name} ({file.stat().st_size / 1e6:.1f} MB): read back, {found} the '
+    f'{file.name} ({size / 1e6:.1f} MB): read back, {found} the '
     f'checkpoint{until}'
   )
 
@@ -177,7 +184,7 @@ def check_packages(formats: Sequence[str]) -> None:
         f'the format {name} needs {" and ".join(missing)}: {install} '
         '(--formats leaves it out).'
       )
-  if {*formats} - {*PROGRAMS, 'safetensors'}:
+  if {*formats} - {*PROGRAMS, 'safetensors', 'web'}:
     check_torch()
 
 
@@ -193,6 +200,10 @@ def _check_task(
     raise UserError(
       f'{wrong[0]} is no format of a {task}; accepted are {", ".join(known)}. '
       'python -m resnest_jax.weights.convert knows more names of weights.'
+    )
+  if 'web' in formats and weights.normalized().bands:
+    raise UserError(
+      'a page takes pictures in colour, not bands; leave web out of --formats.'
     )
   if task == 'classifier' and probabilities:
     raise UserError(
@@ -220,7 +231,7 @@ def _check_arguments(
         f'pictures of {height}x{width} pixels (height x width) cannot be '
         f'exported; each edge must have {SHORTEST} to {LONGEST}.'
       )
-  if (probabilities or canvas) and not {*formats} & {*PROGRAMS}:
+  if (probabilities or canvas) and not {*formats} & {*PROGRAMS, 'web'}:
     what, flag = 'probabilities are an output', 'probabilities'
     if canvas:
       what, flag = 'a canvas is an input', 'canvas'
@@ -228,12 +239,19 @@ def _check_arguments(
       f'{what} of StableHLO and ONNX, and neither is among the formats: add '
       f'one, or leave --{flag} out.'
     )
+  if 'web' in formats and (probabilities or len({*canvas} - {FREE}) > 1):
+    raise UserError(
+      'a page shows labels of one canvas: give --canvas one size and leave '
+      '--probabilities out, or web out of --formats.'
+    )
   if features and (probabilities or canvas or {*formats} - {*PROGRAMS}):
     raise UserError(
       'features are written as StableHLO and ONNX alone, without '
       f'probabilities or a canvas; add --formats {" ".join(PROGRAMS)}, or one '
       'of them. python -m resnest_jax.weights.convert writes the weights.'
     )
+  if 'web' in formats:
+    web.fetch_runtime()
 
 
 def default_size(about: Mapping[str, Any]) -> tuple[int, int]:
@@ -330,6 +348,15 @@ def write_program(name: str, file: Path, reference: checks.Reference) -> Export:
     classes=classify,
     canvas=reference.canvas,
   )
+
+
+def _write_page(
+  folder: Path, about: Mapping[str, Any], reference: checks.Reference
+) -> Export:
+  folder.mkdir()
+  export = write_program('onnx', folder / web.MODEL, reference)
+  web.write_page(folder, about, reference.size)
+  return export._replace(file=folder.name, format=folder.name)
 
 
 def _write_weights(

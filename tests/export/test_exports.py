@@ -72,7 +72,7 @@ def exported(sources, tmp_path_factory):
   def export(head):
     # ONNX's libraries read names in UTF-8 alone.
     out = tmp_path_factory.mktemp('exported') / os.fsdecode(b'[x] \xdf') / head
-    formats = folder.FORMATS if head == 'pspnet' else folder.FORMATS[:2]
+    formats = folder.FORMATS[: 4 if head == 'pspnet' else 2]
     more = {'formats': formats, 'sizes': [SIZE], 'probabilities': head == 'fcn'}
     with pytest.MonkeyPatch.context() as patch:
       # So that the CPU's ways with wide convolutions would show.
