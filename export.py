@@ -3,6 +3,7 @@
     python export.py --weights runs/pspnet --out exported --sizes 512x512
     python export.py --weights ade20k_pspnet --out exported --formats onnx
     python export.py --weights ade20k_pspnet --out exported --canvas 1024x2048
+    python export.py --weights runs/a --out b --formats onnx --precision int8
     python export.py --weights resnest50 --out features --features
     python export.py --renew exported
 
@@ -11,7 +12,8 @@
 one size, or with --canvas of any size up to it, into label maps without this
 project. Each file is read back and compared with the checkpoint; --out appears
 once all agree, with about.json and a model card, README.md. --features writes
-C2 to C5 of the backbone instead, for detectors (docs/backbone.md). Later
+C2 to C5 of the backbone instead, for detectors (docs/backbone.md), --precision
+smaller ONNX files as well, float16 or int8, whose labels agree. Later
 releases of JAX may refuse a StableHLO file; --renew rewrites a folder's with
 the installed JAX. See docs/export.md.
 """
@@ -65,7 +67,7 @@ def parse() -> argparse.Namespace:
   # Attributes that exist already keep their values instead of the defaults, so
   # a second parse shows which flags were given.
   names = (*SOURCE, 'formats', 'sizes', 'probabilities', 'checkpoint')
-  names += ('canvas', 'features')
+  names += ('canvas', 'features', 'precision', 'agreement')
   bare = argparse.Namespace(**dict.fromkeys(names))
   bare = parser.parse_args(namespace=bare)
   given = [f'--{name}' for name in names if getattr(bare, name) is not None]
@@ -143,6 +145,22 @@ def make_parser() -> argparse.ArgumentParser:
     action='store_true',
     help='output the probabilities of all classes from StableHLO and ONNX: 4 '
     'bytes a class and pixel',
+  )
+  add(
+    '--precision',
+    nargs='+',
+    default=[],
+    choices=('float16', 'int8'),
+    help='smaller ONNX files of a segmentor as well, with label maps as in '
+    'float32 but for few pixels',
+  )
+  add(
+    '--agreement',
+    type=float,
+    default=0.995,
+    metavar='SHARE',
+    help='of the pixels that have to keep their class in such a file '
+    '(default: 0.995)',
   )
   add(
     '--pictures',

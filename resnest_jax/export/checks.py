@@ -76,12 +76,12 @@ class Reference:
     self.number = len(pictures)
     run = self.run_of(net, probabilities)
     if isinstance(net.model, Features | Classifier):
-      self._expected = lambda part: run(*self.part(part))
+      self.expected = lambda part: run(*self.part(part))
       features = isinstance(net.model, Features)
       self._measure = compare_features if features else compare_classes
     else:  # Kept for all formats.
       outputs = run(*self.inputs.values())
-      self._expected = lambda part: [x[part] for x in outputs]
+      self.expected = lambda part: [x[part] for x in outputs]
       self._measure = compare_labels
 
   def part(self, part: slice) -> list[np.ndarray]:
@@ -116,7 +116,7 @@ class Reference:
     """How far an export agrees, 0 to 1; see `compare_labels` and the others."""
     starts = range(0, self.number, BATCH_SIZE)
     parts = [slice(start, start + BATCH_SIZE) for start in starts]
-    pairs = ((run(*self.part(x)), self._expected(x)) for x in parts)
+    pairs = ((run(*self.part(x)), self.expected(x)) for x in parts)
     return self._measure(name, pairs)
 
 

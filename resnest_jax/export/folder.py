@@ -15,7 +15,7 @@ from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.export import checks, web
-from resnest_jax.export.card import Export, model_card
+from resnest_jax.export.card import PRECISIONS, Export, model_card
 from resnest_jax.export.pictures import find_pictures, gather_pictures
 from resnest_jax.export.program import FREE, make_program
 from resnest_jax.export.promise import written_now
@@ -50,6 +50,8 @@ NEEDS = {
 }
 NEEDS['web'] = NEEDS['onnx']
 CARD = 'README.md'
+AGREEMENT = 0.995  # Of smaller files, by default.
+FEWEST = 10  # Pictures that are given for them.
 SHORTEST, LONGEST = 32, 8192  # Pixels of an edge.
 
 Say = Callable[[str], None]
@@ -66,6 +68,8 @@ def export_model(
   checkpoint: str | int = 'latest',
   pictures: Sequence[str | Path] = (),
   features: int | None = None,
+  precision: Sequence[str] = (),
+  agreement: float = AGREEMENT,
   say: Say = print,
 ) -> list[Export]:
   """Exports a network in several formats, with a model card.
@@ -78,7 +82,9 @@ def export_model(
   default that is the crop of the training alone, as a canvas if a page is
   written. They also output `probabilities` of all classes, which is all that a
   classifier's give, or with `features`, an output stride, C2 to C5 of the
-  backbone.
+  backbone. Next to each ONNX of a segmentor there is one of each `precision`,
+  of `PRECISIONS`; of pictures that did not calibrate it at least `agreement`, 0
+  to 1, of the pixels agree.
 
   Raises `UserError` if an argument cannot be used, a package is missing, or an
   export disagrees with the checkpoint. Nothing is left behind.
@@ -89,11 +95,12 @@ def export_model(
   formats = [x for x in (*FORMATS, *CLASS_FORMATS[-2:]) if x in formats]
   _check_arguments(formats, sizes, canvas, probabilities, features)
   found = find_pictures(pictures)
+  _check_precision(precision, agreement, formats, features, found)
   if features:
     weights, (net, about) = None, _features(source, checkpoint, features)
   else:
     _, _, weights = load_trained(source, checkpoint)
-    _check_task(weights, formats, canvas, probabilities)
+    _check_task(weights, formats, canvas, probabilities, precision)
     net = as_exported(source, weights)
     about = _about(weights, net.labels)
   seen = gather_pictures(found, net.normalization)
@@ -105,21 +112,22 @@ def export_model(
   if not {*formats} & {*PROGRAMS, 'web'}:
     # Weights have no size. They are compared on one.
     references = itertools.islice(references, 1)
-  exports = []
+  exports, smaller = [], (precision, agreement)
   with files.explain_refusal(out), files.whole_folder(out) as folder:
     for index, reference in enumerate(references):
       for name in formats:
         if name in PROGRAMS:
           file = folder / _name_of(name, reference)
-          export = write_program(name, file, reference)
-        elif name == 'web' and reference.canvas and not reference.free:
-          export = _write_page(folder / name, about, reference)
-        elif name != 'web' and index == 0:
-          export = _write_weights(name, folder, weights, about, reference)
+          written = _write_programs(name, file, reference, *smaller)
+        elif name == 'web':
+          written = _write_page(folder / name, about, reference)
+        elif index == 0:
+          written = _write_weights(name, folder, weights, about, reference)
         else:
           continue
-        exports.append(export._replace(drawn=not pictures))
-        say(passed(folder / export.file, export))
+        for export in written:
+          exports.append(export._replace(drawn=not pictures))
+          say(passed(folder / export.file, export))
     write_description(folder, about, exports)
   say(f'written: {out}')
   return exports
@@ -193,6 +201,7 @@ def _check_task(
   formats: Sequence[str],
   canvas: Sequence[tuple[int, int] | str],
   probabilities: bool,
+  precision: Sequence[str],
 ) -> None:
   task = weights.description.task
   known = CLASS_FORMATS if task == 'classifier' else FORMATS
@@ -210,10 +219,10 @@ def _check_task(
       'probabilities are what exports of a classifier always give; leave '
       '--probabilities out.'
     )
-  if task == 'classifier' and canvas:
+  if task == 'classifier' and (canvas or precision):
     raise UserError(
-      'a classifier sees pictures of one size, the middle of a picture: leave '
-      '--canvas out.'
+      'a classifier sees pictures of one size, the middle of a picture, and '
+      'gives no label maps: leave --canvas and --precision out.'
     )
 
 
@@ -252,6 +261,30 @@ def _check_arguments(
     )
   if 'web' in formats:
     web.fetch_runtime()
+
+
+def _check_precision(
+  precision: Sequence[str],
+  agreement: float,
+  formats: Sequence[str],
+  features: int | None,
+  pictures: Sequence[Path],
+) -> None:
+  if precision and (
+    'onnx' not in formats or features or {*precision} - {*PRECISIONS}
+  ):
+    raise UserError(
+      'a precision is float16 or int8, of the ONNX files of a segmentor: add '
+      '--formats onnx, or leave --precision out.'
+    )
+  if not 0 < agreement < 1:
+    raise UserError(f'--agreement {agreement} is no share between 0 and 1.')
+  if precision and 0 < len(pictures) < FEWEST:
+    raise UserError(
+      f'{plural(len(pictures), "picture", "are")} too few for --precision: '
+      f'half calibrate, half decide. Give {FEWEST} or more, or leave '
+      '--pictures out for drawn scenes.'
+    )
 
 
 def default_size(about: Mapping[str, Any]) -> tuple[int, int]:
@@ -350,13 +383,32 @@ def write_program(name: str, file: Path, reference: checks.Reference) -> Export:
   )
 
 
+def _write_programs(
+  name: str,
+  file: Path,
+  reference: checks.Reference,
+  precision: Sequence[str],
+  agreement: float,
+) -> list[Export]:
+  written = [write_program(name, file, reference)]
+  if name == 'onnx' and precision:
+    # It needs packages that other formats do not.
+    from resnest_jax.export.precision import write_reduced
+
+    given = file, reference, written[0], agreement
+    written += [write_reduced(kind, *given) for kind in precision]
+  return written
+
+
 def _write_page(
   folder: Path, about: Mapping[str, Any], reference: checks.Reference
-) -> Export:
+) -> list[Export]:
+  if reference.free or not reference.canvas:
+    return []
   folder.mkdir()
   export = write_program('onnx', folder / web.MODEL, reference)
   web.write_page(folder, about, reference.size)
-  return export._replace(file=folder.name, format=folder.name)
+  return [export._replace(file=folder.name, format=folder.name)]
 
 
 def _write_weights(
@@ -365,7 +417,7 @@ def _write_weights(
   weights: Weights,
   about: Mapping[str, Any],
   reference: checks.Reference,
-) -> Export:
+) -> list[Export]:
   # The model as described rather than in float32: no bit may change.
   model, stored = weights.create()
   torch, classify = name != 'safetensors', isinstance(model, Classifier)
@@ -381,7 +433,7 @@ def _write_weights(
   checks.check_same_bits(file.name, found, stored)
   run = reference.run_of(as_exported(file, read))
   share, number = reference.compare(file.name, run), reference.number
-  return Export(file.name, name, None, share, number, classes=classify)
+  return [Export(file.name, name, None, share, number, classes=classify)]
 
 
 def write_description(

@@ -221,7 +221,7 @@ FAILS = (
     'add one, or leave --canvas out',
   ),
   ({'canvas': ['free'], 'features': 16}, 'or a canvas; add --formats'),
-  ({'canvas': ['free']}, 'a classifier sees .* leave --canvas out'),
+  ({'canvas': ['free']}, 'a classifier sees .* leave --canvas and'),
 )
 
 

@@ -371,6 +371,7 @@ def test_renewed_programs_are_right(old, tmp_path, call_script, capsys):
     entry |= {'pictures': 20, 'drawn': False}
     entry |= {'probabilities': None, 'written': None}
     entry |= {'features': False, 'classes': False, 'canvas': False}
+    entry |= {'reduced': None}
     if entry['file'] in FILES:
       entry |= {'pictures': 1, 'probabilities': True, 'written': now._asdict()}
   assert json.loads(after['about.json']) == expected

@@ -1,0 +1,197 @@
+"""Smaller ONNX files: how far they agree, what is kept, and when none is."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from evaluation.class_runs import write_weights
+from golden.reference import TINY, variables_of
+from PIL import Image
+from weights import built
+from weights.built import refused
+
+import resnest_jax as rj
+from resnest_jax.data.resize import resize_image
+from resnest_jax.export import folder, pictures, precision
+from resnest_jax.export.card import PRECISIONS, Export
+from resnest_jax.weights.infer import Description
+from resnest_jax.weights.pretrained import NORMALIZATION, Weights
+
+SIZE = (33, 48)
+# Random weights have no clear classes: most pixels are close to a border.
+AGREEMENT = 0.9
+NAMES = list('abcdefg')
+ONNX = {'formats': ['onnx'], 'sizes': [SIZE], 'precision': ['int8']}
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+  """A network most of whose bytes are weights, as they are of real ones."""
+  config = TINY | {'dtype': 'float32', 'head': 'pspnet', 'head_channels': 128}
+  description = Description('segmentor', config)
+  more = (NAMES, None, NORMALIZATION, {'source': 'made up'})
+  about = Weights({}, 'ours', description, *more).about()
+  model = description.create()
+  network = model, variables_of(model)
+  folder_ = tmp_path_factory.mktemp('source') / 'weights'
+  return built.written(folder_, network, 'ours', about)
+
+
+@pytest.fixture(scope='module')
+def exported(source, tmp_path_factory):
+  out = tmp_path_factory.mktemp('exported') / 'out'
+  options = ONNX | {'precision': PRECISIONS}
+  exports = folder.export_model(source, out, agreement=AGREEMENT, **options)
+  names = ('', *(f'_{x}' for x in PRECISIONS))
+  assert [x.file for x in exports] == [f'model_33x48{x}.onnx' for x in names]
+  return out, exports
+
+
+def test_agreement_is_that_of_the_held_out_pictures(exported, source):
+  out, exports = exported
+  model = rj.from_checkpoint(source, image_scale=SIZE)
+  held = [resize_image(x, SIZE) for x in pictures.gather_pictures([])[1::2]]
+  expected = np.stack([x.labels for x in model.predict_frames(held)])
+  for export in exports[1:]:
+    session = onnxruntime.InferenceSession(out / export.file)
+    (found,) = session.run(None, {'images': np.stack(held)})
+    same = found == expected
+    assert export.agreement == pytest.approx(same.mean(), abs=1e-3)
+    assert AGREEMENT <= export.agreement <= 1
+    assert (export.pictures, export.drawn) == (10, True)
+    for number, share in enumerate(export.reduced['classes']):
+      there = expected == number
+      assert (share is None) == (not there.any())
+      if there.any():
+        assert share == pytest.approx(same[there].mean(), abs=0.01)
+  assert exports[1].agreement > 0.995
+
+
+def test_files_are_smaller_and_take_and_give_the_same(exported):
+  out, exports = exported
+  for export in exports:
+    whole = exports[0]
+    asked, found = (
+      onnxruntime.InferenceSession(out / x.file) for x in (whole, export)
+    )
+    for one, other in (
+      (asked.get_inputs(), found.get_inputs()),
+      (asked.get_outputs(), found.get_outputs()),
+    ):
+      told = [
+        [(x.name, x.shape, x.type) for x in side] for side in (one, other)
+      ]
+      assert told[0] == told[1]
+    if reduced := export.reduced:
+      sizes = [(out / x.file).stat().st_size for x in (export, whole)]
+      assert reduced['bytes'] == sizes
+      most = 0.3 if export.file.endswith('int8.onnx') else 0.6
+      assert sizes[0] < most * sizes[1]
+      assert min(reduced['milliseconds']) > 0
+
+
+def test_layers_that_are_kept_compute_in_float(exported):
+  out, (*_, export) = exported
+  assert_kept(out, export)
+
+
+def assert_kept(out, export):
+  nodes = onnx.load(out / export.file).graph.node
+  rounded = {x.output[0] for x in nodes if x.op_type == 'DequantizeLinear'}
+  layers = [x for x in nodes if x.op_type in ('Conv', 'MatMul')]
+  kept = {x.name for x in layers if x.input[1] not in rounded}
+  assert kept == {*export.reduced['kept']}
+  assert export.reduced['layers'] == len(layers) > len(kept)
+
+
+@pytest.mark.long
+def test_canvas_is_made_smaller(source, tmp_path):
+  options = ONNX | {'sizes': [], 'canvas': [(48, 64)]}
+  given = source, tmp_path / 'out'
+  _, export = folder.export_model(*given, agreement=AGREEMENT, **options)
+  assert export.file == 'model_canvas_48x64_int8.onnx'
+  assert AGREEMENT <= export.agreement <= 1
+  assert_kept(tmp_path / 'out', export)
+
+
+def test_float16_may_keep_weights_alone(exported):
+  out, exports = exported
+  file = out / exports[0].file
+  *_, (stored, kept) = precision._halves(precision._prepared(file))
+  assert len(kept) == exports[1].reduced['layers']
+  assert stored.ByteSize() < 0.6 * file.stat().st_size
+  images = np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3), np.uint8)
+  found = [
+    onnxruntime.InferenceSession(x).run(None, {'images': images})[0]
+    for x in (file.read_bytes(), stored.SerializeToString())
+  ]
+  assert (found[0] == found[1]).mean() > 0.99
+
+
+def test_card_and_description(exported):
+  out, exports = exported
+  entries = json.loads((out / 'about.json').read_text())['exports']
+  assert [Export.of(x).reduced for x in entries] == [x.reduced for x in exports]
+  text = (out / 'README.md').read_text()
+  assert text.count('## Run ') == 1
+  for export in (x for x in exports if x.reduced):
+    share = f'{export.agreement:.4%} | 10 held-out drawn scenes |'
+    assert re.search(rf'{export.file} \| onnx \|.*{share}', text)
+    megabytes = export.reduced['bytes'][0] / 1e6
+    assert f'| {export.file} | {megabytes:.1f} |' in text
+  kept = exports[2].reduced['kept']
+  assert ', '.join([f'{len(kept)} of', *kept][1:]) in text
+  wrong = entries[1] | {'reduced': entries[1]['reduced'] | {'kept': ['`x`']}}
+  refused(r"kept is \['`x`'\]; it must be names", Export.of, wrong)
+
+
+def test_without_agreement_nothing_is_written(exported, tmp_path):
+  out, (whole, *_) = exported
+  file = Path(shutil.copy(out / whole.file, tmp_path))
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (10, *SIZE, 3), np.uint8)
+  labels = rng.integers(0, len(NAMES), images.shape[:3])
+  net = SimpleNamespace(labels=SimpleNamespace(classes=NAMES))
+  other = SimpleNamespace(net=net, number=10, inputs={'images': images})
+  other.expected = lambda part: [labels[part]]
+  told = (
+    r'_float16\.onnx gives at best 1.\d+% .* of 5 held-out pictures .* 99\.5'
+  )
+  given = 'float16', file, other, whole, 0.995
+  refused(told, precision.write_reduced, *given)
+  assert list(tmp_path.iterdir()) == [file]
+
+
+FAILS = (
+  ({'precision': ['int4']}, 'float16 or int8'),
+  ({'formats': ['stablehlo']}, 'add --formats onnx'),
+  ({'agreement': 99.5}, r'--agreement 99\.5 is no share'),
+  ({'features': 16}, 'leave --precision out'),
+)
+
+
+@pytest.mark.parametrize(('options', 'message'), FAILS)
+def test_what_has_no_precision(options, message, source, tmp_path):
+  given = source, tmp_path / 'out'
+  refused(message, folder.export_model, *given, **ONNX | options)
+
+
+def test_classifier_has_no_precision(tmp_path):
+  write_weights(tmp_path / 'weights')
+  given = tmp_path / 'weights', tmp_path / 'out'
+  refused('and --precision out', folder.export_model, *given, **ONNX)
+
+
+def test_few_pictures_are_too_few(source, tmp_path):
+  for name in 'abc':
+    Image.new('RGB', (40, 40)).save(tmp_path / f'{name}.png')
+  given = source, tmp_path / 'out'
+  told = '3 pictures are too few for --precision: .* Give 10 or more'
+  options = ONNX | {'pictures': [tmp_path]}
+  refused(told, folder.export_model, *given, **options)
