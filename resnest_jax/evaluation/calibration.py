@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.interpolate import CubicHermiteSpline
 
 from resnest_jax.errors import UserError
 from resnest_jax.evaluation.evaluate import Evaluator
@@ -73,17 +74,11 @@ def fit(sums: np.ndarray) -> float:
       '--split, or leave --calibrate out.'
     )
   slope, curvature = sums.T
-  after = int((slope <= 0).sum())  # It grows with 1 / T.
-  if after in (0, len(slope)):
-    return float(1 / INVERSES[-1 if after else 0])
-  pair = slice(after - 1, after + 1)
-  x, (low, high) = np.log(INVERSES[pair]), slope[pair]
-  step, rise = x[1] - x[0], high - low
-  first, last = step * (INVERSES * curvature)[pair]
-  cubic = first + last - 2 * rise, 3 * rise - 2 * first - last, first, low
-  places = np.linspace(0, 1, 4097)
-  zero = np.interp(0, np.polyval(cubic, places), places)
-  return float(np.exp(-x[0] - zero * step))
+  if slope[0] >= 0 or slope[-1] <= 0:  # It grows with 1 / T.
+    return float(1 / INVERSES[-1 if slope[0] < 0 else 0])
+  # By log(1 / T), whose derivative is 1 / T.
+  curve = CubicHermiteSpline(np.log(INVERSES), slope, INVERSES * curvature)
+  return float(np.exp(-curve.roots(extrapolate=False)[0]))
 
 
 def reliability(temperature: float) -> Measure:

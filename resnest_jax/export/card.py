@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
+from importlib import resources
 from typing import Any, NamedTuple
 
 from resnest_jax import __version__
@@ -16,151 +17,25 @@ from resnest_jax.untrusted import check_fields, list_of, numbers, or_none
 from resnest_jax.weights.files import ABOUT
 from resnest_jax.weights.infer import title_of
 
-FRONT = """---
-library_name: resnest-jax
-pipeline_tag: {}
-tags: [jax, resnest, {}]
----
-"""
-READ = (
-  "image = ImageOps.exif_transpose(Image.open('street.jpg')).convert('RGB')"
+# Of the card, with fields that are filled in. The code of StableHLO and ONNX
+# must not need this project.
+_PARTS = re.split(
+  r'^<!-- (.+) -->\n\n',
+  resources.files(__package__).joinpath('card.md').read_text('utf-8'),
+  flags=re.M,
 )
-FIT = f'{READ}\nimage = image.resize(({{size[1]}}, {{size[0]}}))'
-# On a canvas; a free one is as large as the picture.
-SHRINK = f'{READ}\nimage.thumbnail(({{size[1]}}, {{size[0]}}))  # If too large.'
-TRUE = """
-heights, widths = (np.int32([x]) for x in np.shape(image)[:2])"""
-PAD = """
-beyond = (0, {size[0]} - heights[0]), (0, {size[1]} - widths[0]), (0, 0)
-image = np.pad(image, beyond)"""
-CUT = 'labels = labels[:, : heights[0], : widths[0]]  # Beyond they are 255.\n'
-_OURS = """\
-With resnest-jax, which {}, from this folder:
-
-```python
-import resnest_jax as rj
-
-model = rj.from_checkpoint('.')
-{}
-```
-"""
-CANVAS = """
-Files named `canvas` take pictures of any size up to theirs, and `canvas_free`
-up to H and W of `images`, whatever these are. Each picture lies in the upper
-left corner, with any finite values around it; `heights` and `widths`, int32
-(b,), are its size. It gets the labels that it would get alone. Those around it
-are 255, and probabilities there 0.
-"""
-SMALLER = """\
-Files in float16 and int8 take and give the same as those in float32. Half of
-the pictures calibrated those in int8; the others, held out, decided that the
-files were written. Times are medians of the machine that wrote them, in
-onnxruntime on its CPU, both files in turn. Rounding differs between processors.
-
-{}
-Of the held-out pixels of each class in float32, those that keep it, in percent:
-
-{}"""
-# How to run each format, with fields that `model_card` fills in. The code of
-# StableHLO and ONNX must not need this project.
-HOW_TO_RUN = {
-  'stablehlo': """\
-With `pip install jax flatbuffers numpy pillow`; this project is not needed.
-It runs on CPU, CUDA and TPU:
-
-```python
-import jax, numpy as np
-from jax import export
-from PIL import Image, ImageOps
-
-with open('{file}', 'rb') as file:
-  program = jax.jit(export.deserialize(bytearray(file.read())).call)
-{fit}
-{outputs} = program(np.asarray(image)[None]{sizes})  # {gives}
-{more}```
-""",
-  'onnx': """\
-With `pip install onnxruntime numpy pillow`:
-
-```python
-import numpy as np, onnxruntime
-from PIL import Image, ImageOps
-
-providers = onnxruntime.get_available_providers()
-session = onnxruntime.InferenceSession('{file}', providers=providers)
-{fit}
-{outputs} = session.run(
-  None, {{'images': np.asarray(image)[None]{named}}}
-)
-{more}```
-""",
-  'web': """\
-In a browser, from any server of static files; pictures stay on the device.
-Serve the folder by `python -m http.server`, say, and open its address. Browsers
-give the camera and WebGPU to pages of https or localhost alone.
-""",
-  'safetensors': _OURS.format(
-    'resizes pictures as in training and gives label maps of\ntheir own size',
-    "labels = model.predict('street.jpg').labels  # uint8 (H, W)",
-  ),
-  'mmseg': """\
-With mmsegmentation and its configuration of the same network (`model.pth` has
-the class names and colours in its meta):
-
-```python
-from mmseg.apis import inference_model, init_model
-
-model = init_model('CONFIG.py', 'model.pth')
-labels = inference_model(model, 'street.jpg').pred_sem_seg.data
-```
-""",
-}
-# Of a classifier. Programs run as above, on the middle of a picture.
-CROP = (
-  f'{READ}\n'
-  + """\
-side = {share} * min(image.size)  # The middle of the picture.
-left, top = (round((length - side) / 2) for length in image.size)
-image = image.crop((left, top, left + side, top + side))
-image = image.resize(({size[1]}, {size[0]}), Image.Resampling.BICUBIC)"""
-)
-CROP_OF_GLUON = (
-  f'{READ}\n'
-  + """\
-new = tuple({short} * length // min(image.size) for length in image.size)
-box, bilinear = (0, 0, *image.size), Image.Resampling.BILINEAR  # As OpenCV.
-image = image.transform(new, Image.Transform.EXTENT, box, bilinear)
-left, top = (n // 2 for n in (new[0] - {size[1]}, new[1] - {size[0]}))
-image = image.crop((left, top, left + {size[1]}, top + {size[0]}))"""
-)
-TOP = """\
-best = np.argsort(-np.asarray(probabilities)[0])[:5]  # Class numbers.
-"""
-_TORCH = """\
-With PyTorch and the same network, say `MODEL, num_classes={number})`:
-
-```python
-import torch
-
-model.load_state_dict(torch.load('{file}')['state_dict'])
-```
-"""
-HOW_TO_CLASSIFY = {
-  'safetensors': _OURS.format(
-    'crops pictures as in its evaluation',
-    "print(model.predict('street.jpg').top())  # Names and probabilities.",
-  ),
-  'timm': _TORCH.replace('MODEL', "timm.create_model('resnest50d'"),
-  'official': _TORCH.replace(
-    'MODEL', 'resnest.torch.resnest50(pretrained=False'
-  ),
-}
+_NAMED = zip(_PARTS[1::2], _PARTS[2::2], strict=True)
+TEXTS = {name: f'{text.strip()}\n' for name, text in _NAMED}
+_OF_BANDS = ('true', 'pad')  # Code that any picture needs.
+FORMATS = ('stablehlo', 'onnx', 'safetensors', 'mmseg', 'web')
+# Of classifiers; the last two are PyTorch's.
+CLASS_FORMATS = ('stablehlo', 'onnx', 'safetensors', 'timm', 'official')
 # What others may have written in its place.
 _ENTRY = {
   'file': Accepted(
     'the name of a file', lambda x: re.fullmatch(r'\w[\w.-]{0,99}', x)
   ),
-  'format': one_of({**HOW_TO_RUN, **HOW_TO_CLASSIFY}),
+  'format': one_of({*FORMATS, *CLASS_FORMATS}),
   'size': or_none(numbers('height and width', 2, int, low=1, high=2**15)),
   'agreement': SHARE,
   'pictures': at_least(0),
@@ -178,13 +53,11 @@ _PAIR = numbers('two numbers', 2, int, float, low=0, high=2**50)
 _REDUCED = {
   'bytes': _PAIR,
   'milliseconds': _PAIR,  # A picture, where they were written.
+  'layers': _PAIR,  # Layers that compute in float32, and all.
   # Of the held-out pixels of each class, the share that keeps it.
   'classes': list_of(
     'shares or nothing', lambda x: x is None or SHARE.holds(x)
   ),
-  # Names of layers that compute in float32, of so many.
-  'kept': list_of('names', lambda x: re.fullmatch(r'[\w./:-]{1,200}', x)),
-  'layers': at_least(0),
 }
 
 
@@ -258,7 +131,7 @@ def model_card(about: Mapping[str, Any], exports: Sequence[Export]) -> str:
     gives = 'uint8 (1, H, W)'
     interface = _of_label_maps(about, probabilities, canvas)
   parts = [
-    FRONT.format(*kind),
+    TEXTS['front'].format(*kind),
     f'# {title[0].upper()}{title[1:]}\n',
     f'{what} Written by resnest-jax {__version__}.\n',
     '## Files\n',
@@ -324,6 +197,7 @@ def _of_label_maps(
   about: Mapping[str, Any], probabilities: bool, canvas: bool
 ) -> str:
   gives, trained = '`labels`, uint8 (b, H, W)', ''
+  of_canvas = f'\n{TEXTS["canvas"]}' if canvas else ''
   if probabilities:
     gives += ' and `probabilities`, float32 (b, H, W, classes)'
   if scale := about['image_scale']:
@@ -336,7 +210,7 @@ def _of_label_maps(
     f'{_program(about, gives)} Upsampling is inside, too. Protocol: the whole '
     'picture at once, as large as it is given; no windows, no other scales, no '
     f'mirroring.{trained} Scores of another protocol do not hold for these '
-    f'files.\n{CANVAS * canvas}'
+    f'files.\n{of_canvas}'
   )
 
 
@@ -363,30 +237,30 @@ def _of_features(about: Mapping[str, Any]) -> str:
 
 
 def _how_to_run(export: Export, about: Mapping[str, Any], **texts: str) -> str:
-  how, fields = HOW_TO_RUN, export._asdict() | texts
-  padded = export.canvas and export.size
-  fields |= {'fit': FIT, 'more': CUT if padded else ''}
-  fields |= {'sizes': '', 'named': ''}
+  kind, fields = export.format, export._asdict() | texts
+  padded, fit = export.canvas and export.size, ['read', 'fit']
+  fields |= {'sizes': '', 'named': '', 'more': TEXTS['cut'] if padded else ''}
   if export.canvas:
-    fields['fit'] = SHRINK if padded else READ
+    fit = ['read', 'shrink', 'true', 'pad'] if padded else ['read', 'true']
     fields['sizes'] = ''.join(f', {name}' for name in SIZES)
     fields['named'] = ''.join(f", '{name}': {name}" for name in SIZES)
   if export.classes:
-    how = HOW_TO_RUN | HOW_TO_CLASSIFY
+    kind += ' of a classifier' * (kind == 'safetensors')
     # As `crops.center_crop` at this size.
     edge = max(export.size or (about['protocol']['size'],))
     small = about['protocol']['rule'] == 'gluon' and edge < 320
-    fields |= {'fit': CROP_OF_GLUON if small else CROP, 'more': TOP}
+    fit = ['read', 'crop by GluonCV' if small else 'crop']
+    fields |= {'more': TEXTS['top'], 'number': len(about['classes'])}
     short = math.ceil(edge / 0.875)
     fields |= {'short': short, 'share': f'{edge} / {edge + 32}'}
-    fields |= {'number': len(about['classes'])}
+  code = [TEXTS[name] for name in fit]
   if bands := about['normalization'].get('bands'):
-    fields['fit'] = f"image = np.load('scene.npy')  # (H, W, {len(bands)})"
-  if export.canvas:
-    fields['fit'] += TRUE + (PAD if padded else '')
+    code = [x for x, name in zip(code, fit, strict=True) if name in _OF_BANDS]
+    code.insert(0, f"image = np.load('scene.npy')  # (H, W, {len(bands)})\n")
+  fields['fit'] = ''.join(code)
   if export.size:  # Of a program.
     fields['fit'] = fields['fit'].format(**fields)
-  text = how[export.format].format(**fields)
+  text = TEXTS[kind].format(**fields)
   if bands:
     text = text.replace('\nfrom PIL import Image, ImageOps', '')
     text = text.replace('street.jpg', 'scene.npy')
@@ -411,13 +285,13 @@ def _smaller(exports: Sequence[Export], classes: Sequence[str]) -> str:
   shares = [('class', *(each.file for each in exports))]
   for file, x in ((each.file, each.reduced) for each in exports):
     figures = *(n / 1e6 for n in x['bytes']), *x['milliseconds']
-    kept = ', '.join([f'{len(x["kept"])} of {x["layers"]}', *x['kept']])
+    kept = '{} of {} layers'.format(*x['layers'])
     rows.append((file, *(f'{n:.1f}' for n in figures), kept))
   found = zip(*(each.reduced['classes'] for each in exports), strict=False)
   for name, row in zip(classes, found, strict=False):
     if {*row} != {None}:
       shares.append((_plain(name), *map(percent, row)))
-  return SMALLER.format(_rows(*rows), _rows(*shares))
+  return f'{TEXTS["smaller"].format(_rows(*rows))}\n{_rows(*shares)}'
 
 
 def _classes(

@@ -15,7 +15,13 @@ from resnest_jax.data.own.classes import label_set
 from resnest_jax.data.preprocess import Normalization
 from resnest_jax.errors import UserError
 from resnest_jax.export import checks, web
-from resnest_jax.export.card import PRECISIONS, Export, model_card
+from resnest_jax.export.card import (
+  CLASS_FORMATS,
+  FORMATS,
+  PRECISIONS,
+  Export,
+  model_card,
+)
 from resnest_jax.export.pictures import find_pictures, gather_pictures
 from resnest_jax.export.program import FREE, make_program
 from resnest_jax.export.promise import written_now
@@ -37,9 +43,6 @@ from resnest_jax.weights.pickles import check_torch
 from resnest_jax.weights.pretrained import Weights, load_trained
 from resnest_jax.weights.state_dict import export_state_dict
 
-FORMATS = ('stablehlo', 'onnx', 'safetensors', 'mmseg', 'web')
-# Of classifiers; the last two are PyTorch's.
-CLASS_FORMATS = ('stablehlo', 'onnx', 'safetensors', 'timm', 'official')
 PROGRAMS = ('stablehlo', 'onnx')
 NEEDS = {
   'stablehlo': (('flatbuffers',), 'pip install flatbuffers'),
@@ -82,9 +85,8 @@ def export_model(
   default that is the crop of the training alone, as a canvas if a page is
   written. They also output `probabilities` of all classes, which is all that a
   classifier's give, or with `features`, an output stride, C2 to C5 of the
-  backbone. Next to each ONNX of a segmentor there is one of each `precision`,
-  of `PRECISIONS`; of pictures that did not calibrate it at least `agreement`, 0
-  to 1, of the pixels agree.
+  backbone. Each ONNX comes also in each `precision`, of `PRECISIONS`, in which
+  at least `agreement`, 0 to 1, of the pixels of held-out pictures agree.
 
   Raises `UserError` if an argument cannot be used, a package is missing, or an
   export disagrees with the checkpoint. Nothing is left behind.
@@ -110,21 +112,18 @@ def export_model(
   shapes = sizes, canvas, default_size(about)
   references = _references(net, seen, probabilities, *shapes)
   if not {*formats} & {*PROGRAMS, 'web'}:
-    # Weights have no size. They are compared on one.
     references = itertools.islice(references, 1)
   exports, smaller = [], (precision, agreement)
   with files.explain_refusal(out), files.whole_folder(out) as folder:
     for index, reference in enumerate(references):
       for name in formats:
         if name in PROGRAMS:
-          file = folder / _name_of(name, reference)
-          written = _write_programs(name, file, reference, *smaller)
+          written = _write_programs(name, folder, reference, *smaller)
         elif name == 'web':
           written = _write_page(folder / name, about, reference)
-        elif index == 0:
-          written = _write_weights(name, folder, weights, about, reference)
-        else:
-          continue
+        else:  # Weights have no size.
+          given = name, folder, weights, about, reference
+          written = [] if index else _write_weights(*given)
         for export in written:
           exports.append(export._replace(drawn=not pictures))
           say(passed(folder / export.file, export))
@@ -385,11 +384,12 @@ def write_program(name: str, file: Path, reference: checks.Reference) -> Export:
 
 def _write_programs(
   name: str,
-  file: Path,
+  folder: Path,
   reference: checks.Reference,
   precision: Sequence[str],
   agreement: float,
 ) -> list[Export]:
+  file = folder / _name_of(name, reference)
   written = [write_program(name, file, reference)]
   if name == 'onnx' and precision:
     # It needs packages that other formats do not.

@@ -61,9 +61,26 @@ def _gather(equation: Any, x: Any, start: Any) -> Any:
   return lax.squeeze(x, numbers.collapsed_slice_dims)
 
 
-# Operations of sizes that are data, by others that jax2onnx translates; None
+def _product(equation: Any, x: Any, kernel: Any) -> Any:
+  # MatMul instead of Einsum, which is slower and has no form of 8 bits.
+  (axes, contracted), batch = equation.params['dimension_numbers']
+  if isinstance(kernel, Tracer) or batch != ((), ()) or axes != (x.ndim - 1,):
+    return None
+  kernel = np.moveaxis(kernel, contracted[0], 0)
+  found = jnp.matmul(x, kernel.reshape(len(kernel), -1))
+  return lax.reshape(found, (*x.shape[:-1], *kernel.shape[1:]))
+
+
+def _relu(equation: Any, x: Any, least: Any) -> Any:
+  if isinstance(least, Tracer) or np.any(least):
+    return None
+  return jax.nn.relu(x)
+
+
+# Operations by others that jax2onnx translates, or translates better; None
 # where it translates the operation itself.
 REWRITTEN = {'gather': _gather, 'rem': _rem, 'stack': _stack}
+REWRITTEN |= {'dot_general': _product, 'max': _relu}
 
 
 class _Broadcast(NamedTuple):
@@ -145,13 +162,13 @@ class _Folder:
       mask = lax.convert_element_type(inputs[0].value, inputs[2].dtype)
       return [lax.mul_p.bind(inputs[2], mask)]
     inputs = [self.whole(x) for x in inputs]
-    if name in REWRITTEN and any(isinstance(x, Tracer) for x in inputs):
-      other = REWRITTEN[name](equation, *inputs)
-      return _bind(equation, inputs) if other is None else [other]
     # A split into one part is the identity.
     if name == 'split' and len(equation.outvars) == 1:
       return inputs
-    outputs = _bind(equation, inputs)
+    traced = any(isinstance(x, Tracer) for x in inputs)
+    rewrite = REWRITTEN.get(name) if traced else None
+    other = rewrite and rewrite(equation, *inputs)
+    outputs = _bind(equation, inputs) if other is None else [other]
     if _has_channels_of_kernel(equation, inputs):
       self.convolutions[id(outputs[0])] = outputs[0], equation, inputs
     return outputs
@@ -172,7 +189,8 @@ class _Folder:
     if gain.size != gain.shape[-1] or gain.shape[-1] != kernel.shape[-1]:
       return None
     # The unscaled one is dropped as dead code unless something else reads it.
-    return _bind(equation, [x, np.asarray(kernel) * gain.reshape(-1)])[0]
+    scaled = [x, np.asarray(kernel) * gain.reshape(-1)]
+    return self.applied(equation.primitive.name, equation, scaled)[0]
 
 
 def _has_channels_of_kernel(equation: Any, inputs: Sequence[Any]) -> bool:

@@ -63,12 +63,15 @@ def write_onnx(
     onnx.checker.check_model(name)
 
 
-def read_onnx(path: Path) -> Runner:
-  """Loads a model to run on the CPU."""
-  with plain_name(path) as name:
-    session = onnxruntime.InferenceSession(
-      name, providers=['CPUExecutionProvider']
-    )
+def read_onnx(model: Path | bytes) -> Runner:
+  """Loads a file, or its content, to run on the CPU."""
+  # As bytes: onnxruntime does not read files of all names.
+  content = model if isinstance(model, bytes) else model.read_bytes()
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 3  # Errors.
+  session = onnxruntime.InferenceSession(
+    content, options, providers=['CPUExecutionProvider']
+  )
   names = [each.name for each in session.get_inputs()]
   return lambda *inputs: session.run(
     None, dict(zip(names, inputs, strict=True))
@@ -77,9 +80,11 @@ def read_onnx(path: Path) -> Runner:
 
 def _import_plugins() -> None:
   # By itself jax2onnx imports whole libraries, some of which compute at import.
-  # `jnp.pad` is there because `lax.pad` fails with a symbolic batch.
+  # `jnp.pad` is there because `lax.pad` fails with a symbolic batch, the others
+  # are of `folded`.
   names = [each.name for each in pkgutil.iter_modules(lax_plugins.__path__)]
-  for name in (*(f'lax.{each}' for each in names), 'numpy.pad'):
+  more = 'numpy.pad', 'numpy.matmul', 'nn.relu'
+  for name in (*(f'lax.{each}' for each in names), *more):
     importlib.import_module(f'jax2onnx.plugins.jax.{name}')
   # Tells jax2onnx that nothing is left to import.
   plugin_system._already_imported_plugins = True

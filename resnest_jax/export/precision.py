@@ -11,34 +11,31 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import (
-  Callable,
-  Iterable,
-  Iterator,
-  Mapping,
-  Sequence,
-)
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 from onnxruntime import quantization
+from onnxruntime.quantization import shape_inference
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.transformers import float16
 
 from resnest_jax.errors import UserError
 from resnest_jax.export.card import Export
 from resnest_jax.export.checks import Reference
+from resnest_jax.export.onnx_file import read_onnx
+from resnest_jax.files import plain_name
 from resnest_jax.labels import IGNORE
+from resnest_jax.progress import progress_bar
 from resnest_jax.text import plural
 
 MOST = 0.295  # Of float32's bytes: layers stay in float up to this size.
 # Standard errors by which calibration pictures must agree better than asked.
-MARGIN = 2.0
+MARGIN = 3.0
 PIXELS = 2**16  # That are enough to compare layers.
 LAYERS = ('Conv', 'MatMul')
 # In float32 also in a float16 file: normalisation, means, attention, and the
@@ -57,14 +54,12 @@ def write_reduced(
   Raises `UserError` unless at least `agreement`, 0 to 1, of the pixels of the
   held-out pictures have the checkpoint's class.
   """
+  path, best = file.with_name(f'{file.stem}_{kind}{file.suffix}'), 0.0
   held = range(1, reference.number, 2)
-  path = file.with_name(f'{file.stem}_{kind}{file.suffix}')
-  model, best = _prepared(file), 0.0
-  room = MOST * file.stat().st_size
-  if kind == 'float16':
-    candidates = _halves(model)
-  else:
-    candidates = _quantised(model, reference, agreement, room)
+  model, bytes_ = _prepared(file), file.stat().st_size
+  candidates = _halves(model)
+  if kind == 'int8':
+    candidates = _quantised(model, reference, agreement, MOST * bytes_)
   for found in candidates:
     reduced, kept = found
     same, seen = (x.sum(0) for x in count_same(reduced, reference, held))
@@ -83,11 +78,10 @@ def write_reduced(
   del reduced.graph.value_info[:]  # Shapes, which only took room.
   onnx.save(reduced, path)
   facts = {
-    'bytes': [x.stat().st_size for x in (path, file)],
+    'bytes': [path.stat().st_size, bytes_],
     'milliseconds': _milliseconds((path, file), reference),
+    'layers': [kept, len(_layers(model))],
     'classes': [x / n if n else None for x, n in np.stack([same, seen], 1)],
-    'kept': kept,
-    'layers': len(_layers(model)),
   }
   return whole._replace(
     file=path.name, agreement=share, pictures=len(held), reduced=facts
@@ -98,61 +92,45 @@ def count_same(
   model: Model, reference: Reference, pictures: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Pixels with the checkpoint's class, and all, (pictures, classes)."""
-  run, counts = _runner(model.SerializeToString()), []
+  run, counts = read_onnx(model.SerializeToString()), []
   number = len(reference.net.labels.classes)
-  for i in pictures:
-    expected = reference.expected(slice(i, i + 1))[0]
+  for part in (slice(i, i + 1) for i in pictures):
+    expected = reference.expected(part)[0]
     seen = expected != IGNORE
-    same = seen & (run(_feed(reference, i))[0] == expected)
+    same = seen & (run(*reference.part(part))[0] == expected)
     counts.append(
       [np.bincount(expected[x], minlength=number) for x in (same, seen)]
     )
   return tuple(np.swapaxes(counts, 0, 1))
 
 
-def _feed(reference: Reference, i: int) -> dict[str, np.ndarray]:
-  return {name: x[i : i + 1] for name, x in reference.inputs.items()}
-
-
-def _runner(model: bytes, saved: Path | None = None) -> Callable:
-  options = onnxruntime.SessionOptions()
-  options.log_severity_level = 3
-  if saved:  # By what standard ONNX can say, for any machine.
-    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.graph_optimization_level = level
-    options.optimized_model_filepath = str(saved)
-  providers = ['CPUExecutionProvider']
-  session = onnxruntime.InferenceSession(model, options, providers=providers)
-  return lambda feed: session.run(None, feed)
-
-
 def _milliseconds(files: Sequence[Path], reference: Reference) -> list[float]:
-  # As bytes: onnxruntime does not read all names.
-  runs = [_runner(x.read_bytes()) for x in files]
+  runs = [read_onnx(x) for x in files]
   times = [[] for _ in files]
   for i in range(ROUNDS + 1):
+    part = reference.part(slice(i % reference.number, i % reference.number + 1))
     for run, found in zip(runs, times, strict=True):
       start = time.perf_counter()
-      run(_feed(reference, i % reference.number))
+      run(*part)
       found.append(1000 * (time.perf_counter() - start))
   return [statistics.median(found[1:]) for found in times]
 
 
-def _halves(model: Model) -> Iterator[tuple[Model, list[str]]]:
+def _halves(model: Model) -> Iterator[tuple[Model, int]]:
   """Computes in 16 bits, or failing that keeps only the weights in them."""
   blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *WHOLE]
   flags = {'keep_io_types': True, 'op_block_list': blocked}
   with warnings.catch_warnings(action='ignore'):  # Of weights next to zero.
     half = float16.convert_float_to_float16(copy.deepcopy(model), **flags)
-  yield half, []
-  layers = [*_layers(model)]
-  yield _stored(model, layers), layers
+  yield half, 0
+  layers = _layers(model)
+  yield _stored(model, layers), len(layers)
 
 
 def _quantised(
   model: Model, reference: Reference, agreement: float, most: float
-) -> Iterator[tuple[Model, list[str]]]:
-  """Files with more and more layers in float, and these layers' names.
+) -> Iterator[tuple[Model, int]]:
+  """Files with more and more layers in float, and how many.
 
   The first is that which agrees on the calibration pictures, with a margin.
   """
@@ -162,11 +140,13 @@ def _quantised(
   room = most - _rounded(model, ranges, weights).ByteSize()
   few = calibration[: max(PIXELS // np.prod(reference.size), 2)]
 
-  def harm(name: str) -> int:  # Of this layer alone.
-    rounded = _rounded(model, ranges, [name])
-    return -count_same(rounded, reference, few)[0].sum()
-
-  for name in sorted(weights, key=harm, reverse=True):
+  same = {}  # With one layer alone in 8 bits.
+  with progress_bar('comparing layers') as report:
+    for number, name in enumerate(weights, 1):
+      rounded = _rounded(model, ranges, [name])
+      same[name] = count_same(rounded, reference, few)[0].sum()
+      report(number, len(weights))
+  for name in sorted(weights, key=same.get):
     if weights[name] < room:  # A byte more for each.
       room -= weights[name]
       kept.append(name)
@@ -184,20 +164,20 @@ def _quantised(
 
   first = bisect.bisect_left(range(len(kept)), True, key=holds)
   for number in range(first, len(kept) + 1):
-    yield mixed(number), kept[:number]
+    yield mixed(number), number
 
 
 def _ranges(
   model: Model, reference: Reference, pictures: Sequence[int]
 ) -> quantization.calibrate.TensorsData:
   """The least and largest values of activations."""
-  feeds = (_feed(reference, i) for i in pictures)
-  reader = SimpleNamespace(get_next=lambda: next(feeds, None))
+  inputs = reference.inputs.items()
+  feeds = ({name: x[i : i + 1] for name, x in inputs} for i in pictures)
   with tempfile.TemporaryDirectory() as folder:
     path, larger = (Path(folder) / x for x in ('model.onnx', 'larger.onnx'))
     onnx.save(model, path)
     calibrator = quantization.create_calibrator(path, LAYERS, str(larger))
-    calibrator.collect_data(reader)
+    calibrator.collect_data(SimpleNamespace(get_next=lambda: next(feeds, None)))
     return calibrator.compute_data()
 
 
@@ -224,71 +204,32 @@ def _layers(model: Model) -> dict[str, int]:
   }
 
 
-def _stored(model: Model, kept: Sequence[str]) -> Model:
+def _stored(model: Model, names: Iterable[str]) -> Model:
   """The same with weights of some layers in 16 bits."""
-  model = copy.deepcopy(model)
+  model, names = copy.deepcopy(model), {*names}
   graph = model.graph
   weights = {x.name: x for x in graph.initializer}
-  for node in [x for x in graph.node if x.name in {*kept}]:
-    name = node.input[1]
+  for node in [x for x in graph.node if x.name in names]:
+    weight = weights[node.input[1]]
     half, node.input[1] = f'{node.name}_float16', f'{node.name}_float'
-    values = numpy_helper.to_array(weights[name]).astype(np.float16)
+    values = numpy_helper.to_array(weight).astype(np.float16)
     graph.initializer.append(numpy_helper.from_array(values, half))
     cast = helper.make_node('Cast', [half], [node.input[1]], to=1)
     graph.node.insert(0, cast)
   used = {name for node in graph.node for name in node.input}
-  _replace(graph.initializer, [x for x in graph.initializer if x.name in used])
+  others = [x for x in graph.initializer if x.name in used]
+  del graph.initializer[:]
+  graph.initializer.extend(others)
   return model
 
 
 def _prepared(file: Path) -> Model:
-  """The same network of Conv, MatMul and Relu, constants folded."""
-  model = onnx.load(file)
-  graph = model.graph
-  constants = {x.name: x for x in graph.initializer}
-  _replace(
-    graph.node, [y for x in graph.node for y in _as_layer(x, constants, graph)]
-  )
-  with tempfile.TemporaryDirectory() as folder:
-    path = Path(folder) / file.name
-    _runner(model.SerializeToString(), path)
-    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+  """The same network with its constants folded and all shapes named."""
+  with tempfile.TemporaryDirectory() as folder, plain_name(file) as name:
+    path = Path(folder) / 'model.onnx'
+    shape_inference.quant_pre_process(name, path, skip_symbolic_shape=True)
+    model = onnx.load(path)
   used = {x.domain for x in model.graph.node}
-  imports = [x for x in model.opset_import if x.domain in used]
-  _replace(model.opset_import, imports)
+  for each in [x for x in model.opset_import if x.domain not in used]:
+    model.opset_import.remove(each)
   return model
-
-
-def _as_layer(
-  node: onnx.NodeProto,
-  constants: Mapping[str, onnx.TensorProto],
-  graph: onnx.GraphProto,
-) -> list[onnx.NodeProto]:
-  """A node as onnxruntime quantises it; a product's weight has 2 axes."""
-  constant = constants.get(node.input[1]) if len(node.input) == 2 else None
-  if constant is None:
-    return [node]
-  value, named = numpy_helper.to_array(constant), (node.output, node.name)
-  if node.op_type == 'Max' and value.shape == () and value == 0:
-    return [helper.make_node('Relu', node.input[:1], *named)]
-  equation = node.attribute[0].s if node.op_type == 'Einsum' else None
-  if equation == b'abcd,de->abce':
-    return [helper.make_node('MatMul', node.input, *named)]
-  if equation != b'abcd,efdg->abcefg':
-    return [node]
-  matrix = value.transpose(2, 0, 1, 3).reshape(value.shape[2], -1)
-  shape = np.int64([0, 0, 0, *np.delete(value.shape, 2)])  # 0: as it is.
-  names = [f'{node.name}_{x}' for x in ('matrix', 'shape', 'flat')]
-  for array, name in zip((matrix, shape), names, strict=False):
-    array = np.ascontiguousarray(array)
-    graph.initializer.append(numpy_helper.from_array(array, name))
-  inputs = [node.input[0], names[0]]
-  return [
-    helper.make_node('MatMul', inputs, names[2:], node.name),
-    helper.make_node('Reshape', [names[2], names[1]], node.output),
-  ]
-
-
-def _replace(field: Any, values: Sequence) -> None:
-  del field[:]
-  field.extend(values)

@@ -51,10 +51,9 @@ def renew_exports(
     for place, old in enumerate(exports):
       if old.format != 'stablehlo':
         continue
-      gives = _gives_probabilities(folder, old)
       size = old.size or default_size(about)
-      free = old.size is None
-      reference = Reference(net, seen, size, gives, old.canvas, free)
+      how = bool(old.probabilities), old.canvas, old.size is None
+      reference = Reference(net, seen, size, *how)
       file = new / Path(old.file).name
       export = write_program('stablehlo', file, reference)
       exports[place] = export._replace(drawn=not pictures)
@@ -113,18 +112,3 @@ def _weights_of(folder: Path, exports: Sequence[Export]) -> Path:
     'from. Export again from the original weights: python export.py --weights '
     f'SOURCE --out NEW {" ".join(words)}{more}.'
   )
-
-
-def _gives_probabilities(folder: Path, export: Export) -> bool:
-  # Older entries do not say so; the card of their folder does.
-  if export.probabilities is not None:
-    return export.probabilities
-  card = folder / CARD
-  if not card.is_file():
-    height, width = export.size
-    raise UserError(
-      f'neither {ABOUT} nor {CARD} of {folder} says whether {export.file} '
-      f'gives probabilities. Export again: python export.py --weights {folder} '
-      f'--out NEW --sizes {height}x{width}, with --probabilities if it does.'
-    )
-  return '`probabilities`' in card.read_text('utf-8')

@@ -41,17 +41,25 @@ def fetch_runtime() -> Path:
   Raises `UserError` if it is missing and cannot be fetched, or is another.
   """
   path = cache_folder() / ARCHIVE
-  remedy = f'`npm pack {PACKAGE}` writes it elsewhere; put it at {path}.'
-  if path.is_file():
-    _check(path, f'{path} has', f'Remove it to fetch it again. {remedy}')
-    return path
+  by_hand = f'`npm pack {PACKAGE}` writes it elsewhere; put it at {path}.'
+  if not path.is_file():
+    _fetch(path, by_hand)
+  if (found := checksum(path)) != SHA256:
+    raise UserError(
+      f'{path} has the SHA-256 {found}, not {SHA256}; it is damaged or '
+      f'another. Remove it to fetch it again. {by_hand}'
+    )
+  return path
+
+
+def _fetch(path: Path, by_hand: str) -> None:
   missing = f'the format web needs {ARCHIVE}, which is not in the cache, and'
   if offline():
     off = 'switched off (RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE)'
-    raise UserError(f'{missing} downloads are {off}. {remedy}')
+    raise UserError(f'{missing} downloads are {off}. {by_hand}')
   if not (npm := shutil.which('npm')):
     install = 'Install npm, of Node.js (Debian: apt install npm)'
-    raise UserError(f'{missing} there is no npm. {install}. Or {remedy}')
+    raise UserError(f'{missing} there is no npm. {install}. Or {by_hand}')
   say(f'npm fetches {PACKAGE} (33 MB)')
   with (
     files.explain_refusal(path.parent, OTHER_CACHE),
@@ -61,16 +69,8 @@ def fetch_runtime() -> Path:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode or not (folder / ARCHIVE).is_file():
       told = ' '.join(done.stderr.split()) or f'exit status {done.returncode}'
-      raise UserError(f'{missing} npm failed: {told}. Or {remedy}')
-    _check(folder / ARCHIVE, f'what npm gave as {PACKAGE} has', f'Or {remedy}')
+      raise UserError(f'{missing} npm failed: {told}. Or {by_hand}')
     (folder / ARCHIVE).replace(path)
-  return path
-
-
-def _check(archive: Path, what: str, remedy: str) -> None:
-  if (found := checksum(archive)) != SHA256:
-    told = f'the SHA-256 {found}, not {SHA256}'
-    raise UserError(f'{what} {told}; it is damaged or another. {remedy}')
 
 
 def write_page(

@@ -1,31 +1,29 @@
 """Label maps of TIFF files of any size, resumed after a kill.
 
-Finished rows wait in the folder `NAME.tif.part`, as PNG files. The label map is
-put together from them, so that a killed prediction has the bytes of another.
+Finished rows wait in the folder `NAME.tif.part`, a byte a pixel. The label map
+is put together from them, so that a killed prediction has the bytes of another.
 """
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import rich.progress
 
 from resnest_jax import runtime
 from resnest_jax.data.rasters import import_tifffile
 from resnest_jax.data.tiled import TiledImage
-from resnest_jax.drawing import write_image
 from resnest_jax.errors import UserError
-from resnest_jax.files import remove, whole_file, write_json
+from resnest_jax.files import whole_file, write_json
 from resnest_jax.inference.predictor import Predictor
 from resnest_jax.prediction.sources import Source, part_of
 from resnest_jax.text import listed
 
 TILE = 256  # Pixels of an edge.
-_ABOUT = 'about.json'
+_ABOUT, _ROWS = 'about.json', 'rows'  # In the folder.
 
 
 def predict_large(
@@ -43,25 +41,27 @@ def predict_large(
   target = out / source.files['masks']
   part, how = part_of(target), predictor.protocol.normalization
   image = TiledImage(source.path, how)
+  rows, (height, width) = part / _ROWS, image.size
   with runtime.lock_folder(part, 'writes to'):
     _claim(part, _about(predictor, source), overwrite)
-    start = min(TILE * len(_bands(part)), image.size[0])
+    start = rows.stat().st_size // width
     if start:
-      said = f'{source.path}: {start} of {image.size[0]} rows are there already'
+      said = f'{source.path}: {start} of {height} rows are there already'
       progress.console.print(said, soft_wrap=True)
-    if start < image.size[0]:
+    if start < height:
       task = progress.add_task(source.path.name, total=None, unit='windows')
-
-      def tell(done: int, total: int) -> None:
-        progress.update(task, completed=done, total=total)
-
       found = predictor.stream(
-        lambda rows: image[rows, :], image.size, start=start, tell=tell
+        lambda part: image[part, :],
+        image.size,
+        start=start,
+        tell=lambda n, total: progress.update(task, completed=n, total=total),
       )
-      with contextlib.closing(found):
-        for row, band in _in_bands(found, start, image.size):
-          write_image(part / f'{row:08}.png', band)
-    _write(target, image, predictor.palette, part)
+      with contextlib.closing(found), rows.open('ab') as file:
+        file.truncate(start * width)  # A kill may cut a row off.
+        for top, labels in found:
+          file.write(labels[max(start - top, 0) :].tobytes())
+          file.flush()
+    _write(target, image, predictor.palette, rows)
 
 
 def _about(predictor: Predictor, source: Source) -> dict[str, Any]:
@@ -90,41 +90,22 @@ def _claim(part: Path, about: dict[str, Any], overwrite: bool) -> None:
       'Repeat its command to resume it, or give another --out, or --overwrite '
       'to begin again.'
     )
-  for band in _bands(part):
-    remove(band)
+  (part / _ROWS).write_bytes(b'')
   write_json(path, about)
 
 
-def _bands(part: Path) -> list[Path]:
-  return sorted(part.glob('[0-9]' * 8 + '.png'))
-
-
-def _in_bands(
-  found: Iterable[tuple[int, np.ndarray]], row: int, size: tuple[int, int]
-) -> Iterator[tuple[int, np.ndarray]]:
-  """Bands of `TILE` rows from `row` on, of labels of any number of rows."""
-  band = np.zeros((TILE, size[1]), np.uint8)
-  for top, labels in found:
-    while row < top + len(labels):
-      filled = row % TILE
-      taken = labels[row - top :][: TILE - filled]
-      band[filled : filled + len(taken)] = taken
-      row += len(taken)
-      if row % TILE == 0 or row == size[0]:
-        top_of_band = (row - 1) // TILE * TILE
-        yield top_of_band, band[: row - top_of_band]
-
-
 def _write(
-  target: Path, image: TiledImage, palette: np.ndarray, part: Path
+  target: Path, image: TiledImage, palette: np.ndarray, rows: Path
 ) -> None:
+  height, width = image.size
+
   def tiles() -> Iterator[np.ndarray]:
-    for path in _bands(part):
-      encoded = np.fromfile(path, np.uint8)
-      band = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
-      more = TILE - len(band), -band.shape[1] % TILE
-      band = np.pad(band, [(0, n) for n in more])
-      yield from (band[:, x : x + TILE] for x in range(0, band.shape[1], TILE))
+    for top in range(0, height, TILE):
+      shape = min(TILE, height - top), width
+      band = np.fromfile(rows, np.uint8, np.prod(shape), offset=top * width)
+      more = TILE - shape[0], -width % TILE
+      band = np.pad(band.reshape(shape), [(0, n) for n in more])
+      yield from (band[:, x : x + TILE] for x in range(0, width, TILE))
 
   colours = np.zeros((3, 256), np.uint16)
   colours[:, : len(palette)] = 257 * palette.T.astype(np.uint16)
@@ -132,7 +113,7 @@ def _write(
     import_tifffile().imwrite(
       temporary,
       tiles(),
-      bigtiff=image.size[0] * image.size[1] > 2**31,
+      bigtiff=height * width > 2**31,
       shape=image.size,
       dtype=np.uint8,
       tile=(TILE, TILE),
