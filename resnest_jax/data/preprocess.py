@@ -107,24 +107,25 @@ def resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
   int32 (B, H', 4), and `columns` are from `resize.bilinear_taps`; 0 gives 0,
   for padding.
   """
-
-  def resize_one(image, rows, columns):
-    # Fixed point, as in OpenCV: weights have 11 fractional bits, so columns
-    # leave 11, of which 4 are dropped; rows make that 18, and both products are
-    # truncated to 2 bits each before they are added and rounded.
-    fixed = image.dtype == jnp.uint8
-    low, high, low_weight, high_weight = columns.T[..., None]
-    image = image.astype(jnp.int32 if fixed else jnp.float32)
-    wide = image[:, low[:, 0]] * low_weight + image[:, high[:, 0]] * high_weight
-    wide = wide >> 4 if fixed else wide / 2**22  # (H, W', C)
-    low, high, low_weight, high_weight = rows.T[..., None, None]
-    upper = wide[low[:, 0, 0]] * low_weight
-    lower = wide[high[:, 0, 0]] * high_weight
-    if not fixed:
-      return upper + lower
-    return (((upper >> 16) + (lower >> 16) + 2) >> 2).astype(jnp.uint8)
-
   return jax.vmap(resize_one)(images, rows, columns)
+
+
+def resize_one(image: Any, rows: Any, columns: Any) -> Any:
+  """`resize` of an image (H, W, C); arrays may be NumPy's."""
+  # Fixed point, as in OpenCV: weights have 11 fractional bits, so columns leave
+  # 11, of which 4 are dropped; rows make that 18, and both products are
+  # truncated to 2 bits each before they are added and rounded.
+  fixed = image.dtype == np.uint8
+  low, high, low_weight, high_weight = columns.T[..., None]
+  image = image.astype(np.int32 if fixed else np.float32)
+  wide = image[:, low[:, 0]] * low_weight + image[:, high[:, 0]] * high_weight
+  wide = wide >> 4 if fixed else wide / 2**22  # (H, W', C)
+  low, high, low_weight, high_weight = rows.T[..., None, None]
+  upper = wide[low[:, 0, 0]] * low_weight
+  lower = wide[high[:, 0, 0]] * high_weight
+  if not fixed:
+    return upper + lower
+  return (((upper >> 16) + (lower >> 16) + 2) >> 2).astype(np.uint8)
 
 
 def valid_mask(size: jax.Array, height: int, width: int) -> jax.Array:

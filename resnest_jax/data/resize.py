@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from resnest_jax.data.preprocess import resize_one
+
 Window = tuple[slice, slice]  # (rows, columns)
 
 
@@ -115,24 +117,13 @@ def _resize_region(
   image: Any, size: tuple[int, int], window: Window
 ) -> np.ndarray:
   """`resize_image_window` of what gives regions of uint8, reading one."""
-  # Fixed point, as in OpenCV; `preprocess.resize` says how it rounds.
-  taps = [
-    bilinear_taps(length, new, axis)[part]
-    for axis, (length, new, part) in enumerate(
-      zip(image.shape[:2], size, window, strict=True)
-    )
-  ]
-  starts = [int(x[:, :2].min()) for x in taps]
-  ends = [int(x[:, :2].max()) + 1 for x in taps]
-  region = image[*map(slice, starts, ends)].astype(np.int32)
-  rows, columns = (
-    (x[:, :2] - n, x[:, 2:]) for x, n in zip(taps, starts, strict=True)
-  )
-  (low, high), weights = columns[0].T, columns[1].T[..., None]
-  wide = (region[:, low] * weights[0] + region[:, high] * weights[1]) >> 4
-  (low, high), weights = rows[0].T, rows[1].T[..., None, None]
-  upper, lower = wide[low] * weights[0] >> 16, wide[high] * weights[1] >> 16
-  return ((upper + lower + 2) >> 2).astype(np.uint8)
+  parts, taps = [], []
+  for axis, part in enumerate(window):
+    of_axis = bilinear_taps(image.shape[axis], size[axis], axis)[part]
+    start, end = int(of_axis[:, 0].min()), int(of_axis[:, 1].max()) + 1
+    parts.append(slice(start, end))
+    taps.append(of_axis - np.array([start, start, 0, 0], np.int32))
+  return resize_one(image[*parts], *taps)
 
 
 def resize_label_window(

@@ -23,7 +23,7 @@ class TiledImage:
   """The first image of a TIFF file, read where it is indexed: [rows, columns].
 
   Threads may share it. `size` are height and width, `tags` what places it on
-  the ground, as `extratags` of tifffile.
+  the ground, as `extratags` of tifffile; `has_tiles`: some, of 8 bits.
   """
 
   dtype = np.dtype(np.uint8)  # Of an image without bands.
@@ -43,13 +43,12 @@ class TiledImage:
       strip = min(page.rowsperstrip, page.imagelength), page.imagewidth
       tile = page.tilelength, page.tilewidth
       self._tile = tile if page.is_tiled else strip
+      self.has_tiles = page.is_tiled and page.dtype == self.dtype
       self._planes = page.samplesperpixel if page.planarconfig == 2 else 1
-      self._check()
-
-  @property
-  def has_tiles(self) -> bool:
-    """Whether it has tiles of 8 bits."""
-    return self._page.is_tiled and self._page.dtype == self.dtype
+      ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
+      if (there := os.path.getsize(path)) < (end := max(ends)):
+        raise EOFError(f'cut off: {there} bytes of {end}')
+    self._check()
 
   def __del__(self):
     with contextlib.suppress(AttributeError):  # It could not be opened.
@@ -59,8 +58,6 @@ class TiledImage:
   def _decoding(self, where: str) -> Iterator[None]:
     try:
       yield
-    except UnreadableSample:
-      raise
     except Exception as error:  # Whatever a damaged file is to tifffile.
       raise UnreadableSample(
         f'{self.path} cannot be read{where}: {error}. It is damaged, or of a '
@@ -68,10 +65,7 @@ class TiledImage:
       ) from error
 
   def _check(self) -> None:
-    page, there = self._page, os.path.getsize(self.path)
-    ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
-    if there < (end := max(ends)):
-      raise EOFError(f'cut off: {there} bytes of {end}')
+    page = self._page
     kind, bands = page.photometric.name, page.samplesperpixel
     colours = kind in ('MINISBLACK', 'RGB', 'YCBCR') and bands in (1, 3, 4)
     colours &= page.dtype in ('uint8', 'uint16')

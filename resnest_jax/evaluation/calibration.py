@@ -42,9 +42,8 @@ def check(protocol: Protocol | CenterCrop, place: Place) -> None:
   check_writable(place.file.parent, 'leave --calibrate out')
 
 
-def slopes(scores: jax.Array, classes: jax.Array, label: jax.Array):
+def slopes(scores: jax.Array, _, label: jax.Array):
   """Measures two derivatives of the NLL, (B, rows, INVERSES, 2)."""
-  del classes
   below, own, labelled = _compared(scores, label)
 
   def at(inverse):

@@ -13,7 +13,7 @@ from resnest_jax.config_keys import SHARE, Accepted, at_least, one_of
 from resnest_jax.export.program import SIZES
 from resnest_jax.export.promise import Written
 from resnest_jax.text import percent, plural
-from resnest_jax.untrusted import check_fields, list_of, numbers, or_none
+from resnest_jax.untrusted import check_fields, numbers, or_none
 from resnest_jax.weights.files import ABOUT
 from resnest_jax.weights.infer import title_of
 
@@ -48,17 +48,6 @@ _WRITTEN = {
   'read_until': or_none(_DATE),
 }
 PRECISIONS = ('float16', 'int8')
-# Of a smaller ONNX file and that in float32.
-_PAIR = numbers('two numbers', 2, int, float, low=0, high=2**50)
-_REDUCED = {
-  'bytes': _PAIR,
-  'milliseconds': _PAIR,  # A picture, where they were written.
-  'layers': _PAIR,  # Layers that compute in float32, and all.
-  # Of the held-out pixels of each class, the share that keeps it.
-  'classes': list_of(
-    'shares or nothing', lambda x: x is None or SHARE.holds(x)
-  ),
-}
 
 
 class Export(NamedTuple):
@@ -77,7 +66,10 @@ class Export(NamedTuple):
   features: bool = False  # Whether the outputs are features.
   classes: bool = False  # Whether it is of a classifier.
   canvas: bool = False  # Pictures have any size up to `size`; None: any.
-  reduced: Mapping[str, Any] | None = None  # `_REDUCED`, of smaller files.
+  # Of a smaller ONNX file: pairs of itself and that in float32, `bytes` and
+  # `milliseconds` a picture; `layers` in float32, and all; the share of each
+  # class's held-out pixels that keep it, None without any.
+  reduced: Mapping[str, Any] | None = None
 
   def entry(self) -> dict[str, Any]:
     """Its entry in `about.json`."""
@@ -94,8 +86,6 @@ class Export(NamedTuple):
     size, written = entry['size'], entry.get('written')
     if written is not None:
       check_fields(written, _WRITTEN, f'an export in {ABOUT}')
-    if entry.get('reduced') is not None:
-      check_fields(entry['reduced'], _REDUCED, f'an export in {ABOUT}')
     return cls(**entry)._replace(
       size=size and tuple(size), written=written and Written(**written)
     )
@@ -285,7 +275,7 @@ def _smaller(exports: Sequence[Export], classes: Sequence[str]) -> str:
   shares = [('class', *(each.file for each in exports))]
   for file, x in ((each.file, each.reduced) for each in exports):
     figures = *(n / 1e6 for n in x['bytes']), *x['milliseconds']
-    kept = '{} of {} layers'.format(*x['layers'])
+    kept = '{:d} of {:d} layers'.format(*x['layers'])
     rows.append((file, *(f'{n:.1f}' for n in figures), kept))
   found = zip(*(each.reduced['classes'] for each in exports), strict=False)
   for name, row in zip(classes, found, strict=False):

@@ -124,12 +124,11 @@ def on_canvas(
   pictures: Sequence[np.ndarray], canvas: tuple[int, int]
 ) -> dict[str, np.ndarray]:
   """Pictures and their true sizes as `make_program` takes them."""
-  height, width = canvas
-  shape = len(pictures), height, width, pictures[0].shape[-1]
+  shape = len(pictures), *canvas, pictures[0].shape[-1]
   images, sizes = np.zeros(shape, pictures[0].dtype), []
   for image, picture in zip(images, pictures, strict=True):
     size = picture.shape[:2]
-    if (ratio := min(height / size[0], width / size[1])) < 1:
+    if (ratio := min(np.divide(canvas, size))) < 1:
       size = tuple(max(int(length * ratio), 1) for length in size)
       picture = resize_image(picture, size)
     image[: size[0], : size[1]] = picture

@@ -1,11 +1,10 @@
 """Exports a checkpoint into a folder and compares each file with it."""
 
 import importlib.util
-import itertools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -60,6 +59,18 @@ SHORTEST, LONGEST = 32, 8192  # Pixels of an edge.
 Say = Callable[[str], None]
 
 
+class Order(NamedTuple):
+  """What is to be written, as of `export_model`."""
+
+  formats: Sequence[str]
+  sizes: Sequence[tuple[int, int]]
+  canvas: Sequence[tuple[int, int] | str]
+  probabilities: bool
+  features: int | None
+  precision: Sequence[str]
+  agreement: float
+
+
 def export_model(
   source: str | Path,
   out: Path,
@@ -95,30 +106,30 @@ def export_model(
   # All that can fail without the weights comes before their download.
   files.check_new(out)
   formats = [x for x in (*FORMATS, *CLASS_FORMATS[-2:]) if x in formats]
-  _check_arguments(formats, sizes, canvas, probabilities, features)
+  flags = probabilities, features, precision, agreement
+  order = Order(formats, sizes, canvas, *flags)
   found = find_pictures(pictures)
-  _check_precision(precision, agreement, formats, features, found)
+  _check_arguments(order, len(found))
   if features:
     weights, (net, about) = None, _features(source, checkpoint, features)
   else:
     _, _, weights = load_trained(source, checkpoint)
-    _check_task(weights, formats, canvas, probabilities, precision)
+    _check_task(weights, order)
     net = as_exported(source, weights)
     about = _about(weights, net.labels)
   seen = gather_pictures(found, net.normalization)
-  _say_whence(source, about['provenance'], say)
-  if 'web' in formats and {*canvas} <= {FREE}:
-    canvas = [default_size(about), *canvas]
-  shapes = sizes, canvas, default_size(about)
-  references = _references(net, seen, probabilities, *shapes)
-  if not {*formats} & {*PROGRAMS, 'web'}:
-    references = itertools.islice(references, 1)
-  exports, smaller = [], (precision, agreement)
+  provenance = about['provenance']
+  if 'step' in provenance:
+    say(f'checkpoint {provenance["step"]} of {source}')
+  for note in provenance.get('notes', ()):
+    say(f'note: {note}')
+  references = _references(net, seen, order, default_size(about))
+  exports = []
   with files.explain_refusal(out), files.whole_folder(out) as folder:
     for index, reference in enumerate(references):
       for name in formats:
         if name in PROGRAMS:
-          written = _write_programs(name, folder, reference, *smaller)
+          written = _write_programs(name, folder, reference, order)
         elif name == 'web':
           written = _write_page(folder / name, about, reference)
         else:  # Weights have no size.
@@ -132,29 +143,21 @@ def export_model(
   return exports
 
 
-def _say_whence(
-  source: str | Path, provenance: Mapping[str, Any], say: Say
-) -> None:
-  if 'step' in provenance:
-    say(f'checkpoint {provenance["step"]} of {source}')
-  for note in provenance.get('notes', ()):
-    say(f'note: {note}')
-
-
 def _references(
   net: checks.Model,
   seen: Sequence[np.ndarray],
-  probabilities: bool,
-  sizes: Sequence[tuple[int, int]],
-  canvas: Sequence[tuple[int, int] | str],
+  order: Order,
   default: tuple[int, int],
 ) -> Iterator[checks.Reference]:
-  for size in dict.fromkeys(sizes or ([] if canvas else [default])):
-    yield checks.Reference(net, seen, size, probabilities)
-  for size in dict.fromkeys(canvas):
+  more, canvas = order.probabilities, dict.fromkeys(order.canvas)
+  if 'web' in order.formats and {*canvas} <= {FREE}:
+    canvas = [default, *canvas]
+  for size in dict.fromkeys(order.sizes or ([] if canvas else [default])):
+    yield checks.Reference(net, seen, size, more)
+  for size in canvas:
     free = size == FREE
     size = default if free else size
-    yield checks.Reference(net, seen, size, probabilities, True, free)
+    yield checks.Reference(net, seen, size, more, True, free)
 
 
 def _name_of(name: str, reference: checks.Reference) -> str:
@@ -195,43 +198,32 @@ def check_packages(formats: Sequence[str]) -> None:
     check_torch()
 
 
-def _check_task(
-  weights: Weights,
-  formats: Sequence[str],
-  canvas: Sequence[tuple[int, int] | str],
-  probabilities: bool,
-  precision: Sequence[str],
-) -> None:
+def _check_task(weights: Weights, order: Order) -> None:
   task = weights.description.task
   known = CLASS_FORMATS if task == 'classifier' else FORMATS
-  if wrong := [name for name in formats if name not in known]:
+  if wrong := [name for name in order.formats if name not in known]:
     raise UserError(
       f'{wrong[0]} is no format of a {task}; accepted are {", ".join(known)}. '
       'python -m resnest_jax.weights.convert knows more names of weights.'
     )
-  if 'web' in formats and weights.normalized().bands:
+  if 'web' in order.formats and weights.normalized().bands:
     raise UserError(
       'a page takes pictures in colour, not bands; leave web out of --formats.'
     )
-  if task == 'classifier' and probabilities:
+  if task == 'classifier' and order.probabilities:
     raise UserError(
       'probabilities are what exports of a classifier always give; leave '
       '--probabilities out.'
     )
-  if task == 'classifier' and (canvas or precision):
+  if task == 'classifier' and (order.canvas or order.precision):
     raise UserError(
       'a classifier sees pictures of one size, the middle of a picture, and '
       'gives no label maps: leave --canvas and --precision out.'
     )
 
 
-def _check_arguments(
-  formats: Sequence[str],
-  sizes: Sequence[tuple[int, int]],
-  canvas: Sequence[tuple[int, int] | str],
-  probabilities: bool,
-  features: int | None,
-) -> None:
+def _check_arguments(order: Order, pictures: int) -> None:
+  formats, sizes, canvas, probabilities, features, precision, share = order
   check_packages(formats)
   for height, width in [*sizes, *(x for x in canvas if x != FREE)]:
     if not all(SHORTEST <= x <= LONGEST for x in (height, width)):
@@ -258,32 +250,22 @@ def _check_arguments(
       f'probabilities or a canvas; add --formats {" ".join(PROGRAMS)}, or one '
       'of them. python -m resnest_jax.weights.convert writes the weights.'
     )
-  if 'web' in formats:
-    web.fetch_runtime()
-
-
-def _check_precision(
-  precision: Sequence[str],
-  agreement: float,
-  formats: Sequence[str],
-  features: int | None,
-  pictures: Sequence[Path],
-) -> None:
-  if precision and (
-    'onnx' not in formats or features or {*precision} - {*PRECISIONS}
-  ):
+  wrong = 'onnx' not in formats or features or {*precision} - {*PRECISIONS}
+  if precision and wrong:
     raise UserError(
       'a precision is float16 or int8, of the ONNX files of a segmentor: add '
       '--formats onnx, or leave --precision out.'
     )
-  if not 0 < agreement < 1:
-    raise UserError(f'--agreement {agreement} is no share between 0 and 1.')
-  if precision and 0 < len(pictures) < FEWEST:
+  if not 0 < share < 1:
+    raise UserError(f'--agreement {share} is no share between 0 and 1.')
+  if precision and 0 < pictures < FEWEST:
     raise UserError(
-      f'{plural(len(pictures), "picture", "are")} too few for --precision: '
+      f'{plural(pictures, "picture", "are")} too few for --precision: '
       f'half calibrate, half decide. Give {FEWEST} or more, or leave '
       '--pictures out for drawn scenes.'
     )
+  if 'web' in formats:
+    web.fetch_runtime()
 
 
 def default_size(about: Mapping[str, Any]) -> tuple[int, int]:
@@ -383,20 +365,16 @@ def write_program(name: str, file: Path, reference: checks.Reference) -> Export:
 
 
 def _write_programs(
-  name: str,
-  folder: Path,
-  reference: checks.Reference,
-  precision: Sequence[str],
-  agreement: float,
+  name: str, folder: Path, reference: checks.Reference, order: Order
 ) -> list[Export]:
   file = folder / _name_of(name, reference)
   written = [write_program(name, file, reference)]
-  if name == 'onnx' and precision:
+  if name == 'onnx' and order.precision:
     # It needs packages that other formats do not.
     from resnest_jax.export.precision import write_reduced
 
-    given = file, reference, written[0], agreement
-    written += [write_reduced(kind, *given) for kind in precision]
+    given = file, reference, written[0], order.agreement
+    written += [write_reduced(kind, *given) for kind in order.precision]
   return written
 
 

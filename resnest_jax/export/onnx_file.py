@@ -34,7 +34,14 @@ def write_onnx(
   Inputs and outputs have the given names. Raises `UserError` if jax2onnx cannot
   translate the program.
   """
-  _import_plugins()
+  # By itself jax2onnx imports whole libraries, some of which compute at import.
+  # `jnp.pad` is there because `lax.pad` fails with a symbolic batch, the others
+  # are of `folded`.
+  names = [f'lax.{x.name}' for x in pkgutil.iter_modules(lax_plugins.__path__)]
+  for name in (*names, 'numpy.pad', 'numpy.matmul', 'nn.relu'):
+    importlib.import_module(f'jax2onnx.plugins.jax.{name}')
+  # Tells jax2onnx that nothing is left to import.
+  plugin_system._already_imported_plugins = True
   # onnx_ir warns of every value without a type.
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)
   # An error of the network itself is not reported as jax2onnx's.
@@ -76,15 +83,3 @@ def read_onnx(model: Path | bytes) -> Runner:
   return lambda *inputs: session.run(
     None, dict(zip(names, inputs, strict=True))
   )
-
-
-def _import_plugins() -> None:
-  # By itself jax2onnx imports whole libraries, some of which compute at import.
-  # `jnp.pad` is there because `lax.pad` fails with a symbolic batch, the others
-  # are of `folded`.
-  names = [each.name for each in pkgutil.iter_modules(lax_plugins.__path__)]
-  more = 'numpy.pad', 'numpy.matmul', 'nn.relu'
-  for name in (*(f'lax.{each}' for each in names), *more):
-    importlib.import_module(f'jax2onnx.plugins.jax.{name}')
-  # Tells jax2onnx that nothing is left to import.
-  plugin_system._already_imported_plugins = True

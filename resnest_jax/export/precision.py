@@ -7,9 +7,9 @@ float, with weights in 16 bits. The other half decides whether it is written.
 
 import bisect
 import copy
-import statistics
+import functools
 import tempfile
-import time
+import timeit
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -98,22 +98,16 @@ def count_same(
     expected = reference.expected(part)[0]
     seen = expected != IGNORE
     same = seen & (run(*reference.part(part))[0] == expected)
-    counts.append(
-      [np.bincount(expected[x], minlength=number) for x in (same, seen)]
-    )
+    some = (expected[x] for x in (same, seen))
+    counts.append([np.bincount(x, minlength=number) for x in some])
   return tuple(np.swapaxes(counts, 0, 1))
 
 
 def _milliseconds(files: Sequence[Path], reference: Reference) -> list[float]:
-  runs = [read_onnx(x) for x in files]
-  times = [[] for _ in files]
-  for i in range(ROUNDS + 1):
-    part = reference.part(slice(i % reference.number, i % reference.number + 1))
-    for run, found in zip(runs, times, strict=True):
-      start = time.perf_counter()
-      run(*part)
-      found.append(1000 * (time.perf_counter() - start))
-  return [statistics.median(found[1:]) for found in times]
+  part = reference.part(slice(0, 1))
+  timers = [timeit.Timer(functools.partial(read_onnx(x), *part)) for x in files]
+  times = [[timer.timeit(1) for timer in timers] for _ in range(ROUNDS + 1)]
+  return (1000 * np.median(times[1:], 0)).tolist()
 
 
 def _halves(model: Model) -> Iterator[tuple[Model, int]]:
@@ -207,19 +201,13 @@ def _layers(model: Model) -> dict[str, int]:
 def _stored(model: Model, names: Iterable[str]) -> Model:
   """The same with weights of some layers in 16 bits."""
   model, names = copy.deepcopy(model), {*names}
-  graph = model.graph
-  weights = {x.name: x for x in graph.initializer}
-  for node in [x for x in graph.node if x.name in names]:
-    weight = weights[node.input[1]]
-    half, node.input[1] = f'{node.name}_float16', f'{node.name}_float'
+  nodes = model.graph.node
+  weights = {node.input[1] for node in nodes if node.name in names}
+  for weight in (x for x in model.graph.initializer if x.name in weights):
+    name, half = weight.name, f'{weight.name}_float16'
     values = numpy_helper.to_array(weight).astype(np.float16)
-    graph.initializer.append(numpy_helper.from_array(values, half))
-    cast = helper.make_node('Cast', [half], [node.input[1]], to=1)
-    graph.node.insert(0, cast)
-  used = {name for node in graph.node for name in node.input}
-  others = [x for x in graph.initializer if x.name in used]
-  del graph.initializer[:]
-  graph.initializer.extend(others)
+    weight.CopyFrom(numpy_helper.from_array(values, half))
+    nodes.insert(0, helper.make_node('Cast', [half], [name], to=1))
   return model
 
 

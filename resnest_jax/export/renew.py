@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from resnest_jax.errors import UserError, writing
-from resnest_jax.export.card import Export
+from resnest_jax.export.card import Export, model_card
 from resnest_jax.export.checks import Reference
 from resnest_jax.export.folder import (
   CARD,
@@ -74,7 +74,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Export]]:
     about = parse_json((folder / ABOUT).read_bytes(), str(folder / ABOUT))
     exports = [Export.of(entry) for entry in about.pop('exports')]
     check_description(about, str(folder / ABOUT))
-  except (OSError, UserError, LookupError, TypeError, ValueError) as error:
+    model_card(about, exports)  # Whatever it cannot show is damage.
+  except (
+    *(OSError, UserError, LookupError),
+    *(TypeError, ValueError, AttributeError),
+  ) as error:
     raise UserError(
       f'{folder} is no folder of exports: its {ABOUT} is missing or does not '
       f'list them ({type(error).__name__}: {error}). Give the folder that '
@@ -99,12 +103,11 @@ def _weights_of(folder: Path, exports: Sequence[Export]) -> Path:
     if (folder / name).is_file():
       return folder / name
   programs = [each for each in exports if each.format == 'stablehlo']
-  shapes = {'--sizes': [], '--canvas': []}
-  for each in programs:
-    kind = '--canvas' if each.canvas else '--sizes'
-    size = '{}x{}'.format(*each.size) if each.size else FREE
-    shapes[kind].append(size)
-  words = [word for kind, x in shapes.items() if x for word in (kind, *x)]
+  words = []
+  for flag, canvas in ('--sizes', False), ('--canvas', True):
+    found = [x.size for x in programs if x.canvas == canvas]
+    sizes = ['{}x{}'.format(*x) if x else FREE for x in found]
+    words += [flag, *sizes] if found else []
   labelled = programs[0].probabilities and not programs[0].classes
   more = ' --probabilities' * bool(labelled)
   raise UserError(

@@ -1,5 +1,6 @@
 """StableHLO files by `jax.export`, each for CPU, CUDA and TPU."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,16 +22,9 @@ def write_stablehlo(
 ) -> None:
   """Writes a program; `inputs` are as of `symbolic`."""
   # Else JAX notes with each operation where the code lies on this machine.
-  key = 'jax_hlo_source_file_canonicalization_regex'
-  before = getattr(jax.config, key)
-  jax.config.update(key, '.*/')
-  try:
-    exported = export.export(jax.jit(program), platforms=PLATFORMS)(
-      *symbolic(inputs)
-    )
-  finally:
-    jax.config.update(key, before)
-  path.write_bytes(exported.serialize())
+  jax.config.update('jax_hlo_source_file_canonicalization_regex', '.*/')
+  lower = export.export(jax.jit(program), platforms=PLATFORMS)
+  path.write_bytes(lower(*symbolic(inputs)).serialize())
 
 
 def read_stablehlo(path: Path) -> Runner:
@@ -69,14 +63,9 @@ def _refused(path: Path, error: Exception) -> UserError:
 
 
 def _history(path: Path) -> str:
-  try:
+  # Unless it is a file of somebody else, or of a version that recorded none.
+  with contextlib.suppress(Exception):
     about = parse_json((path.parent / ABOUT).read_bytes(), ABOUT)
     (entry,) = (each for each in about['exports'] if each['file'] == path.name)
-    sentence = Export.of(entry).written.sentence()
-    return f' {ABOUT} has of it: {sentence}'
-  except (
-    *(OSError, UserError, ValueError, LookupError),
-    *(TypeError, AttributeError),
-  ):
-    # A file of somebody else, or of a version that did not record its writer.
-    return ''
+    return f' {ABOUT} has of it: {Export.of(entry).written.sentence()}'
+  return ''

@@ -43,34 +43,30 @@ def fetch_runtime() -> Path:
   path = cache_folder() / ARCHIVE
   by_hand = f'`npm pack {PACKAGE}` writes it elsewhere; put it at {path}.'
   if not path.is_file():
-    _fetch(path, by_hand)
+    missing = f'the format web needs {ARCHIVE}, which is not in the cache, and'
+    if offline():
+      off = 'switched off (RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE)'
+      raise UserError(f'{missing} downloads are {off}. {by_hand}')
+    if not (npm := shutil.which('npm')):
+      install = 'Install npm, of Node.js (Debian: apt install npm)'
+      raise UserError(f'{missing} there is no npm. {install}. Or {by_hand}')
+    say(f'npm fetches {PACKAGE} (33 MB)')
+    with (
+      files.explain_refusal(path.parent, OTHER_CACHE),
+      files.work_folder(path) as folder,
+    ):
+      command = [npm, 'pack', PACKAGE, '--silent']
+      done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+      if done.returncode or not (folder / ARCHIVE).is_file():
+        told = ' '.join(done.stderr.split()) or f'exit status {done.returncode}'
+        raise UserError(f'{missing} npm failed: {told}. Or {by_hand}')
+      (folder / ARCHIVE).replace(path)
   if (found := checksum(path)) != SHA256:
     raise UserError(
       f'{path} has the SHA-256 {found}, not {SHA256}; it is damaged or '
       f'another. Remove it to fetch it again. {by_hand}'
     )
   return path
-
-
-def _fetch(path: Path, by_hand: str) -> None:
-  missing = f'the format web needs {ARCHIVE}, which is not in the cache, and'
-  if offline():
-    off = 'switched off (RESNEST_JAX_OFFLINE or HF_HUB_OFFLINE)'
-    raise UserError(f'{missing} downloads are {off}. {by_hand}')
-  if not (npm := shutil.which('npm')):
-    install = 'Install npm, of Node.js (Debian: apt install npm)'
-    raise UserError(f'{missing} there is no npm. {install}. Or {by_hand}')
-  say(f'npm fetches {PACKAGE} (33 MB)')
-  with (
-    files.explain_refusal(path.parent, OTHER_CACHE),
-    files.work_folder(path) as folder,
-  ):
-    command = [npm, 'pack', PACKAGE, '--silent', '--pack-destination', folder]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode or not (folder / ARCHIVE).is_file():
-      told = ' '.join(done.stderr.split()) or f'exit status {done.returncode}'
-      raise UserError(f'{missing} npm failed: {told}. Or {by_hand}')
-    (folder / ARCHIVE).replace(path)
 
 
 def write_page(
@@ -82,10 +78,8 @@ def write_page(
   ours = importlib.resources.files(__package__) / 'page'
   # One look for all pages.
   report = importlib.resources.files('resnest_jax.evaluation.report')
-  style = (report / 'page.css', ours / 'page.css')
-  files.write_text(
-    folder / 'style.css', '\n'.join(x.read_text('utf-8') for x in style)
-  )
+  style = [(x / 'page.css').read_text('utf-8') for x in (report, ours)]
+  files.write_text(folder / 'style.css', '\n'.join(style))
   for name in ('index.html', 'app.js', 'worker.js'):
     files.write_text(folder / name, (ours / name).read_text('utf-8'))
   described = {key: about[key] for key in ('classes', 'palette')}
@@ -97,7 +91,7 @@ def write_page(
   runtime.mkdir()
   with tarfile.open(fetch_runtime()) as archive:
     for name, renamed in PARTS.items():
-      with archive.extractfile(f'package/dist/{name}') as part:
-        (runtime / (renamed or name)).write_bytes(part.read())
+      part = archive.extractfile(f'package/dist/{name}').read()
+      (runtime / (renamed or name)).write_bytes(part)
   for name in LICENSES:
     shutil.copy(Path(onnxruntime.__file__).with_name(name), runtime)

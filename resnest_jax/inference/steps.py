@@ -159,11 +159,9 @@ def make_class_step(
     logs = jax.nn.log_softmax(tempered(logits, temperature))
     _, best = jax.lax.top_k(logits, min(BEST, num_classes))
     loss = -jnp.take_along_axis(logs, label[:, None], 1)[:, 0]
-    found = best, jnp.exp(logs), loss
-    if not measure:
-      return found
-    of_pixel = logits[:, None, :, None], best[:, None, :1], label[:, None, None]
-    return *found, measure(*of_pixel)
+    pixel = logits[:, None, :, None], best[:, None, :1], label[:, None, None]
+    more = [measure(*pixel)] if measure else []
+    return best, jnp.exp(logs), loss, *more
 
   specs = P(), *3 * [P('data')]
   compiled = jax.jit(split_batch(forward, mesh, *specs))

@@ -49,7 +49,7 @@ class Stream:
     *,
     number: int,
     start: int = 0,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[int, int], None] = lambda number, total: None,
   ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields a row and the labels from there, uint8 (n, W), in order.
 
@@ -57,7 +57,7 @@ class Stream:
       read: gives the pixels (n, W, bands) of some rows.
       number: windows that the network sees at a time, over all devices.
       start: a row in the first tile; no earlier window is read.
-      tell: takes the numbers of windows that are done, and of all.
+      tell: takes the numbers of windows that were done now, and of all.
     """
     canvas = padded_size(size, self._protocol.bucket)
     how = canvas, self._protocol.crop, self._protocol.stride
@@ -73,7 +73,7 @@ class Stream:
       inside = (tops < top + tile) & (tops + down.crop > top)
       return np.flatnonzero(inside).tolist()
 
-    first, held, done = start // tile * tile, {}, 0
+    first, held = start // tile * tile, {}
     slices = tops[needed(first)[0] :].tolist()
     slices = [slice(top, top + down.crop) for top in slices]
     total = len(slices) * columns
@@ -85,14 +85,8 @@ class Stream:
         held = {row: held[row] for row in needed(top) if row in held}
         for row in needed(top):
           if row not in held:
-            held[row] = self._row(
-              variables,
-              next(bands),
-              axes,
-              number,
-              lambda n, before=done: tell(before + n, total),
-            )
-            done += columns
+            given = variables, next(bands), axes, number
+            held[row] = self._row(*given, lambda n: tell(n, total))
         row, most = down.reach(top, tile)
         # Where no pixel of the tile has a share in them, any other logits do.
         logits = [held.get(row + i, held[max(held)]) for i in range(most)]
@@ -124,7 +118,7 @@ class Stream:
         found = np.zeros((1, h, axes[1].count, w, classes), np.float32)
       found[0, :, done : done + len(group)] = logits
       done += len(group)
-      tell(done)
+      tell(len(group))
     found = found.reshape(1, h, -1, classes)
     return jax.device_put(found, jax.local_devices()[0])
 

@@ -59,6 +59,8 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 class Done:
   """Results so far, by source."""
 
+  out: Path
+  progress: rich.progress.Progress
   # Entry in predictions.json of each that is done, wholly or partly.
   entries: dict[Path, dict[str, Any]] = dataclasses.field(default_factory=dict)
   # Reason for each source that is not done, or only partly.
@@ -141,18 +143,18 @@ def predict_files(
   else:
     check_names(sources, polygons)
   print_notes(predictor)
-  done, started = Done(), time.perf_counter()
+  progress, started = evaluation_progress(), time.perf_counter()
+  done = Done(out, progress)
   try:
-    with explain_refusal(f'to {out}'), evaluation_progress() as progress:
+    with explain_refusal(f'to {out}'), progress:
       predictor.on_compile = compile_notice(progress)
-      shared = (out, done, progress, opacity)
       # All pictures at once: similar sizes share a batch and a compiled shape.
-      large = [x for x in sources if x.is_large]
       if pictures := [x for x in sources if not (x.is_video or x.is_large)]:
-        predict_pictures(predictor, pictures, *shared, legend, polygons)
+        predict_pictures(predictor, pictures, done, opacity, legend, polygons)
       for source in (x for x in sources if x.is_video):
-        predict_video(predictor, source, *shared)
-      predict_large_ones(predictor, large, out, done, progress, overwrite)
+        predict_video(predictor, source, done, opacity)
+      large = [x for x in sources if x.is_large]
+      predict_large_ones(predictor, large, done, overwrite)
     print_classes(done)
   finally:
     # After Ctrl-C or an error as well: files that are written are described.
@@ -160,10 +162,10 @@ def predict_files(
     if done.entries:
       # Raised here, it would hide the error that ends the work.
       try:
-        write_about(predictor, done, out)
+        write_about(predictor, done)
       except OSError as error:
         done.failed[out] = f'{out} has no description: {error}'
-      print(summary(done, out), flush=True)
+      print(summary(done), flush=True)
   done.check(len(sources))
 
 
@@ -195,9 +197,7 @@ def print_classes(done: Done) -> None:
 def predict_pictures(
   predictor: Predictor,
   pictures: Sequence[Source],
-  out: Path,
   done: Done,
-  progress: rich.progress.Progress,
   opacity: float,
   legend: bool,
   polygons: str | None,
@@ -221,10 +221,10 @@ def predict_pictures(
         more = {'mean_confidence': round(float(mean), 4)}
       for kind, file in source.files.items():
         if kind == 'labelme':
-          write_labelme(prediction, source.path, out / file)
+          write_labelme(prediction, source.path, done.out / file)
         else:
           picture = drawn(prediction, kind, opacity, legend)
-          drawing.write_image(out / file, picture)
+          drawing.write_image(done.out / file, picture)
       if polygons == 'coco':
         name = (source.folder / source.path.name).as_posix()
         found[index] = name, prediction.labels.shape, regions(prediction)
@@ -236,31 +236,26 @@ def predict_pictures(
         encoded = source.path.read_bytes()
         done.left_out.update(unused(encoded, predictor.max_pixels))
 
-  task = progress.add_task('predict', total=len(pictures))
+  task = done.progress.add_task('predict', total=len(pictures))
   paths = [source.path for source in pictures]
   largest = LARGEST if polygons or confidence else False
   each = predictor.predict_each(paths, probabilities=largest)
   for _ in map_in_threads(write, each, ahead=2):
-    progress.advance(task)
+    done.progress.advance(task)
   if polygons == 'coco':
     in_order = [found[index] for index in sorted(found)]
-    write_coco(out / 'coco.json', in_order, predictor.classes)
+    write_coco(done.out / 'coco.json', in_order, predictor.classes)
   # Pictures come by size and from threads, and are listed as given.
   done.failed = {x: done.failed[x] for x in paths if x in done.failed}
   done.entries = {x: done.entries[x] for x in paths if x in done.entries}
 
 
 def predict_video(
-  predictor: Predictor,
-  source: Source,
-  out: Path,
-  done: Done,
-  progress: rich.progress.Progress,
-  opacity: float,
+  predictor: Predictor, source: Source, done: Done, opacity: float
 ) -> None:
   """Predicts a video's frames and writes its files, whole or not at all."""
-  path = source.path
-  targets = {kind: out / file for kind, file in source.files.items()}
+  path, progress = source.path, done.progress
+  targets = {kind: done.out / file for kind, file in source.files.items()}
   with done.noting(path):
     with (
       contextlib.closing(VideoReader(path, predictor.max_pixels)) as reader,
@@ -284,24 +279,19 @@ def predict_video(
 
 
 def predict_large_ones(
-  predictor: Predictor,
-  large: Sequence[Source],
-  out: Path,
-  done: Done,
-  progress: rich.progress.Progress,
-  overwrite: bool,
+  predictor: Predictor, large: Sequence[Source], done: Done, overwrite: bool
 ) -> None:
   """Predicts pictures in parts, or resumes what a killed command has left."""
   for source in large:
     with done.noting(source.path):
-      predict_large(predictor, source, out, progress, overwrite)
+      predict_large(predictor, source, done.out, done.progress, overwrite)
       done.add(source)
   # Until here the same command has nothing of a finished one to do again.
   for source in (x for x in large if x.path in done.entries):
-    remove(part_of(out / source.files['masks']))
+    remove(part_of(done.out / source.files['masks']))
 
 
-def summary(done: Done, out: Path) -> str:
+def summary(done: Done) -> str:
   """A sentence with the number of results, their folder and the speed."""
   counts = [x['frames'] for x in done.entries.values() if 'frames' in x]
   videos, frames = len(counts), sum(counts)
@@ -317,16 +307,16 @@ def summary(done: Done, out: Path) -> str:
   )
   return (
     f'{" and ".join(parts)} predicted in {done.seconds:.1f} s ({rate:.3g} '
-    f'images/s, compiling included), written to {out}{said}'
+    f'images/s, compiling included), written to {done.out}{said}'
   )
 
 
-def write_about(predictor: Predictor, done: Done, out: Path) -> None:
+def write_about(predictor: Predictor, done: Done) -> None:
   """Writes the meaning of the label maps, or the classes, and their origin."""
   # `own.classes` reads classes.json: label maps can become training masks.
   if palette := predictor.palette.tolist():
     classes = {'classes': predictor.classes, 'palette': palette}
-    write_json(out / 'classes.json', classes)
+    write_json(done.out / 'classes.json', classes)
   failed = [{'source': str(x), 'why': why} for x, why in done.failed.items()]
   about = {
     **predictor.about,
@@ -339,4 +329,4 @@ def write_about(predictor: Predictor, done: Done, out: Path) -> None:
     'predictions': [*done.entries.values()],
     'failed': failed,
   }
-  write_json(out / 'predictions.json', about)
+  write_json(done.out / 'predictions.json', about)

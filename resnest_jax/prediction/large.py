@@ -8,7 +8,6 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rich.progress
@@ -43,7 +42,7 @@ def predict_large(
   image = TiledImage(source.path, how)
   rows, (height, width) = part / _ROWS, image.size
   with runtime.lock_folder(part, 'writes to'):
-    _claim(part, _about(predictor, source), overwrite)
+    _claim(part, predictor, source, overwrite)
     start = rows.stat().st_size // width
     if start:
       said = f'{source.path}: {start} of {height} rows are there already'
@@ -54,7 +53,7 @@ def predict_large(
         lambda part: image[part, :],
         image.size,
         start=start,
-        tell=lambda n, total: progress.update(task, completed=n, total=total),
+        tell=lambda n, total: progress.update(task, advance=n, total=total),
       )
       with contextlib.closing(found), rows.open('ab') as file:
         file.truncate(start * width)  # A kill may cut a row off.
@@ -64,10 +63,11 @@ def predict_large(
     _write(target, image, predictor.palette, rows)
 
 
-def _about(predictor: Predictor, source: Source) -> dict[str, Any]:
-  """All that the bits of a label map depend on, as JSON has it."""
-  status = source.path.stat()
-  about = {
+def _claim(
+  part: Path, predictor: Predictor, source: Source, overwrite: bool
+) -> None:
+  status, path = source.path.stat(), part / _ABOUT
+  about = {  # All that the bits of a label map depend on.
     'file': [status.st_size, status.st_mtime_ns],
     'weights': [predictor.digest, predictor.about.get('model')],
     'protocol': predictor.protocol.describe(),
@@ -75,11 +75,7 @@ def _about(predictor: Predictor, source: Source) -> dict[str, Any]:
     'devices': runtime.describe_devices(),
     'versions': runtime.versions(),
   }
-  return json.loads(json.dumps(about, default=list))
-
-
-def _claim(part: Path, about: dict[str, Any], overwrite: bool) -> None:
-  path = part / _ABOUT
+  about = json.loads(json.dumps(about, default=list))
   there = json.loads(path.read_text('utf-8')) if path.exists() else {}
   if there == about:
     return

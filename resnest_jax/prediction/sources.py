@@ -140,21 +140,18 @@ def with_files(
       'confidence': stem.with_name(f'{stem.name}_confidence.png'),
       'labelme': stem.with_name(f'{stem.name}.json'),
     }
+    # An hour of video has a hundred thousand masks: only on demand.
+    kinds = KINDS[source.is_video :] if save is None else save
     if is_large := in_parts and source.path.suffix.lower() in TIFF_SUFFIXES:
       of_kind = {'masks': stem.with_name(f'{stem.name}.tif')}
-      asked = save or KINDS
-      if polygons or 'confidence' in asked or 'masks' not in asked:
+      if polygons or 'confidence' in kinds or 'masks' not in kinds:
         raise UserError(
           f'{source.path} is read in parts and becomes a TIFF file of class '
           'numbers with their colours: --save masks is all there is of it.'
         )
-    # An hour of video has a hundred thousand masks: only on demand.
-    default = KINDS[1:] if source.is_video else KINDS
-    kinds = default if save is None else save
-    chosen = [kind for kind in of_kind if kind in kinds or kind == polygons]
-    files = {kind: of_kind[kind] for kind in chosen}
-    done = dataclasses.replace(source, files=files, is_large=is_large)
-    named.append(done)
+    wanted = {*kinds, polygons}
+    files = {kind: file for kind, file in of_kind.items() if kind in wanted}
+    named.append(dataclasses.replace(source, files=files, is_large=is_large))
   return named
 
 

@@ -235,10 +235,10 @@ def read_video(path):
 
 
 def predict(predictor, path, out, save=None):
-  source, done = sources.Source(path), files.Done()
-  (source,) = sources.with_files([source], save)
+  (source,) = sources.with_files([sources.Source(path)], save)
   with evaluation_progress() as progress:
-    files.predict_video(predictor, source, out, done, progress, 0.5)
+    done = files.Done(out, progress)
+    files.predict_video(predictor, source, done, 0.5)
     done.tasks = [(task.completed, task.total) for task in progress.tasks]
   return done
 

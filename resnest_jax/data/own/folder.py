@@ -73,16 +73,12 @@ class FolderSplit:
   def in_parts(self, index: int) -> dict[str, Any]:
     """`split[index]`, but the image is a `TiledImage` if it has tiles."""
     pair = item_of(self.pairs, index)
-    is_tiff = pair.image.lower().endswith(('.tif', '.tiff'))
+    usable = not self.bands and pair.image.lower().endswith(('.tif', '.tiff'))
     # Reading it whole says why, if it cannot be read in parts.
     with contextlib.suppress(UserError):
-      if (
-        is_tiff
-        and not self.bands
-        and (tiled := TiledImage(pair.image)).has_tiles
-      ):
+      if usable and (image := TiledImage(pair.image)).has_tiles:
         mask = self._read_mask(pair)
-        sample = {'image': tiled, 'mask': mask.pixels, 'stored': mask}
+        sample = {'image': image, 'mask': mask.pixels, 'stored': mask}
         return self.labelled(index, sample)
     return self[index]
 
