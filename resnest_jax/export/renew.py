@@ -52,7 +52,7 @@ def renew_exports(
       if old.format != 'stablehlo':
         continue
       size = old.size or default_size(about)
-      how = bool(old.probabilities), old.canvas, old.size is None
+      how = _gives_probabilities(folder, old), old.canvas, old.size is None
       reference = Reference(net, seen, size, *how)
       file = new / Path(old.file).name
       export = write_program('stablehlo', file, reference)
@@ -75,10 +75,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], list[Export]]:
     exports = [Export.of(entry) for entry in about.pop('exports')]
     check_description(about, str(folder / ABOUT))
     model_card(about, exports)  # Whatever it cannot show is damage.
-  except (
-    *(OSError, UserError, LookupError),
-    *(TypeError, ValueError, AttributeError),
-  ) as error:
+  except (OSError, UserError, LookupError, TypeError, ValueError) as error:
     raise UserError(
       f'{folder} is no folder of exports: its {ABOUT} is missing or does not '
       f'list them ({type(error).__name__}: {error}). Give the folder that '
@@ -115,3 +112,17 @@ def _weights_of(folder: Path, exports: Sequence[Export]) -> Path:
     'from. Export again from the original weights: python export.py --weights '
     f'SOURCE --out NEW {" ".join(words)}{more}.'
   )
+
+
+def _gives_probabilities(folder: Path, export: Export) -> bool:
+  # Older entries do not say so; the card of their folder does.
+  if export.probabilities is not None:
+    return export.probabilities
+  card = folder / CARD
+  if not card.is_file():
+    raise UserError(
+      f'neither {ABOUT} nor {CARD} of {folder} says whether {export.file} '
+      f'gives probabilities. Export again: python export.py --weights {folder} '
+      '--out NEW, with the same --sizes, and with --probabilities if it does.'
+    )
+  return '`probabilities`' in card.read_text('utf-8')

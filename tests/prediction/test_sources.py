@@ -33,7 +33,7 @@ def found(*given, **options):
 
 
 def masks(every):
-  named = sources.with_files(every, 'masks')
+  named = sources.with_files(every, ['masks'])
   return [each.files['masks'].as_posix() for each in named]
 
 
@@ -126,7 +126,7 @@ def test_pictures_of_the_same_name(tmp_path):
   assert masks(find_sources([first])) == ['a.jpg.png', 'a.png.png', 'b.png']
   told = f'{first}/a.jpg and {second}/a.jpg would both be written to a.jpg.png'
   every = find_sources([first / 'b.jpg', first / 'a.jpg', second])
-  every = sources.with_files(every, 'masks')
+  every = sources.with_files(every, ['masks'])
   with pytest.raises(UserError, match=told):
     sources.check_names(every)
   # The folder of a video's masks, and one of pictures.
