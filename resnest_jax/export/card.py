@@ -1,7 +1,6 @@
 """The model card of a folder of exports."""
 
 import html
-import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -236,13 +235,12 @@ def _how_to_run(export: Export, about: Mapping[str, Any], **texts: str) -> str:
     fields['named'] = ''.join(f", '{name}': {name}" for name in SIZES)
   if export.classes:
     kind += ' of a classifier' * (kind == 'safetensors')
-    # As `crops.center_crop` at this size.
     edge = max(export.size or (about['protocol']['size'],))
     small = about['protocol']['rule'] == 'gluon' and edge < 320
     fit = ['read', 'crop by GluonCV' if small else 'crop']
     fields |= {'more': TEXTS['top'], 'number': len(about['classes'])}
-    short = math.ceil(edge / 0.875)
-    fields |= {'short': short, 'share': f'{edge} / {edge + 32}'}
+    # As `crops.center_crop` at this size, whose short edge becomes 8 / 7 of it.
+    fields |= {'short': -(-8 * edge // 7), 'share': f'{edge} / {edge + 32}'}
   code = [TEXTS[name] for name in fit]
   if bands := about['normalization'].get('bands'):
     code = [x for x, name in zip(code, fit, strict=True) if name in _OF_BANDS]
