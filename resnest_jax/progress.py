@@ -19,7 +19,9 @@ def console(**options: Any) -> Console:
 
 
 @contextlib.contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(
+  what: str, unit: str = 'images'
+) -> Iterator[Callable[[int, int], None]]:
   """Shows a bar on stderr; yields a function of (done, total)."""
   with contextlib.ExitStack() as stack:
     shown = console(stderr=True)
@@ -32,7 +34,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     if is_descriptor_2:
       copy = os.fdopen(os.dup(2), 'w', errors='backslashreplace')
       shown = console(file=stack.enter_context(copy))
-    bar = _bar(_text('images, elapsed'), shown)
+    bar = _bar(_text(f'{unit}, elapsed'), shown)
     task = bar.add_task(what, total=None)
 
     def report(done: int, total: int) -> None:

@@ -1,8 +1,9 @@
 """Smaller ONNX files: float16, or int8 where that costs no agreement.
 
 In an int8 file inputs and weights of convolutions and products have 8 bits, in
-ranges that half of the pictures show. Layers that cost most agreement stay in
-float, with weights in 16 bits. The other half decides whether it is written.
+ranges that half of the pictures show. Layers that cost most agreement compute
+in float, with weights in 16 bits while the file stays small, and else in 8. The
+other half of the pictures decides whether it is written.
 """
 
 import bisect
@@ -36,8 +37,9 @@ from resnest_jax.text import plural
 MOST = 0.295  # Of float32's bytes: layers stay in float up to this size.
 # Standard errors by which calibration pictures must agree better than asked.
 MARGIN = 3.0
-PIXELS = 2**16  # That are enough to compare layers.
+PIXELS = 2**14  # That are enough to compare layers.
 LAYERS = ('Conv', 'MatMul')
+ROUNDED = '_DequantizeLinear_Output'  # What onnxruntime appends to names.
 # In float32 also in a float16 file: normalisation, means, attention, and the
 # products and the argmax that turn scores into labels.
 WHOLE = ('Sub', 'Div', 'Exp', 'ReduceSum', 'ReduceMax', 'Einsum', 'ArgMax')
@@ -130,35 +132,73 @@ def _quantised(
   """
   calibration = range(0, reference.number, 2)
   ranges = _ranges(model, reference, calibration)
-  weights, kept = _layers(model), []
+  weights = _layers(model)
   room = most - _rounded(model, ranges, weights).ByteSize()
-  few = calibration[: max(PIXELS // np.prod(reference.size), 2)]
-
-  same = {}  # With one layer alone in 8 bits.
-  with progress_bar('comparing layers') as report:
-    for number, name in enumerate(weights, 1):
-      rounded = _rounded(model, ranges, [name])
-      same[name] = count_same(rounded, reference, few)[0].sum()
-      report(number, len(weights))
-  for name in sorted(weights, key=same.get):
-    if weights[name] < room:  # A byte more for each.
-      room -= weights[name]
-      kept.append(name)
+  few = calibration[: max(PIXELS // np.prod(reference.size), 1)]
+  moved = _deviations(model, ranges, reference, few)
+  order = sorted(weights, key=moved.get, reverse=True)
 
   def mixed(number: int) -> Model:
-    others = [x for x in weights if x not in kept[:number]]
-    return _rounded(_stored(model, kept[:number]), ranges, others)
+    left, halves = room, set()
+    for name in sorted(order[:number], key=lambda x: -moved[x] / weights[x]):
+      if weights[name] < left:  # A byte more for each.
+        left -= weights[name]
+        halves.add(name)
+    rounded = [x for x in weights if x not in halves]
+    return _rounded(_stored(model, halves), ranges, rounded, order[:number])
 
-  def holds(number: int) -> bool:
+  def shares(number: int) -> np.ndarray:
     same, seen = count_same(mixed(number), reference, calibration)
-    shares = same.sum(1) / seen.sum(1)
-    # Of the difference of two means of as many pictures.
-    error = shares.std(ddof=1) * np.sqrt(2 / len(shares))
-    return shares.mean() - MARGIN * error >= agreement
+    return same.sum(1) / seen.sum(1)
 
-  first = bisect.bisect_left(range(len(kept)), True, key=holds)
-  for number in range(first, len(kept) + 1):
+  best = shares(len(order))
+  # Of the difference of two means of as many pictures.
+  error = best.std(ddof=1) * np.sqrt(2 / len(best))
+  enough = min(agreement + MARGIN * error, best.mean() - error)
+  number = bisect.bisect_left(
+    range(len(order)), enough, key=lambda x: shares(x).mean()
+  )
+  while number < len(order):
     yield mixed(number), number
+    number += number // 8 + 1
+  yield mixed(len(order)), len(order)
+
+
+def _deviations(
+  model: Model, ranges: Any, reference: Reference, pictures: Sequence[int]
+) -> dict[str, float]:
+  """How far each layer alone in 8 bits moves the scores, in mean squares."""
+  weights = _layers(model)
+  rounded = _rounded(model, ranges, weights)
+  graph = rounded.graph
+  there = {x.name for x in graph.initializer}
+  there |= {y for x in graph.node for y in x.output}  # Biases.
+  floats = (x for x in model.graph.initializer if x.name not in there)
+  graph.initializer.extend(floats)
+  # A switch for each layer, because loading takes longer than running.
+  kind = onnx.TensorProto.BOOL
+  graph.input.extend(
+    helper.make_tensor_value_info(x, kind, []) for x in weights
+  )
+  for layer, inputs, index, name in [*_rounded_inputs(rounded, weights)]:
+    given, found = [layer, inputs[index], name], f'{layer}_{len(graph.node)}'
+    graph.node.append(helper.make_node('Where', given, [found]))
+    inputs[index] = found
+  (scores,) = (x.input[0] for x in graph.node if x.op_type == 'ArgMax')
+  graph.output.append(helper.make_empty_tensor_value_info(scores))
+  run = read_onnx(rounded.SerializeToString())
+  parts = [reference.part(slice(i, i + 1)) for i in pictures]
+
+  def compute(layer: str) -> np.ndarray:
+    switches = [np.array(x == layer) for x in weights]
+    return np.stack([run(*x, *switches)[-1] for x in parts])
+
+  whole, moved = compute(''), {}
+  with progress_bar('comparing', 'layers') as report:
+    for number, name in enumerate(weights, 1):
+      moved[name] = np.square(compute(name) - whole).mean()
+      report(number, len(weights))
+  return moved
 
 
 def _ranges(
@@ -175,8 +215,13 @@ def _ranges(
     return calibrator.compute_data()
 
 
-def _rounded(model: Model, ranges: Any, names: Iterable[str]) -> Model:
-  """Layers of these names in 8 bits. Products give floats as they are."""
+def _rounded(
+  model: Model, ranges: Any, names: Iterable[str], kept: Sequence[str] = ()
+) -> Model:
+  """Layers of these names in 8 bits, and of those `kept` only the weights.
+
+  Products give floats as they are.
+  """
   copied, kinds = copy.deepcopy(model), onnx.TensorProto
   where = {'nodes_to_quantize': [*names], 'nodes_to_exclude': []}
   where |= {'op_types_to_quantize': LAYERS, 'tensors_range': ranges}
@@ -185,7 +230,29 @@ def _rounded(model: Model, ranges: Any, names: Iterable[str]) -> Model:
   more = {'OpTypesToExcludeOutputQuantization': ['MatMul']}
   quantizer = QDQQuantizer(copied, **types, **where, extra_options=more)
   quantizer.quantize_model()
-  return quantizer.model.model
+  rounded = quantizer.model.model
+  for layer, inputs, index, name in _rounded_inputs(rounded, names):
+    if layer is None or (layer in kept and name in ranges):
+      inputs[index] = name
+  return rounded
+
+
+def _rounded_inputs(
+  model: Model, names: Iterable[str]
+) -> Iterator[tuple[str | None, Any, int, str]]:
+  """Inputs in 8 bits: whose they are, their place, and their names in float.
+
+  They are those of layers of these names, or outputs of convolutions that are.
+  Others, such as sums behind a shortcut, are nobody's.
+  """
+  nodes, names = model.graph.node, {*names}
+  convs = {x.output[0]: x.name for x in nodes if x.op_type == 'Conv'}
+  for node in nodes:
+    for index, rounded in enumerate(node.input):
+      name = rounded.removesuffix(ROUNDED)
+      if name != rounded:
+        layer = node.name if node.name in names else convs.get(name)
+        yield layer, node.input, index, name
 
 
 def _layers(model: Model) -> dict[str, int]:
