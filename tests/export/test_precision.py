@@ -115,9 +115,68 @@ def assert_kept(out, export):
   nodes = onnx.load(out / export.file).graph.node
   rounded = {x.output[0] for x in nodes if x.op_type == 'DequantizeLinear'}
   layers = [x for x in nodes if x.op_type in ('Conv', 'MatMul')]
-  kept = [x for x in layers if x.input[1] not in rounded]
+  kept = [x for x in layers if x.input[0] not in rounded]
   assert export.reduced['layers'] == [len(kept), len(layers)]
   assert len(kept) < len(layers)
+
+
+@pytest.fixture(scope='module')
+def rounding(exported):
+  """A network with its layers and their ranges, and runs that give scores."""
+  out, (whole, *_) = exported
+  model = precision._prepared(out / whole.file)
+  scenes = pictures.gather_pictures([])
+  images = np.stack([resize_image(x, SIZE) for x in scenes])
+  reference = SimpleNamespace(
+    inputs={'images': images}, part=lambda x: [images[x]]
+  )
+  ranges = precision._ranges(model, reference, range(0, 20, 2))
+
+  def scores(model):
+    copied = onnx.ModelProto.FromString(model.SerializeToString())
+    graph = copied.graph
+    (last,) = (x.input[0] for x in graph.node if x.op_type == 'ArgMax')
+    graph.output.append(onnx.helper.make_empty_tensor_value_info(last))
+    session = onnxruntime.InferenceSession(copied.SerializeToString())
+    return session.run(None, {'images': images[:1]})[-1]
+
+  return model, ranges, reference, scores
+
+
+def test_deviations_are_those_of_files_with_one_layer_in_8_bits(rounding):
+  model, ranges, reference, scores = rounding
+  moved = precision._deviations(model, ranges, reference, [0])
+  assert list(moved) == list(precision._layers(model))
+  whole = scores(model)
+  for name in list(moved)[::6]:
+    found = scores(precision._rounded(model, ranges, [name]))
+    expected = np.square(found - whole).mean()
+    assert moved[name] == pytest.approx(expected, rel=0.05, abs=1e-9)
+  assert max(moved.values()) > 10 * np.median([*moved.values()])
+
+
+def test_what_is_not_in_8_bits_sees_no_rounded_values(rounding):
+  model, ranges, _, scores = rounding
+  names = list(precision._layers(model))
+  kept = names[::2]
+  mixed = precision._rounded(model, ranges, names, kept)
+  nodes = {x.name: x for x in mixed.graph.node}
+  rounded = {
+    x.output[0] for x in nodes.values() if x.op_type == 'DequantizeLinear'
+  }
+  convs = {nodes[x].output[0] for x in names if nodes[x].op_type == 'Conv'}
+  for name, node in nodes.items():
+    seen = [x for x in node.input if x in rounded]
+    if name in names:  # Weights of all, inputs of those that are not kept.
+      assert node.input[1] in rounded
+      assert (node.input[0] in rounded) == (name not in kept)
+    elif node.op_type not in ('QuantizeLinear', 'DequantizeLinear'):
+      assert {x.removesuffix(precision.ROUNDED) for x in seen} <= convs
+  moved = [
+    np.square(scores(x) - scores(model)).mean()
+    for x in (mixed, precision._rounded(model, ranges, names))
+  ]
+  assert 0 < moved[0] < moved[1]
 
 
 @pytest.mark.long
