@@ -242,7 +242,7 @@ def predict_pictures(
   each = predictor.predict_each(paths, probabilities=largest)
   for _ in map_in_threads(write, each, ahead=2):
     done.progress.advance(task)
-  if polygons == 'coco':
+  if found:
     in_order = [found[index] for index in sorted(found)]
     write_coco(done.out / 'coco.json', in_order, predictor.classes)
   # Pictures come by size and from threads, and are listed as given.

@@ -162,6 +162,11 @@ def test_predict_writes_polygons(written_run, call_script, tmp_path, kind):
   Image.fromarray(smooth_picture(77, 123)).save(pictures / 'a.png')
   flags = '--weights', written_run, '--image_scale', 256, 64, '--save', 'masks'
   out = tmp_path / 'out'
+  bad = tmp_path / 'bad.png'
+  bad.touch()
+  words = *flags, '--polygons', kind, '--out', tmp_path / 'none', bad
+  refused('1 of 1 could not be read', call_script, 'predict.py', *words)
+  assert not [*tmp_path.glob('none/*')]
   words = *flags, '--polygons', kind, '--out', out, pictures
   call_script('predict.py', *words)
   labels = np.asarray(Image.open(out / 'a.png'))
