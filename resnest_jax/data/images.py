@@ -140,6 +140,7 @@ def read_file(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> bytes:
 _TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 # Comments may stand before each number.
 _PNM = re.compile(rb'P[1-6]' + 2 * rb'(?:\s|#[^\n]*\n)+(\d{1,9})' + rb'\s')
+_NPY = re.compile(rb"\x93NUMPY[^}]{4,99}'shape': \((\d{1,9}), (\d{1,9})[,)]")
 # Tags of TIFF, and what the last two say: of a band, of the first bands.
 _WIDTH, _HEIGHT, _BANDS, _EXTRA, _PHOTOMETRIC = 256, 257, 277, 338, 262
 _OPACITY = 2
@@ -165,6 +166,8 @@ def picture_size(encoded: bytes) -> tuple[int, int] | None:
     return struct.unpack_from('<HH', encoded, 6)[::-1]
   if found := _PNM.match(encoded):
     return int(found[2]), int(found[1])
+  if found := _NPY.match(encoded):
+    return int(found[1]), int(found[2])
   if encoded[:4] == b'RIFF' and encoded[8:12] == b'WEBP':
     return _webp_size(encoded)
   # JPEG 2000: that of the codestream, as a box around it may have another.

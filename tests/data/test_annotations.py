@@ -249,6 +249,26 @@ def test_pictures_may_have_bands_that_pillow_does_not_know(convert, tmp_path):
   assert masks_in(data)['a'][[5, 15, 25], [5, 15, 25]].tolist() == [0, 1, 2]
 
 
+def test_pictures_may_be_arrays(convert, tmp_path):
+  """Next to a picture of the same name one is none."""
+  write_coco(tmp_path / 'export', [IMAGE], [BIG, SMALL])
+  folder = tmp_path / 'export' / 'images'
+  np.save(folder / 'a.npy', np.zeros((9, 9)))
+  spoil(tmp_path / 'export' / 'a.json', b'a.jpg', b'a')
+  words = '--unlabelled', 'background'
+  convert(*words, '--data_dir', tmp_path / 'picture')
+  assert masks_in(tmp_path / 'picture')['a'].shape == SIZE
+  (folder / 'a.jpg').unlink()
+  refused(r'a picture of another size .* \[9, 9\] instead', convert, *words)
+  pixels = np.random.default_rng(0).random((*SIZE, 6))
+  np.save(folder / 'a.npy', pixels)
+  spoil(tmp_path / 'export' / 'a.json', b'"a"', b'"a.npy"')
+  convert(*words)
+  data = tmp_path / 'data'
+  assert_array_equal(np.load(data / 'images' / 'a.npy'), pixels)
+  assert masks_in(data)['a'][[5, 15, 25], [5, 15, 25]].tolist() == [0, 1, 2]
+
+
 def test_shapes_of_cvat(convert, tmp_path):
   """Boxes, turned ones and masks, in their layers."""
   annotated.write_pictures(tmp_path / 'export')

@@ -38,7 +38,6 @@ from resnest_jax.data import images, pictures
 from resnest_jax.data.annotations import masks, raster, tools
 from resnest_jax.data.annotations import sample as s
 from resnest_jax.data.own.classes import Classes, parse_classes, read_classes
-from resnest_jax.data.own.pairing import IMAGE_SUFFIXES
 from resnest_jax.data.own.splits import split_of
 from resnest_jax.errors import UserError
 from resnest_jax.flags import Parser
@@ -369,7 +368,8 @@ def _look(picture: Path | bytes, upright: bool) -> tuple[tuple[int, int], str]:
   if not found:  # Of more pixels, bands or bits than Pillow takes.
     most = 8 * Image.MAX_IMAGE_PIXELS
     encoded = picture if held else images.read_file(picture, most)
-    ending = 'tif' if encoded[:2] in (b'II', b'MM') else ''
+    kinds = {b'II': 'tif', b'MM': 'tif', b'\x93N': 'npy'}
+    ending = kinds.get(encoded[:2], '')
     found = *(images.picture_size(encoded) or (0, 0)), ending
   height, width, ending = found
   images.check_pixels(height, width, Image.MAX_IMAGE_PIXELS, 'a picture')
@@ -378,7 +378,7 @@ def _look(picture: Path | bytes, upright: bool) -> tuple[tuple[int, int], str]:
   turned = upright and images.is_turned(file)
   size = (width, height) if turned else (height, width)
   # Readers look at the content; the ending has to be one that they find.
-  return size, f'.{ending}' if f'.{ending}' in IMAGE_SUFFIXES else '.jpg'
+  return size, f'.{ending}' if f'.{ending}' in s.KINDS else '.jpg'
 
 
 def _write_mask(mask: np.ndarray, path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnest_jax.bands import ARRAY
 from resnest_jax.data.images import read_file
 from resnest_jax.data.own.classes import Colour
 from resnest_jax.data.own.pairing import IMAGE_SUFFIXES, walk
@@ -18,6 +19,7 @@ from resnest_jax.data.own.splits import split_of
 from resnest_jax.errors import UserError
 from resnest_jax.text import listed
 
+KINDS = (*IMAGE_SUFFIXES, ARRAY)
 # Folders of pictures, which are no part of a sample's name, and of masks.
 _PLAIN = ('images', 'jpegimages', 'img', 'data')
 _MASKS = ('panoptic', 'mask', 'segmentation', 'annotation')
@@ -70,7 +72,7 @@ class Finder:
     self._named = collections.defaultdict(list)
     for path in walk(pictures) if pictures else self.files:
       # A pipe would be waited for.
-      if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+      if path.suffix.lower() in KINDS and path.is_file():
         self._named[_plain(path.stem)].append(path)
 
   def __call__(self, text: Any, near: Path, split: str = '') -> Path:
@@ -82,7 +84,7 @@ class Finder:
     # Whatever the text says, only files below the folder are found.
     wanted = PurePosixPath(_plain(str(text).replace('\\', '/')))
     ending = wanted.suffix.lower()
-    exact = ending in IMAGE_SUFFIXES
+    exact = ending in KINDS
     named = self._named.get(wanted.stem if exact else wanted.name, ())
     found = [x for x in named if not exact or x.suffix.lower() == ending]
 
@@ -90,6 +92,7 @@ class Finder:
       inside = self.inside(path.parent)
       folders = _plain(inside).split('/')[::-1]
       return (
+        path.suffix.lower() != ARRAY,  # Next to a picture it may be anything.
         _common(folders, wanted.parts[-2::-1]),
         not any(x in inside.lower() for x in _MASKS),
         split_of(inside) == split,
