@@ -120,6 +120,7 @@ def yolo(folder):
     path = folder / f'labels/{name}.txt'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(lines)
+    path.with_name('classes.txt').write_text('leaf\nflower\n')
   about = (
     'train: ../images/train\nval: images/val\nnc: 2\nnames: [leaf, flower]\n'
     'test: [../test/images, images/test]\n'  # Neither has to be there.

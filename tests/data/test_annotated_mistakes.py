@@ -51,6 +51,10 @@ def rename(content):
     category['name'] = 'leaf'
 
 
+def lose_segment(content):
+  del content['annotations'][0]['segments_info'][0]
+
+
 def test_colours_of_panoptic_categories_are_kept(convert, tmp_path):
   WRITERS['panoptic'](tmp_path / 'export')
   colours = {'leaf': [34, 139, 34], 'flower': [200, 30, 90]}
@@ -87,11 +91,23 @@ def test_yaml_of_yolo_may_have_its_names_by_number(convert, tmp_path):
     assert_array_equal(found[name], annotated.expected(name, 'yolo'))
 
 
+def test_masks_of_voc_have_the_colours_of_a_classes_file(convert, tmp_path):
+  WRITERS['voc'](tmp_path / 'export')
+  lines = (tmp_path / 'export/labelmap.txt').read_text().splitlines()
+  names = [re.sub(r'[:,]', ' ', x) for x in lines if x[0] != '#']
+  (tmp_path / 'names').write_text('\n'.join(names))
+  remove(tmp_path / 'export', 'labelmap.txt')
+  convert('--classes', tmp_path / 'names')
+  found = masks_in(tmp_path / 'data')
+  for name in SAMPLES:
+    assert_array_equal(found[name], annotated.expected(name))
+
+
 MISTAKES = {
   'no pictures of VOC': (
     'voc',
     lambda x: remove(x, '/JPEGImages/'),
-    '5: has no picture in .*export; --pictures gives another',
+    '5: has no picture in .*export: add it, .* give its folder as --pictures',
   ),
   'a picture of VOC is missing': (
     'voc',
@@ -145,6 +161,36 @@ MISTAKES = {
     'yolo',
     lambda x: next(x.rglob('*.txt')).write_text('1 0.5 0.5 0.2 0.2\n'),
     r'1: is a box and no outline: export for segmentation \(.*line 1\)',
+  ),
+  'corners in pixels': (
+    'yolo',
+    lambda x: next(x.rglob('0.txt')).write_text('1 10 10 50 10 50 40\n'),
+    '1: lies outside of its picture: fractions, 0 to 1, are expected',
+  ),
+  'labels of a picture that is missing': (
+    'yolo',
+    lambda x: (x / 'images/train/bed/1.jpg').unlink(),
+    r'1: has no picture in .*\(.*/labels/train/bed/1.txt\)',
+  ),
+  'a picture of YOLO that was renamed': (
+    'yolo',
+    lambda x: (x / 'images/val/3.jpg').rename(x / 'images/val/03.jpg'),
+    r'1: has no picture in .*\(.*/labels/val/3.txt\)',
+  ),
+  'a mask of panoptic is missing': (
+    'panoptic',
+    lambda x: remove(x, 'panoptic_val/3.png'),
+    r'1: has no mask panoptic_val/3.png \(panoptic_val.json, 3.jpg',
+  ),
+  'a segment that panoptic does not list': (
+    'panoptic',
+    lambda x: edit_json(x, lose_segment, 'panoptic_val.json'),
+    "'segment 1 without segments_info', .* in panoptic_val.json, .*'3.png'",
+  ),
+  'coloured masks without classes': (
+    'voc',
+    lambda x: remove(x, 'labelmap.txt'),
+    r'5: has colours \(RGB\) .* masks of VOC need --classes FILE with these',
   ),
   'misplaced labels': (
     'yolo',

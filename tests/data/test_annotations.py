@@ -343,7 +343,7 @@ OUTLINES = [
   ([[1, 2, 3, 4, 5]], 'points that are no pairs of numbers'),
   ([['a', 'b', 'c', 'd', 'e', 'f']], 'no pairs of numbers'),
   ([[1e9, 2, 3, 4, 5, 6]], 'lies outside of its picture'),
-  ([[float('nan'), 2, 3, 4, 5, 6]], 'lies outside of its picture'),
+  ([[float('nan'), 2, 3, 4, 5, 6]], 'has points that are NaN'),
   ([square(90, 5, 99, 9)], 'lies outside of its picture'),
   ([[0, 0, 80, 60] * 2**16], 'has an outline that is too long'),
   ({'counts': [3, 9999]}, 'run lengths for another size'),
@@ -479,7 +479,7 @@ def test_what_cannot_be_meant(convert, tmp_path):
 HINTS = [
   ('a.zip', 'Unpack the archive first'),
   ('train/a_mask.png', 'come with _classes.csv'),
-  ('labels/train/a.txt', 'come with data.yaml'),
+  ('train/labels/a.txt', 'data.yaml, which is missing there: .*names'),
   ('data.yaml', 'has a list "names" of its classes'),
   ('masks/a.jpg', 'export them as PNG'),
 ]
@@ -490,7 +490,9 @@ def test_what_is_nearly_a_format_gets_a_hint(convert, tmp_path, file, hint):
   path = tmp_path / 'export' / file
   path.parent.mkdir(parents=True)
   path.write_text('x')
-  stopped(convert, tmp_path, rf'may be anything\. .*{hint}\. Or say what it is')
+  stopped(convert, tmp_path, rf'may be anything\. .*{hint}.*\. Or say what it')
+  form = '--format', 'yolo'
+  stopped(convert, tmp_path, rf'no files of the format yolo\. .*{hint}', *form)
 
 
 def test_a_package_that_is_missing_is_named(convert, tmp_path, monkeypatch):

@@ -84,7 +84,11 @@ _HINTS = (
   (r'\.(zip|tar|gz|7z)\b', 'Unpack the archive first.'),
   (r'_mask\.png\b', "Roboflow's masks come with _classes.csv."),
   (r'\bdata\.ya?ml\b', 'data.yaml of YOLO has a list "names" of its classes.'),
-  (r'\nlabels/.*\.txt\b', "YOLO's labels come with data.yaml."),
+  (
+    r'\blabels/.*\.txt\b',
+    "YOLO's labels come with data.yaml, which is missing there: write one with "
+    '"names: [...]", the classes, and "train" and "val", folders of pictures.',
+  ),
   (
     r'\nmasks/.*\.(jpe?g|webp)\b',
     'JPEG changes the values of masks: export them as PNG.',
@@ -204,22 +208,21 @@ def _open(args: argparse.Namespace) -> tuple[s.Source, s.Finder]:
   if len(kinds) > 1:  # Masks may be a part of any.
     kinds.pop('coloured', None)
   names = [args.format] if args.format else [*kinds]
+  inside = '\n'.join(['', *map(find.inside, find.files), given.name])
+  hints = (x for mark, x in _HINTS if re.search(mark, inside) and not kinds)
+  hint = next(hints, '')
   if len(names) != 1:
-    inside = '\n'.join(['', *map(find.inside, find.files), given.name])
-    hints = (f'. {x} Or ' for mark, x in _HINTS if re.search(mark, inside))
-    hint = '; ' if names else next(hints, '; ')
     raise UserError(
-      f'{given} may be {" or ".join(names) or "anything"}{hint}say what it is '
-      f'with --format, one of {", ".join(_READERS)}. Give the unpacked folder '
-      'of annotations and pictures.'
+      f'{given} may be {" or ".join(names) or "anything"}'
+      f'{f". {hint} Or" if hint else ";"} say what it is with --format, one '
+      f'of {", ".join(_READERS)}. Give the unpacked folder of annotations and '
+      'pictures.'
     )
   # A format that was named may lie in files of any name.
   paths = kinds[names[0]] or [given]
   if not paths[0].is_file() and names[0] not in masks.LAYOUTS:
-    raise UserError(
-      f'{given} has no files of the format {names[0]}. Leave --format out, '
-      'which tells what is there, or give the folder of the export.'
-    )
+    hint = hint or 'Leave --format out, or give the folder of the export.'
+    raise UserError(f'{given} has no files of the format {names[0]}. {hint}')
   if names[0] in _DRAWN and not importlib.util.find_spec('pycocotools'):
     raise UserError(
       'polygons need the package pycocotools: pip install pycocotools'

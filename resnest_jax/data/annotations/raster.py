@@ -28,7 +28,9 @@ _OF_ANOTHER = 'has run lengths for another size than that of its picture'
 _LONGEST = 2**24  # Pixels of an outline; pycocotools takes 40 bytes for each.
 
 
-def corners(points: Any, height: int, width: int, least: int = 3) -> np.ndarray:
+def corners(
+  points: Any, height: int, width: int, least: int = 3, hint: str = ''
+) -> np.ndarray:
   """Points as float64 (N, 2) of x and y; N is at least `least`."""
   try:
     pairs = np.asarray(points, np.float64).reshape(-1, 2)
@@ -36,10 +38,12 @@ def corners(points: Any, height: int, width: int, least: int = 3) -> np.ndarray:
     raise Fault('has points that are no pairs of numbers') from error
   if len(pairs) < least:
     raise Fault(f'has fewer than {least} points')
+  if np.isnan(pairs).any():
+    raise Fault('has points that are NaN')
   size = np.array([width, height])
-  near = np.abs(pairs) <= _FAR * size + 1  # NaN is not.
+  near = np.abs(pairs) <= _FAR * size + 1
   if not near.all() or (pairs.max(0) < 0).any() or (pairs.min(0) > size).any():
-    raise Fault('lies outside of its picture')
+    raise Fault(f'lies outside of its picture{hint}')
   return pairs
 
 

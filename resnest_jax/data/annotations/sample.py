@@ -105,7 +105,8 @@ class Finder:
       raise Fault(
         f'has no picture {ending}, only {others}: add it, or correct the name'
         if others
-        else f'has no picture in {self._pictures}; --pictures gives another'
+        else f'has no picture in {self._pictures}: add it, correct the name, '
+        'or give its folder as --pictures'
       )
     if ranks.count(best := max(ranks)) > 1:
       raise Fault('has a picture whose name several have')

@@ -104,7 +104,8 @@ def _colour_of(category: Mapping[str, Any]) -> Colour | None:
 
 
 def _where(path: Path, annotation: Mapping[str, Any]) -> str:
-  return f'{path.name}, annotation {brief(annotation.get("id"))}'
+  name = annotation.get('id', annotation.get('file_name'))
+  return f'{path.name}, annotation {brief(name)}'
 
 
 def _coco_shapes(
@@ -131,11 +132,16 @@ def _coco_shapes(
       labels[segment['id']] = label(segment)
     # Next to the file lies a folder of its name, with pictures that may be
     # called as the photographs are; their colours are the numbers.
-    file = find(f'{path.stem}/{x.get("file_name")}', path)
+    mask = f'{path.stem}/{x.get("file_name")}'
+    try:
+      file = find(mask, path)
+    except s.Fault as error:
+      raise s.Fault(f'has no mask {mask}') from error
     options = cv2.IMREAD_COLOR_RGB, MAX_PIXELS, 'Export it again.'
     colours, _ = pictures.decode_file(file, *options)
     numbers = colours.astype(np.int64) @ [1, 256, 256**2]
-    shapes += raster.numbered(numbers, labels, where)
+    unlisted = 'segment {} without segments_info'.format
+    shapes += raster.numbered(numbers, labels, where, unlisted)
   return shapes
 
 
@@ -199,20 +205,14 @@ def read_yolo(paths: Sequence[Path], find: s.Finder, _) -> s.Source:
     for found in [partial(find, picture, picture, split)]
   ]
   # A picture without a file has no objects; those of a split are misplaced.
-  bare: dict[str, Path] = {}
-  labelled = set()
+  bare: dict[str, Path | None] = {}  # None: one file is there, which is enough.
   for x in samples:
-    if x.split in labelled:
-      continue  # One file is enough.
-    with contextlib.suppress(UserError):  # Told when its turn comes.
-      bare[x.split] = _labels_of(x.picture())
-      labelled |= {x.split} if bare[x.split].exists() else set()
+    if bare.get(x.split, x):
+      with contextlib.suppress(UserError):  # Told when its turn comes.
+        labels = _labels_of(x.picture())
+        bare[x.split] = None if labels.exists() else labels
   what = 'no picture of a split has labels'
-  faults = [
-    (what, f'{split}, such as {file}')
-    for split, file in bare.items()
-    if split not in labelled
-  ]
+  faults = [(what, f'{k}, such as {x}') for k, x in bare.items() if x]
   classes = dict.fromkeys(names.values())
   return s.Source(classes, len(samples), samples, 'small', faults=faults)
 
@@ -230,7 +230,13 @@ def _yolo_pictures(entry: str, path: Path, split: str) -> list[Path]:
       return []
     raise UserError(f'{path}: there is no {entry} next to it; correct that.')
   if place.is_dir():
-    return [x for x in walk(place) if x.suffix.lower() in IMAGE_SUFFIXES]
+    found = [x for x in walk(place) if x.suffix.lower() in IMAGE_SUFFIXES]
+    # Labels of no picture are samples whose picture is missing. Some tools
+    # write classes.txt among them.
+    labels = _labels_of(place / 'any').parent
+    there = walk(labels) if labels.is_dir() else []
+    texts = {x for x in there if re.search(r'(?<!/classes)\.txt$', str(x))}
+    return found + sorted(texts - {*map(_labels_of, found)})
   return [place.parent / x for x in s.read_lines(place) if x]
 
 
@@ -260,7 +266,7 @@ def _labels_of(picture: Path) -> Path:
 def _draw_row(row: Sequence[str], height: int, width: int) -> np.ndarray:
   if len(row) == 4:
     raise s.Fault('is a box and no outline: export for segmentation')
-  shares = raster.corners(row, 1, 1)
+  shares = raster.corners(row, 1, 1, hint=': fractions, 0 to 1, are expected')
   return raster.polygons([shares * [width, height]], height, width)
 
 

@@ -119,8 +119,8 @@ def read_indices(
       values = pixels[..., 0]
   if values.ndim != 2:
     raise UserError(
-      f'has colours ({picture.mode}) and no indices; --format mask_colours '
-      'converts such masks'
+      f'has colours ({picture.mode}) and no indices; masks of VOC need '
+      '--classes FILE with these colours, others --format mask_colours'
     )
   whole = (np.rint(values) == values).all()
   if not whole or values.min() < 0 or values.max() >= len(known):
