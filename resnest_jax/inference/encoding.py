@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from resnest_jax.inference import slide
 from resnest_jax.inference.exponentials import Columns, Exponentials, Rows
-from resnest_jax.inference.label_maps import split_batch
+from resnest_jax.inference.label_maps import compiled
 from resnest_jax.models import layers
 
 
@@ -86,22 +85,14 @@ def make_encoding(
   `base_size` are the pixels of the long edge at scale 1, `dtype` is of images.
   """
   devices = 1 if mesh is None else mesh.shape['data']
-  data = P('data')
 
   def resized(canvas, image, size, scaled):
     image = image.astype(dtype)
     return layers.resize(image, canvas, size, scaled, align_corners=True)
 
-  @functools.cache
-  def compiled_resize(canvas):
-    stage = functools.partial(resized, canvas)
-    return jax.jit(split_batch(stage, mesh, *3 * [data]))
-
   def cut_out(images, corners):
     windows = slide.cut(crop, images, corners)
     return (windows, windows[:, :, ::-1])[: 1 + flip]
-
-  compiled_cut = jax.jit(split_batch(cut_out, mesh, *2 * [data]))
 
   def joined(places, logits):
     both = [jnp.concatenate(x) for x in zip(*logits, strict=True)]
@@ -110,7 +101,8 @@ def make_encoding(
     total = both[0] + both[1][:, :, ::-1] if flip else both[0]
     return slide.side_by_side(total, places)
 
-  compiled_join = jax.jit(split_batch(joined, mesh, *2 * [data]))
+  compiled_resize = compiled(resized, mesh, 1)
+  compiled_cut, compiled_join = compiled(cut_out, mesh), compiled(joined, mesh)
 
   def look(variables, batch):
     image, size = place((batch['image'], batch['size']))
@@ -124,7 +116,7 @@ def make_encoding(
       canvas = tuple(sizes.max(0).tolist())
       corners, _, places = slide.plan(sizes, canvas, crop, stride, devices)
       scaled = place(scaled)
-      images = compiled_resize(canvas)(image, size, scaled)
+      images = compiled_resize(canvas, image, size, scaled)
       logits = [
         [
           network(variables, x, whole)

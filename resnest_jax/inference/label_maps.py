@@ -271,3 +271,17 @@ def split_batch(function: Callable, mesh: Mesh | None, *specs: P) -> Callable:
     axis_names={'data'},
     check_vma=False,
   )
+
+
+def compiled(
+  function: Callable, mesh: Mesh | None, static: int = 0
+) -> Callable:
+  """Jits `split_batch`; the first `static` arguments are no arrays."""
+
+  @functools.partial(jax.jit, static_argnums=range(static))
+  def run(*arguments):
+    stage = functools.partial(function, *arguments[:static])
+    arrays = arguments[static:]
+    return split_batch(stage, mesh, *len(arrays) * [P('data')])(*arrays)
+
+  return run

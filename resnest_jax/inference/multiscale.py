@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from resnest_jax.data import preprocess, resize
-from resnest_jax.inference.label_maps import View, resized_view, split_batch
+from resnest_jax.inference.label_maps import View, compiled, resized_view
 
 
 def scaled_sizes(
@@ -72,8 +71,7 @@ def make_multiscale(
   align_corners: bool = False,
 ) -> tuple[Callable, Callable]:
   """`look` and `build` of `protocols.make_views`; see there."""
-  data = 3 * [P('data')]
-  compiled_resize = jax.jit(split_batch(preprocess.resize, mesh, *data))
+  resized = compiled(preprocess.resize, mesh)
 
   def look(variables, batch):
     image, sizes = place(batch['image']), np.asarray(batch['size'])
@@ -86,7 +84,7 @@ def make_multiscale(
       logits = []
       for mirror in (False, True)[: 1 + flip]:
         tables = place(taps(sizes, scaled, canvas, mirror))
-        images = compiled_resize(image, *tables)  # uint8 (B, *canvas, 3)
+        images = resized(image, *tables)  # uint8 (B, *canvas, 3)
         logits.append(network(variables, images, size))
       layout.append(canvas)
       arrays.append((logits, size))

@@ -5,7 +5,6 @@ the image's edge, and an image smaller than a window is a smaller window. Logits
 are averaged at the network's input size, then resized to the original one.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,14 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
-from resnest_jax.inference.label_maps import (
-  View,
-  dot,
-  logits_size,
-  split_batch,
-)
+from resnest_jax.inference.label_maps import View, compiled, dot, logits_size
 from resnest_jax.models.layers import at_least_float32, resize_matrix
 
 
@@ -238,26 +231,17 @@ def make_slide(
   align_corners: bool = False,
 ) -> tuple[Callable, Callable]:
   """`look` and `build` of `protocols.make_views`; see there."""
-
-  @functools.cache
-  def compiled_cut(window):
-    stage = functools.partial(cut, window)
-    return jax.jit(split_batch(stage, mesh, P('data'), P('data')))
-
-  def window_of(canvas):
-    return min(crop[0], canvas[0]), min(crop[1], canvas[1])
-
   devices = 1 if mesh is None else mesh.shape['data']
+  cut_out = compiled(cut, mesh, 1)
 
   def look(variables, batch):
     image = place(batch['image'])
     canvas = image.shape[1:3]
     sizes = np.asarray(batch['size'])
-    window = window_of(canvas)
+    window = tuple(map(min, crop, canvas))
     corners, window_sizes, places = plan(sizes, canvas, window, stride, devices)
-    cut_out = compiled_cut(window)
     logits = [
-      network(variables, cut_out(image, place(corner)), place(size))
+      network(variables, cut_out(window, image, place(corner)), place(size))
       for corner, size in zip(corners, window_sizes, strict=True)
     ]
     kept = np.array_equal(sizes, batch.get('label_size'))

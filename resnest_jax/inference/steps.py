@@ -18,6 +18,7 @@ from resnest_jax.data import preprocess
 from resnest_jax.inference.label_maps import (
   TILE_BYTES,
   Measure,
+  compiled,
   count_confusion,
   label_maps,
   probabilities,
@@ -164,8 +165,7 @@ def make_class_step(
     return best, jnp.exp(logs), loss, *more
 
   specs = P(), *3 * [P('data')]
-  compiled = jax.jit(split_batch(forward, mesh, *specs))
-  network = _noticed(compiled, on_compile)
+  network = _noticed(jax.jit(split_batch(forward, mesh, *specs)), on_compile)
   place = _placing(mesh)
 
   def step(variables, batch):
@@ -236,12 +236,7 @@ def make_finish(
     maps, *more = maps if labelled else (maps,)
     return maps, count_confusion(maps, label, num_classes), *more
 
-  @functools.partial(jax.jit, static_argnums=0)
-  def compiled_finish(layout, *arrays):
-    stage = functools.partial(finish, layout)
-    return split_batch(stage, mesh, *3 * [P('data')])(*arrays)
-
-  return compiled_finish
+  return compiled(finish, mesh, 1)
 
 
 def make_predict_step(
@@ -272,10 +267,7 @@ def make_predict_step(
     found = probabilities(views, largest, temperature).astype(jnp.float32)
     return maps, found if largest else found.swapaxes(2, 3)
 
-  @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-  def compiled_finish(layout, canvas, with_probabilities, *arrays):
-    stage = functools.partial(finish, layout, canvas, with_probabilities)
-    return split_batch(stage, mesh, *2 * [P('data')])(*arrays)
+  compiled_finish = compiled(finish, mesh, 3)
 
   def predict_step(variables, batch, with_probabilities=False):
     layout, arrays = look(variables, batch)
