@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from resnest_jax.models.layers import einsum
+
 
 class Rows(NamedTuple):
   """The n rows of windows of which each row of the original is made."""
@@ -68,9 +70,8 @@ def summed(scales: Sequence[Exponentials]) -> jax.Array:
 
 def _add(scale, found, row):
   before, total = found  # (B, rows, columns), (B, rows, C, columns)
-  dot = functools.partial(jnp.einsum, precision='highest')
-  x = dot('bth,bcjwh->btcjw', row.matrix, scale.logits)
-  z = dot('btcjw,xw->btcjx', x, scale.columns.upsample)
+  x = einsum('bth,bcjwh->btcjw', row.matrix, scale.logits)
+  z = einsum('btcjw,xw->btcjx', x, scale.columns.upsample)
   z = z.reshape(*z.shape[:3], -1)
   highest, places = z.max(2), []
   for i in range(scale.columns.index.shape[2]):

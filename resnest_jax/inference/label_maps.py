@@ -37,12 +37,10 @@ class View(NamedTuple):
 
   def scores(self) -> jax.Array:
     """(B, rows, C, columns)."""
-    x = dot('bth,bhwc->btwc', self.rows, self.logits)
-    return dot('bxw,btwc->btcx', self.columns, x)
+    x = layers.einsum('bth,bhwc->btwc', self.rows, self.logits)
+    return layers.einsum('bxw,btwc->btcx', self.columns, x)
 
 
-# The default precision would move labels where two scores are close.
-dot = functools.partial(jnp.einsum, precision='highest')
 Views = Sequence[View] | Sequence[Exponentials]
 # (scores (B, rows, C, columns), classes, label (B, rows, columns)) -> (B, rows,
 # ...), of the rows of a tile.

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from resnest_jax.inference.label_maps import View, compiled, dot, logits_size
-from resnest_jax.models.layers import at_least_float32, resize_matrix
+from resnest_jax.inference.label_maps import View, compiled, logits_size
+from resnest_jax.models.layers import at_least_float32, einsum, resize_matrix
 
 
 def grid(length: Any, crop: int, stride: int) -> Any:
@@ -193,9 +193,9 @@ class Windows(NamedTuple):
     # XLA sees the same products after this, wherever the logits are from.
     logits, matrix = jax.lax.optimization_barrier((tuple(logits), matrix))
     for i, each in enumerate(logits):
-      x += dot('bth,bhwc->btwc', matrix[..., i * h : (i + 1) * h], each)
+      x += einsum('bth,bhwc->btwc', matrix[..., i * h : (i + 1) * h], each)
     parts = [
-      dot('bxw,btwc->btcx', part, x[:, :, start : start + part.shape[2]])
+      einsum('bxw,btwc->btcx', part, x[:, :, start : start + part.shape[2]])
       for start, part in self.columns
     ]
     return jnp.concatenate(parts, -1)

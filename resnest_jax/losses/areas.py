@@ -9,13 +9,12 @@ from jax import lax
 from resnest_jax.labels import IGNORE
 from resnest_jax.losses.tiles import (
   Logits,
-  einsum,
   exact,
   exponentials_of,
   one_hot,
   over_tiles,
 )
-from resnest_jax.models.layers import Array, resize_matrix
+from resnest_jax.models.layers import Array, einsum, resize_matrix
 
 
 def dice_loss(logits: Array | Logits, labels: Array) -> Array:

@@ -12,10 +12,12 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from resnest_jax.labels import IGNORE
-from resnest_jax.models.layers import Array, at_least_float32, resize_matrix
-
-# At the default precision TPUs would round the logits to bfloat16.
-einsum = partial(jnp.einsum, precision='highest')
+from resnest_jax.models.layers import (
+  Array,
+  at_least_float32,
+  einsum,
+  resize_matrix,
+)
 
 
 @struct.dataclass

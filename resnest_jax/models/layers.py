@@ -17,6 +17,9 @@ import numpy as np
 Array = jax.Array
 Size = Array | None
 Length = int | Array  # The same for all images, or (...).
+# By default TPUs would round float32 factors to bfloat16, and GPUs to TF32, and
+# labels would move where two scores are close.
+einsum = partial(jnp.einsum, precision='highest')
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -133,9 +136,7 @@ def apply_matrices(x: Array, rows: Array, columns: Array) -> Array:
 
   x is (B, H, W, C), rows ([B,] H', H), columns ([B,] W', W).
   """
-  # By default TPUs would round float32 factors to bfloat16, and GPUs to TF32.
   b = 'b' if rows.ndim == 3 else ''
-  einsum = partial(jnp.einsum, precision='highest')
   x = einsum(f'bhwc,{b}ih->biwc', x, jnp.asarray(rows, x.dtype))
   return einsum(f'biwc,{b}jw->bijc', x, jnp.asarray(columns, x.dtype))
 

@@ -17,6 +17,7 @@ from resnest_jax.models.layers import (
   Array,
   Size,
   at_least_float32,
+  einsum,
   resize_matrices,
 )
 
@@ -72,20 +73,14 @@ def convolve_upsampled(
     # In the kernel's type, in which devices exchange its gradient.
     seen = jnp.einsum('bhwc,yxco->bhwyxo', values.astype(kernel.dtype), kernel)
     columns = jnp.asarray(_shifted(column, taps), wide)
-    band = jnp.einsum(
-      f'bhwyxo,{b}jxw->byhjo', seen.astype(wide), columns, precision='highest'
-    )
+    band = einsum(f'bhwyxo,{b}jxw->byhjo', seen.astype(wide), columns)
     # Not len(band): exports for any number of images trace a symbolic B.
     bands.append(band.reshape(band.shape[0], -1, *band.shape[3:]))
     shifted = _shifted(row, taps)
     rows.append(shifted.reshape(*shifted.shape[:-2], -1))
   xp = np if isinstance(rows[0], np.ndarray) else jnp
-  return jnp.einsum(
-    f'{b}ik,bkjo->bijo',
-    jnp.asarray(xp.concatenate(rows, -1), wide),
-    jnp.concatenate(bands, 1),
-    precision='highest',
-  )
+  rows = jnp.asarray(xp.concatenate(rows, -1), wide)
+  return einsum(f'{b}ik,bkjo->bijo', rows, jnp.concatenate(bands, 1))
 
 
 def convolve_merged(inputs: Inputs, kernel: Array) -> Array:
