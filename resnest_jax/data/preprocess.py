@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnest_jax.bands import has_colours, network_order
+from resnest_jax.models.layers import true_pixels
 
 # Of ImageNet, in grey levels, as in the published weights and mmsegmentation.
 MEAN = (123.675, 116.28, 103.53)
@@ -128,14 +129,6 @@ def resize_one(image: Any, rows: Any, columns: Any) -> Any:
   return (((upper >> 16) + (lower >> 16) + 2) >> 2).astype(np.uint8)
 
 
-def valid_mask(size: jax.Array, height: int, width: int) -> jax.Array:
-  """Returns bool (B, height, width, 1), true within `size` (B, 2)."""
-  rows = jnp.arange(height).reshape(1, height, 1, 1)
-  columns = jnp.arange(width).reshape(1, 1, width, 1)
-  size = size.reshape(-1, 2, 1, 1, 1)
-  return (rows < size[:, 0]) & (columns < size[:, 1])
-
-
 def preprocess(
   images: jax.Array,
   size: jax.Array,
@@ -168,8 +161,8 @@ def preprocess(
     x = x + 255 * shift.astype(compute)[:, None, None]
   if normalization.order == 'BGR':
     x = x[..., ::-1]
-  mask = valid_mask(size, images.shape[1], images.shape[2])
-  return jnp.where(mask, (x - mean) / std, 0).astype(dtype)
+  inside = true_pixels(size, images.shape[1:3])
+  return jnp.where(inside, (x - mean) / std, 0).astype(dtype)
 
 
 def _distort_colours(

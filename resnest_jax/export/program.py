@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from resnest_jax.data.preprocess import (
-  IMAGENET,
-  Normalization,
-  preprocess,
-  valid_mask,
-)
+from resnest_jax.data.preprocess import IMAGENET, Normalization, preprocess
 from resnest_jax.inference.label_maps import tempered
 from resnest_jax.labels import IGNORE
 from resnest_jax.models.classifier import Classifier
 from resnest_jax.models.features import Features
 from resnest_jax.models.heads import DeepLabV3PlusHead
-from resnest_jax.models.layers import apply_matrices, resize_matrices, strided
+from resnest_jax.models.layers import (
+  apply_matrices,
+  resize_matrices,
+  strided,
+  true_pixels,
+)
 
 # Scores of one picture that exist at a time without `probabilities`. Those of
 # 150 classes at 2048 x 1024 would take 1.3 GB.
@@ -116,7 +116,7 @@ def symbolic(
 def _outside(
   true: jax.Array, labels: jax.Array, *probabilities: jax.Array
 ) -> tuple[jax.Array, ...]:
-  inside = valid_mask(true, *labels.shape[1:])
+  inside = true_pixels(true, labels.shape[1:])
   labels = jnp.where(inside[..., 0], labels, jnp.uint8(IGNORE))
   return labels, *(jnp.where(inside, x, 0) for x in probabilities)
 

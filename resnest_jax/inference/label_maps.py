@@ -150,10 +150,7 @@ def label_maps(
     return (classes, *measured), loss
 
   (maps, *measured), losses = _over_tiles(visit, views, tile_bytes, label)
-  height, width = views[0].canvas
-  inside = (jnp.arange(height)[:, None] < label_size[:, 0, None, None]) & (
-    jnp.arange(width) < label_size[:, 1, None, None]
-  )
+  inside = layers.true_pixels(label_size, views[0].canvas)[..., 0]
   maps = jnp.where(inside, maps, jnp.uint8(IGNORE))
   return maps if label is None else (maps, losses.sum(0), *measured)
 

@@ -32,14 +32,19 @@ def strided(size: Size, stride: int) -> Size:
   return None if size is None else -(-size // stride)
 
 
+def true_pixels(size: Array, canvas: tuple[int, int]) -> Array:
+  """Bool (B, *canvas, 1), whether a pixel is inside its image's true size."""
+  rows, columns = (jnp.arange(length) for length in canvas)
+  rows, columns = rows < size[:, :1], columns < size[:, 1:]
+  return (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
 def zero_outside(x: Array, size: Size) -> Array:
   """Sets x (B, H, W, C) to zero outside each image's true size."""
   if size is None:
     return x
-  rows = jnp.arange(x.shape[1]) < size[:, :1]
-  columns = jnp.arange(x.shape[2]) < size[:, 1:]
-  inside = rows[:, :, None] & columns[:, None, :]
-  return jnp.where(inside[..., None], x, jnp.zeros((), x.dtype))
+  inside = true_pixels(size, x.shape[1:3])
+  return jnp.where(inside, x, jnp.zeros((), x.dtype))
 
 
 def spatial_mean(x: Array, size: Size) -> Array:
