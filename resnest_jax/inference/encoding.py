@@ -16,22 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from resnest_jax.data.resize import long_edge_size
 from resnest_jax.inference import slide
 from resnest_jax.inference.exponentials import Columns, Exponentials, Rows
 from resnest_jax.inference.label_maps import compiled
 from resnest_jax.models import layers
 
 
-def scaled_size(height: int, width: int, long_edge: int) -> tuple[int, int]:
-  """The size whose long edge has so many pixels, the ratio kept."""
-  if height > width:
-    return long_edge, max(int(width * long_edge / height + 0.5), 1)
-  return max(int(height * long_edge / width + 0.5), 1), long_edge
-
-
 def scaled_sizes(batch: dict[str, Any], long_edge: int) -> np.ndarray:
   """The images' sizes at one scale, int32 (B, 2)."""
-  sizes = [scaled_size(*size, long_edge) for size in batch['size'].tolist()]
+  sizes = [long_edge_size(*x, long_edge) for x in batch['size'].tolist()]
   # An empty slot would have the windows of a whole image.
   empty = batch['index'][:, None] < 0
   return np.where(empty, 1, np.array(sizes)).astype(np.int32)
