@@ -242,7 +242,7 @@ def load_checkpoint(
   Raises:
     UserError: no such checkpoint, one of another network, or a damaged one.
   """
-  with _opened(workdir, which) as (manager, step, about):
+  with opened(workdir, which) as (manager, step, about):
     if model_config is None:
       where = f'the configuration in checkpoint {step} of {workdir}'
       check_fields(about, {'config': OBJECT}, where)
@@ -259,9 +259,10 @@ def load_checkpoint(
 
 
 @contextlib.contextmanager
-def _opened(
+def opened(
   workdir: Path, which: str | int
 ) -> Iterator[tuple[Checkpoints, int, dict[str, Any]]]:
+  """A run's checkpoints, the step of one of them, and its `about`."""
   if not checkpoint_dir(workdir).is_dir():
     places = Path(workdir), checkpoint_dir(workdir)
     absent = next(place for place in places if not place.is_dir())
@@ -274,14 +275,6 @@ def _opened(
   with open_checkpoints(workdir, read_only=True) as manager:
     step = find_step(manager, which)
     yield manager, step, read_about(manager.folder / str(step))
-
-
-def check_classes_of(
-  workdir: Path, which: str | int, classes: Sequence[str]
-) -> None:
-  """`check_classes` of a checkpoint, as `load_checkpoint` finds it."""
-  with _opened(workdir, which) as (_, _, about):
-    check_classes(about, classes)
 
 
 def check_classes(about: Mapping[str, Any], classes: Sequence[str]) -> None:

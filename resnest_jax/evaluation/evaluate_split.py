@@ -13,7 +13,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from resnest_jax import drawing, files
-from resnest_jax.checkpoints.store import check_classes_of, checkpoint_dir
+from resnest_jax.checkpoints.store import check_classes, checkpoint_dir, opened
 from resnest_jax.config import fit_num_classes, flatten
 from resnest_jax.config_keys import CLASSIFIER, classifies
 from resnest_jax.data.datasets import check_task, describe, open_data
@@ -74,7 +74,8 @@ def evaluate_split(
   # Before arrays are compared, whose shapes would not say why they differ. Only
   # of a run: other weights may spell the classes in another way.
   if workdir or Path(weights, 'checkpoints').is_dir():
-    check_classes_of(Path(workdir or weights), checkpoint, split.labels.classes)
+    with opened(Path(workdir or weights), checkpoint) as (_, _, about):
+      check_classes(about, split.labels.classes)
   fit_num_classes(config, len(split.labels.classes))
   model, variables, found, normalization, place = load_network(
     config, workdir, weights, checkpoint, console
