@@ -22,6 +22,7 @@ from numpy.random import Generator
 
 from resnest_jax.data.archives import enumeration
 from resnest_jax.data.mini.scene import draw_scene
+from resnest_jax.drawing import encoded
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, whole_file
 from resnest_jax.flags import Parser
@@ -161,9 +162,9 @@ def _write_contents(archive: ZipFile, counts: Counts, seed: int) -> None:
       # archive begins with the scenes of a smaller one.
       seeds = [(seed, number, i) for i in range(counts[split])]
       samples = map_in_threads(_make_sample, seeds)
-      for i, (encoded, png, mask, kind) in enumerate(samples, 1):
+      for i, (picture, png, mask, kind) in enumerate(samples, 1):
         stem = f'{prefix}_{i:08d}'
-        add_entry(archive, f'{images}{stem}.jpg', encoded)
+        add_entry(archive, f'{images}{stem}.jpg', picture)
         add_entry(archive, f'{masks}{stem}.png', png)
         scene_lines.append(f'{stem} {kind}\n')
         values = np.bincount(mask.ravel(), minlength=256)
@@ -196,17 +197,15 @@ def _make_sample(seed: tuple[int, ...]) -> tuple[bytes, bytes, np.ndarray, str]:
   if rng.random() >= 0.75:  # Photographs are mostly landscapes.
     height, width = width, height
   image, mask, kind = draw_scene((*seed, 0), height, width)
-  grey = rng.random() < 0.04  # The release has a few such photographs.
-  code = cv2.COLOR_RGB2GRAY if grey else cv2.COLOR_RGB2BGR
-  image = cv2.cvtColor(image, code)
-  png = cv2.imencode('.png', mask)[1].tobytes()
-  return jpeg(rng, image), png, mask, kind
+  if rng.random() < 0.04:  # The release has a few grey photographs.
+    image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+  return jpeg(rng, image), encoded('.png', mask), mask, kind
 
 
 def jpeg(rng: Generator, image: np.ndarray) -> bytes:
-  """Encodes a grey or BGR picture with some quality from 85 to 95."""
-  quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(85, 96))]
-  return cv2.imencode('.jpg', image, quality)[1].tobytes()
+  """Encodes a grey or RGB picture with some quality from 85 to 95."""
+  quality = cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(85, 96))
+  return encoded('.jpg', image, *quality)
 
 
 def _object_info(

@@ -16,13 +16,13 @@ import itertools
 from pathlib import Path
 from zipfile import ZipFile
 
-import cv2
 import numpy as np
 
 from resnest_jax.data import cityscapes
 from resnest_jax.data.mini import ade20k_mini
 from resnest_jax.data.mini.ade20k_mini import Counts
 from resnest_jax.data.mini.city import draw_scene
+from resnest_jax.drawing import encoded
 from resnest_jax.errors import UserError
 from resnest_jax.files import explain_refusal, whole_file
 from resnest_jax.progress import progress_bar
@@ -121,16 +121,10 @@ def _write_contents(
         path = f'{folder}/{name.split("_")[0]}/{name}'
         if split == 'test':
           mask = np.where(mask < _DUMMY_IDS, mask, np.uint8(0))
-        for archive, entry, pixels in (
-          (
-            images,
-            f'leftImg8bit/{path}{cityscapes.IMAGE_SUFFIX}',
-            image[..., ::-1],
-          ),  # BGR.
-          (masks, f'gtFine/{path}{cityscapes.MASK_SUFFIX}', mask),
-        ):
-          png = cv2.imencode('.png', pixels)[1].tobytes()
-          ade20k_mini.add_entry(archive, entry, png)
+        entry = f'leftImg8bit/{path}{cityscapes.IMAGE_SUFFIX}'
+        ade20k_mini.add_entry(images, entry, encoded('.png', image))
+        entry = f'gtFine/{path}{cityscapes.MASK_SUFFIX}'
+        ade20k_mini.add_entry(masks, entry, encoded('.png', mask))
         report(next(done), sum(counts.values()))
 
 

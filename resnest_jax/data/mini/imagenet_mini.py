@@ -109,7 +109,7 @@ def draw_jpeg(kind: int, seed: tuple[int, ...]) -> bytes:
       _draw_thing(canvas, *_THINGS[what])
 
   image, _ = photograph(rng, *size, paint)
-  return ade20k_mini.jpeg(rng, image[..., ::-1])
+  return ade20k_mini.jpeg(rng, image)
 
 
 def _background(canvas: Canvas) -> None:
