@@ -160,13 +160,6 @@ def _references(
     yield checks.Reference(net, seen, size, more, True, free)
 
 
-def _name_of(name: str, reference: checks.Reference) -> str:
-  stem = 'features' if isinstance(reference.net.model, Features) else 'model'
-  stem += '_canvas' * reference.canvas
-  size = FREE if reference.free else '{}x{}'.format(*reference.size)
-  return f'{stem}_{size}.{name}'
-
-
 def passed(file: Path, export: Export) -> str:
   """The line to print about a file."""
   until = export.written and export.written.read_until
@@ -367,7 +360,10 @@ def write_program(name: str, file: Path, reference: checks.Reference) -> Export:
 def _write_programs(
   name: str, folder: Path, reference: checks.Reference, order: Order
 ) -> list[Export]:
-  file = folder / _name_of(name, reference)
+  stem = 'features' if isinstance(reference.net.model, Features) else 'model'
+  stem += '_canvas' * reference.canvas
+  size = FREE if reference.free else '{}x{}'.format(*reference.size)
+  file = folder / f'{stem}_{size}.{name}'
   written = [write_program(name, file, reference)]
   if name == 'onnx' and order.precision:
     # It needs packages that other formats do not.
