@@ -204,9 +204,7 @@ class BatchIterator(contextlib.AbstractContextManager):
       self._warned = False
       say(f'the batch came after {time.monotonic() - since:.0f} s')
     if 'skipped' in batch:
-      skipped = batch.pop(
-        'skipped'
-      )  # int32 (b,), -1 where the sample was read.
+      skipped = batch.pop('skipped')  # int32 (b,), -1: the sample was read.
       self._skipped += skipped[skipped >= 0].tolist()
     return self.place(batch)
 

@@ -7,6 +7,7 @@ As in mIoU, pixels are summed over all images before the division.
 """
 
 import collections
+import contextlib
 import dataclasses
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -79,7 +80,7 @@ def boundary_counts(
   return np.stack([both, theirs + ours - both]).astype(np.int64)
 
 
-class BoundaryIoU:
+class BoundaryIoU(contextlib.AbstractContextManager):
   """Sums the counts of many images, in threads, while the device computes.
 
   A context, in which `add` gets every `ImageResult` and `scores` is called.
@@ -116,9 +117,6 @@ class BoundaryIoU:
     """The scores of all images so far."""
     iou = ratio(*self.total())
     return BoundaryScores(iou, nanmean(iou))
-
-  def __enter__(self) -> 'BoundaryIoU':
-    return self
 
   def __exit__(self, *_) -> None:
     self._pool.shutdown(cancel_futures=True)

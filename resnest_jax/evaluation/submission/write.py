@@ -169,10 +169,8 @@ def show(path: Path, verdict: check.Verdict) -> None:
     print(
       f'{plural(len(never), "class", "are")} predicted nowhere: {listed(never)}'
     )
-  for severity, findings in (
-    ('error', verdict.errors),
-    ('warning', verdict.warnings),
-  ):
+  found = {'error': verdict.errors, 'warning': verdict.warnings}
+  for severity, findings in found.items():
     for finding in findings:
       print('\n  '.join([f'{severity}:', *_lines(finding)]))
   size = path.stat().st_size / 1e6
