@@ -111,13 +111,8 @@ def make_encoding(
       corners, _, places = slide.plan(sizes, canvas, crop, stride, devices)
       scaled = place(scaled)
       images = compiled_resize(canvas, image, size, scaled)
-      logits = [
-        [
-          network(variables, x, whole)
-          for x in compiled_cut(images, place(corner))
-        ]
-        for corner in corners
-      ]
+      cuts = (compiled_cut(images, place(corner)) for corner in corners)
+      logits = [[network(variables, x, whole) for x in both] for both in cuts]
       layout.append(places.shape[1:])
       arrays.append((compiled_join(place(places), logits), scaled))
     return tuple(layout), arrays
@@ -140,18 +135,8 @@ def exponentials(
   """
   found = []
   for counts, (logits, size) in zip(layout, arrays, strict=True):
-    axes = [
-      pixel_places(
-        label_canvas[i],
-        label_size[:, i],
-        size[:, i],
-        counts[i],
-        crop[i],
-        stride[i],
-        logits.dtype,
-      )
-      for i in (0, 1)
-    ]
+    given = label_canvas, label_size.T, size.T, counts, crop, stride
+    axes = [*map(pixel_places, *given, 2 * [logits.dtype])]
     batch, height, width, classes = logits.shape
     h, w = height // counts[0], width // counts[1]
     # A window of `crop` rows has h rows of logits, one of its columns w.
