@@ -44,12 +44,8 @@ def find_network(
   ]
   # The weights themselves before averages of them, as in mmsegmentation.
   firsts = {'state_dict': 0, 'model': 1}
-  found.sort(
-    key=lambda x: (
-      bool(_AVERAGE.search(x.part)),
-      firsts.get(x.part.partition('/')[0], 2),
-    )
-  )
+  found.sort(key=lambda x: firsts.get(x.part.partition('/')[0], 2))
+  found.sort(key=lambda x: bool(_AVERAGE.search(x.part)))
   if part is None:
     return (found[0] if found else None), found
   for network in found:
