@@ -62,10 +62,7 @@ class Run:
 
 def unlogged_scalars(run: Run) -> list[dict[str, float]]:
   """Waits for the devices; raises `UserError` if a scalar is not finite."""
-  rows = [
-    {name: float(value) for name, value in row.items()}
-    for row in jax.device_get(run.unlogged)
-  ]
+  rows = jax.tree.map(float, jax.device_get(run.unlogged))
   newest = f'the newest checkpoint is from step {run.saved_step}'
   newest = newest if run.saved_step else 'there is no checkpoint yet'
   for step, row in enumerate(rows, run.step - len(rows) + 1):

@@ -228,11 +228,8 @@ def create_training(
   alone = STAGES in parse(train['remat'])
   if implementations.chosen('blocks') == 'scanned' and not alone:
     model = scanned(model)
-  optimizer = train_the_rest(
-    create_optimizer(config['optimizer'], train['total_steps']),
-    plan.freeze,
-    plan.frozen_norms,
-  )
+  optimizer = create_optimizer(config['optimizer'], train['total_steps'])
+  optimizer = train_the_rest(optimizer, plan.freeze, plan.frozen_norms)
   classes, mixing = config['model']['num_classes'], None
   if classifies(config):
     mixing = Mixing(classes, config['loss']['mixup'], plan.group)
