@@ -325,10 +325,7 @@ def padded_shapes(
   """Returns the smallest shapes that hold all images, and all labels."""
   images = np.max([sample['image'].shape[:2] for sample in samples], 0)
   labels = np.max([np.shape(sample['label']) for sample in samples], 0)
-  return (
-    resize.padded_size(images.tolist(), bucket),
-    resize.padded_size(labels.tolist(), bucket),
-  )
+  return tuple(resize.padded_size(x.tolist(), bucket) for x in (images, labels))
 
 
 def make_eval_iterator(

@@ -109,11 +109,8 @@ class TiledImage:
     ):
       index = plane * number // self._planes + row * across + column
       # Without a seek, as threads share the file.
-      encoded = os.pread(
-        self._file.filehandle.fileno(),
-        page.databytecounts[index],
-        page.dataoffsets[index],
-      )
+      part = page.databytecounts[index], page.dataoffsets[index]
+      encoded = os.pread(self._file.filehandle.fileno(), *part)
       if not encoded:
         continue
       tables = {'jpegtables': page.jpegtables, 'jpegheader': page.jpegheader}
