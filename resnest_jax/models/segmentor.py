@@ -31,11 +31,7 @@ HEADS = {
   'encoding_pspnet': PSPHead,
   'encoding_deeplabv3': EncodingDeepLabV3Head,
 }
-DTYPES = {
-  'float32': jnp.float32,
-  'bfloat16': jnp.bfloat16,
-  'float64': jnp.float64,
-}
+DTYPES = {x: getattr(jnp, x) for x in ('float32', 'bfloat16', 'float64')}
 OUTPUT_STRIDES = (8, 16, 32)
 FROZEN_BN = ('none', 'backbone', 'all')
 
