@@ -22,33 +22,24 @@ def stack(tree: Any, counts: Mapping[str, int]) -> Any:
   `counts` is stage -> number of blocks, from the second on: {'layer3': 22}.
   """
 
-  def join(node: dict[str, Any]) -> dict[str, Any]:
-    left = dict(node)
-    for stage, count in counts.items():
-      if f'{stage}_1' in left:
-        blocks = [left.pop(f'{stage}_{i + 1}') for i in range(count)]
-        left[f'{stage}_{REST}'] = jax.tree.map(
-          lambda *arrays: np.stack(arrays), *blocks
-        )
-    return left
+  def join(node: dict[str, Any], stage: str, count: int) -> None:
+    blocks = [node.pop(f'{stage}_{i + 1}') for i in range(count)]
+    joined = jax.tree.map(lambda *arrays: np.stack(arrays), *blocks)
+    node[f'{stage}_{REST}'] = joined
 
-  return _replace(tree, join, [f'{stage}_1' for stage in counts])
+  return _replace(tree, counts, '1', join)
 
 
 def unstack(tree: Any, counts: Mapping[str, int]) -> Any:
   """Inverts `stack`, also of shapes; the blocks are views of NumPy arrays."""
 
-  def split(node: dict[str, Any]) -> dict[str, Any]:
-    left = dict(node)
-    for stage, count in counts.items():
-      if f'{stage}_{REST}' in left:
-        blocks = jax.device_get(left.pop(f'{stage}_{REST}'))
-        for i in range(count):
-          part = partial(_part, index=i)
-          left[f'{stage}_{i + 1}'] = jax.tree.map(part, blocks)
-    return left
+  def split(node: dict[str, Any], stage: str, count: int) -> None:
+    blocks = jax.device_get(node.pop(f'{stage}_{REST}'))
+    for i in range(count):
+      part = partial(_part, index=i)
+      node[f'{stage}_{i + 1}'] = jax.tree.map(part, blocks)
 
-  return _replace(tree, split, [f'{stage}_{REST}' for stage in counts])
+  return _replace(tree, counts, REST, split)
 
 
 def _part(array: Any, index: int) -> Any:
@@ -67,13 +58,18 @@ def stacked(params: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _replace(
-  tree: Any, change: Callable[[dict], dict], names: list[str]
+  tree: Any, counts: Mapping[str, int], block: str, change: Callable
 ) -> Any:
   # An optimizer's state holds trees like the parameters at its own places.
-  def has_one(node: Any) -> bool:
-    return isinstance(node, Mapping) and any(name in node for name in names)
+  def there(node: Any) -> list[str]:
+    named = isinstance(node, Mapping)
+    return [x for x in counts if named and f'{x}_{block}' in node]
 
   def changed(node: Any) -> Any:
-    return change(node) if has_one(node) else node
+    stages = there(node)
+    node = dict(node) if stages else node
+    for stage in stages:
+      change(node, stage, counts[stage])
+    return node
 
-  return jax.tree.map(changed, tree, is_leaf=has_one)
+  return jax.tree.map(changed, tree, is_leaf=lambda x: bool(there(x)))
