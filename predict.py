@@ -110,7 +110,7 @@ def make_parser() -> argparse.ArgumentParser:
     default=10**8,
     metavar='N',
     help='pictures and videos of more pixels are not decoded but listed as '
-    'unreadable (default: %(default)s, such as 16384 x 16384)',
+    'unreadable (default: %(default)s, such as 10,000 x 10,000)',
   )
   add_protocol_flags(parser)
   return parser

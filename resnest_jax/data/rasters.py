@@ -5,6 +5,7 @@ and the other formats by OpenCV.
 """
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ def import_tifffile() -> Any:
   except ImportError as error:
     needed = 'such TIFF files need: pip install tifffile imagecodecs'
     raise UserError(needed) from error
+  # Tags that it does not understand are none of those that are used.
+  logging.getLogger('tifffile').setLevel(logging.CRITICAL)
   return tifffile
 
 

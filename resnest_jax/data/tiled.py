@@ -12,6 +12,7 @@ import numpy as np
 from resnest_jax.data.preprocess import IMAGENET, Normalization
 from resnest_jax.data.rasters import as_image, import_tifffile
 from resnest_jax.errors import UnreadableSample
+from resnest_jax.text import plural
 
 # Where it lies on the ground: pixels, points, their transformation, and keys.
 _GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
@@ -69,16 +70,19 @@ class TiledImage:
     kind, bands = page.photometric.name, page.samplesperpixel
     colours = kind in ('MINISBLACK', 'RGB', 'YCBCR') and bands in (1, 3, 4)
     colours &= page.dtype in ('uint8', 'uint16')
-    colours &= page.tags.valueof(_ORIENTATION, 1) == 1
+    turned = page.tags.valueof(_ORIENTATION, 1)
+    colours &= turned == 1
     size = np.prod(self._tile) * bands * page.dtype.itemsize
     if size <= _MOST and (self._how.bands or colours):
       return
     raise UnreadableSample(
-      f'{self.path} is {kind}, {bands} bands of {page.dtype}, in parts of '
-      f'{self._tile[0]} rows. Images that are read in parts have the bands of '
-      'the network, or are grey or RGB of 8 or 16 bits, upright, in parts of '
-      f'at most {_MOST} bytes. Write it anew: gdal_translate -co TILED=YES '
-      '-b 1 -b 2 -b 3 OLD NEW (-expand rgb, if it has a palette).'
+      f'{self.path} is {kind} of {plural(bands, "band")} of {page.dtype}, '
+      f'with orientation {turned}, in parts of {self._tile[0]} rows. Images '
+      'that are read in parts have the bands of the network, or are grey or '
+      'RGB of 8 or 16 bits, with orientation 1, in parts of at most '
+      f'{_MOST} bytes. Another --protocol reads it whole, or write it anew: '
+      'gdal_translate -co TILED=YES OLD NEW (-expand rgb for a palette, -b 1 '
+      '-b 2 -b 3 for some bands, -ot Byte -scale for another type).'
     )
 
   def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:

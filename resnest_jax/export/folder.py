@@ -232,10 +232,12 @@ def _check_arguments(order: Order, pictures: int) -> None:
       f'{what} of StableHLO and ONNX, and neither is among the formats: add '
       f'one, or leave --{flag} out.'
     )
-  if 'web' in formats and (probabilities or len({*canvas} - {FREE}) > 1):
+  unused = sizes and not {*formats} & {*PROGRAMS}
+  one = not canvas or len({*canvas} - {FREE}) == 1
+  if 'web' in formats and (probabilities or unused or not one):
     raise UserError(
       'a page shows labels of one canvas: give --canvas one size and leave '
-      '--probabilities out, or web out of --formats.'
+      '--probabilities and --sizes out, or web out of --formats.'
     )
   if features and (probabilities or canvas or {*formats} - {*PROGRAMS}):
     raise UserError(

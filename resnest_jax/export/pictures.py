@@ -19,7 +19,7 @@ def find_pictures(given: Sequence[str | Path]) -> list[Path]:
   """Up to `NUMBER` of files, folders and patterns, or a `UserError`."""
   if not given:
     return []
-  paths = [each.path for each in find_sources(given) if not each.is_video]
+  paths = [each.path for each in find_sources(given, True) if not each.is_video]
   if not paths:
     raise UserError(
       f'there is no picture in {", ".join(map(str, given))}, only videos; '

@@ -232,9 +232,22 @@ def test_pictures_are_dropped_and_a_broken_one_is_told(opened, tmp_path):
   opened.execute_script(DROP, content[:99], '<b>.png')
   told = wait(opened, '#problem', '<b>.png could not be labelled: ')
   assert 'decoded' in told
+  assert not one(opened, '#result').is_displayed()
   opened.execute_script(DROP, content, 'a.png')
   wait(opened, '#facts', 'a.png: 30 x 40 pixels. Labelled in ')
   assert not one(opened, '#problem').is_displayed()
+
+
+def test_of_transparent_pictures_the_colours_count(opened, tmp_path):
+  colour = np.uint8([200, 100, 50, 90])
+  picture = np.broadcast_to(colour, (40, 30, 4))
+  Image.fromarray(picture).save(tmp_path / 'a.png')
+  content = list((tmp_path / 'a.png').read_bytes())
+  opened.execute_script(DROP, content, 'a.png')
+  wait(opened, '#facts', 'a.png: 30 x 40 pixels. Labelled in ')
+  seen = pixels(opened, 'picture').reshape(-1, 3)
+  # Browsers keep products with the opacity, in 8 bits.
+  assert np.abs(seen - colour[:3].astype(int)).max() <= 2
 
 
 def test_camera(opened):
@@ -355,6 +368,8 @@ def test_on_webgpu(address, page, tmp_path):
 OPTIONS = (
   ({'probabilities': True, 'formats': ['onnx', 'web']}, 'give --canvas one'),
   ({'canvas': [(64, 64), (32, 32)]}, 'a page shows labels of one canvas'),
+  ({'canvas': ['free']}, 'a page shows labels of one canvas'),
+  ({'sizes': [(64, 64)]}, '--sizes out, or web out of --formats'),
   ({'features': 16}, 'features are written as StableHLO and ONNX alone'),
 )
 

@@ -178,7 +178,7 @@ def test_damaged_scenes_are_one_error_each(
   told = {
     'cut': 'cut off: ',
     'empty': 'cannot be read: ',
-    'turned': ', upright',
+    'turned': '3 bands of uint8, with orientation 6, ',
   }
   told |= {'tile': 'cannot be read in rows 42 to 106'}
   first, *lines = process.stderr.strip().splitlines()

@@ -93,10 +93,13 @@ async function pixelsOf(source, width, height) {
   const canvas = document.createElement('canvas');
   canvas.width = Math.max(1, Math.round(width * ratio));
   canvas.height = Math.max(1, Math.round(height * ratio));
-  const context = canvas.getContext('2d', { alpha: false });
+  const context = canvas.getContext('2d');
   context.imageSmoothingQuality = 'high';
   context.drawImage(source, 0, 0, canvas.width, canvas.height);
-  return context.getImageData(0, 0, canvas.width, canvas.height);
+  const image = context.getImageData(0, 0, canvas.width, canvas.height);
+  // Transparency is left out, as it is by predict.py.
+  for (let i = 3; i < image.data.length; i += 4) image.data[i] = 255;
+  return image;
 }
 
 function place(image, name) {
@@ -178,6 +181,7 @@ async function label(file) {
     await look(bitmap, bitmap.width, bitmap.height, file.name, false);
   } catch (error) {
     say('');
+    byId('result').hidden = true; // Of another picture.
     fail(`${file.name} could not be labelled: ${error.message}`);
   }
 }
