@@ -6,7 +6,9 @@
 Devices that share a batch send each other the sums of gradients and of batch
 norm's statistics, and nothing else; how many bytes that is follows from the
 parameters. What the compilers emitted (`benchmarks/results/compile_ahead-*`) is
-held against it. Times follow from makers' figures and the assumptions below.
+held against it. What one chip computes is taken from `tpu_clock.py`'s results
+where there is one for the row, the chip and as many images; other times follow
+from makers' figures and the assumptions below.
 """
 
 import argparse
@@ -38,7 +40,7 @@ from resnest_jax.models.segmentor import create_segmentor
 RESULTS = Path(__file__).resolve().parent / 'results'
 
 # Assumptions, none of them measured.
-SHARE = 0.4  # of a chip's peak that the step's operations reach
+SHARE = 0.4  # of a chip's peak that operations reach, without a clock
 START = 10e-6  # seconds until a message is under way
 HOP = 1e-6  # and for each chip that it passes
 DISK = 1e9  # bytes/s that a checkpoint is written with
@@ -106,18 +108,33 @@ class Times(NamedTuple):
     return sum(self)
 
 
+def compute_seconds(
+  config: Any, kind: str, images: int, folder: Path
+) -> tuple[float, str]:
+  """Seconds that one chip computes in a step, and where they are from."""
+  chip = CHIPS[kind]
+  for path in sorted(folder.glob('tpu_clock-*.json'), reverse=True):
+    result = json.loads(path.read_text('utf-8'))
+    case, wanted = read_case(result), (config.name, f'{kind}:1x1', images)
+    plain = case.remat == 'none' and not (case.stage_sizes or result['options'])
+    if plain and (case.row, case.topology, case.batch_size) == wanted:
+      return result['cycles'] / chip.hertz, path.name
+  operations = training_operations(config) * images
+  assumed = f'{SHARE:.0%} of the peak, which is an assumption'
+  return operations / (SHARE * 1e12 * chip.teraflops), assumed
+
+
 def step_times(
-  messages: Messages, operations: float, chip: Chip, devices: int
+  messages: Messages, compute: float, chip: Chip, devices: int
 ) -> Times:
   """Of one step.
 
   Args:
     messages: of it.
-    operations: of a device.
+    compute: seconds that a device computes.
     chip: which.
     devices: that share the batch.
   """
-  compute = operations / (SHARE * 1e12 * chip.teraflops)
   if devices == 1:
     return Times(compute, 0.0, 0.0)
   # A ring sends everything twice, but for a device's own part.
@@ -182,11 +199,13 @@ def tree_bytes(tree: Any) -> int:
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def show_times(config: Any, kind: str, images: int) -> rich.table.Table:
+def show_times(
+  config: Any, kind: str, images: int, folder: Path
+) -> rich.table.Table:
   """Seconds and rates by the number of chips."""
   chip = CHIPS[kind]
   messages = count_messages(config, narrow=True)
-  operations = training_operations(config) * images
+  compute, source = compute_seconds(config, kind, images, folder)
   optimizer_state = 2 * tree_bytes(
     variable_shapes(create_segmentor(config.model))
   )
@@ -194,6 +213,7 @@ def show_times(config: Any, kind: str, images: int) -> rich.table.Table:
   decode = DECODE[config.data.name.removesuffix('_mini')]
   table = rich.table.Table(
     title=f'{config.name}, {images} images a chip, {kind}',
+    caption=f'compute: {source}',
     box=rich.box.SIMPLE_HEAD,
   )
   for column in (
@@ -203,7 +223,7 @@ def show_times(config: Any, kind: str, images: int) -> rich.table.Table:
   ):
     table.add_column(column, justify='right')
   for devices in (1, 4, 8, 16, 64, 256):
-    times = step_times(messages, operations, chip, devices)
+    times = step_times(messages, compute, chip, devices)
     rate = images * devices / times.step
     here = rate * min(chip.host, devices) / devices
     table.add_row(
@@ -239,7 +259,7 @@ def main() -> None:
   config = load_config(flags.config)
   config.model.dtype = 'bfloat16'
   console = rich.console.Console(width=140)
-  console.print(show_times(config, flags.chip, flags.images))
+  console.print(show_times(config, flags.chip, flags.images, flags.results))
   for row in compare(flags.results, flags.chip):
     bytes_ = row['predicted_bytes'], row['emitted_bytes']
     rounds = row['predicted_rounds'], row['emitted_rounds']

@@ -11,7 +11,7 @@ import pytest
 from golden.reference import relative_error
 from small import MINI
 
-from benchmarks import conv_forms, flags, forms_ahead, scale_model
+from benchmarks import conv_forms, flags, scale_model
 from benchmarks.long_run import compare
 from benchmarks.loss_memory import WAYS, temporary_bytes
 from resnest_jax.config import config_to_json, load_config
@@ -256,11 +256,6 @@ def test_forms_ahead_compiles_all_ways_for_a_named_device(measure):
     assert layer['chosen'] in layer['forms']
     # The CPU's compiler estimates nothing.
     assert {x['cycles'] for x in layer['forms'].values()} == {None}
-
-
-def test_cycles_are_found():
-  text = '"estimated_cycles":"70","x":1} {"estimated_cycles":"5"'
-  assert forms_ahead.CYCLES.findall(text) == ['70', '5']
 
 
 def test_implementations_for_tpus_have_the_fewest_cycles():
