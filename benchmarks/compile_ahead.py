@@ -186,6 +186,12 @@ def measure(case: Case) -> dict[str, Any]:
   }
 
 
+def memory_needed(error: jax.errors.JaxRuntimeError) -> float | None:
+  """GB that a TPU's compiler says that it would need, if that is the error."""
+  found = OUT_OF_MEMORY.search(str(error))
+  return float(found[1]) * UNITS[found[2]] / 1e9 if found else None
+
+
 def compile_one(
   lowered: Any, devices: list[Any], effort: float
 ) -> dict[str, Any]:
@@ -205,11 +211,9 @@ def compile_one(
   try:
     compiled = lowered.compile(compiler_options=options or None)
   except jax.errors.JaxRuntimeError as error:
-    found = OUT_OF_MEMORY.search(str(error))
-    if not found:
+    if not (needed := memory_needed(error)):
       raise
-    needed = float(found[1]) * UNITS[found[2]]
-    return {'fits': False, 'memory_gb': needed / 1e9}
+    return {'fits': False, 'memory_gb': needed}
   seconds = time.perf_counter() - start
   memory, text = compiled.memory_analysis(), compiled.as_text()
   parts = {

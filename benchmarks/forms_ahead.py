@@ -11,7 +11,6 @@ runs: cycles are the compiler's estimate, not a measurement. `cpu` has none.
 
 import argparse
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import jax
 
+from benchmarks import hlo
 from benchmarks.conv_forms import KINDS, Layer, chosen, layers, lowered
 from benchmarks.flags import DTYPES, SMOKE, add_out, add_smoke, positive
 from benchmarks.report import describe_machine, print_table, write_result
 from benchmarks.topologies import PLATFORMS, find_devices
 from resnest_jax.errors import run
 from resnest_jax.models import implementations
-
-CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 def estimate(layer: Layer, device: Any, dtype: str) -> dict[str, Any]:
@@ -48,9 +46,9 @@ def estimate(layer: Layer, device: Any, dtype: str) -> dict[str, Any]:
     'with backward'
   ].items():
     compiled = program.compile()
-    cycles = [int(x) for x in CYCLES.findall(compiled.as_text())]
+    cycles = sum(x.cycles for x in hlo.operations(compiled.as_text()))
     figures[name] = {
-      'cycles': sum(cycles) if cycles else None,
+      'cycles': cycles or None,
       'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
     }
   with implementations.use(platform):

@@ -22,6 +22,7 @@ class Chip(NamedTuple):
     link: GB/s that a device can send to others in its slice or machine.
     network: GB/s to those of other machines.
     host: devices of one host.
+    operations: of bfloat16 products, a cycle; 0: not known.
   """
 
   platform: str
@@ -30,15 +31,24 @@ class Chip(NamedTuple):
   link: float
   network: float
   host: int
+  operations: int = 0
+
+  @property
+  def hertz(self) -> float:
+    """The clock's rate."""
+    return 1e12 * self.teraflops / self.operations
 
 
 # Google's pages on TPU versions (a slice is one network), NVIDIA's on the H200
-# (NVLink one way; a 400 Gbit/s adapter for each).
+# (NVLink one way; a 400 Gbit/s adapter for each). Devices of a v3 are the two
+# cores of a chip. Operations are those of units of 128 x 128 (v6e: 256 x 256)
+# multiply-adds: two in a v3's core, four in a v5e and v6e, eight in a v5p.
 CHIPS = {
+  'v3': Chip('tpu', 16 * 1.0737, 61.5, 164, 164, 8, 2 * 2 * 128**2),
   'v4': Chip('tpu', 32 * 1.0737, 275, 300, 300, 4),
-  'v5e': Chip('tpu', 15.75 * 1.0737, 197, 200, 200, 4),
-  'v5p': Chip('tpu', 95 * 1.0737, 459, 600, 600, 4),
-  'v6e': Chip('tpu', 31.25 * 1.0737, 918, 400, 400, 4),
+  'v5e': Chip('tpu', 15.75 * 1.0737, 197, 200, 200, 4, 2 * 4 * 128**2),
+  'v5p': Chip('tpu', 95 * 1.0737, 459, 600, 600, 4, 2 * 8 * 128**2),
+  'v6e': Chip('tpu', 31.25 * 1.0737, 918, 400, 400, 4, 2 * 4 * 256**2),
   'h200': Chip('cuda', 141, 989, 450, 50, 8),
 }
 NAMES = (
