@@ -121,7 +121,7 @@ def _over_tiles(visit, logits, labels, maps, known, devices, *, with_gradient):
 
   def visited(band: Array, start: Array, label: Array, *parts: Array) -> Any:
     source = lax.dynamic_slice_in_dim(wide, start, taps)
-    return visit(einsum('ik,kbjc->ibjc', band, source), label, *parts, *known)
+    return visit(weighted_sums(band, source), label, *parts, *known)
 
   # Sums stay apart for each image, so that devices exchange nothing.
   def tile(carry, this):
@@ -132,7 +132,7 @@ def _over_tiles(visit, logits, labels, maps, known, devices, *, with_gradient):
     if with_gradient:
       # Neighbouring tiles share rows of logits.
       before = lax.dynamic_slice_in_dim(gradient, start, taps)
-      dz = einsum('kbjc,jw->kbwc', einsum('ik,ibjc->kbjc', band, dz), columns)
+      dz = einsum('kbjc,jw->kbwc', weighted_sums(band.T, dz), columns)
       gradient = lax.dynamic_update_slice_in_dim(
         gradient, before + dz, start, 0
       )
@@ -155,6 +155,13 @@ def _over_tiles(visit, logits, labels, maps, known, devices, *, with_gradient):
     return values.reshape(batch, tiles * rows, width)[:, :height]
 
   return sums, jax.tree.map(whole, pixels), gradient
+
+
+def weighted_sums(weights: Array, x: Array) -> Array:
+  """Sums (i, ...) of x (k, ...), weighted (i, k)."""
+  # As a product so few terms would leave a TPU's units almost empty.
+  apart = weights.reshape(*weights.shape, *(1,) * (x.ndim - 1))
+  return sum(apart[:, k] * x[k] for k in range(len(x)))
 
 
 def exponentials_of(z: Array) -> tuple[Array, Array, Array]:
