@@ -68,7 +68,8 @@ def _normalize_forward(x, scale, bias, epsilon, relu):
   mean, variance = (checkpoint_name(m, STATISTICS) for m in moments(x))
   exact = x.astype(mean.dtype)
   inverse = lax.rsqrt(variance + epsilon)
-  y = (exact - mean) * (inverse * scale) + bias
+  gain = inverse * scale
+  y = exact * gain + (bias - mean * gain)
   if relu:
     y = jnp.maximum(y, 0)
   saved = (x, scale, bias, mean, inverse)
@@ -80,14 +81,15 @@ def _normalize_backward(epsilon, relu, saved, cotangents):
   x, scale, bias, mean, inverse = saved
   axes = tuple(range(x.ndim - 1))
   count = x.size // x.shape[-1]
-  centred = (x.astype(mean.dtype) - mean) * inverse
+  exact, gain = x.astype(mean.dtype), scale * inverse
   dy = cotangents[0].astype(mean.dtype)
   if relu:
-    dy = jnp.where(centred * scale + bias > 0, dy, 0)
+    dy = jnp.where(exact * gain + (bias - mean * gain) > 0, dy, 0)
   # These two sums also give the gradients through mean and variance.
   dbias = jnp.sum(dy, axes)
-  dscale = jnp.sum(dy * centred, axes)
-  dx = (scale * inverse) * (dy - dbias / count - centred * (dscale / count))
+  dscale = jnp.sum(dy * (exact - mean), axes) * inverse
+  slope = -gain * inverse * dscale / count
+  dx = dy * gain + exact * slope - (gain * dbias / count + mean * slope)
   return dx.astype(x.dtype), dscale, dbias
 
 
