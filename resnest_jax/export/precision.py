@@ -2,8 +2,9 @@
 
 In an int8 file inputs and weights of convolutions and products have 8 bits, in
 ranges that half of the pictures show. Layers that cost most agreement compute
-in float, with weights in 16 bits while the file stays small, and else in 8. The
-other half of the pictures decides whether it is written.
+in float, with weights in 16 bits while the file stays small, and else in 8; so
+do those whose input is one vector a picture, which shows no range. The other
+half of the pictures decides whether it is written.
 """
 
 import bisect
@@ -132,7 +133,7 @@ def _quantised(
   """
   calibration = range(0, reference.number, 2)
   ranges = _ranges(model, reference, calibration)
-  weights = _layers(model)
+  weights, vectors = _layers(model), _of_vectors(model)
   room = most - _rounded(model, ranges, weights).ByteSize()
   few = calibration[: max(PIXELS // np.prod(reference.size), 1)]
   moved = _deviations(model, ranges, reference, few)
@@ -159,7 +160,7 @@ def _quantised(
     range(len(order)), enough, key=lambda x: shares(x).mean()
   )
   while number < len(order):
-    yield mixed(number), number
+    yield mixed(number), len(vectors.union(order[:number]))
     number += number // 8 + 1
   yield mixed(len(order)), len(order)
 
@@ -220,8 +221,9 @@ def _rounded(
 ) -> Model:
   """Layers of these names in 8 bits, and of those `kept` only the weights.
 
-  Products give floats as they are.
+  So it is of layers of vectors. Products give floats as they are.
   """
+  kept = _of_vectors(model).union(kept)
   copied, kinds = copy.deepcopy(model), onnx.TensorProto
   where = {'nodes_to_quantize': [*names], 'nodes_to_exclude': []}
   where |= {'op_types_to_quantize': LAYERS, 'tensors_range': ranges}
@@ -263,6 +265,15 @@ def _layers(model: Model) -> dict[str, int]:
     for x in model.graph.node
     if x.op_type in LAYERS and x.input[1] in sizes
   }
+
+
+def _of_vectors(model: Model) -> set[str]:
+  """Layers whose input is one vector a picture, such as a mean's."""
+  graph = model.graph
+  shapes = {x.name: x.type.tensor_type.shape.dim for x in graph.value_info}
+  inputs = {x.name: x.input[0] for x in graph.node if x.op_type in LAYERS}
+  dims = {x: shapes.get(inputs[x], ())[1:] for x in _layers(model)}
+  return {k for k, v in dims.items() if sum(x.dim_value != 1 for x in v) == 1}
 
 
 def _stored(model: Model, names: Iterable[str]) -> Model:

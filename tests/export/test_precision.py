@@ -137,7 +137,11 @@ def rounding(exported):
     graph = copied.graph
     (last,) = (x.input[0] for x in graph.node if x.op_type == 'ArgMax')
     graph.output.append(onnx.helper.make_empty_tensor_value_info(last))
-    session = onnxruntime.InferenceSession(copied.SerializeToString())
+    # Products of floats and weights in 8 bits otherwise round the floats, too.
+    options = onnxruntime.SessionOptions()
+    level = 'session.qdq_matmulnbits_accuracy_level'
+    options.add_session_config_entry(level, '1')
+    session = onnxruntime.InferenceSession(copied.SerializeToString(), options)
     return session.run(None, {'images': images[:1]})[-1]
 
   return model, ranges, reference, scores
@@ -155,11 +159,45 @@ def test_deviations_are_those_of_files_with_one_layer_in_8_bits(rounding):
   assert max(moved.values()) > 10 * np.median([*moved.values()])
 
 
+def vectors_of(model):
+  """Layers behind a mean over the picture, by a run of the model."""
+  inputs = {x.name: x.input[0] for x in model.graph.node if x.input}
+  names = {x: inputs[x] for x in precision._layers(model)}
+  copied = onnx.ModelProto.FromString(model.SerializeToString())
+  copied.graph.output.extend(
+    onnx.helper.make_empty_tensor_value_info(x)
+    for x in {*names.values()} - {x.name for x in model.graph.input}
+  )
+  session = onnxruntime.InferenceSession(copied.SerializeToString())
+  images = np.zeros((2, *SIZE, 3), np.uint8)
+  found = [x.name for x in session.get_outputs()]
+  sizes = dict(zip(found, session.run(None, {'images': images}), strict=True))
+  single = [
+    k for k, v in names.items() if sizes[v].size == 2 * max(sizes[v].shape[1:])
+  ]
+  assert 2 < len(single) < len(names) / 2
+  return single
+
+
+def test_layers_of_vectors_compute_in_float(rounding):
+  model, ranges, _, _ = rounding
+  rounded = precision._rounded(model, ranges, [*precision._layers(model)])
+  given = {x.name: x.input[0] for x in rounded.graph.node if x.input}
+  kinds = {x.output[0]: x.op_type for x in rounded.graph.node}
+  found = [
+    x
+    for x in precision._layers(model)
+    if kinds.get(given[x]) != 'DequantizeLinear'
+  ]
+  assert found == vectors_of(model)
+
+
 def test_what_is_not_in_8_bits_sees_no_rounded_values(rounding):
   model, ranges, _, scores = rounding
   names = list(precision._layers(model))
   kept = names[::2]
   mixed = precision._rounded(model, ranges, names, kept)
+  kept += vectors_of(model)
   nodes = {x.name: x for x in mixed.graph.node}
   rounded = {
     x.output[0] for x in nodes.values() if x.op_type == 'DequantizeLinear'
@@ -174,7 +212,7 @@ def test_what_is_not_in_8_bits_sees_no_rounded_values(rounding):
       assert {x.removesuffix(precision.ROUNDED) for x in seen} <= convs
   moved = [
     np.square(scores(x) - scores(model)).mean()
-    for x in (mixed, precision._rounded(model, ranges, names))
+    for x in (precision._rounded(model, ranges, names, y) for y in (names, ()))
   ]
   assert 0 < moved[0] < moved[1]
 
