@@ -134,7 +134,9 @@ def _quantised(
   calibration = range(0, reference.number, 2)
   ranges = _ranges(model, reference, calibration)
   weights, vectors = _layers(model), _of_vectors(model)
-  room = most - _rounded(model, ranges, weights).ByteSize()
+  rounded = _rounded(model, ranges, weights)
+  del rounded.graph.value_info[:]
+  room = most - rounded.ByteSize()
   few = calibration[: max(PIXELS // np.prod(reference.size), 1)]
   moved = _deviations(model, ranges, reference, few)
   order = sorted(weights, key=moved.get, reverse=True)
