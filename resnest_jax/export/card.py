@@ -158,7 +158,7 @@ def _table(exports: Sequence[Export]) -> str:
   rows = [('file', 'format', 'picture size', 'agreement', 'on')]
   for each in exports:
     size = '{} high, {} wide'.format(*each.size) if each.size else 'any'
-    size = f'up to {size}' if each.canvas else size
+    size = f'up to {size}' if each.canvas and each.size else size
     held = 'held-out ' if each.reduced else ''
     on = 'drawn scene' if each.drawn else 'picture'
     on = plural(each.pictures, held + on)

@@ -252,7 +252,9 @@ def _check_arguments(order: Order, pictures: int) -> None:
       '--formats onnx, or leave --precision out.'
     )
   if not 0 < share < 1:
-    raise UserError(f'--agreement {share} is no share between 0 and 1.')
+    raise UserError(f'--agreement {share} is not above 0 and below 1.')
+  if not precision and share != AGREEMENT:
+    raise UserError('--agreement is of smaller files: add --precision as well.')
   if precision and 0 < pictures < FEWEST:
     raise UserError(
       f'{plural(pictures, "picture", "are")} too few for --precision: '

@@ -173,6 +173,7 @@ def test_card_runs_on_a_picture_that_does_not_fit(exported, tmp_path):
     assert (found[0] == expected.labels).mean() > 0.999
   text = (out / 'README.md').read_text()
   assert '| model_canvas_72x96.onnx | onnx | up to 72 high, 96 wide |' in text
+  assert '| model_canvas_free.onnx | onnx | any | 100.0000% |' in text
   assert 'stretched to its size, or made smaller to fit its canvas' in text
 
 

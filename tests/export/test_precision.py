@@ -280,7 +280,8 @@ def test_without_agreement_nothing_is_written(exported, tmp_path):
 FAILS = (
   ({'precision': ['int4']}, 'float16 or int8'),
   ({'formats': ['stablehlo']}, 'add --formats onnx'),
-  ({'agreement': 99.5}, r'--agreement 99\.5 is no share'),
+  ({'agreement': 99.5}, r'--agreement 99\.5 is not above 0 and below 1'),
+  ({'precision': [], 'agreement': 0.9}, 'add --precision as well'),
   ({'features': 16}, 'leave --precision out'),
 )
 
