@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from resnest_jax.labels import IGNORE
+from resnest_jax.models import implementations
 from resnest_jax.models.layers import (
   Array,
   at_least_float32,
@@ -123,7 +124,7 @@ def _over_tiles(visit, logits, labels, maps, known, devices, *, with_gradient):
 
   def visited(band: Array, start: Array, label: Array, *parts: Array) -> Any:
     source = lax.dynamic_slice_in_dim(wide, start, taps)
-    return visit(einsum('ik,kbjc->ibjc', band, source), label, *parts, *known)
+    return visit(_rows(band, source), label, *parts, *known)
 
   # Sums stay apart for each image, so that devices exchange nothing.
   def tile(carry, this):
@@ -134,7 +135,7 @@ def _over_tiles(visit, logits, labels, maps, known, devices, *, with_gradient):
     if with_gradient:
       # Neighbouring tiles share rows of logits.
       before = lax.dynamic_slice_in_dim(gradient, start, taps)
-      dz = einsum('kbjc,jw->kbwc', einsum('ik,ibjc->kbjc', band, dz), columns)
+      dz = einsum('kbjc,jw->kbwc', _rows(band, dz, back=True), columns)
       gradient = lax.dynamic_update_slice_in_dim(
         gradient, before + dz, start, 0
       )
@@ -157,6 +158,16 @@ def _over_tiles(visit, logits, labels, maps, known, devices, *, with_gradient):
     return values.reshape(batch, tiles * rows, width)[:, :height]
 
   return sums, jax.tree.map(whole, pixels), gradient
+
+
+def _rows(weights: Array, x: Array, back: bool = False) -> Array:
+  # Sums (i, ...) of x (k, ...), weighted (i, k), or (k, i) on the way back.
+  if implementations.chosen('rows') == 'product':
+    return einsum(f'{"ki" if back else "ik"},kbjc->ibjc', weights, x)
+  # A product of so few terms leaves a TPU's matrix unit almost empty.
+  weights = weights.T if back else weights
+  apart = weights.reshape(*weights.shape, 1, 1, 1)
+  return sum(apart[:, k] * x[k] for k in range(len(x)))
 
 
 def exponentials_of(z: Array) -> tuple[Array, Array, Array]:

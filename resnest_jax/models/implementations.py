@@ -30,9 +30,11 @@ IMPLEMENTATIONS = {
   'blocks': ('unrolled', 'scanned'),
   # From scores to classes: XLA's reduction; a loop over the classes.
   'argmax': ('reduction', 'loop'),
+  # The loss's rows of pixels, each of two rows of logits: a product; sums.
+  'rows': ('product', 'sums'),
 }
 
-LAYERS = tuple(x for x in IMPLEMENTATIONS if x not in ('blocks', 'argmax'))
+LAYERS = ('wide', 'depthwise', 'kernel_gradient', 'pooling')
 
 # CPU: measured. TPU: by the cycles that its compiler estimates. GPU: not
 # measured, by what is known to be fast. benchmarks/results has the figures.
@@ -42,7 +44,8 @@ BEST = {
   | {'wide': 'winograd', 'kernel_gradient': 'products', 'blocks': 'scanned'}
   | {'argmax': 'loop'},
   'gpu': _FIRST,
-  'tpu': _FIRST | {'depthwise': 'convolution', 'pooling': 'reduce_window'},
+  'tpu': _FIRST
+  | {'depthwise': 'convolution', 'pooling': 'reduce_window', 'rows': 'sums'},
 }
 
 # Platform and (kind, name) pairs. JAX has the context in its cache keys, so a

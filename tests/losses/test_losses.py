@@ -16,6 +16,7 @@ from resnest_jax.config import load_config
 from resnest_jax.errors import UserError
 from resnest_jax.losses.objective import create_loss
 from resnest_jax.losses.pixels import order_statistic
+from resnest_jax.models import implementations
 from resnest_jax.models.layers import resize
 from resnest_jax.sharding import batch_sharding
 
@@ -143,6 +144,23 @@ def test_corners_may_be_aligned():
   assert_close([*slope[::2]], [*slope[1::2]], 1e-12)
   others = np.array([results()[name][0] for name in LOSSES])
   assert (np.abs(value[::2] / others - 1) > 1e-4).all()
+
+
+def test_rows_are_products_or_sums():
+  logits, labels = batch('mixed')
+  name = next(iter(LOSSES))
+  found, dots = [], []
+  for rows in ('product', 'sums'):
+    with implementations.use(rows=rows):
+      found.append(value_and_gradient(name, logits, labels)[:2])
+      step = functools.partial(value_and_gradient, name)
+      dots.append(
+        str(jax.make_jaxpr(step)(logits, labels)).count('dot_general')
+      )
+  (value, gradient), (other, slope) = found
+  assert float(other) == pytest.approx(float(value), rel=1e-14)
+  assert relative_error(slope, gradient) < 1e-14
+  assert dots[0] > dots[1] > 0
 
 
 @EVERY
